@@ -1,0 +1,298 @@
+package org.espalier.format;
+
+import java.io.IOException;
+import java.nio.channels.FileChannel;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileAlreadyExistsException;
+import java.nio.file.FileSystemException;
+import java.nio.file.FileVisitResult;
+import java.nio.file.Files;
+import java.nio.file.LinkOption;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+import java.nio.file.SimpleFileVisitor;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.BasicFileAttributes;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ThreadLocalRandom;
+import java.util.concurrent.locks.ReentrantLock;
+import java.util.stream.Stream;
+import org.espalier.InputException;
+
+/**
+ * A folder that is filled beside its target under a temporary name and takes the target's name only
+ * when it is complete: a process that is killed leaves no folder of that name or the whole one.
+ *
+ * <p>{@link #close()} without {@link #commit()} deletes the temporary folder, and so does the end
+ * of the JVM by Ctrl-C or {@code System.exit}. What cannot be written is an {@link InputException}
+ * that names the file.
+ *
+ * <p>One instance belongs to one thread; different instances are independent.
+ */
+public final class AtomicFolder implements AutoCloseable {
+  private static final Set<AtomicFolder> OPEN = ConcurrentHashMap.newKeySet();
+
+  /** Held while a folder is made or takes its name, so that Ctrl-C comes before or after. */
+  private static final ReentrantLock RENAMING = new ReentrantLock();
+
+  private static boolean stopping;
+
+  static {
+    Runtime.getRuntime()
+        .addShutdownHook(new Thread(AtomicFolder::deleteAll, "espalier-temporary-folders"));
+  }
+
+  private final Path target;
+  private final Path temporary;
+  private boolean renamed;
+
+  private AtomicFolder(Path target, Path temporary) {
+    this.target = target;
+    this.temporary = temporary;
+  }
+
+  /**
+   * Creates the temporary folder of {@code target}.
+   *
+   * @param target the folder to write: it does not exist or is empty
+   * @throws InputException if it exists and is not an empty folder, or cannot be made
+   */
+  public static AtomicFolder create(Path target) {
+    Path real = check(target);
+    for (int attempt = 0; ; attempt++) {
+      Path temporary =
+          real.resolveSibling(
+              String.format(".espalier-%016x.tmp", ThreadLocalRandom.current().nextLong()));
+      RENAMING.lock();
+      try {
+        if (stopping) {
+          throw new InputException(target + " is not written: the program is ending");
+        }
+        Files.createDirectory(temporary);
+        AtomicFolder folder = new AtomicFolder(real, temporary);
+        OPEN.add(folder);
+        return folder;
+      } catch (FileAlreadyExistsException e) {
+        if (attempt == 9) {
+          throw cannotWrite(target, e);
+        }
+      } catch (IOException e) {
+        throw cannotWrite(target, e);
+      } finally {
+        RENAMING.unlock();
+      }
+    }
+  }
+
+  /**
+   * Checks {@code target} as {@link #create} does and creates nothing, so that a long computation
+   * can fail before it starts.
+   *
+   * @return the absolute path that would be written
+   */
+  public static Path check(Path target) {
+    Path absolute = target.toAbsolutePath().normalize();
+    if (absolute.getFileName() == null || absolute.getParent() == null) {
+      throw new InputException("cannot write '" + target + "': it names no folder");
+    }
+    try {
+      if (Files.exists(absolute, LinkOption.NOFOLLOW_LINKS)) {
+        if (!Files.isDirectory(absolute, LinkOption.NOFOLLOW_LINKS)) {
+          throw new InputException(
+              "cannot write " + target + ": it exists and is not a folder; name a new folder");
+        }
+        try (Stream<Path> content = Files.list(absolute)) {
+          if (content.findAny().isPresent()) {
+            throw new InputException(
+                "cannot write " + target + ": the folder is not empty; name a new folder");
+          }
+        }
+      }
+      Path parent = absolute.getParent();
+      if (!Files.isDirectory(parent)) {
+        throw new InputException(
+            "cannot write " + target + ": the folder " + parent + " does not exist");
+      }
+      Path real = parent.toRealPath();
+      if (!Files.isWritable(real)) {
+        throw new InputException(
+            "cannot write " + target + ": the folder " + real + " is not writable");
+      }
+      return real.resolve(absolute.getFileName());
+    } catch (IOException e) {
+      throw cannotWrite(target, e);
+    }
+  }
+
+  /** The path of the temporary folder. */
+  public Path path() {
+    return temporary;
+  }
+
+  /** The absolute path that {@link #commit()} gives the folder. */
+  public Path target() {
+    return target;
+  }
+
+  /**
+   * Creates an empty file in the temporary folder, and the folders on its way.
+   *
+   * @param name a relative path inside the folder
+   * @return its channel, for reading and writing, which the caller closes
+   */
+  public FileChannel create(String name) {
+    try {
+      Path file = inside(name);
+      Files.createDirectories(file.getParent());
+      return FileChannel.open(
+          file, StandardOpenOption.CREATE_NEW, StandardOpenOption.READ, StandardOpenOption.WRITE);
+    } catch (IOException e) {
+      throw failure(name, e);
+    }
+  }
+
+  /** Copies the content of {@code source}, a file, to {@code name} in the temporary folder. */
+  public void copy(Path source, String name) {
+    try {
+      Path file = inside(name);
+      Files.createDirectories(file.getParent());
+      Files.copy(source, file);
+    } catch (IOException e) {
+      throw failure(name, e);
+    }
+  }
+
+  private Path inside(String name) {
+    Path file = temporary.resolve(name).normalize();
+    if (!file.startsWith(temporary) || file.equals(temporary)) {
+      throw new IllegalArgumentException("'" + name + "' is not a path inside the folder");
+    }
+    return file;
+  }
+
+  /** Makes the files durable and gives the folder the target's name. */
+  public void commit() {
+    if (renamed || !OPEN.contains(this)) {
+      throw new IllegalStateException(target + " is already committed or closed");
+    }
+    try {
+      Files.walkFileTree(temporary, new Syncing());
+    } catch (IOException e) {
+      throw cannotWrite(target, e);
+    }
+    RENAMING.lock();
+    try {
+      if (stopping) {
+        throw new InputException(target + " is not written: the program is ending");
+      }
+      Files.move(temporary, target, StandardCopyOption.ATOMIC_MOVE);
+      renamed = true;
+      OPEN.remove(this);
+      sync(target.getParent());
+    } catch (IOException e) {
+      throw cannotWrite(target, e);
+    } finally {
+      RENAMING.unlock();
+    }
+  }
+
+  /** Deletes the temporary folder unless it was committed. */
+  @Override
+  public void close() {
+    if (renamed) {
+      return;
+    }
+    try {
+      deleteTree(temporary);
+      OPEN.remove(this);
+    } catch (IOException e) {
+      throw new InputException("cannot delete the temporary folder " + temporary, e);
+    }
+  }
+
+  /** The error to throw when {@code cause} stopped the writing of the file {@code name}. */
+  public InputException failure(String name, IOException cause) {
+    return cannotWrite(target.resolve(name), cause);
+  }
+
+  private static InputException cannotWrite(Path target, IOException e) {
+    String reason = e instanceof FileSystemException f ? f.getReason() : e.getMessage();
+    if (e instanceof AccessDeniedException) {
+      reason = "permission denied";
+    }
+    return new InputException(
+        "cannot write " + target + ": " + (reason == null ? e.getClass().getSimpleName() : reason),
+        e);
+  }
+
+  private static void sync(Path path) throws IOException {
+    try (FileChannel channel = FileChannel.open(path, StandardOpenOption.READ)) {
+      channel.force(true);
+    }
+  }
+
+  private static void deleteTree(Path root) throws IOException {
+    try {
+      Files.walkFileTree(root, new Deleting());
+    } catch (NoSuchFileException e) {
+      // The end of the JVM came first.
+    }
+  }
+
+  private static void deleteAll() {
+    RENAMING.lock();
+    try {
+      stopping = true;
+      for (AtomicFolder folder : OPEN) {
+        // The writing thread may still run and add a file between two passes.
+        for (int pass = 0; Files.exists(folder.temporary) && pass < 10; pass++) {
+          try {
+            deleteTree(folder.temporary);
+          } catch (IOException e) {
+            if (pass == 9) {
+              System.err.println("left behind: " + folder.temporary + ": " + e.getMessage());
+            }
+          }
+        }
+      }
+    } finally {
+      RENAMING.unlock();
+    }
+  }
+
+  private static final class Syncing extends SimpleFileVisitor<Path> {
+    @Override
+    public FileVisitResult visitFile(Path file, BasicFileAttributes attributes) throws IOException {
+      sync(file);
+      return FileVisitResult.CONTINUE;
+    }
+
+    @Override
+    public FileVisitResult postVisitDirectory(Path folder, IOException e) throws IOException {
+      if (e != null) {
+        throw e;
+      }
+      sync(folder);
+      return FileVisitResult.CONTINUE;
+    }
+  }
+
+  private static final class Deleting extends SimpleFileVisitor<Path> {
+    @Override
+    public FileVisitResult visitFile(Path file, BasicFileAttributes attributes) throws IOException {
+      Files.deleteIfExists(file);
+      return FileVisitResult.CONTINUE;
+    }
+
+    @Override
+    public FileVisitResult postVisitDirectory(Path folder, IOException e) throws IOException {
+      if (e != null) {
+        throw e;
+      }
+      Files.deleteIfExists(folder);
+      return FileVisitResult.CONTINUE;
+    }
+  }
+}

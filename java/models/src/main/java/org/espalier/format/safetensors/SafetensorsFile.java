@@ -1,0 +1,200 @@
+package org.espalier.format.safetensors;
+
+import java.io.EOFException;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.Collection;
+import java.util.Collections;
+import java.util.Map;
+import org.espalier.InputException;
+
+/**
+ * A safetensors file, checked as a whole when it is opened: the length and the UTF-8 of the header,
+ * its JSON, every dtype, shape and offset, and that the tensors fill the file exactly. The file
+ * must not change while it is open.
+ *
+ * <p>Instances can be read by several threads at once; {@link #close()} must come after.
+ */
+public final class SafetensorsFile implements AutoCloseable {
+  private final Path path;
+  private final FileChannel channel;
+  private final Header header;
+  private final long dataStart;
+
+  private SafetensorsFile(Path path, FileChannel channel, Header header, long dataStart) {
+    this.path = path;
+    this.channel = channel;
+    this.header = header;
+    this.dataStart = dataStart;
+  }
+
+  /**
+   * Opens and checks a file.
+   *
+   * @throws InputException if it cannot be read or is not a valid safetensors file
+   */
+  public static SafetensorsFile open(Path path) {
+    if (!Files.exists(path)) {
+      throw new InputException(path + ": there is no such file");
+    }
+    // A pipe or a device could block for ever.
+    if (!Files.isRegularFile(path)) {
+      throw new InputException(path + " is not a regular file");
+    }
+    FileChannel channel = null;
+    try {
+      channel = FileChannel.open(path, StandardOpenOption.READ);
+      long length = channel.size();
+      long headerBytes = headerBytes(channel, length, path);
+      ByteBuffer json = ByteBuffer.allocate(Math.toIntExact(headerBytes));
+      readFully(channel, Long.BYTES, json);
+      Header header = Header.parse(json.array(), path.toString());
+      long dataStart = Long.BYTES + headerBytes;
+      long dataBytes = length - dataStart;
+      if (header.dataBytes() != dataBytes) {
+        throw new InputException(
+            path
+                + (header.dataBytes() > dataBytes ? " is truncated: " : " is too long: ")
+                + "the header describes "
+                + header.dataBytes()
+                + " bytes of tensors and the file holds "
+                + dataBytes);
+      }
+      return new SafetensorsFile(path, channel, header, dataStart);
+    } catch (IOException e) {
+      InputException failure = cannotRead(path, e);
+      closeQuietly(channel, failure);
+      throw failure;
+    } catch (RuntimeException e) {
+      closeQuietly(channel, e);
+      throw e;
+    }
+  }
+
+  private static long headerBytes(FileChannel channel, long length, Path path) throws IOException {
+    if (length < Long.BYTES) {
+      throw new InputException(
+          path
+              + " has "
+              + length
+              + " bytes; a safetensors file begins with 8 bytes of header length");
+    }
+    ByteBuffer prefix = ByteBuffer.allocate(Long.BYTES).order(ByteOrder.LITTLE_ENDIAN);
+    readFully(channel, 0, prefix);
+    long headerBytes = prefix.getLong(0);
+    if (headerBytes < 0 || headerBytes > Header.MAX_BYTES) {
+      throw new InputException(
+          path
+              + ": the header length is "
+              + Long.toUnsignedString(headerBytes)
+              + " bytes, above the limit of "
+              + Header.MAX_BYTES
+              + "; "
+              + Header.NOT_SAFETENSORS);
+    }
+    if (headerBytes > length - Long.BYTES) {
+      throw new InputException(
+          path
+              + ": the header length is "
+              + headerBytes
+              + " bytes, but only "
+              + (length - Long.BYTES)
+              + " follow; "
+              + Header.NOT_SAFETENSORS);
+    }
+    return headerBytes;
+  }
+
+  /** The path that was opened. */
+  public Path path() {
+    return path;
+  }
+
+  /** All tensors in the order of their names' UTF-8 bytes. */
+  public Collection<TensorInfo> tensors() {
+    return Collections.unmodifiableCollection(header.tensors().values());
+  }
+
+  /** The tensor of that name, or null. */
+  public TensorInfo tensor(String name) {
+    return header.tensors().get(name);
+  }
+
+  /** What {@code __metadata__} holds; empty where there is none. */
+  public Map<String, String> metadata() {
+    return Collections.unmodifiableMap(header.metadata());
+  }
+
+  /** The number of bytes of all tensors. */
+  public long dataBytes() {
+    return header.dataBytes();
+  }
+
+  /**
+   * Fills {@code target} with bytes of a tensor.
+   *
+   * @param tensor a tensor of this file
+   * @param offset the first byte wanted, counted from the tensor's beginning
+   * @throws IllegalArgumentException if the bytes are not inside the tensor
+   * @throws InputException if the file cannot be read
+   */
+  public void read(TensorInfo tensor, long offset, ByteBuffer target) {
+    checkRange(tensor, offset, target.remaining());
+    try {
+      readFully(channel, dataStart + tensor.begin() + offset, target);
+    } catch (IOException e) {
+      throw cannotRead(path, e);
+    }
+  }
+
+  private void checkRange(TensorInfo tensor, long offset, long bytes) {
+    if (!tensor.equals(tensor(tensor.name()))) {
+      throw new IllegalArgumentException(path + " has no tensor " + tensor);
+    }
+    if (offset < 0 || bytes < 0 || offset > tensor.bytes() - bytes) {
+      throw new IllegalArgumentException(
+          bytes + " bytes from " + offset + " are not inside " + tensor);
+    }
+  }
+
+  @Override
+  public void close() {
+    try {
+      channel.close();
+    } catch (IOException e) {
+      throw cannotRead(path, e);
+    }
+  }
+
+  private static void readFully(FileChannel channel, long position, ByteBuffer target)
+      throws IOException {
+    while (target.hasRemaining()) {
+      int read = channel.read(target, position);
+      if (read < 0) {
+        throw new EOFException("it became shorter while it was read");
+      }
+      position += read;
+    }
+  }
+
+  static InputException cannotRead(Path path, IOException e) {
+    String reason = e instanceof AccessDeniedException ? "permission denied" : e.getMessage();
+    return new InputException("cannot read " + path + ": " + reason, e);
+  }
+
+  private static void closeQuietly(FileChannel channel, Exception because) {
+    if (channel != null) {
+      try {
+        channel.close();
+      } catch (IOException e) {
+        because.addSuppressed(e);
+      }
+    }
+  }
+}

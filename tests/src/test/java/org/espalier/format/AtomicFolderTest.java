@@ -1,0 +1,142 @@
+package org.espalier.format;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+import org.espalier.InputException;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class AtomicFolderTest {
+  @TempDir Path folder;
+
+  @Test
+  void commitGivesTheNameToAllFilesAtOnce() throws IOException {
+    Path target = folder.resolve("model");
+    Path source = Files.writeString(folder.resolve("source"), "copied");
+    try (AtomicFolder made = AtomicFolder.create(target)) {
+      try (FileChannel channel = made.create("weights")) {
+        channel.write(ByteBuffer.wrap(new byte[] {'w'}));
+      }
+      made.copy(source, "sub/config");
+      assertFalse(Files.exists(target));
+      made.commit();
+      assertThrows(IllegalStateException.class, made::commit);
+    }
+    assertEquals("w", Files.readString(target.resolve("weights")));
+    assertEquals("copied", Files.readString(target.resolve("sub/config")));
+    assertEquals(2, count());
+  }
+
+  @Test
+  void anEmptyFolderIsReplaced() throws IOException {
+    Path target = Files.createDirectory(folder.resolve("model"));
+    try (AtomicFolder made = AtomicFolder.create(target)) {
+      made.create("weights").close();
+      made.commit();
+    }
+    assertTrue(Files.exists(target.resolve("weights")));
+  }
+
+  @Test
+  void closeWithoutCommitLeavesNothing() throws IOException {
+    try (AtomicFolder made = AtomicFolder.create(folder.resolve("model"))) {
+      made.create("sub/weights").close();
+      assertEquals(1, count());
+    }
+    assertEquals(0, count());
+  }
+
+  @Test
+  void aFileOutsideIsAProgrammingError() {
+    try (AtomicFolder made = AtomicFolder.create(folder.resolve("model"))) {
+      assertThrows(IllegalArgumentException.class, () -> made.create("../escaped"));
+      assertThrows(IllegalArgumentException.class, () -> made.create("/etc/escaped"));
+      assertThrows(IllegalArgumentException.class, () -> made.copy(folder, "."));
+    }
+  }
+
+  @Test
+  void refusesTargetsThatAreThere() throws IOException {
+    Files.createDirectories(folder.resolve("full/sub"));
+    Files.writeString(folder.resolve("file"), "x");
+    assertRefused(folder.resolve("full"), "not empty");
+    assertRefused(folder.resolve("file"), "not a folder");
+    assertRefused(folder.resolve("none/model"), "does not exist");
+    assertRefused(Path.of("/"), "names no folder");
+    // Holds for root too: nothing can be created in /proc.
+    assertRefused(Path.of("/proc/espalier-model"), "cannot write /proc/espalier-model");
+    assertEquals(2, count());
+  }
+
+  @Test
+  void aTargetThatAppearsMeanwhileIsNotReplaced() throws IOException {
+    Path target = folder.resolve("model");
+    try (AtomicFolder made = AtomicFolder.create(target)) {
+      Files.createDirectories(target.resolve("other"));
+      assertThrows(InputException.class, made::commit);
+    }
+    assertTrue(Files.exists(target.resolve("other")));
+    assertEquals(1, count());
+  }
+
+  @Test
+  void aTerminatedProcessLeavesNothing() throws Exception {
+    String java = Path.of(System.getProperty("java.home"), "bin", "java").toString();
+    Process process =
+        new ProcessBuilder(
+                java,
+                "-Xshare:auto",
+                "-cp",
+                System.getProperty("java.class.path"),
+                Writer.class.getName(),
+                folder.resolve("model").toString())
+            .redirectError(ProcessBuilder.Redirect.DISCARD)
+            .start();
+    try (BufferedReader out =
+        new BufferedReader(
+            new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8))) {
+      assertEquals("written", out.readLine());
+      assertEquals(1, count());
+      process.destroy();
+      assertTrue(process.waitFor(60, TimeUnit.SECONDS));
+    }
+    assertEquals(0, count());
+  }
+
+  private static void assertRefused(Path target, String message) {
+    InputException e = assertThrows(InputException.class, () -> AtomicFolder.create(target));
+    assertTrue(e.getMessage().contains(message), e.getMessage());
+  }
+
+  private long count() throws IOException {
+    try (Stream<Path> files = Files.list(folder)) {
+      return files.count();
+    }
+  }
+
+  /** The program of the test that needs a process of its own. */
+  static final class Writer {
+    private Writer() {}
+
+    public static void main(String[] args) throws Exception {
+      try (AtomicFolder made = AtomicFolder.create(Path.of(args[0]))) {
+        made.create("sub/weights").close();
+        System.out.println("written");
+        Thread.sleep(60_000);
+      }
+    }
+  }
+}
