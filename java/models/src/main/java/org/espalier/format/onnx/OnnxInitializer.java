@@ -1,0 +1,232 @@
+package org.espalier.format.onnx;
+
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataLocation;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import com.google.protobuf.ByteString;
+import com.google.protobuf.UnsafeByteOperations;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.Arrays;
+import java.util.Objects;
+import org.espalier.InputException;
+
+/**
+ * A constant tensor of a model: its name, type, dimensions and little-endian data. The data is a
+ * view of the memory-mapped model file wherever possible. Immutable and safe for several threads,
+ * as long as nobody changes the files or the buffers that it was made from.
+ */
+public final class OnnxInitializer {
+  private final String name;
+  private final DataType type;
+  private final long[] dims;
+  private final long elements;
+
+  /** The message, with its data; null where {@link #file} holds more than one message can. */
+  private final TensorProto proto;
+
+  private final Path file;
+  private final long fileOffset;
+
+  private OnnxInitializer(
+      String name, DataType type, long[] dims, TensorProto proto, Path file, long fileOffset) {
+    this.name = name;
+    this.type = type;
+    this.dims = dims;
+    this.elements = OnnxTensors.elements(dims);
+    this.proto = proto;
+    this.file = file;
+    this.fileOffset = fileOffset;
+  }
+
+  /** A tensor whose message was validated and whose data is in the message. */
+  static OnnxInitializer ofMessage(TensorProto proto) {
+    return new OnnxInitializer(
+        proto.getName(),
+        OnnxTensors.type(proto),
+        proto.getDimsList().stream().mapToLong(Long::longValue).toArray(),
+        proto,
+        null,
+        0);
+  }
+
+  /** A tensor of more than 2 GiB, which stays in its file. */
+  static OnnxInitializer ofFile(TensorProto proto, Path file, long offset) {
+    return new OnnxInitializer(
+        proto.getName(),
+        OnnxTensors.type(proto),
+        proto.getDimsList().stream().mapToLong(Long::longValue).toArray(),
+        null,
+        file,
+        offset);
+  }
+
+  /**
+   * A tensor over {@code data} from its position to its limit, which is not copied and must not
+   * change afterwards.
+   *
+   * @param dims the dimensions, none negative; empty for a scalar
+   * @param data little-endian elements, exactly as many bytes as type and dimensions ask for
+   */
+  public static OnnxInitializer of(String name, DataType type, long[] dims, ByteBuffer data) {
+    long bytes = OnnxTensors.bytes(type, OnnxTensors.elements(dims));
+    if (data.remaining() != bytes) {
+      throw new IllegalArgumentException(
+          name + " " + type + Arrays.toString(dims) + " takes " + bytes + " bytes, not " + data);
+    }
+    TensorProto.Builder proto =
+        TensorProto.newBuilder().setName(name).setDataType(type.getNumber());
+    for (long d : dims) {
+      proto.addDims(d);
+    }
+    proto.setRawData(UnsafeByteOperations.unsafeWrap(data));
+    return new OnnxInitializer(name, type, dims.clone(), proto.build(), null, 0);
+  }
+
+  /** A FLOAT tensor. */
+  public static OnnxInitializer floats(String name, long[] dims, float... values) {
+    ByteBuffer data = allocate(4L * values.length);
+    data.asFloatBuffer().put(values);
+    return of(name, DataType.FLOAT, dims, data);
+  }
+
+  /** An INT32 tensor. */
+  public static OnnxInitializer int32s(String name, long[] dims, int... values) {
+    ByteBuffer data = allocate(4L * values.length);
+    data.asIntBuffer().put(values);
+    return of(name, DataType.INT32, dims, data);
+  }
+
+  /** An INT64 tensor. */
+  public static OnnxInitializer int64s(String name, long[] dims, long... values) {
+    ByteBuffer data = allocate(8L * values.length);
+    data.asLongBuffer().put(values);
+    return of(name, DataType.INT64, dims, data);
+  }
+
+  /** An INT8 or UINT8 tensor. */
+  public static OnnxInitializer bytes(String name, DataType type, long[] dims, byte... values) {
+    if (type != DataType.INT8 && type != DataType.UINT8) {
+      throw new IllegalArgumentException(type + " is not a type of one byte");
+    }
+    return of(name, type, dims, allocate(values.length).put(values).flip());
+  }
+
+  public String name() {
+    return name;
+  }
+
+  public DataType type() {
+    return type;
+  }
+
+  /** The dimensions, in a copy. */
+  public long[] dims() {
+    return dims.clone();
+  }
+
+  /** The product of the dimensions. */
+  public long elements() {
+    return elements;
+  }
+
+  /** The number of bytes of {@link #data()}; 4-bit types take two elements a byte. */
+  public long byteLength() {
+    return OnnxTensors.bytes(type, elements);
+  }
+
+  /**
+   * All data, little-endian, in a direct read-only buffer that is aligned for its element type: a
+   * view where the file allows it, otherwise a copy.
+   *
+   * @throws InputException if the tensor has 2 GiB or more ({@link #data(long, int)} reads it in
+   *     parts), is of strings, or holds values outside its type's range
+   */
+  public ByteBuffer data() {
+    if (byteLength() > Integer.MAX_VALUE) {
+      throw new InputException(
+          "the tensor " + name + " has " + byteLength() + " bytes; at most 2147483647 can be used");
+    }
+    return data(0, (int) byteLength());
+  }
+
+  /**
+   * {@code length} bytes from byte {@code offset} on, as {@link #data()} gives them.
+   *
+   * @throws IndexOutOfBoundsException if the tensor has fewer bytes
+   */
+  public ByteBuffer data(long offset, int length) {
+    Objects.checkFromIndexSize(offset, length, byteLength());
+    ByteBuffer part;
+    if (proto == null) {
+      try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
+        part = channel.map(FileChannel.MapMode.READ_ONLY, fileOffset + offset, length);
+      } catch (IOException e) {
+        throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+      }
+    } else {
+      ByteString raw = proto.hasRawData() ? proto.getRawData() : null;
+      ByteBuffer all = raw == null ? OnnxTensors.typedData(proto) : raw.asReadOnlyByteBuffer();
+      part = all.slice((int) offset, length);
+    }
+    int unit = Math.max(1, OnnxTensors.bits(type) / 8);
+    if (!part.isDirect() || length > 0 && part.alignmentOffset(0, Math.min(unit, 8)) != 0) {
+      part = allocate(length).put(part).flip();
+    }
+    return part.asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
+  }
+
+  /** This tensor under another name. */
+  public OnnxInitializer withName(String newName) {
+    return new OnnxInitializer(
+        newName,
+        type,
+        dims,
+        proto == null ? null : proto.toBuilder().setName(newName).build(),
+        file,
+        fileOffset);
+  }
+
+  /** Whether the data can stand inside a model file. */
+  boolean fitsMessage() {
+    return proto != null;
+  }
+
+  /** The message with its data inside. */
+  TensorProto message() {
+    if (proto == null) {
+      throw new InputException(
+          "the tensor " + name + " has " + byteLength() + " bytes and cannot stand in one message");
+    }
+    return proto;
+  }
+
+  /** The message of this tensor with its data in the file {@code location} beside the model. */
+  TensorProto externalMessage(String location, long offset) {
+    TensorProto.Builder b = TensorProto.newBuilder().setName(name).setDataType(type.getNumber());
+    if (proto != null && proto.hasDocString()) {
+      b.setDocString(proto.getDocString());
+    }
+    for (long d : dims) {
+      b.addDims(d);
+    }
+    return b.setDataLocation(DataLocation.EXTERNAL)
+        .addExternalData(OnnxTensors.entry("location", location))
+        .addExternalData(OnnxTensors.entry("offset", Long.toString(offset)))
+        .addExternalData(OnnxTensors.entry("length", Long.toString(byteLength())))
+        .build();
+  }
+
+  private static ByteBuffer allocate(long bytes) {
+    return ByteBuffer.allocateDirect(Math.toIntExact(bytes)).order(ByteOrder.LITTLE_ENDIAN);
+  }
+
+  @Override
+  public String toString() {
+    return name + " " + type + Arrays.toString(dims);
+  }
+}

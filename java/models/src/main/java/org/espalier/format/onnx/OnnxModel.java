@@ -1,0 +1,824 @@
+package org.espalier.format.onnx;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.FunctionProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
+import ai.onnx.proto.OnnxMl.SparseTensorProto;
+import ai.onnx.proto.OnnxMl.StringStringEntryProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataLocation;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import com.google.protobuf.CodedInputStream;
+import com.google.protobuf.CodedOutputStream;
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.protobuf.UnsafeByteOperations;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
+import java.util.Collection;
+import java.util.Collections;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.InputException;
+import org.espalier.format.AtomicFile;
+
+/**
+ * An ONNX model in memory: nodes and constant tensors of its main graph that can be changed, and
+ * everything else as it was read. The data of the tensors stays in the memory-mapped files, which
+ * must not change while the model is used.
+ *
+ * <p>A model is checked whole when it is read and again when it is written: the names of values are
+ * unique, every node comes after what it uses, and every tensor has the data that its dimensions
+ * and type ask for. Not safe for several threads while it is changed.
+ */
+public final class OnnxModel {
+  /** What one protobuf message, and so one file without external data, can hold. */
+  static final long MESSAGE_LIMIT = Integer.MAX_VALUE;
+
+  /** Offsets of external data, so that a runtime can map each tensor. */
+  private static final int PAGE = 4096;
+
+  /** Tensors below this stay in the model file: a runtime wants shapes and indices there. */
+  private static final int EXTERNAL_MINIMUM = 1024;
+
+  private final String name;
+  private final Path path;
+  private final Set<Path> dataFiles;
+  private final ModelProto.Builder rest;
+  private final GraphProto.Builder graph;
+  private final Map<String, OnnxInitializer> initializers = new LinkedHashMap<>();
+  private List<NodeProto> nodes;
+
+  private OnnxModel(String name, Path path, ModelProto proto) {
+    this.name = name;
+    this.path = path;
+    ExternalData external = new ExternalData(path == null ? null : folder(path));
+    this.rest = proto.toBuilder();
+    if (proto.getGraph().getNodeCount() == 0 && proto.getGraph().getOutputCount() == 0) {
+      throw new InputException(name + " is not an ONNX model: it holds no graph");
+    }
+    GraphProto g = proto.getGraph();
+    for (TensorProto t : g.getInitializerList()) {
+      OnnxInitializer i = initializer(t, external);
+      if (t.getName().isEmpty()) {
+        throw new InputException(name + " has an initializer without a name: " + i);
+      }
+      if (initializers.put(t.getName(), i) != null) {
+        throw new InputException(name + " has two initializers of the name " + t.getName());
+      }
+    }
+    GraphProto.Builder others = GraphProto.newBuilder();
+    for (NodeProto n : g.getNodeList()) {
+      others.addNode(inline(n, external));
+    }
+    this.nodes = Collections.unmodifiableList(new ArrayList<>(others.getNodeList()));
+    this.graph = g.toBuilder().clearNode().clearInitializer();
+    for (SparseTensorProto s : g.getSparseInitializerList()) {
+      check(s, "the graph");
+    }
+    for (FunctionProto f : proto.getFunctionsList()) {
+      for (NodeProto n : f.getNodeList()) {
+        if (inline(n, external) != n) {
+          throw new InputException(
+              name + " has external data in its function " + f.getName() + ", which is not read");
+        }
+      }
+    }
+    rest.clearGraph();
+    this.dataFiles = Set.copyOf(external.files());
+    check();
+  }
+
+  /**
+   * Reads and checks a model. Large data is mapped, not read.
+   *
+   * @throws InputException if the file is missing or no valid ONNX model, or its external data is
+   *     missing or outside the model's folder
+   */
+  public static OnnxModel read(Path file) {
+    if (!Files.exists(file)) {
+      throw new InputException("there is no file " + file);
+    }
+    if (!Files.isRegularFile(file)) {
+      throw new InputException(file + " is not a file");
+    }
+    ByteBuffer bytes;
+    try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
+      long size = channel.size();
+      if (size > MESSAGE_LIMIT) {
+        throw new InputException(
+            file
+                + " has "
+                + size
+                + " bytes; an ONNX file ends at 2147483647, larger models keep"
+                + " their weights as external data");
+      }
+      bytes = channel.map(FileChannel.MapMode.READ_ONLY, 0, size);
+    } catch (IOException e) {
+      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+    }
+    return new OnnxModel(file.toString(), file, parse(bytes, file.toString()));
+  }
+
+  /**
+   * Reads a model from memory; {@code bytes} are used in place and must not change.
+   *
+   * @param name what to call the model in messages
+   */
+  public static OnnxModel read(ByteBuffer bytes, String name) {
+    return new OnnxModel(name, null, parse(bytes.slice(), name));
+  }
+
+  /**
+   * A model of a message.
+   *
+   * @param name what to call the model in messages
+   */
+  public static OnnxModel of(ModelProto proto, String name) {
+    return new OnnxModel(name, null, proto);
+  }
+
+  private static ModelProto parse(ByteBuffer bytes, String name) {
+    String problem =
+        bytes.hasRemaining()
+            ? WireScan.problem(
+                bytes, ModelProto.getDescriptor(), Runtime.getRuntime().maxMemory() / 2)
+            : "it is empty";
+    if (problem != null) {
+      throw new InputException(name + " is not an ONNX model: " + problem);
+    }
+    try {
+      CodedInputStream in = UnsafeByteOperations.unsafeWrap(bytes).newCodedInput();
+      in.enableAliasing(true);
+      in.setRecursionLimit(WireScan.MAX_DEPTH);
+      return ModelProto.parser().parseFrom(in);
+    } catch (InvalidProtocolBufferException e) {
+      throw new InputException(name + " is not an ONNX model: " + e.getMessage(), e);
+    }
+  }
+
+  private static Path folder(Path file) {
+    return file.toAbsolutePath().getParent();
+  }
+
+  private OnnxInitializer initializer(TensorProto t, ExternalData external) {
+    String where = name + ": the initializer " + t.getName();
+    OnnxTensors.check(t, where);
+    if (t.getDataLocation() != DataLocation.EXTERNAL) {
+      return OnnxInitializer.ofMessage(t);
+    }
+    OnnxTensors.External data = external.find(t, where);
+    return data.length() > Integer.MAX_VALUE
+        ? OnnxInitializer.ofFile(t, data.file(), data.offset())
+        : OnnxInitializer.ofMessage(external.resolve(t, data));
+  }
+
+  /** The node with the external data of its attributes inside; itself where it has none. */
+  private NodeProto inline(NodeProto n, ExternalData external) {
+    NodeProto.Builder b = null;
+    for (int i = 0; i < n.getAttributeCount(); i++) {
+      AttributeProto a = n.getAttribute(i);
+      AttributeProto changed = inline(a, external, "the node " + describe(n));
+      if (changed != a) {
+        b = b == null ? n.toBuilder() : b;
+        b.setAttribute(i, changed);
+      }
+    }
+    return b == null ? n : b.build();
+  }
+
+  private AttributeProto inline(AttributeProto a, ExternalData external, String where) {
+    AttributeProto.Builder b = null;
+    if (a.hasT()) {
+      TensorProto t = inline(a.getT(), external, where);
+      b = t == a.getT() ? null : a.toBuilder().setT(t);
+    }
+    for (int i = 0; i < a.getTensorsCount(); i++) {
+      TensorProto t = inline(a.getTensors(i), external, where);
+      if (t != a.getTensors(i)) {
+        b = b == null ? a.toBuilder() : b;
+        b.setTensors(i, t);
+      }
+    }
+    if (a.hasSparseTensor()) {
+      check(a.getSparseTensor(), where);
+    }
+    for (SparseTensorProto s : a.getSparseTensorsList()) {
+      check(s, where);
+    }
+    if (a.hasG()) {
+      GraphProto g = inline(a.getG(), external);
+      if (g != a.getG()) {
+        b = b == null ? a.toBuilder() : b;
+        b.setG(g);
+      }
+    }
+    for (int i = 0; i < a.getGraphsCount(); i++) {
+      GraphProto g = inline(a.getGraphs(i), external);
+      if (g != a.getGraphs(i)) {
+        b = b == null ? a.toBuilder() : b;
+        b.setGraphs(i, g);
+      }
+    }
+    return b == null ? a : b.build();
+  }
+
+  private GraphProto inline(GraphProto g, ExternalData external) {
+    GraphProto.Builder b = null;
+    for (int i = 0; i < g.getInitializerCount(); i++) {
+      TensorProto t = inline(g.getInitializer(i), external, "the graph " + g.getName());
+      if (t != g.getInitializer(i)) {
+        b = b == null ? g.toBuilder() : b;
+        b.setInitializer(i, t);
+      }
+    }
+    for (SparseTensorProto s : g.getSparseInitializerList()) {
+      check(s, "the graph " + g.getName());
+    }
+    for (int i = 0; i < g.getNodeCount(); i++) {
+      NodeProto n = inline(g.getNode(i), external);
+      if (n != g.getNode(i)) {
+        b = b == null ? g.toBuilder() : b;
+        b.setNode(i, n);
+      }
+    }
+    return b == null ? g : b.build();
+  }
+
+  private TensorProto inline(TensorProto t, ExternalData external, String where) {
+    String place = name + ": the tensor " + t.getName() + " of " + where;
+    OnnxTensors.check(t, place);
+    if (t.getDataLocation() != DataLocation.EXTERNAL) {
+      return t;
+    }
+    OnnxTensors.External data = external.find(t, place);
+    if (data.length() > Integer.MAX_VALUE) {
+      throw new InputException(place + " has 2 GiB or more, which only an initializer may have");
+    }
+    return external.resolve(t, data);
+  }
+
+  private void check(SparseTensorProto s, String where) {
+    for (TensorProto t : List.of(s.getValues(), s.getIndices())) {
+      String place = name + ": the sparse tensor " + s.getValues().getName() + " of " + where;
+      OnnxTensors.check(t, place);
+      if (t.getDataLocation() == DataLocation.EXTERNAL) {
+        throw new InputException(place + " has external data, which is not read");
+      }
+    }
+  }
+
+  /**
+   * Checks that names are unique, nodes are in topological order, and the outputs exist.
+   *
+   * @throws InputException that names the node and the value
+   */
+  public void check() {
+    if (rest.getOpsetImportCount() == 0 && rest.getIrVersion() >= 3) {
+      throw new InputException(name + " is not an ONNX model: it imports no operator set");
+    }
+    Set<String> domains = new HashSet<>();
+    for (OperatorSetIdProto o : rest.getOpsetImportList()) {
+      if (!domains.add(domain(o.getDomain())) || o.getVersion() < 1) {
+        throw new InputException(
+            name
+                + " imports the operator set '"
+                + o.getDomain()
+                + "' twice or in version "
+                + o.getVersion());
+      }
+    }
+    Scope scope = new Scope(null);
+    scope.names.addAll(initializers.keySet());
+    for (SparseTensorProto s : graph.getSparseInitializerList()) {
+      define(s.getValues().getName(), scope, "a sparse initializer");
+    }
+    Set<String> inputs = new HashSet<>();
+    for (ValueInfoProto v : graph.getInputList()) {
+      if (v.getName().isEmpty() || !inputs.add(v.getName())) {
+        throw new InputException(name + " has two graph inputs of the name '" + v.getName() + "'");
+      }
+    }
+    scope.names.addAll(inputs);
+    check(nodes, graph.getOutputList(), scope);
+  }
+
+  /** The names that a graph may use: its own and those of the graphs around it. */
+  private record Scope(Scope outer, Set<String> names) {
+    Scope(Scope outer) {
+      this(outer, new HashSet<>());
+    }
+
+    boolean contains(String value) {
+      for (Scope s = this; s != null; s = s.outer) {
+        if (s.names.contains(value)) {
+          return true;
+        }
+      }
+      return false;
+    }
+  }
+
+  private void check(List<NodeProto> list, List<ValueInfoProto> outputs, Scope scope) {
+    for (NodeProto n : list) {
+      if (n.getOpType().isEmpty()) {
+        throw new InputException(name + ": the node " + describe(n) + " has no operator");
+      }
+      for (String in : n.getInputList()) {
+        if (!in.isEmpty() && !scope.contains(in)) {
+          throw new InputException(
+              name
+                  + ": the node "
+                  + describe(n)
+                  + " uses "
+                  + in
+                  + ", which no graph input, initializer or earlier node defines");
+        }
+      }
+      for (AttributeProto a : n.getAttributeList()) {
+        if (a.hasG()) {
+          checkInner(a.getG(), scope);
+        }
+        for (GraphProto g : a.getGraphsList()) {
+          checkInner(g, scope);
+        }
+      }
+      for (String out : n.getOutputList()) {
+        if (!out.isEmpty()) {
+          define(out, scope, "the node " + describe(n));
+        }
+      }
+    }
+    for (ValueInfoProto v : outputs) {
+      if (!scope.contains(v.getName())) {
+        throw new InputException(name + ": nothing defines the graph output '" + v.getName() + "'");
+      }
+    }
+  }
+
+  private void checkInner(GraphProto g, Scope outer) {
+    Scope scope = new Scope(outer);
+    g.getInputList().forEach(v -> scope.names.add(v.getName()));
+    g.getInitializerList().forEach(t -> scope.names.add(t.getName()));
+    g.getSparseInitializerList().forEach(t -> scope.names.add(t.getValues().getName()));
+    check(g.getNodeList(), g.getOutputList(), scope);
+  }
+
+  private void define(String value, Scope scope, String by) {
+    if (!scope.names.add(value)) {
+      throw new InputException(name + ": " + by + " defines " + value + ", which exists already");
+    }
+  }
+
+  private static String describe(NodeProto n) {
+    return n.getOpType() + " '" + (n.getName().isEmpty() ? output(n) : n.getName()) + "'";
+  }
+
+  private static String output(NodeProto n) {
+    return n.getOutputCount() == 0 ? "" : n.getOutput(0);
+  }
+
+  private static String domain(String domain) {
+    return domain.equals("ai.onnx") ? "" : domain;
+  }
+
+  /** What messages call the model: its path, or the name that it was given. */
+  public String name() {
+    return name;
+  }
+
+  /** The file that the model was read from; null for a model from memory. */
+  public Path path() {
+    return path;
+  }
+
+  /** The files that the model was read from: its own and those of its external data. */
+  public List<Path> files() {
+    List<Path> files = new ArrayList<>(dataFiles);
+    if (path != null) {
+      files.add(0, path);
+    }
+    return files;
+  }
+
+  public long irVersion() {
+    return rest.getIrVersion();
+  }
+
+  /** Raises the version of the format to at least {@code version}. */
+  public void requireIrVersion(long version) {
+    rest.setIrVersion(Math.max(version, rest.getIrVersion()));
+  }
+
+  /**
+   * The version of the operators of a domain, 0 if the model imports none.
+   *
+   * @param domain the empty string for the operators of ONNX itself
+   */
+  public long opset(String domain) {
+    for (OperatorSetIdProto o : rest.getOpsetImportList()) {
+      if (domain(o.getDomain()).equals(domain(domain))) {
+        return o.getVersion();
+      }
+    }
+    // Before version 3 of the format a model had no imports and meant the first operator set.
+    return rest.getOpsetImportCount() == 0 && domain(domain).isEmpty() ? 1 : 0;
+  }
+
+  /** Imports the operators of a domain in a version, in place of the version imported so far. */
+  public void setOpset(String domain, long version) {
+    for (int i = 0; i < rest.getOpsetImportCount(); i++) {
+      if (domain(rest.getOpsetImport(i).getDomain()).equals(domain(domain))) {
+        rest.getOpsetImportBuilder(i).setVersion(version);
+        return;
+      }
+    }
+    rest.addOpsetImportBuilder().setDomain(domain).setVersion(version);
+  }
+
+  /** The value of a metadata property, null if there is none. */
+  public String metadata(String key) {
+    for (StringStringEntryProto e : rest.getMetadataPropsList()) {
+      if (e.getKey().equals(key)) {
+        return e.getValue();
+      }
+    }
+    return null;
+  }
+
+  /** Sets a metadata property. */
+  public void setMetadata(String key, String value) {
+    for (int i = 0; i < rest.getMetadataPropsCount(); i++) {
+      if (rest.getMetadataProps(i).getKey().equals(key)) {
+        rest.getMetadataPropsBuilder(i).setValue(value);
+        return;
+      }
+    }
+    rest.addMetadataProps(OnnxTensors.entry(key, value));
+  }
+
+  /** The nodes of the main graph, in topological order; unmodifiable. */
+  public List<NodeProto> nodes() {
+    return nodes;
+  }
+
+  /**
+   * Replaces the nodes of the main graph.
+   *
+   * @throws InputException if they are not in topological order or define a value twice; the model
+   *     is then unchanged
+   */
+  public void setNodes(List<NodeProto> newNodes) {
+    List<NodeProto> old = nodes;
+    nodes = List.copyOf(newNodes);
+    try {
+      check();
+    } catch (InputException e) {
+      nodes = old;
+      throw e;
+    }
+  }
+
+  /** The inputs of the main graph, without those that only give an initializer its type. */
+  public List<ValueInfoProto> inputs() {
+    return graph.getInputList().stream()
+        .filter(v -> !initializers.containsKey(v.getName()))
+        .toList();
+  }
+
+  /** The outputs of the main graph. */
+  public List<ValueInfoProto> outputs() {
+    return List.copyOf(graph.getOutputList());
+  }
+
+  /** Makes a value of the main graph one of its outputs, as the last of them. */
+  public void addOutput(ValueInfoProto value) {
+    graph.addOutput(value);
+  }
+
+  /** The type and shape that the model records for a value of its main graph; null if none. */
+  public ValueInfoProto valueInfo(String value) {
+    for (List<ValueInfoProto> list :
+        List.of(graph.getInputList(), graph.getOutputList(), graph.getValueInfoList())) {
+      for (ValueInfoProto v : list) {
+        if (v.getName().equals(value)) {
+          return v;
+        }
+      }
+    }
+    return null;
+  }
+
+  /** The initializers of the main graph, in the order of the file; unmodifiable. */
+  public Collection<OnnxInitializer> initializers() {
+    return Collections.unmodifiableCollection(initializers.values());
+  }
+
+  /** The initializer of a name, null if there is none. */
+  public OnnxInitializer initializer(String value) {
+    return initializers.get(value);
+  }
+
+  /** Adds an initializer whose name no value of the main graph has yet. */
+  public void addInitializer(OnnxInitializer added) {
+    if (usedNames().contains(added.name())) {
+      throw new IllegalArgumentException(name + " has a value " + added.name() + " already");
+    }
+    constantInitializers();
+    initializers.put(added.name(), added);
+  }
+
+  /** Replaces the initializer of the same name, in its place; type and dimensions may change. */
+  public void replaceInitializer(OnnxInitializer replacement) {
+    if (initializers.replace(replacement.name(), replacement) == null) {
+      throw new IllegalArgumentException(name + " has no initializer " + replacement.name());
+    }
+  }
+
+  /** Removes an initializer; {@link #check()} finds the nodes that still use it. */
+  public void removeInitializer(String value) {
+    if (initializers.remove(value) == null) {
+      throw new IllegalArgumentException(name + " has no initializer " + value);
+    }
+    removeInput(value);
+  }
+
+  /**
+   * Removes the graph inputs that carry the names of initializers, which formats before version 4
+   * demanded and which make a constant replaceable later.
+   */
+  public void constantInitializers() {
+    if (rest.getIrVersion() < 4) {
+      rest.setIrVersion(4);
+    }
+    for (int i = graph.getInputCount() - 1; i >= 0; i--) {
+      if (initializers.containsKey(graph.getInput(i).getName())) {
+        graph.removeInput(i);
+      }
+    }
+  }
+
+  private void removeInput(String value) {
+    for (int i = graph.getInputCount() - 1; i >= 0; i--) {
+      if (graph.getInput(i).getName().equals(value)) {
+        graph.removeInput(i);
+      }
+    }
+  }
+
+  /** Removes the initializers that nothing uses any more and returns their names. */
+  public List<String> removeUnusedInitializers() {
+    Set<String> used = new HashSet<>();
+    nodes.forEach(n -> addUses(n, used));
+    graph.getOutputList().forEach(v -> used.add(v.getName()));
+    List<String> unused = initializers.keySet().stream().filter(i -> !used.contains(i)).toList();
+    unused.forEach(this::removeInitializer);
+    return unused;
+  }
+
+  private static void addUses(NodeProto n, Set<String> used) {
+    used.addAll(n.getInputList());
+    for (AttributeProto a : n.getAttributeList()) {
+      if (a.hasG()) {
+        addUses(a.getG(), used);
+      }
+      a.getGraphsList().forEach(g -> addUses(g, used));
+    }
+  }
+
+  private static void addUses(GraphProto g, Set<String> used) {
+    g.getNodeList().forEach(n -> addUses(n, used));
+    g.getOutputList().forEach(v -> used.add(v.getName()));
+  }
+
+  /**
+   * The nodes of the main graph by the values they use, sub-graphs of a node included, in graph
+   * order; a node that uses a value twice is listed once.
+   */
+  public Map<String, List<NodeProto>> consumers() {
+    Map<String, List<NodeProto>> map = new HashMap<>();
+    for (NodeProto n : nodes) {
+      Set<String> used = new HashSet<>();
+      addUses(n, used);
+      used.remove("");
+      used.forEach(v -> map.computeIfAbsent(v, k -> new ArrayList<>()).add(n));
+    }
+    return map;
+  }
+
+  /** The nodes of the main graph by the values they define. */
+  public Map<String, NodeProto> producers() {
+    Map<String, NodeProto> map = new HashMap<>();
+    for (NodeProto n : nodes) {
+      n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(o -> map.put(o, n));
+    }
+    return map;
+  }
+
+  /** All names of values in the main graph and in its sub-graphs. */
+  private Set<String> usedNames() {
+    Set<String> names = new HashSet<>(initializers.keySet());
+    graph.getInputList().forEach(v -> names.add(v.getName()));
+    graph.getSparseInitializerList().forEach(s -> names.add(s.getValues().getName()));
+    nodes.forEach(n -> addNames(n, names));
+    return names;
+  }
+
+  private static void addNames(NodeProto n, Set<String> names) {
+    names.addAll(n.getInputList());
+    names.addAll(n.getOutputList());
+    for (AttributeProto a : n.getAttributeList()) {
+      if (a.hasG()) {
+        addNames(a.getG(), names);
+      }
+      a.getGraphsList().forEach(g -> addNames(g, names));
+    }
+  }
+
+  private static void addNames(GraphProto g, Set<String> names) {
+    g.getInitializerList().forEach(t -> names.add(t.getName()));
+    g.getInputList().forEach(v -> names.add(v.getName()));
+    g.getNodeList().forEach(n -> addNames(n, names));
+  }
+
+  /** Names for new values: {@link Names#unique} gives one that nothing in the model has. */
+  public Names names() {
+    return new Names(usedNames());
+  }
+
+  /** Gives out names of values. */
+  public static final class Names {
+    private final Set<String> used;
+
+    private Names(Set<String> used) {
+      this.used = used;
+    }
+
+    /** {@code wanted}, with a number behind it if the model or an earlier call took that name. */
+    public String unique(String wanted) {
+      String candidate = wanted;
+      for (int i = 1; !used.add(candidate); i++) {
+        candidate = wanted + "_" + i;
+      }
+      return candidate;
+    }
+  }
+
+  /**
+   * The model as one message.
+   *
+   * @throws InputException if it has 2 GiB or more
+   */
+  public ModelProto toProto() {
+    check();
+    long size = inlineSize();
+    if (size > MESSAGE_LIMIT) {
+      throw new InputException(name + " has " + size + " bytes, too many for one message");
+    }
+    List<TensorProto> tensors = new ArrayList<>();
+    initializers.values().forEach(i -> tensors.add(i.message()));
+    return message(tensors);
+  }
+
+  private ModelProto message(List<TensorProto> tensors) {
+    return rest.clone()
+        .setGraph(graph.clone().addAllNode(nodes).addAllInitializer(tensors))
+        .build();
+  }
+
+  /** The bytes of a file that holds everything, within a few bytes for each part. */
+  private long inlineSize() {
+    long size = message(List.of()).getSerializedSize() + 64L;
+    for (OnnxInitializer i : initializers.values()) {
+      // Typed fields can be larger than the raw data; the message knows its own size.
+      size += (i.fitsMessage() ? i.message().getSerializedSize() : i.byteLength()) + 16L;
+    }
+    return size;
+  }
+
+  /**
+   * Writes the model. What does not fit into one file of 2 GiB goes with its initializers' data to
+   * {@code TARGET.data} beside it. Files take their names only when they are complete, and the
+   * files of the model that is replaced stay until then.
+   *
+   * @param inputs files that must not be overwritten, besides those that the model was read from
+   * @throws InputException if the model is invalid or the target cannot be written
+   */
+  public void write(Path target, Path... inputs) {
+    write(target, MESSAGE_LIMIT, inputs);
+  }
+
+  void write(Path target, long messageLimit, Path... inputs) {
+    check();
+    List<Path> kept = files();
+    kept.addAll(List.of(inputs));
+    Path[] all = kept.toArray(Path[]::new);
+    Path real = AtomicFile.check(target, all);
+    if (inlineSize() <= messageLimit) {
+      try (AtomicFile file = AtomicFile.create(target, all)) {
+        List<TensorProto> tensors = new ArrayList<>();
+        initializers.values().forEach(i -> tensors.add(i.message()));
+        write(message(tensors), file);
+        file.commit();
+      }
+      return;
+    }
+    // Replacing data under a model that still stands would break that model in between: the new
+    // data takes the other of two names.
+    Path data = real.resolveSibling(real.getFileName() + ".data");
+    Path previous = real.resolveSibling(real.getFileName() + ".data.1");
+    if (Files.exists(data)) {
+      Path swap = data;
+      data = previous;
+      previous = swap;
+    }
+    try (AtomicFile dataFile = AtomicFile.create(data, all);
+        AtomicFile file = AtomicFile.create(target, all)) {
+      List<TensorProto> tensors = new ArrayList<>();
+      long offset = 0;
+      for (OnnxInitializer i : initializers.values()) {
+        if (i.fitsMessage() && i.byteLength() < EXTERNAL_MINIMUM || i.type() == DataType.STRING) {
+          tensors.add(i.message());
+          continue;
+        }
+        long padding = Math.floorMod(-offset, PAGE);
+        dataFile.write(ByteBuffer.allocate((int) padding));
+        offset += padding;
+        tensors.add(i.externalMessage(data.getFileName().toString(), offset));
+        offset += copy(i, dataFile);
+      }
+      long size = 64;
+      for (TensorProto t : tensors) {
+        size += t.getSerializedSize() + 16L;
+      }
+      size += message(List.of()).getSerializedSize();
+      if (size > messageLimit) {
+        throw new InputException(
+            "cannot write "
+                + target
+                + ": without its initializers it has "
+                + size
+                + " bytes,"
+                + " and an ONNX file ends at "
+                + messageLimit);
+      }
+      write(message(tensors), file);
+      AtomicFile.commitAll(List.of(dataFile, file));
+    }
+    if (isOurs(previous, kept)) {
+      try {
+        Files.delete(previous);
+      } catch (IOException e) {
+        throw new InputException("cannot delete the old " + previous + ": " + e.getMessage(), e);
+      }
+    }
+  }
+
+  private static boolean isOurs(Path previous, List<Path> kept) {
+    try {
+      if (!Files.isRegularFile(previous)) {
+        return false;
+      }
+      for (Path k : kept) {
+        if (Files.exists(k) && Files.isSameFile(k, previous)) {
+          return false;
+        }
+      }
+      return true;
+    } catch (IOException e) {
+      return false;
+    }
+  }
+
+  private static long copy(OnnxInitializer i, AtomicFile file) {
+    int part = 1 << 26;
+    for (long done = 0; done < i.byteLength(); done += part) {
+      file.write(i.data(done, (int) Math.min(part, i.byteLength() - done)));
+    }
+    return i.byteLength();
+  }
+
+  private static void write(ModelProto message, AtomicFile file) {
+    try {
+      OutputStream stream = file.stream();
+      CodedOutputStream out = CodedOutputStream.newInstance(stream, 1 << 20);
+      message.writeTo(out);
+      out.flush();
+    } catch (IOException e) {
+      throw file.failure(e);
+    }
+  }
+}

@@ -1,0 +1,157 @@
+package org.espalier.format.onnx;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TypeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import com.google.protobuf.ByteString;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.util.List;
+import java.util.Random;
+
+/** Models that are small enough to be made in a test and real enough to run. */
+public final class SmallModels {
+  private SmallModels() {}
+
+  /** x [n, 8] times w [8, 6], plus b, Relu, then Gemm with w2 [4, 6] transposed: y [n, 4]. */
+  public static ModelProto mlp() {
+    Random random = new Random(1);
+    return model(
+        13,
+        GraphProto.newBuilder()
+            .setName("mlp")
+            .addInput(value("x", DataType.FLOAT, -1, 8))
+            .addInitializer(floats("w", random, 1, 8, 6))
+            .addInitializer(floats("b", random, 1, 6))
+            .addInitializer(floats("w2", random, 1, 4, 6))
+            .addInitializer(floats("b2", random, 1, 4))
+            .addNode(node("MatMul", "/layer/MatMul", List.of("x", "w"), "h"))
+            .addNode(node("Add", "/layer/Add", List.of("h", "b"), "a"))
+            .addNode(node("Relu", "/Relu", List.of("a"), "r"))
+            .addNode(
+                node("Gemm", "/head/Gemm", List.of("r", "w2", "b2"), "y", attribute("transB", 1)))
+            .addOutput(value("y", DataType.FLOAT, -1, 4)));
+  }
+
+  /** x [n, 3, 16, 16] through two Convs with bias (the second depthwise) and a Gemm: y [n, 10]. */
+  public static ModelProto cnn() {
+    Random random = new Random(2);
+    return model(
+        13,
+        GraphProto.newBuilder()
+            .setName("cnn")
+            .addInput(value("x", DataType.FLOAT, -1, 3, 16, 16))
+            .addInitializer(floats("conv1.weight", random, 0.3f, 16, 3, 3, 3))
+            .addInitializer(floats("conv1.bias", random, 0.3f, 16))
+            .addInitializer(floats("conv2.weight", random, 0.5f, 16, 1, 3, 3))
+            .addInitializer(floats("conv3.weight", random, 0.3f, 32, 16, 1, 1))
+            .addInitializer(floats("conv3.bias", random, 0.3f, 32))
+            .addInitializer(floats("fc.weight", random, 0.3f, 10, 32))
+            .addInitializer(floats("fc.bias", random, 0.3f, 10))
+            .addNode(
+                node(
+                    "Conv",
+                    "/conv1/Conv",
+                    List.of("x", "conv1.weight", "conv1.bias"),
+                    "c1",
+                    attribute("pads", 1, 1, 1, 1),
+                    attribute("strides", 2, 2)))
+            .addNode(node("Relu", "/relu1/Relu", List.of("c1"), "r1"))
+            .addNode(
+                node(
+                    "Conv",
+                    "/conv2/Conv",
+                    List.of("r1", "conv2.weight"),
+                    "c2",
+                    attribute("group", 16),
+                    attribute("pads", 1, 1, 1, 1)))
+            .addNode(node("Conv", "/conv3/Conv", List.of("c2", "conv3.weight", "conv3.bias"), "c3"))
+            .addNode(node("Relu", "/relu3/Relu", List.of("c3"), "r3"))
+            .addNode(node("GlobalAveragePool", "/pool", List.of("r3"), "p"))
+            .addNode(node("Flatten", "/flatten", List.of("p"), "f", attribute("axis", 1)))
+            .addNode(
+                node(
+                    "Gemm",
+                    "/fc/Gemm",
+                    List.of("f", "fc.weight", "fc.bias"),
+                    "y",
+                    attribute("transB", 1)))
+            .addOutput(value("y", DataType.FLOAT, -1, 10)));
+  }
+
+  /** A model of a graph, in the version of the format that knows {@code opset}. */
+  public static ModelProto model(long opset, GraphProto.Builder graph) {
+    return ModelProto.newBuilder()
+        .setIrVersion(7)
+        .setProducerName("test")
+        .addOpsetImport(OperatorSetIdProto.newBuilder().setVersion(opset))
+        .setGraph(graph)
+        .build();
+  }
+
+  public static NodeProto node(
+      String op, String name, List<String> inputs, String output, AttributeProto... attributes) {
+    return NodeProto.newBuilder()
+        .setOpType(op)
+        .setName(name)
+        .addAllInput(inputs)
+        .addOutput(output)
+        .addAllAttribute(List.of(attributes))
+        .build();
+  }
+
+  /** An INT attribute of one value, an INTS attribute of several. */
+  public static AttributeProto attribute(String name, long... values) {
+    AttributeProto.Builder b = AttributeProto.newBuilder().setName(name);
+    if (values.length == 1) {
+      return b.setType(AttributeProto.AttributeType.INT).setI(values[0]).build();
+    }
+    b.setType(AttributeProto.AttributeType.INTS);
+    for (long v : values) {
+      b.addInts(v);
+    }
+    return b.build();
+  }
+
+  /** A value; a negative dimension stands for a symbol. */
+  public static ValueInfoProto value(String name, DataType type, long... dims) {
+    TypeProto.Builder b = TypeProto.newBuilder();
+    b.getTensorTypeBuilder().setElemType(type.getNumber()).getShapeBuilder();
+    for (long d : dims) {
+      var dim = b.getTensorTypeBuilder().getShapeBuilder().addDimBuilder();
+      if (d < 0) {
+        dim.setDimParam("n");
+      } else {
+        dim.setDimValue(d);
+      }
+    }
+    return ValueInfoProto.newBuilder().setName(name).setType(b).build();
+  }
+
+  /** A FLOAT tensor of normally distributed values. */
+  public static TensorProto floats(String name, Random random, float deviation, long... dims) {
+    int n = 1;
+    for (long d : dims) {
+      n *= (int) d;
+    }
+    ByteBuffer data = ByteBuffer.allocate(4 * n).order(ByteOrder.LITTLE_ENDIAN);
+    for (int i = 0; i < n; i++) {
+      data.putFloat((float) random.nextGaussian() * deviation);
+    }
+    return tensor(name, DataType.FLOAT, data.flip(), dims);
+  }
+
+  public static TensorProto tensor(String name, DataType type, ByteBuffer raw, long... dims) {
+    TensorProto.Builder b = TensorProto.newBuilder().setName(name).setDataType(type.getNumber());
+    for (long d : dims) {
+      b.addDims(d);
+    }
+    return b.setRawData(ByteString.copyFrom(raw)).build();
+  }
+}
