@@ -1,0 +1,7 @@
+# THE list of operations. Adding one is adding its name here and the files of the same name:
+#   native/include/espalier/<name>.h, native/src/<name>.cpp (arguments, threads), native/src/<name>_kernel.{h,cpp}
+#   (compiled once an instruction set), java/kernels op/<Name>.java, and in tests <Name>Reference, <Name>Test,
+#   <Name>GoldenTest, in benchmarks <Name>Benchmark. A test reads this list and names what is missing.
+set(ESP_OPERATIONS
+  gradient_norm
+)

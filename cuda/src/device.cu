@@ -1,0 +1,144 @@
+#include "espalier/device.h"
+
+#include <cuda_runtime.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+
+namespace {
+
+thread_local char last_error[512] = "";
+
+esp_status fail(esp_status status, const char* format, ...) __attribute__((format(printf, 2, 3)));
+esp_status fail(esp_status status, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(last_error, sizeof last_error, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+// Errors after which nothing in this process can use the device again.
+bool is_lost(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorAssert:
+    case cudaErrorLaunchTimeout:
+      return true;
+    default:
+      return false;
+  }
+}
+
+esp_status check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return ESP_OK;
+  cudaGetLastError();  // a launch or copy that follows must not find this error again
+  const esp_status status = is_lost(error)                                ? ESP_DEVICE_LOST
+                            : error == cudaErrorMemoryAllocation          ? ESP_OUT_OF_MEMORY
+                            : error == cudaErrorInsufficientDriver ||
+                                    error == cudaErrorNoDevice            ? ESP_UNSUPPORTED
+                            : error == cudaErrorInvalidValue ||
+                                    error == cudaErrorInvalidDevice       ? ESP_INVALID_ARGUMENT
+                                                                          : ESP_DEVICE_ERROR;
+  return fail(status, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+esp_status check_bytes(int64_t bytes) {
+  return bytes < 0 ? fail(ESP_INVALID_ARGUMENT, "%lld bytes", static_cast<long long>(bytes)) : ESP_OK;
+}
+
+cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
+
+}  // namespace
+
+const char* esp_cuda_last_error(void) { return last_error; }
+
+esp_status esp_cuda_versions(int32_t* runtime, int32_t* driver) {
+  if (esp_status status = check(cudaRuntimeGetVersion(runtime), "CUDA runtime version")) return status;
+  return check(cudaDriverGetVersion(driver), "CUDA driver version");
+}
+
+esp_status esp_cuda_device_count(int32_t* count) {
+  int32_t runtime = 0, driver = 0;
+  if (esp_status status = esp_cuda_versions(&runtime, &driver)) return status;
+  if (driver == 0) return fail(ESP_UNSUPPORTED, "no NVIDIA driver is installed");
+  if (driver / 1000 < runtime / 1000) {
+    return fail(ESP_UNSUPPORTED, "the NVIDIA driver supports CUDA %d.%d; CUDA %d needs driver 580 or newer", driver / 1000,
+                driver % 1000 / 10, runtime / 1000);
+  }
+  return check(cudaGetDeviceCount(count), "CUDA devices");
+}
+
+esp_status esp_cuda_device_info(int32_t device, esp_cuda_device* info) {
+  cudaDeviceProp properties;
+  if (esp_status status = check(cudaGetDeviceProperties(&properties, device), "CUDA device properties")) return status;
+  std::memset(info, 0, sizeof *info);
+  std::snprintf(info->name, sizeof info->name, "%s", properties.name);
+  info->memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
+  info->major = properties.major;
+  info->minor = properties.minor;
+  info->multiprocessors = properties.multiProcessorCount;
+  return ESP_OK;
+}
+
+esp_status esp_cuda_device_set(int32_t device) { return check(cudaSetDevice(device), "choosing the CUDA device"); }
+
+esp_status esp_cuda_allocate(int64_t bytes, void** memory) {
+  if (esp_status status = check_bytes(bytes)) return status;
+  return check(cudaMalloc(memory, static_cast<size_t>(bytes)), "allocating device memory");
+}
+esp_status esp_cuda_release(void* memory) { return check(cudaFree(memory), "releasing device memory"); }
+esp_status esp_cuda_host_allocate(int64_t bytes, void** memory) {
+  if (esp_status status = check_bytes(bytes)) return status;
+  return check(cudaMallocHost(memory, static_cast<size_t>(bytes)), "allocating page-locked memory");
+}
+esp_status esp_cuda_host_release(void* memory) { return check(cudaFreeHost(memory), "releasing page-locked memory"); }
+esp_status esp_cuda_copy(void* destination, const void* source, int64_t bytes, void* stream) {
+  if (esp_status status = check_bytes(bytes)) return status;
+  return check(cudaMemcpyAsync(destination, source, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(stream)),
+               "copying");
+}
+esp_status esp_cuda_fill_zero(void* memory, int64_t bytes, void* stream) {
+  if (esp_status status = check_bytes(bytes)) return status;
+  return check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream_of(stream)), "filling with zeros");
+}
+
+esp_status esp_cuda_stream_create(void** stream) {
+  cudaStream_t created = nullptr;
+  const esp_status status = check(cudaStreamCreateWithFlags(&created, cudaStreamNonBlocking), "creating a stream");
+  *stream = created;
+  return status;
+}
+esp_status esp_cuda_stream_destroy(void* stream) { return check(cudaStreamDestroy(stream_of(stream)), "closing a stream"); }
+esp_status esp_cuda_stream_synchronize(void* stream) {
+  return check(cudaStreamSynchronize(stream_of(stream)), "waiting for a stream");
+}
+esp_status esp_cuda_stream_wait(void* stream, void* event) {
+  return check(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "making a stream wait for an event");
+}
+
+esp_status esp_cuda_event_create(void** event) {
+  cudaEvent_t created = nullptr;
+  const esp_status status = check(cudaEventCreate(&created), "creating an event");
+  *event = created;
+  return status;
+}
+esp_status esp_cuda_event_destroy(void* event) { return check(cudaEventDestroy(event_of(event)), "closing an event"); }
+esp_status esp_cuda_event_record(void* event, void* stream) {
+  return check(cudaEventRecord(event_of(event), stream_of(stream)), "recording an event");
+}
+esp_status esp_cuda_event_synchronize(void* event) {
+  return check(cudaEventSynchronize(event_of(event)), "waiting for an event");
+}
+esp_status esp_cuda_event_elapsed(void* start, void* end, float* milliseconds) {
+  return check(cudaEventElapsedTime(milliseconds, event_of(start), event_of(end)), "time between events");
+}

@@ -1,0 +1,33 @@
+// Stands in for device.cu where no nvcc was found, so that the same bindings link; every call says so.
+#include "espalier/device.h"
+
+namespace {
+constexpr const char* reason = "built without CUDA: no nvcc was found (-Despalier.cuda=ON makes that fatal)";
+}
+
+#define ABSENT(declaration) \
+  esp_status declaration { return ESP_UNSUPPORTED; }
+
+const char* esp_cuda_last_error(void) { return reason; }
+esp_status esp_cuda_versions(int32_t* runtime, int32_t* driver) {
+  *runtime = *driver = 0;
+  return ESP_OK;
+}
+ABSENT(esp_cuda_device_count(int32_t*))
+ABSENT(esp_cuda_device_info(int32_t, esp_cuda_device*))
+ABSENT(esp_cuda_device_set(int32_t))
+ABSENT(esp_cuda_allocate(int64_t, void**))
+ABSENT(esp_cuda_release(void*))
+ABSENT(esp_cuda_host_allocate(int64_t, void**))
+ABSENT(esp_cuda_host_release(void*))
+ABSENT(esp_cuda_copy(void*, const void*, int64_t, void*))
+ABSENT(esp_cuda_fill_zero(void*, int64_t, void*))
+ABSENT(esp_cuda_stream_create(void**))
+ABSENT(esp_cuda_stream_destroy(void*))
+ABSENT(esp_cuda_stream_synchronize(void*))
+ABSENT(esp_cuda_stream_wait(void*, void*))
+ABSENT(esp_cuda_event_create(void**))
+ABSENT(esp_cuda_event_destroy(void*))
+ABSENT(esp_cuda_event_record(void*, void*))
+ABSENT(esp_cuda_event_synchronize(void*))
+ABSENT(esp_cuda_event_elapsed(void*, void*, float*))

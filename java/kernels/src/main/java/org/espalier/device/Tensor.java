@@ -1,0 +1,179 @@
+package org.espalier.device;
+
+import java.nio.Buffer;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.util.Arrays;
+import java.util.Objects;
+import org.bytedeco.javacpp.Pointer;
+
+/**
+ * A dense row-major view of memory that somebody else owns: a JavaCPP pointer, a direct buffer, a
+ * memory-mapped file, an address. Nothing is copied.
+ *
+ * <p>The view keeps the pointer or buffer object reachable, so memory that its garbage collection
+ * would free stays valid as long as the view is. Memory given by address, and pointers that do not
+ * own their memory (such as a torch tensor's {@code data_ptr}), must be kept alive by the caller.
+ *
+ * <p>Immutable as an object; what it points to may change. Thread safe.
+ */
+public class Tensor {
+  private final Pointer pointer;
+  private final Object owner;
+  private final DType dtype;
+  private final long[] shape;
+  private final long elements;
+
+  Tensor(Pointer pointer, Object owner, DType dtype, long[] shape) {
+    this.pointer = pointer;
+    this.owner = owner;
+    this.dtype = dtype;
+    this.shape = shape.clone();
+    this.elements = elementsOf(shape);
+  }
+
+  /**
+   * A view of a JavaCPP pointer's memory, from its position on.
+   *
+   * @throws IllegalArgumentException where the pointer is null or known to hold fewer bytes
+   */
+  public static Tensor of(Pointer pointer, DType dtype, long... shape) {
+    long bytes = Math.multiplyExact(elementsOf(shape), dtype.bytes());
+    long address = pointer.address() + pointer.position() * pointer.sizeof();
+    // A limit of 0 means «unknown» in JavaCPP: torch's data_ptr gives such pointers.
+    long known = (pointer.limit() - pointer.position()) * pointer.sizeof();
+    if (pointer.limit() > 0 && known < bytes) {
+      throw tooSmall(known, bytes, dtype, shape);
+    }
+    return new Tensor(at(address, bytes), pointer, dtype, shape);
+  }
+
+  /**
+   * A view of a direct buffer (memory-mapped ones are direct) from its position to its limit.
+   *
+   * @throws IllegalArgumentException where the buffer is on the Java heap or too small. Elements are read
+   *     in the machine's order whatever {@link ByteBuffer#order()} says
+   */
+  public static Tensor of(ByteBuffer buffer, DType dtype, long... shape) {
+    return of(buffer, buffer.remaining(), buffer.position(), dtype, shape);
+  }
+
+  /** A view of a direct buffer of floats from its position to its limit. */
+  public static Tensor of(FloatBuffer buffer, long... shape) {
+    long bytes = 4L * buffer.remaining();
+    return of(buffer, bytes, 4L * buffer.position(), DType.F32, shape);
+  }
+
+  private static Tensor of(
+      Buffer buffer, long available, long offset, DType dtype, long[] shape) {
+    if (!buffer.isDirect()) {
+      throw new IllegalArgumentException(
+          "the buffer lies on the Java heap, where it can move; a direct buffer is needed");
+    }
+    long bytes = Math.multiplyExact(elementsOf(shape), dtype.bytes());
+    if (available < bytes) {
+      throw tooSmall(available, bytes, dtype, shape);
+    }
+    // Position 0, because JavaCPP counts a position in bytes for some kinds of buffer.
+    Pointer base = new Pointer(buffer.duplicate().clear());
+    return new Tensor(at(base.address() + offset, bytes), buffer, dtype, shape);
+  }
+
+  /**
+   * A view of {@code bytes} bytes at an address, for users of MemorySegment or Unsafe.
+   *
+   * @throws IllegalArgumentException where the address is 0 or the bytes are too few for the shape
+   */
+  public static Tensor ofAddress(long address, long bytes, DType dtype, long... shape) {
+    long needed = Math.multiplyExact(elementsOf(shape), dtype.bytes());
+    if (bytes < needed) {
+      throw tooSmall(bytes, needed, dtype, shape);
+    }
+    if (address == 0 && needed > 0) {
+      throw new IllegalArgumentException("address 0 for a tensor of " + needed + " bytes");
+    }
+    return new Tensor(at(address, needed), null, dtype, shape);
+  }
+
+  /** The memory as a pointer whose limit is its size in bytes. */
+  public Pointer pointer() {
+    return pointer;
+  }
+
+  public final long address() {
+    return pointer().address();
+  }
+
+  public final DType dtype() {
+    return dtype;
+  }
+
+  public final long[] shape() {
+    return shape.clone();
+  }
+
+  public final int rank() {
+    return shape.length;
+  }
+
+  /** The size of an axis; negative axes count from the last. */
+  public final long dimension(int axis) {
+    return shape[axis < 0 ? axis + shape.length : axis];
+  }
+
+  public final long elements() {
+    return elements;
+  }
+
+  public final long bytes() {
+    return elements * dtype.bytes();
+  }
+
+  /**
+   * A flat view of elements {@code [start, start + count)}; it keeps this tensor reachable.
+   *
+   * @throws IndexOutOfBoundsException where the range leaves the tensor
+   */
+  public final Tensor slice(long start, long count) {
+    Objects.checkFromIndexSize(start, count, elements);
+    long bytes = count * dtype.bytes();
+    return new Tensor(
+        at(address() + start * dtype.bytes(), bytes), this, dtype, new long[] {count});
+  }
+
+  @Override
+  public String toString() {
+    return dtype + Arrays.toString(shape);
+  }
+
+  static Pointer at(long address, long bytes) {
+    return new Address(address, bytes);
+  }
+
+  static long elementsOf(long[] shape) {
+    long elements = 1;
+    for (long size : shape) {
+      if (size < 0) {
+        throw new IllegalArgumentException("negative size in shape " + Arrays.toString(shape));
+      }
+      elements = Math.multiplyExact(elements, size);
+    }
+    return elements;
+  }
+
+  private static IllegalArgumentException tooSmall(
+      long available, long needed, DType dtype, long[] shape) {
+    return new IllegalArgumentException(
+        "the memory holds " + available + " bytes, " + dtype + Arrays.toString(shape) + " needs "
+            + needed);
+  }
+
+  /** A pointer to memory that it does not own. */
+  private static final class Address extends Pointer {
+    Address(long address, long bytes) {
+      this.address = address;
+      this.limit = bytes;
+      this.capacity = bytes;
+    }
+  }
+}

@@ -1,0 +1,67 @@
+package org.espalier.op;
+
+import java.util.List;
+import org.bytedeco.javacpp.BytePointer;
+import org.espalier.binding.Status;
+import org.espalier.binding.esp_gradient;
+import org.espalier.binding.esp_gradient_norm_result;
+import org.espalier.binding.global.espalier;
+import org.espalier.device.Tensor;
+
+/**
+ * The Euclidean norm and the finiteness of the gradients that an update would see, over a list of
+ * tensors: {@code sqrt(sum((mask * gate * g)^2))}, added in double in a fixed order.
+ *
+ * <p>Holds the list in native form, so that a training loop builds it once. Thread safe for calls of
+ * {@link #compute}; the gradients must not change meanwhile.
+ */
+public final class GradientNorm implements AutoCloseable {
+  /**
+   * One gradient with its optional bit fields (one bit an element, least significant first).
+   *
+   * @param mask 1 = kept, or null
+   * @param gate 1 = passes, or null
+   */
+  public record Gradient(Tensor gradient, BytePointer mask, BytePointer gate) {
+    public Gradient {
+      Bits.check("mask", mask, gradient.elements());
+      Bits.check("gate", gate, gradient.elements());
+    }
+  }
+
+  /**
+   * @param norm the norm; not finite where {@code nonFinite > 0}
+   * @param nonFinite NaN and infinite entries among those that mask and gate let through
+   */
+  public record Result(double norm, long nonFinite) {}
+
+  private final List<Gradient> gradients; // keeps the memory reachable
+  private final esp_gradient list;
+
+  public GradientNorm(List<Gradient> gradients) {
+    this.gradients = List.copyOf(gradients);
+    this.list = new esp_gradient(Math.max(1, gradients.size()));
+    for (int i = 0; i < gradients.size(); i++) {
+      Gradient g = gradients.get(i);
+      list.getPointer(i)
+          .gradient(g.gradient().pointer())
+          .mask(g.mask())
+          .gate(g.gate())
+          .n(g.gradient().elements())
+          .dtype(g.gradient().dtype().code());
+    }
+  }
+
+  /** Reads the gradients as they are now. */
+  public Result compute() {
+    try (esp_gradient_norm_result result = new esp_gradient_norm_result()) {
+      Status.check(espalier.esp_gradient_norm(list, gradients.size(), result));
+      return new Result(result.norm(), result.non_finite());
+    }
+  }
+
+  @Override
+  public void close() {
+    list.close();
+  }
+}

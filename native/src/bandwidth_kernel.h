@@ -1,0 +1,14 @@
+#pragma once
+#include "cpu_features.h"
+#include "espalier/bandwidth.h"
+
+namespace esp {
+
+struct BandwidthKernels {
+  // n a multiple of 16; `stream` asks for non-temporal stores (outputs aligned to 64 bytes).
+  void (*traffic)(int32_t kind, float* a, float* b, float* c, float* d, int64_t n, bool stream);
+};
+
+}  // namespace esp
+
+ESP_DECLARE_VARIANTS(BandwidthKernels, bandwidth)

@@ -1,0 +1,29 @@
+// Runs the pieces of one call on several threads.
+#pragma once
+#include <cstdint>
+#include <type_traits>
+
+#include "espalier/common.h"
+
+namespace esp {
+
+// task(argument, i) for each i in [0, count). The caller works too; a busy pool (another caller's, or a nested call)
+// means that the caller runs alone. Returns when all are done, with their writes visible.
+void run_parallel(int64_t count, esp_task task, void* argument);
+
+// The same for a callable that takes the index.
+template <class Task>
+void parallel_for(int64_t count, Task&& task) {
+  using Callable = std::remove_reference_t<Task>;
+  run_parallel(
+      count, [](void* argument, int64_t index) { (*static_cast<Callable*>(argument))(index); },
+      const_cast<void*>(static_cast<const void*>(&task)));
+}
+
+// Work below this many bytes of traffic stays on the caller: waking a worker costs more.
+constexpr int64_t parallel_bytes = int64_t{256} << 10;
+
+// From this output size on, stores that bypass the cache pay: the data would not be there when it is read again.
+constexpr int64_t cache_bytes = int64_t{4} << 20;
+
+}  // namespace esp

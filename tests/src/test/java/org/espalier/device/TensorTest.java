@@ -1,0 +1,78 @@
+package org.espalier.device;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
+import org.bytedeco.javacpp.FloatPointer;
+import org.junit.jupiter.api.Test;
+
+class TensorTest {
+  @Test
+  void viewsPointersBuffersAndAddressesWithoutACopy() {
+    try (FloatPointer floats = new FloatPointer(10)) {
+      Tensor view = Tensor.of(new FloatPointer(floats).position(2), DType.F32, 2, 4);
+      assertEquals(floats.address() + 8, view.address());
+      assertEquals(8, view.elements());
+      assertEquals(4, view.dimension(-1));
+      Tensor raw = Tensor.ofAddress(floats.address(), 40, DType.BF16, 20);
+      assertEquals(floats.address(), raw.address());
+      assertEquals(floats.address() + 6, raw.slice(3, 5).address());
+    }
+    ByteBuffer bytes = ByteBuffer.allocateDirect(64).order(ByteOrder.nativeOrder());
+    bytes.position(16);
+    Tensor fromBytes = Tensor.of(bytes, DType.F32, 12);
+    FloatBuffer floats = bytes.slice().order(ByteOrder.nativeOrder()).asFloatBuffer();
+    floats.position(3);
+    Tensor fromFloats = Tensor.of(floats, 9);
+    assertEquals(fromBytes.address() + 12, fromFloats.address());
+    new FloatPointer(fromFloats.pointer()).put(0, 42f);
+    assertEquals(42f, bytes.getFloat(16 + 12));
+  }
+
+  @Test
+  void refusesMemoryThatIsTooSmallOrCanMove() {
+    ByteBuffer direct = ByteBuffer.allocateDirect(15);
+    String message =
+        assertThrows(IllegalArgumentException.class, () -> Tensor.of(direct, DType.F32, 2, 2))
+            .getMessage();
+    assertEquals("the memory holds 15 bytes, F32[2, 2] needs 16", message);
+    assertThrows(
+        IllegalArgumentException.class, () -> Tensor.of(ByteBuffer.allocate(16), DType.F32, 4));
+    assertThrows(IllegalArgumentException.class, () -> Tensor.ofAddress(0, 16, DType.F32, 4));
+    assertThrows(IllegalArgumentException.class, () -> Tensor.ofAddress(64, 16, DType.F32, -4));
+    assertThrows(
+        ArithmeticException.class,
+        () -> Tensor.ofAddress(64, Long.MAX_VALUE, DType.F32, 1L << 40, 1L << 40));
+  }
+
+  @Test
+  void ownedTensorsAreZeroedAlignedAndRefuseUseAfterClose() {
+    for (long n : new long[] {0, 1, 1000, (4L << 20) / 4, 3_000_001}) {
+      OwnedTensor tensor = OwnedTensor.allocate(DType.F32, n);
+      assertEquals(0, tensor.address() % 64);
+      float[] values = new float[(int) n];
+      new FloatPointer(tensor.pointer()).get(values, 0, values.length);
+      assertArrayEquals(new float[(int) n], values);
+      tensor.close();
+      tensor.close();
+      assertThrows(IllegalStateException.class, tensor::pointer);
+    }
+  }
+
+  @Test
+  void cudaSaysWhyItIsAbsent() {
+    if (!Cuda.isAvailable()) {
+      UnsupportedOperationException e =
+          assertThrows(UnsupportedOperationException.class, Cuda::requireAvailable);
+      assertTrue(e.getMessage().length() > "CUDA is not available: ".length(), e.getMessage());
+      assertEquals(0, Cuda.deviceCount());
+    } else {
+      assertTrue(Cuda.deviceCount() > 0);
+    }
+  }
+}
