@@ -62,6 +62,9 @@ public final class OnnxModel {
   private final Map<String, OnnxInitializer> initializers = new LinkedHashMap<>();
   private List<NodeProto> nodes;
 
+  /** The places of the Constant nodes that hold a tensor, by the value they define. */
+  private final Map<String, Integer> constantNodes = new HashMap<>();
+
   private OnnxModel(String name, Path path, ModelProto proto) {
     this.name = name;
     this.path = path;
@@ -84,7 +87,7 @@ public final class OnnxModel {
     for (NodeProto n : g.getNodeList()) {
       others.addNode(inline(n, external));
     }
-    this.nodes = Collections.unmodifiableList(new ArrayList<>(others.getNodeList()));
+    useNodes(others.getNodeList());
     this.graph = g.toBuilder().clearNode().clearInitializer();
     for (SparseTensorProto s : g.getSparseInitializerList()) {
       check(s, "the graph");
@@ -483,11 +486,11 @@ public final class OnnxModel {
    */
   public void setNodes(List<NodeProto> newNodes) {
     List<NodeProto> old = nodes;
-    nodes = List.copyOf(newNodes);
+    useNodes(newNodes);
     try {
       check();
     } catch (InputException e) {
-      nodes = old;
+      useNodes(old);
       throw e;
     }
   }
@@ -530,6 +533,46 @@ public final class OnnxModel {
   /** The initializer of a name, null if there is none. */
   public OnnxInitializer initializer(String value) {
     return initializers.get(value);
+  }
+
+  /** The constant tensor of a value: an initializer or a Constant node's tensor; null if none. */
+  public OnnxInitializer constant(String value) {
+    OnnxInitializer i = initializers.get(value);
+    if (i != null) {
+      return i;
+    }
+    Integer k = constantNodes.get(value);
+    return k == null
+        ? null
+        : OnnxInitializer.ofMessage(nodes.get(k).getAttribute(0).getT()).withName(value);
+  }
+
+  /** Replaces the tensor that {@link #constant} gives for the name of {@code replacement}. */
+  public void replaceConstant(OnnxInitializer replacement) {
+    Integer k = constantNodes.get(replacement.name());
+    if (k == null) {
+      replaceInitializer(replacement);
+      return;
+    }
+    List<NodeProto> changed = new ArrayList<>(nodes);
+    NodeProto.Builder n = nodes.get(k).toBuilder();
+    n.getAttributeBuilder(0).setT(replacement.message());
+    changed.set(k, n.build());
+    useNodes(changed);
+  }
+
+  private void useNodes(List<NodeProto> list) {
+    nodes = List.copyOf(list);
+    constantNodes.clear();
+    for (int k = 0; k < nodes.size(); k++) {
+      NodeProto n = nodes.get(k);
+      if (n.getOpType().equals("Constant")
+          && n.getOutputCount() == 1
+          && n.getAttributeCount() == 1
+          && n.getAttribute(0).hasT()) {
+        constantNodes.put(n.getOutput(0), k);
+      }
+    }
   }
 
   /** Adds an initializer whose name no value of the main graph has yet. */

@@ -1,0 +1,217 @@
+package org.espalier.format.onnx;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.EnumSet;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.format.onnx.OnnxWeight.Kind;
+import org.espalier.format.onnx.OnnxWeight.Use;
+
+/**
+ * Finds the weights of a model's main graph: constant floating-point tensors of rank 2 or more that
+ * MatMul, Gemm or Conv multiply with something that is not constant, or that Gather looks up in. A
+ * weight may come through Identity, Transpose and Cast nodes.
+ */
+public final class OnnxWeights {
+  private static final Set<DataType> FLOATING =
+      EnumSet.of(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE);
+
+  private static final Set<String> THROUGH = Set.of("Identity", "Transpose", "Cast");
+
+  /** Exporters put one or two nodes between a weight and its use. */
+  private static final int MAX_PATH = 8;
+
+  private final OnnxModel model;
+  private final Map<String, NodeProto> producers;
+  private final Map<String, List<Use>> uses = new LinkedHashMap<>();
+
+  private OnnxWeights(OnnxModel model) {
+    this.model = model;
+    this.producers = model.producers();
+  }
+
+  /** The weights of {@code model}, in the order in which its nodes use them, names unique. */
+  public static List<OnnxWeight> of(OnnxModel model) {
+    OnnxWeights finder = new OnnxWeights(model);
+    model.nodes().forEach(finder::visit);
+    return finder.weights();
+  }
+
+  private void visit(NodeProto n) {
+    if (!n.getDomain().isEmpty() && !n.getDomain().equals("ai.onnx")) {
+      return;
+    }
+    switch (n.getOpType()) {
+      case "MatMul" -> {
+        add(n, Kind.MATMUL, 1, -1, -2, 1);
+        add(n, Kind.MATMUL, 0, -2, -1, 1);
+      }
+      case "Gemm" -> {
+        boolean b = attribute(n, "transB", 0) != 0;
+        add(n, Kind.GEMM, 1, b ? 0 : 1, b ? 1 : 0, 1);
+        boolean a = attribute(n, "transA", 0) != 0;
+        add(n, Kind.GEMM, 0, a ? 1 : 0, a ? 0 : 1, 1);
+      }
+      case "Conv" -> add(n, Kind.CONV, 1, 0, 1, Math.max(1, attribute(n, "group", 1)));
+      case "Gather" -> {
+        if (attribute(n, "axis", 0) == 0) {
+          add(n, Kind.EMBEDDING, 0, 0, 1, 1);
+        }
+      }
+      default -> {}
+    }
+  }
+
+  private static long attribute(NodeProto n, String name, long otherwise) {
+    for (AttributeProto a : n.getAttributeList()) {
+      if (a.getName().equals(name)) {
+        return a.getI();
+      }
+    }
+    return otherwise;
+  }
+
+  /** Negative axes count from the end. */
+  private void add(NodeProto n, Kind kind, int input, int outputAxis, int reductionAxis, long g) {
+    if (n.getInputCount() < 2 || n.getOutputCount() == 0) {
+      return;
+    }
+    List<String> path = new ArrayList<>();
+    int[] axes = trace(n.getInput(input), path);
+    String other = n.getInput(1 - input);
+    boolean folds = model.constant(other) != null || trace(other, new ArrayList<>()) != null;
+    if (axes == null || axes.length < 2 || folds) {
+      return;
+    }
+    int out = axes[Math.floorMod(outputAxis, axes.length)];
+    int reduced = axes[Math.floorMod(reductionAxis, axes.length)];
+    uses.computeIfAbsent(path.get(0), k -> new ArrayList<>())
+        .add(new Use(kind, n.getOutput(0), input, out, reduced, g, path));
+  }
+
+  /**
+   * Follows a value back to a constant tensor.
+   *
+   * @param path receives the values from the constant to {@code value}
+   * @return for each axis of {@code value} the axis of the constant; null if it is no
+   *     floating-point constant
+   */
+  private int[] trace(String value, List<String> path) {
+    List<NodeProto> between = new ArrayList<>();
+    path.add(value);
+    OnnxInitializer constant = model.constant(value);
+    while (constant == null) {
+      NodeProto n = producers.get(path.get(path.size() - 1));
+      if (n == null || n.getInputCount() < 1 || !THROUGH.contains(n.getOpType())) {
+        return null;
+      }
+      between.add(n);
+      if (between.size() > MAX_PATH) {
+        return null;
+      }
+      path.add(n.getInput(0));
+      constant = model.constant(n.getInput(0));
+    }
+    if (!FLOATING.contains(constant.type())) {
+      return null;
+    }
+    Collections.reverse(path);
+    int[] axes = new int[constant.dims().length];
+    for (int i = 0; i < axes.length; i++) {
+      axes[i] = i;
+    }
+    for (int i = between.size() - 1; i >= 0 && axes != null; i--) {
+      if (between.get(i).getOpType().equals("Transpose")) {
+        axes = transpose(between.get(i), axes);
+      }
+    }
+    return axes;
+  }
+
+  /** Null for a permutation that does not fit; a runtime refuses such a model. */
+  private static int[] transpose(NodeProto n, int[] axes) {
+    int[] result = new int[axes.length];
+    List<Long> perm = null;
+    for (AttributeProto a : n.getAttributeList()) {
+      if (a.getName().equals("perm")) {
+        perm = a.getIntsList();
+      }
+    }
+    if (perm != null && (perm.size() != axes.length || new HashSet<>(perm).size() != perm.size())) {
+      return null;
+    }
+    for (int i = 0; i < axes.length; i++) {
+      long from = perm == null ? axes.length - 1 - i : perm.get(i);
+      if (from < 0 || from >= axes.length) {
+        return null;
+      }
+      result[i] = axes[(int) from];
+    }
+    return result;
+  }
+
+  private List<OnnxWeight> weights() {
+    Map<String, List<NodeProto>> consumers = model.consumers();
+    Set<String> names = new HashSet<>();
+    List<OnnxWeight> weights = new ArrayList<>();
+    uses.forEach(
+        (value, list) -> {
+          String base = name(value, list.get(0));
+          String name = base;
+          for (int i = 1; !names.add(name); i++) {
+            name = base + "_" + i;
+          }
+          weights.add(new OnnxWeight(name, value, list, otherUses(value, list, consumers)));
+        });
+    return weights;
+  }
+
+  private static int otherUses(
+      String value, List<Use> uses, Map<String, List<NodeProto>> consumers) {
+    Set<String> weightNodes = new HashSet<>();
+    Set<String> between = new HashSet<>();
+    for (Use u : uses) {
+      weightNodes.add(u.node());
+      between.addAll(u.path());
+    }
+    int others = 0;
+    Set<String> seen = new HashSet<>();
+    for (String v : between) {
+      for (NodeProto n : consumers.getOrDefault(v, List.of())) {
+        boolean known =
+            n.getOutputCount() > 0
+                && (weightNodes.contains(n.getOutput(0)) || between.contains(n.getOutput(0)));
+        if (!known && seen.add(n.getOutputCount() > 0 ? n.getOutput(0) : n.getName())) {
+          others++;
+        }
+      }
+    }
+    return others;
+  }
+
+  private String name(String value, Use first) {
+    boolean anonymous =
+        value.startsWith("onnx::")
+            || value.chars().allMatch(Character::isDigit)
+            || model.initializer(value) == null;
+    if (!anonymous) {
+      return value;
+    }
+    NodeProto n = producers.get(first.node());
+    // Exporters that know a module's path write it into both names; older ones only number them.
+    String place = n.getName().contains("/") ? n.getName() : n.getOutput(0);
+    if (!place.contains("/")) {
+      place = n.getName().isEmpty() ? n.getOutput(0) : n.getName();
+    }
+    place = place.replaceFirst("^/+", "").replaceFirst("_output_0$", "");
+    place = place.replaceFirst("/" + n.getOpType() + "$", "").replace('/', '.');
+    return place + ".weight";
+  }
+}

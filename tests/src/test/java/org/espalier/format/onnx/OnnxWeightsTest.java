@@ -1,0 +1,150 @@
+package org.espalier.format.onnx;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.util.List;
+import java.util.Random;
+import org.espalier.format.onnx.OnnxWeight.Kind;
+import org.junit.jupiter.api.Test;
+
+class OnnxWeightsTest {
+  private final Random random = new Random(1);
+
+  private static List<OnnxWeight> find(GraphProto.Builder graph) {
+    return OnnxWeights.of(OnnxModel.of(SmallModels.model(13, graph), "test"));
+  }
+
+  private static GraphProto.Builder graph(NodeProto... nodes) {
+    return GraphProto.newBuilder()
+        .addInput(value("x", DataType.FLOAT, -1, 8))
+        .addAllNode(List.of(nodes))
+        .addOutput(value("y", DataType.FLOAT, -1, -1));
+  }
+
+  @Test
+  void axesOfEachKind() {
+    List<OnnxWeight> mlp = OnnxWeights.of(OnnxModel.of(SmallModels.mlp(), "mlp"));
+    assertEquals(List.of("w", "w2"), mlp.stream().map(OnnxWeight::name).toList());
+    assertEquals(1, mlp.get(0).outputAxis());
+    assertEquals(0, mlp.get(0).reductionAxis());
+    assertEquals(Kind.GEMM, mlp.get(1).uses().get(0).kind());
+    assertEquals(0, mlp.get(1).outputAxis());
+    assertEquals(1, mlp.get(1).reductionAxis());
+
+    List<OnnxWeight> cnn = OnnxWeights.of(OnnxModel.of(SmallModels.cnn(), "cnn"));
+    assertEquals(4, cnn.size());
+    assertEquals(16, cnn.get(1).uses().get(0).groups());
+    assertEquals(0, cnn.get(1).outputAxis());
+    assertEquals(1, cnn.get(1).reductionAxis());
+    assertFalse(cnn.get(1).isShared());
+  }
+
+  @Test
+  void anonymousWeightsAreNamedByTheirPlace() {
+    List<OnnxWeight> found =
+        find(
+            graph(
+                    node(
+                        "MatMul", "/enc/layer.0/query/MatMul", List.of("x", "onnx::MatMul_1"), "a"),
+                    node("MatMul", "MatMul_7", List.of("a", "885"), "/enc/key/MatMul_output_0"),
+                    node("MatMul", "", List.of("/enc/key/MatMul_output_0", "886"), "c"),
+                    node("MatMul", "/enc/MatMul_1", List.of("c", "887"), "d"),
+                    node("MatMul", "/enc/key/MatMul", List.of("d", "888"), "y"))
+                .addInitializer(floats("onnx::MatMul_1", random, 1, 8, 8))
+                .addInitializer(floats("885", random, 1, 8, 8))
+                .addInitializer(floats("886", random, 1, 8, 8))
+                .addInitializer(floats("887", random, 1, 8, 8))
+                .addInitializer(floats("888", random, 1, 8, 8)));
+    assertEquals(
+        List.of(
+            "enc.layer.0.query.weight",
+            "enc.key.weight",
+            "c.weight",
+            "enc.MatMul_1.weight",
+            "enc.key.weight_1"),
+        found.stream().map(OnnxWeight::name).toList());
+    assertEquals("onnx::MatMul_1", found.get(0).value());
+  }
+
+  @Test
+  void aTiedEmbeddingIsOneWeightWithTwoUses() {
+    GraphProto.Builder g =
+        graph(
+            node("Gather", "/embed/Gather", List.of("table", "ids"), "e"),
+            node("Identity", "", List.of("table"), "same"),
+            node("Transpose", "", List.of("same"), "t", attribute("perm", 1, 0)),
+            node("MatMul", "/head/MatMul", List.of("e", "t"), "y"));
+    g.addInput(value("ids", DataType.INT64, -1)).addInitializer(floats("table", random, 1, 100, 8));
+    List<OnnxWeight> found = find(g);
+    assertEquals(1, found.size());
+    OnnxWeight table = found.get(0);
+    assertTrue(table.isShared());
+    assertFalse(table.isEmbedding());
+    assertEquals(0, table.otherUses());
+    assertEquals(List.of("table", "same", "t"), table.uses().get(1).path());
+    // The head multiplies with the transposed table: its output channels are the rows.
+    assertEquals(0, table.uses().get(1).outputAxis());
+    assertEquals(1, table.uses().get(1).reductionAxis());
+
+    g.addNode(node("ReduceMax", "", List.of("table"), "m"));
+    assertEquals(1, find(g).get(0).otherUses());
+  }
+
+  @Test
+  void aConstantNodeHoldsAWeight() {
+    NodeProto constant =
+        NodeProto.newBuilder()
+            .setOpType("Constant")
+            .addOutput("/fc/Constant_output_0")
+            .addAttribute(
+                AttributeProto.newBuilder()
+                    .setName("value")
+                    .setType(AttributeProto.AttributeType.TENSOR)
+                    .setT(floats("", random, 1, 8, 4)))
+            .build();
+    OnnxModel model =
+        OnnxModel.of(
+            SmallModels.model(
+                13,
+                graph(
+                    constant,
+                    node("MatMul", "/fc/MatMul", List.of("x", "/fc/Constant_output_0"), "y"))),
+            "test");
+    OnnxWeight w = OnnxWeights.of(model).get(0);
+    assertEquals("fc.weight", w.name());
+    assertEquals(32, model.constant(w.value()).elements());
+    model.replaceConstant(OnnxInitializer.floats(w.value(), new long[] {8, 4}, new float[32]));
+    assertEquals(0f, model.constant(w.value()).data().getFloat(0));
+  }
+
+  @Test
+  void whatIsNoWeight() {
+    List<OnnxWeight> found =
+        find(
+            graph(
+                    node("MatMul", "", List.of("x", "vector"), "a"),
+                    node("MatMul", "", List.of("w1", "w2"), "constant"),
+                    node("Gather", "", List.of("x", "i"), "b"),
+                    node("Gather", "", List.of("w1", "i"), "fixed"),
+                    node("Gather", "", List.of("integers", "ids"), "c"),
+                    node("Identity", "", List.of("b"), "y"))
+                .addInput(value("ids", DataType.INT64, -1))
+                .addInitializer(floats("vector", random, 1, 8))
+                .addInitializer(floats("w1", random, 1, 8, 8))
+                .addInitializer(floats("w2", random, 1, 8, 8))
+                .addInitializer(OnnxInitializer.int64s("i", new long[] {1}, 0).message())
+                .addInitializer(
+                    OnnxInitializer.int64s("integers", new long[] {1, 2}, 0, 1).message()));
+    assertEquals(List.of(), found.stream().map(OnnxWeight::name).toList());
+  }
+}
