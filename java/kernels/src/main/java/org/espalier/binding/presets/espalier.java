@@ -15,6 +15,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
               "espalier/common.h",
               "espalier/bandwidth.h",
               "espalier/gradient_norm.h",
+              "espalier/mapped_file.h",
             },
             link = "espalier"),
     target = "org.espalier.binding",
@@ -24,7 +25,8 @@ public class espalier implements InfoMapper {
   public void map(InfoMap infoMap) {
     infoMap
         .put(new Info("ESP_API").cppTypes().annotations())
-        .put(new Info("esp_status", "esp_dtype").cast().valueTypes("int").pointerTypes("IntPointer"))
+        .put(
+            new Info("esp_status", "esp_dtype").cast().valueTypes("int").pointerTypes("IntPointer"))
         // float[] overloads would copy; the host's memory is used in place.
         .put(new Info("float").valueTypes("float").pointerTypes("FloatPointer"))
         .put(new Info("double").valueTypes("double").pointerTypes("DoublePointer"))

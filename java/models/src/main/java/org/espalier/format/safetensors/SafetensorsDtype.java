@@ -1,6 +1,7 @@
 package org.espalier.format.safetensors;
 
 import java.util.Locale;
+import org.espalier.device.DType;
 
 /**
  * The element types that a safetensors file can hold. All of them are read, checked and written;
@@ -39,6 +40,16 @@ public enum SafetensorsDtype {
   /** Bits of one element; 4 and 6 are packed without padding. */
   public int bits() {
     return bits;
+  }
+
+  /** The type in which kernels compute on it, or null where they do not. */
+  public DType computable() {
+    return switch (this) {
+      case F32 -> DType.F32;
+      case BF16 -> DType.BF16;
+      case F16 -> DType.F16;
+      default -> null;
+    };
   }
 
   /** Whether the values are real floating-point numbers of any width. */

@@ -12,7 +12,11 @@ import java.nio.file.StandardOpenOption;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.Map;
+import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
+import org.espalier.device.DType;
+import org.espalier.device.MappedFile;
+import org.espalier.device.Tensor;
 
 /**
  * A safetensors file, checked as a whole when it is opened: the length and the UTF-8 of the header,
@@ -26,6 +30,7 @@ public final class SafetensorsFile implements AutoCloseable {
   private final FileChannel channel;
   private final Header header;
   private final long dataStart;
+  private MappedFile mapping;
 
   private SafetensorsFile(Path path, FileChannel channel, Header header, long dataStart) {
     this.path = path;
@@ -153,6 +158,74 @@ public final class SafetensorsFile implements AutoCloseable {
     }
   }
 
+  /**
+   * A view of a tensor in the mapped file: read-only, nothing is copied. It is valid until {@link
+   * #close()}.
+   *
+   * @param tensor an F32, BF16 or F16 tensor of this file that {@linkplain #isAligned lies aligned}
+   * @throws IllegalArgumentException if it is of another type or does not
+   * @throws InputException if the file cannot be mapped
+   */
+  public Tensor view(TensorInfo tensor) {
+    DType dtype = tensor.dtype().computable();
+    if (dtype == null || !isAligned(tensor)) {
+      throw new IllegalArgumentException(path + ": kernels cannot read " + tensor);
+    }
+    checkRange(tensor, 0, tensor.bytes());
+    long[] shape = tensor.shape().stream().mapToLong(Long::longValue).toArray();
+    if (tensor.bytes() == 0) {
+      return Tensor.ofAddress(0, 0, dtype, shape);
+    }
+    return mapping().tensor(dataStart + tensor.begin(), dtype, shape);
+  }
+
+  /**
+   * Bytes of a tensor in the mapped file: read-only, nothing is copied. They are valid until {@link
+   * #close()} and as long as this object is reachable.
+   *
+   * @param offset the first byte wanted, counted from the tensor's beginning
+   * @throws IllegalArgumentException if the bytes are not inside the tensor
+   * @throws InputException if the file cannot be mapped
+   */
+  public BytePointer bytes(TensorInfo tensor, long offset, long bytes) {
+    checkRange(tensor, offset, bytes);
+    return mapping().bytes(dataStart + tensor.begin() + offset, bytes);
+  }
+
+  /** Tells the system that bytes of a tensor will be read, all of them and soon. */
+  public void populate(TensorInfo tensor, long offset, long bytes) {
+    checkRange(tensor, offset, bytes);
+    mapping().populate(dataStart + tensor.begin() + offset, bytes);
+  }
+
+  /** Tells the system that bytes of a tensor will not be read again soon. */
+  public void discard(TensorInfo tensor, long offset, long bytes) {
+    checkRange(tensor, offset, bytes);
+    mapping().discard(dataStart + tensor.begin() + offset, bytes);
+  }
+
+  /**
+   * Whether the tensor begins at a multiple of its element size, as kernels need it. The format
+   * does not promise it: writers of old did not pad the header.
+   */
+  public boolean isAligned(TensorInfo tensor) {
+    return (dataStart + tensor.begin()) % Math.max(1, tensor.dtype().bits() / 8) == 0;
+  }
+
+  private synchronized MappedFile mapping() {
+    if (!channel.isOpen()) {
+      throw new IllegalStateException(path + " is closed");
+    }
+    if (mapping == null) {
+      try {
+        mapping = MappedFile.open(path, dataStart + dataBytes());
+      } catch (IllegalArgumentException e) {
+        throw new InputException("cannot read " + path + ": " + e.getMessage(), e);
+      }
+    }
+    return mapping;
+  }
+
   private void checkRange(TensorInfo tensor, long offset, long bytes) {
     if (!tensor.equals(tensor(tensor.name()))) {
       throw new IllegalArgumentException(path + " has no tensor " + tensor);
@@ -164,7 +237,10 @@ public final class SafetensorsFile implements AutoCloseable {
   }
 
   @Override
-  public void close() {
+  public synchronized void close() {
+    if (mapping != null) {
+      mapping.close();
+    }
     try {
       channel.close();
     } catch (IOException e) {

@@ -1,0 +1,142 @@
+package org.espalier.device;
+
+import java.lang.ref.Cleaner;
+import java.nio.charset.Charset;
+import java.nio.file.Path;
+import java.util.Objects;
+import java.util.concurrent.atomic.AtomicBoolean;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.javacpp.PointerPointer;
+import org.espalier.binding.Status;
+import org.espalier.binding.global.espalier;
+import org.slf4j.LoggerFactory;
+
+/**
+ * A file mapped read-only into memory as one piece, whatever its size. Writing through a view of it
+ * ends the process, and so does touching it after the file was made shorter.
+ *
+ * <p>Close it; one that is forgotten is reported when the garbage collector finds it, and unmapped
+ * then. Views become invalid with {@link #close()}. Thread safe up to that.
+ */
+public final class MappedFile implements AutoCloseable {
+  private static final Cleaner CLEANER = Cleaner.create();
+
+  /** The encoding in which the JVM itself gives names to the system. */
+  private static final Charset NAMES =
+      Charset.forName(System.getProperty("sun.jnu.encoding", Charset.defaultCharset().name()));
+
+  private final Path path;
+  private final Mapping mapping;
+  private final Cleaner.Cleanable cleanable;
+
+  private MappedFile(Path path, Mapping mapping) {
+    this.path = path;
+    this.mapping = mapping;
+    this.cleanable = CLEANER.register(this, mapping);
+  }
+
+  /**
+   * Maps a file.
+   *
+   * @param path a regular file
+   * @param bytes its size, at least 1
+   * @throws IllegalArgumentException if it is not a regular file of that size or cannot be mapped
+   */
+  public static MappedFile open(Path path, long bytes) {
+    byte[] name = path.toString().getBytes(NAMES);
+    try (BytePointer text = new BytePointer(name.length + 1L);
+        PointerPointer<Pointer> result = new PointerPointer<>(1)) {
+      text.put(name).put(name.length, (byte) 0);
+      Status.check(espalier.esp_file_map(text, bytes, result));
+      return new MappedFile(path, new Mapping(path, result.get(0).address(), bytes));
+    }
+  }
+
+  /** The path that was opened. */
+  public Path path() {
+    return path;
+  }
+
+  /** The size of the file. */
+  public long bytes() {
+    return mapping.bytes;
+  }
+
+  /**
+   * A view of a part of the file. It keeps the mapping reachable.
+   *
+   * @param offset the first byte, which must be a multiple of the element size
+   * @throws IllegalArgumentException if the offset is not aligned
+   * @throws IndexOutOfBoundsException if the tensor is not inside the file
+   */
+  public Tensor tensor(long offset, DType dtype, long... shape) {
+    long bytes = Math.multiplyExact(Tensor.elementsOf(shape), dtype.bytes());
+    long address = address(offset, bytes);
+    if (offset % dtype.bytes() != 0) {
+      throw new IllegalArgumentException(
+          path + ": byte " + offset + " is no place for elements of " + dtype.bytes() + " bytes");
+    }
+    return new Tensor(Tensor.at(address, bytes), this, dtype, shape);
+  }
+
+  /**
+   * Bytes of the file as a pointer, which is valid as long as this object is reachable and open.
+   *
+   * @throws IndexOutOfBoundsException if they are not inside the file
+   */
+  public BytePointer bytes(long offset, long count) {
+    return new BytePointer(Tensor.at(address(offset, count), count)).capacity(count);
+  }
+
+  /** Brings a part of the file into memory in one go; a hint that only changes the speed. */
+  public void populate(long offset, long count) {
+    espalier.esp_file_populate(Tensor.at(address(offset, count), count), count);
+  }
+
+  /** Takes a part of the file out of the process's memory; a hint that only changes the speed. */
+  public void discard(long offset, long count) {
+    espalier.esp_file_discard(Tensor.at(address(offset, count), count), count);
+  }
+
+  private long address(long offset, long count) {
+    if (mapping.released.get()) {
+      throw new IllegalStateException(path + " is closed");
+    }
+    Objects.checkFromIndexSize(offset, count, mapping.bytes);
+    return mapping.address + offset;
+  }
+
+  /** Unmaps the file; views of it become invalid. Closing twice does nothing. */
+  @Override
+  public void close() {
+    mapping.closed = true;
+    cleanable.clean();
+  }
+
+  /** What the cleaner unmaps; it must not reach the file. */
+  private static final class Mapping implements Runnable {
+    final Path path;
+    final long address;
+    final long bytes;
+    final AtomicBoolean released = new AtomicBoolean();
+    volatile boolean closed;
+
+    Mapping(Path path, long address, long bytes) {
+      this.path = path;
+      this.address = address;
+      this.bytes = bytes;
+    }
+
+    @Override
+    public void run() {
+      if (released.compareAndSet(false, true)) {
+        espalier.esp_file_unmap(Tensor.at(address, bytes), bytes);
+        if (!closed) {
+          LoggerFactory.getLogger(MappedFile.class)
+              .warn("the mapping of {} was never closed; use try-with-resources", path);
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,136 @@
+package org.espalier.compress;
+
+import com.fasterxml.jackson.annotation.JsonInclude;
+import com.fasterxml.jackson.annotation.JsonProperty;
+import com.fasterxml.jackson.annotation.JsonPropertyOrder;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.DeserializationFeature;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.json.JsonMapper;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.InputException;
+
+/**
+ * The {@code quantization_config} of a model in the compressed-tensors layout, in the one form that
+ * we write: 8-bit integers, weights symmetric per output channel, inputs symmetric per token when
+ * the model runs. Readers refuse fields that they do not know, so this has the known ones only, and
+ * {@link #parse} refuses others as they do.
+ *
+ * <p>Source: the QuantizationConfig of the compressed-tensors package and its readers in
+ * transformers and vLLM.
+ *
+ * @param quantMethod always {@code compressed-tensors}
+ * @param format always {@code int-quantized}
+ * @param quantizationStatus always {@code compressed}
+ * @param configGroups the schemes by the name of their group
+ * @param ignore modules of a target class that stay float
+ * @param sparsityConfig always empty: readers look for it, none supports a content
+ */
+@JsonPropertyOrder({
+  "quant_method",
+  "format",
+  "quantization_status",
+  "config_groups",
+  "ignore",
+  "sparsity_config"
+})
+record CompressedTensorsConfig(
+    @JsonProperty(value = "quant_method", required = true) String quantMethod,
+    @JsonProperty(value = "format", required = true) String format,
+    @JsonProperty(value = "quantization_status", required = true) String quantizationStatus,
+    @JsonProperty(value = "config_groups", required = true) Map<String, Scheme> configGroups,
+    @JsonProperty(value = "ignore", required = true) List<String> ignore,
+    @JsonProperty(value = "sparsity_config", required = true) Map<String, Object> sparsityConfig) {
+
+  /** The key in {@code config.json}. */
+  static final String KEY = "quantization_config";
+
+  private static final JsonMapper JSON =
+      JsonMapper.builder()
+          .enable(DeserializationFeature.FAIL_ON_UNKNOWN_PROPERTIES)
+          .enable(DeserializationFeature.FAIL_ON_MISSING_CREATOR_PROPERTIES)
+          .enable(DeserializationFeature.FAIL_ON_NULL_CREATOR_PROPERTIES)
+          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
+          .build();
+
+  /**
+   * How the modules of some classes are quantized.
+   *
+   * @param targets names of module classes
+   * @param weights how weights are
+   * @param inputActivations how inputs are; this format's readers refuse a scheme without
+   */
+  @JsonPropertyOrder({"targets", "weights", "input_activations"})
+  record Scheme(
+      @JsonProperty(value = "targets", required = true) List<String> targets,
+      @JsonProperty(value = "weights", required = true) Arguments weights,
+      @JsonProperty(value = "input_activations", required = true) Arguments inputActivations) {}
+
+  /**
+   * The numbers of one quantization.
+   *
+   * @param bits width of an integer
+   * @param type always {@code int}
+   * @param symmetric whether the zero point is 0
+   * @param strategy what shares a scale: {@code channel} or {@code token}
+   * @param dynamic whether the scale is found when the model runs
+   */
+  @JsonInclude(JsonInclude.Include.ALWAYS)
+  @JsonPropertyOrder({"num_bits", "type", "symmetric", "strategy", "dynamic"})
+  record Arguments(
+      @JsonProperty(value = "num_bits", required = true) int bits,
+      @JsonProperty(value = "type", required = true) String type,
+      @JsonProperty(value = "symmetric", required = true) boolean symmetric,
+      @JsonProperty(value = "strategy", required = true) String strategy,
+      @JsonProperty(value = "dynamic", required = true) boolean dynamic) {}
+
+  private static final Arguments WEIGHTS = new Arguments(8, "int", true, "channel", false);
+  private static final Arguments INPUTS = new Arguments(8, "int", true, "token", true);
+
+  CompressedTensorsConfig {
+    configGroups = Map.copyOf(configGroups);
+    ignore = List.copyOf(ignore);
+    sparsityConfig = Map.copyOf(sparsityConfig);
+    Set<Scheme> schemes = Set.copyOf(configGroups.values());
+    if (!quantMethod.equals("compressed-tensors")
+        || !format.equals("int-quantized")
+        || !quantizationStatus.equals("compressed")
+        || !schemes.equals(Set.of(new Scheme(List.of("Linear"), WEIGHTS, INPUTS)))
+        || !sparsityConfig.isEmpty()) {
+      throw new IllegalArgumentException("not the int-quantized scheme of Linear modules");
+    }
+  }
+
+  /** The configuration of a model whose Linear modules, except some, are int8. */
+  static CompressedTensorsConfig int8(List<String> ignore) {
+    return new CompressedTensorsConfig(
+        "compressed-tensors",
+        "int-quantized",
+        "compressed",
+        Map.of("group_0", new Scheme(List.of("Linear"), WEIGHTS, INPUTS)),
+        ignore,
+        Map.of());
+  }
+
+  /** The JSON object. */
+  ObjectNode toJson() {
+    return JSON.valueToTree(this);
+  }
+
+  /**
+   * Reads a configuration of this form.
+   *
+   * @param where the file, for messages
+   * @throws InputException if a field is missing, unknown or has another value than we support
+   */
+  static CompressedTensorsConfig parse(JsonNode json, String where) {
+    try {
+      return JSON.treeToValue(json, CompressedTensorsConfig.class);
+    } catch (JsonProcessingException e) {
+      throw new InputException(where + ": " + KEY + ": " + e.getOriginalMessage(), e);
+    }
+  }
+}
