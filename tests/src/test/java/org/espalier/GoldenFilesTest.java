@@ -1,0 +1,51 @@
+package org.espalier;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.util.ArrayList;
+import java.util.List;
+import org.espalier.backend.Isa;
+import org.junit.jupiter.api.DynamicTest;
+import org.junit.jupiter.api.Test;
+
+class GoldenFilesTest {
+  @Test
+  void runsOneTestAFileAndInstructionSet() throws Throwable {
+    List<String> seen = new ArrayList<>();
+    List<DynamicTest> tests =
+        GoldenFiles.tests("sgd_*.safetensors", (file, isa) -> {
+              assertEquals(isa, Isa.current());
+              assertArrayEquals(new long[] {file.floats("p0").length}, file.shape("p0"));
+              assertTrue(file.doubleSetting("lr", 0) > 0, file.toString());
+              seen.add(file + " " + isa);
+            })
+            .toList();
+    List<String> names = new ArrayList<>();
+    for (DynamicTest test : tests) {
+      names.add(test.getDisplayName());
+      test.getExecutable().execute();
+    }
+    assertTrue(names.contains("sgd_plain.safetensors SCALAR"), names.toString());
+    assertEquals(names, seen);
+  }
+
+  @Test
+  void failsWhereNothingMatchesOrIsMissing() {
+    IllegalStateException nothing =
+        assertThrows(
+            IllegalStateException.class, () -> GoldenFiles.tests("nothing_*", (file, isa) -> {}));
+    assertTrue(nothing.getMessage().startsWith("no file nothing_* in "), nothing.getMessage());
+    DynamicTest test =
+        GoldenFiles.tests("sgd_plain.safetensors", (file, isa) -> file.floats("q"))
+            .findFirst()
+            .orElseThrow();
+    IllegalArgumentException missing =
+        assertThrows(IllegalArgumentException.class, () -> test.getExecutable().execute());
+    assertTrue(
+        missing.getMessage().startsWith("sgd_plain.safetensors has no tensor q, only ["),
+        missing.getMessage());
+  }
+}
