@@ -25,7 +25,7 @@ esp_status esp_traffic(int32_t kind, float* a, float* b, float* c, float* d, int
   esp::parallel_for((n + piece - 1) / piece, [&](int64_t i) {
     const int64_t start = i * piece;
     kernels->traffic(kind, at(a, start), at(b, start), at(c, start), at(d, start), n - start < piece ? n - start : piece,
-                     streaming);
+                     1.0f, streaming);
   });
   return ESP_OK;
 }

@@ -38,8 +38,9 @@ void copy(const float* a, float* b, int64_t n) {
   }
 }
 
-void update(float* a, int64_t n) {
-  const f32x16 one = set1(1.0f);
+// `one` comes from outside, or the compiler would drop the multiplication and then the store.
+void update(float* a, int64_t n, float factor) {
+  const f32x16 one = set1(factor);
   for (int64_t i = 0; i < n; i += 16) {
     prefetch(a + i);
     store(a + i, load(a + i) * one);
@@ -61,14 +62,14 @@ void step(float* a, float* b, const float* c, float* d, int64_t n) {
   }
 }
 
-void traffic(int32_t kind, float* a, float* b, float* c, float* d, int64_t n, bool streaming) {
+void traffic(int32_t kind, float* a, float* b, float* c, float* d, int64_t n, float one, bool streaming) {
   switch (kind) {
     case ESP_TRAFFIC_READ:
       return read(a, n);
     case ESP_TRAFFIC_COPY:
       return streaming ? copy<true>(a, b, n) : copy<false>(a, b, n);
     case ESP_TRAFFIC_UPDATE:
-      return update(a, n);
+      return update(a, n, one);
     case ESP_TRAFFIC_STEP:
       return step<false, false>(a, b, c, d, n);
     default:
@@ -76,8 +77,8 @@ void traffic(int32_t kind, float* a, float* b, float* c, float* d, int64_t n, bo
   }
 }
 
-void traffic_fenced(int32_t kind, float* a, float* b, float* c, float* d, int64_t n, bool streaming) {
-  traffic(kind, a, b, c, d, n, streaming);
+void traffic_fenced(int32_t kind, float* a, float* b, float* c, float* d, int64_t n, float one, bool streaming) {
+  traffic(kind, a, b, c, d, n, one, streaming);
   if (streaming) fence();
 }
 
