@@ -6,6 +6,7 @@ import com.fasterxml.jackson.core.JsonToken;
 import java.io.IOException;
 import java.nio.charset.CharacterCodingException;
 import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collection;
@@ -96,8 +97,8 @@ public final class Checkpoint implements AutoCloseable {
         String shard = entry.getValue();
         SafetensorsFile file = shards.get(shard);
         if (file == null) {
-          checkShardName(shard, index);
-          if (!Files.exists(folder.resolve(shard))) {
+          Path shardPath = shardPath(folder, shard, index);
+          if (!Files.exists(shardPath)) {
             throw new InputException(
                 index
                     + ": tensor "
@@ -106,7 +107,7 @@ public final class Checkpoint implements AutoCloseable {
                     + Names.quote(shard)
                     + ", which is missing");
           }
-          file = SafetensorsFile.open(folder.resolve(shard));
+          file = SafetensorsFile.open(shardPath);
           shards.put(shard, file);
         }
         if (file.tensor(entry.getKey()) == null) {
@@ -144,18 +145,23 @@ public final class Checkpoint implements AutoCloseable {
   }
 
   /** A shard is a file of the folder itself: no separator, nothing that leads out of it. */
-  private static void checkShardName(String shard, Path index) {
+  private static Path shardPath(Path folder, String shard, Path index) {
     boolean plain =
         shard.endsWith(".safetensors")
             && !shard.startsWith(".")
             && shard.chars().noneMatch(c -> c == '/' || c == '\\' || Character.isISOControl(c));
-    if (!plain) {
-      throw new InputException(
-          index
-              + ": "
-              + Names.quote(shard)
-              + " is not the name of a shard; NAME.safetensors in the same folder is right");
+    if (plain) {
+      try {
+        return folder.resolve(shard);
+      } catch (InvalidPathException e) {
+        // Characters that the file system's encoding does not have: no name of a file here.
+      }
     }
+    throw new InputException(
+        index
+            + ": "
+            + Names.quote(shard)
+            + " is not the name of a shard; NAME.safetensors in the same folder is right");
   }
 
   private static Map<String, String> readIndex(Path index) {
