@@ -1,0 +1,183 @@
+package org.espalier.evaluate;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import org.espalier.InputException;
+import org.espalier.evaluate.TextTokenizer.Tokens;
+
+/**
+ * Compares two ONNX text models on texts. Both run in ONNX Runtime on one thread. Embeddings are compared
+ * text by text and as a space (pair similarities, nearest neighbours); time is measured with the two
+ * models taking turns on the same text, so that a change of the machine's speed meets both.
+ */
+public final class FidelityEvaluator {
+  /** Texts of one padded batch for the self-agreement of a candidate. */
+  public static final int BATCH = 32;
+
+  /** All pairs are ranked among at most this many texts (two million pairs), evenly spread. */
+  private static final int PAIR_TEXTS = 2000;
+
+  /** At most this many texts are timed, evenly spread. */
+  private static final int TIMED_TEXTS = 64;
+
+  private static final int TIMED_ROUNDS = 9;
+
+  private final TextTokenizer tokenizer;
+  private final Pooling pooling;
+
+  /**
+   * An evaluator.
+   *
+   * @param tokenizer the tokenizer both models were trained with; not closed here
+   */
+  public FidelityEvaluator(TextTokenizer tokenizer, Pooling pooling) {
+    this.tokenizer = tokenizer;
+    this.pooling = pooling;
+  }
+
+  /**
+   * Compares {@code candidate} with {@code reference}.
+   *
+   * @param texts at least three texts
+   * @throws InputException when a model cannot be loaded or run, the two differ in width, or there are
+   *     too few texts
+   */
+  public Fidelity evaluate(Path reference, Path candidate, List<String> texts) {
+    if (texts.size() < 3) {
+      throw new InputException(
+          "evaluation needs at least 3 texts (nearest neighbours among fewer say nothing) but has "
+              + texts.size());
+    }
+    List<Tokens> tokens = texts.stream().map(tokenizer::encode).toList();
+    try (OnnxTextModel referenceModel = new OnnxTextModel(reference, 1);
+        OnnxTextModel candidateModel = new OnnxTextModel(candidate, 1)) {
+      TextEmbedder first = new TextEmbedder(referenceModel, pooling);
+      TextEmbedder second = new TextEmbedder(candidateModel, pooling);
+      float[][] a = new float[tokens.size()][];
+      float[][] b = new float[tokens.size()][];
+      double[] cosines = new double[a.length];
+      for (int i = 0; i < a.length; i++) {
+        a[i] = first.embed(tokens.get(i));
+        b[i] = second.embed(tokens.get(i));
+        if (a[i].length != b[i].length) {
+          throw new InputException(
+              "the models differ in width: "
+                  + reference + " gives " + a[i].length + ", " + candidate + " gives " + b[i].length);
+        }
+        cosines[i] = Statistics.cosine(a[i], b[i]);
+      }
+      int agreed = agreement(a, b);
+      double[] interval = Statistics.proportionInterval(agreed, a.length);
+      double spearman =
+          Statistics.spearman(
+              Statistics.pairSimilarities(spread(a, PAIR_TEXTS)),
+              Statistics.pairSimilarities(spread(b, PAIR_TEXTS)));
+      double speedup = speedup(first, second, tokens);
+      return new Fidelity(
+          a.length,
+          Arrays.stream(cosines).average().orElseThrow(),
+          Statistics.quantile(cosines, 0.05),
+          Statistics.quantile(cosines, 0),
+          spearman,
+          (double) agreed / a.length,
+          interval[0],
+          interval[1],
+          (double) bytes(candidate) / bytes(reference),
+          speedup,
+          batchCosine(second, tokens, b));
+    }
+  }
+
+  private static int agreement(float[][] a, float[][] b) {
+    int[] inA = Statistics.nearestNeighbours(a);
+    int[] inB = Statistics.nearestNeighbours(b);
+    int agreed = 0;
+    for (int i = 0; i < inA.length; i++) {
+      if (inA[i] == inB[i]) {
+        agreed++;
+      }
+    }
+    return agreed;
+  }
+
+  /** Mean cosine of each text's own embedding to the one it gets in a padded batch, in text order. */
+  private static double batchCosine(TextEmbedder model, List<Tokens> tokens, float[][] alone) {
+    double sum = 0;
+    for (int from = 0; from < alone.length; from += BATCH) {
+      int to = Math.min(from + BATCH, alone.length);
+      float[][] together = model.embed(tokens.subList(from, to));
+      for (int i = from; i < to; i++) {
+        sum += Statistics.cosine(alone[i], together[i - from]);
+      }
+    }
+    return sum / alone.length;
+  }
+
+  /** The ratio of the sums over texts of each model's median time. */
+  private static double speedup(TextEmbedder reference, TextEmbedder candidate, List<Tokens> all) {
+    Tokens[] texts = spread(all.toArray(new Tokens[0]), TIMED_TEXTS);
+    double[][] referenceTimes = new double[texts.length][TIMED_ROUNDS];
+    double[][] candidateTimes = new double[texts.length][TIMED_ROUNDS];
+    for (int round = 0; round < TIMED_ROUNDS; round++) {
+      for (int i = 0; i < texts.length; i++) {
+        long start = System.nanoTime();
+        reference.embed(texts[i]);
+        long middle = System.nanoTime();
+        candidate.embed(texts[i]);
+        referenceTimes[i][round] = middle - start;
+        candidateTimes[i][round] = System.nanoTime() - middle;
+      }
+    }
+    double referenceSum = 0;
+    double candidateSum = 0;
+    for (int i = 0; i < texts.length; i++) {
+      referenceSum += Statistics.median(referenceTimes[i]);
+      candidateSum += Statistics.median(candidateTimes[i]);
+    }
+    return referenceSum / candidateSum;
+  }
+
+  /** At most {@code limit} elements, evenly spread. */
+  private static <T> T[] spread(T[] all, int limit) {
+    if (all.length <= limit) {
+      return all;
+    }
+    T[] some = Arrays.copyOf(all, limit);
+    for (int i = 0; i < limit; i++) {
+      some[i] = all[(int) ((long) i * all.length / limit)];
+    }
+    return some;
+  }
+
+  /** The bytes of a model with the external data files that lie beside it under its own name. */
+  private static long bytes(Path model) {
+    try {
+      return Files.size(model);
+    } catch (IOException e) {
+      throw new InputException("cannot read the size of " + model + ": " + e.getMessage(), e);
+    }
+  }
+
+  /**
+   * Reads texts, one a line; blank lines are skipped.
+   *
+   * @throws InputException when the file cannot be read as UTF-8
+   */
+  public static List<String> readTexts(Path file) {
+    try {
+      List<String> texts = new ArrayList<>();
+      for (String line : Files.readAllLines(file)) {
+        if (!line.isBlank()) {
+          texts.add(line);
+        }
+      }
+      return texts;
+    } catch (IOException e) {
+      throw new InputException("texts " + file + " cannot be read as UTF-8 lines: " + e, e);
+    }
+  }
+}

@@ -1,0 +1,88 @@
+package org.espalier.evaluate;
+
+import ai.djl.huggingface.tokenizers.Encoding;
+import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Map;
+import org.espalier.InputException;
+
+/**
+ * Turns text into token ids with a Hugging Face {@code tokenizer.json}. Padding that the file asks for
+ * is switched off (a text alone must not carry padding); truncation is at {@code maxTokens}.
+ *
+ * <p>Safe for use by several threads. Close it to free the native tokenizer.
+ */
+public final class TextTokenizer implements AutoCloseable {
+
+  static {
+    // The library would look for a GPU flavour of its native part and download it, and would report
+    // its use over the network; the packaged CPU part is all that tokenization needs.
+    setIfAbsent("RUST_FLAVOR", "cpu");
+    setIfAbsent("ai.djl.offline", "true");
+    setIfAbsent("OPT_OUT_TRACKING", "true");
+  }
+
+  private static void setIfAbsent(String key, String value) {
+    if (System.getenv(key) == null && System.getProperty(key) == null) {
+      System.setProperty(key, value);
+    }
+  }
+
+  /**
+   * The tokens of one text. The three arrays have one length.
+   *
+   * @param ids vocabulary indices with the special tokens
+   * @param mask 1 for every token of the text
+   * @param types segment ids
+   */
+  public record Tokens(long[] ids, long[] mask, long[] types) {
+    public int length() {
+      return ids.length;
+    }
+  }
+
+  private final HuggingFaceTokenizer tokenizer;
+
+  /**
+   * Opens a tokenizer.
+   *
+   * @param file a {@code tokenizer.json}
+   * @param maxTokens longest encoding, special tokens included; longer texts are cut
+   * @throws InputException when the file is missing or is not a tokenizer
+   */
+  public TextTokenizer(Path file, int maxTokens) {
+    if (maxTokens < 3) {
+      throw new IllegalArgumentException("maxTokens must be at least 3 but is " + maxTokens);
+    }
+    if (!Files.isRegularFile(file)) {
+      throw new InputException("tokenizer " + file + " does not exist or is not a file");
+    }
+    try {
+      tokenizer =
+          HuggingFaceTokenizer.newInstance(
+              file,
+              Map.of(
+                  "truncation", "true",
+                  "maxLength", Integer.toString(maxTokens),
+                  "modelMaxLength", Integer.toString(maxTokens),
+                  "padding", "false"));
+    } catch (IOException | RuntimeException e) {
+      throw new InputException(
+          "tokenizer " + file + " cannot be read as a Hugging Face tokenizer.json: " + e.getMessage(),
+          e);
+    }
+  }
+
+  /** Encodes one text. */
+  public Tokens encode(String text) {
+    Encoding e = tokenizer.encode(text);
+    return new Tokens(e.getIds(), e.getAttentionMask(), e.getTypeIds());
+  }
+
+  @Override
+  public void close() {
+    tokenizer.close();
+  }
+}
