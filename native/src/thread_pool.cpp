@@ -84,7 +84,9 @@ void* worker(void* number) {
     uint32_t job;
     for (int spins = 1; (job = pool.job.load(std::memory_order_acquire)) == seen; spins++) {
       pause();
-      if (spins % 64 == 0 && now() - start > spin_nanoseconds) {
+      if (spins % 64 != 0) continue;
+      sched_yield();  // with more callers than processors, somebody has real work
+      if (now() - start > spin_nanoseconds) {
         pool.sleeping.fetch_add(1, std::memory_order_seq_cst);
         while (pool.job.load(std::memory_order_seq_cst) == seen) futex(&pool.job, FUTEX_WAIT_PRIVATE, seen);
         pool.sleeping.fetch_sub(1, std::memory_order_seq_cst);
@@ -160,7 +162,7 @@ void run_job(uint32_t count, int64_t base, esp_task task, void* argument) {
   work(job);
   for (int spins = 0; pool.done.load(std::memory_order_acquire) != count; spins++) {
     pause();
-    if (spins > 2000) sched_yield();  // a helper lost its processor: let it have ours
+    if (spins > 200) sched_yield();  // a helper lost its processor: let it have ours
   }
 }
 

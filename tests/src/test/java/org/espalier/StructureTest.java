@@ -1,0 +1,108 @@
+package org.espalier;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Set;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+
+/** The tree is the architecture: one operation has one name in every place, and modules stay apart. */
+class StructureTest {
+  private static final Path ROOT = Path.of(System.getProperty("espalier.root"));
+
+  /** Its result is exact but for the order of one sum, which no other library fixes. */
+  private static final Set<String> WITHOUT_GOLDEN_FILES = Set.of("gradient_norm");
+
+  @Test
+  void everyOperationHasItsFiles() throws IOException {
+    List<String> operations = operations();
+    assertFalse(operations.isEmpty());
+    List<String> missing = new ArrayList<>();
+    String presets =
+        Files.readString(
+            ROOT.resolve(
+                "java/kernels/src/main/java/org/espalier/binding/presets/espalier.java"));
+    for (String name : operations) {
+      String type =
+          Stream.of(name.split("_"))
+              .map(word -> Character.toUpperCase(word.charAt(0)) + word.substring(1))
+              .collect(Collectors.joining());
+      List<String> files =
+          new ArrayList<>(
+              List.of(
+                  "native/include/espalier/" + name + ".h",
+                  "native/src/" + name + ".cpp",
+                  "native/src/" + name + "_kernel.h",
+                  "native/src/" + name + "_kernel.cpp",
+                  "java/kernels/src/main/java/org/espalier/op/" + type + ".java",
+                  "tests/src/test/java/org/espalier/op/" + type + "Reference.java",
+                  "tests/src/test/java/org/espalier/op/" + type + "Test.java",
+                  "benchmarks/src/main/java/org/espalier/benchmarks/" + type + "Benchmark.java"));
+      if (!WITHOUT_GOLDEN_FILES.contains(name)) {
+        files.add("tests/src/test/java/org/espalier/op/" + type + "GoldenTest.java");
+      }
+      files.stream().filter(file -> !Files.exists(ROOT.resolve(file))).forEach(missing::add);
+      if (!presets.contains("\"espalier/" + name + ".h\"")) {
+        missing.add("espalier/" + name + ".h in the include list of presets/espalier.java");
+      }
+    }
+    assertEquals(List.of(), missing);
+  }
+
+  /** A module boundary is a dependency that a user can avoid. */
+  @Test
+  void modulesImportOnlyWhatTheyMay() {
+    assertEquals(List.of(), importsOf("java/kernels", "org.bytedeco.pytorch", "ai.onnx"));
+    assertEquals(
+        List.of(),
+        importsOf("java/models", "org.bytedeco.pytorch", "ai.onnxruntime", "ai.djl"));
+    assertEquals(List.of(), importsOf("java/evaluate", "org.bytedeco.pytorch"));
+    assertEquals(List.of(), importsOf("java/cli", "org.bytedeco.pytorch"));
+    // Generated bindings stay behind org.espalier.{op,device,backend}.
+    for (String module : List.of("java/models", "java/evaluate", "java/cli")) {
+      assertEquals(List.of(), importsOf(module, "org.espalier.binding.global", "org.espalier.binding.esp_"));
+    }
+  }
+
+  private static List<String> operations() throws IOException {
+    Matcher list =
+        Pattern.compile("set\\(ESP_OPERATIONS([^)]*)\\)")
+            .matcher(Files.readString(ROOT.resolve("cmake/Operations.cmake")));
+    assertEquals(true, list.find());
+    return Stream.of(list.group(1).split("\\s+")).filter(name -> !name.isBlank()).toList();
+  }
+
+  private static List<String> importsOf(String module, String... packages) {
+    try (Stream<Path> files = Files.walk(ROOT.resolve(module + "/src/main"))) {
+      return files
+          .filter(file -> file.toString().endsWith(".java"))
+          .flatMap(
+              file -> {
+                try {
+                  return Files.readAllLines(file).stream()
+                      .filter(line -> line.matches("import (static )?.*"))
+                      .filter(
+                          line ->
+                              Stream.of(packages)
+                                  .anyMatch(p -> line.replace("static ", "").startsWith("import " + p)))
+                      .map(line -> ROOT.relativize(file) + ": " + line);
+                } catch (IOException e) {
+                  throw new UncheckedIOException(e);
+                }
+              })
+          .toList();
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+}
