@@ -92,6 +92,7 @@ class OnnxWeightsTest {
     assertFalse(table.isEmbedding());
     assertEquals(0, table.otherUses());
     assertEquals(List.of("table", "same", "t"), table.uses().get(1).path());
+    assertEquals(List.of(1, 0), table.uses().get(1).axes());
     // The head multiplies with the transposed table: its output channels are the rows.
     assertEquals(0, table.uses().get(1).outputAxis());
     assertEquals(1, table.uses().get(1).reductionAxis());

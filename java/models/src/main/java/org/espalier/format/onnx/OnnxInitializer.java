@@ -8,6 +8,7 @@ import com.google.protobuf.UnsafeByteOperations;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
@@ -178,6 +179,46 @@ public final class OnnxInitializer {
       part = allocate(length).put(part).flip();
     }
     return part.asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
+  }
+
+  /**
+   * All elements of a floating-point tensor as float32: a read-only view of {@link #data()} for
+   * FLOAT, a converted copy for FLOAT16, BFLOAT16 and DOUBLE (rounded to the nearest).
+   *
+   * @throws InputException if the type is another, or as {@link #data()} does
+   */
+  public FloatBuffer floats() {
+    ByteBuffer data = data();
+    if (type == DataType.FLOAT) {
+      return data.asFloatBuffer();
+    }
+    int n = (int) elements;
+    ByteBuffer copy = allocate(4L * n);
+    for (int i = 0; i < n; i++) {
+      float v =
+          switch (type) {
+            case FLOAT16 -> halfToFloat(data.getShort(2 * i));
+            case BFLOAT16 -> Float.intBitsToFloat(data.getShort(2 * i) << 16);
+            case DOUBLE -> (float) data.getDouble(8 * i);
+            default ->
+                throw new InputException("the tensor " + this + " does not hold real numbers");
+          };
+      copy.putFloat(4 * i, v);
+    }
+    return copy.asFloatBuffer().asReadOnlyBuffer();
+  }
+
+  /** IEEE 754 binary16: 5 bits of exponent, 10 of fraction; every value is exact in float32. */
+  private static float halfToFloat(short half) {
+    int exponent = half >> 10 & 31;
+    int fraction = half & 1023;
+    float magnitude =
+        switch (exponent) {
+          case 0 -> fraction * 0x1p-24f;
+          case 31 -> fraction == 0 ? Float.POSITIVE_INFINITY : Float.NaN;
+          default -> Float.intBitsToFloat(exponent + 112 << 23 | fraction << 13);
+        };
+    return half < 0 ? -magnitude : magnitude;
   }
 
   /** This tensor under another name. */

@@ -154,6 +154,21 @@ public final class OnnxModel {
     return new OnnxModel(name, null, proto);
   }
 
+  private OnnxModel(OnnxModel other) {
+    this.name = other.name;
+    this.path = other.path;
+    this.dataFiles = other.dataFiles;
+    this.rest = other.rest.clone();
+    this.graph = other.graph.clone();
+    this.initializers.putAll(other.initializers);
+    useNodes(other.nodes);
+  }
+
+  /** A model that changes apart from this one; the data of the tensors is shared. */
+  public OnnxModel copy() {
+    return new OnnxModel(this);
+  }
+
   private static ModelProto parse(ByteBuffer bytes, String name) {
     String problem =
         bytes.hasRemaining()
@@ -625,11 +640,19 @@ public final class OnnxModel {
   /** Removes the initializers that nothing uses any more and returns their names. */
   public List<String> removeUnusedInitializers() {
     Set<String> used = new HashSet<>();
-    nodes.forEach(n -> addUses(n, used));
+    nodes.forEach(n -> used.addAll(uses(n)));
     graph.getOutputList().forEach(v -> used.add(v.getName()));
     List<String> unused = initializers.keySet().stream().filter(i -> !used.contains(i)).toList();
     unused.forEach(this::removeInitializer);
     return unused;
+  }
+
+  /** The values that a node uses, those of its sub-graphs included. */
+  public static Set<String> uses(NodeProto n) {
+    Set<String> used = new HashSet<>();
+    addUses(n, used);
+    used.remove("");
+    return used;
   }
 
   private static void addUses(NodeProto n, Set<String> used) {
@@ -654,10 +677,7 @@ public final class OnnxModel {
   public Map<String, List<NodeProto>> consumers() {
     Map<String, List<NodeProto>> map = new HashMap<>();
     for (NodeProto n : nodes) {
-      Set<String> used = new HashSet<>();
-      addUses(n, used);
-      used.remove("");
-      used.forEach(v -> map.computeIfAbsent(v, k -> new ArrayList<>()).add(n));
+      uses(n).forEach(v -> map.computeIfAbsent(v, k -> new ArrayList<>()).add(n));
     }
     return map;
   }
@@ -671,7 +691,7 @@ public final class OnnxModel {
     return map;
   }
 
-  /** All names of values in the main graph and in its sub-graphs. */
+  /** All names of values and nodes in the main graph and in its sub-graphs. */
   private Set<String> usedNames() {
     Set<String> names = new HashSet<>(initializers.keySet());
     graph.getInputList().forEach(v -> names.add(v.getName()));
@@ -681,6 +701,7 @@ public final class OnnxModel {
   }
 
   private static void addNames(NodeProto n, Set<String> names) {
+    names.add(n.getName());
     names.addAll(n.getInputList());
     names.addAll(n.getOutputList());
     for (AttributeProto a : n.getAttributeList()) {
@@ -697,7 +718,7 @@ public final class OnnxModel {
     g.getNodeList().forEach(n -> addNames(n, names));
   }
 
-  /** Names for new values: {@link Names#unique} gives one that nothing in the model has. */
+  /** Names for new values and nodes: {@link Names#unique} gives one that nothing has yet. */
   public Names names() {
     return new Names(usedNames());
   }
@@ -734,6 +755,24 @@ public final class OnnxModel {
     List<TensorProto> tensors = new ArrayList<>();
     initializers.values().forEach(i -> tensors.add(i.message()));
     return message(tensors);
+  }
+
+  /**
+   * The model as the bytes of a file, in a direct buffer.
+   *
+   * @throws InputException if it has 2 GiB or more
+   */
+  public ByteBuffer toBuffer() {
+    ModelProto proto = toProto();
+    ByteBuffer bytes = ByteBuffer.allocateDirect(proto.getSerializedSize());
+    CodedOutputStream out = CodedOutputStream.newInstance(bytes);
+    try {
+      proto.writeTo(out);
+      out.flush();
+    } catch (IOException e) {
+      throw new IllegalStateException("a message did not fit into its own size", e);
+    }
+    return bytes.flip();
   }
 
   private ModelProto message(List<TensorProto> tensors) {

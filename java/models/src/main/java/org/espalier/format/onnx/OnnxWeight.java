@@ -33,6 +33,7 @@ public record OnnxWeight(String name, String value, List<Use> uses, int otherUse
    * @param input which input of the node the weight is
    * @param outputAxis the axis of the output channels
    * @param reductionAxis the axis that is summed over; for Conv the input channels
+   * @param axes for each axis of what the node sees the axis of the stored tensor
    * @param groups how many groups the output channels fall into; 1 except for grouped Conv
    * @param path the names of the values between the weight and the node, from the weight's own to
    *     the node's input; one name where the node uses the weight directly
@@ -43,9 +44,11 @@ public record OnnxWeight(String name, String value, List<Use> uses, int otherUse
       int input,
       int outputAxis,
       int reductionAxis,
+      List<Integer> axes,
       long groups,
       List<String> path) {
     public Use {
+      axes = List.copyOf(axes);
       path = List.copyOf(path);
     }
 

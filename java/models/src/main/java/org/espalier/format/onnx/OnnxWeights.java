@@ -4,6 +4,7 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.EnumSet;
 import java.util.HashSet;
@@ -93,7 +94,16 @@ public final class OnnxWeights {
     int out = axes[Math.floorMod(outputAxis, axes.length)];
     int reduced = axes[Math.floorMod(reductionAxis, axes.length)];
     uses.computeIfAbsent(path.get(0), k -> new ArrayList<>())
-        .add(new Use(kind, n.getOutput(0), input, out, reduced, g, path));
+        .add(
+            new Use(
+                kind,
+                n.getOutput(0),
+                input,
+                out,
+                reduced,
+                Arrays.stream(axes).boxed().toList(),
+                g,
+                path));
   }
 
   /**

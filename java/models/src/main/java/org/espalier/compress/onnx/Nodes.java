@@ -1,0 +1,46 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import java.util.List;
+
+/** Short forms of the nodes that the rewriting of graphs needs. */
+final class Nodes {
+  private Nodes() {}
+
+  /**
+   * A node that defines a new value and is named as that value. A node that defines a value which
+   * was there before must get another name or none: names of nodes are unique too.
+   */
+  static NodeProto.Builder node(String op, String output, String... inputs) {
+    return NodeProto.newBuilder()
+        .setOpType(op)
+        .setName(output)
+        .addAllInput(List.of(inputs))
+        .addOutput(output);
+  }
+
+  static AttributeProto attribute(String name, long value) {
+    return AttributeProto.newBuilder().setName(name).setType(AttributeType.INT).setI(value).build();
+  }
+
+  static AttributeProto find(NodeProto n, String name) {
+    for (AttributeProto a : n.getAttributeList()) {
+      if (a.getName().equals(name)) {
+        return a;
+      }
+    }
+    return null;
+  }
+
+  static long integer(NodeProto n, String name, long otherwise) {
+    AttributeProto a = find(n, name);
+    return a == null ? otherwise : a.getI();
+  }
+
+  static float real(NodeProto n, String name, float otherwise) {
+    AttributeProto a = find(n, name);
+    return a == null ? otherwise : a.getF();
+  }
+}

@@ -1,0 +1,456 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.function.Predicate;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeight.Kind;
+import org.espalier.format.onnx.OnnxWeight.Use;
+import org.espalier.format.onnx.OnnxWeights;
+
+/**
+ * Static int8 quantization: QuantizeLinear and DequantizeLinear nodes on both inputs of MatMul,
+ * Gemm and Conv, which ONNX Runtime executes as int8 products. Activations are unsigned with one
+ * range a tensor, fixed by calibration; weights are signed with one scale an output channel; biases
+ * are int32 with the scale of the product. The output of a Conv is quantized too, after a Relu or
+ * Clip that follows it, because ONNX Runtime has no int8 Conv of float output. Embedding tables
+ * become int8 with one scale a row.
+ *
+ * <p>Use: construct, collect the ranges of {@link #activations()}, then {@link #apply}.
+ */
+public final class StaticQuantizer {
+  /** DequantizeLinear has an axis since this version. */
+  private static final long OPSET = 13;
+
+  /**
+   * What to quantize.
+   *
+   * @param reduceRange weights of 7 bits, for processors whose 8-bit products saturate, see {@link
+   *     Int8Saturation}
+   * @param embeddings whether embedding tables are quantized
+   * @param include which weights are quantized; embeddings are asked for too
+   */
+  public record Options(boolean reduceRange, boolean embeddings, Predicate<OnnxWeight> include) {
+    /** All weights, in 8 bits. */
+    public static Options defaults() {
+      return new Options(false, true, w -> true);
+    }
+  }
+
+  /** A node to quantize: its weight and the way it is used. */
+  private record Target(OnnxWeight weight, Use use) {}
+
+  private final OnnxModel model;
+  private final Options options;
+  private final int qmax;
+  private final Map<String, Target> targets = new LinkedHashMap<>();
+  private final Map<String, Target> embeddings = new LinkedHashMap<>();
+  private final Map<String, String> skipped = new LinkedHashMap<>();
+  private final Set<String> activations = new LinkedHashSet<>();
+
+  /** Values of which every use reads the quantized form. */
+  private final Set<String> replaced = new HashSet<>();
+
+  /**
+   * Plans the quantization of {@code model}, which is raised to operator set 13 if it is older.
+   *
+   * @throws InputException if it cannot be raised, or has nothing to quantize
+   */
+  public StaticQuantizer(OnnxModel model, Options options) {
+    this.model = model;
+    this.options = options;
+    this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
+    OpsetUpgrade.raise(model, OPSET);
+    Map<String, NodeProto> producers = model.producers();
+    for (OnnxWeight weight : OnnxWeights.of(model)) {
+      if (!options.include().test(weight)) {
+        continue;
+      }
+      for (Use use : weight.uses()) {
+        String reason = obstacle(weight, use, producers.get(use.node()));
+        if (reason != null) {
+          skipped.put(weight.name(), reason);
+        } else if (use.kind() == Kind.EMBEDDING) {
+          embeddings.put(use.node(), new Target(weight, use));
+        } else {
+          targets.put(use.node(), new Target(weight, use));
+        }
+      }
+    }
+    if (targets.isEmpty()) {
+      throw new InputException(
+          model.name()
+              + " has no weights to quantize: no MatMul, Gemm or Conv multiplies with a"
+              + " float32 constant"
+              + (skipped.isEmpty() ? "" : "; left as they are: " + skipped));
+    }
+    findActivations(producers);
+  }
+
+  /** Why a use of a weight stays as it is; null if it can be quantized. */
+  private String obstacle(OnnxWeight weight, Use use, NodeProto n) {
+    OnnxInitializer w = model.constant(weight.value());
+    if (w.elements() == 0) {
+      return "it has no elements";
+    }
+    if (use.kind() == Kind.EMBEDDING) {
+      if (!options.embeddings()) {
+        return "embeddings are left as they are";
+      }
+      return weight.isEmbedding()
+              && weight.otherUses() == 0
+              && use.isDirect()
+              && w.type() == DataType.FLOAT
+              && w.dims().length == 2
+          ? null
+          : "it is no table of float32 rows that is only looked up in";
+    }
+    if (!seesFloat(w, use)) {
+      return "its arithmetic is not float32";
+    }
+    switch (use.kind()) {
+      case MATMUL -> {
+        return use.input() == 1 ? null : "it is the left factor";
+      }
+      case GEMM -> {
+        boolean plain =
+            use.input() == 1
+                && Nodes.integer(n, "transA", 0) == 0
+                && Nodes.real(n, "alpha", 1) == 1
+                && Nodes.real(n, "beta", 1) == 1;
+        return plain && biasIsPlain(n, w.dims()[use.outputAxis()])
+            ? null
+            : "its Gemm transposes A, has factors or a bias that is no constant vector";
+      }
+      default -> {
+        return biasIsPlain(n, w.dims()[use.outputAxis()])
+            ? null
+            : "its Conv has a bias that is no constant vector";
+      }
+    }
+  }
+
+  private boolean seesFloat(OnnxInitializer w, Use use) {
+    DataType type = w.type();
+    Map<String, NodeProto> producers = model.producers();
+    for (String value : use.path().subList(1, use.path().size())) {
+      NodeProto n = producers.get(value);
+      if (n.getOpType().equals("Cast")) {
+        type = DataType.forNumber((int) Nodes.integer(n, "to", 0));
+      }
+    }
+    return type == DataType.FLOAT;
+  }
+
+  private boolean biasIsPlain(NodeProto n, long channels) {
+    if (n.getInputCount() < 3 || n.getInput(2).isEmpty()) {
+      return true;
+    }
+    OnnxInitializer bias = model.constant(n.getInput(2));
+    return bias != null
+        && bias.type() == DataType.FLOAT
+        && bias.elements() == channels
+        && bias.dims()[bias.dims().length - 1] == channels;
+  }
+
+  private void findActivations(Map<String, NodeProto> producers) {
+    Map<String, List<NodeProto>> consumers = model.consumers();
+    Set<String> outputs = new HashSet<>();
+    for (ValueInfoProto v : model.outputs()) {
+      outputs.add(v.getName());
+    }
+    targets.forEach(
+        (output, target) -> {
+          activations.add(producers.get(output).getInput(0));
+          if (target.use().kind() == Kind.CONV) {
+            List<NodeProto> next = consumers.getOrDefault(output, List.of());
+            boolean clipped =
+                next.size() == 1
+                    && !outputs.contains(output)
+                    && Set.of("Relu", "Clip").contains(next.get(0).getOpType())
+                    && next.get(0).getInput(0).equals(output);
+            String quantized = clipped ? next.get(0).getOutput(0) : output;
+            activations.add(quantized);
+            replaced.add(quantized);
+          }
+        });
+  }
+
+  /** The values whose ranges {@link #apply} needs: float32 tensors of the model's main graph. */
+  public Set<String> activations() {
+    return Collections.unmodifiableSet(activations);
+  }
+
+  /** The weights that are quantized, by the names of {@link OnnxWeight}. */
+  public List<String> quantized() {
+    Set<String> names = new LinkedHashSet<>();
+    embeddings.values().forEach(t -> names.add(t.weight().name()));
+    targets.values().forEach(t -> names.add(t.weight().name()));
+    return List.copyOf(names);
+  }
+
+  /** The weights that were asked for and stay as they are, with the reason. */
+  public Map<String, String> skipped() {
+    return Collections.unmodifiableMap(skipped);
+  }
+
+  /**
+   * Quantizes the model in place.
+   *
+   * @param ranges the ranges of all {@link #activations()}
+   * @throws InputException if weights are not finite, naming them; the model is then unusable
+   */
+  public void apply(Map<String, ActivationRange> ranges) {
+    for (String a : activations) {
+      if (ranges.get(a) == null) {
+        throw new IllegalArgumentException("no range for the activation " + a);
+      }
+    }
+    new Rewriting(ranges).run();
+  }
+
+  /** One pass over the nodes that emits the new ones. */
+  private final class Rewriting {
+    private final Map<String, ActivationRange> ranges;
+    private final OnnxModel.Names names = model.names();
+    private final List<NodeProto> out = new ArrayList<>();
+
+    /** The quantized form of an activation: the output of its QuantizeLinear. */
+    private final Map<String, Quantized> quantized = new HashMap<>();
+
+    private final Map<List<Object>, Weights> weights = new HashMap<>();
+    private final Set<String> bypassed = new HashSet<>();
+
+    Rewriting(Map<String, ActivationRange> ranges) {
+      this.ranges = ranges;
+    }
+
+    private record Quantized(String value, String scale, String zeroPoint) {}
+
+    private record Weights(Quantized names, float[] scales, int axis) {}
+
+    void run() {
+      for (NodeProto n : model.nodes()) {
+        String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+        NodeProto.Builder b = n.toBuilder();
+        if (embeddings.containsKey(output)) {
+          embedding(n, embeddings.get(output));
+          continue;
+        }
+        if (targets.containsKey(output)) {
+          product(b, targets.get(output));
+        }
+        if (!replaced.contains(output)) {
+          out.add(b.build());
+          continue;
+        }
+        // The value keeps its name for all who read it, and is now read back from 8 bits.
+        String before = names.unique(output + "_float");
+        out.add(b.setOutput(0, before).build());
+        quantized.put(output, quantize(before, output));
+        out.add(dequantize(quantized.get(output), output, -1).toBuilder().clearName().build());
+      }
+      removeBypassed();
+      model.setNodes(out);
+      model.removeUnusedInitializers();
+    }
+
+    private void product(NodeProto.Builder n, Target target) {
+      String x = n.getInput(0);
+      Quantized q = quantized.get(x);
+      if (q == null) {
+        q = quantize(x, x);
+        quantized.put(x, q);
+      }
+      n.setInput(0, fresh(x, q, -1));
+      String bias = n.getInputCount() > 2 && !n.getInput(2).isEmpty() ? n.getInput(2) : null;
+      float scale = ranges.get(x).scale();
+      Weights w = weights(target, bias, scale);
+      n.setInput(target.use().input(), fresh(w.names().value(), w.names(), w.axis()));
+      if (bias != null) {
+        n.setInput(2, bias(bias, scale, w));
+      }
+    }
+
+    private Quantized quantize(String value, String name) {
+      ActivationRange range = ranges.get(name);
+      String scale = names.unique(name + "_scale");
+      String zeroPoint = names.unique(name + "_zero_point");
+      model.addInitializer(OnnxInitializer.floats(scale, new long[0], range.scale()));
+      model.addInitializer(
+          OnnxInitializer.bytes(zeroPoint, DataType.UINT8, new long[0], (byte) range.zeroPoint()));
+      String output = names.unique(name + "_quantized");
+      out.add(Nodes.node("QuantizeLinear", output, value, scale, zeroPoint).build());
+      return new Quantized(output, scale, zeroPoint);
+    }
+
+    /** ONNX Runtime fuses a DequantizeLinear with one reader only, so each reader gets its own. */
+    private String fresh(String name, Quantized q, int axis) {
+      String output = names.unique(name + "_dequantized");
+      out.add(dequantize(q, output, axis));
+      return output;
+    }
+
+    private NodeProto dequantize(Quantized q, String output, int axis) {
+      NodeProto.Builder b =
+          Nodes.node("DequantizeLinear", output, q.value(), q.scale(), q.zeroPoint());
+      return axis < 0 ? b.build() : b.addAttribute(Nodes.attribute("axis", axis)).build();
+    }
+
+    /**
+     * The integers of a weight in the layout that the node sees, made once for all nodes that see
+     * the same.
+     *
+     * @param bias the node's bias, whose integers must stay below 2^31 at the product's scale; null
+     *     if it has none
+     */
+    private Weights weights(Target target, String bias, float activationScale) {
+      OnnxWeight weight = target.weight();
+      Use use = target.use();
+      bypassed.addAll(use.path());
+      OnnxInitializer w = model.constant(weight.value());
+      long[] dims = new long[use.axes().size()];
+      for (int i = 0; i < dims.length; i++) {
+        dims[i] = w.dims()[use.axes().get(i)];
+      }
+      // The runtime knows scales of columns for matrices only.
+      boolean perChannel = use.kind() != Kind.MATMUL || dims.length == 2;
+      int axis = perChannel ? use.axes().indexOf(use.outputAxis()) : -1;
+      float[] minimum = new float[perChannel ? (int) dims[axis] : 1];
+      if (bias != null) {
+        FloatBuffer b = model.constant(bias).floats();
+        for (int c = 0; c < minimum.length; c++) {
+          minimum[c] = Math.abs(b.get(c)) / activationScale * 0x1p-30f;
+        }
+      }
+      List<Object> key = List.of(weight.value(), use.axes(), axis);
+      Weights known = weights.get(key);
+      if (known != null && atLeast(known.scales(), minimum)) {
+        return known;
+      }
+      FloatBuffer floats = Permutation.apply(w.floats(), w.dims(), use.axes());
+      Int8Weights q =
+          perChannel
+              ? Int8Weights.of(weight.name(), floats, dims, axis, qmax, minimum)
+              : Int8Weights.of(
+                  weight.name(), floats, new long[] {1, w.elements()}, 0, qmax, minimum);
+      String value = names.unique(weight.value() + "_quantized");
+      String scale = names.unique(weight.value() + "_scale");
+      String zeroPoint = names.unique(weight.value() + "_zero_point");
+      long[] parameters = perChannel ? new long[] {minimum.length} : new long[0];
+      model.addInitializer(OnnxInitializer.of(value, DataType.INT8, dims, q.values()));
+      model.addInitializer(OnnxInitializer.floats(scale, parameters, q.scales()));
+      model.addInitializer(
+          OnnxInitializer.bytes(zeroPoint, DataType.INT8, parameters, new byte[minimum.length]));
+      Weights made = new Weights(new Quantized(value, scale, zeroPoint), q.scales(), axis);
+      weights.put(key, made);
+      return made;
+    }
+
+    /** Returns the float32 value of the int32 bias, whose scale is that of the products. */
+    private String bias(String bias, float activationScale, Weights w) {
+      FloatBuffer b = model.constant(bias).floats();
+      int n = b.remaining();
+      float[] scales = new float[n];
+      int[] q = new int[n];
+      for (int c = 0; c < n; c++) {
+        scales[c] = activationScale * w.scales()[c];
+        if (!Float.isFinite(b.get(c)) || !(scales[c] >= Float.MIN_NORMAL)) {
+          throw new InputException(
+              "the bias "
+                  + bias
+                  + " holds "
+                  + b.get(c)
+                  + " in channel "
+                  + c
+                  + ", which has no int32 form at the scale "
+                  + scales[c]);
+        }
+        q[c] = (int) Math.rint((double) b.get(c) / scales[c]);
+      }
+      String value = names.unique(bias + "_quantized");
+      String scale = names.unique(bias + "_scale");
+      String zeroPoint = names.unique(bias + "_zero_point");
+      model.addInitializer(OnnxInitializer.int32s(value, new long[] {n}, q));
+      model.addInitializer(OnnxInitializer.floats(scale, new long[] {n}, scales));
+      model.addInitializer(OnnxInitializer.int32s(zeroPoint, new long[] {n}, new int[n]));
+      bypassed.add(bias);
+      return fresh(bias, new Quantized(value, scale, zeroPoint), 0);
+    }
+
+    /** Rows are looked up as integers, their scales beside them, and multiplied. */
+    private void embedding(NodeProto n, Target target) {
+      OnnxWeight weight = target.weight();
+      OnnxInitializer table = model.constant(weight.value());
+      long[] dims = table.dims();
+      List<Object> key = List.of(weight.value());
+      Weights known = weights.get(key);
+      if (known == null) {
+        Int8Weights q =
+            Int8Weights.of(weight.name(), table.floats(), dims, 0, Int8Weights.MAX_8_BIT, null);
+        String value = names.unique(weight.value() + "_quantized");
+        String scale = names.unique(weight.value() + "_scale");
+        model.addInitializer(OnnxInitializer.of(value, DataType.INT8, dims, q.values()));
+        model.addInitializer(OnnxInitializer.floats(scale, new long[] {dims[0], 1}, q.scales()));
+        known = new Weights(new Quantized(value, scale, ""), q.scales(), 0);
+        weights.put(key, known);
+      }
+      bypassed.add(weight.value());
+      String output = n.getOutput(0);
+      String rows = names.unique(output + "_quantized");
+      String scales = names.unique(output + "_scale");
+      String reals = names.unique(output + "_rows");
+      out.add(n.toBuilder().setInput(0, known.names().value()).setOutput(0, rows).build());
+      out.add(
+          n.toBuilder()
+              .setName(scales)
+              .setInput(0, known.names().scale())
+              .setOutput(0, scales)
+              .build());
+      out.add(
+          Nodes.node("Cast", reals, rows)
+              .addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE))
+              .build());
+      out.add(Nodes.node("Mul", output, reals, scales).clearName().build());
+    }
+
+    /** Takes away the nodes between a weight and its products that nothing reads any more. */
+    private void removeBypassed() {
+      Set<String> read = new HashSet<>();
+      model.outputs().forEach(v -> read.add(v.getName()));
+      for (int i = out.size() - 1; i >= 0; i--) {
+        NodeProto n = out.get(i);
+        if (n.getOutputCount() == 1
+            && bypassed.contains(n.getOutput(0))
+            && !read.contains(n.getOutput(0))) {
+          out.remove(i);
+        } else {
+          read.addAll(OnnxModel.uses(n));
+        }
+      }
+    }
+
+    private boolean atLeast(float[] scales, float[] minimum) {
+      for (int c = 0; c < scales.length; c++) {
+        if (scales[c] < minimum[c]) {
+          return false;
+        }
+      }
+      return true;
+    }
+  }
+}

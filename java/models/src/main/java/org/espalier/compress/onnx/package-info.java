@@ -1,0 +1,2 @@
+/** Compression of ONNX models: int8 weights, activations in the arithmetic of ONNX Runtime. */
+package org.espalier.compress.onnx;

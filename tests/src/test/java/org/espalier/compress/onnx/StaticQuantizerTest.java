@@ -1,0 +1,274 @@
+package org.espalier.compress.onnx;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.nio.LongBuffer;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.TreeMap;
+import org.espalier.InputException;
+import org.espalier.evaluate.Calibration;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
+
+/** Quantized models run in ONNX Runtime and answer as the originals do. */
+class StaticQuantizerTest {
+  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
+
+  private static OnnxTensor normal(long seed, long... dims) throws OrtException {
+    Random random = new Random(seed);
+    int n = 1;
+    for (long d : dims) {
+      n *= (int) d;
+    }
+    float[] v = new float[n];
+    for (int i = 0; i < n; i++) {
+      v[i] = (float) random.nextGaussian();
+    }
+    return OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(v), dims);
+  }
+
+  private static OnnxModel quantize(
+      ModelProto proto, StaticQuantizer.Options options, List<Map<String, OnnxTensor>> inputs) {
+    OnnxModel model = OnnxModel.of(proto, "test");
+    StaticQuantizer quantizer = new StaticQuantizer(model, options);
+    try (Calibration calibration = new Calibration(model, quantizer.activations(), 1)) {
+      inputs.forEach(calibration::run);
+      quantizer.apply(calibration.ranges(new Clipping.MinMax()));
+    }
+    return model;
+  }
+
+  private static float[] run(OnnxModel model, Map<String, OnnxTensor> inputs) throws OrtException {
+    try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
+        OrtSession.Result result = session.run(inputs)) {
+      FloatBuffer b = ((OnnxTensor) result.get(0)).getFloatBuffer();
+      float[] v = new float[b.remaining()];
+      b.get(v);
+      return v;
+    }
+  }
+
+  private static Map<String, Integer> operators(OnnxModel model) {
+    Map<String, Integer> count = new TreeMap<>();
+    model.nodes().forEach(n -> count.merge(n.getOpType(), 1, Integer::sum));
+    return count;
+  }
+
+  /** Relative error of the outputs in the 2-norm. */
+  private static double error(float[] expected, float[] actual) {
+    assertEquals(expected.length, actual.length);
+    double difference = 0;
+    double norm = 0;
+    for (int i = 0; i < expected.length; i++) {
+      difference += Math.pow(expected[i] - actual[i], 2);
+      norm += Math.pow(expected[i], 2);
+    }
+    return Math.sqrt(difference / norm);
+  }
+
+  @Test
+  void aConvolutionalNetworkRunsAndIsClose() throws OrtException {
+    OnnxModel original = OnnxModel.of(SmallModels.cnn(), "cnn");
+    Map<String, OnnxTensor> in = Map.of("x", normal(1, 4, 3, 16, 16));
+    OnnxModel q = quantize(SmallModels.cnn(), StaticQuantizer.Options.defaults(), List.of(in));
+    // x, r1, c2, r3 and the input of the Gemm.
+    assertEquals(5, operators(q).get("QuantizeLinear"));
+    assertEquals(DataType.INT8, q.initializer("conv1.weight_quantized").type());
+    assertEquals(16, q.initializer("conv2.weight_scale").elements());
+    assertEquals(DataType.INT32, q.initializer("fc.bias_quantized").type());
+    assertEquals(null, q.initializer("conv1.weight"));
+    double error = error(run(original, in), run(q, in));
+    assertTrue(error > 1e-6 && error < 0.03, "error " + error);
+  }
+
+  @Test
+  void matMulAndGemmRunAndAreClose() throws OrtException {
+    OnnxModel original = OnnxModel.of(SmallModels.mlp(), "mlp");
+    Map<String, OnnxTensor> in = Map.of("x", normal(1, 64, 8));
+    OnnxModel q = quantize(SmallModels.mlp(), StaticQuantizer.Options.defaults(), List.of(in));
+    double full = error(run(original, in), run(q, in));
+    assertTrue(full > 1e-6 && full < 0.02, "error " + full);
+    StaticQuantizer.Options reduced = new StaticQuantizer.Options(true, true, w -> true);
+    OnnxModel r = quantize(SmallModels.mlp(), reduced, List.of(in));
+    assertEquals(63, max(r.initializer("w_quantized").data()));
+    assertEquals(127, max(q.initializer("w_quantized").data()));
+    double seven = error(run(original, in), run(r, in));
+    assertTrue(seven < 0.03, "error " + seven);
+  }
+
+  private static int max(ByteBuffer bytes) {
+    int max = 0;
+    while (bytes.hasRemaining()) {
+      max = Math.max(max, Math.abs(bytes.get()));
+    }
+    return max;
+  }
+
+  /**
+   * An old model: Softmax and Unsqueeze changed after version 11, transposed and shared weights.
+   */
+  private GraphProto.Builder oldGraph() {
+    Random random = new Random(5);
+    return GraphProto.newBuilder()
+        .setName("old")
+        .addInput(value("ids", DataType.INT64, -1))
+        .addInitializer(floats("table", random, 1, 50, 8))
+        .addInitializer(floats("w", random, 1, 8, 8))
+        .addInitializer(floats("0", random, 1, 8, 4))
+        .addNode(node("Gather", "/embed/Gather", List.of("table", "ids"), "e"))
+        .addNode(node("Transpose", "t", List.of("w"), "wt", attribute("perm", 1, 0)))
+        .addNode(node("MatMul", "/a/MatMul", List.of("e", "wt"), "a"))
+        .addNode(node("MatMul", "/b/MatMul", List.of("a", "wt"), "b"))
+        .addNode(node("MatMul", "/c/MatMul", List.of("b", "w"), "c"))
+        .addNode(node("Unsqueeze", "u", List.of("c"), "u", axes(0)))
+        .addNode(node("Softmax", "s", List.of("u"), "s", attribute("axis", 1)))
+        .addNode(node("MatMul", "/d/MatMul", List.of("s", "0"), "y"))
+        .addOutput(value("y", DataType.FLOAT, -1, -1, 4));
+  }
+
+  private static AttributeProto axes(long axis) {
+    return attribute("axes", axis, axis).toBuilder().clearInts().addInts(axis).build();
+  }
+
+  @Test
+  void anOldModelIsRaisedAndItsEmbeddingsQuantized() throws OrtException {
+    ModelProto proto = SmallModels.model(11, oldGraph());
+    OnnxModel original = OnnxModel.of(proto, "old");
+    OnnxTensor ids =
+        OnnxTensor.createTensor(
+            ENVIRONMENT, LongBuffer.wrap(new long[] {3, 49, 0, 7, 7}), new long[] {5});
+    Map<String, OnnxTensor> in = Map.of("ids", ids);
+    OnnxModel q = quantize(proto, StaticQuantizer.Options.defaults(), List.of(in));
+    assertEquals(13, q.opset(""));
+    assertEquals(2, operators(q).get("Gather"));
+    assertFalse(operators(q).containsKey("Transpose"));
+    assertEquals(null, q.initializer("w"));
+    assertEquals(null, q.initializer("table"));
+    // wt once for its two nodes, and w itself for the third.
+    assertEquals(
+        2, q.initializers().stream().filter(i -> i.name().startsWith("w_quantized")).count());
+    double error = error(run(original, in), run(q, in));
+    assertTrue(error > 1e-6 && error < 0.05, "error " + error);
+  }
+
+  @Test
+  void whatCannotBeRaisedIsRefusedByName() {
+    GraphProto.Builder g = oldGraph();
+    g.addNode(node("Upsample", "up", List.of("y"), "z", attribute("scales", 1, 1)));
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () ->
+                new StaticQuantizer(
+                    OnnxModel.of(SmallModels.model(9, g), "old"),
+                    StaticQuantizer.Options.defaults()));
+    assertTrue(e.getMessage().contains("Upsample 'up'"), e.getMessage());
+    InputException older =
+        assertThrows(
+            InputException.class,
+            () ->
+                new StaticQuantizer(
+                    OnnxModel.of(SmallModels.model(6, oldGraph()), "older"),
+                    StaticQuantizer.Options.defaults()));
+    assertTrue(older.getMessage().contains("operator set 6"), older.getMessage());
+  }
+
+  @Test
+  void aChannelOfZerosHasScaleOneAndALargeBiasWidensAScale() throws OrtException {
+    OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
+    float[] w = new float[48];
+    model.initializer("w").floats().get(w);
+    for (int i = 0; i < 8; i++) {
+      w[i * 6 + 2] = 0;
+    }
+    model.replaceInitializer(OnnxInitializer.floats("w", new long[] {8, 6}, w));
+    float[] w2 = new float[24];
+    model.initializer("w2").floats().get(w2);
+    for (int i = 0; i < 6; i++) {
+      w2[i] *= 1e-9f;
+    }
+    model.replaceInitializer(OnnxInitializer.floats("w2", new long[] {4, 6}, w2));
+    Map<String, OnnxTensor> in = Map.of("x", normal(1, 64, 8));
+    OnnxModel q = quantize(model.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
+    assertEquals(1f, q.initializer("w_scale").floats().get(2));
+    assertEquals(0, q.initializer("w_quantized").data().get(2));
+    int bias = q.initializer("b2_quantized").data().getInt(0);
+    assertTrue(Math.abs(bias) > 1 << 29 && Math.abs(bias) <= (1 << 30) + 128, "bias " + bias);
+    double error = error(run(model, in), run(q, in));
+    assertTrue(error < 0.02, "error " + error);
+  }
+
+  @Test
+  void weightsThatAreNotFiniteAreNamed() {
+    OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
+    float[] w = new float[48];
+    w[13] = Float.NaN;
+    model.replaceInitializer(OnnxInitializer.floats("w", new long[] {8, 6}, w));
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    Map<String, ActivationRange> ranges = new HashMap<>();
+    q.activations().forEach(a -> ranges.put(a, new ActivationRange(-1, 1)));
+    InputException e = assertThrows(InputException.class, () -> q.apply(ranges));
+    assertTrue(e.getMessage().contains("the weights w hold NaN"), e.getMessage());
+  }
+
+  @Test
+  void excludedAndUnfitWeightsStayAndAreReported() {
+    ModelProto.Builder proto = SmallModels.mlp().toBuilder();
+    NodeProto gemm = proto.getGraph().getNode(3);
+    proto
+        .getGraphBuilder()
+        .setNode(
+            3,
+            gemm.toBuilder()
+                .addAttribute(attribute("alpha", 1).toBuilder().setF(2).clearI().build())
+                .build());
+    OnnxModel model = OnnxModel.of(proto.build(), "mlp");
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    assertEquals(List.of("w"), q.quantized());
+    assertEquals(List.of("w2"), new ArrayList<>(q.skipped().keySet()));
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () ->
+                new StaticQuantizer(
+                    model, new StaticQuantizer.Options(false, true, w -> w.name().equals("w2"))));
+    assertTrue(e.getMessage().contains("no weights to quantize"), e.getMessage());
+  }
+
+  @Test
+  void aRunThatYieldsNaNStopsCalibration() throws OrtException {
+    OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
+    float[] x = {Float.NaN, 0, 0, 0, 0, 0, 0, 0};
+    try (Calibration c = new Calibration(model, List.of("r"), 1);
+        OnnxTensor t =
+            OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {1, 8})) {
+      assertThrows(InputException.class, () -> c.ranges(new Clipping.MinMax()));
+      InputException e = assertThrows(InputException.class, () -> c.run(Map.of("x", t)));
+      assertTrue(e.getMessage().contains("activation r has"), e.getMessage());
+    }
+  }
+}
