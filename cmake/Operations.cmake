@@ -3,5 +3,6 @@
 #   (compiled once an instruction set), java/kernels op/<Name>.java, and in tests <Name>Reference, <Name>Test,
 #   <Name>GoldenTest, in benchmarks <Name>Benchmark. A test reads this list and names what is missing.
 set(ESP_OPERATIONS
+  fake_quantize
   gradient_norm
 )

@@ -1,0 +1,562 @@
+package org.espalier.op;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Objects;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
+import org.bytedeco.javacpp.Pointer;
+import org.espalier.binding.Status;
+import org.espalier.binding.esp_dequantized;
+import org.espalier.binding.esp_quantized;
+import org.espalier.binding.esp_quantizer;
+import org.espalier.binding.esp_scale_gradient;
+import org.espalier.binding.global.espalier;
+import org.espalier.device.DType;
+import org.espalier.device.Tensor;
+
+/**
+ * Puts tensors on an integer grid of 2 to 8 bits: fake-quantized ({@code y = s * (q - z)}), really
+ * quantized ({@code q} in 8 bits), or both, with one scale a tensor or one a channel on any axis.
+ *
+ * <pre>{@code
+ * q = clamp(rint(x * (1/s)) + z, min, max), half to even; the gradient passes where nothing was clamped
+ * }</pre>
+ *
+ * <p>That is PyTorch's rule and its bits where {@code |x/s| < 2^31}; beyond that and at infinities q
+ * saturates. {@link Rounding#DIVIDE} is ONNX Runtime's rule. NaN becomes {@code min} and does not
+ * pass gradient. Scales are given, or observed in the same call; a channel of zeros gets scale 1.
+ *
+ * <p>An instance is a set of options: immutable, thread safe, cheap. All results have the same bits
+ * on every instruction set and for every number of threads. Bit fields hold one bit an element, least
+ * significant first ({@link Bits}).
+ */
+public final class FakeQuantize {
+  /** How x becomes a place on the grid. */
+  public enum Rounding {
+    /** {@code x * (1/s)}, as PyTorch. */
+    MULTIPLY,
+    /** {@code x / s}, as ONNX Runtime. */
+    DIVIDE
+  }
+
+  /** Where scales and zero points come from. */
+  public enum Observer {
+    /** They are given. */
+    GIVEN,
+    /** From the smallest and largest value; the largest magnitude on symmetric grids. */
+    MIN_MAX,
+    /** From running averages of the smallest and largest value. */
+    MOVING_AVERAGE,
+    /** From that part of the range which gives the smallest squared error. */
+    MSE
+  }
+
+  /**
+   * One tensor of a call. Nothing is copied; the memory must stay valid during the call.
+   *
+   * @param x what is quantized
+   * @param y receives it fake-quantized: of the type and shape of x or F32; x itself is allowed; or null
+   * @param quantized receives q, one byte an element, signed where the grid has negative numbers; or
+   *     null
+   * @param gate receives the bits of the straight-through gradient; or null
+   * @param scale one a channel; read where scales are given, written by observers
+   * @param zeroPoint one a channel, like the scales; null where all are 0, not for affine observers
+   * @param running for moving averages, kept between calls: one minimum a channel, then one maximum a
+   *     channel; {@link FakeQuantize#startRunning} sets it up; else null
+   */
+  public record Job(
+      Tensor x,
+      Tensor y,
+      BytePointer quantized,
+      BytePointer gate,
+      FloatPointer scale,
+      IntPointer zeroPoint,
+      FloatPointer running) {
+    public Job {
+      Objects.requireNonNull(x, "x");
+      Objects.requireNonNull(scale, "scale");
+      if (y != null && y.elements() != x.elements()) {
+        throw new IllegalArgumentException("y is " + y + ", x is " + x);
+      }
+      if (y != null && y.dtype() != x.dtype() && y.dtype() != DType.F32) {
+        throw new IllegalArgumentException(
+            "y is " + y + "; the type of x, " + x + ", or F32 is needed");
+      }
+      requireElements("quantized", quantized, x.elements());
+      Bits.check("gate", gate, x.elements());
+    }
+
+    /** Fake-quantizes. */
+    public static Job fake(
+        Tensor x, Tensor y, BytePointer gate, FloatPointer scale, IntPointer zeroPoint) {
+      return new Job(x, Objects.requireNonNull(y, "y"), null, gate, scale, zeroPoint, null);
+    }
+
+    /** Quantizes to 8 bits. */
+    public static Job real(
+        Tensor x, BytePointer quantized, FloatPointer scale, IntPointer zeroPoint) {
+      return new Job(
+          x, null, Objects.requireNonNull(quantized, "quantized"), null, scale, zeroPoint, null);
+    }
+
+    /** Only observes. */
+    public static Job observe(Tensor x, FloatPointer scale, IntPointer zeroPoint) {
+      return new Job(x, null, null, null, scale, zeroPoint, null);
+    }
+  }
+
+  /**
+   * What a tensor holds that is not finite. Observers leave it out.
+   *
+   * @param nan the number of NaN
+   * @param infinite the number of infinities
+   */
+  public record NonFinite(long nan, long infinite) {
+    public long total() {
+      return nan + infinite;
+    }
+  }
+
+  private final int min;
+  private final int max;
+  private final boolean symmetric;
+  private final float divisor;
+  private final Integer axis;
+  private final Rounding rounding;
+  private final Observer observer;
+  private final float average;
+  private final int clipSteps;
+  private final float clipSmallest;
+
+  private FakeQuantize(
+      int min,
+      int max,
+      boolean symmetric,
+      float divisor,
+      Integer axis,
+      Rounding rounding,
+      Observer observer,
+      float average,
+      int clipSteps,
+      float clipSmallest) {
+    boolean fitsSigned = min >= -128 && min < max && max <= 127;
+    boolean fitsUnsigned = min >= 0 && min < max && max <= 255;
+    if (!fitsSigned && !fitsUnsigned) {
+      throw new IllegalArgumentException(
+          "the grid " + min + " .. " + max + " fits neither int8 nor uint8");
+    }
+    if (symmetric && (min > 0 || !(divisor > 0) || Float.isInfinite(divisor))) {
+      throw new IllegalArgumentException(
+          "a symmetric grid needs 0 and a positive divisor; it is " + min + " .. " + max
+              + " with divisor " + divisor);
+    }
+    this.min = min;
+    this.max = max;
+    this.symmetric = symmetric;
+    this.divisor = divisor;
+    this.axis = axis;
+    this.rounding = rounding;
+    this.observer = observer;
+    this.average = average;
+    this.clipSteps = clipSteps;
+    this.clipSmallest = clipSmallest;
+  }
+
+  /**
+   * The symmetric grid that training uses: -127 .. 127 for 8 bits, scale = largest magnitude / 127.
+   * One scale a tensor, observed.
+   *
+   * @param bits 2 to 8
+   */
+  public static FakeQuantize symmetric(int bits) {
+    int max = (1 << (requireBits(bits) - 1)) - 1;
+    return symmetric(-max, max, max);
+  }
+
+  /**
+   * The symmetric grid with all numbers of the width: -128 .. 127 for 8 bits, scale = largest
+   * magnitude / 127.5, as in the compressed-tensors format.
+   *
+   * @param bits 2 to 8
+   */
+  public static FakeQuantize symmetricFull(int bits) {
+    int half = 1 << (requireBits(bits) - 1);
+    return symmetric(-half, half - 1, half - 0.5f);
+  }
+
+  /** A symmetric grid: zero point 0, observed scale = largest magnitude / {@code divisor}. */
+  public static FakeQuantize symmetric(int min, int max, float divisor) {
+    return new FakeQuantize(
+        min, max, true, divisor, null, Rounding.MULTIPLY, Observer.MIN_MAX, 0.01f, 100, 0.2f);
+  }
+
+  /**
+   * The affine grid of unsigned numbers: 0 .. 255 for 8 bits.
+   *
+   * @param bits 2 to 8
+   */
+  public static FakeQuantize affine(int bits) {
+    return affine(0, (1 << requireBits(bits)) - 1);
+  }
+
+  /** An affine grid: observed zero points, so that the range from the minimum to the maximum fits. */
+  public static FakeQuantize affine(int min, int max) {
+    return new FakeQuantize(
+        min, max, false, 0f, null, Rounding.MULTIPLY, Observer.MIN_MAX, 0.01f, 100, 0.2f);
+  }
+
+  private static int requireBits(int bits) {
+    if (bits < 2 || bits > 8) {
+      throw new IllegalArgumentException(bits + " bits; 2 to 8 are possible");
+    }
+    return bits;
+  }
+
+  /** One scale for each index of {@code axis}; negative axes count from the last. */
+  public FakeQuantize perChannel(int axis) {
+    return with(axis, rounding, observer, average, clipSteps, clipSmallest);
+  }
+
+  /** One scale for the whole tensor. */
+  public FakeQuantize perTensor() {
+    return with(null, rounding, observer, average, clipSteps, clipSmallest);
+  }
+
+  public FakeQuantize rounding(Rounding rounding) {
+    return with(axis, rounding, observer, average, clipSteps, clipSmallest);
+  }
+
+  /** Scales and zero points are given in the call. */
+  public FakeQuantize given() {
+    return with(axis, rounding, Observer.GIVEN, average, clipSteps, clipSmallest);
+  }
+
+  /** Scales come from the smallest and largest value of the tensor itself. */
+  public FakeQuantize minMax() {
+    return with(axis, rounding, Observer.MIN_MAX, average, clipSteps, clipSmallest);
+  }
+
+  /**
+   * Scales come from running averages: {@code state += constant * (value - state)}.
+   *
+   * @param constant above 0, at most 1
+   */
+  public FakeQuantize movingAverage(float constant) {
+    if (!(constant > 0 && constant <= 1)) {
+      throw new IllegalArgumentException(
+          "an averaging constant of " + constant + "; above 0 and at most 1 is needed");
+    }
+    return with(axis, rounding, Observer.MOVING_AVERAGE, constant, clipSteps, clipSmallest);
+  }
+
+  /**
+   * Scales come from the part of the range that gives the smallest sum of {@code (y - x)^2}, out of
+   * {@code steps + 1} parts from the whole range down to {@code smallest} times it.
+   *
+   * @param steps 1 to 1000
+   * @param smallest between 0 and 1
+   */
+  public FakeQuantize mse(int steps, float smallest) {
+    if (steps < 1 || steps > 1000 || !(smallest > 0 && smallest < 1)) {
+      throw new IllegalArgumentException(
+          steps + " steps down to " + smallest + "; 1 to 1000 down to between 0 and 1 are needed");
+    }
+    return with(axis, rounding, Observer.MSE, average, steps, smallest);
+  }
+
+  private FakeQuantize with(
+      Integer axis,
+      Rounding rounding,
+      Observer observer,
+      float average,
+      int clipSteps,
+      float clipSmallest) {
+    return new FakeQuantize(
+        min, max, symmetric, divisor, axis, rounding, observer, average, clipSteps, clipSmallest);
+  }
+
+  /** The smallest number of the grid. */
+  public int min() {
+    return min;
+  }
+
+  /** The largest number of the grid. */
+  public int max() {
+    return max;
+  }
+
+  public boolean isSymmetric() {
+    return symmetric;
+  }
+
+  /** What a symmetric observer divides the largest magnitude by; 0 on affine grids. */
+  public float divisor() {
+    return divisor;
+  }
+
+  /** Whether quantized numbers are int8; else uint8. */
+  public boolean isSigned() {
+    return min < 0;
+  }
+
+  public Observer observer() {
+    return observer;
+  }
+
+  public Rounding rounding() {
+    return rounding;
+  }
+
+  /**
+   * The number of scales that a tensor needs.
+   *
+   * @throws IllegalArgumentException where it lacks the axis
+   */
+  public long channels(Tensor tensor) {
+    return split(tensor)[1];
+  }
+
+  /** Outer, channel and inner sizes. */
+  private long[] split(Tensor tensor) {
+    if (axis == null) {
+      return new long[] {1, 1, tensor.elements()};
+    }
+    int channel = axis < 0 ? axis + tensor.rank() : axis;
+    if (channel < 0 || channel >= tensor.rank()) {
+      throw new IllegalArgumentException("axis " + axis + " of a tensor " + tensor);
+    }
+    long[] shape = tensor.shape();
+    return new long[] {
+      product(shape, 0, channel), shape[channel], product(shape, channel + 1, shape.length)
+    };
+  }
+
+  private static long product(long[] shape, int from, int to) {
+    return Arrays.stream(shape, from, to).reduce(1, (a, b) -> a * b);
+  }
+
+  /** Sets up running averages of {@code channels} channels that have seen nothing. */
+  public static void startRunning(FloatPointer running, long channels) {
+    requireElements("running", running, 2 * channels);
+    for (long c = 0; c < channels; c++) {
+      running.put(c, Float.POSITIVE_INFINITY);
+      running.put(channels + c, Float.NEGATIVE_INFINITY);
+    }
+  }
+
+  /**
+   * Runs one tensor; {@link #batch} is cheaper for many, and for one that is run often.
+   *
+   * @throws IllegalArgumentException a given scale that is not positive and finite with a finite
+   *     reciprocal, or a zero point outside the grid; nothing is written then
+   * @throws org.espalier.InputException values that give such a scale; outputs are unspecified then
+   */
+  public NonFinite run(Job job) {
+    try (Batch batch = batch(List.of(job))) {
+      return batch.run().get(0);
+    }
+  }
+
+  /** A list of tensors that one native call runs; it can be run often. Close it. */
+  public Batch batch(List<Job> jobs) {
+    return new Batch(this, jobs);
+  }
+
+  /** A list of tensors in native form. Not thread safe. */
+  public static final class Batch implements AutoCloseable {
+    private final List<Job> jobs; // keeps the memory reachable
+    private final esp_quantizer quantizer;
+    private final esp_quantized list;
+
+    private Batch(FakeQuantize options, List<Job> jobs) {
+      this.jobs = List.copyOf(jobs);
+      for (Job job : jobs) {
+        options.check(job);
+      }
+      this.quantizer = options.quantizer();
+      this.list = new esp_quantized(Math.max(1, jobs.size()));
+      for (int i = 0; i < jobs.size(); i++) {
+        Job job = jobs.get(i);
+        long[] split = options.split(job.x());
+        list.getPointer(i)
+            .x(job.x().pointer())
+            .y(job.y() == null ? null : job.y().pointer())
+            .q(job.quantized())
+            .gate(job.gate())
+            .scale(job.scale())
+            .zero_point(job.zeroPoint())
+            .running(job.running())
+            .outer(split[0])
+            .channels(split[1])
+            .inner(split[2])
+            .dtype(job.x().dtype().code())
+            .y_dtype(job.y() == null ? job.x().dtype().code() : job.y().dtype().code());
+      }
+    }
+
+    /**
+     * Quantizes what the tensors hold now.
+     *
+     * @return what is not finite, for each tensor
+     * @throws IllegalArgumentException as {@link FakeQuantize#run}, naming tensor and channel
+     * @throws org.espalier.InputException as {@link FakeQuantize#run}, naming tensor and channel
+     */
+    public List<NonFinite> run() {
+      Status.check(espalier.esp_fake_quantize(quantizer, list, jobs.size()));
+      List<NonFinite> found = new ArrayList<>(jobs.size());
+      for (int i = 0; i < jobs.size(); i++) {
+        esp_quantized tensor = list.getPointer(i);
+        found.add(new NonFinite(tensor.nan(), tensor.infinite()));
+      }
+      return found;
+    }
+
+    @Override
+    public void close() {
+      quantizer.close();
+      list.close();
+    }
+  }
+
+  /**
+   * The straight-through gradient: {@code gradX = gate ? gradY : 0}.
+   *
+   * @param gradX of the type of gradY; gradY itself is allowed
+   */
+  public static void backward(Tensor gradY, BytePointer gate, Tensor gradX) {
+    requireAlike("gradX", gradX, gradY);
+    Bits.check("gate", Objects.requireNonNull(gate, "gate"), gradY.elements());
+    Status.check(
+        espalier.esp_fake_quantize_backward(
+            gradY.pointer(), gate, gradX.pointer(), gradY.elements(), gradY.dtype().code()));
+  }
+
+  /**
+   * The gradients of learned scales (Esser et al., Learned Step Size Quantization, 2020) and zero
+   * points (Bhalgat et al., LSQ+, 2020), and the straight-through gradient of x.
+   *
+   * @param gradX of the type of x, or null; gradY itself is allowed
+   * @param zeroPoint null: all 0
+   * @param gradScale one a channel, written
+   * @param gradZeroPoint one a channel, written, or null
+   * @param factor multiplies both; {@link #scaleGradientFactor} is the paper's
+   * @throws IllegalArgumentException a scale that is not positive and finite with a finite
+   *     reciprocal, or a zero point outside the grid; nothing is written then
+   */
+  public void scaleGradient(
+      Tensor x,
+      Tensor gradY,
+      Tensor gradX,
+      FloatPointer scale,
+      IntPointer zeroPoint,
+      FloatPointer gradScale,
+      FloatPointer gradZeroPoint,
+      float factor) {
+    requireAlike("gradY", gradY, x);
+    if (gradX != null) {
+      requireAlike("gradX", gradX, x);
+    }
+    long[] split = split(x);
+    requireElements("scale", scale, split[1]);
+    requireElements("zeroPoint", zeroPoint, split[1]);
+    requireElements("gradScale", gradScale, split[1]);
+    requireElements("gradZeroPoint", gradZeroPoint, split[1]);
+    try (esp_quantizer quantizer = quantizer();
+        esp_scale_gradient gradient = new esp_scale_gradient()) {
+      gradient
+          .x(x.pointer())
+          .grad_y(gradY.pointer())
+          .grad_x(gradX == null ? null : gradX.pointer())
+          .scale(scale)
+          .zero_point(zeroPoint)
+          .grad_scale(gradScale)
+          .grad_zero_point(gradZeroPoint)
+          .outer(split[0])
+          .channels(split[1])
+          .inner(split[2])
+          .dtype(x.dtype().code())
+          .factor(factor);
+      Status.check(espalier.esp_fake_quantize_scale_gradient(quantizer, gradient));
+    }
+  }
+
+  /** {@code 1 / sqrt(elements a channel * max)}: the step size of LSQ. */
+  public float scaleGradientFactor(Tensor x) {
+    long[] split = split(x);
+    return (float) (1 / Math.sqrt((double) Math.max(1, split[0] * split[2]) * max));
+  }
+
+  /**
+   * {@code y = s * (q - z)}.
+   *
+   * @param quantized one byte an element of y, signed where the grid is
+   * @param y written
+   * @param zeroPoint null: all 0
+   * @throws IllegalArgumentException a scale that is not positive and finite with a finite
+   *     reciprocal, or a zero point that its type cannot hold; nothing is written then
+   */
+  public void dequantize(
+      BytePointer quantized, Tensor y, FloatPointer scale, IntPointer zeroPoint) {
+    long[] split = split(y);
+    requireElements("quantized", quantized, y.elements());
+    requireElements("scale", scale, split[1]);
+    requireElements("zeroPoint", zeroPoint, split[1]);
+    try (esp_dequantized tensor = new esp_dequantized()) {
+      tensor
+          .q(quantized)
+          .y(y.pointer())
+          .scale(scale)
+          .zero_point(zeroPoint)
+          .outer(split[0])
+          .channels(split[1])
+          .inner(split[2])
+          .dtype(y.dtype().code())
+          .is_signed(isSigned() ? 1 : 0);
+      Status.check(espalier.esp_dequantize(tensor));
+    }
+  }
+
+  private void check(Job job) {
+    long channels = channels(job.x());
+    requireElements("scale", job.scale(), channels);
+    requireElements("zeroPoint", job.zeroPoint(), channels);
+    requireElements("running", job.running(), 2 * channels);
+  }
+
+  private esp_quantizer quantizer() {
+    return new esp_quantizer()
+        .qmin(min)
+        .qmax(max)
+        .rounding(rounding.ordinal())
+        .observer(observer.ordinal())
+        .symmetric(symmetric ? 1 : 0)
+        .divisor(divisor)
+        .average(average)
+        .clip_steps(clipSteps)
+        .clip_smallest(clipSmallest);
+  }
+
+  private static void requireAlike(String name, Tensor tensor, Tensor other) {
+    if (tensor.dtype() != other.dtype() || tensor.elements() != other.elements()) {
+      throw new IllegalArgumentException(name + " is " + tensor + ", " + other + " is needed");
+    }
+  }
+
+  /** Refuses memory that is known to be too short; a limit of 0 means that its size is unknown. */
+  private static void requireElements(String name, Pointer pointer, long n) {
+    if (pointer != null && pointer.limit() > 0 && pointer.limit() - pointer.position() < n) {
+      throw new IllegalArgumentException(
+          name + " holds " + (pointer.limit() - pointer.position()) + " elements, " + n
+              + " are needed");
+    }
+  }
+
+  @Override
+  public String toString() {
+    return (symmetric ? "symmetric " : "affine ") + min + " .. " + max
+        + (axis == null ? "" : " on axis " + axis) + ", " + observer;
+  }
+}

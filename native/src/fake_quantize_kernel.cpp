@@ -1,0 +1,544 @@
+// fake_quantize over a window of rows and columns, with one scale or one scale a column:
+//
+//   q = clamp(rint(x * (1/s)) + z, qmin, qmax), y = s * (q - z), gate bits, sums for observers and gradients
+//
+// Numerics: F32 lanes, half to even; q is exact in F32; sums in double, lane by lane down the window, then a fixed tree.
+// Bytes: x once, y once past the cache where it is large. Bulk: 16 elements a turn; where y is streamed, a head up to its
+// first whole cache line; tail: the same on zero-filled lanes.
+#include "fake_quantize_kernel.h"
+
+#include "fake_quantize_lanes.h"
+
+namespace {
+
+using esp::GridScale;
+using esp::NonFinite;
+using esp::Window;
+
+#define ESP_MEMBER __attribute__((always_inline)) inline
+
+constexpr float largest = 3.40282347e+38f;
+constexpr int32_t infinity_bits = 0x7f800000;
+
+struct nothing {};  // the element type of an output that is not wanted
+
+template <class Y>
+ESP_INLINE void put(Y* y, int64_t i, f32x16 v, bool) {
+  store(y + i, v);
+}
+ESP_INLINE void put(float* y, int64_t i, f32x16 v, bool streaming) {
+  if (streaming) {
+    ::stream(y + i, v);
+  } else {
+    store(y + i, v);
+  }
+}
+ESP_INLINE void put(nothing*, int64_t, f32x16, bool) {}
+template <class Y>
+ESP_INLINE void put_n(Y* y, int64_t i, f32x16 v, int64_t n) {
+  store_n(y + i, v, n);
+}
+ESP_INLINE void put_n(nothing*, int64_t, f32x16, int64_t) {}
+
+// Elements of a row before the first whole cache line of y.
+ESP_INLINE int64_t head_of(const float* y, int64_t columns) {
+  const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(y) % 64 / 4);
+  return head < columns ? head : columns;
+}
+
+// Appends bits to a field from any bit on. Bytes are written when they are complete, the last one by finish().
+class BitWriter {
+ public:
+  ESP_MEMBER BitWriter(uint8_t* bits, int64_t first) : next_(bits + (first >> 3)), held_(static_cast<int>(first & 7)) {
+    pending_ = held_ > 0 ? *next_ & ((1u << held_) - 1) : 0;
+  }
+  ESP_MEMBER void put(uint16_t bits) {
+    pending_ |= static_cast<uint32_t>(bits) << held_;
+    const uint16_t out = static_cast<uint16_t>(pending_);
+    __builtin_memcpy(next_, &out, 2);
+    next_ += 2;
+    pending_ >>= 16;
+  }
+  ESP_MEMBER void put_n(uint16_t bits, int64_t n) {
+    pending_ |= (bits & ((1u << n) - 1)) << held_;
+    for (held_ += static_cast<int>(n); held_ >= 8; held_ -= 8) {
+      *next_++ = static_cast<uint8_t>(pending_);
+      pending_ >>= 8;
+    }
+  }
+  ESP_MEMBER void finish() {
+    if (held_ > 0) *next_ = static_cast<uint8_t>(pending_);
+  }
+
+ private:
+  uint8_t* next_;
+  uint32_t pending_;  // fewer than 8 bits between calls
+  int held_;
+};
+
+// The scales of the columns of a window, and of all of them.
+struct PerColumn {
+  const GridScale& s;
+  ESP_MEMBER GridLanes at(int64_t i) const { return {load(s.scale + i), load(s.inverse + i), load(s.zero + i)}; }
+  ESP_MEMBER GridLanes at_n(int64_t i, int64_t n) const {
+    // 1 where there is no column, so that dividing stays harmless.
+    const f32x16 one = set1(1.0f);
+    const mask16 m = mask_of(static_cast<uint16_t>((1u << n) - 1));
+    return {select(m, load_n(s.scale + i, n), one), select(m, load_n(s.inverse + i, n), one), load_n(s.zero + i, n)};
+  }
+};
+struct Constant {
+  GridLanes lanes;
+  ESP_MEMBER explicit Constant(const GridScale& s) : lanes{set1(*s.scale), set1(*s.inverse), set1(*s.zero)} {}
+  ESP_MEMBER GridLanes at(int64_t) const { return lanes; }
+  ESP_MEMBER GridLanes at_n(int64_t, int64_t) const { return lanes; }
+};
+
+ESP_INLINE void count_non_finite(NonFinite& found, f32x16 x) {
+  const int nan = count(is_nan(x));
+  found.nan += nan;
+  found.infinite += 16 - nan - count(abs(x) <= set1(largest));
+}
+
+// ---- apply
+
+template <class T, class Y, class Scale>
+NonFinite apply_to(const esp::QuantizeTarget& t, const Window& w, const Scale& scale) {
+  const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), finite = set1(largest);
+  const bool divide = t.divide, streaming = t.stream;
+  NonFinite found = {0, 0};
+  for (int64_t r = 0; r < w.rows; r++) {
+    const int64_t first = w.first + r * w.stride;
+    const T* x = static_cast<const T*>(t.x) + first;
+    Y* const y = static_cast<Y*>(t.y);
+    int8_t* q = t.q == nullptr ? nullptr : reinterpret_cast<int8_t*>(t.q) + first;
+    uint8_t nowhere[4];
+    BitWriter gate(t.gate == nullptr ? nowhere : t.gate, t.gate == nullptr ? 0 : first);
+
+    const auto part = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+      const f32x16 v = load_n(x + i, n);
+      if (bits_of(abs(v) <= finite) != 0xffff) count_non_finite(found, v);
+      const GridLanes s = scale.at_n(i, n);
+      const f32x16 position = grid_position(v, s, divide), c = clamp_position(position, qmin, qmax);
+      if (t.gate != nullptr) gate.put_n(bits_of(gate_of(position, qmin, qmax)), n);
+      if (q != nullptr) {
+        int8_t lanes[16];
+        store_bytes(lanes, to_int(c));
+        __builtin_memcpy(q + i, lanes, static_cast<size_t>(n));
+      }
+      put_n(y, first + i, grid_value(c, s), n);
+    };
+
+    int64_t i = 0;
+    if constexpr (__is_same(Y, float)) {
+      if (streaming) i = head_of(y + first, w.columns);
+      if (i > 0) part(0, i);
+    }
+    for (; i + 16 <= w.columns; i += 16) {
+      const f32x16 v = load(x + i);
+      prefetch(x + i);
+      if (__builtin_expect(bits_of(abs(v) <= finite) != 0xffff, 0)) count_non_finite(found, v);
+      const GridLanes s = scale.at(i);
+      const f32x16 position = grid_position(v, s, divide), c = clamp_position(position, qmin, qmax);
+      if (t.gate != nullptr) gate.put(bits_of(gate_of(position, qmin, qmax)));
+      if (q != nullptr) store_bytes(q + i, to_int(c));
+      put(y, first + i, grid_value(c, s), streaming);
+    }
+    if (i < w.columns) part(i, w.columns - i);
+    if (t.gate != nullptr) gate.finish();
+  }
+  if (streaming) fence();
+  return found;
+}
+
+template <class T, class Y>
+NonFinite apply_as(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale) {
+  return scale.per_column ? apply_to<T, Y>(t, w, PerColumn{scale}) : apply_to<T, Y>(t, w, Constant(scale));
+}
+
+template <class T>
+NonFinite apply_from(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale) {
+  if (t.y == nullptr) return apply_as<T, nothing>(t, w, scale);
+  return t.y_dtype == t.dtype ? apply_as<T, T>(t, w, scale) : apply_as<T, float>(t, w, scale);
+}
+
+NonFinite apply(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale) {
+  switch (t.dtype) {
+    case ESP_BF16:
+      return apply_from<bf16>(t, w, scale);
+    case ESP_F16:
+      return apply_from<f16>(t, w, scale);
+    default:
+      return apply_from<float>(t, w, scale);
+  }
+}
+
+// ---- observe
+
+// Lanes of a running range. The largest magnitude as an integer is infinity or above where one is not finite.
+struct RangeLanes {
+  f32x16 min, max;
+  i32x16 magnitude;
+};
+
+template <bool absolute>
+ESP_INLINE void extend(RangeLanes& range, f32x16 x) {
+  range.magnitude = max(range.magnitude, bits_of(abs(x)));
+  if (!absolute) {
+    range.min = min(x, range.min);
+    range.max = max(x, range.max);
+  }
+}
+
+template <class T, bool absolute>
+esp::ObservedRange observe_as(const void* data, const Window& w) {
+  const float inf = __builtin_inff();
+  RangeLanes a{set1(inf), set1(-inf), set1(0)}, b = a, c = a, d = a;
+  for (int64_t r = 0; r < w.rows; r++) {
+    const T* x = static_cast<const T*>(data) + w.first + r * w.stride;
+    int64_t i = 0;
+    for (; i + 64 <= w.columns; i += 64) {
+      for (int line = 0; line < 64; line += 64 / static_cast<int>(sizeof(T))) prefetch(x + i + line);
+      extend<absolute>(a, load(x + i));
+      extend<absolute>(b, load(x + i + 16));
+      extend<absolute>(c, load(x + i + 32));
+      extend<absolute>(d, load(x + i + 48));
+    }
+    for (; i + 16 <= w.columns; i += 16) extend<absolute>(a, load(x + i));
+    if (i < w.columns) {
+      // Lanes past the end repeat the row's last element, which changes no range.
+      T lanes[16];
+      for (int k = 0; k < 16; k++) lanes[k] = x[i + k < w.columns ? i + k : w.columns - 1];
+      extend<absolute>(a, load(lanes));
+    }
+  }
+  const i32x16 magnitude = max(max(a.magnitude, b.magnitude), max(c.magnitude, d.magnitude));
+  int32_t magnitudes[16], worst = 0;
+  store(magnitudes, magnitude);
+  for (int k = 0; k < 16; k++) worst = magnitudes[k] > worst ? magnitudes[k] : worst;
+  esp::ObservedRange range = {inf, -inf, {0, 0}};
+  if (worst < infinity_bits) {
+    if (absolute) {
+      if (w.rows > 0 && w.columns > 0) {
+        __builtin_memcpy(&range.max, &worst, 4);
+        range.min = -range.max;
+      }
+    } else {
+      range.min = reduce_min(min(min(a.min, b.min), min(c.min, d.min)));
+      range.max = reduce_max(max(max(a.max, b.max), max(c.max, d.max)));
+    }
+    return range;
+  }
+  // Rare: count what is not finite, and range over the rest.
+  f32x16 low = set1(inf), high = set1(-inf);
+  for (int64_t r = 0; r < w.rows; r++) {
+    const T* x = static_cast<const T*>(data) + w.first + r * w.stride;
+    for (int64_t i = 0; i < w.columns; i += 16) {
+      const int64_t n = w.columns - i < 16 ? w.columns - i : 16;
+      const f32x16 v = load_n(x + i, n);
+      const mask16 valid = mask_of(static_cast<uint16_t>((1u << n) - 1)) & (abs(v) <= set1(largest));
+      count_non_finite(range.non_finite, v);
+      const f32x16 magnitudes_of = abs(v);
+      low = select(valid, min(absolute ? set1(0.0f) - magnitudes_of : v, low), low);
+      high = select(valid, max(absolute ? magnitudes_of : v, high), high);
+    }
+  }
+  range.min = reduce_min(low);
+  range.max = reduce_max(high);
+  return range;
+}
+
+template <class T>
+esp::ObservedRange observe_from(const void* x, const Window& w, bool absolute) {
+  return absolute ? observe_as<T, true>(x, w) : observe_as<T, false>(x, w);
+}
+
+esp::ObservedRange observe(esp_dtype dtype, const void* x, const Window& w, bool absolute) {
+  switch (dtype) {
+    case ESP_BF16:
+      return observe_from<bf16>(x, w, absolute);
+    case ESP_F16:
+      return observe_from<f16>(x, w, absolute);
+    default:
+      return observe_from<float>(x, w, absolute);
+  }
+}
+
+template <class T>
+NonFinite observe_columns_as(const void* data, const Window& w, float* low, float* high) {
+  NonFinite found = {0, 0};
+  const f32x16 finite = set1(largest);
+  for (int64_t r = 0; r < w.rows; r++) {
+    const T* x = static_cast<const T*>(data) + w.first + r * w.stride;
+    int64_t i = 0;
+    for (; i + 16 <= w.columns; i += 16) {
+      const f32x16 v = load(x + i);
+      prefetch(x + i);
+      const mask16 valid = abs(v) <= finite;
+      f32x16 below = min(v, load(low + i)), above = max(v, load(high + i));
+      if (__builtin_expect(bits_of(valid) != 0xffff, 0)) {
+        count_non_finite(found, v);
+        below = select(valid, below, load(low + i));
+        above = select(valid, above, load(high + i));
+      }
+      store(low + i, below);
+      store(high + i, above);
+    }
+    if (i < w.columns) {
+      const int64_t n = w.columns - i;
+      const f32x16 v = load_n(x + i, n), l = load_n(low + i, n), h = load_n(high + i, n);
+      const mask16 valid = abs(v) <= finite;
+      if (bits_of(valid) != 0xffff) count_non_finite(found, v);
+      store_n(low + i, select(valid, min(v, l), l), n);
+      store_n(high + i, select(valid, max(v, h), h), n);
+    }
+  }
+  return found;
+}
+
+NonFinite observe_columns(esp_dtype dtype, const void* x, const Window& w, float* low, float* high) {
+  switch (dtype) {
+    case ESP_BF16:
+      return observe_columns_as<bf16>(x, w, low, high);
+    case ESP_F16:
+      return observe_columns_as<f16>(x, w, low, high);
+    default:
+      return observe_columns_as<float>(x, w, low, high);
+  }
+}
+
+// ---- sums
+
+// A sum in double, 16 lanes wide.
+struct SumLanes {
+  f64x8 low, high;
+};
+ESP_INLINE void add_product(SumLanes& sum, f32x16 a, f32x16 b) {
+  sum.low = fma(low_f64(a), low_f64(b), sum.low);
+  sum.high = fma(high_f64(a), high_f64(b), sum.high);
+}
+ESP_INLINE void store_sum(double* to, const SumLanes& sum, int64_t n) {
+  double lanes[16];
+  store(lanes, sum.low);
+  store(lanes + 8, sum.high);
+  for (int64_t k = 0; k < n; k++) to[k] = lanes[k];
+}
+ESP_INLINE double total(const SumLanes& sum) {
+  double lanes[16];
+  store(lanes, sum.low);
+  store(lanes + 8, sum.high);
+  for (int half = 8; half > 0; half /= 2) {
+    for (int k = 0; k < half; k++) lanes[k] += lanes[k + half];
+  }
+  return lanes[0];
+}
+
+// turn(r, i, n) for each 16 columns: along the rows where the whole window has one scale, down the columns where each
+// has its own, so that sums stay in registers. done(i, n) after each group of columns, or once with n = 0.
+template <class Turn, class Done>
+ESP_INLINE void walk(const Window& w, bool per_column, const Turn& turn, const Done& done) {
+  if (per_column) {
+    for (int64_t i = 0; i < w.columns; i += 16) {
+      const int64_t n = w.columns - i < 16 ? w.columns - i : 16;
+      for (int64_t r = 0; r < w.rows; r++) turn(r, i, n);
+      done(i, n);
+    }
+  } else {
+    for (int64_t r = 0; r < w.rows; r++) {
+      for (int64_t i = 0; i < w.columns; i += 16) turn(r, i, w.columns - i < 16 ? w.columns - i : 16);
+    }
+    done(0, 0);
+  }
+}
+
+template <class T, class Scale>
+void error_to(const esp::QuantizeTarget& t, const Window& w, const Scale& scale, bool per_column, double* sum) {
+  const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), finite = set1(largest);
+  const SumLanes zero = {zero_f64(), zero_f64()};
+  SumLanes squares = zero;
+  walk(
+      w, per_column,
+      [&](int64_t r, int64_t i, int64_t n) __attribute__((always_inline)) {
+        const T* x = static_cast<const T*>(t.x) + w.first + r * w.stride + i;
+        const f32x16 v = n == 16 ? load(x) : load_n(x, n);
+        const GridLanes s = n == 16 ? scale.at(i) : scale.at_n(i, n);
+        const f32x16 y = grid_value(clamp_position(grid_position(v, s, t.divide), qmin, qmax), s);
+        const f32x16 e = keep(mask_of(static_cast<uint16_t>((1u << n) - 1)) & (abs(v) <= finite), y - v);
+        add_product(squares, e, e);
+      },
+      [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        if (n > 0) {
+          store_sum(sum + i, squares, n);
+          squares = zero;
+        } else {
+          *sum = total(squares);
+        }
+      });
+}
+
+template <class T>
+void error_from(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale, double* sum) {
+  if (scale.per_column) {
+    error_to<T>(t, w, PerColumn{scale}, true, sum);
+  } else {
+    error_to<T>(t, w, Constant(scale), false, sum);
+  }
+}
+
+void error(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale, double* sum) {
+  switch (t.dtype) {
+    case ESP_BF16:
+      return error_from<bf16>(t, w, scale, sum);
+    case ESP_F16:
+      return error_from<f16>(t, w, scale, sum);
+    default:
+      return error_from<float>(t, w, scale, sum);
+  }
+}
+
+template <class T, class Scale>
+void scale_gradient_to(const esp::ScaleGradientTarget& t, const Window& w, const Scale& scale, bool per_column,
+                       double* scale_sum, double* zero_sum) {
+  const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), nought = set1(0.0f);
+  const SumLanes zero = {zero_f64(), zero_f64()};
+  SumLanes by_scale = zero, by_zero = zero;
+  walk(
+      w, per_column,
+      [&](int64_t r, int64_t i, int64_t n) __attribute__((always_inline)) {
+        const int64_t at = w.first + r * w.stride + i;
+        const T* x = static_cast<const T*>(t.x) + at;
+        const T* grad_y = static_cast<const T*>(t.grad_y) + at;
+        const f32x16 g = n == 16 ? load(grad_y) : load_n(grad_y, n);
+        const f32x16 xs = n == 16 ? load(x) : load_n(x, n);
+        const GridLanes s = n == 16 ? scale.at(i) : scale.at_n(i, n);
+        const f32x16 v = t.divide ? xs / s.scale : xs * s.inverse;
+        const f32x16 rounded = rint(v), position = rounded + s.zero;
+        const mask16 pass = gate_of(position, qmin, qmax);
+        const f32x16 clipped = clamp_position(position, qmin, qmax) - s.zero;
+        add_product(by_scale, g, select(pass, rounded - v, clipped));
+        add_product(by_zero, g, select(pass, nought, nought - s.scale));
+        if (t.grad_x != nullptr) {
+          T* grad_x = static_cast<T*>(t.grad_x) + at;
+          if (n == 16) {
+            store(grad_x, keep(pass, g));
+          } else {
+            store_n(grad_x, keep(pass, g), n);
+          }
+        }
+      },
+      [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        if (n > 0) {
+          store_sum(scale_sum + i, by_scale, n);
+          store_sum(zero_sum + i, by_zero, n);
+          by_scale = by_zero = zero;
+        } else {
+          *scale_sum = total(by_scale);
+          *zero_sum = total(by_zero);
+        }
+      });
+}
+
+template <class T>
+void scale_gradient_from(const esp::ScaleGradientTarget& t, const Window& w, const GridScale& scale, double* scale_sum,
+                         double* zero_sum) {
+  if (scale.per_column) {
+    scale_gradient_to<T>(t, w, PerColumn{scale}, true, scale_sum, zero_sum);
+  } else {
+    scale_gradient_to<T>(t, w, Constant(scale), false, scale_sum, zero_sum);
+  }
+}
+
+void scale_gradient(const esp::ScaleGradientTarget& t, const Window& w, const GridScale& scale, double* scale_sum,
+                    double* zero_sum) {
+  switch (t.dtype) {
+    case ESP_BF16:
+      return scale_gradient_from<bf16>(t, w, scale, scale_sum, zero_sum);
+    case ESP_F16:
+      return scale_gradient_from<f16>(t, w, scale, scale_sum, zero_sum);
+    default:
+      return scale_gradient_from<float>(t, w, scale, scale_sum, zero_sum);
+  }
+}
+
+// ---- dequantize and backward
+
+template <class Q, class Y, class Scale>
+void dequantize_to(const esp::DequantizeTarget& t, const Window& w, const Scale& scale) {
+  for (int64_t r = 0; r < w.rows; r++) {
+    const int64_t first = w.first + r * w.stride;
+    const Q* q = reinterpret_cast<const Q*>(t.q) + first;
+    Y* const y = static_cast<Y*>(t.y) + first;
+    const auto part = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+      Q lanes[16] = {};
+      __builtin_memcpy(lanes, q + i, static_cast<size_t>(n));
+      put_n(y, i, grid_value(to_float(load_bytes(lanes)), scale.at_n(i, n)), n);
+    };
+    int64_t i = 0;
+    if constexpr (__is_same(Y, float)) {
+      if (t.stream) i = head_of(y, w.columns);
+      if (i > 0) part(0, i);
+    }
+    for (; i + 16 <= w.columns; i += 16) put(y, i, grid_value(to_float(load_bytes(q + i)), scale.at(i)), t.stream);
+    if (i < w.columns) part(i, w.columns - i);
+  }
+  if (t.stream) fence();
+}
+
+template <class Q, class Y>
+void dequantize_as(const esp::DequantizeTarget& t, const Window& w, const GridScale& scale) {
+  if (scale.per_column) {
+    dequantize_to<Q, Y>(t, w, PerColumn{scale});
+  } else {
+    dequantize_to<Q, Y>(t, w, Constant(scale));
+  }
+}
+
+template <class Y>
+void dequantize_from(const esp::DequantizeTarget& t, const Window& w, const GridScale& scale) {
+  if (t.is_signed) {
+    dequantize_as<int8_t, Y>(t, w, scale);
+  } else {
+    dequantize_as<uint8_t, Y>(t, w, scale);
+  }
+}
+
+void dequantize(const esp::DequantizeTarget& t, const Window& w, const GridScale& scale) {
+  switch (t.dtype) {
+    case ESP_BF16:
+      return dequantize_from<bf16>(t, w, scale);
+    case ESP_F16:
+      return dequantize_from<f16>(t, w, scale);
+    default:
+      return dequantize_from<float>(t, w, scale);
+  }
+}
+
+template <class T>
+void backward_as(const T* in, const uint8_t* gate, T* out, int64_t n, bool streaming) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    prefetch(in + i);
+    put(out, i, keep(mask_of(load_bits(gate, i)), load(in + i)), streaming);
+  }
+  if (i < n) store_n(out + i, keep(mask_of(load_bits_n(gate, i, n - i)), load_n(in + i, n - i)), n - i);
+  if (streaming) fence();
+}
+
+void backward(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, int64_t n, bool streaming) {
+  switch (dtype) {
+    case ESP_BF16:
+      return backward_as(static_cast<const bf16*>(in), gate, static_cast<bf16*>(out), n, streaming);
+    case ESP_F16:
+      return backward_as(static_cast<const f16*>(in), gate, static_cast<f16*>(out), n, streaming);
+    default:
+      return backward_as(static_cast<const float*>(in), gate, static_cast<float*>(out), n, streaming);
+  }
+}
+
+}  // namespace
+
+namespace esp {
+extern const FakeQuantizeKernels ESP_VARIANT(fake_quantize);
+const FakeQuantizeKernels ESP_VARIANT(fake_quantize) = {observe,        observe_columns, apply,   error,
+                                                        scale_gradient, dequantize,      backward};
+}  // namespace esp

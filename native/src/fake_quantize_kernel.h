@@ -1,0 +1,77 @@
+#pragma once
+#include "cpu_features.h"
+#include "espalier/fake_quantize.h"
+
+namespace esp {
+
+// Part of a row-major tensor: `rows` rows of `columns` elements, `stride` elements apart, from flat index `first` on.
+struct Window {
+  int64_t first, rows, columns, stride;
+};
+
+// What one scale or one scale a column of the window says; inverse = 1/scale, zero the zero point.
+struct GridScale {
+  const float* scale;
+  const float* inverse;
+  const float* zero;
+  bool per_column;
+};
+
+// One tensor of one call.
+struct QuantizeTarget {
+  const void* x;
+  void* y;        // or nullptr
+  uint8_t* q;     // or nullptr
+  uint8_t* gate;  // or nullptr
+  esp_dtype dtype, y_dtype;
+  float qmin, qmax;
+  bool divide;
+  bool stream;  // y past the cache
+};
+
+struct ScaleGradientTarget {
+  const void* x;
+  const void* grad_y;
+  void* grad_x;  // or nullptr
+  esp_dtype dtype;
+  float qmin, qmax;
+  bool divide;
+};
+
+struct DequantizeTarget {
+  const uint8_t* q;
+  void* y;
+  esp_dtype dtype;
+  bool is_signed, stream;
+};
+
+struct NonFinite {
+  int64_t nan, infinite;
+};
+
+// The range of the finite values; min > max where there are none.
+struct ObservedRange {
+  float min, max;
+  NonFinite non_finite;
+};
+
+struct FakeQuantizeKernels {
+  // The range of a window; absolute = true gives max|x| as max and -max|x| as min.
+  ObservedRange (*observe)(esp_dtype dtype, const void* x, const Window& window, bool absolute);
+  // Extends the ranges min[column], max[column].
+  NonFinite (*observe_columns)(esp_dtype dtype, const void* x, const Window& window, float* min, float* max);
+  // Writes y, q and gate. The bits of a row start at any bit; those before it in its first byte are kept.
+  NonFinite (*apply)(const QuantizeTarget& target, const Window& window, const GridScale& scale);
+  // The sum of (y - x)^2 over finite x: one number, or one a column where the scale is.
+  void (*error)(const QuantizeTarget& target, const Window& window, const GridScale& scale, double* sum);
+  // Writes grad_x; the sums of grad_y * dy/ds and grad_y * dy/dz: one number each, or one a column where the scale is.
+  void (*scale_gradient)(const ScaleGradientTarget& target, const Window& window, const GridScale& scale, double* scale_sum,
+                         double* zero_sum);
+  void (*dequantize)(const DequantizeTarget& target, const Window& window, const GridScale& scale);
+  // out = gate ? in : 0 for n elements; gate starts at a byte.
+  void (*backward)(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, int64_t n, bool stream);
+};
+
+}  // namespace esp
+
+ESP_DECLARE_VARIANTS(FakeQuantizeKernels, fake_quantize)
