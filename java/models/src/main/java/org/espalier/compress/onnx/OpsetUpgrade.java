@@ -258,6 +258,9 @@ final class OpsetUpgrade {
   }
 
   private void convert(NodeProto n, List<NodeProto> out) {
+    if (n.getInputCount() == 0 || n.getOutputCount() == 0) {
+      throw refused(n, "it has no input or no output");
+    }
     NodeProto.Builder b = n.toBuilder();
     switch (n.getOpType()) {
       case "Unsqueeze", "Squeeze", "ReduceSum" -> {

@@ -182,7 +182,8 @@ public final class StaticQuantizer {
                 next.size() == 1
                     && !outputs.contains(output)
                     && Set.of("Relu", "Clip").contains(next.get(0).getOpType())
-                    && next.get(0).getInput(0).equals(output);
+                    && next.get(0).getInput(0).equals(output)
+                    && next.get(0).getOutputCount() == 1;
             String quantized = clipped ? next.get(0).getOutput(0) : output;
             activations.add(quantized);
             replaced.add(quantized);
