@@ -5,4 +5,5 @@
 set(ESP_OPERATIONS
   fake_quantize
   gradient_norm
+  fused_sgd
 )

@@ -16,6 +16,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
               "espalier/bandwidth.h",
               "espalier/fake_quantize.h",
               "espalier/gradient_norm.h",
+              "espalier/fused_sgd.h",
               "espalier/mapped_file.h",
             },
             link = "espalier"),
