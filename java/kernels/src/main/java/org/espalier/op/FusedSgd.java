@@ -91,33 +91,56 @@ public final class FusedSgd implements AutoCloseable {
   }
 
   /**
-   * What forward sees: a copy of the weights, on the grid of the scales where there are any.
+   * What forward sees: a copy of the weights, on the grid of the scales where there are any. One of
+   * the two is null.
    *
-   * @param memory as many elements as the weight, of {@code dtype}, or of int8 where that is null
+   * @param floats as many elements as the weight, of any type
+   * @param integers as many bytes: the integers of the grid; needs scales
    */
-  public record WorkingCopy(Pointer memory, DType dtype) {
-    /** Floats in the type of {@code copy}. */
+  public record WorkingCopy(Tensor floats, BytePointer integers) {
+    public WorkingCopy {
+      if ((floats == null) == (integers == null)) {
+        throw new IllegalArgumentException("a working copy is either of floats or of integers");
+      }
+    }
+
+    /** Floats of the type of {@code copy}. */
     public static WorkingCopy of(Tensor copy) {
-      return new WorkingCopy(copy.pointer(), copy.dtype());
+      return new WorkingCopy(copy, null);
     }
 
     /** The integers of the grid; needs scales. */
     public static WorkingCopy int8(BytePointer copy) {
-      return new WorkingCopy(copy, null);
+      return new WorkingCopy(null, copy);
+    }
+
+    private void check(Tensor weight) {
+      long n = weight.elements();
+      if (floats != null && floats.elements() != n) {
+        throw new IllegalArgumentException(
+            "weight " + weight + ", working copy " + floats + ": the sizes differ");
+      }
+      if (integers != null
+          && integers.limit() > 0
+          && integers.limit() - integers.position() < n) {
+        throw new IllegalArgumentException(
+            "the working copy holds " + (integers.limit() - integers.position()) + " bytes, "
+                + weight + " needs " + n);
+      }
+    }
+
+    private Pointer memory() {
+      return floats == null ? integers : floats.pointer();
     }
 
     private int code() {
-      return dtype == null
+      return floats == null
           ? espalier.ESP_COPY_INT8
-          : switch (dtype) {
+          : switch (floats.dtype()) {
             case F32 -> espalier.ESP_COPY_F32;
             case BF16 -> espalier.ESP_COPY_BF16;
             case F16 -> espalier.ESP_COPY_F16;
           };
-    }
-
-    private int bytes() {
-      return dtype == null ? 1 : dtype.bytes();
     }
   }
 
@@ -154,14 +177,8 @@ public final class FusedSgd implements AutoCloseable {
       Bits.check("mask", mask, n);
       Bits.check("gate", gate, n);
       if (workingCopy != null) {
-        Pointer p = workingCopy.memory();
-        long known = (p.limit() - p.position()) * p.sizeof();
-        if (p.limit() > 0 && known < n * workingCopy.bytes()) {
-          throw new IllegalArgumentException(
-              "the working copy holds " + known + " bytes, " + weight + " needs "
-                  + n * workingCopy.bytes());
-        }
-        if (workingCopy.dtype() == null && scale == null) {
+        workingCopy.check(weight);
+        if (workingCopy.integers() != null && scale == null) {
           throw new IllegalArgumentException("an int8 working copy needs scales");
         }
       }

@@ -1,0 +1,652 @@
+package org.espalier.op;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.Stream;
+import org.bytedeco.javacpp.BytePointer;
+import org.espalier.InputException;
+import org.espalier.backend.Isa;
+import org.espalier.device.DType;
+import org.espalier.device.OwnedTensor;
+import org.espalier.device.Tensor;
+import org.espalier.op.FusedSgd.Channel;
+import org.espalier.op.FusedSgd.Options;
+import org.espalier.op.FusedSgd.Parameter;
+import org.espalier.op.FusedSgd.Scale;
+import org.espalier.op.FusedSgd.WorkingCopy;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+
+class FusedSgdTest {
+  private static final Options PLAIN = Options.of(0.05);
+  private static final Options MOMENTUM = PLAIN.withMomentum(0.9);
+
+  /** Every option by itself, those that interact together. */
+  private static final List<Options> OPTIONS =
+      List.of(
+          PLAIN,
+          PLAIN.withWeightDecay(0.01),
+          MOMENTUM,
+          MOMENTUM.withWeightDecay(1e-4).withDampening(0.3),
+          MOMENTUM.withWeightDecay(0.1).withNesterov(true),
+          MOMENTUM.withWeightDecay(0.1).withMaximize(true),
+          MOMENTUM.withMaxNorm(3),
+          MOMENTUM.withMaxNorm(1e9).withSkipNonFinite(true),
+          MOMENTUM.withWeightDecay(0.1).withMaximize(true).withMaxNorm(0.5).withNesterov(true));
+
+  /**
+   * Shapes beside Numbers.SIZES: rows of one; rows that start at any bit of a byte, of less and more
+   * than a vector; rows of whole vectors; several pieces of rows; rows and columns over one piece;
+   * rows too long for the cache, starting on a whole vector and not; more columns than one panel.
+   */
+  private static final int[][] SHAPES = {
+    {1, 1}, {37, 1}, {3, 5}, {16, 16}, {7, 33}, {10, 128}, {128, 10}, {300, 64}, {129, 131},
+    {2, 70_000}, {3, 66_001}, {65, 1040}, {0, 7}, {4, 0}
+  };
+
+  enum Copy {
+    NONE,
+    F32,
+    BF16,
+    F16,
+    INT8;
+
+    DType dtype() {
+      return this == BF16 ? DType.BF16 : this == F16 ? DType.F16 : DType.F32;
+    }
+  }
+
+  /** A tensor in native memory beside its state in the reference. Close it. */
+  private static final class Subject implements AutoCloseable {
+    final FusedSgdReference.State state = new FusedSgdReference.State();
+    final Copy copy;
+    final List<OwnedTensor> owned = new ArrayList<>();
+    final List<BytePointer> fields = new ArrayList<>();
+    final Tensor weight;
+    final Tensor gradient;
+    final Tensor momentum;
+    final Tensor floats;
+    final BytePointer integers;
+    final BytePointer gate;
+    final Tensor scales;
+    Parameter parameter;
+
+    Subject(int rows, int cols, DType gradientType, Copy copy, Channel channel, long seed) {
+      this(rows, cols, gradientType, copy, channel, seed, false, 0);
+    }
+
+    /** {@code offset} elements lie between the start of the memory and the tensor. */
+    Subject(
+        int rows,
+        int cols,
+        DType gradientType,
+        Copy copy,
+        Channel channel,
+        long seed,
+        boolean given,
+        int offset) {
+      int n = rows * cols;
+      this.copy = copy;
+      float[] w = Numbers.floats(n, seed);
+      float[] unread = new float[n];
+      Arrays.fill(unread, Float.NaN); // the first step must not read it
+      weight = tensor(DType.F32, rows, cols, offset, w);
+      momentum = tensor(DType.F32, rows, cols, offset, unread);
+      gradient = tensor(gradientType, rows, cols, offset, new float[n]);
+      state.rows = rows;
+      state.cols = cols;
+      state.weight = toDouble(w);
+      state.momentum = new double[n];
+      state.gradient = new float[n];
+      boolean quantized = channel != null;
+      state.mask = seed % 3 == 0 ? null : Numbers.randomBits(n, 0.5, seed + 1);
+      state.gate =
+          quantized && seed % 4 == 0 || given ? Numbers.randomBits(n, 0.9, seed + 2) : null;
+      gate = field(state.gate, offset);
+      floats =
+          copy == Copy.NONE || copy == Copy.INT8
+              ? null
+              : tensor(copy.dtype(), rows, cols, offset, unread);
+      integers = copy == Copy.INT8 ? bytes(n, offset) : null;
+      parameter = Parameter.of(weight, gradient, momentum).withMask(field(state.mask, offset));
+      parameter = parameter.withGate(gate);
+      WorkingCopy working =
+          floats != null
+              ? WorkingCopy.of(floats)
+              : integers != null ? WorkingCopy.int8(integers) : null;
+      if (quantized) {
+        int count =
+            channel == Channel.TENSOR ? 1 : channel == Channel.FIRST_AXIS ? rows : cols;
+        state.channel = channel;
+        state.scale = new double[count];
+        state.scaleGiven = given;
+        state.integers = new int[n];
+        float[] values = new float[count];
+        Arrays.fill(values, given ? 0.01f : Float.NaN);
+        for (int i = 0; i < count; i++) {
+          state.scale[i] = values[i];
+        }
+        scales = tensor(DType.F32, 1, count, offset, values);
+        parameter = parameter.withWorkingCopy(working, new Scale(scales, channel, given));
+      } else {
+        scales = null;
+        parameter = parameter.withWorkingCopy(working);
+      }
+    }
+
+    private Tensor tensor(DType dtype, int rows, int cols, int offset, float[] values) {
+      OwnedTensor memory = OwnedTensor.allocate(dtype, rows * cols + offset);
+      owned.add(memory);
+      Tensor flat = memory.slice(offset, rows * cols);
+      Tensor shaped = Tensor.of(flat.pointer(), dtype, rows, cols);
+      Numbers.write(shaped, values);
+      return shaped;
+    }
+
+    private BytePointer field(boolean[] values, int offset) {
+      if (values == null) {
+        return null;
+      }
+      try (BytePointer packed = Numbers.bits(values)) {
+        BytePointer memory = new BytePointer(Math.max(1, Bits.bytes(values.length)) + offset);
+        fields.add(memory);
+        for (long i = 0; i < Bits.bytes(values.length); i++) {
+          memory.put(i + offset, packed.get(i));
+        }
+        return memory.position(offset);
+      }
+    }
+
+    private BytePointer bytes(int n, int offset) {
+      BytePointer memory = new BytePointer(Math.max(1, n) + offset);
+      fields.add(memory);
+      return memory.position(offset);
+    }
+
+    void gradients(long seed) {
+      float[] g = Numbers.rounded(gradient.dtype(), Numbers.floats(state.weight.length, seed));
+      Numbers.write(gradient, g);
+      state.gradient = g;
+    }
+
+    /** Every bit of every output is the reference's. */
+    void check(String what) {
+      assertBits(state.weight, Numbers.read(weight), what + " weight");
+      if (!state.first) {
+        assertBits(state.momentum, Numbers.read(momentum), what + " momentum");
+      }
+      if (state.scale != null) {
+        assertBits(state.scale, Numbers.read(scales), what + " scale");
+      }
+      int n = state.weight.length;
+      if (state.gate != null) {
+        byte[] expected = new byte[(int) Bits.bytes(n)];
+        byte[] actual = new byte[expected.length];
+        try (BytePointer packed = Numbers.bits(state.gate)) {
+          packed.get(expected);
+        }
+        gate.get(actual, 0, actual.length);
+        assertArrayEquals(expected, actual, what + " gate");
+      }
+      if (copy == Copy.INT8) {
+        for (int i = 0; i < n; i++) {
+          assertEquals(state.integers[i], integers.get(i), what + " integer " + i);
+        }
+      } else if (copy != Copy.NONE) {
+        float[] values = new float[n];
+        for (int i = 0; i < n; i++) {
+          values[i] =
+              state.scale == null
+                  ? (float) state.weight[i]
+                  : state.integers[i] * (float) state.scale[state.channelOf(i)];
+        }
+        assertBits(
+            toDouble(Numbers.rounded(copy.dtype(), values)),
+            Numbers.read(floats),
+            what + " working copy");
+      }
+    }
+
+    @Override
+    public void close() {
+      owned.forEach(OwnedTensor::close);
+      fields.forEach(BytePointer::close);
+    }
+  }
+
+  private static double[] toDouble(float[] values) {
+    double[] wide = new double[values.length];
+    for (int i = 0; i < wide.length; i++) {
+      wide[i] = values[i];
+    }
+    return wide;
+  }
+
+  private static void assertBits(double[] expected, float[] actual, String what) {
+    for (int i = 0; i < expected.length; i++) {
+      if (Float.floatToIntBits((float) expected[i]) != Float.floatToIntBits(actual[i])) {
+        throw new AssertionError(
+            what + " " + i + " of " + expected.length + ": expected " + (float) expected[i]
+                + ", was " + actual[i]);
+      }
+    }
+  }
+
+  /** Every size, shape, copy and channel in one list; masks, gates and offsets on some. */
+  private static List<Subject> everything(DType gradientType) {
+    List<Subject> subjects = new ArrayList<>();
+    Copy[] copies = Copy.values();
+    Channel[] channels = Channel.values();
+    int seed = 1;
+    for (int n : Numbers.SIZES) {
+      Copy copy = copies[seed % 4];
+      subjects.add(new Subject(1, n, gradientType, copy, null, seed++));
+      copy = copies[seed % copies.length];
+      boolean given = seed % 5 == 3;
+      subjects.add(
+          new Subject(1, n, gradientType, copy, Channel.TENSOR, seed, given, seed++ % 2));
+    }
+    for (int[] shape : SHAPES) {
+      for (Channel channel : channels) {
+        Copy copy = copies[seed % copies.length];
+        boolean given = seed % 7 == 3;
+        subjects.add(
+            new Subject(shape[0], shape[1], gradientType, copy, channel, seed, given, seed++ % 2));
+      }
+    }
+    return subjects;
+  }
+
+  static Stream<Arguments> optionsAndTypes() {
+    return OPTIONS.stream()
+        .flatMap(
+            options ->
+                Variants.isas()
+                    .map(
+                        isa ->
+                            Arguments.of(
+                                options,
+                                DType.values()[(OPTIONS.indexOf(options) + isa.ordinal()) % 3],
+                                isa)));
+  }
+
+  /** Three steps of everything, with one, two and three threads. */
+  @ParameterizedTest
+  @MethodSource("optionsAndTypes")
+  void hasTheBitsOfTheReferenceEverywhere(Options options, DType gradientType, Isa isa) {
+    List<Subject> subjects = everything(gradientType);
+    try (FusedSgd sgd = new FusedSgd(subjects.stream().map(s -> s.parameter).toList(), options)) {
+      for (int step = 1; step <= 3; step++) {
+        for (Subject subject : subjects) {
+          subject.gradients(1000L * step + subjects.indexOf(subject));
+        }
+        FusedSgd.Result expected =
+            FusedSgdReference.exact(subjects.stream().map(s -> s.state).toList(), options);
+        FusedSgd.Result[] actual = new FusedSgd.Result[1];
+        Variants.with(isa, step, () -> actual[0] = sgd.step());
+        for (int i = 0; i < subjects.size(); i++) {
+          subjects.get(i).check("step " + step + ", tensor " + i);
+        }
+        if (Double.isNaN(expected.norm())) { // not asked for
+          assertTrue(Double.isNaN(actual[0].norm()));
+        } else {
+          assertEquals(expected.norm(), actual[0].norm(), 1e-12 * expected.norm());
+        }
+        assertEquals(expected.clipFactor(), actual[0].clipFactor(), 1e-12);
+        assertEquals(0, actual[0].nonFinite());
+        assertEquals(0, actual[0].nonFiniteChannels());
+        assertFalse(actual[0].skipped());
+      }
+    } finally {
+      subjects.forEach(Subject::close);
+    }
+  }
+
+  /** The rounded formula is the right formula: twenty steps stay near those in double. */
+  @ParameterizedTest
+  @MethodSource("optionsAndTypes")
+  void staysNearDoublePrecision(Options options, DType gradientType, Isa isa) {
+    try (Subject subject = new Subject(33, 48, gradientType, Copy.NONE, null, 7);
+        FusedSgd sgd = new FusedSgd(List.of(subject.parameter), options)) {
+      for (int step = 1; step <= 20; step++) {
+        subject.gradients(step);
+        FusedSgdReference.inDouble(List.of(subject.state), options);
+        Variants.with(isa, 2, sgd::step);
+      }
+      float[] actual = Numbers.read(subject.weight);
+      double largest = Arrays.stream(subject.state.weight).map(Math::abs).max().orElseThrow();
+      for (int i = 0; i < actual.length; i++) {
+        // About a rounding a step, of weights that reach the largest magnitude.
+        assertEquals(subject.state.weight[i], actual[i], 20 * 0x1p-23 * largest, "weight " + i);
+      }
+    }
+  }
+
+  @Test
+  void aStepWithANonFiniteGradientIsSkippedAndLeavesEveryStateAsItWas() {
+    Options options = MOMENTUM.withDampening(0.5).withSkipNonFinite(true);
+    for (Isa isa : Variants.isas().toList()) {
+      try (Subject healthy = new Subject(5, 33, DType.F32, Copy.F32, Channel.FIRST_AXIS, 4);
+          Subject sick = new Subject(1, 100, DType.F32, Copy.NONE, null, 5);
+          FusedSgd sgd = new FusedSgd(List.of(healthy.parameter, sick.parameter), options)) {
+        healthy.gradients(1);
+        sick.gradients(2);
+        float[] g = sick.state.gradient.clone();
+        int kept = firstIndex(sick.state.mask, true);
+        int pruned = firstIndex(sick.state.mask, false);
+        g[kept] = Float.NaN;
+        Numbers.write(sick.gradient, g);
+        float[] scalesBefore = Numbers.read(healthy.scales);
+        Variants.with(
+            isa,
+            2,
+            () -> {
+              FusedSgd.Result result = sgd.step();
+              assertTrue(result.skipped());
+              assertEquals(1, result.nonFinite());
+            });
+        assertTrue(sgd.first(0) && sgd.first(1));
+        assertArrayEquals(scalesBefore, Numbers.read(healthy.scales));
+        assertBits(healthy.state.weight, Numbers.read(healthy.weight), "weight");
+        assertTrue(Float.isNaN(Numbers.read(healthy.momentum)[0]));
+
+        // A pruned weight's gradient is not looked at, and the step is a first step still.
+        g[kept] = sick.state.gradient[kept];
+        g[pruned] = Float.POSITIVE_INFINITY;
+        Numbers.write(sick.gradient, g);
+        FusedSgdReference.exact(List.of(healthy.state, sick.state), options);
+        Variants.with(isa, 2, () -> assertFalse(sgd.step().skipped()));
+        healthy.check("healthy");
+        sick.check("sick");
+        assertFalse(sgd.first(0) || sgd.first(1));
+      }
+    }
+  }
+
+  private static int firstIndex(boolean[] values, boolean wanted) {
+    for (int i = 0; i < values.length; i++) {
+      if (values[i] == wanted) {
+        return i;
+      }
+    }
+    throw new AssertionError("no " + wanted);
+  }
+
+  @Test
+  void clippingByANormThatIsNotFiniteIsRefusedAndNothingIsWritten() {
+    try (Subject subject = new Subject(4, 32, DType.BF16, Copy.BF16, Channel.TENSOR, 6);
+        FusedSgd sgd = new FusedSgd(List.of(subject.parameter), MOMENTUM.withMaxNorm(1))) {
+      float[] g = new float[128];
+      g[127] = Float.NEGATIVE_INFINITY;
+      Numbers.write(subject.gradient, g);
+      InputException e = assertThrows(InputException.class, sgd::step);
+      assertTrue(e.getMessage().contains("1 gradient entries are NaN or infinite"), e.getMessage());
+      assertBits(subject.state.weight, Numbers.read(subject.weight), "weight");
+      assertTrue(sgd.first(0));
+    }
+  }
+
+  /** Momentum under the mask is +0, not a denormal on its way there, after 10,000 steps. */
+  @Test
+  void prunedMomentumStaysZero() {
+    for (Isa isa : Variants.isas().toList()) {
+      try (Subject subject = new Subject(8, 48, DType.F32, Copy.F32, Channel.FIRST_AXIS, 8);
+          FusedSgd sgd = new FusedSgd(List.of(subject.parameter), MOMENTUM.withNesterov(true))) {
+        subject.gradients(1);
+        // Momentum from before the mask.
+        float[] momentum = Numbers.floats(8 * 48, 9);
+        Numbers.write(subject.momentum, momentum);
+        sgd.first(0, false);
+        Variants.with(
+            isa,
+            1,
+            () -> {
+              for (int step = 0; step < 10_000; step++) {
+                sgd.step();
+              }
+            });
+        float[] w = Numbers.read(subject.weight);
+        float[] m = Numbers.read(subject.momentum);
+        float[] copy = Numbers.read(subject.floats);
+        int pruned = 0;
+        for (int i = 0; i < w.length; i++) {
+          if (!subject.state.mask[i]) {
+            pruned++;
+            assertEquals(0, Float.floatToRawIntBits(w[i]));
+            assertEquals(0, Float.floatToRawIntBits(m[i]));
+            assertEquals(0, Float.floatToRawIntBits(copy[i]));
+          }
+        }
+        assertTrue(pruned > 100);
+      }
+    }
+  }
+
+  /** Kept momentum that decays without gradients goes through the denormals as IEEE says. */
+  @Test
+  void denormalsAreNotFlushed() {
+    for (Isa isa : Variants.isas().toList()) {
+      try (Subject subject = new Subject(1, 37, DType.F32, Copy.NONE, null, 9);
+          FusedSgd sgd = new FusedSgd(List.of(subject.parameter), MOMENTUM)) {
+        subject.gradients(1);
+        boolean[] seen = {false};
+        for (int step = 0; step < 900; step++) {
+          FusedSgdReference.exact(List.of(subject.state), MOMENTUM);
+          Variants.with(isa, 1, sgd::step);
+          Arrays.fill(subject.state.gradient, 0);
+          Numbers.write(subject.gradient, subject.state.gradient);
+          for (double m : subject.state.momentum) {
+            seen[0] |= m != 0 && Math.abs(m) < Float.MIN_NORMAL && step > 700;
+          }
+        }
+        subject.check("after 900 steps");
+        assertTrue(seen[0]);
+      }
+    }
+  }
+
+  /** A clipped weight gets no gradient, but decays; the scale stays as it was given. */
+  @Test
+  void aGatedWeightStillDecays() {
+    Options options = Options.of(0.1).withWeightDecay(0.5);
+    try (Subject subject =
+            new Subject(1, 2, DType.F32, Copy.F32, Channel.TENSOR, 3, true, 0);
+        FusedSgd sgd = new FusedSgd(List.of(subject.parameter), options)) {
+      Numbers.write(subject.weight, new float[] {2f, 0.5f});
+      Numbers.write(subject.scales, new float[] {0.01f});
+      Numbers.write(subject.gradient, new float[] {0, 0});
+      subject.gate.put((byte) 3);
+      sgd.step();
+      assertEquals(0b10, subject.gate.get()); // 1.9 is beyond 1.27
+      assertArrayEquals(new float[] {1.27f, 0.48f}, Numbers.read(subject.floats), 1e-6f);
+      Numbers.write(subject.gradient, new float[] {100, 1});
+      sgd.step();
+      assertEquals(1.9f * 0.95f, Numbers.read(subject.weight)[0], 1e-6f);
+      assertEquals(0.475f * 0.95f - 0.1f, Numbers.read(subject.weight)[1], 1e-6f);
+      assertEquals(0.01f, Numbers.read(subject.scales)[0]);
+    }
+  }
+
+  @Test
+  void channelsOfZerosAndOfTinyWeightsHaveScaleOne() {
+    for (Isa isa : Variants.isas().toList()) {
+      for (Channel channel : List.of(Channel.FIRST_AXIS, Channel.LAST_AXIS)) {
+        try (Subject subject = new Subject(3, 3, DType.F32, Copy.F32, channel, 3);
+            FusedSgd sgd = new FusedSgd(List.of(subject.parameter), PLAIN)) {
+          float[] w = {0, 0, 0, 0, 1e-38f, 0, 0, 0, 127};
+          Numbers.write(subject.weight, w);
+          Variants.with(isa, 1, sgd::step);
+          assertArrayEquals(new float[] {1, 1, 1}, Numbers.read(subject.scales));
+          assertArrayEquals(
+              new float[] {0, 0, 0, 0, 0, 0, 0, 0, 127}, Numbers.read(subject.floats));
+        }
+      }
+    }
+  }
+
+  @Test
+  void aNonFiniteWeightMakesItsChannelsScaleNaNAndIsCounted() {
+    for (Isa isa : Variants.isas().toList()) {
+      for (Channel channel : Channel.values()) {
+        for (int cols : new int[] {32, 33, 70_000}) {
+          try (Subject subject = new Subject(3, cols, DType.F32, Copy.INT8, channel, 4);
+              FusedSgd sgd = new FusedSgd(List.of(subject.parameter), MOMENTUM)) {
+            subject.gradients(1);
+            for (int i : new int[] {1, cols + 2}) {
+              subject.state.mask[i] = true;
+              subject.state.gate[i] = true;
+              subject.parameter.mask().put(i >> 3, (byte) 0xff);
+              subject.gate.put(i >> 3, (byte) 0xff);
+            }
+            for (int i = 0; i < 16; i++) { // the same bytes in the reference
+              for (int start : new int[] {0, cols + 2 >> 3 << 3}) {
+                subject.state.mask[start + i % 8] = true;
+                subject.state.gate[start + i % 8] = true;
+              }
+            }
+            float[] w = Numbers.read(subject.weight);
+            w[1] = Float.NaN;
+            w[cols + 2] = Float.NEGATIVE_INFINITY;
+            Numbers.write(subject.weight, w);
+            subject.state.weight = toDouble(w);
+            FusedSgd.Result expected =
+                FusedSgdReference.exact(List.of(subject.state), MOMENTUM);
+            Variants.with(
+                isa,
+                2,
+                () ->
+                    assertEquals(
+                        expected.nonFiniteChannels(), sgd.step().nonFiniteChannels()));
+            assertEquals(channel == Channel.TENSOR ? 1 : 2, expected.nonFiniteChannels());
+            subject.check(isa + " " + channel + " " + cols);
+          }
+        }
+      }
+    }
+  }
+
+  /** State that was saved and restored leads to the same bits as an uninterrupted run. */
+  @Test
+  void aRestoredRunContinuesWithTheSameBits() {
+    Options options = MOMENTUM.withDampening(0.1);
+    try (Subject a = new Subject(9, 40, DType.F32, Copy.F16, Channel.FIRST_AXIS, 13);
+        Subject b = new Subject(9, 40, DType.F32, Copy.F16, Channel.FIRST_AXIS, 13);
+        FusedSgd run = new FusedSgd(List.of(a.parameter), options);
+        FusedSgd resumed = new FusedSgd(List.of(b.parameter), options)) {
+      a.gradients(1);
+      run.step();
+      Numbers.write(b.weight, Numbers.read(a.weight));
+      Numbers.write(b.momentum, Numbers.read(a.momentum));
+      resumed.first(0, false);
+      a.gradients(2);
+      b.gradients(2);
+      run.learningRate(0.01);
+      resumed.learningRate(0.01);
+      run.step();
+      resumed.step();
+      assertArrayEquals(Numbers.read(a.weight), Numbers.read(b.weight));
+      assertArrayEquals(Numbers.read(a.floats), Numbers.read(b.floats));
+      assertEquals(0.01, run.learningRate());
+    }
+  }
+
+  @Test
+  void eightCallersAtOnceGetWhatOneGets() throws InterruptedException {
+    List<Subject> subjects = new ArrayList<>();
+    List<Thread> callers = new ArrayList<>();
+    List<Throwable> failures = new ArrayList<>();
+    for (int c = 0; c < 8; c++) {
+      Subject subject = new Subject(64, 1000, DType.F32, Copy.F32, Channel.LAST_AXIS, 20 + c);
+      subject.gradients(c);
+      subjects.add(subject);
+      callers.add(
+          new Thread(
+              () -> {
+                try (FusedSgd sgd = new FusedSgd(List.of(subject.parameter), MOMENTUM)) {
+                  for (int step = 0; step < 20; step++) {
+                    sgd.step();
+                  }
+                }
+              }));
+    }
+    callers.forEach(t -> t.setUncaughtExceptionHandler((thread, e) -> failures.add(e)));
+    callers.forEach(Thread::start);
+    for (Thread caller : callers) {
+      caller.join();
+    }
+    assertEquals(List.of(), failures);
+    for (Subject subject : subjects) {
+      for (int step = 0; step < 20; step++) {
+        FusedSgdReference.exact(List.of(subject.state), MOMENTUM);
+      }
+      subject.check("concurrent");
+      subject.close();
+    }
+  }
+
+  @Test
+  void anEmptyListIsAStep() {
+    try (FusedSgd sgd = new FusedSgd(List.of(), MOMENTUM.withMaxNorm(1))) {
+      assertEquals(new FusedSgd.Result(0, 1, false, 0, 0), sgd.step());
+    }
+  }
+
+  @Test
+  void whatIsWrongIsSaid() {
+    try (OwnedTensor w = OwnedTensor.allocate(DType.F32, 4, 8);
+        OwnedTensor half = OwnedTensor.allocate(DType.BF16, 4, 8);
+        OwnedTensor few = OwnedTensor.allocate(DType.F32, 31);
+        BytePointer bits = new BytePointer(3)) {
+      refused("weight BF16[4, 8], momentum null: both are F32", () -> Parameter.of(half, w, null));
+      refused("the sizes differ", () -> Parameter.of(w, few, null));
+      refused("the sizes differ", () -> Parameter.of(w, w, few));
+      refused(
+          "mask holds 3 bytes, 32 bits need 4", () -> Parameter.of(w, w, null).withMask(bits));
+      refused(
+          "31 scales for the 8 channels of F32[4, 8] (LAST_AXIS)",
+          () ->
+              Parameter.of(w, w, null)
+                  .withWorkingCopy(null, new Scale(few, Channel.LAST_AXIS, false)));
+      refused(
+          "working copy F32[31]: the sizes differ",
+          () -> Parameter.of(w, w, null).withWorkingCopy(WorkingCopy.of(few)));
+      refused(
+          "holds 3 bytes, F32[4, 8] needs 32",
+          () -> Parameter.of(w, w, null).withWorkingCopy(WorkingCopy.int8(bits)));
+      refused(
+          "parameter 0 has no momentum buffer, and momentum is 0.9",
+          () -> new FusedSgd(List.of(Parameter.of(w, w, null)), MOMENTUM));
+      refused("learning rate NaN", () -> Options.of(Double.NaN));
+      refused("weight decay -1.0", () -> PLAIN.withWeightDecay(-1));
+      refused("Nesterov needs momentum above 0 (0.0)", () -> PLAIN.withNesterov(true));
+      refused("axis 1 of 4; channels along the first or the last", () -> Channel.ofAxis(1, 4));
+      assertEquals(Channel.LAST_AXIS, Channel.ofAxis(-1, 2));
+      try (OwnedTensor scale = OwnedTensor.allocate(DType.F32, 1);
+          FusedSgd sgd =
+              new FusedSgd(
+                  List.of(
+                      Parameter.of(w, half, null)
+                          .withWorkingCopy(null, new Scale(scale, Channel.TENSOR, true))),
+                  PLAIN)) {
+        refused("scale 0 of tensor 0 is 0; positive, with a finite reciprocal", sgd::step);
+      }
+      FusedSgd closed = new FusedSgd(List.of(), PLAIN);
+      closed.close();
+      assertThrows(IllegalStateException.class, closed::step);
+    }
+  }
+
+  private static void refused(String message, org.junit.jupiter.api.function.Executable call) {
+    IllegalArgumentException e = assertThrows(IllegalArgumentException.class, call);
+    assertTrue(e.getMessage().contains(message), e.getMessage());
+  }
+}
