@@ -1,0 +1,63 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import com.fasterxml.jackson.databind.SerializationFeature;
+import java.io.PrintWriter;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
+import picocli.CommandLine.Spec.Target;
+
+/** The options of every command, and where its output goes. */
+final class CommonOptions {
+  private static final ObjectMapper MAPPER =
+      new ObjectMapper().enable(SerializationFeature.INDENT_OUTPUT);
+
+  @Spec(Target.MIXEE)
+  private CommandSpec spec;
+
+  @Option(names = "--json", description = "Print the result as JSON.")
+  private boolean json;
+
+  @Option(
+      names = "--verbose",
+      description = "Log more, and show where an error happened. ESPALIER_DEBUG=1 does the same.")
+  private boolean verbose;
+
+  @Option(
+      names = {"-h", "--help"},
+      usageHelp = true,
+      description = "Print this help.")
+  private boolean help;
+
+  /** Whether the result is wanted as JSON. */
+  boolean json() {
+    return json;
+  }
+
+  /** For results. */
+  PrintWriter out() {
+    return spec.commandLine().getOut();
+  }
+
+  /** For people: progress, notes, warnings. */
+  PrintWriter err() {
+    return spec.commandLine().getErr();
+  }
+
+  /** Prints a line for people that is no result. */
+  void note(String text) {
+    err().println("espalier: " + text);
+  }
+
+  /** Prints JSON as the result. */
+  void print(JsonNode result) {
+    try {
+      out().println(MAPPER.writeValueAsString(result));
+    } catch (JsonProcessingException e) {
+      throw new IllegalStateException("cannot write the JSON of the result", e);
+    }
+  }
+}

@@ -1,0 +1,37 @@
+package org.espalier.cli;
+
+import org.espalier.InputException;
+import org.espalier.backend.CpuThreads;
+import org.espalier.backend.Isa;
+
+/** What the environment asks the kernels to run on, with its mistakes as bad input. */
+final class Machine {
+  private Machine() {}
+
+  /**
+   * The instruction set variant in use.
+   *
+   * @throws InputException where {@code ESPALIER_ISA} names none that this machine can run
+   */
+  static Isa isa() {
+    try {
+      return Isa.current();
+    } catch (UnsupportedOperationException e) {
+      throw new InputException(e.getMessage(), e);
+    }
+  }
+
+  /**
+   * Sets how many threads one kernel call may use.
+   *
+   * @param threads 1 to 256, or null to leave the default
+   */
+  static void useThreads(Integer threads) {
+    if (threads != null) {
+      if (threads < 1 || threads > 256) {
+        throw new InputException("--threads " + threads + " is outside 1 to 256");
+      }
+      CpuThreads.set(threads);
+    }
+  }
+}

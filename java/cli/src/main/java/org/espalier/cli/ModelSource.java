@@ -1,0 +1,107 @@
+package org.espalier.cli;
+
+import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.function.Consumer;
+import org.espalier.InputException;
+
+/**
+ * A model that the user named: a path, or a file inside a Maven artefact.
+ *
+ * @param path the file or folder
+ * @param given what the user wrote
+ * @param entry the place in the artefact, or null for a path
+ * @param kind what it holds
+ */
+record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFiles maven) {
+  /** What a model can be. */
+  enum Kind {
+    ONNX,
+    /** A safetensors file or a folder with one or with shards. */
+    SAFETENSORS
+  }
+
+  /**
+   * Finds a model and tells from its name what it is.
+   *
+   * @param notes receives a line for people about each artefact
+   * @throws InputException if there is no such file or its name tells no kind
+   */
+  static ModelSource find(String given, Consumer<String> notes) {
+    MavenFiles maven = new MavenFiles(notes);
+    MavenEntry entry = MavenEntry.isOne(given) ? MavenEntry.parse(given) : null;
+    Path path = entry == null ? path(given) : maven.file(entry);
+    if (!Files.exists(path)) {
+      throw new InputException("there is no file or folder " + path);
+    }
+    return new ModelSource(path, given, entry, kind(path), maven);
+  }
+
+  private static Kind kind(Path path) {
+    String name = String.valueOf(path.getFileName());
+    if (Files.isDirectory(path) || name.endsWith(".safetensors")) {
+      return Kind.SAFETENSORS;
+    }
+    if (name.endsWith(".onnx")) {
+      return Kind.ONNX;
+    }
+    throw new InputException(
+        path + " is no model that espalier knows: .onnx, .safetensors or a folder");
+  }
+
+  /**
+   * A path that the user wrote.
+   *
+   * @throws InputException if it cannot be one
+   */
+  static Path path(String given) {
+    try {
+      if (!given.isEmpty()) {
+        return Path.of(given);
+      }
+    } catch (InvalidPathException e) {
+      throw new InputException("'" + given + "' is not a path: " + e.getReason(), e);
+    }
+    throw new InputException("an empty path names no file");
+  }
+
+  /**
+   * The tokenizer that lies beside the model, in its folder or in its artefact: {@code
+   * STEM-tokenizer.json} or {@code tokenizer.json}.
+   *
+   * @throws InputException if there is none, or both
+   */
+  Path tokenizer() {
+    String file = String.valueOf(path.toAbsolutePath().normalize().getFileName());
+    int dot = file.lastIndexOf('.');
+    String stem = Files.isDirectory(path) || dot <= 0 ? file : file.substring(0, dot);
+    List<String> names = List.of(stem + "-tokenizer.json", "tokenizer.json");
+    List<String> found = new ArrayList<>();
+    for (String name : names) {
+      if (entry == null ? Files.isRegularFile(beside(name)) : maven.has(entry.sibling(name))) {
+        found.add(name);
+      }
+    }
+    String place = entry == null ? path.toString() : entry.toString();
+    if (found.isEmpty()) {
+      throw new InputException(
+          "beside " + place + " lies neither " + names.get(0) + " nor " + names.get(1)
+              + "; --tokenizer names one");
+    }
+    if (found.size() > 1) {
+      throw new InputException(
+          "beside " + place + " lie both " + found.get(0) + " and " + found.get(1)
+              + "; --tokenizer chooses one");
+    }
+    return entry == null ? beside(found.get(0)) : maven.file(entry.sibling(found.get(0)));
+  }
+
+  private Path beside(String name) {
+    return Files.isDirectory(path)
+        ? path.resolve(name)
+        : path.toAbsolutePath().getParent().resolve(name);
+  }
+}
