@@ -12,9 +12,6 @@ import picocli.CommandLine.Spec.Target;
 
 /** The options of every command, and where its output goes. */
 final class CommonOptions {
-  private static final ObjectMapper MAPPER =
-      new ObjectMapper().enable(SerializationFeature.INDENT_OUTPUT);
-
   @Spec(Target.MIXEE)
   private CommandSpec spec;
 
@@ -54,8 +51,10 @@ final class CommonOptions {
 
   /** Prints JSON as the result. */
   void print(JsonNode result) {
+    // Made here: its classes would cost every start a tenth of a second.
+    ObjectMapper mapper = new ObjectMapper().enable(SerializationFeature.INDENT_OUTPUT);
     try {
-      out().println(MAPPER.writeValueAsString(result));
+      out().println(mapper.writeValueAsString(result));
     } catch (JsonProcessingException e) {
       throw new IllegalStateException("cannot write the JSON of the result", e);
     }

