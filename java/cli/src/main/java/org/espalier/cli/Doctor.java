@@ -10,7 +10,7 @@ import org.bytedeco.javacpp.Loader;
 import org.espalier.backend.Bandwidth;
 import org.espalier.backend.CpuThreads;
 import org.espalier.backend.Isa;
-import org.espalier.binding.global.espalier;
+import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.device.Cuda;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -35,6 +35,9 @@ final class Doctor implements Callable<Integer> {
   private static final long COPY_BYTES = 256_000_000;
   private static final int COPY_RUNS = 9;
 
+  /** What JavaCPP calls the library that the kernels are called through. */
+  private static final String BINDINGS = "jniespalier";
+
   @Mixin private CommonOptions common;
 
   @Override
@@ -43,7 +46,7 @@ final class Doctor implements Callable<Integer> {
     List<String> isas =
         Arrays.stream(Isa.values()).filter(Isa::isAvailable).map(Doctor::name).toList();
     double copy = Bandwidth.COPY.measure(COPY_BYTES, COPY_RUNS);
-    String library = Loader.load(espalier.class);
+    String library = Loader.getLoadedLibraries().get(BINDINGS);
     Runtime.Version java = Runtime.version();
     Build build = Build.current();
     ObjectNode json = build.toJson();
@@ -55,6 +58,8 @@ final class Doctor implements Callable<Integer> {
     for (int i = 0; i < Cuda.deviceCount(); i++) {
       gpus.add(Cuda.describe(i));
     }
+    boolean saturates = Int8Saturation.onThisMachine();
+    json.put("int8_saturates", saturates);
     String noGpu = Cuda.isAvailable() ? null : Cuda.unavailabilityCause().getMessage();
     json.put("no_gpu_because", noGpu);
     json.put("copy_bytes_per_second", copy);
@@ -76,6 +81,11 @@ final class Doctor implements Callable<Integer> {
       table.add("gpu", "cuda:" + i + " " + gpus.get(i).asText());
     }
     table.add("copy", String.format(Locale.ROOT, "%.1f GB/s read and written", copy * 1e-9));
+    table.add(
+        "int8",
+        saturates
+            ? "ONNX Runtime's 8-bit products saturate here: quantize with --reduce-range"
+            : "ONNX Runtime's 8-bit products are exact here");
     table.add("java", java + " in " + System.getProperty("java.home"));
     table.add("natives", library);
     table.print(common.out());
