@@ -232,7 +232,7 @@ class StaticQuantizerTest {
     Map<String, ActivationRange> ranges = new HashMap<>();
     q.activations().forEach(a -> ranges.put(a, new ActivationRange(-1, 1)));
     InputException e = assertThrows(InputException.class, () -> q.apply(ranges));
-    assertTrue(e.getMessage().contains("the weights w hold NaN"), e.getMessage());
+    assertTrue(e.getMessage().contains("the weights w: element 13 is NaN"), e.getMessage());
   }
 
   @Test

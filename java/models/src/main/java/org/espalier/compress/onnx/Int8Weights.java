@@ -3,7 +3,11 @@ package org.espalier.compress.onnx;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.InputException;
+import org.espalier.device.Tensor;
+import org.espalier.op.FakeQuantize;
 
 /**
  * Weights as signed integers with one scale an output channel: w ≈ scale·q, scale = absmax/qmax, q
@@ -33,51 +37,52 @@ public record Int8Weights(ByteBuffer values, float[] scales) {
    */
   public static Int8Weights of(
       String name, FloatBuffer weights, long[] dims, int axis, int qmax, float[] minimumScales) {
-    int channels = Math.toIntExact(dims[axis]);
-    int inner = 1;
-    for (int i = axis + 1; i < dims.length; i++) {
-      inner = Math.toIntExact(inner * dims[i]);
-    }
-    int n = weights.remaining();
-    float[] scales = new float[channels];
-    for (int i = 0; i < n; i++) {
-      float w = Math.abs(weights.get(i));
-      if (!(w <= Float.MAX_VALUE)) {
-        throw new InputException(
-            "the weights "
-                + name
-                + " hold "
-                + weights.get(i)
-                + " at element "
-                + i
-                + ": no scale can be found; repair or exclude them");
+    FloatBuffer direct = weights.isDirect() ? weights.slice() : copy(weights);
+    ByteBuffer values =
+        ByteBuffer.allocateDirect(direct.remaining()).order(ByteOrder.nativeOrder());
+    float[] scales = new float[Math.toIntExact(dims[axis])];
+    FakeQuantize grid = FakeQuantize.symmetric(-qmax, qmax, qmax).perChannel(axis);
+    try (FloatPointer scale = new FloatPointer((long) scales.length);
+        BytePointer quantized = new BytePointer(values)) {
+      Tensor x = Tensor.of(direct, dims);
+      FakeQuantize.Job job = FakeQuantize.Job.real(x, quantized, scale, null);
+      if (grid.run(job).total() > 0) {
+        throw notFinite(direct);
       }
-      int c = i / inner % channels;
-      scales[c] = Math.max(scales[c], w);
-    }
-    float[] inverse = new float[channels];
-    for (int c = 0; c < channels; c++) {
-      scales[c] = scales[c] == 0 ? 1f : scales[c] / qmax;
-      if (minimumScales != null) {
+      scale.get(scales);
+      boolean raised = false;
+      for (int c = 0; minimumScales != null && c < scales.length; c++) {
+        raised |= scales[c] < minimumScales[c];
         scales[c] = Math.max(scales[c], minimumScales[c]);
       }
-      inverse[c] = 1f / scales[c];
-      if (Float.isInfinite(inverse[c])) {
-        throw new InputException(
-            "the weights "
-                + name
-                + " are at most "
-                + scales[c] * qmax
-                + " in channel "
-                + c
-                + ", too small for a float32 scale; set them to zero or exclude them");
+      if (raised) {
+        scale.put(scales);
+        grid.given().run(job);
       }
+    } catch (InputException e) {
+      throw new InputException("the weights " + name + ": " + e.getMessage(), e);
     }
-    ByteBuffer values = ByteBuffer.allocateDirect(n).order(ByteOrder.LITTLE_ENDIAN);
-    for (int i = 0; i < n; i++) {
-      double q = Math.rint(weights.get(i) * inverse[i / inner % channels]);
-      values.put(i, (byte) Math.max(-qmax, Math.min(qmax, q)));
+    return new Int8Weights(values.order(ByteOrder.LITTLE_ENDIAN), scales);
+  }
+
+  private static FloatBuffer copy(FloatBuffer weights) {
+    return ByteBuffer.allocateDirect(Math.multiplyExact(4, weights.remaining()))
+        .order(ByteOrder.nativeOrder())
+        .asFloatBuffer()
+        .put(weights.duplicate())
+        .flip();
+  }
+
+  private static InputException notFinite(FloatBuffer weights) {
+    int i = 0;
+    while (Math.abs(weights.get(i)) <= Float.MAX_VALUE) {
+      i++;
     }
-    return new Int8Weights(values, scales);
+    return new InputException(
+        "element "
+            + i
+            + " is "
+            + weights.get(i)
+            + "; no scale can be found: repair or exclude them");
   }
 }
