@@ -10,21 +10,6 @@
 
 #include "status.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-
-namespace {
-// The pages that hold the bytes; the kernel wants whole ones.
-void advise(const void* memory, int64_t bytes, int advice) {
-  if (memory == nullptr || bytes <= 0) return;
-  const intptr_t page = sysconf(_SC_PAGESIZE);
-  const intptr_t begin = reinterpret_cast<intptr_t>(memory) & -page;
-  const intptr_t end = reinterpret_cast<intptr_t>(memory) + bytes;
-  madvise(reinterpret_cast<void*>(begin), static_cast<size_t>(end - begin), advice);
-}
-}  // namespace
-
 esp_status esp_file_map(const uint8_t* path, int64_t bytes, void** memory) {
   if (path == nullptr || memory == nullptr || bytes <= 0) {
     return esp::fail(ESP_INVALID_ARGUMENT, "a file of at least one byte and a place for its address are needed");
@@ -47,10 +32,6 @@ esp_status esp_file_map(const uint8_t* path, int64_t bytes, void** memory) {
   *memory = mapped;
   return ESP_OK;
 }
-
-void esp_file_populate(const void* memory, int64_t bytes) { advise(memory, bytes, MADV_POPULATE_READ); }
-
-void esp_file_discard(const void* memory, int64_t bytes) { advise(memory, bytes, MADV_DONTNEED); }
 
 void esp_file_unmap(void* memory, int64_t bytes) {
   if (memory != nullptr) munmap(memory, static_cast<size_t>(bytes));

@@ -19,16 +19,6 @@ extern "C" {
  */
 ESP_API esp_status esp_file_map(const uint8_t* path, int64_t bytes, void** memory);
 
-/*
- * Brings `bytes` bytes from `memory` on, inside a mapping, into memory and into the page table in one call, which costs
- * less than a fault for each. A hint: where the kernel does not know it (before Linux 5.14) or cannot do it, the pages
- * come when they are touched.
- */
-ESP_API void esp_file_populate(const void* memory, int64_t bytes);
-
-/* Says that `bytes` bytes from `memory` on will not be read again soon: they leave the process, not the page cache. */
-ESP_API void esp_file_discard(const void* memory, int64_t bytes);
-
 /* Undoes esp_file_map. */
 ESP_API void esp_file_unmap(void* memory, int64_t bytes);
 

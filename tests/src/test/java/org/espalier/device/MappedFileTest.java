@@ -34,9 +34,6 @@ class MappedFileTest {
       assertEquals(3, tensor.elements());
       assertEquals(4f, new FloatPointer(tensor.pointer()).get(2));
       assertEquals(0x40, file.bytes(4, 4).get(3));
-      file.populate(0, 16);
-      file.discard(1, 15);
-      assertEquals(2f, new FloatPointer(tensor.pointer()).get(0));
     }
   }
 
@@ -65,7 +62,6 @@ class MappedFileTest {
       assertThrows(IndexOutOfBoundsException.class, () -> file.tensor(4, DType.F32, 2));
       assertThrows(IndexOutOfBoundsException.class, () -> file.tensor(-4, DType.F32, 1));
       assertThrows(IndexOutOfBoundsException.class, () -> file.bytes(8, 1));
-      assertThrows(IndexOutOfBoundsException.class, () -> file.populate(0, 9));
       assertThrows(IllegalArgumentException.class, () -> file.tensor(2, DType.F32, 1));
     }
   }

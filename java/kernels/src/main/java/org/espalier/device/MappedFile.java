@@ -89,16 +89,6 @@ public final class MappedFile implements AutoCloseable {
     return new BytePointer(Tensor.at(address(offset, count), count)).capacity(count);
   }
 
-  /** Brings a part of the file into memory in one go; a hint that only changes the speed. */
-  public void populate(long offset, long count) {
-    espalier.esp_file_populate(Tensor.at(address(offset, count), count), count);
-  }
-
-  /** Takes a part of the file out of the process's memory; a hint that only changes the speed. */
-  public void discard(long offset, long count) {
-    espalier.esp_file_discard(Tensor.at(address(offset, count), count), count);
-  }
-
   private long address(long offset, long count) {
     if (mapping.released.get()) {
       throw new IllegalStateException(path + " is closed");

@@ -24,7 +24,6 @@ public final class WeightNames {
           "token_embedding",
           "token_type_embeddings",
           "word_embeddings",
-          "word_embeddings_layernorm",
           "wpe",
           "wte");
 

@@ -192,18 +192,6 @@ public final class SafetensorsFile implements AutoCloseable {
     return mapping().bytes(dataStart + tensor.begin() + offset, bytes);
   }
 
-  /** Tells the system that bytes of a tensor will be read, all of them and soon. */
-  public void populate(TensorInfo tensor, long offset, long bytes) {
-    checkRange(tensor, offset, bytes);
-    mapping().populate(dataStart + tensor.begin() + offset, bytes);
-  }
-
-  /** Tells the system that bytes of a tensor will not be read again soon. */
-  public void discard(TensorInfo tensor, long offset, long bytes) {
-    checkRange(tensor, offset, bytes);
-    mapping().discard(dataStart + tensor.begin() + offset, bytes);
-  }
-
   /**
    * Whether the tensor begins at a multiple of its element size, as kernels need it. The format
    * does not promise it: writers of old did not pad the header.

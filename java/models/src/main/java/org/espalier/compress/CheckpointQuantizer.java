@@ -1,0 +1,216 @@
+package org.espalier.compress;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.SortedSet;
+import java.util.TreeSet;
+import java.util.function.Predicate;
+import org.espalier.InputException;
+import org.espalier.format.safetensors.Checkpoint;
+import org.espalier.format.safetensors.Names;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.format.safetensors.TensorSpec;
+
+/**
+ * Quantizes the linear layers of a model's folder to int8 in the compressed-tensors layout: {@code
+ * X.weight} becomes I8 [out, in] and {@code X.weight_scale} [out, 1] in the weights' own float type
+ * joins it in the same shard; {@code config.json} gets the {@code quantization_config}; all else is
+ * copied.
+ *
+ * <p>One scale a row, by that format's convention: scale = absmax / 127.5 rounded to the weights'
+ * type, at least 2^-23; q = clamp(rint(w / scale), -128, 127). Source: the compressed-tensors package.
+ *
+ * <p>The input is mapped and the output written piece by piece, so the memory that a run takes for
+ * itself does not grow with the model.
+ */
+public final class CheckpointQuantizer {
+  private static final String WEIGHT = ".weight";
+  private static final String OUTPUT_HEAD = "lm_head";
+
+  private CheckpointQuantizer() {}
+
+  /**
+   * What to do.
+   *
+   * @param model a folder that holds a model, or its {@code model.safetensors}
+   * @param target the folder to write
+   * @param choice the tensors to quantize; {@link #isLinearWeight} where the user says nothing
+   */
+  public record Job(Path model, Path target, Predicate<TensorInfo> choice) {}
+
+  /**
+   * What was done.
+   *
+   * @param total weights that are int8 now
+   * @param tensors the tensors that are int8 now
+   * @param ignored modules of linear layers that stay float, as the configuration names them
+   * @param inputBytes bytes of the model's tensors
+   * @param outputBytes bytes of the quantized model's tensors
+   * @param seconds where the time went
+   */
+  public record Result(
+      long total,
+      List<String> tensors,
+      List<String> ignored,
+      long inputBytes,
+      long outputBytes,
+      Seconds seconds) {}
+
+  /**
+   * The tensors that are quantized where the user names none: matrices called {@code X.weight} that
+   * are neither embeddings nor the output head, which may be tied to them, nor routers of experts.
+   */
+  public static boolean isLinearWeight(TensorInfo tensor) {
+    return isQuantizable(tensor)
+        && !WeightNames.isEmbedding(tensor.name())
+        && !WeightNames.isHead(tensor.name())
+        && !WeightNames.isRouter(tensor.name());
+  }
+
+  private static boolean isQuantizable(TensorInfo tensor) {
+    return tensor.dtype().computable() != null
+        && tensor.rank() == 2
+        && tensor.elements() > 0
+        && tensor.name().endsWith(WEIGHT);
+  }
+
+  /**
+   * Quantizes a model.
+   *
+   * @throws InputException if the model or the target are not as they should be, or a weight is not
+   *     finite; nothing is written then
+   */
+  public static Result quantize(Job job, Progress progress) {
+    long start = System.nanoTime();
+    Path folder = folder(job.model());
+    ModelConfig config = ModelConfig.read(folder);
+    try (Checkpoint checkpoint = Checkpoint.open(folder);
+        AlignedShards aligned = new AlignedShards(job.target())) {
+      CheckpointOutput.check(checkpoint, job.target());
+      Set<String> chosen = choose(checkpoint, job);
+      List<String> ignored = ignored(checkpoint, chosen);
+      byte[] json = config.with(CompressedTensorsConfig.int8(ignored));
+      for (String tensor : chosen) {
+        aligned.of(checkpoint.fileOf(tensor));
+      }
+      long opened = System.nanoTime();
+      try (CheckpointOutput output =
+              CheckpointOutput.create(
+                  checkpoint,
+                  job.target(),
+                  t -> chosen.contains(t.name()) ? quantized(t) : List.of(TensorSpec.of(t)),
+                  Map.of(ModelConfig.FILE, json));
+          RowQuantizer rows = new RowQuantizer()) {
+        long inputBytes = checkpoint.tensors().stream().mapToLong(TensorInfo::bytes).sum();
+        long done = 0;
+        long total = 0;
+        long outputBytes = 0;
+        for (TensorInfo tensor : checkpoint.tensors()) {
+          progress.at(Progress.Phase.WRITE, done, inputBytes);
+          if (chosen.contains(tensor.name())) {
+            rows.quantize(aligned.of(checkpoint.fileOf(tensor.name())), tensor.name(), output);
+            total += tensor.elements();
+            outputBytes += quantized(tensor).stream().mapToLong(TensorSpec::bytes).sum();
+          } else {
+            output.copy(tensor);
+            outputBytes += tensor.bytes();
+          }
+          done += tensor.bytes();
+        }
+        output.commit();
+        progress.at(Progress.Phase.WRITE, done, inputBytes);
+        long write = output.writeNanos();
+        Seconds seconds =
+            new Seconds(
+                (opened - start) * 1e-9,
+                0,
+                (System.nanoTime() - opened - write) * 1e-9,
+                write * 1e-9);
+        return new Result(
+            total, List.copyOf(chosen), ignored, inputBytes, outputBytes, seconds);
+      }
+    }
+  }
+
+  private static SortedSet<String> choose(Checkpoint checkpoint, Job job) {
+    SortedSet<String> chosen = new TreeSet<>(Names.ORDER);
+    for (TensorInfo tensor : checkpoint.tensors()) {
+      if (!job.choice().test(tensor)) {
+        continue;
+      }
+      String where =
+          checkpoint.fileOf(tensor.name()).path() + ": tensor " + Names.quote(tensor.name());
+      if (!isQuantizable(tensor)) {
+        throw new InputException(
+            where
+                + " is "
+                + tensor.dtype()
+                + tensor.shape()
+                + "; F32, BF16 and F16 matrices called X"
+                + WEIGHT
+                + " can be quantized");
+      }
+      if (WeightNames.isTable(tensor.name())) {
+        throw new InputException(
+            where + " is an embedding; compressed-tensors int8 is for linear layers");
+      }
+      if (checkpoint.tensor(RowQuantizer.scaleName(tensor.name())) != null) {
+        throw new InputException(where + " has a scale: the model is quantized already");
+      }
+      chosen.add(tensor.name());
+    }
+    if (chosen.isEmpty()) {
+      throw new InputException(
+          job.model() + ": no tensor is chosen, so there is nothing to quantize");
+    }
+    return chosen;
+  }
+
+  /** What the configuration must name, for a reader takes every other Linear for quantized. */
+  private static List<String> ignored(Checkpoint checkpoint, Set<String> chosen) {
+    SortedSet<String> modules = new TreeSet<>(Names.ORDER);
+    if (!chosen.contains(OUTPUT_HEAD + WEIGHT)) {
+      // Named even where it is not in the file because it is tied to the embeddings.
+      modules.add(OUTPUT_HEAD);
+    }
+    for (TensorInfo tensor : checkpoint.tensors()) {
+      boolean linear =
+          tensor.dtype().isFloat() && tensor.rank() == 2 && tensor.name().endsWith(WEIGHT);
+      if (linear && !chosen.contains(tensor.name()) && !WeightNames.isTable(tensor.name())) {
+        modules.add(WeightNames.module(tensor.name()));
+      }
+    }
+    return List.copyOf(modules);
+  }
+
+  /** What stands for a quantized tensor. */
+  private static List<TensorSpec> quantized(TensorInfo tensor) {
+    return List.of(
+        new TensorSpec(tensor.name(), SafetensorsDtype.I8, tensor.shape()),
+        new TensorSpec(
+            RowQuantizer.scaleName(tensor.name()),
+            tensor.dtype(),
+            List.of(tensor.shape().get(0), 1L)));
+  }
+
+  /** The folder of a model that was given by its only file. */
+  private static Path folder(Path model) {
+    if (Files.isDirectory(model)) {
+      return model;
+    }
+    Path parent = model.toAbsolutePath().getParent();
+    boolean only = Checkpoint.SINGLE.equals(model.getFileName().toString());
+    if (only && Files.isRegularFile(parent.resolve(ModelConfig.FILE))) {
+      return parent;
+    }
+    throw new InputException(
+        model
+            + ": compressed-tensors is a layout of a model's folder with "
+            + ModelConfig.FILE
+            + " in it; name that folder");
+  }
+}
