@@ -7,4 +7,5 @@ set(ESP_OPERATIONS
   fake_quantize
   gradient_norm
   fused_sgd
+  magnitude_prune
 )

@@ -139,6 +139,9 @@ ESP_INLINE i32x16 max(i32x16 a, i32x16 b) { return {_mm256_max_epi32(a.lo, b.lo)
 ESP_INLINE mask16 operator==(i32x16 a, i32x16 b) {
   return {_mm256_cmpeq_epi32(a.lo, b.lo), _mm256_cmpeq_epi32(a.hi, b.hi)};
 }
+ESP_INLINE mask16 operator<(i32x16 a, i32x16 b) {
+  return {_mm256_cmpgt_epi32(b.lo, a.lo), _mm256_cmpgt_epi32(b.hi, a.hi)};
+}
 ESP_INLINE mask16 less_equal_unsigned(i32x16 a, i32x16 b) {
   return {_mm256_cmpeq_epi32(_mm256_min_epu32(a.lo, b.lo), a.lo), _mm256_cmpeq_epi32(_mm256_min_epu32(a.hi, b.hi), a.hi)};
 }
@@ -199,6 +202,23 @@ ESP_INLINE f32x16 select(mask16 m, f32x16 yes, f32x16 no) {
 }
 ESP_INLINE i32x16 select(mask16 m, i32x16 yes, i32x16 no) {
   return {_mm256_blendv_epi8(no.lo, yes.lo, m.lo), _mm256_blendv_epi8(no.hi, yes.hi, m.hi)};
+}
+// One more in each chosen lane.
+ESP_INLINE i32x16 tally(i32x16 counts, mask16 m) {
+  return {_mm256_sub_epi32(counts.lo, m.lo), _mm256_sub_epi32(counts.hi, m.hi)};
+}
+ESP_INLINE __m256i permute(i32x16 a, __m256i from) {
+  const __m256i high = _mm256_cmpgt_epi32(from, _mm256_set1_epi32(7));
+  return _mm256_blendv_epi8(_mm256_permutevar8x32_epi32(a.lo, from), _mm256_permutevar8x32_epi32(a.hi, from), high);
+}
+// Lane i is lane from[i] of a, 0 <= from[i] < 16.
+ESP_INLINE i32x16 permute(i32x16 a, i32x16 from) { return {permute(a, from.lo), permute(a, from.hi)}; }
+// Copies 16 elements of 16 bits, 0 for those not chosen.
+ESP_INLINE void copy_kept(uint16_t* out, const uint16_t* in, mask16 m) {
+  // packs interleaves the 128-bit halves; permute puts them back in order.
+  const __m256i lanes = _mm256_permute4x64_epi64(_mm256_packs_epi32(m.lo, m.hi), 0xd8);
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_and_si256(x, lanes));
 }
 // Moves the chosen lanes of 8 to the front: their numbers, packed as bytes by pext, drive a permute.
 ESP_INLINE __m256i compress8(__m256i a, unsigned bits) {

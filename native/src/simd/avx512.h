@@ -88,6 +88,7 @@ ESP_INLINE i32x16 shift_right_logical(i32x16 a) {
 }
 ESP_INLINE i32x16 min(i32x16 a, i32x16 b) { return {_mm512_min_epi32(a.v, b.v)}; }
 ESP_INLINE i32x16 max(i32x16 a, i32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+ESP_INLINE mask16 operator<(i32x16 a, i32x16 b) { return {_mm512_cmplt_epi32_mask(a.v, b.v)}; }
 ESP_INLINE mask16 less_unsigned(i32x16 a, i32x16 b) { return {_mm512_cmplt_epu32_mask(a.v, b.v)}; }
 ESP_INLINE mask16 less_equal_unsigned(i32x16 a, i32x16 b) { return {_mm512_cmple_epu32_mask(a.v, b.v)}; }
 ESP_INLINE mask16 operator==(i32x16 a, i32x16 b) { return {_mm512_cmpeq_epi32_mask(a.v, b.v)}; }
@@ -117,6 +118,16 @@ ESP_INLINE bool any(mask16 m) { return m.v != 0; }
 ESP_INLINE f32x16 keep(mask16 m, f32x16 a) { return {_mm512_maskz_mov_ps(m.v, a.v)}; }  // else +0
 ESP_INLINE f32x16 select(mask16 m, f32x16 yes, f32x16 no) { return {_mm512_mask_mov_ps(no.v, m.v, yes.v)}; }
 ESP_INLINE i32x16 select(mask16 m, i32x16 yes, i32x16 no) { return {_mm512_mask_mov_epi32(no.v, m.v, yes.v)}; }
+// One more in each chosen lane.
+ESP_INLINE i32x16 tally(i32x16 counts, mask16 m) {
+  return {_mm512_mask_add_epi32(counts.v, m.v, counts.v, _mm512_set1_epi32(1))};
+}
+// Lane i is lane from[i] of a, 0 <= from[i] < 16.
+ESP_INLINE i32x16 permute(i32x16 a, i32x16 from) { return {_mm512_permutexvar_epi32(from.v, a.v)}; }
+// Copies 16 elements of 16 bits, 0 for those not chosen.
+ESP_INLINE void copy_kept(uint16_t* out, const uint16_t* in, mask16 m) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_maskz_loadu_epi16(m.v, in));
+}
 // In a register first: the store form is microcoded on some processors.
 ESP_INLINE void compress_store(int32_t* p, mask16 m, i32x16 a) {
   _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(m.v, a.v));

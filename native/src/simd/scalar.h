@@ -116,6 +116,7 @@ ESP_INLINE i32x16 shift_right_logical(i32x16 a) {
 ESP_INLINE i32x16 min(i32x16 a, i32x16 b) { ESP_MAP(i32x16, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 ESP_INLINE i32x16 max(i32x16 a, i32x16 b) { ESP_MAP(i32x16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 ESP_INLINE mask16 operator==(i32x16 a, i32x16 b) { ESP_TEST(a.v[i] == b.v[i]); }
+ESP_INLINE mask16 operator<(i32x16 a, i32x16 b) { ESP_TEST(a.v[i] < b.v[i]); }
 ESP_INLINE mask16 less_unsigned(i32x16 a, i32x16 b) { ESP_TEST(unsign(a.v[i]) < unsign(b.v[i])); }
 ESP_INLINE mask16 less_equal_unsigned(i32x16 a, i32x16 b) { ESP_TEST(unsign(a.v[i]) <= unsign(b.v[i])); }
 
@@ -151,6 +152,14 @@ ESP_INLINE bool lane(mask16 m, int i) { return (m.v >> i & 1) != 0; }
 ESP_INLINE f32x16 keep(mask16 m, f32x16 a) { ESP_MAP(f32x16, lane(m, i) ? a.v[i] : 0.0f); }  // else +0
 ESP_INLINE f32x16 select(mask16 m, f32x16 yes, f32x16 no) { ESP_MAP(f32x16, lane(m, i) ? yes.v[i] : no.v[i]); }
 ESP_INLINE i32x16 select(mask16 m, i32x16 yes, i32x16 no) { ESP_MAP(i32x16, lane(m, i) ? yes.v[i] : no.v[i]); }
+// One more in each chosen lane.
+ESP_INLINE i32x16 tally(i32x16 counts, mask16 m) { ESP_MAP(i32x16, counts.v[i] + (lane(m, i) ? 1 : 0)); }
+// Lane i is lane from[i] of a, 0 <= from[i] < 16.
+ESP_INLINE i32x16 permute(i32x16 a, i32x16 from) { ESP_MAP(i32x16, a.v[from.v[i]]); }
+// Copies 16 elements of 16 bits, 0 for those not chosen.
+ESP_INLINE void copy_kept(uint16_t* out, const uint16_t* in, mask16 m) {
+  ESP_LANES { out[i] = lane(m, i) ? in[i] : 0; }
+}
 ESP_INLINE void compress_store(int32_t* p, mask16 m, i32x16 a) {
   ESP_LANES {
     if (lane(m, i)) *p++ = a.v[i];
