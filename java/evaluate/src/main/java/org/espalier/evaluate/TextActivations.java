@@ -1,0 +1,57 @@
+package org.espalier.evaluate;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.ByteBuffer;
+import java.util.Collection;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Set;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.onnx.OnnxModel;
+
+/** Runs a text model on sentences in ONNX Runtime, each alone. */
+public final class TextActivations implements ActivationSource {
+  private final List<Tokens> texts;
+  private final int threads;
+
+  /**
+   * A source of activations.
+   *
+   * @param tokenizer the model's; used here only
+   * @param texts at least one
+   * @param threads threads of one run, at least 1
+   */
+  public TextActivations(TextTokenizer tokenizer, List<String> texts, int threads) {
+    if (texts.isEmpty()) {
+      throw new InputException("calibration needs at least one text");
+    }
+    this.texts = texts.stream().map(tokenizer::encode).toList();
+    this.threads = threads;
+  }
+
+  @Override
+  public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
+    OnnxModel tapped = model.copy();
+    Set<String> outputs = new HashSet<>();
+    tapped.outputs().forEach(o -> outputs.add(o.getName()));
+    for (String a : activations) {
+      if (outputs.add(a)) {
+        ValueInfoProto.Builder b = ValueInfoProto.newBuilder().setName(a);
+        b.getTypeBuilder().getTensorTypeBuilder().setElemType(DataType.FLOAT_VALUE);
+        tapped.addOutput(b.build());
+      }
+    }
+    ByteBuffer buffer = tapped.toBuffer();
+    byte[] bytes = new byte[buffer.remaining()];
+    buffer.get(bytes);
+    Set<String> fetched = Set.copyOf(activations);
+    try (OnnxTextModel session = new OnnxTextModel(model.name(), bytes, threads)) {
+      for (Tokens text : texts) {
+        session.run(List.of(text), fetched, (name, shape, values) -> receiver.accept(name, values));
+      }
+    }
+  }
+}

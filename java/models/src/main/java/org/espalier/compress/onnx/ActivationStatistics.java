@@ -1,0 +1,199 @@
+package org.espalier.compress.onnx;
+
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.IntStream;
+import org.espalier.InputException;
+
+/**
+ * What calibration keeps of one activation x [rows, channels]: the range of each channel in each example,
+ * the sum of each channel, and the Gram matrix Σ x·xᵀ over all rows. Sums run in a fixed order, so that
+ * equal examples give equal statistics whatever the number of threads. Not safe for several threads.
+ */
+final class ActivationStatistics {
+  /** Rows that are gathered before the Gram matrix is updated: few passes over it, small float sums. */
+  private static final int BLOCK = 64;
+
+  private final String name;
+  private final int channels;
+  private final List<float[]> minima = new ArrayList<>();
+  private final List<float[]> maxima = new ArrayList<>();
+  private final double[] sums;
+  private final double[] squares;
+
+  /** Row i holds the entries (i, 0) to (i, i). */
+  private final double[][] gram;
+
+  private final float[] block;
+  private int pending;
+  private long rows;
+
+  ActivationStatistics(String name, int channels) {
+    this.name = name;
+    this.channels = channels;
+    sums = new double[channels];
+    squares = new double[channels];
+    gram = new double[channels][];
+    for (int i = 0; i < channels; i++) {
+      gram[i] = new double[i + 1];
+    }
+    block = new float[BLOCK * channels];
+  }
+
+  /**
+   * The bytes that the statistics of an activation take, without the ranges of its examples.
+   *
+   * @param channels its channels
+   */
+  static long bytes(int channels) {
+    return 4L * channels * channels + 4L * BLOCK * channels;
+  }
+
+  /**
+   * Adds one example.
+   *
+   * @throws InputException when the values are no whole rows, or one is NaN or infinite
+   */
+  void add(FloatBuffer values) {
+    int n = values.remaining() / channels;
+    if (n * channels != values.remaining()) {
+      throw new InputException(
+          "the activation " + name + " has " + values.remaining() + " values, no rows of " + channels);
+    }
+    float[] min = new float[channels];
+    float[] max = new float[channels];
+    java.util.Arrays.fill(min, Float.POSITIVE_INFINITY);
+    java.util.Arrays.fill(max, Float.NEGATIVE_INFINITY);
+    for (int r = 0; r < n; r++) {
+      int at = pending * channels;
+      values.get(block, at, channels);
+      for (int c = 0; c < channels; c++) {
+        float v = block[at + c];
+        if (!(Math.abs(v) <= Float.MAX_VALUE)) {
+          throw new InputException(
+              "the activation "
+                  + name
+                  + " is "
+                  + v
+                  + " in channel "
+                  + c
+                  + " of calibration example "
+                  + (examples() + 1)
+                  + "; it must be finite");
+        }
+        min[c] = Math.min(min[c], v);
+        max[c] = Math.max(max[c], v);
+        sums[c] += v;
+        squares[c] += (double) v * v;
+      }
+      if (++pending == BLOCK) {
+        flush();
+      }
+    }
+    rows += n;
+    if (n > 0) {
+      minima.add(min);
+      maxima.add(max);
+    }
+  }
+
+  private void flush() {
+    int n = pending;
+    IntStream.range(0, channels).parallel().forEach(i -> update(i, n));
+    pending = 0;
+  }
+
+  /** Adds the block to row i of the Gram matrix. Four rows a turn: the inner loop has no reduction. */
+  private void update(int i, int n) {
+    float[] acc = new float[i + 1];
+    int r = 0;
+    for (; r + 4 <= n; r += 4) {
+      int a = r * channels;
+      int b = a + channels;
+      int c = b + channels;
+      int d = c + channels;
+      float xa = block[a + i];
+      float xb = block[b + i];
+      float xc = block[c + i];
+      float xd = block[d + i];
+      for (int j = 0; j <= i; j++) {
+        acc[j] += xa * block[a + j] + xb * block[b + j] + xc * block[c + j] + xd * block[d + j];
+      }
+    }
+    for (; r < n; r++) {
+      int a = r * channels;
+      float x = block[a + i];
+      for (int j = 0; j <= i; j++) {
+        acc[j] += x * block[a + j];
+      }
+    }
+    double[] row = gram[i];
+    for (int j = 0; j <= i; j++) {
+      row[j] += acc[j];
+    }
+  }
+
+  String name() {
+    return name;
+  }
+
+  int channels() {
+    return channels;
+  }
+
+  long rows() {
+    return rows;
+  }
+
+  int examples() {
+    return minima.size();
+  }
+
+  /** The smallest value of each channel in an example. */
+  float[] minimum(int example) {
+    return minima.get(example);
+  }
+
+  /** The largest value of each channel in an example. */
+  float[] maximum(int example) {
+    return maxima.get(example);
+  }
+
+  double mean(int channel) {
+    return sums[channel] / rows;
+  }
+
+  /** The mean of (x − shift)² in a channel. */
+  double meanSquare(int channel, double shift) {
+    return Math.max(
+        0, squares[channel] / rows - 2 * shift * mean(channel) + shift * shift);
+  }
+
+  /**
+   * The second moments of x' = (x − shift)/scale: the mean of x'·x'ᵀ, about their means if {@code
+   * centred}.
+   *
+   * @return lower triangle, row i holding the entries (i, 0) to (i, i)
+   */
+  double[][] moments(float[] shift, float[] scale, boolean centred) {
+    flush();
+    double[][] result = new double[channels][];
+    IntStream.range(0, channels)
+        .parallel()
+        .forEach(
+            i -> {
+              double[] row = new double[i + 1];
+              double mi = mean(i);
+              double zi = centred ? mi : shift[i];
+              for (int j = 0; j <= i; j++) {
+                double mj = mean(j);
+                double zj = centred ? mj : shift[j];
+                double moment = gram[i][j] / rows - mi * zj - zi * mj + zi * zj;
+                row[j] = moment / ((double) scale[i] * scale[j]);
+              }
+              result[i] = row;
+            });
+    return result;
+  }
+}

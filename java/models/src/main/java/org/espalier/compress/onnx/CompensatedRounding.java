@@ -1,0 +1,219 @@
+package org.espalier.compress.onnx;
+
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.stream.IntStream;
+
+/**
+ * Rounds a matrix W [K, N] to integers with one scale a column so that the products x·W keep their values for
+ * the activations x of calibration: rows are rounded one after the other, and the error of each is taken
+ * up by the rows not yet rounded in the proportion that the second moments H of x give. This is OPTQ
+ * (Frantar et al. 2023, arXiv 2210.17323) with its order of rows by descending H_kk.
+ *
+ * <p>An instance holds the factor of one H and serves all matrices that the same activation feeds. Immutable
+ * and safe for several threads.
+ */
+final class CompensatedRounding {
+  /** Share of the mean of H's diagonal that is added to it: fewer rows than channels stay solvable. */
+  private static final double DAMPING = 0.01;
+
+  private static final int COLUMNS = 64;
+
+  private final int k;
+  private final int[] order;
+
+  /** U with H⁻¹ = UᵀU in the order of rounding; row i holds the entries (i, i) to (i, K−1). */
+  private final float[][] factor;
+
+  /**
+   * Factors the second moments of an activation.
+   *
+   * @param moments lower triangle of H, row i holding (i, 0) to (i, i); finite
+   */
+  CompensatedRounding(double[][] moments) {
+    k = moments.length;
+    double trace = 0;
+    for (int i = 0; i < k; i++) {
+      trace += moments[i][i];
+    }
+    double damping = trace > 0 ? DAMPING * trace / k : 1;
+    order =
+        IntStream.range(0, k)
+            .boxed()
+            .sorted(Comparator.comparingDouble((Integer i) -> -moments[i][i]))
+            .mapToInt(Integer::intValue)
+            .toArray();
+    // H = R·Rᵀ with R upper triangular gives H⁻¹ = R⁻ᵀ·R⁻¹, so U = R⁻¹. R is the Cholesky factor of H
+    // read from the last row and column to the first.
+    double[][] reversed = new double[k][];
+    for (int i = 0; i < k; i++) {
+      reversed[i] = new double[i + 1];
+      for (int j = 0; j <= i; j++) {
+        int a = order[k - 1 - i];
+        int b = order[k - 1 - j];
+        reversed[i][j] = moments[Math.max(a, b)][Math.min(a, b)];
+      }
+      reversed[i][i] += damping;
+    }
+    double[][] inverse = invert(cholesky(reversed));
+    factor = new float[k][];
+    for (int i = 0; i < k; i++) {
+      factor[i] = new float[k - i];
+      for (int j = i; j < k; j++) {
+        factor[i][j - i] = (float) inverse[k - 1 - i][k - 1 - j];
+      }
+    }
+  }
+
+  /**
+   * The lower Cholesky factor of a positive definite matrix, in place of it. Column by column: the
+   * rows below are updated in parallel, each by one thread.
+   */
+  static double[][] cholesky(double[][] a) {
+    int n = a.length;
+    int block = 32;
+    for (int from = 0; from < n; from += block) {
+      int b0 = from;
+      int b1 = Math.min(n, from + block);
+      for (int i = b0; i < b1; i++) {
+        eliminate(a, i, b0);
+      }
+      rows(b1, n).forEach(i -> eliminate(a, i, b0));
+      // What the block's columns contribute to the rest of each row below.
+      rows(b1, n).forEach(i -> subtract(a, i, b0, b1));
+    }
+    return a;
+  }
+
+  private static IntStream rows(int from, int to) {
+    IntStream range = IntStream.range(from, to);
+    return to - from > 64 ? range.parallel() : range;
+  }
+
+  /** Completes the entries of row i in the columns of the block that starts at b0. */
+  private static void eliminate(double[][] a, int i, int b0) {
+    int b1 = Math.min(b0 + 32, i + 1);
+    double[] row = a[i];
+    for (int j = b0; j < b1; j++) {
+      double[] other = a[j];
+      double sum = row[j];
+      for (int c = b0; c < j; c++) {
+        sum -= row[c] * other[c];
+      }
+      if (j == i) {
+        if (!(sum > 0)) {
+          throw new ArithmeticException("second moments are not positive definite in row " + i);
+        }
+        row[j] = Math.sqrt(sum);
+      } else {
+        row[j] = sum / other[j];
+      }
+    }
+  }
+
+  private static void subtract(double[][] a, int i, int b0, int b1) {
+    double[] row = a[i];
+    for (int j = b1; j <= i; j++) {
+      double[] other = a[j];
+      double s0 = 0;
+      double s1 = 0;
+      double s2 = 0;
+      double s3 = 0;
+      int c = b0;
+      for (; c + 4 <= b1; c += 4) {
+        s0 += row[c] * other[c];
+        s1 += row[c + 1] * other[c + 1];
+        s2 += row[c + 2] * other[c + 2];
+        s3 += row[c + 3] * other[c + 3];
+      }
+      for (; c < b1; c++) {
+        s0 += row[c] * other[c];
+      }
+      row[j] -= (s0 + s1) + (s2 + s3);
+    }
+  }
+
+  /** The inverse of a lower triangular matrix, lower triangular. */
+  static double[][] invert(double[][] l) {
+    int n = l.length;
+    double[][] result = new double[n][];
+    // Row i of the inverse needs the rows above it; columns are independent, so threads take columns.
+    for (int i = 0; i < n; i++) {
+      result[i] = new double[i + 1];
+    }
+    int chunk = 48;
+    IntStream.range(0, (n + chunk - 1) / chunk)
+        .parallel()
+        .forEach(
+            p -> {
+              int c0 = p * chunk;
+              int c1 = Math.min(n, c0 + chunk);
+              for (int i = c0; i < n; i++) {
+                double[] row = l[i];
+                double[] out = result[i];
+                int end = Math.min(c1, i + 1);
+                for (int m = c0; m < i; m++) {
+                  double f = row[m];
+                  double[] above = result[m];
+                  int to = Math.min(end, m + 1);
+                  for (int c = c0; c < to; c++) {
+                    out[c] -= f * above[c];
+                  }
+                }
+                if (i < c1) {
+                  out[i] += 1;
+                }
+                double d = 1 / row[i];
+                for (int c = c0; c < end; c++) {
+                  out[c] *= d;
+                }
+              }
+            });
+    return result;
+  }
+
+  /**
+   * Rounds a matrix.
+   *
+   * @param weights W [K, N], row-major, finite
+   * @param scales one positive scale a column
+   * @param qmax largest integer; the smallest is −qmax
+   * @return integers [K, N], row-major
+   */
+  byte[] round(float[] weights, float[] scales, int qmax) {
+    int n = scales.length;
+    byte[] result = new byte[weights.length];
+    IntStream.range(0, (n + COLUMNS - 1) / COLUMNS)
+        .parallel()
+        .forEach(
+            p -> round(weights, scales, qmax, p * COLUMNS, Math.min(n, (p + 1) * COLUMNS), result));
+    return result;
+  }
+
+  private void round(float[] weights, float[] scales, int qmax, int from, int to, byte[] result) {
+    int n = scales.length;
+    int width = to - from;
+    float[][] w = new float[k][];
+    for (int i = 0; i < k; i++) {
+      w[i] = Arrays.copyOfRange(weights, order[i] * n + from, order[i] * n + to);
+    }
+    float[] error = new float[width];
+    for (int i = 0; i < k; i++) {
+      float[] row = w[i];
+      float[] u = factor[i];
+      for (int c = 0; c < width; c++) {
+        float s = scales[from + c];
+        int q = (int) Math.max(-qmax, Math.min(qmax, Math.rint(row[c] / s)));
+        result[order[i] * n + from + c] = (byte) q;
+        error[c] = (row[c] - q * s) / u[0];
+      }
+      for (int j = i + 1; j < k; j++) {
+        float f = u[j - i];
+        float[] later = w[j];
+        for (int c = 0; c < width; c++) {
+          later[c] -= error[c] * f;
+        }
+      }
+    }
+  }
+}
