@@ -37,18 +37,33 @@ record Equalization(
   /** A channel that calibration hardly saw must not scale up what it never saw: s ≥ this · median. */
   private static final double SMALLEST_SCALE = 0.2;
 
-  /** Shift 0 and scale 1. */
-  static Equalization none(int channels) {
-    float[] ones = new float[channels];
-    Arrays.fill(ones, 1);
-    return new Equalization(new float[channels], ones, 0, 0, 0);
-  }
-
   /** The same shift without the scale. */
   Equalization withoutScale() {
     float[] ones = new float[scale.length];
     Arrays.fill(ones, 1);
     return new Equalization(shift, ones, noiseBefore, noiseBefore, signal);
+  }
+
+  /** The noise that the scale takes away, as a share of the signal. */
+  double gain() {
+    return signal > 0 ? (noiseBefore - noiseAfter) / signal : 0;
+  }
+
+  boolean isShifted() {
+    return hasOtherThan(shift, 0);
+  }
+
+  boolean isScaled() {
+    return hasOtherThan(scale, 1);
+  }
+
+  private static boolean hasOtherThan(float[] values, float neutral) {
+    for (float v : values) {
+      if (v != neutral) {
+        return true;
+      }
+    }
+    return false;
   }
 
   /**

@@ -4,6 +4,7 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.LongBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -44,7 +45,7 @@ final class RuntimeForm {
           if (target == null) {
             nodes.add(n);
           } else {
-            List<Long> key = java.util.Arrays.stream(target).boxed().toList();
+            List<Long> key = Arrays.stream(target).boxed().toList();
             String shape =
                 shapes.computeIfAbsent(
                     key,

@@ -1,0 +1,212 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Rewrites a float32 model so that its activations suit one step a tensor ({@link Equalization}); the result
+ * computes the same up to float32 rounding.
+ *
+ * <ul>
+ *   <li>Shift: an activation that ends in the addition of a constant vector is shifted there. All that read
+ *       it take the shift back: products in their biases, a residual addition in the bias of its other
+ *       operand. This costs nothing at run time, and is left out where some reader cannot.
+ *   <li>Scale: one Mul by 1/s before the products, s in the rows of their weights. Only readers of that Mul see
+ *       it, so it is always possible; it is done where it removes a worthwhile share of the noise.
+ * </ul>
+ */
+final class ActivationEqualizer {
+  private static final Logger LOG = LoggerFactory.getLogger(ActivationEqualizer.class);
+
+  /** A Mul is worth its time where it takes away at least this share of all noise that Muls could. */
+  private static final double WORTH_SCALING = 0.01;
+
+  private final OnnxModel model;
+  private final Map<String, NodeProto> producers;
+  private final Map<String, List<NodeProto>> consumers;
+
+  ActivationEqualizer(OnnxModel model) {
+    this.model = model;
+    this.producers = model.producers();
+    this.consumers = model.consumers();
+  }
+
+  /**
+   * Finds the equalization of each site.
+   *
+   * @param statistics of the activations of all sites, by name
+   * @param qmax largest integer of the weights
+   */
+  Map<ProductSite, Equalization> search(
+      List<ProductSite> sites, Map<String, ActivationStatistics> statistics, int qmax) {
+    List<Equalization> found =
+        sites.parallelStream()
+            .map(
+                s ->
+                    Equalization.search(
+                        statistics.get(s.activation),
+                        s.products.stream().map(p -> p.matrix(model)).toList(),
+                        isShiftable(s),
+                        qmax))
+            .toList();
+    double total = found.stream().mapToDouble(Equalization::gain).sum();
+    Map<ProductSite, Equalization> result = new LinkedHashMap<>();
+    for (int i = 0; i < found.size(); i++) {
+      Equalization e = found.get(i);
+      boolean scaled = e.gain() > 0 && e.gain() >= WORTH_SCALING * total;
+      LOG.debug(
+          "{}: relative noise {} to {}, {}",
+          sites.get(i).activation,
+          e.noiseBefore() / e.signal(),
+          e.noiseAfter() / e.signal(),
+          scaled ? "scaled" : "not scaled");
+      result.put(sites.get(i), scaled ? e : e.withoutScale());
+    }
+    return result;
+  }
+
+  /** Whether every reader of a site's activation can take back a shift. */
+  private boolean isShiftable(ProductSite s) {
+    if (ConstantVector.input(model, producers.get(s.activation), s.channels) < 0
+        || ProductSite.isOutput(model, s.activation)) {
+      return false;
+    }
+    Set<String> products = new HashSet<>();
+    for (Product p : s.products) {
+      if (p.biasAdd == null) {
+        return false;
+      }
+      products.add(p.output);
+    }
+    for (NodeProto reader : consumers.get(s.activation)) {
+      if (!products.contains(reader.getOutput(0)) && otherOperand(reader, s) == null) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /** The node behind the other operand of a residual addition, if its vector can take back a shift. */
+  private NodeProto otherOperand(NodeProto reader, ProductSite s) {
+    if (!reader.getOpType().equals("Add")) {
+      return null;
+    }
+    String value = reader.getInput(reader.getInput(0).equals(s.activation) ? 1 : 0);
+    boolean alone =
+        !value.equals(s.activation)
+            && consumers.getOrDefault(value, List.of()).size() == 1
+            && !ProductSite.isOutput(model, value);
+    NodeProto n = producers.get(value);
+    return alone && ConstantVector.input(model, n, s.channels) >= 0 ? n : null;
+  }
+
+  /** Rewrites the model, and tells the sites and products what they read now. */
+  void apply(Map<ProductSite, Equalization> equalizations) {
+    OnnxModel.Names names = model.names();
+    Map<String, double[]> changes = new HashMap<>();
+    Map<String, ProductSite> scaled = new HashMap<>();
+    equalizations.forEach(
+        (site, e) -> {
+          if (e.isShifted()) {
+            shift(site, e.shift(), changes);
+          }
+          if (e.isScaled()) {
+            site.products.forEach(p -> scaled.put(p.output, site));
+          }
+        });
+    List<NodeProto> nodes = new ArrayList<>();
+    Map<ProductSite, String> factors = new HashMap<>();
+    for (NodeProto n : model.nodes()) {
+      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+      ProductSite site = scaled.get(output);
+      if (site != null) {
+        Equalization e = equalizations.get(site);
+        String x = factors.computeIfAbsent(site, s -> multiply(s, e.scale(), names, nodes));
+        String w = scale(product(site, output), e.scale(), names);
+        nodes.add(n.toBuilder().setInput(0, x).setInput(1, w).build());
+      } else if (changes.containsKey(output)) {
+        nodes.add(ConstantVector.changed(model, names, n, changes.get(output)));
+      } else {
+        nodes.add(n);
+      }
+    }
+    model.setNodes(nodes);
+    factors.forEach((site, value) -> site.activation = value);
+    RuntimeForm.removeUnused(model);
+  }
+
+  private static Product product(ProductSite site, String output) {
+    return site.products.stream().filter(p -> p.output.equals(output)).findFirst().orElseThrow();
+  }
+
+  private String multiply(
+      ProductSite s, float[] scale, OnnxModel.Names names, List<NodeProto> nodes) {
+    float[] inverse = new float[scale.length];
+    for (int c = 0; c < inverse.length; c++) {
+      inverse[c] = 1 / scale[c];
+    }
+    String factor = names.unique(s.activation + "_factor");
+    model.addInitializer(OnnxInitializer.floats(factor, new long[] {inverse.length}, inverse));
+    String x = names.unique(s.activation + "_scaled");
+    nodes.add(Nodes.node("Mul", x, s.activation, factor).build());
+    return x;
+  }
+
+  private String scale(Product p, float[] scale, OnnxModel.Names names) {
+    float[] w = p.matrix(model);
+    for (int k = 0; k < p.rows; k++) {
+      for (int j = 0; j < p.columns; j++) {
+        w[k * p.columns + j] *= scale[k];
+      }
+    }
+    p.value = names.unique(p.value + "_scaled");
+    p.axes = List.of(0, 1);
+    model.addInitializer(OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));
+    return p.value;
+  }
+
+  private void shift(ProductSite s, float[] z, Map<String, double[]> changes) {
+    double[] away = new double[z.length];
+    double[] back = new double[z.length];
+    for (int c = 0; c < z.length; c++) {
+      away[c] = -z[c];
+      back[c] = z[c];
+    }
+    add(changes, s.activation, away);
+    Set<String> products = new HashSet<>();
+    for (Product p : s.products) {
+      products.add(p.output);
+      float[] w = p.matrix(model);
+      double[] change = new double[p.columns];
+      for (int k = 0; k < p.rows; k++) {
+        for (int j = 0; j < p.columns; j++) {
+          change[j] += (double) z[k] * w[k * p.columns + j];
+        }
+      }
+      add(changes, p.biasAdd, change);
+    }
+    for (NodeProto reader : consumers.get(s.activation)) {
+      if (!products.contains(reader.getOutput(0))) {
+        add(changes, otherOperand(reader, s).getOutput(0), back);
+      }
+    }
+  }
+
+  private static void add(Map<String, double[]> changes, String node, double[] change) {
+    double[] sum = changes.computeIfAbsent(node, k -> new double[change.length]);
+    for (int i = 0; i < change.length; i++) {
+      sum[i] += change[i];
+    }
+  }
+}

@@ -1,0 +1,55 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.FloatBuffer;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * The constant vector that a node adds along the last axis of its output: the second operand of an Add
+ * (a bias, or the end of a LayerNorm that was exported in parts) or the bias of a LayerNormalization.
+ */
+final class ConstantVector {
+  private ConstantVector() {}
+
+  /** Which input of {@code n} is such a vector of {@code width} values; −1 if none is. */
+  static int input(OnnxModel model, NodeProto n, int width) {
+    if (n == null) {
+      return -1;
+    }
+    if (n.getOpType().equals("Add")) {
+      for (int i = 1; i >= 0; i--) {
+        if (isVector(model, n.getInput(i), width) && model.constant(n.getInput(1 - i)) == null) {
+          return i;
+        }
+      }
+      return -1;
+    }
+    boolean norm = n.getOpType().equals("LayerNormalization") && n.getInputCount() == 3;
+    return norm && isVector(model, n.getInput(2), width) ? 2 : -1;
+  }
+
+  private static boolean isVector(OnnxModel model, String value, int width) {
+    OnnxInitializer c = model.constant(value);
+    return c != null
+        && c.type() == DataType.FLOAT
+        && c.dims().length == 1
+        && c.elements() == width;
+  }
+
+  /** The node with {@code change} added to its vector, in a new initializer. */
+  static NodeProto changed(
+      OnnxModel model, OnnxModel.Names names, NodeProto n, double[] change) {
+    int input = input(model, n, change.length);
+    String old = n.getInput(input);
+    FloatBuffer values = model.constant(old).floats();
+    float[] changed = new float[change.length];
+    for (int c = 0; c < changed.length; c++) {
+      changed[c] = (float) (values.get(c) + change[c]);
+    }
+    String vector = names.unique(old + "_fitted");
+    model.addInitializer(OnnxInitializer.floats(vector, new long[] {changed.length}, changed));
+    return n.toBuilder().setInput(input, vector).build();
+  }
+}

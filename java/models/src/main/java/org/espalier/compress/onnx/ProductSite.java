@@ -1,0 +1,168 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.function.Predicate;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeight.Kind;
+import org.espalier.format.onnx.OnnxWeight.Use;
+import org.espalier.format.onnx.OnnxWeights;
+
+/** An activation x [rows, channels] and the products x·W with constant matrices that read it. */
+final class ProductSite {
+  /** One MatMul. What is not final changes when the weights are replaced. */
+  static final class Product {
+    final String name;
+
+    /** The output of the node, which identifies it. */
+    final String output;
+
+    final int rows;
+    final int columns;
+
+    /** The output of the node that alone reads the product and adds a constant vector; or null. */
+    final String biasAdd;
+
+    /** The constant that holds the weights, and for each axis of W the axis of that constant. */
+    String value;
+
+    List<Integer> axes;
+
+    Product(OnnxWeight weight, Use use, int rows, int columns, String biasAdd) {
+      this.name = weight.name();
+      this.output = use.node();
+      this.rows = rows;
+      this.columns = columns;
+      this.biasAdd = biasAdd;
+      this.value = weight.value();
+      this.axes = use.axes();
+    }
+
+    /**
+     * W [rows, columns], row-major.
+     *
+     * @throws InputException if a weight is NaN or infinite
+     */
+    float[] matrix(OnnxModel model) {
+      OnnxInitializer w = model.constant(value);
+      float[] values = new float[(int) w.elements()];
+      Permutation.apply(w.floats(), w.dims(), axes).get(values);
+      for (int i = 0; i < values.length; i++) {
+        if (!(Math.abs(values[i]) <= Float.MAX_VALUE)) {
+          throw new InputException(
+              "the weights "
+                  + name
+                  + " hold "
+                  + values[i]
+                  + " for input channel "
+                  + i / columns
+                  + " and output channel "
+                  + i % columns
+                  + ": no scale can be found; repair or exclude them");
+        }
+      }
+      return values;
+    }
+  }
+
+  final int channels;
+  final List<Product> products = new ArrayList<>();
+  String activation;
+
+  private ProductSite(String activation, int channels) {
+    this.activation = activation;
+    this.channels = channels;
+  }
+
+  /**
+   * Finds the sites of a model in graph order.
+   *
+   * @param include which weights are wanted
+   * @param skipped receives the name of each wanted weight that no product can use, with the reason
+   */
+  static List<ProductSite> find(
+      OnnxModel model, Predicate<OnnxWeight> include, Map<String, String> skipped) {
+    Map<String, NodeProto> producers = model.producers();
+    Map<String, List<NodeProto>> consumers = model.consumers();
+    Map<String, ProductSite> sites = new LinkedHashMap<>();
+    for (OnnxWeight weight : OnnxWeights.of(model)) {
+      if (weight.isEmbedding() || !include.test(weight)) {
+        continue;
+      }
+      long[] dims = model.constant(weight.value()).dims();
+      for (Use use : weight.uses()) {
+        if (use.kind() == Kind.EMBEDDING) {
+          continue;
+        }
+        String reason = obstacle(model, weight, use, producers);
+        if (reason != null) {
+          skipped.put(weight.name(), reason);
+          continue;
+        }
+        int rows = Math.toIntExact(dims[use.reductionAxis()]);
+        int columns = Math.toIntExact(dims[use.outputAxis()]);
+        String bias = biasAdd(model, use.node(), columns, consumers);
+        sites
+            .computeIfAbsent(
+                producers.get(use.node()).getInput(0), a -> new ProductSite(a, rows))
+            .products
+            .add(new Product(weight, use, rows, columns, bias));
+      }
+    }
+    return List.copyOf(sites.values());
+  }
+
+  private static String obstacle(
+      OnnxModel model, OnnxWeight weight, Use use, Map<String, NodeProto> producers) {
+    OnnxInitializer w = model.constant(weight.value());
+    if (w.elements() == 0) {
+      return "it has no elements";
+    }
+    if (w.elements() > Integer.MAX_VALUE) {
+      return "it has more than 2147483647 elements";
+    }
+    switch (use.kind()) {
+      case MATMUL -> {
+        if (use.input() != 1) {
+          return "it is the left factor";
+        }
+        if (w.dims().length != 2) {
+          return "it is no matrix";
+        }
+        boolean plain = w.type() == DataType.FLOAT;
+        for (String value : use.path().subList(1, use.path().size())) {
+          plain &= !producers.get(value).getOpType().equals("Cast");
+        }
+        return plain ? null : "its arithmetic is not float32";
+      }
+      case GEMM -> {
+        return "its Gemm transposes A, has factors or a bias that is no constant";
+      }
+      default -> {
+        return "Conv stays float32 in dynamic quantization";
+      }
+    }
+  }
+
+  private static String biasAdd(
+      OnnxModel model, String product, int columns, Map<String, List<NodeProto>> consumers) {
+    List<NodeProto> readers = consumers.getOrDefault(product, List.of());
+    if (readers.size() != 1 || isOutput(model, product)) {
+      return null;
+    }
+    NodeProto add = readers.get(0);
+    return ConstantVector.input(model, add, columns) >= 0 ? add.getOutput(0) : null;
+  }
+
+  static boolean isOutput(OnnxModel model, String value) {
+    return model.outputs().stream().map(ValueInfoProto::getName).anyMatch(value::equals);
+  }
+}
