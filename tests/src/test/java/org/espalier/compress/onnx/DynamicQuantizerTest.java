@@ -1,0 +1,425 @@
+package org.espalier.compress.onnx;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotNull;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collection;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.Set;
+import java.util.TreeMap;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Dynamically quantized models run in ONNX Runtime, in the form it fuses, and answer as the originals. */
+class DynamicQuantizerTest {
+  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
+  private static final int WIDTH = 16;
+
+  /** Channel 3 of the normalised activation is this much larger than the others, and off centre. */
+  private static final float OUTLIER = 40;
+
+  /**
+   * A block in the style of a transformer: a = x·gamma + beta feeds two products and a residual
+   * addition; every product has its bias first, as exporters write it.
+   *
+   * @param extraReader an operator that reads a too, or null
+   */
+  private static ModelProto block(String extraReader) {
+    Random random = new Random(7);
+    float[] gamma = new float[WIDTH];
+    float[] beta = new float[WIDTH];
+    for (int i = 0; i < WIDTH; i++) {
+      gamma[i] = i == 3 ? OUTLIER : 1;
+      beta[i] = i == 3 ? 2 * OUTLIER : 0.3f * i;
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("block")
+            .addInput(value("x", DataType.FLOAT, -1, WIDTH))
+            .addInitializer(vector("gamma", gamma))
+            .addInitializer(vector("beta", beta))
+            .addInitializer(floats("wq", random, 0.2f, WIDTH, 24))
+            .addInitializer(floats("bq", random, 1, 24))
+            .addInitializer(floats("wk", random, 0.2f, WIDTH, 24))
+            .addInitializer(floats("bk", random, 1, 24))
+            .addInitializer(floats("wo", random, 0.3f, 24, WIDTH))
+            .addInitializer(floats("bo", random, 1, WIDTH))
+            .addNode(node("Mul", "norm", List.of("x", "gamma"), "n"))
+            .addNode(node("Add", "norm_end", List.of("n", "beta"), "a"))
+            .addNode(node("MatMul", "mq", List.of("a", "wq"), "pq"))
+            .addNode(node("Add", "aq", List.of("bq", "pq"), "q"))
+            .addNode(node("MatMul", "mk", List.of("a", "wk"), "pk"))
+            .addNode(node("Add", "ak", List.of("bk", "pk"), "k"))
+            .addNode(node("Mul", "qk", List.of("q", "k"), "m"))
+            .addNode(node("Tanh", "act", List.of("m"), "t"))
+            .addNode(node("MatMul", "mo", List.of("t", "wo"), "po"))
+            .addNode(node("Add", "ao", List.of("bo", "po"), "o"))
+            .addNode(node("Add", "residual", List.of("o", "a"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, WIDTH));
+    if (extraReader != null) {
+      g.addNode(node(extraReader, "extra", List.of("a"), "z"))
+          .addOutput(value("z", DataType.FLOAT, -1, WIDTH));
+    }
+    return SmallModels.model(13, g);
+  }
+
+  private static TensorProto vector(String name, float... values) {
+    return matrix(name, values, values.length);
+  }
+
+  private static TensorProto matrix(String name, float[] values, long... dims) {
+    ByteBuffer data = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    for (float v : values) {
+      data.putFloat(v);
+    }
+    return SmallModels.tensor(name, DataType.FLOAT, data.flip(), dims);
+  }
+
+  private static FloatBuffer rows(long seed, int n, int width) {
+    Random random = new Random(seed);
+    float[] v = new float[n * width];
+    for (int i = 0; i < v.length; i++) {
+      v[i] = (float) random.nextGaussian();
+    }
+    return FloatBuffer.wrap(v);
+  }
+
+  /** Twenty examples of twelve rows. */
+  private static void examples(
+      OnnxModel model, Collection<String> activations, ActivationSource.Receiver receiver) {
+    OnnxModel tapped = model.copy();
+    for (String a : activations) {
+      tapped.addOutput(value(a, DataType.FLOAT, -1, -1));
+    }
+    try (OrtSession session = ENVIRONMENT.createSession(tapped.toBuffer())) {
+      for (int e = 0; e < 20; e++) {
+        try (OnnxTensor x =
+                OnnxTensor.createTensor(ENVIRONMENT, rows(e, 12, WIDTH), new long[] {12, WIDTH});
+            OrtSession.Result r = session.run(Map.of("x", x), Set.copyOf(activations))) {
+          for (String a : activations) {
+            receiver.accept(a, ((OnnxTensor) r.get(a).orElseThrow()).getFloatBuffer());
+          }
+        }
+      }
+    } catch (OrtException e) {
+      throw new AssertionError(e);
+    }
+  }
+
+  private static float[] run(OnnxModel model) throws OrtException {
+    try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
+        OnnxTensor x =
+            OnnxTensor.createTensor(ENVIRONMENT, rows(1000, 12, WIDTH), new long[] {12, WIDTH});
+        OrtSession.Result r = session.run(Map.of("x", x))) {
+      FloatBuffer b = ((OnnxTensor) r.get(0)).getFloatBuffer();
+      float[] v = new float[b.remaining()];
+      b.get(v);
+      return v;
+    }
+  }
+
+  private static double error(float[] expected, float[] actual) {
+    assertEquals(expected.length, actual.length);
+    double difference = 0;
+    for (int i = 0; i < expected.length; i++) {
+      // The outlier channel of the residual would hide the products.
+      if (i % WIDTH != 3) {
+        difference += Math.pow(expected[i] - actual[i], 2);
+      }
+    }
+    return Math.sqrt(difference / expected.length);
+  }
+
+  private static Map<String, Integer> operators(OnnxModel model) {
+    Map<String, Integer> count = new TreeMap<>();
+    model.nodes().forEach(n -> count.merge(n.getOpType(), 1, Integer::sum));
+    return count;
+  }
+
+  private static OnnxModel quantized(ModelProto proto, boolean calibrated, boolean reduceRange) {
+    OnnxModel model = OnnxModel.of(proto, "test");
+    DynamicQuantizer q =
+        new DynamicQuantizer(model, new DynamicQuantizer.Options(reduceRange, true, w -> true));
+    if (calibrated) {
+      q.calibrate(DynamicQuantizerTest::examples);
+    }
+    q.apply();
+    return model;
+  }
+
+  @Test
+  void equalizationKeepsTheFloatOutput() throws OrtException {
+    OnnxModel original = OnnxModel.of(block(null), "block");
+    OnnxModel model = OnnxModel.of(block(null), "block");
+    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults())
+        .calibrate(DynamicQuantizerTest::examples);
+    // Shifted at its end, scaled by one Mul, both in float32.
+    assertNotNull(model.initializer("beta_fitted"));
+    assertNotNull(model.initializer("a_factor"));
+    assertNotNull(model.initializer("wq_scaled"));
+    assertTrue(model.initializer("wq_scaled").floats().get(3 * 24) != 0);
+    assertFalse(operators(model).containsKey("MatMulInteger"));
+    float[] expected = run(original);
+    float[] actual = run(model);
+    // Values reach some 200; float32 sums of 16 products of that size differ by 1e-5 of it.
+    assertArrayEquals(expected, actual, 2e-3f);
+    float beta = model.initializer("beta_fitted").floats().get(3);
+    assertTrue(Math.abs(beta) < OUTLIER / 2, "the outlier channel is centred, but at " + beta);
+  }
+
+  @Test
+  void calibrationTakesAwayMostOfTheError() throws OrtException {
+    float[] expected = run(OnnxModel.of(block(null), "block"));
+    double plain = error(expected, run(quantized(block(null), false, false)));
+    double fitted = error(expected, run(quantized(block(null), true, false)));
+    assertTrue(plain > 0.05, "plain error " + plain);
+    assertTrue(fitted < plain / 4, "error " + fitted + " after calibration, " + plain + " before");
+  }
+
+  @Test
+  void calibrationIsDeterministic() {
+    OnnxModel a = quantized(block(null), true, false);
+    OnnxModel b = quantized(block(null), true, false);
+    assertEquals(a.toProto(), b.toProto());
+  }
+
+  @Test
+  void anActivationThatSomethingElseReadsIsNotShifted() throws OrtException {
+    OnnxModel model = OnnxModel.of(block("Relu"), "block");
+    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults())
+        .calibrate(DynamicQuantizerTest::examples);
+    assertNull(model.initializer("beta_fitted"));
+    assertNotNull(model.initializer("a_factor"), "scaling is possible all the same");
+    assertArrayEquals(run(OnnxModel.of(block("Relu"), "block")), run(model), 2e-3f);
+  }
+
+  @Test
+  void theRuntimeFusesEveryProductWithItsBias(@TempDir Path folder) throws Exception {
+    for (boolean calibrated : new boolean[] {false, true}) {
+      Path optimized = folder.resolve(calibrated + ".onnx");
+      try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+        options.setOptimizedModelFilePath(optimized.toString());
+        ENVIRONMENT.createSession(quantized(block(null), calibrated, false).toBuffer(), options).close();
+      }
+      Map<String, Integer> ops = new TreeMap<>();
+      ModelProto.parseFrom(Files.readAllBytes(optimized))
+          .getGraph()
+          .getNodeList()
+          .forEach(n -> ops.merge(n.getOpType(), 1, Integer::sum));
+      // Two products share an activation and its one quantization; the third has its own.
+      assertEquals(2, ops.get("MatMulIntegerToFloat"), ops.toString());
+      assertEquals(1, ops.get("DynamicQuantizeMatMul"), ops.toString());
+      assertEquals(1, ops.get("DynamicQuantizeLinear"), ops.toString());
+      // The end of the norm and the residual; the three biases are inside the products.
+      assertEquals(2, ops.get("Add"), ops.toString());
+    }
+  }
+
+  @Test
+  void integersAndScalesAreThoseOfTheGrid() {
+    float[] w = {1.27f, 0, -2.54f, -0.635f, 0, 0.02f, 0.004f, 0, 2.54f};
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("x", DataType.FLOAT, -1, 3))
+            .addInitializer(matrix("w", w, 3, 3))
+            .addNode(node("MatMul", "m", List.of("x", "w"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, 3));
+    OnnxModel q = quantized(SmallModels.model(13, g), false, false);
+    assertArrayEquals(
+        new byte[] {127, 0, -127, -64, 0, 1, 0, 0, 127}, bytes(q.initializer("w_quantized")));
+    FloatBuffer scales = q.initializer("w_scale").floats();
+    assertEquals(1.27f / 127, scales.get(0));
+    assertEquals(1, scales.get(1), "a channel of zeros");
+    assertEquals(2.54f / 127, scales.get(2));
+    OnnxModel reduced = quantized(SmallModels.model(13, g), false, true);
+    assertArrayEquals(
+        new byte[] {63, 0, -63, -32, 0, 0, 0, 0, 63}, bytes(reduced.initializer("w_quantized")));
+  }
+
+  private static byte[] bytes(OnnxInitializer i) {
+    byte[] b = new byte[(int) i.byteLength()];
+    i.data().get(b);
+    return b;
+  }
+
+  @Test
+  void aChannelOfZerosStaysZeroAfterCalibration() throws OrtException {
+    ModelProto.Builder proto = block(null).toBuilder();
+    GraphProto.Builder g = proto.getGraphBuilder();
+    for (int i = 0; i < g.getInitializerCount(); i++) {
+      if (g.getInitializer(i).getName().equals("wq")) {
+        g.setInitializer(i, matrix("wq", new float[WIDTH * 24], WIDTH, 24));
+      }
+    }
+    OnnxModel q = quantized(proto.build(), true, false);
+    for (float v : run(q)) {
+      assertTrue(Float.isFinite(v));
+    }
+    double error = error(run(OnnxModel.of(proto.build(), "zeros")), run(q));
+    assertTrue(error < 0.05, "error " + error);
+  }
+
+  @Test
+  void weightsThatAreNotFiniteAreNamed() {
+    for (float bad : new float[] {Float.NaN, Float.POSITIVE_INFINITY}) {
+      ModelProto.Builder proto = block(null).toBuilder();
+      float[] w = new float[24 * WIDTH];
+      w[17] = bad;
+      GraphProto.Builder g = proto.getGraphBuilder();
+      for (int i = 0; i < g.getInitializerCount(); i++) {
+        if (g.getInitializer(i).getName().equals("wo")) {
+          g.setInitializer(i, matrix("wo", w, 24, WIDTH));
+        }
+      }
+      InputException plain =
+          assertThrows(InputException.class, () -> quantized(proto.build(), false, false));
+      assertTrue(plain.getMessage().contains("wo"), plain.getMessage());
+      InputException fitted =
+          assertThrows(InputException.class, () -> quantized(proto.build(), true, false));
+      assertTrue(fitted.getMessage().contains("wo"), fitted.getMessage());
+    }
+  }
+
+  @Test
+  void activationsThatAreNotFiniteAreNamed() {
+    OnnxModel model = OnnxModel.of(block(null), "block");
+    DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+    ActivationSource broken =
+        (m, names, receiver) ->
+            names.forEach(
+                n -> {
+                  float[] v = new float[48];
+                  v[5] = n.equals("t") ? Float.NaN : 1;
+                  receiver.accept(n, FloatBuffer.wrap(v));
+                });
+    InputException e = assertThrows(InputException.class, () -> q.calibrate(broken));
+    assertTrue(e.getMessage().contains(" t is NaN in channel 5"), e.getMessage());
+  }
+
+  @Test
+  void calibrationWithoutExamplesIsRefused() {
+    OnnxModel model = OnnxModel.of(block(null), "block");
+    DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+    assertThrows(InputException.class, () -> q.calibrate((m, names, receiver) -> {}));
+  }
+
+  @Test
+  void aGemmAndAnEmbeddingAreQuantizedAndConvIsNot() throws OrtException {
+    OnnxModel mlp = quantized(SmallModels.mlp(), false, false);
+    assertEquals(2, operators(mlp).get("MatMulInteger"));
+    assertFalse(operators(mlp).containsKey("Gemm"));
+    OnnxModel cnn = OnnxModel.of(SmallModels.cnn(), "cnn");
+    DynamicQuantizer q = new DynamicQuantizer(cnn, DynamicQuantizer.Options.defaults());
+    assertEquals(List.of("fc.weight_transposed"), q.quantized());
+    assertTrue(q.skipped().get("conv1.weight").contains("Conv"), q.skipped().toString());
+    q.apply();
+    assertEquals(3, operators(cnn).get("Conv"));
+  }
+
+  @Test
+  void aModelWithNothingToQuantizeIsRefused() {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("x", DataType.FLOAT, -1, 3))
+            .addNode(node("Relu", "r", List.of("x"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, 3));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "relu");
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()));
+    assertTrue(e.getMessage().contains("relu has no weights to quantize"), e.getMessage());
+  }
+
+  /** x [n, m, 8] reshaped to its first two dimensions, 2 and 4, by way of Shape as exporters do it. */
+  private static ModelProto reshape(String shapeOf) {
+    List<String> parts = new ArrayList<>();
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("x", DataType.FLOAT, -1, -1, 8))
+            .addInput(value("other", DataType.FLOAT, -1, -1, 8))
+            .addInitializer(floats("w", new Random(1), 1, 8, 8))
+            .addInitializer(int64("zero", 0))
+            .addInitializer(int64("axis", 0))
+            .addInitializer(int64("one", 1))
+            .addInitializer(int64("two", 2))
+            .addInitializer(int64("four", 4))
+            .addNode(node("MatMul", "m", List.of("x", "w"), "p"));
+    for (String index : List.of("zero", "one")) {
+      g.addNode(node("Shape", "s" + index, List.of(shapeOf), "shape" + index))
+          .addNode(
+              node("Gather", "g" + index, List.of("shape" + index, index + "_scalar"), "dim" + index))
+          .addNode(
+              node("Unsqueeze", "u" + index, List.of("dim" + index, "axis"), "part" + index));
+      g.addInitializer(scalar(index + "_scalar", index.equals("zero") ? 0 : 1));
+      parts.add("part" + index);
+    }
+    parts.add("two");
+    parts.add("four");
+    return SmallModels.model(
+        13,
+        g.addNode(node("Concat", "c", parts, "target", attribute("axis", 0)))
+            .addNode(node("Reshape", "r", List.of("p", "target"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, -1, 2, 4)));
+  }
+
+  private static TensorProto int64(String name, long value) {
+    return SmallModels.tensor(name, DataType.INT64, longs(value), 1);
+  }
+
+  private static TensorProto scalar(String name, long value) {
+    return SmallModels.tensor(name, DataType.INT64, longs(value));
+  }
+
+  private static ByteBuffer longs(long value) {
+    return ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(0, value);
+  }
+
+  @Test
+  void aReshapeToItsOwnDimensionsNeedsNoShape() {
+    OnnxModel model = quantized(reshape("p"), false, false);
+    assertFalse(operators(model).containsKey("Shape"), operators(model).toString());
+    assertArrayEquals(
+        new long[] {0, 0, 2, 4}, longs(model.initializer("shape")), "0 stands for «as in the data»");
+    OnnxModel other = quantized(reshape("other"), false, false);
+    assertEquals(2, operators(other).get("Shape"), "dimensions of another value are not its own");
+  }
+
+  private static long[] longs(OnnxInitializer i) {
+    long[] v = new long[(int) i.elements()];
+    i.data().asLongBuffer().get(v);
+    return v;
+  }
+}
