@@ -19,6 +19,7 @@ import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.LongBuffer;
 import java.util.ArrayList;
@@ -220,6 +221,63 @@ class StaticQuantizerTest {
     assertTrue(Math.abs(bias) > 1 << 29 && Math.abs(bias) <= (1 << 30) + 128, "bias " + bias);
     double error = error(run(model, in), run(q, in));
     assertTrue(error < 0.02, "error " + error);
+  }
+
+  @Test
+  void aNormalizationIsFoldedIntoItsConvolution() throws OrtException {
+    Random random = new Random(7);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("normalized")
+            .addInput(value("x", DataType.FLOAT, -1, 3, 8, 8))
+            .addInitializer(floats("w", random, 1, 6, 3, 3, 3))
+            .addInitializer(floats("b", random, 1, 6))
+            .addInitializer(floats("w2", random, 1, 4, 6, 1, 1));
+    for (int i = 0; i < 2; i++) {
+      int channels = 6 - 2 * i;
+      g.addInitializer(floats("scale" + i, random, 1, channels))
+          .addInitializer(floats("shift" + i, random, 1, channels))
+          .addInitializer(floats("mean" + i, random, 3, channels));
+      float[] variance = new float[channels];
+      for (int c = 0; c < channels; c++) {
+        variance[c] = random.nextFloat() * 9;
+      }
+      ByteBuffer raw = ByteBuffer.allocate(4 * channels).order(ByteOrder.LITTLE_ENDIAN);
+      raw.asFloatBuffer().put(variance);
+      g.addInitializer(SmallModels.tensor("variance" + i, DataType.FLOAT, raw, channels));
+    }
+    g.addNode(node("Conv", "c1", List.of("x", "w", "b"), "c1"))
+        .addNode(
+            node(
+                "BatchNormalization",
+                "n1",
+                List.of("c1", "scale0", "shift0", "mean0", "variance0"),
+                "n1"))
+        .addNode(node("Relu", "r", List.of("n1"), "r"))
+        .addNode(node("Conv", "c2", List.of("r", "w2"), "c2"))
+        .addNode(
+            node(
+                "BatchNormalization",
+                "n2",
+                List.of("c2", "scale1", "shift1", "mean1", "variance1"),
+                "y"))
+        .addOutput(value("y", DataType.FLOAT, -1, 4, 6, 6));
+    ModelProto proto = SmallModels.model(13, g);
+    OnnxModel original = OnnxModel.of(proto, "normalized");
+    OnnxModel folded = OnnxModel.of(proto, "folded");
+    BatchNormFolding.apply(folded);
+    assertFalse(operators(folded).containsKey("BatchNormalization"));
+    Map<String, OnnxTensor> in = Map.of("x", normal(1, 4, 3, 8, 8));
+    assertTrue(error(run(original, in), run(folded, in)) < 1e-5);
+    OnnxModel q = quantize(proto, StaticQuantizer.Options.defaults(), List.of(in));
+    double error = error(run(original, in), run(q, in));
+    assertTrue(error > 1e-6 && error < 0.03, "error " + error);
+
+    // A convolution that something else reads too keeps its normalization.
+    g.addOutput(value("c1", DataType.FLOAT, -1, 6, 6, 6));
+    OnnxModel read = OnnxModel.of(SmallModels.model(13, g), "read");
+    BatchNormFolding.apply(read);
+    assertEquals(1, operators(read).get("BatchNormalization"));
   }
 
   @Test

@@ -66,7 +66,8 @@ public final class StaticQuantizer {
   private final Set<String> replaced = new HashSet<>();
 
   /**
-   * Plans the quantization of {@code model}, which is raised to operator set 13 if it is older.
+   * Plans the quantization of {@code model}, which is raised to operator set 13 if it is older, and
+   * whose normalizations are folded into the convolutions before them.
    *
    * @throws InputException if it cannot be raised, or has nothing to quantize
    */
@@ -75,6 +76,7 @@ public final class StaticQuantizer {
     this.options = options;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
     OpsetUpgrade.raise(model, OPSET);
+    BatchNormFolding.apply(model);
     Map<String, NodeProto> producers = model.producers();
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (!options.include().test(weight)) {
