@@ -29,7 +29,7 @@ import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
 import org.espalier.InputException;
-import org.espalier.evaluate.Calibration;
+import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -56,10 +56,7 @@ class StaticQuantizerTest {
       ModelProto proto, StaticQuantizer.Options options, List<Map<String, OnnxTensor>> inputs) {
     OnnxModel model = OnnxModel.of(proto, "test");
     StaticQuantizer quantizer = new StaticQuantizer(model, options);
-    try (Calibration calibration = new Calibration(model, quantizer.activations(), 1)) {
-      inputs.forEach(calibration::run);
-      quantizer.apply(calibration.ranges(new Clipping.MinMax()));
-    }
+    quantizer.apply(quantizer.calibrate(new TensorActivations(inputs, 1), new Clipping.MinMax()));
     return model;
   }
 
@@ -321,12 +318,16 @@ class StaticQuantizerTest {
   void aRunThatYieldsNaNStopsCalibration() throws OrtException {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
     float[] x = {Float.NaN, 0, 0, 0, 0, 0, 0, 0};
-    try (Calibration c = new Calibration(model, List.of("r"), 1);
-        OnnxTensor t =
-            OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {1, 8})) {
-      assertThrows(InputException.class, () -> c.ranges(new Clipping.MinMax()));
-      InputException e = assertThrows(InputException.class, () -> c.run(Map.of("x", t)));
-      assertTrue(e.getMessage().contains("activation r has"), e.getMessage());
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    try (OnnxTensor t =
+        OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {1, 8})) {
+      TensorActivations source = new TensorActivations(List.of(Map.of("x", t)), 1);
+      InputException e =
+          assertThrows(InputException.class, () -> q.calibrate(source, new Clipping.MinMax()));
+      assertTrue(e.getMessage().contains("the activation x holds 1 NaN"), e.getMessage());
     }
+    assertThrows(InputException.class, () -> new TensorActivations(List.of(), 1));
+    ActivationSource silent = (m, activations, receiver) -> {};
+    assertThrows(InputException.class, () -> q.calibrate(silent, new Clipping.MinMax()));
   }
 }

@@ -30,7 +30,7 @@ import org.espalier.format.onnx.OnnxWeights;
  * Clip that follows it, because ONNX Runtime has no int8 Conv of float output. Embedding tables
  * become int8 with one scale a row.
  *
- * <p>Use: construct, collect the ranges of {@link #activations()}, then {@link #apply}.
+ * <p>Use: construct, {@link #calibrate}, {@link #apply}.
  */
 public final class StaticQuantizer {
   /** DequantizeLinear has an axis since this version. */
@@ -212,6 +212,44 @@ public final class StaticQuantizer {
   }
 
   /**
+   * Finds the ranges of all {@link #activations()} in one run of the examples.
+   *
+   * @throws InputException if there are no examples or an activation is NaN or infinite, naming it
+   */
+  public Map<String, ActivationRange> calibrate(ActivationSource source, Clipping clipping) {
+    Map<String, ActivationHistogram> histograms = new LinkedHashMap<>();
+    activations.forEach(a -> histograms.put(a, new ActivationHistogram()));
+    source.run(
+        model,
+        activations,
+        (activation, values) -> {
+          long bad = histograms.get(activation).add(values);
+          if (bad > 0) {
+            throw new InputException(
+                model.name()
+                    + ": the activation "
+                    + activation
+                    + " holds "
+                    + bad
+                    + " NaN or infinite values; no range can be found");
+          }
+        });
+    Map<String, ActivationRange> ranges = new LinkedHashMap<>();
+    histograms.forEach(
+        (activation, histogram) -> {
+          if (histogram.count() == 0) {
+            throw new InputException(
+                model.name()
+                    + ": calibration has no values of "
+                    + activation
+                    + "; give it at least one example");
+          }
+          ranges.put(activation, clipping.range(histogram));
+        });
+    return ranges;
+  }
+
+  /**
    * Quantizes the model in place.
    *
    * @param ranges the ranges of all {@link #activations()}
@@ -338,6 +376,17 @@ public final class StaticQuantizer {
         FloatBuffer b = model.constant(bias).floats();
         for (int c = 0; c < minimum.length; c++) {
           minimum[c] = Math.abs(b.get(c)) / activationScale * 0x1p-30f;
+          if (!(minimum[c] <= Float.MAX_VALUE)) {
+            throw new InputException(
+                "the bias "
+                    + bias
+                    + " is "
+                    + b.get(c)
+                    + " in channel "
+                    + c
+                    + ", which has no int32 form beside activations in steps of "
+                    + activationScale);
+          }
         }
       }
       List<Object> key = List.of(weight.value(), use.axes(), axis);
@@ -372,15 +421,13 @@ public final class StaticQuantizer {
       int[] q = new int[n];
       for (int c = 0; c < n; c++) {
         scales[c] = activationScale * w.scales()[c];
-        if (!Float.isFinite(b.get(c)) || !(scales[c] >= Float.MIN_NORMAL)) {
+        if (!(scales[c] >= Float.MIN_NORMAL && scales[c] <= Float.MAX_VALUE)) {
           throw new InputException(
               "the bias "
                   + bias
-                  + " holds "
-                  + b.get(c)
-                  + " in channel "
+                  + " has no int32 form in channel "
                   + c
-                  + ", which has no int32 form at the scale "
+                  + ": its step would be "
                   + scales[c]);
         }
         q[c] = (int) Math.rint((double) b.get(c) / scales[c]);

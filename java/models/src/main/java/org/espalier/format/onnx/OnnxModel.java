@@ -169,6 +169,26 @@ public final class OnnxModel {
     return new OnnxModel(this);
   }
 
+  /**
+   * A copy with more outputs, to look at values of the main graph when it runs.
+   *
+   * @param values float32 values; those that are inputs or outputs already stay what they are
+   */
+  public OnnxModel withOutputs(Collection<String> values) {
+    OnnxModel copy = copy();
+    Set<String> known = new HashSet<>();
+    inputs().forEach(v -> known.add(v.getName()));
+    outputs().forEach(v -> known.add(v.getName()));
+    for (String value : values) {
+      if (known.add(value)) {
+        ValueInfoProto.Builder b = ValueInfoProto.newBuilder().setName(value);
+        b.getTypeBuilder().getTensorTypeBuilder().setElemType(DataType.FLOAT_VALUE);
+        copy.graph.addOutput(b);
+      }
+    }
+    return copy;
+  }
+
   private static ModelProto parse(ByteBuffer bytes, String name) {
     String problem =
         bytes.hasRemaining()
@@ -520,11 +540,6 @@ public final class OnnxModel {
   /** The outputs of the main graph. */
   public List<ValueInfoProto> outputs() {
     return List.copyOf(graph.getOutputList());
-  }
-
-  /** Makes a value of the main graph one of its outputs, as the last of them. */
-  public void addOutput(ValueInfoProto value) {
-    graph.addOutput(value);
   }
 
   /** The type and shape that the model records for a value of its main graph; null if none. */

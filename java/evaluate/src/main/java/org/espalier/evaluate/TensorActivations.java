@@ -1,0 +1,75 @@
+package org.espalier.evaluate;
+
+import ai.onnxruntime.OnnxJavaType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OnnxValue;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.util.Collection;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.format.onnx.OnnxModel;
+
+/** Runs any model in ONNX Runtime on tensors for all its inputs, one example after the other. */
+public final class TensorActivations implements ActivationSource {
+  private final List<Map<String, OnnxTensor>> examples;
+  private final int threads;
+
+  /**
+   * A source of activations.
+   *
+   * @param examples at least one; each holds all inputs of the model by name, and its owner closes
+   *     them when this source is not used any more
+   * @param threads threads of one run, at least 1
+   */
+  public TensorActivations(List<Map<String, OnnxTensor>> examples, int threads) {
+    if (examples.isEmpty()) {
+      throw new InputException("calibration needs at least one example");
+    }
+    this.examples = List.copyOf(examples);
+    this.threads = threads;
+  }
+
+  @Override
+  public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
+    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+      options.setIntraOpNumThreads(threads);
+      OrtEnvironment environment = OrtEnvironment.getEnvironment();
+      OnnxModel tapped = model.withOutputs(activations);
+      try (OrtSession session = environment.createSession(tapped.toBuffer(), options)) {
+        Set<String> fetched = new HashSet<>(activations);
+        for (Map<String, OnnxTensor> inputs : examples) {
+          // A graph input is no output that could be fetched: its values are what is fed.
+          for (Map.Entry<String, OnnxTensor> e : inputs.entrySet()) {
+            if (fetched.contains(e.getKey())) {
+              receive(model, e.getKey(), e.getValue(), receiver);
+            }
+          }
+          Set<String> computed = new HashSet<>(fetched);
+          computed.removeAll(inputs.keySet());
+          try (OrtSession.Result result = session.run(inputs, computed)) {
+            for (Map.Entry<String, OnnxValue> e : result) {
+              receive(model, e.getKey(), e.getValue(), receiver);
+            }
+          }
+        }
+      }
+    } catch (OrtException e) {
+      throw new InputException(
+          model.name() + ": ONNX Runtime cannot run it for calibration: " + e.getMessage(), e);
+    }
+  }
+
+  private static void receive(
+      OnnxModel model, String activation, OnnxValue value, Receiver receiver) {
+    if (!(value instanceof OnnxTensor t) || t.getInfo().type != OnnxJavaType.FLOAT) {
+      throw new InputException(model.name() + ": the activation " + activation + " is not float32");
+    }
+    receiver.accept(activation, t.getFloatBuffer());
+  }
+}
