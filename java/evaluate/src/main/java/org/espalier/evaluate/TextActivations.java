@@ -1,10 +1,7 @@
 package org.espalier.evaluate;
 
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.ByteBuffer;
 import java.util.Collection;
-import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
 import org.espalier.InputException;
@@ -34,17 +31,7 @@ public final class TextActivations implements ActivationSource {
 
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
-    OnnxModel tapped = model.copy();
-    Set<String> outputs = new HashSet<>();
-    tapped.outputs().forEach(o -> outputs.add(o.getName()));
-    for (String a : activations) {
-      if (outputs.add(a)) {
-        ValueInfoProto.Builder b = ValueInfoProto.newBuilder().setName(a);
-        b.getTypeBuilder().getTensorTypeBuilder().setElemType(DataType.FLOAT_VALUE);
-        tapped.addOutput(b.build());
-      }
-    }
-    ByteBuffer buffer = tapped.toBuffer();
+    ByteBuffer buffer = model.withOutputs(activations).toBuffer();
     byte[] bytes = new byte[buffer.remaining()];
     buffer.get(bytes);
     Set<String> fetched = Set.copyOf(activations);

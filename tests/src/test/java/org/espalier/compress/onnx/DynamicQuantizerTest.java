@@ -116,10 +116,7 @@ class DynamicQuantizerTest {
   /** Twenty examples of twelve rows. */
   private static void examples(
       OnnxModel model, Collection<String> activations, ActivationSource.Receiver receiver) {
-    OnnxModel tapped = model.copy();
-    for (String a : activations) {
-      tapped.addOutput(value(a, DataType.FLOAT, -1, -1));
-    }
+    OnnxModel tapped = model.withOutputs(activations);
     try (OrtSession session = ENVIRONMENT.createSession(tapped.toBuffer())) {
       for (int e = 0; e < 20; e++) {
         try (OnnxTensor x =
