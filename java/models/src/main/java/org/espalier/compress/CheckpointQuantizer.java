@@ -22,7 +22,8 @@ import org.espalier.format.safetensors.TensorSpec;
  * copied.
  *
  * <p>One scale a row, by that format's convention: scale = absmax / 127.5 rounded to the weights'
- * type, at least 2^-23; q = clamp(rint(w / scale), -128, 127). Source: the compressed-tensors package.
+ * type, at least 2^-23; q = clamp(rint(w / scale), -128, 127). Source: the compressed-tensors
+ * package.
  *
  * <p>The input is mapped and the output written piece by piece, so the memory that a run takes for
  * itself does not grow with the model.
@@ -109,7 +110,7 @@ public final class CheckpointQuantizer {
         long done = 0;
         long total = 0;
         long outputBytes = 0;
-        for (TensorInfo tensor : checkpoint.tensors()) {
+        for (TensorInfo tensor : checkpoint.tensorsByPlace()) {
           progress.at(Progress.Phase.WRITE, done, inputBytes);
           if (chosen.contains(tensor.name())) {
             rows.quantize(aligned.of(checkpoint.fileOf(tensor.name())), tensor.name(), output);
@@ -130,8 +131,7 @@ public final class CheckpointQuantizer {
                 0,
                 (System.nanoTime() - opened - write) * 1e-9,
                 write * 1e-9);
-        return new Result(
-            total, List.copyOf(chosen), ignored, inputBytes, outputBytes, seconds);
+        return new Result(total, List.copyOf(chosen), ignored, inputBytes, outputBytes, seconds);
       }
     }
   }

@@ -260,6 +260,11 @@ public final class Checkpoint implements AutoCloseable {
     return Collections.unmodifiableList(tensors);
   }
 
+  /** All tensors file by file, in the order in which their bytes lie there: the fastest to read. */
+  public List<TensorInfo> tensorsByPlace() {
+    return files.stream().flatMap(f -> f.tensorsByPlace().stream()).toList();
+  }
+
   /** The tensor of that name, or null. */
   public TensorInfo tensor(String name) {
     SafetensorsFile file = fileOf.get(name);

@@ -11,6 +11,8 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.Collection;
 import java.util.Collections;
+import java.util.Comparator;
+import java.util.List;
 import java.util.Map;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
@@ -124,6 +126,13 @@ public final class SafetensorsFile implements AutoCloseable {
   /** All tensors in the order of their names' UTF-8 bytes. */
   public Collection<TensorInfo> tensors() {
     return Collections.unmodifiableCollection(header.tensors().values());
+  }
+
+  /** All tensors in the order in which their bytes lie in the file. */
+  public List<TensorInfo> tensorsByPlace() {
+    return header.tensors().values().stream()
+        .sorted(Comparator.comparingLong(TensorInfo::begin).thenComparingLong(TensorInfo::end))
+        .toList();
   }
 
   /** The tensor of that name, or null. */
