@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prunes and quantizes a generated checkpoint and prints seconds, GB/s of input and the peak of the process's own memory
-# (RssAnon): checkpoint.sh [GB (10)] [FOLDER (a temporary one)]
+# (RssAnon), beside a plain copy of the same files to the same disk: checkpoint.sh [GB (10)] [FOLDER (a temporary one)]
 # Build first: mvn package -DskipTests. Needs 2.6 times the checkpoint's size on disk; the folder's content is deleted.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -27,7 +27,17 @@ measure() {
   echo "$1: peak RssAnon $((peak / 1024)) MiB"
 }
 
-rm -rf "$folder/in"
+# Seconds to copy the files and make them durable: what the disk allows.
+copy() {
+  local start=$EPOCHREALTIME file
+  mkdir -p "$folder/out"
+  for file in "$folder"/in/*; do dd if="$file" of="$folder/out/${file##*/}" bs=4M status=none; done
+  sync "$folder"/out/*
+  awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.1f", b - a}'
+}
+
+rm -rf "$folder/in" "$folder/out"
 jvm org.espalier.benchmarks.CheckpointGenerator "$folder/in" "$size"
+echo "copy: $(copy) s"
 measure prune
 measure quantize

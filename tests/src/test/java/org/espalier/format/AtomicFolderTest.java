@@ -64,7 +64,10 @@ class AtomicFolderTest {
     try (AtomicFolder made = AtomicFolder.create(folder.resolve("model"))) {
       assertThrows(IllegalArgumentException.class, () -> made.create("../escaped"));
       assertThrows(IllegalArgumentException.class, () -> made.create("/etc/escaped"));
-      assertThrows(IllegalArgumentException.class, () -> made.copy(folder, "."));
+      assertThrows(IllegalArgumentException.class, () -> made.create("."));
+      InputException e =
+          assertThrows(InputException.class, () -> made.copy(folder.resolve("none"), "copy"));
+      assertTrue(e.getMessage().contains("cannot read"), e.getMessage());
     }
   }
 
@@ -94,26 +97,51 @@ class AtomicFolderTest {
 
   @Test
   void aTerminatedProcessLeavesNothing() throws Exception {
-    String java = Path.of(System.getProperty("java.home"), "bin", "java").toString();
-    Process process =
-        new ProcessBuilder(
-                java,
-                "-Xshare:auto",
-                "-cp",
-                System.getProperty("java.class.path"),
-                Writer.class.getName(),
-                folder.resolve("model").toString())
-            .redirectError(ProcessBuilder.Redirect.DISCARD)
-            .start();
-    try (BufferedReader out =
-        new BufferedReader(
-            new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8))) {
+    Process process = start("exec ", "wait");
+    try (BufferedReader out = output(process)) {
       assertEquals("written", out.readLine());
       assertEquals(1, count());
       process.destroy();
       assertTrue(process.waitFor(60, TimeUnit.SECONDS));
     }
     assertEquals(0, count());
+  }
+
+  /** A limit on the file's size stops the write as a full disk does: the system call fails. */
+  @Test
+  void aWriteThatTheSystemRefusesNamesTheFileAndLeavesNothing() throws Exception {
+    Process process = start("ulimit -f 64; exec ", "fill");
+    try (BufferedReader out = output(process)) {
+      Path file = folder.resolve("model/weights");
+      assertEquals("InputException: cannot write " + file + ": File too large", out.readLine());
+    }
+    assertTrue(process.waitFor(60, TimeUnit.SECONDS));
+    assertEquals(1, count());
+  }
+
+  private Process start(String prefix, String mode) throws IOException {
+    String java = Path.of(System.getProperty("java.home"), "bin", "java").toString();
+    Path source = folder.resolve("source");
+    if (mode.equals("fill")) {
+      Files.write(source, new byte[1 << 20]);
+    }
+    return new ProcessBuilder(
+            "bash",
+            "-c",
+            prefix + "\"$0\" -XX:-UsePerfData -Xshare:auto -cp \"$1\" \"$2\" \"$3\" \"$4\" \"$5\"",
+            java,
+            System.getProperty("java.class.path"),
+            Writer.class.getName(),
+            mode,
+            folder.resolve("model").toString(),
+            source.toString())
+        .redirectError(ProcessBuilder.Redirect.DISCARD)
+        .start();
+  }
+
+  private static BufferedReader output(Process process) {
+    return new BufferedReader(
+        new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8));
   }
 
   private static void assertRefused(Path target, String message) {
@@ -127,15 +155,22 @@ class AtomicFolderTest {
     }
   }
 
-  /** The program of the test that needs a process of its own. */
+  /** The program of the tests that need a process of their own. */
   static final class Writer {
     private Writer() {}
 
     public static void main(String[] args) throws Exception {
-      try (AtomicFolder made = AtomicFolder.create(Path.of(args[0]))) {
-        made.create("sub/weights").close();
-        System.out.println("written");
-        Thread.sleep(60_000);
+      try (AtomicFolder made = AtomicFolder.create(Path.of(args[1]))) {
+        if (args[0].equals("fill")) {
+          made.copy(Path.of(args[2]), "weights");
+          made.commit();
+        } else {
+          made.create("sub/weights").close();
+          System.out.println("written");
+          Thread.sleep(60_000);
+        }
+      } catch (InputException e) {
+        System.out.println("InputException: " + e.getMessage());
       }
     }
   }

@@ -143,24 +143,45 @@ public final class AtomicFolder implements AutoCloseable {
    * @return its channel, for reading and writing, which the caller closes
    */
   public FileChannel create(String name) {
+    Path file = inside(name);
+    // Under the lock, so that nothing new appears behind the back of deleteAll.
+    RENAMING.lock();
     try {
-      Path file = inside(name);
+      if (stopping) {
+        throw new InputException(target + " is not written: the program is ending");
+      }
       Files.createDirectories(file.getParent());
       return FileChannel.open(
           file, StandardOpenOption.CREATE_NEW, StandardOpenOption.READ, StandardOpenOption.WRITE);
     } catch (IOException e) {
       throw failure(name, e);
+    } finally {
+      RENAMING.unlock();
     }
   }
 
   /** Copies the content of {@code source}, a file, to {@code name} in the temporary folder. */
   public void copy(Path source, String name) {
-    try {
-      Path file = inside(name);
-      Files.createDirectories(file.getParent());
-      Files.copy(source, file);
+    try (FileChannel from = openInput(source);
+        FileChannel to = create(name)) {
+      long size = from.size();
+      for (long at = 0; at < size; ) {
+        long copied = from.transferTo(at, size - at, to);
+        if (copied <= 0) {
+          throw new InputException("cannot read " + source + ": it became shorter meanwhile");
+        }
+        at += copied;
+      }
     } catch (IOException e) {
       throw failure(name, e);
+    }
+  }
+
+  private static FileChannel openInput(Path source) {
+    try {
+      return FileChannel.open(source, StandardOpenOption.READ);
+    } catch (IOException e) {
+      throw new InputException("cannot read " + source + reason(e), e);
     }
   }
 
@@ -218,13 +239,15 @@ public final class AtomicFolder implements AutoCloseable {
   }
 
   private static InputException cannotWrite(Path target, IOException e) {
+    return new InputException("cannot write " + target + reason(e), e);
+  }
+
+  private static String reason(IOException e) {
     String reason = e instanceof FileSystemException f ? f.getReason() : e.getMessage();
     if (e instanceof AccessDeniedException) {
       reason = "permission denied";
     }
-    return new InputException(
-        "cannot write " + target + ": " + (reason == null ? e.getClass().getSimpleName() : reason),
-        e);
+    return ": " + (reason == null ? e.getClass().getSimpleName() : reason);
   }
 
   private static void sync(Path path) throws IOException {
