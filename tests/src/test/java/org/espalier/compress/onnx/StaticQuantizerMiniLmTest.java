@@ -94,7 +94,7 @@ class StaticQuantizerMiniLmTest {
         quantizer.calibrate(new TensorActivations(examples, 2), new Clipping.MeanSquaredError()));
     Path small = folder.resolve("int8.onnx");
     model.write(small);
-    assertTrue(Files.size(small) < 0.256 * Files.size(file), Files.size(small) + " bytes");
+    assertTrue(Files.size(small) < 0.255 * Files.size(file), Files.size(small) + " bytes");
     OrtEnvironment environment = OrtEnvironment.getEnvironment();
     double sum = 0;
     try (OrtSession before = environment.createSession(file.toString());
@@ -102,10 +102,10 @@ class StaticQuantizerMiniLmTest {
       for (int i = 0; i < 24; i++) {
         Map<String, OnnxTensor> in = tokens(1000 + i);
         double similarity = cosine(embed(before, in), embed(after, in));
-        assertTrue(similarity > 0.97, "example " + i + ": " + similarity);
+        assertTrue(similarity > 0.98, "example " + i + ": " + similarity);
         sum += similarity;
       }
     }
-    assertTrue(sum / 24 > 0.985, "mean cosine " + sum / 24);
+    assertTrue(sum / 24 > 0.995, "mean cosine " + sum / 24);
   }
 }

@@ -14,6 +14,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.function.Predicate;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -21,8 +22,6 @@ import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
 import org.espalier.format.onnx.OnnxWeights;
-import org.slf4j.Logger;
-import org.slf4j.LoggerFactory;
 
 /**
  * Dynamic int8 quantization: weights of MatMul and Gemm are int8 with one scale an output channel, the
@@ -48,8 +47,6 @@ import org.slf4j.LoggerFactory;
  * <p>Not safe for several threads.
  */
 public final class DynamicQuantizer {
-  private static final Logger LOG = LoggerFactory.getLogger(DynamicQuantizer.class);
-
   /** DynamicQuantizeLinear exists since this version. */
   private static final long OPSET = 11;
 
@@ -71,9 +68,6 @@ public final class DynamicQuantizer {
     }
   }
 
-  /** What calibration found for a product: W ≈ integers · scales, and the mean error of x·W. */
-  private record Rounded(byte[] integers, float[] scales, double[] meanError) {}
-
   private final OnnxModel model;
   private final int qmax;
   private final List<ProductSite> sites;
@@ -90,7 +84,7 @@ public final class DynamicQuantizer {
     this.model = model;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
     OpsetUpgrade.raise(model, OPSET);
-    RuntimeForm.apply(model);
+    RuntimeForm.apply(model, true);
     sites = ProductSite.find(model, options.include(), skipped);
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (!options.include().test(weight)) {
@@ -157,67 +151,7 @@ public final class DynamicQuantizer {
    *     examples
    */
   public void calibrate(ActivationSource source) {
-    long limit = Math.max(64L << 20, Runtime.getRuntime().maxMemory() / 4);
-    List<ProductSite> group = new ArrayList<>();
-    long bytes = 0;
-    for (ProductSite site : sites) {
-      long more = ActivationStatistics.bytes(site.channels);
-      if (!group.isEmpty() && bytes + more > limit) {
-        calibrate(group, source);
-        group = new ArrayList<>();
-        bytes = 0;
-      }
-      group.add(site);
-      bytes += more;
-    }
-    calibrate(group, source);
-  }
-
-  private void calibrate(List<ProductSite> group, ActivationSource source) {
-    long start = System.nanoTime();
-    Map<String, ActivationStatistics> statistics = new LinkedHashMap<>();
-    for (ProductSite s : group) {
-      statistics.put(s.activation, new ActivationStatistics(s.activation, s.channels));
-    }
-    source.run(model, statistics.keySet(), (name, values) -> statistics.get(name).add(values));
-    for (ActivationStatistics s : statistics.values()) {
-      if (s.examples() == 0) {
-        throw new InputException("calibration of " + s.name() + " needs at least one example");
-      }
-    }
-    LOG.debug("activations collected after {} ms", (System.nanoTime() - start) / 1_000_000);
-    ActivationEqualizer equalizer = new ActivationEqualizer(model);
-    Map<ProductSite, Equalization> equalizations = equalizer.search(group, statistics, qmax);
-    Map<ProductSite, ActivationStatistics> observed = new HashMap<>();
-    group.forEach(s -> observed.put(s, statistics.get(s.activation)));
-    equalizer.apply(equalizations);
-    LOG.debug("equalized after {} ms", (System.nanoTime() - start) / 1_000_000);
-    for (ProductSite s : group) {
-      round(s, equalizations.get(s), observed.get(s));
-    }
-    LOG.debug("rounded after {} ms", (System.nanoTime() - start) / 1_000_000);
-  }
-
-  private void round(ProductSite s, Equalization e, ActivationStatistics x) {
-    // A bias takes up the mean of the error, so that only what varies is left to rounding.
-    boolean biased = s.products.stream().allMatch(p -> p.biasAdd != null);
-    CompensatedRounding rounding =
-        new CompensatedRounding(x.moments(e.shift(), e.scale(), biased));
-    for (Product p : s.products) {
-      float[] w = p.matrix(model);
-      long[] dims = {p.rows, p.columns};
-      float[] scales = Int8Weights.of(p.name, FloatBuffer.wrap(w), dims, 1, qmax, null).scales();
-      byte[] integers = rounding.round(w, scales, qmax);
-      double[] meanError = new double[p.columns];
-      for (int k = 0; k < p.rows; k++) {
-        double mean = (x.mean(k) - e.shift()[k]) / e.scale()[k];
-        for (int j = 0; j < p.columns; j++) {
-          int at = k * p.columns + j;
-          meanError[j] += mean * ((double) w[at] - (double) integers[at] * scales[j]);
-        }
-      }
-      rounded.put(p, new Rounded(integers, scales, meanError));
-    }
+    rounded.putAll(ProductFitting.fit(model, sites, qmax, source));
   }
 
   /**

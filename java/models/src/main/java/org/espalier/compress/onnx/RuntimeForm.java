@@ -30,9 +30,15 @@ import org.espalier.format.onnx.OnnxModel;
 final class RuntimeForm {
   private RuntimeForm() {}
 
-  /** Rewrites {@code model} in place. */
-  static void apply(OnnxModel model) {
-    splitGemms(model);
+  /**
+   * Rewrites {@code model} in place.
+   *
+   * @param splitGemms whether Gemm becomes MatMul and Add; the static form has a fused int8 Gemm
+   */
+  static void apply(OnnxModel model, boolean splitGemms) {
+    if (splitGemms) {
+      splitGemms(model);
+    }
     Map<String, NodeProto> producers = model.producers();
     List<NodeProto> nodes = new ArrayList<>();
     OnnxModel.Names names = model.names();

@@ -3,6 +3,7 @@ package org.espalier.compress.onnx;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Collections;
@@ -15,6 +16,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.function.Predicate;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -51,8 +53,13 @@ public final class StaticQuantizer {
     }
   }
 
-  /** A node to quantize: its weight and the way it is used. */
-  private record Target(OnnxWeight weight, Use use) {}
+  /**
+   * A node to quantize.
+   *
+   * @param name what its weight is called
+   * @param value the constant that holds the weight
+   */
+  private record Target(String name, String value, Use use) {}
 
   private final OnnxModel model;
   private final Options options;
@@ -62,12 +69,18 @@ public final class StaticQuantizer {
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Set<String> activations = new LinkedHashSet<>();
 
+  /** What {@link #fit} found, by the outputs of the products, and of the additions of biases. */
+  private final Map<String, Rounded> rounded = new HashMap<>();
+
+  private final Map<String, double[]> biasChanges = new HashMap<>();
+
   /** Values of which every use reads the quantized form. */
   private final Set<String> replaced = new HashSet<>();
 
   /**
    * Plans the quantization of {@code model}, which is raised to operator set 13 if it is older, and
-   * whose normalizations are folded into the convolutions before them.
+   * takes the form that the runtime fuses: normalizations are folded into the convolutions before
+   * them.
    *
    * @throws InputException if it cannot be raised, or has nothing to quantize
    */
@@ -77,6 +90,7 @@ public final class StaticQuantizer {
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
     OpsetUpgrade.raise(model, OPSET);
     BatchNormFolding.apply(model);
+    RuntimeForm.apply(model, false);
     Map<String, NodeProto> producers = model.producers();
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (!options.include().test(weight)) {
@@ -87,9 +101,9 @@ public final class StaticQuantizer {
         if (reason != null) {
           skipped.put(weight.name(), reason);
         } else if (use.kind() == Kind.EMBEDDING) {
-          embeddings.put(use.node(), new Target(weight, use));
+          embeddings.put(use.node(), new Target(weight.name(), weight.value(), use));
         } else {
-          targets.put(use.node(), new Target(weight, use));
+          targets.put(use.node(), new Target(weight.name(), weight.value(), use));
         }
       }
     }
@@ -100,7 +114,7 @@ public final class StaticQuantizer {
               + " float32 constant"
               + (skipped.isEmpty() ? "" : "; left as they are: " + skipped));
     }
-    findActivations(producers);
+    findActivations();
   }
 
   /** Why a use of a weight stays as it is; null if it can be quantized. */
@@ -169,7 +183,10 @@ public final class StaticQuantizer {
         && bias.dims()[bias.dims().length - 1] == channels;
   }
 
-  private void findActivations(Map<String, NodeProto> producers) {
+  private void findActivations() {
+    activations.clear();
+    replaced.clear();
+    Map<String, NodeProto> producers = model.producers();
     Map<String, List<NodeProto>> consumers = model.consumers();
     Set<String> outputs = new HashSet<>();
     for (ValueInfoProto v : model.outputs()) {
@@ -201,14 +218,44 @@ public final class StaticQuantizer {
   /** The weights that are quantized, by the names of {@link OnnxWeight}. */
   public List<String> quantized() {
     Set<String> names = new LinkedHashSet<>();
-    embeddings.values().forEach(t -> names.add(t.weight().name()));
-    targets.values().forEach(t -> names.add(t.weight().name()));
+    embeddings.values().forEach(t -> names.add(t.name()));
+    targets.values().forEach(t -> names.add(t.name()));
     return List.copyOf(names);
   }
 
   /** The weights that were asked for and stay as they are, with the reason. */
   public Map<String, String> skipped() {
     return Collections.unmodifiableMap(skipped);
+  }
+
+  /**
+   * Fits the products of MatMul to examples, optionally and before {@link #calibrate}: shifts and
+   * scales the channels of activations and takes both back in weights and biases, so that one step
+   * suits all channels ({@link Equalization}), and rounds weights so that later rows compensate for
+   * earlier ones ({@link CompensatedRounding}). Until {@link #apply} the model computes what it did
+   * before; the {@link #activations()} may be others.
+   *
+   * @throws InputException if a weight or an activation is not finite, naming it, or there are no
+   *     examples
+   */
+  public void fit(ActivationSource source) {
+    List<ProductSite> sites = ProductSite.find(model, options.include(), new LinkedHashMap<>());
+    ProductFitting.fit(model, sites, qmax, source)
+        .forEach(
+            (product, r) -> {
+              rounded.put(product.output, r);
+              if (product.biasAdd != null) {
+                biasChanges.put(product.biasAdd, r.meanError());
+              }
+            });
+    // Scaled weights are new constants.
+    for (OnnxWeight weight : OnnxWeights.of(model)) {
+      for (Use use : weight.uses()) {
+        targets.computeIfPresent(
+            use.node(), (output, old) -> new Target(old.name(), weight.value(), use));
+      }
+    }
+    findActivations();
   }
 
   /**
@@ -274,6 +321,7 @@ public final class StaticQuantizer {
     private final Map<String, Quantized> quantized = new HashMap<>();
 
     private final Map<List<Object>, Weights> weights = new HashMap<>();
+    private final Map<List<Object>, String> zeros = new HashMap<>();
     private final Set<String> bypassed = new HashSet<>();
 
     Rewriting(Map<String, ActivationRange> ranges) {
@@ -294,16 +342,18 @@ public final class StaticQuantizer {
         }
         if (targets.containsKey(output)) {
           product(b, targets.get(output));
+        } else if (biasChanges.containsKey(output)) {
+          b = ConstantVector.changed(model, names, n, biasChanges.get(output)).toBuilder();
         }
         if (!replaced.contains(output)) {
           out.add(b.build());
           continue;
         }
         // The value keeps its name for all who read it, and is now read back from 8 bits.
-        String before = names.unique(output + "_float");
+        String before = names.unique("float");
         out.add(b.setOutput(0, before).build());
         quantized.put(output, quantize(before, output));
-        out.add(dequantize(quantized.get(output), output, -1).toBuilder().clearName().build());
+        emit(dequantize(quantized.get(output), output, -1));
       }
       removeBypassed();
       model.setNodes(out);
@@ -317,11 +367,11 @@ public final class StaticQuantizer {
         q = quantize(x, x);
         quantized.put(x, q);
       }
-      n.setInput(0, fresh(x, q, -1));
+      n.setInput(0, fresh(q, -1));
       String bias = n.getInputCount() > 2 && !n.getInput(2).isEmpty() ? n.getInput(2) : null;
       float scale = ranges.get(x).scale();
       Weights w = weights(target, bias, scale);
-      n.setInput(target.use().input(), fresh(w.names().value(), w.names(), w.axis()));
+      n.setInput(target.use().input(), fresh(w.names(), w.axis()));
       if (bias != null) {
         n.setInput(2, bias(bias, scale, w));
       }
@@ -329,27 +379,34 @@ public final class StaticQuantizer {
 
     private Quantized quantize(String value, String name) {
       ActivationRange range = ranges.get(name);
-      String scale = names.unique(name + "_scale");
-      String zeroPoint = names.unique(name + "_zero_point");
+      String scale = names.unique("activation_scale");
+      String zeroPoint = names.unique("activation_zero_point");
       model.addInitializer(OnnxInitializer.floats(scale, new long[0], range.scale()));
       model.addInitializer(
           OnnxInitializer.bytes(zeroPoint, DataType.UINT8, new long[0], (byte) range.zeroPoint()));
-      String output = names.unique(name + "_quantized");
-      out.add(Nodes.node("QuantizeLinear", output, value, scale, zeroPoint).build());
+      String output = names.unique("quantized");
+      emit(Nodes.node("QuantizeLinear", output, value, scale, zeroPoint));
       return new Quantized(output, scale, zeroPoint);
     }
 
     /** ONNX Runtime fuses a DequantizeLinear with one reader only, so each reader gets its own. */
-    private String fresh(String name, Quantized q, int axis) {
-      String output = names.unique(name + "_dequantized");
-      out.add(dequantize(q, output, axis));
+    private String fresh(Quantized q, int axis) {
+      String output = names.unique("dequantized");
+      emit(dequantize(q, output, axis));
       return output;
     }
 
-    private NodeProto dequantize(Quantized q, String output, int axis) {
+    private NodeProto.Builder dequantize(Quantized q, String output, int axis) {
       NodeProto.Builder b =
           Nodes.node("DequantizeLinear", output, q.value(), q.scale(), q.zeroPoint());
-      return axis < 0 ? b.build() : b.addAttribute(Nodes.attribute("axis", axis)).build();
+      return axis < 0 ? b : b.addAttribute(Nodes.attribute("axis", axis));
+    }
+
+    /**
+     * New nodes and the values between them are many: no names of nodes and short ones of values.
+     */
+    private void emit(NodeProto.Builder n) {
+      out.add(n.clearName().build());
     }
 
     /**
@@ -360,13 +417,17 @@ public final class StaticQuantizer {
      *     if it has none
      */
     private Weights weights(Target target, String bias, float activationScale) {
-      OnnxWeight weight = target.weight();
       Use use = target.use();
       bypassed.addAll(use.path());
-      OnnxInitializer w = model.constant(weight.value());
+      OnnxInitializer w = model.constant(target.value());
       long[] dims = new long[use.axes().size()];
       for (int i = 0; i < dims.length; i++) {
         dims[i] = w.dims()[use.axes().get(i)];
+      }
+      Rounded fitted = rounded.get(use.node());
+      if (fitted != null) {
+        ByteBuffer integers = ByteBuffer.allocateDirect(fitted.integers().length);
+        return store(target, dims, 1, integers.put(fitted.integers()).flip(), fitted.scales());
       }
       // The runtime knows scales of columns for matrices only.
       boolean perChannel = use.kind() != Kind.MATMUL || dims.length == 2;
@@ -389,7 +450,7 @@ public final class StaticQuantizer {
           }
         }
       }
-      List<Object> key = List.of(weight.value(), use.axes(), axis);
+      List<Object> key = List.of(target.value(), use.axes(), axis);
       Weights known = weights.get(key);
       if (known != null && atLeast(known.scales(), minimum)) {
         return known;
@@ -397,20 +458,39 @@ public final class StaticQuantizer {
       FloatBuffer floats = Permutation.apply(w.floats(), w.dims(), use.axes());
       Int8Weights q =
           perChannel
-              ? Int8Weights.of(weight.name(), floats, dims, axis, qmax, minimum)
+              ? Int8Weights.of(target.name(), floats, dims, axis, qmax, minimum)
               : Int8Weights.of(
-                  weight.name(), floats, new long[] {1, w.elements()}, 0, qmax, minimum);
-      String value = names.unique(weight.value() + "_quantized");
-      String scale = names.unique(weight.value() + "_scale");
-      String zeroPoint = names.unique(weight.value() + "_zero_point");
-      long[] parameters = perChannel ? new long[] {minimum.length} : new long[0];
-      model.addInitializer(OnnxInitializer.of(value, DataType.INT8, dims, q.values()));
-      model.addInitializer(OnnxInitializer.floats(scale, parameters, q.scales()));
-      model.addInitializer(
-          OnnxInitializer.bytes(zeroPoint, DataType.INT8, parameters, new byte[minimum.length]));
-      Weights made = new Weights(new Quantized(value, scale, zeroPoint), q.scales(), axis);
+                  target.name(), floats, new long[] {1, w.elements()}, 0, qmax, minimum);
+      Weights made = store(target, dims, axis, q.values(), q.scales());
       weights.put(key, made);
       return made;
+    }
+
+    /** Zero points of zero, {@code n} of them or, for −1, a scalar: one tensor serves all. */
+    private String zeros(DataType type, int n) {
+      return zeros.computeIfAbsent(
+          List.of(type, n),
+          key -> {
+            String name = names.unique("zeros");
+            long[] dims = n < 0 ? new long[0] : new long[] {n};
+            model.addInitializer(
+                type == DataType.INT8
+                    ? OnnxInitializer.bytes(name, type, dims, new byte[Math.abs(n)])
+                    : OnnxInitializer.int32s(name, dims, new int[Math.abs(n)]));
+            return name;
+          });
+    }
+
+    /** Adds integers and scales; axis −1 for one scale. */
+    private Weights store(
+        Target target, long[] dims, int axis, ByteBuffer integers, float[] scales) {
+      String value = names.unique(target.value() + "_quantized");
+      String scale = names.unique(target.value() + "_scale");
+      long[] parameters = axis >= 0 ? new long[] {scales.length} : new long[0];
+      model.addInitializer(OnnxInitializer.of(value, DataType.INT8, dims, integers));
+      model.addInitializer(OnnxInitializer.floats(scale, parameters, scales));
+      String zeroPoint = zeros(DataType.INT8, axis >= 0 ? scales.length : -1);
+      return new Weights(new Quantized(value, scale, zeroPoint), scales, axis);
     }
 
     /** Returns the float32 value of the int32 bias, whose scale is that of the products. */
@@ -434,48 +514,39 @@ public final class StaticQuantizer {
       }
       String value = names.unique(bias + "_quantized");
       String scale = names.unique(bias + "_scale");
-      String zeroPoint = names.unique(bias + "_zero_point");
       model.addInitializer(OnnxInitializer.int32s(value, new long[] {n}, q));
       model.addInitializer(OnnxInitializer.floats(scale, new long[] {n}, scales));
-      model.addInitializer(OnnxInitializer.int32s(zeroPoint, new long[] {n}, new int[n]));
       bypassed.add(bias);
-      return fresh(bias, new Quantized(value, scale, zeroPoint), 0);
+      return fresh(new Quantized(value, scale, zeros(DataType.INT32, n)), 0);
     }
 
     /** Rows are looked up as integers, their scales beside them, and multiplied. */
     private void embedding(NodeProto n, Target target) {
-      OnnxWeight weight = target.weight();
-      OnnxInitializer table = model.constant(weight.value());
+      OnnxInitializer table = model.constant(target.value());
       long[] dims = table.dims();
-      List<Object> key = List.of(weight.value());
+      List<Object> key = List.of(target.value());
       Weights known = weights.get(key);
       if (known == null) {
         Int8Weights q =
-            Int8Weights.of(weight.name(), table.floats(), dims, 0, Int8Weights.MAX_8_BIT, null);
-        String value = names.unique(weight.value() + "_quantized");
-        String scale = names.unique(weight.value() + "_scale");
+            Int8Weights.of(target.name(), table.floats(), dims, 0, Int8Weights.MAX_8_BIT, null);
+        String value = names.unique(target.value() + "_quantized");
+        String scale = names.unique(target.value() + "_scale");
         model.addInitializer(OnnxInitializer.of(value, DataType.INT8, dims, q.values()));
         model.addInitializer(OnnxInitializer.floats(scale, new long[] {dims[0], 1}, q.scales()));
         known = new Weights(new Quantized(value, scale, ""), q.scales(), 0);
         weights.put(key, known);
       }
-      bypassed.add(weight.value());
+      bypassed.add(target.value());
       String output = n.getOutput(0);
-      String rows = names.unique(output + "_quantized");
-      String scales = names.unique(output + "_scale");
-      String reals = names.unique(output + "_rows");
+      String rows = names.unique("rows");
+      String scales = names.unique("row_scale");
+      String reals = names.unique("row_real");
       out.add(n.toBuilder().setInput(0, known.names().value()).setOutput(0, rows).build());
-      out.add(
-          n.toBuilder()
-              .setName(scales)
-              .setInput(0, known.names().scale())
-              .setOutput(0, scales)
-              .build());
-      out.add(
+      emit(n.toBuilder().setInput(0, known.names().scale()).setOutput(0, scales));
+      emit(
           Nodes.node("Cast", reals, rows)
-              .addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE))
-              .build());
-      out.add(Nodes.node("Mul", output, reals, scales).clearName().build());
+              .addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE)));
+      emit(Nodes.node("Mul", output, reals, scales));
     }
 
     /** Takes away the nodes between a weight and its products that nothing reads any more. */

@@ -62,6 +62,9 @@ public final class OnnxModel {
   private final Map<String, OnnxInitializer> initializers = new LinkedHashMap<>();
   private List<NodeProto> nodes;
 
+  /** All names in use, while nodes do not change; null when they did. */
+  private Set<String> knownNames;
+
   /** The places of the Constant nodes that hold a tensor, by the value they define. */
   private final Map<String, Integer> constantNodes = new HashMap<>();
 
@@ -593,6 +596,7 @@ public final class OnnxModel {
 
   private void useNodes(List<NodeProto> list) {
     nodes = List.copyOf(list);
+    knownNames = null;
     constantNodes.clear();
     for (int k = 0; k < nodes.size(); k++) {
       NodeProto n = nodes.get(k);
@@ -607,7 +611,10 @@ public final class OnnxModel {
 
   /** Adds an initializer whose name no value of the main graph has yet. */
   public void addInitializer(OnnxInitializer added) {
-    if (usedNames().contains(added.name())) {
+    if (knownNames == null) {
+      knownNames = usedNames();
+    }
+    if (!knownNames.add(added.name())) {
       throw new IllegalArgumentException(name + " has a value " + added.name() + " already");
     }
     constantInitializers();
@@ -626,6 +633,7 @@ public final class OnnxModel {
     if (initializers.remove(value) == null) {
       throw new IllegalArgumentException(name + " has no initializer " + value);
     }
+    knownNames = null;
     removeInput(value);
   }
 
@@ -741,6 +749,7 @@ public final class OnnxModel {
   /** Gives out names of values. */
   public static final class Names {
     private final Set<String> used;
+    private final Map<String, Integer> next = new HashMap<>();
 
     private Names(Set<String> used) {
       this.used = used;
@@ -749,8 +758,8 @@ public final class OnnxModel {
     /** {@code wanted}, with a number behind it if the model or an earlier call took that name. */
     public String unique(String wanted) {
       String candidate = wanted;
-      for (int i = 1; !used.add(candidate); i++) {
-        candidate = wanted + "_" + i;
+      while (!used.add(candidate)) {
+        candidate = wanted + "_" + next.merge(wanted, 1, Integer::sum);
       }
       return candidate;
     }

@@ -1,0 +1,116 @@
+package org.espalier.compress.onnx;
+
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.format.onnx.OnnxModel;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Fits products x·W to examples: activations are equalized in the model ({@link
+ * ActivationEqualizer}), and weights are rounded so that later rows compensate for earlier ones
+ * ({@link CompensatedRounding}).
+ */
+final class ProductFitting {
+  private static final Logger LOG = LoggerFactory.getLogger(ProductFitting.class);
+
+  /** What was found for a product: W ≈ integers · scales, and the mean error of x·W. */
+  record Rounded(byte[] integers, float[] scales, double[] meanError) {}
+
+  private final OnnxModel model;
+  private final int qmax;
+  private final Map<Product, Rounded> rounded = new LinkedHashMap<>();
+
+  private ProductFitting(OnnxModel model, int qmax) {
+    this.model = model;
+    this.qmax = qmax;
+  }
+
+  /**
+   * Equalizes the sites in {@code model}, which computes afterwards what it did before, and rounds
+   * the weights of their products.
+   *
+   * @param qmax largest integer of the weights
+   * @param source runs the examples: once or, where the statistics of all activations would take
+   *     more than a quarter of this JVM's heap, several times
+   * @throws InputException if a weight or an activation is not finite, naming it, or there are no
+   *     examples
+   */
+  static Map<Product, Rounded> fit(
+      OnnxModel model, List<ProductSite> sites, int qmax, ActivationSource source) {
+    ProductFitting fitting = new ProductFitting(model, qmax);
+    if (sites.isEmpty()) {
+      return Map.of();
+    }
+    fitting.fit(sites, source, Math.max(64L << 20, Runtime.getRuntime().maxMemory() / 4));
+    return fitting.rounded;
+  }
+
+  private void fit(List<ProductSite> sites, ActivationSource source, long limit) {
+    List<ProductSite> group = new ArrayList<>();
+    long bytes = 0;
+    for (ProductSite site : sites) {
+      long more = ActivationStatistics.bytes(site.channels);
+      if (!group.isEmpty() && bytes + more > limit) {
+        fit(group, source);
+        group = new ArrayList<>();
+        bytes = 0;
+      }
+      group.add(site);
+      bytes += more;
+    }
+    fit(group, source);
+  }
+
+  private void fit(List<ProductSite> group, ActivationSource source) {
+    long start = System.nanoTime();
+    Map<String, ActivationStatistics> statistics = new LinkedHashMap<>();
+    for (ProductSite s : group) {
+      statistics.put(s.activation, new ActivationStatistics(s.activation, s.channels));
+    }
+    source.run(model, statistics.keySet(), (name, values) -> statistics.get(name).add(values));
+    for (ActivationStatistics s : statistics.values()) {
+      if (s.examples() == 0) {
+        throw new InputException("calibration of " + s.name() + " needs at least one example");
+      }
+    }
+    LOG.debug("activations collected after {} ms", (System.nanoTime() - start) / 1_000_000);
+    ActivationEqualizer equalizer = new ActivationEqualizer(model);
+    Map<ProductSite, Equalization> equalizations = equalizer.search(group, statistics, qmax);
+    Map<ProductSite, ActivationStatistics> observed = new HashMap<>();
+    group.forEach(s -> observed.put(s, statistics.get(s.activation)));
+    equalizer.apply(equalizations);
+    LOG.debug("equalized after {} ms", (System.nanoTime() - start) / 1_000_000);
+    for (ProductSite s : group) {
+      round(s, equalizations.get(s), observed.get(s));
+    }
+    LOG.debug("rounded after {} ms", (System.nanoTime() - start) / 1_000_000);
+  }
+
+  private void round(ProductSite s, Equalization e, ActivationStatistics x) {
+    // A bias takes up the mean of the error, so that only what varies is left to rounding.
+    boolean biased = s.products.stream().allMatch(p -> p.biasAdd != null);
+    CompensatedRounding rounding = new CompensatedRounding(x.moments(e.shift(), e.scale(), biased));
+    for (Product p : s.products) {
+      float[] w = p.matrix(model);
+      long[] dims = {p.rows, p.columns};
+      float[] scales = Int8Weights.of(p.name, FloatBuffer.wrap(w), dims, 1, qmax, null).scales();
+      byte[] integers = rounding.round(w, scales, qmax);
+      double[] meanError = new double[p.columns];
+      for (int k = 0; k < p.rows; k++) {
+        double mean = (x.mean(k) - e.shift()[k]) / e.scale()[k];
+        for (int j = 0; j < p.columns; j++) {
+          int at = k * p.columns + j;
+          meanError[j] += mean * ((double) w[at] - (double) integers[at] * scales[j]);
+        }
+      }
+      rounded.put(p, new Rounded(integers, scales, meanError));
+    }
+  }
+}
