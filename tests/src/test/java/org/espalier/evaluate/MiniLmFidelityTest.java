@@ -85,9 +85,7 @@ class MiniLmFidelityTest {
       // 36 linear layers, the pooler and three embedding tables.
       assertEquals(40, q.quantized().size());
       assertEquals(Map.of(), q.skipped());
-      TextActivations source = new TextActivations(tokenizer, fitting, 2);
-      q.fit(source);
-      q.apply(q.calibrate(source, new Clipping.MinMax()));
+      q.apply(q.calibrate(new TextActivations(tokenizer, fitting, 2), new Clipping.MinMax()));
       model.write(small);
       Fidelity f = new FidelityEvaluator(tokenizer, Pooling.MEAN).evaluate(original, small, held);
       Map<String, Object> report = f.toMap();

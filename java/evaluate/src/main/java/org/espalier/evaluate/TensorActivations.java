@@ -52,6 +52,9 @@ public final class TensorActivations implements ActivationSource {
           }
           Set<String> computed = new HashSet<>(fetched);
           computed.removeAll(inputs.keySet());
+          if (computed.isEmpty()) {
+            continue;
+          }
           try (OrtSession.Result result = session.run(inputs, computed)) {
             for (Map.Entry<String, OnnxValue> e : result) {
               receive(model, e.getKey(), e.getValue(), receiver);

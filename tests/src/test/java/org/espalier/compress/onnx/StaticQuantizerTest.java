@@ -56,7 +56,7 @@ class StaticQuantizerTest {
       ModelProto proto, StaticQuantizer.Options options, List<Map<String, OnnxTensor>> inputs) {
     OnnxModel model = OnnxModel.of(proto, "test");
     StaticQuantizer quantizer = new StaticQuantizer(model, options);
-    quantizer.apply(quantizer.calibrate(new TensorActivations(inputs, 1), new Clipping.MinMax()));
+    quantizer.apply(quantizer.ranges(new TensorActivations(inputs, 1), new Clipping.MinMax()));
     return model;
   }
 
@@ -277,6 +277,42 @@ class StaticQuantizerTest {
     assertEquals(1, operators(read).get("BatchNormalization"));
   }
 
+  /**
+   * One channel of a hundred times the others spoils a step that all share, unless it is fitted.
+   */
+  @Test
+  void fittingTakesAnOutlierChannelAway() throws OrtException {
+    ModelProto.Builder proto = SmallModels.mlp().toBuilder();
+    float[] w = new float[48];
+    OnnxModel plain = OnnxModel.of(proto.build(), "mlp");
+    plain.initializer("w").floats().get(w);
+    for (int j = 0; j < 6; j++) {
+      w[3 * 6 + j] /= 100;
+    }
+    plain.replaceInitializer(OnnxInitializer.floats("w", new long[] {8, 6}, w));
+    float[] x = new float[256 * 8];
+    Random random = new Random(3);
+    for (int i = 0; i < x.length; i++) {
+      x[i] = (float) random.nextGaussian() * (i % 8 == 3 ? 100 : 1);
+    }
+    Map<String, OnnxTensor> in =
+        Map.of("x", OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {256, 8}));
+    TensorActivations source = new TensorActivations(List.of(in), 1);
+    OnnxModel unfitted = plain.copy();
+    StaticQuantizer u = new StaticQuantizer(unfitted, StaticQuantizer.Options.defaults());
+    u.apply(u.ranges(source, new Clipping.MinMax()));
+    OnnxModel fitted = plain.copy();
+    StaticQuantizer f = new StaticQuantizer(fitted, StaticQuantizer.Options.defaults());
+    Map<String, ActivationRange> ranges = f.calibrate(source, new Clipping.MinMax());
+    assertEquals(List.of("w", "w2"), f.quantized());
+    double before = error(run(plain, in), run(fitted, in));
+    assertTrue(before < 1e-5, "fitting alone changes nothing: " + before);
+    f.apply(ranges);
+    double with = error(run(plain, in), run(fitted, in));
+    double without = error(run(plain, in), run(unfitted, in));
+    assertTrue(with < 0.25 * without, with + " with fitting, " + without + " without");
+  }
+
   @Test
   void weightsThatAreNotFiniteAreNamed() {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
@@ -323,11 +359,11 @@ class StaticQuantizerTest {
         OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {1, 8})) {
       TensorActivations source = new TensorActivations(List.of(Map.of("x", t)), 1);
       InputException e =
-          assertThrows(InputException.class, () -> q.calibrate(source, new Clipping.MinMax()));
+          assertThrows(InputException.class, () -> q.ranges(source, new Clipping.MinMax()));
       assertTrue(e.getMessage().contains("the activation x holds 1 NaN"), e.getMessage());
     }
     assertThrows(InputException.class, () -> new TensorActivations(List.of(), 1));
     ActivationSource silent = (m, activations, receiver) -> {};
-    assertThrows(InputException.class, () -> q.calibrate(silent, new Clipping.MinMax()));
+    assertThrows(InputException.class, () -> q.ranges(silent, new Clipping.MinMax()));
   }
 }

@@ -69,10 +69,12 @@ public final class StaticQuantizer {
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Set<String> activations = new LinkedHashSet<>();
 
-  /** What {@link #fit} found, by the outputs of the products, and of the additions of biases. */
+  /** What fitting found, by the outputs of the products, and of the additions of biases. */
   private final Map<String, Rounded> rounded = new HashMap<>();
 
   private final Map<String, double[]> biasChanges = new HashMap<>();
+
+  private boolean fitted;
 
   /** Values of which every use reads the quantized form. */
   private final Set<String> replaced = new HashSet<>();
@@ -229,16 +231,25 @@ public final class StaticQuantizer {
   }
 
   /**
-   * Fits the products of MatMul to examples, optionally and before {@link #calibrate}: shifts and
-   * scales the channels of activations and takes both back in weights and biases, so that one step
-   * suits all channels ({@link Equalization}), and rounds weights so that later rows compensate for
-   * earlier ones ({@link CompensatedRounding}). Until {@link #apply} the model computes what it did
-   * before; the {@link #activations()} may be others.
+   * Fits the model to examples and finds the ranges of its activations. The products of MatMul are
+   * fitted: channels of activations are shifted and scaled and both taken back in weights and
+   * biases, so that one step suits all channels ({@link Equalization}), and weights are rounded so
+   * that later rows compensate for earlier ones ({@link CompensatedRounding}). Until {@link #apply}
+   * the model computes what it did before; its {@link #activations()} may be others than before.
    *
+   * @return what {@link #apply} takes
    * @throws InputException if a weight or an activation is not finite, naming it, or there are no
    *     examples
    */
-  public void fit(ActivationSource source) {
+  public Map<String, ActivationRange> calibrate(ActivationSource source, Clipping clipping) {
+    if (!fitted) {
+      fitted = true;
+      fit(source);
+    }
+    return ranges(source, clipping);
+  }
+
+  private void fit(ActivationSource source) {
     List<ProductSite> sites = ProductSite.find(model, options.include(), new LinkedHashMap<>());
     ProductFitting.fit(model, sites, qmax, source)
         .forEach(
@@ -259,11 +270,11 @@ public final class StaticQuantizer {
   }
 
   /**
-   * Finds the ranges of all {@link #activations()} in one run of the examples.
+   * Finds the ranges of all {@link #activations()} in one run of the examples, without fitting.
    *
    * @throws InputException if there are no examples or an activation is NaN or infinite, naming it
    */
-  public Map<String, ActivationRange> calibrate(ActivationSource source, Clipping clipping) {
+  public Map<String, ActivationRange> ranges(ActivationSource source, Clipping clipping) {
     Map<String, ActivationHistogram> histograms = new LinkedHashMap<>();
     activations.forEach(a -> histograms.put(a, new ActivationHistogram()));
     source.run(
