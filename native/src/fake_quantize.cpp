@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <initializer_list>
 #include <memory>
 #include <new>
 
@@ -21,6 +22,9 @@ constexpr int64_t piece_elements = 32768;
 // Below this length a row of one scale is dearer than a row of many: its scales are spread over columns instead.
 constexpr int64_t short_inner = 16;
 constexpr int64_t narrow = 256;
+constexpr int64_t prefetch_distance = 768;
+// Two rows of up to this many bytes stay in the L1 cache beside a third that arrives and the output.
+constexpr int64_t fetched_row = 8192;
 
 int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -57,10 +61,10 @@ struct Layout {
       width = period * repeat;
       rows = outer / repeat;
       rest = outer % repeat * period;
-      block_rows = piece_elements / width > 64 ? piece_elements / width : 64;
+      // Long enough that adding up the blocks is little work, short enough that there are some for every thread.
+      block_rows = ceil_div(rows, 64) > 128 ? ceil_div(rows, 64) : 128;
       if (block_rows > rows) block_rows = rows;
-      strip = round_up(at_least_one(piece_elements / block_rows), 64);
-      if (strip > width) strip = width;
+      strip = width < 2048 ? width : 2048;
       blocks = ceil_div(rows, block_rows);
       strips = ceil_div(width, strip);
     } else if (n > 0) {
@@ -105,7 +109,16 @@ struct Layout {
     return {(o * channels + channel) * inner + i, outer - o < piece_rows ? outer - o : piece_rows,
             row_pieces == 1 ? inner : (inner - i < piece_elements ? inner - i : piece_elements), channels * inner};
   }
-  // Adds up the partial results of each channel, in a fixed order.
+  // Brings the partial results of all blocks together in the first, in order. Before gather().
+  template <class T, class Add>
+  void fold(T* partial, const Add& add) const {
+    if (!columns) return;
+    for (int64_t block = 1; block < blocks + (rest > 0 ? 1 : 0); block++) {
+      const T* from = partial + block * width;
+      for (int64_t i = 0; i < (block < blocks ? width : rest); i++) partial[i] = add(partial[i], from[i]);
+    }
+  }
+  // Calls add(partial result) for what belongs to a channel, in order.
   template <class Add>
   void gather(int64_t channel, const Add& add) const {
     if (n == 0) return;
@@ -113,11 +126,8 @@ struct Layout {
       for (int64_t p = 0; p < pieces; p++) add(channel * pieces + p);
       return;
     }
-    const int64_t period = channels * inner;
-    for (int64_t block = 0; block < blocks + (rest > 0 ? 1 : 0); block++) {
-      for (int64_t first = 0; first < (block < blocks ? width : rest); first += period) {
-        for (int64_t i = 0; i < inner; i++) add(block * width + first + channel * inner + i);
-      }
+    for (int64_t first = channel * inner; first < width; first += channels * inner) {
+      for (int64_t i = 0; i < inner; i++) add(first + i);
     }
   }
 
@@ -165,17 +175,20 @@ class SpreadScales {
   }
   void spread(const Layout& layout, const float* scale, const int32_t* zero_point) {
     if (!layout.columns) return;
-    float* to = values_.get();
-    for (int64_t channel = 0; channel < layout.channels; channel++) {
-      const float s = scale[channel], inverse = 1.0f / s;
-      const float zero = zero_point == nullptr ? 0.0f : static_cast<float>(zero_point[channel]);
-      for (int64_t first = channel * layout.inner; first < layout.width; first += layout.channels * layout.inner) {
-        for (int64_t i = first; i < first + layout.inner; i++) {
-          to[i] = s;
-          to[layout.width + i] = inverse;
-          to[2 * layout.width + i] = zero;
-        }
-      }
+    float* const scales = values_.get();
+    float* const inverses = scales + layout.width;
+    float* const zeros = inverses + layout.width;
+    const int64_t inner = layout.inner, period = layout.channels * inner;
+    for (int64_t c = 0; c < layout.channels; c++) {
+      for (int64_t i = c * inner; i < (c + 1) * inner; i++) scales[i] = scale[c];
+    }
+    for (int64_t i = 0; i < period; i++) inverses[i] = 1.0f / scales[i];
+    for (int64_t c = 0; c < layout.channels; c++) {
+      const float zero = zero_point == nullptr ? 0.0f : static_cast<float>(zero_point[c]);
+      for (int64_t i = c * inner; i < (c + 1) * inner; i++) zeros[i] = zero;
+    }
+    for (float* values : {scales, inverses, zeros}) {
+      for (int64_t i = period; i < layout.width; i++) values[i] = values[i - period];
     }
   }
   GridScale from(const Layout& layout, int64_t column) const {
@@ -291,7 +304,7 @@ struct Forward {
   int64_t group;   // fused: channels a unit
   bool writes;     // y, q or gate is wanted
   SpreadScales spread;
-  std::unique_ptr<float[]> minimum, maximum;  // a partial result each
+  std::unique_ptr<float[]> maximum, minimum;  // a partial result each; magnitudes have no minima
   std::unique_ptr<double[]> errors;           // MSE, not fused: a partial result each
   std::unique_ptr<Clip[]> best;               // MSE, not fused: a channel each
   std::atomic<int64_t> nan{0}, infinite{0}, bad_channel{no_channel};
@@ -354,13 +367,17 @@ class ForwardCall {
                 static_cast<float>(quantizer_.qmin),
                 static_cast<float>(quantizer_.qmax),
                 quantizer_.rounding == ESP_ROUND_DIVIDE,
-                streaming};
+                streaming,
+                prefetch_distance};
     s.writes = tensor.y != nullptr || tensor.q != nullptr || tensor.gate != nullptr || !observing();
     const int64_t channel_elements = tensor.outer * tensor.inner;
     s.fused = observing() && !s.layout.columns && s.layout.n > 0 && channel_elements <= piece_elements &&
               (tensor.gate == nullptr || tensor.outer == 1 || tensor.inner % 8 == 0);
     if (s.fused) {
       const bool shares_bytes = tensor.gate != nullptr && tensor.inner % 8 != 0;
+      // While a channel is applied from the cache, the one that is observed next is fetched.
+      const int64_t row_bytes = tensor.inner * esp::size_of(tensor.dtype);
+      if (tensor.outer == 1 && row_bytes <= fetched_row) s.target.ahead = 2 * row_bytes;
       s.group = round_up(at_least_one(piece_elements / channel_elements), shares_bytes ? 8 : 1);
       return ESP_OK;
     }
@@ -370,9 +387,9 @@ class ForwardCall {
       return ESP_OK;
     }
     const int64_t parts = s.layout.partials();
-    s.minimum.reset(new (std::nothrow) float[static_cast<size_t>(parts)]);
     s.maximum.reset(new (std::nothrow) float[static_cast<size_t>(parts)]);
-    if (!s.minimum || !s.maximum) return out_of_memory(parts);
+    if (!absolute()) s.minimum.reset(new (std::nothrow) float[static_cast<size_t>(parts)]);
+    if (!s.maximum || (!absolute() && !s.minimum)) return out_of_memory(parts);
     if (quantizer_.observer == ESP_OBSERVER_MSE) {
       s.errors.reset(new (std::nothrow) double[static_cast<size_t>(parts)]);
       s.best.reset(new (std::nothrow) Clip[static_cast<size_t>(tensor.channels)]);
@@ -409,27 +426,30 @@ class ForwardCall {
       int64_t partial, scale;
       const Window w = s.layout.piece(unit, &partial, &scale);
       if (s.layout.columns) {
-        for (int64_t i = 0; i < w.columns; i++) {
-          s.minimum[partial + i] = INFINITY;
-          s.maximum[partial + i] = -INFINITY;
-        }
-        s.add(kernels_.observe_columns(s.target.dtype, s.target.x, w, &s.minimum[partial], &s.maximum[partial]));
+        float* const minimum = absolute() ? nullptr : &s.minimum[partial];
+        float* const maximum = &s.maximum[partial];
+        for (int64_t i = 0; i < w.columns; i++) maximum[i] = absolute() ? 0.0f : -INFINITY;
+        for (int64_t i = 0; i < w.columns && minimum != nullptr; i++) minimum[i] = INFINITY;
+        s.add(kernels_.observe_columns(s.target.dtype, s.target.x, w, absolute(), minimum, maximum));
       } else {
         const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute());
-        s.minimum[partial] = range.min;
         s.maximum[partial] = range.max;
+        if (!absolute()) s.minimum[partial] = range.min;
         s.add(range.non_finite);
       }
     });
     for (int64_t t = 0; t < count_; t++) {
       Forward& s = states_[t];
       if (s.fused) continue;
+      s.layout.fold(s.maximum.get(), [](float a, float b) { return b > a ? b : a; });
+      if (!absolute()) s.layout.fold(s.minimum.get(), [](float a, float b) { return b < a ? b : a; });
       for (int64_t c = 0; c < s.layout.channels; c++) {
         float minimum = INFINITY, maximum = -INFINITY;
         s.layout.gather(c, [&](int64_t part) {
-          minimum = s.minimum[part] < minimum ? s.minimum[part] : minimum;
           maximum = s.maximum[part] > maximum ? s.maximum[part] : maximum;
+          if (!absolute()) minimum = s.minimum[part] < minimum ? s.minimum[part] : minimum;
         });
+        if (absolute()) minimum = -maximum;
         set_scale(t, c, minimum, maximum);
         if (s.best) s.best[c] = {minimum, maximum, 1.0f, 0, INFINITY};
       }
@@ -498,6 +518,7 @@ class ForwardCall {
     for (int64_t t = 0; t < count_; t++) {
       Forward& s = states_[t];
       if (s.fused) continue;
+      s.layout.fold(s.errors.get(), [](double a, double b) { return a + b; });
       for (int64_t c = 0; c < s.layout.channels; c++) {
         double error = 0;
         s.layout.gather(c, [&](int64_t part) { error += s.errors[part]; });
@@ -510,20 +531,30 @@ class ForwardCall {
     }
   }
 
+  // A channel is observed before the one ahead of it is applied: its scale is ready when its turn comes.
   void fused_unit(int64_t t, int64_t unit) {
     Forward& s = states_[t];
-    const esp_quantized& tensor = tensors_[t];
-    const Layout& l = s.layout;
-    const int64_t end = (unit + 1) * s.group < l.channels ? (unit + 1) * s.group : l.channels;
-    for (int64_t c = unit * s.group; c < end; c++) {
-      const Window w = {c * l.inner, l.outer, l.inner, l.channels * l.inner};
-      const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute());
-      s.add(range.non_finite);
-      set_scale(t, c, range.min, range.max);
-      if (!esp::usable_scale(tensor.scale[c])) continue;
-      if (quantizer_.observer == ESP_OBSERVER_MSE) search(t, c, w, range);
-      if (s.writes) kernels_.apply(s.target, w, OneScale(tensor.scale, tensor.zero_point, c).grid());
+    const int64_t first = unit * s.group;
+    const int64_t end = first + s.group < s.layout.channels ? first + s.group : s.layout.channels;
+    observe_channel(t, first);
+    for (int64_t c = first; c < end; c++) {
+      if (c + 1 < end) observe_channel(t, c + 1);
+      const float* scale = tensors_[t].scale;
+      if (!s.writes || !esp::usable_scale(scale[c])) continue;
+      kernels_.apply(s.target, whole_channel(s.layout, c), OneScale(scale, tensors_[t].zero_point, c).grid());
     }
+    if (s.target.stream) kernels_.fence();
+  }
+
+  static Window whole_channel(const Layout& l, int64_t c) { return {c * l.inner, l.outer, l.inner, l.channels * l.inner}; }
+
+  void observe_channel(int64_t t, int64_t c) {
+    Forward& s = states_[t];
+    const Window w = whole_channel(s.layout, c);
+    const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute());
+    s.add(range.non_finite);
+    set_scale(t, c, range.min, range.max);
+    if (quantizer_.observer == ESP_OBSERVER_MSE && esp::usable_scale(tensors_[t].scale[c])) search(t, c, w, range);
   }
 
   // The MSE search within one channel that is in the cache.
@@ -557,6 +588,7 @@ class ForwardCall {
               : kernels_.apply(s.target, w, OneScale(tensors_[t].scale, tensors_[t].zero_point, scale).grid());
       if (!observing()) s.add(found);
     });
+    if (s.target.stream) kernels_.fence();
   }
 
   esp_status finish() {
@@ -656,6 +688,7 @@ esp_status esp_fake_quantize_backward(const void* grad_y, const uint8_t* gate, v
     const int64_t first = chunk * piece_elements;
     kernels->backward(dtype, static_cast<const char*>(grad_y) + first * size, gate + first / 8,
                       static_cast<char*>(grad_x) + first * size, n - first < piece_elements ? n - first : piece_elements, streaming);
+    if (streaming) kernels->fence();
   };
   if (bytes < esp::parallel_bytes) {
     for (int64_t chunk = 0; chunk < chunks; chunk++) run(chunk);
@@ -705,6 +738,8 @@ esp_status esp_fake_quantize_scale_gradient(const esp_quantizer* quantizer, cons
       kernels->scale_gradient(target, w, OneScale(g.scale, g.zero_point, scale).grid(), by_scale, by_zero);
     }
   });
+  layout.fold(&sums[0], [](double a, double b) { return a + b; });
+  layout.fold(&sums[parts], [](double a, double b) { return a + b; });
   for (int64_t c = 0; c < g.channels; c++) {
     double by_scale = 0, by_zero = 0;
     layout.gather(c, [&](int64_t part) {
@@ -744,6 +779,7 @@ esp_status esp_dequantize(const esp_dequantized* tensor) {
         kernels->dequantize(target, w, OneScale(d.scale, d.zero_point, scale).grid());
       }
     });
+    if (target.stream) kernels->fence();
   };
   if (bytes < esp::parallel_bytes) {
     for (int64_t chunk = 0; chunk < layout.chunks(); chunk++) run(chunk);

@@ -40,6 +40,10 @@ ESP_INLINE void put_n(Y* y, int64_t i, f32x16 v, int64_t n) {
 }
 ESP_INLINE void put_n(nothing*, int64_t, f32x16, int64_t) {}
 
+ESP_INLINE void prefetch_ahead(const void* p, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)), 0, 3);
+}
+
 // Elements of a row before the first whole cache line of y.
 ESP_INLINE int64_t head_of(const float* y, int64_t columns) {
   const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(y) % 64 / 4);
@@ -76,22 +80,34 @@ class BitWriter {
   int held_;
 };
 
-// The scales of the columns of a window, and of all of them.
+// The scales of a window's columns: one each, or one for all, kept in registers. by() is what grid_position takes. (Not
+// one struct of vectors: GCC 12 copies such a struct through the stack in every turn.)
 struct PerColumn {
-  const GridScale& s;
-  ESP_MEMBER GridLanes at(int64_t i) const { return {load(s.scale + i), load(s.inverse + i), load(s.zero + i)}; }
-  ESP_MEMBER GridLanes at_n(int64_t i, int64_t n) const {
-    // 1 where there is no column, so that dividing stays harmless.
-    const f32x16 one = set1(1.0f);
-    const mask16 m = mask_of(static_cast<uint16_t>((1u << n) - 1));
-    return {select(m, load_n(s.scale + i, n), one), select(m, load_n(s.inverse + i, n), one), load_n(s.zero + i, n)};
+  const float* scales;
+  const float* bys;
+  const float* zeros;
+  ESP_MEMBER PerColumn(const GridScale& s, bool divide)
+      : scales(s.scale), bys(divide ? s.scale : s.inverse), zeros(s.zero) {}
+  ESP_MEMBER f32x16 scale(int64_t i) const { return load(scales + i); }
+  ESP_MEMBER f32x16 by(int64_t i) const { return load(bys + i); }
+  ESP_MEMBER f32x16 zero(int64_t i) const { return load(zeros + i); }
+  ESP_MEMBER f32x16 scale_n(int64_t i, int64_t n) const { return load_n(scales + i, n); }
+  // 1 where there is no column, so that dividing stays harmless.
+  ESP_MEMBER f32x16 by_n(int64_t i, int64_t n) const {
+    return select(mask_of(static_cast<uint16_t>((1u << n) - 1)), load_n(bys + i, n), set1(1.0f));
   }
+  ESP_MEMBER f32x16 zero_n(int64_t i, int64_t n) const { return load_n(zeros + i, n); }
 };
 struct Constant {
-  GridLanes lanes;
-  ESP_MEMBER explicit Constant(const GridScale& s) : lanes{set1(*s.scale), set1(*s.inverse), set1(*s.zero)} {}
-  ESP_MEMBER GridLanes at(int64_t) const { return lanes; }
-  ESP_MEMBER GridLanes at_n(int64_t, int64_t) const { return lanes; }
+  f32x16 scale_lanes, by_lanes, zero_lanes;
+  ESP_MEMBER Constant(const GridScale& s, bool divide)
+      : scale_lanes(set1(*s.scale)), by_lanes(set1(divide ? *s.scale : *s.inverse)), zero_lanes(set1(*s.zero)) {}
+  ESP_MEMBER f32x16 scale(int64_t) const { return scale_lanes; }
+  ESP_MEMBER f32x16 by(int64_t) const { return by_lanes; }
+  ESP_MEMBER f32x16 zero(int64_t) const { return zero_lanes; }
+  ESP_MEMBER f32x16 scale_n(int64_t, int64_t) const { return scale_lanes; }
+  ESP_MEMBER f32x16 by_n(int64_t, int64_t) const { return by_lanes; }
+  ESP_MEMBER f32x16 zero_n(int64_t, int64_t) const { return zero_lanes; }
 };
 
 ESP_INLINE void count_non_finite(NonFinite& found, f32x16 x) {
@@ -102,58 +118,74 @@ ESP_INLINE void count_non_finite(NonFinite& found, f32x16 x) {
 
 // ---- apply
 
-template <class T, class Y, class Scale>
-NonFinite apply_to(const esp::QuantizeTarget& t, const Window& w, const Scale& scale) {
+// Elements begin to end of one row, whole vectors. `plain`: neither gate nor q is wanted.
+template <class T, class Y, class Scale, bool divide, bool plain>
+void apply_bulk(const esp::QuantizeTarget& t, int64_t first, int64_t begin, int64_t end, const GridScale& scales, BitWriter& bits,
+                NonFinite& found) {
   const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), finite = set1(largest);
-  const bool divide = t.divide, streaming = t.stream;
+  const T* const x = static_cast<const T*>(t.x) + first;
+  Y* const y = static_cast<Y*>(t.y);
+  int8_t* const q = t.q == nullptr ? nullptr : reinterpret_cast<int8_t*>(t.q) + first;
+  const Scale scale(scales, divide);
+  const bool streaming = t.stream, gated = t.gate != nullptr;
+  const int64_t ahead = t.ahead;
+  BitWriter gate = bits;
+  for (int64_t i = begin; i < end; i += 16) {
+    const f32x16 v = load(x + i);
+    prefetch_ahead(x + i, ahead);
+    if (__builtin_expect(bits_of(abs(v) <= finite) != 0xffff, 0)) count_non_finite(found, v);
+    const f32x16 zero = scale.zero(i), position = grid_position(v, scale.by(i), zero, divide);
+    const f32x16 c = clamp_position(position, qmin, qmax);
+    if (!plain && gated) gate.put(bits_of(gate_of(position, qmin, qmax)));
+    if (!plain && q != nullptr) store_bytes(q + i, to_int(c));
+    put(y, first + i, grid_value(c, scale.scale(i), zero), streaming);
+  }
+  bits = gate;
+}
+
+template <class T, class Y, class Scale>
+NonFinite apply_to(const esp::QuantizeTarget& t, const Window& w, const GridScale& scales) {
+  const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax);
+  const Scale scale(scales, t.divide);
+  const bool plain = t.q == nullptr && t.gate == nullptr;
+  const auto bulk = t.divide ? plain ? apply_bulk<T, Y, Scale, true, true> : apply_bulk<T, Y, Scale, true, false>
+                    : plain  ? apply_bulk<T, Y, Scale, false, true>
+                             : apply_bulk<T, Y, Scale, false, false>;
   NonFinite found = {0, 0};
   for (int64_t r = 0; r < w.rows; r++) {
     const int64_t first = w.first + r * w.stride;
-    const T* x = static_cast<const T*>(t.x) + first;
-    Y* const y = static_cast<Y*>(t.y);
-    int8_t* q = t.q == nullptr ? nullptr : reinterpret_cast<int8_t*>(t.q) + first;
+    const T* const x = static_cast<const T*>(t.x) + first;
     uint8_t nowhere[4];
     BitWriter gate(t.gate == nullptr ? nowhere : t.gate, t.gate == nullptr ? 0 : first);
-
-    const auto part = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const auto part = [&](int64_t i, int64_t n) {
       const f32x16 v = load_n(x + i, n);
-      if (bits_of(abs(v) <= finite) != 0xffff) count_non_finite(found, v);
-      const GridLanes s = scale.at_n(i, n);
-      const f32x16 position = grid_position(v, s, divide), c = clamp_position(position, qmin, qmax);
+      if (bits_of(abs(v) <= set1(largest)) != 0xffff) count_non_finite(found, v);
+      const f32x16 zero = scale.zero_n(i, n), position = grid_position(v, scale.by_n(i, n), zero, t.divide);
+      const f32x16 c = clamp_position(position, qmin, qmax);
       if (t.gate != nullptr) gate.put_n(bits_of(gate_of(position, qmin, qmax)), n);
-      if (q != nullptr) {
+      if (t.q != nullptr) {
         int8_t lanes[16];
         store_bytes(lanes, to_int(c));
-        __builtin_memcpy(q + i, lanes, static_cast<size_t>(n));
+        __builtin_memcpy(t.q + first + i, lanes, static_cast<size_t>(n));
       }
-      put_n(y, first + i, grid_value(c, s), n);
+      put_n(static_cast<Y*>(t.y), first + i, grid_value(c, scale.scale_n(i, n), zero), n);
     };
-
     int64_t i = 0;
     if constexpr (__is_same(Y, float)) {
-      if (streaming) i = head_of(y + first, w.columns);
+      if (t.stream) i = head_of(static_cast<float*>(t.y) + first, w.columns);
       if (i > 0) part(0, i);
     }
-    for (; i + 16 <= w.columns; i += 16) {
-      const f32x16 v = load(x + i);
-      prefetch(x + i);
-      if (__builtin_expect(bits_of(abs(v) <= finite) != 0xffff, 0)) count_non_finite(found, v);
-      const GridLanes s = scale.at(i);
-      const f32x16 position = grid_position(v, s, divide), c = clamp_position(position, qmin, qmax);
-      if (t.gate != nullptr) gate.put(bits_of(gate_of(position, qmin, qmax)));
-      if (q != nullptr) store_bytes(q + i, to_int(c));
-      put(y, first + i, grid_value(c, s), streaming);
-    }
-    if (i < w.columns) part(i, w.columns - i);
+    const int64_t end = i + ((w.columns - i) & ~int64_t{15});
+    if (i < end) bulk(t, first, i, end, scales, gate, found);
+    if (end < w.columns) part(end, w.columns - end);
     if (t.gate != nullptr) gate.finish();
   }
-  if (streaming) fence();
   return found;
 }
 
 template <class T, class Y>
 NonFinite apply_as(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale) {
-  return scale.per_column ? apply_to<T, Y>(t, w, PerColumn{scale}) : apply_to<T, Y>(t, w, Constant(scale));
+  return scale.per_column ? apply_to<T, Y, PerColumn>(t, w, scale) : apply_to<T, Y, Constant>(t, w, scale);
 }
 
 template <class T>
@@ -264,46 +296,61 @@ esp::ObservedRange observe(esp_dtype dtype, const void* x, const Window& w, bool
   }
 }
 
-template <class T>
+// Four rows at a time, so that a column's range is loaded and stored once for four elements.
+template <class T, bool absolute>
 NonFinite observe_columns_as(const void* data, const Window& w, float* low, float* high) {
   NonFinite found = {0, 0};
   const f32x16 finite = set1(largest);
-  for (int64_t r = 0; r < w.rows; r++) {
-    const T* x = static_cast<const T*>(data) + w.first + r * w.stride;
-    int64_t i = 0;
-    for (; i + 16 <= w.columns; i += 16) {
-      const f32x16 v = load(x + i);
-      prefetch(x + i);
-      const mask16 valid = abs(v) <= finite;
-      f32x16 below = min(v, load(low + i)), above = max(v, load(high + i));
-      if (__builtin_expect(bits_of(valid) != 0xffff, 0)) {
-        count_non_finite(found, v);
-        below = select(valid, below, load(low + i));
-        above = select(valid, above, load(high + i));
-      }
-      store(low + i, below);
-      store(high + i, above);
-    }
-    if (i < w.columns) {
-      const int64_t n = w.columns - i;
-      const f32x16 v = load_n(x + i, n), l = load_n(low + i, n), h = load_n(high + i, n);
-      const mask16 valid = abs(v) <= finite;
-      if (bits_of(valid) != 0xffff) count_non_finite(found, v);
+  const auto lone = [&](const T* x, int64_t i, int64_t n) __attribute__((always_inline)) {
+    const f32x16 v = load_n(x + i, n), magnitude = abs(v);
+    const mask16 valid = magnitude <= finite;
+    if (bits_of(valid) != 0xffff) count_non_finite(found, v);
+    const f32x16 h = load_n(high + i, n);
+    store_n(high + i, select(valid, max(absolute ? magnitude : v, h), h), n);
+    if (!absolute) {
+      const f32x16 l = load_n(low + i, n);
       store_n(low + i, select(valid, min(v, l), l), n);
-      store_n(high + i, select(valid, max(v, h), h), n);
     }
+  };
+  for (int64_t r = 0; r < w.rows;) {
+    const T* x = static_cast<const T*>(data) + w.first + r * w.stride;
+    const int64_t rows = w.rows - r < 4 ? 1 : 4;
+    int64_t i = 0;
+    for (; rows == 4 && i + 16 <= w.columns; i += 16) {
+      const T* next = x + 4 * w.stride + i;
+      for (int k = 0; k < 4; k++) prefetch_ahead(next, k * w.stride * static_cast<int64_t>(sizeof(T)));
+      const f32x16 a = load(x + i), b = load(x + w.stride + i), c = load(x + 2 * w.stride + i), d = load(x + 3 * w.stride + i);
+      const i32x16 worst = max(max(bits_of(abs(a)), bits_of(abs(b))), max(bits_of(abs(c)), bits_of(abs(d))));
+      if (__builtin_expect(bits_of(float_of_bits(worst) <= finite) != 0xffff, 0)) {
+        for (int k = 0; k < 4; k++) lone(x + k * w.stride, i, 16);
+      } else if (absolute) {
+        store(high + i, max(float_of_bits(worst), load(high + i)));
+      } else {
+        store(low + i, min(min(min(a, b), min(c, d)), load(low + i)));
+        store(high + i, max(max(max(a, b), max(c, d)), load(high + i)));
+      }
+    }
+    for (; i < w.columns; i += 16) {
+      for (int k = 0; k < rows; k++) lone(x + k * w.stride, i, w.columns - i < 16 ? w.columns - i : 16);
+    }
+    r += rows;
   }
   return found;
 }
 
-NonFinite observe_columns(esp_dtype dtype, const void* x, const Window& w, float* low, float* high) {
+template <class T>
+NonFinite observe_columns_from(const void* x, const Window& w, bool absolute, float* low, float* high) {
+  return absolute ? observe_columns_as<T, true>(x, w, low, high) : observe_columns_as<T, false>(x, w, low, high);
+}
+
+NonFinite observe_columns(esp_dtype dtype, const void* x, const Window& w, bool absolute, float* low, float* high) {
   switch (dtype) {
     case ESP_BF16:
-      return observe_columns_as<bf16>(x, w, low, high);
+      return observe_columns_from<bf16>(x, w, absolute, low, high);
     case ESP_F16:
-      return observe_columns_as<f16>(x, w, low, high);
+      return observe_columns_from<f16>(x, w, absolute, low, high);
     default:
-      return observe_columns_as<float>(x, w, low, high);
+      return observe_columns_from<float>(x, w, absolute, low, high);
   }
 }
 
@@ -352,24 +399,27 @@ ESP_INLINE void walk(const Window& w, bool per_column, const Turn& turn, const D
 }
 
 template <class T, class Scale>
-void error_to(const esp::QuantizeTarget& t, const Window& w, const Scale& scale, bool per_column, double* sum) {
+void error_to(const esp::QuantizeTarget& t, const Window& w, const GridScale& scales, double* sum) {
+  const bool divide = t.divide;
+  const Scale scale(scales, divide);
   const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), finite = set1(largest);
-  const SumLanes zero = {zero_f64(), zero_f64()};
-  SumLanes squares = zero;
+  const SumLanes empty = {zero_f64(), zero_f64()};
+  SumLanes squares = empty;
   walk(
-      w, per_column,
+      w, __is_same(Scale, PerColumn),
       [&](int64_t r, int64_t i, int64_t n) __attribute__((always_inline)) {
         const T* x = static_cast<const T*>(t.x) + w.first + r * w.stride + i;
         const f32x16 v = n == 16 ? load(x) : load_n(x, n);
-        const GridLanes s = n == 16 ? scale.at(i) : scale.at_n(i, n);
-        const f32x16 y = grid_value(clamp_position(grid_position(v, s, t.divide), qmin, qmax), s);
+        const f32x16 by = n == 16 ? scale.by(i) : scale.by_n(i, n), zero = n == 16 ? scale.zero(i) : scale.zero_n(i, n);
+        const f32x16 c = clamp_position(grid_position(v, by, zero, divide), qmin, qmax);
+        const f32x16 y = grid_value(c, n == 16 ? scale.scale(i) : scale.scale_n(i, n), zero);
         const f32x16 e = keep(mask_of(static_cast<uint16_t>((1u << n) - 1)) & (abs(v) <= finite), y - v);
         add_product(squares, e, e);
       },
       [&](int64_t i, int64_t n) __attribute__((always_inline)) {
         if (n > 0) {
           store_sum(sum + i, squares, n);
-          squares = zero;
+          squares = empty;
         } else {
           *sum = total(squares);
         }
@@ -379,9 +429,9 @@ void error_to(const esp::QuantizeTarget& t, const Window& w, const Scale& scale,
 template <class T>
 void error_from(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale, double* sum) {
   if (scale.per_column) {
-    error_to<T>(t, w, PerColumn{scale}, true, sum);
+    error_to<T, PerColumn>(t, w, scale, sum);
   } else {
-    error_to<T>(t, w, Constant(scale), false, sum);
+    error_to<T, Constant>(t, w, scale, sum);
   }
 }
 
@@ -397,26 +447,27 @@ void error(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale
 }
 
 template <class T, class Scale>
-void scale_gradient_to(const esp::ScaleGradientTarget& t, const Window& w, const Scale& scale, bool per_column,
-                       double* scale_sum, double* zero_sum) {
+void scale_gradient_to(const esp::ScaleGradientTarget& t, const Window& w, const GridScale& scales, double* scale_sum,
+                       double* zero_sum) {
+  const bool divide = t.divide;
+  const Scale scale(scales, divide);
   const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), nought = set1(0.0f);
-  const SumLanes zero = {zero_f64(), zero_f64()};
-  SumLanes by_scale = zero, by_zero = zero;
+  const SumLanes empty = {zero_f64(), zero_f64()};
+  SumLanes by_scale = empty, by_zero = empty;
   walk(
-      w, per_column,
+      w, __is_same(Scale, PerColumn),
       [&](int64_t r, int64_t i, int64_t n) __attribute__((always_inline)) {
         const int64_t at = w.first + r * w.stride + i;
         const T* x = static_cast<const T*>(t.x) + at;
         const T* grad_y = static_cast<const T*>(t.grad_y) + at;
         const f32x16 g = n == 16 ? load(grad_y) : load_n(grad_y, n);
         const f32x16 xs = n == 16 ? load(x) : load_n(x, n);
-        const GridLanes s = n == 16 ? scale.at(i) : scale.at_n(i, n);
-        const f32x16 v = t.divide ? xs / s.scale : xs * s.inverse;
-        const f32x16 rounded = rint(v), position = rounded + s.zero;
+        const f32x16 by = n == 16 ? scale.by(i) : scale.by_n(i, n), zero = n == 16 ? scale.zero(i) : scale.zero_n(i, n);
+        const f32x16 v = divide ? xs / by : xs * by, rounded = rint(v), position = rounded + zero;
         const mask16 pass = gate_of(position, qmin, qmax);
-        const f32x16 clipped = clamp_position(position, qmin, qmax) - s.zero;
+        const f32x16 clipped = clamp_position(position, qmin, qmax) - zero;
         add_product(by_scale, g, select(pass, rounded - v, clipped));
-        add_product(by_zero, g, select(pass, nought, nought - s.scale));
+        add_product(by_zero, g, select(pass, nought, nought - (n == 16 ? scale.scale(i) : scale.scale_n(i, n))));
         if (t.grad_x != nullptr) {
           T* grad_x = static_cast<T*>(t.grad_x) + at;
           if (n == 16) {
@@ -430,7 +481,7 @@ void scale_gradient_to(const esp::ScaleGradientTarget& t, const Window& w, const
         if (n > 0) {
           store_sum(scale_sum + i, by_scale, n);
           store_sum(zero_sum + i, by_zero, n);
-          by_scale = by_zero = zero;
+          by_scale = by_zero = empty;
         } else {
           *scale_sum = total(by_scale);
           *zero_sum = total(by_zero);
@@ -442,9 +493,9 @@ template <class T>
 void scale_gradient_from(const esp::ScaleGradientTarget& t, const Window& w, const GridScale& scale, double* scale_sum,
                          double* zero_sum) {
   if (scale.per_column) {
-    scale_gradient_to<T>(t, w, PerColumn{scale}, true, scale_sum, zero_sum);
+    scale_gradient_to<T, PerColumn>(t, w, scale, scale_sum, zero_sum);
   } else {
-    scale_gradient_to<T>(t, w, Constant(scale), false, scale_sum, zero_sum);
+    scale_gradient_to<T, Constant>(t, w, scale, scale_sum, zero_sum);
   }
 }
 
@@ -463,7 +514,9 @@ void scale_gradient(const esp::ScaleGradientTarget& t, const Window& w, const Gr
 // ---- dequantize and backward
 
 template <class Q, class Y, class Scale>
-void dequantize_to(const esp::DequantizeTarget& t, const Window& w, const Scale& scale) {
+void dequantize_to(const esp::DequantizeTarget& t, const Window& w, const GridScale& scales) {
+  const Scale scale(scales, false);
+  const bool streaming = t.stream;
   for (int64_t r = 0; r < w.rows; r++) {
     const int64_t first = w.first + r * w.stride;
     const Q* q = reinterpret_cast<const Q*>(t.q) + first;
@@ -471,25 +524,26 @@ void dequantize_to(const esp::DequantizeTarget& t, const Window& w, const Scale&
     const auto part = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
       Q lanes[16] = {};
       __builtin_memcpy(lanes, q + i, static_cast<size_t>(n));
-      put_n(y, i, grid_value(to_float(load_bytes(lanes)), scale.at_n(i, n)), n);
+      put_n(y, i, grid_value(to_float(load_bytes(lanes)), scale.scale_n(i, n), scale.zero_n(i, n)), n);
     };
     int64_t i = 0;
     if constexpr (__is_same(Y, float)) {
       if (t.stream) i = head_of(y, w.columns);
       if (i > 0) part(0, i);
     }
-    for (; i + 16 <= w.columns; i += 16) put(y, i, grid_value(to_float(load_bytes(q + i)), scale.at(i)), t.stream);
+    for (; i + 16 <= w.columns; i += 16) {
+      put(y, i, grid_value(to_float(load_bytes(q + i)), scale.scale(i), scale.zero(i)), streaming);
+    }
     if (i < w.columns) part(i, w.columns - i);
   }
-  if (t.stream) fence();
 }
 
 template <class Q, class Y>
 void dequantize_as(const esp::DequantizeTarget& t, const Window& w, const GridScale& scale) {
   if (scale.per_column) {
-    dequantize_to<Q, Y>(t, w, PerColumn{scale});
+    dequantize_to<Q, Y, PerColumn>(t, w, scale);
   } else {
-    dequantize_to<Q, Y>(t, w, Constant(scale));
+    dequantize_to<Q, Y, Constant>(t, w, scale);
   }
 }
 
@@ -521,7 +575,6 @@ void backward_as(const T* in, const uint8_t* gate, T* out, int64_t n, bool strea
     put(out, i, keep(mask_of(load_bits(gate, i)), load(in + i)), streaming);
   }
   if (i < n) store_n(out + i, keep(mask_of(load_bits_n(gate, i, n - i)), load_n(in + i, n - i)), n - i);
-  if (streaming) fence();
 }
 
 void backward(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, int64_t n, bool streaming) {
@@ -540,5 +593,5 @@ void backward(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, i
 namespace esp {
 extern const FakeQuantizeKernels ESP_VARIANT(fake_quantize);
 const FakeQuantizeKernels ESP_VARIANT(fake_quantize) = {observe,        observe_columns, apply,   error,
-                                                        scale_gradient, dequantize,      backward};
+                                                        scale_gradient, dequantize,      backward,        ::fence};
 }  // namespace esp

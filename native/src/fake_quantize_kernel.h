@@ -26,7 +26,8 @@ struct QuantizeTarget {
   esp_dtype dtype, y_dtype;
   float qmin, qmax;
   bool divide;
-  bool stream;  // y past the cache
+  bool stream;    // y past the cache
+  int64_t ahead;  // bytes from what is read now to what is fetched now
 };
 
 struct ScaleGradientTarget {
@@ -58,9 +59,10 @@ struct ObservedRange {
 struct FakeQuantizeKernels {
   // The range of a window; absolute = true gives max|x| as max and -max|x| as min.
   ObservedRange (*observe)(esp_dtype dtype, const void* x, const Window& window, bool absolute);
-  // Extends the ranges min[column], max[column].
-  NonFinite (*observe_columns)(esp_dtype dtype, const void* x, const Window& window, float* min, float* max);
+  // Extends the ranges min[column], max[column]; absolute = true extends max by |x| and leaves min alone.
+  NonFinite (*observe_columns)(esp_dtype dtype, const void* x, const Window& window, bool absolute, float* min, float* max);
   // Writes y, q and gate. The bits of a row start at any bit; those before it in its first byte are kept.
+  // After the last window of a thread with `stream`, fence().
   NonFinite (*apply)(const QuantizeTarget& target, const Window& window, const GridScale& scale);
   // The sum of (y - x)^2 over finite x: one number, or one a column where the scale is.
   void (*error)(const QuantizeTarget& target, const Window& window, const GridScale& scale, double* sum);
@@ -70,6 +72,8 @@ struct FakeQuantizeKernels {
   void (*dequantize)(const DequantizeTarget& target, const Window& window, const GridScale& scale);
   // out = gate ? in : 0 for n elements; gate starts at a byte.
   void (*backward)(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, int64_t n, bool stream);
+  // Makes streamed outputs visible.
+  void (*fence)();
 };
 
 }  // namespace esp

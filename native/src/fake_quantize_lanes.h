@@ -4,17 +4,14 @@
 
 namespace {
 
-struct GridLanes {
-  f32x16 scale, inverse, zero;
-};
-
-// The place of x on the grid before it is clamped: an integer, an infinity or NaN.
-ESP_INLINE f32x16 grid_position(f32x16 x, const GridLanes& s, bool divide) {
-  return rint(divide ? x / s.scale : x * s.inverse) + s.zero;
+// The place of x on the grid before it is clamped: an integer, an infinity or NaN. `by` is the scale where it divides,
+// else the scale's reciprocal.
+ESP_INLINE f32x16 grid_position(f32x16 x, f32x16 by, f32x16 zero, bool divide) {
+  return rint(divide ? x / by : x * by) + zero;
 }
 // max takes its second operand where the first is NaN: NaN becomes qmin.
 ESP_INLINE f32x16 clamp_position(f32x16 position, f32x16 qmin, f32x16 qmax) { return min(max(position, qmin), qmax); }
 ESP_INLINE mask16 gate_of(f32x16 position, f32x16 qmin, f32x16 qmax) { return (qmin <= position) & (position <= qmax); }
-ESP_INLINE f32x16 grid_value(f32x16 q, const GridLanes& s) { return (q - s.zero) * s.scale; }
+ESP_INLINE f32x16 grid_value(f32x16 q, f32x16 scale, f32x16 zero) { return (q - zero) * scale; }
 
 }  // namespace

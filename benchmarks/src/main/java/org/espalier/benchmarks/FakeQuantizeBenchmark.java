@@ -69,6 +69,12 @@ public class FakeQuantizeBenchmark extends Comparison {
     y = OwnedTensor.allocate(DType.F32, rows, columns);
     scale = new FloatPointer(Math.max(rows, columns));
     torchX = view(x);
+    if (backward()) {
+      gradY = OwnedTensor.allocate(DType.F32, rows, columns);
+      gradX = OwnedTensor.allocate(DType.F32, rows, columns);
+      gate = new BytePointer(Bits.bytes(n));
+      torchGradY = view(gradY);
+    }
     FakeQuantize options = FakeQuantize.symmetricFull(8);
     switch (work) {
       case "rows", "backward" -> options = options.perChannel(0);
@@ -80,10 +86,6 @@ public class FakeQuantizeBenchmark extends Comparison {
       torch.manual_seed(3);
       torchX.copy_(torch.randn(rows, columns).mul_(new Scalar(0.02f)));
       if (backward()) {
-        gradY = OwnedTensor.allocate(DType.F32, rows, columns);
-        gradX = OwnedTensor.allocate(DType.F32, rows, columns);
-        gate = new BytePointer(Bits.bytes(n));
-        torchGradY = view(gradY);
         torchGradY.copy_(torch.randn(rows, columns));
       }
     }
@@ -93,7 +95,8 @@ public class FakeQuantizeBenchmark extends Comparison {
   }
 
   private Tensor view(OwnedTensor tensor) {
-    return torch.from_blob(tensor.pointer(), new long[] {rows, columns}, new TensorOptions(torch.ScalarType.Float));
+    return torch.from_blob(
+        tensor.pointer(), new long[] {rows, columns}, new TensorOptions(torch.ScalarType.Float));
   }
 
   private boolean backward() {
@@ -126,6 +129,7 @@ public class FakeQuantizeBenchmark extends Comparison {
     y.close();
     if (backward()) {
       torchGradY.close();
+      gate.close();
       gradY.close();
       gradX.close();
     }
