@@ -172,6 +172,28 @@ class CheckpointPrunerTest {
     assertEquals(List.of("model", "out"), list(folder));
   }
 
+  @ParameterizedTest
+  @MethodSource("rules")
+  void tensorsWithoutElementsPassThrough(Rule rule) throws IOException {
+    TestModel source =
+        new TestModel()
+            .add("empty.weight", SafetensorsDtype.F32, new float[0], 0, 16)
+            .addRandom(new Random(1), "full.weight", SafetensorsDtype.F32, 64, 16);
+    source.file(model);
+    Path mask = folder.resolve("mask");
+    if (rule instanceof Count count && count.scope() == Scope.TENSOR) {
+      assertRefused(rule, t -> true, "200");
+      return;
+    }
+    prune(model, target, rule, null, mask);
+    List<String> both = List.of("empty.weight", "full.weight");
+    Map<String, boolean[]> kept = expected(source, both, rule, Map.of());
+    checkMask(kept, mask, source);
+    Rule half = new Amount(0.5, Scope.TENSOR);
+    CheckpointPruner.Result result = prune(model, folder.resolve("again"), half, mask, null);
+    check(source, expected(source, both, half, kept), folder.resolve("again"), result);
+  }
+
   @Test
   void twoRunsGiveTheSameBytes() throws IOException {
     TestModel.transformer().sharded(model, 2);
@@ -387,7 +409,7 @@ class CheckpointPrunerTest {
         byte[] expected = source.bytes(name).clone();
         boolean[] keep = kept.get(name);
         if (keep != null) {
-          int width = expected.length / keep.length;
+          int width = source.specs().get(name).dtype().bits() / 8;
           int zeros = 0;
           for (int i = 0; i < keep.length; i++) {
             if (!keep[i]) {

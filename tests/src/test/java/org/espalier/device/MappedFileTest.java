@@ -8,6 +8,7 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
+import java.nio.charset.Charset;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
@@ -23,7 +24,10 @@ class MappedFileTest {
     for (float value : values) {
       bytes.putFloat(value);
     }
-    return Files.write(folder.resolve("ü file"), bytes.array());
+    // Names of files are in the encoding of the locale, which may be ASCII.
+    boolean wide =
+        Charset.forName(System.getProperty("sun.jnu.encoding")).newEncoder().canEncode('ü');
+    return Files.write(folder.resolve(wide ? "ü file" : "u file"), bytes.array());
   }
 
   @Test

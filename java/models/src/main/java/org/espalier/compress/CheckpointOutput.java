@@ -275,13 +275,20 @@ final class CheckpointOutput implements AutoCloseable {
     writeNanos += System.nanoTime() - start;
   }
 
-  /** Checks that all is written, makes it durable and gives it its name. */
-  void commit() {
+  /**
+   * Checks that all is written, makes it durable and gives it its name.
+   *
+   * @param before files that take their names together with it, and before it
+   */
+  void commit(AtomicFile... before) {
     long start = System.nanoTime();
     writers.forEach(SafetensorsWriter::finish);
+    List<AtomicFile> files = new ArrayList<>(List.of(before));
     if (folder == null) {
-      file.commit();
+      files.add(file);
+      AtomicFile.commitAll(files);
     } else {
+      AtomicFile.commitAll(files);
       folder.commit();
     }
     writeNanos += System.nanoTime() - start;

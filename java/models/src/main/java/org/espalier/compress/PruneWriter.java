@@ -53,13 +53,12 @@ final class PruneWriter {
       SafetensorsWriter masks = maskFile == null ? null : maskWriter(maskFile);
       writeNanos += System.nanoTime() - create;
       List<MagnitudePrune.TensorResult> results = writeTensors(output, masks, weights, bits);
-      long commit = System.nanoTime();
-      if (masks != null) {
+      if (masks == null) {
+        output.commit();
+      } else {
         masks.finish();
-        maskFile.commit();
+        output.commit(maskFile);
       }
-      writeNanos += System.nanoTime() - commit;
-      output.commit();
       writeNanos += output.writeNanos();
       return results;
     }

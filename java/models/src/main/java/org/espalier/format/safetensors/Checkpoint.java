@@ -76,7 +76,8 @@ public final class Checkpoint implements AutoCloseable {
     if (Files.exists(single)) {
       return single(path, single);
     }
-    throw new InputException(path + " holds neither " + SINGLE + " nor " + INDEX);
+    throw new InputException(
+        path + " holds neither " + SINGLE + " nor " + INDEX + "; name the file that is meant");
   }
 
   private static Checkpoint single(Path path, Path file) {
