@@ -12,13 +12,16 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt;-mprefer-vector-width=512")
 endif()
 
+# Inlined vector types under sanitizers at -O3 take a compiler many minutes a file.
+set(ESP_KERNEL_OPTIMIZATION $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O3>)
+
 function(esp_add_kernel target source)
   get_filename_component(stem ${source} NAME_WE)
   foreach(isa ${ESP_ISAS})
     set(object ${stem}_${isa})
     add_library(${object} OBJECT ${source})
     set_target_properties(${object} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
-    target_compile_options(${object} PRIVATE ${ESP_ISA_FLAGS_${isa}} -O3 -ffp-contract=off -fno-math-errno
+    target_compile_options(${object} PRIVATE ${ESP_ISA_FLAGS_${isa}} ${ESP_KERNEL_OPTIMIZATION} -ffp-contract=off -fno-math-errno
                                              -fno-trapping-math -fno-exceptions -fno-rtti -Wno-psabi
                                              -Wno-maybe-uninitialized)  # GCC 12 warns inside its own avx512fintrin.h
     target_compile_definitions(${object} PRIVATE ESP_ISA=${isa} ESP_ISA_${isa}=1)

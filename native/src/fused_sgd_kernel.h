@@ -13,18 +13,21 @@ struct SgdCoefficients {
   bool nesterov;
 };
 
-// Elements start .. start + n of one tensor. The start is a multiple of 16 and so is the end, unless it is the end of the
-// tensor: the bits of a range share no byte with another's.
+// Elements start .. start + n of one tensor. The start is a multiple of 16 and so is the end, unless it is
+// the end of the tensor: the bits of a range share no byte with another's.
 struct SgdRange {
   int64_t start, n;
 };
 
 struct FusedSgdKernels {
-  // All of the step: where scales are to be found, the range is whole rows and each row is a channel. `streaming` asks
-  // for non-temporal stores to an F32 copy (64-byte aligned, as rows are). Returns the rows whose scale became NaN.
-  int64_t (*step)(const esp_sgd_tensor& tensor, const SgdCoefficients& c, const SgdRange& range, bool streaming);
-  // The update alone; raises scale[channel] to the absmax of the range's part of it, as bits: magnitudes are ordered
-  // like integers, with infinity and then NaN on top. Where columns are channels, the range is whole rows.
+  // All of the step: where scales are to be found, the range is whole rows and each row is a channel.
+  // `streaming` asks for non-temporal stores to an F32 copy (64-byte aligned, as rows are). Returns the rows
+  // whose scale became NaN.
+  int64_t (*step)(const esp_sgd_tensor& tensor, const SgdCoefficients& c, const SgdRange& range,
+                  bool streaming);
+  // The update alone; raises scale[channel] to the absmax of the range's part of it, as bits: magnitudes are
+  // ordered like integers, with infinity and then NaN on top. Where columns are channels, the range is whole
+  // rows.
   void (*update)(const esp_sgd_tensor& tensor, const SgdCoefficients& c, const SgdRange& range);
   // Working copy and gate from the weights and the final scales.
   void (*quantize)(const esp_sgd_tensor& tensor, const SgdRange& range, bool streaming);

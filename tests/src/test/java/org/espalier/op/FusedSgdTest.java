@@ -11,6 +11,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.InputException;
 import org.espalier.backend.Isa;
 import org.espalier.device.DType;
@@ -24,6 +25,7 @@ import org.espalier.op.FusedSgd.WorkingCopy;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 class FusedSgdTest {
@@ -309,6 +311,53 @@ class FusedSgdTest {
     } finally {
       subjects.forEach(Subject::close);
     }
+  }
+
+  /** Scales, copy, integers and gate are what FakeQuantize makes of the new weights. */
+  @ParameterizedTest
+  @EnumSource(Channel.class)
+  void quantizesAsFakeQuantizeDoes(Channel channel) {
+    FakeQuantize grid = FakeQuantize.symmetric(8);
+    FakeQuantize operation =
+        switch (channel) {
+          case TENSOR -> grid;
+          case FIRST_AXIS -> grid.perChannel(0);
+          case LAST_AXIS -> grid.perChannel(-1);
+        };
+    for (Copy copy : List.of(Copy.F32, Copy.INT8)) {
+      for (boolean given : new boolean[] {false, true}) {
+        try (Subject subject = new Subject(37, 75, DType.F32, copy, channel, 4, given, 0);
+            FusedSgd sgd = new FusedSgd(List.of(subject.parameter), MOMENTUM)) {
+          subject.gradients(1);
+          sgd.step();
+          int n = 37 * 75;
+          long channels = subject.scales.elements();
+          try (OwnedTensor y = OwnedTensor.allocate(DType.F32, 37, 75);
+              OwnedTensor scale = OwnedTensor.allocate(DType.F32, channels);
+              BytePointer q = new BytePointer(n);
+              BytePointer gate = new BytePointer(Bits.bytes(n))) {
+            Numbers.write(scale, Numbers.read(subject.scales));
+            (given ? operation.given() : operation)
+                .run(
+                    new FakeQuantize.Job(
+                        subject.weight, y, q, gate, new FloatPointer(scale.pointer()), null, null));
+            assertArrayEquals(Numbers.read(scale), Numbers.read(subject.scales));
+            assertArrayEquals(bytes(gate, Bits.bytes(n)), bytes(subject.gate, Bits.bytes(n)));
+            if (copy == Copy.F32) {
+              assertBits(toDouble(Numbers.read(y)), Numbers.read(subject.floats), "copy");
+            } else {
+              assertArrayEquals(bytes(q, n), bytes(subject.integers, n));
+            }
+          }
+        }
+      }
+    }
+  }
+
+  private static byte[] bytes(BytePointer pointer, long n) {
+    byte[] values = new byte[(int) n];
+    pointer.get(values);
+    return values;
   }
 
   /** The rounded formula is the right formula: twenty steps stay near those in double. */
