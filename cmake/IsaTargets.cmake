@@ -3,13 +3,14 @@
 # Contraction is off and fma explicit: otherwise GCC fuses a*b+c where the variant has FMA and results differ in the last
 # bit. The sources hold no std templates: a weak symbol compiled for AVX-512 must never be the copy that the linker keeps.
 set(ESP_ISAS scalar)
-set(ESP_ISA_FLAGS_scalar "")
+# -O3 unrolls every loop over 16 lanes of the scalar variant: minutes of compiling, and nobody waits for it at run time.
+set(ESP_ISA_FLAGS_scalar "-O2")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND ESP_ISAS avx2 avx512)
-  set(ESP_ISA_FLAGS_scalar "-march=x86-64")
-  set(ESP_ISA_FLAGS_avx2 "-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt")
+  set(ESP_ISA_FLAGS_scalar "-march=x86-64;-O2")
+  set(ESP_ISA_FLAGS_avx2 "-O3;-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt")
   set(ESP_ISA_FLAGS_avx512
-      "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt;-mprefer-vector-width=512")
+      "-O3;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt;-mprefer-vector-width=512")
 endif()
 
 # Inlined vector types under sanitizers at -O3 take a compiler many minutes a file.
