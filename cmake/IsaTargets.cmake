@@ -3,18 +3,20 @@
 # Contraction is off and fma explicit: otherwise GCC fuses a*b+c where the variant has FMA and results differ in the last
 # bit. The sources hold no std templates: a weak symbol compiled for AVX-512 must never be the copy that the linker keeps.
 set(ESP_ISAS scalar)
-# -O3 unrolls every loop over 16 lanes of the scalar variant: minutes of compiling, and nobody waits for it at run time.
-set(ESP_ISA_FLAGS_scalar "-O2")
+set(ESP_ISA_FLAGS_scalar "")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND ESP_ISAS avx2 avx512)
-  set(ESP_ISA_FLAGS_scalar "-march=x86-64;-O2")
-  set(ESP_ISA_FLAGS_avx2 "-O3;-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt")
+  set(ESP_ISA_FLAGS_scalar "-march=x86-64")
+  set(ESP_ISA_FLAGS_avx2 "-mavx2;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt")
   set(ESP_ISA_FLAGS_avx512
-      "-O3;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt;-mprefer-vector-width=512")
+      "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt;-mprefer-vector-width=512")
 endif()
 
-# Inlined vector types under sanitizers at -O3 take a compiler many minutes a file.
-set(ESP_KERNEL_OPTIMIZATION $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O3>)
+# -O3 unrolls every loop over the 16 lanes of the scalar variant, and inlined vector types under sanitizers likewise:
+# minutes of compiling a file.
+set(ESP_ISA_OPTIMIZATION_scalar $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O2>)
+set(ESP_ISA_OPTIMIZATION_avx2 $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O3>)
+set(ESP_ISA_OPTIMIZATION_avx512 $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O3>)
 
 function(esp_add_kernel target source)
   get_filename_component(stem ${source} NAME_WE)
@@ -22,8 +24,8 @@ function(esp_add_kernel target source)
     set(object ${stem}_${isa})
     add_library(${object} OBJECT ${source})
     set_target_properties(${object} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
-    target_compile_options(${object} PRIVATE ${ESP_ISA_FLAGS_${isa}} ${ESP_KERNEL_OPTIMIZATION} -ffp-contract=off -fno-math-errno
-                                             -fno-trapping-math -fno-exceptions -fno-rtti -Wno-psabi
+    target_compile_options(${object} PRIVATE ${ESP_ISA_FLAGS_${isa}} ${ESP_ISA_OPTIMIZATION_${isa}}
+                                             -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti -Wno-psabi
                                              -Wno-maybe-uninitialized)  # GCC 12 warns inside its own avx512fintrin.h
     target_compile_definitions(${object} PRIVATE ESP_ISA=${isa} ESP_ISA_${isa}=1)
     target_include_directories(${object} PRIVATE ${ESP_NATIVE_DIR}/include ${ESP_NATIVE_DIR}/src)
