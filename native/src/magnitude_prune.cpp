@@ -28,9 +28,12 @@ using esp::prune_nan_key;
 using Kernels = esp::PruneKernels;
 
 constexpr int64_t chunk_elements = 16384;
-constexpr int64_t histogram_chunks = 8;     // a task's bins are merged once
-constexpr int64_t collect_all = 65536;      // so few weights need no sample
-constexpr double deviations = 4;            // half the bracket, in standard deviations of a sample rank
+constexpr int64_t task_chunks = 4;       // taken at once: prefetching starts anew with each task
+constexpr int64_t histogram_chunks = 8;  // a task's bins are merged once
+constexpr int64_t collect_all = 65536;   // so few weights need no sample
+constexpr int64_t line_task = 64;        // sampled lines that are fetched together
+constexpr int64_t subsample = 8;         // of so many lines one serves to measure the scatter
+constexpr double deviations = 4;         // half the bracket, in standard deviations of a sample rank
 
 int64_t chunks_of(int64_t n) { return (n + chunk_elements - 1) / chunk_elements; }
 int64_t bits_bytes(int64_t n) { return (n + 7) / 8; }
@@ -84,6 +87,16 @@ class List {
     return t;
   }
 
+  // visit(i) for each chunk, last task first where `backwards`.
+  template <class Visit>
+  void each_chunk(bool backwards, Visit&& visit) const {
+    const int64_t tasks = (chunks() + task_chunks - 1) / task_chunks;
+    each(tasks, [&](int64_t task) {
+      const int64_t start = (backwards ? tasks - 1 - task : task) * task_chunks;
+      for (int64_t i = start; i < start + task_chunks && i < chunks(); i++) visit(i);
+    });
+  }
+
   // task(i) for i in [0, n), on this thread where the list is small.
   template <class Task>
   void each(int64_t n, Task&& task) const {
@@ -100,6 +113,33 @@ class List {
 
  private:
   std::unique_ptr<int64_t[]> first_chunk_, first_element_;
+};
+
+// Room for keys, untouched until it is used; on large pages where it is large.
+class Keys {
+ public:
+  Keys() = default;
+  Keys(const Keys&) = delete;
+  Keys& operator=(const Keys&) = delete;
+  ~Keys() {
+    if (paged_ != nullptr) esp_release(paged_, bytes_);
+  }
+
+  bool allocate(int64_t count) {
+    bytes_ = count * 4;
+    if (bytes_ < paged_bytes) {  // esp_allocate would write zeros
+      small_ = make<int32_t>(count);
+      return small_ != nullptr;
+    }
+    return esp_allocate(bytes_, &paged_) == ESP_OK;
+  }
+  int32_t* get() const { return paged_ != nullptr ? static_cast<int32_t*>(paged_) : small_.get(); }
+
+ private:
+  static constexpr int64_t paged_bytes = int64_t{4} << 20;
+  std::unique_ptr<int32_t[]> small_;
+  void* paged_ = nullptr;
+  int64_t bytes_ = 0;
 };
 
 // Keys low .. low + span - 1, of which there are `count` and before which there are `below`.
@@ -159,8 +199,7 @@ class Selection {
                            (list_.chunks() - list_.count) * static_cast<int64_t>(sizeof(ChunkCounts));
     capacity_ = budget / 4 < list_.elements() ? budget / 4 : list_.elements();
     counts_ = make<ChunkCounts>(list_.chunks());
-    keys_ = make<int32_t>(capacity_);
-    if (!counts_ || !keys_) return no_memory();
+    if (!counts_ || !keys_.allocate(capacity_)) return no_memory();
 
     Bracket bracket = {-1, prune_nan_key + 1};
     if (remaining_ > collect_all || remaining_ > capacity_) {
@@ -183,45 +222,64 @@ class Selection {
   esp_status sampled(Bracket* bracket) {
     const int64_t lines = esp::prune_sample_lines(list_.elements(), capacity_);
     int64_t taken = 0;
-    list_.each(lines / 64, [&](int64_t task) {
+    list_.each(lines / line_task, [&](int64_t task) {
+      struct Line {
+        const esp_prune_tensor* tensor;
+        int64_t element;
+      } at[line_task];
+      for (int64_t j = 0; j < line_task; j++) {
+        int64_t i = esp::prune_sample_position(list_.elements(), lines, task * line_task + j);
+        const esp_prune_tensor& tensor = list_.tensors[list_.tensor_of(&i)];
+        at[j] = {&tensor, i / 16 * 16};
+        __builtin_prefetch(static_cast<const char*>(tensor.weights) + at[j].element * esp::size_of(tensor.dtype));
+      }
       int64_t here = 0;
-      for (int64_t line = task * 64; line < task * 64 + 64; line++) {
-        int64_t i = esp::prune_sample_position(list_.elements(), lines, line);
-        const int64_t t = list_.tensor_of(&i);
-        const esp_prune_tensor& tensor = list_.tensors[t];
-        here += kernels_->sample(tensor.dtype, {tensor.weights, tensor.mask_in, tensor.n}, i / 16 * 16,
-                                 keys_.get() + line * 16);
+      for (int64_t j = 0; j < line_task; j++) {
+        // Every eighth line goes to the first eighth, which is a sample of its own.
+        const int64_t line = task * line_task + j, slot = line % subsample * (lines / subsample) + line / subsample;
+        const esp_prune_tensor& tensor = *at[j].tensor;
+        here += kernels_->sample(tensor.dtype, {tensor.weights, tensor.mask_in, tensor.n}, at[j].element,
+                                 keys_.get() + slot * 16);
       }
       __atomic_fetch_add(&taken, here, __ATOMIC_RELAXED);
     });
     if (taken == 0) return ESP_OK;  // almost nothing remains: every key is in the bracket
 
-    const esp_prune_tensor tensor = {keys_.get(), nullptr, nullptr, nullptr, lines * 16, 0, 0, ESP_F32};
-    List sample;
-    if (esp_status status = sample.set(&tensor, 1)) return status;
-    const auto key_at = [&](double rank) {
-      const int64_t wanted = static_cast<int64_t>(rank);
-      return narrow(kernels_, sample, wanted, {0, prune_nan_key + 1, 0, sample.elements()}, 0).low;
-    };
     const double fraction = static_cast<double>(taken) / static_cast<double>(remaining_);
     const double rank = static_cast<double>(k_) * fraction;
-    const double clipped = rank < 1 ? 1 : rank > static_cast<double>(taken) ? static_cast<double>(taken) : rank;
-    double half = deviations * scatter(lines, key_at(clipped));
+    double half;
+    if (esp_status status = scatter(lines / subsample, rank / subsample, &half)) return status;
+    half *= deviations;
     // Never more than three quarters of the scratch memory.
     const double most = 0.375 * static_cast<double>(capacity_) * fraction;
     if (half > most) half = most;
-    if (rank - half >= 1) bracket->low = key_at(rank - half);
-    if (rank + half <= static_cast<double>(taken)) bracket->high = key_at(std::ceil(rank + half));
+    if (rank - half >= 1) {
+      if (esp_status status = sampled_key(lines, rank - half, &bracket->low)) return status;
+    }
+    if (rank + half <= static_cast<double>(taken)) {
+      if (esp_status status = sampled_key(lines, std::ceil(rank + half), &bracket->high)) return status;
+    }
     return ESP_OK;
   }
 
-  // The standard deviation of how many sampled keys lie below the centre, from line to line: neighbours are alike in
-  // real weights, so that 16 of them say less than 16 drawn apart. Ties at the centre count once below, once above.
-  double scatter(int64_t lines, int32_t centre) const {
-    constexpr int64_t stride = 4;
+  // The key of that rank (from 1) among the first lines of the sample.
+  esp_status sampled_key(int64_t lines, double rank, int32_t* key) const {
+    const esp_prune_tensor tensor = {keys_.get(), nullptr, nullptr, nullptr, lines * 16, 0, 0, ESP_F32};
+    List sample;
+    if (esp_status status = sample.set(&tensor, 1)) return status;
+    *key = narrow(kernels_, sample, static_cast<int64_t>(rank), {0, prune_nan_key + 1, 0, lines * 16}, 0).low;
+    return ESP_OK;
+  }
+
+  // The standard deviation of how many sampled keys lie below that rank, measured from line to line on a subsample:
+  // neighbours are alike in real weights, so that 16 of them say less than 16 drawn apart. Keys that tie with the rank's
+  // count once as below, once as above it.
+  esp_status scatter(int64_t lines, double rank, double* deviation) const {
+    const double last = static_cast<double>(lines * 16);
+    int32_t centre;
+    if (esp_status status = sampled_key(lines, rank < 1 ? 1 : rank > last ? last : rank, &centre)) return status;
     double sums[2] = {}, squares[2] = {};
-    int64_t used = 0;
-    for (int64_t line = 0; line < lines; line += stride, used++) {
+    for (int64_t line = 0; line < lines; line++) {
       const int32_t* keys = keys_.get() + line * 16;
       int32_t counts[2] = {};
       for (int j = 0; j < 16; j++) {
@@ -235,15 +293,16 @@ class Selection {
     }
     double variance = 0;
     for (int side = 0; side < 2; side++) {
-      const double v = squares[side] - sums[side] * sums[side] / static_cast<double>(used);
+      const double v = squares[side] - sums[side] * sums[side] / static_cast<double>(lines);
       if (v > variance) variance = v;
     }
-    return std::sqrt(variance * static_cast<double>(stride)) + 1;
+    *deviation = std::sqrt(variance * subsample) + 1;
+    return ESP_OK;
   }
 
   void collect(const Bracket& bracket) {
     int64_t cursor = 0;
-    list_.each(list_.chunks(), [&](int64_t i) {
+    list_.each_chunk(false, [&](int64_t i) {
       alignas(64) int32_t own[chunk_elements + 16];
       const List::Chunk chunk = list_.chunk(i);
       const esp::PruneCounts found = kernels_->collect(chunk.dtype, chunk.block, bracket.low, bracket.high, own);
@@ -334,7 +393,7 @@ class Selection {
   const int64_t remaining_, k_;
   int64_t capacity_ = 0;
   std::unique_ptr<ChunkCounts[]> counts_;
-  std::unique_ptr<int32_t[]> keys_;
+  Keys keys_;
   int64_t below_ = 0, at_low_ = 0, inside_ = 0, at_high_ = 0;
   int32_t key_ = 0;
   int64_t ties_ = 0, ties_to_prune_ = 0;
@@ -498,8 +557,8 @@ esp_status apply_cuts(const Kernels* kernels, const esp_prune_tensor* tensors, c
   if (esp_status status = list.set(tensors, count)) return status;
   for (int64_t t = 0; t < count; t++) pruned[t] = tensors[t].n;
   const bool beyond_cache = list.bytes > esp::cache_bytes;
-  list.each(list.chunks(), [&](int64_t i) {
-    const List::Chunk chunk = list.chunk(list.chunks() - 1 - i);
+  list.each_chunk(true, [&](int64_t i) {
+    const List::Chunk chunk = list.chunk(i);
     const esp_prune_tensor& tensor = tensors[chunk.tensor];
     const int64_t size = esp::size_of(tensor.dtype);
     char* out = tensor.out == nullptr ? nullptr : static_cast<char*>(tensor.out) + chunk.start * size;

@@ -189,27 +189,68 @@ int64_t apply_block(const PruneBlock& block, const PruneOutput& output, int32_t 
   return output.stream ? apply_to<T, true>(block, output, key, ties) : apply_to<T, false>(block, output, key, ties);
 }
 
-ESP_INLINE bool bit(const uint8_t* bits, int64_t i) { return (bits[i >> 3] >> (i & 7) & 1) != 0; }
+// Bits i .. i+n-1 of a field, 1 <= n <= 16, at any i.
+ESP_INLINE uint32_t bits_at(const uint8_t* field, int64_t i, int64_t n) {
+  const int shift = static_cast<int>(i & 7);
+  uint32_t value = 0;
+  for (int64_t b = 0; b * 8 < shift + n; b++) value |= static_cast<uint32_t>(field[(i >> 3) + b]) << (8 * b);
+  return value >> shift & ((1u << n) - 1);
+}
+ESP_INLINE void set_bits_at(uint8_t* field, int64_t i, int64_t n, uint32_t value) {
+  const int shift = static_cast<int>(i & 7);
+  const uint32_t window = ((1u << n) - 1) << shift;
+  for (int64_t b = 0; b * 8 < shift + n; b++) {
+    uint8_t* byte = field + (i >> 3) + b;
+    *byte = static_cast<uint8_t>((*byte & ~(window >> (8 * b))) | (value << shift) >> (8 * b));
+  }
+}
+
+// Elements start + c * stride for c < n, and back; those not in m become 0.
+template <class T>
+ESP_INLINE i32x16 pattern_keys(const PruneBlock& block, int64_t start, int64_t stride, int64_t n) {
+  const T* in = static_cast<const T*>(block.weights) + start;
+  f32x16 x;
+  uint32_t part = (1u << n) - 1;
+  if (stride == 1) {
+    x = n == 16 ? load(in) : load_n(in, n);
+    if (block.mask != nullptr) part = bits_at(block.mask, start, n);
+  } else {
+    T lanes[16] = {};
+    for (int64_t c = 0; c < n; c++) {
+      lanes[c] = in[c * stride];
+      if (block.mask != nullptr && bits_at(block.mask, start + c * stride, 1) == 0) part &= ~(1u << c);
+    }
+    x = load(lanes);
+  }
+  return select(mask_of(static_cast<uint16_t>(part)), keys_of(x), set1(-1));
+}
+template <class T>
+ESP_INLINE void pattern_store(const PruneBlock& block, const PruneOutput& output, int64_t start, int64_t stride, int64_t n,
+                              mask16 m) {
+  const T* in = static_cast<const T*>(block.weights) + start;
+  T* out = output.out == nullptr ? nullptr : static_cast<T*>(output.out) + start;
+  const uint32_t bits = bits_of(m);
+  if (stride == 1) {
+    if (out != nullptr && n == 16) put<false>(in, out, m);
+    if (out != nullptr && n < 16) put_n(in, out, m, n);
+    if (output.mask_out != nullptr) set_bits_at(output.mask_out, start, n, bits);
+    return;
+  }
+  for (int64_t c = 0; c < n; c++) {
+    const uint32_t one = bits >> c & 1;
+    if (out != nullptr) out[c * stride] = one != 0 ? in[c * stride] : T{};
+    if (output.mask_out != nullptr) set_bits_at(output.mask_out, start + c * stride, 1, one);
+  }
+}
 
 // Up to 16 groups side by side, lane c the group whose element j lies at start + j * step + c * stride. An element stays
 // where fewer than `keep` of its group are greater; of equals the later counts as greater.
 template <class T>
 ESP_INLINE int64_t pattern_columns(const PruneBlock& block, const PruneOutput& output, const PrunePattern& pattern,
                                    int64_t start, int64_t step, int64_t stride, int64_t columns) {
-  const T* in = static_cast<const T*>(block.weights);
-  T* out = static_cast<T*>(output.out);
-  const i32x16 none = set1(-1);
   i32x16 keys[ESP_PRUNE_GROUP_MAX], greater[ESP_PRUNE_GROUP_MAX];
   for (int32_t j = 0; j < pattern.group; j++) {
-    const int64_t first = start + j * step;
-    T lanes[16] = {};
-    uint32_t part = 0;
-    for (int64_t c = 0; c < columns; c++) {
-      const int64_t i = first + c * stride;
-      lanes[c] = in[i];
-      part |= (block.mask == nullptr || bit(block.mask, i) ? 1u : 0u) << c;
-    }
-    keys[j] = select(mask_of(static_cast<uint16_t>(part)), keys_of(load(lanes)), none);
+    keys[j] = pattern_keys<T>(block, start + j * step, stride, columns);
     greater[j] = set1(0);
   }
   for (int32_t a = 0; a < pattern.group; a++) {
@@ -221,18 +262,39 @@ ESP_INLINE int64_t pattern_columns(const PruneBlock& block, const PruneOutput& o
   }
   int64_t kept = 0;
   for (int32_t j = 0; j < pattern.group; j++) {
-    const uint32_t stay = bits_of((greater[j] < set1(pattern.keep)) & (none < keys[j]));
-    for (int64_t c = 0; c < columns; c++) {
-      const int64_t i = start + j * step + c * stride;
-      const uint32_t one = stay >> c & 1;
-      kept += one;
-      if (out != nullptr) out[i] = one != 0 ? in[i] : T{};
-      if (output.mask_out != nullptr) {
-        output.mask_out[i >> 3] = static_cast<uint8_t>((output.mask_out[i >> 3] & ~(1u << (i & 7))) | one << (i & 7));
-      }
-    }
+    const mask16 stay = (greater[j] < set1(pattern.keep)) & (set1(-1) < keys[j]);
+    kept += count(stay);
+    pattern_store<T>(block, output, start + j * step, stride, columns, stay);
   }
   return kept;
+}
+
+// Groups along the last axis that 16 lanes hold whole: each lane meets the others of its group by rotation.
+template <class T, int32_t group>
+int64_t pattern_rotated(const PruneBlock& block, const PruneOutput& output, const PrunePattern& pattern) {
+  i32x16 from[group];
+  mask16 later[group];
+  for (int32_t d = 1; d < group; d++) {
+    const i32x16 lane = lane_index();
+    from[d] = (lane & set1(~(group - 1))) | ((lane + set1(d)) & set1(group - 1));
+    later[d] = lane < from[d];
+  }
+  const i32x16 keep = set1(pattern.keep);
+  i32x16 kept = set1(0);
+  for (int64_t i = 0; i < block.n; i += 16) {
+    const int64_t n = block.n - i < 16 ? block.n - i : 16;
+    prefetch(static_cast<const T*>(block.weights) + i);
+    const i32x16 keys = pattern_keys<T>(block, i, 1, n);
+    i32x16 greater = set1(0);
+    for (int32_t d = 1; d < group; d++) {
+      const i32x16 other = permute(keys, from[d]);
+      greater = tally(greater, (keys < other) | ((keys == other) & later[d]));
+    }
+    const mask16 stay = (greater < keep) & (set1(-1) < keys);
+    kept = tally(kept, stay);
+    pattern_store<T>(block, output, i, 1, n, stay);
+  }
+  return sum(kept);
 }
 
 template <class T>
@@ -240,6 +302,16 @@ int64_t pattern_block(const PruneBlock& block, const PruneOutput& output, const 
   int64_t kept = 0;
   const int64_t unit = pattern.group * pattern.inner;
   if (pattern.inner == 1) {
+    switch (pattern.group) {
+      case 2:
+        return pattern_rotated<T, 2>(block, output, pattern);
+      case 4:
+        return pattern_rotated<T, 4>(block, output, pattern);
+      case 8:
+        return pattern_rotated<T, 8>(block, output, pattern);
+      default:
+        break;
+    }
     const int64_t groups = block.n / pattern.group;
     for (int64_t g = 0; g < groups; g += 16) {
       kept += pattern_columns<T>(block, output, pattern, g * unit, 1, pattern.group, groups - g < 16 ? groups - g : 16);
