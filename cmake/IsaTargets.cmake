@@ -26,7 +26,7 @@ function(esp_add_kernel target source)
     set_target_properties(${object} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
     target_compile_options(${object} PRIVATE ${ESP_ISA_FLAGS_${isa}} ${ESP_ISA_OPTIMIZATION_${isa}}
                                              -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti -Wno-psabi
-                                             -Wno-maybe-uninitialized)  # GCC 12 warns inside its own avx512fintrin.h
+                                             -Wno-uninitialized -Wno-maybe-uninitialized)  # GCC 12 warns inside its own avx512fintrin.h
     target_compile_definitions(${object} PRIVATE ESP_ISA=${isa} ESP_ISA_${isa}=1)
     target_include_directories(${object} PRIVATE ${ESP_NATIVE_DIR}/include ${ESP_NATIVE_DIR}/src)
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)

@@ -7,5 +7,6 @@ set(ESP_OPERATIONS
   fake_quantize
   gradient_norm
   fused_sgd
+  kd_softmax_loss
   magnitude_prune
 )

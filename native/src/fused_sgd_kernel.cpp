@@ -195,9 +195,6 @@ void raise_columns(const esp_sgd_tensor& tensor, int64_t start, int64_t n) {
 // ---- working copy and gate
 
 // The training grid: integers -127 .. 127, zero point 0.
-struct GridLanes {
-  f32x16 scale, inverse, zero;
-};
 ESP_INLINE GridLanes grid_of(f32x16 scale) {
   return {scale, set1(1.0f) / scale, set1(0.0f)};
 }
@@ -206,7 +203,7 @@ ESP_INLINE GridLanes grid_of(float scale) {
 }
 
 ESP_INLINE f32x16 to_grid(f32x16 x, const GridLanes& grid, mask16* pass) {
-  const f32x16 low = set1(-127.0f), high = set1(127.0f), position = grid_position(x, grid.inverse, grid.zero, false);
+  const f32x16 low = set1(-127.0f), high = set1(127.0f), position = grid_position(x, grid, false);
   *pass = gate_of(position, low, high);
   return clamp_position(position, low, high);
 }
@@ -227,7 +224,7 @@ ESP_INLINE void put(Half* p, f32x16 v, bool) {
 
 template <class Float>
 ESP_INLINE void write(Float* copy, int64_t i, f32x16 q, const GridLanes& grid, bool streaming) {
-  put(copy + i, grid_value(q, grid.scale, grid.zero), streaming);
+  put(copy + i, grid_value(q, grid), streaming);
 }
 ESP_INLINE void write(int8_t* copy, int64_t i, f32x16 q, const GridLanes&, bool) {
   store_bytes(copy + i, to_int(q));
@@ -236,7 +233,7 @@ ESP_INLINE void write(NoCopy*, int64_t, f32x16, const GridLanes&, bool) {}
 
 template <class Float>
 ESP_INLINE void write_n(Float* copy, int64_t i, f32x16 q, const GridLanes& grid, int64_t n) {
-  store_n(copy + i, grid_value(q, grid.scale, grid.zero), n);
+  store_n(copy + i, grid_value(q, grid), n);
 }
 ESP_INLINE void write_n(int8_t* copy, int64_t i, f32x16 q, const GridLanes&, int64_t n) {
   int8_t lanes[16];

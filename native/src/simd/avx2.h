@@ -232,6 +232,39 @@ ESP_INLINE void compress_store(int32_t* p, mask16 m, i32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + __builtin_popcount(lo)), compress8(a.hi, bits >> 8));
 }
 
+// Lane j of vector i becomes lane i of vector j: four blocks of 8 x 8, the outer two swapped.
+ESP_INLINE void transpose8(__m256 (&r)[8]) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+}
+ESP_INLINE void transpose(f32x16 (&rows)[16]) {
+  __m256 block[4][8];  // left top, right top, left bottom, right bottom
+  for (int i = 0; i < 8; i++) {
+    block[0][i] = rows[i].lo;
+    block[1][i] = rows[i].hi;
+    block[2][i] = rows[i + 8].lo;
+    block[3][i] = rows[i + 8].hi;
+  }
+  for (auto& b : block) transpose8(b);
+  for (int i = 0; i < 8; i++) {
+    rows[i] = {block[0][i], block[2][i]};
+    rows[i + 8] = {block[1][i], block[3][i]};
+  }
+}
+
 // 8 lanes of double, for sums that need them.
 struct f64x8 {
   __m256d lo, hi;

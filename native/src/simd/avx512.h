@@ -133,6 +133,31 @@ ESP_INLINE void compress_store(int32_t* p, mask16 m, i32x16 a) {
   _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(m.v, a.v));
 }
 
+// Lane j of vector i becomes lane i of vector j.
+ESP_INLINE void transpose(f32x16 (&rows)[16]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  // b[4 * i + j], quarter k: lanes 4k + j of rows 4i .. 4i + 3.
+  for (int j = 0; j < 4; j++) {
+    const __m512 low = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88), high = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88);
+    const __m512 odd_low = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd);
+    const __m512 odd_high = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
+    rows[j].v = _mm512_shuffle_f32x4(low, high, 0x88);
+    rows[j + 8].v = _mm512_shuffle_f32x4(low, high, 0xdd);
+    rows[j + 4].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[j + 12].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
 // 8 lanes of double, for sums that need them.
 struct f64x8 {
   __m512d v;

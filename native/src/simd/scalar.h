@@ -166,6 +166,17 @@ ESP_INLINE void compress_store(int32_t* p, mask16 m, i32x16 a) {
   }
 }
 
+// Lane j of vector i becomes lane i of vector j.
+ESP_INLINE_IN_REGISTERS void transpose(f32x16 (&rows)[16]) {
+  for (int i = 0; i < 16; i++) {
+    for (int j = 0; j < i; j++) {
+      const float swapped = rows[i].v[j];
+      rows[i].v[j] = rows[j].v[i];
+      rows[j].v[i] = swapped;
+    }
+  }
+}
+
 // 8 lanes of double, for sums that need them.
 struct f64x8 {
   double v[8];

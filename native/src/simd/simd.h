@@ -14,6 +14,12 @@
 #include <stdint.h>
 
 #define ESP_INLINE static inline __attribute__((always_inline))
+// For what is long: arrays of 16 unrolled everywhere would take the compiler minutes in the scalar variant.
+#if defined(ESP_ISA_avx512) || defined(ESP_ISA_avx2)
+#define ESP_INLINE_IN_REGISTERS ESP_INLINE
+#else
+#define ESP_INLINE_IN_REGISTERS static inline __attribute__((noinline))
+#endif
 #define ESP_CONCAT_(a, b) a##_##b
 #define ESP_CONCAT(a, b) ESP_CONCAT_(a, b)
 // The name of this variant's object of an operation, e.g. gradient_norm_avx2.

@@ -17,6 +17,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
               "espalier/fake_quantize.h",
               "espalier/gradient_norm.h",
               "espalier/fused_sgd.h",
+              "espalier/kd_softmax_loss.h",
               "espalier/magnitude_prune.h",
               "espalier/mapped_file.h",
             },

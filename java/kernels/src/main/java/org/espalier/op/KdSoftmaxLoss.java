@@ -1,0 +1,193 @@
+package org.espalier.op;
+
+import java.nio.DoubleBuffer;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.DoublePointer;
+import org.bytedeco.javacpp.LongPointer;
+import org.espalier.binding.Status;
+import org.espalier.binding.esp_kd_softmax_loss_arguments;
+import org.espalier.binding.esp_kd_softmax_loss_result;
+import org.espalier.binding.esp_logits;
+import org.espalier.binding.global.espalier;
+import org.espalier.device.Tensor;
+
+/**
+ * The loss of distillation and its gradient, in one call. With student logits s, teacher logits t,
+ * bound b (each [N, C]), labels y [N] and temperature T:
+ *
+ * <pre>
+ *   ce    = mean over the valid rows of −log softmax(s)_y
+ *   kl    = T² · mean over the rows of KL(softmax(t/T) ‖ softmax(s/T))
+ *   bound = mean over the rows of Σ max(0, s − b)²
+ *   loss  = alpha · ce + (1 − alpha) · kl + beta · bound
+ * </pre>
+ *
+ * <p>Rows are all N, or those of the row mask; valid are those of them whose label is not the ignore
+ * index. A mean over no rows is 0, and so is a part whose input is absent. A −inf teacher or bound
+ * entry contributes 0; a row without a softmax (a NaN, +inf, −inf throughout) makes its parts and its
+ * gradient row NaN. Rows outside the mask are not read and get a gradient of 0. Formulas of ce and
+ * kl: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
+ *
+ * <p>Sums within a row have an order that only C decides, rows add up in double in row order: the
+ * same bits on every instruction set and for every number of threads.
+ *
+ * <p>The batch is kept in native form, so a loop over batches in the same memory builds this once.
+ * Thread safe; the memory must stay alive until {@link #close}.
+ */
+public final class KdSoftmaxLoss implements AutoCloseable {
+  /**
+   * @param alpha weight of the labels against the teacher, in [0, 1]
+   * @param temperature in [1e-30, 1e30]
+   * @param beta weight of the bound, finite and at least 0
+   * @param ignoreIndex the label of rows that have none
+   */
+  public record Settings(double alpha, double temperature, double beta, long ignoreIndex) {
+    public Settings {
+      if (!(alpha >= 0 && alpha <= 1)) {
+        throw new IllegalArgumentException("alpha " + alpha + "; a number in [0, 1] is needed");
+      }
+      if (!(temperature >= 1e-30 && temperature <= 1e30)) {
+        throw new IllegalArgumentException(
+            "temperature " + temperature + "; a number in [1e-30, 1e30] is needed");
+      }
+      if (!(beta >= 0 && beta <= Double.MAX_VALUE)) {
+        throw new IllegalArgumentException(
+            "beta " + beta + "; a finite number of at least 0 is needed");
+      }
+    }
+
+    /** Without a bound, with PyTorch's ignore index −100. */
+    public static Settings of(double alpha, double temperature) {
+      return new Settings(alpha, temperature, 0, -100);
+    }
+  }
+
+  /**
+   * Rows of logits in a tensor's memory: row i starts {@code i * stride} elements after its start.
+   *
+   * @param stride at least {@code columns}, or 0: every row is the same
+   */
+  public record Logits(Tensor memory, long rows, long columns, long stride) {
+    public Logits {
+      if (rows < 0 || columns < 1 || stride != 0 && stride < columns) {
+        throw new IllegalArgumentException(
+            rows + " rows of " + columns + " columns, " + stride + " apart");
+      }
+      long needed =
+          rows == 0 ? 0 : Math.addExact(Math.multiplyExact(rows - 1, stride), columns);
+      if (memory.elements() < needed) {
+        throw new IllegalArgumentException(
+            rows + " rows of " + columns + " columns, " + stride + " apart, need " + needed
+                + " elements; " + memory + " has " + memory.elements());
+      }
+    }
+
+    /** The rows of a tensor [N, C]. */
+    public static Logits of(Tensor tensor) {
+      if (tensor.rank() != 2) {
+        throw new IllegalArgumentException("logits are " + tensor + "; [N, C] is needed");
+      }
+      return new Logits(
+          tensor, tensor.dimension(0), tensor.dimension(1), tensor.dimension(1));
+    }
+  }
+
+  /**
+   * @param teacher null: no kl
+   * @param labels each in [0, C) or the ignore index; checked when the loss is computed; null: no ce
+   * @param bound null: the teacher's logits. Looked at where beta is positive
+   * @param rowMask one bit a row, null: all rows
+   * @param gradient of the student's shape, receives the gradient; null: not wanted. May be the memory
+   *     of student, teacher or bound where stride and type are the same; no other overlap
+   */
+  public record Batch(
+      Logits student,
+      Logits teacher,
+      LongPointer labels,
+      Logits bound,
+      BytePointer rowMask,
+      Logits gradient) {
+    public Batch {
+      same("teacher", teacher, student);
+      same("bound", bound, student);
+      same("gradient", gradient, student);
+      if (labels != null
+          && labels.limit() > 0
+          && labels.limit() - labels.position() < student.rows()) {
+        throw new IllegalArgumentException(
+            (labels.limit() - labels.position()) + " labels for " + student.rows() + " rows");
+      }
+      Bits.check("row mask", rowMask, student.rows());
+    }
+
+    private static void same(String name, Logits logits, Logits student) {
+      if (logits != null
+          && (logits.rows() != student.rows() || logits.columns() != student.columns())) {
+        throw new IllegalArgumentException(
+            name + " has " + logits.rows() + " rows of " + logits.columns() + ", student "
+                + student.rows() + " of " + student.columns());
+      }
+    }
+  }
+
+  /** The loss and its unweighted parts; kl has its factor T². */
+  public record Result(double loss, double ce, double kl, double bound) {}
+
+  private final Batch batch; // keeps the memory reachable
+  private final esp_kd_softmax_loss_arguments arguments;
+  private final esp_kd_softmax_loss_result result;
+  private final DoubleBuffer parts;
+
+  public KdSoftmaxLoss(Settings settings, Batch batch) {
+    this.batch = batch;
+    arguments = new esp_kd_softmax_loss_arguments();
+    arguments.rows(batch.student().rows()).classes(batch.student().columns());
+    set(arguments.student(), batch.student());
+    set(arguments.teacher(), batch.teacher());
+    set(arguments.bound(), batch.bound());
+    arguments.labels(batch.labels()).row_mask(batch.rowMask());
+    Logits gradient = batch.gradient();
+    arguments
+        .gradient(gradient == null ? null : gradient.memory().pointer())
+        .gradient_stride(gradient == null ? 0 : gradient.stride())
+        .gradient_dtype(gradient == null ? 0 : gradient.memory().dtype().code())
+        .ignore_index(settings.ignoreIndex())
+        .temperature(settings.temperature())
+        .alpha(settings.alpha())
+        .beta(settings.beta());
+    result = new esp_kd_softmax_loss_result();
+    // Its first four fields; reading a buffer costs no native call.
+    parts = new DoublePointer(result).capacity(4).asBuffer();
+  }
+
+  private static void set(esp_logits to, Logits logits) {
+    to.data(logits == null ? null : logits.memory().pointer())
+        .stride(logits == null ? 0 : logits.stride())
+        .dtype(logits == null ? 0 : logits.memory().dtype().code());
+  }
+
+  /**
+   * Reads the batch as it is now and writes the gradient.
+   *
+   * @throws IllegalArgumentException for a label outside its range (names row and value) or a beta
+   *     with neither bound nor teacher; nothing is written then
+   */
+  public synchronized Result compute() {
+    if (arguments.isNull()) {
+      throw new IllegalStateException("the loss is closed");
+    }
+    Status.check(espalier.esp_kd_softmax_loss(arguments, result));
+    return new Result(parts.get(0), parts.get(1), parts.get(2), parts.get(3));
+  }
+
+  /** What the loss was built for. */
+  public Batch batch() {
+    return batch;
+  }
+
+  @Override
+  public synchronized void close() {
+    arguments.close();
+    result.close();
+  }
+}

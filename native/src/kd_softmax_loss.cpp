@@ -1,0 +1,263 @@
+#include "espalier/kd_softmax_loss.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "arguments.h"
+#include "kd_softmax_loss_kernel.h"
+#include "thread_pool.h"
+
+namespace {
+
+constexpr const char* operation = "kd_softmax_loss";
+
+// Scratch memory of a thread, kept between calls: fresh pages would cost more than the rows computed on them.
+class ThreadScratch {
+ public:
+  ~ThreadScratch() { std::free(memory_); }
+  // nullptr where there is no memory.
+  float* get(int64_t floats) {
+    if (floats > floats_) {
+      std::free(memory_);
+      const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) & ~size_t{63};
+      memory_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+      floats_ = memory_ == nullptr ? 0 : floats;
+    }
+    return memory_;
+  }
+  // Gives back what only a rare call needs.
+  void trim() {
+    if (floats_ <= kept_floats) return;
+    std::free(memory_);
+    memory_ = nullptr;
+    floats_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kept_floats = 1 << 20;
+  float* memory_ = nullptr;
+  int64_t floats_ = 0;
+};
+thread_local ThreadScratch thread_scratch;
+
+esp_status check_logits(const char* name, const esp_logits& logits, int64_t rows, int64_t classes) {
+  if (logits.data == nullptr) return ESP_OK;
+  if (esp::size_of(logits.dtype) == 0) {
+    return esp::fail(ESP_INVALID_ARGUMENT,
+                     "%s: %s has element type %d; F32 (0), BF16 (1) or F16 (2) is needed", operation, name,
+                     logits.dtype);
+  }
+  if (logits.stride != 0 && logits.stride < classes) {
+    return esp::fail(ESP_INVALID_ARGUMENT,
+                     "%s: the rows of %s are %lld apart; %lld classes need that or more, or 0", operation,
+                     name, static_cast<long long>(logits.stride), static_cast<long long>(classes));
+  }
+  if (rows > 0 && logits.stride > esp::max_elements / rows) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: %lld rows of %s, %lld apart, are more than memory can hold",
+                     operation, static_cast<long long>(rows), name, static_cast<long long>(logits.stride));
+  }
+  return ESP_OK;
+}
+
+bool kept(const esp_kd_softmax_loss_arguments& a, int64_t row) {
+  return a.row_mask == nullptr || (a.row_mask[row >> 3] >> (row & 7) & 1) != 0;
+}
+
+esp_status check(const esp_kd_softmax_loss_arguments& a) {
+  if (a.rows < 0 || a.rows > esp::max_elements || a.classes < 1 || a.classes > esp::max_elements) {
+    return esp::fail(ESP_INVALID_ARGUMENT,
+                     "%s: %lld rows of %lld classes; rows >= 0 and classes >= 1 are needed", operation,
+                     static_cast<long long>(a.rows), static_cast<long long>(a.classes));
+  }
+  if (!(a.temperature >= 1e-30 && a.temperature <= 1e30)) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: temperature %g; a number in [1e-30, 1e30] is needed",
+                     operation, a.temperature);
+  }
+  if (!(a.alpha >= 0 && a.alpha <= 1)) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: alpha %g; a number in [0, 1] is needed", operation, a.alpha);
+  }
+  if (!(a.beta >= 0 && std::isfinite(a.beta))) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: beta %g; a finite number >= 0 is needed", operation, a.beta);
+  }
+  if (a.beta > 0 && a.bound.data == nullptr && a.teacher.data == nullptr && a.rows > 0) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: beta %g, but neither a bound nor a teacher to take it from",
+                     operation, a.beta);
+  }
+  if (a.student.data == nullptr && a.rows > 0)
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: student is NULL", operation);
+  if (esp_status status = check_logits("student", a.student, a.rows, a.classes)) return status;
+  if (esp_status status = check_logits("teacher", a.teacher, a.rows, a.classes)) return status;
+  if (esp_status status = check_logits("bound", a.bound, a.rows, a.classes)) return status;
+  const esp_logits gradient{a.gradient, a.gradient_stride, a.gradient_dtype};
+  if (esp_status status = check_logits("gradient", gradient, a.rows, a.classes)) return status;
+  if (a.gradient != nullptr && a.gradient_stride < a.classes && a.rows > 1) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: the rows of gradient share memory (stride 0)", operation);
+  }
+  if (a.labels != nullptr) {
+    for (int64_t row = 0; row < a.rows; row++) {
+      const int64_t label = a.labels[row];
+      if ((label < 0 || label >= a.classes) && label != a.ignore_index && kept(a, row)) {
+        return esp::fail(ESP_INVALID_ARGUMENT,
+                         "%s: label %lld in row %lld is outside [0, %lld) and not ignore_index %lld",
+                         operation, static_cast<long long>(label), static_cast<long long>(row),
+                         static_cast<long long>(a.classes), static_cast<long long>(a.ignore_index));
+      }
+    }
+  }
+  return ESP_OK;
+}
+
+esp::KdExponential exponential(double temperature, double bias, bool one_class) {
+  constexpr double log2_e = 1.4426950408889634;
+  // The softmax of one class is 1 whatever its logit: at scale 0 it is so to the last bit.
+  const double scale = one_class ? 0 : log2_e / temperature;
+  const float high = static_cast<float>(scale);
+  return {high, static_cast<float>(scale - static_cast<double>(high)),
+          one_class ? -3.40282347e+38f : static_cast<float>(-0x1p20 / scale), scale, bias};
+}
+
+// Short rows go to a thread by this many bytes at least.
+constexpr int64_t task_bytes = int64_t{64} << 10;
+// A few long rows are cut up among the threads one after the other.
+constexpr int64_t few_rows = 8;
+
+}  // namespace
+
+esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
+                               esp_kd_softmax_loss_result* result) {
+  const esp::KdKernels* kernels;
+  if (esp_status status = esp::select(esp::kd_softmax_loss_variants, &kernels)) return status;
+  if (arguments == nullptr || result == nullptr) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: %s is NULL", operation,
+                     arguments == nullptr ? "arguments" : "result");
+  }
+  if (esp_status status = check(*arguments)) return status;
+
+  esp::KdPlan plan;
+  plan.arguments = *arguments;
+  esp_kd_softmax_loss_arguments& a = plan.arguments;
+  if (a.beta == 0) {
+    a.bound.data = nullptr;
+  } else if (a.bound.data == nullptr) {
+    a.bound = a.teacher;
+  }
+  int64_t rows = a.rows, valid = 0;
+  if (a.row_mask != nullptr) {
+    rows = 0;
+    for (int64_t row = 0; row < a.rows; row++) rows += kept(a, row) ? 1 : 0;
+  }
+  if (a.labels != nullptr) {
+    for (int64_t row = 0; row < a.rows; row++)
+      valid += a.labels[row] != a.ignore_index && kept(a, row) ? 1 : 0;
+  }
+
+  const double t = a.temperature;
+  const bool one_class = a.classes == 1;
+  plan.labels_used = valid > 0;
+  plan.teacher_used = a.teacher.data != nullptr;
+  // A power multiplies the error of what it is of: only where the soft part's own tolerance covers that.
+  const bool shared = a.alpha <= 0.5;
+  plan.power = !plan.teacher_used || !plan.labels_used || t == 1 ? 1
+               : t == 2 && shared                                ? 2
+               : t == 4 && shared                                ? 4
+                                                                 : 0;
+  // A fourth power of a bias must leave room for coefficients that undo it.
+  plan.soft = exponential(plan.teacher_used ? t : 1, plan.power == 4 ? 20 : 24, one_class);
+  plan.hard = exponential(1, plan.power == 0 ? 24 : plan.power * plan.soft.bias, one_class);
+  plan.alpha = valid > 0 ? a.alpha / static_cast<double>(valid) : 0;
+  plan.soft_weight = rows > 0 ? (1 - a.alpha) * t / static_cast<double>(rows) : 0;
+  plan.bound_weight = rows > 0 ? 2 * a.beta / static_cast<double>(rows) : 0;
+  plan.temperature_squared = t * t;
+
+  // The terms of each row, so that they add up in row order whoever computes them.
+  constexpr int64_t near_rows = 256;
+  double near_terms[3 * near_rows];
+  std::unique_ptr<double[]> far_terms;
+  if (a.rows > near_rows) far_terms.reset(new (std::nothrow) double[3 * static_cast<size_t>(a.rows)]);
+  double* terms = a.rows > near_rows ? far_terms.get() : near_terms;
+  if (terms == nullptr) {
+    return esp::fail(ESP_OUT_OF_MEMORY, "%s: no memory for the terms of %lld rows", operation,
+                     static_cast<long long>(a.rows));
+  }
+  for (int64_t i = 0; i < 3 * a.rows; i++) terms[i] = 0;
+  plan.ce = terms;
+  plan.kl = terms + a.rows;
+  plan.bound = terms + 2 * a.rows;
+
+  const int64_t elements = a.rows * a.classes;
+  const int64_t bytes =
+      elements * (esp::size_of(a.student.dtype) + (plan.teacher_used ? esp::size_of(a.teacher.dtype) : 0) +
+                  (a.gradient != nullptr ? esp::size_of(a.gradient_dtype) : 0));
+  plan.stream = a.gradient != nullptr && elements * esp::size_of(a.gradient_dtype) >= esp::cache_bytes &&
+                a.gradient != a.student.data && a.gradient != a.teacher.data && a.gradient != a.bound.data;
+  const int64_t scratch_floats = kernels->scratch(plan);
+  const int64_t segments = (a.classes + esp::kd_segment - 1) / esp::kd_segment;
+
+  bool out_of_memory = false;
+  if (segments > 1 && a.rows < few_rows && bytes >= esp::parallel_bytes) {
+    float* scratch = thread_scratch.get(scratch_floats);
+    std::unique_ptr<esp::KdSegmentSums[]> sums(new (std::nothrow)
+                                                   esp::KdSegmentSums[static_cast<size_t>(segments)]);
+    out_of_memory = scratch == nullptr || !sums;
+    for (int64_t row = 0; row < a.rows && !out_of_memory; row++) {
+      if (!kept(a, row) || (!plan.teacher_used && a.bound.data == nullptr &&
+                            (a.labels == nullptr || a.labels[row] == a.ignore_index))) {
+        kernels->rows(plan, row, 1, scratch);  // a gradient of zeros
+        continue;
+      }
+      esp::parallel_for(segments, [&](int64_t k) { kernels->measure(plan, row, k, scratch, sums.get()); });
+      const esp::KdCoefficients c = kernels->finish(plan, row, scratch, sums.get());
+      esp::parallel_for(segments,
+                        [&](int64_t k) { kernels->differentiate(plan, row, k, scratch, sums.get(), c); });
+    }
+    thread_scratch.trim();
+  } else {
+    int64_t task_rows = 1;
+    if (segments == 1) {
+      const int64_t row_bytes = a.rows > 0 ? bytes / a.rows : 1;
+      task_rows =
+          (task_bytes / (row_bytes > 0 ? row_bytes : 1) + esp::kd_group) / esp::kd_group * esp::kd_group;
+    }
+    const int64_t tasks =
+        bytes < esp::parallel_bytes ? (a.rows > 0 ? 1 : 0) : (a.rows + task_rows - 1) / task_rows;
+    if (tasks == 1) task_rows = a.rows;
+    bool failed = false;
+    const auto run = [&](int64_t task) {
+      float* scratch = thread_scratch.get(scratch_floats);
+      if (scratch == nullptr) {
+        __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+        return;
+      }
+      const int64_t first = task * task_rows;
+      kernels->rows(plan, first, a.rows - first < task_rows ? a.rows - first : task_rows, scratch);
+      thread_scratch.trim();
+    };
+    if (tasks == 1) {
+      run(0);
+    } else {
+      esp::parallel_for(tasks, run);
+    }
+    out_of_memory = failed;
+  }
+  if (out_of_memory) {
+    return esp::fail(ESP_OUT_OF_MEMORY,
+                     "%s: no memory for %lld numbers of scratch; the gradient is incomplete", operation,
+                     static_cast<long long>(scratch_floats));
+  }
+
+  double ce = 0, kl = 0, bound = 0;
+  for (int64_t row = 0; row < a.rows; row++) {
+    ce += plan.ce[row];
+    kl += plan.kl[row];
+    bound += plan.bound[row];
+  }
+  result->ce = valid > 0 ? ce / static_cast<double>(valid) : 0;
+  result->kl = rows > 0 ? kl / static_cast<double>(rows) : 0;
+  result->bound = rows > 0 ? bound / static_cast<double>(rows) : 0;
+  result->loss = a.alpha * result->ce + (1 - a.alpha) * result->kl + a.beta * result->bound;
+  result->rows = rows;
+  result->valid = valid;
+  return ESP_OK;
+}
