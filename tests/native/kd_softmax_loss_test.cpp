@@ -3,6 +3,7 @@
 // rows, strides, odd addresses.
 #include "espalier/kd_softmax_loss.h"
 
+#include <initializer_list>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
