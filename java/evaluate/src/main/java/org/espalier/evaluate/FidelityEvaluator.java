@@ -8,6 +8,7 @@ import java.util.Arrays;
 import java.util.List;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.onnx.OnnxModel;
 
 /**
  * Compares two ONNX text models on texts. Both run in ONNX Runtime on one thread. Embeddings are compared
@@ -153,13 +154,17 @@ public final class FidelityEvaluator {
     return some;
   }
 
-  /** The bytes of a model with the external data files that lie beside it under its own name. */
+  /** The bytes of a model: its file and those of its external data. */
   private static long bytes(Path model) {
-    try {
-      return Files.size(model);
-    } catch (IOException e) {
-      throw new InputException("cannot read the size of " + model + ": " + e.getMessage(), e);
+    long sum = 0;
+    for (Path file : OnnxModel.read(model).files()) {
+      try {
+        sum += Files.size(file);
+      } catch (IOException e) {
+        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
+      }
     }
+    return sum;
   }
 
   /**

@@ -8,6 +8,7 @@ import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import ai.onnxruntime.TensorInfo;
+import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.nio.LongBuffer;
 import java.nio.file.Path;
@@ -47,13 +48,13 @@ public final class OnnxTextModel implements AutoCloseable {
   }
 
   /**
-   * Loads a model from the bytes of an ONNX file.
+   * Loads a model from the bytes of an ONNX file, a direct buffer.
    *
    * @param name what errors call it
    * @param threads threads of one run, at least 1
    * @throws InputException when ONNX Runtime refuses the model or it is not a text model
    */
-  public OnnxTextModel(String name, byte[] model, int threads) {
+  public OnnxTextModel(String name, ByteBuffer model, int threads) {
     this.name = name;
     try (OrtSession.SessionOptions options = options(threads)) {
       session = environment.createSession(model, options);

@@ -31,9 +31,7 @@ public final class TextActivations implements ActivationSource {
 
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
-    ByteBuffer buffer = model.withOutputs(activations).toBuffer();
-    byte[] bytes = new byte[buffer.remaining()];
-    buffer.get(bytes);
+    ByteBuffer bytes = model.withOutputs(activations).toBuffer();
     Set<String> fetched = Set.copyOf(activations);
     try (OnnxTextModel session = new OnnxTextModel(model.name(), bytes, threads)) {
       for (Tokens text : texts) {

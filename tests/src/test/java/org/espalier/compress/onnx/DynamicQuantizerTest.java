@@ -193,6 +193,20 @@ class DynamicQuantizerTest {
     assertTrue(Math.abs(beta) < OUTLIER / 2, "the outlier channel is centred, but at " + beta);
   }
 
+  /** The same block with LayerNormalization, whose bias is an input. */
+  @Test
+  void aLayerNormalizationIsShifted() throws OrtException {
+    GraphProto.Builder g = block(null).getGraph().toBuilder();
+    g.setNode(0, node("Identity", "same", List.of("x"), "n"));
+    g.setNode(1, node("LayerNormalization", "ln", List.of("n", "gamma", "beta"), "a"));
+    ModelProto proto = SmallModels.model(17, g);
+    OnnxModel model = OnnxModel.of(proto, "norm");
+    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults())
+        .calibrate(DynamicQuantizerTest::examples);
+    assertNotNull(model.initializer("beta_fitted"));
+    assertArrayEquals(run(OnnxModel.of(proto, "norm")), run(model), 2e-3f);
+  }
+
   @Test
   void calibrationTakesAwayMostOfTheError() throws OrtException {
     float[] expected = run(OnnxModel.of(block(null), "block"));
@@ -412,6 +426,15 @@ class DynamicQuantizerTest {
         new long[] {0, 0, 2, 4}, longs(model.initializer("shape")), "0 stands for «as in the data»");
     OnnxModel other = quantized(reshape("other"), false, false);
     assertEquals(2, operators(other).get("Shape"), "dimensions of another value are not its own");
+  }
+
+  @Test
+  void equalSmallConstantsBecomeOne() {
+    OnnxModel model = quantized(reshape("other"), false, false);
+    List<String> names = model.initializers().stream().map(OnnxInitializer::name).toList();
+    // zero and axis are both [0]; the scalars have another shape.
+    assertTrue(names.contains("zero") != names.contains("axis"), names.toString());
+    assertTrue(names.contains("zero_scalar") && names.contains("one_scalar"), names.toString());
   }
 
   private static long[] longs(OnnxInitializer i) {

@@ -30,7 +30,7 @@ final class ActivationEqualizer {
   private static final Logger LOG = LoggerFactory.getLogger(ActivationEqualizer.class);
 
   /** A Mul is worth its time where it takes away at least this share of all noise that Muls could. */
-  private static final double WORTH_SCALING = 0.01;
+  private static final double WORTH_SCALING = 0.003;
 
   private final OnnxModel model;
   private final Map<String, NodeProto> producers;

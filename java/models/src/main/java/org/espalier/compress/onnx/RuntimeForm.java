@@ -24,10 +24,15 @@ import org.espalier.format.onnx.OnnxModel;
  *       target, in which 0 stands for «as in the data»; five nodes for each dimension go;
  *   <li>a {@code Gemm} that is a product with a constant and a constant bias becomes {@code MatMul} and
  *       {@code Add};
+ *   <li>small constants of equal type, shape and value become one: exporters write each layer its
+ *       own;
  *   <li>nodes and tensors that nothing reads go.
  * </ul>
  */
 final class RuntimeForm {
+  /** Elements; weights and biases keep their own tensors. */
+  private static final long SMALL_CONSTANT = 8;
+
   private RuntimeForm() {}
 
   /**
@@ -68,7 +73,44 @@ final class RuntimeForm {
       }
     }
     model.setNodes(nodes);
+    shareConstants(model);
     removeUnused(model);
+  }
+
+  /** Lets all nodes that read equal small constants read the first of them. */
+  private static void shareConstants(OnnxModel model) {
+    Map<List<Object>, String> first = new HashMap<>();
+    Map<String, String> shared = new HashMap<>();
+    for (OnnxInitializer i : model.initializers()) {
+      share(i, i.name(), first, shared);
+    }
+    List<NodeProto> nodes = new ArrayList<>();
+    for (NodeProto n : model.nodes()) {
+      if (n.getOpType().equals("Constant") && model.constant(n.getOutput(0)) != null) {
+        share(model.constant(n.getOutput(0)), n.getOutput(0), first, shared);
+      }
+      NodeProto.Builder b = n.toBuilder();
+      for (int i = 0; i < n.getInputCount(); i++) {
+        b.setInput(i, shared.getOrDefault(n.getInput(i), n.getInput(i)));
+      }
+      nodes.add(b.build());
+    }
+    model.setNodes(nodes);
+  }
+
+  private static void share(
+      OnnxInitializer constant,
+      String name,
+      Map<List<Object>, String> first,
+      Map<String, String> shared) {
+    if (constant.elements() > SMALL_CONSTANT || constant.type() == DataType.STRING) {
+      return;
+    }
+    List<Long> dims = Arrays.stream(constant.dims()).boxed().toList();
+    String earlier = first.putIfAbsent(List.of(constant.type(), dims, constant.data()), name);
+    if (earlier != null) {
+      shared.put(name, earlier);
+    }
   }
 
   private static NodeProto biasSecond(
