@@ -6,6 +6,7 @@ import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.LongPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Scalar;
+import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.backend.Bandwidth;
@@ -68,7 +69,7 @@ public class KdSoftmaxLossBenchmark extends Comparison {
                 KdSoftmaxLoss.Logits.of(gradient)));
     studentView = torch.from_blob(student.pointer(), rows, classes);
     teacherView = torch.from_blob(teacher.pointer(), rows, classes);
-    labelView = torch.tensor(labelsOf(labels, (int) rows));
+    labelView = AbstractTensor.create(labelsOf(labels, (int) rows));
     check();
   }
 
@@ -78,7 +79,7 @@ public class KdSoftmaxLossBenchmark extends Comparison {
       Tensor s = studentView.detach().set_requires_grad(true);
       Tensor expected = loss(s);
       expected.backward();
-      Tensor view = torch.from_blob(gradient.pointer(), studentView.sizes().vec());
+      Tensor view = torch.from_blob(gradient.pointer(), studentView.size(0), studentView.size(1));
       double difference = s.grad().sub(view).abs().max().item_float();
       double largest = s.grad().abs().max().item_float();
       if (!(Math.abs(expected.item_float() - loss) <= 1e-4 * loss)
