@@ -377,7 +377,7 @@ class ForwardCall {
       const bool shares_bytes = tensor.gate != nullptr && tensor.inner % 8 != 0;
       // While a channel is applied from the cache, the one that is observed next is fetched.
       const int64_t row_bytes = tensor.inner * esp::size_of(tensor.dtype);
-      if (tensor.outer == 1 && row_bytes <= fetched_row) s.target.ahead = 2 * row_bytes;
+      if (tensor.outer == 1 && row_bytes >= prefetch_distance && row_bytes <= fetched_row) s.target.ahead = 2 * row_bytes;
       s.group = round_up(at_least_one(piece_elements / channel_elements), shares_bytes ? 8 : 1);
       return ESP_OK;
     }
@@ -432,7 +432,7 @@ class ForwardCall {
         for (int64_t i = 0; i < w.columns && minimum != nullptr; i++) minimum[i] = INFINITY;
         s.add(kernels_.observe_columns(s.target.dtype, s.target.x, w, absolute(), minimum, maximum));
       } else {
-        const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute());
+        const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute(), 0);
         s.maximum[partial] = range.max;
         if (!absolute()) s.minimum[partial] = range.min;
         s.add(range.non_finite);
@@ -536,9 +536,9 @@ class ForwardCall {
     Forward& s = states_[t];
     const int64_t first = unit * s.group;
     const int64_t end = first + s.group < s.layout.channels ? first + s.group : s.layout.channels;
-    observe_channel(t, first);
+    observe_channel(t, first, 0);
     for (int64_t c = first; c < end; c++) {
-      if (c + 1 < end) observe_channel(t, c + 1);
+      if (c + 1 < end) observe_channel(t, c + 1, c > first && s.target.ahead > prefetch_distance ? s.target.ahead / 2 : 0);
       const float* scale = tensors_[t].scale;
       if (!s.writes || !esp::usable_scale(scale[c])) continue;
       kernels_.apply(s.target, whole_channel(s.layout, c), OneScale(scale, tensors_[t].zero_point, c).grid());
@@ -548,10 +548,10 @@ class ForwardCall {
 
   static Window whole_channel(const Layout& l, int64_t c) { return {c * l.inner, l.outer, l.inner, l.channels * l.inner}; }
 
-  void observe_channel(int64_t t, int64_t c) {
+  void observe_channel(int64_t t, int64_t c, int64_t ahead) {
     Forward& s = states_[t];
     const Window w = whole_channel(s.layout, c);
-    const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute());
+    const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute(), ahead);
     s.add(range.non_finite);
     set_scale(t, c, range.min, range.max);
     if (quantizer_.observer == ESP_OBSERVER_MSE && esp::usable_scale(tensors_[t].scale[c])) search(t, c, w, range);

@@ -223,14 +223,18 @@ ESP_INLINE void extend(RangeLanes& range, f32x16 x) {
 }
 
 template <class T, bool absolute>
-esp::ObservedRange observe_as(const void* data, const Window& w) {
+esp::ObservedRange observe_as(const void* data, const Window& w, int64_t ahead) {
   const float inf = __builtin_inff();
   RangeLanes a{set1(inf), set1(-inf), set1(0)}, b = a, c = a, d = a;
   for (int64_t r = 0; r < w.rows; r++) {
     const T* x = static_cast<const T*>(data) + w.first + r * w.stride;
     int64_t i = 0;
     for (; i + 64 <= w.columns; i += 64) {
-      for (int line = 0; line < 64; line += 64 / static_cast<int>(sizeof(T))) prefetch(x + i + line);
+      if (ahead > 0) {
+        prefetch_ahead(x + i, ahead);
+      } else {
+        for (int line = 0; line < 64; line += 64 / static_cast<int>(sizeof(T))) prefetch(x + i + line);
+      }
       extend<absolute>(a, load(x + i));
       extend<absolute>(b, load(x + i + 16));
       extend<absolute>(c, load(x + i + 32));
@@ -281,18 +285,18 @@ esp::ObservedRange observe_as(const void* data, const Window& w) {
 }
 
 template <class T>
-esp::ObservedRange observe_from(const void* x, const Window& w, bool absolute) {
-  return absolute ? observe_as<T, true>(x, w) : observe_as<T, false>(x, w);
+esp::ObservedRange observe_from(const void* x, const Window& w, bool absolute, int64_t ahead) {
+  return absolute ? observe_as<T, true>(x, w, ahead) : observe_as<T, false>(x, w, ahead);
 }
 
-esp::ObservedRange observe(esp_dtype dtype, const void* x, const Window& w, bool absolute) {
+esp::ObservedRange observe(esp_dtype dtype, const void* x, const Window& w, bool absolute, int64_t ahead) {
   switch (dtype) {
     case ESP_BF16:
-      return observe_from<bf16>(x, w, absolute);
+      return observe_from<bf16>(x, w, absolute, ahead);
     case ESP_F16:
-      return observe_from<f16>(x, w, absolute);
+      return observe_from<f16>(x, w, absolute, ahead);
     default:
-      return observe_from<float>(x, w, absolute);
+      return observe_from<float>(x, w, absolute, ahead);
   }
 }
 
