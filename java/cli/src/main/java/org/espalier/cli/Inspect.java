@@ -63,7 +63,7 @@ final class Inspect implements Callable<Integer> {
     ObjectNode json = JsonNodeFactory.instance.objectNode();
     json.put("model", source.given());
     List<Row> rows;
-    try (Progress progress = new Progress(common.err())) {
+    try (Progress progress = new Progress(common.err(), "reading")) {
       rows =
           source.kind() == ModelSource.Kind.ONNX
               ? onnx(OnnxModel.read(source.path()), json, progress)
