@@ -76,7 +76,7 @@ final class Evaluate implements Callable<Integer> {
       ObjectNode json = JsonNodeFactory.instance.objectNode();
       json.put("reference", original.given()).put("candidate", judged.given());
       for (Map.Entry<String, Object> entry : fidelity.toMap().entrySet()) {
-        json.putPOJO(entry.getKey(), entry.getValue());
+        json.set(entry.getKey(), Json.of((Number) entry.getValue()));
       }
       common.print(json);
     } else {

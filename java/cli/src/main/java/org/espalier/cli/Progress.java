@@ -64,6 +64,17 @@ final class Progress implements AutoCloseable {
     total = newTotal;
   }
 
+  /** The same for a run of the compressors. */
+  void update(org.espalier.compress.Progress.Phase phase, long newDone, long newTotal) {
+    update(
+        switch (phase) {
+          case SELECT -> "selecting";
+          case WRITE -> "writing";
+        },
+        newDone,
+        newTotal);
+  }
+
   private synchronized void show() {
     if (clock.isShutdown()) {
       return;

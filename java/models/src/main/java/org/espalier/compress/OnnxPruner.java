@@ -1,0 +1,281 @@
+package org.espalier.compress;
+
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Set;
+import java.util.function.Predicate;
+import org.bytedeco.javacpp.BytePointer;
+import org.espalier.InputException;
+import org.espalier.device.DType;
+import org.espalier.device.Tensor;
+import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.safetensors.Names;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsWriter;
+import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.op.MagnitudePrune;
+
+/**
+ * Prunes an ONNX model by magnitude into a new one with the same graph: zeros in the tensors, no
+ * fewer of them. Tensors count in the order of {@link #candidates}.
+ */
+public final class OnnxPruner {
+  private OnnxPruner() {}
+
+  /**
+   * A constant tensor of a model that could be pruned.
+   *
+   * @param name a name for people, unique in the model: the weight's, or the initializer's own
+   * @param value the value that holds it in the graph
+   * @param tensor its data
+   * @param weight what the graph does with it; null for one that nothing multiplies with
+   */
+  public record Candidate(String name, String value, OnnxInitializer tensor, OnnxWeight weight) {
+
+    /** The type in which kernels compute on it, or null where they do not. */
+    DType dtype() {
+      return switch (tensor.type()) {
+        case FLOAT -> DType.F32;
+        case FLOAT16 -> DType.F16;
+        case BFLOAT16 -> DType.BF16;
+        default -> null;
+      };
+    }
+
+    /** Where patterns run: the axis that the graph sums over, else the last. */
+    int axis() {
+      return weight == null ? tensor.dims().length - 1 : weight.reductionAxis();
+    }
+
+    /** The tensor as a checkpoint would describe it, for files of masks. */
+    TensorInfo info() {
+      List<Long> shape = new ArrayList<>();
+      for (long size : tensor.dims()) {
+        shape.add(size);
+      }
+      return new TensorInfo(name, SafetensorsDtype.F32, shape, 0, 4 * tensor.elements());
+    }
+  }
+
+  /**
+   * What to do.
+   *
+   * @param target the file to write
+   * @param rule how much to prune, and of what
+   * @param choice the tensors to prune; {@link #isPrunable} where the user says nothing
+   * @param maskIn a {@link MaskFile} of what is pruned already, or null: a tensor without a mask is
+   *     whole, and a mask of a tensor that is not chosen is refused
+   * @param maskOut where to write a {@link MaskFile} of what is kept, or null
+   */
+  public record Job(
+      Path target,
+      MagnitudePrune.Rule rule,
+      Predicate<Candidate> choice,
+      Path maskIn,
+      Path maskOut) {}
+
+  /**
+   * The floating-point constants of a model that have elements: its weights in the order in which its nodes use them,
+   * then the other initializers in their order.
+   */
+  public static List<Candidate> candidates(OnnxModel model) {
+    List<Candidate> candidates = new ArrayList<>();
+    Set<String> values = new HashSet<>();
+    Set<String> names = new HashSet<>();
+    for (OnnxWeight weight : OnnxWeights.of(model)) {
+      if (model.constant(weight.value()).elements() == 0) {
+        continue;
+      }
+      values.add(weight.value());
+      names.add(weight.name());
+      candidates.add(
+          new Candidate(weight.name(), weight.value(), model.constant(weight.value()), weight));
+    }
+    for (OnnxInitializer tensor : model.initializers()) {
+      boolean isFloat =
+          switch (tensor.type()) {
+            case FLOAT, FLOAT16, BFLOAT16, DOUBLE -> true;
+            default -> false;
+          };
+      if (isFloat
+          && tensor.elements() > 0
+          && !values.contains(tensor.name())
+          && names.add(tensor.name())) {
+        candidates.add(new Candidate(tensor.name(), tensor.name(), tensor, null));
+      }
+    }
+    return candidates;
+  }
+
+  /** The tensors that are pruned where the user names none: the weights of MatMul, Gemm and Conv. */
+  public static boolean isPrunable(Candidate candidate) {
+    return candidate.weight() != null && !candidate.weight().isEmbedding();
+  }
+
+  /**
+   * Prunes a model.
+   *
+   * @param model is changed: afterwards it is what was written. Its pruned tensors lie in memory that
+   *     is gone then, so it must not be used any more
+   * @throws InputException if the masks or the target are not as they should be, or the rule does not
+   *     fit the weights; nothing is written then
+   */
+  public static CheckpointPruner.Result prune(OnnxModel model, Job job, Progress progress) {
+    long start = System.nanoTime();
+    List<Path> inputs = new ArrayList<>(model.files());
+    if (job.maskIn() != null) {
+      inputs.add(job.maskIn());
+    }
+    Path[] protectedFiles = inputs.toArray(Path[]::new);
+    Path target = AtomicFile.check(job.target(), protectedFiles);
+    if (job.maskOut() != null
+        && AtomicFile.check(job.maskOut(), protectedFiles).equals(target)) {
+      throw new InputException(
+          "cannot write the masks to " + job.maskOut() + ": the pruned model goes there");
+    }
+    List<AutoCloseable> memory = new ArrayList<>();
+    try (MaskFile maskIn = job.maskIn() == null ? null : MaskFile.open(job.maskIn())) {
+      List<Candidate> chosen = candidates(model).stream().filter(job.choice()).toList();
+      if (chosen.isEmpty()) {
+        throw new InputException(
+            model.name() + ": no tensor is chosen, so there is nothing to prune");
+      }
+      if (maskIn != null) {
+        checkMasks(maskIn, chosen, job.maskIn());
+      }
+      List<MagnitudePrune.Weights> list = new ArrayList<>();
+      List<PieceBuffer> outputs = new ArrayList<>();
+      List<PieceBuffer> masks = new ArrayList<>();
+      long bytes = chosen.stream().mapToLong(c -> c.tensor().byteLength()).sum();
+      for (Candidate candidate : chosen) {
+        MagnitudePrune.Weights weights = weights(model, candidate, maskIn);
+        PieceBuffer output = new PieceBuffer(Math.toIntExact(candidate.tensor().byteLength()));
+        memory.add(output);
+        outputs.add(output);
+        Tensor view = weights.weights();
+        weights = weights.to(output.tensor(view.dtype(), view.shape()));
+        if (job.maskOut() != null) {
+          PieceBuffer bits = new PieceBuffer(Math.toIntExact((view.elements() + 7) / 8));
+          memory.add(bits);
+          masks.add(bits);
+          weights = weights.maskOut(bits.pointer());
+        }
+        if (job.rule() instanceof MagnitudePrune.Pattern pattern) {
+          MagnitudePrune.checkPattern(weights, pattern);
+        }
+        list.add(weights);
+      }
+      long read = System.nanoTime();
+      progress.at(Progress.Phase.SELECT, 0, bytes);
+      MagnitudePrune.Result result;
+      long selected = read;
+      if (job.rule() instanceof MagnitudePrune.Pattern) {
+        result = MagnitudePrune.prune(list, job.rule());
+      } else {
+        MagnitudePrune.Selection selection = MagnitudePrune.select(list, job.rule());
+        selected = System.nanoTime();
+        result = selection.apply(list);
+      }
+      long applied = System.nanoTime();
+      progress.at(Progress.Phase.WRITE, 0, bytes);
+      for (int i = 0; i < chosen.size(); i++) {
+        OnnxInitializer old = chosen.get(i).tensor();
+        model.replaceConstant(
+            OnnxInitializer.of(
+                chosen.get(i).value(),
+                old.type(),
+                old.dims(),
+                outputs.get(i).first(old.byteLength())));
+      }
+      write(model, job, chosen, masks, protectedFiles);
+      progress.at(Progress.Phase.WRITE, bytes, bytes);
+      List<MagnitudePrune.TensorResult> tensors = new ArrayList<>();
+      for (int i = 0; i < chosen.size(); i++) {
+        MagnitudePrune.TensorResult tensor = result.tensors().get(i);
+        tensors.add(
+            new MagnitudePrune.TensorResult(
+                chosen.get(i).name(), tensor.total(), tensor.pruned()));
+      }
+      return new CheckpointPruner.Result(
+          result.total(),
+          result.pruned(),
+          result.threshold(),
+          List.copyOf(tensors),
+          new Seconds(
+              (read - start) * 1e-9,
+              (selected - read) * 1e-9,
+              (applied - selected) * 1e-9,
+              (System.nanoTime() - applied) * 1e-9));
+    } finally {
+      memory.forEach(OnnxPruner::close);
+    }
+  }
+
+  private static void close(AutoCloseable memory) {
+    try {
+      memory.close();
+    } catch (Exception e) {
+      throw new IllegalStateException("memory cannot be given back", e);
+    }
+  }
+
+  private static void checkMasks(MaskFile masks, List<Candidate> chosen, Path where) {
+    Set<String> names = new HashSet<>();
+    chosen.forEach(c -> names.add(c.name()));
+    for (TensorInfo mask : masks.masks()) {
+      if (!names.contains(mask.name())) {
+        throw new InputException(
+            where
+                + ": mask "
+                + Names.quote(mask.name())
+                + " is of no tensor that is chosen; include that, or use the masks of this model");
+      }
+    }
+  }
+
+  private static MagnitudePrune.Weights weights(
+      OnnxModel model, Candidate candidate, MaskFile maskIn) {
+    String where = model.name() + ": tensor " + Names.quote(candidate.name());
+    if (candidate.dtype() == null) {
+      throw new InputException(
+          where + " is " + candidate.tensor().type() + "; FLOAT, FLOAT16 and BFLOAT16 can be pruned");
+    }
+    Tensor view =
+        Tensor.of(candidate.tensor().data(), candidate.dtype(), candidate.tensor().dims());
+    TensorInfo mask = maskIn == null ? null : maskIn.maskOf(candidate.info());
+    BytePointer bits = mask == null ? null : maskIn.file().bytes(mask, 0, mask.bytes());
+    return MagnitudePrune.Weights.of(where, view)
+        .maskIn(bits)
+        .axis(candidate.axis());
+  }
+
+  /** The masks are written whole before the model takes its name, so that a full disk stops both. */
+  private static void write(
+      OnnxModel model,
+      Job job,
+      List<Candidate> chosen,
+      List<PieceBuffer> masks,
+      Path[] protectedFiles) {
+    if (job.maskOut() == null) {
+      model.write(job.target(), protectedFiles);
+      return;
+    }
+    List<TensorInfo> infos = chosen.stream().map(Candidate::info).toList();
+    try (AtomicFile file = AtomicFile.create(job.maskOut(), protectedFiles)) {
+      SafetensorsWriter writer =
+          new SafetensorsWriter(file, MaskFile.specs(infos), MaskFile.metadata(infos));
+      for (int i = 0; i < infos.size(); i++) {
+        writer.append(infos.get(i).name(), masks.get(i).first((infos.get(i).elements() + 7) / 8));
+      }
+      writer.finish();
+      model.write(job.target(), protectedFiles);
+      file.commit();
+    }
+  }
+}
