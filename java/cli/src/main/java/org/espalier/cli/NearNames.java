@@ -32,7 +32,10 @@ final class NearNames {
     return String.join(", ", nearest) + (others > 0 ? " and " + others + " others" : "");
   }
 
-  /** Levenshtein's distance without regard to case, wildcards counting as nothing. */
+  /**
+   * Levenshtein's distance without regard to case, wildcards counting as nothing, less what speaks for
+   * the name.
+   */
   private static int distance(String wanted, String name) {
     String a = cut(wanted.toLowerCase(Locale.ROOT).replaceAll("[*?\\[\\]]", ""));
     String b = cut(name.toLowerCase(Locale.ROOT));
@@ -49,8 +52,12 @@ final class NearNames {
         row[j] = Math.min(substituted, Math.min(row[j], row[j - 1]) + 1);
       }
     }
-    // A part of a name is a better guess than a name of the same length with other letters.
-    return row[b.length()] - (b.contains(a) ? b.length() : 0);
+    // Names share long beginnings, and a part of one is a better guess than another of its length.
+    int common = 0;
+    while (common < Math.min(a.length(), b.length()) && a.charAt(common) == b.charAt(common)) {
+      common++;
+    }
+    return row[b.length()] - 2 * common - (b.contains(a) ? b.length() : 0);
   }
 
   private static String cut(String text) {

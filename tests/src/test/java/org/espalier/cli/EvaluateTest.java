@@ -1,0 +1,38 @@
+package org.espalier.cli;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class EvaluateTest {
+  @TempDir Path folder;
+
+  @Test
+  void refusesWhatItCannotCompare() throws IOException {
+    Path onnx = Files.write(folder.resolve("m.onnx"), SmallModels.mlp().toByteArray());
+    Path texts = Files.writeString(folder.resolve("texts"), "One.\nTwo.\nThree.\n");
+    Path few = Files.writeString(folder.resolve("few"), "One.\n\n\n");
+    refused("--texts", onnx, onnx);
+    refused("no file or folder", onnx, folder.resolve("x.onnx"), "--texts", texts);
+    refused("cannot be read", onnx, onnx, "--texts", folder.resolve("none"));
+    // No tokenizer, then two, then one that is none.
+    refused("neither m-tokenizer.json nor tokenizer.json", onnx, onnx, "--texts", texts);
+    Files.writeString(folder.resolve("m-tokenizer.json"), "{}");
+    refused("m-tokenizer.json", onnx, onnx, "--texts", texts);
+    Files.writeString(folder.resolve("tokenizer.json"), "{}");
+    refused("both m-tokenizer.json and tokenizer.json", onnx, onnx, "--texts", texts);
+    refused("--max-tokens", onnx, onnx, "--texts", few, "--max-tokens", "2");
+    refused("--pooling", onnx, onnx, "--texts", texts, "--pooling", "max");
+    refused("not an .onnx model", onnx, folder, "--texts", texts);
+  }
+
+  private void refused(String word, Object... args) {
+    Object[] all = new Object[args.length + 1];
+    all[0] = "evaluate";
+    System.arraycopy(args, 0, all, 1, args.length);
+    Run.refused(folder, new String[] {word}, all);
+  }
+}

@@ -1,0 +1,233 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.attribute.FileTime;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.time.Instant;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.TimeUnit;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/**
+ * The launcher in a tree of its own, with tools that only say that they were called, so that nothing
+ * is built, installed or downloaded.
+ */
+class LauncherTest {
+  private static final Path LAUNCHER = Path.of(System.getProperty("espalier.root"), "espalier");
+
+  @TempDir Path folder;
+  private Path root;
+  private Path bin;
+  private Path javaHome;
+  private Path calls;
+
+  /** A run of the launcher. */
+  private record Launch(int code, String out, String err) {}
+
+  @BeforeEach
+  void tree() throws IOException {
+    root = Files.createDirectory(folder.resolve("a tree"));
+    Files.copy(LAUNCHER, root.resolve("espalier"));
+    executable(root.resolve("espalier"));
+    for (String source : List.of("java/cli/src", "native", "cuda", "cmake")) {
+      Files.createDirectories(root.resolve(source));
+    }
+    Files.createFile(root.resolve("pom.xml"));
+    Files.createFile(root.resolve("java/cli/src/A.java"));
+    calls = folder.resolve("calls");
+    bin = Files.createDirectory(folder.resolve("bin"));
+    for (String tool :
+        List.of("bash", "readlink", "dirname", "find", "flock", "grep", "awk", "head", "mkdir",
+            "touch", "mv", "tee", "sed", "cat", "sleep")) {
+      Path real = Path.of("/usr/bin", tool);
+      Files.createSymbolicLink(
+          bin.resolve(tool), Files.exists(real) ? real : Path.of("/bin", tool));
+    }
+    javaHome = folder.resolve("jdk");
+    Files.createDirectories(javaHome.resolve("bin"));
+    Files.writeString(javaHome.resolve("release"), "JAVA_VERSION=\"17.0.1\"\n");
+    script(javaHome.resolve("bin/java"), "echo \"java $*\"; exit 7");
+    script(javaHome.resolve("bin/javac"), "true");
+    fake("mvn", "mkdir -p java/cli/target; cd java/cli/target; "
+        + "touch espalier-cli-1.jar other.jar; echo \"$PWD/other.jar\" >classpath");
+    fake("cmake", "echo cmake version 3.25.1");
+    fake("ninja", "true");
+    fake("g++", "true");
+    fake("id", "echo 1000");
+    fake("apt-get", "true");
+    fake("apt-cache", "[[ $2 == openjdk-21-jdk-headless ]]");
+  }
+
+  /** A tool that notes its call and then runs {@code body}, Maven in the tree. */
+  private void fake(String tool, String body) throws IOException {
+    script(
+        bin.resolve(tool),
+        "echo \"" + tool + " $*\" >>'" + calls + "'\ncd '" + root + "'\n" + body);
+  }
+
+  private static void script(Path file, String body) throws IOException {
+    Files.writeString(file, "#!/bin/bash\n" + body + "\n");
+    executable(file);
+  }
+
+  private static void executable(Path file) throws IOException {
+    Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("rwxr-xr-x"));
+  }
+
+  private Launch launch(Path command, String... args) throws IOException, InterruptedException {
+    List<String> line = new ArrayList<>(List.of(command.toString()));
+    line.addAll(List.of(args));
+    ProcessBuilder builder = new ProcessBuilder(line).directory(folder.toFile());
+    builder.environment().put("PATH", bin.toString());
+    builder.environment().put("JAVA_HOME", javaHome.toString());
+    builder.environment().remove("CXX");
+    builder.environment().remove("ESPALIER_NO_INSTALL");
+    Path out = folder.resolve("out");
+    Path err = folder.resolve("err");
+    Process process =
+        builder.redirectOutput(out.toFile()).redirectError(err.toFile()).start();
+    assertTrue(process.waitFor(60, TimeUnit.SECONDS), "the launcher hangs");
+    return new Launch(process.exitValue(), Files.readString(out), Files.readString(err));
+  }
+
+  private List<String> callsOf(String tool) throws IOException {
+    return Files.exists(calls)
+        ? Files.readAllLines(calls).stream().filter(c -> c.startsWith(tool + " ")).toList()
+        : List.of();
+  }
+
+  @Test
+  void buildsOnceAndAgainWhenASourceIsNewer() throws IOException, InterruptedException {
+    Path launcher = root.resolve("espalier");
+    Launch first = launch(launcher, "inspect", "a b");
+    assertEquals(7, first.code(), first.err()); // that of the JVM
+    assertTrue(first.out().contains("org.espalier.cli.Espalier inspect a b\n"), first.out());
+    assertTrue(first.out().contains("espalier-cli-1.jar:"), first.out());
+    assertEquals(1, callsOf("mvn").size());
+    assertTrue(callsOf("mvn").get(0).contains("package -DskipTests"), callsOf("mvn").toString());
+
+    // From elsewhere and through a link, without Maven, with nothing of its own on either stream.
+    Path link = Files.createSymbolicLink(folder.resolve("link"), launcher);
+    Launch second = launch(link, "doctor");
+    assertEquals(7, second.code());
+    assertEquals("", second.err());
+    assertEquals(1, callsOf("mvn").size());
+
+    FileTime later = FileTime.from(Instant.now().plusSeconds(5));
+    Files.createDirectories(root.resolve("native/target"));
+    Files.createFile(root.resolve("native/target/built.o"));
+    Files.setLastModifiedTime(root.resolve("native/target/built.o"), later);
+    launch(launcher, "doctor");
+    assertEquals(1, callsOf("mvn").size(), "what a build writes is no source");
+
+    Files.createFile(root.resolve("native/new.cpp"));
+    launch(launcher, "doctor");
+    assertEquals(2, callsOf("mvn").size(), "a new file");
+    Files.delete(root.resolve("java/cli/src/A.java"));
+    launch(launcher, "doctor");
+    assertEquals(3, callsOf("mvn").size(), "a deleted file");
+    Files.delete(root.resolve("java/cli/target/other.jar"));
+    launch(launcher, "doctor");
+    assertEquals(4, callsOf("mvn").size(), "a library that is gone");
+  }
+
+  @Test
+  void aBuildThatFailsSaysWhyAndIsRepeated() throws IOException, InterruptedException {
+    fake("mvn", "echo '[ERROR] A.java: not Java'; exit 1");
+    for (int i = 1; i <= 2; i++) {
+      Launch launch = launch(root.resolve("espalier"), "doctor");
+      assertEquals(1, launch.code());
+      assertTrue(launch.err().contains("not Java"), launch.err());
+      assertTrue(launch.err().contains("build.log"), launch.err());
+      assertEquals("", launch.out());
+      assertEquals(i, callsOf("mvn").size());
+    }
+  }
+
+  @Test
+  void withoutToolsItSaysWhatInstallsThem() throws IOException, InterruptedException {
+    for (String tool : List.of("mvn", "ninja", "g++")) {
+      Files.delete(bin.resolve(tool));
+    }
+    fake("cmake", "echo cmake version 3.18.4");
+    Files.delete(javaHome.resolve("bin/javac"));
+    Launch launch = launch(root.resolve("espalier"), "doctor");
+    assertEquals(2, launch.code());
+    for (String word :
+        List.of("Maven", "CMake of version 3.22", "3.18.4", "Ninja", "C++", "javac",
+            "sudo apt-get install -y --no-install-recommends openjdk-21-jdk-headless maven cmake"
+                + " ninja-build g++\n")) {
+      assertTrue(launch.err().contains(word), launch.err());
+    }
+    assertEquals(List.of(), callsOf("apt-get"), "nothing is installed without root");
+
+    fake("id", "echo 0");
+    Path shell = folder.resolve("no-install");
+    script(shell, "ESPALIER_NO_INSTALL=1 exec '" + root.resolve("espalier") + "' doctor");
+    launch = launch(shell);
+    assertEquals(2, launch.code());
+    assertTrue(launch.err().contains("ESPALIER_NO_INSTALL"), launch.err());
+    assertEquals(List.of(), callsOf("apt-get"), "nothing is installed against the user's word");
+  }
+
+  @Test
+  void asRootItInstallsWhatIsMissingAndBuilds() throws IOException, InterruptedException {
+    Path mvn = bin.resolve("mvn");
+    Path kept = Files.move(mvn, folder.resolve("mvn"));
+    fake("id", "echo 0");
+    fake("apt-get", "[[ $1 != install ]] || mv '" + kept + "' '" + mvn + "'");
+    Launch launch = launch(root.resolve("espalier"), "doctor");
+    assertEquals(7, launch.code(), launch.err());
+    assertEquals(2, callsOf("apt-get").size()); // update, install
+    assertTrue(callsOf("apt-get").get(1).contains(" maven "), callsOf("apt-get").toString());
+    assertTrue(launch.err().contains("install -y --no-install-recommends maven"), launch.err());
+    assertEquals(1, callsOf("mvn").size());
+  }
+
+  @Test
+  void refusesAnOldJava() throws IOException, InterruptedException {
+    Files.writeString(javaHome.resolve("release"), "JAVA_VERSION=\"11.0.1\"\n");
+    Launch launch = launch(root.resolve("espalier"), "doctor");
+    assertEquals(2, launch.code());
+    assertTrue(launch.err().contains("is version 11"), launch.err());
+    assertTrue(launch.err().contains("JAVA_HOME"), launch.err());
+    assertEquals(List.of(), callsOf("mvn"));
+  }
+
+  @Test
+  void testRunsMavenAndAddsUp() throws IOException, InterruptedException {
+    fake(
+        "mvn",
+        "echo '100% tests passed, 0 tests failed out of 3'\n"
+            + "echo '[INFO] Tests run: 4, Failures: 0, Errors: 0, Skipped: 1, Time elapsed: 1 s'\n"
+            + "echo '[INFO] Tests run: 4, Failures: 0, Errors: 0, Skipped: 1'\n"
+            + "echo '[WARNING] Tests run: 6, Failures: 2, Errors: 1, Skipped: 0'\nexit 3");
+    Launch launch = launch(root.resolve("espalier"), "test", "-Dtest=A B");
+    assertEquals(3, launch.code(), launch.err());
+    assertTrue(launch.err().contains("10 run, 2 failed, 1 in error, 1 skipped"), launch.err());
+    assertTrue(launch.err().contains("native programs: 3 run, 0 failed"), launch.err());
+    assertTrue(callsOf("mvn").get(0).endsWith("verify -Dtest=A B"), callsOf("mvn").toString());
+  }
+
+  @Test
+  void twoLaunchersBuildOnce() throws IOException, InterruptedException {
+    fake("mvn", "sleep 1; mkdir -p java/cli/target; cd java/cli/target; "
+        + "touch espalier-cli-1.jar other.jar; echo \"$PWD/other.jar\" >classpath");
+    Path both = folder.resolve("both");
+    String one = "'" + root.resolve("espalier") + "' doctor";
+    script(both, one + " & first=$!\n" + one + "\na=$?; wait $first; [[ $a == 7 && $? == 7 ]]");
+    Launch launch = launch(both);
+    assertEquals(0, launch.code(), launch.err());
+    assertEquals(1, callsOf("mvn").size(), launch.err());
+    assertFalse(launch.err().contains("failed"), launch.err());
+  }
+}

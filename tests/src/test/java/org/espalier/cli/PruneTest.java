@@ -1,0 +1,191 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.nio.FloatBuffer;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import org.espalier.device.Cuda;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.RawSafetensors;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class PruneTest {
+  @TempDir Path folder;
+  private Path onnx;
+  private Path tensors;
+  private Path out;
+
+  @BeforeEach
+  void models() throws IOException {
+    onnx = Files.write(folder.resolve("m.onnx"), SmallModels.mlp().toByteArray());
+    tensors =
+        RawSafetensors.write(
+            folder.resolve("m.safetensors"),
+            "{\"layer.weight\":{\"dtype\":\"BF16\",\"shape\":[4,6],\"data_offsets\":[0,48]},"
+                + "\"layer.bias\":{\"dtype\":\"BF16\",\"shape\":[4],\"data_offsets\":[48,56]},"
+                + "\"embed_tokens.weight\":{\"dtype\":\"BF16\",\"shape\":[4,2],"
+                + "\"data_offsets\":[56,72]}}",
+            72);
+    out = folder.resolve("out.onnx");
+  }
+
+  /** The values of a FLOAT initializer. */
+  private static float[] values(ModelProto model, String name) {
+    for (TensorProto t : model.getGraph().getInitializerList()) {
+      if (t.getName().equals(name)) {
+        FloatBuffer data =
+            t.getRawData()
+                .asReadOnlyByteBuffer()
+                .order(java.nio.ByteOrder.LITTLE_ENDIAN)
+                .asFloatBuffer();
+        float[] values = new float[data.remaining()];
+        data.get(values);
+        return values;
+      }
+    }
+    throw new AssertionError("no initializer " + name);
+  }
+
+  @Test
+  void zeroesTheSmallestOfAllWeightsOfAnOnnxModel() throws IOException {
+    JsonNode json = Run.of("prune", onnx, "-o", out, "--amount", "0.5", "--json").json();
+
+    // 48 of w and 24 of w2; biases are no weights.
+    assertEquals(72, json.get("total").asLong());
+    assertEquals(36, json.get("pruned").asLong());
+    assertEquals("cpu", json.get("device").asText());
+    assertTrue(json.get("isa").isTextual());
+    for (String phase : List.of("read", "select", "apply", "write")) {
+      assertTrue(json.get("seconds").get(phase).asDouble() >= 0, phase);
+    }
+    assertEquals(2, json.get("tensors").size());
+    ModelProto before = SmallModels.mlp();
+    ModelProto after = ModelProto.parseFrom(Files.readAllBytes(out));
+    List<Float> magnitudes = new ArrayList<>();
+    for (String name : List.of("w", "w2")) {
+      for (float v : values(before, name)) {
+        magnitudes.add(Math.abs(v));
+      }
+    }
+    magnitudes.sort(Comparator.naturalOrder());
+    float threshold = magnitudes.get(35);
+    assertEquals(threshold, (float) json.get("threshold").asDouble());
+    for (String name : List.of("w", "w2")) {
+      float[] old = values(before, name);
+      float[] pruned = values(after, name);
+      for (int i = 0; i < old.length; i++) {
+        assertEquals(Math.abs(old[i]) <= threshold ? 0 : old[i], pruned[i], name + i);
+      }
+    }
+    for (String name : List.of("b", "b2")) {
+      assertEquals(FloatBuffer.wrap(values(before, name)), FloatBuffer.wrap(values(after, name)));
+    }
+    assertEquals(before.getGraph().getNodeList(), after.getGraph().getNodeList());
+  }
+
+  @Test
+  void goesOnFromMasks() throws IOException {
+    Path masks = folder.resolve("masks.safetensors");
+    Run.of("prune", onnx, "-o", out, "--count", "10", "--mask-out", masks).done();
+    Path more = folder.resolve("more.onnx");
+    JsonNode json =
+        Run.of("prune", out, "-o", more, "--amount", "0.5", "--mask-in", masks, "--json").json();
+    assertEquals(10 + 31, json.get("pruned").asLong()); // half of the 62 that remained
+    Run.refused(
+        folder,
+        new String[] {"masks.safetensors", "mask '"},
+        "prune", out, "-o", folder.resolve("x.onnx"), "--amount", "0.1", "--mask-in", masks,
+        "--include", "b");
+  }
+
+  @Test
+  void includeReplacesTheDefaultAndExcludeSubtracts() {
+    JsonNode bias =
+        Run.of("prune", onnx, "-o", out, "--count", "1", "--include", "b*", "--json").json();
+    assertEquals(6 + 4, bias.get("total").asLong()); // b and b2
+    JsonNode rest =
+        Run.of("prune", onnx, "-o", out, "--count", "1", "--exclude", "*2", "--json").json();
+    assertEquals(1, rest.get("tensors").size());
+    JsonNode pattern = Run.of("prune", onnx, "-o", out, "--pattern", "1:2", "--json").json();
+    assertEquals(36, pattern.get("pruned").asLong());
+    assertTrue(pattern.get("threshold").isNull());
+  }
+
+  @Test
+  void prunesSafetensorsWithoutTheirEmbeddings() {
+    Path target = folder.resolve("out.safetensors");
+    Run run = Run.of("prune", tensors, "-o", target, "--sparsity", "0.25", "--json");
+    JsonNode json = run.json();
+    assertEquals(24, json.get("total").asLong());
+    assertEquals(6, json.get("pruned").asLong());
+    assertEquals("layer.weight", json.get("tensors").get(0).get("name").asText());
+    assertTrue(run.err().contains("neither the file's size nor its speed"), run.err());
+    Run text = Run.of("prune", tensors, "-o", target, "--threshold", "1e-30").done();
+    assertTrue(text.out().contains(" of 24 weights"), text.out());
+  }
+
+  private void refused(String word, Object... options) {
+    Object[] all = new Object[options.length + 2];
+    all[0] = "prune";
+    all[1] = onnx;
+    System.arraycopy(options, 0, all, 2, options.length);
+    Run.refused(folder, new String[] {word}, all);
+  }
+
+  @Test
+  void refusesWhatIsOutOfRange() {
+    refused("amount", "-o", out, "--amount", "1.5");
+    refused("amount", "-o", out, "--amount", "-0.1");
+    refused("amount", "-o", out, "--amount", "NaN");
+    refused("--amount", "-o", out, "--amount", "half");
+    refused("sparsity", "-o", out, "--sparsity", "2");
+    refused("count", "-o", out, "--count", "-1");
+    refused("73 weights", "-o", out, "--count", "73");
+    refused("threshold", "-o", out, "--threshold", "-1");
+    refused("pattern", "-o", out, "--pattern", "4:2");
+    refused("pattern", "-o", out, "--pattern", "2to4");
+    refused("multiple of 5", "-o", out, "--pattern", "2:5");
+    refused("--scope", "-o", out, "--pattern", "2:4", "--scope", "tensor");
+    refused("--scope", "-o", out, "--amount", "0.5", "--scope", "row");
+    refused("mutually exclusive", "-o", out, "--amount", "0.5", "--count", "3");
+    refused("--amount", "-o", out);
+    refused("--output", "--amount", "0.5");
+    refused("--threads", "-o", out, "--amount", "0.5", "--threads", "0");
+    refused("'no.such.*'", "-o", out, "--amount", "0.5", "--include", "no.such.*");
+    refused("'no.such.*'", "-o", out, "--amount", "0.5", "--exclude", "no.such.*");
+    refused("no tensor is left", "-o", out, "--amount", "0.5", "--exclude", "*");
+    refused("range that runs backwards", "-o", out, "--amount", "0.5", "--include", "[z-a]");
+    refused("none of auto", "-o", out, "--amount", "0.5", "--device", "gpu");
+  }
+
+  @Test
+  void refusesWhereItCannotWrite() throws IOException {
+    refused("is a directory", "-o", folder, "--amount", "0.5");
+    refused("is the input", "-o", onnx, "--amount", "0.5");
+    Path link = Files.createSymbolicLink(folder.resolve("link.onnx"), onnx);
+    refused("is the input", "-o", link, "--amount", "0.5");
+    refused("does not exist", "-o", folder.resolve("no/such.onnx"), "--amount", "0.5");
+    refused("empty path", "-o", "", "--amount", "0.5");
+    refused("masks", "-o", out, "--amount", "0.5", "--mask-out", out);
+    refused("is the input", "-o", out, "--amount", "0.5", "--mask-out", onnx);
+    refused("no such file", "-o", out, "--amount", "0.5", "--mask-in", folder.resolve("none"));
+  }
+
+  @Test
+  void refusesADeviceThatIsNotThere() {
+    String word = Cuda.isAvailable() ? "CPU only" : Cuda.unavailabilityCause().getMessage();
+    refused(word, "-o", out, "--amount", "0.5", "--device", "cuda");
+    refused("cuda:999", "-o", out, "--amount", "0.5", "--device", "cuda:999");
+  }
+}

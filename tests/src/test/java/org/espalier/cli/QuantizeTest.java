@@ -1,0 +1,96 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.RawSafetensors;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class QuantizeTest {
+  @TempDir Path folder;
+  private Path onnx;
+  private Path checkpoint;
+
+  @BeforeEach
+  void models() throws IOException {
+    onnx = Files.write(folder.resolve("m.onnx"), SmallModels.mlp().toByteArray());
+    checkpoint = Files.createDirectory(folder.resolve("model"));
+    RawSafetensors.write(
+        checkpoint.resolve("model.safetensors"),
+        "{\"layer.weight\":{\"dtype\":\"BF16\",\"shape\":[4,6],\"data_offsets\":[0,48]},"
+            + "\"layer.bias\":{\"dtype\":\"BF16\",\"shape\":[4],\"data_offsets\":[48,56]}}",
+        56);
+    Files.writeString(checkpoint.resolve("config.json"), "{\"model_type\": \"none\"}");
+  }
+
+  @Test
+  void aModelThatTakesNoTextIsNotCalibratedAndTheCommandSaysSo() {
+    Path out = folder.resolve("out.onnx");
+    Run run = Run.of("quantize", onnx, "-o", out, "--to", "onnx-dynamic", "--json");
+    JsonNode json = run.json();
+    assertTrue(run.err().contains("not calibrated"), run.err());
+    assertTrue(json.get("quantized").size() >= 1, json.toString());
+    assertEquals("onnx-dynamic", json.get("to").asText());
+    JsonNode inspected = Run.of("inspect", out, "--json").json();
+    assertTrue(inspected.get("tensors").findValuesAsText("dtype").contains("int8"));
+  }
+
+  @Test
+  void compressedTensorsOfAFolder() {
+    Path out = folder.resolve("int8");
+    JsonNode json =
+        Run.of("quantize", checkpoint, "-o", out, "--to", "compressed-tensors", "--json").json();
+    assertEquals("[\"layer.weight\"]", json.get("quantized").toString());
+    assertTrue(Files.exists(out.resolve("config.json")));
+    assertTrue(Run.of("quantize", checkpoint, "-o", folder.resolve("again"), "--to",
+        "compressed-tensors").done().out().contains("1 tensors"));
+  }
+
+  private void refused(String word, Object... args) {
+    Object[] all = new Object[args.length + 1];
+    all[0] = "quantize";
+    System.arraycopy(args, 0, all, 1, args.length);
+    Run.refused(folder, new String[] {word}, all);
+  }
+
+  @Test
+  void refusesWhatDoesNotFit() throws IOException {
+    Path out = folder.resolve("out.onnx");
+    refused("none of onnx-dynamic", onnx, "-o", out, "--to", "int4");
+    refused("--to", onnx, "-o", out);
+    refused("is for safetensors", onnx, "-o", out, "--to", "compressed-tensors");
+    refused("is for .onnx", checkpoint, "-o", out, "--to", "onnx-dynamic");
+    refused("is the input", onnx, "-o", onnx, "--to", "onnx-dynamic");
+    refused("is a directory", onnx, "-o", folder, "--to", "onnx-dynamic");
+    refused("takes no text", onnx, "-o", out, "--to", "onnx-qdq");
+    refused("fixed ranges", onnx, "-o", out, "--to", "onnx-qdq", "--calibration", "none");
+    refused("--clip is for", onnx, "-o", out, "--to", "onnx-dynamic", "--clip", "mse");
+    refused("above 50", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "percentile:50");
+    refused("above 50", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "percentile:most");
+    refused("none of minmax", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "best");
+    refused("'nothing'", onnx, "-o", out, "--to", "onnx-dynamic", "--include", "nothing");
+    refused("--reduce-range", checkpoint, "-o", out, "--to", "compressed-tensors",
+        "--reduce-range");
+    refused("is the input", checkpoint, "-o", checkpoint, "--to", "compressed-tensors");
+  }
+
+  @Test
+  void namesTheTensorThatIsNotFinite() throws IOException {
+    Path bad = Files.createDirectory(folder.resolve("bad"));
+    byte[] bytes =
+        RawSafetensors.bytes(
+            "{\"layer.weight\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]}}", 16);
+    bytes[bytes.length - 1] = 0x7f; // the last float becomes a NaN
+    bytes[bytes.length - 2] = (byte) 0xc0;
+    Files.write(bad.resolve("model.safetensors"), bytes);
+    Files.writeString(bad.resolve("config.json"), "{}");
+    refused("layer.weight", bad, "-o", folder.resolve("out"), "--to", "compressed-tensors");
+  }
+}
