@@ -14,7 +14,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
 endif()
 
 # Inlined vector types under sanitizers at -O3 take a compiler many minutes a file.
-set(ESP_KERNEL_OPTIMIZATION $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O3>)
+set(ESP_KERNEL_OPTIMIZATION "")
+if(ESP_SANITIZE)
+  set(ESP_KERNEL_OPTIMIZATION -O1)
+endif()
 
 function(esp_add_kernel target source)
   get_filename_component(stem ${source} NAME_WE)
