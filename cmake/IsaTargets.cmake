@@ -14,9 +14,14 @@ endif()
 
 # -O3 unrolls every loop over the 16 lanes of the scalar variant, and inlined vector types under sanitizers likewise:
 # minutes of compiling a file.
-set(ESP_ISA_OPTIMIZATION_scalar $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O2>)
-set(ESP_ISA_OPTIMIZATION_avx2 $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O3>)
-set(ESP_ISA_OPTIMIZATION_avx512 $<IF:$<BOOL:${ESP_SANITIZE}>,-O1,-O3>)
+set(ESP_ISA_OPTIMIZATION_scalar -O2)
+set(ESP_ISA_OPTIMIZATION_avx2 -O3)
+set(ESP_ISA_OPTIMIZATION_avx512 -O3)
+if(ESP_SANITIZE)
+  foreach(isa ${ESP_ISAS})
+    set(ESP_ISA_OPTIMIZATION_${isa} -O1)
+  endforeach()
+endif()
 
 function(esp_add_kernel target source)
   get_filename_component(stem ${source} NAME_WE)
@@ -25,8 +30,8 @@ function(esp_add_kernel target source)
     add_library(${object} OBJECT ${source})
     set_target_properties(${object} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
     target_compile_options(${object} PRIVATE ${ESP_ISA_FLAGS_${isa}} ${ESP_ISA_OPTIMIZATION_${isa}}
-                                             -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti -Wno-psabi
-                                             -Wno-uninitialized -Wno-maybe-uninitialized)  # GCC 12 warns inside its own avx512fintrin.h
+                                             -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
+                                             -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized)  # GCC 12 warns in its own header
     target_compile_definitions(${object} PRIVATE ESP_ISA=${isa} ESP_ISA_${isa}=1)
     target_include_directories(${object} PRIVATE ${ESP_NATIVE_DIR}/include ${ESP_NATIVE_DIR}/src)
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
