@@ -68,8 +68,9 @@ class StructureTest {
         importsOf("java/models", "org.bytedeco.pytorch", "ai.onnxruntime", "ai.djl"));
     assertEquals(List.of(), importsOf("java/evaluate", "org.bytedeco.pytorch"));
     assertEquals(List.of(), importsOf("java/cli", "org.bytedeco.pytorch"));
+    assertEquals(List.of(), importsOf("java/train", "ai.onnxruntime", "ai.djl"));
     // Generated bindings stay behind org.espalier.{op,device,backend}.
-    for (String module : List.of("java/models", "java/evaluate", "java/cli")) {
+    for (String module : List.of("java/models", "java/evaluate", "java/train", "java/cli")) {
       assertEquals(List.of(), importsOf(module, "org.espalier.binding.global", "org.espalier.binding.esp_"));
     }
   }

@@ -1,0 +1,74 @@
+package org.espalier.torch;
+
+import java.util.Arrays;
+import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.device.DType;
+
+/**
+ * The only place where torch tensors become views that the kernels read and write, without a copy.
+ *
+ * <p>A view keeps the Java object of its tensor reachable, but not its memory where somebody closes
+ * that object: a {@link org.bytedeco.javacpp.PointerScope} does so at its end, so a view of a
+ * tensor made in a scope ends with the scope.
+ *
+ * <p>Autograd does not notice what a kernel writes. Write to a tensor only between a backward pass
+ * and the next forward pass.
+ */
+public final class TensorView {
+  private TensorView() {}
+
+  /**
+   * A view of a contiguous F32, BF16 or F16 tensor in host memory.
+   *
+   * @throws IllegalArgumentException where the tensor is undefined, on another device, strided, or
+   *     of another type
+   */
+  public static org.espalier.device.Tensor of(Tensor tensor) {
+    if (tensor.isNull() || !tensor.defined()) {
+      throw new IllegalArgumentException(
+          tensor.isNull() ? "the tensor is closed" : "the tensor is undefined (no gradient?)");
+    }
+    if (!tensor.is_cpu()) {
+      throw new IllegalArgumentException(
+          describe(tensor) + " is on " + tensor.device().str().getString() + ", not in host memory");
+    }
+    DType dtype = dtype(tensor);
+    if (!tensor.is_contiguous()) {
+      throw new IllegalArgumentException(
+          describe(tensor) + " is strided " + Arrays.toString(tensor.strides().vec().get())
+              + "; a contiguous tensor is needed");
+    }
+    return org.espalier.device.Tensor.of(
+        new Memory(tensor, tensor.numel() * dtype.bytes()), dtype, tensor.shape());
+  }
+
+  private static DType dtype(Tensor tensor) {
+    ScalarType type = tensor.scalar_type().intern();
+    return switch (type) {
+      case Float -> DType.F32;
+      case BFloat16 -> DType.BF16;
+      case Half -> DType.F16;
+      default ->
+          throw new IllegalArgumentException(
+              describe(tensor) + " cannot be viewed; kernels take Float, BFloat16 and Half");
+    };
+  }
+
+  private static String describe(Tensor tensor) {
+    return "the tensor " + tensor.scalar_type().intern() + Arrays.toString(tensor.shape());
+  }
+
+  /** The tensor's memory with its true size: data_ptr has none and does not hold the tensor. */
+  private static final class Memory extends Pointer {
+    private final Tensor tensor;
+
+    Memory(Tensor tensor, long bytes) {
+      this.tensor = tensor;
+      this.address = tensor.data_ptr().address();
+      this.limit = bytes;
+      this.capacity = bytes;
+    }
+  }
+}

@@ -1,0 +1,71 @@
+package org.espalier.torch;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.device.DType;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+
+class TensorViewTest {
+  @BeforeAll
+  static void load() {
+    Libtorch.load();
+  }
+
+  @Test
+  void aKernelWritesIntoTorchMemory() {
+    try (PointerScope scope = new PointerScope()) {
+      Tensor tensor = AbstractTensor.create(new float[] {1, 2, 3, 4, 5, 6}, 2, 3);
+      org.espalier.device.Tensor view = TensorView.of(tensor);
+      assertEquals("F32[2, 3]", view.toString());
+      assertEquals(24, view.pointer().limit());
+      new FloatPointer(view.pointer()).put(1, 7);
+      assertEquals(26f, tensor.sum().item_float());
+    }
+  }
+
+  @Test
+  void viewsStartAtTheTensorsOwnOffset() {
+    try (PointerScope scope = new PointerScope()) {
+      Tensor base = AbstractTensor.create(new float[] {1, 2, 3, 4}, 2, 2);
+      org.espalier.device.Tensor view = TensorView.of(base.select(0, 1));
+      assertEquals(3f, new FloatPointer(view.pointer()).get(0));
+      assertEquals(8, view.pointer().limit());
+    }
+  }
+
+  @Test
+  void halfTypesAreViewedAndOthersRefused() {
+    try (PointerScope scope = new PointerScope()) {
+      Tensor floats = AbstractTensor.create(1f, 2f);
+      assertEquals(DType.BF16, TensorView.of(floats.to(ScalarType.BFloat16)).dtype());
+      assertEquals(DType.F16, TensorView.of(floats.to(ScalarType.Half)).dtype());
+      refused("Double[2]", floats.to(ScalarType.Double));
+      refused("Long[1]", AbstractTensor.create(1L));
+    }
+  }
+
+  @Test
+  void whatIsNoDenseMemoryIsRefused() {
+    try (PointerScope scope = new PointerScope()) {
+      Tensor tensor = AbstractTensor.create(new float[] {1, 2, 3, 4}, 2, 2);
+      refused("strided [1, 2]", tensor.t());
+      refused("undefined", new Tensor());
+      tensor.close();
+      refused("closed", tensor);
+    }
+  }
+
+  private static void refused(String part, Tensor tensor) {
+    String message =
+        assertThrows(IllegalArgumentException.class, () -> TensorView.of(tensor)).getMessage();
+    assertTrue(message.contains(part), message);
+  }
+}
