@@ -1,0 +1,82 @@
+package org.espalier.train;
+
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.nio.file.Path;
+import java.util.List;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * A {@link CompressionPlan} at work on a model: prunes, quantizes and trains stage by stage, and
+ * exports what training saw. Equal jobs give equal results, and a run that was saved, restored and
+ * continued ends with the same bits as one that was not interrupted, on the same machine with the
+ * same number of threads.
+ *
+ * <p>Not safe for several threads, but {@link #stop} may be called from any.
+ */
+public interface Compression extends AutoCloseable {
+  /**
+   * What a plan works on.
+   *
+   * @param model the model to compress; not changed
+   * @param teacher gives what objectives compare with; null: the model as it is given
+   * @param training examples
+   * @param validation other examples: the best state of a stage is found with them
+   * @param pooling of embedding models; not used for classifiers
+   * @param calibration runs examples for {@link Quantization#fit} and static ranges; null where no stage
+   *     needs it
+   * @param cache a folder for the teacher's outputs, kept between runs; null computes them in each run
+   */
+  record Job(
+      OnnxModel model,
+      OnnxModel teacher,
+      Examples training,
+      Examples validation,
+      Pooling pooling,
+      ActivationSource calibration,
+      Path cache) {}
+
+  /**
+   * Runs what is left of the plan.
+   *
+   * @return true when the plan is complete, false when it was stopped
+   * @throws NonFiniteLossException where a loss or a gradient is NaN or infinite, naming the tensor
+   */
+  boolean run(TrainingListener listener);
+
+  /** Asks a run to stop after the step it is at; it returns then. */
+  void stop();
+
+  /**
+   * Writes everything that {@link #restore} needs to go on: weights, optimizer, masks, scales, the place
+   * in the plan. Not while {@link #run} computes, except from its listener.
+   */
+  void save(OutputStream out) throws IOException;
+
+  /**
+   * Goes on where a saved run of the same plan and job was.
+   *
+   * @throws org.espalier.InputException where the content is damaged or of another plan or model
+   */
+  void restore(InputStream in) throws IOException;
+
+  /** The reports of the stages that are complete, those before {@link #restore} included. */
+  List<TrainingListener.StageReport> stages();
+
+  /** What became of the weights, in the order of the model. */
+  List<LayerReport> layers();
+
+  /** The model with its present float weights, pruned ones 0; quantization is not in it. */
+  OnnxModel floatModel();
+
+  /**
+   * The model that runs: where a stage quantized, with the integers, scales and ranges that training
+   * saw; else {@link #floatModel}.
+   */
+  OnnxModel export();
+
+  @Override
+  void close();
+}

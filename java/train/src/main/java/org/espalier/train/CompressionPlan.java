@@ -1,0 +1,37 @@
+package org.espalier.train;
+
+import java.util.HashSet;
+import java.util.List;
+import java.util.Set;
+
+/**
+ * What is done to a model: stages one after the other. A mask stays in force after the stage that
+ * pruned, and so does quantization; weights are pruned before they are quantized.
+ *
+ * @param stages at least one, of different names, at most one of them a {@link Stage.Quantize}
+ * @param seed fixes the order of the examples
+ */
+public record CompressionPlan(List<Stage> stages, long seed) {
+  public CompressionPlan {
+    stages = List.copyOf(stages);
+    if (stages.isEmpty()) {
+      throw new IllegalArgumentException("a plan needs at least one stage");
+    }
+    Set<String> names = new HashSet<>();
+    boolean quantized = false;
+    for (Stage stage : stages) {
+      if (!names.add(stage.name())) {
+        throw new IllegalArgumentException("two stages have the name " + stage.name());
+      }
+      if (quantized && stage instanceof Stage.Quantize) {
+        throw new IllegalArgumentException(
+            "stage " + stage.name() + ": the model is quantized already; one stage can quantize");
+      }
+      if (quantized && stage instanceof Stage.Prune) {
+        throw new IllegalArgumentException(
+            "stage " + stage.name() + ": prune before the stage that quantizes");
+      }
+      quantized |= stage instanceof Stage.Quantize;
+    }
+  }
+}

@@ -1,0 +1,69 @@
+package org.espalier.train;
+
+import java.util.Objects;
+import java.util.function.Predicate;
+import org.espalier.compress.onnx.Clipping;
+
+/**
+ * How weights and activations are quantized, in training and in the exported model alike.
+ *
+ * @param form where the ranges of activations come from
+ * @param reduceRange weights of 7 bits, for processors whose 8-bit products saturate
+ * @param embeddings whether embedding tables become int8
+ * @param fit whether calibration examples equalize activations and round weights with compensation
+ *     before training starts
+ * @param clipping how {@code STATIC} ranges follow from the calibration examples
+ * @param observerMomentum how far one step moves a {@code STATIC} range towards the batch's, in [0, 1];
+ *     0 keeps what calibration found
+ * @param freezeObserversAt the share of the stage's steps after which {@code STATIC} ranges stay as
+ *     they are, in [0, 1]
+ * @param learnScales whether scales of weights are parameters (LSQ) rather than constants
+ * @param include which weights, by name
+ */
+public record Quantization(
+    Form form,
+    boolean reduceRange,
+    boolean embeddings,
+    boolean fit,
+    Clipping clipping,
+    double observerMomentum,
+    double freezeObserversAt,
+    boolean learnScales,
+    Predicate<String> include) {
+  /** Where the ranges of activations come from. */
+  public enum Form {
+    /** Each example's own at run time (DynamicQuantizeLinear). */
+    DYNAMIC,
+    /** Fixed (QuantizeLinear and DequantizeLinear). */
+    STATIC
+  }
+
+  public Quantization {
+    Objects.requireNonNull(form, "form");
+    Objects.requireNonNull(clipping, "clipping");
+    Objects.requireNonNull(include, "include");
+    share("observer momentum", observerMomentum);
+    share("freeze observers at", freezeObserversAt);
+  }
+
+  private static void share(String name, double value) {
+    if (!(value >= 0 && value <= 1)) {
+      throw new IllegalArgumentException(name + " " + value + "; it is in [0, 1]");
+    }
+  }
+
+  /** Dynamic activations, 8 bits, embeddings too, fitted. */
+  public static Quantization dynamic() {
+    return of(Form.DYNAMIC);
+  }
+
+  /** Fixed ranges of least squared error, 8 bits, embeddings too, fitted; ranges do not move. */
+  public static Quantization fixed() {
+    return of(Form.STATIC);
+  }
+
+  private static Quantization of(Form form) {
+    return new Quantization(
+        form, false, true, true, new Clipping.MeanSquaredError(), 0, 0.5, false, name -> true);
+  }
+}

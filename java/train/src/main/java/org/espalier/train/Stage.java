@@ -1,0 +1,52 @@
+package org.espalier.train;
+
+import java.util.Objects;
+
+/** One step of a {@link CompressionPlan}: a change of the model, and training under it. */
+public sealed interface Stage {
+  /** Unique in the plan; reports and checkpoints use it. */
+  String name();
+
+  /** How the model is trained in this stage; {@link Training#none()} where it is not. */
+  Training training();
+
+  /** Removes weights of small magnitude, at once or on a schedule, and holds the mask from then on. */
+  record Prune(String name, Pruning pruning, Training training) implements Stage {
+    public Prune {
+      check(name, training);
+      Objects.requireNonNull(pruning, "pruning");
+      if (pruning.schedule() == Pruning.Schedule.CUBIC && !training.isAny()) {
+        throw new IllegalArgumentException(
+            "stage " + name + ": a cubic schedule needs steps of training to run over");
+      }
+    }
+  }
+
+  /**
+   * Puts weights and activations on integer grids. The stage begins with quantization after training
+   * (equalization and compensated rounding on calibration examples); its training starts there.
+   */
+  record Quantize(String name, Quantization quantization, Training training) implements Stage {
+    public Quantize {
+      check(name, training);
+      Objects.requireNonNull(quantization, "quantization");
+    }
+  }
+
+  /** Trains what there is: against labels, the teacher, or both, as its {@link Objective} says. */
+  record Train(String name, Training training) implements Stage {
+    public Train {
+      check(name, training);
+      if (!training.isAny()) {
+        throw new IllegalArgumentException("stage " + name + " trains for 0 steps");
+      }
+    }
+  }
+
+  private static void check(String name, Training training) {
+    if (name.isBlank()) {
+      throw new IllegalArgumentException("a stage needs a name");
+    }
+    Objects.requireNonNull(training, "training");
+  }
+}

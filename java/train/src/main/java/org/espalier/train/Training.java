@@ -1,0 +1,109 @@
+package org.espalier.train;
+
+import java.util.Objects;
+
+/**
+ * How a stage trains. Its length is given in steps or in epochs; the other is 0.
+ *
+ * @param steps optimizer steps, at least 0
+ * @param epochs passes over the training examples, at least 0
+ * @param batch examples a step, at least 1
+ * @param optimizer the update rule
+ * @param schedule how the learning rate changes
+ * @param objective what is minimised
+ * @param validateEvery steps between two looks at the validation examples; 0 looks at the start and
+ *     the end only. The stage ends with the state that validated best, the one at its start included
+ */
+public record Training(
+    long steps,
+    double epochs,
+    int batch,
+    Optimizer optimizer,
+    Schedule schedule,
+    Objective objective,
+    int validateEvery) {
+  private static final Training NONE =
+      new Training(0, 0, 1, Optimizer.AdamW.of(1e-5), Schedule.constant(), Objective.ofLabels(), 0);
+
+  public Training {
+    Objects.requireNonNull(optimizer, "optimizer");
+    Objects.requireNonNull(schedule, "schedule");
+    Objects.requireNonNull(objective, "objective");
+    if (steps < 0 || !(epochs >= 0 && epochs < 1e9) || steps > 0 && epochs > 0) {
+      throw new IllegalArgumentException(
+          steps + " steps and " + epochs + " epochs; one of them says how long, the other is 0");
+    }
+    if (batch < 1) {
+      throw new IllegalArgumentException("batches of " + batch + " examples; 1 or more");
+    }
+    if (validateEvery < 0) {
+      throw new IllegalArgumentException(
+          "validation every " + validateEvery + " steps; 0 or more");
+    }
+  }
+
+  /** No training: the stage changes the model and that is all. */
+  public static Training none() {
+    return NONE;
+  }
+
+  /** Whether there is anything to do. */
+  public boolean isAny() {
+    return steps > 0 || epochs > 0;
+  }
+
+  /** The number of steps for so many examples. */
+  public long steps(int examples) {
+    return epochs > 0 ? (long) Math.ceil(epochs * examples / batch) : steps;
+  }
+
+  /**
+   * The learning rate over a stage: a linear rise over the first steps, then a course to a share of it.
+   *
+   * @param shape the course after the rise
+   * @param warmup the share of the steps that the rise takes, in [0, 1)
+   * @param last the share of the learning rate at the last step, in [0, 1]
+   */
+  public record Schedule(Shape shape, double warmup, double last) {
+    /** The course of the learning rate. */
+    public enum Shape {
+      CONSTANT,
+      LINEAR,
+      COSINE
+    }
+
+    public Schedule {
+      Objects.requireNonNull(shape, "shape");
+      if (!(warmup >= 0 && warmup < 1)) {
+        throw new IllegalArgumentException("warmup " + warmup + "; it is in [0, 1)");
+      }
+      if (!(last >= 0 && last <= 1)) {
+        throw new IllegalArgumentException("last " + last + "; it is in [0, 1]");
+      }
+    }
+
+    public static Schedule constant() {
+      return new Schedule(Shape.CONSTANT, 0, 1);
+    }
+
+    /** A rise over a twentieth of the steps, then half a cosine down to nothing. */
+    public static Schedule cosine() {
+      return new Schedule(Shape.COSINE, 0.05, 0);
+    }
+
+    /** The factor of the learning rate at {@code step}, counted from 0, of {@code steps}. */
+    public double factor(long step, long steps) {
+      double rise = warmup * steps;
+      if (step + 1 < rise) {
+        return (step + 1) / rise;
+      }
+      double t = steps > rise + 1 ? Math.min(1, (step - rise) / (steps - rise)) : 0;
+      t = Math.max(0, t);
+      return switch (shape) {
+        case CONSTANT -> 1;
+        case LINEAR -> 1 + (last - 1) * t;
+        case COSINE -> last + (1 - last) * (1 + Math.cos(Math.PI * t)) / 2;
+      };
+    }
+  }
+}
