@@ -1,0 +1,381 @@
+package org.espalier.store;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.FileVisitResult;
+import java.nio.file.Files;
+import java.nio.file.LinkOption;
+import java.nio.file.Path;
+import java.nio.file.SimpleFileVisitor;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.attribute.BasicFileAttributes;
+import java.time.Instant;
+import java.util.ArrayList;
+import java.util.Base64;
+import java.util.Comparator;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Set;
+import java.util.TreeSet;
+import java.util.concurrent.ThreadLocalRandom;
+import java.util.stream.Stream;
+import org.espalier.InputException;
+import org.espalier.format.AtomicFolder;
+
+/**
+ * Changes a store. While it is open no other writer is; readers go on. What a process that died left
+ * half-written is removed when the next writer opens.
+ *
+ * <p>Not thread safe.
+ */
+public final class StoreWriter implements AutoCloseable {
+  private final ModelStore store;
+  private final WriterLock lock;
+
+  StoreWriter(ModelStore store, WriterLock lock) {
+    this.store = store;
+    this.lock = lock;
+    try {
+      removeLeftovers(store.folder());
+      removeLeftovers(store.folder().resolve(ModelStore.VERSIONS));
+    } catch (RuntimeException e) {
+      lock.close();
+      throw e;
+    }
+  }
+
+  /** Where the files of a new version are put. */
+  public static final class NewVersion {
+    private final AtomicFolder folder;
+    private final Set<String> files = new TreeSet<>();
+
+    private NewVersion(AtomicFolder folder) {
+      this.folder = folder;
+    }
+
+    /**
+     * Creates a file.
+     *
+     * @param path relative, with slashes
+     * @return its channel, which the caller closes
+     * @throws InputException if a version can have no such file, or the file system refuses
+     */
+    public FileChannel create(String path) {
+      return folder.create(ModelStore.MODEL + "/" + added(path));
+    }
+
+    /** Copies a file. */
+    public void copy(Path source, String path) {
+      if (!Files.isRegularFile(source)) {
+        throw new InputException(
+            "cannot publish " + source + ": " + (Files.exists(source)
+                ? "it is not a regular file" : "there is no such file"));
+      }
+      folder.copy(source, ModelStore.MODEL + "/" + added(path));
+    }
+
+    /** Copies all files below a folder; hidden ones and symbolic links to folders are refused. */
+    public void copyFolder(Path source) {
+      List<Path> found = new ArrayList<>();
+      try (Stream<Path> paths = Files.walk(source)) {
+        paths.filter(p -> !Files.isDirectory(p, LinkOption.NOFOLLOW_LINKS)).forEach(found::add);
+      } catch (IOException e) {
+        throw new InputException("cannot read " + source + ": " + ModelStore.reason(e), e);
+      }
+      found.sort(null);
+      for (Path file : found) {
+        copy(file, source.relativize(file).toString());
+      }
+    }
+
+    /** The error to throw when the file system refused a write to {@code path}. */
+    public InputException failure(String path, IOException cause) {
+      return folder.failure(path, cause);
+    }
+
+    private String added(String path) {
+      String problem = Version.StoredFile.problem(path);
+      if (problem != null) {
+        throw new InputException("cannot publish: " + problem);
+      }
+      if (!files.add(path)) {
+        throw new InputException("cannot publish: two files would be called " + path);
+      }
+      return path;
+    }
+  }
+
+  /** Writes the files of a new version. */
+  @FunctionalInterface
+  public interface Content {
+    void write(NewVersion version);
+  }
+
+  /**
+   * Adds a version and makes it current.
+   *
+   * @param content writes its files
+   * @param model the path of the file that readers open, or empty for the whole folder
+   * @param key signs it, or null
+   * @throws InputException if the files cannot be read or written; the store is then unchanged
+   */
+  public Version publish(Content content, String model, Lineage lineage, SigningKey key) {
+    return add(content, model, lineage, key, true);
+  }
+
+  /** Adds a version as {@link #publish} does and leaves the current one current. */
+  public Version propose(Content content, String model, Lineage lineage, SigningKey key) {
+    return add(content, model, lineage, key, false);
+  }
+
+  private Version add(
+      Content content, String model, Lineage lineage, SigningKey key, boolean current) {
+    State state = store.state();
+    List<Long> ids = store.ids();
+    long last = ids.isEmpty() ? 0 : ids.get(ids.size() - 1);
+    // A version whose writer died before it could be counted keeps its number.
+    long id = Math.max(state.next(), last + 1);
+    Version version;
+    try (AtomicFolder folder = AtomicFolder.create(store.path(id))) {
+      NewVersion files = new NewVersion(folder);
+      content.write(files);
+      if (files.files.isEmpty() || !model.isEmpty() && !files.files.contains(model)) {
+        throw new IllegalArgumentException("the version has no file '" + model + "'");
+      }
+      List<Version.StoredFile> stored = new ArrayList<>();
+      for (String path : files.files) {
+        Path file = folder.path().resolve(ModelStore.MODEL).resolve(path);
+        try {
+          stored.add(
+              new Version.StoredFile(path, Files.size(file), ModelStore.sha256(file)));
+        } catch (IOException e) {
+          throw folder.failure(path, e);
+        }
+      }
+      // Whole milliseconds survive every JSON tool.
+      Instant now = Instant.ofEpochMilli(System.currentTimeMillis());
+      version = new Version(id, now, model, stored, lineage, key != null);
+      byte[] record = Records.encode(version);
+      put(folder, ModelStore.RECORD, record);
+      if (key != null) {
+        String signature = Base64.getEncoder().encodeToString(key.sign(record)) + "\n";
+        put(folder, ModelStore.SIGNATURE, signature.getBytes(StandardCharsets.US_ASCII));
+      }
+      folder.commit();
+    }
+    try {
+      save(state.published(id, current));
+    } catch (RuntimeException e) {
+      try {
+        remove(store.path(id));
+      } catch (RuntimeException second) {
+        e.addSuppressed(second);
+      }
+      throw e;
+    }
+    return version;
+  }
+
+  private static void put(AtomicFolder folder, String name, byte[] content) {
+    try (FileChannel channel = folder.create(name)) {
+      ByteBuffer buffer = ByteBuffer.wrap(content);
+      while (buffer.hasRemaining()) {
+        channel.write(buffer);
+      }
+    } catch (IOException e) {
+      throw folder.failure(name, e);
+    }
+  }
+
+  /**
+   * Makes the version current that was so before the current one.
+   *
+   * @return its number
+   * @throws InputException if there is none, or it is not as it was published; nothing changes then
+   */
+  public long rollback() {
+    State state = store.state();
+    long id = previous(state);
+    if (id == 0) {
+      throw new InputException(
+          store.folder() + " has no version to go back to: none that is left was current before;"
+              + " name one");
+    }
+    rollback(id);
+    return id;
+  }
+
+  /**
+   * Makes a version current.
+   *
+   * @throws InputException if there is no such version, or it is not as it was published; nothing
+   *     changes then
+   */
+  public void rollback(long id) {
+    State state = store.state();
+    store.hold(id).close(); // verifies
+    if (id != state.current()) {
+      save(state.rolledBack(id));
+    }
+  }
+
+  private long previous(State state) {
+    Set<Long> ids = new HashSet<>(store.ids());
+    for (int i = state.history().size() - 1; i >= 0; i--) {
+      long id = state.history().get(i);
+      if (id != state.current() && ids.contains(id)) {
+        return id;
+      }
+    }
+    return 0;
+  }
+
+  /**
+   * Keeps a version from being collected, or no longer.
+   *
+   * @throws InputException if there is no such version
+   */
+  public void pin(long id, boolean pinned) {
+    State state = store.state();
+    if (pinned || !state.pinned().contains(id)) {
+      store.version(id);
+    }
+    save(state.pinned(id, pinned));
+  }
+
+  /**
+   * Which versions to collect: those that are beyond the newest {@code keep} and were created before
+   * {@code before}; one of the two may be null and then does not matter.
+   */
+  public record Rule(Integer keep, Instant before) {
+    public Rule {
+      if (keep == null && before == null) {
+        throw new IllegalArgumentException("a number or an age is needed");
+      }
+      if (keep != null && keep < 0) {
+        throw new IllegalArgumentException("keep " + keep + "; 0 or more is right");
+      }
+    }
+  }
+
+  /**
+   * What a collection did.
+   *
+   * @param removed versions, ascending
+   * @param inUse versions that the rule meant and a reader holds
+   * @param bytes of the removed versions' files
+   */
+  public record Collected(List<Long> removed, List<Long> inUse, long bytes) {}
+
+  /**
+   * Removes versions. Never: the current one, the one that {@link #rollback()} would go back to,
+   * pinned ones, ones that a reader holds, and ones whose record cannot be read, which are for a
+   * person to look at.
+   *
+   * @param dryRun only tell
+   */
+  public Collected collect(Rule rule, boolean dryRun) {
+    State state = store.state();
+    Set<Long> kept = new HashSet<>(state.pinned());
+    kept.add(state.current());
+    kept.add(previous(state));
+    List<Long> ids = new ArrayList<>(store.ids());
+    ids.sort(Comparator.reverseOrder());
+    Set<Long> removed = new TreeSet<>();
+    List<Long> inUse = new ArrayList<>();
+    long[] bytes = {0};
+    Leases leases = Leases.join(store.folder().resolve(ModelStore.LEASES));
+    try {
+      for (int i = 0; i < ids.size(); i++) {
+        long id = ids.get(i);
+        if (kept.contains(id) || rule.keep() != null && i < rule.keep()) {
+          continue;
+        }
+        Version version;
+        try {
+          version = store.version(id);
+        } catch (InputException e) {
+          continue;
+        }
+        if (rule.before() != null && !version.created().isBefore(rule.before())) {
+          continue;
+        }
+        boolean unread =
+            leases.unread(
+                id,
+                () -> {
+                  if (!dryRun) {
+                    remove(store.path(id));
+                  }
+                  removed.add(id);
+                  bytes[0] += version.bytes();
+                });
+        if (!unread) {
+          inUse.add(0, id);
+        }
+      }
+    } finally {
+      leases.leave();
+    }
+    if (!dryRun && !removed.isEmpty()) {
+      save(state.without(removed));
+    }
+    return new Collected(List.copyOf(removed), inUse, bytes[0]);
+  }
+
+  /** A renamed folder is no version any more, whatever happens while it is deleted. */
+  private static void remove(Path version) {
+    Path doomed =
+        version.resolveSibling(
+            String.format(".espalier-%016x.tmp", ThreadLocalRandom.current().nextLong()));
+    try {
+      Files.move(version, doomed, StandardCopyOption.ATOMIC_MOVE);
+      delete(doomed);
+    } catch (IOException e) {
+      throw new InputException("cannot remove " + version + ": " + ModelStore.reason(e), e);
+    }
+  }
+
+  private static void removeLeftovers(Path folder) {
+    try (Stream<Path> content = Files.list(folder)) {
+      for (Path path : content.filter(ModelStore::isTemporary).toList()) {
+        delete(path);
+      }
+    } catch (IOException e) {
+      throw new InputException("cannot tidy " + folder + ": " + ModelStore.reason(e), e);
+    }
+  }
+
+  private static void delete(Path root) throws IOException {
+    Files.walkFileTree(
+        root,
+        new SimpleFileVisitor<>() {
+          @Override
+          public FileVisitResult visitFile(Path file, BasicFileAttributes a) throws IOException {
+            Files.delete(file);
+            return FileVisitResult.CONTINUE;
+          }
+
+          @Override
+          public FileVisitResult postVisitDirectory(Path folder, IOException e)
+              throws IOException {
+            if (e != null) {
+              throw e;
+            }
+            Files.delete(folder);
+            return FileVisitResult.CONTINUE;
+          }
+        });
+  }
+
+  private void save(State state) {
+    ModelStore.replace(store.folder().resolve(ModelStore.STATE), state.encode());
+  }
+
+  @Override
+  public void close() {
+    lock.close();
+  }
+}

@@ -1,0 +1,128 @@
+package org.espalier.store;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.time.Duration;
+import java.util.HashSet;
+import java.util.Set;
+import org.espalier.InputException;
+
+/**
+ * The lock of the one writer: of this JVM by a set, of others by a lock of the system, which it
+ * drops when the process dies.
+ */
+final class WriterLock implements AutoCloseable {
+  private static final long PAUSE_MILLIS = 10;
+
+  /**
+   * Stores that this JVM writes or is about to. Looked at before the lock file is opened: closing any
+   * descriptor of that file would drop the process's lock on it.
+   */
+  private static final Set<Path> HERE = new HashSet<>();
+
+  private final Path folder;
+  private final FileChannel channel;
+
+  private WriterLock(Path folder, FileChannel channel) {
+    this.folder = folder;
+    this.channel = channel;
+  }
+
+  /**
+   * @param folder the store's real path
+   */
+  static WriterLock take(Path folder, Duration patience) {
+    long deadline = System.nanoTime() + patience.toNanos();
+    awaitOthersHere(folder, deadline);
+    WriterLock taken = null;
+    try {
+      FileChannel channel =
+          FileChannel.open(
+              folder.resolve(ModelStore.LOCK),
+              StandardOpenOption.CREATE,
+              StandardOpenOption.READ,
+              StandardOpenOption.WRITE);
+      try {
+        FileLock lock = channel.tryLock();
+        while (lock == null) {
+          if (System.nanoTime() >= deadline) {
+            throw new InputException(
+                folder + " is being written by process " + owner(channel)
+                    + "; one writes at a time: wait, or end that process");
+          }
+          Thread.sleep(PAUSE_MILLIS);
+          lock = channel.tryLock();
+        }
+        channel.truncate(0);
+        channel.write(
+            ByteBuffer.wrap(
+                (ProcessHandle.current().pid() + "\n").getBytes(StandardCharsets.US_ASCII)), 0);
+        taken = new WriterLock(folder, channel);
+        return taken;
+      } finally {
+        if (taken == null) {
+          channel.close();
+        }
+      }
+    } catch (IOException e) {
+      throw new InputException(
+          "cannot lock the store " + folder + ": " + ModelStore.reason(e), e);
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+      throw new InputException("interrupted while waiting for the writer of " + folder, e);
+    } finally {
+      if (taken == null) {
+        leave(folder);
+      }
+    }
+  }
+
+  private static void awaitOthersHere(Path folder, long deadline) {
+    synchronized (HERE) {
+      while (!HERE.add(folder)) {
+        long left = (deadline - System.nanoTime()) / 1_000_000;
+        if (left <= 0) {
+          throw new InputException(
+              folder + " is being written by another thread of this process; one writes at a time");
+        }
+        try {
+          HERE.wait(left);
+        } catch (InterruptedException e) {
+          Thread.currentThread().interrupt();
+          throw new InputException("interrupted while waiting for the writer of " + folder, e);
+        }
+      }
+    }
+  }
+
+  private static void leave(Path folder) {
+    synchronized (HERE) {
+      HERE.remove(folder);
+      HERE.notifyAll();
+    }
+  }
+
+  private static String owner(FileChannel channel) throws IOException {
+    ByteBuffer buffer = ByteBuffer.allocate(32);
+    channel.read(buffer, 0);
+    String text = new String(buffer.array(), 0, buffer.position(), StandardCharsets.US_ASCII);
+    return text.strip().matches("[0-9]{1,19}") ? text.strip() : "(unknown)";
+  }
+
+  @Override
+  public void close() {
+    try {
+      channel.close(); // releases the lock
+    } catch (IOException e) {
+      throw new InputException(
+          "cannot unlock the store " + folder + ": " + ModelStore.reason(e), e);
+    } finally {
+      leave(folder);
+    }
+  }
+}
