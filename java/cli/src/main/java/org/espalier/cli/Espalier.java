@@ -22,7 +22,14 @@ import picocli.CommandLine.UnmatchedArgumentException;
     name = "espalier",
     description = "Makes neural networks smaller and faster, inside the JVM.",
     synopsisSubcommandLabel = "COMMAND",
-    subcommands = {Doctor.class, Inspect.class, Prune.class, Quantize.class, Evaluate.class},
+    subcommands = {
+      Doctor.class,
+      Inspect.class,
+      Prune.class,
+      Quantize.class,
+      Evaluate.class,
+      Store.class
+    },
     footer = {
       "",
       "MODEL is an .onnx file, a .safetensors file, a folder with model.safetensors or with shards"

@@ -1,0 +1,115 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.util.Locale;
+import java.util.concurrent.Callable;
+import org.espalier.store.ModelDiff;
+import org.espalier.store.ModelDiff.Change;
+import org.espalier.store.ModelDiff.Layer;
+import org.espalier.store.ModelStore;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Parameters;
+
+/** Compares two versions. */
+@Command(
+    name = "diff",
+    description = {
+      "Says how two versions differ, layer by layer: how many values changed, the largest change, and"
+          + " the norm of the change relative to the norm of the layer.",
+      "",
+      "Both are verified first."
+    },
+    footer = {
+      "",
+      "Examples:",
+      "  espalier store diff 3 current --store models/",
+      "  espalier store diff 3 4 --store models/ --all --json",
+    })
+final class StoreDiff implements Callable<Integer> {
+  @Mixin private CommonOptions common;
+  @Mixin private StoreOptions options;
+
+  @Parameters(index = "0", paramLabel = "FROM", description = "A number of 'list', or 'current'.")
+  private String from;
+
+  @Parameters(index = "1", paramLabel = "TO", description = "A number of 'list', or 'current'.")
+  private String to;
+
+  @Option(names = "--all", description = "List the layers that are the same too.")
+  private boolean all;
+
+  @Override
+  public Integer call() {
+    ModelStore store = options.open();
+    ModelDiff diff;
+    try (Progress progress = new Progress(common.err(), "comparing");
+        ModelStore.Held first = store.hold(StoreOptions.version(store, from));
+        ModelStore.Held second = store.hold(StoreOptions.version(store, to))) {
+      progress.update("comparing", 0, 0);
+      diff = ModelDiff.of(first.model(), second.model());
+    }
+    ObjectNode json = JsonNodeFactory.instance.objectNode();
+    json.put("same", diff.isEmpty());
+    ArrayNode operators = json.putArray("operators");
+    diff.operators().forEach(operators::add);
+    ArrayNode layers = json.putArray("layers");
+    Table table =
+        new Table("LAYER", "TYPE", "CHANGE", ">CHANGED", ">LARGEST", ">RELATIVE", ">ZEROS");
+    int same = 0;
+    for (Layer layer : diff.layers()) {
+      if (layer.change() == Change.SAME && !all) {
+        same++;
+        continue;
+      }
+      ObjectNode item = layers.addObject();
+      item.put("name", layer.name()).put("change", layer.change().name().toLowerCase(Locale.ROOT));
+      item.put("before", layer.before()).put("after", layer.after());
+      item.put("elements", layer.elements()).put("changed", layer.changed());
+      item.set("largest", Json.of(layer.largest()));
+      item.set("relative", Json.of(layer.relative()));
+      if (layer.zerosBefore() >= 0) {
+        item.put("zeros_before", layer.zerosBefore()).put("zeros_after", layer.zerosAfter());
+      }
+      boolean compared = layer.change() == Change.VALUES || layer.change() == Change.SAME;
+      double n = Math.max(1, layer.elements());
+      table.add(
+          layer.name(),
+          type(layer),
+          layer.change().name().toLowerCase(Locale.ROOT),
+          compared ? Format.percent(layer.changed() / n) : "",
+          compared ? number(layer.largest()) : "",
+          compared ? number(layer.relative()) : "",
+          compared && layer.zerosBefore() >= 0
+              ? Format.percent(layer.zerosBefore() / n) + " -> "
+                  + Format.percent(layer.zerosAfter() / n)
+              : "");
+    }
+    if (common.json()) {
+      common.print(json);
+      return 0;
+    }
+    if (!layers.isEmpty()) {
+      table.print(common.out());
+    }
+    diff.operators().forEach(line -> common.out().println("operator " + line));
+    if (same > 0) {
+      common.out().println(same + " layers are the same");
+    }
+    return 0;
+  }
+
+  private static String type(Layer layer) {
+    if (layer.before() == null || layer.after() == null || layer.before().equals(layer.after())) {
+      return layer.before() == null ? layer.after() : layer.before();
+    }
+    return layer.before() + " -> " + layer.after();
+  }
+
+  private static String number(double value) {
+    return Double.isNaN(value) ? "" : String.format(Locale.ROOT, "%.3g", value);
+  }
+}
