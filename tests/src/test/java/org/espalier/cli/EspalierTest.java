@@ -33,7 +33,7 @@ class EspalierTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"doctor", "inspect", "prune", "quantize", "evaluate"})
+  @ValueSource(strings = {"doctor", "inspect", "prune", "quantize", "evaluate", "store"})
   void everyCommandTeachesWithExamples(String command) {
     Run run = Run.of(command, "--help").done();
     assertTrue(run.out().contains("Examples:"), run.out());
