@@ -6,6 +6,7 @@
 set(ESP_OPERATIONS
   fake_quantize
   gradient_norm
+  fused_adamw
   fused_sgd
   kd_softmax_loss
   magnitude_prune

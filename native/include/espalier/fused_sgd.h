@@ -11,8 +11,7 @@
  *   weight = weight - learning_rate * d
  *   weight, b = mask * (weight, b)        exactly +0 where pruned, so that no momentum decays into denormals
  *
- * and then, a channel at a time: scale = absmax / 127, working copy = scale * clamp(rint(weight * (1 /
- * scale)), -127, 127), gate = -127 <= rint(weight * (1 / scale)) <= 127.
+ * and then scale, working copy and gate, as espalier/working_copy.h says.
  *
  * Numerics: F32; each "+ a * b" above is one fma, momentum * b is rounded by itself: the bits of
  * torch.optim.SGD (CPU), whose formula this is, where mask, gate and working copy are absent. Options are
@@ -23,22 +22,11 @@
 #define ESPALIER_FUSED_SGD_H
 
 #include "espalier/common.h"
+#include "espalier/working_copy.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* Working copies. */
-#define ESP_COPY_NONE 0
-#define ESP_COPY_F32 1
-#define ESP_COPY_BF16 2
-#define ESP_COPY_F16 3
-#define ESP_COPY_INT8 4 /* the integers themselves; needs scale */
-
-/* What has a scale of its own. */
-#define ESP_CHANNEL_TENSOR 0 /* the tensor: 1 scale */
-#define ESP_CHANNEL_ROW 1    /* each row: rows scales (axis 0; output channels of Linear and Conv) */
-#define ESP_CHANNEL_COLUMN 2 /* each column: cols scales (last axis; output channels of an ONNX MatMul) */
 
 typedef struct esp_sgd_tensor {
   float* weight;        /* rows * cols latent weights, row-major; read and written */
@@ -81,9 +69,6 @@ typedef struct esp_sgd_result {
 
 /*
  * One step over count >= 0 tensors, in one call. Buffers of different tensors must not overlap.
- *
- * A channel of zeros has scale 1, and so has one whose absmax is too small for a scale with a finite
- * reciprocal (below 3.8e-37). A NaN weight has integer -127 and gate 0.
  *
  * ESP_NON_FINITE, with nothing written: clipping was asked for, skipping was not, and the norm is not finite.
  */

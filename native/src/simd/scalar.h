@@ -92,6 +92,7 @@ ESP_INLINE f32x16 fnma(f32x16 a, f32x16 b, f32x16 c) { ESP_MAP(f32x16, __builtin
 ESP_INLINE f32x16 min(f32x16 a, f32x16 b) { ESP_MAP(f32x16, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 ESP_INLINE f32x16 max(f32x16 a, f32x16 b) { ESP_MAP(f32x16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 ESP_INLINE f32x16 abs(f32x16 a) { ESP_MAP(f32x16, __builtin_fabsf(a.v[i])); }
+ESP_INLINE f32x16 sqrt(f32x16 a) { ESP_MAP(f32x16, __builtin_sqrtf(a.v[i])); }
 ESP_INLINE f32x16 rint(f32x16 a) { ESP_MAP(f32x16, __builtin_rintf(a.v[i])); }
 
 ESP_INLINE mask16 operator<(f32x16 a, f32x16 b) { ESP_TEST(a.v[i] < b.v[i]); }

@@ -1,5 +1,9 @@
 package org.espalier.op;
 
+import static org.espalier.op.OptimizerSubject.assertBits;
+import static org.espalier.op.OptimizerSubject.bytes;
+import static org.espalier.op.OptimizerSubject.firstIndex;
+import static org.espalier.op.OptimizerSubject.toDouble;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -17,11 +21,9 @@ import org.espalier.backend.Isa;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
-import org.espalier.op.FusedSgd.Channel;
 import org.espalier.op.FusedSgd.Options;
 import org.espalier.op.FusedSgd.Parameter;
-import org.espalier.op.FusedSgd.Scale;
-import org.espalier.op.FusedSgd.WorkingCopy;
+import org.espalier.op.OptimizerSubject.Copy;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
@@ -45,48 +47,14 @@ class FusedSgdTest {
           MOMENTUM.withMaxNorm(1e9).withSkipNonFinite(true),
           MOMENTUM.withWeightDecay(0.1).withMaximize(true).withMaxNorm(0.5).withNesterov(true));
 
-  /**
-   * Shapes beside Numbers.SIZES: rows of one; rows that start at any bit of a byte, of less and more
-   * than a vector; rows of whole vectors; several pieces of rows; rows and columns over one piece;
-   * rows too long for the cache, starting on a whole vector and not; more columns than one panel.
-   */
-  private static final int[][] SHAPES = {
-    {1, 1}, {37, 1}, {3, 5}, {16, 16}, {7, 33}, {10, 128}, {128, 10}, {300, 64}, {129, 131},
-    {2, 70_000}, {3, 66_001}, {65, 1040}, {0, 7}, {4, 0}
-  };
-
-  enum Copy {
-    NONE,
-    F32,
-    BF16,
-    F16,
-    INT8;
-
-    DType dtype() {
-      return this == BF16 ? DType.BF16 : this == F16 ? DType.F16 : DType.F32;
-    }
-  }
-
-  /** A tensor in native memory beside its state in the reference. Close it. */
-  private static final class Subject implements AutoCloseable {
-    final FusedSgdReference.State state = new FusedSgdReference.State();
-    final Copy copy;
-    final List<OwnedTensor> owned = new ArrayList<>();
-    final List<BytePointer> fields = new ArrayList<>();
-    final Tensor weight;
-    final Tensor gradient;
+  private static final class Subject extends OptimizerSubject<FusedSgdReference.State> {
     final Tensor momentum;
-    final Tensor floats;
-    final BytePointer integers;
-    final BytePointer gate;
-    final Tensor scales;
-    Parameter parameter;
+    final Parameter parameter;
 
     Subject(int rows, int cols, DType gradientType, Copy copy, Channel channel, long seed) {
       this(rows, cols, gradientType, copy, channel, seed, false, 0);
     }
 
-    /** {@code offset} elements lie between the start of the memory and the tensor. */
     Subject(
         int rows,
         int cols,
@@ -96,176 +64,21 @@ class FusedSgdTest {
         long seed,
         boolean given,
         int offset) {
-      int n = rows * cols;
-      this.copy = copy;
-      float[] w = Numbers.floats(n, seed);
-      float[] unread = new float[n];
-      Arrays.fill(unread, Float.NaN); // the first step must not read it
-      weight = tensor(DType.F32, rows, cols, offset, w);
-      momentum = tensor(DType.F32, rows, cols, offset, unread);
-      gradient = tensor(gradientType, rows, cols, offset, new float[n]);
-      state.rows = rows;
-      state.cols = cols;
-      state.weight = toDouble(w);
-      state.momentum = new double[n];
-      state.gradient = new float[n];
-      boolean quantized = channel != null;
-      state.mask = seed % 3 == 0 ? null : Numbers.randomBits(n, 0.5, seed + 1);
-      state.gate =
-          quantized && seed % 4 == 0 || given ? Numbers.randomBits(n, 0.9, seed + 2) : null;
-      gate = field(state.gate, offset);
-      floats =
-          copy == Copy.NONE || copy == Copy.INT8
-              ? null
-              : tensor(copy.dtype(), rows, cols, offset, unread);
-      integers = copy == Copy.INT8 ? bytes(n, offset) : null;
-      parameter = Parameter.of(weight, gradient, momentum).withMask(field(state.mask, offset));
-      parameter = parameter.withGate(gate);
-      WorkingCopy working =
-          floats != null
-              ? WorkingCopy.of(floats)
-              : integers != null ? WorkingCopy.int8(integers) : null;
-      if (quantized) {
-        int count =
-            channel == Channel.TENSOR ? 1 : channel == Channel.FIRST_AXIS ? rows : cols;
-        state.channel = channel;
-        state.scale = new double[count];
-        state.scaleGiven = given;
-        state.integers = new int[n];
-        float[] values = new float[count];
-        Arrays.fill(values, given ? 0.01f : Float.NaN);
-        for (int i = 0; i < count; i++) {
-          state.scale[i] = values[i];
-        }
-        scales = tensor(DType.F32, 1, count, offset, values);
-        parameter = parameter.withWorkingCopy(working, new Scale(scales, channel, given));
-      } else {
-        scales = null;
-        parameter = parameter.withWorkingCopy(working);
-      }
-    }
-
-    private Tensor tensor(DType dtype, int rows, int cols, int offset, float[] values) {
-      OwnedTensor memory = OwnedTensor.allocate(dtype, rows * cols + offset);
-      owned.add(memory);
-      Tensor flat = memory.slice(offset, rows * cols);
-      Tensor shaped = Tensor.of(flat.pointer(), dtype, rows, cols);
-      Numbers.write(shaped, values);
-      return shaped;
-    }
-
-    private BytePointer field(boolean[] values, int offset) {
-      if (values == null) {
-        return null;
-      }
-      try (BytePointer packed = Numbers.bits(values)) {
-        BytePointer memory = new BytePointer(Math.max(1, Bits.bytes(values.length)) + offset);
-        fields.add(memory);
-        for (long i = 0; i < Bits.bytes(values.length); i++) {
-          memory.put(i + offset, packed.get(i));
-        }
-        return memory.position(offset);
-      }
-    }
-
-    private BytePointer bytes(int n, int offset) {
-      BytePointer memory = new BytePointer(Math.max(1, n) + offset);
-      fields.add(memory);
-      return memory.position(offset);
-    }
-
-    void gradients(long seed) {
-      float[] g = Numbers.rounded(gradient.dtype(), Numbers.floats(state.weight.length, seed));
-      Numbers.write(gradient, g);
-      state.gradient = g;
-    }
-
-    /** Every bit of every output is the reference's. */
-    void check(String what) {
-      assertBits(state.weight, Numbers.read(weight), what + " weight");
-      if (!state.first) {
-        assertBits(state.momentum, Numbers.read(momentum), what + " momentum");
-      }
-      if (state.scale != null) {
-        assertBits(state.scale, Numbers.read(scales), what + " scale");
-      }
-      int n = state.weight.length;
-      if (state.gate != null) {
-        byte[] expected = new byte[(int) Bits.bytes(n)];
-        byte[] actual = new byte[expected.length];
-        try (BytePointer packed = Numbers.bits(state.gate)) {
-          packed.get(expected);
-        }
-        gate.get(actual, 0, actual.length);
-        assertArrayEquals(expected, actual, what + " gate");
-      }
-      if (copy == Copy.INT8) {
-        for (int i = 0; i < n; i++) {
-          assertEquals(state.integers[i], integers.get(i), what + " integer " + i);
-        }
-      } else if (copy != Copy.NONE) {
-        float[] values = new float[n];
-        for (int i = 0; i < n; i++) {
-          values[i] =
-              state.scale == null
-                  ? (float) state.weight[i]
-                  : state.integers[i] * (float) state.scale[state.channelOf(i)];
-        }
-        assertBits(
-            toDouble(Numbers.rounded(copy.dtype(), values)),
-            Numbers.read(floats),
-            what + " working copy");
-      }
+      super(
+          new FusedSgdReference.State(),
+          rows, cols, gradientType, copy, channel, seed, given, offset);
+      momentum = unreadState();
+      state.momentum = new double[rows * cols];
+      parameter = new Parameter(weight, gradient, momentum, mask, gate, workingCopy, scale);
     }
 
     @Override
-    public void close() {
-      owned.forEach(OwnedTensor::close);
-      fields.forEach(BytePointer::close);
-    }
-  }
-
-  private static double[] toDouble(float[] values) {
-    double[] wide = new double[values.length];
-    for (int i = 0; i < wide.length; i++) {
-      wide[i] = values[i];
-    }
-    return wide;
-  }
-
-  private static void assertBits(double[] expected, float[] actual, String what) {
-    for (int i = 0; i < expected.length; i++) {
-      if (Float.floatToIntBits((float) expected[i]) != Float.floatToIntBits(actual[i])) {
-        throw new AssertionError(
-            what + " " + i + " of " + expected.length + ": expected " + (float) expected[i]
-                + ", was " + actual[i]);
+    void check(String what) {
+      super.check(what);
+      if (!state.first) {
+        assertBits(state.momentum, Numbers.read(momentum), what + " momentum");
       }
     }
-  }
-
-  /** Every size, shape, copy and channel in one list; masks, gates and offsets on some. */
-  private static List<Subject> everything(DType gradientType) {
-    List<Subject> subjects = new ArrayList<>();
-    Copy[] copies = Copy.values();
-    Channel[] channels = Channel.values();
-    int seed = 1;
-    for (int n : Numbers.SIZES) {
-      Copy copy = copies[seed % 4];
-      subjects.add(new Subject(1, n, gradientType, copy, null, seed++));
-      copy = copies[seed % copies.length];
-      boolean given = seed % 5 == 3;
-      subjects.add(
-          new Subject(1, n, gradientType, copy, Channel.TENSOR, seed, given, seed++ % 2));
-    }
-    for (int[] shape : SHAPES) {
-      for (Channel channel : channels) {
-        Copy copy = copies[seed % copies.length];
-        boolean given = seed % 7 == 3;
-        subjects.add(
-            new Subject(shape[0], shape[1], gradientType, copy, channel, seed, given, seed++ % 2));
-      }
-    }
-    return subjects;
   }
 
   static Stream<Arguments> optionsAndTypes() {
@@ -285,15 +98,15 @@ class FusedSgdTest {
   @ParameterizedTest
   @MethodSource("optionsAndTypes")
   void hasTheBitsOfTheReferenceEverywhere(Options options, DType gradientType, Isa isa) {
-    List<Subject> subjects = everything(gradientType);
+    List<Subject> subjects = OptimizerSubject.everything(gradientType, Subject::new);
     try (FusedSgd sgd = new FusedSgd(subjects.stream().map(s -> s.parameter).toList(), options)) {
       for (int step = 1; step <= 3; step++) {
         for (Subject subject : subjects) {
           subject.gradients(1000L * step + subjects.indexOf(subject));
         }
-        FusedSgd.Result expected =
+        StepResult expected =
             FusedSgdReference.exact(subjects.stream().map(s -> s.state).toList(), options);
-        FusedSgd.Result[] actual = new FusedSgd.Result[1];
+        StepResult[] actual = new StepResult[1];
         Variants.with(isa, step, () -> actual[0] = sgd.step());
         for (int i = 0; i < subjects.size(); i++) {
           subjects.get(i).check("step " + step + ", tensor " + i);
@@ -354,12 +167,6 @@ class FusedSgdTest {
     }
   }
 
-  private static byte[] bytes(BytePointer pointer, long n) {
-    byte[] values = new byte[(int) n];
-    pointer.get(values);
-    return values;
-  }
-
   /** The rounded formula is the right formula: twenty steps stay near those in double. */
   @ParameterizedTest
   @MethodSource("optionsAndTypes")
@@ -399,7 +206,7 @@ class FusedSgdTest {
             isa,
             2,
             () -> {
-              FusedSgd.Result result = sgd.step();
+              StepResult result = sgd.step();
               assertTrue(result.skipped());
               assertEquals(1, result.nonFinite());
             });
@@ -419,15 +226,6 @@ class FusedSgdTest {
         assertFalse(sgd.first(0) || sgd.first(1));
       }
     }
-  }
-
-  private static int firstIndex(boolean[] values, boolean wanted) {
-    for (int i = 0; i < values.length; i++) {
-      if (values[i] == wanted) {
-        return i;
-      }
-    }
-    throw new AssertionError("no " + wanted);
   }
 
   @Test
@@ -567,7 +365,7 @@ class FusedSgdTest {
             w[cols + 2] = Float.NEGATIVE_INFINITY;
             Numbers.write(subject.weight, w);
             subject.state.weight = toDouble(w);
-            FusedSgd.Result expected =
+            StepResult expected =
                 FusedSgdReference.exact(List.of(subject.state), MOMENTUM);
             Variants.with(
                 isa,
@@ -645,7 +443,7 @@ class FusedSgdTest {
   @Test
   void anEmptyListIsAStep() {
     try (FusedSgd sgd = new FusedSgd(List.of(), MOMENTUM.withMaxNorm(1))) {
-      assertEquals(new FusedSgd.Result(0, 1, false, 0, 0), sgd.step());
+      assertEquals(new StepResult(0, 1, false, 0, 0), sgd.step());
     }
   }
 
@@ -655,7 +453,7 @@ class FusedSgdTest {
         OwnedTensor half = OwnedTensor.allocate(DType.BF16, 4, 8);
         OwnedTensor few = OwnedTensor.allocate(DType.F32, 31);
         BytePointer bits = new BytePointer(3)) {
-      refused("weight BF16[4, 8], momentum null: both are F32", () -> Parameter.of(half, w, null));
+      refused("weight BF16[4, 8]: F32 is needed", () -> Parameter.of(half, w, null));
       refused("the sizes differ", () -> Parameter.of(w, few, null));
       refused("the sizes differ", () -> Parameter.of(w, w, few));
       refused(

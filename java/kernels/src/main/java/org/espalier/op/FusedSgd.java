@@ -2,14 +2,11 @@ package org.espalier.op;
 
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
-import org.bytedeco.javacpp.FloatPointer;
-import org.bytedeco.javacpp.Pointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_sgd_options;
 import org.espalier.binding.esp_sgd_result;
 import org.espalier.binding.esp_sgd_tensor;
 import org.espalier.binding.global.espalier;
-import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 
 /**
@@ -40,110 +37,6 @@ import org.espalier.device.Tensor;
  * tensors.
  */
 public final class FusedSgd implements AutoCloseable {
-  /** What has a scale of its own. */
-  public enum Channel {
-    /** The whole tensor: one scale. */
-    TENSOR(espalier.ESP_CHANNEL_TENSOR),
-    /** Each index of the first axis: the output channels of Linear [out, in] and Conv. */
-    FIRST_AXIS(espalier.ESP_CHANNEL_ROW),
-    /** Each index of the last axis: the output channels of an ONNX MatMul [in, out]. */
-    LAST_AXIS(espalier.ESP_CHANNEL_COLUMN);
-
-    private final int code;
-
-    Channel(int code) {
-      this.code = code;
-    }
-
-    /**
-     * The channels of an axis; negative axes count from the last.
-     *
-     * @throws IllegalArgumentException for an axis that is neither the first nor the last
-     */
-    public static Channel ofAxis(int axis, int rank) {
-      int from = axis < 0 ? axis + rank : axis;
-      if (from < 0 || from >= rank || from != 0 && from != rank - 1) {
-        throw new IllegalArgumentException(
-            "axis " + axis + " of " + rank + "; channels along the first or the last axis only");
-      }
-      return from == 0 ? FIRST_AXIS : LAST_AXIS;
-    }
-
-    private long count(Tensor weight) {
-      return this == TENSOR ? 1 : weight.dimension(this == FIRST_AXIS ? 0 : -1);
-    }
-  }
-
-  /**
-   * The scales of a quantized working copy.
-   *
-   * @param values one F32 scale a channel
-   * @param given false: each step writes absmax / 127 (1 for a channel of zeros) before it quantizes;
-   *     true: the scales stay what they are, each positive with a finite reciprocal, and what lies
-   *     beyond 127 of them is clipped and gated
-   */
-  public record Scale(Tensor values, Channel channel, boolean given) {
-    public Scale {
-      if (values.dtype() != DType.F32) {
-        throw new IllegalArgumentException("scales are " + values.dtype() + "; F32 is needed");
-      }
-    }
-  }
-
-  /**
-   * What forward sees: a copy of the weights, on the grid of the scales where there are any. One of
-   * the two is null.
-   *
-   * @param floats as many elements as the weight, of any type
-   * @param integers as many bytes: the integers of the grid; needs scales
-   */
-  public record WorkingCopy(Tensor floats, BytePointer integers) {
-    public WorkingCopy {
-      if ((floats == null) == (integers == null)) {
-        throw new IllegalArgumentException("a working copy is either of floats or of integers");
-      }
-    }
-
-    /** Floats of the type of {@code copy}. */
-    public static WorkingCopy of(Tensor copy) {
-      return new WorkingCopy(copy, null);
-    }
-
-    /** The integers of the grid; needs scales. */
-    public static WorkingCopy int8(BytePointer copy) {
-      return new WorkingCopy(null, copy);
-    }
-
-    private void check(Tensor weight) {
-      long n = weight.elements();
-      if (floats != null && floats.elements() != n) {
-        throw new IllegalArgumentException(
-            "weight " + weight + ", working copy " + floats + ": the sizes differ");
-      }
-      if (integers != null
-          && integers.limit() > 0
-          && integers.limit() - integers.position() < n) {
-        throw new IllegalArgumentException(
-            "the working copy holds " + (integers.limit() - integers.position()) + " bytes, "
-                + weight + " needs " + n);
-      }
-    }
-
-    private Pointer memory() {
-      return floats == null ? integers : floats.pointer();
-    }
-
-    private int code() {
-      return floats == null
-          ? espalier.ESP_COPY_INT8
-          : switch (floats.dtype()) {
-            case F32 -> espalier.ESP_COPY_F32;
-            case BF16 -> espalier.ESP_COPY_BF16;
-            case F16 -> espalier.ESP_COPY_F16;
-          };
-    }
-  }
-
   /**
    * One tensor and what belongs to it.
    *
@@ -164,34 +57,9 @@ public final class FusedSgd implements AutoCloseable {
       WorkingCopy workingCopy,
       Scale scale) {
     public Parameter {
-      long n = weight.elements();
-      if (weight.dtype() != DType.F32 || momentum != null && momentum.dtype() != DType.F32) {
-        throw new IllegalArgumentException(
-            "weight " + weight + ", momentum " + momentum + ": both are F32 in training");
-      }
-      if (gradient.elements() != n || momentum != null && momentum.elements() != n) {
-        throw new IllegalArgumentException(
-            "weight " + weight + ", gradient " + gradient + ", momentum " + momentum
-                + ": the sizes differ");
-      }
-      Bits.check("mask", mask, n);
-      Bits.check("gate", gate, n);
-      if (workingCopy != null) {
-        workingCopy.check(weight);
-        if (workingCopy.integers() != null && scale == null) {
-          throw new IllegalArgumentException("an int8 working copy needs scales");
-        }
-      }
-      if (scale != null) {
-        if (scale.channel() != Channel.TENSOR && weight.rank() == 0) {
-          throw new IllegalArgumentException("a scalar has no axis to have channels along");
-        }
-        long channels = scale.channel().count(weight);
-        if (scale.values().elements() != channels) {
-          throw new IllegalArgumentException(
-              scale.values().elements() + " scales for the " + channels + " channels of " + weight
-                  + " (" + scale.channel() + ")");
-        }
+      TrainedTensor trained = new TrainedTensor(weight, gradient, mask, gate, workingCopy, scale);
+      if (momentum != null) {
+        trained.checkState("momentum", momentum);
       }
     }
 
@@ -241,10 +109,10 @@ public final class FusedSgd implements AutoCloseable {
       double maxNorm,
       boolean skipNonFinite) {
     public Options {
-      atLeastZero("learning rate", learningRate);
-      atLeastZero("momentum", momentum);
-      atLeastZero("weight decay", weightDecay);
-      atLeastZero("max norm", maxNorm);
+      TrainedTensor.atLeastZero("learning rate", learningRate);
+      TrainedTensor.atLeastZero("momentum", momentum);
+      TrainedTensor.atLeastZero("weight decay", weightDecay);
+      TrainedTensor.atLeastZero("max norm", maxNorm);
       if (!Float.isFinite((float) dampening)) {
         throw new IllegalArgumentException("dampening " + dampening + " is not finite");
       }
@@ -294,27 +162,7 @@ public final class FusedSgd implements AutoCloseable {
       return new Options(
           learningRate, momentum, dampening, weightDecay, nesterov, maximize, maxNorm, value);
     }
-
-    private static void atLeastZero(String name, double value) {
-      if (!(value >= 0 && Float.isFinite((float) value))) {
-        throw new IllegalArgumentException(name + " " + value + "; finite and 0 or more is needed");
-      }
-    }
   }
-
-  /**
-   * What a step found.
-   *
-   * @param norm of mask · gate · gradient over the list; NaN where neither clipping nor skipping
-   *     asked for it
-   * @param clipFactor 1 where nothing was clipped
-   * @param skipped whether non-finite gradients left everything as it was
-   * @param nonFinite NaN and infinite gradient entries; 0 where neither clipping nor skipping asked
-   * @param nonFiniteChannels channels whose new scale is NaN, because one of their weights is NaN or
-   *     infinite after the step
-   */
-  public record Result(
-      double norm, double clipFactor, boolean skipped, long nonFinite, long nonFiniteChannels) {}
 
   private final List<Parameter> parameters; // keeps the memory reachable
   private final esp_sgd_tensor list;
@@ -352,35 +200,27 @@ public final class FusedSgd implements AutoCloseable {
   }
 
   private static void describe(esp_sgd_tensor t, Parameter p) {
-    long n = p.weight().elements();
-    Channel channel = p.scale() == null ? Channel.TENSOR : p.scale().channel();
-    long channels = channel.count(p.weight());
-    boolean last = channel == Channel.LAST_AXIS;
-    long other = channels == 0 ? 0 : n / channels;
-    t.weight(floats(p.weight()))
-        .gradient(p.gradient().pointer())
-        .momentum(p.momentum() == null ? null : floats(p.momentum()))
-        .mask(p.mask())
-        .gate(p.gate())
-        .working_copy(p.workingCopy() == null ? null : p.workingCopy().memory())
-        .scale(p.scale() == null ? null : floats(p.scale().values()))
-        .rows(last ? other : channels)
-        .cols(last ? channels : other)
-        .gradient_dtype(p.gradient().dtype().code())
-        .working_copy_type(
-            p.workingCopy() == null ? espalier.ESP_COPY_NONE : p.workingCopy().code())
-        .channel(channel.code)
-        .scale_given(p.scale() != null && p.scale().given() ? 1 : 0)
+    TrainedTensor trained =
+        new TrainedTensor(p.weight, p.gradient, p.mask, p.gate, p.workingCopy, p.scale);
+    t.weight(TrainedTensor.floats(p.weight))
+        .gradient(p.gradient.pointer())
+        .momentum(p.momentum == null ? null : TrainedTensor.floats(p.momentum))
+        .mask(p.mask)
+        .gate(p.gate)
+        .working_copy(trained.copyMemory())
+        .scale(trained.scales())
+        .rows(trained.rows())
+        .cols(trained.cols())
+        .gradient_dtype(p.gradient.dtype().code())
+        .working_copy_type(trained.copyCode())
+        .channel(trained.channel().code())
+        .scale_given(trained.scaleGiven())
         .first(1);
-  }
-
-  private static FloatPointer floats(Tensor tensor) {
-    return new FloatPointer(tensor.pointer());
   }
 
   /** The learning rate of the next steps; 0 or more. */
   public void learningRate(double value) {
-    Options.atLeastZero("learning rate", value);
+    TrainedTensor.atLeastZero("learning rate", value);
     open();
     options.learning_rate(value);
   }
@@ -412,10 +252,10 @@ public final class FusedSgd implements AutoCloseable {
    * @throws org.espalier.InputException clipping is on, skipping is off and a gradient is not finite;
    *     nothing was written
    */
-  public Result step() {
+  public StepResult step() {
     open();
     Status.check(espalier.esp_fused_sgd(list, parameters.size(), options, result));
-    return new Result(
+    return new StepResult(
         result.norm(),
         result.clip_factor(),
         result.skipped() != 0,

@@ -16,6 +16,8 @@ import org.bytedeco.javacpp.tools.InfoMapper;
               "espalier/bandwidth.h",
               "espalier/fake_quantize.h",
               "espalier/gradient_norm.h",
+              "espalier/working_copy.h",
+              "espalier/fused_adamw.h",
               "espalier/fused_sgd.h",
               "espalier/kd_softmax_loss.h",
               "espalier/magnitude_prune.h",

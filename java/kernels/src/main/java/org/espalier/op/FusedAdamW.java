@@ -1,0 +1,284 @@
+package org.espalier.op;
+
+import java.util.List;
+import org.bytedeco.javacpp.BytePointer;
+import org.espalier.binding.Status;
+import org.espalier.binding.esp_adamw_options;
+import org.espalier.binding.esp_adamw_result;
+import org.espalier.binding.esp_adamw_tensor;
+import org.espalier.binding.global.espalier;
+import org.espalier.device.Tensor;
+
+/**
+ * AdamW (Loshchilov and Hutter, «Decoupled Weight Decay Regularization») over a list of tensors in
+ * one native call, with what a compressed network needs done while a weight is in the cache: the
+ * mask is held, clipped weights receive no gradient, and scale, fake-quantized working copy and gate
+ * are renewed. For each element, t being 1 in the first step:
+ *
+ * <pre>
+ *   g = mask · gate · gradient            a pruned or clipped weight receives no gradient
+ *   g = clip factor · g                   min(1, maxNorm / (norm + 1e-6)), norm over the whole list
+ *   g = −g                                where maximize
+ *   m = beta1 · m + (1 − beta1) · g       m and v are 0 before the first step
+ *   v = beta2 · v + (1 − beta2) · g²
+ *   weight = (1 − learningRate · weightDecay) · weight
+ *            − learningRate / (1 − beta1^t) · m / (√v / √(1 − beta2^t) + epsilon)
+ *   m, v = +0 where their magnitude is below 2^-126
+ *   weight, m, v = mask · (weight, m, v)  exactly +0 where pruned
+ *   scale = absmax / 127, working copy = scale · clamp(rint(weight · (1/scale)), −127, 127)
+ *   gate = −127 ≤ rint(weight · (1/scale)) ≤ 127
+ * </pre>
+ *
+ * <p>A gated weight still decays. The weights follow torch.optim.AdamW (PyTorch) up to the order of
+ * roundings. t is a state of each tensor and survives a skipped step. Results have the same bits on
+ * every instruction set and for every number of threads.
+ *
+ * <p>The list is kept in native form: a step is one call and copies nothing. The tensors must stay
+ * alive until {@link #close}. Not thread safe; several objects may step at once on different
+ * tensors.
+ */
+public final class FusedAdamW implements AutoCloseable {
+  /**
+   * One tensor and what belongs to it.
+   *
+   * @param weight the latent weights, F32
+   * @param gradient as many elements, F32, BF16 or F16
+   * @param firstMoment m, as many elements, F32; the first step writes it without reading
+   * @param secondMoment v, likewise
+   * @param mask one bit a weight, 1 = kept, or null
+   * @param gate one bit a weight, 1 = passes, or null; read, and written anew where there are scales
+   * @param workingCopy or null
+   * @param scale or null: the working copy is plain
+   */
+  public record Parameter(
+      Tensor weight,
+      Tensor gradient,
+      Tensor firstMoment,
+      Tensor secondMoment,
+      BytePointer mask,
+      BytePointer gate,
+      WorkingCopy workingCopy,
+      Scale scale) {
+    public Parameter {
+      TrainedTensor trained = new TrainedTensor(weight, gradient, mask, gate, workingCopy, scale);
+      trained.checkState("first moment", firstMoment);
+      trained.checkState("second moment", secondMoment);
+    }
+
+    /** Plain AdamW: no mask, no gate, no working copy. */
+    public static Parameter of(
+        Tensor weight, Tensor gradient, Tensor firstMoment, Tensor secondMoment) {
+      return new Parameter(
+          weight, gradient, firstMoment, secondMoment, null, null, null, null);
+    }
+
+    public Parameter withMask(BytePointer bits) {
+      return new Parameter(
+          weight, gradient, firstMoment, secondMoment, bits, gate, workingCopy, scale);
+    }
+
+    public Parameter withGate(BytePointer bits) {
+      return new Parameter(
+          weight, gradient, firstMoment, secondMoment, mask, bits, workingCopy, scale);
+    }
+
+    /** A copy of the weights, rounded to its type. */
+    public Parameter withWorkingCopy(WorkingCopy copy) {
+      return new Parameter(weight, gradient, firstMoment, secondMoment, mask, gate, copy, scale);
+    }
+
+    /** Scales, and the copy on their grid (null: scales and gate only). */
+    public Parameter withWorkingCopy(WorkingCopy copy, Scale scales) {
+      return new Parameter(weight, gradient, firstMoment, secondMoment, mask, gate, copy, scales);
+    }
+  }
+
+  /**
+   * The settings of torch.optim.AdamW, and two more.
+   *
+   * @param learningRate 0 or more
+   * @param beta1 0 or more, below 1
+   * @param beta2 0 or more, below 1
+   * @param epsilon above 0: a weight that never had a gradient divides by it
+   * @param weightDecay 0 or more; decoupled
+   * @param maxNorm gradients are scaled so that their norm over the whole list is at most this; 0
+   *     does not clip
+   * @param skipNonFinite a NaN or infinity in a gradient (where mask and gate let it through) skips
+   *     the step, and every state stays as it is
+   */
+  public record Options(
+      double learningRate,
+      double beta1,
+      double beta2,
+      double epsilon,
+      double weightDecay,
+      boolean maximize,
+      double maxNorm,
+      boolean skipNonFinite) {
+    public Options {
+      TrainedTensor.atLeastZero("learning rate", learningRate);
+      rate("beta1", beta1);
+      rate("beta2", beta2);
+      if (!((float) epsilon > 0 && Float.isFinite((float) epsilon))) {
+        throw new IllegalArgumentException("epsilon " + epsilon + "; finite and above 0 is needed");
+      }
+      TrainedTensor.atLeastZero("weight decay", weightDecay);
+      TrainedTensor.atLeastZero("max norm", maxNorm);
+    }
+
+    private static void rate(String name, double value) {
+      if (!(value >= 0 && (float) value < 1)) {
+        throw new IllegalArgumentException(name + " " + value + "; 0 or more and below 1 is needed");
+      }
+    }
+
+    /** PyTorch's defaults: betas 0.9 and 0.999, epsilon 1e-8, weight decay 0.01. */
+    public static Options of(double learningRate) {
+      return new Options(learningRate, 0.9, 0.999, 1e-8, 0.01, false, 0, false);
+    }
+
+    public Options withBetas(double first, double second) {
+      return new Options(
+          learningRate, first, second, epsilon, weightDecay, maximize, maxNorm, skipNonFinite);
+    }
+
+    public Options withEpsilon(double value) {
+      return new Options(
+          learningRate, beta1, beta2, value, weightDecay, maximize, maxNorm, skipNonFinite);
+    }
+
+    public Options withWeightDecay(double value) {
+      return new Options(
+          learningRate, beta1, beta2, epsilon, value, maximize, maxNorm, skipNonFinite);
+    }
+
+    public Options withMaximize(boolean value) {
+      return new Options(
+          learningRate, beta1, beta2, epsilon, weightDecay, value, maxNorm, skipNonFinite);
+    }
+
+    public Options withMaxNorm(double value) {
+      return new Options(
+          learningRate, beta1, beta2, epsilon, weightDecay, maximize, value, skipNonFinite);
+    }
+
+    public Options withSkipNonFinite(boolean value) {
+      return new Options(
+          learningRate, beta1, beta2, epsilon, weightDecay, maximize, maxNorm, value);
+    }
+  }
+
+  private final List<Parameter> parameters; // keeps the memory reachable
+  private final esp_adamw_tensor list;
+  private final esp_adamw_options options;
+  private final esp_adamw_result result = new esp_adamw_result();
+  private boolean closed;
+
+  /** A list whose moments hold nothing yet: the first step writes them without reading. */
+  public FusedAdamW(List<Parameter> parameters, Options options) {
+    this.parameters = List.copyOf(parameters);
+    this.list = new esp_adamw_tensor(Math.max(1, parameters.size()));
+    this.options =
+        new esp_adamw_options()
+            .learning_rate(options.learningRate())
+            .beta1(options.beta1())
+            .beta2(options.beta2())
+            .epsilon(options.epsilon())
+            .weight_decay(options.weightDecay())
+            .max_norm(options.maxNorm())
+            .maximize(options.maximize() ? 1 : 0)
+            .skip_non_finite(options.skipNonFinite() ? 1 : 0);
+    for (int i = 0; i < parameters.size(); i++) {
+      describe(list.getPointer(i), parameters.get(i));
+    }
+  }
+
+  private static void describe(esp_adamw_tensor t, Parameter p) {
+    TrainedTensor trained =
+        new TrainedTensor(p.weight, p.gradient, p.mask, p.gate, p.workingCopy, p.scale);
+    t.weight(TrainedTensor.floats(p.weight))
+        .gradient(p.gradient.pointer())
+        .first_moment(TrainedTensor.floats(p.firstMoment))
+        .second_moment(TrainedTensor.floats(p.secondMoment))
+        .mask(p.mask)
+        .gate(p.gate)
+        .working_copy(trained.copyMemory())
+        .scale(trained.scales())
+        .rows(trained.rows())
+        .cols(trained.cols())
+        .step(0)
+        .gradient_dtype(p.gradient.dtype().code())
+        .working_copy_type(trained.copyCode())
+        .channel(trained.channel().code())
+        .scale_given(trained.scaleGiven());
+  }
+
+  /** The learning rate of the next steps; 0 or more. */
+  public void learningRate(double value) {
+    TrainedTensor.atLeastZero("learning rate", value);
+    open();
+    options.learning_rate(value);
+  }
+
+  public double learningRate() {
+    open();
+    return options.learning_rate();
+  }
+
+  /**
+   * How many steps parameter {@code index} has done, skipped ones not among them. 0: its moments hold
+   * nothing yet; set the number for moments that were restored.
+   */
+  public long steps(int index) {
+    open();
+    return list.getPointer(checked(index)).step();
+  }
+
+  public void steps(int index, long value) {
+    open();
+    if (value < 0) {
+      throw new IllegalArgumentException(value + " steps; 0 or more is needed");
+    }
+    list.getPointer(checked(index)).step(value);
+  }
+
+  /**
+   * One step with the gradients as they are now.
+   *
+   * @throws IllegalArgumentException a given scale is not positive or has no finite reciprocal;
+   *     nothing was written
+   * @throws org.espalier.InputException clipping is on, skipping is off and a gradient is not finite;
+   *     nothing was written
+   */
+  public StepResult step() {
+    open();
+    Status.check(espalier.esp_fused_adamw(list, parameters.size(), options, result));
+    return new StepResult(
+        result.norm(),
+        result.clip_factor(),
+        result.skipped() != 0,
+        result.non_finite(),
+        result.non_finite_channels());
+  }
+
+  private int checked(int index) {
+    if (index < 0 || index >= parameters.size()) {
+      throw new IndexOutOfBoundsException(index + " of " + parameters.size() + " parameters");
+    }
+    return index;
+  }
+
+  private void open() {
+    if (closed) {
+      throw new IllegalStateException("the optimizer is closed");
+    }
+  }
+
+  @Override
+  public void close() {
+    closed = true;
+    list.close();
+    options.close();
+    result.close();
+  }
+}
