@@ -12,14 +12,14 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt;-mprefer-vector-width=512")
 endif()
 
-# -O3 unrolls every loop over the 16 lanes of the scalar variant, and inlined vector types under sanitizers likewise:
-# minutes of compiling a file.
+# -O3 unrolls every loop over the 16 lanes of the scalar variant; under sanitizers any optimization of the inlined vector
+# types takes minutes a file.
 set(ESP_ISA_OPTIMIZATION_scalar -O2)
 set(ESP_ISA_OPTIMIZATION_avx2 -O3)
 set(ESP_ISA_OPTIMIZATION_avx512 -O3)
 if(ESP_SANITIZE)
   foreach(isa ${ESP_ISAS})
-    set(ESP_ISA_OPTIMIZATION_${isa} -O1)
+    set(ESP_ISA_OPTIMIZATION_${isa} -O0)
   endforeach()
 endif()
 

@@ -5,13 +5,13 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 build=${1:-$root/tests/target/sanitize}
 run() {
-  local name=$1 sanitizers=$2
-  shift 2
+  local name=$1 sanitizers=$2 target=$3
+  shift 3
   local generator=()
   if command -v ninja >/dev/null; then generator=(-G Ninja); fi
   cmake -S "$root/native" -B "$build/$name" "${generator[@]}" -DESP_SANITIZE="$sanitizers" -DESP_CUDA=OFF >/dev/null
-  cmake --build "$build/$name" -j "$(nproc)"
+  cmake --build "$build/$name" -j "$(nproc)" --target "$target"
   ctest --test-dir "$build/$name" --output-on-failure "$@"
 }
-run address address,undefined
-run thread thread -R thread_pool
+run address address,undefined all
+run thread thread thread_pool_test -R thread_pool
