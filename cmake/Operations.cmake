@@ -3,6 +3,8 @@
 #   (compiled once an instruction set), java/kernels op/<Name>.java, and in tests <Name>Reference, <Name>Test,
 #   <Name>GoldenTest (where another library fixes the result: not for gradient_norm, whose sum has an order of its own),
 #   in benchmarks <Name>Benchmark. A test reads this list and names what is missing.
+# On a GPU: cuda/include/espalier/cuda/<name>.h, cuda/src/<name>.cpp (arguments, planning), cuda/kernels/<name>.{h,cu},
+#   tests/cuda/<name>_test.cpp; cuda/common/kernel.cuh says how.
 set(ESP_OPERATIONS
   fake_quantize
   gradient_norm
@@ -11,3 +13,10 @@ set(ESP_OPERATIONS
   kd_softmax_loss
   magnitude_prune
 )
+
+# Those that have CUDA kernels.
+set(ESP_CUDA_OPERATIONS
+  gradient_norm
+)
+# Of them those whose kernels may compute in double, because the result is defined so.
+set(ESP_CUDA_DOUBLE gradient_norm)

@@ -2,22 +2,16 @@
 
 #include <cuda_runtime.h>
 
-#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 
+#include "kernel.cuh"
+#include "status.h"
+
+using esp::check;
+using esp::fail;
+
 namespace {
-
-thread_local char last_error[512] = "";
-
-esp_status fail(esp_status status, const char* format, ...) __attribute__((format(printf, 2, 3)));
-esp_status fail(esp_status status, const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(last_error, sizeof last_error, format, arguments);
-  va_end(arguments);
-  return status;
-}
 
 // Errors after which nothing in this process can use the device again.
 bool is_lost(cudaError_t error) {
@@ -38,6 +32,17 @@ bool is_lost(cudaError_t error) {
   }
 }
 
+esp_status check_bytes(int64_t bytes) {
+  return bytes < 0 ? fail(ESP_INVALID_ARGUMENT, "%lld bytes", static_cast<long long>(bytes)) : ESP_OK;
+}
+
+cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
+
+}  // namespace
+
+namespace esp {
+
 esp_status check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return ESP_OK;
   cudaGetLastError();  // a launch or copy that follows must not find this error again
@@ -51,16 +56,7 @@ esp_status check(cudaError_t error, const char* what) {
   return fail(status, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
-esp_status check_bytes(int64_t bytes) {
-  return bytes < 0 ? fail(ESP_INVALID_ARGUMENT, "%lld bytes", static_cast<long long>(bytes)) : ESP_OK;
-}
-
-cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
-cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
-
-}  // namespace
-
-const char* esp_cuda_last_error(void) { return last_error; }
+}  // namespace esp
 
 esp_status esp_cuda_versions(int32_t* runtime, int32_t* driver) {
   if (esp_status status = check(cudaRuntimeGetVersion(runtime), "CUDA runtime version")) return status;

@@ -1,14 +1,13 @@
-// Stands in for device.cu where no nvcc was found, so that the same bindings link; every call says so.
+// Stands in for device.cu and the kernels where no nvcc was found, so that the same bindings link; every call says so.
+#include "espalier/cuda/gradient_norm.h"
 #include "espalier/device.h"
+#include "status.h"
 
-namespace {
-constexpr const char* reason = "built without CUDA: no nvcc was found (-Despalier.cuda=ON makes that fatal)";
-}
+#define ABSENT(declaration)                                                                                            \
+  esp_status declaration {                                                                                             \
+    return esp::fail(ESP_UNSUPPORTED, "built without CUDA: no nvcc was found (-Despalier.cuda=ON makes that fatal)"); \
+  }
 
-#define ABSENT(declaration) \
-  esp_status declaration { return ESP_UNSUPPORTED; }
-
-const char* esp_cuda_last_error(void) { return reason; }
 esp_status esp_cuda_versions(int32_t* runtime, int32_t* driver) {
   *runtime = *driver = 0;
   return ESP_OK;
@@ -31,3 +30,4 @@ ABSENT(esp_cuda_event_destroy(void*))
 ABSENT(esp_cuda_event_record(void*, void*))
 ABSENT(esp_cuda_event_synchronize(void*))
 ABSENT(esp_cuda_event_elapsed(void*, void*, float*))
+ABSENT(esp_cuda_gradient_norm(const esp_cuda_plan*, const void*, void*, esp_gradient_norm_result*, void*))

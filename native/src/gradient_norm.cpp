@@ -6,12 +6,14 @@
 
 #include "arguments.h"
 #include "gradient_norm_kernel.h"
+#include "gradient_norm_order.h"
 #include "thread_pool.h"
 
 namespace {
-// Part of the result: sums are formed a block and then added in order.
-constexpr int64_t block_elements = 32768;
-int64_t blocks_of(int64_t n) { return (n + block_elements - 1) / block_elements; }
+using esp::gradient_norm_block;
+using esp::gradient_norm_lanes;
+
+int64_t blocks_of(int64_t n) { return (n + gradient_norm_block - 1) / gradient_norm_block; }
 }  // namespace
 
 esp_status esp_gradient_norm(const esp_gradient* gradients, int64_t count, esp_gradient_norm_result* result) {
@@ -36,8 +38,8 @@ esp_status esp_gradient_norm(const esp_gradient* gradients, int64_t count, esp_g
   const auto run = [&](int64_t block) {
     const int64_t t = esp::find_part(first.get(), count, block);
     const esp_gradient& g = gradients[t];
-    const int64_t start = (block - first[t]) * block_elements;
-    const int64_t n = g.n - start < block_elements ? g.n - start : block_elements;
+    const int64_t start = (block - first[t]) * gradient_norm_block;
+    const int64_t n = g.n - start < gradient_norm_block ? g.n - start : gradient_norm_block;
     sums[block] = kernels->sum(g.dtype, {static_cast<const char*>(g.gradient) + start * esp::size_of(g.dtype),
                                          g.mask == nullptr ? nullptr : g.mask + start / 8,
                                          g.gate == nullptr ? nullptr : g.gate + start / 8, n});
@@ -48,12 +50,15 @@ esp_status esp_gradient_norm(const esp_gradient* gradients, int64_t count, esp_g
     esp::parallel_for(blocks, run);
   }
 
-  double squares = 0;
+  double lanes[gradient_norm_lanes] = {};
   int64_t non_finite = 0;
   for (int64_t block = 0; block < blocks; block++) {
-    squares += sums[block].squares;
+    lanes[block % gradient_norm_lanes] += sums[block].squares;
     non_finite += sums[block].non_finite;
   }
-  *result = {std::sqrt(squares), non_finite};
+  for (int half = gradient_norm_lanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  }
+  *result = {std::sqrt(lanes[0]), non_finite};
   return ESP_OK;
 }

@@ -3,8 +3,8 @@
  *
  *   g^ = mask * gate * g,  norm = sqrt(sum of g^^2 over all tensors)
  *
- * Squares are added in double, in a fixed order (blocks of a tensor in list order, 16 lanes in a block), so the result
- * has the same bits on every instruction set and for every number of threads.
+ * Squares are added in double, in a fixed order (16 lanes in a block of a tensor, then the blocks in list order in 256
+ * lanes), so the result has the same bits on every instruction set, for every number of threads, and on a GPU.
  */
 #ifndef ESPALIER_GRADIENT_NORM_H
 #define ESPALIER_GRADIENT_NORM_H

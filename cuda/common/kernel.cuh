@@ -1,0 +1,194 @@
+// What kernels are written with, and the only header of CUDA that they include: the same source is compiled by nvcc, and by
+// the host compiler for the emulator in tests/cuda/emulator. Inline PTX, shared memory and the launch are here and nowhere
+// else.
+//
+// To write the operation `name`:
+//   cuda/include/espalier/cuda/name.h   the C ABI: what the device does otherwise than native/include/espalier/name.h
+//   cuda/src/name.cpp                   arguments and planning, plain C++ without CUDA: sizes, tables, chunks
+//   cuda/kernels/name.h                 what plan and kernels share: the structs of the table, chunk sizes
+//   cuda/kernels/name.cu                kernels, then the launcher, which only launches: it neither allocates nor waits, nor
+//                                       reads device memory, and may be captured in a graph
+//   tests/cuda/name_test.cpp            plain C++ against the C ABI: emulated on every machine, on a GPU where there is one
+// and the name in ESP_CUDA_OPERATIONS of cmake/Operations.cmake.
+//
+// In a kernel
+//   ESP_SHARED(float, tile, [256]);     instead of __shared__ float tile[256]
+//   ESP_GLOBAL(pointer);                after reading a pointer (not NULL) from a table: its accesses become ld.global
+//   Pack<T, n>                          n elements that are loaded or stored at once, at a multiple of their size
+//   to_float, from_float                BF16 and F16 by the rules of the CPU kernels, NaN included; no intrinsics
+//   bits_32                             32 bits of a mask, from any byte, reading nothing beside the tensor
+//   is_last_block                       the block that finishes last sees what all others wrote
+// Indices into a tensor are int64_t; those within a chunk are int. Sums have one order, the CPU's. Contraction is off and
+// fma explicit, as on the CPU, so that results have the same bits.
+//
+// In a test: include "device_test.h", allocate with Device<T>, compare with the CPU library, finish with `return
+// run_tests(argc, argv, tests)`. ./build/tests/cuda/name_test_plain --seeds 20 runs it under 20 schedules; name_test_asan
+// and name_test_tsan are the same under sanitizers. Reproduce a failure with --seed N.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "espalier/common.h"
+
+#if defined(__CUDACC__)
+#define ESP_SHARED(type, name, dimensions) __shared__ type name dimensions
+#define ESP_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
+#else
+#define ESP_SHARED(type, name, dimensions)   \
+  static const char name##_place = 0;        \
+  type(&name) dimensions = *reinterpret_cast<type(*) dimensions>( \
+      ::emulator::shared_memory(&name##_place, sizeof(type dimensions)))
+#define ESP_GLOBAL(pointer) static_cast<void>(pointer)
+#endif
+
+namespace esp {
+
+// The status of a CUDA call; a failure's text names `what`.
+esp_status check(cudaError_t error, const char* what);
+
+// Queues kernel<<<grid, block, 0, stream>>>(arguments...).
+template <class... P, class... A>
+esp_status launch(const char* what, void (*kernel)(P...), int64_t grid, int block, void* stream, A&&... arguments) {
+#if defined(__CUDACC__)
+  kernel<<<dim3(static_cast<unsigned>(grid)), dim3(static_cast<unsigned>(block)), 0, static_cast<cudaStream_t>(stream)>>>(
+      static_cast<P>(arguments)...);
+  return check(cudaGetLastError(), what);
+#else
+  return check(emulator::launch(kernel, dim3(static_cast<unsigned>(grid)), dim3(static_cast<unsigned>(block)), 0,
+                                static_cast<cudaStream_t>(stream), static_cast<P>(arguments)...),
+               what);
+#endif
+}
+
+constexpr unsigned all_lanes = 0xffffffffu;
+
+__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x % 32); }
+__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x / 32); }
+
+// ---- elements
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ __forceinline__ float to_float(f16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  if (magnitude >= 0x7c00) {  // infinity, or a NaN that becomes quiet
+    return __uint_as_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13 | (magnitude > 0x7c00 ? 0x400000 : 0));
+  }
+  // The exponent is 112 too small: a scaling by 2^112, exact for subnormals too.
+  return __uint_as_float(sign | __float_as_uint(__uint_as_float(magnitude << 13) * 0x1p112f));
+}
+
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+  const uint32_t u = __float_as_uint(x);
+  if (x != x) return {static_cast<uint16_t>(u >> 16 | 0x40)};
+  return {static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+}
+template <>
+__device__ __forceinline__ f16 from_float<f16>(float x) {
+  const uint32_t u = __float_as_uint(x), magnitude = u & 0x7fffffff;
+  const uint32_t sign = u >> 16 & 0x8000;
+  if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00 | (magnitude >> 13 & 0x3ff))};
+  if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // rounds to 2^16 or beyond: infinity
+  if (magnitude < 0x38800000) {                                                // below 2^-14: subnormal
+    // Adding 0.5 aligns the last place of the sum with 2^-24, the unit of subnormals.
+    return {static_cast<uint16_t>(sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000))};
+  }
+  const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+  return {static_cast<uint16_t>(sign | ((rounded >> 13) - (112u << 10)))};
+}
+
+// n elements side by side, loaded or stored by one instruction where that is 2, 4, 8 or 16 bytes.
+template <class T, int n>
+struct alignas(n * sizeof(T)) Pack {
+  T at[n];
+};
+
+__device__ __forceinline__ bool is_aligned(const void* pointer, int bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<unsigned>(bytes) == 0;
+}
+
+// Elements i .. i+n-1 of p; those from `end` on are +0. `whole`: p is aligned to a pack (not: to an element).
+template <int n, class T>
+__device__ __forceinline__ Pack<T, n> load_pack(const T* p, int64_t i, int64_t end, bool whole) {
+  if (whole && i + n <= end) return *reinterpret_cast<const Pack<T, n>*>(p + i);
+  Pack<T, n> pack;
+#pragma unroll
+  for (int j = 0; j < n; j++) pack.at[j] = i + j < end ? p[i + j] : T{};
+  return pack;
+}
+template <int n, class T>
+__device__ __forceinline__ void store_pack(T* p, int64_t i, int64_t end, bool whole, const Pack<T, n>& pack) {
+  if (whole && i + n <= end) {
+    *reinterpret_cast<Pack<T, n>*>(p + i) = pack;
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < n; j++) {
+    if (i + j < end) p[i + j] = pack.at[j];
+  }
+}
+
+// ---- bit fields: one bit an element, (end + 7) / 8 bytes, at any address
+
+// The bits of elements i .. i+31, i a multiple of 8; those from `end` on are rubbish. nullptr: all ones.
+__device__ __forceinline__ uint32_t bits_32(const uint8_t* field, int64_t i, int64_t end) {
+  if (field == nullptr) return 0xffffffffu;
+  const uint8_t* const p = field + i / 8;
+  ESP_GLOBAL(p);
+  if (i + 24 < end && is_aligned(p, 4)) return *reinterpret_cast<const uint32_t*>(p);
+  uint32_t word = 0;
+#pragma unroll
+  for (int byte = 0; byte < 4; byte++) {
+    if (i + byte * 8 < end) word |= static_cast<uint32_t>(p[byte]) << (byte * 8);
+  }
+  return word;
+}
+
+// Writes those bits; bits of the last byte from `end` on become 0.
+__device__ __forceinline__ void store_bits_32(uint8_t* field, int64_t i, int64_t end, uint32_t word) {
+  if (i + 32 > end) word &= i < end ? 0xffffffffu >> (i + 32 - end) : 0;
+  uint8_t* const p = field + i / 8;
+  ESP_GLOBAL(p);
+  if (i + 24 < end && is_aligned(p, 4)) {
+    *reinterpret_cast<uint32_t*>(p) = word;
+    return;
+  }
+#pragma unroll
+  for (int byte = 0; byte < 4; byte++) {
+    if (i + byte * 8 < end) p[byte] = static_cast<uint8_t>(word >> (byte * 8));
+  }
+}
+
+// ---- between blocks
+
+// Called by all threads of a block; true in all threads of the block that comes last of `blocks`, which then sees what the
+// others wrote before their call (loads must be plain: not __ldg, not const __restrict__). Starts at 0 and leaves 0.
+__device__ __forceinline__ bool is_last_block(uint32_t* arrived, uint32_t blocks) {
+  ESP_SHARED(uint32_t, last, [1]);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last[0] = atomicAdd(arrived, 1u) == blocks - 1 ? 1 : 0;
+    __threadfence();
+    if (last[0] != 0) atomicExch(arrived, 0u);  // a plain store would race with the atomics of the others
+  }
+  __syncthreads();
+  return last[0] != 0;
+}
+
+}  // namespace esp
