@@ -217,18 +217,15 @@ void test_streams() {
   emulator::reset();
 }
 
-#if !defined(__SANITIZE_THREAD__)  // a launch given up leaves it without the end of its threads
 template <class... P, class... A>
 void notices(const char* part, void (*kernel)(P...), dim3 grid, dim3 block, A... arguments) {
   CHECK(!run(kernel, grid, block, arguments...));
   CHECK(std::string(emulator::failure()).find(part) != std::string::npos);
   if (std::string(emulator::failure()).find(part) == std::string::npos) std::printf("  %s: %s\n", part, emulator::failure());
-  CHECK(esp_cuda_stream_synchronize(nullptr) == (std::string(part).find("needed") == 0 ? ESP_OK : ESP_DEVICE_LOST) ||
-        cudaStreamSynchronize(nullptr) == cudaSuccess);
   emulator::reset();
 }
 
-void test_notices(int* lost_races) {
+[[maybe_unused]] void test_notices(int* lost_races) {
   notices("__syncthreads in line", diverging_barriers, 1, 64, 0);
   notices("lanes", exited_lanes, 1, 32, 0);
   notices("do not exist", exited_lanes, 1, 20, 0);
@@ -248,14 +245,13 @@ void test_notices(int* lost_races) {
   CHECK(!reverses(reverse_twice<false, true>));
   *lost_races += !reverses(reverse_twice<true, false>);
 }
-#endif
 
 int lost_races = 0, runs = 0;
 
 void test(const Setting&) {
   test_promises();
   test_streams();
-#if !defined(__SANITIZE_THREAD__)
+#if !defined(__SANITIZE_THREAD__)  // a launch given up leaves it without the end of its threads
   runs++;
   test_notices(&lost_races);
 #endif
