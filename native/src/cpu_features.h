@@ -29,8 +29,9 @@ struct Variants {
 
 template <class Kernels>
 esp_status select(const Variants<Kernels>& variants, const Kernels** kernels) {
-  int32_t isa;
+  int32_t isa, threads;
   if (esp_status status = esp_isa_current(&isa)) return status;
+  if (esp_status status = esp_threads_current(&threads)) return status;  // a wrong setting must not go unseen
   *kernels = variants.of[isa];
   return ESP_OK;
 }

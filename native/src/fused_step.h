@@ -168,7 +168,7 @@ class FusedStep {
       bytes += elements(t) * (state_size + size_of(t.gradient_dtype) + copy_size(t.working_copy_type));
       copy_bytes += elements(t) * copy_size(t.working_copy_type);
     }
-    const int64_t share = round_up(total / (pieces_a_thread * esp_threads_get()), 16);
+    const int64_t share = round_up(total / (pieces_a_thread * thread_limit()), 16);
     wanted_ = share < smallest_piece ? smallest_piece : share > largest_piece ? largest_piece : share;
     large_ = copy_bytes > cache_bytes;
     parallel_ = bytes >= parallel_bytes;

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 
@@ -135,11 +136,7 @@ int32_t cgroup_limit() {
   return processors < 1 ? 1 : static_cast<int32_t>(processors < max_threads ? processors : max_threads);
 }
 
-int32_t default_threads() {
-  if (const char* wanted = std::getenv("ESPALIER_THREADS")) {
-    const long n = std::strtol(wanted, nullptr, 10);
-    if (n >= 1 && n <= max_threads) return static_cast<int32_t>(n);
-  }
+int32_t usable_processors() {
   cpu_set_t set;
   CPU_ZERO(&set);
   int32_t n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
@@ -170,13 +167,19 @@ void run_job(uint32_t count, int64_t base, esp_task task, void* argument) {
 
 namespace esp {
 
+int32_t thread_limit() {
+  int32_t threads = 1;  // what a wrong setting leaves: operations refuse it before they come here
+  esp_threads_current(&threads);
+  return threads;
+}
+
 void run_parallel(int64_t count, esp_task task, void* argument) {
   if (count <= 0) return;
   if (const esp_executor executor = pool.executor.load(std::memory_order_acquire)) {
     executor(pool.executor_context.load(std::memory_order_relaxed), task, argument, count);
     return;
   }
-  const int32_t threads = esp_threads_get();
+  const int32_t threads = thread_limit();
   if (count == 1 || threads == 1 || pool.busy.exchange(true, std::memory_order_acquire)) {
     for (int64_t i = 0; i < count; i++) task(argument, i);
     return;
@@ -191,13 +194,21 @@ void run_parallel(int64_t count, esp_task task, void* argument) {
 
 }  // namespace esp
 
-int32_t esp_threads_get(void) {
-  int32_t threads = pool.threads.load(std::memory_order_relaxed);
-  if (threads == 0) {
-    const int32_t found = default_threads();
-    if (pool.threads.compare_exchange_strong(threads, found, std::memory_order_relaxed)) threads = found;
+esp_status esp_threads_current(int32_t* threads) {
+  const int32_t set = pool.threads.load(std::memory_order_relaxed);
+  if (set != 0) {
+    *threads = set;
+    return ESP_OK;
   }
-  return threads;
+  const char* wanted = std::getenv("ESPALIER_THREADS");
+  if (wanted == nullptr || *wanted == 0) return esp_threads_set(*threads = usable_processors());
+  char* end;
+  errno = 0;
+  const long n = std::strtol(wanted, &end, 10);
+  if (*end != 0 || errno != 0 || n < 1 || n > max_threads) {
+    return esp::fail(ESP_UNSUPPORTED, "ESPALIER_THREADS is \"%.32s\"; it takes a number from 1 to %d", wanted, max_threads);
+  }
+  return esp_threads_set(*threads = static_cast<int32_t>(n));
 }
 
 esp_status esp_threads_set(int32_t threads) {

@@ -20,6 +20,9 @@ void parallel_for(int64_t count, Task&& task) {
       const_cast<void*>(static_cast<const void*>(&task)));
 }
 
+// Threads that one call may use: esp_threads_current, for callers whose operation has checked it already.
+int32_t thread_limit();
+
 // Work below this many bytes of traffic stays on the caller: waking a worker costs more.
 constexpr int64_t parallel_bytes = int64_t{256} << 10;
 

@@ -63,9 +63,10 @@ ESP_API const char* esp_isa_name(int32_t isa);
 
 /*
  * Threads that one call may use, the caller included. Starts as ESPALIER_THREADS where that is set, else as the number
- * of processors that the process may use (affinity mask and cgroup CPU limit).
+ * of processors that the process may use (affinity mask and cgroup CPU limit). Fails with ESP_UNSUPPORTED where
+ * ESPALIER_THREADS is not a number from 1 to 256; so does every operation then.
  */
-ESP_API int32_t esp_threads_get(void);
+ESP_API esp_status esp_threads_current(int32_t* threads);
 
 /* 1 to 256. Takes effect with the next call. */
 ESP_API esp_status esp_threads_set(int32_t threads);

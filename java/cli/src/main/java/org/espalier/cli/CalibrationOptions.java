@@ -6,7 +6,6 @@ import java.util.List;
 import java.util.Optional;
 import java.util.function.Consumer;
 import org.espalier.InputException;
-import org.espalier.backend.CpuThreads;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.TextActivations;
@@ -74,7 +73,7 @@ final class CalibrationOptions {
               + " calibrates with; the class StaticQuantizer takes any examples");
     }
     try (TextTokenizer open = tokenizer.open(source, notes)) {
-      return new TextActivations(open, texts(source.maven(), notes), CpuThreads.get());
+      return new TextActivations(open, texts(source.maven(), notes), Machine.threads());
     }
   }
 

@@ -8,7 +8,6 @@ import java.util.Locale;
 import java.util.concurrent.Callable;
 import org.bytedeco.javacpp.Loader;
 import org.espalier.backend.Bandwidth;
-import org.espalier.backend.CpuThreads;
 import org.espalier.backend.Isa;
 import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.device.Cuda;
@@ -43,6 +42,7 @@ final class Doctor implements Callable<Integer> {
   @Override
   public Integer call() {
     Isa isa = Machine.isa();
+    int threads = Machine.threads();
     List<String> isas =
         Arrays.stream(Isa.values()).filter(Isa::isAvailable).map(Doctor::name).toList();
     double copy = Bandwidth.COPY.measure(COPY_BYTES, COPY_RUNS);
@@ -53,7 +53,7 @@ final class Doctor implements Callable<Integer> {
     json.put("isa", name(isa));
     ArrayNode available = json.putArray("available_isas");
     isas.forEach(available::add);
-    json.put("threads", CpuThreads.get());
+    json.put("threads", threads);
     ArrayNode gpus = json.putArray("gpus");
     for (int i = 0; i < Cuda.deviceCount(); i++) {
       gpus.add(Cuda.describe(i));
@@ -73,7 +73,7 @@ final class Doctor implements Callable<Integer> {
     Table table = new Table("", "");
     table.add("espalier", build.describe().substring("espalier ".length()));
     table.add("isa", name(isa) + " (this machine has " + String.join(", ", isas) + ")");
-    table.add("threads", Integer.toString(CpuThreads.get()));
+    table.add("threads", Integer.toString(threads));
     if (noGpu != null) {
       table.add("gpu", "none: " + noGpu);
     }

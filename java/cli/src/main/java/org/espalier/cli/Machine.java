@@ -22,6 +22,19 @@ final class Machine {
   }
 
   /**
+   * The threads that one kernel call may use.
+   *
+   * @throws InputException where {@code ESPALIER_THREADS} is not a number from 1 to 256
+   */
+  static int threads() {
+    try {
+      return CpuThreads.get();
+    } catch (UnsupportedOperationException e) {
+      throw new InputException(e.getMessage(), e);
+    }
+  }
+
+  /**
    * Sets how many threads one kernel call may use.
    *
    * @param threads 1 to 256, or null to leave the default
@@ -33,5 +46,6 @@ final class Machine {
       }
       CpuThreads.set(threads);
     }
+    threads();
   }
 }

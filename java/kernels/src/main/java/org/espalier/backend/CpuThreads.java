@@ -1,5 +1,6 @@
 package org.espalier.backend;
 
+import org.bytedeco.javacpp.IntPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.global.espalier;
 
@@ -10,8 +11,16 @@ import org.espalier.binding.global.espalier;
 public final class CpuThreads {
   private CpuThreads() {}
 
+  /**
+   * The number in use.
+   *
+   * @throws UnsupportedOperationException where {@code ESPALIER_THREADS} is not a number from 1 to 256
+   */
   public static int get() {
-    return espalier.esp_threads_get();
+    try (IntPointer threads = new IntPointer(1)) {
+      Status.check(espalier.esp_threads_current(threads));
+      return threads.get();
+    }
   }
 
   /**

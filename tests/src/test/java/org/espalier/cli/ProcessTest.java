@@ -9,16 +9,21 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** The command line as a process of its own: exit codes and Ctrl-C. */
-class InterruptTest {
+/** The command line as a process of its own: exit codes, environment and Ctrl-C. */
+class ProcessTest {
   @TempDir Path folder;
 
   private Process start(String... args) throws IOException {
+    return start(Map.of(), args);
+  }
+
+  private Process start(Map<String, String> environment, String... args) throws IOException {
     List<String> line =
         Stream.concat(
                 Stream.of(
@@ -31,10 +36,12 @@ class InterruptTest {
                     "org.espalier.cli.Espalier"),
                 Stream.of(args))
             .toList();
-    return new ProcessBuilder(line)
-        .redirectOutput(folder.resolve("stdout").toFile())
-        .redirectError(folder.resolve("stderr").toFile())
-        .start();
+    ProcessBuilder builder =
+        new ProcessBuilder(line)
+            .redirectOutput(folder.resolve("stdout").toFile())
+            .redirectError(folder.resolve("stderr").toFile());
+    builder.environment().putAll(environment);
+    return builder.start();
   }
 
   private int codeOf(Process process) throws InterruptedException {
@@ -50,6 +57,19 @@ class InterruptTest {
     assertEquals("", Files.readString(folder.resolve("stdout")));
     String message = Files.readString(folder.resolve("stderr"));
     assertTrue(message.contains("none.onnx") && message.lines().count() == 1, message);
+  }
+
+  @Test
+  void aWrongSettingOfTheEnvironmentIsRefused() throws IOException, InterruptedException {
+    for (Map.Entry<String, String> setting :
+        Map.of("ESPALIER_THREADS", "two", "ESPALIER_ISA", "sse2").entrySet()) {
+      Process process = start(Map.of(setting.getKey(), setting.getValue()), "doctor", "--json");
+      assertEquals(2, codeOf(process));
+      String message = Files.readString(folder.resolve("stderr"));
+      assertTrue(
+          message.contains(setting.getKey() + " is \"" + setting.getValue() + "\"; it takes"),
+          message);
+    }
   }
 
   @Test
