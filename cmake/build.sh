@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Configures and builds the native libraries and puts them beside their bindings:
-# build.sh BUILD_DIR OUTPUT_DIR [AUTO|ON|OFF (CUDA)] [JOBS]
+# build.sh BUILD_DIR OUTPUT_DIR SKIP_TESTS [AUTO|ON|OFF (CUDA)] [JOBS]
+# SKIP_TESTS true leaves the native tests out, which take longer to compile than the libraries.
 set -euo pipefail
 build=$1
 output=$2
-cuda=${3:-AUTO}
-jobs=${4:-}
+skip_tests=$3
+cuda=${4:-AUTO}
+jobs=${5:-}
 root=$(cd "$(dirname "$0")/.." && pwd)
 if [ ! -f "$build/CMakeCache.txt" ]; then
   generator=()
@@ -14,6 +16,8 @@ if [ ! -f "$build/CMakeCache.txt" ]; then
 elif ! grep -q "^ESP_CUDA:STRING=$cuda\$" "$build/CMakeCache.txt"; then
   cmake -S "$root/native" -B "$build" -DESP_CUDA="$cuda"
 fi
-cmake --build "$build" -j "${jobs:-$(nproc)}"
+targets=(all)
+if [ "$skip_tests" = true ]; then targets=(espalier espalier_cuda); fi
+cmake --build "$build" -j "${jobs:-$(nproc)}" --target "${targets[@]}"
 mkdir -p "$output"
 cp -pu "$build"/lib/lib*.so "$output"
