@@ -44,8 +44,11 @@ public final class OnnxInitializer {
     this.fileOffset = fileOffset;
   }
 
-  /** A tensor whose message was validated and whose data is in the message. */
-  static OnnxInitializer ofMessage(TensorProto proto) {
+  /**
+   * The tensor of a message that is part of an {@link OnnxModel}, and so was checked: of an
+   * attribute, say.
+   */
+  public static OnnxInitializer ofMessage(TensorProto proto) {
     return new OnnxInitializer(
         proto.getName(),
         OnnxTensors.type(proto),

@@ -1,0 +1,190 @@
+package org.espalier.torch;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptions;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.onnx.GraphParameters;
+import org.espalier.torch.onnx.Program;
+
+/**
+ * An ONNX model, trained in place. It runs under operator sets 11 to 21 (and older ones where they mean
+ * the same); what it uses beyond that is refused by name when it is loaded.
+ *
+ * <p>Its parameters are the float32 constants that layers hold: weights of products and
+ * convolutions, lookup tables, biases, the scales and shifts of norms. Constants of one element are
+ * no parameters, nor are tensors with values beyond ±10,000 or infinite, which are masks. Parameters
+ * are named as in the file, and by their place in the graph where the exporter only numbered them.
+ *
+ * <p>{@link #train} makes Dropout nodes active and lets BatchNormalization nodes use the batch's
+ * statistics and update their own, which {@link #save} writes too.
+ */
+public final class OnnxGraph implements TrainableModel {
+  private final OnnxModel model;
+  private final Program program;
+  private final List<Parameter> parameters = new ArrayList<>();
+
+  /** What a file holds and training changes: parameters and statistics, by the constant's name. */
+  private final Map<String, Tensor> variables = new LinkedHashMap<>();
+
+  private final Map<String, String> constants = new LinkedHashMap<>();
+  private boolean training;
+  private boolean closed;
+
+  /**
+   * Reads a model.
+   *
+   * @throws InputException where the file is no model, uses what cannot be run, or holds weights of
+   *     another type than float32
+   */
+  public static OnnxGraph read(Path file) {
+    return new OnnxGraph(OnnxModel.read(file));
+  }
+
+  /** A model that is in memory; the model itself stays as it is. */
+  public OnnxGraph(OnnxModel model) {
+    this(model, TorchDevice.CPU);
+  }
+
+  /** A model on a device. */
+  public OnnxGraph(OnnxModel model, TorchDevice device) {
+    Libtorch.load();
+    this.model = model.copy();
+    try (PointerScope scope = new PointerScope()) {
+      GraphParameters found = GraphParameters.of(model);
+      for (GraphParameters.Entry e : found.parameters()) {
+        Tensor tensor = variable(e.constant(), device).requires_grad_(true);
+        constants.put(e.name(), e.constant());
+        parameters.add(
+            new Parameter(
+                e.name(), keep(e.constant(), tensor), e.kind(), e.outputAxis(), e.reductionAxis(), e.nodes()));
+      }
+      for (String statistics : found.statistics()) {
+        keep(statistics, variable(statistics, device));
+      }
+      Program compiled;
+      try {
+        compiled = new Program(model, variables, device);
+      } catch (RuntimeException e) {
+        variables.values().forEach(Tensor::close);
+        throw e;
+      }
+      program = compiled;
+    }
+  }
+
+  private Tensor variable(String constant, TorchDevice device) {
+    OnnxInitializer i = model.constant(constant);
+    Tensor mapped =
+        torch.from_blob(
+            new Pointer(i.data()), i.dims(), new TensorOptions(ScalarType.Float));
+    return device.place(mapped.clone());
+  }
+
+  private Tensor keep(String constant, Tensor tensor) {
+    tensor.retainReference();
+    variables.put(constant, tensor);
+    return tensor;
+  }
+
+  @Override
+  public List<Parameter> parameters() {
+    return List.copyOf(parameters);
+  }
+
+  /**
+   * The name of the constant in the graph that a parameter is.
+   *
+   * @throws IllegalArgumentException where the model has no such parameter
+   */
+  public String constantOf(String parameter) {
+    String constant = constants.get(parameter);
+    if (constant == null) {
+      throw new IllegalArgumentException(model.name() + " has no parameter " + parameter);
+    }
+    return constant;
+  }
+
+  @Override
+  public List<String> inputNames() {
+    return program.inputNames();
+  }
+
+  @Override
+  public List<String> outputNames() {
+    return program.outputNames();
+  }
+
+  @Override
+  public Map<String, Tensor> forward(Map<String, Tensor> inputs) {
+    return program.run(inputs, training);
+  }
+
+  @Override
+  public void transformInputs(InputTransforms transforms) {
+    program.transformInputs(transforms);
+  }
+
+  @Override
+  public void train(boolean on) {
+    training = on;
+  }
+
+  @Override
+  public boolean isTraining() {
+    return training;
+  }
+
+  /** The model with the present values, for an exporter; its data is a copy. */
+  public OnnxModel toModel() {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
+    OnnxModel copy = model.copy();
+    variables.forEach(
+        (constant, tensor) -> {
+          try (PointerScope scope = new PointerScope()) {
+            Tensor host = tensor.detach().cpu().contiguous();
+            ByteBuffer data =
+                ByteBuffer.allocateDirect(Math.toIntExact(4 * host.numel()))
+                    .order(ByteOrder.LITTLE_ENDIAN);
+            Pointer.memcpy(new BytePointer(data), host.data_ptr(), data.capacity());
+            copy.replaceConstant(
+                OnnxInitializer.of(
+                    constant,
+                    DataType.FLOAT,
+                    model.constant(constant).dims(),
+                    data));
+          }
+        });
+    return copy;
+  }
+
+  @Override
+  public void save(Path file) {
+    toModel().write(file);
+  }
+
+  @Override
+  public void close() {
+    if (!closed) {
+      closed = true;
+      program.close();
+      variables.values().forEach(Tensor::close);
+    }
+  }
+}

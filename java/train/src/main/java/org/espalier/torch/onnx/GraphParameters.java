@@ -1,0 +1,251 @@
+package org.espalier.torch.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collection;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeight.Use;
+import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.torch.Parameter.Kind;
+
+/** Finds the constants of a model that training changes. */
+public final class GraphParameters {
+  /** Beyond this a value stands for minus infinity in a mask. */
+  private static final float MASK = 1e4f;
+
+  /** Operators through whose first input a parameter may come. */
+  private static final Set<String> THROUGH =
+      Set.of(
+          "Cast",
+          "Expand",
+          "Flatten",
+          "Gather",
+          "Identity",
+          "Reshape",
+          "Slice",
+          "Split",
+          "Squeeze",
+          "Tile",
+          "Transpose",
+          "Unsqueeze");
+
+  private final OnnxModel model;
+  private final Map<String, NodeProto> producers;
+  private final Map<String, Entry> entries = new LinkedHashMap<>();
+  private final Map<String, OnnxWeight> weights = new LinkedHashMap<>();
+  private final Set<String> names = new HashSet<>();
+  private final Set<String> statistics = new LinkedHashSet<>();
+
+  /**
+   * A parameter.
+   *
+   * @param name unique among the parameters
+   * @param constant the initializer or the output of the Constant node that holds it
+   * @param nodes the first outputs of the nodes that it feeds
+   */
+  public record Entry(
+      String name,
+      String constant,
+      Kind kind,
+      int outputAxis,
+      int reductionAxis,
+      List<String> nodes) {}
+
+  private GraphParameters(OnnxModel model) {
+    this.model = model;
+    this.producers = model.producers();
+    for (OnnxWeight w : OnnxWeights.of(model)) {
+      OnnxInitializer constant = model.constant(w.value());
+      if (constant.type() != DataType.FLOAT) {
+        throw new InputException(
+            model.name()
+                + ": the weight "
+                + w.name()
+                + " is "
+                + constant.type()
+                + "; only float32 models can be trained");
+      }
+      weights.put(w.value(), w);
+      names.add(w.name());
+    }
+  }
+
+  /**
+   * The parameters of {@code model} in the order in which its nodes use them.
+   *
+   * @throws InputException where a weight is no float32
+   */
+  public static GraphParameters of(OnnxModel model) {
+    GraphParameters found = new GraphParameters(model);
+    model.nodes().forEach(found::visit);
+    return found;
+  }
+
+  public Collection<Entry> parameters() {
+    return entries.values();
+  }
+
+  /** The constants that batch norms update while they are trained. */
+  public Set<String> statistics() {
+    return statistics;
+  }
+
+  private void visit(NodeProto n) {
+    if (!n.getDomain().isEmpty() && !n.getDomain().equals("ai.onnx")) {
+      return;
+    }
+    int[] inputs =
+        switch (n.getOpType()) {
+          case "Add", "Sub", "Mul", "Div", "MatMul" -> new int[] {0, 1};
+          case "Gemm" -> new int[] {0, 1, 2};
+          case "Conv",
+              "ConvTranspose",
+              "LayerNormalization",
+              "InstanceNormalization",
+              "GroupNormalization",
+              "BatchNormalization" ->
+              new int[] {1, 2};
+          case "PRelu" -> new int[] {1};
+          case "Gather" -> new int[] {0};
+          case "LSTM", "GRU", "RNN" -> new int[] {1, 2, 3, 7};
+          case "Einsum", "Concat", "Sum" -> allOf(n);
+          default -> new int[0];
+        };
+    for (int i : inputs) {
+      if (i < n.getInputCount()) {
+        trace(n, i, n.getInput(i));
+      }
+    }
+    if (n.getOpType().equals("BatchNormalization")) {
+      for (int i = 3; i < Math.min(5, n.getInputCount()); i++) {
+        if (model.initializer(n.getInput(i)) != null
+            && model.initializer(n.getInput(i)).type() == DataType.FLOAT) {
+          statistics.add(n.getInput(i));
+        }
+      }
+    }
+  }
+
+  private static int[] allOf(NodeProto n) {
+    int[] all = new int[n.getInputCount()];
+    Arrays.setAll(all, i -> i);
+    return all;
+  }
+
+  private void trace(NodeProto reader, int input, String value) {
+    String v = value;
+    while (model.constant(v) == null) {
+      NodeProto p = producers.get(v);
+      if (p == null || p.getInputCount() == 0 || !THROUGH.contains(p.getOpType())) {
+        return;
+      }
+      v = p.getInput(0);
+    }
+    add(reader, input, v);
+  }
+
+  private void add(NodeProto reader, int input, String constant) {
+    String node = Fusion.identity(reader);
+    Entry known = entries.get(constant);
+    if (known != null) {
+      if (!known.nodes().contains(node)) {
+        List<String> nodes = new ArrayList<>(known.nodes());
+        nodes.add(node);
+        entries.put(
+            constant,
+            new Entry(
+                known.name(),
+                constant,
+                known.kind(),
+                known.outputAxis(),
+                known.reductionAxis(),
+                List.copyOf(nodes)));
+      }
+      return;
+    }
+    OnnxWeight w = weights.get(constant);
+    if (w != null) {
+      Use use =
+          w.uses().stream()
+              .filter(u -> u.kind() != OnnxWeight.Kind.EMBEDDING)
+              .findFirst()
+              .orElse(w.uses().get(0));
+      Kind kind =
+          switch (use.kind()) {
+            case MATMUL, GEMM -> Kind.LINEAR;
+            case CONV -> Kind.CONVOLUTION;
+            case EMBEDDING -> Kind.EMBEDDING;
+          };
+      entries.put(
+          constant,
+          new Entry(
+              w.name(), constant, kind, use.outputAxis(), use.reductionAxis(), List.of(node)));
+    } else if (isParameter(constant)) {
+      entries.put(
+          constant,
+          new Entry(name(reader, input, constant), constant, Kind.OTHER, -1, -1, List.of(node)));
+    }
+  }
+
+  private boolean isParameter(String value) {
+    OnnxInitializer i = model.initializer(value);
+    if (i == null || i.type() != DataType.FLOAT || i.elements() < 2 || statistics.contains(value)) {
+      return false;
+    }
+    FloatBuffer values = i.floats();
+    for (int k = 0; k < values.capacity(); k++) {
+      // Not NaN-safe on purpose: a NaN is trained and noticed, not hidden.
+      if (Math.abs(values.get(k)) >= MASK) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  private String name(NodeProto reader, int input, String constant) {
+    boolean anonymous =
+        constant.startsWith("onnx::") || constant.chars().allMatch(Character::isDigit);
+    String base = anonymous ? place(reader) + suffix(reader.getOpType(), input) : constant;
+    String name = base;
+    for (int i = 1; !names.add(name); i++) {
+      name = base + "_" + i;
+    }
+    return name;
+  }
+
+  /** The module's path that exporters write into a node's name, or what else identifies it. */
+  private static String place(NodeProto n) {
+    String place = n.getName().isEmpty() ? Fusion.identity(n) : n.getName();
+    return place
+        .replaceFirst("^/+", "")
+        .replaceFirst("_output_0$", "")
+        .replaceFirst("/" + n.getOpType() + "$", "")
+        .replace('/', '.');
+  }
+
+  private static String suffix(String type, int input) {
+    return switch (type) {
+      case "Add", "Sub" -> ".bias";
+      case "Gemm", "Conv", "ConvTranspose" -> input == 2 ? ".bias" : ".weight";
+      case "LayerNormalization",
+          "InstanceNormalization",
+          "GroupNormalization",
+          "BatchNormalization" ->
+          input == 2 ? ".bias" : ".weight";
+      case "LSTM", "GRU", "RNN" -> List.of("", ".W", ".R", ".B", "", "", "", ".P").get(input);
+      default -> ".weight";
+    };
+  }
+}

@@ -1,0 +1,74 @@
+package org.espalier.torch.onnx;
+
+import java.util.function.Function;
+import org.bytedeco.pytorch.Scalar;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptional;
+import org.bytedeco.pytorch.TensorVector;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.torch.onnx.OperatorTable.Sink;
+
+/** Matrix products. */
+final class MatrixOperators {
+  private MatrixOperators() {}
+
+  /** x·W + b, which the compiler makes of a MatMul and an Add: one pass over memory less. */
+  static final Operator LINEAR =
+      OperatorTable.single("MatMul", 1, n -> MatrixOperators::linear).asProduct();
+
+  static void add(Sink table) {
+    table.add(
+        OperatorTable.single("MatMul", 1, n -> in -> in.get(0).matmul(in.get(1))).asProduct());
+    table.add(OperatorTable.single("Gemm", 7, MatrixOperators::gemm).asProduct());
+    table.one("Einsum", 12, MatrixOperators::einsum);
+    table.one("MatMulInteger", 10, n -> MatrixOperators::matMulInteger);
+    table.unary("Det", 11, Tensor::det);
+  }
+
+  private static Tensor linear(Inputs in) {
+    return torch.linear(in.get(0), in.get(1).t(), new TensorOptional(in.get(2)));
+  }
+
+  private static Function<Inputs, Tensor> gemm(Node n) {
+    double alpha = n.real("alpha", 1);
+    double beta = n.real("beta", 1);
+    boolean transposeA = n.flag("transA", false);
+    boolean transposeB = n.flag("transB", false);
+    return in -> {
+      Tensor a = transposeA ? in.get(0).t() : in.get(0);
+      Tensor b = transposeB ? in.get(1).t() : in.get(1);
+      if (in.has(2)) {
+        return torch.addmm(in.get(2), a, b, new Scalar(beta), new Scalar(alpha));
+      }
+      Tensor product = a.mm(b);
+      return alpha == 1 ? product : product.mul(new Scalar(alpha));
+    };
+  }
+
+  private static Function<Inputs, Tensor> einsum(Node n) {
+    String equation = n.text("equation", "");
+    return in -> torch.einsum(equation, new TensorVector(in.all()));
+  }
+
+  private static Tensor matMulInteger(Inputs in) {
+    Tensor a = exact(in.get(0), in.orNull(2), -1);
+    // A zero point for each row of A, for each column of B.
+    Tensor b = exact(in.get(1), in.orNull(3), -2);
+    return a.matmul(b).to(ScalarType.Int);
+  }
+
+  /**
+   * Integers less their zero point, in float64, which holds all sums of int32 products exactly.
+   *
+   * @param axis where a zero point of rank 1 has its axis of size 1
+   */
+  static Tensor exact(Tensor x, Tensor zeroPoint, int axis) {
+    Tensor wide = x.to(ScalarType.Double);
+    if (zeroPoint == null) {
+      return wide;
+    }
+    Tensor z = zeroPoint.to(ScalarType.Double);
+    return wide.sub(z.dim() == 1 && z.numel() > 1 ? z.unsqueeze(axis) : z);
+  }
+}

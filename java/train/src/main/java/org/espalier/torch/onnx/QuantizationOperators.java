@@ -1,0 +1,174 @@
+package org.espalier.torch.onnx;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.util.Arrays;
+import java.util.function.Function;
+import org.bytedeco.pytorch.Scalar;
+import org.bytedeco.pytorch.ScalarOptional;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptional;
+import org.bytedeco.pytorch.TensorOptions;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.torch.onnx.OperatorTable.Sink;
+
+/** Quantized arithmetic as ONNX Runtime does it; no gradient passes through the rounding. */
+final class QuantizationOperators {
+  private QuantizationOperators() {}
+
+  static void add(Sink table) {
+    table.one("QuantizeLinear", 10, QuantizationOperators::quantize);
+    table.one("DequantizeLinear", 10, QuantizationOperators::dequantize);
+    table.add(
+        OperatorTable.several(
+            "DynamicQuantizeLinear", 11, n -> QuantizationOperators::dynamicQuantize));
+    table.one("QLinearMatMul", 10, n -> QuantizationOperators::matMul);
+    table.one("QLinearConv", 10, QuantizationOperators::conv);
+  }
+
+  private static void refuseBlocks(Node n) {
+    if (n.opset() >= 21 && n.integer("block_size", 0) != 0) {
+      throw n.unsupported("block_size = " + n.integer("block_size", 0));
+    }
+  }
+
+  private static Function<Inputs, Tensor> quantize(Node n) {
+    long axis = n.opset() >= 13 ? n.integer("axis", 1) : 1;
+    refuseBlocks(n);
+    if (n.opset() >= 19) {
+      n.flag("saturate", true);
+    }
+    long code = n.opset() >= 21 ? n.integer("output_dtype", 0) : 0;
+    ScalarType wanted =
+        code == 0 ? null : ElementTypes.torch(DataType.forNumber((int) code), n.where());
+    return in -> {
+      Tensor x = in.get(0);
+      ScalarType type =
+          in.has(2) ? in.type(2) : wanted == null ? ScalarType.Byte : wanted;
+      return quantize(x, along(in.get(1), x, axis), along(in.orNull(2), x, axis), type);
+    };
+  }
+
+  private static Function<Inputs, Tensor> dequantize(Node n) {
+    long axis = n.opset() >= 13 ? n.integer("axis", 1) : 1;
+    refuseBlocks(n);
+    return in -> {
+      Tensor x = in.get(0);
+      Tensor scale = along(in.get(1), x, axis);
+      Tensor zero = along(in.orNull(2), x, axis);
+      Tensor wide = x.to(ScalarType.Int);
+      Tensor centred = zero == null ? wide : wide.sub(zero.to(ScalarType.Int));
+      return centred.to(ElementTypes.of(scale)).mul(scale);
+    };
+  }
+
+  /** A vector of scales ready to broadcast along an axis of x; others as they are. */
+  private static Tensor along(Tensor vector, Tensor x, long axis) {
+    if (vector == null) {
+      return null;
+    }
+    if (vector.numel() == 1) {
+      return vector.reshape(new long[0]);
+    }
+    long[] shape = new long[(int) x.dim()];
+    Arrays.fill(shape, 1);
+    shape[(int) (axis < 0 ? axis + shape.length : axis)] = vector.numel();
+    return vector.reshape(shape);
+  }
+
+  /** saturate(rint(x / scale) + zero), halves to even. */
+  private static Tensor quantize(Tensor x, Tensor scale, Tensor zero, ScalarType type) {
+    Tensor rounded = x.div(scale).round();
+    Tensor q = zero == null ? rounded : rounded.add(zero.to(ElementTypes.of(rounded)));
+    return saturate(q, type);
+  }
+
+  private static Tensor saturate(Tensor q, ScalarType type) {
+    double low;
+    double high;
+    switch (type) {
+      case Byte -> {
+        low = 0;
+        high = 255;
+      }
+      case Char -> {
+        low = -128;
+        high = 127;
+      }
+      case UInt16 -> {
+        low = 0;
+        high = 65535;
+      }
+      case Short -> {
+        low = -32768;
+        high = 32767;
+      }
+      default -> throw new IllegalArgumentException(type.toString());
+    }
+    return q.clamp(
+            new ScalarOptional(new Scalar(low)),
+            new ScalarOptional(new Scalar(high)))
+        .to(type);
+  }
+
+  /** scale = (max(0, max) − min(0, min)) / 255, zero = rint(clamp(−min / scale)). */
+  private static Tensor[] dynamicQuantize(Inputs in) {
+    Tensor x = in.get(0);
+    Tensor none = in.place(torch.zeros(new long[0], new TensorOptions(ScalarType.Float)));
+    Tensor low = torch.minimum(x.amin(new long[0], false), none);
+    Tensor high = torch.maximum(x.amax(new long[0], false), none);
+    Tensor range = high.sub(low);
+    Tensor scale = range.div(new Scalar(255));
+    // All zeros: ONNX Runtime then has a scale of 1.
+    scale = torch.where(scale.eq(new Scalar(0)), torch.ones_like(scale), scale);
+    Tensor zero =
+        saturate(
+            low.neg().div(scale).clamp(
+                    new ScalarOptional(new Scalar(0)),
+                    new ScalarOptional(new Scalar(255)))
+                .round(),
+            ScalarType.Byte);
+    return new Tensor[] {quantize(x, scale, zero, ScalarType.Byte), scale, zero};
+  }
+
+  private static Tensor matMul(Inputs in) {
+    Tensor a = MatrixOperators.exact(in.get(0), in.get(2), -1);
+    Tensor b = MatrixOperators.exact(in.get(3), in.get(5), -2);
+    Tensor scale =
+        rows(in.get(1)).to(ScalarType.Double).mul(columns(in.get(4)).to(ScalarType.Double));
+    Tensor y = a.matmul(b).mul(scale).div(in.get(6).to(ScalarType.Double)).round();
+    return saturate(y.add(in.get(7).to(ScalarType.Double)), in.type(7));
+  }
+
+  private static Tensor rows(Tensor t) {
+    return t.dim() == 1 && t.numel() > 1 ? t.unsqueeze(-1) : t;
+  }
+
+  private static Tensor columns(Tensor t) {
+    return t.dim() == 1 && t.numel() > 1 ? t.unsqueeze(-2) : t;
+  }
+
+  private static Function<Inputs, Tensor> conv(Node n) {
+    Windows windows = new Windows(n, false, true);
+    long group = n.integer("group", 1);
+    return in -> {
+      Tensor x = MatrixOperators.exact(in.get(0), in.get(2), 0);
+      Tensor weights = in.get(3);
+      Tensor w =
+          MatrixOperators.exact(
+              weights, ConvolutionOperators.channels(in.get(5), weights), 0);
+      TensorOptional bias =
+          in.has(8) ? new TensorOptional(in.get(8).to(ScalarType.Double)) : new TensorOptional();
+      Tensor y = ConvolutionOperators.convolve(windows, group, x, w, bias);
+      Tensor scale = in.get(1).to(ScalarType.Double).mul(in.get(4).to(ScalarType.Double));
+      if (scale.numel() > 1) {
+        long[] along = new long[(int) y.dim() - 1];
+        Arrays.fill(along, 1);
+        along[0] = scale.numel();
+        scale = scale.reshape(along);
+      }
+      Tensor q = y.mul(scale).div(in.get(6).to(ScalarType.Double)).round();
+      return saturate(q.add(in.get(7).to(ScalarType.Double)), in.type(7));
+    };
+  }
+}

@@ -1,0 +1,267 @@
+package org.espalier.torch.onnx;
+
+import java.util.Arrays;
+import java.util.function.Function;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.espalier.InputException;
+import org.espalier.torch.onnx.OperatorTable.Sink;
+
+/**
+ * Resampling. Each axis that changes its size is resampled by itself: by a selection of elements
+ * (nearest) or a product with the matrix of the weights (linear and cubic), which the rules of the
+ * ONNX operator Resize give.
+ */
+final class ResizeOperators {
+  private ResizeOperators() {}
+
+  static void add(Sink table) {
+    table.add(OperatorTable.single("Resize", 11, ResizeOperators::resize).reading(1, 2, 3));
+    table.add(OperatorTable.single("Upsample", 9, ResizeOperators::upsample).reading(1));
+    table.one("GridSample", 16, ResizeOperators::gridSample);
+  }
+
+  /** How positions and weights are found. */
+  private record Rule(
+      String mode,
+      String coordinates,
+      String nearest,
+      double cubic,
+      boolean excludeOutside,
+      double outside) {}
+
+  private static Function<Inputs, Tensor> resize(Node n) {
+    Rule rule =
+        new Rule(
+            n.choice("mode", "nearest", "nearest", "linear", "cubic"),
+            n.choice(
+                "coordinate_transformation_mode",
+                "half_pixel",
+                "half_pixel",
+                "pytorch_half_pixel",
+                "align_corners",
+                "asymmetric",
+                "tf_half_pixel_for_nn",
+                "tf_crop_and_resize",
+                "half_pixel_symmetric"),
+            n.choice(
+                "nearest_mode",
+                "round_prefer_floor",
+                "round_prefer_floor",
+                "round_prefer_ceil",
+                "floor",
+                "ceil"),
+            n.real("cubic_coeff_a", -0.75),
+            n.flag("exclude_outside", false),
+            n.real("extrapolation_value", 0));
+    long[] axes = n.opset() >= 18 ? n.integers("axes", null) : null;
+    if (n.opset() >= 18 && n.flag("antialias", false)) {
+      throw n.unsupported("antialias = 1");
+    }
+    String policy =
+        n.opset() >= 18
+            ? n.choice(
+                "keep_aspect_ratio_policy", "stretch", "stretch", "not_larger", "not_smaller")
+            : "stretch";
+    boolean crops = rule.coordinates.equals("tf_crop_and_resize");
+    return in -> {
+      Tensor x = in.get(0);
+      int rank = (int) x.dim();
+      double[] scales = in.has(2) ? in.doubles(2) : new double[0];
+      long[] sizes = in.has(3) ? in.longs(3) : new long[0];
+      double[] roi = crops && in.has(1) ? in.doubles(1) : new double[0];
+      int count = axes == null ? rank : axes.length;
+      if (scales.length == 0 && sizes.length == 0
+          || scales.length > 0 && scales.length != count
+          || sizes.length > 0 && sizes.length != count) {
+        throw new InputException(
+            scales.length + " scales and " + sizes.length + " sizes for " + count + " axes");
+      }
+      double common = 0;
+      for (int k = 0; k < sizes.length; k++) {
+        double ratio = sizes[k] / (double) x.size(axis(axes, k, rank));
+        common =
+            k == 0
+                ? ratio
+                : policy.equals("not_larger") ? Math.min(common, ratio) : Math.max(common, ratio);
+      }
+      Tensor y = new Tensor(x);
+      for (int k = 0; k < count; k++) {
+        int axis = axis(axes, k, rank);
+        long size = x.size(axis);
+        double scale;
+        long target;
+        if (sizes.length > 0 && !policy.equals("stretch")) {
+          scale = common;
+          target = (long) Math.floor(common * size + 0.5);
+        } else if (sizes.length > 0) {
+          target = sizes[k];
+          scale = target / (double) size;
+        } else {
+          scale = scales[k];
+          target = (long) Math.floor(size * scale);
+        }
+        double begin = roi.length > 0 ? roi[k] : 0;
+        double end = roi.length > 0 ? roi[count + k] : 1;
+        if (target != size || scale != 1 || crops) {
+          y = along(in, y, axis, size, target, scale, begin, end, rule);
+        }
+      }
+      return y;
+    };
+  }
+
+  private static int axis(long[] axes, int k, int rank) {
+    return axes == null ? k : (int) Math.floorMod(axes[k], rank);
+  }
+
+  private static Function<Inputs, Tensor> upsample(Node n) {
+    if (n.opset() > 9) {
+      throw n.unsupported("Upsample after operator set 9");
+    }
+    String mode = n.choice("mode", "nearest", "nearest", "linear");
+    Rule rule = new Rule(mode, "asymmetric", "floor", 0, false, 0);
+    return in -> {
+      Tensor y = new Tensor(in.get(0));
+      double[] scales = in.doubles(1);
+      for (int axis = 0; axis < scales.length; axis++) {
+        long size = y.size(axis);
+        long target = (long) Math.floor(size * scales[axis]);
+        if (target != size) {
+          y = along(in, y, axis, size, target, scales[axis], 0, 1, rule);
+        }
+      }
+      return y;
+    };
+  }
+
+  private static Tensor along(
+      Inputs in,
+      Tensor x,
+      int axis,
+      long size,
+      long target,
+      double scale,
+      double begin,
+      double end,
+      Rule rule) {
+    int n = Math.toIntExact(target);
+    double[] position = new double[n];
+    for (int i = 0; i < n; i++) {
+      position[i] = position(i, size, target, scale, begin, end, rule.coordinates);
+    }
+    boolean crops = rule.coordinates.equals("tf_crop_and_resize");
+    if (rule.mode.equals("nearest") && !crops) {
+      long[] index = new long[n];
+      for (int i = 0; i < n; i++) {
+        index[i] = clamp(nearest(position[i], rule.nearest), size);
+      }
+      return x.index_select(axis, in.tensor(index, n));
+    }
+    int columns = Math.toIntExact(size);
+    double[] matrix = new double[n * columns];
+    double[] constant = new double[n];
+    for (int i = 0; i < n; i++) {
+      if (crops && (position[i] < 0 || position[i] > size - 1)) {
+        constant[i] = rule.outside;
+        continue;
+      }
+      switch (rule.mode) {
+        case "nearest" ->
+            matrix[i * columns + (int) clamp(nearest(position[i], rule.nearest), size)] = 1;
+        case "linear" -> {
+          long low = (long) Math.floor(position[i]);
+          double high = position[i] - low;
+          matrix[i * columns + (int) clamp(low, size)] += 1 - high;
+          matrix[i * columns + (int) clamp(low + 1, size)] += high;
+        }
+        default -> cubic(matrix, i * columns, position[i], size, rule);
+      }
+    }
+    Tensor weights = in.tensor(matrix, n, columns).to(ElementTypes.of(x));
+    Tensor y = x.transpose(axis, -1).matmul(weights.t());
+    if (Arrays.stream(constant).anyMatch(c -> c != 0)) {
+      y = y.add(in.tensor(constant, n).to(ElementTypes.of(x)));
+    }
+    return y.transpose(axis, -1);
+  }
+
+  private static void cubic(double[] matrix, int row, double position, long size, Rule rule) {
+    long low = (long) Math.floor(position);
+    double t = position - low;
+    double a = rule.cubic;
+    double[] weights = {
+      ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a,
+      ((a + 2) * t - (a + 3)) * t * t + 1,
+      ((a + 2) * (1 - t) - (a + 3)) * (1 - t) * (1 - t) + 1,
+      ((a * (2 - t) - 5 * a) * (2 - t) + 8 * a) * (2 - t) - 4 * a
+    };
+    double sum = 0;
+    for (int k = 0; k < 4; k++) {
+      long i = low - 1 + k;
+      if (rule.excludeOutside && (i < 0 || i >= size)) {
+        weights[k] = 0;
+      }
+      sum += weights[k];
+    }
+    for (int k = 0; k < 4; k++) {
+      double w = rule.excludeOutside ? weights[k] / sum : weights[k];
+      matrix[row + (int) clamp(low - 1 + k, size)] += w;
+    }
+  }
+
+  /** Where output element {@code i} lies in the input. */
+  private static double position(
+      int i, long size, long target, double scale, double begin, double end, String rule) {
+    return switch (rule) {
+      case "align_corners" -> target == 1 ? 0 : i * (size - 1.0) / (target - 1);
+      case "asymmetric" -> i / scale;
+      case "pytorch_half_pixel" -> target > 1 ? (i + 0.5) / scale - 0.5 : 0;
+      case "tf_half_pixel_for_nn" -> (i + 0.5) / scale;
+      case "half_pixel_symmetric" -> {
+        double adjustment = target / (scale * size);
+        double offset = size / 2.0 * (1 - adjustment);
+        yield offset + (i + 0.5) / scale - 0.5;
+      }
+      case "tf_crop_and_resize" ->
+          target > 1
+              ? begin * (size - 1) + i * (end - begin) * (size - 1) / (target - 1)
+              : 0.5 * (begin + end) * (size - 1);
+      default -> (i + 0.5) / scale - 0.5;
+    };
+  }
+
+  private static long nearest(double position, String rule) {
+    return (long)
+        switch (rule) {
+          case "floor" -> Math.floor(position);
+          case "ceil" -> Math.ceil(position);
+          case "round_prefer_ceil" -> Math.floor(position + 0.5);
+          default -> Math.ceil(position - 0.5);
+        };
+  }
+
+  private static long clamp(long i, long size) {
+    return Math.max(0, Math.min(i, size - 1));
+  }
+
+  private static Function<Inputs, Tensor> gridSample(Node n) {
+    String mode =
+        n.choice("mode", "bilinear", "bilinear", "linear", "nearest", "bicubic", "cubic");
+    String padding = n.choice("padding_mode", "zeros", "zeros", "border", "reflection");
+    boolean align = n.flag("align_corners", false);
+    long method =
+        switch (mode) {
+          case "nearest" -> 1;
+          case "bicubic", "cubic" -> 2;
+          default -> 0;
+        };
+    long edge =
+        switch (padding) {
+          case "border" -> 1;
+          case "reflection" -> 2;
+          default -> 0;
+        };
+    return in -> torch.grid_sampler(in.get(0), in.get(1), method, edge, align);
+  }
+}

@@ -1,0 +1,131 @@
+package org.espalier.torch.onnx;
+
+import java.util.Arrays;
+import java.util.function.UnaryOperator;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.InputException;
+
+/** A node ready to run. */
+final class Step {
+  private final Frame frame;
+  private final Operator operator;
+  private final Kernel kernel;
+  private final Inputs inputs;
+  private final int[] sources;
+  private final int[] targets;
+  private final String where;
+
+  /** The name of the node's first output, which identifies it. */
+  private final String identity;
+
+  /** The slots that the node reads, those of graphs inside it included. */
+  private final int[] reads;
+
+  /** For inputs 0 and 1; null where there is nothing to do. */
+  private UnaryOperator<Tensor>[] transforms;
+
+  /** Which of the inputs 0 and 1 are activations: neither constants nor made of parameters only. */
+  private final boolean[] activations;
+
+  Step(
+      Frame frame,
+      Operator operator,
+      Kernel kernel,
+      int[] sources,
+      int[] targets,
+      int[] reads,
+      String where,
+      String identity,
+      boolean[] activations) {
+    this.frame = frame;
+    this.operator = operator;
+    this.kernel = kernel;
+    this.sources = sources;
+    this.targets = targets;
+    this.reads = reads;
+    this.where = where;
+    this.identity = identity;
+    this.activations = activations;
+    this.inputs = new Inputs(frame, sources, operator);
+  }
+
+  Operator operator() {
+    return operator;
+  }
+
+  int[] reads() {
+    return reads;
+  }
+
+  int[] targets() {
+    return targets;
+  }
+
+  String identity() {
+    return identity;
+  }
+
+  boolean takesActivation(int input) {
+    return operator.product() && input < activations.length && activations[input];
+  }
+
+  @SuppressWarnings("unchecked")
+  void transform(UnaryOperator<Tensor> first, UnaryOperator<Tensor> second) {
+    transforms = first == null && second == null ? null : new UnaryOperator[] {first, second};
+  }
+
+  /** Runs the node; the frame then holds its outputs, which {@link Frame#release} frees. */
+  void run() {
+    // What the kernel makes on the way is freed here, its results are kept.
+    try (PointerScope scope = new PointerScope()) {
+      if (transforms != null) {
+        transformInputs();
+      }
+      Tensor[] results = kernel.apply(inputs);
+      for (int i = 0; i < targets.length; i++) {
+        if (targets[i] >= 0) {
+          if (i >= results.length || results[i] == null) {
+            throw new InputException("output " + i + " is not computed");
+          }
+          results[i].retainReference();
+          frame.set(targets[i], results[i]);
+        }
+      }
+    } catch (IllegalStateException e) {
+      throw e;
+    } catch (RuntimeException e) {
+      throw failure(e);
+    } finally {
+      if (transforms != null) {
+        inputs.clearReplaced();
+      }
+    }
+  }
+
+  private void transformInputs() {
+    for (int i = 0; i < transforms.length; i++) {
+      if (transforms[i] != null) {
+        inputs.replace(i, transforms[i].apply(inputs.get(i)));
+      }
+    }
+  }
+
+  private InputException failure(RuntimeException e) {
+    if (e instanceof InputException && e.getMessage().startsWith(where)) {
+      return (InputException) e;
+    }
+    StringBuilder shapes = new StringBuilder();
+    for (int slot : sources) {
+      Tensor t = slot < 0 ? null : frame.get(slot);
+      shapes.append(shapes.length() == 0 ? "" : ", ");
+      shapes.append(
+          t == null || t.isNull() ? "-" : ElementTypes.of(t) + Arrays.toString(t.shape()));
+    }
+    String message = String.valueOf(e.getMessage());
+    int end = message.indexOf('\n');
+    return new InputException(
+        where + " failed on (" + shapes + "): " + (end < 0 ? message : message.substring(0, end)),
+        e);
+  }
+}
