@@ -219,6 +219,18 @@ class LauncherTest {
   }
 
   @Test
+  void theTestsNeedTheCasesOfOnnx() throws IOException, InterruptedException {
+    Path cases = folder.resolve("cases");
+    String option = "-Despalier.onnx.testdata=" + cases;
+    Launch launch = launch(root.resolve("espalier"), "test", option);
+    assertEquals(2, launch.code());
+    assertTrue(launch.err().contains("install -y --no-install-recommends libonnx-testdata"), launch.err());
+    assertEquals(List.of(), callsOf("mvn"));
+    Files.createDirectories(cases.resolve("node"));
+    assertEquals(0, launch(root.resolve("espalier"), "test", option).code());
+  }
+
+  @Test
   void twoLaunchersBuildOnce() throws IOException, InterruptedException {
     fake("mvn", "sleep 1; mkdir -p java/cli/target; cd java/cli/target; "
         + "touch espalier-cli-1.jar other.jar; echo \"$PWD/other.jar\" >classpath");

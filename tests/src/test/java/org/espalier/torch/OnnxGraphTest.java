@@ -172,6 +172,11 @@ class OnnxGraphTest {
         Tensor gradient = p.tensor().grad();
         assertTrue(gradient.defined(), p.name() + " has no gradient");
         double norm = gradient.to(ScalarType.Double).norm().item_double();
+        if (norm < 1e-4) {
+          // Softmax does not see what the bias of the keys adds to a row.
+          assertTrue(p.name().endsWith("key.bias"), p.name() + " has no gradient");
+          continue;
+        }
         double root = p.tensor().norm().item_double() / Math.sqrt(p.tensor().numel());
         double h = relative * Math.max(1e-2, root) / gradient.abs().max().item_double() * norm;
         Tensor step = gradient.mul(new Scalar(h / norm));
