@@ -32,6 +32,7 @@ import java.util.Map;
 import java.util.Random;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -355,6 +356,55 @@ class DynamicQuantizerTest {
     assertTrue(q.skipped().get("conv1.weight").contains("Conv"), q.skipped().toString());
     q.apply();
     assertEquals(3, operators(cnn).get("Conv"));
+  }
+
+  @Test
+  void anEmbeddingHasHalfScalesWhereTheyAreNormalNumbers() throws OrtException {
+    int rows = 1100;
+    int width = 64;
+    for (float size : new float[] {1, 1e-3f, 1e8f}) {
+      ByteBuffer table = ByteBuffer.allocate(4 * rows * width).order(ByteOrder.LITTLE_ENDIAN);
+      Random random = new Random(3);
+      for (int i = 0; i < rows * width; i++) {
+        table.putFloat(4 * i, size * (float) random.nextGaussian());
+      }
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .setName("g")
+              .addInput(value("x", DataType.FLOAT, 1, width))
+              .addInput(value("ids", DataType.INT64, rows))
+              .addInitializer(SmallModels.tensor("table", DataType.FLOAT, table, rows, width))
+              .addInitializer(floats("w", random, 1, width, 8))
+              .addNode(node("Gather", "look", List.of("table", "ids"), "looked"))
+              .addNode(node("Add", "add", List.of("looked", "x"), "sum"))
+              .addNode(node("MatMul", "product", List.of("sum", "w"), "y"))
+              .addOutput(value("y", DataType.FLOAT, rows, 8))
+              .addOutput(value("looked", DataType.FLOAT, rows, width));
+      OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "table");
+      new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()).apply();
+      assertEquals(
+          size == 1 ? DataType.FLOAT16 : DataType.FLOAT, model.constant("table_scale").type());
+      try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
+          OnnxTensor x =
+              OnnxTensor.createTensor(
+                  ENVIRONMENT, FloatBuffer.allocate(width), new long[] {1, width});
+          OnnxTensor ids =
+              OnnxTensor.createTensor(ENVIRONMENT, LongStream.range(0, rows).toArray());
+          OrtSession.Result r = session.run(Map.of("x", x, "ids", ids), Set.of("looked"))) {
+        float[][] looked = (float[][]) r.get(0).getValue();
+        for (int i = 0; i < rows; i++) {
+          float absmax = 0;
+          for (int j = 0; j < width; j++) {
+            absmax = Math.max(absmax, Math.abs(table.getFloat(4 * (i * width + j))));
+          }
+          // Half a step, which rounding up to a float16 makes larger by a thousandth.
+          float bound = absmax / 127 * 0.5006f;
+          for (int j = 0; j < width; j++) {
+            assertEquals(table.getFloat(4 * (i * width + j)), looked[i][j], bound);
+          }
+        }
+      }
+    }
   }
 
   @Test

@@ -119,13 +119,7 @@ public final class DynamicQuantizer {
     if (w.elements() < SMALLEST_TABLE) {
       return "the table is small";
     }
-    return weight.isEmbedding()
-            && weight.otherUses() == 0
-            && use.isDirect()
-            && w.type() == DataType.FLOAT
-            && w.dims().length == 2
-        ? null
-        : "it is no table of float32 rows that is only looked up in";
+    return EmbeddingTables.obstacle(model, weight, use);
   }
 
   /** The weights that are quantized, by the names of {@link OnnxWeight}. */
@@ -177,7 +171,7 @@ public final class DynamicQuantizer {
     /** Integers and scales of weights that were rounded as they are, by weight and axes. */
     private final Map<List<Object>, List<String>> plain = new HashMap<>();
 
-    private final Map<String, List<String>> tableParts = new HashMap<>();
+    private final EmbeddingTables embeddings = new EmbeddingTables(model, names);
 
     void run() {
       for (ProductSite s : sites) {
@@ -192,7 +186,7 @@ public final class DynamicQuantizer {
       for (NodeProto n : model.nodes()) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
         if (tables.containsKey(output)) {
-          lookUp(n, tables.get(output));
+          out.addAll(embeddings.lookUp(n, tables.get(output).name()));
         } else if (products.containsKey(output)) {
           multiply(products.get(output));
         } else if (biasChanges.containsKey(output)) {
@@ -261,30 +255,6 @@ public final class DynamicQuantizer {
       model.addInitializer(OnnxInitializer.of(made.get(0), DataType.INT8, dims, integers));
       model.addInitializer(OnnxInitializer.floats(made.get(1), scaleDims, scales));
       return made;
-    }
-
-    /** Rows are looked up as integers, their scales beside them, and multiplied. */
-    private void lookUp(NodeProto n, OnnxWeight weight) {
-      List<String> parts =
-          tableParts.computeIfAbsent(
-              weight.value(),
-              v -> {
-                OnnxInitializer table = model.constant(v);
-                long[] dims = table.dims();
-                Int8Weights q =
-                    Int8Weights.of(
-                        weight.name(), table.floats(), dims, 0, Int8Weights.MAX_8_BIT, null);
-                return store(v, dims, q.values(), q.scales(), dims[0], 1);
-              });
-      String rows = names.unique("rows");
-      String scales = names.unique("row_scale");
-      String reals = names.unique("row_real");
-      out.add(n.toBuilder().setInput(0, parts.get(0)).setOutput(0, rows).build());
-      emit(n.toBuilder().setInput(0, parts.get(1)).setOutput(0, scales));
-      emit(
-          Nodes.node("Cast", reals, rows)
-              .addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE)));
-      emit(Nodes.node("Mul", n.getOutput(0), reals, scales));
     }
   }
 }

@@ -129,13 +129,7 @@ public final class StaticQuantizer {
       if (!options.embeddings()) {
         return "embeddings are left as they are";
       }
-      return weight.isEmbedding()
-              && weight.otherUses() == 0
-              && use.isDirect()
-              && w.type() == DataType.FLOAT
-              && w.dims().length == 2
-          ? null
-          : "it is no table of float32 rows that is only looked up in";
+      return EmbeddingTables.obstacle(model, weight, use);
     }
     if (!seesFloat(w, use)) {
       return "its arithmetic is not float32";
@@ -326,6 +320,7 @@ public final class StaticQuantizer {
   private final class Rewriting {
     private final Map<String, ActivationRange> ranges;
     private final OnnxModel.Names names = model.names();
+    private final EmbeddingTables tables = new EmbeddingTables(model, names);
     private final List<NodeProto> out = new ArrayList<>();
 
     /** The quantized form of an activation: the output of its QuantizeLinear. */
@@ -348,7 +343,9 @@ public final class StaticQuantizer {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
         NodeProto.Builder b = n.toBuilder();
         if (embeddings.containsKey(output)) {
-          embedding(n, embeddings.get(output));
+          Target table = embeddings.get(output);
+          bypassed.add(table.value());
+          out.addAll(tables.lookUp(n, table.name()));
           continue;
         }
         if (targets.containsKey(output)) {
@@ -529,35 +526,6 @@ public final class StaticQuantizer {
       model.addInitializer(OnnxInitializer.floats(scale, new long[] {n}, scales));
       bypassed.add(bias);
       return fresh(new Quantized(value, scale, zeros(DataType.INT32, n)), 0);
-    }
-
-    /** Rows are looked up as integers, their scales beside them, and multiplied. */
-    private void embedding(NodeProto n, Target target) {
-      OnnxInitializer table = model.constant(target.value());
-      long[] dims = table.dims();
-      List<Object> key = List.of(target.value());
-      Weights known = weights.get(key);
-      if (known == null) {
-        Int8Weights q =
-            Int8Weights.of(target.name(), table.floats(), dims, 0, Int8Weights.MAX_8_BIT, null);
-        String value = names.unique(target.value() + "_quantized");
-        String scale = names.unique(target.value() + "_scale");
-        model.addInitializer(OnnxInitializer.of(value, DataType.INT8, dims, q.values()));
-        model.addInitializer(OnnxInitializer.floats(scale, new long[] {dims[0], 1}, q.scales()));
-        known = new Weights(new Quantized(value, scale, ""), q.scales(), 0);
-        weights.put(key, known);
-      }
-      bypassed.add(target.value());
-      String output = n.getOutput(0);
-      String rows = names.unique("rows");
-      String scales = names.unique("row_scale");
-      String reals = names.unique("row_real");
-      out.add(n.toBuilder().setInput(0, known.names().value()).setOutput(0, rows).build());
-      emit(n.toBuilder().setInput(0, known.names().scale()).setOutput(0, scales));
-      emit(
-          Nodes.node("Cast", reals, rows)
-              .addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE)));
-      emit(Nodes.node("Mul", output, reals, scales));
     }
 
     /** Takes away the nodes between a weight and its products that nothing reads any more. */

@@ -1,0 +1,122 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeight.Use;
+
+/**
+ * Embedding tables as int8 rows with one scale a row. A look-up gathers a row of integers and its scale
+ * and multiplies them. The scales are float16, rounded up before the rows are quantized with them, so
+ * that nothing clips; where one is outside the normal range of float16, all are float32.
+ */
+final class EmbeddingTables {
+  /** The smallest normal and the largest float16. */
+  private static final float SMALLEST_HALF = 0x1p-14f;
+
+  private static final float LARGEST_HALF = 65504;
+
+  private record Table(String rows, String scales, boolean half) {}
+
+  private final OnnxModel model;
+  private final OnnxModel.Names names;
+  private final Map<String, Table> tables = new HashMap<>();
+
+  EmbeddingTables(OnnxModel model, OnnxModel.Names names) {
+    this.model = model;
+    this.names = names;
+  }
+
+  /** Why the use of a weight is no look-up in a table that can be quantized; null if it is. */
+  static String obstacle(OnnxModel model, OnnxWeight weight, Use use) {
+    OnnxInitializer w = model.constant(weight.value());
+    return weight.isEmbedding()
+            && weight.otherUses() == 0
+            && use.isDirect()
+            && w.type() == DataType.FLOAT
+            && w.dims().length == 2
+        ? null
+        : "it is no table of float32 rows that is only looked up in";
+  }
+
+  /**
+   * The nodes that take the place of a Gather.
+   *
+   * @param gather the look-up
+   * @param name what an error calls the table
+   */
+  List<NodeProto> lookUp(NodeProto gather, String name) {
+    Table table = tables.computeIfAbsent(gather.getInput(0), value -> store(name, value));
+    List<NodeProto> nodes = new ArrayList<>();
+    String rows = names.unique("rows");
+    String scales = names.unique("row_scale");
+    nodes.add(gather.toBuilder().setInput(0, table.rows()).setOutput(0, rows).build());
+    nodes.add(
+        gather.toBuilder().clearName().setInput(0, table.scales()).setOutput(0, scales).build());
+    String realRows = toFloat(nodes, "row_real", rows);
+    String realScales = table.half() ? toFloat(nodes, "row_scale_real", scales) : scales;
+    nodes.add(
+        Nodes.node("Mul", gather.getOutput(0), realRows, realScales).clearName().build());
+    return nodes;
+  }
+
+  private String toFloat(List<NodeProto> nodes, String name, String value) {
+    String real = names.unique(name);
+    nodes.add(
+        Nodes.node("Cast", real, value)
+            .clearName()
+            .addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE))
+            .build());
+    return real;
+  }
+
+  private Table store(String name, String value) {
+    OnnxInitializer table = model.constant(value);
+    long[] dims = table.dims();
+    Int8Weights q = Int8Weights.of(name, table.floats(), dims, 0, Int8Weights.MAX_8_BIT, null);
+    float[] halves = halvesAbove(q.scales());
+    if (halves != null) {
+      q = Int8Weights.of(name, table.floats(), dims, 0, Int8Weights.MAX_8_BIT, halves);
+    }
+    Table made =
+        new Table(names.unique(value + "_quantized"), names.unique(value + "_scale"), halves != null);
+    model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, q.values()));
+    long[] scaleDims = {dims[0], 1};
+    model.addInitializer(
+        halves == null
+            ? OnnxInitializer.floats(made.scales(), scaleDims, q.scales())
+            : OnnxInitializer.of(made.scales(), DataType.FLOAT16, scaleDims, bits(q.scales())));
+    return made;
+  }
+
+  /** The next float16 that is not smaller, of each; null where one has none among the normal ones. */
+  private static float[] halvesAbove(float[] scales) {
+    float[] halves = new float[scales.length];
+    for (int i = 0; i < scales.length; i++) {
+      // A float16 has 13 bits fewer of fraction; a carry into the exponent is right.
+      halves[i] = Float.intBitsToFloat((Float.floatToRawIntBits(scales[i]) + 0x1fff) & ~0x1fff);
+      if (halves[i] < SMALLEST_HALF || halves[i] > LARGEST_HALF) {
+        return null;
+      }
+    }
+    return halves;
+  }
+
+  private static ByteBuffer bits(float[] halves) {
+    ByteBuffer bits =
+        ByteBuffer.allocateDirect(2 * halves.length).order(ByteOrder.LITTLE_ENDIAN);
+    for (float half : halves) {
+      // From a bias of 127 to one of 15.
+      bits.putShort((short) ((Float.floatToRawIntBits(half) - (112 << 23)) >> 13));
+    }
+    return bits.flip();
+  }
+}
