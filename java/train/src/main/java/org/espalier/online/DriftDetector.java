@@ -1,0 +1,18 @@
+package org.espalier.online;
+
+import java.io.DataInput;
+import java.io.DataOutput;
+import java.io.IOException;
+
+/** Watches a stream of errors in [0, 1] for a change of its mean. Not for several threads. */
+interface DriftDetector {
+  /** Adds an error; true where the mean has changed. */
+  boolean add(double error);
+
+  /** What it knows, in words, for a log. */
+  String evidence();
+
+  void save(DataOutput out) throws IOException;
+
+  void load(DataInput in) throws IOException;
+}

@@ -1,0 +1,70 @@
+package org.espalier.online;
+
+/**
+ * Which rules watch the learning. Non-finite numbers are always caught: an example whose outputs are
+ * not finite is taken out of its batch, a step with a gradient that is not finite is not done. The
+ * other rules are on where they are not null.
+ *
+ * @param norm on gradients that are much longer than usual
+ * @param spike on batches whose loss is much larger than usual
+ * @param quality on versions that are worse than the last good one
+ */
+public record Guard(Norm norm, Spike spike, Quality quality) {
+  /** Only non-finite numbers. */
+  public static final Guard MINIMAL = new Guard(null, null, null);
+
+  /**
+   * A gradient is an outlier where its norm is more than {@code factor} times the fading mean of the
+   * norms, after {@code warmup} steps.
+   *
+   * @param clip scale it down to that; else skip the step
+   */
+  public record Norm(double factor, int warmup, boolean clip) {
+    public Norm {
+      above(1, "factor", factor);
+      atLeast(1, "warmup", warmup);
+    }
+  }
+
+  /**
+   * A batch is a spike where its loss is more than {@code factor} times the fading mean of the losses,
+   * after {@code warmup} steps; it is not learned. After {@code inARow} of them the world has changed
+   * and they are learned.
+   */
+  public record Spike(double factor, int warmup, int inARow) {
+    public Spike {
+      above(1, "factor", factor);
+      atLeast(1, "warmup", warmup);
+      atLeast(1, "in a row", inARow);
+    }
+  }
+
+  /**
+   * Every {@code holdEvery}-th example is held out: measured, not learned. Every {@code checkEvery}
+   * examples the weights and the last good ones are compared on the newest {@code window} held-out
+   * examples; where the loss is more than 1 + {@code tolerance} times that of the last good ones,
+   * they are taken back, and what was learned since is quarantined.
+   */
+  public record Quality(int holdEvery, int window, int checkEvery, double tolerance) {
+    public Quality {
+      atLeast(2, "hold every", holdEvery);
+      atLeast(1, "window", window);
+      atLeast(1, "check every", checkEvery);
+      if (!(tolerance >= 0 && tolerance <= 1e6)) {
+        throw new IllegalArgumentException("tolerance " + tolerance + "; 0 or more is right");
+      }
+    }
+  }
+
+  private static void above(double least, String name, double value) {
+    if (!(value > least && value <= Double.MAX_VALUE)) {
+      throw new IllegalArgumentException(name + " " + value + "; a number above " + least);
+    }
+  }
+
+  private static void atLeast(int least, String name, int value) {
+    if (value < least) {
+      throw new IllegalArgumentException(name + " " + value + "; at least " + least + " is right");
+    }
+  }
+}

@@ -1,0 +1,836 @@
+package org.espalier.online;
+
+import java.io.BufferedInputStream;
+import java.io.BufferedOutputStream;
+import java.io.DataInput;
+import java.io.DataInputStream;
+import java.io.DataOutput;
+import java.io.DataOutputStream;
+import java.io.EOFException;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.nio.FloatBuffer;
+import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.Deque;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.function.Consumer;
+import org.espalier.InputException;
+import org.espalier.op.GradientNorm;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Predicts and learns in one process. Any number of threads {@link #predict}, without a lock and on
+ * whole versions of the model; one thread at a time {@link #learn learns}, others wait for it. {@link
+ * OnlineStream} puts a queue in front.
+ *
+ * <p>An example is first predicted and measured, then learned. A guard takes out what would harm the
+ * model, see {@link Guard}. Everything that decides the future is in the state that {@link #save}
+ * writes: a learner that {@link #load loads} it goes on with the same bits as one that was never
+ * stopped; the noise of private learning alone is drawn anew.
+ *
+ * <p>The model belongs to the learner, which does not close it.
+ */
+public final class OnlineLearner implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(OnlineLearner.class);
+  private static final int MAGIC = 0x65736f6c; // "esol"
+  private static final int FORMAT = 1;
+
+  /** The weight of the past in the means that the guard compares with. */
+  private static final double MEMORY = 0.98;
+
+  private final Learnable model;
+  private final OnlineSettings settings;
+  private final WeightState state;
+  private final LossGradient loss;
+  private final Versions<Predictor> versions;
+  private final Prequential metrics;
+  private final DriftDetector[] detectors;
+  private final Predictor teacher;
+  private final WeightState.Checkpoint beginning;
+  private final CounterRandom noise;
+  private final List<Consumer<Event>> listeners = new ArrayList<>();
+  private final float[] outputs;
+  private final float[] gradient;
+  private final float[] taught;
+
+  private Quarantine quarantine;
+  private CounterRandom random;
+  private long steps;
+  private long rateStart;
+  private long seen;
+  private long learned;
+  private long removed;
+  private volatile long version;
+  private double meanLoss;
+  private double meanNorm;
+  private long lossesSeen;
+  private long normsSeen;
+  private int spikesInARow;
+  private final List<Example> reservoir = new ArrayList<>();
+  private final Deque<Example> heldOut = new ArrayDeque<>();
+  private final List<Example> sinceGood = new ArrayList<>();
+  private WeightState.Checkpoint good;
+
+  /**
+   * What a call of {@link #learn} did.
+   *
+   * @param steps steps that were done
+   * @param learned examples that were learned
+   * @param loss the mean loss of the last step's batch, NaN where none was computed
+   * @param gradientNorm of the last step, NaN where none was computed
+   * @param version the newest version
+   */
+  public record Report(int steps, int learned, double loss, double gradientNorm, long version) {}
+
+  /** A learner of a model as it is now. Its first version, 1, is published at once. */
+  public OnlineLearner(Learnable model, OnlineSettings settings) {
+    this(model, settings, null);
+  }
+
+  /**
+   * A learner of a model as it is now.
+   *
+   * @param noiseKey the key of the noise of private learning, which must stay secret; null for a
+   *     new one from the system's source
+   */
+  public OnlineLearner(Learnable model, OnlineSettings settings, Long noiseKey) {
+    this.model = model;
+    this.settings = settings;
+    int rows = settings.batch() + (settings.replay() == null ? 0 : settings.replay().perStep());
+    outputs = new float[rows * model.outputs()];
+    gradient = new float[rows * model.outputs()];
+    loss = new LossGradient(settings.loss(), settings.constraint(), model.outputs(), rows);
+    try {
+      state = new WeightState(model.weights(), settings);
+    } catch (RuntimeException e) {
+      loss.close();
+      throw e;
+    }
+    versions = new Versions<>(model::predictor);
+    boolean classes = settings.loss().isForClasses();
+    metrics =
+        new Prequential(
+            classes, classes && model.outputs() <= 2, settings.window(), settings.fade());
+    OnlineSettings.Drift drift = settings.drift();
+    detectors =
+        drift == null
+            ? new DriftDetector[0]
+            : new DriftDetector[] {
+              new Adwin(drift.delta()), new PageHinkley(drift.slack(), drift.threshold())
+            };
+    random = new CounterRandom(settings.seed(), 0);
+    noise =
+        settings.privacy() == null
+            ? null
+            : new CounterRandom(
+                noiseKey == null ? new java.security.SecureRandom().nextLong() : noiseKey, 0);
+    boolean distils = settings.loss() instanceof Loss.Distillation;
+    teacher = distils ? model.predictor() : null;
+    taught = distils ? new float[rows * model.outputs()] : null;
+    if (distils) {
+      teacher.load(state.weights());
+    }
+    beginning = state.checkpoint();
+    good = beginning;
+    publish();
+  }
+
+  /** Where examples go that the guard takes out; null for nowhere. The learner does not close it. */
+  public synchronized void quarantine(Quarantine file) {
+    quarantine = file;
+  }
+
+  /** Is told of every event, in the learning thread; events are logged too. */
+  public synchronized void onEvent(Consumer<Event> listener) {
+    listeners.add(listener);
+  }
+
+  public OnlineSettings settings() {
+    return settings;
+  }
+
+  /** How many features an example has. */
+  public int features() {
+    return model.features();
+  }
+
+  /** How many outputs a prediction has. */
+  public int outputs() {
+    return model.outputs();
+  }
+
+  // ---- reading
+
+  /** Predicts one case with the newest version. Never waits. */
+  public Prediction predict(float[] features) {
+    checkLength(features);
+    float[] result = new float[model.outputs()];
+    long number = predict(new float[][] {features}, 1, result);
+    return new Prediction(result, number);
+  }
+
+  /**
+   * Predicts several cases with one version. Never waits.
+   *
+   * @param result receives rows · outputs values
+   * @return the version that answered
+   */
+  public long predict(float[][] features, int rows, float[] result) {
+    int stripe = Versions.stripe();
+    Versions.Slot<Predictor> slot = versions.enter(stripe);
+    try {
+      slot.content().predict(features, rows, result);
+      return slot.number();
+    } finally {
+      versions.leave(slot, stripe);
+    }
+  }
+
+  /** The newest version that readers get. */
+  public long version() {
+    return version;
+  }
+
+  // ---- learning
+
+  /**
+   * Checks that an example fits the model.
+   *
+   * @throws InputException that says what does not fit
+   */
+  public void check(Example example) {
+    checkLength(example.features());
+    int columns = model.outputs();
+    if (settings.loss().isForClasses()) {
+      int classes = Math.max(2, columns);
+      if (example.label() < 0 || example.label() >= classes) {
+        throw new InputException(
+            example.label() < 0
+                ? "the outcome is values; this model learns classes, 0 to " + (classes - 1)
+                : "the label " + example.label() + " is unknown; 0 to " + (classes - 1)
+                    + " are right");
+      }
+    } else if (example.values() == null || example.values().length != columns) {
+      throw new InputException(
+          "the outcome is "
+              + (example.values() == null ? "a class" : example.values().length + " values")
+              + "; this model learns " + columns + " values");
+    }
+  }
+
+  private void checkLength(float[] features) {
+    if (features.length != model.features()) {
+      throw new InputException(
+          "an example has " + features.length + " features; the model takes " + model.features());
+    }
+  }
+
+  /**
+   * Measures and learns examples, in batches of the settings' size.
+   *
+   * @throws InputException if one does not {@linkplain #check fit}; nothing was learned then
+   */
+  public synchronized Report learn(List<Example> examples) {
+    examples.forEach(this::check);
+    Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
+    for (int at = 0; at < examples.size(); at += settings.batch()) {
+      int end = Math.min(examples.size(), at + settings.batch());
+      Report part = learnBatch(examples.subList(at, end));
+      report =
+          new Report(
+              report.steps() + part.steps(),
+              report.learned() + part.learned(),
+              part.loss(),
+              part.gradientNorm(),
+              version);
+    }
+    return report;
+  }
+
+  private Report learnBatch(List<Example> fresh) {
+    Guard.Quality quality = settings.guard().quality();
+    List<Example> batch = new ArrayList<>(fresh.size() + 8);
+    List<Example> held = List.of();
+    if (quality == null) {
+      batch.addAll(fresh);
+    } else {
+      held = new ArrayList<>();
+      for (int i = 0; i < fresh.size(); i++) {
+        boolean hold = (seen + i) % quality.holdEvery() == quality.holdEvery() - 1;
+        (hold ? held : batch).add(fresh.get(i));
+      }
+    }
+    long before = seen;
+    seen += fresh.size();
+    if (!held.isEmpty()) {
+      held = finite(held);
+      measure(held);
+      for (Example example : held) {
+        heldOut.addLast(example);
+        if (heldOut.size() > quality.window()) {
+          heldOut.removeFirst();
+        }
+      }
+    }
+    Report report =
+        batch.isEmpty() ? new Report(0, 0, Double.NaN, Double.NaN, version) : update(batch);
+    if (quality != null && before / quality.checkEvery() != seen / quality.checkEvery()) {
+      checkQuality(quality);
+    }
+    return report;
+  }
+
+  /**
+   * Runs the model and takes examples out whose outputs are not finite. Afterwards {@link #outputs}
+   * belongs to what is left.
+   */
+  private List<Example> finite(List<Example> batch) {
+    List<Example> left = batch;
+    while (!left.isEmpty()) {
+      forward(left);
+      int columns = model.outputs();
+      List<Example> ok = new ArrayList<>(left.size());
+      for (int i = 0; i < left.size(); i++) {
+        boolean isFinite = true;
+        for (int c = 0; c < columns; c++) {
+          isFinite &= Float.isFinite(outputs[i * columns + c]);
+        }
+        float[] values = left.get(i).values();
+        for (int c = 0; values != null && c < columns; c++) {
+          isFinite &= Float.isFinite(values[c]);
+        }
+        if (isFinite) {
+          ok.add(left.get(i));
+        }
+      }
+      if (ok.size() == left.size()) {
+        return left;
+      }
+      List<Example> bad = new ArrayList<>(left);
+      bad.removeAll(ok); // records of arrays: equal only where they are the same
+      fire(
+          Event.Kind.NON_FINITE,
+          bad.size() + " of " + left.size() + " examples have outputs or outcomes that are not"
+              + " finite",
+          bad);
+      left = ok;
+    }
+    return left;
+  }
+
+  private void forward(List<Example> batch) {
+    float[][] rows = new float[batch.size()][];
+    for (int i = 0; i < rows.length; i++) {
+      rows[i] = batch.get(i).features();
+    }
+    model.forward(rows, rows.length, outputs);
+    if (teacher != null) {
+      teacher.predict(rows, rows.length, taught);
+    }
+  }
+
+  /** Measures predictions in {@link #outputs} and tells the detectors. True where they alarm. */
+  private boolean measure(List<Example> batch) {
+    int columns = model.outputs();
+    boolean drifted = false;
+    for (int i = 0; i < batch.size(); i++) {
+      Example example = batch.get(i);
+      double error;
+      if (settings.loss().isForClasses()) {
+        int y = example.label();
+        int at = i * columns;
+        double logLoss;
+        double score;
+        int best = 0;
+        if (columns == 1) {
+          double z = outputs[at];
+          score = z;
+          best = z > 0 ? 1 : 0;
+          logLoss = Math.max(z, 0) - y * z + StrictMath.log1p(StrictMath.exp(-Math.abs(z)));
+        } else {
+          for (int c = 1; c < columns; c++) {
+            best = outputs[at + c] > outputs[at + best] ? c : best;
+          }
+          double sum = 0;
+          for (int c = 0; c < columns; c++) {
+            sum += StrictMath.exp(outputs[at + c] - outputs[at + best]);
+          }
+          logLoss = StrictMath.log(sum) + outputs[at + best] - outputs[at + y];
+          score = outputs[at + 1] - outputs[at];
+        }
+        metrics.add(logLoss, best == y, score, y == 1);
+        error = best == y ? 0 : 1;
+      } else {
+        double sum = 0;
+        for (int c = 0; c < columns; c++) {
+          sum += Math.abs(outputs[i * columns + c] - example.values()[c]);
+        }
+        metrics.add(sum / columns, false, 0, false);
+        error = sum / columns / (1 + sum / columns);
+      }
+      for (DriftDetector detector : detectors) {
+        if (detector.add(error)) {
+          drifted = true;
+          fire(Event.Kind.DRIFT, detector.evidence(), List.of());
+        }
+      }
+    }
+    return drifted;
+  }
+
+  private Report update(List<Example> fresh) {
+    Report none = new Report(0, 0, Double.NaN, Double.NaN, version);
+    List<Example> batch = finite(fresh);
+    if (batch.isEmpty()) {
+      return none;
+    }
+    boolean drifted = measure(batch);
+    int own = batch.size();
+    if (settings.replay() != null && !reservoir.isEmpty()) {
+      batch = new ArrayList<>(batch);
+      for (int i = 0; i < settings.replay().perStep(); i++) {
+        batch.add(reservoir.get((int) random.below(reservoir.size())));
+      }
+      forward(batch);
+    }
+    Example[] outcomes = batch.toArray(Example[]::new);
+    double value = loss.compute(outputs, outcomes.length, outcomes, taught, gradient);
+    List<Example> mine = batch.subList(0, own);
+    if (!Double.isFinite(value)) {
+      fire(Event.Kind.NON_FINITE, "the loss is " + value, mine);
+      return none;
+    }
+    if (isSpike(value, mine)) {
+      react(drifted);
+      return new Report(0, 0, value, Double.NaN, version);
+    }
+    double norm = differentiate(outcomes.length, mine);
+    if (Double.isNaN(norm)) {
+      react(drifted);
+      return new Report(0, 0, value, norm, version);
+    }
+    double rate = settings.rate().at(steps - rateStart);
+    state.step(rate);
+    loss.stepped(rate);
+    steps++;
+    learned += own;
+    if (settings.replay() != null) {
+      mine.forEach(this::keep);
+    }
+    if (settings.guard().quality() != null) {
+      sinceGood.addAll(mine);
+    }
+    react(drifted);
+    if (steps % settings.publishEvery() == 0) {
+      publish();
+    }
+    return new Report(1, own, value, norm, version);
+  }
+
+  private boolean isSpike(double value, List<Example> batch) {
+    Guard.Spike rule = settings.guard().spike();
+    if (rule == null) {
+      return false;
+    }
+    boolean spike =
+        lossesSeen >= rule.warmup()
+            && value > rule.factor() * meanLoss
+            && spikesInARow < rule.inARow();
+    if (spike) {
+      spikesInARow++;
+      fire(
+          Event.Kind.LOSS_SPIKE,
+          String.format(
+              Locale.ROOT,
+              "the loss %.4g is more than %.3g times the mean %.4g; %d in a row",
+              value,
+              rule.factor(),
+              meanLoss,
+              spikesInARow),
+          batch);
+      return true;
+    }
+    spikesInARow = 0;
+    meanLoss = lossesSeen++ == 0 ? value : MEMORY * meanLoss + (1 - MEMORY) * value;
+    return false;
+  }
+
+  /** The gradients' norm; NaN where the step is not to be done. */
+  private double differentiate(int rows, List<Example> batch) {
+    Privacy privacy = settings.privacy();
+    if (privacy == null) {
+      model.backward(gradient, rows);
+    } else {
+      for (int i = 0; i < rows * model.outputs(); i++) {
+        gradient[i] *= rows;
+      }
+      model.backwardClipped(gradient, rows, privacy.clip());
+      for (FloatBuffer memory : state.gradients()) {
+        float[] values = new float[memory.capacity()];
+        memory.get(0, values);
+        noise.addNormal(values, privacy.noise() * privacy.clip());
+        for (int i = 0; i < values.length; i++) {
+          values[i] /= settings.batch(); // the true size would tell about the examples
+        }
+        memory.put(0, values);
+      }
+    }
+    GradientNorm.Result result = state.gradientNorm();
+    if (result.nonFinite() > 0 || !Double.isFinite(result.norm())) {
+      fire(Event.Kind.NON_FINITE, result.nonFinite() + " entries of the gradient", batch);
+      return Double.NaN;
+    }
+    Guard.Norm rule = settings.guard().norm();
+    double norm = result.norm();
+    if (rule != null) {
+      double limit = rule.factor() * meanNorm;
+      if (normsSeen >= rule.warmup() && norm > limit) {
+        String evidence =
+            String.format(
+                Locale.ROOT,
+                "the gradient's norm %.4g is more than %.3g times the mean %.4g",
+                norm,
+                rule.factor(),
+                meanNorm);
+        if (!rule.clip()) {
+          fire(Event.Kind.NORM_SKIPPED, evidence, batch);
+          // It counts, cut down, so that a world that has changed is followed in the end.
+          meanNorm = MEMORY * meanNorm + (1 - MEMORY) * limit;
+          return Double.NaN;
+        }
+        fire(Event.Kind.NORM_CLIPPED, evidence, List.of());
+        state.scaleGradients(limit / norm);
+        norm = limit;
+      }
+      meanNorm = normsSeen++ == 0 ? norm : MEMORY * meanNorm + (1 - MEMORY) * norm;
+    }
+    return norm;
+  }
+
+  private void keep(Example example) {
+    int capacity = settings.replay().capacity();
+    // learned counts the whole batch already; its order within does not matter for the sample.
+    if (reservoir.size() < capacity) {
+      reservoir.add(example);
+    } else {
+      long at = random.below(learned);
+      if (at < capacity) {
+        reservoir.set((int) at, example);
+      }
+    }
+  }
+
+  private void react(boolean drifted) {
+    if (!drifted || settings.drift().action() == OnlineSettings.Drift.Action.REPORT) {
+      return;
+    }
+    if (settings.drift().action() == OnlineSettings.Drift.Action.RESET) {
+      state.restore(beginning);
+      reservoir.clear();
+    }
+    state.forgetMomentum();
+    rateStart = steps;
+    spikesInARow = 0;
+    lossesSeen = 0;
+    normsSeen = 0;
+    // What was good is of another world.
+    good = state.checkpoint();
+    heldOut.clear();
+    sinceGood.clear();
+    publish();
+  }
+
+  private void checkQuality(Guard.Quality rule) {
+    if (heldOut.size() < rule.window()) {
+      good = state.checkpoint();
+      sinceGood.clear();
+      return;
+    }
+    WeightState.Checkpoint now = state.checkpoint();
+    double live = heldOutLoss();
+    state.restore(good);
+    double before = heldOutLoss();
+    if (live <= before * (1 + rule.tolerance())) {
+      state.restore(now);
+      good = now;
+      sinceGood.clear();
+      return;
+    }
+    String evidence =
+        String.format(
+            Locale.ROOT,
+            "the loss of the newest %d held-out examples is %.4g, that of the last good version is"
+                + " %.4g; %d examples of %d steps are taken back",
+            heldOut.size(),
+            live,
+            before,
+            sinceGood.size(),
+            steps);
+    List<Example> suspects = List.copyOf(sinceGood);
+    sinceGood.clear();
+    state.forgetMomentum();
+    publish();
+    fire(Event.Kind.ROLLBACK, evidence, suspects);
+  }
+
+  /** The mean loss, without the constraint, of the held-out examples. */
+  private double heldOutLoss() {
+    List<Example> all = new ArrayList<>(heldOut);
+    double sum = 0;
+    int rows = settings.batch();
+    try (LossGradient plain =
+        new LossGradient(settings.loss(), null, model.outputs(), rows)) {
+      for (int at = 0; at < all.size(); at += rows) {
+        List<Example> part = all.subList(at, Math.min(all.size(), at + rows));
+        forward(part);
+        sum +=
+            part.size()
+                * plain.compute(
+                    outputs, part.size(), part.toArray(Example[]::new), taught, gradient);
+      }
+    }
+    return Double.isNaN(sum) ? Double.POSITIVE_INFINITY : sum / all.size();
+  }
+
+  private void publish() {
+    Versions.Slot<Predictor> slot = versions.free();
+    slot.content().load(state.served());
+    versions.publish(slot, version + 1);
+    version++;
+  }
+
+  private void fire(Event.Kind kind, String evidence, List<Example> suspects) {
+    removed += suspects.size();
+    Event event = new Event(kind, steps, seen, version, evidence);
+    LOG.warn("{} at step {}, example {}: {}", kind, steps, seen, evidence);
+    listeners.forEach(listener -> listener.accept(event));
+    if (quarantine != null) {
+      boolean written = true;
+      for (Example example : suspects) {
+        written &= quarantine.add(kind, steps, example);
+      }
+      if (!written && kind != Event.Kind.QUARANTINE_FULL) {
+        fire(Event.Kind.QUARANTINE_FULL, quarantine.lost() + " examples are not kept", List.of());
+      }
+    }
+  }
+
+  // ---- numbers
+
+  /** Prequential metrics, and the distance of the constraint, by name. */
+  public synchronized Map<String, Double> metrics() {
+    Map<String, Double> map = metrics.metrics();
+    if (settings.constraint() != null) {
+      map.put("distance", loss.distance());
+    }
+    return map;
+  }
+
+  /** Steps that were done. */
+  public synchronized long steps() {
+    return steps;
+  }
+
+  /** Examples that came. */
+  public synchronized long seen() {
+    return seen;
+  }
+
+  /** Examples that were learned. */
+  public synchronized long learned() {
+    return learned;
+  }
+
+  /** Examples that the guard took out or took back. */
+  public synchronized long removed() {
+    return removed;
+  }
+
+  /** How many versions have memory: two, and more while readers are slow. */
+  public synchronized int slots() {
+    return versions.slots();
+  }
+
+  /** The privacy loss of what was learned, or null without privacy. */
+  public synchronized Double epsilon() {
+    Privacy privacy = settings.privacy();
+    return privacy == null ? null : steps == 0 ? 0.0 : privacy.epsilon();
+  }
+
+  /** The served weights, by name, in new arrays. */
+  public synchronized Map<String, float[]> weights() {
+    Map<String, float[]> map = new java.util.LinkedHashMap<>();
+    for (Weight w : state.served()) {
+      float[] copy = new float[Math.toIntExact(w.working().elements())];
+      LinearHead.buffer(w.working()).get(0, copy);
+      map.put(w.name(), copy);
+    }
+    return map;
+  }
+
+  /** The shape of a weight. */
+  public long[] shape(String name) {
+    return model.weights().stream()
+        .filter(w -> w.name().equals(name))
+        .findFirst()
+        .orElseThrow(() -> new IllegalArgumentException("no weight " + name))
+        .latent()
+        .shape();
+  }
+
+  // ---- saving
+
+  /**
+   * Writes everything that decides the future. Waits for the step that is being done and changes
+   * nothing. The key of private noise is not in it.
+   */
+  public synchronized void save(OutputStream stream) throws IOException {
+    DataOutputStream out = new DataOutputStream(new BufferedOutputStream(stream));
+    out.writeInt(MAGIC);
+    out.writeInt(FORMAT);
+    SavedState.write(out, settings.describe());
+    out.writeInt(model.features());
+    out.writeInt(model.outputs());
+    for (long v :
+        new long[] {
+          steps, rateStart, seen, learned, removed, version, lossesSeen, normsSeen, random.counter()
+        }) {
+      out.writeLong(v);
+    }
+    out.writeDouble(meanLoss);
+    out.writeDouble(meanNorm);
+    out.writeInt(spikesInARow);
+    for (double multiplier : loss.multipliers()) {
+      out.writeDouble(multiplier);
+    }
+    WeightState.write(out, state.checkpoint());
+    WeightState.write(out, good);
+    WeightState.write(out, beginning);
+    metrics.save(out);
+    for (DriftDetector detector : detectors) {
+      detector.save(out);
+    }
+    for (List<Example> list : List.of(reservoir, new ArrayList<>(heldOut), sinceGood)) {
+      out.writeInt(list.size());
+      for (Example example : list) {
+        SavedState.write(out, example);
+      }
+    }
+    out.writeInt(MAGIC);
+    out.flush();
+  }
+
+  /**
+   * Goes on where a learner with the same settings and a model of the same shape was saved.
+   *
+   * @throws InputException if the state is damaged, of a newer format, or of other settings; this
+   *     learner may not be used then
+   */
+  public synchronized void load(InputStream stream) throws IOException {
+    DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
+    try {
+      read(in);
+    } catch (EOFException e) {
+      throw new InputException("the learner's saved state is damaged: it ends too early", e);
+    }
+  }
+
+  private void read(DataInput in) throws IOException {
+    if (in.readInt() != MAGIC) {
+      throw SavedState.damaged("it does not begin as one");
+    }
+    int format = in.readInt();
+    if (format != FORMAT) {
+      throw new InputException(
+          "the learner's saved state is of format " + format + "; this espalier knows " + FORMAT);
+    }
+    String described = SavedState.text(in);
+    if (!settings.describe().equals(described)) {
+      throw new InputException(
+          "the learner was saved with other settings:\n" + described + "not\n"
+              + settings.describe());
+    }
+    SavedState.count(in, model.features(), model.features());
+    SavedState.count(in, model.outputs(), model.outputs());
+    steps = in.readLong();
+    rateStart = in.readLong();
+    seen = in.readLong();
+    learned = in.readLong();
+    removed = in.readLong();
+    version = in.readLong();
+    lossesSeen = in.readLong();
+    normsSeen = in.readLong();
+    random = new CounterRandom(settings.seed(), in.readLong());
+    if (steps < 0 || rateStart < 0 || rateStart > steps || seen < 0 || version < 1) {
+      throw SavedState.damaged("a count is negative");
+    }
+    meanLoss = in.readDouble();
+    meanNorm = in.readDouble();
+    spikesInARow = in.readInt();
+    for (int c = 0; c < loss.multipliers().length; c++) {
+      loss.multipliers()[c] = in.readDouble();
+    }
+    WeightState.Checkpoint now = state.read(in);
+    good = state.read(in);
+    WeightState.Checkpoint first = state.read(in);
+    if (teacher != null) {
+      state.restore(first);
+      teacher.load(state.weights());
+    }
+    for (int i = 0; i < first.floats().size(); i++) {
+      System.arraycopy(
+          first.floats().get(i), 0, beginning.floats().get(i), 0, first.floats().get(i).length);
+    }
+    for (int i = 0; i < first.bits().size(); i++) {
+      System.arraycopy(
+          first.bits().get(i), 0, beginning.bits().get(i), 0, first.bits().get(i).length);
+    }
+    System.arraycopy(first.first(), 0, beginning.first(), 0, first.first().length);
+    state.restore(now);
+    metrics.load(in);
+    for (DriftDetector detector : detectors) {
+      detector.load(in);
+    }
+    reservoir.clear();
+    heldOut.clear();
+    sinceGood.clear();
+    int replayed = settings.replay() == null ? 0 : settings.replay().capacity();
+    Guard.Quality quality = settings.guard().quality();
+    examples(in, replayed).forEach(reservoir::add);
+    examples(in, quality == null ? 0 : quality.window()).forEach(heldOut::addLast);
+    examples(in, 1 << 24).forEach(sinceGood::add);
+    if (in.readInt() != MAGIC) {
+      throw SavedState.damaged("it does not end as one");
+    }
+    Versions.Slot<Predictor> slot = versions.free();
+    slot.content().load(state.served());
+    versions.publish(slot, version);
+  }
+
+  private List<Example> examples(DataInput in, int most) throws IOException {
+    int n = SavedState.count(in, 0, most);
+    List<Example> list = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      Example example = SavedState.example(in, model.features(), model.outputs());
+      check(example);
+      list.add(example);
+    }
+    return list;
+  }
+
+  /** Frees the memory of versions and optimizer; nobody may predict or learn any more. */
+  @Override
+  public synchronized void close() {
+    versions.close();
+    if (teacher != null) {
+      teacher.close();
+    }
+    loss.close();
+    state.close();
+  }
+}

@@ -1,0 +1,273 @@
+package org.espalier.online;
+
+import java.util.Objects;
+import java.util.Set;
+
+/**
+ * How an {@link OnlineLearner} learns. Immutable; {@link #builder} has defaults for all but the loss
+ * and the learning rate.
+ *
+ * @param loss what is minimised
+ * @param constraint ties the outputs to a target of the outcome, or null
+ * @param rate the learning rate
+ * @param momentum at least 0
+ * @param weightDecay at least 0
+ * @param batch the most examples of a step, replayed ones not counted
+ * @param publishEvery readers get a new version every so many steps
+ * @param replay how old examples are mixed in, or null
+ * @param averaging readers get the fading mean of the weights, w̄ ← averaging · w̄ + (1 − averaging) · w;
+ *     0 for the weights themselves
+ * @param only the weights that are learned, by name; empty for all
+ * @param keepZeros weights of matrices that are zero at the beginning stay zero: what was pruned
+ * @param int8 readers and forward see matrices on the int8 grid, one scale an output
+ * @param guard which rules watch
+ * @param drift what is done about a change of the world, or null
+ * @param privacy differentially private learning, or null
+ * @param window how many predictions the windowed metrics cover
+ * @param fade of the fading metrics, in (0, 1)
+ * @param seed of the replay's random choices
+ */
+public record OnlineSettings(
+    Loss loss,
+    ZeroDistance constraint,
+    LearningRate rate,
+    double momentum,
+    double weightDecay,
+    int batch,
+    int publishEvery,
+    Replay replay,
+    double averaging,
+    Set<String> only,
+    boolean keepZeros,
+    boolean int8,
+    Guard guard,
+    Drift drift,
+    Privacy privacy,
+    int window,
+    double fade,
+    long seed) {
+  /**
+   * A uniform sample of all examples so far (Vitter, "Random sampling with a reservoir", 1985).
+   *
+   * @param capacity examples that are kept
+   * @param perStep examples of it that are learned with each batch
+   */
+  public record Replay(int capacity, int perStep) {
+    public Replay {
+      if (capacity < 1 || perStep < 1 || perStep > capacity) {
+        throw new IllegalArgumentException("capacity " + capacity + ", per step " + perStep);
+      }
+    }
+  }
+
+  /**
+   * Detection of a change of the error's mean by ADWIN and by the test of Page and Hinkley.
+   *
+   * @param delta ADWIN's chance of a false alarm, in (0, 1)
+   * @param slack of Page and Hinkley: rises below it do not count
+   * @param threshold of Page and Hinkley: how far the sum rises before it alarms
+   * @param action what an alarm does
+   */
+  public record Drift(double delta, double slack, double threshold, Action action) {
+    /** What an alarm does. */
+    public enum Action {
+      /** It is logged. */
+      REPORT,
+      /** Momentum is forgotten and the schedule of the learning rate begins anew. */
+      RESTART,
+      /** The weights go back to the beginning too. */
+      RESET
+    }
+
+    public Drift {
+      new Adwin(delta); // checks
+      new PageHinkley(slack, threshold);
+      Objects.requireNonNull(action, "action");
+    }
+
+    /** ADWIN with 0.002, Page-Hinkley with 0.005 and 50: what the field uses. */
+    public static Drift of(Action action) {
+      return new Drift(0.002, 0.005, 50, action);
+    }
+  }
+
+  public OnlineSettings {
+    Objects.requireNonNull(loss, "loss");
+    Objects.requireNonNull(rate, "rate");
+    Objects.requireNonNull(guard, "guard");
+    only = Set.copyOf(only);
+    check(momentum >= 0 && momentum < 1, "momentum " + momentum + "; [0, 1) is right");
+    check(
+        weightDecay >= 0 && weightDecay <= Float.MAX_VALUE,
+        "weight decay " + weightDecay + "; 0 or more is right");
+    check(batch >= 1 && batch <= 1 << 20, "batch " + batch);
+    check(publishEvery >= 1, "publish every " + publishEvery + " steps");
+    check(averaging >= 0 && averaging < 1, "averaging " + averaging + "; [0, 1) is right");
+    check(averaging == 0 || !int8, "averaged weights are not on the int8 grid: not both");
+    check(window >= 1 && window <= 1 << 24, "window " + window);
+    check(fade > 0 && fade < 1, "fade " + fade + "; (0, 1) is right");
+    if (constraint != null) {
+      constraint.check(loss);
+    }
+    if (privacy != null) {
+      check(replay == null, "replay learns an example twice, which private learning cannot");
+      check(
+          constraint == null, "the distance of a batch is not private: no constraint with privacy");
+      check(
+          guard.equals(Guard.MINIMAL) && (drift == null || drift.action() == Drift.Action.REPORT),
+          "rules that look at losses and then change the weights would tell about examples: only"
+              + " Guard.MINIMAL and reported drift with privacy");
+    }
+  }
+
+  private static void check(boolean right, String message) {
+    if (!right) {
+      throw new IllegalArgumentException(message);
+    }
+  }
+
+  /** Everything that decides what is learned, as text: kept with versions, compared on resume. */
+  public String describe() {
+    String tie =
+        constraint == null
+            ? "none"
+            : (constraint.augmented() ? "augmented " : "penalty ") + constraint.rho();
+    return String.join(
+        "\n",
+        "loss: " + loss,
+        "constraint: " + tie,
+        "rate: " + rate,
+        "momentum: " + momentum,
+        "weight decay: " + weightDecay,
+        "batch: " + batch,
+        "publish every: " + publishEvery,
+        "replay: " + replay,
+        "averaging: " + averaging,
+        "only: " + new java.util.TreeSet<>(only),
+        "keep zeros: " + keepZeros,
+        "int8: " + int8,
+        "guard: " + guard,
+        "drift: " + drift,
+        "privacy: " + privacy,
+        "window: " + window + ", fade " + fade,
+        "seed: " + seed,
+        "");
+  }
+
+  public static Builder builder(Loss loss, LearningRate rate) {
+    return new Builder(loss, rate);
+  }
+
+  /** Collects settings. */
+  public static final class Builder {
+    private final Loss loss;
+    private final LearningRate rate;
+    private ZeroDistance constraint;
+    private double momentum;
+    private double weightDecay;
+    private int batch = 32;
+    private int publishEvery = 1;
+    private Replay replay;
+    private double averaging;
+    private Set<String> only = Set.of();
+    private boolean keepZeros;
+    private boolean int8;
+    private Guard guard = Guard.MINIMAL;
+    private Drift drift;
+    private Privacy privacy;
+    private int window = 1000;
+    private double fade = 0.995;
+    private long seed = 1;
+
+    private Builder(Loss loss, LearningRate rate) {
+      this.loss = loss;
+      this.rate = rate;
+    }
+
+    public Builder constraint(ZeroDistance value) {
+      constraint = value;
+      return this;
+    }
+
+    public Builder momentum(double value) {
+      momentum = value;
+      return this;
+    }
+
+    public Builder weightDecay(double value) {
+      weightDecay = value;
+      return this;
+    }
+
+    public Builder batch(int value) {
+      batch = value;
+      return this;
+    }
+
+    public Builder publishEvery(int steps) {
+      publishEvery = steps;
+      return this;
+    }
+
+    public Builder replay(Replay value) {
+      replay = value;
+      return this;
+    }
+
+    public Builder averaging(double value) {
+      averaging = value;
+      return this;
+    }
+
+    public Builder only(Set<String> names) {
+      only = names;
+      return this;
+    }
+
+    public Builder keepZeros(boolean value) {
+      keepZeros = value;
+      return this;
+    }
+
+    public Builder int8(boolean value) {
+      int8 = value;
+      return this;
+    }
+
+    public Builder guard(Guard value) {
+      guard = value;
+      return this;
+    }
+
+    public Builder drift(Drift value) {
+      drift = value;
+      return this;
+    }
+
+    public Builder privacy(Privacy value) {
+      privacy = value;
+      return this;
+    }
+
+    public Builder window(int value) {
+      window = value;
+      return this;
+    }
+
+    public Builder fade(double value) {
+      fade = value;
+      return this;
+    }
+
+    public Builder seed(long value) {
+      seed = value;
+      return this;
+    }
+
+    public OnlineSettings build() {
+      return new OnlineSettings(
+          loss, constraint, rate, momentum, weightDecay, batch, publishEvery, replay, averaging,
+          only, keepZeros, int8, guard, drift, privacy, window, fade, seed);
+    }
+  }
+}

@@ -1,0 +1,90 @@
+package org.espalier.online;
+
+import java.util.Iterator;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import org.espalier.InputException;
+
+/**
+ * Cases that were predicted and whose outcome is not known yet, by id. Holds the newest {@code
+ * capacity} of them. Thread safe.
+ */
+public final class PendingLabels {
+  private static final int MAX_ID = 1000;
+
+  private final int capacity;
+  private final Map<String, Case> cases = new LinkedHashMap<>();
+  private long joined;
+  private long expired;
+  private long unknown;
+
+  /**
+   * A case that waits.
+   *
+   * @param version what predicted it
+   */
+  public record Case(float[] features, long version) {}
+
+  public PendingLabels(int capacity) {
+    if (capacity < 1) {
+      throw new IllegalArgumentException("capacity " + capacity);
+    }
+    this.capacity = capacity;
+  }
+
+  /**
+   * Remembers a case.
+   *
+   * @throws InputException if the id is empty, too long, or waits already
+   */
+  public synchronized void remember(String id, float[] features, long version) {
+    if (id.isEmpty() || id.length() > MAX_ID) {
+      throw new InputException("an id has " + id.length() + " characters; 1 to 1000 are right");
+    }
+    if (cases.containsKey(id)) {
+      throw new InputException("the id '" + id + "' waits for its outcome already");
+    }
+    cases.put(id, new Case(features, version));
+    if (cases.size() > capacity) {
+      Iterator<Case> oldest = cases.values().iterator();
+      oldest.next();
+      oldest.remove();
+      expired++;
+    }
+  }
+
+  /**
+   * Takes a case out, because its outcome is known.
+   *
+   * @throws InputException if no case of that id waits: it never did, it was answered, or it was
+   *     pushed out by newer ones
+   */
+  public synchronized Case join(String id) {
+    Case found = cases.remove(id);
+    if (found == null) {
+      unknown++;
+      throw new InputException(
+          "no prediction of the id '"
+              + (id.length() > MAX_ID ? id.substring(0, MAX_ID) + "…" : id)
+              + "' waits for its outcome; the newest " + capacity + " do");
+    }
+    joined++;
+    return found;
+  }
+
+  public synchronized int waiting() {
+    return cases.size();
+  }
+
+  public synchronized long joined() {
+    return joined;
+  }
+
+  public synchronized long expired() {
+    return expired;
+  }
+
+  public synchronized long unknown() {
+    return unknown;
+  }
+}

@@ -1,0 +1,90 @@
+package org.espalier.online;
+
+import java.io.DataInput;
+import java.io.DataOutput;
+import java.io.IOException;
+import java.nio.FloatBuffer;
+import java.nio.charset.StandardCharsets;
+import org.espalier.InputException;
+
+/** Pieces of a learner's saved state. What is read may be anything. */
+final class SavedState {
+  private static final int MAX_TEXT = 1 << 20;
+
+  private SavedState() {}
+
+  static InputException damaged(String what) {
+    return new InputException("the learner's saved state is damaged: " + what);
+  }
+
+  static int count(DataInput in, int least, int most) throws IOException {
+    int value = in.readInt();
+    if (value < least || value > most) {
+      throw damaged("a count is " + value + "; " + least + " to " + most + " are right");
+    }
+    return value;
+  }
+
+  static void write(DataOutput out, float[] values) throws IOException {
+    out.writeInt(values.length);
+    for (float v : values) {
+      out.writeInt(Float.floatToRawIntBits(v));
+    }
+  }
+
+  /** An array of a known length. */
+  static float[] floats(DataInput in, int length) throws IOException {
+    count(in, length, length);
+    float[] values = new float[length];
+    for (int i = 0; i < length; i++) {
+      values[i] = Float.intBitsToFloat(in.readInt());
+    }
+    return values;
+  }
+
+  static void write(DataOutput out, FloatBuffer memory) throws IOException {
+    float[] copy = new float[memory.capacity()];
+    memory.get(0, copy);
+    write(out, copy);
+  }
+
+  static void read(DataInput in, FloatBuffer memory) throws IOException {
+    memory.put(0, floats(in, memory.capacity()));
+  }
+
+  static void write(DataOutput out, String text) throws IOException {
+    if (text == null) {
+      out.writeInt(-1);
+    } else {
+      byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
+      out.writeInt(bytes.length);
+      out.write(bytes);
+    }
+  }
+
+  static String text(DataInput in) throws IOException {
+    int length = count(in, -1, MAX_TEXT);
+    if (length < 0) {
+      return null;
+    }
+    byte[] bytes = new byte[length];
+    in.readFully(bytes);
+    return new String(bytes, StandardCharsets.UTF_8);
+  }
+
+  static void write(DataOutput out, Example example) throws IOException {
+    write(out, example.id());
+    write(out, example.features());
+    out.writeInt(example.label());
+    if (example.label() < 0) {
+      write(out, example.values());
+    }
+  }
+
+  static Example example(DataInput in, int features, int outputs) throws IOException {
+    String id = text(in);
+    float[] values = floats(in, features);
+    int label = count(in, -1, Math.max(1, outputs - 1));
+    return new Example(id, values, label, label < 0 ? floats(in, outputs) : null);
+  }
+}

@@ -1,0 +1,267 @@
+package org.espalier.online;
+
+import java.io.DataInput;
+import java.io.DataOutput;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import org.bytedeco.javacpp.BytePointer;
+import org.espalier.device.DType;
+import org.espalier.device.OwnedTensor;
+import org.espalier.op.FusedSgd;
+import org.espalier.op.GradientNorm;
+
+/**
+ * The weights of a model with their optimizer, mask, int8 grid and average: everything that a step
+ * changes. Not for several threads.
+ */
+final class WeightState implements AutoCloseable {
+  private final List<Weight> weights;
+  private final List<Weight> learned = new ArrayList<>();
+  private final List<Weight> served = new ArrayList<>();
+  private final List<OwnedTensor> owned = new ArrayList<>();
+  private final List<BytePointer> bits = new ArrayList<>();
+  private final List<FloatBuffer> averages = new ArrayList<>();
+  private final List<FloatBuffer> gradients = new ArrayList<>();
+
+  /** All float memory that a step changes, in a fixed order. */
+  private final List<FloatBuffer> state = new ArrayList<>();
+
+  private final List<ByteBuffer> bitState = new ArrayList<>();
+  private final FusedSgd sgd;
+  private final GradientNorm norm;
+  private final double averaging;
+
+  /** Float memory, bits and «first» flags at a moment. */
+  record Checkpoint(List<float[]> floats, List<byte[]> bits, boolean[] first) {}
+
+  WeightState(List<Weight> weights, OnlineSettings settings) {
+    this.weights = weights;
+    this.averaging = settings.averaging();
+    for (String name : settings.only()) {
+      if (weights.stream().noneMatch(w -> w.name().equals(name))) {
+        throw new IllegalArgumentException(
+            "the model has no weight '" + name + "'; it has "
+                + weights.stream().map(Weight::name).toList());
+      }
+    }
+    List<FusedSgd.Parameter> parameters = new ArrayList<>();
+    List<GradientNorm.Gradient> normed = new ArrayList<>();
+    for (Weight w : weights) {
+      if (!settings.only().isEmpty() && !settings.only().contains(w.name())) {
+        continue;
+      }
+      learned.add(w);
+      long n = w.latent().elements();
+      OwnedTensor momentum = settings.momentum() > 0 ? own(n) : null;
+      boolean masked = settings.keepZeros() && w.isMatrix();
+      boolean grid = settings.int8() && w.isMatrix();
+      BytePointer mask = masked ? zerosOf(w) : null;
+      BytePointer gate = grid ? ownBits(n, true) : null;
+      FusedSgd.Parameter parameter =
+          FusedSgd.Parameter.of(w.latent(), w.gradient(), momentum).withMask(mask);
+      if (grid) {
+        OwnedTensor scales = own(w.latent().dimension(0));
+        parameter =
+            parameter
+                .withGate(gate)
+                .withWorkingCopy(
+                    FusedSgd.WorkingCopy.of(w.working()),
+                    new FusedSgd.Scale(scales, FusedSgd.Channel.FIRST_AXIS, false));
+      } else {
+        parameter = parameter.withWorkingCopy(FusedSgd.WorkingCopy.of(w.working()));
+      }
+      parameters.add(parameter);
+      normed.add(new GradientNorm.Gradient(w.gradient(), mask, gate));
+      gradients.add(LinearHead.buffer(w.gradient()));
+      state.add(LinearHead.buffer(w.latent()));
+      state.add(LinearHead.buffer(w.working()));
+    }
+    if (parameters.isEmpty()) {
+      throw new IllegalArgumentException("no weight is learned");
+    }
+    for (Weight w : weights) {
+      if (averaging > 0 && learned.contains(w)) {
+        OwnedTensor average = own(w.latent().elements());
+        averages.add(LinearHead.buffer(average));
+        served.add(new Weight(w.name(), w.latent(), average, w.gradient()));
+      } else {
+        served.add(w);
+      }
+    }
+    // The grid of the first forward: a step that changes nothing but the working copies.
+    try (FusedSgd still = new FusedSgd(parameters, options(0, 0, 0))) {
+      gradients.forEach(WeightState::clear);
+      still.step();
+    }
+    for (int i = 0; i < averages.size(); i++) {
+      averages.get(i).put(0, LinearHead.buffer(learned.get(i).working()), 0, size(i));
+    }
+    sgd = new FusedSgd(parameters, options(1, settings.momentum(), settings.weightDecay()));
+    norm = new GradientNorm(normed);
+  }
+
+  private static FusedSgd.Options options(double rate, double momentum, double weightDecay) {
+    return new FusedSgd.Options(rate, momentum, 0, weightDecay, false, false, 0, false);
+  }
+
+  private int size(int learnedIndex) {
+    return Math.toIntExact(learned.get(learnedIndex).latent().elements());
+  }
+
+  private OwnedTensor own(long elements) {
+    OwnedTensor tensor = OwnedTensor.allocate(DType.F32, elements);
+    owned.add(tensor);
+    state.add(LinearHead.buffer(tensor));
+    return tensor;
+  }
+
+  private BytePointer ownBits(long elements, boolean set) {
+    // Whole words, because kernels may read the last one whole.
+    BytePointer pointer = new BytePointer((elements + 63) / 64 * 8);
+    BytePointer.memset(pointer, set ? 0xff : 0, pointer.capacity());
+    bits.add(pointer);
+    bitState.add(pointer.asBuffer());
+    return pointer;
+  }
+
+  private BytePointer zerosOf(Weight w) {
+    FloatBuffer values = LinearHead.buffer(w.latent());
+    BytePointer mask = ownBits(values.capacity(), false);
+    for (int i = 0; i < values.capacity(); i++) {
+      if (values.get(i) != 0) {
+        mask.put(i / 8, (byte) (mask.get(i / 8) | 1 << i % 8));
+      }
+    }
+    return mask;
+  }
+
+  private static void clear(FloatBuffer buffer) {
+    buffer.put(0, new float[buffer.capacity()]);
+  }
+
+  List<Weight> weights() {
+    return weights;
+  }
+
+  /** What readers get. */
+  List<Weight> served() {
+    return served;
+  }
+
+  /** The gradients' memory, of the weights that are learned. */
+  List<FloatBuffer> gradients() {
+    return gradients;
+  }
+
+  GradientNorm.Result gradientNorm() {
+    return norm.compute();
+  }
+
+  void scaleGradients(double factor) {
+    for (FloatBuffer gradient : gradients) {
+      float[] values = new float[gradient.capacity()];
+      gradient.get(0, values);
+      for (int i = 0; i < values.length; i++) {
+        values[i] *= (float) factor;
+      }
+      gradient.put(0, values);
+    }
+  }
+
+  void step(double learningRate) {
+    sgd.learningRate(learningRate);
+    sgd.step();
+    for (int k = 0; k < averages.size(); k++) {
+      float[] mean = new float[size(k)];
+      float[] now = new float[size(k)];
+      averages.get(k).get(0, mean);
+      LinearHead.buffer(learned.get(k).working()).get(0, now);
+      for (int i = 0; i < mean.length; i++) {
+        mean[i] += (float) (1 - averaging) * (now[i] - mean[i]);
+      }
+      averages.get(k).put(0, mean);
+    }
+  }
+
+  /** The momentum of the next step is that step's gradient. */
+  void forgetMomentum() {
+    for (int i = 0; i < learned.size(); i++) {
+      sgd.first(i, true);
+    }
+  }
+
+  Checkpoint checkpoint() {
+    List<float[]> floats = new ArrayList<>();
+    for (FloatBuffer memory : state) {
+      float[] copy = new float[memory.capacity()];
+      memory.get(0, copy);
+      floats.add(copy);
+    }
+    List<byte[]> copies = new ArrayList<>();
+    for (ByteBuffer memory : bitState) {
+      byte[] copy = new byte[memory.capacity()];
+      memory.get(0, copy);
+      copies.add(copy);
+    }
+    boolean[] first = new boolean[learned.size()];
+    for (int i = 0; i < first.length; i++) {
+      first[i] = sgd.first(i);
+    }
+    return new Checkpoint(floats, copies, first);
+  }
+
+  void restore(Checkpoint checkpoint) {
+    for (int i = 0; i < state.size(); i++) {
+      state.get(i).put(0, checkpoint.floats().get(i));
+    }
+    for (int i = 0; i < bitState.size(); i++) {
+      bitState.get(i).put(0, checkpoint.bits().get(i));
+    }
+    for (int i = 0; i < learned.size(); i++) {
+      sgd.first(i, checkpoint.first()[i]);
+    }
+  }
+
+  static void write(DataOutput out, Checkpoint checkpoint) throws IOException {
+    for (float[] values : checkpoint.floats()) {
+      SavedState.write(out, values);
+    }
+    for (byte[] values : checkpoint.bits()) {
+      out.writeInt(values.length);
+      out.write(values);
+    }
+    for (boolean first : checkpoint.first()) {
+      out.writeBoolean(first);
+    }
+  }
+
+  /** Reads a checkpoint of the shape that this state has. */
+  Checkpoint read(DataInput in) throws IOException {
+    List<float[]> floats = new ArrayList<>();
+    for (FloatBuffer memory : state) {
+      floats.add(SavedState.floats(in, memory.capacity()));
+    }
+    List<byte[]> copies = new ArrayList<>();
+    for (ByteBuffer memory : bitState) {
+      byte[] copy = new byte[SavedState.count(in, memory.capacity(), memory.capacity())];
+      in.readFully(copy);
+      copies.add(copy);
+    }
+    boolean[] first = new boolean[learned.size()];
+    for (int i = 0; i < first.length; i++) {
+      first[i] = in.readBoolean();
+    }
+    return new Checkpoint(floats, copies, first);
+  }
+
+  @Override
+  public void close() {
+    sgd.close();
+    norm.close();
+    owned.forEach(OwnedTensor::close);
+    bits.forEach(BytePointer::close);
+  }
+}

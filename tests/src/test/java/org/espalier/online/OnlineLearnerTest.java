@@ -1,0 +1,403 @@
+package org.espalier.online;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.Set;
+import org.espalier.InputException;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+class OnlineLearnerTest {
+  private static final int FEATURES = 11;
+
+  @Test
+  void learnsAPlaneAndMeasuresBeforeItLearns() {
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.5).build())) {
+      List<Example> first = Streams.plane(8, FEATURES, 0, 1, 9);
+      learner.learn(first);
+      // A head of zeros says class 0: what it was measured at is what it knew before.
+      double zeros = first.stream().filter(e -> e.label() == 0).count() / 8.0;
+      assertEquals(zeros, learner.metrics().get("accuracy"));
+      assertEquals(Math.log(2), learner.metrics().get("log_loss"), 1e-12);
+      learner.learn(Streams.plane(2000, FEATURES, 0, 2, 9));
+      assertTrue(learner.metrics().get("accuracy_window") > 0.95, learner.metrics().toString());
+      assertTrue(learner.metrics().get("auc_window") > 0.99, learner.metrics().toString());
+      Example next = Streams.plane(1, FEATURES, 0, 77, 9).get(0);
+      Prediction prediction = learner.predict(next.features());
+      assertEquals(next.label(), prediction.label());
+      assertEquals(learner.version(), prediction.version());
+      assertEquals(1 + learner.steps(), learner.version());
+      assertEquals(2008, learner.seen());
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"binary", "squared", "huber", "distillation"})
+  void everyLossLearns(String name) {
+    boolean values = name.equals("squared") || name.equals("huber");
+    Loss loss =
+        switch (name) {
+          case "binary" -> new Loss.Binary();
+          case "squared" -> new Loss.Squared();
+          case "huber" -> new Loss.Huber(1);
+          default -> new Loss.Distillation(0.9, 2, 0);
+        };
+    int outputs = name.equals("binary") ? 1 : name.equals("distillation") ? 2 : 3;
+    OnlineSettings settings =
+        OnlineSettings.builder(loss, new LearningRate.Constant(0.2)).batch(8).window(200).build();
+    try (LinearHead head = new LinearHead(FEATURES, outputs);
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      learner.learn(
+          values
+              ? Streams.line(3000, FEATURES, outputs, 0.01, 3)
+              : Streams.plane(3000, FEATURES, 0, 3, 9));
+      Map<String, Double> metrics = learner.metrics();
+      if (values) {
+        assertTrue(metrics.get("mae_window") < 0.05, metrics.toString());
+      } else {
+        assertTrue(metrics.get("accuracy_window") > 0.93, metrics.toString());
+      }
+    }
+  }
+
+  /** A step with momentum and weight decay, against the formulas in double. */
+  @Test
+  void aStepIsTheFormula() {
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Inverse(0.1, 10, 0.5))
+            .batch(4)
+            .momentum(0.9)
+            .weightDecay(0.01)
+            .build();
+    List<Example> stream = Streams.line(40, 3, 1, 0, 5);
+    double[] w = {0.5, -0.25, 0.125, 0.0625}; // three weights and the bias
+    double[] momentum = new double[4];
+    try (LinearHead head = new LinearHead(3, 1)) {
+      head.set(new float[] {0.5f, -0.25f, 0.125f}, new float[] {0.0625f});
+      try (OnlineLearner learner = new OnlineLearner(head, settings)) {
+        for (int step = 0; step < 10; step++) {
+          List<Example> batch = stream.subList(4 * step, 4 * step + 4);
+          double[] g = new double[4];
+          for (Example e : batch) {
+            float[] x = e.features();
+            double d = w[0] * x[0] + w[1] * x[1] + w[2] * x[2] + w[3] - e.values()[0];
+            for (int j = 0; j < 4; j++) {
+              g[j] += 2 * d / 4 * (j < 3 ? x[j] : 1);
+            }
+          }
+          double rate = 0.1 / Math.sqrt(1 + step / 10.0);
+          for (int j = 0; j < 4; j++) {
+            double d = g[j] + 0.01 * w[j];
+            momentum[j] = step == 0 ? d : 0.9 * momentum[j] + d;
+            w[j] -= rate * momentum[j];
+          }
+          learner.learn(batch);
+        }
+        float[] learned = learner.weights().get("weight");
+        for (int j = 0; j < 3; j++) {
+          assertEquals(w[j], learned[j], 1e-5);
+        }
+        assertEquals(w[3], learner.weights().get("bias")[0], 1e-5);
+      }
+    }
+  }
+
+  @Test
+  void refusesWhatDoesNotFitAndLearnsNothingOfIt() {
+    try (LinearHead head = new LinearHead(3, 2);
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.1).build())) {
+      refused("4 features; the model takes 3", learner, Example.of(new float[4], 1));
+      refused("label 2 is unknown; 0 to 1", learner, Example.of(new float[3], 2));
+      refused("learns classes", learner, Example.of(new float[3], 1f, 2f));
+      assertThrows(InputException.class, () -> learner.predict(new float[2]));
+      assertEquals(0, learner.seen());
+    }
+    OnlineSettings squared =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Constant(0.1)).build();
+    try (LinearHead head = new LinearHead(3, 2);
+        OnlineLearner learner = new OnlineLearner(head, squared)) {
+      refused("a class; this model learns 2 values", learner, Example.of(new float[3], 1));
+      refused("1 values", learner, Example.of(new float[3], 1f));
+    }
+    assertThrows(IllegalArgumentException.class, () -> new Example(null, new float[1], -1, null));
+    try (LinearHead head = new LinearHead(3, 1)) {
+      assertThrows(
+          IllegalArgumentException.class,
+          () -> new OnlineLearner(head, Streams.crossEntropy(0.1).build()));
+      assertThrows(
+          IllegalArgumentException.class,
+          () ->
+              new OnlineLearner(
+                  head,
+                  OnlineSettings.builder(new Loss.Binary(), new LearningRate.Constant(1))
+                      .only(Set.of("none"))
+                      .build()));
+    }
+  }
+
+  private static void refused(String word, OnlineLearner learner, Example example) {
+    Example good = Example.of(new float[3], 0);
+    InputException e =
+        assertThrows(
+            InputException.class, () -> learner.learn(new ArrayList<>(List.of(good, example))));
+    if (!learner.settings().loss().isForClasses()) {
+      return; // the good one is of the wrong kind there
+    }
+    assertTrue(e.getMessage().contains(word), e.getMessage());
+  }
+
+  /** Everything that has a state is on. */
+  private static OnlineSettings rich() {
+    return OnlineSettings.builder(
+            new Loss.Distillation(0.8, 2, 0.01), new LearningRate.Cosine(0.3, 0.01, 5, 60))
+        .batch(8)
+        .momentum(0.9)
+        .weightDecay(1e-3)
+        .publishEvery(3)
+        .replay(new OnlineSettings.Replay(50, 3))
+        .averaging(0.9)
+        .constraint(
+            new ZeroDistance(ZeroDistance.scaled(ZeroDistance.ONE_HOT, 4, -2), 0.05, true))
+        .guard(
+            new Guard(
+                new Guard.Norm(3, 10, true),
+                new Guard.Spike(2.5, 10, 3),
+                new Guard.Quality(5, 20, 100, 0.1)))
+        .drift(new OnlineSettings.Drift(0.3, 0.005, 3, OnlineSettings.Drift.Action.RESTART))
+        .window(100)
+        .build();
+  }
+
+  private static List<Example> eventful() {
+    List<Example> stream = new ArrayList<>(Streams.plane(500, FEATURES, 0.05, 11, 9));
+    stream.addAll(Streams.plane(500, FEATURES, 0.05, 12, 10)); // another plane
+    Random random = new Random(3);
+    for (int i = 0; i < 8; i++) {
+      int at = 100 + random.nextInt(800);
+      float[] x = stream.get(at).features();
+      x[0] = i % 2 == 0 ? Float.NaN : 1e4f;
+    }
+    return stream;
+  }
+
+  @Test
+  void aResumedRunHasTheSameBits() throws IOException {
+    List<Example> stream = eventful();
+    int events;
+    byte[] whole;
+    try (LinearHead head = head();
+        OnlineLearner learner = new OnlineLearner(head, rich())) {
+      List<Event> seen = new ArrayList<>();
+      learner.onEvent(seen::add);
+      for (int at = 0; at < stream.size(); at += 10) {
+        learner.learn(stream.subList(at, at + 10));
+      }
+      events = seen.size();
+      Set<Event.Kind> kinds = new java.util.TreeSet<>();
+      seen.forEach(e -> kinds.add(e.kind()));
+      assertTrue(
+          kinds.containsAll(
+              List.of(Event.Kind.NON_FINITE, Event.Kind.LOSS_SPIKE, Event.Kind.DRIFT)),
+          kinds.toString());
+      whole = saved(learner);
+    }
+    byte[] state = null;
+    int resumedEvents = 0;
+    for (int at = 0; at < stream.size(); at += 250) {
+      // Another process: a new model, whose weights come from the state alone.
+      try (LinearHead head = state == null ? head() : new LinearHead(FEATURES, 2);
+          OnlineLearner learner = new OnlineLearner(head, rich())) {
+        List<Event> seen = new ArrayList<>();
+        learner.onEvent(seen::add);
+        if (state != null) {
+          learner.load(new ByteArrayInputStream(state));
+        }
+        for (int k = at; k < at + 250; k += 10) {
+          learner.learn(stream.subList(k, k + 10));
+          if (k % 30 == 0) {
+            saved(learner); // a snapshot changes nothing
+          }
+        }
+        state = saved(learner);
+        resumedEvents += seen.size();
+      }
+    }
+    assertEquals(events, resumedEvents);
+    assertArrayEquals(whole, state);
+  }
+
+  private static LinearHead head() {
+    LinearHead head = new LinearHead(FEATURES, 2);
+    float[] w = new float[2 * FEATURES];
+    for (int j = 0; j < w.length; j++) {
+      w[j] = 0.01f * (j % 5 - 2);
+    }
+    head.set(w, new float[] {0.1f, -0.1f});
+    return head;
+  }
+
+  private static byte[] saved(OnlineLearner learner) throws IOException {
+    ByteArrayOutputStream out = new ByteArrayOutputStream();
+    learner.save(out);
+    return out.toByteArray();
+  }
+
+  @Test
+  void aDamagedStateIsRefused() throws IOException {
+    byte[] state;
+    try (LinearHead head = head();
+        OnlineLearner learner = new OnlineLearner(head, rich())) {
+      learner.learn(eventful().subList(0, 300));
+      state = saved(learner);
+    }
+    Random random = new Random(1);
+    int refused = 0;
+    for (int i = 0; i < 300; i++) {
+      byte[] bad = state.clone();
+      if (i % 3 == 0) {
+        bad = Arrays.copyOf(bad, random.nextInt(bad.length));
+      } else {
+        bad[random.nextInt(i % 3 == 1 ? 200 : bad.length)] ^= (byte) (1 << random.nextInt(8));
+      }
+      try (LinearHead head = head();
+          OnlineLearner learner = new OnlineLearner(head, rich())) {
+        learner.load(new ByteArrayInputStream(bad));
+      } catch (InputException e) {
+        refused++;
+      }
+    }
+    assertTrue(refused >= 100, refused + " refused"); // a flipped bit of a weight is a weight
+    try (LinearHead head = head();
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.1).build())) {
+      byte[] other = state;
+      InputException e =
+          assertThrows(
+              InputException.class, () -> learner.load(new ByteArrayInputStream(other)));
+      assertTrue(e.getMessage().contains("other settings"), e.getMessage());
+    }
+  }
+
+  @Test
+  void theMaskAndTheGridAreHeldWhileLearning() {
+    OnlineSettings settings =
+        Streams.crossEntropy(0.3).momentum(0.9).keepZeros(true).int8(true).build();
+    try (LinearHead head = new LinearHead(FEATURES, 2)) {
+      float[] w = new float[2 * FEATURES];
+      Arrays.fill(w, 0.5f);
+      for (int j = 0; j < w.length; j += 3) {
+        w[j] = 0;
+      }
+      head.set(w, new float[2]);
+      try (OnlineLearner learner = new OnlineLearner(head, settings)) {
+        checkGrid(learner.weights().get("weight"), w);
+        learner.learn(Streams.plane(800, FEATURES, 0, 4, 9));
+        float[] served = learner.weights().get("weight");
+        checkGrid(served, w);
+        assertNotEquals(0.5f, served[1]);
+        // What is served is what was trained: a prediction is the product with these weights.
+        float[] x = Streams.plane(1, FEATURES, 0, 5, 9).get(0).features();
+        double z = learner.weights().get("bias")[0];
+        for (int j = 0; j < FEATURES; j++) {
+          z += served[j] * x[j];
+        }
+        assertEquals(z, learner.predict(x).outputs()[0], 1e-5);
+        assertTrue(learner.metrics().get("accuracy_window") > 0.75, learner.metrics().toString());
+      }
+    }
+  }
+
+  /** Each row has at most 255 values, multiples of its largest over 127, and the zeros it had. */
+  private static void checkGrid(float[] weights, float[] zeros) {
+    for (int c = 0; c < 2; c++) {
+      float largest = 0;
+      for (int j = 0; j < FEATURES; j++) {
+        largest = Math.max(largest, Math.abs(weights[c * FEATURES + j]));
+      }
+      assertTrue(largest > 0);
+      for (int j = 0; j < FEATURES; j++) {
+        float w = weights[c * FEATURES + j];
+        double q = w / (largest / 127.0);
+        assertEquals(Math.rint(q), q, 1e-3, "not on the grid");
+        if (zeros[c * FEATURES + j] == 0) {
+          assertEquals(0f, w);
+        }
+      }
+    }
+  }
+
+  @Test
+  void onlyNamedWeightsAreLearned() {
+    OnlineSettings settings = Streams.crossEntropy(0.3).only(Set.of("bias")).build();
+    try (LinearHead head = head();
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      Map<String, float[]> before = learner.weights();
+      learner.learn(Streams.plane(100, FEATURES, 0, 4, 9));
+      assertArrayEquals(before.get("weight"), learner.weights().get("weight"));
+      assertNotEquals(before.get("bias")[0], learner.weights().get("bias")[0]);
+    }
+  }
+
+  @Test
+  void readersGetTheFadingMeanOfTheWeights() {
+    OnlineSettings settings = Streams.crossEntropy(0.3).averaging(0.75).build();
+    OnlineSettings plain = Streams.crossEntropy(0.3).build();
+    List<Example> stream = Streams.plane(80, FEATURES, 0, 4, 9);
+    try (LinearHead head = head();
+        LinearHead twin = head();
+        OnlineLearner averaging = new OnlineLearner(head, settings);
+        OnlineLearner learner = new OnlineLearner(twin, plain)) {
+      double mean = learner.weights().get("weight")[3];
+      for (int at = 0; at < 80; at += 8) {
+        averaging.learn(stream.subList(at, at + 8));
+        learner.learn(stream.subList(at, at + 8));
+        mean = 0.75 * mean + 0.25 * learner.weights().get("weight")[3];
+      }
+      assertEquals(mean, averaging.weights().get("weight")[3], 1e-5);
+      assertNotEquals(
+          learner.weights().get("weight")[3], averaging.weights().get("weight")[3], 1e-3);
+    }
+  }
+
+  /** A stream of one class makes a model forget the other; what it replays it does not forget. */
+  @Test
+  void replayKeepsWhatWasKnown() {
+    List<Example> both = Streams.plane(600, FEATURES, 0, 4, 9);
+    List<Example> ones =
+        Streams.plane(4000, FEATURES, 0, 5, 9).stream().filter(e -> e.label() == 1).toList();
+    double plain = accuracyAfter(Streams.crossEntropy(0.5).build(), both, ones);
+    double replayed =
+        accuracyAfter(
+            Streams.crossEntropy(0.5).replay(new OnlineSettings.Replay(200, 8)).build(),
+            both,
+            ones);
+    assertTrue(replayed > 0.88 && replayed > plain + 0.1, plain + " and replayed " + replayed);
+  }
+
+  private static double accuracyAfter(
+      OnlineSettings settings, List<Example> first, List<Example> then) {
+    List<Example> test = Streams.plane(500, FEATURES, 0, 6, 9);
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      learner.learn(first);
+      learner.learn(then);
+      return test.stream()
+              .filter(e -> learner.predict(e.features()).label() == e.label())
+              .count()
+          / 500.0;
+    }
+  }
+}
