@@ -42,16 +42,18 @@ public record Guard(Norm norm, Spike spike, Quality quality) {
   /**
    * Every {@code holdEvery}-th example is held out: measured, not learned. Every {@code checkEvery}
    * examples the weights and the last good ones are compared on the newest {@code window} held-out
-   * examples; where the loss is more than 1 + {@code tolerance} times that of the last good ones,
-   * they are taken back, and what was learned since is quarantined.
+   * examples, by the share of wrong classes, or by m / (1 + m) of the mean absolute error m. Where the
+   * weights are worse by more than {@code tolerance}, in [0, 1], the last good ones are taken back, and
+   * what was learned since is quarantined. The window should be longer than the burst that it is to
+   * see through.
    */
   public record Quality(int holdEvery, int window, int checkEvery, double tolerance) {
     public Quality {
       atLeast(2, "hold every", holdEvery);
       atLeast(1, "window", window);
       atLeast(1, "check every", checkEvery);
-      if (!(tolerance >= 0 && tolerance <= 1e6)) {
-        throw new IllegalArgumentException("tolerance " + tolerance + "; 0 or more is right");
+      if (!(tolerance >= 0 && tolerance <= 1)) {
+        throw new IllegalArgumentException("tolerance " + tolerance + "; [0, 1] is right");
       }
     }
   }

@@ -334,13 +334,16 @@ public final class OnlineLearner implements AutoCloseable {
     }
   }
 
-  /** Measures predictions in {@link #outputs} and tells the detectors. True where they alarm. */
-  private boolean measure(List<Example> batch) {
+  /**
+   * Measures predictions in {@link #outputs}.
+   *
+   * @return an error in [0, 1] for each
+   */
+  private double[] measure(List<Example> batch) {
     int columns = model.outputs();
-    boolean drifted = false;
+    double[] errors = new double[batch.size()];
     for (int i = 0; i < batch.size(); i++) {
       Example example = batch.get(i);
-      double error;
       if (settings.loss().isForClasses()) {
         int y = example.label();
         int at = i * columns;
@@ -364,15 +367,22 @@ public final class OnlineLearner implements AutoCloseable {
           score = outputs[at + 1] - outputs[at];
         }
         metrics.add(logLoss, best == y, score, y == 1);
-        error = best == y ? 0 : 1;
+        errors[i] = best == y ? 0 : 1;
       } else {
         double sum = 0;
         for (int c = 0; c < columns; c++) {
           sum += Math.abs(outputs[i * columns + c] - example.values()[c]);
         }
         metrics.add(sum / columns, false, 0, false);
-        error = sum / columns / (1 + sum / columns);
+        errors[i] = sum / columns / (1 + sum / columns);
       }
+    }
+    return errors;
+  }
+
+  private boolean detect(double[] errors) {
+    boolean drifted = false;
+    for (double error : errors) {
       for (DriftDetector detector : detectors) {
         if (detector.add(error)) {
           drifted = true;
@@ -389,7 +399,7 @@ public final class OnlineLearner implements AutoCloseable {
     if (batch.isEmpty()) {
       return none;
     }
-    boolean drifted = measure(batch);
+    double[] errors = measure(batch);
     int own = batch.size();
     if (settings.replay() != null && !reservoir.isEmpty()) {
       batch = new ArrayList<>(batch);
@@ -406,12 +416,10 @@ public final class OnlineLearner implements AutoCloseable {
       return none;
     }
     if (isSpike(value, mine)) {
-      react(drifted);
       return new Report(0, 0, value, Double.NaN, version);
     }
     double norm = differentiate(outcomes.length, mine);
     if (Double.isNaN(norm)) {
-      react(drifted);
       return new Report(0, 0, value, norm, version);
     }
     double rate = settings.rate().at(steps - rateStart);
@@ -425,7 +433,10 @@ public final class OnlineLearner implements AutoCloseable {
     if (settings.guard().quality() != null) {
       sinceGood.addAll(mine);
     }
-    react(drifted);
+    // Only of what was learned: what the guard takes out is no sign of a changed world.
+    if (detect(errors) && settings.drift().action() != OnlineSettings.Drift.Action.REPORT) {
+      restart();
+    }
     if (steps % settings.publishEvery() == 0) {
       publish();
     }
@@ -437,11 +448,8 @@ public final class OnlineLearner implements AutoCloseable {
     if (rule == null) {
       return false;
     }
-    boolean spike =
-        lossesSeen >= rule.warmup()
-            && value > rule.factor() * meanLoss
-            && spikesInARow < rule.inARow();
-    if (spike) {
+    boolean spike = lossesSeen >= rule.warmup() && value > rule.factor() * meanLoss;
+    if (spike && spikesInARow < rule.inARow()) {
       spikesInARow++;
       fire(
           Event.Kind.LOSS_SPIKE,
@@ -455,7 +463,9 @@ public final class OnlineLearner implements AutoCloseable {
           batch);
       return true;
     }
-    spikesInARow = 0;
+    if (!spike) {
+      spikesInARow = 0;
+    }
     meanLoss = lossesSeen++ == 0 ? value : MEMORY * meanLoss + (1 - MEMORY) * value;
     return false;
   }
@@ -525,10 +535,7 @@ public final class OnlineLearner implements AutoCloseable {
     }
   }
 
-  private void react(boolean drifted) {
-    if (!drifted || settings.drift().action() == OnlineSettings.Drift.Action.REPORT) {
-      return;
-    }
+  private void restart() {
     if (settings.drift().action() == OnlineSettings.Drift.Action.RESET) {
       state.restore(beginning);
       reservoir.clear();
@@ -552,10 +559,10 @@ public final class OnlineLearner implements AutoCloseable {
       return;
     }
     WeightState.Checkpoint now = state.checkpoint();
-    double live = heldOutLoss();
+    double live = heldOutError();
     state.restore(good);
-    double before = heldOutLoss();
-    if (live <= before * (1 + rule.tolerance())) {
+    double before = heldOutError();
+    if (live - before <= rule.tolerance()) {
       state.restore(now);
       good = now;
       sinceGood.clear();
@@ -564,13 +571,12 @@ public final class OnlineLearner implements AutoCloseable {
     String evidence =
         String.format(
             Locale.ROOT,
-            "the loss of the newest %d held-out examples is %.4g, that of the last good version is"
-                + " %.4g; %d examples of %d steps are taken back",
+            "the error of the newest %d held-out examples is %.4f, that of the last good version is"
+                + " %.4f; %d examples are taken back",
             heldOut.size(),
             live,
             before,
-            sinceGood.size(),
-            steps);
+            sinceGood.size());
     List<Example> suspects = List.copyOf(sinceGood);
     sinceGood.clear();
     state.forgetMomentum();
@@ -578,23 +584,28 @@ public final class OnlineLearner implements AutoCloseable {
     fire(Event.Kind.ROLLBACK, evidence, suspects);
   }
 
-  /** The mean loss, without the constraint, of the held-out examples. */
-  private double heldOutLoss() {
+  /** The share of wrong classes, or m / (1 + m) of the mean absolute error m, of the held-out. */
+  private double heldOutError() {
     List<Example> all = new ArrayList<>(heldOut);
+    int columns = model.outputs();
     double sum = 0;
-    int rows = settings.batch();
-    try (LossGradient plain =
-        new LossGradient(settings.loss(), null, model.outputs(), rows)) {
-      for (int at = 0; at < all.size(); at += rows) {
-        List<Example> part = all.subList(at, Math.min(all.size(), at + rows));
-        forward(part);
-        sum +=
-            part.size()
-                * plain.compute(
-                    outputs, part.size(), part.toArray(Example[]::new), taught, gradient);
+    for (int at = 0; at < all.size(); at += settings.batch()) {
+      List<Example> part = all.subList(at, Math.min(all.size(), at + settings.batch()));
+      forward(part);
+      for (int i = 0; i < part.size(); i++) {
+        Example example = part.get(i);
+        if (settings.loss().isForClasses()) {
+          float[] own = java.util.Arrays.copyOfRange(outputs, i * columns, (i + 1) * columns);
+          sum += new Prediction(own, version).label() == example.label() ? 0 : 1;
+        } else {
+          for (int c = 0; c < columns; c++) {
+            sum += Math.abs(outputs[i * columns + c] - example.values()[c]) / columns;
+          }
+        }
       }
     }
-    return Double.isNaN(sum) ? Double.POSITIVE_INFINITY : sum / all.size();
+    double mean = sum / all.size();
+    return settings.loss().isForClasses() ? mean : Double.isFinite(mean) ? mean / (1 + mean) : 1;
   }
 
   private void publish() {

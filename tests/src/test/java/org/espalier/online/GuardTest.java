@@ -1,0 +1,238 @@
+package org.espalier.online;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.EnumMap;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class GuardTest {
+  private static final int FEATURES = 9;
+
+  @TempDir Path folder;
+
+  private final List<Event> events = new ArrayList<>();
+
+  @Test
+  void anExampleThatIsNotFiniteIsTakenOutAndItsBatchIsLearned() throws IOException {
+    Path file = folder.resolve("quarantine.jsonl");
+    List<Example> batch = new ArrayList<>(Streams.plane(8, FEATURES, 0, 1, 9));
+    float[] bad = batch.get(5).features();
+    bad[2] = Float.NaN;
+    bad[3] = Float.POSITIVE_INFINITY;
+    List<Example> rest = new ArrayList<>(batch);
+    rest.remove(5);
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        LinearHead twin = new LinearHead(FEATURES, 2);
+        Quarantine quarantine = Quarantine.open(file, 1 << 20);
+        OnlineLearner learner = learner(head, Guard.MINIMAL);
+        OnlineLearner other = learner(twin, Guard.MINIMAL)) {
+      learner.quarantine(quarantine);
+      assertEquals(7, learner.learn(batch).learned());
+      other.learn(rest);
+      assertArrayEquals(other.weights().get("weight"), learner.weights().get("weight"));
+      assertEquals(1, learner.removed());
+      // A whole batch of them changes nothing at all.
+      float[] before = learner.weights().get("weight");
+      assertEquals(0, learner.learn(List.of(batch.get(5), batch.get(5))).steps());
+      assertArrayEquals(before, learner.weights().get("weight"));
+    }
+    assertEquals(Event.Kind.NON_FINITE, events.get(0).kind());
+    assertTrue(events.get(0).evidence().contains("1 of 8"), events.get(0).evidence());
+    List<String> lines = Files.readAllLines(file);
+    assertEquals(3, lines.size());
+    JsonNode line = new ObjectMapper().readTree(lines.get(0));
+    assertEquals("non_finite", line.get("why").asText());
+    assertEquals("e5", line.get("id").asText());
+    assertEquals("NaN", line.get("features").get(2).asText());
+    assertEquals("Infinity", line.get("features").get(3).asText());
+    assertEquals(bad[4], (float) line.get("features").get(4).asDouble());
+  }
+
+  @Test
+  void anOutcomeThatIsNotFiniteIsTakenOut() {
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Constant(0.1)).build();
+    try (LinearHead head = new LinearHead(2, 1);
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      learner.learn(List.of(Example.of(new float[2], Float.NaN), Example.of(new float[2], 1f)));
+      assertEquals(1, learner.learned());
+      assertEquals(1, learner.removed());
+    }
+  }
+
+  @Test
+  void aLongGradientIsClippedOrSkipped() {
+    for (boolean clip : new boolean[] {true, false}) {
+      events.clear();
+      try (LinearHead head = new LinearHead(FEATURES, 2);
+          OnlineLearner learner = learner(head, new Guard(new Guard.Norm(4, 20, clip), null, null))) {
+        learner.learn(Streams.plane(400, FEATURES, 0.1, 1, 9));
+        int usual = events.size();
+        float[] before = learner.weights().get("weight");
+        Example exploding = Streams.plane(1, FEATURES, 0, 2, 9).get(0);
+        for (int j = 0; j < FEATURES; j++) {
+          exploding.features()[j] *= 1e3f;
+        }
+        Example wrong = Example.of(exploding.features(), 1 - exploding.label());
+        learner.learn(List.of(wrong));
+        float[] after = learner.weights().get("weight");
+        double moved = 0;
+        for (int j = 0; j < after.length; j++) {
+          moved = Math.max(moved, Math.abs(after[j] - before[j]));
+        }
+        assertEquals(usual + 1, events.size());
+        assertEquals(
+            clip ? Event.Kind.NORM_CLIPPED : Event.Kind.NORM_SKIPPED, events.get(usual).kind());
+        assertTrue(clip ? moved > 0 && moved < 2 : moved == 0, "moved " + moved);
+        assertTrue(usual <= 3, usual + " alarms on a usual stream");
+      }
+    }
+  }
+
+  @Test
+  void aSpikeIsNotLearnedUntilItLasts() {
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = learner(head, new Guard(null, new Guard.Spike(3, 20, 4), null))) {
+      learner.learn(Streams.plane(800, FEATURES, 0, 1, 9));
+      assertEquals(0, events.size());
+      List<Example> flipped = Streams.plane(80, FEATURES, 1, 2, 9);
+      float[] before = learner.weights().get("weight");
+      learner.learn(flipped.subList(0, 32));
+      assertEquals(4, events.size());
+      assertArrayEquals(before, learner.weights().get("weight"));
+      assertEquals(32, learner.removed());
+      learner.learn(flipped.subList(32, 80)); // the world has changed
+      assertEquals(4, events.stream().filter(e -> e.kind() == Event.Kind.LOSS_SPIKE).count());
+      assertTrue(learner.steps() >= 100 + 5, learner.steps() + " steps");
+    }
+  }
+
+  @Test
+  void aBadVersionIsTakenBackAndItsExamplesQuarantined() throws IOException {
+    Path file = folder.resolve("quarantine.jsonl");
+    Guard guard = new Guard(null, null, new Guard.Quality(4, 100, 100, 0.1));
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        Quarantine quarantine = Quarantine.open(file, 1 << 20);
+        OnlineLearner learner = learner(head, guard)) {
+      learner.quarantine(quarantine);
+      learner.learn(Streams.plane(1600, FEATURES, 0, 1, 9));
+      assertEquals(0, events.size());
+      float[] good = learner.weights().get("weight");
+      long version = learner.version();
+      learner.learn(Streams.plane(100, FEATURES, 1, 2, 9)); // all labels are wrong
+      assertEquals(1, events.size());
+      assertEquals(Event.Kind.ROLLBACK, events.get(0).kind());
+      assertArrayEquals(good, learner.weights().get("weight"));
+      assertTrue(learner.version() > version);
+      assertEquals(75, Files.readAllLines(file).size()); // every fourth was held out
+      // What readers get is the good version, under a new number.
+      float[] x = Streams.plane(1, FEATURES, 0, 3, 9).get(0).features();
+      assertEquals(learner.version(), learner.predict(x).version());
+      learner.learn(Streams.plane(800, FEATURES, 0, 4, 9));
+      assertTrue(learner.metrics().get("accuracy_fading") > 0.9);
+    }
+  }
+
+  @Test
+  void aFullQuarantineDoesNotStopTheLearning() throws IOException {
+    Path file = folder.resolve("quarantine.jsonl");
+    List<Example> batch = Streams.plane(8, FEATURES, 0, 1, 9);
+    batch.get(1).features()[0] = Float.NaN;
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        Quarantine quarantine = Quarantine.open(file, 10);
+        OnlineLearner learner = learner(head, Guard.MINIMAL)) {
+      learner.quarantine(quarantine);
+      assertEquals(7, learner.learn(batch).learned());
+      assertEquals(1, quarantine.lost());
+    }
+    assertEquals(Event.Kind.QUARANTINE_FULL, events.get(1).kind());
+    assertEquals(0, Files.size(file));
+  }
+
+  /** The table that a person would want: what was planted, what was caught, what it cost. */
+  @Test
+  void aStreamFullOfTrapsIsSurvived() {
+    Guard guard =
+        new Guard(
+            new Guard.Norm(5, 30, true),
+            new Guard.Spike(3, 30, 20),
+            new Guard.Quality(5, 200, 200, 0.1));
+    OnlineSettings settings =
+        Streams.crossEntropy(0.3)
+            .guard(guard)
+            .drift(OnlineSettings.Drift.of(OnlineSettings.Drift.Action.RESTART))
+            .window(400)
+            .build();
+    List<Example> stream = new ArrayList<>(Streams.plane(4000, FEATURES, 0.02, 1, 9));
+    stream.addAll(Streams.plane(4000, FEATURES, 0.02, 2, 77)); // drift at 4000
+    for (int i = 1000; i < 1160; i++) { // a burst of wrong labels
+      Example e = stream.get(i);
+      stream.set(i, Example.of(e.features(), 1 - e.label()));
+    }
+    for (int i = 2000; i < 2040; i++) { // a broken sensor
+      stream.get(i).features()[i % FEATURES] = Float.NaN;
+    }
+    for (int i = 3000; i < 3016; i++) { // exploding features with wrong labels
+      Example e = stream.get(i);
+      for (int j = 0; j < FEATURES; j++) {
+        e.features()[j] *= 1e4f;
+      }
+      stream.set(i, Example.of(e.features(), 1 - e.label()));
+    }
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      learner.onEvent(events::add);
+      StringBuilder table = new StringBuilder("planted                     caught\n");
+      double[] accuracy = new double[5];
+      int[] ends = {1000, 2000, 3000, 4000, 8000};
+      String[] names = {
+        "nothing", "160 wrong labels at 1000", "40 NaN at 2000", "16 exploding at 3000",
+        "drift at 4000"
+      };
+      int at = 0;
+      for (int k = 0; k < ends.length; k++) {
+        events.clear();
+        learner.learn(stream.subList(at, ends[k]));
+        at = ends[k];
+        accuracy[k] = learner.metrics().get("accuracy_window");
+        Map<Event.Kind, Integer> kinds = new EnumMap<>(Event.Kind.class);
+        events.forEach(e -> kinds.merge(e.kind(), 1, Integer::sum));
+        table.append(String.format("%-27s %s, accuracy %.3f%n", names[k], kinds, accuracy[k]));
+        if (k == 1) {
+          assertTrue(kinds.containsKey(Event.Kind.LOSS_SPIKE), table.toString());
+        } else if (k == 2) {
+          assertTrue(kinds.containsKey(Event.Kind.NON_FINITE), table.toString());
+        } else if (k == 3) {
+          assertTrue(
+              kinds.containsKey(Event.Kind.LOSS_SPIKE)
+                  || kinds.containsKey(Event.Kind.NORM_CLIPPED),
+              table.toString());
+        } else if (k == 4) {
+          assertTrue(kinds.containsKey(Event.Kind.DRIFT), table.toString());
+        }
+      }
+      System.out.print(table);
+      for (double a : accuracy) {
+        assertTrue(a > 0.93, table.toString());
+      }
+    }
+  }
+
+  private OnlineLearner learner(LinearHead head, Guard guard) {
+    OnlineLearner learner =
+        new OnlineLearner(head, Streams.crossEntropy(0.3).guard(guard).window(100).build());
+    learner.onEvent(events::add);
+    return learner;
+  }
+}

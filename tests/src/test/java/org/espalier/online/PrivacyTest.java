@@ -1,0 +1,230 @@
+package org.espalier.online;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.util.List;
+import java.util.Random;
+import org.espalier.device.Tensor;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+class PrivacyTest {
+  private static final int FEATURES = 6;
+
+  /** RESULTS */
+  @ParameterizedTest
+  @CsvSource({
+    "1, 1e-5, 1, 0",
+  })
+  void epsilonIsThePublishedOne(double noise, double delta, int steps, double epsilon) {
+    assertEquals(epsilon, Privacy.epsilon(noise, delta, steps), 2e-3 * epsilon);
+  }
+
+  /**
+   * Between the exact value (Balle and Wang, "Improving the Gaussian mechanism", 2018, theorem 8) and
+   * the bound of zero-concentrated privacy (Bun and Steinke, 2016, proposition 1.3): ρ + 2√(ρ log 1/δ)
+   * with ρ = 1 / (2 noise²).
+   */
+  @Test
+  void epsilonLiesBetweenTheExactValueAndTheSimpleBound() {
+    for (double noise : new double[] {0.5, 1, 2, 5, 20}) {
+      for (double delta : new double[] {1e-4, 1e-6, 1e-9}) {
+        double epsilon = Privacy.epsilon(noise, delta, 1);
+        double rho = 1 / (2 * noise * noise);
+        assertTrue(epsilon <= rho + 2 * Math.sqrt(rho * Math.log(1 / delta)) + 1e-9);
+        // The mechanism is not (epsilon · 0.8, delta) private: its exact delta there is larger.
+        double e = 0.8 * epsilon;
+        double exact =
+            normal(1 / (2 * noise) - e * noise)
+                - Math.exp(e) * normal(-1 / (2 * noise) - e * noise);
+        assertTrue(exact > delta, noise + " " + delta);
+        double atEpsilon =
+            normal(1 / (2 * noise) - epsilon * noise)
+                - Math.exp(epsilon) * normal(-1 / (2 * noise) - epsilon * noise);
+        assertTrue(atEpsilon <= delta, noise + " " + delta);
+      }
+    }
+  }
+
+  /** The distribution function of the normal distribution, by Simpson's rule. */
+  private static double normal(double x) {
+    int n = 20_000;
+    double from = Math.min(-40, x - 1);
+    double h = (x - from) / n;
+    double sum = 0;
+    for (int i = 0; i <= n; i++) {
+      double t = from + i * h;
+      sum += Math.exp(-t * t / 2) * (i == 0 || i == n ? 1 : i % 2 == 1 ? 4 : 2);
+    }
+    return sum * h / 3 / Math.sqrt(2 * Math.PI);
+  }
+
+  @Test
+  void theNoiseOfAnEpsilonGivesThatEpsilon() {
+    Privacy privacy = Privacy.forEpsilon(8, 1e-5, 1, 1);
+    assertEquals(8, privacy.epsilon(), 1e-9);
+    assertTrue(Privacy.forEpsilon(8, 1e-5, 1, 4).noise() > 1.9 * privacy.noise());
+  }
+
+  /** One example changes the sum by no more than the bound, and small gradients stay what they are. */
+  @Test
+  void eachExampleCountsAtMostTheBound() {
+    Random random = new Random(4);
+    double bound = 0.7;
+    int rows = 5;
+    try (LinearHead head = new LinearHead(FEATURES, 3)) {
+      float[][] x = new float[rows][FEATURES];
+      float[] slope = new float[rows * 3];
+      for (int i = 0; i < rows; i++) {
+        for (int j = 0; j < FEATURES; j++) {
+          x[i][j] = (float) random.nextGaussian();
+        }
+        for (int c = 0; c < 3; c++) {
+          slope[3 * i + c] = (float) (random.nextGaussian() * (i == 0 ? 1e-2 : 10));
+        }
+      }
+      double[] sum = new double[3 * FEATURES + 3];
+      for (int i = 0; i < rows; i++) {
+        head.forward(new float[][] {x[i]}, 1, new float[3]);
+        float[] own = java.util.Arrays.copyOfRange(slope, 3 * i, 3 * i + 3);
+        head.backward(own, 1);
+        double[] plain = gradient(head);
+        assertEquals(i == 0 ? 0 : 1, head.backwardClipped(own, 1, bound));
+        double[] clipped = gradient(head);
+        double norm = norm(clipped);
+        assertTrue(norm <= bound && norm >= Math.min(bound, norm(plain)) * (1 - 1e-5));
+        for (int k = 0; k < sum.length; k++) {
+          sum[k] += clipped[k];
+          assertEquals(plain[k] * norm / norm(plain), clipped[k], 1e-6);
+        }
+      }
+      head.forward(x, rows, new float[3 * rows]);
+      assertEquals(4, head.backwardClipped(slope, rows, bound));
+      double[] together = gradient(head);
+      for (int k = 0; k < sum.length; k++) {
+        assertEquals(sum[k], together[k], 1e-6);
+      }
+    }
+  }
+
+  private static double[] gradient(LinearHead head) {
+    double[] all = new double[3 * FEATURES + 3];
+    int k = 0;
+    for (Weight w : head.weights()) {
+      Tensor gradient = w.gradient();
+      for (int i = 0; i < gradient.elements(); i++) {
+        all[k++] = LinearHead.buffer(gradient).get(i);
+      }
+    }
+    return all;
+  }
+
+  private static double norm(double[] values) {
+    double sum = 0;
+    for (double v : values) {
+      sum += v * v;
+    }
+    return Math.sqrt(sum);
+  }
+
+  @Test
+  void theNoiseIsNormal() {
+    float[] values = new float[200_001];
+    new CounterRandom(5, 0).addNormal(values, 3);
+    double sum = 0;
+    double squares = 0;
+    double fourth = 0;
+    int beyond = 0;
+    for (float v : values) {
+      double z = v / 3;
+      sum += z;
+      squares += z * z;
+      fourth += z * z * z * z;
+      beyond += Math.abs(z) > 1.959964 ? 1 : 0;
+    }
+    int n = values.length;
+    assertEquals(0, sum / n, 4 / Math.sqrt(n));
+    assertEquals(1, squares / n, 4 * Math.sqrt(2.0 / n));
+    assertEquals(3, fourth / n, 4 * Math.sqrt(96.0 / n));
+    assertEquals(0.05, (double) beyond / n, 4 * Math.sqrt(0.0475 / n));
+  }
+
+  /** The known answers of Random123 for Philox 4x32 with 10 rounds. */
+  @Test
+  void philoxGivesTheKnownAnswers() {
+    int[] block = new int[4];
+    CounterRandom.philox(0, 0, 0, block);
+    assertEquals(
+        List.of(0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8),
+        List.of(block[0], block[1], block[2], block[3]));
+    CounterRandom.philox(-1, -1, -1, block);
+    assertEquals(
+        List.of(0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd),
+        List.of(block[0], block[1], block[2], block[3]));
+    CounterRandom.philox(
+        0x299f31d0a4093822L, 0x85a308d3243f6a88L, 0x0370734413198a2eL, block);
+    assertEquals(
+        List.of(0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1),
+        List.of(block[0], block[1], block[2], block[3]));
+  }
+
+  @Test
+  void privateLearningLearnsAndItsStateTellsNoKey() throws IOException {
+    OnlineSettings settings =
+        Streams.crossEntropy(0.5)
+            .batch(32)
+            .privacy(Privacy.forEpsilon(8, 1e-5, 1, 1))
+            .window(500)
+            .build();
+    long key = 0x1122334455667788L;
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings, key)) {
+      assertEquals(0.0, learner.epsilon());
+      learner.learn(Streams.plane(4000, FEATURES, 0, 1, 9));
+      assertEquals(8, learner.epsilon(), 1e-9);
+      assertTrue(learner.metrics().get("accuracy_window") > 0.85, learner.metrics().toString());
+      ByteArrayOutputStream out = new ByteArrayOutputStream();
+      learner.save(out);
+      byte[] state = out.toByteArray();
+      for (int i = 0; i + 8 <= state.length; i++) {
+        assertNotEquals(key, java.nio.ByteBuffer.wrap(state, i, 8).getLong());
+      }
+    }
+  }
+
+  @Test
+  void whatWouldBreakThePromiseIsRefused() {
+    Privacy privacy = new Privacy(1, 1, 1e-5, 1);
+    refused("replay", b -> b.replay(new OnlineSettings.Replay(10, 1)).privacy(privacy));
+    refused(
+        "Guard.MINIMAL",
+        b -> b.guard(new Guard(new Guard.Norm(2, 1, true), null, null)).privacy(privacy));
+    refused(
+        "drift",
+        b ->
+            b.drift(OnlineSettings.Drift.of(OnlineSettings.Drift.Action.RESET)).privacy(privacy));
+    refused(
+        "distance",
+        b ->
+            b.constraint(new ZeroDistance(ZeroDistance.ONE_HOT, 1, false)).privacy(privacy));
+    assertThrows(IllegalArgumentException.class, () -> new Privacy(0, 1, 1e-5, 1));
+    assertThrows(IllegalArgumentException.class, () -> new Privacy(1, Double.NaN, 1e-5, 1));
+    assertThrows(IllegalArgumentException.class, () -> new Privacy(1, 1, 1, 1));
+    assertThrows(IllegalArgumentException.class, () -> new Privacy(1, 1, 1e-5, 0));
+  }
+
+  private static void refused(
+      String word, java.util.function.UnaryOperator<OnlineSettings.Builder> with) {
+    IllegalArgumentException e =
+        assertThrows(
+            IllegalArgumentException.class,
+            () -> with.apply(Streams.crossEntropy(0.1)).build());
+    assertTrue(e.getMessage().contains(word), e.getMessage());
+  }
+}
