@@ -10,8 +10,11 @@ import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.op.Channel;
 import org.espalier.op.FusedSgd;
 import org.espalier.op.GradientNorm;
+import org.espalier.op.Scale;
+import org.espalier.op.WorkingCopy;
 
 /**
  * The weights of a model with their optimizer, mask, int8 grid and average: everything that a step
@@ -68,10 +71,10 @@ final class WeightState implements AutoCloseable {
             parameter
                 .withGate(gate)
                 .withWorkingCopy(
-                    FusedSgd.WorkingCopy.of(w.working()),
-                    new FusedSgd.Scale(scales, FusedSgd.Channel.FIRST_AXIS, false));
+                    WorkingCopy.of(w.working()),
+                    new Scale(scales, Channel.FIRST_AXIS, false));
       } else {
-        parameter = parameter.withWorkingCopy(FusedSgd.WorkingCopy.of(w.working()));
+        parameter = parameter.withWorkingCopy(WorkingCopy.of(w.working()));
       }
       parameters.add(parameter);
       normed.add(new GradientNorm.Gradient(w.gradient(), mask, gate));
