@@ -5,8 +5,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Random;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.junit.jupiter.api.BeforeEach;
@@ -40,6 +43,40 @@ class QuantizeTest {
     assertEquals("onnx-dynamic", json.get("to").asText());
     JsonNode inspected = Run.of("inspect", out, "--json").json();
     assertTrue(inspected.get("tensors").findValuesAsText("dtype").contains("int8"));
+  }
+
+  @Test
+  void aModelWithoutTextIsCalibratedOnTensors() throws IOException {
+    Path cnn = Files.write(folder.resolve("cnn.onnx"), SmallModels.cnn().toByteArray());
+    Path examples = examples("examples.safetensors", "x", "[40,3,16,16]", 40 * 768);
+    Path out = folder.resolve("out.onnx");
+    JsonNode json =
+        Run.of("quantize", cnn, "-o", out, "--to", "onnx-qdq", "--calibration", examples, "--json")
+            .json();
+    assertEquals(4, json.get("quantized").size(), json.toString());
+    refused("no tensor for the input x", cnn, "-o", folder.resolve("no.onnx"), "--to", "onnx-qdq",
+        "--calibration", RawSafetensors.write(folder.resolve("empty.safetensors"), "{}", 0));
+    refused("is no input", cnn, "-o", folder.resolve("no.onnx"), "--to", "onnx-qdq",
+        "--calibration", examples("y.safetensors", "y", "[1,3,16,16]", 768));
+    refused("does not fit", cnn, "-o", folder.resolve("no.onnx"), "--to", "onnx-qdq",
+        "--calibration", examples("shape.safetensors", "x", "[1,1,16,16]", 256));
+    refused("is I32", cnn, "-o", folder.resolve("no.onnx"), "--to", "onnx-qdq",
+        "--calibration",
+        RawSafetensors.write(folder.resolve("type.safetensors"),
+            "{\"x\":{\"dtype\":\"I32\",\"shape\":[1,1],\"data_offsets\":[0,4]}}", 4));
+  }
+
+  private Path examples(String file, String name, String shape, int elements) throws IOException {
+    byte[] bytes =
+        RawSafetensors.bytes(
+            "{\"" + name + "\":{\"dtype\":\"F32\",\"shape\":" + shape + ",\"data_offsets\":[0,"
+                + 4 * elements + "]}}", 4 * elements);
+    ByteBuffer values = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
+    Random random = new Random(5);
+    for (int i = bytes.length - 4 * elements; i < bytes.length; i += 4) {
+      values.putFloat(i, (float) random.nextGaussian());
+    }
+    return Files.write(folder.resolve(file), bytes);
   }
 
   @Test

@@ -8,13 +8,14 @@ import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.FidelityEvaluator;
+import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
 import org.espalier.format.onnx.OnnxModel;
 import picocli.CommandLine.Option;
 
-/** The options about the texts that quantization is fitted to. */
+/** The options about the examples that quantization is fitted to. */
 final class CalibrationOptions {
   /** WordNet 3.1 as an artefact; the entry is one that it has. */
   private static final MavenEntry WORDNET =
@@ -23,17 +24,19 @@ final class CalibrationOptions {
 
   @Option(
       names = "--calibration",
-      paramLabel = "TEXTS",
+      paramLabel = "EXAMPLES",
       description =
-          "A UTF-8 file with a text a line, as the model will see; 'none' leaves calibration out"
-              + " (onnx-dynamic only, less accurate). Default: English sentences from WordNet.")
+          "What the model will see: for a text model a UTF-8 file with a text a line (default: English"
+              + " sentences from WordNet); for any model a .safetensors file with one tensor an input,"
+              + " whose first dimension counts the examples; 'none' leaves calibration out"
+              + " (onnx-dynamic only, less accurate).")
   private String calibration;
 
   @Option(
-      names = "--calibration-texts",
+      names = {"--calibration-examples", "--calibration-texts"},
       paramLabel = "N",
       defaultValue = "512",
-      description = "Use at most N texts, evenly spread. Default: ${DEFAULT-VALUE}.")
+      description = "Use at most N examples, evenly spread. Default: ${DEFAULT-VALUE}.")
   private int count;
 
   /** Whether the user said what to calibrate on. */
@@ -57,20 +60,25 @@ final class CalibrationOptions {
   /**
    * The examples for static quantization.
    *
-   * @throws InputException if the model takes no text
+   * @throws InputException if the model takes no text and no file of tensors is given
    */
   ActivationSource fixed(
       OnnxModel model, ModelSource source, TokenizerOptions tokenizer, Consumer<String> notes) {
     if (count < 1) {
-      throw new InputException("--calibration-texts " + count + "; 1 or more is needed");
+      throw new InputException("--calibration-examples " + count + "; 1 or more is needed");
     }
     if ("none".equals(calibration)) {
       throw new InputException("--calibration none: fixed ranges cannot be had without examples");
     }
+    if (calibration != null && calibration.endsWith(".safetensors")) {
+      notes.accept("calibrating on the tensors of " + calibration);
+      return new FileActivations(
+          ModelSource.path(calibration), model, count, Machine.threads());
+    }
     if (!isTextModel(model)) {
       throw new InputException(
-          model.name() + " takes no text (it has no input_ids), and texts are what this command"
-              + " calibrates with; the class StaticQuantizer takes any examples");
+          model.name() + " takes no text (it has no input_ids): give --calibration a .safetensors file"
+              + " with one tensor an input, whose first dimension counts the examples");
     }
     try (TextTokenizer open = tokenizer.open(source, notes)) {
       return new TextActivations(open, texts(source.maven(), notes), Machine.threads());

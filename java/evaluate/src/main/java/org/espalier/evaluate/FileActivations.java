@@ -1,0 +1,174 @@
+package org.espalier.evaluate;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TensorShapeProto.Dimension;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import ai.onnxruntime.OnnxJavaType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collection;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.stream.Collectors;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsFile;
+import org.espalier.format.safetensors.TensorInfo;
+
+/**
+ * Runs a model on examples from a safetensors file: one tensor an input of the model, of its name and
+ * type, whose first dimension counts the examples. Each example is fed alone, with 1 in that dimension.
+ */
+public final class FileActivations implements ActivationSource {
+
+  /** One input of one example: bytes in native order. */
+  private record Value(ByteBuffer bytes, long[] shape, OnnxJavaType type) {}
+
+  private final List<Map<String, Value>> examples = new ArrayList<>();
+  private final int threads;
+
+  /**
+   * Reads the examples.
+   *
+   * @param file the safetensors file
+   * @param model whose inputs the tensors must be
+   * @param count use at most so many examples, evenly spread; at least 1
+   * @param threads threads of one run, at least 1
+   * @throws InputException if the file is no valid one, an input has no tensor or a tensor no input,
+   *     or the types, the shapes or the numbers of examples do not agree
+   */
+  public FileActivations(Path file, OnnxModel model, int count, int threads) {
+    this.threads = threads;
+    try (SafetensorsFile open = SafetensorsFile.open(file)) {
+      Set<String> inputs =
+          model.inputs().stream().map(ValueInfoProto::getName).collect(Collectors.toSet());
+      for (TensorInfo tensor : open.tensors()) {
+        if (!inputs.contains(tensor.name())) {
+          throw new InputException(
+              file + ": the tensor " + tensor.name() + " is no input of " + model.name()
+                  + ", which takes " + inputs);
+        }
+      }
+      long all = -1;
+      for (ValueInfoProto input : model.inputs()) {
+        long here = check(file, open.tensor(input.getName()), input, model);
+        if (all >= 0 && here != all) {
+          throw new InputException(
+              file + ": the tensor " + input.getName() + " holds " + here
+                  + " examples, the one before it " + all);
+        }
+        all = here;
+      }
+      int used = (int) Math.min(count, all);
+      for (int i = 0; i < used; i++) {
+        long example = i * all / used;
+        Map<String, Value> values = new HashMap<>();
+        for (TensorInfo tensor : open.tensors()) {
+          values.put(tensor.name(), read(open, tensor, example, all));
+        }
+        examples.add(values);
+      }
+    }
+  }
+
+  /** Checks one tensor and gives the number of examples in it. */
+  private static long check(Path file, TensorInfo tensor, ValueInfoProto input, OnnxModel model) {
+    if (tensor == null) {
+      throw new InputException(
+          file + ": there is no tensor for the input " + input.getName() + " of " + model.name());
+    }
+    String what = file + ": the tensor " + tensor.name();
+    OnnxJavaType type = type(tensor.dtype());
+    var declared = input.getType().getTensorType();
+    DataType wanted = DataType.forNumber(declared.getElemType());
+    if (type == null || wanted == null || !type.name().equals(wanted.name())) {
+      throw new InputException(
+          what + " is " + tensor.dtype() + "; the input of " + model.name() + " is " + wanted);
+    }
+    if (tensor.rank() == 0 || tensor.elements() == 0) {
+      throw new InputException(
+          what + " has shape " + tensor.shape() + "; its first dimension must count the examples");
+    }
+    List<Dimension> dims = declared.getShape().getDimList();
+    boolean fits = !declared.hasShape() || dims.size() == tensor.rank();
+    for (int d = 0; fits && declared.hasShape() && d < dims.size(); d++) {
+      fits =
+          !dims.get(d).hasDimValue()
+              || dims.get(d).getDimValue() == (d == 0 ? 1 : tensor.shape().get(d));
+    }
+    if (!fits) {
+      throw new InputException(
+          what + " has shape " + tensor.shape() + "; one example of it does not fit the input of "
+              + model.name() + ", " + dims.stream().map(FileActivations::text).toList());
+    }
+    return tensor.shape().get(0);
+  }
+
+  private static String text(Dimension d) {
+    return d.hasDimValue() ? Long.toString(d.getDimValue()) : d.hasDimParam() ? d.getDimParam() : "?";
+  }
+
+  private static Value read(SafetensorsFile open, TensorInfo tensor, long example, long all) {
+    long size = tensor.bytes() / all;
+    if (size > Integer.MAX_VALUE) {
+      throw new InputException(
+          open.path() + ": one example of the tensor " + tensor.name() + " has " + size
+              + " bytes; at most 2147483647 are possible");
+    }
+    ByteBuffer bytes = ByteBuffer.allocateDirect((int) size).order(ByteOrder.nativeOrder());
+    open.read(tensor, example * size, bytes);
+    long[] shape = tensor.shape().stream().mapToLong(Long::longValue).toArray();
+    shape[0] = 1;
+    return new Value(bytes.rewind(), shape, type(tensor.dtype()));
+  }
+
+  private static OnnxJavaType type(SafetensorsDtype dtype) {
+    return switch (dtype) {
+      case F32 -> OnnxJavaType.FLOAT;
+      case F64 -> OnnxJavaType.DOUBLE;
+      case F16 -> OnnxJavaType.FLOAT16;
+      case BF16 -> OnnxJavaType.BFLOAT16;
+      case I8 -> OnnxJavaType.INT8;
+      case U8 -> OnnxJavaType.UINT8;
+      case I16 -> OnnxJavaType.INT16;
+      case I32 -> OnnxJavaType.INT32;
+      case I64 -> OnnxJavaType.INT64;
+      case BOOL -> OnnxJavaType.BOOL;
+      default -> null;
+    };
+  }
+
+  @Override
+  public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
+    List<Map<String, OnnxTensor>> tensors = new ArrayList<>();
+    try {
+      for (Map<String, Value> example : examples) {
+        Map<String, OnnxTensor> inputs = new HashMap<>();
+        tensors.add(inputs);
+        for (Map.Entry<String, Value> e : example.entrySet()) {
+          Value v = e.getValue();
+          ByteBuffer bytes = v.bytes().duplicate().order(v.bytes().order());
+          inputs.put(
+              e.getKey(),
+              OnnxTensor.createTensor(
+                  OrtEnvironment.getEnvironment(), bytes, v.shape(), v.type()));
+        }
+      }
+      new TensorActivations(tensors, threads).run(model, activations, receiver);
+    } catch (OrtException e) {
+      throw new InputException(
+          model.name() + ": ONNX Runtime does not take the examples: " + e.getMessage(), e);
+    } finally {
+      tensors.forEach(inputs -> inputs.values().forEach(OnnxTensor::close));
+    }
+  }
+}
