@@ -4,9 +4,6 @@ import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
-import java.nio.file.AccessDeniedException;
-import java.nio.file.FileAlreadyExistsException;
-import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
@@ -14,10 +11,6 @@ import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Set;
-import java.util.concurrent.ConcurrentHashMap;
-import java.util.concurrent.ThreadLocalRandom;
-import java.util.concurrent.locks.ReentrantLock;
 import org.espalier.InputException;
 import org.slf4j.LoggerFactory;
 
@@ -40,17 +33,6 @@ import org.slf4j.LoggerFactory;
  * instance belongs to one thread; different instances are independent.
  */
 public final class AtomicFile implements AutoCloseable {
-  private static final Set<AtomicFile> OPEN = ConcurrentHashMap.newKeySet();
-
-  /** Held while files take their names, so that Ctrl-C comes before or after, never between. */
-  private static final ReentrantLock RENAMING = new ReentrantLock();
-
-  private static boolean stopping;
-
-  static {
-    Runtime.getRuntime().addShutdownHook(new Thread(AtomicFile::deleteAll, "espalier-temporaries"));
-  }
-
   private final Path target;
   private final Path temporary;
   private final boolean replaces;
@@ -74,36 +56,19 @@ public final class AtomicFile implements AutoCloseable {
    */
   public static AtomicFile create(Path target, Path... inputs) {
     Path real = check(target, inputs);
-    Path folder = real.getParent();
     boolean replaces = Files.exists(real);
-    for (int attempt = 0; ; attempt++) {
-      Path temporary =
-          folder.resolve(
-              String.format(".espalier-%016x.tmp", ThreadLocalRandom.current().nextLong()));
-      RENAMING.lock();
-      try {
-        if (stopping) {
-          throw new InputException(target + " is not written: the program is ending");
-        }
-        FileChannel channel =
-            FileChannel.open(
+    return Temporaries.create(
+        real,
+        temporary ->
+            new AtomicFile(
+                real,
                 temporary,
-                StandardOpenOption.CREATE_NEW,
-                StandardOpenOption.READ,
-                StandardOpenOption.WRITE);
-        AtomicFile file = new AtomicFile(real, temporary, replaces, channel);
-        OPEN.add(file);
-        return file;
-      } catch (FileAlreadyExistsException e) {
-        if (attempt == 9) {
-          throw cannotWrite(target, e);
-        }
-      } catch (IOException e) {
-        throw cannotWrite(target, e);
-      } finally {
-        RENAMING.unlock();
-      }
-    }
+                replaces,
+                FileChannel.open(
+                    temporary,
+                    StandardOpenOption.CREATE_NEW,
+                    StandardOpenOption.READ,
+                    StandardOpenOption.WRITE)));
   }
 
   /**
@@ -154,7 +119,7 @@ public final class AtomicFile implements AutoCloseable {
         }
       }
     } catch (IOException e) {
-      throw cannotWrite(target, e);
+      throw Temporaries.cannotWrite(target, e);
     }
     if (exists && !Files.isWritable(real)) {
       throw new InputException("cannot write " + target + ": the file is write-protected");
@@ -192,7 +157,7 @@ public final class AtomicFile implements AutoCloseable {
         channel.write(bytes);
       }
     } catch (IOException e) {
-      throw cannotWrite(target, e);
+      throw Temporaries.cannotWrite(target, e);
     }
   }
 
@@ -232,16 +197,19 @@ public final class AtomicFile implements AutoCloseable {
         file.channel.force(true);
         file.channel.close();
       } catch (IOException e) {
-        throw cannotWrite(file.target, e);
+        throw Temporaries.cannotWrite(file.target, e);
       }
     }
+    if (!files.isEmpty()) {
+      // One stretch under the lock: the end of the JVM comes before the first or after the last.
+      Temporaries.locked(files.get(0).target, () -> renameAll(files));
+    }
+  }
+
+  private static Void renameAll(List<AtomicFile> files) {
     List<AtomicFile> done = new ArrayList<>();
-    RENAMING.lock();
     try {
       for (AtomicFile file : files) {
-        if (stopping) {
-          throw new InputException(file.target + " is not written: the program is ending");
-        }
         try {
           Files.move(
               file.temporary,
@@ -249,10 +217,10 @@ public final class AtomicFile implements AutoCloseable {
               StandardCopyOption.ATOMIC_MOVE,
               StandardCopyOption.REPLACE_EXISTING);
         } catch (IOException e) {
-          throw cannotWrite(file.target, e);
+          throw Temporaries.cannotWrite(file.target, e);
         }
         file.renamed = true;
-        OPEN.remove(file);
+        Temporaries.renamed(file.temporary);
         done.add(file);
         syncFolder(file.target.getParent());
       }
@@ -263,9 +231,8 @@ public final class AtomicFile implements AutoCloseable {
         }
       }
       throw e;
-    } finally {
-      RENAMING.unlock();
     }
+    return null;
   }
 
   /** Deletes the temporary file unless it was committed. */
@@ -276,10 +243,10 @@ public final class AtomicFile implements AutoCloseable {
     }
     try {
       channel.close();
-      Files.deleteIfExists(temporary);
-      OPEN.remove(this);
     } catch (IOException e) {
-      throw new InputException("cannot delete the temporary file " + temporary + reason(e), e);
+      throw Temporaries.cannotWrite(target, e);
+    } finally {
+      Temporaries.delete(temporary);
     }
   }
 
@@ -288,19 +255,7 @@ public final class AtomicFile implements AutoCloseable {
    * target and the reason.
    */
   public InputException failure(IOException cause) {
-    return cannotWrite(target, cause);
-  }
-
-  private static InputException cannotWrite(Path target, IOException e) {
-    return new InputException("cannot write " + target + reason(e), e);
-  }
-
-  private static String reason(IOException e) {
-    String reason = e instanceof FileSystemException f ? f.getReason() : e.getMessage();
-    if (e instanceof AccessDeniedException) {
-      reason = "permission denied";
-    }
-    return ": " + (reason == null ? e.getClass().getSimpleName() : reason);
+    return Temporaries.cannotWrite(target, cause);
   }
 
   /**
@@ -320,23 +275,6 @@ public final class AtomicFile implements AutoCloseable {
       Files.deleteIfExists(path);
     } catch (IOException e) {
       because.addSuppressed(e);
-    }
-  }
-
-  private static void deleteAll() {
-    RENAMING.lock();
-    try {
-      stopping = true;
-      for (AtomicFile file : OPEN) {
-        // The writing thread may still run: its channel keeps working on the unlinked file.
-        try {
-          Files.deleteIfExists(file.temporary);
-        } catch (IOException e) {
-          System.err.println("left behind: " + file.temporary + reason(e));
-        }
-      }
-    } finally {
-      RENAMING.unlock();
     }
   }
 }

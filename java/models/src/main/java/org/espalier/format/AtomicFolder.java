@@ -2,22 +2,14 @@ package org.espalier.format;
 
 import java.io.IOException;
 import java.nio.channels.FileChannel;
-import java.nio.file.AccessDeniedException;
-import java.nio.file.FileAlreadyExistsException;
-import java.nio.file.FileSystemException;
 import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
-import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.SimpleFileVisitor;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.BasicFileAttributes;
-import java.util.Set;
-import java.util.concurrent.ConcurrentHashMap;
-import java.util.concurrent.ThreadLocalRandom;
-import java.util.concurrent.locks.ReentrantLock;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 
@@ -32,18 +24,6 @@ import org.espalier.InputException;
  * <p>One instance belongs to one thread; different instances are independent.
  */
 public final class AtomicFolder implements AutoCloseable {
-  private static final Set<AtomicFolder> OPEN = ConcurrentHashMap.newKeySet();
-
-  /** Held while a folder is made or takes its name, so that Ctrl-C comes before or after. */
-  private static final ReentrantLock RENAMING = new ReentrantLock();
-
-  private static boolean stopping;
-
-  static {
-    Runtime.getRuntime()
-        .addShutdownHook(new Thread(AtomicFolder::deleteAll, "espalier-temporary-folders"));
-  }
-
   private final Path target;
   private final Path temporary;
   private boolean renamed;
@@ -61,29 +41,12 @@ public final class AtomicFolder implements AutoCloseable {
    */
   public static AtomicFolder create(Path target) {
     Path real = check(target);
-    for (int attempt = 0; ; attempt++) {
-      Path temporary =
-          real.resolveSibling(
-              String.format(".espalier-%016x.tmp", ThreadLocalRandom.current().nextLong()));
-      RENAMING.lock();
-      try {
-        if (stopping) {
-          throw new InputException(target + " is not written: the program is ending");
-        }
-        Files.createDirectory(temporary);
-        AtomicFolder folder = new AtomicFolder(real, temporary);
-        OPEN.add(folder);
-        return folder;
-      } catch (FileAlreadyExistsException e) {
-        if (attempt == 9) {
-          throw cannotWrite(target, e);
-        }
-      } catch (IOException e) {
-        throw cannotWrite(target, e);
-      } finally {
-        RENAMING.unlock();
-      }
-    }
+    return Temporaries.create(
+        real,
+        temporary -> {
+          Files.createDirectory(temporary);
+          return new AtomicFolder(real, temporary);
+        });
   }
 
   /**
@@ -122,7 +85,7 @@ public final class AtomicFolder implements AutoCloseable {
       }
       return real.resolve(absolute.getFileName());
     } catch (IOException e) {
-      throw cannotWrite(target, e);
+      throw Temporaries.cannotWrite(target, e);
     }
   }
 
@@ -144,20 +107,17 @@ public final class AtomicFolder implements AutoCloseable {
    */
   public FileChannel create(String name) {
     Path file = inside(name);
-    // Under the lock, so that nothing new appears behind the back of deleteAll.
-    RENAMING.lock();
-    try {
-      if (stopping) {
-        throw new InputException(target + " is not written: the program is ending");
-      }
-      Files.createDirectories(file.getParent());
-      return FileChannel.open(
-          file, StandardOpenOption.CREATE_NEW, StandardOpenOption.READ, StandardOpenOption.WRITE);
-    } catch (IOException e) {
-      throw failure(name, e);
-    } finally {
-      RENAMING.unlock();
-    }
+    // Under the lock, so that nothing new appears while the end of the JVM deletes.
+    return Temporaries.locked(
+        target.resolve(name),
+        () -> {
+          Files.createDirectories(file.getParent());
+          return FileChannel.open(
+              file,
+              StandardOpenOption.CREATE_NEW,
+              StandardOpenOption.READ,
+              StandardOpenOption.WRITE);
+        });
   }
 
   /** Copies the content of {@code source}, a file, to {@code name} in the temporary folder. */
@@ -181,7 +141,7 @@ public final class AtomicFolder implements AutoCloseable {
     try {
       return FileChannel.open(source, StandardOpenOption.READ);
     } catch (IOException e) {
-      throw new InputException("cannot read " + source + reason(e), e);
+      throw new InputException("cannot read " + source + Temporaries.reason(e), e);
     }
   }
 
@@ -195,93 +155,41 @@ public final class AtomicFolder implements AutoCloseable {
 
   /** Makes the files durable and gives the folder the target's name. */
   public void commit() {
-    if (renamed || !OPEN.contains(this)) {
+    if (renamed || !Temporaries.isOpen(temporary)) {
       throw new IllegalStateException(target + " is already committed or closed");
     }
     try {
       Files.walkFileTree(temporary, new Syncing());
     } catch (IOException e) {
-      throw cannotWrite(target, e);
+      throw Temporaries.cannotWrite(target, e);
     }
-    RENAMING.lock();
-    try {
-      if (stopping) {
-        throw new InputException(target + " is not written: the program is ending");
-      }
-      Files.move(temporary, target, StandardCopyOption.ATOMIC_MOVE);
-      renamed = true;
-      OPEN.remove(this);
-      sync(target.getParent());
-    } catch (IOException e) {
-      throw cannotWrite(target, e);
-    } finally {
-      RENAMING.unlock();
-    }
+    Temporaries.locked(
+        target,
+        () -> {
+          Files.move(temporary, target, StandardCopyOption.ATOMIC_MOVE);
+          renamed = true;
+          Temporaries.renamed(temporary);
+          sync(target.getParent());
+          return null;
+        });
   }
 
   /** Deletes the temporary folder unless it was committed. */
   @Override
   public void close() {
-    if (renamed) {
-      return;
-    }
-    try {
-      deleteTree(temporary);
-      OPEN.remove(this);
-    } catch (IOException e) {
-      throw new InputException("cannot delete the temporary folder " + temporary, e);
+    if (!renamed) {
+      Temporaries.delete(temporary);
     }
   }
 
   /** The error to throw when {@code cause} stopped the writing of the file {@code name}. */
   public InputException failure(String name, IOException cause) {
-    return cannotWrite(target.resolve(name), cause);
-  }
-
-  private static InputException cannotWrite(Path target, IOException e) {
-    return new InputException("cannot write " + target + reason(e), e);
-  }
-
-  private static String reason(IOException e) {
-    String reason = e instanceof FileSystemException f ? f.getReason() : e.getMessage();
-    if (e instanceof AccessDeniedException) {
-      reason = "permission denied";
-    }
-    return ": " + (reason == null ? e.getClass().getSimpleName() : reason);
+    return Temporaries.cannotWrite(target.resolve(name), cause);
   }
 
   private static void sync(Path path) throws IOException {
     try (FileChannel channel = FileChannel.open(path, StandardOpenOption.READ)) {
       channel.force(true);
-    }
-  }
-
-  private static void deleteTree(Path root) throws IOException {
-    try {
-      Files.walkFileTree(root, new Deleting());
-    } catch (NoSuchFileException e) {
-      // The end of the JVM came first.
-    }
-  }
-
-  private static void deleteAll() {
-    RENAMING.lock();
-    try {
-      stopping = true;
-      for (AtomicFolder folder : OPEN) {
-        // The writing thread may still run and add a file between two passes.
-        for (int pass = 0; Files.exists(folder.temporary) && pass < 10; pass++) {
-          try {
-            deleteTree(folder.temporary);
-          } catch (IOException e) {
-            if (pass == 9) {
-              System.err.println("left behind: " + folder.temporary + ": " + e.getMessage());
-            }
-          }
-        }
-      }
-    } finally {
-      RENAMING.unlock();
     }
   }
 
@@ -298,23 +206,6 @@ public final class AtomicFolder implements AutoCloseable {
         throw e;
       }
       sync(folder);
-      return FileVisitResult.CONTINUE;
-    }
-  }
-
-  private static final class Deleting extends SimpleFileVisitor<Path> {
-    @Override
-    public FileVisitResult visitFile(Path file, BasicFileAttributes attributes) throws IOException {
-      Files.deleteIfExists(file);
-      return FileVisitResult.CONTINUE;
-    }
-
-    @Override
-    public FileVisitResult postVisitDirectory(Path folder, IOException e) throws IOException {
-      if (e != null) {
-        throw e;
-      }
-      Files.deleteIfExists(folder);
       return FileVisitResult.CONTINUE;
     }
   }
