@@ -43,8 +43,8 @@ public final class LinearHead implements Learnable {
     }
     weights =
         List.of(
-            new Weight("weight", owned[0], owned[1], owned[2]),
-            new Weight("bias", owned[3], owned[4], owned[5]));
+            new Weight("weight", owned[0], owned[1], owned[2], 0),
+            new Weight("bias", owned[3], owned[4], owned[5], -1));
     weightMemory = buffer(owned[1]);
     weightGradientMemory = buffer(owned[2]);
     biasMemory = buffer(owned[4]);

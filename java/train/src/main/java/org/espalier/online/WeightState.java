@@ -66,13 +66,14 @@ final class WeightState implements AutoCloseable {
       FusedSgd.Parameter parameter =
           FusedSgd.Parameter.of(w.latent(), w.gradient(), momentum).withMask(mask);
       if (grid) {
-        OwnedTensor scales = own(w.latent().dimension(0));
+        OwnedTensor scales = own(w.latent().dimension(w.outputAxis()));
         parameter =
             parameter
                 .withGate(gate)
                 .withWorkingCopy(
                     WorkingCopy.of(w.working()),
-                    new Scale(scales, Channel.FIRST_AXIS, false));
+                    new Scale(
+                        scales, Channel.ofAxis(w.outputAxis(), w.latent().rank()), false));
       } else {
         parameter = parameter.withWorkingCopy(WorkingCopy.of(w.working()));
       }
@@ -89,7 +90,7 @@ final class WeightState implements AutoCloseable {
       if (averaging > 0 && learned.contains(w)) {
         OwnedTensor average = own(w.latent().elements());
         averages.add(LinearHead.buffer(average));
-        served.add(new Weight(w.name(), w.latent(), average, w.gradient()));
+        served.add(new Weight(w.name(), w.latent(), average, w.gradient(), w.outputAxis()));
       } else {
         served.add(w);
       }

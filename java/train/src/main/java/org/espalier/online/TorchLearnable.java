@@ -1,0 +1,291 @@
+package org.espalier.online;
+
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Queue;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.Supplier;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptions;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.device.DType;
+import org.espalier.device.OwnedTensor;
+import org.espalier.torch.Parameter;
+import org.espalier.torch.TensorView;
+import org.espalier.torch.TrainableModel;
+
+/**
+ * Any model with one float32 input [batch, shape…] and an output [batch, outputs] that libtorch runs
+ * under autograd. The model is switched to evaluation: a single example has no statistics of a batch.
+ *
+ * <p>Models are not safe for several threads, so each thread that predicts borrows a replica, whose
+ * weights are those of the version that it last answered for: a predictor copies its weights into it
+ * where they are others. There are as many replicas as threads that ever predicted at once.
+ */
+public final class TorchLearnable implements Learnable {
+  private final TrainableModel model;
+  private final Supplier<? extends TrainableModel> replicas;
+  private final Queue<Replica> idle = new ConcurrentLinkedQueue<>();
+  private final Queue<Replica> all = new ConcurrentLinkedQueue<>();
+  private final AtomicLong serials = new AtomicLong();
+  private final String input;
+  private final String output;
+  private final long[] shape;
+  private final int features;
+  private final int outputs;
+  private final List<Weight> weights = new ArrayList<>();
+  private final List<OwnedTensor> owned = new ArrayList<>();
+  private Tensor last;
+  private float[][] seen;
+
+  /** A model of one thread at a time, and the serial number of the weights in it. */
+  private static final class Replica {
+    final TrainableModel model;
+    long serial;
+
+    Replica(TrainableModel model) {
+      this.model = model;
+    }
+  }
+
+  /**
+   * @param model is learned; closed with this
+   * @param replicas makes the same model again, with any weights, for predictions
+   * @param shape of an example's features, without the batch
+   * @param outputs how many values the model's first output has for an example
+   */
+  public TorchLearnable(
+      TrainableModel model,
+      Supplier<? extends TrainableModel> replicas,
+      long[] shape,
+      int outputs) {
+    if (model.inputNames().size() != 1) {
+      throw new IllegalArgumentException(
+          "the model has the inputs " + model.inputNames() + "; one is needed");
+    }
+    long size = 1;
+    for (long n : shape) {
+      size = Math.multiplyExact(size, n);
+    }
+    this.model = model;
+    this.replicas = replicas;
+    this.input = model.inputNames().get(0);
+    this.output = model.outputNames().get(0);
+    this.shape = shape.clone();
+    this.features = Math.toIntExact(size);
+    this.outputs = outputs;
+    model.train(false);
+    for (Parameter p : model.parameters()) {
+      org.espalier.device.Tensor working = TensorView.of(p.tensor());
+      OwnedTensor latent = OwnedTensor.allocate(DType.F32, working.shape());
+      OwnedTensor gradient = OwnedTensor.allocate(DType.F32, working.shape());
+      owned.add(latent);
+      owned.add(gradient);
+      copy(working, latent);
+      int axis = p.isWeight() ? p.outputAxis() : -1;
+      boolean reachable = axis == 0 || axis == working.rank() - 1;
+      weights.add(new Weight(p.name(), latent, working, gradient, reachable ? axis : -1));
+    }
+  }
+
+  private static void copy(org.espalier.device.Tensor from, org.espalier.device.Tensor to) {
+    FloatBuffer source = LinearHead.buffer(from);
+    LinearHead.buffer(to).put(0, source, 0, source.capacity());
+  }
+
+  @Override
+  public int features() {
+    return features;
+  }
+
+  @Override
+  public int outputs() {
+    return outputs;
+  }
+
+  @Override
+  public List<Weight> weights() {
+    return List.copyOf(weights);
+  }
+
+  private Tensor tensor(float[][] rows, int from, int count) {
+    long[] dims = new long[shape.length + 1];
+    dims[0] = count;
+    System.arraycopy(shape, 0, dims, 1, shape.length);
+    FloatPointer memory = new FloatPointer((long) count * features);
+    for (int i = 0; i < count; i++) {
+      memory.position((long) i * features).put(rows[from + i]);
+    }
+    return torch.from_blob(memory.position(0), dims, new TensorOptions(ScalarType.Float)).clone();
+  }
+
+  private Tensor run(TrainableModel runner, float[][] rows, int from, int count) {
+    Tensor out = runner.forward(Map.of(input, tensor(rows, from, count))).get(output);
+    if (out.numel() != (long) count * outputs) {
+      throw new IllegalArgumentException(
+          "the output " + output + " has " + out.numel() + " values for " + count
+              + " examples; " + outputs + " for each were expected");
+    }
+    return out;
+  }
+
+  private static void read(Tensor out, float[] to, int count) {
+    LinearHead.buffer(TensorView.of(out.detach().contiguous())).get(0, to, 0, count);
+  }
+
+  @Override
+  public void forward(float[][] rows, int count, float[] out) {
+    forget();
+    try (PointerScope scope = new PointerScope()) {
+      last = run(model, rows, 0, count);
+      last.retainReference();
+      read(last, out, count * outputs);
+    }
+    seen = rows;
+  }
+
+  private void forget() {
+    if (last != null) {
+      last.close();
+      last = null;
+    }
+  }
+
+  @Override
+  public void backward(float[] gradient, int rows) {
+    try (PointerScope scope = new PointerScope()) {
+      differentiate(last, gradient, 0, rows);
+      for (int k = 0; k < weights.size(); k++) {
+        try (PointerScope inner = new PointerScope()) {
+          Tensor g = model.parameters().get(k).tensor().grad();
+          if (g.defined()) {
+            copy(TensorView.of(g.contiguous()), weights.get(k).gradient());
+            g.zero_();
+          }
+        }
+      }
+    }
+    forget();
+  }
+
+  /** Adds the gradient of Σ slope · outputs to the parameters' gradients. */
+  private void differentiate(Tensor out, float[] slope, int from, int rows) {
+    FloatPointer memory = new FloatPointer((long) rows * outputs);
+    memory.put(slope, from * outputs, rows * outputs);
+    Tensor factors =
+        torch.from_blob(memory, out.sizes().vec().get(), new TensorOptions(ScalarType.Float));
+    out.mul(factors).sum().backward();
+  }
+
+  @Override
+  public int backwardClipped(float[] gradient, int rows, double bound) {
+    forget();
+    List<float[]> sums = new ArrayList<>();
+    weights.forEach(w -> sums.add(new float[Math.toIntExact(w.latent().elements())]));
+    int clipped = 0;
+    for (int i = 0; i < rows; i++) {
+      try (PointerScope scope = new PointerScope()) {
+        differentiate(run(model, seen, i, 1), gradient, i, 1);
+        double squares = 0;
+        List<float[]> own = new ArrayList<>();
+        for (Parameter p : model.parameters()) {
+          Tensor g = p.tensor().grad();
+          float[] values = new float[Math.toIntExact(p.tensor().numel())];
+          if (g.defined()) {
+            read(g, values, values.length);
+            g.zero_();
+          }
+          own.add(values);
+          for (float v : values) {
+            squares += (double) v * v;
+          }
+        }
+        double norm = Math.sqrt(squares);
+        float scale = norm > bound ? (float) (bound / norm * (1 - 0x1p-22)) : 1;
+        clipped += norm > bound ? 1 : 0;
+        for (int k = 0; k < sums.size(); k++) {
+          float[] sum = sums.get(k);
+          float[] values = own.get(k);
+          for (int j = 0; j < sum.length; j++) {
+            sum[j] += scale * values[j];
+          }
+        }
+      }
+    }
+    for (int k = 0; k < sums.size(); k++) {
+      LinearHead.buffer(weights.get(k).gradient()).put(0, sums.get(k));
+    }
+    return clipped;
+  }
+
+  @Override
+  public Predictor predictor() {
+    return new Copy();
+  }
+
+  /** The model with the working weights, for saving in its own format. */
+  public TrainableModel model() {
+    return model;
+  }
+
+  @Override
+  public void close() {
+    forget();
+    all.forEach(r -> r.model.close());
+    model.close();
+    owned.forEach(OwnedTensor::close);
+  }
+
+  /** A version's weights in native memory. */
+  private final class Copy implements Predictor {
+    private final List<OwnedTensor> memory = new ArrayList<>();
+    private long serial;
+
+    Copy() {
+      weights.forEach(w -> memory.add(OwnedTensor.allocate(DType.F32, w.working().shape())));
+    }
+
+    @Override
+    public void load(List<Weight> loaded) {
+      for (int k = 0; k < memory.size(); k++) {
+        copy(loaded.get(k).working(), memory.get(k));
+      }
+      serial = serials.incrementAndGet();
+    }
+
+    @Override
+    public void predict(float[][] rows, int count, float[] out) {
+      Replica replica = idle.poll();
+      if (replica == null) {
+        TrainableModel made = replicas.get();
+        made.train(false);
+        replica = new Replica(made);
+        all.add(replica);
+      }
+      try (PointerScope scope = new PointerScope();
+          NoGradGuard guard = new NoGradGuard()) {
+        if (replica.serial != serial) {
+          for (int k = 0; k < memory.size(); k++) {
+            copy(memory.get(k), TensorView.of(replica.model.parameters().get(k).tensor()));
+          }
+          replica.serial = serial;
+        }
+        read(run(replica.model, rows, 0, count), out, count * outputs);
+      } finally {
+        idle.add(replica);
+      }
+    }
+
+    @Override
+    public void close() {
+      memory.forEach(OwnedTensor::close);
+    }
+  }
+}

@@ -1,0 +1,146 @@
+package org.espalier.online;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.OnnxGraph;
+import org.junit.jupiter.api.Test;
+
+/** An ONNX multilayer perceptron learned by autograd. */
+class TorchLearnableTest {
+  private static final int FEATURES = 8;
+
+  private static OnnxModel perceptron() {
+    return OnnxModels.perceptron(FEATURES, 16, 2);
+  }
+
+  private static TorchLearnable learnable() {
+    OnnxModel model = perceptron();
+    return new TorchLearnable(
+        new OnnxGraph(model), () -> new OnnxGraph(model), new long[] {FEATURES}, 2);
+  }
+
+  /** A circle, which no plane divides. */
+  private static List<Example> circle(int n, long seed) {
+    List<Example> list = new ArrayList<>();
+    for (Example e : Streams.plane(n, FEATURES, 0, seed, 9)) {
+      float[] x = e.features();
+      list.add(Example.of(x, x[0] * x[0] + x[1] * x[1] > 1.4 ? 1 : 0));
+    }
+    return list;
+  }
+
+  @Test
+  void learnsWhatNoPlaneDividesWhileOthersPredict() throws Exception {
+    OnlineSettings settings =
+        Streams.crossEntropy(0.1).batch(16).momentum(0.9).window(500).build();
+    try (TorchLearnable model = learnable();
+        OnlineLearner learner = new OnlineLearner(model, settings)) {
+      ExecutorService pool = Executors.newFixedThreadPool(2);
+      AtomicBoolean stop = new AtomicBoolean();
+      List<Future<Long>> readers = new ArrayList<>();
+      float[] x = circle(1, 3).get(0).features();
+      for (int t = 0; t < 2; t++) {
+        readers.add(
+            pool.submit(
+                () -> {
+                  long newest = 0;
+                  while (!stop.get()) {
+                    Prediction p = learner.predict(x);
+                    assertTrue(p.version() >= newest);
+                    newest = p.version();
+                  }
+                  return newest;
+                }));
+      }
+      learner.learn(circle(8000, 1));
+      stop.set(true);
+      for (Future<Long> reader : readers) {
+        assertTrue(reader.get(30, TimeUnit.SECONDS) > 1);
+      }
+      pool.shutdown();
+      assertTrue(learner.metrics().get("accuracy_window") > 0.8, learner.metrics().toString());
+      // What readers get is what forward computes.
+      float[] out = new float[2];
+      model.forward(new float[][] {x}, 1, out);
+      assertArrayEquals(out, learner.predict(x).outputs());
+    }
+  }
+
+  @Test
+  void aResumedRunHasTheSameBits() throws IOException {
+    OnlineSettings settings =
+        Streams.crossEntropy(0.05).momentum(0.9).keepZeros(true).int8(true).build();
+    List<Example> stream = circle(320, 2);
+    byte[] whole;
+    byte[] half;
+    try (TorchLearnable model = learnable();
+        OnlineLearner learner = new OnlineLearner(model, settings)) {
+      learner.learn(stream.subList(0, 160));
+      half = saved(learner);
+      learner.learn(stream.subList(160, 320));
+      whole = saved(learner);
+    }
+    try (TorchLearnable model = learnable();
+        OnlineLearner learner = new OnlineLearner(model, settings)) {
+      learner.load(new ByteArrayInputStream(half));
+      learner.learn(stream.subList(160, 320));
+      assertArrayEquals(whole, saved(learner));
+    }
+  }
+
+  private static byte[] saved(OnlineLearner learner) throws IOException {
+    ByteArrayOutputStream out = new ByteArrayOutputStream();
+    learner.save(out);
+    return out.toByteArray();
+  }
+
+  /** The sum of clipped gradients of single examples, by clipping that never binds and always does. */
+  @Test
+  void clippingEachExampleIsAutogradExampleByExample() {
+    List<Example> batch = circle(4, 5);
+    float[][] rows = batch.stream().map(Example::features).toArray(float[][]::new);
+    float[] slope = {0.5f, -0.5f, -0.25f, 0.25f, 1, -1, -0.125f, 0.125f};
+    try (TorchLearnable model = learnable()) {
+      model.forward(rows, 4, new float[8]);
+      model.backward(slope, 4);
+      float[] plain = gradient(model);
+      model.forward(rows, 4, new float[8]);
+      assertEquals(0, model.backwardClipped(slope, 4, 1e6));
+      assertArrayEquals(plain, gradient(model), 1e-6f);
+      model.forward(rows, 4, new float[8]);
+      assertEquals(4, model.backwardClipped(slope, 4, 1e-3));
+      double squares = 0;
+      for (float v : gradient(model)) {
+        squares += (double) v * v;
+      }
+      assertTrue(Math.sqrt(squares) <= 4e-3 && Math.sqrt(squares) > 1e-4);
+    }
+  }
+
+  private static float[] gradient(TorchLearnable model) {
+    List<Float> all = new ArrayList<>();
+    for (Weight w : model.weights()) {
+      for (int i = 0; i < w.gradient().elements(); i++) {
+        all.add(LinearHead.buffer(w.gradient()).get(i));
+      }
+    }
+    float[] values = new float[all.size()];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = all.get(i);
+    }
+    return values;
+  }
+}
