@@ -29,11 +29,11 @@ class EspalierTest {
   void anUnknownCommandIsAnsweredWithANearOne() {
     Run run = Run.of("inspec", "x.onnx");
     assertEquals(2, run.code());
-    assertTrue(run.err().contains("espalier inspect?"), run.err());
+    assertTrue(run.err().contains("espalier inspect"), run.err());
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"doctor", "inspect", "prune", "quantize", "evaluate", "store"})
+  @ValueSource(strings = {"doctor", "inspect", "prune", "quantize", "evaluate", "store", "online", "serve"})
   void everyCommandTeachesWithExamples(String command) {
     Run run = Run.of(command, "--help").done();
     assertTrue(run.out().contains("Examples:"), run.out());

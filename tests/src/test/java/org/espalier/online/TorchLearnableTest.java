@@ -61,6 +61,7 @@ class TorchLearnableTest {
                     Prediction p = learner.predict(x);
                     assertTrue(p.version() >= newest);
                     newest = p.version();
+                    Thread.sleep(1); // leave the cores to the learner
                   }
                   return newest;
                 }));

@@ -28,7 +28,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
       Prune.class,
       Quantize.class,
       Evaluate.class,
-      Store.class
+      Store.class,
+      Online.class,
+      Serve.class
     },
     footer = {
       "",

@@ -1,0 +1,435 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.io.IOException;
+import java.io.InputStream;
+import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.EnumMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.concurrent.Callable;
+import org.espalier.InputException;
+import org.espalier.format.AtomicFile;
+import org.espalier.online.Event;
+import org.espalier.online.Example;
+import org.espalier.online.ExampleLines;
+import org.espalier.online.Learnable;
+import org.espalier.online.LearnerFiles;
+import org.espalier.online.LinearHead;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.online.OnlineReport;
+import org.espalier.online.Quarantine;
+import org.espalier.online.TorchLearnable;
+import org.espalier.store.Lineage;
+import org.espalier.store.ModelStore;
+import org.espalier.store.SigningKey;
+import org.espalier.store.StoreWriter;
+import org.espalier.store.Version;
+import org.espalier.torch.OnnxGraph;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** Learns from a stream. */
+@Command(
+    name = "online",
+    description = {
+      "Learns from a stream of examples, one after the other: each is predicted and measured first,"
+          + " then learned. Versions are published to a store as it goes.",
+      "",
+      "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5] for"
+          + " outcomes that are values; or, with --csv, the features and then the outcome, separated"
+          + " by commas. Lines that cannot be used are counted, go to the quarantine with their"
+          + " number, and do not stop it until there are more than --max-bad."
+    },
+    footer = {
+      "",
+      "The recipe is YAML; the least there is:",
+      "  loss: cross-entropy",
+      "  learning-rate: 0.1",
+      "  model: {features: 384, outputs: 2}",
+      "It may have momentum, weight-decay, batch, publish-every, replay, averaging,",
+      "only, keep-zeros, int8, constraint, guard, drift, privacy, window, fade, seed.",
+      "",
+      "Examples:",
+      "  espalier online --input stream.jsonl --recipe online.yaml --store models/",
+      "  tail -f log | espalier online --input - --recipe online.yaml --store models/",
+      "  espalier online --input more.jsonl --store models/ --resume",
+      "  espalier online --model net.onnx --input s.csv --csv --recipe r.yaml \\",
+      "    --store models/ --report run.html --json",
+    })
+final class Online implements Callable<Integer> {
+  private static final int MAX_LINE = 16 << 20;
+  private static final int MAX_RECIPE = 1 << 20;
+  private static final long QUARANTINE_BYTES = 1L << 30;
+
+  @Mixin private CommonOptions common;
+  @Mixin private StoreOptions options;
+  @Mixin private StoreOptions.Wait wait;
+
+  @Option(
+      names = "--input",
+      paramLabel = "FILE|-",
+      required = true,
+      description = "The stream; - is standard input.")
+  private String input;
+
+  @Option(
+      names = "--recipe",
+      paramLabel = "FILE",
+      description = "How to learn. With --resume the version's own is the default.")
+  private String recipeFile;
+
+  @Option(
+      names = "--model",
+      paramLabel = "MODEL",
+      description =
+          "What to learn: a .safetensors file with weight [outputs, features] and bias, or an .onnx"
+              + " file with one input [batch, features]. Default: a linear model of zeros.")
+  private String model;
+
+  @Option(
+      names = "--resume",
+      description =
+          "Go on where the store's current version was published, after the lines that it has seen.")
+  private boolean resume;
+
+  @Option(names = "--csv", description = "Lines are comma-separated numbers.")
+  private boolean csv;
+
+  @Option(names = "--follow", description = "Wait for more at the end of the file, until Ctrl-C.")
+  private boolean follow;
+
+  @Option(
+      names = "--publish",
+      paramLabel = "N",
+      description = "Publish to the store every N examples and at the end. Default: 10000.")
+  private long publishEvery = 10_000;
+
+  @Option(
+      names = "--quarantine",
+      paramLabel = "FILE",
+      description = "Write what was not learned to this file, one JSON object a line.")
+  private String quarantineFile;
+
+  @Option(
+      names = "--max-bad",
+      paramLabel = "N",
+      description = "Stop when more lines than this cannot be used. Default: 1000.")
+  private long maxBad = 1000;
+
+  @Option(names = "--report", paramLabel = "FILE", description = "Write an HTML report of the run.")
+  private String reportFile;
+
+  @Option(
+      names = "--key",
+      paramLabel = "FILE",
+      description = "Sign versions with this private Ed25519 key, a PEM file.")
+  private String key;
+
+  private final Map<Event.Kind, Long> events = new EnumMap<>(Event.Kind.class);
+  private final List<Long> published = new ArrayList<>();
+  private long bad;
+  private long lines;
+  private long skip;
+  private Long parent;
+
+  @Override
+  public Integer call() {
+    if (publishEvery < 1 || maxBad < 0) {
+      throw new InputException("--publish is 1 or more, --max-bad 0 or more");
+    }
+    if (follow && input.equals("-")) {
+      throw new InputException("--follow is for files; standard input is read to its end anyway");
+    }
+    SigningKey signing = key == null ? null : SigningKey.read(ModelSource.path(key));
+    Path reportPath = reportFile == null ? null : AtomicFile.check(ModelSource.path(reportFile));
+    ModelStore store = resume ? options.open() : null;
+    try (ModelStore.Held held = resume ? store.holdCurrent() : null) {
+      OnlineRecipe recipe = recipe(held);
+      try (Learnable learnable = learnable(recipe, held);
+          OnlineLearner learner = learner(learnable, recipe);
+          Quarantine quarantine =
+              quarantineFile == null
+                  ? null
+                  : Quarantine.open(ModelSource.path(quarantineFile), QUARANTINE_BYTES)) {
+        if (held != null) {
+          LearnerFiles.load(learner, held);
+          parent = held.version().id();
+          Lineage.DataWindow window = held.version().lineage().data();
+          skip = window == null ? 0 : window.to();
+        }
+        learner.quarantine(quarantine);
+        try (InputStream in = open()) {
+          if (store == null) {
+            store = options.create();
+          }
+          return run(in, learner, recipe, store, signing, quarantine, reportPath);
+        } catch (IOException e) {
+          throw new InputException("cannot read " + input + ": " + e.getMessage(), e);
+        }
+      }
+    }
+  }
+
+  private static OnlineLearner learner(Learnable learnable, OnlineRecipe recipe) {
+    try {
+      return new OnlineLearner(learnable, recipe.settings());
+    } catch (IllegalArgumentException e) {
+      throw new InputException("the recipe does not fit the model: " + e.getMessage(), e);
+    }
+  }
+
+  private OnlineRecipe recipe(ModelStore.Held held) {
+    if (recipeFile == null) {
+      if (held == null) {
+        throw new InputException("--recipe is missing; --help shows the least there is");
+      }
+      return LearnerFiles.recipe(held);
+    }
+    Path file = ModelSource.path(recipeFile);
+    try {
+      if (Files.size(file) > MAX_RECIPE) {
+        throw new InputException(file + " has more than " + MAX_RECIPE + " bytes");
+      }
+      return OnlineRecipe.parse(
+          Files.readString(file, StandardCharsets.UTF_8), file.toString());
+    } catch (IOException e) {
+      throw new InputException("cannot read the recipe " + file + ": " + e.getMessage(), e);
+    }
+  }
+
+  private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {
+    if (model != null) {
+      ModelSource source = ModelSource.find(model, common::note);
+      if (source.kind() == ModelSource.Kind.SAFETENSORS) {
+        return LearnerFiles.readHead(source.path());
+      }
+      if (recipe.features() == null) {
+        throw new InputException(
+            "for an ONNX model the recipe says model: {features: …, outputs: …}");
+      }
+      try {
+        return new TorchLearnable(
+            OnnxGraph.read(source.path()),
+            () -> OnnxGraph.read(source.path()),
+            new long[] {recipe.features()},
+            recipe.outputs());
+      } catch (IllegalArgumentException e) {
+        throw new InputException(source.given() + ": " + e.getMessage(), e);
+      }
+    }
+    if (held != null) {
+      return LearnerFiles.readHead(held.model());
+    }
+    if (recipe.features() == null) {
+      throw new InputException(
+          "there is no model: give --model, or say model: {features: …, outputs: …} in the recipe");
+    }
+    return new LinearHead(recipe.features(), recipe.outputs());
+  }
+
+  private InputStream open() throws IOException {
+    if (input.equals("-")) {
+      return System.in;
+    }
+    Path file = ModelSource.path(input);
+    if (!Files.exists(file)) {
+      throw new InputException("there is no file " + file);
+    }
+    return Files.newInputStream(file);
+  }
+
+  private int run(
+      InputStream in,
+      OnlineLearner learner,
+      OnlineRecipe recipe,
+      ModelStore store,
+      SigningKey signing,
+      Quarantine quarantine,
+      Path reportPath)
+      throws IOException {
+    OnlineReport report = new OnlineReport("espalier online: " + input);
+    learner.onEvent(
+        event -> {
+          events.merge(event.kind(), 1L, Long::sum);
+          report.add(event);
+        });
+    ExampleLines parser = new ExampleLines(learner);
+    LineReader reader = new LineReader(in, MAX_LINE);
+    List<Example> batch = new ArrayList<>();
+    int size = recipe.settings().batch();
+    long begin = System.nanoTime();
+    long before = learner.seen();
+    long lastPublished = before;
+    boolean tooMany = false;
+    LiveLine live = new LiveLine(common.err());
+    while (!tooMany) {
+      String line = reader.next();
+      boolean atEnd = line == null;
+      if (atEnd && !follow) {
+        line = reader.rest();
+      }
+      if (line != null) {
+        lines = reader.number();
+        if (lines > skip && !line.isBlank()) {
+          Example example = parse(parser, learner, reader, line, quarantine);
+          if (example != null) {
+            batch.add(example);
+          }
+          tooMany = bad > maxBad;
+        }
+      }
+      boolean idle = atEnd && line == null;
+      if (batch.size() == size || (idle || tooMany) && !batch.isEmpty()) {
+        learner.learn(batch);
+        batch.clear();
+        if (report.wants(learner.seen())) {
+          report.add(learner.seen(), learner.metrics());
+        }
+        live.show(learner, learner.seen() - before, begin, events);
+        if (learner.seen() - lastPublished >= publishEvery) {
+          publish(learner, recipe, store, signing, report);
+          lastPublished = learner.seen();
+        }
+      }
+      if (idle) {
+        if (!follow) {
+          break;
+        }
+        try {
+          Thread.sleep(100);
+        } catch (InterruptedException e) {
+          break;
+        }
+      }
+    }
+    live.clear();
+    if (learner.seen() > lastPublished || published.isEmpty()) {
+      publish(learner, recipe, store, signing, report);
+    }
+    double seconds = (System.nanoTime() - begin) * 1e-9;
+    report.add(learner.seen(), learner.metrics());
+    if (reportPath != null) {
+      try (AtomicFile file = AtomicFile.create(reportPath)) {
+        String html = report.html(summary(learner, store, seconds, before));
+        file.write(ByteBuffer.wrap(html.getBytes(StandardCharsets.UTF_8)));
+        file.commit();
+      }
+    }
+    print(learner, store, seconds, before);
+    if (tooMany) {
+      throw new InputException(
+          "more than " + maxBad + " lines of " + input + " could not be used, the last of them line "
+              + lines + "; what was learned before is version "
+              + published.get(published.size() - 1));
+    }
+    return 0;
+  }
+
+  private Example parse(
+      ExampleLines parser,
+      OnlineLearner learner,
+      LineReader reader,
+      String line,
+      Quarantine quarantine) {
+    try {
+      if (reader.wasTooLong()) {
+        throw new InputException("the line has more than " + MAX_LINE + " bytes");
+      }
+      Example example = csv ? parser.csv(line) : parser.json(line).example();
+      learner.check(example);
+      return example;
+    } catch (InputException e) {
+      if (csv && reader.number() == 1 && line.matches(".*[A-Za-z_].*")) {
+        return null; // names of columns
+      }
+      bad++;
+      if (bad <= 5) {
+        common.note("line " + reader.number() + ": " + e.getMessage());
+      } else if (bad == 6) {
+        common.note("more lines cannot be used; --quarantine keeps all of them");
+      }
+      if (quarantine != null) {
+        quarantine.addLine(reader.number(), e.getMessage(), line.substring(0, Math.min(10_000, line.length())));
+      }
+      return null;
+    }
+  }
+
+  private void publish(
+      OnlineLearner learner,
+      OnlineRecipe recipe,
+      ModelStore store,
+      SigningKey signing,
+      OnlineReport report) {
+    Lineage lineage =
+        Lineage.NONE
+            .withParent(parent)
+            .withSource(input)
+            .withData(new Lineage.DataWindow(input, skip, Math.max(skip, lines)));
+    Version version;
+    try (StoreWriter writer = wait.writer(store)) {
+      version = LearnerFiles.publish(writer, learner, recipe.text(), lineage, signing);
+    }
+    parent = version.id();
+    published.add(version.id());
+    report.published(learner.seen(), version.id(), learner.version());
+  }
+
+  private Map<String, String> summary(
+      OnlineLearner learner, ModelStore store, double seconds, long before) {
+    Map<String, String> map = new LinkedHashMap<>();
+    long done = learner.seen() - before;
+    map.put(
+        "examples",
+        done + " in " + Format.seconds(seconds)
+            + String.format(Locale.ROOT, ", %.0f a second", done / seconds));
+    map.put("learned", learner.learned() + ", " + learner.removed() + " taken out or back");
+    map.put("lines that could not be used", Long.toString(bad));
+    map.put("steps", Long.toString(learner.steps()));
+    learner
+        .metrics()
+        .forEach((name, value) -> map.put(name, String.format(Locale.ROOT, "%.4f", value)));
+    if (learner.epsilon() != null) {
+      map.put("epsilon", String.format(Locale.ROOT, "%.3f", learner.epsilon()));
+    }
+    map.put("events", events.isEmpty() ? "none" : events.toString().toLowerCase(Locale.ROOT));
+    map.put(
+        "store", store.folder() + ", version " + published.get(published.size() - 1) + " is current");
+    return map;
+  }
+
+  private void print(OnlineLearner learner, ModelStore store, double seconds, long before) {
+    if (!common.json()) {
+      Table table = new Table("", "");
+      summary(learner, store, seconds, before).forEach(table::add);
+      table.print(common.out());
+      return;
+    }
+    ObjectNode json = JsonNodeFactory.instance.objectNode();
+    json.put("lines", Math.max(0, lines - skip)).put("bad", bad).put("seen", learner.seen());
+    json.put("learned", learner.learned()).put("removed", learner.removed());
+    json.put("steps", learner.steps()).put("seconds", seconds);
+    json.put("examples_per_second", (learner.seen() - before) / seconds);
+    json.put("epsilon", learner.epsilon());
+    ObjectNode metrics = json.putObject("metrics");
+    learner.metrics().forEach((name, value) -> metrics.set(name, Json.of(value)));
+    ObjectNode counts = json.putObject("events");
+    events.forEach((kind, count) -> counts.put(kind.name().toLowerCase(Locale.ROOT), count));
+    json.put("store", store.folder().toString());
+    ArrayNode versions = json.putArray("versions");
+    published.forEach(versions::add);
+    common.print(json);
+  }
+}

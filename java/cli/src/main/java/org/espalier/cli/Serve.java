@@ -1,0 +1,175 @@
+package org.espalier.cli;
+
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.UnknownHostException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.concurrent.Callable;
+import java.util.concurrent.CountDownLatch;
+import org.espalier.InputException;
+import org.espalier.store.ModelStore;
+import org.espalier.store.SigningKey;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** Answers over HTTP and learns from what it is told. */
+@Command(
+    name = "serve",
+    description = {
+      "Serves the current version of a store that 'online' made: predictions over HTTP, learning from"
+          + " feedback, new versions published as it goes. A rollback in the store is followed within"
+          + " a second.",
+      "",
+      "  POST /predict   {\"features\": [...]}, with an \"id\" where feedback will come",
+      "                  answers {\"outputs\": [...], \"label\": 1, \"version\": 7}",
+      "  POST /feedback  {\"id\": \"a\", \"label\": 1} or \"values\": [...]",
+      "  GET  /versions  what is served, and the versions of the store",
+      "  GET  /health    200 while it works",
+      "  GET  /metrics   for Prometheus",
+      "",
+      "It binds to the loopback interface. Elsewhere it wants --token, and clients send Authorization:"
+          + " Bearer TOKEN for all but /health. There is no TLS: put a proxy in front."
+    },
+    footer = {
+      "",
+      "Examples:",
+      "  espalier serve --store models/ --port 8080",
+      "  espalier serve --store models/ --port 8080 --no-learn --json",
+      "  espalier serve --store models/ --host 0.0.0.0 --port 80 --token token.txt",
+      "  curl -d '{\"id\": \"a\", \"features\": [1, 2]}' localhost:8080/predict",
+    })
+final class Serve implements Callable<Integer> {
+  private static final int MIN_TOKEN = 16;
+
+  @Mixin private CommonOptions common;
+  @Mixin private StoreOptions options;
+
+  @Option(
+      names = "--port",
+      paramLabel = "N",
+      required = true,
+      description = "The port; 0 for any free one.")
+  private int port;
+
+  @Option(
+      names = "--host",
+      paramLabel = "ADDRESS",
+      description = "The interface to bind to. Default: 127.0.0.1.")
+  private String host = "127.0.0.1";
+
+  @Option(
+      names = "--token",
+      paramLabel = "FILE",
+      description = "A file with the token that clients must send, 16 characters or more.")
+  private String tokenFile;
+
+  @Option(
+      names = "--max-bytes",
+      paramLabel = "N",
+      description = "Refuse larger requests. Default: 1000000.")
+  private int maxBytes = 1_000_000;
+
+  @Option(
+      names = "--max-rate",
+      paramLabel = "N",
+      description = "Refuse more requests a second than this. Default: 10000.")
+  private double maxRate = 10_000;
+
+  @Option(
+      names = "--pending",
+      paramLabel = "N",
+      description = "Remember so many predictions whose outcome is not known. Default: 100000.")
+  private int pending = 100_000;
+
+  @Option(
+      names = "--publish",
+      paramLabel = "N",
+      description = "Publish to the store every N examples, and at the end. Default: 1000.")
+  private long publishEvery = 1000;
+
+  @Option(names = "--no-learn", description = "Refuse feedback.")
+  private boolean noLearn;
+
+  @Option(
+      names = "--quarantine",
+      paramLabel = "FILE",
+      description = "Write what was not learned to this file, one JSON object a line.")
+  private String quarantineFile;
+
+  @Option(
+      names = "--key",
+      paramLabel = "FILE",
+      description = "Sign versions with this private Ed25519 key, a PEM file.")
+  private String key;
+
+  @Override
+  public Integer call() {
+    if (port < 0 || port > 65_535) {
+      throw new InputException("--port " + port + "; 0 to 65535 is right");
+    }
+    if (maxBytes < 1 || !(maxRate > 0) || pending < 1 || publishEvery < 1) {
+      throw new InputException("--max-bytes, --max-rate, --pending and --publish are above 0");
+    }
+    InetAddress address;
+    try {
+      address = InetAddress.getByName(host);
+    } catch (UnknownHostException e) {
+      throw new InputException("--host " + host + " is no address of this machine", e);
+    }
+    String token = tokenFile == null ? null : token(ModelSource.path(tokenFile));
+    if (token == null && !address.isLoopbackAddress()) {
+      throw new InputException(
+          "--host " + host + " can be reached from elsewhere: --token names a file with the token"
+              + " that clients must send");
+    }
+    SigningKey signing = key == null ? null : SigningKey.read(ModelSource.path(key));
+    ModelStore store = options.open();
+    Service.Limits limits = new Service.Limits(maxBytes, maxRate, pending, publishEvery, !noLearn);
+    Path quarantine = quarantineFile == null ? null : ModelSource.path(quarantineFile);
+    CountDownLatch stopped = new CountDownLatch(1);
+    try (Service service = new Service(store, limits, token, signing, quarantine)) {
+      int bound = service.start(new InetSocketAddress(address, port));
+      Thread hook = new Thread(stopped::countDown, "espalier-serve-stop");
+      Runtime.getRuntime().addShutdownHook(hook);
+      if (common.json()) {
+        common.print(
+            com.fasterxml.jackson.databind.node.JsonNodeFactory.instance
+                .objectNode()
+                .put("host", address.getHostAddress())
+                .put("port", bound));
+      } else {
+        common
+            .out()
+            .println(
+                "serving version " + service.storeVersion() + " of " + store.folder()
+                    + " at http://" + address.getHostAddress() + ":" + bound);
+      }
+      common.out().flush();
+      stopped.await();
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+    }
+    return 0;
+  }
+
+  private static String token(Path file) {
+    try {
+      String token =
+          Files.size(file) > 10_000
+              ? ""
+              : Files.readString(file, StandardCharsets.UTF_8).strip();
+      if (token.length() < MIN_TOKEN || !token.matches("[!-~]+")) {
+        throw new InputException(
+            file + " holds no token: one line of " + MIN_TOKEN
+                + " characters or more without spaces; 'openssl rand -hex 32' makes one");
+      }
+      return token;
+    } catch (IOException e) {
+      throw new InputException("cannot read the token " + file + ": " + e.getMessage(), e);
+    }
+  }
+}

@@ -1,0 +1,410 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import com.sun.net.httpserver.HttpExchange;
+import com.sun.net.httpserver.HttpServer;
+import io.micrometer.core.instrument.Counter;
+import io.micrometer.core.instrument.Gauge;
+import io.micrometer.core.instrument.Timer;
+import io.micrometer.prometheusmetrics.PrometheusConfig;
+import io.micrometer.prometheusmetrics.PrometheusMeterRegistry;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.net.InetSocketAddress;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.time.Duration;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.TimeUnit;
+import org.espalier.InputException;
+import org.espalier.online.Example;
+import org.espalier.online.ExampleLines;
+import org.espalier.online.LearnerFiles;
+import org.espalier.online.LearnerMetrics;
+import org.espalier.online.LinearHead;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.online.OnlineStream;
+import org.espalier.online.PendingLabels;
+import org.espalier.online.Prediction;
+import org.espalier.online.Quarantine;
+import org.espalier.store.Lineage;
+import org.espalier.store.ModelStore;
+import org.espalier.store.SigningKey;
+import org.espalier.store.StoreWriter;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/** The HTTP service of {@link Serve}. */
+final class Service implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(Service.class);
+  private static final int THREADS = 8;
+  private static final Duration PATIENCE = Duration.ofSeconds(10);
+  private static final ObjectMapper JSON = new ObjectMapper();
+
+  static {
+    // Otherwise an answer waits 40 ms for the acknowledgement of its header.
+    System.setProperty("sun.net.httpserver.nodelay", "true");
+  }
+
+  /**
+   * @param bytes of a request
+   * @param rate requests a second
+   * @param pending predictions whose outcome is waited for
+   * @param publishEvery examples between two versions of the store
+   * @param learn whether feedback is learned
+   */
+  record Limits(int bytes, double rate, int pending, long publishEvery, boolean learn) {}
+
+  /** A refusal with its status. */
+  private static final class Refusal extends Exception {
+    private static final long serialVersionUID = 1L;
+    final int status;
+
+    Refusal(int status, String message) {
+      super(message);
+      this.status = status;
+    }
+  }
+
+  private final ModelStore store;
+  private final Limits limits;
+  private final byte[] token;
+  private final SigningKey signing;
+  private final OnlineRecipe recipe;
+  private final LinearHead head;
+  private final OnlineLearner learner;
+  private final OnlineStream stream;
+  private final ExampleLines parser;
+  private final PendingLabels pending;
+  private final Quarantine quarantine;
+  private final PrometheusMeterRegistry registry =
+      new PrometheusMeterRegistry(PrometheusConfig.DEFAULT);
+  private final Timer predictions;
+  private final Counter refusals;
+  private final ExecutorService pool =
+      Executors.newFixedThreadPool(THREADS, task -> daemon(task, "espalier-http"));
+  private final ScheduledExecutorService clock =
+      Executors.newSingleThreadScheduledExecutor(task -> daemon(task, "espalier-store"));
+  private HttpServer server;
+  private volatile long storeVersion;
+  private long publishedAt;
+  private double allowance;
+  private long lastRequest = System.nanoTime();
+
+  Service(
+      ModelStore store, Limits limits, String token, SigningKey signing, Path quarantineFile) {
+    this.store = store;
+    this.limits = limits;
+    this.token = token == null ? null : ("Bearer " + token).getBytes(StandardCharsets.UTF_8);
+    this.signing = signing;
+    this.allowance = limits.rate();
+    try (ModelStore.Held held = store.holdCurrent()) {
+      recipe = LearnerFiles.recipe(held);
+      head = LearnerFiles.readHead(held.model());
+      learner = new OnlineLearner(head, recipe.settings());
+      LearnerFiles.load(learner, held);
+      storeVersion = held.version().id();
+    }
+    publishedAt = learner.seen();
+    quarantine = quarantineFile == null ? null : Quarantine.open(quarantineFile, 1L << 30);
+    learner.quarantine(quarantine);
+    parser = new ExampleLines(learner);
+    pending = new PendingLabels(limits.pending());
+    stream =
+        limits.learn()
+            ? new OnlineStream(
+                learner, 10_000, OnlineStream.WhenFull.REJECT, Duration.ofMillis(20))
+            : null;
+    new LearnerMetrics(learner).bindTo(registry);
+    predictions =
+        Timer.builder("espalier.predict")
+            .description("Time of a prediction request")
+            .publishPercentiles(0.5, 0.99, 0.999)
+            .register(registry);
+    refusals =
+        Counter.builder("espalier.refused").description("Refused requests").register(registry);
+    Gauge.builder("espalier.pending", pending, PendingLabels::waiting).register(registry);
+    Gauge.builder("espalier.store.version", this, s -> s.storeVersion).register(registry);
+  }
+
+  private static Thread daemon(Runnable task, String name) {
+    Thread thread = new Thread(task, name);
+    thread.setDaemon(true);
+    return thread;
+  }
+
+  long storeVersion() {
+    return storeVersion;
+  }
+
+  /** Starts to listen and returns the port. */
+  int start(InetSocketAddress address) {
+    try {
+      server = HttpServer.create(address, 0);
+    } catch (IOException e) {
+      throw new InputException("cannot listen at " + address + ": " + e.getMessage(), e);
+    }
+    server.setExecutor(pool);
+    server.createContext("/", this::handle);
+    server.start();
+    clock.scheduleWithFixedDelay(this::tend, 500, 500, TimeUnit.MILLISECONDS);
+    return server.getAddress().getPort();
+  }
+
+  private void handle(HttpExchange exchange) throws IOException {
+    try (exchange) {
+      int status = 200;
+      String type = "application/json";
+      byte[] body;
+      try {
+        String path = exchange.getRequestURI().getPath();
+        admit(exchange, path);
+        if (path.equals("/metrics")) {
+          method(exchange, "GET");
+          type = "text/plain; version=0.0.4; charset=utf-8";
+          body = registry.scrape().getBytes(StandardCharsets.UTF_8);
+        } else {
+          body = JSON.writeValueAsBytes(answer(exchange, path));
+        }
+      } catch (Refusal e) {
+        refusals.increment();
+        status = e.status;
+        body = error(e.getMessage());
+      } catch (InputException e) {
+        refusals.increment();
+        status = 400;
+        body = error(e.getMessage());
+      } catch (RuntimeException e) {
+        LOG.error("a request failed", e);
+        status = 500;
+        body = error("this is an error of the service; its log says more");
+      }
+      exchange.getResponseHeaders().set("Content-Type", type);
+      if (status == 401) {
+        exchange.getResponseHeaders().set("WWW-Authenticate", "Bearer");
+      }
+      exchange.sendResponseHeaders(status, body.length);
+      try (OutputStream out = exchange.getResponseBody()) {
+        out.write(body);
+      }
+    }
+  }
+
+  private static byte[] error(String message) throws JsonProcessingException {
+    return JSON.writeValueAsBytes(JsonNodeFactory.instance.objectNode().put("error", message));
+  }
+
+  private void admit(HttpExchange exchange, String path) throws Refusal {
+    synchronized (this) {
+      long now = System.nanoTime();
+      allowance =
+          Math.min(limits.rate(), allowance + (now - lastRequest) * 1e-9 * limits.rate());
+      lastRequest = now;
+      if (allowance < 1) {
+        throw new Refusal(429, "more than " + limits.rate() + " requests a second");
+      }
+      allowance--;
+    }
+    if (token != null && !path.equals("/health")) {
+      String given = exchange.getRequestHeaders().getFirst("Authorization");
+      byte[] bytes = (given == null ? "" : given).getBytes(StandardCharsets.UTF_8);
+      if (!MessageDigest.isEqual(token, bytes)) { // takes as long wherever they differ
+        throw new Refusal(401, "a bearer token is needed");
+      }
+    }
+  }
+
+  private static void method(HttpExchange exchange, String method) throws Refusal {
+    if (!exchange.getRequestMethod().equals(method)) {
+      throw new Refusal(405, method + " is right here");
+    }
+  }
+
+  private ObjectNode answer(HttpExchange exchange, String path) throws Refusal, IOException {
+    switch (path) {
+      case "/predict":
+        method(exchange, "POST");
+        return predict(body(exchange));
+      case "/feedback":
+        method(exchange, "POST");
+        return feedback(body(exchange));
+      case "/versions":
+        method(exchange, "GET");
+        return versions();
+      case "/health":
+        method(exchange, "GET");
+        return JsonNodeFactory.instance.objectNode().put("status", "ok");
+      default:
+        throw new Refusal(
+            404, "there are /predict, /feedback, /versions, /health and /metrics");
+    }
+  }
+
+  private String body(HttpExchange exchange) throws IOException, Refusal {
+    try (InputStream in = exchange.getRequestBody()) {
+      byte[] bytes = in.readNBytes(limits.bytes() + 1);
+      if (bytes.length > limits.bytes()) {
+        throw new Refusal(413, "the request has more than " + limits.bytes() + " bytes");
+      }
+      return new String(bytes, StandardCharsets.UTF_8);
+    }
+  }
+
+  private ObjectNode predict(String text) {
+    long begin = System.nanoTime();
+    ExampleLines.Parsed parsed = parser.json(text);
+    Prediction prediction = learner.predict(parsed.features());
+    if (parsed.id() != null && limits.learn()) {
+      pending.remember(parsed.id(), parsed.features(), prediction.version());
+    }
+    ObjectNode json = JsonNodeFactory.instance.objectNode();
+    ArrayNode outputs = json.putArray("outputs");
+    for (float value : prediction.outputs()) {
+      if (Float.isFinite(value)) {
+        outputs.add(value);
+      } else {
+        outputs.addNull();
+      }
+    }
+    if (recipe.settings().loss().isForClasses()) {
+      json.put("label", prediction.label());
+    }
+    json.put("version", prediction.version());
+    predictions.record(System.nanoTime() - begin, TimeUnit.NANOSECONDS);
+    return json;
+  }
+
+  private ObjectNode feedback(String text) throws Refusal {
+    if (!limits.learn()) {
+      throw new Refusal(403, "this service does not learn");
+    }
+    JsonNode json;
+    try {
+      json = JSON.readTree(text);
+    } catch (JsonProcessingException e) {
+      throw new InputException("it is not JSON: " + e.getOriginalMessage(), e);
+    }
+    JsonNode id = json == null ? null : json.get("id");
+    if (id == null || !id.isTextual() && !id.isIntegralNumber()) {
+      throw new InputException("id is missing: that of the prediction");
+    }
+    JsonNode label = json.get("label");
+    JsonNode values = json.get("values");
+    if ((label == null) == (values == null)) {
+      throw new InputException("either label or values is right");
+    }
+    PendingLabels.Case found;
+    float[] outcome = null;
+    int number = -1;
+    if (label != null) {
+      if (!label.isIntegralNumber() || !label.canConvertToInt() || label.asInt() < 0) {
+        throw new InputException("label is not a class, an integer from 0 on");
+      }
+      number = label.asInt();
+    } else {
+      if (!values.isArray() || values.size() != learner.outputs()) {
+        throw new InputException("values is not a list of " + learner.outputs() + " numbers");
+      }
+      outcome = new float[values.size()];
+      for (int i = 0; i < outcome.length; i++) {
+        if (!values.get(i).isNumber()) {
+          throw new InputException("values holds something that is no number");
+        }
+        outcome[i] = values.get(i).floatValue();
+      }
+    }
+    // Checked before the case is taken out, so that a wrong label can be sent again rightly.
+    learner.check(new Example(null, new float[learner.features()], number, outcome));
+    try {
+      found = pending.join(id.asText());
+    } catch (InputException e) {
+      throw new Refusal(404, e.getMessage());
+    }
+    Example example = new Example(id.asText(), found.features(), number, outcome);
+    if (!stream.submit(example)) {
+      throw new Refusal(503, "the queue is full; send it later with a new prediction");
+    }
+    return JsonNodeFactory.instance
+        .objectNode()
+        .put("accepted", true)
+        .put("predicted_by", found.version());
+  }
+
+  private ObjectNode versions() {
+    ObjectNode json = JsonNodeFactory.instance.objectNode();
+    json.put("version", learner.version()).put("store_version", storeVersion);
+    json.put("seen", learner.seen()).put("learned", learner.learned());
+    ArrayNode list = json.putArray("store_versions");
+    store.ids().forEach(list::add);
+    return json;
+  }
+
+  /** Publishes when it is time, and follows what others make current. */
+  private void tend() {
+    try {
+      long current = store.current().orElse(storeVersion);
+      if (current != storeVersion) {
+        try (ModelStore.Held held = store.hold(current)) {
+          LearnerFiles.load(learner, held);
+          storeVersion = current;
+          publishedAt = learner.seen();
+          LOG.info("version {} of the store was made current; it is served now", current);
+        }
+      } else if (learner.seen() - publishedAt >= limits.publishEvery()) {
+        publish();
+      }
+    } catch (RuntimeException e) {
+      LOG.error("the store could not be read or written; the service goes on", e);
+    }
+  }
+
+  private void publish() {
+    long seen = learner.seen();
+    Lineage lineage =
+        Lineage.NONE
+            .withParent(storeVersion)
+            .withSource("serve")
+            .withData(new Lineage.DataWindow("feedback", Math.min(publishedAt, seen), seen));
+    try (StoreWriter writer = store.writer(PATIENCE)) {
+      storeVersion =
+          LearnerFiles.publish(writer, learner, recipe.text(), lineage, signing).id();
+    }
+    publishedAt = seen;
+  }
+
+  @Override
+  public void close() {
+    if (server != null) {
+      server.stop(0);
+    }
+    clock.shutdownNow();
+    pool.shutdownNow();
+    try {
+      pool.awaitTermination(5, TimeUnit.SECONDS);
+      clock.awaitTermination(15, TimeUnit.SECONDS);
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+    }
+    if (stream != null) {
+      stream.close();
+      if (learner.seen() > publishedAt) {
+        publish();
+      }
+    }
+    learner.close();
+    head.close();
+    if (quarantine != null) {
+      quarantine.close();
+    }
+  }
+}

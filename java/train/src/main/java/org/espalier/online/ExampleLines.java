@@ -1,0 +1,180 @@
+package org.espalier.online;
+
+import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.JsonParser;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.JsonToken;
+import com.fasterxml.jackson.core.StreamReadConstraints;
+import com.fasterxml.jackson.core.StreamReadFeature;
+import java.io.IOException;
+import java.util.Arrays;
+import org.espalier.InputException;
+
+/**
+ * Reads examples from lines. JSON: {@code {"id": "a", "features": [1, 2], "label": 0}}, or {@code
+ * "values": [0.5]} for outcomes that are values; other keys are ignored; numbers may be the strings
+ * NaN, Infinity and -Infinity, for the guard to see. CSV: the features, then the outcome in the last
+ * columns.
+ *
+ * <p>Thread safe.
+ */
+public final class ExampleLines {
+  private static final JsonFactory JSON =
+      JsonFactory.builder()
+          .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
+          .disable(JsonFactory.Feature.CANONICALIZE_FIELD_NAMES) // names come from outside
+          .disable(JsonFactory.Feature.INTERN_FIELD_NAMES)
+          .streamReadConstraints(
+              StreamReadConstraints.builder().maxNestingDepth(8).maxNumberLength(100).build())
+          .build();
+
+  private final int features;
+  private final int outputs;
+  private final boolean classes;
+
+  /** Examples for a learner. */
+  public ExampleLines(OnlineLearner learner) {
+    this(
+        learner.features(), learner.outputs(), learner.settings().loss().isForClasses());
+  }
+
+  ExampleLines(int features, int outputs, boolean classes) {
+    this.features = features;
+    this.outputs = outputs;
+    this.classes = classes;
+  }
+
+  /** What a JSON object says; an outcome may be missing. */
+  public record Parsed(String id, float[] features, Integer label, float[] values) {
+    /**
+     * The example.
+     *
+     * @throws InputException if there is no outcome
+     */
+    public Example example() {
+      if (label == null && values == null) {
+        throw new InputException("there is neither label nor values");
+      }
+      return new Example(id, features, label == null ? -1 : label, values);
+    }
+  }
+
+  /**
+   * Reads a JSON object.
+   *
+   * @throws InputException that says what is wrong with it
+   */
+  public Parsed json(String text) {
+    String id = null;
+    float[] x = null;
+    Integer label = null;
+    float[] values = null;
+    try (JsonParser parser = JSON.createParser(text)) {
+      if (parser.nextToken() != JsonToken.START_OBJECT) {
+        throw new InputException("it is not a JSON object");
+      }
+      while (parser.nextToken() == JsonToken.FIELD_NAME) {
+        String key = parser.currentName();
+        JsonToken token = parser.nextToken();
+        switch (key) {
+          case "id" -> {
+            if (token != JsonToken.VALUE_STRING && token != JsonToken.VALUE_NUMBER_INT) {
+              throw new InputException("id is neither a string nor an integer");
+            }
+            id = parser.getText();
+          }
+          case "label" -> {
+            if (token != JsonToken.VALUE_NUMBER_INT || parser.getLongValue() < 0) {
+              throw new InputException("label is not a class, an integer from 0 on");
+            }
+            label = (int) Math.min(Integer.MAX_VALUE, parser.getLongValue());
+          }
+          case "features" -> x = numbers(parser, "features", features);
+          case "values" -> values = numbers(parser, "values", outputs);
+          default -> parser.skipChildren();
+        }
+      }
+      if (parser.nextToken() != null) {
+        throw new InputException("it goes on after its JSON object");
+      }
+    } catch (JsonProcessingException e) {
+      throw new InputException("it is not JSON: " + e.getOriginalMessage(), e);
+    } catch (IOException e) {
+      throw new InputException("it cannot be read: " + e.getMessage(), e);
+    }
+    if (x == null) {
+      throw new InputException("features are missing");
+    }
+    if (label != null && values != null) {
+      throw new InputException("there are both label and values");
+    }
+    return new Parsed(id, x, label, values);
+  }
+
+  private static float[] numbers(JsonParser parser, String name, int expected)
+      throws IOException {
+    if (parser.currentToken() != JsonToken.START_ARRAY) {
+      throw new InputException(name + " is not a list of numbers");
+    }
+    float[] numbers = new float[expected];
+    int n = 0;
+    for (JsonToken t = parser.nextToken(); t != JsonToken.END_ARRAY; t = parser.nextToken()) {
+      if (t == null) {
+        throw new InputException(name + " does not end");
+      }
+      float value;
+      if (t.isNumeric()) {
+        value = parser.getFloatValue();
+      } else {
+        String text = t == JsonToken.VALUE_STRING ? parser.getText() : "";
+        value =
+            switch (text) {
+              case "NaN" -> Float.NaN;
+              case "Infinity" -> Float.POSITIVE_INFINITY;
+              case "-Infinity" -> Float.NEGATIVE_INFINITY;
+              default -> throw new InputException(name + " holds something that is no number");
+            };
+      }
+      if (n < expected) {
+        numbers[n] = value;
+      }
+      n++;
+    }
+    if (n != expected) {
+      throw new InputException("there are " + n + " " + name + "; " + expected + " are right");
+    }
+    return numbers;
+  }
+
+  /**
+   * Reads a line of comma-separated numbers.
+   *
+   * @throws InputException that says what is wrong with it
+   */
+  public Example csv(String line) {
+    String[] cells = line.split(",", -1);
+    int outcomes = classes ? 1 : outputs;
+    if (cells.length != features + outcomes) {
+      throw new InputException(
+          "there are " + cells.length + " columns; " + features + " features and " + outcomes
+              + (classes ? " label" : " values") + " are right");
+    }
+    float[] numbers = new float[cells.length];
+    for (int i = 0; i < cells.length; i++) {
+      try {
+        numbers[i] = Float.parseFloat(cells[i].strip());
+      } catch (NumberFormatException e) {
+        throw new InputException("column " + (i + 1) + " is no number", e);
+      }
+    }
+    float[] x = Arrays.copyOf(numbers, features);
+    if (!classes) {
+      return Example.of(x, Arrays.copyOfRange(numbers, features, numbers.length));
+    }
+    float label = numbers[features];
+    if (!(label >= 0 && label == (int) label)) {
+      throw new InputException("the label is not a class, an integer from 0 on");
+    }
+    return Example.of(x, (int) label);
+  }
+}

@@ -1,0 +1,176 @@
+package org.espalier.online;
+
+import java.io.BufferedInputStream;
+import java.io.IOException;
+import java.io.InputStream;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.Channels;
+import java.nio.channels.FileChannel;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import org.espalier.InputException;
+import org.espalier.format.safetensors.Checkpoint;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsWriter;
+import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.format.safetensors.TensorSpec;
+import org.espalier.store.Lineage;
+import org.espalier.store.ModelStore;
+import org.espalier.store.SigningKey;
+import org.espalier.store.StoreWriter;
+import org.espalier.store.Version;
+
+/**
+ * A learner as a version of a {@link ModelStore}: {@code model.safetensors} with the served weights,
+ * {@code learner.state} with everything else, {@code online.yaml} with the recipe.
+ */
+public final class LearnerFiles {
+  /** The served weights. */
+  public static final String MODEL = "model.safetensors";
+
+  /** What a resumed run needs. */
+  public static final String STATE = "learner.state";
+
+  /** The recipe. */
+  public static final String RECIPE = "online.yaml";
+
+  private LearnerFiles() {}
+
+  /**
+   * Publishes the learner as it is, with its metrics and its epsilon.
+   *
+   * @param recipe the recipe's text
+   * @param lineage parent and data window; metrics and epsilon are set here
+   * @param key signs it, or null
+   */
+  public static Version publish(
+      StoreWriter writer, OnlineLearner learner, String recipe, Lineage lineage, SigningKey key) {
+    synchronized (learner) {
+      Map<String, Double> metrics = new java.util.LinkedHashMap<>(learner.metrics());
+      metrics.values().removeIf(value -> !Double.isFinite(value));
+      Lineage full =
+          lineage.withRecipe(recipe).withMetrics(metrics).withEpsilon(learner.epsilon());
+      return writer.publish(
+          files -> {
+            writeModel(files, learner);
+            try (FileChannel channel = files.create(STATE)) {
+              learner.save(Channels.newOutputStream(channel));
+            } catch (IOException e) {
+              throw files.failure(STATE, e);
+            }
+            try (FileChannel channel = files.create(RECIPE)) {
+              ByteBuffer bytes = ByteBuffer.wrap(recipe.getBytes(StandardCharsets.UTF_8));
+              while (bytes.hasRemaining()) {
+                channel.write(bytes);
+              }
+            } catch (IOException e) {
+              throw files.failure(RECIPE, e);
+            }
+          },
+          MODEL,
+          full,
+          key);
+    }
+  }
+
+  private static void writeModel(StoreWriter.NewVersion files, OnlineLearner learner) {
+    Map<String, float[]> weights = learner.weights();
+    List<TensorSpec> specs = new ArrayList<>();
+    for (String name : weights.keySet()) {
+      specs.add(
+          new TensorSpec(
+              name,
+              SafetensorsDtype.F32,
+              Arrays.stream(learner.shape(name)).boxed().toList()));
+    }
+    try (FileChannel channel = files.create(MODEL)) {
+      SafetensorsWriter writer =
+          new SafetensorsWriter(
+              channel,
+              e -> files.failure(MODEL, e),
+              specs,
+              Map.of("version", Long.toString(learner.version())));
+      weights.forEach(
+          (name, values) -> {
+            ByteBuffer bytes =
+                ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+            bytes.asFloatBuffer().put(values);
+            writer.append(name, bytes);
+          });
+      writer.finish();
+    } catch (IOException e) {
+      throw files.failure(MODEL, e);
+    }
+  }
+
+  /**
+   * Reads a linear model: a safetensors file or folder with {@code weight} [outputs, features] and
+   * {@code bias} [outputs], both F32.
+   *
+   * @throws InputException if it is no such model
+   */
+  public static LinearHead readHead(Path path) {
+    try (Checkpoint checkpoint = Checkpoint.open(path)) {
+      TensorInfo weight = checkpoint.tensor("weight");
+      TensorInfo bias = checkpoint.tensor("bias");
+      if (weight == null
+          || bias == null
+          || weight.dtype() != SafetensorsDtype.F32
+          || bias.dtype() != SafetensorsDtype.F32
+          || weight.rank() != 2
+          || !bias.shape().equals(List.of(weight.shape().get(0)))
+          || weight.elements() < 1
+          || weight.elements() > 1 << 28) {
+        throw new InputException(
+            path + " is no linear model: weight [outputs, features] and bias [outputs], both f32,"
+                + " are needed");
+      }
+      float[] w = read(checkpoint, weight);
+      float[] b = read(checkpoint, bias);
+      LinearHead head = new LinearHead((int) (long) weight.shape().get(1), b.length);
+      head.set(w, b);
+      return head;
+    }
+  }
+
+  private static float[] read(Checkpoint checkpoint, TensorInfo tensor) {
+    ByteBuffer bytes =
+        ByteBuffer.allocate(Math.toIntExact(tensor.bytes())).order(ByteOrder.LITTLE_ENDIAN);
+    checkpoint.fileOf(tensor.name()).read(tensor, 0, bytes);
+    float[] values = new float[bytes.capacity() / 4];
+    bytes.flip().asFloatBuffer().get(values);
+    return values;
+  }
+
+  /**
+   * The recipe that a version was learned with.
+   *
+   * @throws InputException if it has none
+   */
+  public static OnlineRecipe recipe(ModelStore.Held version) {
+    Path file = version.file(RECIPE);
+    try {
+      return OnlineRecipe.parse(
+          Files.readString(file, StandardCharsets.UTF_8),
+          RECIPE + " of version " + version.version().id());
+    } catch (IOException e) {
+      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+    }
+  }
+
+  /** Goes on where a version was published; see {@link OnlineLearner#load}. */
+  public static void load(OnlineLearner learner, ModelStore.Held version) {
+    Path file = version.file(STATE);
+    try (InputStream in = new BufferedInputStream(Files.newInputStream(file))) {
+      learner.load(in);
+    } catch (IOException e) {
+      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+    }
+  }
+}

@@ -1,0 +1,72 @@
+package org.espalier.online;
+
+import io.micrometer.core.instrument.FunctionCounter;
+import io.micrometer.core.instrument.Gauge;
+import io.micrometer.core.instrument.MeterRegistry;
+import io.micrometer.core.instrument.binder.MeterBinder;
+import java.util.List;
+
+/**
+ * The numbers of a learner for Micrometer: {@code espalier.examples.seen}, {@code .learned} and {@code
+ * .removed}, {@code espalier.steps}, {@code espalier.version}, {@code espalier.slots}, events by kind,
+ * and the prequential metrics as {@code espalier.metric}. Not to be bound to a learner that was closed.
+ */
+public final class LearnerMetrics implements MeterBinder {
+  private static final List<String> METRICS =
+      List.of(
+          "accuracy", "accuracy_window", "accuracy_fading", "log_loss", "log_loss_window",
+          "log_loss_fading", "auc_window", "mae", "mae_window", "mae_fading", "distance");
+
+  private final OnlineLearner learner;
+
+  public LearnerMetrics(OnlineLearner learner) {
+    this.learner = learner;
+  }
+
+  @Override
+  public void bindTo(MeterRegistry registry) {
+    FunctionCounter.builder("espalier.examples.seen", learner, OnlineLearner::seen)
+        .description("Examples that came")
+        .register(registry);
+    FunctionCounter.builder("espalier.examples.learned", learner, OnlineLearner::learned)
+        .description("Examples that were learned")
+        .register(registry);
+    FunctionCounter.builder("espalier.examples.removed", learner, OnlineLearner::removed)
+        .description("Examples that the guard took out or took back")
+        .register(registry);
+    FunctionCounter.builder("espalier.steps", learner, OnlineLearner::steps)
+        .description("Steps that were done")
+        .register(registry);
+    Gauge.builder("espalier.version", learner, OnlineLearner::version)
+        .description("The newest version that readers get")
+        .register(registry);
+    Gauge.builder("espalier.slots", learner, OnlineLearner::slots)
+        .description("Versions that have memory")
+        .register(registry);
+    for (String name : METRICS) {
+      boolean classes = learner.settings().loss().isForClasses();
+      if (name.startsWith("mae") == classes && !name.equals("distance")
+          || name.equals("distance") && learner.settings().constraint() == null) {
+        continue;
+      }
+      Gauge.builder(
+              "espalier.metric", learner, l -> l.metrics().getOrDefault(name, Double.NaN))
+          .tag("name", name)
+          .description("Prequential metrics")
+          .register(registry);
+    }
+    for (Event.Kind kind : Event.Kind.values()) {
+      var counter =
+          io.micrometer.core.instrument.Counter.builder("espalier.events")
+              .tag("kind", kind.name().toLowerCase(java.util.Locale.ROOT))
+              .description("What the guard and the detectors did")
+              .register(registry);
+      learner.onEvent(
+          event -> {
+            if (event.kind() == kind) {
+              counter.increment();
+            }
+          });
+    }
+  }
+}

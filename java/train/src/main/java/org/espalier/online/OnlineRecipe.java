@@ -1,0 +1,428 @@
+package org.espalier.online;
+
+import java.util.ArrayList;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.function.Supplier;
+import org.espalier.InputException;
+import org.yaml.snakeyaml.LoaderOptions;
+import org.yaml.snakeyaml.Yaml;
+import org.yaml.snakeyaml.constructor.SafeConstructor;
+import org.yaml.snakeyaml.error.MarkedYAMLException;
+import org.yaml.snakeyaml.error.YAMLException;
+import org.yaml.snakeyaml.nodes.MappingNode;
+import org.yaml.snakeyaml.nodes.Node;
+import org.yaml.snakeyaml.nodes.NodeTuple;
+import org.yaml.snakeyaml.nodes.ScalarNode;
+import org.yaml.snakeyaml.nodes.SequenceNode;
+
+/**
+ * The settings of online learning as YAML. Every key is checked; an error names line and key.
+ *
+ * <pre>
+ * model: {features: 384, outputs: 2}    # a linear model of zeros, where no model is given
+ * loss: cross-entropy                   # binary, squared, {huber: 1}, {distillation: {alpha, temperature, beta}}
+ * learning-rate: 0.1                    # {rate, half-life, power} or {rate, end, warmup, period}
+ * momentum: 0.9
+ * weight-decay: 0
+ * batch: 32
+ * publish-every: 1                      # steps
+ * replay: {capacity: 1000, per-step: 8}
+ * averaging: 0.99
+ * only: [bias]
+ * keep-zeros: true
+ * int8: true
+ * constraint: {target: one-hot, factor: 1, offset: 0, rho: 1, augmented: true}  # identity, batch-maximum
+ * guard:
+ *   norm: {factor: 5, warmup: 30, clip: true}
+ *   spike: {factor: 3, warmup: 30, in-a-row: 20}
+ *   quality: {hold-every: 5, window: 200, check-every: 200, tolerance: 0.1}
+ * drift: {delta: 0.002, slack: 0.005, threshold: 50, action: report}            # restart, reset
+ * privacy: {epsilon: 8, delta: 1e-5, clip: 1, contributions: 1}                 # or noise for epsilon
+ * window: 1000
+ * fade: 0.995
+ * seed: 1
+ * </pre>
+ *
+ * @param settings how to learn
+ * @param features of the linear model, or null
+ * @param outputs of the linear model, or null
+ * @param text what was parsed
+ */
+public record OnlineRecipe(
+    OnlineSettings settings, Integer features, Integer outputs, String text) {
+  private static final int MAX_CHARACTERS = 1 << 20;
+
+  /**
+   * Parses a recipe.
+   *
+   * @param where what to call it in messages
+   * @throws InputException that names line and key
+   */
+  public static OnlineRecipe parse(String text, String where) {
+    if (text.length() > MAX_CHARACTERS) {
+      throw new InputException(where + " has more than " + MAX_CHARACTERS + " characters");
+    }
+    Node root;
+    try {
+      LoaderOptions options = new LoaderOptions();
+      options.setMaxAliasesForCollections(0);
+      options.setNestingDepthLimit(10);
+      root = new Yaml(new SafeConstructor(options)).compose(new java.io.StringReader(text));
+    } catch (MarkedYAMLException e) {
+      int line = e.getProblemMark() == null ? 0 : e.getProblemMark().getLine() + 1;
+      throw new InputException(where + ", line " + line + ": " + e.getProblem(), e);
+    } catch (YAMLException e) {
+      throw new InputException(where + " is not YAML: " + e.getMessage(), e);
+    }
+    if (root == null) {
+      throw new InputException(where + " is empty; loss and learning-rate are needed");
+    }
+    Section top = new Section(root, "", where);
+    OnlineSettings.Builder builder =
+        OnlineSettings.builder(loss(top), rate(top))
+            .momentum(top.number("momentum", 0))
+            .weightDecay(top.number("weight-decay", 0))
+            .batch(top.integer("batch", 32))
+            .publishEvery(top.integer("publish-every", 1))
+            .averaging(top.number("averaging", 0))
+            .only(new HashSet<>(top.texts("only")))
+            .keepZeros(top.flag("keep-zeros", false))
+            .int8(top.flag("int8", false))
+            .window(top.integer("window", 1000))
+            .fade(top.number("fade", 0.995))
+            .seed((long) top.number("seed", 1))
+            .guard(guard(top));
+    Section replay = top.section("replay");
+    if (replay != null) {
+      builder.replay(
+          replay.checked(
+              () ->
+                  new OnlineSettings.Replay(
+                      replay.integer("capacity"), replay.integer("per-step"))));
+    }
+    Section constraint = top.section("constraint");
+    if (constraint != null) {
+      builder.constraint(constraint.checked(() -> constraint(constraint)));
+    }
+    Section drift = top.section("drift");
+    if (drift != null) {
+      builder.drift(
+          drift.checked(
+              () ->
+                  new OnlineSettings.Drift(
+                      drift.number("delta", 0.002),
+                      drift.number("slack", 0.005),
+                      drift.number("threshold", 50),
+                      drift.choice("action", OnlineSettings.Drift.Action.class, "report"))));
+    }
+    Section privacy = top.section("privacy");
+    if (privacy != null) {
+      builder.privacy(privacy.checked(() -> privacy(privacy)));
+    }
+    Section model = top.section("model");
+    Integer features = model == null ? null : (Integer) model.integer("features");
+    Integer outputs = model == null ? null : (Integer) model.integer("outputs");
+    if (model != null && (features < 1 || outputs < 1 || (long) features * outputs > 1 << 28)) {
+      throw model.wrong("features and outputs are " + features + " and " + outputs);
+    }
+    top.finish();
+    return new OnlineRecipe(top.checked(builder::build), features, outputs, text);
+  }
+
+  private static Loss loss(Section top) {
+    String name = top.textOrNull("loss");
+    if (name != null) {
+      return switch (name) {
+        case "cross-entropy" -> new Loss.CrossEntropy();
+        case "binary" -> new Loss.Binary();
+        case "squared" -> new Loss.Squared();
+        default ->
+            throw top.wrongKey(
+                "loss",
+                "is '" + name + "'; cross-entropy, binary, squared, {huber: …} or {distillation: …}"
+                    + " is right");
+      };
+    }
+    Section section = top.section("loss");
+    if (section == null) {
+      throw top.wrong("loss is missing");
+    }
+    if (section.has("huber")) {
+      return section.checked(() -> new Loss.Huber(section.number("huber")));
+    }
+    Section distillation = section.section("distillation");
+    if (distillation == null) {
+      throw section.wrong("huber or distillation is right here");
+    }
+    return distillation.checked(
+        () ->
+            new Loss.Distillation(
+                distillation.number("alpha"),
+                distillation.number("temperature", 1),
+                distillation.number("beta", 0)));
+  }
+
+  private static LearningRate rate(Section top) {
+    if (top.isScalar("learning-rate")) {
+      return top.checked(() -> new LearningRate.Constant(top.number("learning-rate")));
+    }
+    Section rate = top.section("learning-rate");
+    if (rate == null) {
+      throw top.wrong("learning-rate is missing");
+    }
+    return rate.checked(
+        () ->
+            rate.has("period")
+                ? new LearningRate.Cosine(
+                    rate.number("rate"),
+                    rate.number("end", 0),
+                    rate.integer("warmup", 0),
+                    rate.integer("period"))
+                : new LearningRate.Inverse(
+                    rate.number("rate"), rate.number("half-life"), rate.number("power", 0.5)));
+  }
+
+  private static ZeroDistance constraint(Section section) {
+    String name = section.text("target");
+    ZeroDistance.Target target =
+        switch (name) {
+          case "identity" -> ZeroDistance.IDENTITY;
+          case "one-hot" -> ZeroDistance.ONE_HOT;
+          case "batch-maximum" -> ZeroDistance.BATCH_MAXIMUM;
+          default ->
+              throw section.wrongKey(
+                  "target", "is '" + name + "'; identity, one-hot or batch-maximum is right");
+        };
+    float factor = (float) section.number("factor", 1);
+    float offset = (float) section.number("offset", 0);
+    if (factor != 1 || offset != 0) {
+      target = ZeroDistance.scaled(target, factor, offset);
+    }
+    return new ZeroDistance(target, section.number("rho"), section.flag("augmented", false));
+  }
+
+  private static Guard guard(Section top) {
+    Section guard = top.section("guard");
+    if (guard == null) {
+      return Guard.MINIMAL;
+    }
+    Section norm = guard.section("norm");
+    Section spike = guard.section("spike");
+    Section quality = guard.section("quality");
+    return new Guard(
+        norm == null
+            ? null
+            : norm.checked(
+                () ->
+                    new Guard.Norm(
+                        norm.number("factor"),
+                        norm.integer("warmup", 30),
+                        norm.flag("clip", true))),
+        spike == null
+            ? null
+            : spike.checked(
+                () ->
+                    new Guard.Spike(
+                        spike.number("factor"),
+                        spike.integer("warmup", 30),
+                        spike.integer("in-a-row", 20))),
+        quality == null
+            ? null
+            : quality.checked(
+                () ->
+                    new Guard.Quality(
+                        quality.integer("hold-every"),
+                        quality.integer("window"),
+                        quality.integer("check-every"),
+                        quality.number("tolerance"))));
+  }
+
+  private static Privacy privacy(Section section) {
+    double delta = section.number("delta");
+    double clip = section.number("clip");
+    int contributions = section.integer("contributions", 1);
+    if (section.has("noise")) {
+      return new Privacy(clip, section.number("noise"), delta, contributions);
+    }
+    return Privacy.forEpsilon(section.number("epsilon"), delta, clip, contributions);
+  }
+
+  /** A mapping whose keys are asked for one by one. */
+  private static final class Section {
+    private final String path;
+    private final String where;
+    private final Node node;
+    private final Map<String, Node> values = new LinkedHashMap<>();
+    private final Map<String, Integer> lines = new LinkedHashMap<>();
+    private final Set<String> asked = new HashSet<>();
+    private final List<Section> inner = new ArrayList<>();
+
+    Section(Node node, String path, String where) {
+      this.path = path;
+      this.where = where;
+      this.node = node;
+      if (!(node instanceof MappingNode mapping)) {
+        throw wrong("a mapping of keys to values is right here");
+      }
+      for (NodeTuple tuple : mapping.getValue()) {
+        if (!(tuple.getKeyNode() instanceof ScalarNode key)) {
+          throw wrong("a key is not a word");
+        }
+        if (values.put(key.getValue(), tuple.getValueNode()) != null) {
+          throw new InputException(
+              where + ", line " + line(key) + ": " + path + key.getValue() + " occurs twice");
+        }
+        lines.put(key.getValue(), line(key));
+      }
+    }
+
+    private static int line(Node node) {
+      return node.getStartMark().getLine() + 1;
+    }
+
+    InputException wrong(String message) {
+      String name = path.isEmpty() ? "" : path.substring(0, path.length() - 1) + ": ";
+      return new InputException(where + ", line " + line(node) + ": " + name + message);
+    }
+
+    InputException wrongKey(String key, String message) {
+      return new InputException(
+          where + ", line " + lines.get(key) + ": " + path + key + " " + message);
+    }
+
+    /** A record's own complaint, with the place of this section. */
+    <T> T checked(Supplier<T> maker) {
+      try {
+        return maker.get();
+      } catch (IllegalArgumentException e) {
+        throw wrong(e.getMessage());
+      }
+    }
+
+    boolean has(String key) {
+      return values.containsKey(key);
+    }
+
+    boolean isScalar(String key) {
+      return values.get(key) instanceof ScalarNode;
+    }
+
+    String textOrNull(String key) {
+      asked.add(key);
+      return values.get(key) instanceof ScalarNode scalar ? scalar.getValue() : null;
+    }
+
+    String text(String key) {
+      String text = textOrNull(key);
+      if (text == null) {
+        throw has(key) ? wrongKey(key, "is not one word") : wrong(key + " is missing");
+      }
+      return text;
+    }
+
+    List<String> texts(String key) {
+      asked.add(key);
+      List<String> list = new ArrayList<>();
+      Node value = values.get(key);
+      if (value instanceof SequenceNode sequence) {
+        for (Node item : sequence.getValue()) {
+          if (!(item instanceof ScalarNode scalar)) {
+            throw wrongKey(key, "holds something that is not a word");
+          }
+          list.add(scalar.getValue());
+        }
+      } else if (value != null) {
+        throw wrongKey(key, "is not a list, as [a, b]");
+      }
+      return list;
+    }
+
+    double number(String key) {
+      String text = text(key);
+      try {
+        double value = Double.parseDouble(text);
+        if (Double.isFinite(value)) {
+          return value;
+        }
+      } catch (NumberFormatException e) {
+        // said below
+      }
+      throw wrongKey(key, "is '" + text + "'; a number is right");
+    }
+
+    double number(String key, double otherwise) {
+      asked.add(key);
+      return has(key) ? number(key) : otherwise;
+    }
+
+    int integer(String key) {
+      double value = number(key);
+      if (value != Math.rint(value) || Math.abs(value) > Integer.MAX_VALUE) {
+        throw wrongKey(key, "is " + value + "; an integer is right");
+      }
+      return (int) value;
+    }
+
+    int integer(String key, int otherwise) {
+      asked.add(key);
+      return has(key) ? integer(key) : otherwise;
+    }
+
+    boolean flag(String key, boolean otherwise) {
+      asked.add(key);
+      if (!has(key)) {
+        return otherwise;
+      }
+      String text = text(key);
+      if (!text.equals("true") && !text.equals("false")) {
+        throw wrongKey(key, "is '" + text + "'; true or false is right");
+      }
+      return text.equals("true");
+    }
+
+    <E extends Enum<E>> E choice(String key, Class<E> type, String otherwise) {
+      asked.add(key);
+      String text = has(key) ? text(key) : otherwise;
+      for (E value : type.getEnumConstants()) {
+        if (value.name().toLowerCase(java.util.Locale.ROOT).equals(text)) {
+          return value;
+        }
+      }
+      throw wrongKey(
+          key,
+          "is '" + text + "'; one of "
+              + java.util.Arrays.toString(type.getEnumConstants()).toLowerCase(
+                  java.util.Locale.ROOT)
+              + " is right");
+    }
+
+    /** The mapping under a key; null where there is none. */
+    Section section(String key) {
+      asked.add(key);
+      Node value = values.get(key);
+      if (value == null) {
+        return null;
+      }
+      Section section = new Section(value, path + key + ".", where);
+      inner.add(section);
+      return section;
+    }
+
+    /** Refuses keys that nobody asked for. */
+    void finish() {
+      for (Map.Entry<String, Integer> key : lines.entrySet()) {
+        if (!asked.contains(key.getKey())) {
+          throw new InputException(
+              where + ", line " + key.getValue() + ": " + path + key.getKey()
+                  + " is unknown; known here are "
+                  + String.join(", ", new java.util.TreeSet<>(asked)));
+        }
+      }
+      inner.forEach(Section::finish);
+    }
+  }
+}

@@ -1,0 +1,205 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import java.util.Random;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class OnlineTest {
+  @TempDir Path folder;
+  private Path recipe;
+  private Path store;
+
+  @BeforeEach
+  void write() throws IOException {
+    recipe =
+        Files.writeString(
+            folder.resolve("online.yaml"),
+            """
+            loss: cross-entropy
+            learning-rate: 0.3
+            momentum: 0.5
+            batch: 8
+            window: 200
+            model: {features: 3, outputs: 2}
+            guard:
+              spike: {factor: 4, warmup: 20, in-a-row: 5}
+            drift: {action: report}
+            """);
+    store = folder.resolve("store");
+  }
+
+  static List<String> lines(int n, long seed) {
+    Random random = new Random(seed);
+    List<String> lines = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      float a = (float) random.nextGaussian();
+      float b = (float) random.nextGaussian();
+      float c = (float) random.nextGaussian();
+      lines.add(
+          String.format(
+              Locale.ROOT,
+              "{\"id\": \"e%d\", \"features\": [%s, %s, %s], \"label\": %d}",
+              i,
+              a,
+              b,
+              c,
+              a - 2 * b > 0 ? 1 : 0));
+    }
+    return lines;
+  }
+
+  @Test
+  void learnsAFileAndPublishesVersions() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(1000, 1));
+    Path report = folder.resolve("run.html");
+    JsonNode json =
+        Run.of(
+                "online", "--input", input, "--recipe", recipe, "--store", store, "--publish", 400,
+                "--report", report, "--json")
+            .json();
+    assertEquals(1000, json.get("seen").asInt());
+    assertEquals(0, json.get("bad").asInt());
+    assertEquals("[1,2,3]", json.get("versions").toString());
+    assertTrue(json.get("metrics").get("accuracy_window").asDouble() > 0.93, json.toString());
+    JsonNode version = Run.of("store", "show", "2", "--store", store, "--json").json();
+    assertEquals(1, version.get("parent").asInt());
+    assertEquals(800, version.get("data").get("to").asInt());
+    assertTrue(version.get("recipe").asText().contains("cross-entropy"));
+    assertTrue(version.get("metrics").has("accuracy_window"));
+    JsonNode diff = Run.of("store", "diff", "1", "3", "--store", store, "--json").json();
+    assertEquals(2, diff.get("layers").size());
+    String html = Files.readString(report);
+    assertTrue(html.startsWith("<!doctype html>") && html.contains("<svg"), html);
+    assertFalse(html.contains("http"), "the report loads something");
+  }
+
+  @Test
+  void aResumedRunEndsInTheSameBits() throws IOException {
+    List<String> all = lines(600, 2);
+    Path whole = Files.write(folder.resolve("whole.jsonl"), all);
+    Path half = Files.write(folder.resolve("half.jsonl"), all.subList(0, 296));
+    Path other = folder.resolve("other");
+    Run.of("online", "--input", whole, "--recipe", recipe, "--store", other).done();
+    Run.of("online", "--input", half, "--recipe", recipe, "--store", store).done();
+    JsonNode json =
+        Run.of("online", "--input", whole, "--resume", "--store", store, "--json").json();
+    assertEquals(304, json.get("lines").asInt());
+    assertEquals(600, json.get("seen").asInt());
+    assertArrayEquals(
+        Files.readAllBytes(other.resolve("versions/1/model/learner.state")),
+        Files.readAllBytes(store.resolve("versions/2/model/learner.state")));
+  }
+
+  @Test
+  void badLinesAreCountedAndQuarantinedAndALimitStops() throws IOException {
+    List<String> lines = new ArrayList<>(lines(100, 3));
+    lines.set(10, "{\"features\": [1, 2], \"label\": 0}");
+    lines.set(20, "{\"features\": [1, 2, 3], \"label\": 7}");
+    lines.set(30, "not JSON");
+    lines.set(40, "{\"features\": [1, 2, 3]}");
+    lines.set(50, "{\"features\": [1, 2, \"NaN\"], \"label\": 1}");
+    lines.set(60, "");
+    lines.set(70, "{\"features\": [1, 2, 3], \"label\": 0, \"label\": 1}");
+    Path input = Files.write(folder.resolve("in.jsonl"), lines);
+    Path quarantine = folder.resolve("bad.jsonl");
+    Run run =
+        Run.of(
+            "online", "--input", input, "--recipe", recipe, "--store", store, "--quarantine",
+            quarantine, "--json");
+    JsonNode json = run.json();
+    assertEquals(5, json.get("bad").asInt());
+    assertEquals(94, json.get("seen").asInt());
+    assertEquals(1, json.get("events").get("non_finite").asInt());
+    assertTrue(run.err().contains("line 11: there are 2 features; 3 are right"), run.err());
+    assertTrue(run.err().contains("line 21: the label 7 is unknown; 0 to 1"), run.err());
+    List<String> bad = Files.readAllLines(quarantine);
+    assertEquals(6, bad.size());
+    JsonNode first = new ObjectMapper().readTree(bad.get(0));
+    assertEquals(11, first.get("line").asInt());
+    assertEquals(lines.get(10), first.get("text").asText());
+    Run stopped =
+        Run.of(
+            "online", "--input", input, "--recipe", recipe, "--store", folder.resolve("s2"),
+            "--max-bad", 2);
+    assertEquals(2, stopped.code());
+    assertTrue(stopped.err().contains("more than 2 lines"), stopped.err());
+    assertEquals(
+        30,
+        Run.of("store", "show", "--store", folder.resolve("s2"), "--json").json().get("data").get(
+                "to").asInt() - 1);
+  }
+
+  @Test
+  void csvAndASafetensorsModel() throws IOException {
+    List<String> rows = new ArrayList<>(List.of("a,b,c,label"));
+    Random random = new Random(4);
+    for (int i = 0; i < 400; i++) {
+      float a = (float) random.nextGaussian();
+      rows.add(a + "," + random.nextGaussian() + ",0.5," + (a > 0 ? 1 : 0));
+    }
+    Path input = Files.write(folder.resolve("in.csv"), rows);
+    JsonNode json =
+        Run.of("online", "--input", input, "--csv", "--recipe", recipe, "--store", store, "--json")
+            .json();
+    assertEquals(400, json.get("seen").asInt());
+    assertEquals(0, json.get("bad").asInt());
+    // Its weights are a model for the next run.
+    JsonNode again =
+        Run.of(
+                "online", "--input", input, "--csv", "--recipe", recipe, "--store",
+                folder.resolve("s2"), "--model",
+                store.resolve("versions/1/model/model.safetensors"), "--json")
+            .json();
+    assertTrue(again.get("metrics").get("accuracy").asDouble() > 0.95, again.toString());
+  }
+
+  @Test
+  void refusesWhatItCannotUse() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(10, 1));
+    refused("there is no file", "--input", folder.resolve("none"), "--recipe", recipe);
+    refused("--recipe is missing", "--input", input);
+    recipe("loss: cross-entropy\nlearning-rate: fast\n");
+    refused("online.yaml, line 2: learning-rate is 'fast'", "--input", input, "--recipe", recipe);
+    recipe("loss: cross-entropy\nlearning-rate: 1\nmomentun: 0.9\n");
+    refused("line 3: momentun is unknown", "--input", input, "--recipe", recipe);
+    recipe("loss: cross-entropy\nlearning-rate: 1\n");
+    refused("there is no model", "--input", input, "--recipe", recipe);
+    recipe("loss: cross-entropy\nlearning-rate: 1\nmodel: {features: 3, outputs: 1}\n");
+    refused("two outputs or more", "--input", input, "--recipe", recipe);
+    recipe("loss: cross-entropy\nlearning-rate: 1\nconstraint: {target: batch-maximum, rho: 1}\n");
+    refused("losses on values", "--input", input, "--recipe", recipe);
+    recipe("loss: squared\nlearning-rate: 1\nguard:\n  norm: {factor: 0.5}\n");
+    refused("line 4: guard.norm: factor 0.5", "--input", input, "--recipe", recipe);
+    recipe("loss: squared\nloss: squared\nlearning-rate: 1\n");
+    refused("line 2: loss occurs twice", "--input", input, "--recipe", recipe);
+    recipe("loss: [\n");
+    refused("online.yaml, line", "--input", input, "--recipe", recipe);
+  }
+
+  private void recipe(String text) throws IOException {
+    Files.writeString(recipe, text);
+  }
+
+  private void refused(String word, Object... args) {
+    Object[] all = new Object[args.length + 3];
+    all[0] = "online";
+    System.arraycopy(args, 0, all, 1, args.length);
+    all[args.length + 1] = "--store";
+    all[args.length + 2] = store;
+    Run.refused(folder, new String[] {word}, all);
+  }
+}

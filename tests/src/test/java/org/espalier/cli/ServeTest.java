@@ -1,0 +1,184 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.function.BooleanSupplier;
+import org.espalier.store.ModelStore;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class ServeTest {
+  private static final String TOKEN = "0123456789abcdef0123456789abcdef";
+
+  @TempDir Path folder;
+  private Path store;
+  private final HttpClient client = HttpClient.newHttpClient();
+  private int port;
+
+  @BeforeEach
+  void learn() throws IOException {
+    Path recipe =
+        Files.writeString(
+            folder.resolve("online.yaml"),
+            "loss: cross-entropy\nlearning-rate: 0.3\nbatch: 8\nmodel: {features: 3, outputs: 2}\n");
+    Path input = Files.write(folder.resolve("in.jsonl"), OnlineTest.lines(400, 1));
+    store = folder.resolve("store");
+    Run.of("online", "--input", input, "--recipe", recipe, "--store", store).done();
+  }
+
+  private Service service(Service.Limits limits, String token) {
+    Service service = new Service(ModelStore.open(store), limits, token, null, null);
+    port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+    return service;
+  }
+
+  @Test
+  void predictsLearnsFromFeedbackAndPublishes() throws Exception {
+    ObjectMapper mapper = new ObjectMapper();
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 50, true), null)) {
+      int right = 0;
+      List<String> lines = OnlineTest.lines(120, 9);
+      for (String line : lines) {
+        JsonNode example = mapper.readTree(line);
+        JsonNode answer = post(200, "/predict", line, null);
+        assertEquals(2, answer.get("outputs").size());
+        assertTrue(answer.get("version").asLong() >= 1);
+        right += answer.get("label").asInt() == example.get("label").asInt() ? 1 : 0;
+        String feedback =
+            "{\"id\": \"" + example.get("id").asText() + "\", \"label\": " + example.get("label")
+                + "}";
+        JsonNode accepted = post(200, "/feedback", feedback, null);
+        assertTrue(accepted.get("predicted_by").asLong() <= answer.get("version").asLong());
+      }
+      assertTrue(right > 105, right + " of 120");
+      until(() -> service.storeVersion() >= 2);
+      until(() -> get("/versions", null).body().contains("\"seen\":520"));
+      String metrics = get("/metrics", null).body();
+      for (String name :
+          List.of(
+              "espalier_examples_seen_total 520.0",
+              "espalier_predict_seconds_count 120",
+              "espalier_metric{name=\"accuracy_window\"}",
+              "espalier_events_total{kind=\"drift\"} 0.0")) {
+        assertTrue(metrics.contains(name), name + " in " + metrics);
+      }
+      assertEquals(200, get("/health", null).statusCode());
+    }
+    // What was learned is not lost when it ends.
+    JsonNode last = Run.of("store", "show", "--store", store, "--json").json();
+    assertEquals(520, last.get("data").get("to").asInt());
+    assertEquals("serve", last.get("source").asText());
+  }
+
+  @Test
+  void followsARollback() throws Exception {
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {
+      Run.of("store", "publish", store.resolve("versions/1/model"), "--store", store).done();
+      until(() -> service.storeVersion() == 2);
+      Run.of("store", "rollback", "--store", store).done();
+      until(() -> service.storeVersion() == 1);
+    }
+  }
+
+  @Test
+  void refusesBadRequests() throws Exception {
+    try (Service service = service(new Service.Limits(200, 1e6, 2, 1000, true), null)) {
+      refused(400, "/predict", "nonsense", "not JSON");
+      refused(400, "/predict", "{\"features\": [1]}", "1 features; 3 are right");
+      refused(400, "/predict", "{}", "features are missing");
+      refused(413, "/predict", " ".repeat(201), "more than 200 bytes");
+      refused(404, "/feedback", "{\"id\": \"x\", \"label\": 1}", "'x'");
+      refused(400, "/feedback", "{\"label\": 1}", "id is missing");
+      post(200, "/predict", "{\"id\": \"a\", \"features\": [1, 2, 3]}", null);
+      refused(400, "/predict", "{\"id\": \"a\", \"features\": [1, 2, 3]}", "waits");
+      refused(400, "/feedback", "{\"id\": \"a\", \"label\": 5}", "unknown; 0 to 1");
+      refused(400, "/feedback", "{\"id\": \"a\", \"label\": 1, \"values\": [1]}", "either");
+      post(200, "/feedback", "{\"id\": \"a\", \"label\": 1}", null);
+      refused(404, "/feedback", "{\"id\": \"a\", \"label\": 1}", "'a'");
+      refused(404, "/nothing", "", "/predict");
+      assertEquals(405, get("/predict", null).statusCode());
+      assertTrue(get("/metrics", null).body().contains("espalier_refused_total"));
+      assertEquals(1, service.storeVersion());
+    }
+    try (Service slow = service(new Service.Limits(200, 2, 2, 1000, false), null)) {
+      refused(403, "/feedback", "{\"id\": \"a\", \"label\": 1}", "does not learn");
+      get("/health", null);
+      refused(429, "/predict", "{}", "requests a second");
+      assertEquals(2, slow.storeVersion()); // what the first one learned
+    }
+  }
+
+  @Test
+  void wantsTheToken() throws Exception {
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), TOKEN)) {
+      assertEquals(200, get("/health", null).statusCode());
+      assertEquals(401, get("/versions", null).statusCode());
+      assertEquals(401, get("/metrics", "wrong").statusCode());
+      assertEquals(200, get("/versions", TOKEN).statusCode());
+      assertEquals(1, service.storeVersion());
+    }
+    Path token = Files.writeString(folder.resolve("token"), "short\n");
+    Run.refused(
+        folder, new String[] {"--token"}, "serve", "--store", store, "--port", 0, "--host",
+        "0.0.0.0");
+    Run.refused(
+        folder, new String[] {"16 characters"}, "serve", "--store", store, "--port", 0, "--token",
+        token);
+    Run.refused(
+        folder, new String[] {"--port 70000"}, "serve", "--store", store, "--port", 70000);
+    Run.refused(
+        folder, new String[] {"no such store"}, "serve", "--store", folder.resolve("none"),
+        "--port", 0);
+  }
+
+  private void refused(int status, String path, String body, String word) throws Exception {
+    JsonNode answer = post(status, path, body, null);
+    assertTrue(answer.get("error").asText().contains(word), answer.toString());
+  }
+
+  private JsonNode post(int status, String path, String body, String token) throws Exception {
+    HttpResponse<String> response =
+        client.send(
+            request(path, token).POST(HttpRequest.BodyPublishers.ofString(body)).build(),
+            HttpResponse.BodyHandlers.ofString());
+    assertEquals(status, response.statusCode(), response.body());
+    return new ObjectMapper().readTree(response.body());
+  }
+
+  private HttpResponse<String> get(String path, String token) {
+    try {
+      return client.send(
+          request(path, token).GET().build(), HttpResponse.BodyHandlers.ofString());
+    } catch (IOException | InterruptedException e) {
+      throw new AssertionError(e);
+    }
+  }
+
+  private HttpRequest.Builder request(String path, String token) {
+    HttpRequest.Builder builder =
+        HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path));
+    return token == null ? builder : builder.header("Authorization", "Bearer " + token);
+  }
+
+  private static void until(BooleanSupplier done) throws InterruptedException {
+    long deadline = System.nanoTime() + 20_000_000_000L;
+    while (!done.getAsBoolean()) {
+      assertTrue(System.nanoTime() < deadline, "it takes too long");
+      Thread.sleep(20);
+    }
+  }
+}

@@ -1,0 +1,92 @@
+package org.espalier.online;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.util.Random;
+import org.espalier.InputException;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+class ExampleLinesTest {
+  private final ExampleLines classes = new ExampleLines(2, 3, true);
+  private final ExampleLines values = new ExampleLines(2, 2, false);
+
+  @Test
+  void readsBothFormats() {
+    Example a =
+        classes
+            .json("{\"x\": {\"y\": []}, \"id\": 7, \"label\": 2, \"features\": [1, -2.5e3]}")
+            .example();
+    assertEquals("7", a.id());
+    assertEquals(2, a.label());
+    assertArrayEquals(new float[] {1, -2500}, a.features());
+    Example b = values.json("{\"values\": [1, \"NaN\"], \"features\": [\"-Infinity\", 0]}").example();
+    assertArrayEquals(new float[] {1, Float.NaN}, b.values());
+    assertArrayEquals(new float[] {Float.NEGATIVE_INFINITY, 0}, b.features());
+    assertEquals(1, classes.csv("0.5, 2 ,1").label());
+    assertArrayEquals(new float[] {3, 4}, values.csv("1,2,3,4").values());
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "", "[]", "1", "{", "{\"features\": [1, 2]} x", "{\"features\": [1, 2]",
+        "{\"features\": [1]}", "{\"features\": [1, 2, 3]}", "{\"features\": 1}",
+        "{\"features\": [1, null]}", "{\"features\": [1, \"one\"]}", "{\"features\": [1, [2]]}",
+        "{\"features\": [1, 2], \"label\": -1}", "{\"features\": [1, 2], \"label\": 1.5}",
+        "{\"features\": [1, 2], \"label\": \"1\"}",
+        "{\"features\": [1, 2], \"label\": 99999999999999999999}",
+        "{\"features\": [1, 2], \"label\": 1, \"values\": [1, 2, 3]}",
+        "{\"features\": [1, 2], \"id\": {}}", "{\"features\": [1, 2], \"features\": [1, 2]}",
+        "{\"a\": [[[[[[[[[[[]]]]]]]]]]]}", "{\"features\": [1, NaN]}",
+      })
+  void refusesWhatIsNoExample(String line) {
+    assertThrows(InputException.class, () -> classes.json(line).example());
+  }
+
+  @Test
+  void anOutcomeMayComeLater() {
+    InputException e =
+        assertThrows(
+            InputException.class, () -> classes.json("{\"features\": [1, 2]}").example());
+    assertTrue(e.getMessage().contains("neither label nor values"), e.getMessage());
+    assertArrayEquals(
+        new float[] {1, 2}, classes.json("{\"features\": [1, 2]}").features());
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"1,2", "1,2,3,4", "1,b,1", "1,2,-1", "1,2,0.5", ",,", "1,2,NaN"})
+  void refusesWhatIsNoRow(String line) {
+    assertThrows(InputException.class, () -> classes.csv(line));
+  }
+
+  /** Whatever the bytes are, the answer is an example or a refusal. */
+  @Test
+  void survivesFuzzing() {
+    Random random = new Random(1);
+    String good = "{\"id\": \"a\", \"features\": [1.5, -2e3], \"label\": 2, \"x\": {\"y\": [1]}}";
+    int read = 0;
+    for (int i = 0; i < 20_000; i++) {
+      StringBuilder text = new StringBuilder(good);
+      for (int k = random.nextInt(4); k >= 0; k--) {
+        int at = random.nextInt(text.length());
+        switch (random.nextInt(3)) {
+          case 0 -> text.setCharAt(at, (char) random.nextInt(i % 2 == 0 ? 128 : 0xffff));
+          case 1 -> text.deleteCharAt(at);
+          default -> text.insert(at, "{}[],:\"0".charAt(random.nextInt(8)));
+        }
+      }
+      try {
+        classes.json(text.toString()).example();
+        read++;
+      } catch (InputException e) {
+        // refused
+      }
+    }
+    assertTrue(read > 100 && read < 15_000, read + " read");
+  }
+}
