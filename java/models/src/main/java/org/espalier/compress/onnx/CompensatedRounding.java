@@ -173,7 +173,8 @@ final class CompensatedRounding {
   }
 
   /**
-   * Rounds a matrix.
+   * Rounds a matrix. A weight that is 0 stays 0, so that what was pruned remains so; its neighbours take up
+   * what it could not.
    *
    * @param weights W [K, N], row-major, finite
    * @param scales one positive scale a column
@@ -201,10 +202,14 @@ final class CompensatedRounding {
     for (int i = 0; i < k; i++) {
       float[] row = w[i];
       float[] u = factor[i];
+      int at = order[i] * n + from;
       for (int c = 0; c < width; c++) {
         float s = scales[from + c];
-        int q = (int) Math.max(-qmax, Math.min(qmax, Math.rint(row[c] / s)));
-        result[order[i] * n + from + c] = (byte) q;
+        int q =
+            weights[at + c] == 0
+                ? 0
+                : (int) Math.max(-qmax, Math.min(qmax, Math.rint(row[c] / s)));
+        result[at + c] = (byte) q;
         error[c] = (row[c] - q * s) / u[0];
       }
       for (int j = i + 1; j < k; j++) {

@@ -5,13 +5,16 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Consumer;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
@@ -149,17 +152,131 @@ public final class DynamicQuantizer {
   }
 
   /**
+   * Gives the float32 model the form that training changes and {@link #apply} exports: biases take up the
+   * error of calibration, every product gets an initializer [inputs, outputs] of its own, and embedding
+   * tables become the values that their integers stand for. After training put the trained constants into
+   * the model, and the integers back with {@link #setWeights}.
+   *
+   * @throws InputException if weights are not finite, naming them
+   */
+  public void prepareTraining() {
+    OnnxModel.Names names = model.names();
+    Map<String, double[]> biasChanges = new HashMap<>();
+    Map<String, String> weights = new HashMap<>();
+    for (ProductSite s : sites) {
+      for (Product p : s.products) {
+        float[] w = p.matrix(model);
+        p.value = names.unique(p.name + "_latent");
+        p.axes = List.of(0, 1);
+        model.addInitializer(
+            OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));
+        weights.put(p.output, p.value);
+        Rounded r = rounded.get(p);
+        if (r != null) {
+          if (p.biasAdd != null) {
+            biasChanges.put(p.biasAdd, r.meanError());
+          }
+          rounded.put(p, new Rounded(r.integers(), r.scales(), new double[p.columns]));
+        }
+      }
+    }
+    List<NodeProto> nodes = new ArrayList<>();
+    for (NodeProto n : model.nodes()) {
+      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+      if (weights.containsKey(output)) {
+        nodes.add(n.toBuilder().setInput(1, weights.get(output)).build());
+      } else if (biasChanges.containsKey(output)) {
+        nodes.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
+      } else {
+        nodes.add(n);
+      }
+    }
+    model.setNodes(nodes);
+    Set<String> known = new HashSet<>();
+    for (OnnxWeight table : tables.values()) {
+      if (known.add(table.value())) {
+        EmbeddingTables.round(model, table);
+      }
+    }
+    RuntimeForm.removeUnused(model);
+  }
+
+  /**
+   * The products of a model that {@link #prepareTraining} has prepared, in graph order.
+   *
+   * @throws InputException if weights are not finite, naming them
+   */
+  public List<QuantizedProduct> products() {
+    List<QuantizedProduct> result = new ArrayList<>();
+    for (ProductSite s : sites) {
+      for (Product p : s.products) {
+        Rounded r = rounded.computeIfAbsent(p, this::nearest);
+        result.add(
+            new QuantizedProduct(
+                p.name, p.output, s.activation, p.value, 1, qmax, r.integers(), r.scales()));
+      }
+    }
+    return result;
+  }
+
+  private Rounded nearest(Product p) {
+    long[] dims = {p.rows, p.columns};
+    FloatBuffer w = FloatBuffer.wrap(p.matrix(model));
+    Int8Weights q = Int8Weights.of(p.name, w, dims, 1, qmax, null);
+    byte[] integers = new byte[p.rows * p.columns];
+    q.values().get(integers);
+    return new Rounded(integers, q.scales(), new double[p.columns]);
+  }
+
+  /**
+   * Sets what {@link #apply} writes for a product, after {@link #prepareTraining}.
+   *
+   * @param output as in {@link QuantizedProduct#output}
+   * @param integers in [−127, 127], in the layout of {@link QuantizedProduct#weight}
+   * @param scales one positive scale a channel
+   */
+  public void setWeights(String output, byte[] integers, float[] scales) {
+    for (ProductSite s : sites) {
+      for (Product p : s.products) {
+        if (p.output.equals(output)) {
+          if (integers.length != p.rows * p.columns || scales.length != p.columns) {
+            throw new IllegalArgumentException(
+                p.name + " has " + p.rows + " x " + p.columns + " weights; given are "
+                    + integers.length + " integers and " + scales.length + " scales");
+          }
+          rounded.put(p, new Rounded(integers.clone(), scales.clone(), new double[p.columns]));
+          return;
+        }
+      }
+    }
+    throw new IllegalArgumentException("no product defines " + output);
+  }
+
+  /**
    * Quantizes the model in place.
    *
    * @throws InputException if weights are not finite, naming them; the model is then unusable
    */
   public void apply() {
-    new Rewriting().run();
+    new Rewriting(model).run();
+  }
+
+  /**
+   * A copy of the model, quantized as {@link #apply} would; the model itself stays float32.
+   *
+   * @param change replaces constants of the copy before it is quantized, such as trained biases
+   */
+  public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
+    OnnxModel copy = model.copy();
+    change.accept(copy);
+    new Rewriting(copy).run();
+    return copy;
   }
 
   /** One pass over the nodes that emits the new ones. */
   private final class Rewriting {
-    private final OnnxModel.Names names = model.names();
+    private final OnnxModel model;
+    private final OnnxModel.Names names;
     private final List<NodeProto> out = new ArrayList<>();
     private final Map<String, Product> products = new HashMap<>();
     private final Map<Product, ProductSite> siteOf = new HashMap<>();
@@ -171,14 +288,20 @@ public final class DynamicQuantizer {
     /** Integers and scales of weights that were rounded as they are, by weight and axes. */
     private final Map<List<Object>, List<String>> plain = new HashMap<>();
 
-    private final EmbeddingTables embeddings = new EmbeddingTables(model, names);
+    private final EmbeddingTables embeddings;
+
+    Rewriting(OnnxModel model) {
+      this.model = model;
+      this.names = model.names();
+      this.embeddings = new EmbeddingTables(model, names);
+    }
 
     void run() {
       for (ProductSite s : sites) {
         for (Product p : s.products) {
           products.put(p.output, p);
           siteOf.put(p, s);
-          if (rounded.containsKey(p) && p.biasAdd != null) {
+          if (rounded.containsKey(p) && p.biasAdd != null && any(rounded.get(p).meanError())) {
             biasChanges.put(p.biasAdd, rounded.get(p).meanError());
           }
         }
@@ -198,6 +321,10 @@ public final class DynamicQuantizer {
       model.setNodes(out);
       RuntimeForm.removeUnused(model);
       model.check();
+    }
+
+    private static boolean any(double[] values) {
+      return Arrays.stream(values).anyMatch(v -> v != 0);
     }
 
     // Values between the nodes of one product are many and short-lived: short names and no node names

@@ -78,14 +78,32 @@ final class EmbeddingTables {
     return real;
   }
 
+  /** Replaces a table by the values that its integers stand for; quantizing it again gives the same. */
+  static void round(OnnxModel model, OnnxWeight weight) {
+    OnnxInitializer table = model.constant(weight.value());
+    Int8Weights q = quantize(weight.name(), table);
+    int width = Math.toIntExact(table.dims()[1]);
+    float[] values = new float[q.values().remaining()];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = q.scales()[i / width] * q.values().get(i);
+    }
+    model.replaceConstant(OnnxInitializer.floats(weight.value(), table.dims(), values));
+  }
+
+  private static Int8Weights quantize(String name, OnnxInitializer table) {
+    int largest = Int8Weights.MAX_8_BIT;
+    Int8Weights q = Int8Weights.of(name, table.floats(), table.dims(), 0, largest, null);
+    float[] halves = halvesAbove(q.scales());
+    return halves == null
+        ? q
+        : Int8Weights.of(name, table.floats(), table.dims(), 0, largest, halves);
+  }
+
   private Table store(String name, String value) {
     OnnxInitializer table = model.constant(value);
     long[] dims = table.dims();
-    Int8Weights q = Int8Weights.of(name, table.floats(), dims, 0, Int8Weights.MAX_8_BIT, null);
+    Int8Weights q = quantize(name, table);
     float[] halves = halvesAbove(q.scales());
-    if (halves != null) {
-      q = Int8Weights.of(name, table.floats(), dims, 0, Int8Weights.MAX_8_BIT, halves);
-    }
     Table made =
         new Table(names.unique(value + "_quantized"), names.unique(value + "_scale"), halves != null);
     model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, q.values()));
