@@ -58,7 +58,8 @@ public interface Compression extends AutoCloseable {
   /**
    * Goes on where a saved run of the same plan and job was.
    *
-   * @throws org.espalier.InputException where the content is damaged or of another plan or model
+   * @throws org.espalier.InputException where the content is damaged or of another plan or model; this
+   *     object must be closed then
    */
   void restore(InputStream in) throws IOException;
 

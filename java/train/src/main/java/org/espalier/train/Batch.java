@@ -1,0 +1,96 @@
+package org.espalier.train;
+
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.InputException;
+
+/**
+ * Examples as the inputs of a model.
+ *
+ * @param inputs by name
+ * @param lengths tokens of each text; 1 for examples of one shape
+ * @param longest the largest of them
+ * @param mask [batch, tokens, 1], 1 where a token is no padding; null where there is no padding
+ */
+record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask) {
+  int size() {
+    return lengths.length;
+  }
+
+  /**
+   * Puts examples together; the tensors belong to the PointerScope that is open.
+   *
+   * @param inputNames what the model asks for
+   * @throws InputException where the model asks for something that the examples are not
+   */
+  static Batch of(Examples examples, int[] indices, List<String> inputNames) {
+    return examples instanceof Examples.Texts texts
+        ? of(texts, indices, inputNames)
+        : of((Examples.Labelled) examples, indices, inputNames);
+  }
+
+  private static Batch of(Examples.Texts texts, int[] indices, List<String> inputNames) {
+    int n = indices.length;
+    int[] lengths = new int[n];
+    int longest = 0;
+    int shortest = Integer.MAX_VALUE;
+    for (int i = 0; i < n; i++) {
+      lengths[i] = texts.length(indices[i]);
+      longest = Math.max(longest, lengths[i]);
+      shortest = Math.min(shortest, lengths[i]);
+    }
+    long[] ids = new long[n * longest];
+    long[] present = new long[n * longest];
+    float[] mask = new float[n * longest];
+    for (int i = 0; i < n; i++) {
+      System.arraycopy(texts.ids().get(indices[i]), 0, ids, i * longest, lengths[i]);
+      for (int t = 0; t < lengths[i]; t++) {
+        present[i * longest + t] = 1;
+        mask[i * longest + t] = 1;
+      }
+    }
+    Map<String, Tensor> inputs = new LinkedHashMap<>();
+    for (String name : inputNames) {
+      long[] values =
+          switch (name) {
+            case "input_ids" -> ids;
+            case "attention_mask" -> present;
+            case "token_type_ids" -> new long[n * longest];
+            default ->
+                throw new InputException(
+                    "the model has an input " + name
+                        + "; texts are fed to input_ids, attention_mask and token_type_ids");
+          };
+      inputs.put(name, AbstractTensor.create(values, n, longest));
+    }
+    return new Batch(
+        inputs,
+        lengths,
+        longest,
+        shortest == longest ? null : AbstractTensor.create(mask, n, longest, 1));
+  }
+
+  private static Batch of(Examples.Labelled rows, int[] indices, List<String> inputNames) {
+    if (inputNames.size() != 1) {
+      throw new InputException(
+          "the model has the inputs " + inputNames + "; labelled examples are fed to a single one");
+    }
+    int width = rows.values().get(0).length;
+    float[] values = new float[indices.length * width];
+    int[] lengths = new int[indices.length];
+    for (int i = 0; i < indices.length; i++) {
+      System.arraycopy(rows.values().get(indices[i]), 0, values, i * width, width);
+      lengths[i] = 1;
+    }
+    long[] shape = new long[rows.shape().size() + 1];
+    shape[0] = indices.length;
+    for (int i = 1; i < shape.length; i++) {
+      shape[i] = rows.shape().get(i - 1);
+    }
+    return new Batch(
+        Map.of(inputNames.get(0), AbstractTensor.create(values, shape)), lengths, 1, null);
+  }
+}

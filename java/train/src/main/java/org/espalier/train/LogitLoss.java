@@ -1,0 +1,80 @@
+package org.espalier.train;
+
+import java.util.LinkedHashMap;
+import java.util.Map;
+import org.bytedeco.javacpp.LongPointer;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.espalier.op.KdSoftmaxLoss;
+import org.espalier.op.KdSoftmaxLoss.Logits;
+import org.espalier.torch.TensorView;
+
+/** Cross entropy, distillation and bound of a classifier's logits [N, C], see {@link KdSoftmaxLoss}. */
+final class LogitLoss {
+  private final Objective objective;
+
+  LogitLoss(Objective objective) {
+    this.objective = objective;
+  }
+
+  /**
+   * @param student [N, C]
+   * @param teacher the same, or null where the objective needs none
+   * @param labels one a row, or null
+   * @param backward whether the root of a backward pass is wanted
+   */
+  Loss of(Tensor student, Tensor teacher, long[] labels, boolean backward) {
+    Tensor logits = student.contiguous();
+    Tensor gradient = torch.empty_like(logits);
+    double sum = objective.labels() + objective.logits();
+    double unit = sum > 0 ? sum : 1;
+    double alpha = sum > 0 ? objective.labels() / sum : 1;
+    Logits t = teacher == null ? null : Logits.of(TensorView.of(teacher));
+    Map<String, Double> parts = new LinkedHashMap<>();
+    try (LongPointer y = objective.labels() > 0 ? new LongPointer(labels) : null;
+        KdSoftmaxLoss loss =
+            new KdSoftmaxLoss(
+                new KdSoftmaxLoss.Settings(
+                    alpha, objective.temperature(), objective.bound() / unit, -100),
+                new KdSoftmaxLoss.Batch(
+                    Logits.of(TensorView.of(logits)),
+                    objective.logits() > 0 ? t : null,
+                    y,
+                    objective.bound() > 0 ? t : null,
+                    null,
+                    Logits.of(TensorView.of(gradient))))) {
+      KdSoftmaxLoss.Result result = loss.compute();
+      if (objective.labels() > 0) {
+        parts.put("labels", result.ce());
+      }
+      if (objective.logits() > 0) {
+        parts.put("logits", result.kl());
+      }
+      if (objective.bound() > 0) {
+        parts.put("bound", result.bound());
+      }
+      Tensor root =
+          backward
+              ? logits.mul(gradient).sum().mul(new org.bytedeco.pytorch.Scalar(unit))
+              : null;
+      return new Loss(root, unit * result.loss(), parts, quality(logits, teacher, labels));
+    }
+  }
+
+  private static double quality(Tensor logits, Tensor teacher, long[] labels) {
+    long[] found = argmax(logits);
+    long[] right = labels != null ? labels : teacher == null ? found : argmax(teacher);
+    int same = 0;
+    for (int i = 0; i < found.length; i++) {
+      same += found[i] == right[i] ? 1 : 0;
+    }
+    return (double) same / Math.max(1, found.length);
+  }
+
+  private static long[] argmax(Tensor logits) {
+    Tensor best = logits.argmax(new org.bytedeco.pytorch.LongOptional(1), false).contiguous();
+    long[] result = new long[(int) best.numel()];
+    best.data_ptr_long().get(result);
+    return result;
+  }
+}

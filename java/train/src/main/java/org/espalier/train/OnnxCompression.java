@@ -1,0 +1,788 @@
+package org.espalier.train;
+
+import java.io.DataInputStream;
+import java.io.DataOutputStream;
+import java.io.EOFException;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HexFormat;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.LongStream;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.QuantizedProduct;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.op.MagnitudePrune;
+import org.espalier.op.StepResult;
+import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.Parameter;
+import org.espalier.torch.TrainableModel;
+import org.espalier.train.TrainingListener.StageReport;
+import org.espalier.train.TrainingListener.StepReport;
+import org.espalier.train.TrainingListener.Validation;
+
+/** The compression of an ONNX model. */
+public final class OnnxCompression implements Compression {
+  private static final int VALIDATION_BATCH = 32;
+
+  /** The start of a saved run; the last digit is the version of its layout. */
+  private static final int MAGIC = 0x45535001;
+
+  private final CompressionPlan plan;
+  private final Job job;
+  private final List<StageReport> reports = new ArrayList<>();
+  private final byte[] modelDigest;
+
+  /** The float model that the trainable graph was made from, with the weights that it had then. */
+  private OnnxModel form;
+
+  /** Null until a stage quantizes. */
+  private DynamicQuantizer quantizer;
+
+  private List<QuantizedProduct> products = List.of();
+  private OnnxGraph graph;
+  private List<TrainedWeight> weights = List.of();
+  private ActivationSimulation activations;
+  private TeacherOutputs trainingTargets;
+  private TeacherOutputs validationTargets;
+
+  private int stageIndex;
+
+  /** The stage that is under way; null between stages. */
+  private Progress progress;
+
+  private volatile boolean stopping;
+
+  /** What a stage knows while it runs. */
+  private static final class Progress implements AutoCloseable {
+    Validation before;
+    Validation changed;
+    Validation best;
+    List<float[]> kept;
+    long step;
+    double startSparsity;
+    double seconds;
+    Update update;
+
+    @Override
+    public void close() {
+      if (update != null) {
+        update.close();
+      }
+    }
+  }
+
+  /**
+   * Prepares a plan; nothing heavy runs yet.
+   *
+   * @throws InputException where the model uses what training does not know, or model, examples and
+   *     objectives do not fit each other
+   */
+  public OnnxCompression(CompressionPlan plan, Job job) {
+    this.plan = plan;
+    this.job = job;
+    for (Stage stage : plan.stages()) {
+      check(stage);
+    }
+    modelDigest = TeacherOutputs.digest(job.model());
+    form = job.model().copy();
+    load();
+  }
+
+  private void check(Stage stage) {
+    String where = "stage " + stage.name() + ": ";
+    boolean texts = job.training() instanceof Examples.Texts;
+    if (stage.training().objective().isForEmbeddings() != texts) {
+      throw new InputException(
+          where
+              + (texts
+                  ? "texts train the parts embedding, similarity and hidden of an objective"
+                  : "labelled examples train the parts labels, logits and bound of an objective"));
+    }
+    if (texts != job.validation() instanceof Examples.Texts) {
+      throw new InputException("training and validation examples are of different kinds");
+    }
+    if (stage.training().objective().labels() > 0
+        && (((Examples.Labelled) job.training()).labels() == null
+            || ((Examples.Labelled) job.validation()).labels() == null)) {
+      throw new InputException(where + "its objective has labels, and the examples have none");
+    }
+    if (stage instanceof Stage.Quantize q) {
+      if (q.quantization().form() == Quantization.Form.STATIC) {
+        throw new InputException(where + "training under static ranges is not possible yet");
+      }
+      if (q.quantization().learnScales()) {
+        throw new InputException(where + "learned scales are not possible yet");
+      }
+      if (q.quantization().fit() && job.calibration() == null) {
+        throw new InputException(where + "fitting needs calibration examples");
+      }
+    }
+  }
+
+  /** Makes the trainable graph of the present form. */
+  private void load() {
+    graph = new OnnxGraph(form);
+    weights = new ArrayList<>();
+    for (Parameter p : graph.parameters()) {
+      boolean trained = p.kind() != Parameter.Kind.EMBEDDING;
+      p.tensor().requires_grad_(trained);
+      if (trained) {
+        weights.add(new TrainedWeight(p));
+      }
+    }
+  }
+
+  private void unload() {
+    weights.forEach(TrainedWeight::close);
+    weights = List.of();
+    graph.close();
+    if (activations != null) {
+      activations.close();
+      activations = null;
+    }
+  }
+
+  @Override
+  public boolean run(TrainingListener listener) {
+    stopping = false;
+    while (stageIndex < plan.stages().size()) {
+      if (!run(plan.stages().get(stageIndex), listener)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  private boolean run(Stage stage, TrainingListener listener) {
+    long start = System.nanoTime();
+    Training training = stage.training();
+    long steps = training.steps(job.training().size());
+    listener.stageStarted(stage, stageIndex, steps);
+    openTargets(training.objective(), listener);
+    if (progress == null) {
+      begin(stage, listener);
+    }
+    double earlier = progress.seconds;
+    Batches batches =
+        new Batches(job.training(), training.batch(), 31 * plan.seed() + stageIndex);
+    while (progress.step < steps) {
+      boolean goOn = step(stage, batches, steps, listener);
+      progress.seconds = earlier + (System.nanoTime() - start) * 1e-9;
+      if (!goOn || stopping) {
+        return false;
+      }
+    }
+    if (progress.kept != null) {
+      restore(progress.kept);
+    }
+    progress.seconds = earlier + (System.nanoTime() - start) * 1e-9;
+    StageReport report =
+        new StageReport(
+            stage,
+            progress.before,
+            progress.changed,
+            progress.best,
+            progress.step,
+            progress.seconds);
+    progress.close();
+    progress = null;
+    reports.add(report);
+    stageIndex++;
+    listener.stageFinished(report);
+    return !stopping;
+  }
+
+  /** What a stage does before its first step. */
+  private void begin(Stage stage, TrainingListener listener) {
+    Progress made = new Progress();
+    Training training = stage.training();
+    made.before = validate(training.objective(), 0, Double.POSITIVE_INFINITY);
+    listener.validated(stage, made.before);
+    made.changed = made.before;
+    if (stage instanceof Stage.Quantize q) {
+      quantize(q.quantization(), listener);
+    } else if (stage instanceof Stage.Prune p) {
+      made.startSparsity = sparsity(p.pruning());
+      candidates(p.pruning()).forEach(TrainedWeight::makeMask);
+      if (p.pruning().schedule() == Pruning.Schedule.ONE_SHOT) {
+        prune(p.pruning(), p.pruning().sparsity());
+      }
+    }
+    if (!(stage instanceof Stage.Train)) {
+      made.changed = validate(training.objective(), 0, Double.POSITIVE_INFINITY);
+      listener.validated(stage, made.changed);
+    }
+    made.best = made.changed;
+    if (training.isAny()) {
+      made.kept = snapshot();
+      made.update = new Update(weights, training.optimizer());
+    }
+    progress = made;
+  }
+
+  /** One step with what belongs to it; false where the listener wants no other. */
+  private boolean step(Stage stage, Batches batches, long steps, TrainingListener listener) {
+    Training training = stage.training();
+    long start = System.nanoTime();
+    long step = progress.step;
+    int[] indices = batches.step(step);
+    double rate = training.optimizer().learningRate() * training.schedule().factor(step, steps);
+    Loss loss;
+    StepResult result;
+    long added;
+    try (PointerScope scope = new PointerScope()) {
+      Batch batch = Batch.of(job.training(), indices, graph.inputNames());
+      loss = loss(training.objective(), job.training(), trainingTargets, indices, batch, true);
+      if (!Double.isFinite(loss.value())) {
+        throw new NonFiniteLossException(
+            "stage " + stage.name() + ", step " + (step + 1) + ": the loss is " + loss.value()
+                + ", from " + culprit());
+      }
+      loss.root().backward();
+      long update = System.nanoTime();
+      try {
+        result = progress.update.step(rate);
+      } catch (NonFiniteLossException e) {
+        throw new NonFiniteLossException(
+            "stage " + stage.name() + ", step " + (step + 1) + ": " + e.getMessage());
+      }
+      added = System.nanoTime() - update;
+      progress.update.zeroGradients();
+    }
+    if (activations != null) {
+      added += activations.nanoseconds();
+    }
+    progress.step++;
+    double sparsity = 0;
+    if (stage instanceof Stage.Prune p) {
+      sparsity = followSchedule(p.pruning(), steps);
+    }
+    double seconds = (System.nanoTime() - start) * 1e-9;
+    boolean last = progress.step == steps;
+    if (last || training.validateEvery() > 0 && progress.step % training.validateEvery() == 0) {
+      double toBeat = progress.kept == null ? Double.POSITIVE_INFINITY : progress.best.loss();
+      Validation v = validate(training.objective(), progress.step, toBeat);
+      if (v.best()) {
+        progress.best = v;
+        progress.kept = snapshot();
+      }
+      listener.validated(stage, v);
+    }
+    return listener.step(
+        new StepReport(
+            stage,
+            progress.step,
+            steps,
+            loss.value(),
+            loss.parts(),
+            rate,
+            result.norm(),
+            sparsity,
+            indices.length,
+            seconds,
+            added * 1e-9));
+  }
+
+  /** Which parameter holds what is not finite, or that none does. */
+  private String culprit() {
+    for (TrainedWeight w : weights) {
+      FloatBuffer values = TrainedWeight.buffer(w.latent());
+      for (int i = 0; i < w.elements; i++) {
+        if (!Float.isFinite(values.get(i))) {
+          return w.name();
+        }
+      }
+    }
+    return "the output " + graph.outputNames().get(0) + " (all parameters are finite)";
+  }
+
+  /** Prunes where a cubic schedule says so; returns the sparsity. */
+  private double followSchedule(Pruning pruning, long steps) {
+    if (pruning.schedule() == Pruning.Schedule.ONE_SHOT) {
+      return pruning.sparsity();
+    }
+    long end = Math.max(1, (long) (pruning.until() * steps));
+    long step = Math.min(progress.step, end);
+    boolean now =
+        progress.step <= end && (step % pruning.updateEvery() == 0 || progress.step == end);
+    if (now) {
+      prune(pruning, pruning.sparsityAt(progress.startSparsity, (double) step / end));
+      // What was best before had more weights.
+      progress.kept = null;
+    }
+    long updated = step == end ? end : step - step % pruning.updateEvery();
+    return pruning.sparsityAt(progress.startSparsity, (double) updated / end);
+  }
+
+  private List<TrainedWeight> candidates(Pruning pruning) {
+    return weights.stream()
+        .filter(w -> w.parameter.isWeight() && pruning.include().test(w.name()))
+        .toList();
+  }
+
+  private double sparsity(Pruning pruning) {
+    long zeros = 0;
+    long all = 0;
+    for (TrainedWeight w : candidates(pruning)) {
+      if (w.mask() != null) {
+        zeros += w.zeros();
+      }
+      all += w.elements;
+    }
+    if (all == 0) {
+      throw new InputException(job.model().name() + " has no weights that the plan could prune");
+    }
+    return (double) zeros / all;
+  }
+
+  private void prune(Pruning pruning, double sparsity) {
+    MagnitudePrune.Scope scope =
+        pruning.scope() == Pruning.Scope.GLOBAL
+            ? MagnitudePrune.Scope.GLOBAL
+            : MagnitudePrune.Scope.TENSOR;
+    MagnitudePrune.Rule rule =
+        pruning.pattern() == null
+            ? new MagnitudePrune.Sparsity(sparsity, scope)
+            : new MagnitudePrune.Pattern(pruning.pattern().keep(), pruning.pattern().of());
+    List<MagnitudePrune.Weights> list = new ArrayList<>();
+    for (TrainedWeight w : candidates(pruning)) {
+      list.add(
+          MagnitudePrune.Weights.of(w.name(), w.latent())
+              .inPlace()
+              .maskIn(w.maskBits())
+              .maskOut(w.maskBits())
+              .axis(w.parameter.reductionAxis()));
+    }
+    MagnitudePrune.prune(list, rule);
+  }
+
+  private Loss loss(
+      Objective objective,
+      Examples examples,
+      TeacherOutputs targets,
+      int[] indices,
+      Batch batch,
+      boolean backward) {
+    if (activations != null) {
+      activations.begin(batch);
+    }
+    Tensor output = graph.forward(batch.inputs()).get(graph.outputNames().get(0));
+    Tensor teacher = objective.needsTeacher() ? targets.read(indices, batch) : null;
+    if (objective.isForEmbeddings()) {
+      return new EmbeddingLoss(objective, job.pooling()).of(output, teacher, batch, backward);
+    }
+    long[] all = ((Examples.Labelled) examples).labels();
+    long[] labels = all == null ? null : new long[indices.length];
+    for (int i = 0; labels != null && i < labels.length; i++) {
+      labels[i] = all[indices[i]];
+    }
+    return new LogitLoss(objective).of(output, teacher, labels, backward);
+  }
+
+  private Validation validate(Objective objective, long step, double best) {
+    double loss = 0;
+    double quality = 0;
+    for (int[] indices : Batches.inOrder(job.validation(), VALIDATION_BATCH)) {
+      try (PointerScope scope = new PointerScope();
+          NoGradGuard noGrad = new NoGradGuard()) {
+        Batch batch = Batch.of(job.validation(), indices, graph.inputNames());
+        Loss l = loss(objective, job.validation(), validationTargets, indices, batch, false);
+        loss += l.value() * indices.length;
+        quality += l.quality() * indices.length;
+      }
+    }
+    int n = job.validation().size();
+    return new Validation(step, loss / n, quality / n, loss / n < best);
+  }
+
+  private void openTargets(Objective objective, TrainingListener listener) {
+    if (!objective.needsTeacher() || trainingTargets != null) {
+      return;
+    }
+    OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
+    byte[] digest = TeacherOutputs.digest(model);
+    try (TrainableModel teacher = new OnnxGraph(model)) {
+      boolean perToken = objective.isForEmbeddings();
+      int width = width();
+      trainingTargets =
+          TeacherOutputs.open(
+              teacher, digest, job.training(), width, perToken, job.cache(), listener);
+      validationTargets =
+          TeacherOutputs.open(
+              teacher, digest, job.validation(), width, perToken, job.cache(), listener);
+    }
+  }
+
+  /** The last dimension of the student's first output. */
+  private int width() {
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Batch batch = Batch.of(job.validation(), new int[] {0}, graph.inputNames());
+      if (activations != null) {
+        activations.begin(batch);
+      }
+      long[] shape = graph.forward(batch.inputs()).get(graph.outputNames().get(0)).shape();
+      return (int) shape[shape.length - 1];
+    }
+  }
+
+  private void quantize(Quantization q, TrainingListener listener) {
+    OnnxModel model = floatModel();
+    quantizer = new DynamicQuantizer(model, options(q));
+    if (q.fit()) {
+      listener.note("calibrating");
+      quantizer.calibrate(job.calibration());
+    }
+    quantizer.prepareTraining();
+    boolean pruned = weights.stream().anyMatch(w -> w.mask() != null);
+    reload(model);
+    if (pruned) {
+      // Rounding keeps what is 0, so the zeros of the integers are those that were pruned, and more
+      // that are as good as pruned.
+      for (TrainedWeight w : weights) {
+        if (w.isQuantized()) {
+          w.makeMask();
+          MagnitudePrune.prune(
+              List.of(
+                  MagnitudePrune.Weights.of(w.name(), w.latent()).maskOut(w.maskBits())),
+              new MagnitudePrune.Threshold(Float.MIN_VALUE));
+        }
+      }
+    }
+  }
+
+  private static DynamicQuantizer.Options options(Quantization q) {
+    return new DynamicQuantizer.Options(
+        q.reduceRange(), q.embeddings(), w -> q.include().test(w.name()));
+  }
+
+  /** Makes the graph of a model that the quantizer has prepared, weights and activations on grids. */
+  private void reload(OnnxModel prepared) {
+    unload();
+    form = prepared;
+    load();
+    products = quantizer.products();
+    Map<String, TrainedWeight> byConstant = byConstant();
+    Map<String, String> nodes = new HashMap<>();
+    for (QuantizedProduct p : products) {
+      TrainedWeight w = byConstant.get(p.weight());
+      w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales());
+      w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
+    }
+    activations = new ActivationSimulation(nodes);
+    graph.transformInputs(activations);
+  }
+
+  private Map<String, TrainedWeight> byConstant() {
+    Map<String, TrainedWeight> result = new LinkedHashMap<>();
+    weights.forEach(w -> result.put(graph.constantOf(w.name()), w));
+    return result;
+  }
+
+  private List<float[]> snapshot() {
+    List<float[]> result = new ArrayList<>();
+    for (TrainedWeight w : weights) {
+      result.add(values(w.latent()));
+    }
+    return result;
+  }
+
+  private static float[] values(org.espalier.device.Tensor tensor) {
+    float[] values = new float[Math.toIntExact(tensor.elements())];
+    TrainedWeight.buffer(tensor).get(values);
+    return values;
+  }
+
+  private void restore(List<float[]> snapshot) {
+    for (int i = 0; i < snapshot.size(); i++) {
+      TrainedWeight.buffer(weights.get(i).latent()).put(snapshot.get(i));
+      weights.get(i).renew();
+    }
+  }
+
+  @Override
+  public void stop() {
+    stopping = true;
+  }
+
+  @Override
+  public void save(OutputStream stream) throws IOException {
+    DataOutputStream out = new DataOutputStream(stream);
+    out.writeInt(MAGIC);
+    out.writeUTF(key());
+    out.writeInt(stageIndex);
+    out.writeInt(reports.size());
+    for (StageReport r : reports) {
+      write(r.before(), out);
+      write(r.changed(), out);
+      write(r.after(), out);
+      out.writeLong(r.steps());
+      out.writeDouble(r.seconds());
+    }
+    out.writeBoolean(quantizer != null);
+    if (quantizer != null) {
+      ByteBuffer bytes = form.toBuffer();
+      byte[] model = new byte[bytes.remaining()];
+      bytes.get(model);
+      out.writeInt(model.length);
+      out.write(model);
+    }
+    for (TrainedWeight w : weights) {
+      out.writeUTF(w.name());
+      TrainedWeight.write(w.latent(), out);
+      if (w.isQuantized()) {
+        TrainedWeight.write(w.scales(), out);
+      }
+      out.writeBoolean(w.mask() != null);
+      if (w.mask() != null) {
+        TrainedWeight.write(w.mask(), out);
+      }
+    }
+    out.writeBoolean(progress != null);
+    if (progress != null) {
+      write(progress.before, out);
+      write(progress.changed, out);
+      write(progress.best, out);
+      out.writeLong(progress.step);
+      out.writeDouble(progress.startSparsity);
+      out.writeDouble(progress.seconds);
+      progress.update.save(out);
+      out.writeBoolean(progress.kept != null);
+      if (progress.kept != null) {
+        for (float[] values : progress.kept) {
+          ByteBuffer bytes = ByteBuffer.allocate(4 * values.length);
+          bytes.asFloatBuffer().put(values);
+          out.write(bytes.array());
+        }
+      }
+    }
+    out.writeInt(MAGIC);
+    out.flush();
+  }
+
+  /** What a saved run must have been made from. */
+  private String key() {
+    List<String> stages = plan.stages().stream().map(s -> s.name() + "/" + s.training()).toList();
+    return HexFormat.of().formatHex(modelDigest) + " " + plan.seed() + " " + stages;
+  }
+
+  private static void write(Validation v, DataOutputStream out) throws IOException {
+    out.writeLong(v.step());
+    out.writeDouble(v.loss());
+    out.writeDouble(v.quality());
+    out.writeBoolean(v.best());
+  }
+
+  private static Validation readValidation(DataInputStream in) throws IOException {
+    return new Validation(in.readLong(), in.readDouble(), in.readDouble(), in.readBoolean());
+  }
+
+  @Override
+  public void restore(InputStream stream) throws IOException {
+    DataInputStream in = new DataInputStream(stream);
+    try {
+      restore(in);
+    } catch (EOFException e) {
+      throw new InputException("the saved run ends early; it is damaged", e);
+    }
+  }
+
+  private void restore(DataInputStream in) throws IOException {
+    requireMagic(in);
+    String key = in.readUTF();
+    if (!key.equals(key())) {
+      throw new InputException(
+          "the saved run is of another model or plan: it is of " + key + ", this is " + key());
+    }
+    stageIndex = in.readInt();
+    reports.clear();
+    int count = in.readInt();
+    if (stageIndex < 0 || stageIndex > plan.stages().size() || count != stageIndex) {
+      throw new InputException(
+          "the saved run is damaged: stage " + stageIndex + " of " + plan.stages().size());
+    }
+    for (int i = 0; i < count; i++) {
+      reports.add(
+          new StageReport(
+              plan.stages().get(i),
+              readValidation(in),
+              readValidation(in),
+              readValidation(in),
+              in.readLong(),
+              in.readDouble()));
+    }
+    if (in.readBoolean()) {
+      int length = in.readInt();
+      if (length < 0) {
+        throw new InputException("the saved run is damaged: a model of " + length + " bytes");
+      }
+      byte[] model = in.readNBytes(length);
+      if (model.length < length) {
+        throw new EOFException();
+      }
+      ByteBuffer direct = ByteBuffer.allocateDirect(length).put(model).flip();
+      OnnxModel prepared = OnnxModel.read(direct, job.model().name());
+      quantizer = new DynamicQuantizer(prepared, options(quantization()));
+      reload(prepared);
+    }
+    for (TrainedWeight w : weights) {
+      String name = in.readUTF();
+      if (!name.equals(w.name())) {
+        throw new InputException(
+            "the saved run is damaged: the weight " + name + " instead of " + w.name());
+      }
+      TrainedWeight.read(w.latent(), in);
+      if (w.isQuantized()) {
+        TrainedWeight.read(w.scales(), in);
+      }
+      if (in.readBoolean()) {
+        w.makeMask();
+        TrainedWeight.read(w.mask(), in);
+      }
+      w.renew();
+    }
+    if (in.readBoolean()) {
+      Progress saved = new Progress();
+      saved.before = readValidation(in);
+      saved.changed = readValidation(in);
+      saved.best = readValidation(in);
+      saved.step = in.readLong();
+      saved.startSparsity = in.readDouble();
+      saved.seconds = in.readDouble();
+      saved.update = new Update(weights, plan.stages().get(stageIndex).training().optimizer());
+      progress = saved;
+      saved.update.restore(in);
+      if (in.readBoolean()) {
+        saved.kept = new ArrayList<>();
+        for (TrainedWeight w : weights) {
+          byte[] bytes = new byte[Math.toIntExact(4 * w.elements)];
+          in.readFully(bytes);
+          float[] values = new float[(int) w.elements];
+          ByteBuffer.wrap(bytes).asFloatBuffer().get(values);
+          saved.kept.add(values);
+        }
+      }
+    }
+    requireMagic(in);
+  }
+
+  private static void requireMagic(DataInputStream in) throws IOException {
+    int found = in.readInt();
+    if (found != MAGIC) {
+      throw new InputException(
+          String.format("no saved run, or one of another version: %08x, not %08x", found, MAGIC));
+    }
+  }
+
+  private Quantization quantization() {
+    for (Stage stage : plan.stages()) {
+      if (stage instanceof Stage.Quantize q) {
+        return q.quantization();
+      }
+    }
+    throw new InputException("the saved run is quantized, and the plan has no such stage");
+  }
+
+  @Override
+  public List<StageReport> stages() {
+    return List.copyOf(reports);
+  }
+
+  @Override
+  public List<LayerReport> layers() {
+    List<LayerReport> result = new ArrayList<>();
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              if (w.parameter.isWeight()) {
+                result.add(layer(constant, w));
+              }
+            });
+    return result;
+  }
+
+  private LayerReport layer(String constant, TrainedWeight w) {
+    FloatBuffer then = form.constant(constant).floats();
+    FloatBuffer now = TrainedWeight.buffer(w.working);
+    double error = 0;
+    double square = 0;
+    for (int i = 0; i < w.elements; i++) {
+      double d = (double) now.get(i) - then.get(i);
+      error += d * d;
+      square += (double) then.get(i) * then.get(i);
+    }
+    double low = Double.NaN;
+    double high = Double.NaN;
+    if (w.isQuantized()) {
+      low = Double.POSITIVE_INFINITY;
+      high = 0;
+      for (float s : values(w.scales())) {
+        low = Math.min(low, s);
+        high = Math.max(high, s);
+      }
+    }
+    return new LayerReport(
+        w.name(),
+        LongStream.of(w.working.shape()).boxed().toList(),
+        (double) w.zeros() / w.elements,
+        w.isQuantized() ? w.qmax() == 127 ? 8 : 7 : 32,
+        low,
+        high,
+        square == 0 ? 0 : Math.sqrt(error / square));
+  }
+
+  @Override
+  public OnnxModel floatModel() {
+    OnnxModel model = form.copy();
+    putConstants(model);
+    return model;
+  }
+
+  private void putConstants(OnnxModel model) {
+    byConstant()
+        .forEach(
+            (constant, w) ->
+                model.replaceConstant(
+                    OnnxInitializer.floats(
+                        constant, model.constant(constant).dims(), values(w.latent()))));
+  }
+
+  @Override
+  public OnnxModel export() {
+    if (quantizer == null) {
+      return floatModel();
+    }
+    Map<String, TrainedWeight> byConstant = byConstant();
+    for (QuantizedProduct p : products) {
+      TrainedWeight w = byConstant.get(p.weight());
+      quantizer.setWeights(p.output(), w.integers(), values(w.scales()));
+    }
+    return quantizer.quantizedCopy(this::putConstants);
+  }
+
+  @Override
+  public void close() {
+    if (progress != null) {
+      progress.close();
+      progress = null;
+    }
+    unload();
+    for (TeacherOutputs t : new TeacherOutputs[] {trainingTargets, validationTargets}) {
+      if (t != null) {
+        t.close();
+      }
+    }
+  }
+}

@@ -1,0 +1,223 @@
+package org.espalier.train;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.HexFormat;
+import java.util.List;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.TrainableModel;
+
+/**
+ * What the teacher gives for each example, computed once and kept in a file: hidden states [tokens,
+ * width] of a text, or logits [C]. A file is found again by a digest of the teacher and the examples.
+ */
+final class TeacherOutputs implements AutoCloseable {
+  private static final int BATCH = 32;
+
+  private final FileChannel file;
+  private final Path temporary;
+
+  /** Where each example starts, in floats; one more entry than examples. */
+  private final long[] starts;
+
+  private final int width;
+  private final boolean perToken;
+
+  private TeacherOutputs(
+      FileChannel file, Path temporary, long[] starts, int width, boolean perToken) {
+    this.file = file;
+    this.temporary = temporary;
+    this.starts = starts;
+    this.width = width;
+    this.perToken = perToken;
+  }
+
+  /**
+   * Opens the outputs, which are computed where the folder does not have them.
+   *
+   * @param digest of the teacher, see {@link #digest(OnnxModel)}
+   * @param width of a token's states, or the number of classes
+   * @param perToken whether outputs are [N, tokens, width]; else [N, width]
+   * @param folder null: a file that goes when this is closed
+   */
+  static TeacherOutputs open(
+      TrainableModel teacher,
+      byte[] digest,
+      Examples examples,
+      int width,
+      boolean perToken,
+      Path folder,
+      TrainingListener listener) {
+    long[] starts = new long[examples.size() + 1];
+    for (int i = 0; i < examples.size(); i++) {
+      starts[i + 1] = starts[i] + (long) (perToken ? examples.length(i) : 1) * width;
+    }
+    try {
+      if (folder != null) {
+        Files.createDirectories(folder);
+        Path known = folder.resolve("teacher-" + key(digest, examples, perToken) + ".f32");
+        if (!Files.exists(known) || Files.size(known) != 4 * starts[examples.size()]) {
+          Path making = Files.createTempFile(folder, "teacher-", ".tmp");
+          try {
+            compute(teacher, examples, width, perToken, starts, making, listener);
+            Files.move(making, known, StandardCopyOption.ATOMIC_MOVE);
+          } finally {
+            Files.deleteIfExists(making);
+          }
+        }
+        FileChannel channel = FileChannel.open(known, StandardOpenOption.READ);
+        return new TeacherOutputs(channel, null, starts, width, perToken);
+      }
+      Path making = Files.createTempFile("espalier-teacher-", ".f32");
+      making.toFile().deleteOnExit();
+      compute(teacher, examples, width, perToken, starts, making, listener);
+      FileChannel channel = FileChannel.open(making, StandardOpenOption.READ);
+      return new TeacherOutputs(channel, making, starts, width, perToken);
+    } catch (IOException e) {
+      throw new InputException("the outputs of the teacher cannot be stored: " + e, e);
+    }
+  }
+
+  private static void compute(
+      TrainableModel teacher,
+      Examples examples,
+      int width,
+      boolean perToken,
+      long[] starts,
+      Path path,
+      TrainingListener listener)
+      throws IOException {
+    try (FileChannel out = FileChannel.open(path, StandardOpenOption.WRITE)) {
+      int done = 0;
+      for (int[] indices : Batches.inOrder(examples, BATCH)) {
+        try (PointerScope scope = new PointerScope();
+            NoGradGuard noGrad = new NoGradGuard()) {
+          Batch batch = Batch.of(examples, indices, teacher.inputNames());
+          Tensor output =
+              teacher.forward(batch.inputs()).get(teacher.outputNames().get(0)).contiguous();
+          check(output, batch, width, perToken);
+          FloatPointer values = new FloatPointer(output.data_ptr());
+          long row = (long) (perToken ? batch.longest() : 1) * width;
+          for (int i = 0; i < indices.length; i++) {
+            long n = starts[indices[i] + 1] - starts[indices[i]];
+            ByteBuffer bytes = ByteBuffer.allocate((int) (4 * n)).order(ByteOrder.nativeOrder());
+            float[] row1 = new float[(int) n];
+            values.position(i * row).get(row1);
+            bytes.asFloatBuffer().put(row1);
+            for (long at = 4 * starts[indices[i]]; bytes.hasRemaining(); ) {
+              at += out.write(bytes, at);
+            }
+          }
+        }
+        done += indices.length;
+        listener.note("teacher " + done + " of " + examples.size());
+      }
+      out.force(true);
+    }
+  }
+
+  private static void check(Tensor output, Batch batch, int width, boolean perToken) {
+    long[] shape = output.shape();
+    boolean fits =
+        perToken
+            ? shape.length == 3 && shape[0] == batch.size() && shape[1] == batch.longest()
+            : shape.length == 2 && shape[0] == batch.size();
+    if (!fits || shape[shape.length - 1] != width) {
+      throw new InputException(
+          "the teacher's first output has the shape " + java.util.Arrays.toString(shape)
+              + "; the student's has " + (perToken ? "[texts, tokens, " : "[examples, ") + width
+              + "]");
+    }
+  }
+
+  /** A digest of a model: of its file's content. */
+  static byte[] digest(OnnxModel model) {
+    MessageDigest sha = sha256();
+    sha.update(model.toBuffer());
+    return sha.digest();
+  }
+
+  private static String key(byte[] digest, Examples examples, boolean perToken) {
+    MessageDigest sha = sha256();
+    sha.update(digest);
+    sha.update((byte) (perToken ? 1 : 0));
+    if (examples instanceof Examples.Texts texts) {
+      for (long[] ids : texts.ids()) {
+        ByteBuffer b = ByteBuffer.allocate(8 * ids.length + 8);
+        b.putLong(ids.length);
+        b.asLongBuffer().put(ids);
+        sha.update(b.array());
+      }
+    } else if (examples instanceof Examples.Labelled rows) {
+      for (float[] values : rows.values()) {
+        ByteBuffer b = ByteBuffer.allocate(4 * values.length);
+        b.asFloatBuffer().put(values);
+        sha.update(b.array());
+      }
+    }
+    return HexFormat.of().formatHex(sha.digest(), 0, 12);
+  }
+
+  private static MessageDigest sha256() {
+    try {
+      return MessageDigest.getInstance("SHA-256");
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException(e); // every JDK has it
+    }
+  }
+
+  /**
+   * The outputs of a batch: [N, longest, width] with zeros where there is padding, or [N, width].
+   */
+  Tensor read(int[] indices, Batch batch) {
+    long row = (long) (perToken ? batch.longest() : 1) * width;
+    long n = indices.length;
+    Tensor result =
+        perToken
+            ? torch.zeros(n, batch.longest(), width)
+            : torch.zeros(n, width);
+    FloatPointer values = new FloatPointer(result.data_ptr()).capacity(n * row);
+    try {
+      for (int i = 0; i < indices.length; i++) {
+        long count = starts[indices[i] + 1] - starts[indices[i]];
+        ByteBuffer bytes = values.position(i * row).limit(i * row + count).asByteBuffer();
+        for (long at = 4 * starts[indices[i]]; bytes.hasRemaining(); ) {
+          int read = file.read(bytes, at);
+          if (read < 0) {
+            throw new InputException("the stored outputs of the teacher end early; delete them");
+          }
+          at += read;
+        }
+      }
+    } catch (IOException e) {
+      throw new InputException("the outputs of the teacher cannot be read: " + e, e);
+    }
+    return result;
+  }
+
+  @Override
+  public void close() {
+    try {
+      file.close();
+      if (temporary != null) {
+        Files.deleteIfExists(temporary);
+      }
+    } catch (IOException e) {
+      throw new InputException("the outputs of the teacher cannot be closed: " + e, e);
+    }
+  }
+}

@@ -1,0 +1,224 @@
+package org.espalier.train;
+
+import java.io.DataInputStream;
+import java.io.DataOutputStream;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.List;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.espalier.device.DType;
+import org.espalier.device.OwnedTensor;
+import org.espalier.op.Channel;
+import org.espalier.op.FusedAdamW;
+import org.espalier.op.FusedSgd;
+import org.espalier.op.Scale;
+import org.espalier.op.StepResult;
+import org.espalier.op.WorkingCopy;
+import org.espalier.torch.TensorView;
+
+/** The optimizer of one stage: one native call for all parameters, with its state. */
+final class Update implements AutoCloseable {
+  /** What SGD and AdamW have in common here. */
+  private interface Kernel extends AutoCloseable {
+    void learningRate(double value);
+
+    StepResult step();
+
+    /** Steps that the state of a parameter has seen; SGD knows none and some. */
+    long steps(int index);
+
+    void steps(int index, long value);
+
+    @Override
+    void close();
+  }
+
+  private final List<TrainedWeight> weights;
+  private final List<OwnedTensor> states = new ArrayList<>();
+  private final List<Tensor> gradients = new ArrayList<>();
+  private final Kernel kernel;
+
+  Update(List<TrainedWeight> weights, Optimizer optimizer) {
+    this.weights = List.copyOf(weights);
+    for (TrainedWeight w : weights) {
+      // Retained: the scope of a step must not free it.
+      Tensor gradient = torch.zeros_like(w.parameter.tensor()).retainReference();
+      w.parameter.tensor().mutable_grad().put(gradient);
+      gradients.add(gradient);
+    }
+    kernel = optimizer instanceof Optimizer.Sgd s ? sgd(s) : adamW((Optimizer.AdamW) optimizer);
+  }
+
+  private Kernel sgd(Optimizer.Sgd s) {
+    List<FusedSgd.Parameter> parameters = new ArrayList<>();
+    for (int i = 0; i < weights.size(); i++) {
+      TrainedWeight w = weights.get(i);
+      FusedSgd.Parameter p =
+          FusedSgd.Parameter.of(w.latent(), gradient(i), s.momentum() > 0 ? state(w) : null)
+              .withMask(w.maskBits());
+      parameters.add(
+          w.isQuantized()
+              ? p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w))
+              : p);
+    }
+    FusedSgd sgd =
+        new FusedSgd(
+            parameters,
+            FusedSgd.Options.of(s.learningRate())
+                .withMomentum(s.momentum())
+                .withWeightDecay(s.weightDecay())
+                .withNesterov(s.nesterov())
+                .withMaxNorm(s.maxNorm())
+                .withSkipNonFinite(true));
+    return new Kernel() {
+      @Override
+      public void learningRate(double value) {
+        sgd.learningRate(value);
+      }
+
+      @Override
+      public StepResult step() {
+        return sgd.step();
+      }
+
+      @Override
+      public long steps(int index) {
+        return sgd.first(index) ? 0 : 1;
+      }
+
+      @Override
+      public void steps(int index, long value) {
+        sgd.first(index, value == 0);
+      }
+
+      @Override
+      public void close() {
+        sgd.close();
+      }
+    };
+  }
+
+  private Kernel adamW(Optimizer.AdamW a) {
+    List<FusedAdamW.Parameter> parameters = new ArrayList<>();
+    for (int i = 0; i < weights.size(); i++) {
+      TrainedWeight w = weights.get(i);
+      FusedAdamW.Parameter p =
+          FusedAdamW.Parameter.of(w.latent(), gradient(i), state(w), state(w))
+              .withMask(w.maskBits());
+      parameters.add(
+          w.isQuantized()
+              ? p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w))
+              : p);
+    }
+    FusedAdamW adam =
+        new FusedAdamW(
+            parameters,
+            FusedAdamW.Options.of(a.learningRate())
+                .withBetas(a.beta1(), a.beta2())
+                .withEpsilon(a.epsilon())
+                .withWeightDecay(a.weightDecay())
+                .withMaxNorm(a.maxNorm())
+                .withSkipNonFinite(true));
+    return new Kernel() {
+      @Override
+      public void learningRate(double value) {
+        adam.learningRate(value);
+      }
+
+      @Override
+      public StepResult step() {
+        return adam.step();
+      }
+
+      @Override
+      public long steps(int index) {
+        return adam.steps(index);
+      }
+
+      @Override
+      public void steps(int index, long value) {
+        adam.steps(index, value);
+      }
+
+      @Override
+      public void close() {
+        adam.close();
+      }
+    };
+  }
+
+  private static Scale scale(TrainedWeight w) {
+    return new Scale(w.scales(), Channel.ofAxis(w.channelAxis(), w.working.rank()), true);
+  }
+
+  private org.espalier.device.Tensor gradient(int i) {
+    return TensorView.of(gradients.get(i));
+  }
+
+  private OwnedTensor state(TrainedWeight w) {
+    OwnedTensor state = OwnedTensor.allocate(DType.F32, w.elements);
+    states.add(state);
+    return state;
+  }
+
+  /**
+   * One step.
+   *
+   * @throws NonFiniteLossException where a gradient is NaN or infinite, naming the parameter; nothing
+   *     was written
+   */
+  StepResult step(double learningRate) {
+    kernel.learningRate(learningRate);
+    StepResult result = kernel.step();
+    if (result.skipped()) {
+      throw new NonFiniteLossException(
+          result.nonFinite() + " entries of gradients are NaN or infinite, those of "
+              + firstNonFinite() + " among them");
+    }
+    return result;
+  }
+
+  private String firstNonFinite() {
+    for (int i = 0; i < weights.size(); i++) {
+      if (!torch.isfinite(gradients.get(i)).all().item_bool()) {
+        return weights.get(i).name();
+      }
+    }
+    throw new IllegalStateException("all gradients are finite");
+  }
+
+  /** Writes the optimizer's state. */
+  void save(DataOutputStream out) throws IOException {
+    for (int i = 0; i < weights.size(); i++) {
+      out.writeLong(kernel.steps(i));
+    }
+    for (OwnedTensor state : states) {
+      TrainedWeight.write(state, out);
+    }
+  }
+
+  /** Reads what {@link #save} wrote for the same parameters and settings. */
+  void restore(DataInputStream in) throws IOException {
+    for (int i = 0; i < weights.size(); i++) {
+      kernel.steps(i, in.readLong());
+    }
+    for (OwnedTensor state : states) {
+      TrainedWeight.read(state, in);
+    }
+  }
+
+  void zeroGradients() {
+    gradients.forEach(Tensor::zero_);
+  }
+
+  @Override
+  public void close() {
+    kernel.close();
+    states.forEach(OwnedTensor::close);
+    for (int i = 0; i < weights.size(); i++) {
+      weights.get(i).parameter.tensor().mutable_grad().put(new Tensor());
+      gradients.get(i).close();
+    }
+  }
+}

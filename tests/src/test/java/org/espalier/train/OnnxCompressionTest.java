@@ -1,0 +1,360 @@
+package org.espalier.train;
+
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.train.TrainingListener.StageReport;
+import org.espalier.train.TrainingListener.StepReport;
+import org.espalier.train.TrainingListener.Validation;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** A small classifier is pruned, trained, quantized and distilled, stopped and continued. */
+class OnnxCompressionTest {
+  private static final int WIDTH = 12;
+  private static final int CLASSES = 4;
+  private static final TrainingListener SILENT = new TrainingListener() {};
+
+  @TempDir Path folder;
+
+  /** x [N, 12] → Gemm → Relu → MatMul + Add → logits [N, 4]. */
+  private static OnnxModel classifier() {
+    Random random = new Random(5);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("classifier")
+            .addInput(value("x", DataType.FLOAT, -1, WIDTH))
+            .addInitializer(floats("w1", random, 0.3f, WIDTH, 32))
+            .addInitializer(floats("b1", random, 0.1f, 32))
+            .addInitializer(floats("w2", random, 0.3f, 32, CLASSES))
+            .addInitializer(floats("b2", random, 0.1f, CLASSES))
+            .addNode(node("MatMul", "m1", List.of("x", "w1"), "p1"))
+            .addNode(node("Add", "a1", List.of("p1", "b1"), "h1"))
+            .addNode(node("Relu", "r1", List.of("h1"), "h"))
+            .addNode(node("MatMul", "m2", List.of("h", "w2"), "p2"))
+            .addNode(node("Add", "a2", List.of("p2", "b2"), "logits"))
+            .addOutput(value("logits", DataType.FLOAT, -1, CLASSES));
+    return OnnxModel.of(SmallModels.model(14, g), "classifier");
+  }
+
+  /** Points around four centres. */
+  private static Examples.Labelled points(int n, long seed) {
+    Random centres = new Random(1);
+    float[][] centre = new float[CLASSES][WIDTH];
+    for (float[] c : centre) {
+      for (int i = 0; i < WIDTH; i++) {
+        c[i] = (float) centres.nextGaussian();
+      }
+    }
+    Random random = new Random(seed);
+    List<float[]> values = new ArrayList<>();
+    long[] labels = new long[n];
+    for (int i = 0; i < n; i++) {
+      labels[i] = random.nextInt(CLASSES);
+      float[] x = centre[(int) labels[i]].clone();
+      for (int k = 0; k < WIDTH; k++) {
+        x[k] += 0.7f * (float) random.nextGaussian();
+      }
+      values.add(x);
+    }
+    return new Examples.Labelled(values, List.of((long) WIDTH), labels);
+  }
+
+  private static Compression.Job job(OnnxModel model) {
+    return new Compression.Job(
+        model, null, points(512, 2), points(256, 3), Pooling.MEAN, null, null);
+  }
+
+  private static Training training(long steps, Optimizer optimizer, Objective objective) {
+    return new Training(
+        steps, 0, 16, optimizer, Training.Schedule.constant(), objective, 50);
+  }
+
+  private static Quantization dynamic() {
+    Quantization q = Quantization.dynamic();
+    return new Quantization(
+        q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
+  }
+
+  @Test
+  void prunedWeightsStayZeroThroughMomentumNesterovAndDecay() {
+    Optimizer nesterov = new Optimizer.Sgd(0.05, 0.9, 1e-3, true, 0);
+    Objective labels = Objective.ofLabels();
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(
+                new Stage.Train("fit", training(300, nesterov, labels)),
+                new Stage.Prune("prune", Pruning.oneShot(0.75), training(10_000, nesterov, labels))),
+            7);
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      assertTrue(c.run(SILENT));
+      StageReport pruned = c.stages().get(1);
+      assertTrue(pruned.after().quality() > 0.9, pruned.toString());
+      long zeros = 0;
+      for (LayerReport layer : c.layers()) {
+        zeros += Math.round(layer.sparsity() * layer.shape().get(0) * layer.shape().get(1));
+      }
+      assertEquals((long) Math.rint(0.75 * (WIDTH * 32 + 32 * CLASSES)), zeros);
+    }
+  }
+
+  @Test
+  void aCubicScheduleRisesToItsSparsityAndThenRecovers() {
+    List<Double> seen = new ArrayList<>();
+    Pruning gradual = Pruning.gradual(0.5, 10);
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(
+                new Stage.Prune(
+                    "prune", gradual, training(100, Optimizer.AdamW.of(1e-3), Objective.ofLabels()))),
+            7);
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      c.run(
+          new TrainingListener() {
+            @Override
+            public boolean step(StepReport report) {
+              seen.add(report.sparsity());
+              return true;
+            }
+          });
+      assertEquals(0, seen.get(8));
+      assertEquals(0.5 * (1 - Math.pow(1 - 10 / 75.0, 3)), seen.get(9), 1e-12);
+      assertEquals(0.5, seen.get(74));
+      assertEquals(0.5, seen.get(99));
+      double zeros = 0;
+      for (LayerReport layer : c.layers()) {
+        zeros += layer.sparsity() * layer.shape().get(0) * layer.shape().get(1);
+      }
+      assertEquals(0.5 * (WIDTH * 32 + 32 * CLASSES), zeros, 1e-9);
+    }
+  }
+
+  @Test
+  void theExportedModelAnswersAsTrainingSawIt() throws OrtException {
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(
+                new Stage.Prune(
+                    "prune", Pruning.oneShot(0.4), training(200, Optimizer.AdamW.of(5e-3), Objective.ofLabels())),
+                new Stage.Quantize(
+                    "quantize", dynamic(), training(200, Optimizer.AdamW.of(1e-3), Objective.ofLabels())),
+                new Stage.Train(
+                    "distil", training(100, Optimizer.Sgd.of(1e-3), Objective.ofLogits(0.5, 2)))),
+            7);
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      assertTrue(c.run(SILENT));
+      assertTrue(c.stages().get(1).after().quality() > 0.9, c.stages().toString());
+      for (LayerReport layer : c.layers()) {
+        assertEquals(8, layer.bits());
+        assertTrue(layer.sparsity() > 0.2, layer.toString());
+      }
+      double expected = c.stages().get(2).after().quality();
+      Examples.Labelled validation = points(256, 3);
+      ByteBuffer bytes = c.export().toBuffer();
+      OrtEnvironment environment = OrtEnvironment.getEnvironment();
+      int right = 0;
+      try (OrtSession session = environment.createSession(bytes)) {
+        for (int i = 0; i < validation.size(); i++) {
+          FloatBuffer x = FloatBuffer.wrap(validation.values().get(i));
+          try (OnnxTensor input = OnnxTensor.createTensor(environment, x, new long[] {1, WIDTH});
+              OrtSession.Result result = session.run(Map.of("x", input))) {
+            float[] logits = ((float[][]) result.get(0).getValue())[0];
+            int best = 0;
+            for (int k = 1; k < CLASSES; k++) {
+              best = logits[k] > logits[best] ? k : best;
+            }
+            right += best == validation.labels()[i] ? 1 : 0;
+          }
+        }
+      }
+      assertEquals(expected, right / 256.0, 1e-9);
+    }
+  }
+
+  @Test
+  void aStoppedRunContinuesToTheSameBits() throws IOException {
+    Pruning gradual = Pruning.gradual(0.5, 10);
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(
+                new Stage.Prune(
+                    "prune", gradual, training(60, Optimizer.AdamW.of(2e-3), Objective.ofLabels())),
+                new Stage.Quantize(
+                    "quantize", dynamic(), training(60, Optimizer.AdamW.of(1e-3), Objective.ofLabels())),
+                new Stage.Train(
+                    "distil", training(60, Optimizer.Sgd.of(1e-3), Objective.ofLogits(0.5, 2)))),
+            7);
+    byte[] whole;
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      c.run(SILENT);
+      whole = bytes(c.export());
+    }
+    for (int stage = 0; stage < 3; stage++) {
+      int stopAt = stage;
+      byte[] saved;
+      try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+        ByteArrayOutputStream out = new ByteArrayOutputStream();
+        boolean complete =
+            c.run(
+                new TrainingListener() {
+                  @Override
+                  public boolean step(StepReport r) {
+                    return plan.stages().indexOf(r.stage()) < stopAt || r.step() < 33;
+                  }
+                });
+        assertFalse(complete);
+        c.save(out);
+        saved = out.toByteArray();
+      }
+      try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+        c.restore(new ByteArrayInputStream(saved));
+        assertTrue(c.run(SILENT));
+        assertArrayEquals(whole, bytes(c.export()), "stopped in stage " + stage);
+        assertEquals(3, c.stages().size());
+      }
+      byte[] cut = java.util.Arrays.copyOf(saved, saved.length - 7);
+      try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+        assertThrows(InputException.class, () -> c.restore(new ByteArrayInputStream(cut)));
+      }
+    }
+  }
+
+  private static byte[] bytes(OnnxModel model) {
+    ByteBuffer buffer = model.toBuffer();
+    byte[] bytes = new byte[buffer.remaining()];
+    buffer.get(bytes);
+    return bytes;
+  }
+
+  @Test
+  void theBestStateIsKept() {
+    List<Validation> seen = new ArrayList<>();
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(
+                new Stage.Train(
+                    "diverge", training(200, Optimizer.AdamW.of(0.2), Objective.ofLogits(0, 1)))),
+            7);
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      c.run(
+          new TrainingListener() {
+            @Override
+            public void validated(Stage stage, Validation v) {
+              seen.add(v);
+            }
+          });
+      // The student starts as its own teacher, so nothing can be better.
+      assertEquals(5, seen.size());
+      assertTrue(seen.get(4).loss() > seen.get(0).loss());
+      assertArrayEquals(bytes(classifier()), bytes(c.floatModel()));
+    }
+  }
+
+  @Test
+  void theBoundHoldsAStudentBelowItsTeacher() {
+    double[] free = excess(new Objective(1, 0, 1, 0, 0, 0, 1, 0));
+    double[] bounded = excess(new Objective(1, 0, 1, 10, 0, 0, 1, 0));
+    assertTrue(free[1] > 0.5, "the student that only learns labels exceeds: " + free[1]);
+    assertTrue(bounded[1] < 0.05 * free[1], free[1] + " against " + bounded[1]);
+  }
+
+  /** Mean of Σ max(0, student − teacher)² before and after training with an objective. */
+  private static double[] excess(Objective objective) {
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(new Stage.Train("train", training(200, Optimizer.AdamW.of(5e-3), objective))), 7);
+    CompressionPlan look =
+        new CompressionPlan(
+            List.of(
+                new Stage.Prune(
+                    "look",
+                    Pruning.oneShot(0),
+                    new Training(
+                        0, 0, 16, Optimizer.Sgd.of(0), Training.Schedule.constant(),
+                        new Objective(0, 0, 1, 1, 0, 0, 1, 0), 0))),
+            7);
+    OnnxModel trained;
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      c.run(SILENT);
+      trained = c.floatModel();
+    }
+    Compression.Job both =
+        new Compression.Job(
+            trained, classifier(), points(512, 2), points(256, 3), Pooling.MEAN, null, null);
+    try (OnnxCompression c = new OnnxCompression(look, both)) {
+      c.run(SILENT);
+      return new double[] {0, c.stages().get(0).after().loss()};
+    }
+  }
+
+  @Test
+  void aLossThatIsNotFiniteStopsWithTheTensorsName() {
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(
+                new Stage.Train(
+                    "burst", training(50, Optimizer.Sgd.of(1e30), Objective.ofLabels()))),
+            7);
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      NonFiniteLossException e =
+          assertThrows(NonFiniteLossException.class, () -> c.run(SILENT));
+      assertTrue(e.getMessage().contains("stage burst, step "), e.getMessage());
+    }
+  }
+
+  @Test
+  void teacherOutputsAreStoredAndFoundAgain() throws IOException {
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(
+                new Stage.Train(
+                    "distil", training(5, Optimizer.Sgd.of(1e-3), Objective.ofLogits(0, 1)))),
+            7);
+    Compression.Job j = job(classifier());
+    Compression.Job cached =
+        new Compression.Job(
+            j.model(), null, j.training(), j.validation(), j.pooling(), null, folder);
+    List<String> notes = new ArrayList<>();
+    for (int run = 0; run < 2; run++) {
+      notes.clear();
+      try (OnnxCompression c = new OnnxCompression(plan, cached)) {
+        c.run(
+            new TrainingListener() {
+              @Override
+              public void note(String text) {
+                notes.add(text);
+              }
+            });
+      }
+    }
+    assertEquals(List.of(), notes, "the second run computes no teacher outputs");
+    try (var files = java.nio.file.Files.list(folder)) {
+      assertEquals(2, files.count());
+    }
+  }
+}
