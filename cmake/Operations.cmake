@@ -17,6 +17,7 @@ set(ESP_OPERATIONS
 # Those that have CUDA kernels.
 set(ESP_CUDA_OPERATIONS
   gradient_norm
+  fake_quantize
 )
 # Of them those whose kernels may compute in double, because the result is defined so.
 set(ESP_CUDA_DOUBLE gradient_norm)

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "arguments.h"
+#include "fake_quantize_arguments.h"
 #include "fake_quantize_kernel.h"
 #include "fake_quantize_scale.h"
 #include "thread_pool.h"
@@ -209,52 +210,6 @@ struct OneScale {
         zero(zero_points == nullptr ? 0.0f : static_cast<float>(zero_points[channel])) {}
   GridScale grid() const { return {&scale, &inverse, &zero, false}; }
 };
-
-esp_status check_grid(const char* operation, const esp_quantizer* q) {
-  if (q == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "%s: the quantizer is NULL", operation);
-  const bool is_signed = q->qmin >= -128 && q->qmin < q->qmax && q->qmax <= 127;
-  const bool is_unsigned = q->qmin >= 0 && q->qmin < q->qmax && q->qmax <= 255;
-  if (!is_signed && !is_unsigned) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: the grid %d .. %d fits neither int8 nor uint8", operation, q->qmin, q->qmax);
-  }
-  if (q->rounding != ESP_ROUND_MULTIPLY && q->rounding != ESP_ROUND_DIVIDE) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: rounding %d; MULTIPLY (0) or DIVIDE (1) is needed", operation, q->rounding);
-  }
-  return ESP_OK;
-}
-
-esp_status check_quantizer(const char* operation, const esp_quantizer* q) {
-  if (esp_status status = check_grid(operation, q)) return status;
-  if (q->observer < ESP_OBSERVER_NONE || q->observer > ESP_OBSERVER_MSE) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: observer %d is unknown", operation, q->observer);
-  }
-  if (q->observer != ESP_OBSERVER_NONE && q->symmetric && (!(q->divisor > 0) || !std::isfinite(q->divisor))) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: a divisor of %g; it must be positive and finite", operation,
-                     static_cast<double>(q->divisor));
-  }
-  if (q->observer != ESP_OBSERVER_NONE && q->symmetric && q->qmin > 0) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: a symmetric grid needs 0; %d .. %d lacks it", operation, q->qmin, q->qmax);
-  }
-  if (q->observer == ESP_OBSERVER_MOVING_AVERAGE && !(q->average > 0 && q->average <= 1)) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: an averaging constant of %g; above 0 and at most 1 is needed", operation,
-                     static_cast<double>(q->average));
-  }
-  if (q->observer == ESP_OBSERVER_MSE &&
-      (q->clip_steps < 1 || q->clip_steps > 1000 || !(q->clip_smallest > 0 && q->clip_smallest < 1))) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: %d clip steps down to %g; 1 to 1000 steps to between 0 and 1 are needed",
-                     operation, q->clip_steps, static_cast<double>(q->clip_smallest));
-  }
-  return ESP_OK;
-}
-
-esp_status check_shape(const char* operation, int64_t index, int64_t outer, int64_t channels, int64_t inner, int64_t* n) {
-  if (outer < 0 || channels < 0 || inner < 0 || __builtin_mul_overflow(outer, channels, n) ||
-      __builtin_mul_overflow(*n, inner, n) || *n > esp::max_elements || channels > esp::max_elements) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: tensor %lld is [%lld, %lld, %lld]", operation, static_cast<long long>(index),
-                     static_cast<long long>(outer), static_cast<long long>(channels), static_cast<long long>(inner));
-  }
-  return ESP_OK;
-}
 
 esp_status check_scales(const char* operation, int64_t index, const float* scale, const int32_t* zero_point, int64_t channels,
                         int32_t qmin, int32_t qmax) {
@@ -616,13 +571,13 @@ class ForwardCall {
 };
 
 esp_status check_forward(const esp_quantizer* quantizer, const esp_quantized* tensors, int64_t count) {
-  if (esp_status status = check_quantizer("fake_quantize", quantizer)) return status;
+  if (esp_status status = esp::check_quantizer("fake_quantize", quantizer)) return status;
   if (esp_status status = esp::check_list("fake_quantize", tensors, count)) return status;
   for (int64_t t = 0; t < count; t++) {
     const esp_quantized& tensor = tensors[t];
     const long long index = t;
     int64_t n = 0;
-    if (esp_status status = check_shape("fake_quantize", t, tensor.outer, tensor.channels, tensor.inner, &n)) return status;
+    if (esp_status status = esp::check_shape("fake_quantize", t, tensor.outer, tensor.channels, tensor.inner, &n)) return status;
     if (esp_status status = esp::check_tensor("fake_quantize", t, tensor.x, n, tensor.dtype)) return status;
     if (tensor.y != nullptr && tensor.y_dtype != tensor.dtype && tensor.y_dtype != ESP_F32) {
       return esp::fail(ESP_INVALID_ARGUMENT, "fake_quantize: tensor %lld: y has element type %d; that of x (%d) or F32 is needed",
@@ -702,11 +657,11 @@ esp_status esp_fake_quantize_scale_gradient(const esp_quantizer* quantizer, cons
   constexpr const char* name = "fake_quantize_scale_gradient";
   const esp::FakeQuantizeKernels* kernels;
   if (esp_status status = esp::select(esp::fake_quantize_variants, &kernels)) return status;
-  if (esp_status status = check_grid(name, quantizer)) return status;
+  if (esp_status status = esp::check_grid(name, quantizer)) return status;
   if (gradient == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "%s: the gradient is NULL", name);
   const esp_scale_gradient& g = *gradient;
   int64_t n = 0;
-  if (esp_status status = check_shape(name, 0, g.outer, g.channels, g.inner, &n)) return status;
+  if (esp_status status = esp::check_shape(name, 0, g.outer, g.channels, g.inner, &n)) return status;
   if (esp_status status = esp::check_tensor(name, 0, g.x, n, g.dtype)) return status;
   if (n > 0 && g.grad_y == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "%s: grad_y is NULL", name);
   if (esp_status status = check_scales(name, 0, g.scale, g.zero_point, g.channels, quantizer->qmin, quantizer->qmax)) return status;
@@ -759,7 +714,7 @@ esp_status esp_dequantize(const esp_dequantized* tensor) {
   if (tensor == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "%s: the tensor is NULL", name);
   const esp_dequantized& d = *tensor;
   int64_t n = 0;
-  if (esp_status status = check_shape(name, 0, d.outer, d.channels, d.inner, &n)) return status;
+  if (esp_status status = esp::check_shape(name, 0, d.outer, d.channels, d.inner, &n)) return status;
   if (esp_status status = esp::check_tensor(name, 0, d.y, n, d.dtype)) return status;
   if (n > 0 && d.q == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "%s: q is NULL", name);
   if (esp_status status = check_scales(name, 0, d.scale, d.zero_point, d.channels, d.is_signed ? -128 : 0, d.is_signed ? 127 : 255)) {

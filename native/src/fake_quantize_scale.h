@@ -1,16 +1,22 @@
-// Scales from observed ranges. One rule for every operation that observes; float32 throughout, no contraction.
+// Scales from observed ranges. One rule for every operation that observes, on every device; float32 throughout, no contraction.
 #pragma once
 #include <cmath>
 
 #include "espalier/fake_quantize.h"
 
+#if defined(__CUDACC__)
+#define ESP_EVERYWHERE __host__ __device__
+#else
+#define ESP_EVERYWHERE
+#endif
+
 namespace esp {
 
 // Positive, finite, and with a finite reciprocal in float32: 1 / 2^-128 is 2^128, which is not.
-inline bool usable_scale(float scale) { return scale > 0x1p-128f && scale <= 3.40282347e+38f; }
+ESP_EVERYWHERE inline bool usable_scale(float scale) { return scale > 0x1p-128f && scale <= 3.40282347e+38f; }
 
 // The scale and zero point for values between minimum and maximum (minimum > maximum: there are none).
-inline float observed_scale(const esp_quantizer& quantizer, float minimum, float maximum, int32_t* zero_point) {
+ESP_EVERYWHERE inline float observed_scale(const esp_quantizer& quantizer, float minimum, float maximum, int32_t* zero_point) {
   const float low = minimum < 0.0f ? minimum : 0.0f, high = maximum > 0.0f ? maximum : 0.0f;
   const float qmin = static_cast<float>(quantizer.qmin), qmax = static_cast<float>(quantizer.qmax);
   float scale, zero;
@@ -20,7 +26,7 @@ inline float observed_scale(const esp_quantizer& quantizer, float minimum, float
     zero = 0.0f;
   } else {
     scale = low == high ? 1.0f : (high - low) / (qmax - qmin);
-    zero = quantizer.rounding == ESP_ROUND_DIVIDE ? std::nearbyint(qmin - low / scale) : qmin - std::nearbyint(low / scale);
+    zero = quantizer.rounding == ESP_ROUND_DIVIDE ? rintf(qmin - low / scale) : qmin - rintf(low / scale);
     zero = zero > qmin ? zero : qmin;  // qmin for NaN, where the scale is not usable
     zero = zero < qmax ? zero : qmax;
   }

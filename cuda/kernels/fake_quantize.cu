@@ -1,0 +1,688 @@
+// fake_quantize: y, q and gate of a list of tensors, with or without the observer that finds their scales;
+// its gradient from bits; dequantize. Formulas in espalier/fake_quantize.h.
+//
+// Layout: [outer, channels, inner], row-major, bits beside it. A thread has packs of 16 bytes.
+// Numerics: F32, half to even, the CPU's operations one by one; minima and maxima as integers of the floats'
+// order, so that blocks can raise them in any order. Idea: a channel that lies whole in the registers of a
+// warp or a block is read once: range, scale, quantize. Longer channels, and those that are spread over the
+// tensor, are read twice: ranges by atomics, a kernel for the scales, then chunks. Bytes an element: x once
+// (twice where not fused), y, q and 1/8 of gate once.
+#include "fake_quantize.h"
+
+#include "kernel.cuh"
+
+namespace {
+
+using esp::bf16;
+using esp::f16;
+using esp::Pack;
+using esp::QuantizeCall;
+using esp::QuantizeEntry;
+using esp::QuantizeHead;
+using esp::QuantizePart;
+using esp::QuantizeRange;
+using esp::QuantizeState;
+
+constexpr int threads = esp::quantize_threads, warps = esp::quantize_warps, packs = esp::quantize_packs;
+constexpr float infinity = __builtin_huge_valf();
+
+template <class T>
+constexpr int per_pack = 16 / static_cast<int>(sizeof(T));
+
+// What every kernel is given.
+struct Call {
+  const QuantizeHead* head;
+  const QuantizeEntry* tensors;
+  const QuantizePart* parts;
+  QuantizeCall* call;
+  QuantizeState* states;
+  QuantizeRange* ranges;
+  esp_cuda_quantize_result* results;
+  int64_t count;     // of tensors
+  uint32_t writers;  // blocks of all kernels that end with finish()
+};
+
+// The last block of the last kernels: results, and the workspace as it was.
+__device__ void finish(const Call& call) {
+  if (!esp::is_last_block(&call.call->arrived, call.writers)) return;
+  for (int64_t t = threadIdx.x; t < call.count; t += threads) {
+    const QuantizeState state = call.states[t];
+    const int64_t bad = state.bad == 0 ? -1 : INT64_MAX - static_cast<int64_t>(state.bad);
+    call.results[t] = {static_cast<int64_t>(state.nan), static_cast<int64_t>(state.infinite), bad};
+    call.states[t] = {0, 0, 0};
+  }
+}
+
+// ---- grid
+
+struct Rule {
+  float qmin, qmax;
+  bool divide;
+  __device__ explicit Rule(const esp_quantizer& q)
+      : qmin(static_cast<float>(q.qmin)),
+        qmax(static_cast<float>(q.qmax)),
+        divide(q.rounding == ESP_ROUND_DIVIDE) {}
+};
+struct Grid {
+  float scale, by, zero;  // by: the scale where it divides, else its reciprocal
+};
+__device__ __forceinline__ Grid grid_from(float scale, float zero, bool divide) {
+  return {scale, divide ? scale : 1.0f / scale, zero};
+}
+__device__ __forceinline__ Grid grid_at(const float* scale, const int32_t* zero_point, int64_t channel,
+                                        bool divide) {
+  ESP_GLOBAL(scale);
+  float zero = 0.0f;
+  if (zero_point != nullptr) {
+    ESP_GLOBAL(zero_point);
+    zero = static_cast<float>(zero_point[channel]);
+  }
+  return grid_from(scale[channel], zero, divide);
+}
+__device__ __forceinline__ void report_unusable(QuantizeState* state, int64_t channel, float scale) {
+  if (!esp::usable_scale(scale)) atomicMax(&state->bad, static_cast<unsigned long long>(INT64_MAX - channel));
+}
+
+// The channels of what follows element `start`, for up to 2^30 elements: 32 bits suffice, however long the
+// rows are.
+struct Rows {
+  uint32_t offset, length;
+  int64_t first, channels;
+  __device__ Rows(int64_t start, int64_t inner, int64_t channel_count) : channels(channel_count) {
+    constexpr int64_t longest = 1 << 30;
+    const int64_t row = start / inner, before = start - row * inner, rest = inner - before;
+    length = static_cast<uint32_t>(inner < longest ? inner : longest);
+    offset = static_cast<uint32_t>(inner < longest ? before : rest < longest ? longest - rest : 0);
+    first = row % channels;
+  }
+  // The channel of element start + i, and how many elements the row still has from there on.
+  __device__ __forceinline__ int64_t channel(int i, uint32_t* left) const {
+    const uint32_t at = offset + static_cast<uint32_t>(i), row = at / length;
+    *left = length - (at - row * length);
+    const int64_t channel = first + row;
+    if (channel < channels) return channel;
+    if (row < channels) return channel - channels;
+    return static_cast<uint32_t>(channel) % static_cast<uint32_t>(channels);
+  }
+  __device__ __forceinline__ int64_t next(int64_t channel) const {
+    return channel + 1 == channels ? 0 : channel + 1;
+  }
+};
+
+// ---- outputs
+
+struct Counts {
+  int nan, infinite;
+};
+__device__ __forceinline__ void count(Counts& counts, float x) {
+  const uint32_t magnitude = __float_as_uint(x) & 0x7fffffff;
+  if (magnitude >= 0x7f800000) {
+    counts.nan += magnitude > 0x7f800000 ? 1 : 0;
+    counts.infinite += magnitude > 0x7f800000 ? 0 : 1;
+  }
+}
+__device__ __forceinline__ void flush(QuantizeState* state, const Counts& counts) {
+  if (counts.nan != 0) atomicAdd(&state->nan, static_cast<unsigned long long>(counts.nan));
+  if (counts.infinite != 0) atomicAdd(&state->infinite, static_cast<unsigned long long>(counts.infinite));
+}
+
+__device__ __forceinline__ float clamped(float position, const Rule& rule) {
+  const float raised = position > rule.qmin ? position : rule.qmin;  // NaN becomes qmin
+  return raised < rule.qmax ? raised : rule.qmax;
+}
+
+template <class Y, int n>
+__device__ __forceinline__ void store_values(void* y, int i, int end, bool whole, const float (&value)[n]) {
+  constexpr int per = per_pack<Y> < n ? per_pack<Y> : n;
+  Y* const to = static_cast<Y*>(y);
+  ESP_GLOBAL(to);
+#pragma unroll
+  for (int part = 0; part < n; part += per) {
+    Pack<Y, per> pack;
+#pragma unroll
+    for (int j = 0; j < per; j++) pack.at[j] = esp::from_float<Y>(value[part + j]);
+    esp::store_pack(to, i + part, end, whole, pack);
+  }
+}
+
+// What is written of a tensor from element `first` on, a multiple of 8 where a gate is wanted. Indices count
+// from there.
+template <class T>
+struct Outputs {
+  char* y;
+  uint8_t* q;
+  uint8_t* gate;
+  bool wide, whole_y, whole_q;
+  __device__ Outputs(const QuantizeEntry& t, int64_t first)
+      : y(static_cast<char*>(t.y)),
+        q(t.q),
+        gate(t.gate),
+        wide(sizeof(T) != sizeof(float) && t.y_dtype == ESP_F32) {
+    if (y != nullptr) y += first * (wide ? 4 : static_cast<int64_t>(sizeof(T)));
+    if (q != nullptr) q += first;
+    if (gate != nullptr) gate += first / 8;
+    whole_y = esp::is_aligned(y, 16);
+    whole_q = esp::is_aligned(q, per_pack<T>);
+  }
+  // The elements of a pack on the grid, not yet clamped, `left` of them on the first of `grids`. Called by
+  // whole warps; i is a multiple of 8 in every even lane where a gate is wanted, and past `end` nothing is
+  // written.
+  template <class NextGrid>
+  __device__ __forceinline__ void put(const Rule& rule, const Pack<T, per_pack<T>>& x, int i, int end,
+                                      Grid grid, uint32_t left, const NextGrid& next, Counts* counts) const {
+    constexpr int n = per_pack<T>;
+    uint32_t bits = 0;
+    if (i < end) {
+      float value[n];
+      Pack<uint8_t, n> integers;
+#pragma unroll
+      for (int j = 0; j < n; j++) {
+        if (static_cast<uint32_t>(j) == left && i + j < end) grid = next(j, &left);
+        const float v = esp::to_float(x.at[j]);
+        if (counts != nullptr) count(*counts, v);
+        const float position = rintf(rule.divide ? v / grid.by : v * grid.by) + grid.zero;
+        if (position >= rule.qmin && position <= rule.qmax && i + j < end) bits |= 1u << j;
+        const float c = clamped(position, rule);
+        integers.at[j] = static_cast<uint8_t>(static_cast<int>(c));
+        value[j] = (c - grid.zero) * grid.scale;
+      }
+      if (q != nullptr) {
+        ESP_GLOBAL(q);
+        esp::store_pack(q, i, end, whole_q, integers);
+      }
+      if (y != nullptr) {
+        if (wide) {
+          store_values<float>(y, i, end, whole_y, value);
+        } else {
+          store_values<T>(y, i, end, whole_y, value);
+        }
+      }
+    }
+    if (gate != nullptr) {
+      if (n == 4) bits |= __shfl_down_sync(esp::all_lanes, bits, 1) << 4;
+      if (i < end && (n == 8 || esp::lane_index() % 2 == 0)) {
+        ESP_GLOBAL(gate);
+        gate[i / 8] = static_cast<uint8_t>(bits);
+      }
+    }
+  }
+};
+
+// ---- ranges
+
+struct Range {
+  float low, high;
+};
+constexpr Range no_range = {infinity, -infinity};
+
+// Called for what is in the tensor only.
+__device__ __forceinline__ void extend(Range& range, Counts& counts, float x, bool absolute) {
+  const uint32_t magnitude = __float_as_uint(x) & 0x7fffffff;
+  if (magnitude < 0x7f800000) {
+    const float v = absolute ? __uint_as_float(magnitude) : x;
+    range.low = v < range.low ? v : range.low;
+    range.high = v > range.high ? v : range.high;
+  } else {
+    count(counts, x);
+  }
+}
+__device__ __forceinline__ Range joined(const Range& a, const Range& b) {
+  return {b.low < a.low ? b.low : a.low, b.high > a.high ? b.high : a.high};
+}
+__device__ __forceinline__ Range over_warp(Range range) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) {
+    range = joined(range, {__shfl_xor_sync(esp::all_lanes, range.low, apart),
+                           __shfl_xor_sync(esp::all_lanes, range.high, apart)});
+  }
+  return range;
+}
+
+// The order of the floats, as integers; finite ones are above 0.
+__device__ __forceinline__ uint32_t key_of(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return (bits & 0x80000000) != 0 ? ~bits : bits | 0x80000000;
+}
+__device__ __forceinline__ float of_key(uint32_t key) {
+  return __uint_as_float((key & 0x80000000) != 0 ? key & 0x7fffffff : ~key);
+}
+__device__ __forceinline__ void raise(QuantizeRange* to, const Range& range) {
+  if (!(range.low <= range.high)) return;
+  atomicMax(&to->below, ~key_of(range.low));
+  atomicMax(&to->above, key_of(range.high));
+}
+
+__device__ __forceinline__ bool is_absolute(const esp_quantizer& q) {
+  return q.symmetric != 0 && q.observer != ESP_OBSERVER_MOVING_AVERAGE;
+}
+
+// The scale of a channel from its range, and the moving average on the way. By one thread a channel.
+__device__ Grid set_scale(const esp_quantizer& quantizer, const QuantizeEntry& t, int64_t channel,
+                          Range range, QuantizeState* state) {
+  if (is_absolute(quantizer)) range.low = -range.high;
+  if (quantizer.observer == ESP_OBSERVER_MOVING_AVERAGE) {
+    float* const low = t.running + channel;
+    float* const high = low + t.channels;
+    if (range.low <= range.high) {
+      *low = fabsf(*low) < infinity ? *low + quantizer.average * (range.low - *low) : range.low;
+      *high = fabsf(*high) < infinity ? *high + quantizer.average * (range.high - *high) : range.high;
+    }
+    range = {*low, *high};
+  }
+  int32_t zero;
+  const float scale = esp::observed_scale(quantizer, range.low, range.high, &zero);
+  report_unusable(state, channel, scale);
+  t.scale[channel] = scale;
+  if (t.zero_point != nullptr) t.zero_point[channel] = zero;
+  return grid_from(scale, t.zero_point == nullptr ? 0.0f : static_cast<float>(zero),
+                   quantizer.rounding == ESP_ROUND_DIVIDE);
+}
+
+// ---- channels that lie whole in the registers of `team` threads
+
+template <class T, int team, int held>
+__device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEntry& t, QuantizeState* state,
+                                             int64_t channel) {
+  constexpr int n = per_pack<T>;
+  ESP_SHARED(Range, ranges, [warps]);
+  ESP_SHARED(Grid, grids, [1]);
+  const int member = static_cast<int>(threadIdx.x) % team;
+  const int64_t first = channel * t.inner;
+  const int end = static_cast<int>(t.inner);
+  const T* const x = static_cast<const T*>(t.x) + first;
+  ESP_GLOBAL(x);
+  const bool whole = esp::is_aligned(x, 16), absolute = is_absolute(call.head->quantizer);
+  Pack<T, n> pack[held];
+#pragma unroll
+  for (int k = 0; k < held; k++) pack[k] = esp::load_pack<n>(x, (k * team + member) * n, end, whole);
+  Range range = no_range;
+  Counts counts = {0, 0};
+#pragma unroll
+  for (int k = 0; k < held; k++) {
+    const int left = end - (k * team + member) * n;
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+      if (j < left) extend(range, counts, esp::to_float(pack[k].at[j]), absolute);
+    }
+  }
+  flush(state, counts);
+  range = over_warp(range);
+  Grid grid;
+  if (team == 32) {
+    grid = {0, 0, 0};
+    if (member == 0) grid = set_scale(call.head->quantizer, t, channel, range, state);
+    grid = {__shfl_sync(esp::all_lanes, grid.scale, 0), __shfl_sync(esp::all_lanes, grid.by, 0),
+            __shfl_sync(esp::all_lanes, grid.zero, 0)};
+  } else {
+    if (esp::lane_index() == 0) ranges[esp::warp_index()] = range;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+#pragma unroll
+      for (int warp = 1; warp < warps; warp++) range = joined(range, ranges[warp]);
+      grids[0] = set_scale(call.head->quantizer, t, channel, range, state);
+    }
+    __syncthreads();
+    grid = grids[0];
+  }
+  const Rule rule(call.head->quantizer);
+  const Outputs<T> outputs(t, first);
+  const auto none = [&](int, uint32_t*) { return grid; };
+#pragma unroll
+  for (int k = 0; k < held; k++) {
+    if (k * team * n < end)
+      outputs.put(rule, pack[k], (k * team + member) * n, end, grid, ~0u, none, nullptr);
+  }
+}
+
+template <int team, int held>
+__global__ void __launch_bounds__(threads, 2) fake_quantize_rows_kernel(Call call) {
+  const QuantizePart part = call.parts[blockIdx.x];
+  const QuantizeEntry t = call.tensors[part.tensor];
+  const int64_t channel = static_cast<int64_t>(part.index) * (threads / team) + threadIdx.x / team;
+  if (channel < t.channels) {
+    QuantizeState* const state = call.states + part.tensor;
+    switch (t.dtype) {
+      case ESP_BF16:
+        quantize_row<bf16, team, held>(call, t, state, channel);
+        break;
+      case ESP_F16:
+        quantize_row<f16, team, held>(call, t, state, channel);
+        break;
+      default:
+        quantize_row<float, team, held>(call, t, state, channel);
+    }
+  }
+  finish(call);
+}
+
+// ---- ranges of all other channels
+
+template <class T>
+__device__ __forceinline__ Range range_of_piece(const QuantizeEntry& t, int64_t first, int64_t end,
+                                                bool absolute, Counts& counts) {
+  constexpr int n = per_pack<T>, unrolled = 4;
+  const T* const x = static_cast<const T*>(t.x);
+  ESP_GLOBAL(x);
+  const bool whole = esp::is_aligned(x + first, 16);
+  Range range = no_range;
+  for (int64_t at = first + esp::lane_index() * n; at < end; at += 32 * n * unrolled) {
+    Pack<T, n> pack[unrolled];
+#pragma unroll
+    for (int k = 0; k < unrolled; k++) pack[k] = esp::load_pack<n>(x, at + k * 32 * n, end, whole);
+#pragma unroll
+    for (int k = 0; k < unrolled; k++) {
+      const int64_t left = end - (at + k * 32 * n);
+#pragma unroll
+      for (int j = 0; j < n; j++) {
+        if (j < left) extend(range, counts, esp::to_float(pack[k].at[j]), absolute);
+      }
+    }
+  }
+  return over_warp(range);
+}
+
+__global__ void __launch_bounds__(threads) fake_quantize_ranges_rows_kernel(Call call) {
+  ESP_SHARED(Range, ranges, [warps]);
+  ESP_SHARED(int64_t, channels, [warps]);
+  const QuantizePart part = call.parts[blockIdx.x];
+  const QuantizeEntry t = call.tensors[part.tensor];
+  QuantizeState* const state = call.states + part.tensor;
+  const int64_t pieces = (t.inner + esp::quantize_piece - 1) / esp::quantize_piece;
+  const int64_t piece = static_cast<int64_t>(part.index) * warps + esp::warp_index(), row = piece / pieces;
+  const bool absolute = is_absolute(call.head->quantizer);
+  Range range = no_range;
+  Counts counts = {0, 0};
+  if (row < t.outer * t.channels) {
+    const int64_t begin = row * t.inner, first = begin + piece % pieces * esp::quantize_piece;
+    const int64_t end =
+        begin + t.inner < first + esp::quantize_piece ? begin + t.inner : first + esp::quantize_piece;
+    range = t.dtype == ESP_BF16  ? range_of_piece<bf16>(t, first, end, absolute, counts)
+            : t.dtype == ESP_F16 ? range_of_piece<f16>(t, first, end, absolute, counts)
+                                 : range_of_piece<float>(t, first, end, absolute, counts);
+    flush(state, counts);
+  }
+  if (esp::lane_index() == 0) {
+    ranges[esp::warp_index()] = range;
+    channels[esp::warp_index()] = row % t.channels;
+  }
+  __syncthreads();
+  // Neighbours of one channel raise its range together.
+  if (threadIdx.x == 0) {
+    for (int warp = 1; warp < warps; warp++) {
+      if (channels[warp] == channels[warp - 1]) {
+        range = joined(range, ranges[warp]);
+      } else {
+        raise(call.ranges + t.ranges + channels[warp - 1], range);
+        range = ranges[warp];
+      }
+    }
+    raise(call.ranges + t.ranges + channels[warps - 1], range);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void ranges_of_columns(const Call& call, const QuantizeEntry& t,
+                                                  QuantizeState* state, int32_t index) {
+  constexpr int n = per_pack<T>, unrolled = 4;
+  const int64_t period = t.channels * t.inner;
+  const esp::QuantizeStrips s = esp::quantize_strips(period, t.outer, sizeof(T));
+  const int64_t pack_index = index % s.strips * s.width + threadIdx.x % static_cast<unsigned>(s.width);
+  const int lane = static_cast<int>(threadIdx.x) / s.width;
+  if (lane >= s.lanes || pack_index >= s.packs) return;
+  const int64_t column = pack_index * n,
+                top = index / s.strips * (s.lanes * esp::quantize_column_rows) + lane;
+  const int64_t bottom = top - lane + s.lanes * esp::quantize_column_rows;
+  const int64_t rows = bottom < t.outer ? bottom : t.outer;
+  const T* const x = static_cast<const T*>(t.x);
+  ESP_GLOBAL(x);
+  const bool whole = esp::is_aligned(x, 16) && period % n == 0, absolute = is_absolute(call.head->quantizer);
+  Range range[n];
+#pragma unroll
+  for (int j = 0; j < n; j++) range[j] = no_range;
+  Counts counts = {0, 0};
+  for (int64_t row = top; row < rows; row += s.lanes * unrolled) {
+    Pack<T, n> pack[unrolled];
+#pragma unroll
+    for (int k = 0; k < unrolled; k++) {
+      const int64_t r = row + k * s.lanes;
+      pack[k] = esp::load_pack<n>(x, r * period + column, r < rows ? (r + 1) * period : 0, whole);
+    }
+#pragma unroll
+    for (int k = 0; k < unrolled; k++) {
+#pragma unroll
+      for (int j = 0; j < n; j++) {
+        if (row + k * s.lanes < rows && column + j < period)
+          extend(range[j], counts, esp::to_float(pack[k].at[j]), absolute);
+      }
+    }
+  }
+  flush(state, counts);
+#pragma unroll
+  for (int j = 0; j < n; j++) {
+    if (column + j < period) raise(call.ranges + t.ranges + (column + j) / t.inner, range[j]);
+  }
+}
+
+__global__ void __launch_bounds__(threads, 2) fake_quantize_ranges_columns_kernel(Call call) {
+  const QuantizePart part = call.parts[blockIdx.x];
+  const QuantizeEntry t = call.tensors[part.tensor];
+  QuantizeState* const state = call.states + part.tensor;
+  switch (t.dtype) {
+    case ESP_BF16:
+      return ranges_of_columns<bf16>(call, t, state, part.index);
+    case ESP_F16:
+      return ranges_of_columns<f16>(call, t, state, part.index);
+    default:
+      return ranges_of_columns<float>(call, t, state, part.index);
+  }
+}
+
+__global__ void __launch_bounds__(threads) fake_quantize_scales_kernel(Call call) {
+  const QuantizePart part = call.parts[blockIdx.x];
+  const QuantizeEntry t = call.tensors[part.tensor];
+  const int64_t channel = static_cast<int64_t>(part.index) * threads + threadIdx.x;
+  if (channel >= t.channels) return;
+  QuantizeRange* const found = call.ranges + t.ranges + channel;
+  const QuantizeRange range = *found;
+  *found = {0, 0};
+  set_scale(call.head->quantizer, t, channel,
+            range.above == 0 ? no_range : Range{of_key(~range.below), of_key(range.above)},
+            call.states + part.tensor);
+}
+
+// ---- chunks whose scales are known
+
+template <class T>
+__device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeEntry& t, QuantizeState* state,
+                                               int64_t first) {
+  constexpr int n = per_pack<T>;
+  const Rule rule(call.head->quantizer);
+  const bool counting = call.head->quantizer.observer == ESP_OBSERVER_NONE;
+  const int end = static_cast<int>(t.n - first < esp::quantize_chunk ? t.n - first : esp::quantize_chunk);
+  const T* const x = static_cast<const T*>(t.x) + first;
+  ESP_GLOBAL(x);
+  const bool whole = esp::is_aligned(x, 16);
+  const Rows rows(first, t.inner, t.channels);
+  const Outputs<T> outputs(t, first);
+  Counts counts = {0, 0};
+  const auto usable_grid = [&](int64_t channel) {
+    const Grid grid = grid_at(t.scale, t.zero_point, channel, rule.divide);
+    report_unusable(state, channel, grid.scale);
+    return grid;
+  };
+  for (int turn = 0; turn < end; turn += threads * n * packs) {
+    Pack<T, n> pack[packs];
+    const int own = turn + static_cast<int>(threadIdx.x) * n;
+#pragma unroll
+    for (int k = 0; k < packs; k++) pack[k] = esp::load_pack<n>(x, own + k * threads * n, end, whole);
+#pragma unroll
+    for (int k = 0; k < packs; k++) {
+      const int i = own + k * threads * n;
+      Grid grid = {1, 1, 0};
+      uint32_t left = ~0u;
+      int64_t channel = 0;
+      if (i < end) {
+        channel = rows.channel(i, &left);
+        grid = usable_grid(channel);
+      }
+      const auto next = [&](int, uint32_t* boundary) {
+        *boundary += rows.length;
+        channel = rows.next(channel);
+        return usable_grid(channel);
+      };
+      outputs.put(rule, pack[k], i, end, grid, left, next, &counts);
+    }
+  }
+  if (counting) flush(state, counts);
+}
+
+// Launched without parts where no tensor has any, for the results.
+__global__ void __launch_bounds__(threads, 2) fake_quantize_chunks_kernel(Call call, int64_t parts) {
+  if (blockIdx.x < parts) {
+    const QuantizePart part = call.parts[blockIdx.x];
+    const QuantizeEntry t = call.tensors[part.tensor];
+    QuantizeState* const state = call.states + part.tensor;
+    const int64_t first = part.index * esp::quantize_chunk;
+    switch (t.dtype) {
+      case ESP_BF16:
+        quantize_chunk<bf16>(call, t, state, first);
+        break;
+      case ESP_F16:
+        quantize_chunk<f16>(call, t, state, first);
+        break;
+      default:
+        quantize_chunk<float>(call, t, state, first);
+    }
+  }
+  finish(call);
+}
+
+// ---- backward and dequantize
+
+// 8192 elements a block, 4 packs a thread at a time.
+template <class T>
+__global__ void __launch_bounds__(threads)
+    fake_quantize_backward_kernel(const T* grad_y, const uint8_t* gate, T* grad_x, int64_t n) {
+  constexpr int per = per_pack<T>;
+  const int64_t first = blockIdx.x * esp::quantize_chunk;
+  const int end = static_cast<int>(n - first < esp::quantize_chunk ? n - first : esp::quantize_chunk);
+  grad_y += first;
+  gate += first / 8;
+  grad_x += first;
+  const bool whole_in = esp::is_aligned(grad_y, 16), whole_out = esp::is_aligned(grad_x, 16);
+  for (int turn = static_cast<int>(threadIdx.x) * per; turn < end; turn += threads * per * packs) {
+    Pack<T, per> pack[packs];
+    uint32_t bits[packs];
+#pragma unroll
+    for (int k = 0; k < packs; k++) {
+      const int i = turn + k * threads * per;
+      pack[k] = esp::load_pack<per>(grad_y, i, end, whole_in);
+      bits[k] = i < end ? static_cast<uint32_t>(gate[i / 8]) >> (i & 7) : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < packs; k++) {
+#pragma unroll
+      for (int j = 0; j < per; j++) {
+        if ((bits[k] >> j & 1) == 0) pack[k].at[j] = T{};
+      }
+      esp::store_pack(grad_x, turn + k * threads * per, end, whole_out, pack[k]);
+    }
+  }
+}
+
+template <class Y>
+__global__ void __launch_bounds__(threads) dequantize_kernel(esp_dequantized t, int64_t n) {
+  constexpr int per = per_pack<Y>;
+  const int64_t first = blockIdx.x * esp::quantize_chunk;
+  const int end = static_cast<int>(n - first < esp::quantize_chunk ? n - first : esp::quantize_chunk);
+  const uint8_t* const from = t.q + first;
+  Y* const y = static_cast<Y*>(t.y) + first;
+  const bool whole_q = esp::is_aligned(from, per), whole_y = esp::is_aligned(y, 16);
+  const Rows rows(first, t.inner, t.channels);
+  for (int i = static_cast<int>(threadIdx.x) * per; i < end; i += threads * per) {
+    const Pack<uint8_t, per> q = esp::load_pack<per>(from, i, end, whole_q);
+    uint32_t left;
+    int64_t channel = rows.channel(i, &left);
+    Grid grid = grid_at(t.scale, t.zero_point, channel, true);
+    float value[per];
+#pragma unroll
+    for (int j = 0; j < per; j++) {
+      if (static_cast<uint32_t>(j) == left && i + j < end) {
+        left += rows.length;
+        channel = rows.next(channel);
+        grid = grid_at(t.scale, t.zero_point, channel, true);
+      }
+      const int integer = t.is_signed != 0 ? static_cast<int8_t>(q.at[j]) : q.at[j];
+      value[j] = (static_cast<float>(integer) - grid.zero) * grid.scale;
+    }
+    store_values<Y>(y, i, end, whole_y, value);
+  }
+}
+
+int64_t chunks_of(int64_t n) {
+  return (n + esp::quantize_chunk - 1) / esp::quantize_chunk;
+}
+
+template <class T>
+esp_status launch_backward(const void* grad_y, const uint8_t* gate, void* grad_x, int64_t n, void* stream) {
+  return esp::launch("fake_quantize_backward", fake_quantize_backward_kernel<T>, chunks_of(n), threads,
+                     stream, static_cast<const T*>(grad_y), gate, static_cast<T*>(grad_x), n);
+}
+
+}  // namespace
+
+esp_status esp_cuda_fake_quantize(const esp_cuda_plan* plan, const void* table, void* workspace,
+                                  esp_cuda_quantize_result* results, void* stream) {
+  const int64_t* const parts = plan->operation;
+  const int64_t count = parts[esp::quantize_tensors];
+  Call call;
+  call.head = static_cast<const QuantizeHead*>(table);
+  call.tensors = reinterpret_cast<const QuantizeEntry*>(call.head + 1);
+  call.parts = reinterpret_cast<const QuantizePart*>(call.tensors + count);
+  call.call = static_cast<QuantizeCall*>(workspace);
+  call.states = reinterpret_cast<QuantizeState*>(call.call + 1);
+  call.ranges = reinterpret_cast<QuantizeRange*>(call.states + count);
+  call.results = results;
+  call.count = count;
+  int64_t writers = parts[esp::quantize_rows_warp] + parts[esp::quantize_rows_block] +
+                    parts[esp::quantize_rows_long] + parts[esp::quantize_chunks];
+  call.writers = static_cast<uint32_t>(writers > 0 ? writers : 1);
+  constexpr struct {
+    const char* name;
+    void (*kernel)(Call);
+  } kernels[] = {
+      {"fake_quantize of short rows", fake_quantize_rows_kernel<32, packs>},
+      {"fake_quantize of rows", fake_quantize_rows_kernel<threads, packs>},
+      {"fake_quantize of long rows", fake_quantize_rows_kernel<threads, esp::quantize_long_packs>},
+      {"fake_quantize ranges of rows", fake_quantize_ranges_rows_kernel},
+      {"fake_quantize ranges of columns", fake_quantize_ranges_columns_kernel},
+      {"fake_quantize scales", fake_quantize_scales_kernel},
+  };
+  static_assert(sizeof kernels / sizeof kernels[0] == esp::quantize_chunks, "chunks are last");
+  for (int list = 0; list < esp::quantize_chunks; list++) {
+    if (parts[list] > 0) {
+      if (esp_status status =
+              esp::launch(kernels[list].name, kernels[list].kernel, parts[list], threads, stream, call))
+        return status;
+    }
+    call.parts += parts[list];
+  }
+  const int64_t chunks = parts[esp::quantize_chunks];
+  if (writers > 0 && chunks == 0) return ESP_OK;
+  return esp::launch("fake_quantize", fake_quantize_chunks_kernel, chunks > 0 ? chunks : 1, threads, stream,
+                     call, chunks);
+}
+
+esp_status esp::launch_fake_quantize_backward(const void* grad_y, const uint8_t* gate, void* grad_x,
+                                              int64_t n, esp_dtype dtype, void* stream) {
+  if (dtype == ESP_BF16) return launch_backward<bf16>(grad_y, gate, grad_x, n, stream);
+  if (dtype == ESP_F16) return launch_backward<f16>(grad_y, gate, grad_x, n, stream);
+  return launch_backward<float>(grad_y, gate, grad_x, n, stream);
+}
+
+esp_status esp::launch_dequantize(const esp_dequantized& tensor, int64_t n, void* stream) {
+  const auto kernel = tensor.dtype == ESP_BF16  ? dequantize_kernel<bf16>
+                      : tensor.dtype == ESP_F16 ? dequantize_kernel<f16>
+                                                : dequantize_kernel<float>;
+  return launch("dequantize", kernel, chunks_of(n), threads, stream, tensor, n);
+}
