@@ -104,13 +104,6 @@ i32x16 absmax_lanes(const float* w, int64_t n) {
   return largest;
 }
 
-int32_t reduce_max(i32x16 v) {
-  int32_t lanes[16];
-  store(lanes, v);
-  for (int i = 1; i < 16; i++) lanes[0] = lanes[0] > lanes[i] ? lanes[0] : lanes[i];
-  return lanes[0];
-}
-
 // Other threads raise the same slot: the result does not depend on the order.
 void raise(float* slot, int32_t absmax) {
   typedef int32_t __attribute__((may_alias)) bits;

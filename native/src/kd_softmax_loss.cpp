@@ -40,7 +40,7 @@ class ThreadScratch {
   float* memory_ = nullptr;
   int64_t floats_ = 0;
 };
-thread_local ThreadScratch thread_scratch;
+thread_local ThreadScratch thread_scratch, thread_terms;
 
 esp_status check_logits(const char* name, const esp_logits& logits, int64_t rows, int64_t classes) {
   if (logits.data == nullptr) return ESP_OK;
@@ -95,18 +95,44 @@ esp_status check(const esp_kd_softmax_loss_arguments& a) {
   if (a.gradient != nullptr && a.gradient_stride < a.classes && a.rows > 1) {
     return esp::fail(ESP_INVALID_ARGUMENT, "%s: the rows of gradient share memory (stride 0)", operation);
   }
-  if (a.labels != nullptr) {
-    for (int64_t row = 0; row < a.rows; row++) {
-      const int64_t label = a.labels[row];
-      if ((label < 0 || label >= a.classes) && label != a.ignore_index && kept(a, row)) {
-        return esp::fail(ESP_INVALID_ARGUMENT,
-                         "%s: label %lld in row %lld is outside [0, %lld) and not ignore_index %lld",
-                         operation, static_cast<long long>(label), static_cast<long long>(row),
-                         static_cast<long long>(a.classes), static_cast<long long>(a.ignore_index));
-      }
+  return ESP_OK;
+}
+
+// Counts the rows that have a label; refuses one that is no class.
+esp_status count_labels(const esp_kd_softmax_loss_arguments& a, int64_t* valid) {
+  *valid = 0;
+  if (a.labels == nullptr) return ESP_OK;
+  int64_t labelled = 0, wrong = 0;
+  for (int64_t row = 0; row < a.rows; row++) {
+    const int64_t label = a.labels[row];
+    const bool is_class = static_cast<uint64_t>(label) < static_cast<uint64_t>(a.classes);
+    const bool counts = label != a.ignore_index && kept(a, row);
+    labelled += counts;
+    wrong += counts && !is_class;
+  }
+  *valid = labelled;
+  for (int64_t row = 0; wrong > 0 && row < a.rows; row++) {
+    const int64_t label = a.labels[row];
+    if ((label < 0 || label >= a.classes) && label != a.ignore_index && kept(a, row)) {
+      return esp::fail(ESP_INVALID_ARGUMENT,
+                       "%s: label %lld in row %lld is outside [0, %lld) and not ignore_index %lld", operation,
+                       static_cast<long long>(label), static_cast<long long>(row),
+                       static_cast<long long>(a.classes), static_cast<long long>(a.ignore_index));
     }
   }
   return ESP_OK;
+}
+
+// In an order that only n decides, with several additions under way at once.
+double sum(const double* terms, int64_t n) {
+  constexpr int64_t chains = 8;
+  double parts[chains] = {};
+  int64_t i = 0;
+  for (; i + chains <= n; i += chains) {
+    for (int64_t k = 0; k < chains; k++) parts[k] += terms[i + k];
+  }
+  for (int64_t k = 0; i + k < n; k++) parts[k] += terms[i + k];
+  return ((parts[0] + parts[4]) + (parts[2] + parts[6])) + ((parts[1] + parts[5]) + (parts[3] + parts[7]));
 }
 
 esp::KdExponential exponential(double temperature, double bias, bool one_class) {
@@ -120,8 +146,9 @@ esp::KdExponential exponential(double temperature, double bias, bool one_class) 
 
 // Short rows go to a thread by this many bytes at least.
 constexpr int64_t task_bytes = int64_t{64} << 10;
-// A few long rows are cut up among the threads one after the other.
-constexpr int64_t few_rows = 8;
+// A few long rows are cut up among the threads one after the other; of more, a thread takes several, as each
+// is written beside the measuring of the next, but not so many that the last one to finish is waited for.
+constexpr int64_t few_rows = 8, long_tasks_a_thread = 8;
 
 }  // namespace
 
@@ -143,14 +170,11 @@ esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
   } else if (a.bound.data == nullptr) {
     a.bound = a.teacher;
   }
-  int64_t rows = a.rows, valid = 0;
+  int64_t rows = a.rows, valid;
+  if (esp_status status = count_labels(a, &valid)) return status;
   if (a.row_mask != nullptr) {
     rows = 0;
     for (int64_t row = 0; row < a.rows; row++) rows += kept(a, row) ? 1 : 0;
-  }
-  if (a.labels != nullptr) {
-    for (int64_t row = 0; row < a.rows; row++)
-      valid += a.labels[row] != a.ignore_index && kept(a, row) ? 1 : 0;
   }
 
   const double t = a.temperature;
@@ -171,17 +195,17 @@ esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
   plan.bound_weight = rows > 0 ? 2 * a.beta / static_cast<double>(rows) : 0;
   plan.temperature_squared = t * t;
 
-  // The terms of each row, so that they add up in row order whoever computes them.
+  // The terms of each row, so that they add up in one order whoever computes them.
   constexpr int64_t near_rows = 256;
   double near_terms[3 * near_rows];
-  std::unique_ptr<double[]> far_terms;
-  if (a.rows > near_rows) far_terms.reset(new (std::nothrow) double[3 * static_cast<size_t>(a.rows)]);
-  double* terms = a.rows > near_rows ? far_terms.get() : near_terms;
+  double* terms = near_terms;
+  if (a.rows > near_rows) terms = reinterpret_cast<double*>(thread_terms.get(6 * a.rows));
   if (terms == nullptr) {
     return esp::fail(ESP_OUT_OF_MEMORY, "%s: no memory for the terms of %lld rows", operation,
                      static_cast<long long>(a.rows));
   }
-  for (int64_t i = 0; i < 3 * a.rows; i++) terms[i] = 0;
+  const bool all_rows = a.row_mask == nullptr && (plan.teacher_used || a.bound.data != nullptr);
+  for (int64_t i = 0; !all_rows && i < 3 * a.rows; i++) terms[i] = 0;
   plan.ce = terms;
   plan.kl = terms + a.rows;
   plan.bound = terms + 2 * a.rows;
@@ -214,7 +238,8 @@ esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
     }
     thread_scratch.trim();
   } else {
-    int64_t task_rows = 1;
+    const int64_t long_tasks = long_tasks_a_thread * esp::thread_limit();
+    int64_t task_rows = (a.rows + long_tasks - 1) / long_tasks;
     if (segments == 1) {
       const int64_t row_bytes = a.rows > 0 ? bytes / a.rows : 1;
       task_rows =
@@ -247,12 +272,8 @@ esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
                      static_cast<long long>(scratch_floats));
   }
 
-  double ce = 0, kl = 0, bound = 0;
-  for (int64_t row = 0; row < a.rows; row++) {
-    ce += plan.ce[row];
-    kl += plan.kl[row];
-    bound += plan.bound[row];
-  }
+  const double ce = sum(plan.ce, a.rows), kl = sum(plan.kl, a.rows), bound = sum(plan.bound, a.rows);
+  thread_terms.trim();
   result->ce = valid > 0 ? ce / static_cast<double>(valid) : 0;
   result->kl = rows > 0 ? kl / static_cast<double>(rows) : 0;
   result->bound = rows > 0 ? bound / static_cast<double>(rows) : 0;

@@ -56,7 +56,7 @@ struct KdKernels {
   // One row in three steps, the outer two in parallel over the segments.
   void (*measure)(const KdPlan& plan, int64_t row, int64_t segment, float* scratch, KdSegmentSums* sums);
   KdCoefficients (*finish)(const KdPlan& plan, int64_t row, float* scratch, KdSegmentSums* sums);
-  void (*differentiate)(const KdPlan& plan, int64_t row, int64_t segment, const float* scratch,
+  void (*differentiate)(const KdPlan& plan, int64_t row, int64_t segment, float* scratch,
                         const KdSegmentSums* sums, const KdCoefficients& coefficients);
 };
 

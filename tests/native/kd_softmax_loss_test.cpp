@@ -3,10 +3,10 @@
 // rows, strides, odd addresses.
 #include "espalier/kd_softmax_loss.h"
 
-#include <initializer_list>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 
 #include "check.h"
@@ -137,9 +137,9 @@ void refusals() {
 }  // namespace
 
 int main() {
-  const int64_t sizes[][2] = {{0, 3},    {1, 1},    {5, 1},    {17, 10},   {16, 16},
-                              {33, 31},  {16, 32},  {3, 33},   {18, 65},   {2, 257},
-                              {2, 2048}, {2, 2049}, {3, 4100}, {2, 30522}, {40, 2100}};
+  const int64_t sizes[][2] = {{0, 3},    {1, 1},    {5, 1},     {17, 10},  {16, 16}, {33, 31},
+                              {16, 32},  {3, 33},   {18, 64},   {18, 65},  {2, 257}, {2, 2048},
+                              {2, 2049}, {3, 4100}, {2, 30522}, {40, 2100}};
   for (const auto& size : sizes) {
     for (const esp_dtype dtype : {ESP_F32, ESP_BF16, ESP_F16}) {
       run(size[0], size[1], 0, dtype, 2, true, false, false);

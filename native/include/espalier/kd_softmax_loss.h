@@ -18,8 +18,8 @@
  *
  * Numerics: |error of a gradient entry| <= 2^-21 * (p_s + p_t) * coefficient, plus 2^-145 where a probability
  * is that small, then rounding to the gradient's element type; logits of any finite size are safe. Sums
- * within a row run in an order that only C decides, rows add up in double in row order: the same bits on
- * every instruction set and for every number of threads.
+ * within a row run in an order that only C decides, rows add up in double in one that only N decides: the
+ * same bits on every instruction set and for every number of threads.
  *
  * What is not finite: a -inf logit has probability 0. A -inf teacher or bound entry contributes 0; a -inf
  * student entry makes kl +inf where the teacher's probability is not 0, and ce where it is the label;

@@ -2,6 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
+#include "simd/avx_reduce.h"
+
 namespace {
 
 struct f32x16 {
@@ -112,6 +114,11 @@ ESP_INLINE f32x16 rint(f32x16 a) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, nearest), _mm256_round_ps(a.hi, nearest)};
 }
+
+ESP_INLINE float reduce_add(f32x16 a) { return fold_add(_mm256_add_ps(a.lo, a.hi)); }
+ESP_INLINE float reduce_max(f32x16 a) { return fold_max(_mm256_max_ps(a.lo, a.hi)); }
+ESP_INLINE float reduce_min(f32x16 a) { return fold_min(_mm256_min_ps(a.lo, a.hi)); }
+ESP_INLINE int32_t reduce_max(i32x16 a) { return fold_max(_mm256_max_epi32(a.lo, a.hi)); }
 
 template <int predicate>
 ESP_INLINE mask16 compare(f32x16 a, f32x16 b) {
@@ -285,5 +292,6 @@ ESP_INLINE void store(double* p, f64x8 a) {
   _mm256_storeu_pd(p, a.lo);
   _mm256_storeu_pd(p + 4, a.hi);
 }
+ESP_INLINE double reduce_add(f64x8 a) { return fold_add(_mm256_add_pd(a.lo, a.hi)); }
 
 }  // namespace

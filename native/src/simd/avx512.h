@@ -2,6 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
+#include "simd/avx_reduce.h"
+
 namespace {
 
 struct f32x16 {
@@ -68,6 +70,15 @@ ESP_INLINE f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 ESP_INLINE f32x16 sqrt(f32x16 a) { return {_mm512_sqrt_ps(a.v)}; }
 ESP_INLINE f32x16 rint(f32x16 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+ESP_INLINE __m256 low_half(f32x16 a) { return _mm512_castps512_ps256(a.v); }
+ESP_INLINE __m256 high_half(f32x16 a) { return _mm512_extractf32x8_ps(a.v, 1); }
+ESP_INLINE float reduce_add(f32x16 a) { return fold_add(_mm256_add_ps(low_half(a), high_half(a))); }
+ESP_INLINE float reduce_max(f32x16 a) { return fold_max(_mm256_max_ps(low_half(a), high_half(a))); }
+ESP_INLINE float reduce_min(f32x16 a) { return fold_min(_mm256_min_ps(low_half(a), high_half(a))); }
+ESP_INLINE int32_t reduce_max(i32x16 a) {
+  return fold_max(_mm256_max_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti32x8_epi32(a.v, 1)));
 }
 
 ESP_INLINE mask16 operator<(f32x16 a, f32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
@@ -170,5 +181,8 @@ ESP_INLINE f64x8 operator+(f64x8 a, f64x8 b) { return {_mm512_add_pd(a.v, b.v)};
 ESP_INLINE f64x8 operator*(f64x8 a, f64x8 b) { return {_mm512_mul_pd(a.v, b.v)}; }
 ESP_INLINE f64x8 fma(f64x8 a, f64x8 b, f64x8 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 ESP_INLINE void store(double* p, f64x8 a) { _mm512_storeu_pd(p, a.v); }
+ESP_INLINE double reduce_add(f64x8 a) {
+  return fold_add(_mm256_add_pd(_mm512_castpd512_pd256(a.v), _mm512_extractf64x4_pd(a.v, 1)));
+}
 
 }  // namespace

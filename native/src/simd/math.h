@@ -23,6 +23,8 @@ constexpr float power_limit = 0x1p21f;
 // 2^(x * scale + bias), where scale is given in two floats and origin is power_origin + bias. Because the
 // integer part is taken off x * scale in one rounding, nothing is lost to a large |x| whose power a bias
 // brings back to size. Coefficients: minimax for relative error on [-1/2, 1/2], 2^-28.
+// `normal` says that no sum of the three is below -126, which saves a maximum.
+template <bool normal>
 ESP_INLINE_IN_REGISTERS Power exp2_scaled(f32x16 x, f32x16 scale_high, f32x16 scale_low, f32x16 origin) {
   Power power;
   power.exponent = fma(x, scale_high, origin);
@@ -36,7 +38,8 @@ ESP_INLINE_IN_REGISTERS Power exp2_scaled(f32x16 x, f32x16 scale_high, f32x16 sc
   p = fma(p, r, set1(0x1.ebfbdcp-3f));
   p = fma(p, r, set1(0x1.62e43p-1f));
   p = fma(p, r, set1(1.0f));
-  power.value = p * float_of_bits(shift_left<23>(bits_of(max(power.exponent, set1(power_zero)))));
+  const f32x16 exponent = normal ? power.exponent : max(power.exponent, set1(power_zero));
+  power.value = p * float_of_bits(shift_left<23>(bits_of(exponent)));
   return power;
 }
 

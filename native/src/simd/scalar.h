@@ -194,6 +194,21 @@ ESP_INLINE f64x8 operator*(f64x8 a, f64x8 b) { ESP_MAP_F64(a.v[i] * b.v[i]); }
 ESP_INLINE f64x8 fma(f64x8 a, f64x8 b, f64x8 c) { ESP_MAP_F64(__builtin_fma(a.v[i], b.v[i], c.v[i])); }
 ESP_INLINE void store(double* p, f64x8 a) { __builtin_memcpy(p, a.v, sizeof a.v); }
 
+#define ESP_FOLD(lanes, count, combined)                \
+  for (int half = count / 2; half > 0; half /= 2) {     \
+    for (int i = 0; i < half; i++) {                    \
+      const auto a = lanes[i], b = lanes[i + half];     \
+      lanes[i] = (combined);                            \
+    }                                                   \
+  }                                                     \
+  return lanes[0]
+ESP_INLINE float reduce_add(f32x16 x) { ESP_FOLD(x.v, 16, a + b); }
+ESP_INLINE float reduce_max(f32x16 x) { ESP_FOLD(x.v, 16, a > b ? a : b); }
+ESP_INLINE float reduce_min(f32x16 x) { ESP_FOLD(x.v, 16, a < b ? a : b); }
+ESP_INLINE int32_t reduce_max(i32x16 x) { ESP_FOLD(x.v, 16, a > b ? a : b); }
+ESP_INLINE double reduce_add(f64x8 x) { ESP_FOLD(x.v, 8, a + b); }
+
+#undef ESP_FOLD
 #undef ESP_MAP
 #undef ESP_MAP_F64
 #undef ESP_TEST

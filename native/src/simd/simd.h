@@ -8,6 +8,7 @@
 //   fma is one rounding; no operation flushes denormals.
 //   load_n/store_n touch only the first n lanes (0 <= n <= 16); load_n fills the rest with zeros.
 //   stream needs 64-byte alignment and a fence() before another thread reads.
+//   reduce_add, reduce_max and reduce_min go down a fixed tree: lanes 0..7 with 8..15, then 4, 2, 1 apart.
 //   compress_store writes the chosen lanes in order and may write rubbish after them, up to 16 lanes in all.
 #pragma once
 #include <stddef.h>
@@ -85,32 +86,6 @@ ESP_INLINE void store_bits_n(uint8_t* bits, int64_t i, uint16_t value, int64_t n
   value = static_cast<uint16_t>(value & ((1u << n) - 1));
   bits[i >> 3] = static_cast<uint8_t>(value);
   if (n > 8) bits[(i >> 3) + 1] = static_cast<uint8_t>(value >> 8);
-}
-
-// Sums in a fixed tree: lanes 0..7 plus 8..15, then 4, 2, 1 apart.
-ESP_INLINE float reduce_add(f32x16 v) {
-  float lanes[16];
-  store(lanes, v);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
-}
-ESP_INLINE float reduce_max(f32x16 v) {
-  float lanes[16];
-  store(lanes, v);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  }
-  return lanes[0];
-}
-ESP_INLINE float reduce_min(f32x16 v) {
-  float lanes[16];
-  store(lanes, v);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; i++) lanes[i] = lanes[i] < lanes[i + half] ? lanes[i] : lanes[i + half];
-  }
-  return lanes[0];
 }
 
 // Far enough ahead to hide memory latency at the bandwidth of one core; measured best between 512 and 1024 bytes.

@@ -28,8 +28,8 @@ import org.espalier.device.Tensor;
  * gradient row NaN. Rows outside the mask are not read and get a gradient of 0. Formulas of ce and
  * kl: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
  *
- * <p>Sums within a row have an order that only C decides, rows add up in double in row order: the
- * same bits on every instruction set and for every number of threads.
+ * <p>Sums within a row have an order that only C decides, rows add up in double in one that only N
+ * decides: the same bits on every instruction set and for every number of threads.
  *
  * <p>The batch is kept in native form, so a loop over batches in the same memory builds this once.
  * Thread safe; the memory must stay alive until {@link #close}.
