@@ -28,6 +28,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
       Prune.class,
       Quantize.class,
       Evaluate.class,
+      Compress.class,
+      RecipeCommand.class,
       Store.class,
       Online.class,
       Serve.class

@@ -24,6 +24,7 @@ import javax.xml.stream.XMLStreamException;
 import javax.xml.stream.XMLStreamReader;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.NearNames;
 
 /**
  * Gets artefacts through the user's own Maven, with its repositories, mirrors, proxies and

@@ -6,6 +6,8 @@ import java.util.Set;
 import java.util.function.Predicate;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
+import org.espalier.compress.Glob;
+import org.espalier.format.NearNames;
 import picocli.CommandLine.Option;
 
 /** The options that choose tensors by name. */

@@ -155,7 +155,7 @@ public final class FidelityEvaluator {
   }
 
   /** The bytes of a model: its file and those of its external data. */
-  private static long bytes(Path model) {
+  static long bytes(Path model) {
     long sum = 0;
     for (Path file : OnnxModel.read(model).files()) {
       try {

@@ -1,4 +1,4 @@
-package org.espalier.cli;
+package org.espalier.format;
 
 import java.util.Collection;
 import java.util.Comparator;
@@ -7,7 +7,7 @@ import java.util.Locale;
 import org.espalier.format.safetensors.Names;
 
 /** Finds what somebody who wrote a name that does not exist may have meant. */
-final class NearNames {
+public final class NearNames {
   private static final int SHOWN = 3;
 
   /** Longer names are compared by their first characters: the comparison is quadratic. */
@@ -16,7 +16,7 @@ final class NearNames {
   private NearNames() {}
 
   /** The names nearest to {@code wanted}, quoted, with the number of those left out. */
-  static String list(String wanted, Collection<String> names) {
+  public static String list(String wanted, Collection<String> names) {
     if (names.isEmpty()) {
       return "none";
     }

@@ -1,4 +1,4 @@
-package org.espalier.cli;
+package org.espalier.compress;
 
 import java.util.function.Predicate;
 import java.util.regex.Pattern;
@@ -13,14 +13,14 @@ import org.espalier.InputException;
  *
  * @param text what the user wrote
  */
-record Glob(String text, Pattern pattern) implements Predicate<String> {
+public record Glob(String text, Pattern pattern) implements Predicate<String> {
 
   /**
    * Reads a glob.
    *
    * @throws InputException if a set has no end or a range runs backwards
    */
-  static Glob parse(String text) {
+  public static Glob parse(String text) {
     StringBuilder regex = new StringBuilder();
     for (int i = 0; i < text.length(); i++) {
       char c = text.charAt(i);

@@ -1,0 +1,160 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.function.Consumer;
+import java.util.concurrent.atomic.AtomicReference;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.evaluate.ClassifierEvaluator;
+import org.espalier.evaluate.ExampleActivations;
+import org.espalier.evaluate.FidelityEvaluator;
+import org.espalier.evaluate.Pooling;
+import org.espalier.evaluate.TextActivations;
+import org.espalier.evaluate.TextTokenizer;
+import org.espalier.evaluate.WordNetSentences;
+import org.espalier.recipe.Recipe;
+import org.espalier.recipe.RunHost;
+import org.espalier.train.Examples;
+
+/** What the command line lends to a run: files, the tokenizer, ONNX Runtime, the terminal. */
+final class CommandHost implements RunHost, AutoCloseable {
+  private final Recipe recipe;
+  private final Path recipeFolder;
+  private final Consumer<String> notes;
+  private final MavenFiles maven;
+  private final AtomicReference<Progress> progress = new AtomicReference<>();
+  private volatile boolean stopped;
+  private TextTokenizer tokenizer;
+
+  CommandHost(Recipe recipe, Path recipeFile, Consumer<String> notes) {
+    this.recipe = recipe;
+    this.recipeFolder = recipeFile.toAbsolutePath().getParent();
+    this.notes = notes;
+    this.maven = new MavenFiles(notes);
+  }
+
+  /** Shows the run here from now on. */
+  void showOn(Progress shown) {
+    progress.set(shown);
+  }
+
+  /** Makes {@link #stopRequested} true. */
+  void stop() {
+    stopped = true;
+  }
+
+  @Override
+  public Path file(String reference) {
+    if (MavenEntry.isOne(reference)) {
+      return maven.file(MavenEntry.parse(reference));
+    }
+    Path path = recipeFolder.resolve(ModelSource.path(reference));
+    if (!Files.isRegularFile(path)) {
+      throw new InputException(
+          "there is no file " + path
+              + (Path.of(reference).isAbsolute() ? "" : " (paths in a recipe start at its folder)"));
+    }
+    return path;
+  }
+
+  @Override
+  public List<String> wordNet(String reference, int count) {
+    Path archive =
+        MavenEntry.isOne(reference) ? maven.jar(MavenEntry.parse(reference)) : file(reference);
+    return WordNetSentences.sample(archive, count);
+  }
+
+  private synchronized TextTokenizer tokenizer() {
+    if (tokenizer == null) {
+      String named = recipe.model().tokenizer();
+      Path file =
+          named != null
+              ? file(named)
+              : ModelSource.find(
+                      MavenEntry.isOne(recipe.model().file())
+                          ? recipe.model().file()
+                          : file(recipe.model().file()).toString(),
+                      text -> {}) // said when the model was found
+                  .tokenizer();
+      tokenizer = new TextTokenizer(file, recipe.model().maxTokens());
+    }
+    return tokenizer;
+  }
+
+  @Override
+  public List<long[]> tokens(List<String> texts) {
+    TextTokenizer open = tokenizer();
+    return texts.stream().map(text -> open.encode(text).ids()).toList();
+  }
+
+  @Override
+  public ActivationSource calibration(List<String> texts) {
+    return new TextActivations(tokenizer(), texts, Machine.threads());
+  }
+
+  @Override
+  public ActivationSource calibration(Examples.Labelled examples) {
+    return new ExampleActivations(examples.values(), examples.shape(), Machine.threads());
+  }
+
+  @Override
+  public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
+    Pooling pooling = Pooling.valueOf(recipe.model().pooling().name());
+    return new FidelityEvaluator(tokenizer(), pooling).evaluate(reference, candidate, texts).toMap();
+  }
+
+  @Override
+  public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
+    return ClassifierEvaluator.evaluate(
+            reference, candidate, examples.values(), examples.shape(), examples.labels())
+        .toMap();
+  }
+
+  @Override
+  public Map<String, Object> machine() {
+    Map<String, Object> machine = new LinkedHashMap<>();
+    ObjectNode build = Build.current().toJson();
+    machine.put("espalier", build.get("version").asText());
+    if (build.hasNonNull("commit")) {
+      machine.put("commit", build.get("commit").asText());
+    }
+    machine.put("isa", Machine.isa().name().toLowerCase(Locale.ROOT));
+    machine.put("threads", Machine.threads());
+    machine.put("java", Runtime.version().toString());
+    machine.put("onnxruntime", ai.onnxruntime.OrtEnvironment.getEnvironment().getVersion());
+    machine.put(
+        "system", System.getProperty("os.name") + " " + System.getProperty("os.version"));
+    return machine;
+  }
+
+  @Override
+  public void note(String text) {
+    notes.accept(text);
+  }
+
+  @Override
+  public void progress(String text, long done, long total) {
+    Progress shown = progress.get();
+    if (shown != null) {
+      shown.update(text, done, total);
+    }
+  }
+
+  @Override
+  public boolean stopRequested() {
+    return stopped;
+  }
+
+  @Override
+  public void close() {
+    if (tokenizer != null) {
+      tokenizer.close();
+    }
+  }
+}

@@ -1,0 +1,153 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.concurrent.Callable;
+import org.espalier.InputException;
+import org.espalier.recipe.Recipe;
+import org.espalier.recipe.RecipeRun;
+import org.espalier.train.NonFiniteLossException;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Parameters;
+
+/** Carries a recipe out. */
+@Command(
+    name = "compress",
+    description = {
+      "Does what RECIPE says to a model: prunes it, quantizes it, trains it to follow the original,"
+          + " and writes the result with a report into DIR.",
+      "",
+      "  DIR/model-int8.onnx  for ONNX Runtime (model.onnx where no stage quantizes)",
+      "  DIR/report.html      what was done and what came of it, for a browser",
+      "  DIR/report.json      the same for programs",
+      "",
+      "Ctrl-C stops at a checkpoint, and --resume goes on from it to the very result that an"
+          + " uninterrupted run has. The same recipe gives the same bytes on the same machine."
+    },
+    footer = {
+      "",
+      "Examples:",
+      "  espalier compress examples/minilm/recipe.yaml -o minilm",
+      "  espalier compress recipe.yaml -o out --set quantize.steps=50 --set seed=2",
+      "  espalier compress recipe.yaml -o out --resume",
+      "",
+      "'espalier recipe --help' is about writing recipes.",
+      "Exit codes: 0 done, 1 training broke down (NaN) or espalier failed, 2 bad input, 130 stopped.",
+    })
+final class Compress implements Callable<Integer> {
+  @Mixin private CommonOptions common;
+
+  @Parameters(paramLabel = "RECIPE", description = "The recipe, a YAML file.")
+  private String file;
+
+  @Option(
+      names = {"-o", "--output"},
+      paramLabel = "DIR",
+      required = true,
+      description = "The folder to write; new or empty.")
+  private String output;
+
+  @Option(
+      names = "--set",
+      paramLabel = "KEY=VALUE",
+      description = "Change a key of the recipe, as stage.key=value or section.key=value.")
+  private List<String> set = new ArrayList<>();
+
+  @Option(names = "--resume", description = "Go on with a run that stopped.")
+  private boolean resume;
+
+  @Option(
+      names = "--threads",
+      paramLabel = "N",
+      description = "Threads of one kernel call. Default: all processors.")
+  private Integer threads;
+
+  @Override
+  public Integer call() {
+    Machine.useThreads(threads);
+    Machine.isa();
+    Path path = ModelSource.path(file);
+    Path folder = ModelSource.path(output);
+    Recipe recipe = Recipe.read(path, set);
+    RecipeRun.Outcome outcome;
+    try (CommandHost host = new CommandHost(recipe, path, common::note);
+        Interrupts interrupts =
+            new Interrupts(
+                () -> {
+                  host.stop();
+                  common.note("stopping at a checkpoint; Ctrl-C again ends at once");
+                })) {
+      try (Progress progress = new Progress(common.err(), "reading")) {
+        host.showOn(progress);
+        outcome = new RecipeRun(recipe, folder, host).run(resume);
+      } catch (NonFiniteLossException e) {
+        common.err().println("espalier: " + e.getMessage());
+        common.note(
+            "the last good checkpoint is in " + folder.resolve("run")
+                + "; a lower learning-rate or a max-norm helps most often");
+        return 1;
+      }
+      if (outcome == RecipeRun.Outcome.STOPPED) {
+        common.note("stopped; the same command with --resume goes on");
+        return interrupts.code();
+      }
+    }
+    if (outcome == RecipeRun.Outcome.WAS_COMPLETE) {
+      common.note(folder + " holds the complete run already");
+    }
+    show(folder);
+    return 0;
+  }
+
+  private void show(Path folder) {
+    JsonNode report;
+    try {
+      report = new ObjectMapper().readTree(Files.readAllBytes(folder.resolve(RecipeRun.REPORT_JSON)));
+    } catch (JsonProcessingException e) {
+      throw new InputException(folder.resolve(RecipeRun.REPORT_JSON) + " is damaged", e);
+    } catch (IOException e) {
+      throw new InputException("cannot read the report: " + e.getMessage(), e);
+    }
+    if (common.json()) {
+      common.print(report);
+      return;
+    }
+    JsonNode fidelity = report.path("fidelity");
+    Table table = new Table("", "");
+    for (JsonNode made : report.path("outputs")) {
+      table.add(
+          "wrote",
+          folder.resolve(made.path("file").asText()) + "  " + Format.bytes(made.path("bytes").asDouble()));
+    }
+    table.add("size", number(fidelity, "size_ratio", "%.3f of the original"));
+    table.add("speed", number(fidelity, "speedup", "%.2fx the original, one thread"));
+    for (Map.Entry<String, String> line :
+        List.of(
+            Map.entry("cosine_mean", "mean cosine %.4f to the original"),
+            Map.entry("neighbour_agreement", "%.3f of nearest neighbours agree"),
+            Map.entry("agreement", "%.4f of answers agree"),
+            Map.entry("accuracy", "accuracy %.4f"),
+            Map.entry("reference_accuracy", "accuracy of the original %.4f"))) {
+      if (fidelity.has(line.getKey())) {
+        table.add("answers", number(fidelity, line.getKey(), line.getValue()));
+      }
+    }
+    table.add("report", folder.resolve(RecipeRun.REPORT_HTML).toString());
+    table.add("time", Format.seconds(report.path("seconds").asDouble()));
+    table.print(common.out());
+  }
+
+  private static String number(JsonNode from, String key, String format) {
+    return String.format(Locale.ROOT, format, from.path(key).asDouble());
+  }
+}

@@ -1,0 +1,70 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.concurrent.Callable;
+import org.espalier.InputException;
+import org.espalier.format.AtomicFile;
+import org.espalier.recipe.RecipeSchema;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** Writes a recipe to start from. */
+@Command(
+    name = "init",
+    description = {
+      "Writes a recipe that quantizes a text model and trains it to follow the original, with every"
+          + " other key as a comment."
+    },
+    footer = {
+      "",
+      "Examples:",
+      "  espalier recipe init -o recipe.yaml --model model.onnx --texts texts.txt",
+    })
+final class RecipeInit implements Callable<Integer> {
+  @Mixin private CommonOptions common;
+
+  @Option(
+      names = {"-o", "--output"},
+      paramLabel = "RECIPE",
+      required = true,
+      description = "The file to write; it must not exist.")
+  private String output;
+
+  @Option(
+      names = "--model",
+      paramLabel = "MODEL",
+      defaultValue = "model.onnx",
+      description = "The ONNX model: a path from the recipe's folder, or maven:… Default: ${DEFAULT-VALUE}.")
+  private String model;
+
+  @Option(
+      names = "--texts",
+      paramLabel = "TEXTS",
+      defaultValue = "texts.txt",
+      description = "A UTF-8 file with a text a line. Default: ${DEFAULT-VALUE}.")
+  private String texts;
+
+  @Override
+  public Integer call() {
+    Path target = ModelSource.path(output);
+    if (Files.exists(target)) {
+      throw new InputException(target + " exists; name another file");
+    }
+    String text = RecipeSchema.template(model, texts);
+    try (AtomicFile made = AtomicFile.create(target)) {
+      made.write(ByteBuffer.wrap(text.getBytes(StandardCharsets.UTF_8)));
+      made.commit();
+    }
+    if (common.json()) {
+      common.print(JsonNodeFactory.instance.objectNode().put("recipe", output));
+    } else {
+      common.out().println("wrote " + target + "; 'espalier recipe check " + target + "' checks it");
+    }
+    return 0;
+  }
+}

@@ -1,0 +1,50 @@
+package org.espalier.evaluate;
+
+import java.util.LinkedHashMap;
+import java.util.Map;
+
+/**
+ * How closely a candidate classifier follows its reference, and what it saves.
+ *
+ * @param examples number of examples compared
+ * @param accuracy share of the candidate's right answers
+ * @param referenceAccuracy share of the reference's
+ * @param agreement share of examples to which both give the same class
+ * @param agreementLow lower end of its 95 % interval of chance
+ * @param agreementHigh upper end
+ * @param cosineMean mean cosine between the logits of the two
+ * @param sizeRatio candidate's bytes divided by the reference's
+ * @param speedup reference's time divided by the candidate's, one thread, one example a run
+ * @param referenceMillis median time of the reference for an example
+ * @param millis the candidate's
+ */
+public record ClassifierFidelity(
+    int examples,
+    double accuracy,
+    double referenceAccuracy,
+    double agreement,
+    double agreementLow,
+    double agreementHigh,
+    double cosineMean,
+    double sizeRatio,
+    double speedup,
+    double referenceMillis,
+    double millis) {
+
+  /** The values under their JSON keys, in a fixed order. */
+  public Map<String, Object> toMap() {
+    Map<String, Object> map = new LinkedHashMap<>();
+    map.put("examples", examples);
+    map.put("accuracy", accuracy);
+    map.put("reference_accuracy", referenceAccuracy);
+    map.put("agreement", agreement);
+    map.put("agreement_low", agreementLow);
+    map.put("agreement_high", agreementHigh);
+    map.put("cosine_mean", cosineMean);
+    map.put("size_ratio", sizeRatio);
+    map.put("speedup", speedup);
+    map.put("reference_ms", referenceMillis);
+    map.put("ms", millis);
+    return map;
+  }
+}

@@ -1,0 +1,414 @@
+package org.espalier.recipe;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import java.util.function.Predicate;
+import org.espalier.InputException;
+import org.espalier.compress.Glob;
+import org.espalier.compress.onnx.Clipping;
+import org.espalier.format.NearNames;
+import org.espalier.train.CompressionPlan;
+import org.espalier.train.Objective;
+import org.espalier.train.Optimizer;
+import org.espalier.train.Pruning;
+import org.espalier.train.Quantization;
+import org.espalier.train.Stage;
+import org.espalier.train.Training;
+
+/**
+ * What a run does, read from YAML and checked. {@link RecipeSchema} says what the keys mean.
+ *
+ * @param source the file as the user named it
+ * @param text of the file
+ * @param overrides what {@code --set} changed, as given
+ * @param model what is compressed
+ * @param teacher a reference to another model; null: the model
+ * @param student a reference to what is trained in place of the model; null: the model
+ * @param stages what is done
+ * @param formats what is written, see {@link RecipeSchema#FORMS}
+ * @param title of the report; null for one made of the model's name
+ * @param measureStages whether ONNX Runtime measures the model after each stage
+ * @param checkpointSeconds between two checkpoints
+ */
+public record Recipe(
+    String source,
+    String text,
+    List<String> overrides,
+    ModelSettings model,
+    String teacher,
+    String student,
+    DataSettings data,
+    CompressionPlan stages,
+    List<String> formats,
+    String title,
+    boolean measureStages,
+    double checkpointSeconds) {
+
+  /**
+   * The model.
+   *
+   * @param file a path or a reference
+   * @param tokenizer a path or a reference; null for the one beside the model
+   * @param place where it was written
+   */
+  public record ModelSettings(
+      String file, String tokenizer, org.espalier.train.Pooling pooling, int maxTokens, Place place) {}
+
+  /**
+   * The data: {@code texts} or {@code examples}.
+   *
+   * @param wordNet whether {@code texts} is an artefact with WordNet's files
+   * @param train how many are trained on; 0 for all that are left
+   * @param evaluationTexts null to hold some out
+   */
+  public record DataSettings(
+      String texts,
+      boolean wordNet,
+      String examples,
+      int train,
+      int validation,
+      int evaluation,
+      int calibration,
+      String evaluationTexts,
+      Place place) {}
+
+  public Recipe {
+    overrides = List.copyOf(overrides);
+    formats = List.copyOf(formats);
+  }
+
+  /**
+   * Reads a recipe file.
+   *
+   * @param overrides {@code stage.key=value} or {@code section.key=value} each
+   * @throws InputException where the file cannot be read or is no recipe, with file and line
+   */
+  public static Recipe read(Path file, List<String> overrides) {
+    return parse(file.toString(), content(file), overrides);
+  }
+
+  private static String content(Path file) {
+    try {
+      if (Files.isDirectory(file)) {
+        throw new InputException(file + " is a folder; a recipe is a YAML file");
+      }
+      if (Files.size(file) > YamlReader.MAX_CHARACTERS) {
+        throw new InputException(
+            file + " has " + Files.size(file) + " bytes; a recipe has at most " + YamlReader.MAX_CHARACTERS);
+      }
+      return StandardCharsets.UTF_8
+          .newDecoder()
+          .decode(ByteBuffer.wrap(Files.readAllBytes(file)))
+          .toString();
+    } catch (NoSuchFileException e) {
+      throw new InputException(
+          "there is no recipe " + file + "; 'espalier recipe init' writes one", e);
+    } catch (CharacterCodingException e) {
+      throw new InputException(file + " is not UTF-8 text", e);
+    } catch (IOException e) {
+      throw new InputException(file + " cannot be read: " + e.getMessage(), e);
+    }
+  }
+
+  /**
+   * Reads the text of a recipe.
+   *
+   * @param source how messages call it
+   * @throws InputException where it is no recipe, with the line
+   */
+  public static Recipe parse(String source, String text, List<String> overrides) {
+    YamlNode root = YamlReader.read(source, true, text);
+    for (String override : overrides) {
+      root = override(root, override);
+    }
+    Settings all = new SettingsReader().read(root);
+    Settings model = all.group("model");
+    Settings data = all.group("data");
+    if (data.given("texts") == data.given("examples")) {
+      throw data.wrong(
+          data.given("texts") ? "examples" : "texts", "either texts or examples is needed, not both");
+    }
+    if (data.given("evaluation-texts") && data.given("examples")) {
+      throw data.wrong("evaluation-texts", "the data are labelled examples");
+    }
+    boolean texts = data.given("texts");
+    List<Stage> stages = new ArrayList<>();
+    for (Settings stage : all.groups("stages")) {
+      stages.add(stage(stage, texts));
+    }
+    CompressionPlan plan;
+    try {
+      plan = new CompressionPlan(stages, all.whole("seed"));
+    } catch (IllegalArgumentException e) {
+      throw new InputException(all.place("stages") + ": stages: " + e.getMessage(), e);
+    }
+    Settings export = all.group("export");
+    List<String> formats = export.texts("formats").stream().distinct().toList();
+    if (formats.contains("torchscript")) {
+      throw export.wrong(
+          "formats",
+          "torchscript: a model that came as ONNX has no TorchScript form; onnx, onnx-float,"
+              + " safetensors and compressed-tensors can be written");
+    }
+    boolean quantizes = stages.stream().anyMatch(Stage.Quantize.class::isInstance);
+    if (formats.contains("compressed-tensors") && !quantizes) {
+      throw export.wrong("formats", "compressed-tensors holds int8 weights; no stage quantizes");
+    }
+    return new Recipe(
+        source,
+        text,
+        overrides,
+        new ModelSettings(
+            model.text("file"),
+            model.text("tokenizer"),
+            model.text("pooling").equals("cls")
+                ? org.espalier.train.Pooling.CLS
+                : org.espalier.train.Pooling.MEAN,
+            model.small("max-tokens"),
+            model.place("file")),
+        all.has("teacher") ? all.group("teacher").text("file") : null,
+        all.has("student") ? all.group("student").text("file") : null,
+        new DataSettings(
+            data.text("texts"),
+            data.text("format").equals("wordnet"),
+            data.text("examples"),
+            data.has("train") ? data.small("train") : 0,
+            data.small("validation"),
+            data.small("evaluation"),
+            data.small("calibration"),
+            data.text("evaluation-texts"),
+            data.place(texts ? "texts" : "examples")),
+        plan,
+        formats,
+        all.group("report").text("title"),
+        all.group("report").flag("each-stage"),
+        all.group("checkpoint").real("every-seconds"));
+  }
+
+  /** Whether it works on texts; else on labelled examples. */
+  public boolean isForTexts() {
+    return data.texts() != null;
+  }
+
+  private static YamlNode override(YamlNode root, String given) {
+    String source = "--set " + given;
+    int equals = given.indexOf('=');
+    if (equals <= 0) {
+      throw new InputException(
+          source + ": it takes stage.key=value or section.key=value, as qat.steps=100 or seed=2");
+    }
+    String[] path = given.substring(0, equals).strip().split("\\.", -1);
+    YamlNode value = YamlReader.read(source, false, given.substring(equals + 1));
+    YamlNode.Mapping at = mapping(root, source);
+    List<String> names = new ArrayList<>();
+    RecipeSchema.ROOT.keys().forEach(key -> names.add(key.name()));
+    names.remove("stages");
+    YamlNode.Mapping stage = null;
+    if (at.entries().get("stages") instanceof YamlNode.Sequence stages) {
+      for (YamlNode item : stages.items()) {
+        if (item instanceof YamlNode.Mapping m && m.entries().get("kind") instanceof YamlNode.Scalar k) {
+          String name = SettingsReader.stageName(m, k.text());
+          names.add(name);
+          if (name.equals(path[0]) && stage == null) {
+            stage = m;
+          }
+        }
+      }
+    }
+    if (!names.contains(path[0])) {
+      throw new InputException(
+          source + ": there is no stage or section '" + path[0] + "'; near it: "
+              + NearNames.list(path[0], names));
+    }
+    if (stage != null && path.length == 1) {
+      throw new InputException(source + ": which key of the stage '" + path[0] + "'?");
+    }
+    int from = 0;
+    if (stage != null) {
+      at = stage;
+      from = 1;
+    }
+    for (int i = from; i < path.length - 1; i++) {
+      YamlNode next = at.entries().get(path[i]);
+      if (next == null || next instanceof YamlNode.Scalar s && s.isNull()) {
+        next = YamlNode.Mapping.empty(new Place(source, 0));
+        at.put(path[i], next, next.place());
+      }
+      at = mapping(next, source);
+    }
+    at.put(path[path.length - 1], value, new Place(source, 0));
+    return root;
+  }
+
+  private static YamlNode.Mapping mapping(YamlNode node, String source) {
+    if (node instanceof YamlNode.Mapping mapping) {
+      return mapping;
+    }
+    throw new InputException(
+        source + ": " + node.place() + " has " + node.describe() + " where a group of keys is expected");
+  }
+
+  private static Stage stage(Settings s, boolean texts) {
+    try {
+      Training training = training(s, texts);
+      return switch (s.text("kind")) {
+        case "prune" -> new Stage.Prune(s.text("name"), pruning(s), training);
+        case "quantize" -> new Stage.Quantize(s.text("name"), quantization(s), training);
+        default -> new Stage.Train(s.text("name"), training);
+      };
+    } catch (IllegalArgumentException e) {
+      throw new InputException(s.place() + ": " + s.path() + ": " + e.getMessage(), e);
+    }
+  }
+
+  private static Training training(Settings s, boolean texts) {
+    double epochs = s.real("epochs");
+    long steps = epochs > 0 && !s.given("steps") ? 0 : s.whole("steps");
+    Optimizer optimizer =
+        s.text("optimizer").equals("sgd")
+            ? new Optimizer.Sgd(
+                s.real("learning-rate"),
+                s.real("momentum"),
+                s.real("weight-decay"),
+                s.flag("nesterov"),
+                s.real("max-norm"))
+            : new Optimizer.AdamW(
+                s.real("learning-rate"),
+                s.real("beta1"),
+                s.real("beta2"),
+                s.real("epsilon"),
+                s.real("weight-decay"),
+                s.real("max-norm"));
+    Training.Schedule schedule =
+        new Training.Schedule(
+            Training.Schedule.Shape.valueOf(s.text("rate-schedule").toUpperCase(Locale.ROOT)),
+            s.real("warmup"),
+            s.real("last-rate"));
+    return new Training(
+        steps,
+        epochs,
+        s.small("batch"),
+        optimizer,
+        schedule,
+        objective(s, texts),
+        s.small("validate-every"));
+  }
+
+  private static Objective objective(Settings s, boolean texts) {
+    boolean fineTune = s.text("kind").equals("fine-tune");
+    if (texts && fineTune) {
+      throw s.wrong("kind", "fine-tune trains on labels, and texts have none; distil needs none");
+    }
+    Settings loss = s.group("loss");
+    if (loss == null) {
+      return texts
+          ? Objective.ofEmbeddings(1, 0, 1)
+          : fineTune ? Objective.ofLabels() : Objective.ofLogits(0.5, 2);
+    }
+    try {
+      Objective objective =
+          new Objective(
+              loss.real("labels"),
+              loss.real("logits"),
+              loss.real("temperature"),
+              loss.real("bound"),
+              loss.real("embedding"),
+              loss.real("similarity"),
+              loss.real("similarity-temperature"),
+              loss.real("hidden"));
+      if (objective.isForEmbeddings() != texts) {
+        throw s.wrong(
+            "loss",
+            texts
+                ? "labels, logits and bound need labelled examples; for texts there are embedding,"
+                    + " similarity and hidden"
+                : "embedding, similarity and hidden need texts; for labelled examples there are"
+                    + " labels, logits and bound");
+      }
+      return objective;
+    } catch (IllegalArgumentException e) {
+      throw s.wrong("loss", e.getMessage());
+    }
+  }
+
+  private static Pruning pruning(Settings s) {
+    Pruning.Pattern pattern = null;
+    if (s.given("pattern")) {
+      String[] parts = s.text("pattern").split(":", -1);
+      try {
+        pattern = new Pruning.Pattern(Integer.parseInt(parts[0]), Integer.parseInt(parts[1]));
+      } catch (NumberFormatException | ArrayIndexOutOfBoundsException e) {
+        throw s.wrong("pattern", "'" + s.text("pattern") + "'; it takes n:m in quotes, as \"2:4\"");
+      } catch (IllegalArgumentException e) {
+        throw s.wrong("pattern", e.getMessage());
+      }
+      if (s.given("sparsity")) {
+        throw s.wrong("sparsity", "the pattern says how many weights are kept; leave one of them out");
+      }
+    }
+    return new Pruning(
+        s.real("sparsity"),
+        s.text("scope").equals("tensor") ? Pruning.Scope.TENSOR : Pruning.Scope.GLOBAL,
+        pattern,
+        s.text("schedule").equals("cubic") ? Pruning.Schedule.CUBIC : Pruning.Schedule.ONE_SHOT,
+        s.small("update-every"),
+        s.real("until"),
+        names(s));
+  }
+
+  private static Quantization quantization(Settings s) {
+    boolean dynamic = s.text("form").equals("dynamic");
+    for (String key : List.of("clip", "observer-momentum", "freeze-observers-at")) {
+      if (dynamic && s.given(key)) {
+        throw s.wrong(key, "it is for form: static");
+      }
+    }
+    String clip = s.text("clip");
+    Clipping clipping;
+    if (clip.equals("minmax")) {
+      clipping = new Clipping.MinMax();
+    } else if (clip.equals("mse")) {
+      clipping = new Clipping.MeanSquaredError();
+    } else if (clip.startsWith("percentile:")) {
+      try {
+        clipping = new Clipping.Percentile(Double.parseDouble(clip.substring("percentile:".length())));
+      } catch (NumberFormatException e) {
+        throw s.wrong("clip", "'" + clip + "'; percentile:99.99, for example");
+      } catch (IllegalArgumentException e) {
+        throw s.wrong("clip", e.getMessage());
+      }
+    } else {
+      throw s.wrong("clip", "'" + clip + "'; it takes minmax, mse or percentile:P");
+    }
+    return new Quantization(
+        dynamic ? Quantization.Form.DYNAMIC : Quantization.Form.STATIC,
+        s.flag("reduce-range"),
+        s.flag("embeddings"),
+        s.flag("fit"),
+        clipping,
+        s.real("observer-momentum"),
+        s.real("freeze-observers-at"),
+        s.flag("learn-scales"),
+        names(s));
+  }
+
+  private static Predicate<String> names(Settings s) {
+    try {
+      List<Glob> include = s.texts("include").stream().map(Glob::parse).toList();
+      List<Glob> exclude = s.texts("exclude").stream().map(Glob::parse).toList();
+      return name ->
+          (include.isEmpty() || include.stream().anyMatch(g -> g.test(name)))
+              && exclude.stream().noneMatch(g -> g.test(name));
+    } catch (InputException e) {
+      throw s.wrong("include", e.getMessage());
+    }
+  }
+}

@@ -1,0 +1,347 @@
+package org.espalier.recipe;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.FileVisitResult;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.SimpleFileVisitor;
+import java.nio.file.attribute.BasicFileAttributes;
+import java.security.DigestOutputStream;
+import java.security.MessageDigest;
+import java.util.HexFormat;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.Stream;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.train.Compression;
+import org.espalier.train.OnnxCompression;
+import org.espalier.train.Stage;
+
+/**
+ * Carries a recipe out in a folder: trains, keeps checkpoints, exports, measures and reports. While it
+ * runs, {@code run/} in the folder holds its state; that goes when the report is written, which is last.
+ */
+public final class RecipeRun {
+  /** The report for programs; a folder that has it holds a complete run. */
+  public static final String REPORT_JSON = "report.json";
+
+  /** The report for people. */
+  public static final String REPORT_HTML = "report.html";
+
+  private static final String STATE = "run";
+  private static final String CHECKPOINT = "checkpoint";
+  private static final String TEACHER_CACHE = "teacher";
+
+  private final Recipe recipe;
+  private final Path folder;
+  private final RunHost host;
+
+  /** How a run ended. */
+  public enum Outcome {
+    COMPLETE,
+    /** The user asked for it; the checkpoint is written. */
+    STOPPED,
+    /** The folder held the complete run already. */
+    WAS_COMPLETE
+  }
+
+  /**
+   * @param folder where everything is written; made where it does not exist
+   */
+  public RecipeRun(Recipe recipe, Path folder, RunHost host) {
+    this.recipe = recipe;
+    this.folder = folder;
+    this.host = host;
+  }
+
+  /**
+   * Opens everything that the recipe names and prepares the run, without training or writing.
+   *
+   * @return what was found, by name
+   * @throws InputException where something is missing or does not fit
+   */
+  public static Map<String, Object> check(Recipe recipe, RunHost host) {
+    Inputs inputs = new Inputs(recipe, host);
+    RunData data = RunData.of(recipe, host);
+    Map<String, Object> found = new LinkedHashMap<>();
+    found.put("model", inputs.model.name());
+    found.put("training_examples", data.training().size());
+    found.put("validation_examples", data.validation().size());
+    long steps = 0;
+    for (Stage stage : recipe.stages().stages()) {
+      steps += stage.training().steps(data.training().size());
+    }
+    found.put("stages", recipe.stages().stages().size());
+    found.put("steps", steps);
+    try (Compression compression = new OnnxCompression(recipe.stages(), inputs.job(recipe, data, null))) {
+      found.put("weights", compression.layers().size());
+    }
+    return found;
+  }
+
+  /** The models of a recipe. */
+  private static final class Inputs {
+    final Path modelFile;
+    final Path teacherFile;
+    final Path studentFile;
+    final OnnxModel model;
+
+    Inputs(Recipe recipe, RunHost host) {
+      modelFile = host.file(recipe.model().file());
+      teacherFile = recipe.teacher() == null ? null : host.file(recipe.teacher());
+      studentFile = recipe.student() == null ? null : host.file(recipe.student());
+      if (!modelFile.toString().endsWith(".onnx")) {
+        throw new InputException(
+            recipe.model().place() + ": model.file: " + recipe.model().file()
+                + " is no .onnx file; recipes compress ONNX models (TorchScript modules and modules"
+                + " written in Java are trained through org.espalier.torch)");
+      }
+      model = OnnxModel.read(modelFile);
+    }
+
+    Compression.Job job(Recipe recipe, RunData data, Path cache) {
+      OnnxModel trained = studentFile == null ? model : OnnxModel.read(studentFile);
+      OnnxModel teacher =
+          teacherFile != null
+              ? OnnxModel.read(teacherFile)
+              : studentFile != null ? model : null;
+      return new Compression.Job(
+          trained,
+          teacher,
+          data.training(),
+          data.validation(),
+          recipe.model().pooling(),
+          data.calibration(),
+          cache);
+    }
+  }
+
+  /**
+   * Runs the recipe.
+   *
+   * @param resume whether to go on where a run in the folder stopped
+   * @throws InputException for bad input, before anything is written where that is possible
+   * @throws org.espalier.train.NonFiniteLossException where training broke down; the last checkpoint
+   *     stays
+   */
+  public Outcome run(boolean resume) {
+    long start = System.nanoTime();
+    if (resume && Files.exists(folder.resolve(REPORT_JSON))) {
+      return Outcome.WAS_COMPLETE;
+    }
+    checkFolder(resume);
+    host.progress("reading", 0, 0);
+    Inputs inputs = new Inputs(recipe, host);
+    RunData data = RunData.of(recipe, host);
+    Path state = folder.resolve(STATE);
+    CheckpointFile checkpoint = new CheckpointFile(state.resolve(CHECKPOINT), identity(inputs));
+    ReportBuilder report = new ReportBuilder(recipe);
+    try (Compression compression =
+        new OnnxCompression(recipe.stages(), inputs.job(recipe, data, state.resolve(TEACHER_CACHE)))) {
+      createFolder(state);
+      if (resume && checkpoint.exists()) {
+        report.restore(checkpoint.read(compression::restore));
+        host.note("going on from " + state.resolve(CHECKPOINT));
+      }
+      RunListener listener =
+          new RunListener(
+              recipe, host, compression, checkpoint, report, data, inputs.modelFile, state);
+      boolean complete;
+      try {
+        complete = compression.run(listener);
+      } catch (RunListener.Stopped e) {
+        return Outcome.STOPPED; // where nothing can be saved: the checkpoint before stays
+      }
+      if (!complete) {
+        checkpoint.write(report.progress(), compression::save);
+        return Outcome.STOPPED;
+      }
+      finish(compression, report, inputs, data, start);
+    }
+    deleteTree(state);
+    return Outcome.COMPLETE;
+  }
+
+  private void checkFolder(boolean resume) {
+    if (!Files.exists(folder)) {
+      Path parent = folder.toAbsolutePath().normalize().getParent();
+      if (parent == null || !Files.isDirectory(parent)) {
+        throw new InputException("cannot write " + folder + ": the folder " + parent + " does not exist");
+      }
+      return;
+    }
+    if (!Files.isDirectory(folder)) {
+      throw new InputException("cannot write " + folder + ": it exists and is not a folder");
+    }
+    if (Files.exists(folder.resolve(STATE).resolve(CHECKPOINT))) {
+      if (!resume) {
+        throw new InputException(
+            folder + " holds a run that is not complete; --resume goes on with it, or name a new folder");
+      }
+      return;
+    }
+    try (Stream<Path> content = Files.list(folder)) {
+      // A run that was killed before its first checkpoint left nothing worth keeping.
+      if (content.anyMatch(path -> !path.getFileName().toString().equals(STATE))) {
+        throw new InputException("cannot write " + folder + ": the folder is not empty; name a new one");
+      }
+    } catch (IOException e) {
+      throw new InputException("cannot read " + folder + ": " + e.getMessage(), e);
+    }
+  }
+
+  private static void createFolder(Path state) {
+    try {
+      Files.createDirectories(state);
+    } catch (IOException e) {
+      throw new InputException("cannot make the folder " + state + ": " + e, e);
+    }
+  }
+
+  /** What a run must have in common with the one that it goes on with. */
+  private byte[] identity(Inputs inputs) {
+    MessageDigest sum = CheckpointFile.sha256();
+    sum.update(recipe.text().getBytes(StandardCharsets.UTF_8));
+    for (String override : recipe.overrides()) {
+      sum.update((byte) 0);
+      sum.update(override.getBytes(StandardCharsets.UTF_8));
+    }
+    for (Path file : new Path[] {inputs.modelFile, inputs.teacherFile, inputs.studentFile}) {
+      sum.update((byte) 1);
+      if (file != null) {
+        sum.update(sha256(file));
+      }
+    }
+    return sum.digest();
+  }
+
+  static byte[] sha256(Path file) {
+    MessageDigest sum = CheckpointFile.sha256();
+    try (InputStream in = Files.newInputStream(file);
+        OutputStream out = new DigestOutputStream(OutputStream.nullOutputStream(), sum)) {
+      in.transferTo(out);
+      return sum.digest();
+    } catch (IOException e) {
+      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+    }
+  }
+
+  private void finish(
+      Compression compression, ReportBuilder report, Inputs inputs, RunData data, long start) {
+    host.progress("writing", 0, 0);
+    boolean quantized = recipe.stages().stages().stream().anyMatch(Stage.Quantize.class::isInstance);
+    OnnxModel exported = compression.export();
+    OnnxModel dense = compression.floatModel();
+    ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
+    // The model that is measured is written whatever else is asked for.
+    Path main = folder.resolve(quantized ? "model-int8.onnx" : "model.onnx");
+    exported.write(main, inputs.modelFile);
+    outputs.add(output(main, quantized ? "int8 model for ONNX Runtime" : "model for ONNX Runtime"));
+    for (String format : recipe.formats()) {
+      switch (format) {
+        case "onnx-float" -> {
+          Path file = folder.resolve("model-float.onnx");
+          dense.write(file, inputs.modelFile);
+          outputs.add(output(file, "its weights before rounding, as a float32 model"));
+        }
+        case "safetensors" -> {
+          Path file = folder.resolve("model.safetensors");
+          DenseWeights.write(dense, file);
+          outputs.add(output(file, "its float32 weights, linear layers as [out, in]"));
+        }
+        default -> {} // onnx is written above
+      }
+    }
+    ObjectNode last = report.lastStage();
+    Map<String, Object> fidelity =
+        last.has("fidelity") ? null : compare(inputs.modelFile, main, data);
+    ObjectNode json =
+        report.finish(
+            compression,
+            outputs,
+            fidelity,
+            host.machine(),
+            modelNode(inputs),
+            data,
+            (System.nanoTime() - start) * 1e-9);
+    // Its presence says that the run is complete, so it comes last.
+    ReportFiles.write(json, folder.resolve(REPORT_HTML), folder.resolve(REPORT_JSON));
+  }
+
+  private Map<String, Object> compare(Path reference, Path candidate, RunData data) {
+    host.progress("measuring in ONNX Runtime", 0, 0);
+    return data.evaluationTexts() != null
+        ? host.compare(reference, candidate, data.evaluationTexts())
+        : host.compare(reference, candidate, data.evaluationExamples());
+  }
+
+  private ObjectNode modelNode(Inputs inputs) {
+    ObjectNode node = JsonNodeFactory.instance.objectNode();
+    node.put("file", recipe.model().file());
+    node.put("bytes", bytes(inputs.model.files()));
+    node.put("sha256", HexFormat.of().formatHex(sha256(inputs.modelFile)));
+    if (recipe.teacher() != null) {
+      node.put("teacher", recipe.teacher());
+    }
+    if (recipe.student() != null) {
+      node.put("student", recipe.student());
+    }
+    return node;
+  }
+
+  private static long bytes(List<Path> files) {
+    long sum = 0;
+    for (Path file : files) {
+      try {
+        sum += Files.size(file);
+      } catch (IOException e) {
+        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
+      }
+    }
+    return sum;
+  }
+
+  private ObjectNode output(Path file, String what) {
+    ObjectNode node = JsonNodeFactory.instance.objectNode();
+    node.put("file", folder.relativize(file).toString());
+    node.put("what", what);
+    node.put("bytes", bytes(List.of(file)));
+    node.put("sha256", HexFormat.of().formatHex(sha256(file)));
+    return node;
+  }
+
+  private static void deleteTree(Path root) {
+    try {
+      Files.walkFileTree(
+          root,
+          new SimpleFileVisitor<>() {
+            @Override
+            public FileVisitResult visitFile(Path file, BasicFileAttributes attributes)
+                throws IOException {
+              Files.delete(file);
+              return FileVisitResult.CONTINUE;
+            }
+
+            @Override
+            public FileVisitResult postVisitDirectory(Path visited, IOException e)
+                throws IOException {
+              if (e != null) {
+                throw e;
+              }
+              Files.delete(visited);
+              return FileVisitResult.CONTINUE;
+            }
+          });
+    } catch (IOException e) {
+      throw new InputException("cannot delete " + root + ": " + e.getMessage(), e);
+    }
+  }
+}

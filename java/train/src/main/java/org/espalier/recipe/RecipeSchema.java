@@ -1,0 +1,456 @@
+package org.espalier.recipe;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import org.espalier.recipe.SettingType.Choice;
+import org.espalier.recipe.SettingType.Flag;
+import org.espalier.recipe.SettingType.Group;
+import org.espalier.recipe.SettingType.Key;
+import org.espalier.recipe.SettingType.ListOf;
+import org.espalier.recipe.SettingType.Real;
+import org.espalier.recipe.SettingType.Text;
+import org.espalier.recipe.SettingType.Variant;
+import org.espalier.recipe.SettingType.Variants;
+import org.espalier.recipe.SettingType.Whole;
+
+/** The list of all keys of a recipe: what is checked, what is documented, and what stands by default. */
+public final class RecipeSchema {
+  private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
+
+  private static final SettingType FILE = new Text("a path, or maven:GROUP:ARTIFACT:VERSION!/ENTRY");
+  private static final SettingType SHARE = new Real(0, true, 1, true);
+  private static final SettingType SHARE_BELOW_1 = new Real(0, true, 1, false);
+  private static final SettingType WEIGHT = new Real(0, true, 1e6, true);
+  private static final SettingType COUNT = new Whole(1, 100_000_000);
+  private static final SettingType COUNT_OR_0 = new Whole(0, 100_000_000);
+  private static final SettingType GLOBS = new ListOf(new Text("a glob over weight names"));
+
+  /** What a run can write besides its report. */
+  static final List<String> FORMS =
+      List.of("onnx", "onnx-float", "safetensors", "compressed-tensors", "torchscript");
+
+  static final Group ROOT =
+      new Group(
+          List.of(
+              optional("seed", new Whole(0, Long.MAX_VALUE), "1", "Fixes every choice that chance makes."),
+              required(
+                  "model",
+                  new Group(
+                      List.of(
+                          required("file", FILE, "The ONNX model. It is not changed."),
+                          optional(
+                              "tokenizer",
+                              FILE,
+                              null,
+                              "The tokenizer.json of a text model; by default the one beside the model."),
+                          optional(
+                              "pooling",
+                              new Choice(List.of("mean", "cls")),
+                              "mean",
+                              "How token vectors become one: their mean, or the first one (BGE)."),
+                          optional(
+                              "max-tokens",
+                              new Whole(3, 1_000_000),
+                              "128",
+                              "Texts are cut after so many tokens, special ones included."))),
+                  "What is compressed, and what results are compared with."),
+              optional(
+                  "teacher",
+                  new Group(List.of(required("file", FILE, "An ONNX model with the same output."))),
+                  null,
+                  "What training follows; by default the model itself."),
+              optional(
+                  "student",
+                  new Group(List.of(required("file", FILE, "A smaller ONNX model with the same output."))),
+                  null,
+                  "What is trained in place of the model, which then is its teacher."),
+              required(
+                  "data",
+                  new Group(
+                      List.of(
+                          optional("texts", FILE, null, "Training texts."),
+                          optional(
+                              "format",
+                              new Choice(List.of("lines", "wordnet")),
+                              "lines",
+                              "lines: a UTF-8 file with a text a line. wordnet: an artefact with"
+                                  + " WordNet's files; its glosses and examples are the texts."),
+                          optional(
+                              "examples",
+                              FILE,
+                              null,
+                              "Labelled examples in place of texts: a safetensors file with inputs"
+                                  + " (F32, [N, …]) and labels (I64, [N])."),
+                          optional(
+                              "train",
+                              COUNT,
+                              null,
+                              "Train on so many of them; by default on all that are left."),
+                          optional(
+                              "validation",
+                              COUNT,
+                              "256",
+                              "So many are held out to find the best state of a stage."),
+                          optional(
+                              "evaluation",
+                              COUNT,
+                              "400",
+                              "So many are held out for the report."),
+                          optional(
+                              "calibration",
+                              COUNT,
+                              "256",
+                              "So many of the training examples fit the first quantization."),
+                          optional(
+                              "evaluation-texts",
+                              FILE,
+                              null,
+                              "A UTF-8 file with a text a line for the report in place of held-out"
+                                  + " texts."))),
+                  "Texts or labelled examples."),
+              required(
+                  "stages",
+                  new Variants(
+                      List.of(
+                          new Variant(
+                              "prune",
+                              "Sets the smallest weights to zero and keeps them there.",
+                              keys(pruning(), training("0", "1e-4"))),
+                          new Variant(
+                              "quantize",
+                              "Puts weights and activations on int8 grids and trains them there.",
+                              keys(quantization(), training("0", "3e-5"))),
+                          new Variant(
+                              "distil",
+                              "Trains what there is against the teacher.",
+                              keys(List.of(), training("1000", "1e-4"))),
+                          new Variant(
+                              "fine-tune",
+                              "Trains what there is on the labels.",
+                              keys(List.of(), training("1000", "1e-4"))))),
+                  "What is done, in this order."),
+              optional(
+                  "export",
+                  new Group(
+                      List.of(
+                          optional(
+                              "formats",
+                              new ListOf(new Choice(FORMS)),
+                              "[onnx, safetensors]",
+                              "onnx: model-int8.onnx, or model.onnx where no stage quantizes."
+                                  + " onnx-float: model-float.onnx. safetensors: model.safetensors,"
+                                  + " the float weights. compressed-tensors: a folder in the Hugging"
+                                  + " Face layout. torchscript: for models that came as such."))),
+                  "",
+                  "What is written into the output folder."),
+              optional(
+                  "report",
+                  new Group(
+                      List.of(
+                          optional("title", new Text("a text"), null, "The heading of the report."),
+                          optional(
+                              "each-stage",
+                              new Flag(),
+                              "true",
+                              "Whether ONNX Runtime measures the model after each stage too."))),
+                  "",
+                  "What report.html and report.json say."),
+              optional(
+                  "checkpoint",
+                  new Group(
+                      List.of(
+                          optional(
+                              "every-seconds",
+                              new Real(0, true, 86_400, true),
+                              "60",
+                              "The longest training that a killed process loses."))),
+                  "",
+                  "When the state of the run is kept.")));
+
+  private RecipeSchema() {}
+
+  private static List<Key> pruning() {
+    return List.of(
+        optional("sparsity", SHARE_BELOW_1, "0.5", "The share of zeros at the end of the stage."),
+        optional(
+            "scope",
+            new Choice(List.of("global", "tensor")),
+            "global",
+            "Whether the smallest weights are sought among all tensors or in each."),
+        optional(
+            "pattern",
+            new Text("n:m, as 2:4"),
+            null,
+            "Keep the n largest of each m weights in place of a sparsity."),
+        optional(
+            "schedule",
+            new Choice(List.of("one-shot", "cubic")),
+            "one-shot",
+            "All at once, or rising over the steps of the stage."),
+        optional("update-every", COUNT, "10", "Steps between two prunings of a cubic schedule."),
+        optional(
+            "until",
+            new Real(0, false, 1, true),
+            "0.75",
+            "The share of the steps after which a cubic schedule ends."),
+        optional("include", GLOBS, null, "Prune these weights only."),
+        optional("exclude", GLOBS, null, "Leave these weights as they are."));
+  }
+
+  private static List<Key> quantization() {
+    return List.of(
+        optional(
+            "form",
+            new Choice(List.of("dynamic", "static")),
+            "dynamic",
+            "dynamic: activations find their range as they come. static: fixed ranges (QDQ)."),
+        optional(
+            "reduce-range",
+            new Flag(),
+            "false",
+            "Weights of 7 bits, for processors whose 8-bit products saturate."),
+        optional("embeddings", new Flag(), "true", "Whether embedding tables become int8."),
+        optional(
+            "fit",
+            new Flag(),
+            "true",
+            "Whether calibration evens out activations and rounds weights with compensation first."),
+        optional(
+            "clip",
+            new Text("minmax, mse or percentile:P"),
+            "mse",
+            "How static ranges follow from calibration."),
+        optional(
+            "observer-momentum",
+            SHARE,
+            "0",
+            "How far a step moves a static range towards the batch's; 0 keeps calibration's."),
+        optional(
+            "freeze-observers-at",
+            SHARE,
+            "0.5",
+            "The share of the steps after which static ranges stay as they are."),
+        optional("learn-scales", new Flag(), "false", "Whether weight scales are trained too (LSQ)."),
+        optional("include", GLOBS, null, "Quantize these weights only."),
+        optional("exclude", GLOBS, null, "Leave these weights as they are."));
+  }
+
+  private static List<Key> training(String steps, String rate) {
+    return List.of(
+        optional("steps", COUNT_OR_0, steps, "Optimizer steps; 0 for no training or where epochs say it."),
+        optional("epochs", new Real(0, true, 1e6, true), "0", "Passes over the examples in place of steps."),
+        optional("batch", new Whole(1, 65_536), "32", "Examples a step."),
+        optional("optimizer", new Choice(List.of("adamw", "sgd")), "adamw", "The update rule."),
+        optional("learning-rate", new Real(0, true, 100, true), rate, "At its highest."),
+        optional(
+            "rate-schedule",
+            new Choice(List.of("constant", "linear", "cosine")),
+            "cosine",
+            "The course of the learning rate after the warm-up."),
+        optional("warmup", SHARE_BELOW_1, "0.05", "The share of the steps over which the rate rises."),
+        optional("last-rate", SHARE, "0", "The share of the rate that the last step has."),
+        optional("weight-decay", new Real(0, true, 100, true), "0", "Of the optimizer."),
+        optional("momentum", SHARE_BELOW_1, "0.9", "Of sgd."),
+        optional("nesterov", new Flag(), "false", "Of sgd."),
+        optional("beta1", SHARE_BELOW_1, "0.9", "Of adamw."),
+        optional("beta2", SHARE_BELOW_1, "0.999", "Of adamw."),
+        optional("epsilon", new Real(0, false, 1, true), "1e-8", "Of adamw."),
+        optional("max-norm", new Real(0, true, 1e6, true), "0", "Gradients are cut to this norm; 0 for none."),
+        optional(
+            "validate-every",
+            COUNT_OR_0,
+            "0",
+            "Steps between two looks at the validation examples; 0 for start and end only."),
+        optional(
+            "loss",
+            new Group(
+                List.of(
+                    optional("embedding", WEIGHT, "0", "Of 1 - cosine to the teacher's embedding (texts)."),
+                    optional(
+                        "similarity",
+                        WEIGHT,
+                        "0",
+                        "Of the divergence of the similarities within a batch (texts)."),
+                    optional(
+                        "similarity-temperature",
+                        new Real(0, false, 1e6, true),
+                        "0.05",
+                        "Similarities are divided by it."),
+                    optional("hidden", WEIGHT, "0", "Of the squared error of the hidden states (texts)."),
+                    optional("labels", WEIGHT, "0", "Of the cross entropy with the labels (classes)."),
+                    optional("logits", WEIGHT, "0", "Of the divergence from the teacher's logits (classes)."),
+                    optional("temperature", new Real(0, false, 1e6, true), "2", "Of the logits."),
+                    optional(
+                        "bound",
+                        WEIGHT,
+                        "0",
+                        "Of what exceeds the teacher's logits, squared (classes)."))),
+            null,
+            "What is minimised; by default embedding and hidden states for texts, half labels"
+                + " and half logits for classes, labels alone in a fine-tune stage."));
+  }
+
+  private static List<Key> keys(List<Key> first, List<Key> second) {
+    List<Key> all = new ArrayList<>();
+    all.add(optional("name", new Text("a word"), null, "What reports and --set call the stage; by default its kind."));
+    all.addAll(first);
+    all.addAll(second);
+    return List.copyOf(all);
+  }
+
+  /** All keys with what they take, for people. */
+  public static String describe() {
+    StringBuilder out = new StringBuilder();
+    describe(ROOT.keys(), "", out);
+    return out.toString();
+  }
+
+  private static void describe(List<Key> keys, String indent, StringBuilder out) {
+    for (Key key : keys) {
+      boolean nested = key.type() instanceof Group || key.type() instanceof Variants;
+      out.append(indent).append(key.name()).append(nested ? ":" : ": " + key.type().describe());
+      if (key.required()) {
+        out.append(" (required)");
+      } else if (key.fallback() != null && !key.fallback().isEmpty()) {
+        out.append(" (default ").append(key.fallback()).append(")");
+      }
+      out.append("\n").append(indent).append("    ").append(key.description()).append("\n");
+      if (key.type() instanceof Group group) {
+        describe(group.keys(), indent + "  ", out);
+      } else if (key.type() instanceof Variants variants) {
+        for (Variant v : variants.variants()) {
+          out.append(indent).append("  - kind: ").append(v.kind()).append("\n");
+          out.append(indent).append("        ").append(v.description()).append("\n");
+          describe(v.keys(), indent + "    ", out);
+        }
+      }
+    }
+  }
+
+  /** The same as a JSON Schema, draft 2020-12. */
+  public static ObjectNode toJsonSchema() {
+    ObjectNode schema = JSON.objectNode();
+    schema.put("$schema", "https://json-schema.org/draft/2020-12/schema");
+    schema.put("title", "Espalier recipe");
+    schema.setAll(json(ROOT));
+    return schema;
+  }
+
+  private static ObjectNode json(SettingType type) {
+    ObjectNode node = JSON.objectNode();
+    if (type instanceof Group group) {
+      return object(node, group.keys(), null);
+    } else if (type instanceof Variants variants) {
+      ArrayNode any = node.put("type", "array").put("minItems", 1).putObject("items").putArray("oneOf");
+      for (Variant v : variants.variants()) {
+        any.add(object(JSON.objectNode().put("description", v.description()), v.keys(), v.kind()));
+      }
+    } else if (type instanceof ListOf list) {
+      ArrayNode any = node.putArray("anyOf");
+      any.add(json(list.item()));
+      any.addObject().put("type", "array").set("items", json(list.item()));
+    } else if (type instanceof Choice choice) {
+      ArrayNode words = node.putArray("enum");
+      choice.words().forEach(words::add);
+    } else if (type instanceof Flag) {
+      node.put("type", "boolean");
+    } else if (type instanceof Whole whole) {
+      node.put("type", "integer").put("minimum", whole.least()).put("maximum", whole.most());
+    } else if (type instanceof Real real) {
+      node.put("type", "number")
+          .put(real.leastIn() ? "minimum" : "exclusiveMinimum", real.least())
+          .put(real.mostIn() ? "maximum" : "exclusiveMaximum", real.most());
+    } else {
+      node.put("type", "string").put("minLength", 1);
+    }
+    return node;
+  }
+
+  private static ObjectNode object(ObjectNode node, List<Key> keys, String kind) {
+    node.put("type", "object").put("additionalProperties", false);
+    ObjectNode properties = node.putObject("properties");
+    ArrayNode required = node.putArray("required");
+    if (kind != null) {
+      properties.putObject("kind").put("const", kind);
+      required.add("kind");
+    }
+    for (Key key : keys) {
+      ObjectNode value = json(key.type());
+      value.put("description", key.description());
+      if (key.fallback() != null && !key.fallback().isEmpty()) {
+        value.put("$comment", "default: " + key.fallback());
+      }
+      properties.set(key.name(), value);
+      if (key.required()) {
+        required.add(key.name());
+      }
+    }
+    return node;
+  }
+
+  /**
+   * A recipe to start from: int8 for a text model, all other keys as comments.
+   *
+   * @param model as the recipe names it
+   * @param texts as the recipe names them
+   */
+  public static String template(String model, String texts) {
+    StringBuilder out = new StringBuilder();
+    out.append("# A recipe for 'espalier compress'. Keys behind # show what stands by default, or may be added.\n");
+    Map<String, String> given =
+        Map.of("model.file", quote(model), "data.texts", quote(texts), "quantize.steps", "200");
+    for (Key key : ROOT.keys()) {
+      out.append("\n# ").append(key.description()).append("\n");
+      if (key.type() instanceof Variants variants) {
+        out.append(key.name()).append(":\n");
+        for (Variant v : variants.variants()) {
+          boolean used = v.kind().equals("quantize");
+          String lead = used ? "" : "# ";
+          out.append("  # ").append(v.description()).append("\n");
+          out.append("  ").append(lead).append("- kind: ").append(v.kind()).append("\n");
+          template(v.keys(), "    ", v.kind() + ".", used ? given : null, out);
+        }
+      } else if (key.type() instanceof Group group) {
+        boolean used = group.keys().stream().anyMatch(k -> given.containsKey(key.name() + "." + k.name()));
+        out.append(used ? "" : "# ").append(key.name()).append(":\n");
+        template(group.keys(), "  ", key.name() + ".", used ? given : null, out);
+      } else {
+        out.append(key.name()).append(": ").append(key.fallback()).append("\n");
+      }
+    }
+    return out.toString();
+  }
+
+  private static void template(
+      List<Key> keys, String indent, String path, Map<String, String> given, StringBuilder out) {
+    for (Key key : keys) {
+      String value = given == null ? null : given.get(path + key.name());
+      String shown = value != null ? value : key.fallback() == null ? "" : key.fallback();
+      String line = key.name() + ":" + (shown.isEmpty() ? "" : " " + shown);
+      if (key.type() instanceof Group group) {
+        out.append(indent).append("# ").append(line).append("  # ").append(key.description()).append("\n");
+        template(group.keys(), indent + "  ", path + key.name() + ".", null, out);
+      } else {
+        out.append(indent).append(value == null ? "# " : "").append(line);
+        out.append("  # ").append(key.description()).append("\n");
+      }
+    }
+  }
+
+  /** Text in the double quotes of YAML. */
+  private static String quote(String text) {
+    return "\"" + text.replace("\\", "\\\\").replace("\"", "\\\"").replace("\n", "\\n") + "\"";
+  }
+
+  private static Key required(String name, SettingType type, String description) {
+    return new Key(name, type, null, true, description);
+  }
+
+  private static Key optional(String name, SettingType type, String fallback, String description) {
+    return new Key(name, type, fallback, false, description);
+  }
+}

@@ -1,0 +1,188 @@
+package org.espalier.recipe;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.util.Map;
+import org.espalier.InputException;
+import org.espalier.train.Compression;
+import org.espalier.train.LayerReport;
+import org.espalier.train.Stage;
+import org.espalier.train.TrainingListener.StageReport;
+import org.espalier.train.TrainingListener.StepReport;
+import org.espalier.train.TrainingListener.Validation;
+
+/** Gathers what a run did, as the JSON of the report; checkpoints keep what there is of it. */
+final class ReportBuilder {
+  private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
+
+  private final Recipe recipe;
+  private ArrayNode stages = JSON.arrayNode();
+  private ObjectNode stage;
+
+  ReportBuilder(Recipe recipe) {
+    this.recipe = recipe;
+  }
+
+  /** What checkpoints keep. */
+  ObjectNode progress() {
+    ObjectNode node = JSON.objectNode();
+    node.set("stages", stages.deepCopy());
+    return node;
+  }
+
+  /** Takes up what a checkpoint kept. */
+  void restore(ObjectNode progress) {
+    if (!(progress.get("stages") instanceof ArrayNode kept)) {
+      throw new InputException("the checkpoint lacks the stages of its run");
+    }
+    stages = kept;
+  }
+
+  /**
+   * A stage begins or goes on.
+   *
+   * @return whether it goes on
+   */
+  boolean stageStarted(Stage started, int index, long steps) {
+    if (index < stages.size()) {
+      stage = (ObjectNode) stages.get(index);
+      return true;
+    }
+    stage = stages.addObject();
+    stage.put("name", started.name());
+    stage.put(
+        "kind",
+        started instanceof Stage.Prune ? "prune" : started instanceof Stage.Quantize ? "quantize" : "train");
+    stage.put("steps", steps);
+    stage.put("examples", 0);
+    stage.put("training_seconds", 0.0);
+    stage.put("added_seconds", 0.0);
+    stage.putArray("validations");
+    ObjectNode curve = stage.putObject("curve");
+    for (String series : new String[] {"step", "loss", "learning_rate", "sparsity"}) {
+      curve.putArray(series);
+    }
+    return false;
+  }
+
+  void step(StepReport step) {
+    stage.put("examples", stage.get("examples").asLong() + step.examples());
+    stage.put("training_seconds", stage.get("training_seconds").asDouble() + step.seconds());
+    stage.put("added_seconds", stage.get("added_seconds").asDouble() + step.addedSeconds());
+    ObjectNode curve = (ObjectNode) stage.get("curve");
+    curve.withArray("step").add(step.step());
+    curve.withArray("loss").add((float) step.loss());
+    curve.withArray("learning_rate").add((float) step.learningRate());
+    curve.withArray("sparsity").add((float) step.sparsity());
+    step.parts()
+        .forEach((name, value) -> curve.withArray("part_" + name).add(number(value.floatValue())));
+  }
+
+  void validated(Validation v) {
+    stage.withArray("validations").add(node(v));
+  }
+
+  void fidelity(String key, Map<String, Object> numbers) {
+    stage.set(key, node(numbers));
+  }
+
+  void stageFinished(StageReport report) {
+    stage.set("before", node(report.before()));
+    stage.set("changed", node(report.changed()));
+    stage.set("after", node(report.after()));
+    stage.put("steps_done", report.steps());
+    stage.put("seconds", report.seconds());
+  }
+
+  /** The last stage of a run that is complete. */
+  ObjectNode lastStage() {
+    return (ObjectNode) stages.get(stages.size() - 1);
+  }
+
+  /** The whole report. */
+  ObjectNode finish(
+      Compression compression,
+      ArrayNode outputs,
+      Map<String, Object> fidelity,
+      Map<String, Object> machine,
+      ObjectNode model,
+      RunData data,
+      double seconds) {
+    ObjectNode root = JSON.objectNode();
+    root.put("title", recipe.title() == null ? title() : recipe.title());
+    root.set("model", model);
+    ObjectNode examples = root.putObject("data");
+    examples.put("kind", recipe.isForTexts() ? "texts" : "labelled examples");
+    examples.put("source", recipe.isForTexts() ? recipe.data().texts() : recipe.data().examples());
+    examples.put("training", data.training().size());
+    examples.put("validation", data.validation().size());
+    examples.put(
+        "evaluation",
+        data.evaluationTexts() != null
+            ? data.evaluationTexts().size()
+            : data.evaluationExamples().size());
+    root.set(
+        "fidelity", fidelity != null ? node(fidelity) : lastStage().get("fidelity").deepCopy());
+    root.set("stages", stages);
+    ArrayNode layers = root.putArray("layers");
+    for (LayerReport layer : compression.layers()) {
+      ObjectNode node = layers.addObject();
+      node.put("name", DenseWeights.plain(layer.name()));
+      ArrayNode shape = node.putArray("shape");
+      layer.shape().forEach(shape::add);
+      node.put("sparsity", layer.sparsity());
+      node.put("bits", layer.bits());
+      node.set("smallest_scale", number(layer.smallestScale()));
+      node.set("largest_scale", number(layer.largestScale()));
+      node.set("error", number(layer.error()));
+    }
+    root.set("outputs", outputs);
+    ObjectNode given = root.putObject("recipe");
+    given.put("file", recipe.source());
+    given.put("text", recipe.text());
+    ArrayNode overrides = given.putArray("set");
+    recipe.overrides().forEach(overrides::add);
+    given.put("seed", recipe.stages().seed());
+    root.set("machine", node(machine));
+    root.put("seconds", seconds);
+    return root;
+  }
+
+  private String title() {
+    String file = recipe.model().file();
+    String name = file.substring(Math.max(file.lastIndexOf('/'), file.lastIndexOf('!')) + 1);
+    return name.endsWith(".onnx") ? name.substring(0, name.length() - ".onnx".length()) : name;
+  }
+
+  private static ObjectNode node(Validation v) {
+    ObjectNode node = JSON.objectNode();
+    node.put("step", v.step());
+    node.set("loss", number(v.loss()));
+    node.set("quality", number(v.quality()));
+    node.put("best", v.best());
+    return node;
+  }
+
+  private static ObjectNode node(Map<String, Object> values) {
+    ObjectNode node = JSON.objectNode();
+    values.forEach(
+        (name, value) ->
+            node.set(
+                name,
+                value instanceof Integer || value instanceof Long
+                    ? JSON.numberNode(((Number) value).longValue())
+                    : value instanceof Number n ? number(n.doubleValue()) : JSON.textNode(String.valueOf(value))));
+    return node;
+  }
+
+  /** A number; null for NaN and infinities, which JSON lacks. */
+  private static JsonNode number(double value) {
+    return Double.isFinite(value) ? JSON.numberNode(value) : JSON.nullNode();
+  }
+
+  private static JsonNode number(float value) {
+    return Float.isFinite(value) ? JSON.numberNode(value) : JSON.nullNode();
+  }
+}

@@ -1,0 +1,211 @@
+package org.espalier.recipe;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertInstanceOf;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.stream.Stream;
+import org.espalier.InputException;
+import org.espalier.train.Optimizer;
+import org.espalier.train.Pruning;
+import org.espalier.train.Quantization;
+import org.espalier.train.Stage;
+import org.espalier.train.Training;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/** What a recipe says, and what is said about one that is wrong: all of it in milliseconds. */
+class RecipeTest {
+  private static final String RIGHT =
+      """
+      seed: 7
+      model:
+        file: model.onnx
+      data:
+        texts: texts.txt
+      stages:
+        - kind: prune
+          name: thin
+          sparsity: 0.4
+          schedule: cubic
+          steps: 100
+          exclude: [head.*]
+        - kind: quantize
+          epochs: 2
+          optimizer: sgd
+          nesterov: true
+      """;
+
+  private static Recipe parse(String text, String... overrides) {
+    return Recipe.parse("recipe.yaml", text, List.of(overrides));
+  }
+
+  @Test
+  void whatIsWrittenIsMeant() {
+    Recipe recipe = parse(RIGHT);
+    assertEquals(7, recipe.stages().seed());
+    assertEquals("model.onnx", recipe.model().file());
+    assertEquals(List.of("onnx", "safetensors"), recipe.formats());
+    Stage.Prune prune = assertInstanceOf(Stage.Prune.class, recipe.stages().stages().get(0));
+    assertEquals("thin", prune.name());
+    assertEquals(0.4, prune.pruning().sparsity());
+    assertEquals(Pruning.Schedule.CUBIC, prune.pruning().schedule());
+    assertEquals(100, prune.training().steps());
+    assertEquals(Training.Schedule.Shape.COSINE, prune.training().schedule().shape());
+    assertFalse(prune.pruning().include().test("head.weight"));
+    assertTrue(prune.pruning().include().test("body.weight"));
+    Stage.Quantize quantize = assertInstanceOf(Stage.Quantize.class, recipe.stages().stages().get(1));
+    assertEquals("quantize", quantize.name());
+    assertEquals(Quantization.Form.DYNAMIC, quantize.quantization().form());
+    assertEquals(2, quantize.training().epochs());
+    assertEquals(0, quantize.training().steps());
+    assertTrue(assertInstanceOf(Optimizer.Sgd.class, quantize.training().optimizer()).nesterov());
+    assertTrue(quantize.training().objective().isForEmbeddings());
+  }
+
+  @Test
+  void setChangesStagesAndSections() {
+    Recipe recipe =
+        parse(
+            RIGHT, "thin.sparsity=0.9", "quantize.loss.similarity=2", "model.max-tokens=16", "seed=3",
+            "thin.exclude=[a, b]");
+    assertEquals(3, recipe.stages().seed());
+    assertEquals(16, recipe.model().maxTokens());
+    Stage.Prune prune = (Stage.Prune) recipe.stages().stages().get(0);
+    assertEquals(0.9, prune.pruning().sparsity());
+    assertTrue(prune.pruning().include().test("head.weight"));
+    assertEquals(2, recipe.stages().stages().get(1).training().objective().similarity());
+  }
+
+  static Stream<Arguments> mistakes() {
+    return Stream.of(
+        wrong("sparsity: 0.4", "sparsty: 0.4", "recipe.yaml:9: thin", "'sparsty'", "'sparsity'"),
+        wrong("sparsity: 0.4", "sparsity: 1", "recipe.yaml:9: thin.sparsity", "'1'", "0 to below 1"),
+        wrong("sparsity: 0.4", "sparsity: .nan", "recipe.yaml:9", "a number"),
+        wrong("sparsity: 0.4", "sparsity: [1]", "recipe.yaml:9", "a list"),
+        wrong("schedule: cubic", "schedule: cubik", "recipe.yaml:10", "'cubik'", "'cubic'"),
+        wrong("nesterov: true", "nesterov: yes", "recipe.yaml:16", "true or false"),
+        wrong("steps: 100", "steps: 1e3", "recipe.yaml:11", "a whole number"),
+        wrong("steps: 100", "steps: 0", "recipe.yaml:7", "thin", "cubic"),
+        wrong("seed: 7", "sed: 7", "recipe.yaml:1", "'sed'", "'seed'"),
+        wrong("kind: quantize", "kind: quantise", "recipe.yaml:13", "'quantise'", "quantize, distil"),
+        wrong("kind: quantize", "kind: fine-tune", "recipe.yaml:13", "fine-tune"),
+        wrong("name: thin", "name: quantize", "recipe.yaml", "two stages", "'quantize'"),
+        wrong("name: thin", "name: model", "recipe.yaml:8", "'model' is a key"),
+        wrong("file: model.onnx", "file:", "recipe.yaml:3", "model.file", "missing", "maven:"),
+        wrong("texts: texts.txt", "examples: a\n  texts: b", "recipe.yaml", "not both"),
+        wrong("epochs: 2", "epochs: 2\n    steps: 5", "recipe.yaml:13", "one of them"),
+        wrong("epochs: 2", "loss: {labels: 1}", "recipe.yaml:14", "need labelled examples"),
+        wrong("epochs: 2", "loss: {embedding: 0}", "recipe.yaml:14", "weight 0"),
+        wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
+        wrong("sparsity: 0.4", "pattern: 4:2", "recipe.yaml:9", "4:2"),
+        wrong("exclude: [head.*]", "exclude: '[a'", "recipe.yaml", "without a ]"),
+        wrong("seed: 7", "export: {formats: [torchscript]}", "recipe.yaml:1", "no TorchScript form"),
+        wrong("seed: 7", "seed: 7\nseed: 8", "recipe.yaml:2", "'seed' was given in line 1"),
+        wrong("seed: 7", "seed: &a 7", "recipe.yaml:1", "anchors"),
+        wrong("seed: 7", "seed: *a", "recipe.yaml:1", "anchors"),
+        wrong("seed: 7", "seed: !!java.net.URL [x]", "recipe.yaml:1", "tag"),
+        wrong("seed: 7", "seed: [", "recipe.yaml", "no valid YAML"),
+        wrong("seed: 7", "\tseed: 7", "recipe.yaml:1", "no valid YAML"),
+        wrong("seed: 7", "? [a]\n: b", "recipe.yaml:1", "where a key is expected"),
+        wrong("seed: 7", "---\nseed: 7\n---", "recipe.yaml:3", "a second document"),
+        wrong("seed: 7", "seed: " + "[".repeat(100_000), "recipe.yaml:1", "levels"),
+        wrong("seed: 7", "#" + "x".repeat(1 << 20), "recipe.yaml", "characters"));
+  }
+
+  private static Arguments wrong(String right, String instead, String... words) {
+    return Arguments.of(right, instead, List.of(words));
+  }
+
+  @ParameterizedTest
+  @MethodSource("mistakes")
+  void aMistakeIsNamedWithItsPlaceAndWhatIsRight(String right, String instead, List<String> words) {
+    assertTrue(RIGHT.contains(right));
+    String text = RIGHT.replace(right, instead);
+    InputException e = assertThrows(InputException.class, () -> parse(text));
+    for (String word : words) {
+      assertTrue(e.getMessage().contains(word), () -> "no '" + word + "' in " + e.getMessage());
+    }
+  }
+
+  @Test
+  void allMistakesAreToldAtOnce() {
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> parse(RIGHT.replace("0.4", "x").replace("name: thin", "nam: thin")));
+    assertTrue(e.getMessage().contains("recipe.yaml:8") && e.getMessage().contains("recipe.yaml:9"));
+  }
+
+  @Test
+  void wrongOverridesNameThemselves() {
+    for (String[] c :
+        new String[][] {
+          {"thn.sparsity=1", "'thn'", "'thin'"},
+          {"thin.sparsty=0.1", "--set thin.sparsty=0.1", "'sparsity'"},
+          {"thin.sparsity=2", "--set thin.sparsity=2", "0 to below 1"},
+          {"thin=1", "which key"},
+          {"sparsity", "stage.key=value"},
+          {"thin.sparsity.x=1", "group of keys"},
+          {"model.file=", "--set model.file=", "missing"},
+        }) {
+      InputException e = assertThrows(InputException.class, () -> parse(RIGHT, c[0]));
+      for (int i = 1; i < c.length; i++) {
+        String word = c[i];
+        assertTrue(e.getMessage().contains(word), () -> "no '" + word + "' in " + e.getMessage());
+      }
+    }
+  }
+
+  @Test
+  void filesThatAreNoRecipeAreRefused(@TempDir Path folder) throws IOException {
+    Path binary = Files.write(folder.resolve("binary"), new byte[] {(byte) 0xff, (byte) 0xfe, 0});
+    Path empty = Files.writeString(folder.resolve("empty"), "");
+    Path huge = Files.writeString(folder.resolve("huge"), "#".repeat(2 << 20));
+    for (Path path : List.of(folder, folder.resolve("none.yaml"), binary, empty, huge)) {
+      InputException e = assertThrows(InputException.class, () -> Recipe.read(path, List.of()));
+      assertTrue(e.getMessage().contains(path.toString()), e.getMessage());
+    }
+  }
+
+  @Test
+  void theTemplateIsARightRecipeAndNamesEveryKey() {
+    String template = RecipeSchema.template("a \"b\" \\ c.onnx", "t.txt");
+    Recipe recipe = parse(template);
+    assertEquals("a \"b\" \\ c.onnx", recipe.model().file());
+    assertEquals(1, recipe.stages().stages().size());
+    // Every line that is commented out is right too, but for keys that exclude each other.
+    String described = RecipeSchema.describe();
+    for (String line : described.lines().toList()) {
+      String key = line.strip().split(":")[0];
+      if (line.contains(": ") && key.matches("[a-z0-9-]+")) {
+        assertTrue(template.contains(key + ":"), key);
+      }
+    }
+    assertTrue(RecipeSchema.toJsonSchema().at("/properties/stages/items/oneOf").size() == 4);
+  }
+
+  @Test
+  void theExamplesAreRight() throws IOException {
+    try (Stream<Path> files =
+        Files.walk(Path.of(System.getProperty("espalier.root"), "examples"))) {
+      List<Path> recipes = files.filter(f -> f.toString().endsWith(".yaml")).toList();
+      assertFalse(recipes.isEmpty());
+      for (Path path : recipes) {
+        if (Files.readString(path, StandardCharsets.UTF_8).contains("stages:")) {
+          Recipe.read(path, List.of());
+        }
+      }
+    }
+  }
+}
