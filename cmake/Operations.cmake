@@ -18,6 +18,7 @@ set(ESP_OPERATIONS
 set(ESP_CUDA_OPERATIONS
   gradient_norm
   fake_quantize
+  kd_softmax_loss
 )
 # Of them those whose kernels may compute in double, because the result is defined so.
-set(ESP_CUDA_DOUBLE gradient_norm)
+set(ESP_CUDA_DOUBLE gradient_norm kd_softmax_loss)

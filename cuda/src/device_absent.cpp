@@ -1,6 +1,7 @@
 // Stands in for device.cu and the kernels where no nvcc was found, so that the same bindings link; every call says so.
 #include "espalier/cuda/gradient_norm.h"
 #include "fake_quantize.h"
+#include "kd_softmax_loss.h"
 #include "espalier/device.h"
 #include "status.h"
 
@@ -35,3 +36,4 @@ ABSENT(esp_cuda_gradient_norm(const esp_cuda_plan*, const void*, void*, esp_grad
 ABSENT(esp_cuda_fake_quantize(const esp_cuda_plan*, const void*, void*, esp_cuda_quantize_result*, void*))
 ABSENT(esp::launch_fake_quantize_backward(const void*, const uint8_t*, void*, int64_t, esp_dtype, void*))
 ABSENT(esp::launch_dequantize(const esp_dequantized&, int64_t, void*))
+ABSENT(esp::launch_kd_softmax_loss(const KdCall&, void*))

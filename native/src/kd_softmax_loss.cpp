@@ -5,13 +5,12 @@
 #include <memory>
 #include <new>
 
-#include "arguments.h"
-#include "kd_softmax_loss_kernel.h"
+#include "kd_softmax_loss_arguments.h"
 #include "thread_pool.h"
 
 namespace {
 
-constexpr const char* operation = "kd_softmax_loss";
+using esp::kd_operation;
 
 // Scratch memory of a thread, kept between calls: fresh pages would cost more than the rows computed on them.
 class ThreadScratch {
@@ -42,60 +41,8 @@ class ThreadScratch {
 };
 thread_local ThreadScratch thread_scratch, thread_terms;
 
-esp_status check_logits(const char* name, const esp_logits& logits, int64_t rows, int64_t classes) {
-  if (logits.data == nullptr) return ESP_OK;
-  if (esp::size_of(logits.dtype) == 0) {
-    return esp::fail(ESP_INVALID_ARGUMENT,
-                     "%s: %s has element type %d; F32 (0), BF16 (1) or F16 (2) is needed", operation, name,
-                     logits.dtype);
-  }
-  if (logits.stride != 0 && logits.stride < classes) {
-    return esp::fail(ESP_INVALID_ARGUMENT,
-                     "%s: the rows of %s are %lld apart; %lld classes need that or more, or 0", operation,
-                     name, static_cast<long long>(logits.stride), static_cast<long long>(classes));
-  }
-  if (rows > 0 && logits.stride > esp::max_elements / rows) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: %lld rows of %s, %lld apart, are more than memory can hold",
-                     operation, static_cast<long long>(rows), name, static_cast<long long>(logits.stride));
-  }
-  return ESP_OK;
-}
-
 bool kept(const esp_kd_softmax_loss_arguments& a, int64_t row) {
   return a.row_mask == nullptr || (a.row_mask[row >> 3] >> (row & 7) & 1) != 0;
-}
-
-esp_status check(const esp_kd_softmax_loss_arguments& a) {
-  if (a.rows < 0 || a.rows > esp::max_elements || a.classes < 1 || a.classes > esp::max_elements) {
-    return esp::fail(ESP_INVALID_ARGUMENT,
-                     "%s: %lld rows of %lld classes; rows >= 0 and classes >= 1 are needed", operation,
-                     static_cast<long long>(a.rows), static_cast<long long>(a.classes));
-  }
-  if (!(a.temperature >= 1e-30 && a.temperature <= 1e30)) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: temperature %g; a number in [1e-30, 1e30] is needed",
-                     operation, a.temperature);
-  }
-  if (!(a.alpha >= 0 && a.alpha <= 1)) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: alpha %g; a number in [0, 1] is needed", operation, a.alpha);
-  }
-  if (!(a.beta >= 0 && std::isfinite(a.beta))) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: beta %g; a finite number >= 0 is needed", operation, a.beta);
-  }
-  if (a.beta > 0 && a.bound.data == nullptr && a.teacher.data == nullptr && a.rows > 0) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: beta %g, but neither a bound nor a teacher to take it from",
-                     operation, a.beta);
-  }
-  if (a.student.data == nullptr && a.rows > 0)
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: student is NULL", operation);
-  if (esp_status status = check_logits("student", a.student, a.rows, a.classes)) return status;
-  if (esp_status status = check_logits("teacher", a.teacher, a.rows, a.classes)) return status;
-  if (esp_status status = check_logits("bound", a.bound, a.rows, a.classes)) return status;
-  const esp_logits gradient{a.gradient, a.gradient_stride, a.gradient_dtype};
-  if (esp_status status = check_logits("gradient", gradient, a.rows, a.classes)) return status;
-  if (a.gradient != nullptr && a.gradient_stride < a.classes && a.rows > 1) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: the rows of gradient share memory (stride 0)", operation);
-  }
-  return ESP_OK;
 }
 
 // Counts the rows that have a label; refuses one that is no class.
@@ -115,7 +62,7 @@ esp_status count_labels(const esp_kd_softmax_loss_arguments& a, int64_t* valid) 
     const int64_t label = a.labels[row];
     if ((label < 0 || label >= a.classes) && label != a.ignore_index && kept(a, row)) {
       return esp::fail(ESP_INVALID_ARGUMENT,
-                       "%s: label %lld in row %lld is outside [0, %lld) and not ignore_index %lld", operation,
+                       "%s: label %lld in row %lld is outside [0, %lld) and not ignore_index %lld", kd_operation,
                        static_cast<long long>(label), static_cast<long long>(row),
                        static_cast<long long>(a.classes), static_cast<long long>(a.ignore_index));
     }
@@ -135,15 +82,6 @@ double sum(const double* terms, int64_t n) {
   return ((parts[0] + parts[4]) + (parts[2] + parts[6])) + ((parts[1] + parts[5]) + (parts[3] + parts[7]));
 }
 
-esp::KdExponential exponential(double temperature, double bias, bool one_class) {
-  constexpr double log2_e = 1.4426950408889634;
-  // The softmax of one class is 1 whatever its logit: at scale 0 it is so to the last bit.
-  const double scale = one_class ? 0 : log2_e / temperature;
-  const float high = static_cast<float>(scale);
-  return {high, static_cast<float>(scale - static_cast<double>(high)),
-          one_class ? -3.40282347e+38f : static_cast<float>(-0x1p20 / scale), scale, bias};
-}
-
 // Short rows go to a thread by this many bytes at least.
 constexpr int64_t task_bytes = int64_t{64} << 10;
 // A few long rows are cut up among the threads one after the other; of more, a thread takes several, as each
@@ -157,10 +95,10 @@ esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
   const esp::KdKernels* kernels;
   if (esp_status status = esp::select(esp::kd_softmax_loss_variants, &kernels)) return status;
   if (arguments == nullptr || result == nullptr) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "%s: %s is NULL", operation,
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: %s is NULL", kd_operation,
                      arguments == nullptr ? "arguments" : "result");
   }
-  if (esp_status status = check(*arguments)) return status;
+  if (esp_status status = esp::check_kd(*arguments)) return status;
 
   esp::KdPlan plan;
   plan.arguments = *arguments;
@@ -178,18 +116,12 @@ esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
   }
 
   const double t = a.temperature;
-  const bool one_class = a.classes == 1;
   plan.labels_used = valid > 0;
   plan.teacher_used = a.teacher.data != nullptr;
-  // A power multiplies the error of what it is of: only where the soft part's own tolerance covers that.
-  const bool shared = a.alpha <= 0.5;
-  plan.power = !plan.teacher_used || !plan.labels_used || t == 1 ? 1
-               : t == 2 && shared                                ? 2
-               : t == 4 && shared                                ? 4
-                                                                 : 0;
-  // A fourth power of a bias must leave room for coefficients that undo it.
-  plan.soft = exponential(plan.teacher_used ? t : 1, plan.power == 4 ? 20 : 24, one_class);
-  plan.hard = exponential(1, plan.power == 0 ? 24 : plan.power * plan.soft.bias, one_class);
+  const esp::KdPowers powers = esp::powers_of(a, plan.labels_used);
+  plan.power = powers.power;
+  plan.soft = powers.soft;
+  plan.hard = powers.hard;
   plan.alpha = valid > 0 ? a.alpha / static_cast<double>(valid) : 0;
   plan.soft_weight = rows > 0 ? (1 - a.alpha) * t / static_cast<double>(rows) : 0;
   plan.bound_weight = rows > 0 ? 2 * a.beta / static_cast<double>(rows) : 0;
@@ -201,7 +133,7 @@ esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
   double* terms = near_terms;
   if (a.rows > near_rows) terms = reinterpret_cast<double*>(thread_terms.get(6 * a.rows));
   if (terms == nullptr) {
-    return esp::fail(ESP_OUT_OF_MEMORY, "%s: no memory for the terms of %lld rows", operation,
+    return esp::fail(ESP_OUT_OF_MEMORY, "%s: no memory for the terms of %lld rows", kd_operation,
                      static_cast<long long>(a.rows));
   }
   const bool all_rows = a.row_mask == nullptr && (plan.teacher_used || a.bound.data != nullptr);
@@ -268,7 +200,7 @@ esp_status esp_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments,
   }
   if (out_of_memory) {
     return esp::fail(ESP_OUT_OF_MEMORY,
-                     "%s: no memory for %lld numbers of scratch; the gradient is incomplete", operation,
+                     "%s: no memory for %lld numbers of scratch; the gradient is incomplete", kd_operation,
                      static_cast<long long>(scratch_floats));
   }
 

@@ -242,6 +242,8 @@ inline unsigned __float_as_uint(float value) { return emulator::unpack<unsigned>
 inline float __uint_as_float(unsigned value) { return emulator::unpack<float>(emulator::pack(value)); }
 inline int __float_as_int(float value) { return emulator::unpack<int>(emulator::pack(value)); }
 inline float __int_as_float(int value) { return emulator::unpack<float>(emulator::pack(value)); }
+inline long long __double_as_longlong(double value) { return emulator::unpack<long long>(emulator::pack(value)); }
+inline double __longlong_as_double(long long value) { return emulator::unpack<double>(emulator::pack(value)); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value)); }

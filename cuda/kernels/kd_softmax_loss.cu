@@ -1,0 +1,852 @@
+// kd_softmax_loss: loss of distillation and its gradient; formulas in espalier/kd_softmax_loss.h, and in the
+// CPU's kernel how sums of exponentials relative to powers of two come together exactly.
+//
+// Layout: rows of logits [C]. A block has a segment of 2048 columns, a thread two groups of 4. Rows of at
+// most 32 columns have 4 threads each. Numerics: the CPU's operations in the CPU's order, bit for bit: a
+// segment's exponentials lie in shared memory, where each of 128 threads adds up 16 of them as one lane of
+// the CPU does; double from there. Idea: rows of one segment are read once: measured, settled and
+// differentiated by one block. Of longer rows the block that comes last settles, and a second kernel computes
+// the exponentials again. Bytes an element (F32): 12 for rows of one segment, 20 beyond. Order of kernels:
+// labels; narrow or wide rows; gradient of rows of several segments. The last block of the last one adds up.
+#include "kd_softmax_loss.h"
+
+#include "kernel.cuh"
+
+namespace {
+
+using esp::bf16;
+using esp::f16;
+using esp::kd_segment;
+using esp::KdCall;
+using esp::KdCoefficients;
+using esp::KdExponential;
+using esp::KdPowers;
+using esp::KdRow;
+using esp::KdSegmentSums;
+using esp::KdState;
+
+constexpr int threads = esp::kd_threads, own = 8, group = 4;
+constexpr int groups = own / group, group_step = threads * group;
+constexpr int sub_blocks = static_cast<int>(kd_segment) / 256,
+              sub_pitch = 256 + 16;  // the 16 keep banks apart
+constexpr float infinity = __builtin_huge_valf(), largest = 3.40282347e+38f;
+constexpr double ln2 = 0x1.62e42fefa39efp-1;
+constexpr float power_zero = 0x1.8p23f, power_origin = power_zero + 127;
+constexpr double far_exponent = 0x1p19;
+
+__device__ __forceinline__ float most(float a, float b) {
+  return a > b ? a : b;
+}
+__device__ __forceinline__ float least(float a, float b) {
+  return a < b ? a : b;
+}
+__device__ __forceinline__ bool is_finite(double x) {
+  return fabs(x) <= 0x1.fffffffffffffp1023;
+}
+__device__ __forceinline__ float quiet_nan() {
+  return __uint_as_float(0x7fc00000);
+}
+
+// ---- logits
+
+__device__ __forceinline__ const char* row_of(const esp_logits& logits, int64_t row) {
+  return static_cast<const char*>(logits.data) + row * logits.stride * (logits.dtype == ESP_F32 ? 4 : 2);
+}
+template <class T>
+__device__ __forceinline__ void load_groups(const T* p, int n, float (&values)[own]) {
+  ESP_GLOBAL(p);
+  const bool whole = esp::is_aligned(p, group * sizeof(T));
+  esp::Pack<T, group> pack[groups];
+#pragma unroll
+  for (int k = 0; k < groups; k++) {
+    pack[k] = esp::load_pack<group>(p, k * group_step + static_cast<int>(threadIdx.x) * group, n, whole);
+  }
+#pragma unroll
+  for (int j = 0; j < own; j++) values[j] = esp::to_float(pack[j / group].at[j % group]);
+}
+// A thread's columns of a segment that begins at p and has n; 0 beyond.
+__device__ __forceinline__ void load_own(esp_dtype dtype, const char* p, int n, float (&values)[own]) {
+  if (dtype == ESP_BF16) {
+    load_groups(reinterpret_cast<const bf16*>(p), n, values);
+  } else if (dtype == ESP_F16) {
+    load_groups(reinterpret_cast<const f16*>(p), n, values);
+  } else {
+    load_groups(reinterpret_cast<const float*>(p), n, values);
+  }
+}
+__device__ __forceinline__ float element(const esp_logits& logits, int64_t row, int64_t column) {
+  const char* const p = row_of(logits, row);
+  return logits.dtype == ESP_BF16  ? esp::to_float(reinterpret_cast<const bf16*>(p)[column])
+         : logits.dtype == ESP_F16 ? esp::to_float(reinterpret_cast<const f16*>(p)[column])
+                                   : reinterpret_cast<const float*>(p)[column];
+}
+// The j-th column of a thread within the segment, and its place in shared memory.
+__device__ __forceinline__ int column_of(int j) {
+  return j / group * group_step + static_cast<int>(threadIdx.x) * group + j % group;
+}
+__device__ __forceinline__ int place_of(int column) {
+  return column / 256 * sub_pitch + column % 256;
+}
+
+__device__ __forceinline__ bool kept(const KdCall& call, int64_t row) {
+  const uint8_t* const mask = call.arguments.row_mask;
+  return mask == nullptr || (mask[row >> 3] >> (row & 7) & 1) != 0;
+}
+__device__ __forceinline__ int64_t label_of(const KdCall& call, int64_t row) {
+  if (call.arguments.labels == nullptr || call.state->labels_used == 0) return -1;
+  const int64_t label = call.arguments.labels[row];
+  return label == call.arguments.ignore_index ? -1 : label;
+}
+__device__ __forceinline__ bool looked_at(const KdCall& call, int64_t row) {
+  return kept(call, row) && (call.arguments.teacher.data != nullptr || call.arguments.bound.data != nullptr ||
+                             label_of(call, row) >= 0);
+}
+__device__ __forceinline__ const KdPowers& powers_of(const KdCall& call) {
+  return call.state->labels_used != 0 ? call.with_labels : call.without_labels;
+}
+
+// ---- exponentials, as native/src/simd/math.h has them
+
+struct Power {
+  float value, exponent, fraction;
+};
+__device__ __forceinline__ Power exp2_scaled(float x, const KdExponential& e, float origin) {
+  Power power;
+  x = most(e.lowest, x);  // the limit first, so that a NaN passes
+  power.exponent = fmaf(x, e.high, origin);
+  float r = fmaf(x, e.high, origin - power.exponent);
+  r = fmaf(x, e.low, r);
+  power.fraction = r;
+  float p = 0x1.4172b4p-13f;
+  p = fmaf(p, r, 0x1.5f0976p-10f);
+  p = fmaf(p, r, 0x1.3b2ddap-7f);
+  p = fmaf(p, r, 0x1.c6af7ap-5f);
+  p = fmaf(p, r, 0x1.ebfbdcp-3f);
+  p = fmaf(p, r, 0x1.62e43p-1f);
+  p = fmaf(p, r, 1.0f);
+  power.value = p * __uint_as_float(__float_as_uint(most(power.exponent, power_zero)) << 23);
+  return power;
+}
+__device__ __forceinline__ float exponent_of(const KdExponential& e, float maximum) {
+  return rintf(most(maximum, e.lowest) * e.high);
+}
+__device__ __forceinline__ float origin_of(const KdExponential& e, float exponent) {
+  return power_origin + (static_cast<float>(e.bias) - exponent);
+}
+__device__ __forceinline__ float hard_power(int power, float student) {
+  const float square = student * student;
+  return power == 2 ? square : square * square;
+}
+// max(0, s - b); a bound of -inf bounds nothing.
+__device__ __forceinline__ float excess_of(float s, float b) {
+  return b == -infinity ? 0.0f : most(0.0f, s - b);
+}
+
+__device__ double log_of(double x) {
+  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(x));
+  const uint64_t above = bits - 0x3fe6a09e667f3bcdull + (uint64_t{1024} << 52);
+  const uint64_t exponent_bits = above >> 52, m_bits = bits - (exponent_bits << 52) + (uint64_t{1024} << 52);
+  const double m = __longlong_as_double(static_cast<long long>(m_bits));
+  const double e =
+      __longlong_as_double(static_cast<long long>(exponent_bits | 0x4330000000000000ull)) - (0x1p52 + 1024);
+  const double f = (m - 1) / (m + 1), s = f * f;
+  double p = 1.0 / 19;
+  p = p * s + 1.0 / 17;
+  p = p * s + 1.0 / 15;
+  p = p * s + 1.0 / 13;
+  p = p * s + 1.0 / 11;
+  p = p * s + 1.0 / 9;
+  p = p * s + 1.0 / 7;
+  p = p * s + 1.0 / 5;
+  p = p * s + 1.0 / 3;
+  return e * 0x1.62e42fefa39efp-1 + 2 * (f + f * (s * p));
+}
+__device__ __forceinline__ double power_of_two(double n) {
+  if (!(n >= -1022)) return 0;
+  return __longlong_as_double((static_cast<long long>(n) + 1023) << 52);
+}
+
+// ---- loss terms and coefficients of one row
+
+struct RowSums {
+  double student, teacher, hard, difference, bound, hard_exponent, base;
+  float label_logit;
+  bool student_lost, teacher_lost;
+  int64_t column;
+};
+
+// With their terms where `records`.
+__device__ KdCoefficients finish_row(const KdCall& call, int64_t row, const RowSums& g, bool records) {
+  const KdState& state = *call.state;
+  const KdPowers& powers = powers_of(call);
+  const bool valid = g.column >= 0, soft = call.arguments.teacher.data != nullptr,
+             one = call.arguments.classes == 1;
+  const double nan = __longlong_as_double(0x7ff8000000000000ll);
+  const double student = 1 / g.student, teacher = 1 / g.teacher, hard = valid ? state.alpha / g.hard : 0;
+  const double soft_weight = soft ? state.soft_weight : 0;
+  const bool bound_lost = g.bound != g.bound;
+  if (records) {
+    double* const terms = call.terms + row;
+    const int64_t rows = call.arguments.rows;
+    const double divergence = ln2 * g.difference * teacher + log_of(g.student * teacher);
+    const double ce = log_of(g.hard) + ln2 * (g.hard_exponent - powers.hard.bias) +
+                      (g.base - static_cast<double>(g.label_logit));
+    terms[0] = !valid ? 0 : g.student_lost ? nan : one ? 0 : ce;
+    terms[rows] = !soft                              ? 0
+                  : g.student_lost || g.teacher_lost ? nan
+                  : one || !(divergence > 0)         ? 0
+                                                     : call.temperature_squared * divergence;
+    terms[2 * rows] = bound_lost ? nan : g.bound;
+  }
+  KdCoefficients c;
+  c.lost = g.student_lost || g.teacher_lost || bound_lost;
+  c.student = static_cast<float>(soft_weight * student + (powers.power == 1 ? hard : 0));
+  c.teacher = static_cast<float>(soft_weight * teacher);
+  c.hard = static_cast<float>(powers.power == 1 ? 0 : hard);
+  c.bound = static_cast<float>(state.bound_weight);
+  c.label = static_cast<float>(valid ? state.alpha : 0);
+  c.column = g.column;
+  return c;
+}
+__device__ __forceinline__ void clear_terms(const KdCall& call, int64_t row) {
+  for (int part = 0; part < 3; part++) call.terms[part * call.arguments.rows + row] = 0;
+}
+
+// ---- one segment by one block
+
+struct Segment {
+  float student[sub_blocks * sub_pitch], teacher[sub_blocks * sub_pitch], hard[sub_blocks * sub_pitch];
+  float quotient[sub_blocks * sub_pitch], excess[sub_blocks * sub_pitch];
+  float parts[4][threads / 2];  // student, teacher, hard, difference: a sum a lane of a sub-block
+  float ranges[3][threads / 32];
+  double totals[5];
+};
+// Subtracted from the logits; `exact` where they lie so far apart that the terms of kl need a pass of their
+// own.
+struct Base {
+  float student, teacher;
+  bool exact;
+};
+
+// The exponentials of a segment, and max(0, s - b), to shared memory.
+__device__ __forceinline__ void fill(const KdCall& call, const KdPowers& powers, int64_t row, int64_t first,
+                                     int n, const Base& base, const KdSegmentSums& sums,
+                                     const float (&s)[own], const float (&t)[own], Segment& segment) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const bool soft = a.teacher.data != nullptr;
+  const float s_origin = origin_of(powers.soft, static_cast<float>(sums.student_exponent));
+  const float t_origin = origin_of(powers.soft, static_cast<float>(sums.teacher_exponent));
+  const float h_origin = origin_of(powers.hard, static_cast<float>(sums.hard_exponent));
+#pragma unroll
+  for (int j = 0; j < own; j++) {
+    const int at = place_of(column_of(j));
+    const bool inside = column_of(j) < n;
+    const float v = s[j] - base.student;
+    const Power p = exp2_scaled(v, powers.soft, s_origin);
+    segment.student[at] = inside ? p.value : 0.0f;
+    if (soft) {
+      const Power q = exp2_scaled(t[j] - base.teacher, powers.soft, t_origin);
+      segment.teacher[at] = inside ? q.value : 0.0f;
+      segment.quotient[at] = inside ? (q.exponent - p.exponent) + (q.fraction - p.fraction) : 0.0f;
+    }
+    if (powers.power == 0) segment.hard[at] = inside ? exp2_scaled(v, powers.hard, h_origin).value : 0.0f;
+  }
+  if (a.bound.data != nullptr) {
+    float b[own];
+    load_own(a.bound.dtype, row_of(a.bound, row) + first * (a.bound.dtype == ESP_F32 ? 4 : 2), n, b);
+#pragma unroll
+    for (int j = 0; j < own; j++) {
+      segment.excess[place_of(column_of(j))] = column_of(j) < n ? excess_of(s[j], b[j]) : 0.0f;
+    }
+  }
+}
+
+// Sums of a segment, to `result` by thread 0; what fill() wrote stays. By all threads of a block.
+__device__ __forceinline__ void measure(const KdCall& call, const KdPowers& powers, int64_t row,
+                                        int64_t index, const Base& base, Segment& segment,
+                                        KdSegmentSums* result) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const int64_t first = index * kd_segment;
+  const int n = static_cast<int>(a.classes - first < kd_segment ? a.classes - first : kd_segment);
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool soft = a.teacher.data != nullptr;
+  const int power = powers.power;
+  float s[own], t[own];
+  load_own(a.student.dtype, row_of(a.student, row) + first * (a.student.dtype == ESP_F32 ? 4 : 2), n, s);
+  if (soft)
+    load_own(a.teacher.dtype, row_of(a.teacher, row) + first * (a.teacher.dtype == ESP_F32 ? 4 : 2), n, t);
+
+  float s_max = -infinity, s_min = infinity, t_max = -infinity;
+#pragma unroll
+  for (int j = 0; j < own; j++) {
+    if (column_of(j) < n) {
+      s_max = most(s[j] - base.student, s_max);
+      s_min = least(s[j] - base.student, s_min);
+      if (soft) t_max = most(t[j] - base.teacher, t_max);
+    }
+  }
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) {
+    s_max = most(s_max, __shfl_xor_sync(esp::all_lanes, s_max, apart));
+    s_min = least(s_min, __shfl_xor_sync(esp::all_lanes, s_min, apart));
+    t_max = most(t_max, __shfl_xor_sync(esp::all_lanes, t_max, apart));
+  }
+  __syncthreads();  // the segment before has been used
+  if (esp::lane_index() == 0) {
+    segment.ranges[0][esp::warp_index()] = s_max;
+    segment.ranges[1][esp::warp_index()] = s_min;
+    segment.ranges[2][esp::warp_index()] = t_max;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int warp = 0; warp < threads / 32; warp++) {
+    s_max = most(s_max, segment.ranges[0][warp]);
+    s_min = least(s_min, segment.ranges[1][warp]);
+    t_max = most(t_max, segment.ranges[2][warp]);
+  }
+  KdSegmentSums sums;
+  sums.student_max = s_max;
+  sums.student_min = s_min;
+  sums.teacher_max = soft ? t_max : 0.0f;
+  const float s_exponent = exponent_of(powers.soft, s_max), h_exponent = exponent_of(powers.hard, s_max);
+  sums.student_exponent = s_exponent;
+  sums.teacher_exponent = soft ? exponent_of(powers.soft, t_max) : 0.0f;
+  sums.hard_exponent = power == 0 ? h_exponent : power * static_cast<double>(s_exponent);
+  KdSegmentSums origins = sums;
+  origins.hard_exponent = h_exponent;
+  fill(call, powers, row, first, n, base, origins, s, t, segment);
+  __syncthreads();
+
+  // Lane l of 16 of sub-block b, 16 columns apart.
+  const int part = thread % (threads / 2), from = part / 16 * sub_pitch + part % 16;
+  if (thread < threads / 2) {
+    float student = 0, hard = 0;
+#pragma unroll
+    for (int i = 0; i < 256; i += 16) {
+      const float x = segment.student[from + i];
+      student = student + x;
+      if (power == 0) {
+        hard = hard + segment.hard[from + i];
+      } else if (power != 1) {
+        hard = hard + hard_power(power, x);
+      }
+    }
+    segment.parts[0][part] = student;
+    segment.parts[2][part] = power == 1 ? student : hard;
+  } else if (soft) {
+    float teacher = 0, difference = 0;
+#pragma unroll
+    for (int i = 0; i < 256; i += 16) {
+      const float w = segment.teacher[from + i];
+      teacher = teacher + w;
+      difference = fmaf(w, segment.quotient[from + i], difference);
+    }
+    segment.parts[1][part] = teacher;
+    segment.parts[3][part] = difference;
+  }
+  __syncthreads();
+  // Half a warp a sum: student, teacher, hard, difference, bound. 8 lanes of double and 8 more, then a tree.
+  if (thread < 96) {
+    const int which = thread / 16, lane = thread % 16;
+    double sum = 0;
+    if (which < 4 && (soft || which % 2 == 0)) {
+#pragma unroll
+      for (int b = 0; b < sub_blocks; b++) sum += static_cast<double>(segment.parts[which][b * 16 + lane]);
+    } else if (which == 4 && a.bound.data != nullptr) {
+      for (int column = lane; column < n; column += 16) {
+        const double v = static_cast<double>(segment.excess[place_of(column)]);
+        sum = fma(v, v, sum);
+      }
+    }
+#pragma unroll
+    for (int half = 8; half > 0; half /= 2) sum += __shfl_down_sync(esp::all_lanes, sum, half, 16);
+    if (lane == 0 && which < 5) segment.totals[which] = sum;
+  }
+  __syncthreads();
+  if (thread != 0) return;
+  sums.student = segment.totals[0];
+  sums.teacher = soft ? segment.totals[1] : 1.0;
+  sums.hard = segment.totals[2];
+  sums.difference = soft ? segment.totals[3] : 0.0;
+  sums.bound = segment.totals[4];
+  if (base.exact && soft) {
+    const double offset = sums.teacher_exponent - sums.student_exponent;
+    double difference = 0;
+    for (int i = 0; i < n; i++) {
+      const double w = static_cast<double>(segment.teacher[place_of(i)]);
+      if (w != 0) {
+        const float x = element(a.student, row, first + i) - base.student,
+                    y = element(a.teacher, row, first + i) - base.teacher;
+        difference += w * ((static_cast<double>(y) - static_cast<double>(x)) * powers.soft.scale - offset);
+      }
+    }
+    sums.difference = difference;
+  }
+  *result = sums;
+}
+
+// Sums of a row from those of its segments, all of which are measured; measures again what lies far. By all
+// threads of a block.
+__device__ __forceinline__ void settle(const KdCall& call, const KdPowers& powers, int64_t row,
+                                       Segment& segment) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  KdSegmentSums* const sums = call.sums + row * call.segments;
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool soft = a.teacher.data != nullptr;
+  Base base = {0, 0, false};
+  __syncthreads();
+  float s_max = -infinity, s_min = infinity, t_max = -infinity;
+  for (int64_t k = 0; k < call.segments; k++) {
+    s_max = most(sums[k].student_max, s_max);
+    t_max = most(sums[k].teacher_max, t_max);
+    s_min = least(sums[k].student_min, s_min);
+  }
+  const bool s_finite = fabsf(s_max) <= largest, t_finite = fabsf(t_max) <= largest;
+  const double scale = powers.hard.scale > powers.soft.scale ? powers.hard.scale : powers.soft.scale;
+  const bool s_far = s_finite && fabs(static_cast<double>(s_max)) * scale >= far_exponent;
+  const bool t_far = soft && t_finite && fabs(static_cast<double>(t_max)) * scale >= far_exponent;
+  const bool apart = soft && s_min < powers.soft.lowest;
+  if (s_finite && t_finite && (s_far || t_far || apart)) {
+    base = {s_far ? s_max : 0.0f, t_far ? t_max : 0.0f, true};
+    for (int64_t k = 0; k < call.segments; k++) measure(call, powers, row, k, base, segment, sums + k);
+    __syncthreads();
+  }
+  if (thread != 0) return;
+  double s_exponent = sums[0].student_exponent, t_exponent = sums[0].teacher_exponent,
+         h_exponent = sums[0].hard_exponent;
+  for (int64_t k = 1; k < call.segments; k++) {
+    s_exponent = sums[k].student_exponent > s_exponent ? sums[k].student_exponent : s_exponent;
+    t_exponent = sums[k].teacher_exponent > t_exponent ? sums[k].teacher_exponent : t_exponent;
+    h_exponent = sums[k].hard_exponent > h_exponent ? sums[k].hard_exponent : h_exponent;
+  }
+  RowSums g = {};
+  for (int64_t k = 0; k < call.segments; k++) {
+    const KdSegmentSums& part = sums[k];
+    const double student = part.student_exponent - s_exponent, teacher = part.teacher_exponent - t_exponent;
+    const double weight = power_of_two(teacher);
+    g.student += part.student * power_of_two(student);
+    g.teacher += part.teacher * weight;
+    g.hard += part.hard * power_of_two(part.hard_exponent - h_exponent);
+    if (weight != 0) g.difference += weight * (part.difference + (teacher - student) * part.teacher);
+    g.bound += part.bound;
+  }
+  g.hard_exponent = h_exponent;
+  g.base = base.student;
+  g.student_lost = !s_finite || !is_finite(g.student) || !is_finite(g.hard);
+  g.teacher_lost = !t_finite || !is_finite(g.teacher);
+  g.column = label_of(call, row);
+  g.label_logit = g.column < 0 ? 0.0f : element(a.student, row, g.column);
+  call.row[row] = {s_exponent,   t_exponent,   h_exponent,
+                   base.student, base.teacher, finish_row(call, row, g, true)};
+}
+
+// ---- the gradient of one segment
+
+template <class G>
+__device__ __forceinline__ void store_groups(G* p, int n, const float (&values)[own]) {
+  ESP_GLOBAL(p);
+  const bool whole = esp::is_aligned(p, group * sizeof(G));
+#pragma unroll
+  for (int k = 0; k < groups; k++) {
+    esp::Pack<G, group> pack;
+#pragma unroll
+    for (int j = 0; j < group; j++) pack.at[j] = esp::from_float<G>(values[k * group + j]);
+    esp::store_pack(p, k * group_step + static_cast<int>(threadIdx.x) * group, n, whole, pack);
+  }
+}
+__device__ __forceinline__ void store_own(const KdCall& call, int64_t row, int64_t first, int n,
+                                          const float (&values)[own]) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const int64_t at = row * a.gradient_stride + first;
+  if (a.gradient_dtype == ESP_BF16) {
+    store_groups(static_cast<bf16*>(a.gradient) + at, n, values);
+  } else if (a.gradient_dtype == ESP_F16) {
+    store_groups(static_cast<f16*>(a.gradient) + at, n, values);
+  } else {
+    store_groups(static_cast<float*>(a.gradient) + at, n, values);
+  }
+}
+__device__ __forceinline__ void store_element(const KdCall& call, int64_t row, int64_t column, float value) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const int64_t at = row * a.gradient_stride + column;
+  if (a.gradient_dtype == ESP_BF16) {
+    static_cast<bf16*>(a.gradient)[at] = esp::from_float<bf16>(value);
+  } else if (a.gradient_dtype == ESP_F16) {
+    static_cast<f16*>(a.gradient)[at] = esp::from_float<f16>(value);
+  } else {
+    static_cast<float*>(a.gradient)[at] = value;
+  }
+}
+
+__device__ __forceinline__ float gradient_of(const KdCoefficients& c, int power, bool soft, bool bounded,
+                                             float x, float t, float h, float excess) {
+  float g = c.student * x;
+  if (soft) g = fmaf(-c.teacher, t, g);
+  if (power == 0) {
+    g = fmaf(c.hard, h, g);
+  } else if (power != 1) {
+    g = fmaf(c.hard, hard_power(power, x), g);
+  }
+  if (bounded) g = fmaf(c.bound, excess, g);
+  return g;
+}
+
+// From what fill() left in shared memory; each thread reads what it wrote.
+__device__ __forceinline__ void differentiate(const KdCall& call, const KdPowers& powers, int64_t row,
+                                              int64_t index, const KdRow& r, const KdSegmentSums& sums,
+                                              const Segment& segment) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const int64_t first = index * kd_segment;
+  const int n = static_cast<int>(a.classes - first < kd_segment ? a.classes - first : kd_segment);
+  const KdCoefficients c = r.coefficients;
+  const bool soft = a.teacher.data != nullptr, bounded = a.bound.data != nullptr;
+  const float s_scale = static_cast<float>(power_of_two(sums.student_exponent - r.student_exponent));
+  const float t_scale = static_cast<float>(power_of_two(sums.teacher_exponent - r.teacher_exponent));
+  const float h_scale = static_cast<float>(power_of_two(sums.hard_exponent - r.hard_exponent));
+  const int64_t label = c.column - first;
+  float g[own];
+#pragma unroll
+  for (int j = 0; j < own; j++) {
+    const int at = place_of(column_of(j));
+    g[j] = gradient_of(c, powers.power, soft, bounded, segment.student[at] * s_scale,
+                       soft ? segment.teacher[at] * t_scale : 0.0f,
+                       powers.power == 0 ? segment.hard[at] * h_scale : 0.0f,
+                       bounded ? segment.excess[at] : 0.0f);
+    if (c.column >= 0 && label == column_of(j)) g[j] = g[j] - c.label;
+    if (c.lost) g[j] = quiet_nan();
+  }
+  store_own(call, row, first, n, g);
+}
+
+__device__ __forceinline__ void fill_zero(const KdCall& call, int64_t row, int64_t index) {
+  const int64_t first = index * kd_segment, left = call.arguments.classes - first;
+  const float zeros[own] = {};
+  store_own(call, row, first, static_cast<int>(left < kd_segment ? left : kd_segment), zeros);
+}
+
+// ---- results
+
+// By the last block of the last kernel.
+__device__ void add_up(const KdCall& call, Segment& segment) {
+  KdState* const state = call.state;
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  double* const lanes = reinterpret_cast<double*>(segment.student);
+  static_assert(sizeof segment.student + sizeof segment.teacher >= 3 * threads * sizeof(double),
+                "three sums a thread");
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int part = 0; part < 3; part++) {
+    double sum = 0;
+    if (state->is_bad == 0) {
+      for (int64_t row = thread; row < a.rows; row += threads) sum += call.terms[part * a.rows + row];
+    }
+    lanes[part * threads + thread] = sum;
+  }
+  for (int half = threads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (thread < half) {
+      for (int part = 0; part < 3; part++)
+        lanes[part * threads + thread] += lanes[part * threads + thread + half];
+    }
+  }
+  if (thread != 0) return;
+  esp_cuda_kd_softmax_loss_result result = state->result;
+  esp_kd_softmax_loss_result& values = result.values;
+  if (state->is_bad == 0) {
+    values.ce = values.valid > 0 ? lanes[0] / static_cast<double>(values.valid) : 0;
+    values.kl = values.rows > 0 ? lanes[threads] / static_cast<double>(values.rows) : 0;
+    values.bound = values.rows > 0 ? lanes[2 * threads] / static_cast<double>(values.rows) : 0;
+    values.loss = a.alpha * values.ce + (1 - a.alpha) * values.kl + a.beta * values.bound;
+  }
+  *call.result = result;
+}
+
+// ---- kernels
+
+// Counts rows and labels, and finds what is a label of no class.
+__global__ void __launch_bounds__(threads) kd_softmax_loss_labels_kernel(KdCall call) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  KdState* const state = call.state;
+  const int64_t first = blockIdx.x * esp::kd_checked_rows;
+  const int64_t end = first + esp::kd_checked_rows < a.rows ? first + esp::kd_checked_rows : a.rows;
+  int rows = 0, valid = 0;
+  for (int64_t row = first + threadIdx.x; row < end; row += threads) {
+    if (!kept(call, row)) continue;
+    rows++;
+    const int64_t label = a.labels == nullptr ? a.ignore_index : a.labels[row];
+    if (label == a.ignore_index) continue;
+    valid++;
+    if (label < 0 || label >= a.classes)
+      atomicMax(&state->bad, static_cast<unsigned long long>(INT64_MAX - row));
+  }
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) {
+    rows += __shfl_xor_sync(esp::all_lanes, rows, apart);
+    valid += __shfl_xor_sync(esp::all_lanes, valid, apart);
+  }
+  if (esp::lane_index() == 0) {
+    atomicAdd(&state->rows, static_cast<unsigned long long>(rows));
+    atomicAdd(&state->valid, static_cast<unsigned long long>(valid));
+  }
+  if (!esp::is_last_block(&state->arrived, gridDim.x) || threadIdx.x != 0) return;
+  const int64_t n = static_cast<int64_t>(state->rows),
+                n_valid = a.labels == nullptr ? 0 : static_cast<int64_t>(state->valid);
+  const unsigned long long bad = state->bad;
+  state->rows = state->valid = state->bad = 0;
+  state->is_bad = bad != 0 ? 1 : 0;
+  state->labels_used = n_valid > 0 ? 1 : 0;
+  state->alpha = n_valid > 0 ? a.alpha / static_cast<double>(n_valid) : 0;
+  state->soft_weight = n > 0 ? (1 - a.alpha) * a.temperature / static_cast<double>(n) : 0;
+  state->bound_weight = n > 0 ? 2 * a.beta / static_cast<double>(n) : 0;
+  state->result = {{0, 0, 0, 0, bad != 0 ? 0 : n, bad != 0 ? 0 : n_valid},
+                   bad != 0 ? INT64_MAX - static_cast<int64_t>(bad) : -1};
+}
+
+// A segment a block.
+__global__ void __launch_bounds__(threads, 2) kd_softmax_loss_wide_kernel(KdCall call, bool ends) {
+  ESP_SHARED(Segment, segments, [1]);
+  Segment& segment = segments[0];
+  const int64_t row = blockIdx.x / call.segments, index = blockIdx.x % call.segments;
+  const bool writes = call.arguments.gradient != nullptr && call.segments == 1;
+  if (row < call.arguments.rows && call.state->is_bad == 0) {
+    if (looked_at(call, row)) {
+      const KdPowers& powers = powers_of(call);
+      KdSegmentSums* const sums = call.sums + row * call.segments;
+      measure(call, powers, row, index, {0, 0, false}, segment, sums + index);
+      if (call.segments == 1 ||
+          esp::is_last_block(call.arrived + row, static_cast<uint32_t>(call.segments))) {
+        settle(call, powers, row, segment);
+        if (writes) {
+          __syncthreads();
+          differentiate(call, powers, row, 0, call.row[row], sums[0], segment);
+        }
+      }
+    } else {
+      if (index == 0 && threadIdx.x == 0) clear_terms(call, row);
+      if (writes) fill_zero(call, row, 0);
+    }
+  }
+  if (ends && esp::is_last_block(&call.state->arrived, gridDim.x)) add_up(call, segment);
+}
+
+// The gradient of rows of several segments, one a block.
+__global__ void __launch_bounds__(threads, 2) kd_softmax_loss_gradient_kernel(KdCall call) {
+  ESP_SHARED(Segment, segments, [1]);
+  Segment& segment = segments[0];
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const int64_t row = blockIdx.x / call.segments, index = blockIdx.x % call.segments;
+  if (call.state->is_bad == 0) {
+    if (looked_at(call, row)) {
+      const KdPowers& powers = powers_of(call);
+      const KdRow r = call.row[row];
+      const KdSegmentSums sums = call.sums[row * call.segments + index];
+      const int64_t first = index * kd_segment;
+      const int n = static_cast<int>(a.classes - first < kd_segment ? a.classes - first : kd_segment);
+      float s[own], t[own];
+      load_own(a.student.dtype, row_of(a.student, row) + first * (a.student.dtype == ESP_F32 ? 4 : 2), n, s);
+      if (a.teacher.data != nullptr) {
+        load_own(a.teacher.dtype, row_of(a.teacher, row) + first * (a.teacher.dtype == ESP_F32 ? 4 : 2), n,
+                 t);
+      }
+      KdSegmentSums origins = sums;
+      if (powers.power != 0) origins.hard_exponent = 0;  // not used
+      fill(call, powers, row, first, n, {r.student_base, r.teacher_base, false}, origins, s, t, segment);
+      differentiate(call, powers, row, index, r, sums, segment);
+    } else {
+      fill_zero(call, row, index);
+    }
+  }
+  if (esp::is_last_block(&call.state->arrived, gridDim.x)) add_up(call, segment);
+}
+
+// ---- rows of at most 64 columns: 4 threads each, which have every fourth column
+
+template <int quarter, class T>
+__device__ __forceinline__ void load_quarter(const T* p, int classes, int lane, float (&values)[quarter]) {
+  ESP_GLOBAL(p);
+#pragma unroll
+  for (int k = 0; k < quarter; k++)
+    values[k] = k * 4 + lane < classes ? esp::to_float(p[k * 4 + lane]) : 0.0f;
+}
+template <int quarter>
+__device__ __forceinline__ void load_quarter(const esp_logits& logits, int64_t row, int classes, int lane,
+                                             float (&values)[quarter]) {
+  const char* const p = row_of(logits, row);
+  if (logits.dtype == ESP_BF16) {
+    load_quarter(reinterpret_cast<const bf16*>(p), classes, lane, values);
+  } else if (logits.dtype == ESP_F16) {
+    load_quarter(reinterpret_cast<const f16*>(p), classes, lane, values);
+  } else {
+    load_quarter(reinterpret_cast<const float*>(p), classes, lane, values);
+  }
+}
+// (0 + 1) + (2 + 3), in all 4.
+__device__ __forceinline__ float sum_of_four(float x) {
+  x = x + __shfl_xor_sync(esp::all_lanes, x, 1);
+  return x + __shfl_xor_sync(esp::all_lanes, x, 2);
+}
+
+// Called by whole warps; false for a row that takes the way of wide ones.
+template <int quarter>
+__device__ __forceinline__ bool narrow_row(const KdCall& call, const KdPowers& powers, int64_t row,
+                                           bool looked) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const int classes = static_cast<int>(a.classes), lane = static_cast<int>(threadIdx.x) % 4,
+            power = powers.power;
+  const bool soft = a.teacher.data != nullptr, bounded = a.bound.data != nullptr;
+  float s[quarter] = {}, t[quarter] = {};
+  if (looked) {
+    load_quarter(a.student, row, classes, lane, s);
+    if (soft) load_quarter(a.teacher, row, classes, lane, t);
+  }
+  float s_max = -infinity, s_min = infinity, t_max = -infinity;
+#pragma unroll
+  for (int k = 0; k < quarter; k++) {
+    if (k * 4 + lane < classes) {
+      s_max = most(s[k], s_max);
+      s_min = least(s[k], s_min);
+      if (soft) t_max = most(t[k], t_max);
+    }
+  }
+#pragma unroll
+  for (int apart = 2; apart > 0; apart /= 2) {
+    s_max = most(s_max, __shfl_xor_sync(esp::all_lanes, s_max, apart));
+    s_min = least(s_min, __shfl_xor_sync(esp::all_lanes, s_min, apart));
+    t_max = most(t_max, __shfl_xor_sync(esp::all_lanes, t_max, apart));
+  }
+  const float scale = powers.hard.high > powers.soft.high ? powers.hard.high : powers.soft.high;
+  const float limit = static_cast<float>(far_exponent);
+  bool near = fabsf(s_max) * scale < limit;
+  const bool s_finite = fabsf(s_max) <= largest, t_finite = !soft || fabsf(t_max) <= largest;
+  if (soft) near = near && fabsf(t_max) * scale < limit && powers.soft.lowest <= s_min;
+  const bool far = looked && s_finite && t_finite && !near;
+
+  const float s_exponent = exponent_of(powers.soft, s_max), t_exponent = exponent_of(powers.soft, t_max);
+  const float h_exponent = exponent_of(powers.hard, s_max);
+  const float s_origin = origin_of(powers.soft, s_exponent), t_origin = origin_of(powers.soft, t_exponent);
+  const float h_origin = origin_of(powers.hard, h_exponent);
+  // From a register: where the gradient is written in place, another lane may be ahead.
+  RowSums g = {};
+  g.column = looked ? label_of(call, row) : -1;
+#pragma unroll
+  for (int k = 0; k < quarter; k++) g.label_logit = g.column / 4 == k ? s[k] : g.label_logit;
+  g.label_logit = __shfl_sync(esp::all_lanes, g.label_logit, static_cast<int>(g.column & 3), 4);
+  float excess[quarter] = {};
+  if (bounded) {
+    float b[quarter] = {};
+    if (looked) load_quarter(a.bound, row, classes, lane, b);
+#pragma unroll
+    for (int k = 0; k < quarter; k++) {
+      if (k * 4 + lane < classes) excess[k] = excess_of(s[k], b[k]);
+#pragma unroll
+      for (int other = 0; other < 4; other++) {
+        const double v = static_cast<double>(__shfl_sync(esp::all_lanes, excess[k], other, 4));
+        g.bound = fma(v, v, g.bound);
+      }
+    }
+  }
+  // Exponentials in place of the logits.
+  float h[quarter] = {}, student = 0, teacher = 0, hard = 0, difference = 0;
+#pragma unroll
+  for (int k = 0; k < quarter; k++) {
+    if (k * 4 + lane < classes) {
+      if (power == 0) {
+        h[k] = exp2_scaled(s[k], powers.hard, h_origin).value;
+        hard = hard + h[k];
+      }
+      const Power p = exp2_scaled(s[k], powers.soft, s_origin);
+      s[k] = p.value;
+      student = student + s[k];
+      if (soft) {
+        const Power q = exp2_scaled(t[k], powers.soft, t_origin);
+        t[k] = q.value;
+        teacher = teacher + t[k];
+        difference = fmaf(t[k], (q.exponent - p.exponent) + (q.fraction - p.fraction), difference);
+      }
+      if (power > 1) hard = hard + hard_power(power, s[k]);
+    }
+  }
+  student = sum_of_four(student);
+  teacher = sum_of_four(teacher);
+  difference = sum_of_four(difference);
+  hard = power == 1 ? student : sum_of_four(hard);
+
+  if (!looked || far) return !far;
+
+  g.student = static_cast<double>(student);
+  g.teacher = soft ? static_cast<double>(teacher) : 1.0;
+  g.hard = static_cast<double>(hard);
+  g.difference = soft ? static_cast<double>(difference) : 0.0;
+  g.hard_exponent = static_cast<double>(power == 0 ? h_exponent : s_exponent * static_cast<float>(power));
+  g.student_lost = !(s_finite && student <= largest && hard <= largest);
+  g.teacher_lost = soft && !(t_finite && teacher <= largest);
+  const KdCoefficients c = finish_row(call, row, g, lane == 0);
+  if (a.gradient == nullptr) return true;
+#pragma unroll
+  for (int k = 0; k < quarter; k++) {
+    const int column = k * 4 + lane;
+    if (column < classes) {
+      float value = gradient_of(c, power, soft, bounded, s[k], t[k], h[k], excess[k]);
+      if (column == c.column) value = value - c.label;
+      store_element(call, row, column, c.lost ? quiet_nan() : value);
+    }
+  }
+  return true;
+}
+
+template <int quarter>
+__global__ void __launch_bounds__(threads, quarter > 8 ? 1 : 2) kd_softmax_loss_narrow_kernel(KdCall call) {
+  ESP_SHARED(Segment, segments, [1]);
+  Segment& segment = segments[0];
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * esp::kd_narrow_rows + threadIdx.x / 4;
+  const bool exists = row < call.arguments.rows && call.state->is_bad == 0,
+             looked = exists && looked_at(call, row);
+  const KdPowers& powers = powers_of(call);
+  const bool done = narrow_row<quarter>(call, powers, row, looked);
+  if (exists && !looked) {
+    if (threadIdx.x % 4 == 0) clear_terms(call, row);
+    for (int64_t c = threadIdx.x % 4; call.arguments.gradient != nullptr && c < call.arguments.classes;
+         c += 4) {
+      store_element(call, row, c, 0.0f);
+    }
+  }
+  if (!done && threadIdx.x % 4 == 0) call.far[atomicAdd(&call.state->far_rows, 1u)] = row;
+  if (!esp::is_last_block(&call.state->arrived, gridDim.x)) return;
+  // Rows with logits of a million or with -inf: few, or slow.
+  const uint32_t far_rows = call.state->far_rows;
+  for (uint32_t i = 0; i < far_rows; i++) {
+    const int64_t far = call.far[i];
+    measure(call, powers, far, 0, {0, 0, false}, segment, call.sums + far);
+    settle(call, powers, far, segment);
+    __syncthreads();
+    if (call.arguments.gradient != nullptr)
+      differentiate(call, powers, far, 0, call.row[far], call.sums[far], segment);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) call.state->far_rows = 0;
+  add_up(call, segment);
+}
+
+}  // namespace
+
+esp_status esp::launch_kd_softmax_loss(const KdCall& call, void* stream) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const int64_t rows = a.rows > 0 ? a.rows : 1;  // no rows have a result too
+  if (esp_status status = launch("kd_softmax_loss labels", kd_softmax_loss_labels_kernel,
+                                 (rows + kd_checked_rows - 1) / kd_checked_rows, threads, stream, call)) {
+    return status;
+  }
+  if (a.classes <= kd_narrow) {
+    return launch("kd_softmax_loss of narrow rows",
+                  a.classes <= kd_narrow / 2 ? kd_softmax_loss_narrow_kernel<kd_narrow / 8>
+                                             : kd_softmax_loss_narrow_kernel<kd_narrow / 4>,
+                  (rows + kd_narrow_rows - 1) / kd_narrow_rows, threads, stream, call);
+  }
+  const bool ends = call.segments == 1 || a.gradient == nullptr || a.rows == 0;
+  if (esp_status status = launch("kd_softmax_loss", kd_softmax_loss_wide_kernel, rows * call.segments,
+                                 threads, stream, call, ends)) {
+    return status;
+  }
+  if (ends) return ESP_OK;
+  return launch("kd_softmax_loss gradient", kd_softmax_loss_gradient_kernel, rows * call.segments, threads,
+                stream, call);
+}

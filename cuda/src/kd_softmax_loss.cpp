@@ -1,0 +1,72 @@
+#include "kd_softmax_loss.h"
+
+namespace {
+
+constexpr int64_t aligned(int64_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
+
+// Where the parts of the workspace lie in it.
+struct Layout {
+  int64_t segments, terms, arrived, far, row, sums, bytes;
+};
+
+esp_status lay_out(const esp_kd_softmax_loss_arguments* a, Layout* layout) {
+  if (a == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "%s: arguments is NULL", esp::kd_operation);
+  if (esp_status status = esp::check_kd(*a)) return status;
+  const int64_t segments = (a->classes - 1) / esp::kd_segment + 1;
+  if (a->rows > INT32_MAX / 2 / segments) {
+    return esp::fail(ESP_UNSUPPORTED, "%s: %lld rows of %lld classes in one call", esp::kd_operation,
+                     static_cast<long long>(a->rows), static_cast<long long>(a->classes));
+  }
+  const auto size = [](size_t bytes) { return static_cast<int64_t>(bytes); };
+  layout->segments = segments;
+  layout->terms = aligned(size(sizeof(esp::KdState)));
+  layout->arrived = layout->terms + aligned(3 * a->rows * size(sizeof(double)));
+  layout->far = layout->arrived + aligned(a->rows * size(sizeof(uint32_t)));
+  layout->row = layout->far + (a->classes <= esp::kd_narrow ? aligned(a->rows * size(sizeof(int64_t))) : 0);
+  layout->sums = layout->row + aligned(a->rows * size(sizeof(esp::KdRow)));
+  layout->bytes = layout->sums + aligned(a->rows * segments * size(sizeof(esp::KdSegmentSums)));
+  return ESP_OK;
+}
+
+}  // namespace
+
+esp_status esp_cuda_kd_softmax_loss_workspace(const esp_kd_softmax_loss_arguments* arguments,
+                                              int64_t* bytes) {
+  if (bytes == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "%s: bytes is NULL", esp::kd_operation);
+  Layout layout;
+  if (esp_status status = lay_out(arguments, &layout)) return status;
+  *bytes = layout.bytes;
+  return ESP_OK;
+}
+
+esp_status esp_cuda_kd_softmax_loss(const esp_kd_softmax_loss_arguments* arguments, void* workspace,
+                                    esp_cuda_kd_softmax_loss_result* result, void* stream) {
+  Layout layout;
+  if (esp_status status = lay_out(arguments, &layout)) return status;
+  if (workspace == nullptr || result == nullptr) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "%s: %s is NULL", esp::kd_operation,
+                     workspace == nullptr ? "workspace" : "result");
+  }
+  char* const memory = static_cast<char*>(workspace);
+  esp::KdCall call;
+  call.arguments = *arguments;
+  if (arguments->beta == 0) {
+    call.arguments.bound.data = nullptr;
+  } else if (arguments->bound.data == nullptr) {
+    call.arguments.bound = arguments->teacher;
+  }
+  call.with_labels = esp::powers_of(*arguments, true);
+  call.without_labels = esp::powers_of(*arguments, false);
+  call.temperature_squared = arguments->temperature * arguments->temperature;
+  call.segments = layout.segments;
+  call.state = reinterpret_cast<esp::KdState*>(memory);
+  call.terms = reinterpret_cast<double*>(memory + layout.terms);
+  call.arrived = reinterpret_cast<uint32_t*>(memory + layout.arrived);
+  call.far = reinterpret_cast<int64_t*>(memory + layout.far);
+  call.row = reinterpret_cast<esp::KdRow*>(memory + layout.row);
+  call.sums = reinterpret_cast<esp::KdSegmentSums*>(memory + layout.sums);
+  call.result = result;
+  return esp::launch_kd_softmax_loss(call, stream);
+}
