@@ -19,6 +19,8 @@ set(ESP_CUDA_OPERATIONS
   gradient_norm
   fake_quantize
   kd_softmax_loss
+  fused_sgd
+  magnitude_prune
 )
 # Of them those whose kernels may compute in double, because the result is defined so.
 set(ESP_CUDA_DOUBLE gradient_norm kd_softmax_loss)

@@ -10,6 +10,7 @@
 #include "gradient_norm.h"
 
 #include "kernel.cuh"
+#include "status.h"
 
 namespace {
 
@@ -17,6 +18,7 @@ using esp::bf16;
 using esp::f16;
 using esp::GradientChunk;
 using esp::GradientNormState;
+using esp::GuardRule;
 using esp::Pack;
 
 constexpr int threads = 256, team = 16, tile_bytes = 1024;
@@ -79,7 +81,7 @@ __device__ int count_non_finite(const esp_gradient& tensor, int64_t start, int l
 
 __global__ void __launch_bounds__(threads)
     gradient_norm_kernel(const esp_gradient* __restrict__ tensors, const GradientChunk* __restrict__ chunks, int count,
-                         GradientNormState* state, esp_gradient_norm_result* result) {
+                         GradientNormState* state, esp_gradient_norm_result* result, GuardRule rule) {
   ESP_SHARED(Tile, tiles, [threads / team]);
   ESP_SHARED(double, sums, [threads]);
   double* const squares = reinterpret_cast<double*>(state + 1);
@@ -116,20 +118,42 @@ __global__ void __launch_bounds__(threads)
     if (thread < half) sums[thread] += sums[thread + half];
   }
   if (thread == 0) {
-    *result = {sqrt(sums[0]), static_cast<int64_t>(state->non_finite)};
+    const double norm = sqrt(sums[0]);
+    const unsigned long long non_finite = state->non_finite;
     state->non_finite = 0;
+    if (rule.guard == nullptr) {
+      *result = {norm, static_cast<int64_t>(non_finite)};
+      return;
+    }
+    double factor = 1;
+    int32_t skipped = 0;
+    if (non_finite > 0) {
+      skipped = rule.skip_non_finite != 0 ? 1 : esp::step_refused;
+    } else if (rule.max_norm > 0) {
+      factor = rule.max_norm / (norm + 1e-6);
+      if (!(factor < 1)) factor = 1;
+    }
+    *rule.guard = {norm, factor, non_finite, static_cast<float>(factor), skipped};
   }
 }
 
 }  // namespace
 
+esp_status esp::launch_gradient_norm(const esp_cuda_plan& plan, const void* table, void* workspace,
+                                     esp_gradient_norm_result* result, const GuardRule& rule, void* stream) {
+  const int64_t count = plan.operation[gradient_norm_tensors], chunks = plan.operation[gradient_norm_chunks];
+  const auto* tensors = static_cast<const esp_gradient*>(table);
+  const int64_t blocks = (chunks + gradient_norm_chunks_a_block - 1) / gradient_norm_chunks_a_block;
+  // An empty list has a norm too.
+  return launch("gradient_norm", gradient_norm_kernel, blocks > 0 ? blocks : 1, threads, stream, tensors,
+                reinterpret_cast<const GradientChunk*>(tensors + count), static_cast<int>(chunks),
+                static_cast<GradientNormState*>(workspace), result, rule);
+}
+
 esp_status esp_cuda_gradient_norm(const esp_cuda_plan* plan, const void* table, void* workspace,
                                   esp_gradient_norm_result* result, void* stream) {
-  const int64_t count = plan->operation[esp::gradient_norm_tensors], chunks = plan->operation[esp::gradient_norm_chunks];
-  const auto* tensors = static_cast<const esp_gradient*>(table);
-  const int64_t blocks = (chunks + esp::gradient_norm_chunks_a_block - 1) / esp::gradient_norm_chunks_a_block;
-  // An empty list has a norm too.
-  return esp::launch("gradient_norm", gradient_norm_kernel, blocks > 0 ? blocks : 1, threads, stream, tensors,
-                     reinterpret_cast<const GradientChunk*>(tensors + count), static_cast<int>(chunks),
-                     static_cast<GradientNormState*>(workspace), result);
+  if (plan == nullptr || workspace == nullptr || result == nullptr) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "gradient_norm: plan, workspace or result is NULL");
+  }
+  return esp::launch_gradient_norm(*plan, table, workspace, result, {}, stream);
 }

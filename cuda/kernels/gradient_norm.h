@@ -19,6 +19,22 @@ struct GradientNormState {
   // double squares[chunks] follow
 };
 
+// What a step makes of the norm.
+struct StepGuard {
+  double norm, clip_factor;
+  unsigned long long non_finite;
+  float factor;     // clip_factor as F32
+  int32_t skipped;  // 0, 1, or step_refused
+};
+constexpr int32_t step_refused = 2;  // there is no norm to clip by
+struct GuardRule {
+  double max_norm;  // 0: no clipping
+  int32_t skip_non_finite;
+  StepGuard* guard;  // nullptr: the norm is all that is asked for
+};
+esp_status launch_gradient_norm(const esp_cuda_plan& plan, const void* table, void* workspace, esp_gradient_norm_result* result,
+                                const GuardRule& rule, void* stream);
+
 // plan->operation
 constexpr int gradient_norm_tensors = 0, gradient_norm_chunks = 1;
 

@@ -1,7 +1,9 @@
 // Stands in for device.cu and the kernels where no nvcc was found, so that the same bindings link; every call says so.
+#include "espalier/cuda/fused_sgd.h"
 #include "espalier/cuda/gradient_norm.h"
 #include "fake_quantize.h"
 #include "kd_softmax_loss.h"
+#include "espalier/cuda/magnitude_prune.h"
 #include "espalier/device.h"
 #include "status.h"
 
@@ -37,3 +39,6 @@ ABSENT(esp_cuda_fake_quantize(const esp_cuda_plan*, const void*, void*, esp_cuda
 ABSENT(esp::launch_fake_quantize_backward(const void*, const uint8_t*, void*, int64_t, esp_dtype, void*))
 ABSENT(esp::launch_dequantize(const esp_dequantized&, int64_t, void*))
 ABSENT(esp::launch_kd_softmax_loss(const KdCall&, void*))
+ABSENT(esp_cuda_fused_sgd(const esp_cuda_plan*, const void*, void*, const esp_sgd_options*, int32_t*, esp_sgd_result*, void*))
+ABSENT(esp_cuda_magnitude_prune(const esp_cuda_plan*, const void*, void*, const esp_prune_rule*, esp_prune_result*, int64_t*,
+                                void*))

@@ -78,9 +78,9 @@ inline bool at_least_zero(double x) {
   return x >= 0 && std::isfinite(static_cast<float>(x));
 }
 
-// All but the operation's own state.
+// All but the operation's own state and what lies in the buffers.
 template <class Tensor>
-esp_status check_step(const char* operation, int64_t index, const Tensor& t) {
+esp_status check_layout(const char* operation, int64_t index, const Tensor& t) {
   const long long i = index;
   if (t.rows < 0 || t.cols < 0 || (t.cols > 0 && t.rows > max_elements / t.cols)) {
     return fail(ESP_INVALID_ARGUMENT, "%s: tensor %lld has %lld rows of %lld", operation, i,
@@ -107,7 +107,15 @@ esp_status check_step(const char* operation, int64_t index, const Tensor& t) {
     return fail(ESP_INVALID_ARGUMENT, "%s: tensor %lld has no scale, which %s needs", operation, i,
                 t.scale_given ? "scale_given" : "an int8 working copy");
   }
-  for (int64_t c = 0; t.scale_given && n > 0 && c < channels(t); c++) {
+  return ESP_OK;
+}
+
+// All but the operation's own state.
+template <class Tensor>
+esp_status check_step(const char* operation, int64_t index, const Tensor& t) {
+  if (esp_status status = check_layout(operation, index, t)) return status;
+  const long long i = index;
+  for (int64_t c = 0; t.scale_given && elements(t) > 0 && c < channels(t); c++) {
     if (!usable(t.scale[c])) {
       return fail(ESP_INVALID_ARGUMENT,
                   "%s: scale %lld of tensor %lld is %g; positive, with a finite reciprocal, is needed",

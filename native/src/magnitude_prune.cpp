@@ -18,6 +18,7 @@
 #include <new>
 
 #include "arguments.h"
+#include "magnitude_prune_arguments.h"
 #include "magnitude_prune_kernel.h"
 #include "magnitude_prune_sample.h"
 #include "thread_pool.h"
@@ -464,70 +465,6 @@ esp_status select_scope(const Kernels* kernels, const esp_prune_tensor* tensors,
   return ESP_OK;
 }
 
-esp_status check_list(const esp_prune_tensor* tensors, int64_t count) {
-  if (esp_status status = esp::check_list("magnitude_prune", tensors, count)) return status;
-  for (int64_t t = 0; t < count; t++) {
-    const esp_prune_tensor& tensor = tensors[t];
-    if (esp_status status = esp::check_tensor("magnitude_prune", t, tensor.weights, tensor.n, tensor.dtype)) return status;
-  }
-  return ESP_OK;
-}
-
-esp_status check_rule(const esp_prune_rule* rule) {
-  if (rule == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: rule is NULL");
-  switch (rule->kind) {
-    case ESP_PRUNE_THRESHOLD:
-      if (!(rule->threshold >= 0)) {
-        return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: threshold %g; 0 or more is needed",
-                         static_cast<double>(rule->threshold));
-      }
-      return ESP_OK;
-    case ESP_PRUNE_PATTERN:
-      if (rule->group < 1 || rule->group > ESP_PRUNE_GROUP_MAX || rule->keep < 1 || rule->keep > rule->group) {
-        return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: pattern %d:%d; 1 <= n <= m <= %d is needed", rule->keep,
-                         rule->group, ESP_PRUNE_GROUP_MAX);
-      }
-      return ESP_OK;
-    case ESP_PRUNE_AMOUNT:
-    case ESP_PRUNE_SPARSITY:
-      if (!(rule->amount >= 0 && rule->amount <= 1)) {
-        return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: a fraction of %g; 0 to 1 is needed", rule->amount);
-      }
-      break;
-    case ESP_PRUNE_COUNT:
-      if (rule->count < 0) {
-        return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: %lld weights to prune",
-                         static_cast<long long>(rule->count));
-      }
-      break;
-    default:
-      return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: rule of kind %d", rule->kind);
-  }
-  if (rule->scope != ESP_PRUNE_GLOBAL && rule->scope != ESP_PRUNE_TENSOR) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: scope %d", rule->scope);
-  }
-  return ESP_OK;
-}
-
-esp_status check_pattern(const esp_prune_tensor* tensors, int64_t count, const esp_prune_rule& rule) {
-  for (int64_t t = 0; t < count; t++) {
-    const int64_t n = tensors[t].n, axis = tensors[t].axis, inner = tensors[t].inner;
-    if (n == 0) continue;
-    if (axis < 1 || inner < 1 || axis > n || inner > n / axis || n % (axis * inner) != 0) {
-      return esp::fail(ESP_INVALID_ARGUMENT,
-                       "magnitude_prune: tensor %lld of %lld elements has no axis of %lld with %lld elements within",
-                       static_cast<long long>(t), static_cast<long long>(n), static_cast<long long>(axis),
-                       static_cast<long long>(inner));
-    }
-    if (axis % rule.group != 0) {
-      return esp::fail(ESP_INVALID_ARGUMENT,
-                       "magnitude_prune: tensor %lld: an axis of %lld, which groups of %d do not divide",
-                       static_cast<long long>(t), static_cast<long long>(axis), rule.group);
-    }
-  }
-  return ESP_OK;
-}
-
 esp_status select_cuts(const Kernels* kernels, const esp_prune_tensor* tensors, int64_t count,
                        const esp_prune_rule& rule, esp_prune_cut* cuts, esp_prune_result* result) {
   *result = {0, 0, 0};
@@ -613,8 +550,8 @@ esp_status esp_magnitude_prune_select(const esp_prune_tensor* tensors, int64_t c
                                       esp_prune_cut* cuts, esp_prune_result* result) {
   const Kernels* kernels;
   if (esp_status status = esp::select(esp::magnitude_prune_variants, &kernels)) return status;
-  if (esp_status status = check_rule(rule)) return status;
-  if (esp_status status = check_list(tensors, count)) return status;
+  if (esp_status status = esp::check_prune_rule(rule)) return status;
+  if (esp_status status = esp::check_prune_list(tensors, count)) return status;
   if (rule->kind == ESP_PRUNE_PATTERN) {
     return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: a pattern needs no selection");
   }
@@ -628,7 +565,7 @@ esp_status esp_magnitude_prune_apply(const esp_prune_tensor* tensors, const esp_
                                      int64_t* pruned) {
   const Kernels* kernels;
   if (esp_status status = esp::select(esp::magnitude_prune_variants, &kernels)) return status;
-  if (esp_status status = check_list(tensors, count)) return status;
+  if (esp_status status = esp::check_prune_list(tensors, count)) return status;
   if (cuts == nullptr && count > 0) return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: cuts is NULL");
   for (int64_t t = 0; t < count; t++) {
     if (cuts[t].key < 0 || cuts[t].key > prune_nan_key) {
@@ -649,8 +586,8 @@ esp_status esp_magnitude_prune(const esp_prune_tensor* tensors, int64_t count, c
                                esp_prune_result* result, int64_t* pruned) {
   const Kernels* kernels;
   if (esp_status status = esp::select(esp::magnitude_prune_variants, &kernels)) return status;
-  if (esp_status status = check_rule(rule)) return status;
-  if (esp_status status = check_list(tensors, count)) return status;
+  if (esp_status status = esp::check_prune_rule(rule)) return status;
+  if (esp_status status = esp::check_prune_list(tensors, count)) return status;
   if (result == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: result is NULL");
   std::unique_ptr<int64_t[]> own;
   if (pruned == nullptr) {
@@ -659,7 +596,7 @@ esp_status esp_magnitude_prune(const esp_prune_tensor* tensors, int64_t count, c
     pruned = own.get();
   }
   if (rule->kind == ESP_PRUNE_PATTERN) {
-    if (esp_status status = check_pattern(tensors, count, *rule)) return status;
+    if (esp_status status = esp::check_prune_pattern(tensors, count, *rule)) return status;
     *result = {0, 0, std::numeric_limits<float>::quiet_NaN()};
     for (int64_t t = 0; t < count; t++) {
       apply_pattern(kernels, tensors[t], *rule, &pruned[t]);
