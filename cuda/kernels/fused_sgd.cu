@@ -1,7 +1,7 @@
 // fused_sgd: update, absmax, scale, working copy and gate of a list of tensors; formulas in espalier/fused_sgd.h.
 //
-// Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 8192 elements or fewer, 4 packs of 4 a
-// thread, or a panel of 512 columns by 32 rows.
+// Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 6144 elements or fewer, 4 packs of 4 a
+// thread, or a panel of 384 columns by 32 rows.
 // Numerics: F32, one fma a term, in the CPU's order; absmax as an integer maximum over the bits of |w|, which infinity and
 // NaN win and whose order does not matter.
 // Idea: the updated weights of a piece stay in registers, so that rows which lie whole in a piece get scale, working copy and
@@ -25,31 +25,30 @@ using esp::SgdState;
 
 constexpr int threads = esp::sgd_threads, packs = esp::sgd_packs;
 
-// Where the packs of a thread lie: pack k holds elements first + k * step and the 3 after it, as far as they are below
-// limit(k).
-struct Place {
-  int64_t first, step;
-  int64_t limit_first, limit_step, limit_last;
+// Where the packs of a thread lie: pack k holds elements at(k) and the 3 after it, as far as they are below limit(k).
+struct FlatPlace {
+  int64_t first, end;
+  __device__ __forceinline__ int64_t at(int k) const { return first + k * (threads * 4); }
+  __device__ __forceinline__ int64_t limit(int) const { return end; }
+};
+struct PanelPlace {
+  int64_t first, row_end, step, n;
   __device__ __forceinline__ int64_t at(int k) const { return first + k * step; }
-  __device__ __forceinline__ int64_t limit(int k) const {
-    const int64_t limit = limit_first + k * limit_step;
-    return limit < limit_last ? limit : limit_last;
-  }
+  __device__ __forceinline__ int64_t limit(int k) const { return row_end + k * step < n ? row_end + k * step : n; }
 };
 
-__device__ __forceinline__ Place flat_place(const SgdEntry& t, int64_t start, int64_t piece) {
-  const int64_t end = start + piece < t.n ? start + piece : t.n;
-  return {start + threadIdx.x * 4, threads * 4, end, 0, end};
+__device__ __forceinline__ FlatPlace flat_place(const SgdEntry& t, int64_t start, int64_t piece) {
+  return {start + threadIdx.x * 4, start + piece < t.n ? start + piece : t.n};
 }
-// A panel: 128 packs side by side, 4 rows at once, 16 a turn.
+// A panel: 96 packs side by side, 4 rows at once, 16 a turn.
 constexpr int panel_packs = esp::sgd_panel_columns / 4, rows_at_once = threads / panel_packs;
 constexpr int panel_turns = esp::sgd_panel_rows / (rows_at_once * packs);
 __device__ __forceinline__ int64_t panel_column(const SgdEntry& t, int32_t index) {
   return index % esp::sgd_panels(t.cols) * esp::sgd_panel_columns + threadIdx.x % panel_packs * 4;
 }
-__device__ __forceinline__ Place panel_place(const SgdEntry& t, int32_t index, int turn) {
+__device__ __forceinline__ PanelPlace panel_place(const SgdEntry& t, int32_t index, int turn) {
   const int64_t row = index / esp::sgd_panels(t.cols) * esp::sgd_panel_rows + turn * rows_at_once * packs + threadIdx.x / panel_packs;
-  return {row * t.cols + panel_column(t, index), rows_at_once * t.cols, (row + 1) * t.cols, rows_at_once * t.cols, t.n};
+  return {row * t.cols + panel_column(t, index), (row + 1) * t.cols, rows_at_once * t.cols, t.n};
 }
 
 // 4 bits of a field from any element on; nothing is read beyond the byte of limit - 1.
@@ -95,6 +94,7 @@ __device__ __forceinline__ float gradient_value(uint32_t word, int32_t dtype) {
 }
 
 // The packs of a place, whose new weights come back in `kept`. quads: a pack begins at a multiple of 4 elements.
+template <class Place>
 __device__ __forceinline__ void update(const SgdEntry& t, const SgdCoefficients& c, Momentum kind, const Place& place,
                                        bool quads, Pack<float, 4> (&kept)[packs]) {
   float* const weight = t.weight;
@@ -161,7 +161,7 @@ struct Scales {
 };
 
 // Raises absmax of each row of a flat piece. Called by whole warps.
-__device__ __forceinline__ void raise_rows(const Place& place, int64_t start, const Rows& rows,
+__device__ __forceinline__ void raise_rows(const FlatPlace& place, int64_t start, const Rows& rows,
                                            const Pack<float, 4> (&kept)[packs], int* absmax) {
 #pragma unroll
   for (int k = 0; k < packs; k++) {
@@ -255,7 +255,7 @@ __device__ __forceinline__ void count_broken(SgdState* state, float scale) {
 }
 
 // All of a flat piece whose rows' scales and reciprocals are known.
-__device__ __forceinline__ void quantize_rows(const SgdEntry& t, const Place& place, int64_t start, const Rows& rows,
+__device__ __forceinline__ void quantize_rows(const SgdEntry& t, const FlatPlace& place, int64_t start, const Rows& rows,
                                               const Scales& scales, const Pack<float, 4> (&kept)[packs]) {
 #pragma unroll
   for (int k = 0; k < packs; k++) {
@@ -277,7 +277,7 @@ __device__ __forceinline__ void quantize_rows(const SgdEntry& t, const Place& pl
 }
 
 // All of a flat piece, each element with a scale of its own: given, or from the slots of columns.
-__device__ __forceinline__ void quantize_each(const SgdEntry& t, const Place& place, int64_t start, const Rows& rows,
+__device__ __forceinline__ void quantize_each(const SgdEntry& t, const FlatPlace& place, int64_t start, const Rows& rows,
                                               const Pack<float, 4> (&kept)[packs], const int* slots, SgdState* state) {
 #pragma unroll
   for (int k = 0; k < packs; k++) {
@@ -356,8 +356,14 @@ __device__ __forceinline__ void update_panel(const Step& step, const SgdEntry& t
   }
 }
 
-__device__ void update_piece(const Step& step, const SgdChunk& chunk, SgdCoefficients c, Scales& scales) {
-  const SgdEntry t = step.tensors[chunk.tensor];
+// The tensor of a block: read from shared memory where it is needed, it takes no registers.
+__device__ __forceinline__ void load_entry(const SgdEntry* from, SgdEntry* to) {
+  constexpr int words = sizeof(SgdEntry) / 4;
+  if (threadIdx.x < words) reinterpret_cast<uint32_t*>(to)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
+  __syncthreads();
+}
+
+__device__ void update_piece(const Step& step, const SgdChunk& chunk, SgdCoefficients c, const SgdEntry& t, Scales& scales) {
   const Momentum kind = c.momentum == 0                   ? Momentum::none
                         : step.started[chunk.tensor] == 0 ? Momentum::first
                                                           : Momentum::running;
@@ -367,7 +373,7 @@ __device__ void update_piece(const Step& step, const SgdChunk& chunk, SgdCoeffic
   }
   if (t.mode == esp::sgd_spread && t.columns != 0) return update_panel(step, t, chunk.index, c, kind);
   const int64_t start = chunk.index * t.piece;
-  const Place place = flat_place(t, start, t.piece);
+  const FlatPlace place = flat_place(t, start, t.piece);
   Pack<float, 4> kept[packs];
   update(t, c, kind, place, true, kept);
 
@@ -413,6 +419,7 @@ __device__ void update_piece(const Step& step, const SgdChunk& chunk, SgdCoeffic
   quantize_rows(t, place, start, rows, scales, kept);
 }
 
+template <class Place>
 __device__ __forceinline__ void load_weights(const SgdEntry& t, const Place& place, bool quads, Pack<float, 4> (&kept)[packs]) {
   const float* const weight = t.weight;
   ESP_GLOBAL(weight);
@@ -437,7 +444,7 @@ __device__ __forceinline__ void quantize_panel(const Step& step, const SgdEntry&
   }
 #pragma unroll 1
   for (int turn = 0; turn < panel_turns; turn++) {
-    const Place place = panel_place(t, index, turn);
+    const PanelPlace place = panel_place(t, index, turn);
     Pack<float, 4> kept[packs];
     load_weights(t, place, quads, kept);
 #pragma unroll
@@ -450,12 +457,11 @@ __device__ __forceinline__ void quantize_panel(const Step& step, const SgdEntry&
 }
 
 // The second pass over tensors whose channels span pieces.
-__device__ void quantize_piece(const Step& step, const SgdChunk& chunk, Scales& scales) {
-  const SgdEntry t = step.tensors[chunk.tensor];
+__device__ void quantize_piece(const Step& step, const SgdChunk& chunk, const SgdEntry& t, Scales& scales) {
   if (esp::sgd_quantizes_panels(t)) return quantize_panel(step, t, chunk.index);
   const int* const slots = step.slots + t.slot;
   const int64_t start = static_cast<int64_t>(chunk.index) * esp::sgd_piece;
-  const Place place = flat_place(t, start, esp::sgd_piece);
+  const FlatPlace place = flat_place(t, start, esp::sgd_piece);
   Pack<float, 4> kept[packs];
   load_weights(t, place, true, kept);
   const Rows rows(t, start);
@@ -476,9 +482,12 @@ __device__ void quantize_piece(const Step& step, const SgdChunk& chunk, Scales& 
 
 __global__ void __launch_bounds__(threads, 2) fused_sgd_update_kernel(Step step) {
   ESP_SHARED(Scales, scales, [1]);
+  ESP_SHARED(SgdEntry, entry, [1]);
   const bool skipped = step.guarded && step.state->guard.skipped != 0;
   if (!skipped && static_cast<int>(blockIdx.x) < step.chunk_count) {
-    update_piece(step, step.chunks[blockIdx.x], step.coefficients, scales[0]);
+    const SgdChunk chunk = step.chunks[blockIdx.x];
+    load_entry(step.tensors + chunk.tensor, entry);
+    update_piece(step, chunk, step.coefficients, entry[0], scales[0]);
   }
   if (step.last && esp::is_last_block(&step.state->arrived, gridDim.x)) {
     finish(step.state, step.guarded, step.with_momentum, step.count, step.started, step.result);
@@ -487,8 +496,13 @@ __global__ void __launch_bounds__(threads, 2) fused_sgd_update_kernel(Step step)
 
 __global__ void __launch_bounds__(threads, 2) fused_sgd_quantize_kernel(Step step) {
   ESP_SHARED(Scales, scales, [1]);
+  ESP_SHARED(SgdEntry, entry, [1]);
   const bool skipped = step.guarded && step.state->guard.skipped != 0;
-  if (!skipped) quantize_piece(step, step.chunks[blockIdx.x], scales[0]);
+  if (!skipped) {
+    const SgdChunk chunk = step.chunks[blockIdx.x];
+    load_entry(step.tensors + chunk.tensor, entry);
+    quantize_piece(step, chunk, entry[0], scales[0]);
+  }
   if (esp::is_last_block(&step.state->arrived, gridDim.x)) {
     finish(step.state, step.guarded, step.with_momentum, step.count, step.started, step.result);
   }

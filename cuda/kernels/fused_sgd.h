@@ -7,11 +7,11 @@
 
 namespace esp {
 
-constexpr int sgd_threads = 512;
+constexpr int sgd_threads = 384;  // two blocks leave 80 registers a thread
 constexpr int sgd_packs = 4;                                       // of 4 elements a thread
 constexpr int sgd_piece = sgd_threads * sgd_packs * 4;             // elements of a block
 constexpr int sgd_piece_rows = 1024;                               // rows that a piece can hold scales for
-constexpr int sgd_panel_columns = 512, sgd_panel_rows = 32;        // of a block of columns
+constexpr int sgd_panel_columns = 384, sgd_panel_rows = 32;        // of a block of columns
 
 // How a tensor gets its scales.
 enum SgdMode : int32_t {

@@ -56,7 +56,7 @@ __device__ __forceinline__ double sum_of_squares(const esp_gradient& tensor, int
     tile.bits[lane] = visible;
     __syncwarp(lanes);
     const T* const staged = reinterpret_cast<const T*>(tile.elements);
-#pragma unroll 8
+#pragma unroll 4
     for (int j = 0; j < per_tile / team; j++) {
       float x = esp::to_float(staged[j * team + lane]);
       if (hides && (tile.bits[j / 2] >> (j % 2 * 16 + lane) & 1) == 0) x = 0;
@@ -79,7 +79,7 @@ __device__ int count_non_finite(const esp_gradient& tensor, int64_t start, int l
   return found;
 }
 
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 3)
     gradient_norm_kernel(const esp_gradient* __restrict__ tensors, const GradientChunk* __restrict__ chunks, int count,
                          GradientNormState* state, esp_gradient_norm_result* result, GuardRule rule) {
   ESP_SHARED(Tile, tiles, [threads / team]);
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(threads)
   const int index = static_cast<int>(blockIdx.x) * esp::gradient_norm_chunks_a_block + thread / team;
   if (index < count) {
     const GradientChunk chunk = chunks[index];
-    const esp_gradient tensor = tensors[chunk.tensor];
+    const esp_gradient& tensor = tensors[chunk.tensor];
     const int64_t start = static_cast<int64_t>(chunk.block) * esp::gradient_norm_block;
     Tile& tile = tiles[thread / team];
     double sum = tensor.dtype == ESP_BF16  ? sum_of_squares<bf16>(tensor, start, lane, lanes, tile)
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(threads)
   if (!esp::is_last_block(&state->arrived, gridDim.x)) return;
 
   double sum = 0;
-#pragma unroll 8
+#pragma unroll 4
   for (int i = thread; i < count; i += threads) sum += squares[i];
   sums[thread] = sum;
   for (int half = threads / 2; half > 0; half /= 2) {

@@ -382,7 +382,7 @@ __device__ void settle(const Prune& p) {
   state.overflow = state.cursor = 0;
 }
 
-__global__ void __launch_bounds__(threads, 4) prune_collect_kernel(Prune p) {
+__global__ void __launch_bounds__(threads, 3) prune_collect_kernel(Prune p) {
   ESP_SHARED(int32_t, room, [esp::prune_room]);
   ESP_SHARED(uint32_t, found, [4]);  // inside, at low, at high; where the keys go
   PruneState& state = *p.state;
@@ -488,7 +488,7 @@ __device__ __forceinline__ void flush_bins(uint32_t* own, unsigned long long* hi
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(threads, 4) prune_narrow_kernel(Prune p) {
+__global__ void __launch_bounds__(threads, 3) prune_narrow_kernel(Prune p) {
   ESP_SHARED(uint32_t, own, [bins * copies]);
   if (p.state->refused != 0) return;
   if (!p.by_tensor && p.scopes[0].span <= 1) return;
@@ -763,7 +763,7 @@ __device__ __forceinline__ void add_pruned(const Prune& p, const Rule& rule, int
 }
 
 template <bool by_pattern>
-__global__ void __launch_bounds__(threads, by_pattern ? 2 : 4) prune_apply_kernel(Prune p, Rule rule) {
+__global__ void __launch_bounds__(threads, by_pattern ? 2 : 3) prune_apply_kernel(Prune p, Rule rule) {
   const uint8_t* field = p.decisions;
   int32_t of = 0, counted = 0;  // the tensor that `pruned` are of
   unsigned long long pruned = 0;

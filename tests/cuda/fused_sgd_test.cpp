@@ -1,5 +1,5 @@
 // fused_sgd on a device gives the CPU's bits: every working copy and kind of channel, shapes around a pack (4), a word of bits
-// (32), a piece (8192 elements, 1024 rows), a panel (512 x 32) and beyond; unaligned starts; momentum, Nesterov, decay, clip
+// (32), a piece (6144 elements, 1024 rows), a panel (384 x 32) and beyond; unaligned starts; momentum, Nesterov, decay, clip
 // and skip; steps in a row, some of them skipped; NaN, infinity and denormals.
 #include "espalier/cuda/fused_sgd.h"
 
@@ -212,9 +212,9 @@ std::vector<Case> cases(const Setting& setting, Random& random) {
   }
   if (setting.small) return all;
   // Rows that fit a piece: many, some, one; of no whole words; of one element; rows that do not fit; panels and beyond.
-  const int64_t large[][2] = {{40, 768},  {3, 4096}, {1, 8192}, {300, 36},  {90, 100}, {3000, 3},    {5000, 1}, {70, 257},
-                              {3, 4099},  {2, 8196}, {1, 9001}, {2, 20000}, {33, 512}, {65, 1028}, {70, 519},  {1, 8193}};
-  for (int i = 0; i < 12; i++) {
+  const int64_t large[][2] = {{20, 768}, {2, 4096}, {1, 6144}, {300, 36},  {90, 100}, {3000, 3},   {5000, 1}, {40, 257},
+                              {3, 3999}, {2, 6148}, {1, 7001}, {2, 12300}, {33, 384}, {33, 772}, {40, 391},  {1, 6145}};
+  for (int i = 0; i < 5; i++) {
     const auto& shape = large[(setting.seed * 5 + static_cast<uint64_t>(i)) % 16];
     add(shape[0], shape[1], static_cast<int32_t>(random.below(5)), static_cast<int32_t>(random.below(3)));
   }
@@ -241,7 +241,7 @@ void test(const Setting& setting) {
   const esp_sgd_options all = {0.05, 0.9, 0, 0.01, 1.0, 1, 0, 1};
   const esp_sgd_options clipped = {0.05, 0.9, 0, 0, 0.5, 0, 1, 0};
   const esp_sgd_options choices[] = {plain, dampened, all, clipped};
-  const int turns = setting.small ? 1 : 2;
+  const int turns = setting.small || setting.seed % 4 != 0 ? 1 : 2;
   for (int turn = 0; turn < turns; turn++) {
     Pair pair(cases(setting, random), choices[(setting.seed + static_cast<uint64_t>(turn)) % 4], random);
     pair.run(3, 0);
@@ -254,7 +254,7 @@ void test(const Setting& setting) {
                {6, 40, ESP_F32, ESP_COPY_INT8, ESP_CHANNEL_COLUMN, true, false, false, true},
                {6, 64, ESP_F32, ESP_COPY_BF16, ESP_CHANNEL_COLUMN, true, false, true, true},
                {2, 300, ESP_F32, ESP_COPY_F16, ESP_CHANNEL_TENSOR, true, false, true, false},
-               {1, 8300, ESP_F32, ESP_COPY_F16, ESP_CHANNEL_ROW, true, false, true, false}},
+               {1, 6200, ESP_F32, ESP_COPY_F16, ESP_CHANNEL_ROW, true, false, true, false}},
               plain, random);
   for (Subject& subject : broken.subjects()) {
     subject.weight[3] = std::nanf("");
