@@ -3,7 +3,6 @@ package org.espalier.torch.onnx;
 import java.util.function.Function;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
-import org.bytedeco.pytorch.TensorOptional;
 import org.bytedeco.pytorch.TensorVector;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
@@ -27,7 +26,16 @@ final class MatrixOperators {
   }
 
   private static Tensor linear(Inputs in) {
-    return torch.linear(in.get(0), in.get(1).t(), new TensorOptional(in.get(2)));
+    Tensor x = in.get(0);
+    Tensor w = in.get(1);
+    if (x.dim() == 2) {
+      return torch.addmm(in.get(2), x, w);
+    }
+    // The gradient of W then comes in W's own layout.
+    long[] shape = x.shape();
+    Tensor y = torch.addmm(in.get(2), x.reshape(-1, w.size(0)), w);
+    shape[shape.length - 1] = w.size(1);
+    return y.view(shape);
   }
 
   private static Function<Inputs, Tensor> gemm(Node n) {

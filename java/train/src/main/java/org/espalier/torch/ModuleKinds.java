@@ -1,0 +1,60 @@
+package org.espalier.torch;
+
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.InputException;
+import org.espalier.torch.Parameter.Kind;
+
+/** What modules of libtorch do with their parameters, by the types of the modules. */
+final class ModuleKinds {
+  private ModuleKinds() {}
+
+  /** The kind of a module's weight by its TorchScript type, which holds the Python class's name. */
+  static Kind ofScript(String type) {
+    String last = type.substring(type.lastIndexOf('.') + 1).replaceFirst("___torch_mangle_.*", "");
+    return switch (last) {
+      case "Linear" -> Kind.LINEAR;
+      case "Conv1d", "Conv2d", "Conv3d" -> Kind.CONVOLUTION;
+      case "Embedding", "EmbeddingBag" -> Kind.EMBEDDING;
+      default -> Kind.OTHER;
+    };
+  }
+
+  /** The kind of a module's weight by its C++ type. */
+  static Kind ofModule(String type) {
+    return ofScript(type.replace("::", ".").replaceFirst("Impl$", ""));
+  }
+
+  /**
+   * A parameter of a module.
+   *
+   * @param weightKind the kind that the module's weight has
+   */
+  static Parameter parameter(String name, Tensor tensor, Kind weightKind, String module) {
+    boolean weight = name.substring(name.lastIndexOf('.') + 1).equals("weight");
+    boolean known = weight && weightKind != Kind.OTHER && tensor.dim() >= 2;
+    return new Parameter(
+        name,
+        tensor,
+        known ? weightKind : Kind.OTHER,
+        known ? 0 : -1,
+        known ? 1 : -1,
+        List.of(module));
+  }
+
+  /**
+   * @throws InputException where an input is missing or unknown
+   */
+  static void checkInputs(String model, List<String> names, Map<String, Tensor> inputs) {
+    for (String input : names) {
+      if (inputs.get(input) == null) {
+        throw new InputException(
+            model + " needs the input " + input + "; it got " + inputs.keySet());
+      }
+    }
+    if (inputs.size() > names.size()) {
+      throw new InputException(model + " has the inputs " + names + "; it got " + inputs.keySet());
+    }
+  }
+}

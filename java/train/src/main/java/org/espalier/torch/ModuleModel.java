@@ -1,0 +1,201 @@
+package org.espalier.torch;
+
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.InputArchive;
+import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.OutputArchive;
+import org.bytedeco.pytorch.StringSharedModuleDict;
+import org.bytedeco.pytorch.StringTensorDict;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
+import org.espalier.format.AtomicFile;
+import org.espalier.torch.Parameter.Kind;
+
+/**
+ * A module written in Java with the presets of libtorch: {@code Module} with registered children
+ * and a forward function. Activations inside it cannot be transformed; the function can do so
+ * itself.
+ */
+public final class ModuleModel implements TrainableModel {
+  private final String name;
+  private final Module module;
+  private final List<String> inputNames;
+  private final List<String> outputNames;
+  private final Forward forward;
+  private final List<Parameter> parameters = new ArrayList<>();
+  private boolean closed;
+
+  /** The forward pass of a module. */
+  @FunctionalInterface
+  public interface Forward {
+    /**
+     * @param inputs a tensor for each input name, in order
+     * @return a tensor for each output name, in order
+     */
+    List<Tensor> apply(List<Tensor> inputs);
+  }
+
+  /**
+   * @param name what messages call the model
+   * @param module holds the parameters; closing the model closes it
+   * @throws InputException where a parameter is no contiguous float32 tensor, or there is none
+   */
+  public ModuleModel(
+      String name,
+      Module module,
+      List<String> inputNames,
+      List<String> outputNames,
+      Forward forward) {
+    Libtorch.load();
+    this.name = name;
+    this.module = module;
+    this.inputNames = List.copyOf(inputNames);
+    this.outputNames = List.copyOf(outputNames);
+    this.forward = forward;
+    module.retainReference();
+    try (PointerScope scope = new PointerScope()) {
+      findParameters();
+    } catch (RuntimeException e) {
+      close();
+      throw e;
+    }
+  }
+
+  private void findParameters() {
+    Map<String, Kind> kinds = new LinkedHashMap<>();
+    StringSharedModuleDict modules = module.named_modules("", false);
+    for (long i = 0; i < modules.size(); i++) {
+      kinds.put(
+          modules.get(i).key().getString(),
+          ModuleKinds.ofModule(modules.get(i).value().name().getString()));
+    }
+    StringTensorDict list = module.named_parameters();
+    for (long i = 0; i < list.size(); i++) {
+      String parameter = list.get(i).key().getString();
+      Tensor tensor = new Tensor(list.get(i).value());
+      if (!tensor.requires_grad()) {
+        continue;
+      }
+      if (tensor.scalar_type().intern() != ScalarType.Float || !tensor.is_contiguous()) {
+        throw new InputException(
+            name + ": the parameter " + parameter + " is " + tensor.scalar_type().intern()
+                + "; only contiguous float32 parameters can be trained");
+      }
+      int dot = parameter.lastIndexOf('.');
+      String owner = dot < 0 ? "" : parameter.substring(0, dot);
+      tensor.retainReference();
+      parameters.add(
+          ModuleKinds.parameter(
+              parameter, tensor, kinds.getOrDefault(owner, Kind.OTHER), owner));
+    }
+    if (parameters.isEmpty()) {
+      throw new InputException(name + " has no parameter that requires a gradient");
+    }
+  }
+
+  @Override
+  public List<Parameter> parameters() {
+    return List.copyOf(parameters);
+  }
+
+  @Override
+  public List<String> inputNames() {
+    return inputNames;
+  }
+
+  @Override
+  public List<String> outputNames() {
+    return outputNames;
+  }
+
+  @Override
+  public Map<String, Tensor> forward(Map<String, Tensor> inputs) {
+    ModuleKinds.checkInputs(name, inputNames, inputs);
+    List<Tensor> results;
+    try {
+      results = forward.apply(inputNames.stream().map(inputs::get).toList());
+    } catch (RuntimeException e) {
+      throw new InputException(
+          name + " failed in forward: " + TorchScriptModel.firstLine(e), e);
+    }
+    if (results.size() != outputNames.size()) {
+      throw new InputException(
+          name + " returned " + results.size() + " tensors for the outputs " + outputNames);
+    }
+    Map<String, Tensor> outputs = new LinkedHashMap<>();
+    for (int i = 0; i < results.size(); i++) {
+      outputs.put(outputNames.get(i), results.get(i));
+    }
+    return outputs;
+  }
+
+  /**
+   * @throws UnsupportedOperationException always, unless {@code transforms} is null
+   */
+  @Override
+  public void transformInputs(InputTransforms transforms) {
+    if (transforms != null) {
+      throw new UnsupportedOperationException(
+          name + ": activations inside a Java module are its own; transform them in its forward");
+    }
+  }
+
+  @Override
+  public void train(boolean on) {
+    module.train(on);
+  }
+
+  @Override
+  public boolean isTraining() {
+    return module.is_training();
+  }
+
+  /** Writes the parameters and buffers in libtorch's archive format, which {@link #load} reads. */
+  @Override
+  public void save(Path file) {
+    try (PointerScope scope = new PointerScope();
+        AtomicFile out = AtomicFile.create(file)) {
+      try {
+        OutputArchive archive = new OutputArchive();
+        module.save(archive);
+        archive.save_to(out.path().toString());
+      } catch (RuntimeException e) {
+        throw new InputException(
+            "cannot write " + file + ": " + TorchScriptModel.firstLine(e), e);
+      }
+      out.commit();
+    }
+  }
+
+  /**
+   * Reads what {@link #save} of a module of the same structure wrote. The parameters then have other
+   * memory: views made of them before are stale.
+   *
+   * @throws InputException where the file does not fit
+   */
+  public void load(Path file) {
+    try (PointerScope scope = new PointerScope()) {
+      InputArchive archive = new InputArchive();
+      archive.load_from(file.toString());
+      module.load(archive);
+    } catch (RuntimeException e) {
+      throw new InputException(
+          file + " does not hold " + name + ": " + TorchScriptModel.firstLine(e), e);
+    }
+  }
+
+  @Override
+  public void close() {
+    if (!closed) {
+      closed = true;
+      parameters.forEach(p -> p.tensor().close());
+      module.close();
+    }
+  }
+}
