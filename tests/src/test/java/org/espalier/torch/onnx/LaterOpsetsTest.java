@@ -1,0 +1,374 @@
+package org.espalier.torch.onnx;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TypeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import ai.onnxruntime.OrtException;
+import com.google.protobuf.ByteString;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Scalar;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptions;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.TorchDevice;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+
+/**
+ * What operator sets 18 to 21 changed or added, one node a case, against ONNX Runtime; and what the
+ * table refuses.
+ */
+class LaterOpsetsTest {
+  @BeforeAll
+  static void load() {
+    Libtorch.load();
+    torch.manual_seed(11);
+  }
+
+  private static final List<String> PROBLEMS = new ArrayList<>();
+
+  private static AttributeProto integer(String name, long value) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeProto.AttributeType.INT)
+        .setI(value)
+        .build();
+  }
+
+  private static AttributeProto integers(String name, long... values) {
+    AttributeProto.Builder b =
+        AttributeProto.newBuilder().setName(name).setType(AttributeProto.AttributeType.INTS);
+    for (long v : values) {
+      b.addInts(v);
+    }
+    return b.build();
+  }
+
+  private static AttributeProto real(String name, float value) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeProto.AttributeType.FLOAT)
+        .setF(value)
+        .build();
+  }
+
+  private static AttributeProto text(String name, String value) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeProto.AttributeType.STRING)
+        .setS(ByteString.copyFromUtf8(value))
+        .build();
+  }
+
+  private static NodeProto.Builder node(String op, AttributeProto... attributes) {
+    return NodeProto.newBuilder().setOpType(op).addAllAttribute(List.of(attributes));
+  }
+
+  private static Tensor floats(long... shape) {
+    return torch.randn(shape);
+  }
+
+  private static Tensor longs(long... values) {
+    return AbstractTensor.create(values, values.length);
+  }
+
+  private static Tensor ints(int... values) {
+    return AbstractTensor.create(values, values.length);
+  }
+
+  private static Tensor bools(long... shape) {
+    return torch.randn(shape).gt(new Scalar(0));
+  }
+
+  private static OnnxModel model(int opset, NodeProto.Builder node, int outputs, Tensor... inputs) {
+    GraphProto.Builder g = GraphProto.newBuilder().setName("case");
+    for (int i = 0; i < inputs.length; i++) {
+      if (inputs[i] == null) {
+        node.addInput("");
+        continue;
+      }
+      node.addInput("i" + i);
+      TypeProto.Builder type = TypeProto.newBuilder();
+      type.getTensorTypeBuilder().setElemType(onnx(ElementTypes.of(inputs[i])).getNumber());
+      type.getTensorTypeBuilder().getShapeBuilder();
+      for (long size : inputs[i].shape()) {
+        type.getTensorTypeBuilder().getShapeBuilder().addDimBuilder().setDimValue(size);
+      }
+      g.addInput(ValueInfoProto.newBuilder().setName("i" + i).setType(type));
+    }
+    for (int i = 0; i < outputs; i++) {
+      node.addOutput("o" + i);
+      g.addOutput(ValueInfoProto.newBuilder().setName("o" + i));
+    }
+    g.addNode(node);
+    return OnnxModel.of(
+        ModelProto.newBuilder()
+            .setIrVersion(10)
+            .addOpsetImport(OperatorSetIdProto.newBuilder().setVersion(opset))
+            .setGraph(g)
+            .build(),
+        node.getOpType() + " of operator set " + opset);
+  }
+
+  private static DataType onnx(ScalarType type) {
+    for (DataType t : DataType.values()) {
+      if (ElementTypes.torch(t) == type) {
+        return t;
+      }
+    }
+    throw new IllegalArgumentException(type.toString());
+  }
+
+  private static void same(int opset, NodeProto.Builder node, Tensor... inputs) {
+    same(opset, node, 1, inputs);
+  }
+
+  private static void same(int opset, NodeProto.Builder node, int outputs, Tensor... inputs) {
+    OnnxModel model = model(opset, node, outputs, inputs);
+    Map<String, Tensor> given = new LinkedHashMap<>();
+    for (int i = 0; i < inputs.length; i++) {
+      if (inputs[i] != null) {
+        given.put("i" + i, inputs[i]);
+      }
+    }
+    try (Program program = new Program(model, Map.of(), TorchDevice.CPU)) {
+      Map<String, Tensor> expected = OnnxRuntime.run(model, given);
+      for (int round = 0; round < 2; round++) {
+        program
+            .run(given, false)
+            .forEach(
+                (name, actual) -> {
+                  String problem = OnnxConformanceTest.difference(actual, expected.get(name));
+                  // Round-off where a value is nearly 0.
+                  if (problem != null && !near(actual, expected.get(name))) {
+                    PROBLEMS.add(model.name() + " " + node.getAttributeList() + ": " + problem);
+                  }
+                });
+      }
+    } catch (OrtException | RuntimeException e) {
+      PROBLEMS.add(model.name() + ": " + e.getMessage());
+    }
+  }
+
+  private static boolean near(Tensor a, Tensor b) {
+    return java.util.Arrays.equals(a.shape(), b.shape())
+        && ElementTypes.of(a) == ScalarType.Float
+        && ElementTypes.of(b) == ScalarType.Float
+        && torch.allclose(a, b, 1e-4, 1e-5, false);
+  }
+
+  @Test
+  void theyAgreeWithOnnxRuntime() {
+    PROBLEMS.clear();
+    try (PointerScope scope = new PointerScope()) {
+      for (String op :
+          List.of("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
+              "ReduceSumSquare", "ReduceLogSumExp", "ReduceSum")) {
+        same(18, node(op), floats(2, 3, 4), longs(1));
+        same(18, node(op, integer("keepdims", 0)), floats(2, 3, 4), longs(-1, 0));
+        same(18, node(op, integer("noop_with_empty_axes", 1)), floats(2, 3), longs());
+        same(21, node(op), floats(2, 3, 4));
+      }
+      same(18, node("ReduceLogSum"), torch.rand(2, 3, 4), longs(2));
+      same(18, node("Split", integer("num_outputs", 3), integer("axis", 1)), 3, floats(2, 7));
+      same(18, node("Split", integer("axis", 0)), 2, floats(5, 3), longs(2, 3));
+      same(18, node("Pad"), floats(2, 3), longs(1, 2), null, longs(1));
+      same(19, node("Pad", text("mode", "wrap")), floats(3, 4), longs(1, 2, 2, 1));
+      same(18, node("Pad", text("mode", "reflect")), floats(3, 4), longs(0, 2, 1, 1));
+      same(21, node("Pad", text("mode", "edge")), floats(3, 4), longs(1, 2, 2, 1));
+      for (String reduction : List.of("none", "add", "mul", "max", "min")) {
+        same(
+            18,
+            node("ScatterElements", text("reduction", reduction), integer("axis", 1)),
+            floats(2, 5),
+            AbstractTensor.create(new long[] {0, 3, -1, 2}, 2, 2),
+            floats(2, 2));
+        same(
+            18,
+            node("ScatterND", text("reduction", reduction)),
+            floats(4, 3, 2),
+            AbstractTensor.create(new long[] {3, 1, 0, 2}, 2, 2),
+            floats(2, 2));
+      }
+      same(18, node("Mish"), floats(3, 4));
+      same(18, node("BitwiseAnd"), ints(12, 10, -3), ints(10, 7, 5));
+      same(18, node("BitwiseOr"), ints(12, 10, -3), ints(10, 7, 5));
+      same(18, node("BitwiseXor"), ints(12, 10, -3), ints(10, 7, 5));
+      same(18, node("BitwiseNot"), ints(12, 10, -3));
+      same(
+          21,
+          node("GroupNormalization", integer("num_groups", 2), real("epsilon", 1e-3f)),
+          floats(2, 6, 5),
+          floats(6),
+          floats(6));
+      same(
+          18,
+          node("LpPool", integers("kernel_shape", 2, 2), integers("strides", 2, 2), integer("p", 2)),
+          floats(1, 2, 6, 6));
+      same(
+          19,
+          node(
+              "AveragePool",
+              integers("kernel_shape", 3, 3),
+              integers("strides", 2, 2),
+              integers("pads", 1, 1, 1, 1),
+              integer("ceil_mode", 1)),
+          floats(1, 2, 7, 7));
+      same(
+          18,
+          node("Resize", text("mode", "linear"), integers("axes", 2, 3)),
+          floats(1, 2, 4, 4),
+          null,
+          null,
+          longs(7, 6));
+      same(
+          19,
+          node("Resize", text("mode", "cubic"), text("coordinate_transformation_mode", "half_pixel")),
+          floats(1, 2, 4, 5),
+          null,
+          AbstractTensor.create(1f, 1f, 2f, 1.6f));
+      same(
+          18,
+          node(
+              "Resize",
+              text("mode", "nearest"),
+              text("keep_aspect_ratio_policy", "not_larger"),
+              integers("axes", 2, 3)),
+          floats(1, 1, 4, 5),
+          null,
+          null,
+          longs(8, 9));
+      same(20, node("Gelu"), floats(3, 4));
+      same(20, node("Gelu", text("approximate", "tanh")), floats(3, 4));
+      Tensor infinite = AbstractTensor.create(1f, Float.POSITIVE_INFINITY, Float.NaN, -1f / 0);
+      same(20, node("IsInf", integer("detect_negative", 0)), infinite);
+      same(20, node("IsNaN"), infinite);
+      same(20, node("ReduceMax"), bools(3, 4), longs(1));
+      same(20, node("ReduceMin"), bools(3, 4), longs(0));
+      same(
+          20,
+          node("GridSample", text("mode", "linear"), text("padding_mode", "border")),
+          floats(1, 2, 4, 4),
+          torch.rand(1, 3, 3, 2).mul(new Scalar(2)).sub(new Scalar(1)));
+      same(20, node("ConstantOfShape"), longs(2, 3));
+      same(19, node("Cast", integer("to", 6)), floats(3, 4).mul(new Scalar(5)));
+      same(21, node("Cast", integer("to", 10)), floats(3, 4));
+      same(19, node("Equal"), bools(3, 4), bools(3, 4));
+      same(19, node("Reshape", integer("allowzero", 1)), floats(0, 3), longs(3, 0));
+      same(21, node("Reshape"), floats(2, 6), longs(0, 3, -1));
+      same(21, node("Shape", integer("start", 1), integer("end", -1)), floats(2, 3, 4, 5));
+      same(21, node("Size"), floats(2, 3));
+      same(21, node("Transpose", integers("perm", 1, 0)), floats(2, 3));
+      same(21, node("Flatten", integer("axis", -1)), floats(2, 3, 4));
+      same(21, node("Squeeze"), floats(2, 1, 4), longs(1));
+      same(21, node("Unsqueeze"), floats(2, 4), longs(0, -1));
+      same(21, node("Identity"), floats(2, 4));
+      Tensor scale = AbstractTensor.create(0.1f);
+      same(
+          19,
+          node("QuantizeLinear"),
+          floats(3, 4),
+          scale.reshape(new long[0]),
+          torch.zeros(new long[0], new TensorOptions(ScalarType.Char)));
+      same(
+          21,
+          node("QuantizeLinear", integer("output_dtype", 3)),
+          floats(3, 4),
+          scale.reshape(new long[0]));
+      same(
+          21,
+          node("QuantizeLinear", integer("axis", 0)),
+          floats(3, 4),
+          torch.rand(3).add(new Scalar(0.1)),
+          ints(1, 0, -3).to(ScalarType.Short));
+      same(
+          21,
+          node("DequantizeLinear", integer("axis", 1)),
+          ints(1, -200, 300, 4, 5, 6).to(ScalarType.Short).reshape(2, 3),
+          torch.rand(3).add(new Scalar(0.1)),
+          ints(1, 0, -3).to(ScalarType.Short));
+      same(
+          17,
+          node("LayerNormalization", integer("axis", 1)),
+          floats(2, 3, 4),
+          floats(3, 4),
+          floats(3, 4));
+    }
+    assertEquals(List.of(), PROBLEMS);
+  }
+
+  @Test
+  void whatIsNotSupportedIsRefusedByName() {
+    try (PointerScope scope = new PointerScope()) {
+      refused("NonMaxSuppression, Unknown", two("Unknown", "NonMaxSuppression", 17));
+      refused("Slice of operator set 9", model(9, node("Slice"), 1, floats(2)));
+      refused("operator set 23", model(23, node("Relu"), 1, floats(2)));
+      refused(
+          "antialias = 1",
+          model(18, node("Resize", integer("antialias", 1)), 1, floats(2), null, floats(1)));
+      refused(
+          "the attribute alpha", model(17, node("Relu", real("alpha", 1)), 1, floats(2)));
+      refused(
+          "the attribute broadcast", model(7, node("Add", integer("broadcast", 1)), 1, floats(2), floats(2)));
+      refused("mode = 'other'", model(17, node("Pad", text("mode", "other")), 1, floats(2), longs(1, 1)));
+      refused("activation Softsign", model(14, node("RNN", AttributeProto.newBuilder()
+          .setName("activations").setType(AttributeProto.AttributeType.STRINGS)
+          .addStrings(ByteString.copyFromUtf8("Softsign")).build()), 1, floats(2, 1, 3), floats(1, 4, 3), floats(1, 4, 4)));
+      refused(
+          "com.microsoft.Attention", model(17, node("Attention").setDomain("com.microsoft"), 1, floats(2)));
+    }
+  }
+
+  private static OnnxModel two(String first, String second, int opset) {
+    OnnxModel m = model(opset, node(first), 1, floats(2));
+    List<NodeProto> nodes = new ArrayList<>(m.nodes());
+    nodes.add(node(second).addInput("o0").addOutput("p").build());
+    m.setNodes(nodes);
+    return m;
+  }
+
+  private static void refused(String part, OnnxModel model) {
+    String message =
+        assertThrows(
+                InputException.class, () -> new Program(model, Map.of(), TorchDevice.CPU).close())
+            .getMessage();
+    assertTrue(message.contains(part), message);
+  }
+
+  @Test
+  void aFailureNamesTheNodeAndItsInputs() {
+    try (PointerScope scope = new PointerScope();
+        Program program =
+            new Program(
+                model(17, node("MatMul").setName("/a/MatMul"), 1, floats(2, 3), floats(2, 3)),
+                Map.of(),
+                TorchDevice.CPU)) {
+      String message =
+          assertThrows(
+                  InputException.class,
+                  () -> program.run(Map.of("i0", floats(2, 3), "i1", floats(2, 3)), false))
+              .getMessage();
+      assertTrue(message.contains("/a/MatMul"), message);
+      assertTrue(message.contains("(Float[2, 3], Float[2, 3])"), message);
+      assertTrue(!message.contains("\n"), message);
+    }
+  }
+}
