@@ -1,21 +1,74 @@
 package org.espalier.torch;
 
+import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.pytorch.Device;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch_cuda;
 
-/** Where a model's tensors are. */
+/**
+ * Where a model's tensors are; the only class that knows of libtorch on GPUs. Those need the build
+ * with {@code -Pgpu}, whose class path has the GPU's libtorch in place of the CPU's. This class was
+ * compiled against it but has not run on a GPU yet.
+ */
 public final class TorchDevice {
   /** Host memory. */
-  public static final TorchDevice CPU = new TorchDevice();
+  public static final TorchDevice CPU = new TorchDevice(-1);
 
-  private TorchDevice() {}
+  private final int index;
+
+  private TorchDevice(int index) {
+    this.index = index;
+  }
+
+  /**
+   * A GPU.
+   *
+   * @throws UnsupportedOperationException where this libtorch sees no such GPU
+   */
+  public static TorchDevice cuda(int index) {
+    Libtorch.load();
+    if (!torch.cuda_is_available()) {
+      throw new UnsupportedOperationException(
+          "libtorch sees no GPU; it takes a driver of CUDA 13 (580 or newer) and a build with -Pgpu");
+    }
+    int count = torch.cuda_device_count();
+    if (index < 0 || index >= count) {
+      throw new UnsupportedOperationException(
+          "there is no GPU " + index + "; libtorch sees " + count + ", numbered from 0");
+    }
+    return new TorchDevice(index);
+  }
+
+  /** The first GPU where libtorch sees one, host memory otherwise. */
+  public static TorchDevice best() {
+    Libtorch.load();
+    return torch.cuda_is_available() ? cuda(0) : CPU;
+  }
+
+  public boolean isCuda() {
+    return index >= 0;
+  }
 
   /** The tensor on this device; itself where it is there already. */
   public Tensor place(Tensor tensor) {
+    if (isCuda() != tensor.is_cuda() || isCuda() && tensor.get_device() != index) {
+      Device device = isCuda() ? new Device("cuda:" + index) : new Device("cpu");
+      return tensor.to(device, tensor.scalar_type());
+    }
     return tensor;
+  }
+
+  /**
+   * The stream that libtorch enqueues this thread's work on, for kernels that must run in order with
+   * it; null on the CPU.
+   */
+  public Pointer currentStream() {
+    return isCuda() ? torch_cuda.getCurrentCUDAStream((byte) index).stream() : null;
   }
 
   @Override
   public String toString() {
-    return "cpu";
+    return isCuda() ? "cuda:" + index : "cpu";
   }
 }
