@@ -52,7 +52,7 @@ public final class TorchDevice {
 
   /** The tensor on this device; itself where it is there already. */
   public Tensor place(Tensor tensor) {
-    if (isCuda() != tensor.is_cuda() || isCuda() && tensor.get_device() != index) {
+    if (isCuda() != tensor.is_cuda() || isCuda() && tensor.device().index() != index) {
       Device device = isCuda() ? new Device("cuda:" + index) : new Device("cpu");
       return tensor.to(device, tensor.scalar_type());
     }
