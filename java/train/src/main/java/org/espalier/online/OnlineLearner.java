@@ -14,6 +14,7 @@ import java.nio.FloatBuffer;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
+import java.util.EnumMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -43,6 +44,9 @@ public final class OnlineLearner implements AutoCloseable {
   /** The weight of the past in the means that the guard compares with. */
   private static final double MEMORY = 0.98;
 
+  /** So many events of a kind are warnings; later ones are where their number is a power of two. */
+  private static final int LOGGED = 10;
+
   private final Learnable model;
   private final OnlineSettings settings;
   private final WeightState state;
@@ -54,6 +58,7 @@ public final class OnlineLearner implements AutoCloseable {
   private final WeightState.Checkpoint beginning;
   private final CounterRandom noise;
   private final List<Consumer<Event>> listeners = new ArrayList<>();
+  private final Map<Event.Kind, Long> fired = new EnumMap<>(Event.Kind.class);
   private final float[] outputs;
   private final float[] gradient;
   private final float[] taught;
@@ -145,7 +150,10 @@ public final class OnlineLearner implements AutoCloseable {
     quarantine = file;
   }
 
-  /** Is told of every event, in the learning thread; events are logged too. */
+  /**
+   * Is told of every event, in the learning thread. Events are logged too: as warnings, and as debug
+   * messages when there are many of a kind.
+   */
   public synchronized void onEvent(Consumer<Event> listener) {
     listeners.add(listener);
   }
@@ -618,7 +626,13 @@ public final class OnlineLearner implements AutoCloseable {
   private void fire(Event.Kind kind, String evidence, List<Example> suspects) {
     removed += suspects.size();
     Event event = new Event(kind, steps, seen, version, evidence);
-    LOG.warn("{} at step {}, example {}: {}", kind, steps, seen, evidence);
+    long count = fired.merge(kind, 1L, Long::sum);
+    // A flood would hide the rest of a log.
+    if (count <= LOGGED || Long.bitCount(count) == 1) {
+      LOG.warn("{} {} at step {}, example {}: {}", kind, count, steps, seen, evidence);
+    } else {
+      LOG.debug("{} {} at step {}, example {}: {}", kind, count, steps, seen, evidence);
+    }
     listeners.forEach(listener -> listener.accept(event));
     if (quarantine != null) {
       boolean written = true;

