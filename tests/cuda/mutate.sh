@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Deletes each barrier and fence of the CUDA sources in turn and says which tests notice: mutate.sh [BUILD_DIR] [SOURCE...]
+#
+# By hand, after changing a kernel: a deletion that nothing notices is either redundant or untested. BUILD_DIR is a configured
+# build with the emulated tests; the sources are changed in a copy of the tree.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+build=${1:-$root/tests/target/mutate}
+shift || true
+copy=$build/tree
+mkdir -p "$copy"
+for part in native cuda cmake tests; do
+  mkdir -p "$copy/$part"
+  rsync -a --delete --exclude target "$root/$part/" "$copy/$part/" 2>/dev/null || cp -r "$root/$part/." "$copy/$part/"
+done
+generator=()
+if command -v ninja >/dev/null; then generator=(-G Ninja); fi
+[[ -f $build/cmake/CMakeCache.txt ]] ||
+  cmake -S "$copy/native" -B "$build/cmake" "${generator[@]}" -DESP_CUDA=OFF -DESP_EMULATE="plain;tsan" >/dev/null
+
+operations=$(sed -n '/set(ESP_CUDA_OPERATIONS/,/)/p' "$root/cmake/Operations.cmake" | grep -oE '^ +[a-z_]+' | tr -d ' ')
+sources=("$@")
+((${#sources[@]})) || sources=(cuda/common/kernel.cuh cuda/kernels/*.cu)
+export ESPALIER_THREADS=1 TSAN_OPTIONS="exitcode=66 halt_on_error=1"
+
+# The tests that a source concerns.
+tests_of() {
+  local name
+  name=$(basename "$1" .cu)
+  if [[ $1 == *.cu ]]; then echo "${name}_test"; else for o in $operations; do echo "${o}_test"; done; fi
+}
+
+cd "$root"
+for source in "${sources[@]}"; do
+  for line in $(grep -nE '__(syncthreads|syncwarp|threadfence)\(' "$source" | grep -vE '^[0-9]+: *//' | cut -d: -f1); do
+    cp "$root/$source" "$copy/$source"
+    sed -i -E "${line}s/__(syncthreads|syncwarp|threadfence)\([^)]*\)/static_cast<void>(0)/" "$copy/$source"
+    targets=()
+    for t in $(tests_of "$source"); do targets+=("${t}_plain" "${t}_tsan"); done
+    noticed=
+    if ! cmake --build "$build/cmake" --target "${targets[@]}" >"$build/log" 2>&1; then
+      noticed=" does-not-compile"
+    else
+      for t in $(tests_of "$source"); do
+        timeout 120 "$build/cmake/tests/cuda/${t}_plain" --seeds 10 >"$build/log" 2>&1 || noticed+=" ${t}_plain"
+        timeout 120 "$build/cmake/tests/cuda/${t}_tsan" --seeds 2 --small >"$build/log" 2>&1 || noticed+=" ${t}_tsan"
+        [[ $source == *.cu || -z $noticed ]] || break # one is enough
+      done
+    fi
+    printf '%-40s %s\n    %s\n' "$source:$line" "${noticed:- NOTHING NOTICES}" "$(sed -n "${line}p" "$root/$source" | sed 's/^ *//')"
+  done
+  cp "$root/$source" "$copy/$source"
+done
