@@ -14,6 +14,7 @@ import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
+import org.espalier.torch.Libtorch;
 import org.espalier.train.NonFiniteLossException;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -69,7 +70,9 @@ final class Compress implements Callable<Integer> {
   @Option(
       names = "--threads",
       paramLabel = "N",
-      description = "Threads of one kernel call. Default: all processors.")
+      description =
+          "Threads that training uses; fewer than processors where others compute too. Results are the"
+              + " same bytes only with the same number. Default: all processors.")
   private Integer threads;
 
   @Override
@@ -79,6 +82,7 @@ final class Compress implements Callable<Integer> {
     Path path = ModelSource.path(file);
     Path folder = ModelSource.path(output);
     Recipe recipe = Recipe.read(path, set);
+    Libtorch.useThreads(Machine.threads());
     RecipeRun.Outcome outcome;
     try (CommandHost host = new CommandHost(recipe, path, common::note);
         Interrupts interrupts =

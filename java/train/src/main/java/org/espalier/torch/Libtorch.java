@@ -23,6 +23,21 @@ public final class Libtorch {
     Loaded.touch();
   }
 
+  /**
+   * Sets how many threads an operation of libtorch uses. Its own default is all processors of the machine,
+   * whatever share of them a container may use, and threads that wait for each other on too few
+   * processors are many times slower than one.
+   *
+   * @param threads at least 1
+   */
+  public static void useThreads(int threads) {
+    if (threads < 1) {
+      throw new IllegalArgumentException(threads + " threads; 1 or more");
+    }
+    load();
+    torch.set_num_threads(threads);
+  }
+
   private static final class Loaded {
     static {
       String cpu = "/org/bytedeco/pytorch/" + Loader.getPlatform() + "/";

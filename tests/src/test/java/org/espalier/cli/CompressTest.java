@@ -1,0 +1,391 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsFile;
+import org.espalier.format.safetensors.SafetensorsWriter;
+import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.format.safetensors.TensorSpec;
+import org.espalier.recipe.Recipe;
+import org.espalier.recipe.RecipeRun;
+import org.espalier.recipe.RunHost;
+import org.espalier.train.Examples;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Whole runs of a classifier of 76 weights; a run takes a fraction of a second. */
+class CompressTest {
+  private static final String RECIPE =
+      """
+      seed: 3
+      model:
+        file: mlp.onnx
+      data:
+        examples: examples.safetensors
+        validation: 32
+        evaluation: 64
+        calibration: 32
+      stages:
+        - kind: prune
+          sparsity: 0.25
+          schedule: cubic
+          steps: 12
+          batch: 16
+          learning-rate: 1e-3
+          validate-every: 4
+        - kind: quantize
+          steps: 12
+          batch: 16
+          learning-rate: 1e-3
+          validate-every: 4
+        - kind: distil
+          steps: 6
+          batch: 16
+          learning-rate: 1e-4
+      export:
+        formats: [onnx, onnx-float, safetensors]
+      checkpoint:
+        every-seconds: 0
+      """;
+
+  @TempDir Path folder;
+  private Path recipe;
+
+  @BeforeEach
+  void makeInputs() throws IOException {
+    Files.write(folder.resolve("mlp.onnx"), SmallModels.mlp().toByteArray());
+    recipe = Files.writeString(folder.resolve("recipe.yaml"), RECIPE);
+    examples(256, 8, 4);
+  }
+
+  private void examples(int n, int width, int classes) {
+    Random random = new Random(5);
+    ByteBuffer inputs = ByteBuffer.allocate(4 * n * width).order(ByteOrder.LITTLE_ENDIAN);
+    ByteBuffer labels = ByteBuffer.allocate(8 * n).order(ByteOrder.LITTLE_ENDIAN);
+    for (int i = 0; i < n; i++) {
+      for (int j = 0; j < width; j++) {
+        inputs.putFloat((float) random.nextGaussian());
+      }
+      labels.putLong(random.nextInt(classes));
+    }
+    List<TensorSpec> specs =
+        List.of(
+            new TensorSpec("inputs", SafetensorsDtype.F32, List.of((long) n, (long) width)),
+            new TensorSpec("labels", SafetensorsDtype.I64, List.of((long) n)));
+    try (AtomicFile file = AtomicFile.create(folder.resolve("examples.safetensors"))) {
+      SafetensorsWriter writer = new SafetensorsWriter(file, specs, Map.of());
+      writer.append("inputs", inputs.flip());
+      writer.append("labels", labels.flip());
+      writer.finish();
+      file.commit();
+    }
+  }
+
+  private static void assertSameModels(Path one, Path other) throws IOException {
+    for (String name : List.of("model-int8.onnx", "model-float.onnx", "model.safetensors")) {
+      assertArrayEquals(
+          Files.readAllBytes(one.resolve(name)), Files.readAllBytes(other.resolve(name)), name);
+    }
+  }
+
+  @Test
+  void aRunWritesModelAndReportAndTwoRunsTheSameBytes() throws IOException {
+    Path one = folder.resolve("one");
+    JsonNode report = Run.of("compress", recipe, "-o", one, "--json").json();
+    assertEquals(report, new ObjectMapper().readTree(one.resolve("report.json").toFile()));
+    assertFalse(Files.exists(one.resolve("run")));
+    assertEquals(3, report.path("stages").size());
+    assertEquals(12, report.at("/stages/0/curve/loss").size());
+    assertTrue(report.at("/stages/1/fidelity_untrained/cosine_mean").asDouble() > 0.9);
+    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.9);
+    assertEquals(2, report.path("layers").size());
+    int zeros = 0;
+    try (SafetensorsFile file = SafetensorsFile.open(one.resolve("model.safetensors"))) {
+      for (TensorInfo tensor : file.tensors()) {
+        if (tensor.rank() == 2) {
+          ByteBuffer bytes =
+              ByteBuffer.allocateDirect((int) tensor.bytes()).order(ByteOrder.LITTLE_ENDIAN);
+          file.read(tensor, 0, bytes);
+          for (bytes.flip(); bytes.hasRemaining(); ) {
+            zeros += bytes.getFloat() == 0 ? 1 : 0;
+          }
+        }
+      }
+    }
+    assertTrue(zeros >= 18, zeros + " zeros; a quarter of 72 weights are pruned");
+    String page = Files.readString(one.resolve("report.html"));
+    assertTrue(page.startsWith("<!doctype html>") && page.contains("<svg"));
+    assertFalse(page.matches("(?s).*(src|href)=.*"), "it refers to something outside");
+
+    Path two = folder.resolve("two");
+    Run again = Run.of("compress", recipe, "-o", two).done();
+    assertTrue(again.out().contains("model-int8.onnx"));
+    assertSameModels(one, two);
+    // What is complete stays as it is.
+    assertTrue(Run.of("compress", recipe, "-o", two, "--resume").done().err().contains("already"));
+    Run.refused(folder, new String[] {"not empty"}, "compress", recipe, "-o", two);
+    Path three = folder.resolve("three");
+    Run.of("compress", recipe, "-o", three, "--set", "seed=4").done();
+    assertThrows(AssertionError.class, () -> assertSameModels(one, three));
+  }
+
+  /** Asks for a stop after so many calls for progress. */
+  private record Impatient(CommandHost host, int[] left) implements RunHost {
+    @Override
+    public Path file(String reference) {
+      return host.file(reference);
+    }
+
+    @Override
+    public List<String> wordNet(String reference, int count) {
+      return host.wordNet(reference, count);
+    }
+
+    @Override
+    public List<long[]> tokens(List<String> texts) {
+      return host.tokens(texts);
+    }
+
+    @Override
+    public ActivationSource calibration(List<String> texts) {
+      return host.calibration(texts);
+    }
+
+    @Override
+    public ActivationSource calibration(Examples.Labelled examples) {
+      return host.calibration(examples);
+    }
+
+    @Override
+    public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
+      return host.compare(reference, candidate, texts);
+    }
+
+    @Override
+    public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
+      return host.compare(reference, candidate, examples);
+    }
+
+    @Override
+    public Map<String, Object> machine() {
+      return host.machine();
+    }
+
+    @Override
+    public void note(String text) {}
+
+    @Override
+    public void progress(String text, long done, long total) {}
+
+    @Override
+    public boolean stopRequested() {
+      return --left[0] <= 0;
+    }
+  }
+
+  @Test
+  void stoppedAndResumedItEndsWithTheSameBits() throws IOException {
+    Path whole = folder.resolve("whole");
+    Run.of("compress", recipe, "-o", whole).done();
+    Path pieces = folder.resolve("pieces");
+    Recipe parsed = Recipe.read(recipe, List.of());
+    int stops = 0;
+    RecipeRun.Outcome outcome = RecipeRun.Outcome.STOPPED;
+    while (outcome == RecipeRun.Outcome.STOPPED) {
+      try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
+        RunHost impatient = new Impatient(host, new int[] {9 + stops});
+        outcome = new RecipeRun(parsed, pieces, impatient).run(stops > 0);
+      }
+      if (outcome == RecipeRun.Outcome.STOPPED) {
+        assertTrue(++stops < 20, "it does not get on");
+        assertTrue(Files.exists(pieces.resolve("run").resolve("checkpoint")));
+      }
+    }
+    assertTrue(stops >= 3, "only " + stops + " stops");
+    assertSameModels(whole, pieces);
+    ObjectMapper json = new ObjectMapper();
+    JsonNode a = json.readTree(whole.resolve("report.json").toFile());
+    JsonNode b = json.readTree(pieces.resolve("report.json").toFile());
+    for (int i = 0; i < 3; i++) {
+      assertEquals(a.path("stages").get(i).path("curve"), b.path("stages").get(i).path("curve"));
+      assertEquals(a.path("stages").get(i).path("after"), b.path("stages").get(i).path("after"));
+    }
+    assertEquals(a.path("layers"), b.path("layers"));
+  }
+
+  @Test
+  void aCheckpointIsCheckedBeforeItIsUsed() throws IOException {
+    Path out = folder.resolve("out");
+    Recipe parsed = Recipe.read(recipe, List.of());
+    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
+      new RecipeRun(parsed, out, new Impatient(host, new int[] {9})).run(false);
+    }
+    Path checkpoint = out.resolve("run").resolve("checkpoint");
+    byte[] good = Files.readAllBytes(checkpoint);
+    Run.refused(folder, new String[] {"--resume"}, "compress", recipe, "-o", out);
+    Run.refused(
+        folder, new String[] {"another run"}, "compress", recipe, "-o", out, "--resume", "--set", "seed=9");
+    for (int at : new int[] {0, 20, 44, good.length / 2, good.length - 1}) {
+      byte[] bad = good.clone();
+      bad[at] ^= 0x10;
+      Files.write(checkpoint, bad);
+      Run.refused(folder, new String[] {"checkpoint", "damaged"}, "compress", recipe, "-o", out, "--resume");
+    }
+    for (int length : new int[] {0, 10, 75, good.length - 1}) {
+      Files.write(checkpoint, java.util.Arrays.copyOf(good, length));
+      Run.refused(folder, new String[] {"checkpoint", "damaged"}, "compress", recipe, "-o", out, "--resume");
+    }
+    Files.write(checkpoint, good);
+    Run.of("compress", recipe, "-o", out, "--resume").done();
+  }
+
+  @Test
+  void badInputIsRefusedBeforeAnythingIsWritten() throws IOException {
+    Path out = folder.resolve("out");
+    Files.writeString(folder.resolve("none.txt"), "\n \n");
+    Object[][] cases = {
+      {new String[] {"--set prune.sparsty=1", "'sparsty'", "'sparsity'"}, "prune.sparsty=1"},
+      {new String[] {"there is no file", "none.onnx"}, "model.file=none.onnx"},
+      {new String[] {"recipes compress ONNX models"}, "model.file=examples.safetensors"},
+      {new String[] {"none.safetensors"}, "data.examples=none.safetensors"},
+      {new String[] {"mlp.onnx", "safetensors"}, "data.examples=mlp.onnx"},
+      {new String[] {"256", "held out"}, "data.evaluation=300"},
+      {new String[] {"256", "training"}, "data.train=200"},
+    };
+    for (Object[] c : cases) {
+      Run.refused(folder, (String[]) c[0], "compress", recipe, "-o", out, "--set", c[1]);
+    }
+    Run.refused(
+        folder, new String[] {"does not exist"}, "compress", recipe, "-o", folder.resolve("a/b"));
+    Run.refused(
+        folder, new String[] {"not a folder"}, "compress", recipe, "-o", recipe);
+    Path texts = folder.resolve("texts.yaml");
+    Files.writeString(
+        texts, "model: {file: mlp.onnx}\ndata: {texts: none.txt}\nstages: [{kind: quantize}]\n");
+    Run.refused(folder, new String[] {"texts.yaml:2", "no text"}, "compress", texts, "-o", out);
+  }
+
+  @Test
+  void checkSaysWhatARunWouldDo() throws IOException {
+    JsonNode found = Run.of("recipe", "check", recipe, "--json").json();
+    assertEquals(30, found.path("steps").asInt());
+    assertEquals(160, found.path("training_examples").asInt());
+    Path bad = Files.writeString(folder.resolve("bad.yaml"), RECIPE.replace("seed: 3", "seed: x"));
+    Run.refused(folder, new String[] {"bad.yaml:1", "seed"}, "recipe", "check", bad);
+    Path made = folder.resolve("made.yaml");
+    Run.of("recipe", "init", "-o", made).done();
+    Run.of("recipe", "check", "--keys-only", made).done();
+    Run.refused(folder, new String[] {"exists"}, "recipe", "init", "-o", made);
+    assertTrue(Run.of("recipe", "schema").done().out().contains("learning-rate"));
+    assertTrue(Run.of("recipe", "schema", "--json").json().path("properties").has("stages"));
+  }
+
+  @Test
+  void aLossThatIsNotFiniteEndsTheRunAndKeepsTheCheckpoint() throws IOException {
+    Path out = folder.resolve("out");
+    Run run =
+        Run.of(
+            "compress", recipe, "-o", out, "--set", "distil.optimizer=sgd", "--set", "distil.learning-rate=100",
+            "--set", "distil.steps=400", "--set", "distil.momentum=0.99", "--set", "distil.loss.bound=1000");
+    assertEquals(1, run.code(), run.err());
+    assertTrue(run.err().contains("distil") && run.err().contains("step"), run.err());
+    assertTrue(run.err().contains("checkpoint"), run.err());
+    assertFalse(run.err().contains("\tat "), run.err());
+    assertTrue(Files.size(out.resolve("run").resolve("checkpoint")) > 0);
+    assertFalse(Files.exists(out.resolve("model-int8.onnx")));
+  }
+
+  private Process start(Path out, String prefix, String... args) throws IOException {
+    String line =
+        prefix + "exec '" + Path.of(System.getProperty("java.home"), "bin", "java")
+            + "' -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 -cp \"$CP\""
+            + " org.espalier.cli.Espalier compress '" + recipe + "' -o '" + out + "' "
+            + String.join(" ", args);
+    ProcessBuilder builder =
+        new ProcessBuilder("env", "--default-signal=INT", "bash", "-c", line)
+            .redirectOutput(folder.resolve("stdout").toFile())
+            .redirectError(folder.resolve("stderr").toFile());
+    builder.environment().put("CP", System.getProperty("java.class.path"));
+    return builder.start();
+  }
+
+  private void waitFor(Path path, Process process) throws IOException, InterruptedException {
+    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
+    while (!Files.exists(path) && process.isAlive() && System.nanoTime() < deadline) {
+      Thread.sleep(10);
+    }
+    assertTrue(Files.exists(path), Files.readString(folder.resolve("stderr")));
+  }
+
+  @Test
+  void killedItLosesNoCheckpointAndCtrlCStopsAtOne() throws Exception {
+    String longer = "--set distil.steps=300";
+    Path out = folder.resolve("out");
+    Path checkpoint = out.resolve("run").resolve("checkpoint");
+    Process killed = start(out, "", longer);
+    waitFor(checkpoint, killed);
+    killed.destroyForcibly().waitFor();
+    assertTrue(Files.size(checkpoint) > 0);
+    Process stopped = start(out, "", longer, "--resume");
+    Thread.sleep(50);
+    while (!Files.readString(folder.resolve("stderr")).contains("going on") && stopped.isAlive()) {
+      Thread.sleep(10);
+    }
+    new ProcessBuilder("kill", "-INT", Long.toString(stopped.pid())).start().waitFor();
+    assertTrue(stopped.waitFor(60, TimeUnit.SECONDS), "it hangs");
+    String err = Files.readString(folder.resolve("stderr"));
+    assertEquals(130, stopped.exitValue(), err);
+    assertTrue(err.contains("--resume goes on"), err);
+    String[] set = {"--set", "distil.steps=300"};
+    Run.of("compress", recipe, "-o", out, "--resume", set[0], set[1]).done();
+    Path whole = folder.resolve("whole");
+    Run.of("compress", recipe, "-o", whole, set[0], set[1]).done();
+    assertSameModels(whole, out);
+  }
+
+  /** A limit on the size of files stands for a full disk: the same call fails in the same way. */
+  @Test
+  void aFullDiskEndsTheRunAndKeepsTheCheckpoint() throws Exception {
+    Path out = folder.resolve("out");
+    Recipe parsed = Recipe.read(recipe, List.of());
+    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
+      new RecipeRun(parsed, out, new Impatient(host, new int[] {9})).run(false);
+    }
+    Path checkpoint = out.resolve("run").resolve("checkpoint");
+    byte[] good = Files.readAllBytes(checkpoint);
+    Process process = start(out, "trap '' XFSZ; ulimit -f 1; ", "--resume");
+    assertTrue(process.waitFor(60, TimeUnit.SECONDS), "it hangs");
+    String err = Files.readString(folder.resolve("stderr"));
+    assertEquals(2, process.exitValue(), err);
+    assertTrue(err.contains("cannot write") && err.contains("checkpoint"), err);
+    assertArrayEquals(good, Files.readAllBytes(checkpoint));
+    try (Stream<Path> files = Files.list(out.resolve("run"))) {
+      List<String> left = new ArrayList<>();
+      files.forEach(f -> left.add(f.getFileName().toString()));
+      assertTrue(left.stream().noneMatch(f -> f.endsWith(".tmp")), left.toString());
+    }
+    Run.of("compress", recipe, "-o", out, "--resume").done();
+  }
+}
