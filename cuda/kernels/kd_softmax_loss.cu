@@ -291,13 +291,12 @@ __device__ __forceinline__ void measure(const KdCall& call, const KdPowers& powe
     s_min = least(s_min, __shfl_xor_sync(esp::all_lanes, s_min, apart));
     t_max = most(t_max, __shfl_xor_sync(esp::all_lanes, t_max, apart));
   }
-  __syncthreads();  // the segment before has been used
   if (esp::lane_index() == 0) {
     segment.ranges[0][esp::warp_index()] = s_max;
     segment.ranges[1][esp::warp_index()] = s_min;
     segment.ranges[2][esp::warp_index()] = t_max;
   }
-  __syncthreads();
+  __syncthreads();  // and the segment before has been used
 #pragma unroll
   for (int warp = 0; warp < threads / 32; warp++) {
     s_max = most(s_max, segment.ranges[0][warp]);
@@ -409,7 +408,6 @@ __device__ __forceinline__ void settle(const KdCall& call, const KdPowers& power
   if (s_finite && t_finite && (s_far || t_far || apart)) {
     base = {s_far ? s_max : 0.0f, t_far ? t_max : 0.0f, true};
     for (int64_t k = 0; k < call.segments; k++) measure(call, powers, row, k, base, segment, sums + k);
-    __syncthreads();
   }
   if (thread != 0) return;
   double s_exponent = sums[0].student_exponent, t_exponent = sums[0].teacher_exponent,

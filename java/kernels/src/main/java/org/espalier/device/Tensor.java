@@ -95,8 +95,35 @@ public class Tensor {
     return new Tensor(at(address, needed), null, dtype, shape);
   }
 
-  /** The memory as a pointer whose limit is its size in bytes. */
+  /**
+   * The memory as a pointer whose limit is its size in bytes.
+   *
+   * @throws UnsupportedOperationException where it is a CUDA device's: whoever asks reads it from here
+   */
   public Pointer pointer() {
+    return pointer;
+  }
+
+  /** Where the memory is. */
+  public Device device() {
+    return Device.cpu();
+  }
+
+  /**
+   * The memory as a pointer that is valid on a device.
+   *
+   * @throws IllegalArgumentException where the memory is elsewhere
+   */
+  public final Pointer pointerOn(Device wanted) {
+    if (!device().equals(wanted)) {
+      throw new IllegalArgumentException(
+          this + " is on " + device() + ", the others are on " + wanted);
+    }
+    return wanted.isCuda() ? addressed() : pointer();
+  }
+
+  /** The pointer, wherever it points. */
+  Pointer addressed() {
     return pointer;
   }
 
@@ -134,7 +161,7 @@ public class Tensor {
    *
    * @throws IndexOutOfBoundsException where the range leaves the tensor
    */
-  public final Tensor slice(long start, long count) {
+  public Tensor slice(long start, long count) {
     Objects.checkFromIndexSize(start, count, elements);
     long bytes = count * dtype.bytes();
     return new Tensor(

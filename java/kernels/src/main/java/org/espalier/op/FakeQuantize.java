@@ -8,13 +8,19 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
 import org.bytedeco.javacpp.Pointer;
+import org.espalier.InputException;
 import org.espalier.binding.Status;
+import org.espalier.binding.esp_cuda_quantize_result;
 import org.espalier.binding.esp_dequantized;
 import org.espalier.binding.esp_quantized;
 import org.espalier.binding.esp_quantizer;
 import org.espalier.binding.esp_scale_gradient;
 import org.espalier.binding.global.espalier;
+import org.espalier.binding.global.espalier_cuda;
+import org.espalier.device.CudaMemory;
+import org.espalier.device.CudaStream;
 import org.espalier.device.DType;
+import org.espalier.device.Device;
 import org.espalier.device.Tensor;
 
 /**
@@ -30,8 +36,11 @@ import org.espalier.device.Tensor;
  * pass gradient. Scales are given, or observed in the same call; a channel of zeros gets scale 1.
  *
  * <p>An instance is a set of options: immutable, thread safe, cheap. All results have the same bits
- * on every instruction set and for every number of threads. Bit fields hold one bit an element, least
- * significant first ({@link Bits}).
+ * on every instruction set, for every number of threads and on CUDA devices. Bit fields hold one bit an
+ * element, least significant first ({@link Bits}).
+ *
+ * <p>Runs where x is; all other memory of a job lies there too. The MSE observer and the gradients of
+ * scales run on the CPU only.
  */
 public final class FakeQuantize {
   /** How x becomes a place on the grid. */
@@ -368,11 +377,18 @@ public final class FakeQuantize {
   /** A list of tensors in native form. Not thread safe. */
   public static final class Batch implements AutoCloseable {
     private final List<Job> jobs; // keeps the memory reachable
+    private final boolean scalesGiven;
+    private final Device device;
     private final esp_quantizer quantizer;
     private final esp_quantized list;
+    private final DevicePlan plan; // null on the CPU, as are the next two
+    private final CudaMemory found;
+    private final esp_cuda_quantize_result results;
 
     private Batch(FakeQuantize options, List<Job> jobs) {
       this.jobs = List.copyOf(jobs);
+      this.scalesGiven = options.observer == Observer.GIVEN;
+      this.device = jobs.isEmpty() ? Device.cpu() : jobs.get(0).x().device();
       for (Job job : jobs) {
         options.check(job);
       }
@@ -382,8 +398,8 @@ public final class FakeQuantize {
         Job job = jobs.get(i);
         long[] split = options.split(job.x());
         list.getPointer(i)
-            .x(job.x().pointer())
-            .y(job.y() == null ? null : job.y().pointer())
+            .x(job.x().pointerOn(device))
+            .y(job.y() == null ? null : job.y().pointerOn(device))
             .q(job.quantized())
             .gate(job.gate())
             .scale(job.scale())
@@ -395,6 +411,20 @@ public final class FakeQuantize {
             .dtype(job.x().dtype().code())
             .y_dtype(job.y() == null ? job.x().dtype().code() : job.y().dtype().code());
       }
+      if (!device.isCuda()) {
+        plan = null;
+        found = null;
+        results = null;
+        return;
+      }
+      long count = jobs.size();
+      plan =
+          new DevicePlan(
+              device,
+              (plan, table) ->
+                  espalier_cuda.esp_cuda_fake_quantize_plan(quantizer, list, count, plan, table));
+      results = new esp_cuda_quantize_result(count);
+      found = CudaMemory.allocate(device, count * results.sizeof());
     }
 
     /**
@@ -405,6 +435,11 @@ public final class FakeQuantize {
      * @throws org.espalier.InputException as {@link FakeQuantize#run}, naming tensor and channel
      */
     public List<NonFinite> run() {
+      if (device.isCuda()) {
+        CudaStream stream = CudaStream.defaultOf(device);
+        queue(stream);
+        return result(stream);
+      }
       Status.check(espalier.esp_fake_quantize(quantizer, list, jobs.size()));
       List<NonFinite> found = new ArrayList<>(jobs.size());
       for (int i = 0; i < jobs.size(); i++) {
@@ -414,24 +449,99 @@ public final class FakeQuantize {
       return found;
     }
 
+    /**
+     * Queues the work on a stream, for jobs on its device, and returns.
+     *
+     * @throws IllegalArgumentException where the jobs are elsewhere
+     */
+    public void queue(CudaStream stream) {
+      DevicePlan.requireOn(device, stream);
+      device.makeCurrent();
+      Status.checkCuda(
+          espalier_cuda.esp_cuda_fake_quantize(
+              plan.plan(),
+              plan.table(),
+              plan.workspace(),
+              new esp_cuda_quantize_result(found.pointer()),
+              stream.handle()));
+    }
+
+    /**
+     * Waits for what was queued on a stream.
+     *
+     * @return what is not finite, for each tensor
+     * @throws IllegalArgumentException a given scale that cannot be used; outputs of its tensor are
+     *     unspecified then, unlike on the CPU
+     * @throws InputException values that give such a scale
+     */
+    public List<NonFinite> result(CudaStream stream) {
+      DevicePlan.requireOn(device, stream);
+      found.copyTo(results, found.bytes(), stream);
+      stream.synchronize();
+      List<NonFinite> all = new ArrayList<>(jobs.size());
+      for (int i = 0; i < jobs.size(); i++) {
+        esp_cuda_quantize_result result = results.getPointer(i);
+        if (result.bad_channel() >= 0) {
+          String where = "fake_quantize: tensor " + i + ", channel " + result.bad_channel() + ": ";
+          String needed = " a scale that is not positive and finite, or whose reciprocal is not";
+          if (scalesGiven) {
+            throw new IllegalArgumentException(where + "it has" + needed);
+          }
+          throw new InputException(where + "its values give" + needed);
+        }
+        all.add(new NonFinite(result.nan(), result.infinite()));
+      }
+      return all;
+    }
+
     @Override
     public void close() {
+      if (plan != null) {
+        plan.close();
+        found.close();
+        results.close();
+      }
       quantizer.close();
       list.close();
     }
   }
 
   /**
-   * The straight-through gradient: {@code gradX = gate ? gradY : 0}.
+   * The straight-through gradient: {@code gradX = gate ? gradY : 0}. On a CUDA device it is queued on the
+   * default stream.
    *
    * @param gradX of the type of gradY; gradY itself is allowed
    */
   public static void backward(Tensor gradY, BytePointer gate, Tensor gradX) {
     requireAlike("gradX", gradX, gradY);
     Bits.check("gate", Objects.requireNonNull(gate, "gate"), gradY.elements());
+    if (gradY.device().isCuda()) {
+      backward(gradY, gate, gradX, CudaStream.defaultOf(gradY.device()));
+      return;
+    }
     Status.check(
         espalier.esp_fake_quantize_backward(
             gradY.pointer(), gate, gradX.pointer(), gradY.elements(), gradY.dtype().code()));
+  }
+
+  /**
+   * Queues the straight-through gradient on a stream, for tensors and gate on its device.
+   *
+   * @throws IllegalArgumentException where they are elsewhere
+   */
+  public static void backward(Tensor gradY, BytePointer gate, Tensor gradX, CudaStream stream) {
+    requireAlike("gradX", gradX, gradY);
+    Bits.check("gate", Objects.requireNonNull(gate, "gate"), gradY.elements());
+    Device device = stream.device();
+    device.makeCurrent();
+    Status.checkCuda(
+        espalier_cuda.esp_cuda_fake_quantize_backward(
+            gradY.pointerOn(device),
+            gate,
+            gradX.pointerOn(device),
+            gradY.elements(),
+            gradY.dtype().code(),
+            stream.handle()));
   }
 
   /**
@@ -490,7 +600,7 @@ public final class FakeQuantize {
   }
 
   /**
-   * {@code y = s * (q - z)}.
+   * {@code y = s * (q - z)}. On a CUDA device it is queued on the default stream, and scales are not checked.
    *
    * @param quantized one byte an element of y, signed where the grid is
    * @param y written
@@ -507,7 +617,7 @@ public final class FakeQuantize {
     try (esp_dequantized tensor = new esp_dequantized()) {
       tensor
           .q(quantized)
-          .y(y.pointer())
+          .y(y.pointerOn(y.device()))
           .scale(scale)
           .zero_point(zeroPoint)
           .outer(split[0])
@@ -515,7 +625,12 @@ public final class FakeQuantize {
           .inner(split[2])
           .dtype(y.dtype().code())
           .is_signed(isSigned() ? 1 : 0);
-      Status.check(espalier.esp_dequantize(tensor));
+      if (y.device().isCuda()) {
+        y.device().makeCurrent();
+        Status.checkCuda(espalier_cuda.esp_cuda_dequantize(tensor, null));
+      } else {
+        Status.check(espalier.esp_dequantize(tensor));
+      }
     }
   }
 

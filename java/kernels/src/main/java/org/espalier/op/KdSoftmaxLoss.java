@@ -5,10 +5,15 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.DoublePointer;
 import org.bytedeco.javacpp.LongPointer;
 import org.espalier.binding.Status;
+import org.espalier.binding.esp_cuda_kd_softmax_loss_result;
 import org.espalier.binding.esp_kd_softmax_loss_arguments;
 import org.espalier.binding.esp_kd_softmax_loss_result;
 import org.espalier.binding.esp_logits;
 import org.espalier.binding.global.espalier;
+import org.espalier.binding.global.espalier_cuda;
+import org.espalier.device.CudaMemory;
+import org.espalier.device.CudaStream;
+import org.espalier.device.Device;
 import org.espalier.device.Tensor;
 
 /**
@@ -33,6 +38,9 @@ import org.espalier.device.Tensor;
  *
  * <p>The batch is kept in native form, so a loop over batches in the same memory builds this once.
  * Thread safe; the memory must stay alive until {@link #close}.
+ *
+ * <p>Runs where the student is; all else lies there too. On a CUDA device the gradient has the same
+ * bits, the parts of the loss are within 2⁻⁵³ · (N + 8) of the CPU's.
  */
 public final class KdSoftmaxLoss implements AutoCloseable {
   /**
@@ -134,12 +142,20 @@ public final class KdSoftmaxLoss implements AutoCloseable {
   public record Result(double loss, double ce, double kl, double bound) {}
 
   private final Batch batch; // keeps the memory reachable
+  private final Device device;
   private final esp_kd_softmax_loss_arguments arguments;
   private final esp_kd_softmax_loss_result result;
   private final DoubleBuffer parts;
+  private final CudaMemory workspace; // null on the CPU, as are the next two
+  private final CudaMemory found;
+  private final esp_cuda_kd_softmax_loss_result queued;
 
+  /**
+   * @throws IllegalArgumentException where the batch is not all on one device
+   */
   public KdSoftmaxLoss(Settings settings, Batch batch) {
     this.batch = batch;
+    this.device = batch.student().memory().device();
     arguments = new esp_kd_softmax_loss_arguments();
     arguments.rows(batch.student().rows()).classes(batch.student().columns());
     set(arguments.student(), batch.student());
@@ -148,7 +164,7 @@ public final class KdSoftmaxLoss implements AutoCloseable {
     arguments.labels(batch.labels()).row_mask(batch.rowMask());
     Logits gradient = batch.gradient();
     arguments
-        .gradient(gradient == null ? null : gradient.memory().pointer())
+        .gradient(gradient == null ? null : gradient.memory().pointerOn(device))
         .gradient_stride(gradient == null ? 0 : gradient.stride())
         .gradient_dtype(gradient == null ? 0 : gradient.memory().dtype().code())
         .ignore_index(settings.ignoreIndex())
@@ -158,10 +174,25 @@ public final class KdSoftmaxLoss implements AutoCloseable {
     result = new esp_kd_softmax_loss_result();
     // Its first four fields; reading a buffer costs no native call.
     parts = new DoublePointer(result).capacity(4).asBuffer();
+    if (!device.isCuda()) {
+      workspace = null;
+      found = null;
+      queued = null;
+      return;
+    }
+    try (LongPointer bytes = new LongPointer(1)) {
+      Status.checkCuda(espalier_cuda.esp_cuda_kd_softmax_loss_workspace(arguments, bytes));
+      workspace = CudaMemory.allocate(device, bytes.get());
+    }
+    queued = new esp_cuda_kd_softmax_loss_result();
+    found = CudaMemory.allocate(device, queued.sizeof());
+    CudaStream stream = CudaStream.defaultOf(device);
+    workspace.zero(stream);
+    stream.synchronize(); // other streams do not wait for the default one
   }
 
-  private static void set(esp_logits to, Logits logits) {
-    to.data(logits == null ? null : logits.memory().pointer())
+  private void set(esp_logits to, Logits logits) {
+    to.data(logits == null ? null : logits.memory().pointerOn(device))
         .stride(logits == null ? 0 : logits.stride())
         .dtype(logits == null ? 0 : logits.memory().dtype().code());
   }
@@ -173,11 +204,57 @@ public final class KdSoftmaxLoss implements AutoCloseable {
    *     with neither bound nor teacher; nothing is written then
    */
   public synchronized Result compute() {
+    if (device.isCuda()) {
+      CudaStream stream = CudaStream.defaultOf(device);
+      queue(stream);
+      return result(stream);
+    }
+    requireOpen();
+    Status.check(espalier.esp_kd_softmax_loss(arguments, result));
+    return new Result(parts.get(0), parts.get(1), parts.get(2), parts.get(3));
+  }
+
+  /**
+   * Queues the loss and the gradient on a stream, for a batch on its device, and returns.
+   *
+   * @throws IllegalArgumentException where the batch is elsewhere, or for a beta with neither bound nor
+   *     teacher
+   */
+  public synchronized void queue(CudaStream stream) {
+    requireOpen();
+    DevicePlan.requireOn(device, stream);
+    device.makeCurrent();
+    Status.checkCuda(
+        espalier_cuda.esp_cuda_kd_softmax_loss(
+            arguments,
+            workspace.pointer(),
+            new esp_cuda_kd_softmax_loss_result(found.pointer()),
+            stream.handle()));
+  }
+
+  /**
+   * Waits for what was queued on a stream.
+   *
+   * @throws IllegalArgumentException for a label outside its range; there is no gradient then
+   */
+  public synchronized Result result(CudaStream stream) {
+    requireOpen();
+    DevicePlan.requireOn(device, stream);
+    found.copyTo(queued, queued.sizeof(), stream);
+    stream.synchronize();
+    if (queued.bad_row() >= 0) {
+      throw new IllegalArgumentException(
+          "kd_softmax_loss: the label in row " + queued.bad_row() + " is outside [0, "
+              + batch.student().columns() + ") and not the ignore index");
+    }
+    esp_kd_softmax_loss_result values = queued.values();
+    return new Result(values.loss(), values.ce(), values.kl(), values.bound());
+  }
+
+  private void requireOpen() {
     if (arguments.isNull()) {
       throw new IllegalStateException("the loss is closed");
     }
-    Status.check(espalier.esp_kd_softmax_loss(arguments, result));
-    return new Result(parts.get(0), parts.get(1), parts.get(2), parts.get(3));
   }
 
   /** What the loss was built for. */
@@ -187,6 +264,11 @@ public final class KdSoftmaxLoss implements AutoCloseable {
 
   @Override
   public synchronized void close() {
+    if (workspace != null) {
+      workspace.close();
+      found.close();
+      queued.close();
+    }
     arguments.close();
     result.close();
   }

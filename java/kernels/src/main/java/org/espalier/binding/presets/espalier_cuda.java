@@ -11,7 +11,13 @@ import org.bytedeco.javacpp.tools.InfoMapper;
     value =
         @Platform(
             value = "linux-x86_64",
-            include = {"espalier/device.h"},
+            include = {
+              "espalier/device.h",
+              "espalier/cuda/plan.h",
+              "espalier/cuda/gradient_norm.h",
+              "espalier/cuda/fake_quantize.h",
+              "espalier/cuda/kd_softmax_loss.h",
+            },
             link = "espalier_cuda"),
     target = "org.espalier.binding",
     global = "org.espalier.binding.global.espalier_cuda")

@@ -1,0 +1,171 @@
+package org.espalier.device;
+
+import java.lang.ref.Cleaner;
+import java.util.concurrent.atomic.AtomicBoolean;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
+import org.bytedeco.javacpp.LongPointer;
+import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.javacpp.PointerPointer;
+import org.espalier.binding.Status;
+import org.espalier.binding.global.espalier_cuda;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Bytes of a CUDA device, or page-locked bytes of the host, aligned to 256. Close them when no queued
+ * work uses them; memory that is forgotten is reported when the garbage collector finds it, and freed
+ * then.
+ */
+public final class CudaMemory implements AutoCloseable {
+  private static final Cleaner CLEANER = Cleaner.create();
+
+  private final Device device;
+  private final Block block;
+  private final Cleaner.Cleanable cleanable;
+
+  private CudaMemory(Device device, Block block) {
+    this.device = device;
+    this.block = block;
+    this.cleanable = CLEANER.register(this, block);
+  }
+
+  /**
+   * Memory of a device. What it holds is not defined.
+   *
+   * @throws OutOfMemoryError where the device has no such memory
+   */
+  public static CudaMemory allocate(Device device, long bytes) {
+    CudaStream.requireCuda(device).makeCurrent();
+    try (PointerPointer<Pointer> result = new PointerPointer<>(1)) {
+      Status.checkCuda(espalier_cuda.esp_cuda_allocate(bytes, result));
+      return new CudaMemory(device, new Block(device, addressOf(result), bytes));
+    }
+  }
+
+  /**
+   * Page-locked memory of the host, from and to which copies run beside other work.
+   *
+   * @throws UnsupportedOperationException with the reason, where CUDA cannot be used
+   * @throws OutOfMemoryError where there is no such memory
+   */
+  public static CudaMemory pinned(long bytes) {
+    Cuda.requireAvailable();
+    try (PointerPointer<Pointer> result = new PointerPointer<>(1)) {
+      Status.checkCuda(espalier_cuda.esp_cuda_host_allocate(bytes, result));
+      return new CudaMemory(Device.cpu(), new Block(Device.cpu(), addressOf(result), bytes));
+    }
+  }
+
+  private static long addressOf(PointerPointer<Pointer> result) {
+    Pointer memory = result.get(0);
+    return memory == null ? 0 : memory.address();
+  }
+
+  /** Where the memory is; page-locked memory is the CPU's. */
+  public Device device() {
+    return device;
+  }
+
+  public long bytes() {
+    return block.bytes;
+  }
+
+  /**
+   * @throws IllegalStateException after close
+   */
+  public Pointer pointer() {
+    if (block.released.get()) {
+      throw new IllegalStateException("the memory is closed");
+    }
+    return Tensor.at(block.address, block.bytes);
+  }
+
+  /** The memory as operations take bytes and bit fields. */
+  public BytePointer asBytes() {
+    BytePointer bytes = new BytePointer(pointer());
+    bytes.position(0).capacity(block.bytes).limit(block.bytes);
+    return bytes;
+  }
+
+  public FloatPointer asFloats() {
+    FloatPointer floats = new FloatPointer(pointer());
+    floats.position(0).capacity(block.bytes / 4).limit(block.bytes / 4);
+    return floats;
+  }
+
+  public IntPointer asInts() {
+    IntPointer ints = new IntPointer(pointer());
+    ints.position(0).capacity(block.bytes / 4).limit(block.bytes / 4);
+    return ints;
+  }
+
+  public LongPointer asLongs() {
+    LongPointer longs = new LongPointer(pointer());
+    longs.position(0).capacity(block.bytes / 8).limit(block.bytes / 8);
+    return longs;
+  }
+
+  /** Queues a copy of the first {@code bytes} bytes from host memory or from this device. */
+  public void copyFrom(Pointer source, long bytes, CudaStream stream) {
+    copy(pointer(), source, bytes, stream);
+  }
+
+  /** Queues a copy of the first {@code bytes} bytes to host memory or to memory of this device. */
+  public void copyTo(Pointer destination, long bytes, CudaStream stream) {
+    copy(destination, pointer(), bytes, stream);
+  }
+
+  private void copy(Pointer destination, Pointer source, long bytes, CudaStream stream) {
+    if (bytes < 0 || bytes > block.bytes) {
+      throw new IllegalArgumentException(bytes + " bytes of memory of " + block.bytes);
+    }
+    stream.device().makeCurrent();
+    Status.checkCuda(espalier_cuda.esp_cuda_copy(destination, source, bytes, stream.handle()));
+  }
+
+  /** Queues filling with zeros; device memory only. */
+  public void zero(CudaStream stream) {
+    stream.device().makeCurrent();
+    Status.checkCuda(espalier_cuda.esp_cuda_fill_zero(pointer(), block.bytes, stream.handle()));
+  }
+
+  /** Frees the memory. Closing twice does nothing. */
+  @Override
+  public void close() {
+    block.closed = true;
+    cleanable.clean();
+  }
+
+  /** What the cleaner frees; it must not reach the memory's object. */
+  private static final class Block implements Runnable {
+    final Device device;
+    final long address;
+    final long bytes;
+    final AtomicBoolean released = new AtomicBoolean();
+    volatile boolean closed;
+
+    Block(Device device, long address, long bytes) {
+      this.device = device;
+      this.address = address;
+      this.bytes = bytes;
+    }
+
+    @Override
+    public void run() {
+      if (!released.compareAndSet(false, true)) {
+        return;
+      }
+      if (device.isCuda()) {
+        device.makeCurrent();
+        Status.checkCuda(espalier_cuda.esp_cuda_release(Tensor.at(address, bytes)));
+      } else {
+        Status.checkCuda(espalier_cuda.esp_cuda_host_release(Tensor.at(address, bytes)));
+      }
+      if (!closed) {
+        LoggerFactory.getLogger(CudaMemory.class)
+            .warn("{} bytes of CUDA memory were never closed; use try-with-resources", bytes);
+      }
+    }
+  }
+}

@@ -1,0 +1,268 @@
+package org.espalier.device;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertSame;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeFalse;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import java.util.List;
+import java.util.Random;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.LongPointer;
+import org.bytedeco.javacpp.Pointer;
+import org.espalier.InputException;
+import org.espalier.op.FakeQuantize;
+import org.espalier.op.GradientNorm;
+import org.espalier.op.KdSoftmaxLoss;
+import org.junit.jupiter.api.Test;
+
+/** Devices: the reasons where there is none; the same results as on the CPU where there is one. */
+class DeviceTest {
+  @Test
+  void bestIsCudaWhereItCanBe() {
+    assertEquals(Cuda.isAvailable() ? "cuda:0" : "cpu", Device.best().toString());
+    assertSame(Device.best(), Device.best());
+    assertFalse(Device.cpu().isCuda());
+    assertThrows(IllegalStateException.class, () -> Device.cpu().index());
+    Device.cpu().makeCurrent();
+  }
+
+  @Test
+  void cudaSaysWhyItIsAbsent() {
+    assumeFalse(Cuda.isAvailable());
+    String reason = Cuda.unavailabilityCause().getMessage();
+    assertTrue(
+        assertThrows(UnsupportedOperationException.class, () -> Device.cuda(0))
+            .getMessage()
+            .contains(reason));
+    assertTrue(
+        assertThrows(UnsupportedOperationException.class, () -> PinnedTensor.allocate(DType.F32, 4))
+            .getMessage()
+            .contains(reason));
+  }
+
+  @Test
+  void theCpuHasNoStreams() {
+    Device cpu = Device.cpu();
+    assertThrows(IllegalArgumentException.class, () -> CudaStream.create(cpu));
+    assertThrows(IllegalArgumentException.class, () -> CudaStream.defaultOf(cpu));
+    assertThrows(IllegalArgumentException.class, () -> CudaEvent.create(cpu));
+    assertThrows(IllegalArgumentException.class, () -> CudaMemory.allocate(cpu, 4));
+    assertThrows(IllegalArgumentException.class, () -> CudaTensor.allocate(cpu, DType.F32, 4));
+  }
+
+  @Test
+  void aTensorKnowsWhereItIs() {
+    try (OwnedTensor host = OwnedTensor.allocate(DType.F32, 4)) {
+      assertEquals(Device.cpu(), host.device());
+      assertEquals(host.address(), host.pointerOn(Device.cpu()).address());
+    }
+  }
+
+  // ---- from here on with a device
+
+  private static Device device() {
+    assumeTrue(Cuda.isAvailable(), "no CUDA device");
+    return Device.cuda(0);
+  }
+
+  private static FloatPointer floats(int n, long seed) {
+    Random random = new Random(seed);
+    FloatPointer values = new FloatPointer(n);
+    for (int i = 0; i < n; i++) {
+      values.put(i, (float) random.nextGaussian());
+    }
+    return values;
+  }
+
+  private static byte[] bytes(Pointer pointer, int n) {
+    byte[] values = new byte[n];
+    new BytePointer(pointer).position(0).capacity(n).get(values);
+    return values;
+  }
+
+  private static CudaTensor upload(Device device, Tensor host) {
+    CudaTensor tensor = CudaTensor.allocate(device, host.dtype(), host.shape());
+    CudaStream stream = CudaStream.defaultOf(device);
+    stream.copy(host, tensor);
+    stream.synchronize();
+    return tensor;
+  }
+
+  private static byte[] download(CudaTensor tensor) {
+    try (PinnedTensor host = PinnedTensor.allocate(tensor.dtype(), tensor.shape())) {
+      CudaStream stream = CudaStream.defaultOf(tensor.device());
+      stream.copy(tensor, host);
+      stream.synchronize();
+      return bytes(host.pointer(), (int) host.bytes());
+    }
+  }
+
+  @Test
+  void noSuchDevice() {
+    device();
+    assertThrows(IllegalArgumentException.class, () -> Device.cuda(Cuda.deviceCount()));
+    assertThrows(IllegalArgumentException.class, () -> Device.cuda(-1));
+  }
+
+  @Test
+  void copiesWaitForEvents() {
+    Device device = device();
+    try (CudaStream first = CudaStream.create(device);
+        CudaStream second = CudaStream.create(device);
+        CudaEvent start = CudaEvent.create(device);
+        CudaEvent end = CudaEvent.create(device);
+        PinnedTensor from = PinnedTensor.allocate(DType.F32, 100);
+        PinnedTensor to = PinnedTensor.allocate(DType.F32, 60);
+        CudaTensor tensor = CudaTensor.allocate(device, DType.F32, 100)) {
+      new FloatPointer(from.pointer()).put(41, 5f);
+      start.record(first);
+      first.copy(from, tensor);
+      end.record(first);
+      second.waitFor(end);
+      second.copy(tensor.slice(40, 60), to);
+      second.synchronize();
+      end.synchronize();
+      assertEquals(5f, new FloatPointer(to.pointer()).get(1));
+      assertTrue(end.millisecondsSince(start) >= 0);
+      assertThrows(IllegalArgumentException.class, () -> first.copy(tensor, to));
+      assertThrows(IndexOutOfBoundsException.class, () -> tensor.slice(41, 60));
+    }
+  }
+
+  @Test
+  void whatIsClosedIsRefused() {
+    Device device = device();
+    CudaTensor tensor = CudaTensor.allocate(device, DType.F32, 4);
+    tensor.close();
+    tensor.close();
+    assertThrows(IllegalStateException.class, () -> tensor.pointerOn(device));
+    CudaStream stream = CudaStream.create(device);
+    stream.close();
+    assertThrows(IllegalStateException.class, stream::synchronize);
+  }
+
+  @Test
+  void theCpuRefusesDeviceMemory() {
+    Device device = device();
+    try (CudaTensor tensor = CudaTensor.allocate(device, DType.F32, 2, 3);
+        OwnedTensor host = OwnedTensor.allocate(DType.F32, 2, 3)) {
+      assertThrows(UnsupportedOperationException.class, tensor::pointer);
+      assertThrows(UnsupportedOperationException.class, tensor::address);
+      FloatPointer scale = new FloatPointer(1);
+      assertThrows(
+          IllegalArgumentException.class,
+          () ->
+              FakeQuantize.symmetric(8)
+                  .batch(List.of(FakeQuantize.Job.fake(host, tensor, null, scale, null))));
+    }
+  }
+
+  @Test
+  void fakeQuantizeHasTheSameBits() {
+    Device device = device();
+    int rows = 7;
+    int columns = 40;
+    FloatPointer values = floats(rows * columns, 1);
+    values.put(3, Float.NaN);
+    Tensor x = Tensor.of(values, DType.F32, rows, columns);
+    FakeQuantize options = FakeQuantize.symmetric(8).perChannel(0);
+    try (OwnedTensor y = OwnedTensor.allocate(DType.F32, rows, columns);
+        OwnedTensor gradient = OwnedTensor.allocate(DType.F32, rows, columns);
+        CudaTensor deviceX = upload(device, x);
+        CudaTensor deviceY = CudaTensor.allocate(device, DType.F32, rows, columns);
+        CudaMemory deviceGate = CudaMemory.allocate(device, rows * columns / 8);
+        CudaMemory deviceScale = CudaMemory.allocate(device, 4 * rows);
+        CudaStream stream = CudaStream.create(device)) {
+      BytePointer gate = new BytePointer(rows * columns / 8);
+      FloatPointer scale = new FloatPointer(rows);
+      FakeQuantize.NonFinite expected =
+          options.run(FakeQuantize.Job.fake(x, y, gate, scale, null));
+      FakeQuantize.Job job =
+          FakeQuantize.Job.fake(
+              deviceX, deviceY, deviceGate.asBytes(), deviceScale.asFloats(), null);
+      assertEquals(expected, options.run(job));
+      assertArrayEquals(bytes(y.pointer(), (int) y.bytes()), download(deviceY));
+      try (FakeQuantize.Batch batch = options.batch(List.of(job))) {
+        batch.queue(stream);
+        assertEquals(List.of(expected), batch.result(stream));
+      }
+      FakeQuantize.backward(x, gate, gradient);
+      FakeQuantize.backward(deviceX, deviceGate.asBytes(), deviceY);
+      assertArrayEquals(bytes(gradient.pointer(), (int) gradient.bytes()), download(deviceY));
+      for (int i = 0; i < columns; i++) {
+        values.put(columns + i, Float.MIN_VALUE);
+      }
+      stream.copy(x, deviceX);
+      stream.synchronize();
+      InputException e = assertThrows(InputException.class, () -> options.run(job));
+      assertTrue(e.getMessage().contains("channel 1"), e.getMessage());
+    }
+  }
+
+  @Test
+  void kdSoftmaxLossHasTheSameGradient() {
+    Device device = device();
+    int rows = 5;
+    int classes = 90;
+    Tensor student = Tensor.of(floats(rows * classes, 2), DType.F32, rows, classes);
+    Tensor teacher = Tensor.of(floats(rows * classes, 3), DType.F32, rows, classes);
+    LongPointer labels = new LongPointer(new long[] {1, -100, 89, 0, 7});
+    KdSoftmaxLoss.Settings settings = KdSoftmaxLoss.Settings.of(0.3, 2);
+    try (OwnedTensor gradient = OwnedTensor.allocate(DType.F32, rows, classes);
+        CudaTensor deviceStudent = upload(device, student);
+        CudaTensor deviceTeacher = upload(device, teacher);
+        CudaTensor deviceGradient = CudaTensor.allocate(device, DType.F32, rows, classes);
+        CudaMemory deviceLabels = CudaMemory.allocate(device, 8 * rows)) {
+      KdSoftmaxLoss.Batch batch =
+          new KdSoftmaxLoss.Batch(
+              KdSoftmaxLoss.Logits.of(student),
+              KdSoftmaxLoss.Logits.of(teacher),
+              labels,
+              null,
+              null,
+              KdSoftmaxLoss.Logits.of(gradient));
+      KdSoftmaxLoss.Batch there =
+          new KdSoftmaxLoss.Batch(
+              KdSoftmaxLoss.Logits.of(deviceStudent),
+              KdSoftmaxLoss.Logits.of(deviceTeacher),
+              deviceLabels.asLongs(),
+              null,
+              null,
+              KdSoftmaxLoss.Logits.of(deviceGradient));
+      CudaStream stream = CudaStream.defaultOf(device);
+      try (KdSoftmaxLoss onCpu = new KdSoftmaxLoss(settings, batch);
+          KdSoftmaxLoss onDevice = new KdSoftmaxLoss(settings, there)) {
+        deviceLabels.copyFrom(labels, 8 * rows, stream);
+        KdSoftmaxLoss.Result expected = onCpu.compute();
+        assertEquals(expected.loss(), onDevice.compute().loss(), 1e-14);
+        assertArrayEquals(
+            bytes(gradient.pointer(), (int) gradient.bytes()), download(deviceGradient));
+        labels.put(2, classes);
+        deviceLabels.copyFrom(labels, 8 * rows, stream);
+        IllegalArgumentException e =
+            assertThrows(IllegalArgumentException.class, onDevice::compute);
+        assertTrue(e.getMessage().contains("row 2"), e.getMessage());
+      }
+    }
+  }
+
+  @Test
+  void gradientNormHasTheSameBits() {
+    Device device = device();
+    Tensor gradient = Tensor.of(floats(20_000, 4), DType.F32, 20_000);
+    try (CudaTensor there = upload(device, gradient);
+        GradientNorm onCpu =
+            new GradientNorm(List.of(new GradientNorm.Gradient(gradient, null, null)));
+        GradientNorm onDevice =
+            new GradientNorm(List.of(new GradientNorm.Gradient(there, null, null)))) {
+      assertEquals(onCpu.compute(), onDevice.compute());
+      assertEquals(onCpu.compute(), onDevice.compute());
+    }
+  }
+}
