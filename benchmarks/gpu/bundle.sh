@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Packs one archive that runs the GPU tests and benchmarks on a machine with an NVIDIA driver and no Java, no Maven and no
+# network: bundle.sh [ARCHIVE]   (default: benchmarks/gpu/target/espalier-gpu.tar.xz). Unpack it there and call its run.sh.
+# Needs nvcc, a JDK with jlink and what the build needs.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+archive=${1:-$here/target/espalier-gpu.tar.xz}
+limit=$((45 << 20))
+console=1.13.4 # of the JUnit platform that belongs to JUnit 5.13.4
+
+command -v jlink >/dev/null || { echo "bundle.sh: there is no jlink on the PATH; a full JDK has it" >&2; exit 2; }
+cd "$root"
+mvn -q -B package -DskipTests -Despalier.cuda=ON -pl tests -am
+build=java/kernels/target/cmake
+tests=()
+for source in tests/cuda/*_test.cpp; do
+  name=$(basename "$source" .cpp)
+  [[ $name == emulator_test ]] || tests+=("$name")
+done
+cmake --build "$build" -j "$(nproc)" --target gpu_benchmark "${tests[@]/%/_gpu}"
+mvn -q -B dependency:copy -Dartifact=org.junit.platform:junit-platform-console-standalone:$console \
+  -DoutputDirectory="$here/target/console"
+
+stage=$here/target/espalier-gpu
+rm -rf "$stage"
+mkdir -p "$stage/bin" "$stage/lib" "$(dirname "$archive")"
+jlink --add-modules java.base,java.logging,java.management,java.xml,jdk.unsupported,jdk.zipfs \
+  --strip-debug --compress=2 --no-header-files --no-man-pages --output "$stage/java"
+cp "$build"/benchmarks/gpu_benchmark "$stage/bin/"
+for test in "${tests[@]}"; do cp "$build/tests/cuda/${test}_gpu" "$stage/bin/"; done
+cp "$build"/lib/libespalier.so "$build"/lib/libespalier_cuda.so "$stage/lib/"
+cp java/kernels/target/espalier-kernels-*.jar tests/target/espalier-tests-*-tests.jar "$here"/target/console/*.jar "$stage/lib/"
+tr ':' '\n' <java/cli/target/classpath | grep -E '/(javacpp|slf4j-api|slf4j-simple|jackson-(core|databind|annotations))-' |
+  xargs -I{} cp {} "$stage/lib/"
+cp java/models/target/espalier-models-*.jar "$stage/lib/"
+cp -r tests/golden "$stage/golden"
+cp "$here/run.sh" "$here/peer.py" NOTICE LICENSE "$stage/"
+tar -C "$here/target" -cf - espalier-gpu | xz -T0 -6 >"$archive.part"
+mv "$archive.part" "$archive"
+bytes=$(stat -c %s "$archive")
+echo "$archive: $((bytes >> 20)) MiB"
+if ((bytes > limit)); then
+  echo "bundle.sh: that is more than $((limit >> 20)) MiB" >&2
+  exit 1
+fi

@@ -1,0 +1,465 @@
+// Times the CUDA operations on this machine's GPU, each against the bytes it must move and the device-to-device copy measured
+// in the same run, and checks each result against the CPU's before it is timed.
+//
+//   gpu_benchmark [--device N] [--quick] [--out FILE.json]
+//   gpu_benchmark --probe            only says which GPU is here, or why none
+//
+// Exit codes: 0 done, 1 a result is wrong or a call failed, 2 usage, 3 no GPU here.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "espalier/cuda/fake_quantize.h"
+#include "espalier/cuda/fused_sgd.h"
+#include "espalier/cuda/gradient_norm.h"
+#include "espalier/cuda/kd_softmax_loss.h"
+#include "espalier/cuda/magnitude_prune.h"
+#include "espalier/device.h"
+
+#if defined(ESP_ON_GPU)
+void launch_nothing(void* stream);  // empty_kernel.cu
+#endif
+
+namespace {
+
+bool quick = false;
+
+void require(esp_status status, const char* what) {
+  if (status == ESP_OK) return;
+  std::fprintf(stderr, "gpu_benchmark: %s: %s\n", what, esp_cuda_last_error());
+  std::exit(1);
+}
+#define REQUIRE(call) require(call, #call)
+
+void require_cpu(esp_status status, const char* what) {
+  if (status == ESP_OK) return;
+  std::fprintf(stderr, "gpu_benchmark: %s on the CPU: %s\n", what, esp_last_error());
+  std::exit(1);
+}
+
+void check(bool right, const char* what) {
+  if (right) return;
+  std::fprintf(stderr, "gpu_benchmark: %s differs from the CPU's: nothing is timed\n", what);
+  std::exit(1);
+}
+
+// Device memory.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) : bytes_(bytes) { REQUIRE(esp_cuda_allocate(bytes, &address_)); }
+  Memory(const void* host, int64_t bytes) : Memory(bytes) { set(host); }
+  Memory(Memory&& other) noexcept : address_(other.address_), bytes_(other.bytes_) { other.address_ = nullptr; }
+  Memory& operator=(Memory&&) = delete;
+  ~Memory() { esp_cuda_release(address_); }
+  template <class T = void>
+  T* get() const {
+    return static_cast<T*>(address_);
+  }
+  int64_t bytes() const { return bytes_; }
+  void set(const void* host) const {
+    REQUIRE(esp_cuda_copy(address_, host, bytes_, nullptr));
+    REQUIRE(esp_cuda_stream_synchronize(nullptr));
+  }
+  void zero() const {
+    REQUIRE(esp_cuda_fill_zero(address_, bytes_, nullptr));
+    REQUIRE(esp_cuda_stream_synchronize(nullptr));
+  }
+  bool equals(const void* host) const {
+    std::vector<char> here(static_cast<size_t>(bytes_));
+    REQUIRE(esp_cuda_copy(here.data(), address_, bytes_, nullptr));
+    REQUIRE(esp_cuda_stream_synchronize(nullptr));
+    return std::memcmp(here.data(), host, here.size()) == 0;
+  }
+
+ private:
+  void* address_ = nullptr;
+  int64_t bytes_;
+};
+
+// A plan with its table and workspace on the device; make(plan, table) is the operation's plan function.
+struct Planned {
+  template <class Make>
+  explicit Planned(Make&& make) : plan(first(make)), table(plan.table_bytes), workspace(plan.workspace_bytes) {
+    std::vector<char> bytes(static_cast<size_t>(plan.table_bytes));
+    REQUIRE(make(&plan, static_cast<void*>(bytes.data())));
+    table.set(bytes.data());
+    workspace.zero();
+  }
+  template <class Make>
+  static esp_cuda_plan first(Make&& make) {
+    esp_cuda_plan plan = {};
+    REQUIRE(make(&plan, static_cast<void*>(nullptr)));
+    return plan;
+  }
+  esp_cuda_plan plan;
+  Memory table, workspace;
+};
+
+struct Timer {
+  Timer() {
+    REQUIRE(esp_cuda_stream_create(&stream));
+    REQUIRE(esp_cuda_event_create(&start));
+    REQUIRE(esp_cuda_event_create(&end));
+  }
+  Timer(const Timer&) = delete;
+
+  // The median of `rounds` timings of `calls` calls, in milliseconds a call; `before` runs before each, untimed.
+  double milliseconds(const std::function<void()>& work, const std::function<void()>& before = {}, int calls = 1) const {
+    const int rounds = quick ? 3 : 30;
+    std::vector<double> times;
+    for (int round = -(quick ? 1 : 5); round < rounds; round++) {
+      if (before) before();
+      REQUIRE(esp_cuda_event_record(start, stream));
+      for (int i = 0; i < calls; i++) work();
+      REQUIRE(esp_cuda_event_record(end, stream));
+      REQUIRE(esp_cuda_event_synchronize(end));
+      float elapsed = 0;
+      REQUIRE(esp_cuda_event_elapsed(start, end, &elapsed));
+      if (round >= 0) times.push_back(elapsed / calls);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+  void* stream = nullptr;
+  void* start = nullptr;
+  void* end = nullptr;
+};
+
+// Numbers like weights: nearly normal, from a counter, so that every run has the same.
+float number(uint64_t index) {
+  uint64_t z = (index + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  z ^= z >> 31;
+  int32_t sum = 0;  // of four uniform numbers
+  for (int i = 0; i < 4; i++) sum += static_cast<int16_t>(z >> 16 * i);
+  return static_cast<float>(sum) * (1.0f / 37837.0f);
+}
+
+std::vector<float> numbers(int64_t n, float scale, uint64_t seed) {
+  std::vector<float> values(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; i++) values[static_cast<size_t>(i)] = scale * number(seed << 40 | static_cast<uint64_t>(i));
+  return values;
+}
+
+uint16_t bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+struct Row {
+  std::string name, size;
+  double bytes;  // read and written at the least
+  double milliseconds;
+};
+
+std::vector<Row> rows;
+double copy_bandwidth = 0;  // bytes a second, read plus written
+
+void report(const char* name, const std::string& size, double bytes, double milliseconds) {
+  rows.push_back({name, size, bytes, milliseconds});
+  std::fprintf(stderr, "%-34s %-26s %10.4f ms  %7.0f GB/s  %5.1f %% of copy\n", name, size.c_str(), milliseconds,
+               bytes / milliseconds * 1e-6, 100 * bytes / milliseconds * 1e3 / copy_bandwidth);
+}
+
+std::string text(const char* format, long long a, long long b = 0) {
+  char buffer[80];
+  std::snprintf(buffer, sizeof buffer, format, a, b);
+  return buffer;
+}
+
+void copy(const Timer& timer) {
+  const int64_t bytes = quick ? 1 << 20 : int64_t{1} << 30;
+  Memory from(bytes), to(bytes);
+  from.zero();
+  const double ms = timer.milliseconds([&] { REQUIRE(esp_cuda_copy(to.get(), from.get(), bytes, timer.stream)); });
+  copy_bandwidth = 2.0 * static_cast<double>(bytes) / ms * 1e3;
+  report("copy, device to device", text("%lld MiB", bytes >> 20), 2.0 * static_cast<double>(bytes), ms);
+}
+
+void fake_quantize(const Timer& timer) {
+  const int64_t channels = quick ? 64 : 65536, inner = quick ? 256 : 4096, n = channels * inner;  // 1 GiB
+  const std::vector<float> x = numbers(n, 0.05f, 1);
+  std::vector<float> y(x.size()), scale(static_cast<size_t>(channels));
+  std::vector<uint8_t> gate(static_cast<size_t>(n / 8));
+  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_MIN_MAX, 1, 127, 0, 0, 0};
+  esp_quantized host = {x.data(), y.data(), nullptr, gate.data(), scale.data(), nullptr, nullptr,
+                        1,        channels, inner,   ESP_F32,     ESP_F32,      0,       0};
+  require_cpu(esp_fake_quantize(&quantizer, &host, 1), "fake_quantize");
+  Memory device_x(x.data(), 4 * n), device_y(4 * n), device_scale(4 * channels), device_gate(n / 8);
+  Memory result(sizeof(esp_cuda_quantize_result));
+  esp_quantized device = host;
+  device.x = device_x.get();
+  device.y = device_y.get();
+  device.scale = device_scale.get<float>();
+  for (const bool gated : {false, true}) {
+    device.gate = gated ? device_gate.get<uint8_t>() : nullptr;
+    Planned planned([&](esp_cuda_plan* plan, void* table) {
+      return esp_cuda_fake_quantize_plan(&quantizer, &device, 1, plan, table);
+    });
+    const auto run = [&] {
+      REQUIRE(esp_cuda_fake_quantize(&planned.plan, planned.table.get(), planned.workspace.get(),
+                                     result.get<esp_cuda_quantize_result>(), timer.stream));
+    };
+    run();
+    REQUIRE(esp_cuda_stream_synchronize(timer.stream));
+    check(device_y.equals(y.data()) && device_scale.equals(scale.data()), "fake_quantize");
+    check(!gated || device_gate.equals(gate.data()), "the gate of fake_quantize");
+    const double bytes = 8.0 * static_cast<double>(n) + (gated ? static_cast<double>(n) / 8 : 0);
+    report(gated ? "fake_quantize, rows observed, gate" : "fake_quantize, rows observed",
+           text("%lld x %lld F32", channels, inner), bytes, timer.milliseconds(run));
+  }
+  const auto backward = [&] {
+    REQUIRE(esp_cuda_fake_quantize_backward(device_x.get(), device_gate.get<uint8_t>(), device_y.get(), n, ESP_F32,
+                                            timer.stream));
+  };
+  report("fake_quantize, backward", text("%lld x %lld F32", channels, inner),
+         8.125 * static_cast<double>(n), timer.milliseconds(backward));
+}
+
+// A list of equal matrices: the compressed step and what it costs without its parts.
+void fused_sgd(const Timer& timer, int64_t count, int64_t rows_each, int64_t cols, bool guarded, const char* name) {
+  const int64_t n = rows_each * cols, all = count * n;
+  const std::vector<float> weight = numbers(all, 0.05f, 2), gradient = numbers(all, 0.01f, 3);
+  std::vector<float> w = weight, buffer(weight.size()), copies(weight.size());
+  std::vector<float> scales(static_cast<size_t>(count * rows_each));
+  std::vector<uint8_t> mask(static_cast<size_t>(all / 8)), gate(mask.size(), 0xff);
+  for (size_t i = 0; i < mask.size(); i++) mask[i] = static_cast<uint8_t>(i * 0x9e3779b97f4a7c15u >> 56);
+  Memory device_w(w.data(), 4 * all), device_g(gradient.data(), 4 * all), device_buffer(4 * all), device_copy(4 * all);
+  Memory device_mask(mask.data(), all / 8), device_gate(gate.data(), all / 8), device_scale(4 * count * rows_each);
+  Memory started(4 * count), result(sizeof(esp_sgd_result));
+  device_buffer.zero();
+  started.zero();
+  std::vector<esp_sgd_tensor> host, device;
+  for (int64_t t = 0; t < count; t++) {
+    const auto at = [&](const void* base, int64_t bytes) {
+      return const_cast<char*>(static_cast<const char*>(base)) + t * bytes;
+    };
+    const auto tensor = [&](void* weights, const void* gradients, void* momentum, const void* masks, void* gates,
+                            void* copy, void* scale) {
+      return esp_sgd_tensor{reinterpret_cast<float*>(at(weights, 4 * n)),
+                            at(gradients, 4 * n),
+                            reinterpret_cast<float*>(at(momentum, 4 * n)),
+                            reinterpret_cast<const uint8_t*>(at(masks, n / 8)),
+                            reinterpret_cast<uint8_t*>(at(gates, n / 8)),
+                            at(copy, 4 * n),
+                            reinterpret_cast<float*>(at(scale, 4 * rows_each)),
+                            rows_each,
+                            cols,
+                            ESP_F32,
+                            ESP_COPY_F32,
+                            ESP_CHANNEL_ROW,
+                            0,
+                            1};
+    };
+    host.push_back(tensor(w.data(), gradient.data(), buffer.data(), mask.data(), gate.data(), copies.data(), scales.data()));
+    device.push_back(tensor(device_w.get(), device_g.get(), device_buffer.get(), device_mask.get(), device_gate.get(),
+                            device_copy.get(), device_scale.get()));
+  }
+  esp_sgd_options options = {0.01, 0.9, 0, 1e-4, guarded ? 1.0 : 0.0, 0, 0, guarded};
+  Planned planned([&](esp_cuda_plan* plan, void* table) {
+    return esp_cuda_fused_sgd_plan(device.data(), count, &options, plan, table);
+  });
+  const auto step = [&] {
+    REQUIRE(esp_cuda_fused_sgd(&planned.plan, planned.table.get(), planned.workspace.get(), &options, started.get<int32_t>(),
+                               result.get<esp_sgd_result>(), timer.stream));
+  };
+  for (int i = 0; i < 2; i++) {  // the first step and one with momentum
+    esp_sgd_result cpu;
+    require_cpu(esp_fused_sgd(host.data(), count, &options, &cpu), "fused_sgd");
+    step();
+  }
+  REQUIRE(esp_cuda_stream_synchronize(timer.stream));
+  check(device_w.equals(w.data()) && device_buffer.equals(buffer.data()) && device_copy.equals(copies.data()) &&
+            device_scale.equals(scales.data()) && device_gate.equals(gate.data()),
+        name);
+  // Read w, g, buffer, mask, gate; write w, buffer, copy, gate; the guard reads g, mask and gate once more.
+  const double bytes = static_cast<double>(all) * (24 + 3.0 / 8 + (guarded ? 4 + 2.0 / 8 : 0));
+  const bool small = all < 1 << 22;
+  report(name, text("%lld tensors, %lld weights", count, all), bytes, timer.milliseconds(step, {}, small ? 100 : 1));
+}
+
+void magnitude_prune(const Timer& timer, int64_t n, esp_dtype dtype, int64_t tensors, bool verify) {
+  const int64_t size = dtype == ESP_F32 ? 4 : 2, each = n / tensors / 8 * 8, all = each * tensors;
+  // A block of 2^24 different numbers, over and over: the list has the spread of a real one and is quickly made.
+  const int64_t block = std::min<int64_t>(all, 1 << 24);
+  const std::vector<float> values = numbers(block, 0.05f, 4);
+  std::vector<uint16_t> halves;
+  if (size == 2) {
+    for (float v : values) halves.push_back(bfloat16(v));
+  }
+  const char* bytes = size == 2 ? reinterpret_cast<const char*>(halves.data()) : reinterpret_cast<const char*>(values.data());
+  Memory source(all * size), weights(all * size), mask((all + 7) / 8);
+  for (int64_t at = 0; at < all; at += block) {
+    REQUIRE(esp_cuda_copy(source.get<char>() + at * size, bytes, std::min(block, all - at) * size, nullptr));
+  }
+  REQUIRE(esp_cuda_stream_synchronize(nullptr));
+  const esp_prune_rule rule = {ESP_PRUNE_AMOUNT, ESP_PRUNE_GLOBAL, 0.5, 0, 0, 0, 0};
+  std::vector<esp_prune_tensor> list;
+  for (int64_t t = 0; t < tensors; t++) {
+    char* at = weights.get<char>() + t * each * size;
+    list.push_back({at, at, nullptr, mask.get<uint8_t>() + t * each / 8, each, 0, 0, dtype});
+  }
+  Planned planned([&](esp_cuda_plan* plan, void* table) {
+    return esp_cuda_magnitude_prune_plan(list.data(), tensors, &rule, plan, table);
+  });
+  Memory result(sizeof(esp_prune_result));
+  const auto restore = [&] { REQUIRE(esp_cuda_copy(weights.get(), source.get(), all * size, timer.stream)); };
+  const auto prune = [&] {
+    REQUIRE(esp_cuda_magnitude_prune(&planned.plan, planned.table.get(), planned.workspace.get(), &rule,
+                                     result.get<esp_prune_result>(), nullptr, timer.stream));
+  };
+  if (verify) {
+    std::vector<char> host(static_cast<size_t>(all * size));
+    std::vector<uint8_t> host_mask(static_cast<size_t>((all + 7) / 8));
+    for (int64_t at = 0; at < all; at += block) {
+      std::memcpy(host.data() + at * size, bytes, static_cast<size_t>(std::min(block, all - at) * size));
+    }
+    std::vector<esp_prune_tensor> cpu = list;
+    for (int64_t t = 0; t < tensors; t++) {
+      esp_prune_tensor& tensor = cpu[static_cast<size_t>(t)];
+      tensor.weights = tensor.out = host.data() + t * each * size;
+      tensor.mask_out = host_mask.data() + t * each / 8;
+    }
+    esp_prune_result pruned;
+    require_cpu(esp_magnitude_prune(cpu.data(), tensors, &rule, &pruned, nullptr), "magnitude_prune");
+    restore();
+    prune();
+    REQUIRE(esp_cuda_stream_synchronize(timer.stream));
+    check(weights.equals(host.data()) && mask.equals(host_mask.data()), "magnitude_prune");
+  }
+  // One reading to find the cut, one to apply it, one writing.
+  report("magnitude_prune, half, global", text(size == 2 ? "%lld BF16 in %lld" : "%lld F32 in %lld", all, tensors),
+         static_cast<double>(all) * (3.0 * static_cast<double>(size) + 1.0 / 8), timer.milliseconds(prune, restore));
+}
+
+void kd_softmax_loss(const Timer& timer, int64_t n, int64_t classes) {
+  const int64_t all = n * classes;
+  const int64_t block = std::min<int64_t>(all, 1 << 24);
+  const std::vector<float> values = numbers(block, 2, 5);
+  std::vector<uint16_t> halves;
+  for (float v : values) halves.push_back(bfloat16(v));
+  Memory student(2 * all), teacher(2 * all), gradient(2 * all), result(sizeof(esp_kd_softmax_loss_result));
+  for (int64_t at = 0; at < all; at += block) {
+    const int64_t here = std::min(block, all - at);
+    REQUIRE(esp_cuda_copy(student.get<char>() + 2 * at, halves.data(), 2 * here, nullptr));
+    REQUIRE(esp_cuda_copy(teacher.get<char>() + 2 * at, halves.data() + (block - here), 2 * here, nullptr));
+  }
+  // The teacher is the student one row further, so that the two differ.
+  REQUIRE(esp_cuda_copy(teacher.get(), student.get<char>() + 2 * (all > classes ? classes : 0), 2 * classes, nullptr));
+  std::vector<int64_t> labels(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; i++) labels[static_cast<size_t>(i)] = i * 7919 % classes;
+  Memory device_labels(labels.data(), 8 * n);
+  esp_kd_softmax_loss_arguments arguments = {};
+  arguments.rows = n;
+  arguments.classes = classes;
+  arguments.student = {student.get(), classes, ESP_BF16};
+  arguments.teacher = {teacher.get(), classes, ESP_BF16};
+  arguments.labels = device_labels.get<int64_t>();
+  arguments.gradient = gradient.get();
+  arguments.gradient_stride = classes;
+  arguments.gradient_dtype = ESP_BF16;
+  arguments.ignore_index = -100;
+  arguments.temperature = 2;
+  arguments.alpha = 0.5;
+  Planned planned([&](esp_cuda_plan* plan, void* table) {
+    (void)table;
+    return esp_cuda_kd_softmax_loss_plan(&arguments, plan);
+  });
+  const auto run = [&] {
+    REQUIRE(esp_cuda_kd_softmax_loss(&planned.plan, planned.workspace.get(), &arguments,
+                                     result.get<esp_kd_softmax_loss_result>(), timer.stream));
+  };
+  run();
+  REQUIRE(esp_cuda_stream_synchronize(timer.stream));
+  // Student and teacher read once, the gradient written once.
+  report("kd_softmax_loss with gradient", text("%lld x %lld BF16", n, classes), 6.0 * static_cast<double>(all),
+         timer.milliseconds(run));
+}
+
+void write_json(const char* path, const esp_cuda_device& device) {
+  FILE* file = std::fopen(path, "w");
+  if (file == nullptr) {
+    std::fprintf(stderr, "gpu_benchmark: cannot write %s\n", path);
+    std::exit(2);
+  }
+  int32_t runtime = 0, driver = 0;
+  esp_cuda_versions(&runtime, &driver);
+  std::fprintf(file, "{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"cuda_runtime\": %d, \"cuda_driver\": %d,\n",
+               device.name, device.major, device.minor, runtime, driver);
+  std::fprintf(file, " \"copy_bytes_per_second\": %.6g, \"rows\": [", copy_bandwidth);
+  for (size_t i = 0; i < rows.size(); i++) {
+    const Row& row = rows[i];
+    std::fprintf(file, "%s\n  {\"name\": \"%s\", \"size\": \"%s\", \"milliseconds\": %.6g, \"bytes\": %.6g, \"of_copy\": %.4g}",
+                 i == 0 ? "" : ",", row.name.c_str(), row.size.c_str(), row.milliseconds, row.bytes,
+                 row.bytes / row.milliseconds * 1e3 / copy_bandwidth);
+  }
+  std::fprintf(file, "\n]}\n");
+  if (std::fclose(file) != 0) {
+    std::fprintf(stderr, "gpu_benchmark: cannot write %s\n", path);
+    std::exit(1);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const char* out = nullptr;
+  int32_t number_of_device = 0;
+  bool probe = false;
+  for (int i = 1; i < argc; i++) {
+    if (std::strcmp(argv[i], "--quick") == 0) {
+      quick = true;
+    } else if (std::strcmp(argv[i], "--probe") == 0) {
+      probe = true;
+    } else if (std::strcmp(argv[i], "--out") == 0 && i + 1 < argc) {
+      out = argv[++i];
+    } else if (std::strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
+      number_of_device = std::atoi(argv[++i]);
+    } else {
+      std::fprintf(stderr, "usage: gpu_benchmark [--device N] [--quick] [--out FILE.json] | --probe\n");
+      return 2;
+    }
+  }
+  int32_t count = 0;
+  if (esp_cuda_device_count(&count) != ESP_OK) {
+    std::fprintf(stderr, "no GPU here: %s\n", esp_cuda_last_error());
+    return 3;
+  }
+  esp_cuda_device device;
+  REQUIRE(esp_cuda_device_set(number_of_device));
+  REQUIRE(esp_cuda_device_info(number_of_device, &device));
+  std::fprintf(stderr, "%s, %.1f GiB, compute capability %d.%d\n", device.name,
+               static_cast<double>(device.memory_bytes) / (1 << 30), device.major, device.minor);
+  if (probe) return 0;
+  const Timer timer;
+  copy(timer);
+  fake_quantize(timer);
+  if (quick) {
+    fused_sgd(timer, 4, 16, 256, false, "fused_sgd, compressed step");
+    fused_sgd(timer, 20, 2, 64, true, "fused_sgd, guarded");
+    magnitude_prune(timer, 1 << 16, ESP_F32, 4, true);
+    magnitude_prune(timer, 1 << 16, ESP_BF16, 4, true);
+    kd_softmax_loss(timer, 16, 1000);
+  } else {
+    fused_sgd(timer, 64, 1024, 4096, false, "fused_sgd, compressed step");  // 1 GiB of weights
+    fused_sgd(timer, 64, 1024, 4096, true, "fused_sgd, guarded");
+#if defined(ESP_ON_GPU)
+    report("an empty launch", "1 block", 0, timer.milliseconds([&] { launch_nothing(timer.stream); }, {}, 100));
+#endif
+    fused_sgd(timer, 200, 1, 1024, true, "fused_sgd, guarded, small");
+    magnitude_prune(timer, 110'000'000, ESP_F32, 199, true);
+    if (device.memory_bytes > int64_t{36} << 30) magnitude_prune(timer, 7'000'000'000, ESP_BF16, 291, false);
+    kd_softmax_loss(timer, 8192, 32000);
+    kd_softmax_loss(timer, 4096, 131072);
+  }
+  if (out != nullptr) write_json(out, device);
+  return 0;
+}

@@ -1,0 +1,203 @@
+"""PyTorch's side of the comparison: the same work on the same sizes, timed with CUDA events.
+
+peer.py OURS.json adds the rows "peers" to the file that gpu_benchmark wrote and prints one table of both.
+"""
+
+import json
+import statistics
+import sys
+
+import torch
+
+ROUNDS = 20
+
+
+def milliseconds(work, before=None):
+    start = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
+    times = []
+    for i in range(-5, ROUNDS):
+        if before:
+            before()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        if i >= 0:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def compiled(function):
+    try:
+        return torch.compile(function, mode="max-autotune-no-cudagraphs")
+    except Exception as problem:  # a machine without a compiler for Triton
+        print(f"torch.compile is left out: {problem}", file=sys.stderr)
+        return None
+
+
+def attempt(rows, size, peer, work, before=None):
+    """Times one way of doing it; what this machine cannot run is said and left out."""
+    if work is None:
+        return
+    try:
+        rows.append({"size": size, "peer": peer, "milliseconds": milliseconds(work, before)})
+    except Exception as problem:
+        print(f"{size}, {peer}: left out: {type(problem).__name__}: {problem}", file=sys.stderr)
+
+
+def fake_quantize(rows, size, channels, inner):
+    x = torch.randn(channels, inner, device="cuda") * 0.05
+    zero = torch.zeros(channels, dtype=torch.int32, device="cuda")
+
+    def eager():
+        scale = x.abs().amax(1) / 127
+        return torch.fake_quantize_per_channel_affine(x, scale, zero, 0, -127, 127)
+
+    def plain(values):
+        scale = values.abs().amax(1, keepdim=True) / 127
+        return torch.clamp(torch.round(values * (1 / scale)), -127, 127) * scale
+
+    fused = compiled(plain)
+    attempt(rows, size, "eager", eager)
+    attempt(rows, size, "compile", fused and (lambda: fused(x)))
+
+
+def compressed_step(rows, size, count, height, width, guarded):
+    shape = (height, width)
+    weights = [torch.randn(shape, device="cuda") * 0.05 for _ in range(count)]
+    gradients = [torch.randn(shape, device="cuda") * 0.01 for _ in range(count)]
+    buffers = [torch.zeros(shape, device="cuda") for _ in range(count)]
+    masks = [(torch.rand(shape, device="cuda") > 0.5).float() for _ in range(count)]
+    copies = [torch.empty(shape, device="cuda") for _ in range(count)]
+    zero = torch.zeros(height, dtype=torch.int32, device="cuda")
+
+    def norm():
+        if guarded:
+            torch.nn.utils.clip_grads_with_norm_(
+                weights, 1.0, torch.nn.utils.get_total_norm(gradients)
+            )
+
+    def eager():
+        norm()
+        torch._foreach_mul_(gradients, masks)
+        torch._fused_sgd_(
+            weights, gradients, buffers, weight_decay=1e-4, momentum=0.9, lr=0.01, dampening=0.0,
+            nesterov=False, maximize=False, is_first_step=False,
+        )
+        torch._foreach_mul_(weights, masks)
+        for weight, copy in zip(weights, copies):
+            scale = weight.abs().amax(1) / 127
+            copy.copy_(torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127))
+
+    def one(weight, gradient, buffer, mask, copy):
+        d = gradient * mask + 1e-4 * weight
+        buffer.mul_(0.9).add_(d).mul_(mask)
+        weight.sub_(0.01 * buffer).mul_(mask)
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        copy.copy_(torch.clamp(torch.round(weight * (1 / scale)), -127, 127) * scale)
+
+    fused = compiled(one)
+
+    def through_compiler():
+        norm()
+        for arguments in zip(weights, gradients, buffers, masks, copies):
+            fused(*arguments)
+
+    attempt(rows, size, "eager with _fused_sgd_", eager)
+    attempt(rows, size, "compile", fused and through_compiler)
+
+
+def prune(rows, size, n, dtype, recipe):
+    source = torch.randn(n, device="cuda", dtype=torch.float32).mul_(0.05).to(dtype)
+    weights = source.clone()
+    k = n // 2
+
+    def restore():
+        weights.copy_(source)
+
+    def global_unstructured():  # what torch.nn.utils.prune does with a list: join, topk, mask, apply
+        joined = torch.cat([weights])
+        mask = torch.ones_like(joined)
+        mask.view(-1)[torch.topk(joined.abs(), k=k, largest=False).indices] = 0
+        weights.mul_(mask)
+
+    def kth_value():
+        cut = torch.kthvalue(weights.abs().float(), k).values
+        weights.mul_(weights.abs() > cut)
+
+    attempt(rows, size, "global_unstructured recipe", recipe and global_unstructured, restore)
+    attempt(rows, size, "kthvalue", kth_value, restore)
+
+
+def distill(rows, size, n, classes):
+    student = (torch.randn(n, classes, device="cuda") * 2).bfloat16().requires_grad_()
+    teacher = (torch.randn(n, classes, device="cuda") * 2).bfloat16()
+    labels = torch.randint(classes, (n,), device="cuda")
+
+    def loss(s, t, y):
+        soft = torch.nn.functional.kl_div(
+            torch.log_softmax(s.float() / 2, 1), torch.softmax(t.float() / 2, 1), reduction="batchmean"
+        )
+        return 0.5 * torch.nn.functional.cross_entropy(s.float(), y) + 0.5 * 4 * soft
+
+    fused = compiled(loss)
+
+    def run(function):
+        student.grad = None
+        function(student, teacher, labels).backward()
+
+    attempt(rows, size, "eager", lambda: run(loss))
+    attempt(rows, size, "compile", fused and (lambda: run(fused)))
+
+
+def main(path):
+    with open(path) as file:
+        ours = json.load(file)
+    if not torch.cuda.is_available():
+        print("python3 has torch, but torch sees no GPU: no peers", file=sys.stderr)
+        return
+    sizes = {(row["name"], row["size"]) for row in ours["rows"]}
+    peers = []
+    for name, size in sorted(sizes):
+        rows = []
+        first = [int(word) for word in size.replace(",", " ").split() if word.isdigit()]
+        if name == "fake_quantize, rows observed":
+            fake_quantize(rows, size, first[0], first[1])
+        elif name.startswith("fused_sgd"):
+            count, all_weights = first[0], first[1]
+            height = 1 if "small" in name else 1024
+            compressed_step(
+                rows, size, count, height, all_weights // count // height, "guarded" in name
+            )
+        elif name.startswith("magnitude_prune"):
+            half = "BF16" in size
+            prune(rows, size, first[0], torch.bfloat16 if half else torch.float32, not half)
+        elif name.startswith("kd_softmax_loss"):
+            distill(rows, size, first[0], first[1])
+        peers += [{"name": name, **row} for row in rows]
+        torch.cuda.empty_cache()
+    ours["peers"] = peers
+    ours["torch"] = torch.__version__
+    with open(path, "w") as file:
+        json.dump(ours, file, indent=1)
+    table(ours)
+
+
+def table(ours):
+    print(f"\n{ours['device']}, torch {ours['torch']}")
+    print(f"{'operation':36}{'size':28}{'ms':>10}{'of copy':>9}  peers")
+    for row in ours["rows"]:
+        beside = [
+            f"{p['peer']} {p['milliseconds']:.3f} ms = {p['milliseconds'] / row['milliseconds']:.1f}x"
+            for p in ours["peers"]
+            if p["name"] == row["name"] and p["size"] == row["size"]
+        ]
+        print(
+            f"{row['name']:36}{row['size']:28}{row['milliseconds']:10.4f}"
+            f"{100 * row['of_copy']:8.1f}%  {'; '.join(beside)}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,76 @@
+#!/bin/sh
+# Runs on a machine with an NVIDIA driver and nothing else: run.sh [--quick] [--out FILE.json]
+# 1. the GPU tests, native and from Java; 2. compute-sanitizer over the native ones, where it is installed; 3. the benchmarks;
+# 4. PyTorch on the same sizes, where python3 has torch. One table comes last, one JSON is written.
+# Exit codes: 0 done, 1 a test failed or none ran, 3 no GPU here.
+set -u
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+out=$PWD/espalier-gpu.json
+quick=
+seeds=5
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) quick=--quick seeds=1 ;;
+    --out) [ $# -gt 1 ] || { echo "run.sh: --out takes a file" >&2; exit 2; }; out=$2; shift ;;
+    *) echo "usage: run.sh [--quick] [--out FILE.json]" >&2; exit 2 ;;
+  esac
+  shift
+done
+say() { printf '\n== %s\n' "$*"; }
+
+LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH
+if ! reason=$("$here/bin/gpu_benchmark" --probe 2>&1); then
+  echo "$reason"
+  exit 3
+fi
+say "$reason"
+if command -v nvidia-smi >/dev/null 2>&1; then
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used --format=csv
+else
+  echo "no nvidia-smi: clocks, temperature and power are not known"
+fi
+
+ran=0 failed=0
+for test in "$here"/bin/*_test_gpu; do
+  name=$(basename "$test")
+  say "$name"
+  "$test" --seeds "$seeds"
+  code=$?
+  [ $code = 77 ] && continue # it says why it is skipped
+  ran=$((ran + 1))
+  [ $code = 0 ] || failed=$((failed + 1))
+done
+say "tests from Java"
+"$here/java/bin/java" -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
+  -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -Despalier.golden="$here/golden" \
+  -jar "$here"/lib/junit-platform-console-standalone-*.jar execute --disable-banner --disable-ansi-colors \
+  --details=summary --fail-if-no-tests --class-path "$(echo "$here"/lib/*.jar | tr ' ' ':')" \
+  --select-package org.espalier.op --select-package org.espalier.device --include-classname '.*Test'
+[ $? = 0 ] && ran=$((ran + 1)) || failed=$((failed + 1))
+
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
+if [ -n "$sanitizer" ]; then
+  for tool in memcheck racecheck synccheck initcheck; do
+    for test in "$here"/bin/*_test_gpu; do
+      say "compute-sanitizer $tool: $(basename "$test")"
+      "$sanitizer" --tool "$tool" --error-exitcode 9 "$test" --seeds 1 --small || failed=$((failed + 1))
+    done
+  done
+else
+  say "no compute-sanitizer on this machine"
+fi
+if [ "$failed" != 0 ] || [ "$ran" = 0 ]; then
+  say "$failed of the test programs failed, $ran ran: no benchmarks"
+  exit 1
+fi
+
+say "benchmarks"
+"$here/bin/gpu_benchmark" $quick --out "$out" || exit 1
+if [ -z "$quick" ] && command -v python3 >/dev/null 2>&1 && python3 -c 'import torch' 2>/dev/null; then
+  say "the same by PyTorch"
+  python3 "$here/peer.py" "$out" || exit 1
+else
+  say "no peers: python3 with torch is not here"
+fi
+echo "written: $out"
