@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
@@ -21,6 +23,7 @@ import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
@@ -149,6 +152,55 @@ class CompressTest {
     Path three = folder.resolve("three");
     Run.of("compress", recipe, "-o", three, "--set", "seed=4").done();
     assertThrows(AssertionError.class, () -> assertSameModels(one, three));
+  }
+
+  /** The integers and scales of both files are those that training saw. */
+  @Test
+  void compressedTensorsHoldTheIntegersOfTheOnnxModel() throws IOException {
+    Files.writeString(folder.resolve("config.json"), "{\"model_type\": \"bert\"}");
+    Map<String, String> names = Map.of("w", "body.weight", "w2", "head.weight");
+    ModelProto.Builder model = SmallModels.mlp().toBuilder();
+    model
+        .getGraphBuilder()
+        .getInitializerBuilderList()
+        .forEach(i -> i.setName(names.getOrDefault(i.getName(), i.getName())));
+    for (NodeProto.Builder node : model.getGraphBuilder().getNodeBuilderList()) {
+      for (int i = 0; i < node.getInputCount(); i++) {
+        node.setInput(i, names.getOrDefault(node.getInput(i), node.getInput(i)));
+      }
+    }
+    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
+    Path out = folder.resolve("out");
+    Run.of(
+            "compress", recipe, "-o", out, "--set", "model.config=config.json", "--set", "quantize.fit=false",
+            "--set", "export.formats=[compressed-tensors, safetensors]")
+        .done();
+    Path made = out.resolve("compressed-tensors");
+    assertTrue(Files.readString(made.resolve("config.json")).contains("int-quantized"));
+    OnnxModel int8 = OnnxModel.read(out.resolve("model-int8.onnx"));
+    try (SafetensorsFile file = SafetensorsFile.open(made.resolve("model.safetensors"))) {
+      TensorInfo weight = file.tensor("body.weight");
+      assertEquals(SafetensorsDtype.I8, weight.dtype());
+      assertEquals(List.of(6L, 8L), weight.shape());
+      ByteBuffer rows = ByteBuffer.allocateDirect(48);
+      file.read(weight, 0, rows);
+      ByteBuffer columns =
+          int8.initializers().stream()
+              .filter(i -> i.byteLength() == 48)
+              .findFirst()
+              .orElseThrow()
+              .data();
+      for (int o = 0; o < 6; o++) {
+        for (int i = 0; i < 8; i++) {
+          assertEquals(columns.get(columns.position() + 6 * i + o), rows.get(8 * o + i));
+        }
+      }
+      assertEquals(List.of(6L, 1L), file.tensor("body.weight_scale").shape());
+      assertEquals(SafetensorsDtype.I8, file.tensor("head.weight").dtype());
+    }
+    Run.refused(
+        folder, new String[] {"fit: false"}, "compress", recipe, "-o", folder.resolve("x"),
+        "--set", "export.formats=compressed-tensors");
   }
 
   /** Asks for a stop after so many calls for progress. */
@@ -341,7 +393,7 @@ class CompressTest {
 
   @Test
   void killedItLosesNoCheckpointAndCtrlCStopsAtOne() throws Exception {
-    String longer = "--set distil.steps=300";
+    String longer = "--set distil.steps=150";
     Path out = folder.resolve("out");
     Path checkpoint = out.resolve("run").resolve("checkpoint");
     Process killed = start(out, "", longer);
@@ -358,7 +410,7 @@ class CompressTest {
     String err = Files.readString(folder.resolve("stderr"));
     assertEquals(130, stopped.exitValue(), err);
     assertTrue(err.contains("--resume goes on"), err);
-    String[] set = {"--set", "distil.steps=300"};
+    String[] set = {"--set", "distil.steps=150"};
     Run.of("compress", recipe, "-o", out, "--resume", set[0], set[1]).done();
     Path whole = folder.resolve("whole");
     Run.of("compress", recipe, "-o", whole, set[0], set[1]).done();

@@ -102,7 +102,11 @@ final class Compress implements Callable<Integer> {
         return 1;
       }
       if (outcome == RecipeRun.Outcome.STOPPED) {
-        common.note("stopped; the same command with --resume goes on");
+        boolean kept = Files.exists(folder.resolve("run").resolve("checkpoint"));
+        common.note(
+            kept
+                ? "stopped; the same command with --resume goes on"
+                : "stopped before the first checkpoint; the same command begins anew");
         return interrupts.code();
       }
     }

@@ -22,7 +22,7 @@ import org.espalier.torch.onnx.GraphParameters;
  * layout of PyTorch's modules, whatever the graph has.
  */
 final class DenseWeights {
-  private static final List<String> SUFFIXES = List.of("_latent", "_fitted");
+  private static final List<String> SUFFIXES = List.of("_latent", "_fitted", "_transposed");
 
   private DenseWeights() {}
 
@@ -40,7 +40,7 @@ final class DenseWeights {
           new TensorSpec(
               name,
               SafetensorsDtype.F32,
-              isTransposed(e, dims) ? List.of(dims[1], dims[0]) : boxed(dims)));
+              shape(e, dims)));
     }
     try (AtomicFile file = AtomicFile.create(target)) {
       SafetensorsWriter writer =
@@ -66,7 +66,12 @@ final class DenseWeights {
     return plain;
   }
 
-  static boolean isTransposed(GraphParameters.Entry e, long[] dims) {
+  /** The dimensions of a tensor as it is written. */
+  static List<Long> shape(GraphParameters.Entry e, long[] dims) {
+    return isTransposed(e, dims) ? List.of(dims[1], dims[0]) : boxed(dims);
+  }
+
+  private static boolean isTransposed(GraphParameters.Entry e, long[] dims) {
     return e.kind() == Parameter.Kind.LINEAR && dims.length == 2 && e.outputAxis() == 1;
   }
 

@@ -57,10 +57,16 @@ public record Recipe(
    *
    * @param file a path or a reference
    * @param tokenizer a path or a reference; null for the one beside the model
+   * @param config the config.json of the original checkpoint; null where there is none
    * @param place where it was written
    */
   public record ModelSettings(
-      String file, String tokenizer, org.espalier.train.Pooling pooling, int maxTokens, Place place) {}
+      String file,
+      String tokenizer,
+      String config,
+      org.espalier.train.Pooling pooling,
+      int maxTokens,
+      Place place) {}
 
   /**
    * The data: {@code texts} or {@code examples}.
@@ -158,9 +164,8 @@ public record Recipe(
           "torchscript: a model that came as ONNX has no TorchScript form; onnx, onnx-float,"
               + " safetensors and compressed-tensors can be written");
     }
-    boolean quantizes = stages.stream().anyMatch(Stage.Quantize.class::isInstance);
-    if (formats.contains("compressed-tensors") && !quantizes) {
-      throw export.wrong("formats", "compressed-tensors holds int8 weights; no stage quantizes");
+    if (formats.contains("compressed-tensors")) {
+      checkCompressedTensors(stages, model, export);
     }
     return new Recipe(
         source,
@@ -169,6 +174,7 @@ public record Recipe(
         new ModelSettings(
             model.text("file"),
             model.text("tokenizer"),
+            model.text("config"),
             model.text("pooling").equals("cls")
                 ? org.espalier.train.Pooling.CLS
                 : org.espalier.train.Pooling.MEAN,
@@ -191,6 +197,27 @@ public record Recipe(
         all.group("report").text("title"),
         all.group("report").flag("each-stage"),
         all.group("checkpoint").real("every-seconds"));
+  }
+
+  private static void checkCompressedTensors(List<Stage> stages, Settings model, Settings export) {
+    Stage.Quantize quantize = null;
+    for (Stage stage : stages) {
+      quantize = stage instanceof Stage.Quantize q ? q : quantize;
+    }
+    if (quantize == null) {
+      throw export.wrong("formats", "compressed-tensors holds int8 weights; no stage quantizes");
+    }
+    if (quantize.quantization().fit()) {
+      throw export.wrong(
+          "formats",
+          "compressed-tensors: fitting puts factors into the graph that this layout has no place for;"
+              + " give the stage " + quantize.name() + " fit: false");
+    }
+    if (!model.given("config")) {
+      throw export.wrong(
+          "formats",
+          "compressed-tensors: model.config is missing; it takes the config.json of the original");
+    }
   }
 
   /** Whether it works on texts; else on labelled examples. */

@@ -92,12 +92,14 @@ public final class RecipeRun {
     final Path modelFile;
     final Path teacherFile;
     final Path studentFile;
+    final Path configFile;
     final OnnxModel model;
 
     Inputs(Recipe recipe, RunHost host) {
       modelFile = host.file(recipe.model().file());
       teacherFile = recipe.teacher() == null ? null : host.file(recipe.teacher());
       studentFile = recipe.student() == null ? null : host.file(recipe.student());
+      configFile = recipe.model().config() == null ? null : host.file(recipe.model().config());
       if (!modelFile.toString().endsWith(".onnx")) {
         throw new InputException(
             recipe.model().place() + ": model.file: " + recipe.model().file()
@@ -256,6 +258,11 @@ public final class RecipeRun {
           Path file = folder.resolve("model.safetensors");
           DenseWeights.write(dense, file);
           outputs.add(output(file, "its float32 weights, linear layers as [out, in]"));
+        }
+        case "compressed-tensors" -> {
+          Path target = folder.resolve("compressed-tensors");
+          CompressedWeights.write(dense, exported, inputs.configFile, target);
+          outputs.add(output(target.resolve("model.safetensors"), "int8 weights in the Hugging Face layout"));
         }
         default -> {} // onnx is written above
       }

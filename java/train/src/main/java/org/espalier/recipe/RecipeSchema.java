@@ -48,6 +48,11 @@ public final class RecipeSchema {
                               null,
                               "The tokenizer.json of a text model; by default the one beside the model."),
                           optional(
+                              "config",
+                              FILE,
+                              null,
+                              "The config.json of the original checkpoint, for compressed-tensors."),
+                          optional(
                               "pooling",
                               new Choice(List.of("mean", "cls")),
                               "mean",
