@@ -1,13 +1,13 @@
-// fused_sgd: update, absmax, scale, working copy and gate of a list of tensors; formulas in espalier/fused_sgd.h.
+// fused_sgd: update, absmax, scale, working copy and gate of a list of tensors; formulas in
+// espalier/fused_sgd.h.
 //
-// Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 6144 elements or fewer, 4 packs of 4 a
-// thread, or a panel of 384 columns by 32 rows.
-// Numerics: F32, one fma a term, in the CPU's order; absmax as an integer maximum over the bits of |w|, which infinity and
-// NaN win and whose order does not matter.
-// Idea: the updated weights of a piece stay in registers, so that rows which lie whole in a piece get scale, working copy and
-// gate in the same pass. Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
-// Bytes a weight: 12 read (10 with 16-bit gradients), 8 written, 1/8 a bit field, and the working copy; 4 more read where
-// channels are spread.
+// Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 6144 elements or
+// fewer, 4 packs of 4 a thread, or a panel of 384 columns by 32 rows. Numerics: F32, one fma a term, in the
+// CPU's order; absmax as an integer maximum over the bits of |w|, which infinity and NaN win and whose order
+// does not matter. Idea: the updated weights of a piece stay in registers, so that rows which lie whole in a
+// piece get scale, working copy and gate in the same pass. Channels that span pieces raise a slot by an
+// atomic maximum, and a second kernel quantizes. Bytes a weight: 12 read (10 with 16-bit gradients), 8
+// written, 1/8 a bit field, and the working copy; 4 more read where channels are spread.
 #include "fused_sgd.h"
 
 #include "fused_sgd_arguments.h"
@@ -25,7 +25,8 @@ using esp::SgdState;
 
 constexpr int threads = esp::sgd_threads, packs = esp::sgd_packs;
 
-// Where the packs of a thread lie: pack k holds elements at(k) and the 3 after it, as far as they are below limit(k).
+// Where the packs of a thread lie: pack k holds elements at(k) and the 3 after it, as far as they are below
+// limit(k).
 struct FlatPlace {
   int64_t first, end;
   __device__ __forceinline__ int64_t at(int k) const { return first + k * (threads * 4); }
@@ -34,7 +35,9 @@ struct FlatPlace {
 struct PanelPlace {
   int64_t first, row_end, step, n;
   __device__ __forceinline__ int64_t at(int k) const { return first + k * step; }
-  __device__ __forceinline__ int64_t limit(int k) const { return row_end + k * step < n ? row_end + k * step : n; }
+  __device__ __forceinline__ int64_t limit(int k) const {
+    return row_end + k * step < n ? row_end + k * step : n;
+  }
 };
 
 __device__ __forceinline__ FlatPlace flat_place(const SgdEntry& t, int64_t start, int64_t piece) {
@@ -47,7 +50,8 @@ __device__ __forceinline__ int64_t panel_column(const SgdEntry& t, int32_t index
   return index % esp::sgd_panels(t.cols) * esp::sgd_panel_columns + threadIdx.x % panel_packs * 4;
 }
 __device__ __forceinline__ PanelPlace panel_place(const SgdEntry& t, int32_t index, int turn) {
-  const int64_t row = index / esp::sgd_panels(t.cols) * esp::sgd_panel_rows + turn * rows_at_once * packs + threadIdx.x / panel_packs;
+  const int64_t row = index / esp::sgd_panels(t.cols) * esp::sgd_panel_rows + turn * rows_at_once * packs +
+                      threadIdx.x / panel_packs;
   return {row * t.cols + panel_column(t, index), (row + 1) * t.cols, rows_at_once * t.cols, t.n};
 }
 
@@ -62,7 +66,9 @@ __device__ __forceinline__ uint32_t bits_4(const uint8_t* field, int64_t i, int6
   return bits & 0xf;
 }
 
-__device__ __forceinline__ int magnitude_bits(float w) { return __float_as_int(w) & 0x7fffffff; }
+__device__ __forceinline__ int magnitude_bits(float w) {
+  return __float_as_int(w) & 0x7fffffff;
+}
 
 // ---- update
 
@@ -78,12 +84,14 @@ __device__ __forceinline__ RawGradient load_halves(const T* gradient, int64_t i,
   const Pack<T, 4> g = esp::load_pack<4>(gradient, i, limit, quads && esp::is_aligned(gradient, 8));
   return {{g.at[0].bits, g.at[1].bits, g.at[2].bits, g.at[3].bits}};
 }
-__device__ __forceinline__ RawGradient load_gradient(const SgdEntry& t, int64_t i, int64_t limit, bool quads) {
+__device__ __forceinline__ RawGradient load_gradient(const SgdEntry& t, int64_t i, int64_t limit,
+                                                     bool quads) {
   if (t.gradient_dtype == ESP_F32) {
     const float* const gradient = static_cast<const float*>(t.gradient);
     ESP_GLOBAL(gradient);
     const Pack<float, 4> g = esp::load_pack<4>(gradient, i, limit, quads && esp::is_aligned(gradient, 16));
-    return {{__float_as_uint(g.at[0]), __float_as_uint(g.at[1]), __float_as_uint(g.at[2]), __float_as_uint(g.at[3])}};
+    return {{__float_as_uint(g.at[0]), __float_as_uint(g.at[1]), __float_as_uint(g.at[2]),
+             __float_as_uint(g.at[3])}};
   }
   return load_halves(static_cast<const bf16*>(t.gradient), i, limit, quads);  // F16 lies alike
 }
@@ -93,10 +101,11 @@ __device__ __forceinline__ float gradient_value(uint32_t word, int32_t dtype) {
                              : esp::to_float(f16{static_cast<uint16_t>(word)});
 }
 
-// The packs of a place, whose new weights come back in `kept`. quads: a pack begins at a multiple of 4 elements.
+// The packs of a place, whose new weights come back in `kept`. quads: a pack begins at a multiple of 4
+// elements.
 template <class Place>
-__device__ __forceinline__ void update(const SgdEntry& t, const SgdCoefficients& c, Momentum kind, const Place& place,
-                                       bool quads, Pack<float, 4> (&kept)[packs]) {
+__device__ __forceinline__ void update(const SgdEntry& t, const SgdCoefficients& c, Momentum kind,
+                                       const Place& place, bool quads, Pack<float, 4> (&kept)[packs]) {
   float* const weight = t.weight;
   float* const momentum = t.momentum;
   ESP_GLOBAL(weight);
@@ -140,7 +149,8 @@ __device__ __forceinline__ float scale_of(int absmax_bits) {
   return scale > 0 && 1.0f / scale <= 3.40282347e+38f ? scale : 1.0f;
 }
 
-// The rows of a flat piece, numbered from that of its first element on: 32 bits suffice, however long they are.
+// The rows of a flat piece, numbered from that of its first element on: 32 bits suffice, however long they
+// are.
 struct Rows {
   uint32_t offset, cols;
   int64_t first;  // row
@@ -151,8 +161,12 @@ struct Rows {
     cols = static_cast<uint32_t>(t.cols < longest ? t.cols : longest);
     offset = static_cast<uint32_t>(t.cols < longest ? before : rest < longest ? longest - rest : 0);
   }
-  __device__ __forceinline__ uint32_t row(int64_t element) const { return (offset + static_cast<uint32_t>(element)) / cols; }
-  __device__ __forceinline__ uint32_t column(int64_t element) const { return (offset + static_cast<uint32_t>(element)) % cols; }
+  __device__ __forceinline__ uint32_t row(int64_t element) const {
+    return (offset + static_cast<uint32_t>(element)) / cols;
+  }
+  __device__ __forceinline__ uint32_t column(int64_t element) const {
+    return (offset + static_cast<uint32_t>(element)) % cols;
+  }
 };
 
 struct Scales {
@@ -175,12 +189,14 @@ __device__ __forceinline__ void raise_rows(const FlatPlace& place, int64_t start
 #pragma unroll
       for (int j = 0; j < 4; j++) largest = max(largest, magnitude_bits(kept[k].at[j]));
 #pragma unroll
-      for (int apart = 16; apart > 0; apart /= 2) largest = max(largest, __shfl_xor_sync(esp::all_lanes, largest, apart));
+      for (int apart = 16; apart > 0; apart /= 2)
+        largest = max(largest, __shfl_xor_sync(esp::all_lanes, largest, apart));
       if (esp::lane_index() == 0 && !empty) atomicMax(&absmax[common], largest);
     } else {
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        if (i + j < limit) atomicMax(&absmax[row == end ? row : rows.row(i + j - start)], magnitude_bits(kept[k].at[j]));
+        if (i + j < limit)
+          atomicMax(&absmax[row == end ? row : rows.row(i + j - start)], magnitude_bits(kept[k].at[j]));
       }
     }
   }
@@ -189,10 +205,13 @@ __device__ __forceinline__ void raise_rows(const FlatPlace& place, int64_t start
 // ---- working copy and gate
 
 // The training grid: integers -127 .. 127, zero point 0.
-__device__ __forceinline__ float grid_position(float w, float inverse) { return rintf(w * inverse) + 0.0f; }
+__device__ __forceinline__ float grid_position(float w, float inverse) {
+  return rintf(w * inverse) + 0.0f;
+}
 
 template <class T>
-__device__ __forceinline__ void store_floats(void* copy, int64_t i, int64_t limit, bool quads, const float (&value)[4]) {
+__device__ __forceinline__ void store_floats(void* copy, int64_t i, int64_t limit, bool quads,
+                                             const float (&value)[4]) {
   Pack<T, 4> pack;
 #pragma unroll
   for (int j = 0; j < 4; j++) pack.at[j] = esp::from_float<T>(value[j]);
@@ -200,7 +219,8 @@ __device__ __forceinline__ void store_floats(void* copy, int64_t i, int64_t limi
   ESP_GLOBAL(p);
   esp::store_pack(p, i, limit, quads && esp::is_aligned(p, 4 * sizeof(T)), pack);
 }
-__device__ __forceinline__ void store_copy(const SgdEntry& t, int64_t i, int64_t limit, bool quads, const float (&value)[4]) {
+__device__ __forceinline__ void store_copy(const SgdEntry& t, int64_t i, int64_t limit, bool quads,
+                                           const float (&value)[4]) {
   switch (t.copy_type) {
     case ESP_COPY_F32:
       return store_floats<float>(t.copy, i, limit, quads, value);
@@ -214,8 +234,9 @@ __device__ __forceinline__ void store_copy(const SgdEntry& t, int64_t i, int64_t
 }
 
 // Quantizes a pack, writes its copy and returns its gate.
-__device__ __forceinline__ uint32_t quantize(const SgdEntry& t, int64_t i, int64_t limit, bool quads, const Pack<float, 4>& w,
-                                             const float (&scale)[4], const float (&inverse)[4]) {
+__device__ __forceinline__ uint32_t quantize(const SgdEntry& t, int64_t i, int64_t limit, bool quads,
+                                             const Pack<float, 4>& w, const float (&scale)[4],
+                                             const float (&inverse)[4]) {
   uint32_t pass = 0;
   float q[4];
 #pragma unroll
@@ -255,8 +276,9 @@ __device__ __forceinline__ void count_broken(SgdState* state, float scale) {
 }
 
 // All of a flat piece whose rows' scales and reciprocals are known.
-__device__ __forceinline__ void quantize_rows(const SgdEntry& t, const FlatPlace& place, int64_t start, const Rows& rows,
-                                              const Scales& scales, const Pack<float, 4> (&kept)[packs]) {
+__device__ __forceinline__ void quantize_rows(const SgdEntry& t, const FlatPlace& place, int64_t start,
+                                              const Rows& rows, const Scales& scales,
+                                              const Pack<float, 4> (&kept)[packs]) {
 #pragma unroll
   for (int k = 0; k < packs; k++) {
     const int64_t i = place.at(k), limit = place.limit(k);
@@ -277,8 +299,9 @@ __device__ __forceinline__ void quantize_rows(const SgdEntry& t, const FlatPlace
 }
 
 // All of a flat piece, each element with a scale of its own: given, or from the slots of columns.
-__device__ __forceinline__ void quantize_each(const SgdEntry& t, const FlatPlace& place, int64_t start, const Rows& rows,
-                                              const Pack<float, 4> (&kept)[packs], const int* slots, SgdState* state) {
+__device__ __forceinline__ void quantize_each(const SgdEntry& t, const FlatPlace& place, int64_t start,
+                                              const Rows& rows, const Pack<float, 4> (&kept)[packs],
+                                              const int* slots, SgdState* state) {
 #pragma unroll
   for (int k = 0; k < packs; k++) {
     const int64_t i = place.at(k), limit = place.limit(k);
@@ -289,7 +312,8 @@ __device__ __forceinline__ void quantize_each(const SgdEntry& t, const FlatPlace
       for (int j = 0; j < 4; j++) {
         scale[j] = 1.0f;
         if (i + j < limit) {
-          const int64_t channel = t.columns != 0 ? rows.column(i + j - start) : rows.first + rows.row(i + j - start);
+          const int64_t channel =
+              t.columns != 0 ? rows.column(i + j - start) : rows.first + rows.row(i + j - start);
           scale[j] = slots == nullptr ? t.scale[channel] : scale_of(slots[channel]);
           if (slots != nullptr && i + j < t.cols) {
             t.scale[channel] = scale[j];
@@ -305,8 +329,8 @@ __device__ __forceinline__ void quantize_each(const SgdEntry& t, const FlatPlace
 }
 
 // The last block of the last kernel: what the step has come to.
-__device__ __forceinline__ void finish(SgdState* state, bool guarded, bool with_momentum, int64_t count, int32_t* started,
-                                       esp_sgd_result* result) {
+__device__ __forceinline__ void finish(SgdState* state, bool guarded, bool with_momentum, int64_t count,
+                                       int32_t* started, esp_sgd_result* result) {
   const bool skipped = guarded && state->guard.skipped != 0;
   if (with_momentum && !skipped) {
     for (int64_t i = threadIdx.x; i < count; i += threads) started[i] = 1;
@@ -336,8 +360,8 @@ struct Step {
   bool guarded, with_momentum, last;
 };
 
-__device__ __forceinline__ void update_panel(const Step& step, const SgdEntry& t, int32_t index, const SgdCoefficients& c,
-                                             Momentum kind) {
+__device__ __forceinline__ void update_panel(const Step& step, const SgdEntry& t, int32_t index,
+                                             const SgdCoefficients& c, Momentum kind) {
   int largest[4] = {};
 #pragma unroll 1
   for (int turn = 0; turn < panel_turns; turn++) {
@@ -359,11 +383,13 @@ __device__ __forceinline__ void update_panel(const Step& step, const SgdEntry& t
 // The tensor of a block: read from shared memory where it is needed, it takes no registers.
 __device__ __forceinline__ void load_entry(const SgdEntry* from, SgdEntry* to) {
   constexpr int words = sizeof(SgdEntry) / 4;
-  if (threadIdx.x < words) reinterpret_cast<uint32_t*>(to)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
+  if (threadIdx.x < words)
+    reinterpret_cast<uint32_t*>(to)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
   __syncthreads();
 }
 
-__device__ void update_piece(const Step& step, const SgdChunk& chunk, SgdCoefficients c, const SgdEntry& t, Scales& scales) {
+__device__ void update_piece(const Step& step, const SgdChunk& chunk, SgdCoefficients c, const SgdEntry& t,
+                             Scales& scales) {
   const Momentum kind = c.momentum == 0                   ? Momentum::none
                         : step.started[chunk.tensor] == 0 ? Momentum::first
                                                           : Momentum::running;
@@ -420,7 +446,8 @@ __device__ void update_piece(const Step& step, const SgdChunk& chunk, SgdCoeffic
 }
 
 template <class Place>
-__device__ __forceinline__ void load_weights(const SgdEntry& t, const Place& place, bool quads, Pack<float, 4> (&kept)[packs]) {
+__device__ __forceinline__ void load_weights(const SgdEntry& t, const Place& place, bool quads,
+                                             Pack<float, 4> (&kept)[packs]) {
   const float* const weight = t.weight;
   ESP_GLOBAL(weight);
 #pragma unroll
@@ -510,8 +537,9 @@ __global__ void __launch_bounds__(threads, 2) fused_sgd_quantize_kernel(Step ste
 
 }  // namespace
 
-esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void* workspace, const esp_sgd_options* options,
-                              int32_t* started, esp_sgd_result* result, void* stream) {
+esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void* workspace,
+                              const esp_sgd_options* options, int32_t* started, esp_sgd_result* result,
+                              void* stream) {
   if (plan == nullptr || workspace == nullptr || options == nullptr || result == nullptr ||
       (started == nullptr && plan->operation[esp::sgd_tensors] > 0 && options->momentum > 0)) {
     return esp::fail(ESP_INVALID_ARGUMENT, "fused_sgd: plan, workspace, options, started or result is NULL");
@@ -519,9 +547,11 @@ esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void
   if (esp_status status = esp::check_sgd_options(*options)) return status;
   const int64_t* const operation = plan->operation;
   const bool guarded = options->max_norm > 0 || options->skip_non_finite != 0;
-  if (guarded != (operation[esp::sgd_guarded] != 0) || (options->momentum > 0) != (operation[esp::sgd_with_momentum] != 0)) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "fused_sgd: the plan was made for options with%s norm and with%s momentum",
-                     operation[esp::sgd_guarded] != 0 ? "" : "out", operation[esp::sgd_with_momentum] != 0 ? "" : "out");
+  if (guarded != (operation[esp::sgd_guarded] != 0) ||
+      (options->momentum > 0) != (operation[esp::sgd_with_momentum] != 0)) {
+    return esp::fail(
+        ESP_INVALID_ARGUMENT, "fused_sgd: the plan was made for options with%s norm and with%s momentum",
+        operation[esp::sgd_guarded] != 0 ? "" : "out", operation[esp::sgd_with_momentum] != 0 ? "" : "out");
   }
   const int64_t count = operation[esp::sgd_tensors], first = operation[esp::sgd_first_chunks],
                 second = operation[esp::sgd_second_chunks], slots = operation[esp::sgd_slots];
@@ -533,20 +563,32 @@ esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void
   if (guarded) {
     const esp_cuda_plan norm = {0, 0, {count, operation[esp::sgd_norm_chunks]}};
     const esp::GuardRule rule = {options->max_norm, options->skip_non_finite, &state->guard};
-    if (esp_status status = esp::launch_gradient_norm(norm, chunks + first + second, slot + (slots + 1) / 2 * 2, nullptr, rule,
-                                                      stream)) {
+    if (esp_status status = esp::launch_gradient_norm(norm, chunks + first + second,
+                                                      slot + (slots + 1) / 2 * 2, nullptr, rule, stream)) {
       return status;
     }
   }
   if (slots > 0) {
-    if (esp_status status = esp::check(cudaMemsetAsync(slot, 0, static_cast<size_t>(slots) * 4, static_cast<cudaStream_t>(stream)),
-                                       "fused_sgd: clearing absmax")) {
+    if (esp_status status = esp::check(
+            cudaMemsetAsync(slot, 0, static_cast<size_t>(slots) * 4, static_cast<cudaStream_t>(stream)),
+            "fused_sgd: clearing absmax")) {
       return status;
     }
   }
-  Step step = {tensors, chunks, state, slot, started, result, count, esp::sgd_coefficients(*options, 1.0f),
-               static_cast<int32_t>(first), guarded, options->momentum > 0, second == 0};
-  if (esp_status status = esp::launch("fused_sgd: update", fused_sgd_update_kernel, first > 0 ? first : 1, threads, stream, step)) {
+  Step step = {tensors,
+               chunks,
+               state,
+               slot,
+               started,
+               result,
+               count,
+               esp::sgd_coefficients(*options, 1.0f),
+               static_cast<int32_t>(first),
+               guarded,
+               options->momentum > 0,
+               second == 0};
+  if (esp_status status = esp::launch("fused_sgd: update", fused_sgd_update_kernel, first > 0 ? first : 1,
+                                      threads, stream, step)) {
     return status;
   }
   if (second == 0) return ESP_OK;

@@ -7,11 +7,11 @@
 
 namespace esp {
 
-constexpr int sgd_threads = 384;  // two blocks leave 80 registers a thread
-constexpr int sgd_packs = 4;                                       // of 4 elements a thread
-constexpr int sgd_piece = sgd_threads * sgd_packs * 4;             // elements of a block
-constexpr int sgd_piece_rows = 1024;                               // rows that a piece can hold scales for
-constexpr int sgd_panel_columns = 384, sgd_panel_rows = 32;        // of a block of columns
+constexpr int sgd_threads = 384;                             // two blocks leave 80 registers a thread
+constexpr int sgd_packs = 4;                                 // of 4 elements a thread
+constexpr int sgd_piece = sgd_threads * sgd_packs * 4;       // elements of a block
+constexpr int sgd_piece_rows = 1024;                         // rows that a piece can hold scales for
+constexpr int sgd_panel_columns = 384, sgd_panel_rows = 32;  // of a block of columns
 
 // How a tensor gets its scales.
 enum SgdMode : int32_t {
@@ -43,9 +43,13 @@ struct SgdChunk {
 };
 
 // Panels of columns: chunk index = row block * panels + panel.
-constexpr int64_t sgd_panels(int64_t cols) { return (cols + sgd_panel_columns - 1) / sgd_panel_columns; }
+constexpr int64_t sgd_panels(int64_t cols) {
+  return (cols + sgd_panel_columns - 1) / sgd_panel_columns;
+}
 // Whether the second pass goes by panels too: where rows begin inside a word of the gate, pieces must not.
-constexpr bool sgd_quantizes_panels(const SgdEntry& e) { return e.columns && (e.gate == nullptr || e.cols % 32 == 0); }
+constexpr bool sgd_quantizes_panels(const SgdEntry& e) {
+  return e.columns && (e.gate == nullptr || e.cols % 32 == 0);
+}
 
 // The workspace: this, absmax slots, the workspace of the norm. Zeroed once.
 struct SgdState {

@@ -1,12 +1,13 @@
-// gradient_norm: sqrt of the sum of (mask * gate * g)^2 over a list of tensors, and how many of them are not finite.
+// gradient_norm: sqrt of the sum of (mask * gate * g)^2 over a list of tensors, and how many of them are not
+// finite.
 //
 // Layout: n elements of F32, BF16 or F16 a tensor, bits beside them. A chunk is a block of 8192 elements.
-// Numerics: the CPU's order in every addition (gradient_norm_order.h), in double, which is the definition: consumer GPUs run
-// double at 1/32 to 1/64 of their rate and stay compute-bound here.
-// Idea: a chunk has 16 sums that each run over 512 elements, so half a warp has a chunk, one sum a lane. It stages 1 KiB of
-// the chunk at a time in shared memory with 16-byte loads, 64 bytes a lane in flight, and reads it back one element a lane.
-// Bytes: n times the element size, n/8 a bit field; 8 written and read again a chunk.
-// The last block adds the chunks' sums, 256 lanes then a tree, and writes the result.
+// Numerics: the CPU's order in every addition (gradient_norm_order.h), in double, which is the definition:
+// consumer GPUs run double at 1/32 to 1/64 of their rate and stay compute-bound here. Idea: a chunk has 16
+// sums that each run over 512 elements, so half a warp has a chunk, one sum a lane. It stages 1 KiB of the
+// chunk at a time in shared memory with 16-byte loads, 64 bytes a lane in flight, and reads it back one
+// element a lane. Bytes: n times the element size, n/8 a bit field; 8 written and read again a chunk. The
+// last block adds the chunks' sums, 256 lanes then a tree, and writes the result.
 #include "gradient_norm.h"
 
 #include "kernel.cuh"
@@ -33,21 +34,25 @@ struct Tile {
 
 // The elements of one chunk as an update would see them, `n` of them from `start` on.
 template <class T>
-__device__ __forceinline__ double sum_of_squares(const esp_gradient& tensor, int64_t start, int lane, unsigned lanes, Tile& tile) {
+__device__ __forceinline__ double sum_of_squares(const esp_gradient& tensor, int64_t start, int lane,
+                                                 unsigned lanes, Tile& tile) {
   constexpr int per_load = 16 / sizeof(T), per_tile = tile_bytes / sizeof(T);
   const T* const gradient = static_cast<const T*>(tensor.gradient);
   const uint8_t* const mask = tensor.mask;
   const uint8_t* const gate = tensor.gate;
   ESP_GLOBAL(gradient);
   const bool whole = esp::is_aligned(gradient, 16), hides = mask != nullptr || gate != nullptr;
-  const int64_t end = start + esp::gradient_norm_block < tensor.n ? start + esp::gradient_norm_block : tensor.n;
+  const int64_t end =
+      start + esp::gradient_norm_block < tensor.n ? start + esp::gradient_norm_block : tensor.n;
   double sum = 0;
   for (int64_t i = start; i < end; i += per_tile) {
     Pack<T, per_load> loaded[loads];
 #pragma unroll
-    for (int k = 0; k < loads; k++) loaded[k] = esp::load_pack<per_load>(gradient, i + (k * team + lane) * per_load, end, whole);
+    for (int k = 0; k < loads; k++)
+      loaded[k] = esp::load_pack<per_load>(gradient, i + (k * team + lane) * per_load, end, whole);
     uint32_t visible = 0;
-    if (hides && lane * 32 < per_tile) visible = esp::bits_32(mask, i + lane * 32, end) & esp::bits_32(gate, i + lane * 32, end);
+    if (hides && lane * 32 < per_tile)
+      visible = esp::bits_32(mask, i + lane * 32, end) & esp::bits_32(gate, i + lane * 32, end);
     __syncwarp(lanes);  // the tile before has been read
 #pragma unroll
     for (int k = 0; k < loads; k++) {
@@ -69,10 +74,12 @@ __device__ __forceinline__ double sum_of_squares(const esp_gradient& tensor, int
 template <class T>
 __device__ int count_non_finite(const esp_gradient& tensor, int64_t start, int lane) {
   const T* const gradient = static_cast<const T*>(tensor.gradient);
-  const int64_t end = start + esp::gradient_norm_block < tensor.n ? start + esp::gradient_norm_block : tensor.n;
+  const int64_t end =
+      start + esp::gradient_norm_block < tensor.n ? start + esp::gradient_norm_block : tensor.n;
   int found = 0;
   for (int64_t i = start + lane; i < end; i += team) {
-    const uint32_t visible = esp::bits_32(tensor.mask, i & ~int64_t{7}, end) & esp::bits_32(tensor.gate, i & ~int64_t{7}, end);
+    const uint32_t visible =
+        esp::bits_32(tensor.mask, i & ~int64_t{7}, end) & esp::bits_32(tensor.gate, i & ~int64_t{7}, end);
     const uint32_t magnitude = __float_as_uint(esp::to_float(gradient[i])) & 0x7fffffff;
     found += (visible >> (i & 7) & 1) != 0 && magnitude >= 0x7f800000 ? 1 : 0;
   }
@@ -80,8 +87,9 @@ __device__ int count_non_finite(const esp_gradient& tensor, int64_t start, int l
 }
 
 __global__ void __launch_bounds__(threads, 3)
-    gradient_norm_kernel(const esp_gradient* __restrict__ tensors, const GradientChunk* __restrict__ chunks, int count,
-                         GradientNormState* state, esp_gradient_norm_result* result, GuardRule rule) {
+    gradient_norm_kernel(const esp_gradient* __restrict__ tensors, const GradientChunk* __restrict__ chunks,
+                         int count, GradientNormState* state, esp_gradient_norm_result* result,
+                         GuardRule rule) {
   ESP_SHARED(Tile, tiles, [threads / team]);
   ESP_SHARED(double, sums, [threads]);
   double* const squares = reinterpret_cast<double*>(state + 1);

@@ -32,8 +32,8 @@ struct GuardRule {
   int32_t skip_non_finite;
   StepGuard* guard;  // nullptr: the norm is all that is asked for
 };
-esp_status launch_gradient_norm(const esp_cuda_plan& plan, const void* table, void* workspace, esp_gradient_norm_result* result,
-                                const GuardRule& rule, void* stream);
+esp_status launch_gradient_norm(const esp_cuda_plan& plan, const void* table, void* workspace,
+                                esp_gradient_norm_result* result, const GuardRule& rule, void* stream);
 
 // plan->operation
 constexpr int gradient_norm_tensors = 0, gradient_norm_chunks = 1;

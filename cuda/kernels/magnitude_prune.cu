@@ -1,17 +1,25 @@
-// magnitude_prune: which weights of a list are the smallest, found without sorting or copying them, and zeroed.
+// magnitude_prune: which weights of a list are the smallest, found without sorting or copying them, and
+// zeroed.
 //
-// The key of a weight is the bits of |w| as F32, NaNs clamped to one key above infinity: keys order as magnitudes do.
+// The key of a weight is the bits of |w| as F32, NaNs clamped to one key above infinity: keys order as
+// magnitudes do.
 // 1. begin: counts what remains under an earlier mask; k of each scope (the list, or each tensor).
-// 2. sample (F32 lists): 131072 keys at pseudo-random places; two histograms of them give a bracket that holds the k-th key
+// 2. sample (F32 lists): 131072 keys at pseudo-random places; two histograms of them give a bracket that
+// holds the k-th key
 //    but for one list in 10^5.
-// 3. collect: one pass counts what lies below the bracket and at its two ends, and collects what lies inside (about 1.3 %).
-// 4. narrow: three histograms of 2048 bins find the key among the collected; or among all weights, where the bracket missed or
-//    held too much, where 16-bit keys tie by the thousand, and for scopes of a tensor. Each looks whether it is still needed.
-// 5. ties: where not all weights with the key are pruned, they are counted a chunk, and the element found that divides them.
+// 3. collect: one pass counts what lies below the bracket and at its two ends, and collects what lies inside
+// (about 1.3 %).
+// 4. narrow: three histograms of 2048 bins find the key among the collected; or among all weights, where the
+// bracket missed or
+//    held too much, where 16-bit keys tie by the thousand, and for scopes of a tensor. Each looks whether it
+//    is still needed.
+// 5. ties: where not all weights with the key are pruned, they are counted a chunk, and the element found
+// that divides them.
 // 6. apply: zeroes by key and element, and writes the masks.
 // Integers alone decide: results do not depend on the order of blocks.
-// Bytes of a global prune in place, F32, 110 M weights: 440 MB collect, 440 + 440 apply, 14 the mask, 6 the collected keys,
-// written once and read up to four times, 8 samples: 1.36 GB, 0.32 ms at 4.3 TB/s. 16-bit lists: three reads, one apply.
+// Bytes of a global prune in place, F32, 110 M weights: 440 MB collect, 440 + 440 apply, 14 the mask, 6 the
+// collected keys, written once and read up to four times, 8 samples: 1.36 GB, 0.32 ms at 4.3 TB/s. 16-bit
+// lists: three reads, one apply.
 #include "magnitude_prune.h"
 
 #include "kernel.cuh"
@@ -87,8 +95,8 @@ struct Turns {
 
 // Keys of a pack, prune_absent for what takes no part.
 template <class T>
-__device__ __forceinline__ void keys_of(const Pack<T, 16 / sizeof(T)>& x, uint32_t part, int64_t i, int64_t end,
-                                        int32_t (&key)[16 / sizeof(T)]) {
+__device__ __forceinline__ void keys_of(const Pack<T, 16 / sizeof(T)>& x, uint32_t part, int64_t i,
+                                        int64_t end, int32_t (&key)[16 / sizeof(T)]) {
 #pragma unroll
   for (int j = 0; j < 16 / static_cast<int>(sizeof(T)); j++) {
     key[j] = i + j < end && (part >> j & 1) != 0 ? key_of(esp::to_float(x.at[j])) : esp::prune_absent;
@@ -161,8 +169,8 @@ __device__ __forceinline__ unsigned long long sum_before(unsigned long long v, u
   return before + sum - v;
 }
 
-// The first of `bins` bins with which the sum from bin 0 on reaches `rank` (from 1), by the one thread that has it:
-// found(bin, before). Called by all threads.
+// The first of `bins` bins with which the sum from bin 0 on reaches `rank` (from 1), by the one thread that
+// has it: found(bin, before). Called by all threads.
 template <class Count, class Found>
 __device__ __forceinline__ void find_bin(const Count* histogram, unsigned long long rank, Found&& found) {
   const int first = static_cast<int>(threadIdx.x) * per_thread;
@@ -222,7 +230,8 @@ __global__ void __launch_bounds__(threads) prune_begin_kernel(Prune p, Rule rule
     }
   }
   if (!esp::is_last_block(&p.state->arrived, gridDim.x)) return;
-  for (int32_t s = static_cast<int32_t>(threadIdx.x); s < p.scope_count; s += threads) begin_scope(p, rule, s);
+  for (int32_t s = static_cast<int32_t>(threadIdx.x); s < p.scope_count; s += threads)
+    begin_scope(p, rule, s);
   if (rule.pruned != nullptr) {
     for (int32_t t = static_cast<int32_t>(threadIdx.x); t < p.count; t += threads) rule.pruned[t] = 0;
   }
@@ -241,12 +250,15 @@ __device__ __forceinline__ int64_t sample_position(int64_t elements, int64_t sam
   return sample * stretch + static_cast<int64_t>(mixed % static_cast<unsigned long long>(stretch));
 }
 
-__device__ __forceinline__ uint32_t* coarse_bins(const Prune& p) { return reinterpret_cast<uint32_t*>(p.histograms); }
+__device__ __forceinline__ uint32_t* coarse_bins(const Prune& p) {
+  return reinterpret_cast<uint32_t*>(p.histograms);
+}
 __device__ __forceinline__ uint32_t* fine_bins(const Prune& p, int side) {
   return reinterpret_cast<uint32_t*>(p.histograms) + (1 + side) * bins;
 }
 
-// Four and a half standard deviations of a sample rank to both sides: 1 list in 10^5 has its k-th key outside.
+// Four and a half standard deviations of a sample rank to both sides: 1 list in 10^5 has its k-th key
+// outside.
 __device__ void seek_ranks(const Prune& p) {
   PruneState& state = *p.state;
   const float taken = static_cast<float>(state.taken);
@@ -265,7 +277,8 @@ __global__ void __launch_bounds__(threads) prune_sample_kernel(Prune p) {
   for (int b = static_cast<int>(threadIdx.x); b < bins; b += threads) own[b] = 0;
   __syncthreads();
   uint32_t taken = 0;
-  for (int64_t s = blockIdx.x * threads + threadIdx.x; s < esp::prune_samples; s += static_cast<int64_t>(gridDim.x) * threads) {
+  for (int64_t s = blockIdx.x * threads + threadIdx.x; s < esp::prune_samples;
+       s += static_cast<int64_t>(gridDim.x) * threads) {
     const int64_t at = sample_position(p.elements, s);
     int32_t low = 0, high = p.count - 1;
     while (low < high) {
@@ -317,7 +330,8 @@ __global__ void __launch_bounds__(threads) prune_bracket_kernel(Prune p) {
   PruneState& state = *p.state;
   if (state.refused != 0 || p.scopes[0].k == 0) return;
   const uint32_t low_bin = state.low_bin, high_bin = state.high_bin;
-  for (int64_t s = blockIdx.x * threads + threadIdx.x; s < esp::prune_samples; s += static_cast<int64_t>(gridDim.x) * threads) {
+  for (int64_t s = blockIdx.x * threads + threadIdx.x; s < esp::prune_samples;
+       s += static_cast<int64_t>(gridDim.x) * threads) {
     const uint32_t key = static_cast<uint32_t>(p.keys[s]);
     if (key == esp::prune_absent) continue;
     if (key >> 20 == low_bin) atomicAdd(&fine_bins(p, 0)[key >> 9 & (bins - 1)], 1u);
@@ -325,15 +339,18 @@ __global__ void __launch_bounds__(threads) prune_bracket_kernel(Prune p) {
   }
   if (!esp::is_last_block(&state.arrived, gridDim.x)) return;
   if (low_bin < bins) {
-    find_bin(fine_bins(p, 0), static_cast<unsigned long long>(state.low_rank), [&](int bin, unsigned long long) {
-      state.low = static_cast<int32_t>(low_bin << 20 | static_cast<uint32_t>(bin) << 9);
-    });
+    find_bin(fine_bins(p, 0), static_cast<unsigned long long>(state.low_rank),
+             [&](int bin, unsigned long long) {
+               state.low = static_cast<int32_t>(low_bin << 20 | static_cast<uint32_t>(bin) << 9);
+             });
   }
   if (high_bin < bins) {
-    find_bin(fine_bins(p, 1), static_cast<unsigned long long>(state.high_rank), [&](int bin, unsigned long long) {
-      const uint32_t end = (high_bin << 20 | static_cast<uint32_t>(bin) << 9) + 512;
-      state.high = end > static_cast<uint32_t>(esp::prune_nan_key) ? esp::prune_nan_key + 1 : static_cast<int32_t>(end);
-    });
+    find_bin(fine_bins(p, 1), static_cast<unsigned long long>(state.high_rank),
+             [&](int bin, unsigned long long) {
+               const uint32_t end = (high_bin << 20 | static_cast<uint32_t>(bin) << 9) + 512;
+               state.high = end > static_cast<uint32_t>(esp::prune_nan_key) ? esp::prune_nan_key + 1
+                                                                            : static_cast<int32_t>(end);
+             });
   }
   __syncthreads();
   for (int b = static_cast<int>(threadIdx.x); b < 2 * bins; b += threads) fine_bins(p, 0)[b] = 0;
@@ -418,7 +435,12 @@ __global__ void __launch_bounds__(threads, 3) prune_collect_kernel(Prune p) {
       }
       if (!fits) atomicExch(&state.overflow, 1u);
       found[3] = fits ? offset : 0xffffffffu;
-      p.records[c] = {offset, 0, static_cast<uint16_t>(inside), static_cast<uint16_t>(found[1]), static_cast<uint16_t>(found[2]), 0};
+      p.records[c] = {offset,
+                      0,
+                      static_cast<uint16_t>(inside),
+                      static_cast<uint16_t>(found[1]),
+                      static_cast<uint16_t>(found[2]),
+                      0};
       for (int j = 0; j < 3; j++) totals[j] += found[j];
     }
     __syncthreads();
@@ -455,23 +477,26 @@ __device__ void pick(const Prune& p, int32_t s) {
   const PruneScope was = scope;
   if (was.span <= 1) return;
   const int shift = shift_of(was.span);
-  find_bin(histogram, static_cast<unsigned long long>(was.k - was.below), [&](int bin, unsigned long long before) {
-    const uint32_t offset = static_cast<uint32_t>(bin) << shift, rest = was.span - offset;
-    uint32_t span = rest < 1u << shift ? rest : 1u << shift;
-    // 16-bit weights have keys far apart: such a range holds only its first, unless it holds NaN's.
-    const uint32_t low = was.low + offset;
-    if (span <= 1u << p.granularity && low + span <= static_cast<uint32_t>(esp::prune_nan_key)) span = 1;
-    scope.low = low;
-    scope.span = span;
-    scope.below = was.below + static_cast<int64_t>(before);
-    scope.count = static_cast<int64_t>(histogram[bin]);
-  });
+  find_bin(histogram, static_cast<unsigned long long>(was.k - was.below),
+           [&](int bin, unsigned long long before) {
+             const uint32_t offset = static_cast<uint32_t>(bin) << shift, rest = was.span - offset;
+             uint32_t span = rest < 1u << shift ? rest : 1u << shift;
+             // 16-bit weights have keys far apart: such a range holds only its first, unless it holds NaN's.
+             const uint32_t low = was.low + offset;
+             if (span <= 1u << p.granularity && low + span <= static_cast<uint32_t>(esp::prune_nan_key))
+               span = 1;
+             scope.low = low;
+             scope.span = span;
+             scope.below = was.below + static_cast<int64_t>(before);
+             scope.count = static_cast<int64_t>(histogram[bin]);
+           });
   __syncthreads();
   for (int b = static_cast<int>(threadIdx.x); b < bins; b += threads) histogram[b] = 0;
   __syncthreads();
 }
 
-// Four copies of the bins, by lane: magnitudes share few exponents, and lanes that meet in a bin wait for each other.
+// Four copies of the bins, by lane: magnitudes share few exponents, and lanes that meet in a bin wait for
+// each other.
 constexpr int copies = 4;
 
 __device__ __forceinline__ void flush_bins(uint32_t* own, unsigned long long* histogram) {
@@ -519,7 +544,8 @@ __global__ void __launch_bounds__(threads, 3) prune_narrow_kernel(Prune p) {
     if (span <= 1) continue;
     if (collected) {
       const int64_t start = c * esp::prune_chunk;
-      for (int64_t j = start + threadIdx.x; j < start + esp::prune_chunk && j < keys; j += threads) count(p.keys[j]);
+      for (int64_t j = start + threadIdx.x; j < start + esp::prune_chunk && j < keys; j += threads)
+        count(p.keys[j]);
     } else {
       const PruneChunk chunk = p.chunks[c];
       each_key(p.tensors[chunk.tensor], static_cast<int64_t>(chunk.index) * esp::prune_chunk, count);
@@ -547,7 +573,8 @@ __device__ void divide(const Prune& p, int32_t s) {
   if (!divides_ties(scope)) return;
   const unsigned long long wanted = static_cast<unsigned long long>(scope.k - scope.below);
   const int32_t key = static_cast<int32_t>(scope.low);
-  const int64_t first = p.by_tensor ? p.first_chunk[s] : 0, end = p.by_tensor ? p.first_chunk[s + 1] : p.chunk_count;
+  const int64_t first = p.by_tensor ? p.first_chunk[s] : 0,
+                end = p.by_tensor ? p.first_chunk[s + 1] : p.chunk_count;
   const int64_t share = (end - first + threads - 1) / threads;
   int64_t c = first + share * threadIdx.x;
   const int64_t mine_end = c + share < end ? c + share : end;
@@ -590,7 +617,8 @@ __global__ void __launch_bounds__(threads) prune_ties_kernel(Prune p) {
     if (!divides_ties(scope)) continue;
     const int32_t key = static_cast<int32_t>(scope.low), source = scope.source;
     if (source == esp::prune_from_low || source == esp::prune_from_high) {
-      if (threadIdx.x == 0) p.records[c].ties = source == esp::prune_from_low ? p.records[c].at_low : p.records[c].at_high;
+      if (threadIdx.x == 0)
+        p.records[c].ties = source == esp::prune_from_low ? p.records[c].at_low : p.records[c].at_high;
       continue;
     }
     if (threadIdx.x == 0) found[0] = 0;
@@ -598,7 +626,8 @@ __global__ void __launch_bounds__(threads) prune_ties_kernel(Prune p) {
     uint32_t ties = 0;
     if (source == esp::prune_from_collected) {
       const PruneRecord record = p.records[c];
-      for (uint32_t j = threadIdx.x; j < record.inside; j += threads) ties += p.keys[record.offset + j] == key ? 1 : 0;
+      for (uint32_t j = threadIdx.x; j < record.inside; j += threads)
+        ties += p.keys[record.offset + j] == key ? 1 : 0;
     } else {
       each_key(p.tensors[chunk.tensor], static_cast<int64_t>(chunk.index) * esp::prune_chunk,
                [&](int32_t other) { ties += other == key ? 1 : 0; });
@@ -617,8 +646,8 @@ __global__ void __launch_bounds__(threads) prune_divide_kernel(Prune p) {
 
 // ---- patterns
 
-// The weights of a pack that stay, each group whole in it: fewer than `keep` of its group are greater; of equals the later
-// counts as greater.
+// The weights of a pack that stay, each group whole in it: fewer than `keep` of its group are greater; of
+// equals the later counts as greater.
 template <int pack, int group>
 __device__ __forceinline__ uint32_t pattern_of(const int32_t (&key)[pack], int keep) {
   uint32_t stay = 0;
@@ -627,15 +656,16 @@ __device__ __forceinline__ uint32_t pattern_of(const int32_t (&key)[pack], int k
     int greater = 0;
 #pragma unroll
     for (int b = a / group * group; b < a / group * group + group; b++) {
-      if (b != a && key[b] != esp::prune_absent) greater += key[b] > key[a] || (key[b] == key[a] && b > a) ? 1 : 0;
+      if (b != a && key[b] != esp::prune_absent)
+        greater += key[b] > key[a] || (key[b] == key[a] && b > a) ? 1 : 0;
     }
     if (key[a] != esp::prune_absent && greater < keep) stay |= 1u << a;
   }
   return stay;
 }
 
-// Any group: one bit a weight, decided from memory that nothing changes meanwhile. Neighbouring lanes have neighbouring
-// columns; what their groups share is in the nearest caches.
+// Any group: one bit a weight, decided from memory that nothing changes meanwhile. Neighbouring lanes have
+// neighbouring columns; what their groups share is in the nearest caches.
 __global__ void __launch_bounds__(threads) prune_pattern_kernel(Prune p, Rule rule) {
   uint8_t* field = p.decisions;
   int32_t of = 0;
@@ -652,7 +682,8 @@ __global__ void __launch_bounds__(threads) prune_pattern_kernel(Prune p, Rule ru
         int greater = 0;
         for (int64_t j = 0; j < rule.group && own != esp::prune_absent; j++) {
           const int32_t other = key_at(t, first + j * t.inner);
-          if (other != esp::prune_absent && j != place) greater += other > own || (other == own && j > place) ? 1 : 0;
+          if (other != esp::prune_absent && j != place)
+            greater += other > own || (other == own && j > place) ? 1 : 0;
         }
         stays = own != esp::prune_absent && greater < rule.keep;
       }
@@ -688,7 +719,8 @@ __device__ __forceinline__ uint32_t apply_chunk(const esp_prune_tensor& t, int64
   const T* const weights = static_cast<const T*>(t.weights);
   T* const out = static_cast<T*>(t.out);
   ESP_GLOBAL(weights);
-  const bool whole = esp::is_aligned(weights, 16), whole_out = esp::is_aligned(out, 16), in_place = t.out == t.weights;
+  const bool whole = esp::is_aligned(weights, 16), whole_out = esp::is_aligned(out, 16),
+             in_place = t.out == t.weights;
   const int64_t end = start + esp::prune_chunk < t.n ? start + esp::prune_chunk : t.n;
   uint32_t pruned = 0;
 #pragma unroll 1
@@ -745,7 +777,9 @@ __device__ void finish(const Prune& p, const Rule& rule) {
     threshold = rule.threshold;
   } else if (p.kind != ESP_PRUNE_PATTERN && !p.by_tensor) {
     const PruneScope& scope = p.scopes[0];
-    threshold = scope.k == 0 ? 0 : scope.low == static_cast<uint32_t>(esp::prune_nan_key) ? 0x7fc00000 : scope.low;
+    threshold = scope.k == 0                                             ? 0
+                : scope.low == static_cast<uint32_t>(esp::prune_nan_key) ? 0x7fc00000
+                                                                         : scope.low;
   }
   const int64_t pruned = p.state->refused != 0 ? -1 : static_cast<int64_t>(p.state->pruned);
   *rule.result = {p.elements, pruned, __uint_as_float(threshold)};
@@ -754,7 +788,8 @@ __device__ void finish(const Prune& p, const Rule& rule) {
 }
 
 // Adds what this thread has pruned of a tensor. Called by whole warps.
-__device__ __forceinline__ void add_pruned(const Prune& p, const Rule& rule, int32_t tensor, unsigned long long pruned) {
+__device__ __forceinline__ void add_pruned(const Prune& p, const Rule& rule, int32_t tensor,
+                                           unsigned long long pruned) {
 #pragma unroll
   for (int apart = 16; apart > 0; apart /= 2) pruned += __shfl_xor_sync(esp::all_lanes, pruned, apart);
   if (esp::lane_index() != 0 || pruned == 0) return;
@@ -767,7 +802,8 @@ __global__ void __launch_bounds__(threads, by_pattern ? 2 : 3) prune_apply_kerne
   const uint8_t* field = p.decisions;
   int32_t of = 0, counted = 0;  // the tensor that `pruned` are of
   unsigned long long pruned = 0;
-  for (int c = static_cast<int>(blockIdx.x); c < (p.state->refused != 0 ? 0 : p.chunk_count); c += static_cast<int>(gridDim.x)) {
+  for (int c = static_cast<int>(blockIdx.x); c < (p.state->refused != 0 ? 0 : p.chunk_count);
+       c += static_cast<int>(gridDim.x)) {
     const PruneChunk chunk = p.chunks[c];
     const esp_prune_tensor t = p.tensors[chunk.tensor];
     Cut cut = {};
@@ -781,7 +817,9 @@ __global__ void __launch_bounds__(threads, by_pattern ? 2 : 3) prune_apply_kerne
     } else {
       const PruneScope& scope = p.scopes[p.by_tensor ? chunk.tensor : 0];
       cut.key = static_cast<int32_t>(scope.low);
-      cut.ties = chunk.tensor < scope.tie_tensor ? t.n : chunk.tensor == scope.tie_tensor ? scope.tie_element : 0;
+      cut.ties = chunk.tensor < scope.tie_tensor    ? t.n
+                 : chunk.tensor == scope.tie_tensor ? scope.tie_element
+                                                    : 0;
     }
     const int64_t start = static_cast<int64_t>(chunk.index) * esp::prune_chunk;
     if (chunk.tensor != counted) {
@@ -795,23 +833,27 @@ __global__ void __launch_bounds__(threads, by_pattern ? 2 : 3) prune_apply_kerne
   }
   add_pruned(p, rule, counted, pruned);
   if (!esp::is_last_block(&p.state->arrived, gridDim.x)) return;
-  for (int32_t s = static_cast<int32_t>(threadIdx.x); s < p.scope_count; s += threads) p.scopes[s].remaining = 0;
+  for (int32_t s = static_cast<int32_t>(threadIdx.x); s < p.scope_count; s += threads)
+    p.scopes[s].remaining = 0;
   if (threadIdx.x == 0) finish(p, rule);
 }
 
 }  // namespace
 
-esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table, void* workspace, const esp_prune_rule* rule,
-                                    esp_prune_result* result, int64_t* pruned, void* stream) {
+esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table, void* workspace,
+                                    const esp_prune_rule* rule, esp_prune_result* result, int64_t* pruned,
+                                    void* stream) {
   if (plan == nullptr || workspace == nullptr || result == nullptr) {
     return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: plan, workspace or result is NULL");
   }
   if (esp_status status = esp::check_prune_rule(rule)) return status;
   const int64_t* const operation = plan->operation;
-  const bool pattern = rule->kind == ESP_PRUNE_PATTERN, selects = !pattern && rule->kind != ESP_PRUNE_THRESHOLD;
+  const bool pattern = rule->kind == ESP_PRUNE_PATTERN,
+             selects = !pattern && rule->kind != ESP_PRUNE_THRESHOLD;
   if (rule->kind != operation[esp::prune_kind] || (pattern && rule->group != operation[esp::prune_group]) ||
       (selects && rule->scope != operation[esp::prune_group])) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "magnitude_prune: the plan was made for another kind, scope or group");
+    return esp::fail(ESP_INVALID_ARGUMENT,
+                     "magnitude_prune: the plan was made for another kind, scope or group");
   }
   const int64_t flags = operation[esp::prune_flags];
   Prune p = {};
@@ -836,19 +878,28 @@ esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table
   p.kind = rule->kind;
   p.by_tensor = selects && rule->scope == ESP_PRUNE_TENSOR;
   p.masked = selects && (flags & esp::prune_masked) != 0;
-  const Rule now = {esp::prune_amount(rule->amount), rule->count,  static_cast<int32_t>(esp::prune_bits(std::fabs(rule->threshold))),
-                    rule->keep,                      rule->group,  esp::prune_bits(rule->threshold),
-                    result,                          pruned};
+  const Rule now = {esp::prune_amount(rule->amount),
+                    rule->count,
+                    static_cast<int32_t>(esp::prune_bits(std::fabs(rule->threshold))),
+                    rule->keep,
+                    rule->group,
+                    esp::prune_bits(rule->threshold),
+                    result,
+                    pruned};
 
-  const int64_t blocks = p.chunk_count < 1 ? 1 : p.chunk_count < esp::prune_blocks ? p.chunk_count : esp::prune_blocks;
+  const int64_t blocks = p.chunk_count < 1                   ? 1
+                         : p.chunk_count < esp::prune_blocks ? p.chunk_count
+                                                             : esp::prune_blocks;
   const auto run = [&](const char* what, auto kernel, int64_t grid, auto... more) {
     return esp::launch(what, kernel, grid, threads, stream, p, more...);
   };
-  if (esp_status status = run("magnitude_prune: begin", prune_begin_kernel, p.masked ? blocks : 1, now)) return status;
+  if (esp_status status = run("magnitude_prune: begin", prune_begin_kernel, p.masked ? blocks : 1, now))
+    return status;
   if (p.sampled) {
     constexpr int64_t sample_blocks = esp::prune_samples / threads / 4;
     if (esp_status status = run("magnitude_prune: sample", prune_sample_kernel, sample_blocks)) return status;
-    if (esp_status status = run("magnitude_prune: bracket", prune_bracket_kernel, sample_blocks)) return status;
+    if (esp_status status = run("magnitude_prune: bracket", prune_bracket_kernel, sample_blocks))
+      return status;
     if (esp_status status = run("magnitude_prune: collect", prune_collect_kernel, blocks)) return status;
   }
   for (int pass = 0; selects && pass < 3; pass++) {

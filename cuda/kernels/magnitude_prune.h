@@ -9,12 +9,13 @@
 namespace esp {
 
 constexpr int prune_threads = 256;
-constexpr int prune_chunk = 8192;         // elements
-constexpr int prune_blocks = 1056;        // at most; each takes every so-manieth chunk. 8 for each of 132 multiprocessors
+constexpr int prune_chunk = 8192;  // elements
+constexpr int prune_blocks =
+    1056;  // at most; each takes every so-manieth chunk. 8 for each of 132 multiprocessors
 constexpr int prune_bins = 2048;
-constexpr int prune_room = 2048;          // keys of one chunk that can be collected
-constexpr int prune_samples = 131072;     // keys
-constexpr int64_t prune_sampled = 65536;  // fewer weights are not sampled
+constexpr int prune_room = 2048;               // keys of one chunk that can be collected
+constexpr int prune_samples = 131072;          // keys
+constexpr int64_t prune_sampled = 65536;       // fewer weights are not sampled
 constexpr int32_t prune_nan_key = 0x7f800001;  // of every NaN, and the largest key
 constexpr int32_t prune_absent = 0x7fffffff;   // in the place of a weight that takes no part
 
@@ -32,14 +33,14 @@ struct PruneRecord {
 // Where what has the sought key can be found.
 enum PruneSource : int32_t { prune_from_weights, prune_from_collected, prune_from_low, prune_from_high };
 
-// A set of weights of which k are pruned: the list, or a tensor. Keys are sought in low .. low + span - 1, `below` of them lie
-// before it and `count` in it; span 1 has found the key.
+// A set of weights of which k are pruned: the list, or a tensor. Keys are sought in low .. low + span - 1,
+// `below` of them lie before it and `count` in it; span 1 has found the key.
 struct PruneScope {
   unsigned long long remaining;
   int64_t k, below, count;
   uint32_t low, span;
   int32_t source;
-  int32_t tie_tensor;   // with the key, the elements before this one are pruned
+  int32_t tie_tensor;  // with the key, the elements before this one are pruned
   int64_t tie_element;
 };
 
@@ -51,10 +52,10 @@ struct PruneState {
   int32_t low, high;          // the bracket
   float low_rank, high_rank;  // sought in the bins of the sample
   uint32_t low_bin, high_bin;
-  uint32_t taken;             // samples that take part
+  uint32_t taken;  // samples that take part
   uint32_t arrived;
-  int32_t refused;            // the count is above what remains
-  uint32_t collected;         // keys
+  int32_t refused;     // the count is above what remains
+  uint32_t collected;  // keys
 };
 
 // A fraction as it multiplies: mantissa * 2^exponent.
@@ -76,13 +77,15 @@ inline uint32_t prune_bits(float threshold) {
   return bits;
 }
 
-// fraction * n, rounded to double and then to an integer, both half to even, as the CPU computes it in double. n <= 2^53.
+// fraction * n, rounded to double and then to an integer, both half to even, as the CPU computes it in
+// double. n <= 2^53.
 constexpr int64_t prune_share(PruneAmount amount, int64_t n) {
   unsigned __int128 product = static_cast<unsigned __int128>(amount.mantissa) * static_cast<uint64_t>(n);
   int dropped = 0;
   for (unsigned __int128 rest = product >> 53; rest != 0; rest >>= 1) dropped++;
   if (dropped > 0) {
-    const unsigned __int128 half = static_cast<unsigned __int128>(1) << (dropped - 1), rest = product & (2 * half - 1);
+    const unsigned __int128 half = static_cast<unsigned __int128>(1) << (dropped - 1),
+                            rest = product & (2 * half - 1);
     product >>= dropped;
     if (rest > half || (rest == half && (product & 1) != 0)) product++;
   }
@@ -95,8 +98,8 @@ constexpr int64_t prune_share(PruneAmount amount, int64_t n) {
 }
 
 // plan->operation
-constexpr int prune_tensors = 0, prune_chunks = 1, prune_scopes = 2, prune_kind = 3, prune_group = 4, prune_capacity = 5,
-              prune_flags = 6, prune_decisions = 7;
+constexpr int prune_tensors = 0, prune_chunks = 1, prune_scopes = 2, prune_kind = 3, prune_group = 4,
+              prune_capacity = 5, prune_flags = 6, prune_decisions = 7;
 // Flags: there is a mask; the list is sampled; low bits that no key has but that of NaN.
 constexpr int64_t prune_masked = 1, prune_samples_flag = 2, prune_decides = 4;
 constexpr int prune_granularity_shift = 8;

@@ -18,31 +18,49 @@ class Rows {
   }
   int64_t count() const { return count_; }
   int64_t bytes() const { return count_ * static_cast<int64_t>(sizeof(T)); }
-  char* end(char* table) const { return table == nullptr ? nullptr : reinterpret_cast<char*>(memory_ + count_); }
+  char* end(char* table) const {
+    return table == nullptr ? nullptr : reinterpret_cast<char*>(memory_ + count_);
+  }
 
  private:
   T* memory_;
   int64_t count_ = 0;
 };
 
-int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+int64_t divide_up(int64_t a, int64_t b) {
+  return a / b + (a % b != 0);
+}
 
-// Elements of a piece of whole rows, 0 where no piece holds them. Bits of a piece share no word with another's.
+// Elements of a piece of whole rows, 0 where no piece holds them. Bits of a piece share no word with
+// another's.
 int64_t piece_of_rows(int64_t rows, int64_t cols) {
   if (cols > esp::sgd_piece) return 0;
   if (rows <= esp::sgd_piece_rows && rows * cols <= esp::sgd_piece) return rows * cols;
   int64_t unit = 1;
   while (unit * cols % 32 != 0) unit *= 2;
-  const int64_t most = esp::sgd_piece / cols < esp::sgd_piece_rows ? esp::sgd_piece / cols : esp::sgd_piece_rows;
+  const int64_t most =
+      esp::sgd_piece / cols < esp::sgd_piece_rows ? esp::sgd_piece / cols : esp::sgd_piece_rows;
   return most / unit * unit * cols;
 }
 
 esp::SgdEntry entry_of(const esp_sgd_tensor& t, int64_t slot) {
   const bool columns = t.channel == ESP_CHANNEL_COLUMN;
   const int64_t n = esp::elements(t);
-  esp::SgdEntry e = {t.weight, t.gradient, t.momentum,       t.mask,          t.gate,
-                     t.working_copy, t.scale,  n,            t.channel == ESP_CHANNEL_TENSOR ? n : t.cols,
-                     esp::sgd_piece, slot,     t.gradient_dtype, t.working_copy_type, columns, esp::sgd_plain};
+  esp::SgdEntry e = {t.weight,
+                     t.gradient,
+                     t.momentum,
+                     t.mask,
+                     t.gate,
+                     t.working_copy,
+                     t.scale,
+                     n,
+                     t.channel == ESP_CHANNEL_TENSOR ? n : t.cols,
+                     esp::sgd_piece,
+                     slot,
+                     t.gradient_dtype,
+                     t.working_copy_type,
+                     columns,
+                     esp::sgd_plain};
   if (t.scale == nullptr) return e;
   e.mode = esp::sgd_given;
   if (t.scale_given) return e;
@@ -59,14 +77,15 @@ int64_t panels_of(const esp::SgdEntry& e) {
 
 }  // namespace
 
-esp_status esp_cuda_fused_sgd_plan(const esp_sgd_tensor* tensors, int64_t count, const esp_sgd_options* options,
-                                   esp_cuda_plan* plan, void* table) {
+esp_status esp_cuda_fused_sgd_plan(const esp_sgd_tensor* tensors, int64_t count,
+                                   const esp_sgd_options* options, esp_cuda_plan* plan, void* table) {
   if (plan == nullptr || options == nullptr) {
     return esp::fail(ESP_INVALID_ARGUMENT, "fused_sgd: %s is NULL", plan == nullptr ? "plan" : "options");
   }
   if (esp_status status = esp::check_sgd_options(*options)) return status;
   if (esp_status status = esp::check_list("fused_sgd", tensors, count)) return status;
-  if (count > INT32_MAX) return esp::fail(ESP_INVALID_ARGUMENT, "fused_sgd: %lld tensors", static_cast<long long>(count));
+  if (count > INT32_MAX)
+    return esp::fail(ESP_INVALID_ARGUMENT, "fused_sgd: %lld tensors", static_cast<long long>(count));
   for (int64_t i = 0; i < count; i++) {
     if (esp_status status = esp::check_layout("fused_sgd", i, tensors[i])) return status;
     if (esp_status status = esp::check_momentum(i, tensors[i], *options)) return status;
@@ -86,7 +105,8 @@ esp_status esp_cuda_fused_sgd_plan(const esp_sgd_tensor* tensors, int64_t count,
     if (e.n == 0) continue;
     const int64_t pieces = e.mode == esp::sgd_spread && e.columns ? panels_of(e) : divide_up(e.n, e.piece);
     if (first.count() + pieces > INT32_MAX) {  // 1.7e13 elements
-      return esp::fail(ESP_UNSUPPORTED, "fused_sgd: over %d pieces of %d elements", INT32_MAX, esp::sgd_piece);
+      return esp::fail(ESP_UNSUPPORTED, "fused_sgd: over %d pieces of %d elements", INT32_MAX,
+                       esp::sgd_piece);
     }
     for (int64_t p = 0; p < pieces; p++) first.add({static_cast<int32_t>(i), static_cast<int32_t>(p)});
   }
@@ -102,12 +122,15 @@ esp_status esp_cuda_fused_sgd_plan(const esp_sgd_tensor* tensors, int64_t count,
   esp_cuda_plan norm = {};
   if (guarded) {
     std::unique_ptr<esp_gradient[]> gradients(new (std::nothrow) esp_gradient[static_cast<size_t>(count)]);
-    if (!gradients) return esp::fail(ESP_OUT_OF_MEMORY, "fused_sgd: no memory for %lld tensors", static_cast<long long>(count));
+    if (!gradients)
+      return esp::fail(ESP_OUT_OF_MEMORY, "fused_sgd: no memory for %lld tensors",
+                       static_cast<long long>(count));
     for (int64_t i = 0; i < count; i++) {
       const esp_sgd_tensor& t = tensors[i];
       gradients[i] = {t.gradient, t.mask, t.gate, esp::elements(t), t.gradient_dtype};
     }
-    if (esp_status status = esp_cuda_gradient_norm_plan(gradients.get(), count, &norm, second.end(bytes))) return status;
+    if (esp_status status = esp_cuda_gradient_norm_plan(gradients.get(), count, &norm, second.end(bytes)))
+      return status;
   }
   const int64_t slot_bytes = (slots * 4 + 7) / 8 * 8;
   *plan = {entries.bytes() + first.bytes() + second.bytes() + norm.table_bytes,

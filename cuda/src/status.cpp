@@ -22,4 +22,6 @@ esp_status fail(esp_status status, const char* format, ...) {
 
 }  // namespace esp
 
-const char* esp_cuda_last_error(void) { return last_error; }
+const char* esp_cuda_last_error(void) {
+  return last_error;
+}

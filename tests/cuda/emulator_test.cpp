@@ -1,4 +1,5 @@
-// Does the emulator do what CUDA promises, and does it notice what CUDA forbids? Small kernels, in every order.
+// Does the emulator do what CUDA promises, and does it notice what CUDA forbids? Small kernels, in every
+// order.
 #include "emulator.h"
 
 #include <functional>
@@ -20,7 +21,8 @@ bool run(void (*kernel)(P...), dim3 grid, dim3 block, A... arguments) {
 __global__ void every_thread_once(int* out) {
   const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-  atomicAdd(&out[block * blockDim.x * blockDim.y * blockDim.z + thread], static_cast<int>(1 + block * 1000 + thread));
+  atomicAdd(&out[block * blockDim.x * blockDim.y * blockDim.z + thread],
+            static_cast<int>(1 + block * 1000 + thread));
 }
 __global__ void shuffle(int* out) {
   const int t = static_cast<int>(threadIdx.x);
@@ -80,8 +82,12 @@ __global__ void count_blocks(uint32_t* arrived, int* parts, int* sum) {
   for (unsigned i = 0; i < gridDim.x; i++) total += parts[i];
   *sum = total;
 }
-__global__ void add(int* x, int n) { atomicAdd(x, n); }
-__global__ void times(int* x, int n) { *x *= n; }
+__global__ void add(int* x, int n) {
+  atomicAdd(x, n);
+}
+__global__ void times(int* x, int n) {
+  *x *= n;
+}
 
 // What must be noticed.
 __global__ void diverging_barriers(int) {
@@ -101,7 +107,9 @@ __global__ void lanes_elsewhere(int) {
     __syncthreads();
   }
 }
-__global__ void not_in_mask(int) { __shfl_sync(0xfu, 1, 1); }
+__global__ void not_in_mask(int) {
+  __shfl_sync(0xfu, 1, 1);
+}
 __global__ void source_not_in_mask(int) {
   if (threadIdx.x < 4) __shfl_sync(0xfu, 1, 9);
 }
@@ -163,7 +171,8 @@ void test_promises() {
       thirds |= unsigned{i % 3 == 0} << i;
       alike |= unsigned{i % 5 == t % 5} << i;
     }
-    right &= p[0] == 3 && p[1] == (t & ~7) + 1 && p[2] == (t < 2 ? t : t - 2) && p[3] == (t % 8 < 3 ? t : t - 3);
+    right &=
+        p[0] == 3 && p[1] == (t & ~7) + 1 && p[2] == (t < 2 ? t : t - 2) && p[3] == (t % 8 < 3 ? t : t - 3);
     right &= p[4] == (t > 26 ? t : t + 5) && p[5] == (t % 4 == 3 ? t : t + 1) && p[6] == (t ^ 21);
     right &= p[7] == ((t ^ 9) >= (t & ~7) + 8 ? t : (t ^ 9)) && p[8] == static_cast<int>(thirds) && p[9] == 0;
     right &= p[10] == 1 && p[11] == static_cast<int>(alike);
@@ -176,7 +185,8 @@ void test_promises() {
 
   std::vector<int> met(64, -1);
   CHECK(run(barriers, 1, 64, met.data()));
-  for (int t = 0; t < 64; t++) right &= met[static_cast<size_t>(t)] == (t < 50 ? 49 - t + 25000 + 100000 : -1);
+  for (int t = 0; t < 64; t++)
+    right &= met[static_cast<size_t>(t)] == (t < 50 ? 49 - t + 25000 + 100000 : -1);
   CHECK(right);
   std::vector<int> fresh(8 * 64, 0);
   CHECK(run(fresh_memory, 8, 64, fresh.data()));
@@ -191,10 +201,12 @@ void test_promises() {
   CHECK(reverses(reverse_twice<true, true>));
 }
 
-// Streams run nothing before something waits, in the order that events ask for; a graph runs what it captured.
+// Streams run nothing before something waits, in the order that events ask for; a graph runs what it
+// captured.
 void test_streams() {
   Stream one, two;
-  const cudaStream_t first = static_cast<cudaStream_t>(one.get()), second = static_cast<cudaStream_t>(two.get());
+  const cudaStream_t first = static_cast<cudaStream_t>(one.get()),
+                     second = static_cast<cudaStream_t>(two.get());
   int x = 1;
   cudaEvent_t event;
   CHECK(cudaEventCreate(&event) == cudaSuccess);
@@ -207,7 +219,8 @@ void test_streams() {
   CHECK(two.wait() && x == 50);
   CHECK(one.wait() && x == 150);
   CHECK(cudaEventDestroy(event) == cudaSuccess);
-  CHECK(run_captured(one, 3, [&] { return emulator::launch(add, 1, 1, 0, first, &x, 1) == cudaSuccess ? ESP_OK : 1; }));
+  CHECK(run_captured(
+      one, 3, [&] { return emulator::launch(add, 1, 1, 0, first, &x, 1) == cudaSuccess ? ESP_OK : 1; }));
   CHECK(x == 153);
   CHECK(!run_captured(one, 1, [&] { return esp_cuda_stream_synchronize(one.get()); }));  // waits
   void* memory;
@@ -221,7 +234,8 @@ template <class... P, class... A>
 void notices(const char* part, void (*kernel)(P...), dim3 grid, dim3 block, A... arguments) {
   CHECK(!run(kernel, grid, block, arguments...));
   CHECK(std::string(emulator::failure()).find(part) != std::string::npos);
-  if (std::string(emulator::failure()).find(part) == std::string::npos) std::printf("  %s: %s\n", part, emulator::failure());
+  if (std::string(emulator::failure()).find(part) == std::string::npos)
+    std::printf("  %s: %s\n", part, emulator::failure());
   emulator::reset();
 }
 

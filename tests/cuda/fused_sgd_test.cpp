@@ -1,7 +1,10 @@
-// fused_sgd on a device gives the CPU's bits: every working copy and kind of channel, shapes around a pack (4), a word of bits
-// (32), a piece (6144 elements, 1024 rows), a panel (384 x 32) and beyond; unaligned starts; momentum, Nesterov, decay, clip
-// and skip; steps in a row, some of them skipped; NaN, infinity and denormals.
+// fused_sgd on a device gives the CPU's bits: every working copy and kind of channel, shapes around a pack
+// (4), a word of bits (32), a piece (6144 elements, 1024 rows), a panel (384 x 32) and beyond; unaligned
+// starts; momentum, Nesterov, decay, clip and skip; steps in a row, some of them skipped; NaN, infinity and
+// denormals.
 #include "espalier/cuda/fused_sgd.h"
+
+#include <sys/mman.h>
 
 #include <cmath>
 
@@ -39,7 +42,9 @@ float number(Random& random) {
 struct Subject {
   Subject(const Case& c, Random& random)
       : n(c.rows * c.cols),
-        scales(c.channel == ESP_CHANNEL_TENSOR || c.rows * c.cols == 0 ? 1 : c.channel == ESP_CHANNEL_ROW ? c.rows : c.cols),
+        scales(c.channel == ESP_CHANNEL_TENSOR || c.rows * c.cols == 0 ? 1
+               : c.channel == ESP_CHANNEL_ROW                          ? c.rows
+                                                                       : c.cols),
         weight(static_cast<size_t>(n)),
         momentum(static_cast<size_t>(n), std::nanf("")),
         gradient(static_cast<size_t>(n * (c.gradient == ESP_F32 ? 4 : 2))),
@@ -49,10 +54,12 @@ struct Subject {
         scale(static_cast<size_t>(scales), 0.004f),
         device_weight(n, random.below(4) == 0 ? random.below(4) : 0),
         device_momentum(n, random.below(6) == 0 ? random.below(4) : 0),
-        device_gradient(static_cast<int64_t>(gradient.size()), random.below(4) == 0 ? random.below(8) * 4 : 0),
+        device_gradient(static_cast<int64_t>(gradient.size()),
+                        random.below(4) == 0 ? random.below(8) * 4 : 0),
         device_mask(static_cast<int64_t>(mask.size()), random.below(4)),
         device_gate(static_cast<int64_t>(gate.size()), random.below(4)),
-        device_copy(static_cast<int64_t>(copy.size()), random.below(4) == 0 ? random.below(4) * copy_size(c.copy) : 0),
+        device_copy(static_cast<int64_t>(copy.size()),
+                    random.below(4) == 0 ? random.below(4) * copy_size(c.copy) : 0),
         device_scale(scales) {
     for (float& w : weight) w = number(random);
     for (int64_t i = 0; i < n; i++) {
@@ -68,12 +75,20 @@ struct Subject {
     }
     for (uint8_t& bits : mask) bits = static_cast<uint8_t>(random.bits() | random.bits());
     for (uint8_t& bits : gate) bits = static_cast<uint8_t>(random.bits() | random.bits());
-    host = {weight.data(), gradient.data(), momentum.data(),
+    host = {weight.data(),
+            gradient.data(),
+            momentum.data(),
             c.masked ? mask.data() : nullptr,
             c.gated ? gate.data() : nullptr,
             c.copy == ESP_COPY_NONE ? nullptr : copy.data(),
             c.scaled ? scale.data() : nullptr,
-            c.rows, c.cols, c.gradient, c.copy, c.channel, c.given, 1};
+            c.rows,
+            c.cols,
+            c.gradient,
+            c.copy,
+            c.channel,
+            c.given,
+            1};
     device = host;
     device.weight = device_weight.get();
     device.gradient = device_gradient.get();
@@ -96,14 +111,15 @@ struct Subject {
   }
 
   bool same() const {
-    const bool equal = same_floats(device_weight.values(), weight) && same_floats(device_momentum.values(), momentum) &&
+    const bool equal = same_floats(device_weight.values(), weight) &&
+                       same_floats(device_momentum.values(), momentum) &&
                        (host.gate == nullptr || device_gate.values() == gate) &&
                        (host.scale == nullptr || same_floats(device_scale.values(), scale)) && same_copy();
     if (!equal) {
       std::printf("  rows %lld cols %lld gradient %d copy %d channel %d scaled %d given %d mask %d gate %d\n",
                   static_cast<long long>(host.rows), static_cast<long long>(host.cols), host.gradient_dtype,
-                  host.working_copy_type, host.channel, host.scale != nullptr, host.scale_given, host.mask != nullptr,
-                  host.gate != nullptr);
+                  host.working_copy_type, host.channel, host.scale != nullptr, host.scale_given,
+                  host.mask != nullptr, host.gate != nullptr);
     }
     return equal;
   }
@@ -139,7 +155,8 @@ struct Subject {
     const int64_t size = copy_size(host.working_copy_type);
     if (size < 2) return other == copy;
     for (int64_t i = 0; i < n; i++) {
-      if (canonical(other.data() + i * size, host.working_copy_type) != canonical(copy.data() + i * size, host.working_copy_type)) {
+      if (canonical(other.data() + i * size, host.working_copy_type) !=
+          canonical(copy.data() + i * size, host.working_copy_type)) {
         return false;
       }
     }
@@ -147,7 +164,9 @@ struct Subject {
   }
 };
 
-bool same(double a, double b) { return std::memcmp(&a, &b, 8) == 0 || (a != a && b != b); }
+bool same(double a, double b) {
+  return std::memcmp(&a, &b, 8) == 0 || (a != a && b != b);
+}
 
 // The same list on both sides, step after step.
 class Pair {
@@ -172,12 +191,13 @@ class Pair {
     });
     const Stream stream;
     const auto step = [&] {
-      return esp_cuda_fused_sgd(&planned.plan, planned.table(), planned.workspace(), &options_, started_.get(), result_.get(),
-                                stream.get());
+      return esp_cuda_fused_sgd(&planned.plan, planned.table(), planned.workspace(), &options_,
+                                started_.get(), result_.get(), stream.get());
     };
     esp_sgd_result expected = {};
     for (int i = 0; i < steps; i++) {
-      CHECK(esp_fused_sgd(host_.data(), count, &options_, &expected) == (skipped == ESP_SGD_REFUSED ? ESP_NON_FINITE : ESP_OK));
+      CHECK(esp_fused_sgd(host_.data(), count, &options_, &expected) ==
+            (skipped == ESP_SGD_REFUSED ? ESP_NON_FINITE : ESP_OK));
     }
     for (int i = 0; i + 2 < steps; i++) CHECK(step() == ESP_OK);
     CHECK(stream.wait());
@@ -186,7 +206,8 @@ class Pair {
     CHECK(found.skipped == skipped);
     if (skipped != ESP_SGD_REFUSED) {
       CHECK(same(found.norm, expected.norm) && same(found.clip_factor, expected.clip_factor));
-      CHECK(found.non_finite == expected.non_finite && found.non_finite_channels == expected.non_finite_channels);
+      CHECK(found.non_finite == expected.non_finite &&
+            found.non_finite_channels == expected.non_finite_channels);
     }
     for (const Subject& subject : subjects_) CHECK(subject.same());
   }
@@ -203,17 +224,20 @@ std::vector<Case> cases(const Setting& setting, Random& random) {
   std::vector<Case> all;
   const auto add = [&](int64_t rows, int64_t cols, int32_t copy, int32_t channel) {
     const bool scaled = copy == ESP_COPY_INT8 || random.below(4) != 0;
-    all.push_back({rows, cols, static_cast<esp_dtype>(random.below(3)), copy, channel, scaled, scaled && random.below(4) == 0,
-                   random.below(2) == 0, random.below(2) == 0});
+    all.push_back({rows, cols, static_cast<esp_dtype>(random.below(3)), copy, channel, scaled,
+                   scaled && random.below(4) == 0, random.below(2) == 0, random.below(2) == 0});
   };
   const int64_t small[][2] = {{0, 5}, {3, 0}, {1, 1}, {1, 3}, {2, 4}, {3, 5}, {5, 33}, {9, 32}, {40, 7}};
   for (const auto& shape : small) {
-    for (int i = 0; i < 3; i++) add(shape[0], shape[1], static_cast<int32_t>(random.below(5)), static_cast<int32_t>(random.below(3)));
+    for (int i = 0; i < 3; i++)
+      add(shape[0], shape[1], static_cast<int32_t>(random.below(5)), static_cast<int32_t>(random.below(3)));
   }
   if (setting.small) return all;
-  // Rows that fit a piece: many, some, one; of no whole words; of one element; rows that do not fit; panels and beyond.
-  const int64_t large[][2] = {{20, 768}, {2, 4096}, {1, 6144}, {300, 36},  {90, 100}, {3000, 3},   {5000, 1}, {40, 257},
-                              {3, 3999}, {2, 6148}, {1, 7001}, {2, 12300}, {33, 384}, {33, 772}, {40, 391},  {1, 6145}};
+  // Rows that fit a piece: many, some, one; of no whole words; of one element; rows that do not fit; panels
+  // and beyond.
+  const int64_t large[][2] = {{20, 768}, {2, 4096}, {1, 6144}, {300, 36}, {90, 100}, {3000, 3},
+                              {5000, 1}, {40, 257}, {3, 3999}, {2, 6148}, {1, 7001}, {2, 12300},
+                              {33, 384}, {33, 772}, {40, 391}, {1, 6145}};
   for (int i = 0; i < 5; i++) {
     const auto& shape = large[(setting.seed * 5 + static_cast<uint64_t>(i)) % 16];
     add(shape[0], shape[1], static_cast<int32_t>(random.below(5)), static_cast<int32_t>(random.below(3)));
@@ -234,6 +258,81 @@ void put_non_finite(Subject& subject, uint32_t word) {
   subject.gate[0] |= 1;
 }
 
+#if !defined(ESP_ON_GPU)
+// Sparse memory of 3e9 elements, of which the emulator runs the last three pieces: indices need 64 bits.
+template <class T>
+class Sparse {
+ public:
+  explicit Sparse(int64_t count) : bytes_(static_cast<size_t>(count) * sizeof(T)) {
+    void* const memory =
+        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    memory_ = memory == MAP_FAILED ? nullptr : static_cast<T*>(memory);
+  }
+  Sparse(const Sparse&) = delete;
+  ~Sparse() { munmap(memory_, bytes_); }
+  T* get() const { return memory_; }
+
+ private:
+  size_t bytes_;
+  T* memory_;
+};
+
+void test_far() {
+  constexpr int64_t n = 3000000001, pieces = (n + 6143) / 6144, start = (pieces - 3) * 6144;
+  const Sparse<float> weight(n), gradient(n);
+  const Sparse<uint8_t> mask((n + 7) / 8), gate((n + 7) / 8);
+  const Sparse<int8_t> copy(n);
+  if (checks_failed > 0) return;
+  const Device<float> scale(std::vector<float>{0.004f});
+  Random random(3);
+  std::vector<float> weights, gradients;
+  std::vector<uint8_t> masks, gates((n - start + 7) / 8, 0xff);
+  for (int64_t i = start; i < n; i++) {
+    weights.push_back(weight.get()[i] = random.uniform());
+    gradients.push_back(gradient.get()[i] = random.uniform());
+  }
+  for (int64_t i = start / 8; i < (n + 7) / 8; i++) {
+    masks.push_back(mask.get()[i] = static_cast<uint8_t>(random.bits()));
+    gate.get()[i] = 0xff;
+  }
+  const esp_sgd_options options = {0.05, 0, 0, 0.01, 0, 0, 0, 0};
+  float given = 0.004f;
+  std::vector<int8_t> copies(weights.size());
+  esp_sgd_tensor host = {weights.data(),
+                         gradients.data(),
+                         nullptr,
+                         masks.data(),
+                         gates.data(),
+                         copies.data(),
+                         &given,
+                         1,
+                         n - start,
+                         ESP_F32,
+                         ESP_COPY_INT8,
+                         ESP_CHANNEL_TENSOR,
+                         1,
+                         1};
+  esp_sgd_result expected;
+  CHECK(esp_fused_sgd(&host, 1, &options, &expected) == ESP_OK);
+  const esp_sgd_tensor device = {weight.get(),  gradient.get(),     nullptr, mask.get(), gate.get(),
+                                 copy.get(),    scale.get(),        1,       n,          ESP_F32,
+                                 ESP_COPY_INT8, ESP_CHANNEL_TENSOR, 1,       1};
+  const Planned planned([&](esp_cuda_plan* plan, void* table) {
+    return esp_cuda_fused_sgd_plan(&device, 1, &options, plan, table);
+  });
+  emulator::options.first_block = pieces - 3;
+  const Device<esp_sgd_result> result(1);
+  CHECK(esp_cuda_fused_sgd(&planned.plan, planned.table(), planned.workspace(), &options, nullptr,
+                           result.get(), nullptr) == ESP_OK);
+  CHECK(esp_cuda_stream_synchronize(nullptr) == ESP_OK);
+  emulator::options.first_block = 0;
+  CHECK(std::memcmp(weight.get() + start, weights.data(), weights.size() * 4) == 0);
+  CHECK(std::memcmp(copy.get() + start, copies.data(), copies.size()) == 0);
+  CHECK(std::memcmp(gate.get() + start / 8, gates.data(), gates.size()) == 0);
+}
+#endif
+
 void test(const Setting& setting) {
   Random random(setting.seed);
   const esp_sgd_options plain = {0.05, 0, 0, 0, 0, 0, 0, 0};
@@ -246,6 +345,9 @@ void test(const Setting& setting) {
     Pair pair(cases(setting, random), choices[(setting.seed + static_cast<uint64_t>(turn)) % 4], random);
     pair.run(3, 0);
   }
+#if !defined(ESP_ON_GPU)
+  if (setting.seed == 1 && !setting.small) test_far();
+#endif
   Pair none({}, all, random);
   none.run(1, 0);
 
@@ -282,7 +384,8 @@ void test(const Setting& setting) {
 void test_refusals() {
   esp_cuda_plan plan;
   float x[4] = {};
-  esp_sgd_tensor tensor = {x, x, nullptr, nullptr, nullptr, nullptr, nullptr, 1, 4, ESP_F32, ESP_COPY_NONE, 0, 0, 1};
+  esp_sgd_tensor tensor = {x, x, nullptr, nullptr,       nullptr, nullptr, nullptr,
+                           1, 4, ESP_F32, ESP_COPY_NONE, 0,       0,       1};
   esp_sgd_options options = {0.1, 0.9, 0, 0, 0, 0, 0, 0};
   CHECK(esp_cuda_fused_sgd_plan(&tensor, 1, &options, &plan, nullptr) == ESP_INVALID_ARGUMENT);
   CHECK(std::strstr(esp_cuda_last_error(), "no momentum buffer") != nullptr);

@@ -1,5 +1,6 @@
-// gradient_norm on a device gives the CPU's bits: sizes around a vector, a staged tile (256 or 512 elements), a chunk (8192)
-// and the 16 chunks of a block; unaligned starts, masks and gates at any byte, many tensors, NaN and infinity seen and hidden.
+// gradient_norm on a device gives the CPU's bits: sizes around a vector, a staged tile (256 or 512 elements),
+// a chunk (8192) and the 16 chunks of a block; unaligned starts, masks and gates at any byte, many tensors,
+// NaN and infinity seen and hidden.
 #include "espalier/cuda/gradient_norm.h"
 
 #include "device_test.h"
@@ -27,7 +28,9 @@ struct Subject {
     for (uint8_t& bits : gate) bits = static_cast<uint8_t>(random.bits());
     host = {bytes.data(), masked ? mask.data() : nullptr, gated ? gate.data() : nullptr, n, dtype};
   }
-  void put(int64_t i, uint32_t word) { std::memcpy(bytes.data() + i * size, &word, static_cast<size_t>(size)); }
+  void put(int64_t i, uint32_t word) {
+    std::memcpy(bytes.data() + i * size, &word, static_cast<size_t>(size));
+  }
 
   std::vector<uint8_t> bytes, mask, gate;
   int64_t size;
@@ -35,7 +38,8 @@ struct Subject {
 };
 
 bool same(const esp_gradient_norm_result& a, const esp_gradient_norm_result& b) {
-  return a.non_finite == b.non_finite && (std::memcmp(&a.norm, &b.norm, 8) == 0 || (a.norm != a.norm && b.norm != b.norm));
+  return a.non_finite == b.non_finite &&
+         (std::memcmp(&a.norm, &b.norm, 8) == 0 || (a.norm != a.norm && b.norm != b.norm));
 }
 
 void compare(const std::vector<Subject>& subjects, Random& random) {
@@ -49,7 +53,8 @@ void compare(const std::vector<Subject>& subjects, Random& random) {
   for (const Subject& subject : subjects) {
     host.push_back(subject.host);
     esp_gradient g = subject.host;
-    g.gradient = upload(subject.bytes, random.below(3) == 0 ? random.below(16) / subject.size * subject.size : 0);
+    g.gradient =
+        upload(subject.bytes, random.below(3) == 0 ? random.below(16) / subject.size * subject.size : 0);
     if (g.mask != nullptr) g.mask = upload(subject.mask, random.below(5));
     if (g.gate != nullptr) g.gate = upload(subject.gate, random.below(5));
     device.push_back(g);
@@ -64,7 +69,8 @@ void compare(const std::vector<Subject>& subjects, Random& random) {
   const Device<esp_gradient_norm_result> result(1);
   const Stream stream;
   const auto run = [&] {
-    return esp_cuda_gradient_norm(&planned.plan, planned.table(), planned.workspace(), result.get(), stream.get());
+    return esp_cuda_gradient_norm(&planned.plan, planned.table(), planned.workspace(), result.get(),
+                                  stream.get());
   };
   CHECK(run() == ESP_OK && stream.wait());
   CHECK(same(result.values()[0], expected));
@@ -85,7 +91,8 @@ void test(const Setting& setting) {
   }
   compare(subjects, random);
   for (int i = 0; i < (setting.small ? 20 : 40); i++) {
-    subjects.emplace_back(1 + random.below(200), static_cast<esp_dtype>(random.below(3)), i % 2 == 0, i % 3 == 0, random);
+    subjects.emplace_back(1 + random.below(200), static_cast<esp_dtype>(random.below(3)), i % 2 == 0,
+                          i % 3 == 0, random);
   }
   compare(subjects, random);
 
@@ -97,9 +104,11 @@ void test(const Setting& setting) {
   for (Subject& subject : subjects) {
     if (subject.host.n == 0) continue;
     const int64_t i = random.below(subject.host.n);
-    if (!subject.mask.empty()) subject.mask[static_cast<size_t>(i / 8)] &= static_cast<uint8_t>(~(1 << i % 8));
+    if (!subject.mask.empty())
+      subject.mask[static_cast<size_t>(i / 8)] &= static_cast<uint8_t>(~(1 << i % 8));
     subject.put(i, subject.host.dtype == ESP_F32 ? 0x7fc00000 : 0x7fc0);  // hidden in every other tensor
-    if (random.below(2) == 0) subject.put(random.below(subject.host.n), subject.host.dtype == ESP_F32 ? 0xff800000 : 0xff80);
+    if (random.below(2) == 0)
+      subject.put(random.below(subject.host.n), subject.host.dtype == ESP_F32 ? 0xff800000 : 0xff80);
   }
   compare(subjects, random);
 }

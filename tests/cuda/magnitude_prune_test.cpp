@@ -1,6 +1,7 @@
-// magnitude_prune on a device prunes the CPU's weights: every kind of rule and scope, element types, masks read and written in
-// place, sizes around a word of bits and a chunk (8192), lists above 65,536 weights (which are sampled), ties by the thousand,
-// brackets that miss, a chunk that holds all of the bracket, NaN, infinity, denormals; patterns along the last and along other axes.
+// magnitude_prune on a device prunes the CPU's weights: every kind of rule and scope, element types, masks
+// read and written in place, sizes around a word of bits and a chunk (8192), lists above 65,536 weights
+// (which are sampled), ties by the thousand, brackets that miss, a chunk that holds all of the bracket, NaN,
+// infinity, denormals; patterns along the last and along other axes.
 #include "espalier/cuda/magnitude_prune.h"
 
 #include <cmath>
@@ -12,7 +13,9 @@ namespace {
 
 using namespace esp_test;
 
-int64_t size_of(esp_dtype dtype) { return dtype == ESP_F32 ? 4 : 2; }
+int64_t size_of(esp_dtype dtype) {
+  return dtype == ESP_F32 ? 4 : 2;
+}
 
 void put(std::vector<uint8_t>& bytes, int64_t i, float value, esp_dtype dtype) {
   uint32_t word;
@@ -20,9 +23,10 @@ void put(std::vector<uint8_t>& bytes, int64_t i, float value, esp_dtype dtype) {
   uint16_t half = static_cast<uint16_t>(word >> 16);
   if (dtype == ESP_F16) {  // sign, 5 bits of exponent, 10 of fraction, without rounding
     const int exponent = static_cast<int>(word >> 23 & 255) - 112;
-    half = static_cast<uint16_t>((word >> 16 & 0x8000) | (exponent <= 0    ? word >> 14 & 0x3ff
-                                                          : exponent >= 31 ? 0x7c00 | (value != value)
-                                                                           : exponent << 10 | (word >> 13 & 0x3ff)));
+    half = static_cast<uint16_t>((word >> 16 & 0x8000) |
+                                 (exponent <= 0    ? word >> 14 & 0x3ff
+                                  : exponent >= 31 ? 0x7c00 | (value != value)
+                                                   : exponent << 10 | (word >> 13 & 0x3ff)));
   }
   if (dtype == ESP_F32) {
     std::memcpy(bytes.data() + i * 4, &word, 4);
@@ -40,8 +44,10 @@ struct Subject {
         mask(static_cast<size_t>((n + 7) / 8)),
         out(weights.size(), 0xaa),
         mask_out(mask.size(), 0xaa),
-        device_weights(static_cast<int64_t>(weights.size()), random.below(3) == 0 ? random.below(8) * size_of(dtype) : 0),
-        device_out(static_cast<int64_t>(out.size()), random.below(3) == 0 ? random.below(8) * size_of(dtype) : 0),
+        device_weights(static_cast<int64_t>(weights.size()),
+                       random.below(3) == 0 ? random.below(8) * size_of(dtype) : 0),
+        device_out(static_cast<int64_t>(out.size()),
+                   random.below(3) == 0 ? random.below(8) * size_of(dtype) : 0),
         device_mask(static_cast<int64_t>(mask.size()), random.below(4)),
         device_mask_out(static_cast<int64_t>(mask.size()), random.below(4)) {
     for (uint8_t& bits : mask) bits = static_cast<uint8_t>(random.bits() | random.bits());
@@ -112,8 +118,9 @@ std::vector<uint8_t> data_of(int64_t n, esp_dtype dtype, Values values, Random& 
 }
 
 void report(const esp_prune_rule& rule, const std::vector<Subject>& subjects) {
-  std::printf("  kind %d scope %d amount %g count %lld keep %d group %d, %zu tensors\n", rule.kind, rule.scope, rule.amount,
-              static_cast<long long>(rule.count), rule.keep, rule.group, subjects.size());
+  std::printf("  kind %d scope %d amount %g count %lld keep %d group %d, %zu tensors\n", rule.kind,
+              rule.scope, rule.amount, static_cast<long long>(rule.count), rule.keep, rule.group,
+              subjects.size());
 }
 
 // The same calls on both sides; an iterated prune is several.
@@ -131,8 +138,8 @@ void compare(std::vector<Subject>& subjects, const esp_prune_rule& rule, int tim
   const Device<int64_t> pruned(count);
   const Stream stream;
   const auto run = [&] {
-    return esp_cuda_magnitude_prune(&planned.plan, planned.table(), planned.workspace(), &rule, result.get(), pruned.get(),
-                                    stream.get());
+    return esp_cuda_magnitude_prune(&planned.plan, planned.table(), planned.workspace(), &rule, result.get(),
+                                    pruned.get(), stream.get());
   };
   esp_prune_result expected = {};
   std::vector<int64_t> expected_pruned(static_cast<size_t>(count));
@@ -141,7 +148,8 @@ void compare(std::vector<Subject>& subjects, const esp_prune_rule& rule, int tim
   }
   bool right = times > 1 ? run_captured(stream, times, run) : run() == ESP_OK && stream.wait();
   const esp_prune_result found = result.values()[0];
-  right = right && found.total == expected.total && found.pruned == expected.pruned && pruned.values() == expected_pruned;
+  right = right && found.total == expected.total && found.pruned == expected.pruned &&
+          pruned.values() == expected_pruned;
   right = right && (std::memcmp(&found.threshold, &expected.threshold, 4) == 0 ||
                     (found.threshold != found.threshold && expected.threshold != expected.threshold));
   for (const Subject& subject : subjects) right = right && subject.same();
@@ -162,12 +170,14 @@ esp_prune_rule rule_of(int32_t kind, int32_t scope, double amount) {
   return rule;
 }
 
-std::vector<Subject> list_of(const std::vector<int64_t>& sizes, int dtypes, Values values, int masked, Random& random) {
+std::vector<Subject> list_of(const std::vector<int64_t>& sizes, int dtypes, Values values, int masked,
+                             Random& random) {
   std::vector<Subject> subjects;
   subjects.reserve(sizes.size());
   for (const int64_t n : sizes) {
     const esp_dtype dtype = dtypes == 3 ? static_cast<esp_dtype>(random.below(3)) : dtypes;
-    subjects.emplace_back(data_of(n, dtype, values, random), dtype, masked == 1 || (masked == 2 && random.below(2) == 0),
+    subjects.emplace_back(data_of(n, dtype, values, random), dtype,
+                          masked == 1 || (masked == 2 && random.below(2) == 0),
                           static_cast<Output>(random.below(4)), random);
   }
   return subjects;
@@ -179,8 +189,10 @@ void test_small(const Setting& setting, Random& random) {
   for (int turn = 0; turn < (setting.small ? 3 : 12); turn++) {
     std::vector<int64_t> sizes = {0, 1, 31, 33, 257};
     if (!setting.small && turn % 3 == 0) sizes.insert(sizes.end(), {8191, 8193, 20000});
-    std::vector<Subject> subjects = list_of(sizes, 3, kinds[random.below(4)], static_cast<int>(random.below(3)), random);
-    esp_prune_rule rule = rule_of(static_cast<int32_t>(random.below(4)), static_cast<int32_t>(random.below(2)), amounts[random.below(5)]);
+    std::vector<Subject> subjects =
+        list_of(sizes, 3, kinds[random.below(4)], static_cast<int>(random.below(3)), random);
+    esp_prune_rule rule = rule_of(static_cast<int32_t>(random.below(4)),
+                                  static_cast<int32_t>(random.below(2)), amounts[random.below(5)]);
     rule.count = rule.scope == ESP_PRUNE_GLOBAL ? 100 : 0;
     rule.threshold = 0.2f;
     compare(subjects, rule, 1 + static_cast<int>(turn % 2 == 0 && rule.kind != ESP_PRUNE_COUNT));
@@ -199,15 +211,18 @@ void test_large(const Setting& setting, Random& random) {
   const Values kinds[] = {Values::spread, Values::steps, Values::few, Values::same, Values::special};
   const Values kind = kinds[setting.seed % 5];
   if (setting.small) {
-    std::vector<Subject> one = list_of({65000, 537}, ESP_F32, setting.seed % 2 == 0 ? Values::few : Values::spread, 0, random);
+    std::vector<Subject> one =
+        list_of({65000, 537}, ESP_F32, setting.seed % 2 == 0 ? Values::few : Values::spread, 0, random);
     return compare(one, rule_of(ESP_PRUNE_AMOUNT, ESP_PRUNE_GLOBAL, 0.5));
   }
   std::vector<Subject> subjects = list_of({70000, 5, 30011, 100}, setting.seed % 3 == 0 ? 3 : ESP_F32, kind,
                                           static_cast<int>(setting.seed % 4 == 3 ? 2 : 0), random);
-  compare(subjects, rule_of(setting.seed % 2 == 0 ? ESP_PRUNE_AMOUNT : ESP_PRUNE_SPARSITY, ESP_PRUNE_GLOBAL, amount),
+  compare(subjects,
+          rule_of(setting.seed % 2 == 0 ? ESP_PRUNE_AMOUNT : ESP_PRUNE_SPARSITY, ESP_PRUNE_GLOBAL, amount),
           setting.seed % 4 == 1 ? 2 : 1);
   if (setting.seed % 4 == 0) {
-    std::vector<Subject> halves = list_of({66000, 9000}, setting.seed % 8 == 0 ? ESP_BF16 : ESP_F16, kind, 0, random);
+    std::vector<Subject> halves =
+        list_of({66000, 9000}, setting.seed % 8 == 0 ? ESP_BF16 : ESP_F16, kind, 0, random);
     compare(halves, rule_of(ESP_PRUNE_AMOUNT, ESP_PRUNE_GLOBAL, amount));
   }
   // Regular places fool the sample: only the stretches that no sample hits are small. The bracket misses.
@@ -220,7 +235,8 @@ void test_large(const Setting& setting, Random& random) {
       mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9u;
       mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebu;
       mixed ^= mixed >> 31;
-      if (i / stretch >= esp::prune_samples || i % stretch != static_cast<int64_t>(mixed % static_cast<uint64_t>(stretch))) {
+      if (i / stretch >= esp::prune_samples ||
+          i % stretch != static_cast<int64_t>(mixed % static_cast<uint64_t>(stretch))) {
         put(bytes, i, static_cast<float>(i) * 1e-6f, ESP_F32);
       }
     }
@@ -232,7 +248,8 @@ void test_large(const Setting& setting, Random& random) {
 }
 
 void test_patterns(const Setting& setting, Random& random) {
-  const int64_t shapes[][3] = {{64, 64, 1}, {1024, 256, 1}, {960, 96, 5}, {6 * 32 * 9, 32, 9}, {2304, 32, 72}, {64, 64, 1}};
+  const int64_t shapes[][3] = {{64, 64, 1},         {1024, 256, 1}, {960, 96, 5},
+                               {6 * 32 * 9, 32, 9}, {2304, 32, 72}, {64, 64, 1}};
   const int32_t groups[][2] = {{1, 2}, {2, 4}, {4, 8}, {3, 16}, {5, 32}, {1, 1}, {2, 2}, {60, 64}};
   for (int turn = 0; turn < (setting.small ? 2 : 6); turn++) {
     const int32_t* const group = groups[random.below(8)];
@@ -242,8 +259,9 @@ void test_patterns(const Setting& setting, Random& random) {
       const int64_t* shape = shapes[random.below(setting.small ? 1 : 6)];
       if (shape[1] % group[1] != 0) shape = shapes[0];
       const esp_dtype dtype = static_cast<esp_dtype>(random.below(3));
-      subjects.emplace_back(data_of(shape[0], dtype, random.below(3) == 0 ? Values::few : Values::spread, random), dtype,
-                            random.below(2) == 0, static_cast<Output>(random.below(4)), random);
+      subjects.emplace_back(
+          data_of(shape[0], dtype, random.below(3) == 0 ? Values::few : Values::spread, random), dtype,
+          random.below(2) == 0, static_cast<Output>(random.below(4)), random);
       subjects.back().host.axis = subjects.back().device.axis = shape[1];
       subjects.back().host.inner = subjects.back().device.inner = shape[2];
     }
@@ -267,8 +285,8 @@ void test_too_many(Random& random) {
   const Device<esp_prune_result> result(1);
   for (const int64_t count : {int64_t{400}, int64_t{50}}) {
     rule.count = count;
-    CHECK(esp_cuda_magnitude_prune(&planned.plan, planned.table(), planned.workspace(), &rule, result.get(), nullptr, nullptr) ==
-          ESP_OK);
+    CHECK(esp_cuda_magnitude_prune(&planned.plan, planned.table(), planned.workspace(), &rule, result.get(),
+                                   nullptr, nullptr) == ESP_OK);
     if (count == 400) CHECK(result.values()[0].pruned == -1 && subjects[1].device_weights.values() == before);
   }
   std::vector<esp_prune_tensor> host = {subjects[0].host, subjects[1].host};
@@ -290,11 +308,13 @@ void test_share() {
   Random random(7);
   for (int i = 0; i < 200000; i++) {
     const int64_t n = static_cast<int64_t>(random.bits() >> (11 + random.below(50)));
-    const double fraction = i % 3 == 0 ? static_cast<double>(random.below(1001)) / 1000
+    const double fraction = i % 3 == 0   ? static_cast<double>(random.below(1001)) / 1000
                             : i % 3 == 1 ? static_cast<double>(random.bits() >> 11) * 0x1p-53
-                                         : (static_cast<double>(random.below(2 * n + 1)) / 2) / static_cast<double>(n > 0 ? n : 1);
+                                         : (static_cast<double>(random.below(2 * n + 1)) / 2) /
+                                               static_cast<double>(n > 0 ? n : 1);
     if (!(fraction <= 1)) continue;
-    const double product = fraction * static_cast<double>(n), down = std::floor(product), rest = product - down;
+    const double product = fraction * static_cast<double>(n), down = std::floor(product),
+                 rest = product - down;
     const int64_t whole = static_cast<int64_t>(down);
     const int64_t expected = rest < 0.5 ? whole : rest > 0.5 ? whole + 1 : whole + (whole & 1);
     if (esp::prune_share(esp::prune_amount(fraction), n) != expected) {

@@ -1,7 +1,7 @@
 // The runtime of emulator.h: fibers, scheduler, barriers, warp operations, streams, memory.
 //
-// Compiled WITHOUT -fsanitize, with EMULATOR_ASAN or EMULATOR_TSAN where the rest of the program is sanitized: what it does
-// for itself must not look like accesses of the CUDA thread that it does it for.
+// Compiled WITHOUT -fsanitize, with EMULATOR_ASAN or EMULATOR_TSAN where the rest of the program is
+// sanitized: what it does for itself must not look like accesses of the CUDA thread that it does it for.
 #include "emulator.h"
 
 #include <cstdarg>
@@ -173,18 +173,23 @@ uint64_t random64() {
   random_state ^= random_state << 17;
   return random_state * 0x2545f4914f6cdd1dull >> 16;
 }
-uint64_t random_below(uint64_t bound) { return random64() % bound; }
+uint64_t random_below(uint64_t bound) {
+  return random64() % bound;
+}
 
-// Fibers that can run, a ring. A random schedule takes any of them; one that only does that moves all warps forward at one
-// pace and misses what a warp far ahead overwrites. So each launch draws a temper: even, the newest first (one warp runs
-// ahead), or holding back one warp or one block for as long as anything else can run.
+// Fibers that can run, a ring. A random schedule takes any of them; one that only does that moves all warps
+// forward at one pace and misses what a warp far ahead overwrites. So each launch draws a temper: even, the
+// newest first (one warp runs ahead), or holding back one warp or one block for as long as anything else can
+// run.
 Fiber** ready = nullptr;
 unsigned ready_head, ready_tail, ready_mask;
 enum class Temper { even, newest, starve } temper;
 int starved_warp, starved_slot;  // -1: none
 int64_t switches_left;
 
-void make_ready(Fiber* fiber) { ready[ready_tail++ & ready_mask] = fiber; }
+void make_ready(Fiber* fiber) {
+  ready[ready_tail++ & ready_mask] = fiber;
+}
 
 bool starved(const Fiber* fiber) {
   return fiber->warp == starved_warp || fiber->of->slot == starved_slot;
@@ -248,8 +253,8 @@ void report_deadlock() {
       const Fiber& fiber = block.fibers[t];
       if (fiber.exited || fiber.waits_in == before) continue;
       before = fiber.waits_in;
-      n += std::snprintf(report + n, sizeof report - static_cast<size_t>(n), " block %u from thread %d on waits in %s;",
-                         fiber.block.x, t, before);
+      n += std::snprintf(report + n, sizeof report - static_cast<size_t>(n),
+                         " block %u from thread %d on waits in %s;", fiber.block.x, t, before);
     }
   }
   failed = true;
@@ -328,8 +333,8 @@ void run_thread() {
 
 char* new_stack() {
   constexpr size_t guard = 4096;
-  void* const memory =
-      mmap(nullptr, stack_bytes + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const memory = mmap(nullptr, stack_bytes + guard, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     std::perror("emulator: a stack");
     std::abort();
@@ -350,8 +355,8 @@ void free_shared(Block* block) {
   block->shared_arrays = 0;
 }
 
-// An identity and a stack for the n-th thread of a launch. Reuse orders the old thread before the new one and hides races
-// between blocks, so there are many; each costs 0.3 to 2 ms, once a process.
+// An identity and a stack for the n-th thread of a launch. Reuse orders the old thread before the new one and
+// hides races between blocks, so there are many; each costs 0.3 to 2 ms, once a process.
 [[maybe_unused]] void identify(Fiber* fiber, [[maybe_unused]] int64_t n) {
 #if defined(EMULATOR_TSAN)
   constexpr int64_t identities = 4096;
@@ -364,8 +369,8 @@ void free_shared(Block* block) {
   fiber->identity = one.identity;
   fiber->stack = one.stack;
   char name[64];
-  std::snprintf(name, sizeof name, "block (%u,%u,%u) thread %d", fiber->block.x, fiber->block.y, fiber->block.z,
-                fiber->warp * 32 + fiber->lane);
+  std::snprintf(name, sizeof name, "block (%u,%u,%u) thread %d", fiber->block.x, fiber->block.y,
+                fiber->block.z, fiber->warp * 32 + fiber->lane);
   __tsan_set_fiber_name(fiber->identity, name);
 #else
   if (fiber->stack == nullptr) fiber->stack = new_stack();
@@ -422,7 +427,8 @@ int64_t waits = 0;
 // Outside kernels and copies the address sanitizer stops whoever touches device memory.
 void open(const Allocation& a, bool accessible) {
 #if defined(EMULATOR_ASAN)
-  accessible ? __asan_unpoison_memory_region(a.memory, a.bytes) : __asan_poison_memory_region(a.memory, a.bytes);
+  accessible ? __asan_unpoison_memory_region(a.memory, a.bytes)
+             : __asan_poison_memory_region(a.memory, a.bytes);
 #else
   (void)a, (void)accessible;
 #endif
@@ -455,7 +461,9 @@ void run_launch(const Launch& launch) {
   const int64_t first = options.first_block;
   const int64_t end = options.last_block < 0 || options.last_block > all ? all : options.last_block;
   const int64_t count = end > first ? end - first : 0;
-  const int resident = options.resident < 1 ? 1 : options.resident > max_resident ? max_resident : options.resident;
+  const int resident = options.resident < 1              ? 1
+                       : options.resident > max_resident ? max_resident
+                                                         : options.resident;
 
   unsigned capacity = 1;
   while (capacity < static_cast<unsigned>(resident * threads) + 1) capacity *= 2;
@@ -478,7 +486,8 @@ void run_launch(const Launch& launch) {
   temper = static_cast<Temper>(random_below(3));
   const bool starve_block = resident > 1 && random_below(4) == 0;
   starved_slot = starve_block ? static_cast<int>(random_below(static_cast<uint64_t>(resident))) : -1;
-  starved_warp = starve_block ? -1 : static_cast<int>(random_below(static_cast<uint64_t>((threads + 31) / 32)));
+  starved_warp =
+      starve_block ? -1 : static_cast<int>(random_below(static_cast<uint64_t>((threads + 31) / 32)));
   // The order of blocks: i * stride + offset modulo their number.
   const uint64_t n = static_cast<uint64_t>(count);
   uint64_t stride = 1, offset = 0;
@@ -505,16 +514,19 @@ void run_launch(const Launch& launch) {
     if (block.warps == nullptr) block.warps = new Warp[max_threads / 32]();
     block.dynamic_bytes = launch.dynamic_shared;
     std::free(block.dynamic);
-    block.dynamic = launch.dynamic_shared == 0 ? nullptr : std::aligned_alloc(128, (launch.dynamic_shared + 127) / 128 * 128);
+    block.dynamic = launch.dynamic_shared == 0
+                        ? nullptr
+                        : std::aligned_alloc(128, (launch.dynamic_shared + 127) / 128 * 128);
   }
   while (!failed && (started < count || active > 0)) {
     for (int slot = 0; slot < resident && started < count; slot++) {
       if (busy[slot]) continue;
       const uint64_t turn = static_cast<uint64_t>(started);
-      const uint64_t at = static_cast<uint64_t>(first) +
-                          (options.order == Order::backward
-                               ? n - 1 - turn
-                               : static_cast<uint64_t>((static_cast<unsigned __int128>(turn) * stride + offset) % n));
+      const uint64_t at =
+          static_cast<uint64_t>(first) +
+          (options.order == Order::backward
+               ? n - 1 - turn
+               : static_cast<uint64_t>((static_cast<unsigned __int128>(turn) * stride + offset) % n));
       const uint3 index = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
                            static_cast<unsigned>(at / grid.x / grid.y)};
       start(&blocks[slot], index, grid, size, started * threads);
@@ -540,14 +552,17 @@ void run_launch(const Launch& launch) {
   open_all(false);
   ignore_accesses(false);
   acquire(&launch_ends);
-  if (failed) std::fprintf(stderr, "emulator: %s (seed %llu)\n", report, static_cast<unsigned long long>(options.seed));
+  if (failed)
+    std::fprintf(stderr, "emulator: %s (seed %llu)\n", report, static_cast<unsigned long long>(options.seed));
 }
 
 const char* impossible(const Launch& launch) {
   const uint64_t threads = uint64_t{launch.block.x} * launch.block.y * launch.block.z;
-  if (threads == 0 || threads > max_threads || launch.block.z > 64) return "a block of 1 to 1024 threads is needed";
+  if (threads == 0 || threads > max_threads || launch.block.z > 64)
+    return "a block of 1 to 1024 threads is needed";
   if (launch.grid.x == 0 || launch.grid.y == 0 || launch.grid.z == 0) return "an empty grid";
-  if (launch.grid.x > 2147483647u || launch.grid.y > 65535 || launch.grid.z > 65535) return "too large a grid";
+  if (launch.grid.x > 2147483647u || launch.grid.y > 65535 || launch.grid.z > 65535)
+    return "too large a grid";
   if (launch.dynamic_shared > shared_limit) return "over 48 KiB of dynamic shared memory";
   return nullptr;
 }
@@ -584,7 +599,8 @@ Meeting* meet(WarpOp op, unsigned mask, uint64_t value) {
   const unsigned me = 1u << self->lane;
   if ((mask & me) == 0) fail("a warp operation whose mask %08x lacks its own lane %d", mask, self->lane);
   if ((mask & warp.exited) != 0) {
-    fail("a warp operation whose mask %08x names lanes that have exited or do not exist: %08x", mask, mask & warp.exited);
+    fail("a warp operation whose mask %08x names lanes that have exited or do not exist: %08x", mask,
+         mask & warp.exited);
   }
   Meeting* meeting = nullptr;
   for (unsigned open = warp.open; open != 0 && meeting == nullptr; open &= open - 1) {
@@ -652,11 +668,12 @@ uint64_t warp_vote(WarpOp op, unsigned mask, uint64_t value) {
   return result;
 }
 
-// What CUDA promises of relaxed atomics and fences: an atomic after a fence publishes at its address; a fence after an
-// atomic takes in what that address had. Without the fence on either side nothing is ordered.
+// What CUDA promises of relaxed atomics and fences: an atomic after a fence publishes at its address; a fence
+// after an atomic takes in what that address had. Without the fence on either side nothing is ordered.
 void before_atomic(const void* address, size_t size) {
   if (current == nullptr) return;
-  if (reinterpret_cast<uintptr_t>(address) % size != 0) fail("an atomic operation on %p, which is not aligned", address);
+  if (reinterpret_cast<uintptr_t>(address) % size != 0)
+    fail("an atomic operation on %p, which is not aligned", address);
   if (random_below(100) < static_cast<uint64_t>(options.preempt_percent)) yield();
   if (self->fenced) release(const_cast<void*>(address));
   self->atomic[self->atomics++ % 8] = address;
@@ -675,10 +692,12 @@ void* shared_memory(const void* place, size_t bytes) {
   }
   if (block->shared_arrays == max_shared_arrays) fail("over %d shared arrays", max_shared_arrays);
   block->shared_bytes += bytes;
-  if (block->shared_bytes > shared_limit) fail("%zu bytes of shared memory, over 48 KiB", block->shared_bytes);
+  if (block->shared_bytes > shared_limit)
+    fail("%zu bytes of shared memory, over 48 KiB", block->shared_bytes);
   ignore_accesses(true);
   void* memory = nullptr;
-  if (posix_memalign(&memory, 16, bytes) != 0) std::abort();  // of exactly that size: red zones follow at once
+  if (posix_memalign(&memory, 16, bytes) != 0)
+    std::abort();  // of exactly that size: red zones follow at once
   fill_fresh(memory, bytes);
   ignore_accesses(false);
   block->shared[block->shared_arrays++] = {place, memory, bytes};
@@ -719,7 +738,9 @@ cudaError_t note(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
 }
-cudaError_t usable() { return note(failed ? cudaErrorLaunchFailure : cudaSuccess); }
+cudaError_t usable() {
+  return note(failed ? cudaErrorLaunchFailure : cudaSuccess);
+}
 
 void advance(Stream* stream, int64_t until) {
   while (!failed && stream->done < until) {
@@ -766,8 +787,8 @@ void with_device_memory(const Work& work) {
 
 }  // namespace
 
-cudaError_t queue_launch(Call call, void* arguments, void (*destroy)(void*), dim3 grid, dim3 block, size_t dynamic_shared,
-                         cudaStream_t stream) {
+cudaError_t queue_launch(Call call, void* arguments, void (*destroy)(void*), dim3 grid, dim3 block,
+                         size_t dynamic_shared, cudaStream_t stream) {
   const Launch launch = {call, std::shared_ptr<void>(arguments, destroy), grid, block, dynamic_shared};
   if (const char* reason = impossible(launch)) {
     std::snprintf(report, sizeof report, "%s", reason);
@@ -776,7 +797,9 @@ cudaError_t queue_launch(Call call, void* arguments, void (*destroy)(void*), dim
   return enqueue(stream, [launch] { run_launch(launch); });
 }
 
-const char* failure() { return report; }
+const char* failure() {
+  return report;
+}
 void reset() {
   failed = false;
   report[0] = 0;
@@ -788,9 +811,15 @@ void reset() {
     stream->done = stream->queued;
   }
 }
-void fail_allocation(int64_t n) { allocations_until_failure = n; }
-size_t allocated_bytes() { return allocated; }
-int64_t synchronizations() { return waits; }
+void fail_allocation(int64_t n) {
+  allocations_until_failure = n;
+}
+size_t allocated_bytes() {
+  return allocated;
+}
+int64_t synchronizations() {
+  return waits;
+}
 
 }  // namespace emulator
 
@@ -801,12 +830,24 @@ cudaError_t cudaGetLastError() {
   last_error = cudaSuccess;
   return failed ? cudaErrorLaunchFailure : error;
 }
-const char* cudaGetErrorString(cudaError_t error) { return error == cudaErrorLaunchFailure ? report : "emulated error"; }
-const char* cudaGetErrorName(cudaError_t) { return "emulated"; }
-cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return note(device == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? report : "emulated error";
+}
+const char* cudaGetErrorName(cudaError_t) {
+  return "emulated";
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  return *version = 13000, cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  return *version = 13000, cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  return *count = 1, cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  return note(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return note(cudaErrorInvalidDevice);
   *properties = {"emulated on the CPU", size_t{1} << 34, 9, 0, 4};
@@ -817,7 +858,8 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   *memory = nullptr;
   if (cudaError_t error = usable()) return error;
   if (capturing()) return note(cudaErrorStreamCaptureUnsupported);
-  if (allocations_until_failure > 0 && --allocations_until_failure == 0) return note(cudaErrorMemoryAllocation);
+  if (allocations_until_failure > 0 && --allocations_until_failure == 0)
+    return note(cudaErrorMemoryAllocation);
   if (bytes == 0) return cudaSuccess;
   if (posix_memalign(memory, 256, bytes) != 0) return note(cudaErrorMemoryAllocation);
   fill_fresh(*memory, bytes);
@@ -872,14 +914,17 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   advance(stream_of(stream), stream_of(stream)->queued);
   return usable();
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for(stream_of(stream)); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return wait_for(stream_of(stream));
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const Event recorded = *reinterpret_cast<Event*>(event);
   if (recorded.stream == nullptr) return usable();
   return enqueue(stream, [recorded] { advance(recorded.stream, recorded.after); });
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (stream == nullptr || stream_of(stream)->capturing != nullptr) return note(cudaErrorStreamCaptureUnsupported);
+  if (stream == nullptr || stream_of(stream)->capturing != nullptr)
+    return note(cudaErrorStreamCaptureUnsupported);
   stream_of(stream)->capturing = new Graph;
   return usable();
 }

@@ -11,8 +11,8 @@
 extern "C" {
 #endif
 
-ESP_API esp_status esp_cuda_gradient_norm_plan(const esp_gradient* gradients, int64_t count, esp_cuda_plan* plan,
-                                               void* table);
+ESP_API esp_status esp_cuda_gradient_norm_plan(const esp_gradient* gradients, int64_t count,
+                                               esp_cuda_plan* plan, void* table);
 
 /* result: device memory, aligned to 8. */
 ESP_API esp_status esp_cuda_gradient_norm(const esp_cuda_plan* plan, const void* table, void* workspace,

@@ -62,6 +62,16 @@ class StructureTest {
         missing.add("espalier/" + name + ".h in the include list of presets/espalier.java");
       }
     }
+    for (String name : names("ESP_CUDA_OPERATIONS")) {
+      Stream.of(
+              "cuda/include/espalier/cuda/" + name + ".h",
+              "cuda/src/" + name + ".cpp",
+              "cuda/kernels/" + name + ".h",
+              "cuda/kernels/" + name + ".cu",
+              "tests/cuda/" + name + "_test.cpp")
+          .filter(file -> !Files.exists(ROOT.resolve(file)))
+          .forEach(missing::add);
+    }
     assertEquals(List.of(), missing);
   }
 
@@ -82,8 +92,12 @@ class StructureTest {
   }
 
   private static List<String> operations() throws IOException {
+    return names("ESP_OPERATIONS");
+  }
+
+  private static List<String> names(String variable) throws IOException {
     Matcher list =
-        Pattern.compile("set\\(ESP_OPERATIONS([^)]*)\\)")
+        Pattern.compile("set\\(" + variable + "([^)]*)\\)")
             .matcher(Files.readString(ROOT.resolve("cmake/Operations.cmake")));
     assertEquals(true, list.find());
     return Stream.of(list.group(1).split("\\s+")).filter(name -> !name.isBlank()).toList();
