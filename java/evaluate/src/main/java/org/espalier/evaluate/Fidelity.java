@@ -16,6 +16,8 @@ import java.util.Map;
  * @param neighbourHigh upper end
  * @param sizeRatio candidate's bytes divided by the reference's
  * @param speedup reference's time divided by the candidate's, one thread, one text a run
+ * @param referenceMillis the reference's median time for a text, mean over the texts that were timed
+ * @param millis the candidate's
  * @param batchCosineMean mean cosine of the candidate's embedding of a text alone to its embedding in
  *     a padded batch of 32
  */
@@ -30,6 +32,8 @@ public record Fidelity(
     double neighbourHigh,
     double sizeRatio,
     double speedup,
+    double referenceMillis,
+    double millis,
     double batchCosineMean) {
 
   /** The values under their JSON keys, in a fixed order. */
@@ -45,6 +49,8 @@ public record Fidelity(
     map.put("neighbour_agreement_high", neighbourHigh);
     map.put("size_ratio", sizeRatio);
     map.put("speedup", speedup);
+    map.put("reference_ms", referenceMillis);
+    map.put("ms", millis);
     map.put("batch_cosine_mean", batchCosineMean);
     return map;
   }

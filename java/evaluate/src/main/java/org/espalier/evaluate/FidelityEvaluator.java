@@ -77,7 +77,7 @@ public final class FidelityEvaluator {
           Statistics.spearman(
               Statistics.pairSimilarities(spread(a, PAIR_TEXTS)),
               Statistics.pairSimilarities(spread(b, PAIR_TEXTS)));
-      double speedup = speedup(first, second, tokens);
+      double[] millis = millis(first, second, tokens);
       return new Fidelity(
           a.length,
           Arrays.stream(cosines).average().orElseThrow(),
@@ -88,7 +88,9 @@ public final class FidelityEvaluator {
           interval[0],
           interval[1],
           (double) bytes(candidate) / bytes(reference),
-          speedup,
+          millis[0] / millis[1],
+          millis[0],
+          millis[1],
           batchCosine(second, tokens, b));
     }
   }
@@ -118,8 +120,8 @@ public final class FidelityEvaluator {
     return sum / alone.length;
   }
 
-  /** The ratio of the sums over texts of each model's median time. */
-  private static double speedup(TextEmbedder reference, TextEmbedder candidate, List<Tokens> all) {
+  /** For each model the mean over texts of its median time for one, in milliseconds. */
+  private static double[] millis(TextEmbedder reference, TextEmbedder candidate, List<Tokens> all) {
     Tokens[] texts = spread(all.toArray(new Tokens[0]), TIMED_TEXTS);
     double[][] referenceTimes = new double[texts.length][TIMED_ROUNDS];
     double[][] candidateTimes = new double[texts.length][TIMED_ROUNDS];
@@ -139,7 +141,8 @@ public final class FidelityEvaluator {
       referenceSum += Statistics.median(referenceTimes[i]);
       candidateSum += Statistics.median(candidateTimes[i]);
     }
-    return referenceSum / candidateSum;
+    double perText = 1e-6 / texts.length;
+    return new double[] {referenceSum * perText, candidateSum * perText};
   }
 
   /** At most {@code limit} elements, evenly spread. */

@@ -50,10 +50,12 @@ final class LossChart {
       return "";
     }
     List<double[]> looks = new ArrayList<>();
-    for (JsonNode v : stage.path("validations")) {
-      // The first look is before the change that the stage makes.
-      if (v.path("step").asLong() > 0 || v == stage.path("validations").get(1)) {
-        add(looks, v.path("step"), v.path("loss"));
+    JsonNode validations = stage.path("validations");
+    for (int i = 0; i < validations.size(); i++) {
+      // Where a stage changes the model, the look after the change is the one that training starts from.
+      boolean start = validations.get(i).path("step").asLong() == 0;
+      if (!start || i + 1 == validations.size() || validations.get(i + 1).path("step").asLong() > 0) {
+        add(looks, validations.get(i).path("step"), validations.get(i).path("loss"));
       }
     }
     List<double[]> smooth = smooth(steps);
