@@ -344,41 +344,44 @@ void kd_softmax_loss(const Timer& timer, int64_t n, int64_t classes) {
   const int64_t all = n * classes;
   const int64_t block = std::min<int64_t>(all, 1 << 24);
   const std::vector<float> values = numbers(block, 2, 5);
-  std::vector<uint16_t> halves;
-  for (float v : values) halves.push_back(bfloat16(v));
-  Memory student(2 * all), teacher(2 * all), gradient(2 * all), result(sizeof(esp_kd_softmax_loss_result));
-  for (int64_t at = 0; at < all; at += block) {
-    const int64_t here = std::min(block, all - at);
-    REQUIRE(esp_cuda_copy(student.get<char>() + 2 * at, halves.data(), 2 * here, nullptr));
-    REQUIRE(esp_cuda_copy(teacher.get<char>() + 2 * at, halves.data() + (block - here), 2 * here, nullptr));
+  std::vector<uint16_t> student(static_cast<size_t>(all)), teacher(student.size()), gradient(student.size());
+  for (int64_t i = 0; i < all; i++) {
+    student[static_cast<size_t>(i)] = bfloat16(values[static_cast<size_t>(i % block)]);
+    teacher[static_cast<size_t>(i)] = bfloat16(values[static_cast<size_t>((i + 4099) % block)]);
   }
-  // The teacher is the student one row further, so that the two differ.
-  REQUIRE(esp_cuda_copy(teacher.get(), student.get<char>() + 2 * (all > classes ? classes : 0), 2 * classes, nullptr));
   std::vector<int64_t> labels(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; i++) labels[static_cast<size_t>(i)] = i * 7919 % classes;
-  Memory device_labels(labels.data(), 8 * n);
-  esp_kd_softmax_loss_arguments arguments = {};
-  arguments.rows = n;
-  arguments.classes = classes;
-  arguments.student = {student.get(), classes, ESP_BF16};
-  arguments.teacher = {teacher.get(), classes, ESP_BF16};
-  arguments.labels = device_labels.get<int64_t>();
-  arguments.gradient = gradient.get();
-  arguments.gradient_stride = classes;
-  arguments.gradient_dtype = ESP_BF16;
-  arguments.ignore_index = -100;
-  arguments.temperature = 2;
-  arguments.alpha = 0.5;
-  Planned planned([&](esp_cuda_plan* plan, void* table) {
-    (void)table;
-    return esp_cuda_kd_softmax_loss_plan(&arguments, plan);
-  });
+  esp_kd_softmax_loss_arguments host = {};
+  host.rows = n;
+  host.classes = classes;
+  host.student = {student.data(), classes, ESP_BF16};
+  host.teacher = {teacher.data(), classes, ESP_BF16};
+  host.labels = labels.data();
+  host.gradient = gradient.data();
+  host.gradient_stride = classes;
+  host.gradient_dtype = ESP_BF16;
+  host.ignore_index = -100;
+  host.temperature = 2;
+  host.alpha = 0.5;
+  esp_kd_softmax_loss_result loss;
+  require_cpu(esp_kd_softmax_loss(&host, &loss), "kd_softmax_loss");
+  Memory device_student(student.data(), 2 * all), device_teacher(teacher.data(), 2 * all), device_gradient(2 * all);
+  Memory device_labels(labels.data(), 8 * n), result(sizeof(esp_cuda_kd_softmax_loss_result));
+  esp_kd_softmax_loss_arguments device = host;
+  device.student.data = device_student.get();
+  device.teacher.data = device_teacher.get();
+  device.labels = device_labels.get<int64_t>();
+  device.gradient = device_gradient.get();
+  int64_t bytes = 0;
+  REQUIRE(esp_cuda_kd_softmax_loss_workspace(&device, &bytes));
+  Memory workspace(bytes);
+  workspace.zero();
   const auto run = [&] {
-    REQUIRE(esp_cuda_kd_softmax_loss(&planned.plan, planned.workspace.get(), &arguments,
-                                     result.get<esp_kd_softmax_loss_result>(), timer.stream));
+    REQUIRE(esp_cuda_kd_softmax_loss(&device, workspace.get(), result.get<esp_cuda_kd_softmax_loss_result>(), timer.stream));
   };
   run();
   REQUIRE(esp_cuda_stream_synchronize(timer.stream));
+  check(device_gradient.equals(gradient.data()), "the gradient of kd_softmax_loss");
   // Student and teacher read once, the gradient written once.
   report("kd_softmax_loss with gradient", text("%lld x %lld BF16", n, classes), 6.0 * static_cast<double>(all),
          timer.milliseconds(run));
