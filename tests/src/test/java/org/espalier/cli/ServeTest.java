@@ -91,6 +91,12 @@ class ServeTest {
       until(() -> service.storeVersion() == 2);
       Run.of("store", "rollback", "--store", store).done();
       until(() -> service.storeVersion() == 1);
+      // A version that no learner made is not served; what was served stays.
+      Path weights = store.resolve("versions/1/model/model.safetensors");
+      Run.of("store", "publish", weights, "--store", store).done();
+      Thread.sleep(1200);
+      assertEquals(1, service.storeVersion());
+      post(200, "/predict", "{\"features\": [1, 2, 3]}", null);
     }
   }
 

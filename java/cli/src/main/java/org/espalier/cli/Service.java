@@ -98,6 +98,10 @@ final class Service implements AutoCloseable {
   private HttpServer server;
   private volatile long storeVersion;
   private long publishedAt;
+
+  /** A version that could not be served: it is not tried again and again. */
+  private long refused;
+
   private double allowance;
   private long lastRequest = System.nanoTime();
 
@@ -353,10 +357,15 @@ final class Service implements AutoCloseable {
   private void tend() {
     try {
       long current = store.current().orElse(storeVersion);
+      if (current == refused) {
+        return; // a person made it current: while this runs nothing is published over it
+      }
       if (current != storeVersion) {
+        refused = current;
         try (ModelStore.Held held = store.hold(current)) {
           LearnerFiles.load(learner, held);
           storeVersion = current;
+          refused = 0;
           publishedAt = learner.seen();
           LOG.info("version {} of the store was made current; it is served now", current);
         }
