@@ -240,6 +240,30 @@ void test_unusable(Random& random) {
   }
 }
 
+// Ranges of one call are not those of the next.
+void test_smaller(Random& random) {
+  for (const Shape& shape : {Shape{2, 3, 20}, Shape{40, 5, 1}}) {
+    const esp_quantizer quantizer = quantizer_of(ESP_OBSERVER_MIN_MAX, random);
+    Subject subject(quantizer, shape, ESP_F32, random);
+    OnDevice memory(subject);
+    const Planned planned([&](esp_cuda_plan* plan, void* table) {
+      return esp_cuda_fake_quantize_plan(&quantizer, &memory.tensor, 1, plan, table);
+    });
+    const Device<esp_cuda_quantize_result> results(1);
+    for (const float size : {1.0f, 0.25f}) {
+      for (int64_t i = 0; i < subject.n; i++) put(subject.x, i, ESP_F32, random.uniform() * size);
+      memory.x.set(subject.x);
+      esp_quantized host = subject.on_host();
+      CHECK(esp_fake_quantize(&quantizer, &host, 1) == ESP_OK);
+      CHECK(esp_cuda_fake_quantize(&planned.plan, planned.table(), planned.workspace(), results.get(),
+                                   nullptr) == ESP_OK);
+      CHECK(esp_cuda_stream_synchronize(nullptr) == ESP_OK);
+      CHECK(same(memory.scale.values(), subject.scale));
+      CHECK(same(memory.zero_point.values(), subject.zero_point));
+    }
+  }
+}
+
 void test_backward(const Setting& setting, Random& random) {
   for (const int64_t n :
        {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{1031}, int64_t{setting.small ? 900 : 8192 * 2 + 5}}) {
@@ -317,6 +341,36 @@ void test_far() {
   CHECK(esp_cuda_dequantize(&t, nullptr) == ESP_OK);
   CHECK(esp_cuda_stream_synchronize(nullptr) == ESP_OK);
   CHECK(out[bytes - 2] == 0x40 && out[bytes - 1] == 0x40);  // 3
+  // Channels of more than 2^29 elements that meet beyond the 2^31st, in the middle of a chunk: the last
+  // element of one, the first of the other.
+  const int64_t inner = n / 4, meet = 3 * inner * 2;
+  const std::vector<float> scales = {1.0f, 1.0f, 0.25f, 0.5f};
+  const Device<float> device_scales(scales);
+  const esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_NONE, 1, 127, 0, 0, 0};
+  esp_quantized far = {};
+  far.x = in;
+  far.y = out;
+  far.scale = device_scales.get();
+  far.outer = 1;
+  far.channels = 4;
+  far.inner = inner;
+  far.dtype = far.y_dtype = ESP_BF16;
+  const Planned planned([&](esp_cuda_plan* plan, void* table) {
+    return esp_cuda_fake_quantize_plan(&quantizer, &far, 1, plan, table);
+  });
+  const Device<esp_cuda_quantize_result> results(1);
+  for (const int64_t at : {meet - 2, meet}) {
+    in[at] = 0x30;
+    in[at + 1] = 0x3f;  // 0.6875: 3 quarters, or 1 half
+  }
+  emulator::options.first_block = meet / 2 / 8192;
+  emulator::options.last_block = meet / 2 / 8192 + 1;
+  CHECK(esp_cuda_fake_quantize(&planned.plan, planned.table(), planned.workspace(), results.get(), nullptr) ==
+        ESP_OK);
+  CHECK(esp_cuda_stream_synchronize(nullptr) == ESP_OK);
+  CHECK(out[meet - 2] == 0x40 && out[meet - 1] == 0x3f);  // 0.75
+  CHECK(out[meet] == 0x00 && out[meet + 1] == 0x3f);      // 0.5
+  emulator::options.last_block = -1;
   emulator::options.first_block = 0;
   munmap(in, static_cast<size_t>(bytes));
   munmap(out, static_cast<size_t>(bytes));
@@ -348,6 +402,7 @@ void test(const Setting& setting) {
   compare(quantizer_of(ESP_OBSERVER_NONE, random), none);
   test_in_place(random);
   test_unusable(random);
+  test_smaller(random);
   if (setting.seed % 3 == 1) {
     test_backward(setting, random);
     test_dequantize(random);
