@@ -257,7 +257,13 @@ public final class RecipeRun {
         case "safetensors" -> {
           Path file = folder.resolve("model.safetensors");
           DenseWeights.write(dense, file);
-          outputs.add(output(file, "its float32 weights, linear layers as [out, in]"));
+          outputs.add(
+              output(
+                  file,
+                  isFitted()
+                      ? "float32 weights of the fitted graph with its factors (no checkpoint of the"
+                          + " original architecture), linear layers as [out, in]"
+                      : "its float32 weights, linear layers as [out, in]"));
         }
         case "compressed-tensors" -> {
           Path target = folder.resolve("compressed-tensors");
@@ -281,6 +287,11 @@ public final class RecipeRun {
             (System.nanoTime() - start) * 1e-9);
     // Its presence says that the run is complete, so it comes last.
     ReportFiles.write(json, folder.resolve(REPORT_HTML), folder.resolve(REPORT_JSON));
+  }
+
+  private boolean isFitted() {
+    return recipe.stages().stages().stream()
+        .anyMatch(s -> s instanceof Stage.Quantize q && q.quantization().fit());
   }
 
   private Map<String, Object> compare(Path reference, Path candidate, RunData data) {
