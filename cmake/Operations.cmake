@@ -1,8 +1,8 @@
 # THE list of operations. Adding one is adding its name here and the files of the same name:
 #   native/include/espalier/<name>.h, native/src/<name>.cpp (arguments, threads), native/src/<name>_kernel.{h,cpp}
 #   (compiled once an instruction set), java/kernels op/<Name>.java, and in tests <Name>Reference, <Name>Test,
-#   <Name>GoldenTest (where another library fixes the result: not for gradient_norm, whose sum has an order of its own),
-#   in benchmarks <Name>Benchmark. A test reads this list and names what is missing.
+#   <Name>GoldenTest (where another library fixes the result: not for gradient_norm and linear, whose sums have
+#   orders of their own), in benchmarks <Name>Benchmark. A test reads this list and names what is missing.
 # On a GPU: cuda/include/espalier/cuda/<name>.h, cuda/src/<name>.cpp (arguments, planning), cuda/kernels/<name>.{h,cu},
 #   tests/cuda/<name>_test.cpp; cuda/common/kernel.cuh says how.
 set(ESP_OPERATIONS
@@ -11,6 +11,7 @@ set(ESP_OPERATIONS
   fused_adamw
   fused_sgd
   kd_softmax_loss
+  linear
   magnitude_prune
 )
 

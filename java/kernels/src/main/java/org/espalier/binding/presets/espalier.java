@@ -20,6 +20,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
               "espalier/fused_adamw.h",
               "espalier/fused_sgd.h",
               "espalier/kd_softmax_loss.h",
+              "espalier/linear.h",
               "espalier/magnitude_prune.h",
               "espalier/mapped_file.h",
             },
