@@ -40,6 +40,13 @@ public final class MailStream {
     for (double rate : new double[] {1, 3, 10}) {
       run("online, batch 1, rate " + rate, mails, settings(1, rate), mails.size());
     }
+    for (double rate : new double[] {1, 3, 10}) {
+      run(
+          "online, batch 1, calls of 32, rate " + rate,
+          mails,
+          settings(1, rate).publishEvery(32),
+          mails.size());
+    }
     for (double rate : new double[] {1, 3, 10, 30}) {
       run("online, batch 32, rate " + rate, mails, settings(32, rate), mails.size());
     }
@@ -86,13 +93,13 @@ public final class MailStream {
   }
 
   private static void pass(String name, List<Example> mails, OnlineSettings settings, int learned) {
-    int batch = settings.batch();
+    int call = settings.batch() * settings.publishEvery();
     int n = mails.size();
     double[] score = new double[n];
     try (LinearHead head = new LinearHead(features, 1);
         OnlineLearner learner = new OnlineLearner(head, settings)) {
-      for (int at = 0; at < n; at += batch) {
-        int end = Math.min(n, at + batch);
+      for (int at = 0; at < n; at += call) {
+        int end = Math.min(n, at + call);
         for (int i = at; i < end; i++) {
           score[i] = learner.predict(mails.get(i).features()).outputs()[0];
         }
@@ -106,8 +113,8 @@ public final class MailStream {
     try (LinearHead head = new LinearHead(features, 1);
         OnlineLearner learner = new OnlineLearner(head, settings)) {
       long begin = System.nanoTime();
-      for (int at = 0; at < learned; at += batch) {
-        learner.learn(mails.subList(at, Math.min(n, at + batch)));
+      for (int at = 0; at < learned; at += call) {
+        learner.learn(mails.subList(at, Math.min(n, at + call)));
       }
       seconds = (System.nanoTime() - begin) * 1e-9;
     }

@@ -40,6 +40,8 @@ class ProcessTest {
         new ProcessBuilder(line)
             .redirectOutput(folder.resolve("stdout").toFile())
             .redirectError(folder.resolve("stderr").toFile());
+    // A JVM says what it picked up there, before anything else.
+    builder.environment().keySet().removeAll(List.of("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS"));
     builder.environment().putAll(environment);
     return builder.start();
   }

@@ -116,6 +116,35 @@ class OnlineLearnerTest {
     }
   }
 
+  /** Steps on one example need no gradient in memory, unless a rule wants its norm: the same bits. */
+  @Test
+  void aStepOnOneExampleHasTheBitsOfTheGeneralStep() throws IOException {
+    Guard normed = new Guard(new Guard.Norm(1e9, 1, true), null, null);
+    List<Example> stream = Streams.plane(300, FEATURES, 0.1, 6, 9);
+    try (LinearHead head = head();
+        LinearHead twin = head();
+        OnlineLearner single = new OnlineLearner(head, Streams.crossEntropy(0.3).batch(1).build());
+        OnlineLearner general =
+            new OnlineLearner(twin, Streams.crossEntropy(0.3).batch(1).guard(normed).build())) {
+      assertTrue(Double.isNaN(single.learn(stream).gradientNorm()));
+      assertTrue(general.learn(stream).gradientNorm() > 0);
+      for (String name : List.of("weight", "bias")) {
+        assertArrayEquals(general.weights().get(name), single.weights().get(name));
+      }
+      assertEquals(general.metrics(), single.metrics());
+      // What a saved state goes on with are the latent weights.
+      byte[] state = saved(single);
+      try (LinearHead other = head();
+          OnlineLearner resumed =
+              new OnlineLearner(other, Streams.crossEntropy(0.3).batch(1).build())) {
+        resumed.load(new ByteArrayInputStream(state));
+        resumed.learn(stream.subList(0, 50));
+        single.learn(stream.subList(0, 50));
+        assertArrayEquals(saved(single), saved(resumed));
+      }
+    }
+  }
+
   @Test
   void refusesWhatDoesNotFitAndLearnsNothingOfIt() {
     try (LinearHead head = new LinearHead(3, 2);

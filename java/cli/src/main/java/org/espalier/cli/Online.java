@@ -29,13 +29,11 @@ import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.OnlineReport;
 import org.espalier.online.Quarantine;
-import org.espalier.online.TorchLearnable;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
 import org.espalier.store.StoreWriter;
 import org.espalier.store.Version;
-import org.espalier.torch.OnnxGraph;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -71,11 +69,11 @@ import picocli.CommandLine.Option;
 final class Online implements Callable<Integer> {
   private static final int MAX_LINE = 16 << 20;
   private static final int MAX_RECIPE = 1 << 20;
-  private static final long QUARANTINE_BYTES = 1L << 30;
 
   @Mixin private CommonOptions common;
   @Mixin private StoreOptions options;
   @Mixin private StoreOptions.Wait wait;
+  @Mixin private LearnerOptions learning = new LearnerOptions(10_000);
 
   @Option(
       names = "--input",
@@ -111,18 +109,6 @@ final class Online implements Callable<Integer> {
   private boolean follow;
 
   @Option(
-      names = "--publish",
-      paramLabel = "N",
-      description = "Publish to the store every N examples and at the end. Default: 10000.")
-  private long publishEvery = 10_000;
-
-  @Option(
-      names = "--quarantine",
-      paramLabel = "FILE",
-      description = "Write what was not learned to this file, one JSON object a line.")
-  private String quarantineFile;
-
-  @Option(
       names = "--max-bad",
       paramLabel = "N",
       description = "Stop when more lines than this cannot be used. Default: 1000.")
@@ -130,12 +116,6 @@ final class Online implements Callable<Integer> {
 
   @Option(names = "--report", paramLabel = "FILE", description = "Write an HTML report of the run.")
   private String reportFile;
-
-  @Option(
-      names = "--key",
-      paramLabel = "FILE",
-      description = "Sign versions with this private Ed25519 key, a PEM file.")
-  private String key;
 
   private final Map<Event.Kind, Long> events = new EnumMap<>(Event.Kind.class);
   private final List<Long> published = new ArrayList<>();
@@ -146,23 +126,21 @@ final class Online implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (publishEvery < 1 || maxBad < 0) {
-      throw new InputException("--publish is 1 or more, --max-bad 0 or more");
+    learning.publishEvery(); // checks
+    if (maxBad < 0) {
+      throw new InputException("--max-bad " + maxBad + "; 0 or more is right");
     }
     if (follow && input.equals("-")) {
       throw new InputException("--follow is for files; standard input is read to its end anyway");
     }
-    SigningKey signing = key == null ? null : SigningKey.read(ModelSource.path(key));
+    SigningKey signing = learning.signingKey();
     Path reportPath = reportFile == null ? null : AtomicFile.check(ModelSource.path(reportFile));
     ModelStore store = resume ? options.open() : null;
     try (ModelStore.Held held = resume ? store.holdCurrent() : null) {
       OnlineRecipe recipe = recipe(held);
       try (Learnable learnable = learnable(recipe, held);
           OnlineLearner learner = learner(learnable, recipe);
-          Quarantine quarantine =
-              quarantineFile == null
-                  ? null
-                  : Quarantine.open(ModelSource.path(quarantineFile), QUARANTINE_BYTES)) {
+          Quarantine quarantine = learning.quarantine()) {
         if (held != null) {
           LearnerFiles.load(learner, held);
           parent = held.version().id();
@@ -215,22 +193,10 @@ final class Online implements Callable<Integer> {
       if (source.kind() == ModelSource.Kind.SAFETENSORS) {
         return LearnerFiles.readHead(source.path());
       }
-      if (recipe.features() == null) {
-        throw new InputException(
-            "for an ONNX model the recipe says model: {features: …, outputs: …}");
-      }
-      try {
-        return new TorchLearnable(
-            OnnxGraph.read(source.path()),
-            () -> OnnxGraph.read(source.path()),
-            new long[] {recipe.features()},
-            recipe.outputs());
-      } catch (IllegalArgumentException e) {
-        throw new InputException(source.given() + ": " + e.getMessage(), e);
-      }
+      return LearnerFiles.readGraph(source.path(), recipe);
     }
     if (held != null) {
-      return LearnerFiles.readHead(held.model());
+      return LearnerFiles.readModel(held, recipe);
     }
     if (recipe.features() == null) {
       throw new InputException(
@@ -298,7 +264,7 @@ final class Online implements Callable<Integer> {
           report.add(learner.seen(), learner.metrics());
         }
         live.show(learner, learner.seen() - before, begin, events);
-        if (learner.seen() - lastPublished >= publishEvery) {
+        if (learner.seen() - lastPublished >= learning.publishEvery()) {
           publish(learner, recipe, store, signing, report);
           lastPublished = learner.seen();
         }

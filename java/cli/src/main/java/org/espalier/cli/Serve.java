@@ -10,6 +10,7 @@ import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CountDownLatch;
 import org.espalier.InputException;
+import org.espalier.online.Quarantine;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
 import picocli.CommandLine.Command;
@@ -47,6 +48,7 @@ final class Serve implements Callable<Integer> {
 
   @Mixin private CommonOptions common;
   @Mixin private StoreOptions options;
+  @Mixin private LearnerOptions learning = new LearnerOptions(1000);
 
   @Option(
       names = "--port",
@@ -85,34 +87,16 @@ final class Serve implements Callable<Integer> {
       description = "Remember so many predictions whose outcome is not known. Default: 100000.")
   private int pending = 100_000;
 
-  @Option(
-      names = "--publish",
-      paramLabel = "N",
-      description = "Publish to the store every N examples, and at the end. Default: 1000.")
-  private long publishEvery = 1000;
-
   @Option(names = "--no-learn", description = "Refuse feedback.")
   private boolean noLearn;
-
-  @Option(
-      names = "--quarantine",
-      paramLabel = "FILE",
-      description = "Write what was not learned to this file, one JSON object a line.")
-  private String quarantineFile;
-
-  @Option(
-      names = "--key",
-      paramLabel = "FILE",
-      description = "Sign versions with this private Ed25519 key, a PEM file.")
-  private String key;
 
   @Override
   public Integer call() {
     if (port < 0 || port > 65_535) {
       throw new InputException("--port " + port + "; 0 to 65535 is right");
     }
-    if (maxBytes < 1 || !(maxRate > 0) || pending < 1 || publishEvery < 1) {
-      throw new InputException("--max-bytes, --max-rate, --pending and --publish are above 0");
+    if (maxBytes < 1 || !(maxRate > 0) || pending < 1) {
+      throw new InputException("--max-bytes, --max-rate and --pending are above 0");
     }
     InetAddress address;
     try {
@@ -126,12 +110,13 @@ final class Serve implements Callable<Integer> {
           "--host " + host + " can be reached from elsewhere: --token names a file with the token"
               + " that clients must send");
     }
-    SigningKey signing = key == null ? null : SigningKey.read(ModelSource.path(key));
+    SigningKey signing = learning.signingKey();
     ModelStore store = options.open();
-    Service.Limits limits = new Service.Limits(maxBytes, maxRate, pending, publishEvery, !noLearn);
-    Path quarantine = quarantineFile == null ? null : ModelSource.path(quarantineFile);
+    Service.Limits limits =
+        new Service.Limits(maxBytes, maxRate, pending, learning.publishEvery(), !noLearn);
     CountDownLatch stopped = new CountDownLatch(1);
-    try (Service service = new Service(store, limits, token, signing, quarantine)) {
+    try (Quarantine quarantine = learning.quarantine();
+        Service service = new Service(store, limits, token, signing, quarantine)) {
       int bound = service.start(new InetSocketAddress(address, port));
       Thread hook = new Thread(stopped::countDown, "espalier-serve-stop");
       Runtime.getRuntime().addShutdownHook(hook);

@@ -18,7 +18,6 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.net.InetSocketAddress;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.time.Duration;
 import java.util.concurrent.ExecutorService;
@@ -28,9 +27,9 @@ import java.util.concurrent.TimeUnit;
 import org.espalier.InputException;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
+import org.espalier.online.Learnable;
 import org.espalier.online.LearnerFiles;
 import org.espalier.online.LearnerMetrics;
-import org.espalier.online.LinearHead;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.OnlineStream;
@@ -81,12 +80,11 @@ final class Service implements AutoCloseable {
   private final byte[] token;
   private final SigningKey signing;
   private final OnlineRecipe recipe;
-  private final LinearHead head;
+  private final Learnable model;
   private final OnlineLearner learner;
   private final OnlineStream stream;
   private final ExampleLines parser;
   private final PendingLabels pending;
-  private final Quarantine quarantine;
   private final PrometheusMeterRegistry registry =
       new PrometheusMeterRegistry(PrometheusConfig.DEFAULT);
   private final Timer predictions;
@@ -105,8 +103,11 @@ final class Service implements AutoCloseable {
   private double allowance;
   private long lastRequest = System.nanoTime();
 
+  /**
+   * @param quarantine where examples go that the guard takes out, or null; the caller closes it
+   */
   Service(
-      ModelStore store, Limits limits, String token, SigningKey signing, Path quarantineFile) {
+      ModelStore store, Limits limits, String token, SigningKey signing, Quarantine quarantine) {
     this.store = store;
     this.limits = limits;
     this.token = token == null ? null : ("Bearer " + token).getBytes(StandardCharsets.UTF_8);
@@ -114,13 +115,12 @@ final class Service implements AutoCloseable {
     this.allowance = limits.rate();
     try (ModelStore.Held held = store.holdCurrent()) {
       recipe = LearnerFiles.recipe(held);
-      head = LearnerFiles.readHead(held.model());
-      learner = new OnlineLearner(head, recipe.settings());
+      model = LearnerFiles.readModel(held, recipe);
+      learner = new OnlineLearner(model, recipe.settings());
       LearnerFiles.load(learner, held);
       storeVersion = held.version().id();
     }
     publishedAt = learner.seen();
-    quarantine = quarantineFile == null ? null : Quarantine.open(quarantineFile, 1L << 30);
     learner.quarantine(quarantine);
     parser = new ExampleLines(learner);
     pending = new PendingLabels(limits.pending());
@@ -411,9 +411,6 @@ final class Service implements AutoCloseable {
       }
     }
     learner.close();
-    head.close();
-    if (quarantine != null) {
-      quarantine.close();
-    }
+    model.close();
   }
 }

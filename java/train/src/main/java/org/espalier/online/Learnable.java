@@ -1,6 +1,8 @@
 package org.espalier.online;
 
 import java.util.List;
+import java.util.Map;
+import org.espalier.format.onnx.OnnxModel;
 
 /**
  * A model that an {@link OnlineLearner} can learn. Owned by one thread, but for the predictors it
@@ -39,6 +41,21 @@ public interface Learnable extends AutoCloseable {
    * @return how many rows were scaled down
    */
   int backwardClipped(float[] gradient, int rows, double bound);
+
+  /**
+   * What of the model is not learned, as text: a saved state goes on only where this is the same. Empty
+   * where the number of features and outputs says everything.
+   */
+  String identity();
+
+  /**
+   * The model as ONNX.
+   *
+   * @param values of the weights, by name
+   * @param loss what it was learned with, which says what the outputs mean
+   * @throws org.espalier.InputException where it cannot be written as ONNX
+   */
+  OnnxModel toOnnx(Map<String, float[]> values, Loss loss);
 
   /** A new place for a published version. Several may be made. */
   Predictor predictor();

@@ -15,6 +15,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsWriter;
@@ -25,14 +26,19 @@ import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
 import org.espalier.store.StoreWriter;
 import org.espalier.store.Version;
+import org.espalier.torch.OnnxGraph;
 
 /**
- * A learner as a version of a {@link ModelStore}: {@code model.safetensors} with the served weights,
- * {@code learner.state} with everything else, {@code online.yaml} with the recipe.
+ * A learner as a version of a {@link ModelStore}: the served model ({@code model.safetensors} with the
+ * weights, or {@code model.onnx} where the model came from ONNX), {@code learner.state} with
+ * everything else, {@code online.yaml} with the recipe.
  */
 public final class LearnerFiles {
   /** The served weights. */
   public static final String MODEL = "model.safetensors";
+
+  /** The served model, where it came from ONNX. */
+  public static final String GRAPH = "model.onnx";
 
   /** What a resumed run needs. */
   public static final String STATE = "learner.state";
@@ -56,26 +62,34 @@ public final class LearnerFiles {
       metrics.values().removeIf(value -> !Double.isFinite(value));
       Lineage full =
           lineage.withRecipe(recipe).withMetrics(metrics).withEpsilon(learner.epsilon());
+      boolean graph = learner.model() instanceof TorchLearnable torch && torch.isOnnx();
       return writer.publish(
           files -> {
-            writeModel(files, learner);
+            if (graph) {
+              write(files, GRAPH, learner.toOnnx().toBuffer());
+            } else {
+              writeModel(files, learner);
+            }
             try (FileChannel channel = files.create(STATE)) {
               learner.save(Channels.newOutputStream(channel));
             } catch (IOException e) {
               throw files.failure(STATE, e);
             }
-            try (FileChannel channel = files.create(RECIPE)) {
-              ByteBuffer bytes = ByteBuffer.wrap(recipe.getBytes(StandardCharsets.UTF_8));
-              while (bytes.hasRemaining()) {
-                channel.write(bytes);
-              }
-            } catch (IOException e) {
-              throw files.failure(RECIPE, e);
-            }
+            write(files, RECIPE, ByteBuffer.wrap(recipe.getBytes(StandardCharsets.UTF_8)));
           },
-          MODEL,
+          graph ? GRAPH : MODEL,
           full,
           key);
+    }
+  }
+
+  private static void write(StoreWriter.NewVersion files, String path, ByteBuffer bytes) {
+    try (FileChannel channel = files.create(path)) {
+      while (bytes.hasRemaining()) {
+        channel.write(bytes);
+      }
+    } catch (IOException e) {
+      throw files.failure(path, e);
     }
   }
 
@@ -107,6 +121,60 @@ public final class LearnerFiles {
     } catch (IOException e) {
       throw files.failure(MODEL, e);
     }
+  }
+
+  /**
+   * The model of a version, to be learned on.
+   *
+   * @throws InputException if the version's main file is no model that can be learned
+   */
+  public static Learnable readModel(ModelStore.Held version, OnlineRecipe recipe) {
+    Path file = version.model();
+    return file.toString().endsWith(".onnx") ? readGraph(file, recipe) : readHead(file);
+  }
+
+  /**
+   * Reads an ONNX model with one input [batch, features] and a first output [batch, outputs], and tries
+   * it.
+   *
+   * @param recipe says how many features and outputs there are
+   * @throws InputException if it is no such model
+   */
+  public static Learnable readGraph(Path file, OnlineRecipe recipe) {
+    if (recipe.features() == null) {
+      throw new InputException(
+          "for an ONNX model the recipe says model: {features: …, outputs: …}");
+    }
+    OnnxModel model = OnnxModel.read(file);
+    TorchLearnable learnable;
+    try {
+      learnable =
+          new TorchLearnable(
+              new OnnxGraph(model),
+              () -> new OnnxGraph(model),
+              new long[] {recipe.features()},
+              recipe.outputs());
+    } catch (IllegalArgumentException e) {
+      throw new InputException(file + ": " + e.getMessage(), e);
+    }
+    try {
+      learnable.forward(new float[][] {new float[recipe.features()]}, 1, new float[recipe.outputs()]);
+      return learnable;
+    } catch (InputException e) {
+      learnable.close();
+      throw e;
+    } catch (RuntimeException e) { // what libtorch says
+      learnable.close();
+      throw new InputException(
+          file + " does not run on one example of " + recipe.features() + " features: "
+              + String.valueOf(e.getMessage()).lines().findFirst().orElse(""),
+          e);
+    }
+  }
+
+  /** Whether a learner made a version, so that it can be gone on with. */
+  public static boolean isLearned(ModelStore.Held version) {
+    return version.version().files().stream().anyMatch(f -> f.path().equals(STATE));
   }
 
   /**

@@ -5,6 +5,7 @@ import io.micrometer.core.instrument.Gauge;
 import io.micrometer.core.instrument.MeterRegistry;
 import io.micrometer.core.instrument.binder.MeterBinder;
 import java.util.List;
+import java.util.function.ToDoubleFunction;
 
 /**
  * The numbers of a learner for Micrometer: {@code espalier.examples.seen}, {@code .learned} and {@code
@@ -25,24 +26,18 @@ public final class LearnerMetrics implements MeterBinder {
 
   @Override
   public void bindTo(MeterRegistry registry) {
-    FunctionCounter.builder("espalier.examples.seen", learner, OnlineLearner::seen)
-        .description("Examples that came")
-        .register(registry);
-    FunctionCounter.builder("espalier.examples.learned", learner, OnlineLearner::learned)
-        .description("Examples that were learned")
-        .register(registry);
-    FunctionCounter.builder("espalier.examples.removed", learner, OnlineLearner::removed)
-        .description("Examples that the guard took out or took back")
-        .register(registry);
-    FunctionCounter.builder("espalier.steps", learner, OnlineLearner::steps)
-        .description("Steps that were done")
-        .register(registry);
-    Gauge.builder("espalier.version", learner, OnlineLearner::version)
-        .description("The newest version that readers get")
-        .register(registry);
-    Gauge.builder("espalier.slots", learner, OnlineLearner::slots)
-        .description("Versions that have memory")
-        .register(registry);
+    count(registry, "espalier.examples.seen", "Examples that came", OnlineLearner::seen);
+    count(
+        registry, "espalier.examples.learned", "Examples that were learned", OnlineLearner::learned);
+    count(
+        registry,
+        "espalier.examples.removed",
+        "Examples that the guard took out or took back",
+        OnlineLearner::removed);
+    count(registry, "espalier.steps", "Steps that were done", OnlineLearner::steps);
+    gauge(
+        registry, "espalier.version", "The newest version that readers get", OnlineLearner::version);
+    gauge(registry, "espalier.slots", "Versions that have memory", OnlineLearner::slots);
     for (String name : METRICS) {
       boolean classes = learner.settings().loss().isForClasses();
       if (name.startsWith("mae") == classes && !name.equals("distance")
@@ -68,5 +63,21 @@ public final class LearnerMetrics implements MeterBinder {
             }
           });
     }
+  }
+
+  private void count(
+      MeterRegistry registry,
+      String name,
+      String description,
+      ToDoubleFunction<OnlineLearner> value) {
+    FunctionCounter.builder(name, learner, value).description(description).register(registry);
+  }
+
+  private void gauge(
+      MeterRegistry registry,
+      String name,
+      String description,
+      ToDoubleFunction<OnlineLearner> value) {
+    Gauge.builder(name, learner, value).description(description).register(registry);
   }
 }

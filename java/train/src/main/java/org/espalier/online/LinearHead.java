@@ -1,12 +1,14 @@
 package org.espalier.online;
 
 import java.nio.FloatBuffer;
-import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.op.Linear;
 
 /**
  * A linear model: outputs = weight · features + bias, with weight [outputs, features]. Needs no
@@ -15,20 +17,23 @@ import org.espalier.device.Tensor;
  *
  * <p>All sums have a fixed order: the same bits everywhere.
  */
-public final class LinearHead implements Learnable {
+public final class LinearHead implements Learnable, OuterProduct {
   private final int features;
   private final int outputs;
   private final OwnedTensor[] owned = new OwnedTensor[6];
+  private final FloatBuffer[] memory = new FloatBuffer[6];
   private final List<Weight> weights;
-  private final FloatBuffer weightMemory;
-  private final FloatBuffer biasMemory;
-  private final FloatBuffer weightGradientMemory;
-  private final FloatBuffer biasGradientMemory;
-  private final float[] weight;
-  private final float[] bias;
-  private final float[] weightGradient;
-  private final float[] biasGradient;
-  private float[][] seen;
+
+  // Of the batch: its features, and its outputs or their gradient.
+  private OwnedTensor rows;
+  private OwnedTensor results;
+  private FloatBuffer rowMemory;
+  private FloatBuffer resultMemory;
+  private Linear working;
+  private Linear gradient;
+
+  /** Whether the working weights are ahead of the latent ones; see {@link #settle}. */
+  private boolean ahead;
 
   /** A head of zeros. */
   public LinearHead(int features, int outputs) {
@@ -41,18 +46,37 @@ public final class LinearHead implements Learnable {
       owned[i] = OwnedTensor.allocate(DType.F32, outputs, features);
       owned[3 + i] = OwnedTensor.allocate(DType.F32, outputs);
     }
+    for (int i = 0; i < owned.length; i++) {
+      memory[i] = buffer(owned[i]);
+    }
     weights =
         List.of(
             new Weight("weight", owned[0], owned[1], owned[2], 0),
             new Weight("bias", owned[3], owned[4], owned[5], -1));
-    weightMemory = buffer(owned[1]);
-    weightGradientMemory = buffer(owned[2]);
-    biasMemory = buffer(owned[4]);
-    biasGradientMemory = buffer(owned[5]);
-    weight = new float[outputs * features];
-    bias = new float[outputs];
-    weightGradient = new float[outputs * features];
-    biasGradient = new float[outputs];
+    reserve(1);
+  }
+
+  /** Makes room for a batch. */
+  private void reserve(int count) {
+    if (rows != null && rows.dimension(0) >= count) {
+      return;
+    }
+    release();
+    rows = OwnedTensor.allocate(DType.F32, count, features);
+    results = OwnedTensor.allocate(DType.F32, count, outputs);
+    rowMemory = buffer(rows);
+    resultMemory = buffer(results);
+    working = new Linear(owned[1], owned[4], rows, results);
+    gradient = new Linear(owned[2], owned[5], rows, results);
+  }
+
+  private void release() {
+    if (rows != null) {
+      working.close();
+      gradient.close();
+      rows.close();
+      results.close();
+    }
   }
 
   /** The F32 elements of a tensor, for bulk copies. */
@@ -66,14 +90,14 @@ public final class LinearHead implements Learnable {
    * @param newWeight [outputs, features], row by row
    */
   public void set(float[] newWeight, float[] newBias) {
-    if (newWeight.length != weight.length || newBias.length != outputs) {
+    if (newWeight.length != outputs * features || newBias.length != outputs) {
       throw new IllegalArgumentException(
           newWeight.length + " weights and " + newBias.length + " biases for " + features
               + " features and " + outputs + " outputs");
     }
     for (int i : new int[] {0, 1}) {
-      buffer(owned[i]).put(0, newWeight);
-      buffer(owned[3 + i]).put(0, newBias);
+      memory[i].put(0, newWeight);
+      memory[3 + i].put(0, newBias);
     }
   }
 
@@ -93,101 +117,63 @@ public final class LinearHead implements Learnable {
   }
 
   @Override
-  public void forward(float[][] rows, int count, float[] out) {
-    weightMemory.get(0, weight);
-    biasMemory.get(0, bias);
-    multiply(weight, bias, rows, count, out);
-    seen = rows;
-  }
-
-  private static void multiply(
-      float[] weight, float[] bias, float[][] rows, int count, float[] out) {
-    int outputs = bias.length;
+  public void forward(float[][] batch, int count, float[] out) {
+    reserve(count);
     for (int i = 0; i < count; i++) {
-      float[] x = rows[i];
-      for (int c = 0; c < outputs; c++) {
-        out[i * outputs + c] = dot(weight, c * x.length, x) + bias[c];
-      }
+      rowMemory.put(i * features, batch[i]);
     }
-  }
-
-  /** Eight sums, because one would wait for each addition. */
-  private static float dot(float[] w, int at, float[] x) {
-    float a = 0;
-    float b = 0;
-    float c = 0;
-    float d = 0;
-    float e = 0;
-    float f = 0;
-    float g = 0;
-    float h = 0;
-    int end = x.length & ~7;
-    for (int j = 0; j < end; j += 8) {
-      a += w[at + j] * x[j];
-      b += w[at + j + 1] * x[j + 1];
-      c += w[at + j + 2] * x[j + 2];
-      d += w[at + j + 3] * x[j + 3];
-      e += w[at + j + 4] * x[j + 4];
-      f += w[at + j + 5] * x[j + 5];
-      g += w[at + j + 6] * x[j + 6];
-      h += w[at + j + 7] * x[j + 7];
-    }
-    for (int j = end; j < x.length; j++) {
-      a += w[at + j] * x[j];
-    }
-    return ((a + b) + (c + d)) + ((e + f) + (g + h));
+    working.forward(count);
+    resultMemory.get(0, out, 0, count * outputs);
   }
 
   @Override
-  public void backward(float[] gradient, int rows) {
-    Arrays.fill(weightGradient, 0);
-    Arrays.fill(biasGradient, 0);
-    for (int i = 0; i < rows; i++) {
-      add(gradient, i, 1);
-    }
-    weightGradientMemory.put(0, weightGradient);
-    biasGradientMemory.put(0, biasGradient);
+  public void backward(float[] slope, int count) {
+    resultMemory.put(0, slope, 0, count * outputs);
+    gradient.backward(count);
   }
 
   /** The norm of a row's gradient is the norm of its outputs' gradient times that of (features, 1). */
   @Override
-  public int backwardClipped(float[] gradient, int rows, double bound) {
-    Arrays.fill(weightGradient, 0);
-    Arrays.fill(biasGradient, 0);
-    int clipped = 0;
-    for (int i = 0; i < rows; i++) {
-      double outer = 0;
-      for (int c = 0; c < outputs; c++) {
-        outer += (double) gradient[i * outputs + c] * gradient[i * outputs + c];
-      }
-      double inner = 1;
-      for (float x : seen[i]) {
-        inner += (double) x * x;
-      }
-      double norm = Math.sqrt(outer * inner);
-      // Rounded down, so that the sum of rounded products cannot exceed the bound by it.
-      float scale = norm > bound ? (float) (bound / norm * (1 - 0x1p-22)) : 1;
-      clipped += norm > bound ? 1 : 0;
-      add(gradient, i, scale);
-    }
-    weightGradientMemory.put(0, weightGradient);
-    biasGradientMemory.put(0, biasGradient);
-    return clipped;
+  public int backwardClipped(float[] slope, int count, double bound) {
+    resultMemory.put(0, slope, 0, count * outputs);
+    return (int) gradient.backwardClipped(count, bound);
   }
 
-  private void add(float[] gradient, int row, float scale) {
-    float[] x = seen[row];
+  /** Finite outputs had finite features, whose products with what is at most 1 are finite. */
+  @Override
+  public boolean isFinite(float[] slope) {
+    float largest = 0;
     for (int c = 0; c < outputs; c++) {
-      float g = scale * gradient[row * outputs + c];
-      biasGradient[c] += g;
-      addScaled(weightGradient, c * features, g, x);
+      largest = Math.max(largest, Math.abs(slope[c]));
+    }
+    return largest <= 1;
+  }
+
+  @Override
+  public void descend(float[] slope, double rate) {
+    resultMemory.put(0, slope, 0, outputs);
+    working.descend(rate);
+    ahead = true;
+  }
+
+  @Override
+  public void settle() {
+    if (ahead) {
+      for (int i : new int[] {0, 3}) {
+        memory[i].put(0, memory[i + 1], 0, memory[i].capacity());
+      }
+      ahead = false;
     }
   }
 
-  private static void addScaled(float[] sum, int at, float factor, float[] x) {
-    for (int j = 0; j < x.length; j++) {
-      sum[at + j] += factor * x[j];
-    }
+  @Override
+  public String identity() {
+    return "";
+  }
+
+  @Override
+  public OnnxModel toOnnx(Map<String, float[]> values, Loss loss) {
+    return LinearGraph.of(values.get("weight"), values.get("bias"), loss);
   }
 
   @Override
@@ -197,6 +183,7 @@ public final class LinearHead implements Learnable {
 
   @Override
   public void close() {
+    release();
     for (OwnedTensor tensor : owned) {
       tensor.close();
     }
@@ -207,6 +194,10 @@ public final class LinearHead implements Learnable {
     private final float[] weight;
     private final float[] bias;
 
+    // Where they were taken from the last time: making a buffer costs more than a prediction.
+    private final Tensor[] source = new Tensor[2];
+    private final FloatBuffer[] memory = new FloatBuffer[2];
+
     Copy(int features, int outputs) {
       weight = new float[outputs * features];
       bias = new float[outputs];
@@ -214,13 +205,52 @@ public final class LinearHead implements Learnable {
 
     @Override
     public void load(List<Weight> weights) {
-      buffer(weights.get(0).working()).get(0, weight);
-      buffer(weights.get(1).working()).get(0, bias);
+      for (int i = 0; i < source.length; i++) {
+        Tensor working = weights.get(i).working();
+        if (source[i] != working) {
+          source[i] = working;
+          memory[i] = buffer(working);
+        }
+        memory[i].get(0, i == 0 ? weight : bias);
+      }
     }
 
     @Override
     public void predict(float[][] features, int rows, float[] outputs) {
-      multiply(weight, bias, features, rows, outputs);
+      int columns = bias.length;
+      for (int i = 0; i < rows; i++) {
+        float[] x = features[i];
+        for (int c = 0; c < columns; c++) {
+          outputs[i * columns + c] = dot(weight, c * x.length, x) + bias[c];
+        }
+      }
+    }
+
+    /** Eight sums, because one would wait for each addition. */
+    private static float dot(float[] w, int at, float[] x) {
+      float a = 0;
+      float b = 0;
+      float c = 0;
+      float d = 0;
+      float e = 0;
+      float f = 0;
+      float g = 0;
+      float h = 0;
+      int end = x.length & ~7;
+      for (int j = 0; j < end; j += 8) {
+        a += w[at + j] * x[j];
+        b += w[at + j + 1] * x[j + 1];
+        c += w[at + j + 2] * x[j + 2];
+        d += w[at + j + 3] * x[j + 3];
+        e += w[at + j + 4] * x[j + 4];
+        f += w[at + j + 5] * x[j + 5];
+        g += w[at + j + 6] * x[j + 6];
+        h += w[at + j + 7] * x[j + 7];
+      }
+      for (int j = end; j < x.length; j++) {
+        a += w[at + j] * x[j];
+      }
+      return ((a + b) + (c + d)) + ((e + f) + (g + h));
     }
 
     @Override

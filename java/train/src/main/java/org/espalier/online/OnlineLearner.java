@@ -20,6 +20,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.function.Consumer;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.GradientNorm;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -59,6 +60,7 @@ public final class OnlineLearner implements AutoCloseable {
   private final CounterRandom noise;
   private final List<Consumer<Event>> listeners = new ArrayList<>();
   private final Map<Event.Kind, Long> fired = new EnumMap<>(Event.Kind.class);
+  private final String identity;
   private final float[] outputs;
   private final float[] gradient;
   private final float[] taught;
@@ -81,13 +83,19 @@ public final class OnlineLearner implements AutoCloseable {
   private final List<Example> sinceGood = new ArrayList<>();
   private WeightState.Checkpoint good;
 
+  /** Does this step, on one example, without a gradient in memory; null where there is one. */
+  private OuterProduct single;
+
+  /** Of this step's gradient, NaN where nobody asks. */
+  private double norm;
+
   /**
    * What a call of {@link #learn} did.
    *
    * @param steps steps that were done
    * @param learned examples that were learned
    * @param loss the mean loss of the last step's batch, NaN where none was computed
-   * @param gradientNorm of the last step, NaN where none was computed
+   * @param gradientNorm of the last step, NaN where none was needed
    * @param version the newest version
    */
   public record Report(int steps, int learned, double loss, double gradientNorm, long version) {}
@@ -111,7 +119,7 @@ public final class OnlineLearner implements AutoCloseable {
     gradient = new float[rows * model.outputs()];
     loss = new LossGradient(settings.loss(), settings.constraint(), model.outputs(), rows);
     try {
-      state = new WeightState(model.weights(), settings);
+      state = new WeightState(model, settings);
     } catch (RuntimeException e) {
       loss.close();
       throw e;
@@ -140,6 +148,7 @@ public final class OnlineLearner implements AutoCloseable {
     if (distils) {
       teacher.load(state.weights());
     }
+    identity = state.identity(model);
     beginning = state.checkpoint();
     good = beginning;
     publish();
@@ -246,16 +255,20 @@ public final class OnlineLearner implements AutoCloseable {
   public synchronized Report learn(List<Example> examples) {
     examples.forEach(this::check);
     Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
-    for (int at = 0; at < examples.size(); at += settings.batch()) {
-      int end = Math.min(examples.size(), at + settings.batch());
-      Report part = learnBatch(examples.subList(at, end));
-      report =
-          new Report(
-              report.steps() + part.steps(),
-              report.learned() + part.learned(),
-              part.loss(),
-              part.gradientNorm(),
-              version);
+    try {
+      for (int at = 0; at < examples.size(); at += settings.batch()) {
+        int end = Math.min(examples.size(), at + settings.batch());
+        Report part = learnBatch(examples.subList(at, end));
+        report =
+            new Report(
+                report.steps() + part.steps(),
+                report.learned() + part.learned(),
+                part.loss(),
+                part.gradientNorm(),
+                version);
+      }
+    } finally {
+      state.settle();
     }
     return report;
   }
@@ -426,12 +439,15 @@ public final class OnlineLearner implements AutoCloseable {
     if (isSpike(value, mine)) {
       return new Report(0, 0, value, Double.NaN, version);
     }
-    double norm = differentiate(outcomes.length, mine);
-    if (Double.isNaN(norm)) {
+    if (!differentiate(outcomes.length, mine)) {
       return new Report(0, 0, value, norm, version);
     }
     double rate = settings.rate().at(steps - rateStart);
-    state.step(rate);
+    if (single != null) {
+      single.descend(gradient, rate);
+    } else {
+      state.step(rate);
+    }
     loss.stepped(rate);
     steps++;
     learned += own;
@@ -478,8 +494,49 @@ public final class OnlineLearner implements AutoCloseable {
     return false;
   }
 
-  /** The gradients' norm; NaN where the step is not to be done. */
-  private double differentiate(int rows, List<Example> batch) {
+  /** Sets {@link #norm} and {@link #single}; false where the step is not to be done. */
+  private boolean differentiate(int rows, List<Example> batch) {
+    Guard.Norm rule = settings.guard().norm();
+    single = rows == 1 && rule == null ? state.single() : null;
+    if (single != null && single.isFinite(gradient)) {
+      norm = Double.NaN; // nobody asks
+      return true;
+    }
+    single = null;
+    GradientNorm.Result result = writeGradients(rows);
+    norm = result.norm();
+    if (result.nonFinite() > 0 || !Double.isFinite(norm)) {
+      fire(Event.Kind.NON_FINITE, result.nonFinite() + " entries of the gradient", batch);
+      return false;
+    }
+    if (rule == null) {
+      return true;
+    }
+    double limit = rule.factor() * meanNorm;
+    if (normsSeen >= rule.warmup() && norm > limit) {
+      String evidence =
+          String.format(
+              Locale.ROOT,
+              "the gradient's norm %.4g is more than %.3g times the mean %.4g",
+              norm,
+              rule.factor(),
+              meanNorm);
+      if (!rule.clip()) {
+        fire(Event.Kind.NORM_SKIPPED, evidence, batch);
+        // It counts, cut down, so that a world that has changed is followed in the end.
+        meanNorm = MEMORY * meanNorm + (1 - MEMORY) * limit;
+        return false;
+      }
+      fire(Event.Kind.NORM_CLIPPED, evidence, List.of());
+      state.scaleGradients(limit / norm);
+      norm = limit;
+    }
+    meanNorm = normsSeen++ == 0 ? norm : MEMORY * meanNorm + (1 - MEMORY) * norm;
+    return true;
+  }
+
+  /** Backward, with the noise of private learning. */
+  private GradientNorm.Result writeGradients(int rows) {
     Privacy privacy = settings.privacy();
     if (privacy == null) {
       model.backward(gradient, rows);
@@ -498,36 +555,7 @@ public final class OnlineLearner implements AutoCloseable {
         memory.put(0, values);
       }
     }
-    GradientNorm.Result result = state.gradientNorm();
-    if (result.nonFinite() > 0 || !Double.isFinite(result.norm())) {
-      fire(Event.Kind.NON_FINITE, result.nonFinite() + " entries of the gradient", batch);
-      return Double.NaN;
-    }
-    Guard.Norm rule = settings.guard().norm();
-    double norm = result.norm();
-    if (rule != null) {
-      double limit = rule.factor() * meanNorm;
-      if (normsSeen >= rule.warmup() && norm > limit) {
-        String evidence =
-            String.format(
-                Locale.ROOT,
-                "the gradient's norm %.4g is more than %.3g times the mean %.4g",
-                norm,
-                rule.factor(),
-                meanNorm);
-        if (!rule.clip()) {
-          fire(Event.Kind.NORM_SKIPPED, evidence, batch);
-          // It counts, cut down, so that a world that has changed is followed in the end.
-          meanNorm = MEMORY * meanNorm + (1 - MEMORY) * limit;
-          return Double.NaN;
-        }
-        fire(Event.Kind.NORM_CLIPPED, evidence, List.of());
-        state.scaleGradients(limit / norm);
-        norm = limit;
-      }
-      meanNorm = normsSeen++ == 0 ? norm : MEMORY * meanNorm + (1 - MEMORY) * norm;
-    }
-    return norm;
+    return state.gradientNorm();
   }
 
   private void keep(Example example) {
@@ -698,6 +726,21 @@ public final class OnlineLearner implements AutoCloseable {
     return map;
   }
 
+  /**
+   * The served model as ONNX: inputs, outputs and nodes are those that the model has, or for a linear
+   * model {@code features} → {@code outputs}, and {@code probabilities} where it learns classes.
+   *
+   * @throws InputException if the model cannot be written as ONNX
+   */
+  public synchronized OnnxModel toOnnx() {
+    return model.toOnnx(weights(), settings.loss());
+  }
+
+  /** What learns. */
+  Learnable model() {
+    return model;
+  }
+
   /** The shape of a weight. */
   public long[] shape(String name) {
     return model.weights().stream()
@@ -710,6 +753,10 @@ public final class OnlineLearner implements AutoCloseable {
 
   // ---- saving
 
+  private String described() {
+    return identity.isEmpty() ? settings.describe() : settings.describe() + identity;
+  }
+
   /**
    * Writes everything that decides the future. Waits for the step that is being done and changes
    * nothing. The key of private noise is not in it.
@@ -718,7 +765,7 @@ public final class OnlineLearner implements AutoCloseable {
     DataOutputStream out = new DataOutputStream(new BufferedOutputStream(stream));
     out.writeInt(MAGIC);
     out.writeInt(FORMAT);
-    SavedState.write(out, settings.describe());
+    SavedState.write(out, described());
     out.writeInt(model.features());
     out.writeInt(model.outputs());
     for (long v :
@@ -775,10 +822,9 @@ public final class OnlineLearner implements AutoCloseable {
           "the learner's saved state is of format " + format + "; this espalier knows " + FORMAT);
     }
     String described = SavedState.text(in);
-    if (!settings.describe().equals(described)) {
+    if (!described().equals(described)) {
       throw new InputException(
-          "the learner was saved with other settings:\n" + described + "not\n"
-              + settings.describe());
+          "the learner was saved with other settings:\n" + described + "not\n" + described());
     }
     SavedState.count(in, model.features(), model.features());
     SavedState.count(in, model.outputs(), model.outputs());

@@ -1,7 +1,11 @@
 package org.espalier.online;
 
 import java.nio.FloatBuffer;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.Queue;
@@ -15,8 +19,12 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.TrainableModel;
@@ -233,6 +241,44 @@ public final class TorchLearnable implements Learnable {
   /** The model with the working weights, for saving in its own format. */
   public TrainableModel model() {
     return model;
+  }
+
+  @Override
+  public OnnxModel toOnnx(Map<String, float[]> values, Loss loss) {
+    if (!(model instanceof OnnxGraph graph)) {
+      throw new InputException("this model did not come from ONNX and cannot be written as ONNX");
+    }
+    OnnxModel onnx = graph.toModel();
+    for (Weight w : weights) {
+      String constant = graph.constantOf(w.name());
+      onnx.replaceConstant(
+          OnnxInitializer.floats(constant, w.latent().shape(), values.get(w.name())));
+    }
+    return onnx;
+  }
+
+  /** Whether it came from ONNX, so that versions of it can be ONNX files. */
+  boolean isOnnx() {
+    return model instanceof OnnxGraph;
+  }
+
+  /** The graph with zeros for parameters, hashed. */
+  @Override
+  public String identity() {
+    if (!isOnnx()) {
+      return "";
+    }
+    Map<String, float[]> zeros = new HashMap<>();
+    for (Weight w : weights) {
+      zeros.put(w.name(), new float[Math.toIntExact(w.latent().elements())]);
+    }
+    try {
+      MessageDigest digest = MessageDigest.getInstance("SHA-256");
+      digest.update(toOnnx(zeros, null).toBuffer());
+      return HexFormat.of().formatHex(digest.digest());
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException("every JDK has SHA-256", e);
+    }
   }
 
   @Override

@@ -7,6 +7,7 @@ import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.zip.CRC32C;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
@@ -27,6 +28,7 @@ final class WeightState implements AutoCloseable {
   private final List<OwnedTensor> owned = new ArrayList<>();
   private final List<BytePointer> bits = new ArrayList<>();
   private final List<FloatBuffer> averages = new ArrayList<>();
+  private final List<FloatBuffer> workings = new ArrayList<>();
   private final List<FloatBuffer> gradients = new ArrayList<>();
 
   /** All float memory that a step changes, in a fixed order. */
@@ -37,11 +39,23 @@ final class WeightState implements AutoCloseable {
   private final GradientNorm norm;
   private final double averaging;
 
+  /** Takes steps on single examples by itself; null where the settings ask for more than that. */
+  private final OuterProduct single;
+
   /** Float memory, bits and «first» flags at a moment. */
   record Checkpoint(List<float[]> floats, List<byte[]> bits, boolean[] first) {}
 
-  WeightState(List<Weight> weights, OnlineSettings settings) {
-    this.weights = weights;
+  WeightState(Learnable model, OnlineSettings settings) {
+    this.weights = model.weights();
+    boolean plain =
+        settings.momentum() == 0
+            && settings.weightDecay() == 0
+            && settings.averaging() == 0
+            && settings.only().isEmpty()
+            && !settings.keepZeros()
+            && !settings.int8()
+            && settings.privacy() == null;
+    this.single = plain && model instanceof OuterProduct product ? product : null;
     this.averaging = settings.averaging();
     for (String name : settings.only()) {
       if (weights.stream().noneMatch(w -> w.name().equals(name))) {
@@ -81,7 +95,8 @@ final class WeightState implements AutoCloseable {
       normed.add(new GradientNorm.Gradient(w.gradient(), mask, gate));
       gradients.add(LinearHead.buffer(w.gradient()));
       state.add(LinearHead.buffer(w.latent()));
-      state.add(LinearHead.buffer(w.working()));
+      workings.add(LinearHead.buffer(w.working()));
+      state.add(workings.get(workings.size() - 1));
     }
     if (parameters.isEmpty()) {
       throw new IllegalArgumentException("no weight is learned");
@@ -101,7 +116,7 @@ final class WeightState implements AutoCloseable {
       still.step();
     }
     for (int i = 0; i < averages.size(); i++) {
-      averages.get(i).put(0, LinearHead.buffer(learned.get(i).working()), 0, size(i));
+      averages.get(i).put(0, workings.get(i), 0, averages.get(i).capacity());
     }
     sgd = new FusedSgd(parameters, options(1, settings.momentum(), settings.weightDecay()));
     norm = new GradientNorm(normed);
@@ -109,10 +124,6 @@ final class WeightState implements AutoCloseable {
 
   private static FusedSgd.Options options(double rate, double momentum, double weightDecay) {
     return new FusedSgd.Options(rate, momentum, 0, weightDecay, false, false, 0, false);
-  }
-
-  private int size(int learnedIndex) {
-    return Math.toIntExact(learned.get(learnedIndex).latent().elements());
   }
 
   private OwnedTensor own(long elements) {
@@ -147,11 +158,34 @@ final class WeightState implements AutoCloseable {
   }
 
   List<Weight> weights() {
+    settle();
     return weights;
+  }
+
+  /** What no step changes, as text: the model's own, and a hash of the weights that are not learned. */
+  String identity(Learnable model) {
+    StringBuilder text = new StringBuilder();
+    if (!model.identity().isEmpty()) {
+      text.append("model: ").append(model.identity()).append('\n');
+    }
+    if (learned.size() < weights.size()) {
+      CRC32C sum = new CRC32C();
+      for (Weight w : weights) {
+        if (!learned.contains(w)) {
+          FloatBuffer values = LinearHead.buffer(w.latent());
+          ByteBuffer bytes = ByteBuffer.allocate(4 * values.capacity());
+          bytes.asFloatBuffer().put(values.duplicate());
+          sum.update(bytes);
+        }
+      }
+      text.append("frozen weights: ").append(Long.toHexString(sum.getValue())).append('\n');
+    }
+    return text.toString();
   }
 
   /** What readers get. */
   List<Weight> served() {
+    settle();
     return served;
   }
 
@@ -175,14 +209,27 @@ final class WeightState implements AutoCloseable {
     }
   }
 
+  /** Takes steps on single examples without a gradient in memory; null where there must be one. */
+  OuterProduct single() {
+    return single;
+  }
+
+  /** Has the latent weights follow steps on single examples. */
+  void settle() {
+    if (single != null) {
+      single.settle();
+    }
+  }
+
   void step(double learningRate) {
+    settle();
     sgd.learningRate(learningRate);
     sgd.step();
     for (int k = 0; k < averages.size(); k++) {
-      float[] mean = new float[size(k)];
-      float[] now = new float[size(k)];
+      float[] mean = new float[averages.get(k).capacity()];
+      float[] now = new float[mean.length];
       averages.get(k).get(0, mean);
-      LinearHead.buffer(learned.get(k).working()).get(0, now);
+      workings.get(k).get(0, now);
       for (int i = 0; i < mean.length; i++) {
         mean[i] += (float) (1 - averaging) * (now[i] - mean[i]);
       }
@@ -198,6 +245,7 @@ final class WeightState implements AutoCloseable {
   }
 
   Checkpoint checkpoint() {
+    settle();
     List<float[]> floats = new ArrayList<>();
     for (FloatBuffer memory : state) {
       float[] copy = new float[memory.capacity()];
@@ -218,6 +266,7 @@ final class WeightState implements AutoCloseable {
   }
 
   void restore(Checkpoint checkpoint) {
+    settle();
     for (int i = 0; i < state.size(); i++) {
       state.get(i).put(0, checkpoint.floats().get(i));
     }

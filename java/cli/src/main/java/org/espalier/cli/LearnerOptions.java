@@ -1,0 +1,57 @@
+package org.espalier.cli;
+
+import java.nio.file.Path;
+import org.espalier.InputException;
+import org.espalier.online.Quarantine;
+import org.espalier.store.SigningKey;
+import picocli.CommandLine.Option;
+
+/** How often what learns publishes, who signs it, and where what it did not learn goes. */
+final class LearnerOptions {
+  private static final long QUARANTINE_BYTES = 1L << 30;
+
+  @Option(
+      names = "--publish",
+      paramLabel = "N",
+      description =
+          "Publish to the store every N examples, and at the end. Default: ${DEFAULT-VALUE}.")
+  private long publishEvery;
+
+  @Option(
+      names = "--quarantine",
+      paramLabel = "FILE",
+      description = "Write what was not learned to this file, one JSON object a line.")
+  private String quarantine;
+
+  @Option(
+      names = "--key",
+      paramLabel = "FILE",
+      description = "Sign versions with this private Ed25519 key, a PEM file.")
+  private String key;
+
+  /**
+   * @param publishEvery the default
+   */
+  LearnerOptions(long publishEvery) {
+    this.publishEvery = publishEvery;
+  }
+
+  long publishEvery() {
+    if (publishEvery < 1) {
+      throw new InputException("--publish " + publishEvery + "; 1 or more is right");
+    }
+    return publishEvery;
+  }
+
+  /** The quarantine, or null. */
+  Quarantine quarantine() {
+    return quarantine == null
+        ? null
+        : Quarantine.open(ModelSource.path(quarantine), QUARANTINE_BYTES);
+  }
+
+  /** The key, or null. */
+  SigningKey signingKey() {
+    return key == null ? null : SigningKey.read(ModelSource.path(key));
+  }
+}
