@@ -161,7 +161,7 @@ public final class Main {
     }
   }
 
-  private static String machine() throws java.io.IOException {
+  static String machine() throws java.io.IOException {
     String model = "unknown processor";
     Path cpuinfo = Path.of("/proc/cpuinfo");
     if (Files.exists(cpuinfo)) {
