@@ -9,7 +9,8 @@
 
 namespace {
 
-esp_status check(const char* function, const esp_linear* model, const void* x, int64_t rows, const void* outputs) {
+esp_status check(const char* function, const esp_linear* model, const void* x, int64_t rows,
+                 const void* outputs) {
   if (model == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "linear: %s of NULL", function);
   const int64_t n = model->features, m = model->outputs;
   if (n < 0 || m < 0 || rows < 0 || (n > 0 && (m > esp::max_elements / n || rows > esp::max_elements / n)) ||
@@ -17,8 +18,8 @@ esp_status check(const char* function, const esp_linear* model, const void* x, i
     return esp::fail(ESP_INVALID_ARGUMENT, "linear: %s of %lld outputs, %lld features, %lld rows", function,
                      static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(rows));
   }
-  if ((m * n > 0 && model->weight == nullptr) || (m > 0 && model->bias == nullptr) || (rows * n > 0 && x == nullptr) ||
-      (rows * m > 0 && outputs == nullptr)) {
+  if ((m * n > 0 && model->weight == nullptr) || (m > 0 && model->bias == nullptr) ||
+      (rows * n > 0 && x == nullptr) || (rows * m > 0 && outputs == nullptr)) {
     return esp::fail(ESP_INVALID_ARGUMENT, "linear: %s with a tensor that is NULL", function);
   }
   return ESP_OK;
@@ -43,19 +44,21 @@ esp_status esp_linear_forward(const esp_linear* model, const float* x, int64_t r
   const esp_linear m = *model;
   for_outputs(m, rows, [&](int64_t c) {
     for (int64_t i = 0; i < rows; i++) {
-      z[i * m.outputs + c] = kernels->dot(m.weight + c * m.features, x + i * m.features, m.features) + m.bias[c];
+      z[i * m.outputs + c] =
+          kernels->dot(m.weight + c * m.features, x + i * m.features, m.features) + m.bias[c];
     }
   });
   return ESP_OK;
 }
 
-esp_status esp_linear_backward(const esp_linear* gradient, const float* x, int64_t rows, const float* s, double bound,
-                               int64_t* clipped) {
+esp_status esp_linear_backward(const esp_linear* gradient, const float* x, int64_t rows, const float* s,
+                               double bound, int64_t* clipped) {
   const esp::LinearKernels* kernels;
   if (esp_status status = esp::select(esp::linear_variants, &kernels)) return status;
   if (esp_status status = check("backward", gradient, x, rows, s)) return status;
   if (!(bound >= 0 && bound <= 1.7976931348623157e308)) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "linear: the bound is %g; a finite number of 0 or more is needed", bound);
+    return esp::fail(ESP_INVALID_ARGUMENT, "linear: the bound is %g; a finite number of 0 or more is needed",
+                     bound);
   }
   const esp_linear g = *gradient;
   std::memset(g.weight, 0, static_cast<size_t>(g.outputs * g.features) * sizeof(float));
@@ -71,7 +74,8 @@ esp_status esp_linear_backward(const esp_linear* gradient, const float* x, int64
       const double norm = std::sqrt(kernels->squares(s + (first + i) * g.outputs, g.outputs) *
                                     (1 + kernels->squares(x + (first + i) * g.features, g.features)));
       if (norm <= bound) continue;
-      // A margin for the roundings of factor, slope and products, so that they cannot exceed the bound. NaN gives NaN.
+      // A margin for the roundings of factor, slope and products, so that they cannot exceed the bound. NaN
+      // gives NaN.
       factors[i] = static_cast<float>(bound / norm * (1 - 0x1p-21));
       count++;
     }
@@ -94,7 +98,8 @@ esp_status esp_linear_descend(const esp_linear* model, const float* x, const flo
   if (esp_status status = check("descend", model, x, 1, s)) return status;
   const float minus_rate = static_cast<float>(-rate);
   if (!(rate >= 0 && std::isfinite(minus_rate))) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "linear: the rate is %g; a finite F32 of 0 or more is needed", rate);
+    return esp::fail(ESP_INVALID_ARGUMENT, "linear: the rate is %g; a finite F32 of 0 or more is needed",
+                     rate);
   }
   const esp_linear m = *model;
   for_outputs(m, 1, [&](int64_t c) {

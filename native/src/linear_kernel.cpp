@@ -1,10 +1,9 @@
 // linear: the loops over the features of one row.
 //
-// Layout: n floats each. Numerics: dot adds in 64 sums by column, folded 32, 16 apart and then by reduce_add; squares are
-// exact in double and added in 16 lanes; add is one fma, descend one to 0 and one to w,
-// as backward and fused_sgd have them. Bytes: each
-// input once, sum and w also written. Bulk: 64 elements a turn for dot, whose four chains hide the latency of fma, 16
-// for the others; tail: the same on zero-filled lanes.
+// Layout: n floats each. Numerics: dot adds in 64 sums by column, folded 32, 16 apart and then by reduce_add;
+// squares are exact in double and added in 16 lanes; add is one fma, descend one to 0 and one to w, as
+// backward and fused_sgd have them. Bytes: each input once, sum and w also written. Bulk: 64 elements a turn
+// for dot, whose four chains hide the latency of fma, 16 for the others; tail: the same on zero-filled lanes.
 #include "linear_kernel.h"
 
 #include "simd/simd.h"

@@ -6,9 +6,10 @@ namespace esp {
 
 struct LinearKernels {
   float (*dot)(const float* w, const float* x, int64_t n);
-  double (*squares)(const float* x, int64_t n);                                                // sum of x^2
-  void (*add)(float* sum, const float* x, float factor, int64_t n);                            // sum += factor * x
-  void (*descend)(float* w, const float* x, float slope, float minus_rate, int64_t n);         // w += minus_rate * (slope * x)
+  double (*squares)(const float* x, int64_t n);                      // sum of x^2
+  void (*add)(float* sum, const float* x, float factor, int64_t n);  // sum += factor * x
+  void (*descend)(float* w, const float* x, float slope, float minus_rate,
+                  int64_t n);  // w += minus_rate * (slope * x)
 };
 
 }  // namespace esp
