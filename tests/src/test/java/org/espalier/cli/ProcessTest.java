@@ -98,9 +98,53 @@ class ProcessTest {
       Thread.sleep(5);
     }
     assertEquals(1, count(outputs), "the temporary file never appeared: " + stderr());
-    new ProcessBuilder("kill", "-INT", Long.toString(process.pid())).start().waitFor();
+    signal(process, "INT");
     assertEquals(130, codeOf(process), stderr());
     assertEquals(0, count(outputs));
+  }
+
+  @Test
+  void interruptedALearnerKeepsWhatItLearned() throws IOException, InterruptedException {
+    Path stream = folder.resolve("stream.jsonl");
+    StringBuilder lines = new StringBuilder();
+    for (int i = 0; i < 70; i++) {
+      lines.append("{\"features\": [").append(i % 2).append(", 1], \"label\": ").append(i % 2).append("}\n");
+    }
+    Files.writeString(stream, lines);
+    Path recipe = folder.resolve("online.yaml");
+    Files.writeString(
+        recipe,
+        "loss: cross-entropy\nlearning-rate: 0.1\nbatch: 32\nmodel: {features: 2, outputs: 2}\n");
+    Path store = folder.resolve("store");
+    Process learner =
+        start(
+            "online", "--input", stream.toString(), "--recipe", recipe.toString(), "--store",
+            store.toString(), "--follow", "--json");
+    awaitFile(store, learner);
+    Thread.sleep(300);
+    signal(learner, "INT");
+    assertEquals(130, codeOf(learner), stderr());
+    String said = Files.readString(folder.resolve("stdout"));
+    assertTrue(said.contains("\"seen\":70") || said.contains("\"seen\" : 70"), said);
+    Process server = start("serve", "--store", store.toString(), "--port", "0", "--json");
+    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
+    while (Files.size(folder.resolve("stdout")) == 0 && server.isAlive() && System.nanoTime() < deadline) {
+      Thread.sleep(5);
+    }
+    signal(server, "TERM");
+    assertEquals(143, codeOf(server), stderr());
+  }
+
+  private static void signal(Process process, String name) throws IOException, InterruptedException {
+    new ProcessBuilder("kill", "-" + name, Long.toString(process.pid())).start().waitFor();
+  }
+
+  private void awaitFile(Path path, Process process) throws IOException, InterruptedException {
+    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
+    while (!Files.exists(path) && process.isAlive() && System.nanoTime() < deadline) {
+      Thread.sleep(5);
+    }
+    assertTrue(Files.exists(path), stderr());
   }
 
   private String stderr() throws IOException {

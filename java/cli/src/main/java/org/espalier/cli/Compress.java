@@ -72,7 +72,7 @@ final class Compress implements Callable<Integer> {
       paramLabel = "N",
       description =
           "Threads that training uses. Results are the same bytes only with the same number. Default:"
-              + " one for libtorch, all processors for the kernels.")
+              + " all processors.")
   private Integer threads;
 
   @Override
@@ -82,7 +82,7 @@ final class Compress implements Callable<Integer> {
     Path path = ModelSource.path(file);
     Path folder = ModelSource.path(output);
     Recipe recipe = Recipe.read(path, set);
-    Libtorch.useThreads(threads == null ? 1 : threads);
+    Libtorch.useThreads(Machine.threads());
     RecipeRun.Outcome outcome;
     try (CommandHost host = new CommandHost(recipe, path, common::note);
         Interrupts interrupts =

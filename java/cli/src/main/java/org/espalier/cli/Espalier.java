@@ -16,7 +16,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
 /**
  * The {@code espalier} command.
  *
- * <p>Exit codes: 0 done, 1 a failure of ours, 2 usage or bad input, 130 interrupted (the JVM's own).
+ * <p>Exit codes: 0 done, 1 a failure of ours, 2 usage or bad input, 130 interrupted.
  */
 @Command(
     name = "espalier",
@@ -60,6 +60,7 @@ public final class Espalier implements Runnable {
   private boolean version;
 
   public static void main(String[] args) {
+    Interrupts.endAtOnce();
     System.exit(
         run(
             new PrintWriter(System.out, true, StandardCharsets.UTF_8),

@@ -1,13 +1,13 @@
 package org.espalier.cli;
 
+import org.espalier.format.AtomicFile;
 import sun.misc.Signal;
 
 /**
- * Ctrl-C and SIGTERM as a request to stop at the next good place. A second one ends the process at once, as
- * without this class.
+ * Ctrl-C and SIGTERM as a request to stop at the next good place. A second one ends the process at once.
  */
 final class Interrupts implements AutoCloseable {
-  private static final String[] NAMES = {"INT", "TERM"};
+  private static final String[] NAMES = {"HUP", "INT", "TERM"};
   private static final int FIRST_CODE = 128;
 
   private final sun.misc.SignalHandler[] before = new sun.misc.SignalHandler[NAMES.length];
@@ -24,12 +24,28 @@ final class Interrupts implements AutoCloseable {
               signal -> {
                 int given = FIRST_CODE + signal.getNumber();
                 if (code != 0) {
-                  System.exit(given); // temporary files go
+                  end(given);
                 }
                 code = given;
                 asked.run();
               });
     }
+  }
+
+  /**
+   * From now on such a signal deletes what is half written and ends the process at once. The JVM's own way
+   * out runs the destructors of native libraries while other threads still compute in them, which ends in a
+   * SIGSEGV now and then.
+   */
+  static void endAtOnce() {
+    for (String name : NAMES) {
+      Signal.handle(new Signal(name), signal -> end(FIRST_CODE + signal.getNumber()));
+    }
+  }
+
+  private static void end(int code) {
+    AtomicFile.abandonAll();
+    Runtime.getRuntime().halt(code);
   }
 
   /** Whether there was one. */

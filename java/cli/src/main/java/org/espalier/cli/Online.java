@@ -148,11 +148,14 @@ final class Online implements Callable<Integer> {
           skip = window == null ? 0 : window.to();
         }
         learner.quarantine(quarantine);
-        try (InputStream in = open()) {
+        try (InputStream in = open();
+            Interrupts interrupts =
+                new Interrupts(() -> common.note("stopping after this batch; again ends at once"))) {
           if (store == null) {
             store = options.create();
           }
-          return run(in, learner, recipe, store, signing, quarantine, reportPath);
+          run(in, learner, recipe, store, signing, quarantine, reportPath, interrupts);
+          return interrupts.code();
         } catch (IOException e) {
           throw new InputException("cannot read " + input + ": " + e.getMessage(), e);
         }
@@ -216,14 +219,15 @@ final class Online implements Callable<Integer> {
     return Files.newInputStream(file);
   }
 
-  private int run(
+  private void run(
       InputStream in,
       OnlineLearner learner,
       OnlineRecipe recipe,
       ModelStore store,
       SigningKey signing,
       Quarantine quarantine,
-      Path reportPath)
+      Path reportPath,
+      Interrupts interrupts)
       throws IOException {
     OnlineReport report = new OnlineReport("espalier online: " + input);
     learner.onEvent(
@@ -240,7 +244,9 @@ final class Online implements Callable<Integer> {
     long lastPublished = before;
     boolean tooMany = false;
     LiveLine live = new LiveLine(common.err());
-    while (!tooMany) {
+    boolean stop = false;
+    while (!tooMany && !stop) {
+      stop = interrupts.requested();
       String line = reader.next();
       boolean atEnd = line == null;
       if (atEnd && !follow) {
@@ -257,7 +263,7 @@ final class Online implements Callable<Integer> {
         }
       }
       boolean idle = atEnd && line == null;
-      if (batch.size() == size || (idle || tooMany) && !batch.isEmpty()) {
+      if (batch.size() == size || (idle || tooMany || stop) && !batch.isEmpty()) {
         learner.learn(batch);
         batch.clear();
         if (report.wants(learner.seen())) {
@@ -300,7 +306,6 @@ final class Online implements Callable<Integer> {
               + lines + "; what was learned before is version "
               + published.get(published.size() - 1));
     }
-    return 0;
   }
 
   private Example parse(

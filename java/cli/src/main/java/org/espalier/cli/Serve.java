@@ -116,10 +116,9 @@ final class Serve implements Callable<Integer> {
         new Service.Limits(maxBytes, maxRate, pending, learning.publishEvery(), !noLearn);
     CountDownLatch stopped = new CountDownLatch(1);
     try (Quarantine quarantine = learning.quarantine();
-        Service service = new Service(store, limits, token, signing, quarantine)) {
+        Service service = new Service(store, limits, token, signing, quarantine);
+        Interrupts interrupts = new Interrupts(stopped::countDown)) {
       int bound = service.start(new InetSocketAddress(address, port));
-      Thread hook = new Thread(stopped::countDown, "espalier-serve-stop");
-      Runtime.getRuntime().addShutdownHook(hook);
       if (common.json()) {
         common.print(
             com.fasterxml.jackson.databind.node.JsonNodeFactory.instance
@@ -135,6 +134,7 @@ final class Serve implements Callable<Integer> {
       }
       common.out().flush();
       stopped.await();
+      return interrupts.code();
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
     }

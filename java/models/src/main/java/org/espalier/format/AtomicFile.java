@@ -182,6 +182,14 @@ public final class AtomicFile implements AutoCloseable {
   }
 
   /**
+   * Deletes all unfinished files and folders of this process and refuses new ones, as the end of the JVM
+   * does: for whoever calls {@link Runtime#halt}.
+   */
+  public static void abandonAll() {
+    Temporaries.deleteAll();
+  }
+
+  /**
    * Makes all files durable and then renames them in the order of the list: what a file refers to
    * stands before it. If a rename fails, files of this call that replaced nothing are deleted
    * again.

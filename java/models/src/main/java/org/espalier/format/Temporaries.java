@@ -129,7 +129,8 @@ final class Temporaries {
     return ": " + (reason == null ? e.getClass().getSimpleName() : reason);
   }
 
-  private static void deleteAll() {
+  /** Deletes all of them and makes no more. */
+  static void deleteAll() {
     LOCK.lock();
     try {
       stopping = true;
