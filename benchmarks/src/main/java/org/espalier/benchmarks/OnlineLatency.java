@@ -41,9 +41,9 @@ import org.espalier.torch.ModuleModel;
  * that one would write with libtorch: forward, loss, backward, {@code SGD::step} and predictions under
  * one lock.
  *
- * <p>Predictions come in an open loop: each is due at a time that no other one delays, and its latency
- * counts from there. Their rate is half of what the readers can do, frozen or learning, whichever is
- * less. The learner learns as fast as it can.
+ * <p>Half load: steps come at half of the rate that the slowest contender can do alone, and predictions
+ * in an open loop (each is due at a time that no other one delays, and its latency counts from there)
+ * at half of what the readers of the slowest can do.
  *
  * <pre>OnlineLatency [--seconds 4] [--readers N] [--out FILE.json]</pre>
  */
@@ -78,7 +78,6 @@ public final class OnlineLatency {
       options.put(arguments[i], arguments[i + 1]);
     }
     Libtorch.load();
-    torch.set_num_threads(1);
     int processors = Runtime.getRuntime().availableProcessors();
     OnlineLatency benchmark =
         new OnlineLatency(
@@ -87,11 +86,9 @@ public final class OnlineLatency {
                 options.getOrDefault("--readers", String.valueOf(Math.max(1, processors - 1)))));
     List<Map<String, Object>> rows = new ArrayList<>();
     for (String model : List.of("linear 1024-1", "perceptron 384-256-10")) {
-      for (int[] steps : new int[][] {{1, 1}, {1, 32}, {32, 1}}) {
-        rows.add(benchmark.row(model, "espalier", steps[0], steps[1]));
+      for (int batch : new int[] {1, 32}) {
+        rows.addAll(benchmark.rows(model, batch));
       }
-      rows.add(benchmark.row(model, "torch", 1, 1));
-      rows.add(benchmark.row(model, "torch", 32, 1));
     }
     print(rows);
     if (options.containsKey("--out")) {
@@ -108,11 +105,54 @@ public final class OnlineLatency {
     System.exit(0); // libtorch's thread teams outlive main
   }
 
-  private Map<String, Object> row(String model, String method, int batch, int publishEvery)
-      throws InterruptedException {
+  private List<Map<String, Object>> rows(String model, int batch) throws InterruptedException {
     boolean linear = model.startsWith("linear");
     int features = linear ? 1024 : 384;
     List<Example> stream = stream(features, linear ? 2 : 10);
+    Map<Map<String, Object>, Contender> contenders = new LinkedHashMap<>();
+    for (int publishEvery : batch == 1 ? new int[] {1, 32} : new int[] {1}) {
+      contenders.put(
+          named("espalier", model, batch, publishEvery),
+          new Learner(linear, features, batch, publishEvery));
+    }
+    contenders.put(named("torch", model, batch, 1), new TorchLoop(linear, features, batch));
+    double most = Double.POSITIVE_INFINITY;
+    double load = most;
+    double steps = most;
+    Map<Map<String, Object>, Map<String, Object>> measured = new LinkedHashMap<>();
+    for (Map.Entry<Map<String, Object>, Contender> entry : contenders.entrySet()) {
+      Contender contender = entry.getValue();
+      measure(contender, stream, 0, most, 0.7); // warms up
+      double capacity = measure(contender, stream, -1, most, seconds / 2).updates;
+      double frozen = measure(contender, stream, 0, 0, seconds / 4).predictions;
+      double learning = measure(contender, stream, 0, capacity / 2, seconds / 4).predictions;
+      Map<String, Object> row = new LinkedHashMap<>(entry.getKey());
+      row.put("updates_per_s", capacity);
+      row.put("predictions_per_s_frozen", frozen);
+      row.put("predictions_per_s_learning", learning);
+      measured.put(entry.getKey(), row);
+      load = Math.min(load, Math.min(frozen, learning) / 2);
+      steps = Math.min(steps, capacity / 2);
+    }
+    List<Map<String, Object>> rows = new ArrayList<>();
+    for (Map.Entry<Map<String, Object>, Contender> entry : contenders.entrySet()) {
+      Map<String, Object> row = measured.get(entry.getKey());
+      Measured frozen = measure(entry.getValue(), stream, load, 0, seconds);
+      Measured learning = measure(entry.getValue(), stream, load, steps, seconds);
+      row.put("load_per_s", load);
+      row.put("load_updates_per_s", learning.updates);
+      for (double percentile : new double[] {50, 99, 99.9}) {
+        String name = "p" + String.valueOf(percentile).replace(".0", "").replace(".", "_") + "_us";
+        row.put("frozen_" + name, frozen.latencies.getValueAtPercentile(percentile) * 1e-3);
+        row.put("learning_" + name, learning.latencies.getValueAtPercentile(percentile) * 1e-3);
+      }
+      rows.add(row);
+    }
+    contenders.values().forEach(Contender::close);
+    return rows;
+  }
+
+  private Map<String, Object> named(String method, String model, int batch, int publishEvery) {
     Map<String, Object> row = new LinkedHashMap<>();
     row.put("operation", "OnlineLatency");
     row.put("method", method);
@@ -120,27 +160,6 @@ public final class OnlineLatency {
     row.put("batch", batch);
     row.put("publish_every", publishEvery);
     row.put("readers", readers);
-    try (Contender contender =
-        method.equals("torch")
-            ? new TorchLoop(linear, features, batch)
-            : new Learner(linear, features, batch, publishEvery)) {
-      measure(contender, stream, 0, true, 0.5); // warms up
-      row.put("updates_per_s", measure(contender, stream, -1, true, seconds / 2).updates);
-      double frozenCapacity = measure(contender, stream, 0, false, seconds / 4).predictions;
-      double learningCapacity = measure(contender, stream, 0, true, seconds / 4).predictions;
-      row.put("predictions_per_s_frozen", frozenCapacity);
-      row.put("predictions_per_s_learning", learningCapacity);
-      double load = Math.min(frozenCapacity, learningCapacity) / 2;
-      row.put("load_per_s", load);
-      Measured frozen = measure(contender, stream, load, false, seconds);
-      Measured learning = measure(contender, stream, load, true, seconds);
-      row.put("updates_per_s_beside_predictions", learning.updates);
-      for (double percentile : new double[] {50, 99, 99.9}) {
-        String name = "p" + String.valueOf(percentile).replace(".0", "").replace(".", "_") + "_us";
-        row.put("frozen_" + name, frozen.latencies.getValueAtPercentile(percentile) * 1e-3);
-        row.put("learning_" + name, learning.latencies.getValueAtPercentile(percentile) * 1e-3);
-      }
-    }
     return row;
   }
 
@@ -153,16 +172,18 @@ public final class OnlineLatency {
 
   /**
    * @param load predictions a second of all readers; 0 for as many as they can, −1 for no readers
+   * @param updates a second; infinite for as many as it can
    */
   private Measured measure(
-      Contender contender, List<Example> stream, double load, boolean learns, double duration)
+      Contender contender, List<Example> stream, double load, double updates, double duration)
       throws InterruptedException {
     AtomicBoolean stop = new AtomicBoolean();
-    AtomicLong updates = new AtomicLong();
+    AtomicLong steps = new AtomicLong();
     List<Histogram> latencies = new ArrayList<>();
     List<Thread> threads = new ArrayList<>();
-    if (learns) {
-      threads.add(new Thread(() -> updates.set(learn(contender, stream, stop))));
+    if (updates > 0) {
+      threads.add(
+          new Thread(() -> steps.set(learn(contender, stream, stop, 1e9 / updates))));
     }
     for (int r = 0; load >= 0 && r < readers; r++) {
       Histogram histogram = new Histogram(60_000_000_000L, 3);
@@ -180,17 +201,38 @@ public final class OnlineLatency {
     double taken = (System.nanoTime() - begin) * 1e-9;
     Histogram all = new Histogram(60_000_000_000L, 3);
     latencies.forEach(all::add);
-    return new Measured(updates.get() / taken, all.getTotalCount() / taken, all);
+    return new Measured(steps.get() / taken, all.getTotalCount() / taken, all);
   }
 
-  private static long learn(Contender contender, List<Example> stream, AtomicBoolean stop) {
+  private static long learn(
+      Contender contender, List<Example> stream, AtomicBoolean stop, double interval) {
+    long begin = System.nanoTime();
     long steps = 0;
     for (int at = 0; !stop.get(); at = (at + 32) % CASES, steps += 32 / contender.batch()) {
+      if (!isDue(begin + (long) (steps * interval), stop)) {
+        break;
+      }
       for (int k = at; k < at + 32; k += contender.batch()) {
         contender.learn(stream.subList(k, k + contender.batch()));
       }
     }
     return steps;
+  }
+
+  /** Waits; false where it stops before. */
+  private static boolean isDue(long due, AtomicBoolean stop) {
+    long wait;
+    while ((wait = due - System.nanoTime()) > 0) {
+      if (stop.get()) {
+        return false;
+      }
+      if (wait > 200_000) {
+        LockSupport.parkNanos(wait - 100_000); // a park may take 60 us longer than asked
+      } else {
+        Thread.onSpinWait();
+      }
+    }
+    return true;
   }
 
   private static void predict(
@@ -202,13 +244,8 @@ public final class OnlineLatency {
     long begin = System.nanoTime();
     for (long n = 1; !stop.get(); n++) {
       long due = interval == 0 ? System.nanoTime() : begin + (long) (n * interval);
-      long wait;
-      while ((wait = due - System.nanoTime()) > 0 && !stop.get()) {
-        if (wait > 200_000) {
-          LockSupport.parkNanos(wait - 100_000); // a park may take 60 us longer than asked
-        } else {
-          Thread.onSpinWait();
-        }
+      if (!isDue(due, stop)) {
+        return;
       }
       contender.predict(stream.get((int) (n % CASES)).features());
       latencies.recordValue(System.nanoTime() - due);
@@ -379,19 +416,19 @@ public final class OnlineLatency {
 
   private static void print(List<Map<String, Object>> rows) {
     System.out.println(
-        "| model | method | batch, publish every | updates/s | beside predictions | load/s | frozen p50, p99,"
+        "| model | method | batch, publish every | updates/s | load: updates/s, predictions/s | frozen p50, p99,"
             + " p99.9 us | learning p50, p99, p99.9 us |");
-    System.out.println("|---|---|---|---|---|---|---|---|");
+    System.out.println("|---|---|---|---|---|---|---|");
     for (Map<String, Object> r : rows) {
       System.out.printf(
           Locale.ROOT,
-          "| %s | %s | %d, %d | %.0f | %.0f | %.0f | %.2f, %.2f, %.2f | %.2f, %.2f, %.2f |%n",
+          "| %s | %s | %d, %d | %.0f | %.0f, %.0f | %.2f, %.2f, %.2f | %.2f, %.2f, %.2f |%n",
           r.get("model"),
           r.get("method"),
           (Integer) r.get("batch"),
           (Integer) r.get("publish_every"),
           (Double) r.get("updates_per_s"),
-          (Double) r.get("updates_per_s_beside_predictions"),
+          (Double) r.get("load_updates_per_s"),
           (Double) r.get("load_per_s"),
           (Double) r.get("frozen_p50_us"),
           (Double) r.get("frozen_p99_us"),

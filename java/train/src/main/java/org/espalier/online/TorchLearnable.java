@@ -13,6 +13,7 @@ import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.Supplier;
 import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
@@ -34,8 +35,9 @@ import org.espalier.torch.TrainableModel;
  * under autograd. The model is switched to evaluation: a single example has no statistics of a batch.
  *
  * <p>Models are not safe for several threads, so each thread that predicts borrows a replica, whose
- * weights are those of the version that it last answered for: a predictor copies its weights into it
- * where they are others. There are as many replicas as threads that ever predicted at once.
+ * parameters are made to look at the memory of the version that it is to answer for. There are as
+ * many replicas as threads that ever predicted at once. Several threads of libtorch for each would wait
+ * for each other; {@link org.espalier.torch.Libtorch} leaves it at one.
  */
 public final class TorchLearnable implements Learnable {
   private final TrainableModel model;
@@ -50,16 +52,19 @@ public final class TorchLearnable implements Learnable {
   private final int outputs;
   private final List<Weight> weights = new ArrayList<>();
   private final List<OwnedTensor> owned = new ArrayList<>();
+  private final List<OwnedTensor> gradients = new ArrayList<>();
   private Tensor last;
   private float[][] seen;
 
   /** A model of one thread at a time, and the serial number of the weights in it. */
   private static final class Replica {
     final TrainableModel model;
+    final List<Parameter> parameters;
     long serial;
 
     Replica(TrainableModel model) {
       this.model = model;
+      this.parameters = model.parameters();
     }
   }
 
@@ -96,11 +101,22 @@ public final class TorchLearnable implements Learnable {
       OwnedTensor gradient = OwnedTensor.allocate(DType.F32, working.shape());
       owned.add(latent);
       owned.add(gradient);
+      gradients.add(gradient);
       copy(working, latent);
+      // Autograd adds to what is there.
+      try (PointerScope scope = new PointerScope()) {
+        p.tensor().mutable_grad().put(view(gradient));
+      }
       int axis = p.isWeight() ? p.outputAxis() : -1;
       boolean reachable = axis == 0 || axis == working.rank() - 1;
       weights.add(new Weight(p.name(), latent, working, gradient, reachable ? axis : -1));
     }
+  }
+
+  /** A torch tensor over memory that somebody else owns. */
+  private static Tensor view(org.espalier.device.Tensor memory) {
+    return torch.from_blob(
+        memory.pointer(), memory.shape(), new TensorOptions(ScalarType.Float));
   }
 
   private static void copy(org.espalier.device.Tensor from, org.espalier.device.Tensor to) {
@@ -168,19 +184,17 @@ public final class TorchLearnable implements Learnable {
 
   @Override
   public void backward(float[] gradient, int rows) {
+    clearGradients();
     try (PointerScope scope = new PointerScope()) {
       differentiate(last, gradient, 0, rows);
-      for (int k = 0; k < weights.size(); k++) {
-        try (PointerScope inner = new PointerScope()) {
-          Tensor g = model.parameters().get(k).tensor().grad();
-          if (g.defined()) {
-            copy(TensorView.of(g.contiguous()), weights.get(k).gradient());
-            g.zero_();
-          }
-        }
-      }
     }
     forget();
+  }
+
+  private void clearGradients() {
+    for (OwnedTensor tensor : gradients) {
+      Pointer.memset(tensor.pointer(), 0, tensor.bytes());
+    }
   }
 
   /** Adds the gradient of Σ slope · outputs to the parameters' gradients. */
@@ -199,17 +213,14 @@ public final class TorchLearnable implements Learnable {
     weights.forEach(w -> sums.add(new float[Math.toIntExact(w.latent().elements())]));
     int clipped = 0;
     for (int i = 0; i < rows; i++) {
+      clearGradients();
       try (PointerScope scope = new PointerScope()) {
         differentiate(run(model, seen, i, 1), gradient, i, 1);
         double squares = 0;
         List<float[]> own = new ArrayList<>();
-        for (Parameter p : model.parameters()) {
-          Tensor g = p.tensor().grad();
-          float[] values = new float[Math.toIntExact(p.tensor().numel())];
-          if (g.defined()) {
-            read(g, values, values.length);
-            g.zero_();
-          }
+        for (OwnedTensor g : gradients) {
+          float[] values = new float[Math.toIntExact(g.elements())];
+          LinearHead.buffer(g).get(0, values);
           own.add(values);
           for (float v : values) {
             squares += (double) v * v;
@@ -292,10 +303,19 @@ public final class TorchLearnable implements Learnable {
   /** A version's weights in native memory. */
   private final class Copy implements Predictor {
     private final List<OwnedTensor> memory = new ArrayList<>();
+    private final List<Tensor> views = new ArrayList<>();
     private long serial;
 
     Copy() {
-      weights.forEach(w -> memory.add(OwnedTensor.allocate(DType.F32, w.working().shape())));
+      try (PointerScope scope = new PointerScope()) {
+        for (Weight w : weights) {
+          OwnedTensor tensor = OwnedTensor.allocate(DType.F32, w.working().shape());
+          memory.add(tensor);
+          Tensor view = view(tensor);
+          view.retainReference();
+          views.add(view);
+        }
+      }
     }
 
     @Override
@@ -318,8 +338,10 @@ public final class TorchLearnable implements Learnable {
       try (PointerScope scope = new PointerScope();
           NoGradGuard guard = new NoGradGuard()) {
         if (replica.serial != serial) {
-          for (int k = 0; k < memory.size(); k++) {
-            copy(memory.get(k), TensorView.of(replica.model.parameters().get(k).tensor()));
+          // Nothing is copied. The memory may be another version's when the replica comes back, but
+          // then its number is another one too.
+          for (int k = 0; k < views.size(); k++) {
+            replica.parameters.get(k).tensor().set_data(views.get(k));
           }
           replica.serial = serial;
         }
@@ -331,6 +353,7 @@ public final class TorchLearnable implements Learnable {
 
     @Override
     public void close() {
+      views.forEach(Tensor::close);
       memory.forEach(OwnedTensor::close);
     }
   }
