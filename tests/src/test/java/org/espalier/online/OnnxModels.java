@@ -13,11 +13,11 @@ import java.util.Random;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Small ONNX models for learning. */
-final class OnnxModels {
+public final class OnnxModels {
   private OnnxModels() {}
 
   /** x [batch, in] → MatMul, Add, Tanh, MatMul, Add → y [batch, out]. */
-  static OnnxModel perceptron(int in, int hidden, int out) {
+  public static OnnxModel perceptron(int in, int hidden, int out) {
     Random random = new Random(1);
     GraphProto.Builder graph =
         GraphProto.newBuilder()

@@ -18,7 +18,8 @@ import picocli.CommandLine.Spec;
       StorePin.class,
       StoreVerify.class,
       StoreGc.class,
-      StoreDiff.class
+      StoreDiff.class,
+      StoreExport.class
     },
     description = {
       "Keeps versions of a model in a folder: published whole or not at all, with the SHA-256 of"
@@ -49,6 +50,6 @@ final class Store implements Runnable {
   public void run() {
     throw new ParameterException(
         spec.commandLine(),
-        "a command is missing: list, show, publish, rollback, pin, verify, gc or diff");
+        "a command is missing: list, show, publish, rollback, pin, verify, gc, diff or export");
   }
 }

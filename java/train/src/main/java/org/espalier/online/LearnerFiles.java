@@ -172,9 +172,22 @@ public final class LearnerFiles {
     }
   }
 
-  /** Whether a learner made a version, so that it can be gone on with. */
-  public static boolean isLearned(ModelStore.Held version) {
-    return version.version().files().stream().anyMatch(f -> f.path().equals(STATE));
+  /**
+   * A linear model of a version as ONNX: see {@link OnlineLearner#toOnnx}.
+   *
+   * @param recipe says what it learned, and thereby what its outputs mean
+   * @throws InputException if it is no linear model
+   */
+  public static OnnxModel toOnnx(Path path, OnlineRecipe recipe) {
+    try (LinearHead head = readHead(path)) {
+      Map<String, float[]> values = new java.util.HashMap<>();
+      for (Weight w : head.weights()) {
+        float[] copy = new float[Math.toIntExact(w.latent().elements())];
+        LinearHead.buffer(w.latent()).get(0, copy);
+        values.put(w.name(), copy);
+      }
+      return head.toOnnx(values, recipe.settings().loss());
+    }
   }
 
   /**

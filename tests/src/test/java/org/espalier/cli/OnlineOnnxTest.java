@@ -1,0 +1,211 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import org.espalier.online.OnnxModels;
+import org.espalier.store.ModelStore;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** ONNX models that learn, and what learned as ONNX, checked in ONNX Runtime. */
+class OnlineOnnxTest {
+  private static final float[] X = {0.5f, -1.25f, 2};
+
+  @TempDir Path folder;
+  private Path recipe;
+  private Path store;
+  private Path model;
+
+  @BeforeEach
+  void write() throws IOException {
+    recipe =
+        Files.writeString(
+            folder.resolve("online.yaml"),
+            "loss: cross-entropy\nlearning-rate: 0.2\nmomentum: 0.5\nbatch: 8\n"
+                + "model: {features: 3, outputs: 2}\n");
+    store = folder.resolve("store");
+    model = folder.resolve("net.onnx");
+    OnnxModels.perceptron(3, 8, 2).write(model);
+  }
+
+  private Path input(int n, int seed) throws IOException {
+    return Files.write(folder.resolve(seed + ".jsonl"), OnlineTest.lines(n, seed));
+  }
+
+  @Test
+  void anOnnxModelStaysOneAndGoesOnInTheSameBits() throws Exception {
+    Path other = folder.resolve("other");
+    Path whole = input(400, 1);
+    Path half = Files.write(folder.resolve("half"), OnlineTest.lines(400, 1).subList(0, 200));
+    for (Object[] args :
+        new Object[][] {
+          {"--input", whole, "--recipe", recipe, "--model", model, "--store", other},
+          {"--input", half, "--recipe", recipe, "--model", model, "--store", store},
+          {"--input", whole, "--resume", "--store", store}
+        }) {
+      Object[] all = new Object[args.length + 1];
+      all[0] = "online";
+      System.arraycopy(args, 0, all, 1, args.length);
+      Run.of(all).done();
+    }
+    for (String file : List.of("model.onnx", "learner.state")) {
+      assertArrayEquals(
+          Files.readAllBytes(other.resolve("versions/1/model").resolve(file)),
+          Files.readAllBytes(store.resolve("versions/2/model").resolve(file)),
+          file);
+    }
+    JsonNode diff = Run.of("store", "diff", "1", "2", "--store", store, "--json").json();
+    assertEquals(4, diff.get("layers").size());
+    Path exported = folder.resolve("out.onnx");
+    Run.of("store", "export", "--store", store, "-o", exported).done();
+    Map<String, float[]> answer = run(exported, "x");
+    assertEquals(1, answer.size());
+    assertNotEquals(run(model, "x").get("y")[0], answer.get("y")[0]);
+    // Another graph with weights of the same sizes is not what the state belongs to.
+    assertTrue(
+        Run.of("online", "--input", whole, "--resume", "--store", store, "--model", otherGraph())
+            .err()
+            .contains("other settings"));
+  }
+
+  /** With another activation. */
+  private Path otherGraph() throws IOException {
+    var proto = OnnxModels.perceptron(3, 8, 2).toProto().toBuilder();
+    proto.getGraphBuilder().getNodeBuilder(2).setOpType("Relu");
+    Path file = folder.resolve("relu.onnx");
+    org.espalier.format.onnx.OnnxModel.of(proto.build(), "relu").write(file);
+    return file;
+  }
+
+  @Test
+  void theServiceAnswersAndLearnsWithAnOnnxModel() throws Exception {
+    Run.of("online", "--input", input(80, 1), "--recipe", recipe, "--model", model, "--store", store)
+        .done();
+    ObjectMapper mapper = new ObjectMapper();
+    Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
+    try (Service service = new Service(ModelStore.open(store), limits, null, null, null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      JsonNode answer = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}");
+      // What the service says is what ONNX Runtime makes of the version.
+      float[] expected = run(store.resolve("versions/1/model/model.onnx"), "x").get("y");
+      for (int c = 0; c < 2; c++) {
+        assertEquals(expected[c], answer.get("outputs").get(c).floatValue(), 1e-5);
+      }
+      for (String line : OnlineTest.lines(48, 2)) {
+        JsonNode example = mapper.readTree(line);
+        post(port, "/predict", line);
+        post(
+            port,
+            "/feedback",
+            "{\"id\": \"" + example.get("id").asText() + "\", \"label\": "
+                + example.get("label") + "}");
+      }
+    }
+    JsonNode last = Run.of("store", "show", "--store", store, "--json").json();
+    assertEquals(2, last.get("id").asInt());
+    assertEquals(128, last.get("data").get("to").asInt());
+    assertNotEquals(
+        run(model, "x").get("y")[0],
+        run(store.resolve("versions/2/model/model.onnx"), "x").get("y")[0]);
+  }
+
+  private static JsonNode post(int port, String path, String body) throws Exception {
+    HttpResponse<String> response =
+        HttpClient.newHttpClient()
+            .send(
+                HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path))
+                    .POST(HttpRequest.BodyPublishers.ofString(body))
+                    .build(),
+                HttpResponse.BodyHandlers.ofString());
+    assertEquals(200, response.statusCode(), response.body());
+    return new ObjectMapper().readTree(response.body());
+  }
+
+  @Test
+  void aLinearModelIsExportedWithProbabilities() throws Exception {
+    Run.of("online", "--input", input(80, 1), "--recipe", recipe, "--store", store).done();
+    Path exported = folder.resolve("out.onnx");
+    JsonNode json =
+        Run.of("store", "export", "1", "--store", store, "-o", exported, "--json").json();
+    assertEquals(1, json.get("version").asInt());
+    Map<String, float[]> answer = run(exported, "features");
+    float[] z = answer.get("outputs");
+    try (Service service =
+        new Service(
+            ModelStore.open(store), new Service.Limits(10_000, 1e6, 1, 1, false), null, null, null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      JsonNode said = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}").get("outputs");
+      assertEquals(said.get(0).floatValue(), z[0], 1e-5);
+      assertEquals(said.get(1).floatValue(), z[1], 1e-5);
+    }
+    assertEquals(1 / (1 + Math.exp(z[0] - z[1])), answer.get("probabilities")[1], 1e-5);
+    assertNotEquals(z[0], z[1]);
+  }
+
+  @Test
+  void theOneOutputOfABinaryLossIsExportedWithItsSigmoidAndValuesWithNothing() throws Exception {
+    for (String loss : List.of("binary", "squared")) {
+      Path own = folder.resolve(loss);
+      Files.writeString(
+          recipe, "loss: " + loss + "\nlearning-rate: 0.1\nmodel: {features: 3, outputs: 1}\n");
+      Path lines = folder.resolve(loss + ".jsonl");
+      Files.write(
+          lines,
+          OnlineTest.lines(40, 3).stream()
+              .map(
+                  l ->
+                      loss.equals("binary")
+                          ? l
+                          : l.replaceAll("\"label\": (\\d)", "\"values\": [$1]"))
+              .toList());
+      Run.of("online", "--input", lines, "--recipe", recipe, "--store", own).done();
+      Path exported = folder.resolve(loss + ".onnx");
+      Run.of("store", "export", "--store", own, "-o", exported).done();
+      Map<String, float[]> answer = run(exported, "features");
+      if (loss.equals("binary")) {
+        assertEquals(
+            1 / (1 + Math.exp(-answer.get("outputs")[0])), answer.get("probabilities")[0], 1e-6);
+      } else {
+        assertEquals(List.of("outputs"), List.copyOf(answer.keySet()));
+      }
+    }
+    Run.refused(
+        folder, new String[] {".onnx is right"}, "store", "export", "--store",
+        folder.resolve("binary"), "-o", folder.resolve("out.txt"));
+  }
+
+  /** Each output for {@link #X}. */
+  private static Map<String, float[]> run(Path file, String input) throws OrtException {
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    Map<String, float[]> all = new java.util.HashMap<>();
+    try (OrtSession session = environment.createSession(file.toString());
+        OnnxTensor x = OnnxTensor.createTensor(environment, new float[][] {X});
+        OrtSession.Result result = session.run(Map.of(input, x))) {
+      for (var entry : result) {
+        all.put(entry.getKey(), ((float[][]) entry.getValue().getValue())[0]);
+      }
+    }
+    return all;
+  }
+}
