@@ -4,13 +4,9 @@ import java.io.IOException;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
-import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
-import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
-import java.nio.file.SimpleFileVisitor;
-import java.nio.file.attribute.BasicFileAttributes;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ThreadLocalRandom;
@@ -109,7 +105,7 @@ final class Temporaries {
   /** Deletes a temporary file, or a folder with all that is in it. */
   static void delete(Path temporary) {
     try {
-      deleteTree(temporary);
+      FileTree.delete(temporary);
       OPEN.remove(temporary);
     } catch (IOException e) {
       throw new InputException("cannot delete the temporary " + temporary + reason(e), e);
@@ -139,7 +135,7 @@ final class Temporaries {
         // keep working when they are unlinked.
         for (int pass = 0; Files.exists(temporary, LinkOption.NOFOLLOW_LINKS) && pass < 10; pass++) {
           try {
-            deleteTree(temporary);
+            FileTree.delete(temporary);
           } catch (IOException e) {
             if (pass == 9) {
               System.err.println("left behind: " + temporary + reason(e));
@@ -149,31 +145,6 @@ final class Temporaries {
       }
     } finally {
       LOCK.unlock();
-    }
-  }
-
-  private static void deleteTree(Path root) throws IOException {
-    try {
-      Files.walkFileTree(root, new Deleting());
-    } catch (NoSuchFileException e) {
-      // The end of the JVM came first.
-    }
-  }
-
-  private static final class Deleting extends SimpleFileVisitor<Path> {
-    @Override
-    public FileVisitResult visitFile(Path file, BasicFileAttributes attributes) throws IOException {
-      Files.deleteIfExists(file);
-      return FileVisitResult.CONTINUE;
-    }
-
-    @Override
-    public FileVisitResult postVisitDirectory(Path folder, IOException e) throws IOException {
-      if (e != null) {
-        throw e;
-      }
-      Files.deleteIfExists(folder);
-      return FileVisitResult.CONTINUE;
     }
   }
 }

@@ -4,13 +4,10 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
-import java.nio.file.SimpleFileVisitor;
 import java.nio.file.StandardCopyOption;
-import java.nio.file.attribute.BasicFileAttributes;
 import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Base64;
@@ -23,6 +20,7 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFolder;
+import org.espalier.format.FileTree;
 
 /**
  * Changes a store. While it is open no other writer is; readers go on. What a process that died left
@@ -332,7 +330,7 @@ public final class StoreWriter implements AutoCloseable {
             String.format(".espalier-%016x.tmp", ThreadLocalRandom.current().nextLong()));
     try {
       Files.move(version, doomed, StandardCopyOption.ATOMIC_MOVE);
-      delete(doomed);
+      FileTree.delete(doomed);
     } catch (IOException e) {
       throw new InputException("cannot remove " + version + ": " + ModelStore.reason(e), e);
     }
@@ -341,33 +339,11 @@ public final class StoreWriter implements AutoCloseable {
   private static void removeLeftovers(Path folder) {
     try (Stream<Path> content = Files.list(folder)) {
       for (Path path : content.filter(ModelStore::isTemporary).toList()) {
-        delete(path);
+        FileTree.delete(path);
       }
     } catch (IOException e) {
       throw new InputException("cannot tidy " + folder + ": " + ModelStore.reason(e), e);
     }
-  }
-
-  private static void delete(Path root) throws IOException {
-    Files.walkFileTree(
-        root,
-        new SimpleFileVisitor<>() {
-          @Override
-          public FileVisitResult visitFile(Path file, BasicFileAttributes a) throws IOException {
-            Files.delete(file);
-            return FileVisitResult.CONTINUE;
-          }
-
-          @Override
-          public FileVisitResult postVisitDirectory(Path folder, IOException e)
-              throws IOException {
-            if (e != null) {
-              throw e;
-            }
-            Files.delete(folder);
-            return FileVisitResult.CONTINUE;
-          }
-        });
   }
 
   private void save(State state) {

@@ -7,11 +7,8 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.SimpleFileVisitor;
-import java.nio.file.attribute.BasicFileAttributes;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.util.HexFormat;
@@ -20,6 +17,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.train.Compression;
 import org.espalier.train.OnnxCompression;
@@ -338,26 +336,7 @@ public final class RecipeRun {
 
   private static void deleteTree(Path root) {
     try {
-      Files.walkFileTree(
-          root,
-          new SimpleFileVisitor<>() {
-            @Override
-            public FileVisitResult visitFile(Path file, BasicFileAttributes attributes)
-                throws IOException {
-              Files.delete(file);
-              return FileVisitResult.CONTINUE;
-            }
-
-            @Override
-            public FileVisitResult postVisitDirectory(Path visited, IOException e)
-                throws IOException {
-              if (e != null) {
-                throw e;
-              }
-              Files.delete(visited);
-              return FileVisitResult.CONTINUE;
-            }
-          });
+      FileTree.delete(root);
     } catch (IOException e) {
       throw new InputException("cannot delete " + root + ": " + e.getMessage(), e);
     }
