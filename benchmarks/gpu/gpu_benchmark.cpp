@@ -234,7 +234,7 @@ void fused_sgd(const Timer& timer, int64_t count, int64_t rows_each, int64_t col
   for (size_t i = 0; i < mask.size(); i++) mask[i] = static_cast<uint8_t>(i * 0x9e3779b97f4a7c15u >> 56);
   Memory device_w(w.data(), 4 * all), device_g(gradient.data(), 4 * all), device_buffer(4 * all), device_copy(4 * all);
   Memory device_mask(mask.data(), all / 8), device_gate(gate.data(), all / 8), device_scale(4 * count * rows_each);
-  Memory started(4 * count), result(sizeof(esp_sgd_result));
+  Memory started(4 * count), result(sizeof(esp_step_result));
   device_buffer.zero();
   started.zero();
   std::vector<esp_sgd_tensor> host, device;
@@ -269,10 +269,10 @@ void fused_sgd(const Timer& timer, int64_t count, int64_t rows_each, int64_t col
   });
   const auto step = [&] {
     REQUIRE(esp_cuda_fused_sgd(&planned.plan, planned.table.get(), planned.workspace.get(), &options, started.get<int32_t>(),
-                               result.get<esp_sgd_result>(), timer.stream));
+                               result.get<esp_step_result>(), timer.stream));
   };
   for (int i = 0; i < 2; i++) {  // the first step and one with momentum
-    esp_sgd_result cpu;
+    esp_step_result cpu;
     require_cpu(esp_fused_sgd(host.data(), count, &options, &cpu), "fused_sgd");
     step();
   }

@@ -330,7 +330,7 @@ __device__ __forceinline__ void quantize_each(const SgdEntry& t, const FlatPlace
 
 // The last block of the last kernel: what the step has come to.
 __device__ __forceinline__ void finish(SgdState* state, bool guarded, bool with_momentum, int64_t count,
-                                       int32_t* started, esp_sgd_result* result) {
+                                       int32_t* started, esp_step_result* result) {
   const bool skipped = guarded && state->guard.skipped != 0;
   if (with_momentum && !skipped) {
     for (int64_t i = threadIdx.x; i < count; i += threads) started[i] = 1;
@@ -353,7 +353,7 @@ struct Step {
   SgdState* state;
   int* slots;
   int32_t* started;
-  esp_sgd_result* result;
+  esp_step_result* result;
   int64_t count;
   SgdCoefficients coefficients;
   int32_t chunk_count;
@@ -538,7 +538,7 @@ __global__ void __launch_bounds__(threads, 2) fused_sgd_quantize_kernel(Step ste
 }  // namespace
 
 esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void* workspace,
-                              const esp_sgd_options* options, int32_t* started, esp_sgd_result* result,
+                              const esp_sgd_options* options, int32_t* started, esp_step_result* result,
                               void* stream) {
   if (plan == nullptr || workspace == nullptr || options == nullptr || result == nullptr ||
       (started == nullptr && plan->operation[esp::sgd_tensors] > 0 && options->momentum > 0)) {

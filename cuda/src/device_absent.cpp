@@ -39,6 +39,6 @@ ABSENT(esp_cuda_fake_quantize(const esp_cuda_plan*, const void*, void*, esp_cuda
 ABSENT(esp::launch_fake_quantize_backward(const void*, const uint8_t*, void*, int64_t, esp_dtype, void*))
 ABSENT(esp::launch_dequantize(const esp_dequantized&, int64_t, void*))
 ABSENT(esp::launch_kd_softmax_loss(const KdCall&, void*))
-ABSENT(esp_cuda_fused_sgd(const esp_cuda_plan*, const void*, void*, const esp_sgd_options*, int32_t*, esp_sgd_result*, void*))
+ABSENT(esp_cuda_fused_sgd(const esp_cuda_plan*, const void*, void*, const esp_sgd_options*, int32_t*, esp_step_result*, void*))
 ABSENT(esp_cuda_magnitude_prune(const esp_cuda_plan*, const void*, void*, const esp_prune_rule*, esp_prune_result*, int64_t*,
                                 void*))

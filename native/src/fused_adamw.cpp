@@ -58,7 +58,7 @@ esp::AdamwCoefficients coefficients_of(const esp_adamw_options& o, double clip_f
 }  // namespace
 
 esp_status esp_fused_adamw(esp_adamw_tensor* tensors, int64_t count, const esp_adamw_options* options,
-                           esp_adamw_result* result) {
+                           esp_step_result* result) {
   const esp::FusedAdamwKernels* kernels;
   if (esp_status status = esp::select(esp::fused_adamw_variants, &kernels)) return status;
   if (options == nullptr || result == nullptr) {
@@ -76,7 +76,7 @@ esp_status esp_fused_adamw(esp_adamw_tensor* tensors, int64_t count, const esp_a
   if (!first || !coefficients) {
     return esp::fail(ESP_OUT_OF_MEMORY, "fused_adamw: no memory for %lld tensors", (long long)count);
   }
-  esp_adamw_result found;
+  esp_step_result found;
   if (esp_status status = esp::measure("fused_adamw", tensors, count, *options, &found)) return status;
   if (!found.skipped) {
     // Tensors mostly have done the same number of steps.

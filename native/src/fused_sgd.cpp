@@ -5,7 +5,7 @@
 #include "fused_step.h"
 
 esp_status esp_fused_sgd(esp_sgd_tensor* tensors, int64_t count, const esp_sgd_options* options,
-                         esp_sgd_result* result) {
+                         esp_step_result* result) {
   const esp::FusedSgdKernels* kernels;
   if (esp_status status = esp::select(esp::fused_sgd_variants, &kernels)) return status;
   if (options == nullptr || result == nullptr) {
@@ -24,7 +24,7 @@ esp_status esp_fused_sgd(esp_sgd_tensor* tensors, int64_t count, const esp_sgd_o
   if (!first || !coefficients) {
     return esp::fail(ESP_OUT_OF_MEMORY, "fused_sgd: no memory for %lld tensors", (long long)count);
   }
-  esp_sgd_result found;
+  esp_step_result found;
   if (esp_status status = esp::measure("fused_sgd", tensors, count, *options, &found)) return status;
   if (!found.skipped) {
     const esp::SgdCoefficients same = esp::sgd_coefficients(*options, static_cast<float>(found.clip_factor));

@@ -194,17 +194,17 @@ class Pair {
       return esp_cuda_fused_sgd(&planned.plan, planned.table(), planned.workspace(), &options_,
                                 started_.get(), result_.get(), stream.get());
     };
-    esp_sgd_result expected = {};
+    esp_step_result expected = {};
     for (int i = 0; i < steps; i++) {
       CHECK(esp_fused_sgd(host_.data(), count, &options_, &expected) ==
-            (skipped == ESP_SGD_REFUSED ? ESP_NON_FINITE : ESP_OK));
+            (skipped == ESP_STEP_REFUSED ? ESP_NON_FINITE : ESP_OK));
     }
     for (int i = 0; i + 2 < steps; i++) CHECK(step() == ESP_OK);
     CHECK(stream.wait());
     CHECK(run_captured(stream, steps < 2 ? steps : 2, step));
-    const esp_sgd_result found = result_.values()[0];
+    const esp_step_result found = result_.values()[0];
     CHECK(found.skipped == skipped);
-    if (skipped != ESP_SGD_REFUSED) {
+    if (skipped != ESP_STEP_REFUSED) {
       CHECK(same(found.norm, expected.norm) && same(found.clip_factor, expected.clip_factor));
       CHECK(found.non_finite == expected.non_finite &&
             found.non_finite_channels == expected.non_finite_channels);
@@ -217,7 +217,7 @@ class Pair {
   std::vector<Subject> subjects_;
   std::vector<esp_sgd_tensor> host_, device_;
   Device<int32_t> started_;
-  Device<esp_sgd_result> result_;
+  Device<esp_step_result> result_;
 };
 
 std::vector<Case> cases(const Setting& setting, Random& random) {
@@ -313,7 +313,7 @@ void test_far() {
                          ESP_CHANNEL_TENSOR,
                          1,
                          1};
-  esp_sgd_result expected;
+  esp_step_result expected;
   CHECK(esp_fused_sgd(&host, 1, &options, &expected) == ESP_OK);
   const esp_sgd_tensor device = {weight.get(),  gradient.get(),     nullptr, mask.get(), gate.get(),
                                  copy.get(),    scale.get(),        1,       n,          ESP_F32,
@@ -322,7 +322,7 @@ void test_far() {
     return esp_cuda_fused_sgd_plan(&device, 1, &options, plan, table);
   });
   emulator::options.first_block = pieces - 3;
-  const Device<esp_sgd_result> result(1);
+  const Device<esp_step_result> result(1);
   CHECK(esp_cuda_fused_sgd(&planned.plan, planned.table(), planned.workspace(), &options, nullptr,
                            result.get(), nullptr) == ESP_OK);
   CHECK(esp_cuda_stream_synchronize(nullptr) == ESP_OK);
@@ -367,7 +367,7 @@ void test(const Setting& setting) {
 
   // Skipped, and refused where clipping has no norm: nothing changes, nothing has started.
   const esp_sgd_options skipping = {0.05, 0.9, 0, 0, 0, 0, 0, 1};
-  for (const int32_t skipped : {1, ESP_SGD_REFUSED}) {
+  for (const int32_t skipped : {1, ESP_STEP_REFUSED}) {
     Pair pair({{5, 33, ESP_BF16, ESP_COPY_F32, ESP_CHANNEL_ROW, true, false, true, true},
                {3, 700, ESP_F32, ESP_COPY_INT8, ESP_CHANNEL_COLUMN, true, false, true, true},
                {1, 3, ESP_F32, ESP_COPY_NONE, ESP_CHANNEL_TENSOR, false, false, false, false}},
@@ -394,7 +394,7 @@ void test_refusals() {
   options.momentum = 0;
   CHECK(esp_cuda_fused_sgd_plan(&tensor, 1, &options, &plan, nullptr) == ESP_OK);
   options.max_norm = 1;  // not what the plan was made for
-  esp_sgd_result result;
+  esp_step_result result;
   int32_t started;
   CHECK(esp_cuda_fused_sgd(&plan, x, x, &options, &started, &result, nullptr) == ESP_INVALID_ARGUMENT);
   CHECK(std::strstr(esp_cuda_last_error(), "without norm") != nullptr);

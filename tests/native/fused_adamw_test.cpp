@@ -31,7 +31,7 @@ std::vector<Subject> run(int32_t isa, int32_t threads) {
     list.push_back(subjects.back().tensor);
   }
   const esp_adamw_options options = {0.05, 0.9, 0.999, 1e-8, 0.01, 1.0, 1, 1};
-  esp_adamw_result result;
+  esp_step_result result;
   for (int step = 0; step < 2; step++) {
     CHECK(esp_fused_adamw(list.data(), static_cast<int64_t>(list.size()), &options, &result) == ESP_OK);
     CHECK(!result.skipped && result.clip_factor < 1 && result.non_finite == 0 &&
@@ -55,7 +55,7 @@ void check_arguments() {
   tensor.rows = tensor.cols = 1;
   const esp_adamw_options good = {0.1, 0.9, 0.999, 1e-8, 0, 0, 0, 0};
   esp_adamw_options options = good;
-  esp_adamw_result result;
+  esp_step_result result;
   CHECK(esp_fused_adamw(&tensor, 1, &options, nullptr) == ESP_INVALID_ARGUMENT);
   CHECK(esp_fused_adamw(nullptr, 1, &options, &result) == ESP_INVALID_ARGUMENT);
   CHECK(esp_fused_adamw(&tensor, -1, &options, &result) == ESP_INVALID_ARGUMENT);

@@ -31,7 +31,7 @@ std::vector<Subject> run(int32_t isa, int32_t threads) {
     list.push_back(subjects.back().tensor);
   }
   const esp_sgd_options options = {0.05, 0.9, 0, 0.01, 1.0, 1, 1, 1};
-  esp_sgd_result result;
+  esp_step_result result;
   for (int step = 0; step < 2; step++) {
     CHECK(esp_fused_sgd(list.data(), static_cast<int64_t>(list.size()), &options, &result) == ESP_OK);
     CHECK(!result.skipped && result.clip_factor < 1 && result.non_finite == 0 &&
@@ -55,7 +55,7 @@ void check_arguments() {
   tensor.gradient = &value;
   tensor.rows = tensor.cols = 1;
   esp_sgd_options options = {0.1, 0, 0, 0, 0, 0, 0, 0};
-  esp_sgd_result result;
+  esp_step_result result;
   CHECK(esp_fused_sgd(&tensor, 1, &options, nullptr) == ESP_INVALID_ARGUMENT);
   CHECK(esp_fused_sgd(nullptr, 1, &options, &result) == ESP_INVALID_ARGUMENT);
   CHECK(esp_fused_sgd(&tensor, -1, &options, &result) == ESP_INVALID_ARGUMENT);

@@ -28,6 +28,7 @@
 #define ESPALIER_FUSED_ADAMW_H
 
 #include "espalier/common.h"
+#include "espalier/step_result.h"
 #include "espalier/working_copy.h"
 
 #ifdef __cplusplus
@@ -63,22 +64,13 @@ typedef struct esp_adamw_options {
                               too */
 } esp_adamw_options;
 
-typedef struct esp_adamw_result {
-  double norm;        /* of g of line 1 over the list; NaN where neither clipping nor skipping asked for it */
-  double clip_factor; /* 1 where nothing was clipped */
-  int64_t non_finite; /* NaN and infinite entries among g of line 1; 0 where not asked for */
-  /* Channels whose new scale is NaN, because one of their weights is NaN or infinite after the step. */
-  int64_t non_finite_channels;
-  int32_t skipped;
-} esp_adamw_result;
-
 /*
  * One step over count >= 0 tensors, in one call. Buffers of different tensors must not overlap.
  *
  * ESP_NON_FINITE, with nothing written: clipping was asked for, skipping was not, and the norm is not finite.
  */
 ESP_API esp_status esp_fused_adamw(esp_adamw_tensor* tensors, int64_t count, const esp_adamw_options* options,
-                                   esp_adamw_result* result);
+                                   esp_step_result* result);
 
 #ifdef __cplusplus
 }

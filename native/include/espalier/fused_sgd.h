@@ -22,6 +22,7 @@
 #define ESPALIER_FUSED_SGD_H
 
 #include "espalier/common.h"
+#include "espalier/step_result.h"
 #include "espalier/working_copy.h"
 
 #ifdef __cplusplus
@@ -58,22 +59,13 @@ typedef struct esp_sgd_options {
                               too */
 } esp_sgd_options;
 
-typedef struct esp_sgd_result {
-  double norm;        /* of d of line 1 over the list; NaN where neither clipping nor skipping asked for it */
-  double clip_factor; /* 1 where nothing was clipped */
-  int64_t non_finite; /* NaN and infinite entries among d of line 1; 0 where not asked for */
-  /* Channels whose new scale is NaN, because one of their weights is NaN or infinite after the step. */
-  int64_t non_finite_channels;
-  int32_t skipped;
-} esp_sgd_result;
-
 /*
  * One step over count >= 0 tensors, in one call. Buffers of different tensors must not overlap.
  *
  * ESP_NON_FINITE, with nothing written: clipping was asked for, skipping was not, and the norm is not finite.
  */
 ESP_API esp_status esp_fused_sgd(esp_sgd_tensor* tensors, int64_t count, const esp_sgd_options* options,
-                                 esp_sgd_result* result);
+                                 esp_step_result* result);
 
 #ifdef __cplusplus
 }

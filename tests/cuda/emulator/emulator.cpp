@@ -2,6 +2,7 @@
 //
 // Compiled WITHOUT -fsanitize, with EMULATOR_ASAN or EMULATOR_TSAN where the rest of the program is
 // sanitized: what it does for itself must not look like accesses of the CUDA thread that it does it for.
+// EMULATOR_PROTECT has the system stop who touches device memory outside kernels and copies, as ASAN does.
 #include "emulator.h"
 
 #include <cstdarg>
@@ -10,6 +11,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -69,6 +71,14 @@ emulator_switch:
 )");
 
 namespace emulator {
+
+// Callers may be several threads: each call is alone, and so is what it runs.
+std::recursive_mutex calls;
+struct Alone {
+  Alone() { calls.lock(); }
+  Alone(const Alone&) = delete;
+  ~Alone() { calls.unlock(); }
+};
 
 Options options;
 Thread* current = nullptr;
@@ -424,13 +434,31 @@ size_t allocated = 0;
 int64_t allocations_until_failure = 0;
 int64_t waits = 0;
 
-// Outside kernels and copies the address sanitizer stops whoever touches device memory.
+// Outside kernels and copies the address sanitizer, or the system, stops whoever touches device memory.
 void open(const Allocation& a, bool accessible) {
 #if defined(EMULATOR_ASAN)
   accessible ? __asan_unpoison_memory_region(a.memory, a.bytes)
              : __asan_poison_memory_region(a.memory, a.bytes);
+#elif defined(EMULATOR_PROTECT)
+  mprotect(a.memory, a.bytes, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
 #else
   (void)a, (void)accessible;
+#endif
+}
+void* allocate(size_t bytes) {
+#if defined(EMULATOR_PROTECT)
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? nullptr : memory;
+#else
+  void* memory = nullptr;
+  return posix_memalign(&memory, 256, bytes) == 0 ? memory : nullptr;
+#endif
+}
+void give_back(const Allocation& a) {
+#if defined(EMULATOR_PROTECT)
+  munmap(a.memory, a.bytes);
+#else
+  std::free(a.memory);
 #endif
 }
 void open_all(bool accessible) {
@@ -789,6 +817,7 @@ void with_device_memory(const Work& work) {
 
 cudaError_t queue_launch(Call call, void* arguments, void (*destroy)(void*), dim3 grid, dim3 block,
                          size_t dynamic_shared, cudaStream_t stream) {
+  const Alone alone;
   const Launch launch = {call, std::shared_ptr<void>(arguments, destroy), grid, block, dynamic_shared};
   if (const char* reason = impossible(launch)) {
     std::snprintf(report, sizeof report, "%s", reason);
@@ -826,6 +855,7 @@ int64_t synchronizations() {
 using namespace emulator;
 
 cudaError_t cudaGetLastError() {
+  const Alone alone;
   const cudaError_t error = last_error;
   last_error = cudaSuccess;
   return failed ? cudaErrorLaunchFailure : error;
@@ -837,31 +867,37 @@ const char* cudaGetErrorName(cudaError_t) {
   return "emulated";
 }
 cudaError_t cudaRuntimeGetVersion(int* version) {
+  const Alone alone;
   return *version = 13000, cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {
+  const Alone alone;
   return *version = 13000, cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
+  const Alone alone;
   return *count = 1, cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
+  const Alone alone;
   return note(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  const Alone alone;
   if (device != 0) return note(cudaErrorInvalidDevice);
   *properties = {"emulated on the CPU", size_t{1} << 34, 9, 0, 4};
   return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  const Alone alone;
   *memory = nullptr;
   if (cudaError_t error = usable()) return error;
   if (capturing()) return note(cudaErrorStreamCaptureUnsupported);
   if (allocations_until_failure > 0 && --allocations_until_failure == 0)
     return note(cudaErrorMemoryAllocation);
   if (bytes == 0) return cudaSuccess;
-  if (posix_memalign(memory, 256, bytes) != 0) return note(cudaErrorMemoryAllocation);
+  if ((*memory = allocate(bytes)) == nullptr) return note(cudaErrorMemoryAllocation);
   fill_fresh(*memory, bytes);
   allocations.push_back({static_cast<char*>(*memory), bytes});
   allocated += bytes;
@@ -869,6 +905,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* memory) {
+  const Alone alone;
   if (memory == nullptr) return usable();
   if (capturing()) return note(cudaErrorStreamCaptureUnsupported);
   wait_for_all();
@@ -876,21 +913,24 @@ cudaError_t cudaFree(void* memory) {
     if (allocations[i].memory != memory) continue;
     open(allocations[i], true);
     allocated -= allocations[i].bytes;
+    give_back(allocations[i]);
     allocations.erase(allocations.begin() + static_cast<int64_t>(i));
-    std::free(memory);
     return usable();
   }
   return note(cudaErrorInvalidValue);
 }
 cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+  const Alone alone;
   *memory = bytes == 0 ? nullptr : std::malloc(bytes);
   return usable();
 }
 cudaError_t cudaFreeHost(void* memory) {
+  const Alone alone;
   std::free(memory);
   return usable();
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  const Alone alone;
   return enqueue(stream, [=] {
     with_device_memory([=] {
       if (bytes > 0) std::memcpy(to, from, bytes);
@@ -898,6 +938,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   });
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  const Alone alone;
   return enqueue(stream, [=] {
     with_device_memory([=] {
       if (bytes > 0) std::memset(to, value, bytes);
@@ -906,73 +947,88 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  const Alone alone;
   streams.push_back(std::make_unique<Stream>());
   *stream = reinterpret_cast<cudaStream_t>(streams.back().get());
   return usable();
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const Alone alone;
   advance(stream_of(stream), stream_of(stream)->queued);
   return usable();
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const Alone alone;
   return wait_for(stream_of(stream));
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const Alone alone;
   const Event recorded = *reinterpret_cast<Event*>(event);
   if (recorded.stream == nullptr) return usable();
   return enqueue(stream, [recorded] { advance(recorded.stream, recorded.after); });
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  const Alone alone;
   if (stream == nullptr || stream_of(stream)->capturing != nullptr)
     return note(cudaErrorStreamCaptureUnsupported);
   stream_of(stream)->capturing = new Graph;
   return usable();
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  const Alone alone;
   *graph = reinterpret_cast<cudaGraph_t>(stream_of(stream)->capturing);
   stream_of(stream)->capturing = nullptr;
   return usable();
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  const Alone alone;
   *executable = reinterpret_cast<cudaGraphExec_t>(new Graph(*reinterpret_cast<Graph*>(graph)));
   return usable();
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  const Alone alone;
   for (const Work& work : reinterpret_cast<Graph*>(executable)->work) {
     if (cudaError_t error = enqueue(stream, work)) return error;
   }
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  const Alone alone;
   delete reinterpret_cast<Graph*>(executable);
   return usable();
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  const Alone alone;
   delete reinterpret_cast<Graph*>(graph);
   return usable();
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  const Alone alone;
   *event = reinterpret_cast<cudaEvent_t>(new Event);
   return usable();
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const Alone alone;
   delete reinterpret_cast<Event*>(event);
   return usable();
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const Alone alone;
   Stream* const on = stream_of(stream);
   if (on->capturing != nullptr) return note(cudaErrorStreamCaptureUnsupported);
   *reinterpret_cast<Event*>(event) = {on, on->queued};
   return usable();
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const Alone alone;
   const Event* const recorded = reinterpret_cast<Event*>(event);
   waits++;
   if (recorded->stream != nullptr) advance(recorded->stream, recorded->after);
   return usable();
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
+  const Alone alone;
   *milliseconds = 0;
   return usable();
 }

@@ -6,7 +6,7 @@
  * - `first` of a tensor is not read: `started` takes its place, because only the device knows whether a step
  * was skipped.
  * - Where the CPU returns ESP_NON_FINITE, the step changes nothing and its result has skipped =
- * ESP_SGD_REFUSED.
+ * ESP_STEP_REFUSED.
  * - The values of given scales are not checked.
  */
 #ifndef ESPALIER_CUDA_FUSED_SGD_H
@@ -19,8 +19,6 @@
 extern "C" {
 #endif
 
-#define ESP_SGD_REFUSED 2
-
 /* `options` say whether a norm is needed and momentum is used; other values may change from call to call. */
 ESP_API esp_status esp_cuda_fused_sgd_plan(const esp_sgd_tensor* tensors, int64_t count,
                                            const esp_sgd_options* options, esp_cuda_plan* plan, void* table);
@@ -31,7 +29,7 @@ ESP_API esp_status esp_cuda_fused_sgd_plan(const esp_sgd_tensor* tensors, int64_
  */
 ESP_API esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void* workspace,
                                       const esp_sgd_options* options, int32_t* started,
-                                      esp_sgd_result* result, void* stream);
+                                      esp_step_result* result, void* stream);
 
 #ifdef __cplusplus
 }

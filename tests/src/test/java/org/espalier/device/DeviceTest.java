@@ -7,7 +7,6 @@ import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeFalse;
-import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import java.util.List;
 import java.util.Random;
@@ -19,9 +18,11 @@ import org.espalier.InputException;
 import org.espalier.op.FakeQuantize;
 import org.espalier.op.GradientNorm;
 import org.espalier.op.KdSoftmaxLoss;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
 /** Devices: the reasons where there is none; the same results as on the CPU where there is one. */
+@Tag("device")
 class DeviceTest {
   @Test
   void bestIsCudaWhereItCanBe() {
@@ -67,8 +68,9 @@ class DeviceTest {
   // ---- from here on with a device
 
   private static Device device() {
-    assumeTrue(Cuda.isAvailable(), "no CUDA device");
-    return Device.cuda(0);
+    try (TestDevice test = new TestDevice()) {
+      return test.device();
+    }
   }
 
   private static FloatPointer floats(int n, long seed) {

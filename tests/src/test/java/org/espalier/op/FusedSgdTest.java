@@ -18,12 +18,15 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.InputException;
 import org.espalier.backend.Isa;
+import org.espalier.device.CudaStream;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.device.TestDevice;
 import org.espalier.op.FusedSgd.Options;
 import org.espalier.op.FusedSgd.Parameter;
 import org.espalier.op.OptimizerSubject.Copy;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
@@ -70,6 +73,17 @@ class FusedSgdTest {
       momentum = unreadState();
       state.momentum = new double[rows * cols];
       parameter = new Parameter(weight, gradient, momentum, mask, gate, workingCopy, scale);
+    }
+
+    Parameter on(TestDevice there) {
+      return new Parameter(
+          there.of(weight),
+          there.of(gradient),
+          there.of(momentum),
+          there(there, mask),
+          there(there, gate),
+          copyOn(there),
+          scaleOn(there));
     }
 
     @Override
@@ -123,6 +137,105 @@ class FusedSgdTest {
       }
     } finally {
       subjects.forEach(Subject::close);
+    }
+  }
+
+  /** Two steps, one that waits and one that is queued; the second with another learning rate. */
+  @Test
+  @Tag("device")
+  void hasTheBitsOfTheReferenceOnADevice() {
+    for (Options options :
+        List.of(PLAIN, MOMENTUM.withWeightDecay(0.1), MOMENTUM.withMaxNorm(0.5))) {
+      List<Subject> subjects = new ArrayList<>();
+      for (Copy copy : Copy.values()) {
+        for (Channel channel : Channel.values()) {
+          int seed = subjects.size() + 1;
+          subjects.add(
+              new Subject(7, 33, DType.values()[seed % 3], copy, channel, seed, seed % 4 == 0, 0));
+        }
+      }
+      try (TestDevice there = new TestDevice();
+          CudaStream stream = CudaStream.create(there.device());
+          FusedSgd sgd = new FusedSgd(subjects.stream().map(s -> s.on(there)).toList(), options)) {
+        for (int step = 1; step <= 2; step++) {
+          for (Subject subject : subjects) {
+            subject.gradients(1000L * step + subjects.indexOf(subject));
+          }
+          there.push();
+          StepResult actual;
+          if (step == 1) {
+            actual = sgd.step();
+          } else {
+            sgd.queue(stream);
+            actual = sgd.result(stream);
+          }
+          there.pull();
+          StepResult expected =
+              FusedSgdReference.exact(subjects.stream().map(s -> s.state).toList(), options);
+          assertEquals(expected.clipFactor(), actual.clipFactor(), 1e-12);
+          assertEquals(expected.nonFinite(), actual.nonFinite());
+          assertFalse(actual.skipped());
+          for (int i = 0; i < subjects.size(); i++) {
+            subjects.get(i).check(options + " step " + step + ", tensor " + i);
+            assertEquals(options.momentum() == 0, sgd.first(i));
+          }
+        }
+      } finally {
+        subjects.forEach(Subject::close);
+      }
+    }
+  }
+
+  /** «first», skipped steps and refused ones live on the device too. */
+  @Test
+  @Tag("device")
+  void skipsAndRefusesOnADevice() {
+    try (TestDevice there = new TestDevice();
+        Subject subject = new Subject(5, 33, DType.F32, Copy.F32, Channel.FIRST_AXIS, 4)) {
+      float[] sick = new float[5 * 33];
+      sick[firstIndex(subject.state.mask, true)] = Float.NaN;
+      Parameter parameter = subject.on(there);
+      try (FusedSgd skips =
+              new FusedSgd(List.of(parameter), MOMENTUM.withSkipNonFinite(true));
+          FusedSgd clips = new FusedSgd(List.of(parameter), MOMENTUM.withMaxNorm(1))) {
+        subject.gradients(1);
+        float[] healthy = subject.state.gradient;
+        Numbers.write(subject.gradient, sick);
+        there.push();
+        StepResult result = skips.step();
+        assertTrue(result.skipped());
+        assertEquals(1, result.nonFinite());
+        assertTrue(skips.first(0));
+        InputException e = assertThrows(InputException.class, clips::step);
+        assertTrue(e.getMessage().startsWith("1 gradient entries are NaN"), e.getMessage());
+        there.pull();
+        assertBits(subject.state.weight, Numbers.read(subject.weight), "weight");
+        assertTrue(Float.isNaN(Numbers.read(subject.momentum)[0]));
+
+        Numbers.write(subject.gradient, healthy);
+        subject.state.first = false; // a buffer that was restored
+        Arrays.fill(subject.state.momentum, 0.25);
+        float[] restored = new float[healthy.length];
+        Arrays.fill(restored, 0.25f);
+        Numbers.write(subject.momentum, restored);
+        there.push();
+        skips.first(0, false);
+        skips.learningRate(0.01);
+        assertFalse(skips.step().skipped());
+        there.pull();
+        FusedSgdReference.exact(
+            List.of(subject.state), Options.of(0.01).withMomentum(0.9).withSkipNonFinite(true));
+        subject.check("restored");
+        assertEquals(0.01, skips.learningRate());
+        assertThrows(IndexOutOfBoundsException.class, () -> skips.first(1));
+      }
+      try (Subject host = new Subject(5, 33, DType.F32, Copy.NONE, null, 4)) {
+        refused("is on cpu", () -> new FusedSgd(List.of(parameter, host.parameter), PLAIN));
+        try (FusedSgd onCpu = new FusedSgd(List.of(host.parameter), PLAIN);
+            CudaStream stream = CudaStream.create(there.device())) {
+          refused("for tensors on cpu", () -> onCpu.queue(stream));
+        }
+      }
     }
   }
 

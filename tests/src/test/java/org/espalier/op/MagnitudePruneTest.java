@@ -13,9 +13,11 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
 import org.espalier.backend.Isa;
+import org.espalier.device.CudaStream;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.device.TestDevice;
 import org.espalier.op.MagnitudePrune.Amount;
 import org.espalier.op.MagnitudePrune.Count;
 import org.espalier.op.MagnitudePrune.Pattern;
@@ -24,6 +26,7 @@ import org.espalier.op.MagnitudePrune.Scope;
 import org.espalier.op.MagnitudePrune.Sparsity;
 import org.espalier.op.MagnitudePrune.Threshold;
 import org.espalier.op.MagnitudePrune.Weights;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -97,6 +100,116 @@ class MagnitudePruneTest {
         checkEverywhere(DType.F32, list, new boolean[2][], new Amount(amount, Scope.GLOBAL));
       }
     }
+  }
+
+  /** Every rule, with and without masks, in place and beside; then the same batch again. */
+  @ParameterizedTest
+  @EnumSource(DType.class)
+  @Tag("device")
+  void aDevicePrunesTheSame(DType dtype) {
+    List<Rule> rules = new ArrayList<>(RULES);
+    for (int[] pattern : new int[][] {{1, 2}, {2, 4}, {3, 8}, {5, 32}}) {
+      rules.add(new Pattern(pattern[0], pattern[1]));
+    }
+    int[] columns = {32, 320, 0, 1600, 32};
+    for (Rule rule : rules) {
+      try (TestDevice there = new TestDevice();
+          CudaStream stream = CudaStream.create(there.device());
+          PointerScope scope = new PointerScope()) {
+        List<Weights> host = new ArrayList<>();
+        List<Weights> onDevice = new ArrayList<>();
+        List<Tensor> expected = new ArrayList<>();
+        List<Tensor> actual = new ArrayList<>();
+        List<BytePointer[]> masks = new ArrayList<>();
+        for (int t = 0; t < columns.length; t++) {
+          int n = 3 * columns[t];
+          float[] values = Numbers.floats(n, t);
+          boolean inPlace = t % 2 == 0;
+          Tensor a = tensor(dtype, columns[t], values);
+          Tensor b = tensor(dtype, columns[t], values);
+          Tensor out = inPlace ? a : tensor(dtype, columns[t], values);
+          Tensor outThere = inPlace ? b : tensor(dtype, columns[t], values);
+          BytePointer earlier = t == 3 ? null : Numbers.bits(Numbers.randomBits(n, 0.6, 60 + t));
+          BytePointer[] mask = {
+            new BytePointer(Math.max(1, Bits.bytes(n))), new BytePointer(Math.max(1, Bits.bytes(n)))
+          };
+          host.add(new Weights("t" + t, a, out, earlier, mask[0], -1));
+          Tensor weights = there.of(b);
+          onDevice.add(
+              new Weights(
+                  "t" + t,
+                  weights,
+                  inPlace ? weights : there.of(outThere),
+                  there.of(earlier, Bits.bytes(n)),
+                  there.of(mask[1], Bits.bytes(n)),
+                  -1));
+          expected.add(out);
+          actual.add(outThere);
+          masks.add(mask);
+        }
+        there.push();
+        try (MagnitudePrune.Batch batch = MagnitudePrune.batch(onDevice, rule)) {
+          for (int turn = 0; turn < 2; turn++) {
+            MagnitudePrune.Result result = MagnitudePrune.prune(host, rule);
+            if (turn == 0) {
+              assertEquals(result, batch.run());
+            } else {
+              batch.queue(stream);
+              assertEquals(result, batch.result(stream));
+            }
+            there.pull();
+            for (int t = 0; t < columns.length; t++) {
+              String what = rule + ", tensor " + t + ", turn " + turn;
+              assertArrayEquals(bytes(expected.get(t)), bytes(actual.get(t)), what);
+              BytePointer[] mask = masks.get(t);
+              long n = Bits.bytes(3L * columns[t]);
+              assertArrayEquals(
+                  OptimizerSubject.bytes(mask[0], n), OptimizerSubject.bytes(mask[1], n), what);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  @Test
+  @Tag("device")
+  void aDeviceSaysWhatIsWrong() {
+    try (TestDevice there = new TestDevice();
+        OwnedTensor w = Numbers.tensor(DType.F32, Numbers.floats(40, 1))) {
+      Weights weights = Weights.of("w", there.of(w)).inPlace();
+      there.push();
+      try (MagnitudePrune.Batch batch =
+          MagnitudePrune.batch(List.of(weights), new Count(41, Scope.GLOBAL))) {
+        InputException e = assertThrows(InputException.class, batch::run);
+        assertTrue(e.getMessage().contains("more than what remains"), e.getMessage());
+        batch.rule(new Count(40, Scope.GLOBAL));
+        assertEquals(40, batch.run().pruned());
+        assertThrows(
+            IllegalArgumentException.class, () -> batch.rule(new Count(1, Scope.TENSOR)));
+        assertThrows(
+            IllegalArgumentException.class, () -> batch.rule(new Amount(0.5, Scope.GLOBAL)));
+      }
+      assertThrows(
+          IllegalArgumentException.class,
+          () -> MagnitudePrune.select(List.of(weights), new Count(1, Scope.GLOBAL)));
+      assertThrows(
+          IllegalArgumentException.class,
+          () -> MagnitudePrune.prune(List.of(weights, Weights.of("host", w)), RULES.get(0)));
+      assertEquals(
+          new MagnitudePrune.Result(0, 0, 0, List.of()),
+          MagnitudePrune.prune(List.of(), new Amount(0.5, Scope.GLOBAL)));
+    }
+  }
+
+  private static Tensor tensor(DType dtype, int columns, float[] values) {
+    OwnedTensor memory = OwnedTensor.allocate(dtype, 3, columns);
+    Numbers.write(memory, Numbers.rounded(dtype, values));
+    return memory;
+  }
+
+  private static byte[] bytes(Tensor tensor) {
+    return OptimizerSubject.bytes(new BytePointer(tensor.pointer()), tensor.bytes());
   }
 
   /** Neighbours that are all alike mislead a sample of neighbours; some brackets miss. */

@@ -10,6 +10,7 @@ import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.device.TestDevice;
 
 /**
  * One tensor of an optimizer in native memory, with mask, gate, working copy and scales, beside its
@@ -148,6 +149,20 @@ abstract class OptimizerSubject<S extends WorkingCopyReference.State> implements
       scales = null;
       scale = null;
     }
+  }
+
+  BytePointer there(TestDevice there, BytePointer bits) {
+    return there.of(bits, Bits.bytes(weight.elements()));
+  }
+
+  WorkingCopy copyOn(TestDevice there) {
+    return floats != null
+        ? WorkingCopy.of(there.of(floats))
+        : integers != null ? WorkingCopy.int8(there.of(integers, weight.elements())) : null;
+  }
+
+  Scale scaleOn(TestDevice there) {
+    return scale == null ? null : new Scale(there.of(scales), scale.channel(), scale.given());
   }
 
   /** What the first step must not read: NaN. */

@@ -9,7 +9,8 @@ import org.espalier.binding.global.espalier_cuda;
 
 /**
  * Whether CUDA devices can be used here, and why not. Asking costs a file check where there is no
- * driver; nothing of CUDA is loaded then.
+ * driver; nothing of CUDA is loaded then. {@code -Despalier.cuda.probe=always} skips that check, for
+ * sandboxes that hide the files.
  */
 public final class Cuda {
   private static final class Probe {
@@ -39,6 +40,9 @@ public final class Cuda {
     }
 
     private static boolean driverPresent() {
+      if ("always".equals(System.getProperty("espalier.cuda.probe"))) {
+        return true;
+      }
       for (String trace : new String[] {"/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg"}) {
         if (Files.exists(Path.of(trace))) {
           return true;

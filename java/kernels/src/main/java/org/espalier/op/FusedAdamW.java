@@ -4,16 +4,16 @@ import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_adamw_options;
-import org.espalier.binding.esp_adamw_result;
 import org.espalier.binding.esp_adamw_tensor;
+import org.espalier.binding.esp_step_result;
 import org.espalier.binding.global.espalier;
+import org.espalier.device.CudaMemory;
+import org.espalier.device.CudaStream;
 import org.espalier.device.Tensor;
 
 /**
- * AdamW (Loshchilov and Hutter, «Decoupled Weight Decay Regularization») over a list of tensors in
- * one native call, with what a compressed network needs done while a weight is in the cache: the
- * mask is held, clipped weights receive no gradient, and scale, fake-quantized working copy and gate
- * are renewed. For each element, t being 1 in the first step:
+ * AdamW (Loshchilov and Hutter, «Decoupled Weight Decay Regularization»); see {@link FusedStep}. For
+ * each element, t being 1 in the first step:
  *
  * <pre>
  *   g = mask · gate · gradient            a pruned or clipped weight receives no gradient
@@ -33,11 +33,8 @@ import org.espalier.device.Tensor;
  * roundings. t is a state of each tensor and survives a skipped step. Results have the same bits on
  * every instruction set and for every number of threads.
  *
- * <p>The list is kept in native form: a step is one call and copies nothing. The tensors must stay
- * alive until {@link #close}. Not thread safe; several objects may step at once on different
- * tensors.
  */
-public final class FusedAdamW implements AutoCloseable {
+public final class FusedAdamW extends FusedStep {
   /**
    * One tensor and what belongs to it.
    *
@@ -168,16 +165,14 @@ public final class FusedAdamW implements AutoCloseable {
     }
   }
 
-  private final List<Parameter> parameters; // keeps the memory reachable
   private final esp_adamw_tensor list;
   private final esp_adamw_options options;
-  private final esp_adamw_result result = new esp_adamw_result();
-  private boolean closed;
 
   /** A list whose moments hold nothing yet: the first step writes them without reading. */
   public FusedAdamW(List<Parameter> parameters, Options options) {
-    this.parameters = List.copyOf(parameters);
-    this.list = new esp_adamw_tensor(Math.max(1, parameters.size()));
+    super(parameters, parameters.stream().map(Parameter::weight).toList());
+    requireCpu();
+    this.list = new esp_adamw_tensor(Math.max(1, count()));
     this.options =
         new esp_adamw_options()
             .learning_rate(options.learningRate())
@@ -196,10 +191,10 @@ public final class FusedAdamW implements AutoCloseable {
   private static void describe(esp_adamw_tensor t, Parameter p) {
     TrainedTensor trained =
         new TrainedTensor(p.weight, p.gradient, p.mask, p.gate, p.workingCopy, p.scale);
-    t.weight(TrainedTensor.floats(p.weight))
-        .gradient(p.gradient.pointer())
-        .first_moment(TrainedTensor.floats(p.firstMoment))
-        .second_moment(TrainedTensor.floats(p.secondMoment))
+    t.weight(trained.floats(p.weight))
+        .gradient(trained.at(p.gradient))
+        .first_moment(trained.floats(p.firstMoment))
+        .second_moment(trained.floats(p.secondMoment))
         .mask(p.mask)
         .gate(p.gate)
         .working_copy(trained.copyMemory())
@@ -213,72 +208,51 @@ public final class FusedAdamW implements AutoCloseable {
         .scale_given(trained.scaleGiven());
   }
 
-  /** The learning rate of the next steps; 0 or more. */
-  public void learningRate(double value) {
-    TrainedTensor.atLeastZero("learning rate", value);
-    open();
-    options.learning_rate(value);
-  }
-
-  public double learningRate() {
-    open();
-    return options.learning_rate();
-  }
-
   /**
    * How many steps parameter {@code index} has done, skipped ones not among them. 0: its moments hold
    * nothing yet; set the number for moments that were restored.
    */
   public long steps(int index) {
-    open();
     return list.getPointer(checked(index)).step();
   }
 
   public void steps(int index, long value) {
-    open();
+    checked(index);
     if (value < 0) {
       throw new IllegalArgumentException(value + " steps; 0 or more is needed");
     }
-    list.getPointer(checked(index)).step(value);
+    list.getPointer(index).step(value);
   }
 
-  /**
-   * One step with the gradients as they are now.
-   *
-   * @throws IllegalArgumentException a given scale is not positive or has no finite reciprocal;
-   *     nothing was written
-   * @throws org.espalier.InputException clipping is on, skipping is off and a gradient is not finite;
-   *     nothing was written
-   */
-  public StepResult step() {
-    open();
-    Status.check(espalier.esp_fused_adamw(list, parameters.size(), options, result));
-    return new StepResult(
-        result.norm(),
-        result.clip_factor(),
-        result.skipped() != 0,
-        result.non_finite(),
-        result.non_finite_channels());
+  @Override
+  void run(esp_step_result result) {
+    Status.check(espalier.esp_fused_adamw(list, count(), options, result));
   }
 
-  private int checked(int index) {
-    if (index < 0 || index >= parameters.size()) {
-      throw new IndexOutOfBoundsException(index + " of " + parameters.size() + " parameters");
-    }
-    return index;
+  @Override
+  void queue(DevicePlan plan, CudaMemory history, esp_step_result found, CudaStream stream) {
+    requireCpu();
   }
 
-  private void open() {
-    if (closed) {
-      throw new IllegalStateException("the optimizer is closed");
+  private void requireCpu() {
+    if (device().isCuda()) {
+      throw new UnsupportedOperationException("fused_adamw runs on the CPU only");
     }
   }
 
   @Override
-  public void close() {
-    closed = true;
+  double nativeLearningRate() {
+    return options.learning_rate();
+  }
+
+  @Override
+  void nativeLearningRate(double value) {
+    options.learning_rate(value);
+  }
+
+  @Override
+  void closeNative() {
     list.close();
     options.close();
-    result.close();
   }
 }

@@ -2,17 +2,19 @@ package org.espalier.op;
 
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.IntPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_sgd_options;
-import org.espalier.binding.esp_sgd_result;
 import org.espalier.binding.esp_sgd_tensor;
+import org.espalier.binding.esp_step_result;
 import org.espalier.binding.global.espalier;
+import org.espalier.binding.global.espalier_cuda;
+import org.espalier.device.CudaMemory;
+import org.espalier.device.CudaStream;
 import org.espalier.device.Tensor;
 
 /**
- * Stochastic gradient descent over a list of tensors in one native call, with what a compressed
- * network needs done while a weight is in the cache: the mask is held, clipped weights receive no
- * gradient, and scale, fake-quantized working copy and gate are renewed. For each element:
+ * Stochastic gradient descent; see {@link FusedStep}. For each element:
  *
  * <pre>
  *   d = mask · gate · gradient            a pruned or clipped weight receives no gradient
@@ -32,11 +34,8 @@ import org.espalier.device.Tensor;
  * survives a skipped step. Results have the same bits on every instruction set and for every number
  * of threads.
  *
- * <p>The list is kept in native form: a step is one call and copies nothing. The tensors must stay
- * alive until {@link #close}. Not thread safe; several objects may step at once on different
- * tensors.
  */
-public final class FusedSgd implements AutoCloseable {
+public final class FusedSgd extends FusedStep {
   /**
    * One tensor and what belongs to it.
    *
@@ -164,11 +163,8 @@ public final class FusedSgd implements AutoCloseable {
     }
   }
 
-  private final List<Parameter> parameters; // keeps the memory reachable
   private final esp_sgd_tensor list;
   private final esp_sgd_options options;
-  private final esp_sgd_result result = new esp_sgd_result();
-  private boolean closed;
 
   /**
    * A list whose momentum buffers hold nothing yet: the first step writes them without reading.
@@ -177,8 +173,8 @@ public final class FusedSgd implements AutoCloseable {
    *     momentum
    */
   public FusedSgd(List<Parameter> parameters, Options options) {
-    this.parameters = List.copyOf(parameters);
-    this.list = new esp_sgd_tensor(Math.max(1, parameters.size()));
+    super(parameters, parameters.stream().map(Parameter::weight).toList());
+    this.list = new esp_sgd_tensor(Math.max(1, count()));
     this.options =
         new esp_sgd_options()
             .learning_rate(options.learningRate())
@@ -197,14 +193,18 @@ public final class FusedSgd implements AutoCloseable {
       }
       describe(list.getPointer(i), p);
     }
+    plan(
+        (plan, table) ->
+            espalier_cuda.esp_cuda_fused_sgd_plan(list, count(), this.options, plan, table),
+        Integer.BYTES);
   }
 
   private static void describe(esp_sgd_tensor t, Parameter p) {
     TrainedTensor trained =
         new TrainedTensor(p.weight, p.gradient, p.mask, p.gate, p.workingCopy, p.scale);
-    t.weight(TrainedTensor.floats(p.weight))
-        .gradient(p.gradient.pointer())
-        .momentum(p.momentum == null ? null : TrainedTensor.floats(p.momentum))
+    t.weight(trained.floats(p.weight))
+        .gradient(trained.at(p.gradient))
+        .momentum(trained.floats(p.momentum))
         .mask(p.mask)
         .gate(p.gate)
         .working_copy(trained.copyMemory())
@@ -218,69 +218,64 @@ public final class FusedSgd implements AutoCloseable {
         .first(1);
   }
 
-  /** The learning rate of the next steps; 0 or more. */
-  public void learningRate(double value) {
-    TrainedTensor.atLeastZero("learning rate", value);
-    open();
-    options.learning_rate(value);
-  }
-
-  public double learningRate() {
-    open();
-    return options.learning_rate();
-  }
-
   /**
    * Whether the momentum buffer of parameter {@code index} holds nothing yet. True until a first step
-   * is done; set it to false for buffers that were restored.
+   * is done; set it to false for buffers that were restored. On a CUDA device no step may be queued.
    */
   public boolean first(int index) {
-    open();
-    return list.getPointer(checked(index)).first() != 0;
+    checked(index);
+    if (!device().isCuda()) {
+      return list.getPointer(index).first() != 0;
+    }
+    try (IntPointer started = new IntPointer(count())) {
+      copyHistory(started, false);
+      return started.get(index) == 0;
+    }
   }
 
   public void first(int index, boolean value) {
-    open();
-    list.getPointer(checked(index)).first(value ? 1 : 0);
-  }
-
-  /**
-   * One step with the gradients as they are now.
-   *
-   * @throws IllegalArgumentException a given scale is not positive or has no finite reciprocal; nothing
-   *     was written
-   * @throws org.espalier.InputException clipping is on, skipping is off and a gradient is not finite;
-   *     nothing was written
-   */
-  public StepResult step() {
-    open();
-    Status.check(espalier.esp_fused_sgd(list, parameters.size(), options, result));
-    return new StepResult(
-        result.norm(),
-        result.clip_factor(),
-        result.skipped() != 0,
-        result.non_finite(),
-        result.non_finite_channels());
-  }
-
-  private int checked(int index) {
-    if (index < 0 || index >= parameters.size()) {
-      throw new IndexOutOfBoundsException(index + " of " + parameters.size() + " parameters");
+    checked(index);
+    if (!device().isCuda()) {
+      list.getPointer(index).first(value ? 1 : 0);
+      return;
     }
-    return index;
-  }
-
-  private void open() {
-    if (closed) {
-      throw new IllegalStateException("the optimizer is closed");
+    try (IntPointer started = new IntPointer(count())) {
+      copyHistory(started, false);
+      copyHistory(started.put(index, value ? 0 : 1), true);
     }
   }
 
   @Override
-  public void close() {
-    closed = true;
+  void run(esp_step_result result) {
+    Status.check(espalier.esp_fused_sgd(list, count(), options, result));
+  }
+
+  @Override
+  void queue(DevicePlan plan, CudaMemory history, esp_step_result found, CudaStream stream) {
+    Status.checkCuda(
+        espalier_cuda.esp_cuda_fused_sgd(
+            plan.plan(),
+            plan.table(),
+            plan.workspace(),
+            options,
+            history.asInts(),
+            found,
+            stream.handle()));
+  }
+
+  @Override
+  double nativeLearningRate() {
+    return options.learning_rate();
+  }
+
+  @Override
+  void nativeLearningRate(double value) {
+    options.learning_rate(value);
+  }
+
+  @Override
+  void closeNative() {
     list.close();
     options.close();
-    result.close();
   }
 }

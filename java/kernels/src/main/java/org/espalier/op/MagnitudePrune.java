@@ -13,6 +13,10 @@ import org.espalier.binding.esp_prune_result;
 import org.espalier.binding.esp_prune_rule;
 import org.espalier.binding.esp_prune_tensor;
 import org.espalier.binding.global.espalier;
+import org.espalier.binding.global.espalier_cuda;
+import org.espalier.device.CudaMemory;
+import org.espalier.device.CudaStream;
+import org.espalier.device.Device;
 import org.espalier.device.Tensor;
 
 /**
@@ -24,7 +28,10 @@ import org.espalier.device.Tensor;
  *
  * <p>Nothing is concatenated or copied: scratch memory is at most 1 MiB plus 2 % of the weights'
  * bytes. Thread safe; the weights must not change meanwhile. The result is the same on every
- * instruction set and for every number of threads.
+ * instruction set, for every number of threads and on CUDA devices.
+ *
+ * <p>Runs where the first tensor is; all else of a list lies there too. {@link #select} runs on the CPU
+ * only.
  */
 public final class MagnitudePrune {
   /** Largest {@code m} of a pattern n:m. */
@@ -200,23 +207,159 @@ public final class MagnitudePrune {
   }
 
   /**
-   * Prunes in one call.
+   * Prunes in one call; {@link #batch} is cheaper for what is pruned again and again.
    *
    * @throws InputException where the count is more than what remains, or the pattern does not divide
    *     an axis
    */
   public static Result prune(List<Weights> list, Rule rule) {
-    int count = list.size();
-    if (rule instanceof Pattern pattern) {
-      list.forEach(weights -> checkPattern(weights, pattern));
+    try (Batch batch = batch(list, rule)) {
+      return batch.run();
     }
-    try (esp_prune_tensor tensors = tensors(list);
-        esp_prune_rule nativeRule = rule(rule);
-        esp_prune_result result = new esp_prune_result();
-        LongPointer pruned = new LongPointer(Math.max(1, count))) {
-      check(espalier.esp_magnitude_prune(tensors, count, nativeRule, result, pruned), rule);
+  }
+
+  /**
+   * A list of tensors that is planned once and can be pruned often. Close it.
+   *
+   * @throws InputException where the pattern does not divide an axis
+   * @throws IllegalArgumentException where the tensors are not all on one device
+   */
+  public static Batch batch(List<Weights> list, Rule rule) {
+    return new Batch(list, rule);
+  }
+
+  /** A list of tensors in native form. The memory must stay alive until close. Not thread safe. */
+  public static final class Batch implements AutoCloseable {
+    private final List<Weights> list; // keeps the memory reachable
+    private final Device device;
+    private final esp_prune_tensor tensors;
+    private final esp_prune_result result = new esp_prune_result();
+    private final LongPointer pruned;
+    private Rule rule;
+    private esp_prune_rule nativeRule;
+    private final DevicePlan plan; // null on the CPU, as are the next two
+    private final CudaMemory found;
+    private final CudaMemory foundPruned;
+
+    private Batch(List<Weights> list, Rule rule) {
+      this.list = List.copyOf(list);
+      this.device = list.isEmpty() ? Device.cpu() : list.get(0).weights().device();
+      if (rule instanceof Pattern pattern) {
+        list.forEach(weights -> checkPattern(weights, pattern));
+      }
+      int count = list.size();
+      this.tensors = MagnitudePrune.tensors(list, device);
+      this.pruned = new LongPointer(Math.max(1, count));
+      this.rule = rule;
+      this.nativeRule = MagnitudePrune.rule(rule);
+      if (!device.isCuda()) {
+        plan = null;
+        found = null;
+        foundPruned = null;
+        return;
+      }
+      plan =
+          new DevicePlan(
+              device,
+              (plan, table) ->
+                  espalier_cuda.esp_cuda_magnitude_prune_plan(
+                      tensors, count, nativeRule, plan, table));
+      found = CudaMemory.allocate(device, result.sizeof());
+      foundPruned = CudaMemory.allocate(device, (long) Long.BYTES * count);
+    }
+
+    /**
+     * What to prune from now on: another fraction, count, threshold or number to keep.
+     *
+     * @throws IllegalArgumentException where the kind of rule, its scope or its group is another
+     */
+    public void rule(Rule next) {
+      if (next.getClass() != rule.getClass()
+          || !Objects.equals(scope(next), scope(rule))
+          || next instanceof Pattern pattern && pattern.group() != ((Pattern) rule).group()) {
+        throw new IllegalArgumentException(
+            next + " for a batch that was made for " + rule + "; kind, scope and group must stay");
+      }
+      nativeRule.close();
+      nativeRule = MagnitudePrune.rule(next);
+      rule = next;
+    }
+
+    private static Scope scope(Rule rule) {
+      return rule instanceof Amount amount
+          ? amount.scope()
+          : rule instanceof Count count
+              ? count.scope()
+              : rule instanceof Sparsity sparsity ? sparsity.scope() : null;
+    }
+
+    /**
+     * Prunes what the tensors hold now.
+     *
+     * @throws InputException where the count is more than what remains
+     */
+    public Result run() {
+      if (device.isCuda()) {
+        CudaStream stream = CudaStream.defaultOf(device);
+        queue(stream);
+        return result(stream);
+      }
+      check(
+          espalier.esp_magnitude_prune(tensors, list.size(), nativeRule, result, pruned), rule);
+      return found();
+    }
+
+    /**
+     * Queues the work on a stream, for tensors on its device, and returns.
+     *
+     * @throws IllegalArgumentException where the tensors are elsewhere
+     */
+    public void queue(CudaStream stream) {
+      DevicePlan.requireOn(device, stream);
+      device.makeCurrent();
+      Status.checkCuda(
+          espalier_cuda.esp_cuda_magnitude_prune(
+              plan.plan(),
+              plan.table(),
+              plan.workspace(),
+              nativeRule,
+              new esp_prune_result(found.pointer()),
+              list.isEmpty() ? null : foundPruned.asLongs(),
+              stream.handle()));
+    }
+
+    /**
+     * Waits for what was queued on a stream.
+     *
+     * @throws InputException where the count was more than what remains; nothing was written then
+     */
+    public Result result(CudaStream stream) {
+      DevicePlan.requireOn(device, stream);
+      found.copyTo(result, found.bytes(), stream);
+      foundPruned.copyTo(pruned, foundPruned.bytes(), stream);
+      stream.synchronize();
+      if (result.pruned() < 0) {
+        throw new InputException("magnitude_prune: " + rule + " is more than what remains");
+      }
+      return found();
+    }
+
+    private Result found() {
       return new Result(
           result.total(), result.pruned(), result.threshold(), tensorResults(list, pruned));
+    }
+
+    @Override
+    public void close() {
+      if (plan != null) {
+        plan.close();
+        found.close();
+        foundPruned.close();
+      }
+      tensors.close();
+      nativeRule.close();
+      result.close();
+      pruned.close();
     }
   }
 
@@ -233,7 +376,7 @@ public final class MagnitudePrune {
     if (rule instanceof Pattern) {
       throw new IllegalArgumentException("a pattern needs no selection");
     }
-    try (esp_prune_tensor tensors = tensors(list);
+    try (esp_prune_tensor tensors = tensors(list, Device.cpu());
         esp_prune_rule nativeRule = rule(rule);
         esp_prune_result result = new esp_prune_result();
         esp_prune_cut cuts = new esp_prune_cut(Math.max(1, count))) {
@@ -326,7 +469,7 @@ public final class MagnitudePrune {
 
     private void apply(List<Weights> list, int[] tensors, long[] starts, LongPointer pruned) {
       int count = list.size();
-      try (esp_prune_tensor nativeTensors = MagnitudePrune.tensors(list);
+      try (esp_prune_tensor nativeTensors = MagnitudePrune.tensors(list, Device.cpu());
           esp_prune_cut cuts = new esp_prune_cut(Math.max(1, count))) {
         for (int i = 0; i < count; i++) {
           cuts.getPointer(i).key(keys[tensors[i]]).ties(ties[tensors[i]] - starts[i]);
@@ -371,7 +514,7 @@ public final class MagnitudePrune {
     Status.check(status);
   }
 
-  private static esp_prune_tensor tensors(List<Weights> list) {
+  private static esp_prune_tensor tensors(List<Weights> list, Device device) {
     esp_prune_tensor tensors = new esp_prune_tensor(Math.max(1, list.size()));
     for (int i = 0; i < list.size(); i++) {
       Weights w = list.get(i);
@@ -388,8 +531,8 @@ public final class MagnitudePrune {
       }
       tensors
           .getPointer(i)
-          .weights(tensor.pointer())
-          .out(w.out() == null ? null : w.out().pointer())
+          .weights(tensor.pointerOn(device))
+          .out(w.out() == null ? null : w.out().pointerOn(device))
           .mask_in(w.maskIn())
           .mask_out(w.maskOut())
           .n(tensor.elements())

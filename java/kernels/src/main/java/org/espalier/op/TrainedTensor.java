@@ -66,8 +66,13 @@ record TrainedTensor(
     }
   }
 
-  static FloatPointer floats(Tensor tensor) {
-    return new FloatPointer(tensor.pointer());
+  /** The memory of a tensor that lies where the weight does. */
+  FloatPointer floats(Tensor tensor) {
+    return tensor == null ? null : new FloatPointer(at(tensor));
+  }
+
+  Pointer at(Tensor tensor) {
+    return tensor.pointerOn(weight.device());
   }
 
   Channel channel() {
@@ -91,7 +96,10 @@ record TrainedTensor(
   }
 
   Pointer copyMemory() {
-    return workingCopy == null ? null : workingCopy.memory();
+    if (workingCopy == null) {
+      return null;
+    }
+    return workingCopy.floats() == null ? workingCopy.integers() : at(workingCopy.floats());
   }
 
   int copyCode() {

@@ -1,7 +1,6 @@
 package org.espalier.op;
 
 import org.bytedeco.javacpp.BytePointer;
-import org.bytedeco.javacpp.Pointer;
 import org.espalier.binding.global.espalier;
 import org.espalier.device.DType;
 import org.espalier.device.Tensor;
@@ -43,10 +42,6 @@ public record WorkingCopy(Tensor floats, BytePointer integers) {
           "the working copy holds " + (integers.limit() - integers.position()) + " bytes, "
               + weight + " needs " + n);
     }
-  }
-
-  Pointer memory() {
-    return floats == null ? integers : floats.pointer();
   }
 
   int code() {

@@ -12,6 +12,7 @@ import org.espalier.device.OwnedTensor;
 import org.espalier.op.Channel;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
+import org.espalier.op.FusedStep;
 import org.espalier.op.Scale;
 import org.espalier.op.StepResult;
 import org.espalier.op.WorkingCopy;
@@ -19,25 +20,10 @@ import org.espalier.torch.TensorView;
 
 /** The optimizer of one stage: one native call for all parameters, with its state. */
 final class Update implements AutoCloseable {
-  /** What SGD and AdamW have in common here. */
-  private interface Kernel extends AutoCloseable {
-    void learningRate(double value);
-
-    StepResult step();
-
-    /** Steps that the state of a parameter has seen; SGD knows none and some. */
-    long steps(int index);
-
-    void steps(int index, long value);
-
-    @Override
-    void close();
-  }
-
   private final List<TrainedWeight> weights;
   private final List<OwnedTensor> states = new ArrayList<>();
   private final List<Tensor> gradients = new ArrayList<>();
-  private final Kernel kernel;
+  private final FusedStep step;
 
   Update(List<TrainedWeight> weights, Optimizer optimizer) {
     this.weights = List.copyOf(weights);
@@ -47,10 +33,10 @@ final class Update implements AutoCloseable {
       w.parameter.tensor().mutable_grad().put(gradient);
       gradients.add(gradient);
     }
-    kernel = optimizer instanceof Optimizer.Sgd s ? sgd(s) : adamW((Optimizer.AdamW) optimizer);
+    step = optimizer instanceof Optimizer.Sgd s ? sgd(s) : adamW((Optimizer.AdamW) optimizer);
   }
 
-  private Kernel sgd(Optimizer.Sgd s) {
+  private FusedSgd sgd(Optimizer.Sgd s) {
     List<FusedSgd.Parameter> parameters = new ArrayList<>();
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
@@ -62,44 +48,17 @@ final class Update implements AutoCloseable {
               ? p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w))
               : p);
     }
-    FusedSgd sgd =
-        new FusedSgd(
-            parameters,
-            FusedSgd.Options.of(s.learningRate())
-                .withMomentum(s.momentum())
-                .withWeightDecay(s.weightDecay())
-                .withNesterov(s.nesterov())
-                .withMaxNorm(s.maxNorm())
-                .withSkipNonFinite(true));
-    return new Kernel() {
-      @Override
-      public void learningRate(double value) {
-        sgd.learningRate(value);
-      }
-
-      @Override
-      public StepResult step() {
-        return sgd.step();
-      }
-
-      @Override
-      public long steps(int index) {
-        return sgd.first(index) ? 0 : 1;
-      }
-
-      @Override
-      public void steps(int index, long value) {
-        sgd.first(index, value == 0);
-      }
-
-      @Override
-      public void close() {
-        sgd.close();
-      }
-    };
+    return new FusedSgd(
+        parameters,
+        FusedSgd.Options.of(s.learningRate())
+            .withMomentum(s.momentum())
+            .withWeightDecay(s.weightDecay())
+            .withNesterov(s.nesterov())
+            .withMaxNorm(s.maxNorm())
+            .withSkipNonFinite(true));
   }
 
-  private Kernel adamW(Optimizer.AdamW a) {
+  private FusedAdamW adamW(Optimizer.AdamW a) {
     List<FusedAdamW.Parameter> parameters = new ArrayList<>();
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
@@ -111,41 +70,14 @@ final class Update implements AutoCloseable {
               ? p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w))
               : p);
     }
-    FusedAdamW adam =
-        new FusedAdamW(
-            parameters,
-            FusedAdamW.Options.of(a.learningRate())
-                .withBetas(a.beta1(), a.beta2())
-                .withEpsilon(a.epsilon())
-                .withWeightDecay(a.weightDecay())
-                .withMaxNorm(a.maxNorm())
-                .withSkipNonFinite(true));
-    return new Kernel() {
-      @Override
-      public void learningRate(double value) {
-        adam.learningRate(value);
-      }
-
-      @Override
-      public StepResult step() {
-        return adam.step();
-      }
-
-      @Override
-      public long steps(int index) {
-        return adam.steps(index);
-      }
-
-      @Override
-      public void steps(int index, long value) {
-        adam.steps(index, value);
-      }
-
-      @Override
-      public void close() {
-        adam.close();
-      }
-    };
+    return new FusedAdamW(
+        parameters,
+        FusedAdamW.Options.of(a.learningRate())
+            .withBetas(a.beta1(), a.beta2())
+            .withEpsilon(a.epsilon())
+            .withWeightDecay(a.weightDecay())
+            .withMaxNorm(a.maxNorm())
+            .withSkipNonFinite(true));
   }
 
   private static Scale scale(TrainedWeight w) {
@@ -169,8 +101,8 @@ final class Update implements AutoCloseable {
    *     was written
    */
   StepResult step(double learningRate) {
-    kernel.learningRate(learningRate);
-    StepResult result = kernel.step();
+    step.learningRate(learningRate);
+    StepResult result = step.step();
     if (result.skipped()) {
       throw new NonFiniteLossException(
           result.nonFinite() + " entries of gradients are NaN or infinite, those of "
@@ -188,10 +120,25 @@ final class Update implements AutoCloseable {
     throw new IllegalStateException("all gradients are finite");
   }
 
+  /** Steps that the state of a parameter has seen; SGD knows none and some. */
+  private long steps(int index) {
+    return step instanceof FusedAdamW adamW
+        ? adamW.steps(index)
+        : ((FusedSgd) step).first(index) ? 0 : 1;
+  }
+
+  private void steps(int index, long value) {
+    if (step instanceof FusedAdamW adamW) {
+      adamW.steps(index, value);
+    } else {
+      ((FusedSgd) step).first(index, value == 0);
+    }
+  }
+
   /** Writes the optimizer's state. */
   void save(DataOutputStream out) throws IOException {
     for (int i = 0; i < weights.size(); i++) {
-      out.writeLong(kernel.steps(i));
+      out.writeLong(steps(i));
     }
     for (OwnedTensor state : states) {
       TrainedWeight.write(state, out);
@@ -201,7 +148,7 @@ final class Update implements AutoCloseable {
   /** Reads what {@link #save} wrote for the same parameters and settings. */
   void restore(DataInputStream in) throws IOException {
     for (int i = 0; i < weights.size(); i++) {
-      kernel.steps(i, in.readLong());
+      steps(i, in.readLong());
     }
     for (OwnedTensor state : states) {
       TrainedWeight.read(state, in);
@@ -214,7 +161,7 @@ final class Update implements AutoCloseable {
 
   @Override
   public void close() {
-    kernel.close();
+    step.close();
     states.forEach(OwnedTensor::close);
     for (int i = 0; i < weights.size(); i++) {
       weights.get(i).parameter.tensor().mutable_grad().put(new Tensor());

@@ -17,6 +17,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
               "espalier/fake_quantize.h",
               "espalier/gradient_norm.h",
               "espalier/working_copy.h",
+              "espalier/step_result.h",
               "espalier/fused_adamw.h",
               "espalier/fused_sgd.h",
               "espalier/kd_softmax_loss.h",

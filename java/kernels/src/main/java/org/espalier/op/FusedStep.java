@@ -1,0 +1,189 @@
+package org.espalier.op;
+
+import java.util.List;
+import org.bytedeco.javacpp.Pointer;
+import org.espalier.InputException;
+import org.espalier.binding.esp_step_result;
+import org.espalier.binding.global.espalier;
+import org.espalier.device.CudaMemory;
+import org.espalier.device.CudaStream;
+import org.espalier.device.Device;
+import org.espalier.device.Tensor;
+
+/**
+ * An optimizer over a list of tensors that does a step in one native call, with what a compressed
+ * network needs done while a weight is in the cache: the mask is held, clipped weights receive no
+ * gradient, and scale, fake-quantized working copy and gate are renewed.
+ *
+ * <p>The list is kept in native form: a step copies nothing. The tensors must stay alive until
+ * {@link #close}. Not thread safe; several objects may step at once on different tensors.
+ *
+ * <p>Runs where the weights are, and all else of the list lies there too. On a CUDA device the results
+ * have the same bits; given scales are not checked there.
+ */
+public abstract sealed class FusedStep implements AutoCloseable permits FusedAdamW, FusedSgd {
+  private final List<?> parameters; // keeps the memory reachable
+  private final Device device;
+  private final esp_step_result result = new esp_step_result();
+  // On a CUDA device: the plan, the result, and what a tensor keeps from step to step.
+  private DevicePlan plan;
+  private CudaMemory found;
+  private CudaMemory history;
+  private boolean closed;
+
+  FusedStep(List<?> parameters, List<Tensor> weights) {
+    this.parameters = List.copyOf(parameters);
+    this.device = weights.isEmpty() ? Device.cpu() : weights.get(0).device();
+    weights.forEach(weight -> weight.pointerOn(device));
+  }
+
+  /** Last in a constructor: plans the list where it is on a CUDA device. */
+  final void plan(DevicePlan.Planner planner, int historyBytes) {
+    if (!device.isCuda()) {
+      return;
+    }
+    history = CudaMemory.allocate(device, Math.multiplyExact(count(), (long) historyBytes));
+    found = CudaMemory.allocate(device, result.sizeof());
+    CudaStream stream = CudaStream.defaultOf(device);
+    history.zero(stream);
+    stream.synchronize(); // other streams do not wait for the default one
+    plan = new DevicePlan(device, planner);
+  }
+
+  /** One step on the CPU. */
+  abstract void run(esp_step_result result);
+
+  /** Queues one step. */
+  abstract void queue(
+      DevicePlan plan, CudaMemory history, esp_step_result found, CudaStream stream);
+
+  abstract double nativeLearningRate();
+
+  abstract void nativeLearningRate(double value);
+
+  abstract void closeNative();
+
+  final int count() {
+    return parameters.size();
+  }
+
+  final Device device() {
+    return device;
+  }
+
+  /** The learning rate of the next steps; 0 or more. */
+  public final void learningRate(double value) {
+    TrainedTensor.atLeastZero("learning rate", value);
+    open();
+    nativeLearningRate(value);
+  }
+
+  public final double learningRate() {
+    open();
+    return nativeLearningRate();
+  }
+
+  /**
+   * One step with the gradients as they are now; waits for it.
+   *
+   * @throws IllegalArgumentException a given scale is not positive or has no finite reciprocal; nothing
+   *     was written
+   * @throws InputException clipping is on, skipping is off and a gradient is not finite; nothing was
+   *     written
+   */
+  public final StepResult step() {
+    open();
+    if (device.isCuda()) {
+      CudaStream stream = CudaStream.defaultOf(device);
+      queue(stream);
+      return result(stream);
+    }
+    run(result);
+    return found();
+  }
+
+  /**
+   * Queues one step on a stream, for tensors on its device, and returns. Of several steps queued one
+   * after the other each sees what the one before has left.
+   *
+   * @throws IllegalArgumentException where the tensors are elsewhere
+   */
+  public final void queue(CudaStream stream) {
+    open();
+    DevicePlan.requireOn(device, stream);
+    device.makeCurrent();
+    queue(plan, history, new esp_step_result(found.pointer()), stream);
+  }
+
+  /**
+   * Waits for what was queued on a stream.
+   *
+   * @return what the last step found
+   * @throws InputException clipping is on, skipping is off and a gradient is not finite; that step wrote
+   *     nothing
+   */
+  public final StepResult result(CudaStream stream) {
+    open();
+    DevicePlan.requireOn(device, stream);
+    found.copyTo(result, result.sizeof(), stream);
+    stream.synchronize();
+    if (result.skipped() == espalier.ESP_STEP_REFUSED) {
+      throw new InputException(
+          result.non_finite()
+              + " gradient entries are NaN or infinite, so that the norm to clip by has no value;"
+              + " nothing was changed");
+    }
+    return found();
+  }
+
+  private StepResult found() {
+    return new StepResult(
+        result.norm(),
+        result.clip_factor(),
+        result.skipped() != 0,
+        result.non_finite(),
+        result.non_finite_channels());
+  }
+
+  /** Copies what the device keeps of the tensors from or to the host; no step may be queued. */
+  final void copyHistory(Pointer host, boolean toDevice) {
+    CudaStream stream = CudaStream.defaultOf(device);
+    if (toDevice) {
+      history.copyFrom(host, history.bytes(), stream);
+    } else {
+      history.copyTo(host, history.bytes(), stream);
+    }
+    stream.synchronize();
+  }
+
+  /** A parameter's number, checked. */
+  final int checked(int index) {
+    open();
+    if (index < 0 || index >= count()) {
+      throw new IndexOutOfBoundsException(index + " of " + count() + " parameters");
+    }
+    return index;
+  }
+
+  private void open() {
+    if (closed) {
+      throw new IllegalStateException("the optimizer is closed");
+    }
+  }
+
+  /** Frees the native list; close when nothing is queued any more. */
+  @Override
+  public final void close() {
+    if (closed) {
+      return;
+    }
+    closed = true;
+    if (plan != null) {
+      plan.close();
+      found.close();
+      history.close();
+    }
+    closeNative();
+    result.close();
+  }
+}
