@@ -116,6 +116,50 @@ class OnlineLearnerTest {
     }
   }
 
+  /** AdamW with decoupled decay, against the formulas in double. */
+  @Test
+  void aStepOfAdamWIsTheFormula() {
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Constant(0.05))
+            .batch(4)
+            .weightDecay(0.1)
+            .adamW(new OnlineSettings.AdamW(0.8, 0.95, 1e-6))
+            .build();
+    List<Example> stream = Streams.line(40, 3, 1, 0, 5);
+    double[] w = {0.5, -0.25, 0.125, 0.0625}; // three weights and the bias
+    double[] m = new double[4];
+    double[] v = new double[4];
+    try (LinearHead head = new LinearHead(3, 1)) {
+      head.set(new float[] {0.5f, -0.25f, 0.125f}, new float[] {0.0625f});
+      try (OnlineLearner learner = new OnlineLearner(head, settings)) {
+        for (int step = 1; step <= 10; step++) {
+          List<Example> batch = stream.subList(4 * step - 4, 4 * step);
+          double[] g = new double[4];
+          for (Example e : batch) {
+            float[] x = e.features();
+            double d = w[0] * x[0] + w[1] * x[1] + w[2] * x[2] + w[3] - e.values()[0];
+            for (int j = 0; j < 4; j++) {
+              g[j] += 2 * d / 4 * (j < 3 ? x[j] : 1);
+            }
+          }
+          for (int j = 0; j < 4; j++) {
+            m[j] = 0.8 * m[j] + 0.2 * g[j];
+            v[j] = 0.95 * v[j] + 0.05 * g[j] * g[j];
+            double root = Math.sqrt(v[j] / (1 - Math.pow(0.95, step))) + 1e-6;
+            w[j] =
+                (1 - 0.05 * 0.1) * w[j] - 0.05 / (1 - Math.pow(0.8, step)) * m[j] / root;
+          }
+          learner.learn(batch);
+        }
+        float[] learned = learner.weights().get("weight");
+        for (int j = 0; j < 3; j++) {
+          assertEquals(w[j], learned[j], 1e-5);
+        }
+        assertEquals(w[3], learner.weights().get("bias")[0], 1e-5);
+      }
+    }
+  }
+
   /** Steps on one example need no gradient in memory, unless a rule wants its norm: the same bits. */
   @Test
   void aStepOnOneExampleHasTheBitsOfTheGeneralStep() throws IOException {
@@ -191,10 +235,12 @@ class OnlineLearnerTest {
 
   /** Everything that has a state is on. */
   private static OnlineSettings rich() {
-    return OnlineSettings.builder(
-            new Loss.Distillation(0.8, 2, 0.01), new LearningRate.Cosine(0.3, 0.01, 5, 60))
+    return rich(new LearningRate.Cosine(0.3, 0.01, 5, 60)).momentum(0.9).build();
+  }
+
+  private static OnlineSettings.Builder rich(LearningRate rate) {
+    return OnlineSettings.builder(new Loss.Distillation(0.8, 2, 0.01), rate)
         .batch(8)
-        .momentum(0.9)
         .weightDecay(1e-3)
         .publishEvery(3)
         .replay(new OnlineSettings.Replay(50, 3))
@@ -207,8 +253,7 @@ class OnlineLearnerTest {
                 new Guard.Spike(2.5, 10, 3),
                 new Guard.Quality(5, 20, 100, 0.1)))
         .drift(new OnlineSettings.Drift(0.3, 0.005, 3, OnlineSettings.Drift.Action.RESTART))
-        .window(100)
-        .build();
+        .window(100);
   }
 
   private static List<Example> eventful() {
@@ -223,13 +268,20 @@ class OnlineLearnerTest {
     return stream;
   }
 
-  @Test
-  void aResumedRunHasTheSameBits() throws IOException {
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void aResumedRunHasTheSameBits(boolean adamW) throws IOException {
+    OnlineSettings settings =
+        adamW
+            ? rich(new LearningRate.Cosine(0.1, 0.001, 5, 60))
+                .adamW(OnlineSettings.AdamW.DEFAULTS)
+                .build()
+            : rich();
     List<Example> stream = eventful();
     int events;
     byte[] whole;
     try (LinearHead head = head();
-        OnlineLearner learner = new OnlineLearner(head, rich())) {
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
       List<Event> seen = new ArrayList<>();
       learner.onEvent(seen::add);
       for (int at = 0; at < stream.size(); at += 10) {
@@ -249,7 +301,7 @@ class OnlineLearnerTest {
     for (int at = 0; at < stream.size(); at += 250) {
       // Another process: a new model, whose weights come from the state alone.
       try (LinearHead head = state == null ? head() : new LinearHead(FEATURES, 2);
-          OnlineLearner learner = new OnlineLearner(head, rich())) {
+          OnlineLearner learner = new OnlineLearner(head, settings)) {
         List<Event> seen = new ArrayList<>();
         learner.onEvent(seen::add);
         if (state != null) {

@@ -56,7 +56,7 @@ import picocli.CommandLine.Option;
       "  loss: cross-entropy",
       "  learning-rate: 0.1",
       "  model: {features: 384, outputs: 2}",
-      "It may have momentum, weight-decay, batch, publish-every, replay, averaging,",
+      "It may have momentum or adamw, weight-decay, batch, publish-every, replay, averaging,",
       "only, keep-zeros, int8, constraint, guard, drift, privacy, window, fade, seed.",
       "",
       "Examples:",

@@ -40,7 +40,7 @@ import org.slf4j.LoggerFactory;
 public final class OnlineLearner implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(OnlineLearner.class);
   private static final int MAGIC = 0x65736f6c; // "esol"
-  private static final int FORMAT = 1;
+  private static final int FORMAT = 2;
 
   /** The weight of the past in the means that the guard compares with. */
   private static final double MEMORY = 0.98;
@@ -861,7 +861,7 @@ public final class OnlineLearner implements AutoCloseable {
       System.arraycopy(
           first.bits().get(i), 0, beginning.bits().get(i), 0, first.bits().get(i).length);
     }
-    System.arraycopy(first.first(), 0, beginning.first(), 0, first.first().length);
+    System.arraycopy(first.steps(), 0, beginning.steps(), 0, first.steps().length);
     state.restore(now);
     metrics.load(in);
     for (DriftDetector detector : detectors) {

@@ -28,6 +28,7 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * learning-rate: 0.1                    # {rate, half-life, power} or {rate, end, warmup, period}
  * momentum: 0.9
  * weight-decay: 0
+ * adamw: {beta1: 0.9, beta2: 0.999, epsilon: 1e-8}  # instead of momentum
  * batch: 32
  * publish-every: 1                      # steps
  * replay: {capacity: 1000, per-step: 8}
@@ -96,6 +97,16 @@ public record OnlineRecipe(
             .fade(top.number("fade", 0.995))
             .seed((long) top.number("seed", 1))
             .guard(guard(top));
+    Section adamW = top.section("adamw");
+    if (adamW != null) {
+      builder.adamW(
+          adamW.checked(
+              () ->
+                  new OnlineSettings.AdamW(
+                      adamW.number("beta1", OnlineSettings.AdamW.DEFAULTS.beta1()),
+                      adamW.number("beta2", OnlineSettings.AdamW.DEFAULTS.beta2()),
+                      adamW.number("epsilon", OnlineSettings.AdamW.DEFAULTS.epsilon()))));
+    }
     Section replay = top.section("replay");
     if (replay != null) {
       builder.replay(

@@ -2,6 +2,7 @@ package org.espalier.online;
 
 import java.util.Objects;
 import java.util.Set;
+import org.espalier.op.FusedAdamW;
 
 /**
  * How an {@link OnlineLearner} learns. Immutable; {@link #builder} has defaults for all but the loss
@@ -11,7 +12,8 @@ import java.util.Set;
  * @param constraint ties the outputs to a target of the outcome, or null
  * @param rate the learning rate
  * @param momentum at least 0
- * @param weightDecay at least 0
+ * @param weightDecay at least 0; decoupled with AdamW
+ * @param adamW instead of gradient descent with momentum, or null
  * @param batch the most examples of a step, replayed ones not counted
  * @param publishEvery readers get a new version every so many steps
  * @param replay how old examples are mixed in, or null
@@ -33,6 +35,7 @@ public record OnlineSettings(
     LearningRate rate,
     double momentum,
     double weightDecay,
+    AdamW adamW,
     int batch,
     int publishEvery,
     Replay replay,
@@ -46,6 +49,22 @@ public record OnlineSettings(
     int window,
     double fade,
     long seed) {
+  /**
+   * Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
+   *
+   * @param beta1 of the first moment, in [0, 1)
+   * @param beta2 of the second moment, in [0, 1)
+   * @param epsilon above 0
+   */
+  public record AdamW(double beta1, double beta2, double epsilon) {
+    /** What PyTorch takes where nothing is said. */
+    public static final AdamW DEFAULTS = new AdamW(0.9, 0.999, 1e-8);
+
+    public AdamW {
+      FusedAdamW.Options.of(0).withBetas(beta1, beta2).withEpsilon(epsilon); // checks
+    }
+  }
+
   /**
    * A uniform sample of all examples so far (Vitter, "Random sampling with a reservoir", 1985).
    *
@@ -100,6 +119,7 @@ public record OnlineSettings(
     check(
         weightDecay >= 0 && weightDecay <= Float.MAX_VALUE,
         "weight decay " + weightDecay + "; 0 or more is right");
+    check(adamW == null || momentum == 0, "AdamW has moments of its own: no momentum beside it");
     check(batch >= 1 && batch <= 1 << 20, "batch " + batch);
     check(publishEvery >= 1, "publish every " + publishEvery + " steps");
     check(averaging >= 0 && averaging < 1, "averaging " + averaging + "; [0, 1) is right");
@@ -139,6 +159,7 @@ public record OnlineSettings(
         "rate: " + rate,
         "momentum: " + momentum,
         "weight decay: " + weightDecay,
+        "adamw: " + adamW,
         "batch: " + batch,
         "publish every: " + publishEvery,
         "replay: " + replay,
@@ -165,6 +186,7 @@ public record OnlineSettings(
     private ZeroDistance constraint;
     private double momentum;
     private double weightDecay;
+    private AdamW adamW;
     private int batch = 32;
     private int publishEvery = 1;
     private Replay replay;
@@ -196,6 +218,11 @@ public record OnlineSettings(
 
     public Builder weightDecay(double value) {
       weightDecay = value;
+      return this;
+    }
+
+    public Builder adamW(AdamW value) {
+      adamW = value;
       return this;
     }
 
@@ -266,8 +293,8 @@ public record OnlineSettings(
 
     public OnlineSettings build() {
       return new OnlineSettings(
-          loss, constraint, rate, momentum, weightDecay, batch, publishEvery, replay, averaging,
-          only, keepZeros, int8, guard, drift, privacy, window, fade, seed);
+          loss, constraint, rate, momentum, weightDecay, adamW, batch, publishEvery, replay,
+          averaging, only, keepZeros, int8, guard, drift, privacy, window, fade, seed);
     }
   }
 }

@@ -12,6 +12,7 @@ import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.op.Channel;
+import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
 import org.espalier.op.GradientNorm;
 import org.espalier.op.Scale;
@@ -35,20 +36,21 @@ final class WeightState implements AutoCloseable {
   private final List<FloatBuffer> state = new ArrayList<>();
 
   private final List<ByteBuffer> bitState = new ArrayList<>();
-  private final FusedSgd sgd;
+  private final Descent descent;
   private final GradientNorm norm;
   private final double averaging;
 
   /** Takes steps on single examples by itself; null where the settings ask for more than that. */
   private final OuterProduct single;
 
-  /** Float memory, bits and «first» flags at a moment. */
-  record Checkpoint(List<float[]> floats, List<byte[]> bits, boolean[] first) {}
+  /** Float memory, bits and the optimizer's steps by tensor at a moment. */
+  record Checkpoint(List<float[]> floats, List<byte[]> bits, long[] steps) {}
 
   WeightState(Learnable model, OnlineSettings settings) {
     this.weights = model.weights();
     boolean plain =
-        settings.momentum() == 0
+        settings.adamW() == null
+            && settings.momentum() == 0
             && settings.weightDecay() == 0
             && settings.averaging() == 0
             && settings.only().isEmpty()
@@ -111,19 +113,24 @@ final class WeightState implements AutoCloseable {
       }
     }
     // The grid of the first forward: a step that changes nothing but the working copies.
-    try (FusedSgd still = new FusedSgd(parameters, options(0, 0, 0))) {
+    try (FusedSgd still = new FusedSgd(parameters, FusedSgd.Options.of(0))) {
       gradients.forEach(WeightState::clear);
       still.step();
     }
     for (int i = 0; i < averages.size(); i++) {
       averages.get(i).put(0, workings.get(i), 0, averages.get(i).capacity());
     }
-    sgd = new FusedSgd(parameters, options(1, settings.momentum(), settings.weightDecay()));
+    descent =
+        settings.adamW() == null
+            ? Descent.sgd(parameters, settings)
+            : Descent.adamW(parameters.stream().map(this::withMoments).toList(), settings);
     norm = new GradientNorm(normed);
   }
 
-  private static FusedSgd.Options options(double rate, double momentum, double weightDecay) {
-    return new FusedSgd.Options(rate, momentum, 0, weightDecay, false, false, 0, false);
+  private FusedAdamW.Parameter withMoments(FusedSgd.Parameter p) {
+    long n = p.weight().elements();
+    return new FusedAdamW.Parameter(
+        p.weight(), p.gradient(), own(n), own(n), p.mask(), p.gate(), p.workingCopy(), p.scale());
   }
 
   private OwnedTensor own(long elements) {
@@ -223,8 +230,7 @@ final class WeightState implements AutoCloseable {
 
   void step(double learningRate) {
     settle();
-    sgd.learningRate(learningRate);
-    sgd.step();
+    descent.step(learningRate);
     for (int k = 0; k < averages.size(); k++) {
       float[] mean = new float[averages.get(k).capacity()];
       float[] now = new float[mean.length];
@@ -237,10 +243,10 @@ final class WeightState implements AutoCloseable {
     }
   }
 
-  /** The momentum of the next step is that step's gradient. */
+  /** Momentum and moments begin anew with the next step. */
   void forgetMomentum() {
     for (int i = 0; i < learned.size(); i++) {
-      sgd.first(i, true);
+      descent.steps(i, 0);
     }
   }
 
@@ -258,11 +264,11 @@ final class WeightState implements AutoCloseable {
       memory.get(0, copy);
       copies.add(copy);
     }
-    boolean[] first = new boolean[learned.size()];
-    for (int i = 0; i < first.length; i++) {
-      first[i] = sgd.first(i);
+    long[] steps = new long[learned.size()];
+    for (int i = 0; i < steps.length; i++) {
+      steps[i] = descent.steps(i);
     }
-    return new Checkpoint(floats, copies, first);
+    return new Checkpoint(floats, copies, steps);
   }
 
   void restore(Checkpoint checkpoint) {
@@ -274,7 +280,7 @@ final class WeightState implements AutoCloseable {
       bitState.get(i).put(0, checkpoint.bits().get(i));
     }
     for (int i = 0; i < learned.size(); i++) {
-      sgd.first(i, checkpoint.first()[i]);
+      descent.steps(i, checkpoint.steps()[i]);
     }
   }
 
@@ -286,8 +292,8 @@ final class WeightState implements AutoCloseable {
       out.writeInt(values.length);
       out.write(values);
     }
-    for (boolean first : checkpoint.first()) {
-      out.writeBoolean(first);
+    for (long steps : checkpoint.steps()) {
+      out.writeLong(steps);
     }
   }
 
@@ -303,16 +309,19 @@ final class WeightState implements AutoCloseable {
       in.readFully(copy);
       copies.add(copy);
     }
-    boolean[] first = new boolean[learned.size()];
-    for (int i = 0; i < first.length; i++) {
-      first[i] = in.readBoolean();
+    long[] steps = new long[learned.size()];
+    for (int i = 0; i < steps.length; i++) {
+      steps[i] = in.readLong();
+      if (steps[i] < 0) {
+        throw SavedState.damaged("a weight had " + steps[i] + " steps");
+      }
     }
-    return new Checkpoint(floats, copies, first);
+    return new Checkpoint(floats, copies, steps);
   }
 
   @Override
   public void close() {
-    sgd.close();
+    descent.close();
     norm.close();
     owned.forEach(OwnedTensor::close);
     bits.forEach(BytePointer::close);
