@@ -28,11 +28,13 @@ for batch, rates in ((1, (1, 3, 10)), (32, (1, 3, 10))):
             if at > 0:
                 score[at:at + batch] = classifier.decision_function(x[at:at + batch])
             classifier.partial_fit(x[at:at + batch], y[at:at + batch], classes=[0, 1])
-        classifier = model(rate)
-        begin = time.perf_counter()
-        for at in range(0, n, batch):
-            classifier.partial_fit(x[at:at + batch], y[at:at + batch], classes=[0, 1])
-        seconds = time.perf_counter() - begin
+        seconds = float("inf")
+        for _ in range(3):  # the fastest
+            classifier = model(rate)
+            begin = time.perf_counter()
+            for at in range(0, n, batch):
+                classifier.partial_fit(x[at:at + batch], y[at:at + batch], classes=[0, 1])
+            seconds = min(seconds, time.perf_counter() - begin)
         accuracy = np.mean((score[KNOWN:] > 0) == (y[KNOWN:] == 1))
         auc = roc_auc_score(y[KNOWN:], score[KNOWN:])
         name = f"partial_fit, batch {batch}, rate {rate}"

