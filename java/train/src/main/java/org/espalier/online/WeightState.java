@@ -14,6 +14,7 @@ import org.espalier.device.OwnedTensor;
 import org.espalier.op.Channel;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
+import org.espalier.op.FusedStep;
 import org.espalier.op.GradientNorm;
 import org.espalier.op.Scale;
 import org.espalier.op.WorkingCopy;
@@ -36,7 +37,7 @@ final class WeightState implements AutoCloseable {
   private final List<FloatBuffer> state = new ArrayList<>();
 
   private final List<ByteBuffer> bitState = new ArrayList<>();
-  private final Descent descent;
+  private final FusedStep optimizer;
   private final GradientNorm norm;
   private final double averaging;
 
@@ -120,11 +121,40 @@ final class WeightState implements AutoCloseable {
     for (int i = 0; i < averages.size(); i++) {
       averages.get(i).put(0, workings.get(i), 0, averages.get(i).capacity());
     }
-    descent =
-        settings.adamW() == null
-            ? Descent.sgd(parameters, settings)
-            : Descent.adamW(parameters.stream().map(this::withMoments).toList(), settings);
+    optimizer = optimizer(parameters, settings);
     norm = new GradientNorm(normed);
+  }
+
+  private FusedStep optimizer(List<FusedSgd.Parameter> parameters, OnlineSettings settings) {
+    OnlineSettings.AdamW adamW = settings.adamW();
+    if (adamW == null) {
+      return new FusedSgd(
+          parameters,
+          FusedSgd.Options.of(1)
+              .withMomentum(settings.momentum())
+              .withWeightDecay(settings.weightDecay()));
+    }
+    return new FusedAdamW(
+        parameters.stream().map(this::withMoments).toList(),
+        FusedAdamW.Options.of(1)
+            .withBetas(adamW.beta1(), adamW.beta2())
+            .withEpsilon(adamW.epsilon())
+            .withWeightDecay(settings.weightDecay()));
+  }
+
+  /** How many steps momentum or moments know of; for momentum only whether there was one. */
+  private long steps(int learnedIndex) {
+    return optimizer instanceof FusedAdamW adam
+        ? adam.steps(learnedIndex)
+        : ((FusedSgd) optimizer).first(learnedIndex) ? 0 : 1;
+  }
+
+  private void steps(int learnedIndex, long number) {
+    if (optimizer instanceof FusedAdamW adam) {
+      adam.steps(learnedIndex, number);
+    } else {
+      ((FusedSgd) optimizer).first(learnedIndex, number == 0);
+    }
   }
 
   private FusedAdamW.Parameter withMoments(FusedSgd.Parameter p) {
@@ -230,7 +260,8 @@ final class WeightState implements AutoCloseable {
 
   void step(double learningRate) {
     settle();
-    descent.step(learningRate);
+    optimizer.learningRate(learningRate);
+    optimizer.step();
     for (int k = 0; k < averages.size(); k++) {
       float[] mean = new float[averages.get(k).capacity()];
       float[] now = new float[mean.length];
@@ -246,7 +277,7 @@ final class WeightState implements AutoCloseable {
   /** Momentum and moments begin anew with the next step. */
   void forgetMomentum() {
     for (int i = 0; i < learned.size(); i++) {
-      descent.steps(i, 0);
+      steps(i, 0);
     }
   }
 
@@ -266,7 +297,7 @@ final class WeightState implements AutoCloseable {
     }
     long[] steps = new long[learned.size()];
     for (int i = 0; i < steps.length; i++) {
-      steps[i] = descent.steps(i);
+      steps[i] = steps(i);
     }
     return new Checkpoint(floats, copies, steps);
   }
@@ -280,7 +311,7 @@ final class WeightState implements AutoCloseable {
       bitState.get(i).put(0, checkpoint.bits().get(i));
     }
     for (int i = 0; i < learned.size(); i++) {
-      descent.steps(i, checkpoint.steps()[i]);
+      steps(i, checkpoint.steps()[i]);
     }
   }
 
@@ -321,7 +352,7 @@ final class WeightState implements AutoCloseable {
 
   @Override
   public void close() {
-    descent.close();
+    optimizer.close();
     norm.close();
     owned.forEach(OwnedTensor::close);
     bits.forEach(BytePointer::close);
