@@ -470,7 +470,7 @@ __device__ __forceinline__ int shift_of(uint32_t span) {
   return shift;
 }
 
-// The range of a scope becomes the bin that holds its k-th key. Called by all threads of one block.
+// The range of a scope becomes the bin that holds its k-th key. Called by all threads of one block, last in a kernel.
 __device__ void pick(const Prune& p, int32_t s) {
   PruneScope& scope = p.scopes[s];
   unsigned long long* const histogram = p.histograms + static_cast<int64_t>(s) * bins;
@@ -492,7 +492,6 @@ __device__ void pick(const Prune& p, int32_t s) {
            });
   __syncthreads();
   for (int b = static_cast<int>(threadIdx.x); b < bins; b += threads) histogram[b] = 0;
-  __syncthreads();
 }
 
 // Four copies of the bins, by lane: magnitudes share few exponents, and lanes that meet in a bin wait for
@@ -634,8 +633,7 @@ __global__ void __launch_bounds__(threads) prune_ties_kernel(Prune p) {
     }
     if (ties > 0) atomicAdd(&found[0], ties);
     __syncthreads();
-    if (threadIdx.x == 0) p.records[c].ties = found[0];
-    __syncthreads();
+    if (threadIdx.x == 0) p.records[c].ties = found[0];  // and it clears it: nobody else touches it before that
   }
   if (!p.by_tensor && esp::is_last_block(&p.state->arrived, gridDim.x)) divide(p, 0);
 }

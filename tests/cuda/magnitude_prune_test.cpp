@@ -247,6 +247,20 @@ void test_large(const Setting& setting, Random& random) {
   }
 }
 
+// Blocks (there are three of them here) walk several chunks of several tensors: what one leaves in shared memory must not
+// reach the next. Ties and spread values, so that bins, collected keys and tied chunks are all walked.
+void test_walks(const Setting& setting, Random& random) {
+  static_assert(esp::prune_chunk == 8192, "sizes below are some chunks");
+  for (const int32_t scope : {ESP_PRUNE_GLOBAL, ESP_PRUNE_TENSOR}) {
+    for (const Values values : {Values::spread, Values::few}) {
+      if (setting.small && (setting.seed % 2 == 0) == (values == Values::few)) continue;
+      std::vector<Subject> subjects =
+          list_of({9000, 300, 25000, 8193, 20000, 9}, setting.seed % 3 == 0 ? 3 : ESP_F32, values, 2, random);
+      compare(subjects, rule_of(ESP_PRUNE_AMOUNT, scope, 0.5), 2);
+    }
+  }
+}
+
 void test_patterns(const Setting& setting, Random& random) {
   const int64_t shapes[][3] = {{64, 64, 1},         {1024, 256, 1}, {960, 96, 5},
                                {6 * 32 * 9, 32, 9}, {2304, 32, 72}, {64, 64, 1}};
@@ -299,6 +313,7 @@ void test(const Setting& setting) {
   Random random(setting.seed);
   test_small(setting, random);
   test_large(setting, random);
+  test_walks(setting, random);
   test_patterns(setting, random);
   test_too_many(random);
 }

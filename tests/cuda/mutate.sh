@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes each barrier and fence of the CUDA sources in turn and says which tests notice: mutate.sh [BUILD_DIR] [SOURCE...]
+# Deletes each barrier and fence of the CUDA sources in turn and says which tests notice: mutate.sh [BUILD_DIR] [SOURCE[:FIRST_LINE]...]
 #
 # By hand, after changing a kernel: a deletion that nothing notices is either redundant or untested. BUILD_DIR is a configured
 # build with the emulated tests; the sources are changed in a copy of the tree.
@@ -9,7 +9,7 @@ build=${1:-$root/tests/target/mutate}
 shift || true
 copy=$build/tree
 mkdir -p "$copy"
-for part in native cuda cmake tests; do
+for part in native cuda cmake tests benchmarks/gpu; do
   mkdir -p "$copy/$part"
   rsync -a --delete --exclude target "$root/$part/" "$copy/$part/" 2>/dev/null || cp -r "$root/$part/." "$copy/$part/"
 done
@@ -32,7 +32,10 @@ tests_of() {
 
 cd "$root"
 for source in "${sources[@]}"; do
+  first=1
+  if [[ $source == *:* ]]; then first=${source##*:} source=${source%:*}; fi
   for line in $(grep -nE '__(syncthreads|syncwarp|threadfence)\(' "$source" | grep -vE '^[0-9]+: *//' | cut -d: -f1); do
+    ((line >= first)) || continue
     cp "$root/$source" "$copy/$source"
     sed -i -E "${line}s/__(syncthreads|syncwarp|threadfence)\([^)]*\)/static_cast<void>(0)/" "$copy/$source"
     cmp -s "$root/$source" "$copy/$source" && continue # changed while this runs
