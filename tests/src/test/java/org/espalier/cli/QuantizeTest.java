@@ -1,5 +1,6 @@
 package org.espalier.cli;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -10,9 +11,12 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Random;
+import org.espalier.device.Cuda;
+import org.espalier.device.TestDevice;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -43,6 +47,43 @@ class QuantizeTest {
     assertEquals("onnx-dynamic", json.get("to").asText());
     JsonNode inspected = Run.of("inspect", out, "--json").json();
     assertTrue(inspected.get("tensors").findValuesAsText("dtype").contains("int8"));
+  }
+
+  /** The device that was asked for computes, and says so. */
+  @Test
+  @Tag("device")
+  void aDeviceThatIsNamedComputes() throws IOException {
+    try (TestDevice there = new TestDevice()) {
+      for (String device : new String[] {"auto", "cuda", "cuda:0", "cpu"}) {
+        Path file = checkpoint.resolve("model.safetensors");
+        Path pruned = folder.resolve("pruned-" + device.replace(':', '-') + ".safetensors");
+        JsonNode json =
+            Run.of("prune", file, "-o", pruned, "--amount", "0.5", "--device", device, "--json")
+                .json();
+        assertEquals(device.equals("cpu") ? "cpu" : "cuda:0", json.get("device").asText());
+        Path int8 = folder.resolve("int8-" + device.replace(':', '-'));
+        Run.of(
+                "quantize", checkpoint, "-o", int8, "--to", "compressed-tensors", "--device",
+                device)
+            .done();
+        assertArrayEquals(
+            Files.readAllBytes(folder.resolve("pruned-auto.safetensors")),
+            Files.readAllBytes(pruned));
+        assertArrayEquals(
+            Files.readAllBytes(folder.resolve("int8-auto/model.safetensors")),
+            Files.readAllBytes(int8.resolve("model.safetensors")));
+      }
+    }
+  }
+
+  @Test
+  void refusesADeviceThatIsNotThereOrCannotDoIt() {
+    String word =
+        Cuda.isAvailable() ? "on the CPU only" : Cuda.unavailabilityCause().getMessage();
+    refused(word, onnx, "-o", folder.resolve("out.onnx"), "--to", "onnx-dynamic", "--device", "cuda");
+    refused(
+        "cuda:999", checkpoint, "-o", folder.resolve("out"), "--to", "compressed-tensors",
+        "--device", "cuda:999");
   }
 
   @Test

@@ -4,6 +4,7 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import org.espalier.InputException;
 import org.espalier.device.Cuda;
+import org.espalier.device.Device;
 import picocli.CommandLine.Option;
 
 /** The options about what computes. */
@@ -14,7 +15,9 @@ final class DeviceOption {
       names = "--device",
       paramLabel = "auto|cpu|cuda[:N]",
       defaultValue = "auto",
-      description = "What computes. Default: ${DEFAULT-VALUE}, which is the CPU for this command.")
+      description =
+          "What computes on safetensors; ONNX models are the CPU's. Default: ${DEFAULT-VALUE}, a"
+              + " CUDA device where one can be used. The result does not depend on it.")
   private String device;
 
   @Option(
@@ -28,27 +31,34 @@ final class DeviceOption {
   /**
    * Checks and applies the options.
    *
-   * @return the device: {@code cpu}
+   * @param cuda whether a CUDA device can do what is asked for
    * @throws InputException where the device cannot be used, with the reason
    */
-  String use() {
+  Device use(boolean cuda) {
     Machine.useThreads(threads);
-    if (device.equals("auto") || device.equals("cpu")) {
-      return "cpu";
+    if (device.equals("auto")) {
+      return cuda ? Device.best() : Device.cpu();
     }
-    Matcher cuda = CUDA.matcher(device);
-    if (!cuda.matches()) {
+    if (device.equals("cpu")) {
+      return Device.cpu();
+    }
+    Matcher named = CUDA.matcher(device);
+    if (!named.matches()) {
       throw new InputException("--device " + device + " is none of auto, cpu, cuda and cuda:N");
     }
     if (!Cuda.isAvailable()) {
       throw new InputException(
           "--device " + device + ": " + Cuda.unavailabilityCause().getMessage());
     }
-    int index = cuda.group(1) == null ? 0 : Integer.parseInt(cuda.group(1));
+    int index = named.group(1) == null ? 0 : Integer.parseInt(named.group(1));
     if (index >= Cuda.deviceCount()) {
       throw new InputException(
           "--device " + device + ": this machine has " + Cuda.deviceCount() + " CUDA devices");
     }
-    throw new InputException("--device " + device + ": this command computes on the CPU only");
+    if (!cuda) {
+      throw new InputException(
+          "--device " + device + ": ONNX models are computed on the CPU only");
+    }
+    return Device.cuda(index);
   }
 }

@@ -15,6 +15,7 @@ import org.espalier.InputException;
 import org.espalier.compress.CheckpointPruner;
 import org.espalier.compress.OnnxPruner;
 import org.espalier.compress.OnnxPruner.Candidate;
+import org.espalier.device.Device;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.TensorInfo;
@@ -138,13 +139,13 @@ final class Prune implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    String computes = device.use();
     String isa = Machine.isa().name().toLowerCase(Locale.ROOT);
     MagnitudePrune.Rule rule = rule();
     Path target = ModelSource.path(output);
     Path masksIn = maskIn == null ? null : ModelSource.path(maskIn);
     Path masksOut = maskOut == null ? null : ModelSource.path(maskOut);
     ModelSource source = ModelSource.find(model, common::note);
+    Device computes = device.use(source.kind() != ModelSource.Kind.ONNX);
     CheckpointPruner.Result result;
     try (Progress progress = new Progress(common.err(), "reading")) {
       if (source.kind() == ModelSource.Kind.ONNX) {
@@ -167,10 +168,11 @@ final class Prune implements Callable<Integer> {
                     tensor -> chosen.contains(tensor.name()),
                     masksIn,
                     masksOut),
+                computes,
                 progress::update);
       }
     }
-    report(result, computes, isa);
+    report(result, computes.toString(), isa);
     if (rule instanceof MagnitudePrune.Pattern) {
       common.note("the zeros are stored like other weights: the file is as large and as fast");
     } else {

@@ -20,6 +20,7 @@ import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -125,17 +126,13 @@ final class Quantize implements Callable<Integer> {
 
   @Mixin private TensorOptions tensors;
 
-  @Option(
-      names = "--threads",
-      paramLabel = "N",
-      description = "Threads of one kernel call and of calibration. Default: all processors.")
-  private Integer threads;
+  @Mixin private DeviceOption device;
 
   @Override
   public Integer call() {
-    Machine.useThreads(threads);
-    Machine.isa();
     Target form = Target.parse(to);
+    Device computes = device.use(form == Target.COMPRESSED_TENSORS);
+    Machine.isa();
     Clipping clipping = clipping(form);
     Path target = ModelSource.path(output);
     if (form == Target.COMPRESSED_TENSORS) {
@@ -151,7 +148,7 @@ final class Quantize implements Callable<Integer> {
     if (isOnnx) {
       quantizeOnnx(source, target, form, clipping);
     } else {
-      quantizeCheckpoint(source, target);
+      quantizeCheckpoint(source, target, computes);
     }
     return 0;
   }
@@ -244,7 +241,7 @@ final class Quantize implements Callable<Integer> {
     return chosen.size() == names.size() ? weight -> true : weight -> chosen.contains(weight.name());
   }
 
-  private void quantizeCheckpoint(ModelSource source, Path target) {
+  private void quantizeCheckpoint(ModelSource source, Path target, Device computes) {
     Set<String> chosen;
     try (Checkpoint checkpoint = Checkpoint.open(source.path())) {
       List<String> names =
@@ -262,6 +259,7 @@ final class Quantize implements Callable<Integer> {
           CheckpointQuantizer.quantize(
               new CheckpointQuantizer.Job(
                   source.path(), target, tensor -> chosen.contains(tensor.name())),
+              computes,
               progress::update);
     }
     Map<String, String> ignored =

@@ -108,18 +108,33 @@ public final class CudaMemory implements AutoCloseable {
 
   /** Queues a copy of the first {@code bytes} bytes from host memory or from this device. */
   public void copyFrom(Pointer source, long bytes, CudaStream stream) {
-    copy(pointer(), source, bytes, stream);
+    copyFrom(0, source, bytes, stream);
+  }
+
+  /** Queues a copy of {@code bytes} bytes from there to byte {@code offset} and on. */
+  public void copyFrom(long offset, Pointer source, long bytes, CudaStream stream) {
+    copy(at(offset, bytes), source, bytes, stream);
   }
 
   /** Queues a copy of the first {@code bytes} bytes to host memory or to memory of this device. */
   public void copyTo(Pointer destination, long bytes, CudaStream stream) {
-    copy(destination, pointer(), bytes, stream);
+    copyTo(0, destination, bytes, stream);
   }
 
-  private void copy(Pointer destination, Pointer source, long bytes, CudaStream stream) {
-    if (bytes < 0 || bytes > block.bytes) {
-      throw new IllegalArgumentException(bytes + " bytes of memory of " + block.bytes);
+  /** Queues a copy of {@code bytes} bytes from byte {@code offset} on. */
+  public void copyTo(long offset, Pointer destination, long bytes, CudaStream stream) {
+    copy(destination, at(offset, bytes), bytes, stream);
+  }
+
+  private Pointer at(long offset, long bytes) {
+    if (offset < 0 || bytes < 0 || bytes > block.bytes - offset) {
+      throw new IllegalArgumentException(
+          bytes + " bytes from " + offset + " on of memory of " + block.bytes);
     }
+    return Tensor.at(pointer().address() + offset, bytes);
+  }
+
+  private static void copy(Pointer destination, Pointer source, long bytes, CudaStream stream) {
     stream.device().makeCurrent();
     Status.checkCuda(espalier_cuda.esp_cuda_copy(destination, source, bytes, stream.handle()));
   }

@@ -9,6 +9,7 @@ import java.util.Set;
 import java.util.function.Predicate;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
+import org.espalier.device.Device;
 import org.espalier.device.Tensor;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.safetensors.Checkpoint;
@@ -75,12 +76,22 @@ public final class CheckpointPruner {
   }
 
   /**
-   * Prunes a checkpoint.
+   * Prunes a checkpoint on the CPU.
    *
    * @throws InputException if the model, the masks or the target are not as they should be, or the
    *     rule does not fit the weights; nothing is written then
    */
   public static Result prune(Job job, Progress progress) {
+    return prune(job, Device.cpu(), progress);
+  }
+
+  /**
+   * Prunes a checkpoint; on a CUDA device, whose memory must hold the chosen weights, with the same
+   * bytes in the output.
+   *
+   * @throws InputException as {@link #prune(Job, Progress)}, and where the device's memory is too small
+   */
+  public static Result prune(Job job, Device device, Progress progress) {
     long start = System.nanoTime();
     try (Checkpoint checkpoint = Checkpoint.open(job.model());
         AlignedShards aligned = new AlignedShards(job.target());
@@ -89,29 +100,39 @@ public final class CheckpointPruner {
       checkMaskOut(job);
       List<Chosen> chosen = choose(checkpoint, job, maskIn, aligned);
       long read = System.nanoTime();
-      long bytes = chosen.stream().mapToLong(c -> c.tensor().bytes()).sum();
-      MagnitudePrune.Selection selection = null;
-      if (!(job.rule() instanceof MagnitudePrune.Pattern)) {
-        progress.at(Progress.Phase.SELECT, 0, bytes);
-        List<MagnitudePrune.Weights> all = chosen.stream().map(Chosen::whole).toList();
-        selection = MagnitudePrune.select(all, job.rule());
-        progress.at(Progress.Phase.SELECT, bytes, bytes);
+      try (PrunedPieces pieces = pieces(job, chosen, device, progress)) {
+        long selected = System.nanoTime();
+        PruneWriter writer = new PruneWriter(job, checkpoint, chosen, pieces, progress);
+        List<MagnitudePrune.TensorResult> tensors = writer.write();
+        long apply = System.nanoTime() - selected - writer.writeNanos();
+        return new Result(
+            tensors.stream().mapToLong(MagnitudePrune.TensorResult::total).sum(),
+            tensors.stream().mapToLong(MagnitudePrune.TensorResult::pruned).sum(),
+            pieces.threshold(),
+            tensors,
+            new Seconds(
+                (read - start) * 1e-9,
+                (selected - read) * 1e-9,
+                apply * 1e-9,
+                writer.writeNanos() * 1e-9));
       }
-      long selected = System.nanoTime();
-      PruneWriter writer = new PruneWriter(job, checkpoint, chosen, selection, progress);
-      List<MagnitudePrune.TensorResult> tensors = writer.write();
-      long apply = System.nanoTime() - selected - writer.writeNanos();
-      return new Result(
-          tensors.stream().mapToLong(MagnitudePrune.TensorResult::total).sum(),
-          tensors.stream().mapToLong(MagnitudePrune.TensorResult::pruned).sum(),
-          selection == null ? Float.NaN : selection.threshold(),
-          tensors,
-          new Seconds(
-              (read - start) * 1e-9,
-              (selected - read) * 1e-9,
-              apply * 1e-9,
-              writer.writeNanos() * 1e-9));
     }
+  }
+
+  private static PrunedPieces pieces(
+      Job job, List<Chosen> chosen, Device device, Progress progress) {
+    if (device.isCuda()) {
+      return new DevicePieces(job, chosen, device, progress);
+    }
+    MagnitudePrune.Selection selection = null;
+    if (!(job.rule() instanceof MagnitudePrune.Pattern)) {
+      long bytes = chosen.stream().mapToLong(c -> c.tensor().bytes()).sum();
+      progress.at(Progress.Phase.SELECT, 0, bytes);
+      List<MagnitudePrune.Weights> all = chosen.stream().map(Chosen::whole).toList();
+      selection = MagnitudePrune.select(all, job.rule());
+      progress.at(Progress.Phase.SELECT, bytes, bytes);
+    }
+    return new KernelPieces(job, chosen, selection);
   }
 
   private static void checkMaskOut(Job job) {

@@ -9,6 +9,7 @@ import java.util.SortedSet;
 import java.util.TreeSet;
 import java.util.function.Predicate;
 import org.espalier.InputException;
+import org.espalier.device.Device;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.Names;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -80,12 +81,21 @@ public final class CheckpointQuantizer {
   }
 
   /**
-   * Quantizes a model.
+   * Quantizes a model on the CPU.
    *
    * @throws InputException if the model or the target are not as they should be, or a weight is not
    *     finite; nothing is written then
    */
   public static Result quantize(Job job, Progress progress) {
+    return quantize(job, Device.cpu(), progress);
+  }
+
+  /**
+   * Quantizes a model on a device, with the same bytes in the output.
+   *
+   * @throws InputException as {@link #quantize(Job, Progress)}
+   */
+  public static Result quantize(Job job, Device device, Progress progress) {
     long start = System.nanoTime();
     Path folder = folder(job.model());
     ModelConfig config = ModelConfig.read(folder);
@@ -105,7 +115,7 @@ public final class CheckpointQuantizer {
                   job.target(),
                   t -> chosen.contains(t.name()) ? quantized(t) : List.of(TensorSpec.of(t)),
                   Map.of(ModelConfig.FILE, json));
-          RowQuantizer rows = new RowQuantizer()) {
+          RowQuantizer rows = new RowQuantizer(device, widest(checkpoint, chosen))) {
         long inputBytes = checkpoint.tensors().stream().mapToLong(TensorInfo::bytes).sum();
         long done = 0;
         long total = 0;
@@ -134,6 +144,13 @@ public final class CheckpointQuantizer {
         return new Result(total, List.copyOf(chosen), ignored, inputBytes, outputBytes, seconds);
       }
     }
+  }
+
+  private static long widest(Checkpoint checkpoint, Set<String> chosen) {
+    return chosen.stream()
+        .mapToLong(name -> checkpoint.tensor(name).shape().get(1))
+        .max()
+        .orElse(0);
   }
 
   private static SortedSet<String> choose(Checkpoint checkpoint, Job job) {

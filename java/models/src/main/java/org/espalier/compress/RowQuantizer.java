@@ -5,6 +5,7 @@ import java.nio.ByteOrder;
 import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.InputException;
 import org.espalier.device.DType;
+import org.espalier.device.Device;
 import org.espalier.device.Tensor;
 import org.espalier.format.safetensors.Names;
 import org.espalier.format.safetensors.SafetensorsFile;
@@ -14,7 +15,7 @@ import org.espalier.op.FakeQuantize;
 /** Quantizes matrices to int8, one scale a row, by the convention of compressed-tensors. */
 final class RowQuantizer implements AutoCloseable {
   /** Elements of a piece. */
-  private static final int PIECE = 1 << 20;
+  static final int PIECE = 1 << 20;
 
   private static final int MAX_ROWS = 1 << 15;
 
@@ -35,10 +36,24 @@ final class RowQuantizer implements AutoCloseable {
           .perChannel(0)
           .rounding(FakeQuantize.Rounding.DIVIDE)
           .given();
-  private final PieceBuffer integers = new PieceBuffer(PIECE);
+  private final RowLane[] lanes;
   private final FloatPointer scales = new FloatPointer(MAX_ROWS);
   private final ByteBuffer stored =
       ByteBuffer.allocateDirect(4 * MAX_ROWS).order(ByteOrder.LITTLE_ENDIAN);
+
+  /**
+   * @param device where rows are quantized
+   * @param columns of the widest matrix
+   */
+  RowQuantizer(Device device, long columns) {
+    lanes = new RowLane[device.isCuda() ? 2 : 1];
+    for (int i = 0; i < lanes.length; i++) {
+      lanes[i] =
+          device.isCuda()
+              ? new DeviceLane(device, observer, quantizer, Math.max(PIECE, columns), MAX_ROWS)
+              : new KernelLane(observer, quantizer);
+    }
+  }
 
   /** The name of the scales of {@code X.weight}. */
   static String scaleName(String weight) {
@@ -58,37 +73,46 @@ final class RowQuantizer implements AutoCloseable {
     long rows = view.dimension(0);
     long columns = view.dimension(1);
     long step = Math.min(MAX_ROWS, Math.max(1, PIECE / columns));
-    for (long row = 0; row < rows; row += step) {
-      long count = Math.min(step, rows - row);
-      Tensor piece = matrix(view.slice(row * columns, count * columns), count, columns);
-      findScales(piece, where);
-      for (long i = 0; i < count; i++) {
-        // For a row of zeros the observer says 1; that magnitude too has the smallest scale.
-        float magnitude = scales.get(i) * UNIT;
-        scales.put(i, store(Math.max(magnitude / LEVELS, SMALLEST), view.dtype()));
+    long pieces = (rows + step - 1) / step;
+    int ahead = lanes.length - 1; // as many pieces have begun when one is ended
+    for (long i = 0; i < pieces + ahead; i++) {
+      if (i < pieces) {
+        long row = i * step;
+        long count = Math.min(step, rows - row);
+        lane(i).start(matrix(view.slice(row * columns, count * columns), count, columns));
       }
-      output.append(scaleName(name), stored.flip());
-      stored.clear();
-      // A row longer than a piece comes alone and goes in several.
-      for (long from = 0; from < piece.elements(); from += PIECE) {
-        long length = Math.min(PIECE, piece.elements() - from);
-        Tensor part = piece.slice(from, length);
-        quantizer.run(
-            FakeQuantize.Job.real(
-                matrix(part, count, length / count), integers.pointer(), scales, null));
-        output.append(name, integers.first(length));
+      if (i >= ahead) {
+        long row = (i - ahead) * step;
+        finish(lane(i - ahead), Math.min(step, rows - row), view.dtype(), name, where, output);
       }
     }
   }
 
-  private static Tensor matrix(Tensor flat, long rows, long columns) {
+  private RowLane lane(long piece) {
+    return lanes[(int) (piece % lanes.length)];
+  }
+
+  private void finish(
+      RowLane lane, long rows, DType dtype, String name, String where, CheckpointOutput output) {
+    findScales(lane, where);
+    for (long i = 0; i < rows; i++) {
+      // For a row of zeros the observer says 1; that magnitude too has the smallest scale.
+      float magnitude = scales.get(i) * UNIT;
+      scales.put(i, store(Math.max(magnitude / LEVELS, SMALLEST), dtype));
+    }
+    output.append(scaleName(name), stored.flip());
+    stored.clear();
+    lane.quantize(scales, integers -> output.append(name, integers));
+  }
+
+  static Tensor matrix(Tensor flat, long rows, long columns) {
     return Tensor.ofAddress(flat.address(), flat.bytes(), flat.dtype(), rows, columns);
   }
 
-  private void findScales(Tensor piece, String where) {
+  private void findScales(RowLane lane, String where) {
     FakeQuantize.NonFinite found;
     try {
-      found = observer.run(FakeQuantize.Job.observe(piece, scales, null));
+      found = lane.observe(scales);
     } catch (InputException e) {
       throw new InputException(where + ": " + e.getMessage(), e);
     }
@@ -132,7 +156,9 @@ final class RowQuantizer implements AutoCloseable {
 
   @Override
   public void close() {
-    integers.close();
+    for (RowLane lane : lanes) {
+      lane.close();
+    }
     scales.close();
   }
 }

@@ -1,0 +1,49 @@
+package org.espalier.compress;
+
+import java.nio.ByteBuffer;
+import java.util.function.Consumer;
+import org.bytedeco.javacpp.FloatPointer;
+import org.espalier.device.Tensor;
+import org.espalier.op.FakeQuantize;
+
+/** The CPU's kernels. */
+final class KernelLane implements RowLane {
+  private final FakeQuantize observer;
+  private final FakeQuantize quantizer;
+  private final PieceBuffer integers = new PieceBuffer(RowQuantizer.PIECE);
+  private Tensor rows;
+
+  KernelLane(FakeQuantize observer, FakeQuantize quantizer) {
+    this.observer = observer;
+    this.quantizer = quantizer;
+  }
+
+  @Override
+  public void start(Tensor rows) {
+    this.rows = rows;
+  }
+
+  @Override
+  public FakeQuantize.NonFinite observe(FloatPointer scales) {
+    return observer.run(FakeQuantize.Job.observe(rows, scales, null));
+  }
+
+  /** {@inheritDoc} A row longer than a piece comes alone and goes in several. */
+  @Override
+  public void quantize(FloatPointer scales, Consumer<ByteBuffer> sink) {
+    long count = rows.dimension(0);
+    for (long from = 0; from < rows.elements(); from += RowQuantizer.PIECE) {
+      long length = Math.min(RowQuantizer.PIECE, rows.elements() - from);
+      Tensor part = rows.slice(from, length);
+      quantizer.run(
+          FakeQuantize.Job.real(
+              RowQuantizer.matrix(part, count, length / count), integers.pointer(), scales, null));
+      sink.accept(integers.first(length));
+    }
+  }
+
+  @Override
+  public void close() {
+    integers.close();
+  }
+}
