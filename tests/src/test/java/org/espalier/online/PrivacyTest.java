@@ -134,28 +134,6 @@ class PrivacyTest {
     return Math.sqrt(sum);
   }
 
-  @Test
-  void theNoiseIsNormal() {
-    float[] values = new float[200_001];
-    new CounterRandom(5, 0).addNormal(values, 3);
-    double sum = 0;
-    double squares = 0;
-    double fourth = 0;
-    int beyond = 0;
-    for (float v : values) {
-      double z = v / 3;
-      sum += z;
-      squares += z * z;
-      fourth += z * z * z * z;
-      beyond += Math.abs(z) > 1.959964 ? 1 : 0;
-    }
-    int n = values.length;
-    assertEquals(0, sum / n, 4 / Math.sqrt(n));
-    assertEquals(1, squares / n, 4 * Math.sqrt(2.0 / n));
-    assertEquals(3, fourth / n, 4 * Math.sqrt(96.0 / n));
-    assertEquals(0.05, (double) beyond / n, 4 * Math.sqrt(0.0475 / n));
-  }
-
   /** The known answers of Random123 for Philox 4x32 with 10 rounds. */
   @Test
   void philoxGivesTheKnownAnswers() {

@@ -51,22 +51,19 @@ final class CounterRandom {
     return Math.floorMod(bits, bound);
   }
 
+  /** The key. */
+  long key() {
+    return key;
+  }
+
   /**
-   * Adds {@code sigma} times standard normal numbers to values: Box and Muller in double.
+   * Takes blocks of another stream than {@link #below}'s, for {@link org.espalier.op.DpAccumulate#noise}.
    *
-   * @param values [0, n)
+   * @return the first of them
    */
-  void addNormal(float[] values, double sigma) {
-    for (int i = 0; i < values.length; i += 2) {
-      philox(key, counter++, 1, block);
-      // In (0, 1]: the logarithm of 0 does not exist.
-      double u = 1 - ((block[0] & 0xffffffffL) << 21 | (block[1] & 0xffffffffL) >>> 11) * 0x1p-53;
-      double v = ((block[2] & 0xffffffffL) << 21 | (block[3] & 0xffffffffL) >>> 11) * 0x1p-53;
-      double radius = sigma * Math.sqrt(-2 * StrictMath.log(u));
-      values[i] += (float) (radius * StrictMath.cos(2 * Math.PI * v));
-      if (i + 1 < values.length) {
-        values[i + 1] += (float) (radius * StrictMath.sin(2 * Math.PI * v));
-      }
-    }
+  long take(long blocks) {
+    long first = counter;
+    counter += blocks;
+    return first;
   }
 }

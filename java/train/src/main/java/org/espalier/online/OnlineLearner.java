@@ -10,7 +10,6 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
-import java.nio.FloatBuffer;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
@@ -545,15 +544,8 @@ public final class OnlineLearner implements AutoCloseable {
         gradient[i] *= rows;
       }
       model.backwardClipped(gradient, rows, privacy.clip());
-      for (FloatBuffer memory : state.gradients()) {
-        float[] values = new float[memory.capacity()];
-        memory.get(0, values);
-        noise.addNormal(values, privacy.noise() * privacy.clip());
-        for (int i = 0; i < values.length; i++) {
-          values[i] /= settings.batch(); // the true size would tell about the examples
-        }
-        memory.put(0, values);
-      }
+      // Divided by the settings' size: the true one would tell about the examples.
+      state.addNoise(noise, privacy.noise() * privacy.clip(), settings.batch());
     }
     return state.gradientNorm();
   }

@@ -25,6 +25,7 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.op.DpAccumulate;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TensorView;
@@ -209,37 +210,27 @@ public final class TorchLearnable implements Learnable {
   @Override
   public int backwardClipped(float[] gradient, int rows, double bound) {
     forget();
-    List<float[]> sums = new ArrayList<>();
-    weights.forEach(w -> sums.add(new float[Math.toIntExact(w.latent().elements())]));
-    int clipped = 0;
-    for (int i = 0; i < rows; i++) {
-      clearGradients();
-      try (PointerScope scope = new PointerScope()) {
-        differentiate(run(model, seen, i, 1), gradient, i, 1);
-        double squares = 0;
-        List<float[]> own = new ArrayList<>();
-        for (OwnedTensor g : gradients) {
-          float[] values = new float[Math.toIntExact(g.elements())];
-          LinearHead.buffer(g).get(0, values);
-          own.add(values);
-          for (float v : values) {
-            squares += (double) v * v;
-          }
-        }
-        double norm = Math.sqrt(squares);
-        float scale = norm > bound ? (float) (bound / norm * (1 - 0x1p-22)) : 1;
-        clipped += norm > bound ? 1 : 0;
-        for (int k = 0; k < sums.size(); k++) {
-          float[] sum = sums.get(k);
-          float[] values = own.get(k);
-          for (int j = 0; j < sum.length; j++) {
-            sum[j] += scale * values[j];
-          }
-        }
-      }
+    List<OwnedTensor> sums = new ArrayList<>();
+    List<DpAccumulate.Parameter> list = new ArrayList<>();
+    for (OwnedTensor g : gradients) {
+      OwnedTensor sum = OwnedTensor.allocate(DType.F32, g.elements());
+      sums.add(sum);
+      list.add(new DpAccumulate.Parameter(g, sum));
     }
-    for (int k = 0; k < sums.size(); k++) {
-      LinearHead.buffer(weights.get(k).gradient()).put(0, sums.get(k));
+    int clipped = 0;
+    try (DpAccumulate accumulate = new DpAccumulate(list)) {
+      for (int i = 0; i < rows; i++) {
+        clearGradients();
+        try (PointerScope scope = new PointerScope()) {
+          differentiate(run(model, seen, i, 1), gradient, i, 1);
+        }
+        clipped += accumulate.accumulate(bound) ? 1 : 0;
+      }
+      for (int k = 0; k < sums.size(); k++) {
+        copy(sums.get(k), gradients.get(k));
+      }
+    } finally {
+      sums.forEach(OwnedTensor::close);
     }
     return clipped;
   }

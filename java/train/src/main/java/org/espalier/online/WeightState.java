@@ -12,6 +12,7 @@ import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.op.Channel;
+import org.espalier.op.DpAccumulate;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
 import org.espalier.op.FusedStep;
@@ -39,6 +40,7 @@ final class WeightState implements AutoCloseable {
   private final List<ByteBuffer> bitState = new ArrayList<>();
   private final FusedStep optimizer;
   private final GradientNorm norm;
+  private final DpAccumulate noise;
   private final double averaging;
 
   /** Takes steps on single examples by itself; null where the settings ask for more than that. */
@@ -123,6 +125,9 @@ final class WeightState implements AutoCloseable {
     }
     optimizer = optimizer(parameters, settings);
     norm = new GradientNorm(normed);
+    noise =
+        new DpAccumulate(
+            learned.stream().map(w -> new DpAccumulate.Parameter(null, w.gradient())).toList());
   }
 
   private FusedStep optimizer(List<FusedSgd.Parameter> parameters, OnlineSettings settings) {
@@ -226,13 +231,13 @@ final class WeightState implements AutoCloseable {
     return served;
   }
 
-  /** The gradients' memory, of the weights that are learned. */
-  List<FloatBuffer> gradients() {
-    return gradients;
-  }
-
   GradientNorm.Result gradientNorm() {
     return norm.compute();
+  }
+
+  /** Adds the noise of private learning to the gradients and divides them. */
+  void addNoise(CounterRandom random, double sigma, double divisor) {
+    noise.noise(random.key(), random.take(noise.blocks()), sigma, divisor);
   }
 
   void scaleGradients(double factor) {
@@ -354,6 +359,7 @@ final class WeightState implements AutoCloseable {
   public void close() {
     optimizer.close();
     norm.close();
+    noise.close();
     owned.forEach(OwnedTensor::close);
     bits.forEach(BytePointer::close);
   }

@@ -14,6 +14,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
             include = {
               "espalier/common.h",
               "espalier/bandwidth.h",
+              "espalier/dp_accumulate.h",
               "espalier/fake_quantize.h",
               "espalier/gradient_norm.h",
               "espalier/working_copy.h",
