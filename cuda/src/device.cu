@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernel.cuh"
+#include "nvml.h"
 #include "status.h"
 
 using esp::check;
@@ -84,6 +85,12 @@ esp_status esp_cuda_device_info(int32_t device, esp_cuda_device* info) {
   info->minor = properties.minor;
   info->multiprocessors = properties.multiProcessorCount;
   return ESP_OK;
+}
+
+esp_status esp_cuda_device_condition(int32_t device, esp_cuda_condition* condition) {
+  char bus_id[32];
+  if (esp_status status = check(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device), "CUDA device's place")) return status;
+  return esp::nvml_condition(bus_id, condition);
 }
 
 esp_status esp_cuda_device_set(int32_t device) { return check(cudaSetDevice(device), "choosing the CUDA device"); }

@@ -18,6 +18,7 @@ esp_status esp_cuda_versions(int32_t* runtime, int32_t* driver) {
 }
 ABSENT(esp_cuda_device_count(int32_t*))
 ABSENT(esp_cuda_device_info(int32_t, esp_cuda_device*))
+ABSENT(esp_cuda_device_condition(int32_t, esp_cuda_condition*))
 ABSENT(esp_cuda_device_set(int32_t))
 ABSENT(esp_cuda_allocate(int64_t, void**))
 ABSENT(esp_cuda_release(void*))

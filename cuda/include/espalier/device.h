@@ -22,12 +22,25 @@ typedef struct esp_cuda_device {
   int32_t multiprocessors;
 } esp_cuda_device;
 
+/* What NVML says of a device at this moment; -1: this device does not tell. */
+typedef struct esp_cuda_condition {
+  char driver[80]; /* version, "" where unknown */
+  int32_t sm_megahertz;
+  int32_t memory_megahertz;
+  int32_t celsius;
+  int32_t milliwatts;
+  int64_t memory_used_bytes;
+  int64_t memory_bytes;
+} esp_cuda_condition;
+
 /* The message of the last failure of this library on the calling thread. */
 ESP_API const char* esp_cuda_last_error(void);
 
 /* Number of usable devices (>= 1), or ESP_UNSUPPORTED with the reason: no driver, too old a driver, no device. */
 ESP_API esp_status esp_cuda_device_count(int32_t* count);
 ESP_API esp_status esp_cuda_device_info(int32_t device, esp_cuda_device* info);
+/* ESP_UNSUPPORTED with the reason where the driver's libnvidia-ml.so.1 cannot be used. Costs milliseconds at its first call. */
+ESP_API esp_status esp_cuda_device_condition(int32_t device, esp_cuda_condition* condition);
 ESP_API esp_status esp_cuda_device_set(int32_t device);
 
 /* CUDA versions as 1000 * major + 10 * minor; driver 0 where none is installed, both 0 in a build without CUDA. */

@@ -69,6 +69,7 @@ cudaError_t cudaRuntimeGetVersion(int*);
 cudaError_t cudaDriverGetVersion(int*);
 cudaError_t cudaGetDeviceCount(int*);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp*, int);
+cudaError_t cudaDeviceGetPCIBusId(char*, int, int);
 cudaError_t cudaSetDevice(int);
 cudaError_t cudaMalloc(void**, size_t);
 cudaError_t cudaFree(void*);

@@ -105,6 +105,25 @@ class DeviceTest {
     }
   }
 
+  /** The emulator has a library in the place of the driver's. */
+  @Test
+  void aDeviceTellsItsConditionOrWhyNot() {
+    device();
+    try {
+      CudaCondition condition = Cuda.condition(0);
+      assertTrue(condition.memoryBytes() > 0 && condition.celsius() > 0, condition.toString());
+      if (Cuda.describe(0).startsWith("emulated")) {
+        assertEquals(
+            "driver 580.1, clocks 1980 MHz and 2619 MHz, 41 °C, ? W, 4.0 GiB of 16.0 GiB used",
+            condition.toString());
+      }
+    } catch (UnsupportedOperationException e) {
+      assertTrue(e.getMessage().startsWith("NVML: "), e.getMessage());
+      assertFalse(Cuda.describe(0).startsWith("emulated"), e.getMessage());
+    }
+    assertThrows(IllegalArgumentException.class, () -> Cuda.condition(Cuda.deviceCount()));
+  }
+
   @Test
   void noSuchDevice() {
     device();

@@ -55,8 +55,10 @@ final class Doctor implements Callable<Integer> {
     isas.forEach(available::add);
     json.put("threads", threads);
     ArrayNode gpus = json.putArray("gpus");
+    ArrayNode conditions = json.putArray("gpu_conditions");
     for (int i = 0; i < Cuda.deviceCount(); i++) {
       gpus.add(Cuda.describe(i));
+      conditions.add(condition(i));
     }
     boolean saturates = Int8Saturation.onThisMachine();
     json.put("int8_saturates", saturates);
@@ -79,6 +81,7 @@ final class Doctor implements Callable<Integer> {
     }
     for (int i = 0; i < gpus.size(); i++) {
       table.add("gpu", "cuda:" + i + " " + gpus.get(i).asText());
+      table.add("", conditions.get(i).asText());
     }
     table.add("copy", String.format(Locale.ROOT, "%.1f GB/s read and written", copy * 1e-9));
     table.add(
@@ -90,6 +93,15 @@ final class Doctor implements Callable<Integer> {
     table.add("natives", library);
     table.print(common.out());
     return 0;
+  }
+
+  /** Clocks and the like, or why they are not known. */
+  private static String condition(int device) {
+    try {
+      return Cuda.condition(device).toString();
+    } catch (UnsupportedOperationException e) {
+      return e.getMessage();
+    }
   }
 
   private static String name(Isa isa) {

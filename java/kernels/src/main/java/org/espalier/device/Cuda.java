@@ -4,6 +4,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import org.bytedeco.javacpp.IntPointer;
 import org.espalier.binding.Status;
+import org.espalier.binding.esp_cuda_condition;
 import org.espalier.binding.esp_cuda_device;
 import org.espalier.binding.global.espalier_cuda;
 
@@ -86,6 +87,28 @@ public final class Cuda {
           info.major(),
           info.minor(),
           info.multiprocessors());
+    }
+  }
+
+  /**
+   * Clocks, temperature, power and memory of a device at this moment.
+   *
+   * @throws UnsupportedOperationException with the reason, where CUDA is not available or NVML, a part of
+   *     the driver, cannot be used
+   * @throws IllegalArgumentException for a device that does not exist
+   */
+  public static CudaCondition condition(int device) {
+    requireAvailable();
+    try (esp_cuda_condition c = new esp_cuda_condition()) {
+      Status.checkCuda(espalier_cuda.esp_cuda_device_condition(device, c));
+      return new CudaCondition(
+          c.driver().getString(),
+          c.sm_megahertz(),
+          c.memory_megahertz(),
+          c.celsius(),
+          c.milliwatts(),
+          c.memory_used_bytes(),
+          c.memory_bytes());
     }
   }
 
