@@ -34,7 +34,6 @@ cp java/kernels/target/espalier-kernels-*.jar tests/target/espalier-tests-*-test
 tr ':' '\n' <java/cli/target/classpath | grep -E '/(javacpp|slf4j-api|slf4j-simple|jackson-(core|databind|annotations))-' |
   xargs -I{} cp {} "$stage/lib/"
 cp java/models/target/espalier-models-*.jar "$stage/lib/"
-cp -r tests/golden "$stage/golden"
 cp "$here/run.sh" "$here/peer.py" NOTICE LICENSE "$stage/"
 tar -C "$here/target" -cf - espalier-gpu | xz -T0 -6 >"$archive.part"
 mv "$archive.part" "$archive"

@@ -44,9 +44,9 @@ for test in "$here"/bin/*_test_gpu; do
 done
 say "tests from Java"
 "$here/java/bin/java" -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
-  -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -Despalier.golden="$here/golden" \
+  -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -Despalier.test.device=required \
   -jar "$here"/lib/junit-platform-console-standalone-*.jar execute --disable-banner --disable-ansi-colors \
-  --details=summary --fail-if-no-tests --class-path "$(echo "$here"/lib/*.jar | tr ' ' ':')" \
+  --details=tree --fail-if-no-tests --class-path "$(echo "$here"/lib/*.jar | tr ' ' ':')" --include-tag device \
   --select-package org.espalier.op --select-package org.espalier.device \
   --select-class org.espalier.compress.DeviceCheckpointTest --include-classname '.*Test'
 [ $? = 0 ] && ran=$((ran + 1)) || failed=$((failed + 1))
