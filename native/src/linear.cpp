@@ -61,7 +61,11 @@ esp_status esp_linear_backward(const esp_linear* gradient, const float* x, int64
                      bound);
   }
   const esp_linear g = *gradient;
-  std::memset(g.weight, 0, static_cast<size_t>(g.outputs * g.features) * sizeof(float));
+  if (g.outputs == 0) {
+    if (clipped != nullptr) *clipped = 0;
+    return ESP_OK;
+  }
+  if (g.features > 0) std::memset(g.weight, 0, static_cast<size_t>(g.outputs * g.features) * sizeof(float));
   std::memset(g.bias, 0, static_cast<size_t>(g.outputs) * sizeof(float));
   int64_t count = 0;
   for (int64_t first = 0; first < rows;) {
