@@ -22,6 +22,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import org.espalier.online.OnlineRecipe;
 import org.espalier.online.OnnxModels;
 import org.espalier.store.ModelStore;
 import org.junit.jupiter.api.BeforeEach;
@@ -104,7 +105,7 @@ class OnlineOnnxTest {
         .done();
     ObjectMapper mapper = new ObjectMapper();
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
-    try (Service service = new Service(ModelStore.open(store), limits, null, null, null)) {
+    try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
       int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
       JsonNode answer = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}");
       // What the service says is what ONNX Runtime makes of the version.
@@ -130,6 +131,31 @@ class OnlineOnnxTest {
         run(store.resolve("versions/2/model/model.onnx"), "x").get("y")[0]);
   }
 
+  @Test
+  void aPublishedModelLearnsByARecipe() throws Exception {
+    Run.of("store", "publish", model, "--store", store).done();
+    Run.refused(
+        folder, new String[] {"no learner made version 1", "--recipe"}, "serve", "--store", store,
+        "--port", 0);
+    Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
+    OnlineRecipe given = OnlineRecipe.read(recipe);
+    try (Service service = new Service(ModelStore.open(store), limits, null, given, null, null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      post(port, "/predict", "{\"id\": \"a\", \"features\": [0.5, -1.25, 2]}");
+      post(port, "/feedback", "{\"id\": \"a\", \"label\": 1}");
+    }
+    // The next one goes on by itself.
+    try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
+      assertEquals(2, service.storeVersion());
+    }
+    Files.writeString(
+        recipe, "loss: cross-entropy\nlearning-rate: 1\nmodel: {features: 4, outputs: 2}\n");
+    Run.of("store", "rollback", "1", "--store", store).done();
+    Run.refused(
+        folder, new String[] {"must have the shape [batch, 3]"}, "serve", "--store",
+        store, "--port", 0, "--recipe", recipe);
+  }
+
   private static JsonNode post(int port, String path, String body) throws Exception {
     HttpResponse<String> response =
         HttpClient.newHttpClient()
@@ -153,7 +179,8 @@ class OnlineOnnxTest {
     float[] z = answer.get("outputs");
     try (Service service =
         new Service(
-            ModelStore.open(store), new Service.Limits(10_000, 1e6, 1, 1, false), null, null, null)) {
+            ModelStore.open(store), new Service.Limits(10_000, 1e6, 1, 1, false), null, null, null,
+            null)) {
       int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
       JsonNode said = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}").get("outputs");
       assertEquals(said.get(0).floatValue(), z[0], 1e-5);

@@ -41,7 +41,7 @@ class ServeTest {
   }
 
   private Service service(Service.Limits limits, String token) {
-    Service service = new Service(ModelStore.open(store), limits, token, null, null);
+    Service service = new Service(ModelStore.open(store), limits, token, null, null, null);
     port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
     return service;
   }

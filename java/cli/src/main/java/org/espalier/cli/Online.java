@@ -68,7 +68,6 @@ import picocli.CommandLine.Option;
     })
 final class Online implements Callable<Integer> {
   private static final int MAX_LINE = 16 << 20;
-  private static final int MAX_RECIPE = 1 << 20;
 
   @Mixin private CommonOptions common;
   @Mixin private StoreOptions options;
@@ -178,16 +177,7 @@ final class Online implements Callable<Integer> {
       }
       return LearnerFiles.recipe(held);
     }
-    Path file = ModelSource.path(recipeFile);
-    try {
-      if (Files.size(file) > MAX_RECIPE) {
-        throw new InputException(file + " has more than " + MAX_RECIPE + " bytes");
-      }
-      return OnlineRecipe.parse(
-          Files.readString(file, StandardCharsets.UTF_8), file.toString());
-    } catch (IOException e) {
-      throw new InputException("cannot read the recipe " + file + ": " + e.getMessage(), e);
-    }
+    return OnlineRecipe.read(ModelSource.path(recipeFile));
   }
 
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {

@@ -10,6 +10,7 @@ import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CountDownLatch;
 import org.espalier.InputException;
+import org.espalier.online.OnlineRecipe;
 import org.espalier.online.Quarantine;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
@@ -21,7 +22,7 @@ import picocli.CommandLine.Option;
 @Command(
     name = "serve",
     description = {
-      "Serves the current version of a store that 'online' made: predictions over HTTP, learning from"
+      "Serves the current version of a store: predictions over HTTP, learning from"
           + " feedback, new versions published as it goes. A rollback in the store is followed within"
           + " a second.",
       "",
@@ -40,6 +41,8 @@ import picocli.CommandLine.Option;
       "Examples:",
       "  espalier serve --store models/ --port 8080",
       "  espalier serve --store models/ --port 8080 --no-learn --json",
+      "  espalier store publish net.onnx --store models/",
+      "  espalier serve --store models/ --port 8080 --recipe online.yaml",
       "  espalier serve --store models/ --host 0.0.0.0 --port 80 --token token.txt",
       "  curl -d '{\"id\": \"a\", \"features\": [1, 2]}' localhost:8080/predict",
     })
@@ -87,6 +90,14 @@ final class Serve implements Callable<Integer> {
       description = "Remember so many predictions whose outcome is not known. Default: 100000.")
   private int pending = 100_000;
 
+  @Option(
+      names = "--recipe",
+      paramLabel = "FILE",
+      description =
+          "How to learn, for a version that no learner made: an ONNX model, with model: {features: …,"
+              + " outputs: …} in the recipe, or a linear one.")
+  private String recipeFile;
+
   @Option(names = "--no-learn", description = "Refuse feedback.")
   private boolean noLearn;
 
@@ -111,12 +122,14 @@ final class Serve implements Callable<Integer> {
               + " that clients must send");
     }
     SigningKey signing = learning.signingKey();
+    OnlineRecipe recipe =
+        recipeFile == null ? null : OnlineRecipe.read(ModelSource.path(recipeFile));
     ModelStore store = options.open();
     Service.Limits limits =
         new Service.Limits(maxBytes, maxRate, pending, learning.publishEvery(), !noLearn);
     CountDownLatch stopped = new CountDownLatch(1);
     try (Quarantine quarantine = learning.quarantine();
-        Service service = new Service(store, limits, token, signing, quarantine);
+        Service service = new Service(store, limits, token, recipe, signing, quarantine);
         Interrupts interrupts = new Interrupts(stopped::countDown)) {
       int bound = service.start(new InetSocketAddress(address, port));
       if (common.json()) {

@@ -104,20 +104,38 @@ final class Service implements AutoCloseable {
   private long lastRequest = System.nanoTime();
 
   /**
+   * @param given how to learn, where no learner made the version; may be null where one did
    * @param quarantine where examples go that the guard takes out, or null; the caller closes it
    */
   Service(
-      ModelStore store, Limits limits, String token, SigningKey signing, Quarantine quarantine) {
+      ModelStore store,
+      Limits limits,
+      String token,
+      OnlineRecipe given,
+      SigningKey signing,
+      Quarantine quarantine) {
     this.store = store;
     this.limits = limits;
     this.token = token == null ? null : ("Bearer " + token).getBytes(StandardCharsets.UTF_8);
     this.signing = signing;
     this.allowance = limits.rate();
     try (ModelStore.Held held = store.holdCurrent()) {
-      recipe = LearnerFiles.recipe(held);
+      boolean learned = LearnerFiles.isLearned(held);
+      if (!learned && given == null) {
+        throw new InputException(
+            "no learner made version " + held.version().id() + " of " + store.folder()
+                + ": --recipe says how it is to learn");
+      }
+      recipe = learned ? LearnerFiles.recipe(held) : given;
       model = LearnerFiles.readModel(held, recipe);
-      learner = new OnlineLearner(model, recipe.settings());
-      LearnerFiles.load(learner, held);
+      try {
+        learner = new OnlineLearner(model, recipe.settings());
+      } catch (IllegalArgumentException e) {
+        throw new InputException("the recipe does not fit the model: " + e.getMessage(), e);
+      }
+      if (learned) {
+        LearnerFiles.load(learner, held);
+      }
       storeVersion = held.version().id();
     }
     publishedAt = learner.seen();

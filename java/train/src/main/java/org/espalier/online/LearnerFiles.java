@@ -245,6 +245,11 @@ public final class LearnerFiles {
     }
   }
 
+  /** Whether a learner made a version, so that it can be gone on with. */
+  public static boolean isLearned(ModelStore.Held version) {
+    return version.version().files().stream().anyMatch(f -> f.path().equals(STATE));
+  }
+
   /** Goes on where a version was published; see {@link OnlineLearner#load}. */
   public static void load(OnlineLearner learner, ModelStore.Held version) {
     Path file = version.file(STATE);

@@ -1,5 +1,9 @@
 package org.espalier.online;
 
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
@@ -56,6 +60,22 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
 public record OnlineRecipe(
     OnlineSettings settings, Integer features, Integer outputs, String text) {
   private static final int MAX_CHARACTERS = 1 << 20;
+
+  /**
+   * Reads a recipe.
+   *
+   * @throws InputException if the file cannot be read, or as {@link #parse} does
+   */
+  public static OnlineRecipe read(Path file) {
+    try {
+      if (Files.size(file) > MAX_CHARACTERS) {
+        throw new InputException(file + " has more than " + MAX_CHARACTERS + " bytes");
+      }
+      return parse(Files.readString(file, StandardCharsets.UTF_8), file.toString());
+    } catch (IOException e) {
+      throw new InputException("cannot read the recipe " + file + ": " + e.getMessage(), e);
+    }
+  }
 
   /**
    * Parses a recipe.
