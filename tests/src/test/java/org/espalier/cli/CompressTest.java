@@ -154,6 +154,25 @@ class CompressTest {
     assertThrows(AssertionError.class, () -> assertSameModels(one, three));
   }
 
+  @Test
+  void staticRangesBecomeQuantizeLinearNodes() throws IOException {
+    Path out = folder.resolve("static");
+    JsonNode report =
+        Run.of(
+                "compress", recipe, "-o", out, "--json", "--set", "quantize.form=static", "--set",
+                "quantize.observer-momentum=0.1")
+            .json();
+    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.9, report.path("fidelity").toString());
+    List<String> types =
+        OnnxModel.read(out.resolve("model-int8.onnx")).nodes().stream()
+            .map(NodeProto::getOpType)
+            .toList();
+    assertEquals(2, types.stream().filter("QuantizeLinear"::equals).count(), types.toString());
+    Run.refused(
+        folder, new String[] {"clip", "form: static"}, "recipe", "check", recipe, "--set",
+        "quantize.clip=mse");
+  }
+
   /** The integers and scales of both files are those that training saw. */
   @Test
   void compressedTensorsHoldTheIntegersOfTheOnnxModel() throws IOException {

@@ -24,6 +24,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
 import java.util.function.UnaryOperator;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
@@ -121,7 +122,7 @@ class SimulationTest {
     long all = 0;
     double[] cosine = {1, 1};
     double[] largest = new double[2];
-    try (ActivationSimulation simulation = new ActivationSimulation(nodes);
+    try (ActivationSimulation simulation = new ActivationSimulation(nodes, Set.of(), new DynamicGrid());
         OrtSession runtime = session(exported.toProto());
         OrtSession tapped = session(withOutputs(exported, quantized.values()));
         OrtSession linear = session(quantizeLinear())) {

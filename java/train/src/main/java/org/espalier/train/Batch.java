@@ -20,6 +20,11 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
     return lengths.length;
   }
 
+  /** Whether an activation holds a vector a token, and some of the tokens are padding. */
+  boolean pads(Tensor activation) {
+    return mask != null && activation.dim() == 3 && activation.size(1) == longest;
+  }
+
   /**
    * Puts examples together; the tensors belong to the PointerScope that is open.
    *

@@ -11,18 +11,27 @@ import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HexFormat;
+import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.TreeSet;
+import java.util.function.Predicate;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.QuantizedProduct;
+import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.compress.onnx.TrainableQuantizer;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.op.StepResult;
 import org.espalier.torch.OnnxGraph;
@@ -37,7 +46,7 @@ public final class OnnxCompression implements Compression {
   private static final int VALIDATION_BATCH = 32;
 
   /** The start of a saved run; the last digit is the version of its layout. */
-  private static final int MAGIC = 0x45535001;
+  private static final int MAGIC = 0x45535002;
 
   private final CompressionPlan plan;
   private final Job job;
@@ -48,12 +57,16 @@ public final class OnnxCompression implements Compression {
   private OnnxModel form;
 
   /** Null until a stage quantizes. */
-  private DynamicQuantizer quantizer;
+  private TrainableQuantizer quantizer;
 
   private List<QuantizedProduct> products = List.of();
   private OnnxGraph graph;
   private List<TrainedWeight> weights = List.of();
   private ActivationSimulation activations;
+
+  /** Null where ranges of activations are not fixed. */
+  private StaticGrid fixed;
+
   private TeacherOutputs trainingTargets;
   private TeacherOutputs validationTargets;
 
@@ -119,14 +132,13 @@ public final class OnnxCompression implements Compression {
       throw new InputException(where + "its objective has labels, and the examples have none");
     }
     if (stage instanceof Stage.Quantize q) {
-      if (q.quantization().form() == Quantization.Form.STATIC) {
-        throw new InputException(where + "training under static ranges is not possible yet");
-      }
       if (q.quantization().learnScales()) {
         throw new InputException(where + "learned scales are not possible yet");
       }
-      if (q.quantization().fit() && job.calibration() == null) {
-        throw new InputException(where + "fitting needs calibration examples");
+      boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
+      if ((q.quantization().fit() || fixed) && job.calibration() == null) {
+        throw new InputException(
+            where + (fixed ? "static ranges need" : "fitting needs") + " calibration examples");
       }
     }
   }
@@ -151,6 +163,7 @@ public final class OnnxCompression implements Compression {
     if (activations != null) {
       activations.close();
       activations = null;
+      fixed = null;
     }
   }
 
@@ -244,6 +257,11 @@ public final class OnnxCompression implements Compression {
     long added;
     try (PointerScope scope = new PointerScope()) {
       Batch batch = Batch.of(job.training(), indices, graph.inputNames());
+      if (fixed != null && stage instanceof Stage.Quantize q) {
+        Quantization settings = q.quantization();
+        boolean moving = step < settings.freezeObserversAt() * steps;
+        fixed.momentum(moving ? settings.observerMomentum() : 0);
+      }
       loss = loss(training.objective(), job.training(), trainingTargets, indices, batch, true);
       if (!Double.isFinite(loss.value())) {
         throw new NonFiniteLossException(
@@ -392,6 +410,9 @@ public final class OnnxCompression implements Compression {
   }
 
   private Validation validate(Objective objective, long step, double best) {
+    if (fixed != null) {
+      fixed.momentum(0);
+    }
     double loss = 0;
     double quality = 0;
     for (int[] indices : Batches.inOrder(job.validation(), VALIDATION_BATCH)) {
@@ -440,13 +461,19 @@ public final class OnnxCompression implements Compression {
 
   private void quantize(Quantization q, TrainingListener listener) {
     OnnxModel model = floatModel();
-    quantizer = new DynamicQuantizer(model, options(q));
-    if (q.fit()) {
+    boolean pruned = weights.stream().anyMatch(w -> w.mask() != null);
+    quantizer = quantizer(q, model);
+    if (quantizer instanceof StaticQuantizer s) {
       listener.note("calibrating");
-      quantizer.calibrate(job.calibration());
+      s.setRanges(
+          q.fit()
+              ? s.calibrate(job.calibration(), q.clipping())
+              : s.ranges(job.calibration(), q.clipping()));
+    } else if (q.fit()) {
+      listener.note("calibrating");
+      ((DynamicQuantizer) quantizer).calibrate(job.calibration());
     }
     quantizer.prepareTraining();
-    boolean pruned = weights.stream().anyMatch(w -> w.mask() != null);
     reload(model);
     if (pruned) {
       // Rounding keeps what is 0, so the zeros of the integers are those that were pruned, and more
@@ -463,9 +490,15 @@ public final class OnnxCompression implements Compression {
     }
   }
 
-  private static DynamicQuantizer.Options options(Quantization q) {
-    return new DynamicQuantizer.Options(
-        q.reduceRange(), q.embeddings(), w -> q.include().test(w.name()));
+  private static TrainableQuantizer quantizer(Quantization q, OnnxModel model) {
+    // A model that was prepared before has names of its own for the weights.
+    Predicate<OnnxWeight> include =
+        w -> q.include().test(w.name().replaceFirst(TrainableQuantizer.LATENT + "(_\\d+)?$", ""));
+    return q.form() == Quantization.Form.STATIC
+        ? new StaticQuantizer(
+            model, new StaticQuantizer.Options(q.reduceRange(), q.embeddings(), include))
+        : new DynamicQuantizer(
+            model, new DynamicQuantizer.Options(q.reduceRange(), q.embeddings(), include));
   }
 
   /** Makes the graph of a model that the quantizer has prepared, weights and activations on grids. */
@@ -481,7 +514,12 @@ public final class OnnxCompression implements Compression {
       w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales());
       w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
     }
-    activations = new ActivationSimulation(nodes);
+    if (quantizer instanceof StaticQuantizer s) {
+      fixed = new StaticGrid(s.ranges());
+      activations = new ActivationSimulation(nodes, s.quantizedResults(), fixed);
+    } else {
+      activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid());
+    }
     graph.transformInputs(activations);
   }
 
@@ -491,10 +529,14 @@ public final class OnnxCompression implements Compression {
     return result;
   }
 
+  /** The latent weights, and after them what else training moves. */
   private List<float[]> snapshot() {
     List<float[]> result = new ArrayList<>();
     for (TrainedWeight w : weights) {
       result.add(values(w.latent()));
+    }
+    if (fixed != null) {
+      result.add(fixed.values());
     }
     return result;
   }
@@ -506,9 +548,13 @@ public final class OnnxCompression implements Compression {
   }
 
   private void restore(List<float[]> snapshot) {
-    for (int i = 0; i < snapshot.size(); i++) {
-      TrainedWeight.buffer(weights.get(i).latent()).put(snapshot.get(i));
-      weights.get(i).renew();
+    Iterator<float[]> parts = snapshot.iterator();
+    for (TrainedWeight w : weights) {
+      TrainedWeight.buffer(w.latent()).put(parts.next());
+      w.renew();
+    }
+    if (fixed != null) {
+      fixed.values(parts.next());
     }
   }
 
@@ -538,6 +584,12 @@ public final class OnnxCompression implements Compression {
       bytes.get(model);
       out.writeInt(model.length);
       out.write(model);
+    }
+    if (fixed != null) {
+      for (Map.Entry<String, ActivationRange> e : new TreeMap<>(fixed.ranges()).entrySet()) {
+        out.writeFloat(e.getValue().min());
+        out.writeFloat(e.getValue().max());
+      }
     }
     for (TrainedWeight w : weights) {
       out.writeUTF(w.name());
@@ -634,7 +686,14 @@ public final class OnnxCompression implements Compression {
       }
       ByteBuffer direct = ByteBuffer.allocateDirect(length).put(model).flip();
       OnnxModel prepared = OnnxModel.read(direct, job.model().name());
-      quantizer = new DynamicQuantizer(prepared, options(quantization()));
+      quantizer = quantizer(quantization(), prepared);
+      if (quantizer instanceof StaticQuantizer s) {
+        Map<String, ActivationRange> ranges = new HashMap<>();
+        for (String activation : new TreeSet<>(s.activations())) {
+          ranges.put(activation, readRange(in));
+        }
+        s.setRanges(ranges);
+      }
       reload(prepared);
     }
     for (TrainedWeight w : weights) {
@@ -665,17 +724,24 @@ public final class OnnxCompression implements Compression {
       progress = saved;
       saved.update.restore(in);
       if (in.readBoolean()) {
-        saved.kept = new ArrayList<>();
-        for (TrainedWeight w : weights) {
-          byte[] bytes = new byte[Math.toIntExact(4 * w.elements)];
+        saved.kept = snapshot();
+        for (float[] values : saved.kept) {
+          byte[] bytes = new byte[4 * values.length];
           in.readFully(bytes);
-          float[] values = new float[(int) w.elements];
           ByteBuffer.wrap(bytes).asFloatBuffer().get(values);
-          saved.kept.add(values);
         }
       }
     }
     requireMagic(in);
+  }
+
+  private static ActivationRange readRange(DataInputStream in) throws IOException {
+    float min = in.readFloat();
+    float max = in.readFloat();
+    if (!(min <= 0 && max >= 0 && Float.isFinite(max - min))) {
+      throw new InputException("the saved run is damaged: a range [" + min + ", " + max + "]");
+    }
+    return new ActivationRange(min, max);
   }
 
   private static void requireMagic(DataInputStream in) throws IOException {
@@ -763,6 +829,9 @@ public final class OnnxCompression implements Compression {
   public OnnxModel export() {
     if (quantizer == null) {
       return floatModel();
+    }
+    if (quantizer instanceof StaticQuantizer s) {
+      s.setRanges(fixed.ranges());
     }
     Map<String, TrainedWeight> byConstant = byConstant();
     for (QuantizedProduct p : products) {

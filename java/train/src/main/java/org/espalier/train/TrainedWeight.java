@@ -74,7 +74,7 @@ final class TrainedWeight implements AutoCloseable {
    * Puts the weight on a grid. Each latent weight starts at the middle of its integer's step: there the
    * work of compensated rounding is kept until the gradient has moved a weight by half a step.
    *
-   * @param axis along which the scales lie
+   * @param axis along which the scales lie; −1 for one scale
    * @param largest the integers are in [−largest, largest]
    */
   void quantize(int axis, int largest, byte[] integers, float[] scale) {
@@ -85,8 +85,8 @@ final class TrainedWeight implements AutoCloseable {
     gate = bits();
     floats(scales).put(scale);
     FloatBuffer to = buffer(latent);
-    long inner = 1;
-    for (int a = axis + 1; a < working.rank(); a++) {
+    long inner = axis < 0 ? elements : 1;
+    for (int a = axis + 1; axis >= 0 && a < working.rank(); a++) {
       inner *= working.dimension(a);
     }
     for (int i = 0; i < elements; i++) {
@@ -136,7 +136,8 @@ final class TrainedWeight implements AutoCloseable {
   }
 
   private FakeQuantize grid() {
-    return FakeQuantize.symmetric(-qmax, qmax, qmax).perChannel(channelAxis).given();
+    FakeQuantize grid = FakeQuantize.symmetric(-qmax, qmax, qmax).given();
+    return channelAxis < 0 ? grid : grid.perChannel(channelAxis);
   }
 
   BytePointer gateBits() {

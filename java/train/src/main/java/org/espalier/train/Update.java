@@ -81,7 +81,11 @@ final class Update implements AutoCloseable {
   }
 
   private static Scale scale(TrainedWeight w) {
-    return new Scale(w.scales(), Channel.ofAxis(w.channelAxis(), w.working.rank()), true);
+    Channel channel =
+        w.channelAxis() < 0
+            ? Channel.TENSOR
+            : Channel.ofAxis(w.channelAxis(), w.working.rank());
+    return new Scale(w.scales(), channel, true);
   }
 
   private org.espalier.device.Tensor gradient(int i) {

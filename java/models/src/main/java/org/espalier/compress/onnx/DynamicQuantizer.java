@@ -49,7 +49,7 @@ import org.espalier.format.onnx.OnnxWeights;
  *
  * <p>Not safe for several threads.
  */
-public final class DynamicQuantizer {
+public final class DynamicQuantizer implements TrainableQuantizer {
   /** DynamicQuantizeLinear exists since this version. */
   private static final long OPSET = 11;
 
@@ -151,14 +151,7 @@ public final class DynamicQuantizer {
     rounded.putAll(ProductFitting.fit(model, sites, qmax, source));
   }
 
-  /**
-   * Gives the float32 model the form that training changes and {@link #apply} exports: biases take up the
-   * error of calibration, every product gets an initializer [inputs, outputs] of its own, and embedding
-   * tables become the values that their integers stand for. After training put the trained constants into
-   * the model, and the integers back with {@link #setWeights}.
-   *
-   * @throws InputException if weights are not finite, naming them
-   */
+  @Override
   public void prepareTraining() {
     OnnxModel.Names names = model.names();
     Map<String, double[]> biasChanges = new HashMap<>();
@@ -166,7 +159,7 @@ public final class DynamicQuantizer {
     for (ProductSite s : sites) {
       for (Product p : s.products) {
         float[] w = p.matrix(model);
-        p.value = names.unique(p.name + "_latent");
+        p.value = names.unique(p.name + TrainableQuantizer.LATENT);
         p.axes = List.of(0, 1);
         model.addInitializer(
             OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));
@@ -195,17 +188,13 @@ public final class DynamicQuantizer {
     Set<String> known = new HashSet<>();
     for (OnnxWeight table : tables.values()) {
       if (known.add(table.value())) {
-        EmbeddingTables.round(model, table);
+        EmbeddingTables.round(model, table.name(), table.value());
       }
     }
     RuntimeForm.removeUnused(model);
   }
 
-  /**
-   * The products of a model that {@link #prepareTraining} has prepared, in graph order.
-   *
-   * @throws InputException if weights are not finite, naming them
-   */
+  @Override
   public List<QuantizedProduct> products() {
     List<QuantizedProduct> result = new ArrayList<>();
     for (ProductSite s : sites) {
@@ -228,13 +217,7 @@ public final class DynamicQuantizer {
     return new Rounded(integers, q.scales(), new double[p.columns]);
   }
 
-  /**
-   * Sets what {@link #apply} writes for a product, after {@link #prepareTraining}.
-   *
-   * @param output as in {@link QuantizedProduct#output}
-   * @param integers in [−127, 127], in the layout of {@link QuantizedProduct#weight}
-   * @param scales one positive scale a channel
-   */
+  @Override
   public void setWeights(String output, byte[] integers, float[] scales) {
     for (ProductSite s : sites) {
       for (Product p : s.products) {
@@ -261,11 +244,7 @@ public final class DynamicQuantizer {
     new Rewriting(model).run();
   }
 
-  /**
-   * A copy of the model, quantized as {@link #apply} would; the model itself stays float32.
-   *
-   * @param change replaces constants of the copy before it is quantized, such as trained biases
-   */
+  @Override
   public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
     OnnxModel copy = model.copy();
     change.accept(copy);

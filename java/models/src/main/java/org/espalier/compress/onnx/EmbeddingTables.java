@@ -79,15 +79,15 @@ final class EmbeddingTables {
   }
 
   /** Replaces a table by the values that its integers stand for; quantizing it again gives the same. */
-  static void round(OnnxModel model, OnnxWeight weight) {
-    OnnxInitializer table = model.constant(weight.value());
-    Int8Weights q = quantize(weight.name(), table);
+  static void round(OnnxModel model, String name, String value) {
+    OnnxInitializer table = model.constant(value);
+    Int8Weights q = quantize(name, table);
     int width = Math.toIntExact(table.dims()[1]);
     float[] values = new float[q.values().remaining()];
     for (int i = 0; i < values.length; i++) {
       values[i] = q.scales()[i / width] * q.values().get(i);
     }
-    model.replaceConstant(OnnxInitializer.floats(weight.value(), table.dims(), values));
+    model.replaceConstant(OnnxInitializer.floats(value, table.dims(), values));
   }
 
   private static Int8Weights quantize(String name, OnnxInitializer table) {

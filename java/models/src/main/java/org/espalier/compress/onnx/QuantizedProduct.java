@@ -8,7 +8,7 @@ package org.espalier.compress.onnx;
  * @param activation the value that the node multiplies with the weight; products of one activation
  *     quantize it once
  * @param weight the initializer that the node alone reads
- * @param channelAxis the axis of {@code weight} along which the scales lie
+ * @param channelAxis the axis of {@code weight} along which the scales lie; −1 where there is one scale
  * @param qmax the integers are in [−qmax, qmax]
  * @param integers the weights on their grid, in the layout of {@code weight}
  * @param scales one positive scale a channel

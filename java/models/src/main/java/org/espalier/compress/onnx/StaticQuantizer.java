@@ -14,7 +14,9 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Consumer;
 import java.util.function.Predicate;
+import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -23,6 +25,8 @@ import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
 import org.espalier.format.onnx.OnnxWeights;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Static int8 quantization: QuantizeLinear and DequantizeLinear nodes on both inputs of MatMul,
@@ -32,9 +36,15 @@ import org.espalier.format.onnx.OnnxWeights;
  * Clip that follows it, because ONNX Runtime has no int8 Conv of float output. Embedding tables
  * become int8 with one scale a row.
  *
- * <p>Use: construct, {@link #calibrate}, {@link #apply}.
+ * <p>Use: construct, {@link #calibrate}, {@link #apply}. To train in between: construct, {@link
+ * #calibrate}, {@link #setRanges}, {@link #prepareTraining}, {@link #products}; afterwards {@link
+ * #setWeights}, {@link #setRanges} where they moved, {@link #quantizedCopy}.
+ *
+ * <p>Not safe for several threads.
  */
-public final class StaticQuantizer {
+public final class StaticQuantizer implements TrainableQuantizer {
+  private static final Logger LOG = LoggerFactory.getLogger(StaticQuantizer.class);
+
   /** DequantizeLinear has an axis since this version. */
   private static final long OPSET = 13;
 
@@ -75,6 +85,9 @@ public final class StaticQuantizer {
   private final Map<String, double[]> biasChanges = new HashMap<>();
 
   private boolean fitted;
+
+  /** What {@link #products} and {@link #quantizedCopy} go by. */
+  private Map<String, ActivationRange> ranges = Map.of();
 
   /** Values of which every use reads the quantized form. */
   private final Set<String> replaced = new HashSet<>();
@@ -211,6 +224,14 @@ public final class StaticQuantizer {
     return Collections.unmodifiableSet(activations);
   }
 
+  /**
+   * Those of the {@link #activations} that every reader sees quantized: the outputs of Conv, or of
+   * the Relu or Clip behind one. The others are quantized in front of products only.
+   */
+  public Set<String> quantizedResults() {
+    return Collections.unmodifiableSet(replaced);
+  }
+
   /** The weights that are quantized, by the names of {@link OnnxWeight}. */
   public List<String> quantized() {
     Set<String> names = new LinkedHashSet<>();
@@ -308,19 +329,200 @@ public final class StaticQuantizer {
    * @throws InputException if weights are not finite, naming them; the model is then unusable
    */
   public void apply(Map<String, ActivationRange> ranges) {
+    setRanges(ranges);
+    new Rewriting(model).run();
+  }
+
+  /**
+   * Sets the ranges of activations.
+   *
+   * @param ranges of all {@link #activations()}
+   */
+  public void setRanges(Map<String, ActivationRange> ranges) {
     for (String a : activations) {
       if (ranges.get(a) == null) {
         throw new IllegalArgumentException("no range for the activation " + a);
       }
     }
-    new Rewriting(ranges).run();
+    this.ranges = Map.copyOf(ranges);
+  }
+
+  /** What {@link #setRanges} set. */
+  public Map<String, ActivationRange> ranges() {
+    return ranges;
+  }
+
+  @Override
+  public void prepareTraining() {
+    OnnxModel.Names names = model.names();
+    Map<String, Target> own = new HashMap<>();
+    targets.replaceAll(
+        (output, target) -> {
+          Use use = target.use();
+          OnnxInitializer w = model.constant(target.value());
+          float[] values = new float[Math.toIntExact(w.elements())];
+          Permutation.apply(w.floats(), w.dims(), use.axes()).get(values);
+          String value = names.unique(target.name() + TrainableQuantizer.LATENT);
+          model.addInitializer(OnnxInitializer.floats(value, dims(w, use), values));
+          List<Integer> axes = IntStream.range(0, use.axes().size()).boxed().toList();
+          Use direct =
+              new Use(
+                  use.kind(),
+                  output,
+                  use.input(),
+                  use.axes().indexOf(use.outputAxis()),
+                  use.axes().indexOf(use.reductionAxis()),
+                  axes,
+                  use.groups(),
+                  List.of(value));
+          Target made = new Target(target.name(), value, direct);
+          own.put(output, made);
+          return made;
+        });
+    List<NodeProto> nodes = new ArrayList<>();
+    for (NodeProto n : model.nodes()) {
+      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+      if (own.containsKey(output)) {
+        Target target = own.get(output);
+        nodes.add(n.toBuilder().setInput(target.use().input(), target.value()).build());
+      } else if (biasChanges.containsKey(output)) {
+        nodes.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
+      } else {
+        nodes.add(n);
+      }
+    }
+    model.setNodes(nodes);
+    // The biases hold it now.
+    biasChanges.clear();
+    Set<String> known = new HashSet<>();
+    for (Target table : embeddings.values()) {
+      if (known.add(table.value())) {
+        EmbeddingTables.round(model, table.name(), table.value());
+      }
+    }
+    RuntimeForm.removeUnused(model);
+  }
+
+  @Override
+  public List<QuantizedProduct> products() {
+    Map<String, NodeProto> producers = model.producers();
+    List<QuantizedProduct> result = new ArrayList<>();
+    targets.forEach(
+        (output, target) -> {
+          NodeProto n = producers.get(output);
+          String activation = n.getInput(0);
+          Rounded r =
+              rounded.computeIfAbsent(
+                  output,
+                  o -> {
+                    float[] minimum =
+                        minimumScales(model, target, biasOf(n), ranges.get(activation).scale());
+                    Int8Weights q = nearest(model, target, minimum);
+                    byte[] integers = new byte[q.values().remaining()];
+                    q.values().get(integers);
+                    return new Rounded(integers, q.scales(), null);
+                  });
+          result.add(
+              new QuantizedProduct(
+                  target.name(),
+                  output,
+                  activation,
+                  target.value(),
+                  scaleAxis(target),
+                  qmax,
+                  r.integers(),
+                  r.scales()));
+        });
+    return result;
+  }
+
+  @Override
+  public void setWeights(String output, byte[] integers, float[] scales) {
+    Target target = targets.get(output);
+    if (target == null) {
+      throw new IllegalArgumentException("no product defines " + output);
+    }
+    OnnxInitializer w = model.constant(target.value());
+    int axis = scaleAxis(target);
+    long channels = axis < 0 ? 1 : dims(w, target.use())[axis];
+    if (integers.length != w.elements() || scales.length != channels) {
+      throw new IllegalArgumentException(
+          target.name() + " has " + w.elements() + " weights in " + channels + " channels; given are "
+              + integers.length + " integers and " + scales.length + " scales");
+    }
+    rounded.put(output, new Rounded(integers.clone(), scales.clone(), null));
+  }
+
+  @Override
+  public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
+    OnnxModel copy = model.copy();
+    change.accept(copy);
+    new Rewriting(copy).run();
+    return copy;
+  }
+
+  private static String biasOf(NodeProto n) {
+    return n.getInputCount() > 2 && !n.getInput(2).isEmpty() ? n.getInput(2) : null;
+  }
+
+  /** The dimensions of a weight in the layout that its node sees. */
+  private static long[] dims(OnnxInitializer w, Use use) {
+    return use.axes().stream().mapToLong(a -> w.dims()[a]).toArray();
+  }
+
+  /** The axis of the scales in the layout that the node sees; −1 where there is one scale. */
+  private static int scaleAxis(Target target) {
+    Use use = target.use();
+    // The runtime knows scales of columns for matrices only.
+    boolean perChannel = use.kind() != Kind.MATMUL || use.axes().size() == 2;
+    return perChannel ? use.axes().indexOf(use.outputAxis()) : -1;
+  }
+
+  /**
+   * The smallest scales at which the integers of the node's bias stay below 2^30.
+   *
+   * @param bias null where it has none
+   */
+  private static float[] minimumScales(
+      OnnxModel model, Target target, String bias, float activationScale) {
+    int axis = scaleAxis(target);
+    float[] minimum =
+        new float[axis < 0 ? 1 : (int) dims(model.constant(target.value()), target.use())[axis]];
+    if (bias == null) {
+      return minimum;
+    }
+    FloatBuffer b = model.constant(bias).floats();
+    for (int c = 0; c < minimum.length; c++) {
+      minimum[c] = Math.abs(b.get(c)) / activationScale * 0x1p-30f;
+      if (!(minimum[c] <= Float.MAX_VALUE)) {
+        throw new InputException(
+            "the bias "
+                + bias
+                + " is "
+                + b.get(c)
+                + " in channel "
+                + c
+                + ", which has no int32 form beside activations in steps of "
+                + activationScale);
+      }
+    }
+    return minimum;
+  }
+
+  private Int8Weights nearest(OnnxModel model, Target target, float[] minimum) {
+    OnnxInitializer w = model.constant(target.value());
+    int axis = scaleAxis(target);
+    FloatBuffer floats = Permutation.apply(w.floats(), w.dims(), target.use().axes());
+    return axis >= 0
+        ? Int8Weights.of(target.name(), floats, dims(w, target.use()), axis, qmax, minimum)
+        : Int8Weights.of(target.name(), floats, new long[] {1, w.elements()}, 0, qmax, minimum);
   }
 
   /** One pass over the nodes that emits the new ones. */
   private final class Rewriting {
-    private final Map<String, ActivationRange> ranges;
-    private final OnnxModel.Names names = model.names();
-    private final EmbeddingTables tables = new EmbeddingTables(model, names);
+    private final OnnxModel model;
+    private final OnnxModel.Names names;
+    private final EmbeddingTables tables;
     private final List<NodeProto> out = new ArrayList<>();
 
     /** The quantized form of an activation: the output of its QuantizeLinear. */
@@ -330,8 +532,10 @@ public final class StaticQuantizer {
     private final Map<List<Object>, String> zeros = new HashMap<>();
     private final Set<String> bypassed = new HashSet<>();
 
-    Rewriting(Map<String, ActivationRange> ranges) {
-      this.ranges = ranges;
+    Rewriting(OnnxModel model) {
+      this.model = model;
+      this.names = model.names();
+      this.tables = new EmbeddingTables(model, names);
     }
 
     private record Quantized(String value, String scale, String zeroPoint) {}
@@ -376,7 +580,7 @@ public final class StaticQuantizer {
         quantized.put(x, q);
       }
       n.setInput(0, fresh(q, -1));
-      String bias = n.getInputCount() > 2 && !n.getInput(2).isEmpty() ? n.getInput(2) : null;
+      String bias = biasOf(n.build());
       float scale = ranges.get(x).scale();
       Weights w = weights(target, bias, scale);
       n.setInput(target.use().input(), fresh(w.names(), w.axis()));
@@ -427,48 +631,21 @@ public final class StaticQuantizer {
     private Weights weights(Target target, String bias, float activationScale) {
       Use use = target.use();
       bypassed.addAll(use.path());
-      OnnxInitializer w = model.constant(target.value());
-      long[] dims = new long[use.axes().size()];
-      for (int i = 0; i < dims.length; i++) {
-        dims[i] = w.dims()[use.axes().get(i)];
-      }
+      long[] dims = dims(model.constant(target.value()), use);
+      int axis = scaleAxis(target);
       Rounded fitted = rounded.get(use.node());
       if (fitted != null) {
         ByteBuffer integers = ByteBuffer.allocateDirect(fitted.integers().length);
-        return store(target, dims, 1, integers.put(fitted.integers()).flip(), fitted.scales());
+        return store(
+            target, dims, axis, integers.put(fitted.integers()).flip(), fitted.scales());
       }
-      // The runtime knows scales of columns for matrices only.
-      boolean perChannel = use.kind() != Kind.MATMUL || dims.length == 2;
-      int axis = perChannel ? use.axes().indexOf(use.outputAxis()) : -1;
-      float[] minimum = new float[perChannel ? (int) dims[axis] : 1];
-      if (bias != null) {
-        FloatBuffer b = model.constant(bias).floats();
-        for (int c = 0; c < minimum.length; c++) {
-          minimum[c] = Math.abs(b.get(c)) / activationScale * 0x1p-30f;
-          if (!(minimum[c] <= Float.MAX_VALUE)) {
-            throw new InputException(
-                "the bias "
-                    + bias
-                    + " is "
-                    + b.get(c)
-                    + " in channel "
-                    + c
-                    + ", which has no int32 form beside activations in steps of "
-                    + activationScale);
-          }
-        }
-      }
+      float[] minimum = minimumScales(model, target, bias, activationScale);
       List<Object> key = List.of(target.value(), use.axes(), axis);
       Weights known = weights.get(key);
       if (known != null && atLeast(known.scales(), minimum)) {
         return known;
       }
-      FloatBuffer floats = Permutation.apply(w.floats(), w.dims(), use.axes());
-      Int8Weights q =
-          perChannel
-              ? Int8Weights.of(target.name(), floats, dims, axis, qmax, minimum)
-              : Int8Weights.of(
-                  target.name(), floats, new long[] {1, w.elements()}, 0, qmax, minimum);
+      Int8Weights q = nearest(model, target, minimum);
       Weights made = store(target, dims, axis, q.values(), q.scales());
       weights.put(key, made);
       return made;
@@ -518,7 +695,16 @@ public final class StaticQuantizer {
                   + ": its step would be "
                   + scales[c]);
         }
-        q[c] = (int) Math.rint((double) b.get(c) / scales[c]);
+        double integer = Math.rint((double) b.get(c) / scales[c]);
+        if (!(Math.abs(integer) <= Integer.MAX_VALUE)) {
+          // Only training can have moved it there; the answer stays right, at the speed of floats.
+          LOG.warn(
+              "the bias {} has no int32 form in channel {}: it stays float, and its product too",
+              bias,
+              c);
+          return bias;
+        }
+        q[c] = (int) integer;
       }
       String value = names.unique(bias + "_quantized");
       String scale = names.unique(bias + "_scale");

@@ -199,9 +199,10 @@ public final class Program implements AutoCloseable {
     return outputNames;
   }
 
-  /** Sets the transforms of the activations that matrix products and convolutions read. */
+  /** Sets the transforms of the activations that matrix products and convolutions read, and of results. */
   public void transformInputs(InputTransforms transforms) {
     for (Step s : steps) {
+      s.transformResult(transforms == null ? null : transforms.result(s.identity()));
       if (s.operator().product()) {
         s.transform(transform(transforms, s, 0), transform(transforms, s, 1));
       }

@@ -25,6 +25,9 @@ final class Step {
   /** For inputs 0 and 1; null where there is nothing to do. */
   private UnaryOperator<Tensor>[] transforms;
 
+  /** For output 0; null where there is nothing to do. */
+  private UnaryOperator<Tensor> resultTransform;
+
   /** Which of the inputs 0 and 1 are activations: neither constants nor made of parameters only. */
   private final boolean[] activations;
 
@@ -75,6 +78,10 @@ final class Step {
     transforms = first == null && second == null ? null : new UnaryOperator[] {first, second};
   }
 
+  void transformResult(UnaryOperator<Tensor> transform) {
+    resultTransform = transform;
+  }
+
   /** Runs the node; the frame then holds its outputs, which {@link Frame#release} frees. */
   void run() {
     // What the kernel makes on the way is freed here, its results are kept.
@@ -83,6 +90,9 @@ final class Step {
         transformInputs();
       }
       Tensor[] results = kernel.apply(inputs);
+      if (resultTransform != null) {
+        results[0] = resultTransform.apply(results[0]);
+      }
       for (int i = 0; i < targets.length; i++) {
         if (targets[i] >= 0) {
           if (i >= results.length || results[i] == null) {

@@ -1,0 +1,44 @@
+package org.espalier.compress.onnx;
+
+import java.util.List;
+import java.util.function.Consumer;
+import org.espalier.format.onnx.OnnxModel;
+
+/** Quantization with training between its plan and its export: what training saw is what is written. */
+public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuantizer {
+  /** What the name of a weight ends in once the model is prepared, before a number where it needs one. */
+  String LATENT = "_latent";
+
+  /**
+   * Gives the float32 model the form that training changes and {@link #quantizedCopy} exports: biases take
+   * up the error of calibration, every product gets an initializer of its own in the layout that its node
+   * sees, and embedding tables become the values that their integers stand for. After training put the
+   * trained constants into the model, and the integers back with {@link #setWeights}.
+   *
+   * @throws org.espalier.InputException if weights are not finite, naming them
+   */
+  void prepareTraining();
+
+  /**
+   * The products of a model that {@link #prepareTraining} has prepared, in graph order.
+   *
+   * @throws org.espalier.InputException if weights are not finite, naming them
+   */
+  List<QuantizedProduct> products();
+
+  /**
+   * Sets what {@link #quantizedCopy} writes for a product.
+   *
+   * @param output as in {@link QuantizedProduct#output}
+   * @param integers in [−127, 127], in the layout of {@link QuantizedProduct#weight}
+   * @param scales one positive scale a channel
+   */
+  void setWeights(String output, byte[] integers, float[] scales);
+
+  /**
+   * A quantized copy of the model, which itself stays float32.
+   *
+   * @param change replaces constants of the copy before it is quantized, such as trained biases
+   */
+  OnnxModel quantizedCopy(Consumer<OnnxModel> change);
+}

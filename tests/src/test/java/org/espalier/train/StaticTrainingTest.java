@@ -1,0 +1,388 @@
+package org.espalier.train;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.compress.onnx.ActivationRange;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.Clipping;
+import org.espalier.compress.onnx.QuantizedProduct;
+import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.evaluate.TensorActivations;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.torch.OnnxGraph;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+
+/** A small convolutional classifier with batch norms is trained under fixed ranges; ONNX Runtime answers alike. */
+class StaticTrainingTest {
+  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
+  private static final int CLASSES = 4;
+  private static final int SIDE = 8;
+  private static final TrainingListener SILENT = new TrainingListener() {};
+
+  private static final List<Map<String, OnnxTensor>> CALIBRATION = new ArrayList<>();
+  private static ActivationSource source;
+
+  @BeforeAll
+  static void calibration() throws OrtException {
+    for (float[] x : images(32, 9).values()) {
+      CALIBRATION.add(Map.of("x", tensor(x)));
+    }
+    source = new TensorActivations(CALIBRATION, 1);
+  }
+
+  @AfterAll
+  static void free() {
+    CALIBRATION.forEach(m -> m.values().forEach(OnnxTensor::close));
+  }
+
+  private static OnnxTensor tensor(float[] x) throws OrtException {
+    return OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {1, 1, SIDE, SIDE});
+  }
+
+  private static TensorProto vector(String name, float... values) {
+    return SmallModels.tensor(name, DataType.FLOAT, raw(values), values.length);
+  }
+
+  private static ByteBuffer raw(float... values) {
+    ByteBuffer raw = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    raw.asFloatBuffer().put(values);
+    return raw;
+  }
+
+  /** Conv, norm, Relu; Conv, norm, a way around, Relu; pool; Gemm with the weight as [out, in]. */
+  private static OnnxModel cnn() {
+    Random random = new Random(4);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("cnn")
+            .addInput(value("x", DataType.FLOAT, -1, 1, SIDE, SIDE))
+            .addInitializer(floats("conv1.weight", random, 0.4f, 8, 1, 3, 3))
+            .addInitializer(floats("conv2.weight", random, 0.2f, 8, 8, 3, 3))
+            .addInitializer(floats("fc.weight", random, 0.5f, CLASSES, 8))
+            .addInitializer(floats("fc.bias", random, 0.1f, CLASSES));
+    for (String norm : List.of("norm1", "norm2")) {
+      float[] variance = new float[8];
+      float[] mean = new float[8];
+      float[] weight = new float[8];
+      float[] bias = new float[8];
+      for (int c = 0; c < 8; c++) {
+        variance[c] = 0.5f + random.nextFloat();
+        mean[c] = 0.3f * (float) random.nextGaussian();
+        weight[c] = 0.5f + random.nextFloat();
+        bias[c] = 0.3f * (float) random.nextGaussian();
+      }
+      g.addInitializer(vector(norm + ".weight", weight))
+          .addInitializer(vector(norm + ".bias", bias))
+          .addInitializer(vector(norm + ".mean", mean))
+          .addInitializer(vector(norm + ".var", variance));
+    }
+    g.addNode(
+            node("Conv", "/c1", List.of("x", "conv1.weight"), "c1", attribute("pads", 1, 1, 1, 1)))
+        .addNode(
+            node(
+                "BatchNormalization",
+                "/n1",
+                List.of("c1", "norm1.weight", "norm1.bias", "norm1.mean", "norm1.var"),
+                "n1"))
+        .addNode(node("Relu", "/r1", List.of("n1"), "r1"))
+        .addNode(
+            node("Conv", "/c2", List.of("r1", "conv2.weight"), "c2", attribute("pads", 1, 1, 1, 1)))
+        .addNode(
+            node(
+                "BatchNormalization",
+                "/n2",
+                List.of("c2", "norm2.weight", "norm2.bias", "norm2.mean", "norm2.var"),
+                "n2"))
+        .addNode(node("Add", "/add", List.of("n2", "r1"), "a"))
+        .addNode(node("Relu", "/r2", List.of("a"), "r2"))
+        .addNode(node("GlobalAveragePool", "/pool", List.of("r2"), "p"))
+        .addNode(node("Flatten", "/flatten", List.of("p"), "f", attribute("axis", 1)))
+        .addNode(
+            node("Gemm", "/fc", List.of("f", "fc.weight", "fc.bias"), "y", attribute("transB", 1)))
+        .addOutput(value("y", DataType.FLOAT, -1, CLASSES));
+    return OnnxModel.of(SmallModels.model(13, g), "cnn");
+  }
+
+  /** Four patterns of stripes with noise. */
+  private static Examples.Labelled images(int n, long seed) {
+    Random random = new Random(seed);
+    List<float[]> values = new ArrayList<>();
+    long[] labels = new long[n];
+    for (int i = 0; i < n; i++) {
+      labels[i] = random.nextInt(CLASSES);
+      float[] x = new float[SIDE * SIDE];
+      for (int k = 0; k < x.length; k++) {
+        int row = k / SIDE;
+        int column = k % SIDE;
+        boolean bright =
+            switch ((int) labels[i]) {
+              case 0 -> row % 2 == 0;
+              case 1 -> column % 2 == 0;
+              case 2 -> (row + column) % 2 == 0;
+              default -> row % 4 < 2;
+            };
+        x[k] = (bright ? 1 : 0) + 0.4f * (float) random.nextGaussian();
+      }
+      values.add(x);
+    }
+    return new Examples.Labelled(values, List.of(1L, (long) SIDE, (long) SIDE), labels);
+  }
+
+  private static Compression.Job job() {
+    return new Compression.Job(
+        cnn(), null, images(256, 1), images(128, 2), Pooling.MEAN, source, null);
+  }
+
+  private static CompressionPlan plan(long steps) {
+    Quantization fixed = Quantization.fixed();
+    Training fit =
+        new Training(
+            150, 0, 16, Optimizer.AdamW.of(1e-2), Training.Schedule.constant(),
+            Objective.ofLabels(), 50);
+    Training training =
+        new Training(
+            steps, 0, 16, Optimizer.AdamW.of(2e-3), Training.Schedule.constant(),
+            Objective.ofLabels(), 20);
+    return new CompressionPlan(
+        List.of(
+            new Stage.Train("fit", fit),
+            new Stage.Quantize(
+                "quantize",
+                new Quantization(
+                    fixed.form(), false, true, true, new Clipping.MinMax(), 0.05, 0.5, false, n -> true),
+                training)),
+        7);
+  }
+
+  @Test
+  void theExportedModelAnswersAsTrainingSawIt() throws OrtException {
+    try (OnnxCompression c = new OnnxCompression(plan(80), job())) {
+      assertTrue(c.run(SILENT));
+      OnnxModel exported = c.export();
+      List<String> types = exported.nodes().stream().map(NodeProto::getOpType).toList();
+      assertFalse(types.contains("BatchNormalization"), types.toString());
+      assertEquals(4, types.stream().filter("QuantizeLinear"::equals).count(), types.toString());
+      for (LayerReport layer : c.layers()) {
+        assertEquals(8, layer.bits(), layer.toString());
+      }
+      Examples.Labelled validation = images(128, 2);
+      double loss = 0;
+      int right = 0;
+      try (OrtSession session = ENVIRONMENT.createSession(exported.toBuffer())) {
+        for (int i = 0; i < validation.size(); i++) {
+          float[] logits = run(session, validation.values().get(i));
+          double sum = 0;
+          int best = 0;
+          for (int k = 0; k < CLASSES; k++) {
+            sum += Math.exp(logits[k]);
+            best = logits[k] > logits[best] ? k : best;
+          }
+          int label = (int) validation.labels()[i];
+          loss += Math.log(sum) - logits[label];
+          right += best == label ? 1 : 0;
+        }
+      }
+      TrainingListener.Validation after = c.stages().get(1).after();
+      assertTrue(after.quality() > 0.9, after.toString());
+      assertEquals(after.quality(), right / 128.0, 1.0 / 128);
+      // An int8 convolution of the runtime rounds its sum once, in its own order.
+      assertEquals(after.loss(), loss / 128, 2e-3);
+    }
+  }
+
+  private static float[] run(OrtSession session, float[] x) throws OrtException {
+    try (OnnxTensor input = tensor(x);
+        OrtSession.Result result = session.run(Map.of("x", input))) {
+      return ((float[][]) result.get(0).getValue())[0];
+    }
+  }
+
+  @Test
+  void rangesFollowWhatTrainingSeesUntilTheyAreFrozen() {
+    Map<Long, ByteBuffer> scales = new HashMap<>();
+    try (OnnxCompression c = new OnnxCompression(plan(40), job())) {
+      c.run(
+          new TrainingListener() {
+            @Override
+            public boolean step(StepReport r) {
+              if (r.stage().name().equals("quantize")) {
+                scales.put(r.step(), activationScales(c.export()));
+              }
+              return true;
+            }
+          });
+    }
+    assertNotEquals(scales.get(1L), scales.get(2L));
+    assertNotEquals(scales.get(19L), scales.get(20L));
+    assertEquals(scales.get(20L), scales.get(21L));
+    assertEquals(scales.get(20L), scales.get(39L));
+  }
+
+  private static ByteBuffer activationScales(OnnxModel model) {
+    ByteBuffer scales = ByteBuffer.allocate(64);
+    for (NodeProto n : model.nodes()) {
+      if (n.getOpType().equals("QuantizeLinear")) {
+        scales.putFloat(model.constant(n.getInput(1)).floats().get(0));
+      }
+    }
+    return scales.flip();
+  }
+
+  @Test
+  void aStoppedRunContinuesToTheSameBits() throws IOException {
+    CompressionPlan plan = plan(40);
+    ByteBuffer whole;
+    try (OnnxCompression c = new OnnxCompression(plan, job())) {
+      c.run(SILENT);
+      whole = c.export().toBuffer();
+    }
+    ByteArrayOutputStream saved = new ByteArrayOutputStream();
+    try (OnnxCompression c = new OnnxCompression(plan, job())) {
+      assertFalse(
+          c.run(
+              new TrainingListener() {
+                @Override
+                public boolean step(StepReport r) {
+                  return r.stage().name().equals("fit") || r.step() < 13;
+                }
+              }));
+      c.save(saved);
+    }
+    try (OnnxCompression c = new OnnxCompression(plan, job())) {
+      c.restore(new ByteArrayInputStream(saved.toByteArray()));
+      assertTrue(c.run(SILENT));
+      assertEquals(whole, c.export().toBuffer());
+    }
+  }
+
+  /** For the same floats the integers of every activation are the same, and so are those of the weights. */
+  @Test
+  void integersAreThoseOfTheRuntime() throws OrtException {
+    OnnxModel model = cnn();
+    StaticQuantizer quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    Map<String, ActivationRange> ranges =
+        quantizer.calibrate(source, new Clipping.MeanSquaredError());
+    quantizer.setRanges(ranges);
+    quantizer.prepareTraining();
+    Map<String, TrainedWeight> weights = new HashMap<>();
+    Map<String, String> nodes = new HashMap<>();
+    Map<String, float[]> inputs = new LinkedHashMap<>();
+    Map<String, float[]> grids = new LinkedHashMap<>();
+    StaticGrid grid = new StaticGrid(ranges);
+    ActivationSimulation.Grid spy =
+        new ActivationSimulation.Grid() {
+          @Override
+          public Tensor quantize(String activation, Tensor x, Batch batch) {
+            Tensor y = grid.quantize(activation, x, batch);
+            inputs.put(activation, values(x));
+            grids.put(activation, values(y));
+            return y;
+          }
+
+          @Override
+          public void close() {
+            grid.close();
+          }
+        };
+    float[] x = images(1, 11).values().get(0);
+    float[] simulated;
+    try (OnnxGraph graph = new OnnxGraph(model)) {
+      graph
+          .parameters()
+          .forEach(p -> weights.put(graph.constantOf(p.name()), new TrainedWeight(p)));
+      for (QuantizedProduct p : quantizer.products()) {
+        TrainedWeight w = weights.get(p.weight());
+        w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales());
+        assertArrayEquals(p.integers(), w.integers(), p.name());
+        w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
+      }
+      try (ActivationSimulation simulation =
+              new ActivationSimulation(nodes, quantizer.quantizedResults(), spy);
+          PointerScope scope = new PointerScope();
+          NoGradGuard noGrad = new NoGradGuard()) {
+        graph.transformInputs(simulation);
+        Examples one = new Examples.Labelled(List.of(x), List.of(1L, 8L, 8L), null);
+        Batch batch = Batch.of(one, new int[] {0}, graph.inputNames());
+        simulation.begin(batch);
+        simulated = values(graph.forward(batch.inputs()).get("y"));
+      }
+    } finally {
+      weights.values().forEach(TrainedWeight::close);
+    }
+    assertEquals(quantizer.activations(), inputs.keySet());
+    OnnxModel exported = quantizer.quantizedCopy(m -> {});
+    for (Map.Entry<String, float[]> e : inputs.entrySet()) {
+      ActivationRange range = ranges.get(e.getKey());
+      assertArrayEquals(throughRuntime(e.getValue(), range), grids.get(e.getKey()), e.getKey());
+    }
+    try (OrtSession session = ENVIRONMENT.createSession(exported.toBuffer())) {
+      float[] real = run(session, x);
+      for (int k = 0; k < CLASSES; k++) {
+        assertEquals(real[k], simulated[k], 0.02 * Math.abs(real[k]) + 5e-3, "logit " + k);
+      }
+    }
+  }
+
+  private static float[] values(Tensor tensor) {
+    Tensor t = tensor.contiguous();
+    float[] values = new float[(int) t.numel()];
+    new FloatPointer(t.data_ptr()).get(values);
+    return values;
+  }
+
+  private static float[] throughRuntime(float[] x, ActivationRange range) throws OrtException {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("grid")
+            .addInput(value("x", DataType.FLOAT, -1))
+            .addInitializer(SmallModels.tensor("s", DataType.FLOAT, raw(range.scale())))
+            .addInitializer(
+                SmallModels.tensor(
+                    "z", DataType.UINT8, ByteBuffer.wrap(new byte[] {(byte) range.zeroPoint()})))
+            .addNode(node("QuantizeLinear", "q", List.of("x", "s", "z"), "q"))
+            .addNode(node("DequantizeLinear", "d", List.of("q", "s", "z"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1));
+    try (OrtSession session =
+            ENVIRONMENT.createSession(SmallModels.model(13, g).toByteArray());
+        OnnxTensor input =
+            OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {x.length});
+        OrtSession.Result result = session.run(Map.of("x", input))) {
+      return (float[]) result.get(0).getValue();
+    }
+  }
+}
