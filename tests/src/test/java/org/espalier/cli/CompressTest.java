@@ -20,6 +20,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.concurrent.TimeUnit;
+import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.AtomicFile;
@@ -391,7 +392,13 @@ class CompressTest {
   private Process start(Path out, String prefix, String... args) throws IOException {
     String line =
         prefix + "exec '" + Path.of(System.getProperty("java.home"), "bin", "java")
-            + "' -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 -cp \"$CP\""
+            + "' -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0"
+            // Its own cache could be empty, and what fills it under a limit fails.
+            + System.getProperties().stringPropertyNames().stream()
+                .filter("org.bytedeco.javacpp.cachedir"::equals)
+                .map(name -> " '-D" + name + "=" + System.getProperty(name) + "'")
+                .collect(Collectors.joining())
+            + " -cp \"$CP\""
             + " org.espalier.cli.Espalier compress '" + recipe + "' -o '" + out + "' "
             + String.join(" ", args);
     ProcessBuilder builder =
