@@ -5,18 +5,22 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 size=${1:-10}
-folder=${2:-$(mktemp -d)}
+folder=${2:-}
+if [ -z "$folder" ]; then
+  folder=$(mktemp -d)
+  made=$folder
+fi
 java=${JAVA_HOME:+$JAVA_HOME/bin/}java
 classpath="$here/target/espalier-benchmarks-0.1.0-SNAPSHOT.jar:$(cat "$here/target/classpath")"
 mkdir -p "$folder"
-trap 'rm -rf "$folder"/in "$folder"/out' EXIT
+trap 'rm -rf "$folder"/in "$folder"/out ${made:+"$made"}' EXIT
 
-jvm() { "$java" -Xmx512m -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 -cp "$classpath" "$@"; }
+jvm=("$java" -Xmx512m -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 -cp "$classpath")
 
 # Runs a step and watches its memory.
 measure() {
   rm -rf "$folder/out"
-  jvm org.espalier.benchmarks.CheckpointRun "$1" "$folder/in" "$folder/out" &
+  "${jvm[@]}" org.espalier.benchmarks.CheckpointRun "$1" "$folder/in" "$folder/out" &
   local pid=$! anon peak=0
   while kill -0 "$pid" 2>/dev/null; do
     anon=$(awk '/^RssAnon/ {print $2}' "/proc/$pid/status" 2>/dev/null || true)
@@ -37,7 +41,7 @@ copy() {
 }
 
 rm -rf "$folder/in" "$folder/out"
-jvm org.espalier.benchmarks.CheckpointGenerator "$folder/in" "$size"
+"${jvm[@]}" org.espalier.benchmarks.CheckpointGenerator "$folder/in" "$size"
 echo "copy: $(copy) s"
 measure prune
 measure quantize
