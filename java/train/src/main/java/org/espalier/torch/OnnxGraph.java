@@ -35,6 +35,7 @@ import org.espalier.torch.onnx.Program;
  */
 public final class OnnxGraph implements TrainableModel {
   private final OnnxModel model;
+  private final TorchDevice device;
   private final Program program;
   private final List<Parameter> parameters = new ArrayList<>();
 
@@ -42,6 +43,7 @@ public final class OnnxGraph implements TrainableModel {
   private final Map<String, Tensor> variables = new LinkedHashMap<>();
 
   private final Map<String, String> constants = new LinkedHashMap<>();
+  private final boolean ownsVariables;
   private boolean training;
   private boolean closed;
 
@@ -64,6 +66,8 @@ public final class OnnxGraph implements TrainableModel {
   public OnnxGraph(OnnxModel model, TorchDevice device) {
     Libtorch.load();
     this.model = model.copy();
+    this.device = device;
+    ownsVariables = true;
     try (PointerScope scope = new PointerScope()) {
       GraphParameters found = GraphParameters.of(model);
       for (GraphParameters.Entry e : found.parameters()) {
@@ -85,6 +89,30 @@ public final class OnnxGraph implements TrainableModel {
       }
       program = compiled;
     }
+  }
+
+  private OnnxGraph(OnnxGraph original) {
+    model = original.model;
+    device = original.device;
+    ownsVariables = false;
+    parameters.addAll(original.parameters);
+    variables.putAll(original.variables);
+    constants.putAll(original.constants);
+    program = new Program(model, variables, device);
+  }
+
+  /**
+   * The same graph for another thread: its parameters are the very tensors of this one, so that gradients of
+   * both add up in one place. Transforms and training mode are its own. Autograd locks a gradient
+   * while it adds to it; the sum of two is the same in either order, of more it is not.
+   *
+   * @return to be closed before this graph
+   */
+  public OnnxGraph sibling() {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
+    return new OnnxGraph(this);
   }
 
   private Tensor variable(String constant, TorchDevice device) {
@@ -184,7 +212,9 @@ public final class OnnxGraph implements TrainableModel {
     if (!closed) {
       closed = true;
       program.close();
-      variables.values().forEach(Tensor::close);
+      if (ownsVariables) {
+        variables.values().forEach(Tensor::close);
+      }
     }
   }
 }

@@ -54,6 +54,11 @@ final class ActivationSimulation implements InputTransforms, AutoCloseable {
     return results.contains(output) ? x -> on ? quantize(output, x) : x : null;
   }
 
+  /** What it was made with. */
+  Map<String, String> nodes() {
+    return activations;
+  }
+
   /** What the next forward pass runs on. */
   void begin(Batch next) {
     batch = next;

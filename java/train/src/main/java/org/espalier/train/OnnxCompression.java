@@ -19,11 +19,16 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.function.Predicate;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
+import org.espalier.backend.CpuThreads;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.QuantizedProduct;
@@ -67,6 +72,10 @@ public final class OnnxCompression implements Compression {
   /** Null where ranges of activations are not fixed. */
   private StaticGrid fixed;
 
+  /** Where the second half of a batch runs, beside the first. */
+  private Lane second;
+
+  private ExecutorService secondThread;
   private TeacherOutputs trainingTargets;
   private TeacherOutputs validationTargets;
 
@@ -76,6 +85,27 @@ public final class OnnxCompression implements Compression {
   private Progress progress;
 
   private volatile boolean stopping;
+
+  /** A way through the graph for one thread; activations are null where they stay float. */
+  private record Lane(OnnxGraph graph, ActivationSimulation activations) implements AutoCloseable {
+    Tensor forward(Batch batch) {
+      if (activations != null) {
+        activations.begin(batch);
+      }
+      return graph.forward(batch.inputs()).get(graph.outputNames().get(0));
+    }
+
+    @Override
+    public void close() {
+      graph.close();
+      if (activations != null) {
+        activations.close();
+      }
+    }
+  }
+
+  /** Some texts of a batch and what the teacher says of them. */
+  private record Share(Batch batch, Tensor teacher) {}
 
   /** What a stage knows while it runs. */
   private static final class Progress implements AutoCloseable {
@@ -159,6 +189,10 @@ public final class OnnxCompression implements Compression {
   private void unload() {
     weights.forEach(TrainedWeight::close);
     weights = List.of();
+    if (second != null) {
+      second.close();
+      second = null;
+    }
     graph.close();
     if (activations != null) {
       activations.close();
@@ -256,19 +290,17 @@ public final class OnnxCompression implements Compression {
     StepResult result;
     long added;
     try (PointerScope scope = new PointerScope()) {
-      Batch batch = Batch.of(job.training(), indices, graph.inputNames());
       if (fixed != null && stage instanceof Stage.Quantize q) {
         Quantization settings = q.quantization();
         boolean moving = step < settings.freezeObserversAt() * steps;
         fixed.momentum(moving ? settings.observerMomentum() : 0);
       }
-      loss = loss(training.objective(), job.training(), trainingTargets, indices, batch, true);
-      if (!Double.isFinite(loss.value())) {
+      try {
+        loss = addGradients(training.objective(), indices);
+      } catch (NonFiniteLossException e) {
         throw new NonFiniteLossException(
-            "stage " + stage.name() + ", step " + (step + 1) + ": the loss is " + loss.value()
-                + ", from " + culprit());
+            "stage " + stage.name() + ", step " + (step + 1) + ": " + e.getMessage());
       }
-      loss.root().backward();
       long update = System.nanoTime();
       try {
         result = progress.update.step(rate);
@@ -279,9 +311,7 @@ public final class OnnxCompression implements Compression {
       added = System.nanoTime() - update;
       progress.update.zeroGradients();
     }
-    if (activations != null) {
-      added += activations.nanoseconds();
-    }
+    added += simulationNanoseconds();
     progress.step++;
     double sparsity = 0;
     if (stage instanceof Stage.Prune p) {
@@ -386,6 +416,131 @@ public final class OnnxCompression implements Compression {
     MagnitudePrune.prune(list, rule);
   }
 
+  /**
+   * Adds a batch's gradients to those of the parameters. Texts go in two halves, on two threads where there
+   * are two, unless the objective compares the texts of a batch or ranges follow it: autograd's sum of two
+   * gradients does not depend on which comes first, so the number of threads changes no bit.
+   */
+  private Loss addGradients(Objective objective, int[] indices) {
+    boolean halved =
+        objective.isForEmbeddings()
+            && objective.similarity() == 0
+            && fixed == null
+            && indices.length > 1;
+    if (!halved) {
+      Batch batch = Batch.of(job.training(), indices, graph.inputNames());
+      return backward(loss(objective, job.training(), trainingTargets, indices, batch, true));
+    }
+    List<Share> halves = new ArrayList<>();
+    for (int half = 0; half < 2; half++) {
+      int[] mine = everySecond(indices, half);
+      Batch batch = Batch.of(job.training(), mine, graph.inputNames());
+      halves.add(new Share(batch, trainingTargets.read(mine, batch)));
+    }
+    EmbeddingLoss.Whole whole =
+        EmbeddingLoss.Whole.of(halves.stream().map(Share::teacher).toList());
+    if (second == null) {
+      second = secondLane();
+    }
+    EmbeddingLoss loss = new EmbeddingLoss(objective, job.pooling());
+    Lane first = new Lane(graph, activations);
+    if (CpuThreads.get() == 1) {
+      return gradient(loss, whole, first, halves.get(0))
+          .plus(gradient(loss, whole, second, halves.get(1)));
+    }
+    if (secondThread == null) {
+      secondThread =
+          Executors.newSingleThreadExecutor(
+              task -> {
+                Thread thread = new Thread(task, "espalier-second-half");
+                thread.setDaemon(true);
+                return thread;
+              });
+    }
+    Future<Loss> other =
+        secondThread.submit(() -> gradient(loss, whole, second, halves.get(1)));
+    Loss mine;
+    try {
+      mine = gradient(loss, whole, first, halves.get(0));
+    } finally {
+      await(other); // it reads tensors of this scope
+    }
+    return mine.plus(result(other));
+  }
+
+  /** Of a batch sorted by length both halves are about as long. */
+  private static int[] everySecond(int[] indices, int first) {
+    int[] result = new int[(indices.length - first + 1) / 2];
+    for (int i = 0; i < result.length; i++) {
+      result[i] = indices[2 * i + first];
+    }
+    return result;
+  }
+
+  private Loss gradient(EmbeddingLoss loss, EmbeddingLoss.Whole whole, Lane lane, Share share) {
+    try (PointerScope scope = new PointerScope()) {
+      Tensor output = lane.forward(share.batch());
+      return backward(loss.of(output, share.teacher(), share.batch(), whole, true));
+    }
+  }
+
+  private Loss backward(Loss loss) {
+    if (!Double.isFinite(loss.value())) {
+      throw new NonFiniteLossException("the loss is " + loss.value() + ", from " + culprit());
+    }
+    loss.root().backward();
+    return loss;
+  }
+
+  private Lane secondLane() {
+    OnnxGraph sibling = graph.sibling();
+    if (activations == null) {
+      return new Lane(sibling, null);
+    }
+    ActivationSimulation own =
+        new ActivationSimulation(activations.nodes(), Set.of(), new DynamicGrid());
+    sibling.transformInputs(own);
+    return new Lane(sibling, own);
+  }
+
+  private static void await(Future<?> task) {
+    boolean interrupted = false;
+    while (!task.isDone()) {
+      try {
+        task.get();
+      } catch (InterruptedException e) {
+        interrupted = true;
+      } catch (ExecutionException e) {
+        break; // result() tells
+      }
+    }
+    if (interrupted) {
+      Thread.currentThread().interrupt();
+    }
+  }
+
+  private static Loss result(Future<Loss> done) {
+    try {
+      return done.get();
+    } catch (InterruptedException e) {
+      throw new IllegalStateException("it was done", e);
+    } catch (ExecutionException e) {
+      if (e.getCause() instanceof Error error) {
+        throw error;
+      }
+      throw (RuntimeException) e.getCause(); // it throws no others
+    }
+  }
+
+  /** What the simulation of activations took of the step's time. */
+  private long simulationNanoseconds() {
+    long sum = activations == null ? 0 : activations.nanoseconds();
+    if (second == null || second.activations() == null) {
+      return sum;
+    }
+    return (sum + second.activations().nanoseconds()) / Math.min(2, CpuThreads.get());
+  }
+
   private Loss loss(
       Objective objective,
       Examples examples,
@@ -393,13 +548,11 @@ public final class OnnxCompression implements Compression {
       int[] indices,
       Batch batch,
       boolean backward) {
-    if (activations != null) {
-      activations.begin(batch);
-    }
-    Tensor output = graph.forward(batch.inputs()).get(graph.outputNames().get(0));
+    Tensor output = new Lane(graph, activations).forward(batch);
     Tensor teacher = objective.needsTeacher() ? targets.read(indices, batch) : null;
     if (objective.isForEmbeddings()) {
-      return new EmbeddingLoss(objective, job.pooling()).of(output, teacher, batch, backward);
+      return new EmbeddingLoss(objective, job.pooling())
+          .of(output, teacher, batch, EmbeddingLoss.Whole.of(List.of(teacher)), backward);
     }
     long[] all = ((Examples.Labelled) examples).labels();
     long[] labels = all == null ? null : new long[indices.length];
@@ -451,10 +604,7 @@ public final class OnnxCompression implements Compression {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch = Batch.of(job.validation(), new int[] {0}, graph.inputNames());
-      if (activations != null) {
-        activations.begin(batch);
-      }
-      long[] shape = graph.forward(batch.inputs()).get(graph.outputNames().get(0)).shape();
+      long[] shape = new Lane(graph, activations).forward(batch).shape();
       return (int) shape[shape.length - 1];
     }
   }
@@ -846,6 +996,9 @@ public final class OnnxCompression implements Compression {
     if (progress != null) {
       progress.close();
       progress = null;
+    }
+    if (secondThread != null) {
+      secondThread.shutdown();
     }
     unload();
     for (TeacherOutputs t : new TeacherOutputs[] {trainingTargets, validationTargets}) {

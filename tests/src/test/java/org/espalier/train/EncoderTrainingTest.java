@@ -1,0 +1,117 @@
+package org.espalier.train;
+
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.ByteBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Random;
+import org.espalier.backend.CpuThreads;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.Test;
+
+/** A small encoder of texts, whose batches are computed in two halves. */
+class EncoderTrainingTest {
+  private static final int WORDS = 60;
+  private static final int WIDTH = 24;
+
+  private final int threads = CpuThreads.get();
+
+  @AfterEach
+  void restoreThreads() {
+    CpuThreads.set(threads);
+  }
+
+  /** input_ids [N, T] → Gather → MatMul + Add → Relu → MatMul → states [N, T, 24]. */
+  private static OnnxModel encoder(long seed) {
+    Random random = new Random(seed);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("encoder")
+            .addInput(value("input_ids", DataType.INT64, -1, -1))
+            .addInitializer(floats("table", random, 1f, WORDS, WIDTH))
+            .addInitializer(floats("w1", random, 0.3f, WIDTH, 48))
+            .addInitializer(floats("b1", random, 0.1f, 48))
+            .addInitializer(floats("w2", random, 0.3f, 48, WIDTH))
+            .addNode(node("Gather", "g", List.of("table", "input_ids"), "e"))
+            .addNode(node("MatMul", "m1", List.of("e", "w1"), "p1"))
+            .addNode(node("Add", "a1", List.of("p1", "b1"), "h1"))
+            .addNode(node("Relu", "r1", List.of("h1"), "h"))
+            .addNode(node("MatMul", "m2", List.of("h", "w2"), "states"))
+            .addOutput(value("states", DataType.FLOAT, -1, -1, WIDTH));
+    return OnnxModel.of(SmallModels.model(14, g), "encoder");
+  }
+
+  private static Examples.Texts texts(int n, long seed) {
+    Random random = new Random(seed);
+    List<long[]> ids = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      ids.add(random.longs(1 + random.nextInt(9), 0, WORDS).toArray());
+    }
+    return new Examples.Texts(ids);
+  }
+
+  private record Run(byte[] model, List<Double> losses) {}
+
+  private static Run run(Objective objective, long steps) {
+    Quantization q = Quantization.dynamic();
+    Quantization unfitted =
+        new Quantization(
+            q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
+    Training training =
+        new Training(
+            steps, 0, 13, Optimizer.AdamW.of(3e-3), Training.Schedule.constant(), objective, 0);
+    CompressionPlan plan =
+        new CompressionPlan(List.of(new Stage.Quantize("quantize", unfitted, training)), 3);
+    Compression.Job job =
+        new Compression.Job(
+            encoder(5), encoder(6), texts(64, 1), texts(16, 2), Pooling.MEAN, null, null);
+    List<Double> losses = new ArrayList<>();
+    try (OnnxCompression c = new OnnxCompression(plan, job)) {
+      c.run(
+          new TrainingListener() {
+            @Override
+            public boolean step(StepReport report) {
+              losses.add(report.loss());
+              return true;
+            }
+          });
+      ByteBuffer buffer = c.export().toBuffer();
+      byte[] bytes = new byte[buffer.remaining()];
+      buffer.get(bytes);
+      return new Run(bytes, losses);
+    }
+  }
+
+  @Test
+  void theNumberOfThreadsChangesNoBit() {
+    Objective objective = Objective.ofEmbeddings(2, 0, 1);
+    CpuThreads.set(1);
+    Run one = run(objective, 60);
+    CpuThreads.set(2);
+    Run two = run(objective, 60);
+    assertEquals(one.losses(), two.losses());
+    assertArrayEquals(one.model(), two.model());
+    assertTrue(one.losses().get(59) < 0.7 * one.losses().get(0), one.losses().toString());
+  }
+
+  /** Where texts are compared with each other the batch stays whole; a weight of 1e-30 for that adds nothing. */
+  @Test
+  void theHalvesOfABatchAddUpToIt() {
+    List<Double> halves = run(Objective.ofEmbeddings(2, 0, 1), 12).losses();
+    List<Double> whole = run(Objective.ofEmbeddings(2, 1e-30, 1), 12).losses();
+    for (int i = 0; i < 12; i++) {
+      assertEquals(whole.get(i), halves.get(i), 2e-3 * whole.get(0), "step " + i);
+    }
+    assertEquals(whole.get(0), halves.get(0), 1e-6 * whole.get(0));
+  }
+}
