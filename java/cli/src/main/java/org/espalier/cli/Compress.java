@@ -82,7 +82,7 @@ final class Compress implements Callable<Integer> {
     Path path = ModelSource.path(file);
     Path folder = ModelSource.path(output);
     Recipe recipe = Recipe.read(path, set);
-    Libtorch.useThreads(Machine.threads());
+    Libtorch.useThreads(Math.max(1, Machine.threads() / 2)); // two halves of a batch run at once
     RecipeRun.Outcome outcome;
     try (CommandHost host = new CommandHost(recipe, path, common::note);
         Interrupts interrupts =
