@@ -46,6 +46,8 @@ import org.espalier.torch.OnnxGraph;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** A small convolutional classifier with batch norms is trained under fixed ranges; ONNX Runtime answers alike. */
 class StaticTrainingTest {
@@ -168,7 +170,7 @@ class StaticTrainingTest {
         cnn(), null, images(256, 1), images(128, 2), Pooling.MEAN, source, null);
   }
 
-  private static CompressionPlan plan(long steps) {
+  private static CompressionPlan plan(long steps, boolean learnScales) {
     Quantization fixed = Quantization.fixed();
     Training fit =
         new Training(
@@ -184,14 +186,16 @@ class StaticTrainingTest {
             new Stage.Quantize(
                 "quantize",
                 new Quantization(
-                    fixed.form(), false, true, true, new Clipping.MinMax(), 0.05, 0.5, false, n -> true),
+                    fixed.form(), false, true, true, new Clipping.MinMax(), 0.05, 0.5,
+                    learnScales, n -> true),
                 training)),
         7);
   }
 
-  @Test
-  void theExportedModelAnswersAsTrainingSawIt() throws OrtException {
-    try (OnnxCompression c = new OnnxCompression(plan(80), job())) {
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void theExportedModelAnswersAsTrainingSawIt(boolean learnScales) throws OrtException {
+    try (OnnxCompression c = new OnnxCompression(plan(80, learnScales), job())) {
       assertTrue(c.run(SILENT));
       OnnxModel exported = c.export();
       List<String> types = exported.nodes().stream().map(NodeProto::getOpType).toList();
@@ -235,7 +239,7 @@ class StaticTrainingTest {
   @Test
   void rangesFollowWhatTrainingSeesUntilTheyAreFrozen() {
     Map<Long, ByteBuffer> scales = new HashMap<>();
-    try (OnnxCompression c = new OnnxCompression(plan(40), job())) {
+    try (OnnxCompression c = new OnnxCompression(plan(40, false), job())) {
       c.run(
           new TrainingListener() {
             @Override
@@ -263,9 +267,10 @@ class StaticTrainingTest {
     return scales.flip();
   }
 
-  @Test
-  void aStoppedRunContinuesToTheSameBits() throws IOException {
-    CompressionPlan plan = plan(40);
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void aStoppedRunContinuesToTheSameBits(boolean learnScales) throws IOException {
+    CompressionPlan plan = plan(40, learnScales);
     ByteBuffer whole;
     try (OnnxCompression c = new OnnxCompression(plan, job())) {
       c.run(SILENT);

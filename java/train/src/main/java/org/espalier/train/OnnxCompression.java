@@ -162,9 +162,6 @@ public final class OnnxCompression implements Compression {
       throw new InputException(where + "its objective has labels, and the examples have none");
     }
     if (stage instanceof Stage.Quantize q) {
-      if (q.quantization().learnScales()) {
-        throw new InputException(where + "learned scales are not possible yet");
-      }
       boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
       if ((q.quantization().fit() || fixed) && job.calibration() == null) {
         throw new InputException(
@@ -661,7 +658,8 @@ public final class OnnxCompression implements Compression {
     Map<String, String> nodes = new HashMap<>();
     for (QuantizedProduct p : products) {
       TrainedWeight w = byConstant.get(p.weight());
-      w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales());
+      w.quantize(
+          p.channelAxis(), p.qmax(), p.integers(), p.scales(), quantization().learnScales());
       w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
     }
     if (quantizer instanceof StaticQuantizer s) {
@@ -684,6 +682,9 @@ public final class OnnxCompression implements Compression {
     List<float[]> result = new ArrayList<>();
     for (TrainedWeight w : weights) {
       result.add(values(w.latent()));
+      if (w.ends() != null) {
+        result.add(values(w.ends()));
+      }
     }
     if (fixed != null) {
       result.add(fixed.values());
@@ -701,6 +702,10 @@ public final class OnnxCompression implements Compression {
     Iterator<float[]> parts = snapshot.iterator();
     for (TrainedWeight w : weights) {
       TrainedWeight.buffer(w.latent()).put(parts.next());
+      if (w.ends() != null) {
+        TrainedWeight.buffer(w.ends()).put(parts.next());
+        w.takeEnds();
+      }
       w.renew();
     }
     if (fixed != null) {
@@ -746,6 +751,9 @@ public final class OnnxCompression implements Compression {
       TrainedWeight.write(w.latent(), out);
       if (w.isQuantized()) {
         TrainedWeight.write(w.scales(), out);
+        if (w.ends() != null) {
+          TrainedWeight.write(w.ends(), out);
+        }
       }
       out.writeBoolean(w.mask() != null);
       if (w.mask() != null) {
@@ -855,6 +863,9 @@ public final class OnnxCompression implements Compression {
       TrainedWeight.read(w.latent(), in);
       if (w.isQuantized()) {
         TrainedWeight.read(w.scales(), in);
+        if (w.ends() != null) {
+          TrainedWeight.read(w.ends(), in);
+        }
       }
       if (in.readBoolean()) {
         w.makeMask();

@@ -24,6 +24,9 @@ import org.espalier.torch.TensorView;
 final class TrainedWeight implements AutoCloseable {
   private static final int PIECE = 1 << 16;
 
+  /** Its scale has a reciprocal. */
+  private static final float SMALLEST_END = 0x1p-100f;
+
   final Parameter parameter;
   final Tensor working;
   final long elements;
@@ -35,6 +38,11 @@ final class TrainedWeight implements AutoCloseable {
   private OwnedTensor latent;
 
   private OwnedTensor scales;
+
+  /** Where scales are learned: qmax · scale, the largest weight of each channel; else null. */
+  private OwnedTensor ends;
+
+  private OwnedTensor endGradients;
   private OwnedTensor gate;
   private int channelAxis = -1;
   private int qmax;
@@ -78,21 +86,88 @@ final class TrainedWeight implements AutoCloseable {
    * @param largest the integers are in [−largest, largest]
    */
   void quantize(int axis, int largest, byte[] integers, float[] scale) {
+    quantize(axis, largest, integers, scale, false);
+  }
+
+  /**
+   * Puts the weight on a grid whose scales may be learned.
+   *
+   * @param learn whether {@link #ends} are parameters
+   */
+  void quantize(int axis, int largest, byte[] integers, float[] scale, boolean learn) {
     channelAxis = axis;
     qmax = largest;
     latent = OwnedTensor.allocate(DType.F32, working.shape());
     scales = OwnedTensor.allocate(DType.F32, scale.length);
     gate = bits();
     floats(scales).put(scale);
+    if (learn) {
+      ends = OwnedTensor.allocate(DType.F32, scale.length);
+      endGradients = OwnedTensor.allocate(DType.F32, scale.length);
+      FloatBuffer end = buffer(ends);
+      for (int c = 0; c < scale.length; c++) {
+        end.put(c, qmax * scale[c]);
+      }
+      takeEnds();
+    }
+    FloatBuffer steps = buffer(scales);
     FloatBuffer to = buffer(latent);
     long inner = axis < 0 ? elements : 1;
     for (int a = axis + 1; axis >= 0 && a < working.rank(); a++) {
       inner *= working.dimension(a);
     }
     for (int i = 0; i < elements; i++) {
-      to.put(i, integers[i] * scale[(int) (i / inner % scale.length)]);
+      to.put(i, integers[i] * steps.get((int) (i / inner % scale.length)));
     }
     renew();
+  }
+
+  /** The end of each channel's grid, qmax · scale, where scales are learned; else null. */
+  Tensor ends() {
+    return ends;
+  }
+
+  /** What {@link #learnEnds} writes. */
+  Tensor endGradients() {
+    return endGradients;
+  }
+
+  /**
+   * Writes the gradients of the ends, from the gradient of the working weights. A step of SGD then moves the
+   * scales as Esser et al. (Learned Step Size Quantization, 2020) have it, their factor included: a change of
+   * an end is qmax times one of the scale, and so is its gradient here.
+   */
+  void learnEnds(Tensor gradient) {
+    FakeQuantize grid = grid();
+    grid.scaleGradient(
+        latent,
+        gradient,
+        null,
+        floats(scales),
+        null,
+        floats(endGradients),
+        null,
+        qmax * grid.scaleGradientFactor(latent));
+  }
+
+  /** Takes the scales from the ends, of which a step takes half at most, and renews what forward reads. */
+  void followEnds() {
+    rescale(0.5f);
+    renew();
+  }
+
+  /** Takes the scales from ends that were set. */
+  void takeEnds() {
+    rescale(0);
+  }
+
+  private void rescale(float least) {
+    FloatBuffer end = buffer(ends);
+    FloatBuffer scale = buffer(scales);
+    for (int c = 0; c < ends.elements(); c++) {
+      end.put(c, Math.max(Math.max(end.get(c), least * qmax * scale.get(c)), SMALLEST_END));
+      scale.put(c, end.get(c) / qmax);
+    }
   }
 
   /** Gives the weight a mask that keeps everything, if it has none yet. */
@@ -193,7 +268,7 @@ final class TrainedWeight implements AutoCloseable {
 
   @Override
   public void close() {
-    for (OwnedTensor t : new OwnedTensor[] {mask, latent, scales, gate}) {
+    for (OwnedTensor t : new OwnedTensor[] {mask, latent, scales, gate, ends, endGradients}) {
       if (t != null) {
         t.close();
       }

@@ -23,10 +23,15 @@ final class Update implements AutoCloseable {
   private final List<TrainedWeight> weights;
   private final List<OwnedTensor> states = new ArrayList<>();
   private final List<Tensor> gradients = new ArrayList<>();
+
+  /** Those whose scales are learned; the ends of their grids come after all weights. */
+  private final List<TrainedWeight> learned;
+
   private final FusedStep step;
 
   Update(List<TrainedWeight> weights, Optimizer optimizer) {
     this.weights = List.copyOf(weights);
+    this.learned = weights.stream().filter(w -> w.ends() != null).toList();
     for (TrainedWeight w : weights) {
       // Retained: the scope of a step must not free it.
       Tensor gradient = torch.zeros_like(w.parameter.tensor()).retainReference();
@@ -41,12 +46,19 @@ final class Update implements AutoCloseable {
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
       FusedSgd.Parameter p =
-          FusedSgd.Parameter.of(w.latent(), gradient(i), s.momentum() > 0 ? state(w) : null)
+          FusedSgd.Parameter.of(w.latent(), gradient(i), s.momentum() > 0 ? state(w.working) : null)
               .withMask(w.maskBits());
       parameters.add(
-          w.isQuantized()
-              ? p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w))
-              : p);
+          !w.isQuantized()
+              ? p
+              : w.ends() != null
+                  ? p.withGate(w.gateBits())
+                  : p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w)));
+    }
+    for (TrainedWeight w : learned) {
+      parameters.add(
+          FusedSgd.Parameter.of(
+              w.ends(), w.endGradients(), s.momentum() > 0 ? state(w.ends()) : null));
     }
     return new FusedSgd(
         parameters,
@@ -63,12 +75,19 @@ final class Update implements AutoCloseable {
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
       FusedAdamW.Parameter p =
-          FusedAdamW.Parameter.of(w.latent(), gradient(i), state(w), state(w))
+          FusedAdamW.Parameter.of(w.latent(), gradient(i), state(w.working), state(w.working))
               .withMask(w.maskBits());
       parameters.add(
-          w.isQuantized()
-              ? p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w))
-              : p);
+          !w.isQuantized()
+              ? p
+              : w.ends() != null
+                  ? p.withGate(w.gateBits())
+                  : p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w)));
+    }
+    for (TrainedWeight w : learned) {
+      parameters.add(
+          FusedAdamW.Parameter.of(
+              w.ends(), w.endGradients(), state(w.ends()), state(w.ends())));
     }
     return new FusedAdamW(
         parameters,
@@ -92,8 +111,8 @@ final class Update implements AutoCloseable {
     return TensorView.of(gradients.get(i));
   }
 
-  private OwnedTensor state(TrainedWeight w) {
-    OwnedTensor state = OwnedTensor.allocate(DType.F32, w.elements);
+  private OwnedTensor state(org.espalier.device.Tensor trained) {
+    OwnedTensor state = OwnedTensor.allocate(DType.F32, trained.elements());
     states.add(state);
     return state;
   }
@@ -105,6 +124,11 @@ final class Update implements AutoCloseable {
    *     was written
    */
   StepResult step(double learningRate) {
+    for (int i = 0; i < weights.size(); i++) {
+      if (weights.get(i).ends() != null) {
+        weights.get(i).learnEnds(gradient(i));
+      }
+    }
     step.learningRate(learningRate);
     StepResult result = step.step();
     if (result.skipped()) {
@@ -112,6 +136,8 @@ final class Update implements AutoCloseable {
           result.nonFinite() + " entries of gradients are NaN or infinite, those of "
               + firstNonFinite() + " among them");
     }
+    // The scales are known only now, so the working weights are written after the step.
+    learned.forEach(TrainedWeight::followEnds);
     return result;
   }
 
@@ -141,7 +167,7 @@ final class Update implements AutoCloseable {
 
   /** Writes the optimizer's state. */
   void save(DataOutputStream out) throws IOException {
-    for (int i = 0; i < weights.size(); i++) {
+    for (int i = 0; i < weights.size() + learned.size(); i++) {
       out.writeLong(steps(i));
     }
     for (OwnedTensor state : states) {
@@ -151,7 +177,7 @@ final class Update implements AutoCloseable {
 
   /** Reads what {@link #save} wrote for the same parameters and settings. */
   void restore(DataInputStream in) throws IOException {
-    for (int i = 0; i < weights.size(); i++) {
+    for (int i = 0; i < weights.size() + learned.size(); i++) {
       steps(i, in.readLong());
     }
     for (OwnedTensor state : states) {
