@@ -21,8 +21,9 @@ set(ESP_CUDA_OPERATIONS
   gradient_norm
   fake_quantize
   kd_softmax_loss
+  fused_adamw
   fused_sgd
   magnitude_prune
 )
 # Of them those whose kernels may compute in double, because the result is defined so.
-set(ESP_CUDA_DOUBLE gradient_norm kd_softmax_loss)
+set(ESP_CUDA_DOUBLE fused_adamw gradient_norm kd_softmax_loss)

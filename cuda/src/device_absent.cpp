@@ -1,4 +1,5 @@
 // Stands in for device.cu and the kernels where no nvcc was found, so that the same bindings link; every call says so.
+#include "espalier/cuda/fused_adamw.h"
 #include "espalier/cuda/fused_sgd.h"
 #include "espalier/cuda/gradient_norm.h"
 #include "fake_quantize.h"
@@ -40,6 +41,8 @@ ABSENT(esp_cuda_fake_quantize(const esp_cuda_plan*, const void*, void*, esp_cuda
 ABSENT(esp::launch_fake_quantize_backward(const void*, const uint8_t*, void*, int64_t, esp_dtype, void*))
 ABSENT(esp::launch_dequantize(const esp_dequantized&, int64_t, void*))
 ABSENT(esp::launch_kd_softmax_loss(const KdCall&, void*))
+ABSENT(esp_cuda_fused_adamw(const esp_cuda_plan*, const void*, void*, const esp_adamw_options*, int64_t*, esp_step_result*,
+                            void*))
 ABSENT(esp_cuda_fused_sgd(const esp_cuda_plan*, const void*, void*, const esp_sgd_options*, int32_t*, esp_step_result*, void*))
 ABSENT(esp_cuda_magnitude_prune(const esp_cuda_plan*, const void*, void*, const esp_prune_rule*, esp_prune_result*, int64_t*,
                                 void*))

@@ -16,12 +16,15 @@ import java.util.stream.Stream;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
 import org.espalier.backend.Isa;
+import org.espalier.device.CudaStream;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.device.TestDevice;
 import org.espalier.op.FusedAdamW.Options;
 import org.espalier.op.FusedAdamW.Parameter;
 import org.espalier.op.OptimizerSubject.Copy;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
@@ -69,6 +72,18 @@ class FusedAdamWTest {
       parameter =
           new Parameter(
               weight, gradient, firstMoment, secondMoment, mask, gate, workingCopy, scale);
+    }
+
+    Parameter on(TestDevice there) {
+      return new Parameter(
+          there.of(weight),
+          there.of(gradient),
+          there.of(firstMoment),
+          there.of(secondMoment),
+          there(there, mask),
+          there(there, gate),
+          copyOn(there),
+          scaleOn(there));
     }
 
     @Override
@@ -125,6 +140,48 @@ class FusedAdamWTest {
       }
     } finally {
       subjects.forEach(Subject::close);
+    }
+  }
+
+  /** Two steps, one that waits and one that is queued; tensors of different age. */
+  @Test
+  @Tag("device")
+  void hasTheBitsOfTheReferenceOnADevice() {
+    for (Options options : List.of(PLAIN, PLAIN.withMaxNorm(0.5).withMaximize(true))) {
+      List<Subject> subjects = OptimizerSubject.small(Subject::new);
+      try (TestDevice there = new TestDevice();
+          CudaStream stream = CudaStream.create(there.device());
+          FusedAdamW adamw =
+              new FusedAdamW(subjects.stream().map(s -> s.on(there)).toList(), options)) {
+        for (int step = 1; step <= 2; step++) {
+          for (Subject subject : subjects) {
+            subject.gradients(1000L * step + subjects.indexOf(subject));
+          }
+          there.push();
+          StepResult actual;
+          if (step == 1) {
+            actual = adamw.step();
+            adamw.steps(2, 0); // its moments are forgotten
+          } else {
+            adamw.queue(stream);
+            actual = adamw.result(stream);
+          }
+          there.pull();
+          StepResult expected =
+              FusedAdamWReference.exact(subjects.stream().map(s -> s.state).toList(), options);
+          assertEquals(expected.clipFactor(), actual.clipFactor(), 1e-12);
+          assertFalse(actual.skipped());
+          for (int i = 0; i < subjects.size(); i++) {
+            subjects.get(i).check(options + " step " + step + ", tensor " + i);
+            assertEquals(step == 1 && i == 2 ? 0 : i == 2 ? 1 : step, adamw.steps(i));
+          }
+          if (step == 1) {
+            subjects.get(2).state.steps = 0;
+          }
+        }
+      } finally {
+        subjects.forEach(Subject::close);
+      }
     }
   }
 

@@ -146,14 +146,7 @@ class FusedSgdTest {
   void hasTheBitsOfTheReferenceOnADevice() {
     for (Options options :
         List.of(PLAIN, MOMENTUM.withWeightDecay(0.1), MOMENTUM.withMaxNorm(0.5))) {
-      List<Subject> subjects = new ArrayList<>();
-      for (Copy copy : Copy.values()) {
-        for (Channel channel : Channel.values()) {
-          int seed = subjects.size() + 1;
-          subjects.add(
-              new Subject(7, 33, DType.values()[seed % 3], copy, channel, seed, seed % 4 == 0, 0));
-        }
-      }
+      List<Subject> subjects = OptimizerSubject.small(Subject::new);
       try (TestDevice there = new TestDevice();
           CudaStream stream = CudaStream.create(there.device());
           FusedSgd sgd = new FusedSgd(subjects.stream().map(s -> s.on(there)).toList(), options)) {

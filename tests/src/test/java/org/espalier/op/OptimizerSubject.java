@@ -77,6 +77,19 @@ abstract class OptimizerSubject<S extends WorkingCopyReference.State> implements
     return subjects;
   }
 
+  /** Every copy and channel on one small shape, some scales given. */
+  static <T> List<T> small(Factory<T> factory) {
+    List<T> subjects = new ArrayList<>();
+    for (Copy copy : Copy.values()) {
+      for (Channel channel : Channel.values()) {
+        int seed = subjects.size() + 1;
+        DType gradients = DType.values()[seed % 3];
+        subjects.add(factory.make(7, 33, gradients, copy, channel, seed, seed % 4 == 0, 0));
+      }
+    }
+    return subjects;
+  }
+
   final S state;
   final Copy copy;
   final List<OwnedTensor> owned = new ArrayList<>();

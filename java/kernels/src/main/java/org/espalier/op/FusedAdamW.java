@@ -2,11 +2,13 @@ package org.espalier.op;
 
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.LongPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_adamw_options;
 import org.espalier.binding.esp_adamw_tensor;
 import org.espalier.binding.esp_step_result;
 import org.espalier.binding.global.espalier;
+import org.espalier.binding.global.espalier_cuda;
 import org.espalier.device.CudaMemory;
 import org.espalier.device.CudaStream;
 import org.espalier.device.Tensor;
@@ -171,7 +173,6 @@ public final class FusedAdamW extends FusedStep {
   /** A list whose moments hold nothing yet: the first step writes them without reading. */
   public FusedAdamW(List<Parameter> parameters, Options options) {
     super(parameters, parameters.stream().map(Parameter::weight).toList());
-    requireCpu();
     this.list = new esp_adamw_tensor(Math.max(1, count()));
     this.options =
         new esp_adamw_options()
@@ -186,6 +187,10 @@ public final class FusedAdamW extends FusedStep {
     for (int i = 0; i < parameters.size(); i++) {
       describe(list.getPointer(i), parameters.get(i));
     }
+    plan(
+        (plan, table) ->
+            espalier_cuda.esp_cuda_fused_adamw_plan(list, count(), this.options, plan, table),
+        Long.BYTES);
   }
 
   private static void describe(esp_adamw_tensor t, Parameter p) {
@@ -210,10 +215,18 @@ public final class FusedAdamW extends FusedStep {
 
   /**
    * How many steps parameter {@code index} has done, skipped ones not among them. 0: its moments hold
-   * nothing yet; set the number for moments that were restored.
+   * nothing yet; set the number for moments that were restored. On a CUDA device no step
+   * may be queued.
    */
   public long steps(int index) {
-    return list.getPointer(checked(index)).step();
+    checked(index);
+    if (!device().isCuda()) {
+      return list.getPointer(index).step();
+    }
+    try (LongPointer steps = new LongPointer(count())) {
+      copyHistory(steps, false);
+      return steps.get(index);
+    }
   }
 
   public void steps(int index, long value) {
@@ -221,7 +234,14 @@ public final class FusedAdamW extends FusedStep {
     if (value < 0) {
       throw new IllegalArgumentException(value + " steps; 0 or more is needed");
     }
-    list.getPointer(index).step(value);
+    if (!device().isCuda()) {
+      list.getPointer(index).step(value);
+      return;
+    }
+    try (LongPointer steps = new LongPointer(count())) {
+      copyHistory(steps, false);
+      copyHistory(steps.put(index, value), true);
+    }
   }
 
   @Override
@@ -231,13 +251,15 @@ public final class FusedAdamW extends FusedStep {
 
   @Override
   void queue(DevicePlan plan, CudaMemory history, esp_step_result found, CudaStream stream) {
-    requireCpu();
-  }
-
-  private void requireCpu() {
-    if (device().isCuda()) {
-      throw new UnsupportedOperationException("fused_adamw runs on the CPU only");
-    }
+    Status.checkCuda(
+        espalier_cuda.esp_cuda_fused_adamw(
+            plan.plan(),
+            plan.table(),
+            plan.workspace(),
+            options,
+            history.asLongs(),
+            found,
+            stream.handle()));
   }
 
   @Override

@@ -1,0 +1,636 @@
+// What the kernels of fused optimizer steps do alike: pieces, norm and skipping, absmax, scales, working copy and gate.
+// A Rule is the update of an element:
+//   Coefficients    of a step, F32, with `factor`, the clip factor, negative where maximize
+//   History         what the device keeps of a tensor; older(h) is it after a step
+//   Correction      what a kernel of the rule's own finds for a tensor before the update; corrects: whether it has any
+//   states          floats of state beside a weight
+//   age(...)        what of these the elements of a tensor need; reads(age), writes(age): whether state is
+//   element(c, age, d, w, state)   the new weight; d is mask * gate * gradient * factor
+//   blocks          a multiprocessor: registers a thread are 65536 / (384 * blocks)
+//
+// Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 6144 elements or
+// fewer, 4 packs of 4 a thread, or a panel of 384 columns by 32 rows. Absmax is an integer maximum over the
+// bits of |w|, which infinity and NaN win and whose order does not matter. Idea: the updated weights of a piece
+// stay in registers, so that rows which lie whole in a piece get scale, working copy and gate in the same pass.
+// Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
+#pragma once
+#include "fused_step_table.h"
+#include "kernel.cuh"
+#include "status.h"
+
+namespace {
+
+using esp::bf16;
+using esp::f16;
+using esp::Pack;
+using esp::StepChunk;
+using esp::StepEntry;
+using esp::StepState;
+
+constexpr int threads = esp::step_threads, packs = esp::step_packs;
+
+// Where the packs of a thread lie: pack k holds elements at(k) and the 3 after it, as far as they are below
+// limit(k).
+struct FlatPlace {
+  int64_t first, end;
+  __device__ __forceinline__ int64_t at(int k) const { return first + k * (threads * 4); }
+  __device__ __forceinline__ int64_t limit(int) const { return end; }
+};
+struct PanelPlace {
+  int64_t first, row_end, step, n;
+  __device__ __forceinline__ int64_t at(int k) const { return first + k * step; }
+  __device__ __forceinline__ int64_t limit(int k) const {
+    return row_end + k * step < n ? row_end + k * step : n;
+  }
+};
+
+__device__ __forceinline__ FlatPlace flat_place(const StepEntry& t, int64_t start, int64_t piece) {
+  return {start + threadIdx.x * 4, start + piece < t.n ? start + piece : t.n};
+}
+// A panel: 96 packs side by side, 4 rows at once, 16 a turn.
+constexpr int panel_packs = esp::step_panel_columns / 4, rows_at_once = threads / panel_packs;
+constexpr int panel_turns = esp::step_panel_rows / (rows_at_once * packs);
+__device__ __forceinline__ int64_t panel_column(const StepEntry& t, int32_t index) {
+  return index % esp::step_panels(t.cols) * esp::step_panel_columns + threadIdx.x % panel_packs * 4;
+}
+__device__ __forceinline__ PanelPlace panel_place(const StepEntry& t, int32_t index, int turn) {
+  const int64_t row = index / esp::step_panels(t.cols) * esp::step_panel_rows + turn * rows_at_once * packs +
+                      threadIdx.x / panel_packs;
+  return {row * t.cols + panel_column(t, index), (row + 1) * t.cols, rows_at_once * t.cols, t.n};
+}
+
+// 4 bits of a field from any element on; nothing is read beyond the byte of limit - 1.
+__device__ __forceinline__ uint32_t bits_4(const uint8_t* field, int64_t i, int64_t limit) {
+  if (field == nullptr || i >= limit) return 0xf;
+  const uint8_t* const p = field + i / 8;
+  ESP_GLOBAL(p);
+  const int shift = static_cast<int>(i & 7);
+  uint32_t bits = static_cast<uint32_t>(p[0]) >> shift;
+  if (shift > 4 && i + 8 - shift < limit) bits |= static_cast<uint32_t>(p[1]) << (8 - shift);
+  return bits & 0xf;
+}
+
+__device__ __forceinline__ int magnitude_bits(float w) {
+  return __float_as_int(w) & 0x7fffffff;
+}
+
+// ---- update
+
+// 4 elements of a gradient as they lie in memory: loads of other streams need not wait for their conversion.
+struct RawGradient {
+  uint32_t word[4];
+};
+template <class T>
+__device__ __forceinline__ RawGradient load_halves(const T* gradient, int64_t i, int64_t limit, bool quads) {
+  ESP_GLOBAL(gradient);
+  const Pack<T, 4> g = esp::load_pack<4>(gradient, i, limit, quads && esp::is_aligned(gradient, 8));
+  return {{g.at[0].bits, g.at[1].bits, g.at[2].bits, g.at[3].bits}};
+}
+__device__ __forceinline__ RawGradient load_gradient(const StepEntry& t, int64_t i, int64_t limit,
+                                                     bool quads) {
+  if (t.gradient_dtype == ESP_F32) {
+    const float* const gradient = static_cast<const float*>(t.gradient);
+    ESP_GLOBAL(gradient);
+    const Pack<float, 4> g = esp::load_pack<4>(gradient, i, limit, quads && esp::is_aligned(gradient, 16));
+    return {{__float_as_uint(g.at[0]), __float_as_uint(g.at[1]), __float_as_uint(g.at[2]),
+             __float_as_uint(g.at[3])}};
+  }
+  return load_halves(static_cast<const bf16*>(t.gradient), i, limit, quads);  // F16 lies alike
+}
+__device__ __forceinline__ float gradient_value(uint32_t word, int32_t dtype) {
+  return dtype == ESP_F32    ? __uint_as_float(word)
+         : dtype == ESP_BF16 ? esp::to_float(bf16{static_cast<uint16_t>(word)})
+                             : esp::to_float(f16{static_cast<uint16_t>(word)});
+}
+
+// The packs of a place, whose new weights come back in `kept`. quads: a pack begins at a multiple of 4
+// elements.
+template <class Rule, class Place>
+__device__ __forceinline__ void update(const StepEntry& t, const typename Rule::Coefficients& c,
+                                       const typename Rule::Age& age, const Place& place, bool quads,
+                                       Pack<float, 4> (&kept)[packs]) {
+  constexpr int states = Rule::states;
+  float* const weight = t.weight;
+  float* state[states];
+  bool whole_s[states];
+#pragma unroll
+  for (int s = 0; s < states; s++) {
+    state[s] = t.state[s];
+    whole_s[s] = quads && esp::is_aligned(state[s], 16);
+  }
+  ESP_GLOBAL(weight);
+  const bool whole_w = quads && esp::is_aligned(weight, 16);
+#pragma unroll
+  for (int k = 0; k < packs; k++) {
+    const int64_t i = place.at(k), limit = place.limit(k);
+    Pack<float, 4> w = esp::load_pack<4>(weight, i, limit, whole_w), m[states] = {};
+    const RawGradient g = load_gradient(t, i, limit, quads);
+    if (Rule::reads(age)) {
+#pragma unroll
+      for (int s = 0; s < states; s++) {
+        ESP_GLOBAL(state[s]);
+        m[s] = esp::load_pack<4>(state[s], i, limit, whole_s[s]);
+      }
+    }
+    const uint32_t keep = bits_4(t.mask, i, limit), pass = keep & bits_4(t.gate, i, limit);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const float d = (pass >> j & 1 ? gradient_value(g.word[j], t.gradient_dtype) : 0.0f) * c.factor;
+      float value[states];
+#pragma unroll
+      for (int s = 0; s < states; s++) value[s] = m[s].at[j];
+      const float moved = Rule::element(c, age, d, w.at[j], value);
+      w.at[j] = keep >> j & 1 ? moved : 0.0f;
+#pragma unroll
+      for (int s = 0; s < states; s++) m[s].at[j] = keep >> j & 1 ? value[s] : 0.0f;
+    }
+    if (Rule::writes(age)) {
+#pragma unroll
+      for (int s = 0; s < states; s++) {
+        ESP_GLOBAL(state[s]);
+        esp::store_pack(state[s], i, limit, whole_s[s], m[s]);
+      }
+    }
+    esp::store_pack(weight, i, limit, whole_w, w);
+    kept[k] = w;
+  }
+}
+
+// ---- scales
+
+// As the CPU computes it from the bits of absmax.
+__device__ __forceinline__ float scale_of(int absmax_bits) {
+  if (absmax_bits >= 0x7f800000) return __int_as_float(0x7fc00000);
+  const float scale = __int_as_float(absmax_bits) / 127.0f;
+  return scale > 0 && 1.0f / scale <= 3.40282347e+38f ? scale : 1.0f;
+}
+
+// The rows of a flat piece, numbered from that of its first element on: 32 bits suffice, however long they
+// are.
+struct Rows {
+  uint32_t offset, cols;
+  int64_t first;  // row
+  __device__ Rows(const StepEntry& t, int64_t start) {
+    constexpr int64_t longest = 1 << 30;
+    first = start / t.cols;
+    const int64_t before = start - first * t.cols, rest = t.cols - before;
+    cols = static_cast<uint32_t>(t.cols < longest ? t.cols : longest);
+    offset = static_cast<uint32_t>(t.cols < longest ? before : rest < longest ? longest - rest : 0);
+  }
+  __device__ __forceinline__ uint32_t row(int64_t element) const {
+    return (offset + static_cast<uint32_t>(element)) / cols;
+  }
+  __device__ __forceinline__ uint32_t column(int64_t element) const {
+    return (offset + static_cast<uint32_t>(element)) % cols;
+  }
+};
+
+struct Scales {
+  int absmax[esp::step_piece_rows];
+  float scale[esp::step_piece_rows], inverse[esp::step_piece_rows];
+};
+
+// Raises absmax of each row of a flat piece. Called by whole warps.
+__device__ __forceinline__ void raise_rows(const FlatPlace& place, int64_t start, const Rows& rows,
+                                           const Pack<float, 4> (&kept)[packs], int* absmax) {
+#pragma unroll
+  for (int k = 0; k < packs; k++) {
+    const int64_t i = place.at(k), limit = place.limit(k);
+    const int64_t last = i + 3 < limit ? i + 3 : limit - 1;
+    const bool empty = i >= limit;
+    const uint32_t row = empty ? 0 : rows.row(i - start), end = empty ? 0 : rows.row(last - start);
+    const uint32_t common = __shfl_sync(esp::all_lanes, row, 0);
+    if (__all_sync(esp::all_lanes, empty || (row == common && end == common))) {
+      int largest = 0;
+#pragma unroll
+      for (int j = 0; j < 4; j++) largest = max(largest, magnitude_bits(kept[k].at[j]));
+#pragma unroll
+      for (int apart = 16; apart > 0; apart /= 2)
+        largest = max(largest, __shfl_xor_sync(esp::all_lanes, largest, apart));
+      if (esp::lane_index() == 0 && !empty) atomicMax(&absmax[common], largest);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        if (i + j < limit)
+          atomicMax(&absmax[row == end ? row : rows.row(i + j - start)], magnitude_bits(kept[k].at[j]));
+      }
+    }
+  }
+}
+
+// ---- working copy and gate
+
+// The training grid: integers -127 .. 127, zero point 0.
+__device__ __forceinline__ float grid_position(float w, float inverse) {
+  return rintf(w * inverse) + 0.0f;
+}
+
+template <class T>
+__device__ __forceinline__ void store_floats(void* copy, int64_t i, int64_t limit, bool quads,
+                                             const float (&value)[4]) {
+  Pack<T, 4> pack;
+#pragma unroll
+  for (int j = 0; j < 4; j++) pack.at[j] = esp::from_float<T>(value[j]);
+  T* const p = static_cast<T*>(copy);
+  ESP_GLOBAL(p);
+  esp::store_pack(p, i, limit, quads && esp::is_aligned(p, 4 * sizeof(T)), pack);
+}
+__device__ __forceinline__ void store_copy(const StepEntry& t, int64_t i, int64_t limit, bool quads,
+                                           const float (&value)[4]) {
+  switch (t.copy_type) {
+    case ESP_COPY_F32:
+      return store_floats<float>(t.copy, i, limit, quads, value);
+    case ESP_COPY_BF16:
+      return store_floats<bf16>(t.copy, i, limit, quads, value);
+    case ESP_COPY_F16:
+      return store_floats<f16>(t.copy, i, limit, quads, value);
+    default:
+      return;
+  }
+}
+
+// Quantizes a pack, writes its copy and returns its gate.
+__device__ __forceinline__ uint32_t quantize(const StepEntry& t, int64_t i, int64_t limit, bool quads,
+                                             const Pack<float, 4>& w, const float (&scale)[4],
+                                             const float (&inverse)[4]) {
+  uint32_t pass = 0;
+  float q[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const float position = grid_position(w.at[j], inverse[j]);
+    pass |= position >= -127.0f && position <= 127.0f ? 1u << j : 0;
+    const float raised = position > -127.0f ? position : -127.0f;  // NaN becomes -127
+    q[j] = raised < 127.0f ? raised : 127.0f;
+  }
+  if (t.copy_type == ESP_COPY_INT8) {
+    Pack<int8_t, 4> pack;
+#pragma unroll
+    for (int j = 0; j < 4; j++) pack.at[j] = static_cast<int8_t>(q[j]);
+    int8_t* const p = static_cast<int8_t*>(t.copy);
+    ESP_GLOBAL(p);
+    esp::store_pack(p, i, limit, quads && esp::is_aligned(p, 4), pack);
+  } else {
+    float value[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) value[j] = q[j] * scale[j];
+    store_copy(t, i, limit, quads, value);
+  }
+  return pass;
+}
+
+// 8 lanes join their 4 bits. Called by whole warps; the first of 8 lanes is at a multiple of 32 elements.
+__device__ __forceinline__ void store_gate(uint8_t* gate, int64_t i, int64_t limit, uint32_t pass) {
+  if (gate == nullptr) return;
+  uint32_t word = pass << (esp::lane_index() % 8 * 4);
+#pragma unroll
+  for (int apart = 1; apart < 8; apart *= 2) word |= __shfl_xor_sync(esp::all_lanes, word, apart);
+  if (esp::lane_index() % 8 == 0 && i < limit) esp::store_bits_32(gate, i, limit, word);
+}
+
+__device__ __forceinline__ void count_broken(StepState* state, float scale) {
+  if (scale != scale) atomicAdd(&state->non_finite_channels, 1ull);
+}
+
+// All of a flat piece whose rows' scales and reciprocals are known.
+__device__ __forceinline__ void quantize_rows(const StepEntry& t, const FlatPlace& place, int64_t start,
+                                              const Rows& rows, const Scales& scales,
+                                              const Pack<float, 4> (&kept)[packs]) {
+#pragma unroll
+  for (int k = 0; k < packs; k++) {
+    const int64_t i = place.at(k), limit = place.limit(k);
+    float scale[4], inverse[4];
+    uint32_t pass = 0;
+    if (i < limit) {
+      const uint32_t row = rows.row(i - start), end = rows.row((i + 3 < limit ? i + 3 : limit - 1) - start);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const uint32_t own = row == end || i + j >= limit ? row : rows.row(i + j - start);
+        scale[j] = scales.scale[own];
+        inverse[j] = scales.inverse[own];
+      }
+      pass = quantize(t, i, limit, true, kept[k], scale, inverse);
+    }
+    store_gate(t.gate, i, limit, pass);
+  }
+}
+
+// All of a flat piece, each element with a scale of its own: given, or from the slots of columns.
+__device__ __forceinline__ void quantize_each(const StepEntry& t, const FlatPlace& place, int64_t start,
+                                              const Rows& rows, const Pack<float, 4> (&kept)[packs],
+                                              const int* slots, StepState* state) {
+#pragma unroll
+  for (int k = 0; k < packs; k++) {
+    const int64_t i = place.at(k), limit = place.limit(k);
+    float scale[4], inverse[4];
+    uint32_t pass = 0;
+    if (i < limit) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        scale[j] = 1.0f;
+        if (i + j < limit) {
+          const int64_t channel =
+              t.columns != 0 ? rows.column(i + j - start) : rows.first + rows.row(i + j - start);
+          scale[j] = slots == nullptr ? t.scale[channel] : scale_of(slots[channel]);
+          if (slots != nullptr && i + j < t.cols) {
+            t.scale[channel] = scale[j];
+            count_broken(state, scale[j]);
+          }
+        }
+        inverse[j] = 1.0f / scale[j];
+      }
+      pass = quantize(t, i, limit, true, kept[k], scale, inverse);
+    }
+    store_gate(t.gate, i, limit, pass);
+  }
+}
+
+// The last block of the last kernel: what the step has come to.
+template <class Rule>
+__device__ __forceinline__ void finish(StepState* state, bool guarded, bool with_history, int64_t count,
+                                       typename Rule::History* history, esp_step_result* result) {
+  const bool skipped = guarded && state->guard.skipped != 0;
+  if (with_history && !skipped) {
+#pragma unroll 1
+    for (int64_t i = threadIdx.x; i < count; i += threads) history[i] = Rule::older(history[i]);
+  }
+  if (threadIdx.x != 0) return;
+  // The doubles are copied as words: nothing here computes with them.
+  auto* const words = reinterpret_cast<unsigned long long*>(result);
+  const auto* const guard = reinterpret_cast<const unsigned long long*>(&state->guard);
+  words[0] = guarded ? guard[0] : 0x7ff8000000000000ull;
+  words[1] = guarded ? guard[1] : 0x3ff0000000000000ull;
+  result->non_finite = guarded ? static_cast<int64_t>(state->guard.non_finite) : 0;
+  result->non_finite_channels = static_cast<int64_t>(state->non_finite_channels);
+  result->skipped = guarded ? state->guard.skipped : 0;
+  state->non_finite_channels = 0;
+}
+
+template <class Rule>
+struct Step {
+  const StepEntry* tensors;
+  const StepChunk* chunks;
+  StepState* state;
+  int* slots;
+  typename Rule::History* history;
+  const typename Rule::Correction* corrections;  // one a tensor; nullptr where the rule has none
+  esp_step_result* result;
+  int64_t count;
+  typename Rule::Coefficients coefficients;
+  int32_t chunk_count;
+  bool guarded, with_history, last;
+};
+
+template <class Rule>
+__device__ __forceinline__ void update_panel(const Step<Rule>& step, const StepEntry& t, int32_t index,
+                                             const typename Rule::Coefficients& c,
+                                             const typename Rule::Age& age) {
+  int largest[4] = {};
+#pragma unroll 1
+  for (int turn = 0; turn < panel_turns; turn++) {
+    Pack<float, 4> kept[packs];
+    update<Rule>(t, c, age, panel_place(t, index, turn), t.cols % 4 == 0, kept);
+#pragma unroll
+    for (int k = 0; k < packs; k++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) largest[j] = max(largest[j], magnitude_bits(kept[k].at[j]));
+    }
+  }
+  const int64_t column = panel_column(t, index);
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    if (column + j < t.cols) atomicMax(&step.slots[t.slot + column + j], largest[j]);
+  }
+}
+
+// The tensor of a block: read from shared memory where it is needed, it takes no registers.
+__device__ __forceinline__ void load_entry(const StepEntry* from, StepEntry* to) {
+  constexpr int words = sizeof(StepEntry) / 4;
+  if (threadIdx.x < words)
+    reinterpret_cast<uint32_t*>(to)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
+  __syncthreads();
+}
+
+template <class Rule>
+__device__ void update_piece(const Step<Rule>& step, const StepChunk& chunk, typename Rule::Coefficients c,
+                             const StepEntry& t, Scales& scales) {
+  const typename Rule::Age age = Rule::age(c, step.history, step.corrections, chunk.tensor);
+  if (step.guarded) {
+    const float factor = step.state->guard.factor;
+    c.factor = c.factor < 0 ? -factor : factor;
+  }
+  if (t.mode == esp::step_spread && t.columns != 0) return update_panel(step, t, chunk.index, c, age);
+  const int64_t start = chunk.index * t.piece;
+  const FlatPlace place = flat_place(t, start, t.piece);
+  Pack<float, 4> kept[packs];
+  update<Rule>(t, c, age, place, true, kept);
+
+  if (t.mode == esp::step_plain) {
+#pragma unroll
+    for (int k = 0; k < packs; k++) store_copy(t, place.at(k), place.limit(k), true, kept[k].at);
+    return;
+  }
+  const Rows rows(t, start);
+  const int count = t.columns != 0 ? 0 : static_cast<int>(rows.row(place.limit(0) - 1 - start)) + 1;
+  if (t.mode == esp::step_given && (t.columns != 0 || count > esp::step_piece_rows)) {
+    __syncwarp();  // the old gate has been read
+    quantize_each(t, place, start, rows, kept, nullptr, step.state);
+    return;
+  }
+  if (t.mode == esp::step_given) {
+    for (int r = static_cast<int>(threadIdx.x); r < count; r += threads) {
+      scales.scale[r] = t.scale[rows.first + r];
+      scales.inverse[r] = 1.0f / scales.scale[r];
+    }
+    __syncthreads();
+    quantize_rows(t, place, start, rows, scales, kept);
+    return;
+  }
+
+  for (int r = static_cast<int>(threadIdx.x); r < count; r += threads) scales.absmax[r] = 0;
+  __syncthreads();
+  raise_rows(place, start, rows, kept, scales.absmax);
+  __syncthreads();
+  if (t.mode == esp::step_spread) {
+    for (int r = static_cast<int>(threadIdx.x); r < count; r += threads) {
+      atomicMax(&step.slots[t.slot + rows.first + r], scales.absmax[r]);
+    }
+    return;
+  }
+  for (int r = static_cast<int>(threadIdx.x); r < count; r += threads) {
+    const float scale = scale_of(scales.absmax[r]);
+    scales.scale[r] = t.scale[rows.first + r] = scale;
+    scales.inverse[r] = 1.0f / scale;
+    count_broken(step.state, scale);
+  }
+  __syncthreads();
+  quantize_rows(t, place, start, rows, scales, kept);
+}
+
+template <class Place>
+__device__ __forceinline__ void load_weights(const StepEntry& t, const Place& place, bool quads,
+                                             Pack<float, 4> (&kept)[packs]) {
+  const float* const weight = t.weight;
+  ESP_GLOBAL(weight);
+#pragma unroll
+  for (int k = 0; k < packs; k++) {
+    kept[k] = esp::load_pack<4>(weight, place.at(k), place.limit(k), quads && esp::is_aligned(weight, 16));
+  }
+}
+
+template <class Rule>
+__device__ __forceinline__ void quantize_panel(const Step<Rule>& step, const StepEntry& t, int32_t index) {
+  const int64_t column = panel_column(t, index);
+  const bool quads = t.cols % 4 == 0, first = index < esp::step_panels(t.cols) && threadIdx.x < panel_packs;
+  float scale[4], inverse[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    scale[j] = column + j < t.cols ? scale_of(step.slots[t.slot + column + j]) : 1.0f;
+    inverse[j] = 1.0f / scale[j];
+    if (first && column + j < t.cols) {
+      t.scale[column + j] = scale[j];
+      count_broken(step.state, scale[j]);
+    }
+  }
+#pragma unroll 1
+  for (int turn = 0; turn < panel_turns; turn++) {
+    const PanelPlace place = panel_place(t, index, turn);
+    Pack<float, 4> kept[packs];
+    load_weights(t, place, quads, kept);
+#pragma unroll
+    for (int k = 0; k < packs; k++) {
+      const int64_t i = place.at(k), limit = place.limit(k);
+      const uint32_t pass = i < limit ? quantize(t, i, limit, quads, kept[k], scale, inverse) : 0;
+      store_gate(t.gate, i, limit, pass);
+    }
+  }
+}
+
+// The second pass over tensors whose channels span pieces.
+template <class Rule>
+__device__ void quantize_piece(const Step<Rule>& step, const StepChunk& chunk, const StepEntry& t, Scales& scales) {
+  if (esp::step_quantizes_panels(t)) return quantize_panel(step, t, chunk.index);
+  const int* const slots = step.slots + t.slot;
+  const int64_t start = static_cast<int64_t>(chunk.index) * esp::step_piece;
+  const FlatPlace place = flat_place(t, start, esp::step_piece);
+  Pack<float, 4> kept[packs];
+  load_weights(t, place, true, kept);
+  const Rows rows(t, start);
+  if (t.columns != 0) return quantize_each(t, place, start, rows, kept, slots, step.state);
+  const int count = static_cast<int>(rows.row(place.limit(0) - 1 - start)) + 1;
+  for (int r = static_cast<int>(threadIdx.x); r < count; r += threads) {
+    const float scale = scale_of(slots[rows.first + r]);
+    scales.scale[r] = scale;
+    scales.inverse[r] = 1.0f / scale;
+    if ((rows.first + r) * t.cols >= start) {  // the row begins here
+      t.scale[rows.first + r] = scale;
+      count_broken(step.state, scale);
+    }
+  }
+  __syncthreads();
+  quantize_rows(t, place, start, rows, scales, kept);
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(threads, Rule::blocks) update_kernel(Step<Rule> step) {
+  ESP_SHARED(Scales, scales, [1]);
+  ESP_SHARED(StepEntry, entry, [1]);
+  const bool skipped = step.guarded && step.state->guard.skipped != 0;
+  if (!skipped && static_cast<int>(blockIdx.x) < step.chunk_count) {
+    const StepChunk chunk = step.chunks[blockIdx.x];
+    load_entry(step.tensors + chunk.tensor, entry);
+    update_piece(step, chunk, step.coefficients, entry[0], scales[0]);
+  }
+  if (step.last && esp::is_last_block(&step.state->arrived, gridDim.x)) {
+    finish<Rule>(step.state, step.guarded, step.with_history, step.count, step.history, step.result);
+  }
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(threads, 2) quantize_kernel(Step<Rule> step) {
+  ESP_SHARED(Scales, scales, [1]);
+  ESP_SHARED(StepEntry, entry, [1]);
+  const bool skipped = step.guarded && step.state->guard.skipped != 0;
+  if (!skipped) {
+    const StepChunk chunk = step.chunks[blockIdx.x];
+    load_entry(step.tensors + chunk.tensor, entry);
+    quantize_piece(step, chunk, entry[0], scales[0]);
+  }
+  if (esp::is_last_block(&step.state->arrived, gridDim.x)) {
+    finish<Rule>(step.state, step.guarded, step.with_history, step.count, step.history, step.result);
+  }
+}
+
+// What a call has when its arguments are checked.
+struct StepCall {
+  const char* update_name;
+  const char* quantize_name;
+  const esp_cuda_plan* plan;
+  const void* table;
+  void* workspace;
+  double max_norm;
+  int32_t skip_non_finite;
+  esp_step_result* result;
+  void* stream;
+};
+
+inline esp_status check_plan(const char* operation, const esp_cuda_plan& plan, bool guarded, bool with_history) {
+  const bool had_norm = plan.operation[esp::step_guarded] != 0, had = plan.operation[esp::step_with_history] != 0;
+  if (guarded == had_norm && with_history == had) return ESP_OK;
+  return esp::fail(ESP_INVALID_ARGUMENT, "%s: the plan was made for options with%s norm and with%s momentum", operation,
+                   had_norm ? "" : "out", had ? "" : "out");
+}
+
+// Queues the step. correct(corrections) queues what fills them, before anything else reads them.
+template <class Rule, class Correct>
+esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& coefficients,
+                       typename Rule::History* history, Correct&& correct) {
+  const int64_t* const operation = call.plan->operation;
+  const bool guarded = operation[esp::step_guarded] != 0;
+  const int64_t count = operation[esp::step_tensors], first = operation[esp::step_first_chunks],
+                second = operation[esp::step_second_chunks], slots = operation[esp::step_slots];
+  const auto* const tensors = static_cast<const StepEntry*>(call.table);
+  const auto* const chunks = reinterpret_cast<const StepChunk*>(tensors + count);
+  auto* const state = static_cast<StepState*>(call.workspace);
+  int* const slot = reinterpret_cast<int*>(state + 1);
+  auto* const corrections = reinterpret_cast<typename Rule::Correction*>(slot + (slots + 1) / 2 * 2);
+  void* const norm_workspace = corrections + (Rule::corrects ? count : 0);
+
+  if (guarded) {
+    const esp_cuda_plan norm = {0, 0, {count, operation[esp::step_norm_chunks]}};
+    const esp::GuardRule rule = {call.max_norm, call.skip_non_finite, &state->guard};
+    if (esp_status status = esp::launch_gradient_norm(norm, chunks + first + second, norm_workspace, nullptr, rule,
+                                                      call.stream)) {
+      return status;
+    }
+  }
+  if (slots > 0) {
+    if (esp_status status = esp::check(
+            cudaMemsetAsync(slot, 0, static_cast<size_t>(slots) * 4, static_cast<cudaStream_t>(call.stream)),
+            call.update_name)) {
+      return status;
+    }
+  }
+  if (esp_status status = correct(corrections, count)) return status;
+  Step<Rule> step = {tensors,
+                     chunks,
+                     state,
+                     slot,
+                     history,
+                     corrections,
+                     call.result,
+                     count,
+                     coefficients,
+                     static_cast<int32_t>(first),
+                     guarded,
+                     operation[esp::step_with_history] != 0,
+                     second == 0};
+  if (esp_status status = esp::launch(call.update_name, update_kernel<Rule>, first > 0 ? first : 1, threads,
+                                      call.stream, step)) {
+    return status;
+  }
+  if (second == 0) return ESP_OK;
+  step.chunks = chunks + first;
+  return esp::launch(call.quantize_name, quantize_kernel<Rule>, second, threads, call.stream, step);
+}
+
+}  // namespace
