@@ -1,8 +1,9 @@
-// fused_adamw: the update of an element; formulas in espalier/fused_adamw.h, everything around it in fused_step.cuh.
+// fused_adamw: the update of an element; formulas in espalier/fused_adamw.h, everything around it in
+// fused_step.cuh.
 //
-// Numerics: F32 in the CPU's order, root and division correctly rounded; what a tensor's age corrects is found in
-// double by a small kernel before, a thread a tensor. Bytes a weight: 16 read (14 with 16-bit gradients), 12
-// written, 1/8 a bit field, and the working copy; 4 more read where channels are spread.
+// Numerics: F32 in the CPU's order, root and division correctly rounded; what a tensor's age corrects is
+// found in double by a small kernel before, a thread a tensor. Bytes a weight: 16 read (14 with 16-bit
+// gradients), 12 written, 1/8 a bit field, and the working copy; 4 more read where channels are spread.
 #include "fused_adamw.h"
 
 #include "fused_adamw_arguments.h"
@@ -16,7 +17,9 @@ struct AdamwAge {
 };
 
 // +0 in the place of denormals; a NaN stays.
-__device__ __forceinline__ float keep_normal(float moment) { return fabsf(moment) < 0x1p-126f ? 0.0f : moment; }
+__device__ __forceinline__ float keep_normal(float moment) {
+  return fabsf(moment) < 0x1p-126f ? 0.0f : moment;
+}
 
 struct AdamwRule {
   using Coefficients = esp::AdamwCoefficients;
@@ -27,8 +30,8 @@ struct AdamwRule {
   static constexpr bool corrects = true;
 
   static __device__ __forceinline__ History older(History steps) { return steps + 1; }
-  static __device__ __forceinline__ Age age(const Coefficients&, const History* steps, const Correction* corrections,
-                                            int32_t tensor) {
+  static __device__ __forceinline__ Age age(const Coefficients&, const History* steps,
+                                            const Correction* corrections, int32_t tensor) {
     return {corrections[tensor], steps[tensor] == 0};
   }
   static __device__ __forceinline__ bool reads(const Age& age) { return !age.first; }
@@ -47,8 +50,8 @@ struct AdamwRule {
 constexpr int correct_threads = 256;
 
 __global__ void __launch_bounds__(correct_threads)
-    fused_adamw_correct_kernel(const int64_t* __restrict__ steps, esp::AdamwCorrection* corrections, int64_t count,
-                               double learning_rate, double beta1, double beta2) {
+    fused_adamw_correct_kernel(const int64_t* __restrict__ steps, esp::AdamwCorrection* corrections,
+                               int64_t count, double learning_rate, double beta1, double beta2) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * correct_threads + threadIdx.x;
   if (i < count) corrections[i] = esp::adamw_correction(learning_rate, beta1, beta2, steps[i] + 1);
 }
@@ -71,7 +74,8 @@ esp_status esp_cuda_fused_adamw(const esp_cuda_plan* plan, const void* table, vo
       esp::adamw_coefficients(*options, 1, {}), steps, [&](esp::AdamwCorrection* corrections, int64_t count) {
         return count == 0 ? ESP_OK
                           : esp::launch("fused_adamw: correct", fused_adamw_correct_kernel,
-                                        (count + correct_threads - 1) / correct_threads, correct_threads, stream, steps,
-                                        corrections, count, options->learning_rate, options->beta1, options->beta2);
+                                        (count + correct_threads - 1) / correct_threads, correct_threads,
+                                        stream, steps, corrections, count, options->learning_rate,
+                                        options->beta1, options->beta2);
       });
 }

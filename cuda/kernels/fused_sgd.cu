@@ -1,4 +1,5 @@
-// fused_sgd: the update of an element; formulas in espalier/fused_sgd.h, everything around it in fused_step.cuh.
+// fused_sgd: the update of an element; formulas in espalier/fused_sgd.h, everything around it in
+// fused_step.cuh.
 //
 // Numerics: F32, one fma a term, in the CPU's order. Bytes a weight: 12 read (10 with 16-bit gradients), 8
 // written, 1/8 a bit field, and the working copy; 4 more read where channels are spread.
@@ -50,8 +51,8 @@ esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void
   if (esp_status status = esp::check_sgd_options(*options)) return status;
   const bool guarded = options->max_norm > 0 || options->skip_non_finite != 0;
   if (esp_status status = check_plan("fused_sgd", *plan, guarded, options->momentum > 0)) return status;
-  return launch_step<SgdRule>({"fused_sgd: update", "fused_sgd: quantize", plan, table, workspace, options->max_norm,
-                               options->skip_non_finite, result, stream},
+  return launch_step<SgdRule>({"fused_sgd: update", "fused_sgd: quantize", plan, table, workspace,
+                               options->max_norm, options->skip_non_finite, result, stream},
                               esp::sgd_coefficients(*options, 1.0f), started,
                               [](SgdRule::Correction*, int64_t) -> esp_status { return ESP_OK; });
 }

@@ -1,18 +1,18 @@
-// What the kernels of fused optimizer steps do alike: pieces, norm and skipping, absmax, scales, working copy and gate.
-// A Rule is the update of an element:
+// What the kernels of fused optimizer steps do alike: pieces, norm and skipping, absmax, scales, working copy
+// and gate. A Rule is the update of an element:
 //   Coefficients    of a step, F32, with `factor`, the clip factor, negative where maximize
 //   History         what the device keeps of a tensor; older(h) is it after a step
-//   Correction      what a kernel of the rule's own finds for a tensor before the update; corrects: whether it has any
-//   states          floats of state beside a weight
-//   age(...)        what of these the elements of a tensor need; reads(age), writes(age): whether state is
-//   element(c, age, d, w, state)   the new weight; d is mask * gate * gradient * factor
-//   blocks          a multiprocessor: registers a thread are 65536 / (384 * blocks)
+//   Correction      what a kernel of the rule's own finds for a tensor before the update; corrects: whether
+//   it has any states          floats of state beside a weight age(...)        what of these the elements of
+//   a tensor need; reads(age), writes(age): whether state is element(c, age, d, w, state)   the new weight; d
+//   is mask * gate * gradient * factor blocks          a multiprocessor: registers a thread are 65536 / (384
+//   * blocks)
 //
 // Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 6144 elements or
 // fewer, 4 packs of 4 a thread, or a panel of 384 columns by 32 rows. Absmax is an integer maximum over the
-// bits of |w|, which infinity and NaN win and whose order does not matter. Idea: the updated weights of a piece
-// stay in registers, so that rows which lie whole in a piece get scale, working copy and gate in the same pass.
-// Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
+// bits of |w|, which infinity and NaN win and whose order does not matter. Idea: the updated weights of a
+// piece stay in registers, so that rows which lie whole in a piece get scale, working copy and gate in the
+// same pass. Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
 #pragma once
 #include "fused_step_table.h"
 #include "kernel.cuh"
@@ -507,7 +507,8 @@ __device__ __forceinline__ void quantize_panel(const Step<Rule>& step, const Ste
 
 // The second pass over tensors whose channels span pieces.
 template <class Rule>
-__device__ void quantize_piece(const Step<Rule>& step, const StepChunk& chunk, const StepEntry& t, Scales& scales) {
+__device__ void quantize_piece(const Step<Rule>& step, const StepChunk& chunk, const StepEntry& t,
+                               Scales& scales) {
   if (esp::step_quantizes_panels(t)) return quantize_panel(step, t, chunk.index);
   const int* const slots = step.slots + t.slot;
   const int64_t start = static_cast<int64_t>(chunk.index) * esp::step_piece;
@@ -573,11 +574,13 @@ struct StepCall {
   void* stream;
 };
 
-inline esp_status check_plan(const char* operation, const esp_cuda_plan& plan, bool guarded, bool with_history) {
-  const bool had_norm = plan.operation[esp::step_guarded] != 0, had = plan.operation[esp::step_with_history] != 0;
+inline esp_status check_plan(const char* operation, const esp_cuda_plan& plan, bool guarded,
+                             bool with_history) {
+  const bool had_norm = plan.operation[esp::step_guarded] != 0,
+             had = plan.operation[esp::step_with_history] != 0;
   if (guarded == had_norm && with_history == had) return ESP_OK;
-  return esp::fail(ESP_INVALID_ARGUMENT, "%s: the plan was made for options with%s norm and with%s momentum", operation,
-                   had_norm ? "" : "out", had ? "" : "out");
+  return esp::fail(ESP_INVALID_ARGUMENT, "%s: the plan was made for options with%s norm and with%s momentum",
+                   operation, had_norm ? "" : "out", had ? "" : "out");
 }
 
 // Queues the step. correct(corrections) queues what fills them, before anything else reads them.
@@ -598,8 +601,8 @@ esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& 
   if (guarded) {
     const esp_cuda_plan norm = {0, 0, {count, operation[esp::step_norm_chunks]}};
     const esp::GuardRule rule = {call.max_norm, call.skip_non_finite, &state->guard};
-    if (esp_status status = esp::launch_gradient_norm(norm, chunks + first + second, norm_workspace, nullptr, rule,
-                                                      call.stream)) {
+    if (esp_status status = esp::launch_gradient_norm(norm, chunks + first + second, norm_workspace, nullptr,
+                                                      rule, call.stream)) {
       return status;
     }
   }
@@ -611,18 +614,12 @@ esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& 
     }
   }
   if (esp_status status = correct(corrections, count)) return status;
-  Step<Rule> step = {tensors,
-                     chunks,
-                     state,
-                     slot,
-                     history,
-                     corrections,
-                     call.result,
-                     count,
-                     coefficients,
-                     static_cast<int32_t>(first),
-                     guarded,
-                     operation[esp::step_with_history] != 0,
+  Step<Rule> step = {tensors,      chunks,
+                     state,        slot,
+                     history,      corrections,
+                     call.result,  count,
+                     coefficients, static_cast<int32_t>(first),
+                     guarded,      operation[esp::step_with_history] != 0,
                      second == 0};
   if (esp_status status = esp::launch(call.update_name, update_kernel<Rule>, first > 0 ? first : 1, threads,
                                       call.stream, step)) {

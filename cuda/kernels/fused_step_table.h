@@ -7,10 +7,10 @@
 
 namespace esp {
 
-constexpr int step_threads = 384;                             // two blocks leave 80 registers a thread, one 168
-constexpr int step_packs = 4;                                 // of 4 elements a thread
-constexpr int step_piece = step_threads * step_packs * 4;       // elements of a block
-constexpr int step_piece_rows = 1024;                         // rows that a piece can hold scales for
+constexpr int step_threads = 384;                          // two blocks leave 80 registers a thread, one 168
+constexpr int step_packs = 4;                              // of 4 elements a thread
+constexpr int step_piece = step_threads * step_packs * 4;  // elements of a block
+constexpr int step_piece_rows = 1024;                      // rows that a piece can hold scales for
 constexpr int step_panel_columns = 384, step_panel_rows = 32;  // of a block of columns
 
 // How a tensor gets its scales.
@@ -59,7 +59,7 @@ struct StepState {
 };
 
 // plan->operation
-constexpr int step_tensors = 0, step_first_chunks = 1, step_second_chunks = 2, step_slots = 3, step_guarded = 4,
-              step_with_history = 5, step_norm_chunks = 6;
+constexpr int step_tensors = 0, step_first_chunks = 1, step_second_chunks = 2, step_slots = 3,
+              step_guarded = 4, step_with_history = 5, step_norm_chunks = 6;
 
 }  // namespace esp

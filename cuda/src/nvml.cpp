@@ -46,7 +46,9 @@ struct Library {
   }
 
  private:
-  void explain(const char* what, const char* why) { std::snprintf(reason, sizeof reason, "%s: %s", what, why); }
+  void explain(const char* what, const char* why) {
+    std::snprintf(reason, sizeof reason, "%s: %s", what, why);
+  }
   template <class Function>
   void find(void* handle, const char* name, Function* function) {
     *function = reinterpret_cast<Function>(dlsym(handle, name));
@@ -54,7 +56,9 @@ struct Library {
   }
 };
 
-int32_t known(int error, unsigned value) { return error == 0 ? static_cast<int32_t>(value) : -1; }
+int32_t known(int error, unsigned value) {
+  return error == 0 ? static_cast<int32_t>(value) : -1;
+}
 
 }  // namespace
 

@@ -49,20 +49,20 @@ esp::StepEntry entry_of(const Tensor& t, int64_t slot) {
   const bool columns = t.channel == ESP_CHANNEL_COLUMN;
   const int64_t n = esp::elements(t);
   esp::StepEntry e = {t.weight,
-                     t.gradient,
-                     {},  // the operation fills it in
-                     t.mask,
-                     t.gate,
-                     t.working_copy,
-                     t.scale,
-                     n,
-                     t.channel == ESP_CHANNEL_TENSOR ? n : t.cols,
-                     esp::step_piece,
-                     slot,
-                     t.gradient_dtype,
-                     t.working_copy_type,
-                     columns,
-                     esp::step_plain};
+                      t.gradient,
+                      {},  // the operation fills it in
+                      t.mask,
+                      t.gate,
+                      t.working_copy,
+                      t.scale,
+                      n,
+                      t.channel == ESP_CHANNEL_TENSOR ? n : t.cols,
+                      esp::step_piece,
+                      slot,
+                      t.gradient_dtype,
+                      t.working_copy_type,
+                      columns,
+                      esp::step_plain};
   if (t.scale == nullptr) return e;
   e.mode = esp::step_given;
   if (t.scale_given) return e;
@@ -77,11 +77,12 @@ inline int64_t panels_of(const esp::StepEntry& e) {
   return esp::step_panels(e.cols) * divide_up(e.n / e.cols, esp::step_panel_rows);
 }
 
-// states(tensor, entry): fills in its state. corrections: bytes a tensor in the workspace. check(index, tensor): of the
-// operation's state.
+// states(tensor, entry): fills in its state. corrections: bytes a tensor in the workspace. check(index,
+// tensor): of the operation's state.
 template <class Tensor, class Check, class States>
-esp_status plan_step(const char* operation, const Tensor* tensors, int64_t count, bool guarded, bool with_history,
-                     int64_t corrections, esp_cuda_plan* plan, void* table, Check&& check, States&& states) {
+esp_status plan_step(const char* operation, const Tensor* tensors, int64_t count, bool guarded,
+                     bool with_history, int64_t corrections, esp_cuda_plan* plan, void* table, Check&& check,
+                     States&& states) {
   if (esp_status status = esp::check_list(operation, tensors, count)) return status;
   if (count > INT32_MAX)
     return esp::fail(ESP_INVALID_ARGUMENT, "%s: %lld tensors", operation, static_cast<long long>(count));
@@ -132,10 +133,11 @@ esp_status plan_step(const char* operation, const Tensor* tensors, int64_t count
       return status;
   }
   const int64_t slot_bytes = (slots * 4 + 7) / 8 * 8;
-  *plan = {entries.bytes() + first.bytes() + second.bytes() + norm.table_bytes,
-           static_cast<int64_t>(sizeof(esp::StepState)) + slot_bytes + count * corrections + norm.workspace_bytes,
-           {count, first.count(), second.count(), slots, guarded, with_history,
-            norm.operation[esp::gradient_norm_chunks]}};
+  *plan = {
+      entries.bytes() + first.bytes() + second.bytes() + norm.table_bytes,
+      static_cast<int64_t>(sizeof(esp::StepState)) + slot_bytes + count * corrections + norm.workspace_bytes,
+      {count, first.count(), second.count(), slots, guarded, with_history,
+       norm.operation[esp::gradient_norm_chunks]}};
   return ESP_OK;
 }
 

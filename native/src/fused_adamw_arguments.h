@@ -16,15 +16,14 @@ inline bool is_rate(double beta) {
 }
 
 inline esp_status check_adamw_options(const esp_adamw_options& o) {
-  if (!at_least_zero(o.learning_rate) || !at_least_zero(o.weight_decay) ||
-      !at_least_zero(o.max_norm)) {
+  if (!at_least_zero(o.learning_rate) || !at_least_zero(o.weight_decay) || !at_least_zero(o.max_norm)) {
     return fail(ESP_INVALID_ARGUMENT,
-                     "fused_adamw: learning rate %g, weight decay %g, max norm %g (finite, 0 or more)",
-                     o.learning_rate, o.weight_decay, o.max_norm);
+                "fused_adamw: learning rate %g, weight decay %g, max norm %g (finite, 0 or more)",
+                o.learning_rate, o.weight_decay, o.max_norm);
   }
   if (!is_rate(o.beta1) || !is_rate(o.beta2)) {
     return fail(ESP_INVALID_ARGUMENT, "fused_adamw: beta1 %g, beta2 %g (0 or more, below 1)", o.beta1,
-                     o.beta2);
+                o.beta2);
   }
   if (!(at_least_zero(o.epsilon) && static_cast<float>(o.epsilon) > 0)) {
     return fail(ESP_INVALID_ARGUMENT, "fused_adamw: epsilon %g (finite, above 0)", o.epsilon);
@@ -55,11 +54,14 @@ struct AdamwCorrection {
   float root;        // 1 / sqrt(1 - beta2^t)
   float minus_rate;  // -learning rate / (1 - beta1^t)
 };
-ESP_EVERYWHERE inline AdamwCorrection adamw_correction(double learning_rate, double beta1, double beta2, int64_t t) {
-  return {static_cast<float>(1 / sqrt(1 - power(beta2, t))), static_cast<float>(-learning_rate / (1 - power(beta1, t)))};
+ESP_EVERYWHERE inline AdamwCorrection adamw_correction(double learning_rate, double beta1, double beta2,
+                                                       int64_t t) {
+  return {static_cast<float>(1 / sqrt(1 - power(beta2, t))),
+          static_cast<float>(-learning_rate / (1 - power(beta1, t)))};
 }
 
-inline AdamwCoefficients adamw_coefficients(const esp_adamw_options& o, double clip_factor, AdamwCorrection correction) {
+inline AdamwCoefficients adamw_coefficients(const esp_adamw_options& o, double clip_factor,
+                                            AdamwCorrection correction) {
   AdamwCoefficients c;
   c.factor = static_cast<float>(o.maximize ? -clip_factor : clip_factor);
   c.decay = static_cast<float>(1 - o.learning_rate * o.weight_decay);

@@ -16,13 +16,16 @@ struct Adamw {
   static constexpr auto plan = esp_cuda_fused_adamw_plan;
   static constexpr auto queue = esp_cuda_fused_adamw;
   static constexpr auto run = esp_fused_adamw;
-  static void set_state(Tensor& t, int state, float* moment) { (state == 0 ? t.first_moment : t.second_moment) = moment; }
+  static void set_state(Tensor& t, int state, float* moment) {
+    (state == 0 ? t.first_moment : t.second_moment) = moment;
+  }
 };
 
 // Without a gradient moments decay below 2^-126 within some steps, and are 0 from then on, on both sides.
 void test_decay(Random& random) {
   const esp_adamw_options options = {0.05, 0.5, 0.25, 1e-8, 0.01, 0, 0, 0};
-  Pair<Adamw> pair({{3, 33, ESP_F32, ESP_COPY_NONE, ESP_CHANNEL_TENSOR, false, false, false, false}}, options, random);
+  Pair<Adamw> pair({{3, 33, ESP_F32, ESP_COPY_NONE, ESP_CHANNEL_TENSOR, false, false, false, false}}, options,
+                   random);
   pair.run(1, 0);
   Subject<Adamw>& subject = pair.subjects()[0];
   subject.gradient.assign(subject.gradient.size(), 0);
@@ -49,7 +52,8 @@ void test(const Setting& setting) {
   const esp_adamw_options choices[] = {plain, decays, all, clipped};
   const int turns = setting.small || setting.seed % 4 != 0 ? 1 : 2;
   for (int turn = 0; turn < turns; turn++) {
-    Pair<Adamw> pair(cases(setting, random), choices[(setting.seed + static_cast<uint64_t>(turn)) % 4], random);
+    Pair<Adamw> pair(cases(setting, random), choices[(setting.seed + static_cast<uint64_t>(turn)) % 4],
+                     random);
     pair.run(3, 0);
   }
   const esp_adamw_options skipping = {0.05, 0.9, 0.999, 1e-8, 0.01, 0, 0, 1};

@@ -1,6 +1,7 @@
-// What the tests of fused optimizer steps on a device share: a device gives the CPU's bits for every working copy
-// and kind of channel, shapes around a pack (4), a word of bits (32), a piece (6144 elements, 1024 rows), a panel
-// (384 x 32) and beyond; unaligned starts; steps in a row, some of them skipped; NaN, infinity and denormals.
+// What the tests of fused optimizer steps on a device share: a device gives the CPU's bits for every working
+// copy and kind of channel, shapes around a pack (4), a word of bits (32), a piece (6144 elements, 1024
+// rows), a panel (384 x 32) and beyond; unaligned starts; steps in a row, some of them skipped; NaN, infinity
+// and denormals.
 #pragma once
 #include <cmath>
 
@@ -74,7 +75,8 @@ struct Subject {
     }
     for (uint8_t& bits : mask) bits = static_cast<uint8_t>(random.bits() | random.bits());
     for (uint8_t& bits : gate) bits = static_cast<uint8_t>(random.bits() | random.bits());
-    for (int s = 0; s < Operation::states; s++) device_state.emplace_back(n, random.below(6) == 0 ? random.below(4) : 0);
+    for (int s = 0; s < Operation::states; s++)
+      device_state.emplace_back(n, random.below(6) == 0 ? random.below(4) : 0);
     host = {};
     host.weight = weight.data();
     host.gradient = gradient.data();
@@ -114,9 +116,10 @@ struct Subject {
 
   bool same() const {
     bool equal = same_floats(device_weight.values(), weight) &&
-                       (host.gate == nullptr || device_gate.values() == gate) &&
-                       (host.scale == nullptr || same_floats(device_scale.values(), scale)) && same_copy();
-    for (size_t s = 0; s < state.size(); s++) equal = equal && same_floats(device_state[s].values(), state[s]);
+                 (host.gate == nullptr || device_gate.values() == gate) &&
+                 (host.scale == nullptr || same_floats(device_scale.values(), scale)) && same_copy();
+    for (size_t s = 0; s < state.size(); s++)
+      equal = equal && same_floats(device_state[s].values(), state[s]);
     if (!equal) {
       std::printf("  rows %lld cols %lld gradient %d copy %d channel %d scaled %d given %d mask %d gate %d\n",
                   static_cast<long long>(host.rows), static_cast<long long>(host.cols), host.gradient_dtype,
@@ -199,8 +202,8 @@ class Pair {
     });
     const Stream stream;
     const auto step = [&] {
-      return Operation::queue(&planned.plan, planned.table(), planned.workspace(), &options_,
-                                history_.get(), result_.get(), stream.get());
+      return Operation::queue(&planned.plan, planned.table(), planned.workspace(), &options_, history_.get(),
+                              result_.get(), stream.get());
     };
     esp_step_result expected = {};
     for (int i = 0; i < steps; i++) {
@@ -276,11 +279,11 @@ void test_unusual(const typename Operation::Options& plain, const typename Opera
 
   // A weight that is not finite gives its channel a scale that is none.
   Pair<Operation> broken({{6, 40, ESP_F32, ESP_COPY_F32, ESP_CHANNEL_ROW, true, false, false, true},
-               {6, 40, ESP_F32, ESP_COPY_INT8, ESP_CHANNEL_COLUMN, true, false, false, true},
-               {6, 64, ESP_F32, ESP_COPY_BF16, ESP_CHANNEL_COLUMN, true, false, true, true},
-               {2, 300, ESP_F32, ESP_COPY_F16, ESP_CHANNEL_TENSOR, true, false, true, false},
-               {1, 6200, ESP_F32, ESP_COPY_F16, ESP_CHANNEL_ROW, true, false, true, false}},
-              plain, random);
+                          {6, 40, ESP_F32, ESP_COPY_INT8, ESP_CHANNEL_COLUMN, true, false, false, true},
+                          {6, 64, ESP_F32, ESP_COPY_BF16, ESP_CHANNEL_COLUMN, true, false, true, true},
+                          {2, 300, ESP_F32, ESP_COPY_F16, ESP_CHANNEL_TENSOR, true, false, true, false},
+                          {1, 6200, ESP_F32, ESP_COPY_F16, ESP_CHANNEL_ROW, true, false, true, false}},
+                         plain, random);
   for (Subject<Operation>& subject : broken.subjects()) {
     subject.weight[3] = std::nanf("");
     subject.weight[static_cast<size_t>(subject.n - 1)] = INFINITY;
@@ -291,9 +294,9 @@ void test_unusual(const typename Operation::Options& plain, const typename Opera
   // Skipped, and refused where clipping has no norm: nothing changes, nothing has started.
   for (const int32_t skipped : {1, ESP_STEP_REFUSED}) {
     Pair<Operation> pair({{5, 33, ESP_BF16, ESP_COPY_F32, ESP_CHANNEL_ROW, true, false, true, true},
-               {3, 700, ESP_F32, ESP_COPY_INT8, ESP_CHANNEL_COLUMN, true, false, true, true},
-               {1, 3, ESP_F32, ESP_COPY_NONE, ESP_CHANNEL_TENSOR, false, false, false, false}},
-              skipped == 1 ? skipping : clipped, random);
+                          {3, 700, ESP_F32, ESP_COPY_INT8, ESP_CHANNEL_COLUMN, true, false, true, true},
+                          {1, 3, ESP_F32, ESP_COPY_NONE, ESP_CHANNEL_TENSOR, false, false, false, false}},
+                         skipped == 1 ? skipping : clipped, random);
     put_non_finite(pair.subjects()[1], 0x7f800000);
     pair.subjects()[1].upload();
     pair.run(2, skipped);

@@ -20,14 +20,14 @@ if command -v ninja >/dev/null; then generator=(-G Ninja); fi
 
 operations=$(sed -n '/set(ESP_CUDA_OPERATIONS/,/)/p' "$root/cmake/Operations.cmake" | grep -oE '^ +[a-z_]+' | tr -d ' ')
 sources=("$@")
-((${#sources[@]})) || sources=(cuda/common/kernel.cuh cuda/kernels/*.cu)
+((${#sources[@]})) || sources=(cuda/common/kernel.cuh cuda/kernels/*.cuh cuda/kernels/*.cu)
 export ESPALIER_THREADS=1 TSAN_OPTIONS="exitcode=66 halt_on_error=1"
 
-# The tests that a source concerns.
+# The tests that a source concerns: a kernel's own; those of all kernels that include a header.
 tests_of() {
-  local name
-  name=$(basename "$1" .cu)
-  if [[ $1 == *.cu ]]; then echo "${name}_test"; else for o in $operations; do echo "${o}_test"; done; fi
+  for o in $operations; do
+    if [[ $1 == "cuda/kernels/$o.cu" ]] || grep -q "#include \"$(basename "$1")\"" "$root/cuda/kernels/$o.cu"; then echo "${o}_test"; fi
+  done
 }
 
 cd "$root"

@@ -8,8 +8,12 @@ char device;
 }  // namespace
 
 extern "C" {
-int nvmlInit_v2() { return 0; }
-const char* nvmlErrorString(int error) { return error == not_found ? "Not Found" : "Not Supported"; }
+int nvmlInit_v2() {
+  return 0;
+}
+const char* nvmlErrorString(int error) {
+  return error == not_found ? "Not Found" : "Not Supported";
+}
 int nvmlSystemGetDriverVersion(char* version, unsigned length) {
   std::snprintf(version, length, "580.1");
   return 0;
@@ -26,7 +30,9 @@ int nvmlDeviceGetTemperature(void*, unsigned, unsigned* celsius) {
   *celsius = 41;
   return 0;
 }
-int nvmlDeviceGetPowerUsage(void*, unsigned*) { return not_supported; }
+int nvmlDeviceGetPowerUsage(void*, unsigned*) {
+  return not_supported;
+}
 int nvmlDeviceGetMemoryInfo(void*, unsigned long long* total_free_used) {
   total_free_used[0] = 16ull << 30;
   total_free_used[1] = 12ull << 30;

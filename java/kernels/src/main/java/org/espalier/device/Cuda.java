@@ -10,8 +10,8 @@ import org.espalier.binding.global.espalier_cuda;
 
 /**
  * Whether CUDA devices can be used here, and why not. Asking costs a file check where there is no
- * driver; nothing of CUDA is loaded then. {@code -Despalier.cuda.probe=always} skips that check, for
- * sandboxes that hide the files.
+ * driver; nothing of CUDA is loaded then. {@code -Despalier.cuda.probe=always} skips that check,
+ * for sandboxes that hide the files.
  */
 public final class Cuda {
   private static final class Probe {
