@@ -3,6 +3,8 @@ package org.espalier.cli;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.io.RandomAccessFile;
 import java.nio.charset.StandardCharsets;
@@ -119,13 +121,18 @@ class ProcessTest {
     Process learner =
         start(
             "online", "--input", stream.toString(), "--recipe", recipe.toString(), "--store",
-            store.toString(), "--follow", "--json");
-    awaitFile(store, learner);
-    Thread.sleep(300);
+            store.toString(), "--publish", "64", "--follow", "--json");
+    awaitFile(store.resolve("versions").resolve("1"), learner);
     signal(learner, "INT");
     assertEquals(130, codeOf(learner), stderr());
-    String said = Files.readString(folder.resolve("stdout"));
-    assertTrue(said.contains("\"seen\":70") || said.contains("\"seen\" : 70"), said);
+    JsonNode said = new ObjectMapper().readTree(Files.readString(folder.resolve("stdout")));
+    int seen = said.get("seen").asInt();
+    assertTrue(seen >= 64, said.toString());
+    assertEquals(seen, said.get("lines").asInt(), "a line that was read is not learned");
+    int last = said.get("versions").get(said.get("versions").size() - 1).asInt();
+    JsonNode version =
+        Run.of("store", "show", Integer.toString(last), "--store", store, "--json").json();
+    assertEquals(seen, version.get("data").get("to").asInt(), version.toString());
     Process server = start("serve", "--store", store.toString(), "--port", "0", "--json");
     long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
     while (Files.size(folder.resolve("stdout")) == 0 && server.isAlive() && System.nanoTime() < deadline) {
