@@ -51,11 +51,7 @@ public final class MailStream {
     for (double rate : new double[] {1, 3, 10, 30}) {
       run("online, batch 32, rate " + rate, mails, settings(32, rate), mails.size());
     }
-    run(
-        "online, batch 1, rate 3, averaged",
-        mails,
-        settings(1, 3).averaging(0.95),
-        mails.size());
+    run("online, batch 1, rate 3, averaged", mails, settings(1, 3).averaging(0.95), mails.size());
     run(
         "online, batch 1, rate 3, restart on drift",
         mails,
@@ -80,8 +76,7 @@ public final class MailStream {
   }
 
   private static OnlineSettings.Builder settings(int batch, double rate) {
-    return OnlineSettings.builder(new Loss.Binary(), new LearningRate.Constant(rate))
-        .batch(batch);
+    return OnlineSettings.builder(new Loss.Binary(), new LearningRate.Constant(rate)).batch(batch);
   }
 
   private static void run(

@@ -52,7 +52,8 @@ public final class Mails {
           // Longer texts would only be cut again.
           text ->
               embedder.embed(
-                  tokenizer.encode(text.strip().substring(0, Math.min(4000, text.strip().length())))));
+                  tokenizer.encode(
+                      text.strip().substring(0, Math.min(4000, text.strip().length())))));
     }
   }
 
@@ -100,7 +101,8 @@ public final class Mails {
       try {
         return OffsetDateTime.parse(
                 received.group(),
-                java.time.format.DateTimeFormatter.ofPattern("d MMM uuuu HH:mm:ss xx", Locale.ENGLISH))
+                java.time.format.DateTimeFormatter.ofPattern(
+                    "d MMM uuuu HH:mm:ss xx", Locale.ENGLISH))
             .toEpochSecond();
       } catch (java.time.DateTimeException e) {
         // the next one

@@ -87,8 +87,7 @@ final class Generate {
         .bytes();
   }
 
-  private static Message node(String operator, String output, String... inputs)
-      throws IOException {
+  private static Message node(String operator, String output, String... inputs) throws IOException {
     Message node = new Message();
     for (String input : inputs) {
       node.text(1, input);

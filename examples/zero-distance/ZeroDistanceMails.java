@@ -38,8 +38,7 @@ public final class ZeroDistanceMails {
       }
     }
     ZeroDistance.Target score = ZeroDistance.scaled(ZeroDistance.ONE_HOT, 2 * SCORE, -SCORE);
-    System.out.printf(
-        "%-44s %9s %9s %9s %9s%n", "way", "accuracy", "distance", "mean", "largest");
+    System.out.printf("%-44s %9s %9s %9s %9s%n", "way", "accuracy", "distance", "mean", "largest");
     Loss.Binary binary = new Loss.Binary();
     run("cross-entropy alone", classes, settings(binary, 1, null));
     for (double rho : new double[] {0.03, 0.1, 0.3}) {

@@ -55,8 +55,7 @@ public final class GoldenFiles {
       throw new IllegalStateException("cannot list " + directory().toAbsolutePath(), e);
     }
     if (files.isEmpty()) {
-      throw new IllegalStateException(
-          "no file " + glob + " in " + directory().toAbsolutePath());
+      throw new IllegalStateException("no file " + glob + " in " + directory().toAbsolutePath());
     }
     files.sort(null);
     return files.stream()

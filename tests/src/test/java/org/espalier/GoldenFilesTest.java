@@ -16,12 +16,14 @@ class GoldenFilesTest {
   void runsOneTestAFileAndInstructionSet() throws Throwable {
     List<String> seen = new ArrayList<>();
     List<DynamicTest> tests =
-        GoldenFiles.tests("sgd_*.safetensors", (file, isa) -> {
-              assertEquals(isa, Isa.current());
-              assertArrayEquals(new long[] {file.floats("p0").length}, file.shape("p0"));
-              assertTrue(file.doubleSetting("lr", 0) > 0, file.toString());
-              seen.add(file + " " + isa);
-            })
+        GoldenFiles.tests(
+                "sgd_*.safetensors",
+                (file, isa) -> {
+                  assertEquals(isa, Isa.current());
+                  assertArrayEquals(new long[] {file.floats("p0").length}, file.shape("p0"));
+                  assertTrue(file.doubleSetting("lr", 0) > 0, file.toString());
+                  seen.add(file + " " + isa);
+                })
             .toList();
     List<String> names = new ArrayList<>();
     for (DynamicTest test : tests) {

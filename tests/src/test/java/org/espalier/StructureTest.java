@@ -22,7 +22,8 @@ class StructureTest {
   private static final Path ROOT = Path.of(System.getProperty("espalier.root"));
 
   /** Their results are exact but for the order of sums, which no other library fixes. */
-  private static final Set<String> WITHOUT_GOLDEN_FILES = Set.of("dp_accumulate", "gradient_norm", "linear");
+  private static final Set<String> WITHOUT_GOLDEN_FILES =
+      Set.of("dp_accumulate", "gradient_norm", "linear");
 
   /** Operations whose name in Java is not the words of it. */
   private static final Map<String, String> SPELLED = Map.of("fused_adamw", "FusedAdamW");
@@ -34,8 +35,7 @@ class StructureTest {
     List<String> missing = new ArrayList<>();
     String presets =
         Files.readString(
-            ROOT.resolve(
-                "java/kernels/src/main/java/org/espalier/binding/presets/espalier.java"));
+            ROOT.resolve("java/kernels/src/main/java/org/espalier/binding/presets/espalier.java"));
     for (String name : operations) {
       String type =
           SPELLED.getOrDefault(
@@ -80,14 +80,14 @@ class StructureTest {
   void modulesImportOnlyWhatTheyMay() {
     assertEquals(List.of(), importsOf("java/kernels", "org.bytedeco.pytorch", "ai.onnx"));
     assertEquals(
-        List.of(),
-        importsOf("java/models", "org.bytedeco.pytorch", "ai.onnxruntime", "ai.djl"));
+        List.of(), importsOf("java/models", "org.bytedeco.pytorch", "ai.onnxruntime", "ai.djl"));
     assertEquals(List.of(), importsOf("java/evaluate", "org.bytedeco.pytorch"));
     assertEquals(List.of(), importsOf("java/cli", "org.bytedeco.pytorch"));
     assertEquals(List.of(), importsOf("java/train", "ai.onnxruntime", "ai.djl"));
     // Generated bindings stay behind org.espalier.{op,device,backend}.
     for (String module : List.of("java/models", "java/evaluate", "java/train", "java/cli")) {
-      assertEquals(List.of(), importsOf(module, "org.espalier.binding.global", "org.espalier.binding.esp_"));
+      assertEquals(
+          List.of(), importsOf(module, "org.espalier.binding.global", "org.espalier.binding.esp_"));
     }
   }
 
@@ -115,7 +115,8 @@ class StructureTest {
                       .filter(
                           line ->
                               Stream.of(packages)
-                                  .anyMatch(p -> line.replace("static ", "").startsWith("import " + p)))
+                                  .anyMatch(
+                                      p -> line.replace("static ", "").startsWith("import " + p)))
                       .map(line -> ROOT.relativize(file) + ": " + line);
                 } catch (IOException e) {
                   throw new UncheckedIOException(e);

@@ -48,7 +48,8 @@ public class BandwidthBenchmark extends Comparison {
 
   @Override
   public double bytes(String method, String size) {
-    return Bandwidth.valueOf(method.substring("ceiling".length()).toUpperCase(java.util.Locale.ROOT))
+    return Bandwidth.valueOf(
+            method.substring("ceiling".length()).toUpperCase(java.util.Locale.ROOT))
         .bytes(elements(size));
   }
 

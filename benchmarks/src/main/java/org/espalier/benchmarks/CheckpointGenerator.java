@@ -112,7 +112,8 @@ public final class CheckpointGenerator {
     List<TensorSpec> specs = new ArrayList<>();
     shapes.forEach(
         (name, shape) ->
-            specs.add(new TensorSpec("model.layers." + layer + "." + name + ".weight", dtype, shape)));
+            specs.add(
+                new TensorSpec("model.layers." + layer + "." + name + ".weight", dtype, shape)));
     return specs;
   }
 

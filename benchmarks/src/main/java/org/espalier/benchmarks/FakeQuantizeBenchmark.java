@@ -140,8 +140,7 @@ public class FakeQuantizeBenchmark extends Comparison {
   }
 
   private static long elements(String size) {
-    return rows(size)
-        * Long.parseLong(size.substring(size.indexOf('x') + 1, size.indexOf('-')));
+    return rows(size) * Long.parseLong(size.substring(size.indexOf('x') + 1, size.indexOf('-')));
   }
 
   /** x in and y out; with backward also the gate out and in, and a gradient in and out. */
@@ -177,7 +176,10 @@ public class FakeQuantizeBenchmark extends Comparison {
     Tensor low = range.get0().clamp_max(new Scalar(0f));
     Tensor high = range.get1().clamp_min(new Scalar(0f));
     Tensor scales =
-        torch.maximum(low.neg(), high).div(new Scalar(127.5f)).clamp_min(new Scalar(1.1920929e-07f));
+        torch
+            .maximum(low.neg(), high)
+            .div(new Scalar(127.5f))
+            .clamp_min(new Scalar(1.1920929e-07f));
     Tensor zeroPoints = torch.zeros(scales.size(0)).to(torch.ScalarType.Int);
     if (!backward()) {
       return new Tensor[] {

@@ -40,7 +40,12 @@ public class FusedAdamWBenchmark extends Comparison {
 
   /** What is done, and to which model: a perceptron 784-256-128-10, or BERT-base. */
   @Param({
-    "step-mlp", "compressed-mlp", "step-110M", "compressed-110M", "guarded-110M", "int8-110M"
+    "step-mlp",
+    "compressed-mlp",
+    "step-110M",
+    "compressed-110M",
+    "guarded-110M",
+    "int8-110M"
   })
   public String size;
 

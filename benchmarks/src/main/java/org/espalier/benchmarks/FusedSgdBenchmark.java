@@ -9,7 +9,6 @@ import org.bytedeco.pytorch.OperatorHandle;
 import org.bytedeco.pytorch.SGD;
 import org.bytedeco.pytorch.SGDOptions;
 import org.bytedeco.pytorch.TensorVector;
-import org.bytedeco.pytorch.global.torch;
 import org.espalier.op.FusedSgd;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.BenchmarkMode;
@@ -37,7 +36,12 @@ public class FusedSgdBenchmark extends Comparison {
 
   /** What is done, and to which model: a perceptron 784-256-128-10, or BERT-base. */
   @Param({
-    "step-mlp", "compressed-mlp", "step-110M", "compressed-110M", "guarded-110M", "int8-110M"
+    "step-mlp",
+    "compressed-mlp",
+    "step-110M",
+    "compressed-110M",
+    "guarded-110M",
+    "int8-110M"
   })
   public String size;
 

@@ -87,7 +87,6 @@ public class GradientNormBenchmark extends Comparison {
 
   @Benchmark
   public void ceiling() {
-    Bandwidth.READ.run(
-        new FloatPointer(gradient.pointer()), null, null, null, gradient.elements());
+    Bandwidth.READ.run(new FloatPointer(gradient.pointer()), null, null, null, gradient.elements());
   }
 }

@@ -5,8 +5,8 @@ import java.util.concurrent.TimeUnit;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.LongPointer;
 import org.bytedeco.javacpp.PointerScope;
-import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.backend.Bandwidth;
@@ -85,7 +85,11 @@ public class KdSoftmaxLossBenchmark extends Comparison {
       if (!(Math.abs(expected.item_float() - loss) <= 1e-4 * loss)
           || !(difference <= 1e-5 * largest)) {
         throw new IllegalStateException(
-            "loss " + loss + ", the peer has " + expected.item_float() + "; gradients differ by "
+            "loss "
+                + loss
+                + ", the peer has "
+                + expected.item_float()
+                + "; gradients differ by "
                 + difference);
       }
     }
@@ -136,8 +140,7 @@ public class KdSoftmaxLossBenchmark extends Comparison {
     Tensor ce = torch.cross_entropy(s, labelView);
     Tensor log = torch.log_softmax(s.div(t), 1);
     Tensor target = torch.softmax(teacherView.div(t), 1);
-    Tensor kl =
-        torch.kl_div(log, target, KL_SUM, false).div(new Scalar((double) rows(size)));
+    Tensor kl = torch.kl_div(log, target, KL_SUM, false).div(new Scalar((double) rows(size)));
     return ce.mul(new Scalar(ALPHA))
         .add(kl.mul(new Scalar((1 - ALPHA) * temperature * temperature)));
   }

@@ -96,11 +96,24 @@ public class MagnitudePruneBenchmark extends Comparison {
     try (PointerScope scope = new PointerScope()) {
       aboveBefore = magnitudes().gt(new Scalar(threshold)).sum().item_long();
     }
-    if (result.threshold() != threshold || result.pruned() != k || zeros != k
+    if (result.threshold() != threshold
+        || result.pruned() != k
+        || zeros != k
         || above != aboveBefore) {
       throw new IllegalStateException(
-          "threshold " + result.threshold() + ", libtorch's " + threshold + "; pruned "
-              + result.pruned() + ", zeros " + zeros + ", k " + k + "; above " + above + " of "
+          "threshold "
+              + result.threshold()
+              + ", libtorch's "
+              + threshold
+              + "; pruned "
+              + result.pruned()
+              + ", zeros "
+              + zeros
+              + ", k "
+              + k
+              + "; above "
+              + above
+              + " of "
               + aboveBefore);
     }
   }

@@ -131,7 +131,8 @@ public final class Main {
 
   /** Each torch row with how many times as long it takes as the first espalier row of its group. */
   private static void print(List<Map<String, Object>> rows) {
-    System.out.println("| operation | size | threads | method | ms (p20 to p80) | GB/s | times espalier |");
+    System.out.println(
+        "| operation | size | threads | method | ms (p20 to p80) | GB/s | times espalier |");
     System.out.println("|---|---|---|---|---|---|---|");
     for (Map<String, Object> row : rows) {
       double ours =

@@ -182,8 +182,7 @@ public final class OnlineLatency {
     List<Histogram> latencies = new ArrayList<>();
     List<Thread> threads = new ArrayList<>();
     if (updates > 0) {
-      threads.add(
-          new Thread(() -> steps.set(learn(contender, stream, stop, 1e9 / updates))));
+      threads.add(new Thread(() -> steps.set(learn(contender, stream, stop, 1e9 / updates))));
     }
     for (int r = 0; load >= 0 && r < readers; r++) {
       Histogram histogram = new Histogram(60_000_000_000L, 3);
@@ -346,14 +345,13 @@ public final class OnlineLatency {
       this.batch = batch;
       head = linear ? new LinearImpl(features, 1) : null;
       perceptron = linear ? null : new Perceptron();
-      sgd =
-          new SGD(
-              linear ? head.parameters() : perceptron.parameters(), new SGDOptions(RATE));
+      sgd = new SGD(linear ? head.parameters() : perceptron.parameters(), new SGDOptions(RATE));
     }
 
     private Tensor run(FloatPointer x, int rows) {
       Tensor input =
-          torch.from_blob(x, new long[] {rows, features}, new TensorOptions(torch.ScalarType.Float));
+          torch.from_blob(
+              x, new long[] {rows, features}, new TensorOptions(torch.ScalarType.Float));
       return linear ? head.forward(input) : perceptron.forward(input);
     }
 
@@ -416,8 +414,8 @@ public final class OnlineLatency {
 
   private static void print(List<Map<String, Object>> rows) {
     System.out.println(
-        "| model | method | batch, publish every | updates/s | load: updates/s, predictions/s | frozen p50, p99,"
-            + " p99.9 us | learning p50, p99, p99.9 us |");
+        "| model | method | batch, publish every | updates/s | load: updates/s, predictions/s |"
+            + " frozen p50, p99, p99.9 us | learning p50, p99, p99.9 us |");
     System.out.println("|---|---|---|---|---|---|---|");
     for (Map<String, Object> r : rows) {
       System.out.printf(

@@ -45,13 +45,15 @@ abstract class OptimizerModel implements AutoCloseable {
 
   final TensorVector w = new TensorVector();
   final TensorVector g = new TensorVector();
+
   /** The optimizer's states, each a list like w. */
   final List<TensorVector> torchStates = new ArrayList<>();
 
   private final List<Tensor> torchMasks = new ArrayList<>();
   private final List<Tensor> zeroPoints = new ArrayList<>();
   private final List<Tensor> results = new ArrayList<>();
-    /** {@code stateCount} buffers of small values above 0 beside weights and gradients. */
+
+  /** {@code stateCount} buffers of small values above 0 beside weights and gradients. */
   OptimizerModel(List<long[]> shapes, boolean compressed, int stateCount) {
     this.shapes = shapes;
     this.compressed = compressed;
@@ -82,8 +84,7 @@ abstract class OptimizerModel implements AutoCloseable {
       gates.add(matrix ? own(new BytePointer(Bits.bytes(n))) : null);
       scales.add(matrix ? own(OwnedTensor.allocate(DType.F32, shape[0])) : null);
       torchMasks.add(matrix ? mask(masks.get(masks.size() - 1), shape) : null);
-      zeroPoints.add(
-          matrix ? torch.zeros(shape[0]).to(torch.ScalarType.Int) : null);
+      zeroPoints.add(matrix ? torch.zeros(shape[0]).to(torch.ScalarType.Int) : null);
       results.add(null);
       if (matrix) {
         gates.get(gates.size() - 1).fill(0xff);
@@ -140,12 +141,7 @@ abstract class OptimizerModel implements AutoCloseable {
       bools[i] = (byte) (bytes[i >> 3] >> (i & 7) & 1);
     }
     try (BytePointer p = new BytePointer(bools)) {
-      Tensor blob =
-          torch.from_blob(
-              p,
-              shape,
-              new TensorOptions(
-                  torch.ScalarType.Byte));
+      Tensor blob = torch.from_blob(p, shape, new TensorOptions(torch.ScalarType.Byte));
       return blob.to(torch.ScalarType.Bool);
     }
   }
@@ -177,9 +173,7 @@ abstract class OptimizerModel implements AutoCloseable {
               gates.get(i),
               !matrix
                   ? null
-                  : int8
-                      ? WorkingCopy.int8(new BytePointer(copy.pointer()))
-                      : WorkingCopy.of(copy),
+                  : int8 ? WorkingCopy.int8(new BytePointer(copy.pointer())) : WorkingCopy.of(copy),
               matrix ? new Scale(scales.get(i), Channel.FIRST_AXIS, false) : null));
       start += padded(elements(shape));
     }
@@ -289,7 +283,11 @@ abstract class OptimizerModel implements AutoCloseable {
 
   private static void compare(String what, OwnedTensor a, OwnedTensor b, double tolerance) {
     compare(
-        what, new FloatPointer(a.pointer()), new FloatPointer(b.pointer()), a.elements(), tolerance);
+        what,
+        new FloatPointer(a.pointer()),
+        new FloatPointer(b.pointer()),
+        a.elements(),
+        tolerance);
   }
 
   private static void compare(

@@ -58,9 +58,16 @@ public final class TrainingStepCost {
     double composed = composed(model);
     System.out.printf(
         Locale.ROOT,
-        "{\"texts\": %d, \"tokens\": %d, \"threads\": %d, \"forward_backward_ms\": %.2f, \"added_ms\": %.2f,"
-            + " \"added_share\": %.4f, \"composed_ms\": %.2f, \"composed_over_added\": %.2f}%n",
-        TEXTS, TOKENS, torch.get_num_threads(), plain, compression, compression / plain, composed,
+        "{\"texts\": %d, \"tokens\": %d, \"threads\": %d, \"forward_backward_ms\": %.2f,"
+            + " \"added_ms\": %.2f, \"added_share\": %.4f, \"composed_ms\": %.2f,"
+            + " \"composed_over_added\": %.2f}%n",
+        TEXTS,
+        TOKENS,
+        torch.get_num_threads(),
+        plain,
+        compression,
+        compression / plain,
+        composed,
         composed / compression);
   }
 
@@ -75,14 +82,24 @@ public final class TrainingStepCost {
         new Quantization(q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
     Training training =
         new Training(
-            WARM + STEPS, 0, TEXTS, Optimizer.AdamW.of(1e-5), Training.Schedule.constant(),
-            Objective.ofEmbeddings(1, 0, 1), 0);
+            WARM + STEPS,
+            0,
+            TEXTS,
+            Optimizer.AdamW.of(1e-5),
+            Training.Schedule.constant(),
+            Objective.ofEmbeddings(1, 0, 1),
+            0);
     CompressionPlan plan =
         new CompressionPlan(List.of(new Stage.Quantize("quantize", unfitted, training)), 1);
     Compression.Job job =
         new Compression.Job(
-            model, null, new Examples.Texts(ids), new Examples.Texts(ids.subList(0, 4)),
-            Pooling.MEAN, null, null);
+            model,
+            null,
+            new Examples.Texts(ids),
+            new Examples.Texts(ids.subList(0, 4)),
+            Pooling.MEAN,
+            null,
+            null);
     try (OnnxCompression compression = new OnnxCompression(plan, job)) {
       compression.run(
           new TrainingListener() {

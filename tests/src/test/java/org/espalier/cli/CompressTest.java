@@ -160,17 +160,30 @@ class CompressTest {
     Path out = folder.resolve("static");
     JsonNode report =
         Run.of(
-                "compress", recipe, "-o", out, "--json", "--set", "quantize.form=static", "--set",
+                "compress",
+                recipe,
+                "-o",
+                out,
+                "--json",
+                "--set",
+                "quantize.form=static",
+                "--set",
                 "quantize.observer-momentum=0.1")
             .json();
-    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.9, report.path("fidelity").toString());
+    assertTrue(
+        report.at("/fidelity/cosine_mean").asDouble() > 0.9, report.path("fidelity").toString());
     List<String> types =
         OnnxModel.read(out.resolve("model-int8.onnx")).nodes().stream()
             .map(NodeProto::getOpType)
             .toList();
     assertEquals(2, types.stream().filter("QuantizeLinear"::equals).count(), types.toString());
     Run.refused(
-        folder, new String[] {"clip", "form: static"}, "recipe", "check", recipe, "--set",
+        folder,
+        new String[] {"clip", "form: static"},
+        "recipe",
+        "check",
+        recipe,
+        "--set",
         "quantize.clip=mse");
   }
 
@@ -192,8 +205,16 @@ class CompressTest {
     Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
     Path out = folder.resolve("out");
     Run.of(
-            "compress", recipe, "-o", out, "--set", "model.config=config.json", "--set", "quantize.fit=false",
-            "--set", "export.formats=[compressed-tensors, safetensors]")
+            "compress",
+            recipe,
+            "-o",
+            out,
+            "--set",
+            "model.config=config.json",
+            "--set",
+            "quantize.fit=false",
+            "--set",
+            "export.formats=[compressed-tensors, safetensors]")
         .done();
     Path made = out.resolve("compressed-tensors");
     assertTrue(Files.readString(made.resolve("config.json")).contains("int-quantized"));
@@ -219,8 +240,14 @@ class CompressTest {
       assertEquals(SafetensorsDtype.I8, file.tensor("head.weight").dtype());
     }
     Run.refused(
-        folder, new String[] {"fit: false"}, "compress", recipe, "-o", folder.resolve("x"),
-        "--set", "export.formats=compressed-tensors");
+        folder,
+        new String[] {"fit: false"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("x"),
+        "--set",
+        "export.formats=compressed-tensors");
   }
 
   /** Asks for a stop after so many calls for progress. */
@@ -318,16 +345,38 @@ class CompressTest {
     byte[] good = Files.readAllBytes(checkpoint);
     Run.refused(folder, new String[] {"--resume"}, "compress", recipe, "-o", out);
     Run.refused(
-        folder, new String[] {"another run"}, "compress", recipe, "-o", out, "--resume", "--set", "seed=9");
+        folder,
+        new String[] {"another run"},
+        "compress",
+        recipe,
+        "-o",
+        out,
+        "--resume",
+        "--set",
+        "seed=9");
     for (int at : new int[] {0, 20, 44, good.length / 2, good.length - 1}) {
       byte[] bad = good.clone();
       bad[at] ^= 0x10;
       Files.write(checkpoint, bad);
-      Run.refused(folder, new String[] {"checkpoint", "damaged"}, "compress", recipe, "-o", out, "--resume");
+      Run.refused(
+          folder,
+          new String[] {"checkpoint", "damaged"},
+          "compress",
+          recipe,
+          "-o",
+          out,
+          "--resume");
     }
     for (int length : new int[] {0, 10, 75, good.length - 1}) {
       Files.write(checkpoint, java.util.Arrays.copyOf(good, length));
-      Run.refused(folder, new String[] {"checkpoint", "damaged"}, "compress", recipe, "-o", out, "--resume");
+      Run.refused(
+          folder,
+          new String[] {"checkpoint", "damaged"},
+          "compress",
+          recipe,
+          "-o",
+          out,
+          "--resume");
     }
     Files.write(checkpoint, good);
     Run.of("compress", recipe, "-o", out, "--resume").done();
@@ -351,8 +400,7 @@ class CompressTest {
     }
     Run.refused(
         folder, new String[] {"does not exist"}, "compress", recipe, "-o", folder.resolve("a/b"));
-    Run.refused(
-        folder, new String[] {"not a folder"}, "compress", recipe, "-o", recipe);
+    Run.refused(folder, new String[] {"not a folder"}, "compress", recipe, "-o", recipe);
     Path texts = folder.resolve("texts.yaml");
     Files.writeString(
         texts, "model: {file: mlp.onnx}\ndata: {texts: none.txt}\nstages: [{kind: quantize}]\n");
@@ -379,8 +427,20 @@ class CompressTest {
     Path out = folder.resolve("out");
     Run run =
         Run.of(
-            "compress", recipe, "-o", out, "--set", "distil.optimizer=sgd", "--set", "distil.learning-rate=100",
-            "--set", "distil.steps=400", "--set", "distil.momentum=0.99", "--set", "distil.loss.bound=1000");
+            "compress",
+            recipe,
+            "-o",
+            out,
+            "--set",
+            "distil.optimizer=sgd",
+            "--set",
+            "distil.learning-rate=100",
+            "--set",
+            "distil.steps=400",
+            "--set",
+            "distil.momentum=0.99",
+            "--set",
+            "distil.loss.bound=1000");
     assertEquals(1, run.code(), run.err());
     assertTrue(run.err().contains("distil") && run.err().contains("step"), run.err());
     assertTrue(run.err().contains("checkpoint"), run.err());
@@ -391,7 +451,9 @@ class CompressTest {
 
   private Process start(Path out, String prefix, String... args) throws IOException {
     String line =
-        prefix + "exec '" + Path.of(System.getProperty("java.home"), "bin", "java")
+        prefix
+            + "exec '"
+            + Path.of(System.getProperty("java.home"), "bin", "java")
             + "' -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0"
             // Its own cache could be empty, and what fills it under a limit fails.
             + System.getProperties().stringPropertyNames().stream()
@@ -399,7 +461,11 @@ class CompressTest {
                 .map(name -> " '-D" + name + "=" + System.getProperty(name) + "'")
                 .collect(Collectors.joining())
             + " -cp \"$CP\""
-            + " org.espalier.cli.Espalier compress '" + recipe + "' -o '" + out + "' "
+            + " org.espalier.cli.Espalier compress '"
+            + recipe
+            + "' -o '"
+            + out
+            + "' "
             + String.join(" ", args);
     ProcessBuilder builder =
         new ProcessBuilder("env", "--default-signal=INT", "bash", "-c", line)

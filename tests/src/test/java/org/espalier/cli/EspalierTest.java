@@ -33,7 +33,8 @@ class EspalierTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"doctor", "inspect", "prune", "quantize", "evaluate", "store", "online", "serve"})
+  @ValueSource(
+      strings = {"doctor", "inspect", "prune", "quantize", "evaluate", "store", "online", "serve"})
   void everyCommandTeachesWithExamples(String command) {
     Run run = Run.of(command, "--help").done();
     assertTrue(run.out().contains("Examples:"), run.out());

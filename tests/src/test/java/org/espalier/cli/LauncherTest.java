@@ -46,8 +46,22 @@ class LauncherTest {
     calls = folder.resolve("calls");
     bin = Files.createDirectory(folder.resolve("bin"));
     for (String tool :
-        List.of("bash", "readlink", "dirname", "find", "flock", "grep", "awk", "head", "mkdir",
-            "touch", "mv", "tee", "sed", "cat", "sleep")) {
+        List.of(
+            "bash",
+            "readlink",
+            "dirname",
+            "find",
+            "flock",
+            "grep",
+            "awk",
+            "head",
+            "mkdir",
+            "touch",
+            "mv",
+            "tee",
+            "sed",
+            "cat",
+            "sleep")) {
       Path real = Path.of("/usr/bin", tool);
       Files.createSymbolicLink(
           bin.resolve(tool), Files.exists(real) ? real : Path.of("/bin", tool));
@@ -57,8 +71,10 @@ class LauncherTest {
     Files.writeString(javaHome.resolve("release"), "JAVA_VERSION=\"17.0.1\"\n");
     script(javaHome.resolve("bin/java"), "echo \"java $*\"; exit 7");
     script(javaHome.resolve("bin/javac"), "true");
-    fake("mvn", "mkdir -p java/cli/target; cd java/cli/target; "
-        + "touch espalier-cli-1.jar other.jar; echo \"$PWD/other.jar\" >classpath");
+    fake(
+        "mvn",
+        "mkdir -p java/cli/target; cd java/cli/target; "
+            + "touch espalier-cli-1.jar other.jar; echo \"$PWD/other.jar\" >classpath");
     fake("cmake", "echo cmake version 3.25.1");
     fake("ninja", "true");
     fake("g++", "true");
@@ -93,8 +109,7 @@ class LauncherTest {
     builder.environment().remove("ESPALIER_NO_INSTALL");
     Path out = folder.resolve("out");
     Path err = folder.resolve("err");
-    Process process =
-        builder.redirectOutput(out.toFile()).redirectError(err.toFile()).start();
+    Process process = builder.redirectOutput(out.toFile()).redirectError(err.toFile()).start();
     assertTrue(process.waitFor(60, TimeUnit.SECONDS), "the launcher hangs");
     return new Launch(process.exitValue(), Files.readString(out), Files.readString(err));
   }
@@ -163,7 +178,13 @@ class LauncherTest {
     Launch launch = launch(root.resolve("espalier"), "doctor");
     assertEquals(2, launch.code());
     for (String word :
-        List.of("Maven", "CMake of version 3.22", "3.18.4", "Ninja", "C++", "javac",
+        List.of(
+            "Maven",
+            "CMake of version 3.22",
+            "3.18.4",
+            "Ninja",
+            "C++",
+            "javac",
             "sudo apt-get install -y --no-install-recommends openjdk-21-jdk-headless maven cmake"
                 + " ninja-build g++\n")) {
       assertTrue(launch.err().contains(word), launch.err());
@@ -224,7 +245,8 @@ class LauncherTest {
     String option = "-Despalier.onnx.testdata=" + cases;
     Launch launch = launch(root.resolve("espalier"), "test", option);
     assertEquals(2, launch.code());
-    assertTrue(launch.err().contains("install -y --no-install-recommends libonnx-testdata"), launch.err());
+    assertTrue(
+        launch.err().contains("install -y --no-install-recommends libonnx-testdata"), launch.err());
     assertEquals(List.of(), callsOf("mvn"));
     Files.createDirectories(cases.resolve("node"));
     assertEquals(0, launch(root.resolve("espalier"), "test", option).code());
@@ -232,8 +254,10 @@ class LauncherTest {
 
   @Test
   void twoLaunchersBuildOnce() throws IOException, InterruptedException {
-    fake("mvn", "sleep 1; mkdir -p java/cli/target; cd java/cli/target; "
-        + "touch espalier-cli-1.jar other.jar; echo \"$PWD/other.jar\" >classpath");
+    fake(
+        "mvn",
+        "sleep 1; mkdir -p java/cli/target; cd java/cli/target; "
+            + "touch espalier-cli-1.jar other.jar; echo \"$PWD/other.jar\" >classpath");
     Path both = folder.resolve("both");
     String one = "'" + root.resolve("espalier") + "' doctor";
     script(both, one + " & first=$!\n" + one + "\na=$?; wait $first; [[ $a == 7 && $? == 7 ]]");

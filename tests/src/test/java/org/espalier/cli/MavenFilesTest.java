@@ -41,7 +41,8 @@ class MavenFilesTest {
         new ZipOutputStream(Files.newOutputStream(artifact.resolve("some-model-1.0.jar")))) {
       for (String name : List.of("nets/m.onnx", "nets/m-tokenizer.json", "../evil.onnx")) {
         zip.putNextEntry(new ZipEntry(name));
-        zip.write(name.equals("nets/m.onnx") ? "model".getBytes(StandardCharsets.UTF_8) : new byte[1]);
+        zip.write(
+            name.equals("nets/m.onnx") ? "model".getBytes(StandardCharsets.UTF_8) : new byte[1]);
       }
     }
     files = new MavenFiles(cache, List.of(folder.resolve("repository")), notes::add);

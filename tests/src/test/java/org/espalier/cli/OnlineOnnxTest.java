@@ -101,7 +101,16 @@ class OnlineOnnxTest {
 
   @Test
   void theServiceAnswersAndLearnsWithAnOnnxModel() throws Exception {
-    Run.of("online", "--input", input(80, 1), "--recipe", recipe, "--model", model, "--store", store)
+    Run.of(
+            "online",
+            "--input",
+            input(80, 1),
+            "--recipe",
+            recipe,
+            "--model",
+            model,
+            "--store",
+            store)
         .done();
     ObjectMapper mapper = new ObjectMapper();
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
@@ -119,8 +128,11 @@ class OnlineOnnxTest {
         post(
             port,
             "/feedback",
-            "{\"id\": \"" + example.get("id").asText() + "\", \"label\": "
-                + example.get("label") + "}");
+            "{\"id\": \""
+                + example.get("id").asText()
+                + "\", \"label\": "
+                + example.get("label")
+                + "}");
       }
     }
     JsonNode last = Run.of("store", "show", "--store", store, "--json").json();
@@ -135,8 +147,13 @@ class OnlineOnnxTest {
   void aPublishedModelLearnsByARecipe() throws Exception {
     Run.of("store", "publish", model, "--store", store).done();
     Run.refused(
-        folder, new String[] {"no learner made version 1", "--recipe"}, "serve", "--store", store,
-        "--port", 0);
+        folder,
+        new String[] {"no learner made version 1", "--recipe"},
+        "serve",
+        "--store",
+        store,
+        "--port",
+        0);
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
     OnlineRecipe given = OnlineRecipe.read(recipe);
     try (Service service = new Service(ModelStore.open(store), limits, null, given, null, null)) {
@@ -152,8 +169,15 @@ class OnlineOnnxTest {
         recipe, "loss: cross-entropy\nlearning-rate: 1\nmodel: {features: 4, outputs: 2}\n");
     Run.of("store", "rollback", "1", "--store", store).done();
     Run.refused(
-        folder, new String[] {"must have the shape [batch, 3]"}, "serve", "--store",
-        store, "--port", 0, "--recipe", recipe);
+        folder,
+        new String[] {"must have the shape [batch, 3]"},
+        "serve",
+        "--store",
+        store,
+        "--port",
+        0,
+        "--recipe",
+        recipe);
   }
 
   private static JsonNode post(int port, String path, String body) throws Exception {
@@ -179,7 +203,11 @@ class OnlineOnnxTest {
     float[] z = answer.get("outputs");
     try (Service service =
         new Service(
-            ModelStore.open(store), new Service.Limits(10_000, 1e6, 1, 1, false), null, null, null,
+            ModelStore.open(store),
+            new Service.Limits(10_000, 1e6, 1, 1, false),
+            null,
+            null,
+            null,
             null)) {
       int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
       JsonNode said = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}").get("outputs");
@@ -218,8 +246,14 @@ class OnlineOnnxTest {
       }
     }
     Run.refused(
-        folder, new String[] {".onnx is right"}, "store", "export", "--store",
-        folder.resolve("binary"), "-o", folder.resolve("out.txt"));
+        folder,
+        new String[] {".onnx is right"},
+        "store",
+        "export",
+        "--store",
+        folder.resolve("binary"),
+        "-o",
+        folder.resolve("out.txt"));
   }
 
   /** Each output for {@link #X}. */

@@ -68,8 +68,18 @@ class OnlineTest {
     Path report = folder.resolve("run.html");
     JsonNode json =
         Run.of(
-                "online", "--input", input, "--recipe", recipe, "--store", store, "--publish", 400,
-                "--report", report, "--json")
+                "online",
+                "--input",
+                input,
+                "--recipe",
+                recipe,
+                "--store",
+                store,
+                "--publish",
+                400,
+                "--report",
+                report,
+                "--json")
             .json();
     assertEquals(1000, json.get("seen").asInt());
     assertEquals(0, json.get("bad").asInt());
@@ -118,8 +128,16 @@ class OnlineTest {
     Path quarantine = folder.resolve("bad.jsonl");
     Run run =
         Run.of(
-            "online", "--input", input, "--recipe", recipe, "--store", store, "--quarantine",
-            quarantine, "--json");
+            "online",
+            "--input",
+            input,
+            "--recipe",
+            recipe,
+            "--store",
+            store,
+            "--quarantine",
+            quarantine,
+            "--json");
     JsonNode json = run.json();
     assertEquals(5, json.get("bad").asInt());
     assertEquals(94, json.get("seen").asInt());
@@ -133,14 +151,25 @@ class OnlineTest {
     assertEquals(lines.get(10), first.get("text").asText());
     Run stopped =
         Run.of(
-            "online", "--input", input, "--recipe", recipe, "--store", folder.resolve("s2"),
-            "--max-bad", 2);
+            "online",
+            "--input",
+            input,
+            "--recipe",
+            recipe,
+            "--store",
+            folder.resolve("s2"),
+            "--max-bad",
+            2);
     assertEquals(2, stopped.code());
     assertTrue(stopped.err().contains("more than 2 lines"), stopped.err());
     assertEquals(
         30,
-        Run.of("store", "show", "--store", folder.resolve("s2"), "--json").json().get("data").get(
-                "to").asInt() - 1);
+        Run.of("store", "show", "--store", folder.resolve("s2"), "--json")
+                .json()
+                .get("data")
+                .get("to")
+                .asInt()
+            - 1);
   }
 
   @Test
@@ -160,9 +189,17 @@ class OnlineTest {
     // Its weights are a model for the next run.
     JsonNode again =
         Run.of(
-                "online", "--input", input, "--csv", "--recipe", recipe, "--store",
-                folder.resolve("s2"), "--model",
-                store.resolve("versions/1/model/model.safetensors"), "--json")
+                "online",
+                "--input",
+                input,
+                "--csv",
+                "--recipe",
+                recipe,
+                "--store",
+                folder.resolve("s2"),
+                "--model",
+                store.resolve("versions/1/model/model.safetensors"),
+                "--json")
             .json();
     assertTrue(again.get("metrics").get("accuracy").asDouble() > 0.95, again.toString());
   }

@@ -81,8 +81,12 @@ class ProcessTest {
     // Sparse, but the output is written in full: long enough to be met half-way.
     long elements = 400_000_000;
     byte[] header =
-        ("{\"a.weight\":{\"dtype\":\"F32\",\"shape\":[" + elements / 1000 + ",1000],"
-                + "\"data_offsets\":[0," + 4 * elements + "]}} ")
+        ("{\"a.weight\":{\"dtype\":\"F32\",\"shape\":["
+                + elements / 1000
+                + ",1000],"
+                + "\"data_offsets\":[0,"
+                + 4 * elements
+                + "]}} ")
             .getBytes(StandardCharsets.UTF_8);
     Path model = folder.resolve("model.safetensors");
     try (RandomAccessFile file = new RandomAccessFile(model.toFile(), "rw")) {
@@ -93,8 +97,12 @@ class ProcessTest {
     Path outputs = Files.createDirectory(folder.resolve("outputs"));
     Process process =
         start(
-            "prune", model.toString(), "-o", outputs.resolve("out.safetensors").toString(),
-            "--amount", "0.5");
+            "prune",
+            model.toString(),
+            "-o",
+            outputs.resolve("out.safetensors").toString(),
+            "--amount",
+            "0.5");
     long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
     while (count(outputs) == 0 && process.isAlive() && System.nanoTime() < deadline) {
       Thread.sleep(5);
@@ -110,7 +118,12 @@ class ProcessTest {
     Path stream = folder.resolve("stream.jsonl");
     StringBuilder lines = new StringBuilder();
     for (int i = 0; i < 70; i++) {
-      lines.append("{\"features\": [").append(i % 2).append(", 1], \"label\": ").append(i % 2).append("}\n");
+      lines
+          .append("{\"features\": [")
+          .append(i % 2)
+          .append(", 1], \"label\": ")
+          .append(i % 2)
+          .append("}\n");
     }
     Files.writeString(stream, lines);
     Path recipe = folder.resolve("online.yaml");
@@ -120,8 +133,17 @@ class ProcessTest {
     Path store = folder.resolve("store");
     Process learner =
         start(
-            "online", "--input", stream.toString(), "--recipe", recipe.toString(), "--store",
-            store.toString(), "--publish", "64", "--follow", "--json");
+            "online",
+            "--input",
+            stream.toString(),
+            "--recipe",
+            recipe.toString(),
+            "--store",
+            store.toString(),
+            "--publish",
+            "64",
+            "--follow",
+            "--json");
     awaitFile(store.resolve("versions").resolve("1"), learner);
     signal(learner, "INT");
     assertEquals(130, codeOf(learner), stderr());
@@ -135,14 +157,17 @@ class ProcessTest {
     assertEquals(seen, version.get("data").get("to").asInt(), version.toString());
     Process server = start("serve", "--store", store.toString(), "--port", "0", "--json");
     long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
-    while (Files.size(folder.resolve("stdout")) == 0 && server.isAlive() && System.nanoTime() < deadline) {
+    while (Files.size(folder.resolve("stdout")) == 0
+        && server.isAlive()
+        && System.nanoTime() < deadline) {
       Thread.sleep(5);
     }
     signal(server, "TERM");
     assertEquals(143, codeOf(server), stderr());
   }
 
-  private static void signal(Process process, String name) throws IOException, InterruptedException {
+  private static void signal(Process process, String name)
+      throws IOException, InterruptedException {
     new ProcessBuilder("kill", "-" + name, Long.toString(process.pid())).start().waitFor();
   }
 

@@ -105,8 +105,16 @@ class PruneTest {
     Run.refused(
         folder,
         new String[] {"masks.safetensors", "mask '"},
-        "prune", out, "-o", folder.resolve("x.onnx"), "--amount", "0.1", "--mask-in", masks,
-        "--include", "b");
+        "prune",
+        out,
+        "-o",
+        folder.resolve("x.onnx"),
+        "--amount",
+        "0.1",
+        "--mask-in",
+        masks,
+        "--include",
+        "b");
   }
 
   @Test

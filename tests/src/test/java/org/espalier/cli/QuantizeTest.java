@@ -62,9 +62,7 @@ class QuantizeTest {
                 .json();
         assertEquals(device.equals("cpu") ? "cpu" : "cuda:0", json.get("device").asText());
         Path int8 = folder.resolve("int8-" + device.replace(':', '-'));
-        Run.of(
-                "quantize", checkpoint, "-o", int8, "--to", "compressed-tensors", "--device",
-                device)
+        Run.of("quantize", checkpoint, "-o", int8, "--to", "compressed-tensors", "--device", device)
             .done();
         assertArrayEquals(
             Files.readAllBytes(folder.resolve("pruned-auto.safetensors")),
@@ -78,12 +76,18 @@ class QuantizeTest {
 
   @Test
   void refusesADeviceThatIsNotThereOrCannotDoIt() {
-    String word =
-        Cuda.isAvailable() ? "on the CPU only" : Cuda.unavailabilityCause().getMessage();
-    refused(word, onnx, "-o", folder.resolve("out.onnx"), "--to", "onnx-dynamic", "--device", "cuda");
+    String word = Cuda.isAvailable() ? "on the CPU only" : Cuda.unavailabilityCause().getMessage();
     refused(
-        "cuda:999", checkpoint, "-o", folder.resolve("out"), "--to", "compressed-tensors",
-        "--device", "cuda:999");
+        word, onnx, "-o", folder.resolve("out.onnx"), "--to", "onnx-dynamic", "--device", "cuda");
+    refused(
+        "cuda:999",
+        checkpoint,
+        "-o",
+        folder.resolve("out"),
+        "--to",
+        "compressed-tensors",
+        "--device",
+        "cuda:999");
   }
 
   @Test
@@ -95,23 +99,58 @@ class QuantizeTest {
         Run.of("quantize", cnn, "-o", out, "--to", "onnx-qdq", "--calibration", examples, "--json")
             .json();
     assertEquals(4, json.get("quantized").size(), json.toString());
-    refused("no tensor for the input x", cnn, "-o", folder.resolve("no.onnx"), "--to", "onnx-qdq",
-        "--calibration", RawSafetensors.write(folder.resolve("empty.safetensors"), "{}", 0));
-    refused("is no input", cnn, "-o", folder.resolve("no.onnx"), "--to", "onnx-qdq",
-        "--calibration", examples("y.safetensors", "y", "[1,3,16,16]", 768));
-    refused("does not fit", cnn, "-o", folder.resolve("no.onnx"), "--to", "onnx-qdq",
-        "--calibration", examples("shape.safetensors", "x", "[1,1,16,16]", 256));
-    refused("is I32", cnn, "-o", folder.resolve("no.onnx"), "--to", "onnx-qdq",
+    refused(
+        "no tensor for the input x",
+        cnn,
+        "-o",
+        folder.resolve("no.onnx"),
+        "--to",
+        "onnx-qdq",
         "--calibration",
-        RawSafetensors.write(folder.resolve("type.safetensors"),
-            "{\"x\":{\"dtype\":\"I32\",\"shape\":[1,1],\"data_offsets\":[0,4]}}", 4));
+        RawSafetensors.write(folder.resolve("empty.safetensors"), "{}", 0));
+    refused(
+        "is no input",
+        cnn,
+        "-o",
+        folder.resolve("no.onnx"),
+        "--to",
+        "onnx-qdq",
+        "--calibration",
+        examples("y.safetensors", "y", "[1,3,16,16]", 768));
+    refused(
+        "does not fit",
+        cnn,
+        "-o",
+        folder.resolve("no.onnx"),
+        "--to",
+        "onnx-qdq",
+        "--calibration",
+        examples("shape.safetensors", "x", "[1,1,16,16]", 256));
+    refused(
+        "is I32",
+        cnn,
+        "-o",
+        folder.resolve("no.onnx"),
+        "--to",
+        "onnx-qdq",
+        "--calibration",
+        RawSafetensors.write(
+            folder.resolve("type.safetensors"),
+            "{\"x\":{\"dtype\":\"I32\",\"shape\":[1,1],\"data_offsets\":[0,4]}}",
+            4));
   }
 
   private Path examples(String file, String name, String shape, int elements) throws IOException {
     byte[] bytes =
         RawSafetensors.bytes(
-            "{\"" + name + "\":{\"dtype\":\"F32\",\"shape\":" + shape + ",\"data_offsets\":[0,"
-                + 4 * elements + "]}}", 4 * elements);
+            "{\""
+                + name
+                + "\":{\"dtype\":\"F32\",\"shape\":"
+                + shape
+                + ",\"data_offsets\":[0,"
+                + 4 * elements
+                + "]}}",
+            4 * elements);
     ByteBuffer values = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
     Random random = new Random(5);
     for (int i = bytes.length - 4 * elements; i < bytes.length; i += 4) {
@@ -127,8 +166,11 @@ class QuantizeTest {
         Run.of("quantize", checkpoint, "-o", out, "--to", "compressed-tensors", "--json").json();
     assertEquals("[\"layer.weight\"]", json.get("quantized").toString());
     assertTrue(Files.exists(out.resolve("config.json")));
-    assertTrue(Run.of("quantize", checkpoint, "-o", folder.resolve("again"), "--to",
-        "compressed-tensors").done().out().contains("1 tensors"));
+    assertTrue(
+        Run.of("quantize", checkpoint, "-o", folder.resolve("again"), "--to", "compressed-tensors")
+            .done()
+            .out()
+            .contains("1 tensors"));
   }
 
   private void refused(String word, Object... args) {
@@ -154,8 +196,8 @@ class QuantizeTest {
     refused("above 50", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "percentile:most");
     refused("none of minmax", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "best");
     refused("'nothing'", onnx, "-o", out, "--to", "onnx-dynamic", "--include", "nothing");
-    refused("--reduce-range", checkpoint, "-o", out, "--to", "compressed-tensors",
-        "--reduce-range");
+    refused(
+        "--reduce-range", checkpoint, "-o", out, "--to", "compressed-tensors", "--reduce-range");
     refused("is the input", checkpoint, "-o", checkpoint, "--to", "compressed-tensors");
   }
 

@@ -57,7 +57,10 @@ record Run(int code, String out, String err) {
   static void refused(Path folder, String[] words, Object... args) {
     TreeMap<String, String> before = content(folder);
     Run run = of(args);
-    assertEquals(2, run.code, () -> String.join(" ", Stream.of(args).map(String::valueOf).toList()) + "\n" + run.err);
+    assertEquals(
+        2,
+        run.code,
+        () -> String.join(" ", Stream.of(args).map(String::valueOf).toList()) + "\n" + run.err);
     for (String word : words) {
       assertTrue(run.err.contains(word), () -> "no '" + word + "' in: " + run.err);
     }

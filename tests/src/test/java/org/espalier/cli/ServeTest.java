@@ -34,7 +34,10 @@ class ServeTest {
     Path recipe =
         Files.writeString(
             folder.resolve("online.yaml"),
-            "loss: cross-entropy\nlearning-rate: 0.3\nbatch: 8\nmodel: {features: 3, outputs: 2}\n");
+            "loss: cross-entropy\n"
+                + "learning-rate: 0.3\n"
+                + "batch: 8\n"
+                + "model: {features: 3, outputs: 2}\n");
     Path input = Files.write(folder.resolve("in.jsonl"), OnlineTest.lines(400, 1));
     store = folder.resolve("store");
     Run.of("online", "--input", input, "--recipe", recipe, "--store", store).done();
@@ -59,7 +62,10 @@ class ServeTest {
         assertTrue(answer.get("version").asLong() >= 1);
         right += answer.get("label").asInt() == example.get("label").asInt() ? 1 : 0;
         String feedback =
-            "{\"id\": \"" + example.get("id").asText() + "\", \"label\": " + example.get("label")
+            "{\"id\": \""
+                + example.get("id").asText()
+                + "\", \"label\": "
+                + example.get("label")
                 + "}";
         JsonNode accepted = post(200, "/feedback", feedback, null);
         assertTrue(accepted.get("predicted_by").asLong() <= answer.get("version").asLong());
@@ -139,16 +145,34 @@ class ServeTest {
     }
     Path token = Files.writeString(folder.resolve("token"), "short\n");
     Run.refused(
-        folder, new String[] {"--token"}, "serve", "--store", store, "--port", 0, "--host",
+        folder,
+        new String[] {"--token"},
+        "serve",
+        "--store",
+        store,
+        "--port",
+        0,
+        "--host",
         "0.0.0.0");
     Run.refused(
-        folder, new String[] {"16 characters"}, "serve", "--store", store, "--port", 0, "--token",
+        folder,
+        new String[] {"16 characters"},
+        "serve",
+        "--store",
+        store,
+        "--port",
+        0,
+        "--token",
         token);
+    Run.refused(folder, new String[] {"--port 70000"}, "serve", "--store", store, "--port", 70000);
     Run.refused(
-        folder, new String[] {"--port 70000"}, "serve", "--store", store, "--port", 70000);
-    Run.refused(
-        folder, new String[] {"no such store"}, "serve", "--store", folder.resolve("none"),
-        "--port", 0);
+        folder,
+        new String[] {"no such store"},
+        "serve",
+        "--store",
+        folder.resolve("none"),
+        "--port",
+        0);
   }
 
   private void refused(int status, String path, String body, String word) throws Exception {
@@ -167,8 +191,7 @@ class ServeTest {
 
   private HttpResponse<String> get(String path, String token) {
     try {
-      return client.send(
-          request(path, token).GET().build(), HttpResponse.BodyHandlers.ofString());
+      return client.send(request(path, token).GET().build(), HttpResponse.BodyHandlers.ofString());
     } catch (IOException | InterruptedException e) {
       throw new AssertionError(e);
     }

@@ -39,8 +39,18 @@ class StoreTest {
     Path recipe = Files.writeString(folder.resolve("recipe.yaml"), "stages: []\n");
     JsonNode first =
         Run.of(
-                "store", "publish", model, "--store", store, "--json", "--note", "first", "--recipe",
-                recipe, "--metric", "accuracy=0.5")
+                "store",
+                "publish",
+                model,
+                "--store",
+                store,
+                "--json",
+                "--note",
+                "first",
+                "--recipe",
+                recipe,
+                "--metric",
+                "accuracy=0.5")
             .json();
     assertEquals(1, first.get("id").asInt());
     assertTrue(first.get("current").asBoolean());
@@ -48,8 +58,10 @@ class StoreTest {
     Path onnx = Files.write(folder.resolve("m.onnx"), SmallModels.mlp().toByteArray());
     assertEquals(
         "version 2, ",
-        Run.of("store", "publish", onnx, "--store", store, "--parent", "1").done().out().substring(
-            0, 11));
+        Run.of("store", "publish", onnx, "--store", store, "--parent", "1")
+            .done()
+            .out()
+            .substring(0, 11));
     Run.of("store", "publish", model, "--store", store, "--stay").done();
 
     JsonNode list = Run.of("store", "list", "--store", store, "--json").json();
@@ -91,7 +103,13 @@ class StoreTest {
     assertEquals(2, list().size());
     Run.refused(folder, new String[] {"--keep N"}, "store", "gc", "--store", store);
     Run.refused(
-        folder, new String[] {"s, m, h, d or w"}, "store", "gc", "--older-than", "1y", "--store",
+        folder,
+        new String[] {"s, m, h, d or w"},
+        "store",
+        "gc",
+        "--older-than",
+        "1y",
+        "--store",
         store);
   }
 
@@ -109,8 +127,8 @@ class StoreTest {
     assertTrue(run.out().contains("version 1: ok") && run.out().contains("altered"), run.out());
     assertTrue(run.err().contains("1 of 2 versions"), run.err());
     Run.refused(folder, new String[] {"was altered"}, "store", "diff", "1", "2", "--store", store);
-    assertEquals(1, Run.of("store", "rollback", "--store", store, "--json").json().get(
-        "current").asInt());
+    assertEquals(
+        1, Run.of("store", "rollback", "--store", store, "--json").json().get("current").asInt());
   }
 
   @Test
@@ -122,11 +140,19 @@ class StoreTest {
     Run.of("store", "publish", model, "--store", store, "--key", key).done();
     Run.of("store", "verify", "2", "--store", store, "--trust", trust).done();
     Run.refused(
-        folder, new String[] {"version 1", "not signed"}, "store", "show", "1", "--store", store,
-        "--trust", trust);
+        folder,
+        new String[] {"version 1", "not signed"},
+        "store",
+        "show",
+        "1",
+        "--store",
+        store,
+        "--trust",
+        trust);
     JsonNode versions =
-        Run.of("store", "list", "--store", store, "--trust", trust, "--json").json().get(
-            "versions");
+        Run.of("store", "list", "--store", store, "--trust", trust, "--json")
+            .json()
+            .get("versions");
     assertTrue(versions.get(0).get("problem").asText().contains("not signed"));
     assertTrue(versions.get(1).get("signed").asBoolean());
   }
@@ -153,15 +179,20 @@ class StoreTest {
         folder, new String[] {"not an ONNX model"}, "store", "publish", text, "--store", store);
     Run.refused(folder, new String[] {"no such store"}, "store", "list", "--store", store);
     Run.refused(
-        folder, new String[] {"name a new or an empty folder"}, "store", "publish", model, "--store", folder);
+        folder,
+        new String[] {"name a new or an empty folder"},
+        "store",
+        "publish",
+        model,
+        "--store",
+        folder);
     Run none = Run.of("store");
     assertEquals(2, none.code());
     assertTrue(none.err().contains("list, show, publish"), none.err());
   }
 
   @ParameterizedTest
-  @ValueSource(
-      strings = {"", "list", "show", "publish", "rollback", "pin", "verify", "gc", "diff"})
+  @ValueSource(strings = {"", "list", "show", "publish", "rollback", "pin", "verify", "gc", "diff"})
   void everyCommandTeachesWithExamples(String command) {
     Run run =
         command.isEmpty()
@@ -178,7 +209,12 @@ class StoreTest {
   private Path pem(String name, String kind, byte[] der) throws IOException {
     return Files.writeString(
         folder.resolve(name),
-        "-----BEGIN " + kind + "-----\n" + Base64.getMimeEncoder().encodeToString(der)
-            + "\n-----END " + kind + "-----\n");
+        "-----BEGIN "
+            + kind
+            + "-----\n"
+            + Base64.getMimeEncoder().encodeToString(der)
+            + "\n-----END "
+            + kind
+            + "-----\n");
   }
 }

@@ -172,8 +172,7 @@ class CheckpointQuantizerTest {
         .addRandom(random, "embedding_projection.weight", SafetensorsDtype.F32, 4, 4)
         .single(model);
     CheckpointQuantizer.Result result =
-        quantize(
-            t -> CheckpointQuantizer.isLinearWeight(t) && !t.name().contains("skipped"));
+        quantize(t -> CheckpointQuantizer.isLinearWeight(t) && !t.name().contains("skipped"));
     assertEquals(List.of("h.0.mlp.up.weight"), result.tensors());
     assertEquals(
         List.of(
@@ -253,8 +252,12 @@ class CheckpointQuantizerTest {
     target = folder.resolve("again");
     assertRefused("quantized already");
     Files.writeString(model.resolve("config.json"), "{}");
-    InputException e = assertThrows(InputException.class, () -> quantize(t ->
-        CheckpointQuantizer.isLinearWeight(t) || t.name().equals(CHOSEN.get(0))));
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () ->
+                quantize(
+                    t -> CheckpointQuantizer.isLinearWeight(t) || t.name().equals(CHOSEN.get(0))));
     assertTrue(e.getMessage().contains(CHOSEN.get(0)), e.getMessage());
   }
 

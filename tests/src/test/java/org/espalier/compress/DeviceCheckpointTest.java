@@ -35,8 +35,7 @@ class DeviceCheckpointTest {
     }
   }
 
-  private CheckpointPruner.Job job(
-      Path model, String name, MagnitudePrune.Rule rule, Path maskIn) {
+  private CheckpointPruner.Job job(Path model, String name, MagnitudePrune.Rule rule, Path maskIn) {
     return new CheckpointPruner.Job(
         model,
         folder.resolve(name),

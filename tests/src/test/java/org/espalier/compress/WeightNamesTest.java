@@ -17,7 +17,8 @@ class WeightNamesTest {
     "transformer.wte.weight, true, true, false, false",
     "wpe.weight, true, true, false, false",
     "shared.weight, true, true, false, false",
-    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight, true, true, false, false",
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight, true, true, false,"
+        + " false",
     "lm_head.weight, false, false, true, false",
     "language_model.lm_head.weight, false, false, true, false",
     "embed_out.weight, true, false, true, false",

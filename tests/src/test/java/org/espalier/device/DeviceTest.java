@@ -202,8 +202,7 @@ class DeviceTest {
         CudaStream stream = CudaStream.create(device)) {
       BytePointer gate = new BytePointer(rows * columns / 8);
       FloatPointer scale = new FloatPointer(rows);
-      FakeQuantize.NonFinite expected =
-          options.run(FakeQuantize.Job.fake(x, y, gate, scale, null));
+      FakeQuantize.NonFinite expected = options.run(FakeQuantize.Job.fake(x, y, gate, scale, null));
       FakeQuantize.Job job =
           FakeQuantize.Job.fake(
               deviceX, deviceY, deviceGate.asBytes(), deviceScale.asFloats(), null);

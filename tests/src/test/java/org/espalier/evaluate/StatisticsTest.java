@@ -30,8 +30,7 @@ class StatisticsTest {
 
   @Test
   void ranksShareTies() {
-    assertArrayEquals(
-        new double[] {2, 0.5, 0.5, 3}, Statistics.ranks(new double[] {5, 1, 1, 9}));
+    assertArrayEquals(new double[] {2, 0.5, 0.5, 3}, Statistics.ranks(new double[] {5, 1, 1, 9}));
   }
 
   /** 1 − 6·Σd²/(n(n²−1)) with ranks (0,1,2,3,4) and (1,0,2,4,3): Σd² = 4, so 1 − 24/120. */
@@ -42,8 +41,7 @@ class StatisticsTest {
     assertEquals(1, Statistics.spearman(x, new double[] {1, 2, 4, 8, 1000}), 1e-12);
     assertEquals(-1, Statistics.spearman(x, new double[] {5, 4, 3, 2, 1}), 1e-12);
     assertTrue(Double.isNaN(Statistics.spearman(x, new double[] {1, 1, 1, 1, 1})));
-    assertThrows(
-        IllegalArgumentException.class, () -> Statistics.spearman(x, new double[] {1, 2}));
+    assertThrows(IllegalArgumentException.class, () -> Statistics.spearman(x, new double[] {1, 2}));
   }
 
   @Test

@@ -19,10 +19,10 @@ import org.junit.jupiter.api.io.TempDir;
 class WordNetSentencesTest {
   private static final String NOUNS =
       """
-        1 This licence | is no gloss: "it must not become a sentence of this sample"
-      00001740 03 n 01 entity 0 000 | that which is perceived to have its own existence; "the cat sat on the mat"; "too short"
-      00001741 03 n 01 other 0 000 | short one; "did the dog bark at night?"
-      """;
+  1 This licence | is no gloss: "it must not become a sentence of this sample"
+00001740 03 n 01 entity 0 000 | that which is perceived to have its own existence; "the cat sat on the mat"; "too short"
+00001741 03 n 01 other 0 000 | short one; "did the dog bark at night?"
+""";
 
   private static Path jar(Path folder, String... parts) throws IOException {
     Path jar = folder.resolve("wordnet.jar");
@@ -42,18 +42,18 @@ class WordNetSentencesTest {
   void examplesAndDefinitionsBecomeSentences(@TempDir Path folder) throws IOException {
     Path jar = jar(folder, "noun", "verb", "adj", "adv");
     assertEquals(
-        Set.of(
-            "The cat sat on the mat.", "That which is perceived to have its own existence."),
-        Set.copyOf(WordNetSentences.sample(jar, 2).stream().map(s -> s.replace(
-            "Did the dog bark at night?", "The cat sat on the mat.")).toList()));
+        Set.of("The cat sat on the mat.", "That which is perceived to have its own existence."),
+        Set.copyOf(
+            WordNetSentences.sample(jar, 2).stream()
+                .map(s -> s.replace("Did the dog bark at night?", "The cat sat on the mat."))
+                .toList()));
     assertEquals(WordNetSentences.sample(jar, 2), WordNetSentences.sample(jar, 2));
   }
 
   @Test
   void tooFewSentencesAreRefused(@TempDir Path folder) throws IOException {
     Path jar = jar(folder, "noun", "verb", "adj", "adv");
-    InputException e =
-        assertThrows(InputException.class, () -> WordNetSentences.sample(jar, 100));
+    InputException e = assertThrows(InputException.class, () -> WordNetSentences.sample(jar, 100));
     assertTrue(e.getMessage().contains("2 examples and 1 definitions"), e.getMessage());
   }
 
@@ -65,7 +65,6 @@ class WordNetSentencesTest {
     assertTrue(missing.getMessage().contains("data.adj"), missing.getMessage());
     Path text = Files.writeString(folder.resolve("text"), "no zip");
     assertThrows(InputException.class, () -> WordNetSentences.sample(text, 2));
-    assertThrows(
-        InputException.class, () -> WordNetSentences.sample(folder.resolve("absent"), 2));
+    assertThrows(InputException.class, () -> WordNetSentences.sample(folder.resolve("absent"), 2));
   }
 }

@@ -43,7 +43,8 @@ class DriftDetectorTest {
     }
     Outcome outcome =
         new Outcome((double) delays / Math.max(1, streams - missed), missed, falseAlarms);
-    System.out.printf("%s, error %.2f to %.2f: %s%n",
+    System.out.printf(
+        "%s, error %.2f to %.2f: %s%n",
         detectors.get().getClass().getSimpleName(), before, after, outcome);
     return outcome;
   }

@@ -24,7 +24,8 @@ class ExampleLinesTest {
     assertEquals("7", a.id());
     assertEquals(2, a.label());
     assertArrayEquals(new float[] {1, -2500}, a.features());
-    Example b = values.json("{\"values\": [1, \"NaN\"], \"features\": [\"-Infinity\", 0]}").example();
+    Example b =
+        values.json("{\"values\": [1, \"NaN\"], \"features\": [\"-Infinity\", 0]}").example();
     assertArrayEquals(new float[] {1, Float.NaN}, b.values());
     assertArrayEquals(new float[] {Float.NEGATIVE_INFINITY, 0}, b.features());
     assertEquals(1, classes.csv("0.5, 2 ,1").label());
@@ -34,15 +35,27 @@ class ExampleLinesTest {
   @ParameterizedTest
   @ValueSource(
       strings = {
-        "", "[]", "1", "{", "{\"features\": [1, 2]} x", "{\"features\": [1, 2]",
-        "{\"features\": [1]}", "{\"features\": [1, 2, 3]}", "{\"features\": 1}",
-        "{\"features\": [1, null]}", "{\"features\": [1, \"one\"]}", "{\"features\": [1, [2]]}",
-        "{\"features\": [1, 2], \"label\": -1}", "{\"features\": [1, 2], \"label\": 1.5}",
+        "",
+        "[]",
+        "1",
+        "{",
+        "{\"features\": [1, 2]} x",
+        "{\"features\": [1, 2]",
+        "{\"features\": [1]}",
+        "{\"features\": [1, 2, 3]}",
+        "{\"features\": 1}",
+        "{\"features\": [1, null]}",
+        "{\"features\": [1, \"one\"]}",
+        "{\"features\": [1, [2]]}",
+        "{\"features\": [1, 2], \"label\": -1}",
+        "{\"features\": [1, 2], \"label\": 1.5}",
         "{\"features\": [1, 2], \"label\": \"1\"}",
         "{\"features\": [1, 2], \"label\": 99999999999999999999}",
         "{\"features\": [1, 2], \"label\": 1, \"values\": [1, 2, 3]}",
-        "{\"features\": [1, 2], \"id\": {}}", "{\"features\": [1, 2], \"features\": [1, 2]}",
-        "{\"a\": [[[[[[[[[[[]]]]]]]]]]]}", "{\"features\": [1, NaN]}",
+        "{\"features\": [1, 2], \"id\": {}}",
+        "{\"features\": [1, 2], \"features\": [1, 2]}",
+        "{\"a\": [[[[[[[[[[[]]]]]]]]]]]}",
+        "{\"features\": [1, NaN]}",
       })
   void refusesWhatIsNoExample(String line) {
     assertThrows(InputException.class, () -> classes.json(line).example());
@@ -51,11 +64,9 @@ class ExampleLinesTest {
   @Test
   void anOutcomeMayComeLater() {
     InputException e =
-        assertThrows(
-            InputException.class, () -> classes.json("{\"features\": [1, 2]}").example());
+        assertThrows(InputException.class, () -> classes.json("{\"features\": [1, 2]}").example());
     assertTrue(e.getMessage().contains("neither label nor values"), e.getMessage());
-    assertArrayEquals(
-        new float[] {1, 2}, classes.json("{\"features\": [1, 2]}").features());
+    assertArrayEquals(new float[] {1, 2}, classes.json("{\"features\": [1, 2]}").features());
   }
 
   @ParameterizedTest

@@ -76,7 +76,8 @@ class GuardTest {
     for (boolean clip : new boolean[] {true, false}) {
       events.clear();
       try (LinearHead head = new LinearHead(FEATURES, 2);
-          OnlineLearner learner = learner(head, new Guard(new Guard.Norm(4, 20, clip), null, null))) {
+          OnlineLearner learner =
+              learner(head, new Guard(new Guard.Norm(4, 20, clip), null, null))) {
         learner.learn(Streams.plane(400, FEATURES, 0.1, 1, 9));
         int usual = events.size();
         float[] before = learner.weights().get("weight");
@@ -197,7 +198,10 @@ class GuardTest {
       double[] accuracy = new double[5];
       int[] ends = {1000, 2000, 3000, 4000, 8000};
       String[] names = {
-        "nothing", "160 wrong labels at 1000", "40 NaN at 2000", "16 exploding at 3000",
+        "nothing",
+        "160 wrong labels at 1000",
+        "40 NaN at 2000",
+        "16 exploding at 3000",
         "drift at 4000"
       };
       int at = 0;

@@ -19,8 +19,7 @@ class LossGradientTest {
           case "squared" -> new Loss.Squared();
           default -> new Loss.Huber(0.7);
         };
-    ZeroDistance.Target target =
-        loss.isForClasses() ? ZeroDistance.ONE_HOT : ZeroDistance.IDENTITY;
+    ZeroDistance.Target target = loss.isForClasses() ? ZeroDistance.ONE_HOT : ZeroDistance.IDENTITY;
     for (ZeroDistance constraint :
         new ZeroDistance[] {
           null, new ZeroDistance(target, 0.5, false), new ZeroDistance(target, 0.5, true)

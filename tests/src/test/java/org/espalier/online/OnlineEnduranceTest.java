@@ -59,8 +59,8 @@ class OnlineEnduranceTest {
               });
       long grown = resident() - before[0];
       System.out.printf(
-          "%d steps; predict frozen: p50 %.1f us, p99 %.1f us, p99.9 %.1f us; learning: p50 %.1f us,"
-              + " p99 %.1f us, p99.9 %.1f us; %d answers checked; %d slots; memory %+d kB%n",
+          "%d steps; predict frozen: p50 %.1f us, p99 %.1f us, p99.9 %.1f us; learning: p50 %.1f"
+              + " us, p99 %.1f us, p99.9 %.1f us; %d answers checked; %d slots; memory %+d kB%n",
           STEPS,
           at(frozen, 0.5),
           at(frozen, 0.99),
@@ -73,7 +73,8 @@ class OnlineEnduranceTest {
           grown);
       assertTrue(learner.slots() <= READERS + 3, learner.slots() + " slots");
       assertEquals(STEPS, learner.steps());
-      // The heap may still grow to what the collector likes, and holds the answers. Outside of it nothing
+      // The heap may still grow to what the collector likes, and holds the answers. Outside of it
+      // nothing
       // does: with -Xms1g -Xmx1g -XX:+AlwaysPreTouch 16,000,000 steps added 76 kB.
       assertTrue(grown < 100_000 + STEPS / 20, grown + " kB more");
     }

@@ -146,8 +146,7 @@ class OnlineLearnerTest {
             m[j] = 0.8 * m[j] + 0.2 * g[j];
             v[j] = 0.95 * v[j] + 0.05 * g[j] * g[j];
             double root = Math.sqrt(v[j] / (1 - Math.pow(0.95, step))) + 1e-6;
-            w[j] =
-                (1 - 0.05 * 0.1) * w[j] - 0.05 / (1 - Math.pow(0.8, step)) * m[j] / root;
+            w[j] = (1 - 0.05 * 0.1) * w[j] - 0.05 / (1 - Math.pow(0.8, step)) * m[j] / root;
           }
           learner.learn(batch);
         }
@@ -245,8 +244,7 @@ class OnlineLearnerTest {
         .publishEvery(3)
         .replay(new OnlineSettings.Replay(50, 3))
         .averaging(0.9)
-        .constraint(
-            new ZeroDistance(ZeroDistance.scaled(ZeroDistance.ONE_HOT, 4, -2), 0.05, true))
+        .constraint(new ZeroDistance(ZeroDistance.scaled(ZeroDistance.ONE_HOT, 4, -2), 0.05, true))
         .guard(
             new Guard(
                 new Guard.Norm(3, 10, true),
@@ -366,8 +364,7 @@ class OnlineLearnerTest {
         OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.1).build())) {
       byte[] other = state;
       InputException e =
-          assertThrows(
-              InputException.class, () -> learner.load(new ByteArrayInputStream(other)));
+          assertThrows(InputException.class, () -> learner.load(new ByteArrayInputStream(other)));
       assertTrue(e.getMessage().contains("other settings"), e.getMessage());
     }
   }
@@ -475,9 +472,7 @@ class OnlineLearnerTest {
         OnlineLearner learner = new OnlineLearner(head, settings)) {
       learner.learn(first);
       learner.learn(then);
-      return test.stream()
-              .filter(e -> learner.predict(e.features()).label() == e.label())
-              .count()
+      return test.stream().filter(e -> learner.predict(e.features()).label() == e.label()).count()
           / 500.0;
     }
   }

@@ -46,8 +46,7 @@ class OnlineStreamTest {
         List<Future<?>> writers = new ArrayList<>();
         for (int t = 0; t < 2; t++) {
           int from = 1500 * t;
-          writers.add(
-              pool.submit(() -> stream.subList(from, from + 1500).forEach(online::submit)));
+          writers.add(pool.submit(() -> stream.subList(from, from + 1500).forEach(online::submit)));
         }
         for (Future<?> writer : writers) {
           writer.get(30, TimeUnit.SECONDS);

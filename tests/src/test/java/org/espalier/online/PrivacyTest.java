@@ -146,8 +146,7 @@ class PrivacyTest {
     assertEquals(
         List.of(0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd),
         List.of(block[0], block[1], block[2], block[3]));
-    CounterRandom.philox(
-        0x299f31d0a4093822L, 0x85a308d3243f6a88L, 0x0370734413198a2eL, block);
+    CounterRandom.philox(0x299f31d0a4093822L, 0x85a308d3243f6a88L, 0x0370734413198a2eL, block);
     assertEquals(
         List.of(0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1),
         List.of(block[0], block[1], block[2], block[3]));
@@ -186,12 +185,10 @@ class PrivacyTest {
         b -> b.guard(new Guard(new Guard.Norm(2, 1, true), null, null)).privacy(privacy));
     refused(
         "drift",
-        b ->
-            b.drift(OnlineSettings.Drift.of(OnlineSettings.Drift.Action.RESET)).privacy(privacy));
+        b -> b.drift(OnlineSettings.Drift.of(OnlineSettings.Drift.Action.RESET)).privacy(privacy));
     refused(
         "distance",
-        b ->
-            b.constraint(new ZeroDistance(ZeroDistance.ONE_HOT, 1, false)).privacy(privacy));
+        b -> b.constraint(new ZeroDistance(ZeroDistance.ONE_HOT, 1, false)).privacy(privacy));
     assertThrows(IllegalArgumentException.class, () -> new Privacy(0, 1, 1e-5, 1));
     assertThrows(IllegalArgumentException.class, () -> new Privacy(1, Double.NaN, 1e-5, 1));
     assertThrows(IllegalArgumentException.class, () -> new Privacy(1, 1, 1, 1));
@@ -202,8 +199,7 @@ class PrivacyTest {
       String word, java.util.function.UnaryOperator<OnlineSettings.Builder> with) {
     IllegalArgumentException e =
         assertThrows(
-            IllegalArgumentException.class,
-            () -> with.apply(Streams.crossEntropy(0.1)).build());
+            IllegalArgumentException.class, () -> with.apply(Streams.crossEntropy(0.1)).build());
     assertTrue(e.getMessage().contains(word), e.getMessage());
   }
 }

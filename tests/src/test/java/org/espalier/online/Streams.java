@@ -57,7 +57,7 @@ final class Streams {
   }
 
   static OnlineSettings.Builder crossEntropy(double rate) {
-    return OnlineSettings.builder(
-        new Loss.CrossEntropy(), new LearningRate.Constant(rate)).batch(8);
+    return OnlineSettings.builder(new Loss.CrossEntropy(), new LearningRate.Constant(rate))
+        .batch(8);
   }
 }

@@ -44,8 +44,7 @@ class TorchLearnableTest {
 
   @Test
   void learnsWhatNoPlaneDividesWhileOthersPredict() throws Exception {
-    OnlineSettings settings =
-        Streams.crossEntropy(0.1).batch(16).momentum(0.9).window(500).build();
+    OnlineSettings settings = Streams.crossEntropy(0.1).batch(16).momentum(0.9).window(500).build();
     try (TorchLearnable model = learnable();
         OnlineLearner learner = new OnlineLearner(model, settings)) {
       ExecutorService pool = Executors.newFixedThreadPool(2);

@@ -39,10 +39,7 @@ final class DpAccumulateReference {
     for (int round = 0; round < 10; round++) {
       long a = c[0] * 0xD2511F53L;
       long b = c[2] * 0xCD9E8D57L;
-      c =
-          new long[] {
-            b >>> 32 ^ c[1] ^ k0, b & 0xffffffffL, a >>> 32 ^ c[3] ^ k1, a & 0xffffffffL
-          };
+      c = new long[] {b >>> 32 ^ c[1] ^ k0, b & 0xffffffffL, a >>> 32 ^ c[3] ^ k1, a & 0xffffffffL};
       k0 = k0 + 0x9E3779B9L & 0xffffffffL;
       k1 = k1 + 0xBB67AE85L & 0xffffffffL;
     }

@@ -13,7 +13,8 @@ import org.espalier.device.OwnedTensor;
 import org.junit.jupiter.api.Test;
 
 class DpAccumulateTest {
-  // One element, less and more than the 32 of a turn, an odd number before another tensor, several pieces of 16,384.
+  // One element, less and more than the 32 of a turn, an odd number before another tensor, several
+  // pieces of 16,384.
   private static final int[] SIZES = {1, 31, 32, 33, 0, 64, 1003, 131_101};
   private static final long KEY = 0x1122334455667788L;
 

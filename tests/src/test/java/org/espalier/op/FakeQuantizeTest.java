@@ -45,11 +45,30 @@ class FakeQuantizeTest {
    * </ul>
    */
   private static final long[][] SHAPES = {
-    {1}, {15}, {16}, {17}, {131_101},
-    {0}, {0, 4}, {4, 0}, {4, 0, 3},
-    {3, 5}, {8, 64}, {33, 130}, {64, 1, 9}, {1, 1}, {9, 1},
-    {1000, 3}, {37, 48}, {70, 257}, {600, 300}, {500, 4, 5}, {3, 2, 3, 3},
-    {24, 7, 45}, {4, 6, 64}, {2, 3, 40_000},
+    {1},
+    {15},
+    {16},
+    {17},
+    {131_101},
+    {0},
+    {0, 4},
+    {4, 0},
+    {4, 0, 3},
+    {3, 5},
+    {8, 64},
+    {33, 130},
+    {64, 1, 9},
+    {1, 1},
+    {9, 1},
+    {1000, 3},
+    {37, 48},
+    {70, 257},
+    {600, 300},
+    {500, 4, 5},
+    {3, 2, 3, 3},
+    {24, 7, 45},
+    {4, 6, 64},
+    {2, 3, 40_000},
   };
 
   private static final FakeQuantize[] GRIDS = {
@@ -74,7 +93,8 @@ class FakeQuantizeTest {
       int c = shape.channelOf(i);
       // Alone in its channel, a denormal has no usable scale.
       boolean denormal = Math.abs(x[i]) < 1e-30f;
-      x[i] = c % 7 == 3 || (denormal && shape.outer() * shape.inner() < 8) ? 0f : x[i] * (1 + c % 5);
+      x[i] =
+          c % 7 == 3 || (denormal && shape.outer() * shape.inner() < 8) ? 0f : x[i] * (1 + c % 5);
       x[i] = Math.max(-60_000f, Math.min(60_000f, x[i])); // F16 ends at 65504
     }
     return Numbers.rounded(dtype, x);
@@ -114,11 +134,18 @@ class FakeQuantizeTest {
                         threads,
                         () -> {
                           String what =
-                              rule + " of " + dtype + Arrays.toString(dimensions) + " " + isa + " "
+                              rule
+                                  + " of "
+                                  + dtype
+                                  + Arrays.toString(dimensions)
+                                  + " "
+                                  + isa
+                                  + " "
                                   + threads;
                           check(what, rule, dtype, dtype, dimensions, x, expected);
                           if (dtype != DType.F32 && threads == 3) {
-                            check(what + " to F32", rule, dtype, DType.F32, dimensions, x, expected);
+                            check(
+                                what + " to F32", rule, dtype, DType.F32, dimensions, x, expected);
                           }
                         });
                   }
@@ -143,8 +170,7 @@ class FakeQuantizeTest {
 
     static Expected given(Grid grid, float[] x, Shape shape, float[] scale, int[] zeroPoint) {
       int n = x.length;
-      Expected expected =
-          new Expected(scale, zeroPoint, new float[n], new byte[n], new boolean[n]);
+      Expected expected = new Expected(scale, zeroPoint, new float[n], new byte[n], new boolean[n]);
       for (int i = 0; i < n; i++) {
         int c = shape.channelOf(i);
         int q = FakeQuantizeReference.quantized(grid, x[i], scale[c], zeroPoint[c]);
@@ -177,8 +203,7 @@ class FakeQuantizeTest {
         scale.put(expected.scale, 0, channels);
         zeroPoint.put(expected.zeroPoint, 0, channels);
       }
-      NonFinite nonFinite =
-          operation.run(new Job(x, y, quantized, gate, scale, zeroPoint, null));
+      NonFinite nonFinite = operation.run(new Job(x, y, quantized, gate, scale, zeroPoint, null));
       assertEquals(new NonFinite(0, 0), nonFinite, what);
       float[] scales = new float[channels];
       int[] zeroPoints = new int[channels];
@@ -242,8 +267,10 @@ class FakeQuantizeTest {
                               OwnedTensor out = OwnedTensor.allocate(DType.F32, n + offset + 1);
                               BytePointer gate = filled((int) Bits.bytes(n));
                               FloatPointer scale = new FloatPointer(shape.channels())) {
-                            Tensor x = Tensor.of(in.slice(offset, n).pointer(), DType.F32, dimensions);
-                            Tensor y = Tensor.of(out.slice(offset, n).pointer(), DType.F32, dimensions);
+                            Tensor x =
+                                Tensor.of(in.slice(offset, n).pointer(), DType.F32, dimensions);
+                            Tensor y =
+                                Tensor.of(out.slice(offset, n).pointer(), DType.F32, dimensions);
                             Numbers.write(x, values);
                             Numbers.write(out.slice(n + offset, 1), new float[] {42f});
                             operation.run(Job.fake(x, y, gate, scale, null));
@@ -262,10 +289,39 @@ class FakeQuantizeTest {
   @Test
   void specialValues() {
     float[] special = {
-      0f, -0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 127.5f, 126.5f, -127.5f, -128.5f, 1e9f, -1e9f,
-      3e9f, -3e9f, 1e20f, -1e20f, Float.MAX_VALUE, -Float.MAX_VALUE, Float.POSITIVE_INFINITY,
-      Float.NEGATIVE_INFINITY, Float.NaN, Float.MIN_VALUE, 8388609f, -8388609f, 0.49999997f, 127f,
-      -127f, 255f, 254.5f, 100f, 3f
+      0f,
+      -0f,
+      0.5f,
+      1.5f,
+      2.5f,
+      -0.5f,
+      -1.5f,
+      -2.5f,
+      127.5f,
+      126.5f,
+      -127.5f,
+      -128.5f,
+      1e9f,
+      -1e9f,
+      3e9f,
+      -3e9f,
+      1e20f,
+      -1e20f,
+      Float.MAX_VALUE,
+      -Float.MAX_VALUE,
+      Float.POSITIVE_INFINITY,
+      Float.NEGATIVE_INFINITY,
+      Float.NaN,
+      Float.MIN_VALUE,
+      8388609f,
+      -8388609f,
+      0.49999997f,
+      127f,
+      -127f,
+      255f,
+      254.5f,
+      100f,
+      3f
     };
     for (FakeQuantize operation :
         List.of(
@@ -395,7 +451,9 @@ class FakeQuantizeTest {
         List<OwnedTensor> tensors = new ArrayList<>();
         List<float[]> expected = new ArrayList<>();
         for (int i = 0; i < 40; i++) {
-          long[] dimensions = {1 + random.nextInt(20), 1 + random.nextInt(i % 9 == 0 ? 50_000 : 300)};
+          long[] dimensions = {
+            1 + random.nextInt(20), 1 + random.nextInt(i % 9 == 0 ? 50_000 : 300)
+          };
           Shape shape = Shape.of(dimensions, 0);
           OwnedTensor x = Numbers.tensor(DType.F32, values(shape, DType.F32, i), dimensions);
           OwnedTensor y = OwnedTensor.allocate(DType.F32, dimensions);
@@ -474,8 +532,7 @@ class FakeQuantizeTest {
     for (long[] dimensions : new long[][] {{7, 130}, {300, 6}, {3, 5, 40}, {1, 70_001}}) {
       for (FakeQuantize base : List.of(FakeQuantize.symmetric(4), FakeQuantize.affine(4))) {
         for (int axis = -1; axis < dimensions.length; axis++) {
-          FakeQuantize operation =
-              (axis < 0 ? base : base.perChannel(axis)).mse(steps, smallest);
+          FakeQuantize operation = (axis < 0 ? base : base.perChannel(axis)).mse(steps, smallest);
           Shape shape = Shape.of(dimensions, axis < 0 ? null : axis);
           if (shape.channels() > 1000) {
             continue; // a scale an element has nothing to search
@@ -508,7 +565,8 @@ class FakeQuantizeTest {
                                 for (int i = 0; i <= steps; i++) {
                                   float ratio = 1f - i * (1f - smallest) / steps;
                                   float low = ranges[0][c] * ratio;
-                                  float s = FakeQuantizeReference.scale(grid, low, ranges[1][c] * ratio);
+                                  float s =
+                                      FakeQuantizeReference.scale(grid, low, ranges[1][c] * ratio);
                                   int z = FakeQuantizeReference.zeroPoint(grid, low, s);
                                   best =
                                       Math.min(
@@ -519,7 +577,8 @@ class FakeQuantizeTest {
                                     FakeQuantizeReference.error(
                                         grid, x, shape, c, scales[c], zeroPoint.get(c));
                                 // Only the order of the sums differs.
-                                assertEquals(best, chosen, 1e-12 * best, operation + " channel " + c);
+                                assertEquals(
+                                    best, chosen, 1e-12 * best, operation + " channel " + c);
                               }
                             }
                           });
@@ -569,7 +628,9 @@ class FakeQuantizeTest {
   @ParameterizedTest
   @EnumSource(DType.class)
   void scaleGradients(DType dtype) {
-    long[][] shapes = {{1}, {17}, {6, 50}, {40, 7}, {600, 300}, {24, 7, 45}, {2, 3, 40_000}, {0, 3}};
+    long[][] shapes = {
+      {1}, {17}, {6, 50}, {40, 7}, {600, 300}, {24, 7, 45}, {2, 3, 40_000}, {0, 3}
+    };
     for (long[] dimensions : shapes) {
       for (int axis = -1; axis < dimensions.length; axis++) {
         for (FakeQuantize base : GRIDS) {
@@ -587,7 +648,9 @@ class FakeQuantizeTest {
           }
           double[][] expected =
               FakeQuantizeReference.scaleGradient(grid, x, gradY, shape, scales, zeros);
-          float factor = operation.scaleGradientFactor(Tensor.ofAddress(64, 4L * x.length, DType.F32, dimensions));
+          float factor =
+              operation.scaleGradientFactor(
+                  Tensor.ofAddress(64, 4L * x.length, DType.F32, dimensions));
           int perChannel = Math.max(1, shape.outer() * shape.inner());
           assertEquals(1 / Math.sqrt((double) perChannel * grid.max()), factor, 1e-7);
           float[][] first = {null, null};
@@ -765,8 +828,7 @@ class FakeQuantizeTest {
     assertThrows(IllegalArgumentException.class, () -> FakeQuantize.symmetric(1, 9, 9));
     assertThrows(IllegalArgumentException.class, () -> FakeQuantize.symmetric(-9, 9, 0));
     assertThrows(IllegalArgumentException.class, () -> FakeQuantize.symmetric(8).mse(0, 0.5f));
-    assertThrows(
-        IllegalArgumentException.class, () -> FakeQuantize.symmetric(8).movingAverage(0));
+    assertThrows(IllegalArgumentException.class, () -> FakeQuantize.symmetric(8).movingAverage(0));
     try (OwnedTensor x = OwnedTensor.allocate(DType.BF16, 4, 4);
         OwnedTensor y = OwnedTensor.allocate(DType.F16, 4, 4);
         OwnedTensor small = OwnedTensor.allocate(DType.F32, 3);

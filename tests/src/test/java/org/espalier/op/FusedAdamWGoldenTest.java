@@ -46,8 +46,7 @@ class FusedAdamWGoldenTest {
         OwnedTensor m = OwnedTensor.allocate(DType.F32, start.length);
         OwnedTensor v = OwnedTensor.allocate(DType.F32, start.length);
         FusedAdamW adamw =
-            new FusedAdamW(
-                List.of(FusedAdamW.Parameter.of(weight, gradient, m, v)), options)) {
+            new FusedAdamW(List.of(FusedAdamW.Parameter.of(weight, gradient, m, v)), options)) {
       int steps = 0;
       for (; file.hasTensor("g" + (steps + 1)); steps++) {
         Numbers.write(gradient, file.floats("g" + (steps + 1)));
@@ -56,11 +55,9 @@ class FusedAdamWGoldenTest {
         float[] actual = Numbers.read(weight);
         // Two roundings of the weight a step, and some of what is subtracted, which is at most
         // lr · (1 − beta1) / √(1 − beta2): below 4 lr with the usual betas.
-        double tolerance =
-            (steps + 1) * (0x1p-23 * largest + 0x1p-20 * options.learningRate());
+        double tolerance = (steps + 1) * (0x1p-23 * largest + 0x1p-20 * options.learningRate());
         for (int i = 0; i < expected.length; i++) {
-          assertEquals(
-              expected[i], actual[i], tolerance, "step " + (steps + 1) + ", weight " + i);
+          assertEquals(expected[i], actual[i], tolerance, "step " + (steps + 1) + ", weight " + i);
         }
       }
       assertTrue(steps > 0, file + " has no gradient g1");

@@ -13,7 +13,6 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.Stream;
-import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
 import org.espalier.backend.Isa;
 import org.espalier.device.CudaStream;
@@ -64,7 +63,14 @@ class FusedAdamWTest {
         int offset) {
       super(
           new FusedAdamWReference.State(),
-          rows, cols, gradientType, copy, channel, seed, given, offset);
+          rows,
+          cols,
+          gradientType,
+          copy,
+          channel,
+          seed,
+          given,
+          offset);
       firstMoment = unreadState();
       secondMoment = unreadState();
       state.firstMoment = new double[rows * cols];
@@ -215,8 +221,7 @@ class FusedAdamWTest {
     for (Isa isa : Variants.isas().toList()) {
       try (Subject healthy = new Subject(5, 33, DType.F32, Copy.F32, Channel.FIRST_AXIS, 4);
           Subject sick = new Subject(1, 100, DType.F32, Copy.NONE, null, 5);
-          FusedAdamW adamw =
-              new FusedAdamW(List.of(healthy.parameter, sick.parameter), options)) {
+          FusedAdamW adamw = new FusedAdamW(List.of(healthy.parameter, sick.parameter), options)) {
         for (int good = 0; good <= 1; good++) { // before the first step and after it
           healthy.gradients(1);
           sick.gradients(2);
@@ -411,8 +416,7 @@ class FusedAdamWTest {
       adamw.step();
       assertEquals(1.9f * 0.95f, Numbers.read(subject.weight)[0], 1e-6f);
       // m̂ = (0.5 · 1) / (1 − 0.25), v̂ = the same, and the step is 0.1 · m̂ / √v̂.
-      assertEquals(
-          0.475 * 0.95 - 0.1 * Math.sqrt(2.0 / 3), Numbers.read(subject.weight)[1], 1e-6);
+      assertEquals(0.475 * 0.95 - 0.1 * Math.sqrt(2.0 / 3), Numbers.read(subject.weight)[1], 1e-6);
       assertEquals(0f, Numbers.read(subject.firstMoment)[0]);
       assertEquals(0.5f, Numbers.read(subject.firstMoment)[1]);
       assertEquals(0.01f, Numbers.read(subject.scales)[0]);

@@ -69,7 +69,14 @@ class FusedSgdTest {
         int offset) {
       super(
           new FusedSgdReference.State(),
-          rows, cols, gradientType, copy, channel, seed, given, offset);
+          rows,
+          cols,
+          gradientType,
+          copy,
+          channel,
+          seed,
+          given,
+          offset);
       momentum = unreadState();
       state.momentum = new double[rows * cols];
       parameter = new Parameter(weight, gradient, momentum, mask, gate, workingCopy, scale);
@@ -188,8 +195,7 @@ class FusedSgdTest {
       float[] sick = new float[5 * 33];
       sick[firstIndex(subject.state.mask, true)] = Float.NaN;
       Parameter parameter = subject.on(there);
-      try (FusedSgd skips =
-              new FusedSgd(List.of(parameter), MOMENTUM.withSkipNonFinite(true));
+      try (FusedSgd skips = new FusedSgd(List.of(parameter), MOMENTUM.withSkipNonFinite(true));
           FusedSgd clips = new FusedSgd(List.of(parameter), MOMENTUM.withMaxNorm(1))) {
         subject.gradients(1);
         float[] healthy = subject.state.gradient;
@@ -411,8 +417,7 @@ class FusedSgdTest {
   @Test
   void aGatedWeightStillDecays() {
     Options options = Options.of(0.1).withWeightDecay(0.5);
-    try (Subject subject =
-            new Subject(1, 2, DType.F32, Copy.F32, Channel.TENSOR, 3, true, 0);
+    try (Subject subject = new Subject(1, 2, DType.F32, Copy.F32, Channel.TENSOR, 3, true, 0);
         FusedSgd sgd = new FusedSgd(List.of(subject.parameter), options)) {
       Numbers.write(subject.weight, new float[] {2f, 0.5f});
       Numbers.write(subject.scales, new float[] {0.01f});
@@ -471,14 +476,11 @@ class FusedSgdTest {
             w[cols + 2] = Float.NEGATIVE_INFINITY;
             Numbers.write(subject.weight, w);
             subject.state.weight = toDouble(w);
-            StepResult expected =
-                FusedSgdReference.exact(List.of(subject.state), MOMENTUM);
+            StepResult expected = FusedSgdReference.exact(List.of(subject.state), MOMENTUM);
             Variants.with(
                 isa,
                 2,
-                () ->
-                    assertEquals(
-                        expected.nonFiniteChannels(), sgd.step().nonFiniteChannels()));
+                () -> assertEquals(expected.nonFiniteChannels(), sgd.step().nonFiniteChannels()));
             assertEquals(channel == Channel.TENSOR ? 1 : 2, expected.nonFiniteChannels());
             subject.check(isa + " " + channel + " " + cols);
           }
@@ -562,8 +564,7 @@ class FusedSgdTest {
       refused("weight BF16[4, 8]: F32 is needed", () -> Parameter.of(half, w, null));
       refused("the sizes differ", () -> Parameter.of(w, few, null));
       refused("the sizes differ", () -> Parameter.of(w, w, few));
-      refused(
-          "mask holds 3 bytes, 32 bits need 4", () -> Parameter.of(w, w, null).withMask(bits));
+      refused("mask holds 3 bytes, 32 bits need 4", () -> Parameter.of(w, w, null).withMask(bits));
       refused(
           "31 scales for the 8 channels of F32[4, 8] (LAST_AXIS)",
           () ->

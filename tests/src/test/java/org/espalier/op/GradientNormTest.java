@@ -104,8 +104,7 @@ class GradientNormTest {
         BytePointer bits = new BytePointer(2)) {
       IllegalArgumentException e =
           assertThrows(
-              IllegalArgumentException.class,
-              () -> new GradientNorm.Gradient(tensor, bits, null));
+              IllegalArgumentException.class, () -> new GradientNorm.Gradient(tensor, bits, null));
       assertEquals("mask holds 2 bytes, 17 bits need 3", e.getMessage());
     }
   }

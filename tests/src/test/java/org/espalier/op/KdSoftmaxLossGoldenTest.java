@@ -28,8 +28,7 @@ class KdSoftmaxLossGoldenTest {
     try (OwnedTensor student = Numbers.tensor(DType.F32, file.floats("student"), shape);
         OwnedTensor teacher = optional(file, "teacher", shape);
         OwnedTensor limit = optional(file, "bound_logits", shape);
-        LongPointer labels =
-            file.hasTensor("label") ? new LongPointer(file.longs("label")) : null;
+        LongPointer labels = file.hasTensor("label") ? new LongPointer(file.longs("label")) : null;
         OwnedTensor gradient = OwnedTensor.allocate(DType.F32, shape);
         KdSoftmaxLoss loss =
             new KdSoftmaxLoss(

@@ -59,8 +59,7 @@ class KdSoftmaxLossTest {
           KdSoftmaxLoss loss =
               new KdSoftmaxLoss(
                   settings,
-                  new KdSoftmaxLoss.Batch(
-                      logits(s), logits(t), y, logits(b), bits, logits(g)))) {
+                  new KdSoftmaxLoss.Batch(logits(s), logits(t), y, logits(b), bits, logits(g)))) {
         KdSoftmaxLoss.Result result = loss.compute();
         float[] all = Numbers.read(g);
         float[] gradient = new float[n * classes];
@@ -174,9 +173,29 @@ class KdSoftmaxLossTest {
    */
   @ParameterizedTest
   @CsvSource({
-    "5,1", "3,2", "33,10", "17,15", "16,16", "1,17", "40,31", "16,32", "17,33", "40,48", "33,63", "18,64",
-    "5,65", "2,255", "2,257", "33,1000", "2,2047", "2,2048", "2,2049", "9,4100", "3,30522",
-    "40,30522", "4096,32"
+    "5,1",
+    "3,2",
+    "33,10",
+    "17,15",
+    "16,16",
+    "1,17",
+    "40,31",
+    "16,32",
+    "17,33",
+    "40,48",
+    "33,63",
+    "18,64",
+    "5,65",
+    "2,255",
+    "2,257",
+    "33,1000",
+    "2,2047",
+    "2,2048",
+    "2,2049",
+    "9,4100",
+    "3,30522",
+    "40,30522",
+    "4096,32"
   })
   void agreesWithTheReferenceForEverySize(int n, int classes) {
     Problem problem = new Problem(n, classes, 31L * n + classes);
@@ -237,7 +256,15 @@ class KdSoftmaxLossTest {
 
   /** Up to 1e4 and far beyond, spread between and within segments. */
   @ParameterizedTest
-  @CsvSource({"17,10,1e4", "5,77,1e4", "3,4500,1e4", "17,10,1e9", "5,77,1e9", "3,4500,1e9", "3,77,60"})
+  @CsvSource({
+    "17,10,1e4",
+    "5,77,1e4",
+    "3,4500,1e4",
+    "17,10,1e9",
+    "5,77,1e9",
+    "3,4500,1e9",
+    "3,77,60"
+  })
   void largeLogits(int n, int classes, float scale) {
     for (double temperature : new double[] {1, 2, 4, 3, 0.01}) {
       Problem problem = new Problem(n, classes, 77);
@@ -346,8 +373,7 @@ class KdSoftmaxLossTest {
               KdSoftmaxLoss.Settings.of(1, 1),
               new KdSoftmaxLoss.Batch(
                   student, null, y, null, null, KdSoftmaxLoss.Logits.of(gradient)))) {
-        IllegalArgumentException e =
-            assertThrows(IllegalArgumentException.class, loss::compute);
+        IllegalArgumentException e = assertThrows(IllegalArgumentException.class, loss::compute);
         assertEquals(
             "kd_softmax_loss: label 10 in row 1 is outside [0, 10) and not ignore_index -100",
             e.getMessage());
@@ -355,9 +381,7 @@ class KdSoftmaxLossTest {
       }
       assertThrows(
           IllegalArgumentException.class,
-          () ->
-              new KdSoftmaxLoss.Batch(
-                  student, KdSoftmaxLoss.Logits.of(g), y, null, null, null));
+          () -> new KdSoftmaxLoss.Batch(student, KdSoftmaxLoss.Logits.of(g), y, null, null, null));
       try (KdSoftmaxLoss loss =
           new KdSoftmaxLoss(
               new KdSoftmaxLoss.Settings(1, 1, 0.5, -100),

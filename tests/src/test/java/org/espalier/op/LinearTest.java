@@ -33,12 +33,21 @@ class LinearTest {
     }
   }
 
-  // One lane and less, a whole vector, 64 a turn with and without tails; 70 rows are two groups of factors; the
+  // One lane and less, a whole vector, 64 a turn with and without tails; 70 rows are two groups of
+  // factors; the
   // last is worth several threads.
   @ParameterizedTest
   @CsvSource({
-    "1, 1, 1", "15, 2, 3", "16, 1, 2", "17, 3, 70", "63, 1, 4", "64, 10, 2", "65, 2, 65", "384, 2, 32",
-    "1003, 5, 8", "4099, 40, 3"
+    "1, 1, 1",
+    "15, 2, 3",
+    "16, 1, 2",
+    "17, 3, 70",
+    "63, 1, 4",
+    "64, 10, 2",
+    "65, 2, 65",
+    "384, 2, 32",
+    "1003, 5, 8",
+    "4099, 40, 3"
   })
   void agreesWithTheReferenceAndHasTheSameBitsEverywhere(int features, int outputs, int rows) {
     try (Problem p = Problem.of(features, outputs, rows);

@@ -185,8 +185,7 @@ class MagnitudePruneTest {
         assertTrue(e.getMessage().contains("more than what remains"), e.getMessage());
         batch.rule(new Count(40, Scope.GLOBAL));
         assertEquals(40, batch.run().pruned());
-        assertThrows(
-            IllegalArgumentException.class, () -> batch.rule(new Count(1, Scope.TENSOR)));
+        assertThrows(IllegalArgumentException.class, () -> batch.rule(new Count(1, Scope.TENSOR)));
         assertThrows(
             IllegalArgumentException.class, () -> batch.rule(new Amount(0.5, Scope.GLOBAL)));
       }
@@ -254,8 +253,7 @@ class MagnitudePruneTest {
       Weights weights = Weights.of("w", tensor);
       assertTrue(
           Float.isNaN(
-              MagnitudePrune.prune(List.of(weights), new Count(90_001, Scope.GLOBAL))
-                  .threshold()));
+              MagnitudePrune.prune(List.of(weights), new Count(90_001, Scope.GLOBAL)).threshold()));
       assertEquals(
           Float.POSITIVE_INFINITY,
           MagnitudePrune.prune(List.of(weights), new Count(90_000, Scope.GLOBAL)).threshold());
@@ -270,19 +268,15 @@ class MagnitudePruneTest {
         OwnedTensor a = Numbers.tensor(DType.F32, list[0]);
         OwnedTensor b = Numbers.tensor(DType.F32, list[1])) {
       List<Weights> weights =
-          List.of(
-              Weights.of("a", a).maskIn(Numbers.bits(earlier[0])), Weights.of("b", b));
+          List.of(Weights.of("a", a).maskIn(Numbers.bits(earlier[0])), Weights.of("b", b));
       for (long k : new long[] {1, 5000, 90_000}) {
-        MagnitudePrune.Result result =
-            MagnitudePrune.prune(weights, new Count(k, Scope.GLOBAL));
+        MagnitudePrune.Result result = MagnitudePrune.prune(weights, new Count(k, Scope.GLOBAL));
         assertEquals(
             MagnitudePruneReference.kthSmallest(list, earlier, k), result.threshold(), 0.0);
       }
-      assertEquals(
-          0f, MagnitudePrune.prune(weights, new Count(0, Scope.GLOBAL)).threshold());
+      assertEquals(0f, MagnitudePrune.prune(weights, new Count(0, Scope.GLOBAL)).threshold());
       assertTrue(
-          Float.isNaN(
-              MagnitudePrune.prune(weights, new Amount(0.5, Scope.TENSOR)).threshold()));
+          Float.isNaN(MagnitudePrune.prune(weights, new Amount(0.5, Scope.TENSOR)).threshold()));
     }
   }
 
@@ -355,9 +349,7 @@ class MagnitudePruneTest {
             MagnitudePrune.prune(
                 List.of(
                     list.get(0).to(once.slice(0, 100_000)).maskOut(maskOnce),
-                    list.get(1)
-                        .to(once.slice(100_000, 200_000))
-                        .maskOut(at(maskOnce, 100_000))),
+                    list.get(1).to(once.slice(100_000, 200_000)).maskOut(at(maskOnce, 100_000))),
                 rule);
         MagnitudePrune.Selection selection = MagnitudePrune.select(list, rule);
         assertEquals(result.threshold(), selection.threshold());
@@ -383,9 +375,12 @@ class MagnitudePruneTest {
         assertEquals(result.pruned(), pruned);
         assertArrayEquals(Numbers.read(once), Numbers.read(pieces));
         assertEquals(bytes(maskOnce), bytes(maskPieces));
-        assertEquals(result, selection.apply(
-            List.of(list.get(0).to(once.slice(0, 100_000)),
-                list.get(1).to(once.slice(100_000, 200_000)))));
+        assertEquals(
+            result,
+            selection.apply(
+                List.of(
+                    list.get(0).to(once.slice(0, 100_000)),
+                    list.get(1).to(once.slice(100_000, 200_000)))));
       }
     }
   }
@@ -460,12 +455,9 @@ class MagnitudePruneTest {
           "sparsity NaN; a fraction from 0 to 1 is needed",
           () -> new Sparsity(Double.NaN, Scope.GLOBAL));
       assertMessage("count -1; 0 or more is needed", () -> new Count(-1, Scope.GLOBAL));
-      assertMessage(
-          "threshold -1.0; a number from 0 on is needed", () -> new Threshold(-1f));
-      assertMessage(
-          "pattern 4:2; n:m with 1 <= n <= m <= 64 is needed", () -> new Pattern(4, 2));
-      assertMessage(
-          "pattern \"2-4\"; n:m is needed, such as 2:4", () -> Pattern.parse("2-4"));
+      assertMessage("threshold -1.0; a number from 0 on is needed", () -> new Threshold(-1f));
+      assertMessage("pattern 4:2; n:m with 1 <= n <= m <= 64 is needed", () -> new Pattern(4, 2));
+      assertMessage("pattern \"2-4\"; n:m is needed, such as 2:4", () -> Pattern.parse("2-4"));
       assertThrows(IllegalArgumentException.class, () -> weights.to(small));
       assertThrows(IllegalArgumentException.class, () -> weights.maskIn(bits));
       assertThrows(
@@ -524,8 +516,7 @@ class MagnitudePruneTest {
                   tensors.add(in);
                   tensors.add(out);
                   BytePointer mask =
-                      Numbers.bits(
-                          earlier[t] == null ? allTrue(weights[t].length) : earlier[t]);
+                      Numbers.bits(earlier[t] == null ? allTrue(weights[t].length) : earlier[t]);
                   boolean given = earlier[t] != null;
                   Weights w = Weights.of("w" + t, in).maskIn(given ? mask : null).axis(axis);
                   maskOnly.add(w.maskOut(Numbers.bits(allTrue(weights[t].length))));
@@ -568,7 +559,14 @@ class MagnitudePruneTest {
         }
         if (!right) {
           throw new AssertionError(
-              what + ": " + w.name() + "[" + i + "] = " + weights[t][i] + " should be "
+              what
+                  + ": "
+                  + w.name()
+                  + "["
+                  + i
+                  + "] = "
+                  + weights[t][i]
+                  + " should be "
                   + (expected[t][i] ? "kept" : "pruned"));
         }
       }

@@ -14,7 +14,9 @@ public final class Numbers {
    * Empty; one; around the 16 lanes of a vector; around a cache line of 16-bit floats; around 4096;
    * above the parallel threshold, not a multiple of anything.
    */
-  public static final int[] SIZES = {0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1003, 4096, 4099, 131_101};
+  public static final int[] SIZES = {
+    0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1003, 4096, 4099, 131_101
+  };
 
   private Numbers() {}
 

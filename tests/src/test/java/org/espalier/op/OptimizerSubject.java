@@ -23,8 +23,20 @@ abstract class OptimizerSubject<S extends WorkingCopyReference.State> implements
    * rows too long for the cache, starting on a whole vector and not; more columns than one panel.
    */
   static final int[][] SHAPES = {
-    {1, 1}, {37, 1}, {3, 5}, {16, 16}, {7, 33}, {10, 128}, {128, 10}, {300, 64}, {129, 131},
-    {2, 70_000}, {3, 66_001}, {65, 1040}, {0, 7}, {4, 0}
+    {1, 1},
+    {37, 1},
+    {3, 5},
+    {16, 16},
+    {7, 33},
+    {10, 128},
+    {128, 10},
+    {300, 64},
+    {129, 131},
+    {2, 70_000},
+    {3, 66_001},
+    {65, 1040},
+    {0, 7},
+    {4, 0}
   };
 
   enum Copy {
@@ -63,8 +75,7 @@ abstract class OptimizerSubject<S extends WorkingCopyReference.State> implements
       subjects.add(factory.make(1, n, gradientType, copy, null, seed++, false, 0));
       copy = copies[seed % copies.length];
       boolean given = seed % 5 == 3;
-      subjects.add(
-          factory.make(1, n, gradientType, copy, Channel.TENSOR, seed, given, seed++ % 2));
+      subjects.add(factory.make(1, n, gradientType, copy, Channel.TENSOR, seed, given, seed++ % 2));
     }
     for (int[] shape : SHAPES) {
       for (Channel channel : channels) {
@@ -131,13 +142,10 @@ abstract class OptimizerSubject<S extends WorkingCopyReference.State> implements
     state.gradient = new float[n];
     boolean quantized = channel != null;
     state.mask = seed % 3 == 0 ? null : Numbers.randomBits(n, 0.5, seed + 1);
-    state.gate =
-        quantized && seed % 4 == 0 || given ? Numbers.randomBits(n, 0.9, seed + 2) : null;
+    state.gate = quantized && seed % 4 == 0 || given ? Numbers.randomBits(n, 0.9, seed + 2) : null;
     gate = field(state.gate);
     floats =
-        copy == Copy.NONE || copy == Copy.INT8
-            ? null
-            : tensor(copy.dtype(), rows, cols, unread);
+        copy == Copy.NONE || copy == Copy.INT8 ? null : tensor(copy.dtype(), rows, cols, unread);
     integers = copy == Copy.INT8 ? bytes(n) : null;
     mask = field(state.mask);
     workingCopy =
@@ -145,8 +153,7 @@ abstract class OptimizerSubject<S extends WorkingCopyReference.State> implements
             ? WorkingCopy.of(floats)
             : integers != null ? WorkingCopy.int8(integers) : null;
     if (quantized) {
-      int count =
-          channel == Channel.TENSOR ? 1 : channel == Channel.FIRST_AXIS ? rows : cols;
+      int count = channel == Channel.TENSOR ? 1 : channel == Channel.FIRST_AXIS ? rows : cols;
       state.channel = channel;
       state.scale = new double[count];
       state.scaleGiven = given;
@@ -273,8 +280,15 @@ abstract class OptimizerSubject<S extends WorkingCopyReference.State> implements
     for (int i = 0; i < expected.length; i++) {
       if (Float.floatToIntBits((float) expected[i]) != Float.floatToIntBits(actual[i])) {
         throw new AssertionError(
-            what + " " + i + " of " + expected.length + ": expected " + (float) expected[i]
-                + ", was " + actual[i]);
+            what
+                + " "
+                + i
+                + " of "
+                + expected.length
+                + ": expected "
+                + (float) expected[i]
+                + ", was "
+                + actual[i]);
       }
     }
   }

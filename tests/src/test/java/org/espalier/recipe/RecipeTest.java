@@ -64,7 +64,8 @@ class RecipeTest {
     assertEquals(Training.Schedule.Shape.COSINE, prune.training().schedule().shape());
     assertFalse(prune.pruning().include().test("head.weight"));
     assertTrue(prune.pruning().include().test("body.weight"));
-    Stage.Quantize quantize = assertInstanceOf(Stage.Quantize.class, recipe.stages().stages().get(1));
+    Stage.Quantize quantize =
+        assertInstanceOf(Stage.Quantize.class, recipe.stages().stages().get(1));
     assertEquals("quantize", quantize.name());
     assertEquals(Quantization.Form.DYNAMIC, quantize.quantization().form());
     assertEquals(2, quantize.training().epochs());
@@ -77,7 +78,11 @@ class RecipeTest {
   void setChangesStagesAndSections() {
     Recipe recipe =
         parse(
-            RIGHT, "thin.sparsity=0.9", "quantize.loss.similarity=2", "model.max-tokens=16", "seed=3",
+            RIGHT,
+            "thin.sparsity=0.9",
+            "quantize.loss.similarity=2",
+            "model.max-tokens=16",
+            "seed=3",
             "thin.exclude=[a, b]");
     assertEquals(3, recipe.stages().seed());
     assertEquals(16, recipe.model().maxTokens());
@@ -90,7 +95,8 @@ class RecipeTest {
   static Stream<Arguments> mistakes() {
     return Stream.of(
         wrong("sparsity: 0.4", "sparsty: 0.4", "recipe.yaml:9: thin", "'sparsty'", "'sparsity'"),
-        wrong("sparsity: 0.4", "sparsity: 1", "recipe.yaml:9: thin.sparsity", "'1'", "0 to below 1"),
+        wrong(
+            "sparsity: 0.4", "sparsity: 1", "recipe.yaml:9: thin.sparsity", "'1'", "0 to below 1"),
         wrong("sparsity: 0.4", "sparsity: .nan", "recipe.yaml:9", "a number"),
         wrong("sparsity: 0.4", "sparsity: [1]", "recipe.yaml:9", "a list"),
         wrong("schedule: cubic", "schedule: cubik", "recipe.yaml:10", "'cubik'", "'cubic'"),
@@ -98,7 +104,8 @@ class RecipeTest {
         wrong("steps: 100", "steps: 1e3", "recipe.yaml:11", "a whole number"),
         wrong("steps: 100", "steps: 0", "recipe.yaml:7", "thin", "cubic"),
         wrong("seed: 7", "sed: 7", "recipe.yaml:1", "'sed'", "'seed'"),
-        wrong("kind: quantize", "kind: quantise", "recipe.yaml:13", "'quantise'", "quantize, distil"),
+        wrong(
+            "kind: quantize", "kind: quantise", "recipe.yaml:13", "'quantise'", "quantize, distil"),
         wrong("kind: quantize", "kind: fine-tune", "recipe.yaml:13", "fine-tune"),
         wrong("name: thin", "name: quantize", "recipe.yaml", "two stages", "'quantize'"),
         wrong("name: thin", "name: model", "recipe.yaml:8", "'model' is a key"),
@@ -110,7 +117,8 @@ class RecipeTest {
         wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
         wrong("sparsity: 0.4", "pattern: 4:2", "recipe.yaml:9", "4:2"),
         wrong("exclude: [head.*]", "exclude: '[a'", "recipe.yaml", "without a ]"),
-        wrong("seed: 7", "export: {formats: [torchscript]}", "recipe.yaml:1", "no TorchScript form"),
+        wrong(
+            "seed: 7", "export: {formats: [torchscript]}", "recipe.yaml:1", "no TorchScript form"),
         wrong("seed: 7", "seed: 7\nseed: 8", "recipe.yaml:2", "'seed' was given in line 1"),
         wrong("seed: 7", "seed: &a 7", "recipe.yaml:1", "anchors"),
         wrong("seed: 7", "seed: *a", "recipe.yaml:1", "anchors"),
@@ -144,7 +152,8 @@ class RecipeTest {
         assertThrows(
             InputException.class,
             () -> parse(RIGHT.replace("0.4", "x").replace("name: thin", "nam: thin")));
-    assertTrue(e.getMessage().contains("recipe.yaml:8") && e.getMessage().contains("recipe.yaml:9"));
+    assertTrue(
+        e.getMessage().contains("recipe.yaml:8") && e.getMessage().contains("recipe.yaml:9"));
   }
 
   @Test

@@ -37,8 +37,7 @@ final class ExclusionProbe {
   }
 
   private static Process java(String prefix, String mode, Path store) throws IOException {
-    List<String> command =
-        new ArrayList<>(List.of("bash", "-c", prefix + "exec \"$0\" \"$@\""));
+    List<String> command = new ArrayList<>(List.of("bash", "-c", prefix + "exec \"$0\" \"$@\""));
     command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
     command.addAll(List.of("-Xshare:auto", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"));
     command.addAll(List.of("-cp", System.getProperty("java.class.path")));

@@ -106,13 +106,13 @@ class ModelDiffTest {
     Path after = folder.resolve("b.onnx");
     model.write(after);
     ModelDiff diff = ModelDiff.of(before, after);
-    List<Layer> different =
-        diff.layers().stream().filter(l -> l.change() != Change.SAME).toList();
+    List<Layer> different = diff.layers().stream().filter(l -> l.change() != Change.SAME).toList();
     assertEquals(1, different.size());
     assertEquals(1, different.get(0).changed());
     assertEquals(1, different.get(0).largest(), 1e-6);
     assertEquals(List.of(), diff.operators());
-    Path other = write("c.safetensors", new TensorSpec("x", SafetensorsDtype.I8, List.of(0L)), bytes());
+    Path other =
+        write("c.safetensors", new TensorSpec("x", SafetensorsDtype.I8, List.of(0L)), bytes());
     InputException e = assertThrows(InputException.class, () -> ModelDiff.of(before, other));
     assertTrue(e.getMessage().contains("different formats"), e.getMessage());
   }

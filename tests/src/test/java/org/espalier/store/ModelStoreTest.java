@@ -22,8 +22,8 @@ import java.util.Base64;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import java.util.concurrent.Executors;
 import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicBoolean;
@@ -207,9 +207,7 @@ class ModelStoreTest {
   void hostilePathsAreRefused(String path) throws IOException {
     try (StoreWriter writer = writer()) {
       refused(
-          "cannot publish",
-          () ->
-              writer.publish(v -> v.create(path), path, Lineage.NONE, null));
+          "cannot publish", () -> writer.publish(v -> v.create(path), path, Lineage.NONE, null));
     }
     assertEquals(List.of(), store.ids());
     // The same in a record that somebody wrote.
@@ -218,8 +216,10 @@ class ModelStoreTest {
     String json = Files.readString(record);
     String quoted = new com.fasterxml.jackson.databind.ObjectMapper().writeValueAsString(path);
     if (!path.equals("\ud800")) {
-      Files.writeString(record, json.replace("\"model\",", quoted + ",").replace(
-          "\"path\" : \"sub/extra\"", "\"path\" : " + quoted));
+      Files.writeString(
+          record,
+          json.replace("\"model\",", quoted + ",")
+              .replace("\"path\" : \"sub/extra\"", "\"path\" : " + quoted));
       assertThrows(InputException.class, () -> store.version(1));
     }
   }
@@ -312,8 +312,7 @@ class ModelStoreTest {
     Process process = ExclusionProbe.start(store.folder());
     try (var out = process.inputReader(StandardCharsets.UTF_8)) {
       assertEquals("writing", out.readLine());
-      refused(
-          "is being written by process " + process.pid(), () -> store.writer(Duration.ZERO));
+      refused("is being written by process " + process.pid(), () -> store.writer(Duration.ZERO));
       assertTrue(store.current().isEmpty()); // readers are not kept out
       // Its lock goes with it.
       process.destroyForcibly();
@@ -393,7 +392,8 @@ class ModelStoreTest {
     Process process = ExclusionProbe.startFilling(store.folder());
     try (var out = process.inputReader(StandardCharsets.UTF_8)) {
       String line = out.readLine();
-      assertTrue(line.startsWith("InputException: cannot write") && line.contains("too large"), line);
+      assertTrue(
+          line.startsWith("InputException: cannot write") && line.contains("too large"), line);
     }
     assertTrue(process.waitFor(30, TimeUnit.SECONDS));
     assertArrayEquals(state, Files.readAllBytes(store.folder().resolve("state.json")));
@@ -425,8 +425,13 @@ class ModelStoreTest {
     try {
       return Files.writeString(
           folder.resolve(name),
-          "-----BEGIN " + kind + "-----\n" + Base64.getMimeEncoder().encodeToString(der)
-              + "\n-----END " + kind + "-----\n");
+          "-----BEGIN "
+              + kind
+              + "-----\n"
+              + Base64.getMimeEncoder().encodeToString(der)
+              + "\n-----END "
+              + kind
+              + "-----\n");
     } catch (IOException e) {
       throw new AssertionError(e);
     }

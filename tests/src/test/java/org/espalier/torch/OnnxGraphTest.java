@@ -275,8 +275,7 @@ class OnnxGraphTest {
       refused("but has [5, 7]", () -> graph.forward(Map.of("x", torch.randn(5, 7))));
       refused("but has [8]", () -> graph.forward(Map.of("x", torch.randn(8))));
       refused(
-          "it got",
-          () -> graph.forward(Map.of("x", torch.randn(5, 8), "other", torch.randn(1))));
+          "it got", () -> graph.forward(Map.of("x", torch.randn(5, 8), "other", torch.randn(1))));
       // What a failed run left behind does not disturb the next.
       assertEquals(2, graph.forward(Map.of("x", torch.randn(5, 8))).get("y").dim());
       graph.close();

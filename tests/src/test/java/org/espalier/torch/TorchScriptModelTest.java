@@ -155,8 +155,7 @@ class TorchScriptModelTest {
       try (TorchScriptModel model = new TorchScriptModel("two", module)) {
         assertEquals(List.of("x", "y"), model.inputNames());
         assertEquals(List.of("output_0", "output_1"), model.outputNames());
-        Map<String, Tensor> outputs =
-            model.forward(Map.of("x", torch.ones(4), "y", torch.ones(2)));
+        Map<String, Tensor> outputs = model.forward(Map.of("x", torch.ones(4), "y", torch.ones(2)));
         assertEquals(4f, outputs.get("output_1").mean().item_float());
         InputException missing =
             assertThrows(InputException.class, () -> model.forward(Map.of("x", torch.ones(4))));

@@ -65,8 +65,7 @@ class EncoderTrainingTest {
   private static Run run(Objective objective, long steps) {
     Quantization q = Quantization.dynamic();
     Quantization unfitted =
-        new Quantization(
-            q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
+        new Quantization(q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
     Training training =
         new Training(
             steps, 0, 13, Optimizer.AdamW.of(3e-3), Training.Schedule.constant(), objective, 0);

@@ -89,7 +89,8 @@ class LearnedScalesTest {
       double factor = QMAX / Math.sqrt((double) ROWS * QMAX);
       for (int c = 0; c < COLUMNS; c++) {
         // v has a relative error of 2^-23 and is at most 2 * 127 where it is subtracted.
-        assertEquals(factor * expected[c], found.get(c), factor * (1e-6 * magnitude[c] + 1e-3), "" + c);
+        assertEquals(
+            factor * expected[c], found.get(c), factor * (1e-6 * magnitude[c] + 1e-3), "" + c);
       }
     }
   }

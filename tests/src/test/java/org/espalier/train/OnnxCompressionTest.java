@@ -91,14 +91,12 @@ class OnnxCompressionTest {
   }
 
   private static Training training(long steps, Optimizer optimizer, Objective objective) {
-    return new Training(
-        steps, 0, 16, optimizer, Training.Schedule.constant(), objective, 50);
+    return new Training(steps, 0, 16, optimizer, Training.Schedule.constant(), objective, 50);
   }
 
   private static Quantization dynamic() {
     Quantization q = Quantization.dynamic();
-    return new Quantization(
-        q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
+    return new Quantization(q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
   }
 
   @Test
@@ -109,7 +107,8 @@ class OnnxCompressionTest {
         new CompressionPlan(
             List.of(
                 new Stage.Train("fit", training(300, nesterov, labels)),
-                new Stage.Prune("prune", Pruning.oneShot(0.75), training(10_000, nesterov, labels))),
+                new Stage.Prune(
+                    "prune", Pruning.oneShot(0.75), training(10_000, nesterov, labels))),
             7);
     try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
       assertTrue(c.run(SILENT));
@@ -131,7 +130,9 @@ class OnnxCompressionTest {
         new CompressionPlan(
             List.of(
                 new Stage.Prune(
-                    "prune", gradual, training(100, Optimizer.AdamW.of(1e-3), Objective.ofLabels()))),
+                    "prune",
+                    gradual,
+                    training(100, Optimizer.AdamW.of(1e-3), Objective.ofLabels()))),
             7);
     try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
       c.run(
@@ -160,9 +161,13 @@ class OnnxCompressionTest {
         new CompressionPlan(
             List.of(
                 new Stage.Prune(
-                    "prune", Pruning.oneShot(0.4), training(200, Optimizer.AdamW.of(5e-3), Objective.ofLabels())),
+                    "prune",
+                    Pruning.oneShot(0.4),
+                    training(200, Optimizer.AdamW.of(5e-3), Objective.ofLabels())),
                 new Stage.Quantize(
-                    "quantize", dynamic(), training(200, Optimizer.AdamW.of(1e-3), Objective.ofLabels())),
+                    "quantize",
+                    dynamic(),
+                    training(200, Optimizer.AdamW.of(1e-3), Objective.ofLabels())),
                 new Stage.Train(
                     "distil", training(100, Optimizer.Sgd.of(1e-3), Objective.ofLogits(0.5, 2)))),
             7);
@@ -205,7 +210,9 @@ class OnnxCompressionTest {
                 new Stage.Prune(
                     "prune", gradual, training(60, Optimizer.AdamW.of(2e-3), Objective.ofLabels())),
                 new Stage.Quantize(
-                    "quantize", dynamic(), training(60, Optimizer.AdamW.of(1e-3), Objective.ofLabels())),
+                    "quantize",
+                    dynamic(),
+                    training(60, Optimizer.AdamW.of(1e-3), Objective.ofLabels())),
                 new Stage.Train(
                     "distil", training(60, Optimizer.Sgd.of(1e-3), Objective.ofLogits(0.5, 2)))),
             7);
@@ -287,7 +294,8 @@ class OnnxCompressionTest {
   private static double[] excess(Objective objective) {
     CompressionPlan plan =
         new CompressionPlan(
-            List.of(new Stage.Train("train", training(200, Optimizer.AdamW.of(5e-3), objective))), 7);
+            List.of(new Stage.Train("train", training(200, Optimizer.AdamW.of(5e-3), objective))),
+            7);
     CompressionPlan look =
         new CompressionPlan(
             List.of(
@@ -295,8 +303,13 @@ class OnnxCompressionTest {
                     "look",
                     Pruning.oneShot(0),
                     new Training(
-                        0, 0, 16, Optimizer.Sgd.of(0), Training.Schedule.constant(),
-                        new Objective(0, 0, 1, 1, 0, 0, 1, 0), 0))),
+                        0,
+                        0,
+                        16,
+                        Optimizer.Sgd.of(0),
+                        Training.Schedule.constant(),
+                        new Objective(0, 0, 1, 1, 0, 0, 1, 0),
+                        0))),
             7);
     OnnxModel trained;
     try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
@@ -321,8 +334,7 @@ class OnnxCompressionTest {
                     "burst", training(50, Optimizer.Sgd.of(1e30), Objective.ofLabels()))),
             7);
     try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
-      NonFiniteLossException e =
-          assertThrows(NonFiniteLossException.class, () -> c.run(SILENT));
+      NonFiniteLossException e = assertThrows(NonFiniteLossException.class, () -> c.run(SILENT));
       assertTrue(e.getMessage().contains("stage burst, step "), e.getMessage());
     }
   }

@@ -77,8 +77,7 @@ class SimulationTest {
     Path tokenizerFile = resource("all-minilm-l6-v2-tokenizer.json");
     try (TextTokenizer tokenizer = new TextTokenizer(tokenizerFile, 64)) {
       OnnxModel model = OnnxModel.read(original);
-      DynamicQuantizer quantizer =
-          new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+      DynamicQuantizer quantizer = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
       quantizer.calibrate(new TextActivations(tokenizer, CALIBRATION, 2));
       quantizer.prepareTraining();
       try (OnnxGraph graph = new OnnxGraph(model)) {
@@ -96,9 +95,7 @@ class SimulationTest {
   private void compare(DynamicQuantizer quantizer, OnnxGraph graph, TextTokenizer tokenizer)
       throws OrtException {
     Map<String, TrainedWeight> weights = new HashMap<>();
-    graph
-        .parameters()
-        .forEach(p -> weights.put(graph.constantOf(p.name()), new TrainedWeight(p)));
+    graph.parameters().forEach(p -> weights.put(graph.constantOf(p.name()), new TrainedWeight(p)));
     Map<String, String> nodes = new HashMap<>();
     for (QuantizedProduct p : quantizer.products()) {
       TrainedWeight w = weights.get(p.weight());
@@ -122,7 +119,8 @@ class SimulationTest {
     long all = 0;
     double[] cosine = {1, 1};
     double[] largest = new double[2];
-    try (ActivationSimulation simulation = new ActivationSimulation(nodes, Set.of(), new DynamicGrid());
+    try (ActivationSimulation simulation =
+            new ActivationSimulation(nodes, Set.of(), new DynamicGrid());
         OrtSession runtime = session(exported.toProto());
         OrtSession tapped = session(withOutputs(exported, quantized.values()));
         OrtSession linear = session(quantizeLinear())) {
@@ -167,7 +165,13 @@ class SimulationTest {
         Locale.ROOT,
         "simulation behind ONNX Runtime's integers: %d of %d equal (%.4f %%), smallest cosine %.8f,"
             + " largest difference %.1e; on its own: cosine %.6f, largest difference %.1e%n",
-        equal, all, 100.0 * equal / all, cosine[0], largest[0], cosine[1], largest[1]);
+        equal,
+        all,
+        100.0 * equal / all,
+        cosine[0],
+        largest[0],
+        cosine[1],
+        largest[1]);
     assertTrue(equal >= 0.999 * all, equal + " of " + all);
     assertTrue(cosine[0] >= 0.99999, "cosine " + cosine[0]);
     assertTrue(cosine[1] >= 0.998, "cosine of a free run " + cosine[1]);
@@ -184,8 +188,7 @@ class SimulationTest {
   private static float[] simulate(OnnxGraph graph, ActivationSimulation simulation, long[] ids) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Batch batch =
-          Batch.of(new Examples.Texts(List.of(ids)), new int[] {0}, graph.inputNames());
+      Batch batch = Batch.of(new Examples.Texts(List.of(ids)), new int[] {0}, graph.inputNames());
       simulation.begin(batch);
       return floats(graph.forward(batch.inputs()).get(graph.outputNames().get(0)));
     }
@@ -276,7 +279,10 @@ class SimulationTest {
 
   /** Runs the model, and reads its quantized activations too. */
   private static float[] tap(
-      OrtSession session, long[] ids, Map<String, List<String>> quantized, Map<String, Quantized> to)
+      OrtSession session,
+      long[] ids,
+      Map<String, List<String>> quantized,
+      Map<String, Quantized> to)
       throws OrtException {
     try (OrtSession.Result result = session.run(feed(ids))) {
       for (Map.Entry<String, List<String>> e : quantized.entrySet()) {

@@ -174,20 +174,37 @@ class StaticTrainingTest {
     Quantization fixed = Quantization.fixed();
     Training fit =
         new Training(
-            150, 0, 16, Optimizer.AdamW.of(1e-2), Training.Schedule.constant(),
-            Objective.ofLabels(), 50);
+            150,
+            0,
+            16,
+            Optimizer.AdamW.of(1e-2),
+            Training.Schedule.constant(),
+            Objective.ofLabels(),
+            50);
     Training training =
         new Training(
-            steps, 0, 16, Optimizer.AdamW.of(2e-3), Training.Schedule.constant(),
-            Objective.ofLabels(), 20);
+            steps,
+            0,
+            16,
+            Optimizer.AdamW.of(2e-3),
+            Training.Schedule.constant(),
+            Objective.ofLabels(),
+            20);
     return new CompressionPlan(
         List.of(
             new Stage.Train("fit", fit),
             new Stage.Quantize(
                 "quantize",
                 new Quantization(
-                    fixed.form(), false, true, true, new Clipping.MinMax(), 0.05, 0.5,
-                    learnScales, n -> true),
+                    fixed.form(),
+                    false,
+                    true,
+                    true,
+                    new Clipping.MinMax(),
+                    0.05,
+                    0.5,
+                    learnScales,
+                    n -> true),
                 training)),
         7);
   }
@@ -382,8 +399,7 @@ class StaticTrainingTest {
             .addNode(node("QuantizeLinear", "q", List.of("x", "s", "z"), "q"))
             .addNode(node("DequantizeLinear", "d", List.of("q", "s", "z"), "y"))
             .addOutput(value("y", DataType.FLOAT, -1));
-    try (OrtSession session =
-            ENVIRONMENT.createSession(SmallModels.model(13, g).toByteArray());
+    try (OrtSession session = ENVIRONMENT.createSession(SmallModels.model(13, g).toByteArray());
         OnnxTensor input =
             OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {x.length});
         OrtSession.Result result = session.run(Map.of("x", input))) {

@@ -29,8 +29,7 @@ record Build(String version, String commit) {
     }
     try {
       Process git =
-          new ProcessBuilder(
-                  "git", "-C", root, "describe", "--always", "--dirty", "--exclude=*")
+          new ProcessBuilder("git", "-C", root, "describe", "--always", "--dirty", "--exclude=*")
               .redirectError(ProcessBuilder.Redirect.DISCARD)
               .start();
       git.getOutputStream().close();

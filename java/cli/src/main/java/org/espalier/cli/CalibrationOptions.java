@@ -26,10 +26,10 @@ final class CalibrationOptions {
       names = "--calibration",
       paramLabel = "EXAMPLES",
       description =
-          "What the model will see: for a text model a UTF-8 file with a text a line (default: English"
-              + " sentences from WordNet); for any model a .safetensors file with one tensor an input,"
-              + " whose first dimension counts the examples; 'none' leaves calibration out"
-              + " (onnx-dynamic only, less accurate).")
+          "What the model will see: for a text model a UTF-8 file with a text a line (default:"
+              + " English sentences from WordNet); for any model a .safetensors file with one"
+              + " tensor an input, whose first dimension counts the examples; 'none' leaves"
+              + " calibration out (onnx-dynamic only, less accurate).")
   private String calibration;
 
   @Option(
@@ -72,12 +72,12 @@ final class CalibrationOptions {
     }
     if (calibration != null && calibration.endsWith(".safetensors")) {
       notes.accept("calibrating on the tensors of " + calibration);
-      return new FileActivations(
-          ModelSource.path(calibration), model, count, Machine.threads());
+      return new FileActivations(ModelSource.path(calibration), model, count, Machine.threads());
     }
     if (!isTextModel(model)) {
       throw new InputException(
-          model.name() + " takes no text (it has no input_ids): give --calibration a .safetensors file"
+          model.name()
+              + " takes no text (it has no input_ids): give --calibration a .safetensors file"
               + " with one tensor an input, whose first dimension counts the examples");
     }
     try (TextTokenizer open = tokenizer.open(source, notes)) {
@@ -89,7 +89,9 @@ final class CalibrationOptions {
     if (calibration == null) {
       Path jar = maven.jar(WORDNET);
       notes.accept(
-          "calibrating on " + count + " English sentences: WordNet glosses from "
+          "calibrating on "
+              + count
+              + " English sentences: WordNet glosses from "
               + WORDNET.coordinates());
       return WordNetSentences.sample(jar, count);
     }

@@ -7,8 +7,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.function.Consumer;
 import java.util.concurrent.atomic.AtomicReference;
+import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.ClassifierEvaluator;
@@ -57,8 +57,11 @@ final class CommandHost implements RunHost, AutoCloseable {
     Path path = recipeFolder.resolve(ModelSource.path(reference));
     if (!Files.isRegularFile(path)) {
       throw new InputException(
-          "there is no file " + path
-              + (Path.of(reference).isAbsolute() ? "" : " (paths in a recipe start at its folder)"));
+          "there is no file "
+              + path
+              + (Path.of(reference).isAbsolute()
+                  ? ""
+                  : " (paths in a recipe start at its folder)"));
     }
     return path;
   }
@@ -106,7 +109,9 @@ final class CommandHost implements RunHost, AutoCloseable {
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
     Pooling pooling = Pooling.valueOf(recipe.model().pooling().name());
-    return new FidelityEvaluator(tokenizer(), pooling).evaluate(reference, candidate, texts).toMap();
+    return new FidelityEvaluator(tokenizer(), pooling)
+        .evaluate(reference, candidate, texts)
+        .toMap();
   }
 
   @Override
@@ -128,8 +133,7 @@ final class CommandHost implements RunHost, AutoCloseable {
     machine.put("threads", Machine.threads());
     machine.put("java", Runtime.version().toString());
     machine.put("onnxruntime", ai.onnxruntime.OrtEnvironment.getEnvironment().getVersion());
-    machine.put(
-        "system", System.getProperty("os.name") + " " + System.getProperty("os.version"));
+    machine.put("system", System.getProperty("os.name") + " " + System.getProperty("os.version"));
     return machine;
   }
 

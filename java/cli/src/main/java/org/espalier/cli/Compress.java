@@ -43,7 +43,8 @@ import picocli.CommandLine.Parameters;
       "  espalier compress recipe.yaml -o out --resume",
       "",
       "'espalier recipe --help' is about writing recipes.",
-      "Exit codes: 0 done, 1 training broke down (NaN) or espalier failed, 2 bad input, 130 stopped.",
+      "Exit codes: 0 done, 1 training broke down (NaN) or espalier failed, 2 bad input, 130"
+          + " stopped.",
     })
 final class Compress implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -71,8 +72,8 @@ final class Compress implements Callable<Integer> {
       names = "--threads",
       paramLabel = "N",
       description =
-          "Threads that training uses. Results are the same bytes only with the same number. Default:"
-              + " all processors.")
+          "Threads that training uses. Results are the same bytes only with the same number."
+              + " Default: all processors.")
   private Integer threads;
 
   @Override
@@ -97,7 +98,8 @@ final class Compress implements Callable<Integer> {
       } catch (NonFiniteLossException e) {
         common.err().println("espalier: " + e.getMessage());
         common.note(
-            "the last good checkpoint is in " + folder.resolve("run")
+            "the last good checkpoint is in "
+                + folder.resolve("run")
                 + "; a lower learning-rate or a max-norm helps most often");
         return 1;
       }
@@ -120,7 +122,8 @@ final class Compress implements Callable<Integer> {
   private void show(Path folder) {
     JsonNode report;
     try {
-      report = new ObjectMapper().readTree(Files.readAllBytes(folder.resolve(RecipeRun.REPORT_JSON)));
+      report =
+          new ObjectMapper().readTree(Files.readAllBytes(folder.resolve(RecipeRun.REPORT_JSON)));
     } catch (JsonProcessingException e) {
       throw new InputException(folder.resolve(RecipeRun.REPORT_JSON) + " is damaged", e);
     } catch (IOException e) {
@@ -135,7 +138,9 @@ final class Compress implements Callable<Integer> {
     for (JsonNode made : report.path("outputs")) {
       table.add(
           "wrote",
-          folder.resolve(made.path("file").asText()) + "  " + Format.bytes(made.path("bytes").asDouble()));
+          folder.resolve(made.path("file").asText())
+              + "  "
+              + Format.bytes(made.path("bytes").asDouble()));
     }
     table.add("size", number(fidelity, "size_ratio", "%.3f of the original"));
     table.add("speed", number(fidelity, "speedup", "%.2fx the original, one thread"));

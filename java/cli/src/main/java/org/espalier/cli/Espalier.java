@@ -118,7 +118,8 @@ public final class Espalier implements Runnable {
               + "); JDK_JAVA_OPTIONS=-Xmx… gives the JVM more");
     } else {
       err.println(
-          "espalier: failed: " + (e.getMessage() == null ? e.getClass().getName() : e.getMessage()));
+          "espalier: failed: "
+              + (e.getMessage() == null ? e.getClass().getName() : e.getMessage()));
     }
     if (verbose) {
       e.printStackTrace(err);

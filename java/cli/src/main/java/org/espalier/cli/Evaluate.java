@@ -70,7 +70,8 @@ final class Evaluate implements Callable<Integer> {
     Fidelity fidelity;
     try (TextTokenizer open = tokenizer.open(original, common::note);
         Progress progress = new Progress(common.err(), "evaluating")) {
-      fidelity = new FidelityEvaluator(open, pooling).evaluate(original.path(), judged.path(), lines);
+      fidelity =
+          new FidelityEvaluator(open, pooling).evaluate(original.path(), judged.path(), lines);
     }
     if (common.json()) {
       ObjectNode json = JsonNodeFactory.instance.objectNode();

@@ -54,7 +54,12 @@ final class Inspect implements Callable<Integer> {
 
   /** One line of the list; zeros is −1 where elements cannot be told apart. */
   private record Row(
-      String name, String kind, List<Long> shape, String dtype, long elements, long bytes,
+      String name,
+      String kind,
+      List<Long> shape,
+      String dtype,
+      long elements,
+      long bytes,
       long zeros) {}
 
   @Override

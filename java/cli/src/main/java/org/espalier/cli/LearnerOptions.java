@@ -1,6 +1,5 @@
 package org.espalier.cli;
 
-import java.nio.file.Path;
 import org.espalier.InputException;
 import org.espalier.online.Quarantine;
 import org.espalier.store.SigningKey;

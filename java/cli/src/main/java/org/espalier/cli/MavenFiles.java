@@ -220,7 +220,11 @@ final class MavenFiles {
         size += read;
         if (size > entry.getSize()) {
           throw new InputException(
-              jar + ": the entry " + entry.getName() + " is longer than the " + entry.getSize()
+              jar
+                  + ": the entry "
+                  + entry.getName()
+                  + " is longer than the "
+                  + entry.getSize()
                   + " bytes that it claims");
         }
         digest.update(buffer, 0, read);

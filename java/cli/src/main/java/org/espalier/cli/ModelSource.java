@@ -88,12 +88,22 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
     String place = entry == null ? path.toString() : entry.toString();
     if (found.isEmpty()) {
       throw new InputException(
-          "beside " + place + " lies neither " + names.get(0) + " nor " + names.get(1)
+          "beside "
+              + place
+              + " lies neither "
+              + names.get(0)
+              + " nor "
+              + names.get(1)
               + "; --tokenizer names one");
     }
     if (found.size() > 1) {
       throw new InputException(
-          "beside " + place + " lie both " + found.get(0) + " and " + found.get(1)
+          "beside "
+              + place
+              + " lie both "
+              + found.get(0)
+              + " and "
+              + found.get(1)
               + "; --tokenizer chooses one");
     }
     return entry == null ? beside(found.get(0)) : maven.file(entry.sibling(found.get(0)));

@@ -9,7 +9,6 @@ import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.time.Duration;
 import java.util.ArrayList;
 import java.util.EnumMap;
 import java.util.LinkedHashMap;
@@ -45,10 +44,10 @@ import picocli.CommandLine.Option;
       "Learns from a stream of examples, one after the other: each is predicted and measured first,"
           + " then learned. Versions are published to a store as it goes.",
       "",
-      "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5] for"
-          + " outcomes that are values; or, with --csv, the features and then the outcome, separated"
-          + " by commas. Lines that cannot be used are counted, go to the quarantine with their"
-          + " number, and do not stop it until there are more than --max-bad."
+      "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5]"
+          + " for outcomes that are values; or, with --csv, the features and then the outcome,"
+          + " separated by commas. Lines that cannot be used are counted, go to the quarantine with"
+          + " their number, and do not stop it until there are more than --max-bad."
     },
     footer = {
       "",
@@ -98,7 +97,8 @@ final class Online implements Callable<Integer> {
   @Option(
       names = "--resume",
       description =
-          "Go on where the store's current version was published, after the lines that it has seen.")
+          "Go on where the store's current version was published, after the lines that it has"
+              + " seen.")
   private boolean resume;
 
   @Option(names = "--csv", description = "Lines are comma-separated numbers.")
@@ -149,7 +149,8 @@ final class Online implements Callable<Integer> {
         learner.quarantine(quarantine);
         try (InputStream in = open();
             Interrupts interrupts =
-                new Interrupts(() -> common.note("stopping after this batch; again ends at once"))) {
+                new Interrupts(
+                    () -> common.note("stopping after this batch; again ends at once"))) {
           if (store == null) {
             store = options.create();
           }
@@ -292,8 +293,13 @@ final class Online implements Callable<Integer> {
     print(learner, store, seconds, before);
     if (tooMany) {
       throw new InputException(
-          "more than " + maxBad + " lines of " + input + " could not be used, the last of them line "
-              + lines + "; what was learned before is version "
+          "more than "
+              + maxBad
+              + " lines of "
+              + input
+              + " could not be used, the last of them line "
+              + lines
+              + "; what was learned before is version "
               + published.get(published.size() - 1));
     }
   }
@@ -322,7 +328,8 @@ final class Online implements Callable<Integer> {
         common.note("more lines cannot be used; --quarantine keeps all of them");
       }
       if (quarantine != null) {
-        quarantine.addLine(reader.number(), e.getMessage(), line.substring(0, Math.min(10_000, line.length())));
+        quarantine.addLine(
+            reader.number(), e.getMessage(), line.substring(0, Math.min(10_000, line.length())));
       }
       return null;
     }
@@ -354,7 +361,9 @@ final class Online implements Callable<Integer> {
     long done = learner.seen() - before;
     map.put(
         "examples",
-        done + " in " + Format.seconds(seconds)
+        done
+            + " in "
+            + Format.seconds(seconds)
             + String.format(Locale.ROOT, ", %.0f a second", done / seconds));
     map.put("learned", learner.learned() + ", " + learner.removed() + " taken out or back");
     map.put("lines that could not be used", Long.toString(bad));
@@ -367,7 +376,8 @@ final class Online implements Callable<Integer> {
     }
     map.put("events", events.isEmpty() ? "none" : events.toString().toLowerCase(Locale.ROOT));
     map.put(
-        "store", store.folder() + ", version " + published.get(published.size() - 1) + " is current");
+        "store",
+        store.folder() + ", version " + published.get(published.size() - 1) + " is current");
     return map;
   }
 

@@ -33,8 +33,8 @@ import picocli.CommandLine.Parameters;
     description = {
       "Writes the model to OUT with the weights of least magnitude zeroed.",
       "",
-      "By default it takes the weights of MatMul, Gemm and Conv in ONNX, and float tensors of rank 2"
-          + " and more that are no embeddings in safetensors. Ties go to the weights that come"
+      "By default it takes the weights of MatMul, Gemm and Conv in ONNX, and float tensors of rank"
+          + " 2 and more that are no embeddings in safetensors. Ties go to the weights that come"
           + " first. The zeros are unstructured: they change neither a file's size nor its speed."
     },
     footer = {
@@ -154,8 +154,7 @@ final class Prune implements Callable<Integer> {
         result =
             OnnxPruner.prune(
                 onnx,
-                new OnnxPruner.Job(
-                    target, rule, c -> chosen.contains(c.name()), masksIn, masksOut),
+                new OnnxPruner.Job(target, rule, c -> chosen.contains(c.name()), masksIn, masksOut),
                 progress::update);
       } else {
         Set<String> chosen = choose(source.path());
@@ -187,8 +186,7 @@ final class Prune implements Callable<Integer> {
     Map<String, Candidate> candidates =
         OnnxPruner.candidates(onnx).stream()
             .collect(Collectors.toMap(Candidate::name, Function.identity()));
-    return tensors.choose(
-        candidates.keySet(), name -> OnnxPruner.isPrunable(candidates.get(name)));
+    return tensors.choose(candidates.keySet(), name -> OnnxPruner.isPrunable(candidates.get(name)));
   }
 
   private Set<String> choose(Path path) {
@@ -198,8 +196,7 @@ final class Prune implements Callable<Integer> {
               .filter(tensor -> tensor.dtype().isFloat())
               .map(TensorInfo::name)
               .toList();
-      return tensors.choose(
-          names, name -> CheckpointPruner.isPrunable(checkpoint.tensor(name)));
+      return tensors.choose(names, name -> CheckpointPruner.isPrunable(checkpoint.tensor(name)));
     }
   }
 
@@ -224,8 +221,14 @@ final class Prune implements Callable<Integer> {
     double share = result.total() == 0 ? 0 : (double) result.pruned() / result.total();
     table.add(
         "pruned",
-        result.pruned() + " of " + result.total() + " weights, " + Format.percent(share) + ", in "
-            + result.tensors().size() + " tensors");
+        result.pruned()
+            + " of "
+            + result.total()
+            + " weights, "
+            + Format.percent(share)
+            + ", in "
+            + result.tensors().size()
+            + " tensors");
     if (!Float.isNaN(result.threshold())) {
       table.add("threshold", Float.toString(result.threshold()));
     }

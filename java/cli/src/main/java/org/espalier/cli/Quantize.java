@@ -36,16 +36,16 @@ import picocli.CommandLine.Parameters;
 @Command(
     name = "quantize",
     description = {
-      "Writes the model to OUT with int8 weights: a quarter of the size, and several times the speed"
-          + " in ONNX Runtime.",
+      "Writes the model to OUT with int8 weights: a quarter of the size, and several times the"
+          + " speed in ONNX Runtime.",
       "",
       "  onnx-dynamic        activations are quantized as they come: text models",
       "  onnx-qdq            activations have fixed ranges, found by calibration; Conv too",
       "  compressed-tensors  the Hugging Face layout of a safetensors folder: linear layers int8,"
           + " one scale a row, for readers as vLLM",
       "",
-      "Calibration runs the model on example texts. Without --calibration a text model is calibrated"
-          + " on English sentences (WordNet glosses, which Maven gets once)."
+      "Calibration runs the model on example texts. Without --calibration a text model is"
+          + " calibrated on English sentences (WordNet glosses, which Maven gets once)."
     },
     footer = {
       "",
@@ -108,8 +108,8 @@ final class Quantize implements Callable<Integer> {
       names = "--clip",
       paramLabel = "minmax|percentile:P|mse",
       description =
-          "How onnx-qdq chooses the range of an activation: all that was seen, the middle P percent,"
-              + " or what loses least. Default: mse.")
+          "How onnx-qdq chooses the range of an activation: all that was seen, the middle P"
+              + " percent, or what loses least. Default: mse.")
   private String clip;
 
   @Option(
@@ -142,8 +142,14 @@ final class Quantize implements Callable<Integer> {
     boolean isOnnx = source.kind() == ModelSource.Kind.ONNX;
     if (isOnnx == (form == Target.COMPRESSED_TENSORS)) {
       throw new InputException(
-          "--to " + to + " is for " + (isOnnx ? "safetensors" : ".onnx") + " models; " + model
-              + " is " + (isOnnx ? "an ONNX model" : "no ONNX model"));
+          "--to "
+              + to
+              + " is for "
+              + (isOnnx ? "safetensors" : ".onnx")
+              + " models; "
+              + model
+              + " is "
+              + (isOnnx ? "an ONNX model" : "no ONNX model"));
     }
     if (isOnnx) {
       quantizeOnnx(source, target, form, clipping);
@@ -191,8 +197,8 @@ final class Quantize implements Callable<Integer> {
     long begin = System.nanoTime();
     if (!reduceRange && Int8Saturation.onThisMachine()) {
       common.note(
-          "warning: 8-bit products of ONNX Runtime saturate on this processor (it lacks VNNI), which"
-              + " falsifies answers; --reduce-range avoids it");
+          "warning: 8-bit products of ONNX Runtime saturate on this processor (it lacks VNNI),"
+              + " which falsifies answers; --reduce-range avoids it");
     }
     OnnxModel onnx = OnnxModel.read(source.path());
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
@@ -205,9 +211,7 @@ final class Quantize implements Callable<Integer> {
             new DynamicQuantizer(
                 onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
         progress.update("calibrating", 0, 0);
-        calibration
-            .dynamic(onnx, source, tokenizer, common::note)
-            .ifPresent(quantizer::calibrate);
+        calibration.dynamic(onnx, source, tokenizer, common::note).ifPresent(quantizer::calibrate);
         quantized = quantizer.quantized();
         skipped = quantizer.skipped();
         quantizer.apply();
@@ -227,8 +231,7 @@ final class Quantize implements Callable<Integer> {
     }
     double seconds = (System.nanoTime() - begin) * 1e-9;
     skipped.forEach((name, reason) -> common.note(name + " stays float: " + reason));
-    report(
-        quantized, new TreeMap<>(skipped), size(onnx.files()), size(List.of(target)), seconds);
+    report(quantized, new TreeMap<>(skipped), size(onnx.files()), size(List.of(target)), seconds);
   }
 
   /** All weights, or those of --include less those of --exclude. */
@@ -238,7 +241,9 @@ final class Quantize implements Callable<Integer> {
       return weight -> true; // the quantizer says why there is nothing to do
     }
     Set<String> chosen = tensors.choose(names, name -> true);
-    return chosen.size() == names.size() ? weight -> true : weight -> chosen.contains(weight.name());
+    return chosen.size() == names.size()
+        ? weight -> true
+        : weight -> chosen.contains(weight.name());
   }
 
   private void quantizeCheckpoint(ModelSource source, Path target, Device computes) {
@@ -264,7 +269,8 @@ final class Quantize implements Callable<Integer> {
     }
     Map<String, String> ignored =
         result.ignored().stream()
-            .collect(Collectors.toMap(name -> name, name -> "not chosen", (a, b) -> a, TreeMap::new));
+            .collect(
+                Collectors.toMap(name -> name, name -> "not chosen", (a, b) -> a, TreeMap::new));
     report(
         result.tensors(),
         ignored,

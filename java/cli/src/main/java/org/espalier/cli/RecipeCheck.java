@@ -18,8 +18,8 @@ import picocli.CommandLine.Parameters;
 @Command(
     name = "check",
     description = {
-      "Checks RECIPE as 'compress' would: its keys, its files, and whether the model can be trained."
-          + " Nothing is written."
+      "Checks RECIPE as 'compress' would: its keys, its files, and whether the model can be"
+          + " trained. Nothing is written."
     },
     footer = {"", "Examples:", "  espalier recipe check recipe.yaml --set quantize.steps=50"})
 final class RecipeCheck implements Callable<Integer> {

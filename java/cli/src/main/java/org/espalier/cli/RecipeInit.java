@@ -39,7 +39,8 @@ final class RecipeInit implements Callable<Integer> {
       names = "--model",
       paramLabel = "MODEL",
       defaultValue = "model.onnx",
-      description = "The ONNX model: a path from the recipe's folder, or maven:… Default: ${DEFAULT-VALUE}.")
+      description =
+          "The ONNX model: a path from the recipe's folder, or maven:… Default: ${DEFAULT-VALUE}.")
   private String model;
 
   @Option(
@@ -63,7 +64,9 @@ final class RecipeInit implements Callable<Integer> {
     if (common.json()) {
       common.print(JsonNodeFactory.instance.objectNode().put("recipe", output));
     } else {
-      common.out().println("wrote " + target + "; 'espalier recipe check " + target + "' checks it");
+      common
+          .out()
+          .println("wrote " + target + "; 'espalier recipe check " + target + "' checks it");
     }
     return 0;
   }

@@ -22,9 +22,8 @@ import picocli.CommandLine.Option;
 @Command(
     name = "serve",
     description = {
-      "Serves the current version of a store: predictions over HTTP, learning from"
-          + " feedback, new versions published as it goes. A rollback in the store is followed within"
-          + " a second.",
+      "Serves the current version of a store: predictions over HTTP, learning from feedback, new"
+          + " versions published as it goes. A rollback in the store is followed within a second.",
       "",
       "  POST /predict   {\"features\": [...]}, with an \"id\" where feedback will come",
       "                  answers {\"outputs\": [...], \"label\": 1, \"version\": 7}",
@@ -33,8 +32,9 @@ import picocli.CommandLine.Option;
       "  GET  /health    200 while it works",
       "  GET  /metrics   for Prometheus",
       "",
-      "It binds to the loopback interface. Elsewhere it wants --token, and clients send Authorization:"
-          + " Bearer TOKEN for all but /health. There is no TLS: put a proxy in front."
+      "It binds to the loopback interface. Elsewhere it wants --token, and clients send"
+          + " Authorization: Bearer TOKEN for all but /health. There is no TLS: put a proxy in"
+          + " front."
     },
     footer = {
       "",
@@ -94,8 +94,8 @@ final class Serve implements Callable<Integer> {
       names = "--recipe",
       paramLabel = "FILE",
       description =
-          "How to learn, for a version that no learner made: an ONNX model, with model: {features: …,"
-              + " outputs: …} in the recipe, or a linear one.")
+          "How to learn, for a version that no learner made: an ONNX model, with model: {features:"
+              + " …, outputs: …} in the recipe, or a linear one.")
   private String recipeFile;
 
   @Option(names = "--no-learn", description = "Refuse feedback.")
@@ -118,7 +118,9 @@ final class Serve implements Callable<Integer> {
     String token = tokenFile == null ? null : token(ModelSource.path(tokenFile));
     if (token == null && !address.isLoopbackAddress()) {
       throw new InputException(
-          "--host " + host + " can be reached from elsewhere: --token names a file with the token"
+          "--host "
+              + host
+              + " can be reached from elsewhere: --token names a file with the token"
               + " that clients must send");
     }
     SigningKey signing = learning.signingKey();
@@ -142,8 +144,14 @@ final class Serve implements Callable<Integer> {
         common
             .out()
             .println(
-                "serving version " + service.storeVersion() + " of " + store.folder()
-                    + " at http://" + address.getHostAddress() + ":" + bound);
+                "serving version "
+                    + service.storeVersion()
+                    + " of "
+                    + store.folder()
+                    + " at http://"
+                    + address.getHostAddress()
+                    + ":"
+                    + bound);
       }
       common.out().flush();
       stopped.await();
@@ -157,12 +165,12 @@ final class Serve implements Callable<Integer> {
   private static String token(Path file) {
     try {
       String token =
-          Files.size(file) > 10_000
-              ? ""
-              : Files.readString(file, StandardCharsets.UTF_8).strip();
+          Files.size(file) > 10_000 ? "" : Files.readString(file, StandardCharsets.UTF_8).strip();
       if (token.length() < MIN_TOKEN || !token.matches("[!-~]+")) {
         throw new InputException(
-            file + " holds no token: one line of " + MIN_TOKEN
+            file
+                + " holds no token: one line of "
+                + MIN_TOKEN
                 + " characters or more without spaces; 'openssl rand -hex 32' makes one");
       }
       return token;

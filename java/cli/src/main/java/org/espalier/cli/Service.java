@@ -123,7 +123,10 @@ final class Service implements AutoCloseable {
       boolean learned = LearnerFiles.isLearned(held);
       if (!learned && given == null) {
         throw new InputException(
-            "no learner made version " + held.version().id() + " of " + store.folder()
+            "no learner made version "
+                + held.version().id()
+                + " of "
+                + store.folder()
                 + ": --recipe says how it is to learn");
       }
       recipe = learned ? LearnerFiles.recipe(held) : given;
@@ -144,8 +147,7 @@ final class Service implements AutoCloseable {
     pending = new PendingLabels(limits.pending());
     stream =
         limits.learn()
-            ? new OnlineStream(
-                learner, 10_000, OnlineStream.WhenFull.REJECT, Duration.ofMillis(20))
+            ? new OnlineStream(learner, 10_000, OnlineStream.WhenFull.REJECT, Duration.ofMillis(20))
             : null;
     new LearnerMetrics(learner).bindTo(registry);
     predictions =
@@ -229,8 +231,7 @@ final class Service implements AutoCloseable {
   private void admit(HttpExchange exchange, String path) throws Refusal {
     synchronized (this) {
       long now = System.nanoTime();
-      allowance =
-          Math.min(limits.rate(), allowance + (now - lastRequest) * 1e-9 * limits.rate());
+      allowance = Math.min(limits.rate(), allowance + (now - lastRequest) * 1e-9 * limits.rate());
       lastRequest = now;
       if (allowance < 1) {
         throw new Refusal(429, "more than " + limits.rate() + " requests a second");
@@ -267,8 +268,7 @@ final class Service implements AutoCloseable {
         method(exchange, "GET");
         return JsonNodeFactory.instance.objectNode().put("status", "ok");
       default:
-        throw new Refusal(
-            404, "there are /predict, /feedback, /versions, /health and /metrics");
+        throw new Refusal(404, "there are /predict, /feedback, /versions, /health and /metrics");
     }
   }
 
@@ -403,8 +403,7 @@ final class Service implements AutoCloseable {
             .withSource("serve")
             .withData(new Lineage.DataWindow("feedback", Math.min(publishedAt, seen), seen));
     try (StoreWriter writer = store.writer(PATIENCE)) {
-      storeVersion =
-          LearnerFiles.publish(writer, learner, recipe.text(), lineage, signing).id();
+      storeVersion = LearnerFiles.publish(writer, learner, recipe.text(), lineage, signing).id();
     }
     publishedAt = seen;
   }

@@ -18,8 +18,8 @@ import picocli.CommandLine.Parameters;
 @Command(
     name = "diff",
     description = {
-      "Says how two versions differ, layer by layer: how many values changed, the largest change, and"
-          + " the norm of the change relative to the norm of the layer.",
+      "Says how two versions differ, layer by layer: how many values changed, the largest change,"
+          + " and the norm of the change relative to the norm of the layer.",
       "",
       "Both are verified first."
     },
@@ -84,7 +84,8 @@ final class StoreDiff implements Callable<Integer> {
           compared ? number(layer.largest()) : "",
           compared ? number(layer.relative()) : "",
           compared && layer.zerosBefore() >= 0
-              ? Format.percent(layer.zerosBefore() / n) + " -> "
+              ? Format.percent(layer.zerosBefore() / n)
+                  + " -> "
                   + Format.percent(layer.zerosAfter() / n)
               : "");
     }

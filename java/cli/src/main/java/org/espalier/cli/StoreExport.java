@@ -19,9 +19,9 @@ import picocli.CommandLine.Parameters;
     description = {
       "Writes the model of a version as an ONNX file, for any runtime.",
       "",
-      "A linear model that 'online' or 'serve' learned becomes a graph with the input 'features' and the"
-          + " outputs 'outputs' and, where it learns classes, 'probabilities'. A version that is ONNX"
-          + " is copied with its names."
+      "A linear model that 'online' or 'serve' learned becomes a graph with the input 'features'"
+          + " and the outputs 'outputs' and, where it learns classes, 'probabilities'. A version"
+          + " that is ONNX is copied with its names."
     },
     footer = {
       "",

@@ -19,11 +19,11 @@ import picocli.CommandLine.Option;
 @Command(
     name = "gc",
     description = {
-      "Removes versions that are beyond the newest N and older than AGE; with one of the two options,"
-          + " the other does not matter.",
+      "Removes versions that are beyond the newest N and older than AGE; with one of the two"
+          + " options, the other does not matter.",
       "",
-      "Never removed are the current version, the one that 'rollback' would go back to, pinned ones,"
-          + " ones that a process is reading, and ones whose record is damaged."
+      "Never removed are the current version, the one that 'rollback' would go back to, pinned"
+          + " ones, ones that a process is reading, and ones whose record is damaged."
     },
     footer = {
       "",
@@ -77,7 +77,9 @@ final class StoreGc implements Callable<Integer> {
     common
         .out()
         .println(
-            (dryRun ? "would remove " : "removed ") + collected.removed().size() + " versions, "
+            (dryRun ? "would remove " : "removed ")
+                + collected.removed().size()
+                + " versions, "
                 + Format.bytes(collected.bytes())
                 + (collected.removed().isEmpty() ? "" : ": " + collected.removed()));
     if (!collected.inUse().isEmpty()) {
@@ -89,7 +91,8 @@ final class StoreGc implements Callable<Integer> {
   private static Duration age(String given) {
     Matcher matcher = AGE.matcher(given);
     if (!matcher.matches()) {
-      throw new InputException("--older-than " + given + "; a number with s, m, h, d or w is right");
+      throw new InputException(
+          "--older-than " + given + "; a number with s, m, h, d or w is right");
     }
     long seconds =
         switch (matcher.group(2)) {

@@ -58,8 +58,11 @@ final class StoreList implements Callable<Integer> {
             version.signed() ? "yes" : "",
             note(version, pinned.contains(id)));
       } catch (InputException e) {
-        versions.addObject().put("id", id).put("current", id == current).put(
-            "problem", e.getMessage());
+        versions
+            .addObject()
+            .put("id", id)
+            .put("current", id == current)
+            .put("problem", e.getMessage());
         table.add(star, Long.toString(id), "", "", "", "", e.getMessage());
       }
     }

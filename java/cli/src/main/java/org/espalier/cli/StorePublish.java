@@ -86,7 +86,8 @@ final class StorePublish implements Callable<Integer> {
     metrics.forEach(
         (name, value) -> {
           if (!Double.isFinite(value)) {
-            throw new InputException("--metric " + name + "=" + value + "; a finite number is right");
+            throw new InputException(
+                "--metric " + name + "=" + value + "; a finite number is right");
           }
         });
     String text = recipe == null ? null : text(ModelSource.path(recipe));
@@ -115,8 +116,7 @@ final class StorePublish implements Callable<Integer> {
     if (from != null) {
       store.version(from);
     }
-    Lineage lineage =
-        new Lineage(from, source.given(), text, null, metrics, null, note);
+    Lineage lineage = new Lineage(from, source.given(), text, null, metrics, null, note);
     Version version;
     try (Progress progress = new Progress(common.err(), "publishing");
         StoreWriter writer = wait.writer(store)) {
@@ -132,7 +132,10 @@ final class StorePublish implements Callable<Integer> {
       common
           .out()
           .println(
-              "version " + version.id() + ", " + Format.bytes(version.bytes())
+              "version "
+                  + version.id()
+                  + ", "
+                  + Format.bytes(version.bytes())
                   + (stay ? "; not current" : ", current"));
     }
     return 0;

@@ -55,7 +55,9 @@ final class StoreRollback implements Callable<Integer> {
       common
           .out()
           .println(
-              "version " + now + " is current"
+              "version "
+                  + now
+                  + " is current"
                   + (before == now ? ", as before" : before == 0 ? "" : "; it was " + before));
     }
     return 0;

@@ -44,7 +44,9 @@ final class StoreShow implements Callable<Integer> {
     Table table = new Table("", "");
     table.add(
         "version",
-        version.id() + (current ? ", current" : "") + (pinned ? ", pinned" : "")
+        version.id()
+            + (current ? ", current" : "")
+            + (pinned ? ", pinned" : "")
             + (version.signed() ? ", signed" : ""));
     table.add("created", version.created().toString());
     table.add("model", version.model().isEmpty() ? "the whole folder" : version.model());
@@ -55,7 +57,10 @@ final class StoreShow implements Callable<Integer> {
       Lineage.DataWindow data = lineage.data();
       table.add(
           "data",
-          (data.source() == null ? "" : data.source() + ", ") + "examples " + data.from() + " to "
+          (data.source() == null ? "" : data.source() + ", ")
+              + "examples "
+              + data.from()
+              + " to "
               + (data.to() - 1));
     }
     row(table, "epsilon", lineage.epsilon());

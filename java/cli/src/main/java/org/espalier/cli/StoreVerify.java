@@ -39,8 +39,7 @@ final class StoreVerify implements Callable<Integer> {
   @Override
   public Integer call() {
     ModelStore store = options.open();
-    List<Long> ids =
-        given == null ? store.ids() : List.of(StoreOptions.version(store, given));
+    List<Long> ids = given == null ? store.ids() : List.of(StoreOptions.version(store, given));
     ObjectNode json = JsonNodeFactory.instance.objectNode();
     ArrayNode versions = json.putArray("versions");
     int bad = 0;
@@ -57,9 +56,13 @@ final class StoreVerify implements Callable<Integer> {
         problems.stream().skip(1).forEach(p -> common.out().println("  " + p));
       }
     }
-    if (given == null && store.current().isPresent() && !ids.contains(store.current().getAsLong())) {
+    if (given == null
+        && store.current().isPresent()
+        && !ids.contains(store.current().getAsLong())) {
       throw new InputException(
-          "the current version " + store.current().getAsLong() + " is missing; 'rollback VERSION'"
+          "the current version "
+              + store.current().getAsLong()
+              + " is missing; 'rollback VERSION'"
               + " makes another one current");
     }
     if (common.json()) {

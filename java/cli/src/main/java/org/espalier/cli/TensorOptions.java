@@ -65,7 +65,10 @@ final class TensorOptions {
     for (Glob glob : globs) {
       if (names.stream().noneMatch(glob)) {
         throw new InputException(
-            option + " '" + glob.text() + "' matches no floating-point tensor; near it are "
+            option
+                + " '"
+                + glob.text()
+                + "' matches no floating-point tensor; near it are "
                 + NearNames.list(glob.text(), names));
       }
     }

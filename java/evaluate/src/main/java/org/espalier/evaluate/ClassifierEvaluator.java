@@ -46,8 +46,14 @@ public final class ClassifierEvaluator {
         float[] b = second.logits(examples.get(i));
         if (a.length != b.length) {
           throw new InputException(
-              "the models differ in classes: " + reference + " has " + a.length + ", " + candidate
-                  + " has " + b.length);
+              "the models differ in classes: "
+                  + reference
+                  + " has "
+                  + a.length
+                  + ", "
+                  + candidate
+                  + " has "
+                  + b.length);
         }
         int inA = largest(a);
         int inB = largest(b);
@@ -133,7 +139,8 @@ public final class ClassifierEvaluator {
             || t.getInfo().getShape().length != 2
             || t.getInfo().getShape()[0] != 1) {
           throw new InputException(
-              file + ": the first output must be logits [batch, classes] but is "
+              file
+                  + ": the first output must be logits [batch, classes] but is "
                   + result.get(0).getInfo());
         }
         float[] logits = new float[(int) t.getInfo().getShape()[1]];
@@ -141,7 +148,10 @@ public final class ClassifierEvaluator {
         return logits;
       } catch (OrtException e) {
         throw new InputException(
-            file + ": ONNX Runtime failed on an example of shape " + Arrays.toString(shape) + ": "
+            file
+                + ": ONNX Runtime failed on an example of shape "
+                + Arrays.toString(shape)
+                + ": "
                 + e.getMessage(),
             e);
       }

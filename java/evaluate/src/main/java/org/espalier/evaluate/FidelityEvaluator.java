@@ -67,7 +67,13 @@ public final class FidelityEvaluator {
         if (a[i].length != b[i].length) {
           throw new InputException(
               "the models differ in width: "
-                  + reference + " gives " + a[i].length + ", " + candidate + " gives " + b[i].length);
+                  + reference
+                  + " gives "
+                  + a[i].length
+                  + ", "
+                  + candidate
+                  + " gives "
+                  + b[i].length);
         }
         cosines[i] = Statistics.cosine(a[i], b[i]);
       }

@@ -54,8 +54,13 @@ public final class FileActivations implements ActivationSource {
       for (TensorInfo tensor : open.tensors()) {
         if (!inputs.contains(tensor.name())) {
           throw new InputException(
-              file + ": the tensor " + tensor.name() + " is no input of " + model.name()
-                  + ", which takes " + inputs);
+              file
+                  + ": the tensor "
+                  + tensor.name()
+                  + " is no input of "
+                  + model.name()
+                  + ", which takes "
+                  + inputs);
         }
       }
       long all = -1;
@@ -63,8 +68,13 @@ public final class FileActivations implements ActivationSource {
         long here = check(file, open.tensor(input.getName()), input, model);
         if (all >= 0 && here != all) {
           throw new InputException(
-              file + ": the tensor " + input.getName() + " holds " + here
-                  + " examples, the one before it " + all);
+              file
+                  + ": the tensor "
+                  + input.getName()
+                  + " holds "
+                  + here
+                  + " examples, the one before it "
+                  + all);
         }
         all = here;
       }
@@ -107,21 +117,32 @@ public final class FileActivations implements ActivationSource {
     }
     if (!fits) {
       throw new InputException(
-          what + " has shape " + tensor.shape() + "; one example of it does not fit the input of "
-              + model.name() + ", " + dims.stream().map(FileActivations::text).toList());
+          what
+              + " has shape "
+              + tensor.shape()
+              + "; one example of it does not fit the input of "
+              + model.name()
+              + ", "
+              + dims.stream().map(FileActivations::text).toList());
     }
     return tensor.shape().get(0);
   }
 
   private static String text(Dimension d) {
-    return d.hasDimValue() ? Long.toString(d.getDimValue()) : d.hasDimParam() ? d.getDimParam() : "?";
+    return d.hasDimValue()
+        ? Long.toString(d.getDimValue())
+        : d.hasDimParam() ? d.getDimParam() : "?";
   }
 
   private static Value read(SafetensorsFile open, TensorInfo tensor, long example, long all) {
     long size = tensor.bytes() / all;
     if (size > Integer.MAX_VALUE) {
       throw new InputException(
-          open.path() + ": one example of the tensor " + tensor.name() + " has " + size
+          open.path()
+              + ": one example of the tensor "
+              + tensor.name()
+              + " has "
+              + size
               + " bytes; at most 2147483647 are possible");
     }
     ByteBuffer bytes = ByteBuffer.allocateDirect((int) size).order(ByteOrder.nativeOrder());
@@ -159,8 +180,7 @@ public final class FileActivations implements ActivationSource {
           ByteBuffer bytes = v.bytes().duplicate().order(v.bytes().order());
           inputs.put(
               e.getKey(),
-              OnnxTensor.createTensor(
-                  OrtEnvironment.getEnvironment(), bytes, v.shape(), v.type()));
+              OnnxTensor.createTensor(OrtEnvironment.getEnvironment(), bytes, v.shape(), v.type()));
         }
       }
       new TensorActivations(tensors, threads).run(model, activations, receiver);

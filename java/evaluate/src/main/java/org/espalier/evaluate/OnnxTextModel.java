@@ -79,7 +79,9 @@ public final class OnnxTextModel implements AutoCloseable {
     try {
       if (!session.getInputNames().contains("input_ids")) {
         throw new InputException(
-            name + ": a text model has an input input_ids; this one has " + session.getInputNames());
+            name
+                + ": a text model has an input input_ids; this one has "
+                + session.getInputNames());
       }
       for (NodeInfo input : session.getInputInfo().values()) {
         if (!Set.of("input_ids", "attention_mask", "token_type_ids").contains(input.getName())) {
@@ -141,7 +143,11 @@ public final class OnnxTextModel implements AutoCloseable {
           for (Map.Entry<String, OnnxValue> e : result) {
             if (!(e.getValue() instanceof OnnxTensor t) || t.getInfo().type != OnnxJavaType.FLOAT) {
               throw new InputException(
-                  name + ": output " + e.getKey() + " must be float32 but is " + e.getValue().getInfo());
+                  name
+                      + ": output "
+                      + e.getKey()
+                      + " must be float32 but is "
+                      + e.getValue().getInfo());
             }
             consumer.accept(e.getKey(), t.getInfo().getShape(), t.getFloatBuffer());
           }

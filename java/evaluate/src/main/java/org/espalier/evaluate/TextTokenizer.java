@@ -64,13 +64,20 @@ public final class TextTokenizer implements AutoCloseable {
           HuggingFaceTokenizer.newInstance(
               file,
               Map.of(
-                  "truncation", "true",
-                  "maxLength", Integer.toString(maxTokens),
-                  "modelMaxLength", Integer.toString(maxTokens),
-                  "padding", "false"));
+                  "truncation",
+                  "true",
+                  "maxLength",
+                  Integer.toString(maxTokens),
+                  "modelMaxLength",
+                  Integer.toString(maxTokens),
+                  "padding",
+                  "false"));
     } catch (IOException | RuntimeException e) {
       throw new InputException(
-          "tokenizer " + file + " cannot be read as a Hugging Face tokenizer.json: " + e.getMessage(),
+          "tokenizer "
+              + file
+              + " cannot be read as a Hugging Face tokenizer.json: "
+              + e.getMessage(),
           e);
     }
   }

@@ -55,7 +55,10 @@ public final class WordNetSentences {
                 .orElseThrow(
                     () ->
                         new InputException(
-                            jar + ": has no WordNet file data." + part + " (glosses are read from it)"));
+                            jar
+                                + ": has no WordNet file data."
+                                + part
+                                + " (glosses are read from it)"));
         try (InputStream in = zip.getInputStream(entry)) {
           read(in, examples, definitions);
         }
@@ -72,7 +75,10 @@ public final class WordNetSentences {
           String.format(
               Locale.ROOT,
               "%s: %d sentences were asked for but there are %d examples and %d definitions",
-              jar, count, examples.size(), definitions.size()));
+              jar,
+              count,
+              examples.size(),
+              definitions.size()));
     }
     List<String> result = new ArrayList<>(shuffled(examples).subList(0, fromExamples));
     result.addAll(shuffled(definitions).subList(0, fromDefinitions));
@@ -87,7 +93,8 @@ public final class WordNetSentences {
   }
 
   /** Adds the sentences of one database file. */
-  static void read(InputStream in, Set<String> examples, Set<String> definitions) throws IOException {
+  static void read(InputStream in, Set<String> examples, Set<String> definitions)
+      throws IOException {
     BufferedReader lines =
         new BufferedReader(new InputStreamReader(in, StandardCharsets.ISO_8859_1), 1 << 16);
     for (String line; (line = lines.readLine()) != null; ) {

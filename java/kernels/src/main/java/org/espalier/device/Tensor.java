@@ -64,8 +64,7 @@ public class Tensor {
     return of(buffer, bytes, 4L * buffer.position(), DType.F32, shape);
   }
 
-  private static Tensor of(
-      Buffer buffer, long available, long offset, DType dtype, long[] shape) {
+  private static Tensor of(Buffer buffer, long available, long offset, DType dtype, long[] shape) {
     if (!buffer.isDirect()) {
       throw new IllegalArgumentException(
           "the buffer lies on the Java heap, where it can move; a direct buffer is needed");
@@ -191,7 +190,12 @@ public class Tensor {
   private static IllegalArgumentException tooSmall(
       long available, long needed, DType dtype, long[] shape) {
     return new IllegalArgumentException(
-        "the memory holds " + available + " bytes, " + dtype + Arrays.toString(shape) + " needs "
+        "the memory holds "
+            + available
+            + " bytes, "
+            + dtype
+            + Arrays.toString(shape)
+            + " needs "
             + needed);
   }
 

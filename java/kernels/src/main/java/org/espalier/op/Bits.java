@@ -20,7 +20,12 @@ public final class Bits {
   static void check(String name, BytePointer bits, long n) {
     if (bits != null && bits.limit() > 0 && bits.limit() - bits.position() < bytes(n)) {
       throw new IllegalArgumentException(
-          name + " holds " + (bits.limit() - bits.position()) + " bytes, " + n + " bits need "
+          name
+              + " holds "
+              + (bits.limit() - bits.position())
+              + " bytes, "
+              + n
+              + " bits need "
               + bytes(n));
     }
   }

@@ -159,8 +159,12 @@ public final class FakeQuantize {
     }
     if (symmetric && (min > 0 || !(divisor > 0) || Float.isInfinite(divisor))) {
       throw new IllegalArgumentException(
-          "a symmetric grid needs 0 and a positive divisor; it is " + min + " .. " + max
-              + " with divisor " + divisor);
+          "a symmetric grid needs 0 and a positive divisor; it is "
+              + min
+              + " .. "
+              + max
+              + " with divisor "
+              + divisor);
     }
     this.min = min;
     this.max = max;
@@ -664,14 +668,23 @@ public final class FakeQuantize {
   private static void requireElements(String name, Pointer pointer, long n) {
     if (pointer != null && pointer.limit() > 0 && pointer.limit() - pointer.position() < n) {
       throw new IllegalArgumentException(
-          name + " holds " + (pointer.limit() - pointer.position()) + " elements, " + n
+          name
+              + " holds "
+              + (pointer.limit() - pointer.position())
+              + " elements, "
+              + n
               + " are needed");
     }
   }
 
   @Override
   public String toString() {
-    return (symmetric ? "symmetric " : "affine ") + min + " .. " + max
-        + (axis == null ? "" : " on axis " + axis) + ", " + observer;
+    return (symmetric ? "symmetric " : "affine ")
+        + min
+        + " .. "
+        + max
+        + (axis == null ? "" : " on axis " + axis)
+        + ", "
+        + observer;
   }
 }

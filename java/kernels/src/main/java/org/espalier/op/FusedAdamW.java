@@ -67,8 +67,7 @@ public final class FusedAdamW extends FusedStep {
     /** Plain AdamW: no mask, no gate, no working copy. */
     public static Parameter of(
         Tensor weight, Tensor gradient, Tensor firstMoment, Tensor secondMoment) {
-      return new Parameter(
-          weight, gradient, firstMoment, secondMoment, null, null, null, null);
+      return new Parameter(weight, gradient, firstMoment, secondMoment, null, null, null, null);
     }
 
     public Parameter withMask(BytePointer bits) {
@@ -127,7 +126,8 @@ public final class FusedAdamW extends FusedStep {
 
     private static void rate(String name, double value) {
       if (!(value >= 0 && (float) value < 1)) {
-        throw new IllegalArgumentException(name + " " + value + "; 0 or more and below 1 is needed");
+        throw new IllegalArgumentException(
+            name + " " + value + "; 0 or more and below 1 is needed");
       }
     }
 

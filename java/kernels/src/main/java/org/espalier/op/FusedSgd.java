@@ -117,7 +117,10 @@ public final class FusedSgd extends FusedStep {
       }
       if (nesterov && !(momentum > 0 && dampening == 0)) {
         throw new IllegalArgumentException(
-            "Nesterov needs momentum above 0 (" + momentum + ") and dampening 0 (" + dampening
+            "Nesterov needs momentum above 0 ("
+                + momentum
+                + ") and dampening 0 ("
+                + dampening
                 + ")");
       }
     }

@@ -81,12 +81,20 @@ public final class KdSoftmaxLoss implements AutoCloseable {
         throw new IllegalArgumentException(
             rows + " rows of " + columns + " columns, " + stride + " apart");
       }
-      long needed =
-          rows == 0 ? 0 : Math.addExact(Math.multiplyExact(rows - 1, stride), columns);
+      long needed = rows == 0 ? 0 : Math.addExact(Math.multiplyExact(rows - 1, stride), columns);
       if (memory.elements() < needed) {
         throw new IllegalArgumentException(
-            rows + " rows of " + columns + " columns, " + stride + " apart, need " + needed
-                + " elements; " + memory + " has " + memory.elements());
+            rows
+                + " rows of "
+                + columns
+                + " columns, "
+                + stride
+                + " apart, need "
+                + needed
+                + " elements; "
+                + memory
+                + " has "
+                + memory.elements());
       }
     }
 
@@ -95,8 +103,7 @@ public final class KdSoftmaxLoss implements AutoCloseable {
       if (tensor.rank() != 2) {
         throw new IllegalArgumentException("logits are " + tensor + "; [N, C] is needed");
       }
-      return new Logits(
-          tensor, tensor.dimension(0), tensor.dimension(1), tensor.dimension(1));
+      return new Logits(tensor, tensor.dimension(0), tensor.dimension(1), tensor.dimension(1));
     }
   }
 
@@ -132,8 +139,15 @@ public final class KdSoftmaxLoss implements AutoCloseable {
       if (logits != null
           && (logits.rows() != student.rows() || logits.columns() != student.columns())) {
         throw new IllegalArgumentException(
-            name + " has " + logits.rows() + " rows of " + logits.columns() + ", student "
-                + student.rows() + " of " + student.columns());
+            name
+                + " has "
+                + logits.rows()
+                + " rows of "
+                + logits.columns()
+                + ", student "
+                + student.rows()
+                + " of "
+                + student.columns());
       }
     }
   }
@@ -244,8 +258,11 @@ public final class KdSoftmaxLoss implements AutoCloseable {
     stream.synchronize();
     if (queued.bad_row() >= 0) {
       throw new IllegalArgumentException(
-          "kd_softmax_loss: the label in row " + queued.bad_row() + " is outside [0, "
-              + batch.student().columns() + ") and not the ignore index");
+          "kd_softmax_loss: the label in row "
+              + queued.bad_row()
+              + " is outside [0, "
+              + batch.student().columns()
+              + ") and not the ignore index");
     }
     esp_kd_softmax_loss_result values = queued.values();
     return new Result(values.loss(), values.ce(), values.kl(), values.bound());

@@ -55,7 +55,14 @@ public final class Linear implements AutoCloseable {
         || outputs.dimension(0) != rows.dimension(0)
         || outputs.dimension(1) != weight.dimension(0)) {
       throw new IllegalArgumentException(
-          "weight " + weight + ", bias " + bias + ", rows " + rows + ", outputs " + outputs
+          "weight "
+              + weight
+              + ", bias "
+              + bias
+              + ", rows "
+              + rows
+              + ", outputs "
+              + outputs
               + ": [outputs, features], [outputs], [capacity, features] and [capacity, outputs] are"
               + " needed");
     }
@@ -79,7 +86,8 @@ public final class Linear implements AutoCloseable {
   /** Writes the gradient for the first {@code count} rows. */
   public void backward(int count) {
     Status.check(
-        espalier.esp_linear_backward(weights, rows, checked(count), outputs, 0, (LongPointer) null));
+        espalier.esp_linear_backward(
+            weights, rows, checked(count), outputs, 0, (LongPointer) null));
   }
 
   /**

@@ -113,7 +113,12 @@ public final class MagnitudePrune {
     public Pattern {
       if (group < 1 || group > MAX_GROUP || keep < 1 || keep > group) {
         throw new InputException(
-            "pattern " + keep + ":" + group + "; n:m with 1 <= n <= m <= " + MAX_GROUP
+            "pattern "
+                + keep
+                + ":"
+                + group
+                + "; n:m with 1 <= n <= m <= "
+                + MAX_GROUP
                 + " is needed");
       }
     }
@@ -148,8 +153,7 @@ public final class MagnitudePrune {
       String name, Tensor weights, Tensor out, BytePointer maskIn, BytePointer maskOut, int axis) {
     public Weights {
       Objects.requireNonNull(name);
-      if (out != null
-          && (out.dtype() != weights.dtype() || out.elements() != weights.elements())) {
+      if (out != null && (out.dtype() != weights.dtype() || out.elements() != weights.elements())) {
         throw new IllegalArgumentException(
             name + ": the output is " + out + ", the weights are " + weights);
       }
@@ -304,8 +308,7 @@ public final class MagnitudePrune {
         queue(stream);
         return result(stream);
       }
-      check(
-          espalier.esp_magnitude_prune(tensors, list.size(), nativeRule, result, pruned), rule);
+      check(espalier.esp_magnitude_prune(tensors, list.size(), nativeRule, result, pruned), rule);
       return found();
     }
 
@@ -380,8 +383,7 @@ public final class MagnitudePrune {
         esp_prune_rule nativeRule = rule(rule);
         esp_prune_result result = new esp_prune_result();
         esp_prune_cut cuts = new esp_prune_cut(Math.max(1, count))) {
-      check(
-          espalier.esp_magnitude_prune_select(tensors, count, nativeRule, cuts, result), rule);
+      check(espalier.esp_magnitude_prune_select(tensors, count, nativeRule, cuts, result), rule);
       int[] keys = new int[count];
       long[] ties = new long[count];
       long[] elements = new long[count];
@@ -433,8 +435,12 @@ public final class MagnitudePrune {
       for (int t = 0; t < keys.length; t++) {
         if (list.get(t).weights().elements() != elements[t]) {
           throw new IllegalArgumentException(
-              list.get(t).name() + " is " + list.get(t).weights() + "; the selection saw "
-                  + elements[t] + " elements");
+              list.get(t).name()
+                  + " is "
+                  + list.get(t).weights()
+                  + "; the selection saw "
+                  + elements[t]
+                  + " elements");
         }
       }
       try (LongPointer pruned = new LongPointer(Math.max(1, keys.length))) {
@@ -458,7 +464,9 @@ public final class MagnitudePrune {
       Objects.checkFromIndexSize(start, piece.weights().elements(), elements[tensor]);
       if (start % 8 != 0 && (piece.maskIn() != null || piece.maskOut() != null)) {
         throw new IllegalArgumentException(
-            piece.name() + ": a piece from element " + start
+            piece.name()
+                + ": a piece from element "
+                + start
                 + " on; with masks it must start at a multiple of 8");
       }
       try (LongPointer pruned = new LongPointer(1)) {
@@ -474,8 +482,7 @@ public final class MagnitudePrune {
         for (int i = 0; i < count; i++) {
           cuts.getPointer(i).key(keys[tensors[i]]).ties(ties[tensors[i]] - starts[i]);
         }
-        Status.check(
-            espalier.esp_magnitude_prune_apply(nativeTensors, cuts, count, pruned));
+        Status.check(espalier.esp_magnitude_prune_apply(nativeTensors, cuts, count, pruned));
       }
     }
   }
@@ -494,8 +501,17 @@ public final class MagnitudePrune {
     }
     if (tensor.dimension(axis) % pattern.group() != 0) {
       throw new InputException(
-          weights.name() + ": axis " + axis + " of " + tensor + " is not a multiple of "
-              + pattern.group() + ", as the pattern " + pattern.keep() + ":" + pattern.group()
+          weights.name()
+              + ": axis "
+              + axis
+              + " of "
+              + tensor
+              + " is not a multiple of "
+              + pattern.group()
+              + ", as the pattern "
+              + pattern.keep()
+              + ":"
+              + pattern.group()
               + " needs");
     }
   }

@@ -42,8 +42,14 @@ record TrainedTensor(
       long channels = scale.channel().count(weight);
       if (scale.values().elements() != channels) {
         throw new IllegalArgumentException(
-            scale.values().elements() + " scales for the " + channels + " channels of " + weight
-                + " (" + scale.channel() + ")");
+            scale.values().elements()
+                + " scales for the "
+                + channels
+                + " channels of "
+                + weight
+                + " ("
+                + scale.channel()
+                + ")");
       }
     }
   }

@@ -2,7 +2,6 @@ package org.espalier.op;
 
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.binding.global.espalier;
-import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 
 /**
@@ -35,12 +34,14 @@ public record WorkingCopy(Tensor floats, BytePointer integers) {
       throw new IllegalArgumentException(
           "weight " + weight + ", working copy " + floats + ": the sizes differ");
     }
-    if (integers != null
-        && integers.limit() > 0
-        && integers.limit() - integers.position() < n) {
+    if (integers != null && integers.limit() > 0 && integers.limit() - integers.position() < n) {
       throw new IllegalArgumentException(
-          "the working copy holds " + (integers.limit() - integers.position()) + " bytes, "
-              + weight + " needs " + n);
+          "the working copy holds "
+              + (integers.limit() - integers.position())
+              + " bytes, "
+              + weight
+              + " needs "
+              + n);
     }
   }
 

@@ -72,10 +72,7 @@ public final class CompressedTensorsFolder {
       try (FileChannel file = folder.create(Checkpoint.SINGLE)) {
         SafetensorsWriter writer =
             new SafetensorsWriter(
-                file,
-                e -> folder.failure(Checkpoint.SINGLE, e),
-                specs,
-                Map.of("format", "pt"));
+                file, e -> folder.failure(Checkpoint.SINGLE, e), specs, Map.of("format", "pt"));
         for (Weight w : weights) {
           if (w.integers() == null) {
             writer.append(w.name(), w.floats());

@@ -60,8 +60,7 @@ final class DeviceLane implements RowLane {
           observer.batch(List.of(FakeQuantize.Job.observe(planned, scales.asFloats(), null)));
       quantizing =
           quantizer.batch(
-              List.of(
-                  FakeQuantize.Job.real(planned, integers.asBytes(), scales.asFloats(), null)));
+              List.of(FakeQuantize.Job.real(planned, integers.asBytes(), scales.asFloats(), null)));
     }
     Pointer.memcpy(input.pointer(), rows.pointer(), rows.bytes());
     weights.copyFrom(input.pointer(), rows.bytes(), stream);

@@ -65,8 +65,12 @@ final class DevicePieces implements PrunedPieces {
     } catch (OutOfMemoryError e) {
       close();
       throw new InputException(
-          job.model() + ": the weights and their masks do not fit into the memory of " + device
-              + " (" + e.getMessage() + "); the CPU prunes them piece by piece",
+          job.model()
+              + ": the weights and their masks do not fit into the memory of "
+              + device
+              + " ("
+              + e.getMessage()
+              + "); the CPU prunes them piece by piece",
           e);
     } catch (RuntimeException | Error e) {
       close();
@@ -185,10 +189,7 @@ final class DevicePieces implements PrunedPieces {
     resident
         .weights()
         .copyTo(
-            from * resident.bytes(),
-            slot.weights().pointer(),
-            count * resident.bytes(),
-            stream);
+            from * resident.bytes(), slot.weights().pointer(), count * resident.bytes(), stream);
     if (resident.maskOut() != null) {
       resident.maskOut().copyTo(from / 8, slot.bits().pointer(), (count + 7) / 8, stream);
     }

@@ -52,7 +52,8 @@ public record Glob(String text, Pattern pattern) implements Predicate<String> {
     from += not ? 1 : 0;
     int close = text.indexOf(']', from + 1); // a bracket that comes first stands for itself
     if (close < 0) {
-      throw new InputException("the glob '" + text + "' has a [ without a ]; write \\[ for a bracket");
+      throw new InputException(
+          "the glob '" + text + "' has a [ without a ]; write \\[ for a bracket");
     }
     regex.append(not ? "[^" : "[");
     for (int i = from; i < close; i++) {

@@ -134,8 +134,7 @@ public final class OnnxPruner {
     }
     Path[] protectedFiles = inputs.toArray(Path[]::new);
     Path target = AtomicFile.check(job.target(), protectedFiles);
-    if (job.maskOut() != null
-        && AtomicFile.check(job.maskOut(), protectedFiles).equals(target)) {
+    if (job.maskOut() != null && AtomicFile.check(job.maskOut(), protectedFiles).equals(target)) {
       throw new InputException(
           "cannot write the masks to " + job.maskOut() + ": the pruned model goes there");
     }
@@ -199,8 +198,7 @@ public final class OnnxPruner {
       for (int i = 0; i < chosen.size(); i++) {
         MagnitudePrune.TensorResult tensor = result.tensors().get(i);
         tensors.add(
-            new MagnitudePrune.TensorResult(
-                chosen.get(i).name(), tensor.total(), tensor.pruned()));
+            new MagnitudePrune.TensorResult(chosen.get(i).name(), tensor.total(), tensor.pruned()));
       }
       return new CheckpointPruner.Result(
           result.total(),
@@ -244,15 +242,16 @@ public final class OnnxPruner {
     String where = model.name() + ": tensor " + Names.quote(candidate.name());
     if (candidate.dtype() == null) {
       throw new InputException(
-          where + " is " + candidate.tensor().type() + "; FLOAT, FLOAT16 and BFLOAT16 can be pruned");
+          where
+              + " is "
+              + candidate.tensor().type()
+              + "; FLOAT, FLOAT16 and BFLOAT16 can be pruned");
     }
     Tensor view =
         Tensor.of(candidate.tensor().data(), candidate.dtype(), candidate.tensor().dims());
     TensorInfo mask = maskIn == null ? null : maskIn.maskOf(candidate.info());
     BytePointer bits = mask == null ? null : maskIn.file().bytes(mask, 0, mask.bytes());
-    return MagnitudePrune.Weights.of(where, view)
-        .maskIn(bits)
-        .axis(candidate.axis());
+    return MagnitudePrune.Weights.of(where, view).maskIn(bits).axis(candidate.axis());
   }
 
   /** The masks are written whole before the model takes its name, so that a full disk stops both. */

@@ -32,10 +32,7 @@ final class RowQuantizer implements AutoCloseable {
 
   private final FakeQuantize observer = FakeQuantize.symmetric(-128, 127, UNIT).perChannel(0);
   private final FakeQuantize quantizer =
-      FakeQuantize.symmetricFull(8)
-          .perChannel(0)
-          .rounding(FakeQuantize.Rounding.DIVIDE)
-          .given();
+      FakeQuantize.symmetricFull(8).perChannel(0).rounding(FakeQuantize.Rounding.DIVIDE).given();
   private final RowLane[] lanes;
   private final FloatPointer scales = new FloatPointer(MAX_ROWS);
   private final ByteBuffer stored =

@@ -131,9 +131,12 @@ final class Temporaries {
     try {
       stopping = true;
       for (Path temporary : OPEN) {
-        // The writing thread may still run: it may add a file between two passes, and its open files
+        // The writing thread may still run: it may add a file between two passes, and its open
+        // files
         // keep working when they are unlinked.
-        for (int pass = 0; Files.exists(temporary, LinkOption.NOFOLLOW_LINKS) && pass < 10; pass++) {
+        for (int pass = 0;
+            Files.exists(temporary, LinkOption.NOFOLLOW_LINKS) && pass < 10;
+            pass++) {
           try {
             FileTree.delete(temporary);
           } catch (IOException e) {

@@ -138,7 +138,10 @@ public record ModelDiff(List<Layer> layers, List<String> operators) {
   public static ModelDiff of(Path before, Path after) {
     if (isOnnx(before) != isOnnx(after)) {
       throw new InputException(
-          before + " and " + after + " are of different formats, whose tensors have different names");
+          before
+              + " and "
+              + after
+              + " are of different formats, whose tensors have different names");
     }
     if (isOnnx(before)) {
       OnnxModel first = OnnxModel.read(before);
@@ -256,8 +259,16 @@ public record ModelDiff(List<Layer> layers, List<String> operators) {
       } else if (!a.label().equals(b.label())) {
         layers.add(
             new Layer(
-                name, Change.TYPE, a.label(), b.label(), b.elements(), b.elements(), Double.NaN,
-                Double.NaN, -1, -1));
+                name,
+                Change.TYPE,
+                a.label(),
+                b.label(),
+                b.elements(),
+                b.elements(),
+                Double.NaN,
+                Double.NaN,
+                -1,
+                -1));
       } else {
         layers.add(compare(name, a, b));
       }

@@ -112,7 +112,10 @@ public final class ModelStore {
                   .findAny();
           if (foreign.isPresent()) {
             throw new InputException(
-                "cannot make the store " + folder + ": it holds " + foreign.get().getFileName()
+                "cannot make the store "
+                    + folder
+                    + ": it holds "
+                    + foreign.get().getFileName()
                     + "; name a new or an empty folder");
           }
         }
@@ -227,7 +230,11 @@ public final class ModelStore {
       if (!trusted.isEmpty()) {
         if (!signed) {
           throw new InputException(
-              "version " + id + " of " + folder + " is not signed, and only signed ones are trusted");
+              "version "
+                  + id
+                  + " of "
+                  + folder
+                  + " is not signed, and only signed ones are trusted");
         }
         checkSignature(id, record, Records.read(signatureFile));
       }
@@ -245,13 +252,19 @@ public final class ModelStore {
       signature =
           Base64.getDecoder().decode(new String(encoded, StandardCharsets.ISO_8859_1).strip());
     } catch (IllegalArgumentException e) {
-      throw new InputException("the signature of version " + id + " of " + folder + " is damaged", e);
+      throw new InputException(
+          "the signature of version " + id + " of " + folder + " is damaged", e);
     }
     if (trusted.stream().noneMatch(key -> SigningKey.verifies(key, record, signature))) {
       throw new InputException(
-          "version " + id + " of " + folder + " is not signed by a trusted key, or was altered"
+          "version "
+              + id
+              + " of "
+              + folder
+              + " is not signed by a trusted key, or was altered"
               + " after it was signed (trusted: "
-              + String.join(", ", trusted.stream().map(SigningKey::id).toList()) + ")");
+              + String.join(", ", trusted.stream().map(SigningKey::id).toList())
+              + ")");
     }
   }
 
@@ -262,7 +275,11 @@ public final class ModelStore {
             ? "it is empty"
             : ids.size() == 1
                 ? "it has version " + ids.get(0)
-                : "it has " + ids.size() + " versions from " + ids.get(0) + " to "
+                : "it has "
+                    + ids.size()
+                    + " versions from "
+                    + ids.get(0)
+                    + " to "
                     + ids.get(ids.size() - 1);
     return new InputException(folder + " has no version " + id + ": " + known, cause);
   }
@@ -306,7 +323,11 @@ public final class ModelStore {
           problems.add(root.resolve(MODEL) + "/" + expected.path() + " is missing");
         } else if (Files.size(file) != expected.bytes()) {
           problems.add(
-              file + " has " + Files.size(file) + " bytes; " + expected.bytes()
+              file
+                  + " has "
+                  + Files.size(file)
+                  + " bytes; "
+                  + expected.bytes()
                   + " were published");
         } else if (!sha256(file).equals(expected.sha256())) {
           problems.add(file + " was altered: its SHA-256 is not that of the published file");
@@ -414,8 +435,7 @@ public final class ModelStore {
       Version version = version(id);
       List<String> problems = problems(version);
       if (!problems.isEmpty()) {
-        throw new InputException(
-            "version " + id + " is refused: " + String.join("; ", problems));
+        throw new InputException("version " + id + " is refused: " + String.join("; ", problems));
       }
       held = new Held(version, leases);
       return held;

@@ -98,8 +98,12 @@ final class Records {
     long format = integer(json, "format", file, 1);
     if (format > ModelStore.FORMAT) {
       throw new InputException(
-          file + " is of format " + format + ", which a newer espalier wrote; this one knows formats"
-              + " up to " + ModelStore.FORMAT);
+          file
+              + " is of format "
+              + format
+              + ", which a newer espalier wrote; this one knows formats"
+              + " up to "
+              + ModelStore.FORMAT);
     }
     return json;
   }
@@ -148,8 +152,11 @@ final class Records {
     json.put("created", version.created().toString()).put("model", version.model());
     ArrayNode files = json.putArray("files");
     for (Version.StoredFile file : version.files()) {
-      files.addObject().put("path", file.path()).put("bytes", file.bytes()).put(
-          "sha256", file.sha256());
+      files
+          .addObject()
+          .put("path", file.path())
+          .put("bytes", file.bytes())
+          .put("sha256", file.sha256());
     }
     json.set("lineage", encode(version.lineage()));
     return bytes(json);
@@ -204,7 +211,8 @@ final class Records {
       for (JsonNode f : listed) {
         String path = required(f, "path", file);
         files.add(
-            new Version.StoredFile(path, integer(f, "bytes", file, 0), required(f, "sha256", file)));
+            new Version.StoredFile(
+                path, integer(f, "bytes", file, 0), required(f, "sha256", file)));
         if (!paths.add(path)) {
           throw new InputException(file + " is damaged: it names " + path + " twice");
         }

@@ -117,7 +117,10 @@ public final class SigningKey {
       throw new InputException("cannot read the key " + pem + ": " + e.getMessage(), e);
     }
     throw new InputException(
-        pem + " is not a PEM file with a block '" + kind + "'; openssl genpkey -algorithm ed25519"
+        pem
+            + " is not a PEM file with a block '"
+            + kind
+            + "'; openssl genpkey -algorithm ed25519"
             + " makes a private key, openssl pkey -pubout its public one");
   }
 

@@ -64,9 +64,7 @@ record State(long current, long next, List<Long> history, Set<Long> pinned) {
   /** {@code id} is current again; what was current after it is no longer history. */
   State rolledBack(long id) {
     int at = history.lastIndexOf(id);
-    return at < 0
-        ? withCurrent(id)
-        : new State(id, next, history.subList(0, at), pinned);
+    return at < 0 ? withCurrent(id) : new State(id, next, history.subList(0, at), pinned);
   }
 
   State pinned(long id, boolean pin) {

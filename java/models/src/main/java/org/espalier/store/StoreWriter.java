@@ -68,8 +68,10 @@ public final class StoreWriter implements AutoCloseable {
     public void copy(Path source, String path) {
       if (!Files.isRegularFile(source)) {
         throw new InputException(
-            "cannot publish " + source + ": " + (Files.exists(source)
-                ? "it is not a regular file" : "there is no such file"));
+            "cannot publish "
+                + source
+                + ": "
+                + (Files.exists(source) ? "it is not a regular file" : "there is no such file"));
       }
       folder.copy(source, ModelStore.MODEL + "/" + added(path));
     }
@@ -146,8 +148,7 @@ public final class StoreWriter implements AutoCloseable {
       for (String path : files.files) {
         Path file = folder.path().resolve(ModelStore.MODEL).resolve(path);
         try {
-          stored.add(
-              new Version.StoredFile(path, Files.size(file), ModelStore.sha256(file)));
+          stored.add(new Version.StoredFile(path, Files.size(file), ModelStore.sha256(file)));
         } catch (IOException e) {
           throw folder.failure(path, e);
         }
@@ -198,7 +199,8 @@ public final class StoreWriter implements AutoCloseable {
     long id = previous(state);
     if (id == 0) {
       throw new InputException(
-          store.folder() + " has no version to go back to: none that is left was current before;"
+          store.folder()
+              + " has no version to go back to: none that is left was current before;"
               + " name one");
     }
     rollback(id);

@@ -18,7 +18,12 @@ import java.util.regex.Pattern;
  *     checks
  */
 public record Version(
-    long id, Instant created, String model, List<StoredFile> files, Lineage lineage, boolean signed) {
+    long id,
+    Instant created,
+    String model,
+    List<StoredFile> files,
+    Lineage lineage,
+    boolean signed) {
   /**
    * A file of a version.
    *

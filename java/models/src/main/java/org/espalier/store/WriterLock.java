@@ -52,7 +52,9 @@ final class WriterLock implements AutoCloseable {
         while (lock == null) {
           if (System.nanoTime() >= deadline) {
             throw new InputException(
-                folder + " is being written by process " + owner(channel)
+                folder
+                    + " is being written by process "
+                    + owner(channel)
                     + "; one writes at a time: wait, or end that process");
           }
           Thread.sleep(PAUSE_MILLIS);
@@ -61,7 +63,8 @@ final class WriterLock implements AutoCloseable {
         channel.truncate(0);
         channel.write(
             ByteBuffer.wrap(
-                (ProcessHandle.current().pid() + "\n").getBytes(StandardCharsets.US_ASCII)), 0);
+                (ProcessHandle.current().pid() + "\n").getBytes(StandardCharsets.US_ASCII)),
+            0);
         taken = new WriterLock(folder, channel);
         return taken;
       } finally {
@@ -70,8 +73,7 @@ final class WriterLock implements AutoCloseable {
         }
       }
     } catch (IOException e) {
-      throw new InputException(
-          "cannot lock the store " + folder + ": " + ModelStore.reason(e), e);
+      throw new InputException("cannot lock the store " + folder + ": " + ModelStore.reason(e), e);
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
       throw new InputException("interrupted while waiting for the writer of " + folder, e);

@@ -17,7 +17,8 @@ public record Example(String id, float[] features, int label, float[] values) {
     Objects.requireNonNull(features, "features");
     if (label < -1 || (label >= 0) == (values != null)) {
       throw new IllegalArgumentException(
-          "an outcome is either a class from 0 on or values: label " + label
+          "an outcome is either a class from 0 on or values: label "
+              + label
               + (values == null ? ", no values" : ", " + values.length + " values"));
     }
   }

@@ -34,8 +34,7 @@ public final class ExampleLines {
 
   /** Examples for a learner. */
   public ExampleLines(OnlineLearner learner) {
-    this(
-        learner.features(), learner.outputs(), learner.settings().loss().isForClasses());
+    this(learner.features(), learner.outputs(), learner.settings().loss().isForClasses());
   }
 
   ExampleLines(int features, int outputs, boolean classes) {
@@ -111,8 +110,7 @@ public final class ExampleLines {
     return new Parsed(id, x, label, values);
   }
 
-  private static float[] numbers(JsonParser parser, String name, int expected)
-      throws IOException {
+  private static float[] numbers(JsonParser parser, String name, int expected) throws IOException {
     if (parser.currentToken() != JsonToken.START_ARRAY) {
       throw new InputException(name + " is not a list of numbers");
     }
@@ -156,8 +154,14 @@ public final class ExampleLines {
     int outcomes = classes ? 1 : outputs;
     if (cells.length != features + outcomes) {
       throw new InputException(
-          "there are " + cells.length + " columns; " + features + " features and " + outcomes
-              + (classes ? " label" : " values") + " are right");
+          "there are "
+              + cells.length
+              + " columns; "
+              + features
+              + " features and "
+              + outcomes
+              + (classes ? " label" : " values")
+              + " are right");
     }
     float[] numbers = new float[cells.length];
     for (int i = 0; i < cells.length; i++) {

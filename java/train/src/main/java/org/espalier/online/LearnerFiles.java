@@ -60,8 +60,7 @@ public final class LearnerFiles {
     synchronized (learner) {
       Map<String, Double> metrics = new java.util.LinkedHashMap<>(learner.metrics());
       metrics.values().removeIf(value -> !Double.isFinite(value));
-      Lineage full =
-          lineage.withRecipe(recipe).withMetrics(metrics).withEpsilon(learner.epsilon());
+      Lineage full = lineage.withRecipe(recipe).withMetrics(metrics).withEpsilon(learner.epsilon());
       boolean graph = learner.model() instanceof TorchLearnable torch && torch.isOnnx();
       return writer.publish(
           files -> {
@@ -99,9 +98,7 @@ public final class LearnerFiles {
     for (String name : weights.keySet()) {
       specs.add(
           new TensorSpec(
-              name,
-              SafetensorsDtype.F32,
-              Arrays.stream(learner.shape(name)).boxed().toList()));
+              name, SafetensorsDtype.F32, Arrays.stream(learner.shape(name)).boxed().toList()));
     }
     try (FileChannel channel = files.create(MODEL)) {
       SafetensorsWriter writer =
@@ -158,7 +155,8 @@ public final class LearnerFiles {
       throw new InputException(file + ": " + e.getMessage(), e);
     }
     try {
-      learnable.forward(new float[][] {new float[recipe.features()]}, 1, new float[recipe.outputs()]);
+      learnable.forward(
+          new float[][] {new float[recipe.features()]}, 1, new float[recipe.outputs()]);
       return learnable;
     } catch (InputException e) {
       learnable.close();
@@ -166,7 +164,10 @@ public final class LearnerFiles {
     } catch (RuntimeException e) { // what libtorch says
       learnable.close();
       throw new InputException(
-          file + " does not run on one example of " + recipe.features() + " features: "
+          file
+              + " does not run on one example of "
+              + recipe.features()
+              + " features: "
               + String.valueOf(e.getMessage()).lines().findFirst().orElse(""),
           e);
     }
@@ -209,7 +210,8 @@ public final class LearnerFiles {
           || weight.elements() < 1
           || weight.elements() > 1 << 28) {
         throw new InputException(
-            path + " is no linear model: weight [outputs, features] and bias [outputs], both f32,"
+            path
+                + " is no linear model: weight [outputs, features] and bias [outputs], both f32,"
                 + " are needed");
       }
       float[] w = read(checkpoint, weight);

@@ -15,8 +15,17 @@ import java.util.function.ToDoubleFunction;
 public final class LearnerMetrics implements MeterBinder {
   private static final List<String> METRICS =
       List.of(
-          "accuracy", "accuracy_window", "accuracy_fading", "log_loss", "log_loss_window",
-          "log_loss_fading", "auc_window", "mae", "mae_window", "mae_fading", "distance");
+          "accuracy",
+          "accuracy_window",
+          "accuracy_fading",
+          "log_loss",
+          "log_loss_window",
+          "log_loss_fading",
+          "auc_window",
+          "mae",
+          "mae_window",
+          "mae_fading",
+          "distance");
 
   private final OnlineLearner learner;
 
@@ -28,7 +37,10 @@ public final class LearnerMetrics implements MeterBinder {
   public void bindTo(MeterRegistry registry) {
     count(registry, "espalier.examples.seen", "Examples that came", OnlineLearner::seen);
     count(
-        registry, "espalier.examples.learned", "Examples that were learned", OnlineLearner::learned);
+        registry,
+        "espalier.examples.learned",
+        "Examples that were learned",
+        OnlineLearner::learned);
     count(
         registry,
         "espalier.examples.removed",
@@ -36,7 +48,10 @@ public final class LearnerMetrics implements MeterBinder {
         OnlineLearner::removed);
     count(registry, "espalier.steps", "Steps that were done", OnlineLearner::steps);
     gauge(
-        registry, "espalier.version", "The newest version that readers get", OnlineLearner::version);
+        registry,
+        "espalier.version",
+        "The newest version that readers get",
+        OnlineLearner::version);
     gauge(registry, "espalier.slots", "Versions that have memory", OnlineLearner::slots);
     for (String name : METRICS) {
       boolean classes = learner.settings().loss().isForClasses();
@@ -44,8 +59,7 @@ public final class LearnerMetrics implements MeterBinder {
           || name.equals("distance") && learner.settings().constraint() == null) {
         continue;
       }
-      Gauge.builder(
-              "espalier.metric", learner, l -> l.metrics().getOrDefault(name, Double.NaN))
+      Gauge.builder("espalier.metric", learner, l -> l.metrics().getOrDefault(name, Double.NaN))
           .tag("name", name)
           .description("Prequential metrics")
           .register(registry);

@@ -92,8 +92,14 @@ public final class LinearHead implements Learnable, OuterProduct {
   public void set(float[] newWeight, float[] newBias) {
     if (newWeight.length != outputs * features || newBias.length != outputs) {
       throw new IllegalArgumentException(
-          newWeight.length + " weights and " + newBias.length + " biases for " + features
-              + " features and " + outputs + " outputs");
+          newWeight.length
+              + " weights and "
+              + newBias.length
+              + " biases for "
+              + features
+              + " features and "
+              + outputs
+              + " outputs");
     }
     for (int i : new int[] {0, 1}) {
       memory[i].put(0, newWeight);

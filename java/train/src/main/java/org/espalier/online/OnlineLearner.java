@@ -4,7 +4,6 @@ import java.io.BufferedInputStream;
 import java.io.BufferedOutputStream;
 import java.io.DataInput;
 import java.io.DataInputStream;
-import java.io.DataOutput;
 import java.io.DataOutputStream;
 import java.io.EOFException;
 import java.io.IOException;
@@ -228,14 +227,19 @@ public final class OnlineLearner implements AutoCloseable {
         throw new InputException(
             example.label() < 0
                 ? "the outcome is values; this model learns classes, 0 to " + (classes - 1)
-                : "the label " + example.label() + " is unknown; 0 to " + (classes - 1)
+                : "the label "
+                    + example.label()
+                    + " is unknown; 0 to "
+                    + (classes - 1)
                     + " are right");
       }
     } else if (example.values() == null || example.values().length != columns) {
       throw new InputException(
           "the outcome is "
               + (example.values() == null ? "a class" : example.values().length + " values")
-              + "; this model learns " + columns + " values");
+              + "; this model learns "
+              + columns
+              + " values");
     }
   }
 
@@ -335,7 +339,10 @@ public final class OnlineLearner implements AutoCloseable {
       bad.removeAll(ok); // records of arrays: equal only where they are the same
       fire(
           Event.Kind.NON_FINITE,
-          bad.size() + " of " + left.size() + " examples have outputs or outcomes that are not"
+          bad.size()
+              + " of "
+              + left.size()
+              + " examples have outputs or outcomes that are not"
               + " finite",
           bad);
       left = ok;

@@ -174,7 +174,9 @@ public record OnlineRecipe(
         default ->
             throw top.wrongKey(
                 "loss",
-                "is '" + name + "'; cross-entropy, binary, squared, {huber: …} or {distillation: …}"
+                "is '"
+                    + name
+                    + "'; cross-entropy, binary, squared, {huber: …} or {distillation: …}"
                     + " is right");
       };
     }
@@ -425,9 +427,11 @@ public record OnlineRecipe(
       }
       throw wrongKey(
           key,
-          "is '" + text + "'; one of "
-              + java.util.Arrays.toString(type.getEnumConstants()).toLowerCase(
-                  java.util.Locale.ROOT)
+          "is '"
+              + text
+              + "'; one of "
+              + java.util.Arrays.toString(type.getEnumConstants())
+                  .toLowerCase(java.util.Locale.ROOT)
               + " is right");
     }
 
@@ -448,7 +452,12 @@ public record OnlineRecipe(
       for (Map.Entry<String, Integer> key : lines.entrySet()) {
         if (!asked.contains(key.getKey())) {
           throw new InputException(
-              where + ", line " + key.getValue() + ": " + path + key.getKey()
+              where
+                  + ", line "
+                  + key.getValue()
+                  + ": "
+                  + path
+                  + key.getKey()
                   + " is unknown; known here are "
                   + String.join(", ", new java.util.TreeSet<>(asked)));
         }

@@ -210,8 +210,11 @@ public final class OnlineReport {
               HEIGHT - 10,
               v.storeVersion()));
     }
-    String[] styles = {"stroke=\"#0072b2\" stroke-width=\"1.8\"", "stroke=\"#56b4e9\"",
-      "stroke=\"#888\" stroke-dasharray=\"4 3\""};
+    String[] styles = {
+      "stroke=\"#0072b2\" stroke-width=\"1.8\"",
+      "stroke=\"#56b4e9\"",
+      "stroke=\"#888\" stroke-dasharray=\"4 3\""
+    };
     for (int k = 0; k < series.size(); k++) {
       String name = series.get(k);
       StringBuilder path = new StringBuilder();
@@ -236,7 +239,10 @@ public final class OnlineReport {
               LEFT + 10 + 150 * k,
               styles[k],
               LEFT + 37 + 150 * k,
-              escape(name.endsWith("_fading") ? "fading" : name.endsWith("_window") ? "window" : "since the beginning")));
+              escape(
+                  name.endsWith("_fading")
+                      ? "fading"
+                      : name.endsWith("_window") ? "window" : "since the beginning")));
     }
     page.append("</svg>\n");
   }
@@ -255,11 +261,13 @@ public final class OnlineReport {
       return;
     }
     if (eventCount > events.size()) {
-      page.append("<p>The first ").append(events.size()).append(" of ").append(eventCount).append(
-          ".</p>\n");
+      page.append("<p>The first ")
+          .append(events.size())
+          .append(" of ")
+          .append(eventCount)
+          .append(".</p>\n");
     }
-    page.append(
-        "<table><tr><th>example</th><th>step</th><th>what</th><th>evidence</th></tr>\n");
+    page.append("<table><tr><th>example</th><th>step</th><th>what</th><th>evidence</th></tr>\n");
     for (Event e : events) {
       page.append("<tr><td class=\"n\">")
           .append(e.examples())

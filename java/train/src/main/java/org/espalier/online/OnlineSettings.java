@@ -293,8 +293,25 @@ public record OnlineSettings(
 
     public OnlineSettings build() {
       return new OnlineSettings(
-          loss, constraint, rate, momentum, weightDecay, adamW, batch, publishEvery, replay,
-          averaging, only, keepZeros, int8, guard, drift, privacy, window, fade, seed);
+          loss,
+          constraint,
+          rate,
+          momentum,
+          weightDecay,
+          adamW,
+          batch,
+          publishEvery,
+          replay,
+          averaging,
+          only,
+          keepZeros,
+          int8,
+          guard,
+          drift,
+          privacy,
+          window,
+          fade,
+          seed);
     }
   }
 }

@@ -66,7 +66,9 @@ public final class PendingLabels {
       throw new InputException(
           "no prediction of the id '"
               + (id.length() > MAX_ID ? id.substring(0, MAX_ID) + "…" : id)
-              + "' waits for its outcome; the newest " + capacity + " do");
+              + "' waits for its outcome; the newest "
+              + capacity
+              + " do");
     }
     joined++;
     return found;

@@ -116,8 +116,7 @@ public final class TorchLearnable implements Learnable {
 
   /** A torch tensor over memory that somebody else owns. */
   private static Tensor view(org.espalier.device.Tensor memory) {
-    return torch.from_blob(
-        memory.pointer(), memory.shape(), new TensorOptions(ScalarType.Float));
+    return torch.from_blob(memory.pointer(), memory.shape(), new TensorOptions(ScalarType.Float));
   }
 
   private static void copy(org.espalier.device.Tensor from, org.espalier.device.Tensor to) {
@@ -155,8 +154,15 @@ public final class TorchLearnable implements Learnable {
     Tensor out = runner.forward(Map.of(input, tensor(rows, from, count))).get(output);
     if (out.numel() != (long) count * outputs) {
       throw new IllegalArgumentException(
-          "the output " + output + " has " + out.numel() + " values for " + count
-              + " examples; " + outputs + " for each were expected");
+          "the output "
+              + output
+              + " has "
+              + out.numel()
+              + " values for "
+              + count
+              + " examples; "
+              + outputs
+              + " for each were expected");
     }
     return out;
   }

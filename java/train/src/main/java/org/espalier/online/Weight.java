@@ -12,8 +12,7 @@ import org.espalier.device.Tensor;
  * @param outputAxis the axis of the outputs, the first or the last, along which int8 scales lie; −1 for
  *     what has none and is neither masked nor quantized, as biases
  */
-public record Weight(
-    String name, Tensor latent, Tensor working, Tensor gradient, int outputAxis) {
+public record Weight(String name, Tensor latent, Tensor working, Tensor gradient, int outputAxis) {
   public Weight {
     if (latent.elements() != working.elements() || latent.elements() != gradient.elements()) {
       throw new IllegalArgumentException(name + ": the sizes differ");

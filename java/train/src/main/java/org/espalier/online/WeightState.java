@@ -65,7 +65,9 @@ final class WeightState implements AutoCloseable {
     for (String name : settings.only()) {
       if (weights.stream().noneMatch(w -> w.name().equals(name))) {
         throw new IllegalArgumentException(
-            "the model has no weight '" + name + "'; it has "
+            "the model has no weight '"
+                + name
+                + "'; it has "
                 + weights.stream().map(Weight::name).toList());
       }
     }
@@ -91,8 +93,7 @@ final class WeightState implements AutoCloseable {
                 .withGate(gate)
                 .withWorkingCopy(
                     WorkingCopy.of(w.working()),
-                    new Scale(
-                        scales, Channel.ofAxis(w.outputAxis(), w.latent().rank()), false));
+                    new Scale(scales, Channel.ofAxis(w.outputAxis(), w.latent().rank()), false));
       } else {
         parameter = parameter.withWorkingCopy(WorkingCopy.of(w.working()));
       }

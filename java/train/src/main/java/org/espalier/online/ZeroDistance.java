@@ -135,7 +135,9 @@ public record ZeroDistance(Target target, double rho, boolean augmented) {
   void check(Loss loss) {
     if (loss.isForClasses() ? !target.allowsClasses() : !target.allowsValues()) {
       throw new IllegalArgumentException(
-          "this target is not for the loss " + loss + ": it is for losses on "
+          "this target is not for the loss "
+              + loss
+              + ": it is for losses on "
               + (loss.isForClasses() ? "values" : "classes"));
     }
   }

@@ -104,7 +104,8 @@ final class CheckpointFile {
         in.readFully(of);
         if (!Arrays.equals(of, identity)) {
           throw new InputException(
-              path + " is of another run: the recipe, its --set options or its input files have"
+              path
+                  + " is of another run: the recipe, its --set options or its input files have"
                   + " changed; name a new folder, or restore them");
         }
         int length = in.readInt();

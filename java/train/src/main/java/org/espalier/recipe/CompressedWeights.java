@@ -115,8 +115,7 @@ final class CompressedWeights {
             transB |= a.getName().equals("transB") && a.getI() != 0;
           }
           found.put(
-              product.getOutput(0),
-              new Integers(n.getInput(0), n.getInput(1), !(gemm && transB)));
+              product.getOutput(0), new Integers(n.getInput(0), n.getInput(1), !(gemm && transB)));
         }
       }
     }
@@ -141,8 +140,7 @@ final class CompressedWeights {
 
   private static ByteBuffer scales(OnnxInitializer tensor) {
     FloatBuffer values = tensor.floats();
-    ByteBuffer bytes =
-        ByteBuffer.allocate(4 * values.remaining()).order(ByteOrder.LITTLE_ENDIAN);
+    ByteBuffer bytes = ByteBuffer.allocate(4 * values.remaining()).order(ByteOrder.LITTLE_ENDIAN);
     bytes.asFloatBuffer().put(values);
     return bytes;
   }

@@ -36,15 +36,10 @@ final class DenseWeights {
       String plain = plain(e.name());
       String name = entries.containsKey(plain) ? e.name() : plain;
       entries.put(name, e);
-      specs.add(
-          new TensorSpec(
-              name,
-              SafetensorsDtype.F32,
-              shape(e, dims)));
+      specs.add(new TensorSpec(name, SafetensorsDtype.F32, shape(e, dims)));
     }
     try (AtomicFile file = AtomicFile.create(target)) {
-      SafetensorsWriter writer =
-          new SafetensorsWriter(file, specs, Map.of("format", "pt"));
+      SafetensorsWriter writer = new SafetensorsWriter(file, specs, Map.of("format", "pt"));
       entries.forEach((name, e) -> writer.append(name, bytes(model.constant(e.constant()), e)));
       writer.finish();
       file.commit();

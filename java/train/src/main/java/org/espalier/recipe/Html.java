@@ -18,7 +18,11 @@ final class Html {
         case '>' -> out.append("&gt;");
         case '"' -> out.append("&quot;");
         // Not allowed in HTML, not even as references.
-        default -> out.append(c < ' ' && c != '\n' && c != '\t' || Character.isSurrogate(c) && !isPaired(text, i) ? '\uFFFD' : c);
+        default ->
+            out.append(
+                c < ' ' && c != '\n' && c != '\t' || Character.isSurrogate(c) && !isPaired(text, i)
+                    ? '\uFFFD'
+                    : c);
       }
     }
     return out.toString();

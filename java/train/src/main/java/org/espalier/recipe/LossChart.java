@@ -52,9 +52,12 @@ final class LossChart {
     List<double[]> looks = new ArrayList<>();
     JsonNode validations = stage.path("validations");
     for (int i = 0; i < validations.size(); i++) {
-      // Where a stage changes the model, the look after the change is the one that training starts from.
+      // Where a stage changes the model, the look after the change is the one that training starts
+      // from.
       boolean start = validations.get(i).path("step").asLong() == 0;
-      if (!start || i + 1 == validations.size() || validations.get(i + 1).path("step").asLong() > 0) {
+      if (!start
+          || i + 1 == validations.size()
+          || validations.get(i + 1).path("step").asLong() > 0) {
         add(looks, validations.get(i).path("step"), validations.get(i).path("loss"));
       }
     }
@@ -108,7 +111,8 @@ final class LossChart {
     svg.append(
         String.format(
             Locale.ROOT,
-            "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"Loss of the stage %s over %d steps\">",
+            "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"Loss of the stage %s over %d"
+                + " steps\">",
             WIDTH,
             HEIGHT,
             Html.escape(name),
@@ -145,7 +149,8 @@ final class LossChart {
       svg.append(
           String.format(
               Locale.ROOT,
-              "<circle class=\"look\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"><title>step %d: %.4g</title></circle>",
+              "<circle class=\"look\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"><title>step %d:"
+                  + " %.4g</title></circle>",
               x(look[0]),
               y(look[1]),
               (long) look[0],
@@ -160,7 +165,11 @@ final class LossChart {
     for (int i = 0; i < points.size(); i += stride) {
       d.append(
           String.format(
-              Locale.ROOT, "%s%.1f %.1f", i == 0 ? "M" : "L", x(points.get(i)[0]), y(points.get(i)[1])));
+              Locale.ROOT,
+              "%s%.1f %.1f",
+              i == 0 ? "M" : "L",
+              x(points.get(i)[0]),
+              y(points.get(i)[1])));
     }
     return d.toString();
   }
@@ -168,7 +177,9 @@ final class LossChart {
   private List<Double> ticks() {
     List<Double> ticks = new ArrayList<>();
     if (log) {
-      for (double decade = Math.pow(10, Math.floor(Math.log10(low))); decade <= high; decade *= 10) {
+      for (double decade = Math.pow(10, Math.floor(Math.log10(low)));
+          decade <= high;
+          decade *= 10) {
         for (double m : new double[] {1, 2, 5}) {
           if (decade * m >= low && decade * m <= high) {
             ticks.add(decade * m);

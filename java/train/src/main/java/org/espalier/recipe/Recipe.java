@@ -108,7 +108,11 @@ public record Recipe(
       }
       if (Files.size(file) > YamlReader.MAX_CHARACTERS) {
         throw new InputException(
-            file + " has " + Files.size(file) + " bytes; a recipe has at most " + YamlReader.MAX_CHARACTERS);
+            file
+                + " has "
+                + Files.size(file)
+                + " bytes; a recipe has at most "
+                + YamlReader.MAX_CHARACTERS);
       }
       return StandardCharsets.UTF_8
           .newDecoder()
@@ -140,7 +144,8 @@ public record Recipe(
     Settings data = all.group("data");
     if (data.given("texts") == data.given("examples")) {
       throw data.wrong(
-          data.given("texts") ? "examples" : "texts", "either texts or examples is needed, not both");
+          data.given("texts") ? "examples" : "texts",
+          "either texts or examples is needed, not both");
     }
     if (data.given("evaluation-texts") && data.given("examples")) {
       throw data.wrong("evaluation-texts", "the data are labelled examples");
@@ -210,8 +215,10 @@ public record Recipe(
     if (quantize.quantization().fit()) {
       throw export.wrong(
           "formats",
-          "compressed-tensors: fitting puts factors into the graph that this layout has no place for;"
-              + " give the stage " + quantize.name() + " fit: false");
+          "compressed-tensors: fitting puts factors into the graph that this layout has no place"
+              + " for; give the stage "
+              + quantize.name()
+              + " fit: false");
     }
     if (!model.given("config")) {
       throw export.wrong(
@@ -241,7 +248,8 @@ public record Recipe(
     YamlNode.Mapping stage = null;
     if (at.entries().get("stages") instanceof YamlNode.Sequence stages) {
       for (YamlNode item : stages.items()) {
-        if (item instanceof YamlNode.Mapping m && m.entries().get("kind") instanceof YamlNode.Scalar k) {
+        if (item instanceof YamlNode.Mapping m
+            && m.entries().get("kind") instanceof YamlNode.Scalar k) {
           String name = SettingsReader.stageName(m, k.text());
           names.add(name);
           if (name.equals(path[0]) && stage == null) {
@@ -252,7 +260,10 @@ public record Recipe(
     }
     if (!names.contains(path[0])) {
       throw new InputException(
-          source + ": there is no stage or section '" + path[0] + "'; near it: "
+          source
+              + ": there is no stage or section '"
+              + path[0]
+              + "'; near it: "
               + NearNames.list(path[0], names));
     }
     if (stage != null && path.length == 1) {
@@ -280,7 +291,12 @@ public record Recipe(
       return mapping;
     }
     throw new InputException(
-        source + ": " + node.place() + " has " + node.describe() + " where a group of keys is expected");
+        source
+            + ": "
+            + node.place()
+            + " has "
+            + node.describe()
+            + " where a group of keys is expected");
   }
 
   private static Stage stage(Settings s, boolean texts) {
@@ -378,7 +394,8 @@ public record Recipe(
         throw s.wrong("pattern", e.getMessage());
       }
       if (s.given("sparsity")) {
-        throw s.wrong("sparsity", "the pattern says how many weights are kept; leave one of them out");
+        throw s.wrong(
+            "sparsity", "the pattern says how many weights are kept; leave one of them out");
       }
     }
     return new Pruning(
@@ -406,7 +423,8 @@ public record Recipe(
       clipping = new Clipping.MeanSquaredError();
     } else if (clip.startsWith("percentile:")) {
       try {
-        clipping = new Clipping.Percentile(Double.parseDouble(clip.substring("percentile:".length())));
+        clipping =
+            new Clipping.Percentile(Double.parseDouble(clip.substring("percentile:".length())));
       } catch (NumberFormatException e) {
         throw s.wrong("clip", "'" + clip + "'; percentile:99.99, for example");
       } catch (IllegalArgumentException e) {

@@ -79,7 +79,8 @@ public final class RecipeRun {
     }
     found.put("stages", recipe.stages().stages().size());
     found.put("steps", steps);
-    try (Compression compression = new OnnxCompression(recipe.stages(), inputs.job(recipe, data, null))) {
+    try (Compression compression =
+        new OnnxCompression(recipe.stages(), inputs.job(recipe, data, null))) {
       found.put("weights", compression.layers().size());
     }
     return found;
@@ -100,7 +101,9 @@ public final class RecipeRun {
       configFile = recipe.model().config() == null ? null : host.file(recipe.model().config());
       if (!modelFile.toString().endsWith(".onnx")) {
         throw new InputException(
-            recipe.model().place() + ": model.file: " + recipe.model().file()
+            recipe.model().place()
+                + ": model.file: "
+                + recipe.model().file()
                 + " is no .onnx file; recipes compress ONNX models (TorchScript modules and modules"
                 + " written in Java are trained through org.espalier.torch)");
       }
@@ -110,9 +113,7 @@ public final class RecipeRun {
     Compression.Job job(Recipe recipe, RunData data, Path cache) {
       OnnxModel trained = studentFile == null ? model : OnnxModel.read(studentFile);
       OnnxModel teacher =
-          teacherFile != null
-              ? OnnxModel.read(teacherFile)
-              : studentFile != null ? model : null;
+          teacherFile != null ? OnnxModel.read(teacherFile) : studentFile != null ? model : null;
       return new Compression.Job(
           trained,
           teacher,
@@ -145,7 +146,8 @@ public final class RecipeRun {
     CheckpointFile checkpoint = new CheckpointFile(state.resolve(CHECKPOINT), identity(inputs));
     ReportBuilder report = new ReportBuilder(recipe);
     try (Compression compression =
-        new OnnxCompression(recipe.stages(), inputs.job(recipe, data, state.resolve(TEACHER_CACHE)))) {
+        new OnnxCompression(
+            recipe.stages(), inputs.job(recipe, data, state.resolve(TEACHER_CACHE)))) {
       createFolder(state);
       if (resume && checkpoint.exists()) {
         report.restore(checkpoint.read(compression::restore));
@@ -174,7 +176,8 @@ public final class RecipeRun {
     if (!Files.exists(folder)) {
       Path parent = folder.toAbsolutePath().normalize().getParent();
       if (parent == null || !Files.isDirectory(parent)) {
-        throw new InputException("cannot write " + folder + ": the folder " + parent + " does not exist");
+        throw new InputException(
+            "cannot write " + folder + ": the folder " + parent + " does not exist");
       }
       return;
     }
@@ -184,14 +187,17 @@ public final class RecipeRun {
     if (Files.exists(folder.resolve(STATE).resolve(CHECKPOINT))) {
       if (!resume) {
         throw new InputException(
-            folder + " holds a run that is not complete; --resume goes on with it, or name a new folder");
+            folder
+                + " holds a run that is not complete; --resume goes on with it, or name a new"
+                + " folder");
       }
       return;
     }
     try (Stream<Path> content = Files.list(folder)) {
       // A run that was killed before its first checkpoint left nothing worth keeping.
       if (content.anyMatch(path -> !path.getFileName().toString().equals(STATE))) {
-        throw new InputException("cannot write " + folder + ": the folder is not empty; name a new one");
+        throw new InputException(
+            "cannot write " + folder + ": the folder is not empty; name a new one");
       }
     } catch (IOException e) {
       throw new InputException("cannot read " + folder + ": " + e.getMessage(), e);
@@ -237,7 +243,8 @@ public final class RecipeRun {
   private void finish(
       Compression compression, ReportBuilder report, Inputs inputs, RunData data, long start) {
     host.progress("writing", 0, 0);
-    boolean quantized = recipe.stages().stages().stream().anyMatch(Stage.Quantize.class::isInstance);
+    boolean quantized =
+        recipe.stages().stages().stream().anyMatch(Stage.Quantize.class::isInstance);
     OnnxModel exported = compression.export();
     OnnxModel dense = compression.floatModel();
     ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
@@ -266,7 +273,9 @@ public final class RecipeRun {
         case "compressed-tensors" -> {
           Path target = folder.resolve("compressed-tensors");
           CompressedWeights.write(dense, exported, inputs.configFile, target);
-          outputs.add(output(target.resolve("model.safetensors"), "int8 weights in the Hugging Face layout"));
+          outputs.add(
+              output(
+                  target.resolve("model.safetensors"), "int8 weights in the Hugging Face layout"));
         }
         default -> {} // onnx is written above
       }

@@ -21,7 +21,8 @@ import org.espalier.recipe.SettingType.Whole;
 public final class RecipeSchema {
   private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
 
-  private static final SettingType FILE = new Text("a path, or maven:GROUP:ARTIFACT:VERSION!/ENTRY");
+  private static final SettingType FILE =
+      new Text("a path, or maven:GROUP:ARTIFACT:VERSION!/ENTRY");
   private static final SettingType SHARE = new Real(0, true, 1, true);
   private static final SettingType SHARE_BELOW_1 = new Real(0, true, 1, false);
   private static final SettingType WEIGHT = new Real(0, true, 1e6, true);
@@ -36,7 +37,11 @@ public final class RecipeSchema {
   static final Group ROOT =
       new Group(
           List.of(
-              optional("seed", new Whole(0, Long.MAX_VALUE), "1", "Fixes every choice that chance makes."),
+              optional(
+                  "seed",
+                  new Whole(0, Long.MAX_VALUE),
+                  "1",
+                  "Fixes every choice that chance makes."),
               required(
                   "model",
                   new Group(
@@ -46,12 +51,14 @@ public final class RecipeSchema {
                               "tokenizer",
                               FILE,
                               null,
-                              "The tokenizer.json of a text model; by default the one beside the model."),
+                              "The tokenizer.json of a text model; by default the one beside the"
+                                  + " model."),
                           optional(
                               "config",
                               FILE,
                               null,
-                              "The config.json of the original checkpoint, for compressed-tensors."),
+                              "The config.json of the original checkpoint, for"
+                                  + " compressed-tensors."),
                           optional(
                               "pooling",
                               new Choice(List.of("mean", "cls")),
@@ -70,7 +77,9 @@ public final class RecipeSchema {
                   "What training follows; by default the model itself."),
               optional(
                   "student",
-                  new Group(List.of(required("file", FILE, "A smaller ONNX model with the same output."))),
+                  new Group(
+                      List.of(
+                          required("file", FILE, "A smaller ONNX model with the same output."))),
                   null,
                   "What is trained in place of the model, which then is its teacher."),
               required(
@@ -101,10 +110,7 @@ public final class RecipeSchema {
                               "256",
                               "So many are held out to find the best state of a stage."),
                           optional(
-                              "evaluation",
-                              COUNT,
-                              "400",
-                              "So many are held out for the report."),
+                              "evaluation", COUNT, "400", "So many are held out for the report."),
                           optional(
                               "calibration",
                               COUNT,
@@ -148,8 +154,9 @@ public final class RecipeSchema {
                               "[onnx, safetensors]",
                               "onnx: model-int8.onnx, or model.onnx where no stage quantizes."
                                   + " onnx-float: model-float.onnx. safetensors: model.safetensors,"
-                                  + " the float weights. compressed-tensors: a folder in the Hugging"
-                                  + " Face layout. torchscript: for models that came as such."))),
+                                  + " the float weights. compressed-tensors: a folder in the"
+                                  + " Hugging Face layout. torchscript: for models that came as"
+                                  + " such."))),
                   "",
                   "What is written into the output folder."),
               optional(
@@ -223,7 +230,8 @@ public final class RecipeSchema {
             "fit",
             new Flag(),
             "true",
-            "Whether calibration evens out activations and rounds weights with compensation first."),
+            "Whether calibration evens out activations and rounds weights with compensation"
+                + " first."),
         optional(
             "clip",
             new Text("minmax, mse or percentile:P"),
@@ -239,15 +247,24 @@ public final class RecipeSchema {
             SHARE,
             "0.5",
             "The share of the steps after which static ranges stay as they are."),
-        optional("learn-scales", new Flag(), "false", "Whether weight scales are trained too (LSQ)."),
+        optional(
+            "learn-scales", new Flag(), "false", "Whether weight scales are trained too (LSQ)."),
         optional("include", GLOBS, null, "Quantize these weights only."),
         optional("exclude", GLOBS, null, "Leave these weights as they are."));
   }
 
   private static List<Key> training(String steps, String rate) {
     return List.of(
-        optional("steps", COUNT_OR_0, steps, "Optimizer steps; 0 for no training or where epochs say it."),
-        optional("epochs", new Real(0, true, 1e6, true), "0", "Passes over the examples in place of steps."),
+        optional(
+            "steps",
+            COUNT_OR_0,
+            steps,
+            "Optimizer steps; 0 for no training or where epochs say it."),
+        optional(
+            "epochs",
+            new Real(0, true, 1e6, true),
+            "0",
+            "Passes over the examples in place of steps."),
         optional("batch", new Whole(1, 65_536), "32", "Examples a step."),
         optional("optimizer", new Choice(List.of("adamw", "sgd")), "adamw", "The update rule."),
         optional("learning-rate", new Real(0, true, 100, true), rate, "At its highest."),
@@ -256,7 +273,8 @@ public final class RecipeSchema {
             new Choice(List.of("constant", "linear", "cosine")),
             "cosine",
             "The course of the learning rate after the warm-up."),
-        optional("warmup", SHARE_BELOW_1, "0.05", "The share of the steps over which the rate rises."),
+        optional(
+            "warmup", SHARE_BELOW_1, "0.05", "The share of the steps over which the rate rises."),
         optional("last-rate", SHARE, "0", "The share of the rate that the last step has."),
         optional("weight-decay", new Real(0, true, 100, true), "0", "Of the optimizer."),
         optional("momentum", SHARE_BELOW_1, "0.9", "Of sgd."),
@@ -264,7 +282,11 @@ public final class RecipeSchema {
         optional("beta1", SHARE_BELOW_1, "0.9", "Of adamw."),
         optional("beta2", SHARE_BELOW_1, "0.999", "Of adamw."),
         optional("epsilon", new Real(0, false, 1, true), "1e-8", "Of adamw."),
-        optional("max-norm", new Real(0, true, 1e6, true), "0", "Gradients are cut to this norm; 0 for none."),
+        optional(
+            "max-norm",
+            new Real(0, true, 1e6, true),
+            "0",
+            "Gradients are cut to this norm; 0 for none."),
         optional(
             "validate-every",
             COUNT_OR_0,
@@ -274,7 +296,11 @@ public final class RecipeSchema {
             "loss",
             new Group(
                 List.of(
-                    optional("embedding", WEIGHT, "0", "Of 1 - cosine to the teacher's embedding (texts)."),
+                    optional(
+                        "embedding",
+                        WEIGHT,
+                        "0",
+                        "Of 1 - cosine to the teacher's embedding (texts)."),
                     optional(
                         "similarity",
                         WEIGHT,
@@ -285,9 +311,18 @@ public final class RecipeSchema {
                         new Real(0, false, 1e6, true),
                         "0.05",
                         "Similarities are divided by it."),
-                    optional("hidden", WEIGHT, "0", "Of the squared error of the hidden states (texts)."),
-                    optional("labels", WEIGHT, "0", "Of the cross entropy with the labels (classes)."),
-                    optional("logits", WEIGHT, "0", "Of the divergence from the teacher's logits (classes)."),
+                    optional(
+                        "hidden",
+                        WEIGHT,
+                        "0",
+                        "Of the squared error of the hidden states (texts)."),
+                    optional(
+                        "labels", WEIGHT, "0", "Of the cross entropy with the labels (classes)."),
+                    optional(
+                        "logits",
+                        WEIGHT,
+                        "0",
+                        "Of the divergence from the teacher's logits (classes)."),
                     optional("temperature", new Real(0, false, 1e6, true), "2", "Of the logits."),
                     optional(
                         "bound",
@@ -301,7 +336,12 @@ public final class RecipeSchema {
 
   private static List<Key> keys(List<Key> first, List<Key> second) {
     List<Key> all = new ArrayList<>();
-    all.add(optional("name", new Text("a word"), null, "What reports and --set call the stage; by default its kind."));
+    all.add(
+        optional(
+            "name",
+            new Text("a word"),
+            null,
+            "What reports and --set call the stage; by default its kind."));
     all.addAll(first);
     all.addAll(second);
     return List.copyOf(all);
@@ -350,7 +390,8 @@ public final class RecipeSchema {
     if (type instanceof Group group) {
       return object(node, group.keys(), null);
     } else if (type instanceof Variants variants) {
-      ArrayNode any = node.put("type", "array").put("minItems", 1).putObject("items").putArray("oneOf");
+      ArrayNode any =
+          node.put("type", "array").put("minItems", 1).putObject("items").putArray("oneOf");
       for (Variant v : variants.variants()) {
         any.add(object(JSON.objectNode().put("description", v.description()), v.keys(), v.kind()));
       }
@@ -405,7 +446,9 @@ public final class RecipeSchema {
    */
   public static String template(String model, String texts) {
     StringBuilder out = new StringBuilder();
-    out.append("# A recipe for 'espalier compress'. Keys behind # show what stands by default, or may be added.\n");
+    out.append(
+        "# A recipe for 'espalier compress'. Keys behind # show what stands by default, or may be"
+            + " added.\n");
     Map<String, String> given =
         Map.of("model.file", quote(model), "data.texts", quote(texts), "quantize.steps", "200");
     for (Key key : ROOT.keys()) {
@@ -420,7 +463,8 @@ public final class RecipeSchema {
           template(v.keys(), "    ", v.kind() + ".", used ? given : null, out);
         }
       } else if (key.type() instanceof Group group) {
-        boolean used = group.keys().stream().anyMatch(k -> given.containsKey(key.name() + "." + k.name()));
+        boolean used =
+            group.keys().stream().anyMatch(k -> given.containsKey(key.name() + "." + k.name()));
         out.append(used ? "" : "# ").append(key.name()).append(":\n");
         template(group.keys(), "  ", key.name() + ".", used ? given : null, out);
       } else {
@@ -437,7 +481,12 @@ public final class RecipeSchema {
       String shown = value != null ? value : key.fallback() == null ? "" : key.fallback();
       String line = key.name() + ":" + (shown.isEmpty() ? "" : " " + shown);
       if (key.type() instanceof Group group) {
-        out.append(indent).append("# ").append(line).append("  # ").append(key.description()).append("\n");
+        out.append(indent)
+            .append("# ")
+            .append(line)
+            .append("  # ")
+            .append(key.description())
+            .append("\n");
         template(group.keys(), indent + "  ", path + key.name() + ".", null, out);
       } else {
         out.append(indent).append(value == null ? "# " : "").append(line);

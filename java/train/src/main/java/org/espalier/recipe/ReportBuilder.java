@@ -54,7 +54,9 @@ final class ReportBuilder {
     stage.put("name", started.name());
     stage.put(
         "kind",
-        started instanceof Stage.Prune ? "prune" : started instanceof Stage.Quantize ? "quantize" : "train");
+        started instanceof Stage.Prune
+            ? "prune"
+            : started instanceof Stage.Quantize ? "quantize" : "train");
     stage.put("steps", steps);
     stage.put("examples", 0);
     stage.put("training_seconds", 0.0);
@@ -173,7 +175,9 @@ final class ReportBuilder {
                 name,
                 value instanceof Integer || value instanceof Long
                     ? JSON.numberNode(((Number) value).longValue())
-                    : value instanceof Number n ? number(n.doubleValue()) : JSON.textNode(String.valueOf(value))));
+                    : value instanceof Number n
+                        ? number(n.doubleValue())
+                        : JSON.textNode(String.valueOf(value))));
     return node;
   }
 

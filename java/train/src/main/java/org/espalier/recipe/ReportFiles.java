@@ -20,7 +20,9 @@ final class ReportFiles {
       page.write(ByteBuffer.wrap(ReportPage.of(report).getBytes(StandardCharsets.UTF_8)));
       data.write(
           ByteBuffer.wrap(
-              new ObjectMapper().enable(SerializationFeature.INDENT_OUTPUT).writeValueAsBytes(report)));
+              new ObjectMapper()
+                  .enable(SerializationFeature.INDENT_OUTPUT)
+                  .writeValueAsBytes(report)));
       AtomicFile.commitAll(List.of(page, data));
     } catch (JsonProcessingException e) {
       throw new IllegalStateException("the report is no JSON", e);

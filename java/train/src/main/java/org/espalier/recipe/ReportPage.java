@@ -92,7 +92,11 @@ final class ReportPage {
     for (JsonNode stage : report.path("stages")) {
       done.add(verb(stage));
     }
-    return "Compressed by Espalier in " + seconds(report.path("seconds")) + ": " + String.join(", then ", done) + ".";
+    return "Compressed by Espalier in "
+        + seconds(report.path("seconds"))
+        + ": "
+        + String.join(", then ", done)
+        + ".";
   }
 
   private static String verb(JsonNode stage) {
@@ -116,20 +120,27 @@ final class ReportPage {
     tile(
         "Size",
         number(f.path("size_ratio"), "%.3f"),
-        "of the original: " + bytes(report.path("model").path("bytes")) + " to "
+        "of the original: "
+            + bytes(report.path("model").path("bytes"))
+            + " to "
             + bytes(made.path("bytes")));
     tile(
         "Speed",
         number(f.path("speedup"), "%.2fx"),
         f.has("ms")
-            ? number(f.path("reference_ms"), "%.3g ms") + " to " + number(f.path("ms"), "%.3g ms") + ", one thread"
+            ? number(f.path("reference_ms"), "%.3g ms")
+                + " to "
+                + number(f.path("ms"), "%.3g ms")
+                + ", one thread"
             : "ONNX Runtime, one thread");
     if (f.has("neighbour_agreement")) {
       tile("Mean cosine", number(f.path("cosine_mean"), "%.4f"), "to the original's embeddings");
       tile(
           "Neighbours agree",
           number(f.path("neighbour_agreement"), "%.3f"),
-          "95 % interval " + number(f.path("neighbour_agreement_low"), "%.3f") + " to "
+          "95 % interval "
+              + number(f.path("neighbour_agreement_low"), "%.3f")
+              + " to "
               + number(f.path("neighbour_agreement_high"), "%.3f"));
     } else {
       tile(
@@ -173,7 +184,16 @@ final class ReportPage {
 
   private void stages() {
     out.append("<h2>What was done</h2>\n");
-    head("stage", "kind", "steps", "time", "loss before", "changed", "trained", "examples/s", "compression's share");
+    head(
+        "stage",
+        "kind",
+        "steps",
+        "time",
+        "loss before",
+        "changed",
+        "trained",
+        "examples/s",
+        "compression's share");
     for (JsonNode s : report.path("stages")) {
       double training = s.path("training_seconds").asDouble();
       row(
@@ -195,9 +215,9 @@ final class ReportPage {
     }
     foot();
     out.append(
-        "<p class=\"muted small\">Loss on validation examples: as the stage began, after its change to"
-            + " the model, and at the best state of its training. The last column is the share of a"
-            + " training step that masks, fake quantization and the optimizer take.</p>\n");
+        "<p class=\"muted small\">Loss on validation examples: as the stage began, after its change"
+            + " to the model, and at the best state of its training. The last column is the share"
+            + " of a training step that masks, fake quantization and the optimizer take.</p>\n");
   }
 
   private void fidelity() {
@@ -300,7 +320,8 @@ final class ReportPage {
         out.append("<td>").append(layer.path("bits").asInt()).append("</td><td>");
         out.append(
                 layer.path("smallest_scale").isNumber()
-                    ? number(layer.path("smallest_scale"), "%.2g") + " to "
+                    ? number(layer.path("smallest_scale"), "%.2g")
+                        + " to "
                         + number(layer.path("largest_scale"), "%.2g")
                     : "–")
             .append("</td>");
@@ -315,8 +336,8 @@ final class ReportPage {
     }
     foot();
     out.append(
-        "<p class=\"muted small\">«Change» is the root mean squared difference to the weights at the"
-            + " start, as a share of their own root mean square.</p></details>\n");
+        "<p class=\"muted small\">«Change» is the root mean squared difference to the weights at"
+            + " the start, as a share of their own root mean square.</p></details>\n");
   }
 
   private void bar(String text, double share) {
@@ -328,8 +349,10 @@ final class ReportPage {
   }
 
   private void files() {
-    out.append("<h2>Files</h2>\n<div class=\"scroll\"><table><thead><tr><th>file</th>"
-        + "<th class=\"text\">what it is</th><th>size</th><th class=\"text\">SHA-256</th></tr></thead><tbody>\n");
+    out.append(
+        "<h2>Files</h2>\n"
+            + "<div class=\"scroll\"><table><thead><tr><th>file</th><th class=\"text\">what it"
+            + " is</th><th>size</th><th class=\"text\">SHA-256</th></tr></thead><tbody>\n");
     for (JsonNode file : report.path("outputs")) {
       String sum = escape(file.path("sha256").asText());
       out.append("<tr><td>")
@@ -361,8 +384,12 @@ final class ReportPage {
     term(data.path("kind").asText(), data.path("source").asText());
     term(
         "split",
-        data.path("training").asLong() + " trained on, " + data.path("validation").asLong()
-            + " for validation, " + data.path("evaluation").asLong() + " measured");
+        data.path("training").asLong()
+            + " trained on, "
+            + data.path("validation").asLong()
+            + " for validation, "
+            + data.path("evaluation").asLong()
+            + " measured");
     for (Iterator<Map.Entry<String, JsonNode>> i = report.path("machine").fields(); i.hasNext(); ) {
       Map.Entry<String, JsonNode> entry = i.next();
       term(entry.getKey(), entry.getValue().asText());
@@ -371,12 +398,18 @@ final class ReportPage {
   }
 
   private void term(String name, String text) {
-    out.append("<dt>").append(escape(name)).append("</dt><dd>").append(escape(text)).append("</dd>");
+    out.append("<dt>")
+        .append(escape(name))
+        .append("</dt><dd>")
+        .append(escape(text))
+        .append("</dd>");
   }
 
   private void recipe() {
     JsonNode recipe = report.path("recipe");
-    out.append("<h2>Recipe</h2>\n<pre>").append(escape(recipe.path("text").asText())).append("</pre>\n");
+    out.append("<h2>Recipe</h2>\n<pre>")
+        .append(escape(recipe.path("text").asText()))
+        .append("</pre>\n");
     for (JsonNode set : recipe.path("set")) {
       out.append("<p><code>--set ").append(escape(set.asText())).append("</code></p>\n");
     }

@@ -41,7 +41,8 @@ record RunData(
 
   private static RunData texts(Recipe recipe, RunHost host) {
     Recipe.DataSettings data = recipe.data();
-    List<String> own = data.evaluationTexts() == null ? null : lines(host.file(data.evaluationTexts()));
+    List<String> own =
+        data.evaluationTexts() == null ? null : lines(host.file(data.evaluationTexts()));
     int heldOut = data.validation() + (own == null ? data.evaluation() : 0);
     List<String> all;
     if (data.wordNet()) {
@@ -68,14 +69,17 @@ record RunData(
     List<String> evaluationTexts = own == null ? List.copyOf(all.subList(0, evaluation)) : own;
     if (evaluationTexts.size() < LEAST_EVALUATION_TEXTS) {
       throw new InputException(
-          data.place() + ": data: " + evaluationTexts.size() + " evaluation texts; at least "
-              + LEAST_EVALUATION_TEXTS + " are needed");
+          data.place()
+              + ": data: "
+              + evaluationTexts.size()
+              + " evaluation texts; at least "
+              + LEAST_EVALUATION_TEXTS
+              + " are needed");
     }
     List<String> calibration = training.subList(0, Math.min(data.calibration(), train));
     return new RunData(
         new Examples.Texts(host.tokens(training)),
-        new Examples.Texts(
-            host.tokens(all.subList(evaluation, heldOut))),
+        new Examples.Texts(host.tokens(all.subList(evaluation, heldOut))),
         host.calibration(List.copyOf(calibration)),
         evaluationTexts,
         null);
@@ -85,7 +89,13 @@ record RunData(
     int left = size - heldOut;
     if (left < Math.max(1, data.train())) {
       throw new InputException(
-          data.place() + ": data: there are " + size + " " + what + "; " + heldOut
+          data.place()
+              + ": data: there are "
+              + size
+              + " "
+              + what
+              + "; "
+              + heldOut
               + " are held out, and "
               + (data.train() == 0 ? "at least 1 is" : data.train() + " are")
               + " wanted for training");
@@ -140,9 +150,15 @@ record RunData(
     try (SafetensorsFile file = SafetensorsFile.open(path)) {
       TensorInfo inputs = tensor(file, "inputs", SafetensorsDtype.F32);
       TensorInfo labels = tensor(file, "labels", SafetensorsDtype.I64);
-      if (inputs.rank() < 2 || labels.rank() != 1 || !inputs.shape().get(0).equals(labels.shape().get(0))) {
+      if (inputs.rank() < 2
+          || labels.rank() != 1
+          || !inputs.shape().get(0).equals(labels.shape().get(0))) {
         throw new InputException(
-            path + ": inputs " + inputs.shape() + " and labels " + labels.shape()
+            path
+                + ": inputs "
+                + inputs.shape()
+                + " and labels "
+                + labels.shape()
                 + "; [N, …] and [N] are needed");
       }
       int n = Math.toIntExact(labels.elements());
@@ -174,7 +190,8 @@ record RunData(
     TensorInfo info = file.tensor(name);
     if (info == null || info.dtype() != dtype) {
       throw new InputException(
-          file.path() + ": "
+          file.path()
+              + ": "
               + (info == null ? "there is no tensor " + name : name + " is " + info.dtype())
               + "; labelled examples are inputs (F32, [N, …]) and labels (I64, [N])");
     }

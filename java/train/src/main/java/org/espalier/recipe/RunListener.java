@@ -1,8 +1,8 @@
 package org.espalier.recipe;
 
+import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.io.IOException;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
@@ -102,8 +102,7 @@ final class RunListener implements TrainingListener {
     stepSeconds = first ? step.seconds() : stepSeconds + NEW * (step.seconds() - stepSeconds);
     loss = first ? step.loss() : loss + NEW * (step.loss() - loss);
     double speed = step.examples() / step.seconds();
-    examplesPerSecond =
-        first ? speed : examplesPerSecond + NEW * (speed - examplesPerSecond);
+    examplesPerSecond = first ? speed : examplesPerSecond + NEW * (speed - examplesPerSecond);
     long done = done(step.step());
     host.progress(
         String.format(

@@ -26,7 +26,9 @@ sealed interface SettingType {
     public String describe() {
       return words.size() == 1
           ? words.get(0)
-          : String.join(", ", words.subList(0, words.size() - 1)) + " or " + words.get(words.size() - 1);
+          : String.join(", ", words.subList(0, words.size() - 1))
+              + " or "
+              + words.get(words.size() - 1);
     }
   }
 

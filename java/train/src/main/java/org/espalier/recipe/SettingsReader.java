@@ -65,7 +65,11 @@ final class SettingsReader {
   }
 
   private void keys(
-      List<Key> keys, Set<String> others, YamlNode.Mapping mapping, String path, Settings settings) {
+      List<Key> keys,
+      Set<String> others,
+      YamlNode.Mapping mapping,
+      String path,
+      Settings settings) {
     List<String> names = new ArrayList<>(others);
     keys.forEach(key -> names.add(key.name()));
     mapping
@@ -82,7 +86,8 @@ final class SettingsReader {
     for (Key key : keys) {
       YamlNode value = mapping.entries().get(key.name());
       String at = join(path, key.name());
-      if (value == null || value instanceof YamlNode.Scalar s && s.isNull() && !(key.type() instanceof Group)) {
+      if (value == null
+          || value instanceof YamlNode.Scalar s && s.isNull() && !(key.type() instanceof Group)) {
         if (key.required()) {
           wrong(
               value == null ? mapping.place() : value.place(),
@@ -177,7 +182,8 @@ final class SettingsReader {
             place,
             path + ".kind",
             (given == null ? "missing" : "there is no kind '" + given + "'")
-                + "; it is one of " + String.join(", ", kinds));
+                + "; it is one of "
+                + String.join(", ", kinds));
         continue;
       }
       String name = stageName(mapping, given);
@@ -186,12 +192,17 @@ final class SettingsReader {
       keys(type.variants().get(kinds.indexOf(given)).keys(), Set.of("kind"), mapping, name, stage);
       stage.put("name", name, stage.place("name"), stage.given("name"));
       if (!name.matches("[A-Za-z][A-Za-z0-9_-]*")) {
-        wrong(stage.place("name"), path, "the name '" + name + "'; letters, digits, - and _ make one");
+        wrong(
+            stage.place("name"),
+            path,
+            "the name '" + name + "'; letters, digits, - and _ make one");
       } else if (RecipeSchema.ROOT.keys().stream().anyMatch(k -> k.name().equals(name))) {
         wrong(stage.place("name"), path, "the name '" + name + "' is a key of the recipe");
       } else if (!names.add(name)) {
         wrong(
-            stage.place("name"), path, "two stages have the name '" + name + "'; name: tells them apart");
+            stage.place("name"),
+            path,
+            "two stages have the name '" + name + "'; name: tells them apart");
       }
       stages.add(stage);
     }
@@ -200,6 +211,8 @@ final class SettingsReader {
 
   /** What a stage is called. */
   static String stageName(YamlNode.Mapping stage, String kind) {
-    return stage.entries().get("name") instanceof YamlNode.Scalar s && !s.isNull() ? s.text() : kind;
+    return stage.entries().get("name") instanceof YamlNode.Scalar s && !s.isNull()
+        ? s.text()
+        : kind;
   }
 }

@@ -24,7 +24,9 @@ sealed interface YamlNode {
 
     @Override
     public String describe() {
-      return isNull() ? "nothing" : "'" + (text.length() > 60 ? text.substring(0, 57) + "…" : text) + "'";
+      return isNull()
+          ? "nothing"
+          : "'" + (text.length() > 60 ? text.substring(0, 57) + "…" : text) + "'";
     }
   }
 

@@ -44,7 +44,11 @@ final class YamlReader {
   static YamlNode read(String source, boolean hasLines, String text) {
     if (text.length() > MAX_CHARACTERS) {
       throw new InputException(
-          source + ": it has " + text.length() + " characters; a recipe has at most " + MAX_CHARACTERS);
+          source
+              + ": it has "
+              + text.length()
+              + " characters; a recipe has at most "
+              + MAX_CHARACTERS);
     }
     YamlReader reader = new YamlReader(source, hasLines, text);
     try {
@@ -90,7 +94,8 @@ final class YamlReader {
     if (event.getEventId() == Event.ID.Alias
         || event instanceof NodeEvent n && n.getAnchor() != null) {
       throw new InputException(
-          place + ": anchors and aliases (& and *) are not used in recipes; write the value again,"
+          place
+              + ": anchors and aliases (& and *) are not used in recipes; write the value again,"
               + " or put a text in quotes");
     }
     return switch (event.getEventId()) {
@@ -113,12 +118,17 @@ final class YamlReader {
         for (Event e = events.next(); e.getEventId() != Event.ID.MappingEnd; e = events.next()) {
           YamlNode key = node(e, depth + 1);
           if (!(key instanceof YamlNode.Scalar name)) {
-            throw new InputException(key.place() + ": " + key.describe() + " where a key is expected");
+            throw new InputException(
+                key.place() + ": " + key.describe() + " where a key is expected");
           }
           if (mapping.entries().containsKey(name.text())) {
             throw new InputException(
-                key.place() + ": the key '" + name.text() + "' was given in line "
-                    + mapping.keys().get(name.text()).line() + " already");
+                key.place()
+                    + ": the key '"
+                    + name.text()
+                    + "' was given in line "
+                    + mapping.keys().get(name.text()).line()
+                    + " already");
           }
           mapping.put(name.text(), node(events.next(), depth + 1), key.place());
         }

@@ -63,8 +63,8 @@ public final class Libtorch {
       boolean hasGpu = has(gpu + "libtorch.so");
       if (hasGpu && has(cpu + "libtorch.so")) {
         throw new IllegalStateException(
-            "the class path has libtorch for the CPU and for GPUs, which crash each other; leave one"
-                + " out: build with or without -Pgpu, from clean");
+            "the class path has libtorch for the CPU and for GPUs, which crash each other; leave"
+                + " one out: build with or without -Pgpu, from clean");
       }
       // The loader resolves each library by itself. With an empty cache it would find a libtorch
       // of the system for the ones that are not extracted yet, and two versions crash the JVM.
@@ -79,7 +79,8 @@ public final class Libtorch {
         }
       }
       Loader.load(torch.class);
-      if (System.getenv("OMP_NUM_THREADS") == null && System.getenv("OPENBLAS_NUM_THREADS") == null) {
+      if (System.getenv("OMP_NUM_THREADS") == null
+          && System.getenv("OPENBLAS_NUM_THREADS") == null) {
         setThreads(1);
       }
     }

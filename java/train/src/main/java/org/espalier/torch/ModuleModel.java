@@ -84,15 +84,18 @@ public final class ModuleModel implements TrainableModel {
       }
       if (tensor.scalar_type().intern() != ScalarType.Float || !tensor.is_contiguous()) {
         throw new InputException(
-            name + ": the parameter " + parameter + " is " + tensor.scalar_type().intern()
+            name
+                + ": the parameter "
+                + parameter
+                + " is "
+                + tensor.scalar_type().intern()
                 + "; only contiguous float32 parameters can be trained");
       }
       int dot = parameter.lastIndexOf('.');
       String owner = dot < 0 ? "" : parameter.substring(0, dot);
       tensor.retainReference();
       parameters.add(
-          ModuleKinds.parameter(
-              parameter, tensor, kinds.getOrDefault(owner, Kind.OTHER), owner));
+          ModuleKinds.parameter(parameter, tensor, kinds.getOrDefault(owner, Kind.OTHER), owner));
     }
     if (parameters.isEmpty()) {
       throw new InputException(name + " has no parameter that requires a gradient");
@@ -121,8 +124,7 @@ public final class ModuleModel implements TrainableModel {
     try {
       results = forward.apply(inputNames.stream().map(inputs::get).toList());
     } catch (RuntimeException e) {
-      throw new InputException(
-          name + " failed in forward: " + TorchScriptModel.firstLine(e), e);
+      throw new InputException(name + " failed in forward: " + TorchScriptModel.firstLine(e), e);
     }
     if (results.size() != outputNames.size()) {
       throw new InputException(
@@ -166,8 +168,7 @@ public final class ModuleModel implements TrainableModel {
         module.save(archive);
         archive.save_to(out.path().toString());
       } catch (RuntimeException e) {
-        throw new InputException(
-            "cannot write " + file + ": " + TorchScriptModel.firstLine(e), e);
+        throw new InputException("cannot write " + file + ": " + TorchScriptModel.firstLine(e), e);
       }
       out.commit();
     }

@@ -75,7 +75,12 @@ public final class OnnxGraph implements TrainableModel {
         constants.put(e.name(), e.constant());
         parameters.add(
             new Parameter(
-                e.name(), keep(e.constant(), tensor), e.kind(), e.outputAxis(), e.reductionAxis(), e.nodes()));
+                e.name(),
+                keep(e.constant(), tensor),
+                e.kind(),
+                e.outputAxis(),
+                e.reductionAxis(),
+                e.nodes()));
       }
       for (String statistics : found.statistics()) {
         keep(statistics, variable(statistics, device));
@@ -118,8 +123,7 @@ public final class OnnxGraph implements TrainableModel {
   private Tensor variable(String constant, TorchDevice device) {
     OnnxInitializer i = model.constant(constant);
     Tensor mapped =
-        torch.from_blob(
-            new Pointer(i.data()), i.dims(), new TensorOptions(ScalarType.Float));
+        torch.from_blob(new Pointer(i.data()), i.dims(), new TensorOptions(ScalarType.Float));
     return device.place(mapped.clone());
   }
 
@@ -193,10 +197,7 @@ public final class OnnxGraph implements TrainableModel {
             Pointer.memcpy(new BytePointer(data), host.data_ptr(), data.capacity());
             copy.replaceConstant(
                 OnnxInitializer.of(
-                    constant,
-                    DataType.FLOAT,
-                    model.constant(constant).dims(),
-                    data));
+                    constant, DataType.FLOAT, model.constant(constant).dims(), data));
           }
         });
     return copy;

@@ -32,12 +32,17 @@ public final class TensorView {
     }
     if (!tensor.is_cpu()) {
       throw new IllegalArgumentException(
-          describe(tensor) + " is on " + tensor.device().str().getString() + ", not in host memory");
+          describe(tensor)
+              + " is on "
+              + tensor.device().str().getString()
+              + ", not in host memory");
     }
     DType dtype = dtype(tensor);
     if (!tensor.is_contiguous()) {
       throw new IllegalArgumentException(
-          describe(tensor) + " is strided " + Arrays.toString(tensor.strides().vec().get())
+          describe(tensor)
+              + " is strided "
+              + Arrays.toString(tensor.strides().vec().get())
               + "; a contiguous tensor is needed");
     }
     return org.espalier.device.Tensor.of(

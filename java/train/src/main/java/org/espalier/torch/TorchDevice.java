@@ -30,7 +30,8 @@ public final class TorchDevice {
     Libtorch.load();
     if (!torch.cuda_is_available()) {
       throw new UnsupportedOperationException(
-          "libtorch sees no GPU; it takes a driver of CUDA 13 (580 or newer) and a build with -Pgpu");
+          "libtorch sees no GPU; it takes a driver of CUDA 13 (580 or newer) and a build with"
+              + " -Pgpu");
     }
     int count = torch.cuda_device_count();
     if (index < 0 || index >= count) {

@@ -156,7 +156,11 @@ public final class TorchScriptModel implements TrainableModel {
       }
       if (!type.equals("Tensor")) {
         throw new InputException(
-            name + ": forward takes " + a.name().getString() + " of type " + type
+            name
+                + ": forward takes "
+                + a.name().getString()
+                + " of type "
+                + type
                 + "; only tensors can be given");
       }
       inputNames.add(a.name().getString());

@@ -66,7 +66,8 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
             case "token_type_ids" -> new long[n * longest];
             default ->
                 throw new InputException(
-                    "the model has an input " + name
+                    "the model has an input "
+                        + name
                         + "; texts are fed to input_ids, attention_mask and token_type_ids");
           };
       inputs.put(name, AbstractTensor.create(values, n, longest));

@@ -61,8 +61,14 @@ public sealed interface Examples {
       for (int i = 0; i < values.size(); i++) {
         if (values.get(i).length != elements) {
           throw new InputException(
-              "example " + (i + 1) + " has " + values.get(i).length + " values; the shape " + shape
-                  + " needs " + elements);
+              "example "
+                  + (i + 1)
+                  + " has "
+                  + values.get(i).length
+                  + " values; the shape "
+                  + shape
+                  + " needs "
+                  + elements);
         }
       }
       if (labels != null && labels.length != values.size()) {

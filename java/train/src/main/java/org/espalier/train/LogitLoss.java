@@ -54,9 +54,7 @@ final class LogitLoss {
         parts.put("bound", result.bound());
       }
       Tensor root =
-          backward
-              ? logits.mul(gradient).sum().mul(new org.bytedeco.pytorch.Scalar(unit))
-              : null;
+          backward ? logits.mul(gradient).sum().mul(new org.bytedeco.pytorch.Scalar(unit)) : null;
       return new Loss(root, unit * result.loss(), parts, quality(logits, teacher, labels));
     }
   }

@@ -18,11 +18,11 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
-import java.util.function.Predicate;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.function.Predicate;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -219,8 +219,7 @@ public final class OnnxCompression implements Compression {
       begin(stage, listener);
     }
     double earlier = progress.seconds;
-    Batches batches =
-        new Batches(job.training(), training.batch(), 31 * plan.seed() + stageIndex);
+    Batches batches = new Batches(job.training(), training.batch(), 31 * plan.seed() + stageIndex);
     while (progress.step < steps) {
       boolean goOn = step(stage, batches, steps, listener);
       progress.seconds = earlier + (System.nanoTime() - start) * 1e-9;
@@ -454,8 +453,7 @@ public final class OnnxCompression implements Compression {
                 return thread;
               });
     }
-    Future<Loss> other =
-        secondThread.submit(() -> gradient(loss, whole, second, halves.get(1)));
+    Future<Loss> other = secondThread.submit(() -> gradient(loss, whole, second, halves.get(1)));
     Loss mine;
     try {
       mine = gradient(loss, whole, first, halves.get(0));
@@ -629,8 +627,7 @@ public final class OnnxCompression implements Compression {
         if (w.isQuantized()) {
           w.makeMask();
           MagnitudePrune.prune(
-              List.of(
-                  MagnitudePrune.Weights.of(w.name(), w.latent()).maskOut(w.maskBits())),
+              List.of(MagnitudePrune.Weights.of(w.name(), w.latent()).maskOut(w.maskBits())),
               new MagnitudePrune.Threshold(Float.MIN_VALUE));
         }
       }
@@ -658,8 +655,7 @@ public final class OnnxCompression implements Compression {
     Map<String, String> nodes = new HashMap<>();
     for (QuantizedProduct p : products) {
       TrainedWeight w = byConstant.get(p.weight());
-      w.quantize(
-          p.channelAxis(), p.qmax(), p.integers(), p.scales(), quantization().learnScales());
+      w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales(), quantization().learnScales());
       w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
     }
     if (quantizer instanceof StaticQuantizer s) {

@@ -77,7 +77,8 @@ final class StaticGrid implements ActivationSimulation.Grid {
     Tensor y =
         source.clamp(new ScalarOptional(new Scalar(low)), new ScalarOptional(new Scalar(high)));
     // The gradient of clamp needs its input alone, so y can take the values on the grid.
-    GRID.run(FakeQuantize.Job.fake(TensorView.of(source), TensorView.of(y), null, scale, zeroPoint));
+    GRID.run(
+        FakeQuantize.Job.fake(TensorView.of(source), TensorView.of(y), null, scale, zeroPoint));
     return y;
   }
 
@@ -91,11 +92,9 @@ final class StaticGrid implements ActivationSimulation.Grid {
         .rounding(FakeQuantize.Rounding.DIVIDE)
         .movingAverage((float) momentum)
         .run(
-            new FakeQuantize.Job(
-                TensorView.of(seen), null, null, null, scale, zeroPoint, running));
+            new FakeQuantize.Job(TensorView.of(seen), null, null, null, scale, zeroPoint, running));
     ranges.put(
-        activation,
-        new ActivationRange(Math.min(0, running.get(0)), Math.max(0, running.get(1))));
+        activation, new ActivationRange(Math.min(0, running.get(0)), Math.max(0, running.get(1))));
   }
 
   @Override

@@ -11,7 +11,6 @@ import java.nio.file.StandardOpenOption;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
-import java.util.List;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -138,8 +137,11 @@ final class TeacherOutputs implements AutoCloseable {
             : shape.length == 2 && shape[0] == batch.size();
     if (!fits || shape[shape.length - 1] != width) {
       throw new InputException(
-          "the teacher's first output has the shape " + java.util.Arrays.toString(shape)
-              + "; the student's has " + (perToken ? "[texts, tokens, " : "[examples, ") + width
+          "the teacher's first output has the shape "
+              + java.util.Arrays.toString(shape)
+              + "; the student's has "
+              + (perToken ? "[texts, tokens, " : "[examples, ")
+              + width
               + "]");
     }
   }
@@ -186,10 +188,7 @@ final class TeacherOutputs implements AutoCloseable {
   Tensor read(int[] indices, Batch batch) {
     long row = (long) (perToken ? batch.longest() : 1) * width;
     long n = indices.length;
-    Tensor result =
-        perToken
-            ? torch.zeros(n, batch.longest(), width)
-            : torch.zeros(n, width);
+    Tensor result = perToken ? torch.zeros(n, batch.longest(), width) : torch.zeros(n, width);
     FloatPointer values = new FloatPointer(result.data_ptr()).capacity(n * row);
     try {
       for (int i = 0; i < indices.length; i++) {

@@ -37,8 +37,7 @@ public record Training(
       throw new IllegalArgumentException("batches of " + batch + " examples; 1 or more");
     }
     if (validateEvery < 0) {
-      throw new IllegalArgumentException(
-          "validation every " + validateEvery + " steps; 0 or more");
+      throw new IllegalArgumentException("validation every " + validateEvery + " steps; 0 or more");
     }
   }
 

@@ -86,8 +86,7 @@ final class Update implements AutoCloseable {
     }
     for (TrainedWeight w : learned) {
       parameters.add(
-          FusedAdamW.Parameter.of(
-              w.ends(), w.endGradients(), state(w.ends()), state(w.ends())));
+          FusedAdamW.Parameter.of(w.ends(), w.endGradients(), state(w.ends()), state(w.ends())));
     }
     return new FusedAdamW(
         parameters,
@@ -101,9 +100,7 @@ final class Update implements AutoCloseable {
 
   private static Scale scale(TrainedWeight w) {
     Channel channel =
-        w.channelAxis() < 0
-            ? Channel.TENSOR
-            : Channel.ofAxis(w.channelAxis(), w.working.rank());
+        w.channelAxis() < 0 ? Channel.TENSOR : Channel.ofAxis(w.channelAxis(), w.working.rank());
     return new Scale(w.scales(), channel, true);
   }
 
@@ -133,8 +130,10 @@ final class Update implements AutoCloseable {
     StepResult result = step.step();
     if (result.skipped()) {
       throw new NonFiniteLossException(
-          result.nonFinite() + " entries of gradients are NaN or infinite, those of "
-              + firstNonFinite() + " among them");
+          result.nonFinite()
+              + " entries of gradients are NaN or infinite, those of "
+              + firstNonFinite()
+              + " among them");
     }
     // The scales are known only now, so the working weights are written after the step.
     learned.forEach(TrainedWeight::followEnds);

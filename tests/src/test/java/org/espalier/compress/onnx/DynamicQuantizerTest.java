@@ -240,7 +240,9 @@ class DynamicQuantizerTest {
       Path optimized = folder.resolve(calibrated + ".onnx");
       try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
         options.setOptimizedModelFilePath(optimized.toString());
-        ENVIRONMENT.createSession(quantized(block(null), calibrated, false).toBuffer(), options).close();
+        ENVIRONMENT
+            .createSession(quantized(block(null), calibrated, false).toBuffer(), options)
+            .close();
       }
       Map<String, Integer> ops = new TreeMap<>();
       ModelProto.parseFrom(Files.readAllBytes(optimized))
@@ -441,9 +443,12 @@ class DynamicQuantizerTest {
     for (String index : List.of("zero", "one")) {
       g.addNode(node("Shape", "s" + index, List.of(shapeOf), "shape" + index))
           .addNode(
-              node("Gather", "g" + index, List.of("shape" + index, index + "_scalar"), "dim" + index))
-          .addNode(
-              node("Unsqueeze", "u" + index, List.of("dim" + index, "axis"), "part" + index));
+              node(
+                  "Gather",
+                  "g" + index,
+                  List.of("shape" + index, index + "_scalar"),
+                  "dim" + index))
+          .addNode(node("Unsqueeze", "u" + index, List.of("dim" + index, "axis"), "part" + index));
       g.addInitializer(scalar(index + "_scalar", index.equals("zero") ? 0 : 1));
       parts.add("part" + index);
     }
@@ -473,7 +478,9 @@ class DynamicQuantizerTest {
     OnnxModel model = quantized(reshape("p"), false, false);
     assertFalse(operators(model).containsKey("Shape"), operators(model).toString());
     assertArrayEquals(
-        new long[] {0, 0, 2, 4}, longs(model.initializer("shape")), "0 stands for «as in the data»");
+        new long[] {0, 0, 2, 4},
+        longs(model.initializer("shape")),
+        "0 stands for «as in the data»");
     OnnxModel other = quantized(reshape("other"), false, false);
     assertEquals(2, operators(other).get("Shape"), "dimensions of another value are not its own");
   }

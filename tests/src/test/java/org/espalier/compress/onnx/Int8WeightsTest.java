@@ -66,14 +66,16 @@ class Int8WeightsTest {
       InputException e =
           assertThrows(
               InputException.class,
-              () -> Int8Weights.of("layer.w", FloatBuffer.wrap(w), new long[] {2, 2}, 0, 127, null));
+              () ->
+                  Int8Weights.of("layer.w", FloatBuffer.wrap(w), new long[] {2, 2}, 0, 127, null));
       assertTrue(e.getMessage().contains("layer.w: element 2 is " + bad), e.getMessage());
     }
     float[] tiny = {1, 2, 1e-44f, 0};
     InputException e =
         assertThrows(
             InputException.class,
-            () -> Int8Weights.of("layer.w", FloatBuffer.wrap(tiny), new long[] {2, 2}, 0, 127, null));
+            () ->
+                Int8Weights.of("layer.w", FloatBuffer.wrap(tiny), new long[] {2, 2}, 0, 127, null));
     assertTrue(e.getMessage().contains("layer.w"), e.getMessage());
   }
 }

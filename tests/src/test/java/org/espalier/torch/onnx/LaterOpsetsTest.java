@@ -180,8 +180,16 @@ class LaterOpsetsTest {
     PROBLEMS.clear();
     try (PointerScope scope = new PointerScope()) {
       for (String op :
-          List.of("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
-              "ReduceSumSquare", "ReduceLogSumExp", "ReduceSum")) {
+          List.of(
+              "ReduceMean",
+              "ReduceMax",
+              "ReduceMin",
+              "ReduceProd",
+              "ReduceL1",
+              "ReduceL2",
+              "ReduceSumSquare",
+              "ReduceLogSumExp",
+              "ReduceSum")) {
         same(18, node(op), floats(2, 3, 4), longs(1));
         same(18, node(op, integer("keepdims", 0)), floats(2, 3, 4), longs(-1, 0));
         same(18, node(op, integer("noop_with_empty_axes", 1)), floats(2, 3), longs());
@@ -221,7 +229,8 @@ class LaterOpsetsTest {
           floats(6));
       same(
           18,
-          node("LpPool", integers("kernel_shape", 2, 2), integers("strides", 2, 2), integer("p", 2)),
+          node(
+              "LpPool", integers("kernel_shape", 2, 2), integers("strides", 2, 2), integer("p", 2)),
           floats(1, 2, 6, 6));
       same(
           19,
@@ -241,7 +250,10 @@ class LaterOpsetsTest {
           longs(7, 6));
       same(
           19,
-          node("Resize", text("mode", "cubic"), text("coordinate_transformation_mode", "half_pixel")),
+          node(
+              "Resize",
+              text("mode", "cubic"),
+              text("coordinate_transformation_mode", "half_pixel")),
           floats(1, 2, 4, 5),
           null,
           AbstractTensor.create(1f, 1f, 2f, 1.6f));
@@ -324,16 +336,31 @@ class LaterOpsetsTest {
       refused(
           "antialias = 1",
           model(18, node("Resize", integer("antialias", 1)), 1, floats(2), null, floats(1)));
+      refused("the attribute alpha", model(17, node("Relu", real("alpha", 1)), 1, floats(2)));
       refused(
-          "the attribute alpha", model(17, node("Relu", real("alpha", 1)), 1, floats(2)));
+          "the attribute broadcast",
+          model(7, node("Add", integer("broadcast", 1)), 1, floats(2), floats(2)));
       refused(
-          "the attribute broadcast", model(7, node("Add", integer("broadcast", 1)), 1, floats(2), floats(2)));
-      refused("mode = 'other'", model(17, node("Pad", text("mode", "other")), 1, floats(2), longs(1, 1)));
-      refused("activation Softsign", model(14, node("RNN", AttributeProto.newBuilder()
-          .setName("activations").setType(AttributeProto.AttributeType.STRINGS)
-          .addStrings(ByteString.copyFromUtf8("Softsign")).build()), 1, floats(2, 1, 3), floats(1, 4, 3), floats(1, 4, 4)));
+          "mode = 'other'",
+          model(17, node("Pad", text("mode", "other")), 1, floats(2), longs(1, 1)));
       refused(
-          "com.microsoft.Attention", model(17, node("Attention").setDomain("com.microsoft"), 1, floats(2)));
+          "activation Softsign",
+          model(
+              14,
+              node(
+                  "RNN",
+                  AttributeProto.newBuilder()
+                      .setName("activations")
+                      .setType(AttributeProto.AttributeType.STRINGS)
+                      .addStrings(ByteString.copyFromUtf8("Softsign"))
+                      .build()),
+              1,
+              floats(2, 1, 3),
+              floats(1, 4, 3),
+              floats(1, 4, 4)));
+      refused(
+          "com.microsoft.Attention",
+          model(17, node("Attention").setDomain("com.microsoft"), 1, floats(2)));
     }
   }
 

@@ -33,13 +33,11 @@ public final class OnnxRuntime {
         for (Map.Entry<String, Tensor> e : inputs.entrySet()) {
           Tensor t = e.getValue().contiguous();
           ByteBuffer data =
-              ByteBuffer.allocateDirect(Math.toIntExact(t.nbytes()))
-                  .order(ByteOrder.nativeOrder());
+              ByteBuffer.allocateDirect(Math.toIntExact(t.nbytes())).order(ByteOrder.nativeOrder());
           Pointer.memcpy(new BytePointer(data), t.data_ptr(), data.capacity());
           given.put(
               e.getKey(),
-              OnnxTensor.createTensor(
-                  environment, data, t.shape(), javaType(ElementTypes.of(t))));
+              OnnxTensor.createTensor(environment, data, t.shape(), javaType(ElementTypes.of(t))));
         }
         Map<String, Tensor> outputs = new LinkedHashMap<>();
         try (OrtSession.Result result = session.run(given)) {

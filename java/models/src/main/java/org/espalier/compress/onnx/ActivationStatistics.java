@@ -60,7 +60,12 @@ final class ActivationStatistics {
     int n = values.remaining() / channels;
     if (n * channels != values.remaining()) {
       throw new InputException(
-          "the activation " + name + " has " + values.remaining() + " values, no rows of " + channels);
+          "the activation "
+              + name
+              + " has "
+              + values.remaining()
+              + " values, no rows of "
+              + channels);
     }
     float[] min = new float[channels];
     float[] max = new float[channels];
@@ -125,8 +130,7 @@ final class ActivationStatistics {
   }
 
   /** A method of its own, with one index for all arrays and no reduction, is what the JIT vectorises. */
-  private static void addProducts(
-      float[] sum, int i, float[] a, float[] b, float[] c, float[] d) {
+  private static void addProducts(float[] sum, int i, float[] a, float[] b, float[] c, float[] d) {
     float ai = a[i];
     float bi = b[i];
     float ci = c[i];
@@ -168,8 +172,7 @@ final class ActivationStatistics {
 
   /** The mean of (x − shift)² in a channel. */
   double meanSquare(int channel, double shift) {
-    return Math.max(
-        0, squares[channel] / rows - 2 * shift * mean(channel) + shift * shift);
+    return Math.max(0, squares[channel] / rows - 2 * shift * mean(channel) + shift * shift);
   }
 
   /**

@@ -43,7 +43,8 @@ final class CompensatedRounding {
             .sorted(Comparator.comparingDouble((Integer i) -> -moments[i][i]))
             .mapToInt(Integer::intValue)
             .toArray();
-    // H = R·Rᵀ with R upper triangular gives H⁻¹ = R⁻ᵀ·R⁻¹, so U = R⁻¹. R is the Cholesky factor of H
+    // H = R·Rᵀ with R upper triangular gives H⁻¹ = R⁻ᵀ·R⁻¹, so U = R⁻¹. R is the Cholesky factor of
+    // H
     // read from the last row and column to the first.
     double[][] reversed = new double[k][];
     for (int i = 0; i < k; i++) {
@@ -137,7 +138,8 @@ final class CompensatedRounding {
   static double[][] invert(double[][] l) {
     int n = l.length;
     double[][] result = new double[n][];
-    // Row i of the inverse needs the rows above it; columns are independent, so threads take columns.
+    // Row i of the inverse needs the rows above it; columns are independent, so threads take
+    // columns.
     for (int i = 0; i < n; i++) {
       result[i] = new double[i + 1];
     }
@@ -206,9 +208,7 @@ final class CompensatedRounding {
       for (int c = 0; c < width; c++) {
         float s = scales[from + c];
         int q =
-            weights[at + c] == 0
-                ? 0
-                : (int) Math.max(-qmax, Math.min(qmax, Math.rint(row[c] / s)));
+            weights[at + c] == 0 ? 0 : (int) Math.max(-qmax, Math.min(qmax, Math.rint(row[c] / s)));
         result[at + c] = (byte) q;
         error[c] = (row[c] - q * s) / u[0];
       }

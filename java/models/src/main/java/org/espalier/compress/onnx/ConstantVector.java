@@ -32,15 +32,11 @@ final class ConstantVector {
 
   private static boolean isVector(OnnxModel model, String value, int width) {
     OnnxInitializer c = model.constant(value);
-    return c != null
-        && c.type() == DataType.FLOAT
-        && c.dims().length == 1
-        && c.elements() == width;
+    return c != null && c.type() == DataType.FLOAT && c.dims().length == 1 && c.elements() == width;
   }
 
   /** The node with {@code change} added to its vector, in a new initializer. */
-  static NodeProto changed(
-      OnnxModel model, OnnxModel.Names names, NodeProto n, double[] change) {
+  static NodeProto changed(OnnxModel model, OnnxModel.Names names, NodeProto n, double[] change) {
     int input = input(model, n, change.length);
     String old = n.getInput(input);
     FloatBuffer values = model.constant(old).floats();

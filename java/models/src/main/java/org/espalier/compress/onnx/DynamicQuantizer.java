@@ -161,8 +161,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
         float[] w = p.matrix(model);
         p.value = names.unique(p.name + TrainableQuantizer.LATENT);
         p.axes = List.of(0, 1);
-        model.addInitializer(
-            OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));
+        model.addInitializer(OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));
         weights.put(p.output, p.value);
         Rounded r = rounded.get(p);
         if (r != null) {
@@ -224,8 +223,16 @@ public final class DynamicQuantizer implements TrainableQuantizer {
         if (p.output.equals(output)) {
           if (integers.length != p.rows * p.columns || scales.length != p.columns) {
             throw new IllegalArgumentException(
-                p.name + " has " + p.rows + " x " + p.columns + " weights; given are "
-                    + integers.length + " integers and " + scales.length + " scales");
+                p.name
+                    + " has "
+                    + p.rows
+                    + " x "
+                    + p.columns
+                    + " weights; given are "
+                    + integers.length
+                    + " integers and "
+                    + scales.length
+                    + " scales");
           }
           rounded.put(p, new Rounded(integers.clone(), scales.clone(), new double[p.columns]));
           return;
@@ -306,7 +313,8 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       return Arrays.stream(values).anyMatch(v -> v != 0);
     }
 
-    // Values between the nodes of one product are many and short-lived: short names and no node names
+    // Values between the nodes of one product are many and short-lived: short names and no node
+    // names
     // keep a twelve-layer model 60 KB smaller.
     private void multiply(Product p) {
       List<String> x = quantized.computeIfAbsent(siteOf.get(p), this::quantize);
@@ -315,9 +323,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       String real = names.unique("real");
       String scale = names.unique("scale");
       emit(Nodes.node("MatMulInteger", sum, x.get(0), w.get(0), x.get(2)));
-      emit(
-          Nodes.node("Cast", real, sum)
-              .addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE)));
+      emit(Nodes.node("Cast", real, sum).addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE)));
       emit(Nodes.node("Mul", scale, x.get(1), w.get(1)));
       emit(Nodes.node("Mul", p.output, real, scale));
     }

@@ -63,8 +63,7 @@ final class EmbeddingTables {
         gather.toBuilder().clearName().setInput(0, table.scales()).setOutput(0, scales).build());
     String realRows = toFloat(nodes, "row_real", rows);
     String realScales = table.half() ? toFloat(nodes, "row_scale_real", scales) : scales;
-    nodes.add(
-        Nodes.node("Mul", gather.getOutput(0), realRows, realScales).clearName().build());
+    nodes.add(Nodes.node("Mul", gather.getOutput(0), realRows, realScales).clearName().build());
     return nodes;
   }
 
@@ -105,7 +104,8 @@ final class EmbeddingTables {
     Int8Weights q = quantize(name, table);
     float[] halves = halvesAbove(q.scales());
     Table made =
-        new Table(names.unique(value + "_quantized"), names.unique(value + "_scale"), halves != null);
+        new Table(
+            names.unique(value + "_quantized"), names.unique(value + "_scale"), halves != null);
     model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, q.values()));
     long[] scaleDims = {dims[0], 1};
     model.addInitializer(
@@ -129,8 +129,7 @@ final class EmbeddingTables {
   }
 
   private static ByteBuffer bits(float[] halves) {
-    ByteBuffer bits =
-        ByteBuffer.allocateDirect(2 * halves.length).order(ByteOrder.LITTLE_ENDIAN);
+    ByteBuffer bits = ByteBuffer.allocateDirect(2 * halves.length).order(ByteOrder.LITTLE_ENDIAN);
     for (float half : halves) {
       // From a bias of 127 to one of 15.
       bits.putShort((short) ((Float.floatToRawIntBits(half) - (112 << 23)) >> 13));

@@ -259,8 +259,7 @@ record Equalization(
         double s2 = s[c] * s[c];
         gradient[c] =
             perStep * (2 * s2 * rowSquares[c] * rangeSquare + gain * rangeGradient[c])
-                + COMPENSATED_SHARE
-                    * (stepsGradient[c] * power - 2 * steps * meanSquares[c] / s2);
+                + COMPENSATED_SHARE * (stepsGradient[c] * power - 2 * steps * meanSquares[c] / s2);
       }
       return perStep * gain * rangeSquare + COMPENSATED_SHARE * steps * power;
     }

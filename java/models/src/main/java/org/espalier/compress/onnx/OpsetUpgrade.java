@@ -174,17 +174,17 @@ final class OpsetUpgrade {
       case "BatchNormalization" -> 9;
       case "Slice" -> 10;
       case "Clip",
-          "Pad",
-          "Resize",
-          "TopK",
-          "Loop",
-          "SequenceAt",
-          "SequenceConstruct",
-          "SequenceEmpty",
-          "SequenceErase",
-          "SequenceInsert",
-          "SequenceLength",
-          "SplitToSequence" ->
+              "Pad",
+              "Resize",
+              "TopK",
+              "Loop",
+              "SequenceAt",
+              "SequenceConstruct",
+              "SequenceEmpty",
+              "SequenceErase",
+              "SequenceInsert",
+              "SequenceLength",
+              "SplitToSequence" ->
           11;
       case "Dropout" -> 12;
       default -> Long.MAX_VALUE;

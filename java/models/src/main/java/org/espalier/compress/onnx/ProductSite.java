@@ -111,8 +111,7 @@ final class ProductSite {
         int columns = Math.toIntExact(dims[use.outputAxis()]);
         String bias = biasAdd(model, use.node(), columns, consumers);
         sites
-            .computeIfAbsent(
-                producers.get(use.node()).getInput(0), a -> new ProductSite(a, rows))
+            .computeIfAbsent(producers.get(use.node()).getInput(0), a -> new ProductSite(a, rows))
             .products
             .add(new Product(weight, use, rows, columns, bias));
       }

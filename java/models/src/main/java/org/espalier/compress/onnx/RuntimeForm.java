@@ -154,7 +154,8 @@ final class RuntimeForm {
       }
       target[i] = 0;
     }
-    // A data dimension of 0 beside an inferred one is the only case where the two forms could differ.
+    // A data dimension of 0 beside an inferred one is the only case where the two forms could
+    // differ.
     return inferred ? null : target;
   }
 

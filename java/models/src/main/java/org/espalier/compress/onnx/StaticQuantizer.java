@@ -447,8 +447,16 @@ public final class StaticQuantizer implements TrainableQuantizer {
     long channels = axis < 0 ? 1 : dims(w, target.use())[axis];
     if (integers.length != w.elements() || scales.length != channels) {
       throw new IllegalArgumentException(
-          target.name() + " has " + w.elements() + " weights in " + channels + " channels; given are "
-              + integers.length + " integers and " + scales.length + " scales");
+          target.name()
+              + " has "
+              + w.elements()
+              + " weights in "
+              + channels
+              + " channels; given are "
+              + integers.length
+              + " integers and "
+              + scales.length
+              + " scales");
     }
     rounded.put(output, new Rounded(integers.clone(), scales.clone(), null));
   }
@@ -636,8 +644,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
       Rounded fitted = rounded.get(use.node());
       if (fitted != null) {
         ByteBuffer integers = ByteBuffer.allocateDirect(fitted.integers().length);
-        return store(
-            target, dims, axis, integers.put(fitted.integers()).flip(), fitted.scales());
+        return store(target, dims, axis, integers.put(fitted.integers()).flip(), fitted.scales());
       }
       float[] minimum = minimumScales(model, target, bias, activationScale);
       List<Object> key = List.of(target.value(), use.axes(), axis);

@@ -114,8 +114,7 @@ final class Compiler {
     List<Source> sources = useful(Fusion.apply(model));
     List<Step> steps = new ArrayList<>();
     for (Source s : sources) {
-      Tensor variable =
-          s.node().getOutputCount() > 0 ? variables.get(s.node().getOutput(0)) : null;
+      Tensor variable = s.node().getOutputCount() > 0 ? variables.get(s.node().getOutput(0)) : null;
       if (variable != null) {
         // A Constant node that holds a parameter.
         frame.set(define(s.node().getOutput(0), false, true, true, false), variable);
@@ -180,7 +179,8 @@ final class Compiler {
     return useful;
   }
 
-  private int define(String name, boolean isConstant, boolean isWeight, boolean shape, boolean value) {
+  private int define(
+      String name, boolean isConstant, boolean isWeight, boolean shape, boolean value) {
     int slot = slots++;
     frame.reserve(slots);
     inner.add(scope.outer() != null);
@@ -203,7 +203,8 @@ final class Compiler {
   private void materialize(int slot) {
     OnnxInitializer i = initializers.get(slot);
     if (i != null && frame.get(slot) == null) {
-      Tensor t = frame.place(ElementTypes.tensor(i, model.name() + ": the initializer " + i.name()));
+      Tensor t =
+          frame.place(ElementTypes.tensor(i, model.name() + ": the initializer " + i.name()));
       t.retainReference();
       frame.set(slot, t);
     }
@@ -216,8 +217,14 @@ final class Compiler {
   private void step(Source source, long opset, List<Step> steps) {
     NodeProto n = source.node();
     String where =
-        model.name() + ": " + n.getOpType() + " " + (n.getName().isEmpty() ? "" : n.getName() + " ")
-            + "(output " + source.identity() + ")";
+        model.name()
+            + ": "
+            + n.getOpType()
+            + " "
+            + (n.getName().isEmpty() ? "" : n.getName() + " ")
+            + "(output "
+            + source.identity()
+            + ")";
     Operator operator =
         source.operator() != null ? source.operator() : operator(n.getOpType(), opset);
     int[] sources = new int[n.getInputCount()];
@@ -326,7 +333,8 @@ final class Compiler {
         materialize(outputs[i]);
       }
       int[] own =
-          steps.stream().flatMapToInt(s -> Arrays.stream(s.targets()))
+          steps.stream()
+              .flatMapToInt(s -> Arrays.stream(s.targets()))
               .filter(s -> s >= first)
               .toArray();
       return new Block(frame, steps, inputs, outputs, own);

@@ -15,8 +15,7 @@ final class ConvolutionOperators {
   static void add(Sink table) {
     table.add(OperatorTable.single("Conv", 1, ConvolutionOperators::conv).asProduct());
     table.add(
-        OperatorTable.single("ConvTranspose", 1, ConvolutionOperators::convTranspose)
-            .asProduct());
+        OperatorTable.single("ConvTranspose", 1, ConvolutionOperators::convTranspose).asProduct());
     table.one("ConvInteger", 10, ConvolutionOperators::convInteger);
   }
 
@@ -47,7 +46,8 @@ final class ConvolutionOperators {
     return in -> {
       Tensor x = MatrixOperators.exact(in.get(0), in.orNull(2), 0);
       Tensor zero = in.orNull(3);
-      Tensor w = MatrixOperators.exact(in.get(1), zero == null ? null : channels(zero, in.get(1)), 0);
+      Tensor w =
+          MatrixOperators.exact(in.get(1), zero == null ? null : channels(zero, in.get(1)), 0);
       return convolve(windows, group, x, w, new TensorOptional()).to(ScalarType.Int);
     };
   }
@@ -91,12 +91,12 @@ final class ConvolutionOperators {
                   + 1;
           long total = Math.max(0, full - wanted);
           beyond[i] += Math.max(0, wanted - full);
-          before[i] =
-              windows.autoPad().equals("SAME_UPPER") ? total / 2 : total - total / 2;
+          before[i] = windows.autoPad().equals("SAME_UPPER") ? total / 2 : total - total / 2;
           after[i] = total - before[i];
         }
       }
-      // libtorch pads both sides alike and pads outputs by less than a stride; cut or fill the rest.
+      // libtorch pads both sides alike and pads outputs by less than a stride; cut or fill the
+      // rest.
       long[] both = new long[axes];
       long[] high = new long[axes];
       long[] low = new long[axes];

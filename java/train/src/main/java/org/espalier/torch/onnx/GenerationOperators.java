@@ -22,8 +22,7 @@ final class GenerationOperators {
     table.add(
         OperatorTable.single("ConstantOfShape", 9, GenerationOperators::constantOfShape)
             .reading(0));
-    table.add(
-        OperatorTable.single("Range", 11, n -> GenerationOperators::range).reading(0, 1, 2));
+    table.add(OperatorTable.single("Range", 11, n -> GenerationOperators::range).reading(0, 1, 2));
     table.one("EyeLike", 9, GenerationOperators::eyeLike);
     // Cosine windows: a0 - a1·cos(2πi/N) + a2·cos(4πi/N).
     table.add(window("HannWindow", 0.5, 0.5, 0));
@@ -60,8 +59,7 @@ final class GenerationOperators {
   private static Function<Inputs, Tensor> constantOfShape(Node n) {
     TensorProto value = n.tensor("value");
     if (value == null) {
-      return in ->
-          in.place(torch.zeros(in.longs(0), new TensorOptions(ScalarType.Float)));
+      return in -> in.place(torch.zeros(in.longs(0), new TensorOptions(ScalarType.Float)));
     }
     OnnxInitializer filling = OnnxInitializer.ofMessage(value);
     if (filling.elements() != 1) {
@@ -104,8 +102,7 @@ final class GenerationOperators {
             : null;
     return in -> {
       Tensor x = in.get(0);
-      Tensor ones =
-          torch.ones(x.shape(), new TensorOptions(ScalarType.Float)).triu(k).tril(k);
+      Tensor ones = torch.ones(x.shape(), new TensorOptions(ScalarType.Float)).triu(k).tril(k);
       return in.place(ones.to(type == null ? ElementTypes.of(x) : type));
     };
   }

@@ -111,11 +111,11 @@ public final class GraphParameters {
           case "Add", "Sub", "Mul", "Div", "MatMul" -> new int[] {0, 1};
           case "Gemm" -> new int[] {0, 1, 2};
           case "Conv",
-              "ConvTranspose",
-              "LayerNormalization",
-              "InstanceNormalization",
-              "GroupNormalization",
-              "BatchNormalization" ->
+                  "ConvTranspose",
+                  "LayerNormalization",
+                  "InstanceNormalization",
+                  "GroupNormalization",
+                  "BatchNormalization" ->
               new int[] {1, 2};
           case "PRelu" -> new int[] {1};
           case "Gather" -> new int[] {0};
@@ -240,9 +240,9 @@ public final class GraphParameters {
       case "Add", "Sub" -> ".bias";
       case "Gemm", "Conv", "ConvTranspose" -> input == 2 ? ".bias" : ".weight";
       case "LayerNormalization",
-          "InstanceNormalization",
-          "GroupNormalization",
-          "BatchNormalization" ->
+              "InstanceNormalization",
+              "GroupNormalization",
+              "BatchNormalization" ->
           input == 2 ? ".bias" : ".weight";
       case "LSTM", "GRU", "RNN" -> List.of("", ".W", ".R", ".B", "", "", "", ".P").get(input);
       default -> ".weight";

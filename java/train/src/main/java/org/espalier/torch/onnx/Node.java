@@ -98,9 +98,7 @@ final class Node {
   /** Null for {@code otherwise} is allowed. */
   long[] integers(String name, long[] otherwise) {
     AttributeProto a = find(name, AttributeType.INTS);
-    return a == null
-        ? otherwise
-        : a.getIntsList().stream().mapToLong(Long::longValue).toArray();
+    return a == null ? otherwise : a.getIntsList().stream().mapToLong(Long::longValue).toArray();
   }
 
   float[] reals(String name) {

@@ -20,8 +20,7 @@ final class NormalizationOperators {
         OperatorTable.several("BatchNormalization", 7, NormalizationOperators::batchNorm)
             .asOpaque());
     table.one("InstanceNormalization", 6, NormalizationOperators::instanceNorm);
-    table.add(
-        OperatorTable.several("LayerNormalization", 17, NormalizationOperators::layerNorm));
+    table.add(OperatorTable.several("LayerNormalization", 17, NormalizationOperators::layerNorm));
     table.one("GroupNormalization", 18, NormalizationOperators::groupNorm);
     table.one("LpNormalization", 1, NormalizationOperators::lpNorm);
     table.one("LRN", 1, NormalizationOperators::localResponseNorm);
@@ -40,12 +39,7 @@ final class NormalizationOperators {
         n ->
             in ->
                 torch.layer_norm(
-                    in.get(0),
-                    in.get(1).shape(),
-                    in.optional(1),
-                    in.optional(2),
-                    epsilon,
-                    false));
+                    in.get(0), in.get(1).shape(), in.optional(1), in.optional(2), epsilon, false));
   }
 
   private static Kernel batchNorm(Node n) {
@@ -137,9 +131,7 @@ final class NormalizationOperators {
         return new Tensor[] {torch.layer_norm(x, normalized, scale, bias, epsilon, false)};
       }
       T_TensorTensorTensor_T all = torch.native_layer_norm(x, normalized, scale, bias, epsilon);
-      return new Tensor[] {
-        new Tensor(all.get0()), new Tensor(all.get1()), new Tensor(all.get2())
-      };
+      return new Tensor[] {new Tensor(all.get0()), new Tensor(all.get1()), new Tensor(all.get2())};
     };
   }
 
@@ -222,9 +214,7 @@ final class NormalizationOperators {
       double ratio = in.has(1) ? in.doubles(1)[0] : attribute;
       boolean active = in.isTraining() || in.has(2) && in.longs(2)[0] != 0;
       if (!active || ratio == 0) {
-        return new Tensor[] {
-          new Tensor(x), mask ? torch.ones_like(x).to(ScalarType.Bool) : null
-        };
+        return new Tensor[] {new Tensor(x), mask ? torch.ones_like(x).to(ScalarType.Bool) : null};
       }
       if (!mask) {
         return new Tensor[] {torch.dropout(x, ratio, true)};

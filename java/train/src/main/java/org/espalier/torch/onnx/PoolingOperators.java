@@ -20,8 +20,7 @@ final class PoolingOperators {
     table.add(OperatorTable.several("MaxPool", 1, PoolingOperators::maxPool));
     table.one("AveragePool", 1, PoolingOperators::averagePool);
     table.one("LpPool", 2, PoolingOperators::lpPool);
-    table.unary(
-        "GlobalAveragePool", 1, x -> x.mean(spatial(x), true, new ScalarTypeOptional()));
+    table.unary("GlobalAveragePool", 1, x -> x.mean(spatial(x), true, new ScalarTypeOptional()));
     table.unary("GlobalMaxPool", 1, x -> x.amax(spatial(x), true));
     table.one("GlobalLpPool", 2, PoolingOperators::globalLpPool);
   }
@@ -42,9 +41,7 @@ final class PoolingOperators {
       Windows.Geometry g = windows.of(x.shape(), null);
       Tensor wide = ElementTypes.isFloating(type) ? x : x.to(ScalarType.Float);
       double lowest =
-          ElementTypes.isFloating(type)
-              ? Double.NEGATIVE_INFINITY
-              : ElementTypes.lowest(type);
+          ElementTypes.isFloating(type) ? Double.NEGATIVE_INFINITY : ElementTypes.lowest(type);
       boolean inside = g.isSymmetric() && g.isNarrow();
       Tensor padded = inside ? wide : g.padExtra(g.pad(wide, lowest), lowest);
       long[] pads = inside ? g.before() : new long[g.axes()];
@@ -54,7 +51,8 @@ final class PoolingOperators {
       return new Tensor[] {
         y,
         indices
-            ? flatIndices(pooled.get1(), x.shape(), padded.shape(), inside ? null : g, columnMajor, in)
+            ? flatIndices(
+                pooled.get1(), x.shape(), padded.shape(), inside ? null : g, columnMajor, in)
             : null
       };
     };
@@ -141,16 +139,13 @@ final class PoolingOperators {
     }
   }
 
-  private static Tensor average(
-      Tensor x, Windows.Geometry g, long[] pads, boolean countPads) {
+  private static Tensor average(Tensor x, Windows.Geometry g, long[] pads, boolean countPads) {
     return switch (g.axes()) {
       case 1 -> torch.avg_pool1d(x, g.kernel(), g.strides(), pads, false, countPads);
       case 2 ->
-          torch.avg_pool2d(
-              x, g.kernel(), g.strides(), pads, false, countPads, new LongOptional());
+          torch.avg_pool2d(x, g.kernel(), g.strides(), pads, false, countPads, new LongOptional());
       default ->
-          torch.avg_pool3d(
-              x, g.kernel(), g.strides(), pads, false, countPads, new LongOptional());
+          torch.avg_pool3d(x, g.kernel(), g.strides(), pads, false, countPads, new LongOptional());
     };
   }
 

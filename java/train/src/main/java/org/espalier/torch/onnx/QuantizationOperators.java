@@ -43,8 +43,7 @@ final class QuantizationOperators {
         code == 0 ? null : ElementTypes.torch(DataType.forNumber((int) code), n.where());
     return in -> {
       Tensor x = in.get(0);
-      ScalarType type =
-          in.has(2) ? in.type(2) : wanted == null ? ScalarType.Byte : wanted;
+      ScalarType type = in.has(2) ? in.type(2) : wanted == null ? ScalarType.Byte : wanted;
       return quantize(x, along(in.get(1), x, axis), along(in.orNull(2), x, axis), type);
     };
   }
@@ -105,9 +104,7 @@ final class QuantizationOperators {
       }
       default -> throw new IllegalArgumentException(type.toString());
     }
-    return q.clamp(
-            new ScalarOptional(new Scalar(low)),
-            new ScalarOptional(new Scalar(high)))
+    return q.clamp(new ScalarOptional(new Scalar(low)), new ScalarOptional(new Scalar(high)))
         .to(type);
   }
 
@@ -123,9 +120,9 @@ final class QuantizationOperators {
     scale = torch.where(scale.eq(new Scalar(0)), torch.ones_like(scale), scale);
     Tensor zero =
         saturate(
-            low.neg().div(scale).clamp(
-                    new ScalarOptional(new Scalar(0)),
-                    new ScalarOptional(new Scalar(255)))
+            low.neg()
+                .div(scale)
+                .clamp(new ScalarOptional(new Scalar(0)), new ScalarOptional(new Scalar(255)))
                 .round(),
             ScalarType.Byte);
     return new Tensor[] {quantize(x, scale, zero, ScalarType.Byte), scale, zero};
@@ -155,8 +152,7 @@ final class QuantizationOperators {
       Tensor x = MatrixOperators.exact(in.get(0), in.get(2), 0);
       Tensor weights = in.get(3);
       Tensor w =
-          MatrixOperators.exact(
-              weights, ConvolutionOperators.channels(in.get(5), weights), 0);
+          MatrixOperators.exact(weights, ConvolutionOperators.channels(in.get(5), weights), 0);
       TensorOptional bias =
           in.has(8) ? new TensorOptional(in.get(8).to(ScalarType.Double)) : new TensorOptional();
       Tensor y = ConvolutionOperators.convolve(windows, group, x, w, bias);

@@ -33,8 +33,7 @@ final class RecurrentOperators {
   }
 
   private static Kernel layer(Node n, String kind, int gates, int activations) {
-    String direction =
-        n.choice("direction", "forward", "forward", "reverse", "bidirectional");
+    String direction = n.choice("direction", "forward", "forward", "reverse", "bidirectional");
     int directions = direction.equals("bidirectional") ? 2 : 1;
     long hidden = n.integer("hidden_size", 0);
     boolean batchFirst = n.opset() >= 14 && n.flag("layout", false);
@@ -57,8 +56,7 @@ final class RecurrentOperators {
         Tensor bias = in.has(3) ? in.get(3).select(0, d) : null;
         Tensor wb = bias == null ? null : bias.narrow(0, 0, gates * size);
         Tensor rb = bias == null ? null : bias.narrow(0, gates * size, gates * size);
-        Tensor peepholes =
-            kind.equals("LSTM") && in.has(7) ? in.get(7).select(0, d) : null;
+        Tensor peepholes = kind.equals("LSTM") && in.has(7) ? in.get(7).select(0, d) : null;
         Cell cell =
             switch (kind) {
               case "LSTM" -> lstm(r, rb, peepholes, size, f, d, coupled);
@@ -135,8 +133,7 @@ final class RecurrentOperators {
           coupled
               ? i.neg().add(new Scalar(1))
               : f[3 * d].apply(peep(all.narrow(1, 2 * size, size), c, peepholes, 2, size));
-      Tensor next =
-          forget.mul(c).add(i.mul(f[3 * d + 1].apply(all.narrow(1, 3 * size, size))));
+      Tensor next = forget.mul(c).add(i.mul(f[3 * d + 1].apply(all.narrow(1, 3 * size, size))));
       Tensor o = f[3 * d].apply(peep(all.narrow(1, size, size), next, peepholes, 1, size));
       return new Tensor[] {o.mul(f[3 * d + 2].apply(next)), next};
     };
@@ -148,12 +145,7 @@ final class RecurrentOperators {
 
   /** Gates in the order update, reset, hidden. */
   private static Cell gru(
-      Tensor r,
-      Tensor rb,
-      long size,
-      Function<Tensor, Tensor>[] f,
-      int d,
-      boolean resetAfter) {
+      Tensor r, Tensor rb, long size, Function<Tensor, Tensor>[] f, int d, boolean resetAfter) {
     Tensor gates = r.narrow(0, 0, 2 * size);
     Tensor gatesBias = rb == null ? null : rb.narrow(0, 0, 2 * size);
     Tensor last = r.narrow(0, 2 * size, size);

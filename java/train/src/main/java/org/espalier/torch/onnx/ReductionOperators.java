@@ -20,8 +20,7 @@ final class ReductionOperators {
     reduction(table, "ReduceMin", 18, ReductionOperators::min);
     reduction(table, "ReduceProd", 18, ReductionOperators::product);
     reduction(table, "ReduceL1", 18, (x, axes, keep) -> sum(x.abs(), axes, keep));
-    reduction(
-        table, "ReduceL2", 18, (x, axes, keep) -> sum(x.mul(x), axes, keep).sqrt());
+    reduction(table, "ReduceL2", 18, (x, axes, keep) -> sum(x.mul(x), axes, keep).sqrt());
     reduction(table, "ReduceSumSquare", 18, (x, axes, keep) -> sum(x.mul(x), axes, keep));
     reduction(table, "ReduceLogSum", 18, (x, axes, keep) -> sum(x, axes, keep).log());
     reduction(table, "ReduceLogSumExp", 18, Tensor::logsumexp);
@@ -37,8 +36,7 @@ final class ReductionOperators {
    * @param axesInput the operator set from which on the axes are an input
    */
   private static void reduction(Sink table, String name, int axesInput, Reduction f) {
-    table.add(
-        OperatorTable.single(name, 1, n -> reduction(n, axesInput, f)).reading(1));
+    table.add(OperatorTable.single(name, 1, n -> reduction(n, axesInput, f)).reading(1));
   }
 
   private static Function<Inputs, Tensor> reduction(Node n, int axesInput, Reduction f) {

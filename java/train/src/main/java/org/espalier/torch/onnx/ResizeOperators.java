@@ -246,8 +246,7 @@ final class ResizeOperators {
   }
 
   private static Function<Inputs, Tensor> gridSample(Node n) {
-    String mode =
-        n.choice("mode", "bilinear", "bilinear", "linear", "nearest", "bicubic", "cubic");
+    String mode = n.choice("mode", "bilinear", "bilinear", "linear", "nearest", "bicubic", "cubic");
     String padding = n.choice("padding_mode", "zeros", "zeros", "border", "reflection");
     boolean align = n.flag("align_corners", false);
     long method =

@@ -22,8 +22,7 @@ final class ShapeOperators {
     table.one("Transpose", 1, ShapeOperators::transpose);
     table.one("Concat", 4, ShapeOperators::concat);
     table.add(OperatorTable.several("Split", 2, ShapeOperators::split).reading(1));
-    table.add(
-        OperatorTable.single("Slice", 10, n -> ShapeOperators::slice).reading(1, 2, 3, 4));
+    table.add(OperatorTable.single("Slice", 10, n -> ShapeOperators::slice).reading(1, 2, 3, 4));
     table.add(OperatorTable.single("Expand", 8, n -> ShapeOperators::expand).reading(1));
     table.add(OperatorTable.single("Tile", 6, n -> ShapeOperators::tile).reading(1));
     table.one("Shape", 1, ShapeOperators::shape);
@@ -45,7 +44,9 @@ final class ShapeOperators {
         if (target[i] == 0 && !zeroIsZero) {
           if (i >= x.dim()) {
             throw new InputException(
-                "the target " + Arrays.toString(target) + " copies a dimension that the data lacks");
+                "the target "
+                    + Arrays.toString(target)
+                    + " copies a dimension that the data lacks");
           }
           target[i] = x.size(i);
         }
@@ -260,12 +261,10 @@ final class ShapeOperators {
       pads[2 * (rank - 1 - i) + 1] = after[i];
     }
     boolean integer = ElementTypes.isInteger(ElementTypes.of(x));
-    return torch.constant_pad_nd(
-        x, pads, integer ? new Scalar((long) value) : new Scalar(value));
+    return torch.constant_pad_nd(x, pads, integer ? new Scalar((long) value) : new Scalar(value));
   }
 
-  private static Tensor indexPad(
-      Inputs in, Tensor x, long[] before, long[] after, String mode) {
+  private static Tensor indexPad(Inputs in, Tensor x, long[] before, long[] after, String mode) {
     Tensor result = new Tensor(x);
     for (int axis = 0; axis < before.length; axis++) {
       if (before[axis] == 0 && after[axis] == 0) {
@@ -302,8 +301,7 @@ final class ShapeOperators {
 
   private static Function<Inputs, Tensor> depthToSpace(Node n) {
     long b = n.integer("blocksize", 1);
-    boolean columnFirst =
-        n.opset() >= 11 && n.choice("mode", "DCR", "DCR", "CRD").equals("CRD");
+    boolean columnFirst = n.opset() >= 11 && n.choice("mode", "DCR", "DCR", "CRD").equals("CRD");
     return in -> {
       long[] s = in.get(0).shape();
       long c = s[1] / (b * b);
