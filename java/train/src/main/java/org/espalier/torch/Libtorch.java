@@ -36,7 +36,7 @@ public final class Libtorch {
    *
    * <p>Products run on OpenBLAS's threads, everything else on OpenMP's. Two pools that wait by spinning keep
    * each other from the processors: on two cores a training step took 1.41 s with two threads for both,
-   * 0.63 s with one, 0.38 s with two for the products alone (benchmarks/README.md).
+   * 0.63 s with one, 0.38 s with two for the products alone (ARCHITECTURE.md).
    *
    * <p>Results have the same bits only with the same number of threads. Not to be called while another
    * thread computes.

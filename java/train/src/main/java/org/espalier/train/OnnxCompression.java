@@ -18,10 +18,10 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
-import java.util.concurrent.ExecutionException;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
-import java.util.concurrent.Future;
 import java.util.function.Predicate;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
@@ -453,14 +453,23 @@ public final class OnnxCompression implements Compression {
                 return thread;
               });
     }
-    Future<Loss> other = secondThread.submit(() -> gradient(loss, whole, second, halves.get(1)));
+    CompletableFuture<Loss> other =
+        CompletableFuture.supplyAsync(
+            () -> gradient(loss, whole, second, halves.get(1)), secondThread);
     Loss mine;
     try {
       mine = gradient(loss, whole, first, halves.get(0));
     } finally {
-      await(other); // it reads tensors of this scope
+      other.handle((done, failure) -> null).join(); // it reads tensors of this scope
     }
-    return mine.plus(result(other));
+    try {
+      return mine.plus(other.join());
+    } catch (CompletionException e) {
+      if (e.getCause() instanceof Error error) {
+        throw error;
+      }
+      throw (RuntimeException) e.getCause(); // it throws no others
+    }
   }
 
   /** Of a batch sorted by length both halves are about as long. */
@@ -496,35 +505,6 @@ public final class OnnxCompression implements Compression {
         new ActivationSimulation(activations.nodes(), Set.of(), new DynamicGrid());
     sibling.transformInputs(own);
     return new Lane(sibling, own);
-  }
-
-  private static void await(Future<?> task) {
-    boolean interrupted = false;
-    while (!task.isDone()) {
-      try {
-        task.get();
-      } catch (InterruptedException e) {
-        interrupted = true;
-      } catch (ExecutionException e) {
-        break; // result() tells
-      }
-    }
-    if (interrupted) {
-      Thread.currentThread().interrupt();
-    }
-  }
-
-  private static Loss result(Future<Loss> done) {
-    try {
-      return done.get();
-    } catch (InterruptedException e) {
-      throw new IllegalStateException("it was done", e);
-    } catch (ExecutionException e) {
-      if (e.getCause() instanceof Error error) {
-        throw error;
-      }
-      throw (RuntimeException) e.getCause(); // it throws no others
-    }
   }
 
   /** What the simulation of activations took of the step's time. */
