@@ -337,6 +337,11 @@ class StaticTrainingTest {
           }
 
           @Override
+          public ActivationSimulation.Grid sibling() {
+            throw new UnsupportedOperationException("one thread looks");
+          }
+
+          @Override
           public void close() {
             grid.close();
           }

@@ -19,6 +19,9 @@ final class ActivationSimulation implements InputTransforms, AutoCloseable {
      */
     Tensor quantize(String activation, Tensor x, Batch batch);
 
+    /** The same grid for another thread. */
+    Grid sibling();
+
     @Override
     void close();
   }
@@ -32,7 +35,6 @@ final class ActivationSimulation implements InputTransforms, AutoCloseable {
   private final Grid grid;
   private final Map<String, Site> sites = new HashMap<>();
   private Batch batch;
-  private boolean on = true;
   private long nanoseconds;
 
   ActivationSimulation(Map<String, String> activations, Set<String> results, Grid grid) {
@@ -51,12 +53,12 @@ final class ActivationSimulation implements InputTransforms, AutoCloseable {
 
   @Override
   public UnaryOperator<Tensor> result(String output) {
-    return results.contains(output) ? x -> on ? quantize(output, x) : x : null;
+    return results.contains(output) ? x -> quantize(output, x) : null;
   }
 
-  /** What it was made with. */
-  Map<String, String> nodes() {
-    return activations;
+  /** The same for another thread, which runs the same nodes on other batches. */
+  ActivationSimulation sibling() {
+    return new ActivationSimulation(activations, results, grid.sibling());
   }
 
   /** What the next forward pass runs on. */
@@ -64,11 +66,6 @@ final class ActivationSimulation implements InputTransforms, AutoCloseable {
     batch = next;
     nanoseconds = 0;
     sites.values().forEach(Site::forget);
-  }
-
-  /** Whether anything is quantized; switched off the model computes in float. */
-  void on(boolean value) {
-    on = value;
   }
 
   /** Time in this class since {@link #begin}. */
@@ -103,9 +100,6 @@ final class ActivationSimulation implements InputTransforms, AutoCloseable {
 
     @Override
     public Tensor apply(Tensor x) {
-      if (!on) {
-        return x;
-      }
       if (seen == null || !seen.is_same(x)) {
         forget();
         // Retained: the graph frees what a node made before the next node runs.

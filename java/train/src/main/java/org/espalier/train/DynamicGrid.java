@@ -86,6 +86,11 @@ final class DynamicGrid implements ActivationSimulation.Grid {
   }
 
   @Override
+  public DynamicGrid sibling() {
+    return new DynamicGrid();
+  }
+
+  @Override
   public void close() {
     scales.close();
     zeroPoints.close();

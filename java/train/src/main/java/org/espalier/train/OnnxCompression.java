@@ -18,17 +18,12 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
-import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.CompletionException;
-import java.util.concurrent.ExecutorService;
-import java.util.concurrent.Executors;
 import java.util.function.Predicate;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
-import org.espalier.backend.CpuThreads;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.QuantizedProduct;
@@ -72,10 +67,10 @@ public final class OnnxCompression implements Compression {
   /** Null where ranges of activations are not fixed. */
   private StaticGrid fixed;
 
-  /** Where the second half of a batch runs, beside the first. */
+  /** The way of a second thread through the graph; made when it is needed. */
   private Lane second;
 
-  private ExecutorService secondThread;
+  private final SideBySide threads = new SideBySide();
   private TeacherOutputs trainingTargets;
   private TeacherOutputs validationTargets;
 
@@ -421,11 +416,19 @@ public final class OnnxCompression implements Compression {
     boolean halved =
         objective.isForEmbeddings()
             && objective.similarity() == 0
-            && fixed == null
+            && (fixed == null || !fixed.moves())
             && indices.length > 1;
     if (!halved) {
       Batch batch = Batch.of(job.training(), indices, graph.inputNames());
-      return backward(loss(objective, job.training(), trainingTargets, indices, batch, true));
+      return backward(
+          loss(
+              new Lane(graph, activations),
+              objective,
+              job.training(),
+              trainingTargets,
+              indices,
+              batch,
+              true));
     }
     List<Share> halves = new ArrayList<>();
     for (int half = 0; half < 2; half++) {
@@ -435,41 +438,15 @@ public final class OnnxCompression implements Compression {
     }
     EmbeddingLoss.Whole whole =
         EmbeddingLoss.Whole.of(halves.stream().map(Share::teacher).toList());
-    if (second == null) {
-      second = secondLane();
-    }
     EmbeddingLoss loss = new EmbeddingLoss(objective, job.pooling());
-    Lane first = new Lane(graph, activations);
-    if (CpuThreads.get() == 1) {
-      return gradient(loss, whole, first, halves.get(0))
-          .plus(gradient(loss, whole, second, halves.get(1)));
-    }
-    if (secondThread == null) {
-      secondThread =
-          Executors.newSingleThreadExecutor(
-              task -> {
-                Thread thread = new Thread(task, "espalier-second-half");
-                thread.setDaemon(true);
-                return thread;
-              });
-    }
-    CompletableFuture<Loss> other =
-        CompletableFuture.supplyAsync(
-            () -> gradient(loss, whole, second, halves.get(1)), secondThread);
-    Loss mine;
-    try {
-      mine = gradient(loss, whole, first, halves.get(0));
-    } finally {
-      other.handle((done, failure) -> null).join(); // it reads tensors of this scope
-    }
-    try {
-      return mine.plus(other.join());
-    } catch (CompletionException e) {
-      if (e.getCause() instanceof Error error) {
-        throw error;
-      }
-      throw (RuntimeException) e.getCause(); // it throws no others
-    }
+    List<Lane> lanes = lanes();
+    return threads
+        .run(
+            () -> gradient(loss, whole, lanes.get(0), halves.get(0)),
+            () -> gradient(loss, whole, lanes.get(1), halves.get(1)))
+        .stream()
+        .reduce(Loss::plus)
+        .orElseThrow();
   }
 
   /** Of a batch sorted by length both halves are about as long. */
@@ -496,15 +473,17 @@ public final class OnnxCompression implements Compression {
     return loss;
   }
 
-  private Lane secondLane() {
-    OnnxGraph sibling = graph.sibling();
-    if (activations == null) {
-      return new Lane(sibling, null);
+  /** Two ways through the graph, for two threads. */
+  private List<Lane> lanes() {
+    if (second == null) {
+      OnnxGraph sibling = graph.sibling();
+      ActivationSimulation own = activations == null ? null : activations.sibling();
+      if (own != null) {
+        sibling.transformInputs(own);
+      }
+      second = new Lane(sibling, own);
     }
-    ActivationSimulation own =
-        new ActivationSimulation(activations.nodes(), Set.of(), new DynamicGrid());
-    sibling.transformInputs(own);
-    return new Lane(sibling, own);
+    return List.of(new Lane(graph, activations), second);
   }
 
   /** What the simulation of activations took of the step's time. */
@@ -513,17 +492,18 @@ public final class OnnxCompression implements Compression {
     if (second == null || second.activations() == null) {
       return sum;
     }
-    return (sum + second.activations().nanoseconds()) / Math.min(2, CpuThreads.get());
+    return (sum + second.activations().nanoseconds()) / SideBySide.width();
   }
 
   private Loss loss(
+      Lane lane,
       Objective objective,
       Examples examples,
       TeacherOutputs targets,
       int[] indices,
       Batch batch,
       boolean backward) {
-    Tensor output = new Lane(graph, activations).forward(batch);
+    Tensor output = lane.forward(batch);
     Tensor teacher = objective.needsTeacher() ? targets.read(indices, batch) : null;
     if (objective.isForEmbeddings()) {
       return new EmbeddingLoss(objective, job.pooling())
@@ -541,19 +521,35 @@ public final class OnnxCompression implements Compression {
     if (fixed != null) {
       fixed.momentum(0);
     }
+    List<int[]> batches = Batches.inOrder(job.validation(), VALIDATION_BATCH);
+    List<Lane> lanes = lanes();
     double loss = 0;
     double quality = 0;
-    for (int[] indices : Batches.inOrder(job.validation(), VALIDATION_BATCH)) {
-      try (PointerScope scope = new PointerScope();
-          NoGradGuard noGrad = new NoGradGuard()) {
-        Batch batch = Batch.of(job.validation(), indices, graph.inputNames());
-        Loss l = loss(objective, job.validation(), validationTargets, indices, batch, false);
-        loss += l.value() * indices.length;
-        quality += l.quality() * indices.length;
+    for (int i = 0; i < batches.size(); i += 2) {
+      int[] one = batches.get(i);
+      int[] two = i + 1 < batches.size() ? batches.get(i + 1) : null;
+      List<Loss> losses =
+          two == null
+              ? List.of(validate(lanes.get(0), objective, one))
+              : threads.run(
+                  () -> validate(lanes.get(0), objective, one),
+                  () -> validate(lanes.get(1), objective, two));
+      for (int j = 0; j < losses.size(); j++) {
+        int count = batches.get(i + j).length;
+        loss += losses.get(j).value() * count;
+        quality += losses.get(j).quality() * count;
       }
     }
     int n = job.validation().size();
     return new Validation(step, loss / n, quality / n, loss / n < best);
+  }
+
+  private Loss validate(Lane lane, Objective objective, int[] indices) {
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Batch batch = Batch.of(job.validation(), indices, graph.inputNames());
+      return loss(lane, objective, job.validation(), validationTargets, indices, batch, false);
+    }
   }
 
   private void openTargets(Objective objective, TrainingListener listener) {
@@ -562,15 +558,17 @@ public final class OnnxCompression implements Compression {
     }
     OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
     byte[] digest = TeacherOutputs.digest(model);
-    try (TrainableModel teacher = new OnnxGraph(model)) {
+    try (OnnxGraph teacher = new OnnxGraph(model);
+        OnnxGraph sibling = teacher.sibling()) {
+      List<TrainableModel> both = List.of(teacher, sibling);
       boolean perToken = objective.isForEmbeddings();
       int width = width();
       trainingTargets =
           TeacherOutputs.open(
-              teacher, digest, job.training(), width, perToken, job.cache(), listener);
+              both, threads, digest, job.training(), width, perToken, job.cache(), listener);
       validationTargets =
           TeacherOutputs.open(
-              teacher, digest, job.validation(), width, perToken, job.cache(), listener);
+              both, threads, digest, job.validation(), width, perToken, job.cache(), listener);
     }
   }
 
@@ -984,9 +982,7 @@ public final class OnnxCompression implements Compression {
       progress.close();
       progress = null;
     }
-    if (secondThread != null) {
-      secondThread.shutdown();
-    }
+    threads.close();
     unload();
     for (TeacherOutputs t : new TeacherOutputs[] {trainingTargets, validationTargets}) {
       if (t != null) {

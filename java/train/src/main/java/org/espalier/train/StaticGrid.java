@@ -30,7 +30,22 @@ final class StaticGrid implements ActivationSimulation.Grid {
   private double momentum;
 
   StaticGrid(Map<String, ActivationRange> ranges) {
-    this.ranges = new LinkedHashMap<>(ranges);
+    this(ranges, false);
+  }
+
+  private StaticGrid(Map<String, ActivationRange> ranges, boolean shared) {
+    this.ranges = shared ? ranges : new LinkedHashMap<>(ranges);
+  }
+
+  /** It has the same ranges, now and later. While {@link #moves()} only one of the two may be used. */
+  @Override
+  public StaticGrid sibling() {
+    return new StaticGrid(ranges, true);
+  }
+
+  /** Whether batches move the ranges. */
+  boolean moves() {
+    return momentum > 0;
   }
 
   /** How far ranges move towards the batches to come; 0 holds them. */
@@ -65,7 +80,7 @@ final class StaticGrid implements ActivationSimulation.Grid {
   @Override
   public Tensor quantize(String activation, Tensor x, Batch batch) {
     Tensor source = x.contiguous();
-    if (momentum > 0) {
+    if (moves()) {
       observe(activation, source, batch);
     }
     ActivationRange range = ranges.get(activation);

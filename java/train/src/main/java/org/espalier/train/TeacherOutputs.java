@@ -1,6 +1,7 @@
 package org.espalier.train;
 
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
@@ -11,6 +12,7 @@ import java.nio.file.StandardOpenOption;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
+import java.util.List;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -48,13 +50,15 @@ final class TeacherOutputs implements AutoCloseable {
   /**
    * Opens the outputs, which are computed where the folder does not have them.
    *
+   * @param teachers the same model twice, for two threads
    * @param digest of the teacher, see {@link #digest(OnnxModel)}
    * @param width of a token's states, or the number of classes
    * @param perToken whether outputs are [N, tokens, width]; else [N, width]
    * @param folder null: a file that goes when this is closed
    */
   static TeacherOutputs open(
-      TrainableModel teacher,
+      List<? extends TrainableModel> teachers,
+      SideBySide threads,
       byte[] digest,
       Examples examples,
       int width,
@@ -72,7 +76,7 @@ final class TeacherOutputs implements AutoCloseable {
         if (!Files.exists(known) || Files.size(known) != 4 * starts[examples.size()]) {
           Path making = Files.createTempFile(folder, "teacher-", ".tmp");
           try {
-            compute(teacher, examples, width, perToken, starts, making, listener);
+            compute(teachers, threads, examples, width, perToken, starts, making, listener);
             Files.move(making, known, StandardCopyOption.ATOMIC_MOVE);
           } finally {
             Files.deleteIfExists(making);
@@ -83,7 +87,7 @@ final class TeacherOutputs implements AutoCloseable {
       }
       Path making = Files.createTempFile("espalier-teacher-", ".f32");
       making.toFile().deleteOnExit();
-      compute(teacher, examples, width, perToken, starts, making, listener);
+      compute(teachers, threads, examples, width, perToken, starts, making, listener);
       FileChannel channel = FileChannel.open(making, StandardOpenOption.READ);
       return new TeacherOutputs(channel, making, starts, width, perToken);
     } catch (IOException e) {
@@ -92,7 +96,8 @@ final class TeacherOutputs implements AutoCloseable {
   }
 
   private static void compute(
-      TrainableModel teacher,
+      List<? extends TrainableModel> teachers,
+      SideBySide threads,
       Examples examples,
       int width,
       boolean perToken,
@@ -100,33 +105,56 @@ final class TeacherOutputs implements AutoCloseable {
       Path path,
       TrainingListener listener)
       throws IOException {
-    try (FileChannel out = FileChannel.open(path, StandardOpenOption.WRITE)) {
+    List<int[]> batches = Batches.inOrder(examples, BATCH);
+    try (FileChannel file = FileChannel.open(path, StandardOpenOption.WRITE);
+        TeacherOutputs out = new TeacherOutputs(file, null, starts, width, perToken)) {
       int done = 0;
-      for (int[] indices : Batches.inOrder(examples, BATCH)) {
-        try (PointerScope scope = new PointerScope();
-            NoGradGuard noGrad = new NoGradGuard()) {
-          Batch batch = Batch.of(examples, indices, teacher.inputNames());
-          Tensor output =
-              teacher.forward(batch.inputs()).get(teacher.outputNames().get(0)).contiguous();
-          check(output, batch, width, perToken);
-          FloatPointer values = new FloatPointer(output.data_ptr());
-          long row = (long) (perToken ? batch.longest() : 1) * width;
-          for (int i = 0; i < indices.length; i++) {
-            long n = starts[indices[i] + 1] - starts[indices[i]];
-            ByteBuffer bytes = ByteBuffer.allocate((int) (4 * n)).order(ByteOrder.nativeOrder());
-            float[] row1 = new float[(int) n];
-            values.position(i * row).get(row1);
-            bytes.asFloatBuffer().put(row1);
-            for (long at = 4 * starts[indices[i]]; bytes.hasRemaining(); ) {
-              at += out.write(bytes, at);
-            }
-          }
-        }
-        done += indices.length;
+      for (int i = 0; i < batches.size(); i += 2) {
+        int[] one = batches.get(i);
+        int[] two = i + 1 < batches.size() ? batches.get(i + 1) : new int[0];
+        done +=
+            threads
+                .run(
+                    () -> out.compute(teachers.get(0), examples, one),
+                    () -> out.compute(teachers.get(1), examples, two))
+                .stream()
+                .mapToInt(Integer::intValue)
+                .sum();
         listener.note("teacher " + done + " of " + examples.size());
       }
-      out.force(true);
+      file.force(true);
+    } catch (UncheckedIOException e) {
+      throw e.getCause();
     }
+  }
+
+  /** Computes and writes the outputs of some examples, whose number it returns. */
+  private int compute(TrainableModel teacher, Examples examples, int[] indices) {
+    if (indices.length == 0) {
+      return 0;
+    }
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Batch batch = Batch.of(examples, indices, teacher.inputNames());
+      Tensor output =
+          teacher.forward(batch.inputs()).get(teacher.outputNames().get(0)).contiguous();
+      check(output, batch, width, perToken);
+      FloatPointer values = new FloatPointer(output.data_ptr());
+      long row = (long) (perToken ? batch.longest() : 1) * width;
+      for (int i = 0; i < indices.length; i++) {
+        int n = (int) (starts[indices[i] + 1] - starts[indices[i]]);
+        ByteBuffer bytes = ByteBuffer.allocate(4 * n).order(ByteOrder.nativeOrder());
+        float[] floats = new float[n];
+        values.position(i * row).get(floats);
+        bytes.asFloatBuffer().put(floats);
+        for (long at = 4 * starts[indices[i]]; bytes.hasRemaining(); ) {
+          at += file.write(bytes, at);
+        }
+      }
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+    return indices.length;
   }
 
   private static void check(Tensor output, Batch batch, int width, boolean perToken) {
