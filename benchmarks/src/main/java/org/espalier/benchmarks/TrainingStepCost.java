@@ -79,7 +79,8 @@ public final class TrainingStepCost {
     }
     Quantization q = Quantization.dynamic();
     Quantization unfitted =
-        new Quantization(q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
+        new Quantization(
+            q.form(), false, true, false, q.clipping(), 0, 0, false, false, q.include());
     Training training =
         new Training(
             WARM + STEPS,

@@ -9,11 +9,17 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
 import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import org.espalier.backend.CpuThreads;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.AfterEach;
@@ -63,9 +69,13 @@ class EncoderTrainingTest {
   private record Run(byte[] model, List<Double> losses) {}
 
   private static Run run(Objective objective, long steps) {
-    Quantization q = Quantization.dynamic();
+    return run(objective, steps, Quantization.dynamic(), null);
+  }
+
+  private static Run run(Objective objective, long steps, Quantization q, ActivationSource source) {
     Quantization unfitted =
-        new Quantization(q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
+        new Quantization(
+            q.form(), false, true, false, q.clipping(), 0, 0, false, false, q.include());
     Training training =
         new Training(
             steps, 0, 13, Optimizer.AdamW.of(3e-3), Training.Schedule.constant(), objective, 0);
@@ -73,7 +83,7 @@ class EncoderTrainingTest {
         new CompressionPlan(List.of(new Stage.Quantize("quantize", unfitted, training)), 3);
     Compression.Job job =
         new Compression.Job(
-            encoder(5), encoder(6), texts(64, 1), texts(16, 2), Pooling.MEAN, null, null);
+            encoder(5), encoder(6), texts(64, 1), texts(16, 2), Pooling.MEAN, source, null);
     List<Double> losses = new ArrayList<>();
     try (OnnxCompression c = new OnnxCompression(plan, job)) {
       c.run(
@@ -101,6 +111,24 @@ class EncoderTrainingTest {
     assertEquals(one.losses(), two.losses());
     assertArrayEquals(one.model(), two.model());
     assertTrue(one.losses().get(59) < 0.7 * one.losses().get(0), one.losses().toString());
+  }
+
+  /** Static ranges that rest are read by both threads. */
+  @Test
+  void theNumberOfThreadsChangesNoBitOfAStaticModel() throws OrtException {
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    try (OnnxTensor ids =
+        OnnxTensor.createTensor(environment, texts(1, 8).ids().toArray(long[][]::new))) {
+      ActivationSource source = new TensorActivations(List.of(Map.of("input_ids", ids)), 1);
+      Objective objective = Objective.ofEmbeddings(2, 0, 1);
+      CpuThreads.set(1);
+      Run one = run(objective, 30, Quantization.fixed(), source);
+      CpuThreads.set(2);
+      Run two = run(objective, 30, Quantization.fixed(), source);
+      assertEquals(one.losses(), two.losses());
+      assertArrayEquals(one.model(), two.model());
+      assertTrue(one.losses().get(29) < 0.9 * one.losses().get(0), one.losses().toString());
+    }
   }
 
   /** Where texts are compared with each other the batch stays whole; a weight of 1e-30 for that adds nothing. */

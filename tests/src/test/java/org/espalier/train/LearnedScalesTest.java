@@ -114,7 +114,7 @@ class LearnedScalesTest {
         OnnxGraph teacher = product();
         TrainedWeight w = new TrainedWeight(graph.parameters().get(0))) {
       quantize(w, learn);
-      try (Update update = new Update(List.of(w), optimizer)) {
+      try (Update update = new Update(List.of(w), null, optimizer)) {
         for (int step = 0; step < 400; step++) {
           float[] x = new float[32 * ROWS];
           for (int i = 0; i < x.length; i++) {

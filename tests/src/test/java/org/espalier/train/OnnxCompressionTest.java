@@ -96,7 +96,8 @@ class OnnxCompressionTest {
 
   private static Quantization dynamic() {
     Quantization q = Quantization.dynamic();
-    return new Quantization(q.form(), false, true, false, q.clipping(), 0, 0, false, q.include());
+    return new Quantization(
+        q.form(), false, true, false, q.clipping(), 0, 0, false, false, q.include());
   }
 
   @Test

@@ -170,7 +170,7 @@ class StaticTrainingTest {
         cnn(), null, images(256, 1), images(128, 2), Pooling.MEAN, source, null);
   }
 
-  private static CompressionPlan plan(long steps, boolean learnScales) {
+  private static CompressionPlan plan(long steps, boolean learn) {
     Quantization fixed = Quantization.fixed();
     Training fit =
         new Training(
@@ -203,7 +203,8 @@ class StaticTrainingTest {
                     new Clipping.MinMax(),
                     0.05,
                     0.5,
-                    learnScales,
+                    learn,
+                    learn,
                     n -> true),
                 training)),
         7);
@@ -211,8 +212,8 @@ class StaticTrainingTest {
 
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
-  void theExportedModelAnswersAsTrainingSawIt(boolean learnScales) throws OrtException {
-    try (OnnxCompression c = new OnnxCompression(plan(80, learnScales), job())) {
+  void theExportedModelAnswersAsTrainingSawIt(boolean learn) throws OrtException {
+    try (OnnxCompression c = new OnnxCompression(plan(80, learn), job())) {
       assertTrue(c.run(SILENT));
       OnnxModel exported = c.export();
       List<String> types = exported.nodes().stream().map(NodeProto::getOpType).toList();
@@ -286,8 +287,8 @@ class StaticTrainingTest {
 
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
-  void aStoppedRunContinuesToTheSameBits(boolean learnScales) throws IOException {
-    CompressionPlan plan = plan(40, learnScales);
+  void aStoppedRunContinuesToTheSameBits(boolean learn) throws IOException {
+    CompressionPlan plan = plan(40, learn);
     ByteBuffer whole;
     try (OnnxCompression c = new OnnxCompression(plan, job())) {
       c.run(SILENT);

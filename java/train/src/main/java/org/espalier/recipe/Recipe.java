@@ -410,7 +410,7 @@ public record Recipe(
 
   private static Quantization quantization(Settings s) {
     boolean dynamic = s.text("form").equals("dynamic");
-    for (String key : List.of("clip", "observer-momentum", "freeze-observers-at")) {
+    for (String key : List.of("clip", "observer-momentum", "freeze-observers-at", "learn-ranges")) {
       if (dynamic && s.given(key)) {
         throw s.wrong(key, "it is for form: static");
       }
@@ -442,6 +442,7 @@ public record Recipe(
         s.real("observer-momentum"),
         s.real("freeze-observers-at"),
         s.flag("learn-scales"),
+        s.flag("learn-ranges"),
         names(s));
   }
 

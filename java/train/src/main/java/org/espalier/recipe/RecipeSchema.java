@@ -249,6 +249,11 @@ public final class RecipeSchema {
             "The share of the steps after which static ranges stay as they are."),
         optional(
             "learn-scales", new Flag(), "false", "Whether weight scales are trained too (LSQ)."),
+        optional(
+            "learn-ranges",
+            new Flag(),
+            "false",
+            "Whether static ranges are trained too (LSQ), once they no longer follow batches."),
         optional("include", GLOBS, null, "Quantize these weights only."),
         optional("exclude", GLOBS, null, "Leave these weights as they are."));
   }

@@ -46,7 +46,7 @@ public final class OnnxCompression implements Compression {
   private static final int VALIDATION_BATCH = 32;
 
   /** The start of a saved run; the last digit is the version of its layout. */
-  private static final int MAGIC = 0x45535002;
+  private static final int MAGIC = 0x45535003;
 
   private final CompressionPlan plan;
   private final Job job;
@@ -265,7 +265,7 @@ public final class OnnxCompression implements Compression {
     made.best = made.changed;
     if (training.isAny()) {
       made.kept = snapshot();
-      made.update = new Update(weights, training.optimizer());
+      made.update = new Update(weights, learnedRanges(), training.optimizer());
     }
     progress = made;
   }
@@ -416,7 +416,7 @@ public final class OnnxCompression implements Compression {
     boolean halved =
         objective.isForEmbeddings()
             && objective.similarity() == 0
-            && (fixed == null || !fixed.moves())
+            && (fixed == null || !fixed.moves() && fixed.learned() == null)
             && indices.length > 1;
     if (!halved) {
       Batch batch = Batch.of(job.training(), indices, graph.inputNames());
@@ -638,11 +638,19 @@ public final class OnnxCompression implements Compression {
     }
     if (quantizer instanceof StaticQuantizer s) {
       fixed = new StaticGrid(s.ranges());
+      if (quantization().learnRanges()) {
+        fixed.learn();
+      }
       activations = new ActivationSimulation(nodes, s.quantizedResults(), fixed);
     } else {
       activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid());
     }
     graph.transformInputs(activations);
+  }
+
+  /** Null where no range is a parameter. */
+  private StaticGrid learnedRanges() {
+    return fixed == null || fixed.learned() == null ? null : fixed;
   }
 
   private Map<String, TrainedWeight> byConstant() {
@@ -718,6 +726,9 @@ public final class OnnxCompression implements Compression {
       for (Map.Entry<String, ActivationRange> e : new TreeMap<>(fixed.ranges()).entrySet()) {
         out.writeFloat(e.getValue().min());
         out.writeFloat(e.getValue().max());
+      }
+      if (fixed.learned() != null) {
+        fixed.learned().writeUnits(out);
       }
     }
     for (TrainedWeight w : weights) {
@@ -827,6 +838,9 @@ public final class OnnxCompression implements Compression {
         s.setRanges(ranges);
       }
       reload(prepared);
+      if (learnedRanges() != null) {
+        fixed.learned().readUnits(in);
+      }
     }
     for (TrainedWeight w : weights) {
       String name = in.readUTF();
@@ -855,7 +869,9 @@ public final class OnnxCompression implements Compression {
       saved.step = in.readLong();
       saved.startSparsity = in.readDouble();
       saved.seconds = in.readDouble();
-      saved.update = new Update(weights, plan.stages().get(stageIndex).training().optimizer());
+      saved.update =
+          new Update(
+              weights, learnedRanges(), plan.stages().get(stageIndex).training().optimizer());
       progress = saved;
       saved.update.restore(in);
       if (in.readBoolean()) {

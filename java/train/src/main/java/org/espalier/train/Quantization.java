@@ -18,6 +18,8 @@ import org.espalier.compress.onnx.Clipping;
  * @param freezeObserversAt the share of the stage's steps after which {@code STATIC} ranges stay as
  *     they are, in [0, 1]
  * @param learnScales whether scales of weights are parameters (LSQ) rather than constants
+ * @param learnRanges whether {@code STATIC} ranges are parameters (LSQ) once they no longer follow the
+ *     batches
  * @param include which weights, by name
  */
 public record Quantization(
@@ -29,6 +31,7 @@ public record Quantization(
     double observerMomentum,
     double freezeObserversAt,
     boolean learnScales,
+    boolean learnRanges,
     Predicate<String> include) {
   /** Where the ranges of activations come from. */
   public enum Form {
@@ -44,6 +47,9 @@ public record Quantization(
     Objects.requireNonNull(include, "include");
     share("observer momentum", observerMomentum);
     share("freeze observers at", freezeObserversAt);
+    if (learnRanges && form != Form.STATIC) {
+      throw new IllegalArgumentException("ranges that every run finds anew cannot be learned");
+    }
   }
 
   private static void share(String name, double value) {
@@ -64,6 +70,15 @@ public record Quantization(
 
   private static Quantization of(Form form) {
     return new Quantization(
-        form, false, true, true, new Clipping.MeanSquaredError(), 0, 0.5, false, name -> true);
+        form,
+        false,
+        true,
+        true,
+        new Clipping.MeanSquaredError(),
+        0,
+        0.5,
+        false,
+        false,
+        name -> true);
   }
 }

@@ -1,9 +1,10 @@
 package org.espalier.train;
 
-import java.util.LinkedHashMap;
 import java.util.Map;
+import java.util.TreeMap;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
+import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.ScalarOptional;
 import org.bytedeco.pytorch.Tensor;
@@ -17,30 +18,48 @@ import org.espalier.torch.TensorView;
  * <pre>  q = clamp(rint(x / scale) + zero, 0, 255),  y = scale · (q − zero)</pre>
  *
  * <p>Ranges may follow what training sees: before a batch is quantized, min += momentum · (min of the batch
- * − min), and max likewise; padding does not count.
+ * − min), and max likewise; padding does not count. Where they rest they may be learned.
  */
 final class StaticGrid implements ActivationSimulation.Grid {
   private static final FakeQuantize GRID =
       FakeQuantize.affine(8).rounding(FakeQuantize.Rounding.DIVIDE).given();
 
+  /** By name, so that their order is always the same. */
   private final Map<String, ActivationRange> ranges;
+
   private final FloatPointer scale = new FloatPointer(1).retainReference();
   private final IntPointer zeroPoint = new IntPointer(1).retainReference();
   private final FloatPointer running = new FloatPointer(2).retainReference();
   private double momentum;
+
+  /** Null where ranges are not learned. */
+  private LearnedRanges learned;
 
   StaticGrid(Map<String, ActivationRange> ranges) {
     this(ranges, false);
   }
 
   private StaticGrid(Map<String, ActivationRange> ranges, boolean shared) {
-    this.ranges = shared ? ranges : new LinkedHashMap<>(ranges);
+    this.ranges = shared ? ranges : new TreeMap<>(ranges);
   }
 
-  /** It has the same ranges, now and later. While {@link #moves()} only one of the two may be used. */
+  /**
+   * It has the same ranges, now and later. Only one of the two may be used while batches move them, and the
+   * sibling does not learn.
+   */
   @Override
   public StaticGrid sibling() {
     return new StaticGrid(ranges, true);
+  }
+
+  /** Makes parameters of the ranges. */
+  void learn() {
+    learned = new LearnedRanges(ranges);
+  }
+
+  /** The ranges as parameters, or null. */
+  LearnedRanges learned() {
+    return learned;
   }
 
   /** Whether batches move the ranges. */
@@ -57,7 +76,7 @@ final class StaticGrid implements ActivationSimulation.Grid {
     return Map.copyOf(ranges);
   }
 
-  /** Minimum and maximum of each activation, always in the same order. */
+  /** Minimum and maximum of each activation, by name. */
   float[] values() {
     float[] values = new float[2 * ranges.size()];
     int i = 0;
@@ -74,6 +93,9 @@ final class StaticGrid implements ActivationSimulation.Grid {
     for (Map.Entry<String, ActivationRange> e : ranges.entrySet()) {
       e.setValue(new ActivationRange(values[i], values[i + 1]));
       i += 2;
+    }
+    if (learned != null) {
+      learned.take();
     }
   }
 
@@ -94,6 +116,9 @@ final class StaticGrid implements ActivationSimulation.Grid {
     // The gradient of clamp needs its input alone, so y can take the values on the grid.
     GRID.run(
         FakeQuantize.Job.fake(TensorView.of(source), TensorView.of(y), null, scale, zeroPoint));
+    if (learned != null && !moves() && GradMode.is_enabled()) {
+      learned.saw(activation, source, y);
+    }
     return y;
   }
 
@@ -117,5 +142,8 @@ final class StaticGrid implements ActivationSimulation.Grid {
     scale.close();
     zeroPoint.close();
     running.close();
+    if (learned != null) {
+      learned.close();
+    }
   }
 }

@@ -27,9 +27,18 @@ final class Update implements AutoCloseable {
   /** Those whose scales are learned; the ends of their grids come after all weights. */
   private final List<TrainedWeight> learned;
 
+  /** Where ranges of activations are learned: the last parameter of all; else null. */
+  private final StaticGrid ranges;
+
   private final FusedStep step;
 
-  Update(List<TrainedWeight> weights, Optimizer optimizer) {
+  /**
+   * An optimizer of weights.
+   *
+   * @param ranges whose ranges are parameters too; null where there are none
+   */
+  Update(List<TrainedWeight> weights, StaticGrid ranges, Optimizer optimizer) {
+    this.ranges = ranges;
     this.weights = List.copyOf(weights);
     this.learned = weights.stream().filter(w -> w.ends() != null).toList();
     for (TrainedWeight w : weights) {
@@ -60,6 +69,12 @@ final class Update implements AutoCloseable {
           FusedSgd.Parameter.of(
               w.ends(), w.endGradients(), s.momentum() > 0 ? state(w.ends()) : null));
     }
+    if (ranges != null) {
+      LearnedRanges l = ranges.learned();
+      parameters.add(
+          FusedSgd.Parameter.of(
+              l.ends(), l.gradients(), s.momentum() > 0 ? state(l.ends()) : null));
+    }
     return new FusedSgd(
         parameters,
         FusedSgd.Options.of(s.learningRate())
@@ -87,6 +102,11 @@ final class Update implements AutoCloseable {
     for (TrainedWeight w : learned) {
       parameters.add(
           FusedAdamW.Parameter.of(w.ends(), w.endGradients(), state(w.ends()), state(w.ends())));
+    }
+    if (ranges != null) {
+      LearnedRanges l = ranges.learned();
+      parameters.add(
+          FusedAdamW.Parameter.of(l.ends(), l.gradients(), state(l.ends()), state(l.ends())));
     }
     return new FusedAdamW(
         parameters,
@@ -126,6 +146,9 @@ final class Update implements AutoCloseable {
         weights.get(i).learnEnds(gradient(i));
       }
     }
+    if (ranges != null) {
+      ranges.learned().learn();
+    }
     step.learningRate(learningRate);
     StepResult result = step.step();
     if (result.skipped()) {
@@ -137,6 +160,13 @@ final class Update implements AutoCloseable {
     }
     // The scales are known only now, so the working weights are written after the step.
     learned.forEach(TrainedWeight::followEnds);
+    if (ranges != null) {
+      if (ranges.moves()) {
+        ranges.learned().take();
+      } else {
+        ranges.learned().follow();
+      }
+    }
     return result;
   }
 
@@ -164,9 +194,13 @@ final class Update implements AutoCloseable {
     }
   }
 
+  private int parameters() {
+    return weights.size() + learned.size() + (ranges == null ? 0 : 1);
+  }
+
   /** Writes the optimizer's state. */
   void save(DataOutputStream out) throws IOException {
-    for (int i = 0; i < weights.size() + learned.size(); i++) {
+    for (int i = 0; i < parameters(); i++) {
       out.writeLong(steps(i));
     }
     for (OwnedTensor state : states) {
@@ -176,7 +210,7 @@ final class Update implements AutoCloseable {
 
   /** Reads what {@link #save} wrote for the same parameters and settings. */
   void restore(DataInputStream in) throws IOException {
-    for (int i = 0; i < weights.size() + learned.size(); i++) {
+    for (int i = 0; i < parameters(); i++) {
       steps(i, in.readLong());
     }
     for (OwnedTensor state : states) {

@@ -1,0 +1,200 @@
+package org.espalier.train;
+
+import java.io.DataInputStream;
+import java.io.DataOutputStream;
+import java.io.IOException;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationRange;
+import org.espalier.device.DType;
+import org.espalier.device.OwnedTensor;
+import org.espalier.op.FakeQuantize;
+import org.espalier.torch.TensorView;
+
+/**
+ * Ranges of activations as parameters: LSQ (Esser et al., 2020) for the step, LSQ+ (Bhalgat et al., 2020)
+ * for where zero lies. With s = (max − min) / 255 and z = −255 · min / (max − min)
+ *
+ * <pre>
+ *   dL/dmax =   dL/ds / 255 + dL/dz · 255 · min / (max − min)²
+ *   dL/dmin = − dL/ds / 255 − dL/dz · 255 · max / (max − min)²
+ * </pre>
+ *
+ * <p>The optimizer holds each end in a unit of its own, a power of two that makes it about as large as a weight
+ * at first: one learning rate then suits both, with AdamW too. The steps of SGD are those of LSQ, its factor
+ * included.
+ */
+final class LearnedRanges implements AutoCloseable {
+  private static final FakeQuantize GRID =
+      FakeQuantize.affine(8).rounding(FakeQuantize.Rounding.DIVIDE).given();
+
+  /** An end starts between this and half of it, in its unit. */
+  private static final double FIRST = 0x1p-4;
+
+  /** The narrowest range; its scale has a reciprocal. */
+  private static final float NARROWEST = 0x1p-100f;
+
+  private final Map<String, ActivationRange> ranges;
+  private final List<String> names;
+  private final float[] units;
+  private final OwnedTensor ends;
+  private final OwnedTensor gradients;
+
+  /** What this step's forward pass quantized. */
+  private final List<Seen> seen = new ArrayList<>();
+
+  private record Seen(int index, Tensor x, Tensor y) {}
+
+  /**
+   * Learns ranges.
+   *
+   * @param ranges which {@link #follow} moves
+   */
+  LearnedRanges(Map<String, ActivationRange> ranges) {
+    this.ranges = ranges;
+    names = List.copyOf(ranges.keySet());
+    units = new float[names.size()];
+    for (int i = 0; i < units.length; i++) {
+      ActivationRange r = ranges.get(names.get(i));
+      double width = Math.max((double) r.max() - r.min(), NARROWEST);
+      units[i] = (float) Math.scalb(1 / FIRST, Math.getExponent(width) + 1);
+    }
+    ends = OwnedTensor.allocate(DType.F32, Math.max(1, 2L * units.length));
+    gradients = OwnedTensor.allocate(DType.F32, ends.elements());
+    take();
+  }
+
+  /** Minimum and maximum of each range, in their units: what the optimizer moves. */
+  org.espalier.device.Tensor ends() {
+    return ends;
+  }
+
+  /** What {@link #learn} writes. */
+  org.espalier.device.Tensor gradients() {
+    return gradients;
+  }
+
+  /** Writes what belongs to a saved run beside the ranges. */
+  void writeUnits(DataOutputStream out) throws IOException {
+    for (float unit : units) {
+      out.writeFloat(unit);
+    }
+  }
+
+  /** Reads what {@link #writeUnits} wrote for the same ranges. */
+  void readUnits(DataInputStream in) throws IOException {
+    for (int i = 0; i < units.length; i++) {
+      units[i] = in.readFloat();
+      if (!(units[i] > 0 && Float.isFinite(units[i]))) {
+        throw new InputException("the saved run is damaged: a unit of " + units[i]);
+      }
+    }
+    take();
+  }
+
+  /** Takes the ranges as they are now. */
+  void take() {
+    FloatBuffer values = TrainedWeight.buffer(ends);
+    for (int i = 0; i < units.length; i++) {
+      ActivationRange r = ranges.get(names.get(i));
+      values.put(2 * i, r.min() / units[i]);
+      values.put(2 * i + 1, r.max() / units[i]);
+    }
+  }
+
+  /** An activation before and on its grid, whose gradient the next {@link #learn} reads. */
+  void saw(String activation, Tensor x, Tensor y) {
+    if (y.requires_grad()) {
+      y.retain_grad();
+    } else {
+      y.requires_grad_(true); // an input of the model has no gradient of its own
+    }
+    // Retained: the graph frees what a node made before the backward pass.
+    seen.add(
+        new Seen(
+            names.indexOf(activation),
+            new Tensor(x).retainReference(),
+            new Tensor(y).retainReference()));
+  }
+
+  /** Writes the gradients of the ends from what the backward pass left. */
+  void learn() {
+    FloatBuffer out = TrainedWeight.buffer(gradients);
+    for (int i = 0; i < out.capacity(); i++) {
+      out.put(i, 0);
+    }
+    try (FloatPointer scale = new FloatPointer(1);
+        IntPointer zeroPoint = new IntPointer(1);
+        FloatPointer byScale = new FloatPointer(1);
+        FloatPointer byZero = new FloatPointer(1)) {
+      for (Seen s : seen) {
+        Tensor gradient = s.y.grad();
+        if (gradient.defined()) {
+          ActivationRange range = ranges.get(names.get(s.index));
+          scale.put(0, range.scale());
+          zeroPoint.put(0, range.zeroPoint());
+          org.espalier.device.Tensor x = TensorView.of(s.x.detach());
+          GRID.scaleGradient(
+              x,
+              TensorView.of(gradient.contiguous()),
+              null,
+              scale,
+              zeroPoint,
+              byScale,
+              byZero,
+              GRID.scaleGradientFactor(x));
+          // A change of an end moves the step by 1/255 of it in a step of SGD, as LSQ would.
+          double factor = 255 * 255 / units[s.index];
+          double width = range.max() - (double) range.min();
+          double zero = byZero.get(0) * 255 / (width * width);
+          double step = byScale.get(0) / 255;
+          add(out, 2 * s.index, factor * (-step - zero * range.max()));
+          add(out, 2 * s.index + 1, factor * (step + zero * range.min()));
+        }
+      }
+    } finally {
+      forget();
+    }
+  }
+
+  private static void add(FloatBuffer sums, int index, double value) {
+    sums.put(index, (float) (sums.get(index) + value));
+  }
+
+  /** Drops what the last forward pass left. */
+  void forget() {
+    for (Seen s : seen) {
+      s.x.close();
+      s.y.close();
+    }
+    seen.clear();
+  }
+
+  /** Moves the ranges to the ends after a step. Zero stays inside, and at most half of a width goes. */
+  void follow() {
+    FloatBuffer values = TrainedWeight.buffer(ends);
+    for (int i = 0; i < units.length; i++) {
+      ActivationRange old = ranges.get(names.get(i));
+      float min = Math.min(0, values.get(2 * i) * units[i]);
+      float max = Math.max(0, values.get(2 * i + 1) * units[i]);
+      float least = Math.max(0.5f * (old.max() - old.min()), NARROWEST);
+      if (max - min >= least && Float.isFinite(max - min)) {
+        ranges.put(names.get(i), new ActivationRange(min, max));
+      }
+    }
+    take();
+  }
+
+  @Override
+  public void close() {
+    forget();
+    ends.close();
+    gradients.close();
+  }
+}
