@@ -220,6 +220,39 @@ class StaticQuantizerTest {
     assertTrue(error < 0.02, "error " + error);
   }
 
+  /** 1e7 in steps of the product's scale is more than 2^31. */
+  @Test
+  void aBiasThatTrainingMovedTooFarStaysFloat() throws OrtException {
+    OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
+    Map<String, OnnxTensor> in = Map.of("x", normal(1, 64, 8));
+    StaticQuantizer quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    quantizer.setRanges(
+        quantizer.ranges(new TensorActivations(List.of(in), 1), new Clipping.MinMax()));
+    quantizer.prepareTraining();
+    quantizer
+        .products()
+        .forEach(p -> quantizer.setWeights(p.output(), p.integers(), p.scales()));
+    float[] far = {1e7f, 1, 2, 3};
+    OnnxInitializer moved = OnnxInitializer.floats("b2", new long[] {4}, far);
+    OnnxModel near = quantizer.quantizedCopy(m -> {});
+    OnnxModel q = quantizer.quantizedCopy(m -> m.replaceConstant(moved));
+    assertEquals(DataType.INT32, near.initializer("b2_quantized").type());
+    assertEquals(null, q.initializer("b2_quantized"));
+    assertEquals(DataType.FLOAT, q.initializer("b2").type());
+    model.replaceConstant(moved);
+    double error = error(otherColumns(run(model, in)), otherColumns(run(q, in)));
+    assertTrue(error < 0.02, "error " + error);
+  }
+
+  /** Without the first of four columns. */
+  private static float[] otherColumns(float[] y) {
+    float[] result = new float[y.length / 4 * 3];
+    for (int i = 0; i < result.length; i++) {
+      result[i] = y[i / 3 * 4 + 1 + i % 3];
+    }
+    return result;
+  }
+
   @Test
   void aNormalizationIsFoldedIntoItsConvolution() throws OrtException {
     Random random = new Random(7);
