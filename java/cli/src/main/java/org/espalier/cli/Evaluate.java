@@ -10,21 +10,25 @@ import org.espalier.InputException;
 import org.espalier.evaluate.Fidelity;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.Pooling;
+import org.espalier.evaluate.TensorEvaluator;
+import org.espalier.evaluate.TensorFidelity;
 import org.espalier.evaluate.TextTokenizer;
+import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Parameters;
 
-/** Compares a compressed text model with the original. */
+/** Compares a compressed model with the original. */
 @Command(
     name = "evaluate",
     description = {
-      "Says how closely CANDIDATE follows REFERENCE, and what it saves. Both are ONNX text models;"
-          + " each line of TEXTS is embedded with both in ONNX Runtime on one thread.",
+      "Says how closely CANDIDATE follows REFERENCE, and what it saves. Both are ONNX models and"
+          + " run in ONNX Runtime on one thread: text models embed each line of TEXTS, models of"
+          + " any other kind take the tensors of EXAMPLES, and each of their outputs is compared.",
       "",
-      "The batch line compares the candidate with itself: a text alone and the same text in a"
-          + " padded batch of 32. Dynamic int8 chooses its steps from the whole batch, so its"
+      "For texts, the batch line compares the candidate with itself: a text alone and the same text"
+          + " in a padded batch of 32. Dynamic int8 chooses its steps from the whole batch, so its"
           + " answers depend on it."
     },
     footer = {
@@ -34,6 +38,7 @@ import picocli.CommandLine.Parameters;
       "    --tokenizer tokenizer.json",
       "  espalier evaluate bge-small.onnx bge-small-int8.onnx --texts sentences.txt \\",
       "    --pooling cls --json",
+      "  espalier evaluate resnet.onnx resnet-int8.onnx --examples images.safetensors",
     })
 final class Evaluate implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -44,12 +49,26 @@ final class Evaluate implements Callable<Integer> {
   @Parameters(index = "1", paramLabel = "CANDIDATE", description = "The ONNX model to judge.")
   private String candidate;
 
-  @Option(
-      names = "--texts",
-      paramLabel = "TEXTS",
-      required = true,
-      description = "A UTF-8 file with a text a line; at least three.")
-  private String texts;
+  /** What both models run on. */
+  private static final class Data {
+    @Option(
+        names = "--texts",
+        paramLabel = "TEXTS",
+        required = true,
+        description = "A UTF-8 file with a text a line; at least three.")
+    private String texts;
+
+    @Option(
+        names = "--examples",
+        paramLabel = "EXAMPLES.safetensors",
+        required = true,
+        description =
+            "A tensor an input, of its name and type, whose first dimension counts the examples.")
+    private String examples;
+  }
+
+  @ArgGroup(multiplicity = "1")
+  private Data data;
 
   @Mixin private TokenizerOptions tokenizer;
 
@@ -66,24 +85,41 @@ final class Evaluate implements Callable<Integer> {
   public Integer call() {
     ModelSource original = onnx(reference);
     ModelSource judged = onnx(candidate);
-    List<String> lines = FidelityEvaluator.readTexts(ModelSource.path(texts));
+    Map<String, Object> values =
+        data.examples == null ? compareTexts(original, judged) : compareTensors(original, judged);
+    if (common.json()) {
+      ObjectNode json = JsonNodeFactory.instance.objectNode();
+      json.put("reference", original.given()).put("candidate", judged.given());
+      common.print(json.setAll(Json.of(values)));
+    }
+    return 0;
+  }
+
+  private Map<String, Object> compareTensors(ModelSource original, ModelSource judged) {
+    TensorFidelity fidelity;
+    try (Progress progress = new Progress(common.err(), "evaluating")) {
+      fidelity =
+          TensorEvaluator.evaluate(
+              original.path(), judged.path(), ModelSource.path(data.examples), Integer.MAX_VALUE);
+    }
+    if (!common.json()) {
+      print(fidelity);
+    }
+    return fidelity.toMap();
+  }
+
+  private Map<String, Object> compareTexts(ModelSource original, ModelSource judged) {
+    List<String> lines = FidelityEvaluator.readTexts(ModelSource.path(data.texts));
     Fidelity fidelity;
     try (TextTokenizer open = tokenizer.open(original, common::note);
         Progress progress = new Progress(common.err(), "evaluating")) {
       fidelity =
           new FidelityEvaluator(open, pooling).evaluate(original.path(), judged.path(), lines);
     }
-    if (common.json()) {
-      ObjectNode json = JsonNodeFactory.instance.objectNode();
-      json.put("reference", original.given()).put("candidate", judged.given());
-      for (Map.Entry<String, Object> entry : fidelity.toMap().entrySet()) {
-        json.set(entry.getKey(), Json.of((Number) entry.getValue()));
-      }
-      common.print(json);
-    } else {
+    if (!common.json()) {
       print(fidelity);
     }
-    return 0;
+    return fidelity.toMap();
   }
 
   private ModelSource onnx(String given) {
@@ -114,12 +150,35 @@ final class Evaluate implements Callable<Integer> {
             f.neighbourAgreement(),
             f.neighbourLow(),
             f.neighbourHigh()));
-    table.add("size", String.format(Locale.ROOT, "%.3f of the reference", f.sizeRatio()));
-    table.add("speed", String.format(Locale.ROOT, "%.2fx the reference, one thread", f.speedup()));
+    addSavings(table, f.sizeRatio(), f.speedup());
     table.add(
         "batch",
         String.format(
             Locale.ROOT, "mean cosine %.4f to itself in batches of 32", f.batchCosineMean()));
     table.print(common.out());
+  }
+
+  private void print(TensorFidelity f) {
+    Table outputs =
+        new Table("OUTPUT", ">COSINE", ">SMALLEST", ">ERROR", ">LARGEST", ">SAME CLASS");
+    for (TensorFidelity.Output o : f.outputs()) {
+      outputs.add(
+          o.name(),
+          String.format(Locale.ROOT, "%.5f", o.cosineMean()),
+          String.format(Locale.ROOT, "%.5f", o.cosineMin()),
+          Format.percent(o.relativeError()),
+          String.format(Locale.ROOT, "%.3g", o.largestDifference()),
+          Double.isNaN(o.agreement()) ? "" : Format.percent(o.agreement()));
+    }
+    outputs.print(common.out());
+    Table sums = new Table("", "");
+    sums.add("examples", Integer.toString(f.examples()));
+    addSavings(sums, f.sizeRatio(), f.speedup());
+    sums.print(common.out());
+  }
+
+  private static void addSavings(Table table, double sizeRatio, double speedup) {
+    table.add("size", String.format(Locale.ROOT, "%.3f of the reference", sizeRatio));
+    table.add("speed", String.format(Locale.ROOT, "%.2fx the reference, one thread", speedup));
   }
 }

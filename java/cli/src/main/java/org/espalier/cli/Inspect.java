@@ -116,8 +116,9 @@ final class Inspect implements Callable<Integer> {
     return row.elements() == 0 ? 0 : (double) row.zeros() / row.elements();
   }
 
-  private static List<Row> onnx(OnnxModel model, ObjectNode json, Progress progress) {
+  private List<Row> onnx(OnnxModel model, ObjectNode json, Progress progress) {
     json.put("format", "onnx").put("opset", model.opset("")).put("nodes", model.nodes().size());
+    OnnxWeights.outOfReach(model).ifPresent(common::note);
     Map<String, OnnxWeight> weights = new LinkedHashMap<>();
     OnnxWeights.of(model).forEach(w -> weights.put(w.value(), w));
     Map<String, OnnxInitializer> tensors = new LinkedHashMap<>();

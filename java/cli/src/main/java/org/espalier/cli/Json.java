@@ -1,8 +1,11 @@
 package org.espalier.cli;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.util.List;
+import java.util.Map;
 import org.espalier.compress.Seconds;
 
 /** Pieces of JSON that several commands print. */
@@ -20,6 +23,27 @@ final class Json {
       return json.nullNode();
     }
     return number instanceof Float f ? json.numberNode(f) : json.numberNode(value);
+  }
+
+  /** Numbers, texts, lists and maps under their keys, in their order. */
+  static ObjectNode of(Map<String, ?> values) {
+    return (ObjectNode) node(values);
+  }
+
+  private static JsonNode node(Object value) {
+    if (value instanceof Map<?, ?> map) {
+      ObjectNode json = JsonNodeFactory.instance.objectNode();
+      map.forEach((key, inner) -> json.set((String) key, node(inner)));
+      return json;
+    }
+    if (value instanceof List<?> list) {
+      ArrayNode json = JsonNodeFactory.instance.arrayNode();
+      list.forEach(inner -> json.add(node(inner)));
+      return json;
+    }
+    return value instanceof Number number
+        ? of(number)
+        : JsonNodeFactory.instance.textNode((String) value);
   }
 
   /** Where the time went. */

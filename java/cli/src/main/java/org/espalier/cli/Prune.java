@@ -17,6 +17,7 @@ import org.espalier.compress.OnnxPruner;
 import org.espalier.compress.OnnxPruner.Candidate;
 import org.espalier.device.Device;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.MagnitudePrune;
@@ -186,6 +187,12 @@ final class Prune implements Callable<Integer> {
     Map<String, Candidate> candidates =
         OnnxPruner.candidates(onnx).stream()
             .collect(Collectors.toMap(Candidate::name, Function.identity()));
+    if (candidates.isEmpty()) {
+      throw new InputException(
+          onnx.name()
+              + " has no weights to prune"
+              + OnnxWeights.outOfReach(onnx).map(inner -> ": " + inner).orElse(""));
+    }
     return tensors.choose(candidates.keySet(), name -> OnnxPruner.isPrunable(candidates.get(name)));
   }
 

@@ -18,6 +18,7 @@ import org.espalier.InputException;
 import org.espalier.compress.CheckpointQuantizer;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.device.Device;
@@ -230,7 +231,7 @@ final class Quantize implements Callable<Integer> {
       onnx.write(target, source.path());
     }
     double seconds = (System.nanoTime() - begin) * 1e-9;
-    skipped.forEach((name, reason) -> common.note(name + " stays float: " + reason));
+    FloatWeights.lines(skipped).forEach(common::note);
     report(quantized, new TreeMap<>(skipped), size(onnx.files()), size(List.of(target)), seconds);
   }
 

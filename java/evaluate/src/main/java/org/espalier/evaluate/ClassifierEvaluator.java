@@ -16,9 +16,6 @@ import org.espalier.InputException;
  * thread.
  */
 public final class ClassifierEvaluator {
-  private static final int TIMED_EXAMPLES = 64;
-  private static final int TIMED_ROUNDS = 9;
-
   private ClassifierEvaluator() {}
 
   /**
@@ -63,7 +60,8 @@ public final class ClassifierEvaluator {
         cosines += Statistics.cosine(a, b);
       }
       double[] interval = Statistics.proportionInterval(agreed, n);
-      double[] millis = time(first, second, examples);
+      double[] millis =
+          Turns.millis(n, i -> first.logits(examples.get(i)), i -> second.logits(examples.get(i)));
       return new ClassifierFidelity(
           n,
           (double) right / n,
@@ -89,57 +87,33 @@ public final class ClassifierEvaluator {
     return best;
   }
 
-  /** The median times of an example, taking turns. */
-  private static double[] time(Classifier first, Classifier second, List<float[]> examples) {
-    int n = Math.min(TIMED_EXAMPLES, examples.size());
-    double[] a = new double[n * TIMED_ROUNDS];
-    double[] b = new double[a.length];
-    for (int i = 0; i < a.length; i++) {
-      float[] example = examples.get(i % n);
-      long start = System.nanoTime();
-      first.logits(example);
-      long middle = System.nanoTime();
-      second.logits(example);
-      a[i] = (middle - start) * 1e-6;
-      b[i] = (System.nanoTime() - middle) * 1e-6;
-    }
-    return new double[] {Statistics.median(a), Statistics.median(b)};
-  }
-
   /** A model with one input; its first output are logits [1, classes]. */
   private static final class Classifier implements AutoCloseable {
-    private final Path file;
+    private final RuntimeModel model;
     private final long[] shape;
-    private final OrtEnvironment environment = OrtEnvironment.getEnvironment();
-    private final OrtSession session;
+    private final String input;
 
     Classifier(Path file, List<Long> shape) {
-      this.file = file;
+      model = new RuntimeModel(file);
       this.shape = ExampleActivations.batchOfOne(shape);
-      try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
-        options.setIntraOpNumThreads(1);
-        options.setInterOpNumThreads(1);
-        session = environment.createSession(file.toString(), options);
-      } catch (OrtException e) {
-        throw new InputException(file + ": ONNX Runtime cannot load it: " + e.getMessage(), e);
-      }
-      if (session.getInputNames().size() != 1) {
+      if (model.inputs().size() != 1) {
         close();
         throw new InputException(
-            file + ": a classifier has one input; this one has " + session.getInputNames());
+            file + ": a classifier has one input; this one has " + model.inputs());
       }
+      input = model.inputs().iterator().next();
     }
 
     float[] logits(float[] example) {
-      try (OnnxTensor input =
-              OnnxTensor.createTensor(environment, FloatBuffer.wrap(example), shape);
-          OrtSession.Result result =
-              session.run(Map.of(session.getInputNames().iterator().next(), input))) {
+      try (OnnxTensor tensor =
+              OnnxTensor.createTensor(
+                  OrtEnvironment.getEnvironment(), FloatBuffer.wrap(example), shape);
+          OrtSession.Result result = model.run(Map.of(input, tensor))) {
         if (!(result.get(0) instanceof OnnxTensor t)
             || t.getInfo().getShape().length != 2
             || t.getInfo().getShape()[0] != 1) {
           throw new InputException(
-              file
+              model.file()
                   + ": the first output must be logits [batch, classes] but is "
                   + result.get(0).getInfo());
         }
@@ -148,8 +122,8 @@ public final class ClassifierEvaluator {
         return logits;
       } catch (OrtException e) {
         throw new InputException(
-            file
-                + ": ONNX Runtime failed on an example of shape "
+            model.file()
+                + ": ONNX Runtime does not take an example of shape "
                 + Arrays.toString(shape)
                 + ": "
                 + e.getMessage(),
@@ -159,11 +133,7 @@ public final class ClassifierEvaluator {
 
     @Override
     public void close() {
-      try {
-        session.close();
-      } catch (OrtException e) {
-        throw new IllegalStateException(file + ": ONNX Runtime could not close it", e);
-      }
+      model.close();
     }
   }
 }

@@ -15,7 +15,7 @@ import java.util.Map;
  * @param cosineMean mean cosine between the logits of the two
  * @param sizeRatio candidate's bytes divided by the reference's
  * @param speedup reference's time divided by the candidate's, one thread, one example a run
- * @param referenceMillis median time of the reference for an example
+ * @param referenceMillis mean over examples of the reference's median time for one
  * @param millis the candidate's
  */
 public record ClassifierFidelity(

@@ -12,8 +12,7 @@ import org.espalier.format.onnx.OnnxModel;
 
 /**
  * Compares two ONNX text models on texts. Both run in ONNX Runtime on one thread. Embeddings are compared
- * text by text and as a space (pair similarities, nearest neighbours); time is measured with the two
- * models taking turns on the same text, so that a change of the machine's speed meets both.
+ * text by text and as a space (pair similarities, nearest neighbours).
  */
 public final class FidelityEvaluator {
   /** Texts of one padded batch for the self-agreement of a candidate. */
@@ -21,11 +20,6 @@ public final class FidelityEvaluator {
 
   /** All pairs are ranked among at most this many texts (two million pairs), evenly spread. */
   private static final int PAIR_TEXTS = 2000;
-
-  /** At most this many texts are timed, evenly spread. */
-  private static final int TIMED_TEXTS = 64;
-
-  private static final int TIMED_ROUNDS = 9;
 
   private final TextTokenizer tokenizer;
   private final Pooling pooling;
@@ -83,7 +77,9 @@ public final class FidelityEvaluator {
           Statistics.spearman(
               Statistics.pairSimilarities(spread(a, PAIR_TEXTS)),
               Statistics.pairSimilarities(spread(b, PAIR_TEXTS)));
-      double[] millis = millis(first, second, tokens);
+      double[] millis =
+          Turns.millis(
+              tokens.size(), i -> first.embed(tokens.get(i)), i -> second.embed(tokens.get(i)));
       return new Fidelity(
           a.length,
           Arrays.stream(cosines).average().orElseThrow(),
@@ -124,31 +120,6 @@ public final class FidelityEvaluator {
       }
     }
     return sum / alone.length;
-  }
-
-  /** For each model the mean over texts of its median time for one, in milliseconds. */
-  private static double[] millis(TextEmbedder reference, TextEmbedder candidate, List<Tokens> all) {
-    Tokens[] texts = spread(all.toArray(new Tokens[0]), TIMED_TEXTS);
-    double[][] referenceTimes = new double[texts.length][TIMED_ROUNDS];
-    double[][] candidateTimes = new double[texts.length][TIMED_ROUNDS];
-    for (int round = 0; round < TIMED_ROUNDS; round++) {
-      for (int i = 0; i < texts.length; i++) {
-        long start = System.nanoTime();
-        reference.embed(texts[i]);
-        long middle = System.nanoTime();
-        candidate.embed(texts[i]);
-        referenceTimes[i][round] = middle - start;
-        candidateTimes[i][round] = System.nanoTime() - middle;
-      }
-    }
-    double referenceSum = 0;
-    double candidateSum = 0;
-    for (int i = 0; i < texts.length; i++) {
-      referenceSum += Statistics.median(referenceTimes[i]);
-      candidateSum += Statistics.median(candidateTimes[i]);
-    }
-    double perText = 1e-6 / texts.length;
-    return new double[] {referenceSum * perText, candidateSum * perText};
   }
 
   /** At most {@code limit} elements, evenly spread. */

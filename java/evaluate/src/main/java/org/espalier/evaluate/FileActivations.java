@@ -168,8 +168,8 @@ public final class FileActivations implements ActivationSource {
     };
   }
 
-  @Override
-  public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
+  /** The examples as tensors for a run; whoever asks closes them. */
+  List<Map<String, OnnxTensor>> tensors() {
     List<Map<String, OnnxTensor>> tensors = new ArrayList<>();
     try {
       for (Map<String, Value> example : examples) {
@@ -183,12 +183,24 @@ public final class FileActivations implements ActivationSource {
               OnnxTensor.createTensor(OrtEnvironment.getEnvironment(), bytes, v.shape(), v.type()));
         }
       }
-      new TensorActivations(tensors, threads).run(model, activations, receiver);
+      return tensors;
     } catch (OrtException e) {
-      throw new InputException(
-          model.name() + ": ONNX Runtime does not take the examples: " + e.getMessage(), e);
+      close(tensors);
+      throw new InputException("ONNX Runtime does not take the examples: " + e.getMessage(), e);
+    }
+  }
+
+  private static void close(List<Map<String, OnnxTensor>> tensors) {
+    tensors.forEach(inputs -> inputs.values().forEach(OnnxTensor::close));
+  }
+
+  @Override
+  public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
+    List<Map<String, OnnxTensor>> tensors = tensors();
+    try {
+      new TensorActivations(tensors, threads).run(model, activations, receiver);
     } finally {
-      tensors.forEach(inputs -> inputs.values().forEach(OnnxTensor::close));
+      close(tensors);
     }
   }
 }

@@ -12,8 +12,10 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
@@ -273,7 +275,7 @@ class DynamicQuantizerTest {
         new byte[] {127, 0, -127, -64, 0, 1, 0, 0, 127}, bytes(q.initializer("w_quantized")));
     FloatBuffer scales = q.initializer("w_scale").floats();
     assertEquals(1.27f / 127, scales.get(0));
-    assertEquals(1, scales.get(1), "a channel of zeros");
+    assertEquals(2.54f / 127, scales.get(1), "a channel of zeros");
     assertEquals(2.54f / 127, scales.get(2));
     OnnxModel reduced = quantized(SmallModels.model(13, g), false, true);
     assertArrayEquals(
@@ -423,6 +425,49 @@ class DynamicQuantizerTest {
             InputException.class,
             () -> new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()));
     assertTrue(e.getMessage().contains("relu has no weights to quantize"), e.getMessage());
+    assertFalse(e.getMessage().contains("branches"), e.getMessage());
+  }
+
+  /** Speech models choose by If between networks for two rates. */
+  @Test
+  void weightsInBranchesAreMentioned() {
+    Random random = new Random(3);
+    GraphProto.Builder branch =
+        GraphProto.newBuilder()
+            .setName("branch")
+            .addInitializer(floats("inner.w", random, 1, 3, 3))
+            .addNode(node("MatMul", "inner", List.of("x", "inner.w"), "z"))
+            .addOutput(value("z", DataType.FLOAT, -1, 3));
+    NodeProto.Builder choice = node("If", "choice", List.of("c"), "y").toBuilder();
+    for (String name : List.of("then_branch", "else_branch")) {
+      choice.addAttribute(
+          AttributeProto.newBuilder()
+              .setName(name)
+              .setType(AttributeProto.AttributeType.GRAPH)
+              .setG(branch));
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("x", DataType.FLOAT, -1, 3))
+            .addInput(value("c", DataType.BOOL))
+            .addNode(choice)
+            .addOutput(value("y", DataType.FLOAT, -1, 3));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "rates");
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()));
+    assertTrue(e.getMessage().contains("2 float matrices lie in branches of If"), e.getMessage());
+  }
+
+  @Test
+  void reasonsAreToldOnceEach() {
+    assertEquals(
+        List.of("1 weight stays float: small ('c')", "2 weights stay float: Conv ('a', 'b')"),
+        FloatWeights.lines(Map.of("a", "Conv", "c", "small", "b", "Conv")).stream()
+            .sorted()
+            .toList());
   }
 
   /** x [n, m, 8] reshaped to its first two dimensions, 2 and 4, by way of Shape as exporters do it. */

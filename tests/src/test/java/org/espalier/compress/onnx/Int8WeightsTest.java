@@ -47,11 +47,11 @@ class Int8WeightsTest {
   }
 
   @Test
-  void zerosHaveScaleOneAndMinimumScalesAreKept() {
+  void zerosHaveAScaleAndMinimumScalesAreKept() {
     float[] w = {0, 0, -0f, 3, -4, 1};
     long[] dims = {2, 3};
     Int8Weights q = Int8Weights.of("w", FloatBuffer.wrap(w), dims, 0, 63, null);
-    assertArrayEquals(new float[] {1, 4f / 63}, q.scales());
+    assertArrayEquals(new float[] {4f / 63, 4f / 63}, q.scales());
     assertArrayEquals(new byte[] {0, 0, 0, 47, -63, 16}, bytes(q));
     float[] minimum = {2, 1};
     Int8Weights wide = Int8Weights.of("w", FloatBuffer.wrap(w), dims, 0, 63, minimum);
@@ -70,12 +70,21 @@ class Int8WeightsTest {
                   Int8Weights.of("layer.w", FloatBuffer.wrap(w), new long[] {2, 2}, 0, 127, null));
       assertTrue(e.getMessage().contains("layer.w: element 2 is " + bad), e.getMessage());
     }
-    float[] tiny = {1, 2, 1e-44f, 0};
-    InputException e =
-        assertThrows(
-            InputException.class,
-            () ->
-                Int8Weights.of("layer.w", FloatBuffer.wrap(tiny), new long[] {2, 2}, 0, 127, null));
-    assertTrue(e.getMessage().contains("layer.w"), e.getMessage());
+  }
+
+  /** Denormal weights have no scale with a finite reciprocal; real models have channels of them. */
+  @Test
+  void deadChannelsTakeTheLargestScaleOfTheOthers() {
+    float[] w = {0, 1e-44f, 1, -2, 3e-38f, 1e-40f, 0.5f, 0.25f, 0, 0};
+    Int8Weights q = Int8Weights.of("w", FloatBuffer.wrap(w), new long[] {5, 2}, 0, 127, null);
+    float large = 2 * (1 / 127f);
+    assertArrayEquals(
+        new float[] {large, large, large, 0.5f * (1 / 127f), large}, q.scales(), 1e-9f);
+    assertArrayEquals(new byte[] {0, 0, 64, -127, 0, 0, 127, 64, 0, 0}, bytes(q));
+    float[] columns = {0, 1, 1e-44f, -2};
+    q = Int8Weights.of("w", FloatBuffer.wrap(columns), new long[] {2, 2}, 1, 127, null);
+    assertArrayEquals(new byte[] {0, 64, 0, -127}, bytes(q));
+    q = Int8Weights.of("w", FloatBuffer.wrap(new float[4]), new long[] {2, 2}, 0, 127, null);
+    assertArrayEquals(new float[] {1, 1}, q.scales());
   }
 }

@@ -118,6 +118,14 @@ class StaticQuantizerTest {
     assertTrue(seven < 0.03, "error " + seven);
   }
 
+  private static float max(FloatBuffer values) {
+    float max = 0;
+    while (values.hasRemaining()) {
+      max = Math.max(max, values.get());
+    }
+    return max;
+  }
+
   private static int max(ByteBuffer bytes) {
     int max = 0;
     while (bytes.hasRemaining()) {
@@ -196,7 +204,7 @@ class StaticQuantizerTest {
   }
 
   @Test
-  void aChannelOfZerosHasScaleOneAndALargeBiasWidensAScale() throws OrtException {
+  void aChannelOfZerosHasAScaleAndALargeBiasWidensOne() throws OrtException {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
     float[] w = new float[48];
     model.initializer("w").floats().get(w);
@@ -212,7 +220,7 @@ class StaticQuantizerTest {
     model.replaceInitializer(OnnxInitializer.floats("w2", new long[] {4, 6}, w2));
     Map<String, OnnxTensor> in = Map.of("x", normal(1, 64, 8));
     OnnxModel q = quantize(model.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
-    assertEquals(1f, q.initializer("w_scale").floats().get(2));
+    assertEquals(max(q.initializer("w_scale").floats()), q.initializer("w_scale").floats().get(2));
     assertEquals(0, q.initializer("w_quantized").data().get(2));
     int bias = q.initializer("b2_quantized").data().getInt(0);
     assertTrue(Math.abs(bias) > 1 << 29 && Math.abs(bias) <= (1 << 30) + 128, "bias " + bias);
@@ -229,9 +237,7 @@ class StaticQuantizerTest {
     quantizer.setRanges(
         quantizer.ranges(new TensorActivations(List.of(in), 1), new Clipping.MinMax()));
     quantizer.prepareTraining();
-    quantizer
-        .products()
-        .forEach(p -> quantizer.setWeights(p.output(), p.integers(), p.scales()));
+    quantizer.products().forEach(p -> quantizer.setWeights(p.output(), p.integers(), p.scales()));
     float[] far = {1e7f, 1, 2, 3};
     OnnxInitializer moved = OnnxInitializer.floats("b2", new long[] {4}, far);
     OnnxModel near = quantizer.quantizedCopy(m -> {});

@@ -105,11 +105,8 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       }
     }
     if (sites.isEmpty()) {
-      throw new InputException(
-          model.name()
-              + " has no weights to quantize: no MatMul or Gemm multiplies a value with a float32"
-              + " constant matrix"
-              + (skipped.isEmpty() ? "" : "; left as they are: " + skipped));
+      throw FloatWeights.none(
+          model, "MatMul or Gemm multiplies a value with a float32 constant matrix", skipped);
     }
   }
 

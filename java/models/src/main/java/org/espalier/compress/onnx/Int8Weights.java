@@ -3,6 +3,7 @@ package org.espalier.compress.onnx;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
+import java.util.Arrays;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.InputException;
@@ -11,7 +12,9 @@ import org.espalier.op.FakeQuantize;
 
 /**
  * Weights as signed integers with one scale an output channel: w ≈ scale·q, scale = absmax/qmax, q
- * = rint(w·(1/scale)) in [−qmax, qmax], and scale 1 for a channel of zeros.
+ * = rint(w·(1/scale)) in [−qmax, qmax]. A channel of zeros, or of values that are nothing beside the
+ * smallest normal float, has the largest scale of the others: a bias in steps of the product's scale is as
+ * fine there as elsewhere. Where all are zeros it is 1.
  *
  * @param values the integers in the layout of the weights, direct
  * @param scales one a channel, positive
@@ -32,12 +35,16 @@ public record Int8Weights(ByteBuffer values, float[] scales) {
    * @param axis the axis of the output channels
    * @param qmax the largest integer
    * @param minimumScales the scale of each channel is at least this; null for no such bound
-   * @throws InputException if a weight is NaN or infinite, or a channel so small that the
-   *     reciprocal of its scale is infinite
+   * @throws InputException if a weight is NaN or infinite
    */
   public static Int8Weights of(
       String name, FloatBuffer weights, long[] dims, int axis, int qmax, float[] minimumScales) {
-    FloatBuffer direct = weights.isDirect() ? weights.slice() : copy(weights);
+    boolean[] dead = dead(weights.slice(), dims, axis, qmax);
+    boolean anyDead = any(dead);
+    FloatBuffer direct = weights.isDirect() && !anyDead ? weights.slice() : copy(weights);
+    if (anyDead) {
+      clear(direct, dims, axis, dead);
+    }
     ByteBuffer values =
         ByteBuffer.allocateDirect(direct.remaining()).order(ByteOrder.nativeOrder());
     float[] scales = new float[Math.toIntExact(dims[axis])];
@@ -50,7 +57,8 @@ public record Int8Weights(ByteBuffer values, float[] scales) {
         throw notFinite(direct);
       }
       scale.get(scales);
-      boolean raised = false;
+      boolean raised = anyDead;
+      revive(scales, dead);
       for (int c = 0; minimumScales != null && c < scales.length; c++) {
         raised |= scales[c] < minimumScales[c];
         scales[c] = Math.max(scales[c], minimumScales[c]);
@@ -63,6 +71,55 @@ public record Int8Weights(ByteBuffer values, float[] scales) {
       throw new InputException("the weights " + name + ": " + e.getMessage(), e);
     }
     return new Int8Weights(values.order(ByteOrder.LITTLE_ENDIAN), scales);
+  }
+
+  /** Which channels have no scale whose reciprocal is finite. */
+  private static boolean[] dead(FloatBuffer weights, long[] dims, int axis, int qmax) {
+    boolean[] dead = new boolean[Math.toIntExact(dims[axis])];
+    Arrays.fill(dead, true);
+    float least = qmax * Float.MIN_NORMAL;
+    int inner = inner(dims, axis);
+    int n = weights.remaining();
+    for (int start = 0, c = 0; start < n; start += inner, c = c + 1 == dead.length ? 0 : c + 1) {
+      boolean small = true;
+      for (int i = start; i < start + inner; i++) {
+        small &= Math.abs(weights.get(i)) < least;
+      }
+      dead[c] &= small;
+    }
+    return dead;
+  }
+
+  private static int inner(long[] dims, int axis) {
+    return (int) Arrays.stream(dims, axis + 1, dims.length).reduce(1, (a, b) -> a * b);
+  }
+
+  private static boolean any(boolean[] flags) {
+    boolean any = false;
+    for (boolean flag : flags) {
+      any |= flag;
+    }
+    return any;
+  }
+
+  private static void clear(FloatBuffer weights, long[] dims, int axis, boolean[] dead) {
+    int inner = inner(dims, axis);
+    for (int i = 0; i < weights.remaining(); i++) {
+      if (dead[i / inner % dead.length]) {
+        weights.put(i, 0);
+      }
+    }
+  }
+
+  /** Gives dead channels the largest scale of the others. */
+  private static void revive(float[] scales, boolean[] dead) {
+    float largest = 0;
+    for (int c = 0; c < scales.length; c++) {
+      largest = dead[c] ? largest : Math.max(largest, scales[c]);
+    }
+    for (int c = 0; c < scales.length; c++) {
+      scales[c] = dead[c] && largest > 0 ? largest : scales[c];
+    }
   }
 
   private static FloatBuffer copy(FloatBuffer weights) {

@@ -146,7 +146,7 @@ final class ProductSite {
         return "its Gemm transposes A, has factors or a bias that is no constant";
       }
       default -> {
-        return "Conv stays float32 in dynamic quantization";
+        return "Conv is quantized by the static form (onnx-qdq) alone";
       }
     }
   }

@@ -123,11 +123,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
       }
     }
     if (targets.isEmpty()) {
-      throw new InputException(
-          model.name()
-              + " has no weights to quantize: no MatMul, Gemm or Conv multiplies with a"
-              + " float32 constant"
-              + (skipped.isEmpty() ? "" : "; left as they are: " + skipped));
+      throw FloatWeights.none(
+          model, "MatMul, Gemm or Conv multiplies with a float32 constant", skipped);
     }
     findActivations();
   }
@@ -487,7 +484,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   /**
-   * The smallest scales at which the integers of the node's bias stay below 2^30.
+   * The smallest scales at which the bias has an int32 form: its integers stay below 2^30, and its step, the
+   * product of the scales, is a normal float. Real models have channels whose weights are as good as 0.
    *
    * @param bias null where it has none
    */
@@ -501,7 +499,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
     }
     FloatBuffer b = model.constant(bias).floats();
     for (int c = 0; c < minimum.length; c++) {
-      minimum[c] = Math.abs(b.get(c)) / activationScale * 0x1p-30f;
+      float smallest = 2 * Float.MIN_NORMAL / activationScale;
+      minimum[c] = Math.max(smallest, Math.abs(b.get(c)) / activationScale * 0x1p-30f);
       if (!(minimum[c] <= Float.MAX_VALUE)) {
         throw new InputException(
             "the bias "

@@ -2,6 +2,7 @@ package org.espalier.format.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -11,7 +12,9 @@ import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
+import java.util.stream.Stream;
 import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
 
@@ -43,6 +46,41 @@ public final class OnnxWeights {
     OnnxWeights finder = new OnnxWeights(model);
     model.nodes().forEach(finder::visit);
     return finder.weights();
+  }
+
+  /** What to say of tensors in branches of If and in bodies of loops, which are not looked into; empty without any. */
+  public static Optional<String> outOfReach(OnnxModel model) {
+    long count = model.nodes().stream().mapToLong(OnnxWeights::inSubgraphs).sum();
+    return count == 0
+        ? Optional.empty()
+        : Optional.of(
+            count
+                + (count == 1 ? " float matrix lies" : " float matrices lie")
+                + " in branches of If or bodies of loops, which are left as they are");
+  }
+
+  /** Floating-point tensors of rank 2 or more in the sub-graphs of a node. */
+  private static long inSubgraphs(NodeProto n) {
+    return n.getAttributeList().stream()
+        .flatMap(
+            a ->
+                Stream.concat(
+                    a.hasG() ? Stream.of(a.getG()) : Stream.empty(), a.getGraphsList().stream()))
+        .mapToLong(
+            g ->
+                g.getInitializerList().stream().filter(OnnxWeights::isMatrix).count()
+                    + g.getNodeList().stream().mapToLong(OnnxWeights::inSubgraphs).sum()
+                    + g.getNodeList().stream()
+                        .filter(c -> c.getOpType().equals("Constant"))
+                        .flatMap(c -> c.getAttributeList().stream())
+                        .filter(a -> a.hasT() && isMatrix(a.getT()))
+                        .count())
+        .sum();
+  }
+
+  private static boolean isMatrix(TensorProto t) {
+    DataType type = DataType.forNumber(t.getDataType());
+    return type != null && FLOATING.contains(type) && t.getDimsCount() >= 2;
   }
 
   private void visit(NodeProto n) {

@@ -1,0 +1,151 @@
+package org.espalier.evaluate;
+
+import ai.onnxruntime.OnnxJavaType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OnnxValue;
+import ai.onnxruntime.OrtSession;
+import java.nio.FloatBuffer;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * Compares two ONNX models of any kind on example tensors, output by output, in ONNX Runtime on one thread.
+ */
+public final class TensorEvaluator {
+  private TensorEvaluator() {}
+
+  /**
+   * Compares {@code candidate} with {@code reference}.
+   *
+   * @param examples a safetensors file as {@link FileActivations} reads it
+   * @param count use at most so many of them, evenly spread
+   * @throws InputException where the file does not fit the reference, a model cannot be loaded or run, or
+   *     the two differ in their outputs
+   */
+  public static TensorFidelity evaluate(Path reference, Path candidate, Path examples, int count) {
+    FileActivations source = new FileActivations(examples, OnnxModel.read(reference), count, 1);
+    List<Map<String, OnnxTensor>> inputs = source.tensors();
+    try (RuntimeModel first = new RuntimeModel(reference);
+        RuntimeModel second = new RuntimeModel(candidate)) {
+      Map<String, Comparison> outputs = new LinkedHashMap<>();
+      for (Map<String, OnnxTensor> input : inputs) {
+        try (OrtSession.Result a = first.run(input);
+            OrtSession.Result b = second.run(input)) {
+          for (Map.Entry<String, OnnxValue> e : a) {
+            if (e.getValue() instanceof OnnxTensor t && t.getInfo().type == OnnxJavaType.FLOAT) {
+              OnnxTensor other = output(second, b, e.getKey(), t);
+              outputs.computeIfAbsent(e.getKey(), Comparison::new).add(t, other);
+            }
+          }
+        }
+      }
+      if (outputs.isEmpty()) {
+        throw new InputException(reference + " has no float32 output to compare");
+      }
+      double[] millis =
+          Turns.millis(
+              inputs.size(),
+              i -> first.run(inputs.get(i)).close(),
+              i -> second.run(inputs.get(i)).close());
+      return new TensorFidelity(
+          inputs.size(),
+          outputs.values().stream().map(Comparison::result).toList(),
+          (double) FidelityEvaluator.bytes(candidate) / FidelityEvaluator.bytes(reference),
+          millis[0] / millis[1],
+          millis[0],
+          millis[1]);
+    } finally {
+      inputs.forEach(input -> input.values().forEach(OnnxTensor::close));
+    }
+  }
+
+  /** What two models gave for one output. */
+  private static final class Comparison {
+    private final String name;
+    private final List<Double> cosines = new ArrayList<>();
+    private double error;
+    private double square;
+    private double largest;
+    private long positions;
+    private long agreed;
+
+    Comparison(String name) {
+      this.name = name;
+    }
+
+    void add(OnnxTensor reference, OnnxTensor candidate) {
+      float[] a = floats(reference);
+      float[] b = floats(candidate);
+      // A sequence may be empty, and values may all be 0: then equal is as close as can be.
+      cosines.add(Arrays.equals(a, b) ? 1 : Statistics.cosine(a, b));
+      for (int i = 0; i < a.length; i++) {
+        double d = (double) b[i] - a[i];
+        error += d * d;
+        square += (double) a[i] * a[i];
+        largest = Math.max(largest, Math.abs(d));
+      }
+      long[] shape = reference.getInfo().getShape();
+      int classes = shape.length == 0 ? 1 : (int) shape[shape.length - 1];
+      if ((shape.length == 2 || shape.length == 3) && classes > 1) {
+        for (int start = 0; start < a.length; start += classes) {
+          positions++;
+          agreed += largest(a, start, classes) == largest(b, start, classes) ? 1 : 0;
+        }
+      }
+    }
+
+    private static float[] floats(OnnxTensor tensor) {
+      FloatBuffer buffer = tensor.getFloatBuffer();
+      float[] values = new float[buffer.remaining()];
+      buffer.get(values);
+      return values;
+    }
+
+    private static int largest(float[] values, int start, int count) {
+      int best = start;
+      for (int i = start + 1; i < start + count; i++) {
+        best = values[i] > values[best] ? i : best;
+      }
+      return best;
+    }
+
+    TensorFidelity.Output result() {
+      return new TensorFidelity.Output(
+          name,
+          cosines.stream().mapToDouble(Double::doubleValue).average().orElseThrow(),
+          cosines.stream().mapToDouble(Double::doubleValue).min().orElseThrow(),
+          error == 0 ? 0 : Math.sqrt(error / square),
+          largest,
+          positions == 0 ? Double.NaN : (double) agreed / positions);
+    }
+  }
+
+  /** The output that the reference has too, of the same shape. */
+  private static OnnxTensor output(
+      RuntimeModel model, OrtSession.Result result, String name, OnnxTensor like) {
+    OnnxValue value =
+        result
+            .get(name)
+            .orElseThrow(
+                () -> new InputException(model.file() + " has no output " + name + " to compare"));
+    if (!(value instanceof OnnxTensor t)
+        || t.getInfo().type != OnnxJavaType.FLOAT
+        || !Arrays.equals(t.getInfo().getShape(), like.getInfo().getShape())) {
+      throw new InputException(
+          model.file()
+              + ": the output "
+              + name
+              + " is "
+              + value.getInfo()
+              + ", the reference's "
+              + like.getInfo());
+    }
+    return t;
+  }
+}

@@ -1,0 +1,68 @@
+package org.espalier.evaluate;
+
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+
+/**
+ * How closely a candidate follows its reference on example tensors, and what it saves.
+ *
+ * @param examples number of examples compared
+ * @param outputs the floating-point outputs, in the model's order
+ * @param sizeRatio candidate's bytes divided by the reference's
+ * @param speedup reference's time divided by the candidate's, one thread, one example a run
+ * @param referenceMillis mean over examples of the reference's median time for one
+ * @param millis the candidate's
+ */
+public record TensorFidelity(
+    int examples,
+    List<Output> outputs,
+    double sizeRatio,
+    double speedup,
+    double referenceMillis,
+    double millis) {
+
+  /**
+   * One output.
+   *
+   * @param cosineMean mean over examples of the cosine between the two models' values
+   * @param cosineMin the smallest
+   * @param relativeError √(Σ (candidate − reference)² / Σ reference²) over all examples
+   * @param largestDifference the largest |candidate − reference|
+   * @param agreement share of positions whose largest value along the last axis is at the same place; NaN
+   *     where the output is no [N, classes] or [N, positions, classes] of two classes or more
+   */
+  public record Output(
+      String name,
+      double cosineMean,
+      double cosineMin,
+      double relativeError,
+      double largestDifference,
+      double agreement) {}
+
+  /** The values under their JSON keys, in a fixed order. */
+  public Map<String, Object> toMap() {
+    Map<String, Object> map = new LinkedHashMap<>();
+    map.put("examples", examples);
+    List<Map<String, Object>> list = new ArrayList<>();
+    for (Output o : outputs) {
+      Map<String, Object> output = new LinkedHashMap<>();
+      output.put("name", o.name);
+      output.put("cosine_mean", o.cosineMean);
+      output.put("cosine_min", o.cosineMin);
+      output.put("relative_error", o.relativeError);
+      output.put("largest_difference", o.largestDifference);
+      if (!Double.isNaN(o.agreement)) {
+        output.put("agreement", o.agreement);
+      }
+      list.add(output);
+    }
+    map.put("outputs", list);
+    map.put("size_ratio", sizeRatio);
+    map.put("speedup", speedup);
+    map.put("reference_ms", referenceMillis);
+    map.put("ms", millis);
+    return map;
+  }
+}

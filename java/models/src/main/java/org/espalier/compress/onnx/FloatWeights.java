@@ -1,0 +1,46 @@
+package org.espalier.compress.onnx;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import org.espalier.InputException;
+import org.espalier.format.NearNames;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeights;
+
+/** Says which weights quantization leaves float, and why. */
+public final class FloatWeights {
+  private FloatWeights() {}
+
+  /**
+   * A line a reason: how many weights stay float for it, and the names of some.
+   *
+   * @param skipped the reasons by the weights' names
+   */
+  public static List<String> lines(Map<String, String> skipped) {
+    Map<String, List<String>> names = new TreeMap<>();
+    skipped.forEach((name, why) -> names.computeIfAbsent(why, w -> new ArrayList<>()).add(name));
+    List<String> lines = new ArrayList<>();
+    names.forEach(
+        (reason, list) ->
+            lines.add(
+                (list.size() == 1
+                        ? "1 weight stays float: "
+                        : list.size() + " weights stay float: ")
+                    + reason
+                    + " ("
+                    + NearNames.list("", list)
+                    + ")"));
+    return lines;
+  }
+
+  /** That a model has no weights to quantize. */
+  static InputException none(OnnxModel model, String wanted, Map<String, String> skipped) {
+    List<String> parts = new ArrayList<>();
+    parts.add(model.name() + " has no weights to quantize: no " + wanted);
+    parts.addAll(lines(skipped));
+    OnnxWeights.outOfReach(model).ifPresent(parts::add);
+    return new InputException(String.join("; ", parts));
+  }
+}

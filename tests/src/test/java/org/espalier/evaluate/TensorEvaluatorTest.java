@@ -1,0 +1,100 @@
+package org.espalier.evaluate;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Random;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class TensorEvaluatorTest {
+  private static final int N = 20;
+
+  @TempDir Path folder;
+  private Path examples;
+  private Path reference;
+
+  @BeforeEach
+  void files() throws IOException {
+    examples = folder.resolve("x.safetensors");
+    String header =
+        "{\"x\":{\"dtype\":\"F32\",\"shape\":[" + N + ",8],\"data_offsets\":[0," + 32 * N + "]}}";
+    ByteBuffer bytes =
+        ByteBuffer.allocate(8 + header.length() + 32 * N).order(ByteOrder.LITTLE_ENDIAN);
+    bytes.putLong(header.length()).put(header.getBytes(StandardCharsets.UTF_8));
+    Random random = new Random(1);
+    while (bytes.hasRemaining()) {
+      bytes.putFloat((float) random.nextGaussian());
+    }
+    Files.write(examples, bytes.array());
+    reference = write("reference.onnx", OnnxModel.of(SmallModels.mlp(), "mlp"));
+  }
+
+  private Path write(String name, OnnxModel model) {
+    Path file = folder.resolve(name);
+    model.write(file);
+    return file;
+  }
+
+  /** A model whose second product has weights that are {@code factor} times as large, and its bias too. */
+  private Path scaled(float factor) {
+    OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
+    for (String name : new String[] {"w2", "b2"}) {
+      OnnxInitializer w = model.initializer(name);
+      float[] values = new float[(int) w.elements()];
+      w.floats().get(values);
+      for (int i = 0; i < values.length; i++) {
+        values[i] *= factor;
+      }
+      model.replaceInitializer(OnnxInitializer.floats(name, w.dims(), values));
+    }
+    return write("scaled.onnx", model);
+  }
+
+  @Test
+  void outputsAreCompared() {
+    TensorFidelity same =
+        TensorEvaluator.evaluate(reference, reference, examples, Integer.MAX_VALUE);
+    assertEquals(N, same.examples());
+    assertEquals(
+        new TensorFidelity.Output("y", 1, 1, 0, 0, 1), same.outputs().get(0), same.toString());
+    assertEquals(1, same.sizeRatio());
+
+    TensorFidelity larger = TensorEvaluator.evaluate(reference, scaled(1.25f), examples, 10);
+    assertEquals(10, larger.examples());
+    TensorFidelity.Output y = larger.outputs().get(0);
+    assertEquals(1, y.cosineMin(), 1e-6);
+    assertEquals(0.25, y.relativeError(), 1e-6);
+    assertEquals(1, y.agreement());
+    assertTrue(y.largestDifference() > 0.1, larger.toString());
+
+    TensorFidelity opposite = TensorEvaluator.evaluate(reference, scaled(-1), examples, N);
+    y = opposite.outputs().get(0);
+    assertEquals(-1, y.cosineMean(), 1e-6);
+    assertEquals(2, y.relativeError(), 1e-6);
+    assertEquals(0, y.agreement());
+  }
+
+  @Test
+  void modelsThatDoNotFitAreRefused() {
+    Path other = write("cnn.onnx", OnnxModel.of(SmallModels.cnn(), "cnn"));
+    for (Path[] pair : new Path[][] {{reference, other}, {other, reference}}) {
+      InputException e =
+          assertThrows(
+              InputException.class, () -> TensorEvaluator.evaluate(pair[0], pair[1], examples, N));
+      assertTrue(e.getMessage().contains("cnn"), e.getMessage());
+    }
+  }
+}
