@@ -69,7 +69,7 @@ class CompressTest {
           batch: 16
           learning-rate: 1e-4
       export:
-        formats: [onnx, onnx-float, safetensors]
+        formats: [onnx, onnx-float, safetensors, torchscript]
       checkpoint:
         every-seconds: 0
       """;

@@ -117,8 +117,7 @@ class RecipeTest {
         wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
         wrong("sparsity: 0.4", "pattern: 4:2", "recipe.yaml:9", "4:2"),
         wrong("exclude: [head.*]", "exclude: '[a'", "recipe.yaml", "without a ]"),
-        wrong(
-            "seed: 7", "export: {formats: [torchscript]}", "recipe.yaml:1", "no TorchScript form"),
+        wrong("seed: 7", "export: {formats: [torchscripts]}", "recipe.yaml:1", "torchscript"),
         wrong("seed: 7", "seed: 7\nseed: 8", "recipe.yaml:2", "'seed' was given in line 1"),
         wrong("seed: 7", "seed: &a 7", "recipe.yaml:1", "anchors"),
         wrong("seed: 7", "seed: *a", "recipe.yaml:1", "anchors"),

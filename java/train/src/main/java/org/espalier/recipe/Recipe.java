@@ -163,12 +163,6 @@ public record Recipe(
     }
     Settings export = all.group("export");
     List<String> formats = export.texts("formats").stream().distinct().toList();
-    if (formats.contains("torchscript")) {
-      throw export.wrong(
-          "formats",
-          "torchscript: a model that came as ONNX has no TorchScript form; onnx, onnx-float,"
-              + " safetensors and compressed-tensors can be written");
-    }
     if (formats.contains("compressed-tensors")) {
       checkCompressedTensors(stages, model, export);
     }

@@ -19,6 +19,7 @@ import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.onnx.GraphScript;
 import org.espalier.train.Compression;
 import org.espalier.train.OnnxCompression;
 import org.espalier.train.Stage;
@@ -108,6 +109,14 @@ public final class RecipeRun {
                 + " written in Java are trained through org.espalier.torch)");
       }
       model = OnnxModel.read(modelFile);
+      if (recipe.formats().contains("torchscript")) {
+        try {
+          GraphScript.check(studentFile == null ? model : OnnxModel.read(studentFile));
+        } catch (InputException e) {
+          throw new InputException(
+              recipe.model().place() + ": export.formats: torchscript: " + e.getMessage(), e);
+        }
+      }
     }
 
     Compression.Job job(Recipe recipe, RunData data, Path cache) {
@@ -276,6 +285,17 @@ public final class RecipeRun {
           outputs.add(
               output(
                   target.resolve("model.safetensors"), "int8 weights in the Hugging Face layout"));
+        }
+        case "torchscript" -> {
+          Path file = folder.resolve("model.pt");
+          GraphScript.write(compression.roundedModel(), DenseWeights::plain, file);
+          outputs.add(
+              output(
+                  file,
+                  quantized
+                      ? "TorchScript module, float32 weights rounded to their grids, activations"
+                          + " float32"
+                      : "TorchScript module"));
         }
         default -> {} // onnx is written above
       }

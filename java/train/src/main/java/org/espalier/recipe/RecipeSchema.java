@@ -155,8 +155,10 @@ public final class RecipeSchema {
                               "onnx: model-int8.onnx, or model.onnx where no stage quantizes."
                                   + " onnx-float: model-float.onnx. safetensors: model.safetensors,"
                                   + " the float weights. compressed-tensors: a folder in the"
-                                  + " Hugging Face layout. torchscript: for models that came as"
-                                  + " such."))),
+                                  + " Hugging Face layout. torchscript: model.pt, a module for"
+                                  + " libtorch and PyTorch; after a quantize stage it has the"
+                                  + " weights rounded to their grids, as float32, and float32"
+                                  + " activations."))),
                   "",
                   "What is written into the output folder."),
               optional(

@@ -73,6 +73,12 @@ public interface Compression extends AutoCloseable {
   OnnxModel floatModel();
 
   /**
+   * The model with the float weights that forward reads now: pruned ones 0, quantized ones rounded to their
+   * grids. Activations stay float.
+   */
+  OnnxModel roundedModel();
+
+  /**
    * The model that runs: where a stage quantized, with the integers, scales and ranges that training
    * saw; else {@link #floatModel}.
    */

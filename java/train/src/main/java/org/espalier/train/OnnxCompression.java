@@ -977,6 +977,11 @@ public final class OnnxCompression implements Compression {
   }
 
   @Override
+  public OnnxModel roundedModel() {
+    return graph.toModel();
+  }
+
+  @Override
   public OnnxModel export() {
     if (quantizer == null) {
       return floatModel();

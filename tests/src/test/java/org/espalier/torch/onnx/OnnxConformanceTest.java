@@ -92,8 +92,12 @@ class OnnxConformanceTest {
 
   /** Case to reason, one a line. */
   private static Map<String, String> exceptions() throws IOException {
+    return exceptions("conformance-exceptions.txt");
+  }
+
+  static Map<String, String> exceptions(String file) throws IOException {
     Map<String, String> exceptions = new TreeMap<>();
-    try (var in = OnnxConformanceTest.class.getResourceAsStream("conformance-exceptions.txt")) {
+    try (var in = OnnxConformanceTest.class.getResourceAsStream(file)) {
       for (String line : new String(in.readAllBytes()).split("\n")) {
         if (!line.isBlank() && !line.startsWith("#")) {
           int colon = line.indexOf(':');
@@ -105,7 +109,7 @@ class OnnxConformanceTest {
     return exceptions;
   }
 
-  private static List<Path> folders() throws IOException {
+  static List<Path> folders() throws IOException {
     try (Stream<Path> list = Files.list(CASES)) {
       return list.filter(f -> Files.exists(f.resolve("model.onnx"))).sorted().toList();
     }
@@ -117,7 +121,7 @@ class OnnxConformanceTest {
     return Program.operators().containsAll(used);
   }
 
-  private static void collect(NodeProto n, Set<String> used) {
+  static void collect(NodeProto n, Set<String> used) {
     used.add(n.getDomain().isEmpty() ? n.getOpType() : n.getDomain() + "." + n.getOpType());
     for (AttributeProto a : n.getAttributeList()) {
       if (a.hasG()) {
@@ -159,7 +163,7 @@ class OnnxConformanceTest {
     }
   }
 
-  private static Tensor tensor(Path file) throws IOException {
+  static Tensor tensor(Path file) throws IOException {
     TensorProto proto = TensorProto.parseFrom(Files.readAllBytes(file));
     return ElementTypes.tensor(OnnxInitializer.ofMessage(proto), file.toString());
   }

@@ -282,6 +282,8 @@ final class Compiler {
             targets,
             reads,
             where,
+            n,
+            opset,
             source.identity(),
             activations);
     if (allConstant && !isControl) {

@@ -130,8 +130,13 @@ final class Fusion {
                   .addInput(gamma)
                   .addInput(beta)
                   .clearAttribute()
+                  .addAttribute(
+                      AttributeProto.newBuilder()
+                          .setName("epsilon")
+                          .setType(AttributeProto.AttributeType.FLOAT)
+                          .setF(epsilon.floatValue()))
                   .build();
-          return new Source(fused, NormalizationOperators.layerNorm(epsilon), identity(n));
+          return new Source(fused, NormalizationOperators.LAYER_NORM, identity(n));
         }
       }
     }

@@ -100,7 +100,7 @@ final class IndexOperators {
     };
   }
 
-  private static String reduction(Node n) {
+  static String reduction(Node n) {
     if (n.opset() < 16) {
       return "none";
     }
@@ -110,7 +110,7 @@ final class IndexOperators {
   }
 
   /** The names of libtorch. */
-  private static String torchReduction(String onnx) {
+  static String torchReduction(String onnx) {
     return switch (onnx) {
       case "mul" -> "prod";
       case "max" -> "amax";

@@ -13,6 +13,10 @@ import org.espalier.torch.onnx.OperatorTable.Sink;
 
 /** Norms, and Dropout, which like batch norms depends on whether the model is being trained. */
 final class NormalizationOperators {
+  /** A step that the compiler makes of the nodes that spell a layer norm over the last axis out. */
+  static final Operator LAYER_NORM =
+      OperatorTable.single("LayerNormalization", 1, NormalizationOperators::lastAxisNorm);
+
   private NormalizationOperators() {}
 
   static void add(Sink table) {
@@ -31,15 +35,11 @@ final class NormalizationOperators {
             .asOpaque());
   }
 
-  /** A step that the compiler makes of the nodes that spell a layer norm over the last axis out. */
-  static Operator layerNorm(double epsilon) {
-    return OperatorTable.single(
-        "LayerNormalization",
-        1,
-        n ->
-            in ->
-                torch.layer_norm(
-                    in.get(0), in.get(1).shape(), in.optional(1), in.optional(2), epsilon, false));
+  private static Function<Inputs, Tensor> lastAxisNorm(Node n) {
+    double epsilon = n.real("epsilon", 0);
+    return in ->
+        torch.layer_norm(
+            in.get(0), in.get(1).shape(), in.optional(1), in.optional(2), epsilon, false);
   }
 
   private static Kernel batchNorm(Node n) {

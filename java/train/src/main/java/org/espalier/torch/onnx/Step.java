@@ -1,6 +1,8 @@
 package org.espalier.torch.onnx;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.Arrays;
+import java.util.function.IntFunction;
 import java.util.function.UnaryOperator;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
@@ -15,6 +17,9 @@ final class Step {
   private final int[] sources;
   private final int[] targets;
   private final String where;
+
+  private final NodeProto proto;
+  private final long opset;
 
   /** The name of the node's first output, which identifies it. */
   private final String identity;
@@ -39,6 +44,8 @@ final class Step {
       int[] targets,
       int[] reads,
       String where,
+      NodeProto proto,
+      long opset,
       String identity,
       boolean[] activations) {
     this.frame = frame;
@@ -48,6 +55,8 @@ final class Step {
     this.targets = targets;
     this.reads = reads;
     this.where = where;
+    this.proto = proto;
+    this.opset = opset;
     this.identity = identity;
     this.activations = activations;
     this.inputs = new Inputs(frame, sources, operator);
@@ -63,6 +72,20 @@ final class Step {
 
   int[] targets() {
     return targets;
+  }
+
+  /** The slots of the inputs, -1 where one is absent. */
+  int[] sources() {
+    return sources;
+  }
+
+  /**
+   * The node once more, for another reader of its attributes.
+   *
+   * @param constants the integers of an input that is constant, null for other inputs
+   */
+  Node node(IntFunction<long[]> constants) {
+    return new Node(proto, opset, where, constants);
   }
 
   String identity() {
