@@ -26,4 +26,4 @@ set(ESP_CUDA_OPERATIONS
   magnitude_prune
 )
 # Of them those whose kernels may compute in double, because the result is defined so.
-set(ESP_CUDA_DOUBLE fused_adamw gradient_norm kd_softmax_loss)
+set(ESP_CUDA_DOUBLE fused_adamw fused_sgd gradient_norm kd_softmax_loss)

@@ -263,7 +263,7 @@ void fused_sgd(const Timer& timer, int64_t count, int64_t rows_each, int64_t col
     device.push_back(tensor(device_w.get(), device_g.get(), device_buffer.get(), device_mask.get(), device_gate.get(),
                             device_copy.get(), device_scale.get()));
   }
-  esp_sgd_options options = {0.01, 0.9, 0, 1e-4, guarded ? 1.0 : 0.0, 0, 0, guarded};
+  esp_sgd_options options = {0.01, 0.9, 0, 1e-4, guarded ? 1.0 : 0.0, 0, 0, guarded, {}};
   Planned planned([&](esp_cuda_plan* plan, void* table) {
     return esp_cuda_fused_sgd_plan(device.data(), count, &options, plan, table);
   });

@@ -68,6 +68,7 @@ esp_status esp_cuda_fused_adamw(const esp_cuda_plan* plan, const void* table, vo
   if (esp_status status = esp::check_adamw_options(*options)) return status;
   const bool guarded = options->max_norm > 0 || options->skip_non_finite != 0;
   if (esp_status status = check_plan("fused_adamw", *plan, guarded, true)) return status;
+  if (esp_status status = check_capture("fused_adamw", options->noise, stream)) return status;
   return launch_step<AdamwRule>(
       {"fused_adamw: update", "fused_adamw: quantize", plan, table, workspace, options->max_norm,
        options->skip_non_finite, result, stream},

@@ -51,6 +51,7 @@ esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void
   if (esp_status status = esp::check_sgd_options(*options)) return status;
   const bool guarded = options->max_norm > 0 || options->skip_non_finite != 0;
   if (esp_status status = check_plan("fused_sgd", *plan, guarded, options->momentum > 0)) return status;
+  if (esp_status status = check_capture("fused_sgd", options->noise, stream)) return status;
   return launch_step<SgdRule>({"fused_sgd: update", "fused_sgd: quantize", plan, table, workspace,
                                options->max_norm, options->skip_non_finite, result, stream},
                               esp::sgd_coefficients(*options, 1.0f), started,

@@ -1,6 +1,6 @@
 // What the kernels of fused optimizer steps do alike: pieces, norm and skipping, absmax, scales, working copy
 // and gate. A Rule is the update of an element:
-//   Coefficients    of a step, F32, with `factor`, the clip factor, negative where maximize
+//   Coefficients    of a step, F32, with `factor`, the clip factor, negative where maximize, and `noise`
 //   History         what the device keeps of a tensor; older(h) is it after a step
 //   Correction      what a kernel of the rule's own finds for a tensor before the update; corrects: whether
 //   it has any states          floats of state beside a weight age(...)        what of these the elements of
@@ -16,6 +16,7 @@
 #pragma once
 #include "fused_step_table.h"
 #include "kernel.cuh"
+#include "normal.h"
 #include "status.h"
 
 namespace {
@@ -103,9 +104,45 @@ __device__ __forceinline__ float gradient_value(uint32_t word, int32_t dtype) {
                              : esp::to_float(f16{static_cast<uint16_t>(word)});
 }
 
+// ---- noise, with the CPU's bits
+
+__device__ __forceinline__ void draw(const esp::StepNoise& noise, uint64_t block, float* first,
+                                     float* second) {
+  uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32);
+  uint32_t c2 = esp::noise_stream, c3 = 0;
+  uint32_t k0 = static_cast<uint32_t>(noise.key), k1 = static_cast<uint32_t>(noise.key >> 32);
+#pragma unroll
+  for (int round = 0; round < esp::philox_rounds; round++) {
+    const uint64_t a = uint64_t{c0} * esp::philox_a, b = uint64_t{c2} * esp::philox_b;
+    c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(b);
+    c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(a);
+    k0 += esp::philox_key_a;
+    k1 += esp::philox_key_b;
+  }
+  esp::normal_pair(1 - esp::fraction(c0, c1), esp::fraction(c2, c3), noise.sigma, first, second);
+}
+
+// The numbers of elements i .. i + 3, which lie in two blocks, or three where i is odd.
+__device__ __forceinline__ Pack<float, 4> draw_4(const esp::StepNoise& noise, uint64_t first_block,
+                                                 int64_t i) {
+  Pack<float, 4> z = {};
+  const int odd = static_cast<int>(i & 1);
+#pragma unroll 1
+  for (int b = 0; b < 2 + odd; b++) {
+    float first, second;
+    draw(noise, first_block + static_cast<uint64_t>(i / 2 + b), &first, &second);
+    const int at = 2 * b - odd;
+#pragma unroll
+    for (int j = 0; j < 4; j++) z.at[j] = j == at ? first : j == at + 1 ? second : z.at[j];
+  }
+  return z;
+}
+
 // The packs of a place, whose new weights come back in `kept`. quads: a pack begins at a multiple of 4
 // elements.
-template <class Rule, class Place>
+template <class Rule, bool noisy, class Place>
 __device__ __forceinline__ void update(const StepEntry& t, const typename Rule::Coefficients& c,
                                        const typename Rule::Age& age, const Place& place, bool quads,
                                        Pack<float, 4> (&kept)[packs]) {
@@ -133,9 +170,12 @@ __device__ __forceinline__ void update(const StepEntry& t, const typename Rule::
       }
     }
     const uint32_t keep = bits_4(t.mask, i, limit), pass = keep & bits_4(t.gate, i, limit);
+    Pack<float, 4> z = {};
+    if (noisy && i < limit) z = draw_4(c.noise, c.noise.counter + static_cast<uint64_t>(t.noise), i);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      const float d = (pass >> j & 1 ? gradient_value(g.word[j], t.gradient_dtype) : 0.0f) * c.factor;
+      float d = (pass >> j & 1 ? gradient_value(g.word[j], t.gradient_dtype) : 0.0f) * c.factor;
+      if (noisy) d = (pass >> j & 1) != 0 && i + j < limit ? (d + z.at[j]) / c.noise.divisor : 0.0f;
       float value[states];
 #pragma unroll
       for (int s = 0; s < states; s++) value[s] = m[s].at[j];
@@ -380,7 +420,7 @@ struct Step {
   bool guarded, with_history, last;
 };
 
-template <class Rule>
+template <class Rule, bool noisy>
 __device__ __forceinline__ void update_panel(const Step<Rule>& step, const StepEntry& t, int32_t index,
                                              const typename Rule::Coefficients& c,
                                              const typename Rule::Age& age) {
@@ -388,7 +428,7 @@ __device__ __forceinline__ void update_panel(const Step<Rule>& step, const StepE
 #pragma unroll 1
   for (int turn = 0; turn < panel_turns; turn++) {
     Pack<float, 4> kept[packs];
-    update<Rule>(t, c, age, panel_place(t, index, turn), t.cols % 4 == 0, kept);
+    update<Rule, noisy>(t, c, age, panel_place(t, index, turn), t.cols % 4 == 0, kept);
 #pragma unroll
     for (int k = 0; k < packs; k++) {
 #pragma unroll
@@ -410,7 +450,7 @@ __device__ __forceinline__ void load_entry(const StepEntry* from, StepEntry* to)
   __syncthreads();
 }
 
-template <class Rule>
+template <class Rule, bool noisy>
 __device__ void update_piece(const Step<Rule>& step, const StepChunk& chunk, typename Rule::Coefficients c,
                              const StepEntry& t, Scales& scales) {
   const typename Rule::Age age = Rule::age(c, step.history, step.corrections, chunk.tensor);
@@ -418,11 +458,12 @@ __device__ void update_piece(const Step<Rule>& step, const StepChunk& chunk, typ
     const float factor = step.state->guard.factor;
     c.factor = c.factor < 0 ? -factor : factor;
   }
-  if (t.mode == esp::step_spread && t.columns != 0) return update_panel(step, t, chunk.index, c, age);
+  if (t.mode == esp::step_spread && t.columns != 0)
+    return update_panel<Rule, noisy>(step, t, chunk.index, c, age);
   const int64_t start = chunk.index * t.piece;
   const FlatPlace place = flat_place(t, start, t.piece);
   Pack<float, 4> kept[packs];
-  update<Rule>(t, c, age, place, true, kept);
+  update<Rule, noisy>(t, c, age, place, true, kept);
 
   if (t.mode == esp::step_plain) {
 #pragma unroll
@@ -531,15 +572,16 @@ __device__ void quantize_piece(const Step<Rule>& step, const StepChunk& chunk, c
   quantize_rows(t, place, start, rows, scales, kept);
 }
 
-template <class Rule>
-__global__ void __launch_bounds__(threads, Rule::blocks) update_kernel(Step<Rule> step) {
+// Noise is a matter of arithmetic, which more registers help more than more threads.
+template <class Rule, bool noisy>
+__global__ void __launch_bounds__(threads, noisy ? 1 : Rule::blocks) update_kernel(Step<Rule> step) {
   ESP_SHARED(Scales, scales, [1]);
   ESP_SHARED(StepEntry, entry, [1]);
   const bool skipped = step.guarded && step.state->guard.skipped != 0;
   if (!skipped && static_cast<int>(blockIdx.x) < step.chunk_count) {
     const StepChunk chunk = step.chunks[blockIdx.x];
     load_entry(step.tensors + chunk.tensor, entry);
-    update_piece(step, chunk, step.coefficients, entry[0], scales[0]);
+    update_piece<Rule, noisy>(step, chunk, step.coefficients, entry[0], scales[0]);
   }
   if (step.last && esp::is_last_block(&step.state->arrived, gridDim.x)) {
     finish<Rule>(step.state, step.guarded, step.with_history, step.count, step.history, step.result);
@@ -583,6 +625,22 @@ inline esp_status check_plan(const char* operation, const esp_cuda_plan& plan, b
                    operation, had_norm ? "" : "out", had ? "" : "out");
 }
 
+// A graph would add the same noise at each launch.
+inline esp_status check_capture(const char* operation, const esp_step_noise& noise, void* stream) {
+  if (noise.sigma == 0) return ESP_OK;
+  cudaStreamCaptureStatus status;
+  if (esp_status failed =
+          esp::check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), operation)) {
+    return failed;
+  }
+  return status == cudaStreamCaptureStatusNone
+             ? ESP_OK
+             : esp::fail(ESP_UNSUPPORTED,
+                         "%s: a step with noise cannot be captured: each launch of the graph would add "
+                         "the same noise",
+                         operation);
+}
+
 // Queues the step. correct(corrections) queues what fills them, before anything else reads them.
 template <class Rule, class Correct>
 esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& coefficients,
@@ -621,8 +679,12 @@ esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& 
                      coefficients, static_cast<int32_t>(first),
                      guarded,      operation[esp::step_with_history] != 0,
                      second == 0};
-  if (esp_status status = esp::launch(call.update_name, update_kernel<Rule>, first > 0 ? first : 1, threads,
-                                      call.stream, step)) {
+  const int64_t blocks = first > 0 ? first : 1;
+  if (esp_status status =
+          coefficients.noise.sigma != 0
+              ? esp::launch(call.update_name, update_kernel<Rule, true>, blocks, threads, call.stream, step)
+              : esp::launch(call.update_name, update_kernel<Rule, false>, blocks, threads, call.stream,
+                            step)) {
     return status;
   }
   if (second == 0) return ESP_OK;

@@ -34,6 +34,7 @@ struct StepEntry {
   int64_t cols;   // elements of a row; of the tensor where that is one channel
   int64_t piece;  // elements of a piece in the first pass, a multiple of 32 unless there is one piece
   int64_t slot;   // its channels' first absmax in the workspace, where they are spread
+  int64_t noise;  // its first block of noise, counted from the list's
   int32_t gradient_dtype, copy_type;
   int32_t columns;  // channels are columns
   int32_t mode;

@@ -45,7 +45,7 @@ inline int64_t piece_of_rows(int64_t rows, int64_t cols) {
 }
 
 template <class Tensor>
-esp::StepEntry entry_of(const Tensor& t, int64_t slot) {
+esp::StepEntry entry_of(const Tensor& t, int64_t slot, int64_t noise) {
   const bool columns = t.channel == ESP_CHANNEL_COLUMN;
   const int64_t n = esp::elements(t);
   esp::StepEntry e = {t.weight,
@@ -59,6 +59,7 @@ esp::StepEntry entry_of(const Tensor& t, int64_t slot) {
                       t.channel == ESP_CHANNEL_TENSOR ? n : t.cols,
                       esp::step_piece,
                       slot,
+                      noise,
                       t.gradient_dtype,
                       t.working_copy_type,
                       columns,
@@ -93,16 +94,17 @@ esp_status plan_step(const char* operation, const Tensor* tensors, int64_t count
 
   char* const bytes = static_cast<char*>(table);
   Rows<esp::StepEntry> entries(bytes);
-  int64_t slots = 0;
+  int64_t slots = 0, noise = 0;
   for (int64_t i = 0; i < count; i++) {
-    esp::StepEntry e = entry_of(tensors[i], slots);
+    esp::StepEntry e = entry_of(tensors[i], slots, noise);
+    noise += (e.n + 1) / 2;
     states(tensors[i], e);
     if (e.mode == esp::step_spread && e.n > 0) slots += esp::channels(tensors[i]);
     entries.add(e);
   }
   Rows<esp::StepChunk> first(entries.end(bytes));
   for (int64_t i = 0; i < count; i++) {
-    const esp::StepEntry e = entry_of(tensors[i], 0);
+    const esp::StepEntry e = entry_of(tensors[i], 0, 0);
     if (e.n == 0) continue;
     const int64_t pieces = e.mode == esp::step_spread && e.columns ? panels_of(e) : divide_up(e.n, e.piece);
     if (first.count() + pieces > INT32_MAX) {  // 1.7e13 elements
@@ -113,7 +115,7 @@ esp_status plan_step(const char* operation, const Tensor* tensors, int64_t count
   }
   Rows<esp::StepChunk> second(first.end(bytes));
   for (int64_t i = 0; i < count; i++) {
-    const esp::StepEntry e = entry_of(tensors[i], 0);
+    const esp::StepEntry e = entry_of(tensors[i], 0, 0);
     if (e.mode != esp::step_spread || e.n == 0) continue;
     const int64_t pieces = esp::step_quantizes_panels(e) ? panels_of(e) : divide_up(e.n, esp::step_piece);
     for (int64_t p = 0; p < pieces; p++) second.add({static_cast<int32_t>(i), static_cast<int32_t>(p)});

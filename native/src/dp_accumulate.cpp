@@ -7,7 +7,6 @@
 #include "arguments.h"
 #include "dp_accumulate_kernel.h"
 #include "espalier/gradient_norm.h"
-#include "linear_kernel.h"
 #include "thread_pool.h"
 
 namespace {
@@ -38,8 +37,8 @@ void for_pieces(const esp_dp_tensor* tensors, int64_t count, const Body& body) {
 }  // namespace
 
 esp_status esp_dp_accumulate(const esp_dp_tensor* tensors, int64_t count, double bound, int32_t* clipped) {
-  const esp::LinearKernels* kernels;
-  if (esp_status status = esp::select(esp::linear_variants, &kernels)) return status;
+  const esp::DpAccumulateKernels* kernels;
+  if (esp_status status = esp::select(esp::dp_accumulate_variants, &kernels)) return status;
   if (esp_status status = esp::check_list("dp_accumulate", tensors, count)) return status;
   if (clipped == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "dp_accumulate: clipped is NULL");
   if (!(bound > 0 && std::isfinite(bound))) {
@@ -62,32 +61,6 @@ esp_status esp_dp_accumulate(const esp_dp_tensor* tensors, int64_t count, double
       *clipped ? static_cast<float>(bound / (found.non_finite ? NAN : found.norm) * (1 - 0x1p-21)) : 1.0f;
   for_pieces(tensors, count, [&](int64_t t, int64_t start, int64_t n) {
     kernels->add(tensors[t].sum + start, tensors[t].gradient + start, factor, n);
-  });
-  return ESP_OK;
-}
-
-esp_status esp_dp_noise(const esp_dp_tensor* tensors, int64_t count, int64_t key, int64_t counter,
-                        double sigma, double divisor) {
-  const esp::DpAccumulateKernels* kernels;
-  if (esp_status status = esp::select(esp::dp_accumulate_variants, &kernels)) return status;
-  if (esp_status status = esp::check_list("dp_noise", tensors, count)) return status;
-  const float by = static_cast<float>(divisor);
-  if (!(sigma >= 0 && std::isfinite(sigma)) || !(by > 0 && std::isfinite(by))) {
-    return esp::fail(ESP_INVALID_ARGUMENT,
-                     "dp_noise: sigma %g, divisor %g; finite, 0 or more and above 0, are needed", sigma,
-                     divisor);
-  }
-  std::unique_ptr<uint64_t[]> first(new (std::nothrow) uint64_t[static_cast<size_t>(count) + 1]);
-  if (!first) return esp::fail(ESP_OUT_OF_MEMORY, "dp_noise: no memory for %lld tensors", (long long)count);
-  first[0] = static_cast<uint64_t>(counter);
-  for (int64_t t = 0; t < count; t++) {
-    if (esp_status status = esp::check_tensor("dp_noise", t, tensors[t].sum, tensors[t].n, ESP_F32))
-      return status;
-    first[t + 1] = first[t] + static_cast<uint64_t>((tensors[t].n + 1) / 2);
-  }
-  for_pieces(tensors, count, [&](int64_t t, int64_t start, int64_t n) {
-    kernels->noise(tensors[t].sum + start, n, static_cast<uint64_t>(key),
-                   first[t] + static_cast<uint64_t>(start / 2), sigma, by);
   });
   return ESP_OK;
 }

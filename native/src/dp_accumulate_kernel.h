@@ -5,8 +5,7 @@
 namespace esp {
 
 struct DpAccumulateKernels {
-  // Adds noise to n elements, the first of which is the first of block `counter`, and divides.
-  void (*noise)(float* sum, int64_t n, uint64_t key, uint64_t counter, double sigma, float divisor);
+  void (*add)(float* sum, const float* gradient, float factor, int64_t n);  // sum += factor * gradient
 };
 
 }  // namespace esp

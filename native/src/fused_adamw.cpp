@@ -50,6 +50,7 @@ esp_status esp_fused_adamw(esp_adamw_tensor* tensors, int64_t count, const esp_a
                             ? coefficients[i - 1]
                             : coefficients_of(*options, found.clip_factor, tensors[i].step);
     }
+    esp::number_noise(tensors, count, coefficients.get());
     esp::FusedStep<esp_adamw_tensor, esp::AdamwCoefficients> step(*kernels, tensors, count,
                                                                   coefficients.get(), 24);
     found.non_finite_channels = step.run(first.get());

@@ -28,7 +28,7 @@ inline esp_status check_adamw_options(const esp_adamw_options& o) {
   if (!(at_least_zero(o.epsilon) && static_cast<float>(o.epsilon) > 0)) {
     return fail(ESP_INVALID_ARGUMENT, "fused_adamw: epsilon %g (finite, above 0)", o.epsilon);
   }
-  return ESP_OK;
+  return check_noise("fused_adamw", o.noise);
 }
 
 inline esp_status check_moments(int64_t index, const esp_adamw_tensor& t) {
@@ -72,6 +72,7 @@ inline AdamwCoefficients adamw_coefficients(const esp_adamw_options& o, double c
   c.root = correction.root;
   c.epsilon = static_cast<float>(o.epsilon);
   c.minus_rate = correction.minus_rate;
+  c.noise = step_noise(o.noise, o.maximize != 0);
   return c;
 }
 

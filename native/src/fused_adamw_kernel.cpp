@@ -15,24 +15,19 @@ ESP_INLINE f32x16 keep_normal(mask16 kept, f32x16 moment) {
   return keep(kept & ~(abs(moment) < set1(0x1p-126f)), moment);
 }
 
-template <class T, bool first>
+template <class Source, bool first>
 struct AdamwUpdate {
-  const T* gradient;
+  Source gradient;
   float* weight;
   float* first_moment;
   float* second_moment;
-  const uint8_t* mask;
-  const uint8_t* gate;
-  f32x16 factor, decay, beta1, rest1, beta2, rest2, root, epsilon, minus_rate;
+  f32x16 decay, beta1, rest1, beta2, rest2, root, epsilon, minus_rate;
 
   AdamwUpdate(const esp_adamw_tensor& tensor, const esp::AdamwCoefficients& c)
-      : gradient(static_cast<const T*>(tensor.gradient)),
+      : gradient(tensor, c),
         weight(tensor.weight),
         first_moment(tensor.first_moment),
         second_moment(tensor.second_moment),
-        mask(tensor.mask),
-        gate(tensor.gate),
-        factor(set1(c.factor)),
         decay(set1(c.decay)),
         beta1(set1(c.beta1)),
         rest1(set1(c.rest1)),
@@ -43,12 +38,10 @@ struct AdamwUpdate {
         minus_rate(set1(c.minus_rate)) {}
 
   template <bool whole>
-  __attribute__((always_inline)) i32x16 lanes(int64_t i, int64_t n) const {
-    prefetch(gradient + i);
+  __attribute__((always_inline)) i32x16 lanes(int64_t i, int64_t n) {
     prefetch(weight + i);
-    const mask16 kept = mask_of(bits_at<whole>(mask, i, n));
-    const mask16 pass = kept & mask_of(bits_at<whole>(gate, i, n));
-    const f32x16 g = keep(pass, load_lanes<whole>(gradient + i, n)) * factor;
+    mask16 kept;
+    const f32x16 g = gradient.template lanes<whole>(i, n, &kept);
     f32x16 m = set1(0.0f), v = set1(0.0f);
     if (!first) {
       prefetch(first_moment + i);
@@ -71,10 +64,10 @@ struct AdamwRule {
   using Tensor = esp_adamw_tensor;
   using Coefficients = esp::AdamwCoefficients;
 
-  template <class T, class Also>
+  template <class Source, class Also>
   static UpdateSpan<AdamwRule, Also> span(const Tensor& tensor, const Coefficients&) {
-    return tensor.step == 0 ? update_span<AdamwRule, AdamwUpdate<T, true>, Also>
-                            : update_span<AdamwRule, AdamwUpdate<T, false>, Also>;
+    return tensor.step == 0 ? update_span<AdamwRule, AdamwUpdate<Source, true>, Also>
+                            : update_span<AdamwRule, AdamwUpdate<Source, false>, Also>;
   }
 };
 

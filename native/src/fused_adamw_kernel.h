@@ -13,6 +13,7 @@ struct AdamwCoefficients {
   float root;  // 1 / sqrt(1 - beta2^t)
   float epsilon;
   float minus_rate;  // -learning rate / (1 - beta1^t)
+  StepNoise noise;
 };
 
 using FusedAdamwKernels = StepKernels<esp_adamw_tensor, AdamwCoefficients>;

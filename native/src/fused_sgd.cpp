@@ -29,6 +29,7 @@ esp_status esp_fused_sgd(esp_sgd_tensor* tensors, int64_t count, const esp_sgd_o
   if (!found.skipped) {
     const esp::SgdCoefficients same = esp::sgd_coefficients(*options, static_cast<float>(found.clip_factor));
     for (int64_t i = 0; i < count; i++) coefficients[i] = same;
+    esp::number_noise(tensors, count, coefficients.get());
     esp::FusedStep<esp_sgd_tensor, esp::SgdCoefficients> step(*kernels, tensors, count, coefficients.get(),
                                                               16);
     found.non_finite_channels = step.run(first.get());

@@ -11,23 +11,18 @@ namespace {
 
 enum class Momentum { none, first, running };
 
-template <class T, Momentum kind>
+template <class Source, Momentum kind>
 struct SgdUpdate {
-  const T* gradient;
+  Source gradient;
   float* weight;
   float* momentum;
-  const uint8_t* mask;
-  const uint8_t* gate;
-  f32x16 factor, weight_decay, rate_of_momentum, damped, minus_rate;
+  f32x16 weight_decay, rate_of_momentum, damped, minus_rate;
   bool decays, nesterov;
 
   SgdUpdate(const esp_sgd_tensor& tensor, const esp::SgdCoefficients& c)
-      : gradient(static_cast<const T*>(tensor.gradient)),
+      : gradient(tensor, c),
         weight(tensor.weight),
         momentum(tensor.momentum),
-        mask(tensor.mask),
-        gate(tensor.gate),
-        factor(set1(c.factor)),
         weight_decay(set1(c.weight_decay)),
         rate_of_momentum(set1(c.momentum)),
         damped(set1(c.damped)),
@@ -36,13 +31,11 @@ struct SgdUpdate {
         nesterov(c.nesterov) {}
 
   template <bool whole>
-  __attribute__((always_inline)) i32x16 lanes(int64_t i, int64_t n) const {
-    prefetch(gradient + i);
+  __attribute__((always_inline)) i32x16 lanes(int64_t i, int64_t n) {
     prefetch(weight + i);
-    const mask16 kept = mask_of(bits_at<whole>(mask, i, n));
-    const mask16 pass = kept & mask_of(bits_at<whole>(gate, i, n));
+    mask16 kept;
+    f32x16 d = gradient.template lanes<whole>(i, n, &kept);
     f32x16 w = load_lanes<whole>(weight + i, n);
-    f32x16 d = keep(pass, load_lanes<whole>(gradient + i, n)) * factor;
     if (decays) d = fma(w, weight_decay, d);
     if (kind != Momentum::none) {
       f32x16 b = d;
@@ -63,11 +56,11 @@ struct SgdRule {
   using Tensor = esp_sgd_tensor;
   using Coefficients = esp::SgdCoefficients;
 
-  template <class T, class Also>
+  template <class Source, class Also>
   static UpdateSpan<SgdRule, Also> span(const Tensor& tensor, const Coefficients& c) {
-    if (c.momentum == 0) return update_span<SgdRule, SgdUpdate<T, Momentum::none>, Also>;
-    return tensor.first ? update_span<SgdRule, SgdUpdate<T, Momentum::first>, Also>
-                        : update_span<SgdRule, SgdUpdate<T, Momentum::running>, Also>;
+    if (c.momentum == 0) return update_span<SgdRule, SgdUpdate<Source, Momentum::none>, Also>;
+    return tensor.first ? update_span<SgdRule, SgdUpdate<Source, Momentum::first>, Also>
+                        : update_span<SgdRule, SgdUpdate<Source, Momentum::running>, Also>;
   }
 };
 

@@ -12,6 +12,7 @@ struct SgdCoefficients {
   float damped;  // 1 - dampening
   float minus_rate;
   bool nesterov;
+  StepNoise noise;
 };
 
 using FusedSgdKernels = StepKernels<esp_sgd_tensor, SgdCoefficients>;

@@ -10,6 +10,7 @@
 #include "arguments.h"
 #include "cpu_features.h"
 #include "espalier/gradient_norm.h"
+#include "espalier/step_noise.h"
 #include "fused_step_kernel.h"
 #include "thread_pool.h"
 
@@ -76,6 +77,30 @@ inline bool usable(float scale) {
 // Whether an option is one once it is an F32.
 inline bool at_least_zero(double x) {
   return x >= 0 && std::isfinite(static_cast<float>(x));
+}
+
+inline esp_status check_noise(const char* operation, const esp_step_noise& noise) {
+  const float divisor = static_cast<float>(noise.divisor);
+  if (!at_least_zero(noise.sigma) || (noise.sigma > 0 && !(divisor > 0 && std::isfinite(divisor)))) {
+    return fail(ESP_INVALID_ARGUMENT,
+                "%s: noise of deviation %g and divisor %g; finite, 0 or more and above 0, are needed",
+                operation, noise.sigma, noise.divisor);
+  }
+  return ESP_OK;
+}
+
+inline StepNoise step_noise(const esp_step_noise& noise, bool maximize) {
+  return {maximize ? -noise.sigma : noise.sigma, static_cast<uint64_t>(noise.key),
+          static_cast<uint64_t>(noise.counter), static_cast<float>(noise.divisor)};
+}
+
+// Each tensor's first block of noise, from that of the first.
+template <class Tensor, class Coefficients>
+void number_noise(const Tensor* tensors, int64_t count, Coefficients* coefficients) {
+  for (int64_t i = 1; i < count; i++) {
+    coefficients[i].noise.counter =
+        coefficients[i - 1].noise.counter + static_cast<uint64_t>((elements(tensors[i - 1]) + 1) / 2);
+  }
 }
 
 // All but the operation's own state and what lies in the buffers.

@@ -14,6 +14,13 @@ struct StepRange {
   int64_t start, n;
 };
 
+// The noise of a tensor, part of an operation's coefficients: see espalier/step_noise.h.
+struct StepNoise {
+  double sigma;           // negative where maximize; 0: none
+  uint64_t key, counter;  // of the tensor's first block
+  float divisor;
+};
+
 template <class Tensor, class Coefficients>
 struct StepKernels {
   // All of the step: where scales are to be found, the range is whole rows and each row is a channel.

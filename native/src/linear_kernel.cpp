@@ -6,6 +6,7 @@
 // for dot, whose four chains hide the latency of fma, 16 for the others; tail: the same on zero-filled lanes.
 #include "linear_kernel.h"
 
+#include "add_scaled.h"
 #include "simd/simd.h"
 
 namespace {
@@ -35,13 +36,6 @@ double squares(const float* x, int64_t n) {
   return reduce_add(low + high);
 }
 
-void add(float* sum, const float* x, float factor, int64_t n) {
-  const f32x16 f = set1(factor);
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) store(sum + i, fma(f, load(x + i), load(sum + i)));
-  if (i < n) store_n(sum + i, fma(f, load_n(x + i, n - i), load_n(sum + i, n - i)), n - i);
-}
-
 void descend(float* w, const float* x, float slope, float minus_rate, int64_t n) {
   // The product as backward adds it to 0: never -0.
   const f32x16 s = set1(slope), r = set1(minus_rate), zero = set1(0.0f);
@@ -54,5 +48,5 @@ void descend(float* w, const float* x, float slope, float minus_rate, int64_t n)
 
 namespace esp {
 extern const LinearKernels ESP_VARIANT(linear);
-const LinearKernels ESP_VARIANT(linear) = {dot, squares, add, descend};
+const LinearKernels ESP_VARIANT(linear) = {dot, squares, add_scaled, descend};
 }  // namespace esp

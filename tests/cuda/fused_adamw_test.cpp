@@ -23,7 +23,7 @@ struct Adamw {
 
 // Without a gradient moments decay below 2^-126 within some steps, and are 0 from then on, on both sides.
 void test_decay(Random& random) {
-  const esp_adamw_options options = {0.05, 0.5, 0.25, 1e-8, 0.01, 0, 0, 0};
+  const esp_adamw_options options = {0.05, 0.5, 0.25, 1e-8, 0.01, 0, 0, 0, {}};
   Pair<Adamw> pair({{3, 33, ESP_F32, ESP_COPY_NONE, ESP_CHANNEL_TENSOR, false, false, false, false}}, options,
                    random);
   pair.run(1, 0);
@@ -45,10 +45,10 @@ void test_decay(Random& random) {
 
 void test(const Setting& setting) {
   Random random(setting.seed);
-  const esp_adamw_options plain = {0.05, 0.9, 0.999, 1e-8, 0, 0, 0, 0};
-  const esp_adamw_options decays = {0.05, 0.5, 0.9, 1e-3, 0.1, 0, 1, 0};
-  const esp_adamw_options all = {0.05, 0.9, 0.98, 1e-8, 0.01, 1.0, 0, 1};
-  const esp_adamw_options clipped = {0.05, 0, 0, 1e-6, 0, 0.5, 1, 0};
+  const esp_adamw_options plain = {0.05, 0.9, 0.999, 1e-8, 0, 0, 0, 0, {}};
+  const esp_adamw_options decays = {0.05, 0.5, 0.9, 1e-3, 0.1, 0, 1, 0, {}};
+  const esp_adamw_options all = {0.05, 0.9, 0.98, 1e-8, 0.01, 1.0, 0, 1, {}};
+  const esp_adamw_options clipped = {0.05, 0, 0, 1e-6, 0, 0.5, 1, 0, {}};
   const esp_adamw_options choices[] = {plain, decays, all, clipped};
   const int turns = setting.small || setting.seed % 4 != 0 ? 1 : 2;
   for (int turn = 0; turn < turns; turn++) {
@@ -56,9 +56,14 @@ void test(const Setting& setting) {
                      random);
     pair.run(3, 0);
   }
-  const esp_adamw_options skipping = {0.05, 0.9, 0.999, 1e-8, 0.01, 0, 0, 1};
+  const esp_adamw_options skipping = {0.05, 0.9, 0.999, 1e-8, 0.01, 0, 0, 1, {}};
   test_unusual<Adamw>(plain, skipping, clipped, random);
   if (setting.seed == 1 && !setting.small) test_decay(random);
+  if (setting.small) return;  // noise is a matter of arithmetic alone
+  esp_adamw_options noisy = choices[setting.seed % 4];
+  noisy.noise = {0.25, 3, -5, (int64_t{1} << 32) - 1500};  // its lower half overflows on the way
+  Pair<Adamw> with_noise(cases(setting, random), noisy, random);
+  with_noise.run(3, 0);
 }
 
 void test_refusals() {
@@ -69,7 +74,7 @@ void test_refusals() {
   tensor.gradient = x;
   tensor.rows = 1;
   tensor.cols = 4;
-  esp_adamw_options options = {0.1, 0.9, 0.999, 1e-8, 0, 0, 0, 0};
+  esp_adamw_options options = {0.1, 0.9, 0.999, 1e-8, 0, 0, 0, 0, {}};
   CHECK(esp_cuda_fused_adamw_plan(&tensor, 1, &options, &plan, nullptr) == ESP_INVALID_ARGUMENT);
   CHECK(std::strstr(esp_cuda_last_error(), "no second moment") != nullptr);
   tensor.second_moment = x;

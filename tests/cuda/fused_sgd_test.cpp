@@ -61,7 +61,7 @@ void test_far() {
     masks.push_back(mask.get()[i] = static_cast<uint8_t>(random.bits()));
     gate.get()[i] = 0xff;
   }
-  const esp_sgd_options options = {0.05, 0, 0, 0.01, 0, 0, 0, 0};
+  const esp_sgd_options options = {0.05, 0, 0, 0.01, 0, 0, 0, 0, {}};
   float given = 0.004f;
   std::vector<int8_t> copies(weights.size());
   esp_sgd_tensor host = {weights.data(),
@@ -100,10 +100,10 @@ void test_far() {
 
 void test(const Setting& setting) {
   Random random(setting.seed);
-  const esp_sgd_options plain = {0.05, 0, 0, 0, 0, 0, 0, 0};
-  const esp_sgd_options dampened = {0.05, 0.9, 0.25, 0.01, 0, 0, 1, 0};
-  const esp_sgd_options all = {0.05, 0.9, 0, 0.01, 1.0, 1, 0, 1};
-  const esp_sgd_options clipped = {0.05, 0.9, 0, 0, 0.5, 0, 1, 0};
+  const esp_sgd_options plain = {0.05, 0, 0, 0, 0, 0, 0, 0, {}};
+  const esp_sgd_options dampened = {0.05, 0.9, 0.25, 0.01, 0, 0, 1, 0, {}};
+  const esp_sgd_options all = {0.05, 0.9, 0, 0.01, 1.0, 1, 0, 1, {}};
+  const esp_sgd_options clipped = {0.05, 0.9, 0, 0, 0.5, 0, 1, 0, {}};
   const esp_sgd_options choices[] = {plain, dampened, all, clipped};
   const int turns = setting.small || setting.seed % 4 != 0 ? 1 : 2;
   for (int turn = 0; turn < turns; turn++) {
@@ -113,8 +113,13 @@ void test(const Setting& setting) {
 #if !defined(ESP_ON_GPU)
   if (setting.seed == 1 && !setting.small) test_far();
 #endif
-  const esp_sgd_options skipping = {0.05, 0.9, 0, 0, 0, 0, 0, 1};
+  const esp_sgd_options skipping = {0.05, 0.9, 0, 0, 0, 0, 0, 1, {}};
   test_unusual<Sgd>(plain, skipping, clipped, random);
+  if (setting.small) return;  // noise is a matter of arithmetic alone
+  esp_sgd_options noisy = choices[setting.seed % 4];
+  noisy.noise = {0.25, 3, -5, (int64_t{1} << 32) - 1500};  // its lower half overflows on the way
+  Pair<Sgd> with_noise(cases(setting, random), noisy, random);
+  with_noise.run(3, 0);
 }
 
 void test_refusals() {
@@ -122,7 +127,7 @@ void test_refusals() {
   float x[4] = {};
   esp_sgd_tensor tensor = {x, x, nullptr, nullptr,       nullptr, nullptr, nullptr,
                            1, 4, ESP_F32, ESP_COPY_NONE, 0,       0,       1};
-  esp_sgd_options options = {0.1, 0.9, 0, 0, 0, 0, 0, 0};
+  esp_sgd_options options = {0.1, 0.9, 0, 0, 0, 0, 0, 0, {}};
   CHECK(esp_cuda_fused_sgd_plan(&tensor, 1, &options, &plan, nullptr) == ESP_INVALID_ARGUMENT);
   CHECK(std::strstr(esp_cuda_last_error(), "no momentum buffer") != nullptr);
   options.momentum = -1;

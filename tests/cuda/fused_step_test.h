@@ -194,7 +194,7 @@ class Pair {
   }
   std::vector<Subject<Operation>>& subjects() { return subjects_; }
 
-  // `steps` steps, the last two of them from a graph.
+  // `steps` steps, the last two of them from a graph, which takes no noise.
   void run(int steps, int32_t skipped) {
     const int64_t count = static_cast<int64_t>(host_.size());
     const Planned planned([&](esp_cuda_plan* plan, void* table) {
@@ -206,13 +206,20 @@ class Pair {
                               result_.get(), stream.get());
     };
     esp_step_result expected = {};
-    for (int i = 0; i < steps; i++) {
+    const bool noisy = options_.noise.sigma > 0;
+    for (int i = 0; i < steps; i++, options_.noise.counter += 1000) {
       CHECK(Operation::run(host_.data(), count, &options_, &expected) ==
             (skipped == ESP_STEP_REFUSED ? ESP_NON_FINITE : ESP_OK));
     }
-    for (int i = 0; i + 2 < steps; i++) CHECK(step() == ESP_OK);
+    options_.noise.counter -= 1000 * steps;
+    for (int i = 0; i + (noisy ? 0 : 2) < steps; i++, options_.noise.counter += 1000) CHECK(step() == ESP_OK);
     CHECK(stream.wait());
-    CHECK(run_captured(stream, steps < 2 ? steps : 2, step));
+    if (noisy) {
+      CHECK(
+          run_captured(stream, 1, [&] { return step() == ESP_UNSUPPORTED ? ESP_OK : ESP_INVALID_ARGUMENT; }));
+    } else {
+      CHECK(run_captured(stream, steps < 2 ? steps : 2, step));
+    }
     const esp_step_result found = result_.values()[0];
     CHECK(found.skipped == skipped);
     if (skipped != ESP_STEP_REFUSED) {

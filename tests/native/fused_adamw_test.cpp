@@ -19,7 +19,7 @@ struct Subject : StepSubject<esp_adamw_tensor> {
   Buffer first, second;
 };
 
-// Two steps with everything on, then one that is skipped.
+// Two steps with everything on, two with noise, then one that is skipped.
 std::vector<Subject> run(int32_t isa, int32_t threads) {
   CHECK(esp_isa_set(isa) == ESP_OK);
   CHECK(esp_threads_set(threads) == ESP_OK);
@@ -30,9 +30,10 @@ std::vector<Subject> run(int32_t isa, int32_t threads) {
     subjects.emplace_back(c, seed++);
     list.push_back(subjects.back().tensor);
   }
-  const esp_adamw_options options = {0.05, 0.9, 0.999, 1e-8, 0.01, 1.0, 1, 1};
+  esp_adamw_options options = {0.05, 0.9, 0.999, 1e-8, 0.01, 1.0, 1, 1, {}};
   esp_step_result result;
-  for (int step = 0; step < 2; step++) {
+  for (int step = 0; step < 4; step++) {
+    options.noise = {step < 2 ? 0 : 0.5, 4, -7, INT64_MAX - 100};  // its counter overflows on the way
     CHECK(esp_fused_adamw(list.data(), static_cast<int64_t>(list.size()), &options, &result) == ESP_OK);
     CHECK(!result.skipped && result.clip_factor < 1 && result.non_finite == 0 &&
           result.non_finite_channels == 0);
@@ -43,7 +44,7 @@ std::vector<Subject> run(int32_t isa, int32_t threads) {
       0x7f80;  // beyond every float type
   CHECK(esp_fused_adamw(list.data(), static_cast<int64_t>(list.size()), &options, &result) == ESP_OK);
   CHECK(result.skipped && result.non_finite == 1);
-  for (const esp_adamw_tensor& t : list) CHECK(t.step == 2);
+  for (const esp_adamw_tensor& t : list) CHECK(t.step == 4);
   return subjects;
 }
 
@@ -53,7 +54,7 @@ void check_arguments() {
   tensor.weight = &value;
   tensor.gradient = &value;
   tensor.rows = tensor.cols = 1;
-  const esp_adamw_options good = {0.1, 0.9, 0.999, 1e-8, 0, 0, 0, 0};
+  const esp_adamw_options good = {0.1, 0.9, 0.999, 1e-8, 0, 0, 0, 0, {}};
   esp_adamw_options options = good;
   esp_step_result result;
   CHECK(esp_fused_adamw(&tensor, 1, &options, nullptr) == ESP_INVALID_ARGUMENT);

@@ -19,7 +19,7 @@ struct Subject : StepSubject<esp_sgd_tensor> {
   Buffer momentum;
 };
 
-// Two steps with everything on, then one that is skipped.
+// Two steps with everything on, two with noise, then one that is skipped.
 std::vector<Subject> run(int32_t isa, int32_t threads) {
   CHECK(esp_isa_set(isa) == ESP_OK);
   CHECK(esp_threads_set(threads) == ESP_OK);
@@ -30,9 +30,10 @@ std::vector<Subject> run(int32_t isa, int32_t threads) {
     subjects.emplace_back(c, seed++);
     list.push_back(subjects.back().tensor);
   }
-  const esp_sgd_options options = {0.05, 0.9, 0, 0.01, 1.0, 1, 1, 1};
+  esp_sgd_options options = {0.05, 0.9, 0, 0.01, 1.0, 1, 1, 1, {}};
   esp_step_result result;
-  for (int step = 0; step < 2; step++) {
+  for (int step = 0; step < 4; step++) {
+    options.noise = {step < 2 ? 0 : 0.5, 4, -7, INT64_MAX - 100};  // its counter overflows on the way
     CHECK(esp_fused_sgd(list.data(), static_cast<int64_t>(list.size()), &options, &result) == ESP_OK);
     CHECK(!result.skipped && result.clip_factor < 1 && result.non_finite == 0 &&
           result.non_finite_channels == 0);
@@ -54,7 +55,7 @@ void check_arguments() {
   tensor.weight = &value;
   tensor.gradient = &value;
   tensor.rows = tensor.cols = 1;
-  esp_sgd_options options = {0.1, 0, 0, 0, 0, 0, 0, 0};
+  esp_sgd_options options = {0.1, 0, 0, 0, 0, 0, 0, 0, {}};
   esp_step_result result;
   CHECK(esp_fused_sgd(&tensor, 1, &options, nullptr) == ESP_INVALID_ARGUMENT);
   CHECK(esp_fused_sgd(nullptr, 1, &options, &result) == ESP_INVALID_ARGUMENT);
@@ -67,11 +68,15 @@ void check_arguments() {
   };
   options.momentum = 0.9;
   CHECK(refused("no momentum buffer"));
-  options = {NAN, 0, 0, 0, 0, 0, 0, 0};
+  options = {NAN, 0, 0, 0, 0, 0, 0, 0, {}};
   CHECK(refused("learning rate nan"));
-  options = {0.1, 0, 0, 0, 0, 1, 0, 0};
+  options = {0.1, 0, 0, 0, 0, 1, 0, 0, {}};
   CHECK(refused("Nesterov needs"));
-  options = {0.1, 0, 0, 0, 0, 0, 0, 0};
+  options = {0.1, 0, 0, 0, 0, 0, 0, 0, {-1, 1, 0, 0}};
+  CHECK(refused("noise of deviation -1"));
+  options.noise = {1, 0, 0, 0};
+  CHECK(refused("divisor 0"));
+  options = {0.1, 0, 0, 0, 0, 0, 0, 0, {}};
   tensor.rows = INT64_MAX / 2;
   tensor.cols = 3;
   CHECK(refused("rows of 3"));

@@ -5,6 +5,7 @@
  *
  *   g = mask * gate * gradient            what a pruned or clipped weight receives is no gradient
  *   g = clip factor * g                   min(1, max_norm / (norm + 1e-6)), norm over the whole list
+ *   g = (g + sigma * z) / divisor         where noise is wanted: espalier/step_noise.h; no part of the norm
  *   g = -g                                where maximize
  *   m = beta1 * m + (1 - beta1) * g       m and v are 0 before the first step
  *   v = beta2 * v + (1 - beta2) * g * g
@@ -28,6 +29,7 @@
 #define ESPALIER_FUSED_ADAMW_H
 
 #include "espalier/common.h"
+#include "espalier/step_noise.h"
 #include "espalier/step_result.h"
 #include "espalier/working_copy.h"
 
@@ -62,6 +64,7 @@ typedef struct esp_adamw_options {
   int32_t maximize;
   int32_t skip_non_finite; /* not 0: a NaN or infinity among g of line 1 leaves every state as it is, `step`
                               too */
+  esp_step_noise noise;    /* zeros: none */
 } esp_adamw_options;
 
 /*

@@ -4,6 +4,7 @@
  *
  *   d = mask * gate * gradient            what a pruned or clipped weight receives is no gradient
  *   d = clip factor * d                   min(1, max_norm / (norm + 1e-6)), norm over the whole list
+ *   d = (d + sigma * z) / divisor         where noise is wanted: espalier/step_noise.h; no part of the norm
  *   d = -d                                where maximize
  *   d = d + weight_decay * weight         a gated weight still decays
  *   b = first ? d : momentum * b + (1 - dampening) * d
@@ -22,6 +23,7 @@
 #define ESPALIER_FUSED_SGD_H
 
 #include "espalier/common.h"
+#include "espalier/step_noise.h"
 #include "espalier/step_result.h"
 #include "espalier/working_copy.h"
 
@@ -57,6 +59,7 @@ typedef struct esp_sgd_options {
   int32_t maximize;
   int32_t skip_non_finite; /* not 0: a NaN or infinity among d of line 1 leaves every state as it is, `first`
                               too */
+  esp_step_noise noise;    /* zeros: none */
 } esp_sgd_options;
 
 /*

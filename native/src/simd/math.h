@@ -1,5 +1,6 @@
 // Powers of two and logarithms, the same bits on every instruction set.
 #pragma once
+#include "normal.h"
 #include "simd/simd.h"
 
 namespace {
@@ -43,33 +44,9 @@ ESP_INLINE_IN_REGISTERS Power exp2_scaled(f32x16 x, f32x16 scale_high, f32x16 sc
   return power;
 }
 
-// Natural logarithms of 16 positive normal doubles, within 1e-15 relative or 1e-16; rubbish, but no trap, for
-// others. log m = 2 atanh((m - 1) / (m + 1)), m within a factor of sqrt(2) around 1.
+// Natural logarithms of 16 doubles.
 ESP_INLINE_IN_REGISTERS void log16(const double* x, double* y) {
-  for (int i = 0; i < 16; i++) {
-    uint64_t bits;
-    __builtin_memcpy(&bits, x + i, 8);
-    const uint64_t above =
-        bits - 0x3fe6a09e667f3bcdull + (uint64_t{1024} << 52);  // 1024 + exponent, m >= 1/sqrt(2)
-    const uint64_t exponent_bits = above >> 52;
-    const uint64_t m_bits = bits - (exponent_bits << 52) + (uint64_t{1024} << 52);
-    const uint64_t e_bits = exponent_bits | 0x4330000000000000ull;  // 2^52 + the integer
-    double m, e;
-    __builtin_memcpy(&m, &m_bits, 8);
-    __builtin_memcpy(&e, &e_bits, 8);
-    e -= 0x1p52 + 1024;
-    const double f = (m - 1) / (m + 1), s = f * f;
-    double p = 1.0 / 19;
-    p = p * s + 1.0 / 17;
-    p = p * s + 1.0 / 15;
-    p = p * s + 1.0 / 13;
-    p = p * s + 1.0 / 11;
-    p = p * s + 1.0 / 9;
-    p = p * s + 1.0 / 7;
-    p = p * s + 1.0 / 5;
-    p = p * s + 1.0 / 3;
-    y[i] = e * 0x1.62e42fefa39efp-1 + 2 * (f + f * (s * p));
-  }
+  for (int i = 0; i < 16; i++) y[i] = esp::logarithm(x[i]);
 }
 
 }  // namespace

@@ -979,6 +979,11 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   stream_of(stream)->capturing = new Graph;
   return usable();
 }
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const Alone alone;
+  *status = stream_of(stream)->capturing == nullptr ? cudaStreamCaptureStatusNone : cudaStreamCaptureStatusActive;
+  return usable();
+}
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const Alone alone;
   *graph = reinterpret_cast<cudaGraph_t>(stream_of(stream)->capturing);

@@ -8,6 +8,7 @@
  * - Where the CPU returns ESP_NON_FINITE, the step changes nothing and its result has skipped =
  * ESP_STEP_REFUSED.
  * - The values of given scales are not checked.
+ * - A step with noise cannot be captured in a graph (ESP_UNSUPPORTED): each launch would add the same noise.
  */
 #ifndef ESPALIER_CUDA_FUSED_SGD_H
 #define ESPALIER_CUDA_FUSED_SGD_H

@@ -6,6 +6,7 @@ import org.bytedeco.javacpp.LongPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_adamw_options;
 import org.espalier.binding.esp_adamw_tensor;
+import org.espalier.binding.esp_step_noise;
 import org.espalier.binding.esp_step_result;
 import org.espalier.binding.global.espalier;
 import org.espalier.binding.global.espalier_cuda;
@@ -20,6 +21,7 @@ import org.espalier.device.Tensor;
  * <pre>
  *   g = mask · gate · gradient            a pruned or clipped weight receives no gradient
  *   g = clip factor · g                   min(1, maxNorm / (norm + 1e-6)), norm over the whole list
+ *   g = (g + sigma · z) / divisor         where there is noise: see {@link StepNoise}
  *   g = −g                                where maximize
  *   m = beta1 · m + (1 − beta1) · g       m and v are 0 before the first step
  *   v = beta2 · v + (1 − beta2) · g²
@@ -270,6 +272,11 @@ public final class FusedAdamW extends FusedStep {
   @Override
   void nativeLearningRate(double value) {
     options.learning_rate(value);
+  }
+
+  @Override
+  esp_step_noise nativeNoise() {
+    return options.noise();
   }
 
   @Override

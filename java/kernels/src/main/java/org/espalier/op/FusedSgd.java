@@ -6,6 +6,7 @@ import org.bytedeco.javacpp.IntPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_sgd_options;
 import org.espalier.binding.esp_sgd_tensor;
+import org.espalier.binding.esp_step_noise;
 import org.espalier.binding.esp_step_result;
 import org.espalier.binding.global.espalier;
 import org.espalier.binding.global.espalier_cuda;
@@ -19,6 +20,7 @@ import org.espalier.device.Tensor;
  * <pre>
  *   d = mask · gate · gradient            a pruned or clipped weight receives no gradient
  *   d = clip factor · d                   min(1, maxNorm / (norm + 1e-6)), norm over the whole list
+ *   d = (d + sigma · z) / divisor         where there is noise: see {@link StepNoise}
  *   d = −d                                where maximize
  *   d = d + weightDecay · weight          a gated weight still decays
  *   b = first ? d : momentum · b + (1 − dampening) · d
@@ -29,8 +31,8 @@ import org.espalier.device.Tensor;
  *   gate = −127 ≤ rint(weight · (1/scale)) ≤ 127
  * </pre>
  *
- * <p>The first eight lines are torch.optim.SGD (PyTorch), with the same bits as its CPU
- * implementation where mask, gate and clipping are absent. «first» is a state of each tensor and
+ * <p>The first nine lines are torch.optim.SGD (PyTorch), with the same bits as its CPU
+ * implementation where mask, gate, clipping and noise are absent. «first» is a state of each tensor and
  * survives a skipped step. Results have the same bits on every instruction set and for every number
  * of threads.
  *
@@ -274,6 +276,11 @@ public final class FusedSgd extends FusedStep {
   @Override
   void nativeLearningRate(double value) {
     options.learning_rate(value);
+  }
+
+  @Override
+  esp_step_noise nativeNoise() {
+    return options.noise();
   }
 
   @Override

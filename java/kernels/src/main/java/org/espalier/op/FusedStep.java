@@ -3,6 +3,7 @@ package org.espalier.op;
 import java.util.List;
 import org.bytedeco.javacpp.Pointer;
 import org.espalier.InputException;
+import org.espalier.binding.esp_step_noise;
 import org.espalier.binding.esp_step_result;
 import org.espalier.binding.global.espalier;
 import org.espalier.device.CudaMemory;
@@ -31,10 +32,17 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   private CudaMemory history;
   private boolean closed;
 
+  /** What a step takes of the noise's random numbers. */
+  private final long noiseBlocks;
+
+  /** Of the native options, while there is noise. */
+  private esp_step_noise noise;
+
   FusedStep(List<?> parameters, List<Tensor> weights) {
     this.parameters = List.copyOf(parameters);
     this.device = weights.isEmpty() ? Device.cpu() : weights.get(0).device();
     weights.forEach(weight -> weight.pointerOn(device));
+    this.noiseBlocks = weights.stream().mapToLong(weight -> (weight.elements() + 1) / 2).sum();
   }
 
   /** Last in a constructor: plans the list where it is on a CUDA device. */
@@ -61,6 +69,9 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
 
   abstract void nativeLearningRate(double value);
 
+  /** The noise of the native options. */
+  abstract esp_step_noise nativeNoise();
+
   abstract void closeNative();
 
   final int count() {
@@ -84,6 +95,37 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   }
 
   /**
+   * The noise of the next steps, none of which repeats that of another: a step, skipped or not, takes
+   * its random numbers and the next one goes on behind them. A step with noise cannot be captured in a
+   * CUDA graph.
+   *
+   * @param value null for no noise
+   */
+  public final void noise(StepNoise value) {
+    open();
+    esp_step_noise options = nativeNoise();
+    options.sigma(value == null ? 0 : value.sigma());
+    if (value != null) {
+      options.divisor(value.divisor()).key(value.key()).counter(value.counter());
+    }
+    noise = value == null ? null : options;
+  }
+
+  /** The noise of the next step, with its counter; null for none. */
+  public final StepNoise noise() {
+    open();
+    return noise == null
+        ? null
+        : new StepNoise(noise.sigma(), noise.divisor(), noise.key(), noise.counter());
+  }
+
+  private void takeNoise() {
+    if (noise != null) {
+      noise.counter(noise.counter() + noiseBlocks);
+    }
+  }
+
+  /**
    * One step with the gradients as they are now; waits for it.
    *
    * @throws IllegalArgumentException a given scale is not positive or has no finite reciprocal; nothing
@@ -99,6 +141,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
       return result(stream);
     }
     run(result);
+    takeNoise();
     return found();
   }
 
@@ -113,6 +156,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
     DevicePlan.requireOn(device, stream);
     device.makeCurrent();
     queue(plan, history, new esp_step_result(found.pointer()), stream);
+    takeNoise();
   }
 
   /**

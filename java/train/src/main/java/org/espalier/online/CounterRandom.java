@@ -50,20 +50,4 @@ final class CounterRandom {
     long bits = (block[0] & 0xffffffffL | (long) block[1] << 32) >>> 1;
     return Math.floorMod(bits, bound);
   }
-
-  /** The key. */
-  long key() {
-    return key;
-  }
-
-  /**
-   * Takes blocks of another stream than {@link #below}'s, for {@link org.espalier.op.DpAccumulate#noise}.
-   *
-   * @return the first of them
-   */
-  long take(long blocks) {
-    long first = counter;
-    counter += blocks;
-    return first;
-  }
 }

@@ -55,7 +55,6 @@ public final class OnlineLearner implements AutoCloseable {
   private final DriftDetector[] detectors;
   private final Predictor teacher;
   private final WeightState.Checkpoint beginning;
-  private final CounterRandom noise;
   private final List<Consumer<Event>> listeners = new ArrayList<>();
   private final Map<Event.Kind, Long> fired = new EnumMap<>(Event.Kind.class);
   private final String identity;
@@ -93,7 +92,7 @@ public final class OnlineLearner implements AutoCloseable {
    * @param steps steps that were done
    * @param learned examples that were learned
    * @param loss the mean loss of the last step's batch, NaN where none was computed
-   * @param gradientNorm of the last step, NaN where none was needed
+   * @param gradientNorm of the last step, NaN where none was needed, and with privacy
    * @param version the newest version
    */
   public record Report(int steps, int learned, double loss, double gradientNorm, long version) {}
@@ -117,7 +116,10 @@ public final class OnlineLearner implements AutoCloseable {
     gradient = new float[rows * model.outputs()];
     loss = new LossGradient(settings.loss(), settings.constraint(), model.outputs(), rows);
     try {
-      state = new WeightState(model, settings);
+      boolean draws = settings.privacy() != null && noiseKey == null;
+      long key =
+          draws ? new java.security.SecureRandom().nextLong() : noiseKey == null ? 0 : noiseKey;
+      state = new WeightState(model, settings, key);
     } catch (RuntimeException e) {
       loss.close();
       throw e;
@@ -135,11 +137,6 @@ public final class OnlineLearner implements AutoCloseable {
               new Adwin(drift.delta()), new PageHinkley(drift.slack(), drift.threshold())
             };
     random = new CounterRandom(settings.seed(), 0);
-    noise =
-        settings.privacy() == null
-            ? null
-            : new CounterRandom(
-                noiseKey == null ? new java.security.SecureRandom().nextLong() : noiseKey, 0);
     boolean distils = settings.loss() instanceof Loss.Distillation;
     teacher = distils ? model.predictor() : null;
     taught = distils ? new float[rows * model.outputs()] : null;
@@ -516,6 +513,9 @@ public final class OnlineLearner implements AutoCloseable {
       return false;
     }
     if (rule == null) {
+      if (settings.privacy() != null) {
+        norm = Double.NaN; // that of the sum without noise, which nobody may see
+      }
       return true;
     }
     double limit = rule.factor() * meanNorm;
@@ -541,7 +541,7 @@ public final class OnlineLearner implements AutoCloseable {
     return true;
   }
 
-  /** Backward, with the noise of private learning. */
+  /** Backward; with privacy the sum of clipped gradients, which the step adds noise to. */
   private GradientNorm.Result writeGradients(int rows) {
     Privacy privacy = settings.privacy();
     if (privacy == null) {
@@ -551,8 +551,6 @@ public final class OnlineLearner implements AutoCloseable {
         gradient[i] *= rows;
       }
       model.backwardClipped(gradient, rows, privacy.clip());
-      // Divided by the settings' size: the true one would tell about the examples.
-      state.addNoise(noise, privacy.noise() * privacy.clip(), settings.batch());
     }
     return state.gradientNorm();
   }

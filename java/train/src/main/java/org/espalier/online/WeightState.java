@@ -12,12 +12,12 @@ import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.op.Channel;
-import org.espalier.op.DpAccumulate;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
 import org.espalier.op.FusedStep;
 import org.espalier.op.GradientNorm;
 import org.espalier.op.Scale;
+import org.espalier.op.StepNoise;
 import org.espalier.op.WorkingCopy;
 
 /**
@@ -40,7 +40,6 @@ final class WeightState implements AutoCloseable {
   private final List<ByteBuffer> bitState = new ArrayList<>();
   private final FusedStep optimizer;
   private final GradientNorm norm;
-  private final DpAccumulate noise;
   private final double averaging;
 
   /** Takes steps on single examples by itself; null where the settings ask for more than that. */
@@ -49,7 +48,10 @@ final class WeightState implements AutoCloseable {
   /** Float memory, bits and the optimizer's steps by tensor at a moment. */
   record Checkpoint(List<float[]> floats, List<byte[]> bits, long[] steps) {}
 
-  WeightState(Learnable model, OnlineSettings settings) {
+  /**
+   * @param noiseKey of the noise of private learning; not used without
+   */
+  WeightState(Learnable model, OnlineSettings settings, long noiseKey) {
     this.weights = model.weights();
     boolean plain =
         settings.adamW() == null
@@ -126,9 +128,12 @@ final class WeightState implements AutoCloseable {
     }
     optimizer = optimizer(parameters, settings);
     norm = new GradientNorm(normed);
-    noise =
-        new DpAccumulate(
-            learned.stream().map(w -> new DpAccumulate.Parameter(null, w.gradient())).toList());
+    Privacy privacy = settings.privacy();
+    if (privacy != null) {
+      // Divided by the settings' size: the true one would tell about the examples.
+      optimizer.noise(
+          new StepNoise(privacy.noise() * privacy.clip(), settings.batch(), noiseKey, 0));
+    }
   }
 
   private FusedStep optimizer(List<FusedSgd.Parameter> parameters, OnlineSettings settings) {
@@ -234,11 +239,6 @@ final class WeightState implements AutoCloseable {
 
   GradientNorm.Result gradientNorm() {
     return norm.compute();
-  }
-
-  /** Adds the noise of private learning to the gradients and divides them. */
-  void addNoise(CounterRandom random, double sigma, double divisor) {
-    noise.noise(random.key(), random.take(noise.blocks()), sigma, divisor);
   }
 
   void scaleGradients(double factor) {
@@ -360,7 +360,6 @@ final class WeightState implements AutoCloseable {
   public void close() {
     optimizer.close();
     norm.close();
-    noise.close();
     owned.forEach(OwnedTensor::close);
     bits.forEach(BytePointer::close);
   }

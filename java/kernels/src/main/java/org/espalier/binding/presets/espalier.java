@@ -18,6 +18,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
               "espalier/fake_quantize.h",
               "espalier/gradient_norm.h",
               "espalier/working_copy.h",
+              "espalier/step_noise.h",
               "espalier/step_result.h",
               "espalier/fused_adamw.h",
               "espalier/fused_sgd.h",

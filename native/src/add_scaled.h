@@ -1,0 +1,14 @@
+// sum += factor * x over n floats: one fma an element; the tail is the same on zero-filled lanes.
+#pragma once
+#include "simd/simd.h"
+
+namespace {
+
+void add_scaled(float* sum, const float* x, float factor, int64_t n) {
+  const f32x16 f = set1(factor);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(sum + i, fma(f, load(x + i), load(sum + i)));
+  if (i < n) store_n(sum + i, fma(f, load_n(x + i, n - i), load_n(sum + i, n - i)), n - i);
+}
+
+}  // namespace
