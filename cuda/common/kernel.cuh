@@ -13,11 +13,14 @@
 //
 // In a kernel
 //   ESP_SHARED(float, tile, [256]);     instead of __shared__ float tile[256]
+//   ESP_DYNAMIC_SHARED(float, kept);    a pointer to what the launch gives, instead of extern __shared__
 //   ESP_GLOBAL(pointer);                after reading a pointer (not NULL) from a table: its accesses become ld.global
 //   Pack<T, n>                          n elements that are loaded or stored at once, at a multiple of their size
 //   to_float, from_float                BF16 and F16 by the rules of the CPU kernels, NaN included; no intrinsics
 //   bits_32                             32 bits of a mask, from any byte, reading nothing beside the tensor
 //   is_last_block                       the block that finishes last sees what all others wrote
+//   cluster_barrier, cluster_shared     between the blocks of a cluster, which run together (compute capability 9 and 10)
+//   exp2_approximate                    2^x in one instruction, where an error of 2^-22 is stated and tested
 // Indices into a tensor are int64_t; those within a chunk are int. Sums have one order, the CPU's. Contraction is off and
 // fma explicit, as on the CPU, so that results have the same bits.
 //
@@ -33,12 +36,16 @@
 
 #if defined(__CUDACC__)
 #define ESP_SHARED(type, name, dimensions) __shared__ type name dimensions
+#define ESP_DYNAMIC_SHARED(type, name)                    \
+  extern __shared__ __align__(16) char name##_dynamic[]; \
+  type* const name = reinterpret_cast<type*>(name##_dynamic)
 #define ESP_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
 #else
 #define ESP_SHARED(type, name, dimensions)   \
   static const char name##_place = 0;        \
   type(&name) dimensions = *reinterpret_cast<type(*) dimensions>( \
       ::emulator::shared_memory(&name##_place, sizeof(type dimensions)))
+#define ESP_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::emulator::dynamic_shared_memory())
 #define ESP_GLOBAL(pointer) static_cast<void>(pointer)
 #endif
 
@@ -47,18 +54,45 @@ namespace esp {
 // The status of a CUDA call; a failure's text names `what`.
 esp_status check(cudaError_t error, const char* what);
 
-// Queues kernel<<<grid, block, 0, stream>>>(arguments...).
+struct Shape {
+  int64_t grid;
+  int block;
+  int64_t dynamic_shared = 0;  // bytes
+  int cluster = 1;             // blocks side by side that run together
+};
+
+// Queues kernel<<<grid, block, dynamic_shared, stream>>>(arguments...).
 template <class... P, class... A>
-esp_status launch(const char* what, void (*kernel)(P...), int64_t grid, int block, void* stream, A&&... arguments) {
+esp_status launch(const char* what, void (*kernel)(P...), const Shape& shape, void* stream, A&&... arguments) {
+  constexpr int64_t without_asking = 48 << 10;
+  if (shape.dynamic_shared > without_asking) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shape.dynamic_shared));
+    if (error != cudaSuccess) return check(error, what);
+  }
+  const dim3 grid(static_cast<unsigned>(shape.grid)), block(static_cast<unsigned>(shape.block));
+  const size_t dynamic_shared = static_cast<size_t>(shape.dynamic_shared);
 #if defined(__CUDACC__)
-  kernel<<<dim3(static_cast<unsigned>(grid)), dim3(static_cast<unsigned>(block)), 0, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<P>(arguments)...);
-  return check(cudaGetLastError(), what);
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  return check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), what);
 #else
-  return check(emulator::launch(kernel, dim3(static_cast<unsigned>(grid)), dim3(static_cast<unsigned>(block)), 0,
-                                static_cast<cudaStream_t>(stream), static_cast<P>(arguments)...),
+  return check(emulator::launch(kernel, {grid, block, dynamic_shared, shape.cluster}, static_cast<cudaStream_t>(stream),
+                                static_cast<P>(arguments)...),
                what);
 #endif
+}
+template <class... P, class... A>
+esp_status launch(const char* what, void (*kernel)(P...), int64_t grid, int block, void* stream, A&&... arguments) {
+  return launch(what, kernel, Shape{grid, block}, stream, static_cast<A&&>(arguments)...);
 }
 
 constexpr unsigned all_lanes = 0xffffffffu;
@@ -110,6 +144,53 @@ __device__ __forceinline__ f16 from_float<f16>(float x) {
   }
   const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
   return {static_cast<uint16_t>(sign | ((rounded >> 13) - (112u << 10)))};
+}
+
+// Two elements of 16 bits side by side; the results are those of to_float and from_float, by the device's own instructions.
+template <class T>
+__device__ __forceinline__ void to_floats(uint32_t word, float& low, float& high) {
+  low = to_float(T{static_cast<uint16_t>(word)});
+  high = to_float(T{static_cast<uint16_t>(word >> 16)});
+}
+template <>
+__device__ __forceinline__ void to_floats<bf16>(uint32_t word, float& low, float& high) {
+  low = __uint_as_float(word << 16);
+  high = __uint_as_float(word & 0xffff0000u);
+}
+template <class T>
+__device__ __forceinline__ uint32_t from_floats(float low, float high) {
+  return static_cast<uint32_t>(from_float<T>(high).bits) << 16 | from_float<T>(low).bits;
+}
+#if defined(__CUDA_ARCH__)
+template <>
+__device__ __forceinline__ void to_floats<f16>(uint32_t word, float& low, float& high) {
+  asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(low), "=f"(high) : "r"(word));
+}
+#if __CUDA_ARCH__ >= 800
+template <>
+__device__ __forceinline__ uint32_t from_floats<bf16>(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+template <>
+__device__ __forceinline__ uint32_t from_floats<f16>(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+#endif
+#endif
+
+// 2^x within 2^-22 of itself; a result below 2^-126 is 0.
+__device__ __forceinline__ float exp2_approximate(float x) {
+#if defined(__CUDACC__)
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+#else
+  return emulator::exp2_approximate(x);
+#endif
 }
 
 // n elements side by side, loaded or stored by one instruction where that is 2, 4, 8 or 16 bytes.
@@ -189,6 +270,29 @@ __device__ __forceinline__ bool is_last_block(uint32_t* arrived, uint32_t blocks
   }
   __syncthreads();
   return last[0] != 0;
+}
+
+// Waits for all threads of all blocks of the cluster; what they wrote to shared memory before is seen after.
+__device__ __forceinline__ void cluster_barrier() {
+#if !defined(__CUDACC__)
+  emulator::cluster_barrier();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+// Where the `own` of block `rank` of the cluster is; that block has begun and must not have ended.
+template <class T>
+__device__ __forceinline__ const T* cluster_shared(T* own, int rank) {
+#if !defined(__CUDACC__)
+  return static_cast<const T*>(emulator::cluster_shared(own, rank));
+#elif __CUDA_ARCH__ >= 900
+  const T* other;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(other) : "l"(own), "r"(rank));
+  return other;
+#else
+  static_cast<void>(rank);
+  return own;
+#endif
 }
 
 }  // namespace esp

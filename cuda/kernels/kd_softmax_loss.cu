@@ -6,52 +6,22 @@
 // segment's exponentials lie in shared memory, where each of 128 threads adds up 16 of them as one lane of
 // the CPU does; double from there. Idea: rows of one segment are read once: measured, settled and
 // differentiated by one block. Of longer rows the block that comes last settles, and a second kernel computes
-// the exponentials again. Bytes an element (F32): 12 for rows of one segment, 20 beyond. Order of kernels:
-// labels; narrow or wide rows; gradient of rows of several segments. The last block of the last one adds up.
-#include "kd_softmax_loss.h"
-
-#include "kernel.cuh"
+// the exponentials again. Bytes an element (F32): 12 for rows of one segment, 20 beyond. Longer rows of
+// 16-bit logits are held by a cluster of blocks (kd_softmax_loss_held.cuh). Order of kernels: labels; narrow
+// or wide rows; gradient of rows of several segments; or held rows, and those that they left. The last block
+// of the last one adds up.
+#include "kd_softmax_loss_held.cuh"
+#include "kd_softmax_loss_row.cuh"
 
 namespace {
 
-using esp::bf16;
-using esp::f16;
-using esp::kd_segment;
-using esp::KdCall;
-using esp::KdCoefficients;
-using esp::KdExponential;
-using esp::KdPowers;
-using esp::KdRow;
-using esp::KdSegmentSums;
-using esp::KdState;
-
-constexpr int threads = esp::kd_threads, own = 8, group = 4;
+constexpr int own = 8, group = 4;
 constexpr int groups = own / group, group_step = threads * group;
 constexpr int sub_blocks = static_cast<int>(kd_segment) / 256,
               sub_pitch = 256 + 16;  // the 16 keep banks apart
-constexpr float infinity = __builtin_huge_valf(), largest = 3.40282347e+38f;
-constexpr double ln2 = 0x1.62e42fefa39efp-1;
-constexpr float power_zero = 0x1.8p23f, power_origin = power_zero + 127;
-constexpr double far_exponent = 0x1p19;
 
-__device__ __forceinline__ float most(float a, float b) {
-  return a > b ? a : b;
-}
-__device__ __forceinline__ float least(float a, float b) {
-  return a < b ? a : b;
-}
-__device__ __forceinline__ bool is_finite(double x) {
-  return fabs(x) <= 0x1.fffffffffffffp1023;
-}
-__device__ __forceinline__ float quiet_nan() {
-  return __uint_as_float(0x7fc00000);
-}
+// ---- columns of a segment
 
-// ---- logits
-
-__device__ __forceinline__ const char* row_of(const esp_logits& logits, int64_t row) {
-  return static_cast<const char*>(logits.data) + row * logits.stride * (logits.dtype == ESP_F32 ? 4 : 2);
-}
 template <class T>
 __device__ __forceinline__ void load_groups(const T* p, int n, float (&values)[own]) {
   ESP_GLOBAL(p);
@@ -74,142 +44,12 @@ __device__ __forceinline__ void load_own(esp_dtype dtype, const char* p, int n, 
     load_groups(reinterpret_cast<const float*>(p), n, values);
   }
 }
-__device__ __forceinline__ float element(const esp_logits& logits, int64_t row, int64_t column) {
-  const char* const p = row_of(logits, row);
-  return logits.dtype == ESP_BF16  ? esp::to_float(reinterpret_cast<const bf16*>(p)[column])
-         : logits.dtype == ESP_F16 ? esp::to_float(reinterpret_cast<const f16*>(p)[column])
-                                   : reinterpret_cast<const float*>(p)[column];
-}
 // The j-th column of a thread within the segment, and its place in shared memory.
 __device__ __forceinline__ int column_of(int j) {
   return j / group * group_step + static_cast<int>(threadIdx.x) * group + j % group;
 }
 __device__ __forceinline__ int place_of(int column) {
   return column / 256 * sub_pitch + column % 256;
-}
-
-__device__ __forceinline__ bool kept(const KdCall& call, int64_t row) {
-  const uint8_t* const mask = call.arguments.row_mask;
-  return mask == nullptr || (mask[row >> 3] >> (row & 7) & 1) != 0;
-}
-__device__ __forceinline__ int64_t label_of(const KdCall& call, int64_t row) {
-  if (call.arguments.labels == nullptr || call.state->labels_used == 0) return -1;
-  const int64_t label = call.arguments.labels[row];
-  return label == call.arguments.ignore_index ? -1 : label;
-}
-__device__ __forceinline__ bool looked_at(const KdCall& call, int64_t row) {
-  return kept(call, row) && (call.arguments.teacher.data != nullptr || call.arguments.bound.data != nullptr ||
-                             label_of(call, row) >= 0);
-}
-__device__ __forceinline__ const KdPowers& powers_of(const KdCall& call) {
-  return call.state->labels_used != 0 ? call.with_labels : call.without_labels;
-}
-
-// ---- exponentials, as native/src/simd/math.h has them
-
-struct Power {
-  float value, exponent, fraction;
-};
-__device__ __forceinline__ Power exp2_scaled(float x, const KdExponential& e, float origin) {
-  Power power;
-  x = most(e.lowest, x);  // the limit first, so that a NaN passes
-  power.exponent = fmaf(x, e.high, origin);
-  float r = fmaf(x, e.high, origin - power.exponent);
-  r = fmaf(x, e.low, r);
-  power.fraction = r;
-  float p = 0x1.4172b4p-13f;
-  p = fmaf(p, r, 0x1.5f0976p-10f);
-  p = fmaf(p, r, 0x1.3b2ddap-7f);
-  p = fmaf(p, r, 0x1.c6af7ap-5f);
-  p = fmaf(p, r, 0x1.ebfbdcp-3f);
-  p = fmaf(p, r, 0x1.62e43p-1f);
-  p = fmaf(p, r, 1.0f);
-  power.value = p * __uint_as_float(__float_as_uint(most(power.exponent, power_zero)) << 23);
-  return power;
-}
-__device__ __forceinline__ float exponent_of(const KdExponential& e, float maximum) {
-  return rintf(most(maximum, e.lowest) * e.high);
-}
-__device__ __forceinline__ float origin_of(const KdExponential& e, float exponent) {
-  return power_origin + (static_cast<float>(e.bias) - exponent);
-}
-__device__ __forceinline__ float hard_power(int power, float student) {
-  const float square = student * student;
-  return power == 2 ? square : square * square;
-}
-// max(0, s - b); a bound of -inf bounds nothing.
-__device__ __forceinline__ float excess_of(float s, float b) {
-  return b == -infinity ? 0.0f : most(0.0f, s - b);
-}
-
-__device__ double log_of(double x) {
-  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(x));
-  const uint64_t above = bits - 0x3fe6a09e667f3bcdull + (uint64_t{1024} << 52);
-  const uint64_t exponent_bits = above >> 52, m_bits = bits - (exponent_bits << 52) + (uint64_t{1024} << 52);
-  const double m = __longlong_as_double(static_cast<long long>(m_bits));
-  const double e =
-      __longlong_as_double(static_cast<long long>(exponent_bits | 0x4330000000000000ull)) - (0x1p52 + 1024);
-  const double f = (m - 1) / (m + 1), s = f * f;
-  double p = 1.0 / 19;
-  p = p * s + 1.0 / 17;
-  p = p * s + 1.0 / 15;
-  p = p * s + 1.0 / 13;
-  p = p * s + 1.0 / 11;
-  p = p * s + 1.0 / 9;
-  p = p * s + 1.0 / 7;
-  p = p * s + 1.0 / 5;
-  p = p * s + 1.0 / 3;
-  return e * 0x1.62e42fefa39efp-1 + 2 * (f + f * (s * p));
-}
-__device__ __forceinline__ double power_of_two(double n) {
-  if (!(n >= -1022)) return 0;
-  return __longlong_as_double((static_cast<long long>(n) + 1023) << 52);
-}
-
-// ---- loss terms and coefficients of one row
-
-struct RowSums {
-  double student, teacher, hard, difference, bound, hard_exponent, base;
-  float label_logit;
-  bool student_lost, teacher_lost;
-  int64_t column;
-};
-
-// With their terms where `records`.
-__device__ KdCoefficients finish_row(const KdCall& call, int64_t row, const RowSums& g, bool records) {
-  const KdState& state = *call.state;
-  const KdPowers& powers = powers_of(call);
-  const bool valid = g.column >= 0, soft = call.arguments.teacher.data != nullptr,
-             one = call.arguments.classes == 1;
-  const double nan = __longlong_as_double(0x7ff8000000000000ll);
-  const double student = 1 / g.student, teacher = 1 / g.teacher, hard = valid ? state.alpha / g.hard : 0;
-  const double soft_weight = soft ? state.soft_weight : 0;
-  const bool bound_lost = g.bound != g.bound;
-  if (records) {
-    double* const terms = call.terms + row;
-    const int64_t rows = call.arguments.rows;
-    const double divergence = ln2 * g.difference * teacher + log_of(g.student * teacher);
-    const double ce = log_of(g.hard) + ln2 * (g.hard_exponent - powers.hard.bias) +
-                      (g.base - static_cast<double>(g.label_logit));
-    terms[0] = !valid ? 0 : g.student_lost ? nan : one ? 0 : ce;
-    terms[rows] = !soft                              ? 0
-                  : g.student_lost || g.teacher_lost ? nan
-                  : one || !(divergence > 0)         ? 0
-                                                     : call.temperature_squared * divergence;
-    terms[2 * rows] = bound_lost ? nan : g.bound;
-  }
-  KdCoefficients c;
-  c.lost = g.student_lost || g.teacher_lost || bound_lost;
-  c.student = static_cast<float>(soft_weight * student + (powers.power == 1 ? hard : 0));
-  c.teacher = static_cast<float>(soft_weight * teacher);
-  c.hard = static_cast<float>(powers.power == 1 ? 0 : hard);
-  c.bound = static_cast<float>(state.bound_weight);
-  c.label = static_cast<float>(valid ? state.alpha : 0);
-  c.column = g.column;
-  return c;
-}
-__device__ __forceinline__ void clear_terms(const KdCall& call, int64_t row) {
-  for (int part = 0; part < 3; part++) call.terms[part * call.arguments.rows + row] = 0;
 }
 
 // ---- one segment by one block
@@ -434,8 +274,8 @@ __device__ __forceinline__ void settle(const KdCall& call, const KdPowers& power
   g.teacher_lost = !t_finite || !is_finite(g.teacher);
   g.column = label_of(call, row);
   g.label_logit = g.column < 0 ? 0.0f : element(a.student, row, g.column);
-  call.row[row] = {s_exponent,   t_exponent,   h_exponent,
-                   base.student, base.teacher, finish_row(call, row, g, true)};
+  record_terms(call, row, g);
+  call.row[row] = {s_exponent, t_exponent, h_exponent, base.student, base.teacher, coefficients_of(call, g)};
 }
 
 // ---- the gradient of one segment
@@ -476,19 +316,6 @@ __device__ __forceinline__ void store_element(const KdCall& call, int64_t row, i
   }
 }
 
-__device__ __forceinline__ float gradient_of(const KdCoefficients& c, int power, bool soft, bool bounded,
-                                             float x, float t, float h, float excess) {
-  float g = c.student * x;
-  if (soft) g = fmaf(-c.teacher, t, g);
-  if (power == 0) {
-    g = fmaf(c.hard, h, g);
-  } else if (power != 1) {
-    g = fmaf(c.hard, hard_power(power, x), g);
-  }
-  if (bounded) g = fmaf(c.bound, excess, g);
-  return g;
-}
-
 // From what fill() left in shared memory; each thread reads what it wrote.
 __device__ __forceinline__ void differentiate(const KdCall& call, const KdPowers& powers, int64_t row,
                                               int64_t index, const KdRow& r, const KdSegmentSums& sums,
@@ -514,6 +341,25 @@ __device__ __forceinline__ void differentiate(const KdCall& call, const KdPowers
     if (c.lost) g[j] = quiet_nan();
   }
   store_own(call, row, first, n, g);
+}
+
+// The same from the logits.
+__device__ __forceinline__ void differentiate_again(const KdCall& call, int64_t row, int64_t index,
+                                                    Segment& segment) {
+  const esp_kd_softmax_loss_arguments& a = call.arguments;
+  const KdPowers& powers = powers_of(call);
+  const KdRow r = call.row[row];
+  const KdSegmentSums sums = call.sums[row * call.segments + index];
+  const int64_t first = index * kd_segment;
+  const int n = static_cast<int>(a.classes - first < kd_segment ? a.classes - first : kd_segment);
+  float s[own], t[own];
+  load_own(a.student.dtype, row_of(a.student, row) + first * (a.student.dtype == ESP_F32 ? 4 : 2), n, s);
+  if (a.teacher.data != nullptr)
+    load_own(a.teacher.dtype, row_of(a.teacher, row) + first * (a.teacher.dtype == ESP_F32 ? 4 : 2), n, t);
+  KdSegmentSums origins = sums;
+  if (powers.power != 0) origins.hard_exponent = 0;  // not used
+  fill(call, powers, row, first, n, {r.student_base, r.teacher_base, false}, origins, s, t, segment);
+  differentiate(call, powers, row, index, r, sums, segment);
 }
 
 __device__ __forceinline__ void fill_zero(const KdCall& call, int64_t row, int64_t index) {
@@ -630,30 +476,41 @@ __global__ void __launch_bounds__(threads, 2) kd_softmax_loss_wide_kernel(KdCall
 __global__ void __launch_bounds__(threads, 2) kd_softmax_loss_gradient_kernel(KdCall call) {
   ESP_SHARED(Segment, segments, [1]);
   Segment& segment = segments[0];
-  const esp_kd_softmax_loss_arguments& a = call.arguments;
   const int64_t row = blockIdx.x / call.segments, index = blockIdx.x % call.segments;
   if (call.state->is_bad == 0) {
     if (looked_at(call, row)) {
-      const KdPowers& powers = powers_of(call);
-      const KdRow r = call.row[row];
-      const KdSegmentSums sums = call.sums[row * call.segments + index];
-      const int64_t first = index * kd_segment;
-      const int n = static_cast<int>(a.classes - first < kd_segment ? a.classes - first : kd_segment);
-      float s[own], t[own];
-      load_own(a.student.dtype, row_of(a.student, row) + first * (a.student.dtype == ESP_F32 ? 4 : 2), n, s);
-      if (a.teacher.data != nullptr) {
-        load_own(a.teacher.dtype, row_of(a.teacher, row) + first * (a.teacher.dtype == ESP_F32 ? 4 : 2), n,
-                 t);
-      }
-      KdSegmentSums origins = sums;
-      if (powers.power != 0) origins.hard_exponent = 0;  // not used
-      fill(call, powers, row, first, n, {r.student_base, r.teacher_base, false}, origins, s, t, segment);
-      differentiate(call, powers, row, index, r, sums, segment);
+      differentiate_again(call, row, index, segment);
     } else {
       fill_zero(call, row, index);
     }
   }
   if (esp::is_last_block(&call.state->arrived, gridDim.x)) add_up(call, segment);
+}
+
+// A row that another way left, by one block: with logits of a million or with -inf. Such rows are few, or
+// slow.
+__device__ __forceinline__ void far_row(const KdCall& call, int64_t row, Segment& segment) {
+  for (int64_t index = 0; index < call.segments; index++) {
+    measure(call, powers_of(call), row, index, {0, 0, false}, segment,
+            call.sums + row * call.segments + index);
+  }
+  settle(call, powers_of(call), row, segment);
+  __syncthreads();
+  for (int64_t index = 0; call.arguments.gradient != nullptr && index < call.segments; index++)
+    differentiate_again(call, row, index, segment);
+}
+
+// After rows that were held.
+__global__ void __launch_bounds__(threads, 2) kd_softmax_loss_far_kernel(KdCall call) {
+  ESP_SHARED(Segment, segments, [1]);
+  Segment& segment = segments[0];
+  for (uint32_t i = blockIdx.x; i < call.state->far_rows; i += gridDim.x) {
+    far_row(call, call.far[i], segment);
+    __syncthreads();
+  }
+  if (!esp::is_last_block(&call.state->arrived, gridDim.x)) return;
+  if (threadIdx.x == 0) call.state->far_rows = 0;
+  add_up(call, segment);
 }
 
 // ---- rows of at most 64 columns: 4 threads each, which have every fourth column
@@ -777,7 +634,8 @@ __device__ __forceinline__ bool narrow_row(const KdCall& call, const KdPowers& p
   g.hard_exponent = static_cast<double>(power == 0 ? h_exponent : s_exponent * static_cast<float>(power));
   g.student_lost = !(s_finite && student <= largest && hard <= largest);
   g.teacher_lost = soft && !(t_finite && teacher <= largest);
-  const KdCoefficients c = finish_row(call, row, g, lane == 0);
+  if (lane == 0) record_terms(call, row, g);
+  const KdCoefficients c = coefficients_of(call, g);
   if (a.gradient == nullptr) return true;
 #pragma unroll
   for (int k = 0; k < quarter; k++) {
@@ -809,16 +667,8 @@ __global__ void __launch_bounds__(threads, quarter > 8 ? 1 : 2) kd_softmax_loss_
   }
   if (!done && threadIdx.x % 4 == 0) call.far[atomicAdd(&call.state->far_rows, 1u)] = row;
   if (!esp::is_last_block(&call.state->arrived, gridDim.x)) return;
-  // Rows with logits of a million or with -inf: few, or slow.
   const uint32_t far_rows = call.state->far_rows;
-  for (uint32_t i = 0; i < far_rows; i++) {
-    const int64_t far = call.far[i];
-    measure(call, powers, far, 0, {0, 0, false}, segment, call.sums + far);
-    settle(call, powers, far, segment);
-    __syncthreads();
-    if (call.arguments.gradient != nullptr)
-      differentiate(call, powers, far, 0, call.row[far], call.sums[far], segment);
-  }
+  for (uint32_t i = 0; i < far_rows; i++) far_row(call, call.far[i], segment);
   __syncthreads();
   if (threadIdx.x == 0) call.state->far_rows = 0;
   add_up(call, segment);
@@ -838,6 +688,11 @@ esp_status esp::launch_kd_softmax_loss(const KdCall& call, void* stream) {
                   a.classes <= kd_narrow / 2 ? kd_softmax_loss_narrow_kernel<kd_narrow / 8>
                                              : kd_softmax_loss_narrow_kernel<kd_narrow / 4>,
                   (rows + kd_narrow_rows - 1) / kd_narrow_rows, threads, stream, call);
+  }
+  if (call.hold.blocks > 0) {
+    if (esp_status status = a.rows == 0 ? ESP_OK : launch_held(call, stream)) return status;
+    return launch("kd_softmax_loss of far rows", kd_softmax_loss_far_kernel, kd_far_blocks, threads, stream,
+                  call);
   }
   const bool ends = call.segments == 1 || a.gradient == nullptr || a.rows == 0;
   if (esp_status status = launch("kd_softmax_loss", kd_softmax_loss_wide_kernel, rows * call.segments,

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "device_limits.h"
 #include "kernel.cuh"
 #include "nvml.h"
 #include "status.h"
@@ -55,6 +56,16 @@ esp_status check(cudaError_t error, const char* what) {
                                     error == cudaErrorInvalidDevice       ? ESP_INVALID_ARGUMENT
                                                                           : ESP_DEVICE_ERROR;
   return fail(status, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+esp_status device_limits(DeviceLimits* limits) {
+  int device = 0, shared = 0, major = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  // 12.0 has clusters of one block only.
+  *limits = {shared, major == 9 || major == 10};
+  return check(error, "CUDA device's limits");
 }
 
 }  // namespace esp

@@ -14,7 +14,7 @@ using namespace esp_test;
 
 template <class... P, class... A>
 bool run(void (*kernel)(P...), dim3 grid, dim3 block, A... arguments) {
-  return emulator::launch(kernel, grid, block, 0, nullptr, arguments...) == cudaSuccess &&
+  return emulator::launch(kernel, {grid, block, 0, 1}, nullptr, arguments...) == cudaSuccess &&
          cudaStreamSynchronize(nullptr) == cudaSuccess;
 }
 
@@ -39,6 +39,42 @@ __global__ void shuffle(int* out) {
   mine[9] = __any_sync(~0u, t == 40);
   mine[10] = __all_sync(~0u, t < 32);
   mine[11] = static_cast<int>(__match_any_sync(~0u, t % 5));
+}
+// Each block of a cluster reads what its neighbours wrote, in both kinds of shared memory.
+template <bool waits>
+__global__ void look_around(unsigned* out, int size) {
+  ESP_SHARED(unsigned, own, [64]);
+  ESP_DYNAMIC_SHARED(unsigned, more);
+  const unsigned thread = threadIdx.x, block = blockIdx.x;
+  own[thread] = block * 100 + thread;
+  more[thread] = block;
+  if (waits) esp::cluster_barrier();
+  unsigned sum = 0;
+  for (int rank = 0; rank < size; rank++)
+    sum += *esp::cluster_shared(own + 63 - thread, rank) + *esp::cluster_shared(more + thread, rank);
+  out[block * 64 + thread] = sum;
+  esp::cluster_barrier();
+}
+[[maybe_unused]] __global__ void look_after_the_end(int* out) {
+  ESP_SHARED(int, own, [1]);
+  if (blockIdx.x % 2 == 1) return;
+  esp::cluster_barrier();  // threads that have exited do not count
+  out[0] = *esp::cluster_shared(own, 1);
+}
+bool looks_around(void (*kernel)(unsigned*, int), int size, bool right) {
+  const int blocks = size * 5;
+  std::vector<unsigned> out(static_cast<size_t>(blocks * 64));
+  CHECK(emulator::launch(kernel, {static_cast<unsigned>(blocks), 64, 256, size}, nullptr, out.data(), size) ==
+        cudaSuccess);
+  CHECK(cudaStreamSynchronize(nullptr) == cudaSuccess);
+  bool same = true;
+  for (int i = 0; i < blocks * 64; i++) {
+    const int first = i / 64 / size * size;
+    int sum = 0;
+    for (int block = first; block < first + size; block++) sum += block * 100 + 63 - i % 64 + block;
+    same = same && out[static_cast<size_t>(i)] == static_cast<unsigned>(sum);
+  }
+  return same == right;
 }
 // Two halves of a warp, each with operations of its own.
 __global__ void halves(int* out) {
@@ -210,17 +246,18 @@ void test_streams() {
   int x = 1;
   cudaEvent_t event;
   CHECK(cudaEventCreate(&event) == cudaSuccess);
-  CHECK(emulator::launch(add, 1, 1, 0, first, &x, 4) == cudaSuccess);
+  CHECK(emulator::launch(add, {1, 1, 0, 1}, first, &x, 4) == cudaSuccess);
   CHECK(cudaEventRecord(event, first) == cudaSuccess);
-  CHECK(emulator::launch(add, 1, 1, 0, first, &x, 100) == cudaSuccess);
+  CHECK(emulator::launch(add, {1, 1, 0, 1}, first, &x, 100) == cudaSuccess);
   CHECK(cudaStreamWaitEvent(second, event, 0) == cudaSuccess);
-  CHECK(emulator::launch(times, 1, 1, 0, second, &x, 10) == cudaSuccess);
+  CHECK(emulator::launch(times, {1, 1, 0, 1}, second, &x, 10) == cudaSuccess);
   CHECK(x == 1);
   CHECK(two.wait() && x == 50);
   CHECK(one.wait() && x == 150);
   CHECK(cudaEventDestroy(event) == cudaSuccess);
-  CHECK(run_captured(
-      one, 3, [&] { return emulator::launch(add, 1, 1, 0, first, &x, 1) == cudaSuccess ? ESP_OK : 1; }));
+  CHECK(run_captured(one, 3, [&] {
+    return emulator::launch(add, {1, 1, 0, 1}, first, &x, 1) == cudaSuccess ? ESP_OK : 1;
+  }));
   CHECK(x == 153);
   CHECK(!run_captured(one, 1, [&] { return esp_cuda_stream_synchronize(one.get()); }));  // waits
   void* memory;
@@ -260,10 +297,36 @@ void notices(const char* part, void (*kernel)(P...), dim3 grid, dim3 block, A...
   *lost_races += !reverses(reverse_twice<true, false>);
 }
 
+void test_clusters() {
+  for (const int size : {1, 2, 4, 8}) CHECK(looks_around(look_around<true>, size, true));
+#if !defined(__SANITIZE_THREAD__)
+  CHECK(looks_around(look_around<false>, 4, false));
+  int out = 0;
+  CHECK(emulator::launch(look_after_the_end, {2, 64, 0, 2}, nullptr, &out) == cudaSuccess);
+  CHECK(cudaStreamSynchronize(nullptr) != cudaSuccess);
+  CHECK(std::string(emulator::failure()).find("has ended") != std::string::npos);
+  emulator::reset();
+  const auto refused = [&](emulator::Shape shape) {
+    CHECK(emulator::launch(look_after_the_end, shape, nullptr, &out) == cudaErrorInvalidConfiguration);
+    cudaGetLastError();
+  };
+  refused({2, 64, 0, 16});
+  refused({3, 64, 0, 2});
+  refused({2, 64, 50000, 2});
+  CHECK(cudaFuncSetAttribute(look_after_the_end, cudaFuncAttributeMaxDynamicSharedMemorySize, 300000) ==
+        cudaErrorInvalidValue);
+  cudaGetLastError();
+  emulator::options.major = 8;
+  refused({2, 64, 0, 2});
+  emulator::options.major = 9;
+#endif
+}
+
 int lost_races = 0, runs = 0;
 
 void test(const Setting&) {
   test_promises();
+  test_clusters();
   test_streams();
 #if !defined(__SANITIZE_THREAD__)  // a launch given up leaves it without the end of its threads
   runs++;

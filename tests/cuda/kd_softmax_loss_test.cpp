@@ -1,12 +1,15 @@
 // kd_softmax_loss on a device gives the gradient of the CPU bit for bit, and parts of the loss that differ by
-// the order of one sum. Classes around 64 (a quarter row a thread), 256 (a sub-block of sums), 2048 (a
-// segment, a block) and beyond; every way to share exponentials (T = 1, 2, 4, other); absent parts; masks,
-// strides, types, in place; rows far from 0, far apart, infinite, NaN.
+// the order of one sum; rows of 16-bit logits of more than 2048 classes, which it holds in shared memory,
+// within the bounds of its header. Classes around 64 (a quarter row a thread), 256 (a sub-block of sums),
+// 2048 (a segment, a block) and beyond; every way to share exponentials (T = 1, 2, 4, other); absent parts;
+// masks, strides, types, in place; rows far from 0, far apart, infinite, NaN; clusters of 1 to 8 blocks, and
+// devices whose shared memory holds only part of a row.
 #include "espalier/cuda/kd_softmax_loss.h"
 
 #include <cmath>
 
 #include "device_test.h"
+#include "kd_softmax_loss.h"
 
 namespace {
 
@@ -33,13 +36,38 @@ void put(std::vector<uint8_t>& bytes, int64_t i, esp_dtype dtype, float x) {
               static_cast<size_t>(size_of(dtype)));
 }
 
+float get(const std::vector<uint8_t>& bytes, int64_t i, esp_dtype dtype) {
+  if (dtype == ESP_F32) {
+    float x;
+    std::memcpy(&x, bytes.data() + 4 * i, 4);
+    return x;
+  }
+  uint16_t half;
+  std::memcpy(&half, bytes.data() + 2 * i, 2);
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, magnitude = half & 0x7fff;
+  uint32_t word = static_cast<uint32_t>(half) << 16;
+  if (dtype == ESP_F16) {
+    const float x =
+        magnitude >= 0x7c00
+            ? (magnitude == 0x7c00 ? INFINITY : NAN)
+            : std::ldexp(static_cast<float>(magnitude & 0x3ff) + (magnitude >= 0x400 ? 1024.0f : 0.0f),
+                         static_cast<int>(magnitude >= 0x400 ? magnitude >> 10 : 1) - 25);
+    std::memcpy(&word, &x, 4);
+    word |= sign;
+  }
+  float x;
+  std::memcpy(&x, &word, 4);
+  return x;
+}
+
 struct Logits {
   std::vector<uint8_t> bytes;
   esp_logits host = {nullptr, 0, ESP_F32};
   int64_t shift = 0;
   Logits() = default;
-  Logits(int64_t rows, int64_t classes, float spread, bool repeated, Random& random) {
-    host.dtype = static_cast<esp_dtype>(random.below(3));
+  // Of that type, or of any where it is negative.
+  Logits(int64_t rows, int64_t classes, float spread, bool repeated, int type, Random& random) {
+    host.dtype = static_cast<esp_dtype>(type < 0 ? random.below(3) : type);
     host.stride = repeated ? 0 : classes + (random.below(3) == 0 ? 1 + random.below(5) : 0);
     const int64_t n = repeated ? classes : (rows > 0 ? (rows - 1) * host.stride + classes : 0);
     bytes.resize(static_cast<size_t>(n * size_of(host.dtype)));
@@ -51,13 +79,66 @@ struct Logits {
 
 enum class Rows { usual, strange };
 
-// One call on both sides.
-void compare(int64_t rows, int64_t classes, double temperature, Rows kind, Random& random) {
+// What the device may be off by where it holds rows in shared memory.
+struct Bounds {
+  std::vector<double> gradient;  // of each element, before it is rounded
+  double ce = 0, kl = 0, bound = 0;
+};
+// Probabilities of a row at a temperature, 0 where there are none.
+std::vector<double> softmax(const Logits& logits, int64_t row, int64_t classes, double temperature) {
+  std::vector<double> p(static_cast<size_t>(classes));
+  double largest = -INFINITY, sum = 0;
+  for (int64_t c = 0; c < classes; c++) {
+    p[static_cast<size_t>(c)] = get(logits.bytes, row * logits.host.stride + c, logits.host.dtype);
+    largest = std::fmax(largest, p[static_cast<size_t>(c)]);
+  }
+  for (double& x : p) sum += x = std::exp((x - largest) / temperature);
+  for (double& x : p) x = std::isfinite(x / sum) ? x / sum : 0;
+  return p;
+}
+Bounds bounds_of(const esp_kd_softmax_loss_arguments& a, const Logits& student, const Logits& teacher,
+                 const esp_kd_softmax_loss_result& expected) {
+  Bounds b;
+  const bool taught = a.teacher.data != nullptr;
+  const double rows = static_cast<double>(expected.rows > 0 ? expected.rows : 1),
+               valid = static_cast<double>(expected.valid > 0 ? expected.valid : 1);
+  const double power = a.temperature == 2 || a.temperature == 4 ? a.temperature : 1,
+               t = taught ? a.temperature : 1;
+  const double soft = taught ? (1 - a.alpha) * t / rows : 0,
+               hard = expected.valid > 0 ? power * a.alpha / valid : 0;
+  double apart = 0;
+  for (int64_t row = 0; row < a.rows; row++) {
+    const std::vector<double> p = softmax(student, row, a.classes, t),
+                              h = softmax(student, row, a.classes, 1);
+    const std::vector<double> q = taught ? softmax(teacher, row, a.classes, t) : p;
+    for (size_t c = 0; c < p.size(); c++) {
+      const float s =
+          get(student.bytes, row * student.host.stride + static_cast<int64_t>(c), student.host.dtype);
+      const float w =
+          taught ? get(teacher.bytes, row * teacher.host.stride + static_cast<int64_t>(c), teacher.host.dtype)
+                 : s;
+      if (std::isfinite(s) && std::isfinite(w)) apart = std::fmax(apart, std::fabs(w - s) / t);
+      const double excess = a.beta > 0 && s > w ? 2 * a.beta * (s - w) / rows : 0;
+      b.gradient.push_back(0x1p-16 * (soft * (p[c] + q[c]) + hard * h[c]) + 0x1p-22 * excess + 0x1p-126);
+    }
+  }
+  b.ce = 0x1p-16 * power;
+  b.kl = 0x1p-16 * t * t * (1 + apart);
+  b.bound = 0x1p-18;
+  return b;
+}
+bool near(double a, double b, double error) {
+  return (a != a && b != b) || a == b || std::fabs(a - b) <= error;
+}
+
+// One call on both sides. `type` of the logits and of the gradient: any where it is negative.
+void compare(int64_t rows, int64_t classes, double temperature, Rows kind, Random& random, int type = -1) {
   const float spread = random.below(3) == 0 ? 30.0f : 4.0f;
-  Logits student(rows, classes, spread, false, random), teacher, bound;
+  Logits student(rows, classes, spread, false, type, random), teacher, bound;
   const bool taught = random.below(4) != 0, labelled = random.below(4) != 0;
-  if (taught) teacher = Logits(rows, classes, spread, rows > 1 && random.below(6) == 0, random);
-  if (random.below(2) == 0) bound = Logits(rows, classes, spread, random.below(3) == 0, random);
+  if (taught) teacher = Logits(rows, classes, spread, rows > 1 && random.below(6) == 0, type, random);
+  if (type < 0 && random.below(2) == 0)
+    bound = Logits(rows, classes, spread, random.below(3) == 0, type, random);
   if (kind == Rows::strange) {
     const float values[] = {-INFINITY, -INFINITY, -3e7f, 2e7f, 1e10f, NAN, INFINITY};
     for (int64_t row = 0; row < rows; row++) {
@@ -90,7 +171,7 @@ void compare(int64_t rows, int64_t classes, double temperature, Rows kind, Rando
   host.beta = taught || bound.host.data != nullptr ? static_cast<double>(random.below(2)) * 0.3 : 0;
 
   const bool in_place = random.below(5) == 0, wanted = random.below(10) != 0;
-  host.gradient_dtype = in_place ? student.host.dtype : static_cast<esp_dtype>(random.below(3));
+  host.gradient_dtype = in_place || type >= 0 ? student.host.dtype : static_cast<esp_dtype>(random.below(3));
   host.gradient_stride = in_place ? student.host.stride : classes + random.below(2) * 3;
   std::vector<uint8_t> gradient(
       in_place ? student.bytes.size()
@@ -117,6 +198,25 @@ void compare(int64_t rows, int64_t classes, double temperature, Rows kind, Rando
   host.gradient = wanted ? gradient.data() : nullptr;
   esp_kd_softmax_loss_result expected;
   CHECK(esp_kd_softmax_loss(&host, &expected) == ESP_OK);
+  const bool bounded = host.beta > 0 && bound.host.data != nullptr;
+  const bool held = classes > 2048 && student.host.dtype != ESP_F32 && !bounded &&
+                    (!taught || teacher.host.dtype == student.host.dtype) &&
+                    (!wanted || host.gradient_dtype == student.host.dtype);
+  Bounds bounds;
+  std::vector<float> exact;  // the gradient before it is rounded
+  if (held) {
+    Logits before = student;
+    before.bytes = student_before;
+    bounds = bounds_of(host, before, teacher, expected);
+    exact.resize(static_cast<size_t>(rows * classes));
+    esp_kd_softmax_loss_arguments unrounded = host;
+    unrounded.student.data = student_before.data();
+    unrounded.gradient = exact.data();
+    unrounded.gradient_dtype = ESP_F32;
+    unrounded.gradient_stride = classes;
+    esp_kd_softmax_loss_result same;
+    CHECK(esp_kd_softmax_loss(&unrounded, &same) == ESP_OK);
+  }
 
   int64_t bytes = 0;
   CHECK(esp_cuda_kd_softmax_loss_workspace(&device, &bytes) == ESP_OK);
@@ -130,18 +230,44 @@ void compare(int64_t rows, int64_t classes, double temperature, Rows kind, Rando
   const auto check = [&] {
     const int failed = checks_failed;
     const esp_cuda_kd_softmax_loss_result found = result.values()[0];
-    const double bound_of_sum = 0x1p-53 * static_cast<double>(rows + 8);
-    const auto near = [&](double a, double b) {
-      return (a != a && b != b) || a == b || std::fabs(a - b) <= bound_of_sum * std::fabs(b);
+    const double order = 0x1p-53 * static_cast<double>(rows + 8);
+    const auto close = [&](double a, double b, double error) {
+      return near(a, b, error + order * std::fabs(b));
     };
     CHECK(found.bad_row == -1 && found.values.rows == expected.rows && found.values.valid == expected.valid);
-    CHECK(near(found.values.ce, expected.ce));
-    CHECK(near(found.values.kl, expected.kl));
-    CHECK(near(found.values.bound, expected.bound));
-    CHECK(near(found.values.loss, expected.loss));
+    CHECK(close(found.values.ce, expected.ce, bounds.ce));
+    CHECK(close(found.values.kl, expected.kl, bounds.kl));
+    CHECK(close(found.values.bound, expected.bound, bounds.bound * expected.bound));
+    CHECK(close(
+        found.values.loss, expected.loss,
+        host.alpha * bounds.ce + (1 - host.alpha) * bounds.kl + host.beta * bounds.bound * expected.bound));
     if (wanted) {
       const std::vector<uint8_t> written = in_place ? device_student.values() : device_gradient.values();
-      CHECK(written == gradient);
+      if (!held) CHECK(written == gradient);
+      int64_t wrong = 0;
+      std::vector<uint8_t> rest = written;  // what lies between the rows
+      for (int64_t row = 0; held && row < rows; row++) {
+        for (int64_t c = 0; c < classes; c++) {
+          const int64_t at = row * host.gradient_stride + c;
+          const double g = get(written, at, host.gradient_dtype),
+                       x = exact[static_cast<size_t>(row * classes + c)],
+                       error = bounds.gradient[static_cast<size_t>(row * classes + c)];
+          // Half a unit of the last place: 8 bits of BF16, 11 of F16 and its subnormal numbers.
+          const double rounding = host.gradient_dtype == ESP_BF16
+                                      ? 0x1p-8 * std::fabs(x) + 0x1p-134
+                                      : std::fmax(0x1p-11 * std::fabs(x), 0x1p-25);
+          if (!near(g, x, error + rounding * (1 + 0x1p-8)) && ++wrong == 1)
+            std::printf("  row %lld class %lld: %g, not %g within %g\n", static_cast<long long>(row),
+                        static_cast<long long>(c), g, x, error + rounding);
+          put(rest, at, host.gradient_dtype, 0);
+        }
+      }
+      CHECK(wrong == 0);
+      for (int64_t row = 0; held && row < rows; row++) {
+        for (int64_t c = 0; c < classes; c++)
+          put(gradient, row * host.gradient_stride + c, host.gradient_dtype, 0);
+      }
+      if (held) CHECK(rest == gradient);
     }
     if (checks_failed > failed) {
       std::printf("  %lld rows of %lld classes, T %g, alpha %g, beta %g, %s, %s, types %d %d %d %d%s\n",
@@ -156,10 +282,83 @@ void compare(int64_t rows, int64_t classes, double temperature, Rows kind, Rando
   };
   CHECK(run() == ESP_OK && stream.wait());
   check();
+  const auto written = [&] { return in_place ? device_student.values() : device_gradient.values(); };
+  const std::vector<uint8_t> first = written();
+  const esp_cuda_kd_softmax_loss_result first_result = result.values()[0];
   if (in_place) device_student.set(student_before);
   result.zero();
   CHECK(run_captured(stream, 1, run));
   check();
+  const esp_cuda_kd_softmax_loss_result again = result.values()[0];
+  CHECK(written() == first && std::memcmp(&again, &first_result, sizeof again) == 0);
+}
+
+// The arithmetic of where rows lie, for sizes that no test could compute.
+void test_hold() {
+  const auto hold = [](int64_t classes, bool taught, int64_t shared, bool clusters) {
+    esp_kd_softmax_loss_arguments a = {};
+    a.rows = 1;
+    a.classes = classes;
+    a.student = {&a, classes, ESP_BF16};
+    if (taught) a.teacher = a.student;
+    return esp::kd_hold(a, {shared, clusters});
+  };
+  const int64_t h200 = 228 << 10;
+  const esp::KdHold none = hold(2048, true, h200, true), small = hold(2049, true, h200, true),
+                    words = hold(32000, true, h200, true), large = hold(131072, true, h200, true),
+                    largest = hold(262144, true, h200, true), alone = hold(131072, true, h200, false),
+                    untaught = hold(32000, false, h200, true);
+  CHECK(none.blocks == 0);
+  CHECK(small.blocks == 1 && small.share == 2056 && small.layers == 2 && small.held == 2);
+  // A third of the multiprocessor each, and nothing read twice: the sizes that are measured.
+  CHECK(words.blocks == 2 && words.share == 16000 && words.layers == 8 && words.held == 8);
+  CHECK(words.shared_bytes == 64 << 10);
+  CHECK(large.blocks == 8 && large.share == 16384 && large.held == large.layers);
+  CHECK(largest.blocks == 8 && largest.held == 9 && largest.layers == 16);
+  CHECK(alone.blocks == 1 && alone.held == 9 && alone.layers == 64 && alone.share == 131072);
+  CHECK(untaught.blocks == 1 && untaught.held == 16 && untaught.layers == 16);
+  CHECK(hold(int64_t{1} << 31, true, h200, true).blocks == 0);
+  for (const int64_t shared : {64 << 10, 100 << 10, 164 << 10, 228 << 10}) {
+    for (int64_t classes = 2049; classes < 600000; classes += 1 + classes / 7) {
+      for (const bool clusters : {false, true}) {
+        const esp::KdHold h = hold(classes, true, shared, clusters);
+        CHECK(h.share % esp::kd_pack == 0 && h.share * h.blocks >= classes &&
+              h.share * (h.blocks - 1) < classes);
+        CHECK(h.layers * int64_t{2048} >= h.share && (h.layers - 1) * int64_t{2048} < h.share);
+        CHECK(h.held >= 1 && h.held <= h.layers && 3 * (h.shared_bytes + 2048) <= shared);
+        CHECK(clusters || h.blocks == 1);
+      }
+    }
+  }
+}
+
+// Classes whose rows the device holds: of each type, over clusters of every size.
+void test_held(const Setting& setting, Random& random) {
+#if !defined(ESP_ON_GPU)
+  // Room for 9, 2, 1 layers of 2048 columns with a teacher; without clusters only a part of the row fits.
+  const struct {
+    int shared, major;
+  } devices[] = {{228 << 10, 9}, {60 << 10, 9}, {49 << 10, 9}, {60 << 10, 8}};
+  const auto& device = devices[setting.seed % 4];
+  emulator::options.shared_per_multiprocessor = device.shared;
+  emulator::options.major = device.major;
+#endif
+  const double temperatures[] = {1, 2, 4, 3.5};
+  const auto one = [&](int64_t rows, int64_t classes, Rows kind) {
+    compare(rows, classes, temperatures[random.below(4)], kind, random,
+            1 + static_cast<int>(random.below(2)));
+  };
+  if (setting.small) {
+    one(1, 4100, Rows::usual);
+  } else {
+    for (const int64_t classes : {2049, 4096, 6144, 9001}) one(1 + random.below(3), classes, Rows::usual);
+    one(4, 5000, Rows::strange);
+    one(1, 15000, Rows::usual);
+  }
+#if !defined(ESP_ON_GPU)
+  emulator::options.shared_per_multiprocessor = 228 << 10;
+  emulator::options.major = 9;
+#endif
 }
 
 void test_bad_label() {
@@ -224,6 +423,7 @@ void test(const Setting& setting) {
   compare(0, 10, 1, Rows::usual, random);
   compare(0, 5000, 1, Rows::usual, random);
   test_bad_label();
+  test_held(setting, random);
 }
 
 void test_refusals() {
@@ -245,5 +445,6 @@ void test_refusals() {
 
 int main(int argc, char** argv) {
   test_refusals();
+  test_hold();
   return run_tests(argc, argv, test);
 }

@@ -34,10 +34,10 @@ cd "$root"
 for source in "${sources[@]}"; do
   first=1
   if [[ $source == *:* ]]; then first=${source##*:} source=${source%:*}; fi
-  for line in $(grep -nE '__(syncthreads|syncwarp|threadfence)\(' "$source" | grep -vE '^[0-9]+: *//' | cut -d: -f1); do
+  for line in $(grep -nE '(__(syncthreads|syncwarp|threadfence)|esp::cluster_barrier)\(' "$source" | grep -vE '^[0-9]+: *//' | cut -d: -f1); do
     ((line >= first)) || continue
     cp "$root/$source" "$copy/$source"
-    sed -i -E "${line}s/__(syncthreads|syncwarp|threadfence)\([^)]*\)/static_cast<void>(0)/" "$copy/$source"
+    sed -i -E "${line}s/(__(syncthreads|syncwarp|threadfence)|esp::cluster_barrier)\([^)]*\)/static_cast<void>(0)/" "$copy/$source"
     cmp -s "$root/$source" "$copy/$source" && continue # changed while this runs
     targets=()
     for t in $(tests_of "$source"); do targets+=("${t}_plain" "${t}_tsan"); done

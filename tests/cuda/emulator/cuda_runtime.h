@@ -57,6 +57,11 @@ typedef struct CUstream_st* cudaStream_t;
 typedef struct CUevent_st* cudaEvent_t;
 typedef struct CUgraph_st* cudaGraph_t;
 typedef struct CUgraphExec_st* cudaGraphExec_t;
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
+};
 struct cudaDeviceProp {
   char name[256];
   size_t totalGlobalMem;
@@ -71,6 +76,8 @@ cudaError_t cudaDriverGetVersion(int*);
 cudaError_t cudaGetDeviceCount(int*);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp*, int);
 cudaError_t cudaDeviceGetPCIBusId(char*, int, int);
+cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int);
+cudaError_t cudaGetDevice(int*);
 cudaError_t cudaSetDevice(int);
 cudaError_t cudaMalloc(void**, size_t);
 cudaError_t cudaFree(void*);
@@ -109,6 +116,11 @@ extern Thread* current;  // nullptr outside kernels
 enum class WarpOp { shuffle, sync, ballot, match };
 
 int barrier(int line, bool counts, bool predicate);
+// Between the blocks of a cluster: of all their threads; and where `own`, in this block's shared memory, lies in another's.
+void cluster_barrier();
+void* cluster_shared(void* own, int rank);
+// ex2.approx.ftz with the largest error that it may have.
+float exp2_approximate(float x);
 uint64_t warp_shuffle(unsigned mask, uint64_t value, int source);
 uint64_t warp_vote(WarpOp op, unsigned mask, uint64_t value);
 void before_atomic(const void* address, size_t size);
@@ -118,21 +130,29 @@ void* shared_memory(const void* place, size_t bytes);
 void* dynamic_shared_memory();
 
 typedef void (*Call)(void* arguments);
+// How a kernel is launched; `cluster` blocks side by side are one cluster.
+struct Shape {
+  dim3 grid, block;
+  size_t dynamic_shared;
+  int cluster;
+};
+cudaError_t allow_dynamic_shared(const void* kernel, size_t bytes);
 // Queues a launch and takes over its arguments, which a graph may use again.
-cudaError_t queue_launch(Call call, void* arguments, void (*destroy)(void*), dim3 grid, dim3 block, size_t dynamic_shared,
+cudaError_t queue_launch(const void* kernel, Call call, void* arguments, void (*destroy)(void*), const Shape& shape,
                          cudaStream_t stream);
 
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared, cudaStream_t stream, A&&... given) {
+cudaError_t launch(void (*kernel)(P...), const Shape& shape, cudaStream_t stream, A&&... given) {
   static_assert((sizeof(P) + ... + 0) <= 4096, "kernel parameters over 4 KiB");
   static_assert((std::is_trivially_copyable_v<P> && ...), "kernel parameters must be trivially copyable");
   struct Arguments {
     void (*kernel)(P...);
     std::tuple<P...> values;
   };
-  return queue_launch([](void* p) { std::apply(static_cast<Arguments*>(p)->kernel, static_cast<Arguments*>(p)->values); },
+  return queue_launch(reinterpret_cast<const void*>(kernel),
+                      [](void* p) { std::apply(static_cast<Arguments*>(p)->kernel, static_cast<Arguments*>(p)->values); },
                       new Arguments{kernel, std::tuple<P...>(static_cast<P>(given)...)},
-                      [](void* p) { delete static_cast<Arguments*>(p); }, grid, block, dynamic_shared, stream);
+                      [](void* p) { delete static_cast<Arguments*>(p); }, shape, stream);
 }
 
 template <class T>
@@ -170,6 +190,11 @@ template <class T>
 using Given = typename Same<T>::type;  // not deduced: converts as an argument of CUDA's overloads does
 
 }  // namespace emulator
+
+template <class... P>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int value) {
+  return emulator::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(value));
+}
 
 #define threadIdx (::emulator::current->thread)
 #define blockIdx (::emulator::current->block)

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -85,7 +86,7 @@ Thread* current = nullptr;
 
 namespace {
 
-constexpr int max_resident = 16, max_threads = 1024, max_shared_arrays = 16;
+constexpr int max_resident = 16, max_threads = 1024, max_shared_arrays = 16, max_cluster = 8;
 constexpr size_t shared_limit = 48 * 1024;
 #if defined(EMULATOR_ASAN)
 constexpr size_t stack_bytes = 256 * 1024;
@@ -130,6 +131,7 @@ struct Fiber : Thread {
   const char* waits_in = "";
   void* fake_stack = nullptr;  // ASAN
   void* identity = nullptr;    // TSAN
+  int64_t known = -1;          // its number among them
   bool fenced = false;         // since its last barrier
   unsigned atomics = 0;
   const void* atomic[8] = {};  // the addresses of the latest
@@ -148,11 +150,19 @@ struct Warp {
   Meeting meeting[32];
 };
 
+// Blocks that are in flight together, in neighbouring slots.
+struct Cluster {
+  int alive = 0, waiting = 0;  // threads
+  unsigned phase = 0;
+  char order[2] = {};  // addresses for acquire and release
+};
+
 struct Block {
   int slot = 0, threads = 0, alive = 0;
   int waiting = 0, line = 0, votes = 0, voted[2] = {};
   unsigned phase = 0;
   char order[2] = {};  // addresses for acquire and release
+  Cluster* cluster = nullptr;
   Fiber* fibers = nullptr;
   Warp* warps = nullptr;
   struct {
@@ -166,6 +176,8 @@ struct Block {
 };
 
 Block blocks[max_resident];
+Cluster clusters[max_resident];
+int cluster_size = 1;  // of the launch
 Fiber host, *self = &host;
 Block* finished = nullptr;  // its last thread has just exited
 Call kernel;
@@ -302,6 +314,16 @@ void release_barrier(Block* block) {
   }
 }
 
+void release_cluster(Cluster* cluster) {
+  cluster->waiting = 0;
+  cluster->phase++;
+  for (Block& block : blocks) {
+    for (int t = 0; block.cluster == cluster && t < (block.alive > 0 ? block.threads : 0); t++) {
+      if (block.fibers + t != self && !block.fibers[t].exited) make_ready(block.fibers + t);
+    }
+  }
+}
+
 // Where every fiber begins.
 void run_thread() {
 #if defined(EMULATOR_ASAN)
@@ -326,10 +348,14 @@ void run_thread() {
   release(&launch_ends);
   self->exited = true;
   warp.exited |= 1u << self->lane;
-  if (--block->alive == 0) {
+  block->alive--;
+  Cluster* const cluster = block->cluster;
+  // Threads that have exited do not count.
+  if (--cluster->alive > 0 && cluster->waiting == cluster->alive) release_cluster(cluster);
+  if (block->alive == 0) {
     finished = block;
     switch_to(&host, true);
-  } else if (block->waiting == block->alive) {  // threads that have exited do not count
+  } else if (block->waiting == block->alive) {
     release_barrier(block);
   }
   Fiber* next = next_ready();
@@ -361,6 +387,8 @@ void fill_fresh(void* memory, size_t bytes) {
 }
 
 void free_shared(Block* block) {
+  std::free(block->dynamic);
+  block->dynamic = nullptr;
   for (int i = 0; i < block->shared_arrays; i++) std::free(block->shared[i].memory);
   block->shared_arrays = 0;
 }
@@ -373,9 +401,17 @@ void free_shared(Block* block) {
   static struct {
     void* identity;
     char* stack;
+    const Fiber* of;
   } known[identities];
+  // A block that is held back still has those of long ago.
+  const auto taken = [](int64_t i) {
+    return known[i].of != nullptr && known[i].of->known == i && !known[i].of->exited;
+  };
+  while (taken(n % identities)) n++;
   auto& one = known[n % identities];
-  if (one.identity == nullptr) one = {__tsan_create_fiber(0), new_stack()};
+  one.of = fiber;
+  fiber->known = n % identities;
+  if (one.identity == nullptr) one = {__tsan_create_fiber(0), new_stack(), fiber};
   fiber->identity = one.identity;
   fiber->stack = one.stack;
   char name[64];
@@ -389,13 +425,17 @@ void free_shared(Block* block) {
 
 void start(Block* block, uint3 index, dim3 grid, dim3 size, int64_t launched) {
   block->threads = block->alive = static_cast<int>(size.x * size.y * size.z);
+  block->cluster->alive += block->threads;
   block->waiting = block->line = block->votes = 0;
   block->shared_bytes = block->dynamic_bytes;
   const int warps = (block->threads + 31) / 32;
   for (int w = 0; w < warps; w++) block->warps[w].open = block->warps[w].exited = 0;
   if (block->threads % 32 != 0) block->warps[warps - 1].exited = ~0u << block->threads % 32;
   free_shared(block);
-  if (block->dynamic_bytes > 0) fill_fresh(block->dynamic, block->dynamic_bytes);
+  if (block->dynamic_bytes > 0) {
+    if (posix_memalign(&block->dynamic, 128, block->dynamic_bytes) != 0) std::abort();
+    fill_fresh(block->dynamic, block->dynamic_bytes);
+  }
   for (int t = 0; t < block->threads; t++) {
     Fiber* const fiber = block->fibers + t;
     const unsigned u = static_cast<unsigned>(t);
@@ -470,9 +510,9 @@ void open_all(bool accessible) {
 struct Launch {
   Call call;
   std::shared_ptr<void> arguments;
-  dim3 grid, block;
-  size_t dynamic_shared;
+  Shape shape;
 };
+std::map<const void*, size_t> allowed_dynamic;  // kernels that may take more than 48 KiB
 
 uint64_t greatest_common_divisor(uint64_t a, uint64_t b) {
   while (b != 0) {
@@ -484,14 +524,18 @@ uint64_t greatest_common_divisor(uint64_t a, uint64_t b) {
 }
 
 void run_launch(const Launch& launch) {
-  const dim3 grid = launch.grid, size = launch.block;
-  const int64_t all = static_cast<int64_t>(grid.x) * grid.y * grid.z, threads = size.x * size.y * size.z;
-  const int64_t first = options.first_block;
-  const int64_t end = options.last_block < 0 || options.last_block > all ? all : options.last_block;
+  const dim3 grid = launch.shape.grid, size = launch.shape.block;
+  cluster_size = launch.shape.cluster;
+  // Counted in clusters, whose blocks are in flight together.
+  const int64_t all = static_cast<int64_t>(grid.x) * grid.y * grid.z / cluster_size,
+                threads = size.x * size.y * size.z;
+  const int64_t first = options.first_block / cluster_size, last = options.last_block / cluster_size;
+  const int64_t end = options.last_block < 0 || last > all ? all : last;
   const int64_t count = end > first ? end - first : 0;
-  const int resident = options.resident < 1              ? 1
-                       : options.resident > max_resident ? max_resident
-                                                         : options.resident;
+  const int wanted = options.resident < 1              ? 1
+                     : options.resident > max_resident ? max_resident
+                                                       : options.resident;
+  const int resident = (wanted + cluster_size - 1) / cluster_size * cluster_size;
 
   unsigned capacity = 1;
   while (capacity < static_cast<unsigned>(resident * threads) + 1) capacity *= 2;
@@ -538,28 +582,32 @@ void run_launch(const Launch& launch) {
   for (int slot = 0; slot < resident; slot++) {
     Block& block = blocks[slot];
     block.slot = slot;
+    block.cluster = clusters + slot / cluster_size;
+    *block.cluster = Cluster();
     if (block.fibers == nullptr) block.fibers = new Fiber[max_threads]();
     if (block.warps == nullptr) block.warps = new Warp[max_threads / 32]();
-    block.dynamic_bytes = launch.dynamic_shared;
-    std::free(block.dynamic);
-    block.dynamic = launch.dynamic_shared == 0
-                        ? nullptr
-                        : std::aligned_alloc(128, (launch.dynamic_shared + 127) / 128 * 128);
+    block.dynamic_bytes = launch.shape.dynamic_shared;
   }
   while (!failed && (started < count || active > 0)) {
-    for (int slot = 0; slot < resident && started < count; slot++) {
-      if (busy[slot]) continue;
+    for (int slot = 0; slot < resident && started < count; slot += cluster_size) {
+      bool free = true;
+      for (int rank = 0; rank < cluster_size; rank++) free = free && !busy[slot + rank];
+      if (!free) continue;
       const uint64_t turn = static_cast<uint64_t>(started);
       const uint64_t at =
           static_cast<uint64_t>(first) +
           (options.order == Order::backward
                ? n - 1 - turn
                : static_cast<uint64_t>((static_cast<unsigned __int128>(turn) * stride + offset) % n));
-      const uint3 index = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
-                           static_cast<unsigned>(at / grid.x / grid.y)};
-      start(&blocks[slot], index, grid, size, started * threads);
-      busy[slot] = true;
-      active++;
+      for (int rank = 0; rank < cluster_size; rank++) {
+        const uint64_t block = at * static_cast<uint64_t>(cluster_size) + static_cast<uint64_t>(rank);
+        const uint3 index = {static_cast<unsigned>(block % grid.x),
+                             static_cast<unsigned>(block / grid.x % grid.y),
+                             static_cast<unsigned>(block / grid.x / grid.y)};
+        start(&blocks[slot + rank], index, grid, size, (started * cluster_size + rank) * threads);
+        busy[slot + rank] = true;
+        active++;
+      }
       started++;
     }
     if (Fiber* next = next_ready()) {
@@ -576,6 +624,7 @@ void run_launch(const Launch& launch) {
   for (Block& block : blocks) {
     free_shared(&block);
     block.alive = 0;
+    block.cluster = nullptr;
   }
   open_all(false);
   ignore_accesses(false);
@@ -584,14 +633,24 @@ void run_launch(const Launch& launch) {
     std::fprintf(stderr, "emulator: %s (seed %llu)\n", report, static_cast<unsigned long long>(options.seed));
 }
 
-const char* impossible(const Launch& launch) {
-  const uint64_t threads = uint64_t{launch.block.x} * launch.block.y * launch.block.z;
-  if (threads == 0 || threads > max_threads || launch.block.z > 64)
+// A block may have all of a multiprocessor's but 1 KiB.
+size_t most_shared() {
+  return static_cast<size_t>(options.shared_per_multiprocessor) - 1024;
+}
+
+const char* impossible(const void* function, const Shape& shape) {
+  const uint64_t threads = uint64_t{shape.block.x} * shape.block.y * shape.block.z;
+  if (threads == 0 || threads > max_threads || shape.block.z > 64)
     return "a block of 1 to 1024 threads is needed";
-  if (launch.grid.x == 0 || launch.grid.y == 0 || launch.grid.z == 0) return "an empty grid";
-  if (launch.grid.x > 2147483647u || launch.grid.y > 65535 || launch.grid.z > 65535)
-    return "too large a grid";
-  if (launch.dynamic_shared > shared_limit) return "over 48 KiB of dynamic shared memory";
+  if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return "an empty grid";
+  if (shape.grid.x > 2147483647u || shape.grid.y > 65535 || shape.grid.z > 65535) return "too large a grid";
+  const auto allowed = allowed_dynamic.find(function);
+  if (shape.dynamic_shared > (allowed == allowed_dynamic.end() ? shared_limit : allowed->second))
+    return "more dynamic shared memory than 48 KiB or what was asked for";
+  if (shape.cluster < 1 || shape.cluster > max_cluster ||
+      shape.grid.x % static_cast<unsigned>(shape.cluster) != 0)
+    return "a grid that is no whole number of clusters of at most 8 blocks";
+  if (shape.cluster > 1 && options.major < 9) return "clusters on a device that has none";
   return nullptr;
 }
 
@@ -618,6 +677,69 @@ int barrier(int line, bool counts, bool predicate) {
   self->fenced = false;
   acquire(&block->order[phase]);
   return block->voted[phase];
+}
+
+namespace {
+void* shared_memory_of(Block* block, const void* place, size_t bytes) {
+  for (int i = 0; i < block->shared_arrays; i++) {
+    if (block->shared[i].place == place) return block->shared[i].memory;
+  }
+  if (block->shared_arrays == max_shared_arrays) fail("over %d shared arrays", max_shared_arrays);
+  block->shared_bytes += bytes;
+  if (block->shared_bytes - block->dynamic_bytes > shared_limit || block->shared_bytes > most_shared())
+    fail("%zu bytes of shared memory, over 48 KiB", block->shared_bytes);
+  ignore_accesses(true);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 16, bytes) != 0)
+    std::abort();  // of exactly that size: red zones follow at once
+  fill_fresh(memory, bytes);
+  ignore_accesses(false);
+  block->shared[block->shared_arrays++] = {place, memory, bytes};
+  return memory;
+}
+}  // namespace
+
+void cluster_barrier() {
+  Cluster* const cluster = self->of->cluster;
+  const unsigned phase = cluster->phase & 1;
+  release(&cluster->order[phase]);
+  if (++cluster->waiting == cluster->alive) {
+    release_cluster(cluster);
+    make_ready(self);
+    switch_to(next_ready());
+  } else {
+    wait_in("a barrier of its cluster");
+  }
+  self->fenced = false;
+  acquire(&cluster->order[phase]);
+}
+
+void* cluster_shared(void* own, int rank) {
+  Block* const block = self->of;
+  Block* const other = blocks + block->slot / cluster_size * cluster_size + rank;
+  if (rank < 0 || rank >= cluster_size) fail("block %d of a cluster of %d", rank, cluster_size);
+  if (other->alive == 0) fail("shared memory of block %d of the cluster, which has ended", rank);
+  const auto offset = [&](const void* memory) {
+    return static_cast<size_t>(static_cast<char*>(own) - static_cast<const char*>(memory));
+  };
+  if (offset(block->dynamic) < block->dynamic_bytes)
+    return static_cast<char*>(other->dynamic) + offset(block->dynamic);
+  for (int i = 0; i < block->shared_arrays; i++) {
+    const auto& array = block->shared[i];
+    if (offset(array.memory) < array.bytes)
+      return static_cast<char*>(shared_memory_of(other, array.place, array.bytes)) + offset(array.memory);
+  }
+  fail("%p is not in shared memory", own);
+}
+
+// 2^x, off by up to 2^-22 of itself, as the instruction may be; denormal numbers are 0.
+float exp2_approximate(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const float off = static_cast<float>(static_cast<int32_t>(bits * 0x9e3779b9u)) * 0x1p-31f;
+  const float power =
+      static_cast<float>(std::exp2(static_cast<double>(x)) * (1 + static_cast<double>(off) * 0x1p-22));
+  return power < 0x1p-126f ? 0.0f : power;
 }
 
 namespace {
@@ -714,22 +836,7 @@ void fence() {
 }
 
 void* shared_memory(const void* place, size_t bytes) {
-  Block* const block = self->of;
-  for (int i = 0; i < block->shared_arrays; i++) {
-    if (block->shared[i].place == place) return block->shared[i].memory;
-  }
-  if (block->shared_arrays == max_shared_arrays) fail("over %d shared arrays", max_shared_arrays);
-  block->shared_bytes += bytes;
-  if (block->shared_bytes > shared_limit)
-    fail("%zu bytes of shared memory, over 48 KiB", block->shared_bytes);
-  ignore_accesses(true);
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 16, bytes) != 0)
-    std::abort();  // of exactly that size: red zones follow at once
-  fill_fresh(memory, bytes);
-  ignore_accesses(false);
-  block->shared[block->shared_arrays++] = {place, memory, bytes};
-  return memory;
+  return shared_memory_of(self->of, place, bytes);
 }
 
 void* dynamic_shared_memory() {
@@ -815,11 +922,18 @@ void with_device_memory(const Work& work) {
 
 }  // namespace
 
-cudaError_t queue_launch(Call call, void* arguments, void (*destroy)(void*), dim3 grid, dim3 block,
-                         size_t dynamic_shared, cudaStream_t stream) {
+cudaError_t allow_dynamic_shared(const void* function, size_t bytes) {
   const Alone alone;
-  const Launch launch = {call, std::shared_ptr<void>(arguments, destroy), grid, block, dynamic_shared};
-  if (const char* reason = impossible(launch)) {
+  if (bytes > most_shared()) return note(cudaErrorInvalidValue);
+  allowed_dynamic[function] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t queue_launch(const void* function, Call call, void* arguments, void (*destroy)(void*),
+                         const Shape& shape, cudaStream_t stream) {
+  const Alone alone;
+  const Launch launch = {call, std::shared_ptr<void>(arguments, destroy), shape};
+  if (const char* reason = impossible(function, shape)) {
     std::snprintf(report, sizeof report, "%s", reason);
     return note(cudaErrorInvalidConfiguration);
   }
@@ -881,6 +995,15 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaDeviceGetPCIBusId(char* id, int bytes, int device) {
   const Alone alone;
   std::snprintf(id, static_cast<size_t>(bytes), "0000:0E:00.0");
+  return note(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
+cudaError_t cudaGetDevice(int* device) {
+  const Alone alone;
+  return *device = 0, cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  const Alone alone;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? options.major : options.shared_per_multiprocessor;
   return note(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 cudaError_t cudaSetDevice(int device) {

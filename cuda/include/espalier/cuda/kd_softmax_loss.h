@@ -1,10 +1,18 @@
 /*
- * kd_softmax_loss on a device: espalier/kd_softmax_loss.h, with the same bits in the gradient. Pointers among
- * the arguments are device addresses. The calls return when the work is queued; they neither allocate nor
- * wait, and may be captured in a CUDA graph. What differs:
+ * kd_softmax_loss on a device: espalier/kd_softmax_loss.h. Pointers among the arguments are device addresses.
+ * The calls return when the work is queued; they neither allocate nor wait, and may be captured in a CUDA
+ * graph. What differs:
  *
- * - The terms of the rows are the CPU's, their sum runs in another order, always the same: each part is
- * within 2^-53 * (rows + 8) of the CPU's, relatively.
+ * - The gradient has the CPU's bits and the terms of the rows are the CPU's; their sum runs in another order,
+ *   always the same: each part is within 2^-53 * (rows + 8) of the CPU's, relatively.
+ * - Except where rows are held in shared memory, so that memory is read once: rows of more than 2048 classes
+ *   whose logits, and gradient where wanted, are all BF16 or all F16, and whose bound is absent or the
+ * teacher. There 2^x is the device's own instruction, and a gradient entry before it is rounded is within
+ *     2^-16 * ((1 - alpha) * T / N * (p_s + p_t) + alpha / N_valid * h) + 2^-22 * its part of the bound +
+ * 2^-126 of the exact one, where h is the student's probability at temperature 1, times T where T is 2 or 4;
+ * a 128th of what rounding to BF16 may add. ce is within 2^-16 (times T where T is 2 or 4), kl within 2^-16 *
+ * T^2 * (1 + the largest finite |t - s| / T), bound within 2^-18 relatively. The order of these sums depends
+ * on the number of classes and on the kind of device: the same bits in each call, not on each device.
  * - A label outside its range shows in the result. No gradient is written then.
  */
 #ifndef ESPALIER_CUDA_KD_SOFTMAX_LOSS_H
