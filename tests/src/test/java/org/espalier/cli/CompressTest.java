@@ -108,7 +108,8 @@ class CompressTest {
   }
 
   private static void assertSameModels(Path one, Path other) throws IOException {
-    for (String name : List.of("model-int8.onnx", "model-float.onnx", "model.safetensors")) {
+    for (String name :
+        List.of("model-int8.onnx", "model-float.onnx", "model.safetensors", "model.pt")) {
       assertArrayEquals(
           Files.readAllBytes(one.resolve(name)), Files.readAllBytes(other.resolve(name)), name);
     }

@@ -316,6 +316,24 @@ class GraphScriptTest {
   }
 
   @Test
+  void equalModulesAreEqualFiles() throws IOException {
+    GraphScript.write(cnn(), file);
+    Path again = folder.resolve("another-name.pt");
+    GraphScript.write(cnn(), again);
+    assertEquals(-1, Files.mismatch(file, again));
+    Path saved = folder.resolve("saved.pt");
+    Path twice = folder.resolve("twice.pt");
+    try (TorchScriptModel script = TorchScriptModel.read(file)) {
+      script.save(saved);
+    }
+    try (TorchScriptModel script = TorchScriptModel.read(saved)) {
+      script.save(twice);
+      assertEquals(6, script.parameters().size());
+    }
+    assertEquals(-1, Files.mismatch(saved, twice));
+  }
+
+  @Test
   void aModuleIsWrittenInEvaluationAndDropoutFollowsIt() {
     GraphScript.write(cnn(), file);
     try (PointerScope scope = new PointerScope();

@@ -26,6 +26,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.train.TrainingListener.StageReport;
@@ -120,6 +121,46 @@ class OnnxCompressionTest {
         zeros += Math.round(layer.sparsity() * layer.shape().get(0) * layer.shape().get(1));
       }
       assertEquals((long) Math.rint(0.75 * (WIDTH * 32 + 32 * CLASSES)), zeros);
+    }
+  }
+
+  @Test
+  void roundedWeightsAreThoseOfTheGrid() {
+    Training some = training(20, Optimizer.AdamW.of(1e-3), Objective.ofLabels());
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(
+                new Stage.Prune("prune", Pruning.oneShot(0.25), some),
+                new Stage.Quantize("quantize", dynamic(), some)),
+            7);
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      assertTrue(c.run(SILENT));
+      OnnxModel latent = c.floatModel();
+      OnnxModel rounded = c.roundedModel();
+      List<OnnxInitializer> weights =
+          rounded.initializers().stream().filter(i -> i.dims().length == 2).toList();
+      assertEquals(2, weights.size());
+      for (int k = 0; k < weights.size(); k++) {
+        LayerReport layer = c.layers().get(k);
+        FloatBuffer now = weights.get(k).floats();
+        FloatBuffer before = latent.constant(weights.get(k).name()).floats();
+        int columns = (int) weights.get(k).dims()[1];
+        int zeros = 0;
+        double moved = 0;
+        double gap = Double.POSITIVE_INFINITY;
+        for (int i = 0; i < now.capacity(); i++) {
+          zeros += now.get(i) == 0 ? 1 : 0;
+          moved = Math.max(moved, Math.abs(now.get(i) - before.get(i)));
+          for (int other = i % columns; other < i; other += columns) {
+            double difference = Math.abs(now.get(i) - now.get(other));
+            gap = difference == 0 ? gap : Math.min(gap, difference);
+          }
+        }
+        assertEquals(layer.sparsity(), (double) zeros / now.capacity());
+        assertTrue(moved > 0, "latent weights are no grid");
+        // The steps of a channel's grid; differences round.
+        assertTrue(gap >= 0.9999 * layer.smallestScale(), gap + " " + layer);
+      }
     }
   }
 

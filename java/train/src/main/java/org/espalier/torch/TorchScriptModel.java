@@ -1,5 +1,6 @@
 package org.espalier.torch;
 
+import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -265,9 +266,23 @@ public final class TorchScriptModel implements TrainableModel {
 
   @Override
   public void save(Path file) {
+    write(module, file);
+  }
+
+  /**
+   * Writes a module, atomically. Equal modules give equal files.
+   *
+   * @throws InputException where the file cannot be written
+   */
+  public static void write(JitModule module, Path file) {
     try (AtomicFile out = AtomicFile.create(file)) {
       try {
         module.save(out.path().toString());
+        ScriptArchive.renameFolder(out.channel());
+      } catch (IOException e) {
+        throw out.failure(e);
+      } catch (IllegalStateException e) {
+        throw e;
       } catch (RuntimeException e) {
         throw new InputException("cannot write " + file + ": " + firstLine(e), e);
       }

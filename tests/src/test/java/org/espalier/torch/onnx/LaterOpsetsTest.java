@@ -20,6 +20,7 @@ import java.util.List;
 import java.util.Map;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.JitModule;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptions;
@@ -163,8 +164,26 @@ class LaterOpsetsTest {
                   }
                 });
       }
+      if (GraphScript.operators().contains(node.getOpType())) {
+        written(model, given, List.copyOf(program.run(given, false).values()));
+      }
     } catch (OrtException | RuntimeException e) {
       PROBLEMS.add(model.name() + ": " + e.getMessage());
+    }
+  }
+
+  /** The same in TorchScript. */
+  private static void written(OnnxModel model, Map<String, Tensor> given, List<Tensor> expected) {
+    JitModule module = GraphScript.module(model);
+    for (int round = 0; round < 3; round++) {
+      List<Tensor> actual = GraphScriptConformanceTest.run(module, given.values(), expected.size());
+      for (int i = 0; i < expected.size(); i++) {
+        String problem =
+            GraphScriptConformanceTest.difference(actual.get(i), expected.get(i), new double[1]);
+        if (problem != null) {
+          PROBLEMS.add(model.name() + " in TorchScript, round " + round + ": " + problem);
+        }
+      }
     }
   }
 
@@ -217,6 +236,8 @@ class LaterOpsetsTest {
             floats(2, 2));
       }
       same(18, node("Mish"), floats(3, 4));
+      same(18, node("LpNormalization", integer("p", 1)), floats(3, 4));
+      same(18, node("LpNormalization", integer("axis", 0)), floats(3, 4));
       same(18, node("BitwiseAnd"), ints(12, 10, -3), ints(10, 7, 5));
       same(18, node("BitwiseOr"), ints(12, 10, -3), ints(10, 7, 5));
       same(18, node("BitwiseXor"), ints(12, 10, -3), ints(10, 7, 5));

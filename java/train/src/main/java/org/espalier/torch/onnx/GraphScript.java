@@ -23,11 +23,11 @@ import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
-import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.TorchDevice;
+import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.onnx.GraphParameters.Entry;
 
 /**
@@ -103,15 +103,7 @@ public final class GraphScript {
    */
   public static void write(OnnxModel model, UnaryOperator<String> names, Path file) {
     try (PointerScope scope = new PointerScope()) {
-      JitModule module = module(model, names);
-      try (AtomicFile out = AtomicFile.create(file)) {
-        try {
-          module.save(out.path().toString());
-        } catch (RuntimeException e) {
-          throw new InputException("cannot write " + file + ": " + e.getMessage(), e);
-        }
-        out.commit();
-      }
+      TorchScriptModel.write(module(model, names), file);
     }
   }
 
