@@ -12,10 +12,19 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.List;
+import java.util.Map;
 import java.util.function.BooleanSupplier;
+import org.espalier.InputException;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsWriter;
+import org.espalier.format.safetensors.TensorSpec;
 import org.espalier.store.ModelStore;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -97,12 +106,92 @@ class ServeTest {
       until(() -> service.storeVersion() == 2);
       Run.of("store", "rollback", "--store", store).done();
       until(() -> service.storeVersion() == 1);
-      // A version that no learner made is not served; what was served stays.
-      Path weights = store.resolve("versions/1/model/model.safetensors");
-      Run.of("store", "publish", weights, "--store", store).done();
+    }
+  }
+
+  /** A version without a learner's state is served, learned on, and becomes the parent. */
+  @Test
+  void followsAVersionThatNoLearnerMade() throws Exception {
+    Path other = folder.resolve("other.safetensors");
+    weights(other, new float[] {0, 0, 0, 0, 5, 0}, 2);
+    String features = "{\"features\": [1, 2, 3]}";
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 20, true), null)) {
+      long before = post(200, "/predict", features, null).get("version").asLong();
+      Run.of("store", "publish", other, "--store", store).done();
+      until(() -> service.storeVersion() == 2);
+      JsonNode answer = post(200, "/predict", features, null);
+      assertEquals("[0.0,10.0]", answer.get("outputs").toString());
+      assertTrue(answer.get("version").asLong() > before);
+
+      learnFrom(OnlineTest.lines(40, 9));
+      until(() -> service.storeVersion() >= 3);
+      JsonNode learned = Run.of("store", "show", "3", "--store", store, "--json").json();
+      assertEquals(2, learned.get("parent").asLong());
+
+      // A rollback to what no learner made, as one to what a learner made.
+      Run.of("store", "rollback", "2", "--store", store).done();
+      until(() -> service.storeVersion() == 2);
+      assertEquals("[0.0,10.0]", post(200, "/predict", features, null).get("outputs").toString());
+      Run.of("store", "rollback", "1", "--store", store).done();
+      until(() -> service.storeVersion() == 1);
+    }
+  }
+
+  /** What cannot be served leaves what is served, and nothing is published over it. */
+  @Test
+  void staysWhereAnotherModelIsPublished() throws Exception {
+    Path wider = folder.resolve("wider.safetensors");
+    weights(wider, new float[8], 2);
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 20, true), null)) {
+      Run.of("store", "publish", wider, "--store", store).done();
       Thread.sleep(1200);
       assertEquals(1, service.storeVersion());
-      post(200, "/predict", "{\"features\": [1, 2, 3]}", null);
+      learnFrom(OnlineTest.lines(40, 9));
+      until(() -> get("/versions", null).body().contains("\"seen\":440"));
+      Thread.sleep(700);
+      assertEquals(1, service.storeVersion());
+    }
+    ModelStore after = ModelStore.open(store);
+    assertEquals(2, after.current().getAsLong());
+    assertEquals(List.of(1L, 2L, 3L), after.ids()); // what was learned is not lost
+    assertEquals(1, after.version(3).lineage().parent());
+  }
+
+  private void learnFrom(List<String> lines) throws Exception {
+    for (String line : lines) {
+      JsonNode example = new ObjectMapper().readTree(line);
+      post(200, "/predict", line, null);
+      String feedback =
+          "{\"id\": \""
+              + example.get("id").asText()
+              + "\", \"label\": "
+              + example.get("label")
+              + "}";
+      post(200, "/feedback", feedback, null);
+    }
+  }
+
+  /** A linear model without biases. */
+  private static void weights(Path file, float[] weight, int outputs) throws IOException {
+    try (FileChannel channel =
+        FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE)) {
+      SafetensorsWriter writer =
+          new SafetensorsWriter(
+              channel,
+              e -> new InputException(e.getMessage(), e),
+              List.of(
+                  new TensorSpec(
+                      "weight",
+                      SafetensorsDtype.F32,
+                      List.of((long) outputs, (long) weight.length / outputs)),
+                  new TensorSpec("bias", SafetensorsDtype.F32, List.of((long) outputs))),
+              Map.of());
+      for (float[] values : new float[][] {weight, new float[outputs]}) {
+        ByteBuffer bytes = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+        bytes.asFloatBuffer().put(values);
+        writer.append(values == weight ? "weight" : "bias", bytes);
+      }
+      writer.finish();
     }
   }
 

@@ -319,6 +319,46 @@ class OnlineLearnerTest {
     assertArrayEquals(whole, state);
   }
 
+  /** After other weights were adopted, it learns as one that was made of them. */
+  @ParameterizedTest
+  @ValueSource(strings = {"plain", "momentum", "adamw", "distillation", "frozen"})
+  void adoptsWeightsAsIfItBeganWithThem(String way) {
+    Loss loss =
+        way.equals("distillation") ? new Loss.Distillation(0.5, 2, 0.5) : new Loss.CrossEntropy();
+    OnlineSettings.Builder builder =
+        OnlineSettings.builder(loss, new LearningRate.Inverse(0.3, 20, 1)).batch(8);
+    if (way.equals("momentum")) {
+      builder.momentum(0.9).keepZeros(true).int8(true);
+    } else if (way.equals("adamw")) {
+      builder.adamW(OnlineSettings.AdamW.DEFAULTS).averaging(0.9);
+    } else if (way.equals("frozen")) {
+      builder.only(Set.of("bias"));
+    }
+    OnlineSettings settings = builder.build();
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        LinearHead published = head();
+        LinearHead twin = head();
+        OnlineLearner learner = new OnlineLearner(head, settings);
+        OnlineLearner fresh = new OnlineLearner(twin, settings)) {
+      learner.learn(Streams.plane(100, FEATURES, 0, 3, 9));
+      long before = learner.version();
+      learner.adopt(published);
+      assertEquals(before + 1, learner.version());
+      assertEquals(100, learner.seen());
+      float[] features = Streams.plane(1, FEATURES, 0, 5, 9).get(0).features();
+      assertArrayEquals(fresh.predict(features).outputs(), learner.predict(features).outputs());
+      for (Example example : Streams.plane(90, FEATURES, 0, 4, 9)) {
+        learner.learn(List.of(example));
+        fresh.learn(List.of(example));
+      }
+      learner.weights().forEach((k, v) -> assertArrayEquals(fresh.weights().get(k), v, k));
+      try (LinearHead other = new LinearHead(FEATURES + 1, 2)) {
+        InputException e = assertThrows(InputException.class, () -> learner.adopt(other));
+        assertTrue(e.getMessage().contains("12 features"), e.getMessage());
+      }
+    }
+  }
+
   private static LinearHead head() {
     LinearHead head = new LinearHead(FEATURES, 2);
     float[] w = new float[2 * FEATURES];

@@ -31,7 +31,6 @@ import org.espalier.online.Quarantine;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
-import org.espalier.store.StoreWriter;
 import org.espalier.store.Version;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -67,6 +66,9 @@ import picocli.CommandLine.Option;
     })
 final class Online implements Callable<Integer> {
   private static final int MAX_LINE = 16 << 20;
+
+  /** How often it looks what others made current. */
+  private static final long LOOK_NANOS = 500_000_000L;
 
   @Mixin private CommonOptions common;
   @Mixin private StoreOptions options;
@@ -233,6 +235,9 @@ final class Online implements Callable<Integer> {
     long begin = System.nanoTime();
     long before = learner.seen();
     long lastPublished = before;
+    LearnerVersions versions =
+        new LearnerVersions(store, learner, recipe, signing, parent, common::note);
+    long looked = System.nanoTime();
     boolean tooMany = false;
     LiveLine live = new LiveLine(common.err());
     boolean stop = false;
@@ -262,7 +267,13 @@ final class Online implements Callable<Integer> {
         }
         live.show(learner, learner.seen() - before, begin, events);
         if (learner.seen() - lastPublished >= learning.publishEvery()) {
-          publish(learner, recipe, store, signing, report);
+          publish(learner, versions, report);
+          lastPublished = learner.seen();
+        }
+      }
+      if (batch.isEmpty() && System.nanoTime() - looked >= LOOK_NANOS) {
+        looked = System.nanoTime();
+        if (versions.follow()) {
           lastPublished = learner.seen();
         }
       }
@@ -279,18 +290,18 @@ final class Online implements Callable<Integer> {
     }
     live.clear();
     if (learner.seen() > lastPublished || published.isEmpty()) {
-      publish(learner, recipe, store, signing, report);
+      publish(learner, versions, report);
     }
     double seconds = (System.nanoTime() - begin) * 1e-9;
     report.add(learner.seen(), learner.metrics());
     if (reportPath != null) {
       try (AtomicFile file = AtomicFile.create(reportPath)) {
-        String html = report.html(summary(learner, store, seconds, before));
+        String html = report.html(summary(learner, versions, seconds, before));
         file.write(ByteBuffer.wrap(html.getBytes(StandardCharsets.UTF_8)));
         file.commit();
       }
     }
-    print(learner, store, seconds, before);
+    print(learner, versions, seconds, before);
     if (tooMany) {
       throw new InputException(
           "more than "
@@ -335,28 +346,18 @@ final class Online implements Callable<Integer> {
     }
   }
 
-  private void publish(
-      OnlineLearner learner,
-      OnlineRecipe recipe,
-      ModelStore store,
-      SigningKey signing,
-      OnlineReport report) {
+  private void publish(OnlineLearner learner, LearnerVersions versions, OnlineReport report) {
     Lineage lineage =
         Lineage.NONE
-            .withParent(parent)
             .withSource(input)
             .withData(new Lineage.DataWindow(input, skip, Math.max(skip, lines)));
-    Version version;
-    try (StoreWriter writer = wait.writer(store)) {
-      version = LearnerFiles.publish(writer, learner, recipe.text(), lineage, signing);
-    }
-    parent = version.id();
+    Version version = versions.publish(lineage, () -> wait.writer(versions.store()));
     published.add(version.id());
     report.published(learner.seen(), version.id(), learner.version());
   }
 
   private Map<String, String> summary(
-      OnlineLearner learner, ModelStore store, double seconds, long before) {
+      OnlineLearner learner, LearnerVersions versions, double seconds, long before) {
     Map<String, String> map = new LinkedHashMap<>();
     long done = learner.seen() - before;
     map.put(
@@ -375,16 +376,14 @@ final class Online implements Callable<Integer> {
       map.put("epsilon", String.format(Locale.ROOT, "%.3f", learner.epsilon()));
     }
     map.put("events", events.isEmpty() ? "none" : events.toString().toLowerCase(Locale.ROOT));
-    map.put(
-        "store",
-        store.folder() + ", version " + published.get(published.size() - 1) + " is current");
+    map.put("store", versions.store().folder() + ", version " + versions.current() + " is current");
     return map;
   }
 
-  private void print(OnlineLearner learner, ModelStore store, double seconds, long before) {
+  private void print(OnlineLearner learner, LearnerVersions versions, double seconds, long before) {
     if (!common.json()) {
       Table table = new Table("", "");
-      summary(learner, store, seconds, before).forEach(table::add);
+      summary(learner, versions, seconds, before).forEach(table::add);
       table.print(common.out());
       return;
     }
@@ -398,9 +397,9 @@ final class Online implements Callable<Integer> {
     learner.metrics().forEach((name, value) -> metrics.set(name, Json.of(value)));
     ObjectNode counts = json.putObject("events");
     events.forEach((kind, count) -> counts.put(kind.name().toLowerCase(Locale.ROOT), count));
-    json.put("store", store.folder().toString());
-    ArrayNode versions = json.putArray("versions");
-    published.forEach(versions::add);
+    json.put("store", versions.store().folder().toString());
+    ArrayNode ids = json.putArray("versions");
+    published.forEach(ids::add);
     common.print(json);
   }
 }

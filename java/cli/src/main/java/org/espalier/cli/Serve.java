@@ -23,7 +23,9 @@ import picocli.CommandLine.Option;
     name = "serve",
     description = {
       "Serves the current version of a store: predictions over HTTP, learning from feedback, new"
-          + " versions published as it goes. A rollback in the store is followed within a second.",
+          + " versions published as it goes. What another process makes current, by a rollback or a"
+          + " publication, is served within a second; where no learner made it, learning goes on"
+          + " from its weights with a fresh optimizer. Nothing is published over it.",
       "",
       "  POST /predict   {\"features\": [...]}, with an \"id\" where feedback will come",
       "                  answers {\"outputs\": [...], \"label\": 1, \"version\": 7}",

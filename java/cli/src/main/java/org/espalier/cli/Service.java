@@ -39,7 +39,6 @@ import org.espalier.online.Quarantine;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
-import org.espalier.store.StoreWriter;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -78,10 +77,10 @@ final class Service implements AutoCloseable {
   private final ModelStore store;
   private final Limits limits;
   private final byte[] token;
-  private final SigningKey signing;
   private final OnlineRecipe recipe;
   private final Learnable model;
   private final OnlineLearner learner;
+  private final LearnerVersions versions;
   private final OnlineStream stream;
   private final ExampleLines parser;
   private final PendingLabels pending;
@@ -94,11 +93,7 @@ final class Service implements AutoCloseable {
   private final ScheduledExecutorService clock =
       Executors.newSingleThreadScheduledExecutor(task -> daemon(task, "espalier-store"));
   private HttpServer server;
-  private volatile long storeVersion;
   private long publishedAt;
-
-  /** A version that could not be served: it is not tried again and again. */
-  private long refused;
 
   private double allowance;
   private long lastRequest = System.nanoTime();
@@ -117,7 +112,6 @@ final class Service implements AutoCloseable {
     this.store = store;
     this.limits = limits;
     this.token = token == null ? null : ("Bearer " + token).getBytes(StandardCharsets.UTF_8);
-    this.signing = signing;
     this.allowance = limits.rate();
     try (ModelStore.Held held = store.holdCurrent()) {
       boolean learned = LearnerFiles.isLearned(held);
@@ -139,7 +133,8 @@ final class Service implements AutoCloseable {
       if (learned) {
         LearnerFiles.load(learner, held);
       }
-      storeVersion = held.version().id();
+      versions =
+          new LearnerVersions(store, learner, recipe, signing, held.version().id(), LOG::info);
     }
     publishedAt = learner.seen();
     learner.quarantine(quarantine);
@@ -158,7 +153,7 @@ final class Service implements AutoCloseable {
     refusals =
         Counter.builder("espalier.refused").description("Refused requests").register(registry);
     Gauge.builder("espalier.pending", pending, PendingLabels::waiting).register(registry);
-    Gauge.builder("espalier.store.version", this, s -> s.storeVersion).register(registry);
+    Gauge.builder("espalier.store.version", this, Service::storeVersion).register(registry);
   }
 
   private static Thread daemon(Runnable task, String name) {
@@ -168,7 +163,7 @@ final class Service implements AutoCloseable {
   }
 
   long storeVersion() {
-    return storeVersion;
+    return versions.current();
   }
 
   /** Starts to listen and returns the port. */
@@ -364,7 +359,7 @@ final class Service implements AutoCloseable {
 
   private ObjectNode versions() {
     ObjectNode json = JsonNodeFactory.instance.objectNode();
-    json.put("version", learner.version()).put("store_version", storeVersion);
+    json.put("version", learner.version()).put("store_version", storeVersion());
     json.put("seen", learner.seen()).put("learned", learner.learned());
     ArrayNode list = json.putArray("store_versions");
     store.ids().forEach(list::add);
@@ -374,20 +369,9 @@ final class Service implements AutoCloseable {
   /** Publishes when it is time, and follows what others make current. */
   private void tend() {
     try {
-      long current = store.current().orElse(storeVersion);
-      if (current == refused) {
-        return; // a person made it current: while this runs nothing is published over it
-      }
-      if (current != storeVersion) {
-        refused = current;
-        try (ModelStore.Held held = store.hold(current)) {
-          LearnerFiles.load(learner, held);
-          storeVersion = current;
-          refused = 0;
-          publishedAt = learner.seen();
-          LOG.info("version {} of the store was made current; it is served now", current);
-        }
-      } else if (learner.seen() - publishedAt >= limits.publishEvery()) {
+      if (versions.follow()) {
+        publishedAt = learner.seen();
+      } else if (!versions.isRefused() && learner.seen() - publishedAt >= limits.publishEvery()) {
         publish();
       }
     } catch (RuntimeException e) {
@@ -397,14 +381,11 @@ final class Service implements AutoCloseable {
 
   private void publish() {
     long seen = learner.seen();
-    Lineage lineage =
+    versions.publish(
         Lineage.NONE
-            .withParent(storeVersion)
             .withSource("serve")
-            .withData(new Lineage.DataWindow("feedback", Math.min(publishedAt, seen), seen));
-    try (StoreWriter writer = store.writer(PATIENCE)) {
-      storeVersion = LearnerFiles.publish(writer, learner, recipe.text(), lineage, signing).id();
-    }
+            .withData(new Lineage.DataWindow("feedback", Math.min(publishedAt, seen), seen)),
+        () -> store.writer(PATIENCE));
     publishedAt = seen;
   }
 

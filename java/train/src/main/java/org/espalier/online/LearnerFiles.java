@@ -54,15 +54,21 @@ public final class LearnerFiles {
    * @param recipe the recipe's text
    * @param lineage parent and data window; metrics and epsilon are set here
    * @param key signs it, or null
+   * @param current whether it becomes the store's current version
    */
   public static Version publish(
-      StoreWriter writer, OnlineLearner learner, String recipe, Lineage lineage, SigningKey key) {
+      StoreWriter writer,
+      OnlineLearner learner,
+      String recipe,
+      Lineage lineage,
+      SigningKey key,
+      boolean current) {
     synchronized (learner) {
       Map<String, Double> metrics = new java.util.LinkedHashMap<>(learner.metrics());
       metrics.values().removeIf(value -> !Double.isFinite(value));
       Lineage full = lineage.withRecipe(recipe).withMetrics(metrics).withEpsilon(learner.epsilon());
       boolean graph = learner.model() instanceof TorchLearnable torch && torch.isOnnx();
-      return writer.publish(
+      StoreWriter.Content content =
           files -> {
             if (graph) {
               write(files, GRAPH, learner.toOnnx().toBuffer());
@@ -75,10 +81,11 @@ public final class LearnerFiles {
               throw files.failure(STATE, e);
             }
             write(files, RECIPE, ByteBuffer.wrap(recipe.getBytes(StandardCharsets.UTF_8)));
-          },
-          graph ? GRAPH : MODEL,
-          full,
-          key);
+          };
+      String main = graph ? GRAPH : MODEL;
+      return current
+          ? writer.publish(content, main, full, key)
+          : writer.propose(content, main, full, key);
     }
   }
 

@@ -54,10 +54,10 @@ public final class OnlineLearner implements AutoCloseable {
   private final Prequential metrics;
   private final DriftDetector[] detectors;
   private final Predictor teacher;
-  private final WeightState.Checkpoint beginning;
+  private WeightState.Checkpoint beginning;
   private final List<Consumer<Event>> listeners = new ArrayList<>();
   private final Map<Event.Kind, Long> fired = new EnumMap<>(Event.Kind.class);
-  private final String identity;
+  private String identity;
   private final float[] outputs;
   private final float[] gradient;
   private final float[] taught;
@@ -574,15 +574,19 @@ public final class OnlineLearner implements AutoCloseable {
       reservoir.clear();
     }
     state.forgetMomentum();
+    forgetWorld();
+    publish();
+  }
+
+  /** What was good is of another world. */
+  private void forgetWorld() {
     rateStart = steps;
     spikesInARow = 0;
     lossesSeen = 0;
     normsSeen = 0;
-    // What was good is of another world.
     good = state.checkpoint();
     heldOut.clear();
     sinceGood.clear();
-    publish();
   }
 
   private void checkQuality(Guard.Quality rule) {
@@ -731,6 +735,43 @@ public final class OnlineLearner implements AutoCloseable {
    */
   public synchronized OnnxModel toOnnx() {
     return model.toOnnx(weights(), settings.loss());
+  }
+
+  /**
+   * Goes on from the weights of another model of the same kind, which are served at once: with a fresh
+   * optimizer, learning rate and guard, and masks and grids of these weights, which are the frozen teacher and what a
+   * drift resets to from now on. Counts, metrics and replayed examples go on.
+   *
+   * @param other is only read; the caller closes it
+   * @throws InputException if it has other features, outputs, weights or nodes; nothing was changed then
+   */
+  public synchronized void adopt(Learnable other) {
+    if (other.features() != model.features() || other.outputs() != model.outputs()) {
+      throw new InputException(
+          "it takes "
+              + other.features()
+              + " features and has "
+              + other.outputs()
+              + " outputs; this learner's model has "
+              + model.features()
+              + " and "
+              + model.outputs());
+    }
+    if (!other.identity().equals(model.identity())) {
+      throw new InputException("it is another model than the one that is learned");
+    }
+    try {
+      state.begin(other.weights());
+    } catch (IllegalArgumentException e) {
+      throw new InputException("it is another model: " + e.getMessage(), e);
+    }
+    identity = state.identity(model);
+    beginning = state.checkpoint();
+    if (teacher != null) {
+      teacher.load(state.weights());
+    }
+    forgetWorld();
+    publish();
   }
 
   /** What learns. */

@@ -6,6 +6,7 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.zip.CRC32C;
 import org.bytedeco.javacpp.BytePointer;
@@ -45,6 +46,9 @@ final class WeightState implements AutoCloseable {
   /** Takes steps on single examples by itself; null where the settings ask for more than that. */
   private final OuterProduct single;
 
+  /** The optimizer's list, with which working copies and grids are made. */
+  private final List<FusedSgd.Parameter> parameters = new ArrayList<>();
+
   /** Float memory, bits and the optimizer's steps by tensor at a moment. */
   record Checkpoint(List<float[]> floats, List<byte[]> bits, long[] steps) {}
 
@@ -73,7 +77,6 @@ final class WeightState implements AutoCloseable {
                 + weights.stream().map(Weight::name).toList());
       }
     }
-    List<FusedSgd.Parameter> parameters = new ArrayList<>();
     List<GradientNorm.Gradient> normed = new ArrayList<>();
     for (Weight w : weights) {
       if (!settings.only().isEmpty() && !settings.only().contains(w.name())) {
@@ -118,15 +121,8 @@ final class WeightState implements AutoCloseable {
         served.add(w);
       }
     }
-    // The grid of the first forward: a step that changes nothing but the working copies.
-    try (FusedSgd still = new FusedSgd(parameters, FusedSgd.Options.of(0))) {
-      gradients.forEach(WeightState::clear);
-      still.step();
-    }
-    for (int i = 0; i < averages.size(); i++) {
-      averages.get(i).put(0, workings.get(i), 0, averages.get(i).capacity());
-    }
-    optimizer = optimizer(parameters, settings);
+    findGrids();
+    optimizer = optimizer(settings);
     norm = new GradientNorm(normed);
     Privacy privacy = settings.privacy();
     if (privacy != null) {
@@ -136,7 +132,58 @@ final class WeightState implements AutoCloseable {
     }
   }
 
-  private FusedStep optimizer(List<FusedSgd.Parameter> parameters, OnlineSettings settings) {
+  /** The grid of the first forward: a step that changes nothing but the working copies. */
+  private void findGrids() {
+    try (FusedSgd still = new FusedSgd(parameters, FusedSgd.Options.of(0))) {
+      gradients.forEach(WeightState::clear);
+      still.step();
+    }
+    for (int i = 0; i < averages.size(); i++) {
+      averages.get(i).put(0, workings.get(i), 0, averages.get(i).capacity());
+    }
+  }
+
+  /**
+   * Begins anew from other weights: optimizer, average, mask and grid are those of a state that is made
+   * of a model with these weights.
+   *
+   * @param values in the order of {@link #weights}
+   * @throws IllegalArgumentException where names or sizes are others; nothing was changed then
+   */
+  void begin(List<Weight> values) {
+    settle();
+    for (int k = 0; k < weights.size(); k++) {
+      if (values.size() != weights.size()
+          || !values.get(k).name().equals(weights.get(k).name())
+          || !Arrays.equals(values.get(k).latent().shape(), weights.get(k).latent().shape())) {
+        throw new IllegalArgumentException(
+            "its weights are "
+                + values.stream().map(w -> w.name() + " " + w.latent()).toList()
+                + ", not "
+                + weights.stream().map(w -> w.name() + " " + w.latent()).toList());
+      }
+    }
+    owned.forEach(tensor -> clear(LinearHead.buffer(tensor)));
+    for (int k = 0; k < weights.size(); k++) {
+      FloatBuffer from = LinearHead.buffer(values.get(k).latent());
+      LinearHead.buffer(weights.get(k).latent()).put(0, from, 0, from.capacity());
+      LinearHead.buffer(weights.get(k).working()).put(0, from, 0, from.capacity());
+    }
+    for (int k = 0; k < learned.size(); k++) {
+      BytePointer mask = parameters.get(k).mask();
+      BytePointer gate = parameters.get(k).gate();
+      if (mask != null) {
+        markKept(learned.get(k), mask);
+      }
+      if (gate != null) {
+        BytePointer.memset(gate, 0xff, gate.capacity());
+      }
+    }
+    findGrids();
+    forgetMomentum();
+  }
+
+  private FusedStep optimizer(OnlineSettings settings) {
     OnlineSettings.AdamW adamW = settings.adamW();
     if (adamW == null) {
       return new FusedSgd(
@@ -191,14 +238,20 @@ final class WeightState implements AutoCloseable {
   }
 
   private BytePointer zerosOf(Weight w) {
+    BytePointer mask = ownBits(w.latent().elements(), false);
+    markKept(w, mask);
+    return mask;
+  }
+
+  /** A weight that is not 0 is kept. */
+  private static void markKept(Weight w, BytePointer mask) {
     FloatBuffer values = LinearHead.buffer(w.latent());
-    BytePointer mask = ownBits(values.capacity(), false);
+    BytePointer.memset(mask, 0, mask.capacity());
     for (int i = 0; i < values.capacity(); i++) {
       if (values.get(i) != 0) {
         mask.put(i / 8, (byte) (mask.get(i / 8) | 1 << i % 8));
       }
     }
-    return mask;
   }
 
   private static void clear(FloatBuffer buffer) {

@@ -1,0 +1,147 @@
+package org.espalier.cli;
+
+import java.util.OptionalLong;
+import java.util.function.Consumer;
+import java.util.function.Supplier;
+import org.espalier.InputException;
+import org.espalier.online.Learnable;
+import org.espalier.online.LearnerFiles;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.store.Lineage;
+import org.espalier.store.ModelStore;
+import org.espalier.store.SigningKey;
+import org.espalier.store.StoreWriter;
+import org.espalier.store.Version;
+
+/**
+ * The versions of a store that a learner is and makes. What another process makes current, by a
+ * publication or a rollback, is taken over, and nothing is ever published over it: what was learned
+ * beside it becomes a version that is not current. For one thread, but for {@link #current}.
+ */
+final class LearnerVersions {
+  private final ModelStore store;
+  private final OnlineLearner learner;
+  private final OnlineRecipe recipe;
+  private final SigningKey signing;
+  private final Consumer<String> notes;
+
+  /** The version that the learner went on from, or null. */
+  private Long parent;
+
+  /** The store's current version that is known and dealt with; 0 for none. */
+  private volatile long current;
+
+  /** A current version that cannot be taken over: it is not tried again and again. */
+  private long refused;
+
+  /**
+   * @param parent the version that the learner was made from, or null
+   * @param notes receives a sentence for people where another version is taken over, or cannot be
+   */
+  LearnerVersions(
+      ModelStore store,
+      OnlineLearner learner,
+      OnlineRecipe recipe,
+      SigningKey signing,
+      Long parent,
+      Consumer<String> notes) {
+    this.store = store;
+    this.learner = learner;
+    this.recipe = recipe;
+    this.signing = signing;
+    this.parent = parent;
+    this.current = parent == null ? store.current().orElse(0) : parent;
+    this.notes = notes;
+  }
+
+  /** The version of the store that is known to be current. */
+  long current() {
+    return current;
+  }
+
+  ModelStore store() {
+    return store;
+  }
+
+  /** Whether another process made a version current that cannot be taken over. */
+  boolean isRefused() {
+    return refused != 0;
+  }
+
+  /**
+   * Takes over what another process made current: with its learner's state, or, where no learner made
+   * it, its weights with a fresh optimizer.
+   *
+   * @return whether the learner is another version now
+   */
+  boolean follow() {
+    OptionalLong now = store.current();
+    if (now.isEmpty() || now.getAsLong() == refused) {
+      return false;
+    }
+    refused = 0;
+    long id = now.getAsLong();
+    if (id == current) {
+      return false;
+    }
+    try (ModelStore.Held held = store.hold(id)) {
+      boolean learned = LearnerFiles.isLearned(held);
+      if (learned) {
+        LearnerFiles.load(learner, held);
+      } else {
+        try (Learnable published = LearnerFiles.readModel(held, recipe)) {
+          learner.adopt(published);
+        }
+      }
+      current = id;
+      parent = id;
+      notes.accept(
+          "version "
+              + id
+              + " of the store was made current and is served now"
+              + (learned
+                  ? ", with all that its learner knew"
+                  : "; no learner made it: learning goes on from its weights with a fresh"
+                        + " optimizer"));
+      return true;
+    } catch (InputException e) {
+      refused = id;
+      notes.accept(
+          "version "
+              + id
+              + " of the store was made current and cannot be taken over, version "
+              + current
+              + " and what was learned since goes on: "
+              + e.getMessage());
+      return false;
+    }
+  }
+
+  /**
+   * Publishes the learner. The version becomes current, unless another process has made one current
+   * meanwhile.
+   *
+   * @param lineage without parent
+   */
+  Version publish(Lineage lineage, Supplier<StoreWriter> writers) {
+    try (StoreWriter writer = writers.get()) {
+      boolean overtaken = store.current().orElse(current) != current;
+      Version version =
+          LearnerFiles.publish(
+              writer, learner, recipe.text(), lineage.withParent(parent), signing, !overtaken);
+      parent = version.id();
+      if (overtaken) {
+        notes.accept(
+            "version "
+                + version.id()
+                + " was published and is not current: another process made version "
+                + store.current().orElse(0)
+                + " current");
+      } else {
+        current = version.id();
+      }
+      return version;
+    }
+  }
+}
