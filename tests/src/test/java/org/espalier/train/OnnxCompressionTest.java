@@ -326,8 +326,8 @@ class OnnxCompressionTest {
 
   @Test
   void theBoundHoldsAStudentBelowItsTeacher() {
-    double[] free = excess(new Objective(1, 0, 1, 0, 0, 0, 1, 0));
-    double[] bounded = excess(new Objective(1, 0, 1, 10, 0, 0, 1, 0));
+    double[] free = excess(new Objective(1, 0, 1, 0, 0, 0, 0, 1, 0));
+    double[] bounded = excess(new Objective(1, 0, 1, 10, 0, 0, 0, 1, 0));
     assertTrue(free[1] > 0.5, "the student that only learns labels exceeds: " + free[1]);
     assertTrue(bounded[1] < 0.05 * free[1], free[1] + " against " + bounded[1]);
   }
@@ -350,7 +350,7 @@ class OnnxCompressionTest {
                         16,
                         Optimizer.Sgd.of(0),
                         Training.Schedule.constant(),
-                        new Objective(0, 0, 1, 1, 0, 0, 1, 0),
+                        new Objective(0, 0, 1, 1, 0, 0, 0, 1, 0),
                         0))),
             7);
     OnnxModel trained;

@@ -15,6 +15,7 @@ import org.espalier.evaluate.ClassifierEvaluator;
 import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.Pooling;
+import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
@@ -116,6 +117,10 @@ final class CommandHost implements RunHost, AutoCloseable {
 
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
+    if (examples.labels() == null) {
+      return TensorEvaluator.evaluate(reference, candidate, examples.values(), examples.shape())
+          .toMapOfFirst();
+    }
     return ClassifierEvaluator.evaluate(
             reference, candidate, examples.values(), examples.shape(), examples.labels())
         .toMap();

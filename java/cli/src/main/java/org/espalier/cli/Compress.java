@@ -150,7 +150,8 @@ final class Compress implements Callable<Integer> {
             Map.entry("neighbour_agreement", "%.3f of nearest neighbours agree"),
             Map.entry("agreement", "%.4f of answers agree"),
             Map.entry("accuracy", "accuracy %.4f"),
-            Map.entry("reference_accuracy", "accuracy of the original %.4f"))) {
+            Map.entry("reference_accuracy", "accuracy of the original %.4f"),
+            Map.entry("relative_error", "error %.4f, as a share of the output's norm"))) {
       if (fidelity.has(line.getKey())) {
         table.add("answers", number(fidelity, line.getKey(), line.getValue()));
       }

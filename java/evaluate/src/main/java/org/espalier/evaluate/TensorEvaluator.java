@@ -3,6 +3,8 @@ package org.espalier.evaluate;
 import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OnnxValue;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import java.nio.FloatBuffer;
 import java.nio.file.Path;
@@ -30,7 +32,40 @@ public final class TensorEvaluator {
    */
   public static TensorFidelity evaluate(Path reference, Path candidate, Path examples, int count) {
     FileActivations source = new FileActivations(examples, OnnxModel.read(reference), count, 1);
-    List<Map<String, OnnxTensor>> inputs = source.tensors();
+    return evaluate(reference, candidate, source.tensors());
+  }
+
+  /**
+   * Compares {@code candidate} with {@code reference}, both of one float32 input.
+   *
+   * @param examples at least one, row-major
+   * @param shape of an example, without the batch
+   * @throws InputException where a model has other inputs or cannot be loaded or run, or the two differ in
+   *     their outputs
+   */
+  public static TensorFidelity evaluate(
+      Path reference, Path candidate, List<float[]> examples, List<Long> shape) {
+    String input = OnnxModel.read(reference).inputs().get(0).getName();
+    List<Map<String, OnnxTensor>> inputs = new ArrayList<>();
+    try {
+      for (float[] example : examples) {
+        inputs.add(
+            Map.of(
+                input,
+                OnnxTensor.createTensor(
+                    OrtEnvironment.getEnvironment(),
+                    FloatBuffer.wrap(example),
+                    ExampleActivations.batchOfOne(shape))));
+      }
+    } catch (OrtException e) {
+      inputs.forEach(map -> map.values().forEach(OnnxTensor::close));
+      throw new InputException("ONNX Runtime does not take the examples: " + e.getMessage(), e);
+    }
+    return evaluate(reference, candidate, inputs);
+  }
+
+  private static TensorFidelity evaluate(
+      Path reference, Path candidate, List<Map<String, OnnxTensor>> inputs) {
     try (RuntimeModel first = new RuntimeModel(reference);
         RuntimeModel second = new RuntimeModel(candidate)) {
       Map<String, Comparison> outputs = new LinkedHashMap<>();

@@ -49,16 +49,37 @@ public record TensorFidelity(
     for (Output o : outputs) {
       Map<String, Object> output = new LinkedHashMap<>();
       output.put("name", o.name);
-      output.put("cosine_mean", o.cosineMean);
-      output.put("cosine_min", o.cosineMin);
-      output.put("relative_error", o.relativeError);
-      output.put("largest_difference", o.largestDifference);
-      if (!Double.isNaN(o.agreement)) {
-        output.put("agreement", o.agreement);
-      }
+      output.putAll(numbers(o));
       list.add(output);
     }
     map.put("outputs", list);
+    map.putAll(savings());
+    return map;
+  }
+
+  /** The same for a model of which the first output alone counts: one map of numbers. */
+  public Map<String, Object> toMapOfFirst() {
+    Map<String, Object> map = new LinkedHashMap<>();
+    map.put("examples", examples);
+    map.putAll(numbers(outputs.get(0)));
+    map.putAll(savings());
+    return map;
+  }
+
+  private static Map<String, Object> numbers(Output o) {
+    Map<String, Object> map = new LinkedHashMap<>();
+    map.put("cosine_mean", o.cosineMean);
+    map.put("cosine_min", o.cosineMin);
+    map.put("relative_error", o.relativeError);
+    map.put("largest_difference", o.largestDifference);
+    if (!Double.isNaN(o.agreement)) {
+      map.put("agreement", o.agreement);
+    }
+    return map;
+  }
+
+  private Map<String, Object> savings() {
+    Map<String, Object> map = new LinkedHashMap<>();
     map.put("size_ratio", sizeRatio);
     map.put("speedup", speedup);
     map.put("reference_ms", referenceMillis);

@@ -357,6 +357,7 @@ public record Recipe(
               loss.real("logits"),
               loss.real("temperature"),
               loss.real("bound"),
+              loss.real("output"),
               loss.real("embedding"),
               loss.real("similarity"),
               loss.real("similarity-temperature"),
@@ -365,10 +366,10 @@ public record Recipe(
         throw s.wrong(
             "loss",
             texts
-                ? "labels, logits and bound need labelled examples; for texts there are embedding,"
-                    + " similarity and hidden"
-                : "embedding, similarity and hidden need texts; for labelled examples there are"
-                    + " labels, logits and bound");
+                ? "labels, logits, bound and output need data.examples; for texts there are"
+                      + " embedding, similarity and hidden"
+                : "embedding, similarity and hidden need texts; for data.examples there are labels,"
+                    + " logits, bound and output");
       }
       return objective;
     } catch (IllegalArgumentException e) {

@@ -97,8 +97,9 @@ public final class RecipeSchema {
                               "examples",
                               FILE,
                               null,
-                              "Labelled examples in place of texts: a safetensors file with inputs"
-                                  + " (F32, [N, …]) and labels (I64, [N])."),
+                              "Examples of one shape in place of texts: a safetensors file with"
+                                  + " inputs (F32, [N, …]) and, where a stage's loss has them,"
+                                  + " labels (I64, [N])."),
                           optional(
                               "train",
                               COUNT,
@@ -335,7 +336,13 @@ public final class RecipeSchema {
                         "bound",
                         WEIGHT,
                         "0",
-                        "Of what exceeds the teacher's logits, squared (classes)."))),
+                        "Of what exceeds the teacher's logits, squared (classes)."),
+                    optional(
+                        "output",
+                        WEIGHT,
+                        "0",
+                        "Of the squared error of the first output, of any shape (data.examples"
+                            + " without labels)."))),
             null,
             "What is minimised; by default embedding and hidden states for texts, half labels"
                 + " and half logits for classes, labels alone in a fine-tune stage."));

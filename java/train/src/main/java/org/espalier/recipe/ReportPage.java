@@ -6,6 +6,7 @@ import static org.espalier.recipe.Html.number;
 import static org.espalier.recipe.Html.seconds;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.UncheckedIOException;
@@ -30,6 +31,7 @@ final class ReportPage {
     NEIGHBOURS("neighbour_agreement", "neighbours agree", "%.3f"),
     AGREEMENT("agreement", "same class", "%.4f"),
     ACCURACY("accuracy", "accuracy", "%.4f"),
+    ERROR("relative_error", "error", "%.4f"),
     SIZE("size_ratio", "size", "%.3f"),
     SPEED("speedup", "speed", "%.2fx"),
     BATCH("batch_cosine_mean", "in a batch of 32", "%.4f");
@@ -44,6 +46,8 @@ final class ReportPage {
       this.format = format;
     }
   }
+
+  private static final JsonNode ZERO = JsonNodeFactory.instance.numberNode(0.0);
 
   private final JsonNode report;
   private final StringBuilder out = new StringBuilder(1 << 16);
@@ -142,6 +146,12 @@ final class ReportPage {
               + number(f.path("neighbour_agreement_low"), "%.3f")
               + " to "
               + number(f.path("neighbour_agreement_high"), "%.3f"));
+    } else if (f.has("relative_error")) {
+      tile("Mean cosine", number(f.path("cosine_mean"), "%.4f"), "to the original's output");
+      tile(
+          "Error",
+          number(f.path("relative_error"), "%.4f"),
+          "of the output, as a share of its norm");
     } else {
       tile(
           "Accuracy",
@@ -238,6 +248,7 @@ final class ReportPage {
           switch (m) {
             case ACCURACY -> number(last.path("reference_accuracy"), m.format);
             case BATCH -> "–";
+            case ERROR -> number(ZERO, m.format);
             default -> String.format(Locale.ROOT, m.format, 1.0);
           });
     }

@@ -24,7 +24,7 @@ import org.espalier.train.Examples;
  * report measures never overlap.
  *
  * @param evaluationTexts for text models; else null
- * @param evaluationExamples for classifiers; else null
+ * @param evaluationExamples for other models; else null
  */
 record RunData(
     Examples training,
@@ -120,6 +120,9 @@ record RunData(
   private static RunData labelled(Recipe recipe, RunHost host) {
     Recipe.DataSettings data = recipe.data();
     Examples.Labelled all = read(host.file(data.examples()));
+    if (recipe.stages().stages().stream().allMatch(s -> s.training().objective().output() > 0)) {
+      all = new Examples.Labelled(all.values(), all.shape(), null);
+    }
     int heldOut = data.validation() + data.evaluation();
     int train = train(data, all.size(), heldOut, "examples");
     List<Integer> order = new ArrayList<>();
@@ -142,33 +145,19 @@ record RunData(
     return new Examples.Labelled(
         indices.stream().map(all.values()::get).toList(),
         all.shape(),
-        indices.stream().mapToLong(i -> all.labels()[i]).toArray());
+        all.labels() == null ? null : indices.stream().mapToLong(i -> all.labels()[i]).toArray());
   }
 
-  /** Reads {@code inputs} and {@code labels}. */
+  /** Reads {@code inputs} and, where there are any, {@code labels}. */
   static Examples.Labelled read(Path path) {
     try (SafetensorsFile file = SafetensorsFile.open(path)) {
       TensorInfo inputs = tensor(file, "inputs", SafetensorsDtype.F32);
-      TensorInfo labels = tensor(file, "labels", SafetensorsDtype.I64);
-      if (inputs.rank() < 2
-          || labels.rank() != 1
-          || !inputs.shape().get(0).equals(labels.shape().get(0))) {
-        throw new InputException(
-            path
-                + ": inputs "
-                + inputs.shape()
-                + " and labels "
-                + labels.shape()
-                + "; [N, …] and [N] are needed");
+      if (inputs.rank() < 2) {
+        throw new InputException(path + ": inputs " + inputs.shape() + "; [N, …] is needed");
       }
-      int n = Math.toIntExact(labels.elements());
+      int n = Math.toIntExact(inputs.shape().get(0));
       int width = n == 0 ? 0 : Math.toIntExact(inputs.elements() / n);
-      long[] classes = new long[n];
-      if (n > 0) {
-        ByteBuffer bytes = ByteBuffer.allocateDirect(8 * n).order(ByteOrder.LITTLE_ENDIAN);
-        file.read(labels, 0, bytes);
-        bytes.flip().order(ByteOrder.LITTLE_ENDIAN).asLongBuffer().get(classes);
-      }
+      long[] classes = file.tensor("labels") == null ? null : labels(file, n);
       List<float[]> values = new ArrayList<>(n);
       for (int i = 0; i < n; i++) {
         ByteBuffer row = ByteBuffer.allocateDirect(4 * width).order(ByteOrder.LITTLE_ENDIAN);
@@ -186,6 +175,19 @@ record RunData(
     }
   }
 
+  private static long[] labels(SafetensorsFile file, int n) {
+    TensorInfo labels = tensor(file, "labels", SafetensorsDtype.I64);
+    if (labels.rank() != 1 || labels.elements() != n) {
+      throw new InputException(
+          file.path() + ": labels " + labels.shape() + " for " + n + " inputs; [N] is needed");
+    }
+    ByteBuffer bytes = ByteBuffer.allocateDirect(8 * n).order(ByteOrder.LITTLE_ENDIAN);
+    file.read(labels, 0, bytes);
+    long[] classes = new long[n];
+    bytes.flip().order(ByteOrder.LITTLE_ENDIAN).asLongBuffer().get(classes);
+    return classes;
+  }
+
   private static TensorInfo tensor(SafetensorsFile file, String name, SafetensorsDtype dtype) {
     TensorInfo info = file.tensor(name);
     if (info == null || info.dtype() != dtype) {
@@ -193,7 +195,8 @@ record RunData(
           file.path()
               + ": "
               + (info == null ? "there is no tensor " + name : name + " is " + info.dtype())
-              + "; labelled examples are inputs (F32, [N, …]) and labels (I64, [N])");
+              + "; examples are inputs (F32, [N, …]) and, for losses with labels, labels (I64,"
+              + " [N])");
     }
     return info;
   }

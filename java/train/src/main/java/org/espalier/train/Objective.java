@@ -2,12 +2,14 @@ package org.espalier.train;
 
 /**
  * What training minimises: the sum of the parts with a weight above 0. Classifiers have logits [N, C],
- * embedding models hidden states [N, tokens, width] that are pooled into one vector a text.
+ * embedding models hidden states [N, tokens, width] that are pooled into one vector a text; {@code output} is
+ * for models of any other kind, whose first output is [N, …].
  *
  * @param labels weight of the cross entropy with the examples' labels (classifiers)
  * @param logits weight of T²·KL(teacher ‖ student) of the logits (classifiers)
  * @param temperature T of {@code logits}
  * @param bound weight of Σ max(0, student − teacher)² of the logits (classifiers)
+ * @param output weight of the squared error of the output, as a share of the teacher's sum of squares
  * @param embedding weight of 1 − cosine of the student's and the teacher's embedding of a text
  * @param similarity weight of KL between the softmaxes of the similarities that a text has to the other
  *     texts of its batch, teacher ‖ student
@@ -20,13 +22,15 @@ public record Objective(
     double logits,
     double temperature,
     double bound,
+    double output,
     double embedding,
     double similarity,
     double similarityTemperature,
     double hidden) {
   public Objective {
     double sum = 0;
-    for (double weight : new double[] {labels, logits, bound, embedding, similarity, hidden}) {
+    for (double weight :
+        new double[] {labels, logits, bound, output, embedding, similarity, hidden}) {
       if (!(weight >= 0 && weight <= Float.MAX_VALUE)) {
         throw new IllegalArgumentException("a weight of " + weight + "; finite and 0 or more");
       }
@@ -42,10 +46,13 @@ public record Objective(
       throw new IllegalArgumentException(
           "similarity temperature " + similarityTemperature + "; it is in (0, 1e6]");
     }
-    if (isForLogits(labels, logits, bound) && isForStates(embedding, similarity, hidden)) {
+    int kinds = isForLogits(labels, logits, bound) ? 1 : 0;
+    kinds += isForStates(embedding, similarity, hidden) ? 1 : 0;
+    kinds += output > 0 ? 1 : 0;
+    if (kinds > 1) {
       throw new IllegalArgumentException(
           "labels, logits and bound are for classifiers; embedding, similarity and hidden are for"
-              + " embedding models: not both");
+              + " embedding models; output is for others: not together");
     }
   }
 
@@ -59,26 +66,31 @@ public record Objective(
 
   /** Labels alone. */
   public static Objective ofLabels() {
-    return new Objective(1, 0, 1, 0, 0, 0, 1, 0);
+    return new Objective(1, 0, 1, 0, 0, 0, 0, 1, 0);
   }
 
   /** The teacher's logits at temperature T with the share {@code labels} of cross entropy. */
   public static Objective ofLogits(double labels, double temperature) {
-    return new Objective(labels, 1 - labels, temperature, 0, 0, 0, 1, 0);
+    return new Objective(labels, 1 - labels, temperature, 0, 0, 0, 0, 1, 0);
   }
 
   /** Embeddings, similarities and hidden states of a teacher. */
   public static Objective ofEmbeddings(double embedding, double similarity, double hidden) {
-    return new Objective(0, 0, 1, 0, embedding, similarity, 0.05, hidden);
+    return new Objective(0, 0, 1, 0, 0, embedding, similarity, 0.05, hidden);
   }
 
-  /** Whether it is about hidden states; else about logits. */
+  /** A teacher's output of any shape. */
+  public static Objective ofOutput() {
+    return new Objective(0, 0, 1, 0, 1, 0, 0, 1, 0);
+  }
+
+  /** Whether it is about hidden states; else about the outputs of examples of one shape. */
   public boolean isForEmbeddings() {
     return isForStates(embedding, similarity, hidden);
   }
 
   /** Whether a teacher is needed. */
   public boolean needsTeacher() {
-    return logits > 0 || bound > 0 || isForEmbeddings();
+    return logits > 0 || bound > 0 || output > 0 || isForEmbeddings();
   }
 }

@@ -9,6 +9,7 @@ import java.io.OutputStream;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.Iterator;
@@ -26,6 +27,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.OpsetUpgrade;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.TrainableQuantizer;
@@ -44,6 +46,9 @@ import org.espalier.train.TrainingListener.Validation;
 /** The compression of an ONNX model. */
 public final class OnnxCompression implements Compression {
   private static final int VALIDATION_BATCH = 32;
+
+  /** What is older is raised first. */
+  private static final int OLDEST_OPSET = 11;
 
   /** The start of a saved run; the last digit is the version of its layout. */
   private static final int MAGIC = 0x45535003;
@@ -134,8 +139,17 @@ public final class OnnxCompression implements Compression {
       check(stage);
     }
     modelDigest = TeacherOutputs.digest(job.model());
-    form = job.model().copy();
+    form = trainable(job.model());
     load();
+  }
+
+  /** A copy with operators that training knows. */
+  private static OnnxModel trainable(OnnxModel model) {
+    OnnxModel copy = model.copy();
+    if (copy.opset("") < OLDEST_OPSET) {
+      OpsetUpgrade.raise(copy, OpsetUpgrade.TARGET);
+    }
+    return copy;
   }
 
   private void check(Stage stage) {
@@ -145,8 +159,8 @@ public final class OnnxCompression implements Compression {
       throw new InputException(
           where
               + (texts
-                  ? "texts train the parts embedding, similarity and hidden of an objective"
-                  : "labelled examples train the parts labels, logits and bound of an objective"));
+                  ? "texts train the parts embedding, similarity and hidden"
+                  : "examples of one shape train the parts labels, logits, bound and output"));
     }
     if (texts != job.validation() instanceof Examples.Texts) {
       throw new InputException("training and validation examples are of different kinds");
@@ -154,7 +168,10 @@ public final class OnnxCompression implements Compression {
     if (stage.training().objective().labels() > 0
         && (((Examples.Labelled) job.training()).labels() == null
             || ((Examples.Labelled) job.validation()).labels() == null)) {
-      throw new InputException(where + "its objective has labels, and the examples have none");
+      throw new InputException(
+          where
+              + "its loss has labels, and the examples have none; loss {output: 1} and {logits: 1}"
+              + " follow the teacher alone");
     }
     if (stage instanceof Stage.Quantize q) {
       boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
@@ -509,6 +526,9 @@ public final class OnnxCompression implements Compression {
       return new EmbeddingLoss(objective, job.pooling())
           .of(output, teacher, batch, EmbeddingLoss.Whole.of(List.of(teacher)), backward);
     }
+    if (objective.output() > 0) {
+      return new OutputLoss(objective).of(output, teacher, backward);
+    }
     long[] all = ((Examples.Labelled) examples).labels();
     long[] labels = all == null ? null : new long[indices.length];
     for (int i = 0; labels != null && i < labels.length; i++) {
@@ -558,7 +578,7 @@ public final class OnnxCompression implements Compression {
     }
     OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
     byte[] digest = TeacherOutputs.digest(model);
-    try (OnnxGraph teacher = new OnnxGraph(model);
+    try (OnnxGraph teacher = new OnnxGraph(trainable(model));
         OnnxGraph sibling = teacher.sibling()) {
       List<TrainableModel> both = List.of(teacher, sibling);
       boolean perToken = objective.isForEmbeddings();
@@ -572,13 +592,24 @@ public final class OnnxCompression implements Compression {
     }
   }
 
-  /** The last dimension of the student's first output. */
+  /** How wide a token's states are, or how many values the student's first output has an example. */
   private int width() {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch = Batch.of(job.validation(), new int[] {0}, graph.inputNames());
-      long[] shape = new Lane(graph, activations).forward(batch).shape();
-      return (int) shape[shape.length - 1];
+      Tensor output = new Lane(graph, activations).forward(batch);
+      long[] shape = output.shape();
+      if (shape.length == 0 || shape[0] != 1) {
+        throw new InputException(
+            "the output "
+                + graph.outputNames().get(0)
+                + " has the shape "
+                + Arrays.toString(shape)
+                + " for one example; its first dimension must count the examples");
+      }
+      return job.validation() instanceof Examples.Texts
+          ? (int) shape[shape.length - 1]
+          : Math.toIntExact(output.numel());
     }
   }
 

@@ -24,7 +24,7 @@ import org.espalier.torch.TrainableModel;
 
 /**
  * What the teacher gives for each example, computed once and kept in a file: hidden states [tokens,
- * width] of a text, or logits [C]. A file is found again by a digest of the teacher and the examples.
+ * width] of a text, or an output of any shape. A file is found again by a digest of the teacher and the examples.
  */
 final class TeacherOutputs implements AutoCloseable {
   private static final int BATCH = 32;
@@ -52,8 +52,8 @@ final class TeacherOutputs implements AutoCloseable {
    *
    * @param teachers the same model twice, for two threads
    * @param digest of the teacher, see {@link #digest(OnnxModel)}
-   * @param width of a token's states, or the number of classes
-   * @param perToken whether outputs are [N, tokens, width]; else [N, width]
+   * @param width of a token's states, or the values of an example's output
+   * @param perToken whether outputs are [N, tokens, width]; else [N, …]
    * @param folder null: a file that goes when this is closed
    */
   static TeacherOutputs open(
@@ -161,16 +161,21 @@ final class TeacherOutputs implements AutoCloseable {
     long[] shape = output.shape();
     boolean fits =
         perToken
-            ? shape.length == 3 && shape[0] == batch.size() && shape[1] == batch.longest()
-            : shape.length == 2 && shape[0] == batch.size();
-    if (!fits || shape[shape.length - 1] != width) {
+            ? shape.length == 3
+                && shape[0] == batch.size()
+                && shape[1] == batch.longest()
+                && shape[2] == width
+            : shape.length > 0
+                && shape[0] == batch.size()
+                && output.numel() == (long) batch.size() * width;
+    if (!fits) {
       throw new InputException(
           "the teacher's first output has the shape "
               + java.util.Arrays.toString(shape)
-              + "; the student's has "
-              + (perToken ? "[texts, tokens, " : "[examples, ")
-              + width
-              + "]");
+              + " for "
+              + batch.size()
+              + " examples; the student's has "
+              + (perToken ? "[texts, tokens, " + width + "]" : width + " values an example"));
     }
   }
 

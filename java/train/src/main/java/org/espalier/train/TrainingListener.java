@@ -63,7 +63,7 @@ public interface TrainingListener {
    *
    * @param step after how many steps of the stage
    * @param loss the objective
-   * @param quality mean cosine to the teacher's embedding; for classifiers the share of right labels,
+   * @param quality mean cosine to the teacher's embedding or output; for classifiers the share of right labels,
    *     or of agreement with the teacher where there are no labels
    * @param best whether it is the best of the stage so far
    */

@@ -19,9 +19,9 @@ import org.espalier.format.onnx.OnnxModel;
  * spelled out; any other operator is refused by name. The changes are those of the changelog of the
  * ONNX specification.
  */
-final class OpsetUpgrade {
+public final class OpsetUpgrade {
   /** The highest version that this class can produce. */
-  static final long TARGET = 13;
+  public static final long TARGET = 13;
 
   /** Before this version, broadcasting was an attribute. */
   private static final long OLDEST = 7;
@@ -206,7 +206,7 @@ final class OpsetUpgrade {
    *
    * @throws InputException if an operator cannot be raised, naming it
    */
-  static void raise(OnnxModel model, long wanted) {
+  public static void raise(OnnxModel model, long wanted) {
     if (wanted > TARGET) {
       throw new IllegalArgumentException("operator set " + wanted);
     }
