@@ -1,13 +1,17 @@
 package org.espalier.cli;
 
+import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
@@ -186,6 +190,77 @@ class CompressTest {
         recipe,
         "--set",
         "quantize.clip=mse");
+  }
+
+  /** An old model that gives a map for a map, on examples without labels. */
+  @Test
+  void aModelOfAnyOutputFollowsItsOriginal() throws IOException {
+    Random random = new Random(9);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("map")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 1, 6, 6))
+            .addInitializer(SmallModels.floats("c1", random, 0.5f, 8, 1, 3, 3))
+            .addInitializer(SmallModels.floats("c2", random, 0.5f, 1, 8, 3, 3))
+            .addNode(
+                SmallModels.node(
+                    "Conv", "/c1", List.of("x", "c1"), "h", attribute("pads", 1, 1, 1, 1)))
+            .addNode(
+                SmallModels.node("Clip", "/clip", List.of("h"), "r").toBuilder()
+                    .addAttribute(real("min", 0))
+                    .addAttribute(real("max", 6)))
+            .addNode(
+                SmallModels.node(
+                    "Conv", "/c2", List.of("r", "c2"), "y", attribute("pads", 1, 1, 1, 1)))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 1, 6, 6));
+    Files.write(folder.resolve("map.onnx"), SmallModels.model(9, g).toByteArray());
+    ByteBuffer inputs = ByteBuffer.allocate(4 * 512 * 36).order(ByteOrder.LITTLE_ENDIAN);
+    while (inputs.hasRemaining()) {
+      inputs.putFloat(2 * random.nextFloat() - 1);
+    }
+    try (AtomicFile file = AtomicFile.create(folder.resolve("maps.safetensors"))) {
+      TensorSpec spec = new TensorSpec("inputs", SafetensorsDtype.F32, List.of(512L, 1L, 6L, 6L));
+      SafetensorsWriter writer = new SafetensorsWriter(file, List.of(spec), Map.of());
+      writer.append("inputs", inputs.flip());
+      writer.finish();
+      file.commit();
+    }
+    Path map =
+        Files.writeString(
+            folder.resolve("map.yaml"),
+            """
+model: {file: map.onnx}
+data: {examples: maps.safetensors, validation: 128, evaluation: 128, calibration: 128}
+stages:
+  - {kind: prune, sparsity: 0.4, steps: 60, batch: 16, learning-rate: 5e-3, loss: {output: 1}}
+  - {kind: quantize, form: static, clip: minmax, steps: 4, batch: 16, loss: {output: 1}}
+""");
+    Path out = folder.resolve("out");
+    JsonNode report = Run.of("compress", map, "-o", out, "--json").json();
+    double error = report.at("/fidelity/relative_error").asDouble();
+    assertTrue(error > 0 && error < 0.5, report.path("fidelity").toString());
+    JsonNode pruned = report.at("/stages/0");
+    double cut = pruned.at("/changed/loss").asDouble();
+    assertTrue(pruned.at("/after/loss").asDouble() < 0.7 * cut, pruned.path("after") + " " + cut);
+    // What training saw is what the runtime gives.
+    assertEquals(Math.sqrt(report.at("/stages/1/after/loss").asDouble()), error, 0.1 * error);
+    assertTrue(Files.readString(out.resolve("report.html")).contains("as a share of its norm"));
+    Files.writeString(map, Files.readString(map).replace(", loss: {output: 1}", ""));
+    Run.refused(
+        folder,
+        new String[] {"the examples have none", "{output: 1}"},
+        "compress",
+        map,
+        "-o",
+        folder.resolve("labels"));
+  }
+
+  private static AttributeProto real(String name, float value) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeProto.AttributeType.FLOAT)
+        .setF(value)
+        .build();
   }
 
   /** The integers and scales of both files are those that training saw. */

@@ -112,7 +112,7 @@ class RecipeTest {
         wrong("file: model.onnx", "file:", "recipe.yaml:3", "model.file", "missing", "maven:"),
         wrong("texts: texts.txt", "examples: a\n  texts: b", "recipe.yaml", "not both"),
         wrong("epochs: 2", "epochs: 2\n    steps: 5", "recipe.yaml:13", "one of them"),
-        wrong("epochs: 2", "loss: {labels: 1}", "recipe.yaml:14", "need labelled examples"),
+        wrong("epochs: 2", "loss: {labels: 1}", "recipe.yaml:14", "need data.examples"),
         wrong("epochs: 2", "loss: {embedding: 0}", "recipe.yaml:14", "weight 0"),
         wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
         wrong("sparsity: 0.4", "pattern: 4:2", "recipe.yaml:9", "4:2"),
