@@ -247,7 +247,7 @@ class OnlineOnnxTest {
     }
     Run.refused(
         folder,
-        new String[] {".onnx is right"},
+        new String[] {".onnx or .pt is right"},
         "store",
         "export",
         "--store",

@@ -2,11 +2,14 @@ package org.espalier.online;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.nio.file.Path;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.ExecutorService;
@@ -14,9 +17,18 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicBoolean;
+import org.bytedeco.pytorch.LinearImpl;
+import org.bytedeco.pytorch.Module;
+import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.store.Lineage;
+import org.espalier.store.ModelStore;
+import org.espalier.store.StoreWriter;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.ModuleModel;
 import org.espalier.torch.OnnxGraph;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 
 /** An ONNX multilayer perceptron learned by autograd. */
 class TorchLearnableTest {
@@ -108,6 +120,52 @@ class TorchLearnableTest {
   }
 
   /** The sum of clipped gradients of single examples, by clipping that never binds and always does. */
+  /** A module written in Java: a program that has its class publishes it and goes on with it. */
+  @Test
+  void aJavaModuleGoesOnFromAStore(@TempDir Path folder) {
+    OnlineRecipe recipe =
+        OnlineRecipe.parse("loss: cross-entropy\nlearning-rate: 0.1\nbatch: 8\n", "recipe");
+    List<Example> stream = circle(320, 2);
+    ModelStore store = ModelStore.create(folder.resolve("store"));
+    try (TorchLearnable model = javaModule();
+        OnlineLearner learner = new OnlineLearner(model, recipe.settings())) {
+      learner.learn(stream.subList(0, 160));
+      try (StoreWriter writer = store.writer(Duration.ofSeconds(1))) {
+        LearnerFiles.publish(writer, learner, recipe.text(), Lineage.NONE, null, true);
+      }
+      try (TorchLearnable other = javaModule();
+          OnlineLearner resumed = new OnlineLearner(other, recipe.settings());
+          ModelStore.Held held = store.holdCurrent()) {
+        LearnerFiles.load(resumed, held);
+        learner.learn(stream.subList(160, 320));
+        resumed.learn(stream.subList(160, 320));
+        learner.weights().forEach((k, v) -> assertArrayEquals(v, resumed.weights().get(k), k));
+        InputException e =
+            assertThrows(InputException.class, () -> LearnerFiles.readModel(held, recipe));
+        assertTrue(e.getMessage().contains("the program that has its class"), e.getMessage());
+      }
+    }
+  }
+
+  private static TorchLearnable javaModule() {
+    return new TorchLearnable(twoLayers(), TorchLearnableTest::twoLayers, new long[] {FEATURES}, 2);
+  }
+
+  private static ModuleModel twoLayers() {
+    Libtorch.load();
+    LinearImpl first = new LinearImpl(FEATURES, 16);
+    LinearImpl second = new LinearImpl(16, 2);
+    Module module = new Module();
+    module.register_module("first", first);
+    module.register_module("second", second);
+    return new ModuleModel(
+        "two layers",
+        module,
+        List.of("x"),
+        List.of("y"),
+        inputs -> List.of(second.forward(first.forward(inputs.get(0)).tanh())));
+  }
+
   @Test
   void clippingEachExampleIsAutogradExampleByExample() {
     List<Example> batch = circle(4, 5);

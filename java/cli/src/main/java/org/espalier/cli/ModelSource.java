@@ -21,16 +21,29 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
   enum Kind {
     ONNX,
     /** A safetensors file or a folder with one or with shards. */
-    SAFETENSORS
+    SAFETENSORS,
+    TORCHSCRIPT
   }
 
   /**
-   * Finds a model and tells from its name what it is.
+   * Finds an ONNX or safetensors model and tells from its name which it is.
    *
    * @param notes receives a line for people about each artefact
-   * @throws InputException if there is no such file or its name tells no kind
+   * @throws InputException if there is no such file or its name tells another kind or none
    */
   static ModelSource find(String given, Consumer<String> notes) {
+    ModelSource source = findAny(given, notes);
+    if (source.kind == Kind.TORCHSCRIPT) {
+      throw new InputException(
+          source.path
+              + " is TorchScript, which 'online', 'serve' and 'store publish' take; here .onnx,"
+              + " .safetensors or a folder is right");
+    }
+    return source;
+  }
+
+  /** Finds a model of any kind, as {@link #find} does. */
+  static ModelSource findAny(String given, Consumer<String> notes) {
     MavenFiles maven = new MavenFiles(notes);
     MavenEntry entry = MavenEntry.isOne(given) ? MavenEntry.parse(given) : null;
     Path path = entry == null ? path(given) : maven.file(entry);
@@ -48,8 +61,13 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
     if (name.endsWith(".onnx")) {
       return Kind.ONNX;
     }
+    if (name.endsWith(".pt")) {
+      return Kind.TORCHSCRIPT;
+    }
     throw new InputException(
-        path + " is no model that espalier knows: .onnx, .safetensors or a folder");
+        path
+            + " is no model that espalier knows: .onnx, .safetensors, .pt (TorchScript) or a"
+            + " folder");
   }
 
   /**

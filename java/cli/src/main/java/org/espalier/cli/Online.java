@@ -93,7 +93,9 @@ final class Online implements Callable<Integer> {
       paramLabel = "MODEL",
       description =
           "What to learn: a .safetensors file with weight [outputs, features] and bias, or an .onnx"
-              + " file with one input [batch, features]. Default: a linear model of zeros.")
+              + " or TorchScript (.pt) file with one input [batch, features]; a .pt file is code"
+              + " that runs: take it from nobody you do not trust. Default: a linear model of"
+              + " zeros.")
   private String model;
 
   @Option(
@@ -185,11 +187,7 @@ final class Online implements Callable<Integer> {
 
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {
     if (model != null) {
-      ModelSource source = ModelSource.find(model, common::note);
-      if (source.kind() == ModelSource.Kind.SAFETENSORS) {
-        return LearnerFiles.readHead(source.path());
-      }
-      return LearnerFiles.readGraph(source.path(), recipe);
+      return LearnerFiles.readModel(ModelSource.findAny(model, common::note).path(), recipe);
     }
     if (held != null) {
       return LearnerFiles.readModel(held, recipe);

@@ -96,8 +96,8 @@ final class Serve implements Callable<Integer> {
       names = "--recipe",
       paramLabel = "FILE",
       description =
-          "How to learn, for a version that no learner made: an ONNX model, with model: {features:"
-              + " …, outputs: …} in the recipe, or a linear one.")
+          "How to learn, for a version that no learner made: an ONNX or TorchScript model, with"
+              + " model: {features: …, outputs: …} in the recipe, or a linear one.")
   private String recipeFile;
 
   @Option(names = "--no-learn", description = "Refuse feedback.")

@@ -1,6 +1,9 @@
 package org.espalier.cli;
 
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
@@ -13,11 +16,12 @@ import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Parameters;
 
-/** Writes a version as ONNX. */
+/** Writes a version as ONNX or TorchScript. */
 @Command(
     name = "export",
     description = {
-      "Writes the model of a version as an ONNX file, for any runtime.",
+      "Writes the model of a version as an ONNX file, for any runtime, or a version of a"
+          + " TorchScript model as a TorchScript file.",
       "",
       "A linear model that 'online' or 'serve' learned becomes a graph with the input 'features'"
           + " and the outputs 'outputs' and, where it learns classes, 'probabilities'. A version"
@@ -28,6 +32,7 @@ import picocli.CommandLine.Parameters;
       "Examples:",
       "  espalier store export --store models/ -o model.onnx",
       "  espalier store export 7 --store models/ -o model.onnx",
+      "  espalier store export --store models/ -o model.pt",
     })
 final class StoreExport implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -43,24 +48,34 @@ final class StoreExport implements Callable<Integer> {
       names = {"-o", "--output"},
       paramLabel = "FILE",
       required = true,
-      description = "The file to write, with .onnx at its end.")
+      description = "The file to write, with .onnx or .pt at its end.")
   private String output;
 
   @Override
   public Integer call() {
     Path target = AtomicFile.check(ModelSource.path(output));
-    if (!target.toString().endsWith(".onnx")) {
-      throw new InputException("-o " + output + "; a name that ends with .onnx is right");
+    boolean script = target.toString().endsWith(".pt");
+    if (!script && !target.toString().endsWith(".onnx")) {
+      throw new InputException("-o " + output + "; a name that ends with .onnx or .pt is right");
     }
     ModelStore store = options.open();
     long id = StoreOptions.version(store, given);
     try (ModelStore.Held held = store.hold(id)) {
       Path model = held.model();
-      OnnxModel onnx =
-          model.toString().endsWith(".onnx")
-              ? OnnxModel.read(model)
-              : LearnerFiles.toOnnx(model, LearnerFiles.recipe(held));
-      onnx.write(target);
+      if (model.toString().endsWith(".pt") != script) {
+        throw new InputException(
+            "version "
+                + id
+                + (script ? " is not TorchScript" : " is TorchScript")
+                + "; -o with a name that ends with "
+                + (script ? ".onnx" : ".pt")
+                + " is right");
+      }
+      if (script) {
+        copy(model, target);
+      } else {
+        write(held, model, target);
+      }
     }
     if (common.json()) {
       common.print(
@@ -72,5 +87,26 @@ final class StoreExport implements Callable<Integer> {
       common.out().println("version " + id + " as " + target);
     }
     return 0;
+  }
+
+  private static void write(ModelStore.Held held, Path model, Path target) {
+    OnnxModel onnx =
+        model.toString().endsWith(".onnx")
+            ? OnnxModel.read(model)
+            : LearnerFiles.toOnnx(model, LearnerFiles.recipe(held));
+    onnx.write(target);
+  }
+
+  private static void copy(Path model, Path target) {
+    try (AtomicFile file = AtomicFile.create(target);
+        FileChannel source = FileChannel.open(model)) {
+      ByteBuffer buffer = ByteBuffer.allocate(1 << 20);
+      while (source.read(buffer.clear()) >= 0) {
+        file.write(buffer.flip());
+      }
+      file.commit();
+    } catch (IOException e) {
+      throw new InputException("cannot copy " + model + " to " + target + ": " + e.getMessage(), e);
+    }
   }
 }

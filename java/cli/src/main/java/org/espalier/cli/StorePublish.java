@@ -16,6 +16,7 @@ import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
 import org.espalier.store.StoreWriter;
 import org.espalier.store.Version;
+import org.espalier.torch.TorchScriptModel;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -28,8 +29,9 @@ import picocli.CommandLine.Parameters;
       "Adds a model to a store as a new version and makes it current.",
       "",
       "The model is checked as it is read, and copied: an .onnx file with the files of its external"
-          + " data, a .safetensors file, or a folder with all its files. A store is made where"
-          + " there is none."
+          + " data, a .safetensors file, a TorchScript file (.pt; it is code that runs when it is"
+          + " checked and served: publish none that you do not trust), or a folder with all its"
+          + " files. A store is made where there is none."
     },
     footer = {
       "",
@@ -81,7 +83,7 @@ final class StorePublish implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    ModelSource source = ModelSource.find(model, common::note);
+    ModelSource source = ModelSource.findAny(model, common::note);
     SigningKey signing = key == null ? null : SigningKey.read(ModelSource.path(key));
     metrics.forEach(
         (name, value) -> {
@@ -105,6 +107,10 @@ final class StorePublish implements Callable<Integer> {
               v.copy(file, relative.toString());
             }
           };
+    } else if (source.kind() == ModelSource.Kind.TORCHSCRIPT) {
+      TorchScriptModel.read(path).close(); // checks it
+      main = path.getFileName().toString();
+      content = v -> v.copy(path, main);
     } else {
       Checkpoint.open(path).close(); // checks it
       boolean isFolder = Files.isDirectory(path);

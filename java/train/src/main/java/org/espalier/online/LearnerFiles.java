@@ -14,6 +14,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Supplier;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
@@ -27,11 +28,16 @@ import org.espalier.store.SigningKey;
 import org.espalier.store.StoreWriter;
 import org.espalier.store.Version;
 import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.TorchScriptModel;
+import org.espalier.torch.TrainableModel;
 
 /**
- * A learner as a version of a {@link ModelStore}: the served model ({@code model.safetensors} with the
- * weights, or {@code model.onnx} where the model came from ONNX), {@code learner.state} with
- * everything else, {@code online.yaml} with the recipe.
+ * A learner as a version of a {@link ModelStore}: the served model ({@code model.onnx} or {@code model.pt}
+ * where the model came from ONNX or TorchScript, else {@code model.safetensors} with the weights),
+ * {@code learner.state} with everything else, {@code online.yaml} with the recipe.
+ *
+ * <p>A module written in Java ({@link org.espalier.torch.ModuleModel}) is published as its weights. Only a
+ * program that has its class can go on with it: it makes the learner and calls {@link #load}.
  */
 public final class LearnerFiles {
   /** The served weights. */
@@ -39,6 +45,9 @@ public final class LearnerFiles {
 
   /** The served model, where it came from ONNX. */
   public static final String GRAPH = "model.onnx";
+
+  /** The served model, where it came from TorchScript. */
+  public static final String SCRIPT = "model.pt";
 
   /** What a resumed run needs. */
   public static final String STATE = "learner.state";
@@ -67,13 +76,16 @@ public final class LearnerFiles {
       Map<String, Double> metrics = new java.util.LinkedHashMap<>(learner.metrics());
       metrics.values().removeIf(value -> !Double.isFinite(value));
       Lineage full = lineage.withRecipe(recipe).withMetrics(metrics).withEpsilon(learner.epsilon());
-      boolean graph = learner.model() instanceof TorchLearnable torch && torch.isOnnx();
+      String main =
+          !(learner.model() instanceof TorchLearnable torch)
+              ? MODEL
+              : torch.isOnnx() ? GRAPH : torch.isTorchScript() ? SCRIPT : MODEL;
       StoreWriter.Content content =
           files -> {
-            if (graph) {
-              write(files, GRAPH, learner.toOnnx().toBuffer());
-            } else {
-              writeModel(files, learner);
+            switch (main) {
+              case GRAPH -> write(files, GRAPH, learner.toOnnx().toBuffer());
+              case SCRIPT -> writeScript(files, learner);
+              default -> writeModel(files, learner);
             }
             try (FileChannel channel = files.create(STATE)) {
               learner.save(Channels.newOutputStream(channel));
@@ -82,7 +94,6 @@ public final class LearnerFiles {
             }
             write(files, RECIPE, ByteBuffer.wrap(recipe.getBytes(StandardCharsets.UTF_8)));
           };
-      String main = graph ? GRAPH : MODEL;
       return current
           ? writer.publish(content, main, full, key)
           : writer.propose(content, main, full, key);
@@ -96,6 +107,20 @@ public final class LearnerFiles {
       }
     } catch (IOException e) {
       throw files.failure(path, e);
+    }
+  }
+
+  private static void writeScript(StoreWriter.NewVersion files, OnlineLearner learner) {
+    try {
+      Path file = Files.createTempFile("espalier", ".pt");
+      try {
+        ((TorchLearnable) learner.model()).writeTorchScript(learner.weights(), file);
+        files.copy(file, SCRIPT);
+      } finally {
+        Files.delete(file);
+      }
+    } catch (IOException e) {
+      throw files.failure(SCRIPT, e);
     }
   }
 
@@ -133,37 +158,66 @@ public final class LearnerFiles {
    * @throws InputException if the version's main file is no model that can be learned
    */
   public static Learnable readModel(ModelStore.Held version, OnlineRecipe recipe) {
-    Path file = version.model();
-    return file.toString().endsWith(".onnx") ? readGraph(file, recipe) : readHead(file);
+    return readModel(version.model(), recipe);
   }
 
   /**
-   * Reads an ONNX model with one input [batch, features] and a first output [batch, outputs], and tries
-   * it.
+   * Reads a model that can be learned: an {@code .onnx} or TorchScript ({@code .pt}) file with one input
+   * [batch, features] and a first output [batch, outputs], which is tried, or else a linear model as
+   * {@link #readHead} does. A TorchScript file is code that runs with the rights of this process.
    *
    * @param recipe says how many features and outputs there are
    * @throws InputException if it is no such model
    */
-  public static Learnable readGraph(Path file, OnlineRecipe recipe) {
+  public static Learnable readModel(Path file, OnlineRecipe recipe) {
+    String name = file.toString();
+    if (name.endsWith(".onnx")) {
+      sizes("an ONNX", recipe);
+      OnnxModel model = OnnxModel.read(file);
+      return readTorch(file, new OnnxGraph(model), () -> new OnnxGraph(model), recipe);
+    }
+    if (name.endsWith(".pt")) {
+      sizes("a TorchScript", recipe);
+      byte[] bytes;
+      try {
+        bytes = Files.readAllBytes(file); // those who predict later must not need the file
+      } catch (IOException | OutOfMemoryError e) {
+        throw new InputException("cannot read " + file + ": " + e, e);
+      }
+      return readTorch(
+          file,
+          TorchScriptModel.read(file),
+          () -> TorchScriptModel.read(bytes, file.toString()),
+          recipe);
+    }
+    return readHead(file);
+  }
+
+  private static void sizes(String kind, OnlineRecipe recipe) {
     if (recipe.features() == null) {
       throw new InputException(
-          "for an ONNX model the recipe says model: {features: …, outputs: …}");
+          "for " + kind + " model the recipe says model: {features: …, outputs: …}");
     }
-    OnnxModel model = OnnxModel.read(file);
+  }
+
+  /** Tries it on as many examples as learning will, or two. */
+  private static Learnable readTorch(
+      Path file,
+      TrainableModel model,
+      Supplier<? extends TrainableModel> replicas,
+      OnlineRecipe recipe) {
+    int features = recipe.features();
     TorchLearnable learnable;
     try {
-      learnable =
-          new TorchLearnable(
-              new OnnxGraph(model),
-              () -> new OnnxGraph(model),
-              new long[] {recipe.features()},
-              recipe.outputs());
-    } catch (IllegalArgumentException e) {
-      throw new InputException(file + ": " + e.getMessage(), e);
+      learnable = new TorchLearnable(model, replicas, new long[] {features}, recipe.outputs());
+    } catch (RuntimeException e) {
+      model.close();
+      throw e instanceof InputException ? e : new InputException(file + ": " + e.getMessage(), e);
     }
+    int rows = recipe.settings().batch() > 1 || recipe.settings().replay() != null ? 2 : 1;
     try {
-      learnable.forward(
-          new float[][] {new float[recipe.features()]}, 1, new float[recipe.outputs()]);
+      learnable.forward(new float[rows][features], rows, new float[rows * recipe.outputs()]);
+      learnable.backward(new float[rows * recipe.outputs()], rows);
       return learnable;
     } catch (InputException e) {
       learnable.close();
@@ -172,9 +226,11 @@ public final class LearnerFiles {
       learnable.close();
       throw new InputException(
           file
-              + " does not run on one example of "
-              + recipe.features()
-              + " features: "
+              + " does not run on "
+              + (rows == 1 ? "one example" : "two examples")
+              + " of "
+              + features
+              + " features, or cannot be trained: "
               + String.valueOf(e.getMessage()).lines().findFirst().orElse(""),
           e);
     }
@@ -219,7 +275,8 @@ public final class LearnerFiles {
         throw new InputException(
             path
                 + " is no linear model: weight [outputs, features] and bias [outputs], both f32,"
-                + " are needed");
+                + " are needed. Another model is given as .onnx or TorchScript (.pt); one written"
+                + " in Java is learned by the program that has its class");
       }
       float[] w = read(checkpoint, weight);
       float[] b = read(checkpoint, bias);

@@ -1,6 +1,9 @@
 package org.espalier.online;
 
+import java.io.IOException;
 import java.nio.FloatBuffer;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
@@ -29,6 +32,7 @@ import org.espalier.op.DpAccumulate;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.TrainableModel;
 
 /**
@@ -254,7 +258,9 @@ public final class TorchLearnable implements Learnable {
   @Override
   public OnnxModel toOnnx(Map<String, float[]> values, Loss loss) {
     if (!(model instanceof OnnxGraph graph)) {
-      throw new InputException("this model did not come from ONNX and cannot be written as ONNX");
+      throw new InputException(
+          "this model did not come from ONNX and cannot be written as ONNX; a version of a"
+              + " TorchScript model is a TorchScript file");
     }
     OnnxModel onnx = graph.toModel();
     for (Weight w : weights) {
@@ -270,15 +276,51 @@ public final class TorchLearnable implements Learnable {
     return model instanceof OnnxGraph;
   }
 
-  /** The graph with zeros for parameters, hashed. */
+  /** Whether it is a TorchScript module, so that versions of it can be TorchScript files. */
+  boolean isTorchScript() {
+    return model instanceof TorchScriptModel;
+  }
+
+  /**
+   * Writes the TorchScript module with other weights.
+   *
+   * @param values of the weights, by name
+   */
+  void writeTorchScript(Map<String, float[]> values, Path file) {
+    try (TrainableModel copy = replicas.get()) {
+      for (Parameter p : copy.parameters()) {
+        LinearHead.buffer(TensorView.of(p.tensor())).put(0, values.get(p.name()));
+      }
+      copy.save(file);
+    }
+  }
+
+  private String torchScriptHash(Map<String, float[]> values) {
+    try {
+      Path file = Files.createTempFile("espalier", ".pt");
+      try {
+        writeTorchScript(values, file);
+        return TorchScriptModel.contentHash(file);
+      } finally {
+        Files.delete(file);
+      }
+    } catch (IOException e) {
+      throw new InputException("cannot write a temporary file: " + e, e);
+    }
+  }
+
+  /** The graph or TorchScript module with zeros for parameters, hashed. */
   @Override
   public String identity() {
-    if (!isOnnx()) {
+    if (!isOnnx() && !isTorchScript()) {
       return "";
     }
     Map<String, float[]> zeros = new HashMap<>();
     for (Weight w : weights) {
       zeros.put(w.name(), new float[Math.toIntExact(w.latent().elements())]);
+    }
+    if (isTorchScript()) {
+      return torchScriptHash(zeros);
     }
     try {
       MessageDigest digest = MessageDigest.getInstance("SHA-256");

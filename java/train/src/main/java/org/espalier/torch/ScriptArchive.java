@@ -1,10 +1,20 @@
 package org.espalier.torch;
 
 import java.io.IOException;
+import java.io.InputStream;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.HexFormat;
+import java.util.Map;
+import java.util.TreeMap;
+import java.util.zip.ZipEntry;
+import java.util.zip.ZipFile;
+import org.espalier.InputException;
 
 /**
  * The zip file that libtorch writes. It puts all entries into a folder named after the file, which is a
@@ -36,6 +46,32 @@ final class ScriptArchive {
    */
   static void renameFolder(FileChannel file) throws IOException {
     new ScriptArchive(file).rename();
+  }
+
+  /** The SHA-256 of names and contents of all entries but those about sources and the archive itself. */
+  static String contentHash(Path file) {
+    try (ZipFile zip = new ZipFile(file.toFile())) {
+      MessageDigest digest = MessageDigest.getInstance("SHA-256");
+      TreeMap<String, ZipEntry> entries = new TreeMap<>();
+      zip.stream()
+          .forEach(e -> entries.put(e.getName().substring(e.getName().indexOf('/') + 1), e));
+      for (Map.Entry<String, ZipEntry> entry : entries.entrySet()) {
+        String name = entry.getKey();
+        if (name.endsWith(".debug_pkl") || name.startsWith(".data/")) {
+          continue;
+        }
+        digest.update(
+            (name + ' ' + entry.getValue().getSize() + ' ').getBytes(StandardCharsets.UTF_8));
+        try (InputStream in = zip.getInputStream(entry.getValue())) {
+          digest.update(in.readAllBytes());
+        }
+      }
+      return HexFormat.of().formatHex(digest.digest());
+    } catch (IOException e) {
+      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException("every JDK has SHA-256", e);
+    }
   }
 
   private void rename() throws IOException {

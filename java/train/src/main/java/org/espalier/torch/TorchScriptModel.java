@@ -60,15 +60,47 @@ public final class TorchScriptModel implements TrainableModel {
     if (!Files.isRegularFile(file)) {
       throw new InputException(file + " is not a file");
     }
+    return read(file, file.toString());
+  }
+
+  /**
+   * Loads a module from the bytes of its file.
+   *
+   * @param name what messages call it
+   * @throws InputException as {@link #read(Path)} does, and where there is no room for a temporary file
+   */
+  public static TorchScriptModel read(byte[] file, String name) {
+    try {
+      Path copy = Files.createTempFile("espalier", ".pt");
+      try {
+        return read(Files.write(copy, file), name);
+      } finally {
+        Files.delete(copy);
+      }
+    } catch (IOException e) {
+      throw new InputException("cannot write a temporary file for " + name + ": " + e, e);
+    }
+  }
+
+  private static TorchScriptModel read(Path file, String name) {
     Libtorch.load();
     JitModule loaded;
     try {
       loaded = torch.load(file.toString());
     } catch (RuntimeException e) {
       throw new InputException(
-          file + " is not a TorchScript module that libtorch can load: " + firstLine(e), e);
+          name + " is not a TorchScript module that libtorch can load: " + firstLine(e), e);
     }
-    return new TorchScriptModel(file.toString(), loaded);
+    return new TorchScriptModel(name, loaded);
+  }
+
+  /**
+   * The SHA-256 of all that a TorchScript file says but where its code was written, in hexadecimal digits.
+   *
+   * @throws InputException where it cannot be read
+   */
+  public static String contentHash(Path file) {
+    return ScriptArchive.contentHash(file);
   }
 
   /**
@@ -221,14 +253,15 @@ public final class TorchScriptModel implements TrainableModel {
     } catch (RuntimeException e) {
       throw new InputException(name + " failed in forward: " + lastLine(e), e);
     }
+    // Handles of their own: toTensor's are inside the result and end with it.
     Map<String, Tensor> outputs = new LinkedHashMap<>();
     if (tuple) {
       Tuple parts = result.toTuple();
       for (int i = 0; i < outputNames.size(); i++) {
-        outputs.put(outputNames.get(i), parts.elements().get(i).toTensor());
+        outputs.put(outputNames.get(i), new Tensor(parts.elements().get(i).toTensor()));
       }
     } else {
-      outputs.put(outputNames.get(0), result.toTensor());
+      outputs.put(outputNames.get(0), new Tensor(result.toTensor()));
     }
     return outputs;
   }

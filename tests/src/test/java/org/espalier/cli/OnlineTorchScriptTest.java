@@ -1,0 +1,241 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.JitModule;
+import org.bytedeco.pytorch.QualifiedName;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.store.ModelStore;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.TorchScriptModel;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** TorchScript models that learn. */
+class OnlineTorchScriptTest {
+  private static final String TWO_LAYERS =
+      "def forward(self, x: Tensor) -> Tensor:\n"
+          + "    return torch.linear(torch.tanh(torch.linear(x, self.w1, self.b1)), self.w2)"
+          + " + self.shift\n";
+
+  @TempDir Path folder;
+  private Path recipe;
+  private Path store;
+  private Path model;
+
+  @BeforeEach
+  void write() throws IOException {
+    Libtorch.load();
+    recipe =
+        Files.writeString(
+            folder.resolve("online.yaml"),
+            "loss: cross-entropy\nlearning-rate: 0.2\nmomentum: 0.5\nbatch: 8\n"
+                + "model: {features: 3, outputs: 2}\n");
+    store = folder.resolve("store");
+    model = saved("net.pt", TWO_LAYERS, false);
+  }
+
+  /** Two layers with a buffer; frozen: as constants. */
+  private Path saved(String name, String forward, boolean frozen) {
+    Path file = folder.resolve(name);
+    try (PointerScope scope = new PointerScope()) {
+      torch.manual_seed(3);
+      JitModule module = new JitModule(new QualifiedName("net"));
+      module.register_parameter("w1", torch.randn(8, 3).requires_grad_(true), false);
+      module.register_parameter("b1", torch.zeros(8).requires_grad_(true), false);
+      module.register_parameter("w2", torch.randn(2, 8).requires_grad_(true), false);
+      module.register_buffer("shift", torch.ones(2));
+      module.define(forward);
+      if (frozen) {
+        module.eval();
+        module = torch.freeze(module);
+      }
+      TorchScriptModel.write(module, file);
+    }
+    return file;
+  }
+
+  private Path input(int n, int seed) throws IOException {
+    return Files.write(folder.resolve(seed + ".jsonl"), OnlineTest.lines(n, seed));
+  }
+
+  private static float[] run(Path file, float... features) {
+    try (TorchScriptModel model = TorchScriptModel.read(file);
+        PointerScope scope = new PointerScope()) {
+      Tensor x = torch.from_blob(new FloatPointer(features), 1, features.length);
+      Tensor y = model.forward(Map.of("x", x)).get("output").detach().contiguous();
+      float[] answer = new float[(int) y.numel()];
+      new FloatPointer(y.data_ptr_float()).get(answer);
+      return answer;
+    }
+  }
+
+  @Test
+  void aTorchScriptModelStaysOneAndGoesOnInTheSameBits() throws Exception {
+    Path other = folder.resolve("other");
+    Path whole = input(400, 1);
+    Path half = Files.write(folder.resolve("half"), OnlineTest.lines(400, 1).subList(0, 200));
+    Run.of("online", "--input", whole, "--recipe", recipe, "--model", model, "--store", other)
+        .done();
+    Run.of("online", "--input", half, "--recipe", recipe, "--model", model, "--store", store)
+        .done();
+    Run.of("online", "--input", whole, "--resume", "--store", store).done();
+    for (String file : List.of("model.pt", "learner.state")) {
+      assertArrayEquals(
+          Files.readAllBytes(other.resolve("versions/1/model").resolve(file)),
+          Files.readAllBytes(store.resolve("versions/2/model").resolve(file)),
+          file);
+    }
+    Path exported = folder.resolve("out.pt");
+    Run.of("store", "export", "--store", store, "-o", exported).done();
+    assertNotEquals(run(model, 0.5f, -1, 2)[0], run(exported, 0.5f, -1, 2)[0]);
+    Run.refused(
+        folder,
+        new String[] {"version 2 is TorchScript", ".pt is right"},
+        "store",
+        "export",
+        "--store",
+        store,
+        "-o",
+        folder.resolve("out.onnx"));
+    // Other code with weights of the same sizes is not what the state belongs to.
+    Path relu = saved("relu.pt", TWO_LAYERS.replace("tanh", "relu"), false);
+    assertTrue(
+        Run.of("online", "--input", whole, "--resume", "--store", store, "--model", relu)
+            .err()
+            .contains("other settings"));
+  }
+
+  @Test
+  void aPublishedModelIsServedAndLearnsByARecipe() throws Exception {
+    Run.of("store", "publish", model, "--store", store).done();
+    Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
+    OnlineRecipe given = OnlineRecipe.read(recipe);
+    float[] before = run(model, 0.5f, -1.25f, 2);
+    try (Service service = new Service(ModelStore.open(store), limits, null, given, null, null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      JsonNode answer = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}");
+      for (int c = 0; c < 2; c++) {
+        assertEquals(before[c], answer.get("outputs").get(c).floatValue());
+      }
+      for (String line : OnlineTest.lines(24, 2)) {
+        JsonNode example = new ObjectMapper().readTree(line);
+        String id = example.get("id").asText();
+        post(port, "/predict", line);
+        String label = example.get("label").asText();
+        post(port, "/feedback", "{\"id\": \"" + id + "\", \"label\": " + label + "}");
+      }
+    }
+    // The next one goes on by itself, from what was learned.
+    Path learned = store.resolve("versions/2/model/model.pt");
+    float[] after = run(learned, 0.5f, -1.25f, 2);
+    assertNotEquals(before[0], after[0]);
+    try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      assertEquals(2, service.storeVersion());
+      JsonNode answer = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}");
+      assertEquals(after[0], answer.get("outputs").get(0).floatValue());
+      // And follows a version that no learner made.
+      Run.of("store", "publish", model, "--store", store).done();
+      long deadline = System.nanoTime() + 20_000_000_000L;
+      while (service.storeVersion() != 3 && System.nanoTime() < deadline) {
+        Thread.sleep(20);
+      }
+      answer = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}");
+      assertEquals(before[0], answer.get("outputs").get(0).floatValue());
+    }
+  }
+
+  @Test
+  void refusesWhatCannotBeLearned() throws Exception {
+    Path text = Files.writeString(folder.resolve("text.pt"), "no module");
+    String publish = "store publish";
+    refused(publish, text, "is not a TorchScript module");
+    refused("online", text, "is not a TorchScript module");
+    byte[] bytes = Files.readAllBytes(model);
+    Path cut = Files.write(folder.resolve("cut.pt"), java.util.Arrays.copyOf(bytes, 3000));
+    refused(publish, cut, "is not a TorchScript module");
+    Path frozen = saved("frozen.pt", TWO_LAYERS, true);
+    refused(publish, frozen, "it was frozen");
+    refused("online", frozen, "it was frozen");
+    refused("inspect", model, "is TorchScript");
+    Path three =
+        saved(
+            "three.pt",
+            "def forward(self, x: Tensor) -> Tensor:\n"
+                + "    return torch.linear(torch.linear(x, self.w1), torch.cat([self.w2,"
+                + " self.w2]))\n",
+            false);
+    refused("online", three, "8 values for 2 examples; 2 for each");
+    Path wide = saved("wide.pt", TWO_LAYERS.replace("self.w1,", "self.w2,"), false);
+    refused("online", wide, "wide.pt failed in forward");
+    Path two = saved("two.pt", TWO_LAYERS.replace("x: Tensor)", "x: Tensor, y: Tensor)"), false);
+    refused("online", two, "inputs [x, y]; one is needed");
+    Path constant =
+        saved(
+            "constant.pt",
+            "def forward(self, x: Tensor) -> Tensor:\n    return x[:, 0:2] * 1.0\n",
+            false);
+    refused("online", constant, "cannot be trained");
+    Path whole =
+        saved(
+            "argmax.pt",
+            TWO_LAYERS.replace("return ", "return torch.argmax(").replace("+ self.shift", ", 1)"),
+            false);
+    refused("online", whole, "argmax.pt");
+  }
+
+  private void refused(String command, Path file, String part) throws Exception {
+    Object[] args =
+        switch (command) {
+          case "online" ->
+              new Object[] {
+                "online",
+                "--input",
+                input(8, 1),
+                "--recipe",
+                recipe,
+                "--model",
+                file,
+                "--store",
+                store
+              };
+          case "inspect" -> new Object[] {"inspect", file};
+          default -> new Object[] {"store", "publish", file, "--store", store};
+        };
+    Run.refused(folder, new String[] {part, file.toString()}, args);
+  }
+
+  private static JsonNode post(int port, String path, String body) throws Exception {
+    HttpResponse<String> response =
+        HttpClient.newHttpClient()
+            .send(
+                HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path))
+                    .POST(HttpRequest.BodyPublishers.ofString(body))
+                    .build(),
+                HttpResponse.BodyHandlers.ofString());
+    assertEquals(200, response.statusCode(), response.body());
+    return new ObjectMapper().readTree(response.body());
+  }
+}
