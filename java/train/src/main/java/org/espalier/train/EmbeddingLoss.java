@@ -1,7 +1,6 @@
 package org.espalier.train;
 
 import java.util.LinkedHashMap;
-import java.util.List;
 import java.util.Map;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.LongOptional;
@@ -23,26 +22,6 @@ import org.espalier.torch.TensorView;
  * </pre>
  */
 final class EmbeddingLoss {
-  /**
-   * What the means of a batch divide by, where only a share of it is at hand: the shares' losses then add up
-   * to the batch's.
-   *
-   * @param texts of the batch
-   * @param energy Σ |h_t|² of the batch
-   */
-  record Whole(int texts, double energy) {
-    /** Batches that are not shared out, or all shares of one. */
-    static Whole of(List<Tensor> teachers) {
-      int texts = 0;
-      double energy = 0;
-      for (Tensor teacher : teachers) {
-        texts += (int) teacher.size(0);
-        energy += teacher.mul(teacher).sum().item_double();
-      }
-      return new Whole(texts, energy);
-    }
-  }
-
   private final Objective objective;
   private final Pooling pooling;
 
@@ -52,21 +31,23 @@ final class EmbeddingLoss {
   }
 
   /**
-   * @param student [N, tokens, width]
-   * @param teacher the same, or [N, width] pooled where the objective has no hidden part
+   * @param student [N, tokens, width]; the teacher's are the same, or [N, width] pooled where the objective
+   *     has no hidden part
    * @param whole of what the N texts are a share; similarities are among the N alone
    * @param backward whether the root of a backward pass is wanted
    */
-  Loss of(Tensor student, Tensor teacher, Batch batch, Whole whole, boolean backward) {
+  Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
+    Batch batch = share.batch();
+    Tensor teacher = share.teacher();
     Tensor es = unit(pool(student, batch));
     Tensor et = unit(teacher.dim() == 3 ? pool(teacher, batch) : teacher);
     Map<String, Double> parts = new LinkedHashMap<>();
-    Tensor cosine = es.mul(et).sum().div(new Scalar((double) whole.texts()));
+    Tensor cosine = es.mul(et).sum().div(new Scalar((double) whole.examples()));
     double quality = cosine.item_double();
     Tensor root = null;
     double value = 0;
     if (objective.embedding() > 0) {
-      double distance = (double) batch.size() / whole.texts() - quality;
+      double distance = (double) batch.size() / whole.examples() - quality;
       parts.put("embedding", distance);
       value += objective.embedding() * distance;
       root = plus(root, cosine.neg(), objective.embedding());
@@ -85,11 +66,11 @@ final class EmbeddingLoss {
         difference = difference.mul(batch.mask());
       }
       // The teacher's states are zero where there is padding.
-      Tensor share = difference.mul(difference).sum().div(new Scalar(whole.energy()));
-      double hidden = share.item_double();
+      Tensor error = difference.mul(difference).sum().div(new Scalar(whole.energy()));
+      double hidden = error.item_double();
       parts.put("hidden", hidden);
       value += objective.hidden() * hidden;
-      root = plus(root, share, objective.hidden());
+      root = plus(root, error, objective.hidden());
     }
     return new Loss(backward ? root : null, value, parts, quality);
   }

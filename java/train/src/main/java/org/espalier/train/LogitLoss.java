@@ -3,6 +3,7 @@ package org.espalier.train;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import org.bytedeco.javacpp.LongPointer;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.op.KdSoftmaxLoss;
@@ -18,12 +19,14 @@ final class LogitLoss {
   }
 
   /**
-   * @param student [N, C]
-   * @param teacher the same, or null where the objective needs none
-   * @param labels one a row, or null
+   * @param student [N, C]; the teacher's are the same
+   * @param whole of what the N examples are a share
    * @param backward whether the root of a backward pass is wanted
    */
-  Loss of(Tensor student, Tensor teacher, long[] labels, boolean backward) {
+  Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
+    Tensor teacher = share.teacher();
+    long[] labels = share.labels();
+    double part = (double) share.batch().size() / whole.examples();
     Tensor logits = student.contiguous();
     Tensor gradient = torch.empty_like(logits);
     double sum = objective.labels() + objective.logits();
@@ -45,17 +48,17 @@ final class LogitLoss {
                     Logits.of(TensorView.of(gradient))))) {
       KdSoftmaxLoss.Result result = loss.compute();
       if (objective.labels() > 0) {
-        parts.put("labels", result.ce());
+        parts.put("labels", part * result.ce());
       }
       if (objective.logits() > 0) {
-        parts.put("logits", result.kl());
+        parts.put("logits", part * result.kl());
       }
       if (objective.bound() > 0) {
-        parts.put("bound", result.bound());
+        parts.put("bound", part * result.bound());
       }
-      Tensor root =
-          backward ? logits.mul(gradient).sum().mul(new org.bytedeco.pytorch.Scalar(unit)) : null;
-      return new Loss(root, unit * result.loss(), parts, quality(logits, teacher, labels));
+      Tensor root = backward ? logits.mul(gradient).sum().mul(new Scalar(part * unit)) : null;
+      double quality = part * quality(logits, teacher, labels);
+      return new Loss(root, part * unit * result.loss(), parts, quality);
     }
   }
 

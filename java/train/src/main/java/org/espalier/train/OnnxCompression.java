@@ -20,6 +20,7 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.function.Predicate;
+import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -42,6 +43,7 @@ import org.espalier.torch.TrainableModel;
 import org.espalier.train.TrainingListener.StageReport;
 import org.espalier.train.TrainingListener.StepReport;
 import org.espalier.train.TrainingListener.Validation;
+import org.espalier.train.Whole.Share;
 
 /** The compression of an ONNX model. */
 public final class OnnxCompression implements Compression {
@@ -103,9 +105,6 @@ public final class OnnxCompression implements Compression {
       }
     }
   }
-
-  /** Some texts of a batch and what the teacher says of them. */
-  private record Share(Batch batch, Tensor teacher) {}
 
   /** What a stage knows while it runs. */
   private static final class Progress implements AutoCloseable {
@@ -425,42 +424,29 @@ public final class OnnxCompression implements Compression {
   }
 
   /**
-   * Adds a batch's gradients to those of the parameters. Texts go in two halves, on two threads where there
-   * are two, unless the objective compares the texts of a batch or ranges follow it: autograd's sum of two
+   * Adds a batch's gradients to those of the parameters. It goes in two halves, on two threads where there are
+   * two, unless the objective compares the examples of a batch or ranges follow it: autograd's sum of two
    * gradients does not depend on which comes first, so the number of threads changes no bit.
    */
   private Loss addGradients(Objective objective, int[] indices) {
     boolean halved =
-        objective.isForEmbeddings()
-            && objective.similarity() == 0
+        objective.similarity() == 0
             && (fixed == null || !fixed.moves() && fixed.learned() == null)
             && indices.length > 1;
     if (!halved) {
-      Batch batch = Batch.of(job.training(), indices, graph.inputNames());
-      return backward(
-          loss(
-              new Lane(graph, activations),
-              objective,
-              job.training(),
-              trainingTargets,
-              indices,
-              batch,
-              true));
+      Share share = share(objective, job.training(), trainingTargets, indices);
+      return backward(loss(new Lane(graph, activations), objective, share, Whole.of(share), true));
     }
     List<Share> halves = new ArrayList<>();
     for (int half = 0; half < 2; half++) {
-      int[] mine = everySecond(indices, half);
-      Batch batch = Batch.of(job.training(), mine, graph.inputNames());
-      halves.add(new Share(batch, trainingTargets.read(mine, batch)));
+      halves.add(share(objective, job.training(), trainingTargets, everySecond(indices, half)));
     }
-    EmbeddingLoss.Whole whole =
-        EmbeddingLoss.Whole.of(halves.stream().map(Share::teacher).toList());
-    EmbeddingLoss loss = new EmbeddingLoss(objective, job.pooling());
+    Whole whole = Whole.of(halves);
     List<Lane> lanes = lanes();
     return threads
         .run(
-            () -> gradient(loss, whole, lanes.get(0), halves.get(0)),
-            () -> gradient(loss, whole, lanes.get(1), halves.get(1)))
+            () -> gradient(lanes.get(0), objective, halves.get(0), whole),
+            () -> gradient(lanes.get(1), objective, halves.get(1), whole))
         .stream()
         .reduce(Loss::plus)
         .orElseThrow();
@@ -475,10 +461,9 @@ public final class OnnxCompression implements Compression {
     return result;
   }
 
-  private Loss gradient(EmbeddingLoss loss, EmbeddingLoss.Whole whole, Lane lane, Share share) {
+  private Loss gradient(Lane lane, Objective objective, Share share, Whole whole) {
     try (PointerScope scope = new PointerScope()) {
-      Tensor output = lane.forward(share.batch());
-      return backward(loss.of(output, share.teacher(), share.batch(), whole, true));
+      return backward(loss(lane, objective, share, whole, true));
     }
   }
 
@@ -512,29 +497,23 @@ public final class OnnxCompression implements Compression {
     return (sum + second.activations().nanoseconds()) / SideBySide.width();
   }
 
-  private Loss loss(
-      Lane lane,
-      Objective objective,
-      Examples examples,
-      TeacherOutputs targets,
-      int[] indices,
-      Batch batch,
-      boolean backward) {
-    Tensor output = lane.forward(batch);
+  private Share share(
+      Objective objective, Examples examples, TeacherOutputs targets, int[] indices) {
+    Batch batch = Batch.of(examples, indices, graph.inputNames());
     Tensor teacher = objective.needsTeacher() ? targets.read(indices, batch) : null;
+    long[] all = examples instanceof Examples.Labelled rows ? rows.labels() : null;
+    long[] labels = all == null ? null : IntStream.of(indices).mapToLong(i -> all[i]).toArray();
+    return new Share(batch, teacher, labels);
+  }
+
+  private Loss loss(Lane lane, Objective objective, Share share, Whole whole, boolean backward) {
+    Tensor output = lane.forward(share.batch());
     if (objective.isForEmbeddings()) {
-      return new EmbeddingLoss(objective, job.pooling())
-          .of(output, teacher, batch, EmbeddingLoss.Whole.of(List.of(teacher)), backward);
+      return new EmbeddingLoss(objective, job.pooling()).of(output, share, whole, backward);
     }
-    if (objective.output() > 0) {
-      return new OutputLoss(objective).of(output, teacher, backward);
-    }
-    long[] all = ((Examples.Labelled) examples).labels();
-    long[] labels = all == null ? null : new long[indices.length];
-    for (int i = 0; labels != null && i < labels.length; i++) {
-      labels[i] = all[indices[i]];
-    }
-    return new LogitLoss(objective).of(output, teacher, labels, backward);
+    return objective.output() > 0
+        ? new OutputLoss(objective).of(output, share, whole, backward)
+        : new LogitLoss(objective).of(output, share, whole, backward);
   }
 
   private Validation validate(Objective objective, long step, double best) {
@@ -567,8 +546,8 @@ public final class OnnxCompression implements Compression {
   private Loss validate(Lane lane, Objective objective, int[] indices) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Batch batch = Batch.of(job.validation(), indices, graph.inputNames());
-      return loss(lane, objective, job.validation(), validationTargets, indices, batch, false);
+      Share share = share(objective, job.validation(), validationTargets, indices);
+      return loss(lane, objective, share, Whole.of(share), false);
     }
   }
 

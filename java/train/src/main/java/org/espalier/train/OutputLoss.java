@@ -11,7 +11,7 @@ import org.bytedeco.pytorch.global.torch;
  *
  * <pre>  output = Σ |y_s − y_t|² / Σ |y_t|²</pre>
  *
- * <p>over the batch. A batch whose teacher is all 0 is divided by 1.
+ * <p>A batch whose teacher is all 0 is divided by 1.
  */
 final class OutputLoss {
   private final Objective objective;
@@ -21,25 +21,26 @@ final class OutputLoss {
   }
 
   /**
-   * @param student [N, …]
-   * @param teacher the same values as [N, width]
+   * @param student [N, …]; the teacher's are the same values as [N, width]
+   * @param whole of what the N examples are a share
    * @param backward whether the root of a backward pass is wanted
    */
-  Loss of(Tensor student, Tensor teacher, boolean backward) {
+  Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
+    Tensor teacher = share.teacher();
     Tensor y = student.reshape(teacher.shape());
     Tensor difference = y.sub(teacher);
-    double energy = teacher.mul(teacher).sum().item_double();
-    Tensor share = difference.mul(difference).sum().div(new Scalar(energy > 0 ? energy : 1));
-    double value = share.item_double();
-    Tensor root = backward ? share.mul(new Scalar(objective.output())) : null;
-    return new Loss(
-        root, objective.output() * value, Map.of("output", value), cosine(y.detach(), teacher));
+    double energy = whole.energy() > 0 ? whole.energy() : 1;
+    Tensor error = difference.mul(difference).sum().div(new Scalar(energy));
+    double value = error.item_double();
+    Tensor root = backward ? error.mul(new Scalar(objective.output())) : null;
+    double quality = cosines(y.detach(), teacher) / whole.examples();
+    return new Loss(root, objective.output() * value, Map.of("output", value), quality);
   }
 
-  /** The mean over examples. */
-  private static double cosine(Tensor a, Tensor b) {
-    Tensor product = sum(a, b).div(sum(a, a).mul(sum(b, b)).sqrt().add(new Scalar(1e-30)));
-    return product.mean(new ScalarTypeOptional(torch.ScalarType.Double)).item_double();
+  /** The sum over examples. */
+  private static double cosines(Tensor a, Tensor b) {
+    Tensor norms = sum(a, a).mul(sum(b, b)).sqrt().add(new Scalar(1e-30));
+    return sum(a, b).div(norms).sum().item_double();
   }
 
   private static Tensor sum(Tensor a, Tensor b) {

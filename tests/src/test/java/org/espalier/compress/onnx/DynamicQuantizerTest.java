@@ -12,7 +12,6 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -438,14 +437,7 @@ class DynamicQuantizerTest {
             .addInitializer(floats("inner.w", random, 1, 3, 3))
             .addNode(node("MatMul", "inner", List.of("x", "inner.w"), "z"))
             .addOutput(value("z", DataType.FLOAT, -1, 3));
-    NodeProto.Builder choice = node("If", "choice", List.of("c"), "y").toBuilder();
-    for (String name : List.of("then_branch", "else_branch")) {
-      choice.addAttribute(
-          AttributeProto.newBuilder()
-              .setName(name)
-              .setType(AttributeProto.AttributeType.GRAPH)
-              .setG(branch));
-    }
+    NodeProto choice = SmallModels.choice("choice", "c", "y", branch);
     GraphProto.Builder g =
         GraphProto.newBuilder()
             .setName("g")

@@ -2,7 +2,6 @@ package org.espalier.format.onnx;
 
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -141,14 +140,7 @@ class OnnxFuzzTest {
             .addInitializer(SmallModels.floats("k", new Random(9), 1, 8, 8))
             .addNode(SmallModels.node("MatMul", "inner", List.of("x", "k"), "z"))
             .addOutput(SmallModels.value("z", DataType.FLOAT, -1, 8));
-    NodeProto.Builder choice = SmallModels.node("If", "choice", List.of("c"), "i").toBuilder();
-    for (String name : List.of("then_branch", "else_branch")) {
-      choice.addAttribute(
-          AttributeProto.newBuilder()
-              .setName(name)
-              .setType(AttributeProto.AttributeType.GRAPH)
-              .setG(branch));
-    }
+    NodeProto choice = SmallModels.choice("choice", "c", "i", branch);
     GraphProto.Builder g = SmallModels.mlp().getGraph().toBuilder();
     g.addInput(SmallModels.value("c", DataType.BOOL)).addNode(choice);
     g.addNode(

@@ -6,7 +6,6 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -171,14 +170,7 @@ class OnnxModelTest {
             .setName("branch")
             .addNode(SmallModels.node("Relu", "inner", List.of("x"), "z"))
             .addOutput(SmallModels.value("z", DataType.FLOAT, -1));
-    NodeProto.Builder choice = SmallModels.node("If", "choice", List.of("c"), "y").toBuilder();
-    for (String name : List.of("then_branch", "else_branch")) {
-      choice.addAttribute(
-          AttributeProto.newBuilder()
-              .setName(name)
-              .setType(AttributeProto.AttributeType.GRAPH)
-              .setG(branch));
-    }
+    NodeProto choice = SmallModels.choice("choice", "c", "y", branch);
     GraphProto.Builder g =
         GraphProto.newBuilder()
             .addInput(SmallModels.value("x", DataType.FLOAT, -1))

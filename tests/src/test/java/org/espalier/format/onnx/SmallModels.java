@@ -119,6 +119,29 @@ public final class SmallModels {
     return b.build();
   }
 
+  /** A FLOAT attribute. */
+  public static AttributeProto real(String name, float value) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeProto.AttributeType.FLOAT)
+        .setF(value)
+        .build();
+  }
+
+  /** An If whose branches are the same. */
+  public static NodeProto choice(
+      String name, String condition, String output, GraphProto.Builder branch) {
+    NodeProto.Builder choice = node("If", name, List.of(condition), output).toBuilder();
+    for (String attribute : List.of("then_branch", "else_branch")) {
+      choice.addAttribute(
+          AttributeProto.newBuilder()
+              .setName(attribute)
+              .setType(AttributeProto.AttributeType.GRAPH)
+              .setG(branch));
+    }
+    return choice.build();
+  }
+
   /** A value; a negative dimension stands for a symbol. */
   public static ValueInfoProto value(String name, DataType type, long... dims) {
     TypeProto.Builder b = TypeProto.newBuilder();

@@ -1,5 +1,6 @@
 package org.espalier.torch.onnx;
 
+import static org.espalier.format.onnx.SmallModels.real;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -61,14 +62,6 @@ class LaterOpsetsTest {
       b.addInts(v);
     }
     return b.build();
-  }
-
-  private static AttributeProto real(String name, float value) {
-    return AttributeProto.newBuilder()
-        .setName(name)
-        .setType(AttributeProto.AttributeType.FLOAT)
-        .setF(value)
-        .build();
   }
 
   private static AttributeProto text(String name, String value) {

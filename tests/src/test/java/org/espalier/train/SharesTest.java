@@ -1,0 +1,104 @@
+package org.espalier.train;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.TensorView;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/** The losses and gradients of a batch's shares add up to the batch's, however unequal the shares are. */
+class SharesTest {
+  private static final int N = 7;
+  private static final int C = 5;
+
+  @BeforeAll
+  static void load() {
+    Libtorch.load();
+  }
+
+  static List<Objective> objectives() {
+    return List.of(
+        Objective.ofLabels(),
+        Objective.ofLogits(0.3, 2),
+        new Objective(0, 0, 1, 2, 0, 0, 0, 1, 0),
+        new Objective(0.5, 1.5, 3, 0.7, 0, 0, 0, 1, 0),
+        Objective.ofOutput());
+  }
+
+  private static Loss loss(Objective objective, Tensor student, Whole.Share share, Whole whole) {
+    return objective.output() > 0
+        ? new OutputLoss(objective).of(student, share, whole, true)
+        : new LogitLoss(objective).of(student, share, whole, true);
+  }
+
+  private static Whole.Share share(float[] teacher, long[] labels, int from, int to) {
+    Tensor t = AbstractTensor.create(Arrays.copyOfRange(teacher, from * C, to * C), to - from, C);
+    Batch batch = new Batch(Map.of(), new int[to - from], 1, null);
+    return new Whole.Share(batch, t, Arrays.copyOfRange(labels, from, to));
+  }
+
+  private static float[] gradient(Tensor student) {
+    float[] values = new float[(int) student.numel()];
+    TrainedWeight.buffer(TensorView.of(student.grad().contiguous())).get(values);
+    return values;
+  }
+
+  @ParameterizedTest
+  @MethodSource("objectives")
+  void sharesAddUp(Objective objective) {
+    Random random = new Random(4);
+    float[] teacher = new float[N * C];
+    float[] student = new float[N * C];
+    long[] labels = new long[N];
+    for (int i = 0; i < N * C; i++) {
+      teacher[i] = (float) random.nextGaussian();
+      student[i] = (float) random.nextGaussian();
+      labels[i / C] = random.nextInt(C);
+    }
+    try (PointerScope scope = new PointerScope()) {
+      Whole.Share all = share(teacher, labels, 0, N);
+      Tensor whole = AbstractTensor.create(student, N, C);
+      whole.requires_grad_(true);
+      Loss expected = loss(objective, whole, all, Whole.of(all));
+      expected.root().backward();
+      float[] expectedGradient = gradient(whole);
+
+      List<Whole.Share> shares =
+          List.of(share(teacher, labels, 0, 2), share(teacher, labels, 2, N));
+      List<Loss> losses = new ArrayList<>();
+      float[] found = new float[N * C];
+      for (int i = 0; i < 2; i++) {
+        int from = i * 2;
+        int to = i == 0 ? 2 : N;
+        Tensor part =
+            AbstractTensor.create(Arrays.copyOfRange(student, from * C, to * C), to - from, C);
+        part.requires_grad_(true);
+        Loss loss = loss(objective, part, shares.get(i), Whole.of(shares));
+        loss.root().backward();
+        losses.add(loss);
+        float[] g = gradient(part);
+        System.arraycopy(g, 0, found, from * C, g.length);
+      }
+      Loss sum = losses.get(0).plus(losses.get(1));
+      assertTrue(expected.value() > 0.01, expected.toString());
+      assertEquals(expected.value(), sum.value(), 1e-6 * expected.value());
+      assertEquals(expected.quality(), sum.quality(), 1e-6);
+      expected
+          .parts()
+          .forEach((name, part) -> assertEquals(part, sum.parts().get(name), 1e-6 * part, name));
+      assertArrayEquals(expectedGradient, found, 1e-6f);
+    }
+  }
+}
