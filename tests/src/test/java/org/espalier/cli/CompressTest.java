@@ -23,9 +23,12 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.Scalar;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
@@ -38,6 +41,10 @@ import org.espalier.format.safetensors.TensorSpec;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
 import org.espalier.recipe.RunHost;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.Parameter;
+import org.espalier.torch.TorchScriptModel;
+import org.espalier.torch.onnx.GraphScript;
 import org.espalier.train.Examples;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -158,6 +165,70 @@ class CompressTest {
     Path three = folder.resolve("three");
     Run.of("compress", recipe, "-o", three, "--set", "seed=4").done();
     assertThrows(AssertionError.class, () -> assertSameModels(one, three));
+  }
+
+  @Test
+  void aTorchScriptModuleIsCompressedAndComesBackAsOne() throws IOException {
+    Libtorch.load();
+    Path module = folder.resolve("module.pt");
+    GraphScript.write(OnnxModel.of(SmallModels.mlp(), "mlp"), module);
+    byte[] before = Files.readAllBytes(module);
+    Path out = folder.resolve("script");
+    String formats = "export.formats=[onnx, safetensors, torchscript]";
+    JsonNode report =
+        Run.of(
+                "compress",
+                recipe,
+                "-o",
+                out,
+                "--json",
+                "--set",
+                "model.file=module.pt",
+                "--set",
+                formats,
+                "--set",
+                "quantize.fit=false")
+            .json();
+    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.9);
+    assertEquals(before.length, report.at("/model/bytes").asLong());
+    assertArrayEquals(before, Files.readAllBytes(module));
+    assertFalse(Files.exists(out.resolve("run")));
+    try (PointerScope scope = new PointerScope();
+        TorchScriptModel made = TorchScriptModel.read(out.resolve("model.pt"))) {
+      assertEquals(
+          Set.of("w", "b", "w2", "b2"),
+          made.parameters().stream().map(Parameter::name).collect(Collectors.toSet()));
+      int zeros = 0;
+      for (Parameter p : made.parameters()) {
+        zeros += p.tensor().dim() == 2 ? (int) p.tensor().eq(new Scalar(0)).sum().item_long() : 0;
+      }
+      assertTrue(zeros >= 18, zeros + " zeros; a quarter of 72 weights are pruned");
+    }
+    ModelProto.Builder looping = SmallModels.mlp().toBuilder();
+    looping
+        .getGraphBuilder()
+        .addNode(SmallModels.node("Loop", "", List.of("y"), "z"))
+        .addNode(SmallModels.node("LSTM", "", List.of("y"), "u"));
+    Files.write(folder.resolve("looping.onnx"), looping.build().toByteArray());
+    Run.refused(
+        folder,
+        new String[] {"export.formats: torchscript", "looping.onnx", "LSTM, Loop"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("none"),
+        "--set",
+        "model.file=looping.onnx");
+    Run.refused(
+        folder,
+        new String[] {"examples.pt", "not a TorchScript module"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("none"),
+        "--set",
+        "model.file="
+            + Files.copy(folder.resolve("examples.safetensors"), folder.resolve("examples.pt")));
   }
 
   @Test
@@ -457,7 +528,7 @@ stages:
     Object[][] cases = {
       {new String[] {"--set prune.sparsty=1", "'sparsty'", "'sparsity'"}, "prune.sparsty=1"},
       {new String[] {"there is no file", "none.onnx"}, "model.file=none.onnx"},
-      {new String[] {"recipes compress ONNX models"}, "model.file=examples.safetensors"},
+      {new String[] {"neither .onnx nor .pt"}, "model.file=examples.safetensors"},
       {new String[] {"none.safetensors"}, "data.examples=none.safetensors"},
       {new String[] {"mlp.onnx", "safetensors"}, "data.examples=mlp.onnx"},
       {new String[] {"256", "held out"}, "data.evaluation=300"},

@@ -19,6 +19,7 @@ import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.TorchScriptImport;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.train.Compression;
 import org.espalier.train.OnnxCompression;
@@ -69,7 +70,7 @@ public final class RecipeRun {
    */
   public static Map<String, Object> check(Recipe recipe, RunHost host) {
     Inputs inputs = new Inputs(recipe, host);
-    RunData data = RunData.of(recipe, host);
+    RunData data = inputs.data;
     Map<String, Object> found = new LinkedHashMap<>();
     found.put("model", inputs.model.name());
     found.put("training_examples", data.training().size());
@@ -80,38 +81,41 @@ public final class RecipeRun {
     }
     found.put("stages", recipe.stages().stages().size());
     found.put("steps", steps);
-    try (Compression compression =
-        new OnnxCompression(recipe.stages(), inputs.job(recipe, data, null))) {
+    try (Compression compression = new OnnxCompression(recipe.stages(), inputs.job(null))) {
       found.put("weights", compression.layers().size());
     }
     return found;
   }
 
-  /** The models of a recipe. */
+  /** The models and data of a recipe. */
   private static final class Inputs {
     final Path modelFile;
     final Path teacherFile;
     final Path studentFile;
     final Path configFile;
     final OnnxModel model;
+    final RunData data;
+    private final Recipe recipe;
 
     Inputs(Recipe recipe, RunHost host) {
       modelFile = host.file(recipe.model().file());
       teacherFile = recipe.teacher() == null ? null : host.file(recipe.teacher());
       studentFile = recipe.student() == null ? null : host.file(recipe.student());
       configFile = recipe.model().config() == null ? null : host.file(recipe.model().config());
-      if (!modelFile.toString().endsWith(".onnx")) {
+      if (!isScript(modelFile) && !modelFile.toString().endsWith(".onnx")) {
         throw new InputException(
             recipe.model().place()
                 + ": model.file: "
                 + recipe.model().file()
-                + " is no .onnx file; recipes compress ONNX models (TorchScript modules and modules"
-                + " written in Java are trained through org.espalier.torch)");
+                + " is neither .onnx nor .pt; recipes compress ONNX models and TorchScript modules"
+                + " (models written in Java are trained through org.espalier.torch)");
       }
-      model = OnnxModel.read(modelFile);
+      this.recipe = recipe;
+      data = RunData.of(recipe, host);
+      model = read(modelFile);
       if (recipe.formats().contains("torchscript")) {
         try {
-          GraphScript.check(studentFile == null ? model : OnnxModel.read(studentFile));
+          GraphScript.check(studentFile == null ? model : read(studentFile));
         } catch (InputException e) {
           throw new InputException(
               recipe.model().place() + ": export.formats: torchscript: " + e.getMessage(), e);
@@ -119,10 +123,39 @@ public final class RecipeRun {
       }
     }
 
-    Compression.Job job(Recipe recipe, RunData data, Path cache) {
-      OnnxModel trained = studentFile == null ? model : OnnxModel.read(studentFile);
+    private static boolean isScript(Path file) {
+      return file.toString().endsWith(".pt") || file.toString().endsWith(".pth");
+    }
+
+    /** A TorchScript module becomes a graph, so that everything can be done to it. */
+    private OnnxModel read(Path file) {
+      if (!isScript(file)) {
+        return OnnxModel.read(file);
+      }
+      if (recipe.isForTexts()) {
+        throw new InputException(
+            recipe.model().place()
+                + ": "
+                + file
+                + ": TorchScript modules take labelled examples; a model of texts must be ONNX");
+      }
+      return TorchScriptImport.read(file, data.evaluationExamples().shape());
+    }
+
+    /** The model in a form that ONNX Runtime measures. */
+    Path reference(Path state) {
+      if (!isScript(modelFile)) {
+        return modelFile;
+      }
+      Path written = state.resolve("model.onnx");
+      model.write(written, modelFile);
+      return written;
+    }
+
+    Compression.Job job(Path cache) {
+      OnnxModel trained = studentFile == null ? model : read(studentFile);
       OnnxModel teacher =
-          teacherFile != null ? OnnxModel.read(teacherFile) : studentFile != null ? model : null;
+          teacherFile != null ? read(teacherFile) : studentFile != null ? model : null;
       return new Compression.Job(
           trained,
           teacher,
@@ -150,21 +183,20 @@ public final class RecipeRun {
     checkFolder(resume);
     host.progress("reading", 0, 0);
     Inputs inputs = new Inputs(recipe, host);
-    RunData data = RunData.of(recipe, host);
+    RunData data = inputs.data;
     Path state = folder.resolve(STATE);
     CheckpointFile checkpoint = new CheckpointFile(state.resolve(CHECKPOINT), identity(inputs));
     ReportBuilder report = new ReportBuilder(recipe);
     try (Compression compression =
-        new OnnxCompression(
-            recipe.stages(), inputs.job(recipe, data, state.resolve(TEACHER_CACHE)))) {
+        new OnnxCompression(recipe.stages(), inputs.job(state.resolve(TEACHER_CACHE)))) {
       createFolder(state);
+      Path reference = inputs.reference(state);
       if (resume && checkpoint.exists()) {
         report.restore(checkpoint.read(compression::restore));
         host.note("going on from " + state.resolve(CHECKPOINT));
       }
       RunListener listener =
-          new RunListener(
-              recipe, host, compression, checkpoint, report, data, inputs.modelFile, state);
+          new RunListener(recipe, host, compression, checkpoint, report, data, reference, state);
       boolean complete;
       try {
         complete = compression.run(listener);
@@ -175,7 +207,7 @@ public final class RecipeRun {
         checkpoint.write(report.progress(), compression::save);
         return Outcome.STOPPED;
       }
-      finish(compression, report, inputs, data, start);
+      finish(compression, report, inputs, reference, data, start);
     }
     deleteTree(state);
     return Outcome.COMPLETE;
@@ -250,7 +282,12 @@ public final class RecipeRun {
   }
 
   private void finish(
-      Compression compression, ReportBuilder report, Inputs inputs, RunData data, long start) {
+      Compression compression,
+      ReportBuilder report,
+      Inputs inputs,
+      Path reference,
+      RunData data,
+      long start) {
     host.progress("writing", 0, 0);
     boolean quantized =
         recipe.stages().stages().stream().anyMatch(Stage.Quantize.class::isInstance);
@@ -301,8 +338,7 @@ public final class RecipeRun {
       }
     }
     ObjectNode last = report.lastStage();
-    Map<String, Object> fidelity =
-        last.has("fidelity") ? null : compare(inputs.modelFile, main, data);
+    Map<String, Object> fidelity = last.has("fidelity") ? null : compare(reference, main, data);
     ObjectNode json =
         report.finish(
             compression,
@@ -331,7 +367,9 @@ public final class RecipeRun {
   private ObjectNode modelNode(Inputs inputs) {
     ObjectNode node = JsonNodeFactory.instance.objectNode();
     node.put("file", recipe.model().file());
-    node.put("bytes", bytes(inputs.model.files()));
+    node.put(
+        "bytes",
+        bytes(inputs.model.files().isEmpty() ? List.of(inputs.modelFile) : inputs.model.files()));
     node.put("sha256", HexFormat.of().formatHex(sha256(inputs.modelFile)));
     if (recipe.teacher() != null) {
       node.put("teacher", recipe.teacher());

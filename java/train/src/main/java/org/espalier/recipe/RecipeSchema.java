@@ -46,7 +46,12 @@ public final class RecipeSchema {
                   "model",
                   new Group(
                       List.of(
-                          required("file", FILE, "The ONNX model. It is not changed."),
+                          required(
+                              "file",
+                              FILE,
+                              "The model, ONNX (.onnx) or, for labelled examples, TorchScript"
+                                  + " (.pt), which is read as a graph and is code: trusted files"
+                                  + " only. It is not changed."),
                           optional(
                               "tokenizer",
                               FILE,

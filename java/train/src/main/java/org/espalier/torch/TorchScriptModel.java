@@ -225,6 +225,11 @@ public final class TorchScriptModel implements TrainableModel {
     return end < 0 ? message : message.substring(0, end);
   }
 
+  /** The module itself. */
+  JitModule module() {
+    return module;
+  }
+
   @Override
   public List<Parameter> parameters() {
     return List.copyOf(parameters);
