@@ -1,11 +1,12 @@
 // Times the CUDA operations on this machine's GPU, each against the bytes it must move and the device-to-device copy measured
 // in the same run, and checks each result against the CPU's before it is timed.
 //
-//   gpu_benchmark [--device N] [--quick] [--out FILE.json]
+//   gpu_benchmark [--device N] [--quick] [--java-launch MICROSECONDS] [--out FILE.json]
 //   gpu_benchmark --probe            only says which GPU is here, or why none
 //
 // Exit codes: 0 done, 1 a result is wrong or a call failed, 2 usage, 3 no GPU here.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "espalier/cuda/fake_quantize.h"
+#include "espalier/cuda/fused_adamw.h"
 #include "espalier/cuda/fused_sgd.h"
 #include "espalier/cuda/gradient_norm.h"
 #include "espalier/cuda/kd_softmax_loss.h"
@@ -126,6 +128,19 @@ struct Timer {
     std::sort(times.begin(), times.end());
     return times[times.size() / 2];
   }
+  // The median of what a call takes of the host's time, while the device is behind.
+  double host_milliseconds(const std::function<void()>& work) const {
+    const int rounds = quick ? 3 : 30, calls = quick ? 10 : 200;
+    std::vector<double> times;
+    for (int round = 0; round < rounds; round++) {
+      const auto begin = std::chrono::steady_clock::now();
+      for (int i = 0; i < calls; i++) work();
+      times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count() / calls);
+      REQUIRE(esp_cuda_stream_synchronize(stream));
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
   void* stream = nullptr;
   void* start = nullptr;
   void* end = nullptr;
@@ -172,7 +187,7 @@ double copy_bandwidth = 0;  // bytes a second, read plus written
 
 void report(const char* name, const std::string& size, double bytes, double milliseconds) {
   rows.push_back({name, size, bytes, milliseconds});
-  std::fprintf(stderr, "%-34s %-26s %10.4f ms  %7.0f GB/s  %5.1f %% of copy\n", name, size.c_str(), milliseconds,
+  std::fprintf(stderr, "%-46s %-30s %10.4f ms  %7.0f GB/s  %5.1f %% of copy\n", name, size.c_str(), milliseconds,
                bytes / milliseconds * 1e-6, 100 * bytes / milliseconds * 1e3 / copy_bandwidth);
 }
 
@@ -231,66 +246,147 @@ void fake_quantize(const Timer& timer) {
          8.125 * static_cast<double>(n), timer.milliseconds(backward));
 }
 
-// A list of equal matrices: the compressed step and what it costs without its parts.
-void fused_sgd(const Timer& timer, int64_t count, int64_t rows_each, int64_t cols, bool guarded, const char* name) {
+// What the two optimizers do differently here.
+struct Sgd {
+  static constexpr int states = 1;
+  static constexpr const char* name = "fused_sgd";
+  using Tensor = esp_sgd_tensor;
+  using Options = esp_sgd_options;
+  using History = int32_t;
+  static Options options(bool guarded) {
+    return {0.01, 0.9, 0, 1e-4, guarded ? 1.0 : 0.0, 0, 0, guarded, {}};
+  }
+  static void put(Tensor& tensor, float* (&state)[1], int64_t step) {
+    tensor.momentum = state[0];
+    tensor.first = step == 0;
+  }
+  static constexpr auto plan = esp_cuda_fused_sgd_plan;
+  static constexpr auto step = esp_cuda_fused_sgd;
+  static constexpr auto on_cpu = esp_fused_sgd;
+};
+struct Adamw {
+  static constexpr int states = 2;
+  static constexpr const char* name = "fused_adamw";
+  using Tensor = esp_adamw_tensor;
+  using Options = esp_adamw_options;
+  using History = int64_t;
+  static Options options(bool guarded) {
+    return {0.001, 0.9, 0.999, 1e-8, 0.01, guarded ? 1.0 : 0.0, 0, guarded, {}};
+  }
+  static void put(Tensor& tensor, float* (&state)[2], int64_t step) {
+    tensor.first_moment = state[0];
+    tensor.second_moment = state[1];
+    tensor.step = step;
+  }
+  static constexpr auto plan = esp_cuda_fused_adamw_plan;
+  static constexpr auto step = esp_cuda_fused_adamw;
+  static constexpr auto on_cpu = esp_fused_adamw;
+};
+
+// A list of equal matrices: the compressed step, or with `plain` the update alone.
+enum class Step { plain, compressed, guarded };
+template <class Rule>
+void fused_step(const Timer& timer, int64_t count, int64_t rows_each, int64_t cols, Step kind, const char* what) {
+  const std::string name = std::string(Rule::name) + ", " + what;
+  const bool plain = kind == Step::plain, guarded = kind == Step::guarded;
   const int64_t n = rows_each * cols, all = count * n;
-  const std::vector<float> weight = numbers(all, 0.05f, 2), gradient = numbers(all, 0.01f, 3);
-  std::vector<float> w = weight, buffer(weight.size()), copies(weight.size());
+  const std::vector<float> gradient = numbers(all, 0.01f, 3);
+  std::vector<float> w = numbers(all, 0.05f, 2), copies(w.size()), state[Rule::states];
   std::vector<float> scales(static_cast<size_t>(count * rows_each));
   std::vector<uint8_t> mask(static_cast<size_t>(all / 8)), gate(mask.size(), 0xff);
   for (size_t i = 0; i < mask.size(); i++) mask[i] = static_cast<uint8_t>(i * 0x9e3779b97f4a7c15u >> 56);
-  Memory device_w(w.data(), 4 * all), device_g(gradient.data(), 4 * all), device_buffer(4 * all), device_copy(4 * all);
+  Memory device_w(w.data(), 4 * all), device_g(gradient.data(), 4 * all), device_copy(plain ? 4 : 4 * all);
   Memory device_mask(mask.data(), all / 8), device_gate(gate.data(), all / 8), device_scale(4 * count * rows_each);
-  Memory started(4 * count), result(sizeof(esp_step_result));
-  device_buffer.zero();
-  started.zero();
-  std::vector<esp_sgd_tensor> host, device;
-  for (int64_t t = 0; t < count; t++) {
-    const auto at = [&](const void* base, int64_t bytes) {
-      return const_cast<char*>(static_cast<const char*>(base)) + t * bytes;
-    };
-    const auto tensor = [&](void* weights, const void* gradients, void* momentum, const void* masks, void* gates,
-                            void* copy, void* scale) {
-      return esp_sgd_tensor{reinterpret_cast<float*>(at(weights, 4 * n)),
-                            at(gradients, 4 * n),
-                            reinterpret_cast<float*>(at(momentum, 4 * n)),
-                            reinterpret_cast<const uint8_t*>(at(masks, n / 8)),
-                            reinterpret_cast<uint8_t*>(at(gates, n / 8)),
-                            at(copy, 4 * n),
-                            reinterpret_cast<float*>(at(scale, 4 * rows_each)),
-                            rows_each,
-                            cols,
-                            ESP_F32,
-                            ESP_COPY_F32,
-                            ESP_CHANNEL_ROW,
-                            0,
-                            1};
-    };
-    host.push_back(tensor(w.data(), gradient.data(), buffer.data(), mask.data(), gate.data(), copies.data(), scales.data()));
-    device.push_back(tensor(device_w.get(), device_g.get(), device_buffer.get(), device_mask.get(), device_gate.get(),
-                            device_copy.get(), device_scale.get()));
+  Memory history(static_cast<int64_t>(sizeof(typename Rule::History)) * count), result(sizeof(esp_step_result));
+  std::vector<Memory> device_state;
+  for (std::vector<float>& values : state) {
+    values.resize(w.size());
+    device_state.emplace_back(values.data(), 4 * all);
   }
-  esp_sgd_options options = {0.01, 0.9, 0, 1e-4, guarded ? 1.0 : 0.0, 0, 0, guarded, {}};
+  history.zero();
+  const auto list = [&](bool here, int64_t step) {
+    std::vector<typename Rule::Tensor> tensors;
+    for (int64_t t = 0; t < count; t++) {
+      const auto at = [&](const void* host, const Memory& device, int64_t bytes) {
+        return (here ? static_cast<char*>(const_cast<void*>(host)) : device.get<char>()) + t * bytes;
+      };
+      typename Rule::Tensor tensor = {};
+      float* states[Rule::states];
+      for (int s = 0; s < Rule::states; s++)
+        states[s] = reinterpret_cast<float*>(at(state[s].data(), device_state[static_cast<size_t>(s)], 4 * n));
+      Rule::put(tensor, states, step);
+      tensor.weight = reinterpret_cast<float*>(at(w.data(), device_w, 4 * n));
+      tensor.gradient = at(gradient.data(), device_g, 4 * n);
+      tensor.rows = rows_each;
+      tensor.cols = cols;
+      tensor.gradient_dtype = ESP_F32;
+      tensor.working_copy_type = plain ? ESP_COPY_NONE : ESP_COPY_F32;
+      if (!plain) {
+        tensor.mask = reinterpret_cast<const uint8_t*>(at(mask.data(), device_mask, n / 8));
+        tensor.gate = reinterpret_cast<uint8_t*>(at(gate.data(), device_gate, n / 8));
+        tensor.working_copy = at(copies.data(), device_copy, 4 * n);
+        tensor.scale = reinterpret_cast<float*>(at(scales.data(), device_scale, 4 * rows_each));
+        tensor.channel = ESP_CHANNEL_ROW;
+      }
+      tensors.push_back(tensor);
+    }
+    return tensors;
+  };
+  const typename Rule::Options options = Rule::options(guarded);
+  const std::vector<typename Rule::Tensor> device = list(false, 0);
   Planned planned([&](esp_cuda_plan* plan, void* table) {
-    return esp_cuda_fused_sgd_plan(device.data(), count, &options, plan, table);
+    return Rule::plan(device.data(), count, &options, plan, table);
   });
   const auto step = [&] {
-    REQUIRE(esp_cuda_fused_sgd(&planned.plan, planned.table.get(), planned.workspace.get(), &options, started.get<int32_t>(),
-                               result.get<esp_step_result>(), timer.stream));
+    REQUIRE(Rule::step(&planned.plan, planned.table.get(), planned.workspace.get(), &options,
+                       history.get<typename Rule::History>(), result.get<esp_step_result>(), timer.stream));
   };
-  for (int i = 0; i < 2; i++) {  // the first step and one with momentum
+  for (int64_t i = 0; i < 2; i++) {  // the first step and one with state
     esp_step_result cpu;
-    require_cpu(esp_fused_sgd(host.data(), count, &options, &cpu), "fused_sgd");
+    std::vector<typename Rule::Tensor> host = list(true, i);
+    require_cpu(Rule::on_cpu(host.data(), count, &options, &cpu), name.c_str());
     step();
   }
   REQUIRE(esp_cuda_stream_synchronize(timer.stream));
-  check(device_w.equals(w.data()) && device_buffer.equals(buffer.data()) && device_copy.equals(copies.data()) &&
-            device_scale.equals(scales.data()) && device_gate.equals(gate.data()),
-        name);
-  // Read w, g, buffer, mask, gate; write w, buffer, copy, gate; the guard reads g, mask and gate once more.
-  const double bytes = static_cast<double>(all) * (24 + 3.0 / 8 + (guarded ? 4 + 2.0 / 8 : 0));
+  check(device_w.equals(w.data()), name.c_str());
+  for (int s = 0; s < Rule::states; s++)
+    check(device_state[static_cast<size_t>(s)].equals(state[s].data()), name.c_str());
+  check(plain || (device_copy.equals(copies.data()) && device_scale.equals(scales.data()) && device_gate.equals(gate.data())),
+        name.c_str());
+  // Read w, g and state, write w and state; a compressed step reads mask and gate and writes copy and gate; the
+  // guard reads g, mask and gate once more.
+  const double bytes = static_cast<double>(all) * (12 + 8 * Rule::states + (plain ? 0 : 4 + 3.0 / 8) +
+                                                   (guarded ? 4 + 2.0 / 8 : 0));
   const bool small = all < 1 << 22;
-  report(name, text("%lld tensors, %lld weights", count, all), bytes, timer.milliseconds(step, {}, small ? 100 : 1));
+  report(name.c_str(), text("%lld tensors, %lld weights", count, all), bytes, timer.milliseconds(step, {}, small ? 100 : 1));
+  if (small) {
+    // What a call costs the thread that makes it, beside the same from Java (LaunchCost in tests, run by run.sh).
+    report((name + ", the call itself").c_str(), text("%lld tensors, %lld weights", count, all), 0,
+           timer.host_milliseconds(step));
+  }
+}
+
+// Pruning by a given threshold: the pass that every way of pruning ends with, alone.
+void prune_apply(const Timer& timer, int64_t n) {
+  std::vector<float> w = numbers(n, 0.05f, 6);
+  std::vector<uint8_t> kept(static_cast<size_t>(n / 8));
+  Memory weights(w.data(), 4 * n), mask(n / 8), result(sizeof(esp_prune_result));
+  const esp_prune_rule rule = {ESP_PRUNE_THRESHOLD, 0, 0, 0, 0.03f, 0, 0};
+  const esp_prune_tensor there = {weights.get(), weights.get(), nullptr, mask.get<uint8_t>(), n, 0, 0, ESP_F32};
+  const esp_prune_tensor here = {w.data(), w.data(), nullptr, kept.data(), n, 0, 0, ESP_F32};
+  Planned planned([&](esp_cuda_plan* plan, void* table) {
+    return esp_cuda_magnitude_prune_plan(&there, 1, &rule, plan, table);
+  });
+  const auto prune = [&] {
+    REQUIRE(esp_cuda_magnitude_prune(&planned.plan, planned.table.get(), planned.workspace.get(), &rule,
+                                     result.get<esp_prune_result>(), nullptr, timer.stream));
+  };
+  esp_prune_result pruned;
+  require_cpu(esp_magnitude_prune(&here, 1, &rule, &pruned, nullptr), "magnitude_prune");
+  prune();
+  REQUIRE(esp_cuda_stream_synchronize(timer.stream));
+  check(weights.equals(w.data()) && mask.equals(kept.data()), "magnitude_prune by a threshold");
+  report("magnitude_prune, threshold", text("%lld F32", n), static_cast<double>(n) * (8 + 1.0 / 8), timer.milliseconds(prune));
 }
 
 void magnitude_prune(const Timer& timer, int64_t n, esp_dtype dtype, int64_t tensors, bool verify) {
@@ -405,7 +501,7 @@ void kd_softmax_loss(const Timer& timer, int64_t n, int64_t classes) {
          timer.milliseconds(run));
 }
 
-void write_json(const char* path, const esp_cuda_device& device) {
+void write_json(const char* path, const esp_cuda_device& device, int32_t number) {
   FILE* file = std::fopen(path, "w");
   if (file == nullptr) {
     std::fprintf(stderr, "gpu_benchmark: cannot write %s\n", path);
@@ -415,6 +511,18 @@ void write_json(const char* path, const esp_cuda_device& device) {
   esp_cuda_versions(&runtime, &driver);
   std::fprintf(file, "{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"cuda_runtime\": %d, \"cuda_driver\": %d,\n",
                device.name, device.major, device.minor, runtime, driver);
+  // How the device was at the end of the run; where the driver's own library does not say, why.
+  esp_cuda_condition now;
+  if (esp_cuda_device_condition(number, &now) == ESP_OK) {
+    std::fprintf(file,
+                 " \"driver\": \"%s\", \"sm_megahertz\": %d, \"memory_megahertz\": %d, \"celsius\": %d, "
+                 "\"milliwatts\": %d, \"memory_used_bytes\": %lld,\n",
+                 now.driver, now.sm_megahertz, now.memory_megahertz, now.celsius, now.milliwatts,
+                 static_cast<long long>(now.memory_used_bytes));
+  } else {
+    std::fprintf(file, " \"driver\": null,\n");
+    std::fprintf(stderr, "clocks, temperature and power are not known: %s\n", esp_cuda_last_error());
+  }
   std::fprintf(file, " \"copy_bytes_per_second\": %.6g, \"rows\": [", copy_bandwidth);
   for (size_t i = 0; i < rows.size(); i++) {
     const Row& row = rows[i];
@@ -434,6 +542,7 @@ void write_json(const char* path, const esp_cuda_device& device) {
 int main(int argc, char** argv) {
   const char* out = nullptr;
   int32_t number_of_device = 0;
+  double java_launch = 0;
   bool probe = false;
   for (int i = 1; i < argc; i++) {
     if (std::strcmp(argv[i], "--quick") == 0) {
@@ -442,10 +551,12 @@ int main(int argc, char** argv) {
       probe = true;
     } else if (std::strcmp(argv[i], "--out") == 0 && i + 1 < argc) {
       out = argv[++i];
+    } else if (std::strcmp(argv[i], "--java-launch") == 0 && i + 1 < argc) {
+      java_launch = std::atof(argv[++i]);
     } else if (std::strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
       number_of_device = std::atoi(argv[++i]);
     } else {
-      std::fprintf(stderr, "usage: gpu_benchmark [--device N] [--quick] [--out FILE.json] | --probe\n");
+      std::fprintf(stderr, "usage: gpu_benchmark [--device N] [--quick] [--java-launch MICROSECONDS] [--out FILE.json] | --probe\n");
       return 2;
     }
   }
@@ -464,24 +575,33 @@ int main(int argc, char** argv) {
   copy(timer);
   fake_quantize(timer);
   if (quick) {
-    fused_sgd(timer, 4, 16, 256, false, "fused_sgd, compressed step");
-    fused_sgd(timer, 20, 2, 64, true, "fused_sgd, guarded");
+    fused_step<Sgd>(timer, 4, 16, 256, Step::compressed, "compressed step");
+    fused_step<Sgd>(timer, 20, 2, 64, Step::guarded, "guarded");
+    fused_step<Adamw>(timer, 4, 16, 256, Step::compressed, "compressed step");
+    fused_step<Adamw>(timer, 4, 16, 256, Step::plain, "plain");
+    prune_apply(timer, 1 << 16);
     magnitude_prune(timer, 1 << 16, ESP_F32, 4, true);
     magnitude_prune(timer, 1 << 16, ESP_BF16, 4, true);
     kd_softmax_loss(timer, 16, 1000);
     kd_softmax_loss(timer, 3, 5000);
   } else {
-    fused_sgd(timer, 64, 1024, 4096, false, "fused_sgd, compressed step");  // 1 GiB of weights
-    fused_sgd(timer, 64, 1024, 4096, true, "fused_sgd, guarded");
+    fused_step<Sgd>(timer, 64, 1024, 4096, Step::plain, "plain");  // 1 GiB of weights
+    fused_step<Sgd>(timer, 64, 1024, 4096, Step::compressed, "compressed step");
+    fused_step<Sgd>(timer, 64, 1024, 4096, Step::guarded, "guarded");
+    fused_step<Adamw>(timer, 64, 1024, 4096, Step::plain, "plain");
+    fused_step<Adamw>(timer, 64, 1024, 4096, Step::compressed, "compressed step");
+    fused_step<Adamw>(timer, 64, 1024, 4096, Step::guarded, "guarded");
 #if defined(ESP_ON_GPU)
     report("an empty launch", "1 block", 0, timer.milliseconds([&] { launch_nothing(timer.stream); }, {}, 100));
 #endif
-    fused_sgd(timer, 200, 1, 1024, true, "fused_sgd, guarded, small");
+    fused_step<Sgd>(timer, 200, 1, 1024, Step::guarded, "guarded, small");
+    prune_apply(timer, int64_t{1} << 28);
     magnitude_prune(timer, 110'000'000, ESP_F32, 199, true);
     if (device.memory_bytes > int64_t{36} << 30) magnitude_prune(timer, 7'000'000'000, ESP_BF16, 291, false);
     kd_softmax_loss(timer, 8192, 32000);
     kd_softmax_loss(timer, 4096, 131072);
   }
-  if (out != nullptr) write_json(out, device);
+  if (java_launch > 0) report("fused_sgd, guarded, small, the call from Java", "200 tensors, 204800 weights", 0, java_launch / 1e3);
+  if (out != nullptr) write_json(out, device, number_of_device);
   return 0;
 }

@@ -38,7 +38,7 @@ def compiled(function):
 
 def attempt(rows, size, peer, work, before=None):
     """Times one way of doing it; what this machine cannot run is said and left out."""
-    if work is None:
+    if not work:
         return
     try:
         rows.append({"size": size, "peer": peer, "milliseconds": milliseconds(work, before)})
@@ -63,48 +63,94 @@ def fake_quantize(rows, size, channels, inner):
     attempt(rows, size, "compile", fused and (lambda: fused(x)))
 
 
-def compressed_step(rows, size, count, height, width, guarded):
+def fused_step(rows, size, count, height, width, kind, adamw):
+    """kind: plain, compressed or guarded, as in gpu_benchmark."""
     shape = (height, width)
-    weights = [torch.randn(shape, device="cuda") * 0.05 for _ in range(count)]
-    gradients = [torch.randn(shape, device="cuda") * 0.01 for _ in range(count)]
-    buffers = [torch.zeros(shape, device="cuda") for _ in range(count)]
-    masks = [(torch.rand(shape, device="cuda") > 0.5).float() for _ in range(count)]
-    copies = [torch.empty(shape, device="cuda") for _ in range(count)]
+    plain, guarded = kind == "plain", kind == "guarded"
+
+    def made(value):
+        return [value() for _ in range(count)]
+
+    weights = made(lambda: torch.randn(shape, device="cuda") * 0.05)
+    gradients = made(lambda: torch.randn(shape, device="cuda") * 0.01)
+    if plain:
+        for weight, gradient in zip(weights, gradients):
+            weight.grad = gradient
+        for fused in (True, False):
+            name = "fused" if fused else "foreach"
+            options = {"fused": True} if fused else {"foreach": True}
+            if adamw:
+                optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01, **options)
+            else:
+                optimizer = torch.optim.SGD(
+                    weights, lr=0.01, momentum=0.9, weight_decay=1e-4, **options
+                )
+            attempt(rows, size, f"{type(optimizer).__name__}({name}=True)", optimizer.step)
+            del optimizer
+            torch.cuda.empty_cache()
+        return
+    first = made(lambda: torch.zeros(shape, device="cuda"))
+    second = made(lambda: torch.zeros(shape, device="cuda")) if adamw else []
+    steps = made(lambda: torch.ones((), device="cuda")) if adamw else []
+    masks = made(lambda: (torch.rand(shape, device="cuda") > 0.5).float())
+    copies = made(lambda: torch.empty(shape, device="cuda"))
     zero = torch.zeros(height, dtype=torch.int32, device="cuda")
 
-    def norm():
+    def masked_gradients():  # the gradients stay as they are, so that every call does the same work
+        result = torch._foreach_mul(gradients, masks)
         if guarded:
-            torch.nn.utils.clip_grads_with_norm_(
-                weights, 1.0, torch.nn.utils.get_total_norm(gradients)
-            )
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(result)))
+            torch._foreach_mul_(result, torch.clamp(1.0 / (norm + 1e-6), max=1.0))
+        return result
 
     def eager():
-        norm()
-        torch._foreach_mul_(gradients, masks)
-        torch._fused_sgd_(
-            weights, gradients, buffers, weight_decay=1e-4, momentum=0.9, lr=0.01, dampening=0.0,
-            nesterov=False, maximize=False, is_first_step=False,
-        )
+        masked = masked_gradients()
+        if adamw:
+            torch._fused_adamw_(
+                weights, masked, first, second, [], steps, lr=1e-3, beta1=0.9, beta2=0.999,
+                weight_decay=0.01, eps=1e-8, amsgrad=False, maximize=False,
+            )
+        else:
+            torch._fused_sgd_(
+                weights, masked, first, weight_decay=1e-4, momentum=0.9, lr=0.01, dampening=0.0,
+                nesterov=False, maximize=False, is_first_step=False,
+            )
         torch._foreach_mul_(weights, masks)
         for weight, copy in zip(weights, copies):
             scale = weight.abs().amax(1) / 127
             copy.copy_(torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127))
 
-    def one(weight, gradient, buffer, mask, copy):
-        d = gradient * mask + 1e-4 * weight
-        buffer.mul_(0.9).add_(d).mul_(mask)
-        weight.sub_(0.01 * buffer).mul_(mask)
+    def quantized(weight, copy):
         scale = weight.abs().amax(1, keepdim=True) / 127
         copy.copy_(torch.clamp(torch.round(weight * (1 / scale)), -127, 127) * scale)
 
-    fused = compiled(one)
+    def one_sgd(weight, gradient, buffer, mask, copy, factor):
+        d = gradient * mask * factor + 1e-4 * weight
+        buffer.mul_(0.9).add_(d).mul_(mask)
+        weight.sub_(0.01 * buffer).mul_(mask)
+        quantized(weight, copy)
+
+    def one_adamw(weight, gradient, m, v, mask, copy, factor):
+        d = gradient * mask * factor
+        m.mul_(0.9).add_(0.1 * d).mul_(mask)
+        v.mul_(0.999).add_(0.001 * d * d).mul_(mask)
+        weight.mul_(1 - 1e-5).sub_(1e-3 * m / (v.sqrt() + 1e-8)).mul_(mask)
+        quantized(weight, copy)
+
+    fused = compiled(one_adamw if adamw else one_sgd)
+    one = torch.ones((), device="cuda")
 
     def through_compiler():
-        norm()
-        for arguments in zip(weights, gradients, buffers, masks, copies):
-            fused(*arguments)
+        factor = one
+        if guarded:
+            masked = torch._foreach_mul(gradients, masks)
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(masked)))
+            factor = torch.clamp(1.0 / (norm + 1e-6), max=1.0)
+        state = (first, second) if adamw else (first,)
+        for arguments in zip(weights, gradients, *state, masks, copies):
+            fused(*arguments, factor)
 
-    attempt(rows, size, "eager with _fused_sgd_", eager)
+    attempt(rows, size, "eager with _fused_" + ("adamw_" if adamw else "sgd_"), eager)
     attempt(rows, size, "compile", fused and through_compiler)
 
 
@@ -128,6 +174,13 @@ def prune(rows, size, n, dtype, recipe):
 
     attempt(rows, size, "global_unstructured recipe", recipe and global_unstructured, restore)
     attempt(rows, size, "kthvalue", kth_value, restore)
+
+
+def threshold(rows, size, n):
+    weights = torch.randn(n, device="cuda").mul_(0.05)
+    attempt(rows, size, "eager", lambda: weights.mul_(weights.abs() >= 0.03))
+    fused = compiled(lambda w: w.mul_(w.abs() >= 0.03))
+    attempt(rows, size, "compile", fused and (lambda: fused(weights)))
 
 
 def distill(rows, size, n, classes):
@@ -164,12 +217,15 @@ def main(path):
         first = [int(word) for word in size.replace(",", " ").split() if word.isdigit()]
         if name == "fake_quantize, rows observed":
             fake_quantize(rows, size, first[0], first[1])
-        elif name.startswith("fused_sgd"):
+        elif name.startswith("fused_") and "the call" not in name:
             count, all_weights = first[0], first[1]
             height = 1 if "small" in name else 1024
-            compressed_step(
-                rows, size, count, height, all_weights // count // height, "guarded" in name
+            kind = name.split(", ")[1].split()[0]
+            fused_step(
+                rows, size, count, height, all_weights // count // height, kind, "adamw" in name
             )
+        elif name == "magnitude_prune, threshold":
+            threshold(rows, size, first[0])
         elif name.startswith("magnitude_prune"):
             half = "BF16" in size
             prune(rows, size, first[0], torch.bfloat16 if half else torch.float32, not half)
@@ -186,16 +242,17 @@ def main(path):
 
 def table(ours):
     print(f"\n{ours['device']}, torch {ours['torch']}")
-    print(f"{'operation':36}{'size':28}{'ms':>10}{'of copy':>9}  peers")
+    print(f"{'operation':46}{'size':30}{'ms':>10}{'of copy':>9}  peers")
     for row in ours["rows"]:
         beside = [
             f"{p['peer']} {p['milliseconds']:.3f} ms = {p['milliseconds'] / row['milliseconds']:.1f}x"
             for p in ours["peers"]
             if p["name"] == row["name"] and p["size"] == row["size"]
         ]
+        share = f"{100 * row['of_copy']:8.1f}%" if row["bytes"] else " " * 9
         print(
-            f"{row['name']:36}{row['size']:28}{row['milliseconds']:10.4f}"
-            f"{100 * row['of_copy']:8.1f}%  {'; '.join(beside)}"
+            f"{row['name']:46}{row['size']:30}{row['milliseconds']:10.4f}{share}  "
+            f"{'; '.join(beside)}"
         )
 
 

@@ -68,7 +68,9 @@ if [ "$failed" != 0 ] || [ "$ran" = 0 ]; then
 fi
 
 say "benchmarks"
-"$here/bin/gpu_benchmark" $quick --out "$out" || exit 1
+launch=$("$here/java/bin/java" -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
+  -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -cp "$here/lib/*" org.espalier.device.LaunchCost) || exit 1
+"$here/bin/gpu_benchmark" $quick --java-launch "$launch" --out "$out" || exit 1
 if [ -z "$quick" ] && command -v python3 >/dev/null 2>&1 && python3 -c 'import torch' 2>/dev/null; then
   say "the same by PyTorch"
   python3 "$here/peer.py" "$out" || exit 1

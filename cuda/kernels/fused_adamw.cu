@@ -26,7 +26,7 @@ struct AdamwRule {
   using History = int64_t;
   using Correction = esp::AdamwCorrection;
   using Age = AdamwAge;
-  static constexpr int states = 2, blocks = 1;
+  static constexpr int states = 2, blocks = 1, group = 4;
   static constexpr bool corrects = true;
 
   static __device__ __forceinline__ History older(History steps) { return steps + 1; }

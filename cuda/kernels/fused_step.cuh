@@ -1,12 +1,14 @@
 // What the kernels of fused optimizer steps do alike: pieces, norm and skipping, absmax, scales, working copy
 // and gate. A Rule is the update of an element:
-//   Coefficients    of a step, F32, with `factor`, the clip factor, negative where maximize, and `noise`
-//   History         what the device keeps of a tensor; older(h) is it after a step
-//   Correction      what a kernel of the rule's own finds for a tensor before the update; corrects: whether
-//   it has any states          floats of state beside a weight age(...)        what of these the elements of
-//   a tensor need; reads(age), writes(age): whether state is element(c, age, d, w, state)   the new weight; d
-//   is mask * gate * gradient * factor blocks          a multiprocessor: registers a thread are 65536 / (384
-//   * blocks)
+// - Coefficients: of a step, F32, with `factor`, the clip factor, negative where maximize, and `noise`.
+// - History: what the device keeps of a tensor; older(h) is it after a step.
+// - Correction: what a kernel of the rule's own finds for a tensor before the update; corrects: has it any.
+// - states: floats of state beside a weight.
+// - age(...): what of these the elements of a tensor need; reads(age), writes(age): whether state is.
+// - element(c, age, d, w, state): the new weight; d is mask * gate * gradient * factor.
+// - blocks: of a multiprocessor; registers a thread are 65536 / (384 * blocks).
+// - group: packs that are read before the first of them is written. Of each stream blocks * group * 6 KiB
+//   are on their way at once; an H200 wants 40 KB a multiprocessor of all streams together.
 //
 // Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 6144 elements or
 // fewer, 4 packs of 4 a thread, or a panel of 384 columns by 32 rows. Absmax is an integer maximum over the
@@ -157,42 +159,56 @@ __device__ __forceinline__ void update(const StepEntry& t, const typename Rule::
   }
   ESP_GLOBAL(weight);
   const bool whole_w = quads && esp::is_aligned(weight, 16);
+  // A load does not pass a store that may be to its place: so what a group reads is asked for at once.
+  constexpr int group = noisy ? 1 : Rule::group;
 #pragma unroll
-  for (int k = 0; k < packs; k++) {
-    const int64_t i = place.at(k), limit = place.limit(k);
-    Pack<float, 4> w = esp::load_pack<4>(weight, i, limit, whole_w), m[states] = {};
-    const RawGradient g = load_gradient(t, i, limit, quads);
-    if (Rule::reads(age)) {
+  for (int first = 0; first < packs; first += group) {
+    Pack<float, 4> w[group], m[group][states] = {};
+    RawGradient g[group];
+    uint32_t keep[group], pass[group];
 #pragma unroll
-      for (int s = 0; s < states; s++) {
-        ESP_GLOBAL(state[s]);
-        m[s] = esp::load_pack<4>(state[s], i, limit, whole_s[s]);
+    for (int k = 0; k < group; k++) {
+      const int64_t i = place.at(first + k), limit = place.limit(first + k);
+      w[k] = esp::load_pack<4>(weight, i, limit, whole_w);
+      g[k] = load_gradient(t, i, limit, quads);
+      if (Rule::reads(age)) {
+#pragma unroll
+        for (int s = 0; s < states; s++) {
+          ESP_GLOBAL(state[s]);
+          m[k][s] = esp::load_pack<4>(state[s], i, limit, whole_s[s]);
+        }
       }
+      keep[k] = bits_4(t.mask, i, limit);
+      pass[k] = keep[k] & bits_4(t.gate, i, limit);
     }
-    const uint32_t keep = bits_4(t.mask, i, limit), pass = keep & bits_4(t.gate, i, limit);
-    Pack<float, 4> z = {};
-    if (noisy && i < limit) z = draw_4(c.noise, c.noise.counter + static_cast<uint64_t>(t.noise), i);
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      float d = (pass >> j & 1 ? gradient_value(g.word[j], t.gradient_dtype) : 0.0f) * c.factor;
-      if (noisy) d = (pass >> j & 1) != 0 && i + j < limit ? (d + z.at[j]) / c.noise.divisor : 0.0f;
-      float value[states];
+    for (int k = 0; k < group; k++) {
+      const int64_t i = place.at(first + k), limit = place.limit(first + k);
+      Pack<float, 4> z = {};
+      if (noisy && i < limit) z = draw_4(c.noise, c.noise.counter + static_cast<uint64_t>(t.noise), i);
 #pragma unroll
-      for (int s = 0; s < states; s++) value[s] = m[s].at[j];
-      const float moved = Rule::element(c, age, d, w.at[j], value);
-      w.at[j] = keep >> j & 1 ? moved : 0.0f;
+      for (int j = 0; j < 4; j++) {
+        const bool kept_one = (keep[k] >> j & 1) != 0, passes = (pass[k] >> j & 1) != 0;
+        float d = (passes ? gradient_value(g[k].word[j], t.gradient_dtype) : 0.0f) * c.factor;
+        if (noisy) d = passes && i + j < limit ? (d + z.at[j]) / c.noise.divisor : 0.0f;
+        float value[states];
 #pragma unroll
-      for (int s = 0; s < states; s++) m[s].at[j] = keep >> j & 1 ? value[s] : 0.0f;
-    }
-    if (Rule::writes(age)) {
+        for (int s = 0; s < states; s++) value[s] = m[k][s].at[j];
+        const float moved = Rule::element(c, age, d, w[k].at[j], value);
+        w[k].at[j] = kept_one ? moved : 0.0f;
 #pragma unroll
-      for (int s = 0; s < states; s++) {
-        ESP_GLOBAL(state[s]);
-        esp::store_pack(state[s], i, limit, whole_s[s], m[s]);
+        for (int s = 0; s < states; s++) m[k][s].at[j] = kept_one ? value[s] : 0.0f;
       }
+      if (Rule::writes(age)) {
+#pragma unroll
+        for (int s = 0; s < states; s++) {
+          ESP_GLOBAL(state[s]);
+          esp::store_pack(state[s], i, limit, whole_s[s], m[k][s]);
+        }
+      }
+      esp::store_pack(weight, i, limit, whole_w, w[k]);
+      kept[first + k] = w[k];
     }
-    esp::store_pack(weight, i, limit, whole_w, w);
-    kept[k] = w;
   }
 }
 

@@ -1162,6 +1162,6 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
   const Alone alone;
-  *milliseconds = 0;
+  *milliseconds = 1;  // there is no time here
   return usable();
 }

@@ -273,6 +273,11 @@ class DeviceTest {
   }
 
   @Test
+  void theCostOfALaunchIsMeasured() {
+    assertTrue(LaunchCost.microseconds(device(), 2, 2) > 0);
+  }
+
+  @Test
   void gradientNormHasTheSameBits() {
     Device device = device();
     Tensor gradient = Tensor.of(floats(20_000, 4), DType.F32, 20_000);
