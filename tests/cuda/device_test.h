@@ -2,6 +2,7 @@
 // built against the CUDA library (ESP_ON_GPU), on a GPU.
 #pragma once
 #include <cuda_runtime.h>
+#include <sys/mman.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -76,6 +77,27 @@ class Device {
   void* memory_ = nullptr;
   int64_t count_, shift_;
 };
+
+#if !defined(ESP_ON_GPU)
+// Memory of billions of elements, zero until written, of which a test touches little: for indices that need 64 bits.
+template <class T>
+class Sparse {
+ public:
+  explicit Sparse(int64_t count) : bytes_(static_cast<size_t>(count) * sizeof(T)) {
+    void* const memory =
+        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    memory_ = memory == MAP_FAILED ? nullptr : static_cast<T*>(memory);
+  }
+  Sparse(const Sparse&) = delete;
+  ~Sparse() { munmap(memory_, bytes_); }
+  T* get() const { return memory_; }
+
+ private:
+  size_t bytes_;
+  T* memory_;
+};
+#endif
 
 class Stream {
  public:

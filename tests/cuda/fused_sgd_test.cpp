@@ -1,8 +1,6 @@
 // fused_sgd on a device: momentum, Nesterov, decay, clip and skip; see fused_step_test.h.
 #include "espalier/cuda/fused_sgd.h"
 
-#include <sys/mman.h>
-
 #include "fused_step_test.h"
 
 namespace {
@@ -24,25 +22,7 @@ struct Sgd {
 };
 
 #if !defined(ESP_ON_GPU)
-// Sparse memory of 3e9 elements, of which the emulator runs the last three pieces: indices need 64 bits.
-template <class T>
-class Sparse {
- public:
-  explicit Sparse(int64_t count) : bytes_(static_cast<size_t>(count) * sizeof(T)) {
-    void* const memory =
-        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    CHECK(memory != MAP_FAILED);
-    memory_ = memory == MAP_FAILED ? nullptr : static_cast<T*>(memory);
-  }
-  Sparse(const Sparse&) = delete;
-  ~Sparse() { munmap(memory_, bytes_); }
-  T* get() const { return memory_; }
-
- private:
-  size_t bytes_;
-  T* memory_;
-};
-
+// The last three pieces of 3e9 weights: indices need 64 bits.
 void test_far() {
   constexpr int64_t n = 3000000001, pieces = (n + 6143) / 6144, start = (pieces - 3) * 6144;
   const Sparse<float> weight(n), gradient(n);

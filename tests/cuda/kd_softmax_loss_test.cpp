@@ -334,6 +334,58 @@ void test_hold() {
 }
 #endif
 
+#if !defined(ESP_ON_GPU)
+// The last of 65536 rows of 33000 classes, where indices need 64 bits: held, and in the way of the CPU. N is
+// a power of two, so the gradient is a shift of that of one row.
+void test_far(esp_dtype dtype) {
+  constexpr int64_t rows = 65536, classes = 33000, start = (rows - 1) * classes;
+  const int64_t size = size_of(dtype);
+  const Sparse<uint8_t> student(rows * classes * size), teacher(rows * classes * size),
+      gradient(rows * classes * size);
+  if (checks_failed > 0) return;
+  Random random(5);
+  const Logits s(1, classes, 4, false, dtype, random), t(1, classes, 4, false, dtype, random);
+  std::memcpy(student.get() + start * size, s.bytes.data(), static_cast<size_t>(classes * size));
+  std::memcpy(teacher.get() + start * size, t.bytes.data(), static_cast<size_t>(classes * size));
+  std::vector<float> expected(static_cast<size_t>(classes));
+  esp_kd_softmax_loss_arguments a = {};
+  a.rows = 1;
+  a.classes = classes;
+  a.student = {s.bytes.data(), classes, dtype};
+  a.teacher = {t.bytes.data(), classes, dtype};
+  a.gradient = expected.data();
+  a.gradient_stride = classes;
+  a.gradient_dtype = ESP_F32;
+  a.temperature = 2;
+  esp_kd_softmax_loss_result loss;
+  CHECK(esp_kd_softmax_loss(&a, &loss) == ESP_OK);
+  const Bounds bounds = bounds_of(a, s, t, loss);
+  a.rows = rows;
+  a.student.data = student.get();
+  a.teacher.data = teacher.get();
+  a.gradient = gradient.get();
+  a.gradient_dtype = dtype;
+  int64_t bytes = 0;
+  CHECK(esp_cuda_kd_softmax_loss_workspace(&a, &bytes) == ESP_OK);
+  const Sparse<uint8_t> workspace(bytes);
+  const Device<esp_cuda_kd_softmax_loss_result> result(1);
+  const int64_t blocks =
+      dtype == ESP_F32 ? (classes - 1) / esp::kd_segment + 1 : esp::kd_hold(a, {228 << 10, true}).blocks;
+  emulator::options.first_block = (rows - 1) * blocks;
+  CHECK(esp_cuda_kd_softmax_loss(&a, workspace.get(), result.get(), nullptr) == ESP_OK);
+  CHECK(esp_cuda_stream_synchronize(nullptr) == ESP_OK);
+  emulator::options.first_block = 0;
+  int64_t wrong = 0;
+  const std::vector<uint8_t> row(gradient.get() + start * size, gradient.get() + (start + classes) * size);
+  for (int64_t c = 0; c < classes; c++) {
+    const size_t at = static_cast<size_t>(c);
+    const double g = static_cast<double>(get(row, c, dtype)) * rows, x = expected[at];
+    wrong += near(g, x, dtype == ESP_F32 ? 0 : bounds.gradient[at] + 0x1.01p-8 * std::fabs(x)) ? 0 : 1;
+  }
+  CHECK(wrong == 0);
+}
+#endif
+
 // Classes whose rows the device holds: of each type, over clusters of every size.
 void test_held(const Setting& setting, Random& random) {
 #if !defined(ESP_ON_GPU)
@@ -426,6 +478,12 @@ void test(const Setting& setting) {
   compare(0, 5000, 1, Rows::usual, random);
   test_bad_label();
   test_held(setting, random);
+#if !defined(ESP_ON_GPU)
+  if (setting.seed == 1 && !setting.small) {
+    test_far(ESP_BF16);
+    test_far(ESP_F32);
+  }
+#endif
 }
 
 void test_refusals() {

@@ -247,8 +247,9 @@ void test_large(const Setting& setting, Random& random) {
   }
 }
 
-// Blocks (there are three of them here) walk several chunks of several tensors: what one leaves in shared memory must not
-// reach the next. Ties and spread values, so that bins, collected keys and tied chunks are all walked.
+// Blocks (there are three of them here) walk several chunks of several tensors: what one leaves in shared
+// memory must not reach the next. Ties and spread values, so that bins, collected keys and tied chunks are
+// all walked.
 void test_walks(const Setting& setting, Random& random) {
   static_assert(esp::prune_chunk == 8192, "sizes below are some chunks");
   for (const int32_t scope : {ESP_PRUNE_GLOBAL, ESP_PRUNE_TENSOR}) {
@@ -309,6 +310,45 @@ void test_too_many(Random& random) {
   CHECK(result.values()[0].pruned == expected.pruned && subjects[0].same() && subjects[1].same());
 }
 
+#if !defined(ESP_ON_GPU)
+// The last two chunks of 3e9 weights, where indices need 64 bits: a plan of all whose table begins with them.
+void test_far(const esp_prune_rule& rule) {
+  constexpr int64_t n = 3000000008, chunks = (n - 1) / esp::prune_chunk + 1,
+                    start = (chunks - 2) * esp::prune_chunk;
+  const Sparse<uint8_t> weights(n * 2), mask(n / 8);
+  if (checks_failed > 0) return;
+  Random random(9);
+  std::vector<uint8_t> here(static_cast<size_t>(2 * (n - start))), bits(static_cast<size_t>((n - start) / 8));
+  for (int64_t i = 0; i < n - start; i++) put(here, i, random.uniform(), ESP_BF16);
+  std::memcpy(weights.get() + 2 * start, here.data(), here.size());
+  const esp_prune_tensor host = {here.data(), here.data(), nullptr, bits.data(),
+                                 n - start,   n - start,   1,       ESP_BF16};
+  esp_prune_result expected;
+  CHECK(esp_magnitude_prune(&host, 1, &rule, &expected, nullptr) == ESP_OK);
+  const esp_prune_tensor there = {weights.get(), weights.get(), nullptr, mask.get(), n, n, 1, ESP_BF16};
+  esp_cuda_plan plan = {};
+  CHECK(esp_cuda_magnitude_prune_plan(&there, 1, &rule, &plan, nullptr) == ESP_OK);
+  std::vector<char> bytes(static_cast<size_t>(plan.table_bytes));
+  CHECK(esp_cuda_magnitude_prune_plan(&there, 1, &rule, &plan, bytes.data()) == ESP_OK);
+  CHECK(plan.operation[esp::prune_chunks] == chunks && plan.operation[esp::prune_decisions] == n);
+  auto* const chunk =
+      reinterpret_cast<esp::PruneChunk*>(bytes.data() + bytes.size()) - chunks;  // they end the table
+  CHECK(chunk[chunks - 1].tensor == 0 && chunk[chunks - 1].index == chunks - 1);
+  chunk[0] = chunk[chunks - 2];
+  chunk[1] = chunk[chunks - 1];
+  plan.operation[esp::prune_chunks] = 2;
+  const Device<char> table(bytes), workspace(plan.workspace_bytes);
+  workspace.zero();
+  const Device<esp_prune_result> result(1);
+  CHECK(esp_cuda_magnitude_prune(&plan, table.get(), workspace.get(), &rule, result.get(), nullptr,
+                                 nullptr) == ESP_OK);
+  CHECK(esp_cuda_stream_synchronize(nullptr) == ESP_OK);
+  CHECK(std::memcmp(weights.get() + 2 * start, here.data(), here.size()) == 0);
+  CHECK(std::memcmp(mask.get() + start / 8, bits.data(), bits.size()) == 0);
+  CHECK(result.values()[0].pruned == expected.pruned);
+}
+#endif
+
 void test(const Setting& setting) {
   Random random(setting.seed);
   test_small(setting, random);
@@ -316,6 +356,18 @@ void test(const Setting& setting) {
   test_walks(setting, random);
   test_patterns(setting, random);
   test_too_many(random);
+#if !defined(ESP_ON_GPU)
+  if (setting.seed == 1 && !setting.small) {
+    esp_prune_rule rule = {};
+    rule.kind = ESP_PRUNE_THRESHOLD;
+    rule.threshold = 0.4f;
+    test_far(rule);
+    rule.kind = ESP_PRUNE_PATTERN;
+    rule.keep = 2;
+    rule.group = 4;
+    test_far(rule);
+  }
+#endif
 }
 
 // k in integers is k in double.

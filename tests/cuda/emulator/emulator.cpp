@@ -529,8 +529,9 @@ void run_launch(const Launch& launch) {
   // Counted in clusters, whose blocks are in flight together.
   const int64_t all = static_cast<int64_t>(grid.x) * grid.y * grid.z / cluster_size,
                 threads = size.x * size.y * size.z;
-  const int64_t first = options.first_block / cluster_size, last = options.last_block / cluster_size;
-  const int64_t end = options.last_block < 0 || last > all ? all : last;
+  const int64_t from = options.first_block / cluster_size, last = options.last_block / cluster_size;
+  const int64_t first = from < all ? from : 0;
+  const int64_t end = options.last_block < 0 || last > all || from >= all ? all : last;
   const int64_t count = end > first ? end - first : 0;
   const int wanted = options.resident < 1              ? 1
                      : options.resident > max_resident ? max_resident
@@ -1104,7 +1105,8 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   const Alone alone;
-  *status = stream_of(stream)->capturing == nullptr ? cudaStreamCaptureStatusNone : cudaStreamCaptureStatusActive;
+  *status =
+      stream_of(stream)->capturing == nullptr ? cudaStreamCaptureStatusNone : cudaStreamCaptureStatusActive;
   return usable();
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {

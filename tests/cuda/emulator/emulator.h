@@ -26,7 +26,8 @@ struct Options {
   int resident = 3;            // blocks in flight at once, 1 to 16
   int preempt_percent = 25;    // chance to switch before an atomic operation or a fence
   int64_t switches = 1 << 30;  // a launch that takes more is taken to spin for ever
-  // Of the grid only blocks [first_block, last_block) run, for sparse tests; -1: to the end.
+  // Of the grid only blocks [first_block, last_block) run, for sparse tests; -1: to the end. A grid that does not reach
+  // first_block runs whole.
   int64_t first_block = 0, last_block = -1;
   // Of the device: memory that the blocks of a multiprocessor share, compute capability (clusters from 9 on).
   int shared_per_multiprocessor = 228 * 1024, major = 9;
