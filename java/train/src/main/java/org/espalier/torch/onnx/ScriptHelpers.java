@@ -407,6 +407,70 @@ def _response(self, x: Tensor, size: int, alpha: float, beta: float, bias: float
                     shape = shape + [v.numel() if i == at else 1]
             return v.reshape(shape)
         """);
+    define(
+        """
+        def _saturate(self, q: Tensor, dtype: int) -> Tensor:
+            low = 0
+            high = 255
+            if dtype == 1:
+                low = -128
+                high = 127
+            elif dtype == 2:
+                low = -32768
+                high = 32767
+            elif dtype == 27:
+                high = 65535
+            else:
+                assert dtype == 0, "integers of another type than 8 and 16 bits"
+            return torch.clamp(q, low, high).to(dtype)
+        """);
+    // Halves to even. A zero point tells the type.
+    define(
+        """
+        def _quantize(self, x: Tensor, scale: Tensor, zero: Optional[Tensor], dtype: int, \
+        axis: int) -> Tensor:
+            q = torch.round(torch.div(x, self._along(scale, x, axis)))
+            wanted = dtype
+            if zero is not None:
+                q = q + self._along(zero, x, axis).to(q.dtype)
+                wanted = zero.dtype
+            return self._saturate(q, wanted)
+        """);
+    define(
+        """
+        def _dequantize(self, x: Tensor, scale: Tensor, zero: Optional[Tensor], \
+        axis: int) -> Tensor:
+            centred = x.to(3)
+            if zero is not None:
+                centred = centred - self._along(zero, x, axis).to(3)
+            return torch.mul(centred.to(scale.dtype), self._along(scale, x, axis))
+        """);
+    // All zeros: ONNX Runtime then has a scale of 1.
+    define(
+        """
+        def _dynamic(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+            every: List[int] = []
+            least = torch.amin(x, every)
+            low = torch.minimum(least, torch.zeros_like(least))
+            high = torch.maximum(torch.amax(x, every), torch.zeros_like(least))
+            scale = torch.div(high - low, 255)
+            scale = torch.where(torch.eq(scale, 0), torch.ones_like(scale), scale)
+            share = torch.clamp(torch.div(torch.neg(low), scale), 0, 255)
+            zero = self._saturate(torch.round(share), 0)
+            return self._quantize(x, scale, zero, 0, 0), scale, zero
+        """);
+    // In float64, which holds all sums of int32 products.
+    define(
+        """
+        def _exact(self, x: Tensor, zero: Optional[Tensor], axis: int) -> Tensor:
+            wide = x.to(7)
+            if zero is not None:
+                z = zero.to(7)
+                if z.dim() == 1 and z.numel() > 1:
+                    z = z.unsqueeze(axis)
+                wide = wide - z
+            return wide
+        """);
   }
 
   private ScriptHelpers() {}

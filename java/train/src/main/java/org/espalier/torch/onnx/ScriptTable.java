@@ -25,6 +25,7 @@ final class ScriptTable {
     ScriptIndices.add(ScriptTable::add);
     ScriptReductions.add(ScriptTable::add);
     ScriptLayers.add(ScriptTable::add);
+    ScriptQuantization.add(ScriptTable::add);
   }
 
   private ScriptTable() {}

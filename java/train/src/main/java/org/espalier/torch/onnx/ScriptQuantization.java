@@ -1,0 +1,45 @@
+package org.espalier.torch.onnx;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import org.espalier.torch.onnx.ScriptTable.Sink;
+
+/** What {@link QuantizationOperators} and {@link MatrixOperators} run on integers, in TorchScript. */
+final class ScriptQuantization {
+  private ScriptQuantization() {}
+
+  static void add(Sink table) {
+    table.one("QuantizeLinear", ScriptQuantization::quantize);
+    table.one("DequantizeLinear", ScriptQuantization::dequantize);
+    table.add("DynamicQuantizeLinear", c -> c.unpack(c.call("_dynamic", c.in(0)), 3));
+    table.one(
+        "MatMulInteger",
+        c -> {
+          String a = c.let(c.call("_exact", c.in(0), c.orNone(2), "-1"));
+          // A zero point for each row of A, for each column of B.
+          String b = c.let(c.call("_exact", c.in(1), c.orNone(3), "-2"));
+          return "torch.matmul(" + a + ", " + b + ").to(3)";
+        });
+  }
+
+  private static long axis(Node n) {
+    if (n.opset() >= 21 && n.integer("block_size", 0) != 0) {
+      throw n.unsupported("block_size = " + n.integer("block_size", 0));
+    }
+    return n.opset() >= 13 ? n.integer("axis", 1) : 1;
+  }
+
+  private static String quantize(ScriptCall c) {
+    Node n = c.node();
+    long axis = axis(n);
+    if (n.opset() >= 19) {
+      n.flag("saturate", true);
+    }
+    long code = n.opset() >= 21 ? n.integer("output_dtype", 0) : 0;
+    int type = code == 0 ? 0 : ElementTypes.torch(DataType.forNumber((int) code), n.where()).value;
+    return c.call("_quantize", c.in(0), c.in(1), c.orNone(2), "" + type, "" + axis);
+  }
+
+  private static String dequantize(ScriptCall c) {
+    return c.call("_dequantize", c.in(0), c.in(1), c.orNone(2), "" + axis(c.node()));
+  }
+}
