@@ -115,7 +115,8 @@ public final class RecipeRun {
       model = read(modelFile);
       if (recipe.formats().contains("torchscript")) {
         try {
-          GraphScript.check(studentFile == null ? model : read(studentFile));
+          GraphScript.check(
+              OnnxCompression.trainable(studentFile == null ? model : read(studentFile)));
         } catch (InputException e) {
           throw new InputException(
               recipe.model().place() + ": export.formats: torchscript: " + e.getMessage(), e);

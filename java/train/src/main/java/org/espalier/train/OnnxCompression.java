@@ -142,8 +142,8 @@ public final class OnnxCompression implements Compression {
     load();
   }
 
-  /** A copy with operators that training knows. */
-  private static OnnxModel trainable(OnnxModel model) {
+  /** A copy with operators that training knows: those of sets before 11 are raised to set 13. */
+  public static OnnxModel trainable(OnnxModel model) {
     OnnxModel copy = model.copy();
     if (copy.opset("") < OLDEST_OPSET) {
       OpsetUpgrade.raise(copy, OpsetUpgrade.TARGET);

@@ -471,6 +471,73 @@ def _response(self, x: Tensor, size: int, alpha: float, beta: float, bias: float
                 wide = wide - z
             return wide
         """);
+    // Where the elements of a resized axis lie in the old one, by the rules of ScriptResize.
+    define(
+        """
+        def _position(self, size: int, target: int, scale: float, rule: int) -> Tensor:
+            i = torch.arange(target, dtype=7)
+            if rule == 1 and target <= 1:
+                return torch.zeros_like(i)
+            if rule == 2:
+                return i * float(size - 1) / float(max(1, target - 1))
+            if rule == 3:
+                return i / scale
+            if rule == 4:
+                return (i + 0.5) / scale
+            if rule == 5:
+                offset = size / 2.0 * (1.0 - target / (scale * size))
+                return (i + 0.5) / scale + offset - 0.5
+            return (i + 0.5) / scale - 0.5
+        """);
+    define(
+        """
+        def _nearest(self, position: Tensor, rule: int) -> Tensor:
+            if rule == 0:
+                return torch.ceil(position - 0.5)
+            if rule == 1:
+                return torch.floor(position + 0.5)
+            return torch.floor(position) if rule == 2 else torch.ceil(position)
+        """);
+    define(
+        """
+        def _along_axis(self, x: Tensor, axis: int, target: int, scale: float, linear: bool, \
+        coordinates: int, nearest: int) -> Tensor:
+            size = x.size(axis)
+            position = self._position(size, target, scale, coordinates)
+            if not linear:
+                index = torch.clamp(self._nearest(position, nearest).to(4), 0, size - 1)
+                return torch.index_select(x, axis, index.to(x.device))
+            low = torch.floor(position)
+            high = position - low
+            at = low.to(4)
+            weights = torch.zeros([target, size], dtype=7)
+            first = torch.clamp(at, 0, size - 1).unsqueeze(1)
+            second = torch.clamp(at + 1, 0, size - 1).unsqueeze(1)
+            weights = torch.scatter_add(weights, 1, first, (1.0 - high).unsqueeze(1))
+            weights = torch.scatter_add(weights, 1, second, high.unsqueeze(1))
+            matrix = torch.t(weights.to(x.dtype).to(x.device))
+            return torch.matmul(x.transpose(axis, -1), matrix).transpose(axis, -1)
+        """);
+    define(
+        """
+        def _resize(self, x: Tensor, scales: Optional[Tensor], sizes: Optional[Tensor], \
+        axes: List[int], linear: bool, coordinates: int, nearest: int) -> Tensor:
+            along = self._axes(x, axes)
+            y = x
+            for k in range(len(along)):
+                size = x.size(along[k])
+                target = size
+                scale = 1.0
+                if sizes is not None and sizes.numel() > 0:
+                    target = int(sizes[k].item())
+                    scale = target / size
+                elif scales is not None:
+                    scale = float(scales[k].item())
+                    target = int(size * scale)
+                if target != size or scale != 1.0:
+                    y = self._along_axis(y, along[k], target, scale, linear, coordinates, nearest)
+            return y
+        """);
   }
 
   private ScriptHelpers() {}
