@@ -75,6 +75,22 @@ final class ScriptCall {
         : "float(" + in(i) + ".item())";
   }
 
+  /** The real numbers of an input as a list on the host; none where it is absent. */
+  String reals(int i) {
+    Tensor known = has(i) ? source.known(slots[i]) : null;
+    if (has(i) && known == null) {
+      return let(call("_numbers", in(i)));
+    }
+    StringBuilder list = new StringBuilder();
+    for (long k = 0; known != null && k < known.numel(); k++) {
+      double value = known.reshape(-1).select(0, k).item_double();
+      list.append(k == 0 ? "" : ", ").append(number(value));
+    }
+    String name = source.fresh("v");
+    source.line(name + ": List[float] = [" + list + "]");
+    return name;
+  }
+
   /** An input as a list of shapes that the host computes with; null where it is none. */
   ScriptValue list(int i) {
     return has(i) ? source.list(slots[i]) : null;

@@ -471,71 +471,113 @@ def _response(self, x: Tensor, size: int, alpha: float, beta: float, bias: float
                 wide = wide - z
             return wide
         """);
-    // Where the elements of a resized axis lie in the old one, by the rules of ScriptResize.
     define(
         """
-        def _position(self, size: int, target: int, scale: float, rule: int) -> Tensor:
-            i = torch.arange(target, dtype=7)
-            if rule == 1 and target <= 1:
+        def _numbers(self, x: Tensor) -> List[float]:
+            values: List[float] = x.reshape([-1]).to(7).tolist()
+            return values
+        """);
+    // Where the elements of an output lie in the input, by the rules of the ONNX operator Resize.
+    define(
+        """
+        def _positions(self, x: Tensor, size: int, target: int, scale: float, rule: str) -> Tensor:
+            i = torch.arange(target, dtype=7, device=x.device)
+            if target == 1 and (rule == "align_corners" or rule == "pytorch_half_pixel"):
                 return torch.zeros_like(i)
-            if rule == 2:
-                return i * float(size - 1) / float(max(1, target - 1))
-            if rule == 3:
+            if rule == "align_corners":
+                return i * (size - 1.0) / (target - 1)
+            if rule == "asymmetric":
                 return i / scale
-            if rule == 4:
+            if rule == "tf_half_pixel_for_nn":
                 return (i + 0.5) / scale
-            if rule == 5:
-                offset = size / 2.0 * (1.0 - target / (scale * size))
+            if rule == "half_pixel_symmetric":
+                offset = size / 2.0 * (1 - target / (scale * size))
                 return (i + 0.5) / scale + offset - 0.5
             return (i + 0.5) / scale - 0.5
         """);
     define(
         """
-        def _nearest(self, position: Tensor, rule: int) -> Tensor:
-            if rule == 0:
-                return torch.ceil(position - 0.5)
-            if rule == 1:
-                return torch.floor(position + 0.5)
-            return torch.floor(position) if rule == 2 else torch.ceil(position)
+        def _cubic(self, t: Tensor, a: float) -> List[Tensor]:
+            s = 1 - t
+            return [ \
+        ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a, \
+        ((a + 2) * t - (a + 3)) * t * t + 1, \
+        ((a + 2) * s - (a + 3)) * s * s + 1, \
+        ((a * (2 - t) - 5 * a) * (2 - t) + 8 * a) * (2 - t) - 4 * a]
         """);
     define(
         """
-        def _along_axis(self, x: Tensor, axis: int, target: int, scale: float, linear: bool, \
-        coordinates: int, nearest: int) -> Tensor:
+        def _resampled(self, x: Tensor, axis: int, target: int, scale: float, mode: str, \
+        rule: str, nearest: str, cubic: float, exclude: bool) -> Tensor:
             size = x.size(axis)
-            position = self._position(size, target, scale, coordinates)
-            if not linear:
-                index = torch.clamp(self._nearest(position, nearest).to(4), 0, size - 1)
-                return torch.index_select(x, axis, index.to(x.device))
-            low = torch.floor(position)
-            high = position - low
-            at = low.to(4)
-            weights = torch.zeros([target, size], dtype=7)
-            first = torch.clamp(at, 0, size - 1).unsqueeze(1)
-            second = torch.clamp(at + 1, 0, size - 1).unsqueeze(1)
-            weights = torch.scatter_add(weights, 1, first, (1.0 - high).unsqueeze(1))
-            weights = torch.scatter_add(weights, 1, second, high.unsqueeze(1))
-            matrix = torch.t(weights.to(x.dtype).to(x.device))
-            return torch.matmul(x.transpose(axis, -1), matrix).transpose(axis, -1)
+            p = self._positions(x, size, target, scale, rule)
+            if mode == "nearest":
+                if nearest == "floor":
+                    p = torch.floor(p)
+                elif nearest == "ceil":
+                    p = torch.ceil(p)
+                elif nearest == "round_prefer_ceil":
+                    p = torch.floor(p + 0.5)
+                else:
+                    p = torch.ceil(p - 0.5)
+                return torch.index_select(x, axis, torch.clamp(p.to(4), 0, size - 1))
+            low = torch.floor(p)
+            t = p - low
+            parts = [1 - t, t]
+            first = 0
+            if mode == "cubic":
+                parts = self._cubic(t, cubic)
+                first = -1
+            weights = torch.zeros([target, size], dtype=7, device=x.device)
+            sums = torch.zeros_like(t)
+            columns: List[Tensor] = []
+            for k in range(len(parts)):
+                column = low.to(4) + (first + k)
+                if exclude:
+                    outside = torch.logical_or(column < 0, column >= size)
+                    parts[k] = torch.where(outside, torch.zeros_like(t), parts[k])
+                sums = sums + parts[k]
+                columns.append(torch.clamp(column, 0, size - 1).unsqueeze(1))
+            for k in range(len(parts)):
+                part = torch.div(parts[k], sums) if exclude else parts[k]
+                weights = torch.scatter_add(weights, 1, columns[k], part.unsqueeze(1))
+            weights = weights.to(x.dtype)
+            y = torch.matmul(x.transpose(axis, -1), weights.t())
+            return y.transpose(axis, -1)
         """);
     define(
         """
-        def _resize(self, x: Tensor, scales: Optional[Tensor], sizes: Optional[Tensor], \
-        axes: List[int], linear: bool, coordinates: int, nearest: int) -> Tensor:
-            along = self._axes(x, axes)
+        def _resize(self, x: Tensor, scales: List[float], sizes: List[int], axes: List[int], \
+        policy: str, mode: str, rule: str, nearest: str, cubic: float, exclude: bool) -> Tensor:
+            count = x.dim() if len(axes) == 0 else len(axes)
+            given = len(sizes) if len(sizes) > 0 else len(scales)
+            assert given == count, "a Resize needs a scale or a size for each axis"
+            common = 0.0
+            for k in range(len(sizes)):
+                ratio = sizes[k] / x.size(k if len(axes) == 0 else axes[k])
+                if k == 0:
+                    common = ratio
+                elif policy == "not_larger":
+                    common = min(common, ratio)
+                else:
+                    common = max(common, ratio)
             y = x
-            for k in range(len(along)):
-                size = x.size(along[k])
+            for k in range(count):
+                axis = k if len(axes) == 0 else axes[k]
+                size = x.size(axis)
+                scale = common
                 target = size
-                scale = 1.0
-                if sizes is not None and sizes.numel() > 0:
-                    target = int(sizes[k].item())
+                if len(sizes) == 0:
+                    scale = scales[k]
+                    target = int(torch.floor(size * scale))
+                elif policy == "stretch":
+                    target = sizes[k]
                     scale = target / size
-                elif scales is not None:
-                    scale = float(scales[k].item())
-                    target = int(size * scale)
+                else:
+                    target = int(torch.floor(common * size + 0.5))
                 if target != size or scale != 1.0:
-                    y = self._along_axis(y, along[k], target, scale, linear, coordinates, nearest)
+                    y = self._resampled( \
+        y, axis, target, scale, mode, rule, nearest, cubic, exclude)
             return y
         """);
   }

@@ -2,54 +2,55 @@ package org.espalier.torch.onnx;
 
 import static org.espalier.torch.onnx.ScriptCall.ints;
 
-import java.util.List;
 import org.espalier.torch.onnx.ScriptTable.Sink;
 
-/** What {@link ResizeOperators} run, in TorchScript: nearest and linear, without crops. */
+/** What {@link ResizeOperators} runs, in TorchScript, crops excepted. */
 final class ScriptResize {
-  /** Their numbers in {@code _position}. */
-  private static final List<String> COORDINATES =
-      List.of(
-          "half_pixel",
-          "pytorch_half_pixel",
-          "align_corners",
-          "asymmetric",
-          "tf_half_pixel_for_nn",
-          "half_pixel_symmetric");
-
-  /** Their numbers in {@code _nearest}. */
-  private static final List<String> NEAREST =
-      List.of("round_prefer_floor", "round_prefer_ceil", "floor", "ceil");
-
   private ScriptResize() {}
 
   static void add(Sink table) {
     table.one("Resize", ScriptResize::resize);
     table.one("Upsample", ScriptResize::upsample);
+    table.one("GridSample", ScriptResize::gridSample);
   }
 
   private static String resize(ScriptCall c) {
     Node n = c.node();
-    // Exporters write what only other modes read.
-    n.real("cubic_coeff_a", -0.75);
-    n.flag("exclude_outside", false);
-    n.real("extrapolation_value", 0);
-    if (n.opset() >= 18) {
-      n.choice("keep_aspect_ratio_policy", "stretch", "stretch");
-      if (n.flag("antialias", false)) {
-        throw n.unsupported("antialias = 1");
-      }
-    }
-    long[] axes = n.opset() >= 18 ? n.integers("axes", null) : null;
-    return call(
-        c,
-        c.orNone(2),
-        c.orNone(3),
-        axes == null ? ints() : ints(axes),
-        n.choice("mode", "nearest", "nearest", "linear"),
+    String mode = n.choice("mode", "nearest", "nearest", "linear", "cubic");
+    String rule =
         n.choice(
-            "coordinate_transformation_mode", "half_pixel", COORDINATES.toArray(String[]::new)),
-        n.choice("nearest_mode", "round_prefer_floor", NEAREST.toArray(String[]::new)));
+            "coordinate_transformation_mode",
+            "half_pixel",
+            "half_pixel",
+            "pytorch_half_pixel",
+            "align_corners",
+            "asymmetric",
+            "tf_half_pixel_for_nn",
+            "half_pixel_symmetric");
+    String nearest =
+        n.choice(
+            "nearest_mode",
+            "round_prefer_floor",
+            "round_prefer_floor",
+            "round_prefer_ceil",
+            "floor",
+            "ceil");
+    String cubic = ScriptCall.number(n.real("cubic_coeff_a", -0.75));
+    String exclude = ScriptCall.flag(n.flag("exclude_outside", false) && mode.equals("cubic"));
+    n.real("extrapolation_value", 0); // it is for crops
+    boolean later = n.opset() >= 18;
+    if (later && n.flag("antialias", false)) {
+      throw n.unsupported("antialias = 1");
+    }
+    String axes = ints(later ? n.integers("axes", new long[0]) : new long[0]);
+    String policy =
+        later
+            ? n.choice(
+                "keep_aspect_ratio_policy", "stretch", "stretch", "not_larger", "not_smaller")
+            : "stretch";
+    String sizes = c.has(3) ? c.ints(3) : ints();
+    String words = "'" + String.join("', '", policy, mode, rule, nearest) + "'";
+    return c.call("_resize", c.in(0), c.reals(2), sizes, axes, words, cubic, exclude);
   }
 
   private static String upsample(ScriptCall c) {
@@ -57,25 +58,27 @@ final class ScriptResize {
       throw c.node().unsupported("Upsample after operator set 9");
     }
     String mode = c.node().choice("mode", "nearest", "nearest", "linear");
-    return call(c, c.in(1), "None", ints(), mode, "asymmetric", "floor");
+    String words = "'stretch', '" + mode + "', 'asymmetric', 'floor'";
+    return c.call("_resize", c.in(0), c.reals(1), ints(), ints(), words, "0.0", "False");
   }
 
-  private static String call(
-      ScriptCall c,
-      String scales,
-      String sizes,
-      String axes,
-      String mode,
-      String coordinates,
-      String nearest) {
-    return c.call(
-        "_resize",
-        c.in(0),
-        scales,
-        sizes,
-        axes,
-        mode.equals("linear") ? "True" : "False",
-        "" + COORDINATES.indexOf(coordinates),
-        "" + NEAREST.indexOf(nearest));
+  private static String gridSample(ScriptCall c) {
+    Node n = c.node();
+    String mode = n.choice("mode", "bilinear", "bilinear", "linear", "nearest", "bicubic", "cubic");
+    String padding = n.choice("padding_mode", "zeros", "zeros", "border", "reflection");
+    boolean align = n.flag("align_corners", false);
+    int method = mode.equals("nearest") ? 1 : mode.endsWith("cubic") ? 2 : 0;
+    int edge = padding.equals("border") ? 1 : padding.equals("reflection") ? 2 : 0;
+    return "torch.grid_sampler("
+        + c.in(0)
+        + ", "
+        + c.in(1)
+        + ", "
+        + method
+        + ", "
+        + edge
+        + ", "
+        + ScriptCall.flag(align)
+        + ")";
   }
 }
