@@ -239,4 +239,38 @@ class OnlineTest {
     all[args.length + 2] = store;
     Run.refused(folder, new String[] {word}, all);
   }
+
+  /** Outcomes that come later teach what they would have taught at once, also across a resumption. */
+  @Test
+  void outcomesMayComeLater() throws IOException {
+    List<String> whole = lines(240, 1);
+    List<String> parts = new ArrayList<>();
+    List<String> late = new ArrayList<>();
+    for (int i = 0; i < whole.size(); i++) {
+      String line = whole.get(i);
+      int cut = line.indexOf(", \"label\"");
+      parts.add(line.substring(0, cut) + "}");
+      late.add("{\"id\": \"e" + i + "\"" + line.substring(cut));
+      if (i % 24 == 23) {
+        parts.addAll(late.subList(i - 23, i + 1));
+      }
+    }
+    parts.add(100, "{\"id\": \"nobody\", \"label\": 1}");
+    parts.add(101, "{\"id\": \"e0\", \"label\": 1}"); // answered already
+    parts.add(102, "{\"features\": [1, 2, 3]}");
+    Path other = folder.resolve("other");
+    Path all = Files.write(folder.resolve("all.jsonl"), whole);
+    Run.of("online", "--input", all, "--recipe", recipe, "--store", other).done();
+    // Stopped between examples and their outcomes.
+    Path first = Files.write(folder.resolve("first.jsonl"), parts.subList(0, 101));
+    Path second = Files.write(folder.resolve("second.jsonl"), parts);
+    Run begun = Run.of("online", "--input", first, "--recipe", recipe, "--store", store).done();
+    assertTrue(begun.err().contains("line 101: no prediction of the id 'nobody'"), begun.err());
+    Run resumed = Run.of("online", "--input", second, "--resume", "--store", store).done();
+    assertTrue(resumed.err().contains("line 102: no prediction of the id 'e0'"), resumed.err());
+    assertTrue(resumed.err().contains("an id by which"), resumed.err());
+    assertArrayEquals(
+        Files.readAllBytes(other.resolve("versions/1/model/learner.state")),
+        Files.readAllBytes(store.resolve("versions/2/model/learner.state")));
+  }
 }

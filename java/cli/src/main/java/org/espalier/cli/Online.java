@@ -27,6 +27,7 @@ import org.espalier.online.LinearHead;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.OnlineReport;
+import org.espalier.online.PendingLabels;
 import org.espalier.online.Quarantine;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
@@ -45,8 +46,10 @@ import picocli.CommandLine.Option;
       "",
       "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5]"
           + " for outcomes that are values; or, with --csv, the features and then the outcome,"
-          + " separated by commas. Lines that cannot be used are counted, go to the quarantine with"
-          + " their number, and do not stop it until there are more than --max-bad."
+          + " separated by commas. An outcome may come later: {\"id\": \"a\", \"features\": [0.5,"
+          + " 1]}, and then, however many lines below, {\"id\": \"a\", \"label\": 0}. Lines that"
+          + " cannot be used are counted, go to the quarantine with their number, and do not stop"
+          + " it until there are more than --max-bad."
     },
     footer = {
       "",
@@ -66,6 +69,9 @@ import picocli.CommandLine.Option;
     })
 final class Online implements Callable<Integer> {
   private static final int MAX_LINE = 16 << 20;
+
+  /** Examples whose outcome may still come; older ones are forgotten. */
+  private static final int WAITING = 100_000;
 
   /** How often it looks what others made current. */
   private static final long LOOK_NANOS = 500_000_000L;
@@ -122,6 +128,7 @@ final class Online implements Callable<Integer> {
 
   private final Map<Event.Kind, Long> events = new EnumMap<>(Event.Kind.class);
   private final List<Long> published = new ArrayList<>();
+  private final PendingLabels waiting = new PendingLabels(WAITING);
   private long bad;
   private long lines;
   private long skip;
@@ -248,7 +255,9 @@ final class Online implements Callable<Integer> {
       }
       if (line != null) {
         lines = reader.number();
-        if (lines > skip && !line.isBlank()) {
+        if (lines <= skip) {
+          recall(parser, line);
+        } else if (!line.isBlank()) {
           Example example = parse(parser, learner, reader, line, quarantine);
           if (example != null) {
             batch.add(example);
@@ -323,9 +332,12 @@ final class Online implements Callable<Integer> {
       if (reader.wasTooLong()) {
         throw new InputException("the line has more than " + MAX_LINE + " bytes");
       }
-      Example example = csv ? parser.csv(line) : parser.json(line).example();
-      learner.check(example);
-      return example;
+      if (csv) {
+        Example example = parser.csv(line);
+        learner.check(example);
+        return example;
+      }
+      return example(parser.part(line), learner);
     } catch (InputException e) {
       if (csv && reader.number() == 1 && line.matches(".*[A-Za-z_].*")) {
         return null; // names of columns
@@ -341,6 +353,41 @@ final class Online implements Callable<Integer> {
             reader.number(), e.getMessage(), line.substring(0, Math.min(10_000, line.length())));
       }
       return null;
+    }
+  }
+
+  /** The example of a line; null where its outcome comes later. */
+  private Example example(ExampleLines.Parsed line, OnlineLearner learner) {
+    if (line.label() == null && line.values() == null) {
+      waiting.remember(line.id(), line.features(), learner.version());
+      return null;
+    }
+    int label = line.label() == null ? -1 : line.label();
+    boolean whole = line.features() != null;
+    float[] features = whole ? line.features() : new float[learner.features()];
+    Example example = new Example(line.id(), features, label, line.values());
+    learner.check(example); // before a case is taken out, so that a wrong label can be sent again
+    return whole
+        ? example
+        : new Example(line.id(), waiting.join(line.id()).features(), label, line.values());
+  }
+
+  /** A line that was read before the version that is gone on with: what it waits for may still come. */
+  private void recall(ExampleLines parser, String line) {
+    boolean outcome = line.contains("\"label\"") || line.contains("\"values\"");
+    if (csv || outcome == line.contains("\"features\"")) {
+      return;
+    }
+    try {
+      ExampleLines.Parsed part = parser.part(line);
+      if (part.features() == null) {
+        waiting.join(part.id());
+      } else if (part.label() == null && part.values() == null) {
+        waiting.remember(part.id(), part.features(), 0);
+      }
+    } catch (InputException e) {
+      // It was counted when it was read first.
+      return;
     }
   }
 

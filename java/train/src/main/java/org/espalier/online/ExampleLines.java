@@ -43,7 +43,7 @@ public final class ExampleLines {
     this.classes = classes;
   }
 
-  /** What a JSON object says; an outcome may be missing. */
+  /** What a JSON object says; an outcome may be missing, and what has an outcome may have no features. */
   public record Parsed(String id, float[] features, Integer label, float[] values) {
     /**
      * The example.
@@ -59,11 +59,38 @@ public final class ExampleLines {
   }
 
   /**
-   * Reads a JSON object.
+   * Reads a JSON object with features.
    *
    * @throws InputException that says what is wrong with it
    */
   public Parsed json(String text) {
+    Parsed parsed = object(text);
+    if (parsed.features() == null) {
+      throw new InputException("features are missing");
+    }
+    return parsed;
+  }
+
+  /**
+   * Reads a JSON object with features, an outcome, or both; where one is missing there is an id, by which
+   * they are joined.
+   *
+   * @throws InputException that says what is wrong with it
+   */
+  public Parsed part(String text) {
+    Parsed parsed = object(text);
+    boolean outcome = parsed.label() != null || parsed.values() != null;
+    if (parsed.features() == null && (parsed.id() == null || !outcome)) {
+      throw new InputException("features are missing");
+    }
+    if (!outcome && parsed.id() == null) {
+      throw new InputException(
+          "there is neither label nor values, nor an id by which they can come later");
+    }
+    return parsed;
+  }
+
+  private Parsed object(String text) {
     String id = null;
     float[] x = null;
     Integer label = null;
@@ -100,9 +127,6 @@ public final class ExampleLines {
       throw new InputException("it is not JSON: " + e.getOriginalMessage(), e);
     } catch (IOException e) {
       throw new InputException("it cannot be read: " + e.getMessage(), e);
-    }
-    if (x == null) {
-      throw new InputException("features are missing");
     }
     if (label != null && values != null) {
       throw new InputException("there are both label and values");
