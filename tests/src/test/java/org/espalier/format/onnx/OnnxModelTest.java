@@ -163,6 +163,36 @@ class OnnxModelTest {
     assertEquals("MatMul", model.nodes().get(0).getOpType());
   }
 
+  /** Some converters append what they add, and ONNX Runtime sorts what it reads. */
+  @Test
+  void nodesOutOfOrderAreSorted() {
+    ModelProto right = SmallModels.mlp();
+    List<NodeProto> nodes = new ArrayList<>(right.getGraph().getNodeList());
+    for (int round = 0; round < 20; round++) {
+      java.util.Collections.shuffle(nodes, new Random(round));
+      ModelProto.Builder wrong = right.toBuilder();
+      wrong.getGraphBuilder().clearNode().addAllNode(nodes);
+      assertEquals(right.getGraph().getNodeList(), OnnxModel.of(wrong.build(), "m").nodes());
+    }
+    ModelProto.Builder chain = right.toBuilder();
+    chain.getGraphBuilder().clearNode();
+    for (int i = 100_000; i > 0; i--) {
+      chain
+          .getGraphBuilder()
+          .addNode(SmallModels.node("Relu", "", List.of(i == 1 ? "x" : "v" + (i - 1)), "v" + i));
+    }
+    chain.getGraphBuilder().addNode(SmallModels.node("Relu", "", List.of("v100000"), "y"));
+    List<NodeProto> sorted = OnnxModel.of(chain.build(), "chain").nodes();
+    assertEquals("v1", sorted.get(0).getOutput(0));
+    assertEquals("y", sorted.get(100_000).getOutput(0));
+    ModelProto.Builder cycle = right.toBuilder();
+    cycle.getGraphBuilder().addNode(SmallModels.node("Add", "", List.of("p", "x"), "q"));
+    cycle.getGraphBuilder().addNode(SmallModels.node("Add", "", List.of("q", "x"), "p"));
+    InputException e =
+        assertThrows(InputException.class, () -> OnnxModel.of(cycle.build(), "cycle"));
+    assertTrue(e.getMessage().contains("which no graph input, initializer or earlier node"));
+  }
+
   @Test
   void namesOfSubGraphsAreTheirOwn() {
     GraphProto.Builder branch =

@@ -90,7 +90,7 @@ public final class OnnxModel {
     for (NodeProto n : g.getNodeList()) {
       others.addNode(inline(n, external));
     }
-    useNodes(others.getNodeList());
+    useNodes(NodeOrder.sorted(others.getNodeList()));
     this.graph = g.toBuilder().clearNode().clearInitializer();
     for (SparseTensorProto s : g.getSparseInitializerList()) {
       check(s, "the graph");
