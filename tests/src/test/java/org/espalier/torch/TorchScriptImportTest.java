@@ -195,6 +195,32 @@ class TorchScriptImportTest {
             + "    return torch.relu(torch.linear(x, self.w)) + torch.dropout(x, 0.5, True)\n",
         "aten::dropout",
         "training");
+    refused(
+        four,
+        "def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(x, torch.relu(x)[0])\n",
+        "aten::select");
+    refused(
+        four,
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    return torch.linear(x, self.w.sum([0])) + self.w\n",
+        "aten::linear",
+        "no matrix");
+    refused(
+        four,
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    m = torch.mean(x, [0])\n"
+            + "    y = torch.linear(x, self.w)\n"
+            + "    return torch.batch_norm(y, None, None, m, m, False, 0.1, 1e-5, False)\n",
+        "statistics that are computed");
+    // What works in place on a value that is read again is another value in a graph.
+    refused(
+        four,
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    y = torch.linear(x, self.w)\n"
+            + "    z = y.view([-1, 4])\n"
+            + "    y.add_(1)\n"
+            + "    return z * 1\n",
+        "something else than the module");
     // A size that a tracer has written down.
     refused(
         four,

@@ -193,15 +193,17 @@ public final class TorchScriptImport {
     for (long i = 0; i < n.inputs().size(); i++) {
       arguments.add(values.get(n.input(i).unique()));
     }
-    Object result = TorchScriptOperators.find(kind).read(new Call(kind, arguments));
-    long outputs = n.outputs().size();
-    if (outputs == 1) {
+    Call call = new Call(kind, arguments);
+    Object result = TorchScriptOperators.find(kind).read(call);
+    int outputs = (int) n.outputs().size();
+    if (!kind.endsWith("Unpack")) {
       values.put(n.output().unique(), result);
-    } else {
-      List<?> all = (List<?>) result;
+    } else if (result instanceof List<?> all && all.size() == outputs) {
       for (int i = 0; i < outputs; i++) {
         values.put(n.output(i).unique(), all.get(i));
       }
+    } else {
+      throw call.unsupported("something that is no list of " + outputs);
     }
   }
 
@@ -313,6 +315,13 @@ public final class TorchScriptImport {
       return i < arguments.size() && arguments.get(i) != TorchScriptOperators.NONE;
     }
 
+    List<?> list(int i) {
+      if (arguments.get(i) instanceof List<?> list) {
+        return list;
+      }
+      throw unsupported("an argument that is no list");
+    }
+
     /** A tensor; a number becomes a constant of float32. */
     Ref tensor(int i) {
       return tensor(arguments.get(i));
@@ -371,11 +380,8 @@ public final class TorchScriptImport {
 
     /** A list of integers, known or computed, as an int64 tensor of rank 1. */
     Ref sizes(int i) {
-      if (!(arguments.get(i) instanceof List<?> list)) {
-        throw unsupported("sizes that are no list");
-      }
       List<String> parts = new ArrayList<>();
-      for (Object size : list) {
+      for (Object size : list(i)) {
         if (size instanceof Size s) {
           parts.add(emit("Unsqueeze", 1, s.name(), longs(0).name()).name());
         } else if (size instanceof Long known) {

@@ -179,6 +179,9 @@ final class TorchScriptOperators {
 
   /** A weight that is constant keeps its layout where the input is a matrix. */
   private static Ref linear(Call c, Ref x, Ref w, Ref bias) {
+    if (w.rank() != 2) {
+      throw c.unsupported("a weight that is no matrix");
+    }
     if (x.rank() == 2 && bias != null && bias.rank() == 1) {
       return c.emitted(
           "Gemm", 2, List.of(x.name(), w.name(), bias.name()), attribute("transB", 1L));
@@ -231,8 +234,8 @@ final class TorchScriptOperators {
   }
 
   private static Ref generalConvolution(Call c) {
-    if (c.flag(6)) {
-      throw c.unsupported("transposition");
+    if (c.flag(6) || c.tensor(1).rank() < 3) {
+      throw c.unsupported("transposition, or a kernel of unknown rank");
     }
     return convolution(c, c.tensor(1).rank() - 2, 8);
   }
@@ -279,6 +282,9 @@ final class TorchScriptOperators {
       throw c.unsupported("the statistics of the batch");
     }
     Ref mean = c.tensor(3);
+    if (mean.constant() == null) {
+      throw c.unsupported("statistics that are computed");
+    }
     Tensor ones = torch.ones_like(mean.constant());
     Ref scale = c.has(1) ? c.tensor(1) : c.constant(ones, "ones");
     Ref shift = c.has(2) ? c.tensor(2) : c.constant(ones.mul(new Scalar(0)), "zeros");
@@ -318,7 +324,7 @@ final class TorchScriptOperators {
   }
 
   private static Ref reshape(Call c) {
-    int rank = ((List<?>) c.argument(1)).size();
+    int rank = c.list(1).size();
     return c.emit("Reshape", rank, c.tensor(0).name(), c.sizes(1).name());
   }
 
@@ -347,7 +353,7 @@ final class TorchScriptOperators {
   private static Ref concat(Call c) {
     List<String> inputs = new ArrayList<>();
     int rank = -1;
-    for (Object part : (List<?>) c.argument(0)) {
+    for (Object part : c.list(0)) {
       inputs.add(c.tensor(part).name());
       rank = c.tensor(part).rank();
     }
