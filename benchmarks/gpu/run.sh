@@ -9,9 +9,10 @@ here=$(CDPATH= cd -- "$here" && pwd)
 out=$PWD/espalier-gpu.json
 quick=
 seeds=5
+launches="100 200" # rounds and calls
 while [ $# -gt 0 ]; do
   case $1 in
-    --quick) quick=--quick seeds=1 ;;
+    --quick) quick=--quick seeds=1 launches="2 5" ;;
     --out) [ $# -gt 1 ] || { echo "run.sh: --out takes a file" >&2; exit 2; }; out=$2; shift ;;
     *) echo "usage: run.sh [--quick] [--out FILE.json]" >&2; exit 2 ;;
   esac
@@ -69,7 +70,7 @@ fi
 
 say "benchmarks"
 launch=$("$here/java/bin/java" -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
-  -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -cp "$here/lib/*" org.espalier.device.LaunchCost) || exit 1
+  -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -cp "$here/lib/*" org.espalier.device.LaunchCost $launches) || exit 1
 "$here/bin/gpu_benchmark" $quick --java-launch "$launch" --out "$out" || exit 1
 if [ -z "$quick" ] && command -v python3 >/dev/null 2>&1 && python3 -c 'import torch' 2>/dev/null; then
   say "the same by PyTorch"

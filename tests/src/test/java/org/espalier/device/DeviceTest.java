@@ -272,6 +272,37 @@ class DeviceTest {
     }
   }
 
+  /** What a host that has tensors and streams of its own hands over: an address without a size. */
+  private static final class Foreign extends Pointer {
+    Foreign(Pointer memory) {
+      address = memory.address();
+    }
+  }
+
+  @Test
+  void memoryAndStreamsOfOthersAreUsedAndLeftToThem() {
+    Device device = device();
+    Tensor host = Tensor.of(floats(3_000, 7), DType.F32, 30, 100);
+    try (CudaTensor theirs = upload(device, host);
+        CudaStream queue = CudaStream.create(device)) {
+      CudaStream ours = CudaStream.of(device, new Foreign(queue.handle()));
+      try (CudaTensor view =
+              CudaTensor.of(
+                  device, new Foreign(theirs.pointerOn(device)), DType.F32, host.shape());
+          GradientNorm onCpu =
+              new GradientNorm(List.of(new GradientNorm.Gradient(host, null, null)));
+          GradientNorm there =
+              new GradientNorm(List.of(new GradientNorm.Gradient(view, null, null)))) {
+        assertEquals(onCpu.compute(), there.compute(ours));
+        assertEquals("F32[30, 100]", view.toString());
+      }
+      ours.close();
+      // Neither the memory nor the stream is gone.
+      queue.synchronize();
+      assertArrayEquals(bytes(host.pointer(), (int) host.bytes()), download(theirs));
+    }
+  }
+
   @Test
   void theCostOfALaunchIsMeasured() {
     assertTrue(LaunchCost.microseconds(device(), 2, 2) > 0);

@@ -56,7 +56,11 @@ public final class LaunchCost {
     }
   }
 
+  /** Arguments: rounds, and calls a round. */
   public static void main(String[] arguments) {
-    System.out.printf(Locale.ROOT, "%.3f%n", microseconds(Device.cuda(0), 100, 200));
+    double microseconds =
+        microseconds(
+            Device.cuda(0), Integer.parseInt(arguments[0]), Integer.parseInt(arguments[1]));
+    System.out.printf(Locale.ROOT, "%.3f%n", microseconds);
   }
 }

@@ -42,6 +42,16 @@ class TensorViewTest {
   }
 
   @Test
+  void whatIsInHostMemoryHasNoStream() {
+    try (PointerScope scope = new PointerScope()) {
+      TorchDevice device = TorchDevice.of(AbstractTensor.create(1f, 2f));
+      assertEquals(TorchDevice.CPU.toString(), device.toString());
+      assertEquals(org.espalier.device.Device.cpu(), device.device());
+      assertThrows(IllegalArgumentException.class, device::stream);
+    }
+  }
+
+  @Test
   void halfTypesAreViewedAndOthersRefused() {
     try (PointerScope scope = new PointerScope()) {
       Tensor floats = AbstractTensor.create(1f, 2f);

@@ -4,6 +4,7 @@ import java.util.Arrays;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.device.CudaTensor;
 import org.espalier.device.DType;
 
 /**
@@ -20,22 +21,25 @@ public final class TensorView {
   private TensorView() {}
 
   /**
-   * A view of a contiguous F32, BF16 or F16 tensor in host memory.
+   * A view of a contiguous F32, BF16 or F16 tensor in host memory or on a GPU. Of the latter it is a {@link
+   * CudaTensor}, which what computes on the CPU refuses; queue what computes there on {@link
+   * TorchDevice#stream}, where libtorch's own work is.
    *
-   * @throws IllegalArgumentException where the tensor is undefined, on another device, strided, or
-   *     of another type
+   * @throws IllegalArgumentException where the tensor is undefined, on another kind of device, strided,
+   *     or of another type
+   * @throws UnsupportedOperationException where the tensor is on a GPU that our kernels cannot use
    */
   public static org.espalier.device.Tensor of(Tensor tensor) {
     if (tensor.isNull() || !tensor.defined()) {
       throw new IllegalArgumentException(
           tensor.isNull() ? "the tensor is closed" : "the tensor is undefined (no gradient?)");
     }
-    if (!tensor.is_cpu()) {
+    if (!tensor.is_cpu() && !tensor.is_cuda()) {
       throw new IllegalArgumentException(
           describe(tensor)
               + " is on "
               + tensor.device().str().getString()
-              + ", not in host memory");
+              + ", neither in host memory nor on a CUDA device");
     }
     DType dtype = dtype(tensor);
     if (!tensor.is_contiguous()) {
@@ -45,8 +49,10 @@ public final class TensorView {
               + Arrays.toString(tensor.strides().vec().get())
               + "; a contiguous tensor is needed");
     }
-    return org.espalier.device.Tensor.of(
-        new Memory(tensor, tensor.numel() * dtype.bytes()), dtype, tensor.shape());
+    Memory memory = new Memory(tensor, tensor.numel() * dtype.bytes());
+    return tensor.is_cuda()
+        ? CudaTensor.of(TorchDevice.of(tensor).device(), memory, dtype, tensor.shape())
+        : org.espalier.device.Tensor.of(memory, dtype, tensor.shape());
   }
 
   private static DType dtype(Tensor tensor) {

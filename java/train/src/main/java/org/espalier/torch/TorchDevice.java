@@ -5,6 +5,10 @@ import org.bytedeco.pytorch.Device;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch_cuda;
+import org.espalier.device.CudaStream;
+import org.espalier.op.FusedStep;
+import org.espalier.op.KdSoftmaxLoss;
+import org.espalier.op.StepResult;
 
 /**
  * Where a model's tensors are; the only class that knows of libtorch on GPUs. Those need the build
@@ -47,6 +51,20 @@ public final class TorchDevice {
     return torch.cuda_is_available() ? cuda(0) : CPU;
   }
 
+  /** Where a tensor is. */
+  public static TorchDevice of(Tensor tensor) {
+    return tensor.is_cuda() ? new TorchDevice(tensor.device().index()) : CPU;
+  }
+
+  /**
+   * The same device as our kernels know it.
+   *
+   * @throws UnsupportedOperationException where they cannot use it
+   */
+  public org.espalier.device.Device device() {
+    return isCuda() ? org.espalier.device.Device.cuda(index) : org.espalier.device.Device.cpu();
+  }
+
   public boolean isCuda() {
     return index >= 0;
   }
@@ -66,6 +84,36 @@ public final class TorchDevice {
    */
   public Pointer currentStream() {
     return isCuda() ? Streams.current(index) : null;
+  }
+
+  /**
+   * That stream for our kernels, which then run in order with libtorch's work of this thread. It stays
+   * libtorch's: ask anew for each use, closing it does nothing.
+   *
+   * @throws IllegalArgumentException on the CPU
+   */
+  public CudaStream stream() {
+    return CudaStream.of(device(), currentStream());
+  }
+
+  /** A loss over tensors of this device, behind the work that made them. */
+  public KdSoftmaxLoss.Result compute(KdSoftmaxLoss loss) {
+    if (!isCuda()) {
+      return loss.compute();
+    }
+    CudaStream stream = stream();
+    loss.queue(stream);
+    return loss.result(stream);
+  }
+
+  /** A step over tensors of this device, behind the work that made their gradients. */
+  public StepResult step(FusedStep step) {
+    if (!isCuda()) {
+      return step.step();
+    }
+    CudaStream stream = stream();
+    step.queue(stream);
+    return step.result(stream);
   }
 
   /** A class of its own: the verifier of the JVM would look for the type of a stream on CPUs too. */

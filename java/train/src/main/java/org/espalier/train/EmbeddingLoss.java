@@ -10,6 +10,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.op.KdSoftmaxLoss;
 import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchDevice;
 
 /**
  * How far a student's hidden states are from its teacher's. With states h [N, tokens, width] pooled to e
@@ -124,7 +125,7 @@ final class EmbeddingLoss {
                 null,
                 null,
                 KdSoftmaxLoss.Logits.of(TensorView.of(gradient))))) {
-      return loss.compute().kl();
+      return TorchDevice.of(student).compute(loss).kl();
     }
   }
 }

@@ -1,14 +1,17 @@
 package org.espalier.train;
 
+import java.lang.ref.Reference;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import org.bytedeco.javacpp.LongPointer;
+import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.op.KdSoftmaxLoss;
 import org.espalier.op.KdSoftmaxLoss.Logits;
 import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchDevice;
 
 /** Cross entropy, distillation and bound of a classifier's logits [N, C], see {@link KdSoftmaxLoss}. */
 final class LogitLoss {
@@ -32,21 +35,23 @@ final class LogitLoss {
     double sum = objective.labels() + objective.logits();
     double unit = sum > 0 ? sum : 1;
     double alpha = sum > 0 ? objective.labels() / sum : 1;
-    Logits t = teacher == null ? null : Logits.of(TensorView.of(teacher));
+    TorchDevice device = TorchDevice.of(logits);
+    Logits t = teacher == null ? null : Logits.of(TensorView.of(device.place(teacher)));
     Map<String, Double> parts = new LinkedHashMap<>();
-    try (LongPointer y = objective.labels() > 0 ? new LongPointer(labels) : null;
-        KdSoftmaxLoss loss =
-            new KdSoftmaxLoss(
-                new KdSoftmaxLoss.Settings(
-                    alpha, objective.temperature(), objective.bound() / unit, -100),
-                new KdSoftmaxLoss.Batch(
-                    Logits.of(TensorView.of(logits)),
-                    objective.logits() > 0 ? t : null,
-                    y,
-                    objective.bound() > 0 ? t : null,
-                    null,
-                    Logits.of(TensorView.of(gradient))))) {
-      KdSoftmaxLoss.Result result = loss.compute();
+    Tensor y = objective.labels() > 0 ? device.place(AbstractTensor.create(labels)) : null;
+    try (KdSoftmaxLoss loss =
+        new KdSoftmaxLoss(
+            new KdSoftmaxLoss.Settings(
+                alpha, objective.temperature(), objective.bound() / unit, -100),
+            new KdSoftmaxLoss.Batch(
+                Logits.of(TensorView.of(logits)),
+                objective.logits() > 0 ? t : null,
+                y == null ? null : new LongPointer(y.data_ptr()).capacity(y.numel()),
+                objective.bound() > 0 ? t : null,
+                null,
+                Logits.of(TensorView.of(gradient))))) {
+      KdSoftmaxLoss.Result result = device.compute(loss);
+      Reference.reachabilityFence(y); // the batch knows its address alone
       if (objective.labels() > 0) {
         parts.put("labels", part * result.ce());
       }
@@ -73,7 +78,10 @@ final class LogitLoss {
   }
 
   private static long[] argmax(Tensor logits) {
-    Tensor best = logits.argmax(new org.bytedeco.pytorch.LongOptional(1), false).contiguous();
+    Tensor best =
+        TorchDevice.CPU
+            .place(logits.argmax(new org.bytedeco.pytorch.LongOptional(1), false))
+            .contiguous();
     long[] result = new long[(int) best.numel()];
     best.data_ptr_long().get(result);
     return result;

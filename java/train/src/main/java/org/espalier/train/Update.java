@@ -17,6 +17,7 @@ import org.espalier.op.Scale;
 import org.espalier.op.StepResult;
 import org.espalier.op.WorkingCopy;
 import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchDevice;
 
 /** The optimizer of one stage: one native call for all parameters, with its state. */
 final class Update implements AutoCloseable {
@@ -31,6 +32,7 @@ final class Update implements AutoCloseable {
   private final StaticGrid ranges;
 
   private final FusedStep step;
+  private final TorchDevice device;
 
   /**
    * An optimizer of weights.
@@ -40,6 +42,8 @@ final class Update implements AutoCloseable {
   Update(List<TrainedWeight> weights, StaticGrid ranges, Optimizer optimizer) {
     this.ranges = ranges;
     this.weights = List.copyOf(weights);
+    this.device =
+        weights.isEmpty() ? TorchDevice.CPU : TorchDevice.of(weights.get(0).parameter.tensor());
     this.learned = weights.stream().filter(w -> w.ends() != null).toList();
     for (TrainedWeight w : weights) {
       // Retained: the scope of a step must not free it.
@@ -150,7 +154,7 @@ final class Update implements AutoCloseable {
       ranges.learned().learn();
     }
     step.learningRate(learningRate);
-    StepResult result = step.step();
+    StepResult result = device.step(step);
     if (result.skipped()) {
       throw new NonFiniteLossException(
           result.nonFinite()
