@@ -116,7 +116,11 @@ final class ReportBuilder {
     root.put("title", recipe.title() == null ? title() : recipe.title());
     root.set("model", model);
     ObjectNode examples = root.putObject("data");
-    examples.put("kind", recipe.isForTexts() ? "texts" : "labelled examples");
+    examples.put(
+        "kind",
+        recipe.isForTexts()
+            ? "texts"
+            : data.evaluationExamples().labels() == null ? "examples" : "labelled examples");
     examples.put("source", recipe.isForTexts() ? recipe.data().texts() : recipe.data().examples());
     examples.put("training", data.training().size());
     examples.put("validation", data.validation().size());
