@@ -12,7 +12,8 @@ import org.bytedeco.javacpp.Pointer;
  * they also run in a JVM whose CUDA library is the emulator of tests/cuda. Close it.
  */
 public final class TestDevice implements AutoCloseable {
-  private record Double(Pointer host, CudaMemory there, long bytes) {}
+  /** The owner is kept so that the host's memory stays alive: its pointer alone does not see to that. */
+  private record Double(Object owner, Pointer host, CudaMemory there, long bytes) {}
 
   private final Device device;
   private final List<Double> doubles = new ArrayList<>();
@@ -34,18 +35,18 @@ public final class TestDevice implements AutoCloseable {
     if (host == null) {
       return null;
     }
-    CudaMemory memory = add(host.pointer(), host.bytes());
+    CudaMemory memory = add(host, host.pointer(), host.bytes());
     return CudaTensor.of(device, memory.pointer(), host.dtype(), host.shape());
   }
 
   /** The double of bytes from a pointer's position on; null for null. */
   public BytePointer of(BytePointer host, long bytes) {
-    return host == null ? null : add(host.getPointer(), bytes).asBytes();
+    return host == null ? null : add(host, host.getPointer(), bytes).asBytes();
   }
 
-  private CudaMemory add(Pointer host, long bytes) {
+  private CudaMemory add(Object owner, Pointer host, long bytes) {
     CudaMemory memory = CudaMemory.allocate(device, bytes);
-    doubles.add(new Double(host, memory, bytes));
+    doubles.add(new Double(owner, host, memory, bytes));
     return memory;
   }
 
