@@ -43,6 +43,7 @@ import org.espalier.recipe.RecipeRun;
 import org.espalier.recipe.RunHost;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.Parameter;
+import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.train.Examples;
@@ -454,7 +455,7 @@ stages:
     while (outcome == RecipeRun.Outcome.STOPPED) {
       try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
         RunHost impatient = new Impatient(host, new int[] {9 + stops});
-        outcome = new RecipeRun(parsed, pieces, impatient).run(stops > 0);
+        outcome = new RecipeRun(parsed, pieces, impatient, TorchDevice.CPU).run(stops > 0);
       }
       if (outcome == RecipeRun.Outcome.STOPPED) {
         assertTrue(++stops < 20, "it does not get on");
@@ -478,7 +479,7 @@ stages:
     Path out = folder.resolve("out");
     Recipe parsed = Recipe.read(recipe, List.of());
     try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {9})).run(false);
+      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
     }
     Path checkpoint = out.resolve("run").resolve("checkpoint");
     byte[] good = Files.readAllBytes(checkpoint);
@@ -540,6 +541,24 @@ stages:
     Run.refused(
         folder, new String[] {"does not exist"}, "compress", recipe, "-o", folder.resolve("a/b"));
     Run.refused(folder, new String[] {"not a folder"}, "compress", recipe, "-o", recipe);
+    Run.refused(
+        folder,
+        new String[] {"--device gpu", "auto, cpu"},
+        "compress",
+        recipe,
+        "-o",
+        out,
+        "--device",
+        "gpu");
+    Run.refused(
+        folder,
+        new String[] {"--device cuda:1", "libtorch sees no GPU", "-Pgpu"},
+        "compress",
+        recipe,
+        "-o",
+        out,
+        "--device",
+        "cuda:1");
     Path texts = folder.resolve("texts.yaml");
     Files.writeString(
         texts, "model: {file: mlp.onnx}\ndata: {texts: none.txt}\nstages: [{kind: quantize}]\n");
@@ -654,7 +673,7 @@ stages:
     Path out = folder.resolve("out");
     Recipe parsed = Recipe.read(recipe, List.of());
     try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {9})).run(false);
+      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
     }
     Path checkpoint = out.resolve("run").resolve("checkpoint");
     byte[] good = Files.readAllBytes(checkpoint);

@@ -100,6 +100,11 @@ class LauncherTest {
   }
 
   private Launch launch(Path command, String... args) throws IOException, InterruptedException {
+    return launchWith("", command, args);
+  }
+
+  private Launch launchWith(String buildArguments, Path command, String... args)
+      throws IOException, InterruptedException {
     List<String> line = new ArrayList<>(List.of(command.toString()));
     line.addAll(List.of(args));
     ProcessBuilder builder = new ProcessBuilder(line).directory(folder.toFile());
@@ -107,6 +112,7 @@ class LauncherTest {
     builder.environment().put("JAVA_HOME", javaHome.toString());
     builder.environment().remove("CXX");
     builder.environment().remove("ESPALIER_NO_INSTALL");
+    builder.environment().put("ESPALIER_BUILD", buildArguments);
     Path out = folder.resolve("out");
     Path err = folder.resolve("err");
     Process process = builder.redirectOutput(out.toFile()).redirectError(err.toFile()).start();
@@ -153,6 +159,18 @@ class LauncherTest {
     Files.delete(root.resolve("java/cli/target/other.jar"));
     launch(launcher, "doctor");
     assertEquals(4, callsOf("mvn").size(), "a library that is gone");
+  }
+
+  @Test
+  void buildsAnewWithOtherArguments() throws IOException, InterruptedException {
+    Path launcher = root.resolve("espalier");
+    launch(launcher, "doctor");
+    launchWith("-Pgpu  -Da=b", launcher, "doctor");
+    launchWith("-Pgpu -Da=b", launcher, "doctor");
+    assertEquals(2, callsOf("mvn").size(), callsOf("mvn").toString());
+    assertTrue(callsOf("mvn").get(1).endsWith("-am -Pgpu -Da=b"), callsOf("mvn").toString());
+    launch(launcher, "doctor");
+    assertEquals(3, callsOf("mvn").size(), callsOf("mvn").toString());
   }
 
   @Test

@@ -38,7 +38,7 @@ class EncoderTrainingTest {
   }
 
   /** input_ids [N, T] → Gather → MatMul + Add → Relu → MatMul → states [N, T, 24]. */
-  private static OnnxModel encoder(long seed) {
+  static OnnxModel encoder(long seed) {
     Random random = new Random(seed);
     GraphProto.Builder g =
         GraphProto.newBuilder()
@@ -57,7 +57,7 @@ class EncoderTrainingTest {
     return OnnxModel.of(SmallModels.model(14, g), "encoder");
   }
 
-  private static Examples.Texts texts(int n, long seed) {
+  static Examples.Texts texts(int n, long seed) {
     Random random = new Random(seed);
     List<long[]> ids = new ArrayList<>();
     for (int i = 0; i < n; i++) {

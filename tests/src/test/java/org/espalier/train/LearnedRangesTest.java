@@ -22,6 +22,7 @@ import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.torch.Libtorch;
+import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -56,7 +57,7 @@ class LearnedRangesTest {
     ActivationRange range = new ActivationRange(-0.5f, 1.9f);
     float[] x = values(1);
     float[] g = values(2);
-    try (StaticGrid grid = new StaticGrid(Map.of("a", range));
+    try (StaticGrid grid = new StaticGrid(Map.of("a", range), TorchDevice.CPU);
         PointerScope scope = new PointerScope()) {
       grid.learn();
       Tensor input = AbstractTensor.create(x, N / 8, 8);
@@ -85,11 +86,11 @@ class LearnedRangesTest {
       double factor = 255 / Math.sqrt(N * 255.0) * 255 / unit(width);
       double max = byScale / 255 + byZero * 255 * range.min() / (width * width);
       double min = -byScale / 255 - byZero * 255 * range.max() / (width * width);
-      FloatBuffer found = TrainedWeight.buffer(grid.learned().gradients());
-      assertEquals(factor * min, found.get(0), 1e-4 * factor * Math.abs(byScale) / 255);
-      assertEquals(factor * max, found.get(1), 1e-4 * factor * Math.abs(byScale) / 255);
+      float[] found = grid.learned().gradients().values();
+      assertEquals(factor * min, found[0], 1e-4 * factor * Math.abs(byScale) / 255);
+      assertEquals(factor * max, found[1], 1e-4 * factor * Math.abs(byScale) / 255);
       if (needsGradient) {
-        FloatBuffer passed = TrainedWeight.buffer(org.espalier.torch.TensorView.of(input.grad()));
+        FloatBuffer passed = TrainingBuffer.buffer(org.espalier.torch.TensorView.of(input.grad()));
         for (int i = 0; i < N; i++) {
           double q = Math.rint(x[i] / s) + z;
           assertEquals(q < 0 || q > 255 ? 0 : g[i], passed.get(i), "" + i);
@@ -109,9 +110,10 @@ class LearnedRangesTest {
     for (ActivationRange start :
         List.of(new ActivationRange(-20, 20), new ActivationRange(-0.05f, 0.2f))) {
       double[] errors = new double[2];
-      try (StaticGrid grid = new StaticGrid(Map.of("a", start))) {
+      try (StaticGrid grid = new StaticGrid(Map.of("a", start), TorchDevice.CPU)) {
         grid.learn();
-        try (Update update = new Update(List.of(), grid, Optimizer.AdamW.of(1e-3))) {
+        try (Update update =
+            new Update(List.of(), grid, Optimizer.AdamW.of(1e-3), TorchDevice.CPU)) {
           for (int step = 0; step < 600; step++) {
             try (PointerScope scope = new PointerScope()) {
               Tensor input = AbstractTensor.create(values(step), N / 8, 8);
@@ -131,15 +133,18 @@ class LearnedRangesTest {
 
   @Test
   void nothingIsLearnedWhereNoGradientIsWanted() {
-    try (StaticGrid grid = new StaticGrid(Map.of("a", new ActivationRange(-1, 1)));
+    try (StaticGrid grid =
+            new StaticGrid(Map.of("a", new ActivationRange(-1, 1)), TorchDevice.CPU);
         PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       grid.learn();
       Tensor input = AbstractTensor.create(values(1), N / 8, 8);
       grid.quantize("a", input, batch(input));
       grid.learned().learn();
-      assertEquals(0, TrainedWeight.buffer(grid.learned().gradients()).get(0));
-      assertNull(grid.sibling().learned());
+      assertEquals(0, grid.learned().gradients().values()[0]);
+      try (StaticGrid sibling = grid.sibling()) {
+        assertNull(sibling.learned());
+      }
     }
   }
 
@@ -147,15 +152,16 @@ class LearnedRangesTest {
   void unitsOfASavedRunAreCheckedAndTaken() throws IOException {
     ByteArrayOutputStream bytes = new ByteArrayOutputStream();
     ActivationRange range = new ActivationRange(-1, 2);
-    try (StaticGrid grid = new StaticGrid(Map.of("a", range))) {
+    try (StaticGrid grid = new StaticGrid(Map.of("a", range), TorchDevice.CPU)) {
       grid.learn();
       grid.learned().writeUnits(new DataOutputStream(bytes));
     }
-    try (StaticGrid grid = new StaticGrid(Map.of("a", new ActivationRange(-100, 200)))) {
+    try (StaticGrid grid =
+        new StaticGrid(Map.of("a", new ActivationRange(-100, 200)), TorchDevice.CPU)) {
       grid.learn();
       grid.values(new float[] {-1, 2});
       grid.learned().readUnits(new DataInputStream(new ByteArrayInputStream(bytes.toByteArray())));
-      assertEquals(2 / 32f / 2, TrainedWeight.buffer(grid.learned().ends()).get(1));
+      assertEquals(2 / 32f / 2, grid.learned().ends().values()[1]);
       DataInputStream zeros = new DataInputStream(new ByteArrayInputStream(new byte[4]));
       assertThrows(InputException.class, () -> grid.learned().readUnits(zeros));
     }

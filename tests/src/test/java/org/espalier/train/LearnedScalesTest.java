@@ -21,6 +21,7 @@ import org.espalier.device.OwnedTensor;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.Test;
 
 /** Scales of weights as parameters (LSQ). */
@@ -43,7 +44,7 @@ class LearnedScalesTest {
 
   /** Puts the weight on grids that end at a quarter of each column's largest magnitude. */
   private static void quantize(TrainedWeight w, boolean learn) {
-    FloatBuffer values = TrainedWeight.buffer(w.latent());
+    FloatBuffer values = TrainingBuffer.buffer(w.latent().tensor());
     float[] scales = new float[COLUMNS];
     for (int i = 0; i < w.elements; i++) {
       int c = i % COLUMNS;
@@ -60,20 +61,20 @@ class LearnedScalesTest {
   @Test
   void theGradientFollowsTheFormula() {
     try (OnnxGraph graph = product();
-        TrainedWeight w = new TrainedWeight(graph.parameters().get(0));
+        TrainedWeight w = new TrainedWeight(graph.parameters().get(0), TorchDevice.CPU);
         OwnedTensor gradient = OwnedTensor.allocate(DType.F32, ROWS, COLUMNS)) {
       quantize(w, true);
       Random random = new Random(3);
-      FloatBuffer latent = TrainedWeight.buffer(w.latent());
-      FloatBuffer g = TrainedWeight.buffer(gradient);
+      FloatBuffer latent = TrainingBuffer.buffer(w.latent().tensor());
+      FloatBuffer g = TrainingBuffer.buffer(gradient);
       for (int i = 0; i < w.elements; i++) {
         // Inside the grid, between its integers, and beyond both ends.
         latent.put(i, latent.get(i) * (0.3f + 2 * random.nextFloat()));
         g.put(i, (float) random.nextGaussian());
       }
       w.learnEnds(gradient);
-      FloatBuffer scales = TrainedWeight.buffer(w.scales());
-      FloatBuffer found = TrainedWeight.buffer(w.endGradients());
+      FloatBuffer scales = TrainingBuffer.buffer(w.scales().tensor());
+      FloatBuffer found = TrainingBuffer.buffer(w.endGradients().tensor());
       double[] expected = new double[COLUMNS];
       double[] magnitude = new double[COLUMNS];
       int clipped = 0;
@@ -112,9 +113,9 @@ class LearnedScalesTest {
     double[] losses = new double[2];
     try (OnnxGraph graph = product();
         OnnxGraph teacher = product();
-        TrainedWeight w = new TrainedWeight(graph.parameters().get(0))) {
+        TrainedWeight w = new TrainedWeight(graph.parameters().get(0), TorchDevice.CPU)) {
       quantize(w, learn);
-      try (Update update = new Update(List.of(w), null, optimizer)) {
+      try (Update update = new Update(List.of(w), null, optimizer, TorchDevice.CPU)) {
         for (int step = 0; step < 400; step++) {
           float[] x = new float[32 * ROWS];
           for (int i = 0; i < x.length; i++) {

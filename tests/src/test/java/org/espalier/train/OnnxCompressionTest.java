@@ -44,7 +44,7 @@ class OnnxCompressionTest {
   @TempDir Path folder;
 
   /** x [N, 12] → Gemm → Relu → MatMul + Add → logits [N, 4]. */
-  private static OnnxModel classifier() {
+  static OnnxModel classifier() {
     Random random = new Random(5);
     GraphProto.Builder g =
         GraphProto.newBuilder()
@@ -64,7 +64,7 @@ class OnnxCompressionTest {
   }
 
   /** Points around four centres. */
-  private static Examples.Labelled points(int n, long seed) {
+  static Examples.Labelled points(int n, long seed) {
     Random centres = new Random(1);
     float[][] centre = new float[CLASSES][WIDTH];
     for (float[] c : centre) {

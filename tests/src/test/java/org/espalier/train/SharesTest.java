@@ -14,6 +14,7 @@ import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
@@ -40,7 +41,7 @@ class SharesTest {
   private static Loss loss(Objective objective, Tensor student, Whole.Share share, Whole whole) {
     return objective.output() > 0
         ? new OutputLoss(objective).of(student, share, whole, true)
-        : new LogitLoss(objective).of(student, share, whole, true);
+        : new LogitLoss(objective, TorchDevice.CPU).of(student, share, whole, true);
   }
 
   private static Whole.Share share(float[] teacher, long[] labels, int from, int to) {
@@ -51,7 +52,7 @@ class SharesTest {
 
   private static float[] gradient(Tensor student) {
     float[] values = new float[(int) student.numel()];
-    TrainedWeight.buffer(TensorView.of(student.grad().contiguous())).get(values);
+    TrainingBuffer.buffer(TensorView.of(student.grad().contiguous())).get(values);
     return values;
   }
 

@@ -38,6 +38,7 @@ import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -96,7 +97,10 @@ class SimulationTest {
   private void compare(DynamicQuantizer quantizer, OnnxGraph graph, TextTokenizer tokenizer)
       throws OrtException {
     Map<String, TrainedWeight> weights = new HashMap<>();
-    graph.parameters().forEach(p -> weights.put(graph.constantOf(p.name()), new TrainedWeight(p)));
+    graph
+        .parameters()
+        .forEach(
+            p -> weights.put(graph.constantOf(p.name()), new TrainedWeight(p, TorchDevice.CPU)));
     Map<String, String> nodes = new HashMap<>();
     for (QuantizedProduct p : quantizer.products()) {
       TrainedWeight w = weights.get(p.weight());
@@ -121,7 +125,7 @@ class SimulationTest {
     double[] cosine = {1, 1, 1};
     double[] largest = new double[3];
     try (ActivationSimulation simulation =
-            new ActivationSimulation(nodes, Set.of(), new DynamicGrid());
+            new ActivationSimulation(nodes, Set.of(), new DynamicGrid(TorchDevice.CPU));
         OrtSession runtime = session(exported.toProto(), OptLevel.ALL_OPT);
         OrtSession unfused = session(exported.toProto(), OptLevel.NO_OPT);
         OrtSession tapped = session(withOutputs(exported, quantized.values()), OptLevel.ALL_OPT);

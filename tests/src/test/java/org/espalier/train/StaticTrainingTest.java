@@ -43,6 +43,7 @@ import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
@@ -87,7 +88,7 @@ class StaticTrainingTest {
   }
 
   /** Conv, norm, Relu; Conv, norm, a way around, Relu; pool; Gemm with the weight as [out, in]. */
-  private static OnnxModel cnn() {
+  static OnnxModel cnn() {
     Random random = new Random(4);
     GraphProto.Builder g =
         GraphProto.newBuilder()
@@ -141,7 +142,7 @@ class StaticTrainingTest {
   }
 
   /** Four patterns of stripes with noise. */
-  private static Examples.Labelled images(int n, long seed) {
+  static Examples.Labelled images(int n, long seed) {
     Random random = new Random(seed);
     List<float[]> values = new ArrayList<>();
     long[] labels = new long[n];
@@ -326,7 +327,7 @@ class StaticTrainingTest {
     Map<String, String> nodes = new HashMap<>();
     Map<String, float[]> inputs = new LinkedHashMap<>();
     Map<String, float[]> grids = new LinkedHashMap<>();
-    StaticGrid grid = new StaticGrid(ranges);
+    StaticGrid grid = new StaticGrid(ranges, TorchDevice.CPU);
     ActivationSimulation.Grid spy =
         new ActivationSimulation.Grid() {
           @Override
@@ -352,7 +353,8 @@ class StaticTrainingTest {
     try (OnnxGraph graph = new OnnxGraph(model)) {
       graph
           .parameters()
-          .forEach(p -> weights.put(graph.constantOf(p.name()), new TrainedWeight(p)));
+          .forEach(
+              p -> weights.put(graph.constantOf(p.name()), new TrainedWeight(p, TorchDevice.CPU)));
       for (QuantizedProduct p : quantizer.products()) {
         TrainedWeight w = weights.get(p.weight());
         w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales());

@@ -10,11 +10,13 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.OptionalInt;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
 import org.espalier.torch.Libtorch;
+import org.espalier.torch.TorchDevice;
 import org.espalier.train.NonFiniteLossException;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -69,6 +71,16 @@ final class Compress implements Callable<Integer> {
   private boolean resume;
 
   @Option(
+      names = "--device",
+      paramLabel = "auto|cpu|cuda[:N]",
+      defaultValue = "auto",
+      description =
+          "What trains; cuda needs a build with -Pgpu. Results are the same bytes only on the same"
+              + " device. Default: ${DEFAULT-VALUE}, a GPU where libtorch and Espalier can use"
+              + " one.")
+  private String device;
+
+  @Option(
       names = "--threads",
       paramLabel = "N",
       description =
@@ -83,6 +95,7 @@ final class Compress implements Callable<Integer> {
     Path path = ModelSource.path(file);
     Path folder = ModelSource.path(output);
     Recipe recipe = Recipe.read(path, set);
+    TorchDevice trainsOn = trainingDevice();
     Libtorch.useThreads(Math.max(1, Machine.threads() / 2)); // two halves of a batch run at once
     RecipeRun.Outcome outcome;
     try (CommandHost host = new CommandHost(recipe, path, common::note);
@@ -94,7 +107,7 @@ final class Compress implements Callable<Integer> {
                 })) {
       try (Progress progress = new Progress(common.err(), "reading")) {
         host.showOn(progress);
-        outcome = new RecipeRun(recipe, folder, host).run(resume);
+        outcome = new RecipeRun(recipe, folder, host, trainsOn).run(resume);
       } catch (NonFiniteLossException e) {
         common.err().println("espalier: " + e.getMessage());
         common.note(
@@ -117,6 +130,18 @@ final class Compress implements Callable<Integer> {
     }
     show(folder);
     return 0;
+  }
+
+  private TorchDevice trainingDevice() {
+    OptionalInt cuda = DeviceOption.cuda(device);
+    if (cuda.isEmpty()) {
+      return device.equals("auto") ? TorchDevice.best() : TorchDevice.CPU;
+    }
+    try {
+      return TorchDevice.cuda(cuda.getAsInt());
+    } catch (UnsupportedOperationException | IllegalArgumentException e) {
+      throw new InputException("--device " + device + ": " + e.getMessage(), e);
+    }
   }
 
   private void show(Path folder) {

@@ -1,5 +1,6 @@
 package org.espalier.cli;
 
+import java.util.OptionalInt;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import org.espalier.InputException;
@@ -36,21 +37,15 @@ final class DeviceOption {
    */
   Device use(boolean cuda) {
     Machine.useThreads(threads);
-    if (device.equals("auto")) {
-      return cuda ? Device.best() : Device.cpu();
+    OptionalInt number = cuda(device);
+    if (number.isEmpty()) {
+      return device.equals("auto") && cuda ? Device.best() : Device.cpu();
     }
-    if (device.equals("cpu")) {
-      return Device.cpu();
-    }
-    Matcher named = CUDA.matcher(device);
-    if (!named.matches()) {
-      throw new InputException("--device " + device + " is none of auto, cpu, cuda and cuda:N");
-    }
+    int index = number.getAsInt();
     if (!Cuda.isAvailable()) {
       throw new InputException(
           "--device " + device + ": " + Cuda.unavailabilityCause().getMessage());
     }
-    int index = named.group(1) == null ? 0 : Integer.parseInt(named.group(1));
     if (index >= Cuda.deviceCount()) {
       throw new InputException(
           "--device " + device + ": this machine has " + Cuda.deviceCount() + " CUDA devices");
@@ -59,5 +54,21 @@ final class DeviceOption {
       throw new InputException("--device " + device + ": ONNX models are computed on the CPU only");
     }
     return Device.cuda(index);
+  }
+
+  /**
+   * The number of the CUDA device that an option names; none for auto and cpu.
+   *
+   * @throws InputException where it is none of these
+   */
+  static OptionalInt cuda(String device) {
+    if (device.equals("auto") || device.equals("cpu")) {
+      return OptionalInt.empty();
+    }
+    Matcher named = CUDA.matcher(device);
+    if (!named.matches()) {
+      throw new InputException("--device " + device + " is none of auto, cpu, cuda and cuda:N");
+    }
+    return OptionalInt.of(named.group(1) == null ? 0 : Integer.parseInt(named.group(1)));
   }
 }

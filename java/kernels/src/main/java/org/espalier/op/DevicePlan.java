@@ -15,20 +15,64 @@ final class DevicePlan implements AutoCloseable {
     int plan(esp_cuda_plan plan, Pointer table);
   }
 
-  private final esp_cuda_plan plan = new esp_cuda_plan();
-  private final CudaMemory table;
-  private final CudaMemory workspace;
+  private final Device device;
+  private final esp_cuda_plan plan = Natives.keep(new esp_cuda_plan());
+  private CudaMemory table;
+  private CudaMemory workspace;
+
+  /** What {@link #replan} has written and no stream has been told to copy; else null. */
+  private BytePointer next;
 
   DevicePlan(Device device, Planner planner) {
+    this.device = device;
     Status.checkCuda(planner.plan(plan, null));
     table = CudaMemory.allocate(device, plan.table_bytes());
-    workspace = CudaMemory.allocate(device, plan.workspace_bytes());
+    workspace = zeroed(plan.workspace_bytes());
     try (CudaStream stream = CudaStream.defaultOf(device);
         BytePointer bytes = new BytePointer(Math.max(1, plan.table_bytes()))) {
       Status.checkCuda(planner.plan(plan, bytes));
       table.copyFrom(bytes, plan.table_bytes(), stream);
-      workspace.zero(stream);
       stream.synchronize(); // other streams do not wait for the default one
+    }
+  }
+
+  private CudaMemory zeroed(long bytes) {
+    CudaMemory memory = CudaMemory.allocate(device, bytes);
+    try (CudaStream stream = CudaStream.defaultOf(device)) {
+      memory.zero(stream);
+      stream.synchronize();
+    }
+    return memory;
+  }
+
+  /**
+   * Plans another list. Where memory that is there suffices, nothing is allocated and nothing waits. For operations
+   * whose workspace is all zero after each call.
+   */
+  void replan(Planner planner) {
+    Status.checkCuda(planner.plan(plan, null));
+    if (table.bytes() < plan.table_bytes()) {
+      table.close();
+      table = CudaMemory.allocate(device, 2 * plan.table_bytes());
+    }
+    if (workspace.bytes() < plan.workspace_bytes()) {
+      workspace.close();
+      workspace = zeroed(2 * plan.workspace_bytes());
+    }
+    if (next != null) {
+      next.close();
+    }
+    next = Natives.keep(new BytePointer(Math.max(1, plan.table_bytes())));
+    Status.checkCuda(planner.plan(plan, next));
+  }
+
+  /** Queues the copy of a table that is new. To be called before work is queued. */
+  void prepare(CudaStream stream) {
+    if (next != null) {
+      // CUDA has taken the bytes of pageable memory when the call returns.
+      table.copyFrom(next, plan.table_bytes(), stream);
+      next.close();
+      next = null;
     }
   }
 
@@ -57,5 +101,8 @@ final class DevicePlan implements AutoCloseable {
     plan.close();
     table.close();
     workspace.close();
+    if (next != null) {
+      next.close();
+    }
   }
 }

@@ -42,11 +42,11 @@ public final class DpAccumulate implements AutoCloseable {
 
   private final List<Parameter> parameters; // keeps the memory reachable
   private final esp_dp_tensor list;
-  private final IntPointer clipped = new IntPointer(1);
+  private final IntPointer clipped = Natives.keep(new IntPointer(1));
 
   public DpAccumulate(List<Parameter> parameters) {
     this.parameters = List.copyOf(parameters);
-    list = new esp_dp_tensor(Math.max(1, parameters.size()));
+    list = Natives.keep(new esp_dp_tensor(Math.max(1, parameters.size())));
     for (int i = 0; i < parameters.size(); i++) {
       Parameter p = parameters.get(i);
       list.getPointer(i)

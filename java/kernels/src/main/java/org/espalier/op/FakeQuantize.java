@@ -10,6 +10,7 @@ import org.bytedeco.javacpp.IntPointer;
 import org.bytedeco.javacpp.Pointer;
 import org.espalier.InputException;
 import org.espalier.binding.Status;
+import org.espalier.binding.esp_cuda_plan;
 import org.espalier.binding.esp_cuda_quantize_result;
 import org.espalier.binding.esp_dequantized;
 import org.espalier.binding.esp_quantized;
@@ -380,7 +381,8 @@ public final class FakeQuantize {
 
   /** A list of tensors in native form. Not thread safe. */
   public static final class Batch implements AutoCloseable {
-    private final List<Job> jobs; // keeps the memory reachable
+    private final FakeQuantize options;
+    private List<Job> jobs; // keeps the memory reachable
     private final boolean scalesGiven;
     private final Device device;
     private final esp_quantizer quantizer;
@@ -390,14 +392,33 @@ public final class FakeQuantize {
     private final esp_cuda_quantize_result results;
 
     private Batch(FakeQuantize options, List<Job> jobs) {
-      this.jobs = List.copyOf(jobs);
+      this.options = options;
       this.scalesGiven = options.observer == Observer.GIVEN;
       this.device = jobs.isEmpty() ? Device.cpu() : jobs.get(0).x().device();
-      for (Job job : jobs) {
-        options.check(job);
+      this.quantizer = Natives.keep(options.quantizer());
+      this.list = Natives.keep(new esp_quantized(Math.max(1, jobs.size())));
+      fill(jobs);
+      if (!device.isCuda()) {
+        plan = null;
+        found = null;
+        results = null;
+        return;
       }
-      this.quantizer = options.quantizer();
-      this.list = new esp_quantized(Math.max(1, jobs.size()));
+      plan = new DevicePlan(device, this::plan);
+      results = Natives.keep(new esp_cuda_quantize_result(jobs.size()));
+      found = CudaMemory.allocate(device, jobs.size() * results.sizeof());
+    }
+
+    private int plan(esp_cuda_plan plan, Pointer table) {
+      return espalier_cuda.esp_cuda_fake_quantize_plan(quantizer, list, jobs.size(), plan, table);
+    }
+
+    private void fill(List<Job> next) {
+      for (Job job : next) {
+        options.check(job);
+        job.x().pointerOn(device);
+      }
+      jobs = List.copyOf(next);
       for (int i = 0; i < jobs.size(); i++) {
         Job job = jobs.get(i);
         long[] split = options.split(job.x());
@@ -415,20 +436,23 @@ public final class FakeQuantize {
             .dtype(job.x().dtype().code())
             .y_dtype(job.y() == null ? job.x().dtype().code() : job.y().dtype().code());
       }
-      if (!device.isCuda()) {
-        plan = null;
-        found = null;
-        results = null;
-        return;
+    }
+
+    /**
+     * Puts other tensors in the place of all, for what changes from call to call. On a CUDA device nothing is
+     * allocated and nothing waits where the earlier tensors needed no less; what is queued already still
+     * works on those. Such a change cannot be captured in a CUDA graph.
+     *
+     * @param next as many as before, on the same device
+     */
+    public void replace(List<Job> next) {
+      if (next.size() != jobs.size()) {
+        throw new IllegalArgumentException(next.size() + " tensors in the place of " + jobs.size());
       }
-      long count = jobs.size();
-      plan =
-          new DevicePlan(
-              device,
-              (plan, table) ->
-                  espalier_cuda.esp_cuda_fake_quantize_plan(quantizer, list, count, plan, table));
-      results = new esp_cuda_quantize_result(count);
-      found = CudaMemory.allocate(device, count * results.sizeof());
+      fill(next);
+      if (plan != null) {
+        plan.replan(this::plan);
+      }
     }
 
     /**
@@ -461,6 +485,7 @@ public final class FakeQuantize {
     public void queue(CudaStream stream) {
       DevicePlan.requireOn(device, stream);
       device.makeCurrent();
+      plan.prepare(stream);
       Status.checkCuda(
           espalier_cuda.esp_cuda_fake_quantize(
               plan.plan(),

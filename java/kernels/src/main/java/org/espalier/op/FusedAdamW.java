@@ -175,9 +175,9 @@ public final class FusedAdamW extends FusedStep {
   /** A list whose moments hold nothing yet: the first step writes them without reading. */
   public FusedAdamW(List<Parameter> parameters, Options options) {
     super(parameters, parameters.stream().map(Parameter::weight).toList());
-    this.list = new esp_adamw_tensor(Math.max(1, count()));
+    this.list = Natives.keep(new esp_adamw_tensor(Math.max(1, count())));
     this.options =
-        new esp_adamw_options()
+        Natives.keep(new esp_adamw_options())
             .learning_rate(options.learningRate())
             .beta1(options.beta1())
             .beta2(options.beta2())

@@ -179,9 +179,9 @@ public final class FusedSgd extends FusedStep {
    */
   public FusedSgd(List<Parameter> parameters, Options options) {
     super(parameters, parameters.stream().map(Parameter::weight).toList());
-    this.list = new esp_sgd_tensor(Math.max(1, count()));
+    this.list = Natives.keep(new esp_sgd_tensor(Math.max(1, count())));
     this.options =
-        new esp_sgd_options()
+        Natives.keep(new esp_sgd_options())
             .learning_rate(options.learningRate())
             .momentum(options.momentum())
             .dampening(options.dampening())

@@ -25,7 +25,7 @@ import org.espalier.device.Tensor;
 public abstract sealed class FusedStep implements AutoCloseable permits FusedAdamW, FusedSgd {
   private final List<?> parameters; // keeps the memory reachable
   private final Device device;
-  private final esp_step_result result = new esp_step_result();
+  private final esp_step_result result = Natives.keep(new esp_step_result());
   // On a CUDA device: the plan, the result, and what a tensor keeps from step to step.
   private DevicePlan plan;
   private CudaMemory found;

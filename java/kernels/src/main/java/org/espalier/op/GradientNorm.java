@@ -45,7 +45,7 @@ public final class GradientNorm implements AutoCloseable {
   private final List<Gradient> gradients; // keeps the memory reachable
   private final esp_gradient list;
   // Held, because allocating a native struct a call costs 0.8 us and a lock that all threads share.
-  private final esp_gradient_norm_result result = new esp_gradient_norm_result();
+  private final esp_gradient_norm_result result = Natives.keep(new esp_gradient_norm_result());
 
   private final Device device;
   private final DevicePlan plan; // null on the CPU, as is `found`
@@ -57,7 +57,7 @@ public final class GradientNorm implements AutoCloseable {
   public GradientNorm(List<Gradient> gradients) {
     this.gradients = List.copyOf(gradients);
     this.device = gradients.isEmpty() ? Device.cpu() : gradients.get(0).gradient().device();
-    this.list = new esp_gradient(Math.max(1, gradients.size()));
+    this.list = Natives.keep(new esp_gradient(Math.max(1, gradients.size())));
     for (int i = 0; i < gradients.size(); i++) {
       Gradient g = gradients.get(i);
       list.getPointer(i)

@@ -170,7 +170,7 @@ public final class KdSoftmaxLoss implements AutoCloseable {
   public KdSoftmaxLoss(Settings settings, Batch batch) {
     this.batch = batch;
     this.device = batch.student().memory().device();
-    arguments = new esp_kd_softmax_loss_arguments();
+    arguments = Natives.keep(new esp_kd_softmax_loss_arguments());
     arguments.rows(batch.student().rows()).classes(batch.student().columns());
     set(arguments.student(), batch.student());
     set(arguments.teacher(), batch.teacher());
@@ -185,7 +185,7 @@ public final class KdSoftmaxLoss implements AutoCloseable {
         .temperature(settings.temperature())
         .alpha(settings.alpha())
         .beta(settings.beta());
-    result = new esp_kd_softmax_loss_result();
+    result = Natives.keep(new esp_kd_softmax_loss_result());
     // Its first four fields; reading a buffer costs no native call.
     parts = new DoublePointer(result).capacity(4).asBuffer();
     if (!device.isCuda()) {
@@ -198,7 +198,7 @@ public final class KdSoftmaxLoss implements AutoCloseable {
       Status.checkCuda(espalier_cuda.esp_cuda_kd_softmax_loss_workspace(arguments, bytes));
       workspace = CudaMemory.allocate(device, bytes.get());
     }
-    queued = new esp_cuda_kd_softmax_loss_result();
+    queued = Natives.keep(new esp_cuda_kd_softmax_loss_result());
     found = CudaMemory.allocate(device, queued.sizeof());
     CudaStream stream = CudaStream.defaultOf(device);
     workspace.zero(stream);

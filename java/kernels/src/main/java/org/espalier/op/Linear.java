@@ -31,7 +31,7 @@ public final class Linear implements AutoCloseable {
   private final FloatPointer rows;
   private final FloatPointer outputs;
   private final long capacity;
-  private final LongPointer clipped = new LongPointer(1);
+  private final LongPointer clipped = Natives.keep(new LongPointer(1));
 
   /**
    * @param weight [outputs, features]: weights for {@link #forward} and {@link #descend}, their
@@ -68,7 +68,7 @@ public final class Linear implements AutoCloseable {
     }
     tensors = new Tensor[] {weight, bias, rows, outputs};
     weights =
-        new esp_linear()
+        Natives.keep(new esp_linear())
             .weight(new FloatPointer(weight.pointer()))
             .bias(new FloatPointer(bias.pointer()))
             .outputs(weight.dimension(0))

@@ -237,7 +237,7 @@ public final class MagnitudePrune {
     private final List<Weights> list; // keeps the memory reachable
     private final Device device;
     private final esp_prune_tensor tensors;
-    private final esp_prune_result result = new esp_prune_result();
+    private final esp_prune_result result = Natives.keep(new esp_prune_result());
     private final LongPointer pruned;
     private Rule rule;
     private esp_prune_rule nativeRule;
@@ -252,10 +252,10 @@ public final class MagnitudePrune {
         list.forEach(weights -> checkPattern(weights, pattern));
       }
       int count = list.size();
-      this.tensors = MagnitudePrune.tensors(list, device);
-      this.pruned = new LongPointer(Math.max(1, count));
+      this.tensors = Natives.keep(MagnitudePrune.tensors(list, device));
+      this.pruned = Natives.keep(new LongPointer(Math.max(1, count)));
       this.rule = rule;
-      this.nativeRule = MagnitudePrune.rule(rule);
+      this.nativeRule = Natives.keep(MagnitudePrune.rule(rule));
       if (!device.isCuda()) {
         plan = null;
         found = null;
@@ -285,7 +285,7 @@ public final class MagnitudePrune {
             next + " for a batch that was made for " + rule + "; kind, scope and group must stay");
       }
       nativeRule.close();
-      nativeRule = MagnitudePrune.rule(next);
+      nativeRule = Natives.keep(MagnitudePrune.rule(next));
       rule = next;
     }
 

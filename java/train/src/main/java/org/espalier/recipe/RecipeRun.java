@@ -19,6 +19,7 @@ import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TorchScriptImport;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.train.Compression;
@@ -43,6 +44,7 @@ public final class RecipeRun {
   private final Recipe recipe;
   private final Path folder;
   private final RunHost host;
+  private final TorchDevice device;
 
   /** How a run ended. */
   public enum Outcome {
@@ -55,11 +57,13 @@ public final class RecipeRun {
 
   /**
    * @param folder where everything is written; made where it does not exist
+   * @param device where the model trains
    */
-  public RecipeRun(Recipe recipe, Path folder, RunHost host) {
+  public RecipeRun(Recipe recipe, Path folder, RunHost host, TorchDevice device) {
     this.recipe = recipe;
     this.folder = folder;
     this.host = host;
+    this.device = device;
   }
 
   /**
@@ -189,7 +193,7 @@ public final class RecipeRun {
     CheckpointFile checkpoint = new CheckpointFile(state.resolve(CHECKPOINT), identity(inputs));
     ReportBuilder report = new ReportBuilder(recipe);
     try (Compression compression =
-        new OnnxCompression(recipe.stages(), inputs.job(state.resolve(TEACHER_CACHE)))) {
+        new OnnxCompression(recipe.stages(), inputs.job(state.resolve(TEACHER_CACHE)), device)) {
       createFolder(state);
       Path reference = inputs.reference(state);
       if (resume && checkpoint.exists()) {
@@ -345,12 +349,18 @@ public final class RecipeRun {
             compression,
             outputs,
             fidelity,
-            host.machine(),
+            machine(),
             modelNode(inputs),
             data,
             (System.nanoTime() - start) * 1e-9);
     // Its presence says that the run is complete, so it comes last.
     ReportFiles.write(json, folder.resolve(REPORT_HTML), folder.resolve(REPORT_JSON));
+  }
+
+  private Map<String, Object> machine() {
+    Map<String, Object> machine = new LinkedHashMap<>(host.machine());
+    machine.put("trained_on", device.toString());
+    return machine;
   }
 
   private boolean isFitted() {

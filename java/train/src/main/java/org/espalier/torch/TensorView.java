@@ -6,6 +6,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.device.CudaTensor;
 import org.espalier.device.DType;
+import org.espalier.device.Device;
 
 /**
  * The only place where torch tensors become views that the kernels read and write, without a copy.
@@ -30,6 +31,13 @@ public final class TensorView {
    * @throws UnsupportedOperationException where the tensor is on a GPU that our kernels cannot use
    */
   public static org.espalier.device.Tensor of(Tensor tensor) {
+    return of(tensor, null);
+  }
+
+  /**
+   * @param device what reads and writes the tensor's memory; null: the device that it is on
+   */
+  static org.espalier.device.Tensor of(Tensor tensor, Device device) {
     if (tensor.isNull() || !tensor.defined()) {
       throw new IllegalArgumentException(
           tensor.isNull() ? "the tensor is closed" : "the tensor is undefined (no gradient?)");
@@ -50,8 +58,9 @@ public final class TensorView {
               + "; a contiguous tensor is needed");
     }
     Memory memory = new Memory(tensor, tensor.numel() * dtype.bytes());
-    return tensor.is_cuda()
-        ? CudaTensor.of(TorchDevice.of(tensor).device(), memory, dtype, tensor.shape())
+    Device place = device == null ? TorchDevice.of(tensor).device() : device;
+    return place.isCuda()
+        ? CudaTensor.of(place, memory, dtype, tensor.shape())
         : org.espalier.device.Tensor.of(memory, dtype, tensor.shape());
   }
 

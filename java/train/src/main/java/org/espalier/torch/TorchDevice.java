@@ -1,14 +1,20 @@
 package org.espalier.torch;
 
+import java.util.List;
+import java.util.function.Consumer;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.pytorch.Device;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch_cuda;
+import org.espalier.device.Cuda;
 import org.espalier.device.CudaStream;
+import org.espalier.op.FakeQuantize;
 import org.espalier.op.FusedStep;
 import org.espalier.op.KdSoftmaxLoss;
+import org.espalier.op.MagnitudePrune;
 import org.espalier.op.StepResult;
+import org.slf4j.LoggerFactory;
 
 /**
  * Where a model's tensors are; the only class that knows of libtorch on GPUs. Those need the build
@@ -17,18 +23,31 @@ import org.espalier.op.StepResult;
  */
 public final class TorchDevice {
   /** Host memory. */
-  public static final TorchDevice CPU = new TorchDevice(-1);
+  public static final TorchDevice CPU = new TorchDevice(-1, null);
 
+  /** Of libtorch's GPU; -1: host memory. */
   private final int index;
 
-  private TorchDevice(int index) {
+  /** What our kernels run on; null: where libtorch's tensors are. */
+  private final org.espalier.device.Device kernels;
+
+  private TorchDevice(int index, org.espalier.device.Device kernels) {
     this.index = index;
+    this.kernels = kernels;
+  }
+
+  /**
+   * Tensors in host memory and our kernels on a CUDA device that reads and writes host memory, as the
+   * emulator of the tests does.
+   */
+  static TorchDevice hostMemoryOf(org.espalier.device.Device kernels) {
+    return new TorchDevice(-1, kernels);
   }
 
   /**
    * A GPU.
    *
-   * @throws UnsupportedOperationException where this libtorch sees no such GPU
+   * @throws UnsupportedOperationException where this libtorch sees no such GPU, or our kernels cannot use it
    */
   public static TorchDevice cuda(int index) {
     Libtorch.load();
@@ -37,23 +56,34 @@ public final class TorchDevice {
           "libtorch sees no GPU; it takes a driver of CUDA 13 (580 or newer) and a build with"
               + " -Pgpu");
     }
+    Cuda.requireAvailable();
     int count = torch.cuda_device_count();
     if (index < 0 || index >= count) {
       throw new UnsupportedOperationException(
           "there is no GPU " + index + "; libtorch sees " + count + ", numbered from 0");
     }
-    return new TorchDevice(index);
+    return new TorchDevice(index, null);
   }
 
-  /** The first GPU where libtorch sees one, host memory otherwise. */
+  /** The first GPU where libtorch sees one and our kernels can use it, host memory otherwise. */
   public static TorchDevice best() {
     Libtorch.load();
-    return torch.cuda_is_available() ? cuda(0) : CPU;
+    if (!torch.cuda_is_available()) {
+      return CPU;
+    }
+    if (!Cuda.isAvailable()) {
+      LoggerFactory.getLogger(TorchDevice.class)
+          .warn(
+              "libtorch sees a GPU; training on the CPU: {}",
+              Cuda.unavailabilityCause().getMessage());
+      return CPU;
+    }
+    return cuda(0);
   }
 
   /** Where a tensor is. */
   public static TorchDevice of(Tensor tensor) {
-    return tensor.is_cuda() ? new TorchDevice(tensor.device().index()) : CPU;
+    return tensor.is_cuda() ? new TorchDevice(tensor.device().index(), null) : CPU;
   }
 
   /**
@@ -62,11 +92,25 @@ public final class TorchDevice {
    * @throws UnsupportedOperationException where they cannot use it
    */
   public org.espalier.device.Device device() {
+    if (kernels != null) {
+      return kernels;
+    }
     return isCuda() ? org.espalier.device.Device.cuda(index) : org.espalier.device.Device.cpu();
   }
 
+  /** Whether tensors are on a GPU. */
   public boolean isCuda() {
     return index >= 0;
+  }
+
+  /** Whether our kernels run on a GPU. */
+  public boolean hasCudaKernels() {
+    return kernels != null || isCuda();
+  }
+
+  /** A view of a tensor of this device for our kernels, see {@link TensorView#of}. */
+  public org.espalier.device.Tensor view(Tensor tensor) {
+    return kernels == null ? TensorView.of(tensor) : TensorView.of(tensor, kernels);
   }
 
   /** The tensor on this device; itself where it is there already. */
@@ -96,9 +140,43 @@ public final class TorchDevice {
     return CudaStream.of(device(), currentStream());
   }
 
+  /**
+   * Queues kernels between what libtorch has been given by this thread and what it will be.
+   *
+   * @throws IllegalArgumentException where our kernels run on the CPU
+   */
+  public void queue(Consumer<CudaStream> work) {
+    CudaStream stream = stream();
+    work.accept(stream);
+    if (!isCuda()) {
+      stream.synchronize(); // libtorch computes on the host and waits for no stream
+    }
+  }
+
+  /** Quantizes tensors of this device, behind the work that made them; scales that are given must be usable. */
+  public void run(FakeQuantize.Batch batch) {
+    if (hasCudaKernels()) {
+      queue(batch::queue);
+    } else {
+      batch.run();
+    }
+  }
+
+  /** Prunes tensors of this device, behind the work that made them. */
+  public MagnitudePrune.Result prune(List<MagnitudePrune.Weights> list, MagnitudePrune.Rule rule) {
+    try (MagnitudePrune.Batch batch = MagnitudePrune.batch(list, rule)) {
+      if (!hasCudaKernels()) {
+        return batch.run();
+      }
+      CudaStream stream = stream();
+      batch.queue(stream);
+      return batch.result(stream);
+    }
+  }
+
   /** A loss over tensors of this device, behind the work that made them. */
   public KdSoftmaxLoss.Result compute(KdSoftmaxLoss loss) {
-    if (!isCuda()) {
+    if (!hasCudaKernels()) {
       return loss.compute();
     }
     CudaStream stream = stream();
@@ -108,7 +186,7 @@ public final class TorchDevice {
 
   /** A step over tensors of this device, behind the work that made their gradients. */
   public StepResult step(FusedStep step) {
-    if (!isCuda()) {
+    if (!hasCudaKernels()) {
       return step.step();
     }
     CudaStream stream = stream();

@@ -6,6 +6,7 @@ import java.util.Map;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
+import org.espalier.torch.TorchDevice;
 
 /**
  * Examples as the inputs of a model.
@@ -23,6 +24,11 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
   /** Whether an activation holds a vector a token, and some of the tokens are padding. */
   boolean pads(Tensor activation) {
     return mask != null && activation.dim() == 3 && activation.size(1) == longest;
+  }
+
+  /** The same with its mask on a device; inputs are placed by the model that they are fed to. */
+  Batch on(TorchDevice device) {
+    return mask == null ? this : new Batch(inputs, lengths, longest, device.place(mask));
   }
 
   /**

@@ -1,14 +1,12 @@
 package org.espalier.train;
 
-import java.nio.ByteOrder;
-import java.nio.LongBuffer;
+import java.nio.ByteBuffer;
+import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
-import org.bytedeco.javacpp.FloatPointer;
-import org.bytedeco.javacpp.IntPointer;
-import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.espalier.op.FakeQuantize;
-import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchDevice;
 
 /**
  * With DynamicQuantizeLinear (ONNX) every run finds its own step, so in training each example gets the one
@@ -25,10 +23,22 @@ final class DynamicGrid implements ActivationSimulation.Grid {
   private static final FakeQuantize GRID =
       FakeQuantize.affine(8).perChannel(0).rounding(FakeQuantize.Rounding.DIVIDE).minMax();
 
-  private FloatPointer scales = new FloatPointer(1).retainReference();
-  private IntPointer zeroPoints = new IntPointer(1).retainReference();
-  private BytePointer gate = new BytePointer(8).retainReference();
-  private LongBuffer words = LongBuffer.allocate(1);
+  private final TorchDevice device;
+  private TrainingBuffer scales;
+  private TrainingBuffer zeroPoints;
+
+  /** One bit an element, in whole words of 64. */
+  private TrainingBuffer gate;
+
+  /** Null before the first activation. */
+  private FakeQuantize.Batch quantizing;
+
+  DynamicGrid(TorchDevice device) {
+    this.device = device;
+    scales = TrainingBuffer.zeros(device, 1);
+    zeroPoints = TrainingBuffer.zeros(device, 1);
+    gate = TrainingBuffer.zeros(device, 2);
+  }
 
   @Override
   public Tensor quantize(String activation, Tensor x, Batch batch) {
@@ -40,34 +50,49 @@ final class DynamicGrid implements ActivationSimulation.Grid {
     Tensor source = x.contiguous();
     // Zero is in every range, so zeroed padding leaves the range of the example alone.
     Tensor y = batch.pads(source) ? source.mul(batch.mask()) : source.clone();
-    long bits = (y.numel() + 63) / 64 * 8;
-    if (scales.capacity() < shape[0]) {
-      scales.close();
-      zeroPoints.close();
-      // Retained: the scope of this step must not free what the next one uses.
-      scales = new FloatPointer(shape[0]).retainReference();
-      zeroPoints = new IntPointer(shape[0]).retainReference();
-    }
-    if (gate.capacity() < bits) {
-      gate.close();
-      gate = new BytePointer(bits).retainReference();
-      words = gate.asByteBuffer().order(ByteOrder.nativeOrder()).asLongBuffer();
-    }
+    makeRoom(shape[0], y.numel());
     // Nothing in the graph has kept y yet, so writing to it is what its later readers see.
-    org.espalier.device.Tensor view = TensorView.of(y);
-    GRID.run(FakeQuantize.Job.fake(view, view, gate, scales, zeroPoints));
+    org.espalier.device.Tensor view = device.view(y);
+    List<FakeQuantize.Job> jobs =
+        List.of(
+            FakeQuantize.Job.fake(view, view, gate.bytes(), scales.floats(), zeroPoints.ints()));
+    if (quantizing == null) {
+      quantizing = GRID.batch(jobs);
+    } else {
+      quantizing.replace(jobs);
+    }
+    device.run(quantizing);
     return allPass(y.numel()) ? y : gated(source, y);
   }
 
+  private void makeRoom(long examples, long elements) {
+    if (scales.elements() < examples) {
+      scales.close();
+      zeroPoints.close();
+      scales = TrainingBuffer.zeros(device, examples);
+      zeroPoints = TrainingBuffer.zeros(device, examples);
+    }
+    long words = (elements + 63) / 64 * 2;
+    if (gate.elements() < words) {
+      gate.close();
+      gate = TrainingBuffer.zeros(device, words);
+    }
+  }
+
+  /** Whether no element is known to have been clipped; of a GPU's memory the host knows nothing. */
   private boolean allPass(long n) {
+    if (device.hasCudaKernels()) {
+      return false;
+    }
+    ByteBuffer bits = gate.bytes().capacity((n + 63) / 64 * 8).asByteBuffer();
     int whole = (int) (n / 64);
     for (int i = 0; i < whole; i++) {
-      if (words.get(i) != -1L) {
+      if (bits.getLong(8 * i) != -1L) {
         return false;
       }
     }
-    for (long i = whole * 64L; i < n; i++) {
-      if ((gate.get(i >> 3) >> (i & 7) & 1) == 0) {
+    for (int i = whole * 64; i < n; i++) {
+      if ((bits.get(i >> 3) >> (i & 7) & 1) == 0) {
         return false;
       }
     }
@@ -76,22 +101,29 @@ final class DynamicGrid implements ActivationSimulation.Grid {
 
   /** The values of {@code y} behind a product with the gate, whose gradient is the gate. */
   private Tensor gated(Tensor source, Tensor y) {
-    float[] passes = new float[(int) y.numel()];
-    for (int i = 0; i < passes.length; i++) {
-      passes[i] = gate.get(i >> 3) >> (i & 7) & 1;
+    Tensor passes = torch.ones_like(y);
+    org.espalier.device.Tensor view = device.view(passes);
+    BytePointer bits = gate.bytes();
+    if (device.hasCudaKernels()) {
+      device.queue(stream -> FakeQuantize.backward(view, bits, view, stream));
+    } else {
+      FakeQuantize.backward(view, bits, view);
     }
-    Tensor masked = source.mul(AbstractTensor.create(passes, y.shape()));
-    TrainedWeight.copy(TensorView.of(y), TensorView.of(masked));
+    Tensor masked = source.mul(passes);
+    TrainingBuffer.of(device, masked).copyFrom(TrainingBuffer.of(device, y));
     return masked;
   }
 
   @Override
   public DynamicGrid sibling() {
-    return new DynamicGrid();
+    return new DynamicGrid(device);
   }
 
   @Override
   public void close() {
+    if (quantizing != null) {
+      quantizing.close();
+    }
     scales.close();
     zeroPoints.close();
     gate.close();

@@ -9,7 +9,6 @@ import org.bytedeco.pytorch.ScalarTypeOptional;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.op.KdSoftmaxLoss;
-import org.espalier.torch.TensorView;
 import org.espalier.torch.TorchDevice;
 
 /**
@@ -25,10 +24,12 @@ import org.espalier.torch.TorchDevice;
 final class EmbeddingLoss {
   private final Objective objective;
   private final Pooling pooling;
+  private final TorchDevice device;
 
-  EmbeddingLoss(Objective objective, Pooling pooling) {
+  EmbeddingLoss(Objective objective, Pooling pooling, TorchDevice device) {
     this.objective = objective;
     this.pooling = pooling;
+    this.device = device;
   }
 
   /**
@@ -93,7 +94,7 @@ final class EmbeddingLoss {
       lengths[i] = batch.lengths()[i];
     }
     Tensor sum = states.mul(batch.mask()).sum(new long[] {1}, false, new ScalarTypeOptional());
-    return sum.div(AbstractTensor.create(lengths, lengths.length, 1));
+    return sum.div(device.place(AbstractTensor.create(lengths, lengths.length, 1)));
   }
 
   private static Tensor unit(Tensor e) {
@@ -114,18 +115,18 @@ final class EmbeddingLoss {
         .contiguous();
   }
 
-  private static double similarity(Tensor student, Tensor teacher, Tensor gradient) {
+  private double similarity(Tensor student, Tensor teacher, Tensor gradient) {
     try (KdSoftmaxLoss loss =
         new KdSoftmaxLoss(
             KdSoftmaxLoss.Settings.of(0, 1),
             new KdSoftmaxLoss.Batch(
-                KdSoftmaxLoss.Logits.of(TensorView.of(student)),
-                KdSoftmaxLoss.Logits.of(TensorView.of(teacher)),
+                KdSoftmaxLoss.Logits.of(device.view(student)),
+                KdSoftmaxLoss.Logits.of(device.view(teacher)),
                 null,
                 null,
                 null,
-                KdSoftmaxLoss.Logits.of(TensorView.of(gradient))))) {
-      return TorchDevice.of(student).compute(loss).kl();
+                KdSoftmaxLoss.Logits.of(device.view(gradient))))) {
+      return device.compute(loss).kl();
     }
   }
 }

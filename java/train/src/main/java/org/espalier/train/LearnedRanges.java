@@ -3,19 +3,14 @@ package org.espalier.train;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.IOException;
-import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
-import org.bytedeco.javacpp.FloatPointer;
-import org.bytedeco.javacpp.IntPointer;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
-import org.espalier.device.DType;
-import org.espalier.device.OwnedTensor;
 import org.espalier.op.FakeQuantize;
-import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchDevice;
 
 /**
  * Ranges of activations as parameters: LSQ (Esser et al., 2020) for the step, LSQ+ (Bhalgat et al., 2020)
@@ -43,8 +38,9 @@ final class LearnedRanges implements AutoCloseable {
   private final Map<String, ActivationRange> ranges;
   private final List<String> names;
   private final float[] units;
-  private final OwnedTensor ends;
-  private final OwnedTensor gradients;
+  private final TorchDevice device;
+  private final TrainingBuffer ends;
+  private final TrainingBuffer gradients;
 
   /** What this step's forward pass quantized. */
   private final List<Seen> seen = new ArrayList<>();
@@ -56,8 +52,9 @@ final class LearnedRanges implements AutoCloseable {
    *
    * @param ranges which {@link #follow} moves
    */
-  LearnedRanges(Map<String, ActivationRange> ranges) {
+  LearnedRanges(Map<String, ActivationRange> ranges, TorchDevice device) {
     this.ranges = ranges;
+    this.device = device;
     names = List.copyOf(ranges.keySet());
     units = new float[names.size()];
     for (int i = 0; i < units.length; i++) {
@@ -65,18 +62,18 @@ final class LearnedRanges implements AutoCloseable {
       double width = Math.max((double) r.max() - r.min(), NARROWEST);
       units[i] = (float) Math.scalb(1 / FIRST, Math.getExponent(width) + 1);
     }
-    ends = OwnedTensor.allocate(DType.F32, Math.max(1, 2L * units.length));
-    gradients = OwnedTensor.allocate(DType.F32, ends.elements());
+    ends = TrainingBuffer.zeros(device, Math.max(1, 2L * units.length));
+    gradients = TrainingBuffer.zeros(device, ends.elements());
     take();
   }
 
   /** Minimum and maximum of each range, in their units: what the optimizer moves. */
-  org.espalier.device.Tensor ends() {
+  TrainingBuffer ends() {
     return ends;
   }
 
   /** What {@link #learn} writes. */
-  org.espalier.device.Tensor gradients() {
+  TrainingBuffer gradients() {
     return gradients;
   }
 
@@ -100,12 +97,13 @@ final class LearnedRanges implements AutoCloseable {
 
   /** Takes the ranges as they are now. */
   void take() {
-    FloatBuffer values = TrainedWeight.buffer(ends);
+    float[] values = new float[(int) ends.elements()];
     for (int i = 0; i < units.length; i++) {
       ActivationRange r = ranges.get(names.get(i));
-      values.put(2 * i, r.min() / units[i]);
-      values.put(2 * i + 1, r.max() / units[i]);
+      values[2 * i] = r.min() / units[i];
+      values[2 * i + 1] = r.max() / units[i];
     }
+    ends.set(values);
   }
 
   /** An activation before and on its grid, whose gradient the next {@link #learn} reads. */
@@ -125,46 +123,62 @@ final class LearnedRanges implements AutoCloseable {
 
   /** Writes the gradients of the ends from what the backward pass left. */
   void learn() {
-    FloatBuffer out = TrainedWeight.buffer(gradients);
-    for (int i = 0; i < out.capacity(); i++) {
-      out.put(i, 0);
+    float[] out = new float[(int) gradients.elements()];
+    int count = seen.size();
+    float[] steps = new float[Math.max(1, count)];
+    int[] zeros = new int[steps.length];
+    boolean[] reached = new boolean[count];
+    for (int i = 0; i < count; i++) {
+      ActivationRange range = ranges.get(names.get(seen.get(i).index));
+      steps[i] = range.scale();
+      zeros[i] = range.zeroPoint();
     }
-    try (FloatPointer scale = new FloatPointer(1);
-        IntPointer zeroPoint = new IntPointer(1);
-        FloatPointer byScale = new FloatPointer(1);
-        FloatPointer byZero = new FloatPointer(1)) {
-      for (Seen s : seen) {
-        Tensor gradient = s.y.grad();
-        if (gradient.defined()) {
-          ActivationRange range = ranges.get(names.get(s.index));
-          scale.put(0, range.scale());
-          zeroPoint.put(0, range.zeroPoint());
-          org.espalier.device.Tensor x = TensorView.of(s.x.detach());
+    try (TrainingBuffer scales = TrainingBuffer.zeros(device, steps.length);
+        TrainingBuffer zeroPoints = TrainingBuffer.zeros(device, steps.length);
+        TrainingBuffer byScale = TrainingBuffer.zeros(device, steps.length);
+        TrainingBuffer byZero = TrainingBuffer.zeros(device, steps.length)) {
+      scales.set(steps);
+      zeroPoints.set(zeros);
+      for (int i = 0; i < count; i++) {
+        Tensor gradient = seen.get(i).y.grad();
+        reached[i] = gradient.defined();
+        if (reached[i]) {
+          org.espalier.device.Tensor x = device.view(seen.get(i).x.detach());
           GRID.scaleGradient(
               x,
-              TensorView.of(gradient.contiguous()),
+              device.view(gradient.contiguous()),
               null,
-              scale,
-              zeroPoint,
-              byScale,
-              byZero,
+              scales.floats().position(i),
+              zeroPoints.ints().position(i),
+              byScale.floats().position(i),
+              byZero.floats().position(i),
               GRID.scaleGradientFactor(x));
-          // A change of an end moves the step by 1/255 of it in a step of SGD, as LSQ would.
-          double factor = 255 * 255 / units[s.index];
-          double width = range.max() - (double) range.min();
-          double zero = byZero.get(0) * 255 / (width * width);
-          double step = byScale.get(0) / 255;
-          add(out, 2 * s.index, factor * (-step - zero * range.max()));
-          add(out, 2 * s.index + 1, factor * (step + zero * range.min()));
         }
       }
+      float[] ofScale = byScale.values();
+      float[] ofZero = byZero.values();
+      for (int i = 0; i < count; i++) {
+        if (!reached[i]) {
+          continue;
+        }
+        int index = seen.get(i).index;
+        ActivationRange range = ranges.get(names.get(index));
+        // A change of an end moves the step by 1/255 of it in a step of SGD, as LSQ would.
+        double factor = 255 * 255 / units[index];
+        double width = range.max() - (double) range.min();
+        double zero = ofZero[i] * 255 / (width * width);
+        double step = ofScale[i] / 255;
+        add(out, 2 * index, factor * (-step - zero * range.max()));
+        add(out, 2 * index + 1, factor * (step + zero * range.min()));
+      }
+      gradients.set(out);
     } finally {
       forget();
     }
   }
 
-  private static void add(FloatBuffer sums, int index, double value) {
-    sums.put(index, (float) (sums.get(index) + value));
+  private static void add(float[] sums, int index, double value) {
+    sums[index] = (float) (sums[index] + value);
   }
 
   /** Drops what the last forward pass left. */
@@ -178,11 +192,11 @@ final class LearnedRanges implements AutoCloseable {
 
   /** Moves the ranges to the ends after a step. Zero stays inside, and at most half of a width goes. */
   void follow() {
-    FloatBuffer values = TrainedWeight.buffer(ends);
+    float[] values = ends.values();
     for (int i = 0; i < units.length; i++) {
       ActivationRange old = ranges.get(names.get(i));
-      float min = Math.min(0, values.get(2 * i) * units[i]);
-      float max = Math.max(0, values.get(2 * i + 1) * units[i]);
+      float min = Math.min(0, values[2 * i] * units[i]);
+      float max = Math.max(0, values[2 * i + 1] * units[i]);
       float least = Math.max(0.5f * (old.max() - old.min()), NARROWEST);
       if (max - min >= least && Float.isFinite(max - min)) {
         ranges.put(names.get(i), new ActivationRange(min, max));

@@ -10,15 +10,16 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.op.KdSoftmaxLoss;
 import org.espalier.op.KdSoftmaxLoss.Logits;
-import org.espalier.torch.TensorView;
 import org.espalier.torch.TorchDevice;
 
 /** Cross entropy, distillation and bound of a classifier's logits [N, C], see {@link KdSoftmaxLoss}. */
 final class LogitLoss {
   private final Objective objective;
+  private final TorchDevice device;
 
-  LogitLoss(Objective objective) {
+  LogitLoss(Objective objective, TorchDevice device) {
     this.objective = objective;
+    this.device = device;
   }
 
   /**
@@ -35,8 +36,7 @@ final class LogitLoss {
     double sum = objective.labels() + objective.logits();
     double unit = sum > 0 ? sum : 1;
     double alpha = sum > 0 ? objective.labels() / sum : 1;
-    TorchDevice device = TorchDevice.of(logits);
-    Logits t = teacher == null ? null : Logits.of(TensorView.of(device.place(teacher)));
+    Logits t = teacher == null ? null : Logits.of(device.view(teacher));
     Map<String, Double> parts = new LinkedHashMap<>();
     Tensor y = objective.labels() > 0 ? device.place(AbstractTensor.create(labels)) : null;
     try (KdSoftmaxLoss loss =
@@ -44,12 +44,12 @@ final class LogitLoss {
             new KdSoftmaxLoss.Settings(
                 alpha, objective.temperature(), objective.bound() / unit, -100),
             new KdSoftmaxLoss.Batch(
-                Logits.of(TensorView.of(logits)),
+                Logits.of(device.view(logits)),
                 objective.logits() > 0 ? t : null,
                 y == null ? null : new LongPointer(y.data_ptr()).capacity(y.numel()),
                 objective.bound() > 0 ? t : null,
                 null,
-                Logits.of(TensorView.of(gradient))))) {
+                Logits.of(device.view(gradient))))) {
       KdSoftmaxLoss.Result result = device.compute(loss);
       Reference.reachabilityFence(y); // the batch knows its address alone
       if (objective.labels() > 0) {

@@ -39,6 +39,7 @@ import org.espalier.op.MagnitudePrune;
 import org.espalier.op.StepResult;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
+import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TrainableModel;
 import org.espalier.train.TrainingListener.StageReport;
 import org.espalier.train.TrainingListener.StepReport;
@@ -57,6 +58,7 @@ public final class OnnxCompression implements Compression {
 
   private final CompressionPlan plan;
   private final Job job;
+  private final TorchDevice device;
   private final List<StageReport> reports = new ArrayList<>();
   private final byte[] modelDigest;
 
@@ -77,7 +79,7 @@ public final class OnnxCompression implements Compression {
   /** The way of a second thread through the graph; made when it is needed. */
   private Lane second;
 
-  private final SideBySide threads = new SideBySide();
+  private final SideBySide threads;
   private TeacherOutputs trainingTargets;
   private TeacherOutputs validationTargets;
 
@@ -125,15 +127,24 @@ public final class OnnxCompression implements Compression {
     }
   }
 
+  /** Prepares a plan that runs on the CPU. */
+  public OnnxCompression(CompressionPlan plan, Job job) {
+    this(plan, job, TorchDevice.CPU);
+  }
+
   /**
    * Prepares a plan; nothing heavy runs yet.
    *
+   * @param device where the model trains: forward, backward, losses and steps; what it is exported as does not
+   *     depend on it, the last bits of what is trained do
    * @throws InputException where the model uses what training does not know, or model, examples and
    *     objectives do not fit each other
    */
-  public OnnxCompression(CompressionPlan plan, Job job) {
+  public OnnxCompression(CompressionPlan plan, Job job, TorchDevice device) {
     this.plan = plan;
     this.job = job;
+    this.device = device;
+    this.threads = device.hasCudaKernels() ? SideBySide.inOrder() : SideBySide.onThreads();
     for (Stage stage : plan.stages()) {
       check(stage);
     }
@@ -183,13 +194,13 @@ public final class OnnxCompression implements Compression {
 
   /** Makes the trainable graph of the present form. */
   private void load() {
-    graph = new OnnxGraph(form);
+    graph = new OnnxGraph(form, device);
     weights = new ArrayList<>();
     for (Parameter p : graph.parameters()) {
       boolean trained = p.kind() != Parameter.Kind.EMBEDDING;
       p.tensor().requires_grad_(trained);
       if (trained) {
-        weights.add(new TrainedWeight(p));
+        weights.add(new TrainedWeight(p, device));
       }
     }
   }
@@ -281,7 +292,7 @@ public final class OnnxCompression implements Compression {
     made.best = made.changed;
     if (training.isAny()) {
       made.kept = snapshot();
-      made.update = new Update(weights, learnedRanges(), training.optimizer());
+      made.update = new Update(weights, learnedRanges(), training.optimizer(), device);
     }
     progress = made;
   }
@@ -353,9 +364,8 @@ public final class OnnxCompression implements Compression {
   /** Which parameter holds what is not finite, or that none does. */
   private String culprit() {
     for (TrainedWeight w : weights) {
-      FloatBuffer values = TrainedWeight.buffer(w.latent());
-      for (int i = 0; i < w.elements; i++) {
-        if (!Float.isFinite(values.get(i))) {
+      for (float value : w.latent().values()) {
+        if (!Float.isFinite(value)) {
           return w.name();
         }
       }
@@ -414,23 +424,24 @@ public final class OnnxCompression implements Compression {
     List<MagnitudePrune.Weights> list = new ArrayList<>();
     for (TrainedWeight w : candidates(pruning)) {
       list.add(
-          MagnitudePrune.Weights.of(w.name(), w.latent())
+          MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
               .inPlace()
               .maskIn(w.maskBits())
               .maskOut(w.maskBits())
               .axis(w.parameter.reductionAxis()));
     }
-    MagnitudePrune.prune(list, rule);
+    device.prune(list, rule);
   }
 
   /**
-   * Adds a batch's gradients to those of the parameters. It goes in two halves, on two threads where there are
-   * two, unless the objective compares the examples of a batch or ranges follow it: autograd's sum of two
-   * gradients does not depend on which comes first, so the number of threads changes no bit.
+   * Adds a batch's gradients to those of the parameters. On the CPU it goes in two halves, on two threads where
+   * there are two, unless the objective compares the examples of a batch or ranges follow it: autograd's sum
+   * of two gradients does not depend on which comes first, so the number of threads changes no bit.
    */
   private Loss addGradients(Objective objective, int[] indices) {
     boolean halved =
-        objective.similarity() == 0
+        !device.hasCudaKernels()
+            && objective.similarity() == 0
             && (fixed == null || !fixed.moves() && fixed.learned() == null)
             && indices.length > 1;
     if (!halved) {
@@ -494,13 +505,13 @@ public final class OnnxCompression implements Compression {
     if (second == null || second.activations() == null) {
       return sum;
     }
-    return (sum + second.activations().nanoseconds()) / SideBySide.width();
+    return (sum + second.activations().nanoseconds()) / threads.width();
   }
 
   private Share share(
       Objective objective, Examples examples, TeacherOutputs targets, int[] indices) {
-    Batch batch = Batch.of(examples, indices, graph.inputNames());
-    Tensor teacher = objective.needsTeacher() ? targets.read(indices, batch) : null;
+    Batch batch = Batch.of(examples, indices, graph.inputNames()).on(device);
+    Tensor teacher = objective.needsTeacher() ? device.place(targets.read(indices, batch)) : null;
     long[] all = examples instanceof Examples.Labelled rows ? rows.labels() : null;
     long[] labels = all == null ? null : IntStream.of(indices).mapToLong(i -> all[i]).toArray();
     return new Share(batch, teacher, labels);
@@ -509,11 +520,11 @@ public final class OnnxCompression implements Compression {
   private Loss loss(Lane lane, Objective objective, Share share, Whole whole, boolean backward) {
     Tensor output = lane.forward(share.batch());
     if (objective.isForEmbeddings()) {
-      return new EmbeddingLoss(objective, job.pooling()).of(output, share, whole, backward);
+      return new EmbeddingLoss(objective, job.pooling(), device).of(output, share, whole, backward);
     }
     return objective.output() > 0
         ? new OutputLoss(objective).of(output, share, whole, backward)
-        : new LogitLoss(objective).of(output, share, whole, backward);
+        : new LogitLoss(objective, device).of(output, share, whole, backward);
   }
 
   private Validation validate(Objective objective, long step, double best) {
@@ -557,7 +568,7 @@ public final class OnnxCompression implements Compression {
     }
     OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
     byte[] digest = TeacherOutputs.digest(model);
-    try (OnnxGraph teacher = new OnnxGraph(trainable(model));
+    try (OnnxGraph teacher = new OnnxGraph(trainable(model), device);
         OnnxGraph sibling = teacher.sibling()) {
       List<TrainableModel> both = List.of(teacher, sibling);
       boolean perToken = objective.isForEmbeddings();
@@ -575,7 +586,7 @@ public final class OnnxCompression implements Compression {
   private int width() {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Batch batch = Batch.of(job.validation(), new int[] {0}, graph.inputNames());
+      Batch batch = Batch.of(job.validation(), new int[] {0}, graph.inputNames()).on(device);
       Tensor output = new Lane(graph, activations).forward(batch);
       long[] shape = output.shape();
       if (shape.length == 0 || shape[0] != 1) {
@@ -614,8 +625,9 @@ public final class OnnxCompression implements Compression {
       for (TrainedWeight w : weights) {
         if (w.isQuantized()) {
           w.makeMask();
-          MagnitudePrune.prune(
-              List.of(MagnitudePrune.Weights.of(w.name(), w.latent()).maskOut(w.maskBits())),
+          device.prune(
+              List.of(
+                  MagnitudePrune.Weights.of(w.name(), w.latent().tensor()).maskOut(w.maskBits())),
               new MagnitudePrune.Threshold(Float.MIN_VALUE));
         }
       }
@@ -647,13 +659,13 @@ public final class OnnxCompression implements Compression {
       w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
     }
     if (quantizer instanceof StaticQuantizer s) {
-      fixed = new StaticGrid(s.ranges());
+      fixed = new StaticGrid(s.ranges(), device);
       if (quantization().learnRanges()) {
         fixed.learn();
       }
       activations = new ActivationSimulation(nodes, s.quantizedResults(), fixed);
     } else {
-      activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid());
+      activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid(device));
     }
     graph.transformInputs(activations);
   }
@@ -673,9 +685,9 @@ public final class OnnxCompression implements Compression {
   private List<float[]> snapshot() {
     List<float[]> result = new ArrayList<>();
     for (TrainedWeight w : weights) {
-      result.add(values(w.latent()));
+      result.add(w.latent().values());
       if (w.ends() != null) {
-        result.add(values(w.ends()));
+        result.add(w.ends().values());
       }
     }
     if (fixed != null) {
@@ -684,18 +696,12 @@ public final class OnnxCompression implements Compression {
     return result;
   }
 
-  private static float[] values(org.espalier.device.Tensor tensor) {
-    float[] values = new float[Math.toIntExact(tensor.elements())];
-    TrainedWeight.buffer(tensor).get(values);
-    return values;
-  }
-
   private void restore(List<float[]> snapshot) {
     Iterator<float[]> parts = snapshot.iterator();
     for (TrainedWeight w : weights) {
-      TrainedWeight.buffer(w.latent()).put(parts.next());
+      w.latent().set(parts.next());
       if (w.ends() != null) {
-        TrainedWeight.buffer(w.ends()).put(parts.next());
+        w.ends().set(parts.next());
         w.takeEnds();
       }
       w.renew();
@@ -743,16 +749,16 @@ public final class OnnxCompression implements Compression {
     }
     for (TrainedWeight w : weights) {
       out.writeUTF(w.name());
-      TrainedWeight.write(w.latent(), out);
+      w.latent().write(out);
       if (w.isQuantized()) {
-        TrainedWeight.write(w.scales(), out);
+        w.scales().write(out);
         if (w.ends() != null) {
-          TrainedWeight.write(w.ends(), out);
+          w.ends().write(out);
         }
       }
       out.writeBoolean(w.mask() != null);
       if (w.mask() != null) {
-        TrainedWeight.write(w.mask(), out);
+        w.mask().write(out);
       }
     }
     out.writeBoolean(progress != null);
@@ -858,16 +864,16 @@ public final class OnnxCompression implements Compression {
         throw new InputException(
             "the saved run is damaged: the weight " + name + " instead of " + w.name());
       }
-      TrainedWeight.read(w.latent(), in);
+      w.latent().read(in);
       if (w.isQuantized()) {
-        TrainedWeight.read(w.scales(), in);
+        w.scales().read(in);
         if (w.ends() != null) {
-          TrainedWeight.read(w.ends(), in);
+          w.ends().read(in);
         }
       }
       if (in.readBoolean()) {
         w.makeMask();
-        TrainedWeight.read(w.mask(), in);
+        w.mask().read(in);
       }
       w.renew();
     }
@@ -881,7 +887,10 @@ public final class OnnxCompression implements Compression {
       saved.seconds = in.readDouble();
       saved.update =
           new Update(
-              weights, learnedRanges(), plan.stages().get(stageIndex).training().optimizer());
+              weights,
+              learnedRanges(),
+              plan.stages().get(stageIndex).training().optimizer(),
+              device);
       progress = saved;
       saved.update.restore(in);
       if (in.readBoolean()) {
@@ -942,11 +951,11 @@ public final class OnnxCompression implements Compression {
 
   private LayerReport layer(String constant, TrainedWeight w) {
     FloatBuffer then = form.constant(constant).floats();
-    FloatBuffer now = TrainedWeight.buffer(w.working);
+    float[] now = w.working.values();
     double error = 0;
     double square = 0;
     for (int i = 0; i < w.elements; i++) {
-      double d = (double) now.get(i) - then.get(i);
+      double d = (double) now[i] - then.get(i);
       error += d * d;
       square += (double) then.get(i) * then.get(i);
     }
@@ -955,14 +964,14 @@ public final class OnnxCompression implements Compression {
     if (w.isQuantized()) {
       low = Double.POSITIVE_INFINITY;
       high = 0;
-      for (float s : values(w.scales())) {
+      for (float s : w.scales().values()) {
         low = Math.min(low, s);
         high = Math.max(high, s);
       }
     }
     return new LayerReport(
         w.name(),
-        LongStream.of(w.working.shape()).boxed().toList(),
+        LongStream.of(w.working.tensor().shape()).boxed().toList(),
         (double) w.zeros() / w.elements,
         w.isQuantized() ? w.qmax() == 127 ? 8 : 7 : 32,
         low,
@@ -983,7 +992,7 @@ public final class OnnxCompression implements Compression {
             (constant, w) ->
                 model.replaceConstant(
                     OnnxInitializer.floats(
-                        constant, model.constant(constant).dims(), values(w.latent()))));
+                        constant, model.constant(constant).dims(), w.latent().values())));
   }
 
   @Override
@@ -1002,7 +1011,7 @@ public final class OnnxCompression implements Compression {
     Map<String, TrainedWeight> byConstant = byConstant();
     for (QuantizedProduct p : products) {
       TrainedWeight w = byConstant.get(p.weight());
-      quantizer.setWeights(p.output(), w.integers(), values(w.scales()));
+      quantizer.setWeights(p.output(), w.integers(), w.scales().values());
     }
     return quantizer.quantizedCopy(this::putConstants);
   }

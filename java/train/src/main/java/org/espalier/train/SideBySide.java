@@ -8,13 +8,28 @@ import java.util.concurrent.Executors;
 import java.util.function.Supplier;
 import org.espalier.backend.CpuThreads;
 
-/** Does two things at once where the library has two threads, one after the other where it has one. */
+/** Does two things at once, or one after the other. */
 final class SideBySide implements AutoCloseable {
+  private final boolean alone;
   private ExecutorService thread;
 
+  private SideBySide(boolean alone) {
+    this.alone = alone;
+  }
+
+  /** At once where the library has two threads. */
+  static SideBySide onThreads() {
+    return new SideBySide(false);
+  }
+
+  /** One after the other: a GPU has one queue. */
+  static SideBySide inOrder() {
+    return new SideBySide(true);
+  }
+
   /** How many of two things run at the same time. */
-  static int width() {
-    return Math.min(2, CpuThreads.get());
+  int width() {
+    return alone ? 1 : Math.min(2, CpuThreads.get());
   }
 
   /**

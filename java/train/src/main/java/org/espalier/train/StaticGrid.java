@@ -1,16 +1,16 @@
 package org.espalier.train;
 
+import java.util.HashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
-import org.bytedeco.javacpp.FloatPointer;
-import org.bytedeco.javacpp.IntPointer;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.ScalarOptional;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.op.FakeQuantize;
-import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchDevice;
 
 /**
  * QuantizeLinear and DequantizeLinear (ONNX) with the scale and zero point of an {@link ActivationRange}:
@@ -27,20 +27,57 @@ final class StaticGrid implements ActivationSimulation.Grid {
   /** By name, so that their order is always the same. */
   private final Map<String, ActivationRange> ranges;
 
-  private final FloatPointer scale = new FloatPointer(1).retainReference();
-  private final IntPointer zeroPoint = new IntPointer(1).retainReference();
-  private final FloatPointer running = new FloatPointer(2).retainReference();
+  private final TorchDevice device;
+  private final Map<String, Placed> placed = new HashMap<>();
+  private final TrainingBuffer running;
+
+  /** Null before the first activation. */
+  private FakeQuantize.Batch quantizing;
+
   private double momentum;
 
   /** Null where ranges are not learned. */
   private LearnedRanges learned;
 
-  StaticGrid(Map<String, ActivationRange> ranges) {
-    this(ranges, false);
+  StaticGrid(Map<String, ActivationRange> ranges, TorchDevice device) {
+    this(ranges, device, false);
   }
 
-  private StaticGrid(Map<String, ActivationRange> ranges, boolean shared) {
+  private StaticGrid(Map<String, ActivationRange> ranges, TorchDevice device, boolean shared) {
     this.ranges = shared ? ranges : new TreeMap<>(ranges);
+    this.device = device;
+    this.running = TrainingBuffer.zeros(device, 2);
+  }
+
+  /** Scale and zero point of a range, where the kernels read them. */
+  private static final class Placed {
+    final TrainingBuffer scale;
+    final TrainingBuffer zeroPoint;
+    private ActivationRange range;
+
+    Placed(TorchDevice device) {
+      scale = TrainingBuffer.zeros(device, 1);
+      zeroPoint = TrainingBuffer.zeros(device, 1);
+    }
+
+    /** Writes them where the range is another: a GPU waits for that. */
+    void place(ActivationRange next) {
+      if (!next.equals(range)) {
+        scale.set(next.scale());
+        zeroPoint.set(next.zeroPoint());
+        range = next;
+      }
+    }
+
+    /** What the memory holds is another's. */
+    void forget() {
+      range = null;
+    }
+
+    void close() {
+      scale.close();
+      zeroPoint.close();
+    }
   }
 
   /**
@@ -49,12 +86,12 @@ final class StaticGrid implements ActivationSimulation.Grid {
    */
   @Override
   public StaticGrid sibling() {
-    return new StaticGrid(ranges, true);
+    return new StaticGrid(ranges, device, true);
   }
 
   /** Makes parameters of the ranges. */
   void learn() {
-    learned = new LearnedRanges(ranges);
+    learned = new LearnedRanges(ranges, device);
   }
 
   /** The ranges as parameters, or null. */
@@ -106,16 +143,28 @@ final class StaticGrid implements ActivationSimulation.Grid {
       observe(activation, source, batch);
     }
     ActivationRange range = ranges.get(activation);
-    scale.put(0, range.scale());
-    zeroPoint.put(0, range.zeroPoint());
+    Placed grid = placed.computeIfAbsent(activation, name -> new Placed(device));
+    grid.place(range);
     // Half a step beyond the outermost integers is where rounding starts to clip.
     double low = (-range.zeroPoint() - 0.5) * range.scale();
     double high = (255 - range.zeroPoint() + 0.5) * range.scale();
     Tensor y =
         source.clamp(new ScalarOptional(new Scalar(low)), new ScalarOptional(new Scalar(high)));
     // The gradient of clamp needs its input alone, so y can take the values on the grid.
-    GRID.run(
-        FakeQuantize.Job.fake(TensorView.of(source), TensorView.of(y), null, scale, zeroPoint));
+    List<FakeQuantize.Job> jobs =
+        List.of(
+            FakeQuantize.Job.fake(
+                device.view(source),
+                device.view(y),
+                null,
+                grid.scale.floats(),
+                grid.zeroPoint.ints()));
+    if (quantizing == null) {
+      quantizing = GRID.batch(jobs);
+    } else {
+      quantizing.replace(jobs);
+    }
+    device.run(quantizing);
     if (learned != null && !moves() && GradMode.is_enabled()) {
       learned.saw(activation, source, y);
     }
@@ -124,23 +173,38 @@ final class StaticGrid implements ActivationSimulation.Grid {
 
   private void observe(String activation, Tensor x, Batch batch) {
     ActivationRange range = ranges.get(activation);
-    running.put(0, range.min());
-    running.put(1, range.max());
+    running.set(range.min(), range.max());
     // Zero is in every range, so zeroed padding leaves it alone.
     Tensor seen = batch.pads(x) ? x.detach().mul(batch.mask()) : x;
-    FakeQuantize.affine(8)
-        .rounding(FakeQuantize.Rounding.DIVIDE)
-        .movingAverage((float) momentum)
-        .run(
-            new FakeQuantize.Job(TensorView.of(seen), null, null, null, scale, zeroPoint, running));
-    ranges.put(
-        activation, new ActivationRange(Math.min(0, running.get(0)), Math.max(0, running.get(1))));
+    Placed grid = placed.computeIfAbsent(activation, name -> new Placed(device));
+    FakeQuantize observer =
+        FakeQuantize.affine(8)
+            .rounding(FakeQuantize.Rounding.DIVIDE)
+            .movingAverage((float) momentum);
+    try (FakeQuantize.Batch observing =
+        observer.batch(
+            List.of(
+                new FakeQuantize.Job(
+                    device.view(seen),
+                    null,
+                    null,
+                    null,
+                    grid.scale.floats(),
+                    grid.zeroPoint.ints(),
+                    running.floats())))) {
+      device.run(observing);
+      float[] moved = running.values();
+      ranges.put(activation, new ActivationRange(Math.min(0, moved[0]), Math.max(0, moved[1])));
+    }
+    grid.forget();
   }
 
   @Override
   public void close() {
-    scale.close();
-    zeroPoint.close();
+    if (quantizing != null) {
+      quantizing.close();
+    }
+    placed.values().forEach(Placed::close);
     running.close();
     if (learned != null) {
       learned.close();

@@ -20,6 +20,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TrainableModel;
 
 /**
@@ -137,7 +138,9 @@ final class TeacherOutputs implements AutoCloseable {
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch = Batch.of(examples, indices, teacher.inputNames());
       Tensor output =
-          teacher.forward(batch.inputs()).get(teacher.outputNames().get(0)).contiguous();
+          TorchDevice.CPU
+              .place(teacher.forward(batch.inputs()).get(teacher.outputNames().get(0)))
+              .contiguous();
       check(output, batch, width, perToken);
       FloatPointer values = new FloatPointer(output.data_ptr());
       long row = (long) (perToken ? batch.longest() : 1) * width;

@@ -1,19 +1,10 @@
 package org.espalier.train;
 
-import java.io.DataInputStream;
-import java.io.DataOutputStream;
-import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.FloatBuffer;
+import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
-import org.bytedeco.javacpp.FloatPointer;
-import org.bytedeco.javacpp.Pointer;
-import org.espalier.device.DType;
-import org.espalier.device.OwnedTensor;
-import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
 import org.espalier.torch.Parameter;
-import org.espalier.torch.TensorView;
+import org.espalier.torch.TorchDevice;
 
 /**
  * A parameter with what training keeps beside it. Float parameters are trained in place. A quantized one
@@ -22,34 +13,38 @@ import org.espalier.torch.TensorView;
  * <pre>  working = scale · clamp(rint(latent · (1/scale)), −qmax, qmax)</pre>
  */
 final class TrainedWeight implements AutoCloseable {
-  private static final int PIECE = 1 << 16;
-
   /** Its scale has a reciprocal. */
   private static final float SMALLEST_END = 0x1p-100f;
 
   final Parameter parameter;
-  final Tensor working;
+  final TrainingBuffer working;
   final long elements;
+  private final TorchDevice device;
 
   /** One bit a weight, 1 = kept; null where nothing was pruned. */
-  private OwnedTensor mask;
+  private TrainingBuffer mask;
 
   /** Null where the parameter is float: its working weights are the latent ones. */
-  private OwnedTensor latent;
+  private TrainingBuffer latent;
 
-  private OwnedTensor scales;
+  private TrainingBuffer scales;
 
   /** Where scales are learned: qmax · scale, the largest weight of each channel; else null. */
-  private OwnedTensor ends;
+  private TrainingBuffer ends;
 
-  private OwnedTensor endGradients;
-  private OwnedTensor gate;
+  private TrainingBuffer endGradients;
+  private TrainingBuffer gate;
+
+  /** Writes working weights and gate of the latent ones; null where the parameter is float. */
+  private FakeQuantize.Batch rounding;
+
   private int channelAxis = -1;
   private int qmax;
 
-  TrainedWeight(Parameter parameter) {
+  TrainedWeight(Parameter parameter, TorchDevice device) {
     this.parameter = parameter;
-    this.working = TensorView.of(parameter.tensor());
+    this.device = device;
+    this.working = TrainingBuffer.of(device, parameter.tensor());
     this.elements = working.elements();
   }
 
@@ -62,11 +57,11 @@ final class TrainedWeight implements AutoCloseable {
   }
 
   /** What the optimizer updates. */
-  Tensor latent() {
+  TrainingBuffer latent() {
     return latent == null ? working : latent;
   }
 
-  Tensor scales() {
+  TrainingBuffer scales() {
     return scales;
   }
 
@@ -95,40 +90,49 @@ final class TrainedWeight implements AutoCloseable {
    * @param learn whether {@link #ends} are parameters
    */
   void quantize(int axis, int largest, byte[] integers, float[] scale, boolean learn) {
+    long[] shape = working.tensor().shape();
     channelAxis = axis;
     qmax = largest;
-    latent = OwnedTensor.allocate(DType.F32, working.shape());
-    scales = OwnedTensor.allocate(DType.F32, scale.length);
-    gate = bits();
-    floats(scales).put(scale);
+    latent = TrainingBuffer.zeros(device, shape);
+    scales = TrainingBuffer.zeros(device, scale.length);
+    gate = TrainingBuffer.bits(device, elements);
+    scales.set(scale);
     if (learn) {
-      ends = OwnedTensor.allocate(DType.F32, scale.length);
-      endGradients = OwnedTensor.allocate(DType.F32, scale.length);
-      FloatBuffer end = buffer(ends);
+      ends = TrainingBuffer.zeros(device, scale.length);
+      endGradients = TrainingBuffer.zeros(device, scale.length);
+      float[] end = new float[scale.length];
       for (int c = 0; c < scale.length; c++) {
-        end.put(c, qmax * scale[c]);
+        end[c] = qmax * scale[c];
       }
+      ends.set(end);
       takeEnds();
     }
-    FloatBuffer steps = buffer(scales);
-    FloatBuffer to = buffer(latent);
+    float[] steps = scales.values();
+    float[] middles = new float[integers.length];
     long inner = axis < 0 ? elements : 1;
-    for (int a = axis + 1; axis >= 0 && a < working.rank(); a++) {
-      inner *= working.dimension(a);
+    for (int a = axis + 1; axis >= 0 && a < shape.length; a++) {
+      inner *= shape[a];
     }
-    for (int i = 0; i < elements; i++) {
-      to.put(i, integers[i] * steps.get((int) (i / inner % scale.length)));
+    for (int i = 0; i < middles.length; i++) {
+      middles[i] = integers[i] * steps[(int) (i / inner % steps.length)];
     }
+    latent.set(middles);
+    rounding =
+        grid()
+            .batch(
+                List.of(
+                    FakeQuantize.Job.fake(
+                        latent.tensor(), working.tensor(), gate.bytes(), scales.floats(), null)));
     renew();
   }
 
   /** The end of each channel's grid, qmax · scale, where scales are learned; else null. */
-  Tensor ends() {
+  TrainingBuffer ends() {
     return ends;
   }
 
   /** What {@link #learnEnds} writes. */
-  Tensor endGradients() {
+  TrainingBuffer endGradients() {
     return endGradients;
   }
 
@@ -137,17 +141,17 @@ final class TrainedWeight implements AutoCloseable {
    * scales as Esser et al. (Learned Step Size Quantization, 2020) have it, their factor included: a change of
    * an end is qmax times one of the scale, and so is its gradient here.
    */
-  void learnEnds(Tensor gradient) {
+  void learnEnds(org.espalier.device.Tensor gradient) {
     FakeQuantize grid = grid();
     grid.scaleGradient(
-        latent,
+        latent.tensor(),
         gradient,
         null,
-        floats(scales),
+        scales.floats(),
         null,
-        floats(endGradients),
+        endGradients.floats(),
         null,
-        qmax * grid.scaleGradientFactor(latent));
+        qmax * grid.scaleGradientFactor(latent.tensor()));
   }
 
   /** Takes the scales from the ends, of which a step takes half at most, and renews what forward reads. */
@@ -162,52 +166,52 @@ final class TrainedWeight implements AutoCloseable {
   }
 
   private void rescale(float least) {
-    FloatBuffer end = buffer(ends);
-    FloatBuffer scale = buffer(scales);
-    for (int c = 0; c < ends.elements(); c++) {
-      end.put(c, Math.max(Math.max(end.get(c), least * qmax * scale.get(c)), SMALLEST_END));
-      scale.put(c, end.get(c) / qmax);
+    float[] end = ends.values();
+    float[] scale = scales.values();
+    for (int c = 0; c < end.length; c++) {
+      end[c] = Math.max(Math.max(end[c], least * qmax * scale[c]), SMALLEST_END);
+      scale[c] = end[c] / qmax;
     }
+    ends.set(end);
+    scales.set(scale);
   }
 
   /** Gives the weight a mask that keeps everything, if it has none yet. */
   void makeMask() {
     if (mask == null) {
-      mask = bits();
-      Pointer.memset(mask.pointer(), 255, mask.bytes());
+      mask = TrainingBuffer.bits(device, elements);
+      mask.setBits();
     }
-  }
-
-  /** Room for one bit an element. */
-  private OwnedTensor bits() {
-    return OwnedTensor.allocate(DType.F32, (elements + 31) / 32);
   }
 
   /** How many working weights are exactly 0. */
   long zeros() {
-    FloatBuffer values = buffer(working);
     long zeros = 0;
-    for (int i = 0; i < elements; i++) {
-      zeros += values.get(i) == 0 ? 1 : 0;
+    for (float value : working.values()) {
+      zeros += value == 0 ? 1 : 0;
     }
     return zeros;
   }
 
   /** Writes working weights and gate of the latent ones as they are. */
   void renew() {
-    if (latent != null) {
-      grid().run(FakeQuantize.Job.fake(latent, working, gateBits(), floats(scales), null));
+    if (rounding != null) {
+      device.run(rounding);
     }
   }
 
   /** The integers of the working weights. */
   byte[] integers() {
-    byte[] result = new byte[Math.toIntExact(elements)];
-    try (BytePointer integers = new BytePointer(elements)) {
-      grid().run(FakeQuantize.Job.real(latent, integers, floats(scales), null));
-      integers.get(result);
+    try (TrainingBuffer integers = TrainingBuffer.zeros(device, (elements + 3) / 4);
+        FakeQuantize.Batch real =
+            grid()
+                .batch(
+                    List.of(
+                        FakeQuantize.Job.real(
+                            latent.tensor(), integers.bytes(), scales.floats(), null)))) {
+      device.run(real);
+      return integers.firstBytes(Math.toIntExact(elements));
     }
-    return result;
   }
 
   private FakeQuantize grid() {
@@ -216,61 +220,26 @@ final class TrainedWeight implements AutoCloseable {
   }
 
   BytePointer gateBits() {
-    return gate == null ? null : new BytePointer(gate.pointer());
+    return gate == null ? null : gate.bytes();
   }
 
   /** The mask's memory, or null. */
-  Tensor mask() {
+  TrainingBuffer mask() {
     return mask;
   }
 
   BytePointer maskBits() {
-    return mask == null ? null : new BytePointer(mask.pointer());
-  }
-
-  static FloatPointer floats(Tensor tensor) {
-    return new FloatPointer(tensor.pointer());
-  }
-
-  static FloatBuffer buffer(Tensor tensor) {
-    return floats(tensor).capacity(tensor.elements()).asBuffer();
-  }
-
-  /** Writes the bytes of a tensor. */
-  static void write(Tensor tensor, DataOutputStream out) throws IOException {
-    ByteBuffer from = bytes(tensor);
-    byte[] piece = new byte[PIECE];
-    while (from.hasRemaining()) {
-      int n = Math.min(PIECE, from.remaining());
-      from.get(piece, 0, n);
-      out.write(piece, 0, n);
-    }
-  }
-
-  /** Reads the bytes of a tensor. */
-  static void read(Tensor tensor, DataInputStream in) throws IOException {
-    ByteBuffer to = bytes(tensor);
-    byte[] piece = new byte[PIECE];
-    while (to.hasRemaining()) {
-      int n = Math.min(PIECE, to.remaining());
-      in.readFully(piece, 0, n);
-      to.put(piece, 0, n);
-    }
-  }
-
-  private static ByteBuffer bytes(Tensor tensor) {
-    return new BytePointer(tensor.pointer()).capacity(tensor.bytes()).asByteBuffer();
-  }
-
-  static void copy(Tensor from, Tensor to) {
-    Pointer.memcpy(to.pointer(), from.pointer(), from.bytes());
+    return mask == null ? null : mask.bytes();
   }
 
   @Override
   public void close() {
-    for (OwnedTensor t : new OwnedTensor[] {mask, latent, scales, gate, ends, endGradients}) {
-      if (t != null) {
-        t.close();
+    if (rounding != null) {
+      rounding.close();
+    }
+    for (TrainingBuffer m : new TrainingBuffer[] {mask, latent, scales, gate, ends, endGradients}) {
+      if (m != null) {
+        m.close();
       }
     }
   }

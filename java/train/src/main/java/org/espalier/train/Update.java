@@ -7,8 +7,6 @@ import java.util.ArrayList;
 import java.util.List;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
-import org.espalier.device.DType;
-import org.espalier.device.OwnedTensor;
 import org.espalier.op.Channel;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
@@ -16,13 +14,12 @@ import org.espalier.op.FusedStep;
 import org.espalier.op.Scale;
 import org.espalier.op.StepResult;
 import org.espalier.op.WorkingCopy;
-import org.espalier.torch.TensorView;
 import org.espalier.torch.TorchDevice;
 
 /** The optimizer of one stage: one native call for all parameters, with its state. */
 final class Update implements AutoCloseable {
   private final List<TrainedWeight> weights;
-  private final List<OwnedTensor> states = new ArrayList<>();
+  private final List<TrainingBuffer> states = new ArrayList<>();
   private final List<Tensor> gradients = new ArrayList<>();
 
   /** Those whose scales are learned; the ends of their grids come after all weights. */
@@ -38,12 +35,12 @@ final class Update implements AutoCloseable {
    * An optimizer of weights.
    *
    * @param ranges whose ranges are parameters too; null where there are none
+   * @param device where all of them are
    */
-  Update(List<TrainedWeight> weights, StaticGrid ranges, Optimizer optimizer) {
+  Update(List<TrainedWeight> weights, StaticGrid ranges, Optimizer optimizer, TorchDevice device) {
     this.ranges = ranges;
     this.weights = List.copyOf(weights);
-    this.device =
-        weights.isEmpty() ? TorchDevice.CPU : TorchDevice.of(weights.get(0).parameter.tensor());
+    this.device = device;
     this.learned = weights.stream().filter(w -> w.ends() != null).toList();
     for (TrainedWeight w : weights) {
       // Retained: the scope of a step must not free it.
@@ -59,25 +56,31 @@ final class Update implements AutoCloseable {
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
       FusedSgd.Parameter p =
-          FusedSgd.Parameter.of(w.latent(), gradient(i), s.momentum() > 0 ? state(w.working) : null)
+          FusedSgd.Parameter.of(
+                  w.latent().tensor(), gradient(i), s.momentum() > 0 ? state(w.working) : null)
               .withMask(w.maskBits());
       parameters.add(
           !w.isQuantized()
               ? p
               : w.ends() != null
                   ? p.withGate(w.gateBits())
-                  : p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w)));
+                  : p.withGate(w.gateBits())
+                      .withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w)));
     }
     for (TrainedWeight w : learned) {
       parameters.add(
           FusedSgd.Parameter.of(
-              w.ends(), w.endGradients(), s.momentum() > 0 ? state(w.ends()) : null));
+              w.ends().tensor(),
+              w.endGradients().tensor(),
+              s.momentum() > 0 ? state(w.ends()) : null));
     }
     if (ranges != null) {
       LearnedRanges l = ranges.learned();
       parameters.add(
           FusedSgd.Parameter.of(
-              l.ends(), l.gradients(), s.momentum() > 0 ? state(l.ends()) : null));
+              l.ends().tensor(),
+              l.gradients().tensor(),
+              s.momentum() > 0 ? state(l.ends()) : null));
     }
     return new FusedSgd(
         parameters,
@@ -94,23 +97,27 @@ final class Update implements AutoCloseable {
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
       FusedAdamW.Parameter p =
-          FusedAdamW.Parameter.of(w.latent(), gradient(i), state(w.working), state(w.working))
+          FusedAdamW.Parameter.of(
+                  w.latent().tensor(), gradient(i), state(w.working), state(w.working))
               .withMask(w.maskBits());
       parameters.add(
           !w.isQuantized()
               ? p
               : w.ends() != null
                   ? p.withGate(w.gateBits())
-                  : p.withGate(w.gateBits()).withWorkingCopy(WorkingCopy.of(w.working), scale(w)));
+                  : p.withGate(w.gateBits())
+                      .withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w)));
     }
     for (TrainedWeight w : learned) {
       parameters.add(
-          FusedAdamW.Parameter.of(w.ends(), w.endGradients(), state(w.ends()), state(w.ends())));
+          FusedAdamW.Parameter.of(
+              w.ends().tensor(), w.endGradients().tensor(), state(w.ends()), state(w.ends())));
     }
     if (ranges != null) {
       LearnedRanges l = ranges.learned();
       parameters.add(
-          FusedAdamW.Parameter.of(l.ends(), l.gradients(), state(l.ends()), state(l.ends())));
+          FusedAdamW.Parameter.of(
+              l.ends().tensor(), l.gradients().tensor(), state(l.ends()), state(l.ends())));
     }
     return new FusedAdamW(
         parameters,
@@ -124,18 +131,20 @@ final class Update implements AutoCloseable {
 
   private static Scale scale(TrainedWeight w) {
     Channel channel =
-        w.channelAxis() < 0 ? Channel.TENSOR : Channel.ofAxis(w.channelAxis(), w.working.rank());
-    return new Scale(w.scales(), channel, true);
+        w.channelAxis() < 0
+            ? Channel.TENSOR
+            : Channel.ofAxis(w.channelAxis(), w.working.tensor().rank());
+    return new Scale(w.scales().tensor(), channel, true);
   }
 
   private org.espalier.device.Tensor gradient(int i) {
-    return TensorView.of(gradients.get(i));
+    return device.view(gradients.get(i));
   }
 
-  private OwnedTensor state(org.espalier.device.Tensor trained) {
-    OwnedTensor state = OwnedTensor.allocate(DType.F32, trained.elements());
+  private org.espalier.device.Tensor state(TrainingBuffer trained) {
+    TrainingBuffer state = TrainingBuffer.zeros(device, trained.elements());
     states.add(state);
-    return state;
+    return state.tensor();
   }
 
   /**
@@ -207,8 +216,8 @@ final class Update implements AutoCloseable {
     for (int i = 0; i < parameters(); i++) {
       out.writeLong(steps(i));
     }
-    for (OwnedTensor state : states) {
-      TrainedWeight.write(state, out);
+    for (TrainingBuffer state : states) {
+      state.write(out);
     }
   }
 
@@ -217,8 +226,8 @@ final class Update implements AutoCloseable {
     for (int i = 0; i < parameters(); i++) {
       steps(i, in.readLong());
     }
-    for (OwnedTensor state : states) {
-      TrainedWeight.read(state, in);
+    for (TrainingBuffer state : states) {
+      state.read(in);
     }
   }
 
@@ -229,7 +238,7 @@ final class Update implements AutoCloseable {
   @Override
   public void close() {
     step.close();
-    states.forEach(OwnedTensor::close);
+    states.forEach(TrainingBuffer::close);
     for (int i = 0; i < weights.size(); i++) {
       weights.get(i).parameter.tensor().mutable_grad().put(new Tensor());
       gradients.get(i).close();
