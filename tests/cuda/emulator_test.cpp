@@ -262,6 +262,19 @@ void test_streams() {
   CHECK(!run_captured(one, 1, [&] { return esp_cuda_stream_synchronize(one.get()); }));  // waits
   void* memory;
   CHECK(!run_captured(one, 1, [&] { return esp_cuda_allocate(8, &memory); }));
+  // What is copied to a device: pageable memory as it is at the call, pinned memory as it is when the copy runs.
+  void* pinned;
+  int pageable = 1, found = 0;
+  CHECK(esp_cuda_allocate(sizeof(int), &memory) == ESP_OK);
+  CHECK(esp_cuda_host_allocate(sizeof(int), &pinned) == ESP_OK);
+  for (int* from : {&pageable, static_cast<int*>(pinned)}) {
+    *from = 1;
+    CHECK(esp_cuda_copy(memory, from, sizeof(int), one.get()) == ESP_OK);
+    *from = 2;
+    CHECK(esp_cuda_copy(&found, memory, sizeof(int), one.get()) == ESP_OK);
+    CHECK(one.wait() && found == (from == &pageable ? 1 : 2));
+  }
+  CHECK(esp_cuda_release(memory) == ESP_OK && esp_cuda_host_release(pinned) == ESP_OK);
   emulator::fail_allocation(1);
   CHECK(esp_cuda_allocate(8, &memory) == ESP_OUT_OF_MEMORY);
   emulator::reset();
