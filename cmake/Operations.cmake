@@ -16,14 +16,15 @@ set(ESP_OPERATIONS
   magnitude_prune
 )
 
-# Those that have CUDA kernels.
+# Those that have CUDA kernels; of fake_quantize the gradients of scales apart, because they compute in double.
 set(ESP_CUDA_OPERATIONS
   gradient_norm
   fake_quantize
+  fake_quantize_scale_gradient
   kd_softmax_loss
   fused_adamw
   fused_sgd
   magnitude_prune
 )
 # Of them those whose kernels may compute in double, because the result is defined so.
-set(ESP_CUDA_DOUBLE fused_adamw fused_sgd gradient_norm kd_softmax_loss)
+set(ESP_CUDA_DOUBLE fake_quantize_scale_gradient fused_adamw fused_sgd gradient_norm kd_softmax_loss)

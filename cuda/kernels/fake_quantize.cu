@@ -9,6 +9,7 @@
 // (twice where not fused), y, q and 1/8 of gate once.
 #include "fake_quantize.h"
 
+#include "fake_quantize_grid.cuh"
 #include "kernel.cuh"
 
 namespace {
@@ -55,30 +56,6 @@ __device__ void finish(const Call& call) {
 
 // ---- grid
 
-struct Rule {
-  float qmin, qmax;
-  bool divide;
-  __device__ explicit Rule(const esp_quantizer& q)
-      : qmin(static_cast<float>(q.qmin)),
-        qmax(static_cast<float>(q.qmax)),
-        divide(q.rounding == ESP_ROUND_DIVIDE) {}
-};
-struct Grid {
-  float scale, by, zero;  // by: the scale where it divides, else its reciprocal
-};
-__device__ __forceinline__ Grid grid_from(float scale, float zero, bool divide) {
-  return {scale, divide ? scale : 1.0f / scale, zero};
-}
-__device__ __forceinline__ Grid grid_at(const float* scale, const int32_t* zero_point, int64_t channel,
-                                        bool divide) {
-  ESP_GLOBAL(scale);
-  float zero = 0.0f;
-  if (zero_point != nullptr) {
-    ESP_GLOBAL(zero_point);
-    zero = static_cast<float>(zero_point[channel]);
-  }
-  return grid_from(scale[channel], zero, divide);
-}
 __device__ __forceinline__ void report_unusable(QuantizeState* state, int64_t channel, float scale) {
   if (!esp::usable_scale(scale)) atomicMax(&state->bad, static_cast<unsigned long long>(INT64_MAX - channel));
 }
@@ -124,11 +101,6 @@ __device__ __forceinline__ void count(Counts& counts, float x) {
 __device__ __forceinline__ void flush(QuantizeState* state, const Counts& counts) {
   if (counts.nan != 0) atomicAdd(&state->nan, static_cast<unsigned long long>(counts.nan));
   if (counts.infinite != 0) atomicAdd(&state->infinite, static_cast<unsigned long long>(counts.infinite));
-}
-
-__device__ __forceinline__ float clamped(float position, const Rule& rule) {
-  const float raised = position > rule.qmin ? position : rule.qmin;  // NaN becomes qmin
-  return raised < rule.qmax ? raised : rule.qmax;
 }
 
 template <class Y, int n>

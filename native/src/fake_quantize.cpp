@@ -9,6 +9,7 @@
 #include "arguments.h"
 #include "fake_quantize_arguments.h"
 #include "fake_quantize_kernel.h"
+#include "fake_quantize_order.h"
 #include "fake_quantize_scale.h"
 #include "thread_pool.h"
 
@@ -20,9 +21,6 @@ using esp::Window;
 
 // Part of the result where sums are formed a piece and then added in order. A piece of x and y stays in a core's cache.
 constexpr int64_t piece_elements = 32768;
-// Below this length a row of one scale is dearer than a row of many: its scales are spread over columns instead.
-constexpr int64_t short_inner = 16;
-constexpr int64_t narrow = 256;
 constexpr int64_t prefetch_distance = 768;
 // Two rows of up to this many bytes stay in the L1 cache beside a third that arrives and the output.
 constexpr int64_t fetched_row = 8192;
@@ -37,9 +35,7 @@ bool overlaps(const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
 
 // How a tensor [outer, channels, inner] is cut into windows; a function of the shape alone.
 //
-// Rows: a window lies in one channel and has one scale. Columns, for short inner sizes: the tensor is a matrix whose
-// columns have a scale each; narrow matrices take several rows as one, so that rows are whole vectors, and what is left
-// over is a last, shorter row.
+// Rows: a window lies in one channel and has one scale. Columns, for short inner sizes: the tensor is a QuantizeMatrix.
 struct Layout {
   int64_t outer, channels, inner, n;
   bool columns;
@@ -51,17 +47,13 @@ struct Layout {
   Layout() = default;
   Layout(int64_t outer_size, int64_t channel_count, int64_t inner_size)
       : outer(outer_size), channels(channel_count), inner(inner_size), n(outer_size * channel_count * inner_size) {
-    columns = n > 0 && (inner == 1 || (inner < short_inner && outer > 1)) && channels > 1;
+    const esp::QuantizeMatrix matrix = esp::quantize_matrix(outer, channels, inner);
+    columns = matrix.width > 0;
     if (columns) {
-      const int64_t period = channels * inner;
-      repeat = 1;
-      if (period < narrow) {
-        while (period * repeat % 16 != 0) repeat *= 2;
-        if (repeat > outer) repeat = 1;
-      }
-      width = period * repeat;
-      rows = outer / repeat;
-      rest = outer % repeat * period;
+      repeat = matrix.repeat;
+      width = matrix.width;
+      rows = matrix.rows;
+      rest = matrix.rest;
       // Long enough that adding up the blocks is little work, short enough that there are some for every thread.
       block_rows = ceil_div(rows, 64) > 128 ? ceil_div(rows, 64) : 128;
       if (block_rows > rows) block_rows = rows;
@@ -604,18 +596,17 @@ esp_status check_forward(const esp_quantizer* quantizer, const esp_quantized* te
   return ESP_OK;
 }
 
-// run(window, first scale, partial) over the pieces of a layout.
+// run(index) for `count` units of `n` elements together, in groups of as many as a piece has.
 template <class Run>
-void over_pieces(const Layout& layout, int64_t bytes, const Run& run) {
-  const auto unit = [&](int64_t index) {
-    int64_t partial, scale;
-    const Window w = layout.piece(index, &partial, &scale);
-    run(w, scale, partial);
+void in_groups(int64_t count, int64_t n, int64_t bytes, const Run& run) {
+  const int64_t group = at_least_one(piece_elements / at_least_one(n / at_least_one(count)));
+  const auto several = [&](int64_t first) {
+    for (int64_t index = first * group; index < count && index < (first + 1) * group; index++) run(index);
   };
   if (bytes < esp::parallel_bytes) {
-    for (int64_t index = 0; index < layout.all_pieces(); index++) unit(index);
+    for (int64_t index = 0; index < count; index++) run(index);
   } else {
-    esp::parallel_for(layout.all_pieces(), unit);
+    esp::parallel_for(ceil_div(count, group), several);
   }
 }
 
@@ -674,7 +665,8 @@ esp_status esp_fake_quantize_scale_gradient(const esp_quantizer* quantizer, cons
   SpreadScales spread;
   if (esp_status status = spread.prepare(name, layout)) return status;
   spread.spread(layout, g.scale, g.zero_point);
-  const int64_t parts = layout.partials();
+  const esp::GradientOrder order = esp::gradient_order(g.outer, g.channels, g.inner);
+  const int64_t parts = order.partials();
   std::unique_ptr<double[]> sums(new (std::nothrow) double[static_cast<size_t>(2 * parts)]);
   if (!sums) return esp::fail(ESP_OUT_OF_MEMORY, "%s: no memory for %lld parts", name, static_cast<long long>(parts));
   const esp::ScaleGradientTarget target = {g.x,
@@ -684,26 +676,42 @@ esp_status esp_fake_quantize_scale_gradient(const esp_quantizer* quantizer, cons
                                            static_cast<float>(quantizer->qmin),
                                            static_cast<float>(quantizer->qmax),
                                            quantizer->rounding == ESP_ROUND_DIVIDE};
-  over_pieces(layout, n * esp::size_of(g.dtype), [&](const Window& w, int64_t scale, int64_t partial) {
-    double* by_scale = &sums[partial];
-    double* by_zero = &sums[parts + partial];
-    if (layout.columns) {
-      kernels->scale_gradient(target, w, spread.from(layout, scale), by_scale, by_zero);
-    } else {
-      kernels->scale_gradient(target, w, OneScale(g.scale, g.zero_point, scale).grid(), by_scale, by_zero);
+  double* const by_scale = sums.get();
+  double* const by_zero = by_scale + parts;
+  // Columns of a matrix that a unit adds up.
+  const int64_t strip = order.matrix.width < 2048 ? at_least_one(order.matrix.width) : 2048;
+  const int64_t strips = ceil_div(order.matrix.width, strip);
+  const auto chunk = [&](int64_t index) {
+    if (order.columns()) {
+      const int64_t row = index / strips * esp::chunk_rows, column = index % strips * strip, width = order.matrix.width;
+      const int64_t columns = width - column < strip ? width - column : strip;
+      const int64_t height = order.height() - row < esp::chunk_rows ? order.height() - row : esp::chunk_rows;
+      const int64_t in_last = row + height <= order.matrix.rows ? columns : order.matrix.rest - column;
+      const int64_t partial = index / strips * width + column;
+      kernels->scale_gradient_columns(target, {row * width + column, height, columns, width}, in_last,
+                                      spread.from(layout, column), by_scale + partial, by_zero + partial);
+      return;
     }
-  });
-  layout.fold(&sums[0], [](double a, double b) { return a + b; });
-  layout.fold(&sums[parts], [](double a, double b) { return a + b; });
-  for (int64_t c = 0; c < g.channels; c++) {
-    double by_scale = 0, by_zero = 0;
-    layout.gather(c, [&](int64_t part) {
-      by_scale += sums[part];
-      by_zero += sums[parts + part];
-    });
-    g.grad_scale[c] = static_cast<float>(by_scale * static_cast<double>(g.factor));
-    if (g.grad_zero_point != nullptr) g.grad_zero_point[c] = static_cast<float>(by_zero * static_cast<double>(g.factor));
-  }
+    const int64_t channel = index / order.chunks, first = index % order.chunks * esp::chunk_segments;
+    Window segments[esp::chunk_segments];
+    int64_t count = 0;
+    for (; count < esp::chunk_segments && first + count < order.segments; count++) {
+      segments[count] = order.segment(channel, first + count);
+    }
+    kernels->scale_gradient_rows(target, segments, count, OneScale(g.scale, g.zero_point, channel).grid(), by_scale + index,
+                                 by_zero + index);
+  };
+  const int64_t chunks = order.columns() ? order.chunks * strips : parts;
+  in_groups(chunks, n, n * esp::size_of(g.dtype), chunk);
+  const auto channel = [&](int64_t c) {
+    const auto total = [&](const double* partials) {
+      return esp::add_partials(order.partials_of_channel(), [&](int64_t i) { return partials[order.partial(c, i)]; });
+    };
+    const double factor = static_cast<double>(g.factor);
+    g.grad_scale[c] = static_cast<float>(total(by_scale) * factor);
+    if (g.grad_zero_point != nullptr) g.grad_zero_point[c] = static_cast<float>(total(by_zero) * factor);
+  };
+  in_groups(g.channels, parts, parts * static_cast<int64_t>(sizeof(double)), channel);
   return ESP_OK;
 }
 

@@ -450,68 +450,106 @@ void error(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale
   }
 }
 
+// Elements side by side of x and grad_y, n of them: adds what they give to the sums of their lanes, writes grad_x.
 template <class T, class Scale>
-void scale_gradient_to(const esp::ScaleGradientTarget& t, const Window& w, const GridScale& scales, double* scale_sum,
-                       double* zero_sum) {
-  const bool divide = t.divide;
-  const Scale scale(scales, divide);
+ESP_INLINE void add_gradients(const esp::ScaleGradientTarget& t, const Scale& scale, bool divide, int64_t at, int64_t i,
+                              int64_t n, SumLanes& by_scale, SumLanes& by_zero) {
   const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), nought = set1(0.0f);
-  const SumLanes empty = {zero_f64(), zero_f64()};
-  SumLanes by_scale = empty, by_zero = empty;
-  walk(
-      w, __is_same(Scale, PerColumn),
-      [&](int64_t r, int64_t i, int64_t n) __attribute__((always_inline)) {
-        const int64_t at = w.first + r * w.stride + i;
-        const T* x = static_cast<const T*>(t.x) + at;
-        const T* grad_y = static_cast<const T*>(t.grad_y) + at;
-        const f32x16 g = n == 16 ? load(grad_y) : load_n(grad_y, n);
-        const f32x16 xs = n == 16 ? load(x) : load_n(x, n);
-        const f32x16 by = n == 16 ? scale.by(i) : scale.by_n(i, n), zero = n == 16 ? scale.zero(i) : scale.zero_n(i, n);
-        const f32x16 v = divide ? xs / by : xs * by, rounded = rint(v), position = rounded + zero;
-        const mask16 pass = gate_of(position, qmin, qmax);
-        const f32x16 clipped = clamp_position(position, qmin, qmax) - zero;
-        add_product(by_scale, g, select(pass, rounded - v, clipped));
-        add_product(by_zero, g, select(pass, nought, nought - (n == 16 ? scale.scale(i) : scale.scale_n(i, n))));
-        if (t.grad_x != nullptr) {
-          T* grad_x = static_cast<T*>(t.grad_x) + at;
-          if (n == 16) {
-            store(grad_x, keep(pass, g));
-          } else {
-            store_n(grad_x, keep(pass, g), n);
-          }
-        }
-      },
-      [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        if (n > 0) {
-          store_sum(scale_sum + i, by_scale, n);
-          store_sum(zero_sum + i, by_zero, n);
-          by_scale = by_zero = empty;
-        } else {
-          *scale_sum = total(by_scale);
-          *zero_sum = total(by_zero);
-        }
-      });
+  const T* x = static_cast<const T*>(t.x) + at;
+  const T* grad_y = static_cast<const T*>(t.grad_y) + at;
+  const f32x16 g = n == 16 ? load(grad_y) : load_n(grad_y, n);
+  const f32x16 xs = n == 16 ? load(x) : load_n(x, n);
+  const f32x16 by = n == 16 ? scale.by(i) : scale.by_n(i, n), zero = n == 16 ? scale.zero(i) : scale.zero_n(i, n);
+  const f32x16 v = divide ? xs / by : xs * by, rounded = rint(v), position = rounded + zero;
+  const mask16 pass = gate_of(position, qmin, qmax);
+  const f32x16 clipped = clamp_position(position, qmin, qmax) - zero;
+  add_product(by_scale, g, select(pass, rounded - v, clipped));
+  add_product(by_zero, g, select(pass, nought, nought - (n == 16 ? scale.scale(i) : scale.scale_n(i, n))));
+  if (t.grad_x != nullptr) {
+    T* grad_x = static_cast<T*>(t.grad_x) + at;
+    if (n == 16) {
+      store(grad_x, keep(pass, g));
+    } else {
+      store_n(grad_x, keep(pass, g), n);
+    }
+  }
+}
+ESP_INLINE void add_segment(SumLanes& sum, SumLanes& segment) {
+  sum.low = sum.low + segment.low;
+  sum.high = sum.high + segment.high;
+  segment = {zero_f64(), zero_f64()};
 }
 
 template <class T>
-void scale_gradient_from(const esp::ScaleGradientTarget& t, const Window& w, const GridScale& scale, double* scale_sum,
-                         double* zero_sum) {
-  if (scale.per_column) {
-    scale_gradient_to<T, PerColumn>(t, w, scale, scale_sum, zero_sum);
-  } else {
-    scale_gradient_to<T, Constant>(t, w, scale, scale_sum, zero_sum);
+void scale_gradient_rows_of(const esp::ScaleGradientTarget& t, const Window* segments, int64_t count, const GridScale& scales,
+                            double* scale_sum, double* zero_sum) {
+  const bool divide = t.divide;
+  const Constant scale(scales, divide);
+  const SumLanes empty = {zero_f64(), zero_f64()};
+  SumLanes all_by_scale = empty, all_by_zero = empty, by_scale = empty, by_zero = empty;
+  for (int64_t s = 0; s < count; s++) {
+    const Window w = segments[s];
+    for (int64_t r = 0; r < w.rows; r++) {
+      const int64_t first = w.first + r * w.stride;
+      int64_t i = 0;
+      for (; i + 16 <= w.columns; i += 16) add_gradients<T>(t, scale, divide, first + i, i, 16, by_scale, by_zero);
+      if (i < w.columns) add_gradients<T>(t, scale, divide, first + i, i, w.columns - i, by_scale, by_zero);
+    }
+    add_segment(all_by_scale, by_scale);
+    add_segment(all_by_zero, by_zero);
+  }
+  *scale_sum = total(all_by_scale);
+  *zero_sum = total(all_by_zero);
+}
+
+void scale_gradient_rows(const esp::ScaleGradientTarget& t, const Window* segments, int64_t count, const GridScale& scale,
+                         double* scale_sum, double* zero_sum) {
+  switch (t.dtype) {
+    case ESP_BF16:
+      return scale_gradient_rows_of<bf16>(t, segments, count, scale, scale_sum, zero_sum);
+    case ESP_F16:
+      return scale_gradient_rows_of<f16>(t, segments, count, scale, scale_sum, zero_sum);
+    default:
+      return scale_gradient_rows_of<float>(t, segments, count, scale, scale_sum, zero_sum);
   }
 }
 
-void scale_gradient(const esp::ScaleGradientTarget& t, const Window& w, const GridScale& scale, double* scale_sum,
-                    double* zero_sum) {
+// Down the columns, so that sums stay in registers.
+template <class T>
+void scale_gradient_columns_of(const esp::ScaleGradientTarget& t, const Window& w, int64_t in_last, const GridScale& scales,
+                               double* scale_sum, double* zero_sum) {
+  const bool divide = t.divide;
+  const PerColumn scale(scales, divide);
+  const SumLanes empty = {zero_f64(), zero_f64()};
+  for (int64_t i = 0; i < w.columns; i += 16) {
+    const int64_t n = w.columns - i < 16 ? w.columns - i : 16, last = in_last - i < n ? in_last - i : n;
+    const int64_t rows = last < n ? w.rows - 1 : w.rows;
+    SumLanes all_by_scale = empty, all_by_zero = empty, by_scale = empty, by_zero = empty;
+    for (int64_t top = 0; top < w.rows; top += esp::segment_rows) {
+      const int64_t bottom = top + esp::segment_rows < rows ? top + esp::segment_rows : rows;
+      for (int64_t r = top; r < bottom; r++) {
+        add_gradients<T>(t, scale, divide, w.first + r * w.stride + i, i, n, by_scale, by_zero);
+      }
+      if (rows < w.rows && w.rows <= top + esp::segment_rows && last > 0) {
+        add_gradients<T>(t, scale, divide, w.first + rows * w.stride + i, i, last, by_scale, by_zero);
+      }
+      add_segment(all_by_scale, by_scale);
+      add_segment(all_by_zero, by_zero);
+    }
+    store_sum(scale_sum + i, all_by_scale, n);
+    store_sum(zero_sum + i, all_by_zero, n);
+  }
+}
+
+void scale_gradient_columns(const esp::ScaleGradientTarget& t, const Window& chunk, int64_t in_last, const GridScale& scale,
+                            double* scale_sum, double* zero_sum) {
   switch (t.dtype) {
     case ESP_BF16:
-      return scale_gradient_from<bf16>(t, w, scale, scale_sum, zero_sum);
+      return scale_gradient_columns_of<bf16>(t, chunk, in_last, scale, scale_sum, zero_sum);
     case ESP_F16:
-      return scale_gradient_from<f16>(t, w, scale, scale_sum, zero_sum);
+      return scale_gradient_columns_of<f16>(t, chunk, in_last, scale, scale_sum, zero_sum);
     default:
-      return scale_gradient_from<float>(t, w, scale, scale_sum, zero_sum);
+      return scale_gradient_columns_of<float>(t, chunk, in_last, scale, scale_sum, zero_sum);
   }
 }
 
@@ -596,6 +634,6 @@ void backward(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, i
 
 namespace esp {
 extern const FakeQuantizeKernels ESP_VARIANT(fake_quantize);
-const FakeQuantizeKernels ESP_VARIANT(fake_quantize) = {observe,        observe_columns, apply,   error,
-                                                        scale_gradient, dequantize,      backward,        ::fence};
+const FakeQuantizeKernels ESP_VARIANT(fake_quantize) = {
+    observe, observe_columns, apply, error, scale_gradient_rows, scale_gradient_columns, dequantize, backward, ::fence};
 }  // namespace esp

@@ -1,13 +1,9 @@
 #pragma once
 #include "cpu_features.h"
 #include "espalier/fake_quantize.h"
+#include "fake_quantize_order.h"
 
 namespace esp {
-
-// Part of a row-major tensor: `rows` rows of `columns` elements, `stride` elements apart, from flat index `first` on.
-struct Window {
-  int64_t first, rows, columns, stride;
-};
 
 // What one scale or one scale a column of the window says; inverse = 1/scale, zero the zero point.
 struct GridScale {
@@ -67,9 +63,12 @@ struct FakeQuantizeKernels {
   NonFinite (*apply)(const QuantizeTarget& target, const Window& window, const GridScale& scale);
   // The sum of (y - x)^2 over finite x: one number, or one a column where the scale is.
   void (*error)(const QuantizeTarget& target, const Window& window, const GridScale& scale, double* sum);
-  // Writes grad_x; the sums of grad_y * dy/ds and grad_y * dy/dz: one number each, or one a column where the scale is.
-  void (*scale_gradient)(const ScaleGradientTarget& target, const Window& window, const GridScale& scale, double* scale_sum,
-                         double* zero_sum);
+  // Writes grad_x; the sums of grad_y * dy/ds and grad_y * dy/dz over `count` segments of one channel.
+  void (*scale_gradient_rows)(const ScaleGradientTarget& target, const Window* segments, int64_t count, const GridScale& scale,
+                              double* scale_sum, double* zero_sum);
+  // The same for each column of a chunk of a matrix, whose last row has only `in_last` of its columns (0 or less: none).
+  void (*scale_gradient_columns)(const ScaleGradientTarget& target, const Window& chunk, int64_t in_last,
+                                 const GridScale& scale, double* scale_sum, double* zero_sum);
   void (*dequantize)(const DequantizeTarget& target, const Window& window, const GridScale& scale);
   // out = gate ? in : 0 for n elements; gate starts at a byte.
   void (*backward)(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, int64_t n, bool stream);

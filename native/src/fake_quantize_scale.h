@@ -3,12 +3,7 @@
 #include <cmath>
 
 #include "espalier/fake_quantize.h"
-
-#if defined(__CUDACC__)
-#define ESP_EVERYWHERE __host__ __device__
-#else
-#define ESP_EVERYWHERE
-#endif
+#include "everywhere.h"
 
 namespace esp {
 

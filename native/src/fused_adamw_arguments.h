@@ -1,13 +1,8 @@
 // What fused_adamw makes of its options, on a processor and on a device.
 #pragma once
+#include "everywhere.h"
 #include "fused_adamw_kernel.h"
 #include "fused_step.h"
-
-#if defined(__CUDACC__)
-#define ESP_EVERYWHERE __host__ __device__
-#else
-#define ESP_EVERYWHERE
-#endif
 
 namespace esp {
 

@@ -12,12 +12,14 @@ import java.util.List;
 import java.util.Random;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
 import org.bytedeco.javacpp.LongPointer;
 import org.bytedeco.javacpp.Pointer;
 import org.espalier.InputException;
 import org.espalier.op.FakeQuantize;
 import org.espalier.op.GradientNorm;
 import org.espalier.op.KdSoftmaxLoss;
+import org.espalier.op.ScaleGradients;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
@@ -222,6 +224,95 @@ class DeviceTest {
       stream.synchronize();
       InputException e = assertThrows(InputException.class, () -> options.run(job));
       assertTrue(e.getMessage().contains("channel 1"), e.getMessage());
+    }
+  }
+
+  /** Rows of one chunk and of several, columns, and one scale for all; waiting, and queued twice. */
+  @Test
+  void scaleGradientsHaveTheSameBits() {
+    Device device = device();
+    FakeQuantize options = FakeQuantize.affine(8);
+    long[][] shapes = {{7, 40}, {2, 9000}, {300, 5}, {20_000}};
+    Integer[] axes = {0, 0, -1, null};
+    for (int i = 0; i < shapes.length; i++) {
+      FakeQuantize grid = axes[i] == null ? options : options.perChannel(axes[i]);
+      int elements = 1;
+      for (long size : shapes[i]) {
+        elements *= (int) size;
+      }
+      Tensor x = Tensor.of(floats(elements, 7), DType.F32, shapes[i]);
+      Tensor gradY = Tensor.of(floats(elements, 8), DType.F32, shapes[i]);
+      int channels = (int) grid.channels(x);
+      FloatPointer scale = new FloatPointer(channels);
+      IntPointer zeroPoint = new IntPointer(channels);
+      for (int c = 0; c < channels; c++) {
+        scale.put(c, 0.01f + 0.001f * c);
+        zeroPoint.put(c, 100 + c);
+      }
+      FloatPointer byScale = new FloatPointer(channels);
+      FloatPointer byZero = new FloatPointer(channels);
+      float factor = grid.scaleGradientFactor(x);
+      try (OwnedTensor gradX = OwnedTensor.allocate(DType.F32, shapes[i]);
+          CudaTensor deviceX = upload(device, x);
+          CudaTensor deviceGradY = upload(device, gradY);
+          CudaTensor deviceGradX = CudaTensor.allocate(device, DType.F32, shapes[i]);
+          CudaMemory deviceScale = CudaMemory.allocate(device, 4L * channels);
+          CudaMemory deviceZero = CudaMemory.allocate(device, 4L * channels);
+          CudaMemory deviceByScale = CudaMemory.allocate(device, 4L * channels);
+          CudaMemory deviceByZero = CudaMemory.allocate(device, 4L * channels);
+          CudaStream stream = CudaStream.create(device)) {
+        deviceScale.copyFrom(scale, 4L * channels, stream);
+        deviceZero.copyFrom(zeroPoint, 4L * channels, stream);
+        stream.synchronize();
+        grid.scaleGradient(x, gradY, gradX, scale, zeroPoint, byScale, byZero, factor);
+        grid.scaleGradient(
+            deviceX,
+            deviceGradY,
+            null,
+            deviceScale.asFloats(),
+            deviceZero.asInts(),
+            deviceByScale.asFloats(),
+            null,
+            factor);
+        assertArrayEquals(bytes(byScale, 4 * channels), bytes(deviceByScale, stream));
+        ScaleGradients.Job job =
+            new ScaleGradients.Job(
+                deviceX,
+                deviceGradY,
+                deviceGradX,
+                deviceScale.asFloats(),
+                deviceZero.asInts(),
+                deviceByScale.asFloats(),
+                deviceByZero.asFloats(),
+                factor);
+        try (ScaleGradients gradients = grid.scaleGradients(List.of(job))) {
+          for (int turn = 0; turn < 2; turn++) {
+            deviceByScale.zero(stream);
+            gradients.queue(stream);
+            gradients.check(stream);
+            assertArrayEquals(bytes(byScale, 4 * channels), bytes(deviceByScale, stream));
+            assertArrayEquals(bytes(byZero, 4 * channels), bytes(deviceByZero, stream));
+            assertArrayEquals(bytes(gradX.pointer(), (int) gradX.bytes()), download(deviceGradX));
+          }
+          scale.put(channels - 1, 0f);
+          deviceScale.copyFrom(scale, 4L * channels, stream);
+          stream.synchronize();
+          IllegalArgumentException e = assertThrows(IllegalArgumentException.class, gradients::run);
+          assertTrue(e.getMessage().contains("channel " + (channels - 1)), e.getMessage());
+        }
+        // What lies elsewhere is refused.
+        assertThrows(
+            IllegalArgumentException.class,
+            () -> grid.scaleGradient(x, deviceGradY, null, scale, zeroPoint, byScale, byZero, 1f));
+      }
+    }
+  }
+
+  private static byte[] bytes(CudaMemory memory, CudaStream stream) {
+    try (BytePointer host = new BytePointer(memory.bytes())) {
+      memory.copyTo(host, memory.bytes(), stream);
+      stream.synchronize();
+      return bytes(host, (int) memory.bytes());
     }
   }
 

@@ -15,7 +15,6 @@ import org.espalier.binding.esp_cuda_quantize_result;
 import org.espalier.binding.esp_dequantized;
 import org.espalier.binding.esp_quantized;
 import org.espalier.binding.esp_quantizer;
-import org.espalier.binding.esp_scale_gradient;
 import org.espalier.binding.global.espalier;
 import org.espalier.binding.global.espalier_cuda;
 import org.espalier.device.CudaMemory;
@@ -40,8 +39,7 @@ import org.espalier.device.Tensor;
  * on every instruction set, for every number of threads and on CUDA devices. Bit fields hold one bit an
  * element, least significant first ({@link Bits}).
  *
- * <p>Runs where x is; all other memory of a job lies there too. The MSE observer and the gradients of
- * scales run on the CPU only.
+ * <p>Runs where x is; all other memory of a job lies there too. The MSE observer runs on the CPU only.
  */
 public final class FakeQuantize {
   /** How x becomes a place on the grid. */
@@ -334,7 +332,7 @@ public final class FakeQuantize {
   }
 
   /** Outer, channel and inner sizes. */
-  private long[] split(Tensor tensor) {
+  long[] split(Tensor tensor) {
     if (axis == null) {
       return new long[] {1, 1, tensor.elements()};
     }
@@ -575,7 +573,8 @@ public final class FakeQuantize {
 
   /**
    * The gradients of learned scales (Esser et al., Learned Step Size Quantization, 2020) and zero
-   * points (Bhalgat et al., LSQ+, 2020), and the straight-through gradient of x.
+   * points (Bhalgat et al., LSQ+, 2020), and the straight-through gradient of x. Returns when they are done;
+   * {@link #scaleGradients} is cheaper for many tensors, and for those of a CUDA device that come often.
    *
    * @param gradX of the type of x, or null; gradY itself is allowed
    * @param zeroPoint null: all 0
@@ -583,7 +582,8 @@ public final class FakeQuantize {
    * @param gradZeroPoint one a channel, written, or null
    * @param factor multiplies both; {@link #scaleGradientFactor} is the paper's
    * @throws IllegalArgumentException a scale that is not positive and finite with a finite
-   *     reciprocal, or a zero point outside the grid; nothing is written then
+   *     reciprocal, or a zero point outside the grid; nothing is written then, outputs are unspecified then
+   *     on a CUDA device
    */
   public void scaleGradient(
       Tensor x,
@@ -594,32 +594,22 @@ public final class FakeQuantize {
       FloatPointer gradScale,
       FloatPointer gradZeroPoint,
       float factor) {
-    requireAlike("gradY", gradY, x);
-    if (gradX != null) {
-      requireAlike("gradX", gradX, x);
+    ScaleGradients.Job job =
+        new ScaleGradients.Job(x, gradY, gradX, scale, zeroPoint, gradScale, gradZeroPoint, factor);
+    try (ScaleGradients gradients = scaleGradients(List.of(job))) {
+      gradients.run();
     }
-    long[] split = split(x);
-    requireElements("scale", scale, split[1]);
-    requireElements("zeroPoint", zeroPoint, split[1]);
-    requireElements("gradScale", gradScale, split[1]);
-    requireElements("gradZeroPoint", gradZeroPoint, split[1]);
-    try (esp_quantizer quantizer = quantizer();
-        esp_scale_gradient gradient = new esp_scale_gradient()) {
-      gradient
-          .x(x.pointer())
-          .grad_y(gradY.pointer())
-          .grad_x(gradX == null ? null : gradX.pointer())
-          .scale(scale)
-          .zero_point(zeroPoint)
-          .grad_scale(gradScale)
-          .grad_zero_point(gradZeroPoint)
-          .outer(split[0])
-          .channels(split[1])
-          .inner(split[2])
-          .dtype(x.dtype().code())
-          .factor(factor);
-      Status.check(espalier.esp_fake_quantize_scale_gradient(quantizer, gradient));
-    }
+  }
+
+  /**
+   * The gradients of the scales of a list of tensors that lie together, which can be computed often. Close
+   * it.
+   *
+   * @throws IllegalArgumentException where a job's memory is elsewhere than the first's, or known to be too
+   *     short
+   */
+  public ScaleGradients scaleGradients(List<ScaleGradients.Job> jobs) {
+    return new ScaleGradients(this, jobs);
   }
 
   /** {@code 1 / sqrt(elements a channel * max)}: the step size of LSQ. */
@@ -670,7 +660,7 @@ public final class FakeQuantize {
     requireElements("running", job.running(), 2 * channels);
   }
 
-  private esp_quantizer quantizer() {
+  esp_quantizer quantizer() {
     return new esp_quantizer()
         .qmin(min)
         .qmax(max)
@@ -683,14 +673,14 @@ public final class FakeQuantize {
         .clip_smallest(clipSmallest);
   }
 
-  private static void requireAlike(String name, Tensor tensor, Tensor other) {
+  static void requireAlike(String name, Tensor tensor, Tensor other) {
     if (tensor.dtype() != other.dtype() || tensor.elements() != other.elements()) {
       throw new IllegalArgumentException(name + " is " + tensor + ", " + other + " is needed");
     }
   }
 
   /** Refuses memory that is known to be too short; a limit of 0 means that its size is unknown. */
-  private static void requireElements(String name, Pointer pointer, long n) {
+  static void requireElements(String name, Pointer pointer, long n) {
     if (pointer != null && pointer.limit() > 0 && pointer.limit() - pointer.position() < n) {
       throw new IllegalArgumentException(
           name
