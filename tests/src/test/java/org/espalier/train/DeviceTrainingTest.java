@@ -107,7 +107,7 @@ class DeviceTrainingTest {
   }
 
   @ParameterizedTest
-  @ValueSource(booleans = false)
+  @ValueSource(booleans = {false, true})
   void aClassifierIsPrunedQuantizedAndDistilled(boolean learnScales) throws IOException {
     Objective all = new Objective(1, 1, 2, 0.5, 0, 0, 0, 1, 0);
     Pruning cubic = Pruning.gradual(0.5, 4);
@@ -149,7 +149,7 @@ class DeviceTrainingTest {
   }
 
   @ParameterizedTest
-  @ValueSource(booleans = false)
+  @ValueSource(booleans = {false, true})
   void aConvolutionalNetworkTrainsUnderStaticRanges(boolean learn)
       throws IOException, OrtException {
     List<Map<String, OnnxTensor>> inputs = new ArrayList<>();

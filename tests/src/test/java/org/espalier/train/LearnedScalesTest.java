@@ -20,6 +20,7 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.op.ScaleGradients;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.Test;
@@ -72,7 +73,9 @@ class LearnedScalesTest {
         latent.put(i, latent.get(i) * (0.3f + 2 * random.nextFloat()));
         g.put(i, (float) random.nextGaussian());
       }
-      w.learnEnds(gradient);
+      try (ScaleGradients gradients = w.learningEnds(gradient)) {
+        gradients.run();
+      }
       FloatBuffer scales = TrainingBuffer.buffer(w.scales().tensor());
       FloatBuffer found = TrainingBuffer.buffer(w.endGradients().tensor());
       double[] expected = new double[COLUMNS];

@@ -71,8 +71,8 @@ public final class ScaleGradients implements AutoCloseable {
       FakeQuantize.requireElements("gradScale", job.gradScale(), channels);
       FakeQuantize.requireElements("gradZeroPoint", job.gradZeroPoint(), channels);
     }
-    quantizer = options.quantizer();
-    list = new esp_scale_gradient(Math.max(1, jobs.size()));
+    quantizer = Natives.keep(options.quantizer());
+    list = Natives.keep(new esp_scale_gradient(Math.max(1, jobs.size())));
     for (int i = 0; i < jobs.size(); i++) {
       Job job = jobs.get(i);
       long[] split = options.split(job.x());
@@ -103,7 +103,7 @@ public final class ScaleGradients implements AutoCloseable {
             (plan, table) ->
                 espalier_cuda.esp_cuda_fake_quantize_scale_gradient_plan(
                     quantizer, list, count, plan, table));
-    results = new esp_cuda_scale_gradient_result(count);
+    results = Natives.keep(new esp_cuda_scale_gradient_result(count));
     found = CudaMemory.allocate(device, count * results.sizeof());
   }
 

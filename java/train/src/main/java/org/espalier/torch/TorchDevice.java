@@ -13,6 +13,7 @@ import org.espalier.op.FakeQuantize;
 import org.espalier.op.FusedStep;
 import org.espalier.op.KdSoftmaxLoss;
 import org.espalier.op.MagnitudePrune;
+import org.espalier.op.ScaleGradients;
 import org.espalier.op.StepResult;
 import org.slf4j.LoggerFactory;
 
@@ -159,6 +160,15 @@ public final class TorchDevice {
       queue(batch::queue);
     } else {
       batch.run();
+    }
+  }
+
+  /** The same for gradients of scales. */
+  public void run(ScaleGradients gradients) {
+    if (hasCudaKernels()) {
+      queue(gradients::queue);
+    } else {
+      gradients.run();
     }
   }
 

@@ -10,6 +10,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.op.FakeQuantize;
+import org.espalier.op.ScaleGradients;
 import org.espalier.torch.TorchDevice;
 
 /**
@@ -139,20 +140,27 @@ final class LearnedRanges implements AutoCloseable {
         TrainingBuffer byZero = TrainingBuffer.zeros(device, steps.length)) {
       scales.set(steps);
       zeroPoints.set(zeros);
+      List<ScaleGradients.Job> jobs = new ArrayList<>();
       for (int i = 0; i < count; i++) {
         Tensor gradient = seen.get(i).y.grad();
         reached[i] = gradient.defined();
         if (reached[i]) {
           org.espalier.device.Tensor x = device.view(seen.get(i).x.detach());
-          GRID.scaleGradient(
-              x,
-              device.view(gradient.contiguous()),
-              null,
-              scales.floats().position(i),
-              zeroPoints.ints().position(i),
-              byScale.floats().position(i),
-              byZero.floats().position(i),
-              GRID.scaleGradientFactor(x));
+          jobs.add(
+              new ScaleGradients.Job(
+                  x,
+                  device.view(gradient.contiguous()),
+                  null,
+                  scales.floats().position(i),
+                  zeroPoints.ints().position(i),
+                  byScale.floats().position(i),
+                  byZero.floats().position(i),
+                  GRID.scaleGradientFactor(x)));
+        }
+      }
+      if (!jobs.isEmpty()) {
+        try (ScaleGradients all = GRID.scaleGradients(jobs)) {
+          device.run(all);
         }
       }
       float[] ofScale = byScale.values();

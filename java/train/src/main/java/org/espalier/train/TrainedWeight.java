@@ -2,7 +2,9 @@ package org.espalier.train;
 
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
+import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
+import org.espalier.op.ScaleGradients;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TorchDevice;
 
@@ -131,27 +133,31 @@ final class TrainedWeight implements AutoCloseable {
     return ends;
   }
 
-  /** What {@link #learnEnds} writes. */
+  /** What {@link #learningEnds} writes. */
   TrainingBuffer endGradients() {
     return endGradients;
   }
 
   /**
-   * Writes the gradients of the ends, from the gradient of the working weights. A step of SGD then moves the
+   * What writes the gradients of the ends, from the gradient of the working weights. A step of SGD then moves the
    * scales as Esser et al. (Learned Step Size Quantization, 2020) have it, their factor included: a change of
    * an end is qmax times one of the scale, and so is its gradient here.
+   *
+   * @return to be closed before this
    */
-  void learnEnds(org.espalier.device.Tensor gradient) {
+  ScaleGradients learningEnds(Tensor gradient) {
     FakeQuantize grid = grid();
-    grid.scaleGradient(
-        latent.tensor(),
-        gradient,
-        null,
-        scales.floats(),
-        null,
-        endGradients.floats(),
-        null,
-        qmax * grid.scaleGradientFactor(latent.tensor()));
+    return grid.scaleGradients(
+        List.of(
+            new ScaleGradients.Job(
+                latent.tensor(),
+                gradient,
+                null,
+                scales.floats(),
+                null,
+                endGradients.floats(),
+                null,
+                qmax * grid.scaleGradientFactor(latent.tensor()))));
   }
 
   /** Takes the scales from the ends, of which a step takes half at most, and renews what forward reads. */

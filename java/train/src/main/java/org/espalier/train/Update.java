@@ -12,6 +12,7 @@ import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
 import org.espalier.op.FusedStep;
 import org.espalier.op.Scale;
+import org.espalier.op.ScaleGradients;
 import org.espalier.op.StepResult;
 import org.espalier.op.WorkingCopy;
 import org.espalier.torch.TorchDevice;
@@ -24,6 +25,9 @@ final class Update implements AutoCloseable {
 
   /** Those whose scales are learned; the ends of their grids come after all weights. */
   private final List<TrainedWeight> learned;
+
+  /** What writes the gradients of those ends. */
+  private final List<ScaleGradients> learning = new ArrayList<>();
 
   /** Where ranges of activations are learned: the last parameter of all; else null. */
   private final StaticGrid ranges;
@@ -47,6 +51,9 @@ final class Update implements AutoCloseable {
       Tensor gradient = torch.zeros_like(w.parameter.tensor()).retainReference();
       w.parameter.tensor().mutable_grad().put(gradient);
       gradients.add(gradient);
+      if (w.ends() != null) {
+        learning.add(w.learningEnds(device.view(gradient)));
+      }
     }
     step = optimizer instanceof Optimizer.Sgd s ? sgd(s) : adamW((Optimizer.AdamW) optimizer);
   }
@@ -154,11 +161,7 @@ final class Update implements AutoCloseable {
    *     was written
    */
   StepResult step(double learningRate) {
-    for (int i = 0; i < weights.size(); i++) {
-      if (weights.get(i).ends() != null) {
-        weights.get(i).learnEnds(gradient(i));
-      }
-    }
+    learning.forEach(device::run);
     if (ranges != null) {
       ranges.learned().learn();
     }
@@ -238,6 +241,7 @@ final class Update implements AutoCloseable {
   @Override
   public void close() {
     step.close();
+    learning.forEach(ScaleGradients::close);
     states.forEach(TrainingBuffer::close);
     for (int i = 0; i < weights.size(); i++) {
       weights.get(i).parameter.tensor().mutable_grad().put(new Tensor());
