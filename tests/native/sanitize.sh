@@ -11,7 +11,7 @@ run() {
   if command -v ninja >/dev/null; then generator=(-G Ninja); fi
   cmake -S "$root/native" -B "$build/$name" "${generator[@]}" -DESP_SANITIZE="$sanitizers" -DESP_CUDA=OFF >/dev/null
   cmake --build "$build/$name" -j "$(nproc)" --target "$target"
-  ctest --test-dir "$build/$name" --output-on-failure "$@"
+  ctest --test-dir "$build/$name" --output-on-failure --parallel "$(nproc)" "$@"
 }
 run address address,undefined all
 run thread thread thread_pool_test -R thread_pool
