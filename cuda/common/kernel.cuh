@@ -57,8 +57,9 @@ esp_status check(cudaError_t error, const char* what);
 struct Shape {
   int64_t grid;
   int block;
-  int64_t dynamic_shared = 0;  // bytes
-  int cluster = 1;             // blocks side by side that run together
+  int64_t dynamic_shared = 0;       // bytes
+  int64_t most_dynamic_shared = 0;  // that any launch of the kernel on this device has, where that is over 48 KiB
+  int cluster = 1;                  // blocks side by side that run together
 };
 
 // Queues kernel<<<grid, block, dynamic_shared, stream>>>(arguments...).
@@ -66,8 +67,9 @@ template <class... P, class... A>
 esp_status launch(const char* what, void (*kernel)(P...), const Shape& shape, void* stream, A&&... arguments) {
   constexpr int64_t without_asking = 48 << 10;
   if (shape.dynamic_shared > without_asking) {
+    // The attribute is the kernel's: less than the most would take from another thread what it is about to launch with.
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shape.dynamic_shared));
+                                                   static_cast<int>(shape.most_dynamic_shared));
     if (error != cudaSuccess) return check(error, what);
   }
   const dim3 grid(static_cast<unsigned>(shape.grid)), block(static_cast<unsigned>(shape.block));
@@ -277,7 +279,9 @@ __device__ __forceinline__ void cluster_barrier() {
 #if !defined(__CUDACC__)
   emulator::cluster_barrier();
 #elif __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
+#else
+  __trap();  // code for devices without clusters that was launched in one: PTX forced upon a device that has them
 #endif
 }
 // Where the `own` of block `rank` of the cluster is; that block has begun and must not have ended.

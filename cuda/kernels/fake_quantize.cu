@@ -11,6 +11,7 @@
 
 #include "fake_quantize_grid.cuh"
 #include "kernel.cuh"
+#include "status.h"
 
 namespace {
 
@@ -605,6 +606,10 @@ esp_status launch_backward(const void* grad_y, const uint8_t* gate, void* grad_x
 
 esp_status esp_cuda_fake_quantize(const esp_cuda_plan* plan, const void* table, void* workspace,
                                   esp_cuda_quantize_result* results, void* stream) {
+  if (plan == nullptr || table == nullptr || workspace == nullptr ||
+      (results == nullptr && plan->operation[esp::quantize_tensors] > 0)) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "fake_quantize: plan, table, workspace or results is NULL");
+  }
   const int64_t* const parts = plan->operation;
   const int64_t count = parts[esp::quantize_tensors];
   Call call;

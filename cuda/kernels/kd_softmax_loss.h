@@ -33,6 +33,7 @@ struct KdHold {
   int32_t layers, held;
   int64_t share;         // columns, a multiple of kd_pack
   int64_t shared_bytes;  // of a block
+  int64_t most_bytes;    // the same at most, whatever the rows
 };
 KdHold kd_hold(const esp_kd_softmax_loss_arguments& arguments, const DeviceLimits& limits);
 

@@ -408,7 +408,7 @@ template <class T>
 esp_status launch_held_of(const KdCall& call, void* stream) {
   const bool soft = call.arguments.teacher.data != nullptr, bounded = call.arguments.bound.data != nullptr;
   const esp::Shape shape = {call.arguments.rows * call.hold.blocks, threads, call.hold.shared_bytes,
-                            call.hold.blocks};
+                            call.hold.most_bytes, call.hold.blocks};
   return esp::launch("kd_softmax_loss of held rows",
                      bounded ? kd_softmax_loss_held_kernel<T, true, true>
                      : soft  ? kd_softmax_loss_held_kernel<T, true, false>

@@ -15,6 +15,8 @@ using esp::fail;
 
 namespace {
 
+constexpr int oldest = 75;  // compute capability, of the kernels' PTX
+
 // Errors after which nothing in this process can use the device again.
 bool is_lost(cudaError_t error) {
   switch (error) {
@@ -28,6 +30,11 @@ bool is_lost(cudaError_t error) {
     case cudaErrorECCUncorrectable:
     case cudaErrorAssert:
     case cudaErrorLaunchTimeout:
+    case cudaErrorContextIsDestroyed:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContained:
+    case cudaErrorTensorMemoryLeak:
+    case cudaErrorExternalDevice:
       return true;
     default:
       return false;
@@ -83,7 +90,20 @@ esp_status esp_cuda_device_count(int32_t* count) {
     return fail(ESP_UNSUPPORTED, "the NVIDIA driver supports CUDA %d.%d; CUDA %d needs driver 580 or newer", driver / 1000,
                 driver % 1000 / 10, runtime / 1000);
   }
-  return check(cudaGetDeviceCount(count), "CUDA devices");
+  int32_t found = 0;
+  if (esp_status status = check(cudaGetDeviceCount(&found), "CUDA devices")) return status;
+  // Older ones run none of the kernels. CUDA counts the fastest first: what follows one is not counted either.
+  for (*count = 0; *count < found; ++*count) {
+    int major = 0, minor = 0;
+    cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, *count);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, *count);
+    if (esp_status status = check(error, "compute capability of a CUDA device")) return status;
+    if (major * 10 + minor >= oldest) continue;
+    if (*count > 0) break;
+    return fail(ESP_UNSUPPORTED, "the GPU has compute capability %d.%d; %d.%d or newer is needed", major, minor, oldest / 10,
+                oldest % 10);
+  }
+  return ESP_OK;
 }
 
 esp_status esp_cuda_device_info(int32_t device, esp_cuda_device* info) {
@@ -107,22 +127,28 @@ esp_status esp_cuda_device_condition(int32_t device, esp_cuda_condition* conditi
 esp_status esp_cuda_device_set(int32_t device) { return check(cudaSetDevice(device), "choosing the CUDA device"); }
 
 esp_status esp_cuda_allocate(int64_t bytes, void** memory) {
+  *memory = nullptr;
   if (esp_status status = check_bytes(bytes)) return status;
+  if (bytes == 0) return ESP_OK;
   return check(cudaMalloc(memory, static_cast<size_t>(bytes)), "allocating device memory");
 }
 esp_status esp_cuda_release(void* memory) { return check(cudaFree(memory), "releasing device memory"); }
 esp_status esp_cuda_host_allocate(int64_t bytes, void** memory) {
+  *memory = nullptr;
   if (esp_status status = check_bytes(bytes)) return status;
+  if (bytes == 0) return ESP_OK;
   return check(cudaMallocHost(memory, static_cast<size_t>(bytes)), "allocating page-locked memory");
 }
 esp_status esp_cuda_host_release(void* memory) { return check(cudaFreeHost(memory), "releasing page-locked memory"); }
 esp_status esp_cuda_copy(void* destination, const void* source, int64_t bytes, void* stream) {
   if (esp_status status = check_bytes(bytes)) return status;
+  if (bytes == 0) return ESP_OK;
   return check(cudaMemcpyAsync(destination, source, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(stream)),
                "copying");
 }
 esp_status esp_cuda_fill_zero(void* memory, int64_t bytes, void* stream) {
   if (esp_status status = check_bytes(bytes)) return status;
+  if (bytes == 0) return ESP_OK;
   return check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream_of(stream)), "filling with zeros");
 }
 

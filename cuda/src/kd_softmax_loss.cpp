@@ -55,6 +55,7 @@ esp::KdHold esp::kd_hold(const esp_kd_softmax_loss_arguments& a, const DeviceLim
   hold.layers = static_cast<int32_t>((hold.share - 1) / columns + 1);
   hold.held = hold.layers < most ? hold.layers : static_cast<int32_t>(most);
   hold.shared_bytes = hold.held * layer;
+  hold.most_bytes = most * layer;
   return hold;
 }
 

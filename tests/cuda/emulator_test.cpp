@@ -326,8 +326,10 @@ void test_clusters() {
   refused({2, 64, 0, 16});
   refused({3, 64, 0, 2});
   refused({2, 64, 50000, 2});
-  CHECK(cudaFuncSetAttribute(look_after_the_end, cudaFuncAttributeMaxDynamicSharedMemorySize, 300000) ==
-        cudaErrorInvalidValue);
+  for (const int bytes : {300000, 60000, 59999}) {
+    CHECK(cudaFuncSetAttribute(look_after_the_end, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) ==
+          (bytes == 60000 ? cudaSuccess : cudaErrorInvalidValue));
+  }
   cudaGetLastError();
   emulator::options.major = 8;
   refused({2, 64, 0, 2});
@@ -335,10 +337,37 @@ void test_clusters() {
 #endif
 }
 
+// What the library makes of a device and of CUDA's errors.
+void test_device() {
+  int32_t count = 0;
+  CHECK(esp_cuda_device_count(&count) == ESP_OK && count == 1);
+  emulator::options.major = 7;
+  CHECK(esp_cuda_device_count(&count) == ESP_UNSUPPORTED);
+  CHECK(std::string(esp_cuda_last_error()).find("compute capability 7.0; 7.5 or newer") != std::string::npos);
+  emulator::options.minor = 5;
+  CHECK(esp_cuda_device_count(&count) == ESP_OK && count == 1);
+  emulator::options.major = 9;
+  emulator::options.minor = 0;
+  for (const cudaError_t lost :
+       {cudaErrorIllegalAddress, cudaErrorLaunchFailure, cudaErrorECCUncorrectable, cudaErrorContained,
+        cudaErrorNvlinkUncorrectable, cudaErrorTensorMemoryLeak, cudaErrorExternalDevice}) {
+    CHECK(esp::check(lost, "a call") == ESP_DEVICE_LOST);
+  }
+  CHECK(esp::check(cudaErrorMemoryAllocation, "a call") == ESP_OUT_OF_MEMORY);
+  CHECK(esp::check(cudaErrorInvalidConfiguration, "a call") == ESP_DEVICE_ERROR);
+  // Nothing asks CUDA for nothing.
+  void* memory = &count;
+  CHECK(esp_cuda_allocate(0, &memory) == ESP_OK && memory == nullptr);
+  CHECK(esp_cuda_host_allocate(0, &memory) == ESP_OK && memory == nullptr);
+  CHECK(esp_cuda_copy(nullptr, nullptr, 0, nullptr) == ESP_OK);
+  CHECK(esp_cuda_fill_zero(nullptr, 0, nullptr) == ESP_OK);
+}
+
 int lost_races = 0, runs = 0;
 
 void test(const Setting&) {
   test_promises();
+  test_device();
   test_clusters();
   test_streams();
 #if !defined(__SANITIZE_THREAD__)  // a launch given up leaves it without the end of its threads

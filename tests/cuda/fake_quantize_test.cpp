@@ -429,6 +429,7 @@ void test_refusals() {
   CHECK(esp_cuda_fake_quantize_backward(&tensor, nullptr, &tensor, 5, ESP_F32, nullptr) ==
         ESP_INVALID_ARGUMENT);
   CHECK(esp_cuda_dequantize(nullptr, nullptr) == ESP_INVALID_ARGUMENT);
+  CHECK(esp_cuda_fake_quantize(&plan, nullptr, &tensor, nullptr, nullptr) == ESP_INVALID_ARGUMENT);
 }
 
 }  // namespace

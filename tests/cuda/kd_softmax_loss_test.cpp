@@ -313,7 +313,8 @@ void test_hold() {
   CHECK(small.blocks == 1 && small.share == 2056 && small.layers == 2 && small.held == 2);
   // A third of the multiprocessor each, and nothing read twice: the sizes that are measured.
   CHECK(words.blocks == 2 && words.share == 16000 && words.layers == 8 && words.held == 8);
-  CHECK(words.shared_bytes == 64 << 10);
+  // One limit for all rows: it is the kernel's, and another thread may be about to launch with more.
+  CHECK(words.shared_bytes == 64 << 10 && words.most_bytes == 72 << 10 && largest.most_bytes == 72 << 10);
   CHECK(large.blocks == 8 && large.share == 16384 && large.held == large.layers);
   CHECK(largest.blocks == 8 && largest.held == 9 && largest.layers == 16);
   CHECK(alone.blocks == 1 && alone.held == 9 && alone.layers == 64 && alone.share == 131072);
@@ -326,7 +327,8 @@ void test_hold() {
         CHECK(h.share % esp::kd_pack == 0 && h.share * h.blocks >= classes &&
               h.share * (h.blocks - 1) < classes);
         CHECK(h.layers * int64_t{2048} >= h.share && (h.layers - 1) * int64_t{2048} < h.share);
-        CHECK(h.held >= 1 && h.held <= h.layers && 3 * (h.shared_bytes + 2048) <= shared);
+        CHECK(h.held >= 1 && h.held <= h.layers && h.shared_bytes <= h.most_bytes &&
+              3 * (h.most_bytes + 2048) <= shared);
         CHECK(clusters || h.blocks == 1);
       }
     }
@@ -407,7 +409,7 @@ void test_held(const Setting& setting, Random& random) {
   } else {
     for (const int64_t classes : {2049, 4096, 6144, 9001}) one(1 + random.below(3), classes, Rows::usual);
     one(4, 5000, Rows::strange);
-    one(1, 15000, Rows::usual);
+    one(1, random.below(2) == 0 ? 15000 : 18000, Rows::usual);  // 64 and 72 KiB of a block
   }
 #if !defined(ESP_ON_GPU)
   emulator::options.shared_per_multiprocessor = 228 << 10;

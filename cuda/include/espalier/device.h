@@ -36,7 +36,10 @@ typedef struct esp_cuda_condition {
 /* The message of the last failure of this library on the calling thread. */
 ESP_API const char* esp_cuda_last_error(void);
 
-/* Number of usable devices (>= 1), or ESP_UNSUPPORTED with the reason: no driver, too old a driver, no device. */
+/*
+ * Number of usable devices (>= 1), or ESP_UNSUPPORTED with the reason: no driver, too old a driver, no device, too old a
+ * device (below compute capability 7.5).
+ */
 ESP_API esp_status esp_cuda_device_count(int32_t* count);
 ESP_API esp_status esp_cuda_device_info(int32_t device, esp_cuda_device* info);
 /* ESP_UNSUPPORTED with the reason where the driver's libnvidia-ml.so.1 cannot be used. Costs milliseconds at its first call. */

@@ -518,7 +518,8 @@ struct Launch {
   std::shared_ptr<void> arguments;
   Shape shape;
 };
-std::map<const void*, size_t> allowed_dynamic;  // kernels that may take more than 48 KiB
+// Kernels that may take more than 48 KiB, on each kind of device.
+std::map<std::pair<const void*, int>, size_t> allowed_dynamic;
 
 uint64_t greatest_common_divisor(uint64_t a, uint64_t b) {
   while (b != 0) {
@@ -651,7 +652,7 @@ const char* impossible(const void* function, const Shape& shape) {
     return "a block of 1 to 1024 threads is needed";
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return "an empty grid";
   if (shape.grid.x > 2147483647u || shape.grid.y > 65535 || shape.grid.z > 65535) return "too large a grid";
-  const auto allowed = allowed_dynamic.find(function);
+  const auto allowed = allowed_dynamic.find({function, options.shared_per_multiprocessor});
   if (shape.dynamic_shared > (allowed == allowed_dynamic.end() ? shared_limit : allowed->second))
     return "more dynamic shared memory than 48 KiB or what was asked for";
   if (shape.cluster < 1 || shape.cluster > max_cluster ||
@@ -931,8 +932,10 @@ void with_device_memory(const Work& work) {
 
 cudaError_t allow_dynamic_shared(const void* function, size_t bytes) {
   const Alone alone;
-  if (bytes > most_shared()) return note(cudaErrorInvalidValue);
-  allowed_dynamic[function] = bytes;
+  size_t& allowed = allowed_dynamic[{function, options.shared_per_multiprocessor}];
+  // CUDA would take less; but another thread may be about to launch with what was allowed before.
+  if (bytes > most_shared() || bytes < allowed) return note(cudaErrorInvalidValue);
+  allowed = bytes;
   return cudaSuccess;
 }
 
@@ -954,6 +957,7 @@ void reset() {
   failed = false;
   report[0] = 0;
   last_error = cudaSuccess;
+  allowed_dynamic.clear();
   default_stream.queue.clear();
   default_stream.done = default_stream.queued;
   for (const auto& stream : streams) {
@@ -1010,7 +1014,9 @@ cudaError_t cudaGetDevice(int* device) {
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   const Alone alone;
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? options.major : options.shared_per_multiprocessor;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor   ? options.major
+           : attribute == cudaDevAttrComputeCapabilityMinor ? options.minor
+                                                            : options.shared_per_multiprocessor;
   return note(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 cudaError_t cudaSetDevice(int device) {

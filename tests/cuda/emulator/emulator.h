@@ -4,7 +4,8 @@
 // What it reports as the failure of a launch, with block and thread:
 //   barriers that diverge, warp operations whose lanes are missing, have exited or do something else, shuffles from a lane
 //   outside the mask, deadlocks, endless spinning, misaligned atomics, too much shared memory, an impossible grid, a look into
-//   the shared memory of a block that has ended.
+//   the shared memory of a block that has ended; and as a call's, a kernel's shared memory limited to less than before, which
+//   the launch of another thread may need.
 // A failed launch makes the device unusable for the rest of the process, as on a GPU: calls return cudaErrorLaunchFailure.
 //
 // What shows errors without a report of its own: shared memory and fresh device memory are filled with NaN or rubbish, in
@@ -30,7 +31,7 @@ struct Options {
   // first_block runs whole.
   int64_t first_block = 0, last_block = -1;
   // Of the device: memory that the blocks of a multiprocessor share, compute capability (clusters from 9 on).
-  int shared_per_multiprocessor = 228 * 1024, major = 9;
+  int shared_per_multiprocessor = 228 * 1024, major = 9, minor = 0;
 };
 extern Options options;
 
