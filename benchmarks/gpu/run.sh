@@ -2,7 +2,9 @@
 # Runs on a machine with an NVIDIA driver and nothing else: run.sh [--quick] [--out FILE.json]
 # 1. the GPU tests, native and from Java; 2. compute-sanitizer over the native ones, where it is installed; 3. the benchmarks;
 # 4. PyTorch on the same sizes, where python3 has torch. One table comes last, one JSON is written.
-# Exit codes: 0 done, 1 a test failed or none ran, 3 no GPU here.
+# Where a test fails nothing is timed; what compute-sanitizer finds is counted, and the figures are taken all the same.
+# Exit codes: 0 done, 1 a test failed or none ran, compute-sanitizer found something, a figure could not be taken; 2 usage;
+# 3 no GPU here.
 set -u
 case $0 in */*) here=${0%/*} ;; *) here=. ;; esac
 here=$(CDPATH= cd -- "$here" && pwd)
@@ -22,9 +24,12 @@ say() { printf '\n== %s\n' "$*"; }
 
 LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH
-if ! reason=$("$here/bin/gpu_benchmark" --probe 2>&1); then
+reason=$("$here/bin/gpu_benchmark" --probe 2>&1)
+code=$?
+if [ $code != 0 ]; then
   echo "$reason"
-  exit 3
+  [ $code = 3 ] && exit 3
+  exit 1 # there is one, but it cannot be used
 fi
 say "$reason"
 if command -v nvidia-smi >/dev/null 2>&1; then
@@ -52,30 +57,42 @@ say "tests from Java"
   --select-class org.espalier.compress.DeviceCheckpointTest --include-classname '.*Test'
 [ $? = 0 ] && ran=$((ran + 1)) || failed=$((failed + 1))
 
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
-if [ -n "$sanitizer" ]; then
-  for tool in memcheck racecheck synccheck initcheck; do
-    for test in "$here"/bin/*_test_gpu; do
-      say "compute-sanitizer $tool: $(basename "$test")"
-      "$sanitizer" --tool "$tool" --error-exitcode 9 "$test" --seeds 1 --small || failed=$((failed + 1))
-    done
-  done
-else
-  say "no compute-sanitizer on this machine"
-fi
 if [ "$failed" != 0 ] || [ "$ran" = 0 ]; then
   say "$failed of the test programs failed, $ran ran: no benchmarks"
   exit 1
 fi
 
-say "benchmarks"
+found=0
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
+if [ -n "$sanitizer" ]; then
+  for tool in memcheck racecheck synccheck initcheck; do
+    for test in "$here"/bin/*_test_gpu; do
+      say "compute-sanitizer $tool: $(basename "$test")"
+      "$sanitizer" --tool "$tool" --error-exitcode 9 "$test" --seeds 1 --small || found=$((found + 1))
+    done
+  done
+else
+  say "no compute-sanitizer on this machine"
+fi
+[ "$found" = 0 ] || say "compute-sanitizer found something in $found runs, see above; this run will end with code 1"
+
+say "benchmarks, to $out"
+peers=
+if [ -n "$quick" ]; then
+  echo "no peers in a quick run"
+elif command -v python3 >/dev/null 2>&1 && python3 -c 'import torch' 2>/dev/null; then
+  peers=yes
+else
+  echo "no peers: python3 with torch is not here"
+fi
+rm -f "$out"
 launch=$("$here/java/bin/java" -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
   -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -cp "$here/lib/*" org.espalier.device.LaunchCost $launches) || exit 1
-"$here/bin/gpu_benchmark" $quick --java-launch "$launch" --out "$out" || exit 1
-if [ -z "$quick" ] && command -v python3 >/dev/null 2>&1 && python3 -c 'import torch' 2>/dev/null; then
+[ "$found" = 0 ]
+status=$?
+"$here/bin/gpu_benchmark" $quick --java-launch "$launch" --out "$out" || status=1
+if [ -n "$peers" ] && [ -f "$out" ]; then
   say "the same by PyTorch"
-  python3 "$here/peer.py" "$out" || exit 1
-else
-  say "no peers: python3 with torch is not here"
+  python3 "$here/peer.py" "$out" || status=1
 fi
-echo "written: $out"
+exit $status
