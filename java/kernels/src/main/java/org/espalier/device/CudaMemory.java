@@ -1,7 +1,5 @@
 package org.espalier.device;
 
-import java.lang.ref.Cleaner;
-import java.util.concurrent.atomic.AtomicBoolean;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
@@ -10,7 +8,6 @@ import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.global.espalier_cuda;
-import org.slf4j.LoggerFactory;
 
 /**
  * Bytes of a CUDA device, or page-locked bytes of the host, aligned to 256. Close them when no queued
@@ -18,16 +15,26 @@ import org.slf4j.LoggerFactory;
  * then.
  */
 public final class CudaMemory implements AutoCloseable {
-  private static final Cleaner CLEANER = Cleaner.create();
-
   private final Device device;
-  private final Block block;
-  private final Cleaner.Cleanable cleanable;
+  private final NativeMemory memory;
 
-  private CudaMemory(Device device, Block block) {
+  private CudaMemory(Device device, long address, long bytes) {
     this.device = device;
-    this.block = block;
-    this.cleanable = CLEANER.register(this, block);
+    memory =
+        new NativeMemory(
+            this,
+            "CUDA memory of " + bytes + " bytes",
+            address,
+            bytes,
+            block -> release(device, block));
+  }
+
+  private static void release(Device device, Pointer block) {
+    device.makeCurrent();
+    Status.checkCuda(
+        device.isCuda()
+            ? espalier_cuda.esp_cuda_release(block)
+            : espalier_cuda.esp_cuda_host_release(block));
   }
 
   /**
@@ -39,7 +46,7 @@ public final class CudaMemory implements AutoCloseable {
     CudaStream.requireCuda(device).makeCurrent();
     try (PointerPointer<Pointer> result = new PointerPointer<>(1)) {
       Status.checkCuda(espalier_cuda.esp_cuda_allocate(bytes, result));
-      return new CudaMemory(device, new Block(device, addressOf(result), bytes));
+      return new CudaMemory(device, addressOf(result), bytes);
     }
   }
 
@@ -53,13 +60,13 @@ public final class CudaMemory implements AutoCloseable {
     Cuda.requireAvailable();
     try (PointerPointer<Pointer> result = new PointerPointer<>(1)) {
       Status.checkCuda(espalier_cuda.esp_cuda_host_allocate(bytes, result));
-      return new CudaMemory(Device.cpu(), new Block(Device.cpu(), addressOf(result), bytes));
+      return new CudaMemory(Device.cpu(), addressOf(result), bytes);
     }
   }
 
   private static long addressOf(PointerPointer<Pointer> result) {
-    Pointer memory = result.get(0);
-    return memory == null ? 0 : memory.address();
+    Pointer found = result.get(0);
+    return found == null ? 0 : found.address();
   }
 
   /** Where the memory is; page-locked memory is the CPU's. */
@@ -68,41 +75,38 @@ public final class CudaMemory implements AutoCloseable {
   }
 
   public long bytes() {
-    return block.bytes;
+    return memory.bytes();
   }
 
   /**
    * @throws IllegalStateException after close
    */
   public Pointer pointer() {
-    if (block.released.get()) {
-      throw new IllegalStateException("the memory is closed");
-    }
-    return Tensor.at(block.address, block.bytes);
+    return Tensor.at(memory.address(), bytes());
   }
 
   /** The memory as operations take bytes and bit fields. */
   public BytePointer asBytes() {
     BytePointer bytes = new BytePointer(pointer());
-    bytes.position(0).capacity(block.bytes).limit(block.bytes);
+    bytes.position(0).capacity(bytes()).limit(bytes());
     return bytes;
   }
 
   public FloatPointer asFloats() {
     FloatPointer floats = new FloatPointer(pointer());
-    floats.position(0).capacity(block.bytes / 4).limit(block.bytes / 4);
+    floats.position(0).capacity(bytes() / 4).limit(bytes() / 4);
     return floats;
   }
 
   public IntPointer asInts() {
     IntPointer ints = new IntPointer(pointer());
-    ints.position(0).capacity(block.bytes / 4).limit(block.bytes / 4);
+    ints.position(0).capacity(bytes() / 4).limit(bytes() / 4);
     return ints;
   }
 
   public LongPointer asLongs() {
     LongPointer longs = new LongPointer(pointer());
-    longs.position(0).capacity(block.bytes / 8).limit(block.bytes / 8);
+    longs.position(0).capacity(bytes() / 8).limit(bytes() / 8);
     return longs;
   }
 
@@ -127,9 +131,9 @@ public final class CudaMemory implements AutoCloseable {
   }
 
   private Pointer at(long offset, long bytes) {
-    if (offset < 0 || bytes < 0 || bytes > block.bytes - offset) {
+    if (offset < 0 || bytes < 0 || bytes > bytes() - offset) {
       throw new IllegalArgumentException(
-          bytes + " bytes from " + offset + " on of memory of " + block.bytes);
+          bytes + " bytes from " + offset + " on of memory of " + bytes());
     }
     return Tensor.at(pointer().address() + offset, bytes);
   }
@@ -142,45 +146,12 @@ public final class CudaMemory implements AutoCloseable {
   /** Queues filling with zeros; device memory only. */
   public void zero(CudaStream stream) {
     stream.device().makeCurrent();
-    Status.checkCuda(espalier_cuda.esp_cuda_fill_zero(pointer(), block.bytes, stream.handle()));
+    Status.checkCuda(espalier_cuda.esp_cuda_fill_zero(pointer(), bytes(), stream.handle()));
   }
 
   /** Frees the memory. Closing twice does nothing. */
   @Override
   public void close() {
-    block.closed = true;
-    cleanable.clean();
-  }
-
-  /** What the cleaner frees; it must not reach the memory's object. */
-  private static final class Block implements Runnable {
-    final Device device;
-    final long address;
-    final long bytes;
-    final AtomicBoolean released = new AtomicBoolean();
-    volatile boolean closed;
-
-    Block(Device device, long address, long bytes) {
-      this.device = device;
-      this.address = address;
-      this.bytes = bytes;
-    }
-
-    @Override
-    public void run() {
-      if (!released.compareAndSet(false, true)) {
-        return;
-      }
-      if (device.isCuda()) {
-        device.makeCurrent();
-        Status.checkCuda(espalier_cuda.esp_cuda_release(Tensor.at(address, bytes)));
-      } else {
-        Status.checkCuda(espalier_cuda.esp_cuda_host_release(Tensor.at(address, bytes)));
-      }
-      if (!closed) {
-        LoggerFactory.getLogger(CudaMemory.class)
-            .warn("{} bytes of CUDA memory were never closed; use try-with-resources", bytes);
-      }
-    }
+    memory.close();
   }
 }

@@ -1,16 +1,13 @@
 package org.espalier.device;
 
-import java.lang.ref.Cleaner;
 import java.nio.charset.Charset;
 import java.nio.file.Path;
 import java.util.Objects;
-import java.util.concurrent.atomic.AtomicBoolean;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.global.espalier;
-import org.slf4j.LoggerFactory;
 
 /**
  * A file mapped read-only into memory as one piece, whatever its size. Writing through a view of it
@@ -20,20 +17,22 @@ import org.slf4j.LoggerFactory;
  * then. Views become invalid with {@link #close()}. Thread safe up to that.
  */
 public final class MappedFile implements AutoCloseable {
-  private static final Cleaner CLEANER = Cleaner.create();
-
   /** The encoding in which the JVM itself gives names to the system. */
   private static final Charset NAMES =
       Charset.forName(System.getProperty("sun.jnu.encoding", Charset.defaultCharset().name()));
 
   private final Path path;
-  private final Mapping mapping;
-  private final Cleaner.Cleanable cleanable;
+  private final NativeMemory mapping;
 
-  private MappedFile(Path path, Mapping mapping) {
+  private MappedFile(Path path, long address, long bytes) {
     this.path = path;
-    this.mapping = mapping;
-    this.cleanable = CLEANER.register(this, mapping);
+    mapping =
+        new NativeMemory(
+            this,
+            "the mapping of " + path,
+            address,
+            bytes,
+            block -> espalier.esp_file_unmap(block, bytes));
   }
 
   /**
@@ -49,7 +48,7 @@ public final class MappedFile implements AutoCloseable {
         PointerPointer<Pointer> result = new PointerPointer<>(1)) {
       text.put(name).put(name.length, (byte) 0);
       Status.check(espalier.esp_file_map(text, bytes, result));
-      return new MappedFile(path, new Mapping(path, result.get(0).address(), bytes));
+      return new MappedFile(path, result.get(0).address(), bytes);
     }
   }
 
@@ -60,7 +59,7 @@ public final class MappedFile implements AutoCloseable {
 
   /** The size of the file. */
   public long bytes() {
-    return mapping.bytes;
+    return mapping.bytes();
   }
 
   /**
@@ -90,43 +89,14 @@ public final class MappedFile implements AutoCloseable {
   }
 
   private long address(long offset, long count) {
-    if (mapping.released.get()) {
-      throw new IllegalStateException(path + " is closed");
-    }
-    Objects.checkFromIndexSize(offset, count, mapping.bytes);
-    return mapping.address + offset;
+    long start = mapping.address();
+    Objects.checkFromIndexSize(offset, count, bytes());
+    return start + offset;
   }
 
   /** Unmaps the file; views of it become invalid. Closing twice does nothing. */
   @Override
   public void close() {
-    mapping.closed = true;
-    cleanable.clean();
-  }
-
-  /** What the cleaner unmaps; it must not reach the file. */
-  private static final class Mapping implements Runnable {
-    final Path path;
-    final long address;
-    final long bytes;
-    final AtomicBoolean released = new AtomicBoolean();
-    volatile boolean closed;
-
-    Mapping(Path path, long address, long bytes) {
-      this.path = path;
-      this.address = address;
-      this.bytes = bytes;
-    }
-
-    @Override
-    public void run() {
-      if (released.compareAndSet(false, true)) {
-        espalier.esp_file_unmap(Tensor.at(address, bytes), bytes);
-        if (!closed) {
-          LoggerFactory.getLogger(MappedFile.class)
-              .warn("the mapping of {} was never closed; use try-with-resources", path);
-        }
-      }
-    }
+    mapping.close();
   }
 }
