@@ -223,10 +223,13 @@ struct Row {
   double bytes;  // read and written at the least; 0 where time is all that counts
   double milliseconds;
   Target target;
+  esp_cuda_condition device;  // after it was measured; -1 where NVML does not say
 };
 
 std::vector<Row> rows;
 std::vector<std::string> failures, left_out;
+std::string unknown_condition;  // why nothing is known of clocks, temperature and power
+int32_t device_number = 0;
 double copy_bandwidth = 0;  // bytes a second, read plus written
 
 double of_copy(const Row& row) { return row.bytes / row.milliseconds * 1e3 / copy_bandwidth; }
@@ -237,12 +240,18 @@ bool is_met(const Row& row) {
 
 void report(const std::string& name, const std::string& size, double bytes, double milliseconds, Target target = {}) {
   if (quick) target = {};  // of sizes that say nothing
-  rows.push_back({name, size, bytes, milliseconds, target});
+  esp_cuda_condition device = {"", -1, -1, -1, -1, -1, -1};
+  if (esp_cuda_device_condition(device_number, &device) != ESP_OK) unknown_condition = esp_cuda_last_error();
+  rows.push_back({name, size, bytes, milliseconds, target, device});
   std::fprintf(stderr, "%s, %s: %.4f ms\n", name.c_str(), size.c_str(), milliseconds);
 }
 
-void print_table() {
-  std::printf("\n%-46s %-30s %12s %9s %9s  %s\n", "operation", "size", "ms", "GB/s", "of copy", "target");
+void print_table(const esp_cuda_device& device) {
+  std::printf("\n%s, driver %s\n", device.name,
+              rows.empty() || rows[0].device.driver[0] == 0 ? "unknown" : rows[0].device.driver);
+  if (!unknown_condition.empty()) std::printf("clocks, temperature and power are not known: %s\n", unknown_condition.c_str());
+  std::printf("%-46s %-30s %12s %9s %9s %5s %4s %5s  %s\n", "operation", "size", "ms", "GB/s", "of copy", "MHz", "C", "W",
+              "target");
   for (const Row& row : rows) {
     std::printf("%-46s %-30s %12.4f ", row.name.c_str(), row.size.c_str(), row.milliseconds);
     if (row.bytes > 0) {
@@ -250,6 +259,9 @@ void print_table() {
     } else {
       std::printf("%19s", "");
     }
+    const auto known = [](int32_t value) { return value < 0 ? std::string("?") : std::to_string(value); };
+    std::printf(" %5s %4s %5s", known(row.device.sm_megahertz).c_str(), known(row.device.celsius).c_str(),
+                known(row.device.milliwatts < 0 ? -1 : row.device.milliwatts / 1000).c_str());
     if (row.target.of_copy > 0) std::printf("  >= %.0f %% of copy", 100 * row.target.of_copy);
     if (row.target.milliseconds > 0) std::printf("  <= %.4f ms", row.target.milliseconds);
     std::printf("%s\n", !has_target(row) ? "" : is_met(row) ? ": met" : ": MISSED");
@@ -628,7 +640,7 @@ void write_list(FILE* file, const char* name, const std::vector<std::string>& li
   std::fprintf(file, "],\n");
 }
 
-void write_json(const char* path, const esp_cuda_device& device, int32_t number) {
+void write_json(const char* path, const esp_cuda_device& device) {
   FILE* file = std::fopen(path, "w");
   if (file == nullptr) {
     std::fprintf(stderr, "gpu_benchmark: cannot write %s\n", path);
@@ -640,17 +652,10 @@ void write_json(const char* path, const esp_cuda_device& device, int32_t number)
                quoted(device.name).c_str(), device.major, device.minor, device.multiprocessors,
                static_cast<long long>(device.memory_bytes));
   std::fprintf(file, " \"cuda_runtime\": %d, \"cuda_driver\": %d,\n", runtime, driver);
-  // How the device was at the end of the run; where the driver's own library does not say, why.
-  esp_cuda_condition now;
-  if (esp_cuda_device_condition(number, &now) == ESP_OK) {
-    std::fprintf(file,
-                 " \"driver\": \"%s\", \"sm_megahertz\": %d, \"memory_megahertz\": %d, \"celsius\": %d, "
-                 "\"milliwatts\": %d, \"memory_used_bytes\": %lld,\n",
-                 now.driver, now.sm_megahertz, now.memory_megahertz, now.celsius, now.milliwatts,
-                 static_cast<long long>(now.memory_used_bytes));
+  if (!rows.empty() && rows[0].device.driver[0] != 0) {
+    std::fprintf(file, " \"driver\": %s,\n", quoted(rows[0].device.driver).c_str());
   } else {
-    std::fprintf(file, " \"driver\": null,\n");
-    std::fprintf(stderr, "clocks, temperature and power are not known: %s\n", esp_cuda_last_error());
+    std::fprintf(file, " \"driver\": null, \"condition_unknown\": %s,\n", quoted(unknown_condition).c_str());
   }
   write_list(file, "failed", failures);
   write_list(file, "left_out", left_out);
@@ -660,6 +665,14 @@ void write_json(const char* path, const esp_cuda_device& device, int32_t number)
     std::fprintf(file, "%s\n  {\"name\": %s, \"size\": %s, \"milliseconds\": %.6g, \"bytes\": %.6g, \"of_copy\": %.4g",
                  i == 0 ? "" : ",", quoted(row.name).c_str(), quoted(row.size).c_str(), row.milliseconds, row.bytes,
                  of_copy(row));
+    const auto put = [&](const char* name, int64_t value) {
+      if (value >= 0) std::fprintf(file, ", \"%s\": %lld", name, static_cast<long long>(value));
+    };
+    put("sm_megahertz", row.device.sm_megahertz);
+    put("memory_megahertz", row.device.memory_megahertz);
+    put("celsius", row.device.celsius);
+    put("milliwatts", row.device.milliwatts);
+    put("memory_used_bytes", row.device.memory_used_bytes);
     if (row.target.of_copy > 0) std::fprintf(file, ", \"target_of_copy\": %.4g", row.target.of_copy);
     if (row.target.milliseconds > 0) std::fprintf(file, ", \"target_milliseconds\": %.6g", row.target.milliseconds);
     if (has_target(row)) std::fprintf(file, ", \"met\": %s", is_met(row) ? "true" : "false");
@@ -754,7 +767,6 @@ void measure(const esp_cuda_device& device, double java_launch) {
 
 int main(int argc, char** argv) {
   const char* out = nullptr;
-  int32_t number_of_device = 0;
   double java_launch = 0;
   bool probe = false;
   for (int i = 1; i < argc; i++) {
@@ -767,7 +779,7 @@ int main(int argc, char** argv) {
     } else if (std::strcmp(argv[i], "--java-launch") == 0 && i + 1 < argc) {
       java_launch = std::atof(argv[++i]);
     } else if (std::strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
-      number_of_device = std::atoi(argv[++i]);
+      device_number = std::atoi(argv[++i]);
     } else {
       std::fprintf(stderr, "usage: gpu_benchmark [--device N] [--quick] [--java-launch MICROSECONDS] [--out FILE.json] | --probe\n");
       return 2;
@@ -780,8 +792,8 @@ int main(int argc, char** argv) {
   }
   esp_cuda_device device;
   try {
-    REQUIRE(esp_cuda_device_set(number_of_device));
-    REQUIRE(esp_cuda_device_info(number_of_device, &device));
+    REQUIRE(esp_cuda_device_set(device_number));
+    REQUIRE(esp_cuda_device_info(device_number, &device));
   } catch (const Failure& failure) {
     std::fprintf(stderr, "gpu_benchmark: %s\n", failure.reason.c_str());
     return 1;
@@ -790,7 +802,7 @@ int main(int argc, char** argv) {
                static_cast<double>(device.memory_bytes) / (1 << 30), device.major, device.minor);
   if (probe) return 0;
   measure(device, java_launch);
-  print_table();
-  if (out != nullptr) write_json(out, device, number_of_device);
+  print_table(device);
+  if (out != nullptr) write_json(out, device);
   return failures.empty() ? 0 : 1;
 }
