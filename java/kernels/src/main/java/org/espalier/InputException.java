@@ -1,5 +1,10 @@
 package org.espalier;
 
+import java.io.IOException;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileSystemException;
+import java.nio.file.NoSuchFileException;
+
 /**
  * Something given from outside (a file, an option, a tensor) is unusable. The message says what was
  * wrong, where, and what would be right; the command line prints it and exits with code 2.
@@ -13,5 +18,22 @@ public class InputException extends RuntimeException {
 
   public InputException(String message, Throwable cause) {
     super(message, cause);
+  }
+
+  /** What could not be done, with the reason that the system gives, in words. */
+  public static InputException of(String what, IOException cause) {
+    return new InputException(what + ": " + reason(cause), cause);
+  }
+
+  private static String reason(IOException e) {
+    if (e instanceof NoSuchFileException) {
+      return "there is no such file or folder";
+    }
+    if (e instanceof AccessDeniedException) {
+      return "permission denied";
+    }
+    // The message of such an exception begins with the file's name, and often ends there.
+    String reason = e instanceof FileSystemException f ? f.getReason() : e.getMessage();
+    return reason == null ? e.getClass().getSimpleName() : reason;
   }
 }

@@ -8,12 +8,17 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Random;
+import org.espalier.store.ModelStore;
+import org.espalier.store.StoreWriter;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -272,5 +277,94 @@ class OnlineTest {
     assertArrayEquals(
         Files.readAllBytes(other.resolve("versions/1/model/learner.state")),
         Files.readAllBytes(store.resolve("versions/2/model/learner.state")));
+  }
+
+  @Test
+  void whatIsReadIsNeverWritten() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(10, 1));
+    for (Path read : List.of(input, recipe)) {
+      refused("the input", "--input", input, "--recipe", recipe, "--report", read);
+      refused("the input", "--input", input, "--recipe", recipe, "--quarantine", read);
+    }
+    Path both = folder.resolve("both");
+    refused(
+        "the same file",
+        "--input",
+        input,
+        "--recipe",
+        recipe,
+        "--report",
+        both,
+        "--quarantine",
+        both);
+    refused("is a folder", "--input", folder, "--recipe", recipe);
+    Path wide = Files.writeString(folder.resolve("wide"), "{}\n", StandardCharsets.UTF_16);
+    refused("iconv", "--input", wide, "--recipe", recipe);
+  }
+
+  /** Another stream is learned from its first line on, and the first one is known again after it. */
+  @Test
+  void aStreamIsKnownByItsBeginning() throws IOException {
+    List<String> all = lines(300, 1);
+    Path first = Files.write(folder.resolve("first.jsonl"), all.subList(0, 100));
+    Run.of("online", "--input", first, "--recipe", recipe, "--store", store).done();
+    Path other = Files.write(folder.resolve("other.jsonl"), lines(150, 2));
+    Run resumed = Run.of("online", "--input", other, "--resume", "--store", store, "--json");
+    assertEquals(150, resumed.json().get("lines").asInt());
+    assertTrue(resumed.err().contains("has seen nothing of"), resumed.err());
+    Path grown = Files.write(folder.resolve("renamed.jsonl"), all);
+    resumed = Run.of("online", "--input", grown, "--resume", "--store", store, "--json");
+    assertEquals(200, resumed.json().get("lines").asInt());
+    assertTrue(resumed.err().contains("version 1 has seen lines 1 to 100 of"), resumed.err());
+  }
+
+  /** A wrong outcome of what waits is refused when it is read first, and again when it is recalled. */
+  @Test
+  void aWrongOutcomeIsNotRecalled() throws IOException {
+    List<String> some =
+        List.of(
+            "{\"id\": \"a\", \"features\": [1, 2, 3]}",
+            "{\"id\": \"a\", \"label\": 7}",
+            "{\"id\": \"a\", \"label\": null, \"values\": null}");
+    Path begun = Files.write(folder.resolve("begun.jsonl"), some);
+    JsonNode json =
+        Run.of("online", "--input", begun, "--recipe", recipe, "--store", store, "--json").json();
+    assertEquals(2, json.get("bad").asInt());
+    assertEquals(1, json.get("waiting").asInt());
+    Files.writeString(begun, "{\"id\": \"a\", \"label\": 1}\n", StandardOpenOption.APPEND);
+    json = Run.of("online", "--input", begun, "--resume", "--store", store, "--json").json();
+    assertEquals(0, json.get("bad").asInt());
+    assertEquals(1, json.get("seen").asInt());
+    assertEquals(0, json.get("waiting").asInt());
+  }
+
+  @Test
+  void aStoreThatCannotBeWrittenDoesNotEndTheLearning() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(1000, 1));
+    Path report = folder.resolve("run.html");
+    Run run;
+    try (StoreWriter writer = ModelStore.create(store).writer(Duration.ZERO)) {
+      run =
+          Run.of(
+              "online",
+              "--input",
+              input,
+              "--recipe",
+              recipe,
+              "--store",
+              store,
+              "--publish",
+              100,
+              "--wait",
+              0,
+              "--report",
+              report,
+              "--json");
+    }
+    assertEquals(2, run.code());
+    assertTrue(run.out().contains("\"learned\" : 1000"), run.out());
+    assertTrue(run.err().contains("no version could be published"), run.err());
+    assertTrue(run.err().contains("what was learned last is in no version"), run.err());
+    assertTrue(Files.exists(report));
   }
 }

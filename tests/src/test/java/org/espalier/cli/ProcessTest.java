@@ -6,10 +6,12 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
+import java.io.OutputStream;
 import java.io.RandomAccessFile;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
@@ -164,6 +166,86 @@ class ProcessTest {
     }
     signal(server, "TERM");
     assertEquals(143, codeOf(server), stderr());
+  }
+
+  private static String example(int i) {
+    return "{\"features\": [" + i % 2 + ", 1], \"label\": " + i % 2 + "}\n";
+  }
+
+  private Path recipe() throws IOException {
+    return Files.writeString(
+        folder.resolve("online.yaml"),
+        "loss: cross-entropy\nlearning-rate: 0.1\nbatch: 4\nmodel: {features: 2, outputs: 2}\n");
+  }
+
+  /** A pipe that says nothing does not keep it from ending, nor from publishing. */
+  @Test
+  void interruptedWhileItWaitsForInputItKeepsWhatItLearned()
+      throws IOException, InterruptedException {
+    Path store = folder.resolve("store");
+    Process learner =
+        start(
+            "online",
+            "--input",
+            "-",
+            "--recipe",
+            recipe().toString(),
+            "--store",
+            store.toString(),
+            "--publish",
+            "4",
+            "--json");
+    OutputStream input = learner.getOutputStream();
+    for (int i = 0; i < 6; i++) {
+      input.write(example(i).getBytes(StandardCharsets.UTF_8));
+    }
+    input.flush();
+    awaitFile(store.resolve("versions").resolve("1"), learner);
+    signal(learner, "TERM");
+    assertEquals(143, codeOf(learner), stderr());
+    JsonNode said = new ObjectMapper().readTree(Files.readString(folder.resolve("stdout")));
+    assertEquals(6, said.get("seen").asInt(), said.toString());
+    assertEquals("[1,2]", said.get("versions").toString());
+  }
+
+  /** Logs are renamed and begun anew, or emptied: no line is lost and none is read twice. */
+  @Test
+  void aFollowedFileMayBeReplaced() throws IOException, InterruptedException {
+    Path stream = Files.writeString(folder.resolve("stream.jsonl"), example(1));
+    Path store = folder.resolve("store");
+    Process learner =
+        start(
+            "online",
+            "--input",
+            stream.toString(),
+            "--recipe",
+            recipe().toString(),
+            "--store",
+            store.toString(),
+            "--publish",
+            "1",
+            "--follow",
+            "--json");
+    Path versions = store.resolve("versions");
+    awaitFile(versions.resolve("1"), learner);
+    Files.writeString(stream, example(0) + example(1), StandardOpenOption.APPEND);
+    Files.move(stream, folder.resolve("stream.jsonl.1"));
+    Files.writeString(stream, example(1));
+    awaitFile(versions.resolve("3"), learner);
+    Files.writeString(stream, "");
+    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
+    while (stderr().split("is another file now", -1).length < 3 && System.nanoTime() < deadline) {
+      Thread.sleep(5);
+    }
+    Files.writeString(stream, example(0), StandardOpenOption.APPEND);
+    awaitFile(versions.resolve("4"), learner);
+    signal(learner, "INT");
+    assertEquals(130, codeOf(learner), stderr());
+    JsonNode said = new ObjectMapper().readTree(Files.readString(folder.resolve("stdout")));
+    assertEquals(5, said.get("seen").asInt(), said + stderr());
+    assertEquals(5, said.get("lines").asInt(), said + stderr());
+    JsonNode last = Run.of("store", "show", "--store", store, "--json").json();
+    assertEquals(1, last.get("data").get("to").asInt(), last.toString());
   }
 
   private static void signal(Process process, String name)

@@ -2,6 +2,8 @@ package org.espalier.online;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -73,6 +75,27 @@ class ExampleLinesTest {
   @ValueSource(strings = {"1,2", "1,2,3,4", "1,b,1", "1,2,-1", "1,2,0.5", ",,", "1,2,NaN"})
   void refusesWhatIsNoRow(String line) {
     assertThrows(InputException.class, () -> classes.csv(line));
+  }
+
+  @Test
+  void aNullIsAsIfItWereNotThere() {
+    ExampleLines.Parsed parsed =
+        classes.part("{\"id\": \"a\", \"features\": [1, 2], \"label\": null, \"values\": null}");
+    assertNull(parsed.label());
+    assertNull(parsed.values());
+    assertThrows(InputException.class, () -> classes.json("{\"features\": null}"));
+  }
+
+  @Test
+  void rowsMayBeQuotedAndTheFirstMayNameColumns() {
+    assertArrayEquals(new float[] {3, 4}, values.csv("\"1\", 2 ,\" 3\",\"4\"").values());
+    for (String header : new String[] {"a,b,label", "\"e1\",\"x\",y", "f1,,y"}) {
+      assertTrue(ExampleLines.isCsvHeader(header), header);
+    }
+    // A row that is wrong is no header.
+    for (String row : new String[] {"1e5,x,1", "NaN,b,c", "", ",,", "1,2,3"}) {
+      assertFalse(ExampleLines.isCsvHeader(row), row);
+    }
   }
 
   /** Whatever the bytes are, the answer is an example or a refusal. */

@@ -1,5 +1,8 @@
 package org.espalier.cli;
 
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import org.espalier.InputException;
 import org.espalier.online.Quarantine;
 import org.espalier.store.SigningKey;
@@ -42,11 +45,33 @@ final class LearnerOptions {
     return publishEvery;
   }
 
-  /** The quarantine, or null. */
-  Quarantine quarantine() {
-    return quarantine == null
-        ? null
-        : Quarantine.open(ModelSource.path(quarantine), QUARANTINE_BYTES);
+  /**
+   * The quarantine, or null.
+   *
+   * @param inputs files that it must not be
+   */
+  Quarantine quarantine(Path... inputs) {
+    if (quarantine == null) {
+      return null;
+    }
+    Path file = ModelSource.path(quarantine);
+    for (Path input : inputs) {
+      try {
+        if (Files.exists(file) && Files.exists(input) && Files.isSameFile(file, input)) {
+          throw new InputException(
+              "--quarantine " + file + " is the input " + input + "; name another file");
+        }
+      } catch (IOException e) {
+        throw InputException.of("cannot look at " + file, e);
+      }
+    }
+    return Quarantine.open(file, QUARANTINE_BYTES);
+  }
+
+  /** Whether the quarantine is this file. */
+  boolean quarantines(Path file) {
+    return quarantine != null
+        && ModelSource.path(quarantine).toAbsolutePath().normalize().equals(file);
   }
 
   /** The key, or null. */

@@ -4,13 +4,15 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
-import java.io.InputStream;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.EnumMap;
+import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -49,7 +51,11 @@ import picocli.CommandLine.Option;
           + " separated by commas. An outcome may come later: {\"id\": \"a\", \"features\": [0.5,"
           + " 1]}, and then, however many lines below, {\"id\": \"a\", \"label\": 0}. Lines that"
           + " cannot be used are counted, go to the quarantine with their number, and do not stop"
-          + " it until there are more than --max-bad."
+          + " it until there are more than --max-bad.",
+      "",
+      "With --resume, a stream that begins as one that the store's current version has seen is gone"
+          + " on with after the lines that were seen; of any other all lines are new. With"
+          + " --follow, a file that is replaced or emptied, as logs are, is read anew."
     },
     footer = {
       "",
@@ -72,6 +78,12 @@ final class Online implements Callable<Integer> {
 
   /** Examples whose outcome may still come; older ones are forgotten. */
   private static final int WAITING = 100_000;
+
+  /** So many first lines of a stream are recorded, by which it is known again. */
+  private static final int BEGINS = 16;
+
+  /** How long it waits before it tries again to publish. */
+  private static final long RETRY_NANOS = 10_000_000_000L;
 
   /** How often it looks what others made current. */
   private static final long LOOK_NANOS = 500_000_000L;
@@ -107,11 +119,13 @@ final class Online implements Callable<Integer> {
   @Option(
       names = "--resume",
       description =
-          "Go on where the store's current version was published, after the lines that it has"
+          "Go on from the store's current version, in the same stream after the lines that it has"
               + " seen.")
   private boolean resume;
 
-  @Option(names = "--csv", description = "Lines are comma-separated numbers.")
+  @Option(
+      names = "--csv",
+      description = "Lines are comma-separated numbers; a first line of names is left out.")
   private boolean csv;
 
   @Option(names = "--follow", description = "Wait for more at the end of the file, until Ctrl-C.")
@@ -129,10 +143,18 @@ final class Online implements Callable<Integer> {
   private final Map<Event.Kind, Long> events = new EnumMap<>(Event.Kind.class);
   private final List<Long> published = new ArrayList<>();
   private final PendingLabels waiting = new PendingLabels(WAITING);
+
+  /** Digests of the stream's first lines. */
+  private final List<String> begins = new ArrayList<>();
+
   private long bad;
+  private long read;
   private long lines;
   private long skip;
   private Long parent;
+
+  /** What was noted about a store that cannot be read. */
+  private String complaint;
 
   @Override
   public Integer call() {
@@ -144,34 +166,52 @@ final class Online implements Callable<Integer> {
       throw new InputException("--follow is for files; standard input is read to its end anyway");
     }
     SigningKey signing = learning.signingKey();
-    Path reportPath = reportFile == null ? null : AtomicFile.check(ModelSource.path(reportFile));
+    Path[] inputs = inputs();
+    Path reportPath =
+        reportFile == null ? null : AtomicFile.check(ModelSource.path(reportFile), inputs);
+    if (reportPath != null && learning.quarantines(reportPath)) {
+      throw new InputException("--report and --quarantine are the same file; name two");
+    }
     ModelStore store = resume ? options.open() : null;
     try (ModelStore.Held held = resume ? store.holdCurrent() : null) {
       OnlineRecipe recipe = recipe(held);
       try (Learnable learnable = learnable(recipe, held);
-          OnlineLearner learner = learner(learnable, recipe);
-          Quarantine quarantine = learning.quarantine()) {
+          OnlineLearner learner = learner(learnable, recipe)) {
         if (held != null) {
           LearnerFiles.load(learner, held);
           parent = held.version().id();
-          Lineage.DataWindow window = held.version().lineage().data();
-          skip = window == null ? 0 : window.to();
         }
-        learner.quarantine(quarantine);
-        try (InputStream in = open();
+        try (Stream in = open();
+            Quarantine quarantine = learning.quarantine(inputs);
             Interrupts interrupts =
                 new Interrupts(
                     () -> common.note("stopping after this batch; again ends at once"))) {
+          learner.quarantine(quarantine);
+          if (held != null) {
+            skip = seenLines(store, held.version(), in, interrupts);
+          }
           if (store == null) {
+            in.check();
             store = options.create();
           }
           run(in, learner, recipe, store, signing, quarantine, reportPath, interrupts);
           return interrupts.code();
         } catch (IOException e) {
-          throw new InputException("cannot read " + input + ": " + e.getMessage(), e);
+          throw InputException.of("cannot read " + input, e);
         }
       }
     }
+  }
+
+  /** The files that are read, which no output may be. */
+  private Path[] inputs() {
+    List<Path> paths = new ArrayList<>();
+    for (String given : new String[] {input, recipeFile, model}) {
+      if (given != null && !given.equals("-") && !MavenEntry.isOne(given)) {
+        paths.add(ModelSource.path(given));
+      }
+    }
+    return paths.toArray(Path[]::new);
   }
 
   private static OnlineLearner learner(Learnable learnable, OnlineRecipe recipe) {
@@ -206,19 +246,128 @@ final class Online implements Callable<Integer> {
     return new LinearHead(recipe.features(), recipe.outputs());
   }
 
-  private InputStream open() throws IOException {
-    if (input.equals("-")) {
-      return System.in;
+  /** The input; replaced where another file takes its name. */
+  private final class Stream implements AutoCloseable {
+    private LineReader reader;
+    private FileSource file;
+
+    LineReader reader() {
+      return reader;
     }
-    Path file = ModelSource.path(input);
-    if (!Files.exists(file)) {
-      throw new InputException("there is no file " + file);
+
+    private void open() throws IOException {
+      LineReader.Source source;
+      if (input.equals("-")) {
+        source = new PipeSource(System.in);
+      } else {
+        Path path = ModelSource.path(input);
+        if (!Files.exists(path)) {
+          throw new InputException("there is no file " + path);
+        }
+        if (Files.isDirectory(path)) {
+          throw new InputException(path + " is a folder; a file of lines is right");
+        }
+        if (Files.isRegularFile(path)) {
+          file = new FileSource(path);
+          source = file;
+        } else if (follow) {
+          throw new InputException("--follow is for regular files; " + path + " is none");
+        } else {
+          source = new PipeSource(Files.newInputStream(path));
+        }
+      }
+      reader = new LineReader(input, source, MAX_LINE);
     }
-    return Files.newInputStream(file);
+
+    /** Refuses a file that holds no lines of text, before anything is made. */
+    void check() throws IOException {
+      if (file != null) {
+        reader.peek(0, !follow, () -> true);
+      }
+    }
+
+    boolean isReplaced() throws IOException {
+      return file.isReplaced();
+    }
+
+    void reopen() throws IOException {
+      file.close();
+      open();
+    }
+
+    @Override
+    public void close() throws IOException {
+      if (file != null) {
+        file.close();
+      }
+    }
+  }
+
+  private Stream open() throws IOException {
+    Stream stream = new Stream();
+    stream.open();
+    return stream;
+  }
+
+  /** How many lines of the stream a version, or one that it was made from, has seen. */
+  private long seenLines(ModelStore store, Version from, Stream in, Interrupts interrupts)
+      throws IOException {
+    Version version = from;
+    while (version != null) {
+      Lineage.DataWindow window = version.lineage().data();
+      if (window != null && window.to() > 0 && isStream(window, in.reader(), interrupts)) {
+        common.note(
+            "version "
+                + version.id()
+                + " has seen lines 1 to "
+                + window.to()
+                + " of "
+                + input
+                + "; going on after them");
+        return window.to();
+      }
+      version = parent(store, version);
+    }
+    common.note("version " + from.id() + " has seen nothing of " + input + "; all lines are new");
+    return 0;
+  }
+
+  private static Version parent(ModelStore store, Version version) {
+    Long id = version.lineage().parent();
+    try {
+      return id == null || id >= version.id() ? null : store.version(id);
+    } catch (InputException e) {
+      return null; // it was collected
+    }
+  }
+
+  /** Whether the input begins as what was seen did, or, where that was not recorded, is called so. */
+  private boolean isStream(Lineage.DataWindow window, LineReader reader, Interrupts interrupts)
+      throws IOException {
+    if (window.begins().isEmpty()) {
+      return input.equals(window.source());
+    }
+    for (int i = 0; i < window.begins().size(); i++) {
+      LineReader.Line line = reader.peek(i, !follow, interrupts::requested);
+      if (line == null || !digest(line.text()).equals(window.begins().get(i))) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  private static String digest(String line) {
+    try {
+      byte[] hash =
+          MessageDigest.getInstance("SHA-256").digest(line.getBytes(StandardCharsets.UTF_8));
+      return HexFormat.of().formatHex(hash, 0, 8);
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException("every JDK has SHA-256", e);
+    }
   }
 
   private void run(
-      InputStream in,
+      Stream in,
       OnlineLearner learner,
       OnlineRecipe recipe,
       ModelStore store,
@@ -234,35 +383,42 @@ final class Online implements Callable<Integer> {
           report.add(event);
         });
     ExampleLines parser = new ExampleLines(learner);
-    LineReader reader = new LineReader(in, MAX_LINE);
     List<Example> batch = new ArrayList<>();
     int size = recipe.settings().batch();
     long begin = System.nanoTime();
     long before = learner.seen();
     long lastPublished = before;
+    long retry = begin;
     LearnerVersions versions =
         new LearnerVersions(store, learner, recipe, signing, parent, common::note);
     long looked = System.nanoTime();
     boolean tooMany = false;
     LiveLine live = new LiveLine(common.err());
     boolean stop = false;
+    boolean replaced = false;
     while (!tooMany && !stop) {
       stop = interrupts.requested();
-      String line = reader.next();
-      boolean atEnd = line == null;
-      if (atEnd && !follow) {
-        line = reader.rest();
+      LineReader.Line line = in.reader().next();
+      boolean atEnd = line == null && in.reader().isAtEnd();
+      if (atEnd && (!follow || replaced)) {
+        line = in.reader().rest();
       }
       if (line != null) {
-        lines = reader.number();
+        lines = line.number();
+        if (begins.size() < BEGINS && lines == begins.size() + 1) {
+          begins.add(digest(line.text()));
+        }
         if (lines <= skip) {
-          recall(parser, line);
-        } else if (!line.isBlank()) {
-          Example example = parse(parser, learner, reader, line, quarantine);
-          if (example != null) {
-            batch.add(example);
+          recall(parser, learner, line);
+        } else {
+          read++;
+          if (!line.text().isBlank()) {
+            Example example = parse(parser, learner, line, quarantine);
+            if (example != null) {
+              batch.add(example);
+            }
+            tooMany = bad > maxBad;
           }
-          tooMany = bad > maxBad;
         }
       }
       boolean idle = atEnd && line == null;
@@ -273,14 +429,18 @@ final class Online implements Callable<Integer> {
           report.add(learner.seen(), learner.metrics());
         }
         live.show(learner, learner.seen() - before, begin, events);
-        if (learner.seen() - lastPublished >= learning.publishEvery()) {
-          publish(learner, versions, report);
-          lastPublished = learner.seen();
+        if (learner.seen() - lastPublished >= learning.publishEvery()
+            && System.nanoTime() >= retry) {
+          if (publish(learner, versions, report) == null) {
+            lastPublished = learner.seen();
+          } else {
+            retry = System.nanoTime() + RETRY_NANOS;
+          }
         }
       }
       if (batch.isEmpty() && System.nanoTime() - looked >= LOOK_NANOS) {
         looked = System.nanoTime();
-        if (versions.follow()) {
+        if (follow(versions)) {
           lastPublished = learner.seen();
         }
       }
@@ -288,27 +448,51 @@ final class Online implements Callable<Integer> {
         if (!follow) {
           break;
         }
-        try {
-          Thread.sleep(100);
-        } catch (InterruptedException e) {
-          break;
+        if (replaced) {
+          // What was learned so far is of lines that no resumption could find again.
+          if (learner.seen() > lastPublished && publish(learner, versions, report) == null) {
+            lastPublished = learner.seen();
+          }
+          common.note(input + " is another file now; going on with its first line");
+          in.reopen();
+          replaced = false;
+          begins.clear();
+          lines = 0;
+          skip = 0;
+        } else if (in.isReplaced()) {
+          replaced = true; // and what was written to the old one meanwhile is read first
+        } else {
+          try {
+            Thread.sleep(100);
+          } catch (InterruptedException e) {
+            break;
+          }
         }
       }
     }
     live.clear();
+    InputException unpublished = null;
     if (learner.seen() > lastPublished || published.isEmpty()) {
-      publish(learner, versions, report);
+      unpublished = publish(learner, versions, report);
     }
     double seconds = (System.nanoTime() - begin) * 1e-9;
     report.add(learner.seen(), learner.metrics());
     if (reportPath != null) {
-      try (AtomicFile file = AtomicFile.create(reportPath)) {
+      try (AtomicFile file = AtomicFile.create(reportPath, inputs())) {
         String html = report.html(summary(learner, versions, seconds, before));
         file.write(ByteBuffer.wrap(html.getBytes(StandardCharsets.UTF_8)));
         file.commit();
       }
     }
     print(learner, versions, seconds, before);
+    if (quarantine != null && quarantine.lost() > 0) {
+      common.note(
+          quarantine.lost() + " of " + quarantine.count() + " could not be written to quarantine");
+    }
+    if (unpublished != null) {
+      throw new InputException(
+          "what was learned last is in no version: " + unpublished.getMessage(), unpublished);
+    }
     if (tooMany) {
       throw new InputException(
           "more than "
@@ -322,35 +506,45 @@ final class Online implements Callable<Integer> {
     }
   }
 
-  private Example parse(
-      ExampleLines parser,
-      OnlineLearner learner,
-      LineReader reader,
-      String line,
-      Quarantine quarantine) {
+  /** Takes over what others made current; a store that cannot be read is noted and not the end. */
+  private boolean follow(LearnerVersions versions) {
     try {
-      if (reader.wasTooLong()) {
-        throw new InputException("the line has more than " + MAX_LINE + " bytes");
-      }
-      if (csv) {
-        Example example = parser.csv(line);
-        learner.check(example);
-        return example;
-      }
-      return example(parser.part(line), learner);
+      return versions.follow();
     } catch (InputException e) {
-      if (csv && reader.number() == 1 && line.matches(".*[A-Za-z_].*")) {
-        return null; // names of columns
+      if (!e.getMessage().equals(complaint)) {
+        complaint = e.getMessage();
+        common.note(complaint);
       }
+      return false;
+    }
+  }
+
+  private Example parse(
+      ExampleLines parser, OnlineLearner learner, LineReader.Line line, Quarantine quarantine) {
+    String text = line.text();
+    try {
+      if (line.problem() != null) {
+        throw new InputException(line.problem());
+      }
+      if (!csv) {
+        return example(parser.part(text), learner);
+      }
+      if (line.number() == 1 && ExampleLines.isCsvHeader(text)) {
+        return null;
+      }
+      Example example = parser.csv(text);
+      learner.check(example);
+      return example;
+    } catch (InputException e) {
       bad++;
       if (bad <= 5) {
-        common.note("line " + reader.number() + ": " + e.getMessage());
+        common.note("line " + line.number() + ": " + e.getMessage());
       } else if (bad == 6) {
         common.note("more lines cannot be used; --quarantine keeps all of them");
       }
       if (quarantine != null) {
         quarantine.addLine(
-            reader.number(), e.getMessage(), line.substring(0, Math.min(10_000, line.length())));
+            line.number(), e.getMessage(), text.substring(0, Math.min(10_000, text.length())));
       }
       return null;
     }
@@ -373,32 +567,36 @@ final class Online implements Callable<Integer> {
   }
 
   /** A line that was read before the version that is gone on with: what it waits for may still come. */
-  private void recall(ExampleLines parser, String line) {
-    boolean outcome = line.contains("\"label\"") || line.contains("\"values\"");
-    if (csv || outcome == line.contains("\"features\"")) {
+  private void recall(ExampleLines parser, OnlineLearner learner, LineReader.Line line) {
+    String text = line.text();
+    boolean outcome = text.contains("\"label\"") || text.contains("\"values\"");
+    if (csv || line.problem() != null || outcome == text.contains("\"features\"")) {
       return;
     }
     try {
-      ExampleLines.Parsed part = parser.part(line);
-      if (part.features() == null) {
-        waiting.join(part.id());
-      } else if (part.label() == null && part.values() == null) {
-        waiting.remember(part.id(), part.features(), 0);
-      }
+      example(parser.part(text), learner);
     } catch (InputException e) {
       // It was counted when it was read first.
       return;
     }
   }
 
-  private void publish(OnlineLearner learner, LearnerVersions versions, OnlineReport report) {
+  /** Publishes; what is wrong with the store is noted, given back, and does not end the learning. */
+  private InputException publish(
+      OnlineLearner learner, LearnerVersions versions, OnlineReport report) {
     Lineage lineage =
         Lineage.NONE
             .withSource(input)
-            .withData(new Lineage.DataWindow(input, skip, Math.max(skip, lines)));
-    Version version = versions.publish(lineage, () -> wait.writer(versions.store()));
-    published.add(version.id());
-    report.published(learner.seen(), version.id(), learner.version());
+            .withData(new Lineage.DataWindow(input, skip, Math.max(skip, lines), begins));
+    try {
+      Version version = versions.publish(lineage, () -> wait.writer(versions.store()));
+      published.add(version.id());
+      report.published(learner.seen(), version.id(), learner.version());
+      return null;
+    } catch (InputException e) {
+      common.note("no version could be published: " + e.getMessage());
+      return e;
+    }
   }
 
   private Map<String, String> summary(
@@ -413,6 +611,11 @@ final class Online implements Callable<Integer> {
             + String.format(Locale.ROOT, ", %.0f a second", done / seconds));
     map.put("learned", learner.learned() + ", " + learner.removed() + " taken out or back");
     map.put("lines that could not be used", Long.toString(bad));
+    if (waiting.waiting() > 0 || waiting.expired() > 0) {
+      map.put(
+          "without an outcome",
+          waiting.waiting() + " wait for it, " + waiting.expired() + " were given up");
+    }
     map.put("steps", Long.toString(learner.steps()));
     learner
         .metrics()
@@ -433,7 +636,8 @@ final class Online implements Callable<Integer> {
       return;
     }
     ObjectNode json = JsonNodeFactory.instance.objectNode();
-    json.put("lines", Math.max(0, lines - skip)).put("bad", bad).put("seen", learner.seen());
+    json.put("lines", read).put("bad", bad).put("seen", learner.seen());
+    json.put("waiting", waiting.waiting()).put("expired", waiting.expired());
     json.put("learned", learner.learned()).put("removed", learner.removed());
     json.put("steps", learner.steps()).put("seconds", seconds);
     json.put("examples_per_second", (learner.seen() - before) / seconds);

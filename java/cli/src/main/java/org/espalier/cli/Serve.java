@@ -177,7 +177,7 @@ final class Serve implements Callable<Integer> {
       }
       return token;
     } catch (IOException e) {
-      throw new InputException("cannot read the token " + file + ": " + e.getMessage(), e);
+      throw InputException.of("cannot read the token " + file, e);
     }
   }
 }

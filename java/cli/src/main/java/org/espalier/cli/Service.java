@@ -171,7 +171,7 @@ final class Service implements AutoCloseable {
     try {
       server = HttpServer.create(address, 0);
     } catch (IOException e) {
-      throw new InputException("cannot listen at " + address + ": " + e.getMessage(), e);
+      throw InputException.of("cannot listen at " + address, e);
     }
     server.setExecutor(pool);
     server.createContext("/", this::handle);

@@ -106,7 +106,7 @@ final class StoreExport implements Callable<Integer> {
       }
       file.commit();
     } catch (IOException e) {
-      throw new InputException("cannot copy " + model + " to " + target + ": " + e.getMessage(), e);
+      throw InputException.of("cannot copy " + model + " to " + target, e);
     }
   }
 }

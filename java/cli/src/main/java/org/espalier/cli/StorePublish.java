@@ -154,7 +154,7 @@ final class StorePublish implements Callable<Integer> {
       }
       return Files.readString(file, StandardCharsets.UTF_8);
     } catch (IOException e) {
-      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+      throw InputException.of("cannot read " + file, e);
     }
   }
 }

@@ -62,7 +62,7 @@ final class Leases {
         leases.users++;
         return leases;
       } catch (IOException e) {
-        throw new InputException("cannot open " + file + ": " + e.getMessage(), e);
+        throw InputException.of("cannot open " + file, e);
       }
     }
   }
@@ -76,7 +76,7 @@ final class Leases {
       try {
         channel.close();
       } catch (IOException e) {
-        throw new InputException("cannot close " + file + ": " + e.getMessage(), e);
+        throw InputException.of("cannot close " + file, e);
       }
     }
   }
@@ -99,7 +99,7 @@ final class Leases {
       try {
         locks.put(version, channel.lock(version, 1, true));
       } catch (IOException e) {
-        throw new InputException("cannot lock " + file + ": " + e.getMessage(), e);
+        throw InputException.of("cannot lock " + file, e);
       }
     }
     readers.merge(version, 1, Integer::sum);
@@ -122,7 +122,7 @@ final class Leases {
       try {
         lock = channel.tryLock(version, 1, false);
       } catch (IOException e) {
-        throw new InputException("cannot lock " + file + ": " + e.getMessage(), e);
+        throw InputException.of("cannot lock " + file, e);
       }
       if (lock == null) {
         return false;
@@ -145,7 +145,7 @@ final class Leases {
     try {
       lock.release();
     } catch (IOException e) {
-      throw new InputException("cannot unlock " + file + ": " + e.getMessage(), e);
+      throw InputException.of("cannot unlock " + file, e);
     }
   }
 }

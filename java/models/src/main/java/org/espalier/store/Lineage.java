@@ -1,5 +1,6 @@
 package org.espalier.store;
 
+import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 
@@ -31,12 +32,19 @@ public record Lineage(
    * @param source the stream's name, or null
    * @param from the number of the first example, from 0
    * @param to the number after the last
+   * @param begins digests of the stream's first lines, by which it is known again whatever it is called then;
+   *     empty where they are not known
    */
-  public record DataWindow(String source, long from, long to) {
+  public record DataWindow(String source, long from, long to, List<String> begins) {
     public DataWindow {
+      begins = List.copyOf(begins);
       if (from < 0 || to < from) {
         throw new IllegalArgumentException("a window from " + from + " to " + to);
       }
+    }
+
+    public DataWindow(String source, long from, long to) {
+      this(source, from, to, List.of());
     }
   }
 

@@ -131,7 +131,7 @@ public final class ModelStore {
           }
         }
       } catch (IOException e) {
-        throw new InputException("cannot make the store " + folder + ": " + reason(e), e);
+        throw InputException.of("cannot make the store " + folder, e);
       }
     }
     return open(folder);
@@ -157,7 +157,7 @@ public final class ModelStore {
       throw new InputException(
           folder + " is not a store: it has no " + STORE + "; 'publish' makes a store", e);
     } catch (IOException e) {
-      throw new InputException("cannot read " + file + ": " + reason(e), e);
+      throw InputException.of("cannot read " + file, e);
     }
   }
 
@@ -179,7 +179,7 @@ public final class ModelStore {
       throw new InputException(
           folder + " is damaged: " + STATE + " is missing; restore it from a backup", e);
     } catch (IOException e) {
-      throw new InputException("cannot read " + file + ": " + reason(e), e);
+      throw InputException.of("cannot read " + file, e);
     }
   }
 
@@ -208,7 +208,7 @@ public final class ModelStore {
           .filter(name -> ID.matcher(name).matches())
           .forEach(name -> ids.add(Long.valueOf(name)));
     } catch (IOException e) {
-      throw new InputException("cannot read " + folder.resolve(VERSIONS) + ": " + reason(e), e);
+      throw InputException.of("cannot read " + folder.resolve(VERSIONS), e);
     }
     ids.sort(null);
     return ids;
@@ -242,7 +242,7 @@ public final class ModelStore {
     } catch (NoSuchFileException e) {
       throw unknown(id, e);
     } catch (IOException e) {
-      throw new InputException("cannot read " + file + ": " + reason(e), e);
+      throw InputException.of("cannot read " + file, e);
     }
   }
 
@@ -336,7 +336,7 @@ public final class ModelStore {
     } catch (NoSuchFileException e) {
       problems.add(e.getFile() + " is missing");
     } catch (IOException e) {
-      problems.add("cannot read " + root + ": " + reason(e));
+      problems.add(InputException.of("cannot read " + root, e).getMessage());
     }
     found.values().forEach(file -> problems.add(file + " does not belong to the version"));
     return problems;
@@ -492,9 +492,5 @@ public final class ModelStore {
       atomic.write(ByteBuffer.wrap(content));
       atomic.commit();
     }
-  }
-
-  static String reason(IOException e) {
-    return e.getMessage() == null ? e.getClass().getSimpleName() : e.getMessage();
   }
 }

@@ -146,6 +146,25 @@ final class Records {
     return value.asText();
   }
 
+  /** A list of strings that may be missing. */
+  private static List<String> texts(JsonNode json, String key, Path file) {
+    JsonNode value = json.get(key);
+    List<String> list = new ArrayList<>();
+    if (value == null) {
+      return list;
+    }
+    if (!value.isArray()) {
+      throw new InputException(file + " is damaged: " + key + " is not a list");
+    }
+    for (JsonNode item : value) {
+      if (!item.isTextual()) {
+        throw new InputException(file + " is damaged: " + key + " holds " + item);
+      }
+      list.add(item.asText());
+    }
+    return list;
+  }
+
   static byte[] encode(Version version) {
     ObjectNode json = object();
     json.put("format", ModelStore.FORMAT).put("id", version.id());
@@ -173,6 +192,10 @@ final class Records {
       ObjectNode data = json.putObject("data");
       put(data, "source", lineage.data().source());
       data.put("from", lineage.data().from()).put("to", lineage.data().to());
+      if (!lineage.data().begins().isEmpty()) {
+        ArrayNode begins = data.putArray("begins");
+        lineage.data().begins().forEach(begins::add);
+      }
     }
     ObjectNode metrics = json.putObject("metrics");
     lineage.metrics().forEach(metrics::put);
@@ -248,7 +271,8 @@ final class Records {
           new Lineage.DataWindow(
               text(window, "source", file),
               integer(window, "from", file, 0),
-              integer(window, "to", file, 0));
+              integer(window, "to", file, 0),
+              texts(window, "begins", file));
     }
     Map<String, Double> metrics = new LinkedHashMap<>();
     JsonNode measured = json.get("metrics");

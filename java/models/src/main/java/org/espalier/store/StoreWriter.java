@@ -82,7 +82,7 @@ public final class StoreWriter implements AutoCloseable {
       try (Stream<Path> paths = Files.walk(source)) {
         paths.filter(p -> !Files.isDirectory(p, LinkOption.NOFOLLOW_LINKS)).forEach(found::add);
       } catch (IOException e) {
-        throw new InputException("cannot read " + source + ": " + ModelStore.reason(e), e);
+        throw InputException.of("cannot read " + source, e);
       }
       found.sort(null);
       for (Path file : found) {
@@ -334,7 +334,7 @@ public final class StoreWriter implements AutoCloseable {
       Files.move(version, doomed, StandardCopyOption.ATOMIC_MOVE);
       FileTree.delete(doomed);
     } catch (IOException e) {
-      throw new InputException("cannot remove " + version + ": " + ModelStore.reason(e), e);
+      throw InputException.of("cannot remove " + version, e);
     }
   }
 
@@ -344,7 +344,7 @@ public final class StoreWriter implements AutoCloseable {
         FileTree.delete(path);
       }
     } catch (IOException e) {
-      throw new InputException("cannot tidy " + folder + ": " + ModelStore.reason(e), e);
+      throw InputException.of("cannot tidy " + folder, e);
     }
   }
 

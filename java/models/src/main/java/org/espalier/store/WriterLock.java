@@ -73,7 +73,7 @@ final class WriterLock implements AutoCloseable {
         }
       }
     } catch (IOException e) {
-      throw new InputException("cannot lock the store " + folder + ": " + ModelStore.reason(e), e);
+      throw InputException.of("cannot lock the store " + folder, e);
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
       throw new InputException("interrupted while waiting for the writer of " + folder, e);
@@ -121,8 +121,7 @@ final class WriterLock implements AutoCloseable {
     try {
       channel.close(); // releases the lock
     } catch (IOException e) {
-      throw new InputException(
-          "cannot unlock the store " + folder + ": " + ModelStore.reason(e), e);
+      throw InputException.of("cannot unlock the store " + folder, e);
     } finally {
       leave(folder);
     }

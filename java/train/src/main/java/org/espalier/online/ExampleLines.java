@@ -9,11 +9,12 @@ import com.fasterxml.jackson.core.StreamReadFeature;
 import java.io.IOException;
 import java.util.Arrays;
 import org.espalier.InputException;
+import org.espalier.format.safetensors.Names;
 
 /**
  * Reads examples from lines. JSON: {@code {"id": "a", "features": [1, 2], "label": 0}}, or {@code
- * "values": [0.5]} for outcomes that are values; other keys are ignored; numbers may be the strings
- * NaN, Infinity and -Infinity, for the guard to see. CSV: the features, then the outcome in the last
+ * "values": [0.5]} for outcomes that are values; other keys are ignored, and so is a null; numbers may be
+ * the strings NaN, Infinity and -Infinity, for the guard to see. CSV: the features, then the outcome in the last
  * columns.
  *
  * <p>Thread safe.
@@ -102,6 +103,9 @@ public final class ExampleLines {
       while (parser.nextToken() == JsonToken.FIELD_NAME) {
         String key = parser.currentName();
         JsonToken token = parser.nextToken();
+        if (token == JsonToken.VALUE_NULL) {
+          continue; // as if it were not there
+        }
         switch (key) {
           case "id" -> {
             if (token != JsonToken.VALUE_STRING && token != JsonToken.VALUE_NUMBER_INT) {
@@ -168,8 +172,28 @@ public final class ExampleLines {
     return numbers;
   }
 
+  /** Whether a line of CSV names columns: it has names, and no number. */
+  public static boolean isCsvHeader(String line) {
+    boolean named = false;
+    for (String cell : line.split(",", -1)) {
+      try {
+        Float.parseFloat(unquoted(cell));
+        return false;
+      } catch (NumberFormatException e) {
+        named |= !cell.isBlank();
+      }
+    }
+    return named;
+  }
+
+  private static String unquoted(String cell) {
+    String text = cell.strip();
+    boolean quoted = text.length() >= 2 && text.startsWith("\"") && text.endsWith("\"");
+    return quoted ? text.substring(1, text.length() - 1) : text;
+  }
+
   /**
-   * Reads a line of comma-separated numbers.
+   * Reads a line of comma-separated numbers, which may be in double quotes.
    *
    * @throws InputException that says what is wrong with it
    */
@@ -190,9 +214,10 @@ public final class ExampleLines {
     float[] numbers = new float[cells.length];
     for (int i = 0; i < cells.length; i++) {
       try {
-        numbers[i] = Float.parseFloat(cells[i].strip());
+        numbers[i] = Float.parseFloat(unquoted(cells[i]));
       } catch (NumberFormatException e) {
-        throw new InputException("column " + (i + 1) + " is no number", e);
+        throw new InputException(
+            "column " + (i + 1) + " is no number: " + Names.quote(cells[i]), e);
       }
     }
     float[] x = Arrays.copyOf(numbers, features);

@@ -307,7 +307,7 @@ public final class LearnerFiles {
           Files.readString(file, StandardCharsets.UTF_8),
           RECIPE + " of version " + version.version().id());
     } catch (IOException e) {
-      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+      throw InputException.of("cannot read " + file, e);
     }
   }
 
@@ -322,7 +322,7 @@ public final class LearnerFiles {
     try (InputStream in = new BufferedInputStream(Files.newInputStream(file))) {
       learner.load(in);
     } catch (IOException e) {
-      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+      throw InputException.of("cannot read " + file, e);
     }
   }
 }

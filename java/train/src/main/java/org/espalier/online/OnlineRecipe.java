@@ -73,7 +73,7 @@ public record OnlineRecipe(
       }
       return parse(Files.readString(file, StandardCharsets.UTF_8), file.toString());
     } catch (IOException e) {
-      throw new InputException("cannot read the recipe " + file + ": " + e.getMessage(), e);
+      throw InputException.of("cannot read the recipe " + file, e);
     }
   }
 

@@ -42,7 +42,7 @@ public final class Quarantine implements AutoCloseable {
           limit,
           FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.APPEND));
     } catch (IOException e) {
-      throw new InputException("cannot write the quarantine " + file + ": " + e.getMessage(), e);
+      throw InputException.of("cannot write the quarantine " + file, e);
     }
   }
 
@@ -135,7 +135,7 @@ public final class Quarantine implements AutoCloseable {
     try {
       channel.close();
     } catch (IOException e) {
-      throw new InputException("cannot close the quarantine " + file + ": " + e.getMessage(), e);
+      throw InputException.of("cannot close the quarantine " + file, e);
     }
   }
 }
