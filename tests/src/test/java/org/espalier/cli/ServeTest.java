@@ -1,6 +1,7 @@
 package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
@@ -8,6 +9,7 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
+import java.net.Socket;
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
@@ -15,9 +17,12 @@ import java.net.http.HttpResponse;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.time.Duration;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
@@ -220,6 +225,65 @@ class ServeTest {
       get("/health", null);
       refused(429, "/predict", "{}", "requests a second");
       assertEquals(2, slow.storeVersion()); // what the first one learned
+    }
+  }
+
+  /** Clients that send half a request and wait do not keep others from being answered. */
+  @Test
+  void slowClientsDoNotBlock() throws Exception {
+    List<Socket> slow = new ArrayList<>();
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {
+      for (int i = 0; i < 40; i++) {
+        Socket socket = new Socket(InetAddress.getLoopbackAddress(), port);
+        slow.add(socket);
+        String begin = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
+        String sent = i % 2 == 0 ? begin : begin.substring(0, 20);
+        socket.getOutputStream().write(sent.getBytes(StandardCharsets.US_ASCII));
+      }
+      HttpRequest health = request("/health", null).GET().timeout(Duration.ofSeconds(5)).build();
+      assertEquals(200, client.send(health, HttpResponse.BodyHandlers.ofString()).statusCode());
+      assertEquals(1, service.storeVersion());
+    } finally {
+      for (Socket socket : slow) {
+        socket.close();
+      }
+    }
+  }
+
+  @Test
+  void answersAsHttpSays() throws Exception {
+    String features = "{\"features\": [1, 2, \"NaN\"]}";
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), TOKEN)) {
+      HttpRequest head =
+          request("/health", null).method("HEAD", HttpRequest.BodyPublishers.noBody()).build();
+      assertEquals(200, client.send(head, HttpResponse.BodyHandlers.ofString()).statusCode());
+      HttpResponse<String> wrong = get("/predict", TOKEN);
+      assertEquals(405, wrong.statusCode());
+      assertEquals("POST", wrong.headers().firstValue("Allow").get());
+      HttpRequest lower =
+          HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + "/versions"))
+              .header("Authorization", "bearer " + TOKEN)
+              .build();
+      assertEquals(200, client.send(lower, HttpResponse.BodyHandlers.ofString()).statusCode());
+      HttpRequest bytes =
+          request("/predict", TOKEN)
+              .POST(HttpRequest.BodyPublishers.ofByteArray(new byte[] {'"', (byte) 0xff, '"'}))
+              .build();
+      HttpResponse<String> refused = client.send(bytes, HttpResponse.BodyHandlers.ofString());
+      assertEquals(400, refused.statusCode());
+      assertTrue(refused.body().contains("not UTF-8"), refused.body());
+      // What is not known has no label.
+      JsonNode answer = post(200, "/predict", features, TOKEN);
+      assertTrue(answer.get("outputs").get(0).isNull(), answer.toString());
+      assertNull(answer.get("label"));
+      assertEquals(1, service.storeVersion());
+    }
+    try (Service rare = service(new Service.Limits(10_000, 0.001, 100, 1000, true), null)) {
+      post(200, "/predict", features, null);
+      post(429, "/predict", features, null);
+      assertEquals("1", get("/versions", null).headers().firstValue("Retry-After").get());
+      assertEquals(200, get("/health", null).statusCode());
+      assertEquals(1, rare.storeVersion());
     }
   }
 

@@ -13,6 +13,7 @@ import java.util.ArrayList;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -116,6 +117,36 @@ class GuardTest {
       learner.learn(flipped.subList(32, 80)); // the world has changed
       assertEquals(4, events.stream().filter(e -> e.kind() == Event.Kind.LOSS_SPIKE).count());
       assertTrue(learner.steps() >= 100 + 5, learner.steps() + " steps");
+    }
+  }
+
+  /** Multipliers of a constraint can make the loss negative; then each would be above twice the mean. */
+  @Test
+  void aLossBelowZeroIsNoSpike() {
+    float[] distance = {-3};
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Constant(0.05))
+            .batch(1)
+            .only(Set.of("weight"))
+            .constraint(
+                new ZeroDistance(
+                    (out, rows, columns, outcomes, target) -> target[0] = out[0] - distance[0],
+                    4,
+                    true))
+            .guard(new Guard(null, new Guard.Spike(2, 60, 1000), null))
+            .build();
+    try (LinearHead head = new LinearHead(1, 1);
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      List<Event> events = new ArrayList<>();
+      learner.onEvent(events::add);
+      List<Example> one = List.of(Example.of(new float[1], 0f)); // the output stays 0
+      int negative = 0;
+      for (int i = 0; i < 150; i++) {
+        distance[0] = i < 50 ? -3 : 1; // the multiplier has grown to -30 and comes back
+        negative += learner.learn(one).loss() < 0 ? 1 : 0;
+      }
+      assertEquals(100, negative);
+      assertEquals(List.of(), events);
     }
   }
 

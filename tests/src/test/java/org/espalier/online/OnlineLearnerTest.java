@@ -17,6 +17,7 @@ import java.util.Random;
 import java.util.Set;
 import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -218,6 +219,40 @@ class OnlineLearnerTest {
                   OnlineSettings.builder(new Loss.Binary(), new LearningRate.Constant(1))
                       .only(Set.of("none"))
                       .build()));
+    }
+  }
+
+  @Test
+  void whatDoesNotFitIsNotPredicted() {
+    try (LinearHead head = new LinearHead(3, 2);
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.1).build())) {
+      float[][] rows = {{1, 2, 3}, {1, 2, 3, 4}};
+      assertEquals(1, learner.predict(rows, 1, new float[2]));
+      assertThrows(InputException.class, () -> learner.predict(rows, 2, new float[4]));
+      assertThrows(InputException.class, () -> learner.predict(new float[2]));
+      assertThrows(IllegalArgumentException.class, () -> learner.predict(rows, 1, new float[1]));
+      assertThrows(IllegalArgumentException.class, () -> learner.predict(rows, 3, new float[6]));
+      assertThrows(IllegalArgumentException.class, () -> learner.predict(rows, -1, new float[6]));
+    }
+  }
+
+  @Test
+  void aClosedLearnerRefusesEverything() {
+    try (LinearHead head = new LinearHead(3, 2)) {
+      OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.1).build());
+      learner.close();
+      learner.close();
+      List<Example> one = List.of(Example.of(new float[3], 1));
+      for (Executable use :
+          List.<Executable>of(
+              () -> learner.predict(new float[3]),
+              () -> learner.learn(one),
+              learner::weights,
+              () -> learner.save(new ByteArrayOutputStream()),
+              () -> learner.adopt(head))) {
+        IllegalStateException e = assertThrows(IllegalStateException.class, use);
+        assertTrue(e.getMessage().contains("closed"), e.getMessage());
+      }
     }
   }
 

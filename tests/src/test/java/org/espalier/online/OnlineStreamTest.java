@@ -110,6 +110,62 @@ class OnlineStreamTest {
     }
   }
 
+  /** What was accepted is learned, also where others close the stream meanwhile. */
+  @Test
+  void closingLosesNothingThatWasAccepted() throws Exception {
+    List<Example> stream = Streams.plane(100, FEATURES, 0, 1, 9);
+    for (int round = 0; round < 20; round++) {
+      try (LinearHead head = new LinearHead(FEATURES, 2);
+          OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.1).build())) {
+        OnlineStream online = new OnlineStream(learner, 10_000, WhenFull.REJECT, Duration.ZERO);
+        List<Thread> writers = new ArrayList<>();
+        for (int t = 0; t < 3; t++) {
+          Thread writer =
+              new Thread(
+                  () -> {
+                    try {
+                      for (int i = 0; ; i++) {
+                        online.submit(stream.get(i % stream.size()));
+                      }
+                    } catch (IllegalStateException closed) {
+                      return;
+                    }
+                  });
+          writer.start();
+          writers.add(writer);
+        }
+        Thread.sleep(5);
+        online.close();
+        for (Thread writer : writers) {
+          writer.join(30_000);
+        }
+        assertEquals(online.accepted(), learner.seen());
+      }
+    }
+  }
+
+  @Test
+  void aFailureOfTheLearnerIsSeen() throws Exception {
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.1).build())) {
+      learner.onEvent(
+          e -> {
+            throw new IllegalArgumentException("a listener that fails");
+          });
+      OnlineStream online = new OnlineStream(learner, 4, WhenFull.BLOCK, Duration.ZERO);
+      assertFalse(online.isFailed());
+      online.submit(Example.of(new float[] {Float.NaN, 0, 0, 0, 0}, 0));
+      long deadline = System.nanoTime() + 30_000_000_000L;
+      while (!online.isFailed() && System.nanoTime() < deadline) {
+        Thread.onSpinWait();
+      }
+      assertTrue(online.isFailed());
+      Example good = Streams.plane(1, FEATURES, 0, 1, 9).get(0);
+      assertThrows(IllegalStateException.class, () -> online.submit(good));
+      assertThrows(IllegalStateException.class, online::close);
+    }
+  }
+
   @Test
   void aFlowIsLearned() {
     try (LinearHead head = new LinearHead(FEATURES, 2);
@@ -154,6 +210,9 @@ class OnlineStreamTest {
     assertEquals(3, c.features()[0]);
     assertEquals(9, c.version());
     assertThrows(InputException.class, () -> pending.join("c"));
+    pending.putBack("c", c);
+    assertEquals(0, pending.joined());
+    assertEquals(c, pending.join("c"));
     assertThrows(InputException.class, () -> pending.remember("", new float[1], 1));
     assertThrows(InputException.class, () -> pending.remember("x".repeat(1001), new float[1], 1));
     assertEquals(1, pending.waiting());

@@ -1,6 +1,7 @@
 package org.espalier.online;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotSame;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -69,6 +70,32 @@ class VersionsTest {
       versions.leave(newest, stripe);
       versions.leave(newest, stripe);
     }
+  }
+
+  /** Memory that is read is not freed, and who comes later is told. */
+  @Test
+  void closingWaitsForWhoReads() throws Exception {
+    Versions<Words> versions = new Versions<>(Words::new);
+    publish(versions, 1);
+    int stripe = Versions.stripe();
+    Versions.Slot<Words> slot = versions.enter(stripe);
+    Thread closer = new Thread(versions::close);
+    closer.start();
+    long deadline = System.nanoTime() + 30_000_000_000L;
+    boolean refused = false;
+    while (!refused && System.nanoTime() < deadline) {
+      try {
+        versions.leave(versions.enter(stripe), stripe);
+      } catch (IllegalStateException e) {
+        refused = true;
+      }
+    }
+    assertTrue(refused);
+    assertTrue(closer.isAlive(), "it did not wait");
+    assertEquals(1, slot.content().read());
+    versions.leave(slot, stripe);
+    closer.join(30_000);
+    assertFalse(closer.isAlive());
   }
 
   /** Readers check every word of every version while they are published as fast as possible. */

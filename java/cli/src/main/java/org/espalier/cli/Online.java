@@ -142,7 +142,7 @@ final class Online implements Callable<Integer> {
 
   private final Map<Event.Kind, Long> events = new EnumMap<>(Event.Kind.class);
   private final List<Long> published = new ArrayList<>();
-  private final PendingLabels waiting = new PendingLabels(WAITING);
+  private PendingLabels waiting;
 
   /** Digests of the stream's first lines. */
   private final List<String> begins = new ArrayList<>();
@@ -177,6 +177,7 @@ final class Online implements Callable<Integer> {
       OnlineRecipe recipe = recipe(held);
       try (Learnable learnable = learnable(recipe, held);
           OnlineLearner learner = learner(learnable, recipe)) {
+        waiting = new PendingLabels(PendingLabels.capacity(WAITING, learner.features()));
         if (held != null) {
           LearnerFiles.load(learner, held);
           parent = held.version().id();

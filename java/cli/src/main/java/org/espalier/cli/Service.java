@@ -1,6 +1,10 @@
 package org.espalier.cli;
 
+import com.fasterxml.jackson.core.JsonFactory;
 import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.StreamReadConstraints;
+import com.fasterxml.jackson.core.StreamReadFeature;
+import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.node.ArrayNode;
@@ -14,16 +18,19 @@ import io.micrometer.core.instrument.Timer;
 import io.micrometer.prometheusmetrics.PrometheusConfig;
 import io.micrometer.prometheusmetrics.PrometheusMeterRegistry;
 import java.io.IOException;
-import java.io.InputStream;
-import java.io.OutputStream;
 import java.net.InetSocketAddress;
+import java.nio.ByteBuffer;
+import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.time.Duration;
-import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.Semaphore;
+import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicInteger;
 import org.espalier.InputException;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
@@ -45,13 +52,37 @@ import org.slf4j.LoggerFactory;
 /** The HTTP service of {@link Serve}. */
 final class Service implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(Service.class);
-  private static final int THREADS = 8;
+
+  /** Requests that are read and answered at once: those of slow clients take a thread and no more. */
+  private static final int THREADS = 256;
+
+  /** Predictions that are computed at once. */
+  private static final int PREDICTIONS = 8;
+
+  /** How long a client may take to send a request, and to take the answer. */
+  private static final int REQUEST_SECONDS = 10;
+
   private static final Duration PATIENCE = Duration.ofSeconds(10);
-  private static final ObjectMapper JSON = new ObjectMapper();
+
+  /** How long it waits for answers that are on their way when it ends. */
+  private static final long LAST_ANSWERS_NANOS = 5_000_000_000L;
+
+  private static final int QUEUE = 10_000;
+
+  private static final ObjectMapper JSON =
+      new ObjectMapper(
+              JsonFactory.builder()
+                  .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
+                  .streamReadConstraints(StreamReadConstraints.builder().maxNestingDepth(8).build())
+                  .build())
+          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
 
   static {
     // Otherwise an answer waits 40 ms for the acknowledgement of its header.
     System.setProperty("sun.net.httpserver.nodelay", "true");
+    // Otherwise a client that sends nothing keeps its thread for ever.
+    System.setProperty("sun.net.httpserver.maxReqTime", Integer.toString(REQUEST_SECONDS));
+    System.setProperty("sun.net.httpserver.maxRspTime", Integer.toString(REQUEST_SECONDS));
   }
 
   /**
@@ -88,8 +119,17 @@ final class Service implements AutoCloseable {
       new PrometheusMeterRegistry(PrometheusConfig.DEFAULT);
   private final Timer predictions;
   private final Counter refusals;
-  private final ExecutorService pool =
-      Executors.newFixedThreadPool(THREADS, task -> daemon(task, "espalier-http"));
+  private final ThreadPoolExecutor pool =
+      new ThreadPoolExecutor(
+          THREADS,
+          THREADS,
+          60,
+          TimeUnit.SECONDS,
+          new LinkedBlockingQueue<>(),
+          task -> daemon(task, "espalier-http"));
+  private final Semaphore computing = new Semaphore(PREDICTIONS);
+  private final AtomicInteger underWay = new AtomicInteger();
+  private volatile boolean ending;
   private final ScheduledExecutorService clock =
       Executors.newSingleThreadScheduledExecutor(task -> daemon(task, "espalier-store"));
   private HttpServer server;
@@ -111,8 +151,9 @@ final class Service implements AutoCloseable {
       Quarantine quarantine) {
     this.store = store;
     this.limits = limits;
-    this.token = token == null ? null : ("Bearer " + token).getBytes(StandardCharsets.UTF_8);
-    this.allowance = limits.rate();
+    this.token = token == null ? null : token.getBytes(StandardCharsets.UTF_8);
+    this.allowance = Math.max(1, limits.rate());
+    pool.allowCoreThreadTimeOut(true);
     try (ModelStore.Held held = store.holdCurrent()) {
       boolean learned = LearnerFiles.isLearned(held);
       if (!learned && given == null) {
@@ -139,10 +180,18 @@ final class Service implements AutoCloseable {
     publishedAt = learner.seen();
     learner.quarantine(quarantine);
     parser = new ExampleLines(learner);
-    pending = new PendingLabels(limits.pending());
+    int most = PendingLabels.capacity(limits.pending(), learner.features());
+    if (most < limits.pending()) {
+      LOG.warn("{} predictions wait for their outcome at most: more would fill the memory", most);
+    }
+    pending = new PendingLabels(most);
     stream =
         limits.learn()
-            ? new OnlineStream(learner, 10_000, OnlineStream.WhenFull.REJECT, Duration.ofMillis(20))
+            ? new OnlineStream(
+                learner,
+                PendingLabels.capacity(QUEUE, learner.features()),
+                OnlineStream.WhenFull.REJECT,
+                Duration.ofMillis(20))
             : null;
     new LearnerMetrics(learner).bindTo(registry);
     predictions =
@@ -181,6 +230,7 @@ final class Service implements AutoCloseable {
   }
 
   private void handle(HttpExchange exchange) throws IOException {
+    underWay.incrementAndGet();
     try (exchange) {
       int status = 200;
       String type = "application/json";
@@ -209,13 +259,19 @@ final class Service implements AutoCloseable {
         body = error("this is an error of the service; its log says more");
       }
       exchange.getResponseHeaders().set("Content-Type", type);
-      if (status == 401) {
-        exchange.getResponseHeaders().set("WWW-Authenticate", "Bearer");
+      switch (status) {
+        case 401 -> exchange.getResponseHeaders().set("WWW-Authenticate", "Bearer");
+        case 429, 503 -> exchange.getResponseHeaders().set("Retry-After", "1");
+        default -> {}
       }
-      exchange.sendResponseHeaders(status, body.length);
-      try (OutputStream out = exchange.getResponseBody()) {
-        out.write(body);
+      if (exchange.getRequestMethod().equals("HEAD")) {
+        exchange.sendResponseHeaders(status, -1);
+      } else {
+        exchange.sendResponseHeaders(status, body.length);
+        exchange.getResponseBody().write(body);
       }
+    } finally {
+      underWay.decrementAndGet();
     }
   }
 
@@ -224,26 +280,34 @@ final class Service implements AutoCloseable {
   }
 
   private void admit(HttpExchange exchange, String path) throws Refusal {
-    synchronized (this) {
-      long now = System.nanoTime();
-      allowance = Math.min(limits.rate(), allowance + (now - lastRequest) * 1e-9 * limits.rate());
-      lastRequest = now;
-      if (allowance < 1) {
-        throw new Refusal(429, "more than " + limits.rate() + " requests a second");
-      }
-      allowance--;
-    }
-    if (token != null && !path.equals("/health")) {
+    boolean health = path.equals("/health");
+    if (token != null && !health) {
       String given = exchange.getRequestHeaders().getFirst("Authorization");
-      byte[] bytes = (given == null ? "" : given).getBytes(StandardCharsets.UTF_8);
+      boolean bearer = given != null && given.regionMatches(true, 0, "Bearer ", 0, 7);
+      byte[] bytes = (bearer ? given.substring(7).strip() : "").getBytes(StandardCharsets.UTF_8);
       if (!MessageDigest.isEqual(token, bytes)) { // takes as long wherever they differ
         throw new Refusal(401, "a bearer token is needed");
       }
     }
+    if (ending) {
+      throw new Refusal(503, "the service is ending");
+    }
+    synchronized (this) {
+      long now = System.nanoTime();
+      double most = Math.max(1, limits.rate());
+      allowance = Math.min(most, allowance + (now - lastRequest) * 1e-9 * limits.rate());
+      lastRequest = now;
+      if (allowance < 1 && !health) { // who watches must not take it for dead
+        throw new Refusal(429, "more than " + limits.rate() + " requests a second");
+      }
+      allowance = Math.max(0, allowance - 1);
+    }
   }
 
   private static void method(HttpExchange exchange, String method) throws Refusal {
-    if (!exchange.getRequestMethod().equals(method)) {
+    String given = exchange.getRequestMethod();
+    if (!given.equals(method) && !(given.equals("HEAD") && method.equals("GET"))) {
+      exchange.getResponseHeaders().set("Allow", method.equals("GET") ? "GET, HEAD" : method);
       throw new Refusal(405, method + " is right here");
     }
   }
@@ -261,39 +325,57 @@ final class Service implements AutoCloseable {
         return versions();
       case "/health":
         method(exchange, "GET");
+        if (stream != null && stream.isFailed()) {
+          throw new Refusal(503, "learning has failed; the log says why");
+        }
         return JsonNodeFactory.instance.objectNode().put("status", "ok");
       default:
         throw new Refusal(404, "there are /predict, /feedback, /versions, /health and /metrics");
     }
   }
 
-  private String body(HttpExchange exchange) throws IOException, Refusal {
-    try (InputStream in = exchange.getRequestBody()) {
-      byte[] bytes = in.readNBytes(limits.bytes() + 1);
-      if (bytes.length > limits.bytes()) {
-        throw new Refusal(413, "the request has more than " + limits.bytes() + " bytes");
-      }
-      return new String(bytes, StandardCharsets.UTF_8);
+  private String body(HttpExchange exchange) throws Refusal {
+    byte[] bytes;
+    try {
+      bytes = exchange.getRequestBody().readNBytes(limits.bytes() + 1);
+    } catch (IOException e) {
+      throw new Refusal(400, "the request ended early, took too long or is malformed");
+    }
+    if (bytes.length > limits.bytes()) {
+      throw new Refusal(413, "the request has more than " + limits.bytes() + " bytes");
+    }
+    try {
+      return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes)).toString();
+    } catch (CharacterCodingException e) {
+      throw new InputException("the request is not UTF-8", e);
     }
   }
 
   private ObjectNode predict(String text) {
     long begin = System.nanoTime();
     ExampleLines.Parsed parsed = parser.json(text);
-    Prediction prediction = learner.predict(parsed.features());
+    computing.acquireUninterruptibly();
+    Prediction prediction;
+    try {
+      prediction = learner.predict(parsed.features());
+    } finally {
+      computing.release();
+    }
     if (parsed.id() != null && limits.learn()) {
       pending.remember(parsed.id(), parsed.features(), prediction.version());
     }
     ObjectNode json = JsonNodeFactory.instance.objectNode();
     ArrayNode outputs = json.putArray("outputs");
+    boolean known = true;
     for (float value : prediction.outputs()) {
       if (Float.isFinite(value)) {
         outputs.add(value);
       } else {
         outputs.addNull();
+        known = false;
       }
     }
-    if (recipe.settings().loss().isForClasses()) {
+    if (known && recipe.settings().loss().isForClasses()) {
       json.put("label", prediction.label());
     }
     json.put("version", prediction.version());
@@ -315,8 +397,8 @@ final class Service implements AutoCloseable {
     if (id == null || !id.isTextual() && !id.isIntegralNumber()) {
       throw new InputException("id is missing: that of the prediction");
     }
-    JsonNode label = json.get("label");
-    JsonNode values = json.get("values");
+    JsonNode label = present(json, "label");
+    JsonNode values = present(json, "values");
     if ((label == null) == (values == null)) {
       throw new InputException("either label or values is right");
     }
@@ -349,12 +431,18 @@ final class Service implements AutoCloseable {
     }
     Example example = new Example(id.asText(), found.features(), number, outcome);
     if (!stream.submit(example)) {
-      throw new Refusal(503, "the queue is full; send it later with a new prediction");
+      pending.putBack(id.asText(), found);
+      throw new Refusal(503, "the queue is full; send it again later");
     }
     return JsonNodeFactory.instance
         .objectNode()
         .put("accepted", true)
         .put("predicted_by", found.version());
+  }
+
+  private static JsonNode present(JsonNode json, String key) {
+    JsonNode value = json.get(key);
+    return value == null || value.isNull() ? null : value;
   }
 
   private ObjectNode versions() {
@@ -391,10 +479,12 @@ final class Service implements AutoCloseable {
 
   @Override
   public void close() {
+    ending = true;
     if (server != null) {
+      awaitAnswers();
       server.stop(0);
     }
-    clock.shutdownNow();
+    clock.shutdown(); // without an interrupt, which would break off a publication
     pool.shutdownNow();
     try {
       pool.awaitTermination(5, TimeUnit.SECONDS);
@@ -410,5 +500,16 @@ final class Service implements AutoCloseable {
     }
     learner.close();
     model.close();
+  }
+
+  private void awaitAnswers() {
+    long deadline = System.nanoTime() + LAST_ANSWERS_NANOS;
+    try {
+      while (underWay.get() > 0 && System.nanoTime() < deadline) {
+        Thread.sleep(5);
+      }
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+    }
   }
 }

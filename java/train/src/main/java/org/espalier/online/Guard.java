@@ -28,7 +28,8 @@ public record Guard(Norm norm, Spike spike, Quality quality) {
 
   /**
    * A batch is a spike where its loss is more than {@code factor} times the fading mean of the losses,
-   * after {@code warmup} steps; it is not learned. After {@code inARow} of them the world has changed
+   * after {@code warmup} steps (where multipliers make the mean negative, where it is above the mean by
+   * {@code factor} − 1 times the mean's size); it is not learned. After {@code inARow} of them the world has changed
    * and they are learned. It is for batches: of single examples, a model that is sure of most finds
    * every surprise a spike, and would not learn from what it does not know yet.
    */

@@ -79,6 +79,7 @@ public final class OnlineLearner implements AutoCloseable {
   private final Deque<Example> heldOut = new ArrayDeque<>();
   private final List<Example> sinceGood = new ArrayList<>();
   private WeightState.Checkpoint good;
+  private boolean closed;
 
   /** Does this step, on one example, without a gradient in memory; null where there is one. */
   private OuterProduct single;
@@ -180,7 +181,6 @@ public final class OnlineLearner implements AutoCloseable {
 
   /** Predicts one case with the newest version. Never waits. */
   public Prediction predict(float[] features) {
-    checkLength(features);
     float[] result = new float[model.outputs()];
     long number = predict(new float[][] {features}, 1, result);
     return new Prediction(result, number);
@@ -189,10 +189,20 @@ public final class OnlineLearner implements AutoCloseable {
   /**
    * Predicts several cases with one version. Never waits.
    *
+   * @param features {@code rows} arrays, or more
    * @param result receives rows · outputs values
    * @return the version that answered
+   * @throws InputException if an array has another length than the model takes
    */
   public long predict(float[][] features, int rows, float[] result) {
+    // Native code reads as much as the model takes, whatever is there.
+    if (rows < 0 || rows > features.length || (long) rows * model.outputs() > result.length) {
+      throw new IllegalArgumentException(
+          rows + " rows of " + features.length + " with room for " + result.length + " outputs");
+    }
+    for (int i = 0; i < rows; i++) {
+      checkLength(features[i]);
+    }
     int stripe = Versions.stripe();
     Versions.Slot<Predictor> slot = versions.enter(stripe);
     try {
@@ -240,6 +250,12 @@ public final class OnlineLearner implements AutoCloseable {
     }
   }
 
+  private void checkOpen() {
+    if (closed) {
+      throw new IllegalStateException("the learner is closed");
+    }
+  }
+
   private void checkLength(float[] features) {
     if (features.length != model.features()) {
       throw new InputException(
@@ -253,6 +269,7 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws InputException if one does not {@linkplain #check fit}; nothing was learned then
    */
   public synchronized Report learn(List<Example> examples) {
+    checkOpen();
     examples.forEach(this::check);
     Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
     try {
@@ -475,7 +492,9 @@ public final class OnlineLearner implements AutoCloseable {
     if (rule == null) {
       return false;
     }
-    boolean spike = lossesSeen >= rule.warmup() && value > rule.factor() * meanLoss;
+    // Multipliers can make a loss negative, and a multiple of that would be below it.
+    double limit = meanLoss >= 0 ? rule.factor() * meanLoss : (2 - rule.factor()) * meanLoss;
+    boolean spike = lossesSeen >= rule.warmup() && value > limit;
     if (spike && spikesInARow < rule.inARow()) {
       spikesInARow++;
       fire(
@@ -718,6 +737,7 @@ public final class OnlineLearner implements AutoCloseable {
 
   /** The served weights, by name, in new arrays. */
   public synchronized Map<String, float[]> weights() {
+    checkOpen();
     Map<String, float[]> map = new java.util.LinkedHashMap<>();
     for (Weight w : state.served()) {
       float[] copy = new float[Math.toIntExact(w.working().elements())];
@@ -746,6 +766,7 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws InputException if it has other features, outputs, weights or nodes; nothing was changed then
    */
   public synchronized void adopt(Learnable other) {
+    checkOpen();
     if (other.features() != model.features() || other.outputs() != model.outputs()) {
       throw new InputException(
           "it takes "
@@ -800,6 +821,7 @@ public final class OnlineLearner implements AutoCloseable {
    * nothing. The key of private noise is not in it.
    */
   public synchronized void save(OutputStream stream) throws IOException {
+    checkOpen();
     DataOutputStream out = new DataOutputStream(new BufferedOutputStream(stream));
     out.writeInt(MAGIC);
     out.writeInt(FORMAT);
@@ -842,6 +864,7 @@ public final class OnlineLearner implements AutoCloseable {
    *     learner may not be used then
    */
   public synchronized void load(InputStream stream) throws IOException {
+    checkOpen();
     DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
     try {
       read(in);
@@ -932,9 +955,16 @@ public final class OnlineLearner implements AutoCloseable {
     return list;
   }
 
-  /** Frees the memory of versions and optimizer; nobody may predict or learn any more. */
+  /**
+   * Frees the memory of versions and optimizer, once the predictions that are under way are done; later
+   * ones, and learning, throw.
+   */
   @Override
   public synchronized void close() {
+    if (closed) {
+      return;
+    }
+    closed = true;
     versions.close();
     if (teacher != null) {
       teacher.close();

@@ -9,12 +9,16 @@ import java.util.concurrent.Flow;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import org.espalier.InputException;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * A bounded queue in front of an {@link OnlineLearner}, and the thread that learns from it. Any number
  * of threads submit. Plain calls, or {@link Flow}.
  */
 public final class OnlineStream implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(OnlineStream.class);
+
   /** What {@link #submit} does when the queue is full. */
   public enum WhenFull {
     /** It waits. */
@@ -34,6 +38,10 @@ public final class OnlineStream implements AutoCloseable {
   private final AtomicLong rejected = new AtomicLong();
   private final AtomicLong accepted = new AtomicLong();
   private volatile boolean closing;
+
+  /** Whether the thread looks into the queue for the last time. */
+  private volatile boolean ending;
+
   private volatile Throwable failure;
 
   /**
@@ -94,8 +102,17 @@ public final class OnlineStream implements AutoCloseable {
         }
       }
     }
+    // The thread may have ended between the look at closing and the offer.
+    if (ending && queue.remove(example)) {
+      throw new IllegalStateException("the stream is closed");
+    }
     accepted.incrementAndGet();
     return true;
+  }
+
+  /** Whether learning has failed: nothing is learned any more, and {@link #submit} throws. */
+  public boolean isFailed() {
+    return failure != null;
   }
 
   /**
@@ -130,7 +147,9 @@ public final class OnlineStream implements AutoCloseable {
       }
 
       @Override
-      public void onError(Throwable error) {}
+      public void onError(Throwable error) {
+        LOG.warn("the publisher of examples has failed; no more come from it", error);
+      }
 
       @Override
       public void onComplete() {}
@@ -142,11 +161,12 @@ public final class OnlineStream implements AutoCloseable {
       List<Example> batch = new ArrayList<>();
       int size = learner.settings().batch();
       while (true) {
-        Example first = queue.poll(20, TimeUnit.MILLISECONDS);
+        Example first = ending ? queue.poll() : queue.poll(20, TimeUnit.MILLISECONDS);
         if (first == null) {
-          if (closing) {
+          if (ending) {
             return;
           }
+          ending = closing;
           continue;
         }
         batch.add(first);
@@ -167,7 +187,7 @@ public final class OnlineStream implements AutoCloseable {
       Thread.currentThread().interrupt();
     } catch (Throwable e) {
       failure = e;
-      org.slf4j.LoggerFactory.getLogger(OnlineStream.class).error("learning has failed", e);
+      LOG.error("learning has failed", e);
     }
   }
 

@@ -12,6 +12,9 @@ import org.espalier.InputException;
 public final class PendingLabels {
   private static final int MAX_ID = 1000;
 
+  /** Bytes of a case beside its features, without an id of unusual length. */
+  private static final int OVERHEAD = 300;
+
   private final int capacity;
   private final Map<String, Case> cases = new LinkedHashMap<>();
   private long joined;
@@ -24,6 +27,16 @@ public final class PendingLabels {
    * @param version what predicted it
    */
   public record Case(float[] features, long version) {}
+
+  /**
+   * How many cases fit into an eighth of the memory that the JVM may use.
+   *
+   * @param wanted the most that are wanted
+   */
+  public static int capacity(int wanted, int features) {
+    long bytes = 4L * features + OVERHEAD;
+    return (int) Math.max(1, Math.min(wanted, Runtime.getRuntime().maxMemory() / 8 / bytes));
+  }
 
   public PendingLabels(int capacity) {
     if (capacity < 1) {
@@ -72,6 +85,13 @@ public final class PendingLabels {
     }
     joined++;
     return found;
+  }
+
+  /** Undoes {@link #join}, where the case could not be used yet. */
+  public synchronized void putBack(String id, Case found) {
+    if (cases.putIfAbsent(id, found) == null) {
+      joined--;
+    }
   }
 
   public synchronized int waiting() {

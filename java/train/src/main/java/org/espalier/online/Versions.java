@@ -85,10 +85,17 @@ final class Versions<T extends AutoCloseable> implements AutoCloseable {
     return (int) (Thread.currentThread().getId() % STRIPES) * SPACING;
   }
 
-  /** The newest version, which stays as it is until {@link #leave}. */
+  /**
+   * The newest version, which stays as it is until {@link #leave}.
+   *
+   * @throws IllegalStateException if it is closed
+   */
   Slot<T> enter(int stripe) {
     while (true) {
       Slot<T> slot = current;
+      if (slot == null) {
+        throw new IllegalStateException("the learner is closed");
+      }
       slot.readers.incrementAndGet(stripe);
       if (slot == current) {
         return slot;
@@ -106,15 +113,20 @@ final class Versions<T extends AutoCloseable> implements AutoCloseable {
     return all.size();
   }
 
-  /** Frees all memory; nobody may read any more. */
+  /** Frees all memory, once those who read now have left. Writer only. */
   @Override
   public void close() {
+    current = null;
     for (Slot<T> slot : all) {
+      while (!slot.unread()) {
+        Thread.onSpinWait();
+      }
       try {
         slot.content.close();
       } catch (Exception e) {
         throw new IllegalStateException("a version could not be closed", e);
       }
     }
+    all.clear();
   }
 }
