@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -125,6 +126,32 @@ class OnlineTorchScriptTest {
         Run.of("online", "--input", whole, "--resume", "--store", store, "--model", relu)
             .err()
             .contains("other settings"));
+  }
+
+  @Test
+  void versionsDifferByParameter() throws Exception {
+    Path learned = input(100, 1);
+    Run.of("store", "publish", model, "--store", store).done();
+    Run.of("online", "--input", learned, "--recipe", recipe, "--model", model, "--store", store)
+        .done();
+    JsonNode diff = Run.of("store", "diff", "1", "2", "--store", store, "--json").json();
+    assertEquals(3, diff.get("layers").size(), diff.toString());
+    JsonNode b1 = diff.get("layers").get(0);
+    assertEquals("b1", b1.get("name").asText());
+    assertEquals("f32[8]", b1.get("before").asText());
+    assertEquals(8, b1.get("changed").asInt());
+    assertEquals(0, diff.get("operators").size());
+    diff = Run.of("store", "diff", "1", "1", "--store", store, "--json").json();
+    assertTrue(diff.get("same").asBoolean(), diff.toString());
+
+    // Equal parameters under other code are not the same model.
+    Path relu = saved("relu.pt", TWO_LAYERS.replace("tanh", "relu"), false);
+    Run.of("store", "publish", relu, "--store", store).done();
+    diff = Run.of("store", "diff", "1", "3", "--store", store, "--json").json();
+    assertFalse(diff.get("same").asBoolean(), diff.toString());
+    assertEquals(0, diff.get("layers").size(), diff.toString());
+    String text = Run.of("store", "diff", "1", "3", "--store", store).done().out();
+    assertTrue(text.startsWith("code, buffers or constants: differ"), text);
   }
 
   @Test

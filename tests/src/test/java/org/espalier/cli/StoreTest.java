@@ -131,6 +131,56 @@ class StoreTest {
         1, Run.of("store", "rollback", "--store", store, "--json").json().get("current").asInt());
   }
 
+  /** What a terminal would obey is shown, not printed. */
+  @Test
+  void textsCannotCommandTheTerminal() throws IOException {
+    Path recipe = Files.writeString(folder.resolve("recipe"), "a:\tb\n\u001b[2Jc\n");
+    Run.of(
+            "store",
+            "publish",
+            model,
+            "--store",
+            store,
+            "--note",
+            "red \u001b[31m\n",
+            "--recipe",
+            recipe)
+        .done();
+    for (Object[] command : new Object[][] {{"list"}, {"show"}}) {
+      String out = Run.of("store", command[0], "--store", store).done().out();
+      assertFalse(out.contains("\u001b"), out);
+      assertTrue(out.contains("red \\u001b[31m\\u000a"), out);
+    }
+    String shown = Run.of("store", "show", "--store", store).done().out();
+    assertTrue(shown.contains("a:    b") && shown.contains("\\u001b[2Jc"), shown);
+  }
+
+  @Test
+  void whatIsMissingIsNamed() throws IOException {
+    Run.of("store", "publish", model, "--store", store).done();
+    Files.createDirectory(store.resolve("versions/2"));
+    Run.refused(
+        folder,
+        new String[] {"version 2", "no version.json"},
+        "store",
+        "show",
+        "2",
+        "--store",
+        store);
+    Run.refused(
+        folder, new String[] {"has no version 9"}, "store", "verify", "9", "--store", store);
+    Path state = store.resolve("state.json");
+    Files.writeString(state, Files.readString(state).replace("\"current\" : 1", "\"current\" : 7"));
+    Run run = Run.of("store", "verify", "--store", store, "--json");
+    assertEquals(2, run.code());
+    assertTrue(run.out().contains("\"current_missing\" : true"), run.out());
+    assertTrue(run.err().contains("version 7 is missing"), run.err());
+    Files.delete(store.resolve("leases"));
+    run = Run.of("store", "rollback", "1", "--store", store);
+    assertEquals(2, run.code());
+    assertTrue(run.err().contains("leases is missing"), run.err());
+  }
+
   @Test
   void signaturesAreChecked() throws Exception {
     KeyPair pair = KeyPairGenerator.getInstance("Ed25519").generateKeyPair();

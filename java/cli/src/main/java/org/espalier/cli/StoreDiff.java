@@ -3,12 +3,15 @@ package org.espalier.cli;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.nio.file.Path;
 import java.util.Locale;
 import java.util.concurrent.Callable;
+import org.espalier.InputException;
 import org.espalier.store.ModelDiff;
 import org.espalier.store.ModelDiff.Change;
 import org.espalier.store.ModelDiff.Layer;
 import org.espalier.store.ModelStore;
+import org.espalier.torch.TorchScriptModel;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -21,7 +24,8 @@ import picocli.CommandLine.Parameters;
       "Says how two versions differ, layer by layer: how many values changed, the largest change,"
           + " and the norm of the change relative to the norm of the layer.",
       "",
-      "Both are verified first."
+      "Both are verified first. Of TorchScript the parameters are compared, and whether all else is"
+          + " the same."
     },
     footer = {
       "",
@@ -46,14 +50,25 @@ final class StoreDiff implements Callable<Integer> {
   public Integer call() {
     ModelStore store = options.open();
     ModelDiff diff;
+    long before = StoreOptions.version(store, from);
+    long after = StoreOptions.version(store, to);
+    boolean script;
     try (Progress progress = new Progress(common.err(), "comparing");
-        ModelStore.Held first = store.hold(StoreOptions.version(store, from));
-        ModelStore.Held second = store.hold(StoreOptions.version(store, to))) {
+        ModelStore.Held first = store.hold(before);
+        ModelStore.Held second = store.hold(after)) {
       progress.update("comparing", 0, 0);
-      diff = ModelDiff.of(first.model(), second.model());
+      script = isScript(first.model());
+      if (script != isScript(second.model())) {
+        throw new InputException(
+            "versions " + before + " and " + after + " are of different formats");
+      }
+      diff =
+          script
+              ? TorchScriptModel.diff(first.model(), second.model())
+              : ModelDiff.of(first.model(), second.model());
     }
     ObjectNode json = JsonNodeFactory.instance.objectNode();
-    json.put("same", diff.isEmpty());
+    json.put("from", before).put("to", after).put("same", diff.isEmpty());
     ArrayNode operators = json.putArray("operators");
     diff.operators().forEach(operators::add);
     ArrayNode layers = json.putArray("layers");
@@ -96,11 +111,15 @@ final class StoreDiff implements Callable<Integer> {
     if (!layers.isEmpty()) {
       table.print(common.out());
     }
-    diff.operators().forEach(line -> common.out().println("operator " + line));
+    diff.operators().forEach(line -> common.out().println((script ? "" : "operator ") + line));
     if (same > 0) {
       common.out().println(same + " layers are the same");
     }
     return 0;
+  }
+
+  private static boolean isScript(Path model) {
+    return model.toString().endsWith(".pt");
   }
 
   private static String type(Layer layer) {

@@ -72,7 +72,12 @@ final class StoreShow implements Callable<Integer> {
     files.print(common.out());
     if (lineage.recipe() != null) {
       common.out().println();
-      common.out().println(lineage.recipe().stripTrailing());
+      lineage
+          .recipe()
+          .stripTrailing()
+          .lines()
+          .map(line -> Table.visible(line.replace("\t", "    ")))
+          .forEach(common.out()::println);
     }
     return 0;
   }

@@ -40,6 +40,9 @@ final class StoreVerify implements Callable<Integer> {
   public Integer call() {
     ModelStore store = options.open();
     List<Long> ids = given == null ? store.ids() : List.of(StoreOptions.version(store, given));
+    if (given != null && !store.ids().contains(ids.get(0))) {
+      store.version(ids.get(0)); // says which there are
+    }
     ObjectNode json = JsonNodeFactory.instance.objectNode();
     ArrayNode versions = json.putArray("versions");
     int bad = 0;
@@ -52,21 +55,24 @@ final class StoreVerify implements Callable<Integer> {
       if (!common.json()) {
         common
             .out()
-            .println("version " + id + ": " + (problems.isEmpty() ? "ok" : problems.get(0)));
-        problems.stream().skip(1).forEach(p -> common.out().println("  " + p));
+            .println(
+                "version "
+                    + id
+                    + ": "
+                    + (problems.isEmpty() ? "ok" : Table.visible(problems.get(0))));
+        problems.stream().skip(1).forEach(p -> common.out().println("  " + Table.visible(p)));
       }
     }
-    if (given == null
-        && store.current().isPresent()
-        && !ids.contains(store.current().getAsLong())) {
+    long current = store.current().orElse(0);
+    boolean missing = given == null && current != 0 && !ids.contains(current);
+    if (common.json()) {
+      common.print(json.put("current_missing", missing).put("ok", bad == 0 && !missing));
+    }
+    if (missing) {
       throw new InputException(
           "the current version "
-              + store.current().getAsLong()
-              + " is missing; 'rollback VERSION'"
-              + " makes another one current");
-    }
-    if (common.json()) {
-      common.print(json.put("ok", bad == 0));
+              + current
+              + " is missing; 'rollback VERSION' makes another one current");
     }
     if (bad > 0) {
       throw new InputException(

@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import java.io.PrintWriter;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 
 /** A table of text with columns as wide as their content. */
@@ -29,7 +30,21 @@ final class Table {
     if (cells.length != right.length) {
       throw new IllegalArgumentException(cells.length + " cells for " + right.length + " columns");
     }
-    rows.add(cells);
+    rows.add(Arrays.stream(cells).map(Table::visible).toArray(String[]::new));
+  }
+
+  /** The text without characters that a terminal obeys: names and notes come from anywhere. */
+  static String visible(String text) {
+    StringBuilder shown = new StringBuilder();
+    for (int i = 0; i < text.length(); i++) {
+      char c = text.charAt(i);
+      if (Character.isISOControl(c) || Character.getType(c) == Character.FORMAT) {
+        shown.append(String.format("\\u%04x", (int) c));
+      } else {
+        shown.append(c);
+      }
+    }
+    return shown.toString();
   }
 
   void print(PrintWriter out) {

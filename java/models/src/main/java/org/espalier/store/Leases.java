@@ -5,6 +5,7 @@ import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileSystemException;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.HashMap;
@@ -61,6 +62,13 @@ final class Leases {
         }
         leases.users++;
         return leases;
+      } catch (NoSuchFileException e) {
+        throw new InputException(
+            file.getParent()
+                + " is damaged: "
+                + file.getFileName()
+                + " is missing; an empty file of that name repairs it, while nobody uses the store",
+            e);
       } catch (IOException e) {
         throw InputException.of("cannot open " + file, e);
       }

@@ -270,6 +270,10 @@ public final class ModelStore {
 
   private InputException unknown(long id, Exception cause) {
     List<Long> ids = ids();
+    if (ids.contains(id)) {
+      return new InputException(
+          "version " + id + " of " + folder + " is damaged: it has no " + RECORD, cause);
+    }
     String known =
         ids.isEmpty()
             ? "it is empty"
