@@ -164,6 +164,8 @@ class PruneTest {
     refused("pattern", "-o", out, "--pattern", "4:2");
     refused("pattern", "-o", out, "--pattern", "2to4");
     refused("multiple of 5", "-o", out, "--pattern", "2:5");
+    // All tensors that do not fit are told at once.
+    refused("'w2': axis 1 of F32[4, 6] is not a multiple", "-o", out, "--pattern", "2:5");
     refused("--scope", "-o", out, "--pattern", "2:4", "--scope", "tensor");
     refused("--scope", "-o", out, "--amount", "0.5", "--scope", "row");
     refused("mutually exclusive", "-o", out, "--amount", "0.5", "--count", "3");

@@ -117,7 +117,9 @@ final class Prune implements Callable<Integer> {
     @Option(
         names = "--pattern",
         paramLabel = "N:M",
-        description = "All but the N largest of each M consecutive inputs of an output, as 2:4.")
+        description =
+            "All but the N largest of each M consecutive inputs of an output, as 2:4. --exclude"
+                + " leaves out tensors whose inputs M does not divide.")
     private String pattern;
   }
 

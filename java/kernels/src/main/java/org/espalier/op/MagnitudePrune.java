@@ -37,6 +37,9 @@ public final class MagnitudePrune {
   /** Largest {@code m} of a pattern n:m. */
   public static final int MAX_GROUP = espalier.ESP_PRUNE_GROUP_MAX;
 
+  /** So many tensors that a pattern does not divide are named. */
+  private static final int MOST_MISFITS = 20;
+
   private MagnitudePrune() {}
 
   /** Whether an amount, count or sparsity is of the whole list or of each tensor. */
@@ -249,7 +252,7 @@ public final class MagnitudePrune {
       this.list = List.copyOf(list);
       this.device = list.isEmpty() ? Device.cpu() : list.get(0).weights().device();
       if (rule instanceof Pattern pattern) {
-        list.forEach(weights -> checkPattern(weights, pattern));
+        checkPattern(list, pattern);
       }
       int count = list.size();
       this.tensors = Natives.keep(MagnitudePrune.tensors(list, device));
@@ -488,11 +491,28 @@ public final class MagnitudePrune {
   }
 
   /**
-   * Refuses a tensor that a pattern does not divide.
+   * Refuses tensors that a pattern does not divide.
    *
-   * @throws InputException names the tensor, its axis and what would be right
+   * @throws InputException names them, their axes and what would be right
    */
-  public static void checkPattern(Weights weights, Pattern pattern) {
+  public static void checkPattern(List<Weights> list, Pattern pattern) {
+    List<String> misfits = new ArrayList<>();
+    for (Weights weights : list) {
+      try {
+        checkPattern(weights, pattern);
+      } catch (InputException e) {
+        misfits.add(e.getMessage());
+      }
+    }
+    if (!misfits.isEmpty()) {
+      int others = misfits.size() - MOST_MISFITS;
+      throw new InputException(
+          String.join("\n  ", misfits.subList(0, Math.min(MOST_MISFITS, misfits.size())))
+              + (others > 0 ? "\n  and " + others + " others" : ""));
+    }
+  }
+
+  private static void checkPattern(Weights weights, Pattern pattern) {
     Tensor tensor = weights.weights();
     int axis = weights.axis() < 0 ? weights.axis() + tensor.rank() : weights.axis();
     if (axis < 0 || axis >= tensor.rank()) {

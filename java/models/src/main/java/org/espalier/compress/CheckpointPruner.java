@@ -177,10 +177,10 @@ public final class CheckpointPruner {
               readable.view(readable.tensor(tensor.name())),
               maskIn == null ? null : maskIn.file(),
               maskIn == null ? null : maskIn.maskOf(tensor));
-      if (job.rule() instanceof MagnitudePrune.Pattern pattern) {
-        MagnitudePrune.checkPattern(one.whole(), pattern);
-      }
       chosen.add(one);
+    }
+    if (job.rule() instanceof MagnitudePrune.Pattern pattern) {
+      MagnitudePrune.checkPattern(chosen.stream().map(Chosen::whole).toList(), pattern);
     }
     if (chosen.isEmpty()) {
       throw new InputException(

@@ -165,10 +165,10 @@ public final class OnnxPruner {
           masks.add(bits);
           weights = weights.maskOut(bits.pointer());
         }
-        if (job.rule() instanceof MagnitudePrune.Pattern pattern) {
-          MagnitudePrune.checkPattern(weights, pattern);
-        }
         list.add(weights);
+      }
+      if (job.rule() instanceof MagnitudePrune.Pattern pattern) {
+        MagnitudePrune.checkPattern(list, pattern);
       }
       long read = System.nanoTime();
       progress.at(Progress.Phase.SELECT, 0, bytes);
