@@ -97,7 +97,11 @@ class CompressTest {
   }
 
   private void examples(int n, int width, int classes) {
-    Random random = new Random(5);
+    examples(5, n, width, classes);
+  }
+
+  private void examples(long seed, int n, int width, int classes) {
+    Random random = new Random(seed);
     ByteBuffer inputs = ByteBuffer.allocate(4 * n * width).order(ByteOrder.LITTLE_ENDIAN);
     ByteBuffer labels = ByteBuffer.allocate(8 * n).order(ByteOrder.LITTLE_ENDIAN);
     for (int i = 0; i < n; i++) {
@@ -163,6 +167,16 @@ class CompressTest {
     // What is complete stays as it is.
     assertTrue(Run.of("compress", recipe, "-o", two, "--resume").done().err().contains("already"));
     Run.refused(folder, new String[] {"not empty"}, "compress", recipe, "-o", two);
+    Run.refused(
+        folder,
+        new String[] {"another recipe"},
+        "compress",
+        recipe,
+        "-o",
+        two,
+        "--resume",
+        "--set",
+        "seed=4");
     Path three = folder.resolve("three");
     Run.of("compress", recipe, "-o", three, "--set", "seed=4").done();
     assertThrows(AssertionError.class, () -> assertSameModels(one, three));
@@ -519,7 +533,66 @@ stages:
           "--resume");
     }
     Files.write(checkpoint, good);
+    examples(6, 256, 8, 4);
+    Run.refused(folder, new String[] {"another run"}, "compress", recipe, "-o", out, "--resume");
+    examples(5, 256, 8, 4);
     Run.of("compress", recipe, "-o", out, "--resume").done();
+  }
+
+  /** What was killed while it wrote its results is finished in the same folder. */
+  @Test
+  void leftoversOfAKilledRunAreReplaced() throws IOException {
+    Files.writeString(folder.resolve("config.json"), "{\"model_type\": \"bert\"}");
+    List<String> set =
+        List.of(
+            "model.config=config.json",
+            "quantize.fit=false",
+            "export.formats=[compressed-tensors]");
+    Path out = folder.resolve("out");
+    Recipe parsed = Recipe.read(recipe, set);
+    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
+      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
+    }
+    Files.createDirectory(out.resolve("compressed-tensors"));
+    Files.writeString(out.resolve("compressed-tensors").resolve("config.json"), "{}");
+    Files.writeString(out.resolve(".espalier-0123456789abcdef.tmp"), "half");
+    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
+      assertEquals(
+          RecipeRun.Outcome.COMPLETE, new RecipeRun(parsed, out, host, TorchDevice.CPU).run(true));
+    }
+    assertTrue(
+        Files.readString(out.resolve("compressed-tensors").resolve("config.json"))
+            .contains("int-quantized"));
+    assertFalse(Files.exists(out.resolve(".espalier-0123456789abcdef.tmp")));
+  }
+
+  /** Nothing of a format of ours ends a name or a plan. */
+  @Test
+  void longNamesEmptyWeightsAndManyStagesAreCompressed() throws IOException {
+    String name = "w".repeat(70_000);
+    ModelProto.Builder model = SmallModels.mlp().toBuilder();
+    model.getGraphBuilder().getInitializerBuilder(0).setName(name);
+    model.getGraphBuilder().getNodeBuilder(0).setInput(1, name);
+    model
+        .getGraphBuilder()
+        .addInitializer(SmallModels.floats("none", new Random(1), 1, 8, 0))
+        .addNode(SmallModels.node("MatMul", "", List.of("x", "none"), "z"))
+        .addOutput(SmallModels.value("z", DataType.FLOAT, -1, 0));
+    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
+    StringBuilder stages =
+        new StringBuilder(RECIPE.substring(0, RECIPE.indexOf("  - kind: prune")));
+    for (int i = 0; i < 200; i++) {
+      stages.append("  - {kind: distil, name: s").append(i).append(", steps: 1, batch: 2}\n");
+    }
+    Files.writeString(recipe, stages + "report: {each-stage: false}\n");
+    Path out = folder.resolve("out");
+    Recipe parsed = Recipe.read(recipe, List.of());
+    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
+      new RecipeRun(parsed, out, new Impatient(host, new int[] {150}), TorchDevice.CPU).run(false);
+    }
+    JsonNode report = Run.of("compress", recipe, "-o", out, "--resume", "--json").json();
+    assertEquals(200, report.path("stages").size());
+    assertEquals(name, report.at("/layers/0/name").asText());
   }
 
   @Test
@@ -534,10 +607,15 @@ stages:
       {new String[] {"mlp.onnx", "safetensors"}, "data.examples=mlp.onnx"},
       {new String[] {"256", "held out"}, "data.evaluation=300"},
       {new String[] {"256", "training"}, "data.train=200"},
+      {new String[] {"'nothing.*' matches no weight", "'w'"}, "quantize.include=nothing.*"},
+      {new String[] {"stage prune", "no weights"}, "prune.exclude=w*"},
+      {new String[] {"stage quantize", "no weights"}, "quantize.exclude=w*"},
     };
     for (Object[] c : cases) {
       Run.refused(folder, (String[]) c[0], "compress", recipe, "-o", out, "--set", c[1]);
     }
+    Path dangling = Files.createSymbolicLink(folder.resolve("dangling"), folder.resolve("nowhere"));
+    Run.refused(folder, new String[] {"not a folder"}, "compress", recipe, "-o", dangling);
     Run.refused(
         folder, new String[] {"does not exist"}, "compress", recipe, "-o", folder.resolve("a/b"));
     Run.refused(folder, new String[] {"not a folder"}, "compress", recipe, "-o", recipe);
@@ -563,6 +641,77 @@ stages:
     Files.writeString(
         texts, "model: {file: mlp.onnx}\ndata: {texts: none.txt}\nstages: [{kind: quantize}]\n");
     Run.refused(folder, new String[] {"texts.yaml:2", "no text"}, "compress", texts, "-o", out);
+  }
+
+  /** What one example shows ends no run in its middle. */
+  @Test
+  void dataAndModelsThatDoNotFitAreRefusedBeforeAnythingIsWritten() throws IOException {
+    Object[] run = {"compress", recipe, "-o", folder.resolve("out")};
+    examples(256, 8, 5);
+    Run.refused(folder, new String[] {"stage prune", "4 classes", "a label 4", "0 to 3"}, run);
+    examples(256, 7, 4);
+    Run.refused(folder, new String[] {"mlp.onnx", "the input x", "[1, 7]"}, run);
+    examples(0, 8, 4);
+    Run.refused(folder, new String[] {"examples.safetensors", "[0, 8]", "at least one"}, run);
+    examples(256, 8, 4);
+    Object[] taught = {"recipe", "check", recipe, "--set", "teacher.file=teacher.onnx"};
+    ModelProto.Builder teacher = SmallModels.mlp().toBuilder();
+    teacher
+        .getGraphBuilder()
+        .addNode(SmallModels.node("Concat", "", List.of("y", "y"), "yy", attribute("axis", 1)))
+        .setOutput(0, SmallModels.value("yy", DataType.FLOAT, -1, 8));
+    Files.write(folder.resolve("teacher.onnx"), teacher.build().toByteArray());
+    Run.refused(folder, new String[] {"the teacher", "[1, 8]", "[1, 4]"}, taught);
+    ModelProto.Builder bad = SmallModels.mlp().toBuilder();
+    bad.getGraphBuilder()
+        .addNode(SmallModels.node("Reshape", "", List.of("y", "shape"), "yy"))
+        .addInitializer(
+            SmallModels.tensor(
+                "shape",
+                DataType.INT64,
+                ByteBuffer.allocate(24)
+                    .order(ByteOrder.LITTLE_ENDIAN)
+                    .putLong(-1)
+                    .putLong(2)
+                    .putLong(2)
+                    .flip(),
+                3))
+        .setOutput(0, SmallModels.value("yy", DataType.FLOAT, -1, 2, 2));
+    Files.write(folder.resolve("mlp.onnx"), bad.build().toByteArray());
+    Run.refused(folder, new String[] {"[1, 2, 2]", "[examples, classes]", "{output: 1}"}, run);
+    for (float value : new float[] {Float.NaN, Float.NEGATIVE_INFINITY}) {
+      bad = SmallModels.mlp().toBuilder();
+      ByteBuffer data = ByteBuffer.allocate(4 * 48).order(ByteOrder.LITTLE_ENDIAN);
+      bad.getGraphBuilder()
+          .setInitializer(
+              0, SmallModels.tensor("w", DataType.FLOAT, data.putFloat(8, value), 8, 6));
+      Files.write(folder.resolve("mlp.onnx"), bad.build().toByteArray());
+      Run.refused(folder, new String[] {"mlp.onnx", "the weight w", "NaN"}, run);
+    }
+  }
+
+  /** The first stage breaks down, before any checkpoint. */
+  @Test
+  void aBreakdownWithoutACheckpointPromisesNone() throws IOException {
+    ModelProto.Builder model = SmallModels.mlp().toBuilder();
+    model.getGraphBuilder().setInitializer(2, SmallModels.floats("w2", new Random(1), 1e19f, 4, 6));
+    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
+    Run run =
+        Run.of(
+            "compress",
+            recipe,
+            "-o",
+            folder.resolve("out"),
+            "--set",
+            "checkpoint.every-seconds=600",
+            "--set",
+            "prune.loss={output: 1}",
+            "--set",
+            "distil.loss={output: 1}",
+            "--set",
+            "quantize.loss={output: 1}");
+    assertEquals(1, run.code(), run.err());
+    assertTrue(run.err().contains("there was no checkpoint yet"), run.err());
   }
 
   @Test

@@ -96,7 +96,7 @@ class MavenFilesTest {
     MavenEntry entry = MavenEntry.parse(MODEL);
     ModelSource source =
         new ModelSource(files.file(entry), MODEL, entry, ModelSource.Kind.ONNX, files);
-    assertTrue(source.tokenizer().endsWith("nets/m-tokenizer.json"));
+    assertTrue(source.tokenizer("--tokenizer").endsWith("nets/m-tokenizer.json"));
   }
 
   @ParameterizedTest

@@ -3,6 +3,7 @@ package org.espalier.recipe;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertInstanceOf;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -115,7 +116,13 @@ class RecipeTest {
         wrong("epochs: 2", "loss: {labels: 1}", "recipe.yaml:14", "need data.examples"),
         wrong("epochs: 2", "loss: {embedding: 0}", "recipe.yaml:14", "weight 0"),
         wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
+        wrong("epochs: 2", "beta1: 0.5", "recipe.yaml:14", "optimizer: adamw"),
+        wrong("optimizer: sgd", "momentum: 0.5", "recipe.yaml:15", "optimizer: sgd"),
+        wrong("schedule: cubic", "until: 0.5", "recipe.yaml:10", "schedule: cubic"),
+        wrong("epochs: 2", "batch: 2\n    loss: {similarity: 1}", "recipe.yaml:14", "3 or more"),
         wrong("sparsity: 0.4", "pattern: 4:2", "recipe.yaml:9", "4:2"),
+        wrong("sparsity: 0.4", "pattern: 2:4:8", "recipe.yaml:9", "2:4:8"),
+        wrong("sparsity: 0.4", "pattern: 1:65", "recipe.yaml:9", "<= 64"),
         wrong("exclude: [head.*]", "exclude: '[a'", "recipe.yaml", "without a ]"),
         wrong("seed: 7", "export: {formats: [torchscripts]}", "recipe.yaml:1", "torchscript"),
         wrong("seed: 7", "seed: 7\nseed: 8", "recipe.yaml:2", "'seed' was given in line 1"),
@@ -123,6 +130,7 @@ class RecipeTest {
         wrong("seed: 7", "seed: *a", "recipe.yaml:1", "anchors"),
         wrong("seed: 7", "seed: !!java.net.URL [x]", "recipe.yaml:1", "tag"),
         wrong("seed: 7", "seed: [", "recipe.yaml", "no valid YAML"),
+        wrong("head.*", "head.\0", "recipe.yaml:12", "U+0000"),
         wrong("seed: 7", "\tseed: 7", "recipe.yaml:1", "no valid YAML"),
         wrong("seed: 7", "? [a]\n: b", "recipe.yaml:1", "where a key is expected"),
         wrong("seed: 7", "---\nseed: 7\n---", "recipe.yaml:3", "a second document"),
@@ -142,6 +150,38 @@ class RecipeTest {
     InputException e = assertThrows(InputException.class, () -> parse(text));
     for (String word : words) {
       assertTrue(e.getMessage().contains(word), () -> "no '" + word + "' in " + e.getMessage());
+    }
+  }
+
+  /** As --set quantize.loss= writes it: the default again. */
+  @Test
+  void aGroupOfNothingIsNotThere() {
+    assertEquals(
+        parse(RIGHT).stages().stages().get(1).training().objective(),
+        parse(RIGHT, "quantize.loss.hidden=7", "quantize.loss=")
+            .stages()
+            .stages()
+            .get(1)
+            .training()
+            .objective());
+    assertNull(parse(RIGHT, "teacher.file=a.onnx", "teacher=").teacher());
+    assertTrue(
+        assertThrows(InputException.class, () -> parse(RIGHT, "model="))
+            .getMessage()
+            .contains("model.file: missing"));
+  }
+
+  @Test
+  void globsThatMatchNothingAreNamed() {
+    Stage.Prune prune =
+        (Stage.Prune) parse(RIGHT, "thin.include=[a.*, b.*]").stages().stages().get(0);
+    NameGlobs globs = (NameGlobs) prune.pruning().include();
+    globs.check(List.of("a.w", "b.w", "head.w"));
+    for (String missing : List.of("a", "b", "head")) {
+      List<String> names =
+          Stream.of("a", "b", "head").filter(n -> !n.equals(missing)).map(n -> n + ".w").toList();
+      InputException e = assertThrows(InputException.class, () -> globs.check(names));
+      assertTrue(e.getMessage().contains("'" + missing + ".*' matches no weight"), e.getMessage());
     }
   }
 

@@ -73,17 +73,22 @@ class EncoderTrainingTest {
   }
 
   private static Run run(Objective objective, long steps, Quantization q, ActivationSource source) {
+    return run(objective, steps, q, source, 64, 13);
+  }
+
+  private static Run run(
+      Objective objective, long steps, Quantization q, ActivationSource source, int n, int batch) {
     Quantization unfitted =
         new Quantization(
             q.form(), false, true, false, q.clipping(), 0, 0, false, false, q.include());
     Training training =
         new Training(
-            steps, 0, 13, Optimizer.AdamW.of(3e-3), Training.Schedule.constant(), objective, 0);
+            steps, 0, batch, Optimizer.AdamW.of(3e-3), Training.Schedule.constant(), objective, 0);
     CompressionPlan plan =
         new CompressionPlan(List.of(new Stage.Quantize("quantize", unfitted, training)), 3);
     Compression.Job job =
         new Compression.Job(
-            encoder(5), encoder(6), texts(64, 1), texts(16, 2), Pooling.MEAN, source, null);
+            encoder(5), encoder(6), texts(n, 1), texts(16, 2), Pooling.MEAN, source, null);
     List<Double> losses = new ArrayList<>();
     try (OnnxCompression c = new OnnxCompression(plan, job)) {
       c.run(
@@ -140,5 +145,14 @@ class EncoderTrainingTest {
       assertEquals(whole.get(i), halves.get(i), 2e-3 * whole.get(0), "step " + i);
     }
     assertEquals(whole.get(0), halves.get(0), 1e-6 * whole.get(0));
+  }
+
+  /** The last batch of an epoch may have one text, which has no others to be like. */
+  @Test
+  void aLastBatchOfOneTextTrainsNothingBySimilarityAlone() {
+    Objective objective = new Objective(0, 0, 1, 0, 0, 0, 1, 0.05, 0);
+    List<Double> losses = run(objective, 16, Quantization.dynamic(), null, 64, 9).losses();
+    assertEquals(16, losses.size());
+    assertEquals(0, losses.stream().mapToDouble(l -> l).min().orElseThrow());
   }
 }

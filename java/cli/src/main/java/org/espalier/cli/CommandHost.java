@@ -21,6 +21,7 @@ import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RunHost;
+import org.espalier.torch.Libtorch;
 import org.espalier.train.Examples;
 
 /** What the command line lends to a run: files, the tokenizer, ONNX Runtime, the terminal. */
@@ -85,7 +86,7 @@ final class CommandHost implements RunHost, AutoCloseable {
                           ? recipe.model().file()
                           : file(recipe.model().file()).toString(),
                       text -> {}) // said when the model was found
-                  .tokenizer();
+                  .tokenizer("model.tokenizer");
       tokenizer = new TextTokenizer(file, recipe.model().maxTokens());
     }
     return tokenizer;
@@ -137,6 +138,7 @@ final class CommandHost implements RunHost, AutoCloseable {
     machine.put("isa", Machine.isa().name().toLowerCase(Locale.ROOT));
     machine.put("threads", Machine.threads());
     machine.put("java", Runtime.version().toString());
+    machine.put("libtorch", Libtorch.version());
     machine.put("onnxruntime", ai.onnxruntime.OrtEnvironment.getEnvironment().getVersion());
     machine.put("system", System.getProperty("os.name") + " " + System.getProperty("os.version"));
     return machine;

@@ -111,15 +111,15 @@ final class Compress implements Callable<Integer> {
       } catch (NonFiniteLossException e) {
         common.err().println("espalier: " + e.getMessage());
         common.note(
-            "the last good checkpoint is in "
-                + folder.resolve("run")
-                + "; a lower learning-rate or a max-norm helps most often");
+            (hasCheckpoint(folder)
+                    ? "the last good checkpoint is in " + folder.resolve("run")
+                    : "there was no checkpoint yet")
+                + "; a lower learning-rate or a max-norm helps most often, in a new folder");
         return 1;
       }
       if (outcome == RecipeRun.Outcome.STOPPED) {
-        boolean kept = Files.exists(folder.resolve("run").resolve("checkpoint"));
         common.note(
-            kept
+            hasCheckpoint(folder)
                 ? "stopped; the same command with --resume goes on"
                 : "stopped before the first checkpoint; the same command begins anew");
         return interrupts.code();
@@ -142,6 +142,10 @@ final class Compress implements Callable<Integer> {
     } catch (UnsupportedOperationException | IllegalArgumentException e) {
       throw new InputException("--device " + device + ": " + e.getMessage(), e);
     }
+  }
+
+  private static boolean hasCheckpoint(Path folder) {
+    return Files.exists(folder.resolve("run").resolve("checkpoint"));
   }
 
   private void show(Path folder) {

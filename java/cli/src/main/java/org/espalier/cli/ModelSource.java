@@ -90,9 +90,10 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
    * The tokenizer that lies beside the model, in its folder or in its artefact: {@code
    * STEM-tokenizer.json} or {@code tokenizer.json}.
    *
+   * @param setting what names another one, for messages
    * @throws InputException if there is none, or both
    */
-  Path tokenizer() {
+  Path tokenizer(String setting) {
     String file = String.valueOf(path.toAbsolutePath().normalize().getFileName());
     int dot = file.lastIndexOf('.');
     String stem = Files.isDirectory(path) || dot <= 0 ? file : file.substring(0, dot);
@@ -112,7 +113,9 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
               + names.get(0)
               + " nor "
               + names.get(1)
-              + "; --tokenizer names one");
+              + "; "
+              + setting
+              + " names one");
     }
     if (found.size() > 1) {
       throw new InputException(
@@ -122,7 +125,9 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
               + found.get(0)
               + " and "
               + found.get(1)
-              + "; --tokenizer chooses one");
+              + "; "
+              + setting
+              + " chooses one");
     }
     return entry == null ? beside(found.get(0)) : maven.file(entry.sibling(found.get(0)));
   }

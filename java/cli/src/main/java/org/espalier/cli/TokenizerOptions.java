@@ -44,7 +44,7 @@ final class TokenizerOptions {
               ? model.maven().file(MavenEntry.parse(tokenizer))
               : ModelSource.path(tokenizer);
     } else {
-      file = model.tokenizer();
+      file = model.tokenizer("--tokenizer");
       if (model.entry() == null) {
         notes.accept("the tokenizer is " + file);
       }

@@ -131,6 +131,14 @@ public final class AtomicFile implements AutoCloseable {
     return real;
   }
 
+  /**
+   * Whether a file or folder has a name as unfinished ones have: where no process writes any more, it was
+   * left behind by one that was killed.
+   */
+  public static boolean isTemporary(Path path) {
+    return Temporaries.isName(path);
+  }
+
   /** The temporary file, positioned where the last write ended; it can be read too. */
   public FileChannel channel() {
     return channel;

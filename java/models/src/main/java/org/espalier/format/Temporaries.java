@@ -11,6 +11,7 @@ import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.locks.ReentrantLock;
+import java.util.regex.Pattern;
 import org.espalier.InputException;
 
 /**
@@ -18,6 +19,7 @@ import org.espalier.InputException;
  * They are made and renamed under one lock, so that Ctrl-C comes before or after, never between.
  */
 final class Temporaries {
+  private static final Pattern NAME = Pattern.compile("\\.espalier-[0-9a-f]{16}\\.tmp");
   private static final Set<Path> OPEN = ConcurrentHashMap.newKeySet();
   private static final ReentrantLock LOCK = new ReentrantLock();
   private static boolean stopping;
@@ -90,6 +92,11 @@ final class Temporaries {
     } finally {
       LOCK.unlock();
     }
+  }
+
+  /** Whether this is such a name, in use or left behind by a process that was killed. */
+  static boolean isName(Path path) {
+    return NAME.matcher(path.getFileName().toString()).matches();
   }
 
   /** Whether this is a temporary name in use. */

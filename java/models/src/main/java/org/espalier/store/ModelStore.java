@@ -72,7 +72,6 @@ public final class ModelStore {
 
   private static final Set<String> OURS = Set.of(STORE, STATE, VERSIONS, LOCK, LEASES);
   private static final Pattern ID = Pattern.compile("[1-9][0-9]{0,14}");
-  private static final Pattern TEMPORARY = Pattern.compile("\\.espalier-[0-9a-f]{16}\\.tmp");
   private static final int CHUNK = 1 << 20;
 
   /** How often a reader looks again when the current version is collected under its hands. */
@@ -488,7 +487,7 @@ public final class ModelStore {
   }
 
   static boolean isTemporary(Path path) {
-    return TEMPORARY.matcher(path.getFileName().toString()).matches();
+    return AtomicFile.isTemporary(path);
   }
 
   static void replace(Path file, byte[] content) {

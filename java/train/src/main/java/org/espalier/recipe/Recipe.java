@@ -15,6 +15,7 @@ import org.espalier.InputException;
 import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.format.NearNames;
+import org.espalier.op.MagnitudePrune;
 import org.espalier.train.CompressionPlan;
 import org.espalier.train.Objective;
 import org.espalier.train.Optimizer;
@@ -51,6 +52,8 @@ public record Recipe(
     String title,
     boolean measureStages,
     double checkpointSeconds) {
+  /** Texts of a batch; with fewer there is one other text at most. */
+  private static final int LEAST_SIMILAR = 3;
 
   /**
    * The model.
@@ -309,8 +312,13 @@ public record Recipe(
   private static Training training(Settings s, boolean texts) {
     double epochs = s.real("epochs");
     long steps = epochs > 0 && !s.given("steps") ? 0 : s.whole("steps");
+    boolean sgd = s.text("optimizer").equals("sgd");
+    refuse(
+        s,
+        sgd ? List.of("beta1", "beta2", "epsilon") : List.of("momentum", "nesterov"),
+        "it is for optimizer: " + (sgd ? "adamw" : "sgd"));
     Optimizer optimizer =
-        s.text("optimizer").equals("sgd")
+        sgd
             ? new Optimizer.Sgd(
                 s.real("learning-rate"),
                 s.real("momentum"),
@@ -362,12 +370,19 @@ public record Recipe(
               loss.real("similarity"),
               loss.real("similarity-temperature"),
               loss.real("hidden"));
+      if (objective.similarity() > 0 && s.whole("batch") < LEAST_SIMILAR) {
+        throw s.wrong(
+            "batch",
+            "similarity compares a text with the others of its batch; "
+                + LEAST_SIMILAR
+                + " or more are needed");
+      }
       if (objective.isForEmbeddings() != texts) {
         throw s.wrong(
             "loss",
             texts
                 ? "labels, logits, bound and output need data.examples; for texts there are"
-                      + " embedding, similarity and hidden"
+                    + " embedding, similarity and hidden"
                 : "embedding, similarity and hidden need texts; for data.examples there are labels,"
                     + " logits, bound and output");
       }
@@ -378,14 +393,15 @@ public record Recipe(
   }
 
   private static Pruning pruning(Settings s) {
+    if (s.text("schedule").equals("one-shot")) {
+      refuse(s, List.of("update-every", "until"), "it is for schedule: cubic");
+    }
     Pruning.Pattern pattern = null;
     if (s.given("pattern")) {
-      String[] parts = s.text("pattern").split(":", -1);
       try {
-        pattern = new Pruning.Pattern(Integer.parseInt(parts[0]), Integer.parseInt(parts[1]));
-      } catch (NumberFormatException | ArrayIndexOutOfBoundsException e) {
-        throw s.wrong("pattern", "'" + s.text("pattern") + "'; it takes n:m in quotes, as \"2:4\"");
-      } catch (IllegalArgumentException e) {
+        MagnitudePrune.Pattern parsed = MagnitudePrune.Pattern.parse(s.text("pattern"));
+        pattern = new Pruning.Pattern(parsed.keep(), parsed.group());
+      } catch (InputException | IllegalArgumentException e) {
         throw s.wrong("pattern", e.getMessage());
       }
       if (s.given("sparsity")) {
@@ -405,10 +421,11 @@ public record Recipe(
 
   private static Quantization quantization(Settings s) {
     boolean dynamic = s.text("form").equals("dynamic");
-    for (String key : List.of("clip", "observer-momentum", "freeze-observers-at", "learn-ranges")) {
-      if (dynamic && s.given(key)) {
-        throw s.wrong(key, "it is for form: static");
-      }
+    if (dynamic) {
+      refuse(
+          s,
+          List.of("clip", "observer-momentum", "freeze-observers-at", "learn-ranges"),
+          "it is for form: static");
     }
     String clip = s.text("clip");
     Clipping clipping;
@@ -441,13 +458,20 @@ public record Recipe(
         names(s));
   }
 
+  /** Keys that would say nothing beside the others. */
+  private static void refuse(Settings s, List<String> keys, String why) {
+    for (String key : keys) {
+      if (s.given(key)) {
+        throw s.wrong(key, why);
+      }
+    }
+  }
+
   private static Predicate<String> names(Settings s) {
     try {
       List<Glob> include = s.texts("include").stream().map(Glob::parse).toList();
       List<Glob> exclude = s.texts("exclude").stream().map(Glob::parse).toList();
-      return name ->
-          (include.isEmpty() || include.stream().anyMatch(g -> g.test(name)))
-              && exclude.stream().noneMatch(g -> g.test(name));
+      return new NameGlobs(s, include, exclude);
     } catch (InputException e) {
       throw s.wrong("include", e.getMessage());
     }

@@ -1,5 +1,8 @@
 package org.espalier.recipe;
 
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
@@ -7,18 +10,24 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.FileSystemException;
 import java.nio.file.Files;
+import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
+import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TorchScriptImport;
 import org.espalier.torch.onnx.GraphScript;
@@ -85,7 +94,7 @@ public final class RecipeRun {
     }
     found.put("stages", recipe.stages().stages().size());
     found.put("steps", steps);
-    try (Compression compression = new OnnxCompression(recipe.stages(), inputs.job(null))) {
+    try (Compression compression = inputs.compression(null, TorchDevice.CPU)) {
       found.put("weights", compression.layers().size());
     }
     return found;
@@ -117,15 +126,32 @@ public final class RecipeRun {
       this.recipe = recipe;
       data = RunData.of(recipe, host);
       model = read(modelFile);
+    }
+
+    /** What carries the recipe out, after the checks that need the model. */
+    Compression compression(Path cache, TorchDevice device) {
+      Compression.Job job = job(cache);
+      OnnxModel trained = OnnxCompression.trainable(job.model());
+      List<String> weights = OnnxWeights.of(trained).stream().map(OnnxWeight::name).toList();
+      for (Stage stage : recipe.stages().stages()) {
+        if (stage instanceof Stage.Prune p && p.pruning().include() instanceof NameGlobs globs) {
+          globs.check(weights);
+        } else if (stage instanceof Stage.Quantize q
+            && q.quantization().include() instanceof NameGlobs globs) {
+          globs.check(weights);
+        }
+      }
+      Compression compression = new OnnxCompression(recipe.stages(), job, device);
       if (recipe.formats().contains("torchscript")) {
         try {
-          GraphScript.check(
-              OnnxCompression.trainable(studentFile == null ? model : read(studentFile)));
+          GraphScript.check(trained);
         } catch (InputException e) {
+          compression.close();
           throw new InputException(
               recipe.model().place() + ": export.formats: torchscript: " + e.getMessage(), e);
         }
       }
+      return compression;
     }
 
     private static boolean isScript(Path file) {
@@ -157,7 +183,7 @@ public final class RecipeRun {
       return written;
     }
 
-    Compression.Job job(Path cache) {
+    private Compression.Job job(Path cache) {
       OnnxModel trained = studentFile == null ? model : read(studentFile);
       OnnxModel teacher =
           teacherFile != null ? read(teacherFile) : studentFile != null ? model : null;
@@ -182,18 +208,19 @@ public final class RecipeRun {
    */
   public Outcome run(boolean resume) {
     long start = System.nanoTime();
+    Path state = folder.resolve(STATE);
     if (resume && Files.exists(folder.resolve(REPORT_JSON))) {
+      requireThisRecipe();
+      deleteTree(state); // where the process ended between the report and this
       return Outcome.WAS_COMPLETE;
     }
     checkFolder(resume);
     host.progress("reading", 0, 0);
     Inputs inputs = new Inputs(recipe, host);
     RunData data = inputs.data;
-    Path state = folder.resolve(STATE);
     CheckpointFile checkpoint = new CheckpointFile(state.resolve(CHECKPOINT), identity(inputs));
     ReportBuilder report = new ReportBuilder(recipe);
-    try (Compression compression =
-        new OnnxCompression(recipe.stages(), inputs.job(state.resolve(TEACHER_CACHE)), device)) {
+    try (Compression compression = inputs.compression(state.resolve(TEACHER_CACHE), device)) {
       createFolder(state);
       Path reference = inputs.reference(state);
       if (resume && checkpoint.exists()) {
@@ -218,18 +245,47 @@ public final class RecipeRun {
     return Outcome.COMPLETE;
   }
 
-  private void checkFolder(boolean resume) {
-    if (!Files.exists(folder)) {
-      Path parent = folder.toAbsolutePath().normalize().getParent();
-      if (parent == null || !Files.isDirectory(parent)) {
-        throw new InputException(
-            "cannot write " + folder + ": the folder " + parent + " does not exist");
-      }
-      return;
+  /** A complete run is no answer to another recipe. */
+  private void requireThisRecipe() {
+    Path path = folder.resolve(REPORT_JSON);
+    JsonNode of;
+    try {
+      of = new ObjectMapper().readTree(Files.readAllBytes(path)).path("recipe");
+    } catch (JsonProcessingException e) {
+      throw new InputException(path + " is damaged; name a new folder", e);
+    } catch (IOException e) {
+      throw new InputException("cannot read " + path + ": " + e.getMessage(), e);
     }
-    if (!Files.isDirectory(folder)) {
+    List<String> overrides = new ArrayList<>();
+    of.path("set").forEach(set -> overrides.add(set.asText()));
+    if (!of.path("text").asText().equals(recipe.text()) || !overrides.equals(recipe.overrides())) {
+      throw new InputException(
+          folder
+              + " holds the complete run of another recipe or of other --set options; name a new"
+              + " folder");
+    }
+  }
+
+  private void checkFolder(boolean resume) {
+    boolean exists = Files.exists(folder, LinkOption.NOFOLLOW_LINKS);
+    Path into = exists ? folder : folder.toAbsolutePath().normalize().getParent();
+    if (exists && !Files.isDirectory(folder)) {
       throw new InputException("cannot write " + folder + ": it exists and is not a folder");
     }
+    if (into == null || !Files.isDirectory(into)) {
+      throw new InputException(
+          "cannot write " + folder + ": the folder " + into + " does not exist");
+    }
+    if (!Files.isWritable(into)) {
+      throw new InputException(
+          "cannot write " + folder + ": the folder " + into + " is not writable");
+    }
+    if (exists) {
+      checkContent(resume);
+    }
+  }
+
+  private void checkContent(boolean resume) {
     if (Files.exists(folder.resolve(STATE).resolve(CHECKPOINT))) {
       if (!resume) {
         throw new InputException(
@@ -254,8 +310,13 @@ public final class RecipeRun {
     try {
       Files.createDirectories(state);
     } catch (IOException e) {
-      throw new InputException("cannot make the folder " + state + ": " + e, e);
+      throw new InputException("cannot make the folder " + state + ": " + reason(e), e);
     }
+  }
+
+  private static String reason(IOException e) {
+    boolean told = e instanceof FileSystemException f && f.getReason() != null;
+    return told ? ((FileSystemException) e).getReason() : e.toString();
   }
 
   /** What a run must have in common with the one that it goes on with. */
@@ -272,6 +333,7 @@ public final class RecipeRun {
         sum.update(sha256(file));
       }
     }
+    inputs.data.digest(sum);
     return sum.digest();
   }
 
@@ -294,6 +356,7 @@ public final class RecipeRun {
       RunData data,
       long start) {
     host.progress("writing", 0, 0);
+    deleteLeftovers();
     boolean quantized =
         recipe.stages().stages().stream().anyMatch(Stage.Quantize.class::isInstance);
     OnnxModel exported = compression.export();
@@ -323,6 +386,7 @@ public final class RecipeRun {
         }
         case "compressed-tensors" -> {
           Path target = folder.resolve("compressed-tensors");
+          deleteTree(target); // of a process that ended after it and before the report
           CompressedWeights.write(dense, exported, inputs.configFile, target);
           outputs.add(
               output(
@@ -361,6 +425,15 @@ public final class RecipeRun {
     Map<String, Object> machine = new LinkedHashMap<>(host.machine());
     machine.put("trained_on", device.toString());
     return machine;
+  }
+
+  /** What a process left half written in the folder when it was killed. */
+  private void deleteLeftovers() {
+    try (Stream<Path> content = Files.list(folder)) {
+      content.filter(AtomicFile::isTemporary).forEach(RecipeRun::deleteTree);
+    } catch (IOException e) {
+      throw new InputException("cannot read " + folder + ": " + e.getMessage(), e);
+    }
   }
 
   private boolean isFitted() {

@@ -347,8 +347,9 @@ final class ReportPage {
     }
     foot();
     out.append(
-        "<p class=\"muted small\">«Change» is the root mean squared difference to the weights at"
-            + " the start, as a share of their own root mean square.</p></details>\n");
+        "<p class=\"muted small\">«Change» is the root mean squared difference to the weights "
+            + (quantized ? "that were quantized, before they were rounded" : "at the start")
+            + ", as a share of their own root mean square.</p></details>\n");
   }
 
   private void bar(String text, double share) {

@@ -7,6 +7,7 @@ import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashSet;
@@ -35,8 +36,36 @@ record RunData(
   /** The report needs neighbours to compare. */
   private static final int LEAST_EVALUATION_TEXTS = 3;
 
+  /** Of an example: a buffer of so many float32 is what Java can have. */
+  private static final int MOST_VALUES = Integer.MAX_VALUE / 4;
+
   static RunData of(Recipe recipe, RunHost host) {
     return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host);
+  }
+
+  /** Adds all that is trained on and measured to a digest. */
+  void digest(MessageDigest sum) {
+    for (Examples examples : new Examples[] {training, validation, evaluationExamples}) {
+      if (examples instanceof Examples.Texts texts) {
+        texts.ids().forEach(ids -> sum.update(longs(ids)));
+      } else if (examples instanceof Examples.Labelled rows) {
+        for (float[] row : rows.values()) {
+          ByteBuffer bytes = ByteBuffer.allocate(4 * row.length);
+          bytes.asFloatBuffer().put(row);
+          sum.update(bytes);
+        }
+        sum.update(longs(rows.labels() == null ? new long[0] : rows.labels()));
+      }
+    }
+    if (evaluationTexts != null) {
+      evaluationTexts.forEach(text -> sum.update((text + "\n").getBytes(StandardCharsets.UTF_8)));
+    }
+  }
+
+  private static ByteBuffer longs(long[] values) {
+    ByteBuffer bytes = ByteBuffer.allocate(8 * values.length + 8).putLong(values.length);
+    bytes.asLongBuffer().put(values);
+    return bytes.rewind();
   }
 
   private static RunData texts(Recipe recipe, RunHost host) {
@@ -155,8 +184,17 @@ record RunData(
       if (inputs.rank() < 2) {
         throw new InputException(path + ": inputs " + inputs.shape() + "; [N, …] is needed");
       }
+      if (inputs.elements() == 0 || inputs.elements() / inputs.shape().get(0) > MOST_VALUES) {
+        throw new InputException(
+            path
+                + ": inputs "
+                + inputs.shape()
+                + "; at least one example of 1 to "
+                + MOST_VALUES
+                + " values is needed");
+      }
       int n = Math.toIntExact(inputs.shape().get(0));
-      int width = n == 0 ? 0 : Math.toIntExact(inputs.elements() / n);
+      int width = (int) (inputs.elements() / n);
       long[] classes = file.tensor("labels") == null ? null : labels(file, n);
       List<float[]> values = new ArrayList<>(n);
       for (int i = 0; i < n; i++) {

@@ -86,8 +86,12 @@ final class SettingsReader {
     for (Key key : keys) {
       YamlNode value = mapping.entries().get(key.name());
       String at = join(path, key.name());
-      if (value == null
-          || value instanceof YamlNode.Scalar s && s.isNull() && !(key.type() instanceof Group)) {
+      // A group of defaults stays one without its keys; what has no default is as if not written.
+      boolean isNothing =
+          value instanceof YamlNode.Scalar s
+              && s.isNull()
+              && !(key.type() instanceof Group && (key.required() || key.fallback() != null));
+      if (value == null || isNothing) {
         if (key.required()) {
           wrong(
               value == null ? mapping.place() : value.place(),

@@ -13,6 +13,7 @@ import org.yaml.snakeyaml.events.CollectionStartEvent;
 import org.yaml.snakeyaml.events.Event;
 import org.yaml.snakeyaml.events.NodeEvent;
 import org.yaml.snakeyaml.events.ScalarEvent;
+import org.yaml.snakeyaml.reader.ReaderException;
 
 /**
  * Reads YAML as text, lists and groups of keys. Nothing in a file makes an object or a reference:
@@ -58,6 +59,14 @@ final class YamlReader {
       String context = e.getContext() == null ? "" : e.getContext() + ": ";
       throw new InputException(
           reader.place(line) + ": no valid YAML: " + context + e.getProblem(), e);
+    } catch (ReaderException e) {
+      long line = 1 + text.codePoints().limit(e.getPosition()).filter(c -> c == '\n').count();
+      throw new InputException(
+          reader.place((int) line)
+              + ": no valid YAML: the character "
+              + String.format("U+%04X", e.getCodePoint())
+              + " is not allowed in it",
+          e);
     } catch (YAMLException e) {
       throw new InputException(source + ": no valid YAML: " + e.getMessage(), e);
     }

@@ -51,6 +51,15 @@ public final class Libtorch {
     setThreads(threads);
   }
 
+  /** The version of libtorch and, behind a dash, of the presets that bind it. */
+  public static String version() {
+    try {
+      return Loader.getVersion("org.bytedeco", "pytorch");
+    } catch (IOException e) {
+      throw new UncheckedIOException("the presets of libtorch have no version", e);
+    }
+  }
+
   private static void setThreads(int threads) {
     torch.set_num_threads(1);
     openblas_full.openblas_set_num_threads(threads);

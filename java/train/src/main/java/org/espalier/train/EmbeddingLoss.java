@@ -54,7 +54,11 @@ final class EmbeddingLoss {
       value += objective.embedding() * distance;
       root = plus(root, cosine.neg(), objective.embedding());
     }
-    if (objective.similarity() > 0 && batch.size() > 2) {
+    if (objective.similarity() > 0 && batch.size() <= 2) {
+      // With one other text or none there is nothing to compare: the divergence is 0.
+      parts.put("similarity", 0.0);
+      root = plus(root, cosine, 0);
+    } else if (objective.similarity() > 0) {
       Tensor s = similarities(es);
       Tensor gradient = torch.empty_like(s);
       double kl = similarity(s, similarities(et), gradient);

@@ -8,6 +8,7 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -54,7 +55,7 @@ public final class OnnxCompression implements Compression {
   private static final int OLDEST_OPSET = 11;
 
   /** The start of a saved run; the last digit is the version of its layout. */
-  private static final int MAGIC = 0x45535003;
+  private static final int MAGIC = 0x45535004;
 
   private final CompressionPlan plan;
   private final Job job;
@@ -151,6 +152,29 @@ public final class OnnxCompression implements Compression {
     modelDigest = TeacherOutputs.digest(job.model());
     form = trainable(job.model());
     load();
+    try {
+      checkStages();
+    } catch (RuntimeException e) {
+      close();
+      throw e;
+    }
+  }
+
+  /** What a later stage would stumble over is found before the first one trains. */
+  private void checkStages() {
+    PlanCheck check = new PlanCheck(plan, job);
+    check.run(graph);
+    for (Stage stage : plan.stages()) {
+      if (stage instanceof Stage.Prune p) {
+        check.prunes(stage.name(), p.pruning(), candidates(p.pruning()));
+      } else if (stage instanceof Stage.Quantize q) {
+        try {
+          quantizer(q.quantization(), form.copy());
+        } catch (InputException e) {
+          throw new InputException("stage " + stage.name() + ": " + e.getMessage(), e);
+        }
+      }
+    }
   }
 
   /** A copy with operators that training knows: those of sets before 11 are raised to set 13. */
@@ -405,9 +429,6 @@ public final class OnnxCompression implements Compression {
         zeros += w.zeros();
       }
       all += w.elements;
-    }
-    if (all == 0) {
-      throw new InputException(job.model().name() + " has no weights that the plan could prune");
     }
     return (double) zeros / all;
   }
@@ -720,7 +741,7 @@ public final class OnnxCompression implements Compression {
   public void save(OutputStream stream) throws IOException {
     DataOutputStream out = new DataOutputStream(stream);
     out.writeInt(MAGIC);
-    out.writeUTF(key());
+    writeText(key(), out);
     out.writeInt(stageIndex);
     out.writeInt(reports.size());
     for (StageReport r : reports) {
@@ -748,7 +769,7 @@ public final class OnnxCompression implements Compression {
       }
     }
     for (TrainedWeight w : weights) {
-      out.writeUTF(w.name());
+      writeText(w.name(), out);
       w.latent().write(out);
       if (w.isQuantized()) {
         w.scales().write(out);
@@ -789,6 +810,25 @@ public final class OnnxCompression implements Compression {
     return HexFormat.of().formatHex(modelDigest) + " " + plan.seed() + " " + stages;
   }
 
+  /** Names of weights may be longer than what {@link DataOutputStream#writeUTF} takes. */
+  private static void writeText(String text, DataOutputStream out) throws IOException {
+    byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
+    out.writeInt(bytes.length);
+    out.write(bytes);
+  }
+
+  private static String readText(DataInputStream in) throws IOException {
+    int length = in.readInt();
+    if (length < 0) {
+      throw new InputException("the saved run is damaged: a text of " + length + " bytes");
+    }
+    byte[] bytes = in.readNBytes(length);
+    if (bytes.length < length) {
+      throw new EOFException();
+    }
+    return new String(bytes, StandardCharsets.UTF_8);
+  }
+
   private static void write(Validation v, DataOutputStream out) throws IOException {
     out.writeLong(v.step());
     out.writeDouble(v.loss());
@@ -812,7 +852,7 @@ public final class OnnxCompression implements Compression {
 
   private void restore(DataInputStream in) throws IOException {
     requireMagic(in);
-    String key = in.readUTF();
+    String key = readText(in);
     if (!key.equals(key())) {
       throw new InputException(
           "the saved run is of another model or plan: it is of " + key + ", this is " + key());
@@ -859,7 +899,7 @@ public final class OnnxCompression implements Compression {
       }
     }
     for (TrainedWeight w : weights) {
-      String name = in.readUTF();
+      String name = readText(in);
       if (!name.equals(w.name())) {
         throw new InputException(
             "the saved run is damaged: the weight " + name + " instead of " + w.name());

@@ -175,6 +175,9 @@ public final class GraphParameters {
       }
       return;
     }
+    if (model.constant(constant).elements() == 0) {
+      return;
+    }
     OnnxWeight w = weights.get(constant);
     if (w != null) {
       Use use =

@@ -1,0 +1,175 @@
+package org.espalier.train;
+
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.LongStream;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
+import org.espalier.op.MagnitudePrune;
+import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.Parameter;
+
+/**
+ * Finds what would stop a plan in its middle before it begins, by one example: weights and outputs that are
+ * not finite, shapes and labels that do not fit, patterns that the weights do not have.
+ */
+final class PlanCheck {
+  private static final long NO_LABEL = -100;
+
+  private final CompressionPlan plan;
+  private final Compression.Job job;
+
+  PlanCheck(CompressionPlan plan, Compression.Job job) {
+    this.plan = plan;
+    this.job = job;
+  }
+
+  /**
+   * Checks the model with the examples and, where there is one, the teacher.
+   *
+   * @throws InputException where something does not fit
+   */
+  void run(OnnxGraph graph) {
+    for (Parameter p : graph.parameters()) {
+      if (!isFinite(p.tensor())) {
+        throw new InputException(
+            job.model().name() + ": the weight " + p.name() + " holds NaN or infinite values");
+      }
+    }
+    long[] shape = outputShape(graph, job.model().name());
+    for (Stage stage : plan.stages()) {
+      check(stage, graph.outputNames().get(0), shape);
+    }
+    boolean taught = plan.stages().stream().anyMatch(s -> s.training().objective().needsTeacher());
+    if (job.teacher() != null && taught) {
+      try (OnnxGraph teacher = new OnnxGraph(OnnxCompression.trainable(job.teacher()))) {
+        long[] wanted = outputShape(teacher, job.teacher().name());
+        if (!Arrays.equals(wanted, shape)) {
+          throw new InputException(
+              "the teacher's first output has the shape "
+                  + Arrays.toString(wanted)
+                  + " for one example; the student's has "
+                  + Arrays.toString(shape));
+        }
+      }
+    }
+  }
+
+  /** Checks the weights that a stage prunes. */
+  void prunes(String stage, Pruning pruning, List<TrainedWeight> candidates) {
+    if (candidates.isEmpty()) {
+      throw new InputException(
+          "stage "
+              + stage
+              + ": "
+              + job.model().name()
+              + " has no weights that the plan could prune");
+    }
+    if (pruning.pattern() != null) {
+      MagnitudePrune.checkPattern(
+          candidates.stream()
+              .map(
+                  w ->
+                      MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
+                          .axis(w.parameter.reductionAxis()))
+              .toList(),
+          new MagnitudePrune.Pattern(pruning.pattern().keep(), pruning.pattern().of()));
+    }
+  }
+
+  private void check(Stage stage, String output, long[] shape) {
+    Objective objective = stage.training().objective();
+    String where = "stage " + stage.name() + ": the output " + output;
+    if (objective.isForEmbeddings() && shape.length != 3) {
+      throw new InputException(
+          where
+              + " has the shape "
+              + Arrays.toString(shape)
+              + " for one text; embedding, similarity and hidden need [texts, tokens, width]");
+    }
+    if (objective.isForEmbeddings() || objective.output() > 0) {
+      return;
+    }
+    if (shape.length != 2) {
+      throw new InputException(
+          where
+              + " has the shape "
+              + Arrays.toString(shape)
+              + " for one example; labels, logits and bound need [examples, classes], and loss"
+              + " {output: 1} takes any");
+    }
+    if (objective.labels() > 0) {
+      for (Examples examples : List.of(job.training(), job.validation())) {
+        LongStream.of(((Examples.Labelled) examples).labels())
+            .filter(label -> label != NO_LABEL && (label < 0 || label >= shape[1]))
+            .findFirst()
+            .ifPresent(
+                label -> {
+                  throw new InputException(
+                      where
+                          + " has "
+                          + shape[1]
+                          + " classes, and there is a label "
+                          + label
+                          + "; 0 to "
+                          + (shape[1] - 1)
+                          + " are right, and "
+                          + NO_LABEL
+                          + " for none");
+                });
+      }
+    }
+  }
+
+  /** What the model gives for the longest text or for an example. */
+  private long[] outputShape(OnnxGraph graph, String name) {
+    Examples examples = job.training();
+    int longest = 0;
+    for (int i = 0; i < examples.size(); i++) {
+      longest = examples.length(i) > examples.length(longest) ? i : longest;
+    }
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Tensor output;
+      try {
+        Batch batch = Batch.of(examples, new int[] {longest}, graph.inputNames());
+        output = graph.forward(batch.inputs()).get(graph.outputNames().get(0));
+      } catch (InputException e) {
+        throw examples instanceof Examples.Texts
+            ? new InputException(
+                e.getMessage() + " (for a text of " + examples.length(longest) + " tokens)", e)
+            : e;
+      }
+      long[] shape = output.shape();
+      String what = name + ": the output " + graph.outputNames().get(0);
+      if (shape.length == 0 || shape[0] != 1) {
+        throw new InputException(
+            what
+                + " has the shape "
+                + Arrays.toString(shape)
+                + " for one example; its first dimension must count the examples");
+      }
+      if (output.scalar_type().intern() != ScalarType.Float) {
+        throw new InputException(
+            what
+                + " is "
+                + output.scalar_type().intern()
+                + "; only float32 outputs can be trained");
+      }
+      if (!isFinite(output)) {
+        throw new InputException(what + " holds NaN or infinite values for an example");
+      }
+      return shape;
+    }
+  }
+
+  private static boolean isFinite(Tensor t) {
+    try (PointerScope scope = new PointerScope()) {
+      return torch.isfinite(t).all().item_bool();
+    }
+  }
+}
