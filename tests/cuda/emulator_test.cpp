@@ -61,6 +61,11 @@ __global__ void look_around(unsigned* out, int size) {
   esp::cluster_barrier();  // threads that have exited do not count
   out[0] = *esp::cluster_shared(own, 1);
 }
+__global__ void fill_dynamic(char* out, int bytes) {
+  ESP_DYNAMIC_SHARED(char, own);
+  own[bytes - 1] = 7;
+  out[0] = own[bytes - 1];
+}
 bool looks_around(void (*kernel)(unsigned*, int), int size, bool right) {
   const int blocks = size * 5;
   std::vector<unsigned> out(static_cast<size_t>(blocks * 64));
@@ -310,6 +315,16 @@ void notices(const char* part, void (*kernel)(P...), dim3 grid, dim3 block, A...
   *lost_races += !reverses(reverse_twice<true, false>);
 }
 
+// However much its launches have, a kernel's limit stays: other threads are about to launch it too.
+void test_dynamic_shared() {
+  for (const int bytes : {70000, 1000, 60000, 72000}) {
+    char out = 0;
+    CHECK(esp::launch("a kernel", fill_dynamic, esp::Shape{1, 1, bytes, 72000}, nullptr, &out, bytes) ==
+          ESP_OK);
+    CHECK(cudaStreamSynchronize(nullptr) == cudaSuccess && out == 7);
+  }
+}
+
 void test_clusters() {
   for (const int size : {1, 2, 4, 8}) CHECK(looks_around(look_around<true>, size, true));
 #if !defined(__SANITIZE_THREAD__)
@@ -368,6 +383,7 @@ int lost_races = 0, runs = 0;
 void test(const Setting&) {
   test_promises();
   test_device();
+  test_dynamic_shared();
   test_clusters();
   test_streams();
 #if !defined(__SANITIZE_THREAD__)  // a launch given up leaves it without the end of its threads

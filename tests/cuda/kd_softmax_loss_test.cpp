@@ -409,7 +409,7 @@ void test_held(const Setting& setting, Random& random) {
   } else {
     for (const int64_t classes : {2049, 4096, 6144, 9001}) one(1 + random.below(3), classes, Rows::usual);
     one(4, 5000, Rows::strange);
-    one(1, random.below(2) == 0 ? 15000 : 18000, Rows::usual);  // 64 and 72 KiB of a block
+    one(1, 15000, Rows::usual);
   }
 #if !defined(ESP_ON_GPU)
   emulator::options.shared_per_multiprocessor = 228 << 10;
