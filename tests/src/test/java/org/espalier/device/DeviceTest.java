@@ -294,6 +294,40 @@ class DeviceTest {
             assertArrayEquals(bytes(byZero, 4 * channels), bytes(deviceByZero, stream));
             assertArrayEquals(bytes(gradX.pointer(), (int) gradX.bytes()), download(deviceGradX));
           }
+          // Other memory: what x holds is the gradient, and the other way round.
+          ScaleGradients.Job turned =
+              new ScaleGradients.Job(
+                  deviceGradY,
+                  deviceX,
+                  null,
+                  deviceScale.asFloats(),
+                  deviceZero.asInts(),
+                  deviceByZero.asFloats(),
+                  null,
+                  factor);
+          for (List<ScaleGradients.Job> jobs : List.of(List.of(turned), List.of(job))) {
+            gradients.replace(jobs);
+            gradients.queue(stream);
+          }
+          gradients.check(stream);
+          assertArrayEquals(bytes(byScale, 4 * channels), bytes(deviceByScale, stream));
+          gradients.replace(List.of(turned));
+          gradients.queue(stream);
+          gradients.check(stream);
+          FloatPointer byTurned = new FloatPointer(channels);
+          ScaleGradients.Job here =
+              new ScaleGradients.Job(x, gradY, null, scale, zeroPoint, byTurned, null, factor);
+          try (ScaleGradients onCpu = grid.scaleGradients(List.of(here))) {
+            onCpu.replace(
+                List.of(
+                    new ScaleGradients.Job(
+                        gradY, x, null, scale, zeroPoint, byTurned, null, factor)));
+            onCpu.run();
+            assertThrows(IllegalArgumentException.class, () -> onCpu.replace(List.of(turned)));
+            assertThrows(IllegalArgumentException.class, () -> onCpu.replace(List.of()));
+          }
+          assertArrayEquals(bytes(byTurned, 4 * channels), bytes(deviceByZero, stream));
+          gradients.replace(List.of(job));
           scale.put(channels - 1, 0f);
           deviceScale.copyFrom(scale, 4L * channels, stream);
           stream.synchronize();

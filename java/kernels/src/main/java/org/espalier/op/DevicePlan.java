@@ -46,8 +46,8 @@ final class DevicePlan implements AutoCloseable {
   }
 
   /**
-   * Plans another list. Where memory that is there suffices, nothing is allocated and nothing waits. For operations
-   * whose workspace is all zero after each call.
+   * Plans another list of as many tensors. Where memory that is there suffices, nothing is allocated and nothing
+   * waits. For operations whose workspace, after a call, suits every such list.
    */
   void replan(Planner planner) {
     Status.checkCuda(planner.plan(plan, null));

@@ -4,7 +4,9 @@ import java.util.List;
 import java.util.Objects;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
+import org.bytedeco.javacpp.Pointer;
 import org.espalier.binding.Status;
+import org.espalier.binding.esp_cuda_plan;
 import org.espalier.binding.esp_cuda_scale_gradient_result;
 import org.espalier.binding.esp_quantizer;
 import org.espalier.binding.esp_scale_gradient;
@@ -53,8 +55,9 @@ public final class ScaleGradients implements AutoCloseable {
     }
   }
 
-  private final List<Job> jobs; // keeps the memory reachable
+  private final FakeQuantize options;
   private final Device device;
+  private List<Job> jobs; // keeps the memory reachable
   private final esp_quantizer quantizer;
   private final esp_scale_gradient list;
   private final DevicePlan plan; // null on the CPU, as are the next two
@@ -62,17 +65,38 @@ public final class ScaleGradients implements AutoCloseable {
   private final esp_cuda_scale_gradient_result results;
 
   ScaleGradients(FakeQuantize options, List<Job> jobs) {
-    this.jobs = List.copyOf(jobs);
+    this.options = options;
     this.device = jobs.isEmpty() ? Device.cpu() : jobs.get(0).x().device();
-    for (Job job : jobs) {
-      long channels = options.channels(job.x());
-      FakeQuantize.requireElements("scale", job.scale(), channels);
-      FakeQuantize.requireElements("zeroPoint", job.zeroPoint(), channels);
-      FakeQuantize.requireElements("gradScale", job.gradScale(), channels);
-      FakeQuantize.requireElements("gradZeroPoint", job.gradZeroPoint(), channels);
-    }
+    jobs.forEach(this::require);
     quantizer = Natives.keep(options.quantizer());
     list = Natives.keep(new esp_scale_gradient(Math.max(1, jobs.size())));
+    fill(jobs);
+    if (!device.isCuda()) {
+      plan = null;
+      found = null;
+      results = null;
+      return;
+    }
+    plan = new DevicePlan(device, this::plan);
+    results = Natives.keep(new esp_cuda_scale_gradient_result(jobs.size()));
+    found = CudaMemory.allocate(device, jobs.size() * results.sizeof());
+  }
+
+  private void require(Job job) {
+    long channels = options.channels(job.x());
+    FakeQuantize.requireElements("scale", job.scale(), channels);
+    FakeQuantize.requireElements("zeroPoint", job.zeroPoint(), channels);
+    FakeQuantize.requireElements("gradScale", job.gradScale(), channels);
+    FakeQuantize.requireElements("gradZeroPoint", job.gradZeroPoint(), channels);
+    job.x().pointerOn(device);
+    job.gradY().pointerOn(device);
+    if (job.gradX() != null) {
+      job.gradX().pointerOn(device);
+    }
+  }
+
+  private void fill(List<Job> jobs) {
+    this.jobs = List.copyOf(jobs);
     for (int i = 0; i < jobs.size(); i++) {
       Job job = jobs.get(i);
       long[] split = options.split(job.x());
@@ -90,21 +114,27 @@ public final class ScaleGradients implements AutoCloseable {
           .dtype(job.x().dtype().code())
           .factor(job.factor());
     }
-    if (!device.isCuda()) {
-      plan = null;
-      found = null;
-      results = null;
-      return;
+  }
+
+  private int plan(esp_cuda_plan plan, Pointer table) {
+    return espalier_cuda.esp_cuda_fake_quantize_scale_gradient_plan(
+        quantizer, list, jobs.size(), plan, table);
+  }
+
+  /**
+   * Puts other tensors in the place of all, as {@link FakeQuantize.Batch#replace} does.
+   *
+   * @param next as many as before, on the same device
+   */
+  public void replace(List<Job> next) {
+    if (next.size() != jobs.size()) {
+      throw new IllegalArgumentException(next.size() + " tensors in the place of " + jobs.size());
     }
-    long count = jobs.size();
-    plan =
-        new DevicePlan(
-            device,
-            (plan, table) ->
-                espalier_cuda.esp_cuda_fake_quantize_scale_gradient_plan(
-                    quantizer, list, count, plan, table));
-    results = Natives.keep(new esp_cuda_scale_gradient_result(count));
-    found = CudaMemory.allocate(device, count * results.sizeof());
+    next.forEach(this::require);
+    fill(next);
+    if (plan != null) {
+      plan.replan(this::plan);
+    }
   }
 
   /**
@@ -134,6 +164,7 @@ public final class ScaleGradients implements AutoCloseable {
   public void queue(CudaStream stream) {
     DevicePlan.requireOn(device, stream);
     device.makeCurrent();
+    plan.prepare(stream);
     Status.checkCuda(
         espalier_cuda.esp_cuda_fake_quantize_scale_gradient(
             plan.plan(),

@@ -46,6 +46,11 @@ final class LearnedRanges implements AutoCloseable {
   /** What this step's forward pass quantized. */
   private final List<Seen> seen = new ArrayList<>();
 
+  /** What reads that, of the last step; null before the first. */
+  private ScaleGradients reading;
+
+  private int readCount;
+
   private record Seen(int index, Tensor x, Tensor y) {}
 
   /**
@@ -159,9 +164,7 @@ final class LearnedRanges implements AutoCloseable {
         }
       }
       if (!jobs.isEmpty()) {
-        try (ScaleGradients all = GRID.scaleGradients(jobs)) {
-          device.run(all);
-        }
+        device.run(gradientsOf(jobs));
       }
       float[] ofScale = byScale.values();
       float[] ofZero = byZero.values();
@@ -183,6 +186,19 @@ final class LearnedRanges implements AutoCloseable {
     } finally {
       forget();
     }
+  }
+
+  private ScaleGradients gradientsOf(List<ScaleGradients.Job> jobs) {
+    if (reading != null && readCount == jobs.size()) {
+      reading.replace(jobs);
+      return reading;
+    }
+    if (reading != null) {
+      reading.close();
+    }
+    reading = GRID.scaleGradients(jobs);
+    readCount = jobs.size();
+    return reading;
   }
 
   private static void add(float[] sums, int index, double value) {
@@ -216,6 +232,9 @@ final class LearnedRanges implements AutoCloseable {
   @Override
   public void close() {
     forget();
+    if (reading != null) {
+      reading.close();
+    }
     ends.close();
     gradients.close();
   }
