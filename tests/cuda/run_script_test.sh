@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The order of steps and the exit codes of the bundle's run.sh, with stand-ins for all that it calls: run_script_test.sh RUN_SH
+set -euo pipefail
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work"/{bin,lib,java/bin,path}
+cp "$1" "$work/run.sh"
+touch "$work/lib/junit-platform-console-standalone-1.jar"
+stand_in() { # FILE: its lines come from standard input
+  { echo '#!/bin/sh'; cat; } >"$work/$1"
+  chmod +x "$work/$1"
+}
+stand_in bin/gpu_benchmark <<'END'
+case "$*" in *--probe*) echo "stand-in, 80 GiB" >&2; exit ${PROBE:-0} ;; esac
+while [ $# -gt 0 ]; do [ "$1" != --out ] || echo '{}' >"$2"; shift; done
+echo table
+exit ${BENCHMARK:-0}
+END
+stand_in bin/a_test_gpu <<<'exit ${TEST:-0}'
+stand_in java/bin/java <<'END'
+case "$*" in *LaunchCost*) echo 1.5 ;; *) exit ${JAVA:-0} ;; esac
+END
+stand_in path/compute-sanitizer <<<'exit ${SANITIZER:-0}'
+stand_in path/python3 <<'END'
+[ "$1" = -c ] || echo "table with peers"
+exit ${PYTHON:-0}
+END
+
+failed=0
+expect() { # CODE LAST_LINE [NAME=VALUE]...: what run.sh says last and how it ends
+  local code=$1 line=$2 found=0
+  shift 2
+  echo old >"$work/out.json"
+  env "$@" PATH="$work/path:$PATH" "$work/run.sh" --out "$work/out.json" >"$work/log" 2>&1 || found=$?
+  if [[ $found != "$code" || $(tail -n 1 "$work/log") != "$line" ]]; then
+    echo "FAILED $*: code $found instead of $code, and last «$(tail -n 1 "$work/log")» instead of «$line»"
+    failed=1
+  fi
+}
+expect 0 'table with peers' PROBE=0
+expect 0 'table' PYTHON=1 # python3 without torch
+expect 3 'stand-in, 80 GiB' PROBE=3
+expect 1 'stand-in, 80 GiB' PROBE=1 # there is a GPU, and it cannot be used
+expect 1 '== 1 of the test programs failed, 2 ran: no benchmarks' TEST=1
+expect 1 '== 1 of the test programs failed, 1 ran: no benchmarks' JAVA=1
+expect 0 'table with peers' TEST=77                    # a test that is skipped says why
+expect 1 'table with peers' SANITIZER=9                # figures are taken all the same
+grep -q 'compute-sanitizer found something in 4 runs' "$work/log" || failed=1
+expect 1 'table with peers' BENCHMARK=1                # what could be measured is compared
+[[ $(cat "$work/out.json") == '{}' ]] || failed=1
+((failed == 0)) && echo "run.sh does as it says"
+exit $failed
