@@ -264,6 +264,50 @@ class GuardTest {
     }
   }
 
+  /** A drift makes losses and gradients large, which is no reason to learn what explodes just then. */
+  @Test
+  void theRulesStayAwakeWhileADriftIsFollowed() {
+    for (Guard guard :
+        List.of(
+            new Guard(new Guard.Norm(5, 30, true), null, null),
+            new Guard(null, new Guard.Spike(4, 30, 5), null))) {
+      events.clear();
+      OnlineSettings settings =
+          Streams.crossEntropy(0.3)
+              .guard(guard)
+              .drift(OnlineSettings.Drift.of(OnlineSettings.Drift.Action.RESTART))
+              .window(400)
+              .build();
+      try (LinearHead head = new LinearHead(FEATURES, 2);
+          OnlineLearner learner = new OnlineLearner(head, settings)) {
+        learner.onEvent(events::add);
+        learner.learn(Streams.plane(2000, FEATURES, 0, 1, 9));
+        events.clear(); // learning from nothing is a change too
+        List<Example> changed = Streams.plane(2000, FEATURES, 0, 2, 77);
+        int at = 0;
+        while (events.stream().noneMatch(e -> e.kind() == Event.Kind.DRIFT)) {
+          learner.learn(changed.subList(at, at + 8));
+          at += 8;
+        }
+        events.clear();
+        List<Example> exploding = new ArrayList<>();
+        for (Example e : changed.subList(at, at + 8)) {
+          float[] x = e.features().clone();
+          for (int j = 0; j < FEATURES; j++) {
+            x[j] *= 1e6f;
+          }
+          exploding.add(Example.of(x, e.label()));
+        }
+        learner.learn(exploding);
+        Event.Kind expected =
+            guard.norm() == null ? Event.Kind.LOSS_SPIKE : Event.Kind.NORM_CLIPPED;
+        assertTrue(events.stream().anyMatch(e -> e.kind() == expected), guard + ": " + events);
+        learner.learn(changed.subList(at, 2000));
+        assertTrue(learner.metrics().get("accuracy_window") > 0.9, learner.metrics().toString());
+      }
+    }
+  }
+
   private OnlineLearner learner(LinearHead head, Guard guard) {
     OnlineLearner learner =
         new OnlineLearner(head, Streams.crossEntropy(0.3).guard(guard).window(100).build());

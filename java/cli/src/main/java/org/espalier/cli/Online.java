@@ -18,6 +18,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
+import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.online.Event;
@@ -624,7 +625,14 @@ final class Online implements Callable<Integer> {
     if (learner.epsilon() != null) {
       map.put("epsilon", String.format(Locale.ROOT, "%.3f", learner.epsilon()));
     }
-    map.put("events", events.isEmpty() ? "none" : events.toString().toLowerCase(Locale.ROOT));
+    map.put(
+        "events",
+        events.isEmpty()
+            ? "none"
+            : events.entrySet().stream()
+                .map(e -> e.getValue() + " " + e.getKey().name().toLowerCase(Locale.ROOT))
+                .collect(Collectors.joining(", "))
+                .replace('_', ' '));
     map.put("store", versions.store().folder() + ", version " + versions.current() + " is current");
     return map;
   }

@@ -479,7 +479,7 @@ public final class OnlineLearner implements AutoCloseable {
     }
     // Only of what was learned: what the guard takes out is no sign of a changed world.
     if (detect(errors) && settings.drift().action() != OnlineSettings.Drift.Action.REPORT) {
-      restart();
+      restart(value);
     }
     if (steps % settings.publishEvery() == 0) {
       publish();
@@ -587,13 +587,23 @@ public final class OnlineLearner implements AutoCloseable {
     }
   }
 
-  private void restart() {
+  /**
+   * @param value the loss of the batch that was learned last
+   */
+  private void restart(double value) {
     if (settings.drift().action() == OnlineSettings.Drift.Action.RESET) {
       state.restore(beginning);
       reservoir.clear();
     }
     state.forgetMomentum();
     forgetWorld();
+    // The rules stay awake, because what explodes while the world changes is learned otherwise.
+    // What is
+    // usual in the new world is what came last, where that is more than before.
+    meanLoss = Math.max(meanLoss, value);
+    if (settings.guard().norm() != null) {
+      meanNorm = Math.max(meanNorm, norm);
+    }
     publish();
   }
 
@@ -601,8 +611,6 @@ public final class OnlineLearner implements AutoCloseable {
   private void forgetWorld() {
     rateStart = steps;
     spikesInARow = 0;
-    lossesSeen = 0;
-    normsSeen = 0;
     good = state.checkpoint();
     heldOut.clear();
     sinceGood.clear();
@@ -792,6 +800,8 @@ public final class OnlineLearner implements AutoCloseable {
       teacher.load(state.weights());
     }
     forgetWorld();
+    lossesSeen = 0;
+    normsSeen = 0;
     publish();
   }
 

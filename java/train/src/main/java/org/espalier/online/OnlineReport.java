@@ -1,11 +1,12 @@
 package org.espalier.online;
 
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
+import java.util.EnumMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.TreeSet;
+import java.util.stream.Collectors;
 
 /**
  * What happened in a run, as one HTML file that needs nothing else: metrics over the examples, with
@@ -13,7 +14,13 @@ import java.util.TreeSet;
  */
 public final class OnlineReport {
   private static final int MOST_POINTS = 800;
-  private static final int MOST_EVENTS = 2000;
+
+  /** Events of a kind; a flood of one must not hide another. */
+  private static final int MOST_EVENTS = 500;
+
+  /** Versions that are listed one by one. */
+  private static final int MOST_VERSIONS = 200;
+
   private static final int WIDTH = 900;
   private static final int HEIGHT = 230;
   private static final int TOP = 30;
@@ -39,7 +46,7 @@ public final class OnlineReport {
   private final List<Point> points = new ArrayList<>();
   private final List<Event> events = new ArrayList<>();
   private final List<Published> published = new ArrayList<>();
-  private long eventCount;
+  private final Map<Event.Kind, Long> counts = new EnumMap<>(Event.Kind.class);
   private long next;
   private long interval = 1;
 
@@ -65,8 +72,7 @@ public final class OnlineReport {
   }
 
   public void add(Event event) {
-    eventCount++;
-    if (events.size() < MOST_EVENTS) {
+    if (counts.merge(event.kind(), 1L, Long::sum) <= MOST_EVENTS) {
       events.add(event);
     }
   }
@@ -83,13 +89,17 @@ public final class OnlineReport {
    */
   public String html(Map<String, String> summary) {
     StringBuilder page = new StringBuilder();
-    page.append("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>")
+    page.append("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">")
+        .append("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>")
         .append(escape(title))
         .append("</title>\n<style>body{font:15px/1.45 system-ui,sans-serif;max-width:960px;")
         .append("margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse}")
         .append("td,th{padding:.2em .8em .2em 0;text-align:left;vertical-align:top}")
         .append("th{border-bottom:1px solid #999}td.n{text-align:right;white-space:nowrap}")
-        .append("svg{width:100%;height:auto}h2{margin:1.4em 0 .3em;font-size:1.1em}")
+        .append("td:last-child{overflow-wrap:anywhere}")
+        .append(
+            ".c{overflow-x:auto}svg{width:100%;min-width:640px;height:auto}h2{margin:1.4em 0"
+                + " .3em;font-size:1.1em}")
         .append(".k{display:inline-block;width:.8em;height:.8em;margin-right:.3em}</style>\n<h1>")
         .append(escape(title))
         .append("</h1>\n<table>\n");
@@ -105,8 +115,6 @@ public final class OnlineReport {
     points.forEach(
         p -> p.metrics().keySet().forEach(k -> groups.add(k.replaceAll("_(window|fading)$", ""))));
     groups.forEach(group -> chart(page, group));
-    Map<Event.Kind, Long> counts = new LinkedHashMap<>();
-    events.forEach(e -> counts.merge(e.kind(), 1L, Long::sum));
     if (!counts.isEmpty()) {
       page.append("<p>");
       counts.forEach(
@@ -152,7 +160,7 @@ public final class OnlineReport {
     page.append(
         String.format(
             Locale.ROOT,
-            "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">%n",
+            "<div class=\"c\"><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">%n",
             WIDTH,
             HEIGHT + BOTTOM,
             escape(group)));
@@ -162,14 +170,14 @@ public final class OnlineReport {
           String.format(
               Locale.ROOT,
               "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/><text x=\"%d\""
-                  + " y=\"%.1f\" font-size=\"12\" text-anchor=\"end\" fill=\"#555\">%.3f</text>%n",
+                  + " y=\"%.1f\" font-size=\"12\" text-anchor=\"end\" fill=\"#555\">%s</text>%n",
               LEFT,
               WIDTH,
               y,
               y,
               LEFT - 6,
               y + 4,
-              low + i * (high - low) / 4));
+              number(low + i * (high - low) / 4)));
       double x = LEFT + i * (WIDTH - LEFT - 10) / 4.0;
       page.append(
           String.format(
@@ -199,8 +207,13 @@ public final class OnlineReport {
                 escape(e.evidence())));
       }
     }
+    double last = Double.NEGATIVE_INFINITY;
     for (Published v : published) {
       double x = LEFT + (v.seen() - from) / span * (WIDTH - LEFT - 10);
+      if (x < last + 2) {
+        continue; // it would lie on the one before
+      }
+      last = x;
       page.append(
           String.format(
               Locale.ROOT,
@@ -244,27 +257,42 @@ public final class OnlineReport {
                       ? "fading"
                       : name.endsWith("_window") ? "window" : "since the beginning")));
     }
-    page.append("</svg>\n");
+    page.append("</svg></div>\n");
   }
 
   private void table(StringBuilder page) {
     page.append("<h2>Versions of the store</h2>\n<p>");
     if (published.isEmpty()) {
       page.append("none");
-    }
-    for (Published v : published) {
-      page.append(v.storeVersion()).append(" at example ").append(v.seen()).append("; ");
+    } else if (published.size() > MOST_VERSIONS) {
+      Published first = published.get(0);
+      Published newest = published.get(published.size() - 1);
+      page.append(published.size())
+          .append(" from ")
+          .append(first.storeVersion())
+          .append(" at example ")
+          .append(first.seen())
+          .append(" to ")
+          .append(newest.storeVersion())
+          .append(" at example ")
+          .append(newest.seen());
+    } else {
+      page.append(
+          published.stream()
+              .map(v -> v.storeVersion() + " at example " + v.seen())
+              .collect(Collectors.joining("; ")));
     }
     page.append("</p>\n<h2>Events</h2>\n");
     if (events.isEmpty()) {
       page.append("<p>none</p>\n");
       return;
     }
-    if (eventCount > events.size()) {
+    long all = counts.values().stream().mapToLong(Long::longValue).sum();
+    if (all > events.size()) {
       page.append("<p>The first ")
-          .append(events.size())
-          .append(" of ")
-          .append(eventCount)
+          .append(MOST_EVENTS)
+          .append(" of each kind; there were ")
+          .append(all)
           .append(".</p>\n");
     }
     page.append("<table><tr><th>example</th><th>step</th><th>what</th><th>evidence</th></tr>\n");
@@ -280,6 +308,12 @@ public final class OnlineReport {
           .append("</td></tr>\n");
     }
     page.append("</table>\n");
+  }
+
+  /** In as many digits as fit beside the axis. */
+  private static String number(double value) {
+    boolean plain = value == 0 || Math.abs(value) >= 0.01 && Math.abs(value) < 1000;
+    return String.format(Locale.ROOT, plain ? "%.3f" : "%.1e", value);
   }
 
   private static String name(Event.Kind kind) {
