@@ -17,6 +17,7 @@ import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import org.bytedeco.javacpp.FloatPointer;
@@ -126,6 +127,29 @@ class OnlineTorchScriptTest {
         Run.of("online", "--input", whole, "--resume", "--store", store, "--model", relu)
             .err()
             .contains("other settings"));
+  }
+
+  /** Infinity times a weight is 1 behind tanh: the outputs do not show what would spoil the gradient. */
+  @Test
+  void anInfiniteFeatureBehindASaturatedLayerIsTakenOutAlone() throws Exception {
+    List<String> lines = new ArrayList<>(OnlineTest.lines(80, 1));
+    lines.set(20, "{\"features\": [\"Infinity\", 1, 2], \"label\": 1}");
+    Path stream = Files.write(folder.resolve("infinite.jsonl"), lines);
+    JsonNode json =
+        Run.of(
+                "online",
+                "--input",
+                stream,
+                "--recipe",
+                recipe,
+                "--model",
+                model,
+                "--store",
+                store,
+                "--json")
+            .json();
+    assertEquals(79, json.get("learned").asInt(), json.toString());
+    assertEquals(1, json.get("removed").asInt(), json.toString());
   }
 
   @Test

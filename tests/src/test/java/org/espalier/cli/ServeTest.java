@@ -106,11 +106,21 @@ class ServeTest {
 
   @Test
   void followsARollback() throws Exception {
+    String features = "{\"features\": [1, 2, 3]}";
     try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {
+      JsonNode first = post(200, "/predict", features, null);
+      learnFrom(OnlineTest.lines(40, 9));
+      until(() -> get("/versions", null).body().contains("\"seen\":440"));
+      long before = post(200, "/predict", features, null).get("version").asLong();
+      assertTrue(before > first.get("version").asLong());
       Run.of("store", "publish", store.resolve("versions/1/model"), "--store", store).done();
       until(() -> service.storeVersion() == 2);
       Run.of("store", "rollback", "--store", store).done();
       until(() -> service.storeVersion() == 1);
+      // The old answers again, under a number that nothing else had.
+      JsonNode again = post(200, "/predict", features, null);
+      assertEquals(first.get("outputs"), again.get("outputs"));
+      assertTrue(again.get("version").asLong() > before, again + " after " + before);
     }
   }
 

@@ -444,6 +444,51 @@ class OnlineLearnerTest {
     }
   }
 
+  /** However late the damage is found, the learner is as it was: a service goes on with it. */
+  @Test
+  void aStateThatIsRefusedChangesNothing() throws IOException {
+    byte[] state;
+    try (LinearHead head = head();
+        OnlineLearner learner = new OnlineLearner(head, rich())) {
+      learner.learn(eventful().subList(0, 300));
+      state = saved(learner);
+    }
+    try (LinearHead head = head();
+        OnlineLearner learner = new OnlineLearner(head, rich())) {
+      learner.learn(eventful().subList(0, 100));
+      byte[] before = saved(learner);
+      byte[] badEnd = state.clone();
+      badEnd[badEnd.length - 1] ^= 1;
+      for (byte[] bad : List.of(badEnd, Arrays.copyOf(state, state.length - 5))) {
+        assertThrows(InputException.class, () -> learner.load(new ByteArrayInputStream(bad)));
+        assertArrayEquals(before, saved(learner));
+      }
+      learner.load(new ByteArrayInputStream(state));
+      assertArrayEquals(state, saved(learner));
+    }
+  }
+
+  @Test
+  void aStateOfAnotherTargetIsRefused() throws IOException {
+    byte[] state;
+    try (LinearHead head = new LinearHead(3, 2);
+        OnlineLearner learner = new OnlineLearner(head, tied(ZeroDistance.ONE_HOT))) {
+      state = saved(learner);
+      learner.load(new ByteArrayInputStream(state));
+    }
+    try (LinearHead head = new LinearHead(3, 2);
+        OnlineLearner learner =
+            new OnlineLearner(head, tied(ZeroDistance.scaled(ZeroDistance.ONE_HOT, 4, -2)))) {
+      InputException e =
+          assertThrows(InputException.class, () -> learner.load(new ByteArrayInputStream(state)));
+      assertTrue(e.getMessage().contains("4.0 * one-hot + -2.0"), e.getMessage());
+    }
+  }
+
+  private static OnlineSettings tied(ZeroDistance.Target target) {
+    return Streams.crossEntropy(0.1).constraint(new ZeroDistance(target, 1, false)).build();
+  }
+
   @Test
   void theMaskAndTheGridAreHeldWhileLearning() {
     OnlineSettings settings =

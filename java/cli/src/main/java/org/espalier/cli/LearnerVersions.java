@@ -88,7 +88,9 @@ final class LearnerVersions {
     try (ModelStore.Held held = store.hold(id)) {
       boolean learned = LearnerFiles.isLearned(held);
       if (learned) {
+        long answered = learner.version();
         LearnerFiles.load(learner, held);
+        learner.numberFrom(answered + 1);
       } else {
         try (Learnable published = LearnerFiles.readModel(held, recipe)) {
           learner.adopt(published);
@@ -103,7 +105,7 @@ final class LearnerVersions {
               + (learned
                   ? ", with all that its learner knew"
                   : "; no learner made it: learning goes on from its weights with a fresh"
-                        + " optimizer"));
+                      + " optimizer"));
       return true;
     } catch (InputException e) {
       refused = id;

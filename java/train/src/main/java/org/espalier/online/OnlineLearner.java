@@ -51,8 +51,8 @@ public final class OnlineLearner implements AutoCloseable {
   private final WeightState state;
   private final LossGradient loss;
   private final Versions<Predictor> versions;
-  private final Prequential metrics;
-  private final DriftDetector[] detectors;
+  private Prequential metrics;
+  private DriftDetector[] detectors;
   private final Predictor teacher;
   private WeightState.Checkpoint beginning;
   private final List<Consumer<Event>> listeners = new ArrayList<>();
@@ -80,6 +80,12 @@ public final class OnlineLearner implements AutoCloseable {
   private final List<Example> sinceGood = new ArrayList<>();
   private WeightState.Checkpoint good;
   private boolean closed;
+
+  /**
+   * Whether features that are not finite make outputs that are not. A saturated layer hides them, and then
+   * they would spoil the gradient of the whole batch.
+   */
+  private final boolean outputsTell;
 
   /** Does this step, on one example, without a gradient in memory; null where there is one. */
   private OuterProduct single;
@@ -112,6 +118,7 @@ public final class OnlineLearner implements AutoCloseable {
   public OnlineLearner(Learnable model, OnlineSettings settings, Long noiseKey) {
     this.model = model;
     this.settings = settings;
+    this.outputsTell = model instanceof OuterProduct;
     int rows = settings.batch() + (settings.replay() == null ? 0 : settings.replay().perStep());
     outputs = new float[rows * model.outputs()];
     gradient = new float[rows * model.outputs()];
@@ -126,17 +133,8 @@ public final class OnlineLearner implements AutoCloseable {
       throw e;
     }
     versions = new Versions<>(model::predictor);
-    boolean classes = settings.loss().isForClasses();
-    metrics =
-        new Prequential(
-            classes, classes && model.outputs() <= 2, settings.window(), settings.fade());
-    OnlineSettings.Drift drift = settings.drift();
-    detectors =
-        drift == null
-            ? new DriftDetector[0]
-            : new DriftDetector[] {
-              new Adwin(drift.delta()), new PageHinkley(drift.slack(), drift.threshold())
-            };
+    metrics = freshMetrics();
+    detectors = freshDetectors();
     random = new CounterRandom(settings.seed(), 0);
     boolean distils = settings.loss() instanceof Loss.Distillation;
     teacher = distils ? model.predictor() : null;
@@ -148,6 +146,21 @@ public final class OnlineLearner implements AutoCloseable {
     beginning = state.checkpoint();
     good = beginning;
     publish();
+  }
+
+  private Prequential freshMetrics() {
+    boolean classes = settings.loss().isForClasses();
+    return new Prequential(
+        classes, classes && model.outputs() <= 2, settings.window(), settings.fade());
+  }
+
+  private DriftDetector[] freshDetectors() {
+    OnlineSettings.Drift drift = settings.drift();
+    return drift == null
+        ? new DriftDetector[0]
+        : new DriftDetector[] {
+          new Adwin(drift.delta()), new PageHinkley(drift.slack(), drift.threshold())
+        };
   }
 
   /** Where examples go that the guard takes out; null for nowhere. The learner does not close it. */
@@ -338,6 +351,7 @@ public final class OnlineLearner implements AutoCloseable {
         for (int c = 0; c < columns; c++) {
           isFinite &= Float.isFinite(outputs[i * columns + c]);
         }
+        isFinite &= outputsTell || isFinite(left.get(i).features());
         float[] values = left.get(i).values();
         for (int c = 0; values != null && c < columns; c++) {
           isFinite &= Float.isFinite(values[c]);
@@ -356,12 +370,21 @@ public final class OnlineLearner implements AutoCloseable {
           bad.size()
               + " of "
               + left.size()
-              + " examples have outputs or outcomes that are not"
+              + " examples have features, outputs or outcomes that are not"
               + " finite",
           bad);
       left = ok;
     }
     return left;
+  }
+
+  private static boolean isFinite(float[] values) {
+    for (float value : values) {
+      if (!Float.isFinite(value)) {
+        return false;
+      }
+    }
+    return true;
   }
 
   private void forward(List<Example> batch) {
@@ -673,10 +696,25 @@ public final class OnlineLearner implements AutoCloseable {
   }
 
   private void publish() {
+    publish(version + 1);
+  }
+
+  private void publish(long number) {
     Versions.Slot<Predictor> slot = versions.free();
     slot.content().load(state.served());
-    versions.publish(slot, version + 1);
-    version++;
+    versions.publish(slot, number);
+    version = number;
+  }
+
+  /**
+   * Gives the newest version a number of at least {@code least}: where a learner that has answered takes over
+   * an older state, no number shall name two versions.
+   */
+  public synchronized void numberFrom(long least) {
+    if (version < least) {
+      checkOpen();
+      publish(least);
+    }
   }
 
   private void fire(Event.Kind kind, String evidence, List<Example> suspects) {
@@ -870,8 +908,8 @@ public final class OnlineLearner implements AutoCloseable {
   /**
    * Goes on where a learner with the same settings and a model of the same shape was saved.
    *
-   * @throws InputException if the state is damaged, of a newer format, or of other settings; this
-   *     learner may not be used then
+   * @throws InputException if the state is damaged, of a newer format, or of other settings; nothing was
+   *     changed then
    */
   public synchronized void load(InputStream stream) throws IOException {
     checkOpen();
@@ -899,59 +937,71 @@ public final class OnlineLearner implements AutoCloseable {
     }
     SavedState.count(in, model.features(), model.features());
     SavedState.count(in, model.outputs(), model.outputs());
-    steps = in.readLong();
-    rateStart = in.readLong();
-    seen = in.readLong();
-    learned = in.readLong();
-    removed = in.readLong();
-    version = in.readLong();
-    lossesSeen = in.readLong();
-    normsSeen = in.readLong();
-    random = new CounterRandom(settings.seed(), in.readLong());
-    if (steps < 0 || rateStart < 0 || rateStart > steps || seen < 0 || version < 1) {
-      throw SavedState.damaged("a count is negative");
+    long[] counts = new long[9];
+    for (int i = 0; i < counts.length; i++) {
+      counts[i] = in.readLong();
+      if (counts[i] < 0) {
+        throw SavedState.damaged("a count is negative");
+      }
     }
-    meanLoss = in.readDouble();
-    meanNorm = in.readDouble();
-    spikesInARow = in.readInt();
-    for (int c = 0; c < loss.multipliers().length; c++) {
-      loss.multipliers()[c] = in.readDouble();
+    if (counts[1] > counts[0] || counts[5] < 1) {
+      throw SavedState.damaged("its counts contradict each other");
+    }
+    double savedLoss = in.readDouble();
+    double savedNorm = in.readDouble();
+    int savedSpikes = in.readInt();
+    double[] multipliers = new double[loss.multipliers().length];
+    for (int c = 0; c < multipliers.length; c++) {
+      multipliers[c] = in.readDouble();
     }
     WeightState.Checkpoint now = state.read(in);
-    good = state.read(in);
+    WeightState.Checkpoint lastGood = state.read(in);
     WeightState.Checkpoint first = state.read(in);
+    Prequential savedMetrics = freshMetrics();
+    savedMetrics.load(in);
+    DriftDetector[] savedDetectors = freshDetectors();
+    for (DriftDetector detector : savedDetectors) {
+      detector.load(in);
+    }
+    int replayed = settings.replay() == null ? 0 : settings.replay().capacity();
+    Guard.Quality quality = settings.guard().quality();
+    List<Example> kept = examples(in, replayed);
+    List<Example> held = examples(in, quality == null ? 0 : quality.window());
+    List<Example> suspects = examples(in, 1 << 24);
+    if (in.readInt() != MAGIC) {
+      throw SavedState.damaged("it does not end as one");
+    }
+
+    // It is whole: from here on nothing can fail.
+    steps = counts[0];
+    rateStart = counts[1];
+    seen = counts[2];
+    learned = counts[3];
+    removed = counts[4];
+    version = counts[5];
+    lossesSeen = counts[6];
+    normsSeen = counts[7];
+    random = new CounterRandom(settings.seed(), counts[8]);
+    meanLoss = savedLoss;
+    meanNorm = savedNorm;
+    spikesInARow = savedSpikes;
+    System.arraycopy(multipliers, 0, loss.multipliers(), 0, multipliers.length);
+    good = lastGood;
+    beginning = first;
     if (teacher != null) {
       state.restore(first);
       teacher.load(state.weights());
     }
-    for (int i = 0; i < first.floats().size(); i++) {
-      System.arraycopy(
-          first.floats().get(i), 0, beginning.floats().get(i), 0, first.floats().get(i).length);
-    }
-    for (int i = 0; i < first.bits().size(); i++) {
-      System.arraycopy(
-          first.bits().get(i), 0, beginning.bits().get(i), 0, first.bits().get(i).length);
-    }
-    System.arraycopy(first.steps(), 0, beginning.steps(), 0, first.steps().length);
     state.restore(now);
-    metrics.load(in);
-    for (DriftDetector detector : detectors) {
-      detector.load(in);
-    }
+    metrics = savedMetrics;
+    detectors = savedDetectors;
     reservoir.clear();
+    reservoir.addAll(kept);
     heldOut.clear();
+    heldOut.addAll(held);
     sinceGood.clear();
-    int replayed = settings.replay() == null ? 0 : settings.replay().capacity();
-    Guard.Quality quality = settings.guard().quality();
-    examples(in, replayed).forEach(reservoir::add);
-    examples(in, quality == null ? 0 : quality.window()).forEach(heldOut::addLast);
-    examples(in, 1 << 24).forEach(sinceGood::add);
-    if (in.readInt() != MAGIC) {
-      throw SavedState.damaged("it does not end as one");
-    }
-    Versions.Slot<Predictor> slot = versions.free();
-    slot.content().load(state.served());
-    versions.publish(slot, version);
+    sinceGood.addAll(suspects);
+    publish(version);
   }
 
   private List<Example> examples(DataInput in, int most) throws IOException {

@@ -151,7 +151,9 @@ public record OnlineSettings(
     String tie =
         constraint == null
             ? "none"
-            : (constraint.augmented() ? "augmented " : "penalty ") + constraint.rho();
+            : (constraint.augmented() ? "augmented " : "penalty ")
+                + constraint.rho()
+                + (constraint.target().name().isEmpty() ? "" : " to " + constraint.target().name());
     return String.join(
         "\n",
         "loss: " + loss,

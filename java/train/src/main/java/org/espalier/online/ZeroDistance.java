@@ -28,6 +28,14 @@ public record ZeroDistance(Target target, double rho, boolean augmented) {
      */
     void write(float[] outputs, int rows, int columns, Example[] outcomes, float[] target);
 
+    /**
+     * What to call it, the same in every run: a saved state goes on only with a target of the same name.
+     * Empty where nobody gave it one.
+     */
+    default String name() {
+      return "";
+    }
+
     /** Whether it can be used with a loss on classes. */
     default boolean allowsClasses() {
       return true;
@@ -50,6 +58,11 @@ public record ZeroDistance(Target target, double rho, boolean augmented) {
         }
 
         @Override
+        public String name() {
+          return "identity";
+        }
+
+        @Override
         public boolean allowsClasses() {
           return false;
         }
@@ -68,6 +81,11 @@ public record ZeroDistance(Target target, double rho, boolean augmented) {
               target[i * columns + outcomes[i].label()] = 1;
             }
           }
+        }
+
+        @Override
+        public String name() {
+          return "one-hot";
         }
 
         @Override
@@ -93,6 +111,11 @@ public record ZeroDistance(Target target, double rho, boolean augmented) {
         }
 
         @Override
+        public String name() {
+          return "batch-maximum";
+        }
+
+        @Override
         public boolean allowsClasses() {
           return false;
         }
@@ -110,6 +133,12 @@ public record ZeroDistance(Target target, double rho, boolean augmented) {
         for (int i = 0; i < rows * columns; i++) {
           scaled[i] = factor * scaled[i] + offset;
         }
+      }
+
+      @Override
+      public String name() {
+        String name = target.name();
+        return name.isEmpty() ? "" : factor + " * " + name + " + " + offset;
       }
 
       @Override
