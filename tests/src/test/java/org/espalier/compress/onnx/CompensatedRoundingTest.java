@@ -135,6 +135,15 @@ class CompensatedRoundingTest {
     assertThrows(ArithmeticException.class, () -> CompensatedRounding.cholesky(a));
   }
 
+  /** Rounding of sums can leave moments that no numbers have. */
+  @Test
+  void momentsThatAreMostlyRoundingAreDampedUntilTheyCanBeUsed() {
+    double[][] noise = {{-1e-9}, {3e-9, 2e-9}};
+    byte[] q = new CompensatedRounding(noise).round(new float[] {0.4f, 1.6f}, new float[] {1}, 127);
+    assertEquals(0, q[0], 1);
+    assertEquals(2, q[1], 1);
+  }
+
   /** Activations that are always 0 leave nothing to fit: weights are rounded as they are. */
   @Test
   void deadChannelsDoNotMatter() {

@@ -28,6 +28,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collection;
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -35,6 +36,7 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
+import org.espalier.evaluate.ExampleActivations;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -346,6 +348,36 @@ class DynamicQuantizerTest {
     OnnxModel model = OnnxModel.of(block(null), "block");
     DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
     assertThrows(InputException.class, () -> q.calibrate((m, names, receiver) -> {}));
+  }
+
+  /** One row varies in nothing: its moments are what rounding leaves of 0. */
+  @Test
+  void calibrationOnOneRowOrOnEqualOnesRoundsWeightsAsTheyAre() throws OrtException {
+    OnnxModel original = OnnxModel.of(SmallModels.mlp(), "mlp");
+    float[] row = new float[8];
+    rows(3, 1, 8).get(row);
+    for (int repeats : new int[] {1, 70}) {
+      OnnxModel model = original.copy();
+      DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+      q.calibrate(new ExampleActivations(Collections.nCopies(repeats, row), List.of(8L), 1));
+      q.apply();
+      try (OrtSession a = ENVIRONMENT.createSession(original.toBuffer());
+          OrtSession b = ENVIRONMENT.createSession(model.toBuffer());
+          OnnxTensor x = OnnxTensor.createTensor(ENVIRONMENT, rows(8, 64, 8), new long[] {64, 8});
+          OrtSession.Result right = a.run(Map.of("x", x));
+          OrtSession.Result made = b.run(Map.of("x", x))) {
+        FloatBuffer expected = ((OnnxTensor) right.get(0)).getFloatBuffer();
+        FloatBuffer actual = ((OnnxTensor) made.get(0)).getFloatBuffer();
+        double error = 0;
+        double square = 0;
+        while (expected.hasRemaining()) {
+          float y = expected.get();
+          error += Math.pow(actual.get() - y, 2);
+          square += y * y;
+        }
+        assertTrue(Math.sqrt(error / square) < 0.02, Math.sqrt(error / square) + "");
+      }
+    }
   }
 
   @Test

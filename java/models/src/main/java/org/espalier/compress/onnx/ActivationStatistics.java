@@ -13,6 +13,9 @@ import org.espalier.InputException;
  * equal examples give equal statistics whatever the number of threads. Not safe for several threads.
  */
 final class ActivationStatistics {
+  /** A variance below this share of the mean square is what the sums' float32 leaves of none. */
+  private static final double STILL = 1e-6;
+
   /** Rows that are gathered before the Gram matrix is updated; they fit a second-level cache. */
   private static final int BLOCK = 64;
 
@@ -177,28 +180,34 @@ final class ActivationStatistics {
 
   /**
    * The second moments of x' = (x − shift)/scale: the mean of x'·x'ᵀ, about their means if {@code
-   * centred}.
+   * centred}. A channel of which nothing but rounding is left has none.
    *
    * @return lower triangle, row i holding the entries (i, 0) to (i, i)
    */
   double[][] moments(float[] shift, float[] scale, boolean centred) {
     flush();
+    double[] zero = new double[channels];
+    boolean[] still = new boolean[channels];
+    for (int i = 0; i < channels; i++) {
+      zero[i] = centred ? mean(i) : shift[i];
+      still[i] = moment(i, i, zero) <= STILL * gram[i][i] / rows;
+    }
     double[][] result = new double[channels][];
     IntStream.range(0, channels)
         .parallel()
         .forEach(
             i -> {
               double[] row = new double[i + 1];
-              double mi = mean(i);
-              double zi = centred ? mi : shift[i];
               for (int j = 0; j <= i; j++) {
-                double mj = mean(j);
-                double zj = centred ? mj : shift[j];
-                double moment = gram[i][j] / rows - mi * zj - zi * mj + zi * zj;
-                row[j] = moment / ((double) scale[i] * scale[j]);
+                row[j] =
+                    still[i] || still[j] ? 0 : moment(i, j, zero) / ((double) scale[i] * scale[j]);
               }
               result[i] = row;
             });
     return result;
+  }
+
+  private double moment(int i, int j, double[] zero) {
+    return gram[i][j] / rows - mean(i) * zero[j] - zero[i] * mean(j) + zero[i] * zero[j];
   }
 }

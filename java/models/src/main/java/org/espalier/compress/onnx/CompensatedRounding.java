@@ -17,6 +17,9 @@ final class CompensatedRounding {
   /** Share of the mean of H's diagonal that is added to it: fewer rows than channels stay solvable. */
   private static final double DAMPING = 0.01;
 
+  /** How much more of it where that is not enough. */
+  private static final double MORE_DAMPING = 10;
+
   private static final int COLUMNS = 64;
 
   private final int k;
@@ -43,9 +46,21 @@ final class CompensatedRounding {
             .sorted(Comparator.comparingDouble((Integer i) -> -moments[i][i]))
             .mapToInt(Integer::intValue)
             .toArray();
-    // H = R·Rᵀ with R upper triangular gives H⁻¹ = R⁻ᵀ·R⁻¹, so U = R⁻¹. R is the Cholesky factor of
-    // H
-    // read from the last row and column to the first.
+    double[][] inverse = invert(damped(moments, damping));
+    factor = new float[k][];
+    for (int i = 0; i < k; i++) {
+      factor[i] = new float[k - i];
+      for (int j = i; j < k; j++) {
+        factor[i][j - i] = (float) inverse[k - 1 - i][k - 1 - j];
+      }
+    }
+  }
+
+  /**
+   * The Cholesky factor of H + damping. H = R·Rᵀ with R upper triangular gives H⁻¹ = R⁻ᵀ·R⁻¹, so U = R⁻¹. R is
+   * the factor of H read from the last row and column to the first.
+   */
+  private double[][] damped(double[][] moments, double damping) {
     double[][] reversed = new double[k][];
     for (int i = 0; i < k; i++) {
       reversed[i] = new double[i + 1];
@@ -56,13 +71,14 @@ final class CompensatedRounding {
       }
       reversed[i][i] += damping;
     }
-    double[][] inverse = invert(cholesky(reversed));
-    factor = new float[k][];
-    for (int i = 0; i < k; i++) {
-      factor[i] = new float[k - i];
-      for (int j = i; j < k; j++) {
-        factor[i][j - i] = (float) inverse[k - 1 - i][k - 1 - j];
+    try {
+      return cholesky(reversed);
+    } catch (ArithmeticException e) {
+      // Few examples, far from 0 and near each other: the moments are mostly rounding.
+      if (damping > Double.MAX_VALUE / MORE_DAMPING) {
+        throw e;
       }
+      return damped(moments, MORE_DAMPING * damping);
     }
   }
 
