@@ -131,6 +131,27 @@ class LearnedRangesTest {
     }
   }
 
+  /** An activation that was always 0 when it was calibrated, as behind a Relu that never opens. */
+  @Test
+  void aRangeOfNothingLearnsNothing() {
+    try (StaticGrid grid =
+            new StaticGrid(Map.of("dead", new ActivationRange(0, 0)), TorchDevice.CPU);
+        PointerScope scope = new PointerScope()) {
+      grid.learn();
+      for (float[] x : List.of(new float[N], values(1))) {
+        Tensor input = AbstractTensor.create(x, N / 8, 8);
+        input.requires_grad_(true);
+        grid.quantize("dead", input, batch(input)).sum().backward();
+        grid.learned().learn();
+        float[] found = grid.learned().gradients().values();
+        assertEquals(0, found[0]);
+        assertEquals(0, found[1]);
+        grid.learned().follow();
+        assertEquals(new ActivationRange(0, 0), grid.ranges().get("dead"));
+      }
+    }
+  }
+
   @Test
   void nothingIsLearnedWhereNoGradientIsWanted() {
     try (StaticGrid grid =

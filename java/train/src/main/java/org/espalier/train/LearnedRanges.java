@@ -148,7 +148,9 @@ final class LearnedRanges implements AutoCloseable {
       List<ScaleGradients.Job> jobs = new ArrayList<>();
       for (int i = 0; i < count; i++) {
         Tensor gradient = seen.get(i).y.grad();
-        reached[i] = gradient.defined();
+        ActivationRange range = ranges.get(names.get(seen.get(i).index));
+        // An activation that was always 0 has no width that could be another.
+        reached[i] = gradient.defined() && range.max() - range.min() >= NARROWEST;
         if (reached[i]) {
           org.espalier.device.Tensor x = device.view(seen.get(i).x.detach());
           jobs.add(

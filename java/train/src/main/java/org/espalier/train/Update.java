@@ -192,7 +192,14 @@ final class Update implements AutoCloseable {
         return weights.get(i).name();
       }
     }
-    throw new IllegalStateException("all gradients are finite");
+    for (TrainedWeight w : learned) {
+      for (float gradient : w.endGradients().values()) {
+        if (!Float.isFinite(gradient)) {
+          return "the scales of " + w.name();
+        }
+      }
+    }
+    return "the ranges of activations";
   }
 
   /** Steps that the state of a parameter has seen; SGD knows none and some. */
