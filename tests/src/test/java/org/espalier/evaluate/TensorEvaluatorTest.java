@@ -87,6 +87,18 @@ class TensorEvaluatorTest {
     assertEquals(0, y.agreement());
   }
 
+  /** Two models that fail alike do not agree. */
+  @Test
+  void whatIsNoNumberIsNearNothing() {
+    Path broken = scaled(Float.NaN);
+    for (Path first : new Path[] {reference, broken}) {
+      TensorFidelity.Output y =
+          TensorEvaluator.evaluate(first, broken, examples, N).outputs().get(0);
+      assertTrue(Double.isNaN(y.cosineMean()) && Double.isNaN(y.relativeError()), y.toString());
+      assertEquals(0, y.agreement());
+    }
+  }
+
   @Test
   void modelsThatDoNotFitAreRefused() {
     Path other = write("cnn.onnx", OnnxModel.of(SmallModels.cnn(), "cnn"));

@@ -36,8 +36,8 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
     if (source.kind == Kind.TORCHSCRIPT) {
       throw new InputException(
           source.path
-              + " is TorchScript, which 'online', 'serve' and 'store publish' take; here .onnx,"
-              + " .safetensors or a folder is right");
+              + " is TorchScript, which recipes ('compress'), 'online', 'serve' and 'store publish'"
+              + " take; here .onnx, .safetensors or a folder is right");
     }
     return source;
   }

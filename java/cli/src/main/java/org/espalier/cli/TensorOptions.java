@@ -50,6 +50,9 @@ final class TensorOptions {
                         : included.stream().anyMatch(glob -> glob.test(name)))
             .filter(name -> excluded.stream().noneMatch(glob -> glob.test(name)))
             .collect(Collectors.toUnmodifiableSet());
+    if (names.isEmpty()) {
+      throw new InputException("the model has no floating-point tensor");
+    }
     if (chosen.isEmpty()) {
       throw new InputException(
           include.isEmpty() && exclude.isEmpty()

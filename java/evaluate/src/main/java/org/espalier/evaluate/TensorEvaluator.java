@@ -117,8 +117,11 @@ public final class TensorEvaluator {
     void add(OnnxTensor reference, OnnxTensor candidate) {
       float[] a = floats(reference);
       float[] b = floats(candidate);
-      // A sequence may be empty, and values may all be 0: then equal is as close as can be.
-      cosines.add(Arrays.equals(a, b) ? 1 : Statistics.cosine(a, b));
+      // A sequence may be empty, and values may all be 0: then equal is as close as can be. NaN is
+      // near
+      // nothing.
+      boolean equal = Arrays.equals(a, b) && isNumbers(a);
+      cosines.add(equal ? 1 : Statistics.cosine(a, b));
       for (int i = 0; i < a.length; i++) {
         double d = (double) b[i] - a[i];
         error += d * d;
@@ -130,7 +133,8 @@ public final class TensorEvaluator {
       if ((shape.length == 2 || shape.length == 3) && classes > 1) {
         for (int start = 0; start < a.length; start += classes) {
           positions++;
-          agreed += largest(a, start, classes) == largest(b, start, classes) ? 1 : 0;
+          int best = largest(a, start, classes);
+          agreed += best >= 0 && best == largest(b, start, classes) ? 1 : 0;
         }
       }
     }
@@ -142,9 +146,22 @@ public final class TensorEvaluator {
       return values;
     }
 
+    private static boolean isNumbers(float[] values) {
+      for (float v : values) {
+        if (Float.isNaN(v)) {
+          return false;
+        }
+      }
+      return true;
+    }
+
+    /** -1 where one is NaN. */
     private static int largest(float[] values, int start, int count) {
       int best = start;
-      for (int i = start + 1; i < start + count; i++) {
+      for (int i = start; i < start + count; i++) {
+        if (Float.isNaN(values[i])) {
+          return -1;
+        }
         best = values[i] > values[best] ? i : best;
       }
       return best;

@@ -131,7 +131,7 @@ final class LossChart {
               y(value) + 3,
               label(value)));
     }
-    double stride = nice(lastStep / 5);
+    double stride = Math.max(1, nice(lastStep / 5));
     for (double step = 0; step <= lastStep * 1.001; step += stride) {
       svg.append(
           String.format(
