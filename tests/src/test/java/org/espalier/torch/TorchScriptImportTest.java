@@ -24,6 +24,8 @@ import org.espalier.torch.onnx.OnnxRuntime;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** TorchScript modules as graphs, which ONNX Runtime runs with the module's answers. */
 class TorchScriptImportTest {
@@ -155,6 +157,55 @@ class TorchScriptImportTest {
     assertSame(file, graph, 3, 8, 8);
   }
 
+  /** Calls of networks for pictures and of transformers, each beside a convolution of four channels. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "torch.clamp(y, -0.3, 0.4) + torch.clamp(y, min=0.1) * torch.clamp(y, max=0.2)",
+        "torch.clamp_min(y, 0.1) - torch.clamp_max(y, 0.2)",
+        "torch.hardsigmoid(y) * torch.hardswish(y)",
+        "torch.selu(y) + torch.sin(y) * torch.cos(y)",
+        "torch.rsqrt(torch.square(y) + 1) + torch.reciprocal(torch.pow(y, 2) + 2)",
+        "torch.prelu(y, self.slope)",
+        "torch.maximum(y, torch.minimum(x[:, 0:1], y * 2))",
+        "torch.add(y, y, alpha=0.5) - torch.sub(y, x[:, :1], alpha=2)",
+        "torch.constant_pad_nd(y, [1, 0, 2, 1], 0.25)",
+        "torch.pad(y, [1, 1, 0, 2], 'reflect')",
+        "torch.pad(y, [1, 1, 0, 2], 'replicate')",
+        "torch.conv_transpose2d(y, self.turned, None, [2, 2], [1, 1], [1, 1], 2)",
+        "torch.select(y, 1, 2) + y[:, -1]",
+        "y[:, 1:, ::2, 1:-1]",
+        "torch.squeeze(torch.mean(y, [2, 3], True), -1).squeeze(2)",
+        "torch.chunk(y, 2, 1)[1] - torch.chunk(y, 2, 1)[0]",
+        "torch.split_with_sizes(y, [1, 3], 1)[1]",
+        "torch.stack([y, y * 2], 2)",
+        "y.reshape([x.shape[0], len(x.shape), y.shape[-1] * 6])",
+        "y.flatten(2).transpose(1, 2)",
+        "self.token.expand([x.size(0), -1, -1]) + y.flatten(2).transpose(1, 2)[:, :1]",
+        "y.view([x.size(0), 2, y.size(1) // 2, y.size(2), y.size(3)]).transpose(1, 2)"
+            + ".reshape([x.size(0), -1, y.size(2) * y.size(3)])",
+        "torch.scaled_dot_product_attention(y, y + 1, y * 2)",
+        "torch.scaled_dot_product_attention(y, y, y, None, 0.0, False, scale=0.3)",
+      })
+  void aCallIsRead(String expression) throws Exception {
+    Path file;
+    try (PointerScope scope = new PointerScope()) {
+      JitModule module = module("Net");
+      parameter(module, "w", 4, 2, 1, 1);
+      parameter(module, "slope", 4);
+      parameter(module, "turned", 4, 3, 3, 3);
+      parameter(module, "token", 1, 1, 4);
+      module.define(
+          "def forward(self, x: Tensor) -> Tensor:\n"
+              + "    y = torch.conv2d(x, self.w)\n"
+              + "    return "
+              + expression
+              + "\n");
+      file = saved(module);
+    }
+    assertSame(file, TorchScriptImport.read(file, List.of(2L, 6L, 6L)), 2, 6, 6);
+  }
+
   private void refused(List<Long> example, String source, String... parts) {
     Path file;
     try (PointerScope scope = new PointerScope()) {
@@ -197,8 +248,9 @@ class TorchScriptImportTest {
         "training");
     refused(
         four,
-        "def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(x, torch.relu(x)[0])\n",
-        "aten::select");
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    return torch.logsumexp(torch.linear(x, self.w), [1])\n",
+        "aten::logsumexp");
     refused(
         four,
         "def forward(self, x: Tensor) -> Tensor:\n"

@@ -381,14 +381,8 @@ public final class TorchScriptImport {
     /** A list of integers, known or computed, as an int64 tensor of rank 1. */
     Ref sizes(int i) {
       List<String> parts = new ArrayList<>();
-      for (Object size : list(i)) {
-        if (size instanceof Size s) {
-          parts.add(emit("Unsqueeze", 1, s.name(), longs(0).name()).name());
-        } else if (size instanceof Long known) {
-          parts.add(longs(known).name());
-        } else {
-          throw unsupported("sizes that are no integers");
-        }
+      for (Object value : list(i)) {
+        parts.add(size(value).name());
       }
       return emitted("Concat", 1, parts, attribute("axis", 0));
     }
@@ -406,6 +400,29 @@ public final class TorchScriptImport {
       String output = unique(operator.toLowerCase(Locale.ROOT));
       graph.addNode(node(operator, inputs, output, attributes));
       return new Ref(output, rank, null);
+    }
+
+    /** A node of several outputs of one rank. */
+    List<Ref> split(Ref x, int outputs, List<String> inputs, AttributeProto... attributes) {
+      List<Ref> parts = new ArrayList<>();
+      for (int i = 0; i < outputs; i++) {
+        parts.add(new Ref(unique("split"), x.rank(), null));
+      }
+      graph.addNode(
+          node("Split", inputs, parts.get(0).name(), attributes).toBuilder()
+              .clearOutput()
+              .addAllOutput(parts.stream().map(Ref::name).toList()));
+      return parts;
+    }
+
+    /** An integer, known or computed, as an int64 tensor of rank 1. */
+    Ref size(Object value) {
+      if (value instanceof Size s) {
+        return emit("Unsqueeze", 1, s.name(), longs(0).name());
+      } else if (value instanceof Long known) {
+        return longs(known);
+      }
+      throw unsupported("sizes that are no integers");
     }
 
     InputException unsupported(String what) {
@@ -427,6 +444,14 @@ public final class TorchScriptImport {
         .setName(name)
         .setType(AttributeProto.AttributeType.FLOAT)
         .setF((float) value)
+        .build();
+  }
+
+  static AttributeProto attribute(String name, String value) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeProto.AttributeType.STRING)
+        .setS(ByteString.copyFromUtf8(value))
         .build();
   }
 

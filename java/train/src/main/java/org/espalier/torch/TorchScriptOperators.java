@@ -46,6 +46,10 @@ final class TorchScriptOperators {
             Map.entry("neg", "Neg"),
             Map.entry("hardswish", "HardSwish"),
             Map.entry("softplus", "Softplus"),
+            Map.entry("selu", "Selu"),
+            Map.entry("sin", "Sin"),
+            Map.entry("cos", "Cos"),
+            Map.entry("reciprocal", "Reciprocal"),
             Map.entry("contiguous", "Identity"),
             Map.entry("clone", "Identity"),
             Map.entry("detach", "Identity"),
@@ -56,6 +60,15 @@ final class TorchScriptOperators {
     same("leaky_relu", c -> unary(c, "LeakyRelu", attribute("alpha", c.number(1))));
     same("elu", TorchScriptOperators::elu);
     same("relu6", c -> clip(c, c.real(0), c.real(6)));
+    same("clamp", c -> clip(c, bound(c, 1), bound(c, 2)));
+    same("clamp_min", c -> clip(c, c.real(c.number(1)), null));
+    same("clamp_max", c -> clip(c, null, c.real(c.number(1))));
+    same(
+        "hardsigmoid",
+        c -> unary(c, "HardSigmoid", attribute("alpha", 1.0 / 6), attribute("beta", 0.5)));
+    same("rsqrt", c -> c.emit("Reciprocal", c.tensor(0).rank(), unary(c, "Sqrt").name()));
+    same("square", c -> binary(c, "Mul", c.tensor(0), c.tensor(0)));
+    same("pow", c -> binary(c, "Pow", c.tensor(0), c.tensor(1)));
     same("hardtanh", c -> clip(c, c.real(c.number(1)), c.real(c.number(2))));
     same("softmax", c -> unary(c, "Softmax", attribute("axis", c.integer(1))));
     same("log_softmax", c -> unary(c, "LogSoftmax", attribute("axis", c.integer(1))));
@@ -74,6 +87,7 @@ final class TorchScriptOperators {
     for (int axes = 1; axes <= 3; axes++) {
       int spatial = axes;
       add("aten::conv" + axes + "d", c -> convolution(c, spatial, 6));
+      add("aten::conv_transpose" + axes + "d", c -> transposedConvolution(c, spatial, 7, 5, 6));
       add("aten::max_pool" + axes + "d", c -> maxPool(c, spatial));
       add("aten::avg_pool" + axes + "d", c -> averagePool(c, spatial));
       add("aten::adaptive_avg_pool" + axes + "d", TorchScriptOperators::globalAverage);
@@ -81,6 +95,13 @@ final class TorchScriptOperators {
     for (String name : List.of("aten::convolution", "aten::_convolution")) {
       add(name, TorchScriptOperators::generalConvolution);
     }
+    add("aten::prelu", TorchScriptOperators::prelu);
+    add("aten::maximum", c -> binary(c, "Max", c.tensor(0), c.tensor(1)));
+    add("aten::minimum", c -> binary(c, "Min", c.tensor(0), c.tensor(1)));
+    add("aten::floordiv", TorchScriptOperators::floorDivide);
+    add("aten::scaled_dot_product_attention", TorchScriptOperators::attention);
+    add("aten::constant_pad_nd", c -> pad(c, "constant", 2));
+    add("aten::pad", c -> pad(c, c.argument(2), 3));
     add("aten::batch_norm", TorchScriptOperators::batchNorm);
     add("aten::layer_norm", TorchScriptOperators::layerNorm);
     add("aten::flatten", TorchScriptOperators::flatten);
@@ -93,7 +114,24 @@ final class TorchScriptOperators {
         "aten::permute",
         c -> unary(c, "Transpose", attribute("perm", positive(c, c.integers(1), c.tensor(0)))));
     add("aten::unsqueeze", TorchScriptOperators::unsqueeze);
+    add("aten::squeeze", TorchScriptOperators::squeeze);
+    add("aten::select", TorchScriptOperators::select);
+    add("aten::slice", TorchScriptOperators::slice);
+    add("aten::expand", TorchScriptOperators::expand);
+    add(
+        "aten::chunk",
+        c ->
+            c.split(
+                c.tensor(0),
+                (int) c.integer(1),
+                List.of(c.tensor(0).name()),
+                attribute("axis", c.integer(2))));
+    add("aten::split_with_sizes", TorchScriptOperators::splitWithSizes);
     add("aten::cat", TorchScriptOperators::concat);
+    add("aten::stack", TorchScriptOperators::stack);
+    add("aten::dim", TorchScriptOperators::dim);
+    add("aten::__getitem__", TorchScriptOperators::item);
+    add("aten::len", c -> (long) c.list(0).size());
     add("aten::mean", c -> reduce(c, "ReduceMean"));
     add("aten::sum", c -> reduce(c, "ReduceSum"));
     add("aten::size", TorchScriptOperators::size);
@@ -120,7 +158,7 @@ final class TorchScriptOperators {
   }
 
   /** A call with a form that works in place, which is the same in a graph without branches. */
-  private static void same(String aten, Function<Call, Ref> f) {
+  private static void same(String aten, Function<Call, Object> f) {
     add("aten::" + aten, f::apply);
     add("aten::" + aten + "_", f::apply);
   }
@@ -135,15 +173,50 @@ final class TorchScriptOperators {
     return c.emit(operator, rank, a.name(), b.name());
   }
 
-  private static Ref arithmetic(Call c, String operator) {
-    if (c.argument(0) instanceof Size || c.argument(1) instanceof Size) {
-      throw c.unsupported("sizes");
+  private static Object arithmetic(Call c, String operator) {
+    if (isSize(c, 0) || isSize(c, 1)) {
+      if (operator.equals("Div")) {
+        throw c.unsupported("a quotient of sizes");
+      }
+      return sizes(c, operator);
     }
     boolean scaled = operator.equals("Add") || operator.equals("Sub");
-    if (scaled && c.number(2) != 1 || !scaled && c.has(2)) {
-      throw c.unsupported(scaled ? "a factor" : "a rounding mode");
+    if (!scaled && c.has(2)) {
+      throw c.unsupported("a rounding mode");
     }
-    return binary(c, operator, c.tensor(0), c.tensor(1));
+    Ref second = c.tensor(1);
+    if (scaled && c.number(2) != 1) {
+      second = binary(c, "Mul", second, c.real(c.number(2)));
+    }
+    return binary(c, operator, c.tensor(0), second);
+  }
+
+  private static boolean isSize(Call c, int i) {
+    return c.argument(i) instanceof Size;
+  }
+
+  /** Arithmetic of integers, one of which is computed. */
+  private static Size sizes(Call c, String operator) {
+    Ref result = c.emit(operator, 1, c.size(c.argument(0)).name(), c.size(c.argument(1)).name());
+    return new Size(c.emit("Squeeze", 0, result.name(), c.longs(0).name()).name());
+  }
+
+  /** Sizes are not negative, so division that cuts is division that rounds down. */
+  private static Object floorDivide(Call c) {
+    if (c.argument(0) instanceof Long a && c.argument(1) instanceof Long b && b != 0) {
+      return Math.floorDiv(a, b);
+    }
+    if (!(c.argument(1) instanceof Long b) || b <= 0) {
+      throw c.unsupported("a divisor that is no known positive integer");
+    }
+    return sizes(c, "Div");
+  }
+
+  private static Object dim(Call c) {
+    if (c.tensor(0).rank() < 0) {
+      throw c.unsupported("a tensor of unknown rank");
+    }
+    return (long) c.tensor(0).rank();
   }
 
   /** x · ½ · (1 + erf(x / √2)), which is one operation again where it runs. */
@@ -165,9 +238,80 @@ final class TorchScriptOperators {
     return unary(c, "Elu", attribute("alpha", c.number(1)));
   }
 
+  /** A bound that is null is absent. */
   private static Ref clip(Call c, Ref low, Ref high) {
     Ref x = c.tensor(0);
-    return c.emit("Clip", x.rank(), x.name(), low.name(), high.name());
+    List<String> inputs = new ArrayList<>(List.of(x.name(), low == null ? "" : low.name()));
+    if (high != null) {
+      inputs.add(high.name());
+    }
+    return c.emitted("Clip", x.rank(), inputs);
+  }
+
+  private static Ref bound(Call c, int argument) {
+    return c.has(argument) ? c.real(c.number(argument)) : null;
+  }
+
+  /** A slope a channel lies along the second axis. */
+  private static Ref prelu(Call c) {
+    Ref x = c.tensor(0);
+    Ref slope = c.tensor(1);
+    if (x.rank() < 0) {
+      throw c.unsupported("a tensor of unknown rank");
+    }
+    if (x.rank() > 2) {
+      long[] axes = LongStream.range(1, x.rank() - 1).toArray();
+      slope = c.emit("Unsqueeze", x.rank() - 1, slope.name(), c.longs(axes).name());
+    }
+    return binary(c, "PRelu", x, slope);
+  }
+
+  private static Ref attention(Call c) {
+    boolean plain = !c.has(3) && c.number(4) == 0 && !c.flag(5) && !(c.size() > 7 && c.flag(7));
+    Ref q = c.tensor(0);
+    Ref k = c.tensor(1);
+    if (!plain || q.rank() < 3 || k.rank() != q.rank()) {
+      throw c.unsupported("a mask, dropout or tensors of unknown rank");
+    }
+    Ref root;
+    if (c.size() > 6 && c.has(6)) {
+      root = c.real(1 / c.number(6));
+    } else {
+      Ref shape = c.emit("Shape", 1, q.name());
+      Ref width = c.emitted("Gather", 1, List.of(shape.name(), c.longs(q.rank() - 1).name()));
+      root =
+          c.emit(
+              "Sqrt", 1, c.emitted("Cast", 1, List.of(width.name()), attribute("to", 1L)).name());
+    }
+    long[] perm = LongStream.range(0, k.rank()).toArray();
+    perm[perm.length - 2] = perm.length - 1;
+    perm[perm.length - 1] = perm.length - 2;
+    Ref turned = c.emitted("Transpose", k.rank(), List.of(k.name()), attribute("perm", perm));
+    Ref scores = binary(c, "Div", c.emit("MatMul", q.rank(), q.name(), turned.name()), root);
+    Ref shares = c.emitted("Softmax", q.rank(), List.of(scores.name()), attribute("axis", -1L));
+    return c.emit("MatMul", q.rank(), shares.name(), c.tensor(2).name());
+  }
+
+  /** Pads come from the last axis on, begin and end of each. */
+  private static Ref pad(Call c, Object mode, int value) {
+    Ref x = c.tensor(0);
+    long[] given = c.integers(1);
+    Map<Object, String> modes =
+        Map.of("constant", "constant", "reflect", "reflect", "replicate", "edge");
+    if (x.rank() < 0 || !modes.containsKey(mode)) {
+      throw c.unsupported("the mode " + mode + " or a tensor of unknown rank");
+    }
+    long[] pads = new long[2 * x.rank()];
+    for (int i = 0; i < given.length / 2; i++) {
+      pads[x.rank() - 1 - i] = given[2 * i];
+      pads[2 * x.rank() - 1 - i] = given[2 * i + 1];
+    }
+    Ref filling = c.real(c.size() > value && c.has(value) ? c.number(value) : 0);
+    return c.emitted(
+        "Pad",
+        x.rank(),
+        List.of(x.name(), c.longs(pads).name(), filling.name()),
+        attribute("mode", modes.get(mode)));
   }
 
   private static Ref dropout(Call c) {
@@ -233,11 +377,29 @@ final class TorchScriptOperators {
         attribute("group", c.integer(groups)));
   }
 
-  private static Ref generalConvolution(Call c) {
-    if (c.flag(6) || c.tensor(1).rank() < 3) {
-      throw c.unsupported("transposition, or a kernel of unknown rank");
+  private static Ref transposedConvolution(
+      Call c, int axes, int dilations, int outputPadding, int groups) {
+    List<String> inputs = new ArrayList<>(List.of(c.tensor(0).name(), c.tensor(1).name()));
+    if (c.has(2)) {
+      inputs.add(c.tensor(2).name());
     }
-    return convolution(c, c.tensor(1).rank() - 2, 8);
+    return c.emitted(
+        "ConvTranspose",
+        axes + 2,
+        inputs,
+        attribute("strides", filled(c, 3, axes)),
+        attribute("pads", twice(filled(c, 4, axes))),
+        attribute("output_padding", filled(c, outputPadding, axes)),
+        attribute("dilations", filled(c, dilations, axes)),
+        attribute("group", c.integer(groups)));
+  }
+
+  private static Ref generalConvolution(Call c) {
+    int axes = c.tensor(1).rank() - 2;
+    if (axes < 1) {
+      throw c.unsupported("a kernel of unknown rank");
+    }
+    return c.flag(6) ? transposedConvolution(c, axes, 5, 7, 8) : convolution(c, axes, 8);
   }
 
   private static AttributeProto[] window(Call c, int axes, AttributeProto... others) {
@@ -316,11 +478,17 @@ final class TorchScriptOperators {
 
   private static Ref flatten(Call c) {
     Ref x = c.tensor(0);
+    long start = c.integer(1);
     long end = c.integer(2);
-    if (c.integer(1) != 1 || end != -1 && end != x.rank() - 1) {
-      throw c.unsupported("other axes than all after the first");
+    if (start < 1 || end != -1 && end != x.rank() - 1) {
+      throw c.unsupported("other axes than all after the first or a later one");
     }
-    return c.emitted("Flatten", 2, List.of(x.name()), attribute("axis", 1L));
+    if (start == 1) {
+      return c.emitted("Flatten", 2, List.of(x.name()), attribute("axis", 1L));
+    }
+    long[] shape = new long[(int) start + 1]; // 0 is the size that is there
+    shape[(int) start] = -1;
+    return c.emit("Reshape", shape.length, x.name(), c.longs(shape).name());
   }
 
   private static Ref reshape(Call c) {
@@ -348,6 +516,81 @@ final class TorchScriptOperators {
     Ref x = c.tensor(0);
     return c.emit(
         "Unsqueeze", x.rank() < 0 ? -1 : x.rank() + 1, x.name(), c.longs(c.integer(1)).name());
+  }
+
+  private static Ref squeeze(Call c) {
+    if (c.size() < 2) {
+      throw c.unsupported("all axes");
+    }
+    Ref x = c.tensor(0);
+    long[] axes = c.integers(1);
+    return c.emit(
+        "Squeeze", x.rank() < 0 ? -1 : x.rank() - axes.length, x.name(), c.longs(axes).name());
+  }
+
+  private static Ref select(Call c) {
+    Ref x = c.tensor(0);
+    Ref part =
+        c.emitted(
+            "Gather",
+            x.rank(),
+            List.of(x.name(), c.longs(c.integer(2)).name()),
+            attribute("axis", c.integer(1)));
+    return c.emit(
+        "Squeeze", x.rank() < 0 ? -1 : x.rank() - 1, part.name(), c.longs(c.integer(1)).name());
+  }
+
+  private static Object item(Call c) {
+    List<?> list = c.list(0);
+    long index = c.integer(1) + (c.integer(1) < 0 ? list.size() : 0);
+    if (index < 0 || index >= list.size()) {
+      throw c.unsupported("an index outside its list");
+    }
+    return list.get((int) index);
+  }
+
+  private static Object slice(Call c) {
+    if (c.argument(0) instanceof List) {
+      throw c.unsupported("a list");
+    }
+    Ref x = c.tensor(0);
+    return c.emit(
+        "Slice",
+        x.rank(),
+        x.name(),
+        c.size(c.has(2) ? c.argument(2) : (Object) 0L).name(),
+        c.size(c.has(3) ? c.argument(3) : (Object) Long.MAX_VALUE).name(),
+        c.longs(c.integer(1)).name(),
+        c.longs(c.has(4) ? c.integer(4) : 1).name());
+  }
+
+  private static Ref expand(Call c) {
+    List<String> sizes = new ArrayList<>();
+    for (Object size : c.list(1)) {
+      // -1 leaves a size, which 1 does in a graph.
+      sizes.add(c.size(size.equals(-1L) ? (Object) 1L : size).name());
+    }
+    Ref shape = c.emitted("Concat", 1, sizes, attribute("axis", 0L));
+    return c.emit("Expand", sizes.size(), c.tensor(0).name(), shape.name());
+  }
+
+  private static List<Ref> splitWithSizes(Call c) {
+    long[] sizes = c.integers(1);
+    Ref x = c.tensor(0);
+    return c.split(
+        x, sizes.length, List.of(x.name(), c.longs(sizes).name()), attribute("axis", c.integer(2)));
+  }
+
+  private static Ref stack(Call c) {
+    List<String> parts = new ArrayList<>();
+    int rank = -1;
+    String axis = c.longs(c.integer(1)).name();
+    for (Object part : c.list(0)) {
+      Ref x = c.tensor(part);
+      rank = x.rank() < 0 ? -1 : x.rank() + 1;
+      parts.add(c.emit("Unsqueeze", rank, x.name(), axis).name());
+    }
+    return c.emitted("Concat", rank, parts, attribute("axis", c.integer(1)));
   }
 
   private static Ref concat(Call c) {
