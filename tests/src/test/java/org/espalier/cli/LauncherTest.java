@@ -223,12 +223,13 @@ class LauncherTest {
     Path mvn = bin.resolve("mvn");
     Path kept = Files.move(mvn, folder.resolve("mvn"));
     fake("id", "echo 0");
-    fake("apt-get", "[[ $1 != install ]] || mv '" + kept + "' '" + mvn + "'");
+    fake("apt-get", "echo Unpacking maven; [[ $1 != install ]] || mv '" + kept + "' '" + mvn + "'");
     Launch launch = launch(root.resolve("espalier"), "doctor");
     assertEquals(7, launch.code(), launch.err());
     assertEquals(2, callsOf("apt-get").size()); // update, install
-    assertTrue(callsOf("apt-get").get(1).contains(" maven "), callsOf("apt-get").toString());
+    assertTrue(callsOf("apt-get").get(1).endsWith(" maven"), callsOf("apt-get").toString());
     assertTrue(launch.err().contains("install -y --no-install-recommends maven"), launch.err());
+    assertEquals("Unpacking maven\n", Files.readString(root.resolve(".espalier/install.log")));
     assertEquals(1, callsOf("mvn").size());
   }
 
