@@ -5,6 +5,7 @@ import java.io.UncheckedIOException;
 import org.bytedeco.javacpp.Loader;
 import org.bytedeco.openblas.global.openblas_full;
 import org.bytedeco.pytorch.global.torch;
+import org.espalier.InputException;
 
 /**
  * Loads libtorch. Every class of this package that calls it first calls {@link #load()}.
@@ -24,9 +25,13 @@ public final class Libtorch {
    *
    * @throws UncheckedIOException where the cache directory of JavaCPP cannot be written
    * @throws IllegalStateException where the class path has libtorch for the CPU and for GPUs
+   * @throws InputException where a library of the system is missing that libtorch needs: one for GPUs needs those
+   *     of CUDA
    */
   public static void load() {
-    Loaded.touch();
+    if (Loaded.FAILURE != null) {
+      throw Loaded.FAILURE;
+    }
   }
 
   /**
@@ -66,7 +71,19 @@ public final class Libtorch {
   }
 
   private static final class Loaded {
-    static {
+    /** Why it could not be loaded, each time it is asked for; null where it was. */
+    static final RuntimeException FAILURE = failure();
+
+    private static RuntimeException failure() {
+      try {
+        load();
+        return null;
+      } catch (RuntimeException e) {
+        return e;
+      }
+    }
+
+    private static void load() {
       String cpu = "/org/bytedeco/pytorch/" + Loader.getPlatform() + "/";
       String gpu = "/org/bytedeco/pytorch/" + Loader.getPlatform() + "-gpu/";
       boolean hasGpu = has(gpu + "libtorch.so");
@@ -87,7 +104,18 @@ public final class Libtorch {
           }
         }
       }
-      Loader.load(torch.class);
+      try {
+        Loader.load(torch.class);
+      } catch (UnsatisfiedLinkError e) {
+        throw new InputException(
+            "libtorch cannot be loaded: "
+                + (e.getCause() == null ? e : e.getCause()).getMessage()
+                + (hasGpu
+                    ? "; it is one for GPUs, which needs the libraries of CUDA 13 where the system"
+                        + " looks for libraries (LD_LIBRARY_PATH); a build without -Pgpu needs none"
+                    : ""),
+            e);
+      }
       if (System.getenv("OMP_NUM_THREADS") == null
           && System.getenv("OPENBLAS_NUM_THREADS") == null) {
         setThreads(1);
@@ -97,7 +125,5 @@ public final class Libtorch {
     private static boolean has(String resource) {
       return torch.class.getResource(resource) != null;
     }
-
-    static void touch() {}
   }
 }
