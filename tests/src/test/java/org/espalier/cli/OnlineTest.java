@@ -367,4 +367,43 @@ class OnlineTest {
     assertTrue(run.err().contains("what was learned last is in no version"), run.err());
     assertTrue(Files.exists(report));
   }
+
+  /** A version that was only published is gone on from by a recipe. */
+  @Test
+  void resumesWhatNoLearnerMade() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(400, 1));
+    Path other = folder.resolve("other");
+    Run.of("online", "--input", input, "--recipe", recipe, "--store", other).done();
+    Path head = other.resolve("versions/1/model/model.safetensors");
+    Run.of("store", "publish", head, "--store", store).done();
+    Run missing = Run.of("online", "--input", input, "--resume", "--store", store);
+    assertEquals(2, missing.code());
+    assertTrue(missing.err().contains("no learner made version 1"), missing.err());
+    Path more = Files.write(folder.resolve("more.jsonl"), lines(80, 2));
+    JsonNode json =
+        Run.of(
+                "online",
+                "--input",
+                more,
+                "--resume",
+                "--recipe",
+                recipe,
+                "--store",
+                store,
+                "--json")
+            .json();
+    assertEquals(80, json.get("seen").asInt());
+    assertTrue(json.get("metrics").get("accuracy").asDouble() > 0.9, json.toString());
+    JsonNode version = Run.of("store", "show", "2", "--store", store, "--json").json();
+    assertEquals(1, version.get("parent").asInt());
+  }
+
+  @Test
+  void whoTrustsSignaturesSigns() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(10, 1));
+    Path key = Files.writeString(folder.resolve("public.pem"), "");
+    refused("--key", "--input", input, "--recipe", recipe, "--trust", key);
+    Run.refused(
+        folder, new String[] {"--key"}, "serve", "--store", store, "--port", 0, "--trust", key);
+  }
 }

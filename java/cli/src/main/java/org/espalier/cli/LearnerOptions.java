@@ -74,8 +74,17 @@ final class LearnerOptions {
         && ModelSource.path(quarantine).toAbsolutePath().normalize().equals(file);
   }
 
-  /** The key, or null. */
-  SigningKey signingKey() {
+  /**
+   * The key, or null.
+   *
+   * @param store where it publishes; one that trusts keys gets no version without a signature
+   */
+  SigningKey signingKey(StoreOptions store) {
+    if (key == null && store.isTrusting()) {
+      throw new InputException(
+          "--trust refuses versions without a signature, and what is learned is published: --key"
+              + " signs it");
+    }
     return key == null ? null : SigningKey.read(ModelSource.path(key));
   }
 }

@@ -104,7 +104,8 @@ final class Online implements Callable<Integer> {
   @Option(
       names = "--recipe",
       paramLabel = "FILE",
-      description = "How to learn. With --resume the version's own is the default.")
+      description =
+          "How to learn. With --resume the version's own is the default, where a learner made it.")
   private String recipeFile;
 
   @Option(
@@ -166,7 +167,7 @@ final class Online implements Callable<Integer> {
     if (follow && input.equals("-")) {
       throw new InputException("--follow is for files; standard input is read to its end anyway");
     }
-    SigningKey signing = learning.signingKey();
+    SigningKey signing = learning.signingKey(options);
     Path[] inputs = inputs();
     Path reportPath =
         reportFile == null ? null : AtomicFile.check(ModelSource.path(reportFile), inputs);
@@ -180,7 +181,9 @@ final class Online implements Callable<Integer> {
           OnlineLearner learner = learner(learnable, recipe)) {
         waiting = new PendingLabels(PendingLabels.capacity(WAITING, learner.features()));
         if (held != null) {
-          LearnerFiles.load(learner, held);
+          if (LearnerFiles.isLearned(held)) {
+            LearnerFiles.load(learner, held);
+          }
           parent = held.version().id();
         }
         try (Stream in = open();
@@ -228,6 +231,12 @@ final class Online implements Callable<Integer> {
     if (recipeFile == null) {
       if (held == null) {
         throw new InputException("--recipe is missing; --help shows the least there is");
+      }
+      if (!LearnerFiles.isLearned(held)) {
+        throw new InputException(
+            "no learner made version "
+                + held.version().id()
+                + ": --recipe says how it is to learn");
       }
       return LearnerFiles.recipe(held);
     }

@@ -125,7 +125,7 @@ final class Serve implements Callable<Integer> {
               + " can be reached from elsewhere: --token names a file with the token"
               + " that clients must send");
     }
-    SigningKey signing = learning.signingKey();
+    SigningKey signing = noLearn ? null : learning.signingKey(options);
     OnlineRecipe recipe =
         recipeFile == null ? null : OnlineRecipe.read(ModelSource.path(recipeFile));
     ModelStore store = options.open();

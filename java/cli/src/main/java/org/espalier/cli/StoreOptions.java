@@ -32,6 +32,11 @@ final class StoreOptions {
     return ModelSource.path(folder);
   }
 
+  /** Whether only signed versions are taken. */
+  boolean isTrusting() {
+    return !trust.isEmpty();
+  }
+
   ModelStore open() {
     return trusting(ModelStore.open(folder()));
   }

@@ -106,12 +106,18 @@ public final class Quarantine implements AutoCloseable {
     count++;
     try {
       ByteBuffer bytes = ByteBuffer.wrap((line + "\n").getBytes(StandardCharsets.UTF_8));
-      if (channel.size() + bytes.remaining() > limit) {
+      long before = channel.size();
+      if (before + bytes.remaining() > limit) {
         lost++;
         return false;
       }
-      while (bytes.hasRemaining()) {
-        channel.write(bytes);
+      try {
+        while (bytes.hasRemaining()) {
+          channel.write(bytes);
+        }
+      } catch (IOException e) {
+        channel.truncate(before); // half a line would spoil the next one
+        throw e;
       }
       return true;
     } catch (IOException e) {
