@@ -3,6 +3,7 @@ package org.espalier.cli;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
@@ -17,6 +18,10 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Random;
+import java.util.stream.Collectors;
+import org.espalier.InputException;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.online.OnlineSettings;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;
 import org.junit.jupiter.api.BeforeEach;
@@ -405,5 +410,47 @@ class OnlineTest {
     refused("--key", "--input", input, "--recipe", recipe, "--trust", key);
     Run.refused(
         folder, new String[] {"--key"}, "serve", "--store", store, "--port", 0, "--trust", key);
+  }
+
+  @Test
+  void whoLearnsAStreamTwiceInPrivateIsTold() throws IOException {
+    recipe(
+        "loss: cross-entropy\nlearning-rate: 0.1\nmodel: {features: 3, outputs: 2}\n"
+            + "privacy: {epsilon: 8, delta: 1e-5, clip: 1}\n");
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(64, 1));
+    Object[] again = {"online", "--input", input, "--recipe", recipe, "--store", store};
+    assertFalse(Run.of(again).done().err().contains("epsilon"));
+    assertTrue(Run.of(again).done().err().contains("version 1 has learned lines up to 64"));
+    Run resumed = Run.of("online", "--input", input, "--resume", "--store", store).done();
+    assertFalse(resumed.err().contains("epsilon"), resumed.err());
+  }
+
+  /** The keys that --help shows are those that there are. */
+  @Test
+  void theHelpShowsARecipe() {
+    List<String> help = Run.of("online", "--help").done().out().lines().toList();
+    int from = help.indexOf("All keys, with defaults or examples:") + 1;
+    int to = from + help.subList(from, help.size()).indexOf("");
+    String all = String.join("\n", help.subList(from, to));
+    OnlineSettings settings = parsed(all, "privacy|momentum").settings();
+    assertTrue(settings.guard().quality() != null && settings.adamW() != null, all);
+    assertTrue(settings.constraint() != null && settings.replay() != null, all);
+    assertEquals(
+        8,
+        parsed(all, "constraint|replay|guard| |drift|adamw").settings().privacy().epsilon(),
+        1e-3);
+    for (String key : new String[] {"loss", "learning-rate"}) {
+      assertThrows(InputException.class, () -> parsed(all, key + "|privacy|momentum"));
+    }
+  }
+
+  private static OnlineRecipe parsed(String recipe, String left) {
+    return OnlineRecipe.parse(
+        recipe
+            .lines()
+            .map(line -> line.substring(2))
+            .filter(line -> !line.matches("(" + left + ").*"))
+            .collect(Collectors.joining("\n")),
+        "help");
   }
 }

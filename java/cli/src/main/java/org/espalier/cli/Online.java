@@ -64,8 +64,34 @@ import picocli.CommandLine.Option;
       "  loss: cross-entropy",
       "  learning-rate: 0.1",
       "  model: {features: 384, outputs: 2}",
-      "It may have momentum or adamw, weight-decay, batch, publish-every, replay, averaging,",
-      "only, keep-zeros, int8, constraint, guard, drift, privacy, window, fade, seed.",
+      "",
+      "All keys, with defaults or examples:",
+      "  loss: cross-entropy     # binary, squared, {huber: 1}, or",
+      "                          # {distillation: {alpha: 0.5, temperature: 2}}",
+      "  learning-rate: 0.1      # {rate: 1, half-life: 1000, power: 0.5}, or",
+      "                          # {rate: 1, end: 0, warmup: 100, period: 10000}",
+      "  momentum: 0",
+      "  adamw: {beta1: 0.9, beta2: 0.999, epsilon: 1e-8}  # instead of momentum",
+      "  weight-decay: 0",
+      "  batch: 32               # examples of a step",
+      "  publish-every: 1        # steps until predictions see new weights",
+      "  replay: {capacity: 1000, per-step: 8}",
+      "  averaging: 0            # 0.99: predictions see the weights' fading mean",
+      "  only: [bias]            # the other weights stay as they are",
+      "  keep-zeros: false       # true: what was pruned stays pruned",
+      "  int8: false             # true: learned and served on the int8 grid",
+      "  constraint: {target: one-hot, factor: 4, offset: -2, rho: 0.1}",
+      "                          # or identity, batch-maximum; augmented: true",
+      "  guard:                  # what is not finite is always taken out",
+      "    norm: {factor: 5, warmup: 30, clip: true}",
+      "    spike: {factor: 3, warmup: 30, in-a-row: 20}",
+      "    quality: {hold-every: 5, window: 200, check-every: 200, tolerance: 0.1}",
+      "  drift: {delta: 0.002, slack: 0.005, threshold: 50, action: report}",
+      "                          # or restart, reset",
+      "  privacy: {epsilon: 8, delta: 1e-5, clip: 1}",
+      "  window: 1000            # of the metrics",
+      "  fade: 0.995             # of the fading metrics",
+      "  seed: 1",
       "",
       "Examples:",
       "  espalier online --input stream.jsonl --recipe online.yaml --store models/",
@@ -198,6 +224,9 @@ final class Online implements Callable<Integer> {
           if (store == null) {
             in.check();
             store = options.create();
+          }
+          if (recipe.settings().privacy() != null) {
+            noteRepetition(store, in, interrupts);
           }
           run(in, learner, recipe, store, signing, quarantine, reportPath, interrupts);
           return interrupts.code();
@@ -341,6 +370,32 @@ final class Online implements Callable<Integer> {
     }
     common.note("version " + from.id() + " has seen nothing of " + input + "; all lines are new");
     return 0;
+  }
+
+  /** Epsilon is of one pass over a stream: other versions that learned the same lines are told. */
+  private void noteRepetition(ModelStore store, Stream in, Interrupts interrupts)
+      throws IOException {
+    if (in.file == null) {
+      return; // it cannot be told before lines come
+    }
+    for (long id : store.ids()) {
+      Lineage.DataWindow window;
+      try {
+        window = store.version(id).lineage().data();
+      } catch (InputException e) {
+        continue; // of no use to anybody
+      }
+      if (window != null && window.to() > skip && isStream(window, in.reader(), interrupts)) {
+        common.note(
+            "version "
+                + id
+                + " has learned lines up to "
+                + window.to()
+                + " of this stream before: epsilon holds for each of the two runs, not for who"
+                + " sees versions of both");
+        return;
+      }
+    }
   }
 
   private static Version parent(ModelStore store, Version version) {

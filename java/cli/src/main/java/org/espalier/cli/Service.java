@@ -135,6 +135,9 @@ final class Service implements AutoCloseable {
   private HttpServer server;
   private long publishedAt;
 
+  /** Before this nothing is done with the store, which could not be used the last time. */
+  private long nextTry = System.nanoTime();
+
   private double allowance;
   private long lastRequest = System.nanoTime();
 
@@ -456,14 +459,21 @@ final class Service implements AutoCloseable {
 
   /** Publishes when it is time, and follows what others make current. */
   private void tend() {
+    if (System.nanoTime() < nextTry) {
+      return;
+    }
     try {
       if (versions.follow()) {
         publishedAt = learner.seen();
       } else if (!versions.isRefused() && learner.seen() - publishedAt >= limits.publishEvery()) {
         publish();
       }
+    } catch (InputException e) {
+      LOG.warn("the store is not to be used now, which is tried again: {}", e.getMessage());
+      nextTry = System.nanoTime() + PATIENCE.toNanos();
     } catch (RuntimeException e) {
       LOG.error("the store could not be read or written; the service goes on", e);
+      nextTry = System.nanoTime() + PATIENCE.toNanos();
     }
   }
 
