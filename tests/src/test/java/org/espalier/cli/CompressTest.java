@@ -650,7 +650,7 @@ stages:
     examples(256, 8, 5);
     Run.refused(folder, new String[] {"stage prune", "4 classes", "a label 4", "0 to 3"}, run);
     examples(256, 7, 4);
-    Run.refused(folder, new String[] {"mlp.onnx", "the input x", "[1, 7]"}, run);
+    Run.refused(folder, new String[] {"mlp.onnx", "the input x", "[2, 7]"}, run);
     examples(0, 8, 4);
     Run.refused(folder, new String[] {"examples.safetensors", "[0, 8]", "at least one"}, run);
     examples(256, 8, 4);
@@ -688,6 +688,40 @@ stages:
       Files.write(folder.resolve("mlp.onnx"), bad.build().toByteArray());
       Run.refused(folder, new String[] {"mlp.onnx", "the weight w", "NaN"}, run);
     }
+  }
+
+  /** What exporters write who were shown one example; what they gave a name stays as they wrote it. */
+  @Test
+  void aModelOfABatchOfOneIsTrainedInBatches() throws IOException {
+    ModelProto.Builder model = SmallModels.mlp().toBuilder();
+    model
+        .getGraphBuilder()
+        .setInput(0, SmallModels.value("x", DataType.FLOAT, 1, 8))
+        .setOutput(0, SmallModels.value("y", DataType.FLOAT, 1, 4));
+    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
+    Path out = folder.resolve("out");
+    Run.of("compress", recipe, "-o", out).done();
+    OnnxModel made = OnnxModel.read(out.resolve("model-int8.onnx"));
+    assertEquals(List.of(SmallModels.value("x", DataType.FLOAT, 1, 8)), made.inputs());
+    // The batch is written into the nodes too.
+    model
+        .getGraphBuilder()
+        .addNode(SmallModels.node("Reshape", "", List.of("y", "shape"), "z"))
+        .addInitializer(
+            SmallModels.tensor(
+                "shape",
+                DataType.INT64,
+                ByteBuffer.allocate(16).order(ByteOrder.LITTLE_ENDIAN).putLong(1).putLong(4).flip(),
+                2))
+        .setOutput(0, SmallModels.value("z", DataType.FLOAT, 1, 4));
+    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
+    Run.refused(
+        folder,
+        new String[] {"mlp.onnx", "batches of any size"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("none"));
   }
 
   /** The first stage breaks down, before any checkpoint. */

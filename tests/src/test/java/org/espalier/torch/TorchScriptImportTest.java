@@ -162,6 +162,7 @@ class TorchScriptImportTest {
   @ValueSource(
       strings = {
         "torch.clamp(y, -0.3, 0.4) + torch.clamp(y, min=0.1) * torch.clamp(y, max=0.2)",
+        "torch.clamp(y, torch.tensor(-0.3), torch.tensor(0.4))",
         "torch.clamp_min(y, 0.1) - torch.clamp_max(y, 0.2)",
         "torch.hardsigmoid(y) * torch.hardswish(y)",
         "torch.selu(y) + torch.sin(y) * torch.cos(y)",

@@ -249,6 +249,9 @@ final class TorchScriptOperators {
   }
 
   private static Ref bound(Call c, int argument) {
+    if (c.argument(argument) instanceof Ref computed && computed.rank() == 0) {
+      return computed;
+    }
     return c.has(argument) ? c.real(c.number(argument)) : null;
   }
 

@@ -218,7 +218,7 @@ public final class OnnxCompression implements Compression {
 
   /** Makes the trainable graph of the present form. */
   private void load() {
-    graph = new OnnxGraph(form, device);
+    graph = new OnnxGraph(form.withAnyBatch(), device);
     weights = new ArrayList<>();
     for (Parameter p : graph.parameters()) {
       boolean trained = p.kind() != Parameter.Kind.EMBEDDING;
@@ -589,7 +589,7 @@ public final class OnnxCompression implements Compression {
     }
     OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
     byte[] digest = TeacherOutputs.digest(model);
-    try (OnnxGraph teacher = new OnnxGraph(trainable(model), device);
+    try (OnnxGraph teacher = new OnnxGraph(trainable(model).withAnyBatch(), device);
         OnnxGraph sibling = teacher.sibling()) {
       List<TrainableModel> both = List.of(teacher, sibling);
       boolean perToken = objective.isForEmbeddings();

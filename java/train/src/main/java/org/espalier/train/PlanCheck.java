@@ -14,7 +14,7 @@ import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 
 /**
- * Finds what would stop a plan in its middle before it begins, by one example: weights and outputs that are
+ * Finds what would stop a plan in its middle before it begins, by two examples: weights and outputs that are
  * not finite, shapes and labels that do not fit, patterns that the weights do not have.
  */
 final class PlanCheck {
@@ -46,7 +46,8 @@ final class PlanCheck {
     }
     boolean taught = plan.stages().stream().anyMatch(s -> s.training().objective().needsTeacher());
     if (job.teacher() != null && taught) {
-      try (OnnxGraph teacher = new OnnxGraph(OnnxCompression.trainable(job.teacher()))) {
+      try (OnnxGraph teacher =
+          new OnnxGraph(OnnxCompression.trainable(job.teacher()).withAnyBatch())) {
         long[] wanted = outputShape(teacher, job.teacher().name());
         if (!Arrays.equals(wanted, shape)) {
           throw new InputException(
@@ -125,7 +126,7 @@ final class PlanCheck {
     }
   }
 
-  /** What the model gives for the longest text or for an example. */
+  /** The shape of what the model gives for an example, found by two: the longest texts, or any others. */
   private long[] outputShape(OnnxGraph graph, String name) {
     Examples examples = job.training();
     int longest = 0;
@@ -136,23 +137,18 @@ final class PlanCheck {
         NoGradGuard noGrad = new NoGradGuard()) {
       Tensor output;
       try {
-        Batch batch = Batch.of(examples, new int[] {longest}, graph.inputNames());
+        int[] pair = {longest, (longest + 1) % examples.size()};
+        Batch batch = Batch.of(examples, pair, graph.inputNames());
         output = graph.forward(batch.inputs()).get(graph.outputNames().get(0));
       } catch (InputException e) {
-        throw examples instanceof Examples.Texts
-            ? new InputException(
-                e.getMessage() + " (for a text of " + examples.length(longest) + " tokens)", e)
-            : e;
-      }
-      long[] shape = output.shape();
-      String what = name + ": the output " + graph.outputNames().get(0);
-      if (shape.length == 0 || shape[0] != 1) {
         throw new InputException(
-            what
-                + " has the shape "
-                + Arrays.toString(shape)
-                + " for one example; its first dimension must count the examples");
+            e.getMessage()
+                + (examples instanceof Examples.Texts
+                    ? " (for texts of up to " + examples.length(longest) + " tokens)"
+                    : " (for two examples; the model must take batches of any size)"),
+            e);
       }
+      String what = name + ": the output " + graph.outputNames().get(0);
       if (output.scalar_type().intern() != ScalarType.Float) {
         throw new InputException(
             what
@@ -160,9 +156,18 @@ final class PlanCheck {
                 + output.scalar_type().intern()
                 + "; only float32 outputs can be trained");
       }
+      long[] shape = output.shape();
+      if (shape.length == 0 || shape[0] != 2) {
+        throw new InputException(
+            what
+                + " has the shape "
+                + Arrays.toString(shape)
+                + " for two examples; its first dimension must count them");
+      }
       if (!isFinite(output)) {
         throw new InputException(what + " holds NaN or infinite values for an example");
       }
+      shape[0] = 1;
       return shape;
     }
   }

@@ -11,6 +11,7 @@ import ai.onnx.proto.OnnxMl.StringStringEntryProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataLocation;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.google.protobuf.CodedInputStream;
 import com.google.protobuf.CodedOutputStream;
@@ -187,6 +188,29 @@ public final class OnnxModel {
         ValueInfoProto.Builder b = ValueInfoProto.newBuilder().setName(value);
         b.getTypeBuilder().getTensorTypeBuilder().setElemType(DataType.FLOAT_VALUE);
         copy.graph.addOutput(b);
+      }
+    }
+    return copy;
+  }
+
+  /**
+   * A copy whose inputs leave their first dimension open where they fix it at 1: what exporters write who were
+   * shown one example. Whether the nodes take more is for who runs them to find out.
+   */
+  public OnnxModel withAnyBatch() {
+    OnnxModel copy = copy();
+    for (ValueInfoProto.Builder input : copy.graph.getInputBuilderList()) {
+      TensorShapeProto shape = input.getType().getTensorType().getShape();
+      if (!initializers.containsKey(input.getName())
+          && shape.getDimCount() > 0
+          && shape.getDim(0).hasDimValue()
+          && shape.getDim(0).getDimValue() == 1) {
+        input
+            .getTypeBuilder()
+            .getTensorTypeBuilder()
+            .getShapeBuilder()
+            .getDimBuilder(0)
+            .clearDimValue();
       }
     }
     return copy;
