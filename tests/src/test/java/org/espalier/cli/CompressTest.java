@@ -650,7 +650,7 @@ stages:
     examples(256, 8, 5);
     Run.refused(folder, new String[] {"stage prune", "4 classes", "a label 4", "0 to 3"}, run);
     examples(256, 7, 4);
-    Run.refused(folder, new String[] {"mlp.onnx", "the input x", "[2, 7]"}, run);
+    Run.refused(folder, new String[] {"mlp.onnx", "the input x", "[3, 7]"}, run);
     examples(0, 8, 4);
     Run.refused(folder, new String[] {"examples.safetensors", "[0, 8]", "at least one"}, run);
     examples(256, 8, 4);

@@ -2,6 +2,7 @@ package org.espalier.train;
 
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -14,11 +15,14 @@ import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 
 /**
- * Finds what would stop a plan in its middle before it begins, by two examples: weights and outputs that are
+ * Finds what would stop a plan in its middle before it begins, by a few examples: weights and outputs that are
  * not finite, shapes and labels that do not fit, patterns that the weights do not have.
  */
 final class PlanCheck {
   private static final long NO_LABEL = -100;
+
+  /** Examples of the trial: a size that hardly stands in a graph by chance, as 1 and 2 do. */
+  private static final int FEW = 3;
 
   private final CompressionPlan plan;
   private final Compression.Job job;
@@ -126,7 +130,7 @@ final class PlanCheck {
     }
   }
 
-  /** The shape of what the model gives for an example, found by two: the longest texts, or any others. */
+  /** The shape of what the model gives for an example, found by a batch of some, the longest text among them. */
   private long[] outputShape(OnnxGraph graph, String name) {
     Examples examples = job.training();
     int longest = 0;
@@ -137,15 +141,16 @@ final class PlanCheck {
         NoGradGuard noGrad = new NoGradGuard()) {
       Tensor output;
       try {
-        int[] pair = {longest, (longest + 1) % examples.size()};
-        Batch batch = Batch.of(examples, pair, graph.inputNames());
+        int first = longest;
+        int[] few = IntStream.range(0, FEW).map(i -> (first + i) % examples.size()).toArray();
+        Batch batch = Batch.of(examples, few, graph.inputNames());
         output = graph.forward(batch.inputs()).get(graph.outputNames().get(0));
       } catch (InputException e) {
         throw new InputException(
             e.getMessage()
                 + (examples instanceof Examples.Texts
                     ? " (for texts of up to " + examples.length(longest) + " tokens)"
-                    : " (for two examples; the model must take batches of any size)"),
+                    : " (for " + FEW + " examples; the model must take batches of any size)"),
             e);
       }
       String what = name + ": the output " + graph.outputNames().get(0);
@@ -157,12 +162,14 @@ final class PlanCheck {
                 + "; only float32 outputs can be trained");
       }
       long[] shape = output.shape();
-      if (shape.length == 0 || shape[0] != 2) {
+      if (shape.length == 0 || shape[0] != FEW) {
         throw new InputException(
             what
                 + " has the shape "
                 + Arrays.toString(shape)
-                + " for two examples; its first dimension must count them");
+                + " for "
+                + FEW
+                + " examples; its first dimension must count them");
       }
       if (!isFinite(output)) {
         throw new InputException(what + " holds NaN or infinite values for an example");
