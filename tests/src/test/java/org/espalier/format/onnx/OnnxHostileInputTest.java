@@ -180,6 +180,20 @@ class OnnxHostileInputTest {
   }
 
   @Test
+  void nodesThatLackInputs() {
+    for (int node = 0; node < 4; node++) {
+      ModelProto.Builder m = SmallModels.mlp().toBuilder();
+      NodeProto.Builder n = m.getGraphBuilder().getNodeBuilder(node);
+      if (n.getOpType().equals("Relu")) {
+        continue; // nothing looks into it
+      }
+      String first = n.getInput(0);
+      n.clearInput().addInput(first);
+      assertRefused(m.build(), n.getOpType(), n.getName(), "1 inputs", "at least 2");
+    }
+  }
+
+  @Test
   void brokenGraphs() {
     GraphProto g = SmallModels.mlp().getGraph();
     assertRefused(

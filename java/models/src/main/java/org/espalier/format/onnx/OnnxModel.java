@@ -52,6 +52,23 @@ public final class OnnxModel {
   /** Offsets of external data, so that a runtime can map each tensor. */
   private static final int PAGE = 4096;
 
+  /** Of operators that are looked into; so many they take in all operator sets. */
+  private static final Map<String, Integer> LEAST_INPUTS =
+      Map.ofEntries(
+          Map.entry("Add", 2),
+          Map.entry("BatchNormalization", 5),
+          Map.entry("Cast", 1),
+          Map.entry("Concat", 1),
+          Map.entry("Conv", 2),
+          Map.entry("Gather", 2),
+          Map.entry("Gemm", 2),
+          Map.entry("Identity", 1),
+          Map.entry("MatMul", 2),
+          Map.entry("Mul", 2),
+          Map.entry("Shape", 1),
+          Map.entry("Transpose", 1),
+          Map.entry("Unsqueeze", 1));
+
   /** Tensors below this stay in the model file: a runtime wants shapes and indices there. */
   private static final int EXTERNAL_MINIMUM = 1024;
 
@@ -401,6 +418,19 @@ public final class OnnxModel {
     for (NodeProto n : list) {
       if (n.getOpType().isEmpty()) {
         throw new InputException(name + ": the node " + describe(n) + " has no operator");
+      }
+      int least = domain(n.getDomain()).isEmpty() ? LEAST_INPUTS.getOrDefault(n.getOpType(), 0) : 0;
+      if (n.getInputCount() < least) {
+        throw new InputException(
+            name
+                + ": the node "
+                + describe(n)
+                + " has "
+                + n.getInputCount()
+                + " inputs; "
+                + n.getOpType()
+                + " takes at least "
+                + least);
       }
       for (String in : n.getInputList()) {
         if (!in.isEmpty() && !scope.contains(in)) {
