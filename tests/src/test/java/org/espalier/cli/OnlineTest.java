@@ -321,6 +321,9 @@ class OnlineTest {
     resumed = Run.of("online", "--input", grown, "--resume", "--store", store, "--json");
     assertEquals(200, resumed.json().get("lines").asInt());
     assertTrue(resumed.err().contains("version 1 has seen lines 1 to 100 of"), resumed.err());
+    Files.write(grown, all.subList(0, 50));
+    resumed = Run.of("online", "--input", grown, "--resume", "--store", store).done();
+    assertTrue(resumed.err().contains("50 lines only, of 300"), resumed.err());
   }
 
   /** A wrong outcome of what waits is refused when it is read first, and again when it is recalled. */

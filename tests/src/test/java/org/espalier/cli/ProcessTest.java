@@ -204,8 +204,11 @@ class ProcessTest {
     signal(learner, "TERM");
     assertEquals(143, codeOf(learner), stderr());
     JsonNode said = new ObjectMapper().readTree(Files.readString(folder.resolve("stdout")));
-    assertEquals(6, said.get("seen").asInt(), said.toString());
+    int seen = said.get("seen").asInt();
+    assertTrue(seen == 5 || seen == 6, said.toString()); // it was somewhere behind the fourth
     assertEquals("[1,2]", said.get("versions").toString());
+    JsonNode last = Run.of("store", "show", "--store", store, "--json").json();
+    assertEquals(seen, last.get("data").get("to").asInt(), last.toString());
   }
 
   /** Logs are renamed and begun anew, or emptied: no line is lost and none is read twice. */

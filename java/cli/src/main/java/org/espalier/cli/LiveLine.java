@@ -56,5 +56,6 @@ final class LiveLine {
       err.print("\r\u001b[K");
       err.flush();
     }
+    drawn = false;
   }
 }

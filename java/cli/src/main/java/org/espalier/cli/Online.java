@@ -181,6 +181,9 @@ final class Online implements Callable<Integer> {
   private long skip;
   private Long parent;
 
+  /** Null until lines are read. */
+  private LiveLine live;
+
   /** What was noted about a store that cannot be read. */
   private String complaint;
 
@@ -215,8 +218,7 @@ final class Online implements Callable<Integer> {
         try (Stream in = open();
             Quarantine quarantine = learning.quarantine(inputs);
             Interrupts interrupts =
-                new Interrupts(
-                    () -> common.note("stopping after this batch; again ends at once"))) {
+                new Interrupts(() -> note("stopping after this batch; again ends at once"))) {
           learner.quarantine(quarantine);
           if (held != null) {
             skip = seenLines(store, held.version(), in, interrupts);
@@ -235,6 +237,13 @@ final class Online implements Callable<Integer> {
         }
       }
     }
+  }
+
+  private void note(String text) {
+    if (live != null) {
+      live.clear();
+    }
+    common.note(text);
   }
 
   /** The files that are read, which no output may be. */
@@ -274,7 +283,7 @@ final class Online implements Callable<Integer> {
 
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {
     if (model != null) {
-      return LearnerFiles.readModel(ModelSource.findAny(model, common::note).path(), recipe);
+      return LearnerFiles.readModel(ModelSource.findAny(model, this::note).path(), recipe);
     }
     if (held != null) {
       return LearnerFiles.readModel(held, recipe);
@@ -356,7 +365,7 @@ final class Online implements Callable<Integer> {
     while (version != null) {
       Lineage.DataWindow window = version.lineage().data();
       if (window != null && window.to() > 0 && isStream(window, in.reader(), interrupts)) {
-        common.note(
+        note(
             "version "
                 + version.id()
                 + " has seen lines 1 to "
@@ -368,7 +377,7 @@ final class Online implements Callable<Integer> {
       }
       version = parent(store, version);
     }
-    common.note("version " + from.id() + " has seen nothing of " + input + "; all lines are new");
+    note("version " + from.id() + " has seen nothing of " + input + "; all lines are new");
     return 0;
   }
 
@@ -386,7 +395,7 @@ final class Online implements Callable<Integer> {
         continue; // of no use to anybody
       }
       if (window != null && window.to() > skip && isStream(window, in.reader(), interrupts)) {
-        common.note(
+        note(
             "version "
                 + id
                 + " has learned lines up to "
@@ -443,8 +452,10 @@ final class Online implements Callable<Integer> {
       Interrupts interrupts)
       throws IOException {
     OnlineReport report = new OnlineReport("espalier online: " + input);
+    live = new LiveLine(common.err());
     learner.onEvent(
         event -> {
+          live.clear(); // what is logged about it gets a line of its own
           events.merge(event.kind(), 1L, Long::sum);
           report.add(event);
         });
@@ -456,10 +467,9 @@ final class Online implements Callable<Integer> {
     long lastPublished = before;
     long retry = begin;
     LearnerVersions versions =
-        new LearnerVersions(store, learner, recipe, signing, parent, common::note);
+        new LearnerVersions(store, learner, recipe, signing, parent, this::note);
     long looked = System.nanoTime();
     boolean tooMany = false;
-    LiveLine live = new LiveLine(common.err());
     boolean stop = false;
     boolean replaced = false;
     while (!tooMany && !stop) {
@@ -519,7 +529,7 @@ final class Online implements Callable<Integer> {
           if (learner.seen() > lastPublished && publish(learner, versions, report) == null) {
             lastPublished = learner.seen();
           }
-          common.note(input + " is another file now; going on with its first line");
+          note(input + " is another file now; going on with its first line");
           in.reopen();
           replaced = false;
           begins.clear();
@@ -537,6 +547,9 @@ final class Online implements Callable<Integer> {
       }
     }
     live.clear();
+    if (lines < skip && !interrupts.requested()) {
+      note(input + " has " + lines + " lines only, of " + skip + " that were seen: nothing is new");
+    }
     InputException unpublished = null;
     if (learner.seen() > lastPublished || published.isEmpty()) {
       unpublished = publish(learner, versions, report);
@@ -552,8 +565,7 @@ final class Online implements Callable<Integer> {
     }
     print(learner, versions, seconds, before);
     if (quarantine != null && quarantine.lost() > 0) {
-      common.note(
-          quarantine.lost() + " of " + quarantine.count() + " could not be written to quarantine");
+      note(quarantine.lost() + " of " + quarantine.count() + " could not be written to quarantine");
     }
     if (unpublished != null) {
       throw new InputException(
@@ -579,7 +591,7 @@ final class Online implements Callable<Integer> {
     } catch (InputException e) {
       if (!e.getMessage().equals(complaint)) {
         complaint = e.getMessage();
-        common.note(complaint);
+        note(complaint);
       }
       return false;
     }
@@ -604,9 +616,9 @@ final class Online implements Callable<Integer> {
     } catch (InputException e) {
       bad++;
       if (bad <= 5) {
-        common.note("line " + line.number() + ": " + e.getMessage());
+        note("line " + line.number() + ": " + e.getMessage());
       } else if (bad == 6) {
-        common.note("more lines cannot be used; --quarantine keeps all of them");
+        note("more lines cannot be used; --quarantine keeps all of them");
       }
       if (quarantine != null) {
         quarantine.addLine(
@@ -660,7 +672,7 @@ final class Online implements Callable<Integer> {
       report.published(learner.seen(), version.id(), learner.version());
       return null;
     } catch (InputException e) {
-      common.note("no version could be published: " + e.getMessage());
+      note("no version could be published: " + e.getMessage());
       return e;
     }
   }

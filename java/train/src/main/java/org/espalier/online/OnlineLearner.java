@@ -169,7 +169,7 @@ public final class OnlineLearner implements AutoCloseable {
   }
 
   /**
-   * Is told of every event, in the learning thread. Events are logged too: as warnings, and as debug
+   * Is told of every event, in the learning thread. Events are then logged too: as warnings, and as debug
    * messages when there are many of a kind.
    */
   public synchronized void onEvent(Consumer<Event> listener) {
@@ -721,13 +721,16 @@ public final class OnlineLearner implements AutoCloseable {
     removed += suspects.size();
     Event event = new Event(kind, steps, seen, version, evidence);
     long count = fired.merge(kind, 1L, Long::sum);
-    // A flood would hide the rest of a log.
-    if (count <= LOGGED || Long.bitCount(count) == 1) {
-      LOG.warn("{} {} at step {}, example {}: {}", kind, count, steps, seen, evidence);
-    } else {
-      LOG.debug("{} {} at step {}, example {}: {}", kind, count, steps, seen, evidence);
+    try {
+      listeners.forEach(listener -> listener.accept(event));
+    } finally {
+      // A flood would hide the rest of a log.
+      if (count <= LOGGED || Long.bitCount(count) == 1) {
+        LOG.warn("{} {} at step {}, example {}: {}", kind, count, steps, seen, evidence);
+      } else {
+        LOG.debug("{} {} at step {}, example {}: {}", kind, count, steps, seen, evidence);
+      }
     }
-    listeners.forEach(listener -> listener.accept(event));
     if (quarantine != null) {
       boolean written = true;
       for (Example example : suspects) {
