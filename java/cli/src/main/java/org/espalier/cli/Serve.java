@@ -36,7 +36,7 @@ import picocli.CommandLine.Option;
       "",
       "It binds to the loopback interface. Elsewhere it wants --token, and clients send"
           + " Authorization: Bearer TOKEN for all but /health. There is no TLS: put a proxy in"
-          + " front."
+          + " front. A client has 10 seconds to send a request and 10 to take the answer."
     },
     footer = {
       "",

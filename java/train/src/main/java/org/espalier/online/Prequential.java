@@ -91,28 +91,35 @@ final class Prequential {
 
   /** The share of pairs of a positive and a negative that the scores order, ties counting half. */
   private double auc(int filled) {
-    Integer[] order = new Integer[filled];
-    Arrays.setAll(order, i -> i);
-    Arrays.sort(order, (a, b) -> Double.compare(score[a], score[b]));
-    double rankSum = 0;
-    long positives = 0;
-    for (int i = 0; i < filled; ) {
-      int end = i;
-      while (end < filled && score[order[end]] == score[order[i]]) {
-        end++;
-      }
-      double rank = 0.5 * (i + end + 1); // the mean of the ranks i + 1 to end
-      for (; i < end; i++) {
-        if (positive[order[i]]) {
-          positives++;
-          rankSum += rank;
-        }
+    double[] positives = new double[filled];
+    double[] negatives = new double[filled];
+    int p = 0;
+    int n = 0;
+    for (int i = 0; i < filled; i++) {
+      if (positive[i]) {
+        positives[p++] = score[i];
+      } else {
+        negatives[n++] = score[i];
       }
     }
-    long negatives = filled - positives;
-    return positives == 0 || negatives == 0
-        ? Double.NaN
-        : (rankSum - 0.5 * positives * (positives + 1)) / ((double) positives * negatives);
+    if (p == 0 || n == 0) {
+      return Double.NaN;
+    }
+    Arrays.sort(positives, 0, p);
+    Arrays.sort(negatives, 0, n);
+    long halves = 0; // two for a negative that is below, one for a tie
+    int below = 0;
+    int notAbove = 0;
+    for (int i = 0; i < p; i++) {
+      while (below < n && negatives[below] < positives[i]) {
+        below++;
+      }
+      while (notAbove < n && negatives[notAbove] <= positives[i]) {
+        notAbove++;
+      }
+      halves += below + notAbove;
+    }
+    return 0.5 * halves / ((double) p * n);
   }
 
   void save(DataOutput out) throws IOException {
