@@ -18,6 +18,7 @@ import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
+import com.google.protobuf.ByteString;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
@@ -34,6 +35,8 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** Quantized models run in ONNX Runtime and answer as the originals do. */
 class StaticQuantizerTest {
@@ -179,6 +182,52 @@ class StaticQuantizerTest {
         2, q.initializers().stream().filter(i -> i.name().startsWith("w_quantized")).count());
     double error = error(run(original, in), run(q, in));
     assertTrue(error > 1e-6 && error < 0.05, "error " + error);
+  }
+
+  /** As the older exporters write what makes pictures larger. */
+  @ParameterizedTest
+  @CsvSource({
+    "8,Upsample,nearest",
+    "9,Upsample,nearest",
+    "9,Upsample,linear",
+    "10,Resize,nearest",
+    "10,Resize,linear"
+  })
+  void oldResizesAreRaised(int opset, String operator, String mode) throws OrtException {
+    Random random = new Random(6);
+    ByteBuffer scales = ByteBuffer.allocate(16).order(ByteOrder.LITTLE_ENDIAN);
+    scales.putFloat(1).putFloat(1).putFloat(2.5f).putFloat(2).flip();
+    NodeProto.Builder resize = node(operator, "/up", List.of("h"), "y").toBuilder();
+    resize.addAttribute(
+        AttributeProto.newBuilder()
+            .setName("mode")
+            .setType(AttributeProto.AttributeType.STRING)
+            .setS(ByteString.copyFromUtf8(mode)));
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("old")
+            .addInput(value("x", DataType.FLOAT, -1, 3, 6, 5))
+            .addInitializer(floats("w", random, 0.4f, 4, 3, 1, 1))
+            .addNode(node("Conv", "/c", List.of("x", "w"), "h"))
+            .addOutput(value("y", DataType.FLOAT, -1, 4, 15, 10));
+    if (opset < 9) {
+      resize.addAttribute(
+          AttributeProto.newBuilder()
+              .setName("scales")
+              .setType(AttributeProto.AttributeType.FLOATS)
+              .addAllFloats(List.of(1f, 1f, 2.5f, 2f)));
+    } else {
+      resize.addInput("scales");
+      g.addInitializer(SmallModels.tensor("scales", DataType.FLOAT, scales, 4));
+    }
+    OnnxModel original = OnnxModel.of(SmallModels.model(opset, g.addNode(resize)), "old");
+    OnnxModel raised = original.copy();
+    OpsetUpgrade.raise(raised, 13);
+    Map<String, OnnxTensor> in = Map.of("x", normal(1, 2, 3, 6, 5));
+    assertEquals(0, error(run(original, in), run(raised, in)), 1e-6);
+    OnnxModel q = quantize(original.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
+    double error = error(run(original, in), run(q, in));
+    assertTrue(error < 0.02, "error " + error);
   }
 
   @Test

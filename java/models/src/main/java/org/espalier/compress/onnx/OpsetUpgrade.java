@@ -302,6 +302,7 @@ public final class OpsetUpgrade {
         remove(b, "value");
         b.addInput(constant(n, "value", value, out));
       }
+      case "Upsample", "Resize" -> resize(n, b, out);
       case "Dropout" -> remove(b, "ratio");
       case "BatchNormalization" -> {
         if (Nodes.integer(n, "spatial", 1) != 1) {
@@ -316,6 +317,44 @@ public final class OpsetUpgrade {
       default -> throw refused(n, "its meaning changed");
     }
     out.add(b.build());
+  }
+
+  /** Upsample, and Resize before 11: output i is at i / scale in the input, and the nearest is the one below. */
+  private void resize(NodeProto n, NodeProto.Builder b, List<NodeProto> out) {
+    AttributeProto given = Nodes.find(n, "scales");
+    String scales;
+    if (n.getInputCount() == 2 && !n.getInput(1).isEmpty()) {
+      scales = n.getInput(1);
+    } else if (version < 9 && given != null && given.getFloatsCount() > 0) {
+      float[] values = new float[given.getFloatsCount()];
+      for (int i = 0; i < values.length; i++) {
+        values[i] = given.getFloats(i);
+      }
+      scales =
+          constant(
+              n, "scales", OnnxInitializer.floats("", new long[] {values.length}, values), out);
+    } else {
+      throw refused(n, "its scales are missing");
+    }
+    AttributeProto mode = Nodes.find(n, "mode");
+    String how = mode == null ? "nearest" : mode.getS().toStringUtf8();
+    b.setOpType("Resize")
+        .clearInput()
+        .addInput(n.getInput(0))
+        .addInput("")
+        .addInput(scales)
+        .clearAttribute()
+        .addAttribute(text("mode", how.equals("bilinear") ? "linear" : how))
+        .addAttribute(text("coordinate_transformation_mode", "asymmetric"))
+        .addAttribute(text("nearest_mode", "floor"));
+  }
+
+  private static AttributeProto text(String name, String value) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeType.STRING)
+        .setS(ByteString.copyFromUtf8(value))
+        .build();
   }
 
   /**
