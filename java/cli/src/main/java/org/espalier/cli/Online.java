@@ -177,6 +177,10 @@ final class Online implements Callable<Integer> {
 
   private long bad;
   private long read;
+
+  /** Examples of this run; what the learner has seen goes back with a rollback. */
+  private long done;
+
   private long lines;
   private long skip;
   private Long parent;
@@ -463,8 +467,7 @@ final class Online implements Callable<Integer> {
     List<Example> batch = new ArrayList<>();
     int size = recipe.settings().batch();
     long begin = System.nanoTime();
-    long before = learner.seen();
-    long lastPublished = before;
+    long lastPublished = learner.seen();
     long retry = begin;
     LearnerVersions versions =
         new LearnerVersions(store, learner, recipe, signing, parent, this::note);
@@ -500,11 +503,12 @@ final class Online implements Callable<Integer> {
       boolean idle = atEnd && line == null;
       if (batch.size() == size || (idle || tooMany || stop) && !batch.isEmpty()) {
         learner.learn(batch);
+        done += batch.size();
         batch.clear();
         if (report.wants(learner.seen())) {
           report.add(learner.seen(), learner.metrics());
         }
-        live.show(learner, learner.seen() - before, begin, events);
+        live.show(learner, done, begin, events);
         if (learner.seen() - lastPublished >= learning.publishEvery()
             && System.nanoTime() >= retry) {
           if (publish(learner, versions, report) == null) {
@@ -558,12 +562,12 @@ final class Online implements Callable<Integer> {
     report.add(learner.seen(), learner.metrics());
     if (reportPath != null) {
       try (AtomicFile file = AtomicFile.create(reportPath, inputs())) {
-        String html = report.html(summary(learner, versions, seconds, before));
+        String html = report.html(summary(learner, versions, seconds));
         file.write(ByteBuffer.wrap(html.getBytes(StandardCharsets.UTF_8)));
         file.commit();
       }
     }
-    print(learner, versions, seconds, before);
+    print(learner, versions, seconds);
     if (quarantine != null && quarantine.lost() > 0) {
       note(quarantine.lost() + " of " + quarantine.count() + " could not be written to quarantine");
     }
@@ -678,9 +682,8 @@ final class Online implements Callable<Integer> {
   }
 
   private Map<String, String> summary(
-      OnlineLearner learner, LearnerVersions versions, double seconds, long before) {
+      OnlineLearner learner, LearnerVersions versions, double seconds) {
     Map<String, String> map = new LinkedHashMap<>();
-    long done = learner.seen() - before;
     map.put(
         "examples",
         done
@@ -713,10 +716,10 @@ final class Online implements Callable<Integer> {
     return map;
   }
 
-  private void print(OnlineLearner learner, LearnerVersions versions, double seconds, long before) {
+  private void print(OnlineLearner learner, LearnerVersions versions, double seconds) {
     if (!common.json()) {
       Table table = new Table("", "");
-      summary(learner, versions, seconds, before).forEach(table::add);
+      summary(learner, versions, seconds).forEach(table::add);
       table.print(common.out());
       return;
     }
@@ -725,7 +728,7 @@ final class Online implements Callable<Integer> {
     json.put("waiting", waiting.waiting()).put("expired", waiting.expired());
     json.put("learned", learner.learned()).put("removed", learner.removed());
     json.put("steps", learner.steps()).put("seconds", seconds);
-    json.put("examples_per_second", (learner.seen() - before) / seconds);
+    json.put("examples_per_second", done / seconds);
     json.put("epsilon", learner.epsilon());
     ObjectNode metrics = json.putObject("metrics");
     learner.metrics().forEach((name, value) -> metrics.set(name, Json.of(value)));
