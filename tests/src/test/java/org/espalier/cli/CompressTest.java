@@ -17,8 +17,11 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -746,6 +749,21 @@ stages:
             "quantize.loss={output: 1}");
     assertEquals(1, run.code(), run.err());
     assertTrue(run.err().contains("there was no checkpoint yet"), run.err());
+  }
+
+  @Test
+  void aFolderThatAnotherRunIsAtWorkInIsRefused() throws IOException {
+    Path out = folder.resolve("out");
+    Path lock = Files.createDirectories(out.resolve("run")).resolve("lock");
+    try (FileChannel channel =
+            FileChannel.open(lock, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+        FileLock held = channel.lock()) {
+      Run.refused(
+          folder, new String[] {"another run is at work in", "out"}, "compress", recipe, "-o", out);
+      assertTrue(held.isValid());
+    }
+    Run.of("compress", recipe, "-o", out, "--json").json();
+    assertFalse(Files.exists(out.resolve("run")));
   }
 
   @Test

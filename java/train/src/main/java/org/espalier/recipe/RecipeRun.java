@@ -49,6 +49,7 @@ public final class RecipeRun {
   private static final String STATE = "run";
   private static final String CHECKPOINT = "checkpoint";
   private static final String TEACHER_CACHE = "teacher";
+  private static final String LOCK = "lock";
 
   private final Recipe recipe;
   private final Path folder;
@@ -220,8 +221,8 @@ public final class RecipeRun {
     RunData data = inputs.data;
     CheckpointFile checkpoint = new CheckpointFile(state.resolve(CHECKPOINT), identity(inputs));
     ReportBuilder report = new ReportBuilder(recipe);
-    try (Compression compression = inputs.compression(state.resolve(TEACHER_CACHE), device)) {
-      createFolder(state);
+    try (Compression compression = inputs.compression(state.resolve(TEACHER_CACHE), device);
+        RunLock lock = lock(state)) {
       Path reference = inputs.reference(state);
       if (resume && checkpoint.exists()) {
         report.restore(checkpoint.read(compression::restore));
@@ -240,9 +241,15 @@ public final class RecipeRun {
         return Outcome.STOPPED;
       }
       finish(compression, report, inputs, reference, data, start);
+      deleteTree(state);
+      return Outcome.COMPLETE;
     }
-    deleteTree(state);
-    return Outcome.COMPLETE;
+  }
+
+  /** Makes the folder of the run's state and holds it. */
+  private static RunLock lock(Path state) {
+    createFolder(state);
+    return new RunLock(state.resolve(LOCK));
   }
 
   /** A complete run is no answer to another recipe. */
