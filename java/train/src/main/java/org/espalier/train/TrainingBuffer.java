@@ -97,13 +97,6 @@ final class TrainingBuffer implements AutoCloseable {
     return values;
   }
 
-  /** Its integers. */
-  int[] integers() {
-    int[] values = new int[Math.toIntExact(elements())];
-    onHost(true, false, bytes -> bytes.asIntBuffer().get(values));
-    return values;
-  }
-
   /** Its first bytes. */
   byte[] firstBytes(int count) {
     byte[] values = new byte[count];
