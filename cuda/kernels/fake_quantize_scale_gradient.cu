@@ -20,11 +20,11 @@ using esp::bf16;
 using esp::f16;
 using esp::GradientEntry;
 using esp::GradientHead;
-using esp::GradientOrder;
 using esp::GradientPart;
 using esp::GradientState;
 using esp::GradientSums;
 using esp::Pack;
+using esp::SumOrder;
 
 constexpr int threads = esp::gradient_threads, warps = esp::gradient_warps, lanes = esp::sum_lanes;
 constexpr int n = esp::gradient_pack, team = esp::gradient_team, strip = esp::gradient_strip, unrolled = 4;
@@ -117,7 +117,7 @@ __device__ __forceinline__ void store(const GradientEntry& t, Loaded<T>& pack, u
 template <class T>
 __device__ __forceinline__ void gradients_of_rows(const Call& call, const GradientEntry& t,
                                                   GradientState* state, int32_t index, GradientSums* sums) {
-  const GradientOrder& order = t.order;
+  const SumOrder& order = t.order;
   const Rule rule(call.head->quantizer);
   const int thread = static_cast<int>(threadIdx.x), of_chunk = thread / team % t.group;
   const int slots = esp::gradient_slots(t.group);
@@ -208,7 +208,7 @@ template <class T>
 __device__ __forceinline__ void gradients_of_columns(const Call& call, const GradientEntry& t,
                                                      GradientState* state, int32_t index,
                                                      GradientSums* sums) {
-  const GradientOrder& order = t.order;
+  const SumOrder& order = t.order;
   const int64_t width = order.matrix.width, strips = (width + strip - 1) / strip, chunk = index / strips,
                 begin = (index - chunk * strips) * strip;
   const Rule rule(call.head->quantizer);
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(threads) scale_gradient_sums_kernel(Call call,
     constexpr int held = esp::partial_lanes / 32;
     const GradientPart part = call.parts[blockIdx.x];
     const GradientEntry& t = call.tensors[part.tensor];
-    const GradientOrder& order = t.order;
+    const SumOrder& order = t.order;
     const int64_t channel = static_cast<int64_t>(part.index) * warps + esp::warp_index();
     if (channel < order.channels) {  // the same for a whole warp
       const int64_t count = order.partials_of_channel();

@@ -15,7 +15,7 @@ struct GradientEntry {
   const int32_t* zero_point;
   float* grad_scale;
   float* grad_zero_point;
-  GradientOrder order;
+  SumOrder order;
   int64_t partials;  // of the first chunk, in the workspace
   float factor;
   esp_dtype dtype;

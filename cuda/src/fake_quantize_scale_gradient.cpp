@@ -14,7 +14,7 @@ int64_t ceil_div(int64_t a, int64_t b) {
 }
 
 esp::GradientEntry entry_of(const esp_scale_gradient& g) {
-  const esp::GradientOrder order = esp::gradient_order(g.outer, g.channels, g.inner);
+  const esp::SumOrder order = esp::sum_order(g.outer, g.channels, g.inner);
   int32_t group = 1;
   while (group < order.segments && group < esp::chunk_segments) group *= 2;
   return {g.x,      g.grad_y, g.grad_x, g.scale, g.zero_point, g.grad_scale, g.grad_zero_point, order, 0,

@@ -232,6 +232,45 @@ void lower(std::atomic<int64_t>& least, int64_t value) {
   }
 }
 
+// ---- sums over channels, chunk by chunk in the order of fake_quantize_order.h
+
+// Columns of a matrix that are added up together.
+int64_t strip_of(const esp::SumOrder& order) {
+  return order.matrix.width < 2048 ? at_least_one(order.matrix.width) : 2048;
+}
+int64_t sum_units(const esp::SumOrder& order) {
+  return order.columns() ? order.chunks * ceil_div(order.matrix.width, strip_of(order)) : order.partials();
+}
+// The segments of a chunk of a channel, of which there are at most chunk_segments; their number.
+int64_t segments_of(const esp::SumOrder& order, int64_t channel, int64_t chunk, Window* segments) {
+  const int64_t first = chunk * esp::chunk_segments;
+  int64_t count = 0;
+  for (; count < esp::chunk_segments && first + count < order.segments; count++) {
+    segments[count] = order.segment(channel, first + count);
+  }
+  return count;
+}
+// rows(segments, count, channel, partial) or columns(window, columns in its last row, first column, partial) for a unit.
+template <class Rows, class Columns>
+void run_sum_unit(const esp::SumOrder& order, int64_t index, const Rows& rows, const Columns& columns) {
+  if (!order.columns()) {
+    Window segments[esp::chunk_segments];
+    const int64_t channel = index / order.chunks;
+    const int64_t count = segments_of(order, channel, index % order.chunks, segments);
+    rows(segments, count, channel, index);
+    return;
+  }
+  const int64_t width = order.matrix.width, strip = strip_of(order), strips = ceil_div(width, strip);
+  const int64_t row = index / strips * esp::chunk_rows, column = index % strips * strip;
+  const int64_t wide = width - column < strip ? width - column : strip;
+  const int64_t height = order.height() - row < esp::chunk_rows ? order.height() - row : esp::chunk_rows;
+  columns(Window{row * width + column, height, wide, width},
+          row + height <= order.matrix.rows ? wide : order.matrix.rest - column, column, index / strips * width + column);
+}
+double total_of(const esp::SumOrder& order, const double* partials, int64_t channel) {
+  return esp::add_partials(order.partials_of_channel(), [&](int64_t i) { return partials[order.partial(channel, i)]; });
+}
+
 // ---- the forward call
 
 constexpr int64_t no_channel = INT64_MAX;
@@ -246,13 +285,14 @@ struct Clip {
 // A tensor of the list on its way through the call.
 struct Forward {
   Layout layout;
+  esp::SumOrder order;  // MSE
   esp::QuantizeTarget target;
   bool fused;      // observed and applied channel by channel, while the channel is in the cache
   int64_t group;   // fused: channels a unit
   bool writes;     // y, q or gate is wanted
   SpreadScales spread;
   std::unique_ptr<float[]> maximum, minimum;  // a partial result each; magnitudes have no minima
-  std::unique_ptr<double[]> errors;           // MSE, not fused: a partial result each
+  std::unique_ptr<double[]> errors;           // MSE, not fused: a partial sum each
   std::unique_ptr<Clip[]> best;               // MSE, not fused: a channel each
   std::atomic<int64_t> nan{0}, infinite{0}, bad_channel{no_channel};
 
@@ -302,6 +342,7 @@ class ForwardCall {
     const esp_quantized& tensor = tensors_[t];
     Forward& s = states_[t];
     s.layout = Layout(tensor.outer, tensor.channels, tensor.inner);
+    s.order = esp::sum_order(tensor.outer, tensor.channels, tensor.inner);
     const int64_t x_bytes = s.layout.n * esp::size_of(tensor.dtype), y_bytes = s.layout.n * esp::size_of(tensor.y_dtype);
     const bool streaming = tensor.y != nullptr && tensor.y_dtype == ESP_F32 && y_bytes > esp::cache_bytes &&
                            !overlaps(tensor.x, x_bytes, tensor.y, y_bytes);
@@ -338,7 +379,7 @@ class ForwardCall {
     if (!absolute()) s.minimum.reset(new (std::nothrow) float[static_cast<size_t>(parts)]);
     if (!s.maximum || (!absolute() && !s.minimum)) return out_of_memory(parts);
     if (quantizer_.observer == ESP_OBSERVER_MSE) {
-      s.errors.reset(new (std::nothrow) double[static_cast<size_t>(parts)]);
+      s.errors.reset(new (std::nothrow) double[static_cast<size_t>(s.order.partials())]);
       s.best.reset(new (std::nothrow) Clip[static_cast<size_t>(tensor.channels)]);
       if (!s.errors || !s.best) return out_of_memory(parts);
     }
@@ -450,25 +491,25 @@ class ForwardCall {
       }
       s.spread.spread(s.layout, tensors_[t].scale, tensors_[t].zero_point);
     }
-    in_parallel([](const Forward& s) { return s.fused ? 0 : s.layout.all_pieces(); },
+    in_parallel([](const Forward& s) { return s.fused ? 0 : sum_units(s.order); },
                 [&](int64_t t, int64_t unit) {
                   Forward& s = states_[t];
-                  int64_t partial, scale;
-                  const Window w = s.layout.piece(unit, &partial, &scale);
-                  if (s.layout.columns) {
-                    kernels_.error(s.target, w, s.spread.from(s.layout, scale), &s.errors[partial]);
-                  } else {
-                    kernels_.error(s.target, w, OneScale(tensors_[t].scale, tensors_[t].zero_point, scale).grid(),
-                                   &s.errors[partial]);
-                  }
+                  run_sum_unit(
+                      s.order, unit,
+                      [&](const Window* segments, int64_t count, int64_t channel, int64_t partial) {
+                        kernels_.error_rows(s.target, segments, count,
+                                            OneScale(tensors_[t].scale, tensors_[t].zero_point, channel).grid(),
+                                            &s.errors[partial]);
+                      },
+                      [&](const Window& chunk, int64_t in_last, int64_t column, int64_t partial) {
+                        kernels_.error_columns(s.target, chunk, in_last, s.spread.from(s.layout, column), &s.errors[partial]);
+                      });
                 });
     for (int64_t t = 0; t < count_; t++) {
       Forward& s = states_[t];
       if (s.fused) continue;
-      s.layout.fold(s.errors.get(), [](double a, double b) { return a + b; });
       for (int64_t c = 0; c < s.layout.channels; c++) {
-        double error = 0;
-        s.layout.gather(c, [&](int64_t part) { error += s.errors[part]; });
+        const double error = total_of(s.order, s.errors.get(), c);
         int32_t zero;
         const float scale = clipped_scale(s.best[c], candidate, &zero);
         if (error < s.best[c].error && esp::usable_scale(scale)) {
@@ -501,11 +542,12 @@ class ForwardCall {
     const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute(), ahead);
     s.add(range.non_finite);
     set_scale(t, c, range.min, range.max);
-    if (quantizer_.observer == ESP_OBSERVER_MSE && esp::usable_scale(tensors_[t].scale[c])) search(t, c, w, range);
+    if (quantizer_.observer == ESP_OBSERVER_MSE && esp::usable_scale(tensors_[t].scale[c])) search(t, c, range);
   }
 
   // The MSE search within one channel that is in the cache.
-  void search(int64_t t, int64_t c, const Window& w, const ObservedRange& range) {
+  void search(int64_t t, int64_t c, const ObservedRange& range) {
+    const Forward& s = states_[t];
     double best = INFINITY;
     float best_scale = 1.0f;
     int32_t best_zero = 0;
@@ -513,8 +555,13 @@ class ForwardCall {
       int32_t zero;
       const float scale = esp::observed_scale(quantizer_, range.min * ratio(i), range.max * ratio(i), &zero);
       if (!esp::usable_scale(scale)) break;
-      double error;
-      kernels_.error(states_[t].target, w, OneScale(&scale, &zero, 0).grid(), &error);
+      const OneScale grid(&scale, &zero, 0);
+      const double error = esp::add_partials(s.order.partials_of_channel(), [&](int64_t chunk) {
+        Window segments[esp::chunk_segments];
+        double partial;
+        kernels_.error_rows(s.target, segments, segments_of(s.order, c, chunk, segments), grid.grid(), &partial);
+        return partial;
+      });
       if (error < best) {
         best = error;
         best_scale = scale;
@@ -665,7 +712,7 @@ esp_status esp_fake_quantize_scale_gradient(const esp_quantizer* quantizer, cons
   SpreadScales spread;
   if (esp_status status = spread.prepare(name, layout)) return status;
   spread.spread(layout, g.scale, g.zero_point);
-  const esp::GradientOrder order = esp::gradient_order(g.outer, g.channels, g.inner);
+  const esp::SumOrder order = esp::sum_order(g.outer, g.channels, g.inner);
   const int64_t parts = order.partials();
   std::unique_ptr<double[]> sums(new (std::nothrow) double[static_cast<size_t>(2 * parts)]);
   if (!sums) return esp::fail(ESP_OUT_OF_MEMORY, "%s: no memory for %lld parts", name, static_cast<long long>(parts));
@@ -678,38 +725,23 @@ esp_status esp_fake_quantize_scale_gradient(const esp_quantizer* quantizer, cons
                                            quantizer->rounding == ESP_ROUND_DIVIDE};
   double* const by_scale = sums.get();
   double* const by_zero = by_scale + parts;
-  // Columns of a matrix that a unit adds up.
-  const int64_t strip = order.matrix.width < 2048 ? at_least_one(order.matrix.width) : 2048;
-  const int64_t strips = ceil_div(order.matrix.width, strip);
-  const auto chunk = [&](int64_t index) {
-    if (order.columns()) {
-      const int64_t row = index / strips * esp::chunk_rows, column = index % strips * strip, width = order.matrix.width;
-      const int64_t columns = width - column < strip ? width - column : strip;
-      const int64_t height = order.height() - row < esp::chunk_rows ? order.height() - row : esp::chunk_rows;
-      const int64_t in_last = row + height <= order.matrix.rows ? columns : order.matrix.rest - column;
-      const int64_t partial = index / strips * width + column;
-      kernels->scale_gradient_columns(target, {row * width + column, height, columns, width}, in_last,
-                                      spread.from(layout, column), by_scale + partial, by_zero + partial);
-      return;
-    }
-    const int64_t channel = index / order.chunks, first = index % order.chunks * esp::chunk_segments;
-    Window segments[esp::chunk_segments];
-    int64_t count = 0;
-    for (; count < esp::chunk_segments && first + count < order.segments; count++) {
-      segments[count] = order.segment(channel, first + count);
-    }
-    kernels->scale_gradient_rows(target, segments, count, OneScale(g.scale, g.zero_point, channel).grid(), by_scale + index,
-                                 by_zero + index);
+  const auto unit = [&](int64_t index) {
+    run_sum_unit(
+        order, index,
+        [&](const Window* segments, int64_t count, int64_t channel, int64_t partial) {
+          kernels->scale_gradient_rows(target, segments, count, OneScale(g.scale, g.zero_point, channel).grid(),
+                                       by_scale + partial, by_zero + partial);
+        },
+        [&](const Window& chunk, int64_t in_last, int64_t column, int64_t partial) {
+          kernels->scale_gradient_columns(target, chunk, in_last, spread.from(layout, column), by_scale + partial,
+                                          by_zero + partial);
+        });
   };
-  const int64_t chunks = order.columns() ? order.chunks * strips : parts;
-  in_groups(chunks, n, n * esp::size_of(g.dtype), chunk);
+  in_groups(sum_units(order), n, n * esp::size_of(g.dtype), unit);
   const auto channel = [&](int64_t c) {
-    const auto total = [&](const double* partials) {
-      return esp::add_partials(order.partials_of_channel(), [&](int64_t i) { return partials[order.partial(c, i)]; });
-    };
     const double factor = static_cast<double>(g.factor);
-    g.grad_scale[c] = static_cast<float>(total(by_scale) * factor);
-    if (g.grad_zero_point != nullptr) g.grad_zero_point[c] = static_cast<float>(total(by_zero) * factor);
+    g.grad_scale[c] = static_cast<float>(total_of(order, by_scale, c) * factor);
+    if (g.grad_zero_point != nullptr) g.grad_zero_point[c] = static_cast<float>(total_of(order, by_zero, c) * factor);
   };
   in_groups(g.channels, parts, parts * static_cast<int64_t>(sizeof(double)), channel);
   return ESP_OK;

@@ -384,69 +384,106 @@ ESP_INLINE double total(const SumLanes& sum) {
   return lanes[0];
 }
 
-// turn(r, i, n) for each 16 columns: along the rows where the whole window has one scale, down the columns where each
-// has its own, so that sums stay in registers. done(i, n) after each group of columns, or once with n = 0.
+ESP_INLINE void add_segment(SumLanes& sum, SumLanes& segment) {
+  sum.low = sum.low + segment.low;
+  sum.high = sum.high + segment.high;
+  segment = {zero_f64(), zero_f64()};
+}
+
+// turn(at, i, n) for n elements from flat index `at` on, in columns i and on, of each row of the segments of a channel;
+// done() after each segment.
 template <class Turn, class Done>
-ESP_INLINE void walk(const Window& w, bool per_column, const Turn& turn, const Done& done) {
-  if (per_column) {
-    for (int64_t i = 0; i < w.columns; i += 16) {
-      const int64_t n = w.columns - i < 16 ? w.columns - i : 16;
-      for (int64_t r = 0; r < w.rows; r++) turn(r, i, n);
-      done(i, n);
-    }
-  } else {
+ESP_INLINE void walk_rows(const Window* segments, int64_t count, const Turn& turn, const Done& done) {
+  for (int64_t s = 0; s < count; s++) {
+    const Window w = segments[s];
     for (int64_t r = 0; r < w.rows; r++) {
-      for (int64_t i = 0; i < w.columns; i += 16) turn(r, i, w.columns - i < 16 ? w.columns - i : 16);
+      const int64_t first = w.first + r * w.stride;
+      int64_t i = 0;
+      for (; i + 16 <= w.columns; i += 16) turn(first + i, i, 16);
+      if (i < w.columns) turn(first + i, i, w.columns - i);
     }
-    done(0, 0);
+    done();
+  }
+}
+// The same down each 16 columns of a chunk, so that sums stay in registers; column(i, n) after each of them.
+template <class Turn, class Done, class Column>
+ESP_INLINE void walk_columns(const Window& w, int64_t in_last, const Turn& turn, const Done& done, const Column& column) {
+  for (int64_t i = 0; i < w.columns; i += 16) {
+    const int64_t n = w.columns - i < 16 ? w.columns - i : 16, last = in_last - i < n ? in_last - i : n;
+    const int64_t rows = last < n ? w.rows - 1 : w.rows;
+    for (int64_t top = 0; top < w.rows; top += esp::segment_rows) {
+      const int64_t bottom = top + esp::segment_rows < rows ? top + esp::segment_rows : rows;
+      for (int64_t r = top; r < bottom; r++) turn(w.first + r * w.stride + i, i, n);
+      if (rows < w.rows && w.rows <= top + esp::segment_rows && last > 0) turn(w.first + rows * w.stride + i, i, last);
+      done();
+    }
+    column(i, n);
   }
 }
 
+// Elements side by side, n of them: adds the squares of their errors to the sums of their lanes.
 template <class T, class Scale>
-void error_to(const esp::QuantizeTarget& t, const Window& w, const GridScale& scales, double* sum) {
-  const bool divide = t.divide;
-  const Scale scale(scales, divide);
+ESP_INLINE void add_errors(const esp::QuantizeTarget& t, const Scale& scale, bool divide, int64_t at, int64_t i, int64_t n,
+                           SumLanes& squares) {
   const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), finite = set1(largest);
-  const SumLanes empty = {zero_f64(), zero_f64()};
-  SumLanes squares = empty;
-  walk(
-      w, __is_same(Scale, PerColumn),
-      [&](int64_t r, int64_t i, int64_t n) __attribute__((always_inline)) {
-        const T* x = static_cast<const T*>(t.x) + w.first + r * w.stride + i;
-        const f32x16 v = n == 16 ? load(x) : load_n(x, n);
-        const f32x16 by = n == 16 ? scale.by(i) : scale.by_n(i, n), zero = n == 16 ? scale.zero(i) : scale.zero_n(i, n);
-        const f32x16 c = clamp_position(grid_position(v, by, zero, divide), qmin, qmax);
-        const f32x16 y = grid_value(c, n == 16 ? scale.scale(i) : scale.scale_n(i, n), zero);
-        const f32x16 e = keep(mask_of(static_cast<uint16_t>((1u << n) - 1)) & (abs(v) <= finite), y - v);
-        add_product(squares, e, e);
-      },
-      [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        if (n > 0) {
-          store_sum(sum + i, squares, n);
-          squares = empty;
-        } else {
-          *sum = total(squares);
-        }
-      });
+  const T* x = static_cast<const T*>(t.x) + at;
+  const f32x16 v = n == 16 ? load(x) : load_n(x, n);
+  const f32x16 by = n == 16 ? scale.by(i) : scale.by_n(i, n), zero = n == 16 ? scale.zero(i) : scale.zero_n(i, n);
+  const f32x16 c = clamp_position(grid_position(v, by, zero, divide), qmin, qmax);
+  const f32x16 y = grid_value(c, n == 16 ? scale.scale(i) : scale.scale_n(i, n), zero);
+  const f32x16 e = keep(mask_of(static_cast<uint16_t>((1u << n) - 1)) & (abs(v) <= finite), y - v);
+  add_product(squares, e, e);
 }
 
 template <class T>
-void error_from(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale, double* sum) {
-  if (scale.per_column) {
-    error_to<T, PerColumn>(t, w, scale, sum);
-  } else {
-    error_to<T, Constant>(t, w, scale, sum);
-  }
+void error_rows_of(const esp::QuantizeTarget& t, const Window* segments, int64_t count, const GridScale& scales, double* sum) {
+  const bool divide = t.divide;
+  const Constant scale(scales, divide);
+  SumLanes all = {zero_f64(), zero_f64()}, squares = all;
+  walk_rows(
+      segments, count,
+      [&](int64_t at, int64_t i, int64_t n) __attribute__((always_inline)) {
+        add_errors<T>(t, scale, divide, at, i, n, squares);
+      },
+      [&]() __attribute__((always_inline)) { add_segment(all, squares); });
+  *sum = total(all);
+}
+template <class T>
+void error_columns_of(const esp::QuantizeTarget& t, const Window& chunk, int64_t in_last, const GridScale& scales, double* sum) {
+  const bool divide = t.divide;
+  const PerColumn scale(scales, divide);
+  const SumLanes empty = {zero_f64(), zero_f64()};
+  SumLanes all = empty, squares = empty;
+  walk_columns(
+      chunk, in_last,
+      [&](int64_t at, int64_t i, int64_t n) __attribute__((always_inline)) {
+        add_errors<T>(t, scale, divide, at, i, n, squares);
+      },
+      [&]() __attribute__((always_inline)) { add_segment(all, squares); },
+      [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        store_sum(sum + i, all, n);
+        all = empty;
+      });
 }
 
-void error(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale, double* sum) {
+void error_rows(const esp::QuantizeTarget& t, const Window* segments, int64_t count, const GridScale& scale, double* sum) {
   switch (t.dtype) {
     case ESP_BF16:
-      return error_from<bf16>(t, w, scale, sum);
+      return error_rows_of<bf16>(t, segments, count, scale, sum);
     case ESP_F16:
-      return error_from<f16>(t, w, scale, sum);
+      return error_rows_of<f16>(t, segments, count, scale, sum);
     default:
-      return error_from<float>(t, w, scale, sum);
+      return error_rows_of<float>(t, segments, count, scale, sum);
+  }
+}
+void error_columns(const esp::QuantizeTarget& t, const Window& chunk, int64_t in_last, const GridScale& scale, double* sum) {
+  switch (t.dtype) {
+    case ESP_BF16:
+      return error_columns_of<bf16>(t, chunk, in_last, scale, sum);
+    case ESP_F16:
+      return error_columns_of<f16>(t, chunk, in_last, scale, sum);
+    default:
+      return error_columns_of<float>(t, chunk, in_last, scale, sum);
   }
 }
 
@@ -474,12 +511,6 @@ ESP_INLINE void add_gradients(const esp::ScaleGradientTarget& t, const Scale& sc
     }
   }
 }
-ESP_INLINE void add_segment(SumLanes& sum, SumLanes& segment) {
-  sum.low = sum.low + segment.low;
-  sum.high = sum.high + segment.high;
-  segment = {zero_f64(), zero_f64()};
-}
-
 template <class T>
 void scale_gradient_rows_of(const esp::ScaleGradientTarget& t, const Window* segments, int64_t count, const GridScale& scales,
                             double* scale_sum, double* zero_sum) {
@@ -487,17 +518,15 @@ void scale_gradient_rows_of(const esp::ScaleGradientTarget& t, const Window* seg
   const Constant scale(scales, divide);
   const SumLanes empty = {zero_f64(), zero_f64()};
   SumLanes all_by_scale = empty, all_by_zero = empty, by_scale = empty, by_zero = empty;
-  for (int64_t s = 0; s < count; s++) {
-    const Window w = segments[s];
-    for (int64_t r = 0; r < w.rows; r++) {
-      const int64_t first = w.first + r * w.stride;
-      int64_t i = 0;
-      for (; i + 16 <= w.columns; i += 16) add_gradients<T>(t, scale, divide, first + i, i, 16, by_scale, by_zero);
-      if (i < w.columns) add_gradients<T>(t, scale, divide, first + i, i, w.columns - i, by_scale, by_zero);
-    }
-    add_segment(all_by_scale, by_scale);
-    add_segment(all_by_zero, by_zero);
-  }
+  walk_rows(
+      segments, count,
+      [&](int64_t at, int64_t i, int64_t n) __attribute__((always_inline)) {
+        add_gradients<T>(t, scale, divide, at, i, n, by_scale, by_zero);
+      },
+      [&]() __attribute__((always_inline)) {
+        add_segment(all_by_scale, by_scale);
+        add_segment(all_by_zero, by_zero);
+      });
   *scale_sum = total(all_by_scale);
   *zero_sum = total(all_by_zero);
 }
@@ -514,31 +543,27 @@ void scale_gradient_rows(const esp::ScaleGradientTarget& t, const Window* segmen
   }
 }
 
-// Down the columns, so that sums stay in registers.
 template <class T>
-void scale_gradient_columns_of(const esp::ScaleGradientTarget& t, const Window& w, int64_t in_last, const GridScale& scales,
-                               double* scale_sum, double* zero_sum) {
+void scale_gradient_columns_of(const esp::ScaleGradientTarget& t, const Window& chunk, int64_t in_last,
+                               const GridScale& scales, double* scale_sum, double* zero_sum) {
   const bool divide = t.divide;
   const PerColumn scale(scales, divide);
   const SumLanes empty = {zero_f64(), zero_f64()};
-  for (int64_t i = 0; i < w.columns; i += 16) {
-    const int64_t n = w.columns - i < 16 ? w.columns - i : 16, last = in_last - i < n ? in_last - i : n;
-    const int64_t rows = last < n ? w.rows - 1 : w.rows;
-    SumLanes all_by_scale = empty, all_by_zero = empty, by_scale = empty, by_zero = empty;
-    for (int64_t top = 0; top < w.rows; top += esp::segment_rows) {
-      const int64_t bottom = top + esp::segment_rows < rows ? top + esp::segment_rows : rows;
-      for (int64_t r = top; r < bottom; r++) {
-        add_gradients<T>(t, scale, divide, w.first + r * w.stride + i, i, n, by_scale, by_zero);
-      }
-      if (rows < w.rows && w.rows <= top + esp::segment_rows && last > 0) {
-        add_gradients<T>(t, scale, divide, w.first + rows * w.stride + i, i, last, by_scale, by_zero);
-      }
-      add_segment(all_by_scale, by_scale);
-      add_segment(all_by_zero, by_zero);
-    }
-    store_sum(scale_sum + i, all_by_scale, n);
-    store_sum(zero_sum + i, all_by_zero, n);
-  }
+  SumLanes all_by_scale = empty, all_by_zero = empty, by_scale = empty, by_zero = empty;
+  walk_columns(
+      chunk, in_last,
+      [&](int64_t at, int64_t i, int64_t n) __attribute__((always_inline)) {
+        add_gradients<T>(t, scale, divide, at, i, n, by_scale, by_zero);
+      },
+      [&]() __attribute__((always_inline)) {
+        add_segment(all_by_scale, by_scale);
+        add_segment(all_by_zero, by_zero);
+      },
+      [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        store_sum(scale_sum + i, all_by_scale, n);
+        store_sum(zero_sum + i, all_by_zero, n);
+        all_by_scale = all_by_zero = empty;
+      });
 }
 
 void scale_gradient_columns(const esp::ScaleGradientTarget& t, const Window& chunk, int64_t in_last, const GridScale& scale,
@@ -635,5 +660,6 @@ void backward(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, i
 namespace esp {
 extern const FakeQuantizeKernels ESP_VARIANT(fake_quantize);
 const FakeQuantizeKernels ESP_VARIANT(fake_quantize) = {
-    observe, observe_columns, apply, error, scale_gradient_rows, scale_gradient_columns, dequantize, backward, ::fence};
+    observe,    observe_columns, apply, error_rows, error_columns, scale_gradient_rows, scale_gradient_columns,
+    dequantize, backward,        ::fence};
 }  // namespace esp

@@ -61,12 +61,14 @@ struct FakeQuantizeKernels {
   // Writes y, q and gate. The bits of a row start at any bit; those before it in its first byte are kept.
   // After the last window of a thread with `stream`, fence().
   NonFinite (*apply)(const QuantizeTarget& target, const Window& window, const GridScale& scale);
-  // The sum of (y - x)^2 over finite x: one number, or one a column where the scale is.
-  void (*error)(const QuantizeTarget& target, const Window& window, const GridScale& scale, double* sum);
+  // The sum of (y - x)^2 over finite x of `count` segments of one channel.
+  void (*error_rows)(const QuantizeTarget& target, const Window* segments, int64_t count, const GridScale& scale, double* sum);
+  // The same for each column of a chunk of a matrix, whose last row has only `in_last` of its columns (0 or less: none).
+  void (*error_columns)(const QuantizeTarget& target, const Window& chunk, int64_t in_last, const GridScale& scale,
+                        double* sum);
   // Writes grad_x; the sums of grad_y * dy/ds and grad_y * dy/dz over `count` segments of one channel.
   void (*scale_gradient_rows)(const ScaleGradientTarget& target, const Window* segments, int64_t count, const GridScale& scale,
                               double* scale_sum, double* zero_sum);
-  // The same for each column of a chunk of a matrix, whose last row has only `in_last` of its columns (0 or less: none).
   void (*scale_gradient_columns)(const ScaleGradientTarget& target, const Window& chunk, int64_t in_last,
                                  const GridScale& scale, double* scale_sum, double* zero_sum);
   void (*dequantize)(const DequantizeTarget& target, const Window& window, const GridScale& scale);

@@ -1,5 +1,5 @@
-// How fake_quantize sees a tensor, and the order of the sums in fake_quantize_scale_gradient, which is part
-// of their result, on every processor and device.
+// How fake_quantize sees a tensor, and the order of its sums over channels (gradients of scales, errors of
+// the MSE observer), which is part of their result, on every processor and device.
 #pragma once
 #include <cstdint>
 
@@ -46,7 +46,7 @@ constexpr int64_t chunk_segments = 16;     // of rows
 constexpr int64_t chunk_rows = 128;        // of a matrix
 constexpr int partial_lanes = 256;
 
-struct GradientOrder {
+struct SumOrder {
   int64_t outer, channels, inner;  // one scale for all is one row
   QuantizeMatrix matrix;
   int64_t rows;      // of a segment of rows; 0: a row has several segments
@@ -79,8 +79,8 @@ struct GradientOrder {
             inner - i < segment_elements ? inner - i : segment_elements, inner};
   }
 };
-ESP_EVERYWHERE inline GradientOrder gradient_order(int64_t outer, int64_t channels, int64_t inner) {
-  GradientOrder order = {};
+ESP_EVERYWHERE inline SumOrder sum_order(int64_t outer, int64_t channels, int64_t inner) {
+  SumOrder order = {};
   order.outer = channels == 1 ? 1 : outer;
   order.channels = channels;
   order.inner = channels == 1 ? outer * inner : inner;
