@@ -16,10 +16,12 @@ set(ESP_OPERATIONS
   magnitude_prune
 )
 
-# Those that have CUDA kernels; of fake_quantize the gradients of scales apart, because they compute in double.
+# Those that have CUDA kernels; of fake_quantize the gradients of scales and the search of the MSE observer apart,
+# because they compute in double.
 set(ESP_CUDA_OPERATIONS
   gradient_norm
   fake_quantize
+  fake_quantize_clip
   fake_quantize_scale_gradient
   kd_softmax_loss
   fused_adamw
@@ -27,4 +29,4 @@ set(ESP_CUDA_OPERATIONS
   magnitude_prune
 )
 # Of them those whose kernels may compute in double, because the result is defined so.
-set(ESP_CUDA_DOUBLE fake_quantize_scale_gradient fused_adamw fused_sgd gradient_norm kd_softmax_loss)
+set(ESP_CUDA_DOUBLE fake_quantize_clip fake_quantize_scale_gradient fused_adamw fused_sgd gradient_norm kd_softmax_loss)

@@ -1,4 +1,5 @@
 // Stands in for device.cu and the kernels where no nvcc was found, so that the same bindings link; every call says so.
+#include "espalier/cuda/fake_quantize_clip.h"
 #include "espalier/cuda/fake_quantize_scale_gradient.h"
 #include "espalier/cuda/fused_adamw.h"
 #include "espalier/cuda/fused_sgd.h"
@@ -39,6 +40,7 @@ ABSENT(esp_cuda_event_synchronize(void*))
 ABSENT(esp_cuda_event_elapsed(void*, void*, float*))
 ABSENT(esp_cuda_gradient_norm(const esp_cuda_plan*, const void*, void*, esp_gradient_norm_result*, void*))
 ABSENT(esp_cuda_fake_quantize(const esp_cuda_plan*, const void*, void*, esp_cuda_quantize_result*, void*))
+ABSENT(esp_cuda_fake_quantize_clip(const esp_cuda_plan*, const void*, void*, void*))
 ABSENT(esp_cuda_fake_quantize_scale_gradient(const esp_cuda_plan*, const void*, void*, esp_cuda_scale_gradient_result*, void*))
 ABSENT(esp::launch_fake_quantize_backward(const void*, const uint8_t*, void*, int64_t, esp_dtype, void*))
 ABSENT(esp::launch_dequantize(const esp_dequantized&, int64_t, void*))

@@ -102,7 +102,7 @@ esp_status esp_cuda_fake_quantize_plan(const esp_quantizer* quantizer, const esp
   if (plan == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "%s: plan is NULL", operation);
   if (esp_status status = esp::check_quantizer(operation, quantizer)) return status;
   if (quantizer->observer == ESP_OBSERVER_MSE) {
-    return esp::fail(ESP_UNSUPPORTED, "%s: the MSE observer runs on the CPU only", operation);
+    return esp::fail(ESP_UNSUPPORTED, "%s: the MSE observer is fake_quantize_clip", operation);
   }
   if (esp_status status = esp::check_list(operation, tensors, count)) return status;
   if (count > INT32_MAX)

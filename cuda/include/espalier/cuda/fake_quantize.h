@@ -2,7 +2,8 @@
  * fake_quantize on a device: espalier/fake_quantize.h, with the same bits in y, q, gate, scales and zero
  * points. Conventions: plan.h. What differs:
  *
- * - Observers are NONE, MIN_MAX and MOVING_AVERAGE; MSE, a search for calibration, is ESP_UNSUPPORTED.
+ * - Observers are NONE, MIN_MAX and MOVING_AVERAGE; MSE, a search for calibration, is ESP_UNSUPPORTED here:
+ * fake_quantize_clip.h finds its scales.
  * Running averages of a tensor whose minimum or maximum is 0 may hold -0 for 0.
  * - Counts, and scales that cannot be used, are results in device memory: nothing here reads it. Outputs of a
  * tensor with such a channel are unspecified.

@@ -227,6 +227,51 @@ class DeviceTest {
     }
   }
 
+  /** The MSE observer, fused on the CPU and not, over rows, columns and all; waiting, and queued twice. */
+  @Test
+  void mseHasTheSameBits() {
+    Device device = device();
+    long[][] shapes = {{7, 40}, {2, 40_000}, {300, 5}, {20_000}};
+    Integer[] axes = {0, 0, -1, null};
+    for (FakeQuantize base : List.of(FakeQuantize.affine(8), FakeQuantize.symmetric(4))) {
+      for (int i = 0; i < shapes.length; i++) {
+        FakeQuantize grid = axes[i] == null ? base : base.perChannel(axes[i]);
+        FakeQuantize options = grid.mse(5, 0.4f);
+        int elements = 1;
+        for (long size : shapes[i]) {
+          elements *= (int) size;
+        }
+        Tensor x = Tensor.of(floats(elements, 9), DType.F32, shapes[i]);
+        int channels = (int) grid.channels(x);
+        FloatPointer scale = new FloatPointer(channels);
+        IntPointer zeroPoint = new IntPointer(channels);
+        try (OwnedTensor y = OwnedTensor.allocate(DType.F32, shapes[i]);
+            CudaTensor deviceX = upload(device, x);
+            CudaTensor deviceY = CudaTensor.allocate(device, DType.F32, shapes[i]);
+            CudaMemory deviceScale = CudaMemory.allocate(device, 4L * channels);
+            CudaMemory deviceZero = CudaMemory.allocate(device, 4L * channels);
+            CudaStream stream = CudaStream.create(device)) {
+          FakeQuantize.NonFinite expected =
+              options.run(FakeQuantize.Job.fake(x, y, null, scale, zeroPoint));
+          FakeQuantize.Job job =
+              FakeQuantize.Job.fake(
+                  deviceX, deviceY, null, deviceScale.asFloats(), deviceZero.asInts());
+          assertEquals(expected, options.run(job));
+          try (FakeQuantize.Batch batch = options.batch(List.of(job))) {
+            for (int turn = 0; turn < 2; turn++) {
+              deviceScale.zero(stream);
+              batch.queue(stream);
+              assertEquals(List.of(expected), batch.result(stream));
+              assertArrayEquals(bytes(scale, 4 * channels), bytes(deviceScale, stream));
+              assertArrayEquals(bytes(zeroPoint, 4 * channels), bytes(deviceZero, stream));
+              assertArrayEquals(bytes(y.pointer(), (int) y.bytes()), download(deviceY));
+            }
+          }
+        }
+      }
+    }
+  }
+
   /** Rows of one chunk and of several, columns, and one scale for all; waiting, and queued twice. */
   @Test
   void scaleGradientsHaveTheSameBits() {

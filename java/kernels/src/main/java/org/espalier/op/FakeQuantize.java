@@ -39,7 +39,7 @@ import org.espalier.device.Tensor;
  * on every instruction set, for every number of threads and on CUDA devices. Bit fields hold one bit an
  * element, least significant first ({@link Bits}).
  *
- * <p>Runs where x is; all other memory of a job lies there too. The MSE observer runs on the CPU only.
+ * <p>Runs where x is; all other memory of a job lies there too.
  */
 public final class FakeQuantize {
   /** How x becomes a place on the grid. */
@@ -385,23 +385,28 @@ public final class FakeQuantize {
     private final Device device;
     private final esp_quantizer quantizer;
     private final esp_quantized list;
-    private final DevicePlan plan; // null on the CPU, as are the next two
+    private final DevicePlan plan; // null on the CPU, as are the next three
     private final CudaMemory found;
     private final esp_cuda_quantize_result results;
+    private final ClipSearch search; // of the MSE observer; null for others
 
     private Batch(FakeQuantize options, List<Job> jobs) {
       this.options = options;
       this.scalesGiven = options.observer == Observer.GIVEN;
       this.device = jobs.isEmpty() ? Device.cpu() : jobs.get(0).x().device();
-      this.quantizer = Natives.keep(options.quantizer());
+      boolean searches = device.isCuda() && options.observer == Observer.MSE;
+      // There the search writes the scales, and what follows takes them as given.
+      this.quantizer = Natives.keep((searches ? options.given() : options).quantizer());
       this.list = Natives.keep(new esp_quantized(Math.max(1, jobs.size())));
       fill(jobs);
       if (!device.isCuda()) {
         plan = null;
         found = null;
         results = null;
+        search = null;
         return;
       }
+      search = searches ? new ClipSearch(device, options, list, jobs.size()) : null;
       plan = new DevicePlan(device, this::plan);
       results = Natives.keep(new esp_cuda_quantize_result(jobs.size()));
       found = CudaMemory.allocate(device, jobs.size() * results.sizeof());
@@ -442,8 +447,12 @@ public final class FakeQuantize {
      * works on those. Such a change cannot be captured in a CUDA graph.
      *
      * @param next as many as before, on the same device
+     * @throws UnsupportedOperationException for the MSE observer on a CUDA device
      */
     public void replace(List<Job> next) {
+      if (search != null) {
+        throw new UnsupportedOperationException("the MSE observer's search is of one list");
+      }
       if (next.size() != jobs.size()) {
         throw new IllegalArgumentException(next.size() + " tensors in the place of " + jobs.size());
       }
@@ -484,6 +493,9 @@ public final class FakeQuantize {
       DevicePlan.requireOn(device, stream);
       device.makeCurrent();
       plan.prepare(stream);
+      if (search != null) {
+        search.queue(stream);
+      }
       Status.checkCuda(
           espalier_cuda.esp_cuda_fake_quantize(
               plan.plan(),
@@ -527,6 +539,9 @@ public final class FakeQuantize {
         plan.close();
         found.close();
         results.close();
+      }
+      if (search != null) {
+        search.close();
       }
       quantizer.close();
       list.close();

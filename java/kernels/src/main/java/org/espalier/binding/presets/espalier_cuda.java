@@ -16,6 +16,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
               "espalier/cuda/plan.h",
               "espalier/cuda/gradient_norm.h",
               "espalier/cuda/fake_quantize.h",
+              "espalier/cuda/fake_quantize_clip.h",
               "espalier/cuda/fake_quantize_scale_gradient.h",
               "espalier/cuda/fused_adamw.h",
               "espalier/cuda/fused_sgd.h",
