@@ -342,7 +342,7 @@ class CheckpointPrunerTest {
   /** A sparse tensor larger than the disk stands for a full one. */
   @Test
   void refusesBeforeItStartsWhatTheDiskCannotHold() throws IOException {
-    long free = Files.getFileStore(folder).getUsableSpace();
+    long free = folder.toFile().getUsableSpace();
     long bytes = free + (1L << 20);
     String header =
         "{\"w\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"

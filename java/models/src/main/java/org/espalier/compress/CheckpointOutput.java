@@ -158,22 +158,20 @@ final class CheckpointOutput implements AutoCloseable {
     }
   }
 
+  /** Where the folder does not exist, making the output says so. */
   private static void checkSpace(Path target, long bytes) {
-    try {
-      Path parent = target.toAbsolutePath().getParent();
-      long free = Files.getFileStore(parent).getUsableSpace();
-      if (bytes > free) {
-        throw new InputException(
-            "cannot write "
-                + target
-                + ": it needs "
-                + bytes
-                + " bytes and the file system has "
-                + free
-                + " left");
-      }
-    } catch (IOException e) {
-      throw new InputException("cannot write " + target + ": " + e.getMessage(), e);
+    Path parent = target.toAbsolutePath().getParent();
+    // Not by a FileStore, which a system without a table of mounts (chroot) does not have.
+    long free = parent.toFile().getUsableSpace();
+    if (bytes > free && Files.isDirectory(parent)) {
+      throw new InputException(
+          "cannot write "
+              + target
+              + ": it needs "
+              + bytes
+              + " bytes and the file system has "
+              + free
+              + " left");
     }
   }
 
