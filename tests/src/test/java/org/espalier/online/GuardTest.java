@@ -103,6 +103,33 @@ class GuardTest {
   }
 
   @Test
+  void aLimitHoldsFromTheFirstStepOn() {
+    for (boolean clip : new boolean[] {true, false}) {
+      events.clear();
+      try (LinearHead head = new LinearHead(FEATURES, 2);
+          OnlineLearner learner =
+              learner(head, new Guard(new Guard.Norm(5, 30, clip, 2), null, null))) {
+        Example exploding = Streams.plane(1, FEATURES, 0, 2, 9).get(0);
+        for (int j = 0; j < FEATURES; j++) {
+          exploding.features()[j] *= 1e3f;
+        }
+        learner.learn(List.of(exploding));
+        assertEquals(
+            List.of(clip ? Event.Kind.NORM_CLIPPED : Event.Kind.NORM_SKIPPED),
+            events.stream().map(Event::kind).toList());
+        assertTrue(events.get(0).evidence().endsWith("more than the limit 2.000"));
+        double moved = 0;
+        for (float w : learner.weights().get("weight")) {
+          moved += w * w;
+        }
+        // The rate is below 1, so the step is shorter than the limit.
+        assertTrue(clip ? moved > 0 && moved <= 4 : moved == 0, "moved " + moved);
+        assertEquals(clip ? 1 : 0, learner.steps());
+      }
+    }
+  }
+
+  @Test
   void aSpikeIsNotLearnedUntilItLasts() {
     try (LinearHead head = new LinearHead(FEATURES, 2);
         OnlineLearner learner = learner(head, new Guard(null, new Guard.Spike(3, 20, 4), null))) {

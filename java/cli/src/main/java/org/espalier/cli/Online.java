@@ -83,7 +83,7 @@ import picocli.CommandLine.Option;
       "  constraint: {target: one-hot, factor: 4, offset: -2, rho: 0.1}",
       "                          # or identity, batch-maximum; augmented: true",
       "  guard:                  # what is not finite is always taken out",
-      "    norm: {factor: 5, warmup: 30, clip: true}",
+      "    norm: {factor: 5, warmup: 30, clip: true, limit: 100}",
       "    spike: {factor: 3, warmup: 30, in-a-row: 20}",
       "    quality: {hold-every: 5, window: 200, check-every: 200, tolerance: 0.1}",
       "  drift: {delta: 0.002, slack: 0.005, threshold: 50, action: report}",

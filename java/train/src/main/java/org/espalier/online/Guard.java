@@ -15,14 +15,21 @@ public record Guard(Norm norm, Spike spike, Quality quality) {
 
   /**
    * A gradient is an outlier where its norm is more than {@code factor} times the fading mean of the
-   * norms, after {@code warmup} steps.
+   * norms, after {@code warmup} steps, or, from the first step on, more than {@code limit}.
    *
    * @param clip scale it down to that; else skip the step
+   * @param limit above 0; {@link Double#MAX_VALUE} for none
    */
-  public record Norm(double factor, int warmup, boolean clip) {
+  public record Norm(double factor, int warmup, boolean clip, double limit) {
     public Norm {
       above(1, "factor", factor);
       atLeast(1, "warmup", warmup);
+      above(0, "limit", limit);
+    }
+
+    /** Without a limit. */
+    public Norm(double factor, int warmup, boolean clip) {
+      this(factor, warmup, clip, Double.MAX_VALUE);
     }
   }
 

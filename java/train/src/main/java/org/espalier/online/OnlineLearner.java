@@ -560,19 +560,23 @@ public final class OnlineLearner implements AutoCloseable {
       }
       return true;
     }
-    double limit = rule.factor() * meanNorm;
-    if (normsSeen >= rule.warmup() && norm > limit) {
+    double usual = normsSeen >= rule.warmup() ? rule.factor() * meanNorm : Double.MAX_VALUE;
+    double limit = Math.min(usual, rule.limit());
+    if (norm > limit) {
       String evidence =
-          String.format(
-              Locale.ROOT,
-              "the gradient's norm %.4g is more than %.3g times the mean %.4g",
-              norm,
-              rule.factor(),
-              meanNorm);
+          limit == rule.limit()
+              ? String.format(
+                  Locale.ROOT, "the gradient's norm %.4g is more than the limit %.4g", norm, limit)
+              : String.format(
+                  Locale.ROOT,
+                  "the gradient's norm %.4g is more than %.3g times the mean %.4g",
+                  norm,
+                  rule.factor(),
+                  meanNorm);
       if (!rule.clip()) {
         fire(Event.Kind.NORM_SKIPPED, evidence, batch);
         // It counts, cut down, so that a world that has changed is followed in the end.
-        meanNorm = MEMORY * meanNorm + (1 - MEMORY) * limit;
+        meanNorm = normsSeen++ == 0 ? limit : MEMORY * meanNorm + (1 - MEMORY) * limit;
         return false;
       }
       fire(Event.Kind.NORM_CLIPPED, evidence, List.of());

@@ -42,7 +42,7 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * int8: true
  * constraint: {target: one-hot, factor: 1, offset: 0, rho: 1, augmented: true}  # identity, batch-maximum
  * guard:
- *   norm: {factor: 5, warmup: 30, clip: true}
+ *   norm: {factor: 5, warmup: 30, clip: true, limit: 100}   # limit: from the first step on
  *   spike: {factor: 3, warmup: 30, in-a-row: 20}
  *   quality: {hold-every: 5, window: 200, check-every: 200, tolerance: 0.1}
  * drift: {delta: 0.002, slack: 0.005, threshold: 50, action: report}            # restart, reset
@@ -254,7 +254,8 @@ public record OnlineRecipe(
                     new Guard.Norm(
                         norm.number("factor"),
                         norm.integer("warmup", 30),
-                        norm.flag("clip", true))),
+                        norm.flag("clip", true),
+                        norm.number("limit", Double.MAX_VALUE))),
         spike == null
             ? null
             : spike.checked(

@@ -49,13 +49,26 @@ final class DynamicGrid implements ActivationSimulation.Grid {
     }
     Tensor source = x.contiguous();
     // Zero is in every range, so zeroed padding leaves the range of the example alone.
-    Tensor y = batch.pads(source) ? source.mul(batch.mask()) : source.clone();
+    Tensor y;
+    Tensor from = source;
+    if (batch.pads(source)) {
+      y = source.mul(batch.mask());
+      from = y;
+    } else {
+      // Autograd's identity, in memory of its own: a copy would be read and written once more.
+      y = source.alias();
+      y.set_data(torch.empty_like(source));
+    }
     makeRoom(shape[0], y.numel());
     // Nothing in the graph has kept y yet, so writing to it is what its later readers see.
-    org.espalier.device.Tensor view = device.view(y);
     List<FakeQuantize.Job> jobs =
         List.of(
-            FakeQuantize.Job.fake(view, view, gate.bytes(), scales.floats(), zeroPoints.ints()));
+            FakeQuantize.Job.fake(
+                device.view(from),
+                device.view(y),
+                gate.bytes(),
+                scales.floats(),
+                zeroPoints.ints()));
     if (quantizing == null) {
       quantizing = GRID.batch(jobs);
     } else {
