@@ -18,8 +18,10 @@ import java.util.function.Supplier;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.BoolOptional;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorArrayRefOptional;
 import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
@@ -214,7 +216,7 @@ public final class TorchLearnable implements Learnable {
     memory.put(slope, from * outputs, rows * outputs);
     Tensor factors =
         torch.from_blob(memory, out.sizes().vec().get(), new TensorOptions(ScalarType.Float));
-    out.mul(factors).sum().backward();
+    out.backward(factors, new BoolOptional(), false, new TensorArrayRefOptional());
   }
 
   @Override
