@@ -211,6 +211,115 @@ class DynamicQuantizerTest {
     assertArrayEquals(run(OnnxModel.of(proto, "norm")), run(model), 2e-3f);
   }
 
+  /**
+   * An attention of two heads over the twelve rows, as exporters write it, some of whose values are much larger
+   * than the others.
+   *
+   * @param softmax what makes the weights of the mean
+   * @param reader an operator that reads the context too, or null
+   */
+  private static ModelProto attention(String softmax, String reader) {
+    Random random = new Random(5);
+    float[] wv = new float[WIDTH * 24];
+    float[] bv = new float[24];
+    for (int i = 0; i < wv.length; i++) {
+      wv[i] = (float) random.nextGaussian() * (i % 24 % 7 == 2 ? 8 : 0.2f);
+    }
+    for (int j = 0; j < 24; j++) {
+      bv[j] = j % 7 == 2 ? 30 : 0.1f * j;
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("attention")
+            .addInput(value("x", DataType.FLOAT, -1, WIDTH))
+            .addInitializer(int64s("batch", 0))
+            .addInitializer(int64s("heads", 0, 0, 2, 12))
+            .addInitializer(int64s("joined", 0, 0, 24))
+            .addInitializer(matrix("wv", wv, WIDTH, 24))
+            .addInitializer(vector("bv", bv))
+            .addInitializer(floats("wo", random, 0.3f, 24, WIDTH))
+            .addInitializer(floats("bo", random, 1, WIDTH))
+            .addNode(node("Unsqueeze", "u", List.of("x", "batch"), "a"));
+    for (String part : List.of("q", "k", "v")) {
+      if (!part.equals("v")) {
+        g.addInitializer(floats("w" + part, random, 0.2f, WIDTH, 24))
+            .addInitializer(floats("b" + part, random, 0.2f, 24));
+      }
+      long[] order = part.equals("k") ? new long[] {0, 2, 3, 1} : new long[] {0, 2, 1, 3};
+      g.addNode(node("MatMul", "m" + part, List.of("a", "w" + part), "p" + part))
+          .addNode(node("Add", "a" + part, List.of("p" + part, "b" + part), part))
+          .addNode(node("Reshape", "r" + part, List.of(part, "heads"), "s" + part))
+          .addNode(
+              node(
+                  "Transpose",
+                  "t" + part,
+                  List.of("s" + part),
+                  "h" + part,
+                  attribute("perm", order)));
+    }
+    g.addNode(node("MatMul", "scores", List.of("hq", "hk"), "e"))
+        .addNode(node(softmax, "weights", List.of("e"), "p"))
+        .addNode(node("MatMul", "mean", List.of("p", "hv"), "c"))
+        .addNode(node("Transpose", "back", List.of("c"), "d", attribute("perm", 0, 2, 1, 3)))
+        .addNode(node("Reshape", "join", List.of("d", "joined"), "context"))
+        .addNode(node("MatMul", "mo", List.of("context", "wo"), "po"))
+        .addNode(node("Add", "ao", List.of("po", "bo"), "o"))
+        .addNode(node("Squeeze", "last", List.of("o", "batch"), "y"))
+        .addOutput(value("y", DataType.FLOAT, -1, WIDTH));
+    if (reader != null) {
+      g.addNode(node(reader, "extra", List.of("context"), "z"))
+          .addOutput(value("z", DataType.FLOAT, 1, -1, 24));
+    }
+    return SmallModels.model(13, g);
+  }
+
+  private static TensorProto int64s(String name, long... values) {
+    ByteBuffer data = ByteBuffer.allocate(8 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    for (long v : values) {
+      data.putLong(v);
+    }
+    return SmallModels.tensor(name, DataType.INT64, data.flip(), values.length);
+  }
+
+  @Test
+  void theContextOfAnAttentionIsEqualizedInItsValues() throws OrtException {
+    ModelProto proto = attention("Softmax", null);
+    float[] expected = run(OnnxModel.of(proto, "attention"));
+    OnnxModel model = OnnxModel.of(proto, "attention");
+    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults())
+        .calibrate(DynamicQuantizerTest::examples);
+    assertNull(model.initializer("context_factor"), "it costs no Mul");
+    assertNotNull(model.initializer("wo_scaled"));
+    assertNotNull(model.initializer("wv_scaled"));
+    float[] bias = values(model.initializer("bv_fitted"));
+    for (int j = 2; j < 24; j += 7) {
+      assertTrue(Math.abs(bias[j]) < 8, "the values of channel " + j + " are around " + bias[j]);
+    }
+    assertArrayEquals(expected, run(model), 2e-3f);
+    double plain = error(expected, run(quantized(proto, false, false)));
+    double fitted = error(expected, run(quantized(proto, true, false)));
+    assertTrue(fitted < plain, "error " + fitted + " after calibration, " + plain + " before");
+  }
+
+  /** Weights that do not add up to 1, and a context that something else reads. */
+  @Test
+  void anotherContextIsScaledByAMul() throws OrtException {
+    for (ModelProto proto : List.of(attention("Sigmoid", null), attention("Softmax", "Relu"))) {
+      OnnxModel model = OnnxModel.of(proto, "attention");
+      new DynamicQuantizer(model, DynamicQuantizer.Options.defaults())
+          .calibrate(DynamicQuantizerTest::examples);
+      assertNotNull(model.initializer("context_factor"));
+      assertNull(model.initializer("bv_fitted"));
+      assertArrayEquals(run(OnnxModel.of(proto, "attention")), run(model), 1e-2f);
+    }
+  }
+
+  private static float[] values(OnnxInitializer i) {
+    float[] v = new float[(int) i.elements()];
+    i.floats().get(v);
+    return v;
+  }
+
   @Test
   void calibrationTakesAwayMostOfTheError() throws OrtException {
     float[] expected = run(OnnxModel.of(block(null), "block"));
