@@ -196,13 +196,12 @@ class OnlineTest {
             .json();
     assertEquals(400, json.get("seen").asInt());
     assertEquals(0, json.get("bad").asInt());
-    // Its weights are a model for the next run.
+    // Its weights are a model for the next run; the file's name says that it is CSV.
     JsonNode again =
         Run.of(
                 "online",
                 "--input",
                 input,
-                "--csv",
                 "--recipe",
                 recipe,
                 "--store",
@@ -212,6 +211,46 @@ class OnlineTest {
                 "--json")
             .json();
     assertTrue(again.get("metrics").get("accuracy").asDouble() > 0.95, again.toString());
+    recipe("loss: cross-entropy\nlearning-rate: 1\nmodel: {features: 4, outputs: 2}\n");
+    refused(
+        "has 3 features and 2 outputs; the recipe says model: {features: 4",
+        "--input",
+        input,
+        "--recipe",
+        recipe,
+        "--model",
+        store.resolve("versions/1/model/model.safetensors"));
+  }
+
+  /** Zeros must not replace what is served, and a stream without news makes no version. */
+  @Test
+  void aRunThatLearnsNothingPublishesOnlyIntoAnEmptyStore() throws IOException {
+    Path good = Files.write(folder.resolve("in.jsonl"), lines(64, 1));
+    Path empty = Files.writeString(folder.resolve("empty.jsonl"), "");
+    Path unusable = Files.writeString(folder.resolve("bad.jsonl"), "a\nb\nc\n");
+    Run.of("online", "--input", empty, "--recipe", recipe, "--store", store).done();
+    Run.of("online", "--input", good, "--recipe", recipe, "--store", store).done();
+    Object[] zeros = {"online", "--input", unusable, "--recipe", recipe, "--store", store};
+    assertTrue(Run.of(zeros).done().err().contains("no version was published"));
+    Run many =
+        Run.of(
+            "online",
+            "--input",
+            unusable,
+            "--recipe",
+            recipe,
+            "--store",
+            store,
+            "--max-bad",
+            2);
+    assertEquals(2, many.code());
+    assertTrue(many.err().contains("nothing was learned"), many.err());
+    JsonNode resumed =
+        Run.of("online", "--input", good, "--resume", "--store", store, "--json").json();
+    assertEquals("[]", resumed.get("versions").toString());
+    JsonNode list = Run.of("store", "list", "--store", store, "--json").json();
+    assertEquals(2, list.get("current").asInt());
+    assertEquals(2, list.get("versions").size());
   }
 
   @Test
@@ -231,6 +270,8 @@ class OnlineTest {
     refused("losses on values", "--input", input, "--recipe", recipe);
     recipe("loss: squared\nlearning-rate: 1\nguard:\n  norm: {factor: 0.5}\n");
     refused("line 4: guard.norm: factor 0.5", "--input", input, "--recipe", recipe);
+    recipe("loss: squared\nlearning-rate: 1\nseed: 1.5\n");
+    refused("line 3: seed is 1.5; an integer", "--input", input, "--recipe", recipe);
     recipe("loss: squared\nloss: squared\nlearning-rate: 1\n");
     refused("line 2: loss occurs twice", "--input", input, "--recipe", recipe);
     recipe("loss: [\n");

@@ -48,15 +48,18 @@ import picocli.CommandLine.Option;
           + " then learned. Versions are published to a store as it goes.",
       "",
       "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5]"
-          + " for outcomes that are values; or, with --csv, the features and then the outcome,"
-          + " separated by commas. An outcome may come later: {\"id\": \"a\", \"features\": [0.5,"
-          + " 1]}, and then, however many lines below, {\"id\": \"a\", \"label\": 0}. Lines that"
+          + " for outcomes that are values; or, in a .csv file or with --csv, the features and then"
+          + " the outcome, separated by commas. An outcome may come later: {\"id\": \"a\","
+          + " \"features\": [0.5, 1]}, and then, however many lines below, {\"id\": \"a\", \"label\": 0}. Lines that"
           + " cannot be used are counted, go to the quarantine with their number, and do not stop"
           + " it until there are more than --max-bad.",
       "",
       "With --resume, a stream that begins as one that the store's current version has seen is gone"
           + " on with after the lines that were seen; of any other all lines are new. With"
-          + " --follow, a file that is replaced or emptied, as logs are, is read anew."
+          + " --follow, a file that is replaced or emptied, as logs are, is read anew.",
+      "",
+      "With privacy, epsilon is of the weights and what they predict. The store's metrics and"
+          + " learner.state are exact: give away what 'store export' writes, not the store."
     },
     footer = {
       "",
@@ -153,7 +156,9 @@ final class Online implements Callable<Integer> {
 
   @Option(
       names = "--csv",
-      description = "Lines are comma-separated numbers; a first line of names is left out.")
+      description =
+          "Lines are comma-separated numbers; a first line of names is left out. So are those of a"
+              + " file whose name ends with .csv.")
   private boolean csv;
 
   @Option(names = "--follow", description = "Wait for more at the end of the file, until Ctrl-C.")
@@ -200,6 +205,7 @@ final class Online implements Callable<Integer> {
     if (follow && input.equals("-")) {
       throw new InputException("--follow is for files; standard input is read to its end anyway");
     }
+    csv |= input.toLowerCase(Locale.ROOT).endsWith(".csv");
     SigningKey signing = learning.signingKey(options);
     Path[] inputs = inputs();
     Path reportPath =
@@ -468,6 +474,7 @@ final class Online implements Callable<Integer> {
     int size = recipe.settings().batch();
     long begin = System.nanoTime();
     long lastPublished = learner.seen();
+    boolean isNew = store.current().isEmpty(); // then the model is a version, whatever is learned
     long retry = begin;
     LearnerVersions versions =
         new LearnerVersions(store, learner, recipe, signing, parent, this::note);
@@ -555,8 +562,12 @@ final class Online implements Callable<Integer> {
       note(input + " has " + lines + " lines only, of " + skip + " that were seen: nothing is new");
     }
     InputException unpublished = null;
-    if (learner.seen() > lastPublished || published.isEmpty()) {
+    // What learned nothing is no reason to replace a version; a resumed run has come further in its lines.
+    boolean first = published.isEmpty() && (isNew || resume && read > 0);
+    if (learner.seen() > lastPublished || first) {
       unpublished = publish(learner, versions, report);
+    } else if (done == 0) {
+      note("there was nothing to learn: no version was published");
     }
     double seconds = (System.nanoTime() - begin) * 1e-9;
     report.add(learner.seen(), learner.metrics());
@@ -583,8 +594,9 @@ final class Online implements Callable<Integer> {
               + input
               + " could not be used, the last of them line "
               + lines
-              + "; what was learned before is version "
-              + published.get(published.size() - 1));
+              + (published.isEmpty()
+                  ? "; nothing was learned"
+                  : "; what was learned before is version " + published.get(published.size() - 1)));
     }
   }
 

@@ -190,7 +190,23 @@ public final class LearnerFiles {
           () -> TorchScriptModel.read(bytes, file.toString()),
           recipe);
     }
-    return readHead(file);
+    LinearHead head = readHead(file);
+    if (recipe.features() != null
+        && (recipe.features() != head.features() || recipe.outputs() != head.outputs())) {
+      head.close();
+      throw new InputException(
+          file
+              + " has "
+              + head.features()
+              + " features and "
+              + head.outputs()
+              + " outputs; the recipe says model: {features: "
+              + recipe.features()
+              + ", outputs: "
+              + recipe.outputs()
+              + "}");
+    }
+    return head;
   }
 
   private static void sizes(String kind, OnlineRecipe recipe) {

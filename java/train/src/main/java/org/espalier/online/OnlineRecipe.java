@@ -115,7 +115,7 @@ public record OnlineRecipe(
             .int8(top.flag("int8", false))
             .window(top.integer("window", 1000))
             .fade(top.number("fade", 0.995))
-            .seed((long) top.number("seed", 1))
+            .seed(top.integer("seed", 1))
             .guard(guard(top));
     Section adamW = top.section("adamw");
     if (adamW != null) {
