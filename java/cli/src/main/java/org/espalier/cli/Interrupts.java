@@ -4,14 +4,18 @@ import org.espalier.format.AtomicFile;
 import sun.misc.Signal;
 
 /**
- * Ctrl-C and SIGTERM as a request to stop at the next good place. A second one ends the process at once.
+ * Ctrl-C and SIGTERM as a request to stop at the next good place. A second one, a second later or more, ends
+ * the process at once: {@code timeout} and other wrappers send the first to the process and to its group, and it
+ * comes twice.
  */
 final class Interrupts implements AutoCloseable {
   private static final String[] NAMES = {"HUP", "INT", "TERM"};
   private static final int FIRST_CODE = 128;
+  private static final long SAME_NANOS = 1_000_000_000L;
 
   private final sun.misc.SignalHandler[] before = new sun.misc.SignalHandler[NAMES.length];
   private volatile int code;
+  private long first;
 
   /**
    * @param asked is called at the first signal, in a thread of the JVM's
@@ -23,10 +27,16 @@ final class Interrupts implements AutoCloseable {
               new Signal(NAMES[i]),
               signal -> {
                 int given = FIRST_CODE + signal.getNumber();
-                if (code != 0) {
-                  end(given);
+                synchronized (this) {
+                  if (code != 0) {
+                    if (System.nanoTime() - first >= SAME_NANOS) {
+                      end(given);
+                    }
+                    return;
+                  }
+                  first = System.nanoTime();
+                  code = given;
                 }
-                code = given;
                 asked.run();
               });
     }
