@@ -30,6 +30,13 @@ class ExampleLinesTest {
         values.json("{\"values\": [1, \"NaN\"], \"features\": [\"-Infinity\", 0]}").example();
     assertArrayEquals(new float[] {1, Float.NaN}, b.values());
     assertArrayEquals(new float[] {Float.NEGATIVE_INFINITY, 0}, b.features());
+    // As Python and numpy write them: the guard takes such an example out, and counts it.
+    Example bare = values.json("{\"values\": [1, NaN], \"features\": [-Infinity, 0]}").example();
+    assertArrayEquals(b.values(), bare.values());
+    assertArrayEquals(b.features(), bare.features());
+    assertArrayEquals(
+        new float[] {Float.NEGATIVE_INFINITY, Float.NaN}, classes.csv("-inf,nan,1").features());
+    assertThrows(InputException.class, () -> classes.csv("1,2,nan"));
     assertEquals(1, classes.csv("0.5, 2 ,1").label());
     assertArrayEquals(new float[] {3, 4}, values.csv("1,2,3,4").values());
   }
@@ -57,7 +64,8 @@ class ExampleLinesTest {
         "{\"features\": [1, 2], \"id\": {}}",
         "{\"features\": [1, 2], \"features\": [1, 2]}",
         "{\"a\": [[[[[[[[[[[]]]]]]]]]]]}",
-        "{\"features\": [1, NaN]}",
+        "{\"features\": [1, nan]}",
+        "{\"features\": [1, 2], \"label\": NaN}",
       })
   void refusesWhatIsNoExample(String line) {
     assertThrows(InputException.class, () -> classes.json(line).example());

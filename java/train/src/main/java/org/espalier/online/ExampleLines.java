@@ -6,16 +6,18 @@ import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.core.JsonToken;
 import com.fasterxml.jackson.core.StreamReadConstraints;
 import com.fasterxml.jackson.core.StreamReadFeature;
+import com.fasterxml.jackson.core.json.JsonReadFeature;
 import java.io.IOException;
 import java.util.Arrays;
+import java.util.Locale;
 import org.espalier.InputException;
 import org.espalier.format.safetensors.Names;
 
 /**
  * Reads examples from lines. JSON: {@code {"id": "a", "features": [1, 2], "label": 0}}, or {@code
  * "values": [0.5]} for outcomes that are values; other keys are ignored, and so is a null; numbers may be
- * the strings NaN, Infinity and -Infinity, for the guard to see. CSV: the features, then the outcome in the last
- * columns.
+ * NaN, Infinity and -Infinity, bare as Python writes them or as strings, for the guard to see. CSV: the features,
+ * then the outcome in the last columns; nan and inf are numbers there.
  *
  * <p>Thread safe.
  */
@@ -23,6 +25,7 @@ public final class ExampleLines {
   private static final JsonFactory JSON =
       JsonFactory.builder()
           .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
+          .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS)
           .disable(JsonFactory.Feature.CANONICALIZE_FIELD_NAMES) // names come from outside
           .disable(JsonFactory.Feature.INTERN_FIELD_NAMES)
           .streamReadConstraints(
@@ -172,12 +175,23 @@ public final class ExampleLines {
     return numbers;
   }
 
+  /** A number as Java, C and Python write it. */
+  private static float number(String cell) {
+    String text = unquoted(cell);
+    return switch (text.toLowerCase(Locale.ROOT)) {
+      case "nan" -> Float.NaN;
+      case "inf", "+inf", "infinity" -> Float.POSITIVE_INFINITY;
+      case "-inf", "-infinity" -> Float.NEGATIVE_INFINITY;
+      default -> Float.parseFloat(text);
+    };
+  }
+
   /** Whether a line of CSV names columns: it has names, and no number. */
   public static boolean isCsvHeader(String line) {
     boolean named = false;
     for (String cell : line.split(",", -1)) {
       try {
-        Float.parseFloat(unquoted(cell));
+        number(cell);
         return false;
       } catch (NumberFormatException e) {
         named |= !cell.isBlank();
@@ -214,7 +228,7 @@ public final class ExampleLines {
     float[] numbers = new float[cells.length];
     for (int i = 0; i < cells.length; i++) {
       try {
-        numbers[i] = Float.parseFloat(unquoted(cells[i]));
+        numbers[i] = number(cells[i]);
       } catch (NumberFormatException e) {
         throw new InputException(
             "column " + (i + 1) + " is no number: " + Names.quote(cells[i]), e);

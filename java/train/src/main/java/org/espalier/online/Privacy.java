@@ -7,8 +7,9 @@ package org.espalier.online;
  *
  * <p>What is protected is whether one example took part at all. Everybody sees the versions; nothing
  * is gained from sampling, because a stream is not a random sample. Epsilon is of the weights and what
- * they predict alone: metrics, the learner's saved state (which has labels of the newest window) and the digests of a
- * stream's first lines in a store are exact. Who is not to learn about examples gets the exported model, not the store.
+ * they predict alone: metrics, the learner's saved state (which has labels of the newest window) and
+ * the digests of a stream's first lines in a store are exact. Who is not to learn about examples gets
+ * the exported model, not the store.
  *
  * @param clip above 0
  * @param noise the noise's deviation over {@code clip}, above 0
