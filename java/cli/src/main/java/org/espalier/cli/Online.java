@@ -50,8 +50,8 @@ import picocli.CommandLine.Option;
       "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5]"
           + " for outcomes that are values; or, in a .csv file or with --csv, the features and then"
           + " the outcome, separated by commas. An outcome may come later: {\"id\": \"a\","
-          + " \"features\": [0.5, 1]}, and then, however many lines below, {\"id\": \"a\", \"label\": 0}. Lines that"
-          + " cannot be used are counted, go to the quarantine with their number, and do not stop"
+          + " \"features\": [0.5, 1]}, and then, however many lines below, {\"id\": \"a\","
+          + " \"label\": 0}. Lines that cannot be used are counted, go to the quarantine with their number, and do not stop"
           + " it until there are more than --max-bad.",
       "",
       "With --resume, a stream that begins as one that the store's current version has seen is gone"
@@ -562,7 +562,8 @@ final class Online implements Callable<Integer> {
       note(input + " has " + lines + " lines only, of " + skip + " that were seen: nothing is new");
     }
     InputException unpublished = null;
-    // What learned nothing is no reason to replace a version; a resumed run has come further in its lines.
+    // What learned nothing is no reason to replace a version; a resumed run has come further in
+    // its lines.
     boolean first = published.isEmpty() && (isNew || resume && read > 0);
     if (learner.seen() > lastPublished || first) {
       unpublished = publish(learner, versions, report);
@@ -724,7 +725,12 @@ final class Online implements Callable<Integer> {
                 .map(e -> e.getValue() + " " + e.getKey().name().toLowerCase(Locale.ROOT))
                 .collect(Collectors.joining(", "))
                 .replace('_', ' '));
-    map.put("store", versions.store().folder() + ", version " + versions.current() + " is current");
+    map.put(
+        "store",
+        versions.store().folder()
+            + (versions.current() == 0
+                ? ", no version is current"
+                : ", version " + versions.current() + " is current"));
     return map;
   }
 

@@ -223,7 +223,8 @@ final class Service implements AutoCloseable {
     try {
       server = HttpServer.create(address, 0);
     } catch (IOException e) {
-      throw InputException.of("cannot listen at " + address, e);
+      throw InputException.of(
+          "cannot listen at " + address.getHostString() + ":" + address.getPort(), e);
     }
     server.setExecutor(pool);
     server.createContext("/", this::handle);
