@@ -149,11 +149,12 @@ public final class TorchLearnable implements Learnable {
     long[] dims = new long[shape.length + 1];
     dims[0] = count;
     System.arraycopy(shape, 0, dims, 1, shape.length);
-    FloatPointer memory = new FloatPointer((long) count * features);
+    Tensor tensor = torch.empty(dims);
+    FloatPointer memory = new FloatPointer(tensor.data_ptr());
     for (int i = 0; i < count; i++) {
       memory.position((long) i * features).put(rows[from + i]);
     }
-    return torch.from_blob(memory.position(0), dims, new TensorOptions(ScalarType.Float)).clone();
+    return tensor;
   }
 
   private Tensor run(TrainableModel runner, float[][] rows, int from, int count) {
