@@ -23,6 +23,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -334,7 +335,14 @@ stages:
     // What training saw is what the runtime gives.
     assertEquals(Math.sqrt(report.at("/stages/1/after/loss").asDouble()), error, 0.1 * error);
     assertTrue(Files.readString(out.resolve("report.html")).contains("as a share of its norm"));
+    // Examples without labels have it by default, and nothing to fine-tune on.
     Files.writeString(map, Files.readString(map).replace(", loss: {output: 1}", ""));
+    Path other = folder.resolve("other");
+    Run.of("compress", map, "-o", other).done();
+    assertArrayEquals(
+        Files.readAllBytes(out.resolve("model-int8.onnx")),
+        Files.readAllBytes(other.resolve("model-int8.onnx")));
+    Files.writeString(map, Files.readString(map) + "  - {kind: fine-tune, steps: 4}\n");
     Run.refused(
         folder,
         new String[] {"the examples have none", "{output: 1}"},
@@ -342,6 +350,145 @@ stages:
         map,
         "-o",
         folder.resolve("labels"));
+  }
+
+  /** A model of token ids, a mask and features, as multimodal classifiers are; labels say which id came first. */
+  @Test
+  void aModelOfSeveralInputsLearnsFromLabels() throws IOException {
+    Random random = new Random(4);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("several")
+            .addInput(SmallModels.value("ids", DataType.INT64, 1, 5))
+            .addInput(SmallModels.value("mask", DataType.BOOL, 1, 5))
+            .addInput(SmallModels.value("extra", DataType.FLOAT, 1, 3))
+            .addInitializer(SmallModels.floats("table", random, 1, 9, 6))
+            .addInitializer(SmallModels.floats("hidden", random, 0.4f, 33, 12))
+            .addInitializer(SmallModels.floats("head", random, 0.4f, 12, 3))
+            .addNode(SmallModels.node("Gather", "", List.of("table", "ids"), "rows"))
+            .addNode(SmallModels.node("Cast", "", List.of("mask"), "kept", attribute("to", 1)))
+            .addNode(SmallModels.node("Unsqueeze", "", List.of("kept", "two"), "column"))
+            .addInitializer(
+                SmallModels.tensor(
+                    "two",
+                    DataType.INT64,
+                    ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(0, 2),
+                    1))
+            .addNode(SmallModels.node("Mul", "", List.of("rows", "column"), "masked"))
+            .addNode(
+                SmallModels.node("Flatten", "", List.of("masked"), "flat", attribute("axis", 1)))
+            .addNode(
+                SmallModels.node(
+                    "Concat", "", List.of("flat", "extra"), "all", attribute("axis", 1)))
+            .addNode(SmallModels.node("MatMul", "", List.of("all", "hidden"), "h"))
+            .addNode(SmallModels.node("Relu", "", List.of("h"), "r"))
+            .addNode(SmallModels.node("MatMul", "", List.of("r", "head"), "y"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, 1, 3));
+    Files.write(folder.resolve("several.onnx"), SmallModels.model(13, g).toByteArray());
+    int n = 480;
+    ByteBuffer ids = ByteBuffer.allocate(8 * 5 * n).order(ByteOrder.LITTLE_ENDIAN);
+    ByteBuffer mask = ByteBuffer.allocate(5 * n);
+    ByteBuffer extra = ByteBuffer.allocate(4 * 3 * n).order(ByteOrder.LITTLE_ENDIAN);
+    ByteBuffer labels = ByteBuffer.allocate(8 * n).order(ByteOrder.LITTLE_ENDIAN);
+    for (int i = 0; i < n; i++) {
+      for (int t = 0; t < 5; t++) {
+        long id = random.nextInt(9);
+        ids.putLong(id);
+        mask.put((byte) (t < 3 ? 1 : 0));
+        if (t == 0) {
+          labels.putLong(id / 3);
+        }
+      }
+      for (int j = 0; j < 3; j++) {
+        extra.putFloat((float) random.nextGaussian());
+      }
+    }
+    Map<String, ByteBuffer> data = new LinkedHashMap<>();
+    data.put("ids", ids);
+    data.put("mask", mask);
+    data.put("extra", extra);
+    data.put("labels", labels);
+    Map<String, TensorSpec> specs = new LinkedHashMap<>();
+    specs.put("ids", new TensorSpec("ids", SafetensorsDtype.I64, List.of((long) n, 5L)));
+    specs.put("mask", new TensorSpec("mask", SafetensorsDtype.BOOL, List.of((long) n, 5L)));
+    specs.put("extra", new TensorSpec("extra", SafetensorsDtype.F32, List.of((long) n, 3L)));
+    specs.put("labels", new TensorSpec("labels", SafetensorsDtype.I64, List.of((long) n)));
+    Path examples = folder.resolve("several.safetensors");
+    write(examples, specs, data);
+    Path several =
+        Files.writeString(
+            folder.resolve("several.yaml"),
+            """
+            model: {file: several.onnx}
+            data: {examples: several.safetensors, validation: 64, evaluation: 128, calibration: 64}
+            stages:
+              - {kind: fine-tune, steps: 150, batch: 16, learning-rate: 1e-2}
+              - {kind: quantize, form: static, steps: 10, batch: 16}
+            """);
+    Path out = folder.resolve("out");
+    JsonNode report = Run.of("compress", several, "-o", out, "--json").json();
+    JsonNode fidelity = report.path("fidelity");
+    assertTrue(fidelity.path("reference_accuracy").asDouble() < 0.6, fidelity.toString());
+    assertTrue(fidelity.path("accuracy").asDouble() > 0.75, fidelity.toString());
+    // The same file is understood by the other commands.
+    Path model = folder.resolve("several.onnx");
+    Path made = out.resolve("model-int8.onnx");
+    JsonNode compared = Run.of("evaluate", model, made, "--examples", examples, "--json").json();
+    assertEquals(n, compared.path("examples").asInt());
+    compared =
+        Run.of(
+                "evaluate",
+                folder.resolve("mlp.onnx"),
+                folder.resolve("mlp.onnx"),
+                "--examples",
+                folder.resolve("examples.safetensors"),
+                "--json")
+            .json();
+    assertEquals(256, compared.path("examples").asInt());
+
+    Object[] again = {"recipe", "check", several};
+    data.put("label", data.remove("labels"));
+    specs.put("label", new TensorSpec("label", SafetensorsDtype.I64, List.of((long) n)));
+    specs.remove("labels");
+    write(examples, specs, data);
+    Run.refused(folder, new String[] {"its loss has labels, and the examples have none"}, again);
+    data.put("labels", labels);
+    specs.put("labels", new TensorSpec("labels", SafetensorsDtype.I64, List.of((long) n)));
+    write(examples, specs, data);
+    Run.refused(folder, new String[] {"the tensor label", "no input", "[extra, ids"}, again);
+    specs.remove("label");
+    data.remove("label");
+    data.put("mask", ByteBuffer.allocate(4 * 5 * n));
+    specs.put("mask", new TensorSpec("mask", SafetensorsDtype.I32, List.of((long) n, 5L)));
+    write(examples, specs, data);
+    Run.refused(folder, new String[] {"several.onnx: the input mask is BOOL", "is I32"}, again);
+    data.put("mask", mask);
+    specs.put("mask", new TensorSpec("mask", SafetensorsDtype.BOOL, List.of(n / 2L, 10L)));
+    write(examples, specs, data);
+    Run.refused(folder, new String[] {"several.safetensors", "480 examples, mask 240"}, again);
+    specs.remove("mask");
+    data.remove("mask");
+    write(examples, specs, data);
+    Run.refused(folder, new String[] {"several.onnx", "[extra, ids]", "there is no mask"}, again);
+    examples(64, 8, 4);
+    Run.refused(
+        folder,
+        new String[] {"several.onnx", "tensors of these names"},
+        "recipe",
+        "check",
+        several,
+        "--set",
+        "data={examples: examples.safetensors, validation: 8, evaluation: 8}");
+  }
+
+  private static void write(
+      Path path, Map<String, TensorSpec> specs, Map<String, ByteBuffer> data) {
+    try (AtomicFile file = AtomicFile.create(path)) {
+      SafetensorsWriter writer = new SafetensorsWriter(file, List.copyOf(specs.values()), Map.of());
+      data.forEach((name, bytes) -> writer.append(name, bytes.duplicate().clear()));
+      writer.finish();
+      file.commit();
+    }
   }
 
   /** The integers and scales of both files are those that training saw. */

@@ -153,7 +153,7 @@ class DeviceTrainingTest {
   void aConvolutionalNetworkTrainsUnderStaticRanges(boolean learn)
       throws IOException, OrtException {
     List<Map<String, OnnxTensor>> inputs = new ArrayList<>();
-    for (float[] x : StaticTrainingTest.images(8, 9).values()) {
+    for (float[] x : OnnxCompressionTest.values(StaticTrainingTest.images(8, 9))) {
       inputs.add(
           Map.of(
               "x",

@@ -19,9 +19,11 @@ import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -61,6 +63,17 @@ class OnnxCompressionTest {
             .addNode(node("Add", "a2", List.of("p2", "b2"), "logits"))
             .addOutput(value("logits", DataType.FLOAT, -1, CLASSES));
     return OnnxModel.of(SmallModels.model(14, g), "classifier");
+  }
+
+  /** The values of the only input. */
+  static List<float[]> values(Examples.Labelled examples) {
+    List<float[]> values = new ArrayList<>();
+    for (byte[] row : examples.inputs().get(0).rows()) {
+      float[] floats = new float[row.length / 4];
+      ByteBuffer.wrap(row).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(floats);
+      values.add(floats);
+    }
+    return values;
   }
 
   /** Points around four centres. */
@@ -227,7 +240,7 @@ class OnnxCompressionTest {
       int right = 0;
       try (OrtSession session = environment.createSession(bytes)) {
         for (int i = 0; i < validation.size(); i++) {
-          FloatBuffer x = FloatBuffer.wrap(validation.values().get(i));
+          FloatBuffer x = FloatBuffer.wrap(values(validation).get(i));
           try (OnnxTensor input = OnnxTensor.createTensor(environment, x, new long[] {1, WIDTH});
               OrtSession.Result result = session.run(Map.of("x", input))) {
             float[] logits = ((float[][]) result.get(0).getValue())[0];

@@ -62,7 +62,7 @@ class StaticTrainingTest {
 
   @BeforeAll
   static void calibration() throws OrtException {
-    for (float[] x : images(32, 9).values()) {
+    for (float[] x : OnnxCompressionTest.values(images(32, 9))) {
       CALIBRATION.add(Map.of("x", tensor(x)));
     }
     source = new TensorActivations(CALIBRATION, 1);
@@ -228,7 +228,7 @@ class StaticTrainingTest {
       int right = 0;
       try (OrtSession session = ENVIRONMENT.createSession(exported.toBuffer())) {
         for (int i = 0; i < validation.size(); i++) {
-          float[] logits = run(session, validation.values().get(i));
+          float[] logits = run(session, OnnxCompressionTest.values(validation).get(i));
           double sum = 0;
           int best = 0;
           for (int k = 0; k < CLASSES; k++) {
@@ -348,7 +348,7 @@ class StaticTrainingTest {
             grid.close();
           }
         };
-    float[] x = images(1, 11).values().get(0);
+    float[] x = OnnxCompressionTest.values(images(1, 11)).get(0);
     float[] simulated;
     try (OnnxGraph graph = new OnnxGraph(model)) {
       graph

@@ -1,19 +1,25 @@
 package org.espalier.cli;
 
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.Consumer;
+import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.ClassifierEvaluator;
 import org.espalier.evaluate.ExampleActivations;
+import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
+import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TextActivations;
@@ -105,7 +111,7 @@ final class CommandHost implements RunHost, AutoCloseable {
 
   @Override
   public ActivationSource calibration(Examples.Labelled examples) {
-    return new ExampleActivations(examples.values(), examples.shape(), Machine.threads());
+    return new ExampleActivations(tensors(examples), Machine.threads());
   }
 
   @Override
@@ -119,12 +125,33 @@ final class CommandHost implements RunHost, AutoCloseable {
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
     if (examples.labels() == null) {
-      return TensorEvaluator.evaluate(reference, candidate, examples.values(), examples.shape())
-          .toMapOfFirst();
+      return TensorEvaluator.evaluate(reference, candidate, tensors(examples)).toMapOfFirst();
     }
-    return ClassifierEvaluator.evaluate(
-            reference, candidate, examples.values(), examples.shape(), examples.labels())
+    return ClassifierEvaluator.evaluate(reference, candidate, tensors(examples), examples.labels())
         .toMap();
+  }
+
+  private static ExampleTensors tensors(Examples.Labelled examples) {
+    List<Map<String, ExampleTensors.Value>> all = new ArrayList<>();
+    for (int i = 0; i < examples.size(); i++) {
+      Map<String, ExampleTensors.Value> example = new LinkedHashMap<>();
+      for (Examples.Input input : examples.inputs()) {
+        byte[] row = input.rows().get(i);
+        long[] shape =
+            LongStream.concat(LongStream.of(1), input.shape().stream().mapToLong(d -> d)).toArray();
+        example.put(
+            input.name() == null ? ExampleTensors.ONLY_INPUT : input.name(),
+            new ExampleTensors.Value(
+                ByteBuffer.allocateDirect(row.length)
+                    .order(ByteOrder.LITTLE_ENDIAN)
+                    .put(row)
+                    .flip(),
+                shape,
+                FileActivations.type(input.type())));
+      }
+      all.add(example);
+    }
+    return new ExampleTensors(all);
   }
 
   @Override

@@ -1,46 +1,35 @@
 package org.espalier.evaluate;
 
 import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
-import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
-import java.nio.FloatBuffer;
 import java.nio.file.Path;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
 
-/**
- * Compares two ONNX classifiers with one float32 input on labelled examples, in ONNX Runtime on one
- * thread.
- */
+/** Compares two ONNX classifiers on labelled examples, in ONNX Runtime on one thread. */
 public final class ClassifierEvaluator {
   private ClassifierEvaluator() {}
 
   /**
    * Compares {@code candidate} with {@code reference}.
    *
-   * @param examples at least one, row-major
-   * @param shape of an example, without the batch
-   * @param labels the right class of each example
+   * @param labels the right class of each example; negative where nobody knows
    * @throws InputException when a model cannot be loaded or run, or the two differ in classes
    */
   public static ClassifierFidelity evaluate(
-      Path reference, Path candidate, List<float[]> examples, List<Long> shape, long[] labels) {
-    if (examples.isEmpty()) {
-      throw new InputException("evaluation needs at least one example");
-    }
-    try (Classifier first = new Classifier(reference, shape);
-        Classifier second = new Classifier(candidate, shape)) {
+      Path reference, Path candidate, ExampleTensors examples, long[] labels) {
+    try (Classifier first = new Classifier(reference, examples);
+        Classifier second = new Classifier(candidate, examples)) {
       int n = examples.size();
+      int known = 0;
       int right = 0;
       int referenceRight = 0;
       int agreed = 0;
       double cosines = 0;
       for (int i = 0; i < n; i++) {
-        float[] a = first.logits(examples.get(i));
-        float[] b = second.logits(examples.get(i));
+        float[] a = first.logits(i);
+        float[] b = second.logits(i);
         if (a.length != b.length) {
           throw new InputException(
               "the models differ in classes: "
@@ -54,18 +43,18 @@ public final class ClassifierEvaluator {
         }
         int inA = largest(a);
         int inB = largest(b);
+        known += labels[i] >= 0 ? 1 : 0;
         right += inB == labels[i] ? 1 : 0;
         referenceRight += inA == labels[i] ? 1 : 0;
         agreed += inA == inB ? 1 : 0;
         cosines += Statistics.cosine(a, b);
       }
       double[] interval = Statistics.proportionInterval(agreed, n);
-      double[] millis =
-          Turns.millis(n, i -> first.logits(examples.get(i)), i -> second.logits(examples.get(i)));
+      double[] millis = Turns.millis(n, first::logits, second::logits);
       return new ClassifierFidelity(
           n,
-          (double) right / n,
-          (double) referenceRight / n,
+          (double) right / Math.max(1, known),
+          (double) referenceRight / Math.max(1, known),
           (double) agreed / n,
           interval[0],
           interval[1],
@@ -87,28 +76,23 @@ public final class ClassifierEvaluator {
     return best;
   }
 
-  /** A model with one input; its first output are logits [1, classes]. */
+  /** A model whose first output are logits [1, classes], with the examples as its inputs. */
   private static final class Classifier implements AutoCloseable {
     private final RuntimeModel model;
-    private final long[] shape;
-    private final String input;
+    private final List<Map<String, OnnxTensor>> inputs;
 
-    Classifier(Path file, List<Long> shape) {
+    Classifier(Path file, ExampleTensors examples) {
       model = new RuntimeModel(file);
-      this.shape = ExampleActivations.batchOfOne(shape);
-      if (model.inputs().size() != 1) {
-        close();
-        throw new InputException(
-            file + ": a classifier has one input; this one has " + model.inputs());
+      try {
+        inputs = examples.open(model.inputs());
+      } catch (InputException e) {
+        model.close();
+        throw new InputException(file + ": " + e.getMessage(), e);
       }
-      input = model.inputs().iterator().next();
     }
 
-    float[] logits(float[] example) {
-      try (OnnxTensor tensor =
-              OnnxTensor.createTensor(
-                  OrtEnvironment.getEnvironment(), FloatBuffer.wrap(example), shape);
-          OrtSession.Result result = model.run(Map.of(input, tensor))) {
+    float[] logits(int example) {
+      try (OrtSession.Result result = model.run(inputs.get(example))) {
         if (!(result.get(0) instanceof OnnxTensor t)
             || t.getInfo().getShape().length != 2
             || t.getInfo().getShape()[0] != 1) {
@@ -120,19 +104,12 @@ public final class ClassifierEvaluator {
         float[] logits = new float[(int) t.getInfo().getShape()[1]];
         t.getFloatBuffer().get(logits);
         return logits;
-      } catch (OrtException e) {
-        throw new InputException(
-            model.file()
-                + ": ONNX Runtime does not take an example of shape "
-                + Arrays.toString(shape)
-                + ": "
-                + e.getMessage(),
-            e);
       }
     }
 
     @Override
     public void close() {
+      ExampleTensors.close(inputs);
       model.close();
     }
   }

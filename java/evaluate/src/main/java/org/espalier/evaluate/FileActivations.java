@@ -4,15 +4,13 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto.Dimension;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import ai.onnxruntime.OnnxJavaType;
-import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
-import ai.onnxruntime.OrtException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.HashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -27,13 +25,14 @@ import org.espalier.format.safetensors.TensorInfo;
 /**
  * Runs a model on examples from a safetensors file: one tensor an input of the model, of its name and
  * type, whose first dimension counts the examples. Each example is fed alone, with 1 in that dimension.
+ * A file for recipes will do: the only input may be called {@code inputs}, and {@code labels} are left
+ * alone.
  */
 public final class FileActivations implements ActivationSource {
+  private static final String ONLY = "inputs";
+  private static final String LABELS = "labels";
 
-  /** One input of one example: bytes in native order. */
-  private record Value(ByteBuffer bytes, long[] shape, OnnxJavaType type) {}
-
-  private final List<Map<String, Value>> examples = new ArrayList<>();
+  private final ExampleTensors examples;
   private final int threads;
 
   /**
@@ -49,23 +48,10 @@ public final class FileActivations implements ActivationSource {
   public FileActivations(Path file, OnnxModel model, int count, int threads) {
     this.threads = threads;
     try (SafetensorsFile open = SafetensorsFile.open(file)) {
-      Set<String> inputs =
-          model.inputs().stream().map(ValueInfoProto::getName).collect(Collectors.toSet());
-      for (TensorInfo tensor : open.tensors()) {
-        if (!inputs.contains(tensor.name())) {
-          throw new InputException(
-              file
-                  + ": the tensor "
-                  + tensor.name()
-                  + " is no input of "
-                  + model.name()
-                  + ", which takes "
-                  + inputs);
-        }
-      }
+      Map<String, TensorInfo> tensors = tensors(open, model);
       long all = -1;
       for (ValueInfoProto input : model.inputs()) {
-        long here = check(file, open.tensor(input.getName()), input, model);
+        long here = check(file, tensors.get(input.getName()), input, model);
         if (all >= 0 && here != all) {
           throw new InputException(
               file
@@ -79,15 +65,44 @@ public final class FileActivations implements ActivationSource {
         all = here;
       }
       int used = (int) Math.min(count, all);
+      List<Map<String, ExampleTensors.Value>> read = new ArrayList<>();
       for (int i = 0; i < used; i++) {
         long example = i * all / used;
-        Map<String, Value> values = new HashMap<>();
-        for (TensorInfo tensor : open.tensors()) {
-          values.put(tensor.name(), read(open, tensor, example, all));
+        Map<String, ExampleTensors.Value> values = new HashMap<>();
+        for (Map.Entry<String, TensorInfo> e : tensors.entrySet()) {
+          values.put(e.getKey(), read(open, e.getValue(), example, all));
         }
-        examples.add(values);
+        read.add(values);
+      }
+      examples = new ExampleTensors(read);
+    }
+  }
+
+  /** The tensors by the input that they are for. */
+  private static Map<String, TensorInfo> tensors(SafetensorsFile file, OnnxModel model) {
+    Set<String> inputs =
+        model.inputs().stream()
+            .map(ValueInfoProto::getName)
+            .collect(Collectors.toCollection(LinkedHashSet::new));
+    Map<String, TensorInfo> tensors = new HashMap<>();
+    for (TensorInfo tensor : file.tensors()) {
+      String name = tensor.name();
+      if (inputs.contains(name)) {
+        tensors.put(name, tensor);
+      } else if (name.equals(ONLY) && inputs.size() == 1) {
+        tensors.putIfAbsent(inputs.iterator().next(), tensor);
+      } else if (!name.equals(LABELS)) {
+        throw new InputException(
+            file.path()
+                + ": the tensor "
+                + name
+                + " is no input of "
+                + model.name()
+                + ", which takes "
+                + inputs);
       }
     }
+    return tensors;
   }
 
   /** Checks one tensor and gives the number of examples in it. */
@@ -134,7 +149,8 @@ public final class FileActivations implements ActivationSource {
         : d.hasDimParam() ? d.getDimParam() : "?";
   }
 
-  private static Value read(SafetensorsFile open, TensorInfo tensor, long example, long all) {
+  private static ExampleTensors.Value read(
+      SafetensorsFile open, TensorInfo tensor, long example, long all) {
     long size = tensor.bytes() / all;
     if (size > Integer.MAX_VALUE) {
       throw new InputException(
@@ -149,10 +165,11 @@ public final class FileActivations implements ActivationSource {
     open.read(tensor, example * size, bytes);
     long[] shape = tensor.shape().stream().mapToLong(Long::longValue).toArray();
     shape[0] = 1;
-    return new Value(bytes.rewind(), shape, type(tensor.dtype()));
+    return new ExampleTensors.Value(bytes.rewind(), shape, type(tensor.dtype()));
   }
 
-  private static OnnxJavaType type(SafetensorsDtype dtype) {
+  /** The type of ONNX Runtime; null where it has none. */
+  public static OnnxJavaType type(SafetensorsDtype dtype) {
     return switch (dtype) {
       case F32 -> OnnxJavaType.FLOAT;
       case F64 -> OnnxJavaType.DOUBLE;
@@ -168,39 +185,12 @@ public final class FileActivations implements ActivationSource {
     };
   }
 
-  /** The examples as tensors for a run; whoever asks closes them. */
-  List<Map<String, OnnxTensor>> tensors() {
-    List<Map<String, OnnxTensor>> tensors = new ArrayList<>();
-    try {
-      for (Map<String, Value> example : examples) {
-        Map<String, OnnxTensor> inputs = new HashMap<>();
-        tensors.add(inputs);
-        for (Map.Entry<String, Value> e : example.entrySet()) {
-          Value v = e.getValue();
-          ByteBuffer bytes = v.bytes().duplicate().order(v.bytes().order());
-          inputs.put(
-              e.getKey(),
-              OnnxTensor.createTensor(OrtEnvironment.getEnvironment(), bytes, v.shape(), v.type()));
-        }
-      }
-      return tensors;
-    } catch (OrtException e) {
-      close(tensors);
-      throw new InputException("ONNX Runtime does not take the examples: " + e.getMessage(), e);
-    }
-  }
-
-  private static void close(List<Map<String, OnnxTensor>> tensors) {
-    tensors.forEach(inputs -> inputs.values().forEach(OnnxTensor::close));
+  ExampleTensors examples() {
+    return examples;
   }
 
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
-    List<Map<String, OnnxTensor>> tensors = tensors();
-    try {
-      new TensorActivations(tensors, threads).run(model, activations, receiver);
-    } finally {
-      close(tensors);
-    }
+    new ExampleActivations(examples, threads).run(model, activations, receiver);
   }
 }

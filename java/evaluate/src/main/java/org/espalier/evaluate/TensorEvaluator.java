@@ -3,8 +3,6 @@ package org.espalier.evaluate;
 import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OnnxValue;
-import ai.onnxruntime.OrtEnvironment;
-import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import java.nio.FloatBuffer;
 import java.nio.file.Path;
@@ -32,46 +30,26 @@ public final class TensorEvaluator {
    */
   public static TensorFidelity evaluate(Path reference, Path candidate, Path examples, int count) {
     FileActivations source = new FileActivations(examples, OnnxModel.read(reference), count, 1);
-    return evaluate(reference, candidate, source.tensors());
+    return evaluate(reference, candidate, source.examples());
   }
 
   /**
-   * Compares {@code candidate} with {@code reference}, both of one float32 input.
+   * Compares {@code candidate} with {@code reference}.
    *
-   * @param examples at least one, row-major
-   * @param shape of an example, without the batch
    * @throws InputException where a model has other inputs or cannot be loaded or run, or the two differ in
    *     their outputs
    */
-  public static TensorFidelity evaluate(
-      Path reference, Path candidate, List<float[]> examples, List<Long> shape) {
-    String input = OnnxModel.read(reference).inputs().get(0).getName();
+  public static TensorFidelity evaluate(Path reference, Path candidate, ExampleTensors examples) {
     List<Map<String, OnnxTensor>> inputs = new ArrayList<>();
-    try {
-      for (float[] example : examples) {
-        inputs.add(
-            Map.of(
-                input,
-                OnnxTensor.createTensor(
-                    OrtEnvironment.getEnvironment(),
-                    FloatBuffer.wrap(example),
-                    ExampleActivations.batchOfOne(shape))));
-      }
-    } catch (OrtException e) {
-      inputs.forEach(map -> map.values().forEach(OnnxTensor::close));
-      throw new InputException("ONNX Runtime does not take the examples: " + e.getMessage(), e);
-    }
-    return evaluate(reference, candidate, inputs);
-  }
-
-  private static TensorFidelity evaluate(
-      Path reference, Path candidate, List<Map<String, OnnxTensor>> inputs) {
+    List<Map<String, OnnxTensor>> others = new ArrayList<>();
     try (RuntimeModel first = new RuntimeModel(reference);
         RuntimeModel second = new RuntimeModel(candidate)) {
+      inputs.addAll(examples.open(first.inputs()));
+      others.addAll(examples.open(second.inputs()));
       Map<String, Comparison> outputs = new LinkedHashMap<>();
-      for (Map<String, OnnxTensor> input : inputs) {
-        try (OrtSession.Result a = first.run(input);
-            OrtSession.Result b = second.run(input)) {
+      for (int i = 0; i < inputs.size(); i++) {
+        try (OrtSession.Result a = first.run(inputs.get(i));
+            OrtSession.Result b = second.run(others.get(i))) {
           for (Map.Entry<String, OnnxValue> e : a) {
             if (e.getValue() instanceof OnnxTensor t && t.getInfo().type == OnnxJavaType.FLOAT) {
               OnnxTensor other = output(second, b, e.getKey(), t);
@@ -87,7 +65,7 @@ public final class TensorEvaluator {
           Turns.millis(
               inputs.size(),
               i -> first.run(inputs.get(i)).close(),
-              i -> second.run(inputs.get(i)).close());
+              i -> second.run(others.get(i)).close());
       return new TensorFidelity(
           inputs.size(),
           outputs.values().stream().map(Comparison::result).toList(),
@@ -96,7 +74,8 @@ public final class TensorEvaluator {
           millis[0],
           millis[1]);
     } finally {
-      inputs.forEach(input -> input.values().forEach(OnnxTensor::close));
+      ExampleTensors.close(inputs);
+      ExampleTensors.close(others);
     }
   }
 

@@ -8,8 +8,10 @@ import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
+import java.util.Set;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.Glob;
@@ -34,6 +36,7 @@ import org.espalier.train.Training;
  * @param teacher a reference to another model; null: the model
  * @param student a reference to what is trained in place of the model; null: the model
  * @param stages what is done
+ * @param ofDefaultLoss names of the stages whose loss is not written down
  * @param formats what is written, see {@link RecipeSchema#FORMS}
  * @param title of the report; null for one made of the model's name
  * @param measureStages whether ONNX Runtime measures the model after each stage
@@ -48,6 +51,7 @@ public record Recipe(
     String student,
     DataSettings data,
     CompressionPlan stages,
+    Set<String> ofDefaultLoss,
     List<String> formats,
     String title,
     boolean measureStages,
@@ -92,6 +96,7 @@ public record Recipe(
   public Recipe {
     overrides = List.copyOf(overrides);
     formats = List.copyOf(formats);
+    ofDefaultLoss = Set.copyOf(ofDefaultLoss);
   }
 
   /**
@@ -155,8 +160,12 @@ public record Recipe(
     }
     boolean texts = data.given("texts");
     List<Stage> stages = new ArrayList<>();
+    Set<String> ofDefaultLoss = new HashSet<>();
     for (Settings stage : all.groups("stages")) {
       stages.add(stage(stage, texts));
+      if (stage.group("loss") == null) {
+        ofDefaultLoss.add(stage.text("name"));
+      }
     }
     CompressionPlan plan;
     try {
@@ -195,6 +204,7 @@ public record Recipe(
             data.text("evaluation-texts"),
             data.place(texts ? "texts" : "examples")),
         plan,
+        ofDefaultLoss,
         formats,
         all.group("report").text("title"),
         all.group("report").flag("each-stage"),
@@ -227,6 +237,20 @@ public record Recipe(
   /** Whether it works on texts; else on labelled examples. */
   public boolean isForTexts() {
     return data.texts() != null;
+  }
+
+  /**
+   * What is done to examples without labels: stages that do not say what they minimise follow the teacher's
+   * output. To fine-tune remains to learn labels.
+   */
+  CompressionPlan stagesWithoutLabels() {
+    List<Stage> result = new ArrayList<>();
+    for (Stage stage : stages.stages()) {
+      Training training = stage.training();
+      boolean follows = ofDefaultLoss.contains(stage.name()) && training.objective().needsTeacher();
+      result.add(follows ? stage.with(training.with(Objective.ofOutput())) : stage);
+    }
+    return new CompressionPlan(result, stages.seed());
   }
 
   private static YamlNode override(YamlNode root, String given) {

@@ -28,10 +28,12 @@ import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TorchScriptImport;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.train.Compression;
+import org.espalier.train.Examples;
 import org.espalier.train.OnnxCompression;
 import org.espalier.train.Stage;
 
@@ -142,7 +144,9 @@ public final class RecipeRun {
           globs.check(weights);
         }
       }
-      Compression compression = new OnnxCompression(recipe.stages(), job, device);
+      Compression compression =
+          new OnnxCompression(
+              data.isWithoutLabels() ? recipe.stagesWithoutLabels() : recipe.stages(), job, device);
       if (recipe.formats().contains("torchscript")) {
         try {
           GraphScript.check(trained);
@@ -171,7 +175,15 @@ public final class RecipeRun {
                 + file
                 + ": TorchScript modules take labelled examples; a model of texts must be ONNX");
       }
-      return TorchScriptImport.read(file, data.evaluationExamples().shape());
+      List<Examples.Input> fed = data.evaluationExamples().inputs();
+      if (fed.size() > 1 || fed.get(0).type() != SafetensorsDtype.F32) {
+        throw new InputException(
+            recipe.model().place()
+                + ": "
+                + file
+                + ": TorchScript modules take one float32 input; a model of others must be ONNX");
+      }
+      return TorchScriptImport.read(file, fed.get(0).shape());
     }
 
     /** The model in a form that ONNX Runtime measures. */

@@ -103,8 +103,9 @@ public final class RecipeSchema {
                               FILE,
                               null,
                               "Examples of one shape in place of texts: a safetensors file with"
-                                  + " inputs (F32, [N, …]) and, where a stage's loss has them,"
-                                  + " labels (I64, [N])."),
+                                  + " inputs (F32, [N, …]), or a tensor of its name for each input"
+                                  + " of the model (F32, I64, I32 or BOOL, [N, …]), and, where a"
+                                  + " stage's loss has them, labels (I64, [N])."),
                           optional(
                               "train",
                               COUNT,
@@ -350,7 +351,8 @@ public final class RecipeSchema {
                             + " without labels)."))),
             null,
             "What is minimised; by default embedding and hidden states for texts, half labels"
-                + " and half logits for classes, labels alone in a fine-tune stage."));
+                + " and half logits for classes, labels alone in a fine-tune stage, output for"
+                + " examples without labels."));
   }
 
   private static List<Key> keys(List<Key> first, List<Key> second) {

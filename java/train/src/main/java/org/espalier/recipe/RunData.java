@@ -3,6 +3,7 @@ package org.espalier.recipe;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
 import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -13,6 +14,7 @@ import java.util.Collections;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -36,11 +38,20 @@ record RunData(
   /** The report needs neighbours to compare. */
   private static final int LEAST_EVALUATION_TEXTS = 3;
 
-  /** Of an example: a buffer of so many float32 is what Java can have. */
-  private static final int MOST_VALUES = Integer.MAX_VALUE / 4;
+  /** Of an example: an array of so many int64 is what Java can have. */
+  private static final int MOST_VALUES = Integer.MAX_VALUE / 8;
+
+  private static final String NEEDED =
+      "examples are inputs (F32, [N, …]), or for each input of the model a tensor of its name (F32,"
+          + " I64, I32 or BOOL, [N, …]), and, for losses with labels, labels (I64, [N])";
 
   static RunData of(Recipe recipe, RunHost host) {
     return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host);
+  }
+
+  /** Whether it is examples of which nobody says what is right; of texts nobody does. */
+  boolean isWithoutLabels() {
+    return evaluationExamples != null && evaluationExamples.labels() == null;
   }
 
   /** Adds all that is trained on and measured to a digest. */
@@ -49,11 +60,7 @@ record RunData(
       if (examples instanceof Examples.Texts texts) {
         texts.ids().forEach(ids -> sum.update(longs(ids)));
       } else if (examples instanceof Examples.Labelled rows) {
-        for (float[] row : rows.values()) {
-          ByteBuffer bytes = ByteBuffer.allocate(4 * row.length);
-          bytes.asFloatBuffer().put(row);
-          sum.update(bytes);
-        }
+        rows.digest(sum);
         sum.update(longs(rows.labels() == null ? new long[0] : rows.labels()));
       }
     }
@@ -150,7 +157,7 @@ record RunData(
     Recipe.DataSettings data = recipe.data();
     Examples.Labelled all = read(host.file(data.examples()));
     if (recipe.stages().stages().stream().allMatch(s -> s.training().objective().output() > 0)) {
-      all = new Examples.Labelled(all.values(), all.shape(), null);
+      all = new Examples.Labelled(all.inputs(), null);
     }
     int heldOut = data.validation() + data.evaluation();
     int train = train(data, all.size(), heldOut, "examples");
@@ -171,50 +178,103 @@ record RunData(
   }
 
   private static Examples.Labelled pick(Examples.Labelled all, List<Integer> indices) {
+    List<Examples.Input> inputs = new ArrayList<>();
+    for (Examples.Input input : all.inputs()) {
+      List<byte[]> rows = indices.stream().map(input.rows()::get).toList();
+      inputs.add(new Examples.Input(input.name(), input.type(), input.shape(), rows));
+    }
     return new Examples.Labelled(
-        indices.stream().map(all.values()::get).toList(),
-        all.shape(),
+        inputs,
         all.labels() == null ? null : indices.stream().mapToLong(i -> all.labels()[i]).toArray());
   }
 
-  /** Reads {@code inputs} and, where there are any, {@code labels}. */
+  /**
+   * Reads {@code inputs} or, where there is no such tensor, one for each input of the model, and {@code
+   * labels} where there are any.
+   */
   static Examples.Labelled read(Path path) {
     try (SafetensorsFile file = SafetensorsFile.open(path)) {
-      TensorInfo inputs = tensor(file, "inputs", SafetensorsDtype.F32);
-      if (inputs.rank() < 2) {
-        throw new InputException(path + ": inputs " + inputs.shape() + "; [N, …] is needed");
-      }
-      if (inputs.elements() == 0 || inputs.elements() / inputs.shape().get(0) > MOST_VALUES) {
-        throw new InputException(
-            path
-                + ": inputs "
-                + inputs.shape()
-                + "; at least one example of 1 to "
-                + MOST_VALUES
-                + " values is needed");
-      }
-      int n = Math.toIntExact(inputs.shape().get(0));
-      int width = (int) (inputs.elements() / n);
-      long[] classes = file.tensor("labels") == null ? null : labels(file, n);
-      List<float[]> values = new ArrayList<>(n);
-      for (int i = 0; i < n; i++) {
-        ByteBuffer row = ByteBuffer.allocateDirect(4 * width).order(ByteOrder.LITTLE_ENDIAN);
-        file.read(inputs, 4L * width * i, row);
-        float[] floats = new float[width];
-        row.flip().order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(floats);
-        for (float f : floats) {
-          if (!Float.isFinite(f)) {
-            throw new InputException(path + ": example " + (i + 1) + " has the value " + f);
+      List<Examples.Input> inputs = new ArrayList<>();
+      TensorInfo only = file.tensor("inputs");
+      if (only != null) {
+        inputs.add(input(file, only, null, Set.of(SafetensorsDtype.F32)));
+      } else {
+        for (TensorInfo tensor : file.tensors()) {
+          if (!tensor.name().equals("labels")) {
+            inputs.add(input(file, tensor, tensor.name(), Examples.Input.TYPES));
           }
         }
-        values.add(floats);
       }
-      return new Examples.Labelled(values, inputs.shape().subList(1, inputs.rank()), classes);
+      if (inputs.isEmpty()) {
+        throw new InputException(path + ": there is no tensor inputs; " + NEEDED);
+      }
+      int n = inputs.get(0).rows().size();
+      for (Examples.Input input : inputs) {
+        if (input.rows().size() != n) {
+          throw new InputException(
+              path
+                  + ": "
+                  + inputs.get(0).name()
+                  + " has "
+                  + n
+                  + " examples, "
+                  + input.name()
+                  + " "
+                  + input.rows().size());
+        }
+      }
+      return new Examples.Labelled(inputs, file.tensor("labels") == null ? null : labels(file, n));
+    }
+  }
+
+  private static Examples.Input input(
+      SafetensorsFile file, TensorInfo tensor, String name, Set<SafetensorsDtype> types) {
+    String what = file.path() + ": " + tensor.name() + " ";
+    if (!types.contains(tensor.dtype())) {
+      throw new InputException(what + "is " + tensor.dtype() + "; " + NEEDED);
+    }
+    if (tensor.rank() < (name == null ? 2 : 1)) {
+      throw new InputException(what + tensor.shape() + "; [N, …] is needed");
+    }
+    if (tensor.elements() == 0 || tensor.elements() / tensor.shape().get(0) > MOST_VALUES) {
+      throw new InputException(
+          what
+              + tensor.shape()
+              + "; at least one example of 1 to "
+              + MOST_VALUES
+              + " values is needed");
+    }
+    int n = Math.toIntExact(tensor.shape().get(0));
+    ByteBuffer row = ByteBuffer.allocateDirect((int) (tensor.bytes() / n));
+    List<byte[]> rows = new ArrayList<>(n);
+    for (int i = 0; i < n; i++) {
+      file.read(tensor, (long) row.capacity() * i, row.clear());
+      byte[] bytes = new byte[row.capacity()];
+      row.flip().get(bytes);
+      if (tensor.dtype() == SafetensorsDtype.F32) {
+        checkFinite(file, bytes, i);
+      }
+      rows.add(bytes);
+    }
+    return new Examples.Input(name, tensor.dtype(), tensor.shape().subList(1, tensor.rank()), rows);
+  }
+
+  private static void checkFinite(SafetensorsFile file, byte[] row, int index) {
+    FloatBuffer values = ByteBuffer.wrap(row).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer();
+    while (values.hasRemaining()) {
+      float value = values.get();
+      if (!Float.isFinite(value)) {
+        throw new InputException(
+            file.path() + ": example " + (index + 1) + " has the value " + value);
+      }
     }
   }
 
   private static long[] labels(SafetensorsFile file, int n) {
-    TensorInfo labels = tensor(file, "labels", SafetensorsDtype.I64);
+    TensorInfo labels = file.tensor("labels");
+    if (labels.dtype() != SafetensorsDtype.I64) {
+      throw new InputException(file.path() + ": labels is " + labels.dtype() + "; " + NEEDED);
+    }
     if (labels.rank() != 1 || labels.elements() != n) {
       throw new InputException(
           file.path() + ": labels " + labels.shape() + " for " + n + " inputs; [N] is needed");
@@ -224,18 +284,5 @@ record RunData(
     long[] classes = new long[n];
     bytes.flip().order(ByteOrder.LITTLE_ENDIAN).asLongBuffer().get(classes);
     return classes;
-  }
-
-  private static TensorInfo tensor(SafetensorsFile file, String name, SafetensorsDtype dtype) {
-    TensorInfo info = file.tensor(name);
-    if (info == null || info.dtype() != dtype) {
-      throw new InputException(
-          file.path()
-              + ": "
-              + (info == null ? "there is no tensor " + name : name + " is " + info.dtype())
-              + "; examples are inputs (F32, [N, …]) and, for losses with labels, labels (I64,"
-              + " [N])");
-    }
-    return info;
   }
 }

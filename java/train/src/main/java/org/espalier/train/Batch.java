@@ -1,11 +1,17 @@
 package org.espalier.train;
 
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptions;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.torch.TorchDevice;
 
 /**
@@ -86,23 +92,37 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
   }
 
   private static Batch of(Examples.Labelled rows, int[] indices, List<String> inputNames) {
-    if (inputNames.size() != 1) {
-      throw new InputException(
-          "the model has the inputs " + inputNames + "; labelled examples are fed to a single one");
+    Map<String, Tensor> inputs = new LinkedHashMap<>();
+    for (String name : inputNames) {
+      inputs.put(name, tensor(rows.input(name, inputNames), indices));
     }
-    int width = rows.values().get(0).length;
-    float[] values = new float[indices.length * width];
     int[] lengths = new int[indices.length];
-    for (int i = 0; i < indices.length; i++) {
-      System.arraycopy(rows.values().get(indices[i]), 0, values, i * width, width);
-      lengths[i] = 1;
-    }
-    long[] shape = new long[rows.shape().size() + 1];
+    Arrays.fill(lengths, 1);
+    return new Batch(inputs, lengths, 1, null);
+  }
+
+  private static Tensor tensor(Examples.Input input, int[] indices) {
+    long[] shape = new long[input.shape().size() + 1];
     shape[0] = indices.length;
     for (int i = 1; i < shape.length; i++) {
-      shape[i] = rows.shape().get(i - 1);
+      shape[i] = input.shape().get(i - 1);
     }
-    return new Batch(
-        Map.of(inputNames.get(0), AbstractTensor.create(values, shape)), lengths, 1, null);
+    Tensor tensor = torch.zeros(shape, new TensorOptions(type(input.type())));
+    int row = input.rows().get(0).length;
+    BytePointer bytes = new BytePointer(tensor.data_ptr()).capacity((long) row * indices.length);
+    for (int i = 0; i < indices.length; i++) {
+      bytes.position((long) row * i).put(input.rows().get(indices[i]), 0, row);
+    }
+    return tensor;
+  }
+
+  private static ScalarType type(SafetensorsDtype type) {
+    return switch (type) {
+      case F32 -> ScalarType.Float;
+      case I64 -> ScalarType.Long;
+      case I32 -> ScalarType.Int;
+      case BOOL -> ScalarType.Bool;
+      default -> throw new IllegalArgumentException("no input of a model is " + type);
+    };
   }
 }

@@ -1,8 +1,17 @@
 package org.espalier.train;
 
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
+import java.security.MessageDigest;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.EnumSet;
 import java.util.List;
 import java.util.Objects;
+import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.format.safetensors.SafetensorsDtype;
 
 /** Training or validation examples, in memory and immutable. */
 public sealed interface Examples {
@@ -43,42 +52,141 @@ public sealed interface Examples {
   }
 
   /**
-   * Examples of one shape with a label each, for models with one float32 input [batch, shape…].
+   * What one input of a model is fed.
    *
-   * @param values one array an example, row-major
-   * @param shape without the batch
-   * @param labels one a row, or null where the objective uses none
+   * @param name of the input; null for the only one that a model has
+   * @param type one of {@link #TYPES}
+   * @param shape of an example, without the batch
+   * @param rows the bytes of each example, row-major and little-endian
    */
-  record Labelled(List<float[]> values, List<Long> shape, long[] labels) implements Examples {
-    public Labelled {
-      values = List.copyOf(values);
+  record Input(String name, SafetensorsDtype type, List<Long> shape, List<byte[]> rows) {
+    /** The types that an input can have. */
+    public static final Set<SafetensorsDtype> TYPES =
+        Collections.unmodifiableSet(
+            EnumSet.of(
+                SafetensorsDtype.F32,
+                SafetensorsDtype.I64,
+                SafetensorsDtype.I32,
+                SafetensorsDtype.BOOL));
+
+    public Input {
+      Objects.requireNonNull(type, "type");
       shape = List.copyOf(shape);
-      Objects.requireNonNull(values, "values");
-      long elements = shape.stream().reduce(1L, Math::multiplyExact);
-      if (values.isEmpty()) {
-        throw new InputException("there are no examples to train on");
+      rows = List.copyOf(rows);
+      if (!TYPES.contains(type)) {
+        throw new InputException("an input of " + type + "; models are fed " + TYPES);
       }
-      for (int i = 0; i < values.size(); i++) {
-        if (values.get(i).length != elements) {
+      long bytes = type.bytes(shape.stream().reduce(1L, Math::multiplyExact));
+      for (int i = 0; i < rows.size(); i++) {
+        if (rows.get(i).length != bytes) {
           throw new InputException(
               "example "
                   + (i + 1)
                   + " has "
-                  + values.get(i).length
-                  + " values; the shape "
+                  + rows.get(i).length
+                  + " bytes; "
+                  + type
+                  + " "
                   + shape
                   + " needs "
-                  + elements);
+                  + bytes);
         }
       }
-      if (labels != null && labels.length != values.size()) {
-        throw new InputException(labels.length + " labels for " + values.size() + " examples");
+    }
+  }
+
+  /**
+   * Examples of one shape, each with a label where the objective uses them.
+   *
+   * @param inputs of as many examples each
+   * @param labels one an example, or null where the objective uses none
+   */
+  record Labelled(List<Input> inputs, long[] labels) implements Examples {
+    /** The label of an example that has none. */
+    public static final long NO_LABEL = -100;
+
+    public Labelled {
+      inputs = List.copyOf(inputs);
+      if (inputs.isEmpty() || inputs.get(0).rows().isEmpty()) {
+        throw new InputException("there are no examples to train on");
+      }
+      int n = inputs.get(0).rows().size();
+      for (Input input : inputs) {
+        if (input.name() == null && inputs.size() > 1) {
+          throw new InputException("inputs of a model with several need names");
+        }
+        if (input.rows().size() != n) {
+          throw new InputException(
+              input.rows().size() + " examples of the input " + input.name() + ", not " + n);
+        }
+      }
+      if (labels != null && labels.length != n) {
+        throw new InputException(labels.length + " labels for " + n + " examples");
+      }
+    }
+
+    /**
+     * Examples for a model with one float32 input.
+     *
+     * @param values one array an example, row-major
+     * @param shape without the batch
+     */
+    public Labelled(List<float[]> values, List<Long> shape, long[] labels) {
+      this(List.of(new Input(null, SafetensorsDtype.F32, shape, bytes(values))), labels);
+    }
+
+    private static List<byte[]> bytes(List<float[]> values) {
+      List<byte[]> rows = new ArrayList<>(values.size());
+      for (float[] row : values) {
+        ByteBuffer bytes = ByteBuffer.allocate(4 * row.length).order(ByteOrder.LITTLE_ENDIAN);
+        bytes.asFloatBuffer().put(row);
+        rows.add(bytes.array());
+      }
+      return rows;
+    }
+
+    /**
+     * What an input of a model is fed.
+     *
+     * @param model names of all its inputs
+     * @throws InputException where the examples have no such input
+     */
+    public Input input(String name, List<String> model) {
+      if (inputs.get(0).name() == null) {
+        if (model.size() > 1) {
+          throw new InputException(
+              "the model has the inputs "
+                  + model
+                  + "; its examples are tensors of these names, not one called inputs");
+        }
+        return inputs.get(0);
+      }
+      return inputs.stream()
+          .filter(i -> i.name().equals(name))
+          .findFirst()
+          .orElseThrow(
+              () ->
+                  new InputException(
+                      "the model has the inputs "
+                          + model
+                          + "; among the examples, "
+                          + inputs.stream().map(Input::name).toList()
+                          + ", there is no "
+                          + name));
+    }
+
+    /** Adds the inputs to a digest. */
+    public void digest(MessageDigest sum) {
+      for (Input input : inputs) {
+        String what = input.name() + " " + input.type() + " " + input.shape() + "\n";
+        sum.update(what.getBytes(StandardCharsets.UTF_8));
+        input.rows().forEach(sum::update);
       }
     }
 
     @Override
     public int size() {
-      return values.size();
+      return inputs.get(0).rows().size();
     }
 
     @Override

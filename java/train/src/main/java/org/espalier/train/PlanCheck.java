@@ -1,7 +1,12 @@
 package org.espalier.train;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
@@ -10,6 +15,8 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
@@ -19,10 +26,15 @@ import org.espalier.torch.Parameter;
  * not finite, shapes and labels that do not fit, patterns that the weights do not have.
  */
 final class PlanCheck {
-  private static final long NO_LABEL = -100;
-
   /** Examples of the trial: a size that hardly stands in a graph by chance, as 1 and 2 do. */
   private static final int FEW = 3;
+
+  private static final Map<SafetensorsDtype, DataType> TYPES =
+      Map.of(
+          SafetensorsDtype.F32, DataType.FLOAT,
+          SafetensorsDtype.I64, DataType.INT64,
+          SafetensorsDtype.I32, DataType.INT32,
+          SafetensorsDtype.BOOL, DataType.BOOL);
 
   private final CompressionPlan plan;
   private final Compression.Job job;
@@ -44,6 +56,7 @@ final class PlanCheck {
             job.model().name() + ": the weight " + p.name() + " holds NaN or infinite values");
       }
     }
+    checkInputs();
     long[] shape = outputShape(graph, job.model().name());
     for (Stage stage : plan.stages()) {
       check(stage, graph.outputNames().get(0), shape);
@@ -62,6 +75,56 @@ final class PlanCheck {
         }
       }
     }
+  }
+
+  /** A tensor that no model takes is one with a wrong name. */
+  private void checkInputs() {
+    if (!(job.training() instanceof Examples.Labelled rows)) {
+      return;
+    }
+    Set<String> taken = new TreeSet<>();
+    for (OnnxModel model : models()) {
+      List<String> names = model.inputs().stream().map(ValueInfoProto::getName).toList();
+      taken.addAll(names);
+      for (ValueInfoProto input : model.inputs()) {
+        DataType wanted = DataType.forNumber(input.getType().getTensorType().getElemType());
+        SafetensorsDtype type = input(rows, input.getName(), names, model).type();
+        if (!TYPES.get(type).equals(wanted)) {
+          throw new InputException(
+              model.name()
+                  + ": the input "
+                  + input.getName()
+                  + " is "
+                  + wanted
+                  + "; its tensor among the examples is "
+                  + type);
+        }
+      }
+    }
+    for (Examples.Input input : rows.inputs()) {
+      if (input.name() != null && !taken.contains(input.name())) {
+        throw new InputException(
+            "the tensor "
+                + input.name()
+                + " of the examples is no input of "
+                + job.model().name()
+                + ", which takes "
+                + taken);
+      }
+    }
+  }
+
+  private static Examples.Input input(
+      Examples.Labelled rows, String name, List<String> names, OnnxModel model) {
+    try {
+      return rows.input(name, names);
+    } catch (InputException e) {
+      throw new InputException(model.name() + ": " + e.getMessage(), e);
+    }
+  }
+
+  private List<OnnxModel> models() {
+    return job.teacher() == null ? List.of(job.model()) : List.of(job.model(), job.teacher());
   }
 
   /** Checks the weights that a stage prunes. */
@@ -110,7 +173,8 @@ final class PlanCheck {
     if (objective.labels() > 0) {
       for (Examples examples : List.of(job.training(), job.validation())) {
         LongStream.of(((Examples.Labelled) examples).labels())
-            .filter(label -> label != NO_LABEL && (label < 0 || label >= shape[1]))
+            .filter(
+                label -> label != Examples.Labelled.NO_LABEL && (label < 0 || label >= shape[1]))
             .findFirst()
             .ifPresent(
                 label -> {
@@ -123,7 +187,7 @@ final class PlanCheck {
                           + "; 0 to "
                           + (shape[1] - 1)
                           + " are right, and "
-                          + NO_LABEL
+                          + Examples.Labelled.NO_LABEL
                           + " for none");
                 });
       }
@@ -139,11 +203,11 @@ final class PlanCheck {
     }
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
+      int first = longest;
+      int[] few = IntStream.range(0, FEW).map(i -> (first + i) % examples.size()).toArray();
+      Batch batch = batch(examples, few, graph, name);
       Tensor output;
       try {
-        int first = longest;
-        int[] few = IntStream.range(0, FEW).map(i -> (first + i) % examples.size()).toArray();
-        Batch batch = Batch.of(examples, few, graph.inputNames());
         output = graph.forward(batch.inputs()).get(graph.outputNames().get(0));
       } catch (InputException e) {
         throw new InputException(
@@ -176,6 +240,14 @@ final class PlanCheck {
       }
       shape[0] = 1;
       return shape;
+    }
+  }
+
+  private static Batch batch(Examples examples, int[] indices, OnnxGraph graph, String name) {
+    try {
+      return Batch.of(examples, indices, graph.inputNames());
+    } catch (InputException e) {
+      throw new InputException(name + ": " + e.getMessage(), e);
     }
   }
 

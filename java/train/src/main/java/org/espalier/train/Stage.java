@@ -10,6 +10,9 @@ public sealed interface Stage {
   /** How the model is trained in this stage; {@link Training#none()} where it is not. */
   Training training();
 
+  /** The same, trained otherwise. */
+  Stage with(Training training);
+
   /** Removes weights of small magnitude, at once or on a schedule, and holds the mask from then on. */
   record Prune(String name, Pruning pruning, Training training) implements Stage {
     public Prune {
@@ -19,6 +22,11 @@ public sealed interface Stage {
         throw new IllegalArgumentException(
             "stage " + name + ": a cubic schedule needs steps of training to run over");
       }
+    }
+
+    @Override
+    public Stage with(Training other) {
+      return new Prune(name, pruning, other);
     }
   }
 
@@ -31,6 +39,11 @@ public sealed interface Stage {
       check(name, training);
       Objects.requireNonNull(quantization, "quantization");
     }
+
+    @Override
+    public Stage with(Training other) {
+      return new Quantize(name, quantization, other);
+    }
   }
 
   /** Trains what there is: against labels, the teacher, or both, as its {@link Objective} says. */
@@ -40,6 +53,11 @@ public sealed interface Stage {
       if (!training.isAny()) {
         throw new IllegalArgumentException("stage " + name + " trains for 0 steps");
       }
+    }
+
+    @Override
+    public Stage with(Training other) {
+      return new Train(name, other);
     }
   }
 

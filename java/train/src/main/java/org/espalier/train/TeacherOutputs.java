@@ -201,11 +201,7 @@ final class TeacherOutputs implements AutoCloseable {
         sha.update(b.array());
       }
     } else if (examples instanceof Examples.Labelled rows) {
-      for (float[] values : rows.values()) {
-        ByteBuffer b = ByteBuffer.allocate(4 * values.length);
-        b.asFloatBuffer().put(values);
-        sha.update(b.array());
-      }
+      rows.digest(sha);
     }
     return HexFormat.of().formatHex(sha.digest(), 0, 12);
   }

@@ -46,6 +46,11 @@ public record Training(
     return NONE;
   }
 
+  /** The same with another objective. */
+  public Training with(Objective other) {
+    return new Training(steps, epochs, batch, optimizer, schedule, other, validateEvery);
+  }
+
   /** Whether there is anything to do. */
   public boolean isAny() {
     return steps > 0 || epochs > 0;

@@ -37,6 +37,7 @@ import java.util.TreeMap;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.evaluate.ExampleActivations;
+import org.espalier.evaluate.ExampleTensors;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -468,7 +469,9 @@ class DynamicQuantizerTest {
     for (int repeats : new int[] {1, 70}) {
       OnnxModel model = original.copy();
       DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
-      q.calibrate(new ExampleActivations(Collections.nCopies(repeats, row), List.of(8L), 1));
+      q.calibrate(
+          new ExampleActivations(
+              ExampleTensors.of(Collections.nCopies(repeats, row), List.of(8L)), 1));
       q.apply();
       try (OrtSession a = ENVIRONMENT.createSession(original.toBuffer());
           OrtSession b = ENVIRONMENT.createSession(model.toBuffer());
