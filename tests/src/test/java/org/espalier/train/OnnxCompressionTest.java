@@ -137,6 +137,41 @@ class OnnxCompressionTest {
     }
   }
 
+  /** Of a batch the mean is over the labels that are known, wherever they are in it. */
+  @Test
+  void examplesWithoutALabelChangeNoMean() {
+    Examples.Labelled points = points(4, 2);
+    long[] labels = new long[4];
+    Arrays.fill(labels, Examples.Labelled.NO_LABEL);
+    labels[0] = points.labels()[0];
+    Examples.Labelled known =
+        new Examples.Labelled(
+            values(points).subList(0, 1), List.of((long) WIDTH), new long[] {labels[0]});
+    List<Double> losses = new ArrayList<>();
+    List<StageReport> reports = new ArrayList<>();
+    for (Examples.Labelled examples :
+        List.of(new Examples.Labelled(points.inputs(), labels), known)) {
+      Training one = training(1, new Optimizer.Sgd(0.1, 0, 0, false, 0), Objective.ofLabels());
+      CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("fit", one)), 7);
+      Compression.Job job =
+          new Compression.Job(classifier(), null, examples, examples, Pooling.MEAN, null, null);
+      try (OnnxCompression c = new OnnxCompression(plan, job)) {
+        c.run(
+            new TrainingListener() {
+              @Override
+              public boolean step(StepReport report) {
+                losses.add(report.loss());
+                return true;
+              }
+            });
+        reports.add(c.stages().get(0));
+      }
+    }
+    assertEquals(losses.get(1), losses.get(0), 1e-6);
+    assertEquals(reports.get(1).after().loss(), reports.get(0).after().loss(), 1e-6);
+    assertEquals(reports.get(1).after().quality(), reports.get(0).after().quality(), 1e-12);
+  }
+
   @Test
   void roundedWeightsAreThoseOfTheGrid() {
     Training some = training(20, Optimizer.AdamW.of(1e-3), Objective.ofLabels());

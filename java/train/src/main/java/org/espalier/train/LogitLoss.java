@@ -42,7 +42,10 @@ final class LogitLoss {
     try (KdSoftmaxLoss loss =
         new KdSoftmaxLoss(
             new KdSoftmaxLoss.Settings(
-                alpha, objective.temperature(), objective.bound() / unit, -100),
+                alpha,
+                objective.temperature(),
+                objective.bound() / unit,
+                Examples.Labelled.NO_LABEL),
             new KdSoftmaxLoss.Batch(
                 Logits.of(device.view(logits)),
                 objective.logits() > 0 ? t : null,
@@ -71,10 +74,12 @@ final class LogitLoss {
     long[] found = argmax(logits);
     long[] right = labels != null ? labels : teacher == null ? found : argmax(teacher);
     int same = 0;
+    int known = 0;
     for (int i = 0; i < found.length; i++) {
       same += found[i] == right[i] ? 1 : 0;
+      known += right[i] == Examples.Labelled.NO_LABEL ? 0 : 1;
     }
-    return (double) same / Math.max(1, found.length);
+    return (double) same / Math.max(1, known);
   }
 
   private static long[] argmax(Tensor logits) {

@@ -456,14 +456,16 @@ public final class OnnxCompression implements Compression {
 
   /**
    * Adds a batch's gradients to those of the parameters. On the CPU it goes in two halves, on two threads where
-   * there are two, unless the objective compares the examples of a batch or ranges follow it: autograd's sum
-   * of two gradients does not depend on which comes first, so the number of threads changes no bit.
+   * there are two, unless the objective compares the examples of a batch, ranges follow it, or some of it has no
+   * label and so no part in a mean: autograd's sum of two gradients does not depend on which comes first, so the
+   * number of threads changes no bit.
    */
   private Loss addGradients(Objective objective, int[] indices) {
     boolean halved =
         !device.hasCudaKernels()
             && objective.similarity() == 0
             && (fixed == null || !fixed.moves() && fixed.learned() == null)
+            && (objective.labels() == 0 || areLabelled(indices))
             && indices.length > 1;
     if (!halved) {
       Share share = share(objective, job.training(), trainingTargets, indices);
@@ -482,6 +484,11 @@ public final class OnnxCompression implements Compression {
         .stream()
         .reduce(Loss::plus)
         .orElseThrow();
+  }
+
+  private boolean areLabelled(int[] indices) {
+    long[] labels = ((Examples.Labelled) job.training()).labels();
+    return IntStream.of(indices).noneMatch(i -> labels[i] == Examples.Labelled.NO_LABEL);
   }
 
   /** Of a batch sorted by length both halves are about as long. */
