@@ -924,6 +924,12 @@ stages:
     Run.of("recipe", "init", "-o", made).done();
     Run.of("recipe", "check", "--keys-only", made).done();
     Run.refused(folder, new String[] {"exists"}, "recipe", "init", "-o", made);
+    Path classifier = folder.resolve("classifier.yaml");
+    examples(800, 8, 4);
+    String data = "examples.safetensors";
+    Run.of("recipe", "init", "-o", classifier, "--model", "mlp.onnx", "--examples", data).done();
+    found = Run.of("recipe", "check", classifier, "--json").json();
+    assertEquals(200, found.path("steps").asInt());
     assertTrue(Run.of("recipe", "schema").done().out().contains("learning-rate"));
     assertTrue(Run.of("recipe", "schema", "--json").json().path("properties").has("stages"));
   }

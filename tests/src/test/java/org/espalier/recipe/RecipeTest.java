@@ -228,7 +228,7 @@ class RecipeTest {
 
   @Test
   void theTemplateIsARightRecipeAndNamesEveryKey() {
-    String template = RecipeSchema.template("a \"b\" \\ c.onnx", "t.txt");
+    String template = RecipeSchema.template("a \"b\" \\ c.onnx", "texts", "t.txt");
     Recipe recipe = parse(template);
     assertEquals("a \"b\" \\ c.onnx", recipe.model().file());
     assertEquals(1, recipe.stages().stages().size());

@@ -9,6 +9,7 @@ import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.recipe.RecipeSchema;
+import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -17,13 +18,14 @@ import picocli.CommandLine.Option;
 @Command(
     name = "init",
     description = {
-      "Writes a recipe that quantizes a text model and trains it to follow the original, with every"
+      "Writes a recipe that quantizes a model and trains it to follow the original, with every"
           + " other key as a comment."
     },
     footer = {
       "",
       "Examples:",
       "  espalier recipe init -o recipe.yaml --model model.onnx --texts texts.txt",
+      "  espalier recipe init -o recipe.yaml --model resnet.onnx --examples images.safetensors",
     })
 final class RecipeInit implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -43,12 +45,22 @@ final class RecipeInit implements Callable<Integer> {
           "The ONNX model: a path from the recipe's folder, or maven:… Default: ${DEFAULT-VALUE}.")
   private String model;
 
-  @Option(
-      names = "--texts",
-      paramLabel = "TEXTS",
-      defaultValue = "texts.txt",
-      description = "A UTF-8 file with a text a line. Default: ${DEFAULT-VALUE}.")
-  private String texts;
+  /** What is trained on. */
+  private static final class Data {
+    @Option(
+        names = "--texts",
+        paramLabel = "TEXTS",
+        description = "A UTF-8 file with a text a line. Default: texts.txt.")
+    private String texts;
+
+    @Option(
+        names = "--examples",
+        paramLabel = "EXAMPLES.safetensors",
+        description = "Examples in place of texts, for models of any other kind.")
+    private String examples;
+  }
+
+  @ArgGroup private Data data;
 
   @Override
   public Integer call() {
@@ -56,7 +68,10 @@ final class RecipeInit implements Callable<Integer> {
     if (Files.exists(target)) {
       throw new InputException(target + " exists; name another file");
     }
-    String text = RecipeSchema.template(model, texts);
+    String text =
+        data != null && data.examples != null
+            ? RecipeSchema.template(model, "examples", data.examples)
+            : RecipeSchema.template(model, "texts", data == null ? "texts.txt" : data.texts);
     try (AtomicFile made = AtomicFile.create(target)) {
       made.write(ByteBuffer.wrap(text.getBytes(StandardCharsets.UTF_8)));
       made.commit();

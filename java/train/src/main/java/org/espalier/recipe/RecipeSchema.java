@@ -460,18 +460,19 @@ public final class RecipeSchema {
   }
 
   /**
-   * A recipe to start from: int8 for a text model, all other keys as comments.
+   * A recipe to start from: int8, all other keys as comments.
    *
    * @param model as the recipe names it
-   * @param texts as the recipe names them
+   * @param kind of the data: texts or examples
+   * @param data as the recipe names them
    */
-  public static String template(String model, String texts) {
+  public static String template(String model, String kind, String data) {
     StringBuilder out = new StringBuilder();
     out.append(
         "# A recipe for 'espalier compress'. Keys behind # show what stands by default, or may be"
             + " added.\n");
     Map<String, String> given =
-        Map.of("model.file", quote(model), "data.texts", quote(texts), "quantize.steps", "200");
+        Map.of("model.file", quote(model), "data." + kind, quote(data), "quantize.steps", "200");
     for (Key key : ROOT.keys()) {
       out.append("\n# ").append(key.description()).append("\n");
       if (key.type() instanceof Variants variants) {
