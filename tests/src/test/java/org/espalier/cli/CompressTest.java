@@ -389,14 +389,14 @@ stages:
     ByteBuffer ids = ByteBuffer.allocate(8 * 5 * n).order(ByteOrder.LITTLE_ENDIAN);
     ByteBuffer mask = ByteBuffer.allocate(5 * n);
     ByteBuffer extra = ByteBuffer.allocate(4 * 3 * n).order(ByteOrder.LITTLE_ENDIAN);
-    ByteBuffer labels = ByteBuffer.allocate(8 * n).order(ByteOrder.LITTLE_ENDIAN);
+    ByteBuffer labels = ByteBuffer.allocate(4 * n).order(ByteOrder.LITTLE_ENDIAN);
     for (int i = 0; i < n; i++) {
       for (int t = 0; t < 5; t++) {
         long id = random.nextInt(9);
         ids.putLong(id);
         mask.put((byte) (t < 3 ? 1 : 0));
         if (t == 0) {
-          labels.putLong(id / 3);
+          labels.putInt((int) (id / 3));
         }
       }
       for (int j = 0; j < 3; j++) {
@@ -412,7 +412,7 @@ stages:
     specs.put("ids", new TensorSpec("ids", SafetensorsDtype.I64, List.of((long) n, 5L)));
     specs.put("mask", new TensorSpec("mask", SafetensorsDtype.BOOL, List.of((long) n, 5L)));
     specs.put("extra", new TensorSpec("extra", SafetensorsDtype.F32, List.of((long) n, 3L)));
-    specs.put("labels", new TensorSpec("labels", SafetensorsDtype.I64, List.of((long) n)));
+    specs.put("labels", new TensorSpec("labels", SafetensorsDtype.I32, List.of((long) n)));
     Path examples = folder.resolve("several.safetensors");
     write(examples, specs, data);
     Path several =
@@ -448,12 +448,12 @@ stages:
 
     Object[] again = {"recipe", "check", several};
     data.put("label", data.remove("labels"));
-    specs.put("label", new TensorSpec("label", SafetensorsDtype.I64, List.of((long) n)));
+    specs.put("label", new TensorSpec("label", SafetensorsDtype.I32, List.of((long) n)));
     specs.remove("labels");
     write(examples, specs, data);
     Run.refused(folder, new String[] {"its loss has labels, and the examples have none"}, again);
     data.put("labels", labels);
-    specs.put("labels", new TensorSpec("labels", SafetensorsDtype.I64, List.of((long) n)));
+    specs.put("labels", new TensorSpec("labels", SafetensorsDtype.I32, List.of((long) n)));
     write(examples, specs, data);
     Run.refused(folder, new String[] {"the tensor label", "no input", "[extra, ids"}, again);
     specs.remove("label");

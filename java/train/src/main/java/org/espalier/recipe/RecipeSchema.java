@@ -103,9 +103,9 @@ public final class RecipeSchema {
                               FILE,
                               null,
                               "Examples of one shape in place of texts: a safetensors file with"
-                                  + " inputs (F32, [N, …]), or a tensor of its name for each input"
-                                  + " of the model (F32, I64, I32 or BOOL, [N, …]), and, where a"
-                                  + " stage's loss has them, labels (I64, [N])."),
+                                  + " inputs, or a tensor of its name for each input of the model"
+                                  + " (F32, I64, I32 or BOOL, [N, …]), and, where a stage's loss"
+                                  + " has them, labels (I64 or I32, [N])."),
                           optional(
                               "train",
                               COUNT,

@@ -14,7 +14,6 @@ import java.util.Collections;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Random;
-import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -42,8 +41,8 @@ record RunData(
   private static final int MOST_VALUES = Integer.MAX_VALUE / 8;
 
   private static final String NEEDED =
-      "examples are inputs (F32, [N, …]), or for each input of the model a tensor of its name (F32,"
-          + " I64, I32 or BOOL, [N, …]), and, for losses with labels, labels (I64, [N])";
+      "examples are inputs, or for each input of the model a tensor of its name (F32, I64, I32 or"
+          + " BOOL, [N, …]), and, for losses with labels, labels (I64 or I32, [N])";
 
   static RunData of(Recipe recipe, RunHost host) {
     return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host);
@@ -197,11 +196,11 @@ record RunData(
       List<Examples.Input> inputs = new ArrayList<>();
       TensorInfo only = file.tensor("inputs");
       if (only != null) {
-        inputs.add(input(file, only, null, Set.of(SafetensorsDtype.F32)));
+        inputs.add(input(file, only, null));
       } else {
         for (TensorInfo tensor : file.tensors()) {
           if (!tensor.name().equals("labels")) {
-            inputs.add(input(file, tensor, tensor.name(), Examples.Input.TYPES));
+            inputs.add(input(file, tensor, tensor.name()));
           }
         }
       }
@@ -227,10 +226,9 @@ record RunData(
     }
   }
 
-  private static Examples.Input input(
-      SafetensorsFile file, TensorInfo tensor, String name, Set<SafetensorsDtype> types) {
+  private static Examples.Input input(SafetensorsFile file, TensorInfo tensor, String name) {
     String what = file.path() + ": " + tensor.name() + " ";
-    if (!types.contains(tensor.dtype())) {
+    if (!Examples.Input.TYPES.contains(tensor.dtype())) {
       throw new InputException(what + "is " + tensor.dtype() + "; " + NEEDED);
     }
     if (tensor.rank() < (name == null ? 2 : 1)) {
@@ -272,17 +270,21 @@ record RunData(
 
   private static long[] labels(SafetensorsFile file, int n) {
     TensorInfo labels = file.tensor("labels");
-    if (labels.dtype() != SafetensorsDtype.I64) {
+    boolean wide = labels.dtype() == SafetensorsDtype.I64;
+    if (!wide && labels.dtype() != SafetensorsDtype.I32) {
       throw new InputException(file.path() + ": labels is " + labels.dtype() + "; " + NEEDED);
     }
     if (labels.rank() != 1 || labels.elements() != n) {
       throw new InputException(
           file.path() + ": labels " + labels.shape() + " for " + n + " inputs; [N] is needed");
     }
-    ByteBuffer bytes = ByteBuffer.allocateDirect(8 * n).order(ByteOrder.LITTLE_ENDIAN);
+    ByteBuffer bytes = ByteBuffer.allocateDirect((wide ? 8 : 4) * n);
     file.read(labels, 0, bytes);
+    bytes.flip().order(ByteOrder.LITTLE_ENDIAN);
     long[] classes = new long[n];
-    bytes.flip().order(ByteOrder.LITTLE_ENDIAN).asLongBuffer().get(classes);
+    for (int i = 0; i < n; i++) {
+      classes[i] = wide ? bytes.getLong() : bytes.getInt();
+    }
     return classes;
   }
 }
