@@ -19,6 +19,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.torch.onnx.OnnxRuntime;
 import org.junit.jupiter.api.BeforeEach;
@@ -186,6 +187,10 @@ class TorchScriptImportTest {
         "y.view([x.size(0), 2, y.size(1) // 2, y.size(2), y.size(3)]).transpose(1, 2)"
             + ".reshape([x.size(0), -1, y.size(2) * y.size(3)])",
         "torch.scaled_dot_product_attention(y, y + 1, y * 2)",
+        // Loops and branches over what the rank decides, as modules that were written from graphs
+        // have them.
+        "torch.mean(y, [i for i in range(2, y.dim())], True)",
+        "(torch.relu(y) if y.dim() == 4 else torch.logsumexp(y, [1]))",
         "torch.scaled_dot_product_attention(y, y, y, None, 0.0, False, scale=0.3)",
       })
   void aCallIsRead(String expression) throws Exception {
@@ -205,6 +210,14 @@ class TorchScriptImportTest {
       file = saved(module);
     }
     assertSame(file, TorchScriptImport.read(file, List.of(2L, 6L, 6L)), 2, 6, 6);
+  }
+
+  /** What {@link GraphScript} writes is read again. */
+  @Test
+  void aWrittenNetworkIsRead() throws Exception {
+    Path file = folder.resolve("written.pt");
+    GraphScript.write(OnnxModel.of(SmallModels.cnn(), "cnn"), file);
+    assertSame(file, TorchScriptImport.read(file, List.of(3L, 16L, 16L)), 3, 16, 16);
   }
 
   private void refused(List<Long> example, String source, String... parts) {
@@ -235,8 +248,33 @@ class TorchScriptImportTest {
             + "        y = torch.erfinv(y)\n"
             + "    return y\n",
         "aten::cumsum",
-        "prim::If",
         "ONNX");
+    refused(
+        four,
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    y = torch.linear(x, self.w)\n"
+            + "    if x.size(0) > 2:\n"
+            + "        y = torch.relu(y)\n"
+            + "    return y\n",
+        "aten::gt",
+        "an integer that is computed");
+    refused(
+        four,
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    y = torch.linear(x, self.w)\n"
+            + "    for i in range(x.size(0)):\n"
+            + "        y = torch.relu(y)\n"
+            + "    return y\n",
+        "prim::Loop",
+        "a number of rounds that is computed");
+    refused(
+        four,
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    y = torch.linear(x, self.w)\n"
+            + "    for i in range(x.dim() * 100000):\n"
+            + "        y = torch.relu(y)\n"
+            + "    return y\n",
+        "more than 10000 rounds");
     refused(
         four,
         "def forward(self, x: Tensor, y: Tensor) -> Tensor:\n    return torch.linear(x, self.w)\n",

@@ -24,6 +24,7 @@ import java.util.stream.LongStream;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Block;
 import org.bytedeco.pytorch.Graph;
 import org.bytedeco.pytorch.IValue;
 import org.bytedeco.pytorch.IValueOptional;
@@ -35,6 +36,7 @@ import org.bytedeco.pytorch.StringVectorOptional;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.bytedeco.pytorch.graph_node_list;
 import org.bytedeco.pytorch.named_buffer_list;
 import org.bytedeco.pytorch.named_parameter_list;
 import org.espalier.InputException;
@@ -58,6 +60,13 @@ public final class TorchScriptImport {
   /** By the address of their data. */
   private final Map<Long, String> parameterNames = new HashMap<>();
 
+  /** What is no call of the table. */
+  private static final Set<String> READ_HERE = Set.of("prim::Constant", "prim::Loop", "prim::If");
+
+  /** Of all loops together. */
+  private static final int MOST_ROUNDS = 10_000;
+
+  private int rounds;
   private final Set<String> names = new HashSet<>();
   private final Map<String, Ref> constants = new HashMap<>();
 
@@ -120,10 +129,7 @@ public final class TorchScriptImport {
         size -> type.getTensorTypeBuilder().getShapeBuilder().addDimBuilder().setDimValue(size));
     graph.addInput(ValueInfoProto.newBuilder().setName(input).setType(type));
     values.put(g.inputs().at(1).unique(), new Ref(input, example.size() + 1, null));
-    JitNode end = g.nodes().end().multiply();
-    for (JitNode n = g.nodes().front(); !n.equals(end); n = n.next()) {
-      read(n);
-    }
+    read(g.nodes());
     Object result = values.get(g.outputs().at(0).unique());
     Object first = result instanceof List<?> tuple && !tuple.isEmpty() ? tuple.get(0) : result;
     if (!(first instanceof Ref output)) {
@@ -163,19 +169,31 @@ public final class TorchScriptImport {
 
   private void refuseUnknown(Graph g) {
     Set<String> unknown = new TreeSet<>();
-    JitNode end = g.nodes().end().multiply();
-    for (JitNode n = g.nodes().front(); !n.equals(end); n = n.next()) {
+    findUnknown(g.nodes(), unknown);
+    if (!unknown.isEmpty()) {
+      throw unknown(String.join(", ", unknown));
+    }
+  }
+
+  private InputException unknown(String calls) {
+    return new InputException(
+        name
+            + " calls what cannot be read as a graph: "
+            + calls
+            + "; export the model to ONNX instead");
+  }
+
+  private static void findUnknown(graph_node_list nodes, Set<String> unknown) {
+    JitNode end = nodes.end().multiply();
+    for (JitNode n = nodes.begin().multiply(); !n.equals(end); n = n.next()) {
       String kind = kind(n);
-      if (!kind.equals("prim::Constant") && TorchScriptOperators.find(kind) == null) {
+      if (!READ_HERE.contains(kind) && TorchScriptOperators.find(kind) == null) {
         unknown.add(kind);
       }
-    }
-    if (!unknown.isEmpty()) {
-      throw new InputException(
-          name
-              + " calls what cannot be read as a graph: "
-              + String.join(", ", unknown)
-              + "; export the model to ONNX instead");
+      // Of the branches of an If one is not read; what the other calls is looked at then.
+      if (kind.equals("prim::Loop")) {
+        findUnknown(n.blocks().at(0).nodes(), unknown);
+      }
     }
   }
 
@@ -183,8 +201,22 @@ public final class TorchScriptImport {
     return n.kind().toQualString().getString();
   }
 
+  private void read(graph_node_list nodes) {
+    JitNode end = nodes.end().multiply();
+    for (JitNode n = nodes.begin().multiply(); !n.equals(end); n = n.next()) {
+      read(n);
+    }
+  }
+
   private void read(JitNode n) {
     String kind = kind(n);
+    if (kind.equals("prim::Loop")) {
+      unroll(n);
+      return;
+    } else if (kind.equals("prim::If")) {
+      choose(n);
+      return;
+    }
     if (kind.equals("prim::Constant")) {
       values.put(n.output().unique(), constant(torch.toIValue(n.output())));
       return;
@@ -194,7 +226,11 @@ public final class TorchScriptImport {
       arguments.add(values.get(n.input(i).unique()));
     }
     Call call = new Call(kind, arguments);
-    Object result = TorchScriptOperators.find(kind).read(call);
+    TorchScriptOperators.Entry entry = TorchScriptOperators.find(kind);
+    if (entry == null) {
+      throw unknown(kind);
+    }
+    Object result = entry.read(call);
     int outputs = (int) n.outputs().size();
     if (!kind.endsWith("Unpack")) {
       values.put(n.output().unique(), result);
@@ -204,6 +240,50 @@ public final class TorchScriptImport {
       }
     } else {
       throw call.unsupported("something that is no list of " + outputs);
+    }
+  }
+
+  /** A loop over what the shape of an example fixes: axes, for the most part. */
+  private void unroll(JitNode n) {
+    Call call = new Call("prim::Loop", List.of());
+    boolean counts = Boolean.TRUE.equals(values.get(n.input(1).unique()));
+    if (!counts || !(values.get(n.input(0).unique()) instanceof Long trips)) {
+      throw call.unsupported("a number of rounds that is computed");
+    }
+    Block body = n.blocks().at(0);
+    List<Object> carried = new ArrayList<>();
+    for (long i = 2; i < n.inputs().size(); i++) {
+      carried.add(values.get(n.input(i).unique()));
+    }
+    for (long round = 0; round < trips; round++) {
+      if (++rounds > MOST_ROUNDS) {
+        throw call.unsupported("more than " + MOST_ROUNDS + " rounds");
+      }
+      values.put(body.inputs().at(0).unique(), round);
+      for (int i = 0; i < carried.size(); i++) {
+        values.put(body.inputs().at(i + 1).unique(), carried.get(i));
+      }
+      read(body.nodes());
+      if (!Boolean.TRUE.equals(values.get(body.outputs().at(0).unique()))) {
+        throw call.unsupported("an end that is computed");
+      }
+      for (int i = 0; i < carried.size(); i++) {
+        carried.set(i, values.get(body.outputs().at(i + 1).unique()));
+      }
+    }
+    for (int i = 0; i < carried.size(); i++) {
+      values.put(n.output(i).unique(), carried.get(i));
+    }
+  }
+
+  private void choose(JitNode n) {
+    if (!(values.get(n.input(0).unique()) instanceof Boolean condition)) {
+      throw new Call("prim::If", List.of()).unsupported("a condition that is computed");
+    }
+    Block chosen = n.blocks().at(condition ? 0 : 1);
+    read(chosen.nodes());
+    for (long i = 0; i < n.outputs().size(); i++) {
+      values.put(n.output(i).unique(), values.get(chosen.outputs().at(i).unique()));
     }
   }
 

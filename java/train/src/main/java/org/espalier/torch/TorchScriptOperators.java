@@ -8,8 +8,10 @@ import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.BiPredicate;
 import java.util.function.Function;
 import java.util.stream.LongStream;
+import java.util.stream.Stream;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
@@ -135,6 +137,24 @@ final class TorchScriptOperators {
     add("aten::mean", c -> reduce(c, "ReduceMean"));
     add("aten::sum", c -> reduce(c, "ReduceSum"));
     add("aten::size", TorchScriptOperators::size);
+    comparison("lt", (a, b) -> a < b);
+    comparison("le", (a, b) -> a <= b);
+    comparison("gt", (a, b) -> a > b);
+    comparison("ge", (a, b) -> a >= b);
+    comparison("eq", Long::equals);
+    comparison("ne", (a, b) -> !a.equals(b));
+    // The input is, and no entry makes anything else of it.
+    add(
+        "aten::is_floating_point",
+        c -> c.tensor(0).constant() == null || c.tensor(0).constant().is_floating_point());
+    // What a loop over range(start, end, step) calls.
+    add(
+        "aten::__range_length",
+        c -> {
+          long span = c.integer(1) - c.integer(0);
+          return Math.max(0, -Math.floorDiv(-span, c.integer(2)));
+        });
+    add("aten::__derive_index", c -> c.integer(1) + c.integer(0) * c.integer(2));
     for (String name : List.of("prim::NumToTensor", "aten::Int")) {
       add(name, c -> c.argument(0));
     }
@@ -173,7 +193,34 @@ final class TorchScriptOperators {
     return c.emit(operator, rank, a.name(), b.name());
   }
 
+  /** Of integers that are known. */
+  private static void comparison(String aten, BiPredicate<Long, Long> holds) {
+    add("aten::" + aten, c -> holds.test(c.integer(0), c.integer(1)));
+  }
+
+  /** Of integers that are known; null where it is of something else. */
+  private static Object known(Call c, String operator) {
+    if (operator.equals("Add")
+        && c.argument(0) instanceof List<?> first
+        && c.argument(1) instanceof List<?> second) {
+      return Stream.concat(first.stream(), second.stream()).map(v -> (Object) v).toList();
+    }
+    if (!(c.argument(0) instanceof Long a && c.argument(1) instanceof Long b)) {
+      return null;
+    }
+    return switch (operator) {
+      case "Add" -> a + b;
+      case "Sub" -> a - b;
+      case "Mul" -> a * b;
+      default -> null;
+    };
+  }
+
   private static Object arithmetic(Call c, String operator) {
+    Object known = known(c, operator);
+    if (known != null) {
+      return known;
+    }
     if (isSize(c, 0) || isSize(c, 1)) {
       if (operator.equals("Div")) {
         throw c.unsupported("a quotient of sizes");
