@@ -190,6 +190,8 @@ class TorchScriptImportTest {
         // Loops and branches over what the rank decides, as modules that were written from graphs
         // have them.
         "torch.mean(y, [i for i in range(2, y.dim())], True)",
+        "y.reshape(y.size()[:2] + [y.size(2) * y.size(3)] + y.size()[4:])",
+        "torch.layer_norm(y, y.size()[-1:], self.six)",
         "(torch.relu(y) if y.dim() == 4 else torch.logsumexp(y, [1]))",
         "torch.scaled_dot_product_attention(y, y, y, None, 0.0, False, scale=0.3)",
       })
@@ -201,6 +203,7 @@ class TorchScriptImportTest {
       parameter(module, "slope", 4);
       parameter(module, "turned", 4, 3, 3, 3);
       parameter(module, "token", 1, 1, 4);
+      parameter(module, "six", 6);
       module.define(
           "def forward(self, x: Tensor) -> Tensor:\n"
               + "    y = torch.conv2d(x, self.w)\n"

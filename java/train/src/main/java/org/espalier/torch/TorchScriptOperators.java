@@ -522,7 +522,7 @@ final class TorchScriptOperators {
         "LayerNormalization",
         x.rank(),
         inputs,
-        attribute("axis", (long) -c.integers(1).length),
+        attribute("axis", (long) -c.list(1).size()),
         attribute("epsilon", c.number(4)));
   }
 
@@ -599,9 +599,19 @@ final class TorchScriptOperators {
     return list.get((int) index);
   }
 
+  /** An index of Python's slices, which count from the end where they are negative. */
+  private static int place(long index, List<?> list) {
+    return (int) Math.max(0, Math.min(list.size(), index < 0 ? index + list.size() : index));
+  }
+
   private static Object slice(Call c) {
-    if (c.argument(0) instanceof List) {
-      throw c.unsupported("a list");
+    if (c.argument(0) instanceof List<?> list) {
+      if (c.has(3) && c.integer(3) != 1) {
+        throw c.unsupported("a list of which some are left out");
+      }
+      int start = place(c.has(1) ? c.integer(1) : 0, list);
+      int end = place(c.has(2) ? c.integer(2) : list.size(), list);
+      return List.copyOf(list.subList(start, Math.max(start, end)));
     }
     Ref x = c.tensor(0);
     return c.emit(
