@@ -18,10 +18,13 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
+import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.OnnxModels;
 import org.espalier.store.ModelStore;
@@ -95,7 +98,7 @@ class OnlineOnnxTest {
     var proto = OnnxModels.perceptron(3, 8, 2).toProto().toBuilder();
     proto.getGraphBuilder().getNodeBuilder(2).setOpType("Relu");
     Path file = folder.resolve("relu.onnx");
-    org.espalier.format.onnx.OnnxModel.of(proto.build(), "relu").write(file);
+    OnnxModel.of(proto.build(), "relu").write(file);
     return file;
   }
 
@@ -180,6 +183,71 @@ class OnlineOnnxTest {
         recipe);
   }
 
+  /** Images [n, 3, 16, 16] are 768 features in a row; the graph says so, the recipe need not. */
+  @Test
+  void theSizesOfAGraphAreItsOwn() throws Exception {
+    Path images = folder.resolve("images.onnx");
+    OnnxModel.of(SmallModels.cnn(), "cnn").write(images);
+    Run.of("store", "publish", images, "--store", store).done();
+    java.util.Random random = new java.util.Random(3);
+    float[] x = new float[768];
+    for (int i = 0; i < x.length; i++) {
+      x[i] = (float) random.nextGaussian();
+    }
+    float[] expected = run(images, "x", new long[] {1, 3, 16, 16}, x).get("y");
+    Service.Limits frozen = new Service.Limits(100_000, 1e6, 100, 1_000_000, false);
+    try (Service service = new Service(ModelStore.open(store), frozen, null, null, null, null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      JsonNode answer =
+          post(port, "/predict", "{\"features\": " + java.util.Arrays.toString(x) + "}");
+      assertEquals(10, answer.get("outputs").size());
+      for (int c = 0; c < 10; c++) {
+        assertEquals(expected[c], answer.get("outputs").get(c).floatValue(), 1e-4);
+      }
+    }
+    Files.writeString(recipe, "loss: cross-entropy\nlearning-rate: 0.01\nbatch: 2\n");
+    Path stream =
+        Files.writeString(
+            folder.resolve("images.jsonl"),
+            ("{\"features\": " + java.util.Arrays.toString(x) + ", \"label\": 7}\n").repeat(20));
+    Run.of(
+            "online",
+            "--input",
+            stream,
+            "--recipe",
+            recipe,
+            "--model",
+            images,
+            "--store",
+            folder.resolve("learned"))
+        .done();
+    Path learned = folder.resolve("learned/versions/1/model/model.onnx");
+    float[] after = run(learned, "x", new long[] {1, 3, 16, 16}, x).get("y");
+    assertTrue(after[7] - expected[7] > 0.01, expected[7] + " became " + after[7]);
+
+    var open = SmallModels.cnn().toBuilder();
+    open.getGraphBuilder()
+        .getInputBuilder(0)
+        .getTypeBuilder()
+        .getTensorTypeBuilder()
+        .getShapeBuilder()
+        .getDimBuilder(3)
+        .setDimParam("width");
+    OnnxModel.of(open.build(), "open").write(images);
+    Run.refused(
+        folder,
+        new String[] {"how many values its input has", "model: {features"},
+        "online",
+        "--input",
+        stream,
+        "--recipe",
+        recipe,
+        "--model",
+        images,
+        "--store",
+        store);
+  }
+
   private static JsonNode post(int port, String path, String body) throws Exception {
     HttpResponse<String> response =
         HttpClient.newHttpClient()
@@ -258,10 +326,15 @@ class OnlineOnnxTest {
 
   /** Each output for {@link #X}. */
   private static Map<String, float[]> run(Path file, String input) throws OrtException {
+    return run(file, input, new long[] {1, X.length}, X);
+  }
+
+  private static Map<String, float[]> run(Path file, String input, long[] shape, float[] values)
+      throws OrtException {
     OrtEnvironment environment = OrtEnvironment.getEnvironment();
     Map<String, float[]> all = new java.util.HashMap<>();
     try (OrtSession session = environment.createSession(file.toString());
-        OnnxTensor x = OnnxTensor.createTensor(environment, new float[][] {X});
+        OnnxTensor x = OnnxTensor.createTensor(environment, FloatBuffer.wrap(values), shape);
         OrtSession.Result result = session.run(Map.of(input, x))) {
       for (var entry : result) {
         all.put(entry.getKey(), ((float[][]) entry.getValue().getValue())[0]);

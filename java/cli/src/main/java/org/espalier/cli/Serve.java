@@ -96,8 +96,9 @@ final class Serve implements Callable<Integer> {
       names = "--recipe",
       paramLabel = "FILE",
       description =
-          "How to learn, for a version that no learner made: an ONNX or TorchScript model, with"
-              + " model: {features: …, outputs: …} in the recipe, or a linear one.")
+          "How to learn, for a version that no learner made: a linear model, an ONNX or a"
+              + " TorchScript one. Where an ONNX graph leaves its sizes open, and for TorchScript,"
+              + " the recipe says model: {features: …, outputs: …}.")
   private String recipeFile;
 
   @Option(names = "--no-learn", description = "Refuse feedback.")

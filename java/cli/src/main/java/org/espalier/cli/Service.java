@@ -108,6 +108,11 @@ final class Service implements AutoCloseable {
   private final ModelStore store;
   private final Limits limits;
   private final byte[] token;
+
+  /** Of a model that nobody learned and nobody will: its outputs are what it says. */
+  private static final OnlineRecipe FROZEN =
+      OnlineRecipe.parse("loss: squared\nlearning-rate: 0.1\nbatch: 1", "serve --no-learn");
+
   private final OnlineRecipe recipe;
   private final Learnable model;
   private final OnlineLearner learner;
@@ -159,15 +164,15 @@ final class Service implements AutoCloseable {
     pool.allowCoreThreadTimeOut(true);
     try (ModelStore.Held held = store.holdCurrent()) {
       boolean learned = LearnerFiles.isLearned(held);
-      if (!learned && given == null) {
+      if (!learned && given == null && limits.learn()) {
         throw new InputException(
             "no learner made version "
                 + held.version().id()
                 + " of "
                 + store.folder()
-                + ": --recipe says how it is to learn");
+                + ": --recipe says how it is to learn, --no-learn that it is not");
       }
-      recipe = learned ? LearnerFiles.recipe(held) : given;
+      recipe = learned ? LearnerFiles.recipe(held) : given != null ? given : FROZEN;
       model = LearnerFiles.readModel(held, recipe);
       try {
         learner = new OnlineLearner(model, recipe.settings());

@@ -1,5 +1,7 @@
 package org.espalier.online;
 
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.io.BufferedInputStream;
 import java.io.IOException;
 import java.io.InputStream;
@@ -54,6 +56,8 @@ public final class LearnerFiles {
 
   /** The recipe. */
   public static final String RECIPE = "online.yaml";
+
+  private static final long MOST_VALUES = 1 << 28;
 
   private LearnerFiles() {}
 
@@ -163,21 +167,28 @@ public final class LearnerFiles {
 
   /**
    * Reads a model that can be learned: an {@code .onnx} or TorchScript ({@code .pt}) file with one input
-   * [batch, features] and a first output [batch, outputs], which is tried, or else a linear model as
-   * {@link #readHead} does. A TorchScript file is code that runs with the rights of this process.
+   * [batch, features], or of ONNX [batch, …] with as many values in all, and a first output [batch,
+   * outputs], which is tried, or else a linear model as {@link #readHead} does. A TorchScript file is code that runs with the rights of this process.
    *
-   * @param recipe says how many features and outputs there are
+   * @param recipe says how many features and outputs there are, where an ONNX graph does not
    * @throws InputException if it is no such model
    */
   public static Learnable readModel(Path file, OnlineRecipe recipe) {
     String name = file.toString();
     if (name.endsWith(".onnx")) {
-      sizes("an ONNX", recipe);
       OnnxModel model = OnnxModel.read(file);
-      return readTorch(file, new OnnxGraph(model), () -> new OnnxGraph(model), recipe);
+      return readTorch(
+          file,
+          new OnnxGraph(model),
+          () -> new OnnxGraph(model),
+          sizes(file, model, recipe),
+          recipe);
     }
     if (name.endsWith(".pt")) {
-      sizes("a TorchScript", recipe);
+      if (recipe.features() == null) {
+        throw new InputException(
+            "for a TorchScript model the recipe says model: {features: …, outputs: …}");
+      }
       byte[] bytes;
       try {
         bytes = Files.readAllBytes(file); // those who predict later must not need the file
@@ -188,6 +199,7 @@ public final class LearnerFiles {
           file,
           TorchScriptModel.read(file),
           () -> TorchScriptModel.read(bytes, file.toString()),
+          new Sizes(new long[] {recipe.features()}, recipe.outputs()),
           recipe);
     }
     LinearHead head = readHead(file);
@@ -209,11 +221,51 @@ public final class LearnerFiles {
     return head;
   }
 
-  private static void sizes(String kind, OnlineRecipe recipe) {
-    if (recipe.features() == null) {
-      throw new InputException(
-          "for " + kind + " model the recipe says model: {features: …, outputs: …}");
+  /**
+   * @param shape of an example's input
+   */
+  private record Sizes(long[] shape, int outputs) {
+    int features() {
+      return Math.toIntExact(elements(shape));
     }
+  }
+
+  /** What the recipe says, in the shape that the graph's input has; without a word there, the graph's. */
+  private static Sizes sizes(Path file, OnnxModel model, OnlineRecipe recipe) {
+    long[] shape = exampleShape(model.inputs().get(0));
+    if (recipe.features() != null) {
+      boolean fits = shape != null && elements(shape) == recipe.features();
+      return new Sizes(fits ? shape : new long[] {recipe.features()}, recipe.outputs());
+    }
+    long[] result = exampleShape(model.outputs().get(0));
+    if (shape == null || result == null) {
+      throw new InputException(
+          file
+              + " does not say how many values its "
+              + (shape == null ? "input" : "output")
+              + " has; model: {features: …, outputs: …} in the recipe does");
+    }
+    return new Sizes(shape, Math.toIntExact(elements(result)));
+  }
+
+  /** The dimensions behind the batch's; null where there are none or one is not fixed. */
+  private static long[] exampleShape(ValueInfoProto value) {
+    List<TensorShapeProto.Dimension> dims = value.getType().getTensorType().getShape().getDimList();
+    if (dims.size() < 2) {
+      return null;
+    }
+    long[] shape = dims.stream().skip(1).mapToLong(d -> d.getDimValue()).toArray();
+    return Arrays.stream(shape).allMatch(n -> n > 0) && elements(shape) <= MOST_VALUES
+        ? shape
+        : null;
+  }
+
+  private static long elements(long[] shape) {
+    long product = 1;
+    for (long n : shape) {
+      product = n > MOST_VALUES / product ? MOST_VALUES + 1 : product * n;
+    }
+    return product;
   }
 
   /** Tries it on as many examples as learning will, or two. */
@@ -221,19 +273,20 @@ public final class LearnerFiles {
       Path file,
       TrainableModel model,
       Supplier<? extends TrainableModel> replicas,
+      Sizes sizes,
       OnlineRecipe recipe) {
-    int features = recipe.features();
+    int features = sizes.features();
     TorchLearnable learnable;
     try {
-      learnable = new TorchLearnable(model, replicas, new long[] {features}, recipe.outputs());
+      learnable = new TorchLearnable(model, replicas, sizes.shape(), sizes.outputs());
     } catch (RuntimeException e) {
       model.close();
       throw e instanceof InputException ? e : new InputException(file + ": " + e.getMessage(), e);
     }
     int rows = recipe.settings().batch() > 1 || recipe.settings().replay() != null ? 2 : 1;
     try {
-      learnable.forward(new float[rows][features], rows, new float[rows * recipe.outputs()]);
-      learnable.backward(new float[rows * recipe.outputs()], rows);
+      learnable.forward(new float[rows][features], rows, new float[rows * sizes.outputs()]);
+      learnable.backward(new float[rows * sizes.outputs()], rows);
       return learnable;
     } catch (InputException e) {
       learnable.close();
