@@ -9,6 +9,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.junit.jupiter.api.Test;
@@ -58,6 +59,17 @@ class InspectTest {
     assertEquals("onnx", json.get("format").asText());
     assertTrue(json.get("opset").asLong() > 0);
     assertTrue(json.get("tensors").findValuesAsText("kind").contains("gemm"), json.toString());
+  }
+
+  @Test
+  void tellsTransposedConvolutionsAndRecurrentLayers() throws IOException {
+    Path file = Files.write(folder.resolve("m.onnx"), SmallModels.recurrent().toByteArray());
+    List<String> kinds =
+        Run.of("inspect", file, "--json").json().get("tensors").findValuesAsText("kind");
+    kinds.removeIf("null"::equals);
+    assertEquals(
+        List.of("conv", "conv_transpose", "lstm", "lstm", "gru", "gru", "rnn", "rnn", "gemm"),
+        kinds);
   }
 
   @Test

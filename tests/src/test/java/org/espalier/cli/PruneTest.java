@@ -1,18 +1,30 @@
 package org.espalier.cli;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
 import com.fasterxml.jackson.databind.JsonNode;
+import com.google.protobuf.ByteString;
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Map;
+import java.util.Random;
 import org.espalier.device.Cuda;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
@@ -47,7 +59,7 @@ class PruneTest {
         FloatBuffer data =
             t.getRawData()
                 .asReadOnlyByteBuffer()
-                .order(java.nio.ByteOrder.LITTLE_ENDIAN)
+                .order(ByteOrder.LITTLE_ENDIAN)
                 .asFloatBuffer();
         float[] values = new float[data.remaining()];
         data.get(values);
@@ -128,6 +140,86 @@ class PruneTest {
     JsonNode pattern = Run.of("prune", onnx, "-o", out, "--pattern", "1:2", "--json").json();
     assertEquals(36, pattern.get("pruned").asLong());
     assertTrue(pattern.get("threshold").isNull());
+  }
+
+  @Test
+  void prunesTransposedConvolutionsAndRecurrentLayers() throws Exception {
+    Files.write(onnx, SmallModels.recurrent().toByteArray());
+    JsonNode json = Run.of("prune", onnx, "-o", out, "--amount", "0.5", "--json").json();
+    int total = 72 + 32 + 2 * 24 * 10 + 24 * 14 + 6 * 14 + 24;
+    assertEquals(total, json.get("total").asLong());
+    assertEquals(total / 2, json.get("pruned").asLong());
+
+    // The same weights, zeroed by hand in the original.
+    float threshold = (float) json.get("threshold").asDouble();
+    ModelProto.Builder byHand = SmallModels.recurrent().toBuilder();
+    for (TensorProto.Builder t : byHand.getGraphBuilder().getInitializerBuilderList()) {
+      if (t.getDimsCount() >= 2 && !t.getName().equals("lstm.B")) {
+        byte[] raw = t.getRawData().toByteArray();
+        FloatBuffer w = ByteBuffer.wrap(raw).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer();
+        for (int i = 0; i < w.capacity(); i++) {
+          w.put(i, Math.abs(w.get(i)) <= threshold ? 0 : w.get(i));
+        }
+        t.setRawData(ByteString.copyFrom(raw));
+      }
+    }
+    float[][] expected = answers(byHand.build().toByteArray());
+    float[][] got = answers(Files.readAllBytes(out));
+    for (int i = 0; i < expected.length; i++) {
+      assertArrayEquals(expected[i], got[i]);
+    }
+    assertFalse(Arrays.equals(answers(Files.readAllBytes(onnx))[0], got[0]));
+  }
+
+  /** What ONNX Runtime computes for three examples. */
+  private static float[][] answers(byte[] model) throws OrtException {
+    float[][][] x = new float[3][3][8];
+    Random random = new Random(4);
+    for (float[][] example : x) {
+      for (float[] channel : example) {
+        for (int i = 0; i < channel.length; i++) {
+          channel[i] = (float) random.nextGaussian();
+        }
+      }
+    }
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    try (OrtSession session = environment.createSession(model);
+        OnnxTensor input = OnnxTensor.createTensor(environment, x);
+        OrtSession.Result result = session.run(Map.of("x", input))) {
+      return (float[][]) result.get(0).getValue();
+    }
+  }
+
+  @Test
+  void patternsLieAlongWhatIsSummedOver() throws IOException {
+    ModelProto before = SmallModels.recurrent();
+    Files.write(onnx, before.toByteArray());
+    Run.of("prune", onnx, "-o", out, "--pattern", "1:2", "--include", "up.weight", "--include", "*.R")
+        .done();
+    ModelProto after = ModelProto.parseFrom(Files.readAllBytes(out));
+    // ConvTranspose [8, 2, 2]: of two neighbouring input channels one is kept, of each tap.
+    assertPairs(values(before, "up.weight"), values(after, "up.weight"), 4);
+    // R [directions, gates, hidden]: of two neighbouring states.
+    assertPairs(values(before, "lstm.R"), values(after, "lstm.R"), 1);
+    // Eight channels would be those of both groups.
+    refused(
+        "4 input channels a group",
+        "-o",
+        folder.resolve("none.onnx"),
+        "--pattern",
+        "2:8",
+        "--include",
+        "up.weight");
+  }
+
+  private static void assertPairs(float[] before, float[] after, int stride) {
+    for (int i = 0; i < before.length; i++) {
+      if (i / stride % 2 == 0) {
+        boolean first = Math.abs(before[i]) > Math.abs(before[i + stride]);
+        assertEquals(first ? before[i] : 0, after[i]);
+        assertEquals(first ? 0 : before[i + stride], after[i + stride]);
+      }
+    }
   }
 
   @Test

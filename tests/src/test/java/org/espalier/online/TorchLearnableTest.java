@@ -11,7 +11,9 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
+import java.util.LinkedHashSet;
 import java.util.List;
+import java.util.Set;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
@@ -20,7 +22,11 @@ import java.util.concurrent.atomic.AtomicBoolean;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.onnx.SmallModels;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;
@@ -88,6 +94,37 @@ class TorchLearnableTest {
       float[] out = new float[2];
       model.forward(new float[][] {x}, 1, out);
       assertArrayEquals(out, learner.predict(x).outputs());
+    }
+  }
+
+  /** Zeros of a transposed convolution and of recurrent layers, which no int8 grid is for. */
+  @Test
+  void keepsTheZerosOfAllThatIsMultiplied() {
+    OnnxModel model = OnnxModel.of(SmallModels.recurrent(), "recurrent");
+    Set<String> names = new LinkedHashSet<>();
+    for (OnnxWeight w : OnnxWeights.of(model)) {
+      OnnxInitializer tensor = model.constant(w.value());
+      float[] values = new float[(int) tensor.elements()];
+      tensor.floats().get(values);
+      for (int i = 0; i < values.length; i += 2) {
+        values[i] = 0;
+      }
+      names.add(w.name());
+      model.replaceConstant(OnnxInitializer.floats(w.value(), tensor.dims(), values));
+    }
+    OnlineSettings settings =
+        Streams.crossEntropy(0.05).momentum(0.9).keepZeros(true).int8(true).build();
+    try (TorchLearnable learnable =
+            new TorchLearnable(
+                new OnnxGraph(model), () -> new OnnxGraph(model), new long[] {3, 8}, 4);
+        OnlineLearner learner = new OnlineLearner(learnable, settings)) {
+      learner.learn(Streams.plane(50, 24, 0, 3, 9));
+      for (String name : names) {
+        float[] now = learner.weights().get(name);
+        for (int i = 0; i < now.length; i += 2) {
+          assertEquals(0, now[i], name);
+        }
+      }
     }
   }
 

@@ -27,10 +27,17 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.onnx.OnnxRuntime;
 import org.espalier.train.TrainingListener.StageReport;
 import org.espalier.train.TrainingListener.StepReport;
 import org.espalier.train.TrainingListener.Validation;
@@ -170,6 +177,69 @@ class OnnxCompressionTest {
     assertEquals(losses.get(1), losses.get(0), 1e-6);
     assertEquals(reports.get(1).after().loss(), reports.get(0).after().loss(), 1e-6);
     assertEquals(reports.get(1).after().quality(), reports.get(0).after().quality(), 1e-12);
+  }
+
+  @Test
+  void prunedWeightsOfTransposedConvolutionsAndRecurrentLayersStayZero() throws OrtException {
+    Random random = new Random(2);
+    List<float[]> values = new ArrayList<>();
+    long[] labels = new long[64];
+    for (int i = 0; i < labels.length; i++) {
+      float[] x = new float[24];
+      for (int k = 0; k < x.length; k++) {
+        x[k] = (float) random.nextGaussian();
+      }
+      values.add(x);
+      labels[i] = x[0] > 0 ? 1 : 0;
+    }
+    Examples.Labelled examples = new Examples.Labelled(values, List.of(3L, 8L), labels);
+    Training some = training(40, Optimizer.AdamW.of(1e-2), Objective.ofLabels());
+    OnnxModel model = OnnxModel.of(SmallModels.recurrent(), "recurrent");
+    CompressionPlan plan =
+        new CompressionPlan(List.of(new Stage.Prune("p", Pruning.oneShot(0.5), some)), 7);
+    Compression.Job job =
+        new Compression.Job(model, null, examples, examples, Pooling.MEAN, null, null);
+    try (OnnxCompression c = new OnnxCompression(plan, job)) {
+      assertTrue(c.run(SILENT));
+      List<String> pruned = new ArrayList<>();
+      long zeros = 0;
+      long all = 0;
+      for (LayerReport layer : c.layers()) {
+        long size = layer.shape().stream().reduce(1L, (a, b) -> a * b);
+        zeros += Math.round(layer.sparsity() * size);
+        all += size;
+        if (layer.sparsity() > 0.2 && layer.error() > 0.01) {
+          pruned.add(layer.name());
+        }
+      }
+      assertEquals(Math.round(0.5 * all), zeros);
+      assertTrue(
+          pruned.containsAll(
+              List.of(
+                  "up.weight", "lstm.W", "lstm.R", "gru.W", "gru.R", "rnn.W", "rnn.R")),
+          pruned.toString());
+      // The exported model is the one that was trained: the runtime answers as libtorch does.
+      OnnxModel exported = c.export();
+      assertEquals(zeros, zerosOf(exported));
+      try (OnnxGraph graph = new OnnxGraph(exported);
+          PointerScope scope = new PointerScope()) {
+        Tensor x = torch.randn(5, 3, 8);
+        Tensor ours = graph.forward(Map.of("x", x)).get("y");
+        Tensor theirs = OnnxRuntime.run(exported, Map.of("x", x)).get("y");
+        assertTrue(torch.allclose(ours, theirs, 1e-4, 1e-5, false));
+      }
+    }
+  }
+
+  private static long zerosOf(OnnxModel model) {
+    long zeros = 0;
+    for (OnnxWeight w : OnnxWeights.of(model)) {
+      FloatBuffer values = model.constant(w.value()).floats();
+      for (int i = 0; i < values.capacity(); i++) {
+        zeros += values.get(i) == 0 ? 1 : 0;
+      }
+    }
+    return zeros;
   }
 
   @Test

@@ -34,9 +34,13 @@ import picocli.CommandLine.Parameters;
     description = {
       "Writes the model to OUT with the weights of least magnitude zeroed.",
       "",
-      "By default it takes the weights of MatMul, Gemm and Conv in ONNX, and float tensors of rank"
-          + " 2 and more that are no embeddings in safetensors. Ties go to the weights that come"
-          + " first. The zeros are unstructured: they change neither a file's size nor its speed."
+      "By default it takes the weights of MatMul, Gemm, Conv, ConvTranspose, LSTM, GRU and RNN in"
+          + " ONNX, and float tensors of rank 2 and more that are no embeddings in safetensors. Ties"
+          + " go to the weights that come first. The zeros are unstructured: they change neither a"
+          + " file's size nor its speed.",
+      "",
+      "A pattern n:m lies along the axis that is summed over: the inputs of a matrix product or"
+          + " recurrent layer, the input channels of a convolution.",
     },
     footer = {
       "",

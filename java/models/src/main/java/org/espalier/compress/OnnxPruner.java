@@ -113,7 +113,10 @@ public final class OnnxPruner {
     return candidates;
   }
 
-  /** The tensors that are pruned where the user names none: the weights of MatMul, Gemm and Conv. */
+  /**
+   * The tensors that are pruned where the user names none: the weights of matrix products,
+   * convolutions and recurrent layers.
+   */
   public static boolean isPrunable(Candidate candidate) {
     return candidate.weight() != null && !candidate.weight().isEmbedding();
   }
@@ -169,6 +172,11 @@ public final class OnnxPruner {
       }
       if (job.rule() instanceof MagnitudePrune.Pattern pattern) {
         MagnitudePrune.checkPattern(list, pattern);
+        for (Candidate candidate : chosen) {
+          if (candidate.weight() != null) {
+            checkGroups(model, candidate.weight(), pattern);
+          }
+        }
       }
       long read = System.nanoTime();
       progress.at(Progress.Phase.SELECT, 0, bytes);
@@ -212,6 +220,34 @@ public final class OnnxPruner {
               (System.nanoTime() - applied) * 1e-9));
     } finally {
       memory.forEach(OnnxPruner::close);
+    }
+  }
+
+  /**
+   * Checks that no group of a pattern reaches from one group of a convolution into the next: their
+   * input channels are never summed. ConvTranspose alone stores those of all groups along one axis.
+   *
+   * @throws InputException if one does
+   */
+  public static void checkGroups(
+      OnnxModel model, OnnxWeight weight, MagnitudePrune.Pattern pattern) {
+    for (OnnxWeight.Use use : weight.uses()) {
+      long channels = model.constant(weight.value()).dims()[use.reductionAxis()] / use.groups();
+      if (use.kind() == OnnxWeight.Kind.CONV_TRANSPOSE && channels % pattern.group() != 0) {
+        throw new InputException(
+            model.name()
+                + ": tensor "
+                + Names.quote(weight.name())
+                + ": its ConvTranspose sums over "
+                + channels
+                + " input channels a group, which is not a multiple of "
+                + pattern.group()
+                + ", as the pattern "
+                + pattern.keep()
+                + ":"
+                + pattern.group()
+                + " needs");
+      }
     }
   }
 

@@ -51,8 +51,8 @@ public final class LinearHead implements Learnable, OuterProduct {
     }
     weights =
         List.of(
-            new Weight("weight", owned[0], owned[1], owned[2], 0),
-            new Weight("bias", owned[3], owned[4], owned[5], -1));
+            new Weight("weight", owned[0], owned[1], owned[2], true, 0),
+            new Weight("bias", owned[3], owned[4], owned[5], false, -1));
     reserve(1);
   }
 

@@ -114,9 +114,12 @@ public final class TorchLearnable implements Learnable {
       try (PointerScope scope = new PointerScope()) {
         p.tensor().mutable_grad().put(view(gradient));
       }
-      int axis = p.isWeight() ? p.outputAxis() : -1;
+      boolean quantizable =
+          p.kind() == Parameter.Kind.LINEAR || p.kind() == Parameter.Kind.CONVOLUTION;
+      int axis = quantizable ? p.outputAxis() : -1;
       boolean reachable = axis == 0 || axis == working.rank() - 1;
-      weights.add(new Weight(p.name(), latent, working, gradient, reachable ? axis : -1));
+      weights.add(
+          new Weight(p.name(), latent, working, gradient, p.isWeight(), reachable ? axis : -1));
     }
   }
 

@@ -9,18 +9,15 @@ import org.espalier.device.Tensor;
  * @param latent what the optimizer updates
  * @param working what forward reads: the latent weights, or their values on the int8 grid
  * @param gradient what backward writes
- * @param outputAxis the axis of the outputs, the first or the last, along which int8 scales lie; −1 for
- *     what has none and is neither masked nor quantized, as biases
+ * @param isMatrix whether inputs are multiplied with it, so that its zeros may be kept
+ * @param scaleAxis the axis of the outputs, the first or the last, along which int8 scales lie; −1 for
+ *     what is not quantized, as biases
  */
-public record Weight(String name, Tensor latent, Tensor working, Tensor gradient, int outputAxis) {
+public record Weight(
+    String name, Tensor latent, Tensor working, Tensor gradient, boolean isMatrix, int scaleAxis) {
   public Weight {
     if (latent.elements() != working.elements() || latent.elements() != gradient.elements()) {
       throw new IllegalArgumentException(name + ": the sizes differ");
     }
-  }
-
-  /** Whether masks and int8 are for it. */
-  public boolean isMatrix() {
-    return outputAxis >= 0;
   }
 }

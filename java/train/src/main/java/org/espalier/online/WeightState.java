@@ -86,19 +86,19 @@ final class WeightState implements AutoCloseable {
       long n = w.latent().elements();
       OwnedTensor momentum = settings.momentum() > 0 ? own(n) : null;
       boolean masked = settings.keepZeros() && w.isMatrix();
-      boolean grid = settings.int8() && w.isMatrix();
+      boolean grid = settings.int8() && w.scaleAxis() >= 0;
       BytePointer mask = masked ? zerosOf(w) : null;
       BytePointer gate = grid ? ownBits(n, true) : null;
       FusedSgd.Parameter parameter =
           FusedSgd.Parameter.of(w.latent(), w.gradient(), momentum).withMask(mask);
       if (grid) {
-        OwnedTensor scales = own(w.latent().dimension(w.outputAxis()));
+        OwnedTensor scales = own(w.latent().dimension(w.scaleAxis()));
         parameter =
             parameter
                 .withGate(gate)
                 .withWorkingCopy(
                     WorkingCopy.of(w.working()),
-                    new Scale(scales, Channel.ofAxis(w.outputAxis(), w.latent().rank()), false));
+                    new Scale(scales, Channel.ofAxis(w.scaleAxis(), w.latent().rank()), false));
       } else {
         parameter = parameter.withWorkingCopy(WorkingCopy.of(w.working()));
       }
@@ -116,7 +116,9 @@ final class WeightState implements AutoCloseable {
       if (averaging > 0 && learned.contains(w)) {
         OwnedTensor average = own(w.latent().elements());
         averages.add(LinearHead.buffer(average));
-        served.add(new Weight(w.name(), w.latent(), average, w.gradient(), w.outputAxis()));
+        served.add(
+            new Weight(
+                w.name(), w.latent(), average, w.gradient(), w.isMatrix(), w.scaleAxis()));
       } else {
         served.add(w);
       }

@@ -16,6 +16,8 @@ final class ModuleKinds {
     return switch (last) {
       case "Linear" -> Kind.LINEAR;
       case "Conv1d", "Conv2d", "Conv3d" -> Kind.CONVOLUTION;
+      case "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d" -> Kind.TRANSPOSED_CONVOLUTION;
+      case "LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell" -> Kind.RECURRENT;
       case "Embedding", "EmbeddingBag" -> Kind.EMBEDDING;
       default -> Kind.OTHER;
     };
@@ -29,17 +31,21 @@ final class ModuleKinds {
   /**
    * A parameter of a module.
    *
-   * @param weightKind the kind that the module's weight has
+   * @param weightKind the kind that the module's weights have
    */
   static Parameter parameter(String name, Tensor tensor, Kind weightKind, String module) {
-    boolean weight = name.substring(name.lastIndexOf('.') + 1).equals("weight");
+    String last = name.substring(name.lastIndexOf('.') + 1);
+    // A recurrent layer has weight_ih_l0, weight_hh_l0 and so on.
+    boolean weight =
+        weightKind == Kind.RECURRENT ? last.startsWith("weight_") : last.equals("weight");
+    boolean transposed = weightKind == Kind.TRANSPOSED_CONVOLUTION;
     boolean known = weight && weightKind != Kind.OTHER && tensor.dim() >= 2;
     return new Parameter(
         name,
         tensor,
         known ? weightKind : Kind.OTHER,
-        known ? 0 : -1,
-        known ? 1 : -1,
+        known ? (transposed ? 1 : 0) : -1,
+        known ? (transposed ? 0 : 1) : -1,
         List.of(module));
   }
 

@@ -25,6 +25,10 @@ public record Parameter(
     /** Multiplied with activations by a matrix product. */
     LINEAR,
     CONVOLUTION,
+    /** Its first axis is the input channels. */
+    TRANSPOSED_CONVOLUTION,
+    /** Multiplied with the inputs or the state of a recurrent layer. */
+    RECURRENT,
     /** Rows are looked up; the output axis is the row. */
     EMBEDDING,
     /** Biases, norms, tables and whatever else is not quantized. */
@@ -35,8 +39,8 @@ public record Parameter(
     nodes = List.copyOf(nodes);
   }
 
-  /** Whether it is a weight of a linear or convolution layer, which pruning and int8 are for. */
+  /** Whether it is a weight that something is multiplied with, which pruning is for. */
   public boolean isWeight() {
-    return kind == Kind.LINEAR || kind == Kind.CONVOLUTION;
+    return kind != Kind.EMBEDDING && kind != Kind.OTHER;
   }
 }

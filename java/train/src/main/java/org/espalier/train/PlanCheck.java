@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
@@ -15,7 +16,9 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.compress.OnnxPruner;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.torch.OnnxGraph;
@@ -138,6 +141,8 @@ final class PlanCheck {
               + " has no weights that the plan could prune");
     }
     if (pruning.pattern() != null) {
+      MagnitudePrune.Pattern pattern =
+          new MagnitudePrune.Pattern(pruning.pattern().keep(), pruning.pattern().of());
       MagnitudePrune.checkPattern(
           candidates.stream()
               .map(
@@ -145,7 +150,11 @@ final class PlanCheck {
                       MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
                           .axis(w.parameter.reductionAxis()))
               .toList(),
-          new MagnitudePrune.Pattern(pruning.pattern().keep(), pruning.pattern().of()));
+          pattern);
+      Set<String> names = candidates.stream().map(TrainedWeight::name).collect(Collectors.toSet());
+      OnnxWeights.of(job.model()).stream()
+          .filter(weight -> names.contains(weight.name()))
+          .forEach(weight -> OnnxPruner.checkGroups(job.model(), weight, pattern));
     }
   }
 

@@ -4,6 +4,7 @@ import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
@@ -412,6 +413,37 @@ class StaticQuantizerTest {
     q.activations().forEach(a -> ranges.put(a, new ActivationRange(-1, 1)));
     InputException e = assertThrows(InputException.class, () -> q.apply(ranges));
     assertTrue(e.getMessage().contains("the weights w: element 13 is NaN"), e.getMessage());
+  }
+
+  @Test
+  void whatTheRuntimeHasNoIntegersForStaysFloat() throws OrtException {
+    OnnxModel model = OnnxModel.of(SmallModels.recurrent(), "recurrent");
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    OnnxModel other = OnnxModel.of(SmallModels.recurrent(), "recurrent");
+    DynamicQuantizer d = new DynamicQuantizer(other, DynamicQuantizer.Options.defaults());
+    for (Map<String, String> skipped : List.of(q.skipped(), d.skipped())) {
+      assertEquals("ONNX Runtime has no int8 ConvTranspose", skipped.get("up.weight"));
+      assertEquals("no form has an int8 LSTM", skipped.get("lstm.R"));
+      assertEquals("ONNX Runtime has no int8 GRU", skipped.get("gru.W"));
+      assertEquals("ONNX Runtime has no int8 RNN", skipped.get("rnn.W"));
+    }
+    assertTrue(q.quantized().contains("down.weight"), q.quantized().toString());
+    try (OnnxTensor x = normal(1, 4, 3, 8);
+        OrtSession before =
+            ENVIRONMENT.createSession(SmallModels.recurrent().toByteArray());
+        OrtSession.Result expected = before.run(Map.of("x", x))) {
+      q.apply(
+          q.ranges(
+              new TensorActivations(List.of(Map.of("x", x)), 1), new Clipping.MinMax()));
+      try (OrtSession after = ENVIRONMENT.createSession(model.toBuffer());
+          OrtSession.Result got = after.run(Map.of("x", x))) {
+        float[][] y = (float[][]) expected.get(0).getValue();
+        float[][] z = (float[][]) got.get(0).getValue();
+        for (int i = 0; i < y.length; i++) {
+          assertArrayEquals(y[i], z[i], 0.1f);
+        }
+      }
+    }
   }
 
   @Test

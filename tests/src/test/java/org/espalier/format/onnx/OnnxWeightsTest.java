@@ -50,6 +50,38 @@ class OnnxWeightsTest {
   }
 
   @Test
+  void axesOfTransposedConvolutionsAndRecurrentLayers() {
+    List<OnnxWeight> weights =
+        OnnxWeights.of(OnnxModel.of(SmallModels.recurrent(), "recurrent"));
+    assertEquals(
+        List.of(
+            "down.weight",
+            "up.weight",
+            "lstm.W",
+            "lstm.R",
+            "gru.W",
+            "gru.R",
+            "rnn.W",
+            "rnn.R",
+            "fc.weight"),
+        weights.stream().map(OnnxWeight::name).toList());
+    OnnxWeight up = weights.get(1);
+    assertEquals(Kind.CONV_TRANSPOSE, up.uses().get(0).kind());
+    assertEquals(1, up.outputAxis());
+    assertEquals(0, up.reductionAxis());
+    assertEquals(2, up.uses().get(0).groups());
+    List<Kind> kinds = List.of(Kind.LSTM, Kind.LSTM, Kind.GRU, Kind.GRU, Kind.RNN, Kind.RNN);
+    for (int i = 0; i < kinds.size(); i++) {
+      OnnxWeight w = weights.get(2 + i);
+      assertEquals(kinds.get(i), w.uses().get(0).kind(), w.name());
+      assertEquals(1 + i % 2, w.uses().get(0).input(), w.name());
+      assertEquals(1, w.outputAxis(), w.name());
+      assertEquals(2, w.reductionAxis(), w.name());
+      assertFalse(w.isShared(), w.name());
+    }
+  }
+
+  @Test
   void anonymousWeightsAreNamedByTheirPlace() {
     List<OnnxWeight> found =
         find(

@@ -85,6 +85,83 @@ public final class SmallModels {
             .addOutput(value("y", DataType.FLOAT, -1, 10)));
   }
 
+  /**
+   * x [n, 3, 8] through Conv and a grouped ConvTranspose to [n, 4, 8], which LSTM (both directions),
+   * GRU and RNN read as 8 steps, and a Gemm: y [n, 4].
+   */
+  public static ModelProto recurrent() {
+    Random random = new Random(3);
+    return model(
+        14,
+        GraphProto.newBuilder()
+            .setName("recurrent")
+            .addInput(value("x", DataType.FLOAT, -1, 3, 8))
+            .addInitializer(floats("down.weight", random, 0.5f, 8, 3, 3))
+            .addInitializer(floats("up.weight", random, 0.5f, 8, 2, 2))
+            .addInitializer(floats("up.bias", random, 0.5f, 4))
+            .addInitializer(floats("lstm.W", random, 0.5f, 2, 24, 4))
+            .addInitializer(floats("lstm.R", random, 0.5f, 2, 24, 6))
+            .addInitializer(floats("lstm.B", random, 0.5f, 2, 48))
+            .addInitializer(floats("gru.W", random, 0.5f, 1, 24, 6))
+            .addInitializer(floats("gru.R", random, 0.5f, 1, 24, 8))
+            .addInitializer(floats("onnx::RNN_9", random, 0.5f, 1, 6, 8))
+            .addInitializer(floats("onnx::RNN_10", random, 0.5f, 1, 6, 6))
+            .addInitializer(floats("fc.weight", random, 0.5f, 6, 4))
+            .addInitializer(OnnxInitializer.int64s("axis", new long[] {1}, 0).message())
+            .addNode(
+                node(
+                    "Conv",
+                    "/down/Conv",
+                    List.of("x", "down.weight"),
+                    "d",
+                    list("strides", 2),
+                    list("pads", 1, 1)))
+            .addNode(node("Relu", "/Relu", List.of("d"), "r"))
+            .addNode(
+                node(
+                    "ConvTranspose",
+                    "/up/ConvTranspose",
+                    List.of("r", "up.weight", "up.bias"),
+                    "u",
+                    list("strides", 2),
+                    attribute("group", 2)))
+            .addNode(node("Transpose", "", List.of("u"), "t", attribute("perm", 2, 0, 1)))
+            .addNode(
+                node(
+                        "LSTM",
+                        "/lstm/LSTM",
+                        List.of("t", "lstm.W", "lstm.R", "lstm.B"),
+                        "",
+                        attribute("hidden_size", 6),
+                        text("direction", "bidirectional"))
+                    .toBuilder()
+                    .addOutput("l")
+                    .build())
+            .addNode(
+                node(
+                        "GRU",
+                        "/gru/GRU",
+                        List.of("l", "gru.W", "gru.R"),
+                        "",
+                        attribute("hidden_size", 8))
+                    .toBuilder()
+                    .addOutput("g")
+                    .build())
+            .addNode(
+                node(
+                        "RNN",
+                        "/rnn/RNN",
+                        List.of("g", "onnx::RNN_9", "onnx::RNN_10"),
+                        "",
+                        attribute("hidden_size", 6))
+                    .toBuilder()
+                    .addOutput("h")
+                    .build())
+            .addNode(node("Squeeze", "", List.of("h", "axis"), "s"))
+            .addNode(node("Gemm", "/fc/Gemm", List.of("s", "fc.weight"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, 4)));
+  }
+
   /** A model of a graph, in the version of the format that knows {@code opset}. */
   public static ModelProto model(long opset, GraphProto.Builder graph) {
     return ModelProto.newBuilder()
@@ -108,15 +185,33 @@ public final class SmallModels {
 
   /** An INT attribute of one value, an INTS attribute of several. */
   public static AttributeProto attribute(String name, long... values) {
-    AttributeProto.Builder b = AttributeProto.newBuilder().setName(name);
-    if (values.length == 1) {
-      return b.setType(AttributeProto.AttributeType.INT).setI(values[0]).build();
+    if (values.length != 1) {
+      return list(name, values);
     }
-    b.setType(AttributeProto.AttributeType.INTS);
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeProto.AttributeType.INT)
+        .setI(values[0])
+        .build();
+  }
+
+  /** An INTS attribute. */
+  public static AttributeProto list(String name, long... values) {
+    AttributeProto.Builder b =
+        AttributeProto.newBuilder().setName(name).setType(AttributeProto.AttributeType.INTS);
     for (long v : values) {
       b.addInts(v);
     }
     return b.build();
+  }
+
+  /** A STRING attribute. */
+  public static AttributeProto text(String name, String value) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeProto.AttributeType.STRING)
+        .setS(ByteString.copyFromUtf8(value))
+        .build();
   }
 
   /** A FLOAT attribute. */

@@ -145,8 +145,11 @@ final class ProductSite {
       case GEMM -> {
         return "its Gemm transposes A, has factors or a bias that is no constant";
       }
-      default -> {
+      case CONV -> {
         return "Conv is quantized by the static form (onnx-qdq) alone";
+      }
+      default -> {
+        return Nodes.onlyFloat(producers.get(use.node()));
       }
     }
   }

@@ -158,10 +158,13 @@ public final class StaticQuantizer implements TrainableQuantizer {
             ? null
             : "its Gemm transposes A, has factors or a bias that is no constant vector";
       }
-      default -> {
+      case CONV -> {
         return biasIsPlain(n, w.dims()[use.outputAxis()])
             ? null
             : "its Conv has a bias that is no constant vector";
+      }
+      default -> {
+        return Nodes.onlyFloat(n);
       }
     }
   }

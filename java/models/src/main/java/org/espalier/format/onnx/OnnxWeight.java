@@ -19,6 +19,12 @@ public record OnnxWeight(String name, String value, List<Use> uses, int otherUse
     MATMUL,
     GEMM,
     CONV,
+    /** Stored as [input channels, output channels of a group, kernel]. */
+    CONV_TRANSPOSE,
+    /** W or R of a recurrent layer, stored as [directions, gates · hidden, inputs or hidden]. */
+    LSTM,
+    GRU,
+    RNN,
     /**
      * Rows are looked up by Gather; the output axis is the row, the reduction axis the features.
      */
@@ -29,12 +35,14 @@ public record OnnxWeight(String name, String value, List<Use> uses, int otherUse
    * One use of a weight.
    *
    * @param kind what the node does
-   * @param node the name of the node's first output, which identifies the node
+   * @param node the name of the node's first output that has one, which identifies the node
    * @param input which input of the node the weight is
    * @param outputAxis the axis of the output channels
-   * @param reductionAxis the axis that is summed over; for Conv the input channels
+   * @param reductionAxis the axis that is summed over; for Conv and ConvTranspose the
+   *     input channels
    * @param axes for each axis of what the node sees the axis of the stored tensor
    * @param groups how many groups the output channels fall into; 1 except for grouped Conv
+   *     and ConvTranspose
    * @param path the names of the values between the weight and the node, from the weight's own to
    *     the node's input; one name where the node uses the weight directly
    */

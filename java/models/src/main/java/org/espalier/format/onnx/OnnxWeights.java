@@ -20,8 +20,8 @@ import org.espalier.format.onnx.OnnxWeight.Use;
 
 /**
  * Finds the weights of a model's main graph: constant floating-point tensors of rank 2 or more that
- * MatMul, Gemm or Conv multiply with something that is not constant, or that Gather looks up in. A
- * weight may come through Identity, Transpose and Cast nodes.
+ * MatMul, Gemm, Conv, ConvTranspose, LSTM, GRU or RNN multiply with something that is not constant,
+ * or that Gather looks up in. A weight may come through Identity, Transpose and Cast nodes.
  */
 public final class OnnxWeights {
   private static final Set<DataType> FLOATING =
@@ -99,6 +99,12 @@ public final class OnnxWeights {
         add(n, Kind.GEMM, 0, a ? 1 : 0, a ? 0 : 1, 1);
       }
       case "Conv" -> add(n, Kind.CONV, 1, 0, 1, Math.max(1, attribute(n, "group", 1)));
+      case "ConvTranspose" ->
+          add(n, Kind.CONV_TRANSPOSE, 1, 1, 0, Math.max(1, attribute(n, "group", 1)));
+      case "LSTM", "GRU", "RNN" -> {
+        add(n, Kind.valueOf(n.getOpType()), 1, 1, 2, 1);
+        add(n, Kind.valueOf(n.getOpType()), 2, 1, 2, 1);
+      }
       case "Gather" -> {
         if (attribute(n, "axis", 0) == 0) {
           add(n, Kind.EMBEDDING, 0, 0, 1, 1);
@@ -106,6 +112,17 @@ public final class OnnxWeights {
       }
       default -> {}
     }
+  }
+
+  /**
+   * What identifies a node: its first output that has a name, since recurrent layers may leave out
+   * some; for a node without any its own name.
+   */
+  public static String identity(NodeProto n) {
+    return n.getOutputList().stream()
+        .filter(output -> !output.isEmpty())
+        .findFirst()
+        .orElse(n.getName());
   }
 
   private static long attribute(NodeProto n, String name, long otherwise) {
@@ -119,12 +136,12 @@ public final class OnnxWeights {
 
   /** Negative axes count from the end. */
   private void add(NodeProto n, Kind kind, int input, int outputAxis, int reductionAxis, long g) {
-    if (n.getInputCount() < 2 || n.getOutputCount() == 0) {
+    if (n.getInputCount() <= Math.max(1, input) || identity(n).isEmpty()) {
       return;
     }
     List<String> path = new ArrayList<>();
     int[] axes = trace(n.getInput(input), path);
-    String other = n.getInput(1 - input);
+    String other = n.getInput(input == 0 ? 1 : 0);
     boolean folds = model.constant(other) != null || trace(other, new ArrayList<>()) != null;
     if (axes == null || axes.length < 2 || folds) {
       return;
@@ -135,7 +152,7 @@ public final class OnnxWeights {
         .add(
             new Use(
                 kind,
-                n.getOutput(0),
+                identity(n),
                 input,
                 out,
                 reduced,
@@ -233,10 +250,8 @@ public final class OnnxWeights {
     Set<String> seen = new HashSet<>();
     for (String v : between) {
       for (NodeProto n : consumers.getOrDefault(v, List.of())) {
-        boolean known =
-            n.getOutputCount() > 0
-                && (weightNodes.contains(n.getOutput(0)) || between.contains(n.getOutput(0)));
-        if (!known && seen.add(n.getOutputCount() > 0 ? n.getOutput(0) : n.getName())) {
+        boolean known = weightNodes.contains(identity(n)) || between.contains(identity(n));
+        if (!known && seen.add(identity(n))) {
           others++;
         }
       }
@@ -254,12 +269,16 @@ public final class OnnxWeights {
     }
     NodeProto n = producers.get(first.node());
     // Exporters that know a module's path write it into both names; older ones only number them.
-    String place = n.getName().contains("/") ? n.getName() : n.getOutput(0);
+    String place = n.getName().contains("/") ? n.getName() : first.node();
     if (!place.contains("/")) {
-      place = n.getName().isEmpty() ? n.getOutput(0) : n.getName();
+      place = n.getName().isEmpty() ? first.node() : n.getName();
     }
     place = place.replaceFirst("^/+", "").replaceFirst("_output_0$", "");
     place = place.replaceFirst("/" + n.getOpType() + "$", "").replace('/', '.');
-    return place + ".weight";
+    return place
+        + switch (first.kind()) {
+          case LSTM, GRU, RNN -> first.input() == 1 ? ".W" : ".R";
+          default -> ".weight";
+        };
   }
 }

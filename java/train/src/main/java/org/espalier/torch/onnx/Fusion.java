@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeights;
 
 /**
  * Finds the nodes into which exporters spell one operation of libtorch out: a product with a bias, a
@@ -58,7 +59,7 @@ final class Fusion {
   }
 
   static String identity(NodeProto n) {
-    return n.getOutputCount() > 0 ? n.getOutput(0) : n.getName();
+    return OnnxWeights.identity(n);
   }
 
   private Source add(NodeProto n) {

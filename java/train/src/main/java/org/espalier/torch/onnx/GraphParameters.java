@@ -189,6 +189,8 @@ public final class GraphParameters {
           switch (use.kind()) {
             case MATMUL, GEMM -> Kind.LINEAR;
             case CONV -> Kind.CONVOLUTION;
+            case CONV_TRANSPOSE -> Kind.TRANSPOSED_CONVOLUTION;
+            case LSTM, GRU, RNN -> Kind.RECURRENT;
             case EMBEDDING -> Kind.EMBEDDING;
           };
       entries.put(

@@ -197,7 +197,7 @@ public final class GraphScript {
           case LINEAR -> e.outputAxis() == 0 && axes == 0 ? "Linear" : null;
           case CONVOLUTION -> e.outputAxis() == 0 && axes > 0 ? "Conv" + axes + "d" : null;
           case EMBEDDING -> "Embedding";
-          case OTHER -> null;
+          case TRANSPOSED_CONVOLUTION, RECURRENT, OTHER -> null;
         };
     if (kind != null) {
       classes.put(name.substring(0, dot), kind);
