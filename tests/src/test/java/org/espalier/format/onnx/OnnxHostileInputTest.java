@@ -1,6 +1,8 @@
 package org.espalier.format.onnx;
 
+import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.list;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -191,6 +193,64 @@ class OnnxHostileInputTest {
       n.clearInput().addInput(first);
       assertRefused(m.build(), n.getOpType(), n.getName(), "1 inputs", "at least 2");
     }
+  }
+
+  @Test
+  void windowsThatDoNotFit() {
+    for (String op : List.of("Conv", "ConvTranspose")) {
+      for (String name : List.of("strides", "dilations", "kernel_shape", "output_padding")) {
+        refusedWindow(op, list(name, 1), name, "2 axes, so 2 are needed");
+        refusedWindow(op, list(name, 1, 1, 1), name, "[1, 1, 1]", "so 2 are needed");
+        refusedWindow(op, list(name, 1, -1), name, "-1 cannot be");
+        refusedWindow(op, list(name, 1L << 40, 1), name, "1099511627776 cannot be");
+      }
+      refusedWindow(op, list("strides", 0, 1), "strides", "0 cannot be");
+      refusedWindow(op, list("pads", 1, 1), "pads", "so 4 are needed");
+      refusedWindow(op, list("pads", 1, 1, 1, 1, 1), "pads", "so 4 are needed");
+      refusedWindow(op, attribute("group", 0), "its group is 0");
+      refusedWindow(op, attribute("group", -2), "its group is -2");
+      refusedWindow(op, attribute("group", 3), "4", "3 groups");
+    }
+    for (String op : List.of("MaxPool", "AveragePool", "LpPool")) {
+      refusedWindow(op, list("strides", 1), "strides", "so 2 are needed");
+      refusedWindow(op, list("strides", 0, 0), "strides", "0 cannot be");
+      refusedWindow(op, list("pads", 1, 1, 1), "pads", "so 4 are needed");
+    }
+  }
+
+  @Test
+  void windowsOfAnotherRankThanTheirInput() {
+    for (long[] kernel : new long[][] {{}, {3}, {3, 3, 3}}) {
+      long[] dims = new long[kernel.length + 2];
+      Arrays.fill(dims, 4);
+      for (String op : List.of("Conv", "ConvTranspose")) {
+        GraphProto.Builder g =
+            GraphProto.newBuilder()
+                .addInput(value("x", DataType.FLOAT, 1, 4, 8, 8))
+                .addInitializer(floats("w", new Random(1), 1, dims))
+                .addNode(node(op, "windows", List.of("x", "w"), "y"))
+                .addOutput(value("y", DataType.FLOAT, -1, -1, -1, -1));
+        assertRefused(SmallModels.model(13, g), op + " 'windows'", "axes");
+      }
+    }
+  }
+
+  private static void refusedWindow(String op, AttributeProto attribute, String... parts) {
+    boolean pool = op.endsWith("Pool");
+    NodeProto.Builder n =
+        node(op, "windows", pool ? List.of("x") : List.of("x", "w"), "y").toBuilder();
+    if (pool) {
+      n.addAttribute(list("kernel_shape", 2, 2));
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .addInput(value("x", DataType.FLOAT, 1, 4, 8, 8))
+            .addInitializer(floats("w", new Random(1), 1, 4, 4, 3, 3))
+            .addNode(n.addAttribute(attribute))
+            .addOutput(value("y", DataType.FLOAT, -1, -1, -1, -1));
+    String[] all = Arrays.copyOf(parts, parts.length + 1);
+    all[parts.length] = op + " 'windows'";
+    assertRefused(SmallModels.model(13, g), all);
   }
 
   @Test

@@ -395,13 +395,26 @@ public final class OnnxModel {
       }
     }
     scope.names.addAll(inputs);
+    scope.describe(graph.getInputList());
+    scope.describe(graph.getValueInfoList());
     check(nodes, graph.getOutputList(), scope);
   }
 
-  /** The names that a graph may use: its own and those of the graphs around it. */
-  private record Scope(Scope outer, Set<String> names) {
+  /**
+   * The names that a graph may use: its own and those of the graphs around it; and how many axes
+   * its values have, where it says so.
+   */
+  private record Scope(Scope outer, Set<String> names, Map<String, Integer> ranks) {
     Scope(Scope outer) {
-      this(outer, new HashSet<>());
+      this(outer, new HashSet<>(), new HashMap<>());
+    }
+
+    void describe(List<ValueInfoProto> values) {
+      for (ValueInfoProto v : values) {
+        if (v.getType().getTensorType().hasShape()) {
+          ranks.put(v.getName(), v.getType().getTensorType().getShape().getDimCount());
+        }
+      }
     }
 
     boolean contains(String value) {
@@ -431,6 +444,13 @@ public final class OnnxModel {
                 + n.getOpType()
                 + " takes at least "
                 + least);
+      }
+      String problem =
+          domain(n.getDomain()).isEmpty()
+              ? WindowAttributes.problem(n, initializers, scope.ranks)
+              : null;
+      if (problem != null) {
+        throw new InputException(name + ": the node " + describe(n) + ": " + problem);
       }
       for (String in : n.getInputList()) {
         if (!in.isEmpty() && !scope.contains(in)) {
