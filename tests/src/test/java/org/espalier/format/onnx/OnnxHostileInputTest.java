@@ -235,6 +235,23 @@ class OnnxHostileInputTest {
     }
   }
 
+  @Test
+  void normsWithoutGroups() {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .addInput(value("x", DataType.FLOAT, 1, 4, 8))
+            .addInitializer(floats("w", new Random(1), 1, 4))
+            .addNode(
+                node(
+                    "GroupNormalization",
+                    "norm",
+                    List.of("x", "w", "w"),
+                    "y",
+                    attribute("num_groups", 0)))
+            .addOutput(value("y", DataType.FLOAT, 1, 4, 8));
+    assertRefused(SmallModels.model(21, g), "GroupNormalization 'norm'", "num_groups is 0");
+  }
+
   private static void refusedWindow(String op, AttributeProto attribute, String... parts) {
     boolean pool = op.endsWith("Pool");
     NodeProto.Builder n =

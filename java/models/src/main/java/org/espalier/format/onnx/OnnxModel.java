@@ -447,7 +447,7 @@ public final class OnnxModel {
       }
       String problem =
           domain(n.getDomain()).isEmpty()
-              ? WindowAttributes.problem(n, initializers, scope.ranks)
+              ? NodeAttributes.problem(n, initializers, scope.ranks)
               : null;
       if (problem != null) {
         throw new InputException(name + ": the node " + describe(n) + ": " + problem);

@@ -8,25 +8,33 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * Checks the attributes of convolutions and pools against each other and against constant weights.
- * Runtimes index with them and divide by them without looking, and take the process with them.
+ * Checks the attributes of convolutions, pools and group norms against each other and against
+ * constant weights. Runtimes index with them and divide by them without looking, and take the
+ * process with them.
  */
-final class WindowAttributes {
+final class NodeAttributes {
   private static final Map<String, Integer> WEIGHTS =
       Map.of("Conv", 1, "ConvTranspose", 1, "ConvInteger", 1, "QLinearConv", 3);
 
   private static final Set<String> POOLS = Set.of("AveragePool", "LpPool", "MaxPool", "MaxUnpool");
 
-  private WindowAttributes() {}
+  private NodeAttributes() {}
 
   /**
-   * What is wrong with the attributes of a node; null if nothing is, or it has no windows.
+   * What is wrong with the attributes of a node; null if nothing is, or its operator is another.
    *
    * @param constants the constants that it may read
    * @param ranks the number of axes of the values of which it is known
    */
   static String problem(
       NodeProto n, Map<String, OnnxInitializer> constants, Map<String, Integer> ranks) {
+    if (n.getOpType().equals("GroupNormalization")) {
+      return n.getAttributeList().stream()
+          .filter(a -> a.getName().equals("num_groups") && a.getI() < 1)
+          .map(a -> "its num_groups is " + a.getI() + "; 1 or more is right")
+          .findFirst()
+          .orElse(null);
+    }
     Integer input = WEIGHTS.get(n.getOpType());
     if (input == null && !POOLS.contains(n.getOpType())) {
       return null;
