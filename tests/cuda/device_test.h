@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <sys/mman.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -194,6 +195,31 @@ int run_tests(int argc, char** argv, Test&& test) {
   std::printf("seeds %llu to %llu: ", static_cast<unsigned long long>(first),
               static_cast<unsigned long long>(first + seeds - 1));
   return finish();
+}
+
+/** Of a tensor that is quantized by channel. */
+struct Shape {
+  int64_t outer, channels, inner;
+};
+
+inline int64_t size_of(esp_dtype dtype) {
+  return dtype == ESP_F32 ? 4 : 2;
+}
+
+/** Writes an element, its value cut to the bits of the type. */
+inline void put(std::vector<uint8_t>& bytes, int64_t i, esp_dtype dtype, float x) {
+  uint32_t word;
+  std::memcpy(&word, &x, 4);
+  if (dtype == ESP_F32) {
+    std::memcpy(bytes.data() + i * 4, &word, 4);
+    return;
+  }
+  uint16_t half = static_cast<uint16_t>(word >> 16);
+  if (dtype == ESP_F16)
+    half = static_cast<uint16_t>((half & 0x8000) | (x != x          ? 0x7e00
+                                                    : std::isinf(x) ? 0x7c00
+                                                                    : word >> 13 & 0x3bff));
+  std::memcpy(bytes.data() + i * 2, &half, 2);
 }
 
 }  // namespace esp_test

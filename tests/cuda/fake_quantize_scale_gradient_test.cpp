@@ -14,29 +14,6 @@ namespace {
 
 using namespace esp_test;
 
-struct Shape {
-  int64_t outer, channels, inner;
-};
-
-int64_t size_of(esp_dtype dtype) {
-  return dtype == ESP_F32 ? 4 : 2;
-}
-
-void put(std::vector<uint8_t>& bytes, int64_t i, esp_dtype dtype, float x) {
-  uint32_t word;
-  std::memcpy(&word, &x, 4);
-  uint16_t half = static_cast<uint16_t>(word >> 16);
-  if (dtype == ESP_F16)
-    half = static_cast<uint16_t>((half & 0x8000) | (x != x          ? 0x7e00
-                                                    : std::isinf(x) ? 0x7c00
-                                                                    : word >> 13 & 0x3bff));
-  if (dtype == ESP_F32) {
-    std::memcpy(bytes.data() + i * 4, &word, 4);
-  } else {
-    std::memcpy(bytes.data() + i * 2, &half, 2);
-  }
-}
-
 // One tensor of both sides, its outputs full of rubbish.
 struct Subject {
   Subject(const esp_quantizer& quantizer, const Shape& shape, esp_dtype dtype, Random& random)

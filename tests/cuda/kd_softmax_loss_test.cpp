@@ -15,10 +15,6 @@ namespace {
 
 using namespace esp_test;
 
-int64_t size_of(esp_dtype dtype) {
-  return dtype == ESP_F32 ? 4 : 2;
-}
-
 void put(std::vector<uint8_t>& bytes, int64_t i, esp_dtype dtype, float x) {
   uint32_t word;
   std::memcpy(&word, &x, 4);

@@ -13,10 +13,6 @@ namespace {
 
 using namespace esp_test;
 
-int64_t size_of(esp_dtype dtype) {
-  return dtype == ESP_F32 ? 4 : 2;
-}
-
 void put(std::vector<uint8_t>& bytes, int64_t i, float value, esp_dtype dtype) {
   uint32_t word;
   std::memcpy(&word, &value, 4);
