@@ -90,7 +90,7 @@ final class NodeAttributes {
                 : "; its windows have " + axes + " axes, so " + each * axes + " are needed");
       }
       for (long value : values) {
-        if (value < least || Math.abs(value) > Integer.MAX_VALUE) {
+        if (value < Math.max(least, -Integer.MAX_VALUE) || value > Integer.MAX_VALUE) {
           return "its " + a.getName() + " are " + values + ", of which " + value + " cannot be";
         }
       }
