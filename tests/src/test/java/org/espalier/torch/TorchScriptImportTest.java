@@ -280,6 +280,22 @@ class TorchScriptImportTest {
         "more than 10000 rounds");
     refused(
         four,
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    axes = [1]\n"
+            + "    for i in range(x.dim() * 20):\n"
+            + "        axes = axes + axes\n"
+            + "    return torch.linear(x, self.w).sum(axes[0])\n",
+        "a list of more than 1000");
+    refused(
+        four,
+        "def forward(self, x: Tensor) -> Tensor:\n"
+            + "    y = torch.linear(x, self.w)\n"
+            + "    for i in range(0, 4, x.dim() - 2):\n"
+            + "        y = torch.relu(y)\n"
+            + "    return y\n",
+        "a step of 0");
+    refused(
+        four,
         "def forward(self, x: Tensor, y: Tensor) -> Tensor:\n    return torch.linear(x, self.w)\n",
         "labelled examples have one");
     refused(

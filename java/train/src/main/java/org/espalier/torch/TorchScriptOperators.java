@@ -27,6 +27,9 @@ final class TorchScriptOperators {
   /** An argument that is absent. */
   static final Object NONE = new Object();
 
+  /** Of sizes and axes; a loop that doubles a list would fill the memory. */
+  private static final int LONGEST_LIST = 1000;
+
   private static final Map<String, Entry> ENTRIES = new HashMap<>();
 
   /** Makes the nodes of a call and returns its result, a list where there are several. */
@@ -151,6 +154,9 @@ final class TorchScriptOperators {
     add(
         "aten::__range_length",
         c -> {
+          if (c.integer(2) == 0) {
+            throw c.unsupported("a step of 0");
+          }
           long span = c.integer(1) - c.integer(0);
           return Math.max(0, -Math.floorDiv(-span, c.integer(2)));
         });
@@ -203,6 +209,9 @@ final class TorchScriptOperators {
     if (operator.equals("Add")
         && c.argument(0) instanceof List<?> first
         && c.argument(1) instanceof List<?> second) {
+      if (first.size() + second.size() > LONGEST_LIST) {
+        throw c.unsupported("a list of more than " + LONGEST_LIST);
+      }
       return Stream.concat(first.stream(), second.stream()).map(v -> (Object) v).toList();
     }
     if (!(c.argument(0) instanceof Long a && c.argument(1) instanceof Long b)) {
