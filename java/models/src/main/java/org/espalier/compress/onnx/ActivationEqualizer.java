@@ -24,8 +24,6 @@ import org.slf4j.LoggerFactory;
  *       operand. This costs nothing at run time, and is left out where some reader cannot.
  *   <li>Scale: one Mul by 1/s before the products, s in the rows of their weights. Only readers of that Mul see
  *       it, so it is always possible; it is done where it removes a worthwhile share of the noise.
- *   <li>Attention: shift and scale of a context are those of the values behind it ({@link AttentionValues}),
- *       so they go to the columns and the bias of the product that makes the values, and cost nothing.
  * </ul>
  */
 final class ActivationEqualizer {
@@ -38,27 +36,10 @@ final class ActivationEqualizer {
   private final Map<String, NodeProto> producers;
   private final Map<String, List<NodeProto>> consumers;
 
-  /** The product of the values behind each site whose activation is the context of an attention. */
-  private final Map<ProductSite, Product> values = new HashMap<>();
-
-  /**
-   * @param sites what may be rewritten
-   */
-  ActivationEqualizer(OnnxModel model, List<ProductSite> sites) {
+  ActivationEqualizer(OnnxModel model) {
     this.model = model;
     this.producers = model.producers();
     this.consumers = model.consumers();
-    Map<String, Product> biased = new HashMap<>();
-    for (ProductSite s : sites) {
-      s.products.stream().filter(p -> p.biasAdd != null).forEach(p -> biased.put(p.biasAdd, p));
-    }
-    AttentionValues attention = new AttentionValues(model, producers, consumers);
-    for (ProductSite s : sites) {
-      Product v = attention.behind(s, biased);
-      if (v != null) {
-        values.put(s, v);
-      }
-    }
   }
 
   /**
@@ -83,8 +64,7 @@ final class ActivationEqualizer {
     Map<ProductSite, Equalization> result = new LinkedHashMap<>();
     for (int i = 0; i < found.size(); i++) {
       Equalization e = found.get(i);
-      boolean free = values.containsKey(sites.get(i));
-      boolean scaled = e.gain() > 0 && (free || e.gain() >= WORTH_SCALING * total);
+      boolean scaled = e.gain() > 0 && e.gain() >= WORTH_SCALING * total;
       LOG.debug(
           "{}: relative noise {} to {}, {}",
           sites.get(i).activation,
@@ -98,9 +78,6 @@ final class ActivationEqualizer {
 
   /** Whether every reader of a site's activation can take back a shift. */
   private boolean isShiftable(ProductSite s) {
-    if (values.containsKey(s)) {
-      return s.products.stream().allMatch(p -> p.biasAdd != null);
-    }
     if (ConstantVector.input(model, producers.get(s.activation), s.channels) < 0
         || ProductSite.isOutput(model, s.activation)) {
       return false;
@@ -138,43 +115,28 @@ final class ActivationEqualizer {
   void apply(Map<ProductSite, Equalization> equalizations) {
     OnnxModel.Names names = model.names();
     Map<String, double[]> changes = new HashMap<>();
-    Map<String, Rescaling> rescalings = new HashMap<>();
-    // What a product's bias and columns are divided by, by the output of the bias's Add.
-    Map<String, float[]> divisors = new HashMap<>();
+    Map<String, ProductSite> scaled = new HashMap<>();
     equalizations.forEach(
         (site, e) -> {
           if (e.isShifted()) {
             shift(site, e.shift(), changes);
           }
           if (e.isScaled()) {
-            for (Product p : site.products) {
-              rescaling(rescalings, p).rows = e.scale();
-            }
-            Product v = values.get(site);
-            if (v != null) {
-              rescaling(rescalings, v).columns = e.scale();
-              divisors.put(v.biasAdd, e.scale());
-            } else {
-              site.products.forEach(p -> rescaling(rescalings, p).factor = site);
-            }
+            site.products.forEach(p -> scaled.put(p.output, site));
           }
         });
     List<NodeProto> nodes = new ArrayList<>();
     Map<ProductSite, String> factors = new HashMap<>();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      Rescaling r = rescalings.get(output);
-      if (r != null) {
-        NodeProto.Builder product = n.toBuilder().setInput(1, scale(r, names));
-        if (r.factor != null) {
-          float[] scale = equalizations.get(r.factor).scale();
-          product.setInput(
-              0, factors.computeIfAbsent(r.factor, s -> multiply(s, scale, names, nodes)));
-        }
-        nodes.add(product.build());
-      } else if (changes.containsKey(output) || divisors.containsKey(output)) {
-        nodes.add(
-            ConstantVector.changed(model, names, n, changes.get(output), divisors.get(output)));
+      ProductSite site = scaled.get(output);
+      if (site != null) {
+        Equalization e = equalizations.get(site);
+        String x = factors.computeIfAbsent(site, s -> multiply(s, e.scale(), names, nodes));
+        String w = scale(product(site, output), e.scale(), names);
+        nodes.add(n.toBuilder().setInput(0, x).setInput(1, w).build());
+      } else if (changes.containsKey(output)) {
+        nodes.add(ConstantVector.changed(model, names, n, changes.get(output)));
       } else {
         nodes.add(n);
       }
@@ -184,25 +146,8 @@ final class ActivationEqualizer {
     RuntimeForm.removeUnused(model);
   }
 
-  /** What becomes of the weights of a product, and the site whose Mul it reads; each may be null. */
-  private static final class Rescaling {
-    private final Product product;
-
-    /** What row k is multiplied by. */
-    private float[] rows;
-
-    /** What column j is divided by. */
-    private float[] columns;
-
-    private ProductSite factor;
-
-    Rescaling(Product product) {
-      this.product = product;
-    }
-  }
-
-  private static Rescaling rescaling(Map<String, Rescaling> all, Product p) {
-    return all.computeIfAbsent(p.output, output -> new Rescaling(p));
+  private static Product product(ProductSite site, String output) {
+    return site.products.stream().filter(p -> p.output.equals(output)).findFirst().orElseThrow();
   }
 
   private String multiply(
@@ -218,13 +163,11 @@ final class ActivationEqualizer {
     return x;
   }
 
-  private String scale(Rescaling r, OnnxModel.Names names) {
-    Product p = r.product;
+  private String scale(Product p, float[] scale, OnnxModel.Names names) {
     float[] w = p.matrix(model);
     for (int k = 0; k < p.rows; k++) {
       for (int j = 0; j < p.columns; j++) {
-        w[k * p.columns + j] *=
-            (r.rows == null ? 1 : r.rows[k]) / (r.columns == null ? 1 : r.columns[j]);
+        w[k * p.columns + j] *= scale[k];
       }
     }
     p.value = names.unique(p.value + "_scaled");
@@ -240,7 +183,7 @@ final class ActivationEqualizer {
       away[c] = -z[c];
       back[c] = z[c];
     }
-    add(changes, values.containsKey(s) ? values.get(s).biasAdd : s.activation, away);
+    add(changes, s.activation, away);
     Set<String> products = new HashSet<>();
     for (Product p : s.products) {
       products.add(p.output);
@@ -254,7 +197,7 @@ final class ActivationEqualizer {
       add(changes, p.biasAdd, change);
     }
     for (NodeProto reader : consumers.get(s.activation)) {
-      if (!values.containsKey(s) && !products.contains(reader.getOutput(0))) {
+      if (!products.contains(reader.getOutput(0))) {
         add(changes, otherOperand(reader, s).getOutput(0), back);
       }
     }

@@ -37,25 +37,12 @@ final class ConstantVector {
 
   /** The node with {@code change} added to its vector, in a new initializer. */
   static NodeProto changed(OnnxModel model, OnnxModel.Names names, NodeProto n, double[] change) {
-    return changed(model, names, n, change, null);
-  }
-
-  /**
-   * The node with its vector v replaced by (v + change) / divisor, in a new initializer.
-   *
-   * @param change null for 0
-   * @param divisor null for 1
-   */
-  static NodeProto changed(
-      OnnxModel model, OnnxModel.Names names, NodeProto n, double[] change, float[] divisor) {
-    int width = change == null ? divisor.length : change.length;
-    int input = input(model, n, width);
+    int input = input(model, n, change.length);
     String old = n.getInput(input);
     FloatBuffer values = model.constant(old).floats();
-    float[] changed = new float[width];
-    for (int c = 0; c < width; c++) {
-      double value = values.get(c) + (change == null ? 0 : change[c]);
-      changed[c] = (float) (divisor == null ? value : value / divisor[c]);
+    float[] changed = new float[change.length];
+    for (int c = 0; c < changed.length; c++) {
+      changed[c] = (float) (values.get(c) + change[c]);
     }
     String vector = names.unique(old + "_fitted");
     model.addInitializer(OnnxInitializer.floats(vector, new long[] {changed.length}, changed));

@@ -81,7 +81,7 @@ final class ProductFitting {
       }
     }
     LOG.debug("activations collected after {} ms", (System.nanoTime() - start) / 1_000_000);
-    ActivationEqualizer equalizer = new ActivationEqualizer(model, group);
+    ActivationEqualizer equalizer = new ActivationEqualizer(model);
     Map<ProductSite, Equalization> equalizations = equalizer.search(group, statistics, qmax);
     Map<ProductSite, ActivationStatistics> observed = new HashMap<>();
     group.forEach(s -> observed.put(s, statistics.get(s.activation)));
