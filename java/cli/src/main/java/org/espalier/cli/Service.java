@@ -105,14 +105,13 @@ final class Service implements AutoCloseable {
     }
   }
 
-  private final ModelStore store;
-  private final Limits limits;
-  private final byte[] token;
-
   /** Of a model that nobody learned and nobody will: its outputs are what it says. */
   private static final OnlineRecipe FROZEN =
       OnlineRecipe.parse("loss: squared\nlearning-rate: 0.1\nbatch: 1", "serve --no-learn");
 
+  private final ModelStore store;
+  private final Limits limits;
+  private final byte[] token;
   private final OnlineRecipe recipe;
   private final Learnable model;
   private final OnlineLearner learner;

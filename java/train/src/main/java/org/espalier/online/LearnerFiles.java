@@ -177,12 +177,8 @@ public final class LearnerFiles {
     String name = file.toString();
     if (name.endsWith(".onnx")) {
       OnnxModel model = OnnxModel.read(file);
-      return readTorch(
-          file,
-          new OnnxGraph(model),
-          () -> new OnnxGraph(model),
-          sizes(file, model, recipe),
-          recipe);
+      Sizes sizes = sizes(file, model, recipe);
+      return readTorch(file, new OnnxGraph(model), () -> new OnnxGraph(model), sizes, recipe);
     }
     if (name.endsWith(".pt")) {
       if (recipe.features() == null) {
@@ -232,6 +228,9 @@ public final class LearnerFiles {
 
   /** What the recipe says, in the shape that the graph's input has; without a word there, the graph's. */
   private static Sizes sizes(Path file, OnnxModel model, OnlineRecipe recipe) {
+    if (model.inputs().isEmpty() || model.outputs().isEmpty()) {
+      throw new InputException(file + " has no input or no output; a model that learns has both");
+    }
     long[] shape = exampleShape(model.inputs().get(0));
     if (recipe.features() != null) {
       boolean fits = shape != null && elements(shape) == recipe.features();
