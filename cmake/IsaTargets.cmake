@@ -12,15 +12,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-mbmi;-mbmi2;-mpopcnt;-mprefer-vector-width=512")
 endif()
 
-# -O3 unrolls every loop over the 16 lanes of the scalar variant; under sanitizers any optimization of the inlined vector
-# types takes minutes a file.
-set(ESP_ISA_OPTIMIZATION_scalar -O2)
-set(ESP_ISA_OPTIMIZATION_avx2 -O3)
-set(ESP_ISA_OPTIMIZATION_avx512 -O3)
+# Under sanitizers optimized kernels take the compiler longer than they save the tests.
+set(ESP_ISA_OPTIMIZATION -O3)
 if(ESP_SANITIZE)
-  foreach(isa ${ESP_ISAS})
-    set(ESP_ISA_OPTIMIZATION_${isa} -O0)
-  endforeach()
+  set(ESP_ISA_OPTIMIZATION -O0)
 endif()
 
 function(esp_add_kernel target source)
@@ -29,7 +24,7 @@ function(esp_add_kernel target source)
     set(object ${stem}_${isa})
     add_library(${object} OBJECT ${source})
     set_target_properties(${object} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
-    target_compile_options(${object} PRIVATE ${ESP_ISA_FLAGS_${isa}} ${ESP_ISA_OPTIMIZATION_${isa}}
+    target_compile_options(${object} PRIVATE ${ESP_ISA_FLAGS_${isa}} ${ESP_ISA_OPTIMIZATION}
                                              -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
                                              -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized)  # GCC 12 warns in its own header
     target_compile_definitions(${object} PRIVATE ESP_ISA=${isa} ESP_ISA_${isa}=1)

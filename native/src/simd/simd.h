@@ -14,7 +14,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define ESP_INLINE static inline  // instrumented wherever they are used they would take the compiler minutes
+#else
 #define ESP_INLINE static inline __attribute__((always_inline))
+#endif
 // For what is long: arrays of 16 unrolled everywhere would take the compiler minutes in the scalar variant.
 #if defined(ESP_ISA_avx512) || defined(ESP_ISA_avx2)
 #define ESP_INLINE_IN_REGISTERS ESP_INLINE
