@@ -159,9 +159,10 @@ __device__ __forceinline__ void update(const StepEntry& t, const typename Rule::
   }
   ESP_GLOBAL(weight);
   const bool whole_w = quads && esp::is_aligned(weight, 16);
-  // A load does not pass a store that may be to its place: so what a group reads is asked for at once.
+  // A load does not pass a store that may be to its place: so what a group reads is asked for at once. Noise is
+  // arithmetic, which gains nothing from four copies of itself.
   constexpr int group = noisy ? 1 : Rule::group;
-#pragma unroll
+#pragma unroll noisy ? 1 : packs
   for (int first = 0; first < packs; first += group) {
     Pack<float, 4> w[group], m[group][states] = {};
     RawGradient g[group];
@@ -207,7 +208,10 @@ __device__ __forceinline__ void update(const StepEntry& t, const typename Rule::
         }
       }
       esp::store_pack(weight, i, limit, whole_w, w[k]);
-      kept[first + k] = w[k];
+#pragma unroll
+      for (int p = 0; p < packs; p++) {  // a computed index would put `kept` into memory
+        if (p == first + k) kept[p] = w[k];
+      }
     }
   }
 }
