@@ -64,6 +64,17 @@ class MavenFilesTest {
   }
 
   @Test
+  void saysWhatMavenSaid() {
+    String cause = "Failed to execute goal g:p:1:copy: m:1.0 was not found in central";
+    assertEquals(
+        cause,
+        MavenFiles.firstError(
+            "\u001b[0m\u001b[0m[ERROR] " + cause + " -> [Help 1]\n[ERROR] \n[ERROR] Re-run with -e"));
+    assertEquals("it says nothing", MavenFiles.firstError("\u001b[0m\n"));
+    assertEquals("killed", MavenFiles.firstError("killed\n"));
+  }
+
+  @Test
   void checksTheSum() {
     files.file(MavenEntry.parse(MODEL + "#sha256=" + SHA256));
     files.file(MavenEntry.parse(MODEL + "#sha256=" + SHA256.toUpperCase(java.util.Locale.ROOT)));

@@ -38,6 +38,8 @@ final class MavenFiles {
   /** Above what any single model file has; a lying archive must not fill the disk. */
   private static final long MAX_ENTRY = 64L << 30;
 
+  private static final Pattern COLOUR = Pattern.compile("\u001b\\[[0-9;]*m");
+
   private static final Pattern REPOSITORY_OPTION =
       Pattern.compile("-Dmaven\\.repo\\.local=(?:\"([^\"]+)\"|'([^']+)'|(\\S+))");
 
@@ -112,6 +114,7 @@ final class MavenFiles {
                   "mvn",
                   "-B",
                   "-q",
+                  "-U", // it may be there by now: Maven remembers for a day that it was not
                   COPY,
                   "-Dartifact=" + wanted.coordinates(),
                   "-DoutputDirectory=" + folder,
@@ -140,12 +143,15 @@ final class MavenFiles {
     }
   }
 
-  private static String firstError(String log) {
-    return log.lines()
-        .filter(line -> line.startsWith("[ERROR]") && line.length() > 8)
-        .map(line -> line.substring(8))
+  /** What went wrong by Maven's log, which may begin a line with colours of the terminal. */
+  static String firstError(String log) {
+    String plain = COLOUR.matcher(log).replaceAll("").strip();
+    return plain
+        .lines()
+        .filter(line -> line.startsWith("[ERROR] "))
+        .map(line -> line.substring(8).replaceFirst(" -> \\[Help \\d+]$", ""))
         .findFirst()
-        .orElse(log.isBlank() ? "it says nothing" : log.strip());
+        .orElse(plain.isEmpty() ? "it says nothing" : plain);
   }
 
   /**
