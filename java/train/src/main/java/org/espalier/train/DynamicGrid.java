@@ -1,7 +1,6 @@
 package org.espalier.train;
 
 import java.nio.ByteBuffer;
-import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
@@ -30,11 +29,11 @@ final class DynamicGrid implements ActivationSimulation.Grid {
   /** One bit an element, in whole words of 64. */
   private TrainingBuffer gate;
 
-  /** Null before the first activation. */
-  private FakeQuantize.Batch quantizing;
+  private final RepeatedQuantize quantizing;
 
   DynamicGrid(TorchDevice device) {
     this.device = device;
+    quantizing = new RepeatedQuantize(GRID, device);
     scales = TrainingBuffer.zeros(device, 1);
     zeroPoints = TrainingBuffer.zeros(device, 1);
     gate = TrainingBuffer.zeros(device, 2);
@@ -61,20 +60,9 @@ final class DynamicGrid implements ActivationSimulation.Grid {
     }
     makeRoom(shape[0], y.numel());
     // Nothing in the graph has kept y yet, so writing to it is what its later readers see.
-    List<FakeQuantize.Job> jobs =
-        List.of(
-            FakeQuantize.Job.fake(
-                device.view(from),
-                device.view(y),
-                gate.bytes(),
-                scales.floats(),
-                zeroPoints.ints()));
-    if (quantizing == null) {
-      quantizing = GRID.batch(jobs);
-    } else {
-      quantizing.replace(jobs);
-    }
-    device.run(quantizing);
+    quantizing.run(
+        FakeQuantize.Job.fake(
+            device.view(from), device.view(y), gate.bytes(), scales.floats(), zeroPoints.ints()));
     return allPass(y.numel()) ? y : gated(source, y);
   }
 
@@ -134,9 +122,7 @@ final class DynamicGrid implements ActivationSimulation.Grid {
 
   @Override
   public void close() {
-    if (quantizing != null) {
-      quantizing.close();
-    }
+    quantizing.close();
     scales.close();
     zeroPoints.close();
     gate.close();

@@ -1,7 +1,6 @@
 package org.espalier.train;
 
 import java.util.HashMap;
-import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import org.bytedeco.pytorch.GradMode;
@@ -31,10 +30,10 @@ final class StaticGrid implements ActivationSimulation.Grid {
   private final Map<String, Placed> placed = new HashMap<>();
   private final TrainingBuffer running;
 
-  /** Null before the first activation. */
-  private FakeQuantize.Batch quantizing;
+  private final RepeatedQuantize quantizing;
 
-  private double momentum;
+  /** Moves ranges; null where they rest. */
+  private RepeatedQuantize observing;
 
   /** Null where ranges are not learned. */
   private LearnedRanges learned;
@@ -46,7 +45,8 @@ final class StaticGrid implements ActivationSimulation.Grid {
   private StaticGrid(Map<String, ActivationRange> ranges, TorchDevice device, boolean shared) {
     this.ranges = shared ? ranges : new TreeMap<>(ranges);
     this.device = device;
-    this.running = TrainingBuffer.zeros(device, 2);
+    running = TrainingBuffer.zeros(device, 2);
+    quantizing = new RepeatedQuantize(GRID, device);
   }
 
   /** Scale and zero point of a range, where the kernels read them. */
@@ -101,12 +101,22 @@ final class StaticGrid implements ActivationSimulation.Grid {
 
   /** Whether batches move the ranges. */
   boolean moves() {
-    return momentum > 0;
+    return observing != null;
   }
 
   /** How far ranges move towards the batches to come; 0 holds them. */
   void momentum(double value) {
-    momentum = value;
+    if (observing != null) {
+      observing.close();
+    }
+    observing =
+        value == 0
+            ? null
+            : new RepeatedQuantize(
+                FakeQuantize.affine(8)
+                    .rounding(FakeQuantize.Rounding.DIVIDE)
+                    .movingAverage((float) value),
+                device);
   }
 
   Map<String, ActivationRange> ranges() {
@@ -151,20 +161,9 @@ final class StaticGrid implements ActivationSimulation.Grid {
     Tensor y =
         source.clamp(new ScalarOptional(new Scalar(low)), new ScalarOptional(new Scalar(high)));
     // The gradient of clamp needs its input alone, so y can take the values on the grid.
-    List<FakeQuantize.Job> jobs =
-        List.of(
-            FakeQuantize.Job.fake(
-                device.view(source),
-                device.view(y),
-                null,
-                grid.scale.floats(),
-                grid.zeroPoint.ints()));
-    if (quantizing == null) {
-      quantizing = GRID.batch(jobs);
-    } else {
-      quantizing.replace(jobs);
-    }
-    device.run(quantizing);
+    quantizing.run(
+        FakeQuantize.Job.fake(
+            device.view(source), device.view(y), null, grid.scale.floats(), grid.zeroPoint.ints()));
     if (learned != null && !moves() && GradMode.is_enabled()) {
       learned.saw(activation, source, y);
     }
@@ -177,33 +176,24 @@ final class StaticGrid implements ActivationSimulation.Grid {
     // Zero is in every range, so zeroed padding leaves it alone.
     Tensor seen = batch.pads(x) ? x.detach().mul(batch.mask()) : x;
     Placed grid = placed.computeIfAbsent(activation, name -> new Placed(device));
-    FakeQuantize observer =
-        FakeQuantize.affine(8)
-            .rounding(FakeQuantize.Rounding.DIVIDE)
-            .movingAverage((float) momentum);
-    try (FakeQuantize.Batch observing =
-        observer.batch(
-            List.of(
-                new FakeQuantize.Job(
-                    device.view(seen),
-                    null,
-                    null,
-                    null,
-                    grid.scale.floats(),
-                    grid.zeroPoint.ints(),
-                    running.floats())))) {
-      device.run(observing);
-      float[] moved = running.values();
-      ranges.put(activation, new ActivationRange(Math.min(0, moved[0]), Math.max(0, moved[1])));
-    }
+    observing.run(
+        new FakeQuantize.Job(
+            device.view(seen),
+            null,
+            null,
+            null,
+            grid.scale.floats(),
+            grid.zeroPoint.ints(),
+            running.floats()));
+    float[] moved = running.values();
+    ranges.put(activation, new ActivationRange(Math.min(0, moved[0]), Math.max(0, moved[1])));
     grid.forget();
   }
 
   @Override
   public void close() {
-    if (quantizing != null) {
-      quantizing.close();
-    }
+    quantizing.close();
+    momentum(0);
     placed.values().forEach(Placed::close);
     running.close();
     if (learned != null) {
