@@ -233,16 +233,7 @@ class OnlineTest {
     Object[] zeros = {"online", "--input", unusable, "--recipe", recipe, "--store", store};
     assertTrue(Run.of(zeros).done().err().contains("no version was published"));
     Run many =
-        Run.of(
-            "online",
-            "--input",
-            unusable,
-            "--recipe",
-            recipe,
-            "--store",
-            store,
-            "--max-bad",
-            2);
+        Run.of("online", "--input", unusable, "--recipe", recipe, "--store", store, "--max-bad", 2);
     assertEquals(2, many.code());
     assertTrue(many.err().contains("nothing was learned"), many.err());
     JsonNode resumed =
@@ -457,16 +448,53 @@ class OnlineTest {
   }
 
   @Test
-  void whoLearnsAStreamTwiceInPrivateIsTold() throws IOException {
-    recipe(
-        "loss: cross-entropy\nlearning-rate: 0.1\nmodel: {features: 3, outputs: 2}\n"
-            + "privacy: {epsilon: 8, delta: 1e-5, clip: 1}\n");
+  void whatIsLearnedTwiceInPrivateAddsUp() throws IOException {
+    String model = "loss: cross-entropy\nlearning-rate: 0.1\nmodel: {features: 3, outputs: 2}\n";
+    recipe(model + "privacy: {epsilon: 8, delta: 1e-5, clip: 1}\n");
     Path input = Files.write(folder.resolve("in.jsonl"), lines(64, 1));
-    Object[] again = {"online", "--input", input, "--recipe", recipe, "--store", store};
-    assertFalse(Run.of(again).done().err().contains("epsilon"));
-    assertTrue(Run.of(again).done().err().contains("version 1 has learned lines up to 64"));
+    Object[] again = {"online", "--input", input, "--recipe", recipe, "--store", store, "--json"};
+    Run once = Run.of(again).done();
+    assertFalse(once.err().contains("epsilon"));
+    assertEquals(8, once.json().get("epsilon").asDouble(), 1e-6);
+    Run twice = Run.of(again).done();
+    assertTrue(twice.err().contains("version 1 has learned lines up to 64"), twice.err());
+    double both = twice.json().get("epsilon").asDouble();
+    assertTrue(both > 11 && both < 16, "epsilon " + both);
+    assertEquals(
+        both,
+        Run.of("store", "show", "2", "--store", store, "--json").json().get("epsilon").asDouble());
     Run resumed = Run.of("online", "--input", input, "--resume", "--store", store).done();
     assertFalse(resumed.err().contains("epsilon"), resumed.err());
+
+    // What is new of a longer stream is told once only; another noise adds what it spends.
+    Files.write(input, lines(100, 1));
+    Object[] resume = {"online", "--input", input, "--resume", "--store", store, "--json"};
+    assertEquals(both, Run.of(resume).done().json().get("epsilon").asDouble(), 1e-9);
+    recipe(model + "privacy: {epsilon: 1, delta: 1e-5, clip: 1}\n");
+    double third = Run.of(again).done().json().get("epsilon").asDouble();
+    assertTrue(third > both && third < both + 0.5, "epsilon " + third + " after " + both);
+    // Also where the versions that tell of the first two are gone.
+    Run.of("store", "gc", "--store", store, "--keep", 1).done();
+    double fourth = Run.of(again).done().json().get("epsilon").asDouble();
+    assertTrue(fourth > third && fourth < third + 0.5, "epsilon " + fourth + " after " + third);
+
+    // Other lines in the same store are other examples.
+    Path other = Files.write(folder.resolve("other.jsonl"), lines(64, 2));
+    Object[] fresh = {"online", "--input", other, "--recipe", recipe, "--store", store, "--json"};
+    assertEquals(fourth, Run.of(fresh).done().json().get("epsilon").asDouble(), 1e-9);
+
+    // A limit of the total refuses before anything is learned.
+    long versions = ModelStore.open(store).ids().size();
+    recipe(model + "privacy: {epsilon: 1, delta: 1e-5, clip: 1, max-epsilon: 12}\n");
+    refused("max-epsilon 12", "--input", input, "--recipe", recipe);
+    assertEquals(versions, ModelStore.open(store).ids().size());
+    recipe(model + "privacy: {epsilon: 1, delta: 1e-5, clip: 1, max-epsilon: 0.5}\n");
+    refused("max-epsilon 0.5", "--input", input, "--recipe", recipe);
+    // And learning in the open is told.
+    recipe(model);
+    Run.of(again).done();
+    recipe(model + "privacy: {epsilon: 1, delta: 1e-5, clip: 1}\n");
+    assertTrue(Run.of(again).done().err().contains("not in private"));
   }
 
   /** The keys that --help shows are those that there are. */

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.util.List;
@@ -174,6 +175,102 @@ class PrivacyTest {
         assertNotEquals(key, java.nio.ByteBuffer.wrap(state, i, 8).getLong());
       }
     }
+  }
+
+  /** The examples of a person may all be in one batch, whose sum they change by so many bounds. */
+  @Test
+  void contributionsAddUpInTheSum() {
+    double noise = 2.5;
+    assertEquals(Privacy.epsilon(noise, 1e-5, 9), new Privacy(1, noise, 1e-5, 3).epsilon(), 1e-12);
+    assertTrue(
+        Privacy.forEpsilon(8, 1e-5, 1, 4).noise()
+            > 3.9 * Privacy.forEpsilon(8, 1e-5, 1, 1).noise());
+    IllegalArgumentException e =
+        assertThrows(
+            IllegalArgumentException.class, () -> Privacy.forEpsilon(1e-3, 1e-5, 1, 1_000_000));
+    assertTrue(e.getMessage().contains("more noise"), e.getMessage());
+  }
+
+  /** As an accountant of Opacus has it whose history holds both runs at sample rate 1. */
+  @Test
+  void passesOverTheSameExamplesAddUp() {
+    List<String> stream = List.of("a", "b");
+    PrivacyAccountant accountant = new PrivacyAccountant();
+    accountant.add(List.of(new PrivacyPass("1", stream, 0, 100, 1, 1)));
+    assertEquals(Privacy.epsilon(1, 1e-5, 1), Privacy.epsilon(accountant.spent(), 1e-5), 1e-12);
+    // Another noise over the same examples: the divergences of every order add up.
+    accountant.add(List.of(new PrivacyPass("2", stream, 50, 200, 2, 1)));
+    assertEquals(1 + 0.25, accountant.spent(), 1e-12);
+    // Which is less than what the two epsilons give, and more than either.
+    double both = Privacy.epsilon(accountant.spent(), 1e-5);
+    assertTrue(both < Privacy.epsilon(1, 1e-5, 1) + Privacy.epsilon(2, 1e-5, 1));
+    assertTrue(both > Privacy.epsilon(1, 1e-5, 1));
+    // What goes on after them, what is of another stream, and what is known add nothing.
+    accountant.add(
+        List.of(
+            new PrivacyPass("3", stream, 200, 300, 1, 1),
+            new PrivacyPass("4", List.of("a", "c"), 0, 300, 1, 1),
+            new PrivacyPass("5", List.of(), 0, 300, 1, 1),
+            new PrivacyPass("1", stream, 0, 80, 1, 1)));
+    assertEquals(1.25, accountant.spent(), 1e-12);
+    // A pass that goes on meets the others where they are.
+    assertEquals(2, accountant.spentWith(new PrivacyPass("6", List.of("a", "c"), 0, 1, 1, 1)));
+    PrivacyPass later = new PrivacyPass("6", stream, 110, 150, 1, 1);
+    assertEquals(1.25, accountant.spentWith(later), 1e-12);
+    PrivacyPass earlier = new PrivacyPass("6", stream, 0, 60, 1, 1);
+    assertEquals(2.25, accountant.spentWith(earlier), 1e-12);
+    assertEquals(2, accountant.spentWith(new PrivacyPass("6", stream, 0, 50, 1, 1)), 1e-12);
+    // Few lines are known yet: it may be any stream that begins so.
+    assertEquals(
+        3.25, accountant.spentWith(new PrivacyPass("6", List.of("a"), 0, 60, 1, 1)), 1e-12);
+  }
+
+  @Test
+  void theAccountsAreInTheStateAndTheBudgetStops() throws IOException {
+    Privacy privacy = Privacy.forEpsilon(8, 1e-5, 1, 1);
+    OnlineSettings settings = Streams.crossEntropy(0.5).privacy(privacy).build();
+    OnlineSettings limited = Streams.crossEntropy(0.5).privacy(privacy.withMaxEpsilon(10)).build();
+    List<Example> examples = Streams.plane(64, FEATURES, 0, 1, 9);
+    List<String> stream = List.of("digest");
+    ByteArrayOutputStream out = new ByteArrayOutputStream();
+    List<PrivacyPass> passes;
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      learner.pass(stream, 0, 64);
+      learner.learn(examples);
+      learner.save(out);
+      passes = learner.passes();
+    }
+    assertEquals(passes, OnlineLearner.passes(new ByteArrayInputStream(out.toByteArray())));
+    double twice = Privacy.epsilon(privacy.noise(), 1e-5, 2);
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, limited)) {
+      learner.load(new ByteArrayInputStream(out.toByteArray()));
+      assertEquals(8, learner.epsilon(), 1e-9);
+      learner.pass(stream, 64, 128);
+      learner.learn(examples);
+      assertEquals(8, learner.epsilon(), 1e-9);
+      // From the beginning again: not within the budget, and nothing is learned.
+      learner.beginPass();
+      learner.pass(stream, 0, 64);
+      long steps = learner.steps();
+      PrivacyBudgetException e =
+          assertThrows(PrivacyBudgetException.class, () -> learner.learn(examples));
+      assertTrue(e.getMessage().contains("max-epsilon 10"), e.getMessage());
+      assertEquals(steps, learner.steps());
+      assertEquals(8, learner.epsilon(), 1e-9);
+    }
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      learner.account(passes);
+      learner.pass(stream, 0, 64);
+      learner.learn(examples);
+      assertEquals(twice, learner.epsilon(), 1e-9);
+      // What it published itself counts once.
+      learner.account(learner.passes());
+      assertEquals(twice, learner.epsilon(), 1e-9);
+    }
+    assertThrows(IllegalArgumentException.class, () -> privacy.withMaxEpsilon(7));
   }
 
   @Test

@@ -1,6 +1,10 @@
 package org.espalier.cli;
 
+import java.util.ArrayList;
+import java.util.HashSet;
+import java.util.List;
 import java.util.OptionalLong;
+import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.Supplier;
 import org.espalier.InputException;
@@ -31,6 +35,9 @@ final class LearnerVersions {
 
   /** The store's current version that is known and dealt with; 0 for none. */
   private volatile long current;
+
+  /** What versions up to this one have spent of privacy is known to the learner. */
+  private long accounted;
 
   /** A current version that cannot be taken over: it is not tried again and again. */
   private long refused;
@@ -121,6 +128,43 @@ final class LearnerVersions {
   }
 
   /**
+   * Tells the learner what other versions of the store have spent of privacy, so that its epsilon is of all
+   * of them. Nothing is done without privacy.
+   */
+  void account() {
+    if (learner.settings().privacy() == null) {
+      return;
+    }
+    List<Version> fresh = new ArrayList<>();
+    // Of those that a version was made from it knows itself what they have spent.
+    Set<Long> parents = new HashSet<>();
+    for (long id : store.ids()) {
+      if (id > accounted) {
+        try {
+          Version version = store.version(id);
+          if (version.lineage().epsilon() != null) {
+            fresh.add(version);
+            parents.add(version.lineage().parent());
+          }
+        } catch (InputException e) {
+          notes.accept("epsilon is without what version " + id + " spent: " + e.getMessage());
+        }
+      }
+    }
+    for (Version version : fresh) {
+      if (!parents.contains(version.id())) {
+        try (ModelStore.Held held = store.hold(version.id())) {
+          learner.account(LearnerFiles.passes(held));
+        } catch (InputException e) {
+          notes.accept(
+              "epsilon is without what version " + version.id() + " spent: " + e.getMessage());
+        }
+      }
+      accounted = Math.max(accounted, version.id());
+    }
+  }
+
+  /**
    * Publishes the learner. The version becomes current, unless another process has made one current
    * meanwhile.
    *
@@ -128,11 +172,13 @@ final class LearnerVersions {
    */
   Version publish(Lineage lineage, Supplier<StoreWriter> writers) {
     try (StoreWriter writer = writers.get()) {
+      account();
       boolean overtaken = store.current().orElse(current) != current;
       Version version =
           LearnerFiles.publish(
               writer, learner, recipe.text(), lineage.withParent(parent), signing, !overtaken);
       parent = version.id();
+      accounted = version.id();
       if (overtaken) {
         notes.accept(
             "version "

@@ -31,6 +31,7 @@ import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.OnlineReport;
 import org.espalier.online.PendingLabels;
+import org.espalier.online.PrivacyBudgetException;
 import org.espalier.online.Quarantine;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
@@ -51,15 +52,18 @@ import picocli.CommandLine.Option;
           + " for outcomes that are values; or, in a .csv file or with --csv, the features and then"
           + " the outcome, separated by commas. An outcome may come later: {\"id\": \"a\","
           + " \"features\": [0.5, 1]}, and then, however many lines below, {\"id\": \"a\","
-          + " \"label\": 0}. Lines that cannot be used are counted, go to the quarantine with their number, and do not stop"
-          + " it until there are more than --max-bad.",
+          + " \"label\": 0}. Lines that cannot be used are counted, go to the quarantine with their"
+          + " number, and do not stop it until there are more than --max-bad.",
       "",
       "With --resume, a stream that begins as one that the store's current version has seen is gone"
           + " on with after the lines that were seen; of any other all lines are new. With"
           + " --follow, a file that is replaced or emptied, as logs are, is read anew.",
       "",
-      "With privacy, epsilon is of the weights and what they predict. The store's metrics and"
-          + " learner.state are exact: give away what 'store export' writes, not the store."
+      "With privacy, epsilon is of the weights and what they predict, of all private runs in the"
+          + " store together: runs over the same lines add up, and learning stops before the sum is"
+          + " above max-epsilon. Streams whose first lines differ are taken for other examples. The"
+          + " store's metrics and learner.state are exact: give away what 'store export' writes,"
+          + " not the store."
     },
     footer = {
       "",
@@ -91,7 +95,8 @@ import picocli.CommandLine.Option;
       "    quality: {hold-every: 5, window: 200, check-every: 200, tolerance: 0.1}",
       "  drift: {delta: 0.002, slack: 0.005, threshold: 50, action: report}",
       "                          # or restart, reset",
-      "  privacy: {epsilon: 8, delta: 1e-5, clip: 1}",
+      "  privacy: {epsilon: 8, delta: 1e-5, clip: 1, contributions: 1, max-epsilon: 16}",
+      "                          # or noise: 0.5 for epsilon",
       "  window: 1000            # of the metrics",
       "  fade: 0.995             # of the fading metrics",
       "  seed: 1",
@@ -236,9 +241,6 @@ final class Online implements Callable<Integer> {
           if (store == null) {
             in.check();
             store = options.create();
-          }
-          if (recipe.settings().privacy() != null) {
-            noteRepetition(store, in, interrupts);
           }
           run(in, learner, recipe, store, signing, quarantine, reportPath, interrupts);
           return interrupts.code();
@@ -391,29 +393,39 @@ final class Online implements Callable<Integer> {
     return 0;
   }
 
-  /** Epsilon is of one pass over a stream: other versions that learned the same lines are told. */
-  private void noteRepetition(ModelStore store, Stream in, Interrupts interrupts)
-      throws IOException {
-    if (in.file == null) {
-      return; // it cannot be told before lines come
-    }
+  /** Versions that learned these lines before are told: epsilon is of all private ones together. */
+  private void noteRepetition(ModelStore store, OnlineLearner learner) {
+    String before = null;
+    String openly = null;
     for (long id : store.ids()) {
-      Lineage.DataWindow window;
+      Lineage lineage;
       try {
-        window = store.version(id).lineage().data();
+        lineage = store.version(id).lineage();
       } catch (InputException e) {
         continue; // of no use to anybody
       }
-      if (window != null && window.to() > skip && isStream(window, in.reader(), interrupts)) {
-        note(
-            "version "
-                + id
-                + " has learned lines up to "
-                + window.to()
-                + " of this stream before: epsilon holds for each of the two runs, not for who"
-                + " sees versions of both");
-        return;
+      Lineage.DataWindow window = lineage.data();
+      int known = window == null ? 0 : Math.min(begins.size(), window.begins().size());
+      if (known > 0
+          && !published.contains(id)
+          && window.to() > skip
+          && begins.subList(0, known).equals(window.begins().subList(0, known))) {
+        String text =
+            "version " + id + " has learned lines up to " + window.to() + " of this stream before";
+        before = lineage.epsilon() == null ? before : text;
+        openly = lineage.epsilon() == null ? text : openly;
       }
+    }
+    if (before != null) {
+      note(
+          String.format(
+              Locale.ROOT,
+              "%s: epsilon %.4g is of all private passes over them",
+              before,
+              learner.epsilon()));
+    }
+    if (openly != null) {
+      note(openly + ", and not in private: epsilon is not for who sees that version");
     }
   }
 
@@ -478,10 +490,14 @@ final class Online implements Callable<Integer> {
     long retry = begin;
     LearnerVersions versions =
         new LearnerVersions(store, learner, recipe, signing, parent, this::note);
+    versions.account();
     long looked = System.nanoTime();
+    boolean repetition = recipe.settings().privacy() != null; // is told, once the lines are known
+    PrivacyBudgetException spent = null;
     boolean tooMany = false;
     boolean stop = false;
     boolean replaced = false;
+    long learned = skip; // lines
     while (!tooMany && !stop) {
       stop = interrupts.requested();
       LineReader.Line line = in.reader().next();
@@ -509,9 +525,25 @@ final class Online implements Callable<Integer> {
       }
       boolean idle = atEnd && line == null;
       if (batch.size() == size || (idle || tooMany || stop) && !batch.isEmpty()) {
-        learner.learn(batch);
+        learner.pass(begins, skip, Math.max(skip, lines));
+        try {
+          learner.learn(batch);
+        } catch (PrivacyBudgetException e) {
+          if (done == 0) {
+            throw e;
+          }
+          spent = e;
+          lines = learned;
+          learner.pass(begins, skip, Math.max(skip, lines));
+          break;
+        }
+        learned = lines;
         done += batch.size();
         batch.clear();
+        if (repetition && (begins.size() == BEGINS || atEnd)) {
+          noteRepetition(store, learner);
+          repetition = false;
+        }
         if (report.wants(learner.seen())) {
           report.add(learner.seen(), learner.metrics());
         }
@@ -543,8 +575,11 @@ final class Online implements Callable<Integer> {
           note(input + " is another file now; going on with its first line");
           in.reopen();
           replaced = false;
+          learner.beginPass();
+          repetition = recipe.settings().privacy() != null;
           begins.clear();
           lines = 0;
+          learned = 0;
           skip = 0;
         } else if (in.isReplaced()) {
           replaced = true; // and what was written to the old one meanwhile is read first
@@ -565,6 +600,9 @@ final class Online implements Callable<Integer> {
     // What learned nothing is no reason to replace a version; a resumed run has come further in
     // its lines.
     boolean first = published.isEmpty() && (isNew || resume && read > 0);
+    if (repetition && done > 0) {
+      noteRepetition(store, learner);
+    }
     if (learner.seen() > lastPublished || first) {
       unpublished = publish(learner, versions, report);
     } else if (done == 0) {
@@ -586,6 +624,18 @@ final class Online implements Callable<Integer> {
     if (unpublished != null) {
       throw new InputException(
           "what was learned last is in no version: " + unpublished.getMessage(), unpublished);
+    }
+    if (spent != null) {
+      throw new InputException(
+          spent.getMessage()
+              + ". Learning stopped before line "
+              + (learned + 1)
+              + " of "
+              + input
+              + (published.isEmpty()
+                  ? "; no version was published"
+                  : "; what was learned before is version " + published.get(published.size() - 1)),
+          spent);
     }
     if (tooMany) {
       throw new InputException(

@@ -184,6 +184,10 @@ final class Service implements AutoCloseable {
       versions =
           new LearnerVersions(store, learner, recipe, signing, held.version().id(), LOG::info);
     }
+    if (limits.learn()) {
+      versions.account();
+      learner.checkBudget();
+    }
     publishedAt = learner.seen();
     learner.quarantine(quarantine);
     parser = new ExampleLines(learner);

@@ -384,6 +384,23 @@ public final class LearnerFiles {
     return version.version().files().stream().anyMatch(f -> f.path().equals(STATE));
   }
 
+  /**
+   * The passes of private learning that a version tells of; none where no learner made it or it was not private.
+   *
+   * @throws InputException if its state cannot be read
+   */
+  public static List<PrivacyPass> passes(ModelStore.Held version) {
+    if (!isLearned(version)) {
+      return List.of();
+    }
+    Path file = version.file(STATE);
+    try (InputStream in = Files.newInputStream(file)) {
+      return OnlineLearner.passes(in);
+    } catch (IOException e) {
+      throw InputException.of("cannot read " + file, e);
+    }
+  }
+
   /** Goes on where a version was published; see {@link OnlineLearner#load}. */
   public static void load(OnlineLearner learner, ModelStore.Held version) {
     Path file = version.file(STATE);

@@ -16,6 +16,7 @@ import java.util.EnumMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.UUID;
 import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
@@ -38,7 +39,9 @@ import org.slf4j.LoggerFactory;
 public final class OnlineLearner implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(OnlineLearner.class);
   private static final int MAGIC = 0x65736f6c; // "esol"
-  private static final int FORMAT = 2;
+  private static final int FORMAT = 3;
+  private static final int MOST_PASSES = 1 << 20;
+  private static final int MOST_DIGESTS = 1 << 10;
 
   /** The weight of the past in the means that the guard compares with. */
   private static final double MEMORY = 0.98;
@@ -80,6 +83,14 @@ public final class OnlineLearner implements AutoCloseable {
   private final List<Example> sinceGood = new ArrayList<>();
   private WeightState.Checkpoint good;
   private boolean closed;
+
+  /** What others spent before, and this learner in earlier passes; null without privacy. */
+  private final PrivacyAccountant accountant;
+
+  /** The examples of this learner's own; null without privacy. */
+  private PrivacyPass pass;
+
+  private boolean passBegan;
 
   /**
    * Whether features that are not finite make outputs that are not. A saturated layer hides them, and then
@@ -132,6 +143,8 @@ public final class OnlineLearner implements AutoCloseable {
       loss.close();
       throw e;
     }
+    accountant = settings.privacy() == null ? null : new PrivacyAccountant();
+    pass = freshPass();
     versions = new Versions<>(model::predictor);
     metrics = freshMetrics();
     detectors = freshDetectors();
@@ -152,6 +165,19 @@ public final class OnlineLearner implements AutoCloseable {
     boolean classes = settings.loss().isForClasses();
     return new Prequential(
         classes, classes && model.outputs() <= 2, settings.window(), settings.fade());
+  }
+
+  private PrivacyPass freshPass() {
+    Privacy privacy = settings.privacy();
+    return privacy == null
+        ? null
+        : new PrivacyPass(
+            UUID.randomUUID().toString(),
+            List.of(),
+            0,
+            Long.MAX_VALUE,
+            privacy.noise(),
+            privacy.contributions());
   }
 
   private DriftDetector[] freshDetectors() {
@@ -280,10 +306,12 @@ public final class OnlineLearner implements AutoCloseable {
    * Measures and learns examples, in batches of the settings' size.
    *
    * @throws InputException if one does not {@linkplain #check fit}; nothing was learned then
+   * @throws PrivacyBudgetException if epsilon would be above the settings' limit; nothing was learned then
    */
   public synchronized Report learn(List<Example> examples) {
     checkOpen();
     examples.forEach(this::check);
+    checkBudget();
     Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
     try {
       for (int at = 0; at < examples.size(); at += settings.batch()) {
@@ -493,6 +521,7 @@ public final class OnlineLearner implements AutoCloseable {
     }
     loss.stepped(rate);
     steps++;
+    passBegan = true;
     learned += own;
     if (settings.replay() != null) {
       mine.forEach(this::keep);
@@ -782,10 +811,83 @@ public final class OnlineLearner implements AutoCloseable {
     return versions.slots();
   }
 
-  /** The privacy loss of what was learned, or null without privacy. */
+  /**
+   * The privacy loss of all that was learned, in this learner's pass and in those that it {@linkplain #account
+   * knows of}, for the example of which most was told; null without privacy.
+   */
   public synchronized Double epsilon() {
+    if (accountant == null) {
+      return null;
+    }
+    double spent = passBegan ? accountant.spentWith(pass) : accountant.spent();
+    return spent == 0 ? 0.0 : Privacy.epsilon(spent, settings.privacy().delta());
+  }
+
+  /**
+   * Says where the examples of this pass are from. Without a word they are taken for ones that no other pass has.
+   * Of no effect without privacy.
+   *
+   * @param stream by what the stream is known again, see {@link PrivacyPass#stream}
+   * @param from the number of the pass's first example in it
+   * @param to the number after the last that was or is about to be learned
+   */
+  public synchronized void pass(List<String> stream, long from, long to) {
+    if (accountant != null) {
+      pass = new PrivacyPass(pass.id(), stream, from, to, pass.noise(), pass.contributions());
+    }
+  }
+
+  /** The examples that come now are from another stream, or from an earlier place of this one. */
+  public synchronized void beginPass() {
+    if (accountant != null) {
+      accountant.add(passes());
+      pass = freshPass();
+      passBegan = false;
+    }
+  }
+
+  /** Takes passes of other learners into account; ones that it knows, and its own, count once. */
+  public synchronized void account(List<PrivacyPass> others) {
+    if (accountant != null) {
+      accountant.add(others.stream().filter(other -> !other.id().equals(pass.id())).toList());
+    }
+  }
+
+  /** The passes that {@link #epsilon} is of; none without privacy. */
+  public synchronized List<PrivacyPass> passes() {
+    if (accountant == null) {
+      return List.of();
+    }
+    List<PrivacyPass> all = new ArrayList<>(accountant.passes());
+    if (passBegan) {
+      all.add(pass);
+    }
+    return all;
+  }
+
+  /**
+   * Looks whether the next step would bring {@link #epsilon} above the settings' limit, as {@link #learn}
+   * does.
+   *
+   * @throws PrivacyBudgetException if so
+   */
+  public synchronized void checkBudget() {
+    if (accountant == null || settings.privacy().maxEpsilon() == Double.POSITIVE_INFINITY) {
+      return;
+    }
     Privacy privacy = settings.privacy();
-    return privacy == null ? null : steps == 0 ? 0.0 : privacy.epsilon();
+    double total = Privacy.epsilon(accountant.spentWith(pass), privacy.delta());
+    if (total > privacy.maxEpsilon()) {
+      throw new PrivacyBudgetException(
+          String.format(
+              Locale.ROOT,
+              "epsilon would be %.4g at delta %.4g, above max-epsilon %.4g: this pass has %.4g, and"
+                  + " others have learned in private before",
+              total,
+              privacy.delta(),
+              privacy.maxEpsilon(),
+              privacy.epsilon()));
+    }
   }
 
   /** The served weights, by name, in new arrays. */
@@ -881,6 +983,7 @@ public final class OnlineLearner implements AutoCloseable {
     out.writeInt(MAGIC);
     out.writeInt(FORMAT);
     SavedState.write(out, described());
+    write(out, passes());
     out.writeInt(model.features());
     out.writeInt(model.outputs());
     for (long v :
@@ -928,7 +1031,43 @@ public final class OnlineLearner implements AutoCloseable {
     }
   }
 
-  private void read(DataInput in) throws IOException {
+  private static void write(DataOutputStream out, List<PrivacyPass> passes) throws IOException {
+    out.writeInt(passes.size());
+    for (PrivacyPass pass : passes) {
+      SavedState.write(out, pass.id());
+      out.writeInt(pass.stream().size());
+      for (String digest : pass.stream()) {
+        SavedState.write(out, digest);
+      }
+      out.writeLong(pass.from());
+      out.writeLong(pass.to());
+      out.writeDouble(pass.noise());
+      out.writeInt(pass.contributions());
+    }
+  }
+
+  private static List<PrivacyPass> readPasses(DataInput in) throws IOException {
+    int count = SavedState.count(in, 0, MOST_PASSES);
+    List<PrivacyPass> passes = new ArrayList<>();
+    for (int i = 0; i < count; i++) {
+      String id = SavedState.text(in);
+      List<String> stream = new ArrayList<>();
+      for (int k = SavedState.count(in, 0, MOST_DIGESTS); k > 0; k--) {
+        stream.add(SavedState.text(in));
+      }
+      try {
+        passes.add(
+            new PrivacyPass(
+                id, stream, in.readLong(), in.readLong(), in.readDouble(), in.readInt()));
+      } catch (IllegalArgumentException | NullPointerException e) {
+        throw SavedState.damaged("a pass of private learning: " + e.getMessage());
+      }
+    }
+    return passes;
+  }
+
+  /** The settings that a state was saved with. */
+  private static String readHead(DataInput in) throws IOException {
     if (in.readInt() != MAGIC) {
       throw SavedState.damaged("it does not begin as one");
     }
@@ -937,11 +1076,31 @@ public final class OnlineLearner implements AutoCloseable {
       throw new InputException(
           "the learner's saved state is of format " + format + "; this espalier knows " + FORMAT);
     }
-    String described = SavedState.text(in);
+    return SavedState.text(in);
+  }
+
+  /**
+   * The passes of private learning of which a saved state tells.
+   *
+   * @throws InputException if it is damaged or of a newer format
+   */
+  static List<PrivacyPass> passes(InputStream stream) throws IOException {
+    DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
+    try {
+      readHead(in);
+      return readPasses(in);
+    } catch (EOFException e) {
+      throw new InputException("the learner's saved state is damaged: it ends too early", e);
+    }
+  }
+
+  private void read(DataInput in) throws IOException {
+    String described = readHead(in);
     if (!described().equals(described)) {
       throw new InputException(
           "the learner was saved with other settings:\n" + described + "not\n" + described());
     }
+    List<PrivacyPass> savedPasses = readPasses(in);
     SavedState.count(in, model.features(), model.features());
     SavedState.count(in, model.outputs(), model.outputs());
     long[] counts = new long[9];
@@ -980,6 +1139,7 @@ public final class OnlineLearner implements AutoCloseable {
     }
 
     // It is whole: from here on nothing can fail.
+    account(savedPasses); // beside those of this learner, whose versions were seen
     steps = counts[0];
     rateStart = counts[1];
     seen = counts[2];

@@ -46,7 +46,7 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  *   spike: {factor: 3, warmup: 30, in-a-row: 20}
  *   quality: {hold-every: 5, window: 200, check-every: 200, tolerance: 0.1}
  * drift: {delta: 0.002, slack: 0.005, threshold: 50, action: report}            # restart, reset
- * privacy: {epsilon: 8, delta: 1e-5, clip: 1, contributions: 1}                 # or noise for epsilon
+ * privacy: {epsilon: 8, delta: 1e-5, clip: 1, contributions: 1, max-epsilon: 16} # or noise for epsilon
  * window: 1000
  * fade: 0.995
  * seed: 1
@@ -279,10 +279,12 @@ public record OnlineRecipe(
     double delta = section.number("delta");
     double clip = section.number("clip");
     int contributions = section.integer("contributions", 1);
-    if (section.has("noise")) {
-      return new Privacy(clip, section.number("noise"), delta, contributions);
-    }
-    return Privacy.forEpsilon(section.number("epsilon"), delta, clip, contributions);
+    double most = section.number("max-epsilon", Double.POSITIVE_INFINITY);
+    Privacy privacy =
+        section.has("noise")
+            ? new Privacy(clip, section.number("noise"), delta, contributions)
+            : Privacy.forEpsilon(section.number("epsilon"), delta, clip, contributions);
+    return privacy.withMaxEpsilon(most);
   }
 
   /** A mapping whose keys are asked for one by one. */

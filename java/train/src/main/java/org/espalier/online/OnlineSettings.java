@@ -171,7 +171,7 @@ public record OnlineSettings(
         "int8: " + int8,
         "guard: " + guard,
         "drift: " + drift,
-        "privacy: " + privacy,
+        "privacy: " + (privacy == null ? null : privacy.withMaxEpsilon(Double.POSITIVE_INFINITY)),
         "window: " + window + ", fade " + fade,
         "seed: " + seed,
         "");
