@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
@@ -10,6 +11,7 @@ import java.io.IOException;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.Socket;
+import java.net.SocketTimeoutException;
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
@@ -21,7 +23,6 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
-import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -243,15 +244,21 @@ class ServeTest {
   void slowClientsDoNotBlock() throws Exception {
     List<Socket> slow = new ArrayList<>();
     try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {
-      for (int i = 0; i < 40; i++) {
+      String begin = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
+      for (int i = 0; i < 400; i++) {
         Socket socket = new Socket(InetAddress.getLoopbackAddress(), port);
         slow.add(socket);
-        String begin = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
         String sent = i % 2 == 0 ? begin : begin.substring(0, 20);
         socket.getOutputStream().write(sent.getBytes(StandardCharsets.US_ASCII));
       }
-      HttpRequest health = request("/health", null).GET().timeout(Duration.ofSeconds(5)).build();
-      assertEquals(200, client.send(health, HttpResponse.BodyHandlers.ofString()).statusCode());
+      for (int i = 0; i < 10; i++) {
+        post(200, "/predict", "{\"features\": [1, 2, 3]}", null);
+      }
+      // All of them are still waited for: nobody was answered because they had gone.
+      for (Socket socket : slow) {
+        socket.setSoTimeout(1);
+        assertThrows(SocketTimeoutException.class, () -> socket.getInputStream().read());
+      }
       assertEquals(1, service.storeVersion());
     } finally {
       for (Socket socket : slow) {

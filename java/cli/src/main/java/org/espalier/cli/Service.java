@@ -10,8 +10,6 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
-import com.sun.net.httpserver.HttpExchange;
-import com.sun.net.httpserver.HttpServer;
 import io.micrometer.core.instrument.Counter;
 import io.micrometer.core.instrument.Gauge;
 import io.micrometer.core.instrument.Timer;
@@ -24,13 +22,11 @@ import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.time.Duration;
+import java.util.Map;
 import java.util.concurrent.Executors;
-import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.Semaphore;
-import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicInteger;
 import org.espalier.InputException;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
@@ -50,22 +46,18 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /** The HTTP service of {@link Serve}. */
-final class Service implements AutoCloseable {
+final class Service implements HttpListener.Handler, AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(Service.class);
 
-  /** Requests that are read and answered at once: those of slow clients take a thread and no more. */
-  private static final int THREADS = 256;
+  /** Requests that are answered at once. */
+  private static final int THREADS = 64;
+
+  private static final int CONNECTIONS = 1024;
 
   /** Predictions that are computed at once. */
   private static final int PREDICTIONS = 8;
 
-  /** How long a client may take to send a request, and to take the answer. */
-  private static final int REQUEST_SECONDS = 10;
-
   private static final Duration PATIENCE = Duration.ofSeconds(10);
-
-  /** How long it waits for answers that are on their way when it ends. */
-  private static final long LAST_ANSWERS_NANOS = 5_000_000_000L;
 
   private static final int QUEUE = 10_000;
 
@@ -77,14 +69,6 @@ final class Service implements AutoCloseable {
                   .build())
           .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
 
-  static {
-    // Otherwise an answer waits 40 ms for the acknowledgement of its header.
-    System.setProperty("sun.net.httpserver.nodelay", "true");
-    // Otherwise a client that sends nothing keeps its thread for ever.
-    System.setProperty("sun.net.httpserver.maxReqTime", Integer.toString(REQUEST_SECONDS));
-    System.setProperty("sun.net.httpserver.maxRspTime", Integer.toString(REQUEST_SECONDS));
-  }
-
   /**
    * @param bytes of a request
    * @param rate requests a second
@@ -93,17 +77,6 @@ final class Service implements AutoCloseable {
    * @param learn whether feedback is learned
    */
   record Limits(int bytes, double rate, int pending, long publishEvery, boolean learn) {}
-
-  /** A refusal with its status. */
-  private static final class Refusal extends Exception {
-    private static final long serialVersionUID = 1L;
-    final int status;
-
-    Refusal(int status, String message) {
-      super(message);
-      this.status = status;
-    }
-  }
 
   /** Of a model that nobody learned and nobody will: its outputs are what it says. */
   private static final OnlineRecipe FROZEN =
@@ -123,25 +96,17 @@ final class Service implements AutoCloseable {
       new PrometheusMeterRegistry(PrometheusConfig.DEFAULT);
   private final Timer predictions;
   private final Counter refusals;
-  private final ThreadPoolExecutor pool =
-      new ThreadPoolExecutor(
-          THREADS,
-          THREADS,
-          60,
-          TimeUnit.SECONDS,
-          new LinkedBlockingQueue<>(),
-          task -> daemon(task, "espalier-http"));
   private final Semaphore computing = new Semaphore(PREDICTIONS);
-  private final AtomicInteger underWay = new AtomicInteger();
   private volatile boolean ending;
   private final ScheduledExecutorService clock =
       Executors.newSingleThreadScheduledExecutor(task -> daemon(task, "espalier-store"));
-  private HttpServer server;
+  private HttpListener listener;
   private long publishedAt;
 
   /** Before this nothing is done with the store, which could not be used the last time. */
   private long nextTry = System.nanoTime();
 
+  // Of the thread that admits requests.
   private double allowance;
   private long lastRequest = System.nanoTime();
 
@@ -160,7 +125,6 @@ final class Service implements AutoCloseable {
     this.limits = limits;
     this.token = token == null ? null : token.getBytes(StandardCharsets.UTF_8);
     this.allowance = Math.max(1, limits.rate());
-    pool.allowCoreThreadTimeOut(true);
     try (ModelStore.Held held = store.holdCurrent()) {
       boolean learned = LearnerFiles.isLearned(held);
       if (!learned && given == null && limits.learn()) {
@@ -228,136 +192,124 @@ final class Service implements AutoCloseable {
 
   /** Starts to listen and returns the port. */
   int start(InetSocketAddress address) {
+    long buffered = Math.max(4L * limits.bytes() + (1 << 20), Runtime.getRuntime().maxMemory() / 8);
     try {
-      server = HttpServer.create(address, 0);
+      listener =
+          new HttpListener(
+              address,
+              new HttpListener.Limits(limits.bytes(), CONNECTIONS, buffered, THREADS),
+              this);
     } catch (IOException e) {
       throw InputException.of(
           "cannot listen at " + address.getHostString() + ":" + address.getPort(), e);
     }
-    server.setExecutor(pool);
-    server.createContext("/", this::handle);
-    server.start();
     clock.scheduleWithFixedDelay(this::tend, 500, 500, TimeUnit.MILLISECONDS);
-    return server.getAddress().getPort();
+    return listener.port();
   }
 
-  private void handle(HttpExchange exchange) throws IOException {
-    underWay.incrementAndGet();
-    try (exchange) {
-      int status = 200;
-      String type = "application/json";
-      byte[] body;
-      try {
-        String path = exchange.getRequestURI().getPath();
-        admit(exchange, path);
-        if (path.equals("/metrics")) {
-          method(exchange, "GET");
-          type = "text/plain; version=0.0.4; charset=utf-8";
-          body = registry.scrape().getBytes(StandardCharsets.UTF_8);
-        } else {
-          body = JSON.writeValueAsBytes(answer(exchange, path));
-        }
-      } catch (Refusal e) {
-        refusals.increment();
-        status = e.status;
-        body = error(e.getMessage());
-      } catch (InputException e) {
-        refusals.increment();
-        status = 400;
-        body = error(e.getMessage());
-      } catch (RuntimeException e) {
-        LOG.error("a request failed", e);
-        status = 500;
-        body = error("this is an error of the service; its log says more");
+  @Override
+  public HttpAnswer answer(HttpRequest request) {
+    try {
+      if (request.path().equals("/metrics")) {
+        method(request, "GET");
+        return new HttpAnswer(
+            200,
+            "text/plain; version=0.0.4; charset=utf-8",
+            Map.of(),
+            registry.scrape().getBytes(StandardCharsets.UTF_8));
       }
-      exchange.getResponseHeaders().set("Content-Type", type);
-      switch (status) {
-        case 401 -> exchange.getResponseHeaders().set("WWW-Authenticate", "Bearer");
-        case 429, 503 -> exchange.getResponseHeaders().set("Retry-After", "1");
-        default -> {}
-      }
-      if (exchange.getRequestMethod().equals("HEAD")) {
-        exchange.sendResponseHeaders(status, -1);
-      } else {
-        exchange.sendResponseHeaders(status, body.length);
-        exchange.getResponseBody().write(body);
-      }
-    } finally {
-      underWay.decrementAndGet();
+      return json(200, Map.of(), answerJson(request));
+    } catch (HttpRefusal e) {
+      return refuse(e);
+    } catch (InputException e) {
+      return refuse(new HttpRefusal(400, e.getMessage()));
+    } catch (RuntimeException e) {
+      LOG.error("a request failed", e);
+      return refuse(new HttpRefusal(500, "this is an error of the service; its log says more"));
     }
   }
 
-  private static byte[] error(String message) throws JsonProcessingException {
-    return JSON.writeValueAsBytes(JsonNodeFactory.instance.objectNode().put("error", message));
+  @Override
+  public HttpAnswer refuse(HttpRefusal e) {
+    if (e.status != 500) {
+      refusals.increment();
+    }
+    Map<String, String> headers =
+        switch (e.status) {
+          case 401 -> Map.of("WWW-Authenticate", "Bearer");
+          case 405 -> Map.of("Allow", e.getMessage().startsWith("GET") ? "GET, HEAD" : "POST");
+          case 429, 503 -> Map.of("Retry-After", "1");
+          default -> Map.of();
+        };
+    return json(
+        e.status, headers, JsonNodeFactory.instance.objectNode().put("error", e.getMessage()));
   }
 
-  private void admit(HttpExchange exchange, String path) throws Refusal {
-    boolean health = path.equals("/health");
+  private static HttpAnswer json(int status, Map<String, String> headers, ObjectNode body) {
+    try {
+      return new HttpAnswer(status, "application/json", headers, JSON.writeValueAsBytes(body));
+    } catch (JsonProcessingException e) {
+      throw new IllegalStateException("what was made here is JSON", e);
+    }
+  }
+
+  @Override
+  public void admit(HttpRequest request) throws HttpRefusal {
+    boolean health = request.path().equals("/health");
     if (token != null && !health) {
-      String given = exchange.getRequestHeaders().getFirst("Authorization");
+      String given = request.headers().get("authorization");
       boolean bearer = given != null && given.regionMatches(true, 0, "Bearer ", 0, 7);
       byte[] bytes = (bearer ? given.substring(7).strip() : "").getBytes(StandardCharsets.UTF_8);
       if (!MessageDigest.isEqual(token, bytes)) { // takes as long wherever they differ
-        throw new Refusal(401, "a bearer token is needed");
+        throw new HttpRefusal(401, "a bearer token is needed");
       }
     }
     if (ending) {
-      throw new Refusal(503, "the service is ending");
+      throw new HttpRefusal(503, "the service is ending");
     }
-    synchronized (this) {
-      long now = System.nanoTime();
-      double most = Math.max(1, limits.rate());
-      allowance = Math.min(most, allowance + (now - lastRequest) * 1e-9 * limits.rate());
-      lastRequest = now;
-      if (allowance < 1 && !health) { // who watches must not take it for dead
-        throw new Refusal(429, "more than " + limits.rate() + " requests a second");
-      }
-      allowance = Math.max(0, allowance - 1);
+    long now = System.nanoTime();
+    double most = Math.max(1, limits.rate());
+    allowance = Math.min(most, allowance + (now - lastRequest) * 1e-9 * limits.rate());
+    lastRequest = now;
+    if (allowance < 1 && !health) { // who watches must not take it for dead
+      throw new HttpRefusal(429, "more than " + limits.rate() + " requests a second");
     }
+    allowance = Math.max(0, allowance - 1);
   }
 
-  private static void method(HttpExchange exchange, String method) throws Refusal {
-    String given = exchange.getRequestMethod();
+  private static void method(HttpRequest request, String method) throws HttpRefusal {
+    String given = request.method();
     if (!given.equals(method) && !(given.equals("HEAD") && method.equals("GET"))) {
-      exchange.getResponseHeaders().set("Allow", method.equals("GET") ? "GET, HEAD" : method);
-      throw new Refusal(405, method + " is right here");
+      throw new HttpRefusal(405, method + " is right here");
     }
   }
 
-  private ObjectNode answer(HttpExchange exchange, String path) throws Refusal, IOException {
-    switch (path) {
+  private ObjectNode answerJson(HttpRequest request) throws HttpRefusal {
+    switch (request.path()) {
       case "/predict":
-        method(exchange, "POST");
-        return predict(body(exchange));
+        method(request, "POST");
+        return predict(text(request));
       case "/feedback":
-        method(exchange, "POST");
-        return feedback(body(exchange));
+        method(request, "POST");
+        return feedback(text(request));
       case "/versions":
-        method(exchange, "GET");
+        method(request, "GET");
         return versions();
       case "/health":
-        method(exchange, "GET");
+        method(request, "GET");
         if (stream != null && stream.isFailed()) {
-          throw new Refusal(503, "learning has failed; the log says why");
+          throw new HttpRefusal(503, "learning has failed; the log says why");
         }
         return JsonNodeFactory.instance.objectNode().put("status", "ok");
       default:
-        throw new Refusal(404, "there are /predict, /feedback, /versions, /health and /metrics");
+        throw new HttpRefusal(
+            404, "there are /predict, /feedback, /versions, /health and /metrics");
     }
   }
 
-  private String body(HttpExchange exchange) throws Refusal {
-    byte[] bytes;
+  private static String text(HttpRequest request) {
     try {
-      bytes = exchange.getRequestBody().readNBytes(limits.bytes() + 1);
-    } catch (IOException e) {
-      throw new Refusal(400, "the request ended early, took too long or is malformed");
-    }
-    if (bytes.length > limits.bytes()) {
-      throw new Refusal(413, "the request has more than " + limits.bytes() + " bytes");
-    }
-    try {
-      return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes)).toString();
+      return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(request.body())).toString();
     } catch (CharacterCodingException e) {
       throw new InputException("the request is not UTF-8", e);
     }
@@ -395,9 +347,9 @@ final class Service implements AutoCloseable {
     return json;
   }
 
-  private ObjectNode feedback(String text) throws Refusal {
+  private ObjectNode feedback(String text) throws HttpRefusal {
     if (!limits.learn()) {
-      throw new Refusal(403, "this service does not learn");
+      throw new HttpRefusal(403, "this service does not learn");
     }
     JsonNode json;
     try {
@@ -439,12 +391,12 @@ final class Service implements AutoCloseable {
     try {
       found = pending.join(id.asText());
     } catch (InputException e) {
-      throw new Refusal(404, e.getMessage());
+      throw new HttpRefusal(404, e.getMessage());
     }
     Example example = new Example(id.asText(), found.features(), number, outcome);
     if (!stream.submit(example)) {
       pending.putBack(id.asText(), found);
-      throw new Refusal(503, "the queue is full; send it again later");
+      throw new HttpRefusal(503, "the queue is full; send it again later");
     }
     return JsonNodeFactory.instance
         .objectNode()
@@ -499,14 +451,11 @@ final class Service implements AutoCloseable {
   @Override
   public void close() {
     ending = true;
-    if (server != null) {
-      awaitAnswers();
-      server.stop(0);
+    if (listener != null) {
+      listener.close();
     }
     clock.shutdown(); // without an interrupt, which would break off a publication
-    pool.shutdownNow();
     try {
-      pool.awaitTermination(5, TimeUnit.SECONDS);
       clock.awaitTermination(15, TimeUnit.SECONDS);
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
@@ -519,16 +468,5 @@ final class Service implements AutoCloseable {
     }
     learner.close();
     model.close();
-  }
-
-  private void awaitAnswers() {
-    long deadline = System.nanoTime() + LAST_ANSWERS_NANOS;
-    try {
-      while (underWay.get() > 0 && System.nanoTime() < deadline) {
-        Thread.sleep(5);
-      }
-    } catch (InterruptedException e) {
-      Thread.currentThread().interrupt();
-    }
   }
 }
