@@ -221,7 +221,7 @@ class ServeTest {
       refused(404, "/feedback", "{\"id\": \"x\", \"label\": 1}", "'x'");
       refused(400, "/feedback", "{\"label\": 1}", "id is missing");
       post(200, "/predict", "{\"id\": \"a\", \"features\": [1, 2, 3]}", null);
-      refused(400, "/predict", "{\"id\": \"a\", \"features\": [1, 2, 3]}", "waits");
+      refused(409, "/predict", "{\"id\": \"a\", \"features\": [1, 2, 4]}", "waits");
       refused(400, "/feedback", "{\"id\": \"a\", \"label\": 5}", "unknown; 0 to 1");
       refused(400, "/feedback", "{\"id\": \"a\", \"label\": 1, \"values\": [1]}", "either");
       post(200, "/feedback", "{\"id\": \"a\", \"label\": 1}", null);
@@ -343,6 +343,30 @@ class ServeTest {
         folder.resolve("none"),
         "--port",
         0);
+  }
+
+  /** Who lost an answer gets it again, whatever was learned meanwhile. */
+  @Test
+  void answersARepeatedRequestTheSame() throws Exception {
+    String asked = "{\"id\": \"a\", \"features\": [1, 2, \"NaN\"]}";
+    String spaced = "{\"features\": [1.0, 2e0, NaN], \"id\": \"a\"}";
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {
+      JsonNode first = post(200, "/predict", asked, null);
+      learnFrom(OnlineTest.lines(40, 9));
+      until(() -> get("/versions", null).body().contains("\"seen\":440"));
+      assertEquals(first, post(200, "/predict", spaced, null));
+      refused(
+          409, "/predict", asked.replace("2", "3"), "'a' waits for the outcome of other features");
+      assertEquals(first, post(200, "/predict", asked, null));
+      // One case waits, and its outcome is taken once; then the id is free.
+      assertEquals(
+          first.get("version"),
+          post(200, "/feedback", "{\"id\": \"a\", \"label\": 1}", null).get("predicted_by"));
+      refused(404, "/feedback", "{\"id\": \"a\", \"label\": 1}", "'a'");
+      JsonNode later = post(200, "/predict", asked, null);
+      assertTrue(later.get("version").asLong() > first.get("version").asLong());
+      assertEquals(1, service.storeVersion());
+    }
   }
 
   private void refused(int status, String path, String body, String word) throws Exception {

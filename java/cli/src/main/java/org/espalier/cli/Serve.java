@@ -34,6 +34,11 @@ import picocli.CommandLine.Option;
       "  GET  /health    200 while it works",
       "  GET  /metrics   for Prometheus",
       "",
+      "A prediction whose answer was lost can be asked for again: the same id with the same"
+          + " features gets the same answer as long as it waits for feedback; with other features"
+          + " it is refused with 409. Feedback is taken once: 404 says that no prediction of that"
+          + " id waits, for instance because the feedback is a repetition.",
+      "",
       "It binds to the loopback interface. Elsewhere it wants --token, and clients send"
           + " Authorization: Bearer TOKEN for all but /health. There is no TLS: put a proxy in"
           + " front. A client has 10 seconds to send a request and 10 to take the answer."

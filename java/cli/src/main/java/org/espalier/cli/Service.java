@@ -22,6 +22,7 @@ import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.time.Duration;
+import java.util.Arrays;
 import java.util.Map;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
@@ -155,7 +156,7 @@ final class Service implements HttpListener.Handler, AutoCloseable {
     publishedAt = learner.seen();
     learner.quarantine(quarantine);
     parser = new ExampleLines(learner);
-    int most = PendingLabels.capacity(limits.pending(), learner.features());
+    int most = PendingLabels.capacity(limits.pending(), learner.features() + learner.outputs());
     if (most < limits.pending()) {
       LOG.warn("{} predictions wait for their outcome at most: more would fill the memory", most);
     }
@@ -315,7 +316,7 @@ final class Service implements HttpListener.Handler, AutoCloseable {
     }
   }
 
-  private ObjectNode predict(String text) {
+  private ObjectNode predict(String text) throws HttpRefusal {
     long begin = System.nanoTime();
     ExampleLines.Parsed parsed = parser.json(text);
     computing.acquireUninterruptibly();
@@ -326,7 +327,17 @@ final class Service implements HttpListener.Handler, AutoCloseable {
       computing.release();
     }
     if (parsed.id() != null && limits.learn()) {
-      pending.remember(parsed.id(), parsed.features(), prediction.version());
+      PendingLabels.Case waits =
+          pending.rememberOnce(
+              parsed.id(),
+              new PendingLabels.Case(
+                  parsed.features(), prediction.version(), prediction.outputs()));
+      if (!Arrays.equals(waits.features(), parsed.features())) {
+        throw new HttpRefusal(
+            409, "the id '" + parsed.id() + "' waits for the outcome of other features");
+      }
+      // Of a request that comes again, because its answer was lost, the answer is the same.
+      prediction = new Prediction(waits.outputs(), waits.version());
     }
     ObjectNode json = JsonNodeFactory.instance.objectNode();
     ArrayNode outputs = json.putArray("outputs");

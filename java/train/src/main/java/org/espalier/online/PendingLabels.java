@@ -25,16 +25,18 @@ public final class PendingLabels {
    * A case that waits.
    *
    * @param version what predicted it
+   * @param outputs what was predicted; empty where nobody asked to keep it
    */
-  public record Case(float[] features, long version) {}
+  public record Case(float[] features, long version, float[] outputs) {}
 
   /**
    * How many cases fit into an eighth of the memory that the JVM may use.
    *
    * @param wanted the most that are wanted
+   * @param values features, and outputs that are kept
    */
-  public static int capacity(int wanted, int features) {
-    long bytes = 4L * features + OVERHEAD;
+  public static int capacity(int wanted, int values) {
+    long bytes = 4L * values + OVERHEAD;
     return (int) Math.max(1, Math.min(wanted, Runtime.getRuntime().maxMemory() / 8 / bytes));
   }
 
@@ -50,20 +52,34 @@ public final class PendingLabels {
    *
    * @throws InputException if the id is empty, too long, or waits already
    */
-  public synchronized void remember(String id, float[] features, long version) {
+  public void remember(String id, float[] features, long version) {
+    Case mine = new Case(features, version, new float[0]);
+    if (rememberOnce(id, mine) != mine) {
+      throw new InputException("the id '" + id + "' waits for its outcome already");
+    }
+  }
+
+  /**
+   * Remembers a case, where none of that id waits.
+   *
+   * @return the case that waits under the id: the given one, or that of an earlier call
+   * @throws InputException if the id is empty or too long
+   */
+  public synchronized Case rememberOnce(String id, Case mine) {
     if (id.isEmpty() || id.length() > MAX_ID) {
       throw new InputException("an id has " + id.length() + " characters; 1 to 1000 are right");
     }
-    if (cases.containsKey(id)) {
-      throw new InputException("the id '" + id + "' waits for its outcome already");
+    Case earlier = cases.putIfAbsent(id, mine);
+    if (earlier != null) {
+      return earlier;
     }
-    cases.put(id, new Case(features, version));
     if (cases.size() > capacity) {
       Iterator<Case> oldest = cases.values().iterator();
       oldest.next();
       oldest.remove();
       expired++;
     }
+    return mine;
   }
 
   /**
