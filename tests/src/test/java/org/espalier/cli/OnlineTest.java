@@ -438,6 +438,40 @@ class OnlineTest {
     assertEquals(1, version.get("parent").asInt());
   }
 
+  /** What goes on from a version learns no other model, and says so. */
+  @Test
+  void aResumedRunTakesNoOtherModel() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(80, 1));
+    Path other = folder.resolve("other");
+    Run.of("online", "--input", input, "--recipe", recipe, "--store", other).done();
+    Path head = other.resolve("versions/1/model/model.safetensors");
+    Path more = Files.write(folder.resolve("more.jsonl"), lines(40, 2));
+    Run.of("online", "--input", more, "--recipe", recipe, "--store", store).done();
+    Object[] resume = {"--input", input, "--resume", "--model", head};
+    refused("--model " + head + " has other weights than version 1", resume);
+    // Its own is welcome, though it says nothing new.
+    Path own = store.resolve("versions/1/model/model.safetensors");
+    Run.of("online", "--input", input, "--resume", "--model", own, "--store", store).done();
+
+    // As where no learner made the version.
+    Run.of("store", "publish", head, "--store", store).done();
+    refused(
+        "weights than version 3", "--input", more, "--resume", "--recipe", recipe, "--model", own);
+    Run.of(
+            "online",
+            "--input",
+            more,
+            "--resume",
+            "--recipe",
+            recipe,
+            "--model",
+            head,
+            "--store",
+            store)
+        .done();
+    assertEquals(4, ModelStore.open(store).ids().size());
+  }
+
   @Test
   void whoTrustsSignaturesSigns() throws IOException {
     Path input = Files.write(folder.resolve("in.jsonl"), lines(10, 1));

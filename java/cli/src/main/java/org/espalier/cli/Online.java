@@ -11,6 +11,7 @@ import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
@@ -149,7 +150,7 @@ final class Online implements Callable<Integer> {
           "What to learn: a .safetensors file with weight [outputs, features] and bias, or an .onnx"
               + " or TorchScript (.pt) file with one input [batch, features]; a .pt file is code"
               + " that runs: take it from nobody you do not trust. Default: a linear model of"
-              + " zeros.")
+              + " zeros, or with --resume the version's own, and no other then.")
   private String model;
 
   @Option(
@@ -225,8 +226,15 @@ final class Online implements Callable<Integer> {
           OnlineLearner learner = learner(learnable, recipe)) {
         waiting = new PendingLabels(PendingLabels.capacity(WAITING, learner.features()));
         if (held != null) {
+          Map<String, float[]> given = learner.weights();
           if (LearnerFiles.isLearned(held)) {
             LearnerFiles.load(learner, held);
+            checkModel(given, learner.weights(), held);
+          } else if (model != null) {
+            try (Learnable own = LearnerFiles.readModel(held, recipe);
+                OnlineLearner other = learner(own, recipe)) {
+              checkModel(given, other.weights(), held);
+            }
           }
           parent = held.version().id();
         }
@@ -291,6 +299,24 @@ final class Online implements Callable<Integer> {
       return LearnerFiles.recipe(held);
     }
     return OnlineRecipe.read(ModelSource.path(recipeFile));
+  }
+
+  /** A resumed run goes on from the version: it would not learn a model with other weights. */
+  private void checkModel(
+      Map<String, float[]> given, Map<String, float[]> own, ModelStore.Held held) {
+    boolean same = given.keySet().equals(own.keySet());
+    for (Map.Entry<String, float[]> weight : given.entrySet()) {
+      same = same && Arrays.equals(weight.getValue(), own.get(weight.getKey()));
+    }
+    if (model != null && !same) {
+      throw new InputException(
+          "--model "
+              + model
+              + " has other weights than version "
+              + held.version().id()
+              + ", from which --resume goes on: without --model the version is learned on, without"
+              + " --resume the model is");
+    }
   }
 
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {
