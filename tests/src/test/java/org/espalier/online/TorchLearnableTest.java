@@ -97,6 +97,79 @@ class TorchLearnableTest {
     }
   }
 
+  /** Two layers and one that no output depends on. */
+  private static final class Lazy extends Module {
+    private final LinearImpl first = new LinearImpl(FEATURES, 16);
+    private final LinearImpl second = new LinearImpl(16, 2);
+
+    Lazy() {
+      register_module("first", first);
+      register_module("idle", new LinearImpl(3, 3));
+      register_module("second", second);
+    }
+
+    ModuleModel model() {
+      return new ModuleModel(
+          "lazy",
+          this,
+          List.of("x"),
+          List.of("y"),
+          in -> List.of(second.forward(first.forward(in.get(0)).tanh())));
+    }
+  }
+
+  /** Nothing of the batches before is in them, whatever memory autograd takes. */
+  @Test
+  void gradientsAreThoseOfTheLastBatch() {
+    Libtorch.load();
+    float[][] x = {new float[FEATURES], new float[FEATURES], new float[FEATURES]};
+    java.util.Arrays.fill(x[0], 0.5f);
+    java.util.Arrays.fill(x[1], -2);
+    float[] slope = {1, -2, 0.5f, 3, 0, 1};
+    try (TorchLearnable model =
+        new TorchLearnable(
+            new Lazy().model(), () -> new Lazy().model(), new long[] {FEATURES}, 2)) {
+      model.forward(x, 2, new float[4]);
+      model.backward(slope, 2);
+      List<float[]> first = gradients(model);
+      assertTrue(first.get(0)[0] != 0);
+      for (int k = 2; k < 4; k++) { // idle.weight and idle.bias
+        for (float value : first.get(k)) {
+          assertEquals(0, value);
+        }
+      }
+      for (int rows : new int[] {3, 1, 2}) {
+        model.forward(x, rows, new float[2 * rows]);
+        model.backward(slope, rows);
+      }
+      List<float[]> again = gradients(model);
+      assertEquals(first.size(), again.size());
+      for (int k = 0; k < first.size(); k++) {
+        assertArrayEquals(first.get(k), again.get(k));
+      }
+      // The sum of the rows' own gradients, none of which is clipped, and then as before.
+      model.forward(x, 2, new float[4]);
+      assertEquals(0, model.backwardClipped(slope, 2, 1e9));
+      List<float[]> summed = gradients(model);
+      for (int k = 0; k < first.size(); k++) {
+        assertArrayEquals(first.get(k), summed.get(k), 1e-5f);
+      }
+      model.forward(x, 2, new float[4]);
+      model.backward(slope, 2);
+      assertArrayEquals(first.get(0), gradients(model).get(0));
+    }
+  }
+
+  private static List<float[]> gradients(TorchLearnable model) {
+    List<float[]> list = new ArrayList<>();
+    for (Weight w : model.weights()) {
+      float[] copy = new float[(int) w.gradient().elements()];
+      LinearHead.buffer(w.gradient()).get(0, copy);
+      list.add(copy);
+    }
+    return list;
+  }
+
   /** Zeros of a transposed convolution and of recurrent layers, which no int8 grid is for. */
   @Test
   void keepsTheZerosOfAllThatIsMultiplied() {

@@ -555,6 +555,41 @@ class FusedSgdTest {
     }
   }
 
+  /** Autograd leaves gradients now here, now there: a step, AdamW's too, and the norm read them there. */
+  @Test
+  void readsAGradientThatIsElsewhereNow() {
+    try (OwnedTensor w = OwnedTensor.allocate(DType.F32, 2);
+        OwnedTensor v = OwnedTensor.allocate(DType.F32, 2);
+        OwnedTensor m = OwnedTensor.allocate(DType.F32, 2);
+        OwnedTensor n = OwnedTensor.allocate(DType.F32, 2);
+        OwnedTensor here = OwnedTensor.allocate(DType.F32, 2);
+        OwnedTensor there = OwnedTensor.allocate(DType.F32, 2);
+        OwnedTensor half = OwnedTensor.allocate(DType.BF16, 2);
+        OwnedTensor few = OwnedTensor.allocate(DType.F32, 1);
+        FusedSgd sgd = new FusedSgd(List.of(Parameter.of(w, here, null)), Options.of(1));
+        FusedAdamW adam =
+            new FusedAdamW(
+                List.of(new FusedAdamW.Parameter(v, here, m, n, null, null, null, null)),
+                FusedAdamW.Options.of(1).withWeightDecay(0));
+        GradientNorm norm =
+            new GradientNorm(List.of(new GradientNorm.Gradient(here, null, null)))) {
+      new FloatPointer(there.pointer()).put(3f, -4f);
+      sgd.gradient(0, there);
+      adam.gradient(0, there);
+      norm.gradient(0, there);
+      sgd.step();
+      adam.step();
+      assertEquals(5, norm.compute().norm());
+      assertArrayEquals(new float[] {-3, 4}, Numbers.read(w));
+      assertArrayEquals(new float[] {-1, 1}, Numbers.read(v), 1e-6f);
+      for (Tensor wrong : List.of(half, few)) {
+        refused("it was F32[2]", () -> sgd.gradient(0, wrong));
+        refused("it was F32[2]", () -> norm.gradient(0, wrong));
+      }
+      assertThrows(IndexOutOfBoundsException.class, () -> sgd.gradient(1, there));
+    }
+  }
+
   @Test
   void whatIsWrongIsSaid() {
     try (OwnedTensor w = OwnedTensor.allocate(DType.F32, 4, 8);

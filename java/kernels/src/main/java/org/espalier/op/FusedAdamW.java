@@ -3,6 +3,7 @@ package org.espalier.op;
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.LongPointer;
+import org.bytedeco.javacpp.Pointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_adamw_options;
 import org.espalier.binding.esp_adamw_tensor;
@@ -174,7 +175,10 @@ public final class FusedAdamW extends FusedStep {
 
   /** A list whose moments hold nothing yet: the first step writes them without reading. */
   public FusedAdamW(List<Parameter> parameters, Options options) {
-    super(parameters, parameters.stream().map(Parameter::weight).toList());
+    super(
+        parameters,
+        parameters.stream().map(Parameter::weight).toList(),
+        parameters.stream().map(Parameter::gradient).toList());
     this.list = Natives.keep(new esp_adamw_tensor(Math.max(1, count())));
     this.options =
         Natives.keep(new esp_adamw_options())
@@ -277,6 +281,11 @@ public final class FusedAdamW extends FusedStep {
   @Override
   esp_step_noise nativeNoise() {
     return options.noise();
+  }
+
+  @Override
+  void nativeGradient(int index, Pointer memory) {
+    list.getPointer(index).gradient(memory);
   }
 
   @Override

@@ -3,6 +3,7 @@ package org.espalier.op;
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.IntPointer;
+import org.bytedeco.javacpp.Pointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_sgd_options;
 import org.espalier.binding.esp_sgd_tensor;
@@ -178,7 +179,10 @@ public final class FusedSgd extends FusedStep {
    *     momentum
    */
   public FusedSgd(List<Parameter> parameters, Options options) {
-    super(parameters, parameters.stream().map(Parameter::weight).toList());
+    super(
+        parameters,
+        parameters.stream().map(Parameter::weight).toList(),
+        parameters.stream().map(Parameter::gradient).toList());
     this.list = Natives.keep(new esp_sgd_tensor(Math.max(1, count())));
     this.options =
         Natives.keep(new esp_sgd_options())
@@ -281,6 +285,11 @@ public final class FusedSgd extends FusedStep {
   @Override
   esp_step_noise nativeNoise() {
     return options.noise();
+  }
+
+  @Override
+  void nativeGradient(int index, Pointer memory) {
+    list.getPointer(index).gradient(memory);
   }
 
   @Override

@@ -38,8 +38,12 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   /** Of the native options, while there is noise. */
   private esp_step_noise noise;
 
-  FusedStep(List<?> parameters, List<Tensor> weights) {
+  /** Where the gradients are now. */
+  private final Tensor[] gradients;
+
+  FusedStep(List<?> parameters, List<Tensor> weights, List<Tensor> gradients) {
     this.parameters = List.copyOf(parameters);
+    this.gradients = gradients.toArray(Tensor[]::new);
     this.device = weights.isEmpty() ? Device.cpu() : weights.get(0).device();
     weights.forEach(weight -> weight.pointerOn(device));
     this.noiseBlocks = weights.stream().mapToLong(weight -> (weight.elements() + 1) / 2).sum();
@@ -72,6 +76,8 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   /** The noise of the native options. */
   abstract esp_step_noise nativeNoise();
 
+  abstract void nativeGradient(int index, Pointer memory);
+
   abstract void closeNative();
 
   final int count() {
@@ -80,6 +86,24 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
 
   final Device device() {
     return device;
+  }
+
+  /**
+   * From now on the gradient of parameter {@code index} is read elsewhere in host memory.
+   *
+   * @throws IllegalArgumentException where it has another number of elements or another type
+   * @throws UnsupportedOperationException on a CUDA device, where steps are planned ahead
+   */
+  public final void gradient(int index, Tensor gradient) {
+    Tensor before = gradients[checked(index)];
+    if (device.isCuda()) {
+      throw new UnsupportedOperationException("gradients on a CUDA device stay where they are");
+    }
+    if (gradient.elements() != before.elements() || gradient.dtype() != before.dtype()) {
+      throw new IllegalArgumentException("gradient " + gradient + "; it was " + before);
+    }
+    nativeGradient(index, gradient.pointerOn(device));
+    gradients[index] = gradient;
   }
 
   /** The learning rate of the next steps; 0 or more. */

@@ -1,5 +1,6 @@
 package org.espalier.op;
 
+import java.util.ArrayList;
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.binding.Status;
@@ -55,7 +56,7 @@ public final class GradientNorm implements AutoCloseable {
    * @throws IllegalArgumentException where the gradients are not all on one device
    */
   public GradientNorm(List<Gradient> gradients) {
-    this.gradients = List.copyOf(gradients);
+    this.gradients = new ArrayList<>(gradients);
     this.device = gradients.isEmpty() ? Device.cpu() : gradients.get(0).gradient().device();
     this.list = Natives.keep(new esp_gradient(Math.max(1, gradients.size())));
     for (int i = 0; i < gradients.size(); i++) {
@@ -76,6 +77,25 @@ public final class GradientNorm implements AutoCloseable {
                 (plan, table) ->
                     espalier_cuda.esp_cuda_gradient_norm_plan(list, count, plan, table));
     found = plan == null ? null : CudaMemory.allocate(device, result.sizeof());
+  }
+
+  /**
+   * From now on gradient {@code index} is read elsewhere in host memory.
+   *
+   * @throws IllegalArgumentException where it has another number of elements or another type
+   * @throws UnsupportedOperationException on a CUDA device, where the work is planned ahead
+   */
+  public synchronized void gradient(int index, Tensor gradient) {
+    Gradient before = gradients.get(index);
+    if (device.isCuda()) {
+      throw new UnsupportedOperationException("gradients on a CUDA device stay where they are");
+    }
+    if (gradient.elements() != before.gradient().elements()
+        || gradient.dtype() != before.gradient().dtype()) {
+      throw new IllegalArgumentException("gradient " + gradient + "; it was " + before.gradient());
+    }
+    list.getPointer(index).gradient(gradient.pointerOn(device));
+    gradients.set(index, new Gradient(gradient, before.mask(), before.gate()));
   }
 
   /** Reads the gradients as they are now. */

@@ -15,7 +15,10 @@ public interface Learnable extends AutoCloseable {
   /** How many outputs it gives for one. */
   int outputs();
 
-  /** What is learned, always in the same order. */
+  /**
+   * What is learned, always in the same order. Gradients are where {@link #backward} has left them the last
+   * time, until the next one; all else stays where it is.
+   */
   List<Weight> weights();
 
   /**

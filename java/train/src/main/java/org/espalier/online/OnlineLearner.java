@@ -627,7 +627,7 @@ public final class OnlineLearner implements AutoCloseable {
       }
       model.backwardClipped(gradient, rows, privacy.clip());
     }
-    return state.gradientNorm();
+    return state.gradientNorm(model.weights());
   }
 
   private void keep(Example example) {

@@ -58,10 +58,16 @@ public final class TorchLearnable implements Learnable {
   private final int features;
   private final int outputs;
   private final List<Weight> weights = new ArrayList<>();
-  private final List<OwnedTensor> owned = new ArrayList<>();
+  private final List<Parameter> parameters;
   private final List<OwnedTensor> gradients = new ArrayList<>();
+
   private Tensor last;
   private float[][] seen;
+
+  /** The input of the last forward, whose memory the next one of as many rows takes. */
+  private Tensor batch;
+
+  private int batchRows;
 
   /** A model of one thread at a time, and the serial number of the weights in it. */
   private static final class Replica {
@@ -102,24 +108,17 @@ public final class TorchLearnable implements Learnable {
     this.features = Math.toIntExact(size);
     this.outputs = outputs;
     model.train(false);
-    for (Parameter p : model.parameters()) {
+    parameters = model.parameters();
+    for (Parameter p : parameters) {
       org.espalier.device.Tensor working = TensorView.of(p.tensor());
-      OwnedTensor latent = OwnedTensor.allocate(DType.F32, working.shape());
       OwnedTensor gradient = OwnedTensor.allocate(DType.F32, working.shape());
-      owned.add(latent);
-      owned.add(gradient);
       gradients.add(gradient);
-      copy(working, latent);
-      // Autograd adds to what is there.
-      try (PointerScope scope = new PointerScope()) {
-        p.tensor().mutable_grad().put(view(gradient));
-      }
       boolean quantizable =
           p.kind() == Parameter.Kind.LINEAR || p.kind() == Parameter.Kind.CONVOLUTION;
       int axis = quantizable ? p.outputAxis() : -1;
       boolean reachable = axis == 0 || axis == working.rank() - 1;
       weights.add(
-          new Weight(p.name(), latent, working, gradient, p.isWeight(), reachable ? axis : -1));
+          new Weight(p.name(), working, working, gradient, p.isWeight(), reachable ? axis : -1));
     }
   }
 
@@ -148,11 +147,15 @@ public final class TorchLearnable implements Learnable {
     return List.copyOf(weights);
   }
 
+  /** An input of examples. */
   private Tensor tensor(float[][] rows, int from, int count) {
     long[] dims = new long[shape.length + 1];
     dims[0] = count;
     System.arraycopy(shape, 0, dims, 1, shape.length);
-    Tensor tensor = torch.empty(dims);
+    return fill(torch.empty(dims), rows, from, count);
+  }
+
+  private Tensor fill(Tensor tensor, float[][] rows, int from, int count) {
     FloatPointer memory = new FloatPointer(tensor.data_ptr());
     for (int i = 0; i < count; i++) {
       memory.position((long) i * features).put(rows[from + i]);
@@ -160,8 +163,8 @@ public final class TorchLearnable implements Learnable {
     return tensor;
   }
 
-  private Tensor run(TrainableModel runner, float[][] rows, int from, int count) {
-    Tensor out = runner.forward(Map.of(input, tensor(rows, from, count))).get(output);
+  private Tensor run(TrainableModel runner, Tensor in, int count) {
+    Tensor out = runner.forward(Map.of(input, in)).get(output);
     if (out.numel() != (long) count * outputs) {
       throw new IllegalArgumentException(
           "the output "
@@ -185,7 +188,15 @@ public final class TorchLearnable implements Learnable {
   public void forward(float[][] rows, int count, float[] out) {
     forget();
     try (PointerScope scope = new PointerScope()) {
-      last = run(model, rows, 0, count);
+      if (batch == null || batchRows != count) {
+        forgetBatch();
+        batch = tensor(rows, 0, count);
+        batch.retainReference();
+        batchRows = count;
+      } else {
+        fill(batch, rows, 0, count);
+      }
+      last = run(model, batch, count);
       last.retainReference();
       read(last, out, count * outputs);
     }
@@ -199,23 +210,59 @@ public final class TorchLearnable implements Learnable {
     }
   }
 
+  private void forgetBatch() {
+    if (batch != null) {
+      batch.close();
+      batch = null;
+    }
+  }
+
   @Override
   public void backward(float[] gradient, int rows) {
-    clearGradients();
     try (PointerScope scope = new PointerScope()) {
       differentiate(last, gradient, 0, rows);
+      for (int k = 0; k < parameters.size(); k++) {
+        Tensor left = parameters.get(k).tensor().mutable_grad();
+        OwnedTensor own = gradients.get(k);
+        if (!left.defined() || left.is_sparse() || !left.is_contiguous()) {
+          copyGradient(k, left);
+          gradient(k, own);
+          continue;
+        }
+        long address = left.data_ptr().address();
+        if (weights.get(k).gradient().address() != address) { // which is mostly the same again
+          gradient(
+              k,
+              org.espalier.device.Tensor.ofAddress(address, own.bytes(), DType.F32, own.shape()));
+        }
+      }
     }
     forget();
   }
 
-  private void clearGradients() {
-    for (OwnedTensor tensor : gradients) {
-      Pointer.memset(tensor.pointer(), 0, tensor.bytes());
+  private void gradient(int k, org.espalier.device.Tensor memory) {
+    Weight w = weights.get(k);
+    weights.set(
+        k, new Weight(w.name(), w.latent(), w.working(), memory, w.isMatrix(), w.scaleAxis()));
+  }
+
+  private void copyGradient(int k, Tensor left) {
+    OwnedTensor to = gradients.get(k);
+    if (!left.defined()) { // no output depends on it
+      Pointer.memset(to.pointer(), 0, to.bytes());
+    } else {
+      view(to).copy_(left.is_sparse() ? left.to_dense() : left);
     }
   }
 
-  /** Adds the gradient of Σ slope · outputs to the parameters' gradients. */
+  /**
+   * Leaves the gradients of Σ slope · outputs at the parameters. Where a parameter has none, autograd leaves
+   * there what it has computed; to one that it has it would add it.
+   */
   private void differentiate(Tensor out, float[] slope, int from, int rows) {
+    for (Parameter p : parameters) {
+      p.tensor().mutable_grad().reset();
+    }
     FloatPointer memory = new FloatPointer((long) rows * outputs);
     memory.put(slope, from * outputs, rows * outputs);
     Tensor factors =
@@ -236,14 +283,17 @@ public final class TorchLearnable implements Learnable {
     int clipped = 0;
     try (DpAccumulate accumulate = new DpAccumulate(list)) {
       for (int i = 0; i < rows; i++) {
-        clearGradients();
         try (PointerScope scope = new PointerScope()) {
-          differentiate(run(model, seen, i, 1), gradient, i, 1);
+          differentiate(run(model, tensor(seen, i, 1), 1), gradient, i, 1);
+          for (int k = 0; k < parameters.size(); k++) {
+            copyGradient(k, parameters.get(k).tensor().mutable_grad());
+          }
         }
         clipped += accumulate.accumulate(bound) ? 1 : 0;
       }
       for (int k = 0; k < sums.size(); k++) {
         copy(sums.get(k), gradients.get(k));
+        gradient(k, gradients.get(k));
       }
     } finally {
       sums.forEach(OwnedTensor::close);
@@ -340,9 +390,10 @@ public final class TorchLearnable implements Learnable {
   @Override
   public void close() {
     forget();
+    forgetBatch();
     all.forEach(r -> r.model.close());
     model.close();
-    owned.forEach(OwnedTensor::close);
+    gradients.forEach(OwnedTensor::close);
   }
 
   /** A version's weights in native memory. */
@@ -390,7 +441,7 @@ public final class TorchLearnable implements Learnable {
           }
           replica.serial = serial;
         }
-        read(run(replica.model, rows, 0, count), out, count * outputs);
+        read(run(replica.model, tensor(rows, 0, count), count), out, count * outputs);
       } finally {
         idle.add(replica);
       }

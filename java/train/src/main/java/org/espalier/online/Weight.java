@@ -6,9 +6,10 @@ import org.espalier.device.Tensor;
  * A tensor that is learned, in native memory. All three have the same shape and are F32.
  *
  * @param name unique in the model
- * @param latent what the optimizer updates
+ * @param latent what the optimizer updates; may be {@code working} itself, and where something rounds that, the
+ *     learner keeps the latent weights elsewhere
  * @param working what forward reads: the latent weights, or their values on the int8 grid
- * @param gradient what backward writes
+ * @param gradient what backward writes; see {@link Learnable#weights}
  * @param isMatrix whether inputs are multiplied with it, so that its zeros may be kept
  * @param scaleAxis the axis of the outputs, the first or the last, along which int8 scales lie; −1 for
  *     what is not quantized, as biases

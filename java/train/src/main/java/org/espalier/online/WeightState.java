@@ -12,6 +12,7 @@ import java.util.zip.CRC32C;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.device.Tensor;
 import org.espalier.op.Channel;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
@@ -33,7 +34,12 @@ final class WeightState implements AutoCloseable {
   private final List<BytePointer> bits = new ArrayList<>();
   private final List<FloatBuffer> averages = new ArrayList<>();
   private final List<FloatBuffer> workings = new ArrayList<>();
-  private final List<FloatBuffer> gradients = new ArrayList<>();
+  private final List<FloatBuffer> latents = new ArrayList<>();
+
+  /** Of those that are learned: where in the model's list they are, and where their gradients are now. */
+  private final List<Integer> places = new ArrayList<>();
+
+  private final List<Tensor> gradients = new ArrayList<>();
 
   /** All float memory that a step changes, in a fixed order. */
   private final List<FloatBuffer> state = new ArrayList<>();
@@ -78,19 +84,27 @@ final class WeightState implements AutoCloseable {
       }
     }
     List<GradientNorm.Gradient> normed = new ArrayList<>();
-    for (Weight w : weights) {
+    for (int k = 0; k < weights.size(); k++) {
+      Weight w = weights.get(k);
       if (!settings.only().isEmpty() && !settings.only().contains(w.name())) {
         continue;
       }
       learned.add(w);
+      places.add(k);
       long n = w.latent().elements();
       OwnedTensor momentum = settings.momentum() > 0 ? own(n) : null;
       boolean masked = settings.keepZeros() && w.isMatrix();
       boolean grid = settings.int8() && w.scaleAxis() >= 0;
+      // Where nothing rounds them, what the optimizer updates can be what forward reads.
+      boolean same = w.latent() == w.working() && !grid;
+      Tensor latent = w.latent() == w.working() && grid ? own(w.latent().shape()) : w.latent();
+      FloatBuffer latentMemory = LinearHead.buffer(latent);
+      FloatBuffer workingMemory = LinearHead.buffer(w.working());
+      latentMemory.put(0, LinearHead.buffer(w.latent()), 0, latentMemory.capacity());
       BytePointer mask = masked ? zerosOf(w) : null;
       BytePointer gate = grid ? ownBits(n, true) : null;
       FusedSgd.Parameter parameter =
-          FusedSgd.Parameter.of(w.latent(), w.gradient(), momentum).withMask(mask);
+          FusedSgd.Parameter.of(latent, w.gradient(), momentum).withMask(mask);
       if (grid) {
         OwnedTensor scales = own(w.latent().dimension(w.scaleAxis()));
         parameter =
@@ -99,15 +113,20 @@ final class WeightState implements AutoCloseable {
                 .withWorkingCopy(
                     WorkingCopy.of(w.working()),
                     new Scale(scales, Channel.ofAxis(w.scaleAxis(), w.latent().rank()), false));
-      } else {
+      } else if (!same) {
         parameter = parameter.withWorkingCopy(WorkingCopy.of(w.working()));
       }
       parameters.add(parameter);
       normed.add(new GradientNorm.Gradient(w.gradient(), mask, gate));
-      gradients.add(LinearHead.buffer(w.gradient()));
-      state.add(LinearHead.buffer(w.latent()));
-      workings.add(LinearHead.buffer(w.working()));
-      state.add(workings.get(workings.size() - 1));
+      gradients.add(w.gradient());
+      latents.add(latentMemory);
+      workings.add(workingMemory);
+      if (latent == w.latent()) { // else it is among those of its own already
+        state.add(latentMemory);
+      }
+      if (!same) {
+        state.add(workingMemory);
+      }
     }
     if (parameters.isEmpty()) {
       throw new IllegalArgumentException("no weight is learned");
@@ -117,8 +136,7 @@ final class WeightState implements AutoCloseable {
         OwnedTensor average = own(w.latent().elements());
         averages.add(LinearHead.buffer(average));
         served.add(
-            new Weight(
-                w.name(), w.latent(), average, w.gradient(), w.isMatrix(), w.scaleAxis()));
+            new Weight(w.name(), w.latent(), average, w.gradient(), w.isMatrix(), w.scaleAxis()));
       } else {
         served.add(w);
       }
@@ -137,7 +155,7 @@ final class WeightState implements AutoCloseable {
   /** The grid of the first forward: a step that changes nothing but the working copies. */
   private void findGrids() {
     try (FusedSgd still = new FusedSgd(parameters, FusedSgd.Options.of(0))) {
-      gradients.forEach(WeightState::clear);
+      learned.forEach(w -> clear(LinearHead.buffer(w.gradient())));
       still.step();
     }
     for (int i = 0; i < averages.size(); i++) {
@@ -172,6 +190,8 @@ final class WeightState implements AutoCloseable {
       LinearHead.buffer(weights.get(k).working()).put(0, from, 0, from.capacity());
     }
     for (int k = 0; k < learned.size(); k++) {
+      FloatBuffer from = LinearHead.buffer(values.get(places.get(k)).latent());
+      latents.get(k).put(0, from, 0, from.capacity());
       BytePointer mask = parameters.get(k).mask();
       BytePointer gate = parameters.get(k).gate();
       if (mask != null) {
@@ -223,8 +243,8 @@ final class WeightState implements AutoCloseable {
         p.weight(), p.gradient(), own(n), own(n), p.mask(), p.gate(), p.workingCopy(), p.scale());
   }
 
-  private OwnedTensor own(long elements) {
-    OwnedTensor tensor = OwnedTensor.allocate(DType.F32, elements);
+  private OwnedTensor own(long... shape) {
+    OwnedTensor tensor = OwnedTensor.allocate(DType.F32, shape);
     owned.add(tensor);
     state.add(LinearHead.buffer(tensor));
     return tensor;
@@ -292,12 +312,26 @@ final class WeightState implements AutoCloseable {
     return served;
   }
 
-  GradientNorm.Result gradientNorm() {
+  /**
+   * Looks for the gradients where backward has left them.
+   *
+   * @param now the weights of the model
+   */
+  GradientNorm.Result gradientNorm(List<Weight> now) {
+    for (int k = 0; k < gradients.size(); k++) {
+      Tensor gradient = now.get(places.get(k)).gradient();
+      if (gradient != gradients.get(k)) {
+        optimizer.gradient(k, gradient);
+        norm.gradient(k, gradient);
+        gradients.set(k, gradient);
+      }
+    }
     return norm.compute();
   }
 
   void scaleGradients(double factor) {
-    for (FloatBuffer gradient : gradients) {
+    for (Tensor tensor : gradients) {
+      FloatBuffer gradient = LinearHead.buffer(tensor);
       float[] values = new float[gradient.capacity()];
       gradient.get(0, values);
       for (int i = 0; i < values.length; i++) {
