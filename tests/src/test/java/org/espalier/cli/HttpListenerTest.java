@@ -313,6 +313,26 @@ class HttpListenerTest {
   }
 
   @Test
+  void whatCannotBeAnsweredEndsItsConnectionOnly() throws Exception {
+    HttpListener.Handler failing =
+        new Echo() {
+          @Override
+          public HttpAnswer answer(HttpRequest request) {
+            if (request.path().equals("/fails")) {
+              throw new AssertionError("it fails, as the test wants");
+            }
+            return super.answer(request);
+          }
+        };
+    try (HttpListener listener = listen(LIMITS, failing)) {
+      for (int i = 0; i < 8; i++) { // and there are 4 threads
+        exchange(listener, "GET /fails HTTP/1.1\r\n\r\n", "ended after ''");
+      }
+      exchange(listener, "GET / HTTP/1.1\r\n\r\n", "200 GET / ");
+    }
+  }
+
+  @Test
   void givesTheAnswersThatAreUnderWayWhenItEnds() throws Exception {
     CountDownLatch asked = new CountDownLatch(1);
     CountDownLatch go = new CountDownLatch(1);

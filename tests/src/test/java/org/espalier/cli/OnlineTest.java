@@ -20,8 +20,12 @@ import java.util.Locale;
 import java.util.Random;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
+import org.espalier.online.LearnerFiles;
+import org.espalier.online.LinearHead;
+import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.OnlineSettings;
+import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;
 import org.junit.jupiter.api.BeforeEach;
@@ -470,6 +474,23 @@ class OnlineTest {
             store)
         .done();
     assertEquals(4, ModelStore.open(store).ids().size());
+  }
+
+  /** What is called as a stream that was seen, and is not known to be it, is learned from its beginning. */
+  @Test
+  void aNameAloneIsNoStream() throws IOException {
+    Path input = Files.write(folder.resolve("feedback"), lines(40, 1));
+    OnlineRecipe learned = OnlineRecipe.read(recipe);
+    try (LinearHead head = new LinearHead(3, 2);
+        OnlineLearner learner = new OnlineLearner(head, learned.settings());
+        StoreWriter writer = ModelStore.create(store).writer(Duration.ZERO)) {
+      Lineage lineage =
+          Lineage.NONE.withData(new Lineage.DataWindow(input.toString(), 0, 30)); // as serve has it
+      LearnerFiles.publish(writer, learner, learned.text(), lineage, null, true);
+    }
+    JsonNode json =
+        Run.of("online", "--input", input, "--resume", "--store", store, "--json").json();
+    assertEquals(40, json.get("seen").asInt());
   }
 
   @Test

@@ -52,7 +52,7 @@ final class HttpListener implements AutoCloseable {
     /** Looks at a request whose body is yet to come, in the one thread that reads: it must not wait. */
     void admit(HttpRequest head) throws HttpRefusal;
 
-    /** Answers a request, in one of several threads. */
+    /** Answers a request, in one of several threads; where it throws, the connection ends. */
     HttpAnswer answer(HttpRequest request);
 
     /** The answer to a request that was refused here. */
@@ -97,7 +97,7 @@ final class HttpListener implements AutoCloseable {
     boolean last;
     long held;
 
-    /** Written by a working thread before the connection is queued. */
+    /** Written by a working thread before the connection is queued; null where there is none. */
     HttpAnswer answer;
 
     Connection(SocketChannel channel) {
@@ -178,7 +178,11 @@ final class HttpListener implements AutoCloseable {
         // New ones of both queues wait for the next round, so that all connections have their turn.
         for (int n = answered.size(); n > 0; n--) {
           Connection connection = answered.remove();
-          guarded(connection, () -> respond(connection, connection.answer, false));
+          if (connection.answer == null) {
+            drop(connection);
+          } else {
+            guarded(connection, () -> respond(connection, connection.answer, false));
+          }
         }
         for (int n = further.size(); n > 0; n--) {
           Connection connection = further.remove();
@@ -386,16 +390,16 @@ final class HttpListener implements AutoCloseable {
     connection.enter(State.BUSY, 0);
     pool.execute(
         () -> {
-          HttpAnswer answer;
+          HttpAnswer answer = null;
           try {
             answer = handler.answer(request);
           } catch (RuntimeException | Error e) {
             LOG.error("a request failed", e);
-            answer = handler.refuse(new HttpRefusal(500, "this is an error of the service"));
+          } finally {
+            connection.answer = answer;
+            answered.add(connection);
+            selector.wakeup();
           }
-          connection.answer = answer;
-          answered.add(connection);
-          selector.wakeup();
         });
   }
 

@@ -73,8 +73,8 @@ final class HttpReader {
   }
 
   /** Bytes of memory that it holds, roughly. */
-  int held() {
-    return line.length + 2 * headBytes + body.length;
+  long held() {
+    return (long) line.length + 2 * headBytes + body.length;
   }
 
   /** Takes bytes as long as they belong to the request. */

@@ -464,11 +464,11 @@ final class Online implements Callable<Integer> {
     }
   }
 
-  /** Whether the input begins as what was seen did, or, where that was not recorded, is called so. */
+  /** Whether the input begins as what was seen did; feedback to a service is no such stream. */
   private boolean isStream(Lineage.DataWindow window, LineReader reader, Interrupts interrupts)
       throws IOException {
     if (window.begins().isEmpty()) {
-      return input.equals(window.source());
+      return false;
     }
     for (int i = 0; i < window.begins().size(); i++) {
       LineReader.Line line = reader.peek(i, !follow, interrupts::requested);

@@ -62,6 +62,8 @@ final class Service implements HttpListener.Handler, AutoCloseable {
 
   private static final int QUEUE = 10_000;
 
+  private static final Map<String, String> LATER = Map.of("Retry-After", "1");
+
   private static final ObjectMapper JSON =
       new ObjectMapper(
               JsonFactory.builder()
@@ -235,15 +237,8 @@ final class Service implements HttpListener.Handler, AutoCloseable {
     if (e.status != 500) {
       refusals.increment();
     }
-    Map<String, String> headers =
-        switch (e.status) {
-          case 401 -> Map.of("WWW-Authenticate", "Bearer");
-          case 405 -> Map.of("Allow", e.getMessage().startsWith("GET") ? "GET, HEAD" : "POST");
-          case 429, 503 -> Map.of("Retry-After", "1");
-          default -> Map.of();
-        };
     return json(
-        e.status, headers, JsonNodeFactory.instance.objectNode().put("error", e.getMessage()));
+        e.status, e.headers, JsonNodeFactory.instance.objectNode().put("error", e.getMessage()));
   }
 
   private static HttpAnswer json(int status, Map<String, String> headers, ObjectNode body) {
@@ -262,18 +257,19 @@ final class Service implements HttpListener.Handler, AutoCloseable {
       boolean bearer = given != null && given.regionMatches(true, 0, "Bearer ", 0, 7);
       byte[] bytes = (bearer ? given.substring(7).strip() : "").getBytes(StandardCharsets.UTF_8);
       if (!MessageDigest.isEqual(token, bytes)) { // takes as long wherever they differ
-        throw new HttpRefusal(401, "a bearer token is needed");
+        throw new HttpRefusal(
+            401, "a bearer token is needed", Map.of("WWW-Authenticate", "Bearer"));
       }
     }
     if (ending) {
-      throw new HttpRefusal(503, "the service is ending");
+      throw new HttpRefusal(503, "the service is ending", LATER);
     }
     long now = System.nanoTime();
     double most = Math.max(1, limits.rate());
     allowance = Math.min(most, allowance + (now - lastRequest) * 1e-9 * limits.rate());
     lastRequest = now;
     if (allowance < 1 && !health) { // who watches must not take it for dead
-      throw new HttpRefusal(429, "more than " + limits.rate() + " requests a second");
+      throw new HttpRefusal(429, "more than " + limits.rate() + " requests a second", LATER);
     }
     allowance = Math.max(0, allowance - 1);
   }
@@ -281,7 +277,10 @@ final class Service implements HttpListener.Handler, AutoCloseable {
   private static void method(HttpRequest request, String method) throws HttpRefusal {
     String given = request.method();
     if (!given.equals(method) && !(given.equals("HEAD") && method.equals("GET"))) {
-      throw new HttpRefusal(405, method + " is right here");
+      throw new HttpRefusal(
+          405,
+          method + " is right here",
+          Map.of("Allow", method.equals("GET") ? "GET, HEAD" : method));
     }
   }
 
@@ -299,7 +298,7 @@ final class Service implements HttpListener.Handler, AutoCloseable {
       case "/health":
         method(request, "GET");
         if (stream != null && stream.isFailed()) {
-          throw new HttpRefusal(503, "learning has failed; the log says why");
+          throw new HttpRefusal(503, "learning has failed; the log says why", LATER);
         }
         return JsonNodeFactory.instance.objectNode().put("status", "ok");
       default:
@@ -407,7 +406,7 @@ final class Service implements HttpListener.Handler, AutoCloseable {
     Example example = new Example(id.asText(), found.features(), number, outcome);
     if (!stream.submit(example)) {
       pending.putBack(id.asText(), found);
-      throw new HttpRefusal(503, "the queue is full; send it again later");
+      throw new HttpRefusal(503, "the queue is full; send it again later", LATER);
     }
     return JsonNodeFactory.instance
         .objectNode()

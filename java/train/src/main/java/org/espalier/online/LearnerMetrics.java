@@ -53,6 +53,13 @@ public final class LearnerMetrics implements MeterBinder {
         "The newest version that readers get",
         OnlineLearner::version);
     gauge(registry, "espalier.slots", "Versions that have memory", OnlineLearner::slots);
+    if (learner.settings().privacy() != null) {
+      gauge(
+          registry,
+          "espalier.epsilon",
+          "The privacy loss of all that was learned",
+          OnlineLearner::epsilon);
+    }
     for (String name : METRICS) {
       boolean classes = learner.settings().loss().isForClasses();
       if (name.startsWith("mae") == classes && !name.equals("distance")
