@@ -183,7 +183,7 @@ class HttpListenerTest {
   /** Many clients that send a byte now and then: all others are answered meanwhile, and they too. */
   @Test
   void slowClientsCostTheOthersNothing() throws Exception {
-    int slow = 600;
+    int slow = 300;
     String head = "POST /slow HTTP/1.1\r\nContent-Length: 40\r\n\r\n";
     String whole = head + "x".repeat(40);
     List<SocketChannel> clients = new ArrayList<>();

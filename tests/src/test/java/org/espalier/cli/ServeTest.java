@@ -245,7 +245,7 @@ class ServeTest {
     List<Socket> slow = new ArrayList<>();
     try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {
       String begin = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
-      for (int i = 0; i < 400; i++) {
+      for (int i = 0; i < 300; i++) {
         Socket socket = new Socket(InetAddress.getLoopbackAddress(), port);
         slow.add(socket);
         String sent = i % 2 == 0 ? begin : begin.substring(0, 20);
