@@ -5,7 +5,7 @@
 //   gpu_benchmark [--device N] [--quick] [--java-launch MICROSECONDS] [--out FILE.json]
 //   gpu_benchmark --probe            only says which GPU is here, or why none
 //
-// Exit codes: 0 done, 1 a result is wrong or a call failed, 2 usage, 3 no GPU here.
+// Exit codes: 0 done, 1 a result is wrong, a call failed or the GPU cannot be used, 2 usage, 3 no GPU here.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -196,8 +196,13 @@ float number(uint64_t index) {
 }
 
 std::vector<float> numbers(int64_t n, float scale, uint64_t seed) {
+  // 2^24 different ones over and over: made in a tenth of the time.
+  const int64_t different = std::min<int64_t>(n, 1 << 24);
   std::vector<float> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; i++) values[static_cast<size_t>(i)] = scale * number(seed << 40 | static_cast<uint64_t>(i));
+  for (int64_t i = 0; i < different; i++) values[static_cast<size_t>(i)] = scale * number(seed << 40 | static_cast<uint64_t>(i));
+  for (int64_t i = different; i < n; i += different) {
+    std::memcpy(values.data() + i, values.data(), static_cast<size_t>(std::min(different, n - i)) * sizeof(float));
+  }
   return values;
 }
 
@@ -789,8 +794,11 @@ int main(int argc, char** argv) {
   }
   int32_t count = 0;
   if (esp_cuda_device_count(&count) != ESP_OK) {
-    std::fprintf(stderr, "no GPU here: %s\n", esp_cuda_last_error());
-    return 3;
+    const std::string reason = esp_cuda_last_error();
+    int32_t runtime = 0, driver = 0;
+    const bool none = esp_cuda_versions(&runtime, &driver) != ESP_OK || driver == 0 || cudaGetDeviceCount(&count) == cudaErrorNoDevice;
+    std::fprintf(stderr, "%s: %s\n", none ? "no GPU here" : "the GPU here cannot be used", reason.c_str());
+    return none ? 3 : 1;
   }
   esp_cuda_device device;
   try {

@@ -41,6 +41,38 @@ bool is_lost(cudaError_t error) {
   }
 }
 
+// The device is there, and this process or machine cannot use it as it is.
+bool is_unusable(cudaError_t error) {
+  switch (error) {
+    case cudaErrorInsufficientDriver:
+    case cudaErrorNoDevice:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorSystemNotReady:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// What usually helps; "" where CUDA's own words say it.
+const char* advice(cudaError_t error) {
+  switch (error) {
+    case cudaErrorDevicesUnavailable:
+      return "; another process may have it for itself (nvidia-smi -q -d COMPUTE)";
+    case cudaErrorSystemNotReady:
+      return "; machines with NVSwitch need the service nvidia-fabricmanager";
+    case cudaErrorSystemDriverMismatch:
+      return "; after an update of the driver the machine must be restarted";
+    case cudaErrorCompatNotSupportedOnDevice:
+      return "; the libcuda.so.1 of a cuda-compat package was found first, and this GPU cannot use it";
+    default:
+      return "";
+  }
+}
+
 esp_status check_bytes(int64_t bytes) {
   return bytes < 0 ? fail(ESP_INVALID_ARGUMENT, "%lld bytes", static_cast<long long>(bytes)) : ESP_OK;
 }
@@ -57,21 +89,21 @@ esp_status check(cudaError_t error, const char* what) {
   cudaGetLastError();  // a launch or copy that follows must not find this error again
   const esp_status status = is_lost(error)                                ? ESP_DEVICE_LOST
                             : error == cudaErrorMemoryAllocation          ? ESP_OUT_OF_MEMORY
-                            : error == cudaErrorInsufficientDriver ||
-                                    error == cudaErrorNoDevice            ? ESP_UNSUPPORTED
+                            : is_unusable(error)                          ? ESP_UNSUPPORTED
                             : error == cudaErrorInvalidValue ||
                                     error == cudaErrorInvalidDevice       ? ESP_INVALID_ARGUMENT
                                                                           : ESP_DEVICE_ERROR;
-  return fail(status, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+  return fail(status, "%s: %s (%s)%s", what, cudaGetErrorString(error), cudaGetErrorName(error), advice(error));
 }
 
 esp_status device_limits(DeviceLimits* limits) {
-  int device = 0, shared = 0, major = 0;
+  int device = 0, multiprocessors = 0, shared = 0, major = 0;
   cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   // 12.0 has clusters of one block only.
-  *limits = {shared, major == 9 || major == 10};
+  *limits = {shared, major == 9 || major == 10, multiprocessors};
   return check(error, "CUDA device's limits");
 }
 
@@ -87,8 +119,10 @@ esp_status esp_cuda_device_count(int32_t* count) {
   if (esp_status status = esp_cuda_versions(&runtime, &driver)) return status;
   if (driver == 0) return fail(ESP_UNSUPPORTED, "no NVIDIA driver is installed");
   if (driver / 1000 < runtime / 1000) {
-    return fail(ESP_UNSUPPORTED, "the NVIDIA driver supports CUDA %d.%d; CUDA %d needs driver 580 or newer", driver / 1000,
-                driver % 1000 / 10, runtime / 1000);
+    return fail(ESP_UNSUPPORTED,
+                "the NVIDIA driver supports CUDA %d.%d; CUDA %d needs driver 580 or newer, or, on GPUs of data centres, the package "
+                "cuda-compat-%d-%d with its folder in LD_LIBRARY_PATH",
+                driver / 1000, driver % 1000 / 10, runtime / 1000, runtime / 1000, runtime % 1000 / 10);
   }
   int32_t found = 0;
   if (esp_status status = check(cudaGetDeviceCount(&found), "CUDA devices")) return status;

@@ -356,6 +356,12 @@ void test_clusters() {
 void test_device() {
   int32_t count = 0;
   CHECK(esp_cuda_device_count(&count) == ESP_OK && count == 1);
+  emulator::options.driver = 12080;
+  CHECK(esp_cuda_device_count(&count) == ESP_UNSUPPORTED);
+  const std::string old = esp_cuda_last_error();
+  CHECK(old.find("supports CUDA 12.8; CUDA 13 needs driver 580 or newer") != std::string::npos);
+  CHECK(old.find("cuda-compat-13-0") != std::string::npos);
+  emulator::options.driver = 13000;
   emulator::options.major = 7;
   CHECK(esp_cuda_device_count(&count) == ESP_UNSUPPORTED);
   CHECK(std::string(esp_cuda_last_error()).find("compute capability 7.0; 7.5 or newer") != std::string::npos);
@@ -368,6 +374,12 @@ void test_device() {
         cudaErrorNvlinkUncorrectable, cudaErrorTensorMemoryLeak, cudaErrorExternalDevice}) {
     CHECK(esp::check(lost, "a call") == ESP_DEVICE_LOST);
   }
+  for (const cudaError_t unusable : {cudaErrorNoDevice, cudaErrorDevicesUnavailable, cudaErrorNoKernelImageForDevice,
+                                     cudaErrorSystemNotReady, cudaErrorSystemDriverMismatch}) {
+    CHECK(esp::check(unusable, "a call") == ESP_UNSUPPORTED);
+  }
+  CHECK(esp::check(cudaErrorSystemNotReady, "a call") == ESP_UNSUPPORTED);
+  CHECK(std::string(esp_cuda_last_error()).find("nvidia-fabricmanager") != std::string::npos);
   CHECK(esp::check(cudaErrorMemoryAllocation, "a call") == ESP_OUT_OF_MEMORY);
   CHECK(esp::check(cudaErrorInvalidConfiguration, "a call") == ESP_DEVICE_ERROR);
   // Nothing asks CUDA for nothing.

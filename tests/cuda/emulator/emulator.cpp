@@ -997,7 +997,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 cudaError_t cudaDriverGetVersion(int* version) {
   const Alone alone;
-  return *version = 13000, cudaSuccess;
+  return *version = options.driver, cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
   const Alone alone;
@@ -1015,6 +1015,7 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   const Alone alone;
   *value = attribute == cudaDevAttrComputeCapabilityMajor   ? options.major
+           : attribute == cudaDevAttrMultiProcessorCount    ? options.multiprocessors
            : attribute == cudaDevAttrComputeCapabilityMinor ? options.minor
                                                             : options.shared_per_multiprocessor;
   return note(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);

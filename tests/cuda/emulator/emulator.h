@@ -32,6 +32,8 @@ struct Options {
   int64_t first_block = 0, last_block = -1;
   // Of the device: memory that the blocks of a multiprocessor share, compute capability (clusters from 9 on).
   int shared_per_multiprocessor = 228 * 1024, major = 9, minor = 0;
+  int multiprocessors = 1;  // so that a kernel whose blocks run together has few of them with much to do
+  int driver = 13000;       // the version of CUDA that it supports
 };
 extern Options options;
 
