@@ -16,7 +16,9 @@
 //   ESP_DYNAMIC_SHARED(float, kept);    a pointer to what the launch gives, instead of extern __shared__
 //   ESP_GLOBAL(pointer);                after reading a pointer (not NULL) from a table: its accesses become ld.global
 //   Pack<T, n>                          n elements that are loaded or stored at once, at a multiple of their size
+//   load_packs                          several of them, on their way together
 //   to_float, from_float                BF16 and F16 by the rules of the CPU kernels, NaN included; no intrinsics
+//   Walk                                the items of a list for blocks that are fewer
 //   bits_32                             32 bits of a mask, from any byte, reading nothing beside the tensor
 //   is_last_block                       the block that finishes last sees what all others wrote
 //   cluster_barrier, cluster_shared     between the blocks of a cluster, which run together (compute capability 9 and 10)
@@ -31,6 +33,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "espalier/common.h"
 
@@ -201,6 +204,15 @@ struct alignas(n * sizeof(T)) Pack {
   T at[n];
 };
 
+// The bytes of a value as those of another type of the same size.
+template <class To, class From>
+__device__ __forceinline__ To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "of the same size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
 __device__ __forceinline__ bool is_aligned(const void* pointer, int bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<unsigned>(bytes) == 0;
 }
@@ -214,16 +226,72 @@ __device__ __forceinline__ Pack<T, n> load_pack(const T* p, int64_t i, int64_t e
   for (int j = 0; j < n; j++) pack.at[j] = i + j < end ? p[i + j] : T{};
   return pack;
 }
+// Packs i, i + step, ... of p, all asked for before one of them is looked at. A branch a pack, or 16-bit elements
+// taken out of one, would make each load wait for the one before.
+template <int n, int count, class T, class Index>
+__device__ __forceinline__ void load_packs(const T* p, Index i, Index step, Index end, bool whole,
+                                           Pack<T, n> (&packs)[count]) {
+  if (whole && (end - i) % n == 0) {  // a pack is inside or outside, and none is cut
+    using Words = Pack<uint32_t, n * static_cast<int>(sizeof(T)) / 4>;
+    Words words[count];
+#pragma unroll
+    for (int k = 0; k < count; k++) {
+      words[k] = {};
+      if (i + k * step < end) words[k] = *reinterpret_cast<const Words*>(p + i + k * step);
+    }
+#pragma unroll
+    for (int k = 0; k < count; k++) packs[k] = bits_as<Pack<T, n>>(words[k]);
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < count; k++) packs[k] = load_pack<n>(p, i + k * step, end, whole);
+}
+// A pack to global memory, aligned, by one instruction: the compiler takes some apart.
+template <class T, int n>
+__device__ __forceinline__ void store_whole(T* p, const Pack<T, n>& pack) {
+#if defined(__CUDACC__)
+  constexpr int bytes = n * static_cast<int>(sizeof(T));
+  const size_t to = __cvta_generic_to_global(p);
+  if constexpr (bytes == 16) {
+    const auto word = bits_as<Pack<uint32_t, 4>>(pack);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.at[0]), "r"(word.at[1]), "r"(word.at[2]),
+                 "r"(word.at[3])
+                 : "memory");
+  } else if constexpr (bytes == 8) {
+    const auto word = bits_as<Pack<uint32_t, 2>>(pack);
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word.at[0]), "r"(word.at[1]) : "memory");
+  } else {
+    static_assert(bytes == 4, "4, 8 or 16 bytes");
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(bits_as<uint32_t>(pack)) : "memory");
+  }
+#else
+  *reinterpret_cast<Pack<T, n>*>(p) = pack;
+#endif
+}
 template <int n, class T>
 __device__ __forceinline__ void store_pack(T* p, int64_t i, int64_t end, bool whole, const Pack<T, n>& pack) {
   if (whole && i + n <= end) {
-    *reinterpret_cast<Pack<T, n>*>(p + i) = pack;
+    store_whole(p + i, pack);
     return;
   }
 #pragma unroll
   for (int j = 0; j < n; j++) {
     if (i + j < end) p[i + j] = pack.at[j];
   }
+}
+
+// The largest of the warp's integers, in all of its lanes. Called by whole warps.
+__device__ __forceinline__ int warp_max(int x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(all_lanes, x);
+#else
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) {
+    const int other = __shfl_xor_sync(all_lanes, x, apart);
+    x = x > other ? x : other;
+  }
+  return x;
+#endif
 }
 
 // ---- bit fields: one bit an element, (end + 7) / 8 bytes, at any address
@@ -256,6 +324,25 @@ __device__ __forceinline__ void store_bits_32(uint8_t* field, int64_t i, int64_t
     if (i + byte * 8 < end) p[byte] = static_cast<uint8_t>(word >> (byte * 8));
   }
 }
+
+// The items of a list that a block works on: every so-manieth. The next one is on its way while one is worked on.
+template <class Item>
+struct Walk {
+  const Item* items;
+  uint32_t at, count;
+  Item next;
+  __device__ Walk(const Item* list, int32_t length)
+      : items(list), at(blockIdx.x), count(static_cast<uint32_t>(length)), next{} {
+    if (at < count) next = items[at];
+  }
+  __device__ __forceinline__ bool ends() const { return at >= count; }
+  __device__ __forceinline__ Item take() {
+    const Item item = next;
+    at += gridDim.x;
+    if (at < count) next = items[at];
+    return item;
+  }
+};
 
 // ---- between blocks
 

@@ -9,6 +9,7 @@
 // (twice where not fused), y, q and 1/8 of gate once.
 #include "fake_quantize.h"
 
+#include "device_limits.h"
 #include "fake_quantize_grid.cuh"
 #include "kernel.cuh"
 #include "status.h"
@@ -30,6 +31,10 @@ constexpr float infinity = __builtin_huge_valf();
 
 template <class T>
 constexpr int per_pack = 16 / static_cast<int>(sizeof(T));
+// Blocks of a multiprocessor, as many as their registers allow.
+constexpr int blocks_of(int list) {
+  return list == esp::quantize_rows_block ? 3 : 2;
+}
 
 // What every kernel is given.
 struct Call {
@@ -40,7 +45,8 @@ struct Call {
   QuantizeState* states;
   QuantizeRange* ranges;
   esp_cuda_quantize_result* results;
-  int64_t count;     // of tensors
+  int64_t count;       // of tensors
+  int32_t part_count;  // of this kernel
   uint32_t writers;  // blocks of all kernels that end with finish()
 };
 
@@ -266,8 +272,7 @@ __device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEnt
   ESP_GLOBAL(x);
   const bool whole = esp::is_aligned(x, 16), absolute = is_absolute(call.head->quantizer);
   Pack<T, n> pack[held];
-#pragma unroll
-  for (int k = 0; k < held; k++) pack[k] = esp::load_pack<n>(x, (k * team + member) * n, end, whole);
+  esp::load_packs<n>(x, member * n, team * n, end, whole, pack);
   Range range = no_range;
   Counts counts = {0, 0};
 #pragma unroll
@@ -307,12 +312,15 @@ __device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEnt
   }
 }
 
-template <int team, int held>
-__global__ void __launch_bounds__(threads, 2) fake_quantize_rows_kernel(Call call) {
-  const QuantizePart part = call.parts[blockIdx.x];
-  const QuantizeEntry t = call.tensors[part.tensor];
-  const int64_t channel = static_cast<int64_t>(part.index) * (threads / team) + threadIdx.x / team;
-  if (channel < t.channels) {
+// Blocks that run at once, and each does many parts: a block for each would spend half its time on beginning
+// and on counting itself as done.
+template <int list, int team, int held>
+__global__ void __launch_bounds__(threads, blocks_of(list)) fake_quantize_rows_kernel(Call call) {
+  for (esp::Walk<QuantizePart> walk(call.parts, call.part_count); !walk.ends();) {
+    const QuantizePart part = walk.take();
+    const QuantizeEntry& t = call.tensors[part.tensor];
+    const int64_t channel = static_cast<int64_t>(part.index) * (threads / team) + threadIdx.x / team;
+    if (channel >= t.channels) continue;
     QuantizeState* const state = call.states + part.tensor;
     switch (t.dtype) {
       case ESP_BF16:
@@ -340,8 +348,7 @@ __device__ __forceinline__ Range range_of_piece(const QuantizeEntry& t, int64_t 
   Range range = no_range;
   for (int64_t at = first + esp::lane_index() * n; at < end; at += 32 * n * unrolled) {
     Pack<T, n> pack[unrolled];
-#pragma unroll
-    for (int k = 0; k < unrolled; k++) pack[k] = esp::load_pack<n>(x, at + k * 32 * n, end, whole);
+    esp::load_packs<n>(x, at, int64_t{32 * n}, end, whole, pack);
 #pragma unroll
     for (int k = 0; k < unrolled; k++) {
       const int64_t left = end - (at + k * 32 * n);
@@ -415,11 +422,7 @@ __device__ __forceinline__ void ranges_of_columns(const Call& call, const Quanti
   Counts counts = {0, 0};
   for (int64_t row = top; row < rows; row += s.lanes * unrolled) {
     Pack<T, n> pack[unrolled];
-#pragma unroll
-    for (int k = 0; k < unrolled; k++) {
-      const int64_t r = row + k * s.lanes;
-      pack[k] = esp::load_pack<n>(x, r * period + column, r < rows ? (r + 1) * period : 0, whole);
-    }
+    esp::load_packs<n>(x, row * period + column, s.lanes * period, rows * period, whole, pack);
 #pragma unroll
     for (int k = 0; k < unrolled; k++) {
 #pragma unroll
@@ -486,8 +489,7 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
   for (int turn = 0; turn < end; turn += threads * n * packs) {
     Pack<T, n> pack[packs];
     const int own = turn + static_cast<int>(threadIdx.x) * n;
-#pragma unroll
-    for (int k = 0; k < packs; k++) pack[k] = esp::load_pack<n>(x, own + k * threads * n, end, whole);
+    esp::load_packs<n>(x, own, threads * n, end, whole, pack);
 #pragma unroll
     for (int k = 0; k < packs; k++) {
       const int i = own + k * threads * n;
@@ -510,10 +512,10 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
 }
 
 // Launched without parts where no tensor has any, for the results.
-__global__ void __launch_bounds__(threads, 2) fake_quantize_chunks_kernel(Call call, int64_t parts) {
-  if (blockIdx.x < parts) {
-    const QuantizePart part = call.parts[blockIdx.x];
-    const QuantizeEntry t = call.tensors[part.tensor];
+__global__ void __launch_bounds__(threads, blocks_of(esp::quantize_chunks)) fake_quantize_chunks_kernel(Call call) {
+  for (esp::Walk<QuantizePart> walk(call.parts, call.part_count); !walk.ends();) {
+    const QuantizePart part = walk.take();
+    const QuantizeEntry& t = call.tensors[part.tensor];
     QuantizeState* const state = call.states + part.tensor;
     const int64_t first = part.index * esp::quantize_chunk;
     switch (t.dtype) {
@@ -546,17 +548,17 @@ __global__ void __launch_bounds__(threads)
   for (int turn = static_cast<int>(threadIdx.x) * per; turn < end; turn += threads * per * packs) {
     Pack<T, per> pack[packs];
     uint32_t bits[packs];
+    esp::load_packs<per>(grad_y, turn, threads * per, end, whole_in, pack);
 #pragma unroll
     for (int k = 0; k < packs; k++) {
       const int i = turn + k * threads * per;
-      pack[k] = esp::load_pack<per>(grad_y, i, end, whole_in);
-      bits[k] = i < end ? static_cast<uint32_t>(gate[i / 8]) >> (i & 7) : 0;
+      bits[k] = i < end ? gate[i / 8] : 0;
     }
 #pragma unroll
     for (int k = 0; k < packs; k++) {
 #pragma unroll
       for (int j = 0; j < per; j++) {
-        if ((bits[k] >> j & 1) == 0) pack[k].at[j] = T{};
+        if ((bits[k] >> (turn % 8 + j) & 1) == 0) pack[k].at[j] = T{};
       }
       esp::store_pack(grad_x, turn + k * threads * per, end, whole_out, pack[k]);
     }
@@ -592,6 +594,11 @@ __global__ void __launch_bounds__(threads) dequantize_kernel(esp_dequantized t, 
   }
 }
 
+// Whether the kernel of a list ends with finish(); the others prepare for it.
+constexpr bool finishes(int list) {
+  return list <= esp::quantize_rows_long || list == esp::quantize_chunks;
+}
+
 int64_t chunks_of(int64_t n) {
   return (n + esp::quantize_chunk - 1) / esp::quantize_chunk;
 }
@@ -621,33 +628,42 @@ esp_status esp_cuda_fake_quantize(const esp_cuda_plan* plan, const void* table, 
   call.ranges = reinterpret_cast<QuantizeRange*>(call.states + count);
   call.results = results;
   call.count = count;
-  int64_t writers = parts[esp::quantize_rows_warp] + parts[esp::quantize_rows_block] +
-                    parts[esp::quantize_rows_long] + parts[esp::quantize_chunks];
+  esp::DeviceLimits limits;
+  if (esp_status status = esp::device_limits(&limits)) return status;
+  const auto blocks = [&](int list) {
+    const int64_t together = int64_t{limits.multiprocessors} * blocks_of(list);
+    return finishes(list) && parts[list] > together ? together : parts[list];
+  };
+  int64_t writers = 0;
+  for (int list = 0; list < esp::quantize_lists; list++) writers += finishes(list) ? blocks(list) : 0;
   call.writers = static_cast<uint32_t>(writers > 0 ? writers : 1);
   constexpr struct {
     const char* name;
     void (*kernel)(Call);
   } kernels[] = {
-      {"fake_quantize of short rows", fake_quantize_rows_kernel<32, packs>},
-      {"fake_quantize of rows", fake_quantize_rows_kernel<threads, packs>},
-      {"fake_quantize of long rows", fake_quantize_rows_kernel<threads, esp::quantize_long_packs>},
+      {"fake_quantize of short rows", fake_quantize_rows_kernel<esp::quantize_rows_warp, 32, packs>},
+      {"fake_quantize of rows", fake_quantize_rows_kernel<esp::quantize_rows_block, threads, packs>},
+      {"fake_quantize of long rows",
+       fake_quantize_rows_kernel<esp::quantize_rows_long, threads, esp::quantize_long_packs>},
       {"fake_quantize ranges of rows", fake_quantize_ranges_rows_kernel},
       {"fake_quantize ranges of columns", fake_quantize_ranges_columns_kernel},
       {"fake_quantize scales", fake_quantize_scales_kernel},
   };
   static_assert(sizeof kernels / sizeof kernels[0] == esp::quantize_chunks, "chunks are last");
   for (int list = 0; list < esp::quantize_chunks; list++) {
+    call.part_count = static_cast<int32_t>(parts[list]);
     if (parts[list] > 0) {
       if (esp_status status =
-              esp::launch(kernels[list].name, kernels[list].kernel, parts[list], threads, stream, call))
+              esp::launch(kernels[list].name, kernels[list].kernel, blocks(list), threads, stream, call))
         return status;
     }
     call.parts += parts[list];
   }
-  const int64_t chunks = parts[esp::quantize_chunks];
+  const int64_t chunks = blocks(esp::quantize_chunks);
   if (writers > 0 && chunks == 0) return ESP_OK;
+  call.part_count = static_cast<int32_t>(parts[esp::quantize_chunks]);
   return esp::launch("fake_quantize", fake_quantize_chunks_kernel, chunks > 0 ? chunks : 1, threads, stream,
-                     call, chunks);
+                     call);
 }
 
 esp_status esp::launch_fake_quantize_backward(const void* grad_y, const uint8_t* gate, void* grad_x,

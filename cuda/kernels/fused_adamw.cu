@@ -26,7 +26,12 @@ struct AdamwRule {
   using History = int64_t;
   using Correction = esp::AdamwCorrection;
   using Age = AdamwAge;
-  static constexpr int states = 2, blocks = 1, group = 4;
+  static constexpr int states = 2, group = 1;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+  static constexpr int blocks = 1;  // two would spill there, and a quarter of the bytes keeps its memory busy
+#else
+  static constexpr int blocks = 2;
+#endif
   static constexpr bool corrects = true;
 
   static __device__ __forceinline__ History older(History steps) { return steps + 1; }

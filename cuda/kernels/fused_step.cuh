@@ -79,31 +79,35 @@ __device__ __forceinline__ int magnitude_bits(float w) {
 
 // ---- update
 
-// 4 elements of a gradient as they lie in memory: loads of other streams need not wait for their conversion.
-struct RawGradient {
-  uint32_t word[4];
-};
+// 4 elements of a gradient as they lie in memory: of 16 bits in the first two words. Loads of other streams need
+// not wait for their conversion.
+using RawGradient = Pack<uint32_t, 4>;
 template <class T>
-__device__ __forceinline__ RawGradient load_halves(const T* gradient, int64_t i, int64_t limit, bool quads) {
+__device__ __forceinline__ RawGradient load_halves(const T* gradient, int64_t i, int64_t limit) {
   ESP_GLOBAL(gradient);
-  const Pack<T, 4> g = esp::load_pack<4>(gradient, i, limit, quads && esp::is_aligned(gradient, 8));
-  return {{g.at[0].bits, g.at[1].bits, g.at[2].bits, g.at[3].bits}};
+  const Pack<T, 4> g = esp::load_pack<4>(gradient, i, limit, false);
+  return {{static_cast<uint32_t>(g.at[1].bits) << 16 | g.at[0].bits,
+           static_cast<uint32_t>(g.at[3].bits) << 16 | g.at[2].bits, 0, 0}};
 }
-__device__ __forceinline__ RawGradient load_gradient(const StepEntry& t, int64_t i, int64_t limit,
-                                                     bool quads) {
+__device__ __forceinline__ RawGradient load_gradient(const StepEntry& t, int64_t i, int64_t limit) {
   if (t.gradient_dtype == ESP_F32) {
     const float* const gradient = static_cast<const float*>(t.gradient);
     ESP_GLOBAL(gradient);
-    const Pack<float, 4> g = esp::load_pack<4>(gradient, i, limit, quads && esp::is_aligned(gradient, 16));
-    return {{__float_as_uint(g.at[0]), __float_as_uint(g.at[1]), __float_as_uint(g.at[2]),
-             __float_as_uint(g.at[3])}};
+    return esp::bits_as<RawGradient>(esp::load_pack<4>(gradient, i, limit, false));
   }
-  return load_halves(static_cast<const bf16*>(t.gradient), i, limit, quads);  // F16 lies alike
+  return load_halves(static_cast<const bf16*>(t.gradient), i, limit);  // F16 lies alike
 }
-__device__ __forceinline__ float gradient_value(uint32_t word, int32_t dtype) {
-  return dtype == ESP_F32    ? __uint_as_float(word)
-         : dtype == ESP_BF16 ? esp::to_float(bf16{static_cast<uint16_t>(word)})
-                             : esp::to_float(f16{static_cast<uint16_t>(word)});
+__device__ __forceinline__ void convert(const RawGradient& g, int32_t dtype, float (&value)[4]) {
+  if (dtype == ESP_F32) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) value[j] = __uint_as_float(g.at[j]);
+  } else if (dtype == ESP_BF16) {
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) esp::to_floats<bf16>(g.at[j / 2], value[j], value[j + 1]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) esp::to_floats<f16>(g.at[j / 2], value[j], value[j + 1]);
+  }
 }
 
 // ---- noise, with the CPU's bits
@@ -142,77 +146,185 @@ __device__ __forceinline__ Pack<float, 4> draw_4(const esp::StepNoise& noise, ui
   return z;
 }
 
+// The new weights of a piece, in shared memory: each thread looks at its own only. Registers would have to be
+// indexed, so all that is done with packs would be there four times.
+struct Kept {
+  Pack<float, 4> at[packs * threads];
+  __device__ __forceinline__ Pack<float, 4>& of(int k) { return at[k * threads + threadIdx.x]; }
+};
+
+// What a group of packs reads of memory.
+template <int group, int states>
+struct Streams {
+  Pack<float, 4> w[group], m[group][states];
+  RawGradient g[group];
+  uint32_t keep[group], pass[group];  // bytes of the masks where all is whole, else 4 bits
+};
+
+// Read anew: pointers that stay in registers from pack to pack are twelve registers.
+template <class T>
+__device__ __forceinline__ T* anew(T* const& pointer) {
+  return *const_cast<T* const volatile*>(&pointer);
+}
+
+// The bytes of a field that hold the packs' bits, as they are; 0xff where there is none.
+template <int group, class Place>
+__device__ __forceinline__ void load_bytes(const uint8_t* field, const Place& place, int first,
+                                           uint32_t (&byte)[group]) {
+#pragma unroll
+  for (int k = 0; k < group; k++) byte[k] = 0xff;
+  if (field == nullptr) return;
+  ESP_GLOBAL(field);
+#pragma unroll
+  for (int k = 0; k < group; k++) {
+    const int64_t i = place.at(first + k);
+    if (i < place.limit(first + k)) byte[k] = field[i / 8];
+  }
+}
+
+// Where each pack is aligned and whole: one load after the other, none of which waits for what another brings.
+template <class Rule, bool halves, int group, class Place>
+__device__ __forceinline__ void load_whole(const StepEntry& t, bool reads, const Place& place, int first,
+                                           Streams<group, Rule::states>& to) {
+  const void* const gradient = anew(t.gradient);
+  ESP_GLOBAL(gradient);
+#pragma unroll
+  for (int k = 0; k < group; k++) {
+    const int64_t i = place.at(first + k);
+    to.g[k] = {};
+    if (halves) {
+      Pack<uint32_t, 2> pair = {};
+      if (i < place.limit(first + k))
+        pair = *reinterpret_cast<const Pack<uint32_t, 2>*>(static_cast<const bf16*>(gradient) + i);
+      to.g[k] = {{pair.at[0], pair.at[1], 0, 0}};
+    } else if (i < place.limit(first + k)) {
+      to.g[k] = *reinterpret_cast<const RawGradient*>(static_cast<const float*>(gradient) + i);
+    }
+  }
+  const float* const weight = anew(t.weight);
+  ESP_GLOBAL(weight);
+#pragma unroll
+  for (int k = 0; k < group; k++) {
+    const int64_t i = place.at(first + k);
+    to.w[k] = {};
+    if (i < place.limit(first + k)) to.w[k] = *reinterpret_cast<const Pack<float, 4>*>(weight + i);
+  }
+#pragma unroll
+  for (int s = 0; s < Rule::states; s++) {
+    const float* const state = anew(t.state[s]);
+#pragma unroll
+    for (int k = 0; k < group; k++) {
+      const int64_t i = place.at(first + k);
+      to.m[k][s] = {};
+      if (reads && i < place.limit(first + k)) {
+        ESP_GLOBAL(state);
+        to.m[k][s] = *reinterpret_cast<const Pack<float, 4>*>(state + i);
+      }
+    }
+  }
+  load_bytes(anew(t.mask), place, first, to.keep);
+  load_bytes(anew(t.gate), place, first, to.pass);
+}
+
+// One pack at any address, or cut at its limit.
+template <class Rule>
+__device__ __forceinline__ void load_cut(const StepEntry& t, bool reads, int64_t i, int64_t limit,
+                                         Streams<1, Rule::states>& to) {
+  const float* const weight = t.weight;
+  ESP_GLOBAL(weight);
+  to.w[0] = esp::load_pack<4>(weight, i, limit, false);
+  to.g[0] = load_gradient(t, i, limit);
+#pragma unroll
+  for (int s = 0; s < Rule::states; s++) {
+    const float* const state = t.state[s];
+    to.m[0][s] = {};
+    if (reads) {
+      ESP_GLOBAL(state);
+      to.m[0][s] = esp::load_pack<4>(state, i, limit, false);
+    }
+  }
+  to.keep[0] = bits_4(t.mask, i, limit);
+  to.pass[0] = bits_4(t.gate, i, limit);
+}
+
+template <bool whole>
+__device__ __forceinline__ void store_quad(float* p, int64_t i, int64_t limit, const Pack<float, 4>& quad) {
+  ESP_GLOBAL(p);
+  if (!whole) {
+    esp::store_pack(p, i, limit, false, quad);
+  } else if (i < limit) {
+    esp::store_whole(p + i, quad);
+  }
+}
+
+// A group of packs from `first` on: read, moved, written, and kept. whole: each is aligned, and inside or outside.
+template <class Rule, bool noisy, int group, bool whole, class Place>
+__device__ __forceinline__ void update_group(const StepEntry& t, const typename Rule::Coefficients& c,
+                                             const typename Rule::Age& age, const Place& place, int first,
+                                             Kept& kept) {
+  constexpr int states = Rule::states;
+  Streams<group, states> in;
+  if constexpr (whole) {
+    if (t.gradient_dtype == ESP_F32) {  // outside, because a wait for all comes where the two ways meet
+      load_whole<Rule, false>(t, Rule::reads(age), place, first, in);
+    } else {
+      load_whole<Rule, true>(t, Rule::reads(age), place, first, in);
+    }
+  } else {
+    load_cut<Rule>(t, Rule::reads(age), place.at(first), place.limit(first), in);
+  }
+#pragma unroll
+  for (int k = 0; k < group; k++) {
+    const int64_t i = place.at(first + k), limit = place.limit(first + k);
+    Pack<float, 4> z = {};
+    if (noisy && i < limit) z = draw_4(c.noise, c.noise.counter + static_cast<uint64_t>(t.noise), i);
+    const int half = whole ? static_cast<int>(i & 4) : 0;
+    const uint32_t keep = in.keep[k] >> half, pass = keep & in.pass[k] >> half;
+    float gradient[4];
+    convert(in.g[k], t.gradient_dtype, gradient);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const bool kept_one = (keep >> j & 1) != 0, passes = (pass >> j & 1) != 0;
+      float d = (passes ? gradient[j] : 0.0f) * c.factor;
+      if (noisy) d = passes && i + j < limit ? (d + z.at[j]) / c.noise.divisor : 0.0f;
+      float value[states];
+#pragma unroll
+      for (int s = 0; s < states; s++) value[s] = in.m[k][s].at[j];
+      const float moved = Rule::element(c, age, d, in.w[k].at[j], value);
+      in.w[k].at[j] = kept_one ? moved : 0.0f;
+#pragma unroll
+      for (int s = 0; s < states; s++) in.m[k][s].at[j] = kept_one ? value[s] : 0.0f;
+    }
+    if (Rule::writes(age)) {
+#pragma unroll
+      for (int s = 0; s < states; s++) store_quad<whole>(anew(t.state[s]), i, limit, in.m[k][s]);
+    }
+    store_quad<whole>(anew(t.weight), i, limit, in.w[k]);
+    kept.of(first + k) = in.w[k];
+  }
+}
+
 // The packs of a place, whose new weights come back in `kept`. quads: a pack begins at a multiple of 4
 // elements.
 template <class Rule, bool noisy, class Place>
 __device__ __forceinline__ void update(const StepEntry& t, const typename Rule::Coefficients& c,
                                        const typename Rule::Age& age, const Place& place, bool quads,
-                                       Pack<float, 4> (&kept)[packs]) {
-  constexpr int states = Rule::states;
-  float* const weight = t.weight;
-  float* state[states];
-  bool whole_s[states];
+                                       Kept& kept) {
+  // No pack is cut at its limit where one is not: limits are apart by the packs' own distance, or by whole rows.
+  bool whole = quads && (place.limit(0) - place.at(0)) % 4 == 0 && esp::is_aligned(t.weight, 16) &&
+               esp::is_aligned(t.gradient, t.gradient_dtype == ESP_F32 ? 16 : 8);
 #pragma unroll
-  for (int s = 0; s < states; s++) {
-    state[s] = t.state[s];
-    whole_s[s] = quads && esp::is_aligned(state[s], 16);
-  }
-  ESP_GLOBAL(weight);
-  const bool whole_w = quads && esp::is_aligned(weight, 16);
-  // A load does not pass a store that may be to its place: so what a group reads is asked for at once. Noise is
-  // arithmetic, which gains nothing from four copies of itself.
-  constexpr int group = noisy ? 1 : Rule::group;
-#pragma unroll noisy ? 1 : packs
-  for (int first = 0; first < packs; first += group) {
-    Pack<float, 4> w[group], m[group][states] = {};
-    RawGradient g[group];
-    uint32_t keep[group], pass[group];
-#pragma unroll
-    for (int k = 0; k < group; k++) {
-      const int64_t i = place.at(first + k), limit = place.limit(first + k);
-      w[k] = esp::load_pack<4>(weight, i, limit, whole_w);
-      g[k] = load_gradient(t, i, limit, quads);
-      if (Rule::reads(age)) {
-#pragma unroll
-        for (int s = 0; s < states; s++) {
-          ESP_GLOBAL(state[s]);
-          m[k][s] = esp::load_pack<4>(state[s], i, limit, whole_s[s]);
-        }
-      }
-      keep[k] = bits_4(t.mask, i, limit);
-      pass[k] = keep[k] & bits_4(t.gate, i, limit);
-    }
-#pragma unroll
-    for (int k = 0; k < group; k++) {
-      const int64_t i = place.at(first + k), limit = place.limit(first + k);
-      Pack<float, 4> z = {};
-      if (noisy && i < limit) z = draw_4(c.noise, c.noise.counter + static_cast<uint64_t>(t.noise), i);
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const bool kept_one = (keep[k] >> j & 1) != 0, passes = (pass[k] >> j & 1) != 0;
-        float d = (passes ? gradient_value(g[k].word[j], t.gradient_dtype) : 0.0f) * c.factor;
-        if (noisy) d = passes && i + j < limit ? (d + z.at[j]) / c.noise.divisor : 0.0f;
-        float value[states];
-#pragma unroll
-        for (int s = 0; s < states; s++) value[s] = m[k][s].at[j];
-        const float moved = Rule::element(c, age, d, w[k].at[j], value);
-        w[k].at[j] = kept_one ? moved : 0.0f;
-#pragma unroll
-        for (int s = 0; s < states; s++) m[k][s].at[j] = kept_one ? value[s] : 0.0f;
-      }
-      if (Rule::writes(age)) {
-#pragma unroll
-        for (int s = 0; s < states; s++) {
-          ESP_GLOBAL(state[s]);
-          esp::store_pack(state[s], i, limit, whole_s[s], m[k][s]);
-        }
-      }
-      esp::store_pack(weight, i, limit, whole_w, w[k]);
-#pragma unroll
-      for (int p = 0; p < packs; p++) {  // a computed index would put `kept` into memory
-        if (p == first + k) kept[p] = w[k];
-      }
-    }
+  for (int s = 0; s < Rule::states; s++)
+    whole = whole && (!Rule::writes(age) || esp::is_aligned(t.state[s], 16));
+  if (whole) {
+    // A load does not pass a store that may be to its place: so what a group reads is asked for at once.
+    constexpr int group = noisy ? 1 : Rule::group;
+#pragma unroll 1
+    for (int first = 0; first < packs; first += group)
+      update_group<Rule, noisy, group, true>(t, c, age, place, first, kept);
+  } else {
+#pragma unroll 1
+    for (int k = 0; k < packs; k++) update_group<Rule, noisy, 1, false>(t, c, age, place, k, kept);
   }
 }
 
@@ -252,10 +364,11 @@ struct Scales {
 
 // Raises absmax of each row of a flat piece. Called by whole warps.
 __device__ __forceinline__ void raise_rows(const FlatPlace& place, int64_t start, const Rows& rows,
-                                           const Pack<float, 4> (&kept)[packs], int* absmax) {
-#pragma unroll
+                                           Kept& kept, int* absmax) {
+#pragma unroll 1
   for (int k = 0; k < packs; k++) {
     const int64_t i = place.at(k), limit = place.limit(k);
+    const Pack<float, 4> w = kept.of(k);
     const int64_t last = i + 3 < limit ? i + 3 : limit - 1;
     const bool empty = i >= limit;
     const uint32_t row = empty ? 0 : rows.row(i - start), end = empty ? 0 : rows.row(last - start);
@@ -263,16 +376,14 @@ __device__ __forceinline__ void raise_rows(const FlatPlace& place, int64_t start
     if (__all_sync(esp::all_lanes, empty || (row == common && end == common))) {
       int largest = 0;
 #pragma unroll
-      for (int j = 0; j < 4; j++) largest = max(largest, magnitude_bits(kept[k].at[j]));
-#pragma unroll
-      for (int apart = 16; apart > 0; apart /= 2)
-        largest = max(largest, __shfl_xor_sync(esp::all_lanes, largest, apart));
+      for (int j = 0; j < 4; j++) largest = max(largest, magnitude_bits(w.at[j]));
+      largest = esp::warp_max(largest);
       if (esp::lane_index() == 0 && !empty) atomicMax(&absmax[common], largest);
     } else {
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         if (i + j < limit)
-          atomicMax(&absmax[row == end ? row : rows.row(i + j - start)], magnitude_bits(kept[k].at[j]));
+          atomicMax(&absmax[row == end ? row : rows.row(i + j - start)], magnitude_bits(w.at[j]));
       }
     }
   }
@@ -354,8 +465,8 @@ __device__ __forceinline__ void count_broken(StepState* state, float scale) {
 // All of a flat piece whose rows' scales and reciprocals are known.
 __device__ __forceinline__ void quantize_rows(const StepEntry& t, const FlatPlace& place, int64_t start,
                                               const Rows& rows, const Scales& scales,
-                                              const Pack<float, 4> (&kept)[packs]) {
-#pragma unroll
+                                              Kept& kept) {
+#pragma unroll 1
   for (int k = 0; k < packs; k++) {
     const int64_t i = place.at(k), limit = place.limit(k);
     float scale[4], inverse[4];
@@ -368,7 +479,7 @@ __device__ __forceinline__ void quantize_rows(const StepEntry& t, const FlatPlac
         scale[j] = scales.scale[own];
         inverse[j] = scales.inverse[own];
       }
-      pass = quantize(t, i, limit, true, kept[k], scale, inverse);
+      pass = quantize(t, i, limit, true, kept.of(k), scale, inverse);
     }
     store_gate(t.gate, i, limit, pass);
   }
@@ -376,9 +487,9 @@ __device__ __forceinline__ void quantize_rows(const StepEntry& t, const FlatPlac
 
 // All of a flat piece, each element with a scale of its own: given, or from the slots of columns.
 __device__ __forceinline__ void quantize_each(const StepEntry& t, const FlatPlace& place, int64_t start,
-                                              const Rows& rows, const Pack<float, 4> (&kept)[packs],
+                                              const Rows& rows, Kept& kept,
                                               const int* slots, StepState* state) {
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < packs; k++) {
     const int64_t i = place.at(k), limit = place.limit(k);
     float scale[4], inverse[4];
@@ -398,7 +509,7 @@ __device__ __forceinline__ void quantize_each(const StepEntry& t, const FlatPlac
         }
         inverse[j] = 1.0f / scale[j];
       }
-      pass = quantize(t, i, limit, true, kept[k], scale, inverse);
+      pass = quantize(t, i, limit, true, kept.of(k), scale, inverse);
     }
     store_gate(t.gate, i, limit, pass);
   }
@@ -443,16 +554,15 @@ struct Step {
 template <class Rule, bool noisy>
 __device__ __forceinline__ void update_panel(const Step<Rule>& step, const StepEntry& t, int32_t index,
                                              const typename Rule::Coefficients& c,
-                                             const typename Rule::Age& age) {
+                                             const typename Rule::Age& age, Kept& kept) {
   int largest[4] = {};
 #pragma unroll 1
   for (int turn = 0; turn < panel_turns; turn++) {
-    Pack<float, 4> kept[packs];
     update<Rule, noisy>(t, c, age, panel_place(t, index, turn), t.cols % 4 == 0, kept);
 #pragma unroll
     for (int k = 0; k < packs; k++) {
 #pragma unroll
-      for (int j = 0; j < 4; j++) largest[j] = max(largest[j], magnitude_bits(kept[k].at[j]));
+      for (int j = 0; j < 4; j++) largest[j] = max(largest[j], magnitude_bits(kept.of(k).at[j]));
     }
   }
   const int64_t column = panel_column(t, index);
@@ -472,22 +582,21 @@ __device__ __forceinline__ void load_entry(const StepEntry* from, StepEntry* to)
 
 template <class Rule, bool noisy>
 __device__ void update_piece(const Step<Rule>& step, const StepChunk& chunk, typename Rule::Coefficients c,
-                             const StepEntry& t, Scales& scales) {
-  const typename Rule::Age age = Rule::age(c, step.history, step.corrections, chunk.tensor);
+                             const typename Rule::Age& age, const StepEntry& t, Scales& scales, Kept& kept) {
   if (step.guarded) {
     const float factor = step.state->guard.factor;
     c.factor = c.factor < 0 ? -factor : factor;
   }
   if (t.mode == esp::step_spread && t.columns != 0)
-    return update_panel<Rule, noisy>(step, t, chunk.index, c, age);
+    return update_panel<Rule, noisy>(step, t, chunk.index, c, age, kept);
   const int64_t start = chunk.index * t.piece;
   const FlatPlace place = flat_place(t, start, t.piece);
-  Pack<float, 4> kept[packs];
   update<Rule, noisy>(t, c, age, place, true, kept);
 
   if (t.mode == esp::step_plain) {
-#pragma unroll
-    for (int k = 0; k < packs; k++) store_copy(t, place.at(k), place.limit(k), true, kept[k].at);
+#pragma unroll 1
+    for (int k = 0; k < packs && t.copy_type != ESP_COPY_NONE; k++)
+      store_copy(t, place.at(k), place.limit(k), true, kept.of(k).at);
     return;
   }
   const Rows rows(t, start);
@@ -528,18 +637,20 @@ __device__ void update_piece(const Step<Rule>& step, const StepChunk& chunk, typ
 }
 
 template <class Place>
-__device__ __forceinline__ void load_weights(const StepEntry& t, const Place& place, bool quads,
-                                             Pack<float, 4> (&kept)[packs]) {
+__device__ __forceinline__ void load_weights(const StepEntry& t, const Place& place, bool quads, Kept& kept) {
   const float* const weight = t.weight;
   ESP_GLOBAL(weight);
+  Pack<float, 4> loaded[packs];
 #pragma unroll
-  for (int k = 0; k < packs; k++) {
-    kept[k] = esp::load_pack<4>(weight, place.at(k), place.limit(k), quads && esp::is_aligned(weight, 16));
-  }
+  for (int k = 0; k < packs; k++)
+    loaded[k] = esp::load_pack<4>(weight, place.at(k), place.limit(k), quads && esp::is_aligned(weight, 16));
+#pragma unroll
+  for (int k = 0; k < packs; k++) kept.of(k) = loaded[k];
 }
 
 template <class Rule>
-__device__ __forceinline__ void quantize_panel(const Step<Rule>& step, const StepEntry& t, int32_t index) {
+__device__ __forceinline__ void quantize_panel(const Step<Rule>& step, const StepEntry& t, int32_t index,
+                                               Kept& kept) {
   const int64_t column = panel_column(t, index);
   const bool quads = t.cols % 4 == 0, first = index < esp::step_panels(t.cols) && threadIdx.x < panel_packs;
   float scale[4], inverse[4];
@@ -555,12 +666,11 @@ __device__ __forceinline__ void quantize_panel(const Step<Rule>& step, const Ste
 #pragma unroll 1
   for (int turn = 0; turn < panel_turns; turn++) {
     const PanelPlace place = panel_place(t, index, turn);
-    Pack<float, 4> kept[packs];
     load_weights(t, place, quads, kept);
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < packs; k++) {
       const int64_t i = place.at(k), limit = place.limit(k);
-      const uint32_t pass = i < limit ? quantize(t, i, limit, quads, kept[k], scale, inverse) : 0;
+      const uint32_t pass = i < limit ? quantize(t, i, limit, quads, kept.of(k), scale, inverse) : 0;
       store_gate(t.gate, i, limit, pass);
     }
   }
@@ -569,12 +679,11 @@ __device__ __forceinline__ void quantize_panel(const Step<Rule>& step, const Ste
 // The second pass over tensors whose channels span pieces.
 template <class Rule>
 __device__ void quantize_piece(const Step<Rule>& step, const StepChunk& chunk, const StepEntry& t,
-                               Scales& scales) {
-  if (esp::step_quantizes_panels(t)) return quantize_panel(step, t, chunk.index);
+                               Scales& scales, Kept& kept) {
+  if (esp::step_quantizes_panels(t)) return quantize_panel(step, t, chunk.index, kept);
   const int* const slots = step.slots + t.slot;
   const int64_t start = static_cast<int64_t>(chunk.index) * esp::step_piece;
   const FlatPlace place = flat_place(t, start, esp::step_piece);
-  Pack<float, 4> kept[packs];
   load_weights(t, place, true, kept);
   const Rows rows(t, start);
   if (t.columns != 0) return quantize_each(t, place, start, rows, kept, slots, step.state);
@@ -597,11 +706,15 @@ template <class Rule, bool noisy>
 __global__ void __launch_bounds__(threads, noisy ? 1 : Rule::blocks) update_kernel(Step<Rule> step) {
   ESP_SHARED(Scales, scales, [1]);
   ESP_SHARED(StepEntry, entry, [1]);
+  ESP_SHARED(Kept, kept, [1]);
+  ESP_SHARED(typename Rule::Age, age, [1]);
+  const bool works = static_cast<int>(blockIdx.x) < step.chunk_count;
+  const StepChunk chunk = works ? step.chunks[blockIdx.x] : StepChunk{};  // on its way beside the guard
   const bool skipped = step.guarded && step.state->guard.skipped != 0;
-  if (!skipped && static_cast<int>(blockIdx.x) < step.chunk_count) {
-    const StepChunk chunk = step.chunks[blockIdx.x];
+  if (works && !skipped) {
+    if (threadIdx.x == 0) age[0] = Rule::age(step.coefficients, step.history, step.corrections, chunk.tensor);
     load_entry(step.tensors + chunk.tensor, entry);
-    update_piece<Rule, noisy>(step, chunk, step.coefficients, entry[0], scales[0]);
+    update_piece<Rule, noisy>(step, chunk, step.coefficients, age[0], entry[0], scales[0], kept[0]);
   }
   if (step.last && esp::is_last_block(&step.state->arrived, gridDim.x)) {
     finish<Rule>(step.state, step.guarded, step.with_history, step.count, step.history, step.result);
@@ -612,11 +725,12 @@ template <class Rule>
 __global__ void __launch_bounds__(threads, 2) quantize_kernel(Step<Rule> step) {
   ESP_SHARED(Scales, scales, [1]);
   ESP_SHARED(StepEntry, entry, [1]);
+  ESP_SHARED(Kept, kept, [1]);
+  const StepChunk chunk = step.chunks[blockIdx.x];
   const bool skipped = step.guarded && step.state->guard.skipped != 0;
   if (!skipped) {
-    const StepChunk chunk = step.chunks[blockIdx.x];
     load_entry(step.tensors + chunk.tensor, entry);
-    quantize_piece(step, chunk, entry[0], scales[0]);
+    quantize_piece(step, chunk, entry[0], scales[0], kept[0]);
   }
   if (esp::is_last_block(&step.state->arrived, gridDim.x)) {
     finish<Rule>(step.state, step.guarded, step.with_history, step.count, step.history, step.result);

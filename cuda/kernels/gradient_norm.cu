@@ -47,9 +47,7 @@ __device__ __forceinline__ double sum_of_squares(const esp_gradient& tensor, int
   double sum = 0;
   for (int64_t i = start; i < end; i += per_tile) {
     Pack<T, per_load> loaded[loads];
-#pragma unroll
-    for (int k = 0; k < loads; k++)
-      loaded[k] = esp::load_pack<per_load>(gradient, i + (k * team + lane) * per_load, end, whole);
+    esp::load_packs<per_load>(gradient, i + lane * per_load, int64_t{team * per_load}, end, whole, loaded);
     uint32_t visible = 0;
     if (hides && lane * 32 < per_tile)
       visible = esp::bits_32(mask, i + lane * 32, end) & esp::bits_32(gate, i + lane * 32, end);

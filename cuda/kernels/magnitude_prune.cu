@@ -22,6 +22,7 @@
 // lists: three reads, one apply.
 #include "magnitude_prune.h"
 
+#include "device_limits.h"
 #include "kernel.cuh"
 #include "magnitude_prune_arguments.h"
 #include "status.h"
@@ -75,28 +76,40 @@ __device__ __forceinline__ int32_t key_of(float x) {
   return magnitude < esp::prune_nan_key ? magnitude : esp::prune_nan_key;
 }
 
-// n bits from element i on, a multiple of n; n = 4 or 8. Those from `end` on are rubbish.
-template <int n>
-__device__ __forceinline__ uint32_t bits_at(const uint8_t* field, int64_t i, int64_t end) {
-  if (field == nullptr || i >= end) return (1u << n) - 1;
+// The byte that holds the bit of element i, as it is: what is taken out of it is waited for.
+__device__ __forceinline__ uint32_t byte_at(const uint8_t* field, int i, int end) {
+  if (field == nullptr || i >= end) return 0xff;
   const uint8_t* const p = field + i / 8;
   ESP_GLOBAL(p);
-  return static_cast<uint32_t>(*p) >> (i & 7) & ((1u << n) - 1);
+  return *p;
+}
+// n bits of such a byte from element i on, a multiple of n; n = 4 or 8. Those beyond the field are rubbish.
+template <int n>
+__device__ __forceinline__ uint32_t bits_of(uint32_t byte, int i) {
+  return byte >> (i & 7) & ((1u << n) - 1);
 }
 
 // The packs that a thread has in a chunk.
 template <class T>
 struct Turns {
   static constexpr int pack = 16 / sizeof(T), count = esp::prune_chunk / (threads * pack);
-  static __device__ __forceinline__ int64_t element(int64_t start, int turn) {
-    return start + (static_cast<int64_t>(turn) * threads + threadIdx.x) * pack;
+  static __device__ __forceinline__ int element(int turn) {
+    return (turn * threads + static_cast<int>(threadIdx.x)) * pack;
   }
 };
+// Where a field of bits has those of a chunk; nullptr stays.
+template <class Byte>
+__device__ __forceinline__ Byte* bits_from(Byte* field, int64_t start) {
+  return field == nullptr ? nullptr : field + start / 8;
+}
+__device__ __forceinline__ int chunk_end(const esp_prune_tensor& t, int64_t start) {
+  return static_cast<int>(t.n - start < esp::prune_chunk ? t.n - start : esp::prune_chunk);
+}
 
 // Keys of a pack, prune_absent for what takes no part.
 template <class T>
-__device__ __forceinline__ void keys_of(const Pack<T, 16 / sizeof(T)>& x, uint32_t part, int64_t i,
-                                        int64_t end, int32_t (&key)[16 / sizeof(T)]) {
+__device__ __forceinline__ void keys_of(const Pack<T, 16 / sizeof(T)>& x, uint32_t part, int i,
+                                        int end, int32_t (&key)[16 / sizeof(T)]) {
 #pragma unroll
   for (int j = 0; j < 16 / static_cast<int>(sizeof(T)); j++) {
     key[j] = i + j < end && (part >> j & 1) != 0 ? key_of(esp::to_float(x.at[j])) : esp::prune_absent;
@@ -107,24 +120,23 @@ __device__ __forceinline__ void keys_of(const Pack<T, 16 / sizeof(T)>& x, uint32
 template <class T, class Visit>
 __device__ __forceinline__ void each_key_of(const esp_prune_tensor& t, int64_t start, Visit&& visit) {
   constexpr int pack = Turns<T>::pack;
-  const T* const weights = static_cast<const T*>(t.weights);
+  const T* const weights = static_cast<const T*>(t.weights) + start;
+  const uint8_t* const mask = bits_from(t.mask_in, start);
   ESP_GLOBAL(weights);
   const bool whole = esp::is_aligned(weights, 16);
-  const int64_t end = start + esp::prune_chunk < t.n ? start + esp::prune_chunk : t.n;
+  const int end = chunk_end(t, start);
 #pragma unroll 1
   for (int turn = 0; turn < Turns<T>::count; turn += 4) {
     Pack<T, pack> x[4];
     uint32_t part[4];
+    esp::load_packs<pack>(weights, Turns<T>::element(turn), threads * pack, end, whole, x);
+#pragma unroll
+    for (int k = 0; k < 4; k++) part[k] = byte_at(mask, Turns<T>::element(turn + k), end);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      const int64_t i = Turns<T>::element(start, turn + k);
-      x[k] = esp::load_pack<pack>(weights, i, end, whole);
-      part[k] = bits_at<pack>(t.mask_in, i, end);
-    }
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
+      const int i = Turns<T>::element(turn + k);
       int32_t key[pack];
-      keys_of<T>(x[k], part[k], Turns<T>::element(start, turn + k), end, key);
+      keys_of<T>(x[k], bits_of<pack>(part[k], i), i, end, key);
 #pragma unroll
       for (int j = 0; j < pack; j++) visit(key[j]);
     }
@@ -211,8 +223,8 @@ __device__ void begin_scope(const Prune& p, const Rule& rule, int32_t s) {
 
 __global__ void __launch_bounds__(threads) prune_begin_kernel(Prune p, Rule rule) {
   if (p.masked) {
-    for (int c = static_cast<int>(blockIdx.x); c < p.chunk_count; c += static_cast<int>(gridDim.x)) {
-      const PruneChunk chunk = p.chunks[c];
+    for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
+      const PruneChunk chunk = walk.take();
       const esp_prune_tensor& t = p.tensors[chunk.tensor];
       const int64_t start = static_cast<int64_t>(chunk.index) * esp::prune_chunk;
       const int64_t end = start + esp::prune_chunk < t.n ? start + esp::prune_chunk : t.n;
@@ -399,15 +411,16 @@ __device__ void settle(const Prune& p) {
   state.overflow = state.cursor = 0;
 }
 
-__global__ void __launch_bounds__(threads, 3) prune_collect_kernel(Prune p) {
+__global__ void __launch_bounds__(threads, esp::prune_blocks) prune_collect_kernel(Prune p) {
   ESP_SHARED(int32_t, room, [esp::prune_room]);
   ESP_SHARED(uint32_t, found, [4]);  // inside, at low, at high; where the keys go
   PruneState& state = *p.state;
   if (state.refused != 0 || p.scopes[0].k == 0) return;
   const int32_t low = state.low, high = state.high;
   unsigned long long below = 0, totals[3] = {};
-  for (int c = static_cast<int>(blockIdx.x); c < p.chunk_count; c += static_cast<int>(gridDim.x)) {
-    const PruneChunk chunk = p.chunks[c];
+  for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
+    const uint32_t c = walk.at;
+    const PruneChunk chunk = walk.take();
     if (threadIdx.x < 3) found[threadIdx.x] = 0;
     __syncthreads();
     uint32_t under = 0, at_low = 0, at_high = 0;
@@ -512,7 +525,7 @@ __device__ __forceinline__ void flush_bins(uint32_t* own, unsigned long long* hi
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(threads, 3) prune_narrow_kernel(Prune p) {
+__global__ void __launch_bounds__(threads, esp::prune_blocks) prune_narrow_kernel(Prune p) {
   ESP_SHARED(uint32_t, own, [bins * copies]);
   if (p.state->refused != 0) return;
   if (!p.by_tensor && p.scopes[0].span <= 1) return;
@@ -610,8 +623,9 @@ __global__ void __launch_bounds__(threads) prune_ties_kernel(Prune p) {
   ESP_SHARED(uint32_t, found, [1]);
   if (p.state->refused != 0) return;
   if (!p.by_tensor && !divides_ties(p.scopes[0])) return;
-  for (int c = static_cast<int>(blockIdx.x); c < p.chunk_count; c += static_cast<int>(gridDim.x)) {
-    const PruneChunk chunk = p.chunks[c];
+  for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
+    const uint32_t c = walk.at;
+    const PruneChunk chunk = walk.take();
     const PruneScope& scope = p.scopes[p.by_tensor ? chunk.tensor : 0];
     if (!divides_ties(scope)) continue;
     const int32_t key = static_cast<int32_t>(scope.low), source = scope.source;
@@ -667,8 +681,8 @@ __device__ __forceinline__ uint32_t pattern_of(const int32_t (&key)[pack], int k
 __global__ void __launch_bounds__(threads) prune_pattern_kernel(Prune p, Rule rule) {
   uint8_t* field = p.decisions;
   int32_t of = 0;
-  for (int c = static_cast<int>(blockIdx.x); c < p.chunk_count; c += static_cast<int>(gridDim.x)) {
-    const PruneChunk chunk = p.chunks[c];
+  for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
+    const PruneChunk chunk = walk.take();
     for (; of < chunk.tensor; of++) field += (p.tensors[of].n + 31) / 32 * 4;
     const esp_prune_tensor t = p.tensors[chunk.tensor];
     const int64_t start = static_cast<int64_t>(chunk.index) * esp::prune_chunk;
@@ -704,6 +718,17 @@ __device__ __forceinline__ void store_bits(uint8_t* field, int64_t i, int64_t en
   if (esp::lane_index() % lanes == 0 && i < end) esp::store_bits_32(field, i, end, word);
 }
 
+// Packs that a thread of apply has at once: what registers allow. A multiprocessor of 12.0 needs the fewest bytes
+// on their way, and would spill with four.
+template <bool by_pattern>
+constexpr int packs_at_once() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+  return 2;
+#else
+  return by_pattern ? 2 : 4;
+#endif
+}
+
 // Where a tensor is cut, see esp_prune_cut; or by decisions, or by a pattern within a pack.
 struct Cut {
   int32_t key, group, keep;
@@ -713,32 +738,31 @@ struct Cut {
 
 template <class T, bool by_pattern>
 __device__ __forceinline__ uint32_t apply_chunk(const esp_prune_tensor& t, int64_t start, const Cut& cut) {
-  constexpr int pack = Turns<T>::pack, at_once = 2;
-  const T* const weights = static_cast<const T*>(t.weights);
-  T* const out = static_cast<T*>(t.out);
+  constexpr int pack = Turns<T>::pack, at_once = packs_at_once<by_pattern>();
+  const T* const weights = static_cast<const T*>(t.weights) + start;
+  T* const out = static_cast<T*>(t.out) + (t.out == nullptr ? 0 : start);
+  const uint8_t *const mask = bits_from(t.mask_in, start), *const decisions = bits_from(cut.decisions, start);
+  uint8_t* const mask_out = bits_from(t.mask_out, start);
   ESP_GLOBAL(weights);
-  const bool whole = esp::is_aligned(weights, 16), whole_out = esp::is_aligned(out, 16),
-             in_place = t.out == t.weights;
-  const int64_t end = start + esp::prune_chunk < t.n ? start + esp::prune_chunk : t.n;
+  const bool whole = esp::is_aligned(weights, 16), whole_out = esp::is_aligned(out, 16), in_place = out == weights;
+  const int end = chunk_end(t, start);
+  const int ties = static_cast<int>(cut.ties < start ? 0 : cut.ties - start < end ? cut.ties - start : end);
   uint32_t pruned = 0;
 #pragma unroll 1
   for (int turn = 0; turn < Turns<T>::count; turn += at_once) {
     Pack<T, pack> x[at_once];
     uint32_t part[at_once];
+    esp::load_packs<pack>(weights, Turns<T>::element(turn), threads * pack, end, whole, x);
+#pragma unroll
+    for (int k = 0; k < at_once; k++) part[k] = byte_at(mask, Turns<T>::element(turn + k), end);
 #pragma unroll
     for (int k = 0; k < at_once; k++) {
-      const int64_t i = Turns<T>::element(start, turn + k);
-      x[k] = esp::load_pack<pack>(weights, i, end, whole);
-      part[k] = bits_at<pack>(t.mask_in, i, end);
-    }
-#pragma unroll
-    for (int k = 0; k < at_once; k++) {
-      const int64_t i = Turns<T>::element(start, turn + k);
+      const int i = Turns<T>::element(turn + k);
       int32_t key[pack];
-      keys_of<T>(x[k], part[k], i, end, key);
+      keys_of<T>(x[k], bits_of<pack>(part[k], i), i, end, key);
       uint32_t keep = 0;
-      if (by_pattern && cut.decisions != nullptr) {
-        keep = i < end ? bits_at<pack>(cut.decisions, i, end) : 0;
+      if (by_pattern && decisions != nullptr) {
+        keep = i < end ? bits_of<pack>(byte_at(decisions, i, end), i) : 0;
       } else if (by_pattern) {
         keep = cut.group == 1   ? pattern_of<pack, 1>(key, cut.keep)
                : cut.group == 2 ? pattern_of<pack, 2>(key, cut.keep)
@@ -746,13 +770,13 @@ __device__ __forceinline__ uint32_t apply_chunk(const esp_prune_tensor& t, int64
                                 : pattern_of<pack, pack>(key, cut.keep);
       } else {
         // Before element `ties` equals go too: compared with the key after it.
-        const int64_t before = cut.ties - i;
+        const int before = ties - i;
 #pragma unroll
         for (int j = 0; j < pack; j++) {
           if (key[j] != esp::prune_absent && key[j] >= cut.key + (j < before ? 1 : 0)) keep |= 1u << j;
         }
       }
-      const int valid = i >= end ? 0 : end - i < pack ? static_cast<int>(end - i) : pack;
+      const int valid = i >= end ? 0 : end - i < pack ? end - i : pack;
       keep &= (1u << valid) - 1;
       pruned += static_cast<uint32_t>(valid - __popc(keep));
       if (out != nullptr && valid > 0 && !(in_place && keep == (1u << valid) - 1)) {
@@ -763,7 +787,7 @@ __device__ __forceinline__ uint32_t apply_chunk(const esp_prune_tensor& t, int64
         }
         esp::store_pack(out, i, end, whole_out, x[k]);
       }
-      if (t.mask_out != nullptr) store_bits<pack>(t.mask_out, i, end, keep);
+      if (mask_out != nullptr) store_bits<pack>(mask_out, i, end, keep);
     }
   }
   return pruned;
@@ -796,14 +820,14 @@ __device__ __forceinline__ void add_pruned(const Prune& p, const Rule& rule, int
 }
 
 template <bool by_pattern>
-__global__ void __launch_bounds__(threads, by_pattern ? 2 : 3) prune_apply_kernel(Prune p, Rule rule) {
+__global__ void __launch_bounds__(threads, esp::prune_blocks) prune_apply_kernel(Prune p, Rule rule) {
   const uint8_t* field = p.decisions;
   int32_t of = 0, counted = 0;  // the tensor that `pruned` are of
   unsigned long long pruned = 0;
-  for (int c = static_cast<int>(blockIdx.x); c < (p.state->refused != 0 ? 0 : p.chunk_count);
-       c += static_cast<int>(gridDim.x)) {
-    const PruneChunk chunk = p.chunks[c];
-    const esp_prune_tensor t = p.tensors[chunk.tensor];
+  const bool refused = p.state->refused != 0;
+  for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !refused && !walk.ends();) {
+    const PruneChunk chunk = walk.take();
+    const esp_prune_tensor& t = p.tensors[chunk.tensor];
     Cut cut = {};
     if (by_pattern) {
       cut.group = rule.group;
@@ -885,9 +909,12 @@ esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table
                     result,
                     pruned};
 
-  const int64_t blocks = p.chunk_count < 1                   ? 1
-                         : p.chunk_count < esp::prune_blocks ? p.chunk_count
-                                                             : esp::prune_blocks;
+  // As many blocks as run at once: more would come when most multiprocessors are done, and each block costs its
+  // part of a histogram.
+  esp::DeviceLimits limits;
+  if (esp_status status = esp::device_limits(&limits)) return status;
+  const int64_t together = int64_t{limits.multiprocessors} * esp::prune_blocks,
+                blocks = p.chunk_count < 1 ? 1 : p.chunk_count < together ? p.chunk_count : together;
   const auto run = [&](const char* what, auto kernel, int64_t grid, auto... more) {
     return esp::launch(what, kernel, grid, threads, stream, p, more...);
   };

@@ -10,10 +10,7 @@ namespace esp {
 
 constexpr int prune_threads = 256;
 constexpr int prune_chunk = 8192;  // elements
-#if !defined(ESP_PRUNE_BLOCKS)  // the emulated tests have few, so that each walks several chunks
-#define ESP_PRUNE_BLOCKS 1056  // 8 for each of 132 multiprocessors
-#endif
-constexpr int prune_blocks = ESP_PRUNE_BLOCKS;  // at most; each takes every so-manieth chunk
+constexpr int prune_blocks = 3;    // a multiprocessor, at most; each takes every so-manieth chunk
 constexpr int prune_bins = 2048;
 constexpr int prune_room = 2048;               // keys of one chunk that can be collected
 constexpr int prune_samples = 131072;          // keys

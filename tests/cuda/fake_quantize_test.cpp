@@ -340,6 +340,7 @@ void test_far() {
     in[at] = 0x30;
     in[at + 1] = 0x3f;  // 0.6875: 3 quarters, or 1 half
   }
+  emulator::options.multiprocessors = 1 << 28;  // a block for each part
   emulator::options.first_block = meet / 2 / 8192;
   emulator::options.last_block = meet / 2 / 8192 + 1;
   CHECK(esp_cuda_fake_quantize(&planned.plan, planned.table(), planned.workspace(), results.get(), nullptr) ==
@@ -349,6 +350,7 @@ void test_far() {
   CHECK(out[meet] == 0x00 && out[meet + 1] == 0x3f);      // 0.5
   emulator::options.last_block = -1;
   emulator::options.first_block = 0;
+  emulator::options.multiprocessors = 1;
   munmap(in, static_cast<size_t>(bytes));
   munmap(out, static_cast<size_t>(bytes));
   munmap(gate, static_cast<size_t>(n));
