@@ -27,11 +27,12 @@ exit ${PYTHON:-0}
 END
 
 failed=0
+only=() # options beside --out
 expect() { # CODE LAST_LINE [NAME=VALUE]...: what run.sh says last and how it ends
   local code=$1 line=$2 found=0
   shift 2
   echo old >"$work/out.json"
-  env "$@" PATH="$work/path:$PATH" "$work/run.sh" --out "$work/out.json" >"$work/log" 2>&1 || found=$?
+  env "$@" PATH="$work/path:$PATH" "$work/run.sh" "${only[@]}" --out "$work/out.json" >"$work/log" 2>&1 || found=$?
   if [[ $found != "$code" || $(tail -n 1 "$work/log") != "$line" ]]; then
     echo "FAILED $*: code $found instead of $code, and last «$(tail -n 1 "$work/log")» instead of «$line»"
     failed=1
@@ -48,5 +49,26 @@ expect 1 'table with peers' SANITIZER=9                # figures are taken all t
 grep -q 'compute-sanitizer found something in 4 runs' "$work/log" || failed=1
 expect 1 'table with peers' BENCHMARK=1                # what could be measured is compared
 [[ $(cat "$work/out.json") == '{}' ]] || failed=1
+log_has_not() { ! grep -q "$1" "$work/log" || { echo "FAILED ${only[*]}: «$1» is in its output"; failed=1; }; }
+only=(--only tests)
+expect 1 '== 1 of the test programs failed, 2 ran: no benchmarks' TEST=1
+expect 0 '== tests from Java' PROBE=0
+log_has_not table
+only=(--only benchmarks)
+expect 0 table TEST=1
+log_has_not 'compute-sanitizer\|tests from Java\|peers'
+only=(--only sanitizer)
+expect 1 '== compute-sanitizer found something in 4 runs, see above; this run will end with code 1' SANITIZER=9
+log_has_not table
+only=(--only peers --peer-seconds 60) # what an earlier run measured stays
+expect 0 'table with peers' TEST=1
+[[ $(cat "$work/out.json") == old ]] || failed=1
+expect 1 '== no peers: python3 with torch is not here' PYTHON=1
+only=(--only benchmarks,peers)
+expect 0 'table with peers' TEST=1
+for wrong in "--only" "--only test" "--only ," "--peer-seconds soon" "--fast"; do
+  read -ra only <<<"$wrong"
+  expect 2 "usage: run.sh [--quick] [--only tests|sanitizer|benchmarks|peers[,...]] [--peer-seconds N] [--out FILE.json]" PROBE=0
+done
 ((failed == 0)) && echo "run.sh does as it says"
 exit $failed
