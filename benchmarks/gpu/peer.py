@@ -1,54 +1,95 @@
 """PyTorch's side of the comparison: the same work on the same sizes, timed with CUDA events.
 
-peer.py OURS.json adds the rows "peers" to the file that gpu_benchmark wrote and prints one table of both.
+peer.py OURS.json [SECONDS] adds the rows "peers" to the file that gpu_benchmark wrote and prints one table of both.
+What has not begun after SECONDS (default: all the time it takes, mostly torch.compile's) is left out and said.
 """
 
 import json
 import statistics
 import sys
+import time
 
 import torch
+from torch.nn.utils import prune as torch_prune
 
 ROUNDS = 20
+CALLS = 5  # one after the other, so that the host is ahead of the device
+
+
+class Rows:
+    """What was measured of one of our rows."""
+
+    def __init__(self, size, deadline):
+        self.size = size
+        self.deadline = deadline
+        self.found = []
+
+    def attempt(self, peer, work, before=None, graph=False):
+        """Times one way of doing it, or a CUDA graph of it; what this machine cannot run is said and left out."""
+        if time.monotonic() > self.deadline:
+            print(f"{self.size}, {peer}: left out: the time is up", file=sys.stderr)
+            return
+        try:
+            took = milliseconds(in_graph(work) if graph else work, before)
+        except Exception as problem:
+            first = str(problem).splitlines()[:1]
+            print(
+                f"{self.size}, {peer}: left out: {type(problem).__name__}: {' '.join(first)}",
+                file=sys.stderr,
+            )
+            return
+        print(f"{self.size}, {peer}: {took:.4f} ms", file=sys.stderr)
+        self.found.append({"size": self.size, "peer": peer, "milliseconds": took})
+
+    def attempt_compiled(self, peer, function, run, graph=False):
+        """run(compiled function). Compiled anew for each size: Dynamo caches by code, and would take a second
+        size for a dynamic one, or give up after eight."""
+        torch._dynamo.reset()
+        compiled = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False)
+        self.attempt(peer, lambda: run(compiled), graph=graph)
 
 
 def milliseconds(work, before=None):
+    calls = 1 if before else CALLS
     start = torch.cuda.Event(enable_timing=True)
     end = torch.cuda.Event(enable_timing=True)
     times = []
-    for i in range(-5, ROUNDS):
+    done = 0
+    warm, rounds = 3, ROUNDS  # the first call compiles
+    while len(times) < rounds:
         if before:
             before()
         start.record()
-        work()
+        for _ in range(calls):
+            work()
         end.record()
         end.synchronize()
-        if i >= 0:
-            times.append(start.elapsed_time(end))
+        done += 1
+        took = start.elapsed_time(end)
+        if done == 2 and took > 200:
+            warm, rounds = 2, 3
+        if done > warm:
+            times.append(took / calls)
     return statistics.median(times)
 
 
-def compiled(function):
-    try:
-        return torch.compile(function, mode="max-autotune-no-cudagraphs")
-    except Exception as problem:  # a machine without a compiler for Triton
-        print(f"torch.compile is left out: {problem}", file=sys.stderr)
-        return None
+def in_graph(work):
+    """The work as a CUDA graph, without what the host does for it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
-def attempt(rows, size, peer, work, before=None):
-    """Times one way of doing it; what this machine cannot run is said and left out."""
-    if not work:
-        return
-    try:
-        rows.append({"size": size, "peer": peer, "milliseconds": milliseconds(work, before)})
-    except Exception as problem:
-        print(f"{size}, {peer}: left out: {type(problem).__name__}: {problem}", file=sys.stderr)
-
-
-def fake_quantize(rows, size, channels, inner):
+def fake_quantize(rows, channels, inner):
     x = torch.randn(channels, inner, device="cuda") * 0.05
-    zero = torch.zeros(channels, dtype=torch.int32, device="cuda")
+    zero = torch.zeros(channels, device="cuda")  # integers would be checked on the host each time
 
     def eager():
         scale = x.abs().amax(1) / 127
@@ -58,13 +99,24 @@ def fake_quantize(rows, size, channels, inner):
         scale = values.abs().amax(1, keepdim=True) / 127
         return torch.clamp(torch.round(values * (1 / scale)), -127, 127) * scale
 
-    fused = compiled(plain)
-    attempt(rows, size, "eager", eager)
-    attempt(rows, size, "compile", fused and (lambda: fused(x)))
+    on = torch.ones(1, dtype=torch.long, device="cuda")
+    low = torch.zeros(channels, device="cuda")
+    high = torch.zeros(channels, device="cuda")
+    scale = torch.ones(channels, device="cuda")
+    integer_zero = torch.zeros(channels, dtype=torch.int32, device="cuda")
+
+    def observer():
+        return torch.fused_moving_avg_obs_fake_quant(
+            x, on, on, low, high, scale, integer_zero, 1.0, -127, 127, 0, True, True
+        )
+
+    rows.attempt("eager", eager)
+    rows.attempt("fused_moving_avg_obs_fake_quant", observer)
+    rows.attempt_compiled("compile", plain, lambda fused: fused(x))
 
 
-def fused_step(rows, size, count, height, width, kind, adamw):
-    """kind: plain, compressed or guarded, as in gpu_benchmark."""
+def fused_step(rows, count, height, width, kind, adamw, graph):
+    """kind: plain, compressed or guarded, as in gpu_benchmark; graph: each call as a CUDA graph."""
     shape = (height, width)
     plain, guarded = kind == "plain", kind == "guarded"
 
@@ -85,7 +137,7 @@ def fused_step(rows, size, count, height, width, kind, adamw):
                 optimizer = torch.optim.SGD(
                     weights, lr=0.01, momentum=0.9, weight_decay=1e-4, **options
                 )
-            attempt(rows, size, f"{type(optimizer).__name__}({name}=True)", optimizer.step)
+            rows.attempt(f"{type(optimizer).__name__}({name}=True)", optimizer.step)
             del optimizer
             torch.cuda.empty_cache()
         return
@@ -94,7 +146,7 @@ def fused_step(rows, size, count, height, width, kind, adamw):
     steps = made(lambda: torch.ones((), device="cuda")) if adamw else []
     masks = made(lambda: (torch.rand(shape, device="cuda") > 0.5).float())
     copies = made(lambda: torch.empty(shape, device="cuda"))
-    zero = torch.zeros(height, dtype=torch.int32, device="cuda")
+    zero = torch.zeros(height, device="cuda")  # integers would be checked on the host each time
 
     def masked_gradients():  # the gradients stay as they are, so that every call does the same work
         result = torch._foreach_mul(gradients, masks)
@@ -137,53 +189,78 @@ def fused_step(rows, size, count, height, width, kind, adamw):
         weight.mul_(1 - 1e-5).sub_(1e-3 * m / (v.sqrt() + 1e-8)).mul_(mask)
         quantized(weight, copy)
 
-    fused = compiled(one_adamw if adamw else one_sgd)
-    one = torch.ones((), device="cuda")
+    one = one_adamw if adamw else one_sgd
+    state = (first, second) if adamw else (first,)
 
-    def through_compiler():
-        factor = one
-        if guarded:
-            masked = torch._foreach_mul(gradients, masks)
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(masked)))
-            factor = torch.clamp(1.0 / (norm + 1e-6), max=1.0)
-        state = (first, second) if adamw else (first,)
+    def clip_factor():
+        if not guarded:
+            return torch.ones((), device="cuda")
+        masked = torch._foreach_mul(gradients, masks)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(masked)))
+        return torch.clamp(1.0 / (norm + 1e-6), max=1.0)
+
+    def all_at_once():
+        factor = clip_factor()
+        for arguments in zip(weights, gradients, *state, masks, copies):
+            one(*arguments, factor)
+
+    def tensor_by_tensor(fused):
+        factor = clip_factor()
         for arguments in zip(weights, gradients, *state, masks, copies):
             fused(*arguments, factor)
 
-    attempt(rows, size, "eager with _fused_" + ("adamw_" if adamw else "sgd_"), eager)
-    attempt(rows, size, "compile", fused and through_compiler)
+    name = "eager with _fused_" + ("adamw_" if adamw else "sgd_")
+    rows.attempt(name, eager, graph=graph)
+    rows.attempt_compiled("compile, a tensor a call", one, tensor_by_tensor, graph)
+    rows.attempt_compiled("compile, one call", all_at_once, lambda fused: fused(), graph)
 
 
-def prune(rows, size, n, dtype, recipe):
-    source = torch.randn(n, device="cuda", dtype=torch.float32).mul_(0.05).to(dtype)
+def prune(rows, n, tensors, dtype):
+    source = torch.randn(n, device="cuda", dtype=dtype).mul_(0.05)
     weights = source.clone()
     k = n // 2
 
     def restore():
         weights.copy_(source)
 
-    def global_unstructured():  # what torch.nn.utils.prune does with a list: join, topk, mask, apply
-        joined = torch.cat([weights])
-        mask = torch.ones_like(joined)
-        mask.view(-1)[torch.topk(joined.abs(), k=k, largest=False).indices] = 0
-        weights.mul_(mask)
-
     def kth_value():
-        cut = torch.kthvalue(weights.abs().float(), k).values
+        cut = torch.kthvalue(weights.abs(), k).values
         weights.mul_(weights.abs() > cut)
 
-    attempt(rows, size, "global_unstructured recipe", recipe and global_unstructured, restore)
-    attempt(rows, size, "kthvalue", kth_value, restore)
+    rows.attempt("kthvalue", kth_value, restore)
+    if dtype != torch.float32:
+        return  # 7 G weights: neither the indices nor the joined list find room beside them
+    modules = []
+    for part in weights.split(-(-n // tensors)):
+        module = torch.nn.Module()
+        module.weight = torch.nn.Parameter(part)
+        modules.append(module)
+
+    def unpruned():
+        for module in modules:
+            if torch_prune.is_pruned(module):
+                torch_prune.remove(module, "weight")
+        restore()
+
+    def global_unstructured():
+        torch_prune.global_unstructured(
+            [(module, "weight") for module in modules],
+            pruning_method=torch_prune.L1Unstructured,
+            amount=0.5,
+        )
+
+    rows.attempt("global_unstructured", global_unstructured, unpruned)
 
 
-def threshold(rows, size, n):
+def threshold(rows, n):
     weights = torch.randn(n, device="cuda").mul_(0.05)
-    attempt(rows, size, "eager", lambda: weights.mul_(weights.abs() >= 0.03))
-    fused = compiled(lambda w: w.mul_(w.abs() >= 0.03))
-    attempt(rows, size, "compile", fused and (lambda: fused(weights)))
+    rows.attempt("eager", lambda: weights.mul_(weights.abs() >= 0.03))
+    rows.attempt_compiled(
+        "compile", lambda w: w.mul_(w.abs() >= 0.03), lambda fused: fused(weights)
+    )
 
 
-def distill(rows, size, n, classes):
+def distill(rows, n, classes):
     student = (torch.randn(n, classes, device="cuda") * 2).bfloat16().requires_grad_()
     teacher = (torch.randn(n, classes, device="cuda") * 2).bfloat16()
     labels = torch.randint(classes, (n,), device="cuda")
@@ -194,44 +271,31 @@ def distill(rows, size, n, classes):
         )
         return 0.5 * torch.nn.functional.cross_entropy(s.float(), y) + 0.5 * 4 * soft
 
-    fused = compiled(loss)
-
     def run(function):
         student.grad = None
         function(student, teacher, labels).backward()
 
-    attempt(rows, size, "eager", lambda: run(loss))
-    attempt(rows, size, "compile", fused and (lambda: run(fused)))
+    rows.attempt("eager", lambda: run(loss))
+    rows.attempt_compiled("compile", loss, run)
 
 
-def main(path):
+def main(path, seconds):
     with open(path) as file:
         ours = json.load(file)
     if not torch.cuda.is_available():
         print("python3 has torch, but torch sees no GPU: no peers", file=sys.stderr)
         return
+    deadline = time.monotonic() + seconds
     sizes = {(row["name"], row["size"]) for row in ours["rows"]}
     peers = []
     for name, size in sorted(sizes):
-        rows = []
-        first = [int(word) for word in size.replace(",", " ").split() if word.isdigit()]
-        if name == "fake_quantize, rows observed":
-            fake_quantize(rows, size, first[0], first[1])
-        elif name.startswith("fused_") and "the call" not in name and "in a graph" not in name:
-            count, all_weights = first[0], first[1]
-            height = 1 if "small" in name else 1024
-            kind = name.split(", ")[1].split()[0]
-            fused_step(
-                rows, size, count, height, all_weights // count // height, kind, "adamw" in name
-            )
-        elif name == "magnitude_prune, threshold":
-            threshold(rows, size, first[0])
-        elif name.startswith("magnitude_prune"):
-            half = "BF16" in size
-            prune(rows, size, first[0], torch.bfloat16 if half else torch.float32, not half)
-        elif name.startswith("kd_softmax_loss"):
-            distill(rows, size, first[0], first[1])
-        peers += [{"name": name, **row, "wanted": wanted(name, row["peer"])} for row in rows]
+        rows = Rows(size, deadline)
+        try:
+            measure(name, size, rows)
+        except torch.cuda.OutOfMemoryError:
+            print(f"{name}, {size}: left out: no room for its data", file=sys.stderr)
+        peers += [{"name": name, **row, "wanted": wanted(name, row["peer"])} for row in rows.found]
+        torch._dynamo.reset()  # what is compiled holds on to its tensors
         torch.cuda.empty_cache()
     ours["peers"] = peers
     ours["torch"] = torch.__version__
@@ -240,11 +304,29 @@ def main(path):
     table(ours)
 
 
+def measure(name, size, rows):
+    numbers = [int(word) for word in size.replace(",", " ").split() if word.isdigit()]
+    if name == "fake_quantize, rows observed":
+        fake_quantize(rows, numbers[0], numbers[1])
+    elif name.startswith("fused_") and "the call" not in name:
+        count, all_weights = numbers
+        height = 1 if "small" in name else 1024
+        kind = name.split(", ")[1].split()[0]
+        width = all_weights // count // height
+        fused_step(rows, count, height, width, kind, "adamw" in name, "in a graph" in name)
+    elif name == "magnitude_prune, threshold":
+        threshold(rows, numbers[0])
+    elif name.startswith("magnitude_prune"):
+        prune(rows, numbers[0], numbers[1], torch.bfloat16 if "BF16" in size else torch.float32)
+    elif name.startswith("kd_softmax_loss"):
+        distill(rows, numbers[0], numbers[1])
+
+
 def wanted(name, peer):
     """How many times as fast as a peer the operation is to be; 0 where nothing is asked of it."""
-    if peer == "compile":
+    if peer.startswith("compile"):
         return 1.2
-    if peer.startswith("global_unstructured"):
+    if peer == "global_unstructured":
         return 20
     return 3 if "compressed" in name and peer.startswith("eager") else 0
 
@@ -281,4 +363,4 @@ def table(ours):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else float("inf"))
