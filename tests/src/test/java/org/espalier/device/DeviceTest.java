@@ -113,7 +113,8 @@ class DeviceTest {
     device();
     try {
       CudaCondition condition = Cuda.condition(0);
-      assertTrue(condition.memoryBytes() > 0 && condition.celsius() > 0, condition.toString());
+      // A part of a GPU that is shared may not tell, which is -1.
+      assertTrue(condition.memoryBytes() != 0 && condition.celsius() != 0, condition.toString());
       if (Cuda.describe(0).startsWith("emulated")) {
         assertEquals(
             "driver 580.1, clocks 1980 MHz and 2619 MHz, 41 °C, ? W, 4.0 GiB of 16.0 GiB used",

@@ -12,11 +12,17 @@ public final class Device {
     static final Device DEVICE = choose();
 
     private static Device choose() {
-      if (Cuda.isAvailable()) {
-        return new Device(0);
+      Throwable cause = Cuda.unavailabilityCause();
+      if (cause == null) {
+        Device first = new Device(0);
+        try {
+          first.makeCurrent(); // a device that another process has for itself says so only now
+          return first;
+        } catch (RuntimeException e) {
+          cause = e;
+        }
       }
-      LoggerFactory.getLogger(Device.class)
-          .info("computing on the CPU: {}", Cuda.unavailabilityCause().getMessage());
+      LoggerFactory.getLogger(Device.class).info("computing on the CPU: {}", cause.getMessage());
       return CPU;
     }
   }
