@@ -10,7 +10,6 @@ import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.Iterator;
@@ -21,11 +20,8 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.function.Predicate;
-import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
-import org.bytedeco.pytorch.NoGradGuard;
-import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
@@ -41,16 +37,12 @@ import org.espalier.op.StepResult;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TorchDevice;
-import org.espalier.torch.TrainableModel;
 import org.espalier.train.TrainingListener.StageReport;
 import org.espalier.train.TrainingListener.StepReport;
 import org.espalier.train.TrainingListener.Validation;
-import org.espalier.train.Whole.Share;
 
 /** The compression of an ONNX model. */
 public final class OnnxCompression implements Compression {
-  private static final int VALIDATION_BATCH = 32;
-
   /** What is older is raised first. */
   private static final int OLDEST_OPSET = 11;
 
@@ -77,12 +69,7 @@ public final class OnnxCompression implements Compression {
   /** Null where ranges of activations are not fixed. */
   private StaticGrid fixed;
 
-  /** The way of a second thread through the graph; made when it is needed. */
-  private Lane second;
-
-  private final SideBySide threads;
-  private TeacherOutputs trainingTargets;
-  private TeacherOutputs validationTargets;
+  private final Passes passes;
 
   private int stageIndex;
 
@@ -90,24 +77,6 @@ public final class OnnxCompression implements Compression {
   private Progress progress;
 
   private volatile boolean stopping;
-
-  /** A way through the graph for one thread; activations are null where they stay float. */
-  private record Lane(OnnxGraph graph, ActivationSimulation activations) implements AutoCloseable {
-    Tensor forward(Batch batch) {
-      if (activations != null) {
-        activations.begin(batch);
-      }
-      return graph.forward(batch.inputs()).get(graph.outputNames().get(0));
-    }
-
-    @Override
-    public void close() {
-      graph.close();
-      if (activations != null) {
-        activations.close();
-      }
-    }
-  }
 
   /** What a stage knows while it runs. */
   private static final class Progress implements AutoCloseable {
@@ -145,7 +114,7 @@ public final class OnnxCompression implements Compression {
     this.plan = plan;
     this.job = job;
     this.device = device;
-    this.threads = device.hasCudaKernels() ? SideBySide.inOrder() : SideBySide.onThreads();
+    this.passes = new Passes(job, device);
     for (Stage stage : plan.stages()) {
       check(stage);
     }
@@ -227,15 +196,13 @@ public final class OnnxCompression implements Compression {
         weights.add(new TrainedWeight(p, device));
       }
     }
+    passes.use(graph, null, null);
   }
 
   private void unload() {
     weights.forEach(TrainedWeight::close);
     weights = List.of();
-    if (second != null) {
-      second.close();
-      second = null;
-    }
+    passes.release();
     graph.close();
     if (activations != null) {
       activations.close();
@@ -260,7 +227,7 @@ public final class OnnxCompression implements Compression {
     Training training = stage.training();
     long steps = training.steps(job.training().size());
     listener.stageStarted(stage, stageIndex, steps);
-    openTargets(training.objective(), listener);
+    passes.openTargets(training.objective(), listener);
     if (progress == null) {
       begin(stage, listener);
     }
@@ -297,7 +264,7 @@ public final class OnnxCompression implements Compression {
   private void begin(Stage stage, TrainingListener listener) {
     Progress made = new Progress();
     Training training = stage.training();
-    made.before = validate(training.objective(), 0, Double.POSITIVE_INFINITY);
+    made.before = passes.validate(training.objective(), 0, Double.POSITIVE_INFINITY);
     listener.validated(stage, made.before);
     made.changed = made.before;
     if (stage instanceof Stage.Quantize q) {
@@ -310,7 +277,7 @@ public final class OnnxCompression implements Compression {
       }
     }
     if (!(stage instanceof Stage.Train)) {
-      made.changed = validate(training.objective(), 0, Double.POSITIVE_INFINITY);
+      made.changed = passes.validate(training.objective(), 0, Double.POSITIVE_INFINITY);
       listener.validated(stage, made.changed);
     }
     made.best = made.changed;
@@ -338,10 +305,17 @@ public final class OnnxCompression implements Compression {
         fixed.momentum(moving ? settings.observerMomentum() : 0);
       }
       try {
-        loss = addGradients(training.objective(), indices);
+        loss = passes.addGradients(training.objective(), indices);
       } catch (NonFiniteLossException e) {
         throw new NonFiniteLossException(
-            "stage " + stage.name() + ", step " + (step + 1) + ": " + e.getMessage());
+            "stage "
+                + stage.name()
+                + ", step "
+                + (step + 1)
+                + ": "
+                + e.getMessage()
+                + ", from "
+                + culprit());
       }
       long update = System.nanoTime();
       try {
@@ -353,7 +327,7 @@ public final class OnnxCompression implements Compression {
       added = System.nanoTime() - update;
       progress.update.zeroGradients();
     }
-    added += simulationNanoseconds();
+    added += passes.simulationNanoseconds();
     progress.step++;
     double sparsity = 0;
     if (stage instanceof Stage.Prune p) {
@@ -363,7 +337,7 @@ public final class OnnxCompression implements Compression {
     boolean last = progress.step == steps;
     if (last || training.validateEvery() > 0 && progress.step % training.validateEvery() == 0) {
       double toBeat = progress.kept == null ? Double.POSITIVE_INFINITY : progress.best.loss();
-      Validation v = validate(training.objective(), progress.step, toBeat);
+      Validation v = passes.validate(training.objective(), progress.step, toBeat);
       if (v.best()) {
         progress.best = v;
         progress.kept = snapshot();
@@ -454,183 +428,6 @@ public final class OnnxCompression implements Compression {
     device.prune(list, rule);
   }
 
-  /**
-   * Adds a batch's gradients to those of the parameters. On the CPU it goes in two halves, on two threads where
-   * there are two, unless the objective compares the examples of a batch, ranges follow it, or some of it has no
-   * label and so no part in a mean: autograd's sum of two gradients does not depend on which comes first, so the
-   * number of threads changes no bit.
-   */
-  private Loss addGradients(Objective objective, int[] indices) {
-    boolean halved =
-        !device.hasCudaKernels()
-            && objective.similarity() == 0
-            && (fixed == null || !fixed.moves() && fixed.learned() == null)
-            && (objective.labels() == 0 || areLabelled(indices))
-            && indices.length > 1;
-    if (!halved) {
-      Share share = share(objective, job.training(), trainingTargets, indices);
-      return backward(loss(new Lane(graph, activations), objective, share, Whole.of(share), true));
-    }
-    List<Share> halves = new ArrayList<>();
-    for (int half = 0; half < 2; half++) {
-      halves.add(share(objective, job.training(), trainingTargets, everySecond(indices, half)));
-    }
-    Whole whole = Whole.of(halves);
-    List<Lane> lanes = lanes();
-    return threads
-        .run(
-            () -> gradient(lanes.get(0), objective, halves.get(0), whole),
-            () -> gradient(lanes.get(1), objective, halves.get(1), whole))
-        .stream()
-        .reduce(Loss::plus)
-        .orElseThrow();
-  }
-
-  private boolean areLabelled(int[] indices) {
-    long[] labels = ((Examples.Labelled) job.training()).labels();
-    return IntStream.of(indices).noneMatch(i -> labels[i] == Examples.Labelled.NO_LABEL);
-  }
-
-  /** Of a batch sorted by length both halves are about as long. */
-  private static int[] everySecond(int[] indices, int first) {
-    int[] result = new int[(indices.length - first + 1) / 2];
-    for (int i = 0; i < result.length; i++) {
-      result[i] = indices[2 * i + first];
-    }
-    return result;
-  }
-
-  private Loss gradient(Lane lane, Objective objective, Share share, Whole whole) {
-    try (PointerScope scope = new PointerScope()) {
-      return backward(loss(lane, objective, share, whole, true));
-    }
-  }
-
-  private Loss backward(Loss loss) {
-    if (!Double.isFinite(loss.value())) {
-      throw new NonFiniteLossException("the loss is " + loss.value() + ", from " + culprit());
-    }
-    loss.root().backward();
-    return loss;
-  }
-
-  /** Two ways through the graph, for two threads. */
-  private List<Lane> lanes() {
-    if (second == null) {
-      OnnxGraph sibling = graph.sibling();
-      ActivationSimulation own = activations == null ? null : activations.sibling();
-      if (own != null) {
-        sibling.transformInputs(own);
-      }
-      second = new Lane(sibling, own);
-    }
-    return List.of(new Lane(graph, activations), second);
-  }
-
-  /** What the simulation of activations took of the step's time. */
-  private long simulationNanoseconds() {
-    long sum = activations == null ? 0 : activations.nanoseconds();
-    if (second == null || second.activations() == null) {
-      return sum;
-    }
-    return (sum + second.activations().nanoseconds()) / threads.width();
-  }
-
-  private Share share(
-      Objective objective, Examples examples, TeacherOutputs targets, int[] indices) {
-    Batch batch = Batch.of(examples, indices, graph.inputNames()).on(device);
-    Tensor teacher = objective.needsTeacher() ? device.place(targets.read(indices, batch)) : null;
-    long[] all = examples instanceof Examples.Labelled rows ? rows.labels() : null;
-    long[] labels = all == null ? null : IntStream.of(indices).mapToLong(i -> all[i]).toArray();
-    return new Share(batch, teacher, labels);
-  }
-
-  private Loss loss(Lane lane, Objective objective, Share share, Whole whole, boolean backward) {
-    Tensor output = lane.forward(share.batch());
-    if (objective.isForEmbeddings()) {
-      return new EmbeddingLoss(objective, job.pooling(), device).of(output, share, whole, backward);
-    }
-    return objective.output() > 0
-        ? new OutputLoss(objective).of(output, share, whole, backward)
-        : new LogitLoss(objective, device).of(output, share, whole, backward);
-  }
-
-  private Validation validate(Objective objective, long step, double best) {
-    if (fixed != null) {
-      fixed.momentum(0);
-    }
-    List<int[]> batches = Batches.inOrder(job.validation(), VALIDATION_BATCH);
-    List<Lane> lanes = lanes();
-    double loss = 0;
-    double quality = 0;
-    for (int i = 0; i < batches.size(); i += 2) {
-      int[] one = batches.get(i);
-      int[] two = i + 1 < batches.size() ? batches.get(i + 1) : null;
-      List<Loss> losses =
-          two == null
-              ? List.of(validate(lanes.get(0), objective, one))
-              : threads.run(
-                  () -> validate(lanes.get(0), objective, one),
-                  () -> validate(lanes.get(1), objective, two));
-      for (int j = 0; j < losses.size(); j++) {
-        int count = batches.get(i + j).length;
-        loss += losses.get(j).value() * count;
-        quality += losses.get(j).quality() * count;
-      }
-    }
-    int n = job.validation().size();
-    return new Validation(step, loss / n, quality / n, loss / n < best);
-  }
-
-  private Loss validate(Lane lane, Objective objective, int[] indices) {
-    try (PointerScope scope = new PointerScope();
-        NoGradGuard noGrad = new NoGradGuard()) {
-      Share share = share(objective, job.validation(), validationTargets, indices);
-      return loss(lane, objective, share, Whole.of(share), false);
-    }
-  }
-
-  private void openTargets(Objective objective, TrainingListener listener) {
-    if (!objective.needsTeacher() || trainingTargets != null) {
-      return;
-    }
-    OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
-    byte[] digest = TeacherOutputs.digest(model);
-    try (OnnxGraph teacher = new OnnxGraph(trainable(model).withAnyBatch(), device);
-        OnnxGraph sibling = teacher.sibling()) {
-      List<TrainableModel> both = List.of(teacher, sibling);
-      boolean perToken = objective.isForEmbeddings();
-      int width = width();
-      trainingTargets =
-          TeacherOutputs.open(
-              both, threads, digest, job.training(), width, perToken, job.cache(), listener);
-      validationTargets =
-          TeacherOutputs.open(
-              both, threads, digest, job.validation(), width, perToken, job.cache(), listener);
-    }
-  }
-
-  /** How wide a token's states are, or how many values the student's first output has an example. */
-  private int width() {
-    try (PointerScope scope = new PointerScope();
-        NoGradGuard noGrad = new NoGradGuard()) {
-      Batch batch = Batch.of(job.validation(), new int[] {0}, graph.inputNames()).on(device);
-      Tensor output = new Lane(graph, activations).forward(batch);
-      long[] shape = output.shape();
-      if (shape.length == 0 || shape[0] != 1) {
-        throw new InputException(
-            "the output "
-                + graph.outputNames().get(0)
-                + " has the shape "
-                + Arrays.toString(shape)
-                + " for one example; its first dimension must count the examples");
-      }
-      return job.validation() instanceof Examples.Texts
-          ? (int) shape[shape.length - 1]
-          : Math.toIntExact(output.numel());
-    }
-  }
-
   private void quantize(Quantization q, TrainingListener listener) {
     OnnxModel model = floatModel();
     boolean pruned = weights.stream().anyMatch(w -> w.mask() != null);
@@ -696,6 +493,7 @@ public final class OnnxCompression implements Compression {
       activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid(device));
     }
     graph.transformInputs(activations);
+    passes.use(graph, activations, fixed);
   }
 
   /** Null where no range is a parameter. */
@@ -1069,12 +867,7 @@ public final class OnnxCompression implements Compression {
       progress.close();
       progress = null;
     }
-    threads.close();
+    passes.close();
     unload();
-    for (TeacherOutputs t : new TeacherOutputs[] {trainingTargets, validationTargets}) {
-      if (t != null) {
-        t.close();
-      }
-    }
   }
 }

@@ -1,0 +1,283 @@
+package org.espalier.train;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.IntStream;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.TorchDevice;
+import org.espalier.torch.TrainableModel;
+import org.espalier.train.TrainingListener.Validation;
+import org.espalier.train.Whole.Share;
+
+/**
+ * The passes over the examples of a job that its objectives need: forward and backward through the graph that is
+ * trained, two at a time where there are two threads, and once through the teacher.
+ */
+final class Passes implements AutoCloseable {
+  private static final int VALIDATION_BATCH = 32;
+
+  private final Compression.Job job;
+  private final TorchDevice device;
+  private final SideBySide threads;
+
+  /** The way of the caller's thread; null where there is no graph. */
+  private Lane first;
+
+  /** The way of a second thread; made when it is needed. */
+  private Lane second;
+
+  /** Null where ranges of activations are not fixed. */
+  private StaticGrid fixed;
+
+  private TeacherOutputs trainingTargets;
+  private TeacherOutputs validationTargets;
+
+  /** A way through the graph for one thread; activations are null where they stay float. */
+  private record Lane(OnnxGraph graph, ActivationSimulation activations) implements AutoCloseable {
+    Tensor forward(Batch batch) {
+      if (activations != null) {
+        activations.begin(batch);
+      }
+      return graph.forward(batch.inputs()).get(graph.outputNames().get(0));
+    }
+
+    @Override
+    public void close() {
+      graph.close();
+      if (activations != null) {
+        activations.close();
+      }
+    }
+  }
+
+  Passes(Compression.Job job, TorchDevice device) {
+    this.job = job;
+    this.device = device;
+    this.threads = device.hasCudaKernels() ? SideBySide.inOrder() : SideBySide.onThreads();
+  }
+
+  /**
+   * From now on passes go through this graph.
+   *
+   * @param activations simulated in it; null where they stay float
+   * @param fixed their ranges; null where they are not fixed
+   */
+  void use(OnnxGraph graph, ActivationSimulation activations, StaticGrid fixed) {
+    release();
+    first = new Lane(graph, activations);
+    this.fixed = fixed;
+  }
+
+  /** Leaves the graph, which its owner may close then. */
+  void release() {
+    if (second != null) {
+      second.close();
+      second = null;
+    }
+    first = null;
+    fixed = null;
+  }
+
+  /**
+   * Adds a batch's gradients to those of the parameters. On the CPU it goes in two halves, on two threads where
+   * there are two, unless the objective compares the examples of a batch, ranges follow it, or some of it has no
+   * label and so no part in a mean: autograd's sum of two gradients does not depend on which comes first, so the
+   * number of threads changes no bit.
+   */
+  Loss addGradients(Objective objective, int[] indices) {
+    boolean halved =
+        !device.hasCudaKernels()
+            && objective.similarity() == 0
+            && (fixed == null || !fixed.moves() && fixed.learned() == null)
+            && (objective.labels() == 0 || areLabelled(indices))
+            && indices.length > 1;
+    if (!halved) {
+      Share share = share(objective, job.training(), trainingTargets, indices);
+      return backward(loss(first, objective, share, Whole.of(share), true));
+    }
+    List<Share> halves = new ArrayList<>();
+    for (int half = 0; half < 2; half++) {
+      halves.add(share(objective, job.training(), trainingTargets, everySecond(indices, half)));
+    }
+    Whole whole = Whole.of(halves);
+    List<Lane> lanes = lanes();
+    return threads
+        .run(
+            () -> gradient(lanes.get(0), objective, halves.get(0), whole),
+            () -> gradient(lanes.get(1), objective, halves.get(1), whole))
+        .stream()
+        .reduce(Loss::plus)
+        .orElseThrow();
+  }
+
+  private boolean areLabelled(int[] indices) {
+    long[] labels = ((Examples.Labelled) job.training()).labels();
+    return IntStream.of(indices).noneMatch(i -> labels[i] == Examples.Labelled.NO_LABEL);
+  }
+
+  /** Of a batch sorted by length both halves are about as long. */
+  private static int[] everySecond(int[] indices, int first) {
+    int[] result = new int[(indices.length - first + 1) / 2];
+    for (int i = 0; i < result.length; i++) {
+      result[i] = indices[2 * i + first];
+    }
+    return result;
+  }
+
+  private Loss gradient(Lane lane, Objective objective, Share share, Whole whole) {
+    try (PointerScope scope = new PointerScope()) {
+      return backward(loss(lane, objective, share, whole, true));
+    }
+  }
+
+  private static Loss backward(Loss loss) {
+    if (!Double.isFinite(loss.value())) {
+      throw new NonFiniteLossException("the loss is " + loss.value());
+    }
+    loss.root().backward();
+    return loss;
+  }
+
+  /** Two ways through the graph, for two threads. */
+  private List<Lane> lanes() {
+    if (second == null) {
+      OnnxGraph sibling = first.graph().sibling();
+      ActivationSimulation own = first.activations() == null ? null : first.activations().sibling();
+      if (own != null) {
+        sibling.transformInputs(own);
+      }
+      second = new Lane(sibling, own);
+    }
+    return List.of(first, second);
+  }
+
+  /** What the simulation of activations took of the step's time. */
+  long simulationNanoseconds() {
+    long sum = first.activations() == null ? 0 : first.activations().nanoseconds();
+    if (second == null || second.activations() == null) {
+      return sum;
+    }
+    return (sum + second.activations().nanoseconds()) / threads.width();
+  }
+
+  private Share share(
+      Objective objective, Examples examples, TeacherOutputs targets, int[] indices) {
+    Batch batch = Batch.of(examples, indices, first.graph().inputNames()).on(device);
+    Tensor teacher = objective.needsTeacher() ? device.place(targets.read(indices, batch)) : null;
+    long[] all = examples instanceof Examples.Labelled rows ? rows.labels() : null;
+    long[] labels = all == null ? null : IntStream.of(indices).mapToLong(i -> all[i]).toArray();
+    return new Share(batch, teacher, labels);
+  }
+
+  private Loss loss(Lane lane, Objective objective, Share share, Whole whole, boolean backward) {
+    Tensor output = lane.forward(share.batch());
+    if (objective.isForEmbeddings()) {
+      return new EmbeddingLoss(objective, job.pooling(), device).of(output, share, whole, backward);
+    }
+    return objective.output() > 0
+        ? new OutputLoss(objective).of(output, share, whole, backward)
+        : new LogitLoss(objective, device).of(output, share, whole, backward);
+  }
+
+  /**
+   * Looks at the validation examples.
+   *
+   * @param step after which
+   * @param best the loss to beat
+   */
+  Validation validate(Objective objective, long step, double best) {
+    if (fixed != null) {
+      fixed.momentum(0);
+    }
+    List<int[]> batches = Batches.inOrder(job.validation(), VALIDATION_BATCH);
+    List<Lane> lanes = lanes();
+    double loss = 0;
+    double quality = 0;
+    for (int i = 0; i < batches.size(); i += 2) {
+      int[] one = batches.get(i);
+      int[] two = i + 1 < batches.size() ? batches.get(i + 1) : null;
+      List<Loss> losses =
+          two == null
+              ? List.of(validate(lanes.get(0), objective, one))
+              : threads.run(
+                  () -> validate(lanes.get(0), objective, one),
+                  () -> validate(lanes.get(1), objective, two));
+      for (int j = 0; j < losses.size(); j++) {
+        int count = batches.get(i + j).length;
+        loss += losses.get(j).value() * count;
+        quality += losses.get(j).quality() * count;
+      }
+    }
+    int n = job.validation().size();
+    return new Validation(step, loss / n, quality / n, loss / n < best);
+  }
+
+  private Loss validate(Lane lane, Objective objective, int[] indices) {
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Share share = share(objective, job.validation(), validationTargets, indices);
+      return loss(lane, objective, share, Whole.of(share), false);
+    }
+  }
+
+  /** Has the teacher's outputs ready where an objective needs them. */
+  void openTargets(Objective objective, TrainingListener listener) {
+    if (!objective.needsTeacher() || trainingTargets != null) {
+      return;
+    }
+    OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
+    byte[] digest = TeacherOutputs.digest(model);
+    try (OnnxGraph teacher =
+            new OnnxGraph(OnnxCompression.trainable(model).withAnyBatch(), device);
+        OnnxGraph sibling = teacher.sibling()) {
+      List<TrainableModel> both = List.of(teacher, sibling);
+      boolean perToken = objective.isForEmbeddings();
+      int width = width();
+      trainingTargets =
+          TeacherOutputs.open(
+              both, threads, digest, job.training(), width, perToken, job.cache(), listener);
+      validationTargets =
+          TeacherOutputs.open(
+              both, threads, digest, job.validation(), width, perToken, job.cache(), listener);
+    }
+  }
+
+  /** How wide a token's states are, or how many values the student's first output has an example. */
+  private int width() {
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Batch batch =
+          Batch.of(job.validation(), new int[] {0}, first.graph().inputNames()).on(device);
+      Tensor output = first.forward(batch);
+      long[] shape = output.shape();
+      if (shape.length == 0 || shape[0] != 1) {
+        throw new InputException(
+            "the output "
+                + first.graph().outputNames().get(0)
+                + " has the shape "
+                + Arrays.toString(shape)
+                + " for one example; its first dimension must count the examples");
+      }
+      return job.validation() instanceof Examples.Texts
+          ? (int) shape[shape.length - 1]
+          : Math.toIntExact(output.numel());
+    }
+  }
+
+  @Override
+  public void close() {
+    threads.close();
+    release();
+    for (TeacherOutputs t : new TeacherOutputs[] {trainingTargets, validationTargets}) {
+      if (t != null) {
+        t.close();
+      }
+    }
+  }
+}
