@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.util.Random;
 import org.junit.jupiter.api.Test;
 
 class StatisticsTest {
@@ -61,5 +62,32 @@ class StatisticsTest {
     assertEquals(1, Statistics.proportionInterval(5, 5)[1]);
     assertEquals(0, Statistics.proportionInterval(0, 5)[0]);
     assertThrows(IllegalArgumentException.class, () -> Statistics.proportionInterval(1, 0));
+  }
+
+  /** Against its definition: the share of pairs that are in order, ties counting half. */
+  @Test
+  void aucIsTheShareOfPairsInOrder() {
+    Random random = new Random(3);
+    double[] scores = new double[200];
+    long[] labels = new long[200];
+    for (int i = 0; i < scores.length; i++) {
+      labels[i] = random.nextInt(3) - 1; // −1 is unknown
+      scores[i] = random.nextInt(12) + 3 * labels[i];
+    }
+    double ordered = 0;
+    int pairs = 0;
+    for (int p = 0; p < scores.length; p++) {
+      for (int n = 0; n < scores.length; n++) {
+        if (labels[p] == 1 && labels[n] == 0) {
+          pairs++;
+          ordered += scores[p] > scores[n] ? 1 : scores[p] == scores[n] ? 0.5 : 0;
+        }
+      }
+    }
+    assertEquals(ordered / pairs, Statistics.auc(scores, labels), 1e-12);
+    assertTrue(Double.isNaN(Statistics.auc(scores, new long[200])));
+    scores[0] = Double.NaN;
+    labels[0] = 1;
+    assertTrue(Double.isNaN(Statistics.auc(scores, labels)));
   }
 }

@@ -180,8 +180,12 @@ final class Compress implements Callable<Integer> {
             Map.entry("agreement", "%.4f of answers agree"),
             Map.entry("accuracy", "accuracy %.4f"),
             Map.entry("reference_accuracy", "accuracy of the original %.4f"),
+            Map.entry("auc", "AUC %.4f"),
+            Map.entry("reference_auc", "AUC of the original %.4f"),
+            Map.entry("log_loss", "log loss %.4f"),
+            Map.entry("reference_log_loss", "log loss of the original %.4f"),
             Map.entry("relative_error", "error %.4f, as a share of the output's norm"))) {
-      if (fidelity.has(line.getKey())) {
+      if (fidelity.path(line.getKey()).isNumber()) {
         table.add("answers", number(fidelity, line.getKey(), line.getValue()));
       }
     }

@@ -1,60 +1,63 @@
 package org.espalier.evaluate;
 
-import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtSession;
 import java.nio.file.Path;
-import java.util.List;
-import java.util.Map;
+import java.util.Arrays;
 import org.espalier.InputException;
+import org.espalier.format.onnx.ClassifierOutput;
+import org.espalier.format.onnx.ClassifierOutput.Form;
 
 /** Compares two ONNX classifiers on labelled examples, in ONNX Runtime on one thread. */
 public final class ClassifierEvaluator {
+  /** Probabilities of a model are kept so far from 0 and 1: what float32 can tell from 1. */
+  private static final double LEAST = 0x1p-24;
+
   private ClassifierEvaluator() {}
 
   /**
-   * Compares {@code candidate} with {@code reference}.
+   * Compares {@code candidate} with {@code reference}. The first output of each holds logits, or probabilities
+   * by a Sigmoid or Softmax, of the classes; one value an example is of class 1 against class 0.
    *
    * @param labels the right class of each example; negative where nobody knows
    * @throws InputException when a model cannot be loaded or run, or the two differ in classes
    */
   public static ClassifierFidelity evaluate(
       Path reference, Path candidate, ExampleTensors examples, long[] labels) {
-    try (Classifier first = new Classifier(reference, examples);
-        Classifier second = new Classifier(candidate, examples)) {
+    try (FirstOutput first = new FirstOutput(reference, examples);
+        FirstOutput second = new FirstOutput(candidate, examples)) {
+      Form firstForm = ClassifierOutput.of(first.model()).form();
+      Form secondForm = ClassifierOutput.of(second.model()).form();
       int n = examples.size();
-      int known = 0;
-      int right = 0;
-      int referenceRight = 0;
+      Answers ours = new Answers(labels);
+      Answers theirs = new Answers(labels);
       int agreed = 0;
       double cosines = 0;
       for (int i = 0; i < n; i++) {
-        float[] a = first.logits(i);
-        float[] b = second.logits(i);
-        if (a.length != b.length) {
+        float[] a = first.values(i);
+        float[] b = second.values(i);
+        FirstOutput.requireSame(first, a, second, b);
+        if (a.length > 1 && first.rank() != 2) {
           throw new InputException(
-              "the models differ in classes: "
-                  + reference
-                  + " has "
-                  + a.length
-                  + ", "
-                  + candidate
-                  + " has "
-                  + b.length);
+              reference
+                  + ": the first output must be [batch, classes], or one value an example, but has "
+                  + first.rank()
+                  + " dimensions");
         }
-        int inA = largest(a);
-        int inB = largest(b);
-        known += labels[i] >= 0 ? 1 : 0;
-        right += inB == labels[i] ? 1 : 0;
-        referenceRight += inA == labels[i] ? 1 : 0;
+        first.requireFinite(a, i);
+        int inA = theirs.add(i, logits(a, firstForm));
+        int inB = ours.add(i, logits(b, secondForm));
         agreed += inA == inB ? 1 : 0;
-        cosines += Statistics.cosine(a, b);
+        cosines += a.length == 1 ? Double.NaN : Statistics.cosine(a, b);
       }
       double[] interval = Statistics.proportionInterval(agreed, n);
-      double[] millis = Turns.millis(n, first::logits, second::logits);
+      double[] millis = Turns.millis(n, first::values, second::values);
       return new ClassifierFidelity(
           n,
-          (double) right / Math.max(1, known),
-          (double) referenceRight / Math.max(1, known),
+          ours.accuracy(),
+          theirs.accuracy(),
+          ours.logLoss(),
+          theirs.logLoss(),
+          ours.auc(),
+          theirs.auc(),
           (double) agreed / n,
           interval[0],
           interval[1],
@@ -66,51 +69,75 @@ public final class ClassifierEvaluator {
     }
   }
 
-  private static int largest(float[] logits) {
-    int best = 0;
-    for (int i = 1; i < logits.length; i++) {
-      if (logits[i] > logits[best]) {
-        best = i;
-      }
+  /** Logits of two classes or more, of which only differences count. */
+  private static double[] logits(float[] output, Form form) {
+    double[] logits = new double[Math.max(2, output.length)];
+    for (int c = 0; c < output.length; c++) {
+      double p = Math.max(LEAST, Math.min(1 - LEAST, output[c]));
+      // Of a Softmax the logarithms are logits, of one probability against its opposite the
+      // log-odds.
+      boolean against = form == Form.SIGMOID || output.length == 1;
+      logits[output.length == 1 ? 1 : c] =
+          form == Form.LOGITS ? output[c] : against ? Math.log(p / (1 - p)) : Math.log(p);
     }
-    return best;
+    return logits;
   }
 
-  /** A model whose first output are logits [1, classes], with the examples as its inputs. */
-  private static final class Classifier implements AutoCloseable {
-    private final RuntimeModel model;
-    private final List<Map<String, OnnxTensor>> inputs;
+  /** What one model says of the examples. */
+  private static final class Answers {
+    private final long[] labels;
+    private final double[] scores;
+    private int known;
+    private int right;
+    private int classes;
+    private double lossSum;
 
-    Classifier(Path file, ExampleTensors examples) {
-      model = new RuntimeModel(file);
-      try {
-        inputs = examples.open(model.inputs());
-      } catch (InputException e) {
-        model.close();
-        throw new InputException(file + ": " + e.getMessage(), e);
-      }
+    Answers(long[] labels) {
+      this.labels = labels;
+      scores = new double[labels.length];
     }
 
-    float[] logits(int example) {
-      try (OrtSession.Result result = model.run(inputs.get(example))) {
-        if (!(result.get(0) instanceof OnnxTensor t)
-            || t.getInfo().getShape().length != 2
-            || t.getInfo().getShape()[0] != 1) {
-          throw new InputException(
-              model.file()
-                  + ": the first output must be logits [batch, classes] but is "
-                  + result.get(0).getInfo());
+    /** Takes an example's logits and gives its class; -1 where one of them is NaN. */
+    int add(int example, double[] logits) {
+      int found = largest(logits);
+      long label = labels[example];
+      classes = logits.length;
+      scores[example] = logits[1] - logits[0];
+      if (label >= 0) {
+        known++;
+        right += found == label ? 1 : 0;
+        lossSum += found < 0 ? Double.POSITIVE_INFINITY : loss(logits, (int) label);
+      }
+      return found;
+    }
+
+    private static int largest(double[] logits) {
+      int best = 0;
+      for (int i = 0; i < logits.length; i++) {
+        if (Double.isNaN(logits[i])) {
+          return -1;
         }
-        float[] logits = new float[(int) t.getInfo().getShape()[1]];
-        t.getFloatBuffer().get(logits);
-        return logits;
+        best = logits[i] > logits[best] ? i : best;
       }
+      return best;
     }
 
-    @Override
-    public void close() {
-      ExampleTensors.close(inputs);
-      model.close();
+    private static double loss(double[] logits, int label) {
+      double most = Arrays.stream(logits).max().orElseThrow();
+      double sum = Arrays.stream(logits).map(z -> Math.exp(z - most)).sum();
+      return Math.log(sum) + most - logits[label];
+    }
+
+    double accuracy() {
+      return known == 0 ? Double.NaN : (double) right / known;
+    }
+
+    double logLoss() {
+      return known == 0 ? Double.NaN : lossSum / known;
+    }
+
+    double auc() {
+      return classes == 2 ? Statistics.auc(scores, labels) : Double.NaN;
     }
   }
 }

@@ -7,12 +7,17 @@ import java.util.Map;
  * How closely a candidate classifier follows its reference, and what it saves.
  *
  * @param examples number of examples compared
- * @param accuracy share of the candidate's right answers
+ * @param accuracy share of the candidate's right answers, with one probability at 0.5; NaN without a label
  * @param referenceAccuracy share of the reference's
+ * @param logLoss mean of −log of the probability that the candidate gives the right class; NaN without a label
+ * @param referenceLogLoss the reference's
+ * @param auc area under the candidate's ROC curve; NaN where there are not two classes, both of them in the
+ *     labels
+ * @param referenceAuc the reference's
  * @param agreement share of examples to which both give the same class
  * @param agreementLow lower end of its 95 % interval of chance
  * @param agreementHigh upper end
- * @param cosineMean mean cosine between the logits of the two
+ * @param cosineMean mean cosine between the outputs of the two; NaN where they are one value an example
  * @param sizeRatio candidate's bytes divided by the reference's
  * @param speedup reference's time divided by the candidate's, one thread, one example a run
  * @param referenceMillis mean over examples of the reference's median time for one
@@ -22,6 +27,10 @@ public record ClassifierFidelity(
     int examples,
     double accuracy,
     double referenceAccuracy,
+    double logLoss,
+    double referenceLogLoss,
+    double auc,
+    double referenceAuc,
     double agreement,
     double agreementLow,
     double agreementHigh,
@@ -31,12 +40,16 @@ public record ClassifierFidelity(
     double referenceMillis,
     double millis) {
 
-  /** The values under their JSON keys, in a fixed order. */
+  /** The values under their JSON keys, in a fixed order, without those that are not defined. */
   public Map<String, Object> toMap() {
     Map<String, Object> map = new LinkedHashMap<>();
     map.put("examples", examples);
     map.put("accuracy", accuracy);
     map.put("reference_accuracy", referenceAccuracy);
+    map.put("auc", auc);
+    map.put("reference_auc", referenceAuc);
+    map.put("log_loss", logLoss);
+    map.put("reference_log_loss", referenceLogLoss);
     map.put("agreement", agreement);
     map.put("agreement_low", agreementLow);
     map.put("agreement_high", agreementHigh);
@@ -45,6 +58,7 @@ public record ClassifierFidelity(
     map.put("speedup", speedup);
     map.put("reference_ms", referenceMillis);
     map.put("ms", millis);
+    map.values().removeIf(value -> value.equals(Double.NaN));
     return map;
   }
 }

@@ -1,6 +1,7 @@
 package org.espalier.evaluate;
 
 import java.util.Arrays;
+import java.util.stream.IntStream;
 
 /** The few statistics that a fidelity report needs. All functions are pure. */
 public final class Statistics {
@@ -63,6 +64,30 @@ public final class Statistics {
       bb += (b[i] - mean) * (b[i] - mean);
     }
     return ab / Math.sqrt(aa * bb);
+  }
+
+  /**
+   * The area under the ROC curve: the share of pairs of a positive and a negative that the scores order, ties
+   * counting half (Mann and Whitney 1947).
+   *
+   * @param labels 1 for a positive, 0 for a negative; all others are left out
+   * @return NaN where there is no such pair or a score is NaN
+   */
+  public static double auc(double[] scores, long[] labels) {
+    int[] known =
+        IntStream.range(0, labels.length).filter(i -> labels[i] == 0 || labels[i] == 1).toArray();
+    double[] ranks = ranks(IntStream.of(known).mapToDouble(i -> scores[i]).toArray());
+    double sum = 0;
+    long positives = 0;
+    for (int k = 0; k < known.length; k++) {
+      if (Double.isNaN(scores[known[k]])) {
+        return Double.NaN;
+      }
+      positives += labels[known[k]];
+      sum += labels[known[k]] * ranks[k];
+    }
+    double pairs = (double) positives * (known.length - positives);
+    return (sum - positives * (positives - 1) / 2.0) / pairs;
   }
 
   /** Zero-based ranks; tied values share the mean of their ranks. */

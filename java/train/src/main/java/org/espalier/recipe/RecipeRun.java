@@ -144,19 +144,30 @@ public final class RecipeRun {
           globs.check(weights);
         }
       }
-      Compression compression =
+      OnnxCompression compression =
           new OnnxCompression(
               data.isWithoutLabels() ? recipe.stagesWithoutLabels() : recipe.stages(), job, device);
-      if (recipe.formats().contains("torchscript")) {
-        try {
-          GraphScript.check(trained);
-        } catch (InputException e) {
-          compression.close();
-          throw new InputException(
-              recipe.model().place() + ": export.formats: torchscript: " + e.getMessage(), e);
+      try {
+        if (data.evaluationExamples() != null) {
+          compression.checkMeasured(data.evaluationExamples());
         }
+        if (recipe.formats().contains("torchscript")) {
+          checkScript(trained);
+        }
+      } catch (InputException e) {
+        compression.close();
+        throw e;
       }
       return compression;
+    }
+
+    private void checkScript(OnnxModel trained) {
+      try {
+        GraphScript.check(trained);
+      } catch (InputException e) {
+        throw new InputException(
+            recipe.model().place() + ": export.formats: torchscript: " + e.getMessage(), e);
+      }
     }
 
     private static boolean isScript(Path file) {
@@ -228,6 +239,7 @@ public final class RecipeRun {
       return Outcome.WAS_COMPLETE;
     }
     checkFolder(resume);
+    boolean existed = Files.exists(folder);
     host.progress("reading", 0, 0);
     Inputs inputs = new Inputs(recipe, host);
     RunData data = inputs.data;
@@ -247,6 +259,12 @@ public final class RecipeRun {
         complete = compression.run(listener);
       } catch (RunListener.Stopped e) {
         return Outcome.STOPPED; // where nothing can be saved: the checkpoint before stays
+      } catch (InputException e) {
+        // What only some examples show is seen late; there is nothing to go on with.
+        if (!checkpoint.exists()) {
+          deleteTree(existed ? state : folder);
+        }
+        throw e;
       }
       if (!complete) {
         checkpoint.write(report.progress(), compression::save);

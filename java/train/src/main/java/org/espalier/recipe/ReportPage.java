@@ -31,6 +31,8 @@ final class ReportPage {
     NEIGHBOURS("neighbour_agreement", "neighbours agree", "%.3f"),
     AGREEMENT("agreement", "same class", "%.4f"),
     ACCURACY("accuracy", "accuracy", "%.4f"),
+    AUC("auc", "AUC", "%.4f"),
+    LOG_LOSS("log_loss", "log loss", "%.4f"),
     ERROR("relative_error", "error", "%.4f"),
     SIZE("size_ratio", "size", "%.3f"),
     SPEED("speedup", "speed", "%.2fx"),
@@ -153,13 +155,20 @@ final class ReportPage {
           number(f.path("relative_error"), "%.4f"),
           "of the output, as a share of its norm");
     } else {
-      tile(
-          "Accuracy",
-          number(f.path("accuracy"), "%.4f"),
-          "the original has " + number(f.path("reference_accuracy"), "%.4f"));
+      besideOriginal("Accuracy", f, "accuracy");
+      if (f.has("auc")) {
+        besideOriginal("AUC", f, "auc");
+      }
       tile("Same class", number(f.path("agreement"), "%.4f"), "as the original gives");
     }
     out.append("</div>\n");
+  }
+
+  private void besideOriginal(String name, JsonNode fidelity, String key) {
+    tile(
+        name,
+        number(fidelity.path(key), "%.4f"),
+        "the original has " + number(fidelity.path("reference_" + key), "%.4f"));
   }
 
   private void tile(String name, String value, String note) {
@@ -244,13 +253,15 @@ final class ReportPage {
     head(headings.toArray(String[]::new));
     List<String> original = new ArrayList<>(List.of("original, float32"));
     for (Measure m : measures) {
+      JsonNode its = last.path("reference_" + m.key);
       original.add(
-          switch (m) {
-            case ACCURACY -> number(last.path("reference_accuracy"), m.format);
-            case BATCH -> "–";
-            case ERROR -> number(ZERO, m.format);
-            default -> String.format(Locale.ROOT, m.format, 1.0);
-          });
+          its.isMissingNode()
+              ? switch (m) {
+                case BATCH -> "–";
+                case ERROR -> number(ZERO, m.format);
+                default -> String.format(Locale.ROOT, m.format, 1.0);
+              }
+              : number(its, m.format));
     }
     row(false, original.toArray(String[]::new));
     int left = report.path("stages").size();

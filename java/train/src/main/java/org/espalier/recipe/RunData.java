@@ -11,9 +11,11 @@ import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Collections;
+import java.util.EnumSet;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -40,9 +42,17 @@ record RunData(
   /** Of an example: an array of so many int64 is what Java can have. */
   private static final int MOST_VALUES = Integer.MAX_VALUE / 8;
 
+  private static final Set<SafetensorsDtype> LABEL_TYPES =
+      EnumSet.of(
+          SafetensorsDtype.I64,
+          SafetensorsDtype.I32,
+          SafetensorsDtype.BOOL,
+          SafetensorsDtype.F32,
+          SafetensorsDtype.F64);
+
   private static final String NEEDED =
       "examples are inputs, or for each input of the model a tensor of its name (F32, I64, I32 or"
-          + " BOOL, [N, …]), and, for losses with labels, labels (I64 or I32, [N])";
+          + " BOOL, [N, …]), and, for losses with labels, labels (I64, I32, BOOL, F32 or F64, [N])";
 
   static RunData of(Recipe recipe, RunHost host) {
     return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host);
@@ -270,21 +280,49 @@ record RunData(
 
   private static long[] labels(SafetensorsFile file, int n) {
     TensorInfo labels = file.tensor("labels");
-    boolean wide = labels.dtype() == SafetensorsDtype.I64;
-    if (!wide && labels.dtype() != SafetensorsDtype.I32) {
-      throw new InputException(file.path() + ": labels is " + labels.dtype() + "; " + NEEDED);
-    }
-    if (labels.rank() != 1 || labels.elements() != n) {
+    if (labels.rank() < 1
+        || labels.rank() > 2
+        || labels.shape().get(0) != n
+        || labels.elements() != n) {
       throw new InputException(
           file.path() + ": labels " + labels.shape() + " for " + n + " inputs; [N] is needed");
     }
-    ByteBuffer bytes = ByteBuffer.allocateDirect((wide ? 8 : 4) * n);
-    file.read(labels, 0, bytes);
-    bytes.flip().order(ByteOrder.LITTLE_ENDIAN);
+    double[] values = numbers(file, labels);
     long[] classes = new long[n];
     for (int i = 0; i < n; i++) {
-      classes[i] = wide ? bytes.getLong() : bytes.getInt();
+      // NaN says in floats what -100 says in integers.
+      classes[i] = Double.isNaN(values[i]) ? Examples.Labelled.NO_LABEL : (long) values[i];
+      if (!Double.isNaN(values[i]) && classes[i] != values[i]) {
+        throw new InputException(
+            file.path()
+                + ": the label of example "
+                + (i + 1)
+                + " is "
+                + values[i]
+                + "; classes are whole numbers");
+      }
     }
     return classes;
+  }
+
+  private static double[] numbers(SafetensorsFile file, TensorInfo labels) {
+    if (!LABEL_TYPES.contains(labels.dtype())) {
+      throw new InputException(file.path() + ": labels is " + labels.dtype() + "; " + NEEDED);
+    }
+    ByteBuffer bytes = ByteBuffer.allocateDirect(Math.toIntExact(labels.bytes()));
+    file.read(labels, 0, bytes);
+    bytes.flip().order(ByteOrder.LITTLE_ENDIAN);
+    double[] values = new double[Math.toIntExact(labels.elements())];
+    for (int i = 0; i < values.length; i++) {
+      values[i] =
+          switch (labels.dtype()) {
+            case I64 -> bytes.getLong();
+            case I32 -> bytes.getInt();
+            case F64 -> bytes.getDouble();
+            case F32 -> bytes.getFloat();
+            default -> bytes.get(); // BOOL
+          };
+    }
+    return values;
   }
 }

@@ -7,12 +7,16 @@ import org.bytedeco.javacpp.LongPointer;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorVector;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.op.KdSoftmaxLoss;
 import org.espalier.op.KdSoftmaxLoss.Logits;
 import org.espalier.torch.TorchDevice;
 
-/** Cross entropy, distillation and bound of a classifier's logits [N, C], see {@link KdSoftmaxLoss}. */
+/**
+ * Cross entropy, distillation and bound of a classifier's logits [N, C], see {@link KdSoftmaxLoss}. One logit z an
+ * example goes through it as [0, z]: softmax([0, z])_1 is sigmoid(z), and z, not 0, is what bound compares.
+ */
 final class LogitLoss {
   private final Objective objective;
   private final TorchDevice device;
@@ -23,15 +27,16 @@ final class LogitLoss {
   }
 
   /**
-   * @param student [N, C]; the teacher's are the same
+   * @param student [N, C], or one value an example; the teacher's are the same
    * @param whole of what the N examples are a share
    * @param backward whether the root of a backward pass is wanted
    */
   Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
-    Tensor teacher = share.teacher();
+    int n = share.batch().size();
+    Tensor teacher = share.teacher() == null ? null : classes(share.teacher(), n);
     long[] labels = share.labels();
-    double part = (double) share.batch().size() / whole.examples();
-    Tensor logits = student.contiguous();
+    double part = (double) n / whole.examples();
+    Tensor logits = classes(student, n);
     Tensor gradient = torch.empty_like(logits);
     double sum = objective.labels() + objective.logits();
     double unit = sum > 0 ? sum : 1;
@@ -68,6 +73,15 @@ final class LogitLoss {
       double quality = part * quality(logits, teacher, labels);
       return new Loss(root, part * unit * result.loss(), parts, quality);
     }
+  }
+
+  /** Logits [N, C] with two classes or more. */
+  private static Tensor classes(Tensor logits, long n) {
+    if (logits.numel() > n) {
+      return logits.contiguous();
+    }
+    Tensor z = logits.reshape(n, 1);
+    return torch.cat(new TensorVector(torch.zeros_like(z), z), 1);
   }
 
   private static double quality(Tensor logits, Tensor teacher, long[] labels) {

@@ -1,8 +1,8 @@
 package org.espalier.train;
 
 /**
- * What training minimises: the sum of the parts with a weight above 0. Classifiers have logits [N, C],
- * embedding models hidden states [N, tokens, width] that are pooled into one vector a text; {@code output} is
+ * What training minimises: the sum of the parts with a weight above 0. Classifiers have logits [N, C], or one
+ * logit z an example, which stands for the two classes with the logits 0 and z; embedding models hidden states [N, tokens, width] that are pooled into one vector a text; {@code output} is
  * for models of any other kind, whose first output is [N, …].
  *
  * @param labels weight of the cross entropy with the examples' labels (classifiers)
@@ -82,6 +82,11 @@ public record Objective(
   /** A teacher's output of any shape. */
   public static Objective ofOutput() {
     return new Objective(0, 0, 1, 0, 1, 0, 0, 1, 0);
+  }
+
+  /** Whether it is about a classifier's logits. */
+  public boolean isForLogits() {
+    return isForLogits(labels, logits, bound);
   }
 
   /** Whether it is about hidden states; else about the outputs of examples of one shape. */

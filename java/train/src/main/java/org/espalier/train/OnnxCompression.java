@@ -19,6 +19,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.function.Function;
 import java.util.function.Predicate;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
@@ -29,6 +30,7 @@ import org.espalier.compress.onnx.OpsetUpgrade;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.TrainableQuantizer;
+import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -70,6 +72,7 @@ public final class OnnxCompression implements Compression {
   private StaticGrid fixed;
 
   private final Passes passes;
+  private final PlanCheck check;
 
   private int stageIndex;
 
@@ -115,6 +118,7 @@ public final class OnnxCompression implements Compression {
     this.job = job;
     this.device = device;
     this.passes = new Passes(job, device);
+    this.check = new PlanCheck(plan, job);
     for (Stage stage : plan.stages()) {
       check(stage);
     }
@@ -129,9 +133,18 @@ public final class OnnxCompression implements Compression {
     }
   }
 
+  /**
+   * Checks examples that the result will be measured on, before anything is trained.
+   *
+   * @throws InputException where their labels are none of what the plan learns, or the model's output for one
+   *     of them is not finite
+   */
+  public void checkMeasured(Examples.Labelled examples) {
+    check.measures(graph, examples);
+  }
+
   /** What a later stage would stumble over is found before the first one trains. */
   private void checkStages() {
-    PlanCheck check = new PlanCheck(plan, job);
     check.run(graph);
     for (Stage stage : plan.stages()) {
       if (stage instanceof Stage.Prune p) {
@@ -185,9 +198,12 @@ public final class OnnxCompression implements Compression {
     }
   }
 
-  /** Makes the trainable graph of the present form. */
+  /** Makes the trainable graph of the present form; a classifier's logits are an output of it too. */
   private void load() {
-    graph = new OnnxGraph(form.withAnyBatch(), device);
+    String logits = ClassifierOutput.of(form).logits();
+    boolean asked = plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits());
+    List<String> added = asked && logits != null ? List.of(logits) : List.of();
+    graph = new OnnxGraph(form.withAnyBatch().withOutputs(added), device);
     weights = new ArrayList<>();
     for (Parameter p : graph.parameters()) {
       boolean trained = p.kind() != Parameter.Kind.EMBEDDING;
@@ -196,7 +212,7 @@ public final class OnnxCompression implements Compression {
         weights.add(new TrainedWeight(p, device));
       }
     }
-    passes.use(graph, null, null);
+    passes.use(graph, null, null, logits);
   }
 
   private void unload() {
@@ -265,6 +281,14 @@ public final class OnnxCompression implements Compression {
     Progress made = new Progress();
     Training training = stage.training();
     made.before = passes.validate(training.objective(), 0, Double.POSITIVE_INFINITY);
+    if (stageIndex == 0 && !Double.isFinite(made.before.loss())) {
+      throw new InputException(
+          job.model().name()
+              + ": the loss on the validation examples is "
+              + made.before.loss()
+              + " before anything is changed; its output or the teacher's is not finite, or too"
+              + " large to square, for one of them");
+    }
     listener.validated(stage, made.before);
     made.changed = made.before;
     if (stage instanceof Stage.Quantize q) {
@@ -493,7 +517,7 @@ public final class OnnxCompression implements Compression {
       activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid(device));
     }
     graph.transformInputs(activations);
-    passes.use(graph, activations, fixed);
+    passes.use(graph, activations, fixed, ClassifierOutput.of(form).logits());
   }
 
   /** Null where no range is a parameter. */
@@ -832,17 +856,23 @@ public final class OnnxCompression implements Compression {
   }
 
   private void putConstants(OnnxModel model) {
+    putConstants(model, TrainedWeight::latent);
+  }
+
+  private void putConstants(OnnxModel model, Function<TrainedWeight, TrainingBuffer> values) {
     byConstant()
         .forEach(
             (constant, w) ->
                 model.replaceConstant(
                     OnnxInitializer.floats(
-                        constant, model.constant(constant).dims(), w.latent().values())));
+                        constant, model.constant(constant).dims(), values.apply(w).values())));
   }
 
   @Override
   public OnnxModel roundedModel() {
-    return graph.toModel();
+    OnnxModel model = form.withAnyBatch();
+    putConstants(model, w -> w.working);
+    return model;
   }
 
   @Override

@@ -2,12 +2,15 @@ package org.espalier.train;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.EnumMap;
 import java.util.List;
+import java.util.Map;
 import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
+import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
@@ -35,16 +38,41 @@ final class Passes implements AutoCloseable {
   /** Null where ranges of activations are not fixed. */
   private StaticGrid fixed;
 
-  private TeacherOutputs trainingTargets;
-  private TeacherOutputs validationTargets;
+  /** The value of the graph that holds a classifier's logits; null where it has none. */
+  private String logits;
+
+  /** What the teacher gives, by the value of it that objectives ask for. */
+  private final Map<Value, Targets> targets = new EnumMap<>(Value.class);
+
+  /** A value of a model that objectives look at. */
+  private enum Value {
+    /** See {@link ClassifierOutput#logits}. */
+    LOGITS,
+    /** The first output. */
+    OUTPUT;
+
+    static Value of(Objective objective) {
+      return objective.isForLogits() ? LOGITS : OUTPUT;
+    }
+  }
+
+  /** What the teacher gives for all examples. */
+  private record Targets(TeacherOutputs training, TeacherOutputs validation)
+      implements AutoCloseable {
+    @Override
+    public void close() {
+      training.close();
+      validation.close();
+    }
+  }
 
   /** A way through the graph for one thread; activations are null where they stay float. */
   private record Lane(OnnxGraph graph, ActivationSimulation activations) implements AutoCloseable {
-    Tensor forward(Batch batch) {
+    Tensor forward(Batch batch, String value) {
       if (activations != null) {
         activations.begin(batch);
       }
-      return graph.forward(batch.inputs()).get(graph.outputNames().get(0));
+      return graph.forward(batch.inputs()).get(value);
     }
 
     @Override
@@ -67,11 +95,18 @@ final class Passes implements AutoCloseable {
    *
    * @param activations simulated in it; null where they stay float
    * @param fixed their ranges; null where they are not fixed
+   * @param logits the output of it that objectives for logits look at
    */
-  void use(OnnxGraph graph, ActivationSimulation activations, StaticGrid fixed) {
+  void use(OnnxGraph graph, ActivationSimulation activations, StaticGrid fixed, String logits) {
     release();
     first = new Lane(graph, activations);
     this.fixed = fixed;
+    this.logits = logits;
+  }
+
+  /** The output of the graph that an objective looks at. */
+  private String value(Objective objective) {
+    return Value.of(objective) == Value.LOGITS ? logits : first.graph().outputNames().get(0);
   }
 
   /** Leaves the graph, which its owner may close then. */
@@ -98,12 +133,12 @@ final class Passes implements AutoCloseable {
             && (objective.labels() == 0 || areLabelled(indices))
             && indices.length > 1;
     if (!halved) {
-      Share share = share(objective, job.training(), trainingTargets, indices);
+      Share share = share(objective, job.training(), indices);
       return backward(loss(first, objective, share, Whole.of(share), true));
     }
     List<Share> halves = new ArrayList<>();
     for (int half = 0; half < 2; half++) {
-      halves.add(share(objective, job.training(), trainingTargets, everySecond(indices, half)));
+      halves.add(share(objective, job.training(), everySecond(indices, half)));
     }
     Whole whole = Whole.of(halves);
     List<Lane> lanes = lanes();
@@ -166,17 +201,21 @@ final class Passes implements AutoCloseable {
     return (sum + second.activations().nanoseconds()) / threads.width();
   }
 
-  private Share share(
-      Objective objective, Examples examples, TeacherOutputs targets, int[] indices) {
+  private Share share(Objective objective, Examples examples, int[] indices) {
     Batch batch = Batch.of(examples, indices, first.graph().inputNames()).on(device);
-    Tensor teacher = objective.needsTeacher() ? device.place(targets.read(indices, batch)) : null;
+    Tensor teacher = null;
+    if (objective.needsTeacher()) {
+      Targets kept = targets.get(Value.of(objective));
+      TeacherOutputs outputs = examples == job.training() ? kept.training() : kept.validation();
+      teacher = device.place(outputs.read(indices, batch));
+    }
     long[] all = examples instanceof Examples.Labelled rows ? rows.labels() : null;
     long[] labels = all == null ? null : IntStream.of(indices).mapToLong(i -> all[i]).toArray();
     return new Share(batch, teacher, labels);
   }
 
   private Loss loss(Lane lane, Objective objective, Share share, Whole whole, boolean backward) {
-    Tensor output = lane.forward(share.batch());
+    Tensor output = lane.forward(share.batch(), value(objective));
     if (objective.isForEmbeddings()) {
       return new EmbeddingLoss(objective, job.pooling(), device).of(output, share, whole, backward);
     }
@@ -221,40 +260,45 @@ final class Passes implements AutoCloseable {
   private Loss validate(Lane lane, Objective objective, int[] indices) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Share share = share(objective, job.validation(), validationTargets, indices);
+      Share share = share(objective, job.validation(), indices);
       return loss(lane, objective, share, Whole.of(share), false);
     }
   }
 
   /** Has the teacher's outputs ready where an objective needs them. */
   void openTargets(Objective objective, TrainingListener listener) {
-    if (!objective.needsTeacher() || trainingTargets != null) {
+    if (!objective.needsTeacher() || targets.containsKey(Value.of(objective))) {
       return;
     }
     OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
     byte[] digest = TeacherOutputs.digest(model);
-    try (OnnxGraph teacher =
-            new OnnxGraph(OnnxCompression.trainable(model).withAnyBatch(), device);
+    OnnxModel trainable = OnnxCompression.trainable(model).withAnyBatch();
+    String output =
+        objective.isForLogits()
+            ? ClassifierOutput.of(trainable).logits()
+            : trainable.outputs().get(0).getName();
+    try (OnnxGraph teacher = new OnnxGraph(trainable.withOutputs(List.of(output)), device);
         OnnxGraph sibling = teacher.sibling()) {
       List<TrainableModel> both = List.of(teacher, sibling);
       boolean perToken = objective.isForEmbeddings();
-      int width = width();
-      trainingTargets =
-          TeacherOutputs.open(
-              both, threads, digest, job.training(), width, perToken, job.cache(), listener);
-      validationTargets =
-          TeacherOutputs.open(
-              both, threads, digest, job.validation(), width, perToken, job.cache(), listener);
+      int width = width(objective);
+      List<TeacherOutputs> opened = new ArrayList<>();
+      for (Examples examples : List.of(job.training(), job.validation())) {
+        opened.add(
+            TeacherOutputs.open(
+                both, output, threads, digest, examples, width, perToken, job.cache(), listener));
+      }
+      targets.put(Value.of(objective), new Targets(opened.get(0), opened.get(1)));
     }
   }
 
-  /** How wide a token's states are, or how many values the student's first output has an example. */
-  private int width() {
+  /** How wide a token's states are, or how many values the student's output has an example. */
+  private int width(Objective objective) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch =
           Batch.of(job.validation(), new int[] {0}, first.graph().inputNames()).on(device);
-      Tensor output = first.forward(batch);
+      Tensor output = first.forward(batch, value(objective));
       long[] shape = output.shape();
       if (shape.length == 0 || shape[0] != 1) {
         throw new InputException(
@@ -274,10 +318,6 @@ final class Passes implements AutoCloseable {
   public void close() {
     threads.close();
     release();
-    for (TeacherOutputs t : new TeacherOutputs[] {trainingTargets, validationTargets}) {
-      if (t != null) {
-        t.close();
-      }
-    }
+    targets.values().forEach(Targets::close);
   }
 }

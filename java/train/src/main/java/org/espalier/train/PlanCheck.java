@@ -2,7 +2,9 @@ package org.espalier.train;
 
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -17,6 +19,7 @@ import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.compress.OnnxPruner;
+import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -32,6 +35,8 @@ final class PlanCheck {
   /** Examples of the trial: a size that hardly stands in a graph by chance, as 1 and 2 do. */
   private static final int FEW = 3;
 
+  private static final int MEASURED_BATCH = 32;
+
   private static final Map<SafetensorsDtype, DataType> TYPES =
       Map.of(
           SafetensorsDtype.F32, DataType.FLOAT,
@@ -41,6 +46,9 @@ final class PlanCheck {
 
   private final CompressionPlan plan;
   private final Compression.Job job;
+
+  /** One for each stage that learns labels. */
+  private final List<Output> labelled = new ArrayList<>();
 
   PlanCheck(CompressionPlan plan, Compression.Job job) {
     this.plan = plan;
@@ -60,24 +68,66 @@ final class PlanCheck {
       }
     }
     checkInputs();
-    long[] shape = outputShape(graph, job.model().name());
-    for (Stage stage : plan.stages()) {
-      check(stage, graph.outputNames().get(0), shape);
-    }
     boolean taught = plan.stages().stream().anyMatch(s -> s.training().objective().needsTeacher());
-    if (job.teacher() != null && taught) {
-      try (OnnxGraph teacher =
-          new OnnxGraph(OnnxCompression.trainable(job.teacher()).withAnyBatch())) {
-        long[] wanted = outputShape(teacher, job.teacher().name());
-        if (!Arrays.equals(wanted, shape)) {
-          throw new InputException(
-              "the teacher's first output has the shape "
-                  + Arrays.toString(wanted)
-                  + " for one example; the student's has "
-                  + Arrays.toString(shape));
+    try (OnnxGraph teacher =
+        job.teacher() == null || !taught
+            ? null
+            : new OnnxGraph(withLogits(OnnxCompression.trainable(job.teacher())).withAnyBatch())) {
+      Map<String, long[]> shapes = new HashMap<>();
+      Map<String, long[]> wantedShapes = new HashMap<>();
+      for (Stage stage : plan.stages()) {
+        Objective objective = stage.training().objective();
+        String value = value(job.model(), objective, stage);
+        long[] shape = shapes.computeIfAbsent(value, v -> shape(graph, v, job.model().name()));
+        check(stage, value, shape);
+        if (teacher != null && objective.needsTeacher()) {
+          String taughtBy = value(job.teacher(), objective, stage);
+          long[] wanted =
+              wantedShapes.computeIfAbsent(taughtBy, v -> shape(teacher, v, job.teacher().name()));
+          boolean single = values(wanted) == 1 && values(shape) == 1;
+          if (!Arrays.equals(wanted, shape) && !single) {
+            throw new InputException(
+                "the teacher's output "
+                    + taughtBy
+                    + " has the shape "
+                    + Arrays.toString(wanted)
+                    + " for one example; the student's has "
+                    + Arrays.toString(shape));
+          }
         }
       }
     }
+  }
+
+  /** With a classifier's logits as an output too. */
+  private static OnnxModel withLogits(OnnxModel model) {
+    String logits = ClassifierOutput.of(model).logits();
+    return logits == null ? model : model.withOutputs(List.of(logits));
+  }
+
+  /** The value of a model that a stage's objective looks at. */
+  private static String value(OnnxModel model, Objective objective, Stage stage) {
+    ClassifierOutput output = ClassifierOutput.of(OnnxCompression.trainable(model));
+    if (!objective.isForLogits()) {
+      return output.output();
+    }
+    if (output.logits() == null) {
+      throw new InputException(
+          "stage "
+              + stage.name()
+              + ": the output "
+              + output.output()
+              + " of "
+              + model.name()
+              + " holds probabilities, and the logits that they are made of are not to be found;"
+              + " labels, logits and bound need logits as the output, or a Sigmoid or Softmax at"
+              + " its end, and loss {output: 1} takes any");
+    }
+    return output.logits();
+  }
+
+  private static long values(long[] shape) {
+    return LongStream.of(shape).reduce(1, Math::multiplyExact);
   }
 
   /** A tensor that no model takes is one with a wrong name. */
@@ -171,40 +221,91 @@ final class PlanCheck {
     if (objective.isForEmbeddings() || objective.output() > 0) {
       return;
     }
-    if (shape.length != 2) {
+    boolean single = values(shape) == 1;
+    if (shape.length != 2 && !single) {
       throw new InputException(
           where
               + " has the shape "
               + Arrays.toString(shape)
-              + " for one example; labels, logits and bound need [examples, classes], and loss"
-              + " {output: 1} takes any");
+              + " for one example; labels, logits and bound need [examples, classes], or one value"
+              + " an example, and loss {output: 1} takes any");
     }
     if (objective.labels() > 0) {
-      for (Examples examples : List.of(job.training(), job.validation())) {
-        LongStream.of(((Examples.Labelled) examples).labels())
-            .filter(
-                label -> label != Examples.Labelled.NO_LABEL && (label < 0 || label >= shape[1]))
-            .findFirst()
-            .ifPresent(
-                label -> {
-                  throw new InputException(
-                      where
-                          + " has "
-                          + shape[1]
-                          + " classes, and there is a label "
-                          + label
-                          + "; 0 to "
-                          + (shape[1] - 1)
-                          + " are right, and "
-                          + Examples.Labelled.NO_LABEL
-                          + " for none");
-                });
+      Output learning = new Output(where, single ? 2 : shape[1], single);
+      learning.checkLearned(job.training(), job.validation());
+      labelled.add(learning);
+    }
+  }
+
+  /**
+   * Checks examples that nothing is trained on, after {@link #run}.
+   *
+   * @throws InputException where a label is no class of the model, or an output is not finite
+   */
+  void measures(OnnxGraph graph, Examples.Labelled examples) {
+    labelled.forEach(output -> output.check(examples));
+    String output = graph.outputNames().get(0);
+    for (int[] indices : Batches.inOrder(examples, MEASURED_BATCH)) {
+      try (PointerScope scope = new PointerScope();
+          NoGradGuard noGrad = new NoGradGuard()) {
+        Batch batch = Batch.of(examples, indices, graph.inputNames());
+        if (!isFinite(graph.forward(batch.inputs()).get(output))) {
+          throw new InputException(
+              job.model().name()
+                  + ": the output "
+                  + output
+                  + " holds NaN or infinite values for one of the evaluation examples");
+        }
+      }
+    }
+  }
+
+  /** An output of which a stage learns labels. */
+  private record Output(String where, long classes, boolean single) {
+    /** Refuses labels that are no classes of it; returns those that are known. */
+    long[] check(Examples examples) {
+      long[] known =
+          LongStream.of(((Examples.Labelled) examples).labels())
+              .filter(label -> label != Examples.Labelled.NO_LABEL)
+              .toArray();
+      for (long label : known) {
+        if (label < 0 || label >= classes) {
+          throw new InputException(
+              where
+                  + (single ? " is one logit" : " has " + classes + " classes")
+                  + ", and there is a label "
+                  + label
+                  + "; 0 to "
+                  + (classes - 1)
+                  + " are right, and "
+                  + Examples.Labelled.NO_LABEL
+                  + " for none");
+        }
+      }
+      return known;
+    }
+
+    void checkLearned(Examples training, Examples validation) {
+      long[] known = check(training);
+      if (known.length == 0 || check(validation).length == 0) {
+        throw new InputException(
+            where
+                + " learns from labels, and none of the "
+                + (known.length == 0 ? "training" : "validation")
+                + " examples has one");
+      }
+      if (single && LongStream.of(known).allMatch(label -> label == known[0])) {
+        throw new InputException(
+            where
+                + " is one logit, and all labels of the training examples are "
+                + known[0]
+                + "; examples of both classes are needed");
       }
     }
   }
 
   /** The shape of what the model gives for an example, found by a batch of some, the longest text among them. */
-  private long[] outputShape(OnnxGraph graph, String name) {
+  private long[] shape(OnnxGraph graph, String value, String name) {
     Examples examples = job.training();
     int longest = 0;
     for (int i = 0; i < examples.size(); i++) {
@@ -217,7 +318,7 @@ final class PlanCheck {
       Batch batch = batch(examples, few, graph, name);
       Tensor output;
       try {
-        output = graph.forward(batch.inputs()).get(graph.outputNames().get(0));
+        output = graph.forward(batch.inputs()).get(value);
       } catch (InputException e) {
         throw new InputException(
             e.getMessage()
@@ -226,7 +327,7 @@ final class PlanCheck {
                     : " (for " + FEW + " examples; the model must take batches of any size)"),
             e);
       }
-      String what = name + ": the output " + graph.outputNames().get(0);
+      String what = name + ": the output " + value;
       if (output.scalar_type().intern() != ScalarType.Float) {
         throw new InputException(
             what

@@ -5,6 +5,7 @@ import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -52,6 +53,7 @@ final class TeacherOutputs implements AutoCloseable {
    * Opens the outputs, which are computed where the folder does not have them.
    *
    * @param teachers the same model twice, for two threads
+   * @param output the one that is kept
    * @param digest of the teacher, see {@link #digest(OnnxModel)}
    * @param width of a token's states, or the values of an example's output
    * @param perToken whether outputs are [N, tokens, width]; else [N, …]
@@ -59,6 +61,7 @@ final class TeacherOutputs implements AutoCloseable {
    */
   static TeacherOutputs open(
       List<? extends TrainableModel> teachers,
+      String output,
       SideBySide threads,
       byte[] digest,
       Examples examples,
@@ -73,11 +76,11 @@ final class TeacherOutputs implements AutoCloseable {
     try {
       if (folder != null) {
         Files.createDirectories(folder);
-        Path known = folder.resolve("teacher-" + key(digest, examples, perToken) + ".f32");
+        Path known = folder.resolve("teacher-" + key(digest, output, examples, perToken) + ".f32");
         if (!Files.exists(known) || Files.size(known) != 4 * starts[examples.size()]) {
           Path making = Files.createTempFile(folder, "teacher-", ".tmp");
           try {
-            compute(teachers, threads, examples, width, perToken, starts, making, listener);
+            compute(teachers, output, threads, examples, width, perToken, starts, making, listener);
             Files.move(making, known, StandardCopyOption.ATOMIC_MOVE);
           } finally {
             Files.deleteIfExists(making);
@@ -88,7 +91,7 @@ final class TeacherOutputs implements AutoCloseable {
       }
       Path making = Files.createTempFile("espalier-teacher-", ".f32");
       making.toFile().deleteOnExit();
-      compute(teachers, threads, examples, width, perToken, starts, making, listener);
+      compute(teachers, output, threads, examples, width, perToken, starts, making, listener);
       FileChannel channel = FileChannel.open(making, StandardOpenOption.READ);
       return new TeacherOutputs(channel, making, starts, width, perToken);
     } catch (IOException e) {
@@ -98,6 +101,7 @@ final class TeacherOutputs implements AutoCloseable {
 
   private static void compute(
       List<? extends TrainableModel> teachers,
+      String output,
       SideBySide threads,
       Examples examples,
       int width,
@@ -116,8 +120,8 @@ final class TeacherOutputs implements AutoCloseable {
         done +=
             threads
                 .run(
-                    () -> out.compute(teachers.get(0), examples, one),
-                    () -> out.compute(teachers.get(1), examples, two))
+                    () -> out.compute(teachers.get(0), output, examples, one),
+                    () -> out.compute(teachers.get(1), output, examples, two))
                 .stream()
                 .mapToInt(Integer::intValue)
                 .sum();
@@ -130,17 +134,14 @@ final class TeacherOutputs implements AutoCloseable {
   }
 
   /** Computes and writes the outputs of some examples, whose number it returns. */
-  private int compute(TrainableModel teacher, Examples examples, int[] indices) {
+  private int compute(TrainableModel teacher, String name, Examples examples, int[] indices) {
     if (indices.length == 0) {
       return 0;
     }
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch = Batch.of(examples, indices, teacher.inputNames());
-      Tensor output =
-          TorchDevice.CPU
-              .place(teacher.forward(batch.inputs()).get(teacher.outputNames().get(0)))
-              .contiguous();
+      Tensor output = TorchDevice.CPU.place(teacher.forward(batch.inputs()).get(name)).contiguous();
       check(output, batch, width, perToken);
       FloatPointer values = new FloatPointer(output.data_ptr());
       long row = (long) (perToken ? batch.longest() : 1) * width;
@@ -149,6 +150,7 @@ final class TeacherOutputs implements AutoCloseable {
         ByteBuffer bytes = ByteBuffer.allocate(4 * n).order(ByteOrder.nativeOrder());
         float[] floats = new float[n];
         values.position(i * row).get(floats);
+        checkFinite(name, floats);
         bytes.asFloatBuffer().put(floats);
         for (long at = 4 * starts[indices[i]]; bytes.hasRemaining(); ) {
           at += file.write(bytes, at);
@@ -182,6 +184,15 @@ final class TeacherOutputs implements AutoCloseable {
     }
   }
 
+  private static void checkFinite(String output, float[] values) {
+    for (float value : values) {
+      if (!Float.isFinite(value)) {
+        throw new InputException(
+            "the teacher's output " + output + " is " + value + " for one of the examples");
+      }
+    }
+  }
+
   /** A digest of a model: of its file's content. */
   static byte[] digest(OnnxModel model) {
     MessageDigest sha = sha256();
@@ -189,9 +200,10 @@ final class TeacherOutputs implements AutoCloseable {
     return sha.digest();
   }
 
-  private static String key(byte[] digest, Examples examples, boolean perToken) {
+  private static String key(byte[] digest, String output, Examples examples, boolean perToken) {
     MessageDigest sha = sha256();
     sha.update(digest);
+    sha.update(output.getBytes(StandardCharsets.UTF_8));
     sha.update((byte) (perToken ? 1 : 0));
     if (examples instanceof Examples.Texts texts) {
       for (long[] ids : texts.ids()) {

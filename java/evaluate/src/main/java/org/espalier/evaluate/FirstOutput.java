@@ -1,0 +1,93 @@
+package org.espalier.evaluate;
+
+import ai.onnxruntime.OnnxJavaType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtSession;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+
+/** The first output of a model for examples that are fed one by one. */
+final class FirstOutput implements AutoCloseable {
+  private final RuntimeModel model;
+  private final OnnxModel file;
+  private final List<Map<String, OnnxTensor>> inputs;
+  private int rank;
+
+  FirstOutput(Path path, ExampleTensors examples) {
+    file = OnnxModel.read(path);
+    model = new RuntimeModel(path);
+    try {
+      inputs = examples.open(model.inputs());
+    } catch (InputException e) {
+      model.close();
+      throw new InputException(path + ": " + e.getMessage(), e);
+    }
+  }
+
+  OnnxModel model() {
+    return file;
+  }
+
+  /** How many dimensions the output had when it was last asked for. */
+  int rank() {
+    return rank;
+  }
+
+  /** What the model gives for an example. */
+  float[] values(int example) {
+    try (OrtSession.Result result = model.run(inputs.get(example))) {
+      if (!(result.get(0) instanceof OnnxTensor t)
+          || t.getInfo().type != OnnxJavaType.FLOAT
+          || t.getInfo().getShape().length == 0
+          || t.getInfo().getShape()[0] != 1) {
+        throw new InputException(
+            model.file()
+                + ": the first output must be float32 with one row an example but is "
+                + result.get(0).getInfo());
+      }
+      rank = t.getInfo().getShape().length;
+      float[] values = new float[t.getFloatBuffer().remaining()];
+      t.getFloatBuffer().get(values);
+      return values;
+    }
+  }
+
+  /** Refuses what a reference may not give: nothing can be compared with it. */
+  void requireFinite(float[] values, int example) {
+    for (float value : values) {
+      if (!Float.isFinite(value)) {
+        throw new InputException(
+            model.file()
+                + ": the first output is "
+                + value
+                + " for example "
+                + (example + 1)
+                + " of those that are measured");
+      }
+    }
+  }
+
+  /** Refuses outputs of different sizes. */
+  static void requireSame(FirstOutput one, float[] values, FirstOutput other, float[] others) {
+    if (values.length != others.length) {
+      throw new InputException(
+          "the models differ in their first output: "
+              + one.model.file()
+              + " gives "
+              + values.length
+              + " values an example, "
+              + other.model.file()
+              + " "
+              + others.length);
+    }
+  }
+
+  @Override
+  public void close() {
+    ExampleTensors.close(inputs);
+    model.close();
+  }
+}

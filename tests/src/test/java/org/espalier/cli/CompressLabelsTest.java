@@ -1,0 +1,313 @@
+package org.espalier.cli;
+
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.list;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OrtException;
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsWriter;
+import org.espalier.format.safetensors.TensorSpec;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.onnx.OnnxRuntime;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** Whole runs of models with labels that are no classes of a softmax: of one logit. */
+class CompressLabelsTest {
+  private static final int N = 900;
+  private static final int WIDTH = 6;
+
+  private static final String BINARY =
+      """
+      model: {file: model.onnx}
+      data: {examples: examples.safetensors, validation: 100, evaluation: 300, calibration: 64}
+      stages:
+        - {kind: fine-tune, steps: 400, batch: 32, learning-rate: 1e-2}
+        - {kind: prune, sparsity: 0.3, steps: 60, batch: 32, learning-rate: 3e-3}
+        - {kind: quantize, form: FORM, steps: 30, batch: 32, learning-rate: 1e-3}
+        - kind: distil
+          steps: 20
+          batch: 32
+          loss: {labels: 0.3, logits: 0.7, temperature: 3, bound: 0.1}
+      export: {formats: [onnx, onnx-float, torchscript]}
+      report: {each-stage: false}
+      """;
+
+  @TempDir Path folder;
+  private Path recipe;
+  private final float[] points = new float[N * WIDTH];
+
+  /** Whether a point lies outside a ball. */
+  private final double[] outside = new double[N];
+
+  @BeforeEach
+  void makeInputs() throws IOException {
+    Random random = new Random(5);
+    for (int i = 0; i < N; i++) {
+      double square = 0;
+      for (int j = 0; j < WIDTH; j++) {
+        float x = (float) random.nextGaussian();
+        points[i * WIDTH + j] = x;
+        square += j < 3 ? x * x : 0;
+      }
+      outside[i] = square > 2.4 ? 1 : 0;
+    }
+    recipe = Files.writeString(folder.resolve("recipe.yaml"), BINARY.replace("FORM", "dynamic"));
+    examples(SafetensorsDtype.I64, outside, N);
+    model(1, List.of());
+  }
+
+  private void examples(SafetensorsDtype type, double[] labels, long... shape) {
+    ByteBuffer inputs = ByteBuffer.allocate(4 * points.length).order(ByteOrder.LITTLE_ENDIAN);
+    inputs.asFloatBuffer().put(points);
+    ByteBuffer values = ByteBuffer.allocate(8 * labels.length).order(ByteOrder.LITTLE_ENDIAN);
+    for (double label : labels) {
+      switch (type) {
+        case I64 -> values.putLong((long) label);
+        case I32 -> values.putInt((int) label);
+        case F64 -> values.putDouble(label);
+        case F32 -> values.putFloat((float) label);
+        default -> values.put((byte) label);
+      }
+    }
+    List<Long> dims = java.util.Arrays.stream(shape).boxed().toList();
+    List<TensorSpec> specs =
+        List.of(
+            new TensorSpec("inputs", SafetensorsDtype.F32, List.of((long) N, (long) WIDTH)),
+            new TensorSpec("labels", type, dims));
+    try (AtomicFile file = AtomicFile.create(folder.resolve("examples.safetensors"))) {
+      SafetensorsWriter writer = new SafetensorsWriter(file, specs, Map.of());
+      writer.append("inputs", inputs);
+      writer.append("labels", values.flip());
+      writer.finish();
+      file.commit();
+    }
+  }
+
+  /**
+   * Writes a perceptron with random weights.
+   *
+   * @param outputs of its last layer, z [n, outputs]
+   * @param tail nodes after z, the last of which gives the output
+   */
+  private void model(int outputs, List<NodeProto> tail) throws IOException {
+    Random random = new Random(2);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("perceptron")
+            .addInput(value("x", DataType.FLOAT, -1, WIDTH))
+            .addInitializer(floats("w1", random, 0.4f, WIDTH, 32))
+            .addInitializer(floats("b1", random, 0.4f, 32))
+            .addInitializer(floats("w2", random, 0.3f, 32, outputs))
+            .addInitializer(floats("b2", random, 0.1f, outputs))
+            .addInitializer(floats("half", new Random(1), 0.5f, 1))
+            .addNode(node("MatMul", "m1", List.of("x", "w1"), "p1"))
+            .addNode(node("Add", "a1", List.of("p1", "b1"), "h1"))
+            .addNode(node("Relu", "r1", List.of("h1"), "h"))
+            .addNode(node("MatMul", "m2", List.of("h", "w2"), "p2"))
+            .addNode(node("Add", "a2", List.of("p2", "b2"), "z"))
+            .addAllNode(tail);
+    String last = tail.isEmpty() ? "z" : tail.get(tail.size() - 1).getOutput(0);
+    boolean flat = tail.stream().anyMatch(n -> n.getOpType().equals("Squeeze"));
+    g.addOutput(flat ? value(last, DataType.FLOAT, -1) : value(last, DataType.FLOAT, -1, outputs));
+    Files.write(folder.resolve("model.onnx"), SmallModels.model(12, g).toByteArray());
+  }
+
+  private static List<NodeProto> tail(String end) {
+    NodeProto sigmoid = node("Sigmoid", "s", List.of("z"), "p");
+    return switch (end) {
+      case "logit" -> List.of();
+      case "flat logit" -> List.of(node("Squeeze", "q", List.of("z"), "y", list("axes", 1)));
+      case "sigmoid" -> List.of(sigmoid);
+      case "flat sigmoid" ->
+          List.of(sigmoid, node("Squeeze", "q", List.of("p"), "y", list("axes", 1)));
+      case "scaled sigmoid" -> List.of(sigmoid, node("Mul", "m", List.of("p", "half"), "y"));
+      case "exponential" ->
+          List.of(
+              node("Exp", "e", List.of("z"), "e"),
+              node("Sub", "d", List.of("e", "e"), "zero"),
+              node("Add", "y", List.of("z", "zero"), "y"));
+      case "logarithm" -> List.of(node("Log", "l", List.of("z"), "y"));
+      default -> throw new IllegalArgumentException(end);
+    };
+  }
+
+  /** What a model in the output folder gives for all points. */
+  private float[] answers(Path model, int outputs) throws OrtException {
+    Libtorch.load();
+    try (PointerScope scope = new PointerScope()) {
+      Tensor y =
+          OnnxRuntime.run(
+                  OnnxModel.read(model), Map.of("x", AbstractTensor.create(points, N, WIDTH)))
+              .values()
+              .iterator()
+              .next();
+      assertEquals((long) N * outputs, y.numel());
+      float[] values = new float[N * outputs];
+      y.contiguous().data_ptr_float().get(values);
+      return values;
+    }
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "logit, I64, 1, dynamic",
+    "flat logit, F32, 1, static",
+    "sigmoid, F32, 2, dynamic",
+    "flat sigmoid, BOOL, 1, static",
+    "sigmoid, F64, 1, static",
+    "logit, I32, 2, static",
+  })
+  void aClassifierOfOneLogitIsCompressed(String end, SafetensorsDtype type, int rank, String form)
+      throws Exception {
+    model(1, tail(end));
+    examples(type, outside, rank == 1 ? new long[] {N} : new long[] {N, 1});
+    Files.writeString(recipe, BINARY.replace("FORM", form));
+    Path out = folder.resolve("out");
+    JsonNode report = Run.of("compress", recipe, "-o", out, "--json").json();
+    JsonNode f = report.path("fidelity");
+    assertTrue(f.path("accuracy").asDouble() > 0.85, f.toString());
+    assertTrue(f.path("auc").asDouble() > 0.93, f.toString());
+    assertTrue(f.path("log_loss").asDouble() < 0.4, f.toString());
+    assertTrue(f.path("reference_auc").asDouble() < 0.8, f.toString());
+    assertTrue(f.path("reference_log_loss").asDouble() > 0.5, f.toString());
+    assertFalse(f.has("cosine_mean"), "of one value it is a sign: " + f);
+    // The validation's quality is the accuracy of what the runtime gives.
+    double quality = report.at("/stages/3/after/quality").asDouble();
+    assertTrue(quality > 0.8, report.at("/stages/3").toString());
+    // What is written still ends as the original does, and is as right on the points as reported.
+    float[] y = answers(out.resolve("model-int8.onnx"), 1);
+    boolean probabilities = end.endsWith("sigmoid");
+    int right = 0;
+    for (int i = 0; i < N; i++) {
+      assertTrue(!probabilities || y[i] >= 0 && y[i] <= 1);
+      right += y[i] > (probabilities ? 0.5 : 0) == (outside[i] == 1) ? 1 : 0;
+    }
+    assertEquals(f.path("accuracy").asDouble(), (double) right / N, 0.07);
+    assertEquals(1, OnnxModel.read(out.resolve("model-float.onnx")).outputs().size());
+    String page = Files.readString(out.resolve("report.html"));
+    for (String word : List.of("AUC", "log loss", "accuracy")) {
+      assertTrue(page.contains(word), word);
+    }
+    String shown = Run.of("compress", recipe, "-o", out, "--resume").done().out();
+    assertTrue(shown.contains("AUC of the original") && shown.contains("log loss"), shown);
+  }
+
+  /** It says what a model with two logits says of which one is 0. */
+  @Test
+  void endingInASigmoidTrainsTheVeryWeightsOfTheLogit() throws Exception {
+    Path logit = folder.resolve("logit");
+    Run.of("compress", recipe, "-o", logit).done();
+    model(1, tail("sigmoid"));
+    Path sigmoid = folder.resolve("sigmoid");
+    Run.of("compress", recipe, "-o", sigmoid).done();
+    float[] z = answers(logit.resolve("model-float.onnx"), 1);
+    float[] p = answers(sigmoid.resolve("model-float.onnx"), 1);
+    for (int i = 0; i < N; i++) {
+      assertEquals(1 / (1 + Math.exp(-z[i])), p[i], 1e-6);
+    }
+    // A sigmoid may be taught by logits.
+    Files.copy(logit.resolve("model-float.onnx"), folder.resolve("teacher.onnx"));
+    Run.of(
+            "compress",
+            recipe,
+            "-o",
+            folder.resolve("taught"),
+            "--set",
+            "teacher.file=teacher.onnx",
+            "--set",
+            "prune.loss={logits: 1}")
+        .done();
+  }
+
+  @Test
+  void examplesWithoutALabelCountInNoMetric() throws Exception {
+    double[] some = outside.clone();
+    for (int i = 0; i < N; i += 3) {
+      some[i] = i % 2 == 0 ? Double.NaN : -100;
+    }
+    examples(SafetensorsDtype.F32, some, N);
+    JsonNode report = Run.of("compress", recipe, "-o", folder.resolve("out"), "--json").json();
+    JsonNode f = report.path("fidelity");
+    assertTrue(f.path("accuracy").asDouble() > 0.8, f.toString());
+    assertTrue(f.path("auc").asDouble() > 0.9, f.toString());
+  }
+
+  /** What 'recipe init' writes needs no other key. */
+  @Test
+  void aRecipeFromInitRuns() throws Exception {
+    Path made = folder.resolve("made.yaml");
+    String data = "examples.safetensors";
+    Run.of("recipe", "init", "-o", made, "--model", "model.onnx", "--examples", data).done();
+    JsonNode report =
+        Run.of("compress", made, "-o", folder.resolve("out"), "--json", "--set", "quantize.steps=4")
+            .json();
+    assertTrue(report.path("fidelity").has("reference_log_loss"), report.toString());
+  }
+
+  @Test
+  void labelsAndModelsThatDoNotFitAreRefusedBeforeAnythingIsWritten() throws Exception {
+    Object[] run = {"compress", recipe, "-o", folder.resolve("out")};
+    double[] labels = outside.clone();
+    labels[7] = 2;
+    examples(SafetensorsDtype.I64, labels, N);
+    Run.refused(folder, new String[] {"z is one logit", "a label 2", "0 to 1", "-100"}, run);
+    labels[7] = -1;
+    examples(SafetensorsDtype.I64, labels, N);
+    Run.refused(folder, new String[] {"z is one logit", "a label -1"}, run);
+    examples(SafetensorsDtype.I64, new double[N], N);
+    Run.refused(folder, new String[] {"all labels of the training examples are 0"}, run);
+    labels[7] = Double.POSITIVE_INFINITY;
+    examples(SafetensorsDtype.F32, labels, N);
+    Run.refused(folder, new String[] {"example 8", "Infinity"}, run);
+    java.util.Arrays.fill(labels, Double.NaN);
+    examples(SafetensorsDtype.F32, labels, N);
+    Run.refused(folder, new String[] {"none of the training examples has one"}, run);
+    examples(SafetensorsDtype.I64, new double[N - 1], N - 1);
+    Run.refused(folder, new String[] {"labels [899]", "900"}, run);
+    examples(SafetensorsDtype.I64, outside, 1, N);
+    Run.refused(folder, new String[] {"labels [1, 900]", "900"}, run);
+    examples(SafetensorsDtype.I64, outside, N);
+    model(1, tail("scaled sigmoid"));
+    Run.refused(
+        folder, new String[] {"the output y of", "model.onnx", "probabilities", "Sigmoid"}, run);
+    model(1, tail("logarithm"));
+    Run.refused(folder, new String[] {"model.onnx", "the output y", "NaN"}, run);
+    // Of one example alone, wherever it is: trained on, validated with or measured.
+    model(1, tail("exponential"));
+    Files.writeString(
+        recipe, BINARY.replace("FORM", "dynamic").replaceFirst("  - \\{kind: fine-tune.*\n", ""));
+    for (int example : new int[] {100, 500, 700}) {
+      points[WIDTH * example] = 1e30f;
+      examples(SafetensorsDtype.I64, outside, N);
+      Run.refused(folder, new String[] {"for one of the", "examples"}, run);
+      points[WIDTH * example] = 0;
+    }
+  }
+}
