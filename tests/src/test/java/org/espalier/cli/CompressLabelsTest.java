@@ -18,6 +18,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -38,7 +39,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
-/** Whole runs of models with labels that are no classes of a softmax: of one logit. */
+/** Whole runs of models whose labels are 0 and 1 for one logit, or numbers. */
 class CompressLabelsTest {
   private static final int N = 900;
   private static final int WIDTH = 6;
@@ -59,12 +60,31 @@ class CompressLabelsTest {
       report: {each-stage: false}
       """;
 
+  private static final String REGRESSION =
+      """
+model: {file: model.onnx}
+data: {examples: examples.safetensors, validation: 100, evaluation: 300, calibration: 64}
+stages:
+  - {kind: fine-tune, steps: 500, batch: 32, learning-rate: 1e-2}
+  - {kind: prune, sparsity: 0.2, steps: 80, batch: 32, learning-rate: 5e-3, loss: {labels: 1}}
+  - kind: quantize
+    form: FORM
+    steps: 30
+    batch: 32
+    learning-rate: 1e-3
+    loss: {labels: 1}
+report: {each-stage: false}
+""";
+
   @TempDir Path folder;
   private Path recipe;
   private final float[] points = new float[N * WIDTH];
 
   /** Whether a point lies outside a ball. */
   private final double[] outside = new double[N];
+
+  /** Two numbers for each point. */
+  private final double[] numbers = new double[2 * N];
 
   @BeforeEach
   void makeInputs() throws IOException {
@@ -77,6 +97,9 @@ class CompressLabelsTest {
         square += j < 3 ? x * x : 0;
       }
       outside[i] = square > 2.4 ? 1 : 0;
+      float[] x = Arrays.copyOfRange(points, i * WIDTH, (i + 1) * WIDTH);
+      numbers[2 * i] = 2 + 3 * Math.abs(x[0]) - 2 * x[1];
+      numbers[2 * i + 1] = x[2] * x[2] - x[3];
     }
     recipe = Files.writeString(folder.resolve("recipe.yaml"), BINARY.replace("FORM", "dynamic"));
     examples(SafetensorsDtype.I64, outside, N);
@@ -96,7 +119,7 @@ class CompressLabelsTest {
         default -> values.put((byte) label);
       }
     }
-    List<Long> dims = java.util.Arrays.stream(shape).boxed().toList();
+    List<Long> dims = Arrays.stream(shape).boxed().toList();
     List<TensorSpec> specs =
         List.of(
             new TensorSpec("inputs", SafetensorsDtype.F32, List.of((long) N, (long) WIDTH)),
@@ -259,16 +282,21 @@ class CompressLabelsTest {
     assertTrue(f.path("auc").asDouble() > 0.9, f.toString());
   }
 
-  /** What 'recipe init' writes needs no other key. */
-  @Test
-  void aRecipeFromInitRuns() throws Exception {
+  /** What 'recipe init' writes needs no other key, whatever the labels are. */
+  @ParameterizedTest
+  @CsvSource({"1, reference_log_loss", "2, reference_r2"})
+  void aRecipeFromInitRuns(int outputs, String measured) throws Exception {
+    if (outputs == 2) {
+      model(2, List.of());
+      examples(SafetensorsDtype.F32, numbers, N, 2);
+    }
     Path made = folder.resolve("made.yaml");
     String data = "examples.safetensors";
     Run.of("recipe", "init", "-o", made, "--model", "model.onnx", "--examples", data).done();
     JsonNode report =
         Run.of("compress", made, "-o", folder.resolve("out"), "--json", "--set", "quantize.steps=4")
             .json();
-    assertTrue(report.path("fidelity").has("reference_log_loss"), report.toString());
+    assertTrue(report.path("fidelity").has(measured), report.toString());
   }
 
   @Test
@@ -286,7 +314,7 @@ class CompressLabelsTest {
     labels[7] = Double.POSITIVE_INFINITY;
     examples(SafetensorsDtype.F32, labels, N);
     Run.refused(folder, new String[] {"example 8", "Infinity"}, run);
-    java.util.Arrays.fill(labels, Double.NaN);
+    Arrays.fill(labels, Double.NaN);
     examples(SafetensorsDtype.F32, labels, N);
     Run.refused(folder, new String[] {"none of the training examples has one"}, run);
     examples(SafetensorsDtype.I64, new double[N - 1], N - 1);
@@ -309,5 +337,135 @@ class CompressLabelsTest {
       Run.refused(folder, new String[] {"for one of the", "examples"}, run);
       points[WIDTH * example] = 0;
     }
+  }
+
+  private static double[] every(int step, double[] values) {
+    double[] some = new double[values.length / step];
+    Arrays.setAll(some, i -> values[step * i]);
+    return some;
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "flat logit, F32, 1, dynamic",
+    "logit, F64, 1, static",
+    "logit, F32, 2, dynamic",
+    "two, F32, 2, static",
+  })
+  void aModelOfNumbersIsCompressed(String end, SafetensorsDtype type, int rank, String form)
+      throws Exception {
+    int outputs = end.equals("two") ? 2 : 1;
+    double[] labels = outputs == 2 ? numbers : every(2, numbers);
+    model(outputs, end.equals("two") ? List.of() : tail(end));
+    examples(type, labels, rank == 1 ? new long[] {N} : new long[] {N, outputs});
+    Files.writeString(recipe, REGRESSION.replace("FORM", form));
+    Path out = folder.resolve("out");
+    JsonNode report = Run.of("compress", recipe, "-o", out, "--json").json();
+    JsonNode f = report.path("fidelity");
+    assertTrue(f.path("r2").asDouble() > 0.85, f.toString());
+    assertTrue(f.path("reference_r2").asDouble() < 0.2, f.toString());
+    assertTrue(f.path("mae").asDouble() < f.path("rmse").asDouble(), f.toString());
+    assertTrue(f.path("relative_error").asDouble() > 0 && f.has("cosine"), f.toString());
+    // The loss of labels is what R² leaves to 1, nearly: of the validation examples.
+    JsonNode after = report.at("/stages/2/after");
+    assertEquals(1 - after.path("loss").asDouble(), after.path("quality").asDouble(), 1e-6);
+    assertEquals(f.path("r2").asDouble(), after.path("quality").asDouble(), 0.1);
+    float[] y = answers(out.resolve("model-int8.onnx"), outputs);
+    double squares = 0;
+    for (int i = 0; i < y.length; i++) {
+      squares += (y[i] - labels[i]) * (y[i] - labels[i]) / y.length;
+    }
+    assertEquals(Math.sqrt(squares), f.path("rmse").asDouble(), 0.3 * Math.sqrt(squares));
+    String page = Files.readString(out.resolve("report.html"));
+    for (String word : List.of("RMSE", "MAE", "R²", "cosine")) {
+      assertTrue(page.contains(word), word);
+    }
+    String shown = Run.of("compress", recipe, "-o", out, "--resume").done().out();
+    assertTrue(shown.contains("RMSE of the original") && shown.contains("R²"), shown);
+  }
+
+  /** The teacher alone, labels alone and both: a good teacher helps where labels are few. */
+  @Test
+  void numbersMayBeUnknownAndATeacherFillsIn() throws Exception {
+    model(1, List.of());
+    double[] labels = every(2, numbers);
+    examples(SafetensorsDtype.F32, labels, N);
+    Files.writeString(recipe, REGRESSION.replace("FORM", "dynamic"));
+    Path good = folder.resolve("good");
+    Run.of("compress", recipe, "-o", good, "--set", "export.formats=onnx-float").done();
+    Files.copy(good.resolve("model-float.onnx"), folder.resolve("teacher.onnx"));
+    for (int i = 0; i < N; i++) {
+      labels[i] = i % 4 == 0 ? labels[i] : Double.NaN;
+    }
+    examples(SafetensorsDtype.F32, labels, N);
+    JsonNode f =
+        Run.of(
+                "compress",
+                recipe,
+                "-o",
+                folder.resolve("taught"),
+                "--json",
+                "--set",
+                "teacher.file=teacher.onnx",
+                "--set",
+                "fine-tune.loss={labels: 0.5, output: 0.5}",
+                "--set",
+                "prune.loss=",
+                "--set",
+                "quantize.loss={output: 1}")
+            .json()
+            .path("fidelity");
+    assertTrue(f.path("r2").asDouble() > 0.8, f.toString());
+  }
+
+  @Test
+  void numbersThatDoNotFitAreRefusedBeforeAnythingIsWritten() throws Exception {
+    Files.writeString(recipe, REGRESSION.replace("FORM", "dynamic"));
+    Object[] run = {"compress", recipe, "-o", folder.resolve("out")};
+    double[] one = every(2, numbers);
+    examples(SafetensorsDtype.F32, numbers, N, 2);
+    Run.refused(folder, new String[] {"z has 1 value", "numbers, have 2"}, run);
+    model(2, List.of());
+    examples(SafetensorsDtype.F32, one, N);
+    Run.refused(folder, new String[] {"z has 2 values", "numbers, have 1", "classification"}, run);
+    model(1, List.of());
+    for (double bad : new double[] {Double.NEGATIVE_INFINITY, 1e39}) {
+      double[] labels = one.clone();
+      labels[20] = bad;
+      examples(SafetensorsDtype.F64, labels, N);
+      Run.refused(folder, new String[] {"label of example 21", String.valueOf(bad)}, run);
+    }
+    double[] same = new double[N];
+    Arrays.fill(same, 3.5);
+    examples(SafetensorsDtype.F32, same, N);
+    Run.refused(folder, new String[] {"stage fine-tune", "all labels", "equal"}, run);
+    Arrays.fill(same, Double.NaN);
+    same[3] = 2.5;
+    examples(SafetensorsDtype.F32, same, N);
+    Run.refused(folder, new String[] {"examples"}, run);
+    double[] flags = new double[2 * N];
+    flags[4] = 1;
+    examples(SafetensorsDtype.F32, flags, N, 2);
+    Run.refused(folder, new String[] {"labels [900, 2]", "all 0 or 1", "regression"}, run);
+    examples(SafetensorsDtype.F32, one, N, 1, 1);
+    Run.refused(folder, new String[] {"labels [900, 1, 1]", "[N, values]"}, run);
+    examples(SafetensorsDtype.F32, one, N);
+    Object[] set = {"recipe", "check", recipe, "--set", ""};
+    set[4] = "prune.loss={labels: 1, logits: 1}";
+    Run.refused(folder, new String[] {"stage prune", "for classes", "output: 0.5"}, set);
+    set[4] = "data.task=classification";
+    Run.refused(folder, new String[] {"label of example 1", "whole numbers"}, set);
+    examples(SafetensorsDtype.I64, outside, N);
+    set[4] = "prune.loss={labels: 1, output: 1}";
+    Run.refused(folder, new String[] {"stage prune", "numbers", "logits: 0.5"}, set);
+    // Integers are numbers where the recipe says so.
+    for (int i = 0; i < N; i++) {
+      outside[i] = i % 9;
+    }
+    examples(SafetensorsDtype.I32, outside, N);
+    set[4] = "seed=1";
+    Run.refused(folder, new String[] {"one logit", "data.task: regression"}, set);
+    set[4] = "data.task=regression";
+    Run.of(set).done();
   }
 }

@@ -114,6 +114,7 @@ class RecipeTest {
         wrong("texts: texts.txt", "examples: a\n  texts: b", "recipe.yaml", "not both"),
         wrong("epochs: 2", "epochs: 2\n    steps: 5", "recipe.yaml:13", "one of them"),
         wrong("epochs: 2", "loss: {labels: 1}", "recipe.yaml:14", "need data.examples"),
+        wrong("texts: texts.txt", "texts: a\n  task: regression", "recipe.yaml:6", "labels"),
         wrong("epochs: 2", "loss: {embedding: 0}", "recipe.yaml:14", "weight 0"),
         wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
         wrong("epochs: 2", "beta1: 0.5", "recipe.yaml:14", "optimizer: adamw"),

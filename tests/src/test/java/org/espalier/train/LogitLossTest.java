@@ -37,7 +37,7 @@ class LogitLossTest {
     for (int i = 0; i < N; i++) {
       student[i] = 3 * (float) random.nextGaussian();
       teacher[i] = 3 * (float) random.nextGaussian();
-      labels[i] = i == 4 ? Examples.Labelled.NO_LABEL : random.nextInt(2);
+      labels[i] = i == 4 ? Labels.Classes.NO_LABEL : random.nextInt(2);
     }
     double t = 2.5;
     double alpha = 0.3;
@@ -70,7 +70,7 @@ class LogitLossTest {
           new Whole.Share(
               new Batch(Map.of(), new int[N], 1, null),
               AbstractTensor.create(teacher, N, 1),
-              labels);
+              new Labels.Classes(labels));
       Loss loss = new LogitLoss(objective, TorchDevice.CPU).of(z, share, Whole.of(share), true);
       loss.root().backward();
       assertEquals(ce, loss.parts().get("labels"), 1e-6);

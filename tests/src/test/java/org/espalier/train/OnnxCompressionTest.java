@@ -83,6 +83,10 @@ class OnnxCompressionTest {
     return values;
   }
 
+  private static long[] classes(Examples.Labelled examples) {
+    return ((Labels.Classes) examples.labels()).values();
+  }
+
   /** Points around four centres. */
   static Examples.Labelled points(int n, long seed) {
     Random centres = new Random(1);
@@ -103,7 +107,7 @@ class OnnxCompressionTest {
       }
       values.add(x);
     }
-    return new Examples.Labelled(values, List.of((long) WIDTH), labels);
+    return new Examples.Labelled(values, List.of((long) WIDTH), new Labels.Classes(labels));
   }
 
   private static Compression.Job job(OnnxModel model) {
@@ -149,15 +153,17 @@ class OnnxCompressionTest {
   void examplesWithoutALabelChangeNoMean() {
     Examples.Labelled points = points(4, 2);
     long[] labels = new long[4];
-    Arrays.fill(labels, Examples.Labelled.NO_LABEL);
-    labels[0] = points.labels()[0];
+    Arrays.fill(labels, Labels.Classes.NO_LABEL);
+    labels[0] = classes(points)[0];
     Examples.Labelled known =
         new Examples.Labelled(
-            values(points).subList(0, 1), List.of((long) WIDTH), new long[] {labels[0]});
+            values(points).subList(0, 1),
+            List.of((long) WIDTH),
+            new Labels.Classes(new long[] {labels[0]}));
     List<Double> losses = new ArrayList<>();
     List<StageReport> reports = new ArrayList<>();
     for (Examples.Labelled examples :
-        List.of(new Examples.Labelled(points.inputs(), labels), known)) {
+        List.of(new Examples.Labelled(points.inputs(), new Labels.Classes(labels)), known)) {
       Training one = training(1, new Optimizer.Sgd(0.1, 0, 0, false, 0), Objective.ofLabels());
       CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("fit", one)), 7);
       Compression.Job job =
@@ -192,7 +198,8 @@ class OnnxCompressionTest {
       values.add(x);
       labels[i] = x[0] > 0 ? 1 : 0;
     }
-    Examples.Labelled examples = new Examples.Labelled(values, List.of(3L, 8L), labels);
+    Examples.Labelled examples =
+        new Examples.Labelled(values, List.of(3L, 8L), new Labels.Classes(labels));
     Training some = training(40, Optimizer.AdamW.of(1e-2), Objective.ofLabels());
     OnnxModel model = OnnxModel.of(SmallModels.recurrent(), "recurrent");
     CompressionPlan plan =
@@ -215,8 +222,7 @@ class OnnxCompressionTest {
       assertEquals(Math.round(0.5 * all), zeros);
       assertTrue(
           pruned.containsAll(
-              List.of(
-                  "up.weight", "lstm.W", "lstm.R", "gru.W", "gru.R", "rnn.W", "rnn.R")),
+              List.of("up.weight", "lstm.W", "lstm.R", "gru.W", "gru.R", "rnn.W", "rnn.R")),
           pruned.toString());
       // The exported model is the one that was trained: the runtime answers as libtorch does.
       OnnxModel exported = c.export();
@@ -353,7 +359,7 @@ class OnnxCompressionTest {
             for (int k = 1; k < CLASSES; k++) {
               best = logits[k] > logits[best] ? k : best;
             }
-            right += best == validation.labels()[i] ? 1 : 0;
+            right += best == classes(validation)[i] ? 1 : 0;
           }
         }
       }

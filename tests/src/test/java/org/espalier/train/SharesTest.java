@@ -9,6 +9,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
@@ -17,6 +18,7 @@ import org.espalier.torch.TensorView;
 import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** The losses and gradients of a batch's shares add up to the batch's, however unequal the shares are. */
@@ -29,25 +31,27 @@ class SharesTest {
     Libtorch.load();
   }
 
-  static List<Objective> objectives() {
+  static List<Arguments> objectives() {
     return List.of(
-        Objective.ofLabels(),
-        Objective.ofLogits(0.3, 2),
-        new Objective(0, 0, 1, 2, 0, 0, 0, 1, 0),
-        new Objective(0.5, 1.5, 3, 0.7, 0, 0, 0, 1, 0),
-        Objective.ofOutput());
+        Arguments.of(Objective.ofLabels(), false),
+        Arguments.of(Objective.ofLogits(0.3, 2), false),
+        Arguments.of(new Objective(0, 0, 1, 2, 0, 0, 0, 1, 0), false),
+        Arguments.of(new Objective(0.5, 1.5, 3, 0.7, 0, 0, 0, 1, 0), false),
+        Arguments.of(Objective.ofOutput(), false),
+        Arguments.of(Objective.ofNumbers(0.3), true),
+        Arguments.of(Objective.ofNumbers(1), true));
   }
 
   private static Loss loss(Objective objective, Tensor student, Whole.Share share, Whole whole) {
-    return objective.output() > 0
-        ? new OutputLoss(objective).of(student, share, whole, true)
+    return share.labels() instanceof Labels.Numbers || objective.output() > 0
+        ? new OutputLoss(objective, TorchDevice.CPU, 2).of(student, share, whole, true)
         : new LogitLoss(objective, TorchDevice.CPU).of(student, share, whole, true);
   }
 
-  private static Whole.Share share(float[] teacher, long[] labels, int from, int to) {
+  private static Whole.Share share(float[] teacher, Labels labels, int from, int to) {
     Tensor t = AbstractTensor.create(Arrays.copyOfRange(teacher, from * C, to * C), to - from, C);
     Batch batch = new Batch(Map.of(), new int[to - from], 1, null);
-    return new Whole.Share(batch, t, Arrays.copyOfRange(labels, from, to));
+    return new Whole.Share(batch, t, labels.of(IntStream.range(from, to).toArray()));
   }
 
   private static float[] gradient(Tensor student) {
@@ -58,16 +62,19 @@ class SharesTest {
 
   @ParameterizedTest
   @MethodSource("objectives")
-  void sharesAddUp(Objective objective) {
+  void sharesAddUp(Objective objective, boolean numbers) {
     Random random = new Random(4);
     float[] teacher = new float[N * C];
     float[] student = new float[N * C];
-    long[] labels = new long[N];
+    long[] classes = new long[N];
+    float[] targets = new float[N * C];
     for (int i = 0; i < N * C; i++) {
       teacher[i] = (float) random.nextGaussian();
       student[i] = (float) random.nextGaussian();
-      labels[i / C] = random.nextInt(C);
+      classes[i / C] = random.nextInt(C);
+      targets[i] = (float) random.nextGaussian();
     }
+    Labels labels = numbers ? new Labels.Numbers(targets, C) : new Labels.Classes(classes);
     try (PointerScope scope = new PointerScope()) {
       Whole.Share all = share(teacher, labels, 0, N);
       Tensor whole = AbstractTensor.create(student, N, C);

@@ -163,7 +163,8 @@ class StaticTrainingTest {
       }
       values.add(x);
     }
-    return new Examples.Labelled(values, List.of(1L, (long) SIDE, (long) SIDE), labels);
+    return new Examples.Labelled(
+        values, List.of(1L, (long) SIDE, (long) SIDE), new Labels.Classes(labels));
   }
 
   private static Compression.Job job() {
@@ -235,7 +236,7 @@ class StaticTrainingTest {
             sum += Math.exp(logits[k]);
             best = logits[k] > logits[best] ? k : best;
           }
-          int label = (int) validation.labels()[i];
+          int label = (int) ((Labels.Classes) validation.labels()).values()[i];
           loss += Math.log(sum) - logits[label];
           right += best == label ? 1 : 0;
         }

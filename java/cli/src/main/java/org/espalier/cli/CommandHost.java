@@ -21,6 +21,7 @@ import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.Pooling;
+import org.espalier.evaluate.RegressionEvaluator;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
@@ -29,6 +30,7 @@ import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RunHost;
 import org.espalier.torch.Libtorch;
 import org.espalier.train.Examples;
+import org.espalier.train.Labels;
 
 /** What the command line lends to a run: files, the tokenizer, ONNX Runtime, the terminal. */
 final class CommandHost implements RunHost, AutoCloseable {
@@ -124,11 +126,16 @@ final class CommandHost implements RunHost, AutoCloseable {
 
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
-    if (examples.labels() == null) {
-      return TensorEvaluator.evaluate(reference, candidate, tensors(examples)).toMapOfFirst();
+    ExampleTensors tensors = tensors(examples);
+    if (examples.labels() instanceof Labels.Classes classes) {
+      return ClassifierEvaluator.evaluate(reference, candidate, tensors, classes.values()).toMap();
     }
-    return ClassifierEvaluator.evaluate(reference, candidate, tensors(examples), examples.labels())
-        .toMap();
+    if (examples.labels() instanceof Labels.Numbers numbers) {
+      return RegressionEvaluator.evaluate(
+              reference, candidate, tensors, numbers.values(), numbers.width())
+          .toMap();
+    }
+    return TensorEvaluator.evaluate(reference, candidate, tensors).toMapOfFirst();
   }
 
   private static ExampleTensors tensors(Examples.Labelled examples) {

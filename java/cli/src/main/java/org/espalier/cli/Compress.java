@@ -184,6 +184,13 @@ final class Compress implements Callable<Integer> {
             Map.entry("reference_auc", "AUC of the original %.4f"),
             Map.entry("log_loss", "log loss %.4f"),
             Map.entry("reference_log_loss", "log loss of the original %.4f"),
+            Map.entry("rmse", "RMSE %.4g"),
+            Map.entry("reference_rmse", "RMSE of the original %.4g"),
+            Map.entry("mae", "MAE %.4g"),
+            Map.entry("reference_mae", "MAE of the original %.4g"),
+            Map.entry("r2", "R² %.4f"),
+            Map.entry("reference_r2", "R² of the original %.4f"),
+            Map.entry("cosine", "cosine %.4f to the original"),
             Map.entry("relative_error", "error %.4f, as a share of the output's norm"))) {
       if (fidelity.path(line.getKey()).isNumber()) {
         table.add("answers", number(fidelity, line.getKey(), line.getValue()));

@@ -19,6 +19,7 @@ import org.espalier.compress.onnx.Clipping;
 import org.espalier.format.NearNames;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.train.CompressionPlan;
+import org.espalier.train.Labels;
 import org.espalier.train.Objective;
 import org.espalier.train.Optimizer;
 import org.espalier.train.Pruning;
@@ -75,10 +76,21 @@ public record Recipe(
       int maxTokens,
       Place place) {}
 
+  /** What labels are. */
+  public enum Task {
+    /** What they look like. */
+    AUTO,
+    /** Classes. */
+    CLASSIFICATION,
+    /** Numbers. */
+    REGRESSION
+  }
+
   /**
    * The data: {@code texts} or {@code examples}.
    *
    * @param wordNet whether {@code texts} is an artefact with WordNet's files
+   * @param task what the labels of examples are
    * @param train how many are trained on; 0 for all that are left
    * @param evaluationTexts null to hold some out
    */
@@ -86,6 +98,7 @@ public record Recipe(
       String texts,
       boolean wordNet,
       String examples,
+      Task task,
       int train,
       int validation,
       int evaluation,
@@ -158,6 +171,9 @@ public record Recipe(
     if (data.given("evaluation-texts") && data.given("examples")) {
       throw data.wrong("evaluation-texts", "the data are labelled examples");
     }
+    if (data.given("task") && data.given("texts")) {
+      throw data.wrong("task", "it says what labels are, and texts have none");
+    }
     boolean texts = data.given("texts");
     List<Stage> stages = new ArrayList<>();
     Set<String> ofDefaultLoss = new HashSet<>();
@@ -197,6 +213,7 @@ public record Recipe(
             data.text("texts"),
             data.text("format").equals("wordnet"),
             data.text("examples"),
+            Task.valueOf(data.text("task").toUpperCase(Locale.ROOT)),
             data.has("train") ? data.small("train") : 0,
             data.small("validation"),
             data.small("evaluation"),
@@ -240,15 +257,21 @@ public record Recipe(
   }
 
   /**
-   * What is done to examples without labels: stages that do not say what they minimise follow the teacher's
-   * output. To fine-tune remains to learn labels.
+   * What is done to examples with such labels: where they are no classes, stages that do not say what they minimise
+   * follow the teacher's output, beside labels that are numbers. To fine-tune remains to learn labels.
+   *
+   * @param labels null where there are none
    */
-  CompressionPlan stagesWithoutLabels() {
+  CompressionPlan stagesFor(Labels labels) {
+    if (labels instanceof Labels.Classes) {
+      return stages;
+    }
+    Objective objective = labels == null ? Objective.ofOutput() : Objective.ofNumbers(0.5);
     List<Stage> result = new ArrayList<>();
     for (Stage stage : stages.stages()) {
       Training training = stage.training();
       boolean follows = ofDefaultLoss.contains(stage.name()) && training.objective().needsTeacher();
-      result.add(follows ? stage.with(training.with(Objective.ofOutput())) : stage);
+      result.add(follows ? stage.with(training.with(objective)) : stage);
     }
     return new CompressionPlan(result, stages.seed());
   }

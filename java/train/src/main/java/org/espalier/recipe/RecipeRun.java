@@ -146,7 +146,7 @@ public final class RecipeRun {
       }
       OnnxCompression compression =
           new OnnxCompression(
-              data.isWithoutLabels() ? recipe.stagesWithoutLabels() : recipe.stages(), job, device);
+              recipe.isForTexts() ? recipe.stages() : recipe.stagesFor(data.labels()), job, device);
       try {
         if (data.evaluationExamples() != null) {
           compression.checkMeasured(data.evaluationExamples());

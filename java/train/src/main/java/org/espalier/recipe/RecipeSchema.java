@@ -105,7 +105,16 @@ public final class RecipeSchema {
                               "Examples of one shape in place of texts: a safetensors file with"
                                   + " inputs, or a tensor of its name for each input of the model"
                                   + " (F32, I64, I32 or BOOL, [N, …]), and, where a stage's loss"
-                                  + " has them, labels (I64 or I32, [N])."),
+                                  + " has them, labels (I64, I32, BOOL, F32 or F64, [N], or [N,"
+                                  + " values] of numbers; -100 or, in floats, NaN where there is"
+                                  + " none)."),
+                          optional(
+                              "task",
+                              new Choice(List.of("auto", "classification", "regression")),
+                              "auto",
+                              "What labels are: classification: classes, 0 and 1 for a model with"
+                                  + " one output. regression: numbers, one for each output. auto:"
+                                  + " numbers where they are floats other than 0 and 1."),
                           optional(
                               "train",
                               COUNT,
@@ -331,7 +340,11 @@ public final class RecipeSchema {
                         "0",
                         "Of the squared error of the hidden states (texts)."),
                     optional(
-                        "labels", WEIGHT, "0", "Of the cross entropy with the labels (classes)."),
+                        "labels",
+                        WEIGHT,
+                        "0",
+                        "Of the cross entropy with the labels (classes) or the mean squared error"
+                            + " to them as a share of their variance (numbers)."),
                     optional(
                         "logits",
                         WEIGHT,
@@ -347,12 +360,12 @@ public final class RecipeSchema {
                         "output",
                         WEIGHT,
                         "0",
-                        "Of the squared error of the first output, of any shape (data.examples"
-                            + " without labels)."))),
+                        "Of the squared error of the first output, of any shape, to the teacher's"
+                            + " (numbers, and data.examples without labels)."))),
             null,
             "What is minimised; by default embedding and hidden states for texts, half labels"
-                + " and half logits for classes, labels alone in a fine-tune stage, output for"
-                + " examples without labels."));
+                + " and half logits for classes, half labels and half output for numbers, labels"
+                + " alone in a fine-tune stage, output for examples without labels."));
   }
 
   private static List<Key> keys(List<Key> first, List<Key> second) {

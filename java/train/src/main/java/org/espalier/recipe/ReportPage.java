@@ -33,6 +33,10 @@ final class ReportPage {
     ACCURACY("accuracy", "accuracy", "%.4f"),
     AUC("auc", "AUC", "%.4f"),
     LOG_LOSS("log_loss", "log loss", "%.4f"),
+    RMSE("rmse", "RMSE", "%.4g"),
+    MAE("mae", "MAE", "%.4g"),
+    R2("r2", "R²", "%.4f"),
+    COSINE_OF_ALL("cosine", "cosine", "%.4f"),
     ERROR("relative_error", "error", "%.4f"),
     SIZE("size_ratio", "size", "%.3f"),
     SPEED("speedup", "speed", "%.2fx"),
@@ -149,26 +153,31 @@ final class ReportPage {
               + " to "
               + number(f.path("neighbour_agreement_high"), "%.3f"));
     } else if (f.has("relative_error")) {
-      tile("Mean cosine", number(f.path("cosine_mean"), "%.4f"), "to the original's output");
+      if (f.has("rmse")) {
+        besideOriginal("RMSE", f, "rmse", "%.4g");
+        besideOriginal("R²", f, "r2", "%.4f");
+      } else {
+        tile("Mean cosine", number(f.path("cosine_mean"), "%.4f"), "to the original's output");
+      }
       tile(
           "Error",
           number(f.path("relative_error"), "%.4f"),
           "of the output, as a share of its norm");
     } else {
-      besideOriginal("Accuracy", f, "accuracy");
+      besideOriginal("Accuracy", f, "accuracy", "%.4f");
       if (f.has("auc")) {
-        besideOriginal("AUC", f, "auc");
+        besideOriginal("AUC", f, "auc", "%.4f");
       }
       tile("Same class", number(f.path("agreement"), "%.4f"), "as the original gives");
     }
     out.append("</div>\n");
   }
 
-  private void besideOriginal(String name, JsonNode fidelity, String key) {
+  private void besideOriginal(String name, JsonNode fidelity, String key, String format) {
     tile(
         name,
-        number(fidelity.path(key), "%.4f"),
-        "the original has " + number(fidelity.path("reference_" + key), "%.4f"));
+        number(fidelity.path(key), format),
+        "the original has " + number(fidelity.path("reference_" + key), format));
   }
 
   private void tile(String name, String value, String note) {

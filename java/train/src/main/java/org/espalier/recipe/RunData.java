@@ -10,6 +10,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.EnumSet;
 import java.util.LinkedHashSet;
@@ -22,6 +23,7 @@ import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.train.Examples;
+import org.espalier.train.Labels;
 
 /**
  * The examples of a run, split by its seed: what is trained on, what chooses the best state, and what the
@@ -52,15 +54,16 @@ record RunData(
 
   private static final String NEEDED =
       "examples are inputs, or for each input of the model a tensor of its name (F32, I64, I32 or"
-          + " BOOL, [N, …]), and, for losses with labels, labels (I64, I32, BOOL, F32 or F64, [N])";
+          + " BOOL, [N, …]), and, for losses with labels, labels (I64, I32, BOOL, F32 or F64, [N]"
+          + " or, of numbers, [N, values])";
 
   static RunData of(Recipe recipe, RunHost host) {
     return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host);
   }
 
-  /** Whether it is examples of which nobody says what is right; of texts nobody does. */
-  boolean isWithoutLabels() {
-    return evaluationExamples != null && evaluationExamples.labels() == null;
+  /** Some of the labels; null where there are none, as of texts. */
+  Labels labels() {
+    return evaluationExamples == null ? null : evaluationExamples.labels();
   }
 
   /** Adds all that is trained on and measured to a digest. */
@@ -70,7 +73,14 @@ record RunData(
         texts.ids().forEach(ids -> sum.update(longs(ids)));
       } else if (examples instanceof Examples.Labelled rows) {
         rows.digest(sum);
-        sum.update(longs(rows.labels() == null ? new long[0] : rows.labels()));
+        if (rows.labels() instanceof Labels.Numbers numbers) {
+          ByteBuffer bytes = ByteBuffer.allocate(4 * numbers.values().length + 4);
+          bytes.putInt(numbers.width()).asFloatBuffer().put(numbers.values());
+          sum.update(bytes.rewind());
+        } else {
+          Labels.Classes classes = (Labels.Classes) rows.labels();
+          sum.update(longs(classes == null ? new long[0] : classes.values()));
+        }
       }
     }
     if (evaluationTexts != null) {
@@ -164,8 +174,13 @@ record RunData(
 
   private static RunData labelled(Recipe recipe, RunHost host) {
     Recipe.DataSettings data = recipe.data();
-    Examples.Labelled all = read(host.file(data.examples()));
-    if (recipe.stages().stages().stream().allMatch(s -> s.training().objective().output() > 0)) {
+    Examples.Labelled all = read(host.file(data.examples()), data.task());
+    boolean unused =
+        recipe.stages().stages().stream()
+            .map(stage -> stage.training().objective())
+            .allMatch(objective -> objective.output() > 0 && objective.labels() == 0);
+    // Classes may be of another output than the one that is followed; numbers are measured.
+    if (unused && all.labels() instanceof Labels.Classes) {
       all = new Examples.Labelled(all.inputs(), null);
     }
     int heldOut = data.validation() + data.evaluation();
@@ -194,14 +209,16 @@ record RunData(
     }
     return new Examples.Labelled(
         inputs,
-        all.labels() == null ? null : indices.stream().mapToLong(i -> all.labels()[i]).toArray());
+        all.labels() == null
+            ? null
+            : all.labels().of(indices.stream().mapToInt(Integer::intValue).toArray()));
   }
 
   /**
    * Reads {@code inputs} or, where there is no such tensor, one for each input of the model, and {@code
    * labels} where there are any.
    */
-  static Examples.Labelled read(Path path) {
+  static Examples.Labelled read(Path path, Recipe.Task task) {
     try (SafetensorsFile file = SafetensorsFile.open(path)) {
       List<Examples.Input> inputs = new ArrayList<>();
       TensorInfo only = file.tensor("inputs");
@@ -232,7 +249,8 @@ record RunData(
                   + input.rows().size());
         }
       }
-      return new Examples.Labelled(inputs, file.tensor("labels") == null ? null : labels(file, n));
+      return new Examples.Labelled(
+          inputs, file.tensor("labels") == null ? null : labels(file, n, task));
     }
   }
 
@@ -278,21 +296,62 @@ record RunData(
     }
   }
 
-  private static long[] labels(SafetensorsFile file, int n) {
+  private static Labels labels(SafetensorsFile file, int n, Recipe.Task task) {
     TensorInfo labels = file.tensor("labels");
+    String what = file.path() + ": labels " + labels.shape();
     if (labels.rank() < 1
         || labels.rank() > 2
         || labels.shape().get(0) != n
-        || labels.elements() != n) {
-      throw new InputException(
-          file.path() + ": labels " + labels.shape() + " for " + n + " inputs; [N] is needed");
+        || labels.elements() == 0
+        || labels.elements() > MOST_VALUES) {
+      throw new InputException(what + " for " + n + " inputs; [N] is needed, or [N, values]");
     }
+    int width = (int) (labels.elements() / n);
     double[] values = numbers(file, labels);
-    long[] classes = new long[n];
-    for (int i = 0; i < n; i++) {
-      // NaN says in floats what -100 says in integers.
-      classes[i] = Double.isNaN(values[i]) ? Examples.Labelled.NO_LABEL : (long) values[i];
-      if (!Double.isNaN(values[i]) && classes[i] != values[i]) {
+    for (int i = 0; i < values.length; i++) {
+      // NaN says in floats what -100 says in classes.
+      if (Double.isInfinite((float) values[i])) {
+        throw new InputException(
+            file.path() + ": the label of example " + (i / width + 1) + " is " + values[i]);
+      }
+    }
+    if (task == Recipe.Task.REGRESSION) {
+      return numbers(values, width);
+    }
+    boolean integers =
+        labels.dtype() != SafetensorsDtype.F32 && labels.dtype() != SafetensorsDtype.F64;
+    boolean binary =
+        Arrays.stream(values)
+            .allMatch(v -> v == 0 || v == 1 || Double.isNaN(v) || v == Labels.Classes.NO_LABEL);
+    if (task == Recipe.Task.AUTO && !integers && !binary) {
+      return numbers(values, width);
+    }
+    if (width > 1) {
+      throw new InputException(
+          what
+              + (binary
+                  ? " are all 0 or 1: classes of which several are right are not learned;"
+                  : ": classes are [N];")
+              + " data.task: regression takes labels as numbers, and loss {output: 1} follows the"
+              + " original in a file without labels");
+    }
+    return classes(file, values);
+  }
+
+  private static Labels numbers(double[] values, int width) {
+    float[] floats = new float[values.length];
+    for (int i = 0; i < floats.length; i++) {
+      floats[i] = (float) values[i];
+    }
+    return new Labels.Numbers(floats, width);
+  }
+
+  private static Labels classes(SafetensorsFile file, double[] values) {
+    long[] classes = new long[values.length];
+    for (int i = 0; i < classes.length; i++) {
+      boolean none = Double.isNaN(values[i]);
+      classes[i] = none ? Labels.Classes.NO_LABEL : (long) values[i];
+      if (!none && classes[i] != values[i]) {
         throw new InputException(
             file.path()
                 + ": the label of example "
@@ -302,7 +361,7 @@ record RunData(
                 + "; classes are whole numbers");
       }
     }
-    return classes;
+    return new Labels.Classes(classes);
   }
 
   private static double[] numbers(SafetensorsFile file, TensorInfo labels) {

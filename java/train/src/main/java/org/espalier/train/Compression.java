@@ -36,7 +36,12 @@ public interface Compression extends AutoCloseable {
       Examples validation,
       Pooling pooling,
       ActivationSource calibration,
-      Path cache) {}
+      Path cache) {
+    /** The labels that are trained on; null where there are none. */
+    Labels labels() {
+      return training instanceof Examples.Labelled rows ? rows.labels() : null;
+    }
+  }
 
   /**
    * Runs what is left of the plan.

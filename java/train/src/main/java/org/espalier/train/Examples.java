@@ -99,12 +99,9 @@ public sealed interface Examples {
    * Examples of one shape, each with a label where the objective uses them.
    *
    * @param inputs of as many examples each
-   * @param labels one an example, or null where the objective uses none
+   * @param labels of as many, or null where the objective uses none
    */
-  record Labelled(List<Input> inputs, long[] labels) implements Examples {
-    /** The label of an example that has none. */
-    public static final long NO_LABEL = -100;
-
+  record Labelled(List<Input> inputs, Labels labels) implements Examples {
     public Labelled {
       inputs = List.copyOf(inputs);
       if (inputs.isEmpty() || inputs.get(0).rows().isEmpty()) {
@@ -120,8 +117,8 @@ public sealed interface Examples {
               input.rows().size() + " examples of the input " + input.name() + ", not " + n);
         }
       }
-      if (labels != null && labels.length != n) {
-        throw new InputException(labels.length + " labels for " + n + " examples");
+      if (labels != null && labels.size() != n) {
+        throw new InputException(labels.size() + " labels for " + n + " examples");
       }
     }
 
@@ -131,7 +128,7 @@ public sealed interface Examples {
      * @param values one array an example, row-major
      * @param shape without the batch
      */
-    public Labelled(List<float[]> values, List<Long> shape, long[] labels) {
+    public Labelled(List<float[]> values, List<Long> shape, Labels labels) {
       this(List.of(new Input(null, SafetensorsDtype.F32, shape, bytes(values))), labels);
     }
 

@@ -34,7 +34,7 @@ final class LogitLoss {
   Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
     int n = share.batch().size();
     Tensor teacher = share.teacher() == null ? null : classes(share.teacher(), n);
-    long[] labels = share.labels();
+    long[] labels = share.labels() == null ? null : ((Labels.Classes) share.labels()).values();
     double part = (double) n / whole.examples();
     Tensor logits = classes(student, n);
     Tensor gradient = torch.empty_like(logits);
@@ -47,10 +47,7 @@ final class LogitLoss {
     try (KdSoftmaxLoss loss =
         new KdSoftmaxLoss(
             new KdSoftmaxLoss.Settings(
-                alpha,
-                objective.temperature(),
-                objective.bound() / unit,
-                Examples.Labelled.NO_LABEL),
+                alpha, objective.temperature(), objective.bound() / unit, Labels.Classes.NO_LABEL),
             new KdSoftmaxLoss.Batch(
                 Logits.of(device.view(logits)),
                 objective.logits() > 0 ? t : null,
@@ -91,7 +88,7 @@ final class LogitLoss {
     int known = 0;
     for (int i = 0; i < found.length; i++) {
       same += found[i] == right[i] ? 1 : 0;
-      known += right[i] == Examples.Labelled.NO_LABEL ? 0 : 1;
+      known += right[i] == Labels.Classes.NO_LABEL ? 0 : 1;
     }
     return (double) same / Math.max(1, known);
   }

@@ -5,11 +5,13 @@ package org.espalier.train;
  * logit z an example, which stands for the two classes with the logits 0 and z; embedding models hidden states [N, tokens, width] that are pooled into one vector a text; {@code output} is
  * for models of any other kind, whose first output is [N, …].
  *
- * @param labels weight of the cross entropy with the examples' labels (classifiers)
+ * @param labels weight of the cross entropy with the examples' labels where they are classes; where they are
+ *     numbers (regression), of the mean squared error to them, as a share of their variance
  * @param logits weight of T²·KL(teacher ‖ student) of the logits (classifiers)
  * @param temperature T of {@code logits}
  * @param bound weight of Σ max(0, student − teacher)² of the logits (classifiers)
- * @param output weight of the squared error of the output, as a share of the teacher's sum of squares
+ * @param output weight of the squared error of the output, as a share of the teacher's sum of squares; beside
+ *     labels, which are numbers then, of the mean squared error as a share of the labels' variance
  * @param embedding weight of 1 − cosine of the student's and the teacher's embedding of a text
  * @param similarity weight of KL between the softmaxes of the similarities that a text has to the other
  *     texts of its batch, teacher ‖ student
@@ -46,18 +48,16 @@ public record Objective(
       throw new IllegalArgumentException(
           "similarity temperature " + similarityTemperature + "; it is in (0, 1e6]");
     }
-    int kinds = isForLogits(labels, logits, bound) ? 1 : 0;
-    kinds += isForStates(embedding, similarity, hidden) ? 1 : 0;
+    boolean states = isForStates(embedding, similarity, hidden);
+    int kinds = logits > 0 || bound > 0 ? 1 : 0;
+    kinds += states ? 1 : 0;
     kinds += output > 0 ? 1 : 0;
-    if (kinds > 1) {
+    if (kinds > 1 || labels > 0 && states) {
       throw new IllegalArgumentException(
           "labels, logits and bound are for classifiers; embedding, similarity and hidden are for"
-              + " embedding models; output is for others: not together");
+              + " embedding models; output is for others, beside labels that are numbers or alone:"
+              + " not together");
     }
-  }
-
-  private static boolean isForLogits(double labels, double logits, double bound) {
-    return labels > 0 || logits > 0 || bound > 0;
   }
 
   private static boolean isForStates(double embedding, double similarity, double hidden) {
@@ -79,14 +79,24 @@ public record Objective(
     return new Objective(0, 0, 1, 0, 0, embedding, similarity, 0.05, hidden);
   }
 
+  /** Labels that are numbers, with a share of their squared error, and the teacher's output with the rest. */
+  public static Objective ofNumbers(double labels) {
+    return new Objective(labels, 0, 1, 0, 1 - labels, 0, 0, 1, 0);
+  }
+
   /** A teacher's output of any shape. */
   public static Objective ofOutput() {
     return new Objective(0, 0, 1, 0, 1, 0, 0, 1, 0);
   }
 
-  /** Whether it is about a classifier's logits. */
-  public boolean isForLogits() {
-    return isForLogits(labels, logits, bound);
+  /**
+   * Whether it is about a classifier's logits.
+   *
+   * @param given the labels of the examples; null where there are none
+   */
+  boolean isForLogits(Labels given) {
+    boolean learnsNumbers = given instanceof Labels.Numbers;
+    return logits > 0 || bound > 0 || labels > 0 && output == 0 && !learnsNumbers;
   }
 
   /** Whether it is about hidden states; else about the outputs of examples of one shape. */

@@ -181,13 +181,31 @@ public final class OnnxCompression implements Compression {
     if (texts != job.validation() instanceof Examples.Texts) {
       throw new InputException("training and validation examples are of different kinds");
     }
-    if (stage.training().objective().labels() > 0
-        && (((Examples.Labelled) job.training()).labels() == null
-            || ((Examples.Labelled) job.validation()).labels() == null)) {
+    if (job.labels() instanceof Labels.Numbers trained
+        && !(((Examples.Labelled) job.validation()).labels() instanceof Labels.Numbers validated
+            && validated.width() == trained.width())) {
+      throw new InputException("training and validation labels are of different kinds");
+    }
+    Objective objective = stage.training().objective();
+    boolean numbers = job.labels() instanceof Labels.Numbers;
+    if (objective.labels() > 0
+        && (job.labels() == null || ((Examples.Labelled) job.validation()).labels() == null)) {
       throw new InputException(
           where
               + "its loss has labels, and the examples have none; loss {output: 1} and {logits: 1}"
               + " follow the teacher alone");
+    }
+    if (objective.labels() > 0 && objective.output() > 0 && !numbers) {
+      throw new InputException(
+          where
+              + "its loss has output beside labels, which is for labels that are numbers; these are"
+              + " classes, and loss {labels: 0.5, logits: 0.5} follows the teacher too");
+    }
+    if (numbers && objective.isForLogits(job.labels())) {
+      throw new InputException(
+          where
+              + "its loss has logits or bound, which are for classes; these labels are numbers, and"
+              + " loss {labels: 0.5, output: 0.5} follows the teacher too");
     }
     if (stage instanceof Stage.Quantize q) {
       boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
@@ -201,7 +219,8 @@ public final class OnnxCompression implements Compression {
   /** Makes the trainable graph of the present form; a classifier's logits are an output of it too. */
   private void load() {
     String logits = ClassifierOutput.of(form).logits();
-    boolean asked = plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits());
+    boolean asked =
+        plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits(job.labels()));
     List<String> added = asked && logits != null ? List.of(logits) : List.of();
     graph = new OnnxGraph(form.withAnyBatch().withOutputs(added), device);
     weights = new ArrayList<>();

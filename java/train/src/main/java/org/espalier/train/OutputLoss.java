@@ -1,40 +1,97 @@
 package org.espalier.train;
 
+import java.util.LinkedHashMap;
 import java.util.Map;
+import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.ScalarTypeOptional;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
+import org.espalier.torch.TorchDevice;
 
 /**
- * How far a student's output of any shape [N, …] is from its teacher's:
+ * How far a student's output f of any shape [N, …] is from its teacher's t and, in regression, from labels y.
+ * Alone the teacher's part is
  *
- * <pre>  output = Σ |y_s − y_t|² / Σ |y_t|²</pre>
+ * <pre>  output = Σ |f − t|² / Σ |t|²</pre>
  *
- * <p>A batch whose teacher is all 0 is divided by 1.
+ * <p>(a batch whose teacher is all 0 is divided by 1). Beside labels both parts are mean squared errors in one
+ * unit, the variance s of the training examples' labels, so that neither the weights nor the learning rate
+ * depend on the unit of the labels:
+ *
+ * <pre>
+ *   labels = MSE(y, f) / s    over the values of y that are known
+ *   output = MSE(t, f) / s    over all values
+ * </pre>
  */
 final class OutputLoss {
   private final Objective objective;
+  private final TorchDevice device;
+  private final double variance;
 
-  OutputLoss(Objective objective) {
+  /**
+   * @param variance s, above 0; not used without labels
+   */
+  OutputLoss(Objective objective, TorchDevice device, double variance) {
     this.objective = objective;
+    this.device = device;
+    this.variance = variance;
   }
 
   /**
    * @param student [N, …]; the teacher's are the same values as [N, width]
-   * @param whole of what the N examples are a share
+   * @param whole of what the N examples are a share: each of it labelled, or the N all of it
    * @param backward whether the root of a backward pass is wanted
    */
   Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
     Tensor teacher = share.teacher();
-    Tensor y = student.reshape(teacher.shape());
-    Tensor difference = y.sub(teacher);
-    double energy = whole.energy() > 0 ? whole.energy() : 1;
-    Tensor error = difference.mul(difference).sum().div(new Scalar(energy));
-    double value = error.item_double();
-    Tensor root = backward ? error.mul(new Scalar(objective.output())) : null;
-    double quality = cosines(y.detach(), teacher) / whole.examples();
-    return new Loss(root, objective.output() * value, Map.of("output", value), quality);
+    int n = share.batch().size();
+    Tensor f = student.reshape(n, student.numel() / n);
+    double part = (double) n / whole.examples();
+    Map<String, Double> parts = new LinkedHashMap<>();
+    double value = 0;
+    Tensor root = null;
+    double quality;
+    if (objective.labels() > 0) {
+      Labels.Numbers labels = (Labels.Numbers) share.labels();
+      double known = Math.max(1, labels.known());
+      Tensor error = squares(f, labels).mul(new Scalar(part / (known * variance)));
+      double distance = error.item_double();
+      parts.put("labels", distance);
+      value += objective.labels() * distance;
+      root = error.mul(new Scalar(objective.labels()));
+      quality = labels.known() == 0 ? 0 : part - distance;
+    } else {
+      quality = cosines(f.detach(), teacher) / whole.examples();
+    }
+    if (objective.output() > 0) {
+      double unit =
+          objective.labels() > 0
+              ? variance * whole.examples() * f.size(1)
+              : whole.energy() > 0 ? whole.energy() : 1;
+      Tensor difference = f.sub(teacher);
+      Tensor error = difference.mul(difference).sum().div(new Scalar(unit));
+      double distance = error.item_double();
+      parts.put("output", distance);
+      value += objective.output() * distance;
+      Tensor weighted = error.mul(new Scalar(objective.output()));
+      root = root == null ? weighted : root.add(weighted);
+    }
+    return new Loss(backward ? root : null, value, parts, quality);
+  }
+
+  /** Σ (f − y)² over the labels that are known. */
+  private Tensor squares(Tensor f, Labels.Numbers labels) {
+    float[] targets = labels.values().clone();
+    float[] known = new float[targets.length];
+    for (int i = 0; i < known.length; i++) {
+      known[i] = Float.isNaN(targets[i]) ? 0 : 1;
+      targets[i] = Float.isNaN(targets[i]) ? 0 : targets[i];
+    }
+    Tensor y = device.place(AbstractTensor.create(targets, labels.size(), labels.width()));
+    Tensor mask = device.place(AbstractTensor.create(known, labels.size(), labels.width()));
+    Tensor difference = f.sub(y).mul(mask);
+    return difference.mul(difference).sum();
   }
 
   /** The sum over examples. */

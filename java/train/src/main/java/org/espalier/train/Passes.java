@@ -38,6 +38,9 @@ final class Passes implements AutoCloseable {
   /** Null where ranges of activations are not fixed. */
   private StaticGrid fixed;
 
+  /** Of labels that are numbers; else not used. */
+  private final double variance;
+
   /** The value of the graph that holds a classifier's logits; null where it has none. */
   private String logits;
 
@@ -49,11 +52,7 @@ final class Passes implements AutoCloseable {
     /** See {@link ClassifierOutput#logits}. */
     LOGITS,
     /** The first output. */
-    OUTPUT;
-
-    static Value of(Objective objective) {
-      return objective.isForLogits() ? LOGITS : OUTPUT;
-    }
+    OUTPUT
   }
 
   /** What the teacher gives for all examples. */
@@ -87,6 +86,7 @@ final class Passes implements AutoCloseable {
   Passes(Compression.Job job, TorchDevice device) {
     this.job = job;
     this.device = device;
+    this.variance = job.labels() instanceof Labels.Numbers numbers ? numbers.variance() : 1;
     this.threads = device.hasCudaKernels() ? SideBySide.inOrder() : SideBySide.onThreads();
   }
 
@@ -105,8 +105,12 @@ final class Passes implements AutoCloseable {
   }
 
   /** The output of the graph that an objective looks at. */
-  private String value(Objective objective) {
-    return Value.of(objective) == Value.LOGITS ? logits : first.graph().outputNames().get(0);
+  private String output(Objective objective) {
+    return value(objective) == Value.LOGITS ? logits : first.graph().outputNames().get(0);
+  }
+
+  private Value value(Objective objective) {
+    return objective.isForLogits(job.labels()) ? Value.LOGITS : Value.OUTPUT;
   }
 
   /** Leaves the graph, which its owner may close then. */
@@ -152,8 +156,7 @@ final class Passes implements AutoCloseable {
   }
 
   private boolean areLabelled(int[] indices) {
-    long[] labels = ((Examples.Labelled) job.training()).labels();
-    return IntStream.of(indices).noneMatch(i -> labels[i] == Examples.Labelled.NO_LABEL);
+    return IntStream.of(indices).allMatch(job.labels()::isKnown);
   }
 
   /** Of a batch sorted by length both halves are about as long. */
@@ -205,23 +208,22 @@ final class Passes implements AutoCloseable {
     Batch batch = Batch.of(examples, indices, first.graph().inputNames()).on(device);
     Tensor teacher = null;
     if (objective.needsTeacher()) {
-      Targets kept = targets.get(Value.of(objective));
+      Targets kept = targets.get(value(objective));
       TeacherOutputs outputs = examples == job.training() ? kept.training() : kept.validation();
       teacher = device.place(outputs.read(indices, batch));
     }
-    long[] all = examples instanceof Examples.Labelled rows ? rows.labels() : null;
-    long[] labels = all == null ? null : IntStream.of(indices).mapToLong(i -> all[i]).toArray();
-    return new Share(batch, teacher, labels);
+    Labels labels = examples instanceof Examples.Labelled rows ? rows.labels() : null;
+    return new Share(batch, teacher, labels == null ? null : labels.of(indices));
   }
 
   private Loss loss(Lane lane, Objective objective, Share share, Whole whole, boolean backward) {
-    Tensor output = lane.forward(share.batch(), value(objective));
+    Tensor output = lane.forward(share.batch(), output(objective));
     if (objective.isForEmbeddings()) {
       return new EmbeddingLoss(objective, job.pooling(), device).of(output, share, whole, backward);
     }
-    return objective.output() > 0
-        ? new OutputLoss(objective).of(output, share, whole, backward)
-        : new LogitLoss(objective, device).of(output, share, whole, backward);
+    return value(objective) == Value.LOGITS
+        ? new LogitLoss(objective, device).of(output, share, whole, backward)
+        : new OutputLoss(objective, device, variance).of(output, share, whole, backward);
   }
 
   /**
@@ -267,14 +269,14 @@ final class Passes implements AutoCloseable {
 
   /** Has the teacher's outputs ready where an objective needs them. */
   void openTargets(Objective objective, TrainingListener listener) {
-    if (!objective.needsTeacher() || targets.containsKey(Value.of(objective))) {
+    if (!objective.needsTeacher() || targets.containsKey(value(objective))) {
       return;
     }
     OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
     byte[] digest = TeacherOutputs.digest(model);
     OnnxModel trainable = OnnxCompression.trainable(model).withAnyBatch();
     String output =
-        objective.isForLogits()
+        value(objective) == Value.LOGITS
             ? ClassifierOutput.of(trainable).logits()
             : trainable.outputs().get(0).getName();
     try (OnnxGraph teacher = new OnnxGraph(trainable.withOutputs(List.of(output)), device);
@@ -288,7 +290,7 @@ final class Passes implements AutoCloseable {
             TeacherOutputs.open(
                 both, output, threads, digest, examples, width, perToken, job.cache(), listener));
       }
-      targets.put(Value.of(objective), new Targets(opened.get(0), opened.get(1)));
+      targets.put(value(objective), new Targets(opened.get(0), opened.get(1)));
     }
   }
 
@@ -298,7 +300,7 @@ final class Passes implements AutoCloseable {
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch =
           Batch.of(job.validation(), new int[] {0}, first.graph().inputNames()).on(device);
-      Tensor output = first.forward(batch, value(objective));
+      Tensor output = first.forward(batch, output(objective));
       long[] shape = output.shape();
       if (shape.length == 0 || shape[0] != 1) {
         throw new InputException(

@@ -47,7 +47,7 @@ final class PlanCheck {
   private final CompressionPlan plan;
   private final Compression.Job job;
 
-  /** One for each stage that learns labels. */
+  /** One for each stage whose output labels must fit. */
   private final List<Output> labelled = new ArrayList<>();
 
   PlanCheck(CompressionPlan plan, Compression.Job job) {
@@ -106,9 +106,9 @@ final class PlanCheck {
   }
 
   /** The value of a model that a stage's objective looks at. */
-  private static String value(OnnxModel model, Objective objective, Stage stage) {
+  private String value(OnnxModel model, Objective objective, Stage stage) {
     ClassifierOutput output = ClassifierOutput.of(OnnxCompression.trainable(model));
-    if (!objective.isForLogits()) {
+    if (!objective.isForLogits(job.labels())) {
       return output.output();
     }
     if (output.logits() == null) {
@@ -218,21 +218,28 @@ final class PlanCheck {
               + Arrays.toString(shape)
               + " for one text; embedding, similarity and hidden need [texts, tokens, width]");
     }
-    if (objective.isForEmbeddings() || objective.output() > 0) {
+    if (objective.isForEmbeddings()) {
       return;
     }
-    boolean single = values(shape) == 1;
-    if (shape.length != 2 && !single) {
+    long values = values(shape);
+    boolean logits = objective.isForLogits(job.labels());
+    if ((logits || objective.labels() > 0) && shape.length != 2 && values > 1) {
       throw new InputException(
           where
               + " has the shape "
               + Arrays.toString(shape)
-              + " for one example; labels, logits and bound need [examples, classes], or one value"
-              + " an example, and loss {output: 1} takes any");
+              + " for one example; "
+              + (logits
+                  ? "labels, logits and bound need [examples, classes]"
+                  : "labels that are numbers need [examples, values]")
+              + ", or one value an example, and loss {output: 1} takes any");
     }
+    Output learning = new Output(where, values == 1 ? 2 : values, values);
     if (objective.labels() > 0) {
-      Output learning = new Output(where, single ? 2 : shape[1], single);
-      learning.checkLearned(job.training(), job.validation());
+      learning.checkLearned(job.labels(), ((Examples.Labelled) job.validation()).labels());
+    }
+    // Numbers are measured, whatever is learned.
+    if (objective.labels() > 0 || job.labels() instanceof Labels.Numbers) {
       labelled.add(learning);
     }
   }
@@ -240,10 +247,12 @@ final class PlanCheck {
   /**
    * Checks examples that nothing is trained on, after {@link #run}.
    *
-   * @throws InputException where a label is no class of the model, or an output is not finite
+   * @throws InputException where a label does not fit the model, or an output is not finite
    */
   void measures(OnnxGraph graph, Examples.Labelled examples) {
-    labelled.forEach(output -> output.check(examples));
+    if (examples.labels() != null) {
+      labelled.forEach(output -> output.check(examples.labels()));
+    }
     String output = graph.outputNames().get(0);
     for (int[] indices : Batches.inOrder(examples, MEASURED_BATCH)) {
       try (PointerScope scope = new PointerScope();
@@ -260,47 +269,77 @@ final class PlanCheck {
     }
   }
 
-  /** An output of which a stage learns labels. */
-  private record Output(String where, long classes, boolean single) {
-    /** Refuses labels that are no classes of it; returns those that are known. */
-    long[] check(Examples examples) {
-      long[] known =
-          LongStream.of(((Examples.Labelled) examples).labels())
-              .filter(label -> label != Examples.Labelled.NO_LABEL)
-              .toArray();
-      for (long label : known) {
-        if (label < 0 || label >= classes) {
-          throw new InputException(
-              where
-                  + (single ? " is one logit" : " has " + classes + " classes")
-                  + ", and there is a label "
-                  + label
-                  + "; 0 to "
-                  + (classes - 1)
-                  + " are right, and "
-                  + Examples.Labelled.NO_LABEL
-                  + " for none");
+  /**
+   * An output of which a stage learns labels.
+   *
+   * @param classes how many it has where they are classes
+   * @param values of an example
+   */
+  private record Output(String where, long classes, long values) {
+    /** Refuses labels that do not fit it. */
+    void check(Labels labels) {
+      if (labels instanceof Labels.Numbers numbers && numbers.width() != values) {
+        throw new InputException(
+            where
+                + " has "
+                + values
+                + (values == 1 ? " value" : " values")
+                + " an example, and the labels, which are numbers, have "
+                + numbers.width()
+                + " (data.task: classification takes whole numbers as classes)");
+      }
+      if (labels instanceof Labels.Classes some) {
+        for (long label : some.values()) {
+          if (label != Labels.Classes.NO_LABEL && (label < 0 || label >= classes)) {
+            throw new InputException(
+                where
+                    + (values == 1 ? " is one logit" : " has " + classes + " classes")
+                    + ", and there is a label "
+                    + label
+                    + "; 0 to "
+                    + (classes - 1)
+                    + " are right, and "
+                    + Labels.Classes.NO_LABEL
+                    + " for none"
+                    + (values == 1 ? " (data.task: regression takes labels as numbers)" : ""));
+          }
         }
       }
-      return known;
     }
 
-    void checkLearned(Examples training, Examples validation) {
-      long[] known = check(training);
-      if (known.length == 0 || check(validation).length == 0) {
+    /** Refuses labels from which nothing can be learned, too. */
+    void checkLearned(Labels training, Labels validation) {
+      check(training);
+      check(validation);
+      boolean trained = hasAny(training);
+      if (!trained || !hasAny(validation)) {
         throw new InputException(
             where
                 + " learns from labels, and none of the "
-                + (known.length == 0 ? "training" : "validation")
+                + (trained ? "validation" : "training")
                 + " examples has one");
       }
-      if (single && LongStream.of(known).allMatch(label -> label == known[0])) {
+      if (training instanceof Labels.Numbers numbers && numbers.variance() < Float.MIN_NORMAL) {
         throw new InputException(
-            where
-                + " is one logit, and all labels of the training examples are "
-                + known[0]
-                + "; examples of both classes are needed");
+            where + " learns numbers, and all labels of the training examples are equal");
       }
+      if (values == 1 && training instanceof Labels.Classes classes) {
+        long[] known =
+            LongStream.of(classes.values()).filter(l -> l != Labels.Classes.NO_LABEL).toArray();
+        if (LongStream.of(known).allMatch(label -> label == known[0])) {
+          throw new InputException(
+              where
+                  + " is one logit, and all labels of the training examples are "
+                  + known[0]
+                  + "; examples of both classes are needed");
+        }
+      }
+    }
+
+    private static boolean hasAny(Labels labels) {
+      return labels instanceof Labels.Numbers numbers
+          ? numbers.known() > 0
+          : IntStream.range(0, labels.size()).anyMatch(labels::isKnown);
     }
   }
 

@@ -64,7 +64,8 @@ public interface TrainingListener {
    * @param step after how many steps of the stage
    * @param loss the objective
    * @param quality mean cosine to the teacher's embedding or output; for classifiers the share of right labels,
-   *     or of agreement with the teacher where there are no labels
+   *     or of agreement with the teacher where there are no labels; where numbers are learned, 1 − their mean
+   *     squared error as a share of the training labels' variance
    * @param best whether it is the best of the stage so far
    */
   record Validation(long step, double loss, double quality, boolean best) {}

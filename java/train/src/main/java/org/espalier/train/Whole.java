@@ -36,7 +36,7 @@ record Whole(int examples, double energy) {
    * Some examples of a batch.
    *
    * @param teacher what the teacher says of them; null where the objective needs none
-   * @param labels one an example; null where there are none
+   * @param labels of them; null where there are none
    */
-  record Share(Batch batch, Tensor teacher, long[] labels) {}
+  record Share(Batch batch, Tensor teacher, Labels labels) {}
 }
