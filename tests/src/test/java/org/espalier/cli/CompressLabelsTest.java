@@ -5,7 +5,6 @@ import static org.espalier.format.onnx.SmallModels.list;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
-import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
@@ -168,6 +167,7 @@ report: {each-stage: false}
       case "logit" -> List.of();
       case "flat logit" -> List.of(node("Squeeze", "q", List.of("z"), "y", list("axes", 1)));
       case "sigmoid" -> List.of(sigmoid);
+      case "softmax" -> List.of(node("Softmax", "s", List.of("z"), "p"));
       case "flat sigmoid" ->
           List.of(sigmoid, node("Squeeze", "q", List.of("p"), "y", list("axes", 1)));
       case "scaled sigmoid" -> List.of(sigmoid, node("Mul", "m", List.of("p", "half"), "y"));
@@ -206,10 +206,12 @@ report: {each-stage: false}
     "flat sigmoid, BOOL, 1, static",
     "sigmoid, F64, 1, static",
     "logit, I32, 2, static",
+    "softmax, I64, 1, dynamic",
   })
   void aClassifierOfOneLogitIsCompressed(String end, SafetensorsDtype type, int rank, String form)
       throws Exception {
-    model(1, tail(end));
+    int outputs = end.equals("softmax") ? 2 : 1;
+    model(outputs, tail(end));
     examples(type, outside, rank == 1 ? new long[] {N} : new long[] {N, 1});
     Files.writeString(recipe, BINARY.replace("FORM", form));
     Path out = folder.resolve("out");
@@ -220,17 +222,19 @@ report: {each-stage: false}
     assertTrue(f.path("log_loss").asDouble() < 0.4, f.toString());
     assertTrue(f.path("reference_auc").asDouble() < 0.8, f.toString());
     assertTrue(f.path("reference_log_loss").asDouble() > 0.5, f.toString());
-    assertFalse(f.has("cosine_mean"), "of one value it is a sign: " + f);
+    assertEquals(outputs == 2, f.has("cosine_mean"), "of one value it is a sign: " + f);
+    assertEquals("classification", report.at("/data/task").asText());
     // The validation's quality is the accuracy of what the runtime gives.
     double quality = report.at("/stages/3/after/quality").asDouble();
     assertTrue(quality > 0.8, report.at("/stages/3").toString());
     // What is written still ends as the original does, and is as right on the points as reported.
-    float[] y = answers(out.resolve("model-int8.onnx"), 1);
-    boolean probabilities = end.endsWith("sigmoid");
+    float[] all = answers(out.resolve("model-int8.onnx"), outputs);
+    boolean probabilities = !end.endsWith("logit");
     int right = 0;
     for (int i = 0; i < N; i++) {
-      assertTrue(!probabilities || y[i] >= 0 && y[i] <= 1);
-      right += y[i] > (probabilities ? 0.5 : 0) == (outside[i] == 1) ? 1 : 0;
+      float y = all[(i + 1) * outputs - 1];
+      assertTrue(!probabilities || y >= 0 && y <= 1);
+      right += y > (probabilities ? 0.5 : 0) == (outside[i] == 1) ? 1 : 0;
     }
     assertEquals(f.path("accuracy").asDouble(), (double) right / N, 0.07);
     assertEquals(1, OnnxModel.read(out.resolve("model-float.onnx")).outputs().size());
@@ -362,6 +366,7 @@ report: {each-stage: false}
     Path out = folder.resolve("out");
     JsonNode report = Run.of("compress", recipe, "-o", out, "--json").json();
     JsonNode f = report.path("fidelity");
+    assertEquals("regression", report.at("/data/task").asText());
     assertTrue(f.path("r2").asDouble() > 0.85, f.toString());
     assertTrue(f.path("reference_r2").asDouble() < 0.2, f.toString());
     assertTrue(f.path("mae").asDouble() < f.path("rmse").asDouble(), f.toString());

@@ -4,12 +4,16 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -85,6 +89,35 @@ class TensorEvaluatorTest {
     assertEquals(-1, y.cosineMean(), 1e-6);
     assertEquals(2, y.relativeError(), 1e-6);
     assertEquals(0, y.agreement());
+  }
+
+  /** The cosine of one value is a sign: that of all examples' values together says more. */
+  @Test
+  void oneValueAnExampleIsComparedOverAll() {
+    List<Path> models = new ArrayList<>();
+    for (float shift : new float[] {0, 3}) {
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .setName("sum")
+              .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+              .addInitializer(SmallModels.floats("w", new Random(1), 1, 8, 1))
+              .addInitializer(
+                  SmallModels.tensor(
+                      "b",
+                      DataType.FLOAT,
+                      ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN).putFloat(0, shift),
+                      1))
+              .addNode(SmallModels.node("MatMul", "", List.of("x", "w"), "s"))
+              .addNode(SmallModels.node("Add", "", List.of("s", "b"), "y"))
+              .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 1));
+      models.add(write("sum" + shift, OnnxModel.of(SmallModels.model(13, g), "sum")));
+    }
+    TensorFidelity.Output y =
+        TensorEvaluator.evaluate(models.get(0), models.get(1), examples, N).outputs().get(0);
+    assertTrue(y.cosineMean() > -0.9 && y.cosineMean() < 0.9, y.toString());
+    assertTrue(Double.isNaN(y.cosineMin()), y.toString());
+    y = TensorEvaluator.evaluate(models.get(0), models.get(0), examples, N).outputs().get(0);
+    assertEquals(1, y.cosineMean());
   }
 
   /** Two models that fail alike do not agree. */

@@ -165,7 +165,7 @@ final class Evaluate implements Callable<Integer> {
       outputs.add(
           o.name(),
           String.format(Locale.ROOT, "%.5f", o.cosineMean()),
-          String.format(Locale.ROOT, "%.5f", o.cosineMin()),
+          Double.isNaN(o.cosineMin()) ? "" : String.format(Locale.ROOT, "%.5f", o.cosineMin()),
           Format.percent(o.relativeError()),
           String.format(Locale.ROOT, "%.3g", o.largestDifference()),
           Double.isNaN(o.agreement()) ? "" : Format.percent(o.agreement()));

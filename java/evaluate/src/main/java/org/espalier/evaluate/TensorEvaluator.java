@@ -83,8 +83,11 @@ public final class TensorEvaluator {
   private static final class Comparison {
     private final String name;
     private final List<Double> cosines = new ArrayList<>();
+    private boolean single = true;
+    private double product;
     private double error;
     private double square;
+    private double otherSquare;
     private double largest;
     private long positions;
     private long agreed;
@@ -105,8 +108,11 @@ public final class TensorEvaluator {
         double d = (double) b[i] - a[i];
         error += d * d;
         square += (double) a[i] * a[i];
+        otherSquare += (double) b[i] * b[i];
+        product += (double) a[i] * b[i];
         largest = Math.max(largest, Math.abs(d));
       }
+      single &= a.length == 1;
       long[] shape = reference.getInfo().getShape();
       int classes = shape.length == 0 ? 1 : (int) shape[shape.length - 1];
       if ((shape.length == 2 || shape.length == 3) && classes > 1) {
@@ -149,8 +155,12 @@ public final class TensorEvaluator {
     TensorFidelity.Output result() {
       return new TensorFidelity.Output(
           name,
-          cosines.stream().mapToDouble(Double::doubleValue).average().orElseThrow(),
-          cosines.stream().mapToDouble(Double::doubleValue).min().orElseThrow(),
+          single && error != 0
+              ? product / Math.sqrt(square * otherSquare)
+              : cosines.stream().mapToDouble(Double::doubleValue).average().orElseThrow(),
+          single
+              ? Double.NaN
+              : cosines.stream().mapToDouble(Double::doubleValue).min().orElseThrow(),
           error == 0 ? 0 : Math.sqrt(error / square),
           largest,
           positions == 0 ? Double.NaN : (double) agreed / positions);

@@ -26,8 +26,9 @@ public record TensorFidelity(
   /**
    * One output.
    *
-   * @param cosineMean mean over examples of the cosine between the two models' values
-   * @param cosineMin the smallest
+   * @param cosineMean mean over examples of the cosine between the two models' values; where an example has one
+   *     value, whose cosine is a sign, the cosine between the values of all examples
+   * @param cosineMin the smallest; NaN where an example has one value
    * @param relativeError √(Σ (candidate − reference)² / Σ reference²) over all examples
    * @param largestDifference the largest |candidate − reference|
    * @param agreement share of positions whose largest value along the last axis is at the same place; NaN
@@ -69,7 +70,9 @@ public record TensorFidelity(
   private static Map<String, Object> numbers(Output o) {
     Map<String, Object> map = new LinkedHashMap<>();
     map.put("cosine_mean", o.cosineMean);
-    map.put("cosine_min", o.cosineMin);
+    if (!Double.isNaN(o.cosineMin)) {
+      map.put("cosine_min", o.cosineMin);
+    }
     map.put("relative_error", o.relativeError);
     map.put("largest_difference", o.largestDifference);
     if (!Double.isNaN(o.agreement)) {

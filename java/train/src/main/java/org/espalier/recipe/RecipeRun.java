@@ -91,6 +91,9 @@ public final class RecipeRun {
     found.put("model", inputs.model.name());
     found.put("training_examples", data.training().size());
     found.put("validation_examples", data.validation().size());
+    if (data.task() != null) {
+      found.put("task", data.task());
+    }
     long steps = 0;
     for (Stage stage : recipe.stages().stages()) {
       steps += stage.training().steps(data.training().size());

@@ -122,6 +122,9 @@ final class ReportBuilder {
             ? "texts"
             : data.evaluationExamples().labels() == null ? "examples" : "labelled examples");
     examples.put("source", recipe.isForTexts() ? recipe.data().texts() : recipe.data().examples());
+    if (data.task() != null) {
+      examples.put("task", data.task());
+    }
     examples.put("training", data.training().size());
     examples.put("validation", data.validation().size());
     examples.put(

@@ -414,6 +414,9 @@ final class ReportPage {
     }
     JsonNode data = report.path("data");
     term(data.path("kind").asText(), data.path("source").asText());
+    if (data.has("task")) {
+      term("task", data.path("task").asText());
+    }
     term(
         "split",
         data.path("training").asLong()

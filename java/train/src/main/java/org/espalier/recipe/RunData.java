@@ -66,6 +66,13 @@ record RunData(
     return evaluationExamples == null ? null : evaluationExamples.labels();
   }
 
+  /** What is learned from labels, in the words of {@code data.task}; null where there are none. */
+  String task() {
+    return labels() == null
+        ? null
+        : labels() instanceof Labels.Numbers ? "regression" : "classification";
+  }
+
   /** Adds all that is trained on and measured to a digest. */
   void digest(MessageDigest sum) {
     for (Examples examples : new Examples[] {training, validation, evaluationExamples}) {

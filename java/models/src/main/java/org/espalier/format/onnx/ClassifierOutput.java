@@ -6,6 +6,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.InputException;
 
 /**
  * What the first output of a classifier is: logits, or probabilities that a Sigmoid or a Softmax makes of them
@@ -49,8 +50,15 @@ public record ClassifierOutput(String output, Form form, String logits) {
     OTHER
   }
 
-  /** Finds it in a model that has an output. */
+  /**
+   * Finds it in a model.
+   *
+   * @throws InputException where the model has no output
+   */
   public static ClassifierOutput of(OnnxModel model) {
+    if (model.outputs().isEmpty()) {
+      throw new InputException(model.name() + " has no output");
+    }
     String output = model.outputs().get(0).getName();
     Map<String, NodeProto> producers = model.producers();
     String at = output;
