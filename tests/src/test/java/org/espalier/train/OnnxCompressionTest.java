@@ -185,6 +185,33 @@ class OnnxCompressionTest {
     assertEquals(reports.get(1).after().quality(), reports.get(0).after().quality(), 1e-12);
   }
 
+  /** Validation goes in batches of 32: of those here one has labels, and the other has one. */
+  @Test
+  void validationCountsLabelsNotBatches() {
+    Examples.Labelled points = points(64, 2);
+    long[] labels = classes(points).clone();
+    Arrays.fill(labels, 33, 64, Labels.Classes.NO_LABEL);
+    Examples.Labelled some = new Examples.Labelled(points.inputs(), new Labels.Classes(labels));
+    Examples.Labelled known =
+        new Examples.Labelled(
+            values(points).subList(0, 33),
+            List.of((long) WIDTH),
+            new Labels.Classes(Arrays.copyOf(labels, 33)));
+    List<Validation> found = new ArrayList<>();
+    for (Examples.Labelled validation : List.of(some, known)) {
+      Training one = training(1, new Optimizer.Sgd(0.1, 0, 0, false, 0), Objective.ofLabels());
+      CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("look", one)), 7);
+      Compression.Job job =
+          new Compression.Job(classifier(), null, points, validation, Pooling.MEAN, null, null);
+      try (OnnxCompression c = new OnnxCompression(plan, job)) {
+        assertTrue(c.run(SILENT));
+        found.add(c.stages().get(0).before());
+      }
+    }
+    assertEquals(found.get(1).loss(), found.get(0).loss(), 1e-6);
+    assertEquals(found.get(1).quality(), found.get(0).quality(), 1e-12);
+  }
+
   @Test
   void prunedWeightsOfTransposedConvolutionsAndRecurrentLayersStayZero() throws OrtException {
     Random random = new Random(2);

@@ -5,6 +5,9 @@ public sealed interface Labels {
   /** Of how many examples. */
   int size();
 
+  /** How many values of it are known. */
+  int known();
+
   /** Whether all of it is known for an example. */
   boolean isKnown(int example);
 
@@ -23,6 +26,15 @@ public sealed interface Labels {
     @Override
     public int size() {
       return values.length;
+    }
+
+    @Override
+    public int known() {
+      int known = 0;
+      for (long value : values) {
+        known += value == NO_LABEL ? 0 : 1;
+      }
+      return known;
     }
 
     @Override
@@ -77,7 +89,7 @@ public sealed interface Labels {
       return new Numbers(some, width);
     }
 
-    /** How many values are known. */
+    @Override
     public int known() {
       int known = 0;
       for (float value : values) {

@@ -54,13 +54,13 @@ final class OutputLoss {
     double quality;
     if (objective.labels() > 0) {
       Labels.Numbers labels = (Labels.Numbers) share.labels();
-      double known = Math.max(1, labels.known());
+      int known = Math.max(1, labels.known());
       Tensor error = squares(f, labels).mul(new Scalar(part / (known * variance)));
       double distance = error.item_double();
       parts.put("labels", distance);
       value += objective.labels() * distance;
       root = error.mul(new Scalar(objective.labels()));
-      quality = labels.known() == 0 ? 0 : part - distance;
+      quality = part - distance;
     } else {
       quality = cosines(f.detach(), teacher) / whole.examples();
     }

@@ -238,8 +238,14 @@ final class Passes implements AutoCloseable {
     }
     List<int[]> batches = Batches.inOrder(job.validation(), VALIDATION_BATCH);
     List<Lane> lanes = lanes();
-    double loss = 0;
+    // A mean over labels is over those that are known, wherever they are.
+    Labels given = job.validation() instanceof Examples.Labelled rows ? rows.labels() : null;
+    boolean fromLabels =
+        given != null && (value(objective) == Value.LOGITS || objective.labels() > 0);
+    double learned = 0;
+    double followed = 0;
     double quality = 0;
+    long known = 0;
     for (int i = 0; i < batches.size(); i += 2) {
       int[] one = batches.get(i);
       int[] two = i + 1 < batches.size() ? batches.get(i + 1) : null;
@@ -250,13 +256,19 @@ final class Passes implements AutoCloseable {
                   () -> validate(lanes.get(0), objective, one),
                   () -> validate(lanes.get(1), objective, two));
       for (int j = 0; j < losses.size(); j++) {
-        int count = batches.get(i + j).length;
-        loss += losses.get(j).value() * count;
-        quality += losses.get(j).quality() * count;
+        int[] indices = batches.get(i + j);
+        Loss of = losses.get(j);
+        int labels = fromLabels ? given.of(indices).known() : indices.length;
+        double part = objective.labels() * of.parts().getOrDefault("labels", 0.0);
+        learned += part * labels;
+        followed += (of.value() - part) * indices.length;
+        quality += of.quality() * labels;
+        known += labels;
       }
     }
-    int n = job.validation().size();
-    return new Validation(step, loss / n, quality / n, loss / n < best);
+    known = Math.max(1, known);
+    double loss = learned / known + followed / job.validation().size();
+    return new Validation(step, loss, quality / known, loss < best);
   }
 
   private Loss validate(Lane lane, Objective objective, int[] indices) {

@@ -311,8 +311,8 @@ final class PlanCheck {
     void checkLearned(Labels training, Labels validation) {
       check(training);
       check(validation);
-      boolean trained = hasAny(training);
-      if (!trained || !hasAny(validation)) {
+      boolean trained = training.known() > 0;
+      if (!trained || validation.known() == 0) {
         throw new InputException(
             where
                 + " learns from labels, and none of the "
@@ -334,12 +334,6 @@ final class PlanCheck {
                   + "; examples of both classes are needed");
         }
       }
-    }
-
-    private static boolean hasAny(Labels labels) {
-      return labels instanceof Labels.Numbers numbers
-          ? numbers.known() > 0
-          : IntStream.range(0, labels.size()).anyMatch(labels::isKnown);
     }
   }
 
