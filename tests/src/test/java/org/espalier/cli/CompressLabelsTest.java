@@ -206,6 +206,7 @@ report: {each-stage: false}
     "flat sigmoid, BOOL, 1, static",
     "sigmoid, F64, 1, static",
     "logit, I32, 2, static",
+    "flat logit, U8, 1, dynamic",
     "softmax, I64, 1, dynamic",
   })
   void aClassifierOfOneLogitIsCompressed(String end, SafetensorsDtype type, int rank, String form)
@@ -329,6 +330,8 @@ report: {each-stage: false}
     model(1, tail("scaled sigmoid"));
     Run.refused(
         folder, new String[] {"the output y of", "model.onnx", "probabilities", "Sigmoid"}, run);
+    model(1, tail("softmax"));
+    Run.refused(folder, new String[] {"the output z", "Softmax alone", "Sigmoid"}, run);
     model(1, tail("logarithm"));
     Run.refused(folder, new String[] {"model.onnx", "the output y", "NaN"}, run);
     // Of one example alone, wherever it is: trained on, validated with or measured.

@@ -105,7 +105,7 @@ public final class RecipeSchema {
                               "Examples of one shape in place of texts: a safetensors file with"
                                   + " inputs, or a tensor of its name for each input of the model"
                                   + " (F32, I64, I32 or BOOL, [N, …]), and, where a stage's loss"
-                                  + " has them, labels (I64, I32, BOOL, F32 or F64, [N], or [N,"
+                                  + " has them, labels (integers, BOOL, F32 or F64, [N], or [N,"
                                   + " values] of numbers; -100 or, in floats, NaN where there is"
                                   + " none)."),
                           optional(

@@ -48,13 +48,16 @@ record RunData(
       EnumSet.of(
           SafetensorsDtype.I64,
           SafetensorsDtype.I32,
+          SafetensorsDtype.I16,
+          SafetensorsDtype.I8,
+          SafetensorsDtype.U8,
           SafetensorsDtype.BOOL,
           SafetensorsDtype.F32,
           SafetensorsDtype.F64);
 
   private static final String NEEDED =
       "examples are inputs, or for each input of the model a tensor of its name (F32, I64, I32 or"
-          + " BOOL, [N, …]), and, for losses with labels, labels (I64, I32, BOOL, F32 or F64, [N]"
+          + " BOOL, [N, …]), and, for losses with labels, labels (integers, BOOL, F32 or F64, [N]"
           + " or, of numbers, [N, values])";
 
   static RunData of(Recipe recipe, RunHost host) {
@@ -384,9 +387,11 @@ record RunData(
           switch (labels.dtype()) {
             case I64 -> bytes.getLong();
             case I32 -> bytes.getInt();
+            case I16 -> bytes.getShort();
+            case U8 -> Byte.toUnsignedInt(bytes.get());
             case F64 -> bytes.getDouble();
             case F32 -> bytes.getFloat();
-            default -> bytes.get(); // BOOL
+            default -> bytes.get(); // I8, BOOL
           };
     }
     return values;

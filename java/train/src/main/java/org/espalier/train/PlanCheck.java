@@ -111,7 +111,7 @@ final class PlanCheck {
     if (!objective.isForLogits(job.labels())) {
       return output.output();
     }
-    if (output.logits() == null) {
+    if (output.form() == ClassifierOutput.Form.OTHER) {
       throw new InputException(
           "stage "
               + stage.name()
@@ -222,6 +222,10 @@ final class PlanCheck {
       return;
     }
     long values = values(shape);
+    if (values == 1 && isSoftmax(objective)) {
+      throw new InputException(
+          where + " is given to a Softmax alone, which makes 1 of one value; a Sigmoid is meant");
+    }
     boolean logits = objective.isForLogits(job.labels());
     if ((logits || objective.labels() > 0) && shape.length != 2 && values > 1) {
       throw new InputException(
@@ -242,6 +246,11 @@ final class PlanCheck {
     if (objective.labels() > 0 || job.labels() instanceof Labels.Numbers) {
       labelled.add(learning);
     }
+  }
+
+  private boolean isSoftmax(Objective objective) {
+    return objective.isForLogits(job.labels())
+        && ClassifierOutput.of(job.model()).form() == ClassifierOutput.Form.SOFTMAX;
   }
 
   /**
