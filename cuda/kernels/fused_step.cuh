@@ -341,19 +341,21 @@ __device__ __forceinline__ float scale_of(int absmax_bits) {
 // are.
 struct Rows {
   uint32_t offset, cols;
+  esp::Divisor by;
   int64_t first;  // row
-  __device__ Rows(const StepEntry& t, int64_t start) {
-    constexpr int64_t longest = 1 << 30;
-    first = start / t.cols;
+  __device__ Rows(const StepEntry& t, int64_t start) : by(t.row) {
+    constexpr int64_t longest = esp::step_longest_row;
+    const bool is_short = t.cols < longest;
+    first = is_short && start <= INT32_MAX ? esp::quotient(static_cast<uint32_t>(start), by) : start / t.cols;
     const int64_t before = start - first * t.cols, rest = t.cols - before;
-    cols = static_cast<uint32_t>(t.cols < longest ? t.cols : longest);
-    offset = static_cast<uint32_t>(t.cols < longest ? before : rest < longest ? longest - rest : 0);
+    cols = static_cast<uint32_t>(is_short ? t.cols : longest);
+    offset = static_cast<uint32_t>(is_short ? before : rest < longest ? longest - rest : 0);
   }
   __device__ __forceinline__ uint32_t row(int64_t element) const {
-    return (offset + static_cast<uint32_t>(element)) / cols;
+    return esp::quotient(offset + static_cast<uint32_t>(element), by);
   }
   __device__ __forceinline__ uint32_t column(int64_t element) const {
-    return (offset + static_cast<uint32_t>(element)) % cols;
+    return offset + static_cast<uint32_t>(element) - row(element) * cols;
   }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "divisor.h"
 #include "espalier/working_copy.h"
 #include "gradient_norm.h"
 
@@ -12,6 +13,8 @@ constexpr int step_packs = 4;                              // of 4 elements a th
 constexpr int step_piece = step_threads * step_packs * 4;  // elements of a block
 constexpr int step_piece_rows = 1024;                      // rows that a piece can hold scales for
 constexpr int step_panel_columns = 384, step_panel_rows = 32;  // of a block of columns
+
+constexpr int64_t step_longest_row = 1 << 30;  // that is counted; what is longer never ends in a piece
 
 // How a tensor gets its scales.
 enum StepMode : int32_t {
@@ -35,6 +38,7 @@ struct StepEntry {
   int64_t piece;  // elements of a piece in the first pass, a multiple of 32 unless there is one piece
   int64_t slot;   // its channels' first absmax in the workspace, where they are spread
   int64_t noise;  // its first block of noise, counted from the list's
+  Divisor row;    // of the shorter of cols and step_longest_row
   int32_t gradient_dtype, copy_type;
   int32_t columns;  // channels are columns
   int32_t mode;

@@ -47,7 +47,8 @@ inline int64_t piece_of_rows(int64_t rows, int64_t cols) {
 template <class Tensor>
 esp::StepEntry entry_of(const Tensor& t, int64_t slot, int64_t noise) {
   const bool columns = t.channel == ESP_CHANNEL_COLUMN;
-  const int64_t n = esp::elements(t);
+  const int64_t n = esp::elements(t), cols = t.channel == ESP_CHANNEL_TENSOR ? n : t.cols;
+  const int64_t counted = cols < esp::step_longest_row ? cols : esp::step_longest_row;
   esp::StepEntry e = {t.weight,
                       t.gradient,
                       {},  // the operation fills it in
@@ -56,10 +57,11 @@ esp::StepEntry entry_of(const Tensor& t, int64_t slot, int64_t noise) {
                       t.working_copy,
                       t.scale,
                       n,
-                      t.channel == ESP_CHANNEL_TENSOR ? n : t.cols,
+                      cols,
                       esp::step_piece,
                       slot,
                       noise,
+                      esp::divisor_of(static_cast<uint32_t>(counted > 0 ? counted : 1)),
                       t.gradient_dtype,
                       t.working_copy_type,
                       columns,

@@ -1,6 +1,7 @@
 // fused_sgd on a device: momentum, Nesterov, decay, clip and skip; see fused_step_test.h.
 #include "espalier/cuda/fused_sgd.h"
 
+#include "divisor.h"
 #include "fused_step_test.h"
 
 namespace {
@@ -124,9 +125,32 @@ void test_refusals() {
   CHECK(esp_cuda_fused_sgd_plan(&tensor, 1, &options, &plan, nullptr) == ESP_INVALID_ARGUMENT);
 }
 
+// Small divisors, around powers of two, and any; below, at and above multiples, up to the last number.
+void test_divisors() {
+  Random random(5);
+  const auto any = [&] { return static_cast<uint32_t>(random.bits() >> 33); };
+  constexpr uint32_t largest = INT32_MAX;
+  int64_t wrong = 0;
+  for (uint32_t turn = 0; turn < 20000; turn++) {
+    const uint32_t d = turn < 3000   ? turn + 1
+                       : turn < 3093 ? (1u << (turn - 3000) / 3) + (turn - 3000) % 3 - 1
+                                     : any() >> turn % 31;
+    if (d == 0) continue;
+    const esp::Divisor by = esp::divisor_of(d);
+    for (const uint32_t multiple : {d, any() / d * d, largest / d * d}) {
+      for (const uint32_t n : {multiple - 1, multiple, multiple + 1}) {
+        if (n <= largest) wrong += esp::quotient(n, by) != n / d;
+      }
+    }
+    for (const uint32_t n : {0u, any(), largest}) wrong += esp::quotient(n, by) != n / d;
+  }
+  CHECK(wrong == 0);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   test_refusals();
+  test_divisors();
   return run_tests(argc, argv, test);
 }
