@@ -1,280 +1,415 @@
 package org.espalier.cli;
 
+import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.net.InetSocketAddress;
-import java.net.StandardSocketOptions;
 import java.nio.ByteBuffer;
 import java.nio.channels.SelectionKey;
-import java.nio.channels.Selector;
-import java.nio.channels.ServerSocketChannel;
 import java.nio.channels.SocketChannel;
-import java.nio.charset.StandardCharsets;
-import java.util.ArrayList;
-import java.util.LinkedHashSet;
-import java.util.List;
-import java.util.Queue;
-import java.util.Set;
-import java.util.concurrent.ConcurrentLinkedQueue;
-import java.util.concurrent.LinkedBlockingQueue;
-import java.util.concurrent.ThreadPoolExecutor;
+import java.time.Duration;
+import java.util.Map;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
+import java.util.concurrent.atomic.AtomicLong;
+import org.eclipse.jetty.http.HttpException;
+import org.eclipse.jetty.http.HttpHeader;
+import org.eclipse.jetty.http.HttpStatus;
+import org.eclipse.jetty.io.Content;
+import org.eclipse.jetty.io.EndPoint;
+import org.eclipse.jetty.io.EofException;
+import org.eclipse.jetty.io.ManagedSelector;
+import org.eclipse.jetty.io.SocketChannelEndPoint;
+import org.eclipse.jetty.server.Handler;
+import org.eclipse.jetty.server.HttpConfiguration;
+import org.eclipse.jetty.server.HttpConnectionFactory;
+import org.eclipse.jetty.server.Request;
+import org.eclipse.jetty.server.Response;
+import org.eclipse.jetty.server.Server;
+import org.eclipse.jetty.server.ServerConnector;
+import org.eclipse.jetty.server.handler.ErrorHandler;
+import org.eclipse.jetty.server.handler.GracefulHandler;
+import org.eclipse.jetty.util.Callback;
+import org.eclipse.jetty.util.thread.Invocable;
+import org.eclipse.jetty.util.thread.QueuedThreadPool;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * A server of HTTP/1.1 that slow clients cost next to nothing. One thread reads and writes for all of them, as
- * much as there is at the moment; a request takes one of the working threads when it is whole, until its
- * answer is made. Connections and the memory of what they sent are bounded: where there is no more room,
- * who has been slow for longest goes.
- *
- * <p>A request has 10 seconds from its first byte to its last, an answer as many to be taken, and a connection
- * without a request 30.
+ * Jetty, set up so that slow clients cost next to nothing: a request takes one of the threads when it is whole,
+ * until its answer is made. Jetty bounds neither the time of a request that trickles nor the memory of all
+ * bodies together, so that is done here; where there is no more room, who has been slow for longest goes.
  */
 final class HttpListener implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(HttpListener.class);
-  private static final long SECOND = 1_000_000_000L;
-  private static final long REQUEST_NANOS = 10 * SECOND;
-  private static final long IDLE_NANOS = 30 * SECOND;
+  private static final int MOST_HEAD = 16 << 10;
+  private static final int BACKLOG = 1024;
 
-  /** How long a connection that ends waits for its client, so that what that sends destroys no answer. */
-  private static final long LINGER_NANOS = 2 * SECOND;
-
-  /** How long answers that are under way are waited for at the end. */
-  private static final long LAST_ANSWERS_NANOS = 5 * SECOND;
+  /** Pieces of a body that are read before others have their turn. */
+  private static final int TURN = 16;
 
   private static final long TICK_MILLIS = 200;
-  private static final int BACKLOG = 1024;
-  private static final ByteBuffer CONTINUE =
-      ByteBuffer.wrap("HTTP/1.1 100 Continue\r\n\r\n".getBytes(StandardCharsets.US_ASCII));
+  private static final Map<String, String> LAST = Map.of("Connection", "close");
+  private static final Duration IDLE = Duration.ofSeconds(30);
+  private static final Duration LINGER = Duration.ofSeconds(2);
+
+  /** How long answers that are under way are waited for at the end. */
+  private static final Duration LAST_ANSWERS = Duration.ofSeconds(5);
 
   /** Who makes the answers. */
-  interface Handler {
-    /** Looks at a request whose body is yet to come, in the one thread that reads: it must not wait. */
-    void admit(HttpRequest head) throws HttpRefusal;
+  interface Responder {
+    /** Looks at a request whose body is yet to come, in a thread that reads: it must not wait. */
+    void admit(Request head) throws HttpRefusal;
 
-    /** Answers a request, in one of several threads; where it throws, the connection ends. */
-    HttpAnswer answer(HttpRequest request);
+    /** Answers a request, in one of several threads. */
+    Answer answer(Request request, byte[] body) throws HttpRefusal;
 
-    /** The answer to a request that was refused here. */
-    HttpAnswer refuse(HttpRefusal refusal);
+    /** The answer to a request that was refused. */
+    Answer refuse(HttpRefusal refusal);
   }
+
+  /** An answer; {@code type} is that of the body. */
+  record Answer(int status, String type, Map<String, String> headers, byte[] body) {}
 
   /**
    * @param body bytes of a request's body
    * @param connections at once
-   * @param buffered bytes of requests that are not answered, of all connections; at least twice {@code body}
+   * @param buffered bytes of bodies that are not answered, of all connections; at least twice {@code body}
    * @param threads that make answers
+   * @param patience from the first byte of a request to its last, and as much until its answer is taken
    */
-  record Limits(int body, int connections, long buffered, int threads) {}
+  record Limits(int body, int connections, long buffered, int threads, Duration patience) {}
 
-  private enum State {
+  /** What a connection does. */
+  private enum Phase {
     /** Nothing of a request has come. */
     IDLE,
     READING,
     /** The answer is being made. */
-    BUSY,
+    ANSWERING,
     WRITING,
-    /** The last answer was sent; what the client still sends is thrown away. */
-    LINGERING
-  }
-
-  /** A client. Touched by the reading thread alone, but for the answer that a working thread leaves. */
-  private final class Connection {
-    final SocketChannel channel;
-    SelectionKey key;
-    State state = State.IDLE;
-
-    /** When the state began. */
-    long since = System.nanoTime();
-
-    HttpReader reader = new HttpReader(limits.body());
-    boolean admitted;
-
-    /** What came behind a request, or null. */
-    ByteBuffer rest;
-
-    ByteBuffer out;
-    boolean last;
-    long held;
-
-    /** Written by a working thread before the connection is queued; null where there is none. */
-    HttpAnswer answer;
-
-    Connection(SocketChannel channel) {
-      this.channel = channel;
-    }
-
-    void enter(State next, int interest) {
-      state = next;
-      since = System.nanoTime();
-      key.interestOps(interest);
-    }
+    /** A refusal is sent; what the client still sends is thrown away, so that it destroys no answer. */
+    REFUSING
   }
 
   private final Limits limits;
-  private final Handler handler;
-  private final ServerSocketChannel server;
-  private final Selector selector;
-  private final SelectionKey accepting;
-  private final Thread thread;
-  private final ThreadPoolExecutor pool;
-  private final Set<Connection> connections = new LinkedHashSet<>();
-  private final Queue<Connection> answered = new ConcurrentLinkedQueue<>();
+  private final Responder responder;
+  private final QueuedThreadPool pool;
+  private final Server server;
+  private final GracefulHandler graceful = new GracefulHandler(new Exchanges());
+  private final ServerConnector connector;
+  private final AtomicLong held = new AtomicLong();
 
-  /** Connections with bytes of a further request. */
-  private final Queue<Connection> further = new ConcurrentLinkedQueue<>();
-
-  private final ByteBuffer input = ByteBuffer.allocateDirect(64 << 10);
-  private long held;
-  private long looked = System.nanoTime();
-  private volatile boolean ending;
-  private volatile long end;
-
-  HttpListener(InetSocketAddress address, Limits limits, Handler handler) throws IOException {
+  HttpListener(InetSocketAddress address, Limits limits, Responder responder) throws IOException {
     this.limits = limits;
-    this.handler = handler;
-    selector = Selector.open();
+    this.responder = responder;
+    pool = new QueuedThreadPool(limits.threads() + 2, 2); // one accepts, one selects
+    pool.setName("espalier-http");
+    pool.setDaemon(true);
+    pool.setReservedThreads(0);
+    pool.setStopTimeout(LAST_ANSWERS.toMillis());
+    server = new Server(pool);
+    server.setDynamic(false); // so that Jetty may read for all clients in one thread
+    server.setHandler(graceful);
+    server.setErrorHandler(this::refuseForJetty);
+    HttpConfiguration http = new HttpConfiguration();
+    http.setSendServerVersion(false);
+    http.setRequestHeaderSize(MOST_HEAD);
+    connector = new Connector(new HttpConnectionFactory(http));
+    connector.setHost(address.getAddress().getHostAddress());
+    connector.setPort(address.getPort());
+    connector.setAcceptQueueSize(BACKLOG);
+    connector.setIdleTimeout(0); // any byte would prolong it, and expire() is stricter
+    server.addConnector(connector);
     try {
-      server = ServerSocketChannel.open();
-      try {
-        server.bind(address, BACKLOG);
-        server.configureBlocking(false);
-        accepting = server.register(selector, SelectionKey.OP_ACCEPT);
-      } catch (IOException | RuntimeException e) {
-        server.close();
-        throw e;
-      }
-    } catch (IOException | RuntimeException e) {
-      selector.close();
-      throw e;
+      server.start();
+    } catch (Exception e) {
+      stop();
+      throw e.getCause() instanceof IOException cause ? cause : new IOException(e.getMessage(), e);
     }
-    pool =
-        new ThreadPoolExecutor(
-            limits.threads(),
-            limits.threads(),
-            60,
-            TimeUnit.SECONDS,
-            new LinkedBlockingQueue<>(), // one request of each connection at most
-            task -> daemon(task, "espalier-answer"));
-    pool.allowCoreThreadTimeOut(true);
-    thread = daemon(this::run, "espalier-http");
-    thread.start();
-  }
-
-  private static Thread daemon(Runnable task, String name) {
-    Thread thread = new Thread(task, name);
-    thread.setDaemon(true);
-    return thread;
+    expire();
   }
 
   int port() {
-    return server.socket().getLocalPort();
+    return connector.getLocalPort();
   }
 
-  private void run() {
-    try {
-      while (!ending || System.nanoTime() < end && isUnderWay()) {
-        selector.select(this::ready, ending ? 10 : TICK_MILLIS);
-        // New ones of both queues wait for the next round, so that all connections have their turn.
-        for (int n = answered.size(); n > 0; n--) {
-          Connection connection = answered.remove();
-          if (connection.answer == null) {
-            drop(connection);
-          } else {
-            guarded(connection, () -> respond(connection, connection.answer, false));
-          }
-        }
-        for (int n = further.size(); n > 0; n--) {
-          Connection connection = further.remove();
-          guarded(connection, () -> readFurther(connection));
-        }
-        if (!further.isEmpty()) {
-          selector.wakeup();
-        }
-        expire();
+  /** Answers where Jetty refuses, which it does with what it cannot understand. */
+  private boolean refuseForJetty(Request request, Response response, Callback callback) {
+    Object cause = request.getAttribute(ErrorHandler.ERROR_EXCEPTION);
+    if (cause instanceof EofException gone) {
+      callback.failed(gone);
+      return true;
+    }
+    HttpRefusal refusal =
+        cause instanceof HttpException e
+            ? refusal(e.getCode(), e.getReason())
+            : refusal(response.getStatus(), null);
+    write(response, responder.refuse(refusal), callback);
+    return true;
+  }
+
+  private static HttpRefusal refusal(int status, String reason) {
+    return switch (status) {
+      case 426, 505 -> new HttpRefusal(505, "HTTP/1.1 is right here");
+      case 431 -> new HttpRefusal(431, "the headers have more than " + MOST_HEAD + " bytes");
+      case 500 -> new HttpRefusal(500, "this is an error of the service; its log says more");
+      case 503 -> new HttpRefusal(503, "the service is ending", Map.of("Retry-After", "1"));
+      default ->
+          new HttpRefusal(
+              status,
+              "the request is malformed: "
+                  + (reason == null ? HttpStatus.getMessage(status) : reason));
+    };
+  }
+
+  private static void write(Response response, Answer answer, Callback callback) {
+    response.setStatus(answer.status());
+    answer.headers().forEach(response.getHeaders()::put);
+    response.getHeaders().put(HttpHeader.CONTENT_TYPE, answer.type());
+    response.write(true, ByteBuffer.wrap(answer.body()), callback);
+  }
+
+  private final class Connector extends ServerConnector {
+    Connector(HttpConnectionFactory factory) {
+      super(HttpListener.this.server, 1, 1, factory);
+    }
+
+    @Override
+    protected SocketChannelEndPoint newEndPoint(
+        SocketChannel channel, ManagedSelector selector, SelectionKey key) {
+      return new Client(channel, selector, key);
+    }
+
+    @Override
+    protected void onEndPointOpened(EndPoint client) {
+      super.onEndPointOpened(client);
+      if (getConnectedEndPoints().size() > limits.connections()) {
+        dropSlowest(false);
       }
-    } catch (IOException | RuntimeException e) {
-      LOG.error("the service can listen no more", e);
-    } finally {
-      List.copyOf(connections).forEach(this::drop);
+    }
+  }
+
+  /** A connection. */
+  private final class Client extends SocketChannelEndPoint {
+    private final AtomicLong holds = new AtomicLong();
+    private volatile Phase phase = Phase.IDLE;
+
+    /** When the phase began. */
+    private volatile long since = System.nanoTime();
+
+    Client(SocketChannel channel, ManagedSelector selector, SelectionKey key) {
+      super(channel, selector, key, connector.getScheduler());
+    }
+
+    void enter(Phase next) {
+      since = System.nanoTime();
+      phase = next;
+    }
+
+    /** A request has begun. */
+    void begin() {
+      if (phase == Phase.IDLE) {
+        enter(Phase.READING);
+      }
+    }
+
+    @Override
+    public int fill(ByteBuffer buffer) throws IOException {
+      int filled = super.fill(buffer);
+      if (filled > 0) {
+        begin();
+      }
+      return filled;
+    }
+
+    /** Counts bytes of a body that is kept. */
+    void hold(int bytes) {
+      holds.addAndGet(bytes);
+      held.addAndGet(bytes);
+    }
+
+    void release() {
+      held.addAndGet(-holds.getAndSet(0));
+    }
+
+    @Override
+    public void onClose(Throwable cause) {
+      release();
+      super.onClose(cause);
+    }
+  }
+
+  private final class Exchanges extends Handler.Abstract.NonBlocking {
+    @Override
+    public boolean handle(Request request, Response response, Callback callback) {
+      new Exchange(request, response, callback).begin();
+      return true;
+    }
+  }
+
+  /** A request and its answer. */
+  private final class Exchange implements Invocable.Task {
+    private final Request request;
+    private final Response response;
+    private final Callback callback;
+    private final Client client;
+
+    /** Null where what comes is thrown away. */
+    private ByteArrayOutputStream body = new ByteArrayOutputStream();
+
+    Exchange(Request request, Response response, Callback callback) {
+      this.request = request;
+      this.response = response;
+      this.callback = callback;
+      this.client = (Client) request.getConnectionMetaData().getConnection().getEndPoint();
+    }
+
+    void begin() {
+      client.begin();
       try {
-        selector.close();
-        server.close();
-      } catch (IOException e) {
-        LOG.warn("a socket could not be closed", e);
+        responder.admit(request);
+        String encoding = request.getHeaders().get(HttpHeader.TRANSFER_ENCODING);
+        if (encoding != null && !encoding.equalsIgnoreCase("chunked")) {
+          throw new HttpRefusal(501, "of transfer encodings there is chunked only", LAST);
+        }
+        checkSize(request.getLength());
+      } catch (HttpRefusal e) {
+        pool.execute(() -> refuse(e)); // who sends one after another takes turns with the others
+        return;
+      }
+      run();
+    }
+
+    private void checkSize(long bytes) throws HttpRefusal {
+      if (bytes > limits.body()) {
+        throw new HttpRefusal(413, "the request has more than " + limits.body() + " bytes", LAST);
       }
     }
-  }
 
-  /** Whether somebody was promised an answer. */
-  private boolean isUnderWay() {
-    for (Connection connection : connections) {
-      boolean reading = connection.state == State.READING && connection.admitted;
-      if (reading || connection.state == State.BUSY || connection.state == State.WRITING) {
-        return true;
-      }
+    @Override
+    public InvocationType getInvocationType() {
+      return InvocationType.NON_BLOCKING;
     }
-    return false;
-  }
 
-  private interface Step {
-    void run() throws IOException;
-  }
-
-  /** What goes wrong with one connection is the end of that one only. */
-  private void guarded(Connection connection, Step step) {
-    try {
-      if (connection.channel.isOpen()) {
-        step.run();
-      }
-    } catch (IOException e) {
-      drop(connection); // the client is gone
-    } catch (RuntimeException e) {
-      LOG.error("a connection failed", e);
-      drop(connection);
-    }
-  }
-
-  private void ready(SelectionKey key) {
-    if (key == accepting) {
-      accept();
-      return;
-    }
-    Connection connection = (Connection) key.attachment();
-    guarded(
-        connection,
-        () -> {
-          if (key.isReadable()) {
-            read(connection);
-          }
-          if (key.isValid() && key.isWritable()) {
-            write(connection);
-          }
-        });
-  }
-
-  private void accept() {
-    try {
-      for (SocketChannel channel = server.accept(); channel != null; channel = server.accept()) {
-        Connection connection = new Connection(channel);
+    /** Reads what there is of the body, in turns with the others. */
+    @Override
+    public void run() {
+      for (int i = 0; i < TURN; i++) {
+        Content.Chunk chunk = request.read();
+        if (chunk == null) {
+          request.demand(this);
+          return;
+        }
+        if (Content.Chunk.isFailure(chunk)) {
+          fail(chunk.getFailure());
+          return;
+        }
         try {
-          channel.configureBlocking(false);
-          channel.setOption(StandardSocketOptions.TCP_NODELAY, true);
-          connection.key = channel.register(selector, SelectionKey.OP_READ, connection);
-        } catch (IOException e) {
-          channel.close(); // the client is gone
-          continue;
+          if (body != null) {
+            keep(chunk.getByteBuffer());
+          }
+        } catch (HttpRefusal e) {
+          refuse(e);
+          return;
+        } finally {
+          chunk.release();
         }
-        connections.add(connection);
-        if (connections.size() > limits.connections()) {
-          dropSlowest(false);
+        if (chunk.isLast()) {
+          end();
+          return;
         }
       }
-    } catch (IOException e) {
-      // The process has no more files; a connection that ends gives one back.
-      LOG.warn("a connection could not be accepted: {}", e.getMessage());
-      dropSlowest(false);
-      accepting.interestOps(0); // until the next look at all connections
+      pool.execute(this);
+    }
+
+    /** Copies: Jetty's own buffers may be large for the few bytes that a slow client sends. */
+    private void keep(ByteBuffer bytes) throws HttpRefusal {
+      int size = bytes.remaining();
+      checkSize((long) body.size() + size);
+      byte[] copy = new byte[size];
+      bytes.get(copy);
+      body.write(copy, 0, size);
+      client.hold(size);
+      while (held.get() > limits.buffered() && dropSlowest(true)) {}
+    }
+
+    private void end() {
+      if (body == null) {
+        succeed();
+      } else {
+        client.enter(Phase.ANSWERING);
+        pool.execute(this::answer);
+      }
+    }
+
+    private void answer() {
+      Answer answer;
+      try {
+        answer = responder.answer(request, body.toByteArray());
+      } catch (HttpRefusal e) {
+        answer = responder.refuse(e);
+      } catch (RuntimeException | Error e) {
+        LOG.error("a request failed", e);
+        answer = responder.refuse(refusal(500, null));
+      }
+      body = null;
+      client.release();
+      client.enter(Phase.WRITING);
+      write(response, answer, Callback.from(this::succeed, this::lose));
+    }
+
+    private void refuse(HttpRefusal e) {
+      body = null;
+      client.release();
+      client.enter(Phase.REFUSING);
+      // Who waits to be asked for the body will not send it.
+      boolean sends = !request.getHeaders().contains(HttpHeader.EXPECT);
+      write(response, responder.refuse(e), Callback.from(sends ? this : this::succeed, this::lose));
+    }
+
+    private void fail(Throwable failure) {
+      client.release();
+      if (body != null && failure instanceof HttpException e) {
+        client.enter(Phase.REFUSING);
+        Answer answer =
+            responder.refuse(refusal(e.getCode(), "its body ends too early or is no chunks"));
+        write(response, answer, Callback.from(() -> callback.failed(failure), this::lose));
+      } else {
+        lose(failure);
+      }
+    }
+
+    /** The client is gone, which is no matter for the log. */
+    private void lose(Throwable failure) {
+      callback.failed(new EofException(failure));
+    }
+
+    private void succeed() {
+      client.enter(Phase.IDLE);
+      callback.succeeded();
+    }
+  }
+
+  /** Closes connections whose clients took too long, and does so again later. */
+  private void expire() {
+    try {
+      long now = System.nanoTime();
+      for (EndPoint endPoint : connector.getConnectedEndPoints()) {
+        Client client = (Client) endPoint;
+        Duration most =
+            switch (client.phase) {
+              case IDLE -> IDLE;
+              case READING, WRITING -> limits.patience();
+              case REFUSING -> LINGER;
+              case ANSWERING -> null; // it waits for us
+            };
+        if (most != null && now - client.since > most.toNanos()) {
+          client.close();
+        }
+      }
+    } finally {
+      connector.getScheduler().schedule(this::expire, TICK_MILLIS, TimeUnit.MILLISECONDS);
     }
   }
 
@@ -285,217 +420,40 @@ final class HttpListener implements AutoCloseable {
    * @return whether there was a connection to drop
    */
   private boolean dropSlowest(boolean ofMemory) {
-    Connection slowest = null;
-    for (Connection connection : connections) {
-      if (connection.state != State.BUSY
-          && (!ofMemory || connection.held > 0)
-          && (slowest == null || connection.since - slowest.since < 0)) {
-        slowest = connection;
+    Client slowest = null;
+    for (EndPoint endPoint : connector.getConnectedEndPoints()) {
+      Client client = (Client) endPoint;
+      if (client.isOpen()
+          && client.phase != Phase.ANSWERING
+          && (!ofMemory || client.holds.get() > 0)
+          && (slowest == null || client.since - slowest.since < 0)) {
+        slowest = client;
       }
     }
     if (slowest != null) {
-      drop(slowest);
+      slowest.close();
     }
     return slowest != null;
-  }
-
-  private void drop(Connection connection) {
-    connections.remove(connection);
-    hold(connection, 0);
-    try {
-      connection.channel.close();
-    } catch (IOException e) {
-      LOG.debug("a connection could not be closed", e);
-    }
-  }
-
-  private void hold(Connection connection, long bytes) {
-    held += bytes - connection.held;
-    connection.held = bytes;
-  }
-
-  private void read(Connection connection) throws IOException {
-    input.clear();
-    if (connection.channel.read(input) < 0) {
-      drop(connection);
-    } else if (connection.state != State.LINGERING) {
-      take(connection, input.flip());
-    }
-  }
-
-  private void readFurther(Connection connection) throws IOException {
-    ByteBuffer rest = connection.rest;
-    connection.rest = null;
-    take(connection, rest);
-  }
-
-  private void take(Connection connection, ByteBuffer bytes) throws IOException {
-    HttpReader reader = connection.reader;
-    if (connection.state == State.IDLE) {
-      connection.enter(State.READING, SelectionKey.OP_READ);
-    }
-    try {
-      HttpReader.Progress progress = reader.take(bytes);
-      if (progress == HttpReader.Progress.HEAD) {
-        if (!admit(connection, bytes)) {
-          return;
-        }
-        progress = reader.take(bytes);
-      }
-      boolean whole = progress == HttpReader.Progress.WHOLE;
-      keepRest(connection, bytes);
-      while (held > limits.buffered() && dropSlowest(true)) {
-        if (!connection.channel.isOpen()) {
-          return;
-        }
-      }
-      if (whole) {
-        answer(connection, reader.request());
-      }
-    } catch (HttpRefusal e) {
-      respond(connection, handler.refuse(e), true);
-    }
-  }
-
-  private void keepRest(Connection connection, ByteBuffer bytes) {
-    if (bytes.hasRemaining()) {
-      connection.rest = ByteBuffer.allocate(bytes.remaining()).put(bytes).flip();
-    }
-    hold(
-        connection,
-        connection.reader.held() + (connection.rest == null ? 0 : connection.rest.capacity()));
-  }
-
-  /** Whether the body is to be read. */
-  private boolean admit(Connection connection, ByteBuffer bytes) throws IOException, HttpRefusal {
-    HttpRequest head = connection.reader.request();
-    try {
-      handler.admit(head);
-    } catch (HttpRefusal e) {
-      // Where the body is here already it stands in nobody's way.
-      boolean whole = connection.reader.take(bytes) == HttpReader.Progress.WHOLE;
-      keepRest(connection, bytes);
-      respond(connection, handler.refuse(e), !whole);
-      return false;
-    }
-    connection.admitted = true;
-    boolean waits = "100-continue".equalsIgnoreCase(head.headers().get("expect"));
-    if (waits && !bytes.hasRemaining()) {
-      connection.channel.write(CONTINUE.duplicate()); // an empty buffer has room for it
-    }
-    return true;
-  }
-
-  private void answer(Connection connection, HttpRequest request) {
-    connection.enter(State.BUSY, 0);
-    pool.execute(
-        () -> {
-          HttpAnswer answer = null;
-          try {
-            answer = handler.answer(request);
-          } catch (RuntimeException | Error e) {
-            LOG.error("a request failed", e);
-          } finally {
-            connection.answer = answer;
-            answered.add(connection);
-            selector.wakeup();
-          }
-        });
-  }
-
-  private void respond(Connection connection, HttpAnswer answer, boolean last) throws IOException {
-    HttpRequest request = connection.reader.request();
-    boolean head = request != null && request.method().equals("HEAD");
-    connection.last = last || ending || request == null || !request.keepsAlive();
-    connection.out = answer.encode(head, connection.last);
-    connection.answer = null;
-    connection.enter(State.WRITING, SelectionKey.OP_WRITE);
-    write(connection);
-  }
-
-  private void write(Connection connection) throws IOException {
-    connection.channel.write(connection.out);
-    if (connection.out.hasRemaining()) {
-      return;
-    }
-    connection.out = null;
-    if (connection.last) {
-      connection.rest = null;
-      hold(connection, 0);
-      connection.channel.shutdownOutput();
-      connection.enter(State.LINGERING, SelectionKey.OP_READ);
-      return;
-    }
-    connection.reader = new HttpReader(limits.body());
-    connection.admitted = false;
-    if (connection.rest == null) {
-      hold(connection, 0);
-      connection.enter(State.IDLE, SelectionKey.OP_READ);
-    } else {
-      connection.enter(State.IDLE, 0);
-      further.add(connection);
-    }
-  }
-
-  private void expire() {
-    long now = System.nanoTime();
-    if (now - looked < TICK_MILLIS * 1_000_000) {
-      return;
-    }
-    looked = now;
-    accepting.interestOps(SelectionKey.OP_ACCEPT);
-    for (Connection connection : new ArrayList<>(connections)) {
-      long age = now - connection.since;
-      switch (connection.state) {
-        case IDLE -> {
-          if (age > IDLE_NANOS) {
-            drop(connection);
-          }
-        }
-        case READING -> {
-          if (age > REQUEST_NANOS) {
-            HttpRefusal late = new HttpRefusal(408, "the request took too long");
-            guarded(connection, () -> respond(connection, handler.refuse(late), true));
-          }
-        }
-        case WRITING -> {
-          if (age > REQUEST_NANOS) {
-            drop(connection);
-          }
-        }
-        case LINGERING -> {
-          if (age > LINGER_NANOS) {
-            drop(connection);
-          }
-        }
-        case BUSY -> {}
-      }
-    }
   }
 
   /** Ends when the answers that are under way were given, but waits for them for five seconds at most. */
   @Override
   public void close() {
-    end = System.nanoTime() + LAST_ANSWERS_NANOS;
-    ending = true;
-    selector.wakeup();
-    boolean interrupted = false;
-    while (thread.isAlive()) {
-      try {
-        thread.join();
-      } catch (InterruptedException e) {
-        interrupted = true;
-        end = System.nanoTime();
-      }
-    }
-    pool.shutdownNow();
     try {
-      pool.awaitTermination(5, TimeUnit.SECONDS);
+      graceful.shutdown().get(LAST_ANSWERS.toMillis(), TimeUnit.MILLISECONDS);
     } catch (InterruptedException e) {
-      interrupted = true;
-    }
-    if (interrupted) {
       Thread.currentThread().interrupt();
+    } catch (ExecutionException | TimeoutException e) {
+      LOG.warn("requests that took too long were not answered any more");
+    }
+    stop();
+  }
+
+  private void stop() {
+    try {
+      server.stop();
+    } catch (Exception e) {
+      LOG.warn("the service did not end as it should", e);
     }
   }
 }

@@ -28,6 +28,8 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
+import org.eclipse.jetty.http.HttpHeader;
+import org.eclipse.jetty.server.Request;
 import org.espalier.InputException;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
@@ -47,7 +49,7 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /** The HTTP service of {@link Serve}. */
-final class Service implements HttpListener.Handler, AutoCloseable {
+final class Service implements HttpListener.Responder, AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(Service.class);
 
   /** Requests that are answered at once. */
@@ -58,7 +60,10 @@ final class Service implements HttpListener.Handler, AutoCloseable {
   /** Predictions that are computed at once. */
   private static final int PREDICTIONS = 8;
 
+  /** With the store. */
   private static final Duration PATIENCE = Duration.ofSeconds(10);
+
+  private static final Duration PATIENCE_WITH_CLIENTS = Duration.ofSeconds(10);
 
   private static final int QUEUE = 10_000;
 
@@ -100,7 +105,6 @@ final class Service implements HttpListener.Handler, AutoCloseable {
   private final Timer predictions;
   private final Counter refusals;
   private final Semaphore computing = new Semaphore(PREDICTIONS);
-  private volatile boolean ending;
   private final ScheduledExecutorService clock =
       Executors.newSingleThreadScheduledExecutor(task -> daemon(task, "espalier-store"));
   private HttpListener listener;
@@ -109,7 +113,6 @@ final class Service implements HttpListener.Handler, AutoCloseable {
   /** Before this nothing is done with the store, which could not be used the last time. */
   private long nextTry = System.nanoTime();
 
-  // Of the thread that admits requests.
   private double allowance;
   private long lastRequest = System.nanoTime();
 
@@ -200,7 +203,8 @@ final class Service implements HttpListener.Handler, AutoCloseable {
       listener =
           new HttpListener(
               address,
-              new HttpListener.Limits(limits.bytes(), CONNECTIONS, buffered, THREADS),
+              new HttpListener.Limits(
+                  limits.bytes(), CONNECTIONS, buffered, THREADS, PATIENCE_WITH_CLIENTS),
               this);
     } catch (IOException e) {
       throw InputException.of(
@@ -211,29 +215,24 @@ final class Service implements HttpListener.Handler, AutoCloseable {
   }
 
   @Override
-  public HttpAnswer answer(HttpRequest request) {
+  public HttpListener.Answer answer(Request request, byte[] body) throws HttpRefusal {
     try {
-      if (request.path().equals("/metrics")) {
+      if (Request.getPathInContext(request).equals("/metrics")) {
         method(request, "GET");
-        return new HttpAnswer(
+        return new HttpListener.Answer(
             200,
             "text/plain; version=0.0.4; charset=utf-8",
             Map.of(),
             registry.scrape().getBytes(StandardCharsets.UTF_8));
       }
-      return json(200, Map.of(), answerJson(request));
-    } catch (HttpRefusal e) {
-      return refuse(e);
+      return json(200, Map.of(), answerJson(request, body));
     } catch (InputException e) {
-      return refuse(new HttpRefusal(400, e.getMessage()));
-    } catch (RuntimeException e) {
-      LOG.error("a request failed", e);
-      return refuse(new HttpRefusal(500, "this is an error of the service; its log says more"));
+      throw new HttpRefusal(400, e.getMessage());
     }
   }
 
   @Override
-  public HttpAnswer refuse(HttpRefusal e) {
+  public HttpListener.Answer refuse(HttpRefusal e) {
     if (e.status != 500) {
       refusals.increment();
     }
@@ -241,19 +240,21 @@ final class Service implements HttpListener.Handler, AutoCloseable {
         e.status, e.headers, JsonNodeFactory.instance.objectNode().put("error", e.getMessage()));
   }
 
-  private static HttpAnswer json(int status, Map<String, String> headers, ObjectNode body) {
+  private static HttpListener.Answer json(
+      int status, Map<String, String> headers, ObjectNode body) {
     try {
-      return new HttpAnswer(status, "application/json", headers, JSON.writeValueAsBytes(body));
+      return new HttpListener.Answer(
+          status, "application/json", headers, JSON.writeValueAsBytes(body));
     } catch (JsonProcessingException e) {
       throw new IllegalStateException("what was made here is JSON", e);
     }
   }
 
   @Override
-  public void admit(HttpRequest request) throws HttpRefusal {
-    boolean health = request.path().equals("/health");
+  public void admit(Request request) throws HttpRefusal {
+    boolean health = Request.getPathInContext(request).equals("/health");
     if (token != null && !health) {
-      String given = request.headers().get("authorization");
+      String given = request.getHeaders().get(HttpHeader.AUTHORIZATION);
       boolean bearer = given != null && given.regionMatches(true, 0, "Bearer ", 0, 7);
       byte[] bytes = (bearer ? given.substring(7).strip() : "").getBytes(StandardCharsets.UTF_8);
       if (!MessageDigest.isEqual(token, bytes)) { // takes as long wherever they differ
@@ -261,21 +262,30 @@ final class Service implements HttpListener.Handler, AutoCloseable {
             401, "a bearer token is needed", Map.of("WWW-Authenticate", "Bearer"));
       }
     }
-    if (ending) {
-      throw new HttpRefusal(503, "the service is ending", LATER);
+    if (!take(health)) {
+      throw new HttpRefusal(429, "more than " + limits.rate() + " requests a second", LATER);
     }
+  }
+
+  /**
+   * Takes one of the requests that the rate allows.
+   *
+   * @param health is let through always: who watches must not take the service for dead
+   */
+  private synchronized boolean take(boolean health) {
     long now = System.nanoTime();
     double most = Math.max(1, limits.rate());
     allowance = Math.min(most, allowance + (now - lastRequest) * 1e-9 * limits.rate());
     lastRequest = now;
-    if (allowance < 1 && !health) { // who watches must not take it for dead
-      throw new HttpRefusal(429, "more than " + limits.rate() + " requests a second", LATER);
+    if (allowance < 1 && !health) {
+      return false;
     }
     allowance = Math.max(0, allowance - 1);
+    return true;
   }
 
-  private static void method(HttpRequest request, String method) throws HttpRefusal {
-    String given = request.method();
+  private static void method(Request request, String method) throws HttpRefusal {
+    String given = request.getMethod();
     if (!given.equals(method) && !(given.equals("HEAD") && method.equals("GET"))) {
       throw new HttpRefusal(
           405,
@@ -284,14 +294,14 @@ final class Service implements HttpListener.Handler, AutoCloseable {
     }
   }
 
-  private ObjectNode answerJson(HttpRequest request) throws HttpRefusal {
-    switch (request.path()) {
+  private ObjectNode answerJson(Request request, byte[] body) throws HttpRefusal {
+    switch (Request.getPathInContext(request)) {
       case "/predict":
         method(request, "POST");
-        return predict(text(request));
+        return predict(text(body));
       case "/feedback":
         method(request, "POST");
-        return feedback(text(request));
+        return feedback(text(body));
       case "/versions":
         method(request, "GET");
         return versions();
@@ -307,9 +317,9 @@ final class Service implements HttpListener.Handler, AutoCloseable {
     }
   }
 
-  private static String text(HttpRequest request) {
+  private static String text(byte[] body) {
     try {
-      return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(request.body())).toString();
+      return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(body)).toString();
     } catch (CharacterCodingException e) {
       throw new InputException("the request is not UTF-8", e);
     }
@@ -460,7 +470,6 @@ final class Service implements HttpListener.Handler, AutoCloseable {
 
   @Override
   public void close() {
-    ending = true;
     if (listener != null) {
       listener.close();
     }
