@@ -37,6 +37,9 @@ namespace {
 
 bool quick = false;
 
+// Calls of one timing, where one alone is too short for the device's clock.
+int many_calls() { return quick ? 5 : 100; }
+
 // Why a measurement cannot be made.
 struct Failure {
   std::string reason;
@@ -123,7 +126,7 @@ struct Timer {
 
   // The median of `rounds` timings of `calls` calls, in milliseconds a call; `before` runs before each, untimed.
   double milliseconds(const std::function<void()>& work, const std::function<void()>& before = {}, int calls = 1) const {
-    const int rounds = quick ? 3 : 30;
+    const int rounds = quick ? 2 : 30;
     std::vector<double> times;
     for (int round = -(quick ? 1 : 5); round < rounds; round++) {
       if (before) before();
@@ -140,7 +143,7 @@ struct Timer {
   }
   // The median of what a call takes of the host's time, while the device is behind.
   double host_milliseconds(const std::function<void()>& work) const {
-    const int rounds = quick ? 3 : 30, calls = quick ? 10 : 200;
+    const int rounds = quick ? 2 : 30, calls = quick ? 2 : 200;
     std::vector<double> times;
     for (int round = 0; round < rounds; round++) {
       const auto begin = std::chrono::steady_clock::now();
@@ -487,11 +490,12 @@ void fused_step(const Timer& timer, int64_t count, int64_t rows_each, int64_t co
     return;
   }
   // Bound by launches: three empty ones are what it may cost.
-  report(name, size, 0, timer.milliseconds(step, {}, 100), {0, 3 * empty});
+  report(name, size, 0, timer.milliseconds(step, {}, many_calls()), {0, 3 * empty});
   // What a call costs the thread that makes it, beside the same from Java (LaunchCost in tests, run by run.sh).
   report(name + ", the call itself", size, 0, timer.host_milliseconds(step));
-  const Graph graph(timer.stream, 100, step);
-  report(name + ", in a graph", size, 0, timer.milliseconds([&] { graph.launch(); }) / 100, {0, 3 * empty_in_graph});
+  const Graph graph(timer.stream, many_calls(), step);
+  report(name + ", in a graph", size, 0, timer.milliseconds([&] { graph.launch(); }) / many_calls(),
+         {0, 3 * empty_in_graph});
 }
 
 // Pruning by a given threshold: the pass that every way of pruning ends with, alone.
@@ -750,10 +754,10 @@ void measure(const esp_cuda_device& device, double java_launch) {
 #if defined(ESP_ON_GPU)
     attempt("empty launches", 1, [&] {
       const auto nothing = [&] { launch_nothing(timer.stream); };
-      empty = timer.milliseconds(nothing, {}, 100);
+      empty = timer.milliseconds(nothing, {}, many_calls());
       report("an empty launch", "1 block", 0, empty);
-      const Graph graph(timer.stream, 100, nothing);
-      empty_in_graph = timer.milliseconds([&] { graph.launch(); }) / 100;
+      const Graph graph(timer.stream, many_calls(), nothing);
+      empty_in_graph = timer.milliseconds([&] { graph.launch(); }) / many_calls();
       report("an empty launch, in a graph", "1 block", 0, empty_in_graph);
     });
 #endif
