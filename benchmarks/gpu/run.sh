@@ -74,10 +74,12 @@ if wants tests; then
     [ $code = 0 ] || failed=$((failed + 1))
   done
   say "tests from Java"
+  jars=
+  for jar in "$here"/lib/*.jar; do jars=$jars${jars:+:}$jar; done
   "$here/java/bin/java" -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
     -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -Despalier.test.device=required \
     -jar "$here"/lib/junit-platform-console-standalone-*.jar execute --disable-banner --disable-ansi-colors \
-    --details=tree --fail-if-no-tests --class-path "$(echo "$here"/lib/*.jar | tr ' ' ':')" --include-tag device \
+    --details=tree --fail-if-no-tests --class-path "$jars" --include-tag device \
     --select-package org.espalier.op --select-package org.espalier.device \
     --select-class org.espalier.compress.DeviceCheckpointTest --include-classname '.*Test'
   [ $? = 0 ] && ran=$((ran + 1)) || failed=$((failed + 1))

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The order of steps and the exit codes of the bundle's run.sh, with stand-ins for all that it calls: run_script_test.sh RUN_SH
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+place=$(mktemp -d)
+trap 'rm -rf "$place"' EXIT
+work="$place/a folder"
 mkdir -p "$work"/{bin,lib,java/bin,path}
 cp "$1" "$work/run.sh"
 touch "$work/lib/junit-platform-console-standalone-1.jar"
@@ -18,7 +19,12 @@ exit ${BENCHMARK:-0}
 END
 stand_in bin/a_test_gpu <<<'exit ${TEST:-0}'
 stand_in java/bin/java <<'END'
-case "$*" in *LaunchCost*) echo 1.5 ;; *) exit ${JAVA:-0} ;; esac
+case "$*" in *LaunchCost*) echo 1.5; exit ;; esac
+while [ $# -gt 0 ]; do
+  [ "$1" != --class-path ] || [ "$2" = "${0%/java/bin/java}/lib/junit-platform-console-standalone-1.jar" ] || exit 9
+  shift
+done
+exit ${JAVA:-0}
 END
 stand_in path/compute-sanitizer <<<'exit ${SANITIZER:-0}'
 stand_in path/python3 <<'END'
