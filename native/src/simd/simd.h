@@ -1,5 +1,5 @@
 // The vector types that kernels are written in: 16 lanes of F32 or I32 on every instruction set (one AVX-512 register, two
-// AVX2 registers, an array), so that lane-wise sums have the same order, and the same bits, everywhere.
+// AVX2 registers, four quads), so that lane-wise sums have the same order, and the same bits, everywhere.
 //
 //   f32x16, i32x16   values         mask16   one truth value a lane
 //
@@ -19,7 +19,7 @@
 #else
 #define ESP_INLINE static inline __attribute__((always_inline))
 #endif
-// For what is long: arrays of 16 unrolled everywhere would take the compiler minutes in the scalar variant.
+// For what is long: the scalar variant, whose vectors are four registers, calls it.
 #if defined(ESP_ISA_avx512) || defined(ESP_ISA_avx2)
 #define ESP_INLINE_IN_REGISTERS ESP_INLINE
 #else
