@@ -145,34 +145,24 @@ ESP_INLINE f32x16 to_float(i32x16 a) { ESP_QUADS(f32x16, __builtin_convertvector
 
 // ---- elements of 8 and 16 bits
 
-ESP_OUT_OF_LINE i32x16 load_bytes(const int8_t* p) {
+template <class Lane>
+ESP_OUT_OF_LINE i32x16 load_widened(const Lane* p) {
   int32_t x[16];
   ESP_LANES { x[i] = p[i]; }
   return load(x);
 }
-ESP_OUT_OF_LINE i32x16 load_bytes(const uint8_t* p) {
+template <class Lane>
+ESP_OUT_OF_LINE void store_narrowed(Lane* p, i32x16 a) {
   int32_t x[16];
-  ESP_LANES { x[i] = p[i]; }
-  return load(x);
+  store(x, a);
+  ESP_LANES { p[i] = static_cast<Lane>(x[i]); }
 }
+ESP_INLINE i32x16 load_bytes(const int8_t* p) { return load_widened(p); }
+ESP_INLINE i32x16 load_bytes(const uint8_t* p) { return load_widened(p); }
 // The low byte of each lane.
-ESP_OUT_OF_LINE void store_bytes(int8_t* p, i32x16 a) {
-  int32_t x[16];
-  store(x, a);
-  ESP_LANES { p[i] = static_cast<int8_t>(x[i]); }
-}
-ESP_OUT_OF_LINE i32x16 load_halves(const uint16_t* p) {
-  int32_t x[16];
-  ESP_LANES { x[i] = p[i]; }
-  return load(x);
-}
-ESP_OUT_OF_LINE void store_halves(uint16_t* p, i32x16 a) {
-  int32_t x[16];
-  store(x, a);
-  ESP_LANES { p[i] = static_cast<uint16_t>(x[i]); }
-}
+ESP_INLINE void store_bytes(int8_t* p, i32x16 a) { store_narrowed(p, a); }
 
-ESP_INLINE f32x16 load_bf16(const uint16_t* p) { return float_of_bits(shift_left<16>(load_halves(p))); }
+ESP_INLINE f32x16 load_bf16(const uint16_t* p) { return float_of_bits(shift_left<16>(load_widened(p))); }
 ESP_INLINE u32x4 f32_to_bf16(f32x4 x) {
   const u32x4 u = (u32x4)x, high = u >> 16;
   const u32x4 quiet = high | quad_of(0x40u);  // as the vector variants do
@@ -180,7 +170,7 @@ ESP_INLINE u32x4 f32_to_bf16(f32x4 x) {
 }
 ESP_INLINE void store_bf16(uint16_t* p, f32x16 a) {
   const auto halves = [&]() __attribute__((always_inline)) { ESP_QUADS(i32x16, (i32x4)f32_to_bf16(a.q[i])); };
-  store_halves(p, halves());
+  store_narrowed(p, halves());
 }
 ESP_INLINE f32x4 f16_to_f32(u32x4 h) {
   const u32x4 sign = (h & quad_of(0x8000u)) << 16, magnitude = h & quad_of(0x7fffu), fraction = h & quad_of(0x3ffu);
@@ -191,7 +181,7 @@ ESP_INLINE f32x4 f16_to_f32(u32x4 h) {
   return (f32x4)(sign | choose((i32x4)(magnitude >= quad_of(0x7c00u)), special, finite));
 }
 ESP_OUT_OF_LINE f32x16 load_f16(const uint16_t* p) {
-  const i32x16 halves = load_halves(p);
+  const i32x16 halves = load_widened(p);
   ESP_QUADS(f32x16, f16_to_f32((u32x4)halves.q[i]));
 }
 ESP_INLINE u32x4 f32_to_f16(f32x4 x) {
@@ -207,7 +197,7 @@ ESP_INLINE u32x4 f32_to_f16(f32x4 x) {
 }
 ESP_OUT_OF_LINE void store_f16(uint16_t* p, f32x16 a) {
   const auto halves = [&]() __attribute__((always_inline)) { ESP_QUADS(i32x16, (i32x4)f32_to_f16(a.q[i])); };
-  store_halves(p, halves());
+  store_narrowed(p, halves());
 }
 
 // ---- masks
