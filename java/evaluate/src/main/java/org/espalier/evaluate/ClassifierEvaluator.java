@@ -5,6 +5,7 @@ import java.util.Arrays;
 import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.ClassifierOutput.Form;
+import org.espalier.format.onnx.OnnxModel;
 
 /** Compares two ONNX classifiers on labelled examples, in ONNX Runtime on one thread. */
 public final class ClassifierEvaluator {
@@ -22,10 +23,10 @@ public final class ClassifierEvaluator {
    */
   public static ClassifierFidelity evaluate(
       Path reference, Path candidate, ExampleTensors examples, long[] labels) {
+    Form firstForm = ClassifierOutput.of(OnnxModel.read(reference)).form();
+    Form secondForm = ClassifierOutput.of(OnnxModel.read(candidate)).form();
     try (FirstOutput first = new FirstOutput(reference, examples);
         FirstOutput second = new FirstOutput(candidate, examples)) {
-      Form firstForm = ClassifierOutput.of(first.model()).form();
-      Form secondForm = ClassifierOutput.of(second.model()).form();
       int n = examples.size();
       Answers ours = new Answers(labels);
       Answers theirs = new Answers(labels);

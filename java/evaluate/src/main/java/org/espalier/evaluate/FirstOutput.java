@@ -7,28 +7,21 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
-import org.espalier.format.onnx.OnnxModel;
 
 /** The first output of a model for examples that are fed one by one. */
 final class FirstOutput implements AutoCloseable {
   private final RuntimeModel model;
-  private final OnnxModel file;
   private final List<Map<String, OnnxTensor>> inputs;
   private int rank;
 
-  FirstOutput(Path path, ExampleTensors examples) {
-    file = OnnxModel.read(path);
-    model = new RuntimeModel(path);
+  FirstOutput(Path file, ExampleTensors examples) {
+    model = new RuntimeModel(file);
     try {
       inputs = examples.open(model.inputs());
     } catch (InputException e) {
       model.close();
-      throw new InputException(path + ": " + e.getMessage(), e);
+      throw new InputException(file + ": " + e.getMessage(), e);
     }
-  }
-
-  OnnxModel model() {
-    return file;
   }
 
   /** How many dimensions the output had when it was last asked for. */
