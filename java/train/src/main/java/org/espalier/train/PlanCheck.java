@@ -69,19 +69,21 @@ final class PlanCheck {
     }
     checkInputs();
     boolean taught = plan.stages().stream().anyMatch(s -> s.training().objective().needsTeacher());
+    ClassifierOutput own = ClassifierOutput.of(OnnxCompression.trainable(job.model()));
+    OnnxModel teaching =
+        job.teacher() == null || !taught ? null : OnnxCompression.trainable(job.teacher());
+    ClassifierOutput other = teaching == null ? null : ClassifierOutput.of(teaching);
     try (OnnxGraph teacher =
-        job.teacher() == null || !taught
-            ? null
-            : new OnnxGraph(withLogits(OnnxCompression.trainable(job.teacher())).withAnyBatch())) {
+        teaching == null ? null : new OnnxGraph(withLogits(teaching, other).withAnyBatch())) {
       Map<String, long[]> shapes = new HashMap<>();
       Map<String, long[]> wantedShapes = new HashMap<>();
       for (Stage stage : plan.stages()) {
         Objective objective = stage.training().objective();
-        String value = value(job.model(), objective, stage);
+        String value = value(own, job.model(), objective, stage);
         long[] shape = shapes.computeIfAbsent(value, v -> shape(graph, v, job.model().name()));
         check(stage, value, shape);
         if (teacher != null && objective.needsTeacher()) {
-          String taughtBy = value(job.teacher(), objective, stage);
+          String taughtBy = value(other, job.teacher(), objective, stage);
           long[] wanted =
               wantedShapes.computeIfAbsent(taughtBy, v -> shape(teacher, v, job.teacher().name()));
           boolean single = values(wanted) == 1 && values(shape) == 1;
@@ -100,14 +102,14 @@ final class PlanCheck {
   }
 
   /** With a classifier's logits as an output too. */
-  private static OnnxModel withLogits(OnnxModel model) {
-    String logits = ClassifierOutput.of(model).logits();
+  private static OnnxModel withLogits(OnnxModel model, ClassifierOutput output) {
+    String logits = output.logits();
     return logits == null ? model : model.withOutputs(List.of(logits));
   }
 
   /** The value of a model that a stage's objective looks at. */
-  private String value(OnnxModel model, Objective objective, Stage stage) {
-    ClassifierOutput output = ClassifierOutput.of(OnnxCompression.trainable(model));
+  private String value(
+      ClassifierOutput output, OnnxModel model, Objective objective, Stage stage) {
     if (!objective.isForLogits(job.labels())) {
       return output.output();
     }
