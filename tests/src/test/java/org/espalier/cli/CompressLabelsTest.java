@@ -432,10 +432,11 @@ report: {each-stage: false}
     Object[] run = {"compress", recipe, "-o", folder.resolve("out")};
     double[] one = every(2, numbers);
     examples(SafetensorsDtype.F32, numbers, N, 2);
-    Run.refused(folder, new String[] {"z has 1 value", "numbers, have 2"}, run);
+    Run.refused(folder, new String[] {"z has 1 value", "labels have 2 (numbers"}, run);
     model(2, List.of());
     examples(SafetensorsDtype.F32, one, N);
-    Run.refused(folder, new String[] {"z has 2 values", "numbers, have 1", "classification"}, run);
+    Run.refused(
+        folder, new String[] {"z has 2 values", "labels have 1 (numbers", "classification"}, run);
     model(1, List.of());
     for (double bad : new double[] {Double.NEGATIVE_INFINITY, 1e39}) {
       double[] labels = one.clone();
@@ -454,7 +455,7 @@ report: {each-stage: false}
     double[] flags = new double[2 * N];
     flags[4] = 1;
     examples(SafetensorsDtype.F32, flags, N, 2);
-    Run.refused(folder, new String[] {"labels [900, 2]", "all 0 or 1", "regression"}, run);
+    Run.refused(folder, new String[] {"the output z", "[1, 1] for an example with 2 labels"}, run);
     examples(SafetensorsDtype.F32, one, N, 1, 1);
     Run.refused(folder, new String[] {"labels [900, 1, 1]", "[N, values]"}, run);
     examples(SafetensorsDtype.F32, one, N);

@@ -7,14 +7,16 @@ import java.util.Random;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.format.onnx.LogitRows;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
-/** One logit an example against the formulas of the binary cross entropy, of its distillation and of the bound. */
+/** Rows of logits against the formulas of cross entropy, distillation and bound in double. */
 class LogitLossTest {
   private static final int N = 9;
 
@@ -71,7 +73,9 @@ class LogitLossTest {
               new Batch(Map.of(), new int[N], 1, null),
               AbstractTensor.create(teacher, N, 1),
               new Labels.Classes(labels));
-      Loss loss = new LogitLoss(objective, TorchDevice.CPU).of(z, share, Whole.of(share), true);
+      Loss loss =
+          new LogitLoss(objective, TorchDevice.CPU, new LogitRows(1, 1, true))
+              .of(z, share, Whole.of(share), true);
       loss.root().backward();
       assertEquals(ce, loss.parts().get("labels"), 1e-6);
       assertEquals(kl, loss.parts().get("logits"), 1e-6);
@@ -84,5 +88,100 @@ class LogitLossTest {
         assertEquals(gradient[i], found[i], 1e-6);
       }
     }
+  }
+
+  /**
+   * A map of classes has the loss and, turned, the gradient of its pixels as rows; those outside the mask count in
+   * nothing.
+   */
+  @Test
+  void rowsOfAnImageAreItsPixels() {
+    int n = 2;
+    int classes = 3;
+    int pixels = 5;
+    Random random = new Random(3);
+    float[] student = new float[n * classes * pixels];
+    float[] teacher = new float[student.length];
+    long[] labels = new long[n * pixels];
+    boolean[] attended = new boolean[n * pixels];
+    for (int i = 0; i < student.length; i++) {
+      student[i] = (float) random.nextGaussian();
+      teacher[i] = (float) random.nextGaussian();
+    }
+    int count = 0;
+    int known = 0;
+    for (int i = 0; i < labels.length; i++) {
+      labels[i] = i == 1 ? Labels.Classes.NO_LABEL : random.nextInt(classes);
+      attended[i] = i % 4 != 3;
+      count += attended[i] ? 1 : 0;
+      known += attended[i] && i != 1 ? 1 : 0;
+    }
+    double ce = 0;
+    double kl = 0;
+    double right = 0;
+    double[] gradient = new double[student.length];
+    for (int i = 0; i < labels.length; i++) {
+      if (!attended[i]) {
+        continue;
+      }
+      int[] at = new int[classes];
+      for (int c = 0; c < classes; c++) {
+        at[c] = (i / pixels * classes + c) * pixels + i % pixels;
+      }
+      double[] p = softmax(student, at);
+      double[] q = softmax(teacher, at);
+      int best = 0;
+      for (int c = 0; c < classes; c++) {
+        kl += q[c] * Math.log(q[c] / p[c]) / count;
+        gradient[at[c]] += 0.6 * (p[c] - q[c]) / count;
+        if (labels[i] >= 0) {
+          gradient[at[c]] += 0.4 * (p[c] - (labels[i] == c ? 1 : 0)) / known;
+        }
+        best = p[c] > p[best] ? c : best;
+      }
+      if (labels[i] >= 0) {
+        ce -= Math.log(p[(int) labels[i]]) / known;
+        right += best == labels[i] ? 1.0 / known : 0;
+      }
+    }
+    try (PointerScope scope = new PointerScope()) {
+      Tensor z = AbstractTensor.create(student, n, classes, pixels);
+      z.requires_grad_(true);
+      Whole.Share share =
+          new Whole.Share(
+              new Batch(Map.of(), new int[n], 1, null),
+              AbstractTensor.create(teacher, n, classes * pixels),
+              new Labels.Classes(labels, pixels),
+              attended);
+      Loss loss =
+          new LogitLoss(
+                  Objective.ofLogits(0.4, 1),
+                  TorchDevice.CPU,
+                  new LogitRows(pixels, classes, false))
+              .of(z, share, Whole.of(share), true);
+      loss.root().backward();
+      assertEquals(ce, loss.parts().get("labels"), 1e-6);
+      assertEquals(kl, loss.parts().get("logits"), 1e-6);
+      assertEquals(0.4 * ce + 0.6 * kl, loss.value(), 1e-6);
+      assertEquals(right, loss.quality(), 1e-12);
+      float[] found = new float[student.length];
+      TrainingBuffer.buffer(TensorView.of(z.grad().contiguous())).get(found);
+      for (int i = 0; i < found.length; i++) {
+        assertEquals(gradient[i], found[i], 1e-6, "at " + i);
+      }
+    }
+  }
+
+  private static double[] softmax(float[] logits, int[] at) {
+    double[] p = new double[at.length];
+    double sum = 0;
+    for (int c = 0; c < at.length; c++) {
+      p[c] = Math.exp(logits[at[c]]);
+      sum += p[c];
+    }
+    for (int c = 0; c < at.length; c++) {
+      p[c] /= sum;
+    }
+    return p;
   }
 }

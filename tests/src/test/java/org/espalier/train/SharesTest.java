@@ -13,6 +13,7 @@ import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.format.onnx.LogitRows;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.TorchDevice;
@@ -21,7 +22,10 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 
-/** The losses and gradients of a batch's shares add up to the batch's, however unequal the shares are. */
+/**
+ * The losses and gradients of a batch's shares add up to the batch's, however unequal the shares and the labels that
+ * they know are.
+ */
 class SharesTest {
   private static final int N = 7;
   private static final int C = 5;
@@ -34,6 +38,7 @@ class SharesTest {
   static List<Arguments> objectives() {
     return List.of(
         Arguments.of(Objective.ofLabels(), false),
+        Arguments.of(new Objective(1, 0, 1, 2, 0, 0, 0, 1, 0), false),
         Arguments.of(Objective.ofLogits(0.3, 2), false),
         Arguments.of(new Objective(0, 0, 1, 2, 0, 0, 0, 1, 0), false),
         Arguments.of(new Objective(0.5, 1.5, 3, 0.7, 0, 0, 0, 1, 0), false),
@@ -45,13 +50,20 @@ class SharesTest {
   private static Loss loss(Objective objective, Tensor student, Whole.Share share, Whole whole) {
     return share.labels() instanceof Labels.Numbers || objective.output() > 0
         ? new OutputLoss(objective, TorchDevice.CPU, 2).of(student, share, whole, true)
-        : new LogitLoss(objective, TorchDevice.CPU).of(student, share, whole, true);
+        : new LogitLoss(objective, TorchDevice.CPU, new LogitRows(1, C, true))
+            .of(student, share, whole, true);
   }
 
   private static Whole.Share share(float[] teacher, Labels labels, int from, int to) {
     Tensor t = AbstractTensor.create(Arrays.copyOfRange(teacher, from * C, to * C), to - from, C);
     Batch batch = new Batch(Map.of(), new int[to - from], 1, null);
-    return new Whole.Share(batch, t, labels.of(IntStream.range(from, to).toArray()));
+    boolean[] attended = new boolean[to - from];
+    for (int i = from; i < to; i++) {
+      attended[i - from] = i != 2;
+    }
+    int[] some = IntStream.range(from, to).toArray();
+    return new Whole.Share(
+        batch, t, labels.of(some), labels instanceof Labels.Classes ? attended : null);
   }
 
   private static float[] gradient(Tensor student) {
@@ -71,8 +83,8 @@ class SharesTest {
     for (int i = 0; i < N * C; i++) {
       teacher[i] = (float) random.nextGaussian();
       student[i] = (float) random.nextGaussian();
-      classes[i / C] = random.nextInt(C);
-      targets[i] = (float) random.nextGaussian();
+      classes[i / C] = i / C % 3 == 1 ? Labels.Classes.NO_LABEL : random.nextInt(C);
+      targets[i] = i % 4 == 1 ? Float.NaN : (float) random.nextGaussian();
     }
     Labels labels = numbers ? new Labels.Numbers(targets, C) : new Labels.Classes(classes);
     try (PointerScope scope = new PointerScope()) {

@@ -128,7 +128,9 @@ final class CommandHost implements RunHost, AutoCloseable {
   public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
     ExampleTensors tensors = tensors(examples);
     if (examples.labels() instanceof Labels.Classes classes) {
-      return ClassifierEvaluator.evaluate(reference, candidate, tensors, classes.values()).toMap();
+      boolean[] counted = examples.attended(classes.width());
+      return ClassifierEvaluator.evaluate(reference, candidate, tensors, classes.values(), counted)
+          .toMap();
     }
     if (examples.labels() instanceof Labels.Numbers numbers) {
       return RegressionEvaluator.evaluate(

@@ -5,6 +5,7 @@ import java.util.Arrays;
 import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.ClassifierOutput.Form;
+import org.espalier.format.onnx.LogitRows;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Compares two ONNX classifiers on labelled examples, in ONNX Runtime on one thread. */
@@ -16,53 +17,73 @@ public final class ClassifierEvaluator {
 
   /**
    * Compares {@code candidate} with {@code reference}. The first output of each holds logits, or probabilities
-   * by a Sigmoid or Softmax, of the classes; one value an example is of class 1 against class 0.
+   * by a Sigmoid or Softmax; {@link LogitRows} says which of them belong to a label. A single one is of class 1
+   * against class 0.
    *
-   * @param labels the right class of each example; negative where nobody knows
+   * @param labels the right classes of each example in turn; negative where nobody knows
+   * @param counted for each label whether it and what the models give for it are looked at; null: all are
    * @throws InputException when a model cannot be loaded or run, or the two differ in classes
    */
   public static ClassifierFidelity evaluate(
-      Path reference, Path candidate, ExampleTensors examples, long[] labels) {
+      Path reference, Path candidate, ExampleTensors examples, long[] labels, boolean[] counted) {
     Form firstForm = ClassifierOutput.of(OnnxModel.read(reference)).form();
     Form secondForm = ClassifierOutput.of(OnnxModel.read(candidate)).form();
     try (FirstOutput first = new FirstOutput(reference, examples);
         FirstOutput second = new FirstOutput(candidate, examples)) {
       int n = examples.size();
-      Answers ours = new Answers(labels);
-      Answers theirs = new Answers(labels);
+      int width = labels.length / n;
+      Answers ours = new Answers(labels.length);
+      Answers theirs = new Answers(labels.length);
       int agreed = 0;
+      int compared = 0;
       double cosines = 0;
+      int shown = 0;
+      boolean hasDirection = true; // of one value the cosine is a sign
       for (int i = 0; i < n; i++) {
         float[] a = first.values(i);
         float[] b = second.values(i);
         FirstOutput.requireSame(first, a, second, b);
-        if (a.length > 1 && first.rank() != 2) {
-          throw new InputException(
-              reference
-                  + ": the first output must be [batch, classes], or one value an example, but has "
-                  + first.rank()
-                  + " dimensions");
-        }
         first.requireFinite(a, i);
-        int inA = theirs.add(i, logits(a, firstForm));
-        int inB = ours.add(i, logits(b, secondForm));
-        agreed += inA == inB ? 1 : 0;
-        cosines += a.length == 1 ? Double.NaN : Statistics.cosine(a, b);
+        LogitRows rows = rows(reference, first.shape(), width, firstForm);
+        int before = compared;
+        float[] x = new float[a.length]; // what is not counted stays 0
+        float[] y = new float[a.length];
+        for (int row = 0; row < width; row++) {
+          int at = i * width + row;
+          if (counted == null || counted[at]) {
+            int inA = theirs.add(logits(a, rows, row, firstForm), labels[at]);
+            int inB = ours.add(logits(b, rows, row, secondForm), labels[at]);
+            agreed += inA == inB ? 1 : 0;
+            compared++;
+            for (int c = 0; c < rows.classes(); c++) {
+              x[rows.index(row, c)] = a[rows.index(row, c)];
+              y[rows.index(row, c)] = b[rows.index(row, c)];
+            }
+          }
+        }
+        cosines += compared > before ? Statistics.cosine(x, y) : 0;
+        shown += compared > before ? 1 : 0;
+        hasDirection &= a.length > 1;
       }
-      double[] interval = Statistics.proportionInterval(agreed, n);
+      if (compared == 0) {
+        throw new InputException("attention_mask is 0 for all of the examples that are measured");
+      }
+      double[] interval = Statistics.proportionInterval(agreed, compared);
       double[] millis = Turns.millis(n, first::values, second::values);
       return new ClassifierFidelity(
           n,
           ours.accuracy(),
           theirs.accuracy(),
+          ours.f1(),
+          theirs.f1(),
           ours.logLoss(),
           theirs.logLoss(),
           ours.auc(),
           theirs.auc(),
-          (double) agreed / n,
+          (double) agreed / compared,
           interval[0],
           interval[1],
-          cosines / n,
+          hasDirection ? cosines / shown : Double.NaN,
           (double) FidelityEvaluator.bytes(candidate) / FidelityEvaluator.bytes(reference),
           millis[0] / millis[1],
           millis[0],
@@ -70,44 +91,68 @@ public final class ClassifierEvaluator {
     }
   }
 
-  /** Logits of two classes or more, of which only differences count. */
-  private static double[] logits(float[] output, Form form) {
-    double[] logits = new double[Math.max(2, output.length)];
-    for (int c = 0; c < output.length; c++) {
-      double p = Math.max(LEAST, Math.min(1 - LEAST, output[c]));
+  private static LogitRows rows(Path model, long[] shape, int labels, Form form) {
+    try {
+      return LogitRows.of(shape, labels, form);
+    } catch (InputException e) {
+      throw new InputException(model + ": the first output has the shape " + e.getMessage(), e);
+    }
+  }
+
+  /** A row's logits of two classes or more, of which only differences count. */
+  private static double[] logits(float[] output, LogitRows rows, int row, Form form) {
+    int classes = rows.classes();
+    double[] logits = new double[Math.max(2, classes)];
+    for (int c = 0; c < classes; c++) {
+      double value = output[rows.index(row, c)];
+      double p = Math.max(LEAST, Math.min(1 - LEAST, value));
       // Of a Softmax the logarithms are logits, of one probability against its opposite the
       // log-odds.
-      boolean against = form == Form.SIGMOID || output.length == 1;
-      logits[output.length == 1 ? 1 : c] =
-          form == Form.LOGITS ? output[c] : against ? Math.log(p / (1 - p)) : Math.log(p);
+      boolean against = form == Form.SIGMOID || classes == 1;
+      logits[classes == 1 ? 1 : c] =
+          form == Form.LOGITS ? value : against ? Math.log(p / (1 - p)) : Math.log(p);
     }
     return logits;
   }
 
-  /** What one model says of the examples. */
+  /** What one model says of the labelled rows. */
   private static final class Answers {
-    private final long[] labels;
     private final double[] scores;
+    private final long[] labels;
     private int known;
     private int right;
-    private int classes;
     private double lossSum;
 
-    Answers(long[] labels) {
-      this.labels = labels;
-      scores = new double[labels.length];
+    /** Of each class: rows that are of it and are said to be, that are said to be, that are. */
+    private long[] hits;
+
+    private long[] said;
+    private long[] are;
+
+    Answers(int most) {
+      scores = new double[most];
+      labels = new long[most];
     }
 
-    /** Takes an example's logits and gives its class; -1 where one of them is NaN. */
-    int add(int example, double[] logits) {
+    /** Takes a row's logits and gives its class; -1 where one of them is NaN. */
+    int add(double[] logits, long label) {
       int found = largest(logits);
-      long label = labels[example];
-      classes = logits.length;
-      scores[example] = logits[1] - logits[0];
       if (label >= 0) {
+        if (hits == null) {
+          hits = new long[logits.length];
+          said = new long[logits.length];
+          are = new long[logits.length];
+        }
+        scores[known] = logits[1] - logits[0];
+        labels[known] = label;
         known++;
         right += found == label ? 1 : 0;
         lossSum += found < 0 ? Double.POSITIVE_INFINITY : loss(logits, (int) label);
+        are[(int) label]++;
+        if (found >= 0) {
+          said[found]++;
+          hits[found] += found == label ? 1 : 0;
+        }
       }
       return found;
     }
@@ -137,8 +182,23 @@ public final class ClassifierEvaluator {
       return known == 0 ? Double.NaN : lossSum / known;
     }
 
+    /** 2 · hits / (said + are): of class 1 where there are two, else the mean over those that occur. */
+    double f1() {
+      double sum = 0;
+      int occur = 0;
+      for (int c = known > 0 && hits.length == 2 ? 1 : 0; known > 0 && c < hits.length; c++) {
+        if (said[c] + are[c] > 0) {
+          sum += 2.0 * hits[c] / (said[c] + are[c]);
+          occur++;
+        }
+      }
+      return occur == 0 ? Double.NaN : sum / occur;
+    }
+
     double auc() {
-      return classes == 2 ? Statistics.auc(scores, labels) : Double.NaN;
+      return known > 0 && hits.length == 2
+          ? Statistics.auc(Arrays.copyOf(scores, known), Arrays.copyOf(labels, known))
+          : Double.NaN;
     }
   }
 }

@@ -7,14 +7,18 @@ import java.util.Map;
  * How closely a candidate classifier follows its reference, and what it saves.
  *
  * @param examples number of examples compared
- * @param accuracy share of the candidate's right answers, with one probability at 0.5; NaN without a label
+ * @param accuracy share of the candidate's right answers, with one probability at 0.5, over all labels; NaN
+ *     without a label
  * @param referenceAccuracy share of the reference's
+ * @param f1 2 · precision · recall / (precision + recall) of the candidate's answers: of class 1, over all labels
+ *     together, where there are two, else the mean over the classes that occur; NaN where none does
+ * @param referenceF1 the reference's
  * @param logLoss mean of −log of the probability that the candidate gives the right class; NaN without a label
  * @param referenceLogLoss the reference's
- * @param auc area under the candidate's ROC curve; NaN where there are not two classes, both of them in the
+ * @param auc area under the candidate's ROC curve, over all labels together; NaN where there are not two classes, both of them in the
  *     labels
  * @param referenceAuc the reference's
- * @param agreement share of examples to which both give the same class
+ * @param agreement share of examples, or of what has a class of its own in them, to which both give the same class
  * @param agreementLow lower end of its 95 % interval of chance
  * @param agreementHigh upper end
  * @param cosineMean mean cosine between the outputs of the two; NaN where they are one value an example
@@ -27,6 +31,8 @@ public record ClassifierFidelity(
     int examples,
     double accuracy,
     double referenceAccuracy,
+    double f1,
+    double referenceF1,
     double logLoss,
     double referenceLogLoss,
     double auc,
@@ -46,6 +52,8 @@ public record ClassifierFidelity(
     map.put("examples", examples);
     map.put("accuracy", accuracy);
     map.put("reference_accuracy", referenceAccuracy);
+    map.put("f1", f1);
+    map.put("reference_f1", referenceF1);
     map.put("auc", auc);
     map.put("reference_auc", referenceAuc);
     map.put("log_loss", logLoss);

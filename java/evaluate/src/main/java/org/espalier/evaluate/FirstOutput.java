@@ -12,7 +12,7 @@ import org.espalier.InputException;
 final class FirstOutput implements AutoCloseable {
   private final RuntimeModel model;
   private final List<Map<String, OnnxTensor>> inputs;
-  private int rank;
+  private long[] shape;
 
   FirstOutput(Path file, ExampleTensors examples) {
     model = new RuntimeModel(file);
@@ -24,9 +24,9 @@ final class FirstOutput implements AutoCloseable {
     }
   }
 
-  /** How many dimensions the output had when it was last asked for. */
-  int rank() {
-    return rank;
+  /** The shape that the output had when it was last asked for. */
+  long[] shape() {
+    return shape;
   }
 
   /** What the model gives for an example. */
@@ -41,7 +41,7 @@ final class FirstOutput implements AutoCloseable {
                 + ": the first output must be float32 with one row an example but is "
                 + result.get(0).getInfo());
       }
-      rank = t.getInfo().getShape().length;
+      shape = t.getInfo().getShape();
       float[] values = new float[t.getFloatBuffer().remaining()];
       t.getFloatBuffer().get(values);
       return values;

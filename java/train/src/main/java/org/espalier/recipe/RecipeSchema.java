@@ -105,16 +105,17 @@ public final class RecipeSchema {
                               "Examples of one shape in place of texts: a safetensors file with"
                                   + " inputs, or a tensor of its name for each input of the model"
                                   + " (F32, I64, I32 or BOOL, [N, …]), and, where a stage's loss"
-                                  + " has them, labels (integers, BOOL, F32 or F64, [N], or [N,"
-                                  + " values] of numbers; -100 or, in floats, NaN where there is"
-                                  + " none)."),
+                                  + " has them, labels (integers, BOOL, F32 or F64: [N], or [N, …]"
+                                  + " for several an example; -100 or, in floats, NaN where there"
+                                  + " is none). Of labels for tokens, none counts where an input"
+                                  + " attention_mask is 0."),
                           optional(
                               "task",
                               new Choice(List.of("auto", "classification", "regression")),
                               "auto",
                               "What labels are: classification: classes, 0 and 1 for a model with"
-                                  + " one output. regression: numbers, one for each output. auto:"
-                                  + " numbers where they are floats other than 0 and 1."),
+                                  + " one output a label. regression: numbers, one for each output."
+                                  + " auto: numbers where they are floats other than 0 and 1."),
                           optional(
                               "train",
                               COUNT,

@@ -31,6 +31,7 @@ final class ReportPage {
     NEIGHBOURS("neighbour_agreement", "neighbours agree", "%.3f"),
     AGREEMENT("agreement", "same class", "%.4f"),
     ACCURACY("accuracy", "accuracy", "%.4f"),
+    F1("f1", "F1", "%.4f"),
     AUC("auc", "AUC", "%.4f"),
     LOG_LOSS("log_loss", "log loss", "%.4f"),
     RMSE("rmse", "RMSE", "%.4g"),

@@ -58,7 +58,7 @@ record RunData(
   private static final String NEEDED =
       "examples are inputs, or for each input of the model a tensor of its name (F32, I64, I32 or"
           + " BOOL, [N, …]), and, for losses with labels, labels (integers, BOOL, F32 or F64, [N]"
-          + " or, of numbers, [N, values])";
+          + " or [N, …])";
 
   static RunData of(Recipe recipe, RunHost host) {
     return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host);
@@ -90,6 +90,7 @@ record RunData(
         } else {
           Labels.Classes classes = (Labels.Classes) rows.labels();
           sum.update(longs(classes == null ? new long[0] : classes.values()));
+          sum.update(longs(new long[] {classes == null ? 0 : classes.width()}));
         }
       }
     }
@@ -310,11 +311,10 @@ record RunData(
     TensorInfo labels = file.tensor("labels");
     String what = file.path() + ": labels " + labels.shape();
     if (labels.rank() < 1
-        || labels.rank() > 2
         || labels.shape().get(0) != n
         || labels.elements() == 0
         || labels.elements() > MOST_VALUES) {
-      throw new InputException(what + " for " + n + " inputs; [N] is needed, or [N, values]");
+      throw new InputException(what + " for " + n + " inputs; [N] or [N, …] is needed");
     }
     int width = (int) (labels.elements() / n);
     double[] values = numbers(file, labels);
@@ -325,27 +325,18 @@ record RunData(
             file.path() + ": the label of example " + (i / width + 1) + " is " + values[i]);
       }
     }
-    if (task == Recipe.Task.REGRESSION) {
-      return numbers(values, width);
-    }
     boolean integers =
         labels.dtype() != SafetensorsDtype.F32 && labels.dtype() != SafetensorsDtype.F64;
     boolean binary =
         Arrays.stream(values)
             .allMatch(v -> v == 0 || v == 1 || Double.isNaN(v) || v == Labels.Classes.NO_LABEL);
-    if (task == Recipe.Task.AUTO && !integers && !binary) {
+    if (task == Recipe.Task.REGRESSION || task == Recipe.Task.AUTO && !integers && !binary) {
+      if (labels.rank() > 2) {
+        throw new InputException(what + " are numbers; [N] or [N, values] is needed");
+      }
       return numbers(values, width);
     }
-    if (width > 1) {
-      throw new InputException(
-          what
-              + (binary
-                  ? " are all 0 or 1: classes of which several are right are not learned;"
-                  : ": classes are [N];")
-              + " data.task: regression takes labels as numbers, and loss {output: 1} follows the"
-              + " original in a file without labels");
-    }
-    return classes(file, values);
+    return classes(file, values, width);
   }
 
   private static Labels numbers(double[] values, int width) {
@@ -356,7 +347,7 @@ record RunData(
     return new Labels.Numbers(floats, width);
   }
 
-  private static Labels classes(SafetensorsFile file, double[] values) {
+  private static Labels classes(SafetensorsFile file, double[] values, int width) {
     long[] classes = new long[values.length];
     for (int i = 0; i < classes.length; i++) {
       boolean none = Double.isNaN(values[i]);
@@ -365,13 +356,13 @@ record RunData(
         throw new InputException(
             file.path()
                 + ": the label of example "
-                + (i + 1)
+                + (i / width + 1)
                 + " is "
                 + values[i]
                 + "; classes are whole numbers");
       }
     }
-    return new Labels.Classes(classes);
+    return new Labels.Classes(classes, width);
   }
 
   private static double[] numbers(SafetensorsFile file, TensorInfo labels) {

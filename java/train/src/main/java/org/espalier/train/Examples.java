@@ -10,6 +10,7 @@ import java.util.EnumSet;
 import java.util.List;
 import java.util.Objects;
 import java.util.Set;
+import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.format.safetensors.SafetensorsDtype;
 
@@ -102,6 +103,8 @@ public sealed interface Examples {
    * @param labels of as many, or null where the objective uses none
    */
   record Labelled(List<Input> inputs, Labels labels) implements Examples {
+    private static final String ATTENTION_MASK = "attention_mask";
+
     public Labelled {
       inputs = List.copyOf(inputs);
       if (inputs.isEmpty() || inputs.get(0).rows().isEmpty()) {
@@ -170,6 +173,38 @@ public sealed interface Examples {
                           + inputs.stream().map(Input::name).toList()
                           + ", there is no "
                           + name));
+    }
+
+    /**
+     * Whether the rows of some examples' logits are about something: an input {@code attention_mask} that has as
+     * many values as an example has rows, more than one, leaves out those where it is 0.
+     *
+     * @return a value for each row of each example; null where there is no such input: all are
+     */
+    public boolean[] attended(int[] examples, int rows) {
+      Input mask =
+          inputs.stream()
+              .filter(i -> ATTENTION_MASK.equals(i.name()))
+              .filter(i -> rows > 1 && i.type().bytes(rows) == i.rows().get(0).length)
+              .findFirst()
+              .orElse(null);
+      if (mask == null) {
+        return null;
+      }
+      boolean[] attended = new boolean[examples.length * rows];
+      int bytes = (int) mask.type().bytes(1);
+      for (int i = 0; i < attended.length; i++) {
+        byte[] row = mask.rows().get(examples[i / rows]);
+        for (int b = 0; b < bytes; b++) {
+          attended[i] |= row[i % rows * bytes + b] != 0;
+        }
+      }
+      return attended;
+    }
+
+    /** The same for all examples. */
+    public boolean[] attended(int rows) {
+      return attended(IntStream.range(0, size()).toArray(), rows);
     }
 
     /** Adds the inputs to a digest. */

@@ -5,50 +5,71 @@ public sealed interface Labels {
   /** Of how many examples. */
   int size();
 
-  /** How many values of it are known. */
-  int known();
+  /**
+   * How many values of it are known.
+   *
+   * @param counted for each whether it is looked at; null: all are
+   */
+  int known(boolean[] counted);
 
-  /** Whether all of it is known for an example. */
-  boolean isKnown(int example);
+  /** How many values of it are known. */
+  default int known() {
+    return known(null);
+  }
+
+  /** How many values an example has. */
+  int width();
 
   /** Those of some examples, in this order. */
   Labels of(int... examples);
 
+  private static void checkWidth(int values, int width) {
+    if (width < 1 || values % width != 0) {
+      throw new IllegalArgumentException(values + " labels in rows of " + width);
+    }
+  }
+
   /**
-   * Classes.
+   * Classes: one an example, or one for each of its tokens or pixels, or 0 and 1 for each of several classes that
+   * do not exclude each other.
    *
-   * @param values one an example, from 0; {@link #NO_LABEL} where nobody knows
+   * @param values from 0; {@link #NO_LABEL} where nobody knows
+   * @param width how many an example has, at least 1
    */
-  record Classes(long[] values) implements Labels {
-    /** The label of an example that has none. */
+  record Classes(long[] values, int width) implements Labels {
+    /** The label of what has none. */
     public static final long NO_LABEL = -100;
 
-    @Override
-    public int size() {
-      return values.length;
+    public Classes {
+      checkWidth(values.length, width);
+    }
+
+    /** One an example. */
+    public Classes(long... values) {
+      this(values, 1);
     }
 
     @Override
-    public int known() {
+    public int size() {
+      return values.length / width;
+    }
+
+    @Override
+    public int known(boolean[] counted) {
       int known = 0;
-      for (long value : values) {
-        known += value == NO_LABEL ? 0 : 1;
+      for (int i = 0; i < values.length; i++) {
+        known += values[i] != NO_LABEL && (counted == null || counted[i]) ? 1 : 0;
       }
       return known;
     }
 
     @Override
-    public boolean isKnown(int example) {
-      return values[example] != NO_LABEL;
-    }
-
-    @Override
     public Classes of(int... examples) {
-      long[] some = new long[examples.length];
-      for (int i = 0; i < some.length; i++) {
-        some[i] = values[examples[i]];
+      long[] some = new long[examples.length * width];
+      for (int i = 0; i < examples.length; i++) {
+        System.arraycopy(values, examples[i] * width, some, i * width, width);
       }
-      return new Classes(some);
+      return new Classes(some, width);
     }
   }
 
@@ -60,24 +81,12 @@ public sealed interface Labels {
    */
   record Numbers(float[] values, int width) implements Labels {
     public Numbers {
-      if (width < 1 || values.length % width != 0) {
-        throw new IllegalArgumentException(values.length + " numbers in rows of " + width);
-      }
+      checkWidth(values.length, width);
     }
 
     @Override
     public int size() {
       return values.length / width;
-    }
-
-    @Override
-    public boolean isKnown(int example) {
-      for (int i = example * width; i < (example + 1) * width; i++) {
-        if (Float.isNaN(values[i])) {
-          return false;
-        }
-      }
-      return true;
     }
 
     @Override
@@ -90,10 +99,10 @@ public sealed interface Labels {
     }
 
     @Override
-    public int known() {
+    public int known(boolean[] counted) {
       int known = 0;
-      for (float value : values) {
-        known += Float.isNaN(value) ? 0 : 1;
+      for (int i = 0; i < values.length; i++) {
+        known += !Float.isNaN(values[i]) && (counted == null || counted[i]) ? 1 : 0;
       }
       return known;
     }

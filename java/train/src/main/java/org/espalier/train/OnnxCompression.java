@@ -146,6 +146,7 @@ public final class OnnxCompression implements Compression {
   /** What a later stage would stumble over is found before the first one trains. */
   private void checkStages() {
     check.run(graph);
+    passes.read(check.logitRows());
     for (Stage stage : plan.stages()) {
       if (stage instanceof Stage.Prune p) {
         check.prunes(stage.name(), p.pruning(), candidates(p.pruning()));

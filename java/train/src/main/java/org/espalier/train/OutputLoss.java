@@ -40,7 +40,7 @@ final class OutputLoss {
 
   /**
    * @param student [N, …]; the teacher's are the same values as [N, width]
-   * @param whole of what the N examples are a share: each of it labelled, or the N all of it
+   * @param whole of what the N examples are a share
    * @param backward whether the root of a backward pass is wanted
    */
   Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
@@ -54,8 +54,8 @@ final class OutputLoss {
     double quality;
     if (objective.labels() > 0) {
       Labels.Numbers labels = (Labels.Numbers) share.labels();
-      int known = Math.max(1, labels.known());
-      Tensor error = squares(f, labels).mul(new Scalar(part / (known * variance)));
+      double unit = Math.max(1, whole.known()) * variance;
+      Tensor error = squares(f, labels).div(new Scalar(unit));
       double distance = error.item_double();
       parts.put("labels", distance);
       value += objective.labels() * distance;

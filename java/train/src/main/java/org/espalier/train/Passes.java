@@ -5,12 +5,12 @@ import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
-import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
+import org.espalier.format.onnx.LogitRows;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
@@ -43,6 +43,9 @@ final class Passes implements AutoCloseable {
 
   /** The value of the graph that holds a classifier's logits; null where it has none. */
   private String logits;
+
+  /** Of the logits; null where no objective looks at them. */
+  private LogitRows rows;
 
   /** What the teacher gives, by the value of it that objectives ask for. */
   private final Map<Value, Targets> targets = new EnumMap<>(Value.class);
@@ -104,6 +107,11 @@ final class Passes implements AutoCloseable {
     this.logits = logits;
   }
 
+  /** From now on logits are read so; null where no objective looks at them. */
+  void read(LogitRows logits) {
+    rows = logits;
+  }
+
   /** The output of the graph that an objective looks at. */
   private String output(Objective objective) {
     return value(objective) == Value.LOGITS ? logits : first.graph().outputNames().get(0);
@@ -125,16 +133,14 @@ final class Passes implements AutoCloseable {
 
   /**
    * Adds a batch's gradients to those of the parameters. On the CPU it goes in two halves, on two threads where
-   * there are two, unless the objective compares the examples of a batch, ranges follow it, or some of it has no
-   * label and so no part in a mean: autograd's sum of two gradients does not depend on which comes first, so the
-   * number of threads changes no bit.
+   * there are two, unless the objective compares the examples of a batch or ranges follow it: autograd's sum of
+   * two gradients does not depend on which comes first, so the number of threads changes no bit.
    */
   Loss addGradients(Objective objective, int[] indices) {
     boolean halved =
         !device.hasCudaKernels()
             && objective.similarity() == 0
             && (fixed == null || !fixed.moves() && fixed.learned() == null)
-            && (objective.labels() == 0 || areLabelled(indices))
             && indices.length > 1;
     if (!halved) {
       Share share = share(objective, job.training(), indices);
@@ -153,10 +159,6 @@ final class Passes implements AutoCloseable {
         .stream()
         .reduce(Loss::plus)
         .orElseThrow();
-  }
-
-  private boolean areLabelled(int[] indices) {
-    return IntStream.of(indices).allMatch(job.labels()::isKnown);
   }
 
   /** Of a batch sorted by length both halves are about as long. */
@@ -212,8 +214,13 @@ final class Passes implements AutoCloseable {
       TeacherOutputs outputs = examples == job.training() ? kept.training() : kept.validation();
       teacher = device.place(outputs.read(indices, batch));
     }
-    Labels labels = examples instanceof Examples.Labelled rows ? rows.labels() : null;
-    return new Share(batch, teacher, labels == null ? null : labels.of(indices));
+    if (!(examples instanceof Examples.Labelled labelled)) {
+      return new Share(batch, teacher, null);
+    }
+    Labels labels = labelled.labels() == null ? null : labelled.labels().of(indices);
+    boolean[] attended =
+        value(objective) == Value.LOGITS ? labelled.attended(indices, rows.perExample()) : null;
+    return new Share(batch, teacher, labels, attended);
   }
 
   private Loss loss(Lane lane, Objective objective, Share share, Whole whole, boolean backward) {
@@ -222,7 +229,7 @@ final class Passes implements AutoCloseable {
       return new EmbeddingLoss(objective, job.pooling(), device).of(output, share, whole, backward);
     }
     return value(objective) == Value.LOGITS
-        ? new LogitLoss(objective, device).of(output, share, whole, backward)
+        ? new LogitLoss(objective, device, rows).of(output, share, whole, backward)
         : new OutputLoss(objective, device, variance).of(output, share, whole, backward);
   }
 
@@ -238,44 +245,54 @@ final class Passes implements AutoCloseable {
     }
     List<int[]> batches = Batches.inOrder(job.validation(), VALIDATION_BATCH);
     List<Lane> lanes = lanes();
-    // A mean over labels is over those that are known, wherever they are.
-    Labels given = job.validation() instanceof Examples.Labelled rows ? rows.labels() : null;
-    boolean fromLabels =
-        given != null && (value(objective) == Value.LOGITS || objective.labels() > 0);
     double learned = 0;
     double followed = 0;
     double quality = 0;
     long known = 0;
+    long rows = 0;
+    long judged = 0;
     for (int i = 0; i < batches.size(); i += 2) {
       int[] one = batches.get(i);
       int[] two = i + 1 < batches.size() ? batches.get(i + 1) : null;
-      List<Loss> losses =
+      List<Measured> losses =
           two == null
               ? List.of(validate(lanes.get(0), objective, one))
               : threads.run(
                   () -> validate(lanes.get(0), objective, one),
                   () -> validate(lanes.get(1), objective, two));
       for (int j = 0; j < losses.size(); j++) {
-        int[] indices = batches.get(i + j);
-        Loss of = losses.get(j);
-        int labels = fromLabels ? given.of(indices).known() : indices.length;
+        // A mean over labels is over those that are known, wherever they are.
+        Loss of = losses.get(j).loss();
+        Whole batch = losses.get(j).batch();
         double part = objective.labels() * of.parts().getOrDefault("labels", 0.0);
-        learned += part * labels;
-        followed += (of.value() - part) * indices.length;
-        quality += of.quality() * labels;
-        known += labels;
+        learned += part * batch.known();
+        followed += (of.value() - part) * batch.rows();
+        known += batch.known();
+        rows += batch.rows();
+        int by = isJudgedByLabels(objective) ? batch.known() : batch.rows();
+        quality += of.quality() * by;
+        judged += by;
       }
     }
-    known = Math.max(1, known);
-    double loss = learned / known + followed / job.validation().size();
-    return new Validation(step, loss, quality / known, loss < best);
+    double loss = learned / Math.max(1, known) + followed / Math.max(1, rows);
+    return new Validation(step, loss, quality / Math.max(1, judged), loss < best);
   }
 
-  private Loss validate(Lane lane, Objective objective, int[] indices) {
+  /** Whether the quality of a loss is that of its labels; else it is that of all rows. */
+  private boolean isJudgedByLabels(Objective objective) {
+    boolean given = job.validation() instanceof Examples.Labelled some && some.labels() != null;
+    return given && (value(objective) == Value.LOGITS || objective.labels() > 0);
+  }
+
+  /** The loss of some examples for themselves. */
+  private record Measured(Loss loss, Whole batch) {}
+
+  private Measured validate(Lane lane, Objective objective, int[] indices) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Share share = share(objective, job.validation(), indices);
-      return loss(lane, objective, share, Whole.of(share), false);
+      Whole whole = Whole.of(share);
+      return new Measured(loss(lane, objective, share, whole, false), whole);
     }
   }
 

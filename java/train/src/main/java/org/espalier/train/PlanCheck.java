@@ -20,6 +20,7 @@ import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.compress.OnnxPruner;
 import org.espalier.format.onnx.ClassifierOutput;
+import org.espalier.format.onnx.LogitRows;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -50,6 +51,9 @@ final class PlanCheck {
   /** One for each stage whose output labels must fit. */
   private final List<Output> labelled = new ArrayList<>();
 
+  /** Of the model's logits; null where no objective looks at them. */
+  private LogitRows rows;
+
   PlanCheck(CompressionPlan plan, Compression.Job job) {
     this.plan = plan;
     this.job = job;
@@ -69,7 +73,8 @@ final class PlanCheck {
     }
     checkInputs();
     boolean taught = plan.stages().stream().anyMatch(s -> s.training().objective().needsTeacher());
-    ClassifierOutput own = ClassifierOutput.of(OnnxCompression.trainable(job.model()));
+    OnnxModel learning = OnnxCompression.trainable(job.model());
+    ClassifierOutput own = ClassifierOutput.of(learning);
     OnnxModel teaching =
         job.teacher() == null || !taught ? null : OnnxCompression.trainable(job.teacher());
     ClassifierOutput other = teaching == null ? null : ClassifierOutput.of(teaching);
@@ -81,7 +86,7 @@ final class PlanCheck {
         Objective objective = stage.training().objective();
         String value = value(own, job.model(), objective, stage);
         long[] shape = shapes.computeIfAbsent(value, v -> shape(graph, v, job.model().name()));
-        check(stage, value, shape);
+        check(stage, value, shape, own, learning.opset(""));
         if (teacher != null && objective.needsTeacher()) {
           String taughtBy = value(other, job.teacher(), objective, stage);
           long[] wanted =
@@ -108,8 +113,7 @@ final class PlanCheck {
   }
 
   /** The value of a model that a stage's objective looks at. */
-  private String value(
-      ClassifierOutput output, OnnxModel model, Objective objective, Stage stage) {
+  private String value(ClassifierOutput output, OnnxModel model, Objective objective, Stage stage) {
     if (!objective.isForLogits(job.labels())) {
       return output.output();
     }
@@ -210,7 +214,12 @@ final class PlanCheck {
     }
   }
 
-  private void check(Stage stage, String output, long[] shape) {
+  /** How the model's logits are read, after {@link #run}; null where no objective looks at them. */
+  LogitRows logitRows() {
+    return rows;
+  }
+
+  private void check(Stage stage, String output, long[] shape, ClassifierOutput model, long opset) {
     Objective objective = stage.training().objective();
     String where = "stage " + stage.name() + ": the output " + output;
     if (objective.isForEmbeddings() && shape.length != 3) {
@@ -224,25 +233,36 @@ final class PlanCheck {
       return;
     }
     long values = values(shape);
-    if (values == 1 && isSoftmax(objective)) {
-      throw new InputException(
-          where + " is given to a Softmax alone, which makes 1 of one value; a Sigmoid is meant");
+    int labels = job.labels() == null ? 0 : job.labels().width();
+    Output learning;
+    if (objective.isForLogits(job.labels())) {
+      try {
+        rows = LogitRows.of(shape, labels, model.form());
+      } catch (InputException e) {
+        throw new InputException(
+            where + " has the shape " + e.getMessage() + "; loss {output: 1} takes any", e);
+      }
+      if (model.form() == ClassifierOutput.Form.SOFTMAX) {
+        checkSoftmax(where, shape.length, model.axis(), opset);
+      }
+      learning = new Output(where, rows);
+    } else {
+      if (objective.labels() > 0 && shape.length != 2 && values > 1) {
+        throw new InputException(
+            where
+                + " has the shape "
+                + Arrays.toString(shape)
+                + " for one example; labels that are numbers need [examples, values], or one value"
+                + " an example, and loss {output: 1} takes any");
+      }
+      learning = new Output(where, new LogitRows(Math.toIntExact(values), 1, true));
     }
-    boolean logits = objective.isForLogits(job.labels());
-    if ((logits || objective.labels() > 0) && shape.length != 2 && values > 1) {
-      throw new InputException(
-          where
-              + " has the shape "
-              + Arrays.toString(shape)
-              + " for one example; "
-              + (logits
-                  ? "labels, logits and bound need [examples, classes]"
-                  : "labels that are numbers need [examples, values]")
-              + ", or one value an example, and loss {output: 1} takes any");
-    }
-    Output learning = new Output(where, values == 1 ? 2 : values, values);
+    Examples.Labelled training = (Examples.Labelled) job.training();
+    Examples.Labelled validation = (Examples.Labelled) job.validation();
+    learning.checkAttended(training, "training");
+    learning.checkAttended(validation, "validation");
     if (objective.labels() > 0) {
-      learning.checkLearned(job.labels(), ((Examples.Labelled) job.validation()).labels());
+      learning.checkLearned(training, validation);
     }
     // Numbers are measured, whatever is learned.
     if (objective.labels() > 0 || job.labels() instanceof Labels.Numbers) {
@@ -250,9 +270,28 @@ final class PlanCheck {
     }
   }
 
-  private boolean isSoftmax(Objective objective) {
-    return objective.isForLogits(job.labels())
-        && ClassifierOutput.of(job.model()).form() == ClassifierOutput.Form.SOFTMAX;
+  /** A Softmax at the end must choose among the very classes that labels choose among. */
+  private void checkSoftmax(String where, int rank, long axis, long opset) {
+    if (rows.classes() == 1) {
+      throw new InputException(
+          where
+              + (rows.perExample() == 1
+                  ? " is given to a Softmax alone, which makes 1 of one value; a Sigmoid is meant"
+                  : " is given to a Softmax, of whose classes one is right, and has as many values"
+                      + " as an example has labels; labels are the numbers of the right classes,"
+                      + " or a Sigmoid is meant"));
+    }
+    long along = axis < 0 ? axis + rank : axis;
+    boolean flattens = opset < ClassifierOutput.ONE_AXIS && along != rank - 1;
+    if (along != rows.axis(rank) || flattens) {
+      throw new InputException(
+          where
+              + " is given to a Softmax along axis "
+              + axis
+              + (flattens ? " and all after it" : "")
+              + "; its classes are along axis "
+              + rows.axis(rank));
+    }
   }
 
   /**
@@ -262,7 +301,10 @@ final class PlanCheck {
    */
   void measures(OnnxGraph graph, Examples.Labelled examples) {
     if (examples.labels() != null) {
-      labelled.forEach(output -> output.check(examples.labels()));
+      for (Output output : labelled) {
+        output.check(examples.labels());
+        output.checkAttended(examples, "evaluation");
+      }
     }
     String output = graph.outputNames().get(0);
     for (int[] indices : Batches.inOrder(examples, MEASURED_BATCH)) {
@@ -283,28 +325,32 @@ final class PlanCheck {
   /**
    * An output of which a stage learns labels.
    *
-   * @param classes how many it has where they are classes
-   * @param values of an example
+   * @param rows of logits, or one of each number
    */
-  private record Output(String where, long classes, long values) {
+  private record Output(String where, LogitRows rows) {
     /** Refuses labels that do not fit it. */
     void check(Labels labels) {
-      if (labels instanceof Labels.Numbers numbers && numbers.width() != values) {
+      if (labels.width() != rows.perExample()) {
         throw new InputException(
             where
                 + " has "
-                + values
-                + (values == 1 ? " value" : " values")
-                + " an example, and the labels, which are numbers, have "
-                + numbers.width()
-                + " (data.task: classification takes whole numbers as classes)");
+                + rows.perExample()
+                + (rows.perExample() == 1 ? " value" : " values")
+                + " an example, and the labels have "
+                + labels.width()
+                + (labels instanceof Labels.Numbers
+                    ? " (numbers; data.task: classification takes whole numbers as classes)"
+                    : ""));
       }
       if (labels instanceof Labels.Classes some) {
+        boolean one = rows.classes() == 1;
+        int classes = one ? 2 : rows.classes();
         for (long label : some.values()) {
           if (label != Labels.Classes.NO_LABEL && (label < 0 || label >= classes)) {
             throw new InputException(
                 where
-                    + (values == 1 ? " is one logit" : " has " + classes + " classes")
+                    + (one ? " is one logit" : " has " + classes + " classes")
+                    + (one && rows.perExample() > 1 ? " a label" : "")
                     + ", and there is a label "
                     + label
                     + "; 0 to "
@@ -312,18 +358,34 @@ final class PlanCheck {
                     + " are right, and "
                     + Labels.Classes.NO_LABEL
                     + " for none"
-                    + (values == 1 ? " (data.task: regression takes labels as numbers)" : ""));
+                    + (one ? " (data.task: regression takes labels as numbers)" : ""));
           }
         }
       }
     }
 
+    /** Refuses examples of which nothing counts. */
+    void checkAttended(Examples.Labelled examples, String which) {
+      boolean[] attended = examples.attended(rows.perExample());
+      if (attended != null && IntStream.range(0, attended.length).noneMatch(i -> attended[i])) {
+        throw new InputException(
+            "attention_mask is 0 for all of the " + which + " examples; 1 is what is attended to");
+      }
+    }
+
+    private int known(Examples.Labelled examples) {
+      Labels labels = examples.labels();
+      return labels.known(
+          labels instanceof Labels.Classes ? examples.attended(rows.perExample()) : null);
+    }
+
     /** Refuses labels from which nothing can be learned, too. */
-    void checkLearned(Labels training, Labels validation) {
+    void checkLearned(Examples.Labelled trainedOn, Examples.Labelled validatedWith) {
+      Labels training = trainedOn.labels();
       check(training);
-      check(validation);
-      boolean trained = training.known() > 0;
-      if (!trained || validation.known() == 0) {
+      check(validatedWith.labels());
+      boolean trained = known(trainedOn) > 0;
+      if (!trained || known(validatedWith) == 0) {
         throw new InputException(
             where
                 + " learns from labels, and none of the "
@@ -334,13 +396,14 @@ final class PlanCheck {
         throw new InputException(
             where + " learns numbers, and all labels of the training examples are equal");
       }
-      if (values == 1 && training instanceof Labels.Classes classes) {
+      if (rows.classes() == 1 && training instanceof Labels.Classes classes) {
         long[] known =
             LongStream.of(classes.values()).filter(l -> l != Labels.Classes.NO_LABEL).toArray();
         if (LongStream.of(known).allMatch(label -> label == known[0])) {
           throw new InputException(
               where
-                  + " is one logit, and all labels of the training examples are "
+                  + (rows.perExample() == 1 ? " is one logit" : " is one logit a label")
+                  + ", and all labels of the training examples are "
                   + known[0]
                   + "; examples of both classes are needed");
         }

@@ -9,18 +9,24 @@ import org.bytedeco.pytorch.Tensor;
  * to the batch's.
  *
  * @param examples of the batch
+ * @param rows of a classifier's logits that count; as many as examples for other models
+ * @param known labels that count
  * @param energy Σ |y_t|² over all that the teacher gives for the batch; 0 without a teacher
  */
-record Whole(int examples, double energy) {
+record Whole(int examples, int rows, int known, double energy) {
   /** Of all shares of a batch. */
   static Whole of(Collection<Share> shares) {
     int examples = 0;
+    int rows = 0;
+    int known = 0;
     double energy = 0;
     for (Share share : shares) {
       examples += share.batch().size();
+      rows += share.rows();
+      known += share.known();
       energy += share.teacher() == null ? 0 : energy(share.teacher());
     }
-    return new Whole(examples, energy);
+    return new Whole(examples, rows, known, energy);
   }
 
   /** Of a batch that is not shared out. */
@@ -37,6 +43,29 @@ record Whole(int examples, double energy) {
    *
    * @param teacher what the teacher says of them; null where the objective needs none
    * @param labels of them; null where there are none
+   * @param attended for each row of a classifier's logits whether it counts; null: all count
    */
-  record Share(Batch batch, Tensor teacher, Labels labels) {}
+  record Share(Batch batch, Tensor teacher, Labels labels, boolean[] attended) {
+    /** Of a batch of which all counts. */
+    Share(Batch batch, Tensor teacher, Labels labels) {
+      this(batch, teacher, labels, null);
+    }
+
+    /** Rows that count; where all do, examples stand for them. */
+    int rows() {
+      if (attended == null) {
+        return batch.size();
+      }
+      int count = 0;
+      for (boolean one : attended) {
+        count += one ? 1 : 0;
+      }
+      return count;
+    }
+
+    /** Labels that are known and count. */
+    int known() {
+      return labels == null ? 0 : labels.known(attended);
+    }
+  }
 }

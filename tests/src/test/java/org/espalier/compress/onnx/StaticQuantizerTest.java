@@ -185,6 +185,36 @@ class StaticQuantizerTest {
     assertTrue(error > 1e-6 && error < 0.05, "error " + error);
   }
 
+  /** Over the last axis, where the model says that it is the last, a Softmax stays a single operator. */
+  @ParameterizedTest
+  @CsvSource({"1, 2, false", "0, 2, true", "1, 3, true", "2, 3, false"})
+  void aSoftmaxOverTheLastAxisIsRaisedAsOne(int axis, int rank, boolean several)
+      throws OrtException {
+    Random random = new Random(6);
+    long[] inner = rank == 2 ? new long[] {-1, 8} : new long[] {-1, 3, 8};
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("x", DataType.FLOAT, inner))
+            .addInitializer(floats("w", random, 1, 8, 8))
+            .addNode(node("MatMul", "m", List.of("x", "w"), "z"))
+            .addNode(node("Softmax", "s", List.of("z"), "y", attribute("axis", axis)))
+            .addOutput(value("y", DataType.FLOAT, inner));
+    OnnxModel old = OnnxModel.of(SmallModels.model(11, g), "old");
+    OnnxModel raised = old.copy();
+    OpsetUpgrade.raise(raised, OpsetUpgrade.TARGET);
+    assertEquals(several, operators(raised).containsKey("Flatten"));
+    float[] values = new float[rank == 2 ? 5 * 8 : 5 * 3 * 8];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = (float) random.nextGaussian();
+    }
+    long[] shape = inner.clone();
+    shape[0] = 5;
+    Map<String, OnnxTensor> in =
+        Map.of("x", OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(values), shape));
+    assertTrue(error(run(old, in), run(raised, in)) < 1e-6);
+  }
+
   /** As the older exporters write what makes pictures larger. */
   @ParameterizedTest
   @CsvSource({
@@ -429,12 +459,9 @@ class StaticQuantizerTest {
     }
     assertTrue(q.quantized().contains("down.weight"), q.quantized().toString());
     try (OnnxTensor x = normal(1, 4, 3, 8);
-        OrtSession before =
-            ENVIRONMENT.createSession(SmallModels.recurrent().toByteArray());
+        OrtSession before = ENVIRONMENT.createSession(SmallModels.recurrent().toByteArray());
         OrtSession.Result expected = before.run(Map.of("x", x))) {
-      q.apply(
-          q.ranges(
-              new TensorActivations(List.of(Map.of("x", x)), 1), new Clipping.MinMax()));
+      q.apply(q.ranges(new TensorActivations(List.of(Map.of("x", x)), 1), new Clipping.MinMax()));
       try (OrtSession after = ENVIRONMENT.createSession(model.toBuffer());
           OrtSession.Result got = after.run(Map.of("x", x))) {
         float[][] y = (float[][]) expected.get(0).getValue();

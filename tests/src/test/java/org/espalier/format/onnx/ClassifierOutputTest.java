@@ -14,6 +14,7 @@ import java.util.stream.Stream;
 import org.espalier.format.onnx.ClassifierOutput.Form;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** What is found behind the output y of graphs that begin with two logits, z and g, of x. */
@@ -37,10 +38,6 @@ class ClassifierOutputTest {
             Form.SOFTMAX,
             "z",
             List.of(node("Softmax", "", List.of("z"), "y", attribute("axis", 1)))),
-        Arguments.of(
-            Form.OTHER,
-            null,
-            List.of(node("Softmax", "", List.of("z"), "y", attribute("axis", 0)))),
         Arguments.of(
             Form.OTHER, null, List.of(sigmoid, node("Mul", "", List.of("p", "half"), "y"))),
         Arguments.of(
@@ -74,8 +71,27 @@ class ClassifierOutputTest {
             .addNode(node("Relu", "", List.of("z"), "g"))
             .addAllNode(tail)
             .addOutput(value("y", DataType.FLOAT, -1, 3));
-    assertEquals(
-        new ClassifierOutput("y", form, logits),
-        ClassifierOutput.of(OnnxModel.of(SmallModels.model(13, g), "g")));
+    ClassifierOutput found = ClassifierOutput.of(OnnxModel.of(SmallModels.model(13, g), "g"));
+    assertEquals("y", found.output());
+    assertEquals(form, found.form());
+    assertEquals(logits, found.logits());
+  }
+
+  /** Where a Softmax names no axis, its operator set says which it is. */
+  @ParameterizedTest
+  @CsvSource({"12, , 1", "13, , -1", "12, 2, 2", "13, 0, 0"})
+  void theAxisOfASoftmaxIsFound(int opset, Long named, long axis) {
+    NodeProto softmax =
+        named == null
+            ? node("Softmax", "", List.of("z"), "y")
+            : node("Softmax", "", List.of("z"), "y", attribute("axis", named));
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("z", DataType.FLOAT, -1, 3, 4))
+            .addNode(softmax)
+            .addOutput(value("y", DataType.FLOAT, -1, 3, 4));
+    OnnxModel model = OnnxModel.of(SmallModels.model(opset, g), "g");
+    assertEquals(new ClassifierOutput("y", Form.SOFTMAX, "z", axis), ClassifierOutput.of(model));
   }
 }

@@ -183,6 +183,11 @@ public final class SmallModels {
         .build();
   }
 
+  /** A list of int64. */
+  public static TensorProto int64s(String name, long... values) {
+    return OnnxInitializer.int64s(name, new long[] {values.length}, values).message();
+  }
+
   /** An INT attribute of one value, an INTS attribute of several. */
   public static AttributeProto attribute(String name, long... values) {
     if (values.length != 1) {

@@ -5,6 +5,7 @@ import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.google.protobuf.ByteString;
 import java.util.ArrayList;
 import java.util.List;
@@ -366,7 +367,7 @@ public final class OpsetUpgrade {
     NodeProto.Builder b = n.toBuilder();
     remove(b, "axis");
     b.addAttribute(Nodes.attribute("axis", -1));
-    if (axis == -1) {
+    if (axis == -1 || axis + 1 == rank(n.getInput(0)) || axis + 1 == rank(n.getOutput(0))) {
       out.add(b.build());
       return;
     }
@@ -381,6 +382,12 @@ public final class OpsetUpgrade {
             .build());
     out.add(b.setInput(0, flat).setOutput(0, result).build());
     out.add(Nodes.node("Reshape", base, result, shape).clearName().build());
+  }
+
+  /** How many axes a value has; 0 where the model does not say it. */
+  private int rank(String value) {
+    ValueInfoProto info = model.valueInfo(value);
+    return info == null ? 0 : info.getType().getTensorType().getShape().getDimCount();
   }
 
   private InputException refused(NodeProto n, String why) {

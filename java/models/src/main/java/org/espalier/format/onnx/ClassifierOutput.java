@@ -16,8 +16,12 @@ import org.espalier.InputException;
  * @param form what it holds
  * @param logits the value that holds the logits: the output itself, or what the Sigmoid or Softmax is given;
  *     null for {@link Form#OTHER}
+ * @param axis of the Softmax, -1 for the last; not used for others
  */
-public record ClassifierOutput(String output, Form form, String logits) {
+public record ClassifierOutput(String output, Form form, String logits, long axis) {
+  /** From this operator set on a Softmax is along one axis; before, along all from its axis on. */
+  public static final int ONE_AXIS = 13;
+
   private static final Set<String> SHAPING =
       Set.of("Cast", "Clip", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze");
 
@@ -44,7 +48,7 @@ public record ClassifierOutput(String output, Form form, String logits) {
     LOGITS,
     /** Of one class or of several that do not exclude each other: 1 / (1 + exp(−logit)). */
     SIGMOID,
-    /** Of classes of which one is right, along the last axis. */
+    /** Of classes of which one is right. */
     SOFTMAX,
     /** Probabilities that were made in another way: averages, products, one column of a Softmax. */
     OTHER
@@ -68,14 +72,14 @@ public record ClassifierOutput(String output, Form form, String logits) {
       node = producers.get(at);
     }
     if (node != null && is(node, Set.of("Sigmoid"))) {
-      return new ClassifierOutput(output, Form.SIGMOID, node.getInput(0));
+      return new ClassifierOutput(output, Form.SIGMOID, node.getInput(0), -1);
     }
-    if (node != null && is(node, Set.of("Softmax")) && isAlongLast(node)) {
-      return new ClassifierOutput(output, Form.SOFTMAX, node.getInput(0));
+    if (node != null && is(node, Set.of("Softmax"))) {
+      return new ClassifierOutput(output, Form.SOFTMAX, node.getInput(0), axis(model, node));
     }
     return probabilities(model).contains(output)
-        ? new ClassifierOutput(output, Form.OTHER, null)
-        : new ClassifierOutput(output, Form.LOGITS, output);
+        ? new ClassifierOutput(output, Form.OTHER, null, -1)
+        : new ClassifierOutput(output, Form.LOGITS, output, -1);
   }
 
   private static boolean is(NodeProto node, Set<String> operators) {
@@ -84,14 +88,13 @@ public record ClassifierOutput(String output, Form form, String logits) {
         && node.getInputCount() > 0;
   }
 
-  /** Logits of a classifier are [N, classes], so axis 1 is the last one. */
-  private static boolean isAlongLast(NodeProto softmax) {
+  private static long axis(OnnxModel model, NodeProto softmax) {
     for (AttributeProto a : softmax.getAttributeList()) {
       if (a.getName().equals("axis")) {
-        return a.getI() == -1 || a.getI() == 1;
+        return a.getI();
       }
     }
-    return true;
+    return model.opset("") < ONE_AXIS ? 1 : -1;
   }
 
   /** The values that are made of nothing but probabilities and constants. */
