@@ -1,12 +1,13 @@
-# Finds nvcc and sets ESP_HAVE_CUDA. ESP_CUDA = AUTO (build where nvcc is found), ON (fatal where it is not), OFF.
+# Finds nvcc, of CUDA 12 or newer, and sets ESP_HAVE_CUDA. ESP_CUDA = AUTO (build where nvcc is found), ON (fatal where it is not),
+# OFF.
 set(ESP_CUDA AUTO CACHE STRING "Build the CUDA library: AUTO, ON or OFF")
-set(ESP_CUDA_ARCHITECTURES "75;80-real;90-real;100-real;120-real" CACHE STRING
-    "CUDA architectures: SASS for each, PTX of compute_75 for the rest")
+set(ESP_CUDA_ARCHITECTURES "" CACHE STRING
+    "CUDA architectures; empty: SASS for all that nvcc knows of 75, 80, 90, 100 and 120, PTX of compute_75 for the rest")
 set(ESP_HAVE_CUDA OFF)
 if(NOT ESP_CUDA STREQUAL OFF)
   include(CheckLanguage)
   # Never CMake's default architecture: 3.25 says 52, which nvcc 13 does not know.
-  set(CMAKE_CUDA_ARCHITECTURES ${ESP_CUDA_ARCHITECTURES})
+  set(CMAKE_CUDA_ARCHITECTURES 75)
   if(NOT CMAKE_CUDA_COMPILER)
     find_program(ESP_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
     if(ESP_NVCC)
@@ -17,7 +18,17 @@ if(NOT ESP_CUDA STREQUAL OFF)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
     set(ESP_HAVE_CUDA ON)
-    message(STATUS "CUDA library: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${ESP_CUDA_ARCHITECTURES}")
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12)
+      message(FATAL_ERROR "nvcc ${CMAKE_CUDA_COMPILER_VERSION} is too old: CUDA 12 or newer is needed, or -DESP_CUDA=OFF")
+    endif()
+    set(CMAKE_CUDA_ARCHITECTURES ${ESP_CUDA_ARCHITECTURES})
+    if(NOT CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES 75 80-real 90-real)
+      if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+        list(APPEND CMAKE_CUDA_ARCHITECTURES 100-real 120-real)
+      endif()
+    endif()
+    message(STATUS "CUDA library: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
   elseif(ESP_CUDA STREQUAL ON)
     message(FATAL_ERROR "ESP_CUDA=ON, but no nvcc is on PATH, in CUDACXX, CUDA_HOME or /usr/local/cuda")
   else()

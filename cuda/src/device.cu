@@ -17,6 +17,10 @@ namespace {
 
 constexpr int oldest = 75;  // compute capability, of the kernels' PTX
 
+// cudaErrorContained and cudaErrorTensorMemoryLeak, which CUDA 12 has no names for before its last releases.
+constexpr auto contained = static_cast<cudaError_t>(226);
+constexpr auto tensor_memory_leak = static_cast<cudaError_t>(721);
+
 // Errors after which nothing in this process can use the device again.
 bool is_lost(cudaError_t error) {
   switch (error) {
@@ -32,9 +36,9 @@ bool is_lost(cudaError_t error) {
     case cudaErrorLaunchTimeout:
     case cudaErrorContextIsDestroyed:
     case cudaErrorNvlinkUncorrectable:
-    case cudaErrorContained:
-    case cudaErrorTensorMemoryLeak:
     case cudaErrorExternalDevice:
+    case contained:
+    case tensor_memory_leak:
       return true;
     default:
       return false;
@@ -120,9 +124,9 @@ esp_status esp_cuda_device_count(int32_t* count) {
   if (driver == 0) return fail(ESP_UNSUPPORTED, "no NVIDIA driver is installed");
   if (driver / 1000 < runtime / 1000) {
     return fail(ESP_UNSUPPORTED,
-                "the NVIDIA driver supports CUDA %d.%d; CUDA %d needs driver 580 or newer, or, on GPUs of data centres, the package "
-                "cuda-compat-%d-%d with its folder in LD_LIBRARY_PATH",
-                driver / 1000, driver % 1000 / 10, runtime / 1000, runtime / 1000, runtime % 1000 / 10);
+                "the NVIDIA driver supports CUDA %d.%d; CUDA %d needs driver %d or newer, or, on GPUs of data centres, the package "
+                "cuda-compat-%d-%d with its folder in LD_LIBRARY_PATH; a build by the nvcc of an older CUDA, from 12 on, needs neither",
+                driver / 1000, driver % 1000 / 10, runtime / 1000, runtime >= 13000 ? 580 : 525, runtime / 1000, runtime % 1000 / 10);
   }
   int32_t found = 0;
   if (esp_status status = check(cudaGetDeviceCount(&found), "CUDA devices")) return status;
