@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Packs one archive that runs the GPU tests and benchmarks on a machine with an NVIDIA driver and no Java, no Maven and no
 # network: bundle.sh [ARCHIVE]   (default: benchmarks/gpu/target/espalier-gpu.tar.xz). Unpack it there and call its run.sh.
-# Needs nvcc, a JDK with jlink and what the build needs.
+# Needs nvcc, a JDK with jlink and what the build needs. What nvcc 13 builds runs with drivers from 580 on; one of CUDA 12, first on
+# the PATH or named by CUDACXX in a tree that is not built yet, reaches back to 525.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
