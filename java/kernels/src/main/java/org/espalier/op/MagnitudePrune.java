@@ -53,10 +53,11 @@ public final class MagnitudePrune {
 
   /**
    * Those with {@code |w| < threshold}.
-   *
-   * @throws InputException where the threshold is negative or NaN
    */
   public record Threshold(float threshold) implements Rule {
+    /**
+     * @throws InputException where the threshold is negative or NaN
+     */
     public Threshold {
       if (!(threshold >= 0)) {
         throw new InputException("threshold " + threshold + "; a number from 0 on is needed");
@@ -67,10 +68,11 @@ public final class MagnitudePrune {
   /**
    * The smallest {@code fraction} of the weights that an earlier mask keeps, their number rounded
    * half to even.
-   *
-   * @throws InputException where the fraction is outside 0 to 1
    */
   public record Amount(double fraction, Scope scope) implements Rule {
+    /**
+     * @throws InputException where the fraction is outside 0 to 1
+     */
     public Amount {
       checkFraction("amount", fraction);
       Objects.requireNonNull(scope);
@@ -79,10 +81,11 @@ public final class MagnitudePrune {
 
   /**
    * The {@code count} smallest weights that an earlier mask keeps.
-   *
-   * @throws InputException where the count is negative
    */
   public record Count(long count, Scope scope) implements Rule {
+    /**
+     * @throws InputException where the count is negative
+     */
     public Count {
       if (count < 0) {
         throw new InputException("count " + count + "; 0 or more is needed");
@@ -94,10 +97,11 @@ public final class MagnitudePrune {
   /**
    * So many more that {@code fraction} of all weights is pruned, those of an earlier mask included;
    * none where there are more already. Schedules use it.
-   *
-   * @throws InputException where the fraction is outside 0 to 1
    */
   public record Sparsity(double fraction, Scope scope) implements Rule {
+    /**
+     * @throws InputException where the fraction is outside 0 to 1
+     */
     public Sparsity {
       checkFraction("sparsity", fraction);
       Objects.requireNonNull(scope);
@@ -110,9 +114,11 @@ public final class MagnitudePrune {
    *
    * @param keep n of n:m, 1 to {@code group}
    * @param group m of n:m, 1 to {@link #MAX_GROUP}
-   * @throws InputException outside these
    */
   public record Pattern(int keep, int group) implements Rule {
+    /**
+     * @throws InputException where keep or group is outside its range
+     */
     public Pattern {
       if (group < 1 || group > MAX_GROUP || keep < 1 || keep > group) {
         throw new InputException(
