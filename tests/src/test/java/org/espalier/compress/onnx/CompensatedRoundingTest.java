@@ -86,6 +86,30 @@ class CompensatedRoundingTest {
     assertTrue(ratio < 0.5, "error ratio " + ratio);
   }
 
+  /** A row of one entry starts a block: nothing is known of its channel and those before. */
+  @Test
+  void blocksAreRoundedApart() {
+    double[][] first = lower(correlated(40, 5));
+    double[][] second = lower(correlated(33, 6));
+    double[][] both = Arrays.copyOf(first, 73);
+    System.arraycopy(second, 0, both, 40, 33);
+    int n = 3;
+    Random random = new Random(7);
+    float[] w = new float[73 * n];
+    for (int i = 0; i < w.length; i++) {
+      w[i] = (float) random.nextGaussian();
+    }
+    float[] scales = {0.05f, 0.04f, 0.06f};
+    byte[] q = new CompensatedRounding(both).round(w, scales, 127);
+    assertArrayEquals(
+        new CompensatedRounding(first).round(Arrays.copyOf(w, 40 * n), scales, 127),
+        Arrays.copyOf(q, 40 * n));
+    assertArrayEquals(
+        new CompensatedRounding(second)
+            .round(Arrays.copyOfRange(w, 40 * n, 73 * n), scales, 127),
+        Arrays.copyOfRange(q, 40 * n, 73 * n));
+  }
+
   private static double productError(double[][] h, float[] w, byte[] q, int n) {
     double sum = 0;
     for (int c = 0; c < n; c++) {

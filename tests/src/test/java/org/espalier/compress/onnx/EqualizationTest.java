@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.FloatBuffer;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import org.junit.jupiter.api.Test;
@@ -101,6 +102,33 @@ class EqualizationTest {
         // Blocks are summed in float32.
         assertEquals(a, about[i][j], 1e-4);
         assertEquals(c, centred[i][j], 1e-4);
+      }
+    }
+  }
+
+  /** What a classifier behind convolutions reads: whole, its matrix would have 25088² entries. */
+  @Test
+  void momentsOfManyChannelsAreBlocks() {
+    int k = 25_088;
+    assertTrue(ActivationStatistics.bytes(k) < 500L << 20);
+    int channels = 4098;
+    float[] rows = new float[3 * channels];
+    Random random = new Random(3);
+    for (int i = 0; i < rows.length; i++) {
+      rows[i] = (float) random.nextGaussian();
+    }
+    float[] ones = new float[channels];
+    Arrays.fill(ones, 1);
+    double[][] moments = statistics(channels, rows).moments(new float[channels], ones, false);
+    for (int i : new int[] {0, 1, 2048, 2049, 2050, 4097}) {
+      int from = i < 2049 ? 0 : 2049;
+      assertEquals(i - from + 1, moments[i].length);
+      for (int j = from; j <= i; j++) {
+        double sum = 0;
+        for (int r = 0; r < 3; r++) {
+          sum += (double) rows[r * channels + i] * rows[r * channels + j];
+        }
+        assertEquals(sum / 3, moments[i][j - from], 1e-6);
       }
     }
   }

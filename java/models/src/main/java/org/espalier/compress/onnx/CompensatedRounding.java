@@ -1,16 +1,19 @@
 package org.espalier.compress.onnx;
 
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
+import java.util.List;
 import java.util.stream.IntStream;
 
 /**
  * Rounds a matrix W [K, N] to integers with one scale a column so that the products x·W keep their values for
  * the activations x of calibration: rows are rounded one after the other, and the error of each is taken
  * up by the rows not yet rounded in the proportion that the second moments H of x give. This is OPTQ
- * (Frantar et al. 2023, arXiv 2210.17323) with its order of rows by descending H_kk.
+ * (Frantar et al. 2023, arXiv 2210.17323) with its order of rows by descending H_kk. Where H is known in
+ * blocks on its diagonal, only rows of one block take up each other's errors.
  *
- * <p>An instance holds the factor of one H and serves all matrices that the same activation feeds. Immutable
+ * <p>An instance holds the factors of one H and serves all matrices that the same activation feeds. Immutable
  * and safe for several threads.
  */
 final class CompensatedRounding {
@@ -22,45 +25,62 @@ final class CompensatedRounding {
 
   private static final int COLUMNS = 64;
 
-  private final int k;
-  private final int[] order;
+  /**
+   * Rows of W that take up each other's errors.
+   *
+   * @param order the rows as they are rounded
+   * @param factor U with H⁻¹ = UᵀU in that order; row i holds the entries from (i, i) on
+   */
+  private record Block(int[] order, float[][] factor) {}
 
-  /** U with H⁻¹ = UᵀU in the order of rounding; row i holds the entries (i, i) to (i, K−1). */
-  private final float[][] factor;
+  private final List<Block> blocks = new ArrayList<>();
 
   /**
    * Factors the second moments of an activation.
    *
-   * @param moments lower triangle of H, row i holding (i, 0) to (i, i); finite
+   * @param moments lower triangle of H, row i holding the entries from the first of its block to (i, i), so
+   *     that a row of one entry starts a block; finite
    */
   CompensatedRounding(double[][] moments) {
-    k = moments.length;
+    for (int from = 0, to; from < moments.length; from = to) {
+      to = from + 1;
+      while (to < moments.length && moments[to].length > 1) {
+        to++;
+      }
+      blocks.add(block(Arrays.copyOfRange(moments, from, to), from));
+    }
+  }
+
+  private static Block block(double[][] moments, int from) {
+    int k = moments.length;
     double trace = 0;
     for (int i = 0; i < k; i++) {
       trace += moments[i][i];
     }
     double damping = trace > 0 ? DAMPING * trace / k : 1;
-    order =
+    int[] order =
         IntStream.range(0, k)
             .boxed()
             .sorted(Comparator.comparingDouble((Integer i) -> -moments[i][i]))
             .mapToInt(Integer::intValue)
             .toArray();
-    double[][] inverse = invert(damped(moments, damping));
-    factor = new float[k][];
+    double[][] inverse = invert(damped(moments, order, damping));
+    float[][] factor = new float[k][];
     for (int i = 0; i < k; i++) {
       factor[i] = new float[k - i];
       for (int j = i; j < k; j++) {
         factor[i][j - i] = (float) inverse[k - 1 - i][k - 1 - j];
       }
     }
+    return new Block(Arrays.stream(order).map(i -> from + i).toArray(), factor);
   }
 
   /**
    * The Cholesky factor of H + damping. H = R·Rᵀ with R upper triangular gives H⁻¹ = R⁻ᵀ·R⁻¹, so U = R⁻¹. R is
    * the factor of H read from the last row and column to the first.
    */
-  private double[][] damped(double[][] moments, double damping) {
+  private static double[][] damped(double[][] moments, int[] order, double damping) {
+    int k = order.length;
     double[][] reversed = new double[k][];
     for (int i = 0; i < k; i++) {
       reversed[i] = new double[i + 1];
@@ -78,7 +98,7 @@ final class CompensatedRounding {
       if (damping > Double.MAX_VALUE / MORE_DAMPING) {
         throw e;
       }
-      return damped(moments, MORE_DAMPING * damping);
+      return damped(moments, order, MORE_DAMPING * damping);
     }
   }
 
@@ -205,11 +225,18 @@ final class CompensatedRounding {
     IntStream.range(0, (n + COLUMNS - 1) / COLUMNS)
         .parallel()
         .forEach(
-            p -> round(weights, scales, qmax, p * COLUMNS, Math.min(n, (p + 1) * COLUMNS), result));
+            p -> {
+              int to = Math.min(n, (p + 1) * COLUMNS);
+              blocks.forEach(b -> round(b, weights, scales, qmax, p * COLUMNS, to, result));
+            });
     return result;
   }
 
-  private void round(float[] weights, float[] scales, int qmax, int from, int to, byte[] result) {
+  private static void round(
+      Block block, float[] weights, float[] scales, int qmax, int from, int to, byte[] result) {
+    int[] order = block.order();
+    float[][] factor = block.factor();
+    int k = order.length;
     int n = scales.length;
     int width = to - from;
     float[][] w = new float[k][];
