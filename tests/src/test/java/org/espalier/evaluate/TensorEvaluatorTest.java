@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -19,6 +20,7 @@ import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.RawSafetensors;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -118,6 +120,62 @@ class TensorEvaluatorTest {
     assertTrue(Double.isNaN(y.cosineMin()), y.toString());
     y = TensorEvaluator.evaluate(models.get(0), models.get(0), examples, N).outputs().get(0);
     assertEquals(1, y.cosineMean());
+  }
+
+  /** Speech models take a state whose batch is its second dimension, and the rate as a scalar. */
+  @Test
+  void examplesThatHaveADimensionMoreAreFedAsTheyAre() throws IOException {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("state")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 3))
+            .addInput(SmallModels.value("state", DataType.FLOAT, 2, -1, 3))
+            .addInput(SmallModels.value("rate", DataType.FLOAT))
+            .addNode(SmallModels.node("Add", "", List.of("x", "state"), "s"))
+            .addNode(SmallModels.node("Mul", "", List.of("s", "rate"), "y"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, 2, -1, 3));
+    Path model = write("state.onnx", OnnxModel.of(SmallModels.model(13, g), "state"));
+    String state = "\"state\":{\"dtype\":\"F32\",\"shape\":%s,\"data_offsets\":[48,144]}";
+    String others =
+        "{\"x\":{\"dtype\":\"F32\",\"shape\":[4,3],\"data_offsets\":[0,48]},"
+            + "\"rate\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[144,160]},";
+    Path file = folder.resolve("state.safetensors");
+    RawSafetensors.write(file, others + state.formatted("[4,2,1,3]") + "}", 160);
+    assertEquals(4, TensorEvaluator.evaluate(model, model, file, 10).examples());
+    List<float[]> seen = new ArrayList<>();
+    new FileActivations(file, OnnxModel.read(model), 10, 1)
+        .run(
+            OnnxModel.read(model),
+            List.of("s"),
+            (name, values) -> seen.add(new float[values.remaining()]));
+    assertEquals(4, seen.size());
+    assertEquals(6, seen.get(0).length);
+
+    Path flat = folder.resolve("flat.safetensors");
+    RawSafetensors.write(flat, others + state.formatted("[4,2,3]") + "}", 160);
+    InputException e =
+        assertThrows(
+            InputException.class, () -> TensorEvaluator.evaluate(model, model, flat, 10));
+    assertTrue(e.getMessage().contains("[1, 2, 3], does not fit"), e.getMessage());
+    assertTrue(e.getMessage().contains("needs a dimension more"), e.getMessage());
+  }
+
+  @Test
+  void outputsOfOtherFloatingTypesAreCompared() {
+    for (DataType type : List.of(DataType.FLOAT16, DataType.DOUBLE)) {
+      OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
+      ModelProto.Builder proto = model.toProto().toBuilder();
+      proto
+          .getGraphBuilder()
+          .addNode(
+              SmallModels.node(
+                  "Cast", "", List.of("y"), "z", SmallModels.attribute("to", type.getNumber())))
+          .setOutput(0, SmallModels.value("z", type, -1, 4));
+      Path other = write(type + ".onnx", OnnxModel.of(proto.build(), "cast"));
+      TensorFidelity.Output z =
+          TensorEvaluator.evaluate(other, other, examples, N).outputs().get(0);
+      assertEquals(new TensorFidelity.Output("z", 1, 1, 0, 0, 1), z);
+    }
   }
 
   /** Two models that fail alike do not agree. */

@@ -63,7 +63,9 @@ final class Evaluate implements Callable<Integer> {
         paramLabel = "EXAMPLES.safetensors",
         required = true,
         description =
-            "A tensor an input, of its name and type, whose first dimension counts the examples.")
+            "A tensor an input, of its name and type, whose first dimension counts the examples. One"
+                + " example has 1 there or, of a tensor with a dimension more than the input, not"
+                + " that dimension.")
     private String examples;
   }
 

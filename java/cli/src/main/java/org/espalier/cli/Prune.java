@@ -199,6 +199,7 @@ final class Prune implements Callable<Integer> {
               + " has no weights to prune"
               + OnnxWeights.outOfReach(onnx).map(inner -> ": " + inner).orElse(""));
     }
+    OnnxWeights.outOfReach(onnx).ifPresent(common::note);
     return tensors.choose(candidates.keySet(), name -> OnnxPruner.isPrunable(candidates.get(name)));
   }
 

@@ -9,6 +9,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.concurrent.Callable;
@@ -204,6 +205,7 @@ final class Quantize implements Callable<Integer> {
     OnnxModel onnx = OnnxModel.read(source.path());
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     Predicate<OnnxWeight> choice = choice(onnx);
+    Optional<String> outOfReach = OnnxWeights.outOfReach(onnx);
     List<String> quantized;
     Map<String, String> skipped;
     try (Progress progress = new Progress(common.err(), "reading")) {
@@ -232,6 +234,7 @@ final class Quantize implements Callable<Integer> {
     }
     double seconds = (System.nanoTime() - begin) * 1e-9;
     FloatWeights.lines(skipped).forEach(common::note);
+    outOfReach.ifPresent(common::note);
     report(quantized, new TreeMap<>(skipped), size(onnx.files()), size(List.of(target)), seconds);
   }
 

@@ -24,7 +24,7 @@ public final class ExampleTensors {
    * One input of one example.
    *
    * @param bytes in native order
-   * @param shape with 1 for the batch
+   * @param shape as the model takes it: with 1 for a batch
    */
   public record Value(ByteBuffer bytes, long[] shape, OnnxJavaType type) {}
 

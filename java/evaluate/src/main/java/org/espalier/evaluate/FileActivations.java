@@ -10,6 +10,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
@@ -24,8 +25,9 @@ import org.espalier.format.safetensors.TensorInfo;
 
 /**
  * Runs a model on examples from a safetensors file: one tensor an input of the model, of its name and
- * type, whose first dimension counts the examples. Each example is fed alone, with 1 in that dimension.
- * A file for recipes will do: the only input may be called {@code inputs}, and {@code labels} are left
+ * type, whose first dimension counts the examples. Each example is fed alone, with 1 in that dimension
+ * or, where the tensor has a dimension more than the input, without it: so are fed states whose batch is
+ * not their first dimension, scalars, and inputs whose batch is fixed. A file for recipes will do: the only input may be called {@code inputs}, and {@code labels} are left
  * alone.
  */
 public final class FileActivations implements ActivationSource {
@@ -49,6 +51,7 @@ public final class FileActivations implements ActivationSource {
     this.threads = threads;
     try (SafetensorsFile open = SafetensorsFile.open(file)) {
       Map<String, TensorInfo> tensors = tensors(open, model);
+      Set<String> whole = new HashSet<>();
       long all = -1;
       for (ValueInfoProto input : model.inputs()) {
         long here = check(file, tensors.get(input.getName()), input, model);
@@ -63,6 +66,9 @@ public final class FileActivations implements ActivationSource {
                   + all);
         }
         all = here;
+        if (isWhole(tensors.get(input.getName()), input)) {
+          whole.add(input.getName());
+        }
       }
       int used = (int) Math.min(count, all);
       List<Map<String, ExampleTensors.Value>> read = new ArrayList<>();
@@ -70,7 +76,8 @@ public final class FileActivations implements ActivationSource {
         long example = i * all / used;
         Map<String, ExampleTensors.Value> values = new HashMap<>();
         for (Map.Entry<String, TensorInfo> e : tensors.entrySet()) {
-          values.put(e.getKey(), read(open, e.getValue(), example, all));
+          values.put(
+              e.getKey(), read(open, e.getValue(), whole.contains(e.getKey()), example, all));
         }
         read.add(values);
       }
@@ -124,23 +131,43 @@ public final class FileActivations implements ActivationSource {
           what + " has shape " + tensor.shape() + "; its first dimension must count the examples");
     }
     List<Dimension> dims = declared.getShape().getDimList();
-    boolean fits = !declared.hasShape() || dims.size() == tensor.rank();
+    List<Long> fed = fed(tensor, isWhole(tensor, input));
+    boolean fits = !declared.hasShape() || dims.size() == fed.size();
     for (int d = 0; fits && declared.hasShape() && d < dims.size(); d++) {
-      fits =
-          !dims.get(d).hasDimValue()
-              || dims.get(d).getDimValue() == (d == 0 ? 1 : tensor.shape().get(d));
+      fits = !dims.get(d).hasDimValue() || dims.get(d).getDimValue() == fed.get(d);
     }
     if (!fits) {
       throw new InputException(
           what
               + " has shape "
               + tensor.shape()
-              + "; one example of it does not fit the input of "
+              + "; one example of it, "
+              + fed
+              + ", does not fit the input of "
               + model.name()
               + ", "
-              + dims.stream().map(FileActivations::text).toList());
+              + dims.stream().map(FileActivations::text).toList()
+              + "; where that has no batch of 1 in front, the tensor needs a dimension more, which"
+              + " counts the examples");
     }
     return tensor.shape().get(0);
+  }
+
+  /** Whether examples are fed as they are, without a dimension for the batch in front. */
+  private static boolean isWhole(TensorInfo tensor, ValueInfoProto input) {
+    var declared = input.getType().getTensorType();
+    return declared.hasShape() && declared.getShape().getDimCount() == tensor.rank() - 1;
+  }
+
+  /** The shape of one example. */
+  private static List<Long> fed(TensorInfo tensor, boolean whole) {
+    List<Long> shape = new ArrayList<>(tensor.shape());
+    if (whole) {
+      shape.remove(0);
+    } else {
+      shape.set(0, 1L);
+    }
+    return shape;
   }
 
   private static String text(Dimension d) {
@@ -150,7 +177,7 @@ public final class FileActivations implements ActivationSource {
   }
 
   private static ExampleTensors.Value read(
-      SafetensorsFile open, TensorInfo tensor, long example, long all) {
+      SafetensorsFile open, TensorInfo tensor, boolean whole, long example, long all) {
     long size = tensor.bytes() / all;
     if (size > Integer.MAX_VALUE) {
       throw new InputException(
@@ -163,8 +190,7 @@ public final class FileActivations implements ActivationSource {
     }
     ByteBuffer bytes = ByteBuffer.allocateDirect((int) size).order(ByteOrder.nativeOrder());
     open.read(tensor, example * size, bytes);
-    long[] shape = tensor.shape().stream().mapToLong(Long::longValue).toArray();
-    shape[0] = 1;
+    long[] shape = fed(tensor, whole).stream().mapToLong(Long::longValue).toArray();
     return new ExampleTensors.Value(bytes.rewind(), shape, type(tensor.dtype()));
   }
 

@@ -4,13 +4,16 @@ import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OnnxValue;
 import ai.onnxruntime.OrtSession;
+import java.nio.DoubleBuffer;
 import java.nio.FloatBuffer;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -18,6 +21,11 @@ import org.espalier.format.onnx.OnnxModel;
  * Compares two ONNX models of any kind on example tensors, output by output, in ONNX Runtime on one thread.
  */
 public final class TensorEvaluator {
+  /** What is compared, each as float32. */
+  private static final Set<OnnxJavaType> REAL =
+      EnumSet.of(
+          OnnxJavaType.FLOAT, OnnxJavaType.FLOAT16, OnnxJavaType.BFLOAT16, OnnxJavaType.DOUBLE);
+
   private TensorEvaluator() {}
 
   /**
@@ -51,7 +59,7 @@ public final class TensorEvaluator {
         try (OrtSession.Result a = first.run(inputs.get(i));
             OrtSession.Result b = second.run(others.get(i))) {
           for (Map.Entry<String, OnnxValue> e : a) {
-            if (e.getValue() instanceof OnnxTensor t && t.getInfo().type == OnnxJavaType.FLOAT) {
+            if (e.getValue() instanceof OnnxTensor t && REAL.contains(t.getInfo().type)) {
               OnnxTensor other = output(second, b, e.getKey(), t);
               outputs.computeIfAbsent(e.getKey(), Comparison::new).add(t, other);
             }
@@ -59,7 +67,7 @@ public final class TensorEvaluator {
         }
       }
       if (outputs.isEmpty()) {
-        throw new InputException(reference + " has no float32 output to compare");
+        throw new InputException(reference + " has no floating-point output to compare");
       }
       double[] millis =
           Turns.millis(
@@ -100,8 +108,7 @@ public final class TensorEvaluator {
       float[] a = floats(reference);
       float[] b = floats(candidate);
       // A sequence may be empty, and values may all be 0: then equal is as close as can be. NaN is
-      // near
-      // nothing.
+      // near nothing.
       boolean equal = Arrays.equals(a, b) && isNumbers(a);
       cosines.add(equal ? 1 : Statistics.cosine(a, b));
       for (int i = 0; i < a.length; i++) {
@@ -125,6 +132,14 @@ public final class TensorEvaluator {
     }
 
     private static float[] floats(OnnxTensor tensor) {
+      if (tensor.getInfo().type == OnnxJavaType.DOUBLE) {
+        DoubleBuffer doubles = tensor.getDoubleBuffer();
+        float[] values = new float[doubles.remaining()];
+        for (int i = 0; i < values.length; i++) {
+          values[i] = (float) doubles.get(i);
+        }
+        return values;
+      }
       FloatBuffer buffer = tensor.getFloatBuffer();
       float[] values = new float[buffer.remaining()];
       buffer.get(values);
@@ -176,7 +191,7 @@ public final class TensorEvaluator {
             .orElseThrow(
                 () -> new InputException(model.file() + " has no output " + name + " to compare"));
     if (!(value instanceof OnnxTensor t)
-        || t.getInfo().type != OnnxJavaType.FLOAT
+        || !REAL.contains(t.getInfo().type)
         || !Arrays.equals(t.getInfo().getShape(), like.getInfo().getShape())) {
       throw new InputException(
           model.file()

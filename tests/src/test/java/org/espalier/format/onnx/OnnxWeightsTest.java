@@ -180,4 +180,51 @@ class OnnxWeightsTest {
                     OnnxInitializer.int64s("integers", new long[] {1, 2}, 0, 1).message()));
     assertEquals(List.of(), found.stream().map(OnnxWeight::name).toList());
   }
+
+  /** Branches read constants of the graph around them too; a matrix that MatMul has as well is a weight. */
+  @Test
+  void matricesThatOnlyBranchesReadAreOutOfReach() {
+    GraphProto.Builder branch =
+        GraphProto.newBuilder()
+            .setName("branch")
+            .addInitializer(floats("inner", random, 1, 8, 8))
+            .addNode(node("MatMul", "", List.of("h", "outer"), "o"))
+            .addNode(node("MatMul", "", List.of("o", "both"), "p"))
+            .addNode(node("MatMul", "", List.of("p", "inner"), "q"))
+            .addNode(node("Add", "", List.of("q", "bias"), "z"))
+            .addOutput(value("z", DataType.FLOAT, -1, 8));
+    GraphProto.Builder g =
+        graph(
+                node("MatMul", "", List.of("x", "both"), "h"),
+                SmallModels.choice("choice", "c", "y", branch))
+            .addInput(value("c", DataType.BOOL))
+            .addInitializer(floats("outer", random, 1, 8, 8))
+            .addInitializer(floats("both", random, 1, 8, 8))
+            .addInitializer(floats("bias", random, 1, 8));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "test");
+    // One of each branch, and one that both read.
+    assertEquals(
+        "3 float matrices lie in branches of If or bodies of loops, which are left as they are",
+        OnnxWeights.outOfReach(model).orElseThrow());
+  }
+
+  @Test
+  void matricesOfOperatorsThatAreNotLookedIntoAreTold() {
+    NodeProto einsum =
+        node(
+            "Einsum", "", List.of("x", "w"), "e", SmallModels.text("equation", "bi,ij->bj"));
+    NodeProto fused =
+        node("FusedMatMul", "", List.of("e", "v"), "y").toBuilder()
+            .setDomain("com.microsoft")
+            .build();
+    GraphProto.Builder g =
+        graph(einsum, fused)
+            .addInitializer(floats("w", random, 1, 8, 8))
+            .addInitializer(floats("v", random, 1, 8, 8));
+    assertEquals(
+        "2 float matrices stay as they are, read by Einsum, FusedMatMul",
+        OnnxWeights.outOfReach(OnnxModel.of(SmallModels.model(13, g), "test")).orElseThrow());
+    OnnxModel plain = OnnxModel.of(SmallModels.cnn(), "cnn");
+    assertTrue(OnnxWeights.outOfReach(plain).isEmpty());
+  }
 }

@@ -14,6 +14,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.TreeSet;
 import java.util.stream.Stream;
 import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
@@ -48,15 +49,57 @@ public final class OnnxWeights {
     return finder.weights();
   }
 
-  /** What to say of tensors in branches of If and in bodies of loops, which are not looked into; empty without any. */
+  /**
+   * What to say of matrices that are no weights because the nodes that read them are not looked into: those in branches
+   * of If and bodies of loops, Einsum, and operators that are not ONNX's own; empty without any.
+   */
   public static Optional<String> outOfReach(OnnxModel model) {
-    long count = model.nodes().stream().mapToLong(OnnxWeights::inSubgraphs).sum();
-    return count == 0
-        ? Optional.empty()
-        : Optional.of(
-            count
-                + (count == 1 ? " float matrix lies" : " float matrices lie")
-                + " in branches of If or bodies of loops, which are left as they are");
+    Set<String> weights = new HashSet<>();
+    of(model).forEach(weight -> weights.add(weight.value()));
+    long inner = model.nodes().stream().mapToLong(OnnxWeights::inSubgraphs).sum();
+    Set<String> read = new HashSet<>();
+    Set<String> unknown = new HashSet<>();
+    Set<String> operators = new TreeSet<>();
+    for (NodeProto n : model.nodes()) {
+      Set<String> captured = OnnxModel.uses(n);
+      n.getInputList().forEach(captured::remove);
+      captured.removeIf(value -> weights.contains(value) || !isMatrix(model.constant(value)));
+      read.addAll(captured);
+      if (!isOwn(n) || n.getOpType().equals("Einsum")) {
+        for (String value : n.getInputList()) {
+          if (!weights.contains(value) && isMatrix(model.constant(value))) {
+            unknown.add(value);
+            operators.add(n.getOpType());
+          }
+        }
+      }
+    }
+    List<String> parts = new ArrayList<>();
+    if (inner + read.size() > 0) {
+      parts.add(
+          matrices(inner + read.size(), "lies", "lie")
+              + " in branches of If or bodies of loops, which are left as they are");
+    }
+    if (!unknown.isEmpty()) {
+      parts.add(
+          matrices(unknown.size(), "stays as it is, read", "stay as they are, read")
+              + " by "
+              + String.join(", ", operators));
+    }
+    return parts.isEmpty() ? Optional.empty() : Optional.of(String.join("; ", parts));
+  }
+
+  private static String matrices(long count, String one, String several) {
+    return count + (count == 1 ? " float matrix " + one : " float matrices " + several);
+  }
+
+  /** Whether a node is one of ONNX's own operators. */
+  private static boolean isOwn(NodeProto n) {
+    return n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx");
+  }
+
+  private static boolean isMatrix(OnnxInitializer constant) {
+    return constant != null && FLOATING.contains(constant.type()) && constant.dims().length >= 2;
   }
 
   /** Floating-point tensors of rank 2 or more in the sub-graphs of a node. */
@@ -84,7 +127,7 @@ public final class OnnxWeights {
   }
 
   private void visit(NodeProto n) {
-    if (!n.getDomain().isEmpty() && !n.getDomain().equals("ai.onnx")) {
+    if (!isOwn(n)) {
       return;
     }
     switch (n.getOpType()) {
