@@ -15,10 +15,10 @@ import org.espalier.InputException;
  */
 final class ActivationStatistics {
   /**
-   * The most channels that are seen together. Twice as many take four times the memory and eight times
-   * the time to factor: minutes for the 25,088 inputs of a classifier behind convolutions become hours.
+   * The most channels that are seen together. A matrix of twice as many takes four times the memory and eight
+   * times the time to factor: the 25,088 inputs of a classifier behind convolutions would take hours.
    */
-  private static final int TOGETHER = 4096;
+  private static final int TOGETHER = 2048;
 
   /** A variance below this share of the mean square is what the sums' float32 leaves of none. */
   private static final double STILL = 1e-6;
