@@ -37,6 +37,7 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.RawSafetensors;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.SafetensorsWriter;
@@ -932,6 +933,32 @@ stages:
     assertEquals(200, found.path("steps").asInt());
     assertTrue(Run.of("recipe", "schema").done().out().contains("learning-rate"));
     assertTrue(Run.of("recipe", "schema", "--json").json().path("properties").has("stages"));
+  }
+
+  /** Convolutions need static ranges, and of 40 examples not 656 can be held out. */
+  @Test
+  void aRecipeFromInitFitsConvolutionsAndFewExamples() throws IOException {
+    Files.write(folder.resolve("cnn.onnx"), SmallModels.cnn().toByteArray());
+    ByteBuffer x = ByteBuffer.allocate(4 * 40 * 3 * 16 * 16).order(ByteOrder.LITTLE_ENDIAN);
+    Random random = new Random(5);
+    while (x.hasRemaining()) {
+      x.putFloat((float) random.nextGaussian());
+    }
+    RawSafetensors.write(
+        folder.resolve("images.safetensors"),
+        Map.of(),
+        Map.of(
+            new TensorSpec("x", SafetensorsDtype.F32, List.of(40L, 3L, 16L, 16L)), x.array()));
+    Path made = folder.resolve("made.yaml");
+    Run.of("recipe", "init", "-o", made, "--model", "cnn.onnx", "--examples", "images.safetensors")
+        .done();
+    Object[] run = {
+      "compress", made, "-o", folder.resolve("out"), "--json", "--set", "quantize.steps=2"
+    };
+    JsonNode report = Run.of(run).json();
+    assertEquals(24, report.at("/data/training").asInt(), report.toString());
+    assertEquals(8, report.at("/data/evaluation").asInt(), report.toString());
+    assertTrue(report.at("/fidelity/relative_error").asDouble() < 0.1, report.toString());
   }
 
   @Test

@@ -7,6 +7,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TypeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -188,6 +190,25 @@ class TensorEvaluatorTest {
       assertTrue(Double.isNaN(y.cosineMean()) && Double.isNaN(y.relativeError()), y.toString());
       assertEquals(0, y.agreement());
     }
+  }
+
+  @Test
+  void inputsThatAreNoTensorsAreRefused() {
+    TypeProto.Builder type = TypeProto.newBuilder();
+    type.getSequenceTypeBuilder()
+        .setElemType(SmallModels.value("", DataType.FLOAT, -1, 8).getType());
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("sequence")
+            .addInput(ValueInfoProto.newBuilder().setName("x").setType(type))
+            .addInitializer(SmallModels.tensor("0", DataType.INT64, ByteBuffer.allocate(8)))
+            .addNode(SmallModels.node("SequenceAt", "", List.of("x", "0"), "y"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 8));
+    Path model = write("sequence.onnx", OnnxModel.of(SmallModels.model(13, g), "sequence"));
+    InputException e =
+        assertThrows(
+            InputException.class, () -> TensorEvaluator.evaluate(model, model, examples, N));
+    assertTrue(e.getMessage().contains("is a sequence, a map or optional"), e.getMessage());
   }
 
   @Test

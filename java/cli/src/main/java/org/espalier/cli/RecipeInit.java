@@ -5,9 +5,15 @@ import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.HashMap;
+import java.util.Map;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.recipe.RecipeSchema;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
@@ -28,6 +34,9 @@ import picocli.CommandLine.Option;
       "  espalier recipe init -o recipe.yaml --model resnet.onnx --examples images.safetensors",
     })
 final class RecipeInit implements Callable<Integer> {
+  /** Of fewer examples a fifth each is held out to validate and to evaluate, in place of the usual numbers. */
+  private static final long FEW = 2 * (256 + 400);
+
   @Mixin private CommonOptions common;
 
   @Option(
@@ -70,7 +79,7 @@ final class RecipeInit implements Callable<Integer> {
     }
     String text =
         data != null && data.examples != null
-            ? RecipeSchema.template(model, "examples", data.examples)
+            ? RecipeSchema.template(model, "examples", data.examples, fitting(target))
             : RecipeSchema.template(model, "texts", data == null ? "texts.txt" : data.texts);
     try (AtomicFile made = AtomicFile.create(target)) {
       made.write(ByteBuffer.wrap(text.getBytes(StandardCharsets.UTF_8)));
@@ -84,5 +93,44 @@ final class RecipeInit implements Callable<Integer> {
           .println("wrote " + target + "; 'espalier recipe check " + target + "' checks it");
     }
     return 0;
+  }
+
+  /** What the files ask for, where they are there: static ranges for convolutions, and fewer examples held out of few. */
+  private Map<String, String> fitting(Path recipe) {
+    Map<String, String> settings = new HashMap<>();
+    Path file = model.startsWith("maven:") ? null : recipe.resolveSibling(model);
+    if (file != null && model.endsWith(".onnx") && Files.isRegularFile(file)) {
+      OnnxModel onnx = OnnxModel.read(file);
+      long convolved = 0;
+      long others = 0;
+      for (OnnxWeight weight : OnnxWeights.of(onnx)) {
+        long elements = onnx.constant(weight.value()).elements();
+        switch (weight.uses().get(0).kind()) {
+          case CONV -> convolved += elements;
+          case MATMUL, GEMM -> others += elements;
+          default -> {}
+        }
+      }
+      if (convolved > others) {
+        settings.put("quantize.form", "static");
+      }
+    }
+    Path examples = recipe.resolveSibling(data.examples);
+    if (Files.isRegularFile(examples)) {
+      try (SafetensorsFile open = SafetensorsFile.open(examples)) {
+        long count =
+            open.tensors().stream()
+                .filter(tensor -> tensor.rank() > 0)
+                .mapToLong(tensor -> tensor.shape().get(0))
+                .min()
+                .orElse(0);
+        if (count < FEW) {
+          String share = Long.toString(Math.max(1, count / 5));
+          settings.put("data.validation", share);
+          settings.put("data.evaluation", share);
+        }
+      }
+    }
+    return settings;
   }
 }

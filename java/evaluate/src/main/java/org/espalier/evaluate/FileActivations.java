@@ -118,6 +118,14 @@ public final class FileActivations implements ActivationSource {
       throw new InputException(
           file + ": there is no tensor for the input " + input.getName() + " of " + model.name());
     }
+    if (!input.getType().hasTensorType()) {
+      throw new InputException(
+          "the input "
+              + input.getName()
+              + " of "
+              + model.name()
+              + " is a sequence, a map or optional; examples are tensors");
+    }
     String what = file + ": the tensor " + tensor.name();
     OnnxJavaType type = type(tensor.dtype());
     var declared = input.getType().getTensorType();

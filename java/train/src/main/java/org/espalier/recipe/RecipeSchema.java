@@ -4,6 +4,7 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.espalier.recipe.SettingType.Choice;
@@ -481,12 +482,24 @@ public final class RecipeSchema {
    * @param data as the recipe names them
    */
   public static String template(String model, String kind, String data) {
+    return template(model, kind, data, Map.of());
+  }
+
+  /**
+   * A recipe to start from that says more.
+   *
+   * @param more values of other keys, by {@code data.validation} and the like; of stages, quantize's alone
+   */
+  public static String template(
+      String model, String kind, String data, Map<String, String> more) {
     StringBuilder out = new StringBuilder();
     out.append(
         "# A recipe for 'espalier compress'. Keys behind # show what stands by default, or may be"
             + " added.\n");
-    Map<String, String> given =
-        Map.of("model.file", quote(model), "data." + kind, quote(data), "quantize.steps", "200");
+    Map<String, String> given = new HashMap<>(more);
+    given.put("model.file", quote(model));
+    given.put("data." + kind, quote(data));
+    given.put("quantize.steps", "200");
     for (Key key : ROOT.keys()) {
       out.append("\n# ").append(key.description()).append("\n");
       if (key.type() instanceof Variants variants) {
