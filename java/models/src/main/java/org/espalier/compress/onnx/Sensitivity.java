@@ -13,16 +13,16 @@ import java.util.function.Function;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
- * Finds the products that alone, in int8, change a model's outputs beyond what int8 may cost: in networks for phones often
- * the first convolution, some channels of which are a hundredth of others that share their step. Products
- * are tried together; only groups that cost too much are halved.
+ * Finds the products that alone, in int8, change a model's outputs beyond what int8 may cost: often the
+ * first convolution of a network for phones, some channels of which are a hundredth of others that share
+ * their step. Products are tried together; only groups that cost too much are halved.
  */
 final class Sensitivity {
   /** The error of an output, as a share of its norm, at which its cosine falls to 0.99. */
   private static final double LIMIT = 0.14;
 
-  /** Where more than one product in so many is found, it is the outputs that bear nothing. */
-  private static final int MOST = 4;
+  /** At most one product in so many is left: a model that stays float is no faster. */
+  private static final int MOST = 8;
 
   private final Set<String> outputs = new LinkedHashSet<>();
   private final Function<Set<String>, OnnxModel> quantized;
@@ -49,7 +49,7 @@ final class Sensitivity {
    * @param products to search among
    * @param quantized gives the model with some of them in int8
    * @param source runs the examples once for each model that is tried
-   * @return what each of them does to the output that it changes most, as a share of its norm
+   * @return the worst: what each of them does to the output that it changes most, as a share of its norm
    */
   static Map<String, Double> search(
       OnnxModel model,
@@ -60,14 +60,16 @@ final class Sensitivity {
       return Map.of();
     }
     Sensitivity search = new Sensitivity(model, quantized, source);
-    search.descend(products, products.size() / MOST);
-    return search.found.size() > products.size() / MOST ? Map.of() : search.found;
+    search.descend(products);
+    Map<String, Double> worst = new LinkedHashMap<>();
+    search.found.entrySet().stream()
+        .sorted(Map.Entry.<String, Double>comparingByValue().reversed())
+        .limit(products.size() / MOST)
+        .forEach(e -> worst.put(e.getKey(), e.getValue()));
+    return worst;
   }
 
-  private void descend(List<String> products, int most) {
-    if (found.size() > most) {
-      return;
-    }
+  private void descend(List<String> products) {
     double error = error(values(quantized.apply(Set.copyOf(products))));
     if (!(error > LIMIT)) {
       return;
@@ -77,8 +79,8 @@ final class Sensitivity {
       return;
     }
     int half = products.size() / 2;
-    descend(products.subList(0, half), most);
-    descend(products.subList(half, products.size()), most);
+    descend(products.subList(0, half));
+    descend(products.subList(half, products.size()));
   }
 
   private Map<String, List<float[]>> values(OnnxModel tried) {
