@@ -336,13 +336,18 @@ report: {each-stage: false}
     Run.refused(folder, new String[] {"model.onnx", "the output y", "NaN"}, run);
     // Of one example alone, wherever it is: trained on, validated with or measured.
     model(1, tail("exponential"));
-    Files.writeString(
-        recipe, BINARY.replace("FORM", "dynamic").replaceFirst("  - \\{kind: fine-tune.*\n", ""));
-    for (int example : new int[] {100, 500, 700}) {
-      points[WIDTH * example] = 1e30f;
-      examples(SafetensorsDtype.I64, outside, N);
-      Run.refused(folder, new String[] {"for one of the", "examples"}, run);
-      points[WIDTH * example] = 0;
+    String text = BINARY.replace("FORM", "dynamic");
+    String taught = text.replaceFirst("  - \\{kind: fine-tune.*\n", "");
+    // Where nothing but labels is learned, the step that comes to it sees it.
+    String untaught = text.replaceAll("(?s)  - \\{kind: prune.*(?=export)", "");
+    for (String stages : new String[] {taught, untaught}) {
+      Files.writeString(recipe, stages);
+      for (int example : new int[] {100, 500, 700}) {
+        points[WIDTH * example] = 1e30f;
+        examples(SafetensorsDtype.I64, outside, N);
+        Run.refused(folder, new String[] {"for one of the", "examples"}, run);
+        points[WIDTH * example] = 0;
+      }
     }
   }
 

@@ -351,6 +351,7 @@ public final class OnnxCompression implements Compression {
       try {
         loss = passes.addGradients(training.objective(), indices);
       } catch (NonFiniteLossException e) {
+        check.trains(indices);
         throw new NonFiniteLossException(
             "stage "
                 + stage.name()

@@ -306,18 +306,36 @@ final class PlanCheck {
         output.checkAttended(examples, "evaluation");
       }
     }
-    String output = graph.outputNames().get(0);
     for (int[] indices : Batches.inOrder(examples, MEASURED_BATCH)) {
-      try (PointerScope scope = new PointerScope();
-          NoGradGuard noGrad = new NoGradGuard()) {
-        Batch batch = Batch.of(examples, indices, graph.inputNames());
-        if (!isFinite(graph.forward(batch.inputs()).get(output))) {
-          throw new InputException(
-              job.model().name()
-                  + ": the output "
-                  + output
-                  + " holds NaN or infinite values for one of the evaluation examples");
-        }
+      requireFinite(graph, examples, indices, "evaluation");
+    }
+  }
+
+  /**
+   * Looks whether it is the examples of a batch that make a loss not finite.
+   *
+   * @throws InputException where the model, before anything was done to it, has such an output for them
+   */
+  void trains(int[] indices) {
+    try (OnnxGraph original =
+        new OnnxGraph(OnnxCompression.trainable(job.model()).withAnyBatch())) {
+      requireFinite(original, job.training(), indices, "training");
+    }
+  }
+
+  private void requireFinite(OnnxGraph graph, Examples examples, int[] indices, String which) {
+    String output = graph.outputNames().get(0);
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Batch batch = Batch.of(examples, indices, graph.inputNames());
+      if (!isFinite(graph.forward(batch.inputs()).get(output))) {
+        throw new InputException(
+            job.model().name()
+                + ": the output "
+                + output
+                + " holds NaN or infinite values for one of the "
+                + which
+                + " examples");
       }
     }
   }
