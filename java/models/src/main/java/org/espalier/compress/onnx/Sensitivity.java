@@ -49,7 +49,8 @@ final class Sensitivity {
    * @param products to search among
    * @param quantized gives the model with some of them in int8
    * @param source runs the examples once for each model that is tried
-   * @return the worst: what each of them does to the output that it changes most, as a share of its norm
+   * @return the worst: what each of them does to the output that it changes most, as a share of its
+   *     norm
    */
   static Map<String, Double> search(
       OnnxModel model,
