@@ -4,17 +4,24 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import org.espalier.device.Cuda;
 import org.espalier.device.TestDevice;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.TensorSpec;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -47,6 +54,43 @@ class QuantizeTest {
     assertEquals("onnx-dynamic", json.get("to").asText());
     JsonNode inspected = Run.of("inspect", out, "--json").json();
     assertTrue(inspected.get("tensors").findValuesAsText("dtype").contains("int8"));
+  }
+
+  /** The second Conv reads a small channel that shares its step with one 10,000 times as large. */
+  @Test
+  void outputsThatInt8SpoilsAreToldOf() throws IOException {
+    Path model = folder.resolve("uneven.onnx");
+    for (float large : new float[] {1, 10_000}) {
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .setName("uneven")
+              .addInput(SmallModels.value("x", DataType.FLOAT, -1, 1, 8))
+              .addInitializer(weights("w1", new float[] {1, large}, 2, 1, 1))
+              .addInitializer(weights("w2", new float[] {1, 0.01f / large}, 1, 2, 1))
+              .addNode(SmallModels.node("Conv", "", List.of("x", "w1"), "h"))
+              .addNode(SmallModels.node("Conv", "", List.of("h", "w2"), "y"))
+              .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 1, 8));
+      Files.write(model, SmallModels.model(13, g).toByteArray());
+      ByteBuffer x = ByteBuffer.allocate(4 * 6 * 8).order(ByteOrder.LITTLE_ENDIAN);
+      Random random = new Random(2);
+      while (x.hasRemaining()) {
+        x.putFloat((float) random.nextGaussian());
+      }
+      Path examples = folder.resolve("x" + large + ".safetensors");
+      TensorSpec spec = new TensorSpec("x", SafetensorsDtype.F32, List.of(6L, 1L, 8L));
+      RawSafetensors.write(examples, Map.of(), Map.of(spec, x.array()));
+      Path out = folder.resolve("int8" + large + ".onnx");
+      Run run =
+          Run.of("quantize", model, "-o", out, "--to", "onnx-qdq", "--calibration", examples)
+              .done();
+      assertEquals(large > 1, run.err().contains("warning: on some of the"), run.err());
+    }
+  }
+
+  private static TensorProto weights(String name, float[] values, long... dims) {
+    ByteBuffer b = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    b.asFloatBuffer().put(values);
+    return SmallModels.tensor(name, DataType.FLOAT, b, dims);
   }
 
   /** The device that was asked for computes, and says so. */

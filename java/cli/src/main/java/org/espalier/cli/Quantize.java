@@ -22,6 +22,7 @@ import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.compress.onnx.Int8Saturation;
+import org.espalier.compress.onnx.OutputError;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
@@ -207,6 +208,8 @@ final class Quantize implements Callable<Integer> {
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     Predicate<OnnxWeight> choice = choice(onnx);
     Optional<String> outOfReach = OnnxWeights.outOfReach(onnx);
+    Optional<OutputError> error;
+    double made;
     List<String> quantized;
     Map<String, String> skipped = new TreeMap<>();
     try (Progress progress = new Progress(common.err(), "reading")) {
@@ -216,6 +219,7 @@ final class Quantize implements Callable<Integer> {
                 onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
         progress.update("calibrating", 0, 0);
         calibration.dynamic(onnx, source, tokenizer, common::note).ifPresent(quantizer::calibrate);
+        error = calibration.few(onnx).map(few -> new OutputError(onnx, few));
         quantized = quantizer.quantized();
         skipped.putAll(quantizer.skipped());
         quantizer.apply();
@@ -228,23 +232,36 @@ final class Quantize implements Callable<Integer> {
             quantizer.calibrate(
                 calibration.fixed(onnx, source, tokenizer, common::note), clipping);
         skipped.putAll(quantizer.skipped());
+        error = calibration.few(onnx).map(few -> new OutputError(onnx, few));
         if (!tensors.replacesDefault()) {
           quantizer.setRanges(ranges);
-          calibration
-              .few(onnx)
+          error
               .map(quantizer::leaveSensitive)
-              .ifPresent(left -> left.forEach((name, error) -> skipped.put(name, alone(error))));
+              .ifPresent(left -> left.forEach((name, share) -> skipped.put(name, alone(share))));
         }
         quantized = quantizer.quantized();
         quantizer.apply(ranges);
       }
+      progress.update("comparing", 0, 0);
+      made = error.map(e -> e.of(onnx)).orElse(0.0);
       progress.update("writing", 0, 0);
       onnx.write(target, source.path());
+    }
+    if (made > OutputError.LARGE) {
+      common.note(warning(made));
     }
     double seconds = (System.nanoTime() - begin) * 1e-9;
     FloatWeights.lines(skipped).forEach(common::note);
     outOfReach.ifPresent(common::note);
     report(quantized, skipped, size(onnx.files()), size(List.of(target)), seconds);
+  }
+
+  private static String warning(double error) {
+    return String.format(
+        Locale.ROOT,
+        "warning: on some of the calibration examples the outputs change by %.0f %% of their norm;"
+            + " 'espalier evaluate' says more, and --exclude leaves weights float",
+        100 * error);
   }
 
   private static String alone(double error) {

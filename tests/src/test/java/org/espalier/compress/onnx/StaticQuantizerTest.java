@@ -154,7 +154,7 @@ class StaticQuantizerTest {
       OnnxModel model = OnnxModel.of(proto, "some");
       quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
       quantizer.setRanges(quantizer.calibrate(source, new Clipping.MinMax()));
-      Map<String, Double> left = quantizer.leaveSensitive(source);
+      Map<String, Double> left = quantizer.leaveSensitive(new OutputError(model, source));
       quantizer.apply(quantizer.ranges());
       double error = error(expected, run(model, in));
       if (factor == 1) {

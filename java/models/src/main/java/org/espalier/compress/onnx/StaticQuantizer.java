@@ -326,11 +326,11 @@ public final class StaticQuantizer implements TrainableQuantizer {
   /**
    * Leaves the Convs float that alone spoil the outputs. {@link #calibrate} and {@link #setRanges} come first.
    *
-   * @param source a few examples: they run once with all Convs in int8 and, where that costs too much,
-   *     several times for each that is found
-   * @return what each of them does to the outputs, as a share of their norm, by the weights' names
+   * @param error to the model in float32: its examples run once with all Convs in int8 and, where that
+   *     costs too much, several times for each that is found
+   * @return the error that each of them makes alone, by the weights' names
    */
-  public Map<String, Double> leaveSensitive(ActivationSource source) {
+  public Map<String, Double> leaveSensitive(OutputError error) {
     Map<String, Target> all = new LinkedHashMap<>(targets);
     Map<String, Target> tables = new LinkedHashMap<>(embeddings);
     Map<String, double[]> changes = new HashMap<>(biasChanges);
@@ -342,7 +342,6 @@ public final class StaticQuantizer implements TrainableQuantizer {
       biasChanges.clear();
       found =
           Sensitivity.search(
-              model,
               convs,
               some -> {
                 targets.keySet().retainAll(some);
@@ -350,7 +349,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
                 findActivations();
                 return quantizedCopy(copy -> {});
               },
-              source);
+              error);
     } finally {
       targets.clear();
       targets.putAll(all);
@@ -358,7 +357,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
       biasChanges.putAll(changes);
     }
     Map<String, Double> left = new LinkedHashMap<>();
-    found.forEach((output, error) -> left.put(targets.remove(output).name(), error));
+    found.forEach((output, alone) -> left.put(targets.remove(output).name(), alone));
     findActivations();
     return left;
   }
