@@ -961,6 +961,45 @@ stages:
     assertTrue(report.at("/fidelity/relative_error").asDouble() < 0.1, report.toString());
   }
 
+  /** Models that scale pixels themselves take bytes. */
+  @Test
+  void imagesMayBeBytes() throws IOException {
+    ModelProto.Builder cnn = SmallModels.cnn().toBuilder();
+    GraphProto.Builder g = cnn.getGraphBuilder();
+    List<NodeProto> nodes = g.getNodeList();
+    g.clearNode()
+        .clearInput()
+        .addInput(SmallModels.value("pixels", DataType.UINT8, -1, 3, 16, 16))
+        .addInitializer(
+            SmallModels.tensor(
+                "scale",
+                DataType.FLOAT,
+                ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN).putFloat(0, 1 / 255f)))
+        .addNode(
+            SmallModels.node(
+                "Cast", "", List.of("pixels"), "cast", attribute("to", DataType.FLOAT_VALUE)))
+        .addNode(SmallModels.node("Mul", "", List.of("cast", "scale"), "x"))
+        .addAllNode(nodes);
+    Files.write(folder.resolve("pixels.onnx"), cnn.build().toByteArray());
+    byte[] pixels = new byte[40 * 3 * 16 * 16];
+    new Random(6).nextBytes(pixels);
+    RawSafetensors.write(
+        folder.resolve("pixels.safetensors"),
+        Map.of(),
+        Map.of(
+            new TensorSpec("pixels", SafetensorsDtype.U8, List.of(40L, 3L, 16L, 16L)), pixels));
+    Path made = folder.resolve("made.yaml");
+    Object[] init = {
+      "recipe", "init", "-o", made, "--model", "pixels.onnx", "--examples", "pixels.safetensors"
+    };
+    Run.of(init).done();
+    Object[] run = {
+      "compress", made, "-o", folder.resolve("out"), "--json", "--set", "quantize.steps=2"
+    };
+    JsonNode report = Run.of(run).json();
+    assertTrue(report.at("/fidelity/relative_error").asDouble() < 0.1, report.toString());
+  }
+
   @Test
   void aLossThatIsNotFiniteEndsTheRunAndKeepsTheCheckpoint() throws IOException {
     Path out = folder.resolve("out");

@@ -56,7 +56,7 @@ record RunData(
           SafetensorsDtype.F64);
 
   private static final String NEEDED =
-      "examples are inputs, or for each input of the model a tensor of its name (F32, I64, I32 or"
+      "examples are inputs, or for each input of the model a tensor of its name (F32, I64, I32, U8 or"
           + " BOOL, [N, …]), and, for losses with labels, labels (integers, BOOL, F32 or F64, [N]"
           + " or [N, …])";
 

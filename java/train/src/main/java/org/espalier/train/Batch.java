@@ -121,6 +121,7 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
       case F32 -> ScalarType.Float;
       case I64 -> ScalarType.Long;
       case I32 -> ScalarType.Int;
+      case U8 -> ScalarType.Byte;
       case BOOL -> ScalarType.Bool;
       default -> throw new IllegalArgumentException("no input of a model is " + type);
     };

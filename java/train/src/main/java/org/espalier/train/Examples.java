@@ -68,6 +68,7 @@ public sealed interface Examples {
                 SafetensorsDtype.F32,
                 SafetensorsDtype.I64,
                 SafetensorsDtype.I32,
+                SafetensorsDtype.U8,
                 SafetensorsDtype.BOOL));
 
     public Input {

@@ -43,6 +43,7 @@ final class PlanCheck {
           SafetensorsDtype.F32, DataType.FLOAT,
           SafetensorsDtype.I64, DataType.INT64,
           SafetensorsDtype.I32, DataType.INT32,
+          SafetensorsDtype.U8, DataType.UINT8,
           SafetensorsDtype.BOOL, DataType.BOOL);
 
   private final CompressionPlan plan;
