@@ -389,6 +389,19 @@ report: {each-stage: false}
       squares += (y[i] - labels[i]) * (y[i] - labels[i]) / y.length;
     }
     assertEquals(Math.sqrt(squares), f.path("rmse").asDouble(), 0.3 * Math.sqrt(squares));
+    Path model = folder.resolve("model.onnx");
+    JsonNode all =
+        Run.of(
+                "evaluate",
+                model,
+                out.resolve("model-int8.onnx"),
+                "--examples",
+                folder.resolve("examples.safetensors"),
+                "--json")
+            .json()
+            .path("labels");
+    assertEquals(f.path("rmse").asDouble(), all.path("rmse").asDouble(), 0.3 * Math.sqrt(squares));
+    assertTrue(all.path("r2").asDouble() > 0.85 && all.has("reference_mae"), all.toString());
     String page = Files.readString(out.resolve("report.html"));
     for (String word : List.of("RMSE", "MAE", "R²", "cosine")) {
       assertTrue(page.contains(word), word);

@@ -217,6 +217,7 @@ class CompressSeveralLabelsTest {
     }
     String page = Files.readString(out.resolve("report.html"));
     assertTrue(page.contains("F1") && page.contains("accuracy"));
+    measuredAgain(out.resolve("model-int8.onnx"), f);
     // Without labels its logits are followed, token by token.
     sentences(false);
     Files.copy(out.resolve("model-float.onnx"), folder.resolve("teacher.onnx"));
@@ -237,6 +238,31 @@ class CompressSeveralLabelsTest {
                 "quantize.loss={logits: 1}")
             .json();
     assertTrue(taught.at("/stages/0/after/quality").asDouble() > 0.9, taught.toString());
+  }
+
+  /** 'evaluate' measures by the labels of all examples what a run measured by those that it held out. */
+  private void measuredAgain(Path model, JsonNode held) {
+    Object[] evaluate = {
+      "evaluate",
+      folder.resolve("model.onnx"),
+      model,
+      "--examples",
+      folder.resolve("examples.safetensors"),
+      "--task",
+      "classification",
+      "--json"
+    };
+    JsonNode labels = Run.of(evaluate).json().path("labels");
+    for (String key : List.of("accuracy", "f1", "reference_accuracy", "reference_f1")) {
+      assertEquals(held.path(key).asDouble(), labels.path(key).asDouble(), 0.1, key);
+    }
+    String table = Run.of(Arrays.copyOf(evaluate, evaluate.length - 1)).done().out();
+    assertTrue(table.contains("accuracy") && table.contains(", the reference 0."), table);
+    evaluate[6] = "none";
+    assertTrue(Run.of(evaluate).json().path("labels").isMissingNode());
+    // As numbers they do not fit the output; without a task that is said and no more.
+    evaluate[6] = "regression";
+    Run.refused(folder, new String[] {"first output has 21 values", "labels have 7"}, evaluate);
   }
 
   @ParameterizedTest

@@ -56,6 +56,11 @@ class TensorEvaluatorTest {
     return file;
   }
 
+  private static TensorFidelity evaluate(Path reference, Path candidate, Path file, int count) {
+    FileActivations source = new FileActivations(file, OnnxModel.read(reference), count, 1);
+    return TensorEvaluator.evaluate(reference, candidate, source.examples());
+  }
+
   /** A model whose second product has weights that are {@code factor} times as large, and its bias too. */
   private Path scaled(float factor) {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
@@ -73,14 +78,13 @@ class TensorEvaluatorTest {
 
   @Test
   void outputsAreCompared() {
-    TensorFidelity same =
-        TensorEvaluator.evaluate(reference, reference, examples, Integer.MAX_VALUE);
+    TensorFidelity same = evaluate(reference, reference, examples, Integer.MAX_VALUE);
     assertEquals(N, same.examples());
     assertEquals(
         new TensorFidelity.Output("y", 1, 1, 0, 0, 1), same.outputs().get(0), same.toString());
     assertEquals(1, same.sizeRatio());
 
-    TensorFidelity larger = TensorEvaluator.evaluate(reference, scaled(1.25f), examples, 10);
+    TensorFidelity larger = evaluate(reference, scaled(1.25f), examples, 10);
     assertEquals(10, larger.examples());
     TensorFidelity.Output y = larger.outputs().get(0);
     assertEquals(1, y.cosineMin(), 1e-6);
@@ -88,7 +92,7 @@ class TensorEvaluatorTest {
     assertEquals(1, y.agreement());
     assertTrue(y.largestDifference() > 0.1, larger.toString());
 
-    TensorFidelity opposite = TensorEvaluator.evaluate(reference, scaled(-1), examples, N);
+    TensorFidelity opposite = evaluate(reference, scaled(-1), examples, N);
     y = opposite.outputs().get(0);
     assertEquals(-1, y.cosineMean(), 1e-6);
     assertEquals(2, y.relativeError(), 1e-6);
@@ -116,11 +120,10 @@ class TensorEvaluatorTest {
               .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 1));
       models.add(write("sum" + shift, OnnxModel.of(SmallModels.model(13, g), "sum")));
     }
-    TensorFidelity.Output y =
-        TensorEvaluator.evaluate(models.get(0), models.get(1), examples, N).outputs().get(0);
+    TensorFidelity.Output y = evaluate(models.get(0), models.get(1), examples, N).outputs().get(0);
     assertTrue(y.cosineMean() > -0.9 && y.cosineMean() < 0.9, y.toString());
     assertTrue(Double.isNaN(y.cosineMin()), y.toString());
-    y = TensorEvaluator.evaluate(models.get(0), models.get(0), examples, N).outputs().get(0);
+    y = evaluate(models.get(0), models.get(0), examples, N).outputs().get(0);
     assertEquals(1, y.cosineMean());
   }
 
@@ -143,7 +146,7 @@ class TensorEvaluatorTest {
             + "\"rate\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[144,160]},";
     Path file = folder.resolve("state.safetensors");
     RawSafetensors.write(file, others + state.formatted("[4,2,1,3]") + "}", 160);
-    assertEquals(4, TensorEvaluator.evaluate(model, model, file, 10).examples());
+    assertEquals(4, evaluate(model, model, file, 10).examples());
     List<float[]> seen = new ArrayList<>();
     new FileActivations(file, OnnxModel.read(model), 10, 1)
         .run(
@@ -155,9 +158,7 @@ class TensorEvaluatorTest {
 
     Path flat = folder.resolve("flat.safetensors");
     RawSafetensors.write(flat, others + state.formatted("[4,2,3]") + "}", 160);
-    InputException e =
-        assertThrows(
-            InputException.class, () -> TensorEvaluator.evaluate(model, model, flat, 10));
+    InputException e = assertThrows(InputException.class, () -> evaluate(model, model, flat, 10));
     assertTrue(e.getMessage().contains("[1, 2, 3], does not fit"), e.getMessage());
     assertTrue(e.getMessage().contains("needs a dimension more"), e.getMessage());
   }
@@ -174,8 +175,7 @@ class TensorEvaluatorTest {
                   "Cast", "", List.of("y"), "z", SmallModels.attribute("to", type.getNumber())))
           .setOutput(0, SmallModels.value("z", type, -1, 4));
       Path other = write(type + ".onnx", OnnxModel.of(proto.build(), "cast"));
-      TensorFidelity.Output z =
-          TensorEvaluator.evaluate(other, other, examples, N).outputs().get(0);
+      TensorFidelity.Output z = evaluate(other, other, examples, N).outputs().get(0);
       assertEquals(new TensorFidelity.Output("z", 1, 1, 0, 0, 1), z);
     }
   }
@@ -185,8 +185,7 @@ class TensorEvaluatorTest {
   void whatIsNoNumberIsNearNothing() {
     Path broken = scaled(Float.NaN);
     for (Path first : new Path[] {reference, broken}) {
-      TensorFidelity.Output y =
-          TensorEvaluator.evaluate(first, broken, examples, N).outputs().get(0);
+      TensorFidelity.Output y = evaluate(first, broken, examples, N).outputs().get(0);
       assertTrue(Double.isNaN(y.cosineMean()) && Double.isNaN(y.relativeError()), y.toString());
       assertEquals(0, y.agreement());
     }
@@ -206,8 +205,7 @@ class TensorEvaluatorTest {
             .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 8));
     Path model = write("sequence.onnx", OnnxModel.of(SmallModels.model(13, g), "sequence"));
     InputException e =
-        assertThrows(
-            InputException.class, () -> TensorEvaluator.evaluate(model, model, examples, N));
+        assertThrows(InputException.class, () -> evaluate(model, model, examples, N));
     assertTrue(e.getMessage().contains("is a sequence, a map or optional"), e.getMessage());
   }
 
@@ -216,8 +214,7 @@ class TensorEvaluatorTest {
     Path other = write("cnn.onnx", OnnxModel.of(SmallModels.cnn(), "cnn"));
     for (Path[] pair : new Path[][] {{reference, other}, {other, reference}}) {
       InputException e =
-          assertThrows(
-              InputException.class, () -> TensorEvaluator.evaluate(pair[0], pair[1], examples, N));
+          assertThrows(InputException.class, () -> evaluate(pair[0], pair[1], examples, N));
       assertTrue(e.getMessage().contains("cnn"), e.getMessage());
     }
   }

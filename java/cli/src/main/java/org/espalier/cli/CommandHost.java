@@ -127,17 +127,21 @@ final class CommandHost implements RunHost, AutoCloseable {
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
     ExampleTensors tensors = tensors(examples);
-    if (examples.labels() instanceof Labels.Classes classes) {
-      boolean[] counted = examples.attended(classes.width());
-      return ClassifierEvaluator.evaluate(reference, candidate, tensors, classes.values(), counted)
-          .toMap();
+    return examples.labels() == null
+        ? TensorEvaluator.evaluate(reference, candidate, tensors).toMapOfFirst()
+        : compare(reference, candidate, tensors, examples.labels());
+  }
+
+  /** What two models give for examples, measured by their labels. */
+  static Map<String, Object> compare(
+      Path reference, Path candidate, ExampleTensors examples, Labels labels) {
+    if (labels instanceof Labels.Classes classes) {
+      return ClassifierEvaluator.evaluate(reference, candidate, examples, classes.values()).toMap();
     }
-    if (examples.labels() instanceof Labels.Numbers numbers) {
-      return RegressionEvaluator.evaluate(
-              reference, candidate, tensors, numbers.values(), numbers.width())
-          .toMap();
-    }
-    return TensorEvaluator.evaluate(reference, candidate, tensors).toMapOfFirst();
+    Labels.Numbers numbers = (Labels.Numbers) labels;
+    return RegressionEvaluator.evaluate(
+            reference, candidate, examples, numbers.values(), numbers.width())
+        .toMap();
   }
 
   private static ExampleTensors tensors(Examples.Labelled examples) {

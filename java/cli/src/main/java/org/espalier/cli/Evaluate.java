@@ -2,17 +2,26 @@ package org.espalier.cli;
 
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
+import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.Fidelity;
 import org.espalier.evaluate.FidelityEvaluator;
+import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
 import org.espalier.evaluate.TextTokenizer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.recipe.ExamplesFile;
+import org.espalier.recipe.Recipe;
+import org.espalier.train.Labels;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -25,7 +34,8 @@ import picocli.CommandLine.Parameters;
     description = {
       "Says how closely CANDIDATE follows REFERENCE, and what it saves. Both are ONNX models and"
           + " run in ONNX Runtime on one thread: text models embed each line of TEXTS, models of"
-          + " any other kind take the tensors of EXAMPLES, and each of their outputs is compared.",
+          + " any other kind take the tensors of EXAMPLES, and each of their outputs is compared;"
+          + " a tensor labels there says how right the first one is.",
       "",
       "For texts, the batch line compares the candidate with itself: a text alone and the same text"
           + " in a padded batch of 32. Dynamic int8 chooses its steps from the whole batch, so its"
@@ -41,6 +51,12 @@ import picocli.CommandLine.Parameters;
       "  espalier evaluate resnet.onnx resnet-int8.onnx --examples images.safetensors",
     })
 final class Evaluate implements Callable<Integer> {
+  /** What a comparison says of labels; what else it says is said of each output. */
+  private static final List<String> RIGHTNESS =
+      Stream.of("accuracy", "f1", "auc", "log_loss", "rmse", "mae", "r2")
+          .flatMap(key -> Stream.of(key, "reference_" + key))
+          .toList();
+
   @Mixin private CommonOptions common;
 
   @Parameters(index = "0", paramLabel = "REFERENCE", description = "The original ONNX model.")
@@ -63,14 +79,38 @@ final class Evaluate implements Callable<Integer> {
         paramLabel = "EXAMPLES.safetensors",
         required = true,
         description =
-            "A tensor an input, of its name and type, whose first dimension counts the examples. One"
-                + " example has 1 there or, of a tensor with a dimension more than the input, not"
-                + " that dimension.")
+            "A tensor an input, of its name and type, whose first dimension counts the examples."
+                + " One example has 1 there or, of a tensor with a dimension more than the input,"
+                + " not that dimension.")
     private String examples;
   }
 
   @ArgGroup(multiplicity = "1")
   private Data data;
+
+  @Option(
+      names = "--task",
+      paramLabel = "auto|classification|regression|none",
+      defaultValue = "auto",
+      description =
+          "What the tensor labels of EXAMPLES says of the first output, as data.task in a recipe:"
+              + " how right both models are is measured by it. auto: where they fit. Default:"
+              + " ${DEFAULT-VALUE}.")
+  private Task task;
+
+  /** What labels are taken for. */
+  private enum Task {
+    AUTO(Recipe.Task.AUTO),
+    CLASSIFICATION(Recipe.Task.CLASSIFICATION),
+    REGRESSION(Recipe.Task.REGRESSION),
+    NONE(null);
+
+    private final Recipe.Task ofRecipe;
+
+    Task(Recipe.Task ofRecipe) {
+      this.ofRecipe = ofRecipe;
+    }
+  }
 
   @Mixin private TokenizerOptions tokenizer;
 
@@ -98,16 +138,49 @@ final class Evaluate implements Callable<Integer> {
   }
 
   private Map<String, Object> compareTensors(ModelSource original, ModelSource judged) {
+    Path file = ModelSource.path(data.examples);
     TensorFidelity fidelity;
+    Map<String, Object> byLabels;
     try (Progress progress = new Progress(common.err(), "evaluating")) {
-      fidelity =
-          TensorEvaluator.evaluate(
-              original.path(), judged.path(), ModelSource.path(data.examples), Integer.MAX_VALUE);
+      ExampleTensors examples =
+          new FileActivations(file, OnnxModel.read(original.path()), Integer.MAX_VALUE, 1)
+              .examples();
+      fidelity = TensorEvaluator.evaluate(original.path(), judged.path(), examples);
+      byLabels = compareLabels(original.path(), judged.path(), examples, file);
+    }
+    Map<String, Object> values = new LinkedHashMap<>(fidelity.toMap());
+    if (!byLabels.isEmpty()) {
+      values.put("labels", byLabels);
     }
     if (!common.json()) {
-      print(fidelity);
+      print(fidelity, byLabels);
     }
-    return fidelity.toMap();
+    return values;
+  }
+
+  /** How right both models are; empty where no labels say it. */
+  private Map<String, Object> compareLabels(
+      Path original, Path judged, ExampleTensors examples, Path file) {
+    if (task == Task.NONE) {
+      return Map.of();
+    }
+    try {
+      Labels labels = ExamplesFile.labels(file, examples.size(), task.ofRecipe);
+      if (labels != null) {
+        Map<String, Object> all = CommandHost.compare(original, judged, examples, labels);
+        all.keySet().retainAll(RIGHTNESS);
+        return all;
+      }
+      if (task != Task.AUTO) {
+        throw new InputException(file + " has no tensor labels, which --task is about");
+      }
+    } catch (InputException e) {
+      if (task != Task.AUTO) {
+        throw e;
+      }
+      common.note("the labels are not measured: " + e.getMessage());
+    }
+    return Map.of();
   }
 
   private Map<String, Object> compareTexts(ModelSource original, ModelSource judged) {
@@ -160,7 +233,7 @@ final class Evaluate implements Callable<Integer> {
     table.print(common.out());
   }
 
-  private void print(TensorFidelity f) {
+  private void print(TensorFidelity f, Map<String, Object> byLabels) {
     Table outputs =
         new Table("OUTPUT", ">COSINE", ">SMALLEST", ">ERROR", ">LARGEST", ">SAME CLASS");
     for (TensorFidelity.Output o : f.outputs()) {
@@ -175,6 +248,18 @@ final class Evaluate implements Callable<Integer> {
     outputs.print(common.out());
     Table sums = new Table("", "");
     sums.add("examples", Integer.toString(f.examples()));
+    byLabels.forEach(
+        (key, value) -> {
+          if (byLabels.containsKey("reference_" + key)) {
+            sums.add(
+                key.replace('_', ' '),
+                String.format(
+                    Locale.ROOT,
+                    "%.4g, the reference %.4g",
+                    value,
+                    byLabels.get("reference_" + key)));
+          }
+        });
     addSavings(sums, f.sizeRatio(), f.speedup());
     sums.print(common.out());
   }

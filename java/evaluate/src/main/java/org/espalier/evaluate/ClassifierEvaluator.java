@@ -18,20 +18,21 @@ public final class ClassifierEvaluator {
   /**
    * Compares {@code candidate} with {@code reference}. The first output of each holds logits, or probabilities
    * by a Sigmoid or Softmax; {@link LogitRows} says which of them belong to a label. A single one is of class 1
-   * against class 0.
+   * against class 0. Tokens that an input {@code attention_mask} leaves out are not looked at.
    *
    * @param labels the right classes of each example in turn; negative where nobody knows
-   * @param counted for each label whether it and what the models give for it are looked at; null: all are
-   * @throws InputException when a model cannot be loaded or run, or the two differ in classes
+   * @throws InputException when a model cannot be loaded or run, the two differ in classes, or a label is none
+   *     of them
    */
   public static ClassifierFidelity evaluate(
-      Path reference, Path candidate, ExampleTensors examples, long[] labels, boolean[] counted) {
+      Path reference, Path candidate, ExampleTensors examples, long[] labels) {
     Form firstForm = ClassifierOutput.of(OnnxModel.read(reference)).form();
     Form secondForm = ClassifierOutput.of(OnnxModel.read(candidate)).form();
     try (FirstOutput first = new FirstOutput(reference, examples);
         FirstOutput second = new FirstOutput(candidate, examples)) {
       int n = examples.size();
       int width = labels.length / n;
+      boolean[] counted = examples.attended(width);
       Answers ours = new Answers(labels.length);
       Answers theirs = new Answers(labels.length);
       int agreed = 0;
@@ -136,6 +137,10 @@ public final class ClassifierEvaluator {
 
     /** Takes a row's logits and gives its class; -1 where one of them is NaN. */
     int add(double[] logits, long label) {
+      if (label >= logits.length) {
+        throw new InputException(
+            "a label is " + label + "; the models have the classes 0 to " + (logits.length - 1));
+      }
       int found = largest(logits);
       if (label >= 0) {
         if (hits == null) {

@@ -11,6 +11,7 @@ import java.util.Collection;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.LongStream;
 import org.espalier.InputException;
 
 /** Examples that models are fed one by one: for each of them the values of all inputs. */
@@ -62,7 +63,8 @@ public final class ExampleTensors {
     return new ExampleTensors(examples);
   }
 
-  int size() {
+  /** How many there are. */
+  public int size() {
     return examples.size();
   }
 
@@ -99,6 +101,29 @@ public final class ExampleTensors {
       close(tensors);
       throw e;
     }
+  }
+
+  /**
+   * Whether what models give for the tokens of an example is about something: an input {@code attention_mask}
+   * with a value for each of several labels leaves out those where it is 0.
+   *
+   * @param labels of an example
+   * @return a value for each label of each example; null where there is no such input: all are
+   */
+  boolean[] attended(int labels) {
+    boolean[] attended = new boolean[examples.size() * labels];
+    for (int i = 0; i < attended.length; i++) {
+      Value mask = examples.get(i / labels).get("attention_mask");
+      long values = mask == null ? 0 : LongStream.of(mask.shape()).reduce(1, (a, b) -> a * b);
+      if (labels == 1 || values != labels) {
+        return null;
+      }
+      int bytes = mask.bytes().limit() / labels;
+      for (int b = 0; b < bytes; b++) {
+        attended[i] |= mask.bytes().get(i % labels * bytes + b) != 0;
+      }
+    }
+    return attended;
   }
 
   private Collection<String> names() {

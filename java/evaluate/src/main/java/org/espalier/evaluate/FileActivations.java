@@ -219,7 +219,8 @@ public final class FileActivations implements ActivationSource {
     };
   }
 
-  ExampleTensors examples() {
+  /** What it runs models on. */
+  public ExampleTensors examples() {
     return examples;
   }
 

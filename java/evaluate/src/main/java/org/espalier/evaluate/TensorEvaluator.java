@@ -15,7 +15,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
-import org.espalier.format.onnx.OnnxModel;
 
 /**
  * Compares two ONNX models of any kind on example tensors, output by output, in ONNX Runtime on one thread.
@@ -27,19 +26,6 @@ public final class TensorEvaluator {
           OnnxJavaType.FLOAT, OnnxJavaType.FLOAT16, OnnxJavaType.BFLOAT16, OnnxJavaType.DOUBLE);
 
   private TensorEvaluator() {}
-
-  /**
-   * Compares {@code candidate} with {@code reference}.
-   *
-   * @param examples a safetensors file as {@link FileActivations} reads it
-   * @param count use at most so many of them, evenly spread
-   * @throws InputException where the file does not fit the reference, a model cannot be loaded or run, or
-   *     the two differ in their outputs
-   */
-  public static TensorFidelity evaluate(Path reference, Path candidate, Path examples, int count) {
-    FileActivations source = new FileActivations(examples, OnnxModel.read(reference), count, 1);
-    return evaluate(reference, candidate, source.examples());
-  }
 
   /**
    * Compares {@code candidate} with {@code reference}.
