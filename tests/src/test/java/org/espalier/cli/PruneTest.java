@@ -271,6 +271,41 @@ class PruneTest {
     refused("none of auto", "-o", out, "--amount", "0.5", "--device", "gpu");
   }
 
+  /** Neither three input channels nor one of a depthwise Conv are multiples of 4. */
+  @Test
+  void whatAPatternDoesNotDivideStaysWholeAndIsTold() throws IOException {
+    Path cnn = Files.write(folder.resolve("cnn.onnx"), SmallModels.cnn().toByteArray());
+    Run run = Run.of("prune", cnn, "-o", out, "--pattern", "2:4", "--json");
+    JsonNode json = run.json();
+    assertEquals(
+        List.of("conv3.weight", "fc.weight"), json.get("tensors").findValuesAsText("name"));
+    assertTrue(
+        run.err().contains("2 tensors stay whole: 4 does not divide")
+            && run.err().contains("'conv1.weight', 'conv2.weight'"),
+        run.err());
+    Path file = folder.resolve("two.safetensors");
+    RawSafetensors.write(
+        file,
+        "{\"a\":{\"dtype\":\"BF16\",\"shape\":[4,6],\"data_offsets\":[0,48]},"
+            + "\"b\":{\"dtype\":\"BF16\",\"shape\":[3,8],\"data_offsets\":[48,96]}}",
+        96);
+    Path two = folder.resolve("out.safetensors");
+    run = Run.of("prune", file, "-o", two, "--pattern", "2:4", "--json");
+    assertEquals(List.of("b"), run.json().get("tensors").findValuesAsText("name"));
+    assertTrue(run.err().contains("1 tensor stays whole"), run.err());
+    Run.refused(
+        folder,
+        new String[] {"'conv1.weight': axis 1"},
+        "prune",
+        cnn,
+        "-o",
+        folder.resolve("x.onnx"),
+        "--pattern",
+        "2:4",
+        "--include",
+        "conv*.weight");
+  }
+
   @Test
   void refusesWhereItCannotWrite() throws IOException {
     refused("is a directory", "-o", folder, "--amount", "0.5");

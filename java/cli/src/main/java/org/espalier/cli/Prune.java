@@ -9,13 +9,16 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.Callable;
+import java.util.function.BiPredicate;
 import java.util.function.Function;
+import java.util.function.Predicate;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.CheckpointPruner;
 import org.espalier.compress.OnnxPruner;
 import org.espalier.compress.OnnxPruner.Candidate;
 import org.espalier.device.Device;
+import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.Checkpoint;
@@ -122,8 +125,8 @@ final class Prune implements Callable<Integer> {
         names = "--pattern",
         paramLabel = "N:M",
         description =
-            "All but the N largest of each M consecutive inputs of an output, as 2:4. --exclude"
-                + " leaves out tensors whose inputs M does not divide.")
+            "All but the N largest of each M consecutive inputs of an output, as 2:4. Tensors whose"
+                + " inputs M does not divide stay whole, unless --include names them.")
     private String pattern;
   }
 
@@ -157,14 +160,14 @@ final class Prune implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "reading")) {
       if (source.kind() == ModelSource.Kind.ONNX) {
         OnnxModel onnx = OnnxModel.read(source.path());
-        Set<String> chosen = choose(onnx);
+        Set<String> chosen = choose(onnx, rule);
         result =
             OnnxPruner.prune(
                 onnx,
                 new OnnxPruner.Job(target, rule, c -> chosen.contains(c.name()), masksIn, masksOut),
                 progress::update);
       } else {
-        Set<String> chosen = choose(source.path());
+        Set<String> chosen = choose(source.path(), rule);
         result =
             CheckpointPruner.prune(
                 new CheckpointPruner.Job(
@@ -189,7 +192,7 @@ final class Prune implements Callable<Integer> {
     return 0;
   }
 
-  private Set<String> choose(OnnxModel onnx) {
+  private Set<String> choose(OnnxModel onnx, MagnitudePrune.Rule rule) {
     Map<String, Candidate> candidates =
         OnnxPruner.candidates(onnx).stream()
             .collect(Collectors.toMap(Candidate::name, Function.identity()));
@@ -200,18 +203,56 @@ final class Prune implements Callable<Integer> {
               + OnnxWeights.outOfReach(onnx).map(inner -> ": " + inner).orElse(""));
     }
     OnnxWeights.outOfReach(onnx).ifPresent(common::note);
-    return tensors.choose(candidates.keySet(), name -> OnnxPruner.isPrunable(candidates.get(name)));
+    return tensors.choose(
+        candidates.keySet(),
+        usual(
+            candidates.keySet().stream()
+                .filter(name -> OnnxPruner.isPrunable(candidates.get(name)))
+                .toList(),
+            rule,
+            (name, pattern) -> OnnxPruner.fits(candidates.get(name), pattern)));
   }
 
-  private Set<String> choose(Path path) {
+  private Set<String> choose(Path path, MagnitudePrune.Rule rule) {
     try (Checkpoint checkpoint = Checkpoint.open(path)) {
       List<String> names =
           checkpoint.tensors().stream()
               .filter(tensor -> tensor.dtype().isFloat())
               .map(TensorInfo::name)
               .toList();
-      return tensors.choose(names, name -> CheckpointPruner.isPrunable(checkpoint.tensor(name)));
+      return tensors.choose(
+          names,
+          usual(
+              names.stream()
+                  .filter(name -> CheckpointPruner.isPrunable(checkpoint.tensor(name)))
+                  .toList(),
+              rule,
+              (name, pattern) -> CheckpointPruner.fits(checkpoint.tensor(name), pattern)));
     }
+  }
+
+  /** What is taken by default: of a pattern what it divides, where that is anything. */
+  private Predicate<String> usual(
+      List<String> prunable,
+      MagnitudePrune.Rule rule,
+      BiPredicate<String, MagnitudePrune.Pattern> fits) {
+    if (!(rule instanceof MagnitudePrune.Pattern pattern) || tensors.replacesDefault()) {
+      return Set.copyOf(prunable)::contains;
+    }
+    Set<String> fitting =
+        prunable.stream().filter(name -> fits.test(name, pattern)).collect(Collectors.toSet());
+    List<String> others = prunable.stream().filter(name -> !fitting.contains(name)).toList();
+    if (fitting.isEmpty() || others.isEmpty()) {
+      return Set.copyOf(prunable)::contains;
+    }
+    common.note(
+        others.size()
+            + (others.size() == 1 ? " tensor stays whole: " : " tensors stay whole: ")
+            + pattern.group()
+            + " does not divide what is summed over ("
+            + NearNames.list("", others)
+            + ")");
+    return fitting::contains;
   }
 
   private void report(CheckpointPruner.Result result, String computes, String isa) {

@@ -121,6 +121,18 @@ public final class OnnxPruner {
     return candidate.weight() != null && !candidate.weight().isEmbedding();
   }
 
+  /** Whether a pattern divides what the graph sums over with a tensor. */
+  public static boolean fits(Candidate candidate, MagnitudePrune.Pattern pattern) {
+    long size = candidate.tensor().dims()[candidate.axis()];
+    return size % pattern.group() == 0
+        && (candidate.weight() == null
+            || candidate.weight().uses().stream()
+                .allMatch(
+                    use ->
+                        use.kind() != OnnxWeight.Kind.CONV_TRANSPOSE
+                            || size / use.groups() % pattern.group() == 0));
+  }
+
   /**
    * Prunes a model.
    *
