@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
@@ -13,6 +14,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -56,35 +58,64 @@ class QuantizeTest {
     assertTrue(inspected.get("tensors").findValuesAsText("dtype").contains("int8"));
   }
 
-  /** The second Conv reads a small channel that shares its step with one 10,000 times as large. */
+  /**
+   * The second Conv reads a small channel that shares its step with a large one. Among few Convs both are
+   * quantized, among many they stay float unless they are asked for.
+   */
   @Test
   void outputsThatInt8SpoilsAreToldOf() throws IOException {
-    Path model = folder.resolve("uneven.onnx");
-    for (float large : new float[] {1, 10_000}) {
-      GraphProto.Builder g =
-          GraphProto.newBuilder()
-              .setName("uneven")
-              .addInput(SmallModels.value("x", DataType.FLOAT, -1, 1, 8))
-              .addInitializer(weights("w1", new float[] {1, large}, 2, 1, 1))
-              .addInitializer(weights("w2", new float[] {1, 0.01f / large}, 1, 2, 1))
-              .addNode(SmallModels.node("Conv", "", List.of("x", "w1"), "h"))
-              .addNode(SmallModels.node("Conv", "", List.of("h", "w2"), "y"))
-              .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 1, 8));
-      Files.write(model, SmallModels.model(13, g).toByteArray());
-      ByteBuffer x = ByteBuffer.allocate(4 * 6 * 8).order(ByteOrder.LITTLE_ENDIAN);
-      Random random = new Random(2);
-      while (x.hasRemaining()) {
-        x.putFloat((float) random.nextGaussian());
+    assertFalse(warns(uneven(1, 0)));
+    assertTrue(warns(uneven(10_000, 0)));
+    Run many = uneven(10_000, 14);
+    assertFalse(warns(many), many.err());
+    JsonNode left = many.json().get("float");
+    assertEquals(2, left.size(), left.toString());
+    assertTrue(left.get("w0").asText().contains("more than 14 %"), left.toString());
+    assertTrue(left.has("w1"), left.toString());
+    Run all = uneven(10_000, 14, "--include", "*");
+    assertTrue(warns(all), all.err());
+    assertEquals(0, all.json().get("float").size());
+  }
+
+  private static boolean warns(Run run) {
+    return run.err().contains("warning: on some of the calibration examples");
+  }
+
+  /**
+   * Quantizes a chain of Convs.
+   *
+   * @param large how much larger a channel is than the other
+   * @param more Convs of one channel behind the two that matter
+   */
+  private Run uneven(float large, int more, String... options) throws IOException {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("uneven")
+            .addInput(SmallModels.value("v0", DataType.FLOAT, -1, 1, 8))
+            .addOutput(SmallModels.value("v" + (more + 2), DataType.FLOAT, -1, 1, 8))
+            .addInitializer(weights("w0", new float[] {1, large}, 2, 1, 1))
+            .addInitializer(weights("w1", new float[] {1, 0.01f / large}, 1, 2, 1));
+    for (int k = 0; k < more + 2; k++) {
+      if (k > 1) {
+        g.addInitializer(weights("w" + k, new float[] {1}, 1, 1, 1));
       }
-      Path examples = folder.resolve("x" + large + ".safetensors");
-      TensorSpec spec = new TensorSpec("x", SafetensorsDtype.F32, List.of(6L, 1L, 8L));
-      RawSafetensors.write(examples, Map.of(), Map.of(spec, x.array()));
-      Path out = folder.resolve("int8" + large + ".onnx");
-      Run run =
-          Run.of("quantize", model, "-o", out, "--to", "onnx-qdq", "--calibration", examples)
-              .done();
-      assertEquals(large > 1, run.err().contains("warning: on some of the"), run.err());
+      g.addNode(SmallModels.node("Conv", "", List.of("v" + k, "w" + k), "v" + (k + 1)));
     }
+    Path model = Files.write(folder.resolve("c.onnx"), SmallModels.model(13, g).toByteArray());
+    ByteBuffer x = ByteBuffer.allocate(4 * 6 * 8).order(ByteOrder.LITTLE_ENDIAN);
+    Random random = new Random(2);
+    while (x.hasRemaining()) {
+      x.putFloat((float) random.nextGaussian());
+    }
+    TensorSpec spec = new TensorSpec("v0", SafetensorsDtype.F32, List.of(6L, 1L, 8L));
+    Path examples = folder.resolve("c.safetensors");
+    RawSafetensors.write(examples, Map.of(), Map.of(spec, x.array()));
+    List<Object> line =
+        new ArrayList<>(
+            List.of("quantize", model, "-o", folder.resolve("int8.onnx"), "--to", "onnx-qdq"));
+    line.addAll(List.of("--calibration", examples, "--json"));
+    line.addAll(List.of(options));
+    return Run.of(line.toArray()).done();
   }
 
   private static TensorProto weights(String name, float[] values, long... dims) {
