@@ -947,8 +947,7 @@ stages:
     RawSafetensors.write(
         folder.resolve("images.safetensors"),
         Map.of(),
-        Map.of(
-            new TensorSpec("x", SafetensorsDtype.F32, List.of(40L, 3L, 16L, 16L)), x.array()));
+        Map.of(new TensorSpec("x", SafetensorsDtype.F32, List.of(40L, 3L, 16L, 16L)), x.array()));
     Path made = folder.resolve("made.yaml");
     Run.of("recipe", "init", "-o", made, "--model", "cnn.onnx", "--examples", "images.safetensors")
         .done();
@@ -986,8 +985,7 @@ stages:
     RawSafetensors.write(
         folder.resolve("pixels.safetensors"),
         Map.of(),
-        Map.of(
-            new TensorSpec("pixels", SafetensorsDtype.U8, List.of(40L, 3L, 16L, 16L)), pixels));
+        Map.of(new TensorSpec("pixels", SafetensorsDtype.U8, List.of(40L, 3L, 16L, 16L)), pixels));
     Path made = folder.resolve("made.yaml");
     Object[] init = {
       "recipe", "init", "-o", made, "--model", "pixels.onnx", "--examples", "pixels.safetensors"

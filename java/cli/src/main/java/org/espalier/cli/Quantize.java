@@ -233,8 +233,7 @@ final class Quantize implements Callable<Integer> {
                 onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
         progress.update("calibrating", 0, 0);
         Map<String, ActivationRange> ranges =
-            quantizer.calibrate(
-                calibration.fixed(onnx, source, tokenizer, common::note), clipping);
+            quantizer.calibrate(calibration.fixed(onnx, source, tokenizer, common::note), clipping);
         skipped.putAll(quantizer.skipped());
         error = calibration.few(onnx).map(few -> new OutputError(onnx, few));
         if (!tensors.replacesDefault()) {

@@ -34,7 +34,7 @@ import picocli.CommandLine.Option;
       "  espalier recipe init -o recipe.yaml --model resnet.onnx --examples images.safetensors",
     })
 final class RecipeInit implements Callable<Integer> {
-  /** Of fewer examples a fifth each is held out to validate and to evaluate, in place of the usual numbers. */
+  /** Of fewer examples a fifth each is held out to validate and to evaluate, not what is usual. */
   private static final long FEW = 2 * (256 + 400);
 
   @Mixin private CommonOptions common;
@@ -95,7 +95,10 @@ final class RecipeInit implements Callable<Integer> {
     return 0;
   }
 
-  /** What the files ask for, where they are there: static ranges for convolutions, and fewer examples held out of few. */
+  /**
+   * What the files ask for, where they are there: static ranges for convolutions, and fewer examples
+   * held out of few.
+   */
   private Map<String, String> fitting(Path recipe) {
     Map<String, String> settings = new HashMap<>();
     Path file = model.startsWith("maven:") ? null : recipe.resolveSibling(model);

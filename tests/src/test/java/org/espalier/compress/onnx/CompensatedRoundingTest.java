@@ -105,8 +105,7 @@ class CompensatedRoundingTest {
         new CompensatedRounding(first).round(Arrays.copyOf(w, 40 * n), scales, 127),
         Arrays.copyOf(q, 40 * n));
     assertArrayEquals(
-        new CompensatedRounding(second)
-            .round(Arrays.copyOfRange(w, 40 * n, 73 * n), scales, 127),
+        new CompensatedRounding(second).round(Arrays.copyOfRange(w, 40 * n, 73 * n), scales, 127),
         Arrays.copyOfRange(q, 40 * n, 73 * n));
   }
 

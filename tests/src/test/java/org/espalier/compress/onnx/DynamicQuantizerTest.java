@@ -494,8 +494,7 @@ class DynamicQuantizerTest {
         GraphProto.newBuilder()
             .setName("g")
             .addInput(value("x", DataType.UINT8, -1, 3))
-            .addInitializer(
-                SmallModels.tensor("w", DataType.INT8, ByteBuffer.allocate(9), 3, 3))
+            .addInitializer(SmallModels.tensor("w", DataType.INT8, ByteBuffer.allocate(9), 3, 3))
             .addNode(node("MatMulInteger", "", List.of("x", "w"), "y"))
             .addOutput(value("y", DataType.INT32, -1, 3));
     OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "int8");

@@ -51,8 +51,7 @@ class OnnxWeightsTest {
 
   @Test
   void axesOfTransposedConvolutionsAndRecurrentLayers() {
-    List<OnnxWeight> weights =
-        OnnxWeights.of(OnnxModel.of(SmallModels.recurrent(), "recurrent"));
+    List<OnnxWeight> weights = OnnxWeights.of(OnnxModel.of(SmallModels.recurrent(), "recurrent"));
     assertEquals(
         List.of(
             "down.weight",
@@ -211,8 +210,7 @@ class OnnxWeightsTest {
   @Test
   void matricesOfOperatorsThatAreNotLookedIntoAreTold() {
     NodeProto einsum =
-        node(
-            "Einsum", "", List.of("x", "w"), "e", SmallModels.text("equation", "bi,ij->bj"));
+        node("Einsum", "", List.of("x", "w"), "e", SmallModels.text("equation", "bi,ij->bj"));
     NodeProto fused =
         node("FusedMatMul", "", List.of("e", "v"), "y").toBuilder()
             .setDomain("com.microsoft")
