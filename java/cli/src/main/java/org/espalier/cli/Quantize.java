@@ -44,7 +44,8 @@ import picocli.CommandLine.Parameters;
           + " speed in ONNX Runtime.",
       "",
       "  onnx-dynamic        activations are quantized as they come: text models",
-      "  onnx-qdq            activations have fixed ranges, found by calibration; Conv too",
+      "  onnx-qdq            activations have fixed ranges, found by calibration; Conv too, less"
+          + " those that alone would spoil the outputs (--include takes them all the same)",
       "  compressed-tensors  the Hugging Face layout of a safetensors folder: linear layers int8,"
           + " one scale a row, for readers as vLLM",
       "",
