@@ -21,6 +21,7 @@
 //   Walk                                the items of a list for blocks that are fewer
 //   bits_32                             32 bits of a mask, from any byte, reading nothing beside the tensor
 //   is_last_block                       the block that finishes last sees what all others wrote
+//   let_next_begin, wait_for_kernel_before   between two kernels of an operation, see below
 //   cluster_barrier, cluster_shared     between the blocks of a cluster, which run together (compute capability 9 and 10)
 //   exp2_approximate                    2^x in one instruction, where an error of 2^-22 is stated and tested
 // Indices into a tensor are int64_t; those within a chunk are int. Sums have one order, the CPU's. Contraction is off and
@@ -35,6 +36,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "device_limits.h"
 #include "espalier/common.h"
 
 #if defined(__CUDACC__)
@@ -63,6 +65,7 @@ struct Shape {
   int64_t dynamic_shared = 0;       // bytes
   int64_t most_dynamic_shared = 0;  // that any launch of the kernel on this device has, where that is over 48 KiB
   int cluster = 1;                  // blocks side by side that run together
+  bool follows = false;             // a kernel of the same operation, directly: see wait_for_kernel_before
 };
 
 // Queues kernel<<<grid, block, dynamic_shared, stream>>>(arguments...).
@@ -78,20 +81,27 @@ esp_status launch(const char* what, void (*kernel)(P...), const Shape& shape, vo
   const dim3 grid(static_cast<unsigned>(shape.grid)), block(static_cast<unsigned>(shape.block));
   const size_t dynamic_shared = static_cast<size_t>(shape.dynamic_shared);
 #if defined(__CUDACC__)
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (shape.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  }
+  if (shape.follows) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = dynamic_shared;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &cluster;
-  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   return check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), what);
 #else
-  return check(emulator::launch(kernel, {grid, block, dynamic_shared, shape.cluster}, static_cast<cudaStream_t>(stream),
-                                static_cast<P>(arguments)...),
+  return check(emulator::launch(kernel, {grid, block, dynamic_shared, shape.cluster, shape.follows},
+                                static_cast<cudaStream_t>(stream), static_cast<P>(arguments)...),
                what);
 #endif
 }
@@ -99,6 +109,28 @@ template <class... P, class... A>
 esp_status launch(const char* what, void (*kernel)(P...), int64_t grid, int block, void* stream, A&&... arguments) {
   return launch(what, kernel, Shape{grid, block}, stream, static_cast<A&&>(arguments)...);
 }
+
+// The kernels of one operation, launched with nothing between them: those after the first begin early where the device can,
+// and each of them calls wait_for_kernel_before. The first one has waited for all that the stream had before.
+class Kernels {
+ public:
+  Kernels(const DeviceLimits& limits, void* stream, bool launched = false)
+      : early_(limits.early_kernels), launched_(launched), stream_(stream) {}
+  template <class... P, class... A>
+  esp_status launch(const char* what, void (*kernel)(P...), Shape shape, A&&... arguments) {
+    shape.follows = early_ && launched_;
+    launched_ = true;
+    return esp::launch(what, kernel, shape, stream_, static_cast<A&&>(arguments)...);
+  }
+  template <class... P, class... A>
+  esp_status launch(const char* what, void (*kernel)(P...), int64_t grid, int block, A&&... arguments) {
+    return launch(what, kernel, Shape{grid, block}, static_cast<A&&>(arguments)...);
+  }
+
+ private:
+  bool early_, launched_;
+  void* stream_;
+};
 
 constexpr unsigned all_lanes = 0xffffffffu;
 
@@ -343,6 +375,30 @@ struct Walk {
     return item;
   }
 };
+
+// ---- between kernels of an operation (programmatic dependent launch)
+
+// Lets the blocks of the next kernel begin: they do when each block of this kernel has called this, or has ended. All blocks
+// of this kernel have their room by then, so it takes none from them. For kernels that another one of the operation follows;
+// the last one leaves it out, because kernels of the caller may rely on more than ours do.
+__device__ __forceinline__ void let_next_begin() {
+#if !defined(__CUDACC__)
+  emulator::let_next_begin();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Waits until the kernel before has ended, and sees what it wrote. In every thread of every kernel that can come second, on
+// every way, because the next kernel waits for this one alone. Before it a kernel may read what no earlier kernel of the
+// operation writes, and writes nothing but its shared memory. What it reads after it is not const __restrict__, but for
+// tables: such a load may be moved before it.
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if !defined(__CUDACC__)
+  emulator::wait_for_kernel_before();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // ---- between blocks
 

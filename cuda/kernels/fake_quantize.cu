@@ -45,10 +45,17 @@ struct Call {
   QuantizeState* states;
   QuantizeRange* ranges;
   esp_cuda_quantize_result* results;
-  int64_t count;       // of tensors
-  int32_t part_count;  // of this kernel
-  uint32_t writers;  // blocks of all kernels that end with finish()
+  int64_t count;          // of tensors
+  int32_t part_count;     // of this kernel
+  uint32_t writers;       // blocks of all kernels that end with finish()
+  bool followed = false;  // by another kernel
 };
+
+// At the beginning of each kernel but the chunks', which is the last.
+__device__ __forceinline__ void wait_in_turn(const Call& call) {
+  if (call.followed) esp::let_next_begin();
+  esp::wait_for_kernel_before();
+}
 
 // The last block of the last kernels: results, and the workspace as it was.
 __device__ void finish(const Call& call) {
@@ -316,6 +323,7 @@ __device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEnt
 // and on counting itself as done.
 template <int list, int team, int held>
 __global__ void __launch_bounds__(threads, blocks_of(list)) fake_quantize_rows_kernel(Call call) {
+  wait_in_turn(call);
   for (esp::Walk<QuantizePart> walk(call.parts, call.part_count); !walk.ends();) {
     const QuantizePart part = walk.take();
     const QuantizeEntry& t = call.tensors[part.tensor];
@@ -364,6 +372,7 @@ __device__ __forceinline__ Range range_of_piece(const QuantizeEntry& t, int64_t 
 __global__ void __launch_bounds__(threads) fake_quantize_ranges_rows_kernel(Call call) {
   ESP_SHARED(Range, ranges, [warps]);
   ESP_SHARED(int64_t, channels, [warps]);
+  wait_in_turn(call);
   const QuantizePart part = call.parts[blockIdx.x];
   const QuantizeEntry t = call.tensors[part.tensor];
   QuantizeState* const state = call.states + part.tensor;
@@ -440,6 +449,7 @@ __device__ __forceinline__ void ranges_of_columns(const Call& call, const Quanti
 }
 
 __global__ void __launch_bounds__(threads, 2) fake_quantize_ranges_columns_kernel(Call call) {
+  wait_in_turn(call);
   const QuantizePart part = call.parts[blockIdx.x];
   const QuantizeEntry t = call.tensors[part.tensor];
   QuantizeState* const state = call.states + part.tensor;
@@ -454,6 +464,7 @@ __global__ void __launch_bounds__(threads, 2) fake_quantize_ranges_columns_kerne
 }
 
 __global__ void __launch_bounds__(threads) fake_quantize_scales_kernel(Call call) {
+  wait_in_turn(call);
   const QuantizePart part = call.parts[blockIdx.x];
   const QuantizeEntry t = call.tensors[part.tensor];
   const int64_t channel = static_cast<int64_t>(part.index) * threads + threadIdx.x;
@@ -513,6 +524,7 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
 
 // Launched without parts where no tensor has any, for the results.
 __global__ void __launch_bounds__(threads, blocks_of(esp::quantize_chunks)) fake_quantize_chunks_kernel(Call call) {
+  esp::wait_for_kernel_before();
   for (esp::Walk<QuantizePart> walk(call.parts, call.part_count); !walk.ends();) {
     const QuantizePart part = walk.take();
     const QuantizeEntry& t = call.tensors[part.tensor];
@@ -650,20 +662,23 @@ esp_status esp_cuda_fake_quantize(const esp_cuda_plan* plan, const void* table, 
       {"fake_quantize scales", fake_quantize_scales_kernel},
   };
   static_assert(sizeof kernels / sizeof kernels[0] == esp::quantize_chunks, "chunks are last");
+  const int64_t chunks = writers > 0 ? blocks(esp::quantize_chunks) : 1;
+  int last = esp::quantize_chunks;
+  while (chunks == 0 && parts[last] == 0) last--;
+  esp::Kernels launches(limits, stream);
   for (int list = 0; list < esp::quantize_chunks; list++) {
     call.part_count = static_cast<int32_t>(parts[list]);
+    call.followed = list < last;
     if (parts[list] > 0) {
       if (esp_status status =
-              esp::launch(kernels[list].name, kernels[list].kernel, blocks(list), threads, stream, call))
+              launches.launch(kernels[list].name, kernels[list].kernel, blocks(list), threads, call))
         return status;
     }
     call.parts += parts[list];
   }
-  const int64_t chunks = blocks(esp::quantize_chunks);
-  if (writers > 0 && chunks == 0) return ESP_OK;
+  if (chunks == 0) return ESP_OK;
   call.part_count = static_cast<int32_t>(parts[esp::quantize_chunks]);
-  return esp::launch("fake_quantize", fake_quantize_chunks_kernel, chunks > 0 ? chunks : 1, threads, stream,
-                     call);
+  return launches.launch("fake_quantize", fake_quantize_chunks_kernel, chunks, threads, call);
 }
 
 esp_status esp::launch_fake_quantize_backward(const void* grad_y, const uint8_t* gate, void* grad_x,

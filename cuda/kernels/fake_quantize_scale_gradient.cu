@@ -10,6 +10,7 @@
 // Bytes an element: x, grad_y and, where wanted, grad_x once.
 #include "fake_quantize_scale_gradient.h"
 
+#include "device_limits.h"
 #include "fake_quantize_grid.cuh"
 #include "kernel.cuh"
 #include "status.h"
@@ -38,9 +39,16 @@ struct Call {
   GradientState* states;
   GradientSums* partials;
   esp_cuda_scale_gradient_result* results;
-  int64_t count;     // of tensors
-  uint32_t writers;  // blocks of all kernels
+  int64_t count;          // of tensors
+  uint32_t writers;       // blocks of all kernels
+  bool followed = false;  // by another kernel
 };
+
+// At the beginning of each kernel but the last.
+__device__ __forceinline__ void wait_in_turn(const Call& call) {
+  if (call.followed) esp::let_next_begin();
+  esp::wait_for_kernel_before();
+}
 
 // The last block of all: results, and the workspace as it was.
 __device__ void finish(const Call& call) {
@@ -186,6 +194,7 @@ __device__ __forceinline__ void gradients_of_rows(const Call& call, const Gradie
 
 __global__ void __launch_bounds__(threads, 2) scale_gradient_rows_kernel(Call call) {
   ESP_SHARED(GradientSums, sums, [threads * n]);
+  wait_in_turn(call);
   const GradientPart part = call.parts[blockIdx.x];
   const GradientEntry t = call.tensors[part.tensor];
   GradientState* const state = call.states + part.tensor;
@@ -269,6 +278,7 @@ __device__ __forceinline__ void gradients_of_columns(const Call& call, const Gra
 
 __global__ void __launch_bounds__(threads, 2) scale_gradient_columns_kernel(Call call) {
   ESP_SHARED(GradientSums, sums, [threads * n]);
+  wait_in_turn(call);
   const GradientPart part = call.parts[blockIdx.x];
   const GradientEntry t = call.tensors[part.tensor];
   GradientState* const state = call.states + part.tensor;
@@ -289,6 +299,7 @@ __global__ void __launch_bounds__(threads, 2) scale_gradient_columns_kernel(Call
 
 // Launched without parts where no tensor has any work, for the results.
 __global__ void __launch_bounds__(threads) scale_gradient_sums_kernel(Call call, int64_t parts) {
+  esp::wait_for_kernel_before();
   if (blockIdx.x < parts) {
     constexpr int held = esp::partial_lanes / 32;
     const GradientPart part = call.parts[blockIdx.x];
@@ -347,18 +358,23 @@ esp_status esp_cuda_fake_quantize_scale_gradient(const esp_cuda_plan* plan, cons
   call.results = results;
   call.count = count;
   call.writers = static_cast<uint32_t>(rows + columns + last);
+  esp::DeviceLimits limits;
+  if (esp_status status = esp::device_limits(&limits)) return status;
+  esp::Kernels kernels(limits, stream);
   if (rows > 0) {
+    call.followed = columns + last > 0;
     if (esp_status status =
-            esp::launch("scale gradients of rows", scale_gradient_rows_kernel, rows, threads, stream, call))
+            kernels.launch("scale gradients of rows", scale_gradient_rows_kernel, rows, threads, call))
       return status;
   }
   call.parts += rows;
   if (columns > 0) {
-    if (esp_status status = esp::launch("scale gradients of columns", scale_gradient_columns_kernel, columns,
-                                        threads, stream, call))
+    call.followed = last > 0;
+    if (esp_status status =
+            kernels.launch("scale gradients of columns", scale_gradient_columns_kernel, columns, threads, call))
       return status;
   }
   call.parts += columns;
   if (last == 0) return ESP_OK;
-  return esp::launch("scale gradients", scale_gradient_sums_kernel, last, threads, stream, call, sums);
+  return kernels.launch("scale gradients", scale_gradient_sums_kernel, last, threads, call, sums);
 }

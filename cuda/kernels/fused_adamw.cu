@@ -55,10 +55,14 @@ struct AdamwRule {
 constexpr int correct_threads = 256;
 
 __global__ void __launch_bounds__(correct_threads)
-    fused_adamw_correct_kernel(const int64_t* __restrict__ steps, esp::AdamwCorrection* corrections,
-                               int64_t count, double learning_rate, double beta1, double beta2) {
+    fused_adamw_correct_kernel(const int64_t* steps, esp::AdamwCorrection* corrections, int64_t count,
+                               double learning_rate, double beta1, double beta2) {
+  esp::let_next_begin();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * correct_threads + threadIdx.x;
-  if (i < count) corrections[i] = esp::adamw_correction(learning_rate, beta1, beta2, steps[i] + 1);
+  esp::AdamwCorrection correction = {};
+  if (i < count) correction = esp::adamw_correction(learning_rate, beta1, beta2, steps[i] + 1);
+  esp::wait_for_kernel_before();
+  if (i < count) corrections[i] = correction;
 }
 
 }  // namespace
@@ -77,11 +81,12 @@ esp_status esp_cuda_fused_adamw(const esp_cuda_plan* plan, const void* table, vo
   return launch_step<AdamwRule>(
       {"fused_adamw: update", "fused_adamw: quantize", plan, table, workspace, options->max_norm,
        options->skip_non_finite, result, stream},
-      esp::adamw_coefficients(*options, 1, {}), steps, [&](esp::AdamwCorrection* corrections, int64_t count) {
+      esp::adamw_coefficients(*options, 1, {}), steps,
+      [&](esp::Kernels& kernels, esp::AdamwCorrection* corrections, int64_t count) {
         return count == 0 ? ESP_OK
-                          : esp::launch("fused_adamw: correct", fused_adamw_correct_kernel,
-                                        (count + correct_threads - 1) / correct_threads, correct_threads,
-                                        stream, steps, corrections, count, options->learning_rate,
-                                        options->beta1, options->beta2);
+                          : kernels.launch("fused_adamw: correct", fused_adamw_correct_kernel,
+                                           (count + correct_threads - 1) / correct_threads, correct_threads,
+                                           steps, corrections, count, options->learning_rate, options->beta1,
+                                           options->beta2);
       });
 }

@@ -55,5 +55,5 @@ esp_status esp_cuda_fused_sgd(const esp_cuda_plan* plan, const void* table, void
   return launch_step<SgdRule>({"fused_sgd: update", "fused_sgd: quantize", plan, table, workspace,
                                options->max_norm, options->skip_non_finite, result, stream},
                               esp::sgd_coefficients(*options, 1.0f), started,
-                              [](SgdRule::Correction*, int64_t) -> esp_status { return ESP_OK; });
+                              [](esp::Kernels&, SgdRule::Correction*, int64_t) -> esp_status { return ESP_OK; });
 }

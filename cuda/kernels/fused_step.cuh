@@ -16,6 +16,7 @@
 // piece stay in registers, so that rows which lie whole in a piece get scale, working copy and gate in the
 // same pass. Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
 #pragma once
+#include "device_limits.h"
 #include "fused_step_table.h"
 #include "kernel.cuh"
 #include "normal.h"
@@ -574,12 +575,11 @@ __device__ __forceinline__ void update_panel(const Step<Rule>& step, const StepE
   }
 }
 
-// The tensor of a block: read from shared memory where it is needed, it takes no registers.
+// The tensor of a block: read from shared memory where it is needed, behind a barrier, it takes no registers.
 __device__ __forceinline__ void load_entry(const StepEntry* from, StepEntry* to) {
   constexpr int words = sizeof(StepEntry) / 4;
   if (threadIdx.x < words)
     reinterpret_cast<uint32_t*>(to)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
-  __syncthreads();
 }
 
 template <class Rule, bool noisy>
@@ -711,11 +711,14 @@ __global__ void __launch_bounds__(threads, noisy ? 1 : Rule::blocks) update_kern
   ESP_SHARED(Kept, kept, [1]);
   ESP_SHARED(typename Rule::Age, age, [1]);
   const bool works = static_cast<int>(blockIdx.x) < step.chunk_count;
-  const StepChunk chunk = works ? step.chunks[blockIdx.x] : StepChunk{};  // on its way beside the guard
+  const StepChunk chunk = works ? step.chunks[blockIdx.x] : StepChunk{};
+  if (works) load_entry(step.tensors + chunk.tensor, entry);
+  if (!step.last) esp::let_next_begin();
+  esp::wait_for_kernel_before();
   const bool skipped = step.guarded && step.state->guard.skipped != 0;
   if (works && !skipped) {
     if (threadIdx.x == 0) age[0] = Rule::age(step.coefficients, step.history, step.corrections, chunk.tensor);
-    load_entry(step.tensors + chunk.tensor, entry);
+    __syncthreads();
     update_piece<Rule, noisy>(step, chunk, step.coefficients, age[0], entry[0], scales[0], kept[0]);
   }
   if (step.last && esp::is_last_block(&step.state->arrived, gridDim.x)) {
@@ -729,9 +732,11 @@ __global__ void __launch_bounds__(threads, 2) quantize_kernel(Step<Rule> step) {
   ESP_SHARED(StepEntry, entry, [1]);
   ESP_SHARED(Kept, kept, [1]);
   const StepChunk chunk = step.chunks[blockIdx.x];
+  load_entry(step.tensors + chunk.tensor, entry);
+  esp::wait_for_kernel_before();
   const bool skipped = step.guarded && step.state->guard.skipped != 0;
   if (!skipped) {
-    load_entry(step.tensors + chunk.tensor, entry);
+    __syncthreads();
     quantize_piece(step, chunk, entry[0], scales[0], kept[0]);
   }
   if (esp::is_last_block(&step.state->arrived, gridDim.x)) {
@@ -777,7 +782,7 @@ inline esp_status check_capture(const char* operation, const esp_step_noise& noi
                          operation);
 }
 
-// Queues the step. correct(corrections) queues what fills them, before anything else reads them.
+// Queues the step. correct(kernels, corrections) queues what fills them.
 template <class Rule, class Correct>
 esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& coefficients,
                        typename Rule::History* history, Correct&& correct) {
@@ -791,7 +796,16 @@ esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& 
   int* const slot = reinterpret_cast<int*>(state + 1);
   auto* const corrections = reinterpret_cast<typename Rule::Correction*>(slot + (slots + 1) / 2 * 2);
   void* const norm_workspace = corrections + (Rule::corrects ? count : 0);
+  esp::DeviceLimits limits;
+  if (esp_status status = esp::device_limits(&limits)) return status;
 
+  if (slots > 0) {  // first, because kernels follow kernels only
+    if (esp_status status = esp::check(
+            cudaMemsetAsync(slot, 0, static_cast<size_t>(slots) * 4, static_cast<cudaStream_t>(call.stream)),
+            call.update_name)) {
+      return status;
+    }
+  }
   if (guarded) {
     const esp_cuda_plan norm = {0, 0, {count, operation[esp::step_norm_chunks]}};
     const esp::GuardRule rule = {call.max_norm, call.skip_non_finite, &state->guard};
@@ -800,14 +814,8 @@ esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& 
       return status;
     }
   }
-  if (slots > 0) {
-    if (esp_status status = esp::check(
-            cudaMemsetAsync(slot, 0, static_cast<size_t>(slots) * 4, static_cast<cudaStream_t>(call.stream)),
-            call.update_name)) {
-      return status;
-    }
-  }
-  if (esp_status status = correct(corrections, count)) return status;
+  esp::Kernels kernels(limits, call.stream, guarded);
+  if (esp_status status = correct(kernels, corrections, count)) return status;
   Step<Rule> step = {tensors,      chunks,
                      state,        slot,
                      history,      corrections,
@@ -817,15 +825,14 @@ esp_status launch_step(const StepCall& call, const typename Rule::Coefficients& 
                      second == 0};
   const int64_t blocks = first > 0 ? first : 1;
   if (esp_status status =
-          coefficients.noise.sigma != 0
-              ? esp::launch(call.update_name, update_kernel<Rule, true>, blocks, threads, call.stream, step)
-              : esp::launch(call.update_name, update_kernel<Rule, false>, blocks, threads, call.stream,
-                            step)) {
+          kernels.launch(call.update_name,
+                         coefficients.noise.sigma != 0 ? update_kernel<Rule, true> : update_kernel<Rule, false>,
+                         blocks, threads, step)) {
     return status;
   }
   if (second == 0) return ESP_OK;
   step.chunks = chunks + first;
-  return esp::launch(call.quantize_name, quantize_kernel<Rule>, second, threads, call.stream, step);
+  return kernels.launch(call.quantize_name, quantize_kernel<Rule>, second, threads, step);
 }
 
 }  // namespace

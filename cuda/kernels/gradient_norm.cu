@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(threads, 3)
                          GuardRule rule) {
   ESP_SHARED(Tile, tiles, [threads / team]);
   ESP_SHARED(double, sums, [threads]);
+  if (rule.guard != nullptr) esp::let_next_begin();
   double* const squares = reinterpret_cast<double*>(state + 1);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % team;
   const unsigned lanes = 0xffffu << (thread % 32 / team * team);

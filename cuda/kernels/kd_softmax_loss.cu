@@ -408,6 +408,7 @@ __device__ void add_up(const KdCall& call, Segment& segment) {
 
 // Counts rows and labels, and finds what is a label of no class.
 __global__ void __launch_bounds__(threads) kd_softmax_loss_labels_kernel(KdCall call) {
+  esp::let_next_begin();
   const esp_kd_softmax_loss_arguments& a = call.arguments;
   KdState* const state = call.state;
   const int64_t first = blockIdx.x * esp::kd_checked_rows;
@@ -449,6 +450,8 @@ __global__ void __launch_bounds__(threads) kd_softmax_loss_labels_kernel(KdCall 
 __global__ void __launch_bounds__(threads, 2) kd_softmax_loss_wide_kernel(KdCall call, bool ends) {
   ESP_SHARED(Segment, segments, [1]);
   Segment& segment = segments[0];
+  if (!ends) esp::let_next_begin();
+  esp::wait_for_kernel_before();
   const int64_t row = blockIdx.x / call.segments, index = blockIdx.x % call.segments;
   const bool writes = call.arguments.gradient != nullptr && call.segments == 1;
   if (row < call.arguments.rows && call.state->is_bad == 0) {
@@ -476,6 +479,7 @@ __global__ void __launch_bounds__(threads, 2) kd_softmax_loss_wide_kernel(KdCall
 __global__ void __launch_bounds__(threads, 2) kd_softmax_loss_gradient_kernel(KdCall call) {
   ESP_SHARED(Segment, segments, [1]);
   Segment& segment = segments[0];
+  esp::wait_for_kernel_before();
   const int64_t row = blockIdx.x / call.segments, index = blockIdx.x % call.segments;
   if (call.state->is_bad == 0) {
     if (looked_at(call, row)) {
@@ -504,6 +508,7 @@ __device__ __forceinline__ void far_row(const KdCall& call, int64_t row, Segment
 __global__ void __launch_bounds__(threads, 2) kd_softmax_loss_far_kernel(KdCall call) {
   ESP_SHARED(Segment, segments, [1]);
   Segment& segment = segments[0];
+  esp::wait_for_kernel_before();
   for (uint32_t i = blockIdx.x; i < call.state->far_rows; i += gridDim.x) {
     far_row(call, call.far[i], segment);
     __syncthreads();
@@ -653,6 +658,7 @@ template <int quarter>
 __global__ void __launch_bounds__(threads, quarter > 8 ? 1 : 2) kd_softmax_loss_narrow_kernel(KdCall call) {
   ESP_SHARED(Segment, segments, [1]);
   Segment& segment = segments[0];
+  esp::wait_for_kernel_before();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * esp::kd_narrow_rows + threadIdx.x / 4;
   const bool exists = row < call.arguments.rows && call.state->is_bad == 0,
              looked = exists && looked_at(call, row);
@@ -676,30 +682,31 @@ __global__ void __launch_bounds__(threads, quarter > 8 ? 1 : 2) kd_softmax_loss_
 
 }  // namespace
 
-esp_status esp::launch_kd_softmax_loss(const KdCall& call, void* stream) {
+esp_status esp::launch_kd_softmax_loss(const KdCall& call, const DeviceLimits& limits, void* stream) {
   const esp_kd_softmax_loss_arguments& a = call.arguments;
   const int64_t rows = a.rows > 0 ? a.rows : 1;  // no rows have a result too
-  if (esp_status status = launch("kd_softmax_loss labels", kd_softmax_loss_labels_kernel,
-                                 (rows + kd_checked_rows - 1) / kd_checked_rows, threads, stream, call)) {
+  Kernels kernels(limits, stream);
+  if (esp_status status = kernels.launch("kd_softmax_loss labels", kd_softmax_loss_labels_kernel,
+                                         (rows + kd_checked_rows - 1) / kd_checked_rows, threads, call)) {
     return status;
   }
   if (a.classes <= kd_narrow) {
-    return launch("kd_softmax_loss of narrow rows",
-                  a.classes <= kd_narrow / 2 ? kd_softmax_loss_narrow_kernel<kd_narrow / 8>
-                                             : kd_softmax_loss_narrow_kernel<kd_narrow / 4>,
-                  (rows + kd_narrow_rows - 1) / kd_narrow_rows, threads, stream, call);
+    return kernels.launch("kd_softmax_loss of narrow rows",
+                          a.classes <= kd_narrow / 2 ? kd_softmax_loss_narrow_kernel<kd_narrow / 8>
+                                                     : kd_softmax_loss_narrow_kernel<kd_narrow / 4>,
+                          (rows + kd_narrow_rows - 1) / kd_narrow_rows, threads, call);
   }
   if (call.hold.blocks > 0) {
-    if (esp_status status = a.rows == 0 ? ESP_OK : launch_held(call, stream)) return status;
-    return launch("kd_softmax_loss of far rows", kd_softmax_loss_far_kernel, kd_far_blocks, threads, stream,
-                  call);
+    if (esp_status status = a.rows == 0 ? ESP_OK : launch_held(call, kernels)) return status;
+    return kernels.launch("kd_softmax_loss of far rows", kd_softmax_loss_far_kernel, kd_far_blocks, threads,
+                          call);
   }
   const bool ends = call.segments == 1 || a.gradient == nullptr || a.rows == 0;
-  if (esp_status status = launch("kd_softmax_loss", kd_softmax_loss_wide_kernel, rows * call.segments,
-                                 threads, stream, call, ends)) {
+  if (esp_status status = kernels.launch("kd_softmax_loss", kd_softmax_loss_wide_kernel, rows * call.segments,
+                                         threads, call, ends)) {
     return status;
   }
   if (ends) return ESP_OK;
-  return launch("kd_softmax_loss gradient", kd_softmax_loss_gradient_kernel, rows * call.segments, threads,
-                stream, call);
+  return kernels.launch("kd_softmax_loss gradient", kd_softmax_loss_gradient_kernel, rows * call.segments,
+                        threads, call);
 }

@@ -59,6 +59,6 @@ struct KdCall {
   esp_cuda_kd_softmax_loss_result* result;
 };
 
-esp_status launch_kd_softmax_loss(const KdCall& call, void* stream);
+esp_status launch_kd_softmax_loss(const KdCall& call, const DeviceLimits& limits, void* stream);
 
 }  // namespace esp

@@ -286,6 +286,8 @@ __global__ void __launch_bounds__(threads, 3) kd_softmax_loss_held_kernel(KdCall
   ESP_DYNAMIC_SHARED(Words, held);
   ESP_SHARED(HeldSums, of_warps, [warps]);
   ESP_SHARED(HeldRow, settled, [1]);
+  esp::let_next_begin();
+  esp::wait_for_kernel_before();
   if (call.state->is_bad != 0) return;
   const esp_kd_softmax_loss_arguments& a = call.arguments;
   const KdHold& hold = call.hold;
@@ -405,19 +407,19 @@ __global__ void __launch_bounds__(threads, 3) kd_softmax_loss_held_kernel(KdCall
 }
 
 template <class T>
-esp_status launch_held_of(const KdCall& call, void* stream) {
+esp_status launch_held_of(const KdCall& call, esp::Kernels& kernels) {
   const bool soft = call.arguments.teacher.data != nullptr, bounded = call.arguments.bound.data != nullptr;
   const esp::Shape shape = {call.arguments.rows * call.hold.blocks, threads, call.hold.shared_bytes,
                             call.hold.most_bytes, call.hold.blocks};
-  return esp::launch("kd_softmax_loss of held rows",
-                     bounded ? kd_softmax_loss_held_kernel<T, true, true>
-                     : soft  ? kd_softmax_loss_held_kernel<T, true, false>
-                             : kd_softmax_loss_held_kernel<T, false, false>,
-                     shape, stream, call);
+  return kernels.launch("kd_softmax_loss of held rows",
+                        bounded ? kd_softmax_loss_held_kernel<T, true, true>
+                        : soft  ? kd_softmax_loss_held_kernel<T, true, false>
+                                : kd_softmax_loss_held_kernel<T, false, false>,
+                        shape, call);
 }
-esp_status launch_held(const KdCall& call, void* stream) {
-  return call.arguments.student.dtype == ESP_BF16 ? launch_held_of<bf16>(call, stream)
-                                                  : launch_held_of<f16>(call, stream);
+esp_status launch_held(const KdCall& call, esp::Kernels& kernels) {
+  return call.arguments.student.dtype == ESP_BF16 ? launch_held_of<bf16>(call, kernels)
+                                                  : launch_held_of<f16>(call, kernels);
 }
 
 }  // namespace

@@ -222,6 +222,7 @@ __device__ void begin_scope(const Prune& p, const Rule& rule, int32_t s) {
 }
 
 __global__ void __launch_bounds__(threads) prune_begin_kernel(Prune p, Rule rule) {
+  esp::let_next_begin();
   if (p.masked) {
     for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
       const PruneChunk chunk = walk.take();
@@ -285,8 +286,10 @@ __device__ void seek_ranks(const Prune& p) {
 
 __global__ void __launch_bounds__(threads) prune_sample_kernel(Prune p) {
   ESP_SHARED(uint32_t, own, [bins]);
-  if (p.state->refused != 0 || p.scopes[0].k == 0) return;
+  esp::let_next_begin();
   for (int b = static_cast<int>(threadIdx.x); b < bins; b += threads) own[b] = 0;
+  esp::wait_for_kernel_before();
+  if (p.state->refused != 0 || p.scopes[0].k == 0) return;
   __syncthreads();
   uint32_t taken = 0;
   for (int64_t s = blockIdx.x * threads + threadIdx.x; s < esp::prune_samples;
@@ -339,6 +342,8 @@ __global__ void __launch_bounds__(threads) prune_sample_kernel(Prune p) {
 
 // 11 bits more of both ends.
 __global__ void __launch_bounds__(threads) prune_bracket_kernel(Prune p) {
+  esp::let_next_begin();
+  esp::wait_for_kernel_before();
   PruneState& state = *p.state;
   if (state.refused != 0 || p.scopes[0].k == 0) return;
   const uint32_t low_bin = state.low_bin, high_bin = state.high_bin;
@@ -414,6 +419,8 @@ __device__ void settle(const Prune& p) {
 __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_collect_kernel(Prune p) {
   ESP_SHARED(int32_t, room, [esp::prune_room]);
   ESP_SHARED(uint32_t, found, [4]);  // inside, at low, at high; where the keys go
+  esp::let_next_begin();
+  esp::wait_for_kernel_before();
   PruneState& state = *p.state;
   if (state.refused != 0 || p.scopes[0].k == 0) return;
   const int32_t low = state.low, high = state.high;
@@ -527,9 +534,11 @@ __device__ __forceinline__ void flush_bins(uint32_t* own, unsigned long long* hi
 
 __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_narrow_kernel(Prune p) {
   ESP_SHARED(uint32_t, own, [bins * copies]);
+  esp::let_next_begin();
+  for (int b = static_cast<int>(threadIdx.x); b < bins * copies; b += threads) own[b] = 0;
+  esp::wait_for_kernel_before();
   if (p.state->refused != 0) return;
   if (!p.by_tensor && p.scopes[0].span <= 1) return;
-  for (int b = static_cast<int>(threadIdx.x); b < bins * copies; b += threads) own[b] = 0;
   __syncthreads();
   uint32_t* const mine = own + threadIdx.x % copies;
   int32_t of = -1;  // the scope whose keys the bins hold
@@ -569,6 +578,8 @@ __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_narrow_kerne
 
 // For scopes of a tensor: a block a scope.
 __global__ void __launch_bounds__(threads) prune_pick_kernel(Prune p) {
+  esp::let_next_begin();
+  esp::wait_for_kernel_before();
   if (p.state->refused == 0) pick(p, static_cast<int32_t>(blockIdx.x));
 }
 
@@ -621,6 +632,8 @@ __device__ void divide(const Prune& p, int32_t s) {
 
 __global__ void __launch_bounds__(threads) prune_ties_kernel(Prune p) {
   ESP_SHARED(uint32_t, found, [1]);
+  esp::let_next_begin();
+  esp::wait_for_kernel_before();
   if (p.state->refused != 0) return;
   if (!p.by_tensor && !divides_ties(p.scopes[0])) return;
   for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
@@ -653,6 +666,8 @@ __global__ void __launch_bounds__(threads) prune_ties_kernel(Prune p) {
 }
 
 __global__ void __launch_bounds__(threads) prune_divide_kernel(Prune p) {
+  esp::let_next_begin();
+  esp::wait_for_kernel_before();
   if (p.state->refused == 0) divide(p, static_cast<int32_t>(blockIdx.x));
 }
 
@@ -679,6 +694,8 @@ __device__ __forceinline__ uint32_t pattern_of(const int32_t (&key)[pack], int k
 // Any group: one bit a weight, decided from memory that nothing changes meanwhile. Neighbouring lanes have
 // neighbouring columns; what their groups share is in the nearest caches.
 __global__ void __launch_bounds__(threads) prune_pattern_kernel(Prune p, Rule rule) {
+  esp::let_next_begin();
+  esp::wait_for_kernel_before();
   uint8_t* field = p.decisions;
   int32_t of = 0;
   for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
@@ -821,6 +838,7 @@ __device__ __forceinline__ void add_pruned(const Prune& p, const Rule& rule, int
 
 template <bool by_pattern>
 __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_apply_kernel(Prune p, Rule rule) {
+  esp::wait_for_kernel_before();
   const uint8_t* field = p.decisions;
   int32_t of = 0, counted = 0;  // the tensor that `pruned` are of
   unsigned long long pruned = 0;
@@ -915,8 +933,9 @@ esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table
   if (esp_status status = esp::device_limits(&limits)) return status;
   const int64_t together = int64_t{limits.multiprocessors} * esp::prune_blocks,
                 blocks = p.chunk_count < 1 ? 1 : p.chunk_count < together ? p.chunk_count : together;
+  esp::Kernels kernels(limits, stream);
   const auto run = [&](const char* what, auto kernel, int64_t grid, auto... more) {
-    return esp::launch(what, kernel, grid, threads, stream, p, more...);
+    return kernels.launch(what, kernel, grid, threads, p, more...);
   };
   if (esp_status status = run("magnitude_prune: begin", prune_begin_kernel, p.masked ? blocks : 1, now))
     return status;

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 
@@ -81,6 +82,21 @@ esp_status check_bytes(int64_t bytes) {
   return bytes < 0 ? fail(ESP_INVALID_ARGUMENT, "%lld bytes", static_cast<long long>(bytes)) : ESP_OK;
 }
 
+// What the kernels that run on a device were compiled for, as 10 * major + minor: 75 where the driver compiles the PTX. Asked
+// once a device, because it takes longer than a launch may.
+__global__ void any_kernel() {}
+cudaError_t compiled_for(int device, int* architecture) {
+  static std::atomic<int> known[64];
+  const bool remembers = device < 64;
+  *architecture = remembers ? known[device].load(std::memory_order_relaxed) : 0;
+  if (*architecture != 0) return cudaSuccess;
+  cudaFuncAttributes attributes;
+  if (cudaError_t error = cudaFuncGetAttributes(&attributes, any_kernel)) return error;
+  *architecture = attributes.ptxVersion;
+  if (remembers) known[device].store(attributes.ptxVersion, std::memory_order_relaxed);
+  return cudaSuccess;
+}
+
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
 cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
 
@@ -101,13 +117,15 @@ esp_status check(cudaError_t error, const char* what) {
 }
 
 esp_status device_limits(DeviceLimits* limits) {
-  int device = 0, multiprocessors = 0, shared = 0, major = 0;
+  int device = 0, multiprocessors = 0, shared = 0, major = 0, compiled = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  // 12.0 has clusters of one block only.
-  *limits = {shared, major == 9 || major == 10, multiprocessors};
+  if (error == cudaSuccess) error = compiled_for(device, &compiled);
+  // Kernels compiled for less wait for nothing. 12.0 has clusters of one block only.
+  const bool waits = major >= 9 && compiled >= 90;
+  *limits = {shared, waits && major <= 10, waits, multiprocessors};
   return check(error, "CUDA device's limits");
 }
 

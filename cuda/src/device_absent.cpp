@@ -45,7 +45,7 @@ ABSENT(esp_cuda_fake_quantize_scale_gradient(const esp_cuda_plan*, const void*, 
 ABSENT(esp::launch_fake_quantize_backward(const void*, const uint8_t*, void*, int64_t, esp_dtype, void*))
 ABSENT(esp::launch_dequantize(const esp_dequantized&, int64_t, void*))
 ABSENT(esp::device_limits(DeviceLimits*))
-ABSENT(esp::launch_kd_softmax_loss(const KdCall&, void*))
+ABSENT(esp::launch_kd_softmax_loss(const KdCall&, const DeviceLimits&, void*))
 ABSENT(esp_cuda_fused_adamw(const esp_cuda_plan*, const void*, void*, const esp_adamw_options*, int64_t*, esp_step_result*,
                             void*))
 ABSENT(esp_cuda_fused_sgd(const esp_cuda_plan*, const void*, void*, const esp_sgd_options*, int32_t*, esp_step_result*, void*))

@@ -98,5 +98,5 @@ esp_status esp_cuda_kd_softmax_loss(const esp_kd_softmax_loss_arguments* argumen
   call.row = reinterpret_cast<esp::KdRow*>(memory + layout.row);
   call.sums = reinterpret_cast<esp::KdSegmentSums*>(memory + layout.sums);
   call.result = result;
-  return esp::launch_kd_softmax_loss(call, stream);
+  return esp::launch_kd_softmax_loss(call, limits, stream);
 }

@@ -130,6 +130,34 @@ __global__ void times(int* x, int n) {
   *x *= n;
 }
 
+// A kernel, and two that follow it: each adds up what the one before wrote, from the last block to the first, and each writes
+// what the one before read.
+__global__ void write_first(int* out) {
+  esp::let_next_begin();
+  out[blockIdx.x * 32 + threadIdx.x] = static_cast<int>(blockIdx.x * 32 + threadIdx.x);
+}
+enum class Waits { first, late, never };
+template <Waits when>
+__global__ void add_up_and_clear(int* from, int* to) {
+  const unsigned i = (gridDim.x - 1 - blockIdx.x) * 32 + 31 - threadIdx.x;
+  if (when == Waits::first) esp::wait_for_kernel_before();
+  esp::let_next_begin();
+  const int found = from[i];
+  if (when == Waits::late) esp::wait_for_kernel_before();
+  to[i] = found + 1;
+  from[i] = 0;
+}
+// Counts blocks that run before the kernel before them has ended.
+__global__ void end_late(int* ended) {
+  esp::let_next_begin();
+  __syncthreads();
+  atomicAdd(ended, 1);
+}
+__global__ void begin_early(const int* ended, int of, int* early) {
+  if (threadIdx.x == 0 && atomicAdd(const_cast<int*>(ended), 0) < of) atomicAdd(early, 1);
+  esp::wait_for_kernel_before();
+}
+
 // What must be noticed.
 __global__ void diverging_barriers(int) {
   if (threadIdx.x < 32) {
@@ -285,6 +313,56 @@ void test_streams() {
   emulator::reset();
 }
 
+constexpr int chain = 5 * 32;
+// Whether three kernels that follow one another give what they give one by one.
+template <Waits when>
+bool chained(Stream& stream, bool captured) {
+  std::vector<int> a(chain, -7), b(chain, -7), c(chain, -7);
+  const cudaStream_t raw = static_cast<cudaStream_t>(stream.get());
+  const auto queue = [&]() -> esp_status {
+    const emulator::Shape following = {5, 32, 0, 1, true};
+    return emulator::launch(write_first, {5, 32, 0, 1}, raw, a.data()) == cudaSuccess &&
+                   emulator::launch(add_up_and_clear<when>, following, raw, a.data(), b.data()) == cudaSuccess &&
+                   emulator::launch(add_up_and_clear<when>, following, raw, b.data(), c.data()) == cudaSuccess
+               ? ESP_OK
+               : ESP_DEVICE_ERROR;
+  };
+  if (captured ? !run_captured(stream, 2, queue) : queue() != ESP_OK || !stream.wait()) return false;
+  bool right = true;
+  for (int i = 0; i < chain; i++) {
+    const size_t at = static_cast<size_t>(i);
+    right = right && a[at] == 0 && b[at] == 0 && c[at] == i + 2;
+  }
+  return right;
+}
+
+int early_blocks = 0, lost_waits = 0;
+
+void test_chains() {
+  Stream stream;
+  CHECK(chained<Waits::first>(stream, false));
+  CHECK(chained<Waits::first>(stream, true));
+  const cudaStream_t raw = static_cast<cudaStream_t>(stream.get());
+  int ended = 0;
+  CHECK(emulator::launch(end_late, {6, 64, 0, 1}, raw, &ended) == cudaSuccess);
+  CHECK(emulator::launch(begin_early, {6, 64, 0, 1, true}, raw, &ended, 6 * 64, &early_blocks) == cudaSuccess);
+  CHECK(stream.wait());
+#if !defined(__SANITIZE_THREAD__)
+  lost_waits += !chained<Waits::late>(stream, false);
+  CHECK(!chained<Waits::never>(stream, false));
+  CHECK(std::string(emulator::failure()).find("has not waited for the kernel before") != std::string::npos);
+  emulator::reset();
+  // Kernels follow kernels only, and not on every device.
+  CHECK(esp_cuda_fill_zero(&ended, sizeof ended, raw) == ESP_OK);
+  CHECK(emulator::launch(begin_early, {6, 64, 0, 1, true}, raw, &ended, 0, &early_blocks) != cudaSuccess);
+  emulator::options.major = 8;
+  CHECK(stream.wait());
+  CHECK(emulator::launch(begin_early, {6, 64, 0, 1, true}, raw, &ended, 0, &early_blocks) != cudaSuccess);
+  emulator::options.major = 9;
+  emulator::reset();
+#endif
+}
+
 template <class... P, class... A>
 void notices(const char* part, void (*kernel)(P...), dim3 grid, dim3 block, A... arguments) {
   CHECK(!run(kernel, grid, block, arguments...));
@@ -398,6 +476,7 @@ void test(const Setting&) {
   test_dynamic_shared();
   test_clusters();
   test_streams();
+  test_chains();
 #if !defined(__SANITIZE_THREAD__)  // a launch given up leaves it without the end of its threads
   runs++;
   test_notices(&lost_races);
@@ -416,6 +495,9 @@ int main(int argc, char** argv) {
   if (runs >= 20) {
     std::printf("a missing barrier before reuse showed in %d of %d runs\n", lost_races, runs);
     if (lost_races < runs / 3) return 1;
+    std::printf("of two following kernels that wait too late, one was wrong in %d of %d runs; %d blocks began early\n", lost_waits,
+                runs, early_blocks);
+    if (lost_waits < runs / 3 || early_blocks < runs) return 1;
   }
   return code;
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes each barrier and fence of the CUDA sources in turn and says which tests notice: mutate.sh [BUILD_DIR] [SOURCE[:FIRST_LINE]...]
+# Deletes each barrier, fence and wait of the CUDA sources in turn and says which tests notice: mutate.sh [BUILD_DIR] [SOURCE[:FIRST_LINE]...]
 #
 # By hand, after changing a kernel: a deletion that nothing notices is either redundant or untested. BUILD_DIR is a configured
 # build with the emulated tests; the sources are changed in a copy of the tree.
@@ -34,10 +34,10 @@ cd "$root"
 for source in "${sources[@]}"; do
   first=1
   if [[ $source == *:* ]]; then first=${source##*:} source=${source%:*}; fi
-  for line in $(grep -nE '(__(syncthreads|syncwarp|threadfence)|esp::cluster_barrier)\(' "$source" | grep -vE '^[0-9]+: *//' | cut -d: -f1); do
+  for line in $(grep -nE '(__(syncthreads|syncwarp|threadfence)|esp::(cluster_barrier|wait_for_kernel_before))\(' "$source" | grep -vE '^[0-9]+: *//' | cut -d: -f1); do
     ((line >= first)) || continue
     cp "$root/$source" "$copy/$source"
-    sed -i -E "${line}s/(__(syncthreads|syncwarp|threadfence)|esp::cluster_barrier)\([^)]*\)/static_cast<void>(0)/" "$copy/$source"
+    sed -i -E "${line}s/(__(syncthreads|syncwarp|threadfence)|esp::(cluster_barrier|wait_for_kernel_before))\([^)]*\)/static_cast<void>(0)/" "$copy/$source"
     cmp -s "$root/$source" "$copy/$source" && continue # changed while this runs
     targets=()
     for t in $(tests_of "$source"); do targets+=("${t}_plain" "${t}_tsan"); done

@@ -73,6 +73,9 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
 };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 struct cudaDeviceProp {
   char name[256];
   size_t totalGlobalMem;
@@ -132,6 +135,9 @@ void cluster_barrier();
 void* cluster_shared(void* own, int rank);
 // ex2.approx.ftz with the largest error that it may have.
 float exp2_approximate(float x);
+// Between a kernel and the one that follows it.
+void let_next_begin();
+void wait_for_kernel_before();
 uint64_t warp_shuffle(unsigned mask, uint64_t value, int source);
 uint64_t warp_vote(WarpOp op, unsigned mask, uint64_t value);
 void before_atomic(const void* address, size_t size);
@@ -141,11 +147,13 @@ void* shared_memory(const void* place, size_t bytes);
 void* dynamic_shared_memory();
 
 typedef void (*Call)(void* arguments);
-// How a kernel is launched; `cluster` blocks side by side are one cluster.
+// How a kernel is launched; `cluster` blocks side by side are one cluster. One that follows may begin before the kernel
+// that was queued last has ended (programmatic stream serialization).
 struct Shape {
   dim3 grid, block;
   size_t dynamic_shared;
   int cluster;
+  bool follows = false;
 };
 cudaError_t allow_dynamic_shared(const void* kernel, size_t bytes);
 // Queues a launch and takes over its arguments, which a graph may use again.
@@ -205,6 +213,13 @@ using Given = typename Same<T>::type;  // not deduced: converts as an argument o
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int value) {
   return emulator::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(value));
+}
+
+// The compiler of the host leaves nothing out.
+template <class... P>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(P...)) {
+  attributes->ptxVersion = 120;
+  return cudaSuccess;
 }
 
 #define threadIdx (::emulator::current->thread)

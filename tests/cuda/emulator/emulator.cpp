@@ -118,16 +118,19 @@ void ignore_accesses([[maybe_unused]] bool on) {
   }
 #endif
 }
-char launch_begins, launch_ends;  // addresses for acquire and release
+char launch_begins, launch_ends;  // addresses for acquire and release, of all kernels that run together
 
 // ---- threads, warps, blocks
 
 struct Block;
+struct Grid;
 struct Fiber : Thread {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
   Block* of = nullptr;
   bool exited = false;
+  bool waited = false;      // for the kernel before
+  Fiber* waiter = nullptr;  // that came before to wait for it
   const char* waits_in = "";
   void* fake_stack = nullptr;  // ASAN
   void* identity = nullptr;    // TSAN
@@ -159,6 +162,8 @@ struct Cluster {
 
 struct Block {
   int slot = 0, threads = 0, alive = 0;
+  Grid* grid = nullptr;
+  bool let_next = false;  // the next kernel begin
   int waiting = 0, line = 0, votes = 0, voted[2] = {};
   unsigned phase = 0;
   char order[2] = {};  // addresses for acquire and release
@@ -175,13 +180,30 @@ struct Block {
   void* dynamic = nullptr;
 };
 
+// How a kernel was launched.
+struct Launch {
+  Call call;
+  std::shared_ptr<void> arguments;
+  Shape shape;
+};
+
+// A kernel that runs. One that follows it may begin when each of its blocks has let it, or has ended.
+struct Grid {
+  const Launch* launch = nullptr;
+  Grid* before = nullptr;                      // the kernel that it follows
+  int64_t first = 0, count = 0, started = 0;   // in clusters
+  int64_t blocks = 0, let_next = 0, ended = 0;
+  uint64_t stride = 1, offset = 0;             // the order of clusters
+  int first_slot = 0, slots = 0;
+  Fiber* waiting = nullptr;  // of the kernel after it: the latest
+  char ends = 0;             // an address for acquire and release
+};
+
 Block blocks[max_resident];
 Cluster clusters[max_resident];
-int cluster_size = 1;  // of the launch
 Fiber host, *self = &host;
 Block* finished = nullptr;  // its last thread has just exited
-Call kernel;
-void* kernel_arguments;
+const Grid* newest = nullptr;  // of those that have begun
 
 char report[1024];
 bool failed = false;
@@ -202,11 +224,12 @@ uint64_t random_below(uint64_t bound) {
 // Fibers that can run, a ring. A random schedule takes any of them; one that only does that moves all warps
 // forward at one pace and misses what a warp far ahead overwrites. So each launch draws a temper: even, the
 // newest first (one warp runs ahead), or holding back one warp or one block for as long as anything else can
-// run.
+// run; or all kernels but the one that began last.
 Fiber** ready = nullptr;
 unsigned ready_head, ready_tail, ready_mask;
 enum class Temper { even, newest, starve } temper;
 int starved_warp, starved_slot;  // -1: none
+bool starves_before;             // kernels that another one follows
 int64_t switches_left;
 
 void make_ready(Fiber* fiber) {
@@ -214,7 +237,8 @@ void make_ready(Fiber* fiber) {
 }
 
 bool starved(const Fiber* fiber) {
-  return fiber->warp == starved_warp || fiber->of->slot == starved_slot;
+  return fiber->warp == starved_warp || fiber->of->slot == starved_slot ||
+         (starves_before && fiber->of->grid != newest);
 }
 
 Fiber* next_ready() {
@@ -336,8 +360,10 @@ void run_thread() {
   }
 #endif
   acquire(&launch_begins);
-  kernel(kernel_arguments);
   Block* const block = self->of;
+  const Launch& launch = *block->grid->launch;
+  launch.call(launch.arguments.get());
+  if (block->grid->before != nullptr && !self->waited) fail("a thread exits that has not waited for the kernel before");
   Warp& warp = block->warps[self->warp];
   for (unsigned open = warp.open; open != 0; open &= open - 1) {
     const Meeting& meeting = warp.meeting[__builtin_ctz(open)];
@@ -345,6 +371,7 @@ void run_thread() {
       fail("a lane exits that the lanes %08x of its warp wait for", meeting.arrived);
     }
   }
+  release(&block->grid->ends);
   release(&launch_ends);
   self->exited = true;
   warp.exited |= 1u << self->lane;
@@ -423,7 +450,13 @@ void free_shared(Block* block) {
 #endif
 }
 
-void start(Block* block, uint3 index, dim3 grid, dim3 size, int64_t launched) {
+void start(Block* block, Grid* grid, uint3 index, int64_t launched) {
+  const dim3 size = grid->launch->shape.block;
+  if (block->fibers == nullptr) block->fibers = new Fiber[max_threads]();
+  if (block->warps == nullptr) block->warps = new Warp[max_threads / 32]();
+  block->grid = grid;
+  block->let_next = false;
+  block->dynamic_bytes = grid->launch->shape.dynamic_shared;
   block->threads = block->alive = static_cast<int>(size.x * size.y * size.z);
   block->cluster->alive += block->threads;
   block->waiting = block->line = block->votes = 0;
@@ -445,7 +478,7 @@ void start(Block* block, uint3 index, dim3 grid, dim3 size, int64_t launched) {
     fiber->thread = {u % size.x, u / size.x % size.y, u / size.x / size.y};
     fiber->block = index;
     fiber->threads = size;
-    fiber->blocks = grid;
+    fiber->blocks = grid->launch->shape.grid;
     fiber->lane = t % 32;
     fiber->warp = t / 32;
     fiber->of = block;
@@ -511,13 +544,8 @@ void open_all(bool accessible) {
   for (const Allocation& a : allocations) open(a, accessible);
 }
 
-// ---- a launch
+// ---- launches
 
-struct Launch {
-  Call call;
-  std::shared_ptr<void> arguments;
-  Shape shape;
-};
 // Kernels that may take more than 48 KiB, on each kind of device.
 std::map<std::pair<const void*, int>, size_t> allowed_dynamic;
 
@@ -530,23 +558,78 @@ uint64_t greatest_common_divisor(uint64_t a, uint64_t b) {
   return a;
 }
 
-void run_launch(const Launch& launch) {
-  const dim3 grid = launch.shape.grid, size = launch.shape.block;
-  cluster_size = launch.shape.cluster;
+// What a kernel runs of, in which order, and where. Kernels that follow one another have half of the slots in turn.
+void prepare(Grid* grid, const Launch& launch, Grid* before, bool alone, int turn) {
+  const dim3 size = launch.shape.grid;
+  const int cluster = launch.shape.cluster, most = alone ? max_resident : max_resident / 2;
+  grid->launch = &launch;
+  grid->before = before;
   // Counted in clusters, whose blocks are in flight together.
-  const int64_t all = static_cast<int64_t>(grid.x) * grid.y * grid.z / cluster_size,
-                threads = size.x * size.y * size.z;
-  const int64_t from = options.first_block / cluster_size, last = options.last_block / cluster_size;
-  const int64_t first = from < all ? from : 0;
+  const int64_t all = static_cast<int64_t>(size.x) * size.y * size.z / cluster;
+  const int64_t from = options.first_block / cluster, last = options.last_block / cluster;
+  grid->first = from < all ? from : 0;
   const int64_t end = options.last_block < 0 || last > all || from >= all ? all : last;
-  const int64_t count = end > first ? end - first : 0;
-  const int wanted = options.resident < 1              ? 1
-                     : options.resident > max_resident ? max_resident
-                                                       : options.resident;
-  const int resident = (wanted + cluster_size - 1) / cluster_size * cluster_size;
+  grid->count = end > grid->first ? end - grid->first : 0;
+  grid->blocks = grid->count * cluster;
+  const int wanted = options.resident < 1 ? 1 : options.resident > most ? most : options.resident;
+  grid->slots = (wanted + cluster - 1) / cluster * cluster;
+  grid->first_slot = turn % 2 * most;
+  // i * stride + offset modulo their number.
+  const uint64_t n = static_cast<uint64_t>(grid->count);
+  if (options.order == Order::random && n > 1) {
+    do {
+      grid->stride = 1 + random_below(n < 1000000 ? n : 1000000);
+    } while (greatest_common_divisor(grid->stride, n) != 1);
+    grid->offset = random_below(n);
+  }
+}
 
+// Starts blocks of a kernel wherever there is room; `launched` counts threads of all kernels.
+void fill_slots(Grid* grid, bool (&busy)[max_resident], int64_t* launched) {
+  const int cluster = grid->launch->shape.cluster;
+  const dim3 size = grid->launch->shape.grid;
+  const uint64_t n = static_cast<uint64_t>(grid->count);
+  for (int slot = grid->first_slot; slot < grid->first_slot + grid->slots && grid->started < grid->count; slot += cluster) {
+    bool free = true;
+    for (int rank = 0; rank < cluster; rank++) free = free && !busy[slot + rank];
+    if (!free) continue;
+    newest = grid;
+    clusters[slot] = Cluster();
+    const uint64_t turn = static_cast<uint64_t>(grid->started);
+    const uint64_t at = static_cast<uint64_t>(grid->first) +
+                        (options.order == Order::backward
+                             ? n - 1 - turn
+                             : static_cast<uint64_t>(
+                                   (static_cast<unsigned __int128>(turn) * grid->stride + grid->offset) % n));
+    for (int rank = 0; rank < cluster; rank++) {
+      const uint64_t block = at * static_cast<uint64_t>(cluster) + static_cast<uint64_t>(rank);
+      const uint3 index = {static_cast<unsigned>(block % size.x), static_cast<unsigned>(block / size.x % size.y),
+                           static_cast<unsigned>(block / size.x / size.y)};
+      blocks[slot + rank].slot = slot + rank;
+      blocks[slot + rank].cluster = clusters + slot;
+      start(&blocks[slot + rank], grid, index, *launched);
+      *launched += blocks[slot + rank].threads;
+      busy[slot + rank] = true;
+    }
+    grid->started++;
+  }
+}
+
+void count_let_next(Block* block) {
+  if (block->let_next) return;
+  block->let_next = true;
+  block->grid->let_next++;
+}
+
+// A kernel, and those behind it that may begin before it has ended.
+void run_launches(const std::vector<Launch>& launches) {
+  unsigned most_threads = 0;
+  for (const Launch& launch : launches) {
+    const dim3 size = launch.shape.block;
+    if (size.x * size.y * size.z > most_threads) most_threads = size.x * size.y * size.z;
+  }
   unsigned capacity = 1;
-  while (capacity < static_cast<unsigned>(resident * threads) + 1) capacity *= 2;
+  while (capacity < max_resident * most_threads + 1) capacity *= 2;
   static unsigned has_capacity = 0;
   if (capacity > has_capacity) {
     std::free(ready);
@@ -555,28 +638,22 @@ void run_launch(const Launch& launch) {
   }
   ready_mask = has_capacity - 1;
   ready_head = ready_tail = 0;
-  kernel = launch.call;
-  kernel_arguments = launch.arguments.get();
   finished = nullptr;
+  newest = nullptr;
   switches_left = options.switches;
 
-  static uint64_t launches = 0;
-  random_state = (options.seed + 0x9e3779b97f4a7c15ull * ++launches) | 1;
+  static uint64_t runs = 0;
+  random_state = (options.seed + 0x9e3779b97f4a7c15ull * ++runs) | 1;
   for (int i = 0; i < 8; i++) random64();
-  temper = static_cast<Temper>(random_below(3));
-  const bool starve_block = resident > 1 && random_below(4) == 0;
-  starved_slot = starve_block ? static_cast<int>(random_below(static_cast<uint64_t>(resident))) : -1;
-  starved_warp =
-      starve_block ? -1 : static_cast<int>(random_below(static_cast<uint64_t>((threads + 31) / 32)));
-  // The order of blocks: i * stride + offset modulo their number.
-  const uint64_t n = static_cast<uint64_t>(count);
-  uint64_t stride = 1, offset = 0;
-  if (options.order == Order::random && n > 1) {
-    do {
-      stride = 1 + random_below(n < 1000000 ? n : 1000000);
-    } while (greatest_common_divisor(stride, n) != 1);
-    offset = random_below(n);
+  std::vector<Grid> grids(launches.size());
+  for (size_t g = 0; g < grids.size(); g++) {
+    prepare(&grids[g], launches[g], g > 0 ? &grids[g - 1] : nullptr, grids.size() == 1, static_cast<int>(g));
   }
+  starves_before = grids.size() > 1 && random_below(2) == 0;
+  temper = starves_before ? Temper::starve : static_cast<Temper>(random_below(3));
+  const bool starve_block = !starves_before && grids[0].slots > 1 && random_below(4) == 0;
+  starved_slot = starve_block ? static_cast<int>(random_below(static_cast<uint64_t>(grids[0].slots))) : -1;
+  starved_warp = starve_block || starves_before ? -1 : static_cast<int>(random_below((most_threads + 31) / 32));
 
 #if defined(EMULATOR_TSAN)
   host.identity = __tsan_get_current_fiber();
@@ -585,39 +662,14 @@ void run_launch(const Launch& launch) {
   ignore_accesses(true);
   open_all(true);
   bool busy[max_resident] = {};
-  int active = 0;
-  int64_t started = 0;
-  for (int slot = 0; slot < resident; slot++) {
-    Block& block = blocks[slot];
-    block.slot = slot;
-    block.cluster = clusters + slot / cluster_size;
-    *block.cluster = Cluster();
-    if (block.fibers == nullptr) block.fibers = new Fiber[max_threads]();
-    if (block.warps == nullptr) block.warps = new Warp[max_threads / 32]();
-    block.dynamic_bytes = launch.shape.dynamic_shared;
-  }
-  while (!failed && (started < count || active > 0)) {
-    for (int slot = 0; slot < resident && started < count; slot += cluster_size) {
-      bool free = true;
-      for (int rank = 0; rank < cluster_size; rank++) free = free && !busy[slot + rank];
-      if (!free) continue;
-      const uint64_t turn = static_cast<uint64_t>(started);
-      const uint64_t at =
-          static_cast<uint64_t>(first) +
-          (options.order == Order::backward
-               ? n - 1 - turn
-               : static_cast<uint64_t>((static_cast<unsigned __int128>(turn) * stride + offset) % n));
-      for (int rank = 0; rank < cluster_size; rank++) {
-        const uint64_t block = at * static_cast<uint64_t>(cluster_size) + static_cast<uint64_t>(rank);
-        const uint3 index = {static_cast<unsigned>(block % grid.x),
-                             static_cast<unsigned>(block / grid.x % grid.y),
-                             static_cast<unsigned>(block / grid.x / grid.y)};
-        start(&blocks[slot + rank], index, grid, size, (started * cluster_size + rank) * threads);
-        busy[slot + rank] = true;
-        active++;
-      }
-      started++;
-    }
+  int64_t launched = 0;
+  size_t begun = 1, ended = 0;
+  while (!failed) {
+    while (ended < grids.size() && grids[ended].ended == grids[ended].blocks) ended++;
+    if (ended == grids.size()) break;
+    // The slots of the one before the last are those of the next.
+    while (begun < grids.size() && begun < ended + 2 && grids[begun - 1].let_next == grids[begun - 1].blocks) begun++;
+    for (size_t g = ended; g < begun; g++) fill_slots(&grids[g], busy, &launched);
     if (Fiber* next = next_ready()) {
       switch_to(next);
     } else {
@@ -625,7 +677,11 @@ void run_launch(const Launch& launch) {
     }
     if (finished != nullptr) {
       busy[finished->slot] = false;
-      active--;
+      Grid* const grid = finished->grid;
+      count_let_next(finished);
+      if (++grid->ended == grid->blocks) {
+        for (Fiber* fiber = grid->waiting; fiber != nullptr; fiber = fiber->waiter) make_ready(fiber);
+      }
       finished = nullptr;
     }
   }
@@ -633,6 +689,7 @@ void run_launch(const Launch& launch) {
     free_shared(&block);
     block.alive = 0;
     block.cluster = nullptr;
+    block.grid = nullptr;
   }
   open_all(false);
   ignore_accesses(false);
@@ -659,6 +716,7 @@ const char* impossible(const void* function, const Shape& shape) {
       shape.grid.x % static_cast<unsigned>(shape.cluster) != 0)
     return "a grid that is no whole number of clusters of at most 8 blocks";
   if (shape.cluster > 1 && options.major < 9) return "clusters on a device that has none";
+  if (shape.follows && options.major < 9) return "a kernel that follows another on a device where none can";
   return nullptr;
 }
 
@@ -722,10 +780,30 @@ void cluster_barrier() {
   acquire(&cluster->order[phase]);
 }
 
+void let_next_begin() {
+  if (self->of->let_next) return;
+  count_let_next(self->of);
+  make_ready(self);  // the host starts what may begin now
+  switch_to(&host);
+}
+
+void wait_for_kernel_before() {
+  self->waited = true;
+  Grid* const before = self->of->grid->before;
+  if (before == nullptr) return;
+  if (before->ended < before->blocks) {
+    self->waiter = before->waiting;
+    before->waiting = self;
+    wait_in("waiting for the kernel before");
+  }
+  acquire(&before->ends);
+}
+
 void* cluster_shared(void* own, int rank) {
   Block* const block = self->of;
-  Block* const other = blocks + block->slot / cluster_size * cluster_size + rank;
-  if (rank < 0 || rank >= cluster_size) fail("block %d of a cluster of %d", rank, cluster_size);
+  const int size = block->grid->launch->shape.cluster;
+  Block* const other = blocks + block->slot / size * size + rank;
+  if (rank < 0 || rank >= size) fail("block %d of a cluster of %d", rank, size);
   if (other->alive == 0) fail("shared memory of block %d of the cluster, which has ended", rank);
   const auto offset = [&](const void* memory) {
     return static_cast<size_t>(static_cast<char*>(own) - static_cast<const char*>(memory));
@@ -856,7 +934,11 @@ void* dynamic_shared_memory() {
 
 namespace {
 
-typedef std::function<void()> Work;
+// What is queued: a launch, or all else.
+struct Work {
+  std::function<void()> run;
+  std::shared_ptr<const Launch> launch;
+};
 struct Graph {
   std::vector<Work> work;
 };
@@ -887,10 +969,16 @@ cudaError_t usable() {
 
 void advance(Stream* stream, int64_t until) {
   while (!failed && stream->done < until) {
-    Work work = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    stream->done++;
-    work();
+    std::vector<Launch> launches;
+    const auto follows = [&] { return stream->queue.front().launch != nullptr && stream->queue.front().launch->shape.follows; };
+    Work work;
+    do {
+      work = std::move(stream->queue.front());
+      stream->queue.pop_front();
+      stream->done++;
+      if (work.launch != nullptr) launches.push_back(*work.launch);
+    } while (work.launch != nullptr && stream->done < until && follows());
+    launches.empty() ? work.run() : run_launches(launches);
   }
 }
 cudaError_t wait_for(Stream* stream) {
@@ -922,7 +1010,11 @@ cudaError_t enqueue(cudaStream_t to, Work work) {
   return cudaSuccess;
 }
 
-void with_device_memory(const Work& work) {
+cudaError_t enqueue(cudaStream_t to, std::function<void()> run) {
+  return enqueue(to, Work{std::move(run), nullptr});
+}
+
+void with_device_memory(const std::function<void()>& work) {
   open_all(true);
   work();
   open_all(false);
@@ -942,12 +1034,19 @@ cudaError_t allow_dynamic_shared(const void* function, size_t bytes) {
 cudaError_t queue_launch(const void* function, Call call, void* arguments, void (*destroy)(void*),
                          const Shape& shape, cudaStream_t stream) {
   const Alone alone;
-  const Launch launch = {call, std::shared_ptr<void>(arguments, destroy), shape};
-  if (const char* reason = impossible(function, shape)) {
+  auto launch = std::make_shared<const Launch>(Launch{call, std::shared_ptr<void>(arguments, destroy), shape});
+  const Stream* const to = stream_of(stream);
+  const Work* const before = to->capturing != nullptr ? (to->capturing->work.empty() ? nullptr : &to->capturing->work.back())
+                             : to->queue.empty()      ? nullptr
+                                                      : &to->queue.back();
+  const char* reason = impossible(function, shape);
+  if (reason == nullptr && shape.follows && before != nullptr && before->launch == nullptr)
+    reason = "a kernel that follows what is no kernel";
+  if (reason != nullptr) {
     std::snprintf(report, sizeof report, "%s", reason);
     return note(cudaErrorInvalidConfiguration);
   }
-  return enqueue(stream, [launch] { run_launch(launch); });
+  return enqueue(stream, Work{nullptr, std::move(launch)});
 }
 
 const char* failure() {

@@ -4,15 +4,16 @@
 // What it reports as the failure of a launch, with block and thread:
 //   barriers that diverge, warp operations whose lanes are missing, have exited or do something else, shuffles from a lane
 //   outside the mask, deadlocks, endless spinning, misaligned atomics, too much shared memory, an impossible grid, a look into
-//   the shared memory of a block that has ended; and as a call's, a kernel's shared memory limited to less than before, which
+//   the shared memory of a block that has ended, a thread that exits without having waited for the kernel that its own
+//   follows; and as a call's, a kernel's shared memory limited to less than before, which
 //   the launch of another thread may need.
 // A failed launch makes the device unusable for the rest of the process, as on a GPU: calls return cudaErrorLaunchFailure.
 //
 // What shows errors without a report of its own: shared memory and fresh device memory are filled with NaN or rubbish, in
-// every block anew; the schedule may hold back one warp or one block for as long as anything else can run; streams run
-// nothing before something waits for them. Under ASAN, device memory is poisoned outside kernels and copies and allocations
-// have exactly their size. Under TSAN each CUDA thread is a thread of its own; only barriers, __syncwarp, fences with atomics
-// and acquire/release order memory.
+// every block anew; the schedule may hold back one warp, one block or one kernel for as long as anything else can run; a
+// kernel that follows another begins as soon as that one allows; streams run nothing before something waits for them. Under ASAN, device memory is poisoned outside kernels and copies and allocations
+// have exactly their size. Under TSAN each CUDA thread is a thread of its own; only barriers, __syncwarp, fences with atomics,
+// acquire/release and waiting for the kernel before order memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -24,7 +25,7 @@ enum class Order { random, forward, backward };
 struct Options {
   uint64_t seed = 1;  // of the schedule, the order of blocks and the rubbish in fresh memory
   Order order = Order::random;
-  int resident = 3;            // blocks in flight at once, 1 to 16
+  int resident = 3;            // blocks in flight at once, 1 to 16; 8 of each kernel where one follows another
   int preempt_percent = 25;    // chance to switch before an atomic operation or a fence
   int64_t switches = 1 << 30;  // a launch that takes more is taken to spin for ever
   // Of the grid only blocks [first_block, last_block) run, for sparse tests; -1: to the end. A grid that does not reach
