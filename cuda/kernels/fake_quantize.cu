@@ -78,17 +78,22 @@ __device__ __forceinline__ void report_unusable(QuantizeState* state, int64_t ch
 // rows are.
 struct Rows {
   uint32_t offset, length;
+  const esp::Divisor& by;  // where it lies: seldom looked at, it takes no registers
   int64_t first, channels;
-  __device__ Rows(int64_t start, int64_t inner, int64_t channel_count) : channels(channel_count) {
-    constexpr int64_t longest = 1 << 30;
-    const int64_t row = start / inner, before = start - row * inner, rest = inner - before;
-    length = static_cast<uint32_t>(inner < longest ? inner : longest);
-    offset = static_cast<uint32_t>(inner < longest ? before : rest < longest ? longest - rest : 0);
-    first = row % channels;
+  __device__ Rows(int64_t start, int64_t inner, int64_t channel_count, const esp::Divisor& row_divisor)
+      : by(row_divisor), channels(channel_count) {
+    constexpr int64_t longest = esp::quantize_longest_row;
+    const bool is_short = inner < longest;
+    const int64_t row =
+        is_short && start <= INT32_MAX ? esp::quotient(static_cast<uint32_t>(start), by) : start / inner;
+    const int64_t before = start - row * inner, rest = inner - before;
+    length = static_cast<uint32_t>(is_short ? inner : longest);
+    offset = static_cast<uint32_t>(is_short ? before : rest < longest ? longest - rest : 0);
+    first = row < channels ? row : row % channels;
   }
   // The channel of element start + i, and how many elements the row still has from there on.
   __device__ __forceinline__ int64_t channel(int i, uint32_t* left) const {
-    const uint32_t at = offset + static_cast<uint32_t>(i), row = at / length;
+    const uint32_t at = offset + static_cast<uint32_t>(i), row = esp::quotient(at, by);
     *left = length - (at - row * length);
     const int64_t channel = first + row;
     if (channel < channels) return channel;
@@ -489,7 +494,7 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
   const T* const x = static_cast<const T*>(t.x) + first;
   ESP_GLOBAL(x);
   const bool whole = esp::is_aligned(x, 16);
-  const Rows rows(first, t.inner, t.channels);
+  const Rows rows(first, t.inner, t.channels, t.row);
   const Outputs<T> outputs(t, first);
   Counts counts = {0, 0};
   const auto usable_grid = [&](int64_t channel) {
@@ -497,6 +502,9 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
     report_unusable(state, channel, grid.scale);
     return grid;
   };
+  // Of the row that the thread is in, which most packs do not leave.
+  Grid grid = {1, 1, 0};
+  uint32_t row_end = 0;
   for (int turn = 0; turn < end; turn += threads * n * packs) {
     Pack<T, n> pack[packs];
     const int own = turn + static_cast<int>(threadIdx.x) * n;
@@ -504,19 +512,20 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
 #pragma unroll
     for (int k = 0; k < packs; k++) {
       const int i = own + k * threads * n;
-      Grid grid = {1, 1, 0};
-      uint32_t left = ~0u;
       int64_t channel = 0;
-      if (i < end) {
+      if (i < end && static_cast<uint32_t>(i + n) > row_end) {
+        uint32_t left;
         channel = rows.channel(i, &left);
+        row_end = static_cast<uint32_t>(i) + left;
         grid = usable_grid(channel);
       }
       const auto next = [&](int, uint32_t* boundary) {
         *boundary += rows.length;
+        row_end += rows.length;
         channel = rows.next(channel);
-        return usable_grid(channel);
+        return grid = usable_grid(channel);
       };
-      outputs.put(rule, pack[k], i, end, grid, left, next, &counts);
+      outputs.put(rule, pack[k], i, end, grid, row_end - static_cast<uint32_t>(i), next, &counts);
     }
   }
   if (counting) flush(state, counts);
@@ -578,14 +587,14 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class Y>
-__global__ void __launch_bounds__(threads) dequantize_kernel(esp_dequantized t, int64_t n) {
+__global__ void __launch_bounds__(threads) dequantize_kernel(esp_dequantized t, esp::Divisor row, int64_t n) {
   constexpr int per = per_pack<Y>;
   const int64_t first = blockIdx.x * esp::quantize_chunk;
   const int end = static_cast<int>(n - first < esp::quantize_chunk ? n - first : esp::quantize_chunk);
   const uint8_t* const from = t.q + first;
   Y* const y = static_cast<Y*>(t.y) + first;
   const bool whole_q = esp::is_aligned(from, per), whole_y = esp::is_aligned(y, 16);
-  const Rows rows(first, t.inner, t.channels);
+  const Rows rows(first, t.inner, t.channels, row);
   for (int i = static_cast<int>(threadIdx.x) * per; i < end; i += threads * per) {
     const Pack<uint8_t, per> q = esp::load_pack<per>(from, i, end, whole_q);
     uint32_t left;
@@ -692,5 +701,6 @@ esp_status esp::launch_dequantize(const esp_dequantized& tensor, int64_t n, void
   const auto kernel = tensor.dtype == ESP_BF16  ? dequantize_kernel<bf16>
                       : tensor.dtype == ESP_F16 ? dequantize_kernel<f16>
                                                 : dequantize_kernel<float>;
-  return launch("dequantize", kernel, chunks_of(n), threads, stream, tensor, n);
+  return launch("dequantize", kernel, chunks_of(n), threads, stream, tensor,
+                quantize_row_divisor(tensor.inner), n);
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "divisor.h"
 #include "espalier/cuda/fake_quantize.h"
 #include "fake_quantize_scale.h"
 
@@ -18,8 +19,13 @@ struct QuantizeEntry {
   float* running;
   int64_t outer, channels, inner, n;
   int64_t ranges;  // of its first channel, in the workspace
+  Divisor row;     // of the shorter of inner and quantize_longest_row
   esp_dtype dtype, y_dtype;
 };
+constexpr int64_t quantize_longest_row = 1 << 30;  // that is counted; what is longer never ends in a chunk
+constexpr Divisor quantize_row_divisor(int64_t inner) {
+  return divisor_of(static_cast<uint32_t>(inner > quantize_longest_row ? quantize_longest_row : inner > 0 ? inner : 1));
+}
 
 // A piece of a tensor's work; what piece `index` is depends on the list that the part is in.
 struct QuantizePart {

@@ -27,6 +27,7 @@ esp::QuantizeEntry entry_of(const esp_quantized& tensor, int64_t n) {
           one ? n : tensor.inner,
           n,
           0,
+          esp::quantize_row_divisor(one ? n : tensor.inner),
           tensor.dtype,
           tensor.y_dtype};
 }
