@@ -41,14 +41,20 @@ struct AdamwRule {
   }
   static __device__ __forceinline__ bool reads(const Age& age) { return !age.first; }
   static __device__ __forceinline__ bool writes(const Age&) { return true; }
-  static __device__ __forceinline__ float element(const Coefficients& c, const Age& age, float g, float w,
-                                                  float (&moment)[2]) {
-    const float m = fmaf(g, c.rest1, age.first ? 0.0f : moment[0] * c.beta1);
-    const float v = fmaf(g * c.rest2, g, age.first ? 0.0f : moment[1] * c.beta2);
-    const float ratio = m / fmaf(sqrtf(v), age.correction.root, c.epsilon);
-    moment[0] = keep_normal(m);
-    moment[1] = keep_normal(v);
-    return fmaf(ratio, age.correction.minus_rate, w * c.decay);
+  template <class Descent>
+  static __device__ __forceinline__ void move(const Coefficients& c, const Age& age, uint32_t keep,
+                                              const Descent& descent, Pack<float, 4>& w,
+                                              Pack<float, 4> (&moment)[2]) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const float g = descent(j);
+      const float m = fmaf(g, c.rest1, age.first ? 0.0f : moment[0].at[j] * c.beta1);
+      const float v = fmaf(g * c.rest2, g, age.first ? 0.0f : moment[1].at[j] * c.beta2);
+      const float ratio = m / fmaf(sqrtf(v), age.correction.root, c.epsilon);
+      moment[0].at[j] = kept(keep, j, keep_normal(m));
+      moment[1].at[j] = kept(keep, j, keep_normal(v));
+      w.at[j] = kept(keep, j, fmaf(ratio, age.correction.minus_rate, w.at[j] * c.decay));
+    }
   }
 };
 

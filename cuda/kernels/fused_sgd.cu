@@ -27,15 +27,35 @@ struct SgdRule {
   }
   static __device__ __forceinline__ bool reads(Age kind) { return kind == Momentum::running; }
   static __device__ __forceinline__ bool writes(Age kind) { return kind != Momentum::none; }
-  static __device__ __forceinline__ float element(const Coefficients& c, Age kind, float d, float w,
-                                                  float (&momentum)[1]) {
-    if (c.weight_decay != 0) d = fmaf(w, c.weight_decay, d);
-    if (kind != Momentum::none) {
-      const float b = kind == Momentum::running ? fmaf(d, c.damped, momentum[0] * c.momentum) : d;
-      d = c.nesterov ? fmaf(b, c.momentum, d) : b;
-      momentum[0] = b;
+  // What is the same for all elements is asked once a pack.
+  template <class Descent>
+  static __device__ __forceinline__ void move(const Coefficients& c, Age kind, uint32_t keep,
+                                              const Descent& descent, Pack<float, 4>& w,
+                                              Pack<float, 4> (&momentum)[1]) {
+    Pack<float, 4>& b = momentum[0];
+    float d[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) d[j] = descent(j);
+    if (c.weight_decay != 0) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) d[j] = fmaf(w.at[j], c.weight_decay, d[j]);
     }
-    return fmaf(d, c.minus_rate, w);
+    if (kind != Momentum::none) {
+      if (kind == Momentum::running) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) b.at[j] = fmaf(d[j], c.damped, b.at[j] * c.momentum);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; j++) b.at[j] = d[j];
+      }
+#pragma unroll
+      for (int j = 0; j < 4; j++) d[j] = c.nesterov ? fmaf(b.at[j], c.momentum, d[j]) : b.at[j];
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      b.at[j] = kept(keep, j, b.at[j]);
+      w.at[j] = kept(keep, j, fmaf(d[j], c.minus_rate, w.at[j]));
+    }
   }
 };
 

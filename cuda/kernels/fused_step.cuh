@@ -5,7 +5,8 @@
 // - Correction: what a kernel of the rule's own finds for a tensor before the update; corrects: has it any.
 // - states: floats of state beside a weight.
 // - age(...): what of these the elements of a tensor need; reads(age), writes(age): whether state is.
-// - element(c, age, d, w, state): the new weight; d is mask * gate * gradient * factor.
+// - move(c, age, keep, descent, w, state): 4 weights and their state, both kept(keep, j, ...); descent(j) is
+//   mask * gate * gradient * factor.
 // - blocks: of a multiprocessor; registers a thread are 65536 / (384 * blocks).
 // - group: packs that are read before the first of them is written. Of each stream blocks * group * 6 KiB
 //   are on their way at once; an H200 wants 40 KB a multiprocessor of all streams together.
@@ -79,6 +80,11 @@ __device__ __forceinline__ int magnitude_bits(float w) {
 }
 
 // ---- update
+
+// Element j of what moves, or 0 where the mask has it pruned.
+__device__ __forceinline__ float kept(uint32_t keep, int j, float x) {
+  return (keep >> j & 1) != 0 ? x : 0.0f;
+}
 
 // 4 elements of a gradient as they lie in memory: of 16 bits in the first two words. Loads of other streams need
 // not wait for their conversion.
@@ -283,19 +289,13 @@ __device__ __forceinline__ void update_group(const StepEntry& t, const typename 
     const uint32_t keep = in.keep[k] >> half, pass = keep & in.pass[k] >> half;
     float gradient[4];
     convert(in.g[k], t.gradient_dtype, gradient);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const bool kept_one = (keep >> j & 1) != 0, passes = (pass >> j & 1) != 0;
-      float d = (passes ? gradient[j] : 0.0f) * c.factor;
-      if (noisy) d = passes && i + j < limit ? (d + z.at[j]) / c.noise.divisor : 0.0f;
-      float value[states];
-#pragma unroll
-      for (int s = 0; s < states; s++) value[s] = in.m[k][s].at[j];
-      const float moved = Rule::element(c, age, d, in.w[k].at[j], value);
-      in.w[k].at[j] = kept_one ? moved : 0.0f;
-#pragma unroll
-      for (int s = 0; s < states; s++) in.m[k][s].at[j] = kept_one ? value[s] : 0.0f;
-    }
+    const auto descent = [&](int j) {
+      const bool passes = (pass >> j & 1) != 0;
+      const float d = (passes ? gradient[j] : 0.0f) * c.factor;
+      if (!noisy) return d;
+      return passes && i + j < limit ? (d + z.at[j]) / c.noise.divisor : 0.0f;
+    };
+    Rule::move(c, age, keep, descent, in.w[k], in.m[k]);
     if (Rule::writes(age)) {
 #pragma unroll
       for (int s = 0; s < states; s++) store_quad<whole>(anew(t.state[s]), i, limit, in.m[k][s]);
