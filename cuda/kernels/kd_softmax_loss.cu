@@ -44,6 +44,43 @@ __device__ __forceinline__ void load_own(esp_dtype dtype, const char* p, int n, 
     load_groups(reinterpret_cast<const float*>(p), n, values);
   }
 }
+// F32 columns of student and teacher (or nullptr) where no group is cut: all on their way together, where load_own would
+// wait for the student's before it asks for the teacher's.
+__device__ __forceinline__ void load_whole(const float* student, const float* teacher, int n, float (&s)[own],
+                                           float (&t)[own]) {
+  esp::Pack<float, group> of_student[groups], of_teacher[groups];
+  ESP_GLOBAL(student);
+#pragma unroll
+  for (int k = 0; k < groups; k++) {
+    const int at = k * group_step + static_cast<int>(threadIdx.x) * group;
+    of_student[k] = {};
+    of_teacher[k] = {};
+    if (at < n) of_student[k] = *reinterpret_cast<const esp::Pack<float, group>*>(student + at);
+    if (teacher != nullptr && at < n) {
+      ESP_GLOBAL(teacher);
+      of_teacher[k] = *reinterpret_cast<const esp::Pack<float, group>*>(teacher + at);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < own; j++) {
+    s[j] = of_student[j / group].at[j % group];
+    t[j] = of_teacher[j / group].at[j % group];
+  }
+}
+// A thread's columns of student and teacher in the segment of a row that begins at column `first`.
+__device__ __forceinline__ void load_both(const esp_kd_softmax_loss_arguments& a, int64_t row, int64_t first,
+                                          int n, float (&s)[own], float (&t)[own]) {
+  const bool soft = a.teacher.data != nullptr;
+  const char* const student = row_of(a.student, row) + first * (a.student.dtype == ESP_F32 ? 4 : 2);
+  const char* const teacher = soft ? row_of(a.teacher, row) + first * (a.teacher.dtype == ESP_F32 ? 4 : 2) : nullptr;
+  if (a.student.dtype == ESP_F32 && (!soft || a.teacher.dtype == ESP_F32) && n % group == 0 &&
+      esp::is_aligned(student, 16) && esp::is_aligned(teacher, 16)) {
+    load_whole(reinterpret_cast<const float*>(student), reinterpret_cast<const float*>(teacher), n, s, t);
+    return;
+  }
+  load_own(a.student.dtype, student, n, s);
+  if (soft) load_own(a.teacher.dtype, teacher, n, t);
+}
 // The j-th column of a thread within the segment, and its place in shared memory.
 __device__ __forceinline__ int column_of(int j) {
   return j / group * group_step + static_cast<int>(threadIdx.x) * group + j % group;
@@ -112,9 +149,7 @@ __device__ __forceinline__ void measure(const KdCall& call, const KdPowers& powe
   const bool soft = a.teacher.data != nullptr;
   const int power = powers.power;
   float s[own], t[own];
-  load_own(a.student.dtype, row_of(a.student, row) + first * (a.student.dtype == ESP_F32 ? 4 : 2), n, s);
-  if (soft)
-    load_own(a.teacher.dtype, row_of(a.teacher, row) + first * (a.teacher.dtype == ESP_F32 ? 4 : 2), n, t);
+  load_both(a, row, first, n, s, t);
 
   float s_max = -infinity, s_min = infinity, t_max = -infinity;
 #pragma unroll
@@ -353,9 +388,7 @@ __device__ __forceinline__ void differentiate_again(const KdCall& call, int64_t 
   const int64_t first = index * kd_segment;
   const int n = static_cast<int>(a.classes - first < kd_segment ? a.classes - first : kd_segment);
   float s[own], t[own];
-  load_own(a.student.dtype, row_of(a.student, row) + first * (a.student.dtype == ESP_F32 ? 4 : 2), n, s);
-  if (a.teacher.data != nullptr)
-    load_own(a.teacher.dtype, row_of(a.teacher, row) + first * (a.teacher.dtype == ESP_F32 ? 4 : 2), n, t);
+  load_both(a, row, first, n, s, t);
   KdSegmentSums origins = sums;
   if (powers.power != 0) origins.hard_exponent = 0;  // not used
   fill(call, powers, row, first, n, {r.student_base, r.teacher_base, false}, origins, s, t, segment);
