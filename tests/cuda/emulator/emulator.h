@@ -10,10 +10,11 @@
 // A failed launch makes the device unusable for the rest of the process, as on a GPU: calls return cudaErrorLaunchFailure.
 //
 // What shows errors without a report of its own: shared memory and fresh device memory are filled with NaN or rubbish, in
-// every block anew; the schedule may hold back one warp, one block or one kernel for as long as anything else can run; a
-// kernel that follows another begins as soon as that one allows; streams run nothing before something waits for them. Under ASAN, device memory is poisoned outside kernels and copies and allocations
-// have exactly their size. Under TSAN each CUDA thread is a thread of its own; only barriers, __syncwarp, fences with atomics,
-// acquire/release and waiting for the kernel before order memory.
+// every block anew; the schedule may hold back one warp, one block, or all kernels but the latest for as long as anything else
+// can run; a kernel that follows another begins as soon as that one allows; streams run nothing before something waits for
+// them. Under ASAN, device memory is poisoned outside kernels and copies and allocations have exactly their size. Under TSAN
+// each CUDA thread is a thread of its own; only barriers, __syncwarp, fences with atomics, acquire/release and waiting for the
+// kernel before order memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>
