@@ -13,6 +13,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
+import org.espalier.format.onnx.AttentionMask;
 
 /** Examples that models are fed one by one: for each of them the values of all inputs. */
 public final class ExampleTensors {
@@ -112,16 +113,13 @@ public final class ExampleTensors {
    */
   boolean[] attended(int labels) {
     boolean[] attended = new boolean[examples.size() * labels];
-    for (int i = 0; i < attended.length; i++) {
-      Value mask = examples.get(i / labels).get("attention_mask");
+    for (int i = 0; i < examples.size(); i++) {
+      Value mask = examples.get(i).get(AttentionMask.INPUT);
       long values = mask == null ? 0 : LongStream.of(mask.shape()).reduce(1, (a, b) -> a * b);
       if (labels == 1 || values != labels) {
         return null;
       }
-      int bytes = mask.bytes().limit() / labels;
-      for (int b = 0; b < bytes; b++) {
-        attended[i] |= mask.bytes().get(i % labels * bytes + b) != 0;
-      }
+      AttentionMask.read(mask.bytes(), attended, i * labels, labels);
     }
     return attended;
   }

@@ -12,6 +12,7 @@ import java.util.Objects;
 import java.util.Set;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.format.onnx.AttentionMask;
 import org.espalier.format.safetensors.SafetensorsDtype;
 
 /** Training or validation examples, in memory and immutable. */
@@ -104,8 +105,6 @@ public sealed interface Examples {
    * @param labels of as many, or null where the objective uses none
    */
   record Labelled(List<Input> inputs, Labels labels) implements Examples {
-    private static final String ATTENTION_MASK = "attention_mask";
-
     public Labelled {
       inputs = List.copyOf(inputs);
       if (inputs.isEmpty() || inputs.get(0).rows().isEmpty()) {
@@ -185,7 +184,7 @@ public sealed interface Examples {
     public boolean[] attended(int[] examples, int rows) {
       Input mask =
           inputs.stream()
-              .filter(i -> ATTENTION_MASK.equals(i.name()))
+              .filter(i -> AttentionMask.INPUT.equals(i.name()))
               .filter(i -> rows > 1 && i.type().bytes(rows) == i.rows().get(0).length)
               .findFirst()
               .orElse(null);
@@ -193,12 +192,9 @@ public sealed interface Examples {
         return null;
       }
       boolean[] attended = new boolean[examples.length * rows];
-      int bytes = (int) mask.type().bytes(1);
-      for (int i = 0; i < attended.length; i++) {
-        byte[] row = mask.rows().get(examples[i / rows]);
-        for (int b = 0; b < bytes; b++) {
-          attended[i] |= row[i % rows * bytes + b] != 0;
-        }
+      for (int i = 0; i < examples.length; i++) {
+        ByteBuffer row = ByteBuffer.wrap(mask.rows().get(examples[i]));
+        AttentionMask.read(row, attended, i * rows, rows);
       }
       return attended;
     }
