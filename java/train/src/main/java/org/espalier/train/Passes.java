@@ -249,8 +249,8 @@ final class Passes implements AutoCloseable {
     double followed = 0;
     double quality = 0;
     long known = 0;
-    long rows = 0;
-    long judged = 0;
+    long counted = 0;
+    boolean byLabels = isJudgedByLabels(objective);
     for (int i = 0; i < batches.size(); i += 2) {
       int[] one = batches.get(i);
       int[] two = i + 1 < batches.size() ? batches.get(i + 1) : null;
@@ -268,14 +268,14 @@ final class Passes implements AutoCloseable {
         learned += part * batch.known();
         followed += (of.value() - part) * batch.rows();
         known += batch.known();
-        rows += batch.rows();
-        int by = isJudgedByLabels(objective) ? batch.known() : batch.rows();
-        quality += of.quality() * by;
-        judged += by;
+        counted += batch.rows();
+        quality += of.quality() * (byLabels ? batch.known() : batch.rows());
       }
     }
-    double loss = learned / Math.max(1, known) + followed / Math.max(1, rows);
-    return new Validation(step, loss, quality / Math.max(1, judged), loss < best);
+    known = Math.max(1, known);
+    counted = Math.max(1, counted);
+    double loss = learned / known + followed / counted;
+    return new Validation(step, loss, quality / (byLabels ? known : counted), loss < best);
   }
 
   /** Whether the quality of a loss is that of its labels; else it is that of all rows. */
