@@ -87,9 +87,12 @@ final class Quantize implements Callable<Integer> {
     }
   }
 
-  /** Why a Conv stays float: {@link OutputError#LARGE}. */
+  /** Why a Conv stays float. */
   private static final String SPOILS =
-      "alone in int8 it changes an output by more than 14 % of its norm";
+      String.format(
+          Locale.ROOT,
+          "alone in int8 it changes an output by more than %.0f %% of its norm",
+          100 * OutputError.LARGE);
 
   @Mixin private CommonOptions common;
 
