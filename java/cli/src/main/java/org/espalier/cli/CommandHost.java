@@ -20,6 +20,7 @@ import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.FileActivations;
+import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.RegressionEvaluator;
 import org.espalier.evaluate.TensorEvaluator;
@@ -126,22 +127,23 @@ final class CommandHost implements RunHost, AutoCloseable {
 
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
-    ExampleTensors tensors = tensors(examples);
-    return examples.labels() == null
-        ? TensorEvaluator.evaluate(reference, candidate, tensors).toMapOfFirst()
-        : compare(reference, candidate, tensors, examples.labels());
+    try (ModelPair pair = new ModelPair(reference, candidate, tensors(examples))) {
+      Map<String, Object> values =
+          examples.labels() == null
+              ? TensorEvaluator.evaluate(pair).toMapOfFirst()
+              : compare(pair, examples.labels());
+      values.putAll(pair.savings().toMap());
+      return values;
+    }
   }
 
   /** What two models give for examples, measured by their labels. */
-  static Map<String, Object> compare(
-      Path reference, Path candidate, ExampleTensors examples, Labels labels) {
+  static Map<String, Object> compare(ModelPair pair, Labels labels) {
     if (labels instanceof Labels.Classes classes) {
-      return ClassifierEvaluator.evaluate(reference, candidate, examples, classes.values()).toMap();
+      return ClassifierEvaluator.evaluate(pair, classes.values()).toMap();
     }
     Labels.Numbers numbers = (Labels.Numbers) labels;
-    return RegressionEvaluator.evaluate(
-            reference, candidate, examples, numbers.values(), numbers.width())
-        .toMap();
+    return RegressionEvaluator.evaluate(pair, numbers.values(), numbers.width()).toMap();
   }
 
   private static ExampleTensors tensors(Examples.Labelled examples) {

@@ -14,7 +14,9 @@ import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.Fidelity;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.FileActivations;
+import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.Pooling;
+import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
 import org.espalier.evaluate.TextTokenizer;
@@ -141,33 +143,37 @@ final class Evaluate implements Callable<Integer> {
     Path file = ModelSource.path(data.examples);
     TensorFidelity fidelity;
     Map<String, Object> byLabels;
+    Savings savings;
     try (Progress progress = new Progress(common.err(), "evaluating")) {
       ExampleTensors examples =
           new FileActivations(file, OnnxModel.read(original.path()), Integer.MAX_VALUE, 1)
               .examples();
-      fidelity = TensorEvaluator.evaluate(original.path(), judged.path(), examples);
-      byLabels = compareLabels(original.path(), judged.path(), examples, file);
+      try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
+        fidelity = TensorEvaluator.evaluate(pair);
+        byLabels = compareLabels(pair, file);
+        savings = pair.savings();
+      }
     }
     Map<String, Object> values = new LinkedHashMap<>(fidelity.toMap());
+    values.putAll(savings.toMap());
     if (!byLabels.isEmpty()) {
       values.put("labels", byLabels);
     }
     if (!common.json()) {
-      print(fidelity, byLabels);
+      print(fidelity, byLabels, savings);
     }
     return values;
   }
 
   /** How right both models are; empty where no labels say it. */
-  private Map<String, Object> compareLabels(
-      Path original, Path judged, ExampleTensors examples, Path file) {
+  private Map<String, Object> compareLabels(ModelPair pair, Path file) {
     if (task == Task.NONE) {
       return Map.of();
     }
     try {
-      Labels labels = ExamplesFile.labels(file, examples.size(), task.ofRecipe);
+      Labels labels = ExamplesFile.labels(file, pair.size(), task.ofRecipe);
       if (labels != null) {
-        Map<String, Object> all = CommandHost.compare(original, judged, examples, labels);
+        Map<String, Object> all = CommandHost.compare(pair, labels);
         all.keySet().retainAll(RIGHTNESS);
         return all;
       }
@@ -225,7 +231,7 @@ final class Evaluate implements Callable<Integer> {
             f.neighbourAgreement(),
             f.neighbourLow(),
             f.neighbourHigh()));
-    addSavings(table, f.sizeRatio(), f.speedup());
+    addSavings(table, f.savings());
     table.add(
         "batch",
         String.format(
@@ -233,7 +239,7 @@ final class Evaluate implements Callable<Integer> {
     table.print(common.out());
   }
 
-  private void print(TensorFidelity f, Map<String, Object> byLabels) {
+  private void print(TensorFidelity f, Map<String, Object> byLabels, Savings savings) {
     Table outputs =
         new Table("OUTPUT", ">COSINE", ">SMALLEST", ">ERROR", ">LARGEST", ">SAME CLASS");
     for (TensorFidelity.Output o : f.outputs()) {
@@ -260,12 +266,12 @@ final class Evaluate implements Callable<Integer> {
                     byLabels.get("reference_" + key)));
           }
         });
-    addSavings(sums, f.sizeRatio(), f.speedup());
+    addSavings(sums, savings);
     sums.print(common.out());
   }
 
-  private static void addSavings(Table table, double sizeRatio, double speedup) {
-    table.add("size", String.format(Locale.ROOT, "%.3f of the reference", sizeRatio));
-    table.add("speed", String.format(Locale.ROOT, "%.2fx the reference, one thread", speedup));
+  private static void addSavings(Table table, Savings s) {
+    table.add("size", String.format(Locale.ROOT, "%.3f of the reference", s.sizeRatio()));
+    table.add("speed", String.format(Locale.ROOT, "%.2fx the reference, one thread", s.speedup()));
   }
 }

@@ -8,7 +8,7 @@ import org.espalier.format.onnx.ClassifierOutput.Form;
 import org.espalier.format.onnx.LogitRows;
 import org.espalier.format.onnx.OnnxModel;
 
-/** Compares two ONNX classifiers on labelled examples, in ONNX Runtime on one thread. */
+/** Compares two ONNX classifiers on labelled examples. */
 public final class ClassifierEvaluator {
   /** Probabilities of a model are kept so far from 0 and 1: what float32 can tell from 1. */
   private static final double LEAST = 0x1p-24;
@@ -16,80 +16,71 @@ public final class ClassifierEvaluator {
   private ClassifierEvaluator() {}
 
   /**
-   * Compares {@code candidate} with {@code reference}. The first output of each holds logits, or probabilities
+   * Compares the candidate of a pair with its reference. The first output of each holds logits, or probabilities
    * by a Sigmoid or Softmax; {@link LogitRows} says which of them belong to a label. A single one is of class 1
    * against class 0. Tokens that an input {@code attention_mask} leaves out are not looked at.
    *
    * @param labels the right classes of each example in turn; negative where nobody knows
-   * @throws InputException when a model cannot be loaded or run, the two differ in classes, or a label is none
-   *     of them
+   * @throws InputException when a model cannot be run, the two differ in classes, or a label is none of them
    */
-  public static ClassifierFidelity evaluate(
-      Path reference, Path candidate, ExampleTensors examples, long[] labels) {
-    Form firstForm = ClassifierOutput.of(OnnxModel.read(reference)).form();
-    Form secondForm = ClassifierOutput.of(OnnxModel.read(candidate)).form();
-    try (FirstOutput first = new FirstOutput(reference, examples);
-        FirstOutput second = new FirstOutput(candidate, examples)) {
-      int n = examples.size();
-      int width = labels.length / n;
-      boolean[] counted = examples.attended(width);
-      Answers ours = new Answers(labels.length);
-      Answers theirs = new Answers(labels.length);
-      int agreed = 0;
-      int compared = 0;
-      double cosines = 0;
-      int shown = 0;
-      boolean hasDirection = true; // of one value the cosine is a sign
-      for (int i = 0; i < n; i++) {
-        float[] a = first.values(i);
-        float[] b = second.values(i);
-        FirstOutput.requireSame(first, a, second, b);
-        first.requireFinite(a, i);
-        LogitRows rows = rows(reference, first.shape(), width, firstForm);
-        int before = compared;
-        float[] x = new float[a.length]; // what is not counted stays 0
-        float[] y = new float[a.length];
-        for (int row = 0; row < width; row++) {
-          int at = i * width + row;
-          if (counted == null || counted[at]) {
-            int inA = theirs.add(logits(a, rows, row, firstForm), labels[at]);
-            int inB = ours.add(logits(b, rows, row, secondForm), labels[at]);
-            agreed += inA == inB ? 1 : 0;
-            compared++;
-            for (int c = 0; c < rows.classes(); c++) {
-              x[rows.index(row, c)] = a[rows.index(row, c)];
-              y[rows.index(row, c)] = b[rows.index(row, c)];
-            }
+  public static ClassifierFidelity evaluate(ModelPair pair, long[] labels) {
+    FedModel reference = pair.reference();
+    FedModel candidate = pair.candidate();
+    Form firstForm = ClassifierOutput.of(OnnxModel.read(reference.file())).form();
+    Form secondForm = ClassifierOutput.of(OnnxModel.read(candidate.file())).form();
+    int n = pair.size();
+    int width = labels.length / n;
+    boolean[] counted = pair.examples().attended(width);
+    Answers ours = new Answers(labels.length);
+    Answers theirs = new Answers(labels.length);
+    int agreed = 0;
+    int compared = 0;
+    double cosines = 0;
+    int shown = 0;
+    boolean hasDirection = true; // of one value the cosine is a sign
+    for (int i = 0; i < n; i++) {
+      FedModel.FirstOutput output = reference.firstFinite(i);
+      float[] a = output.values();
+      float[] b = candidate.firstLike(reference, output, i);
+      LogitRows rows = rows(reference.file(), output.shape(), width, firstForm);
+      int before = compared;
+      float[] x = new float[a.length]; // what is not counted stays 0
+      float[] y = new float[a.length];
+      for (int row = 0; row < width; row++) {
+        int at = i * width + row;
+        if (counted == null || counted[at]) {
+          int inA = theirs.add(logits(a, rows, row, firstForm), labels[at]);
+          int inB = ours.add(logits(b, rows, row, secondForm), labels[at]);
+          agreed += inA == inB ? 1 : 0;
+          compared++;
+          for (int c = 0; c < rows.classes(); c++) {
+            x[rows.index(row, c)] = a[rows.index(row, c)];
+            y[rows.index(row, c)] = b[rows.index(row, c)];
           }
         }
-        cosines += compared > before ? Statistics.cosine(x, y) : 0;
-        shown += compared > before ? 1 : 0;
-        hasDirection &= a.length > 1;
       }
-      if (compared == 0) {
-        throw new InputException("attention_mask is 0 for all of the examples that are measured");
-      }
-      double[] interval = Statistics.proportionInterval(agreed, compared);
-      double[] millis = Turns.millis(n, first::values, second::values);
-      return new ClassifierFidelity(
-          n,
-          ours.accuracy(),
-          theirs.accuracy(),
-          ours.f1(),
-          theirs.f1(),
-          ours.logLoss(),
-          theirs.logLoss(),
-          ours.auc(),
-          theirs.auc(),
-          (double) agreed / compared,
-          interval[0],
-          interval[1],
-          hasDirection ? cosines / shown : Double.NaN,
-          (double) FidelityEvaluator.bytes(candidate) / FidelityEvaluator.bytes(reference),
-          millis[0] / millis[1],
-          millis[0],
-          millis[1]);
+      cosines += compared > before ? Statistics.cosine(x, y) : 0;
+      shown += compared > before ? 1 : 0;
+      hasDirection &= a.length > 1;
     }
+    if (compared == 0) {
+      throw new InputException("attention_mask is 0 for all of the examples that are measured");
+    }
+    double[] interval = Statistics.proportionInterval(agreed, compared);
+    return new ClassifierFidelity(
+        n,
+        ours.accuracy(),
+        theirs.accuracy(),
+        ours.f1(),
+        theirs.f1(),
+        ours.logLoss(),
+        theirs.logLoss(),
+        ours.auc(),
+        theirs.auc(),
+        (double) agreed / compared,
+        interval[0],
+        interval[1],
+        hasDirection ? cosines / shown : Double.NaN);
   }
 
   private static LogitRows rows(Path model, long[] shape, int labels, Form form) {

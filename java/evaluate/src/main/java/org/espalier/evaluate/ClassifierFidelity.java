@@ -4,7 +4,7 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * How closely a candidate classifier follows its reference, and what it saves.
+ * How closely a candidate classifier follows its reference.
  *
  * @param examples number of examples compared
  * @param accuracy share of the candidate's right answers, with one probability at 0.5, over all labels; NaN
@@ -22,10 +22,6 @@ import java.util.Map;
  * @param agreementLow lower end of its 95 % interval of chance
  * @param agreementHigh upper end
  * @param cosineMean mean cosine between the outputs of the two; NaN where they are one value an example
- * @param sizeRatio candidate's bytes divided by the reference's
- * @param speedup reference's time divided by the candidate's, one thread, one example a run
- * @param referenceMillis mean over examples of the reference's median time for one
- * @param millis the candidate's
  */
 public record ClassifierFidelity(
     int examples,
@@ -40,11 +36,7 @@ public record ClassifierFidelity(
     double agreement,
     double agreementLow,
     double agreementHigh,
-    double cosineMean,
-    double sizeRatio,
-    double speedup,
-    double referenceMillis,
-    double millis) {
+    double cosineMean) {
 
   /** The values under their JSON keys, in a fixed order, without those that are not defined. */
   public Map<String, Object> toMap() {
@@ -62,10 +54,6 @@ public record ClassifierFidelity(
     map.put("agreement_low", agreementLow);
     map.put("agreement_high", agreementHigh);
     map.put("cosine_mean", cosineMean);
-    map.put("size_ratio", sizeRatio);
-    map.put("speedup", speedup);
-    map.put("reference_ms", referenceMillis);
-    map.put("ms", millis);
     map.values().removeIf(value -> value.equals(Double.NaN));
     return map;
   }

@@ -14,10 +14,7 @@ import java.util.Map;
  * @param neighbourAgreement share of texts whose nearest other text is the same in both models
  * @param neighbourLow lower end of its 95 % interval of chance
  * @param neighbourHigh upper end
- * @param sizeRatio candidate's bytes divided by the reference's
- * @param speedup reference's time divided by the candidate's, one thread, one text a run
- * @param referenceMillis the reference's median time for a text, mean over the texts that were timed
- * @param millis the candidate's
+ * @param savings what the candidate saves, one text a run
  * @param batchCosineMean mean cosine of the candidate's embedding of a text alone to its embedding in
  *     a padded batch of 32
  */
@@ -30,10 +27,7 @@ public record Fidelity(
     double neighbourAgreement,
     double neighbourLow,
     double neighbourHigh,
-    double sizeRatio,
-    double speedup,
-    double referenceMillis,
-    double millis,
+    Savings savings,
     double batchCosineMean) {
 
   /** The values under their JSON keys, in a fixed order. */
@@ -47,10 +41,7 @@ public record Fidelity(
     map.put("neighbour_agreement", neighbourAgreement);
     map.put("neighbour_agreement_low", neighbourLow);
     map.put("neighbour_agreement_high", neighbourHigh);
-    map.put("size_ratio", sizeRatio);
-    map.put("speedup", speedup);
-    map.put("reference_ms", referenceMillis);
-    map.put("ms", millis);
+    map.putAll(savings.toMap());
     map.put("batch_cosine_mean", batchCosineMean);
     return map;
   }

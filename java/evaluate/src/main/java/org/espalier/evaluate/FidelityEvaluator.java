@@ -8,7 +8,6 @@ import java.util.Arrays;
 import java.util.List;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
-import org.espalier.format.onnx.OnnxModel;
 
 /**
  * Compares two ONNX text models on texts. Both run in ONNX Runtime on one thread. Embeddings are compared
@@ -77,9 +76,13 @@ public final class FidelityEvaluator {
           Statistics.spearman(
               Statistics.pairSimilarities(spread(a, PAIR_TEXTS)),
               Statistics.pairSimilarities(spread(b, PAIR_TEXTS)));
-      double[] millis =
-          Turns.millis(
-              tokens.size(), i -> first.embed(tokens.get(i)), i -> second.embed(tokens.get(i)));
+      Savings savings =
+          Savings.measure(
+              reference,
+              candidate,
+              tokens.size(),
+              i -> first.embed(tokens.get(i)),
+              i -> second.embed(tokens.get(i)));
       return new Fidelity(
           a.length,
           Arrays.stream(cosines).average().orElseThrow(),
@@ -89,10 +92,7 @@ public final class FidelityEvaluator {
           (double) agreed / a.length,
           interval[0],
           interval[1],
-          (double) bytes(candidate) / bytes(reference),
-          millis[0] / millis[1],
-          millis[0],
-          millis[1],
+          savings,
           batchCosine(second, tokens, b));
     }
   }
@@ -132,19 +132,6 @@ public final class FidelityEvaluator {
       some[i] = all[(int) ((long) i * all.length / limit)];
     }
     return some;
-  }
-
-  /** The bytes of a model: its file and those of its external data. */
-  static long bytes(Path model) {
-    long sum = 0;
-    for (Path file : OnnxModel.read(model).files()) {
-      try {
-        sum += Files.size(file);
-      } catch (IOException e) {
-        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
-      }
-    }
-    return sum;
   }
 
   /**

@@ -1,64 +1,52 @@
 package org.espalier.evaluate;
 
-import java.nio.file.Path;
 import org.espalier.InputException;
 
-/** Compares two ONNX models that give numbers on labelled examples, in ONNX Runtime on one thread. */
+/** Compares two ONNX models that give numbers on labelled examples. */
 public final class RegressionEvaluator {
   private RegressionEvaluator() {}
 
   /**
-   * Compares {@code candidate} with {@code reference}.
+   * Compares the candidate of a pair with its reference.
    *
    * @param labels of all examples, {@code width} each; NaN where nobody knows
    * @param width how many values the first output has an example
-   * @throws InputException when a model cannot be loaded or run, or its first output is of another size
+   * @throws InputException when a model cannot be run, or its first output is of another size
    */
-  public static RegressionFidelity evaluate(
-      Path reference, Path candidate, ExampleTensors examples, float[] labels, int width) {
-    try (FirstOutput first = new FirstOutput(reference, examples);
-        FirstOutput second = new FirstOutput(candidate, examples)) {
-      int n = examples.size();
-      float[] theirs = new float[n * width];
-      float[] ours = new float[n * width];
-      for (int i = 0; i < n; i++) {
-        float[] a = first.values(i);
-        float[] b = second.values(i);
-        FirstOutput.requireSame(first, a, second, b);
-        if (a.length != width) {
-          throw new InputException(
-              reference
-                  + ": the first output has "
-                  + a.length
-                  + " values an example, the labels have "
-                  + width);
-        }
-        first.requireFinite(a, i);
-        System.arraycopy(a, 0, theirs, i * width, width);
-        System.arraycopy(b, 0, ours, i * width, width);
+  public static RegressionFidelity evaluate(ModelPair pair, float[] labels, int width) {
+    int n = pair.size();
+    float[] theirs = new float[n * width];
+    float[] ours = new float[n * width];
+    for (int i = 0; i < n; i++) {
+      FedModel.FirstOutput output = pair.reference().firstFinite(i);
+      float[] b = pair.candidate().firstLike(pair.reference(), output, i);
+      if (b.length != width) {
+        throw new InputException(
+            pair.reference().file()
+                + ": the first output has "
+                + b.length
+                + " values an example, the labels have "
+                + width);
       }
-      double error = 0;
-      double square = 0;
-      double largest = 0;
-      for (int i = 0; i < ours.length; i++) {
-        double d = difference(ours[i], theirs[i]);
-        error += d * d;
-        square += (double) theirs[i] * theirs[i];
-        largest = Math.max(largest, Math.abs(d));
-      }
-      double[] millis = Turns.millis(n, first::values, second::values);
-      return new RegressionFidelity(
-          n,
-          errors(ours, labels, width),
-          errors(theirs, labels, width),
-          error == 0 ? 1 : Statistics.cosine(ours, theirs),
-          error == 0 ? 0 : Math.sqrt(error / square),
-          largest,
-          (double) FidelityEvaluator.bytes(candidate) / FidelityEvaluator.bytes(reference),
-          millis[0] / millis[1],
-          millis[0],
-          millis[1]);
+      System.arraycopy(output.values(), 0, theirs, i * width, width);
+      System.arraycopy(b, 0, ours, i * width, width);
     }
+    double error = 0;
+    double square = 0;
+    double largest = 0;
+    for (int i = 0; i < ours.length; i++) {
+      double d = difference(ours[i], theirs[i]);
+      error += d * d;
+      square += (double) theirs[i] * theirs[i];
+      largest = Math.max(largest, Math.abs(d));
+    }
+    return new RegressionFidelity(
+        n,
+        errors(ours, labels, width),
+        errors(theirs, labels, width),
+        error == 0 ? 1 : Statistics.cosine(ours, theirs),
+        error == 0 ? 0 : Math.sqrt(error / square),
+        largest);
   }
 
   static RegressionFidelity.Errors errors(float[] found, float[] labels, int width) {

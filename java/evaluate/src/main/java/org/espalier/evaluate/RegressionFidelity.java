@@ -4,7 +4,7 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * How well a candidate tells numbers, how closely it follows its reference, and what it saves.
+ * How well a candidate tells numbers, how closely it follows its reference.
  *
  * @param examples number of examples compared
  * @param errors of the candidate against the labels
@@ -12,10 +12,6 @@ import java.util.Map;
  * @param cosine between the values that the two give for all examples
  * @param relativeError √(Σ (candidate − reference)² / Σ reference²) over all examples
  * @param largestDifference the largest |candidate − reference|
- * @param sizeRatio candidate's bytes divided by the reference's
- * @param speedup reference's time divided by the candidate's, one thread, one example a run
- * @param referenceMillis mean over examples of the reference's median time for one
- * @param millis the candidate's
  */
 public record RegressionFidelity(
     int examples,
@@ -23,11 +19,7 @@ public record RegressionFidelity(
     Errors referenceErrors,
     double cosine,
     double relativeError,
-    double largestDifference,
-    double sizeRatio,
-    double speedup,
-    double referenceMillis,
-    double millis) {
+    double largestDifference) {
 
   /**
    * Of a model's values f against the labels y that are known; all NaN where none is.
@@ -52,10 +44,6 @@ public record RegressionFidelity(
     map.put("cosine", cosine);
     map.put("relative_error", relativeError);
     map.put("largest_difference", largestDifference);
-    map.put("size_ratio", sizeRatio);
-    map.put("speedup", speedup);
-    map.put("reference_ms", referenceMillis);
-    map.put("ms", millis);
     map.values().removeIf(value -> value.equals(Double.NaN));
     return map;
   }

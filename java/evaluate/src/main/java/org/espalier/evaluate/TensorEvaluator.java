@@ -6,7 +6,6 @@ import ai.onnxruntime.OnnxValue;
 import ai.onnxruntime.OrtSession;
 import java.nio.DoubleBuffer;
 import java.nio.FloatBuffer;
-import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.EnumSet;
@@ -17,7 +16,7 @@ import java.util.Set;
 import org.espalier.InputException;
 
 /**
- * Compares two ONNX models of any kind on example tensors, output by output, in ONNX Runtime on one thread.
+ * Compares two ONNX models of any kind on example tensors, output by output.
  */
 public final class TensorEvaluator {
   /** What is compared, each as float32. */
@@ -28,49 +27,29 @@ public final class TensorEvaluator {
   private TensorEvaluator() {}
 
   /**
-   * Compares {@code candidate} with {@code reference}.
+   * Compares the candidate of a pair with its reference.
    *
-   * @throws InputException where a model has other inputs or cannot be loaded or run, or the two differ in
-   *     their outputs
+   * @throws InputException where a model cannot be run, or the two differ in their outputs
    */
-  public static TensorFidelity evaluate(Path reference, Path candidate, ExampleTensors examples) {
-    List<Map<String, OnnxTensor>> inputs = new ArrayList<>();
-    List<Map<String, OnnxTensor>> others = new ArrayList<>();
-    try (RuntimeModel first = new RuntimeModel(reference);
-        RuntimeModel second = new RuntimeModel(candidate)) {
-      inputs.addAll(examples.open(first.inputs()));
-      others.addAll(examples.open(second.inputs()));
-      Map<String, Comparison> outputs = new LinkedHashMap<>();
-      for (int i = 0; i < inputs.size(); i++) {
-        try (OrtSession.Result a = first.run(inputs.get(i));
-            OrtSession.Result b = second.run(others.get(i))) {
-          for (Map.Entry<String, OnnxValue> e : a) {
-            if (e.getValue() instanceof OnnxTensor t && REAL.contains(t.getInfo().type)) {
-              OnnxTensor other = output(second, b, e.getKey(), t);
-              outputs.computeIfAbsent(e.getKey(), Comparison::new).add(t, other);
-            }
+  public static TensorFidelity evaluate(ModelPair pair) {
+    Map<String, Comparison> outputs = new LinkedHashMap<>();
+    for (int i = 0; i < pair.size(); i++) {
+      try (OrtSession.Result a = pair.reference().run(i);
+          OrtSession.Result b = pair.candidate().run(i)) {
+        for (Map.Entry<String, OnnxValue> e : a) {
+          if (e.getValue() instanceof OnnxTensor t && REAL.contains(t.getInfo().type)) {
+            OnnxTensor other = output(pair.candidate(), b, e.getKey(), t);
+            outputs.computeIfAbsent(e.getKey(), Comparison::new).add(t, other);
           }
         }
       }
-      if (outputs.isEmpty()) {
-        throw new InputException(reference + " has no floating-point output to compare");
-      }
-      double[] millis =
-          Turns.millis(
-              inputs.size(),
-              i -> first.run(inputs.get(i)).close(),
-              i -> second.run(others.get(i)).close());
-      return new TensorFidelity(
-          inputs.size(),
-          outputs.values().stream().map(Comparison::result).toList(),
-          (double) FidelityEvaluator.bytes(candidate) / FidelityEvaluator.bytes(reference),
-          millis[0] / millis[1],
-          millis[0],
-          millis[1]);
-    } finally {
-      ExampleTensors.close(inputs);
-      ExampleTensors.close(others);
     }
+    if (outputs.isEmpty()) {
+      throw new InputException(
+          pair.reference().file() + " has no floating-point output to compare");
+    }
+    return new TensorFidelity(
+        pair.size(), outputs.values().stream().map(Comparison::result).toList());
   }
 
   /** What two models gave for one output. */
@@ -170,7 +149,7 @@ public final class TensorEvaluator {
 
   /** The output that the reference has too, of the same shape. */
   private static OnnxTensor output(
-      RuntimeModel model, OrtSession.Result result, String name, OnnxTensor like) {
+      FedModel model, OrtSession.Result result, String name, OnnxTensor like) {
     OnnxValue value =
         result
             .get(name)

@@ -6,22 +6,12 @@ import java.util.List;
 import java.util.Map;
 
 /**
- * How closely a candidate follows its reference on example tensors, and what it saves.
+ * How closely a candidate follows its reference on example tensors.
  *
  * @param examples number of examples compared
  * @param outputs the floating-point outputs, in the model's order
- * @param sizeRatio candidate's bytes divided by the reference's
- * @param speedup reference's time divided by the candidate's, one thread, one example a run
- * @param referenceMillis mean over examples of the reference's median time for one
- * @param millis the candidate's
  */
-public record TensorFidelity(
-    int examples,
-    List<Output> outputs,
-    double sizeRatio,
-    double speedup,
-    double referenceMillis,
-    double millis) {
+public record TensorFidelity(int examples, List<Output> outputs) {
 
   /**
    * One output.
@@ -54,7 +44,6 @@ public record TensorFidelity(
       list.add(output);
     }
     map.put("outputs", list);
-    map.putAll(savings());
     return map;
   }
 
@@ -63,7 +52,6 @@ public record TensorFidelity(
     Map<String, Object> map = new LinkedHashMap<>();
     map.put("examples", examples);
     map.putAll(numbers(outputs.get(0)));
-    map.putAll(savings());
     return map;
   }
 
@@ -78,15 +66,6 @@ public record TensorFidelity(
     if (!Double.isNaN(o.agreement)) {
       map.put("agreement", o.agreement);
     }
-    return map;
-  }
-
-  private Map<String, Object> savings() {
-    Map<String, Object> map = new LinkedHashMap<>();
-    map.put("size_ratio", sizeRatio);
-    map.put("speedup", speedup);
-    map.put("reference_ms", referenceMillis);
-    map.put("ms", millis);
     return map;
   }
 }

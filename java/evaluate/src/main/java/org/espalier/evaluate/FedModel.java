@@ -8,13 +8,12 @@ import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
 
-/** The first output of a model for examples that are fed one by one. */
-final class FirstOutput implements AutoCloseable {
+/** A model and the examples that it is fed one by one. */
+final class FedModel implements AutoCloseable {
   private final RuntimeModel model;
   private final List<Map<String, OnnxTensor>> inputs;
-  private long[] shape;
 
-  FirstOutput(Path file, ExampleTensors examples) {
+  FedModel(Path file, ExampleTensors examples) {
     model = new RuntimeModel(file);
     try {
       inputs = examples.open(model.inputs());
@@ -24,36 +23,55 @@ final class FirstOutput implements AutoCloseable {
     }
   }
 
-  /** The shape that the output had when it was last asked for. */
-  long[] shape() {
-    return shape;
+  Path file() {
+    return model.file();
   }
 
-  /** What the model gives for an example. */
-  float[] values(int example) {
-    try (OrtSession.Result result = model.run(inputs.get(example))) {
+  /** All that the model gives for an example. Whoever asks closes it. */
+  OrtSession.Result run(int example) {
+    return model.run(inputs.get(example));
+  }
+
+  /**
+   * What a model gives first for one example.
+   *
+   * @param shape with 1 for the batch
+   */
+  record FirstOutput(float[] values, long[] shape) {}
+
+  /**
+   * What the model gives first for an example.
+   *
+   * @throws InputException where that is no float32 with one row an example
+   */
+  FirstOutput first(int example) {
+    try (OrtSession.Result result = run(example)) {
       if (!(result.get(0) instanceof OnnxTensor t)
           || t.getInfo().type != OnnxJavaType.FLOAT
           || t.getInfo().getShape().length == 0
           || t.getInfo().getShape()[0] != 1) {
         throw new InputException(
-            model.file()
+            file()
                 + ": the first output must be float32 with one row an example but is "
                 + result.get(0).getInfo());
       }
-      shape = t.getInfo().getShape();
       float[] values = new float[t.getFloatBuffer().remaining()];
       t.getFloatBuffer().get(values);
-      return values;
+      return new FirstOutput(values, t.getInfo().getShape());
     }
   }
 
-  /** Refuses what a reference may not give: nothing can be compared with it. */
-  void requireFinite(float[] values, int example) {
-    for (float value : values) {
+  /**
+   * The same of a reference, with which others are compared.
+   *
+   * @throws InputException where one of the values is not finite, too
+   */
+  FirstOutput firstFinite(int example) {
+    FirstOutput output = first(example);
+    for (float value : output.values) {
       if (!Float.isFinite(value)) {
         throw new InputException(
-            model.file()
+            file()
                 + ": the first output is "
                 + value
                 + " for example "
@@ -61,21 +79,28 @@ final class FirstOutput implements AutoCloseable {
                 + " of those that are measured");
       }
     }
+    return output;
   }
 
-  /** Refuses outputs of different sizes. */
-  static void requireSame(FirstOutput one, float[] values, FirstOutput other, float[] others) {
-    if (values.length != others.length) {
+  /**
+   * The values that the model gives first for an example.
+   *
+   * @throws InputException where it has not as many of them as the reference
+   */
+  float[] firstLike(FedModel reference, FirstOutput its, int example) {
+    float[] values = first(example).values;
+    if (values.length != its.values.length) {
       throw new InputException(
           "the models differ in their first output: "
-              + one.model.file()
+              + reference.file()
               + " gives "
-              + values.length
+              + its.values.length
               + " values an example, "
-              + other.model.file()
+              + file()
               + " "
-              + others.length);
+              + values.length);
     }
+    return values;
   }
 
   @Override

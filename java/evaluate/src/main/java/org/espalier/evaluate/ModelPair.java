@@ -1,0 +1,67 @@
+package org.espalier.evaluate;
+
+import java.nio.file.Path;
+import org.espalier.InputException;
+
+/**
+ * A reference and a candidate in ONNX Runtime, each on one thread, and the examples that both are fed one by
+ * one. Not for several threads at a time.
+ */
+public final class ModelPair implements AutoCloseable {
+  private final ExampleTensors examples;
+  private final FedModel reference;
+  private final FedModel candidate;
+
+  /**
+   * Loads two models.
+   *
+   * @throws InputException where one cannot be loaded or has inputs that the examples lack
+   */
+  public ModelPair(Path reference, Path candidate, ExampleTensors examples) {
+    this.examples = examples;
+    this.reference = new FedModel(reference, examples);
+    try {
+      this.candidate = new FedModel(candidate, examples);
+    } catch (InputException e) {
+      this.reference.close();
+      throw e;
+    }
+  }
+
+  /** How many examples there are. */
+  public int size() {
+    return examples.size();
+  }
+
+  ExampleTensors examples() {
+    return examples;
+  }
+
+  FedModel reference() {
+    return reference;
+  }
+
+  FedModel candidate() {
+    return candidate;
+  }
+
+  /**
+   * What the candidate saves, measured now.
+   *
+   * @throws InputException when a model cannot be run
+   */
+  public Savings savings() {
+    return Savings.measure(
+        reference.file(),
+        candidate.file(),
+        size(),
+        i -> reference.run(i).close(),
+        i -> candidate.run(i).close());
+  }
+
+  @Override
+  public void close() {
+    reference.close();
+    candidate.close();
+  }
+}

@@ -1,0 +1,85 @@
+package org.espalier.evaluate;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import java.util.function.IntConsumer;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * What a candidate saves against its reference.
+ *
+ * @param sizeRatio candidate's bytes divided by the reference's
+ * @param speedup reference's time divided by the candidate's, one thread, one example a run
+ * @param referenceMillis mean over the examples that were timed of the reference's median time for one
+ * @param millis the candidate's
+ */
+public record Savings(double sizeRatio, double speedup, double referenceMillis, double millis) {
+  private static final int CASES = 64;
+  private static final int ROUNDS = 9;
+
+  /**
+   * Measures two models that take turns, so that a change of the machine's speed meets both.
+   *
+   * @param cases how many there are; at most 64 of them, evenly spread, are timed
+   * @param runReference runs the case of a number
+   */
+  static Savings measure(
+      Path reference,
+      Path candidate,
+      int cases,
+      IntConsumer runReference,
+      IntConsumer runCandidate) {
+    int n = Math.min(CASES, cases);
+    double[][] referenceTimes = new double[n][ROUNDS];
+    double[][] candidateTimes = new double[n][ROUNDS];
+    for (int round = 0; round < ROUNDS; round++) {
+      for (int i = 0; i < n; i++) {
+        int which = (int) ((long) i * cases / n);
+        long start = System.nanoTime();
+        runReference.accept(which);
+        long middle = System.nanoTime();
+        runCandidate.accept(which);
+        referenceTimes[i][round] = middle - start;
+        candidateTimes[i][round] = System.nanoTime() - middle;
+      }
+    }
+    double referenceSum = 0;
+    double candidateSum = 0;
+    for (int i = 0; i < n; i++) {
+      referenceSum += Statistics.median(referenceTimes[i]);
+      candidateSum += Statistics.median(candidateTimes[i]);
+    }
+    return new Savings(
+        (double) bytes(candidate) / bytes(reference),
+        referenceSum / candidateSum,
+        referenceSum * 1e-6 / n,
+        candidateSum * 1e-6 / n);
+  }
+
+  /** The bytes of a model: its file and those of its external data. */
+  private static long bytes(Path model) {
+    long sum = 0;
+    for (Path file : OnnxModel.read(model).files()) {
+      try {
+        sum += Files.size(file);
+      } catch (IOException e) {
+        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
+      }
+    }
+    return sum;
+  }
+
+  /** The values under their JSON keys, in a fixed order. */
+  public Map<String, Object> toMap() {
+    Map<String, Object> map = new LinkedHashMap<>();
+    map.put("size_ratio", sizeRatio);
+    map.put("speedup", speedup);
+    map.put("reference_ms", referenceMillis);
+    map.put("ms", millis);
+    return map;
+  }
+}
