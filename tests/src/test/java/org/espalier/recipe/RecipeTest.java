@@ -12,6 +12,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.train.Optimizer;
@@ -229,7 +230,7 @@ class RecipeTest {
 
   @Test
   void theTemplateIsARightRecipeAndNamesEveryKey() {
-    String template = RecipeSchema.template("a \"b\" \\ c.onnx", "texts", "t.txt");
+    String template = RecipeSchema.template("a \"b\" \\ c.onnx", "texts", "t.txt", Map.of());
     Recipe recipe = parse(template);
     assertEquals("a \"b\" \\ c.onnx", recipe.model().file());
     assertEquals(1, recipe.stages().stages().size());

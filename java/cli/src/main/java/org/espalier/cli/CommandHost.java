@@ -20,6 +20,7 @@ import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.FileActivations;
+import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.RegressionEvaluator;
@@ -119,6 +120,9 @@ final class CommandHost implements RunHost, AutoCloseable {
 
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
+    if (recipe.isCausal()) {
+      return LanguageModelEvaluator.evaluate(tokenizer(), reference, candidate, texts).toMap();
+    }
     Pooling pooling = Pooling.valueOf(recipe.model().pooling().name());
     return new FidelityEvaluator(tokenizer(), pooling)
         .evaluate(reference, candidate, texts)

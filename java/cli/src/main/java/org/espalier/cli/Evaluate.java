@@ -14,6 +14,8 @@ import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.Fidelity;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.FileActivations;
+import org.espalier.evaluate.LanguageModelEvaluator;
+import org.espalier.evaluate.LanguageModelFidelity;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.Savings;
@@ -36,8 +38,9 @@ import picocli.CommandLine.Parameters;
     description = {
       "Says how closely CANDIDATE follows REFERENCE, and what it saves. Both are ONNX models and"
           + " run in ONNX Runtime on one thread: text models embed each line of TEXTS, models of"
-          + " any other kind take the tensors of EXAMPLES, and each of their outputs is compared;"
-          + " a tensor labels there says how right the first one is.",
+          + " any other kind take the tensors of EXAMPLES, and each of their outputs is compared; a"
+          + " tensor labels there says how right the first one is. Causal language models foretell"
+          + " each token of TEXTS from those before it.",
       "",
       "For texts, the batch line compares the candidate with itself: a text alone and the same text"
           + " in a padded batch of 32. Dynamic int8 chooses its steps from the whole batch, so its"
@@ -51,6 +54,7 @@ import picocli.CommandLine.Parameters;
       "  espalier evaluate bge-small.onnx bge-small-int8.onnx --texts sentences.txt \\",
       "    --pooling cls --json",
       "  espalier evaluate resnet.onnx resnet-int8.onnx --examples images.safetensors",
+      "  espalier evaluate gpt2.onnx gpt2-int8.onnx --texts texts.txt --task causal-lm",
     })
 final class Evaluate implements Callable<Integer> {
   /** What a comparison says of labels; what else it says is said of each output. */
@@ -92,12 +96,14 @@ final class Evaluate implements Callable<Integer> {
 
   @Option(
       names = "--task",
-      paramLabel = "auto|classification|regression|none",
+      paramLabel = "auto|classification|regression|causal-lm|none",
       defaultValue = "auto",
       description =
-          "What the tensor labels of EXAMPLES says of the first output, as data.task in a recipe:"
-              + " how right both models are is measured by it. auto: where they fit. Default:"
-              + " ${DEFAULT-VALUE}.")
+          "What the first output says, as data.task in a recipe: how right both models are is"
+              + " measured by it. classification, regression: the tensor labels of EXAMPLES."
+              + " causal-lm: the next token of TEXTS. none: nothing; texts are embedded. auto: by"
+              + " labels where they fit, causal-lm where the first output is called logits and has"
+              + " three dimensions. Default: ${DEFAULT-VALUE}.")
   private Task task;
 
   /** What labels are taken for. */
@@ -105,12 +111,19 @@ final class Evaluate implements Callable<Integer> {
     AUTO(Recipe.Task.AUTO),
     CLASSIFICATION(Recipe.Task.CLASSIFICATION),
     REGRESSION(Recipe.Task.REGRESSION),
+    CAUSAL_LM(Recipe.Task.CAUSAL_LM),
     NONE(null);
 
     private final Recipe.Task ofRecipe;
 
     Task(Recipe.Task ofRecipe) {
       this.ofRecipe = ofRecipe;
+    }
+
+    /** What the option takes. */
+    @Override
+    public String toString() {
+      return ofRecipe == null ? "none" : ofRecipe.key();
     }
   }
 
@@ -140,6 +153,9 @@ final class Evaluate implements Callable<Integer> {
   }
 
   private Map<String, Object> compareTensors(ModelSource original, ModelSource judged) {
+    if (task == Task.CAUSAL_LM) {
+      throw new InputException("--task causal-lm takes --texts");
+    }
     Path file = ModelSource.path(data.examples);
     TensorFidelity fidelity;
     Map<String, Object> byLabels;
@@ -190,12 +206,32 @@ final class Evaluate implements Callable<Integer> {
   }
 
   private Map<String, Object> compareTexts(ModelSource original, ModelSource judged) {
+    if (task == Task.CLASSIFICATION || task == Task.REGRESSION) {
+      throw new InputException("--task " + task + " takes --examples with labels");
+    }
     List<String> lines = FidelityEvaluator.readTexts(ModelSource.path(data.texts));
+    if (task == Task.CAUSAL_LM
+        || task == Task.AUTO && LanguageModelEvaluator.isOne(OnnxModel.read(original.path()))) {
+      return compareLanguageModels(original, judged, lines);
+    }
     Fidelity fidelity;
     try (TextTokenizer open = tokenizer.open(original, common::note);
         Progress progress = new Progress(common.err(), "evaluating")) {
       fidelity =
           new FidelityEvaluator(open, pooling).evaluate(original.path(), judged.path(), lines);
+    }
+    if (!common.json()) {
+      print(fidelity);
+    }
+    return fidelity.toMap();
+  }
+
+  private Map<String, Object> compareLanguageModels(
+      ModelSource original, ModelSource judged, List<String> lines) {
+    LanguageModelFidelity fidelity;
+    try (TextTokenizer open = tokenizer.open(original, common::note);
+        Progress progress = new Progress(common.err(), "evaluating")) {
+      fidelity = LanguageModelEvaluator.evaluate(open, original.path(), judged.path(), lines);
     }
     if (!common.json()) {
       print(fidelity);
@@ -239,6 +275,22 @@ final class Evaluate implements Callable<Integer> {
     table.print(common.out());
   }
 
+  private void print(LanguageModelFidelity f) {
+    Table table = new Table("", "");
+    table.add("texts", f.texts() + ", " + f.tokens() + " tokens foretold");
+    table.add("perplexity", besideReference(f.perplexity(), f.referencePerplexity()));
+    table.add(
+        "next token", besideReference(f.accuracy(), f.referenceAccuracy()) + " of them right");
+    table.add("same token", String.format(Locale.ROOT, "%.4f of places", f.agreement()));
+    table.add("divergence", String.format(Locale.ROOT, "%.4f nats", f.divergence()));
+    addSavings(table, f.savings());
+    table.print(common.out());
+  }
+
+  private static String besideReference(Object value, Object reference) {
+    return String.format(Locale.ROOT, "%.4g, the reference %.4g", value, reference);
+  }
+
   private void print(TensorFidelity f, Map<String, Object> byLabels, Savings savings) {
     Table outputs =
         new Table("OUTPUT", ">COSINE", ">SMALLEST", ">ERROR", ">LARGEST", ">SAME CLASS");
@@ -258,12 +310,7 @@ final class Evaluate implements Callable<Integer> {
         (key, value) -> {
           if (byLabels.containsKey("reference_" + key)) {
             sums.add(
-                key.replace('_', ' '),
-                String.format(
-                    Locale.ROOT,
-                    "%.4g, the reference %.4g",
-                    value,
-                    byLabels.get("reference_" + key)));
+                key.replace('_', ' '), besideReference(value, byLabels.get("reference_" + key)));
           }
         });
     addSavings(sums, savings);

@@ -9,11 +9,13 @@ import java.util.HashMap;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
+import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.SafetensorsFile;
+import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeSchema;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
@@ -77,10 +79,14 @@ final class RecipeInit implements Callable<Integer> {
     if (Files.exists(target)) {
       throw new InputException(target + " exists; name another file");
     }
+    boolean examples = data != null && data.examples != null;
+    String given = examples ? data.examples : data == null ? "texts.txt" : data.texts;
     String text =
-        data != null && data.examples != null
-            ? RecipeSchema.template(model, "examples", data.examples, fitting(target))
-            : RecipeSchema.template(model, "texts", data == null ? "texts.txt" : data.texts);
+        RecipeSchema.template(
+            model,
+            examples ? "examples" : "texts",
+            given,
+            examples ? fittingExamples(target) : fittingTexts(target));
     try (AtomicFile made = AtomicFile.create(target)) {
       made.write(ByteBuffer.wrap(text.getBytes(StandardCharsets.UTF_8)));
       made.commit();
@@ -95,15 +101,30 @@ final class RecipeInit implements Callable<Integer> {
     return 0;
   }
 
+  /** The model, where it is there; else null. */
+  private OnnxModel model(Path recipe) {
+    Path file = model.startsWith("maven:") ? null : recipe.resolveSibling(model);
+    return file != null && model.endsWith(".onnx") && Files.isRegularFile(file)
+        ? OnnxModel.read(file)
+        : null;
+  }
+
+  /** What the model asks for: a language model learns the next token. */
+  private Map<String, String> fittingTexts(Path recipe) {
+    OnnxModel onnx = model(recipe);
+    return onnx != null && LanguageModelEvaluator.isOne(onnx)
+        ? Map.of("data.task", Recipe.Task.CAUSAL_LM.key())
+        : Map.of();
+  }
+
   /**
    * What the files ask for, where they are there: static ranges for convolutions, and fewer examples
    * held out of few.
    */
-  private Map<String, String> fitting(Path recipe) {
+  private Map<String, String> fittingExamples(Path recipe) {
     Map<String, String> settings = new HashMap<>();
-    Path file = model.startsWith("maven:") ? null : recipe.resolveSibling(model);
-    if (file != null && model.endsWith(".onnx") && Files.isRegularFile(file)) {
-      OnnxModel onnx = OnnxModel.read(file);
+    OnnxModel onnx = model(recipe);
+    if (onnx != null) {
       long convolved = 0;
       long others = 0;
       for (OnnxWeight weight : OnnxWeights.of(onnx)) {

@@ -18,11 +18,12 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.onnx.PastInput;
+import org.espalier.format.onnx.TextInput;
 
 /**
- * A text model in ONNX Runtime: token ids in, hidden states out. The inputs {@code input_ids}, {@code
- * attention_mask} and {@code token_type_ids} (int64 [batch, tokens]) are fed where the model declares
- * them; any other input is refused by name.
+ * A text model in ONNX Runtime: token ids in, hidden states or logits out. The {@link TextInput}s are fed where
+ * the model declares them, and each {@link PastInput} is empty; any other input is refused by name.
  *
  * <p>Runs may overlap from several threads (ONNX Runtime allows it); closing must wait for them.
  */
@@ -30,6 +31,9 @@ public final class OnnxTextModel implements AutoCloseable {
   private final OrtEnvironment environment = OrtEnvironment.getEnvironment();
   private final String name;
   private final OrtSession session;
+
+  /** Inputs for what was read before a text, which is nothing. */
+  private final Map<String, TensorInfo> past = new HashMap<>();
 
   /**
    * Loads a model from a file.
@@ -77,19 +81,26 @@ public final class OnnxTextModel implements AutoCloseable {
 
   private void checkInputs() {
     try {
-      if (!session.getInputNames().contains("input_ids")) {
+      if (!session.getInputNames().contains(TextInput.INPUT_IDS.inputName())) {
         throw new InputException(
             name
                 + ": a text model has an input input_ids; this one has "
                 + session.getInputNames());
       }
       for (NodeInfo input : session.getInputInfo().values()) {
-        if (!Set.of("input_ids", "attention_mask", "token_type_ids").contains(input.getName())) {
+        if (PastInput.isOne(input.getName()) && input.getInfo() instanceof TensorInfo t) {
+          PastInput.empty(name, input.getName(), t.getShape(), 1);
+          past.put(input.getName(), t);
+          continue;
+        }
+        if (TextInput.of(input.getName()) == null) {
           throw new InputException(
               name
                   + ": input "
                   + input.getName()
-                  + " is not one a text model takes (input_ids, attention_mask, token_type_ids)");
+                  + " is not one a text model takes ("
+                  + String.join(", ", TextInput.names())
+                  + ", past_key_values)");
         }
         if (!(input.getInfo() instanceof TensorInfo t) || t.type != OnnxJavaType.INT64) {
           throw new InputException(
@@ -105,7 +116,7 @@ public final class OnnxTextModel implements AutoCloseable {
     }
   }
 
-  /** The name of the first output: the hidden states of an encoder. */
+  /** The name of the first output: an encoder's hidden states, a language model's logits. */
   public String firstOutput() {
     return session.getOutputNames().iterator().next();
   }
@@ -125,18 +136,21 @@ public final class OnnxTextModel implements AutoCloseable {
     Map<String, OnnxTensor> inputs = new HashMap<>();
     try {
       try {
+        for (Map.Entry<String, TensorInfo> e : past.entrySet()) {
+          long[] empty = PastInput.empty(name, e.getKey(), e.getValue().getShape(), rows);
+          ByteBuffer nothing = ByteBuffer.allocateDirect(0);
+          inputs.put(
+              e.getKey(), OnnxTensor.createTensor(environment, nothing, empty, e.getValue().type));
+        }
         for (String input : session.getInputNames()) {
-          LongBuffer data = LongBuffer.allocate(rows * longest);
-          for (int r = 0; r < rows; r++) {
-            Tokens t = batch.get(r);
-            data.put(
-                r * longest,
-                switch (input) {
-                  case "input_ids" -> t.ids();
-                  case "attention_mask" -> t.mask();
-                  default -> t.types();
-                });
+          if (past.containsKey(input)) {
+            continue;
           }
+          long[] values = new long[rows * longest];
+          for (int r = 0; r < rows; r++) {
+            write(TextInput.of(input), batch.get(r), values, r * longest);
+          }
+          LongBuffer data = LongBuffer.wrap(values);
           inputs.put(input, OnnxTensor.createTensor(environment, data, shape));
         }
         try (OrtSession.Result result = session.run(inputs, outputs)) {
@@ -158,6 +172,15 @@ public final class OnnxTextModel implements AutoCloseable {
     } catch (OrtException e) {
       throw new InputException(
           name + ": ONNX Runtime failed on a batch of " + rows + " texts: " + e.getMessage(), e);
+    }
+  }
+
+  /** The tokenizer knows the parts of a text. */
+  private static void write(TextInput input, Tokens text, long[] rows, int at) {
+    if (input == TextInput.TOKEN_TYPE_IDS) {
+      System.arraycopy(text.types(), 0, rows, at, text.length());
+    } else {
+      input.write(text.ids(), rows, at);
     }
   }
 

@@ -8,6 +8,7 @@ import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
@@ -83,14 +84,25 @@ public record Recipe(
     /** Classes. */
     CLASSIFICATION,
     /** Numbers. */
-    REGRESSION
+    REGRESSION,
+    /** Of texts: each token is the label of the one before it. */
+    CAUSAL_LM;
+
+    /** What recipes call it. */
+    public String key() {
+      return name().toLowerCase(Locale.ROOT).replace('_', '-');
+    }
+
+    static Task of(String key) {
+      return Arrays.stream(values()).filter(t -> t.key().equals(key)).findAny().orElseThrow();
+    }
   }
 
   /**
    * The data: {@code texts} or {@code examples}.
    *
    * @param wordNet whether {@code texts} is an artefact with WordNet's files
-   * @param task what the labels of examples are
+   * @param task what the labels of examples are, or that texts have labels
    * @param train how many are trained on; 0 for all that are left
    * @param evaluationTexts null to hold some out
    */
@@ -171,14 +183,23 @@ public record Recipe(
     if (data.given("evaluation-texts") && data.given("examples")) {
       throw data.wrong("evaluation-texts", "the data are labelled examples");
     }
-    if (data.given("task") && data.given("texts")) {
-      throw data.wrong("task", "it says what labels are, and texts have none");
-    }
     boolean texts = data.given("texts");
+    Task task = Task.of(data.text("task"));
+    if (texts && task != Task.AUTO && task != Task.CAUSAL_LM) {
+      throw data.wrong(
+          "task",
+          task.key()
+              + " says what labels are, and texts have none; causal-lm learns the next token");
+    }
+    if (!texts && task == Task.CAUSAL_LM) {
+      throw data.wrong(
+          "task", "causal-lm takes data.texts; the labels of examples are in their file");
+    }
+    Kind kind = !texts ? Kind.EXAMPLES : task == Task.CAUSAL_LM ? Kind.CAUSAL : Kind.EMBEDDED;
     List<Stage> stages = new ArrayList<>();
     Set<String> ofDefaultLoss = new HashSet<>();
     for (Settings stage : all.groups("stages")) {
-      stages.add(stage(stage, texts));
+      stages.add(stage(stage, kind));
       if (stage.group("loss") == null) {
         ofDefaultLoss.add(stage.text("name"));
       }
@@ -213,7 +234,7 @@ public record Recipe(
             data.text("texts"),
             data.text("format").equals("wordnet"),
             data.text("examples"),
-            Task.valueOf(data.text("task").toUpperCase(Locale.ROOT)),
+            task,
             data.has("train") ? data.small("train") : 0,
             data.small("validation"),
             data.small("evaluation"),
@@ -254,6 +275,11 @@ public record Recipe(
   /** Whether it works on texts; else on labelled examples. */
   public boolean isForTexts() {
     return data.texts() != null;
+  }
+
+  /** Whether it works on texts for a causal language model. */
+  public boolean isCausal() {
+    return data.task() == Task.CAUSAL_LM;
   }
 
   /**
@@ -343,9 +369,16 @@ public record Recipe(
             + " where a group of keys is expected");
   }
 
-  private static Stage stage(Settings s, boolean texts) {
+  /** What stages can learn from. */
+  private enum Kind {
+    EXAMPLES,
+    EMBEDDED,
+    CAUSAL
+  }
+
+  private static Stage stage(Settings s, Kind kind) {
     try {
-      Training training = training(s, texts);
+      Training training = training(s, kind);
       return switch (s.text("kind")) {
         case "prune" -> new Stage.Prune(s.text("name"), pruning(s), training);
         case "quantize" -> new Stage.Quantize(s.text("name"), quantization(s), training);
@@ -356,7 +389,7 @@ public record Recipe(
     }
   }
 
-  private static Training training(Settings s, boolean texts) {
+  private static Training training(Settings s, Kind kind) {
     double epochs = s.real("epochs");
     long steps = epochs > 0 && !s.given("steps") ? 0 : s.whole("steps");
     boolean sgd = s.text("optimizer").equals("sgd");
@@ -390,20 +423,28 @@ public record Recipe(
         s.small("batch"),
         optimizer,
         schedule,
-        objective(s, texts),
+        objective(s, kind),
         s.small("validate-every"));
   }
 
-  private static Objective objective(Settings s, boolean texts) {
+  private static Objective objective(Settings s, Kind kind) {
     boolean fineTune = s.text("kind").equals("fine-tune");
-    if (texts && fineTune) {
-      throw s.wrong("kind", "fine-tune trains on labels, and texts have none; distil needs none");
+    if (kind == Kind.EMBEDDED && fineTune) {
+      throw s.wrong(
+          "kind",
+          "fine-tune trains on labels, and texts have none but the tokens that follow, for"
+              + " data.task: causal-lm; distil needs none");
     }
     Settings loss = s.group("loss");
+    if (loss == null && fineTune) {
+      return Objective.ofLabels();
+    }
     if (loss == null) {
-      return texts
-          ? Objective.ofEmbeddings(1, 0, 1)
-          : fineTune ? Objective.ofLabels() : Objective.ofLogits(0.5, 2);
+      return switch (kind) {
+        case EXAMPLES -> Objective.ofLogits(0.5, 2);
+        case EMBEDDED -> Objective.ofEmbeddings(1, 0, 1);
+        case CAUSAL -> Objective.ofLogits(0, 1);
+      };
     }
     try {
       Objective objective =
@@ -424,14 +465,23 @@ public record Recipe(
                 + LEAST_SIMILAR
                 + " or more are needed");
       }
-      if (objective.isForEmbeddings() != texts) {
-        throw s.wrong(
-            "loss",
-            texts
-                ? "labels, logits, bound and output need data.examples; for texts there are"
-                    + " embedding, similarity and hidden"
-                : "embedding, similarity and hidden need texts; for data.examples there are labels,"
-                    + " logits, bound and output");
+      String fitting =
+          switch (kind) {
+            case EXAMPLES ->
+                "embedding, similarity and hidden need texts; for data.examples there are labels,"
+                    + " logits, bound and output";
+            case EMBEDDED ->
+                "labels, logits, bound and output need data.examples; for texts there are"
+                    + " embedding, similarity and hidden, and with data.task: causal-lm labels,"
+                    + " logits and bound";
+            case CAUSAL -> "for data.task: causal-lm there are labels, logits and bound";
+          };
+      boolean fits =
+          objective.isForEmbeddings()
+              ? kind == Kind.EMBEDDED
+              : kind == Kind.EXAMPLES || kind == Kind.CAUSAL && objective.output() == 0;
+      if (!fits) {
+        throw s.wrong("loss", fitting);
       }
       return objective;
     } catch (IllegalArgumentException e) {

@@ -112,11 +112,14 @@ public final class RecipeSchema {
                                   + " input attention_mask is 0."),
                           optional(
                               "task",
-                              new Choice(List.of("auto", "classification", "regression")),
+                              new Choice(
+                                  List.of("auto", "classification", "regression", "causal-lm")),
                               "auto",
                               "What labels are: classification: classes, 0 and 1 for a model with"
                                   + " one output a label. regression: numbers, one for each output."
-                                  + " auto: numbers where they are floats other than 0 and 1."),
+                                  + " causal-lm: of texts, whose model gives logits [texts, tokens,"
+                                  + " vocabulary], the next token. auto: numbers where they are"
+                                  + " floats other than 0 and 1; none for texts."),
                           optional(
                               "train",
                               COUNT,
@@ -345,19 +348,19 @@ public final class RecipeSchema {
                         "labels",
                         WEIGHT,
                         "0",
-                        "Of the cross entropy with the labels (classes) or the mean squared error"
-                            + " to them as a share of their variance (numbers)."),
+                        "Of the cross entropy with the labels (classes, causal-lm) or the mean"
+                            + " squared error to them as a share of their variance (numbers)."),
                     optional(
                         "logits",
                         WEIGHT,
                         "0",
-                        "Of the divergence from the teacher's logits (classes)."),
+                        "Of the divergence from the teacher's logits (classes, causal-lm)."),
                     optional("temperature", new Real(0, false, 1e6, true), "2", "Of the logits."),
                     optional(
                         "bound",
                         WEIGHT,
                         "0",
-                        "Of what exceeds the teacher's logits, squared (classes)."),
+                        "Of what exceeds the teacher's logits, squared (classes, causal-lm)."),
                     optional(
                         "output",
                         WEIGHT,
@@ -365,9 +368,10 @@ public final class RecipeSchema {
                         "Of the squared error of the first output, of any shape, to the teacher's"
                             + " (numbers, and data.examples without labels)."))),
             null,
-            "What is minimised; by default embedding and hidden states for texts, half labels"
-                + " and half logits for classes, half labels and half output for numbers, labels"
-                + " alone in a fine-tune stage, output for examples without labels."));
+            "What is minimised; by default embedding and hidden states for texts, logits at"
+                + " temperature 1 for causal-lm, half labels and half logits for classes, half"
+                + " labels and half output for numbers, labels alone in a fine-tune stage, output"
+                + " for examples without labels."));
   }
 
   private static List<Key> keys(List<Key> first, List<Key> second) {
@@ -480,14 +484,6 @@ public final class RecipeSchema {
    * @param model as the recipe names it
    * @param kind of the data: texts or examples
    * @param data as the recipe names them
-   */
-  public static String template(String model, String kind, String data) {
-    return template(model, kind, data, Map.of());
-  }
-
-  /**
-   * A recipe to start from that says more.
-   *
    * @param more values of other keys, by {@code data.validation} and the like; of stages, quantize's alone
    */
   public static String template(String model, String kind, String data, Map<String, String> more) {

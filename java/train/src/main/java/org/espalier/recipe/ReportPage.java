@@ -30,6 +30,8 @@ final class ReportPage {
     SPEARMAN("pair_spearman", "pairs, Spearman", "%.4f"),
     NEIGHBOURS("neighbour_agreement", "neighbours agree", "%.3f"),
     AGREEMENT("agreement", "same class", "%.4f"),
+    PERPLEXITY("perplexity", "perplexity", "%.4g"),
+    DIVERGENCE("kl", "divergence, nats", "%.4f"),
     ACCURACY("accuracy", "accuracy", "%.4f"),
     F1("f1", "F1", "%.4f"),
     AUC("auc", "AUC", "%.4f"),
@@ -153,6 +155,11 @@ final class ReportPage {
               + number(f.path("neighbour_agreement_low"), "%.3f")
               + " to "
               + number(f.path("neighbour_agreement_high"), "%.3f"));
+    } else if (f.has("perplexity")) {
+      besideOriginal("Perplexity", f, "perplexity", "%.4g");
+      besideOriginal("Next token", f, "accuracy", "%.4f");
+      tile("Same token", number(f.path("agreement"), "%.4f"), "the likeliest, as the original");
+      tile("Divergence", number(f.path("kl"), "%.4f"), "nats, from the original's probabilities");
     } else if (f.has("relative_error")) {
       if (f.has("rmse")) {
         besideOriginal("RMSE", f, "rmse", "%.4g");
@@ -268,7 +275,7 @@ final class ReportPage {
           its.isMissingNode()
               ? switch (m) {
                 case BATCH -> "–";
-                case ERROR -> number(ZERO, m.format);
+                case ERROR, DIVERGENCE -> number(ZERO, m.format);
                 default -> String.format(Locale.ROOT, m.format, 1.0);
               }
               : number(its, m.format));

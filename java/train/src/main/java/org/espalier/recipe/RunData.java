@@ -30,7 +30,7 @@ record RunData(
     ActivationSource calibration,
     List<String> evaluationTexts,
     Examples.Labelled evaluationExamples) {
-  /** The report needs neighbours to compare. */
+  /** The report of embeddings needs neighbours to compare. */
   private static final int LEAST_EVALUATION_TEXTS = 3;
 
   static RunData of(Recipe recipe, RunHost host) {
@@ -44,9 +44,14 @@ record RunData(
 
   /** What is learned from labels, in the words of {@code data.task}; null where there are none. */
   String task() {
-    return labels() == null
-        ? null
-        : labels() instanceof Labels.Numbers ? "regression" : "classification";
+    if (labels() == null) {
+      boolean causal = training instanceof Examples.Texts texts && texts.causal();
+      return causal ? Recipe.Task.CAUSAL_LM.key() : null;
+    }
+    return (labels() instanceof Labels.Numbers
+            ? Recipe.Task.REGRESSION
+            : Recipe.Task.CLASSIFICATION)
+        .key();
   }
 
   /** Adds all that is trained on and measured to a digest. */
@@ -106,19 +111,20 @@ record RunData(
     int train = train(data, all.size(), heldOut, "different texts");
     List<String> training = all.subList(heldOut, heldOut + train);
     List<String> evaluationTexts = own == null ? List.copyOf(all.subList(0, evaluation)) : own;
-    if (evaluationTexts.size() < LEAST_EVALUATION_TEXTS) {
+    int least = recipe.isCausal() ? 1 : LEAST_EVALUATION_TEXTS;
+    if (evaluationTexts.size() < least) {
       throw new InputException(
           data.place()
               + ": data: "
               + evaluationTexts.size()
               + " evaluation texts; at least "
-              + LEAST_EVALUATION_TEXTS
+              + least
               + " are needed");
     }
     List<String> calibration = training.subList(0, Math.min(data.calibration(), train));
     return new RunData(
-        new Examples.Texts(host.tokens(training)),
-        new Examples.Texts(host.tokens(all.subList(evaluation, heldOut))),
+        new Examples.Texts(host.tokens(training), recipe.isCausal()),
+        new Examples.Texts(host.tokens(all.subList(evaluation, heldOut)), recipe.isCausal()),
         host.calibration(List.copyOf(calibration)),
         evaluationTexts,
         null);

@@ -11,6 +11,7 @@ import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.torch.TorchDevice;
 
@@ -59,30 +60,22 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
       longest = Math.max(longest, lengths[i]);
       shortest = Math.min(shortest, lengths[i]);
     }
-    long[] ids = new long[n * longest];
-    long[] present = new long[n * longest];
     float[] mask = new float[n * longest];
     for (int i = 0; i < n; i++) {
-      System.arraycopy(texts.ids().get(indices[i]), 0, ids, i * longest, lengths[i]);
-      for (int t = 0; t < lengths[i]; t++) {
-        present[i * longest + t] = 1;
-        mask[i * longest + t] = 1;
-      }
+      Arrays.fill(mask, i * longest, i * longest + lengths[i], 1);
     }
     Map<String, Tensor> inputs = new LinkedHashMap<>();
     for (String name : inputNames) {
-      long[] values =
-          switch (name) {
-            case "input_ids" -> ids;
-            case "attention_mask" -> present;
-            case "token_type_ids" -> new long[n * longest];
-            default ->
-                throw new InputException(
-                    "the model has an input "
-                        + name
-                        + "; texts are fed to input_ids, attention_mask and token_type_ids");
-          };
-      inputs.put(name, AbstractTensor.create(values, n, longest));
+      TextInput input = TextInput.of(name);
+      if (input == null) {
+        throw new InputException(
+            "the model has an input " + name + "; texts are fed to " + TextInput.names());
+      }
+      long[] rows = new long[n * longest];
+      for (int i = 0; i < n; i++) {
+        input.write(texts.ids().get(indices[i]), rows, i * longest);
+      }
+      inputs.put(name, AbstractTensor.create(rows, n, longest));
     }
     return new Batch(
         inputs,

@@ -5,8 +5,10 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.file.Path;
 import java.util.List;
+import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.PastInput;
 
 /**
  * A {@link CompressionPlan} at work on a model: prunes, quantizes and trains stage by stage, and
@@ -37,7 +39,29 @@ public interface Compression extends AutoCloseable {
       Pooling pooling,
       ActivationSource calibration,
       Path cache) {
-    /** The labels that are trained on; null where there are none. */
+    public Job {
+      if (training.getClass() != validation.getClass()
+          || isCausal(training) != isCausal(validation)) {
+        throw new InputException("training and validation examples are of different kinds");
+      }
+    }
+
+    /** The graph of a model that is trained here: for batches of any size, and for texts that begin. */
+    OnnxModel opened(OnnxModel trainable) {
+      OnnxModel open = trainable.withAnyBatch();
+      return training instanceof Examples.Texts ? PastInput.without(open) : open;
+    }
+
+    /** Whether a causal language model learns from texts. */
+    boolean isCausal() {
+      return isCausal(training);
+    }
+
+    private static boolean isCausal(Examples examples) {
+      return examples instanceof Examples.Texts texts && texts.causal();
+    }
+
+    /** The labels that are trained on; null where examples have none, as texts. */
     Labels labels() {
       return training instanceof Examples.Labelled rows ? rows.labels() : null;
     }

@@ -5,6 +5,7 @@ import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.EnumSet;
 import java.util.List;
@@ -13,6 +14,7 @@ import java.util.Set;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.AttentionMask;
+import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.SafetensorsDtype;
 
 /** Training or validation examples, in memory and immutable. */
@@ -24,12 +26,13 @@ public sealed interface Examples {
   int length(int index);
 
   /**
-   * Texts as tokens, for models with the inputs {@code input_ids}, {@code attention_mask} and {@code
-   * token_type_ids}.
+   * Texts as tokens, for models that have {@link TextInput}s.
    *
    * @param ids vocabulary indices of each text with the special tokens, without padding
+   * @param causal whether the label of a token is the one that follows it, as causal language models learn; else
+   *     there are no labels
    */
-  record Texts(List<long[]> ids) implements Examples {
+  record Texts(List<long[]> ids, boolean causal) implements Examples {
     public Texts {
       ids = List.copyOf(ids);
       if (ids.isEmpty()) {
@@ -40,6 +43,34 @@ public sealed interface Examples {
           throw new InputException("text " + (i + 1) + " has no tokens");
         }
       }
+    }
+
+    /** Texts without labels. */
+    public Texts(List<long[]> ids) {
+      this(ids, false);
+    }
+
+    /**
+     * For each token of some texts the one that follows it: rows that are padded to the longest, without a label
+     * where none follows.
+     */
+    Labels.Classes following(int[] texts, int longest) {
+      long[] labels = new long[texts.length * longest];
+      Arrays.fill(labels, Labels.Classes.NO_LABEL);
+      for (int i = 0; i < texts.length; i++) {
+        long[] tokens = ids.get(texts[i]);
+        System.arraycopy(tokens, 1, labels, i * longest, tokens.length - 1);
+      }
+      return new Labels.Classes(labels, longest);
+    }
+
+    /** Which values of rows that are padded to the longest are of a token. */
+    boolean[] attended(int[] texts, int longest) {
+      boolean[] attended = new boolean[texts.length * longest];
+      for (int i = 0; i < texts.length; i++) {
+        Arrays.fill(attended, i * longest, i * longest + length(texts[i]), true);
+      }
+      return attended;
     }
 
     @Override

@@ -2,8 +2,10 @@ package org.espalier.train;
 
 /**
  * What training minimises: the sum of the parts with a weight above 0. Classifiers have logits [N, C], or one
- * logit z an example, which stands for the two classes with the logits 0 and z; embedding models hidden states [N, tokens, width] that are pooled into one vector a text; {@code output} is
- * for models of any other kind, whose first output is [N, …].
+ * logit z an example, which stands for the two classes with the logits 0 and z; causal language models are
+ * classifiers of the token that follows each, [N, tokens, C]; embedding models have hidden states [N, tokens,
+ * width] that are pooled into one vector a text; {@code output} is for models of any other kind, whose first
+ * output is [N, …].
  *
  * @param labels weight of the cross entropy with the examples' labels where they are classes; where they are
  *     numbers (regression), of the mean squared error to them, as a share of their variance

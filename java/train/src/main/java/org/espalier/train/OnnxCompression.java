@@ -171,26 +171,48 @@ public final class OnnxCompression implements Compression {
 
   private void check(Stage stage) {
     String where = "stage " + stage.name() + ": ";
-    boolean texts = job.training() instanceof Examples.Texts;
-    if (stage.training().objective().isForEmbeddings() != texts) {
+    Objective objective = stage.training().objective();
+    boolean embeds = job.training() instanceof Examples.Texts && !job.isCausal();
+    if (objective.isForEmbeddings() != embeds) {
       throw new InputException(
           where
-              + (texts
+              + (embeds
                   ? "texts train the parts embedding, similarity and hidden"
-                  : "examples of one shape train the parts labels, logits, bound and output"));
+                  : "examples of one shape train the parts labels, logits, bound and output, and"
+                      + " texts for causal language models labels, logits and bound"));
     }
-    if (texts != job.validation() instanceof Examples.Texts) {
-      throw new InputException("training and validation examples are of different kinds");
+    if (job.isCausal()) {
+      checkFollowing(where, objective);
+    } else if (!embeds) {
+      checkLabels(where, objective);
     }
+    if (stage instanceof Stage.Quantize q) {
+      boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
+      if ((q.quantization().fit() || fixed) && job.calibration() == null) {
+        throw new InputException(
+            where + (fixed ? "static ranges need" : "fitting needs") + " calibration examples");
+      }
+    }
+  }
+
+  private static void checkFollowing(String where, Objective objective) {
+    if (objective.output() > 0) {
+      throw new InputException(
+          where
+              + "its loss has output, which is for examples of one shape; loss {logits: 1} follows"
+              + " the teacher of a language model");
+    }
+  }
+
+  private void checkLabels(String where, Objective objective) {
+    Labels validation = ((Examples.Labelled) job.validation()).labels();
+    boolean numbers = job.labels() instanceof Labels.Numbers;
     if (job.labels() instanceof Labels.Numbers trained
-        && !(((Examples.Labelled) job.validation()).labels() instanceof Labels.Numbers validated
+        && !(validation instanceof Labels.Numbers validated
             && validated.width() == trained.width())) {
       throw new InputException("training and validation labels are of different kinds");
     }
-    Objective objective = stage.training().objective();
-    boolean numbers = job.labels() instanceof Labels.Numbers;
-    if (objective.labels() > 0
-        && (job.labels() == null || ((Examples.Labelled) job.validation()).labels() == null)) {
+    if (objective.labels() > 0 && (job.labels() == null || validation == null)) {
       throw new InputException(
           where
               + "its loss has labels, and the examples have none; loss {output: 1} and {logits: 1}"
@@ -208,13 +230,6 @@ public final class OnnxCompression implements Compression {
               + "its loss has logits or bound, which are for classes; these labels are numbers, and"
               + " loss {labels: 0.5, output: 0.5} follows the teacher too");
     }
-    if (stage instanceof Stage.Quantize q) {
-      boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
-      if ((q.quantization().fit() || fixed) && job.calibration() == null) {
-        throw new InputException(
-            where + (fixed ? "static ranges need" : "fitting needs") + " calibration examples");
-      }
-    }
   }
 
   /** Makes the trainable graph of the present form; a classifier's logits are an output of it too. */
@@ -223,7 +238,7 @@ public final class OnnxCompression implements Compression {
     boolean asked =
         plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits(job.labels()));
     List<String> added = asked && logits != null ? List.of(logits) : List.of();
-    graph = new OnnxGraph(form.withAnyBatch().withOutputs(added), device);
+    graph = new OnnxGraph(job.opened(form).withOutputs(added), device);
     weights = new ArrayList<>();
     for (Parameter p : graph.parameters()) {
       boolean trained = p.kind() != Parameter.Kind.EMBEDDING;

@@ -47,6 +47,9 @@ final class Passes implements AutoCloseable {
   /** Of the logits; null where no objective looks at them. */
   private LogitRows rows;
 
+  /** The same teacher for each lane, where its logits are too many to be kept; else empty. */
+  private List<OnnxGraph> teachers = List.of();
+
   /** What the teacher gives, by the value of it that objectives ask for. */
   private final Map<Value, Targets> targets = new EnumMap<>(Value.class);
 
@@ -208,6 +211,11 @@ final class Passes implements AutoCloseable {
 
   private Share share(Objective objective, Examples examples, int[] indices) {
     Batch batch = Batch.of(examples, indices, first.graph().inputNames()).on(device);
+    if (examples instanceof Examples.Texts texts && texts.causal()) {
+      int longest = batch.longest();
+      return new Share(
+          batch, null, texts.following(indices, longest), texts.attended(indices, longest));
+    }
     Tensor teacher = null;
     if (objective.needsTeacher()) {
       Targets kept = targets.get(value(objective));
@@ -228,9 +236,23 @@ final class Passes implements AutoCloseable {
     if (objective.isForEmbeddings()) {
       return new EmbeddingLoss(objective, job.pooling(), device).of(output, share, whole, backward);
     }
-    return value(objective) == Value.LOGITS
-        ? new LogitLoss(objective, device, rows).of(output, share, whole, backward)
-        : new OutputLoss(objective, device, variance).of(output, share, whole, backward);
+    if (value(objective) != Value.LOGITS) {
+      return new OutputLoss(objective, device, variance).of(output, share, whole, backward);
+    }
+    if (!job.isCausal()) {
+      return new LogitLoss(objective, device, rows).of(output, share, whole, backward);
+    }
+    Share taught = objective.needsTeacher() ? share.with(taught(lane, share.batch())) : share;
+    LogitRows tokens = new LogitRows(share.batch().longest(), rows.classes(), true);
+    return new LogitLoss(objective, device, tokens).of(output, taught, whole, backward);
+  }
+
+  /** What the teacher of a lane says of a batch. */
+  private Tensor taught(Lane lane, Batch batch) {
+    OnnxGraph teacher = teachers.get(lane == first ? 0 : 1);
+    try (NoGradGuard noGrad = new NoGradGuard()) {
+      return teacher.forward(batch.inputs()).get(teacher.outputNames().get(0));
+    }
   }
 
   /**
@@ -280,7 +302,9 @@ final class Passes implements AutoCloseable {
 
   /** Whether the quality of a loss is that of its labels; else it is that of all rows. */
   private boolean isJudgedByLabels(Objective objective) {
-    boolean given = job.validation() instanceof Examples.Labelled some && some.labels() != null;
+    boolean given =
+        job.isCausal()
+            || job.validation() instanceof Examples.Labelled some && some.labels() != null;
     return given && (value(objective) == Value.LOGITS || objective.labels() > 0);
   }
 
@@ -298,16 +322,21 @@ final class Passes implements AutoCloseable {
 
   /** Has the teacher's outputs ready where an objective needs them. */
   void openTargets(Objective objective, TrainingListener listener) {
-    if (!objective.needsTeacher() || targets.containsKey(value(objective))) {
+    if (!objective.needsTeacher() || targets.containsKey(value(objective)) || !teachers.isEmpty()) {
       return;
     }
     OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
-    byte[] digest = TeacherOutputs.digest(model);
-    OnnxModel trainable = OnnxCompression.trainable(model).withAnyBatch();
+    OnnxModel trainable = job.opened(OnnxCompression.trainable(model));
     String output =
         value(objective) == Value.LOGITS
             ? ClassifierOutput.of(trainable).logits()
             : trainable.outputs().get(0).getName();
+    if (job.isCausal()) {
+      OnnxGraph teacher = new OnnxGraph(trainable.withOutputs(List.of(output)), device);
+      teachers = List.of(teacher, teacher.sibling());
+      return;
+    }
+    byte[] digest = TeacherOutputs.digest(model);
     try (OnnxGraph teacher = new OnnxGraph(trainable.withOutputs(List.of(output)), device);
         OnnxGraph sibling = teacher.sibling()) {
       List<TrainableModel> both = List.of(teacher, sibling);
@@ -350,5 +379,8 @@ final class Passes implements AutoCloseable {
     threads.close();
     release();
     targets.values().forEach(Targets::close);
+    for (int i = teachers.size() - 1; i >= 0; i--) {
+      teachers.get(i).close(); // a sibling first
+    }
   }
 }

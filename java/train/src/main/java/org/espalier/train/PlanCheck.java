@@ -80,7 +80,7 @@ final class PlanCheck {
         job.teacher() == null || !taught ? null : OnnxCompression.trainable(job.teacher());
     ClassifierOutput other = teaching == null ? null : ClassifierOutput.of(teaching);
     try (OnnxGraph teacher =
-        teaching == null ? null : new OnnxGraph(withLogits(teaching, other).withAnyBatch())) {
+        teaching == null ? null : new OnnxGraph(job.opened(withLogits(teaching, other)))) {
       Map<String, long[]> shapes = new HashMap<>();
       Map<String, long[]> wantedShapes = new HashMap<>();
       for (Stage stage : plan.stages()) {
@@ -233,6 +233,10 @@ final class PlanCheck {
     if (objective.isForEmbeddings()) {
       return;
     }
+    if (job.isCausal()) {
+      checkCausal(stage, where, shape, model.form());
+      return;
+    }
     long values = values(shape);
     int labels = job.labels() == null ? 0 : job.labels().width();
     Output learning;
@@ -269,6 +273,52 @@ final class PlanCheck {
     if (objective.labels() > 0 || job.labels() instanceof Labels.Numbers) {
       labelled.add(learning);
     }
+  }
+
+  private void checkCausal(Stage stage, String where, long[] shape, ClassifierOutput.Form form) {
+    Examples.Texts training = (Examples.Texts) job.training();
+    Examples.Texts validation = (Examples.Texts) job.validation();
+    if (form != ClassifierOutput.Form.LOGITS) {
+      throw new InputException(
+          where + " is made probabilities of; a causal language model's output must be logits");
+    }
+    if (shape.length != 3 || shape[1] != training.length(longest(training))) {
+      throw new InputException(
+          where
+              + " has the shape "
+              + Arrays.toString(shape)
+              + " for a text of "
+              + training.length(longest(training))
+              + " tokens; a causal language model's is [texts, tokens, vocabulary]");
+    }
+    rows = new LogitRows((int) shape[1], Math.toIntExact(shape[2]), true);
+    for (Examples.Texts texts : List.of(training, validation)) {
+      String which = texts == training ? "training" : "validation";
+      long largest = texts.ids().stream().flatMapToLong(LongStream::of).max().orElseThrow();
+      if (largest >= rows.classes()) {
+        throw new InputException(
+            where
+                + " has logits of "
+                + rows.classes()
+                + " tokens, and the "
+                + which
+                + " texts have a token "
+                + largest
+                + "; the tokenizer is of another model, or this is no language model");
+      }
+      if (texts.length(longest(texts)) < 2 && stage.training().objective().labels() > 0) {
+        throw new InputException(
+            where + " learns the next token, and none of the " + which + " texts has a second one");
+      }
+    }
+  }
+
+  private static int longest(Examples examples) {
+    int longest = 0;
+    for (int i = 0; i < examples.size(); i++) {
+      longest = examples.length(i) > examples.length(longest) ? i : longest;
+    }
+    return longest;
   }
 
   /** A Softmax at the end must choose among the very classes that labels choose among. */
@@ -318,8 +368,7 @@ final class PlanCheck {
    * @throws InputException where the model, before anything was done to it, has such an output for them
    */
   void trains(int[] indices) {
-    try (OnnxGraph original =
-        new OnnxGraph(OnnxCompression.trainable(job.model()).withAnyBatch())) {
+    try (OnnxGraph original = new OnnxGraph(job.opened(OnnxCompression.trainable(job.model())))) {
       requireFinite(original, job.training(), indices, "training");
     }
   }
@@ -433,14 +482,10 @@ final class PlanCheck {
   /** The shape of what the model gives for an example, found by a batch of some, the longest text among them. */
   private long[] shape(OnnxGraph graph, String value, String name) {
     Examples examples = job.training();
-    int longest = 0;
-    for (int i = 0; i < examples.size(); i++) {
-      longest = examples.length(i) > examples.length(longest) ? i : longest;
-    }
+    int longest = longest(examples);
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      int first = longest;
-      int[] few = IntStream.range(0, FEW).map(i -> (first + i) % examples.size()).toArray();
+      int[] few = IntStream.range(0, FEW).map(i -> (longest + i) % examples.size()).toArray();
       Batch batch = batch(examples, few, graph, name);
       Tensor output;
       try {

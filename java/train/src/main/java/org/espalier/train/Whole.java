@@ -51,6 +51,11 @@ record Whole(int examples, int rows, int known, double energy) {
       this(batch, teacher, labels, null);
     }
 
+    /** The same with a teacher. */
+    Share with(Tensor teacher) {
+      return new Share(batch, teacher, labels, attended);
+    }
+
     /** Rows that count; where all do, examples stand for them. */
     int rows() {
       if (attended == null) {

@@ -614,6 +614,23 @@ public final class OnnxModel {
         .toList();
   }
 
+  /**
+   * Has nodes give what were inputs.
+   *
+   * @param given the nodes that do, in topological order, by the input's name
+   */
+  void computeInputs(Map<String, List<NodeProto>> given) {
+    for (int i = graph.getInputCount() - 1; i >= 0; i--) {
+      if (given.containsKey(graph.getInput(i).getName())) {
+        graph.removeInput(i);
+      }
+    }
+    List<NodeProto> all = new ArrayList<>();
+    given.values().forEach(all::addAll);
+    all.addAll(nodes);
+    setNodes(all);
+  }
+
   /** The outputs of the main graph. */
   public List<ValueInfoProto> outputs() {
     return List.copyOf(graph.getOutputList());

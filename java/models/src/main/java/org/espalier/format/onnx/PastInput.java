@@ -1,0 +1,104 @@
+package org.espalier.format.onnx;
+
+import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.espalier.InputException;
+
+/**
+ * An input of a decoder that holds the keys or the values of tokens that it read before: {@code
+ * past_key_values.0.key}, float [texts, heads, tokens, width]. A text that begins has 0 such tokens.
+ */
+public final class PastInput {
+  private static final String PREFIX = "past_key_values.";
+
+  private PastInput() {}
+
+  /** Whether models call one so. */
+  public static boolean isOne(String name) {
+    return name.startsWith(PREFIX);
+  }
+
+  /**
+   * Its shape for texts that begin.
+   *
+   * @param model what errors call it
+   * @param declared by the model, 0 or less where it is open
+   * @throws InputException where heads or width are open
+   */
+  public static long[] empty(String model, String name, long[] declared, long texts) {
+    if (declared.length != 4 || declared[1] < 1 || declared[3] < 1) {
+      throw new InputException(
+          model
+              + ": the input "
+              + name
+              + " does not say how many heads it has and how wide they are; its shape is [texts,"
+              + " heads, tokens, width]");
+    }
+    return new long[] {texts, declared[1], 0, declared[3]};
+  }
+
+  /**
+   * A copy of a model that takes none, and whose texts therefore begin.
+   *
+   * @throws InputException where an input does not say how large it is, or is not float32
+   */
+  public static OnnxModel without(OnnxModel model) {
+    Map<String, List<NodeProto>> computed = new LinkedHashMap<>();
+    OnnxModel copy = model.copy();
+    OnnxModel.Names names = model.names();
+    for (ValueInfoProto input : model.inputs()) {
+      if (isOne(input.getName())) {
+        computed.put(input.getName(), nodes(copy, input, names));
+      }
+    }
+    copy.computeInputs(computed);
+    return copy;
+  }
+
+  private static List<NodeProto> nodes(
+      OnnxModel model, ValueInfoProto input, OnnxModel.Names names) {
+    String name = input.getName();
+    if (input.getType().getTensorType().getElemType() != DataType.FLOAT_VALUE) {
+      throw new InputException(
+          model.name()
+              + ": the input "
+              + name
+              + " is "
+              + DataType.forNumber(input.getType().getTensorType().getElemType())
+              + "; FLOAT is needed");
+    }
+    TensorShapeProto declared = input.getType().getTensorType().getShape();
+    long[] dims = declared.getDimList().stream().mapToLong(d -> d.getDimValue()).toArray();
+    long[] empty = empty(model.name(), name, dims, 1);
+    String zero = constant(model, names.unique(name + "/first"), 0);
+    String one = constant(model, names.unique(name + "/end"), 1);
+    String rest = constant(model, names.unique(name + "/rest"), empty[1], empty[2], empty[3]);
+    NodeProto.Builder shape =
+        node("Shape", names.unique(name + "/Shape"), TextInput.INPUT_IDS.inputName());
+    NodeProto.Builder texts =
+        node("Slice", names.unique(name + "/Slice"), output(shape), zero, one);
+    NodeProto.Builder all = node("Concat", names.unique(name + "/Concat"), output(texts), rest);
+    all.addAttributeBuilder().setName("axis").setType(AttributeType.INT).setI(0);
+    NodeProto.Builder nothing = node("ConstantOfShape", name, output(all));
+    return List.of(shape.build(), texts.build(), all.build(), nothing.build());
+  }
+
+  private static NodeProto.Builder node(String op, String output, String... inputs) {
+    return NodeProto.newBuilder().setOpType(op).addAllInput(List.of(inputs)).addOutput(output);
+  }
+
+  private static String output(NodeProto.Builder node) {
+    return node.getOutput(0);
+  }
+
+  private static String constant(OnnxModel model, String name, long... values) {
+    model.addInitializer(OnnxInitializer.int64s(name, new long[] {values.length}, values));
+    return name;
+  }
+}

@@ -1,0 +1,302 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnxruntime.OrtException;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.onnx.SmallDecoder;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.onnx.TextInput;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.onnx.OnnxRuntime;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/**
+ * Whole runs of causal language models on texts of a language of 40 words, each of which may be followed by two
+ * others, one of them three times as often: the best perplexity is exp(0.5623) = 1.755.
+ */
+class CompressCausalTest {
+  private static final int WORDS = 40;
+
+  /** Of the tokenizer: the words and one for all that is unknown. */
+  private static final int VOCABULARY = WORDS + 1;
+
+  private static final double BEST = 1.755;
+
+  private static final String RECIPE =
+      """
+      model: {file: model.onnx, tokenizer: tokenizer.json}
+      data: {texts: texts.txt, task: causal-lm, validation: 64, evaluation: 100, calibration: 64}
+      stages:
+        - {kind: fine-tune, steps: 150, batch: 32, learning-rate: 1e-2}
+        - {kind: quantize, form: FORM, steps: 10, batch: 32, learning-rate: 1e-3}
+      export: {formats: [onnx, onnx-float]}
+      """;
+
+  @TempDir Path folder;
+
+  @BeforeEach
+  void makeInputs() throws IOException {
+    Libtorch.load();
+    Files.write(folder.resolve("model.onnx"), SmallDecoder.of(1, VOCABULARY, 32, 2).toByteArray());
+    Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", "dynamic"));
+    StringBuilder vocabulary = new StringBuilder("\"[UNK]\": 0");
+    for (int w = 0; w < WORDS; w++) {
+      vocabulary.append(", \"").append(word(w)).append("\": ").append(w + 1);
+    }
+    Files.writeString(
+        folder.resolve("tokenizer.json"),
+        """
+        {"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+         "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+         "post_processor": null, "decoder": null,
+         "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {%s}}}
+        """
+            .formatted(vocabulary));
+    Files.write(folder.resolve("texts.txt"), texts(3000, 3));
+  }
+
+  private static String word(int w) {
+    return "w" + w;
+  }
+
+  private static List<String> texts(int n, long seed) {
+    Random random = new Random(seed);
+    List<String> texts = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      int w = random.nextInt(WORDS);
+      StringBuilder text = new StringBuilder(word(w));
+      for (int left = 4 + random.nextInt(16); left > 0; left--) {
+        w = (random.nextInt(4) > 0 ? 7 * w + 3 : 7 * w + 11) % WORDS;
+        text.append(' ').append(word(w));
+      }
+      texts.add(text.toString());
+    }
+    return texts;
+  }
+
+  private JsonNode compress(Object... more) throws IOException {
+    List<Object> arguments = new ArrayList<>();
+    arguments.addAll(List.of("compress", folder.resolve("recipe.yaml"), "-o", out()));
+    arguments.addAll(List.of(more));
+    Run.of(arguments.toArray()).done();
+    return new ObjectMapper().readTree(out().resolve("report.json").toFile());
+  }
+
+  private Path out() {
+    return folder.resolve("out");
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"dynamic", "static"})
+  void aLanguageModelLearnsAndKeepsItInInt8(String form) throws IOException {
+    Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", form));
+    JsonNode report = compress();
+    JsonNode fidelity = report.path("fidelity");
+    assertEquals("causal-lm", report.path("data").path("task").asText());
+    assertEquals(100, fidelity.path("texts").asLong());
+    assertTrue(fidelity.path("reference_perplexity").asDouble() > 35, fidelity.toString());
+    assertTrue(fidelity.path("perplexity").asDouble() < 1.1 * BEST, fidelity.toString());
+    assertTrue(fidelity.path("perplexity").asDouble() > 0.9 * BEST, fidelity.toString());
+    assertTrue(fidelity.path("accuracy").asDouble() > 0.7, fidelity.toString());
+    String page = Files.readString(out().resolve("report.html"));
+    assertTrue(page.contains("Perplexity") && page.contains("divergence"), page);
+  }
+
+  /** A model of a quarter of the weights follows one that has learned, without looking at a label. */
+  @Test
+  void aStudentFollowsItsTeachersLogits() throws IOException {
+    compress("--set", "quantize.steps=0");
+    Path teacher = Files.copy(out().resolve("model-float.onnx"), folder.resolve("teacher.onnx"));
+    Files.write(
+        folder.resolve("student.onnx"), SmallDecoder.of(9, VOCABULARY, 24, 1).toByteArray());
+    Files.writeString(
+        folder.resolve("distil.yaml"),
+        """
+        model: {file: teacher.onnx, tokenizer: tokenizer.json}
+        student: {file: student.onnx}
+        data: {texts: texts.txt, task: causal-lm, validation: 64, evaluation: 100}
+        stages:
+          - {kind: distil, steps: 200, batch: 32, learning-rate: 1e-2}
+        export: {formats: [onnx]}
+        """);
+    Path made = folder.resolve("distilled");
+    Run.of("compress", folder.resolve("distil.yaml"), "-o", made).done();
+    JsonNode report = new ObjectMapper().readTree(made.resolve("report.json").toFile());
+    JsonNode fidelity = report.path("fidelity");
+    assertTrue(fidelity.path("kl").asDouble() < 0.05, fidelity.toString());
+    assertTrue(fidelity.path("perplexity").asDouble() < 1.1 * BEST, fidelity.toString());
+    assertTrue(fidelity.path("agreement").asDouble() > 0.9, fidelity.toString());
+
+    // What evaluate says of the two, by another way.
+    Path texts = Files.write(folder.resolve("others.txt"), texts(20, 8));
+    JsonNode said =
+        Run.of(
+                "evaluate",
+                teacher,
+                made.resolve("model.onnx"),
+                "--texts",
+                texts,
+                "--tokenizer",
+                folder.resolve("tokenizer.json"),
+                "--json")
+            .json();
+    double loss = 0;
+    double teachersLoss = 0;
+    double divergence = 0;
+    int places = 0;
+    int next = 0;
+    int same = 0;
+    int right = 0;
+    for (String text : texts(20, 8)) {
+      long[] ids =
+          Stream.of(text.split(" ")).mapToLong(w -> 1 + Long.parseLong(w.substring(1))).toArray();
+      double[][] p = logProbabilities(made.resolve("model.onnx"), ids);
+      double[][] q = logProbabilities(teacher, ids);
+      for (int t = 0; t < ids.length; t++) {
+        for (int c = 0; c < VOCABULARY; c++) {
+          divergence += Math.exp(q[t][c]) * (q[t][c] - p[t][c]);
+        }
+        places++;
+        same += likeliest(p[t]) == likeliest(q[t]) ? 1 : 0;
+        if (t + 1 < ids.length) {
+          loss -= p[t][(int) ids[t + 1]];
+          teachersLoss -= q[t][(int) ids[t + 1]];
+          right += likeliest(p[t]) == ids[t + 1] ? 1 : 0;
+          next++;
+        }
+      }
+    }
+    assertEquals(next, said.path("tokens").asLong());
+    assertEquals(Math.exp(loss / next), said.path("perplexity").asDouble(), 1e-5);
+    assertEquals(Math.exp(teachersLoss / next), said.path("reference_perplexity").asDouble(), 1e-5);
+    assertEquals(divergence / places, said.path("kl").asDouble(), 1e-5);
+    assertEquals((double) same / places, said.path("agreement").asDouble(), 1e-12);
+    assertEquals((double) right / next, said.path("accuracy").asDouble(), 1e-12);
+  }
+
+  private static int likeliest(double[] row) {
+    return IntStream.range(0, row.length).reduce((a, b) -> row[b] > row[a] ? b : a).orElseThrow();
+  }
+
+  /** log softmax of the logits of each place, by ONNX Runtime and Java's doubles. */
+  private static double[][] logProbabilities(Path model, long[] ids) {
+    try (PointerScope scope = new PointerScope()) {
+      Map<String, Tensor> inputs = new LinkedHashMap<>();
+      for (TextInput input :
+          List.of(TextInput.INPUT_IDS, TextInput.ATTENTION_MASK, TextInput.POSITION_IDS)) {
+        long[] row = new long[ids.length];
+        input.write(ids, row, 0);
+        inputs.put(input.inputName(), AbstractTensor.create(row, 1, ids.length));
+      }
+      Tensor logits = OnnxRuntime.run(OnnxModel.read(model), inputs).get("logits").contiguous();
+      float[] values = new float[(int) logits.numel()];
+      logits.data_ptr_float().get(values);
+      double[][] result = new double[ids.length][VOCABULARY];
+      for (int t = 0; t < ids.length; t++) {
+        double sum = 0;
+        for (int c = 0; c < VOCABULARY; c++) {
+          sum += Math.exp(values[t * VOCABULARY + c]);
+        }
+        for (int c = 0; c < VOCABULARY; c++) {
+          result[t][c] = values[t * VOCABULARY + c] - Math.log(sum);
+        }
+      }
+      return result;
+    } catch (OrtException e) {
+      throw new AssertionError(e);
+    }
+  }
+
+  /** What production runs takes what was read before as inputs; training starts each text at its beginning. */
+  @Test
+  void aModelWithInputsForThePastIsTrainedAsOneWithout() throws IOException {
+    String steps = "quantize.steps=5";
+    compress("--set", "fine-tune.steps=5", "--set", steps, "--set", "report.each-stage=false");
+    Path one = Files.move(out(), folder.resolve("one"));
+    Files.write(
+        folder.resolve("model.onnx"), SmallDecoder.withPast(1, VOCABULARY, 32, 2).toByteArray());
+    JsonNode report = compress("--set", "fine-tune.steps=5", "--set", steps);
+    JsonNode fidelity = report.path("fidelity");
+    OnnxModel two = OnnxModel.read(out().resolve("model-float.onnx"));
+    assertEquals(7, two.inputs().size());
+    OnnxModel other = OnnxModel.read(one.resolve("model-float.onnx"));
+    for (OnnxWeight weight : OnnxWeights.of(other)) {
+      OnnxInitializer w = other.constant(weight.value());
+      assertEquals(w.data(), two.constant(weight.value()).data(), weight.name());
+    }
+    JsonNode said =
+        Run.of(
+                "evaluate",
+                one.resolve("model-int8.onnx"),
+                out().resolve("model-int8.onnx"),
+                "--texts",
+                Files.write(folder.resolve("others.txt"), texts(20, 8)),
+                "--tokenizer",
+                folder.resolve("tokenizer.json"),
+                "--json")
+            .json();
+    assertEquals(0, said.path("kl").asDouble(), 1e-9);
+    assertEquals(1, said.path("agreement").asDouble());
+    assertTrue(fidelity.path("perplexity").asDouble() < 60, fidelity.toString());
+  }
+
+  @Test
+  void aRecipeForOneIsInitialized() throws IOException {
+    Path made = folder.resolve("init.yaml");
+    Run.of("recipe", "init", "-o", made, "--model", "model.onnx", "--texts", "texts.txt").done();
+    assertTrue(Files.readString(made).contains("\n  task: causal-lm"));
+    JsonNode found = Run.of("recipe", "check", made, "--json").json();
+    assertEquals("causal-lm", found.path("task").asText(), found.toString());
+  }
+
+  @Test
+  void whatDoesNotFitIsRefused() throws IOException {
+    Path recipe = folder.resolve("recipe.yaml");
+    Object[] command = {"compress", recipe, "-o", out()};
+    Files.writeString(recipe, RECIPE.replace("FORM", "dynamic").replace("causal-lm", "regression"));
+    Run.refused(folder, new String[] {"task", "causal-lm"}, command);
+    Files.writeString(recipe, RECIPE.replace("FORM", "dynamic").replace(", task: causal-lm", ""));
+    Run.refused(folder, new String[] {"fine-tune", "causal-lm"}, command);
+    Files.writeString(recipe, RECIPE.replace("FORM, steps: 10", "dynamic, loss: {hidden: 1}"));
+    Run.refused(folder, new String[] {"labels, logits and bound"}, command);
+    Files.writeString(recipe, RECIPE.replace("FORM, steps: 10", "dynamic, loss: {output: 1}"));
+    Run.refused(folder, new String[] {"labels, logits and bound"}, command);
+
+    Files.writeString(recipe, RECIPE.replace("FORM", "dynamic"));
+    OnnxModel narrow = OnnxModel.read(folder.resolve("model.onnx"));
+    OnnxInitializer head = OnnxInitializer.floats("lm_head", new long[] {32, 30}, new float[960]);
+    narrow.replaceInitializer(head);
+    narrow.write(folder.resolve("narrow.onnx"));
+    Files.writeString(
+        recipe, RECIPE.replace("FORM", "dynamic").replace("model.onnx", "narrow.onnx"));
+    Run.refused(folder, new String[] {"logits of 30 tokens", "have a token 40"}, command);
+
+    Files.write(folder.resolve("mlp.onnx"), SmallModels.mlp().toByteArray());
+    Files.writeString(recipe, RECIPE.replace("FORM", "dynamic").replace("model.onnx", "mlp.onnx"));
+    Run.refused(folder, new String[] {"an input x", "input_ids"}, command);
+  }
+}

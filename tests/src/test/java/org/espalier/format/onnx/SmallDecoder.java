@@ -1,0 +1,200 @@
+package org.espalier.format.onnx;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.list;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.real;
+import static org.espalier.format.onnx.SmallModels.value;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Random;
+
+/**
+ * A causal language model of the GPT-2 kind with random weights, spelled out as exporters do: input_ids,
+ * attention_mask and position_ids [n, t] int64, and where wanted keys and values of earlier tokens, to logits [n, t,
+ * vocabulary].
+ */
+public final class SmallDecoder {
+  private static final int HEADS = 2;
+  private static final int PLACES = 64;
+
+  private final GraphProto.Builder graph = GraphProto.newBuilder().setName("decoder");
+  private final Random random;
+  private final int width;
+  private final boolean past;
+  private final List<ValueInfoProto> presents = new ArrayList<>();
+  private int made;
+
+  private SmallDecoder(long seed, int width, boolean past) {
+    random = new Random(seed);
+    this.width = width;
+    this.past = past;
+  }
+
+  /**
+   * A model.
+   *
+   * @param width of a token's vector, even
+   */
+  public static ModelProto of(long seed, int vocabulary, int width, int layers) {
+    return new SmallDecoder(seed, width, false).build(vocabulary, layers);
+  }
+
+  /** The same model with inputs for what was read before, and outputs for what was read then. */
+  public static ModelProto withPast(long seed, int vocabulary, int width, int layers) {
+    return new SmallDecoder(seed, width, true).build(vocabulary, layers);
+  }
+
+  private String add(String op, List<String> inputs, AttributeProto... attributes) {
+    String name = op + "_" + made++;
+    graph.addNode(node(op, "/" + name, inputs, name, attributes));
+    return name;
+  }
+
+  private String weight(String name, float deviation, long... dims) {
+    graph.addInitializer(floats(name, random, deviation, dims));
+    return name;
+  }
+
+  private String vector(String name, float value, long n) {
+    float[] values = new float[(int) n];
+    Arrays.fill(values, value);
+    graph.addInitializer(OnnxInitializer.floats(name, new long[] {n}, values).message());
+    return name;
+  }
+
+  private String scalar(String name, float value) {
+    ByteBuffer data = ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN).putFloat(0, value);
+    graph.addInitializer(SmallModels.tensor(name, DataType.FLOAT, data));
+    return name;
+  }
+
+  private String index(String name, long value) {
+    graph.addInitializer(OnnxInitializer.int64s(name, new long[0], value).message());
+    return name;
+  }
+
+  private String shape(String name, long... values) {
+    graph.addInitializer(SmallModels.int64s(name, values));
+    return name;
+  }
+
+  /** x · w + b. */
+  private String linear(String name, String x, int from, int to) {
+    String w = weight(name + ".weight", (float) (0.6 / Math.sqrt(from)), from, to);
+    return add("Add", List.of(vector(name + ".bias", 0, to), add("MatMul", List.of(x, w))));
+  }
+
+  private String norm(String name, String x) {
+    List<String> inputs =
+        List.of(x, vector(name + ".weight", 1, width), vector(name + ".bias", 0, width));
+    return add("LayerNormalization", inputs, attribute("axis", -1), real("epsilon", 1e-5f));
+  }
+
+  private ModelProto build(int vocabulary, int layers) {
+    for (TextInput input :
+        new TextInput[] {TextInput.INPUT_IDS, TextInput.ATTENTION_MASK, TextInput.POSITION_IDS}) {
+      graph.addInput(value(input.inputName(), DataType.INT64, -1, -1));
+    }
+    String tokens = add("Gather", List.of(weight("wte", 0.5f, vocabulary, width), "input_ids"));
+    String places = add("Gather", List.of(weight("wpe", 0.1f, PLACES, width), "position_ids"));
+    String x = add("Add", List.of(tokens, places));
+    String mask = mask();
+    for (int layer = 0; layer < layers; layer++) {
+      String name = "h." + layer;
+      x = add("Add", List.of(x, attention(name, norm(name + ".ln_1", x), mask)));
+      x = add("Add", List.of(x, feedForward(name, norm(name + ".ln_2", x))));
+    }
+    String head = weight("lm_head", (float) (0.6 / Math.sqrt(width)), width, vocabulary);
+    graph.addNode(node("MatMul", "/lm_head/MatMul", List.of(norm("ln_f", x), head), "logits"));
+    graph.addOutput(value("logits", DataType.FLOAT, -1, -1, vocabulary)).addAllOutput(presents);
+    return SmallModels.model(17, graph);
+  }
+
+  /** 0 where a token may look, and the least float elsewhere: [n, 1, t, t]. */
+  private String mask() {
+    String zero = index("zero", 0);
+    String one = index("one", 1);
+    String length = add("Gather", List.of(add("Shape", List.of("input_ids")), one));
+    String begin = zero;
+    if (past) {
+      String read = add("Shape", List.of("past_key_values.0.key"));
+      begin = add("Gather", List.of(read, index("two", 2)));
+      length = add("Add", List.of(begin, length));
+    }
+    String rows = add("Range", List.of(begin, length, one));
+    String columns = add("Range", List.of(zero, length, one));
+    String row = add("Unsqueeze", List.of(rows, shape("last", -1)));
+    String column = add("Unsqueeze", List.of(columns, shape("first", 0)));
+    String before = add("LessOrEqual", List.of(column, row));
+    String real = add("Cast", List.of("attention_mask"), attribute("to", 9));
+    String there = add("Unsqueeze", List.of(real, shape("heads_and_rows", 1, 2)));
+    String both = add("And", List.of(before, there));
+    return add("Where", List.of(both, scalar("nothing", 0), scalar("least", -Float.MAX_VALUE)));
+  }
+
+  private String attention(String name, String x, String mask) {
+    String all = linear(name + ".attn.c_attn", x, width, 3 * width);
+    String split = name + "/Split";
+    graph.addNode(
+        node(
+                "Split",
+                split,
+                List.of(all, shape(name + ".thirds", width, width, width)),
+                split + "_q",
+                attribute("axis", -1))
+            .toBuilder()
+            .addOutput(split + "_k")
+            .addOutput(split + "_v")
+            .build());
+    String apart = shape(name + ".apart", 0, 0, HEADS, width / HEADS);
+    String q = heads(split + "_q", apart, 0, 2, 1, 3);
+    String k = withPast(name, "key", heads(split + "_k", apart, 0, 2, 1, 3));
+    String v = withPast(name, "value", heads(split + "_v", apart, 0, 2, 1, 3));
+    k = add("Transpose", List.of(k), list("perm", 0, 1, 3, 2));
+    String scale = scalar(name + ".scale", (float) Math.sqrt(width / HEADS));
+    String scores = add("Div", List.of(add("MatMul", List.of(q, k)), scale));
+    String weights =
+        add("Softmax", List.of(add("Add", List.of(scores, mask))), attribute("axis", -1));
+    String seen = add("MatMul", List.of(weights, v));
+    String together = add("Transpose", List.of(seen), list("perm", 0, 2, 1, 3));
+    String flat = add("Reshape", List.of(together, shape(name + ".together", 0, 0, width)));
+    return linear(name + ".attn.c_proj", flat, width, width);
+  }
+
+  private String withPast(String layer, String kind, String now) {
+    if (!past) {
+      return now;
+    }
+    String name = layer.substring("h.".length()) + "." + kind;
+    String before = "past_key_values." + name;
+    String all = "present." + name;
+    graph.addInput(value(before, DataType.FLOAT, -1, HEADS, -1, width / HEADS));
+    graph.addNode(node("Concat", "/" + all, List.of(before, now), all, attribute("axis", 2)));
+    presents.add(value(all, DataType.FLOAT, -1, HEADS, -1, width / HEADS));
+    return all;
+  }
+
+  private String heads(String x, String apart, long... order) {
+    return add("Transpose", List.of(add("Reshape", List.of(x, apart))), list("perm", order));
+  }
+
+  private String feedForward(String name, String x) {
+    String h = linear(name + ".mlp.c_fc", x, width, 4 * width);
+    String root = scalar(name + ".root", (float) Math.sqrt(2));
+    String erf = add("Erf", List.of(add("Div", List.of(h, root))));
+    String half = add("Mul", List.of(h, scalar(name + ".half", 0.5f)));
+    String gelu = add("Mul", List.of(half, add("Add", List.of(erf, scalar(name + ".unit", 1)))));
+    return linear(name + ".mlp.c_proj", gelu, 4 * width, width);
+  }
+}
