@@ -52,7 +52,7 @@ class CompressCausalTest {
       data: {texts: texts.txt, task: causal-lm, validation: 64, evaluation: 100, calibration: 64}
       stages:
         - {kind: fine-tune, steps: 150, batch: 32, learning-rate: 1e-2}
-        - {kind: quantize, form: FORM, steps: 10, batch: 32, learning-rate: 1e-3}
+        - {kind: quantize, form: FORM, steps: 30, batch: 32, learning-rate: 1e-3}
       export: {formats: [onnx, onnx-float]}
       """;
 
@@ -281,9 +281,9 @@ class CompressCausalTest {
     Run.refused(folder, new String[] {"task", "causal-lm"}, command);
     Files.writeString(recipe, RECIPE.replace("FORM", "dynamic").replace(", task: causal-lm", ""));
     Run.refused(folder, new String[] {"fine-tune", "causal-lm"}, command);
-    Files.writeString(recipe, RECIPE.replace("FORM, steps: 10", "dynamic, loss: {hidden: 1}"));
+    Files.writeString(recipe, RECIPE.replace("FORM, steps: 30", "dynamic, loss: {hidden: 1}"));
     Run.refused(folder, new String[] {"labels, logits and bound"}, command);
-    Files.writeString(recipe, RECIPE.replace("FORM, steps: 10", "dynamic, loss: {output: 1}"));
+    Files.writeString(recipe, RECIPE.replace("FORM, steps: 30", "dynamic, loss: {output: 1}"));
     Run.refused(folder, new String[] {"labels, logits and bound"}, command);
 
     Files.writeString(recipe, RECIPE.replace("FORM", "dynamic"));

@@ -198,11 +198,18 @@ public record Recipe(
     Kind kind = !texts ? Kind.EXAMPLES : task == Task.CAUSAL_LM ? Kind.CAUSAL : Kind.EMBEDDED;
     List<Stage> stages = new ArrayList<>();
     Set<String> ofDefaultLoss = new HashSet<>();
+    boolean tuned = false;
     for (Settings stage : all.groups("stages")) {
-      stages.add(stage(stage, kind));
+      Stage made = stage(stage, kind);
+      tuned |= stage.text("kind").equals("fine-tune");
       if (stage.group("loss") == null) {
         ofDefaultLoss.add(stage.text("name"));
+        if (kind == Kind.CAUSAL && tuned && !all.has("teacher")) {
+          // The original would take back what was learned after it.
+          made = made.with(made.training().with(Objective.ofLabels()));
+        }
       }
+      stages.add(made);
     }
     CompressionPlan plan;
     try {

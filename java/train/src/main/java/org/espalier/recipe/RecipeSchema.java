@@ -369,7 +369,8 @@ public final class RecipeSchema {
                             + " (numbers, and data.examples without labels)."))),
             null,
             "What is minimised; by default embedding and hidden states for texts, logits at"
-                + " temperature 1 for causal-lm, half labels and half logits for classes, half"
+                + " temperature 1 for causal-lm (labels after a fine-tune stage where there is no"
+                + " other teacher), half labels and half logits for classes, half"
                 + " labels and half output for numbers, labels alone in a fine-tune stage, output"
                 + " for examples without labels."));
   }

@@ -29,7 +29,7 @@ final class ReportPage {
     COSINE_MIN("cosine_min", "lowest", "%.4f"),
     SPEARMAN("pair_spearman", "pairs, Spearman", "%.4f"),
     NEIGHBOURS("neighbour_agreement", "neighbours agree", "%.3f"),
-    AGREEMENT("agreement", "same class", "%.4f"),
+    AGREEMENT("agreement", "same answer", "%.4f"),
     PERPLEXITY("perplexity", "perplexity", "%.4g"),
     DIVERGENCE("kl", "divergence, nats", "%.4f"),
     ACCURACY("accuracy", "accuracy", "%.4f"),
@@ -159,7 +159,6 @@ final class ReportPage {
       besideOriginal("Perplexity", f, "perplexity", "%.4g");
       besideOriginal("Next token", f, "accuracy", "%.4f");
       tile("Same token", number(f.path("agreement"), "%.4f"), "the likeliest, as the original");
-      tile("Divergence", number(f.path("kl"), "%.4f"), "nats, from the original's probabilities");
     } else if (f.has("relative_error")) {
       if (f.has("rmse")) {
         besideOriginal("RMSE", f, "rmse", "%.4g");
