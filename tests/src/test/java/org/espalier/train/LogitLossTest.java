@@ -73,15 +73,16 @@ class LogitLossTest {
               new Batch(Map.of(), new int[N], 1, null),
               AbstractTensor.create(teacher, N, 1),
               new Labels.Classes(labels));
-      Loss loss =
-          new LogitLoss(objective, TorchDevice.CPU, new LogitRows(1, 1, true))
-              .of(z, share, Whole.of(share), true);
-      loss.root().backward();
+      LogitLoss of = new LogitLoss(objective, TorchDevice.CPU, new LogitRows(1, 1, true));
+      Loss loss = of.of(z, share, Whole.of(share), true);
+      loss.backward();
       assertEquals(ce, loss.parts().get("labels"), 1e-6);
       assertEquals(kl, loss.parts().get("logits"), 1e-6);
       assertEquals(bound, loss.parts().get("bound"), 1e-6);
       assertEquals(alpha * ce + (1 - alpha) * kl + beta * bound, loss.value(), 1e-6);
-      assertEquals(right, loss.quality(), 1e-12);
+      Loss looked = of.of(z, share, Whole.of(share), false);
+      assertEquals(loss.value(), looked.value());
+      assertEquals(right, looked.quality(), 1e-12);
       float[] found = new float[N];
       TrainingBuffer.buffer(TensorView.of(z.grad().contiguous())).get(found);
       for (int i = 0; i < N; i++) {
@@ -153,17 +154,17 @@ class LogitLossTest {
               AbstractTensor.create(teacher, n, classes * pixels),
               new Labels.Classes(labels, pixels),
               attended);
-      Loss loss =
+      LogitLoss of =
           new LogitLoss(
-                  Objective.ofLogits(0.4, 1),
-                  TorchDevice.CPU,
-                  new LogitRows(pixels, classes, false))
-              .of(z, share, Whole.of(share), true);
-      loss.root().backward();
+              Objective.ofLogits(0.4, 1), TorchDevice.CPU, new LogitRows(pixels, classes, false));
+      Loss loss = of.of(z, share, Whole.of(share), true);
+      loss.backward();
       assertEquals(ce, loss.parts().get("labels"), 1e-6);
       assertEquals(kl, loss.parts().get("logits"), 1e-6);
       assertEquals(0.4 * ce + 0.6 * kl, loss.value(), 1e-6);
-      assertEquals(right, loss.quality(), 1e-12);
+      Loss looked = of.of(z, share, Whole.of(share), false);
+      assertEquals(loss.value(), looked.value());
+      assertEquals(right, looked.quality(), 1e-12);
       float[] found = new float[student.length];
       TrainingBuffer.buffer(TensorView.of(z.grad().contiguous())).get(found);
       for (int i = 0; i < found.length; i++) {

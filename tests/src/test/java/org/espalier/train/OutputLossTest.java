@@ -64,7 +64,7 @@ class OutputLossTest {
       Loss loss =
           new OutputLoss(objective, TorchDevice.CPU, VARIANCE)
               .of(student, share, Whole.of(share), true);
-      loss.root().backward();
+      loss.backward();
       assertEquals(labels, loss.parts().get("labels"), 1e-6);
       assertEquals(1 - labels, loss.quality(), 1e-6);
       if (alpha < 1) {

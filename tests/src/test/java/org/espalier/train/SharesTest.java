@@ -92,7 +92,7 @@ class SharesTest {
       Tensor whole = AbstractTensor.create(student, N, C);
       whole.requires_grad_(true);
       Loss expected = loss(objective, whole, all, Whole.of(all));
-      expected.root().backward();
+      expected.backward();
       float[] expectedGradient = gradient(whole);
 
       List<Whole.Share> shares =
@@ -106,7 +106,7 @@ class SharesTest {
             AbstractTensor.create(Arrays.copyOfRange(student, from * C, to * C), to - from, C);
         part.requires_grad_(true);
         Loss loss = loss(objective, part, shares.get(i), Whole.of(shares));
-        loss.root().backward();
+        loss.backward();
         losses.add(loss);
         float[] g = gradient(part);
         System.arraycopy(g, 0, found, from * C, g.length);

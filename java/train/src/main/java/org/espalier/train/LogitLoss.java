@@ -50,7 +50,7 @@ final class LogitLoss {
     double unit = labelled + taught > 0 ? labelled + taught : 1;
     double alpha = labelled + taught > 0 ? labelled / unit : 1;
     Tensor logits = rows(student, n);
-    Tensor gradient = torch.empty_like(logits);
+    Tensor gradient = backward ? torch.empty_like(logits) : null;
     Logits t = teacher == null ? null : Logits.of(device.view(teacher));
     Map<String, Double> parts = new LinkedHashMap<>();
     Tensor y = objective.labels() > 0 ? device.place(AbstractTensor.create(labels)) : null;
@@ -68,7 +68,7 @@ final class LogitLoss {
                 y == null ? null : new LongPointer(y.data_ptr()).capacity(y.numel()),
                 objective.bound() > 0 ? t : null,
                 mask == null ? null : new BytePointer(mask.data_ptr()).capacity(mask.numel()),
-                Logits.of(device.view(gradient))))) {
+                gradient == null ? null : Logits.of(device.view(gradient))))) {
       KdSoftmaxLoss.Result result = device.compute(loss);
       Reference.reachabilityFence(y); // the batch knows its address alone
       Reference.reachabilityFence(mask);
@@ -81,10 +81,13 @@ final class LogitLoss {
       if (objective.bound() > 0) {
         parts.put("bound", ofRows * result.bound());
       }
-      Tensor root = backward ? logits.mul(gradient).sum().mul(new Scalar(unit)) : null;
+      if (backward) {
+        Tensor scaled = unit == 1 ? gradient : gradient.mul_(new Scalar(unit));
+        return new Loss(logits, scaled, unit * result.loss(), parts, Double.NaN);
+      }
       double quality = quality(logits, teacher, labels, share.attended());
       quality *= labels == null ? ofRows : ofLabels;
-      return new Loss(root, unit * result.loss(), parts, quality);
+      return new Loss(null, unit * result.loss(), parts, quality);
     }
   }
 

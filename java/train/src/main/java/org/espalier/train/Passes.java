@@ -183,7 +183,7 @@ final class Passes implements AutoCloseable {
     if (!Double.isFinite(loss.value())) {
       throw new NonFiniteLossException("the loss is " + loss.value());
     }
-    loss.root().backward();
+    loss.backward();
     return loss;
   }
 
