@@ -34,12 +34,12 @@ class CausalTrainingTest {
     CpuThreads.set(threads);
   }
 
-  private static OnnxModel decoder(long seed, int width) {
+  static OnnxModel decoder(long seed, int width) {
     return OnnxModel.of(SmallDecoder.of(seed, WORDS, width, 1), "decoder");
   }
 
   /** Of 1 to 9 tokens. */
-  private static Examples.Texts texts(int n, long seed) {
+  static Examples.Texts texts(int n, long seed) {
     Random random = new Random(seed);
     List<long[]> ids = new ArrayList<>();
     for (int i = 0; i < n; i++) {

@@ -148,6 +148,28 @@ class DeviceTrainingTest {
         job);
   }
 
+  @Test
+  void aLanguageModelFollowsItsTeacher() throws IOException {
+    Compression.Job job =
+        new Compression.Job(
+            CausalTrainingTest.decoder(5, 16),
+            CausalTrainingTest.decoder(6, 24),
+            CausalTrainingTest.texts(48, 1),
+            CausalTrainingTest.texts(16, 2),
+            Pooling.MEAN,
+            null,
+            null);
+    assertSameAsOnTheCpu(
+        new CompressionPlan(
+            List.of(
+                new Stage.Quantize(
+                    "quantize",
+                    quantization(Quantization.dynamic(), false),
+                    training(60, 1, Optimizer.AdamW.of(3e-3), Objective.ofLogits(0.5, 2)))),
+            3),
+        job);
+  }
+
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
   void aConvolutionalNetworkTrainsUnderStaticRanges(boolean learn)
