@@ -1,8 +1,8 @@
 package org.espalier.evaluate;
 
-import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtSession;
+import java.nio.FloatBuffer;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
@@ -42,21 +42,25 @@ final class FedModel implements AutoCloseable {
   /**
    * What the model gives first for an example.
    *
-   * @throws InputException where that is no float32 with one row an example
+   * @throws InputException where that has not one row of floats an example
    */
   FirstOutput first(int example) {
     try (OrtSession.Result result = run(example)) {
+      // Converted from 16 bits; null for other types.
+      FloatBuffer floats =
+          result.get(0) instanceof OnnxTensor tensor ? tensor.getFloatBuffer() : null;
       if (!(result.get(0) instanceof OnnxTensor t)
-          || t.getInfo().type != OnnxJavaType.FLOAT
+          || floats == null
           || t.getInfo().getShape().length == 0
           || t.getInfo().getShape()[0] != 1) {
         throw new InputException(
             file()
-                + ": the first output must be float32 with one row an example but is "
+                + ": the first output must be float32, float16 or bfloat16 with one row an example"
+                + " but is "
                 + result.get(0).getInfo());
       }
-      float[] values = new float[t.getFloatBuffer().remaining()];
-      t.getFloatBuffer().get(values);
+      float[] values = new float[floats.remaining()];
+      floats.get(values);
       return new FirstOutput(values, t.getInfo().getShape());
     }
   }

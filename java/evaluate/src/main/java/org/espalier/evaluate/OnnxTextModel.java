@@ -127,7 +127,7 @@ public final class OnnxTextModel implements AutoCloseable {
    * @param batch at least one text; shorter ones are padded with id 0 and mask 0
    * @param outputs the outputs to fetch
    * @param consumer receives each output; its buffer is valid during the call only
-   * @throws InputException when the model fails on the input or an output is not float32
+   * @throws InputException when the model fails on the input or an output is not of floats
    */
   public void run(List<Tokens> batch, Set<String> outputs, OutputConsumer consumer) {
     int rows = batch.size();
@@ -155,15 +155,18 @@ public final class OnnxTextModel implements AutoCloseable {
         }
         try (OrtSession.Result result = session.run(inputs, outputs)) {
           for (Map.Entry<String, OnnxValue> e : result) {
-            if (!(e.getValue() instanceof OnnxTensor t) || t.getInfo().type != OnnxJavaType.FLOAT) {
+            // Converted from 16 bits; null for other types.
+            FloatBuffer values = e.getValue() instanceof OnnxTensor t ? t.getFloatBuffer() : null;
+            if (values == null) {
               throw new InputException(
                   name
                       + ": output "
                       + e.getKey()
-                      + " must be float32 but is "
+                      + " must be float32, float16 or bfloat16 but is "
                       + e.getValue().getInfo());
             }
-            consumer.accept(e.getKey(), t.getInfo().getShape(), t.getFloatBuffer());
+            long[] dims = ((OnnxTensor) e.getValue()).getInfo().getShape();
+            consumer.accept(e.getKey(), dims, values);
           }
         }
       } finally {

@@ -1,11 +1,11 @@
 package org.espalier.evaluate;
 
-import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OnnxValue;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
+import java.nio.FloatBuffer;
 import java.util.Collection;
 import java.util.HashSet;
 import java.util.List;
@@ -70,9 +70,11 @@ public final class TensorActivations implements ActivationSource {
 
   private static void receive(
       OnnxModel model, String activation, OnnxValue value, Receiver receiver) {
-    if (!(value instanceof OnnxTensor t) || t.getInfo().type != OnnxJavaType.FLOAT) {
+    // Converted from 16 bits; null for other types.
+    FloatBuffer values = value instanceof OnnxTensor t ? t.getFloatBuffer() : null;
+    if (values == null) {
       throw new InputException(model.name() + ": the activation " + activation + " is not float32");
     }
-    receiver.accept(activation, t.getFloatBuffer());
+    receiver.accept(activation, values);
   }
 }

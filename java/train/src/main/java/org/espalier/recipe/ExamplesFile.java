@@ -1,5 +1,6 @@
 package org.espalier.recipe;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
@@ -10,6 +11,7 @@ import java.util.EnumSet;
 import java.util.List;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
@@ -33,9 +35,9 @@ public final class ExamplesFile {
           SafetensorsDtype.F64);
 
   private static final String NEEDED =
-      "examples are inputs, or for each input of the model a tensor of its name (F32, I64, I32, U8"
-          + " or BOOL, [N, …]), and, for losses with labels, labels (integers, BOOL, F32 or F64,"
-          + " [N] or [N, …])";
+      "examples are inputs, or for each input of the model a tensor of its name (F32, F16, BF16,"
+          + " I64, I32, U8 or BOOL, [N, …]), and, for losses with labels, labels (integers, BOOL,"
+          + " F32 or F64, [N] or [N, …])";
 
   private ExamplesFile() {}
 
@@ -115,16 +117,26 @@ public final class ExamplesFile {
       file.read(tensor, (long) row.capacity() * i, row.clear());
       byte[] bytes = new byte[row.capacity()];
       row.flip().get(bytes);
-      if (tensor.dtype() == SafetensorsDtype.F32) {
-        checkFinite(file, bytes, i);
-      }
+      checkFinite(file, tensor.dtype(), bytes, i);
       rows.add(bytes);
     }
     return new Examples.Input(name, tensor.dtype(), tensor.shape().subList(1, tensor.rank()), rows);
   }
 
-  private static void checkFinite(SafetensorsFile file, byte[] row, int index) {
-    FloatBuffer values = ByteBuffer.wrap(row).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer();
+  private static void checkFinite(
+      SafetensorsFile file, SafetensorsDtype dtype, byte[] row, int index) {
+    DataType type =
+        switch (dtype) {
+          case F32 -> DataType.FLOAT;
+          case F16 -> DataType.FLOAT16;
+          case BF16 -> DataType.BFLOAT16;
+          default -> null;
+        };
+    if (type == null) {
+      return;
+    }
+    long[] dims = {8L * row.length / dtype.bits()};
+    FloatBuffer values = OnnxInitializer.of("", type, dims, ByteBuffer.wrap(row)).floats();
     while (values.hasRemaining()) {
       float value = values.get();
       if (!Float.isFinite(value)) {

@@ -112,6 +112,8 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
   private static ScalarType type(SafetensorsDtype type) {
     return switch (type) {
       case F32 -> ScalarType.Float;
+      case F16 -> ScalarType.Half;
+      case BF16 -> ScalarType.BFloat16;
       case I64 -> ScalarType.Long;
       case I32 -> ScalarType.Int;
       case U8 -> ScalarType.Byte;

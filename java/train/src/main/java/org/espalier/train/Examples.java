@@ -98,6 +98,8 @@ public sealed interface Examples {
         Collections.unmodifiableSet(
             EnumSet.of(
                 SafetensorsDtype.F32,
+                SafetensorsDtype.F16,
+                SafetensorsDtype.BF16,
                 SafetensorsDtype.I64,
                 SafetensorsDtype.I32,
                 SafetensorsDtype.U8,

@@ -1,5 +1,6 @@
 package org.espalier.train;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.EOFException;
@@ -31,6 +32,7 @@ import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.TrainableQuantizer;
 import org.espalier.format.onnx.ClassifierOutput;
+import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -160,9 +162,13 @@ public final class OnnxCompression implements Compression {
     }
   }
 
-  /** A copy with operators that training knows: those of sets before 11 are raised to set 13. */
+  /**
+   * A copy with operators that training knows: those of sets before 11 are raised to set 13, and what computes in 16
+   * bits does so in 32.
+   */
   public static OnnxModel trainable(OnnxModel model) {
     OnnxModel copy = model.copy();
+    HalfPrecision.widenOutputsToo(copy);
     if (copy.opset("") < OLDEST_OPSET) {
       OpsetUpgrade.raise(copy, OpsetUpgrade.TARGET);
     }
@@ -914,7 +920,7 @@ public final class OnnxCompression implements Compression {
   @Override
   public OnnxModel export() {
     if (quantizer == null) {
-      return floatModel();
+      return HalfPrecision.isIn(job.model()) ? givenPrecision() : floatModel();
     }
     if (quantizer instanceof StaticQuantizer s) {
       s.setRanges(fixed.ranges());
@@ -924,7 +930,26 @@ public final class OnnxCompression implements Compression {
       TrainedWeight w = byConstant.get(p.weight());
       quantizer.setWeights(p.output(), w.integers(), w.scales().values());
     }
-    return quantizer.quantizedCopy(this::putConstants);
+    OnnxModel quantized = quantizer.quantizedCopy(this::putConstants);
+    if (HalfPrecision.isIn(job.model())) {
+      HalfPrecision.castOutputs(quantized, job.model());
+      HalfPrecision.narrow(quantized);
+    }
+    return quantized;
+  }
+
+  /** The model as it was given, with the present weights in the types that it has for them. */
+  private OnnxModel givenPrecision() {
+    OnnxModel model = job.model().copy();
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              OnnxInitializer old = model.constant(constant);
+              OnnxInitializer now =
+                  OnnxInitializer.floats(constant, old.dims(), w.latent().values());
+              model.replaceConstant(old.type() == DataType.FLOAT ? now : now.rounded(old.type()));
+            });
+    return model;
   }
 
   @Override

@@ -41,6 +41,8 @@ final class PlanCheck {
   private static final Map<SafetensorsDtype, DataType> TYPES =
       Map.of(
           SafetensorsDtype.F32, DataType.FLOAT,
+          SafetensorsDtype.F16, DataType.FLOAT16,
+          SafetensorsDtype.BF16, DataType.BFLOAT16,
           SafetensorsDtype.I64, DataType.INT64,
           SafetensorsDtype.I32, DataType.INT32,
           SafetensorsDtype.U8, DataType.UINT8,

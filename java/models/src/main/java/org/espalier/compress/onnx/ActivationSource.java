@@ -15,7 +15,7 @@ public interface ActivationSource {
    * Runs {@code model} on every example, one at a time and without padding.
    *
    * @param model is not changed
-   * @param activations float32 values of its main graph
+   * @param activations float32 values of its main graph, or outputs of 16 bits, which are received as float32
    * @param receiver gets each activation of each example, example by example
    * @throws org.espalier.InputException when the model cannot be run
    */

@@ -19,6 +19,7 @@ import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -36,7 +37,7 @@ import org.espalier.format.onnx.OnnxWeights;
  *
  * which ONNX Runtime fuses into one DynamicQuantizeMatMul, or one MatMulIntegerToFloat for each of several
  * products of one activation. Embedding tables become int8 with one scale a row. Conv and everything else stay
- * float32.
+ * float32. A model of float16 or bfloat16 computes in float32 afterwards ({@link HalfPrecision}).
  *
  * <p>Use: construct, {@link #calibrate} where accuracy matters, {@link #apply}. Calibration
  *
@@ -72,6 +73,10 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   }
 
   private final OnnxModel model;
+
+  /** Whether the model computed in 16 bits. */
+  private final boolean half;
+
   private final int qmax;
   private final List<ProductSite> sites;
   private final Map<String, OnnxWeight> tables = new LinkedHashMap<>();
@@ -86,6 +91,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   public DynamicQuantizer(OnnxModel model, Options options) {
     this.model = model;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
+    this.half = HalfPrecision.widen(model);
     OpsetUpgrade.raise(model, OPSET);
     RuntimeForm.apply(model, true);
     sites = ProductSite.find(model, options.include(), skipped);
@@ -303,6 +309,9 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       }
       model.setNodes(out);
       RuntimeForm.removeUnused(model);
+      if (half) {
+        HalfPrecision.narrow(model);
+      }
       model.check();
     }
 

@@ -10,7 +10,7 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.format.onnx.OnnxModel;
 
-/** How far models are from a reference in their float32 outputs, on a few examples. */
+/** How far models are from a reference in their outputs of float32, float16 and bfloat16, on a few examples. */
 public final class OutputError {
   /** The error at which the cosine of an output falls to 0.99. */
   public static final double LARGE = 0.14;
@@ -27,8 +27,10 @@ public final class OutputError {
   public OutputError(OnnxModel reference, ActivationSource source) {
     this.source = source;
     for (ValueInfoProto output : reference.outputs()) {
-      if (output.getType().getTensorType().getElemType() == DataType.FLOAT_VALUE) {
-        outputs.add(output.getName());
+      switch (output.getType().getTensorType().getElemType()) {
+        case DataType.FLOAT_VALUE, DataType.FLOAT16_VALUE, DataType.BFLOAT16_VALUE ->
+            outputs.add(output.getName());
+        default -> {}
       }
     }
     this.reference = values(reference);

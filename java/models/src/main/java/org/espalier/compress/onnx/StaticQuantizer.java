@@ -19,6 +19,7 @@ import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
+import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -34,7 +35,8 @@ import org.slf4j.LoggerFactory;
  * range a tensor, fixed by calibration; weights are signed with one scale an output channel; biases
  * are int32 with the scale of the product. The output of a Conv is quantized too, after a Relu or
  * Clip that follows it, because ONNX Runtime has no int8 Conv of float output. Embedding tables
- * become int8 with one scale a row.
+ * become int8 with one scale a row. A model of float16 or bfloat16 computes in float32 afterwards ({@link
+ * HalfPrecision}).
  *
  * <p>Use: construct, {@link #calibrate}, {@link #apply}, with {@link #setRanges} and {@link #leaveSensitive} before
  * that where some Convs may stay float. To train in between: construct, {@link
@@ -73,6 +75,10 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private record Target(String name, String value, Use use) {}
 
   private final OnnxModel model;
+
+  /** Whether the model computed in 16 bits. */
+  private final boolean half;
+
   private final Options options;
   private final int qmax;
   private final Map<String, Target> targets = new LinkedHashMap<>();
@@ -104,6 +110,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     this.model = model;
     this.options = options;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
+    this.half = HalfPrecision.widen(model);
     OpsetUpgrade.raise(model, OPSET);
     BatchNormFolding.apply(model);
     RuntimeForm.apply(model, false);
@@ -620,6 +627,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
       removeBypassed();
       model.setNodes(out);
       model.removeUnusedInitializers();
+      if (half) {
+        HalfPrecision.narrow(model);
+      }
     }
 
     private void product(NodeProto.Builder n, Target target) {

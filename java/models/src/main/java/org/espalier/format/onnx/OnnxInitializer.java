@@ -211,6 +211,53 @@ public final class OnnxInitializer {
     return copy.asFloatBuffer().asReadOnlyBuffer();
   }
 
+  /** This tensor in float32; itself where it is that. */
+  public OnnxInitializer asFloat32() {
+    if (type == DataType.FLOAT) {
+      return this;
+    }
+    ByteBuffer data = allocate(4L * elements);
+    data.asFloatBuffer().put(floats());
+    return of(name, DataType.FLOAT, dims, data);
+  }
+
+  /**
+   * A FLOAT tensor in 16 bits, each value rounded to the nearest, of two as near to the even one.
+   *
+   * @param half FLOAT16 or BFLOAT16
+   */
+  public OnnxInitializer rounded(DataType half) {
+    FloatBuffer values = floats();
+    ByteBuffer data = allocate(2L * elements);
+    for (int i = 0; i < values.limit(); i++) {
+      float value = values.get(i);
+      data.putShort(2 * i, half == DataType.FLOAT16 ? toHalf(value) : toBrain(value));
+    }
+    return of(name, half, dims, data);
+  }
+
+  private static short toHalf(float value) {
+    int bits = Float.floatToRawIntBits(value);
+    int sign = bits >>> 16 & 0x8000;
+    float magnitude = Math.abs(value);
+    if (Float.isNaN(value)) {
+      return (short) (sign | 0x7e00);
+    } else if (magnitude >= 65520) {
+      return (short) (sign | 0x7c00);
+    } else if (magnitude < 0x1p-14f) {
+      return (short) (sign | (int) Math.rint(magnitude * 0x1p24));
+    }
+    // From 23 bits of fraction to 10, and from a bias of 127 to one of 15.
+    int carried = (bits & Integer.MAX_VALUE) + 0xfff + (bits >>> 13 & 1);
+    return (short) (sign | carried - (112 << 23) >>> 13);
+  }
+
+  private static short toBrain(float value) {
+    int bits = Float.floatToRawIntBits(value);
+    return (short)
+        ((Float.isNaN(value) ? bits | 0x400000 : bits + 0x7fff + (bits >>> 16 & 1)) >>> 16);
+  }
+
   /** IEEE 754 binary16: 5 bits of exponent, 10 of fraction; every value is exact in float32. */
   private static float halfToFloat(short half) {
     int exponent = half >> 10 & 31;

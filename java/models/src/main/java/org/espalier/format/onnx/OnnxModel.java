@@ -12,6 +12,7 @@ import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataLocation;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
+import ai.onnx.proto.OnnxMl.TypeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.google.protobuf.CodedInputStream;
 import com.google.protobuf.CodedOutputStream;
@@ -33,6 +34,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.UnaryOperator;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 
@@ -43,7 +45,8 @@ import org.espalier.format.AtomicFile;
  *
  * <p>A model is checked whole when it is read and again when it is written: the names of values are
  * unique, every node comes after what it uses, and every tensor has the data that its dimensions
- * and type ask for. Not safe for several threads while it is changed.
+ * and type ask for. Values in branches and bodies whose names others have too get new ones when it is read. Not
+ * safe for several threads while it is changed.
  */
 public final class OnnxModel {
   /** What one protobuf message, and so one file without external data, can hold. */
@@ -83,8 +86,11 @@ public final class OnnxModel {
   /** All names in use, while nodes do not change; null when they did. */
   private Set<String> knownNames;
 
-  /** The places of the Constant nodes that hold a tensor, by the value they define. */
-  private final Map<String, Integer> constantNodes = new HashMap<>();
+  /** The tensors of Constant nodes and of graphs inside nodes, by the value they define. */
+  private final Map<String, Constant> constants = new HashMap<>();
+
+  /** A tensor in a node of the main graph, or in a graph inside that. */
+  private record Constant(int node, TensorProto tensor) {}
 
   private OnnxModel(String name, Path path, ModelProto proto) {
     this.name = name;
@@ -108,7 +114,7 @@ public final class OnnxModel {
     for (NodeProto n : g.getNodeList()) {
       others.addNode(inline(n, external));
     }
-    useNodes(NodeOrder.sorted(others.getNodeList()));
+    useNodes(NodeOrder.sorted(InnerGraphs.withUniqueNames(others.getNodeList(), defined(g))));
     this.graph = g.toBuilder().clearNode().clearInitializer();
     for (SparseTensorProto s : g.getSparseInitializerList()) {
       check(s, "the graph");
@@ -249,6 +255,44 @@ public final class OnnxModel {
       return ModelProto.parser().parseFrom(in);
     } catch (InvalidProtocolBufferException e) {
       throw new InputException(name + " is not an ONNX model: " + e.getMessage(), e);
+    }
+  }
+
+  /** The names that the main graph defines. */
+  private Set<String> defined(GraphProto g) {
+    Set<String> names = new HashSet<>(initializers.keySet());
+    g.getInputList().forEach(v -> names.add(v.getName()));
+    g.getSparseInitializerList().forEach(s -> names.add(s.getValues().getName()));
+    g.getNodeList().forEach(n -> names.addAll(n.getOutputList()));
+    return names;
+  }
+
+  /** Changes the types of values that the main graph tells, its sparse tensors and the nodes of all functions. */
+  void rewrite(
+      UnaryOperator<TypeProto> types,
+      UnaryOperator<SparseTensorProto> sparse,
+      UnaryOperator<NodeProto> functionNodes) {
+    for (ValueInfoProto.Builder v : graph.getValueInfoBuilderList()) {
+      if (v.hasType()) {
+        v.setType(types.apply(v.getType()));
+      }
+    }
+    for (int i = 0; i < graph.getSparseInitializerCount(); i++) {
+      graph.setSparseInitializer(i, sparse.apply(graph.getSparseInitializer(i)));
+    }
+    for (FunctionProto.Builder f : rest.getFunctionsBuilderList()) {
+      for (int k = 0; k < f.getNodeCount(); k++) {
+        f.setNode(k, functionNodes.apply(f.getNode(k)));
+      }
+    }
+  }
+
+  /** Changes the element type of an output of the main graph. */
+  void setOutputType(String output, DataType type) {
+    for (ValueInfoProto.Builder v : graph.getOutputBuilderList()) {
+      if (v.getName().equals(output)) {
+        v.getTypeBuilder().getTensorTypeBuilder().setElemType(type.getNumber());
+      }
     }
   }
 
@@ -659,45 +703,88 @@ public final class OnnxModel {
     return initializers.get(value);
   }
 
-  /** The constant tensor of a value: an initializer or a Constant node's tensor; null if none. */
+  /**
+   * The constant tensor of a value: an initializer or a Constant node's tensor, of the main graph or of one inside a
+   * node; null if none.
+   */
   public OnnxInitializer constant(String value) {
     OnnxInitializer i = initializers.get(value);
     if (i != null) {
       return i;
     }
-    Integer k = constantNodes.get(value);
-    return k == null
-        ? null
-        : OnnxInitializer.ofMessage(nodes.get(k).getAttribute(0).getT()).withName(value);
+    Constant c = constants.get(value);
+    return c == null ? null : OnnxInitializer.ofMessage(c.tensor()).withName(value);
+  }
+
+  /** Whether a constant is of a graph inside a node. */
+  boolean isInner(String constant) {
+    Constant c = constants.get(constant);
+    return c != null && !nodes.get(c.node()).getOutputList().contains(constant);
   }
 
   /** Replaces the tensor that {@link #constant} gives for the name of {@code replacement}. */
   public void replaceConstant(OnnxInitializer replacement) {
-    Integer k = constantNodes.get(replacement.name());
-    if (k == null) {
+    Constant c = constants.get(replacement.name());
+    if (c == null) {
       replaceInitializer(replacement);
       return;
     }
     List<NodeProto> changed = new ArrayList<>(nodes);
-    NodeProto.Builder n = nodes.get(k).toBuilder();
-    n.getAttributeBuilder(0).setT(replacement.message());
-    changed.set(k, n.build());
+    changed.set(c.node(), replaced(nodes.get(c.node()), replacement));
     useNodes(changed);
+  }
+
+  private static NodeProto replaced(NodeProto n, OnnxInitializer replacement) {
+    if (holdsTensor(n) && n.getOutput(0).equals(replacement.name())) {
+      NodeProto.Builder b = n.toBuilder();
+      b.getAttributeBuilder(0).setT(replacement.message());
+      return b.build();
+    }
+    return InnerGraphs.changed(n, g -> replaced(g, replacement));
+  }
+
+  private static GraphProto replaced(GraphProto g, OnnxInitializer replacement) {
+    GraphProto.Builder b = g.toBuilder();
+    for (int i = 0; i < b.getInitializerCount(); i++) {
+      if (b.getInitializer(i).getName().equals(replacement.name())) {
+        b.setInitializer(i, replacement.message());
+      }
+    }
+    for (int k = 0; k < b.getNodeCount(); k++) {
+      b.setNode(k, replaced(b.getNode(k), replacement));
+    }
+    return b.build();
   }
 
   private void useNodes(List<NodeProto> list) {
     nodes = List.copyOf(list);
     knownNames = null;
-    constantNodes.clear();
+    constants.clear();
     for (int k = 0; k < nodes.size(); k++) {
-      NodeProto n = nodes.get(k);
-      if (n.getOpType().equals("Constant")
-          && n.getOutputCount() == 1
-          && n.getAttributeCount() == 1
-          && n.getAttribute(0).hasT()) {
-        constantNodes.put(n.getOutput(0), k);
-      }
+      findConstants(nodes.get(k), k);
     }
+  }
+
+  private void findConstants(NodeProto n, int place) {
+    if (holdsTensor(n)) {
+      constants.put(n.getOutput(0), new Constant(place, n.getAttribute(0).getT()));
+    }
+    for (GraphProto g : InnerGraphs.of(n)) {
+      // What a body is fed is no constant, whatever it is without.
+      Set<String> fed = new HashSet<>(Set.of(""));
+      g.getInputList().forEach(v -> fed.add(v.getName()));
+      g.getInitializerList().stream()
+          .filter(t -> !fed.contains(t.getName()))
+          .forEach(t -> constants.put(t.getName(), new Constant(place, t)));
+      g.getNodeList().forEach(inner -> findConstants(inner, place));
+    }
+  }
+
+  private static boolean holdsTensor(NodeProto n) {
+    return n.getOpType().equals("Constant")
+        && n.getOutputCount() == 1
+        && n.getAttributeCount() == 1
+        && n.getAttribute(0).hasT();
   }
 
   /** Adds an initializer whose name no value of the main graph has yet. */
@@ -796,6 +883,18 @@ public final class OnnxModel {
     return map;
   }
 
+  /** The nodes of the main graph and of the graphs inside them, each before those inside it. */
+  public List<NodeProto> allNodes() {
+    List<NodeProto> all = new ArrayList<>();
+    nodes.forEach(n -> addAll(n, all));
+    return all;
+  }
+
+  private static void addAll(NodeProto n, List<NodeProto> all) {
+    all.add(n);
+    InnerGraphs.of(n).forEach(g -> g.getNodeList().forEach(inner -> addAll(inner, all)));
+  }
+
   /** The nodes of the main graph by the values they define. */
   public Map<String, NodeProto> producers() {
     Map<String, NodeProto> map = new HashMap<>();
@@ -830,6 +929,13 @@ public final class OnnxModel {
     g.getInitializerList().forEach(t -> names.add(t.getName()));
     g.getInputList().forEach(v -> names.add(v.getName()));
     g.getNodeList().forEach(n -> addNames(n, names));
+  }
+
+  /** Names for new values of a graph that defines {@code outer} and has these nodes. */
+  static Names names(List<NodeProto> nodes, Set<String> outer) {
+    Set<String> names = new HashSet<>(outer);
+    nodes.forEach(n -> addNames(n, names));
+    return new Names(names);
   }
 
   /** Names for new values and nodes: {@link Names#unique} gives one that nothing has yet. */

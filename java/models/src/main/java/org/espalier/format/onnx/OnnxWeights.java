@@ -63,7 +63,9 @@ public final class OnnxWeights {
     for (NodeProto n : model.nodes()) {
       Set<String> captured = OnnxModel.uses(n);
       n.getInputList().forEach(captured::remove);
-      captured.removeIf(value -> weights.contains(value) || !isMatrix(model.constant(value)));
+      captured.removeIf(
+          value ->
+              weights.contains(value) || model.isInner(value) || !isMatrix(model.constant(value)));
       read.addAll(captured);
       if (!isOwn(n) || n.getOpType().equals("Einsum")) {
         for (String value : n.getInputList()) {

@@ -1,0 +1,158 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import org.espalier.format.onnx.HalfModels;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.RawSafetensors;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.TensorSpec;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** What the commands do with models of float16, as they are published. */
+class HalfModelsTest {
+  private static final int N = 256;
+
+  @TempDir Path folder;
+  private Path model;
+  private Path examples;
+
+  @BeforeEach
+  void inputs() throws IOException {
+    model = folder.resolve("half.onnx");
+    Files.write(model, HalfModels.of(SmallModels.mlp(), DataType.FLOAT16).toByteArray());
+    Random random = new Random(8);
+    float[] values = new float[N * 8];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = (float) random.nextGaussian();
+    }
+    ByteBuffer data =
+        OnnxInitializer.floats("x", new long[] {N, 8}, values).rounded(DataType.FLOAT16).data();
+    byte[] x = new byte[data.remaining()];
+    data.get(x);
+    ByteBuffer labels = ByteBuffer.allocate(8 * N).order(ByteOrder.LITTLE_ENDIAN);
+    while (labels.hasRemaining()) {
+      labels.putLong(random.nextInt(4));
+    }
+    examples = folder.resolve("x.safetensors");
+    RawSafetensors.write(
+        examples,
+        Map.of(),
+        Map.of(
+            new TensorSpec("x", SafetensorsDtype.F16, List.of((long) N, 8L)),
+            x,
+            new TensorSpec("labels", SafetensorsDtype.I64, List.of((long) N)),
+            labels.array()));
+  }
+
+  private double cosine(Path candidate) {
+    JsonNode json = Run.of("evaluate", model, candidate, "--examples", examples, "--json").json();
+    return json.at("/outputs/0/cosine_mean").asDouble();
+  }
+
+  private static void assertHalfEnds(Path file) {
+    OnnxModel written = OnnxModel.read(file);
+    for (ValueInfoProto v : List.of(written.inputs().get(0), written.outputs().get(0))) {
+      assertEquals(DataType.FLOAT16_VALUE, v.getType().getTensorType().getElemType(), v.getName());
+    }
+  }
+
+  @Test
+  void theyAreQuantizedInBothForms() {
+    for (String form : List.of("onnx-dynamic", "onnx-qdq")) {
+      Path out = folder.resolve(form + ".onnx");
+      Run run =
+          Run.of("quantize", model, "-o", out, "--to", form, "--calibration", examples, "--json");
+      assertEquals(2, run.json().get("quantized").size(), run.err());
+      assertTrue(cosine(out) > 0.999, form + " " + cosine(out));
+      assertHalfEnds(out);
+    }
+  }
+
+  @Test
+  void theyArePrunedInTheTypeThatTheyHave() {
+    Path out = folder.resolve("pruned.onnx");
+    JsonNode json = Run.of("prune", model, "-o", out, "--amount", "0.25", "--json").json();
+    assertEquals(18, json.get("pruned").asInt());
+    assertEquals(DataType.FLOAT16, OnnxModel.read(out).initializer("w").type());
+    assertTrue(cosine(out) > 0.9);
+    JsonNode inspected = Run.of("inspect", model, "--json").json();
+    assertEquals("matmul", inspected.at("/tensors/0/kind").asText(), inspected.toString());
+    assertEquals("float16", inspected.at("/tensors/0/dtype").asText());
+  }
+
+  /** Training is in float32; what comes out has the types of what went in. */
+  @Test
+  void recipesTrainThem() throws IOException {
+    Path recipe =
+        Files.writeString(
+            folder.resolve("recipe.yaml"),
+            """
+            model: {file: half.onnx}
+            data: {examples: x.safetensors, validation: 32, evaluation: 64, calibration: 32}
+            stages:
+              - {kind: prune, sparsity: 0.25, steps: 8, batch: 16, learning-rate: 1e-3}
+              - {kind: quantize, steps: 8, batch: 16, learning-rate: 1e-3}
+            export: {formats: [onnx, onnx-float, safetensors]}
+            """);
+    Path out = folder.resolve("int8");
+    JsonNode report = Run.of("compress", recipe, "-o", out, "--json").json();
+    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.9, report.toString());
+    assertHalfEnds(out.resolve("model-int8.onnx"));
+
+    String stages = Files.readString(recipe);
+    int quantize = stages.indexOf("  - {kind: quantize");
+    Files.writeString(
+        recipe, stages.substring(0, quantize) + stages.substring(stages.indexOf("export")));
+    Path pruned = folder.resolve("pruned");
+    Run.of("compress", recipe, "-o", pruned).done();
+    OnnxModel given = OnnxModel.read(model);
+    OnnxModel trained = OnnxModel.read(pruned.resolve("model.onnx"));
+    assertEquals(given.nodes(), trained.nodes());
+    assertEquals(DataType.FLOAT16, trained.initializer("w").type());
+    assertTrue(!given.initializer("w").data().equals(trained.initializer("w").data()));
+    assertHalfEnds(pruned.resolve("model.onnx"));
+  }
+
+  @Test
+  void examplesThatAreNotFiniteAreNamed() throws IOException {
+    byte[] x = new byte[2 * 8 * N];
+    x[2 * 8 * 3 + 1] = 0x7c; // infinity
+    RawSafetensors.write(
+        examples,
+        Map.of(),
+        Map.of(new TensorSpec("x", SafetensorsDtype.F16, List.of((long) N, 8L)), x));
+    Path recipe =
+        Files.writeString(
+            folder.resolve("recipe.yaml"),
+            """
+            model: {file: half.onnx}
+            data: {examples: x.safetensors, validation: 32}
+            stages:
+              - {kind: quantize, steps: 8, batch: 16}
+            """);
+    Run.refused(
+        folder,
+        new String[] {"example 4 has the value Infinity"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("out"));
+  }
+}
