@@ -5,8 +5,11 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
@@ -25,7 +28,9 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import org.espalier.device.Cuda;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.junit.jupiter.api.BeforeEach;
@@ -57,10 +62,7 @@ class PruneTest {
     for (TensorProto t : model.getGraph().getInitializerList()) {
       if (t.getName().equals(name)) {
         FloatBuffer data =
-            t.getRawData()
-                .asReadOnlyByteBuffer()
-                .order(ByteOrder.LITTLE_ENDIAN)
-                .asFloatBuffer();
+            t.getRawData().asReadOnlyByteBuffer().order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer();
         float[] values = new float[data.remaining()];
         data.get(values);
         return values;
@@ -190,11 +192,68 @@ class PruneTest {
     }
   }
 
+  /** The graph stays as it is, with the constants of branches where they were, by the names that inspect tells. */
+  @Test
+  void prunesWeightsInBranches() throws Exception {
+    Random random = new Random(6);
+    GraphProto.Builder branch =
+        GraphProto.newBuilder()
+            .setName("branch")
+            .addInitializer(SmallModels.floats("own", random, 1, 8, 8))
+            .addNode(
+                SmallModels.node("Constant", "/branch/Constant", List.of(), "k").toBuilder()
+                    .addAttribute(
+                        AttributeProto.newBuilder()
+                            .setName("value")
+                            .setType(AttributeProto.AttributeType.TENSOR)
+                            .setT(SmallModels.floats("", random, 1, 8, 8)))
+                    .build())
+            .addNode(SmallModels.node("MatMul", "", List.of("x", "own"), "a"))
+            .addNode(SmallModels.node("MatMul", "/branch/last/MatMul", List.of("a", "k"), "z"))
+            .addOutput(SmallModels.value("z", DataType.FLOAT, -1, 8));
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+            .addInput(SmallModels.value("c", DataType.BOOL))
+            .addNode(SmallModels.choice("choice", "c", "y", branch))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 8));
+    Path model = folder.resolve("branches.onnx");
+    Files.write(model, SmallModels.model(13, g).toByteArray());
+    JsonNode inspected = Run.of("inspect", model, "--json").json();
+    List<String> names = inspected.get("tensors").findValuesAsText("name");
+    assertEquals(List.of("own", "branch.last.weight", "own_1", "branch.last.weight_1"), names);
+    Path out = folder.resolve("pruned.onnx");
+    JsonNode json =
+        Run.of("prune", model, "-o", out, "--amount", "0.5", "--scope", "tensor", "--json").json();
+    assertEquals(names, json.get("tensors").findValuesAsText("name"));
+    assertEquals(4 * 32, json.get("pruned").asInt());
+    JsonNode after = Run.of("inspect", out, "--json").json();
+    after.get("tensors").forEach(t -> assertEquals(32, t.get("zeros").asInt(), t.toString()));
+    OnnxModel one = OnnxModel.read(model);
+    OnnxModel other = OnnxModel.read(out);
+    assertEquals(one.allNodes().size(), other.allNodes().size());
+    assertTrue(other.initializers().isEmpty());
+    try (OrtSession session = OrtEnvironment.getEnvironment().createSession(out.toString())) {
+      assertEquals(Set.of("y"), session.getOutputNames());
+    }
+  }
+
   @Test
   void patternsLieAlongWhatIsSummedOver() throws IOException {
     ModelProto before = SmallModels.recurrent();
     Files.write(onnx, before.toByteArray());
-    Run.of("prune", onnx, "-o", out, "--pattern", "1:2", "--include", "up.weight", "--include", "*.R")
+    Run.of(
+            "prune",
+            onnx,
+            "-o",
+            out,
+            "--pattern",
+            "1:2",
+            "--include",
+            "up.weight",
+            "--include",
+            "*.R")
         .done();
     ModelProto after = ModelProto.parseFrom(Files.readAllBytes(out));
     // ConvTranspose [8, 2, 2]: of two neighbouring input channels one is kept, of each tap.

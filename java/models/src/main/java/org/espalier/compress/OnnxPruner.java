@@ -203,15 +203,17 @@ public final class OnnxPruner {
       }
       long applied = System.nanoTime();
       progress.at(Progress.Phase.WRITE, 0, bytes);
+      List<OnnxInitializer> pruned = new ArrayList<>();
       for (int i = 0; i < chosen.size(); i++) {
         OnnxInitializer old = chosen.get(i).tensor();
-        model.replaceConstant(
+        pruned.add(
             OnnxInitializer.of(
                 chosen.get(i).value(),
                 old.type(),
                 old.dims(),
                 outputs.get(i).first(old.byteLength())));
       }
+      model.replaceConstants(pruned);
       write(model, job, chosen, masks, protectedFiles);
       progress.at(Progress.Phase.WRITE, bytes, bytes);
       List<MagnitudePrune.TensorResult> tensors = new ArrayList<>();

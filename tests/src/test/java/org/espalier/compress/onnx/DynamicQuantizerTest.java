@@ -12,6 +12,7 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -462,30 +463,77 @@ class DynamicQuantizerTest {
     assertFalse(e.getMessage().contains("branches"), e.getMessage());
   }
 
-  /** Speech models choose by If between networks for two rates. */
+  /**
+   * Speech models choose by If between networks for two rates. Branches share a matrix of the graph around them, one
+   * of which reads the activation of a product outside, and have their own, as initializer and as Constant.
+   */
   @Test
-  void weightsInBranchesAreMentioned() {
+  void weightsInBranchesAreQuantized() throws OrtException {
     Random random = new Random(3);
-    GraphProto.Builder branch =
-        GraphProto.newBuilder()
-            .setName("branch")
-            .addInitializer(floats("inner.w", random, 1, 3, 3))
-            .addNode(node("MatMul", "inner", List.of("x", "inner.w"), "z"))
-            .addOutput(value("z", DataType.FLOAT, -1, 3));
-    NodeProto choice = SmallModels.choice("choice", "c", "y", branch);
-    GraphProto.Builder g =
-        GraphProto.newBuilder()
-            .setName("g")
-            .addInput(value("x", DataType.FLOAT, -1, 3))
-            .addInput(value("c", DataType.BOOL))
-            .addNode(choice)
-            .addOutput(value("y", DataType.FLOAT, -1, 3));
-    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "rates");
-    InputException e =
-        assertThrows(
-            InputException.class,
-            () -> new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()));
-    assertTrue(e.getMessage().contains("2 float matrices lie in branches of If"), e.getMessage());
+    List<GraphProto.Builder> branches = new ArrayList<>();
+    for (String op : List.of("Relu", "Tanh")) {
+      branches.add(
+          GraphProto.newBuilder()
+              .setName(op)
+              .addInitializer(floats("own", random, 0.3f, WIDTH, WIDTH))
+              .addInitializer(floats("own_bias", random, 0.3f, WIDTH))
+              .addNode(
+                  node("Constant", "", List.of(), "k").toBuilder()
+                      .addAttribute(
+                          AttributeProto.newBuilder()
+                              .setName("value")
+                              .setType(AttributeProto.AttributeType.TENSOR)
+                              .setT(floats("", random, 0.3f, WIDTH, WIDTH)))
+                      .build())
+              .addNode(node("MatMul", "", List.of("t", "shared"), "a"))
+              .addNode(node("MatMul", "", List.of("a", "k"), "b"))
+              .addNode(
+                  node("Gemm", "", List.of("b", "own", "own_bias"), "c", attribute("transB", 1)))
+              .addNode(node(op, "", List.of("c"), "z"))
+              .addOutput(value("z", DataType.FLOAT, -1, WIDTH)));
+    }
+    NodeProto.Builder choice = node("If", "choice", List.of("condition"), "m").toBuilder();
+    for (int k = 0; k < 2; k++) {
+      choice.addAttribute(
+          AttributeProto.newBuilder()
+              .setName(k == 0 ? "then_branch" : "else_branch")
+              .setType(AttributeProto.AttributeType.GRAPH)
+              .setG(branches.get(k)));
+    }
+    for (boolean condition : new boolean[] {true, false}) {
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .setName("g")
+              .addInput(value("x", DataType.FLOAT, -1, WIDTH))
+              .addInitializer(floats("shared", random, 0.3f, WIDTH, WIDTH))
+              .addInitializer(floats("w", random, 0.3f, WIDTH, WIDTH))
+              .addInitializer(
+                  SmallModels.tensor(
+                      "condition",
+                      DataType.BOOL,
+                      ByteBuffer.wrap(new byte[] {(byte) (condition ? 1 : 0)})))
+              .addNode(node("Tanh", "", List.of("x"), "t"))
+              .addNode(choice)
+              .addNode(node("MatMul", "", List.of("t", "w"), "h"))
+              .addNode(node("Add", "", List.of("m", "h"), "y"))
+              .addOutput(value("y", DataType.FLOAT, -1, WIDTH));
+      ModelProto proto = SmallModels.model(13, g);
+      for (boolean calibrated : new boolean[] {false, true}) {
+        OnnxModel model = quantized(proto, calibrated, false);
+        long products =
+            model.allNodes().stream().filter(n -> n.getOpType().equals("MatMulInteger")).count();
+        assertEquals(7, products);
+        assertTrue(
+            model.allNodes().stream()
+                .map(NodeProto::getOpType)
+                .noneMatch(Set.of("MatMul", "Gemm", "Constant")::contains));
+        // Six matrices, the shared one once, are bytes; nothing of them is left in the branches.
+        assertTrue(model.toProto().getSerializedSize() < 6 * 4 * WIDTH * WIDTH);
+        float[] expected = run(OnnxModel.of(proto, "float"));
+        double size = error(expected, new float[expected.length]);
+        assertTrue(error(expected, run(model)) < 0.03 * size, "calibrated " + calibrated);
+      }
+    }
   }
 
   @Test

@@ -180,9 +180,9 @@ class OnnxWeightsTest {
     assertEquals(List.of(), found.stream().map(OnnxWeight::name).toList());
   }
 
-  /** Branches read constants of the graph around them too; a matrix that MatMul has as well is a weight. */
+  /** Branches have constants of their own, and read those of the graph around them. */
   @Test
-  void matricesThatOnlyBranchesReadAreOutOfReach() {
+  void matricesOfBranchesAreWeights() {
     GraphProto.Builder branch =
         GraphProto.newBuilder()
             .setName("branch")
@@ -201,10 +201,43 @@ class OnnxWeightsTest {
             .addInitializer(floats("both", random, 1, 8, 8))
             .addInitializer(floats("bias", random, 1, 8));
     OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "test");
-    // One of each branch, and one that both read.
+    List<OnnxWeight> found = OnnxWeights.of(model);
     assertEquals(
-        "3 float matrices lie in branches of If or bodies of loops, which are left as they are",
-        OnnxWeights.outOfReach(model).orElseThrow());
+        List.of("both", "outer", "inner", "inner_1"),
+        found.stream().map(OnnxWeight::name).toList());
+    assertEquals(List.of(3, 2, 1, 1), found.stream().map(w -> w.uses().size()).toList());
+    assertEquals(List.of(0, 0, 0, 0), found.stream().map(OnnxWeight::otherUses).toList());
+    assertTrue(OnnxWeights.outOfReach(model).isEmpty());
+  }
+
+  /** What a loop hands to its body goes by another name there. */
+  @Test
+  void matricesThatLoopsHandToTheirBodiesAreTold() {
+    GraphProto.Builder body =
+        GraphProto.newBuilder()
+            .setName("body")
+            .addInput(value("i", DataType.INT64))
+            .addInput(value("go", DataType.BOOL))
+            .addInput(value("carried", DataType.FLOAT, 8, 8))
+            .addNode(node("Identity", "", List.of("go"), "on"))
+            .addNode(node("MatMul", "", List.of("carried", "carried"), "next"))
+            .addOutput(value("on", DataType.BOOL))
+            .addOutput(value("next", DataType.FLOAT, 8, 8));
+    NodeProto loop =
+        node("Loop", "", List.of("n", "", "w"), "s").toBuilder()
+            .addAttribute(
+                AttributeProto.newBuilder()
+                    .setName("body")
+                    .setType(AttributeProto.AttributeType.GRAPH)
+                    .setG(body))
+            .build();
+    GraphProto.Builder g =
+        graph(loop, node("MatMul", "", List.of("x", "s"), "y"))
+            .addInitializer(OnnxInitializer.int64s("n", new long[0], 2).message())
+            .addInitializer(floats("w", random, 1, 8, 8));
+    assertEquals(
+        "1 float matrix stays as it is, read by Loop",
+        OnnxWeights.outOfReach(OnnxModel.of(SmallModels.model(13, g), "loop")).orElseThrow());
   }
 
   @Test

@@ -1,5 +1,6 @@
 package org.espalier.compress.onnx;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
@@ -20,6 +21,7 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.format.onnx.HalfPrecision;
+import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -266,13 +268,16 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   private final class Rewriting {
     private final OnnxModel model;
     private final OnnxModel.Names names;
-    private final List<NodeProto> out = new ArrayList<>();
+
+    /** The nodes of the graph that is at hand. */
+    private List<NodeProto> out = new ArrayList<>();
+
     private final Map<String, Product> products = new HashMap<>();
     private final Map<Product, ProductSite> siteOf = new HashMap<>();
     private final Map<String, double[]> biasChanges = new HashMap<>();
 
-    /** The three outputs of the DynamicQuantizeLinear of a site. */
-    private final Map<ProductSite, List<String>> quantized = new HashMap<>();
+    /** The three outputs of the DynamicQuantizeLinear of an activation, as far as the graph at hand sees them. */
+    private Map<String, List<String>> quantized = new HashMap<>();
 
     /** Integers and scales of weights that were rounded as they are, by weight and axes. */
     private final Map<List<Object>, List<String>> plain = new HashMap<>();
@@ -295,7 +300,17 @@ public final class DynamicQuantizer implements TrainableQuantizer {
           }
         }
       }
-      for (NodeProto n : model.nodes()) {
+      rewrite(model.nodes());
+      model.setNodes(out);
+      RuntimeForm.removeUnused(model);
+      if (half) {
+        HalfPrecision.narrow(model);
+      }
+      model.check();
+    }
+
+    private void rewrite(List<NodeProto> nodes) {
+      for (NodeProto n : nodes) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
         if (tables.containsKey(output)) {
           out.addAll(embeddings.lookUp(n, tables.get(output).name()));
@@ -304,15 +319,22 @@ public final class DynamicQuantizer implements TrainableQuantizer {
         } else if (biasChanges.containsKey(output)) {
           out.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
         } else {
-          out.add(n);
+          out.add(InnerGraphs.changed(n, this::rewritten));
         }
       }
-      model.setNodes(out);
-      RuntimeForm.removeUnused(model);
-      if (half) {
-        HalfPrecision.narrow(model);
-      }
-      model.check();
+    }
+
+    /** A branch or body. Its integers lie in the main graph, so that branches share what they shared. */
+    private GraphProto rewritten(GraphProto g) {
+      List<NodeProto> around = out;
+      Map<String, List<String>> seen = quantized;
+      out = new ArrayList<>();
+      quantized = new HashMap<>(seen);
+      rewrite(g.getNodeList());
+      GraphProto result = g.toBuilder().clearNode().addAllNode(out).build();
+      out = around;
+      quantized = seen;
+      return result;
     }
 
     private static boolean any(double[] values) {
@@ -323,7 +345,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     // names
     // keep a twelve-layer model 60 KB smaller.
     private void multiply(Product p) {
-      List<String> x = quantized.computeIfAbsent(siteOf.get(p), this::quantize);
+      List<String> x = quantized.computeIfAbsent(siteOf.get(p).activation, this::quantize);
       List<String> w = weights(p);
       String sum = names.unique("sum");
       String real = names.unique("real");
@@ -338,11 +360,11 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       out.add(n.clearName().build());
     }
 
-    private List<String> quantize(ProductSite s) {
+    private List<String> quantize(String activation) {
       List<String> parts =
           List.of(names.unique("quantized"), names.unique("step"), names.unique("zero_point"));
       emit(
-          Nodes.node("DynamicQuantizeLinear", parts.get(0), s.activation)
+          Nodes.node("DynamicQuantizeLinear", parts.get(0), activation)
               .clearOutput()
               .addAllOutput(parts));
       return parts;

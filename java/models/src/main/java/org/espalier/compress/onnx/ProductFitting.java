@@ -34,7 +34,7 @@ final class ProductFitting {
 
   /**
    * Equalizes the sites in {@code model}, which computes afterwards what it did before, and rounds
-   * the weights of their products.
+   * the weights of their products, but for those in branches and bodies.
    *
    * @param qmax largest integer of the weights
    * @param source runs the examples: once or, where the statistics of all activations would take
@@ -45,10 +45,11 @@ final class ProductFitting {
   static Map<Product, Rounded> fit(
       OnnxModel model, List<ProductSite> sites, int qmax, ActivationSource source) {
     ProductFitting fitting = new ProductFitting(model, qmax);
-    if (sites.isEmpty()) {
+    List<ProductSite> seen = sites.stream().filter(site -> !site.inner).toList();
+    if (seen.isEmpty()) {
       return Map.of();
     }
-    fitting.fit(sites, source, Math.max(64L << 20, Runtime.getRuntime().maxMemory() / 4));
+    fitting.fit(seen, source, Math.max(64L << 20, Runtime.getRuntime().maxMemory() / 4));
     return fitting.rounded;
   }
 

@@ -74,23 +74,30 @@ final class ProductSite {
   }
 
   final int channels;
+
+  /** Whether it lies in a branch or a body, where calibration sees no values. */
+  final boolean inner;
+
   final List<Product> products = new ArrayList<>();
   String activation;
 
-  private ProductSite(String activation, int channels) {
+  private ProductSite(String activation, int channels, boolean inner) {
     this.activation = activation;
     this.channels = channels;
+    this.inner = inner;
   }
 
   /**
-   * Finds the sites of a model in graph order.
+   * Finds the sites of a model in graph order: one for each activation of the main graph, and for each product in
+   * a branch or body one of its own.
    *
    * @param include which weights are wanted
    * @param skipped receives the name of each wanted weight that no product can use, with the reason
    */
   static List<ProductSite> find(
       OnnxModel model, Predicate<OnnxWeight> include, Map<String, String> skipped) {
-    Map<String, NodeProto> producers = model.producers();
+    Map<String, NodeProto> outer = model.producers();
+    Map<String, NodeProto> producers = model.allProducers();
     Map<String, List<NodeProto>> consumers = model.consumers();
     Map<String, ProductSite> sites = new LinkedHashMap<>();
     for (OnnxWeight weight : OnnxWeights.of(model)) {
@@ -109,9 +116,12 @@ final class ProductSite {
         }
         int rows = Math.toIntExact(dims[use.reductionAxis()]);
         int columns = Math.toIntExact(dims[use.outputAxis()]);
-        String bias = biasAdd(model, use.node(), columns, consumers);
+        String activation = producers.get(use.node()).getInput(0);
+        boolean inner = !outer.containsKey(use.node());
+        String bias = inner ? null : biasAdd(model, use.node(), columns, consumers);
         sites
-            .computeIfAbsent(producers.get(use.node()).getInput(0), a -> new ProductSite(a, rows))
+            .computeIfAbsent(
+                inner ? use.node() : activation, a -> new ProductSite(activation, rows, inner))
             .products
             .add(new Product(weight, use, rows, columns, bias));
       }

@@ -1,5 +1,6 @@
 package org.espalier.compress.onnx;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.LongBuffer;
@@ -11,6 +12,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -42,7 +44,7 @@ final class RuntimeForm {
    */
   static void apply(OnnxModel model, boolean splitGemms) {
     if (splitGemms) {
-      splitGemms(model);
+      model.setNodes(splitGemms(model, model.names(), model.nodes()));
     }
     Map<String, NodeProto> producers = model.producers();
     List<NodeProto> nodes = new ArrayList<>();
@@ -176,16 +178,21 @@ final class RuntimeForm {
     return b.get(0);
   }
 
-  private static void splitGemms(OnnxModel model) {
-    OnnxModel.Names names = model.names();
+  private static List<NodeProto> splitGemms(
+      OnnxModel model, OnnxModel.Names names, List<NodeProto> given) {
     List<NodeProto> nodes = new ArrayList<>();
-    boolean changed = false;
-    for (NodeProto n : model.nodes()) {
+    for (NodeProto n : given) {
       if (!n.getOpType().equals("Gemm") || !isLinear(model, n)) {
-        nodes.add(n);
+        nodes.add(
+            InnerGraphs.changed(
+                n,
+                g ->
+                    g.toBuilder()
+                        .clearNode()
+                        .addAllNode(splitGemms(model, names, g.getNodeList()))
+                        .build()));
         continue;
       }
-      changed = true;
       String output = n.getOutput(0);
       String weight = n.getInput(1);
       if (Nodes.integer(n, "transB", 0) != 0) {
@@ -204,9 +211,7 @@ final class RuntimeForm {
         nodes.add(Nodes.node("Add", output, product, n.getInput(2)).build());
       }
     }
-    if (changed) {
-      model.setNodes(nodes);
-    }
+    return nodes;
   }
 
   /** Whether a Gemm is x·W + b with constant float32 W and b. */
@@ -226,13 +231,13 @@ final class RuntimeForm {
     return b != null && b.type() == DataType.FLOAT;
   }
 
-  /** Removes nodes and initializers of the main graph that no output depends on. */
+  /** Removes nodes and initializers that no output depends on. */
   static void removeUnused(OnnxModel model) {
     Set<String> read = new HashSet<>();
     model.outputs().forEach(v -> read.add(v.getName()));
     List<NodeProto> kept = new ArrayList<>();
     for (int i = model.nodes().size() - 1; i >= 0; i--) {
-      NodeProto n = model.nodes().get(i);
+      NodeProto n = InnerGraphs.changed(model.nodes().get(i), RuntimeForm::withoutUnused);
       if (n.getOutputList().stream().anyMatch(read::contains)) {
         kept.add(n);
         read.addAll(OnnxModel.uses(n));
@@ -247,5 +252,28 @@ final class RuntimeForm {
       }
     }
     unused.forEach(model::removeInitializer);
+  }
+
+  private static GraphProto withoutUnused(GraphProto g) {
+    Set<String> read = new HashSet<>();
+    g.getOutputList().forEach(v -> read.add(v.getName()));
+    List<NodeProto> kept = new ArrayList<>();
+    for (int i = g.getNodeCount() - 1; i >= 0; i--) {
+      NodeProto n = InnerGraphs.changed(g.getNode(i), RuntimeForm::withoutUnused);
+      if (n.getOutputList().stream().anyMatch(read::contains)) {
+        kept.add(n);
+        read.addAll(OnnxModel.uses(n));
+      }
+    }
+    Collections.reverse(kept);
+    // What a body is fed may have a tensor of the same name.
+    g.getInputList().forEach(v -> read.add(v.getName()));
+    return g.toBuilder()
+        .clearNode()
+        .addAllNode(kept)
+        .clearInitializer()
+        .addAllInitializer(
+            g.getInitializerList().stream().filter(t -> read.contains(t.getName())).toList())
+        .build();
   }
 }

@@ -143,6 +143,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
     if (w.elements() == 0) {
       return "it has no elements";
     }
+    if (n == null) {
+      return "it lies in a branch of If or the body of a loop, where no ranges are observed";
+    }
     if (use.kind() == Kind.EMBEDDING) {
       if (!options.embeddings()) {
         return "embeddings are left as they are";

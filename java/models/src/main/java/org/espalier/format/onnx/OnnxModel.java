@@ -716,42 +716,49 @@ public final class OnnxModel {
     return c == null ? null : OnnxInitializer.ofMessage(c.tensor()).withName(value);
   }
 
-  /** Whether a constant is of a graph inside a node. */
-  boolean isInner(String constant) {
-    Constant c = constants.get(constant);
-    return c != null && !nodes.get(c.node()).getOutputList().contains(constant);
-  }
-
   /** Replaces the tensor that {@link #constant} gives for the name of {@code replacement}. */
   public void replaceConstant(OnnxInitializer replacement) {
-    Constant c = constants.get(replacement.name());
-    if (c == null) {
-      replaceInitializer(replacement);
+    replaceConstants(List.of(replacement));
+  }
+
+  /** Replaces the tensors that {@link #constant} gives for the names of {@code replacements}. */
+  public void replaceConstants(Collection<OnnxInitializer> replacements) {
+    Map<String, TensorProto> inNodes = new HashMap<>();
+    Set<Integer> places = new HashSet<>();
+    for (OnnxInitializer replacement : replacements) {
+      Constant c = constants.get(replacement.name());
+      if (c == null) {
+        replaceInitializer(replacement);
+      } else {
+        inNodes.put(replacement.name(), replacement.message());
+        places.add(c.node());
+      }
+    }
+    if (places.isEmpty()) {
       return;
     }
     List<NodeProto> changed = new ArrayList<>(nodes);
-    changed.set(c.node(), replaced(nodes.get(c.node()), replacement));
+    places.forEach(place -> changed.set(place, replaced(nodes.get(place), inNodes)));
     useNodes(changed);
   }
 
-  private static NodeProto replaced(NodeProto n, OnnxInitializer replacement) {
-    if (holdsTensor(n) && n.getOutput(0).equals(replacement.name())) {
+  private static NodeProto replaced(NodeProto n, Map<String, TensorProto> replacements) {
+    if (holdsTensor(n) && replacements.containsKey(n.getOutput(0))) {
       NodeProto.Builder b = n.toBuilder();
-      b.getAttributeBuilder(0).setT(replacement.message());
+      b.getAttributeBuilder(0).setT(replacements.get(n.getOutput(0)));
       return b.build();
     }
-    return InnerGraphs.changed(n, g -> replaced(g, replacement));
+    return InnerGraphs.changed(n, g -> replaced(g, replacements));
   }
 
-  private static GraphProto replaced(GraphProto g, OnnxInitializer replacement) {
+  private static GraphProto replaced(GraphProto g, Map<String, TensorProto> replacements) {
     GraphProto.Builder b = g.toBuilder();
     for (int i = 0; i < b.getInitializerCount(); i++) {
-      if (b.getInitializer(i).getName().equals(replacement.name())) {
-        b.setInitializer(i, replacement.message());
-      }
+      TensorProto t = b.getInitializer(i);
+      b.setInitializer(i, replacements.getOrDefault(t.getName(), t));
     }
     for (int k = 0; k < b.getNodeCount(); k++) {
-      b.setNode(k, replaced(b.getNode(k), replacement));
+      b.setNode(k, replaced(b.getNode(k), replacements));
     }
     return b.build();
   }
@@ -899,6 +906,15 @@ public final class OnnxModel {
   public Map<String, NodeProto> producers() {
     Map<String, NodeProto> map = new HashMap<>();
     for (NodeProto n : nodes) {
+      n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(o -> map.put(o, n));
+    }
+    return map;
+  }
+
+  /** The nodes of the main graph and of the graphs inside it by the values they define. */
+  public Map<String, NodeProto> allProducers() {
+    Map<String, NodeProto> map = new HashMap<>();
+    for (NodeProto n : allNodes()) {
       n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(o -> map.put(o, n));
     }
     return map;

@@ -2,12 +2,12 @@ package org.espalier.format.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.EnumSet;
+import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -15,14 +15,13 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
-import java.util.stream.Stream;
 import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
 
 /**
- * Finds the weights of a model's main graph: constant floating-point tensors of rank 2 or more that
- * MatMul, Gemm, Conv, ConvTranspose, LSTM, GRU or RNN multiply with something that is not constant,
- * or that Gather looks up in. A weight may come through Identity, Transpose and Cast nodes.
+ * Finds the weights of a model: constant floating-point tensors of rank 2 or more that MatMul, Gemm, Conv,
+ * ConvTranspose, LSTM, GRU or RNN multiply with something that is not constant, or that Gather looks up in, in the
+ * main graph, in branches of If and in bodies of loops. A weight may come through Identity, Transpose and Cast nodes.
  */
 public final class OnnxWeights {
   private static final Set<DataType> FLOATING =
@@ -39,35 +38,27 @@ public final class OnnxWeights {
 
   private OnnxWeights(OnnxModel model) {
     this.model = model;
-    this.producers = model.producers();
+    this.producers = model.allProducers();
   }
 
   /** The weights of {@code model}, in the order in which its nodes use them, names unique. */
   public static List<OnnxWeight> of(OnnxModel model) {
     OnnxWeights finder = new OnnxWeights(model);
-    model.nodes().forEach(finder::visit);
+    model.allNodes().forEach(finder::visit);
     return finder.weights();
   }
 
   /**
-   * What to say of matrices that are no weights because the nodes that read them are not looked into: those in branches
-   * of If and bodies of loops, Einsum, and operators that are not ONNX's own; empty without any.
+   * What to say of matrices that are no weights because the nodes that read them are not looked into: Einsum,
+   * operators that are not ONNX's own, and what loops hand to their bodies; empty without any.
    */
   public static Optional<String> outOfReach(OnnxModel model) {
     Set<String> weights = new HashSet<>();
     of(model).forEach(weight -> weights.add(weight.value()));
-    long inner = model.nodes().stream().mapToLong(OnnxWeights::inSubgraphs).sum();
-    Set<String> read = new HashSet<>();
     Set<String> unknown = new HashSet<>();
     Set<String> operators = new TreeSet<>();
-    for (NodeProto n : model.nodes()) {
-      Set<String> captured = OnnxModel.uses(n);
-      n.getInputList().forEach(captured::remove);
-      captured.removeIf(
-          value ->
-              weights.contains(value) || model.isInner(value) || !isMatrix(model.constant(value)));
-      read.addAll(captured);
-      if (!isOwn(n) || n.getOpType().equals("Einsum")) {
+    for (NodeProto n : model.allNodes()) {
+      if (!isOwn(n) || n.getOpType().equals("Einsum") || !InnerGraphs.of(n).isEmpty()) {
         for (String value : n.getInputList()) {
           if (!weights.contains(value) && isMatrix(model.constant(value))) {
             unknown.add(value);
@@ -76,23 +67,14 @@ public final class OnnxWeights {
         }
       }
     }
-    List<String> parts = new ArrayList<>();
-    if (inner + read.size() > 0) {
-      parts.add(
-          matrices(inner + read.size(), "lies", "lie")
-              + " in branches of If or bodies of loops, which are left as they are");
-    }
-    if (!unknown.isEmpty()) {
-      parts.add(
-          matrices(unknown.size(), "stays as it is, read", "stay as they are, read")
-              + " by "
-              + String.join(", ", operators));
-    }
-    return parts.isEmpty() ? Optional.empty() : Optional.of(String.join("; ", parts));
-  }
-
-  private static String matrices(long count, String one, String several) {
-    return count + (count == 1 ? " float matrix " + one : " float matrices " + several);
+    return unknown.isEmpty()
+        ? Optional.empty()
+        : Optional.of(
+            unknown.size()
+                + (unknown.size() == 1
+                    ? " float matrix stays as it is, read by "
+                    : " float matrices stay as they are, read by ")
+                + String.join(", ", operators));
   }
 
   /** Whether a node is one of ONNX's own operators. */
@@ -102,30 +84,6 @@ public final class OnnxWeights {
 
   private static boolean isMatrix(OnnxInitializer constant) {
     return constant != null && FLOATING.contains(constant.type()) && constant.dims().length >= 2;
-  }
-
-  /** Floating-point tensors of rank 2 or more in the sub-graphs of a node. */
-  private static long inSubgraphs(NodeProto n) {
-    return n.getAttributeList().stream()
-        .flatMap(
-            a ->
-                Stream.concat(
-                    a.hasG() ? Stream.of(a.getG()) : Stream.empty(), a.getGraphsList().stream()))
-        .mapToLong(
-            g ->
-                g.getInitializerList().stream().filter(OnnxWeights::isMatrix).count()
-                    + g.getNodeList().stream().mapToLong(OnnxWeights::inSubgraphs).sum()
-                    + g.getNodeList().stream()
-                        .filter(c -> c.getOpType().equals("Constant"))
-                        .flatMap(c -> c.getAttributeList().stream())
-                        .filter(a -> a.hasT() && isMatrix(a.getT()))
-                        .count())
-        .sum();
-  }
-
-  private static boolean isMatrix(TensorProto t) {
-    DataType type = DataType.forNumber(t.getDataType());
-    return type != null && FLOATING.contains(type) && t.getDimsCount() >= 2;
   }
 
   private void visit(NodeProto n) {
@@ -268,7 +226,7 @@ public final class OnnxWeights {
   }
 
   private List<OnnxWeight> weights() {
-    Map<String, List<NodeProto>> consumers = model.consumers();
+    Map<String, List<NodeProto>> consumers = readers();
     Set<String> names = new HashSet<>();
     List<OnnxWeight> weights = new ArrayList<>();
     uses.forEach(
@@ -281,6 +239,18 @@ public final class OnnxWeights {
           weights.add(new OnnxWeight(name, value, list, otherUses(value, list, consumers)));
         });
     return weights;
+  }
+
+  /** All nodes by the values that they read, and that their graphs give. */
+  private Map<String, List<NodeProto>> readers() {
+    Map<String, List<NodeProto>> map = new HashMap<>();
+    for (NodeProto n : model.allNodes()) {
+      Set<String> read = new HashSet<>(n.getInputList());
+      InnerGraphs.of(n)
+          .forEach(g -> g.getOutputList().forEach(output -> read.add(output.getName())));
+      read.forEach(value -> map.computeIfAbsent(value, v -> new ArrayList<>()).add(n));
+    }
+    return map;
   }
 
   private static int otherUses(
@@ -308,7 +278,7 @@ public final class OnnxWeights {
     boolean anonymous =
         value.startsWith("onnx::")
             || value.chars().allMatch(Character::isDigit)
-            || model.initializer(value) == null;
+            || producers.containsKey(value);
     if (!anonymous) {
       return value;
     }
