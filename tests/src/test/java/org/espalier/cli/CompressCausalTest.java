@@ -264,6 +264,22 @@ class CompressCausalTest {
     assertTrue(fidelity.path("perplexity").asDouble() < 60, fidelity.toString());
   }
 
+  /** The embedding is trained with the head that it is, and stored once. */
+  @Test
+  void aHeadThatIsTheEmbeddingStaysOneTensor() throws IOException {
+    Files.write(
+        folder.resolve("model.onnx"), SmallDecoder.tied(1, VOCABULARY, 32, 1).toByteArray());
+    JsonNode fidelity = compress("--set", "report.each-stage=false").path("fidelity");
+    assertTrue(fidelity.path("perplexity").asDouble() < 1.1 * BEST, fidelity.toString());
+    for (String name : List.of("model-float.onnx", "model-int8.onnx")) {
+      long tables =
+          OnnxModel.read(out().resolve(name)).initializers().stream()
+              .filter(i -> i.elements() == 32 * VOCABULARY)
+              .count();
+      assertEquals(1, tables, name);
+    }
+  }
+
   @Test
   void aRecipeForOneIsInitialized() throws IOException {
     Path made = folder.resolve("init.yaml");

@@ -44,6 +44,8 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Dynamically quantized models run in ONNX Runtime, in the form it fuses, and answer as the originals. */
 class DynamicQuantizerTest {
@@ -442,6 +444,100 @@ class DynamicQuantizerTest {
             assertEquals(table.getFloat(4 * (i * width + j)), looked[i][j], bound);
           }
         }
+      }
+    }
+  }
+
+  /** The block, whose activation is multiplied with a table that is looked up in too: z [n, 40 + 16]. */
+  private static ModelProto tied() {
+    GraphProto.Builder g = block(null).getGraph().toBuilder();
+    g.addInitializer(floats("table", new Random(9), 0.5f, 40, WIDTH))
+        .addNode(
+            node(
+                "ArgMax",
+                "ids",
+                List.of("x"),
+                "ids",
+                attribute("axis", 1),
+                attribute("keepdims", 0)))
+        .addNode(node("Gather", "look", List.of("table", "ids"), "looked"))
+        .addNode(node("Transpose", "turn", List.of("table"), "turned", attribute("perm", 1, 0)))
+        .addNode(node("MatMul", "head", List.of("a", "turned"), "scores"))
+        .addNode(node("Concat", "z", List.of("scores", "looked"), "z", attribute("axis", 1)))
+        .clearOutput()
+        .addOutput(value("z", DataType.FLOAT, -1, 40 + WIDTH))
+        .addOutput(value("y", DataType.FLOAT, -1, WIDTH));
+    return SmallModels.model(13, g);
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void anEmbeddingThatIsAProductTooIsStoredOnce(boolean calibrated) throws OrtException {
+    float[] expected = run(OnnxModel.of(tied(), "tied"));
+    OnnxModel model = OnnxModel.of(tied(), "tied");
+    DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+    assertTrue(q.skipped().isEmpty(), q.skipped().toString());
+    assertEquals(1, Collections.frequency(q.quantized(), "table"));
+    if (calibrated) {
+      q.calibrate(DynamicQuantizerTest::examples);
+      assertNotNull(model.initializer("table_scaled"));
+      assertArrayEquals(expected, run(model), 2e-3f);
+    }
+    q.apply();
+    assertStoredOnce(model);
+    float[] found = run(model);
+    double[] squares = new double[2];
+    double[] errors = new double[2];
+    for (int i = 0; i < found.length; i++) {
+      int part = i % (40 + WIDTH) < 40 ? 0 : 1;
+      squares[part] += expected[i] * expected[i];
+      errors[part] += Math.pow(expected[i] - found[i], 2);
+    }
+    assertTrue(Math.sqrt(errors[0] / squares[0]) < 0.02, "of the product: " + errors[0]);
+    // Scaled for the product, which sees the third channel forty times as large as the others.
+    double bound = calibrated ? 0.05 : 0.01;
+    assertTrue(Math.sqrt(errors[1] / squares[1]) < bound, "of the rows: " + errors[1]);
+  }
+
+  private static void assertStoredOnce(OnnxModel model) {
+    List<OnnxInitializer> large =
+        model.initializers().stream().filter(i -> i.elements() == 40 * WIDTH).toList();
+    assertEquals(1, large.size(), large.toString());
+    assertEquals(DataType.INT8, large.get(0).type());
+  }
+
+  /** Training sees the rows as they are exported: what the product and the look-ups read is one tensor. */
+  @Test
+  void trainedLookUpsReadTheProductsWeights() throws OrtException {
+    float[] expected = run(OnnxModel.of(tied(), "tied"));
+    OnnxModel model = OnnxModel.of(tied(), "tied");
+    DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+    q.calibrate(DynamicQuantizerTest::examples);
+    q.prepareTraining();
+    // Biases have taken up the mean errors of rounding.
+    assertArrayEquals(expected, run(model), 0.5f);
+    long large = model.initializers().stream().filter(i -> i.elements() == 40 * WIDTH).count();
+    assertEquals(1, large);
+    QuantizedProduct product =
+        q.products().stream().filter(p -> p.name().equals("table")).findFirst().orElseThrow();
+    byte[] integers = new byte[product.integers().length];
+    for (int i = 0; i < integers.length; i++) {
+      integers[i] = (byte) (i % 251 - 125);
+    }
+    q.setWeights(product.output(), integers, product.scales());
+    float[] working = new float[integers.length];
+    for (int i = 0; i < working.length; i++) {
+      working[i] = integers[i] * product.scales()[i % 40];
+    }
+    long[] dims = model.constant(product.weight()).dims();
+    model.replaceConstant(OnnxInitializer.floats(product.weight(), dims, working));
+    OnnxModel exported = q.quantizedCopy(copy -> {});
+    assertStoredOnce(exported);
+    float[] trained = run(model);
+    float[] shipped = run(exported);
+    for (int i = 0; i < trained.length; i++) {
+      if (i % (40 + WIDTH) >= 40) {
+        assertEquals(trained[i], shipped[i], 1e-5f * Math.max(1, Math.abs(trained[i])));
       }
     }
   }

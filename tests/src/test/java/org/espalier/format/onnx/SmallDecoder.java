@@ -33,12 +33,20 @@ public final class SmallDecoder {
   private final int width;
   private final boolean past;
   private final List<ValueInfoProto> presents = new ArrayList<>();
+  private boolean tied;
   private int made;
 
   private SmallDecoder(long seed, int width, boolean past) {
     random = new Random(seed);
     this.width = width;
     this.past = past;
+  }
+
+  /** The same model whose head is its embedding, turned. */
+  public static ModelProto tied(long seed, int vocabulary, int width, int layers) {
+    SmallDecoder decoder = new SmallDecoder(seed, width, false);
+    decoder.tied = true;
+    return decoder.build(vocabulary, layers);
   }
 
   /**
@@ -115,7 +123,10 @@ public final class SmallDecoder {
       x = add("Add", List.of(x, attention(name, norm(name + ".ln_1", x), mask)));
       x = add("Add", List.of(x, feedForward(name, norm(name + ".ln_2", x))));
     }
-    String head = weight("lm_head", (float) (0.6 / Math.sqrt(width)), width, vocabulary);
+    String head =
+        tied
+            ? add("Transpose", List.of("wte"), list("perm", 1, 0))
+            : weight("lm_head", (float) (0.6 / Math.sqrt(width)), width, vocabulary);
     graph.addNode(node("MatMul", "/lm_head/MatMul", List.of(norm("ln_f", x), head), "logits"));
     graph.addOutput(value("logits", DataType.FLOAT, -1, -1, vocabulary)).addAllOutput(presents);
     return SmallModels.model(17, graph);

@@ -152,12 +152,7 @@ final class ActivationEqualizer {
 
   private String multiply(
       ProductSite s, float[] scale, OnnxModel.Names names, List<NodeProto> nodes) {
-    float[] inverse = new float[scale.length];
-    for (int c = 0; c < inverse.length; c++) {
-      inverse[c] = 1 / scale[c];
-    }
-    String factor = names.unique(s.activation + "_factor");
-    model.addInitializer(OnnxInitializer.floats(factor, new long[] {inverse.length}, inverse));
+    String factor = EmbeddingTables.reciprocals(model, names, s.activation, scale);
     String x = names.unique(s.activation + "_scaled");
     nodes.add(Nodes.node("Mul", x, s.activation, factor).build());
     return x;
@@ -170,6 +165,7 @@ final class ActivationEqualizer {
         w[k * p.columns + j] *= scale[k];
       }
     }
+    p.factors = scale;
     p.value = names.unique(p.value + "_scaled");
     p.axes = List.of(0, 1);
     model.addInitializer(OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));

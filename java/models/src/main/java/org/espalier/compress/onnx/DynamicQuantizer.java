@@ -82,6 +82,11 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   private final int qmax;
   private final List<ProductSite> sites;
   private final Map<String, OnnxWeight> tables = new LinkedHashMap<>();
+
+  /** Look-ups in the weights of a product, by their outputs, and the nodes that they were. */
+  private final Map<String, Product> tied = new HashMap<>();
+
+  private final Map<String, NodeProto> tiedLookUps = new HashMap<>();
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Map<Product, Rounded> rounded = new HashMap<>();
 
@@ -97,12 +102,21 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     OpsetUpgrade.raise(model, OPSET);
     RuntimeForm.apply(model, true);
     sites = ProductSite.find(model, options.include(), skipped);
+    Map<String, NodeProto> producers = model.producers();
+    for (ProductSite s : sites) {
+      for (Product p : s.products) {
+        for (String lookUp : options.embeddings() ? p.lookUps : List.<String>of()) {
+          tied.put(lookUp, p);
+          tiedLookUps.put(lookUp, producers.get(lookUp));
+        }
+      }
+    }
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (!options.include().test(weight)) {
         continue;
       }
       for (Use use : weight.uses()) {
-        if (use.kind() == Kind.EMBEDDING) {
+        if (use.kind() == Kind.EMBEDDING && !tied.containsKey(use.node())) {
           String reason = obstacle(weight, use, options);
           if (reason == null) {
             tables.put(use.node(), weight);
@@ -180,7 +194,9 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     List<NodeProto> nodes = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (weights.containsKey(output)) {
+      if (tied.containsKey(output)) {
+        nodes.addAll(trainableLookUp(n, tied.get(output), names));
+      } else if (weights.containsKey(output)) {
         nodes.add(n.toBuilder().setInput(1, weights.get(output)).build());
       } else if (biasChanges.containsKey(output)) {
         nodes.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
@@ -196,6 +212,21 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       }
     }
     RuntimeForm.removeUnused(model);
+  }
+
+  /** A look-up that reads what its product reads. */
+  private List<NodeProto> trainableLookUp(NodeProto gather, Product p, OnnxModel.Names names) {
+    String output = gather.getOutput(0);
+    String rows = names.unique(p.value + "_rows");
+    String found = p.factors == null ? output : names.unique(output + "_scaled");
+    List<NodeProto> nodes = new ArrayList<>();
+    nodes.add(Nodes.node("Transpose", rows, p.value).addAttribute(Nodes.swap()).build());
+    nodes.add(gather.toBuilder().setInput(0, rows).setOutput(0, found).build());
+    if (p.factors != null) {
+      String inverse = EmbeddingTables.reciprocals(model, names, output, p.factors);
+      nodes.add(Nodes.node("Mul", output, found, inverse).clearName().build());
+    }
+    return nodes;
   }
 
   @Override
@@ -282,6 +313,9 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     /** Integers and scales of weights that were rounded as they are, by weight and axes. */
     private final Map<List<Object>, List<String>> plain = new HashMap<>();
 
+    /** The integers of weights that are looked up in too. */
+    private final Map<Product, List<String>> shared = new HashMap<>();
+
     private final EmbeddingTables embeddings;
 
     Rewriting(OnnxModel model) {
@@ -312,7 +346,10 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     private void rewrite(List<NodeProto> nodes) {
       for (NodeProto n : nodes) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-        if (tables.containsKey(output)) {
+        if (tied.containsKey(output)) {
+          share(tied.get(output));
+          out.addAll(embeddings.lookUpShared(tiedLookUps.get(output), tied.get(output).name));
+        } else if (tables.containsKey(output)) {
           out.addAll(embeddings.lookUp(n, tables.get(output).name()));
         } else if (products.containsKey(output)) {
           multiply(products.get(output));
@@ -370,7 +407,32 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       return parts;
     }
 
+    /** Stores the weights of a product that are looked up in too, once: the names of rows and scales. */
+    private List<String> share(Product p) {
+      return shared.computeIfAbsent(
+          p,
+          key -> {
+            Rounded r = rounded.computeIfAbsent(p, DynamicQuantizer.this::nearest);
+            ByteBuffer rows = ByteBuffer.allocateDirect(r.integers().length);
+            for (int j = 0; j < p.columns; j++) {
+              for (int k = 0; k < p.rows; k++) {
+                rows.put(r.integers()[k * p.columns + j]);
+              }
+            }
+            String scales = names.unique(p.name + "_scale");
+            model.addInitializer(
+                OnnxInitializer.floats(scales, new long[] {p.columns}, r.scales()));
+            return List.of(embeddings.share(p.name, rows.flip(), r.scales(), p.factors), scales);
+          });
+    }
+
     private List<String> weights(Product p) {
+      if (tied.containsValue(p)) {
+        List<String> rows = share(p);
+        String turned = names.unique(p.name + "_turned");
+        emit(Nodes.node("Transpose", turned, rows.get(0)).addAttribute(Nodes.swap()));
+        return List.of(turned, rows.get(1));
+      }
       Rounded r = rounded.get(p);
       long[] dims = {p.rows, p.columns};
       if (r != null) {

@@ -24,7 +24,15 @@ final class EmbeddingTables {
 
   private static final float LARGEST_HALF = 65504;
 
-  private record Table(String rows, String scales, boolean half) {}
+  /**
+   * A table in a model.
+   *
+   * @param rows the integers [rows, width]
+   * @param scales [rows, 1]
+   * @param half whether they are float16
+   * @param factors what looked up rows are multiplied with [width]; null for nothing
+   */
+  private record Table(String rows, String scales, boolean half, String factors) {}
 
   private final OnnxModel model;
   private final OnnxModel.Names names;
@@ -54,7 +62,15 @@ final class EmbeddingTables {
    * @param name what an error calls the table
    */
   List<NodeProto> lookUp(NodeProto gather, String name) {
-    Table table = tables.computeIfAbsent(gather.getInput(0), value -> store(name, value));
+    return lookUp(gather, tables.computeIfAbsent(gather.getInput(0), value -> store(name, value)));
+  }
+
+  /** The same for a table that {@link #share} stored. */
+  List<NodeProto> lookUpShared(NodeProto gather, String value) {
+    return lookUp(gather, tables.get(value));
+  }
+
+  private List<NodeProto> lookUp(NodeProto gather, Table table) {
     List<NodeProto> nodes = new ArrayList<>();
     String rows = names.unique("rows");
     String scales = names.unique("row_scale");
@@ -63,8 +79,46 @@ final class EmbeddingTables {
         gather.toBuilder().clearName().setInput(0, table.scales()).setOutput(0, scales).build());
     String realRows = toFloat(nodes, "row_real", rows);
     String realScales = table.half() ? toFloat(nodes, "row_scale_real", scales) : scales;
-    nodes.add(Nodes.node("Mul", gather.getOutput(0), realRows, realScales).clearName().build());
+    String output = gather.getOutput(0);
+    String scaled = table.factors() == null ? output : names.unique("row_scaled");
+    nodes.add(Nodes.node("Mul", scaled, realRows, realScales).clearName().build());
+    if (table.factors() != null) {
+      nodes.add(Nodes.node("Mul", output, scaled, table.factors()).clearName().build());
+    }
     return nodes;
+  }
+
+  /**
+   * Stores a table whose integers a product reads too.
+   *
+   * @param value what it is called
+   * @param rows its integers [scales, width]
+   * @param scales one a row
+   * @param factors what looked up rows are divided by; null for nothing
+   * @return the name of the integers
+   */
+  String share(String value, ByteBuffer rows, float[] scales, float[] factors) {
+    long count = scales.length;
+    String inverse = factors == null ? null : reciprocals(model, names, value, factors);
+    Table made =
+        new Table(
+            names.unique(value + "_quantized"), names.unique(value + "_row_scale"), false, inverse);
+    long[] dims = {count, rows.remaining() / count};
+    model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, rows));
+    model.addInitializer(OnnxInitializer.floats(made.scales(), new long[] {count, 1}, scales));
+    tables.put(value, made);
+    return made.rows();
+  }
+
+  /** Adds a vector of 1 / factor, and gives its name. */
+  static String reciprocals(OnnxModel model, OnnxModel.Names names, String value, float[] factors) {
+    float[] inverse = new float[factors.length];
+    for (int c = 0; c < inverse.length; c++) {
+      inverse[c] = 1 / factors[c];
+    }
+    String name = names.unique(value + "_factor");
+    model.addInitializer(OnnxInitializer.floats(name, new long[] {inverse.length}, inverse));
+    return name;
   }
 
   private String toFloat(List<NodeProto> nodes, String name, String value) {
@@ -105,7 +159,10 @@ final class EmbeddingTables {
     float[] halves = halvesAbove(q.scales());
     Table made =
         new Table(
-            names.unique(value + "_quantized"), names.unique(value + "_scale"), halves != null);
+            names.unique(value + "_quantized"),
+            names.unique(value + "_scale"),
+            halves != null,
+            null);
     model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, q.values()));
     long[] scaleDims = {dims[0], 1};
     model.addInitializer(

@@ -25,6 +25,16 @@ final class Nodes {
     return AttributeProto.newBuilder().setName(name).setType(AttributeType.INT).setI(value).build();
   }
 
+  /** The {@code perm} of a matrix's Transpose. */
+  static AttributeProto swap() {
+    return AttributeProto.newBuilder()
+        .setName("perm")
+        .setType(AttributeType.INTS)
+        .addInts(1)
+        .addInts(0)
+        .build();
+  }
+
   static AttributeProto find(NodeProto n, String name) {
     for (AttributeProto a : n.getAttributeList()) {
       if (a.getName().equals(name)) {

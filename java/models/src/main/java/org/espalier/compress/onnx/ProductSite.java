@@ -31,17 +31,28 @@ final class ProductSite {
     /** The output of the node that alone reads the product and adds a constant vector; or null. */
     final String biasAdd;
 
+    /**
+     * The outputs of the Gathers that look up in the same constant, whose rows are the columns of W: a language
+     * model's embedding may be its last product too.
+     */
+    final List<String> lookUps;
+
     /** The constant that holds the weights, and for each axis of W the axis of that constant. */
     String value;
 
     List<Integer> axes;
 
-    Product(OnnxWeight weight, Use use, int rows, int columns, String biasAdd) {
+    /** What the rows of W were multiplied by; null where they are as they were. */
+    float[] factors;
+
+    Product(
+        OnnxWeight weight, Use use, int rows, int columns, String biasAdd, List<String> lookUps) {
       this.name = weight.name();
       this.output = use.node();
       this.rows = rows;
       this.columns = columns;
       this.biasAdd = biasAdd;
+      this.lookUps = lookUps;
       this.value = weight.value();
       this.axes = use.axes();
     }
@@ -123,10 +134,25 @@ final class ProductSite {
             .computeIfAbsent(
                 inner ? use.node() : activation, a -> new ProductSite(activation, rows, inner))
             .products
-            .add(new Product(weight, use, rows, columns, bias));
+            .add(new Product(weight, use, rows, columns, bias, lookUps(weight, use, outer)));
       }
     }
     return List.copyOf(sites.values());
+  }
+
+  /** The look-ups in a weight that can read what its product holds; none where something else reads it. */
+  private static List<String> lookUps(OnnxWeight weight, Use product, Map<String, NodeProto> main) {
+    List<String> found = new ArrayList<>();
+    for (Use use : weight.uses()) {
+      boolean fits = use.kind() == Kind.EMBEDDING && use.isDirect() && main.containsKey(use.node());
+      if (fits) {
+        found.add(use.node());
+      } else if (use != product) {
+        return List.of();
+      }
+    }
+    boolean turned = product.axes().equals(List.of(1, 0)) && main.containsKey(product.node());
+    return turned && weight.otherUses() == 0 ? List.copyOf(found) : List.of();
   }
 
   private static String obstacle(

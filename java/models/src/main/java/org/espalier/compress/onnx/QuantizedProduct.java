@@ -7,7 +7,7 @@ package org.espalier.compress.onnx;
  * @param output the value that the node defines; it identifies the node
  * @param activation the value that the node multiplies with the weight; products of one activation
  *     quantize it once
- * @param weight the initializer that the node alone reads
+ * @param weight the initializer that the node alone reads, but for look-ups in the same weights
  * @param channelAxis the axis of {@code weight} along which the scales lie; −1 where there is one scale
  * @param qmax the integers are in [−qmax, qmax]
  * @param integers the weights on their grid, in the layout of {@code weight}
