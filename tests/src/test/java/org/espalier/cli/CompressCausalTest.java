@@ -51,8 +51,8 @@ class CompressCausalTest {
       model: {file: model.onnx, tokenizer: tokenizer.json}
       data: {texts: texts.txt, task: causal-lm, validation: 64, evaluation: 100, calibration: 64}
       stages:
-        - {kind: fine-tune, steps: 150, batch: 32, learning-rate: 1e-2}
-        - {kind: quantize, form: FORM, steps: 30, batch: 32, learning-rate: 1e-3}
+        - {kind: fine-tune, steps: 80, batch: 32, learning-rate: 1e-2}
+        - {kind: quantize, form: FORM, steps: 10, batch: 32, learning-rate: 1e-3}
       export: {formats: [onnx, onnx-float]}
       """;
 
@@ -140,7 +140,7 @@ class CompressCausalTest {
         student: {file: student.onnx}
         data: {texts: texts.txt, task: causal-lm, validation: 64, evaluation: 100}
         stages:
-          - {kind: distil, steps: 200, batch: 32, learning-rate: 1e-2}
+          - {kind: distil, steps: 120, batch: 32, learning-rate: 1e-2}
         export: {formats: [onnx]}
         """);
     Path made = folder.resolve("distilled");
@@ -270,7 +270,7 @@ class CompressCausalTest {
     Files.write(
         folder.resolve("model.onnx"), SmallDecoder.tied(1, VOCABULARY, 32, 1).toByteArray());
     JsonNode fidelity = compress("--set", "report.each-stage=false").path("fidelity");
-    assertTrue(fidelity.path("perplexity").asDouble() < 1.1 * BEST, fidelity.toString());
+    assertTrue(fidelity.path("perplexity").asDouble() < 1.25 * BEST, fidelity.toString());
     for (String name : List.of("model-float.onnx", "model-int8.onnx")) {
       long tables =
           OnnxModel.read(out().resolve(name)).initializers().stream()
@@ -297,9 +297,9 @@ class CompressCausalTest {
     Run.refused(folder, new String[] {"task", "causal-lm"}, command);
     Files.writeString(recipe, RECIPE.replace("FORM", "dynamic").replace(", task: causal-lm", ""));
     Run.refused(folder, new String[] {"fine-tune", "causal-lm"}, command);
-    Files.writeString(recipe, RECIPE.replace("FORM, steps: 30", "dynamic, loss: {hidden: 1}"));
+    Files.writeString(recipe, RECIPE.replace("FORM, steps: 10", "dynamic, loss: {hidden: 1}"));
     Run.refused(folder, new String[] {"labels, logits and bound"}, command);
-    Files.writeString(recipe, RECIPE.replace("FORM, steps: 30", "dynamic, loss: {output: 1}"));
+    Files.writeString(recipe, RECIPE.replace("FORM, steps: 10", "dynamic, loss: {output: 1}"));
     Run.refused(folder, new String[] {"labels, logits and bound"}, command);
 
     Files.writeString(recipe, RECIPE.replace("FORM", "dynamic"));

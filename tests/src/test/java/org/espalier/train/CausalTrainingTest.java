@@ -157,6 +157,36 @@ class CausalTrainingTest {
     assertEquals((double) right / known, found.qualityBefore(), 1e-12);
   }
 
+  /** A student that asks for input_ids alone, and a teacher that asks for a mask and positions too. */
+  @Test
+  void studentAndTeacherMayAskForDifferentInputs() {
+    Random random = new Random(4);
+    List<long[]> ids = new ArrayList<>();
+    for (int i = 0; i < 32; i++) {
+      ids.add(random.longs(2 + random.nextInt(9), 0, 24).toArray());
+    }
+    Examples.Texts texts = new Examples.Texts(ids, true);
+    Training training =
+        new Training(
+            30,
+            0,
+            8,
+            Optimizer.AdamW.of(1e-2),
+            Training.Schedule.constant(),
+            Objective.ofLogits(0, 1),
+            0);
+    CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("distil", training)), 3);
+    OnnxModel teacher = OnnxModel.of(SmallDecoder.of(6, 24, 16, 1), "teacher");
+    Compression.Job job =
+        new Compression.Job(
+            EncoderTrainingTest.encoder(5), teacher, texts, texts, Pooling.MEAN, null, null);
+    try (OnnxCompression c = new OnnxCompression(plan, job)) {
+      assertTrue(c.run(new TrainingListener() {}));
+      TrainingListener.StageReport report = c.stages().get(0);
+      assertTrue(report.after().loss() < 0.5 * report.before().loss(), report.toString());
+    }
+  }
+
   @Test
   void textsOfOneTokenTeachNoLabels() {
     Examples.Texts single = new Examples.Texts(List.of(new long[] {1}, new long[] {2}), true);

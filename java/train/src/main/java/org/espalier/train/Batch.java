@@ -28,6 +28,13 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
     return lengths.length;
   }
 
+  /** Those of the inputs that a model asks for. */
+  Map<String, Tensor> inputs(List<String> names) {
+    Map<String, Tensor> asked = new LinkedHashMap<>();
+    names.forEach(name -> asked.put(name, inputs.get(name)));
+    return asked;
+  }
+
   /** Whether an activation holds a vector a token, and some of the tokens are padding. */
   boolean pads(Tensor activation) {
     return mask != null && activation.dim() == 3 && activation.size(1) == longest;

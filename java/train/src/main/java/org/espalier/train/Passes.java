@@ -3,8 +3,10 @@ package org.espalier.train;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.EnumMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
@@ -77,7 +79,7 @@ final class Passes implements AutoCloseable {
       if (activations != null) {
         activations.begin(batch);
       }
-      return graph.forward(batch.inputs()).get(value);
+      return graph.forward(batch.inputs(graph.inputNames())).get(value);
     }
 
     @Override
@@ -210,7 +212,9 @@ final class Passes implements AutoCloseable {
   }
 
   private Share share(Objective objective, Examples examples, int[] indices) {
-    Batch batch = Batch.of(examples, indices, first.graph().inputNames()).on(device);
+    Set<String> inputs = new LinkedHashSet<>(first.graph().inputNames());
+    teachers.forEach(teacher -> inputs.addAll(teacher.inputNames()));
+    Batch batch = Batch.of(examples, indices, List.copyOf(inputs)).on(device);
     if (examples instanceof Examples.Texts texts && texts.causal()) {
       int longest = batch.longest();
       return new Share(
@@ -251,7 +255,8 @@ final class Passes implements AutoCloseable {
   private Tensor taught(Lane lane, Batch batch) {
     OnnxGraph teacher = teachers.get(lane == first ? 0 : 1);
     try (NoGradGuard noGrad = new NoGradGuard()) {
-      return teacher.forward(batch.inputs()).get(teacher.outputNames().get(0));
+      Map<String, Tensor> inputs = batch.inputs(teacher.inputNames());
+      return teacher.forward(inputs).get(teacher.outputNames().get(0));
     }
   }
 
