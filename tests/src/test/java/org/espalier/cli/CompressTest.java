@@ -573,6 +573,11 @@ stages:
     }
 
     @Override
+    public OnnxModel withComputedWeights(OnnxModel model) {
+      return host.withComputedWeights(model);
+    }
+
+    @Override
     public ActivationSource calibration(List<String> texts) {
       return host.calibration(texts);
     }

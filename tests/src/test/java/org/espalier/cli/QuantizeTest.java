@@ -77,6 +77,53 @@ class QuantizeTest {
     assertEquals(0, all.json().get("float").size());
   }
 
+  /** All commands call a weight that the graph computes by the same name; a recipe trains and quantizes it too. */
+  @Test
+  void computedWeightsAreWeights() throws IOException {
+    Random random = new Random(4);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("normalized")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+            .addInitializer(SmallModels.floats("v", random, 1, 8, 16))
+            .addInitializer(SmallModels.floats("g", random, 1, 1, 16))
+            .addNode(
+                SmallModels.node("ReduceL2", "", List.of("v"), "norm", SmallModels.list("axes", 0)))
+            .addNode(SmallModels.node("Div", "", List.of("v", "norm"), "unit"))
+            .addNode(SmallModels.node("Mul", "", List.of("unit", "g"), "w"))
+            .addNode(SmallModels.node("MatMul", "/head/MatMul", List.of("x", "w"), "y"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 16));
+    Path model = folder.resolve("normalized.onnx");
+    Files.write(model, SmallModels.model(13, g).toByteArray());
+    Path out = folder.resolve("out.onnx");
+    Run run = Run.of("quantize", model, "-o", out, "--to", "onnx-dynamic", "--json");
+    assertEquals("head.weight", run.json().at("/quantized/0").asText());
+    assertTrue(run.err().contains("1 weight was computed from constants"), run.err());
+    Run pruned =
+        Run.of("prune", model, "-o", out, "--count", "64", "--include", "head.*", "--json");
+    assertEquals(64, pruned.json().get("pruned").asInt());
+    JsonNode inspected = Run.of("inspect", out, "--json").json();
+    assertEquals(List.of("head.weight"), inspected.get("tensors").findValuesAsText("name"));
+    ByteBuffer x = ByteBuffer.allocate(4 * 8 * 64).order(ByteOrder.LITTLE_ENDIAN);
+    while (x.hasRemaining()) {
+      x.putFloat((float) random.nextGaussian());
+    }
+    TensorSpec spec = new TensorSpec("x", SafetensorsDtype.F32, List.of(64L, 8L));
+    RawSafetensors.write(folder.resolve("x.safetensors"), Map.of(), Map.of(spec, x.array()));
+    Path recipe =
+        Files.writeString(
+            folder.resolve("recipe.yaml"),
+            """
+            model: {file: normalized.onnx}
+            data: {examples: x.safetensors, validation: 16, evaluation: 16, calibration: 16}
+            stages:
+              - {kind: quantize, include: ["head.weight"], steps: 4, batch: 8}
+            """);
+    JsonNode report = Run.of("compress", recipe, "-o", folder.resolve("run"), "--json").json();
+    assertEquals("head.weight", report.at("/layers/0/name").asText());
+    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.99);
+  }
+
   private static boolean warns(Run run) {
     return run.err().contains("warning: on some of the calibration examples");
   }

@@ -28,6 +28,7 @@ import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RunHost;
 import org.espalier.torch.Libtorch;
@@ -106,6 +107,11 @@ final class CommandHost implements RunHost, AutoCloseable {
   public List<long[]> tokens(List<String> texts) {
     TextTokenizer open = tokenizer();
     return texts.stream().map(text -> open.encode(text).ids()).toList();
+  }
+
+  @Override
+  public OnnxModel withComputedWeights(OnnxModel model) {
+    return ModelSource.withComputedWeights(model, this::note);
   }
 
   @Override

@@ -71,7 +71,7 @@ final class Inspect implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "reading")) {
       rows =
           source.kind() == ModelSource.Kind.ONNX
-              ? onnx(OnnxModel.read(source.path()), json, progress)
+              ? onnx(source.onnx(common::note), json, progress)
               : safetensors(source, json, progress);
     }
     long elements = rows.stream().mapToLong(Row::elements).sum();

@@ -7,6 +7,10 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.function.Consumer;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ComputedWeights;
+import org.espalier.evaluate.ConstantRuntime;
+import org.espalier.format.NearNames;
+import org.espalier.format.onnx.OnnxModel;
 
 /**
  * A model that the user named: a path, or a file inside a Maven artefact.
@@ -40,6 +44,39 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
               + " take; here .onnx, .safetensors or a folder is right");
     }
     return source;
+  }
+
+  /**
+   * Reads an ONNX model, with the weights that it computes from constants as constants.
+   *
+   * @param notes receives a line for people about these
+   */
+  OnnxModel onnx(Consumer<String> notes) {
+    return withComputedWeights(OnnxModel.read(path), notes);
+  }
+
+  /** The model itself, whose weights that are computed from constants become constants. */
+  static OnnxModel withComputedWeights(OnnxModel model, Consumer<String> notes) {
+    ComputedWeights.Result result = ComputedWeights.fold(model, new ConstantRuntime());
+    List<String> computed = result.computed();
+    if (!computed.isEmpty()) {
+      notes.accept(
+          computed.size()
+              + (computed.size() == 1
+                  ? " weight was computed from constants and is one now ("
+                  : " weights were computed from constants and are constants now (")
+              + NearNames.list("", computed)
+              + ")");
+    }
+    if (result.left() > 0) {
+      notes.accept(
+          result.left()
+              + (result.left() == 1
+                  ? " weight stays as it is: it is computed by "
+                  : " weights stay as they are: they are computed by ")
+              + String.join(", ", result.operators()));
+    }
+    return model;
   }
 
   /** Finds a model of any kind, as {@link #find} does. */

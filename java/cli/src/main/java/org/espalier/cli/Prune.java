@@ -38,9 +38,9 @@ import picocli.CommandLine.Parameters;
       "Writes the model to OUT with the weights of least magnitude zeroed.",
       "",
       "By default it takes the weights of MatMul, Gemm, Conv, ConvTranspose, LSTM, GRU and RNN in"
-          + " ONNX, and float tensors of rank 2 and more that are no embeddings in safetensors. Ties"
-          + " go to the weights that come first. The zeros are unstructured: they change neither a"
-          + " file's size nor its speed.",
+          + " ONNX, and float tensors of rank 2 and more that are no embeddings in safetensors."
+          + " Ties go to the weights that come first. The zeros are unstructured: they change"
+          + " neither a file's size nor its speed.",
       "",
       "A pattern n:m lies along the axis that is summed over: the inputs of a matrix product or"
           + " recurrent layer, the input channels of a convolution.",
@@ -159,7 +159,7 @@ final class Prune implements Callable<Integer> {
     CheckpointPruner.Result result;
     try (Progress progress = new Progress(common.err(), "reading")) {
       if (source.kind() == ModelSource.Kind.ONNX) {
-        OnnxModel onnx = OnnxModel.read(source.path());
+        OnnxModel onnx = source.onnx(common::note);
         Set<String> chosen = choose(onnx, rule);
         result =
             OnnxPruner.prune(

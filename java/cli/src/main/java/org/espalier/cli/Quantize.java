@@ -212,7 +212,7 @@ final class Quantize implements Callable<Integer> {
           "warning: 8-bit products of ONNX Runtime saturate on this processor (it lacks VNNI),"
               + " which falsifies answers; --reduce-range avoids it");
     }
-    OnnxModel onnx = OnnxModel.read(source.path());
+    OnnxModel onnx = source.onnx(common::note);
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     Predicate<OnnxWeight> choice = choice(onnx);
     Optional<String> outOfReach = OnnxWeights.outOfReach(onnx);

@@ -115,6 +115,7 @@ public final class RecipeRun {
     final OnnxModel model;
     final RunData data;
     private final Recipe recipe;
+    private final RunHost host;
 
     Inputs(Recipe recipe, RunHost host) {
       modelFile = host.file(recipe.model().file());
@@ -130,6 +131,7 @@ public final class RecipeRun {
                 + " (models written in Java are trained through org.espalier.torch)");
       }
       this.recipe = recipe;
+      this.host = host;
       data = RunData.of(recipe, host);
       model = read(modelFile);
     }
@@ -180,7 +182,7 @@ public final class RecipeRun {
     /** A TorchScript module becomes a graph, so that everything can be done to it. */
     private OnnxModel read(Path file) {
       if (!isScript(file)) {
-        return OnnxModel.read(file);
+        return host.withComputedWeights(OnnxModel.read(file));
       }
       if (recipe.isForTexts()) {
         throw new InputException(

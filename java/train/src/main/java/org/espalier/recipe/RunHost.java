@@ -4,6 +4,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.train.Examples;
 
 /**
@@ -28,6 +29,9 @@ public interface RunHost {
 
   /** The tokens of texts, with the special ones. */
   List<long[]> tokens(List<String> texts);
+
+  /** The model itself, in which weights that it computes from constants have become constants. */
+  OnnxModel withComputedWeights(OnnxModel model);
 
   /** Runs texts for calibration. */
   ActivationSource calibration(List<String> texts);

@@ -14,7 +14,7 @@ import org.espalier.format.onnx.OnnxWeights;
 /** Says which weights quantization leaves float, and why. */
 public final class FloatWeights {
   /** Operators of quantized models. */
-  private static final Set<String> INTEGER =
+  static final Set<String> INTEGER =
       Set.of(
           "ConvInteger",
           "DequantizeLinear",

@@ -920,6 +920,28 @@ public final class OnnxModel {
     return map;
   }
 
+  /**
+   * A model of some nodes, of any of the graphs, and the constants that they read. It has no inputs, and gives all
+   * that the nodes make.
+   *
+   * @param some in topological order; what they read is constant or made by them
+   */
+  public OnnxModel excerpt(List<NodeProto> some) {
+    GraphProto.Builder g = GraphProto.newBuilder().setName("excerpt").addAllNode(some);
+    Set<String> known = new HashSet<>(Set.of(""));
+    for (NodeProto n : some) {
+      for (String value : n.getInputList()) {
+        if (known.add(value)) {
+          g.addInitializer(constant(value).message());
+        }
+      }
+      known.addAll(n.getOutputList());
+      n.getOutputList().forEach(o -> g.addOutput(ValueInfoProto.newBuilder().setName(o)));
+    }
+    ModelProto.Builder proto = ModelProto.newBuilder().setIrVersion(Math.max(4, irVersion()));
+    return of(proto.addAllOpsetImport(rest.getOpsetImportList()).setGraph(g).build(), name);
+  }
+
   /** All names of values and nodes in the main graph and in its sub-graphs. */
   private Set<String> usedNames() {
     Set<String> names = new HashSet<>(initializers.keySet());
