@@ -331,6 +331,58 @@ class DynamicQuantizerTest {
     }
   }
 
+  /** What a bad weight makes is not blamed on the examples, in either form, whether it is quantized or not. */
+  @Test
+  void weightsAreNamedWhereActivationsAreNotFinite() {
+    ModelProto.Builder proto = block(null).toBuilder();
+    float[] w = new float[24 * WIDTH];
+    w[17] = Float.NaN;
+    GraphProto.Builder g = proto.getGraphBuilder();
+    for (int i = 0; i < g.getInitializerCount(); i++) {
+      if (g.getInitializer(i).getName().equals("wq")) {
+        g.setInitializer(i, matrix("wq", w, WIDTH, 24));
+      }
+    }
+    String problem = "test: the weights wq hold NaN at element 17";
+    for (boolean all : new boolean[] {true, false}) {
+      DynamicQuantizer dynamic =
+          new DynamicQuantizer(
+              OnnxModel.of(proto.build(), "test"),
+              new DynamicQuantizer.Options(false, true, c -> all || !c.name().equals("wq")));
+      InputException e =
+          assertThrows(
+              InputException.class, () -> dynamic.calibrate(DynamicQuantizerTest::examples));
+      assertTrue(e.getMessage().startsWith(problem), e.getMessage());
+      StaticQuantizer fixed =
+          new StaticQuantizer(
+              OnnxModel.of(proto.build(), "test"),
+              new StaticQuantizer.Options(false, true, c -> all || !c.name().equals("wq")));
+      e =
+          assertThrows(
+              InputException.class,
+              () -> fixed.calibrate(DynamicQuantizerTest::examples, new Clipping.MinMax()));
+      assertTrue(e.getMessage().startsWith(problem), e.getMessage());
+    }
+  }
+
+  @Test
+  void otherConstantsAreNamedWhereActivationsAreNotFinite() {
+    ModelProto.Builder proto = block(null).toBuilder();
+    float[] b = new float[24];
+    b[5] = Float.NaN;
+    GraphProto.Builder g = proto.getGraphBuilder();
+    for (int i = 0; i < g.getInitializerCount(); i++) {
+      if (g.getInitializer(i).getName().equals("bk")) {
+        g.setInitializer(i, vector("bk", b));
+      }
+    }
+    InputException e =
+        assertThrows(InputException.class, () -> quantized(proto.build(), true, false));
+    assertTrue(
+        e.getMessage().contains("the constant bk is NaN at element 5, which may be why"),
+        e.getMessage());
+  }
+
   @Test
   void activationsThatAreNotFiniteAreNamed() {
     OnnxModel model = OnnxModel.of(block(null), "block");

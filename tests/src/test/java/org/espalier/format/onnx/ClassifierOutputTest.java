@@ -33,6 +33,64 @@ class ClassifierOutputTest {
                 node("Reshape", "", List.of("p", "shape"), "r"),
                 node("Clip", "", List.of("r"), "c"),
                 node("Squeeze", "", List.of("c"), "y"))),
+        Arguments.of(
+            Form.SIGMOID,
+            "z",
+            List.of(
+                node("Neg", "", List.of("z"), "n"),
+                node("Exp", "", List.of("n"), "e"),
+                node("Add", "", List.of("one", "e"), "d"),
+                node("Div", "", List.of("one", "d"), "y"))),
+        Arguments.of(
+            Form.SIGMOID,
+            "z",
+            List.of(
+                node("Mul", "", List.of("z", "minus"), "n"),
+                node("Exp", "", List.of("n"), "e"),
+                node("Add", "", List.of("e", "one"), "d"),
+                node("Reciprocal", "", List.of("d"), "r"),
+                node("Identity", "", List.of("r"), "y"))),
+        Arguments.of(
+            Form.SIGMOID,
+            "z",
+            List.of(
+                node("Sub", "", List.of("zero", "z"), "n"),
+                node("Exp", "", List.of("n"), "e"),
+                node("Add", "", List.of("e", "one"), "d"),
+                node("Pow", "", List.of("d", "minus"), "y"))),
+        Arguments.of(
+            Form.SIGMOID,
+            "z",
+            List.of(
+                node("Exp", "", List.of("z"), "e"),
+                node("Add", "", List.of("e", "one"), "d"),
+                node("Div", "", List.of("e", "d"), "y"))),
+        // Half of one is no Sigmoid but made of one; exp(g) / (1 + exp(z)) and 1 / (2 + exp(-z))
+        // are neither.
+        Arguments.of(
+            Form.OTHER,
+            null,
+            List.of(
+                node("Exp", "", List.of("z"), "e"),
+                node("Add", "", List.of("e", "one"), "d"),
+                node("Div", "", List.of("e", "d"), "p"),
+                node("Mul", "", List.of("p", "half"), "y"))),
+        Arguments.of(
+            Form.LOGITS,
+            "y",
+            List.of(
+                node("Exp", "", List.of("z"), "e"),
+                node("Exp", "", List.of("g"), "f"),
+                node("Add", "", List.of("e", "one"), "d"),
+                node("Div", "", List.of("f", "d"), "y"))),
+        Arguments.of(
+            Form.LOGITS,
+            "y",
+            List.of(
+                node("Neg", "", List.of("z"), "n"),
+                node("Exp", "", List.of("n"), "e"),
+                node("Add", "", List.of("half", "e"), "d"),
+                node("Div", "", List.of("one", "d"), "y"))),
         Arguments.of(Form.SOFTMAX, "z", List.of(node("Softmax", "", List.of("z"), "y"))),
         Arguments.of(
             Form.SOFTMAX,
@@ -66,6 +124,9 @@ class ClassifierOutputTest {
             .addInput(value("x", DataType.FLOAT, -1, 3))
             .addInitializer(SmallModels.floats("w", random, 1, 3, 3))
             .addInitializer(SmallModels.floats("half", random, 1, 1))
+            .addInitializer(OnnxInitializer.floats("one", new long[0], 1).message())
+            .addInitializer(OnnxInitializer.floats("zero", new long[0], 0).message())
+            .addInitializer(OnnxInitializer.floats("minus", new long[] {1}, -1).message())
             .addInitializer(OnnxInitializer.int64s("shape", new long[] {1}, 1).message())
             .addNode(node("MatMul", "", List.of("x", "w"), "z"))
             .addNode(node("Relu", "", List.of("z"), "g"))

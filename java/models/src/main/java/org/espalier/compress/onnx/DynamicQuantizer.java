@@ -167,7 +167,12 @@ public final class DynamicQuantizer implements TrainableQuantizer {
    *     examples
    */
   public void calibrate(ActivationSource source) {
-    rounded.putAll(ProductFitting.fit(model, sites, qmax, source));
+    FiniteConstants.requireWeights(model);
+    try {
+      rounded.putAll(ProductFitting.fit(model, sites, qmax, source));
+    } catch (InputException e) {
+      throw FiniteConstants.explained(model, e);
+    }
   }
 
   @Override

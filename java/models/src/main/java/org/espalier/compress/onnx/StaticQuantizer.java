@@ -268,11 +268,16 @@ public final class StaticQuantizer implements TrainableQuantizer {
    *     examples
    */
   public Map<String, ActivationRange> calibrate(ActivationSource source, Clipping clipping) {
-    if (!fitted) {
-      fitted = true;
-      fit(source);
+    FiniteConstants.requireWeights(model);
+    try {
+      if (!fitted) {
+        fitted = true;
+        fit(source);
+      }
+      return ranges(source, clipping);
+    } catch (InputException e) {
+      throw FiniteConstants.explained(model, e);
     }
-    return ranges(source, clipping);
   }
 
   private void fit(ActivationSource source) {
