@@ -25,6 +25,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
@@ -255,6 +256,27 @@ class HalfPrecisionTest {
     ModelProto before = inexact.toProto();
     HalfPrecision.narrow(inexact);
     assertEquals(before, inexact.toProto());
+  }
+
+  /** Large values, which float16 does not hold, go to bfloat16 where the operator set has it. */
+  @Test
+  void bfloat16IsUsedWhereCastKnowsIt() throws OrtException {
+    for (int opset : new int[] {12, 13}) {
+      float[] values = new float[32 * 32];
+      Arrays.fill(values, 0x1p20f);
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .setName("large")
+              .addInput(value("x", DataType.FLOAT, -1, 32))
+              .addInitializer(OnnxInitializer.floats("w", new long[] {32, 32}, values).message())
+              .addNode(node("MatMul", "", List.of("x", "w"), "y"))
+              .addOutput(value("y", DataType.FLOAT, -1, 32));
+      OnnxModel model = OnnxModel.of(SmallModels.model(opset, g), "large");
+      List<float[]> expected = run(model);
+      HalfPrecision.narrow(model);
+      assertEquals(opset == 13, model.initializer("w_half") != null);
+      assertNear(expected, run(model), 0);
+    }
   }
 
   private static AttributeProto constantOf(TensorProto tensor) {

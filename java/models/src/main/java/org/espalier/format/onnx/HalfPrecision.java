@@ -29,6 +29,9 @@ public final class HalfPrecision {
   /** A smaller constant saves less than its Cast takes. */
   private static final int LEAST_ELEMENTS = 256;
 
+  /** Cast knows bfloat16 since this version. */
+  private static final long BRAIN_OPSET = 13;
+
   /** Attributes of several operators that say what type they make. */
   private static final Set<String> TYPES = Set.of("to", "dtype", "output_dtype", "output_datatype");
 
@@ -456,7 +459,9 @@ public final class HalfPrecision {
     if (i.type() != DataType.FLOAT || i.elements() < LEAST_ELEMENTS) {
       return null;
     }
-    for (DataType type : List.of(DataType.FLOAT16, DataType.BFLOAT16)) {
+    boolean brain = model.opset("") >= BRAIN_OPSET;
+    for (DataType type :
+        brain ? List.of(DataType.FLOAT16, DataType.BFLOAT16) : List.of(DataType.FLOAT16)) {
       OnnxInitializer half = i.rounded(type);
       if (half.asFloat32().data().equals(i.data())) {
         return half.withName(names.unique(i.name() + "_half"));
