@@ -6,12 +6,14 @@ import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.ByteBuffer;
 import java.util.List;
 import java.util.Random;
 import org.espalier.format.onnx.OnnxWeight.Kind;
@@ -238,6 +240,65 @@ class OnnxWeightsTest {
     assertEquals(
         "1 float matrix stays as it is, read by Loop",
         OnnxWeights.outOfReach(OnnxModel.of(SmallModels.model(13, g), "loop")).orElseThrow());
+  }
+
+  /** What a body is fed, or has no name, is no constant: a missing bias would be one. */
+  @Test
+  void onlyConstantsOfBranchesAreConstants() {
+    GraphProto.Builder branch =
+        GraphProto.newBuilder()
+            .setName("branch")
+            .addInput(value("fed", DataType.FLOAT, 8, 8))
+            .addInitializer(floats("fed", random, 1, 8, 8))
+            .addInitializer(floats("", random, 1, 8, 8))
+            .addInitializer(floats("own", random, 1, 8, 8))
+            .addNode(node("MatMul", "", List.of("x", "fed"), "o"))
+            .addNode(node("Gemm", "", List.of("o", "own", ""), "z"))
+            .addOutput(value("z", DataType.FLOAT, -1, 8));
+    GraphProto.Builder g =
+        graph(SmallModels.choice("choice", "c", "y", branch)).addInput(value("c", DataType.BOOL));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "test");
+    assertNull(model.constant(""));
+    assertNull(model.constant("fed"));
+    assertEquals(
+        List.of("own", "own_1"), OnnxWeights.of(model).stream().map(OnnxWeight::name).toList());
+  }
+
+  /** As deep as a message may be, each level with a weight of the same name. */
+  @Test
+  void weightsOfNestedBranchesAreFound() {
+    int depth = 30;
+    NodeProto inner = node("Relu", "", List.of("x"), "z");
+    for (int level = 0; level < depth; level++) {
+      GraphProto.Builder branch =
+          GraphProto.newBuilder()
+              .setName("branch")
+              .addInitializer(floats("w", random, 1, 8, 8))
+              .addNode(inner)
+              .addNode(node("MatMul", "", List.of("z", "w"), "m"))
+              .addOutput(value("m", DataType.FLOAT, -1, 8));
+      inner =
+          node("If", "", List.of("c"), "z").toBuilder()
+              .addAttribute(
+                  AttributeProto.newBuilder()
+                      .setName("then_branch")
+                      .setType(AttributeProto.AttributeType.GRAPH)
+                      .setG(branch))
+              .build();
+    }
+    GraphProto.Builder g =
+        graph(inner, node("Identity", "", List.of("z"), "y")).addInput(value("c", DataType.BOOL));
+    byte[] bytes = SmallModels.model(13, g).toByteArray();
+    ByteBuffer direct = ByteBuffer.allocateDirect(bytes.length).put(bytes).flip();
+    OnnxModel model = OnnxModel.read(direct, "nested");
+    List<OnnxWeight> found = OnnxWeights.of(model);
+    assertEquals(depth, found.size());
+    assertEquals(depth, found.stream().map(OnnxWeight::value).distinct().count());
+    OnnxWeight last = found.get(depth - 1);
+    model.replaceConstant(OnnxInitializer.floats(last.value(), new long[] {8, 8}, new float[64]));
+    OnnxModel again = OnnxModel.of(model.toProto(), "again");
+    assertEquals(0, again.constant(last.value()).floats().get(63));
+    assertTrue(again.constant(found.get(0).value()).floats().get(63) != 0);
   }
 
   @Test
