@@ -1,5 +1,7 @@
 package org.espalier.op;
 
+import java.util.LinkedHashMap;
+import java.util.Map;
 import java.util.Random;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
@@ -20,9 +22,25 @@ public final class Numbers {
 
   private Numbers() {}
 
+  private record Sequence(int n, long seed) {}
+
+  /** What {@link #floats} made lately; the tests of all variants ask for the same. */
+  private static final Map<Sequence, float[]> MADE =
+      new LinkedHashMap<>(16, 0.75f, true) {
+        @Override
+        protected boolean removeEldestEntry(Map.Entry<Sequence, float[]> eldest) {
+          return size() > 64;
+        }
+      };
+
   /** Normal deviates with zeros of both signs, denormals and large values among them. */
-  public static float[] floats(int n, long seed) {
-    Random random = new Random(seed);
+  public static synchronized float[] floats(int n, long seed) {
+    return MADE.computeIfAbsent(new Sequence(n, seed), Numbers::make).clone();
+  }
+
+  private static float[] make(Sequence sequence) {
+    int n = sequence.n();
+    Random random = new Random(sequence.seed());
     float[] x = new float[n];
     for (int i = 0; i < n; i++) {
       switch (random.nextInt(40)) {
@@ -120,8 +138,8 @@ public final class Numbers {
     } else {
       double a = Math.abs((double) x);
       int exponent = a == 0 ? minExponent : Math.max(Math.getExponent(a), minExponent);
-      // In units of the last place; a carry walks into the exponent by itself.
-      long units = (long) Math.rint(Math.scalb(a, mantissa - exponent));
+      // In units of the last place; a carry walks into the exponent by itself. The power of two is exact.
+      long units = (long) Math.rint(a * Math.scalb(1.0, mantissa - exponent));
       magnitude = (int) (units + ((long) (exponent - minExponent) << mantissa));
       magnitude = Math.min(magnitude, infinity);
     }
