@@ -99,6 +99,7 @@ int main() {
   const std::vector<Subject> expected = run(ESP_ISA_SCALAR, 1);
   for (int32_t isa = ESP_ISA_SCALAR; isa <= esp_isa_best(); isa++) {
     for (int32_t threads : {1, 3}) {
+      if (isa == ESP_ISA_SCALAR && threads == 1) continue;  // that is what is expected
       const std::vector<Subject> actual = run(isa, threads);
       for (size_t i = 0; i < expected.size(); i++) CHECK(actual[i] == expected[i]);
     }
