@@ -88,7 +88,7 @@ final class CalibrationOptions {
   }
 
   /** A few of the examples, for runs that are many; empty for texts. */
-  Optional<ActivationSource> few(OnnxModel model) {
+  Optional<FileActivations> few(OnnxModel model) {
     return calibration != null && calibration.endsWith(".safetensors")
         ? Optional.of(
             new FileActivations(

@@ -1,6 +1,5 @@
 package org.espalier.evaluate;
 
-import java.nio.file.Path;
 import java.util.Arrays;
 import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
@@ -26,8 +25,8 @@ public final class ClassifierEvaluator {
   public static ClassifierFidelity evaluate(ModelPair pair, long[] labels) {
     FedModel reference = pair.reference();
     FedModel candidate = pair.candidate();
-    Form firstForm = ClassifierOutput.of(OnnxModel.read(reference.file())).form();
-    Form secondForm = ClassifierOutput.of(OnnxModel.read(candidate.file())).form();
+    Form firstForm = ClassifierOutput.of(OnnxModel.read(pair.referenceFile())).form();
+    Form secondForm = ClassifierOutput.of(OnnxModel.read(pair.candidateFile())).form();
     int n = pair.size();
     int width = labels.length / n;
     boolean[] counted = pair.examples().attended(width);
@@ -42,7 +41,7 @@ public final class ClassifierEvaluator {
       FedModel.FirstOutput output = reference.firstFinite(i);
       float[] a = output.values();
       float[] b = candidate.firstLike(reference, output, i);
-      LogitRows rows = rows(reference.file(), output.shape(), width, firstForm);
+      LogitRows rows = rows(reference.name(), output.shape(), width, firstForm);
       int before = compared;
       float[] x = new float[a.length]; // what is not counted stays 0
       float[] y = new float[a.length];
@@ -83,7 +82,7 @@ public final class ClassifierEvaluator {
         hasDirection ? cosines / shown : Double.NaN);
   }
 
-  private static LogitRows rows(Path model, long[] shape, int labels, Form form) {
+  private static LogitRows rows(String model, long[] shape, int labels, Form form) {
     try {
       return LogitRows.of(shape, labels, form);
     } catch (InputException e) {

@@ -3,7 +3,6 @@ package org.espalier.evaluate;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtSession;
 import java.nio.FloatBuffer;
-import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
@@ -13,18 +12,24 @@ final class FedModel implements AutoCloseable {
   private final RuntimeModel model;
   private final List<Map<String, OnnxTensor>> inputs;
 
-  FedModel(Path file, ExampleTensors examples) {
-    model = new RuntimeModel(file);
+  /**
+   * Feeds a model.
+   *
+   * @param model is closed with this, or where the examples lack one of its inputs
+   */
+  FedModel(RuntimeModel model, ExampleTensors examples) {
+    this.model = model;
     try {
       inputs = examples.open(model.inputs());
     } catch (InputException e) {
       model.close();
-      throw new InputException(file + ": " + e.getMessage(), e);
+      throw new InputException(model.name() + ": " + e.getMessage(), e);
     }
   }
 
-  Path file() {
-    return model.file();
+  /** What messages call it. */
+  String name() {
+    return model.name();
   }
 
   /** All that the model gives for an example. Whoever asks closes it. */
@@ -54,7 +59,7 @@ final class FedModel implements AutoCloseable {
           || t.getInfo().getShape().length == 0
           || t.getInfo().getShape()[0] != 1) {
         throw new InputException(
-            file()
+            name()
                 + ": the first output must be float32, float16 or bfloat16 with one row an example"
                 + " but is "
                 + result.get(0).getInfo());
@@ -75,7 +80,7 @@ final class FedModel implements AutoCloseable {
     for (float value : output.values) {
       if (!Float.isFinite(value)) {
         throw new InputException(
-            file()
+            name()
                 + ": the first output is "
                 + value
                 + " for example "
@@ -96,11 +101,11 @@ final class FedModel implements AutoCloseable {
     if (values.length != its.values.length) {
       throw new InputException(
           "the models differ in their first output: "
-              + reference.file()
+              + reference.name()
               + " gives "
               + its.values.length
               + " values an example, "
-              + file()
+              + name()
               + " "
               + values.length);
     }

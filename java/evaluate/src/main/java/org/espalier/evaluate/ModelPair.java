@@ -9,6 +9,8 @@ import org.espalier.InputException;
  */
 public final class ModelPair implements AutoCloseable {
   private final ExampleTensors examples;
+  private final Path referenceFile;
+  private final Path candidateFile;
   private final FedModel reference;
   private final FedModel candidate;
 
@@ -19,9 +21,11 @@ public final class ModelPair implements AutoCloseable {
    */
   public ModelPair(Path reference, Path candidate, ExampleTensors examples) {
     this.examples = examples;
-    this.reference = new FedModel(reference, examples);
+    this.referenceFile = reference;
+    this.candidateFile = candidate;
+    this.reference = new FedModel(new RuntimeModel(reference), examples);
     try {
-      this.candidate = new FedModel(candidate, examples);
+      this.candidate = new FedModel(new RuntimeModel(candidate), examples);
     } catch (InputException e) {
       this.reference.close();
       throw e;
@@ -35,6 +39,14 @@ public final class ModelPair implements AutoCloseable {
 
   ExampleTensors examples() {
     return examples;
+  }
+
+  Path referenceFile() {
+    return referenceFile;
+  }
+
+  Path candidateFile() {
+    return candidateFile;
   }
 
   FedModel reference() {
@@ -52,8 +64,8 @@ public final class ModelPair implements AutoCloseable {
    */
   public Savings savings() {
     return Savings.measure(
-        reference.file(),
-        candidate.file(),
+        referenceFile,
+        candidateFile,
         size(),
         i -> reference.run(i).close(),
         i -> candidate.run(i).close());

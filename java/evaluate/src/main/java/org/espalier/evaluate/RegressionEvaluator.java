@@ -22,7 +22,7 @@ public final class RegressionEvaluator {
       float[] b = pair.candidate().firstLike(pair.reference(), output, i);
       if (b.length != width) {
         throw new InputException(
-            pair.reference().file()
+            pair.reference().name()
                 + ": the first output has "
                 + b.length
                 + " values an example, the labels have "

@@ -9,10 +9,11 @@ import java.nio.file.Path;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
 
-/** A model from a file in ONNX Runtime, on one thread. */
+/** A model in ONNX Runtime, on one thread. */
 final class RuntimeModel implements AutoCloseable {
-  private final Path file;
+  private final String name;
   private final OrtSession session;
 
   /**
@@ -21,20 +22,43 @@ final class RuntimeModel implements AutoCloseable {
    * @throws InputException where ONNX Runtime refuses the file
    */
   RuntimeModel(Path file) {
-    this.file = file;
+    this(
+        file.toString(),
+        options -> OrtEnvironment.getEnvironment().createSession(file.toString(), options));
+  }
+
+  /**
+   * Takes a model in memory.
+   *
+   * @throws InputException where ONNX Runtime refuses it
+   */
+  RuntimeModel(OnnxModel model) {
+    this(
+        model.name(),
+        options -> OrtEnvironment.getEnvironment().createSession(model.toBuffer(), options));
+  }
+
+  private RuntimeModel(String name, Loading loading) {
+    this.name = name;
     try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
       options.setIntraOpNumThreads(1);
       options.setInterOpNumThreads(1);
       // Its warnings are of what it could do better, such as constants that nothing uses.
       options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR);
-      session = OrtEnvironment.getEnvironment().createSession(file.toString(), options);
+      session = loading.load(options);
     } catch (OrtException e) {
-      throw new InputException(file + ": ONNX Runtime cannot load it: " + e.getMessage(), e);
+      throw new InputException(name + ": ONNX Runtime cannot load it: " + e.getMessage(), e);
     }
   }
 
-  Path file() {
-    return file;
+  @FunctionalInterface
+  private interface Loading {
+    OrtSession load(OrtSession.SessionOptions options) throws OrtException;
+  }
+
+  /** What messages call it. */
+  String name() {
+    return name;
   }
 
   Set<String> inputs() {
@@ -50,7 +74,7 @@ final class RuntimeModel implements AutoCloseable {
     try {
       return session.run(inputs);
     } catch (OrtException e) {
-      throw new InputException(file + ": ONNX Runtime failed on an example: " + e.getMessage(), e);
+      throw new InputException(name + ": ONNX Runtime failed on an example: " + e.getMessage(), e);
     }
   }
 
@@ -59,7 +83,7 @@ final class RuntimeModel implements AutoCloseable {
     try {
       session.close();
     } catch (OrtException e) {
-      throw new IllegalStateException(file + ": ONNX Runtime could not close it", e);
+      throw new IllegalStateException(name + ": ONNX Runtime could not close it", e);
     }
   }
 }

@@ -46,7 +46,7 @@ public final class TensorEvaluator {
     }
     if (outputs.isEmpty()) {
       throw new InputException(
-          pair.reference().file() + " has no floating-point output to compare");
+          pair.reference().name() + " has no floating-point output to compare");
     }
     return new TensorFidelity(
         pair.size(), outputs.values().stream().map(Comparison::result).toList());
@@ -154,12 +154,12 @@ public final class TensorEvaluator {
         result
             .get(name)
             .orElseThrow(
-                () -> new InputException(model.file() + " has no output " + name + " to compare"));
+                () -> new InputException(model.name() + " has no output " + name + " to compare"));
     if (!(value instanceof OnnxTensor t)
         || !REAL.contains(t.getInfo().type)
         || !Arrays.equals(t.getInfo().getShape(), like.getInfo().getShape())) {
       throw new InputException(
-          model.file()
+          model.name()
               + ": the output "
               + name
               + " is "
