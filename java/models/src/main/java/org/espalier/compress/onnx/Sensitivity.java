@@ -39,7 +39,9 @@ final class Sensitivity {
       return Map.of();
     }
     Sensitivity search = new Sensitivity(quantized, error);
-    search.descend(products);
+    if (search.descend(products) && search.found.isEmpty()) {
+      search.descendToWorst(products);
+    }
     Map<String, Double> worst = new LinkedHashMap<>();
     search.found.entrySet().stream()
         .sorted(Map.Entry.<String, Double>comparingByValue().reversed())
@@ -48,17 +50,38 @@ final class Sensitivity {
     return worst;
   }
 
-  private void descend(List<String> products) {
-    double made = error.of(quantized.apply(Set.copyOf(products)));
+  private double error(List<String> products) {
+    return error.of(quantized.apply(Set.copyOf(products)));
+  }
+
+  /** Returns whether the products together cost too much. */
+  private boolean descend(List<String> products) {
+    double made = error(products);
     if (!(made > OutputError.LARGE)) {
-      return;
+      return false;
     }
     if (products.size() == 1) {
       found.put(products.get(0), made);
-      return;
+      return true;
     }
     int half = products.size() / 2;
     descend(products.subList(0, half));
     descend(products.subList(half, products.size()));
+    return true;
+  }
+
+  /** Where all cost too much together and none alone, the one is found that costs most. */
+  private void descendToWorst(List<String> products) {
+    List<String> worst = products;
+    double made = 0;
+    while (worst.size() > 1) {
+      List<String> first = worst.subList(0, worst.size() / 2);
+      List<String> second = worst.subList(worst.size() / 2, worst.size());
+      double one = error(first);
+      double other = error(second);
+      worst = one >= other ? first : second;
+      made = Math.max(one, other);
+    }
+    found.put(worst.get(0), made);
   }
 }
