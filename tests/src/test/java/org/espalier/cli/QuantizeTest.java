@@ -221,6 +221,7 @@ class QuantizeTest {
         Run.of("quantize", cnn, "-o", out, "--to", "onnx-qdq", "--calibration", examples, "--json")
             .json();
     assertEquals(4, json.get("quantized").size(), json.toString());
+    assertTrue(json.get("speedup").asDouble() > 0, json.toString());
     refused(
         "no tensor for the input x",
         cnn,

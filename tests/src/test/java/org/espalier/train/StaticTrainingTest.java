@@ -220,7 +220,8 @@ class StaticTrainingTest {
       OnnxModel exported = c.export();
       List<String> types = exported.nodes().stream().map(NodeProto::getOpType).toList();
       assertFalse(types.contains("BatchNormalization"), types.toString());
-      assertEquals(4, types.stream().filter("QuantizeLinear"::equals).count(), types.toString());
+      // x, r1, n2, r2, p and f.
+      assertEquals(6, types.stream().filter("QuantizeLinear"::equals).count(), types.toString());
       for (LayerReport layer : c.layers()) {
         assertEquals(8, layer.bits(), layer.toString());
       }

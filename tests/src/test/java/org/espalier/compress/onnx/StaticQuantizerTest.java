@@ -98,8 +98,8 @@ class StaticQuantizerTest {
     OnnxModel original = OnnxModel.of(SmallModels.cnn(), "cnn");
     Map<String, OnnxTensor> in = Map.of("x", normal(1, 4, 3, 16, 16));
     OnnxModel q = quantize(SmallModels.cnn(), StaticQuantizer.Options.defaults(), List.of(in));
-    // x, r1, c2, r3 and the input of the Gemm.
-    assertEquals(5, operators(q).get("QuantizeLinear"));
+    // x, r1, c2, r3, p and f.
+    assertEquals(6, operators(q).get("QuantizeLinear"));
     assertEquals(DataType.INT8, q.initializer("conv1.weight_quantized").type());
     assertEquals(16, q.initializer("conv2.weight_scale").elements());
     assertEquals(DataType.INT32, q.initializer("fc.bias_quantized").type());

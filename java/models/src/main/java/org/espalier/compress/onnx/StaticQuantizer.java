@@ -2,10 +2,10 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -16,6 +16,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.Predicate;
+import java.util.function.Supplier;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
@@ -34,12 +35,12 @@ import org.slf4j.LoggerFactory;
  * Gemm and Conv, which ONNX Runtime executes as int8 products. Activations are unsigned with one
  * range a tensor, fixed by calibration; weights are signed with one scale an output channel; biases
  * are int32 with the scale of the product. The output of a Conv is quantized too, after a Relu or
- * Clip that follows it, because ONNX Runtime has no int8 Conv of float output. Embedding tables
- * become int8 with one scale a row. A model of float16 or bfloat16 computes in float32 afterwards ({@link
- * HalfPrecision}).
+ * Clip that follows it, because ONNX Runtime has no int8 Conv of float output, and so are the operators between
+ * Convs that it runs on integers ({@link IntegerOperators}). Embedding tables become int8 with one scale a row. A
+ * model of float16 or bfloat16 computes in float32 afterwards ({@link HalfPrecision}).
  *
- * <p>Use: construct, {@link #calibrate}, {@link #apply}, with {@link #setRanges} and {@link #leaveSensitive} before
- * that where some Convs may stay float. To train in between: construct, {@link
+ * <p>Use: construct, {@link #calibrate}, {@link #apply}, with {@link #setRanges}, {@link #leaveSensitive} and {@link
+ * #leaveImprecise} before that where some Convs and operators may stay float. To train in between: construct, {@link
  * #calibrate}, {@link #setRanges}, {@link #prepareTraining}, {@link #products}; afterwards {@link
  * #setWeights}, {@link #setRanges} where they moved, {@link #quantizedCopy}.
  *
@@ -47,6 +48,9 @@ import org.slf4j.LoggerFactory;
  */
 public final class StaticQuantizer implements TrainableQuantizer {
   private static final Logger LOG = LoggerFactory.getLogger(StaticQuantizer.class);
+
+  /** By how much operators of two images in int8 may raise the error of what int8 products make alone. */
+  private static final double TOLERATED = 1.2;
 
   /** DequantizeLinear has an axis since this version. */
   private static final long OPSET = 13;
@@ -96,8 +100,10 @@ public final class StaticQuantizer implements TrainableQuantizer {
   /** What {@link #products} and {@link #quantizedCopy} go by. */
   private Map<String, ActivationRange> ranges = Map.of();
 
-  /** Values of which every use reads the quantized form. */
-  private final Set<String> replaced = new HashSet<>();
+  private IntegerOperators operators;
+
+  /** Those of {@link IntegerOperators#BINARY} that read two images as floats. */
+  private Set<String> floatOperators = Set.of();
 
   /**
    * Plans the quantization of {@code model}, which is raised to operator set 13 if it is older, and
@@ -112,6 +118,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
     this.half = HalfPrecision.widen(model);
     OpsetUpgrade.raise(model, OPSET);
+    IntegerForm.apply(model);
     BatchNormFolding.apply(model);
     RuntimeForm.apply(model, false);
     Map<String, NodeProto> producers = model.producers();
@@ -204,30 +211,21 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   private void findActivations() {
-    activations.clear();
-    replaced.clear();
     Map<String, NodeProto> producers = model.producers();
-    Map<String, List<NodeProto>> consumers = model.consumers();
-    Set<String> outputs = new HashSet<>();
-    for (ValueInfoProto v : model.outputs()) {
-      outputs.add(v.getName());
-    }
+    Set<String> convolutions = new LinkedHashSet<>();
+    Set<String> read = new LinkedHashSet<>();
     targets.forEach(
         (output, target) -> {
-          activations.add(producers.get(output).getInput(0));
+          read.add(producers.get(output).getInput(0));
           if (target.use().kind() == Kind.CONV) {
-            List<NodeProto> next = consumers.getOrDefault(output, List.of());
-            boolean clipped =
-                next.size() == 1
-                    && !outputs.contains(output)
-                    && Set.of("Relu", "Clip").contains(next.get(0).getOpType())
-                    && next.get(0).getInput(0).equals(output)
-                    && next.get(0).getOutputCount() == 1;
-            String quantized = clipped ? next.get(0).getOutput(0) : output;
-            activations.add(quantized);
-            replaced.add(quantized);
+            convolutions.add(output);
           }
         });
+    operators = new IntegerOperators(model, floatOperators);
+    operators.find(convolutions, read);
+    activations.clear();
+    read.forEach(value -> activations.add(operators.root(value)));
+    activations.addAll(operators.results());
   }
 
   /** The values whose ranges {@link #apply} needs: float32 tensors of the model's main graph. */
@@ -236,11 +234,11 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   /**
-   * Those of the {@link #activations} that every reader sees quantized: the outputs of Conv, or of
-   * the Relu or Clip behind one. The others are quantized in front of products only.
+   * Those of the {@link #activations} that every reader sees quantized: the outputs of Conv and of the operators
+   * that run on integers, or of the Relu or Clip behind one. The others are quantized in front of products only.
    */
   public Set<String> quantizedResults() {
-    return Collections.unmodifiableSet(replaced);
+    return Collections.unmodifiableSet(operators.results());
   }
 
   /** The weights that are quantized, by the names of {@link OnnxWeight}. */
@@ -323,6 +321,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
                     + " NaN or infinite values; no range can be found");
           }
         });
+    Map<String, NodeProto> producers = model.producers();
     Map<String, ActivationRange> ranges = new LinkedHashMap<>();
     histograms.forEach(
         (activation, histogram) -> {
@@ -333,13 +332,16 @@ public final class StaticQuantizer implements TrainableQuantizer {
                     + activation
                     + "; give it at least one example");
           }
-          ranges.put(activation, clipping.range(histogram));
+          float[] bounds = IntegerOperators.bounds(model, producers.get(activation));
+          ActivationRange range = clipping.range(histogram);
+          ranges.put(activation, bounds == null ? range : range.within(bounds[0], bounds[1]));
         });
     return ranges;
   }
 
   /**
-   * Leaves the Convs float that alone spoil the outputs. {@link #calibrate} and {@link #setRanges} come first.
+   * Leaves the Convs float that alone spoil the outputs, whatever the operators between them do. {@link
+   * #calibrate} and {@link #setRanges} come first.
    *
    * @param error to the model in float32: its examples run once with all Convs in int8 and, where that
    *     costs too much, several times for each that is found
@@ -347,34 +349,83 @@ public final class StaticQuantizer implements TrainableQuantizer {
    */
   public Map<String, Double> leaveSensitive(OutputError error) {
     Map<String, Target> all = new LinkedHashMap<>(targets);
-    Map<String, Target> tables = new LinkedHashMap<>(embeddings);
-    Map<String, double[]> changes = new HashMap<>(biasChanges);
     List<String> convs =
         all.keySet().stream().filter(o -> all.get(o).use().kind() == Kind.CONV).toList();
-    Map<String, Double> found;
-    try {
-      embeddings.clear();
-      biasChanges.clear();
-      found =
-          Sensitivity.search(
-              convs,
-              some -> {
-                targets.keySet().retainAll(some);
-                some.forEach(output -> targets.put(output, all.get(output)));
-                findActivations();
-                return quantizedCopy(copy -> {});
-              },
-              error);
-    } finally {
-      targets.clear();
-      targets.putAll(all);
-      embeddings.putAll(tables);
-      biasChanges.putAll(changes);
-    }
+    rangesForPassed();
+    Map<String, Double> found =
+        onConvsAlone(
+            () -> {
+              try {
+                floatOperators = IntegerOperators.BINARY;
+                return Sensitivity.search(
+                    convs,
+                    some -> {
+                      targets.keySet().retainAll(some);
+                      some.forEach(output -> targets.put(output, all.get(output)));
+                      findActivations();
+                      return quantizedCopy(copy -> {});
+                    },
+                    error);
+              } finally {
+                floatOperators = Set.of();
+                targets.clear();
+                targets.putAll(all);
+              }
+            });
     Map<String, Double> left = new LinkedHashMap<>();
     found.forEach((output, alone) -> left.put(targets.remove(output).name(), alone));
     findActivations();
     return left;
+  }
+
+  /**
+   * Leaves additions or products of two images float, or both, where 8 bits of their results cost too much.
+   * {@link #calibrate} and {@link #setRanges} come first, and {@link #leaveSensitive} where it is used.
+   *
+   * @param error to the model in float32
+   * @return what is left, of Add and Mul
+   */
+  public Set<String> leaveImprecise(OutputError error) {
+    rangesForPassed();
+    return onConvsAlone(
+        () -> {
+          double least = error.of(withFloat(IntegerOperators.BINARY));
+          for (Set<String> left : List.of(Set.<String>of(), Set.of("Mul"), Set.of("Add"))) {
+            if (error.of(withFloat(left)) <= TOLERATED * least + OutputError.LARGE / 10) {
+              return left;
+            }
+          }
+          withFloat(IntegerOperators.BINARY);
+          return IntegerOperators.BINARY;
+        });
+  }
+
+  private OnnxModel withFloat(Set<String> left) {
+    floatOperators = left;
+    findActivations();
+    return quantizedCopy(copy -> {});
+  }
+
+  /** Behind what stays float, a value that passed a grid on needs one of its own. */
+  private void rangesForPassed() {
+    Map<String, ActivationRange> known = new HashMap<>(ranges);
+    for (String value : operators.passed()) {
+      known.computeIfAbsent(value, this::range);
+    }
+    ranges = known;
+  }
+
+  private <T> T onConvsAlone(Supplier<T> search) {
+    Map<String, Target> tables = new LinkedHashMap<>(embeddings);
+    Map<String, double[]> changes = new HashMap<>(biasChanges);
+    try {
+      embeddings.clear();
+      biasChanges.clear();
+      return search.get();
+    } finally {
+      embeddings.putAll(tables);
+      biasChanges.putAll(changes);
+    }
   }
 
   /**
@@ -465,13 +516,12 @@ public final class StaticQuantizer implements TrainableQuantizer {
     targets.forEach(
         (output, target) -> {
           NodeProto n = producers.get(output);
-          String activation = n.getInput(0);
+          String activation = operators.root(n.getInput(0));
           Rounded r =
               rounded.computeIfAbsent(
                   output,
                   o -> {
-                    float[] minimum =
-                        minimumScales(model, target, biasOf(n), ranges.get(activation).scale());
+                    float[] minimum = minimumScales(model, target, biasOf(n), scale(n.getInput(0)));
                     Int8Weights q = nearest(model, target, minimum);
                     byte[] integers = new byte[q.values().remaining()];
                     q.values().get(integers);
@@ -522,6 +572,18 @@ public final class StaticQuantizer implements TrainableQuantizer {
     change.accept(copy);
     new Rewriting(copy).run();
     return copy;
+  }
+
+  /** The range of what passes on, and perhaps scales, another's integers. */
+  private ActivationRange range(String passed) {
+    ActivationRange root = ranges.get(operators.root(passed));
+    float factor = operators.factor(passed);
+    return new ActivationRange(root.min() * factor, root.max() * factor);
+  }
+
+  /** The step of an activation's integers. */
+  private float scale(String activation) {
+    return ranges.get(operators.root(activation)).scale() * operators.factor(activation);
   }
 
   private static String biasOf(NodeProto n) {
@@ -588,6 +650,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     private final OnnxModel model;
     private final OnnxModel.Names names;
     private final EmbeddingTables tables;
+    private final ChannelWidths widths;
     private final List<NodeProto> out = new ArrayList<>();
 
     /** The quantized form of an activation: the output of its QuantizeLinear. */
@@ -601,6 +664,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
       this.model = model;
       this.names = model.names();
       this.tables = new EmbeddingTables(model, names);
+      this.widths = new ChannelWidths(model, targets.keySet());
     }
 
     private record Quantized(String value, String scale, String zeroPoint) {}
@@ -621,52 +685,128 @@ public final class StaticQuantizer implements TrainableQuantizer {
           product(b, targets.get(output));
         } else if (biasChanges.containsKey(output)) {
           b = ConstantVector.changed(model, names, n, biasChanges.get(output)).toBuilder();
+        } else if (widths.changes(n)) {
+          widths.widen(b, names);
         }
-        if (!replaced.contains(output)) {
+        if (operators.isScaled(output)) {
+          Quantized source = quantized.get(operators.source(output));
+          quantized.put(output, scaled(source, scale(output)));
+          emit(dequantize(quantized.get(output), output, -1));
+          continue;
+        }
+        for (int input : operators.operands(output)) {
+          b.setInput(input, fresh(operand(n.getInput(input)), -1));
+        }
+        widths.append(n, b, names);
+        boolean passed = operators.isPassed(output);
+        if (!passed && !operators.results().contains(output)) {
           out.add(b.build());
           continue;
         }
         // The value keeps its name for all who read it, and is now read back from 8 bits.
         String before = names.unique("float");
         out.add(b.setOutput(0, before).build());
-        quantized.put(output, quantize(before, output));
+        quantized.put(
+            output,
+            passed
+                ? quantize(before, quantized.get(operators.source(output)))
+                : layOut(output, quantize(before, ranges.get(output))));
         emit(dequantize(quantized.get(output), output, -1));
       }
       removeBypassed();
       model.setNodes(out);
-      model.removeUnusedInitializers();
+      RuntimeForm.removeUnused(model);
       if (half) {
         HalfPrecision.narrow(model);
       }
+    }
+
+    /**
+     * The same integers behind a Conv that multiplies each channel with 1, see {@link
+     * IntegerOperators#entryChannels}.
+     */
+    private Quantized layOut(String value, Quantized image) {
+      int channels = (int) widths.of(value, operators.entryChannels(value));
+      if (channels == 0) {
+        return image;
+      }
+      long[] dims = {channels, 1, 1, 1};
+      byte[] ones = new byte[channels];
+      Arrays.fill(ones, (byte) qmax);
+      String integers = names.unique("ones");
+      String scale = names.unique("ones_scale");
+      model.addInitializer(OnnxInitializer.bytes(integers, DataType.INT8, dims, ones));
+      model.addInitializer(OnnxInitializer.floats(scale, new long[0], 1f / qmax));
+      String same = names.unique("image");
+      String weight = fresh(new Quantized(integers, scale, zeros(DataType.INT8, -1)), -1);
+      emit(
+          Nodes.node("Conv", same, fresh(image, -1), weight)
+              .addAttribute(Nodes.attribute("group", channels)));
+      return quantize(same, image);
+    }
+
+    /** The same integers in steps of another size. */
+    private Quantized scaled(Quantized q, float step) {
+      String scale = names.unique("activation_scale");
+      model.addInitializer(OnnxInitializer.floats(scale, new long[0], step));
+      return new Quantized(q.value(), scale, q.zeroPoint());
+    }
+
+    /** The integers that an operator reads. */
+    private Quantized operand(String value) {
+      return quantized.computeIfAbsent(value, this::constant);
+    }
+
+    /** A number on a grid of its own: its value is that of the largest integer or of 0. */
+    private Quantized constant(String value) {
+      OnnxInitializer c = model.constant(value);
+      float number = c.floats().get(0);
+      Quantized grid = grid(new ActivationRange(Math.min(0, number), Math.max(0, number)));
+      String integer = names.unique("constant");
+      byte q = (byte) (number > 0 ? 255 : 0);
+      model.addInitializer(OnnxInitializer.bytes(integer, DataType.UINT8, c.dims(), q));
+      return new Quantized(integer, grid.scale(), grid.zeroPoint());
     }
 
     private void product(NodeProto.Builder n, Target target) {
       String x = n.getInput(0);
       Quantized q = quantized.get(x);
       if (q == null) {
-        q = quantize(x, x);
+        q = quantize(x, ranges.get(x));
         quantized.put(x, q);
       }
-      n.setInput(0, fresh(q, -1));
       String bias = biasOf(n.build());
-      float scale = ranges.get(x).scale();
-      Weights w = weights(target, bias, scale);
+      float scale = scale(x);
+      Weights w = weights(n.build(), target, bias, scale);
+      if (widths.changes(n.build())) {
+        widths.widenGroups(n);
+      }
+      n.setInput(0, fresh(q, -1));
       n.setInput(target.use().input(), fresh(w.names(), w.axis()));
       if (bias != null) {
         n.setInput(2, bias(bias, scale, w));
       }
     }
 
-    private Quantized quantize(String value, String name) {
-      ActivationRange range = ranges.get(name);
+    private Quantized quantize(String value, ActivationRange range) {
+      return quantize(value, grid(range));
+    }
+
+    /** Puts a value on the grid that another has. */
+    private Quantized quantize(String value, Quantized like) {
+      String output = names.unique("quantized");
+      emit(Nodes.node("QuantizeLinear", output, value, like.scale(), like.zeroPoint()));
+      return new Quantized(output, like.scale(), like.zeroPoint());
+    }
+
+    /** Scale and zero point, without integers yet. */
+    private Quantized grid(ActivationRange range) {
       String scale = names.unique("activation_scale");
       String zeroPoint = names.unique("activation_zero_point");
       model.addInitializer(OnnxInitializer.floats(scale, new long[0], range.scale()));
       model.addInitializer(
           OnnxInitializer.bytes(zeroPoint, DataType.UINT8, new long[0], (byte) range.zeroPoint()));
-      String output = names.unique("quantized");
-      emit(Nodes.node("QuantizeLinear", output, value, scale, zeroPoint));
-      return new Quantized(output, scale, zeroPoint);
+      return new Quantized(null, scale, zeroPoint);
     }
 
     /** ONNX Runtime fuses a DequantizeLinear with one reader only, so each reader gets its own. */
@@ -696,24 +836,26 @@ public final class StaticQuantizer implements TrainableQuantizer {
      * @param bias the node's bias, whose integers must stay below 2^31 at the product's scale; null
      *     if it has none
      */
-    private Weights weights(Target target, String bias, float activationScale) {
+    private Weights weights(NodeProto n, Target target, String bias, float activationScale) {
       Use use = target.use();
       bypassed.addAll(use.path());
       long[] dims = dims(model.constant(target.value()), use);
+      long[] wide = widths.changes(n) ? widths.weights(n) : dims;
       int axis = scaleAxis(target);
       Rounded fitted = rounded.get(use.node());
       if (fitted != null) {
         ByteBuffer integers = ByteBuffer.allocateDirect(fitted.integers().length);
-        return store(target, dims, axis, integers.put(fitted.integers()).flip(), fitted.scales());
+        integers.put(fitted.integers()).flip();
+        return store(target, dims, wide, axis, integers, fitted.scales());
       }
       float[] minimum = minimumScales(model, target, bias, activationScale);
-      List<Object> key = List.of(target.value(), use.axes(), axis);
+      List<Object> key = List.of(target.value(), use.axes(), axis, ChannelWidths.list(wide));
       Weights known = weights.get(key);
       if (known != null && atLeast(known.scales(), minimum)) {
         return known;
       }
       Int8Weights q = nearest(model, target, minimum);
-      Weights made = store(target, dims, axis, q.values(), q.scales());
+      Weights made = store(target, dims, wide, axis, q.values(), q.scales());
       weights.put(key, made);
       return made;
     }
@@ -733,9 +875,20 @@ public final class StaticQuantizer implements TrainableQuantizer {
           });
     }
 
-    /** Adds integers and scales; axis −1 for one scale. */
+    /**
+     * Adds integers and scales; axis −1 for one scale.
+     *
+     * @param wide the shape that the node gets, see {@link ChannelWidths}
+     */
     private Weights store(
-        Target target, long[] dims, int axis, ByteBuffer integers, float[] scales) {
+        Target target, long[] dims, long[] wide, int axis, ByteBuffer integers, float[] scales) {
+      if (!Arrays.equals(dims, wide)) {
+        int channels = scales.length;
+        ByteBuffer padded = ChannelWidths.pad(integers, dims, wide, Byte.BYTES);
+        float[] more = Arrays.copyOf(scales, (int) wide[0]);
+        Arrays.fill(more, channels, more.length, 1);
+        return store(target, wide, wide, axis, padded, more);
+      }
       String value = names.unique(target.value() + "_quantized");
       String scale = names.unique(target.value() + "_scale");
       long[] parameters = axis >= 0 ? new long[] {scales.length} : new long[0];
@@ -748,7 +901,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     /** Returns the float32 value of the int32 bias, whose scale is that of the products. */
     private String bias(String bias, float activationScale, Weights w) {
       FloatBuffer b = model.constant(bias).floats();
-      int n = b.remaining();
+      int n = w.scales().length;
       float[] scales = new float[n];
       int[] q = new int[n];
       for (int c = 0; c < n; c++) {
@@ -762,14 +915,14 @@ public final class StaticQuantizer implements TrainableQuantizer {
                   + ": its step would be "
                   + scales[c]);
         }
-        double integer = Math.rint((double) b.get(c) / scales[c]);
+        double integer = c < b.limit() ? Math.rint((double) b.get(c) / scales[c]) : 0;
         if (!(Math.abs(integer) <= Integer.MAX_VALUE)) {
           // Only training can have moved it there; the answer stays right, at the speed of floats.
           LOG.warn(
               "the bias {} has no int32 form in channel {}: it stays float, and its product too",
               bias,
               c);
-          return bias;
+          return widths.widenBias(bias, n, names);
         }
         q[c] = (int) integer;
       }
@@ -798,7 +951,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     }
 
     private boolean atLeast(float[] scales, float[] minimum) {
-      for (int c = 0; c < scales.length; c++) {
+      for (int c = 0; c < minimum.length; c++) {
         if (scales[c] < minimum[c]) {
           return false;
         }

@@ -34,6 +34,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Predicate;
 import java.util.function.UnaryOperator;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
@@ -678,6 +679,13 @@ public final class OnnxModel {
   /** The outputs of the main graph. */
   public List<ValueInfoProto> outputs() {
     return List.copyOf(graph.getOutputList());
+  }
+
+  /** Takes away what the file says about types and shapes of values between nodes that now have others. */
+  public void removeValueInfo(Predicate<String> values) {
+    List<ValueInfoProto> kept =
+        graph.getValueInfoList().stream().filter(v -> !values.test(v.getName())).toList();
+    graph.clearValueInfo().addAllValueInfo(kept);
   }
 
   /** The type and shape that the model records for a value of its main graph; null if none. */
