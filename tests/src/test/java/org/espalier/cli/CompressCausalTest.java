@@ -265,8 +265,10 @@ class CompressCausalTest {
   }
 
   /** The embedding is trained with the head that it is, and stored once. */
-  @Test
-  void aHeadThatIsTheEmbeddingStaysOneTensor() throws IOException {
+  @ParameterizedTest
+  @ValueSource(strings = {"dynamic", "static"})
+  void aHeadThatIsTheEmbeddingStaysOneTensor(String form) throws IOException {
+    Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", form));
     Files.write(
         folder.resolve("model.onnx"), SmallDecoder.tied(1, VOCABULARY, 32, 1).toByteArray());
     JsonNode fidelity = compress("--set", "report.each-stage=false").path("fidelity");

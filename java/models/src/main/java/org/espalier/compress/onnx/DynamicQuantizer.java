@@ -200,7 +200,8 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
       if (tied.containsKey(output)) {
-        nodes.addAll(trainableLookUp(n, tied.get(output), names));
+        Product p = tied.get(output);
+        nodes.addAll(EmbeddingTables.lookUp(model, names, n, p.value, p.factors));
       } else if (weights.containsKey(output)) {
         nodes.add(n.toBuilder().setInput(1, weights.get(output)).build());
       } else if (biasChanges.containsKey(output)) {
@@ -217,21 +218,6 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       }
     }
     RuntimeForm.removeUnused(model);
-  }
-
-  /** A look-up that reads what its product reads. */
-  private List<NodeProto> trainableLookUp(NodeProto gather, Product p, OnnxModel.Names names) {
-    String output = gather.getOutput(0);
-    String rows = names.unique(p.value + "_rows");
-    String found = p.factors == null ? output : names.unique(output + "_scaled");
-    List<NodeProto> nodes = new ArrayList<>();
-    nodes.add(Nodes.node("Transpose", rows, p.value).addAttribute(Nodes.swap()).build());
-    nodes.add(gather.toBuilder().setInput(0, rows).setOutput(0, found).build());
-    if (p.factors != null) {
-      String inverse = EmbeddingTables.reciprocals(model, names, output, p.factors);
-      nodes.add(Nodes.node("Mul", output, found, inverse).clearName().build());
-    }
-    return nodes;
   }
 
   @Override
@@ -418,16 +404,10 @@ public final class DynamicQuantizer implements TrainableQuantizer {
           p,
           key -> {
             Rounded r = rounded.computeIfAbsent(p, DynamicQuantizer.this::nearest);
-            ByteBuffer rows = ByteBuffer.allocateDirect(r.integers().length);
-            for (int j = 0; j < p.columns; j++) {
-              for (int k = 0; k < p.rows; k++) {
-                rows.put(r.integers()[k * p.columns + j]);
-              }
-            }
             String scales = names.unique(p.name + "_scale");
             model.addInitializer(
                 OnnxInitializer.floats(scales, new long[] {p.columns}, r.scales()));
-            return List.of(embeddings.share(p.name, rows.flip(), r.scales(), p.factors), scales);
+            return List.of(embeddings.share(p.name, r.integers(), r.scales(), p.factors), scales);
           });
     }
 

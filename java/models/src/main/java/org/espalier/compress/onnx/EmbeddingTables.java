@@ -92,22 +92,48 @@ final class EmbeddingTables {
    * Stores a table whose integers a product reads too.
    *
    * @param value what it is called
-   * @param rows its integers [scales, width]
+   * @param columns its integers as the product has them [width, scales]
    * @param scales one a row
    * @param factors what looked up rows are divided by; null for nothing
-   * @return the name of the integers
+   * @return the name of the integers [scales, width]
    */
-  String share(String value, ByteBuffer rows, float[] scales, float[] factors) {
-    long count = scales.length;
+  String share(String value, byte[] columns, float[] scales, float[] factors) {
+    int count = scales.length;
+    ByteBuffer rows = ByteBuffer.allocateDirect(columns.length);
+    for (int row = 0; row < count; row++) {
+      for (int at = row; at < columns.length; at += count) {
+        rows.put(columns[at]);
+      }
+    }
     String inverse = factors == null ? null : reciprocals(model, names, value, factors);
     Table made =
         new Table(
             names.unique(value + "_quantized"), names.unique(value + "_row_scale"), false, inverse);
-    long[] dims = {count, rows.remaining() / count};
-    model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, rows));
+    long[] dims = {count, columns.length / count};
+    model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, rows.flip()));
     model.addInitializer(OnnxInitializer.floats(made.scales(), new long[] {count, 1}, scales));
     tables.put(value, made);
     return made.rows();
+  }
+
+  /**
+   * The nodes that take the place of a Gather and read what a product reads, W [width, rows].
+   *
+   * @param factors what looked up rows are divided by; null for nothing
+   */
+  static List<NodeProto> lookUp(
+      OnnxModel model, OnnxModel.Names names, NodeProto gather, String weight, float[] factors) {
+    String output = gather.getOutput(0);
+    String rows = names.unique(weight + "_rows");
+    String found = factors == null ? output : names.unique(output + "_scaled");
+    List<NodeProto> nodes = new ArrayList<>();
+    nodes.add(Nodes.node("Transpose", rows, weight).addAttribute(Nodes.swap()).build());
+    nodes.add(gather.toBuilder().setInput(0, rows).setOutput(0, found).build());
+    if (factors != null) {
+      String inverse = reciprocals(model, names, output, factors);
+      nodes.add(Nodes.node("Mul", output, found, inverse).clearName().build());
+    }
+    return nodes;
   }
 
   /** Adds a vector of 1 / factor, and gives its name. */

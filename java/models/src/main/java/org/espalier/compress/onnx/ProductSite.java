@@ -141,7 +141,7 @@ final class ProductSite {
   }
 
   /** The look-ups in a weight that can read what its product holds; none where something else reads it. */
-  private static List<String> lookUps(OnnxWeight weight, Use product, Map<String, NodeProto> main) {
+  static List<String> lookUps(OnnxWeight weight, Use product, Map<String, NodeProto> main) {
     List<String> found = new ArrayList<>();
     for (Use use : weight.uses()) {
       boolean fits = use.kind() == Kind.EMBEDDING && use.isDirect() && main.containsKey(use.node());

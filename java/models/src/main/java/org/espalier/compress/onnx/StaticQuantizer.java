@@ -87,11 +87,20 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private final int qmax;
   private final Map<String, Target> targets = new LinkedHashMap<>();
   private final Map<String, Target> embeddings = new LinkedHashMap<>();
+
+  /** Look-ups in the weights of a product, by their outputs: the nodes that they were, and the product's output. */
+  private final Map<String, NodeProto> tiedLookUps = new HashMap<>();
+
+  private final Map<String, String> tied = new HashMap<>();
+
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Set<String> activations = new LinkedHashSet<>();
 
   /** What fitting found, by the outputs of the products, and of the additions of biases. */
   private final Map<String, Rounded> rounded = new HashMap<>();
+
+  /** What fitting multiplied the rows of weights with, by the outputs of the products. */
+  private final Map<String, float[]> factors = new HashMap<>();
 
   private final Map<String, double[]> biasChanges = new HashMap<>();
 
@@ -126,7 +135,13 @@ public final class StaticQuantizer implements TrainableQuantizer {
       if (!options.include().test(weight)) {
         continue;
       }
+      if (options.embeddings()) {
+        findLookUps(weight, producers);
+      }
       for (Use use : weight.uses()) {
+        if (tied.containsKey(use.node())) {
+          continue;
+        }
         String reason = obstacle(weight, use, producers.get(use.node()));
         if (reason != null) {
           skipped.put(weight.name(), reason);
@@ -142,6 +157,18 @@ public final class StaticQuantizer implements TrainableQuantizer {
           model, "MatMul, Gemm or Conv multiplies with a float32 constant", skipped);
     }
     findActivations();
+  }
+
+  /** Notes the look-ups in a weight that read what its product reads. */
+  private void findLookUps(OnnxWeight weight, Map<String, NodeProto> producers) {
+    for (Use use : weight.uses()) {
+      if (use.kind() == Kind.MATMUL && obstacle(weight, use, producers.get(use.node())) == null) {
+        for (String lookUp : ProductSite.lookUps(weight, use, producers)) {
+          tied.put(lookUp, use.node());
+          tiedLookUps.put(lookUp, producers.get(lookUp));
+        }
+      }
+    }
   }
 
   /** Why a use of a weight stays as it is; null if it can be quantized. */
@@ -284,6 +311,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
         .forEach(
             (product, r) -> {
               rounded.put(product.output, r);
+              factors.put(product.output, product.factors);
               if (product.biasAdd != null) {
                 biasChanges.put(product.biasAdd, r.meanError());
               }
@@ -488,7 +516,11 @@ public final class StaticQuantizer implements TrainableQuantizer {
     List<NodeProto> nodes = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (own.containsKey(output)) {
+      if (tied.containsKey(output)) {
+        String product = tied.get(output);
+        String weight = own.get(product).value();
+        nodes.addAll(EmbeddingTables.lookUp(model, names, n, weight, factors.get(product)));
+      } else if (own.containsKey(output)) {
         Target target = own.get(output);
         nodes.add(n.toBuilder().setInput(target.use().input(), target.value()).build());
       } else if (biasChanges.containsKey(output)) {
@@ -657,6 +689,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     private final Map<String, Quantized> quantized = new HashMap<>();
 
     private final Map<List<Object>, Weights> weights = new HashMap<>();
+    private final Map<String, Weights> tiedWeights = new HashMap<>();
     private final Map<List<Object>, String> zeros = new HashMap<>();
     private final Set<String> bypassed = new HashSet<>();
 
@@ -675,6 +708,12 @@ public final class StaticQuantizer implements TrainableQuantizer {
       for (NodeProto n : model.nodes()) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
         NodeProto.Builder b = n.toBuilder();
+        if (tied.containsKey(output)) {
+          tiedWeights(tied.get(output));
+          String name = targets.get(tied.get(output)).name();
+          out.addAll(tables.lookUpShared(tiedLookUps.get(output), name));
+          continue;
+        }
         if (embeddings.containsKey(output)) {
           Target table = embeddings.get(output);
           bypassed.add(table.value());
@@ -838,6 +877,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
      */
     private Weights weights(NodeProto n, Target target, String bias, float activationScale) {
       Use use = target.use();
+      if (tied.containsValue(use.node())) {
+        return tiedWeights(use.node());
+      }
       bypassed.addAll(use.path());
       long[] dims = dims(model.constant(target.value()), use);
       long[] wide = widths.changes(n) ? widths.weights(n) : dims;
@@ -858,6 +900,32 @@ public final class StaticQuantizer implements TrainableQuantizer {
       Weights made = store(target, dims, wide, axis, q.values(), q.scales());
       weights.put(key, made);
       return made;
+    }
+
+    /** The weights of a product that are looked up in too: stored once, as the table's rows. */
+    private Weights tiedWeights(String product) {
+      return tiedWeights.computeIfAbsent(
+          product,
+          key -> {
+            Target target = targets.get(product);
+            Rounded r = rounded.get(product);
+            if (r == null) {
+              Int8Weights q = nearest(model, target, minimumScales(model, target, null, 1));
+              byte[] integers = new byte[q.values().remaining()];
+              q.values().get(integers);
+              r = new Rounded(integers, q.scales(), null);
+            }
+            bypassed.addAll(target.use().path());
+            String rows =
+                tables.share(target.name(), r.integers(), r.scales(), factors.get(product));
+            String turned = names.unique(target.name() + "_turned");
+            emit(Nodes.node("Transpose", turned, rows).addAttribute(Nodes.swap()));
+            String scale = names.unique(target.name() + "_scale");
+            int channels = r.scales().length;
+            model.addInitializer(OnnxInitializer.floats(scale, new long[] {channels}, r.scales()));
+            String zeroPoint = zeros(DataType.INT8, channels);
+            return new Weights(new Quantized(turned, scale, zeroPoint), r.scales(), 1);
+          });
     }
 
     /** Zero points of zero, {@code n} of them or, for −1, a scalar: one tensor serves all. */
