@@ -118,7 +118,7 @@ void ignore_accesses([[maybe_unused]] bool on) {
   }
 #endif
 }
-char launch_begins, launch_fails;  // addresses for acquire and release, of all kernels that run together
+char launch_begins, launch_ends;  // addresses for acquire and release, of all kernels that run together
 
 // ---- threads, warps, blocks
 
@@ -286,7 +286,7 @@ void switch_to(Fiber* to, [[maybe_unused]] bool for_ever = false) {
   std::snprintf(report + n, sizeof report - static_cast<size_t>(n), ", in block (%u,%u,%u) thread (%u,%u,%u)",
                 self->block.x, self->block.y, self->block.z, self->thread.x, self->thread.y, self->thread.z);
   failed = true;
-  release(&launch_fails);
+  release(&launch_ends);
   switch_to(&host, true);
   __builtin_unreachable();
 }
@@ -311,7 +311,7 @@ void wait_in(const char* what) {
   Fiber* const next = next_ready();
   if (next == nullptr) {
     report_deadlock();
-    release(&launch_fails);
+    release(&launch_ends);
     switch_to(&host, true);
     __builtin_unreachable();
   }
@@ -372,6 +372,7 @@ void run_thread() {
     }
   }
   release(&block->grid->ends);
+  release(&launch_ends);
   self->exited = true;
   warp.exited |= 1u << self->lane;
   block->alive--;
@@ -692,8 +693,7 @@ void run_launches(const std::vector<Launch>& launches) {
   }
   open_all(false);
   ignore_accesses(false);
-  for (Grid& grid : grids) acquire(&grid.ends);
-  acquire(&launch_fails);
+  acquire(&launch_ends);
   if (failed)
     std::fprintf(stderr, "emulator: %s (seed %llu)\n", report, static_cast<unsigned long long>(options.seed));
 }
