@@ -3,6 +3,8 @@ package org.espalier.cli;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OrtException;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
@@ -19,6 +21,7 @@ import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.format.onnx.HalfModels;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -262,6 +265,23 @@ class CompressCausalTest {
     assertEquals(0, said.path("kl").asDouble(), 1e-9);
     assertEquals(1, said.path("agreement").asDouble());
     assertTrue(fidelity.path("perplexity").asDouble() < 60, fidelity.toString());
+  }
+
+  /** Published models are often of float16, with the past as inputs of that type. */
+  @Test
+  void aModelOfSixteenBitsWithInputsForThePastIsCompressed() throws IOException {
+    ModelProto decoder = SmallDecoder.withPast(1, VOCABULARY, 32, 1);
+    Files.write(
+        folder.resolve("model.onnx"), HalfModels.of(decoder, DataType.FLOAT16).toByteArray());
+    JsonNode fidelity =
+        compress("--set", "fine-tune.steps=40", "--set", "report.each-stage=false")
+            .path("fidelity");
+    assertTrue(fidelity.path("perplexity").asDouble() < 5, fidelity.toString());
+    assertTrue(fidelity.path("reference_perplexity").asDouble() > 35, fidelity.toString());
+    OnnxModel made = OnnxModel.read(out().resolve("model-int8.onnx"));
+    assertEquals(
+        DataType.FLOAT16_VALUE,
+        made.valueInfo("past_key_values.0.key").getType().getTensorType().getElemType());
   }
 
   /** The embedding is trained with the head that it is, and stored once. */

@@ -22,6 +22,7 @@ import java.util.Random;
 import java.util.concurrent.TimeUnit;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
+import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
@@ -47,7 +48,16 @@ class OnnxFuzzTest {
   void mutatedModelsAreRefusedOrWork() throws IOException {
     List<byte[]> models = new ArrayList<>();
     for (ModelProto m :
-        List.of(SmallModels.mlp(), SmallModels.cnn(), withSubGraph(), typed(), external())) {
+        List.of(
+            SmallModels.mlp(),
+            SmallModels.cnn(),
+            withSubGraph(),
+            typed(),
+            external(),
+            images(),
+            SmallDecoder.withPast(1, 20, 8, 1),
+            SmallDecoder.tied(1, 20, 8, 1),
+            HalfModels.of(SmallModels.cnn(), DataType.FLOAT16))) {
       models.add(m.toByteArray());
     }
     Files.write(folder.resolve("data"), new byte[4096]);
@@ -92,6 +102,19 @@ class OnnxFuzzTest {
       }
     }
     model.toBuffer();
+    if (random.nextInt(3) == 0) {
+      ClassifierOutput.of(model);
+      PastInput.without(model).toBuffer();
+      DynamicQuantizer quantizer = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+      if (random.nextBoolean()) {
+        quantizer.prepareTraining();
+        quantizer.products();
+        quantizer.quantizedCopy(copy -> {}).toBuffer();
+      }
+      quantizer.apply();
+      model.toBuffer();
+      return;
+    }
     StaticQuantizer quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
     var ranges = new HashMap<String, ActivationRange>();
     quantizer.activations().forEach(a -> ranges.put(a, new ActivationRange(-1, 1)));
@@ -149,6 +172,61 @@ class OnnxFuzzTest {
     g.addNode(SmallModels.node("MatMul", "again", List.of("h", "wt"), "o"));
     g.addNode(SmallModels.node("Softmax", "s", List.of("o"), "p"));
     return SmallModels.model(11, g);
+  }
+
+  /** What stands between int8 convolutions: padding, bounds, additions, a gate, channels of zeros, pools. */
+  private static ModelProto images() {
+    Random random = new Random(4);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("images")
+            .addInput(SmallModels.value("x", DataType.FLOAT, 1, 3, 8, 8))
+            .addInitializer(SmallModels.int64s("around", 0, 0, 1, 1, 0, 0, 1, 1))
+            .addInitializer(SmallModels.int64s("more", 1, 4, 8, 8))
+            .addInitializer(OnnxInitializer.floats("six", new long[0], 6).message())
+            .addInitializer(OnnxInitializer.floats("half", new long[0], 0.5f).message())
+            .addInitializer(SmallModels.floats("c1", random, 0.3f, 8, 3, 3, 3))
+            .addInitializer(SmallModels.floats("c2", random, 0.3f, 8, 1, 3, 3))
+            .addInitializer(SmallModels.floats("c3", random, 0.3f, 8, 8, 1, 1))
+            .addInitializer(SmallModels.floats("c4", random, 0.3f, 4, 12, 1, 1))
+            .addInitializer(SmallModels.floats("factor", random, 1, 8, 1, 1))
+            .addNode(SmallModels.node("Pad", "", List.of("x", "around"), "padded"))
+            .addNode(SmallModels.node("Conv", "", List.of("padded", "c1"), "a"))
+            .addNode(SmallModels.node("Mul", "", List.of("a", "factor"), "scaled"))
+            .addNode(SmallModels.node("Min", "", List.of("scaled", "six"), "bounded"))
+            .addNode(
+                SmallModels.node(
+                    "Conv",
+                    "",
+                    List.of("bounded", "c2"),
+                    "b",
+                    SmallModels.attribute("group", 8),
+                    SmallModels.attribute("pads", 1, 1, 1, 1)))
+            .addNode(SmallModels.node("HardSigmoid", "", List.of("b"), "gate"))
+            .addNode(SmallModels.node("Mul", "", List.of("b", "gate"), "gated"))
+            .addNode(SmallModels.node("Add", "", List.of("gated", "bounded"), "sum"))
+            .addNode(SmallModels.node("Mul", "", List.of("sum", "half"), "halved"))
+            .addNode(SmallModels.node("Conv", "", List.of("halved", "c3"), "c"))
+            .addNode(SmallModels.node("LeakyRelu", "", List.of("c"), "leaky"))
+            .addNode(SmallModels.node("ConstantOfShape", "", List.of("more"), "zeros"))
+            .addNode(
+                SmallModels.node(
+                    "Concat",
+                    "",
+                    List.of("leaky", "zeros"),
+                    "wide",
+                    SmallModels.attribute("axis", 1)))
+            .addNode(
+                SmallModels.node(
+                    "MaxPool",
+                    "",
+                    List.of("wide"),
+                    "pooled",
+                    SmallModels.attribute("kernel_shape", 2, 2)))
+            .addNode(SmallModels.node("Conv", "", List.of("pooled", "c4"), "d"))
+            .addNode(SmallModels.node("GlobalAveragePool", "", List.of("d"), "y"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, 1, 4, 1, 1));
+    return SmallModels.model(13, g);
   }
 
   private static ModelProto typed() {

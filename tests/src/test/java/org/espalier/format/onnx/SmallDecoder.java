@@ -112,7 +112,8 @@ public final class SmallDecoder {
   private ModelProto build(int vocabulary, int layers) {
     for (TextInput input :
         new TextInput[] {TextInput.INPUT_IDS, TextInput.ATTENTION_MASK, TextInput.POSITION_IDS}) {
-      graph.addInput(value(input.inputName(), DataType.INT64, -1, -1));
+      int tokens = past && input == TextInput.ATTENTION_MASK ? -4 : -2;
+      graph.addInput(value(input.inputName(), DataType.INT64, -1, tokens));
     }
     String tokens = add("Gather", List.of(weight("wte", 0.5f, vocabulary, width), "input_ids"));
     String places = add("Gather", List.of(weight("wpe", 0.1f, PLACES, width), "position_ids"));
@@ -128,7 +129,7 @@ public final class SmallDecoder {
             ? add("Transpose", List.of("wte"), list("perm", 1, 0))
             : weight("lm_head", (float) (0.6 / Math.sqrt(width)), width, vocabulary);
     graph.addNode(node("MatMul", "/lm_head/MatMul", List.of(norm("ln_f", x), head), "logits"));
-    graph.addOutput(value("logits", DataType.FLOAT, -1, -1, vocabulary)).addAllOutput(presents);
+    graph.addOutput(value("logits", DataType.FLOAT, -1, -2, vocabulary)).addAllOutput(presents);
     return SmallModels.model(17, graph);
   }
 
@@ -190,9 +191,9 @@ public final class SmallDecoder {
     String name = layer.substring("h.".length()) + "." + kind;
     String before = "past_key_values." + name;
     String all = "present." + name;
-    graph.addInput(value(before, DataType.FLOAT, -1, HEADS, -1, width / HEADS));
+    graph.addInput(value(before, DataType.FLOAT, -1, HEADS, -3, width / HEADS));
     graph.addNode(node("Concat", "/" + all, List.of(before, now), all, attribute("axis", 2)));
-    presents.add(value(all, DataType.FLOAT, -1, HEADS, -1, width / HEADS));
+    presents.add(value(all, DataType.FLOAT, -1, HEADS, -4, width / HEADS));
     return all;
   }
 

@@ -242,14 +242,14 @@ public final class SmallModels {
     return choice.build();
   }
 
-  /** A value; a negative dimension stands for a symbol. */
+  /** A value; a negative dimension stands for a symbol, equal ones for the same. */
   public static ValueInfoProto value(String name, DataType type, long... dims) {
     TypeProto.Builder b = TypeProto.newBuilder();
     b.getTensorTypeBuilder().setElemType(type.getNumber()).getShapeBuilder();
     for (long d : dims) {
       var dim = b.getTensorTypeBuilder().getShapeBuilder().addDimBuilder();
       if (d < 0) {
-        dim.setDimParam("n");
+        dim.setDimParam("n" + -d);
       } else {
         dim.setDimValue(d);
       }

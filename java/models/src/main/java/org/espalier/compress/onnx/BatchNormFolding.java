@@ -49,7 +49,7 @@ final class BatchNormFolding {
         convs.put(origins.get(image), folded);
         origins.put(folded.getOutput(0), origins.get(image));
         gone.add(folded.getOutput(0));
-      } else if (n.getOpType().equals("Conv") && n.getOutputCount() == 1) {
+      } else if (Nodes.is(n, "Conv") && n.getOutputCount() == 1) {
         convs.put(n.getOutput(0), n);
         origins.put(n.getOutput(0), n.getOutput(0));
       }
@@ -70,7 +70,7 @@ final class BatchNormFolding {
 
   /** What a node scales and shifts by constants; null if it does something else. */
   private static String image(OnnxModel model, NodeProto n) {
-    switch (n.getOpType()) {
+    switch (Nodes.isOwn(n) ? n.getOpType() : "") {
       case "BatchNormalization" -> {
         boolean plain =
             n.getInputCount() == 5
@@ -102,7 +102,7 @@ final class BatchNormFolding {
     boolean biased = conv.getInputCount() > 2 && !conv.getInput(2).isEmpty();
     FloatBuffer bias = biased ? vector(model, conv.getInput(2), channels) : null;
     double[][] affine =
-        norm.getOpType().equals("BatchNormalization")
+        Nodes.is(norm, "BatchNormalization")
             ? normalization(model, norm, channels)
             : arithmetic(model, norm, channels, w.dims().length);
     if (affine == null || biased && bias == null) {
@@ -167,8 +167,8 @@ final class BatchNormFolding {
     for (int i = 0; i < channels; i++) {
       float value = c.floats().get(perChannel ? i : 0);
       boolean scales = Set.of("Mul", "Div").contains(n.getOpType());
-      affine[0][i] = !scales ? 1 : n.getOpType().equals("Mul") ? value : 1.0 / value;
-      affine[1][i] = scales ? 0 : n.getOpType().equals("Add") ? value : -value;
+      affine[0][i] = !scales ? 1 : Nodes.is(n, "Mul") ? value : 1.0 / value;
+      affine[1][i] = scales ? 0 : Nodes.is(n, "Add") ? value : -value;
       if (!Double.isFinite(affine[0][i])) {
         return null;
       }

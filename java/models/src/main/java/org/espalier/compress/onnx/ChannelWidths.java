@@ -90,7 +90,7 @@ final class ChannelWidths {
 
   private void tie(NodeProto n) {
     String op = n.getOpType();
-    if (!n.getDomain().isEmpty() || n.getOutputCount() != 1) {
+    if (!Nodes.isOwn(n) || n.getOutputCount() != 1) {
       fixAll(n);
     } else if (op.equals("Conv") && isPlain(n)) {
       OnnxInitializer w = model.constant(n.getInput(1));
@@ -127,7 +127,7 @@ final class ChannelWidths {
   }
 
   private boolean appendsZeros(NodeProto n) {
-    return n.getOpType().equals("Concat")
+    return Nodes.is(n, "Concat")
         && n.getInputCount() == 2
         && Nodes.integer(n, "axis", 0) == 1
         && zeros(n.getInput(1)) != null
@@ -138,15 +138,15 @@ final class ChannelWidths {
   private long[] zeros(String value) {
     NodeProto n = producers.get(value);
     OnnxInitializer shape =
-        n != null && n.getOpType().equals("ConstantOfShape") ? model.constant(n.getInput(0)) : null;
-    if (shape == null || shape.elements() != 4) {
+        n != null && Nodes.is(n, "ConstantOfShape") ? model.constant(n.getInput(0)) : null;
+    if (shape == null || shape.type() != DataType.INT64 || shape.elements() != 4) {
       return null;
     }
     // Without an attribute the value is 0 in float32.
     AttributeProto fill = Nodes.find(n, "value");
     if (fill != null) {
       OnnxInitializer c = OnnxInitializer.ofMessage(fill.getT());
-      if (c.type() != DataType.FLOAT || c.floats().get(0) != 0) {
+      if (c.type() != DataType.FLOAT || c.elements() != 1 || c.floats().get(0) != 0) {
         return null;
       }
     }
@@ -188,17 +188,18 @@ final class ChannelWidths {
 
   private boolean isPlain(NodeProto n) {
     OnnxInitializer w = model.constant(n.getInput(1));
+    if (w == null || w.type() != DataType.FLOAT || w.dims().length != 4) {
+      return false;
+    }
     boolean biased = n.getInputCount() > 2 && !n.getInput(2).isEmpty();
-    return w != null
-        && w.type() == DataType.FLOAT
-        && w.dims().length == 4
-        && (!biased || model.constant(n.getInput(2)) != null)
-        && model.constant(n.getInput(0)) == null;
+    OnnxInitializer bias = biased ? model.constant(n.getInput(2)) : null;
+    boolean fits = bias != null && bias.type() == DataType.FLOAT && bias.elements() == w.dims()[0];
+    return (!biased || fits) && model.constant(n.getInput(0)) == null;
   }
 
   /** Whether a Conv has one filter for each channel. */
   private boolean isDepthwise(NodeProto n) {
-    OnnxInitializer w = n.getOpType().equals("Conv") ? model.constant(n.getInput(1)) : null;
+    OnnxInitializer w = Nodes.is(n, "Conv") ? model.constant(n.getInput(1)) : null;
     return w != null
         && w.dims().length == 4
         && w.dims()[1] == 1
@@ -260,7 +261,7 @@ final class ChannelWidths {
 
   /** Whether a node is a Conv of weights that get another shape. */
   boolean changes(NodeProto n) {
-    return n.getOpType().equals("Conv") && isPlain(n) && !list(weights(n)).equals(list(dims(n)));
+    return Nodes.is(n, "Conv") && isPlain(n) && !list(weights(n)).equals(list(dims(n)));
   }
 
   private long[] dims(NodeProto conv) {

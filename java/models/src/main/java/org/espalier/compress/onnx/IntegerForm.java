@@ -54,7 +54,7 @@ final class IntegerForm {
   }
 
   private void rewrite(NodeProto n) {
-    switch (n.getDomain().isEmpty() ? n.getOpType() : "") {
+    switch (Nodes.isOwn(n) ? n.getOpType() : "") {
       case "Pad" -> {
         if (isPadding(n)) {
           pads.put(n.getOutput(0), n);
@@ -100,8 +100,7 @@ final class IntegerForm {
         .allMatch(
             c -> {
               AttributeProto auto = Nodes.find(c, "auto_pad");
-              OnnxInitializer w =
-                  c.getOpType().equals("Conv") ? model.constant(c.getInput(1)) : null;
+              OnnxInitializer w = Nodes.is(c, "Conv") ? model.constant(c.getInput(1)) : null;
               return w != null
                   && w.dims().length == rank
                   && (auto == null || auto.getS().toStringUtf8().equals("NOTSET"));
@@ -150,14 +149,14 @@ final class IntegerForm {
     if (n == null) {
       return null;
     }
-    if (n.getOpType().equals("Split")) {
+    if (Nodes.is(n, "Split")) {
       long[] whole = integers(n.getInput(0));
       // One element for each output is what parts are made for.
       return whole != null && whole.length == n.getOutputCount()
           ? new long[] {whole[n.getOutputList().indexOf(value)]}
           : null;
     }
-    if (!n.getOpType().equals("Concat")) {
+    if (!Nodes.is(n, "Concat")) {
       return null;
     }
     long[] all = {};
@@ -191,9 +190,7 @@ final class IntegerForm {
     }
     String bound = number(c.floats().get(0));
     NodeProto.Builder b = Nodes.node("Clip", n.getOutput(0), x).setName(n.getName());
-    return n.getOpType().equals("Max")
-        ? b.addInput(bound).build()
-        : b.addInput("").addInput(bound).build();
+    return Nodes.is(n, "Max") ? b.addInput(bound).build() : b.addInput("").addInput(bound).build();
   }
 
   /** The HardSigmoid of x in x · HardSigmoid(x); null if a product is something else. */
@@ -201,7 +198,7 @@ final class IntegerForm {
     for (int i = 0; i < 2 && product.getInputCount() == 2; i++) {
       NodeProto gate = producers.get(product.getInput(i));
       if (gate != null
-          && gate.getOpType().equals("HardSigmoid")
+          && Nodes.is(gate, "HardSigmoid")
           && gate.getInput(0).equals(product.getInput(1 - i))) {
         return gate;
       }

@@ -148,7 +148,7 @@ final class IntegerOperators {
             && !outputs.contains(output)
             && !PASSING.contains(n.getOpType())
             && factor(n) == 0
-            && Set.of("Relu", "Clip").contains(next.get(0).getOpType())
+            && (Nodes.is(next.get(0), "Relu") || Nodes.is(next.get(0), "Clip"))
             && next.get(0).getInput(0).equals(output)
             && next.get(0).getOutputCount() == 1;
     return clipped ? next.get(0).getOutput(0) : output;
@@ -156,7 +156,7 @@ final class IntegerOperators {
 
   /** The inputs that an operator reads as integers; empty where it has no form for them. */
   private List<Integer> data(NodeProto n) {
-    if (n.getOutputCount() != 1 || !n.getDomain().isEmpty()) {
+    if (n.getOutputCount() != 1 || !Nodes.isOwn(n)) {
       return List.of();
     }
     String op = n.getOpType();
@@ -183,8 +183,8 @@ final class IntegerOperators {
    * another.
    */
   private float factor(NodeProto n) {
-    boolean divides = n.getOpType().equals("Div");
-    if (!divides && !n.getOpType().equals("Mul") || n.getInputCount() != 2) {
+    boolean divides = Nodes.is(n, "Div");
+    if (!divides && !Nodes.is(n, "Mul") || n.getInputCount() != 2) {
       return 0;
     }
     OnnxInitializer first = divides ? null : model.constant(n.getInput(0));
@@ -200,7 +200,7 @@ final class IntegerOperators {
   }
 
   private static boolean passes(NodeProto n) {
-    return !n.getOpType().equals("Resize")
+    return !Nodes.is(n, "Resize")
         || Nodes.find(n, "mode") == null
         || Nodes.find(n, "mode").getS().toStringUtf8().equals("nearest");
   }
@@ -234,7 +234,7 @@ final class IntegerOperators {
       return 0;
     }
     for (NodeProto n : consumers.get(value)) {
-      OnnxInitializer w = n.getOpType().equals("Conv") ? model.constant(n.getInput(1)) : null;
+      OnnxInitializer w = Nodes.is(n, "Conv") ? model.constant(n.getInput(1)) : null;
       if (w != null && w.dims().length == 4 && n.getInput(0).equals(value)) {
         return Math.toIntExact(w.dims()[1] * Nodes.integer(n, "group", 1));
       }
@@ -287,7 +287,7 @@ final class IntegerOperators {
 
   /** The bounds of the Clip that makes a value, where they are constants; null elsewhere. */
   static float[] bounds(OnnxModel model, NodeProto n) {
-    if (n == null || !n.getOpType().equals("Clip")) {
+    if (n == null || !Nodes.is(n, "Clip")) {
       return null;
     }
     float[] bounds = {Float.NEGATIVE_INFINITY, Float.POSITIVE_INFINITY};

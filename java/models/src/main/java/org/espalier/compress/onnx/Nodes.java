@@ -21,6 +21,16 @@ final class Nodes {
         .addOutput(output);
   }
 
+  /** Whether a node is this operator of ONNX itself: others may call theirs so too. */
+  static boolean is(NodeProto n, String operator) {
+    return isOwn(n) && n.getOpType().equals(operator);
+  }
+
+  /** Whether a node's operator is one of ONNX itself. */
+  static boolean isOwn(NodeProto n) {
+    return n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx");
+  }
+
   static AttributeProto attribute(String name, long value) {
     return AttributeProto.newBuilder().setName(name).setType(AttributeType.INT).setI(value).build();
   }

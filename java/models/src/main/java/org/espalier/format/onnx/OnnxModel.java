@@ -57,21 +57,27 @@ public final class OnnxModel {
   private static final int PAGE = 4096;
 
   /** Of operators that are looked into; so many they take in all operator sets. */
-  private static final Map<String, Integer> LEAST_INPUTS =
-      Map.ofEntries(
-          Map.entry("Add", 2),
-          Map.entry("BatchNormalization", 5),
-          Map.entry("Cast", 1),
-          Map.entry("Concat", 1),
-          Map.entry("Conv", 2),
-          Map.entry("Gather", 2),
-          Map.entry("Gemm", 2),
-          Map.entry("Identity", 1),
-          Map.entry("MatMul", 2),
-          Map.entry("Mul", 2),
-          Map.entry("Shape", 1),
-          Map.entry("Transpose", 1),
-          Map.entry("Unsqueeze", 1));
+  private static final Map<String, Integer> LEAST_INPUTS = leastInputs();
+
+  private static Map<String, Integer> leastInputs() {
+    Map<String, Integer> least = new HashMap<>();
+    String one =
+        "ArgMax AveragePool Cast Clip Concat ConstantOfShape Dropout Erf Exp Flatten"
+            + " GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LeakyRelu LpPool Max"
+            + " MaxPool Mean Min Neg Pad Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin"
+            + " ReduceSum Relu Reshape Resize Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sum"
+            + " Tanh Transpose Unsqueeze Upsample";
+    String two =
+        "Add And Conv ConvTranspose DequantizeLinear Div Equal Expand Gather GatherElements"
+            + " GatherND Gemm Greater LayerNormalization Less MatMul Mul Or PRelu Pow"
+            + " QuantizeLinear Sub Tile";
+    String three = "GRU GroupNormalization InstanceNormalization LSTM RNN Where";
+    List.of(one.split(" ")).forEach(op -> least.put(op, 1));
+    List.of(two.split(" ")).forEach(op -> least.put(op, 2));
+    List.of(three.split(" ")).forEach(op -> least.put(op, 3));
+    least.put("BatchNormalization", 5);
+    return Map.copyOf(least);
+  }
 
   /** Tensors below this stay in the model file: a runtime wants shapes and indices there. */
   private static final int EXTERNAL_MINIMUM = 1024;
@@ -489,6 +495,9 @@ public final class OnnxModel {
                 + n.getOpType()
                 + " takes at least "
                 + least);
+      }
+      if (least > 0 && n.getOutputCount() == 0) {
+        throw new InputException(name + ": the node " + describe(n) + " has no output");
       }
       String problem =
           domain(n.getDomain()).isEmpty()

@@ -5,9 +5,11 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.espalier.InputException;
 
 /**
@@ -16,6 +18,9 @@ import org.espalier.InputException;
  */
 public final class PastInput {
   private static final String PREFIX = "past_key_values.";
+
+  private static final Set<DataType> TYPES =
+      EnumSet.of(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16);
 
   private PastInput() {}
 
@@ -44,9 +49,10 @@ public final class PastInput {
   }
 
   /**
-   * A copy of a model that takes none, and whose texts therefore begin.
+   * A copy of a model that takes none, and whose texts therefore begin: no tokens of float32, which a graph that
+   * computes in float32 reads behind its Casts as those of 16 bits.
    *
-   * @throws InputException where an input does not say how large it is, or is not float32
+   * @throws InputException where an input does not say how large it is, or is of no such type
    */
   public static OnnxModel without(OnnxModel model) {
     Map<String, List<NodeProto>> computed = new LinkedHashMap<>();
@@ -64,14 +70,17 @@ public final class PastInput {
   private static List<NodeProto> nodes(
       OnnxModel model, ValueInfoProto input, OnnxModel.Names names) {
     String name = input.getName();
-    if (input.getType().getTensorType().getElemType() != DataType.FLOAT_VALUE) {
+    DataType type = DataType.forNumber(input.getType().getTensorType().getElemType());
+    if (!TYPES.contains(type)) {
       throw new InputException(
           model.name()
               + ": the input "
               + name
               + " is "
-              + DataType.forNumber(input.getType().getTensorType().getElemType())
-              + "; FLOAT is needed");
+              + type
+              + "; one of "
+              + TYPES
+              + " is needed");
     }
     TensorShapeProto declared = input.getType().getTensorType().getShape();
     long[] dims = declared.getDimList().stream().mapToLong(d -> d.getDimValue()).toArray();
