@@ -228,7 +228,7 @@ class CompressTest {
     looping
         .getGraphBuilder()
         .addNode(SmallModels.node("Loop", "", List.of("y"), "z"))
-        .addNode(SmallModels.node("LSTM", "", List.of("y"), "u"));
+        .addNode(SmallModels.node("LSTM", "", List.of("y", "y", "y"), "u"));
     Files.write(folder.resolve("looping.onnx"), looping.build().toByteArray());
     Run.refused(
         folder,

@@ -274,7 +274,8 @@ class GraphScriptTest {
   void whatCannotBeWrittenIsRefusedByNameBeforeAnythingIsWritten() throws IOException {
     ValueInfoProto x = value("x", DataType.FLOAT, -1, 4);
     ModelProto.Builder several =
-        of(NodeProto.newBuilder().setOpType("LSTM").addInput("x"), x).toBuilder();
+        of(NodeProto.newBuilder().setOpType("LSTM").addAllInput(List.of("x", "x", "x")), x)
+            .toBuilder();
     several.getGraphBuilder().addNode(node("If", "", List.of("x"), "z"));
     several
         .getGraphBuilder()
