@@ -70,7 +70,7 @@ final class BatchNormFolding {
 
   /** What a node scales and shifts by constants; null if it does something else. */
   private static String image(OnnxModel model, NodeProto n) {
-    switch (Nodes.isOwn(n) ? n.getOpType() : "") {
+    switch (OnnxModel.isOwn(n) ? n.getOpType() : "") {
       case "BatchNormalization" -> {
         boolean plain =
             n.getInputCount() == 5

@@ -90,7 +90,7 @@ final class ChannelWidths {
 
   private void tie(NodeProto n) {
     String op = n.getOpType();
-    if (!Nodes.isOwn(n) || n.getOutputCount() != 1) {
+    if (!OnnxModel.isOwn(n) || n.getOutputCount() != 1) {
       fixAll(n);
     } else if (op.equals("Conv") && isPlain(n)) {
       OnnxInitializer w = model.constant(n.getInput(1));

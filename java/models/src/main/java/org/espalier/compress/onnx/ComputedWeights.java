@@ -112,7 +112,7 @@ public final class ComputedWeights {
     this.model = model;
     this.producers = model.allProducers();
     for (NodeProto n : model.allNodes()) {
-      boolean own = n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx");
+      boolean own = OnnxModel.isOwn(n);
       List<String> read = n.getInputList().stream().filter(value -> !value.isEmpty()).toList();
       if (n.getOutputCount() == 0
           || read.isEmpty() && !(own && OPERATORS.contains(n.getOpType()))

@@ -54,7 +54,7 @@ final class IntegerForm {
   }
 
   private void rewrite(NodeProto n) {
-    switch (Nodes.isOwn(n) ? n.getOpType() : "") {
+    switch (OnnxModel.isOwn(n) ? n.getOpType() : "") {
       case "Pad" -> {
         if (isPadding(n)) {
           pads.put(n.getOutput(0), n);

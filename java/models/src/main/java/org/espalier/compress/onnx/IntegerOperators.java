@@ -156,7 +156,7 @@ final class IntegerOperators {
 
   /** The inputs that an operator reads as integers; empty where it has no form for them. */
   private List<Integer> data(NodeProto n) {
-    if (n.getOutputCount() != 1 || !Nodes.isOwn(n)) {
+    if (n.getOutputCount() != 1 || !OnnxModel.isOwn(n)) {
       return List.of();
     }
     String op = n.getOpType();

@@ -4,6 +4,7 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.List;
+import org.espalier.format.onnx.OnnxModel;
 
 /** Short forms of the nodes that the rewriting of graphs needs. */
 final class Nodes {
@@ -21,14 +22,9 @@ final class Nodes {
         .addOutput(output);
   }
 
-  /** Whether a node is this operator of ONNX itself: others may call theirs so too. */
+  /** Whether a node is this operator of ONNX itself. */
   static boolean is(NodeProto n, String operator) {
-    return isOwn(n) && n.getOpType().equals(operator);
-  }
-
-  /** Whether a node's operator is one of ONNX itself. */
-  static boolean isOwn(NodeProto n) {
-    return n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx");
+    return OnnxModel.isOwn(n) && n.getOpType().equals(operator);
   }
 
   static AttributeProto attribute(String name, long value) {

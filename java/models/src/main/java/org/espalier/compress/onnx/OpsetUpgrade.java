@@ -228,7 +228,7 @@ public final class OpsetUpgrade {
   private List<NodeProto> convert(List<NodeProto> nodes) {
     List<NodeProto> out = new ArrayList<>();
     for (NodeProto n : nodes) {
-      boolean standard = n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx");
+      boolean standard = OnnxModel.isOwn(n);
       NodeProto inner = convertGraphs(n);
       if (!standard || sameSince(n.getOpType()) <= version) {
         out.add(inner);

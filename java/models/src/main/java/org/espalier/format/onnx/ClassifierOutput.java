@@ -157,7 +157,7 @@ public record ClassifierOutput(String output, Form form, String logits, long axi
   }
 
   private static boolean is(NodeProto node, Set<String> operators) {
-    return (node.getDomain().isEmpty() || node.getDomain().equals("ai.onnx"))
+    return OnnxModel.isOwn(node)
         && operators.contains(node.getOpType())
         && node.getInputCount() > 0;
   }

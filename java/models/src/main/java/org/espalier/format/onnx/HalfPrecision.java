@@ -361,7 +361,7 @@ public final class HalfPrecision {
       String from =
           n.getInputCount() == 0 ? "" : renamed.getOrDefault(n.getInput(0), n.getInput(0));
       String to = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      boolean own = n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx");
+      boolean own = OnnxModel.isOwn(n);
       boolean isWide = own && wide.contains(from) && SAME_TYPE.contains(n.getOpType());
       if (n.getOpType().equals("Cast")) {
         isWide = n.getAttributeList().stream().anyMatch(a -> a.getI() == DataType.FLOAT_VALUE);

@@ -592,6 +592,11 @@ public final class OnnxModel {
     rest.setIrVersion(Math.max(version, rest.getIrVersion()));
   }
 
+  /** Whether a node's operator is one of ONNX itself: others may call theirs so too. */
+  public static boolean isOwn(NodeProto n) {
+    return domain(n.getDomain()).isEmpty();
+  }
+
   /**
    * The version of the operators of a domain, 0 if the model imports none.
    *

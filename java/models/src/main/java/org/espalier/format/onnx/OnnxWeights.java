@@ -58,7 +58,7 @@ public final class OnnxWeights {
     Set<String> unknown = new HashSet<>();
     Set<String> operators = new TreeSet<>();
     for (NodeProto n : model.allNodes()) {
-      if (!isOwn(n) || n.getOpType().equals("Einsum") || !InnerGraphs.of(n).isEmpty()) {
+      if (!OnnxModel.isOwn(n) || n.getOpType().equals("Einsum") || !InnerGraphs.of(n).isEmpty()) {
         for (String value : n.getInputList()) {
           if (!weights.contains(value) && isMatrix(model.constant(value))) {
             unknown.add(value);
@@ -77,17 +77,12 @@ public final class OnnxWeights {
                 + String.join(", ", operators));
   }
 
-  /** Whether a node is one of ONNX's own operators. */
-  private static boolean isOwn(NodeProto n) {
-    return n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx");
-  }
-
   private static boolean isMatrix(OnnxInitializer constant) {
     return constant != null && FLOATING.contains(constant.type()) && constant.dims().length >= 2;
   }
 
   private void visit(NodeProto n) {
-    if (!isOwn(n)) {
+    if (!OnnxModel.isOwn(n)) {
       return;
     }
     switch (n.getOpType()) {
