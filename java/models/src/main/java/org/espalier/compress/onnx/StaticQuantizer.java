@@ -129,6 +129,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     OpsetUpgrade.raise(model, OPSET);
     IntegerForm.apply(model);
     BatchNormFolding.apply(model);
+    GateBounds.apply(model);
     RuntimeForm.apply(model, false);
     Map<String, NodeProto> producers = model.producers();
     for (OnnxWeight weight : OnnxWeights.of(model)) {

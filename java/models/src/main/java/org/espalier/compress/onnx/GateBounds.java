@@ -1,0 +1,131 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * Cuts off the images of Convs that are read as x · g(x) alone, where the gate g is 0 below some value: what lies
+ * below changes nothing, and would stretch the grid of x. HardSwish, as x · Clip(α · x + β, 0, 1), is 0 below −β/α;
+ * x · Sigmoid(x) (SiLU, Swish) as good as 0 below {@link #SILU}.
+ */
+final class GateBounds {
+  /** There SiLU is −0.0005: a grid that reaches down to it has steps of 0.04 or more. */
+  private static final float SILU = -10;
+
+  private final OnnxModel model;
+  private final Map<String, NodeProto> producers;
+  private final Map<String, List<NodeProto>> consumers;
+  private final Set<String> outputs = new HashSet<>();
+
+  private GateBounds(OnnxModel model) {
+    this.model = model;
+    producers = model.producers();
+    consumers = model.consumers();
+    for (ValueInfoProto v : model.outputs()) {
+      outputs.add(v.getName());
+    }
+  }
+
+  /** Rewrites {@code model}, of operator set 13 or later and in {@link IntegerForm}, in place. */
+  static void apply(OnnxModel model) {
+    GateBounds gates = new GateBounds(model);
+    Map<String, Float> least = new HashMap<>();
+    for (NodeProto n : model.nodes()) {
+      if (Nodes.is(n, "Mul") && n.getInputCount() == 2) {
+        gates.find(n.getInput(0), n.getInput(1), least);
+        gates.find(n.getInput(1), n.getInput(0), least);
+      }
+    }
+    if (least.isEmpty()) {
+      return;
+    }
+    OnnxModel.Names names = model.names();
+    List<NodeProto> nodes = new ArrayList<>();
+    for (NodeProto n : model.nodes()) {
+      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+      if (!least.containsKey(output)) {
+        nodes.add(n);
+        continue;
+      }
+      // What reads the image keeps its name for it.
+      String all = names.unique(output + "_all");
+      String bound = names.unique("number");
+      model.addInitializer(OnnxInitializer.floats(bound, new long[0], least.get(output)));
+      nodes.add(n.toBuilder().setOutput(0, all).build());
+      nodes.add(Nodes.node("Clip", output, all, bound).clearName().build());
+    }
+    model.setNodes(nodes);
+  }
+
+  private void find(String x, String gate, Map<String, Float> least) {
+    NodeProto conv = producers.get(x);
+    if (conv == null || !Nodes.is(conv, "Conv") || outputs.contains(x)) {
+      return;
+    }
+    Float below = zeroBelow(gate, x);
+    // One reader is the product, the other the gate's.
+    if (below != null && below < 0 && consumers.get(x).size() == 2) {
+      least.put(x, below);
+    }
+  }
+
+  /** The value of x below which a gate is 0; null if there is none or the gate is something else. */
+  private Float zeroBelow(String gate, String x) {
+    NodeProto n = producers.get(gate);
+    if (n == null || outputs.contains(gate) || consumers.get(gate).size() != 1) {
+      return null;
+    }
+    if (Nodes.is(n, "Sigmoid")) {
+      return n.getInput(0).equals(x) ? SILU : null;
+    }
+    if (Nodes.is(n, "Clip")) {
+      float[] bounds = IntegerOperators.bounds(model, n);
+      float[] line = bounds != null && bounds[0] == 0 ? line(n.getInput(0), x) : null;
+      return line != null && line[0] > 0 ? -line[1] / line[0] : null;
+    }
+    int constant = constant(n);
+    return constant >= 0 && (Nodes.is(n, "Mul") || Nodes.is(n, "Div") && constant == 1)
+        ? zeroBelow(n.getInput(1 - constant), x)
+        : null;
+  }
+
+  /** Factor and summand of a value that is α · x + β; null if it is something else. */
+  private float[] line(String value, String x) {
+    if (value.equals(x)) {
+      return new float[] {1, 0};
+    }
+    NodeProto n = producers.get(value);
+    int constant = n == null || consumers.get(value).size() != 1 ? -1 : constant(n);
+    float[] before = constant < 0 ? null : line(n.getInput(1 - constant), x);
+    if (before == null) {
+      return null;
+    }
+    float c = model.constant(n.getInput(constant)).floats().get(0);
+    return switch (n.getOpType()) {
+      case "Add" -> new float[] {before[0], before[1] + c};
+      case "Mul" -> new float[] {before[0] * c, before[1] * c};
+      case "Div" -> constant == 1 ? new float[] {before[0] / c, before[1] / c} : null;
+      default -> null;
+    };
+  }
+
+  /** Which of two inputs is one number; −1 if none is, or the node is no operator of ONNX itself. */
+  private int constant(NodeProto n) {
+    for (int i = 0; i < 2 && OnnxModel.isOwn(n) && n.getInputCount() == 2; i++) {
+      OnnxInitializer c = model.constant(n.getInput(i));
+      if (c != null && c.type() == DataType.FLOAT && c.elements() == 1) {
+        return i;
+      }
+    }
+    return -1;
+  }
+}
