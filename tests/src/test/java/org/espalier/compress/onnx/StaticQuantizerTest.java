@@ -109,7 +109,8 @@ class StaticQuantizerTest {
   }
 
   /**
-   * Sixteen Convs: the first makes a channel that the second hardly reads.
+   * Sixteen Convs: the first makes a channel that the second hardly reads, and what stands between them keeps the one
+   * from making it smaller for the other.
    *
    * @param factor how much larger that channel is than the others
    */
@@ -127,7 +128,10 @@ class StaticQuantizerTest {
         w[i] = (float) random.nextGaussian() * 0.4f * scale;
       }
       g.addInitializer(SmallModels.tensor("w" + k, DataType.FLOAT, bytes(w), 8, 8, 1, 1));
-      g.addNode(node("Conv", "", List.of("v" + (k - 1), "w" + k), "v" + k));
+      g.addNode(node("Conv", "", List.of(k == 2 ? "n" : "v" + (k - 1), "w" + k), "v" + k));
+      if (k == 1) {
+        g.addNode(node("Neg", "", List.of("v1"), "n"));
+      }
     }
     return SmallModels.model(13, g);
   }

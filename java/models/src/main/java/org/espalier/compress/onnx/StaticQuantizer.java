@@ -286,7 +286,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * Fits the model to examples and finds the ranges of its activations. The products of MatMul are
    * fitted: channels of activations are shifted and scaled and both taken back in weights and
    * biases, so that one step suits all channels ({@link Equalization}), and weights are rounded so
-   * that later rows compensate for earlier ones ({@link CompensatedRounding}). Until {@link #apply}
+   * that later rows compensate for earlier ones ({@link CompensatedRounding}). Channels of images
+   * between Convs are scaled alike ({@link ConvEqualization}). Until {@link #apply}
    * the model computes what it did before; its {@link #activations()} may be others than before.
    *
    * @return what {@link #apply} takes
@@ -307,6 +308,14 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   private void fit(ActivationSource source) {
+    Set<String> convolutions = new HashSet<>();
+    targets.forEach(
+        (output, target) -> {
+          if (target.use().kind() == Kind.CONV) {
+            convolutions.add(output);
+          }
+        });
+    ConvEqualization.apply(model, convolutions, qmax, source);
     List<ProductSite> sites = ProductSite.find(model, options.include(), new LinkedHashMap<>());
     ProductFitting.fit(model, sites, qmax, source)
         .forEach(

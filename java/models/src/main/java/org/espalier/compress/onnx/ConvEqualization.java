@@ -1,0 +1,463 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.stream.IntStream;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Gives the channels of images between Convs similar ranges: the Convs that make an image divide channel c by s_c,
+ * and those that read it multiply by s_c what they take of it. Between them may stand what commutes with
+ * positive factors: Relu, LeakyRelu, PRelu, pools, Resize, sums of images that are all made by Convs, products with
+ * one number or with a gate. The answers stay the same up to float32 rounding, and one step a tensor suits all
+ * channels.
+ *
+ * <p>A bound above, as Relu6's, stays one number, while channels below it grow towards it: for examples like
+ * those of calibration it does what it did, and a channel that was seen to reach r keeps {@link #MARGIN} · r.
+ *
+ * <p>This is cross-layer equalization (Nagel et al. 2019, arXiv 1906.04721). There the ranges are those of weights
+ * and balance two tensors of weights; here, where weights have one scale an output channel, those of images that
+ * calibration saw. s_c = (range of c)^α, with the α whose rounding noise is the least expected:
+ *
+ * <pre>
+ *   of the image:   (range of x/s / 255)² / 12 · Σ_c s_c² |W_c|²
+ *   of the weights: Σ_n (max_c |s_c W_nc| / qmax)² / 12 · Σ_c mean of (x_c/s_c)²
+ * </pre>
+ *
+ * <p>The second is for Convs whose output channels read several channels; a depthwise Conv has none.
+ */
+final class ConvEqualization {
+  private static final Logger LOG = LoggerFactory.getLogger(ConvEqualization.class);
+
+  /** What takes no more of the noise than this is not worth a change. */
+  private static final double WORTH = 0.95;
+
+  /** A channel that calibration hardly saw must not be scaled up: its range counts as this · median at least. */
+  private static final double SMALLEST = 0.2;
+
+  /** No factor is below this: weights grow by no more. */
+  private static final double LEAST_FACTOR = 1e-3;
+
+  /** How far above what was seen a channel in front of a bound is clipped at the earliest. */
+  private static final double MARGIN = 1.25;
+
+  private static final int STEPS = 10;
+
+  private static final Set<String> COMMUTING =
+      Set.of(
+          "AveragePool",
+          "GlobalAveragePool",
+          "GlobalMaxPool",
+          "Identity",
+          "LeakyRelu",
+          "MaxPool",
+          "PRelu",
+          "Relu");
+
+  private static final Set<String> GATES = Set.of("Clip", "HardSigmoid", "Sigmoid");
+
+  /** Values whose channels have the same factors. */
+  private static final class Images {
+    final List<NodeProto> makers = new ArrayList<>();
+    final List<NodeProto> readers = new ArrayList<>();
+    boolean blocked;
+    boolean bounded;
+
+    int channels(OnnxModel model) {
+      return (int) model.constant(makers.get(0).getInput(1)).dims()[0];
+    }
+  }
+
+  /** What calibration saw of the values of {@link Images}. */
+  private static final class Seen {
+    final float[] low;
+    final float[] high;
+    final double[] squares;
+    long rows;
+
+    Seen(int channels) {
+      low = new float[channels];
+      high = new float[channels];
+      squares = new double[channels];
+    }
+
+    void add(FloatBuffer values) {
+      int channels = low.length;
+      float[] row = new float[channels];
+      while (values.remaining() >= channels) {
+        values.get(row);
+        for (int c = 0; c < channels; c++) {
+          low[c] = Math.min(low[c], row[c]);
+          high[c] = Math.max(high[c], row[c]);
+          squares[c] += (double) row[c] * row[c];
+        }
+        rows++;
+      }
+    }
+  }
+
+  private final OnnxModel model;
+  private final int qmax;
+  private final Map<String, NodeProto> producers;
+  private final Map<String, List<NodeProto>> consumers;
+
+  /** A value of the same images that stands for them, by value; a union-find forest. */
+  private final Map<String, String> parents = new HashMap<>();
+
+  private final Map<String, Images> images = new LinkedHashMap<>();
+
+  private ConvEqualization(OnnxModel model, int qmax) {
+    this.model = model;
+    this.qmax = qmax;
+    producers = model.producers();
+    consumers = model.consumers();
+  }
+
+  /**
+   * Rewrites the weights and biases of Convs in {@code model}.
+   *
+   * @param convolutions the outputs of the Convs that become int8: where none of them reads an image, it stays
+   * @param qmax largest integer of the weights
+   * @param source runs the examples, once; not at all where no image can be changed
+   */
+  static void apply(OnnxModel model, Set<String> convolutions, int qmax, ActivationSource source) {
+    ConvEqualization e = new ConvEqualization(model, qmax);
+    e.find();
+    e.images
+        .values()
+        .removeIf(
+            i ->
+                i.blocked
+                    || i.makers.isEmpty()
+                    || i.readers.stream().noneMatch(n -> convolutions.contains(n.getOutput(0)))
+                    || !e.agree(i));
+    if (!e.images.isEmpty()) {
+      e.equalize(source);
+    }
+  }
+
+  private String root(String value) {
+    String root = value;
+    while (parents.containsKey(root)) {
+      root = parents.get(root);
+    }
+    for (String v = value; !v.equals(root); ) {
+      v = parents.put(v, root);
+    }
+    return root;
+  }
+
+  private void join(String a, String b) {
+    if (!root(a).equals(root(b))) {
+      parents.put(root(a), root(b));
+    }
+  }
+
+  private Images of(String value) {
+    return images.computeIfAbsent(root(value), v -> new Images());
+  }
+
+  private void find() {
+    for (NodeProto n : model.nodes()) {
+      commuting(n).forEach(input -> join(input, n.getOutput(0)));
+    }
+    List<NodeProto> clips = model.nodes().stream().filter(n -> Nodes.is(n, "Clip")).toList();
+    for (NodeProto n : clips) {
+      of(n.getOutput(0)).bounded |= !commuting(n).isEmpty() && bounds(n)[1] < Float.MAX_VALUE;
+    }
+    for (ValueInfoProto v : model.inputs()) {
+      of(v.getName()).blocked = true;
+    }
+    for (ValueInfoProto v : model.outputs()) {
+      of(v.getName()).blocked = true;
+    }
+    for (NodeProto n : model.nodes()) {
+      if (isOwnConv(n)) {
+        of(n.getInput(0)).readers.add(n);
+        of(n.getOutput(0)).makers.add(n);
+        continue;
+      }
+      if (Nodes.is(n, "Shape")) {
+        continue;
+      }
+      List<String> commuting = commuting(n);
+      for (String input : OnnxModel.uses(n)) {
+        // What no node makes cannot be divided.
+        if (!commuting.contains(input) || !producers.containsKey(input)) {
+          of(input).blocked = true;
+        }
+      }
+      if (commuting.isEmpty()) {
+        n.getOutputList().forEach(output -> of(output).blocked = true);
+      }
+    }
+  }
+
+  /** The inputs of a node whose factors, where they are the same, its only output has too. */
+  private List<String> commuting(NodeProto n) {
+    if (!OnnxModel.isOwn(n) || n.getOutputCount() != 1) {
+      return List.of();
+    }
+    String op = n.getOpType();
+    if (COMMUTING.contains(op) || op.equals("Resize") && !extrapolates(n)) {
+      return List.of(n.getInput(0));
+    }
+    if (op.equals("Clip")) {
+      float[] bounds = bounds(n);
+      return bounds != null && bounds[0] == 0 && bounds[1] > 0 ? List.of(n.getInput(0)) : List.of();
+    }
+    if (n.getInputCount() != 2) {
+      return List.of();
+    }
+    String a = n.getInput(0);
+    String b = n.getInput(1);
+    return switch (op) {
+      case "Add" -> isVariable(a) && isVariable(b) ? List.of(a, b) : List.of();
+      case "Mul" ->
+          isNumber(b) || isGate(b) && !isGate(a)
+              ? List.of(a)
+              : isNumber(a) || isGate(a) && !isGate(b) ? List.of(b) : List.of();
+      case "Div" -> isNumber(b) ? List.of(a) : List.of();
+      default -> List.of();
+    };
+  }
+
+  /** Whether a Resize may give a number of its own. */
+  private static boolean extrapolates(NodeProto resize) {
+    AttributeProto mode = Nodes.find(resize, "coordinate_transformation_mode");
+    return mode != null && mode.getS().toStringUtf8().equals("tf_crop_and_resize");
+  }
+
+  private float[] bounds(NodeProto clip) {
+    return IntegerOperators.bounds(model, clip);
+  }
+
+  private boolean isVariable(String value) {
+    return model.constant(value) == null;
+  }
+
+  private boolean isNumber(String value) {
+    OnnxInitializer c = model.constant(value);
+    return c != null && c.elements() == 1;
+  }
+
+  private boolean isGate(String value) {
+    NodeProto n = producers.get(value);
+    return n != null && OnnxModel.isOwn(n) && GATES.contains(n.getOpType());
+  }
+
+  /** Whether the weights and the bias of a Conv are constants that nothing else reads. */
+  private boolean isOwnConv(NodeProto n) {
+    if (!Nodes.is(n, "Conv") || n.getOutputCount() != 1) {
+      return false;
+    }
+    for (int i = 1; i < n.getInputCount(); i++) {
+      OnnxInitializer c = model.constant(n.getInput(i));
+      boolean absent = i == 2 && n.getInput(i).isEmpty();
+      if (!absent
+          && (c == null
+              || c.type() != DataType.FLOAT
+              || c.elements() == 0
+              || consumers.get(n.getInput(i)).size() != 1)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  private static long groups(NodeProto conv) {
+    return Nodes.integer(conv, "group", 1);
+  }
+
+  /** Whether all Convs see images of the same rank and the same number of channels, several. */
+  private boolean agree(Images i) {
+    int channels = i.channels(model);
+    int rank = dims(i.makers.get(0)).length;
+    return channels > 1
+        && i.makers.stream().map(this::dims).allMatch(d -> d.length == rank && d[0] == channels)
+        && i.readers.stream()
+            .allMatch(n -> dims(n).length == rank && dims(n)[1] * groups(n) == channels);
+  }
+
+  private long[] dims(NodeProto conv) {
+    return model.constant(conv.getInput(1)).dims();
+  }
+
+  private void equalize(ActivationSource source) {
+    Map<Images, Seen> seen = observe(source);
+    seen.forEach(
+        (i, s) -> {
+          float[] factors = factors(i, s);
+          if (factors != null) {
+            i.makers.forEach(n -> scale(n, factors, true));
+            i.readers.forEach(n -> scale(n, factors, false));
+          }
+        });
+  }
+
+  /** What the readers of the images see of them. */
+  private Map<Images, Seen> observe(ActivationSource source) {
+    OnnxModel copy = model.copy();
+    OnnxModel.Names names = copy.names();
+    List<NodeProto> nodes = new ArrayList<>(copy.nodes());
+    Map<Images, Seen> seen = new LinkedHashMap<>();
+    Map<String, Seen> turned = new LinkedHashMap<>();
+    for (Images i : images.values()) {
+      Seen s = new Seen(i.channels(model));
+      seen.put(i, s);
+      for (String value : i.readers.stream().map(n -> n.getInput(0)).distinct().toList()) {
+        int rank = dims(i.readers.get(0)).length;
+        String last = names.unique(value + "_channels_last");
+        nodes.add(Nodes.node("Transpose", last, value).addAttribute(channelsLast(rank)).build());
+        turned.put(last, s);
+      }
+    }
+    copy.setNodes(nodes);
+    source.run(copy, turned.keySet(), (name, values) -> turned.get(name).add(values));
+    return seen;
+  }
+
+  private static AttributeProto channelsLast(int rank) {
+    AttributeProto.Builder b =
+        AttributeProto.newBuilder().setName("perm").setType(AttributeType.INTS).addInts(0);
+    IntStream.range(2, rank).forEach(b::addInts);
+    return b.addInts(1).build();
+  }
+
+  /** The factors of the channels; null where nothing is gained. */
+  private float[] factors(Images i, Seen s) {
+    int channels = s.low.length;
+    double[] ranges = new double[channels];
+    for (int c = 0; c < channels; c++) {
+      ranges[c] = (double) s.high[c] - s.low[c];
+    }
+    double[] sorted = ranges.clone();
+    Arrays.sort(sorted);
+    double largest = sorted[channels - 1];
+    double floor = Math.max(SMALLEST * sorted[channels / 2], LEAST_FACTOR * largest);
+    if (!(largest > 0 && largest <= Float.MAX_VALUE) || !mayGrow(i)) {
+      return null;
+    }
+    double margin = i.bounded ? MARGIN : 1;
+    double least = Double.POSITIVE_INFINITY;
+    double before = 0;
+    float[] best = null;
+    for (int step = 0; step <= STEPS; step++) {
+      float[] factors = new float[channels];
+      for (int c = 0; c < channels; c++) {
+        double share = Math.min(1, margin * Math.max(ranges[c], floor) / largest);
+        factors[c] = (float) Math.pow(share, (double) step / STEPS);
+      }
+      double noise = noise(i, s, factors);
+      before = step == 0 ? noise : before;
+      if (noise < least) {
+        least = noise;
+        best = factors;
+      }
+    }
+    LOG.debug("{}: noise {} to {}", i.makers.get(0).getOutput(0), before, least);
+    return least <= WORTH * before ? best : null;
+  }
+
+  /** Whether weights divided by the least factor are numbers. */
+  private boolean mayGrow(Images i) {
+    return i.makers.stream()
+        .flatMap(n -> n.getInputList().subList(1, n.getInputCount()).stream())
+        .filter(constant -> !constant.isEmpty())
+        .map(constant -> model.constant(constant).floats())
+        .allMatch(
+            values -> {
+              boolean fits = true;
+              while (values.hasRemaining()) {
+                fits &= Math.abs(values.get()) <= LEAST_FACTOR * Float.MAX_VALUE;
+              }
+              return fits;
+            });
+  }
+
+  private double noise(Images i, Seen s, float[] factors) {
+    int channels = factors.length;
+    double high = 0;
+    double low = 0;
+    double power = 0;
+    for (int c = 0; c < channels; c++) {
+      high = Math.max(high, s.high[c] / factors[c]);
+      low = Math.min(low, s.low[c] / factors[c]);
+      power += s.squares[c] / s.rows / ((double) factors[c] * factors[c]);
+    }
+    double step = (high - low) / 255;
+    double noise = 0;
+    for (NodeProto n : i.readers) {
+      OnnxInitializer w = model.constant(n.getInput(1));
+      long[] dims = w.dims();
+      FloatBuffer values = w.floats();
+      int outputs = (int) dims[0];
+      int inputs = (int) dims[1];
+      int inner = (int) (w.elements() / outputs / inputs);
+      int perGroup = (int) (outputs / groups(n));
+      double squares = 0;
+      double steps = 0;
+      for (int o = 0, at = 0; o < outputs; o++) {
+        double most = 0;
+        for (int c = 0; c < inputs; c++) {
+          float f = factors[o / perGroup * inputs + c];
+          for (int k = 0; k < inner; k++, at++) {
+            double v = (double) f * values.get(at);
+            squares += v * v;
+            most = Math.max(most, Math.abs(v));
+          }
+        }
+        steps += most / qmax * (most / qmax);
+      }
+      noise += step * step / 12 * squares;
+      if (inputs > 1) {
+        noise += steps / 12 * power * inner * inputs / channels;
+      }
+    }
+    return noise;
+  }
+
+  /** Divides the output channels of a Conv by the factors, or multiplies its input channels with them. */
+  private void scale(NodeProto conv, float[] factors, boolean maker) {
+    OnnxInitializer w = model.constant(conv.getInput(1));
+    long[] dims = w.dims();
+    int outputs = (int) dims[0];
+    int inputs = (int) dims[1];
+    int inner = (int) (w.elements() / outputs / inputs);
+    int perGroup = (int) (outputs / groups(conv));
+    float[] values = new float[(int) w.elements()];
+    w.floats().get(values);
+    for (int o = 0, at = 0; o < outputs; o++) {
+      for (int c = 0; c < inputs; c++) {
+        for (int k = 0; k < inner; k++, at++) {
+          values[at] =
+              maker ? values[at] / factors[o] : values[at] * factors[o / perGroup * inputs + c];
+        }
+      }
+    }
+    model.replaceConstant(OnnxInitializer.floats(w.name(), dims, values));
+    if (maker && conv.getInputCount() > 2 && !conv.getInput(2).isEmpty()) {
+      OnnxInitializer b = model.constant(conv.getInput(2));
+      float[] bias = new float[outputs];
+      b.floats().get(bias);
+      for (int o = 0; o < outputs; o++) {
+        bias[o] /= factors[o];
+      }
+      model.replaceConstant(OnnxInitializer.floats(b.name(), b.dims(), bias));
+    }
+  }
+}
