@@ -156,10 +156,15 @@ void failures() {
 }  // namespace
 
 int main() {
+  // The last of each row are large enough for several threads (256 KiB of F32): one channel of several pieces (of 32768
+  // elements), channels of one element, channels of several pieces, a matrix of several chunks (of 128 rows), and channels of
+  // several pieces that come back.
   const Case cases[] = {
-      {1, 1, 0},    {0, 3, 4},    {1, 1, 1},       {1, 1, 16},     {1, 1, 33},       {1, 1, 70001},   {1, 17, 1},
-      {1, 70001, 1}, {1, 5, 7},   {1, 9, 50},      {1, 8, 64},     {1, 3, 40000},    {20, 3, 1},      {37, 48, 1},
-      {70, 257, 1}, {400, 300, 1}, {9, 2, 5},      {3, 33, 7},     {24, 7, 45},      {4, 6, 64},      {2, 3, 40000},
+      {1, 1, 0},  {0, 3, 4},   {1, 1, 1},    {1, 1, 16}, {1, 1, 33}, {1, 1, 70001},
+      {1, 17, 1}, {1, 66001, 1},
+      {1, 5, 7},  {1, 9, 50},  {1, 8, 64},   {1, 2, 33001},
+      {20, 3, 1}, {37, 48, 1}, {70, 257, 1}, {259, 257, 1},
+      {9, 2, 5},  {3, 33, 7},  {24, 7, 45},  {4, 6, 64}, {2, 2, 33001},
   };
   for (const Case& c : cases) {
     for (esp_dtype dtype : {ESP_F32, ESP_BF16, ESP_F16}) {
@@ -171,6 +176,7 @@ int main() {
           for (int32_t isa = ESP_ISA_SCALAR; isa <= esp_isa_best(); isa++) {
             CHECK(esp_isa_set(isa) == ESP_OK);
             for (int32_t threads : {1, 2}) {
+              if (isa == ESP_ISA_SCALAR && threads == 2) continue;  // the same pieces, as the others show
               CHECK(esp_threads_set(threads) == ESP_OK);
               const uint64_t h = everything(c, dtype, y_dtype, observer, symmetric, offset);
               if (isa == ESP_ISA_SCALAR && threads == 1) expected = h;
