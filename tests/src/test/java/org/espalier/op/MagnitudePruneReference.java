@@ -1,6 +1,7 @@
 package org.espalier.op;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 
@@ -9,13 +10,7 @@ final class MagnitudePruneReference {
   private MagnitudePruneReference() {}
 
   /** One weight and where it lies. */
-  private record Place(int tensor, int index, double magnitude) {
-    static Place of(int tensor, int index, float weight) {
-      double magnitude = Math.abs((double) weight);
-      // A NaN is beyond infinity, and compare() orders it so.
-      return new Place(tensor, index, magnitude);
-    }
-  }
+  private record Place(int index, double magnitude) {}
 
   /**
    * The new masks.
@@ -56,7 +51,7 @@ final class MagnitudePruneReference {
         for (int j = 0; j < group; j++) {
           int i = block + j * inner + column;
           if (earlier == null || earlier[i]) {
-            places.add(Place.of(0, i, weights[i]));
+            places.add(new Place(i, Math.abs((double) weights[i])));
           }
         }
         places.sort(Comparator.comparingDouble(Place::magnitude)); // stable: ties in order
@@ -70,40 +65,55 @@ final class MagnitudePruneReference {
 
   /** The k-th smallest magnitude of what an earlier mask keeps; k from 1. */
   static double kthSmallest(float[][] weights, boolean[][] earlier, long k) {
-    List<Double> magnitudes = new ArrayList<>();
-    for (int t = 0; t < weights.length; t++) {
-      for (int i = 0; i < weights[t].length; i++) {
-        if (earlier[t] == null || earlier[t][i]) {
-          magnitudes.add(Math.abs((double) weights[t][i]));
-        }
-      }
-    }
-    magnitudes.sort(null);
-    return magnitudes.get((int) k - 1);
+    return sorted(weights, earlier)[(int) k - 1];
   }
 
   private static void prune(
       float[][] weights, boolean[][] keep, int from, int to, MagnitudePrune.Rule rule) {
-    List<Place> places = new ArrayList<>();
-    long all = 0;
-    for (int t = from; t < to; t++) {
-      all += weights[t].length;
-      for (int i = 0; i < weights[t].length; i++) {
-        if (keep[t][i]) {
-          places.add(Place.of(t, i, weights[t][i]));
-        }
-      }
-    }
+    float[][] scope = Arrays.copyOfRange(weights, from, to);
+    boolean[][] kept = Arrays.copyOfRange(keep, from, to); // the same rows
+    double[] sorted = sorted(scope, kept);
+    long all = Arrays.stream(scope).mapToLong(w -> w.length).sum();
     long k;
     if (rule instanceof MagnitudePrune.Amount amount) {
-      k = (long) Math.rint(amount.fraction() * places.size());
+      k = (long) Math.rint(amount.fraction() * sorted.length);
     } else if (rule instanceof MagnitudePrune.Sparsity sparsity) {
-      k = Math.max(0, (long) Math.rint(sparsity.fraction() * all) - (all - places.size()));
+      k = Math.max(0, (long) Math.rint(sparsity.fraction() * all) - (all - sorted.length));
     } else {
       k = ((MagnitudePrune.Count) rule).count();
     }
-    places.sort(Comparator.comparingDouble(Place::magnitude)); // stable: ties in list order
-    places.stream().limit(k).forEach(place -> keep[place.tensor()][place.index()] = false);
+    if (k == 0) {
+      return;
+    }
+    // All below the k-th go and, of those that are as large, the first in list order.
+    double last = sorted[(int) k - 1];
+    long ties = k;
+    for (int i = 0; i < k && Double.compare(sorted[i], last) < 0; i++) {
+      ties--;
+    }
+    for (int t = 0; t < scope.length; t++) {
+      for (int i = 0; i < scope[t].length; i++) {
+        int order = Double.compare(Math.abs((double) scope[t][i]), last);
+        if (kept[t][i] && (order < 0 || order == 0 && ties-- > 0)) {
+          kept[t][i] = false;
+        }
+      }
+    }
+  }
+
+  /** The magnitudes of what is kept, smallest first; a NaN is beyond infinity. */
+  private static double[] sorted(float[][] weights, boolean[][] keep) {
+    double[] magnitudes = new double[Arrays.stream(weights).mapToInt(w -> w.length).sum()];
+    int n = 0;
+    for (int t = 0; t < weights.length; t++) {
+      for (int i = 0; i < weights[t].length; i++) {
+        if (keep[t] == null || keep[t][i]) {
+          magnitudes[n++] = Math.abs((double) weights[t][i]);
+        }
+      }
+    }
+    Arrays.sort(magnitudes, 0, n);
+    return Arrays.copyOf(magnitudes, n);
   }
 
   private static MagnitudePrune.Scope scope(MagnitudePrune.Rule rule) {

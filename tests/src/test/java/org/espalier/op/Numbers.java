@@ -1,5 +1,6 @@
 package org.espalier.op;
 
+import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Random;
@@ -25,17 +26,35 @@ public final class Numbers {
   private record Sequence(int n, long seed) {}
 
   /** What {@link #floats} made lately; the tests of all variants ask for the same. */
-  private static final Map<Sequence, float[]> MADE =
-      new LinkedHashMap<>(16, 0.75f, true) {
-        @Override
-        protected boolean removeEldestEntry(Map.Entry<Sequence, float[]> eldest) {
-          return size() > 64;
-        }
-      };
+  private static final Map<Sequence, float[]> MADE = new LinkedHashMap<>(16, 0.75f, true);
+
+  /** As many as three steps of an optimizer's test take. */
+  private static final int KEPT = 10_000_000;
+
+  private static int kept;
+
+  /** Every F16, widened. */
+  private static final float[] HALVES = new float[1 << 16];
+
+  static {
+    for (int bits = 0; bits < HALVES.length; bits++) {
+      HALVES[bits] = widened((short) bits);
+    }
+  }
 
   /** Normal deviates with zeros of both signs, denormals and large values among them. */
   public static synchronized float[] floats(int n, long seed) {
-    return MADE.computeIfAbsent(new Sequence(n, seed), Numbers::make).clone();
+    float[] made = MADE.get(new Sequence(n, seed));
+    if (made == null) {
+      made = make(new Sequence(n, seed));
+      MADE.put(new Sequence(n, seed), made);
+      kept += n;
+      for (Iterator<float[]> eldest = MADE.values().iterator(); kept > KEPT && eldest.hasNext(); ) {
+        kept -= eldest.next().length;
+        eldest.remove();
+      }
+    }
+    return made.clone();
   }
 
   private static float[] make(Sequence sequence) {
@@ -150,6 +169,10 @@ public final class Numbers {
     if (dtype == DType.BF16) {
       return Float.intBitsToFloat((bits & 0xffff) << 16);
     }
+    return HALVES[bits & 0xffff];
+  }
+
+  private static float widened(short bits) {
     int exponent = bits >> 10 & 31;
     int fraction = bits & 1023;
     float magnitude;

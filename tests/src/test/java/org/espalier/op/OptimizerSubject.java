@@ -244,9 +244,11 @@ abstract class OptimizerSubject<S extends WorkingCopyReference.State> implements
       assertArrayEquals(expected, actual, what + " gate");
     }
     if (copy == Copy.INT8) {
+      byte[] expected = new byte[n];
       for (int i = 0; i < n; i++) {
-        assertEquals(state.integers[i], integers.get(i), what + " integer " + i);
+        expected[i] = (byte) state.integers[i];
       }
+      assertArrayEquals(expected, bytes(integers, n), what + " integers");
     } else if (copy != Copy.NONE) {
       float[] values = new float[n];
       for (int i = 0; i < n; i++) {
