@@ -473,6 +473,7 @@ void start(Block* block, Grid* grid, uint3 index, int64_t launched) {
     Fiber* const fiber = block->fibers + t;
     const unsigned u = static_cast<unsigned>(t);
     char* const stack = fiber->stack;
+    [[maybe_unused]] const bool returned = fiber->exited;
     *fiber = Fiber();
     fiber->stack = stack;
     fiber->thread = {u % size.x, u / size.x % size.y, u / size.x / size.y};
@@ -485,7 +486,7 @@ void start(Block* block, Grid* grid, uint3 index, int64_t launched) {
     fiber->waits_in = "its beginning";
     identify(fiber, launched + t);
 #if defined(EMULATOR_ASAN)
-    __asan_unpoison_memory_region(fiber->stack, stack_bytes);
+    if (!returned) __asan_unpoison_memory_region(fiber->stack, stack_bytes);  // else its frames did
 #endif
     void** top = reinterpret_cast<void**>(fiber->stack + stack_bytes);
     *--top = nullptr;  // ends a backtrace, and aligns the stack as a call would
