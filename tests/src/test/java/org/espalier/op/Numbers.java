@@ -157,8 +157,10 @@ public final class Numbers {
     } else {
       double a = Math.abs((double) x);
       int exponent = a == 0 ? minExponent : Math.max(Math.getExponent(a), minExponent);
-      // In units of the last place; a carry walks into the exponent by itself. The power of two is exact.
-      long units = (long) Math.rint(a * Math.scalb(1.0, mantissa - exponent));
+      // In units of the last place; a carry walks into the exponent by itself. The power of two is
+      // made of its bits, for speed.
+      double unit = Double.longBitsToDouble((long) (mantissa - exponent + 1023) << 52);
+      long units = (long) Math.rint(a * unit);
       magnitude = (int) (units + ((long) (exponent - minExponent) << mantissa));
       magnitude = Math.min(magnitude, infinity);
     }
