@@ -141,8 +141,7 @@ final class Compiler {
   }
 
   private void addUnknown(NodeProto n, long opset, Set<String> unknown) {
-    boolean own = n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx");
-    if (!own) {
+    if (!OnnxModel.isOwn(n)) {
       unknown.add(n.getDomain() + "." + n.getOpType());
     } else if (operator(n.getOpType(), opset) == null) {
       boolean older = control.containsKey(n.getOpType());

@@ -45,7 +45,7 @@ final class Fusion {
     List<Source> sources = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
       Source s = null;
-      if (n.getDomain().isEmpty() || n.getDomain().equals("ai.onnx")) {
+      if (OnnxModel.isOwn(n)) {
         s =
             switch (n.getOpType()) {
               case "Add" -> fusion.add(n);
@@ -247,7 +247,7 @@ final class Fusion {
 
   private NodeProto producer(String value, String type) {
     NodeProto n = producers.get(value);
-    return n != null && n.getOpType().equals(type) && n.getDomain().isEmpty() ? n : null;
+    return n != null && OnnxModel.isOwn(n) && n.getOpType().equals(type) ? n : null;
   }
 
   private boolean isVector(String value) {

@@ -103,7 +103,7 @@ public final class GraphParameters {
   }
 
   private void visit(NodeProto n) {
-    if (!n.getDomain().isEmpty() && !n.getDomain().equals("ai.onnx")) {
+    if (!OnnxModel.isOwn(n)) {
       return;
     }
     int[] inputs =

@@ -76,7 +76,7 @@ final class ScriptTable {
   }
 
   private static void addUnknown(NodeProto n, Set<String> unknown) {
-    if (!n.getDomain().isEmpty() && !n.getDomain().equals("ai.onnx")) {
+    if (!OnnxModel.isOwn(n)) {
       unknown.add(n.getDomain() + "." + n.getOpType());
     } else if (!ENTRIES.containsKey(n.getOpType()) && !n.getOpType().equals("Constant")) {
       unknown.add(n.getOpType());
