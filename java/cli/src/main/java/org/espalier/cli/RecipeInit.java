@@ -37,7 +37,7 @@ import picocli.CommandLine.Option;
     })
 final class RecipeInit implements Callable<Integer> {
   /** Of fewer examples a fifth each is held out to validate and to evaluate, not what is usual. */
-  private static final long FEW = 2 * (256 + 400);
+  private static final long FEW = 2L * (RecipeSchema.VALIDATION + RecipeSchema.EVALUATION);
 
   @Mixin private CommonOptions common;
 

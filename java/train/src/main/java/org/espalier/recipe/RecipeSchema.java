@@ -20,6 +20,12 @@ import org.espalier.recipe.SettingType.Whole;
 
 /** The list of all keys of a recipe: what is checked, what is documented, and what stands by default. */
 public final class RecipeSchema {
+  /** Examples that are held out to validate, where a recipe does not say how many. */
+  public static final int VALIDATION = 256;
+
+  /** Examples that are held out for the report, where a recipe does not say how many. */
+  public static final int EVALUATION = 400;
+
   private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
 
   private static final SettingType FILE =
@@ -128,10 +134,13 @@ public final class RecipeSchema {
                           optional(
                               "validation",
                               COUNT,
-                              "256",
+                              Integer.toString(VALIDATION),
                               "So many are held out to find the best state of a stage."),
                           optional(
-                              "evaluation", COUNT, "400", "So many are held out for the report."),
+                              "evaluation",
+                              COUNT,
+                              Integer.toString(EVALUATION),
+                              "So many are held out for the report."),
                           optional(
                               "calibration",
                               COUNT,
