@@ -588,6 +588,11 @@ stages:
     }
 
     @Override
+    public void checkComparable(Path model) {
+      host.checkComparable(model);
+    }
+
+    @Override
     public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
       return host.compare(reference, candidate, texts);
     }

@@ -155,4 +155,36 @@ class HalfModelsTest {
         "-o",
         folder.resolve("out"));
   }
+
+  /** ONNX Runtime has no Relu for bfloat16 on CPUs; that is said before a stage trains. */
+  @Test
+  void whatOnnxRuntimeDoesNotRunIsRefusedBeforeItIsTrained() throws IOException {
+    Files.write(folder.resolve("float.onnx"), SmallModels.mlp().toByteArray());
+    Files.write(
+        folder.resolve("bfloat16.onnx"),
+        HalfModels.inside(SmallModels.mlp(), DataType.BFLOAT16).toByteArray());
+    RawSafetensors.write(
+        examples,
+        Map.of(),
+        Map.of(
+            new TensorSpec("x", SafetensorsDtype.F32, List.of((long) N, 8L)), new byte[4 * N * 8]));
+    Path recipe = folder.resolve("recipe.yaml");
+    for (String models :
+        new String[] {
+          "model: {file: bfloat16.onnx}", "model: {file: float.onnx}\nstudent: {file: bfloat16.onnx}"
+        }) {
+      Files.writeString(
+          recipe,
+          models
+              + """
+
+              data: {examples: x.safetensors, validation: 32, evaluation: 64}
+              stages:
+                - {kind: prune, sparsity: 0.25, steps: 8, batch: 16}
+              """);
+      String[] said = {"bfloat16.onnx: ONNX Runtime cannot load it", "Relu"};
+      Run.refused(folder, said, "recipe", "check", recipe);
+      Run.refused(folder, said, "compress", recipe, "-o", folder.resolve("out"));
+    }
+  }
 }

@@ -24,6 +24,7 @@ import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.RegressionEvaluator;
+import org.espalier.evaluate.RuntimeModel;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
@@ -122,6 +123,11 @@ final class CommandHost implements RunHost, AutoCloseable {
   @Override
   public ActivationSource calibration(Examples.Labelled examples) {
     return new ExampleActivations(tensors(examples), Machine.threads());
+  }
+
+  @Override
+  public void checkComparable(Path model) {
+    new RuntimeModel(model).close();
   }
 
   @Override

@@ -12,7 +12,7 @@ import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 
 /** A model in ONNX Runtime, on one thread. */
-final class RuntimeModel implements AutoCloseable {
+public final class RuntimeModel implements AutoCloseable {
   private final String name;
   private final OrtSession session;
 
@@ -21,7 +21,7 @@ final class RuntimeModel implements AutoCloseable {
    *
    * @throws InputException where ONNX Runtime refuses the file
    */
-  RuntimeModel(Path file) {
+  public RuntimeModel(Path file) {
     this(
         file.toString(),
         options -> OrtEnvironment.getEnvironment().createSession(file.toString(), options));

@@ -100,7 +100,7 @@ public final class RecipeRun {
     }
     found.put("stages", recipe.stages().stages().size());
     found.put("steps", steps);
-    try (Compression compression = inputs.compression(null, TorchDevice.CPU)) {
+    try (Compression compression = inputs.compression(null, TorchDevice.CPU, true)) {
       found.put("weights", compression.layers().size());
     }
     return found;
@@ -136,8 +136,21 @@ public final class RecipeRun {
       model = read(modelFile);
     }
 
-    /** What carries the recipe out, after the checks that need the model. */
-    Compression compression(Path cache, TorchDevice device) {
+    /** A stage ends with a comparison in ONNX Runtime, which may lack an operator for a type. */
+    private void checkComparable() {
+      for (Path file : studentFile == null ? List.of(modelFile) : List.of(modelFile, studentFile)) {
+        if (!isScript(file)) {
+          host.checkComparable(file);
+        }
+      }
+    }
+
+    /**
+     * What carries the recipe out, after the checks that need the model.
+     *
+     * @param begins whether nothing has been trained yet
+     */
+    Compression compression(Path cache, TorchDevice device, boolean begins) {
       Compression.Job job = job(cache);
       OnnxModel trained = OnnxCompression.trainable(job.model());
       List<String> weights = OnnxWeights.of(trained).stream().map(OnnxWeight::name).toList();
@@ -158,6 +171,9 @@ public final class RecipeRun {
         }
         if (recipe.formats().contains("torchscript")) {
           checkScript(trained);
+        }
+        if (begins) {
+          checkComparable();
         }
       } catch (InputException e) {
         compression.close();
@@ -250,10 +266,11 @@ public final class RecipeRun {
     RunData data = inputs.data;
     CheckpointFile checkpoint = new CheckpointFile(state.resolve(CHECKPOINT), identity(inputs));
     ReportBuilder report = new ReportBuilder(recipe);
-    try (Compression compression = inputs.compression(state.resolve(TEACHER_CACHE), device);
+    boolean begins = !resume || !checkpoint.exists();
+    try (Compression compression = inputs.compression(state.resolve(TEACHER_CACHE), device, begins);
         RunLock lock = lock(state)) {
       Path reference = inputs.reference(state);
-      if (resume && checkpoint.exists()) {
+      if (!begins) {
         report.restore(checkpoint.read(compression::restore));
         host.note("going on from " + state.resolve(CHECKPOINT));
       }

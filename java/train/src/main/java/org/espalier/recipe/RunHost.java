@@ -39,6 +39,13 @@ public interface RunHost {
   /** Runs labelled examples for calibration. */
   ActivationSource calibration(Examples.Labelled examples);
 
+  /**
+   * Looks whether a model can be compared.
+   *
+   * @throws org.espalier.InputException where ONNX Runtime does not load it
+   */
+  void checkComparable(Path model);
+
   /** How closely a model follows another on texts, as names with numbers. */
   Map<String, Object> compare(Path reference, Path candidate, List<String> texts);
 
