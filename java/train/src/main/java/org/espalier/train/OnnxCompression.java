@@ -9,7 +9,6 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
-import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HexFormat;
@@ -49,9 +48,6 @@ import org.espalier.train.TrainingListener.Validation;
 public final class OnnxCompression implements Compression {
   /** What is older is raised first. */
   private static final int OLDEST_OPSET = 11;
-
-  /** The start of a saved run; the last digit is the version of its layout. */
-  private static final int MAGIC = 0x45535004;
 
   private final CompressionPlan plan;
   private final Job job;
@@ -611,53 +607,38 @@ public final class OnnxCompression implements Compression {
   @Override
   public void save(OutputStream stream) throws IOException {
     DataOutputStream out = new DataOutputStream(stream);
-    out.writeInt(MAGIC);
-    writeText(key(), out);
+    SavedRun.writeMagic(out);
+    SavedRun.writeText(key(), out);
     out.writeInt(stageIndex);
     out.writeInt(reports.size());
     for (StageReport r : reports) {
-      write(r.before(), out);
-      write(r.changed(), out);
-      write(r.after(), out);
+      SavedRun.write(r.before(), out);
+      SavedRun.write(r.changed(), out);
+      SavedRun.write(r.after(), out);
       out.writeLong(r.steps());
       out.writeDouble(r.seconds());
     }
     out.writeBoolean(quantizer != null);
     if (quantizer != null) {
-      ByteBuffer bytes = form.toBuffer();
-      byte[] model = new byte[bytes.remaining()];
-      bytes.get(model);
-      out.writeInt(model.length);
-      out.write(model);
+      SavedRun.write(form, out);
     }
     if (fixed != null) {
-      for (Map.Entry<String, ActivationRange> e : new TreeMap<>(fixed.ranges()).entrySet()) {
-        out.writeFloat(e.getValue().min());
-        out.writeFloat(e.getValue().max());
+      for (ActivationRange range : new TreeMap<>(fixed.ranges()).values()) {
+        SavedRun.write(range, out);
       }
       if (fixed.learned() != null) {
         fixed.learned().writeUnits(out);
       }
     }
     for (TrainedWeight w : weights) {
-      writeText(w.name(), out);
-      w.latent().write(out);
-      if (w.isQuantized()) {
-        w.scales().write(out);
-        if (w.ends() != null) {
-          w.ends().write(out);
-        }
-      }
-      out.writeBoolean(w.mask() != null);
-      if (w.mask() != null) {
-        w.mask().write(out);
-      }
+      SavedRun.writeText(w.name(), out);
+      w.save(out);
     }
     out.writeBoolean(progress != null);
     if (progress != null) {
-      write(progress.before, out);
-      write(progress.changed, out);
-      write(progress.best, out);
+      SavedRun.write(progress.before, out);
+      SavedRun.write(progress.changed, out);
+      SavedRun.write(progress.best, out);
       out.writeLong(progress.step);
       out.writeDouble(progress.startSparsity);
       out.writeDouble(progress.seconds);
@@ -671,7 +652,7 @@ public final class OnnxCompression implements Compression {
         }
       }
     }
-    out.writeInt(MAGIC);
+    SavedRun.writeMagic(out);
     out.flush();
   }
 
@@ -679,36 +660,6 @@ public final class OnnxCompression implements Compression {
   private String key() {
     List<String> stages = plan.stages().stream().map(s -> s.name() + "/" + s.training()).toList();
     return HexFormat.of().formatHex(modelDigest) + " " + plan.seed() + " " + stages;
-  }
-
-  /** Names of weights may be longer than what {@link DataOutputStream#writeUTF} takes. */
-  private static void writeText(String text, DataOutputStream out) throws IOException {
-    byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
-    out.writeInt(bytes.length);
-    out.write(bytes);
-  }
-
-  private static String readText(DataInputStream in) throws IOException {
-    int length = in.readInt();
-    if (length < 0) {
-      throw new InputException("the saved run is damaged: a text of " + length + " bytes");
-    }
-    byte[] bytes = in.readNBytes(length);
-    if (bytes.length < length) {
-      throw new EOFException();
-    }
-    return new String(bytes, StandardCharsets.UTF_8);
-  }
-
-  private static void write(Validation v, DataOutputStream out) throws IOException {
-    out.writeLong(v.step());
-    out.writeDouble(v.loss());
-    out.writeDouble(v.quality());
-    out.writeBoolean(v.best());
-  }
-
-  private static Validation readValidation(DataInputStream in) throws IOException {
-    return new Validation(in.readLong(), in.readDouble(), in.readDouble(), in.readBoolean());
   }
 
   @Override
@@ -722,8 +673,8 @@ public final class OnnxCompression implements Compression {
   }
 
   private void restore(DataInputStream in) throws IOException {
-    requireMagic(in);
-    String key = readText(in);
+    SavedRun.requireMagic(in);
+    String key = SavedRun.readText(in);
     if (!key.equals(key())) {
       throw new InputException(
           "the saved run is of another model or plan: it is of " + key + ", this is " + key());
@@ -739,28 +690,19 @@ public final class OnnxCompression implements Compression {
       reports.add(
           new StageReport(
               plan.stages().get(i),
-              readValidation(in),
-              readValidation(in),
-              readValidation(in),
+              SavedRun.readValidation(in),
+              SavedRun.readValidation(in),
+              SavedRun.readValidation(in),
               in.readLong(),
               in.readDouble()));
     }
     if (in.readBoolean()) {
-      int length = in.readInt();
-      if (length < 0) {
-        throw new InputException("the saved run is damaged: a model of " + length + " bytes");
-      }
-      byte[] model = in.readNBytes(length);
-      if (model.length < length) {
-        throw new EOFException();
-      }
-      ByteBuffer direct = ByteBuffer.allocateDirect(length).put(model).flip();
-      OnnxModel prepared = OnnxModel.read(direct, job.model().name());
+      OnnxModel prepared = SavedRun.readModel(in, job.model().name());
       quantizer = quantizer(quantization(), prepared);
       if (quantizer instanceof StaticQuantizer s) {
         Map<String, ActivationRange> ranges = new HashMap<>();
         for (String activation : new TreeSet<>(s.activations())) {
-          ranges.put(activation, readRange(in));
+          ranges.put(activation, SavedRun.readRange(in));
         }
         s.setRanges(ranges);
       }
@@ -770,29 +712,18 @@ public final class OnnxCompression implements Compression {
       }
     }
     for (TrainedWeight w : weights) {
-      String name = readText(in);
+      String name = SavedRun.readText(in);
       if (!name.equals(w.name())) {
         throw new InputException(
             "the saved run is damaged: the weight " + name + " instead of " + w.name());
       }
-      w.latent().read(in);
-      if (w.isQuantized()) {
-        w.scales().read(in);
-        if (w.ends() != null) {
-          w.ends().read(in);
-        }
-      }
-      if (in.readBoolean()) {
-        w.makeMask();
-        w.mask().read(in);
-      }
-      w.renew();
+      w.restore(in);
     }
     if (in.readBoolean()) {
       Progress saved = new Progress();
-      saved.before = readValidation(in);
-      saved.changed = readValidation(in);
-      saved.best = readValidation(in);
+      saved.before = SavedRun.readValidation(in);
+      saved.changed = SavedRun.readValidation(in);
+      saved.best = SavedRun.readValidation(in);
       saved.step = in.readLong();
       saved.startSparsity = in.readDouble();
       saved.seconds = in.readDouble();
@@ -813,24 +744,7 @@ public final class OnnxCompression implements Compression {
         }
       }
     }
-    requireMagic(in);
-  }
-
-  private static ActivationRange readRange(DataInputStream in) throws IOException {
-    float min = in.readFloat();
-    float max = in.readFloat();
-    if (!(min <= 0 && max >= 0 && Float.isFinite(max - min))) {
-      throw new InputException("the saved run is damaged: a range [" + min + ", " + max + "]");
-    }
-    return new ActivationRange(min, max);
-  }
-
-  private static void requireMagic(DataInputStream in) throws IOException {
-    int found = in.readInt();
-    if (found != MAGIC) {
-      throw new InputException(
-          String.format("no saved run, or one of another version: %08x, not %08x", found, MAGIC));
-    }
+    SavedRun.requireMagic(in);
   }
 
   private Quantization quantization() {

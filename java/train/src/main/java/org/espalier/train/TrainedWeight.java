@@ -1,5 +1,8 @@
 package org.espalier.train;
 
+import java.io.DataInputStream;
+import java.io.DataOutputStream;
+import java.io.IOException;
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.Tensor;
@@ -236,6 +239,37 @@ final class TrainedWeight implements AutoCloseable {
 
   BytePointer maskBits() {
     return mask == null ? null : mask.bytes();
+  }
+
+  /** Writes what {@link #restore} reads. */
+  void save(DataOutputStream out) throws IOException {
+    latent().write(out);
+    if (isQuantized()) {
+      scales.write(out);
+      if (ends != null) {
+        ends.write(out);
+      }
+    }
+    out.writeBoolean(mask != null);
+    if (mask != null) {
+      mask.write(out);
+    }
+  }
+
+  /** Takes what was saved of a weight that lies on a grid where this one does. */
+  void restore(DataInputStream in) throws IOException {
+    latent().read(in);
+    if (isQuantized()) {
+      scales.read(in);
+      if (ends != null) {
+        ends.read(in);
+      }
+    }
+    if (in.readBoolean()) {
+      makeMask();
+      mask.read(in);
+    }
+    renew();
   }
 
   @Override
