@@ -555,6 +555,61 @@ stages:
         "export.formats=compressed-tensors");
   }
 
+  /** Training sees the main graph; what a branch multiplies with is rounded, and nothing crashes. */
+  @Test
+  void weightsInABranchBecomeIntegersThatNothingTrains() throws IOException {
+    Random random = new Random(6);
+    GraphProto.Builder branch =
+        GraphProto.newBuilder()
+            .setName("branch")
+            .addInitializer(SmallModels.floats("inner", random, 1, 6, 4))
+            .addNode(SmallModels.node("MatMul", "inside", List.of("h", "inner"), "m"))
+            .addOutput(SmallModels.value("m", DataType.FLOAT, -1, 4));
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("branches")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+            .addInitializer(SmallModels.floats("zero", random, 1, 1))
+            .addNode(
+                SmallModels.node(
+                    "ReduceSum", "sum", List.of("x"), "s", SmallModels.attribute("keepdims", 0)))
+            .addNode(SmallModels.node("Greater", "greater", List.of("s", "zero"), "c"))
+            .addNode(SmallModels.choice("choice", "c", "y", branch))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 4));
+    GraphProto.Builder mixed = graph.clone();
+    mixed
+        .addInitializer(SmallModels.floats("outer", random, 1, 8, 6))
+        .addNode(0, SmallModels.node("MatMul", "outside", List.of("x", "outer"), "h"));
+    Files.write(folder.resolve("mlp.onnx"), SmallModels.model(13, mixed).toByteArray());
+    String stages = "stages:\n  - {kind: quantize, steps: 6, batch: 16, learning-rate: 1e-3}\n";
+    Files.writeString(
+        recipe,
+        "model: {file: mlp.onnx}\n"
+            + "data: {examples: examples.safetensors, validation: 32, evaluation: 64}\n"
+            + stages);
+    JsonNode report = Run.of("compress", recipe, "-o", folder.resolve("out"), "--json").json();
+    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.999, report.toString());
+    OnnxModel made = OnnxModel.read(folder.resolve("out/model-int8.onnx"));
+    assertTrue(
+        made.allProducers().values().stream().noneMatch(n -> n.getOpType().equals("MatMul")));
+
+    // The same with nothing but the branch.
+    graph.addNode(0, SmallModels.node("Slice", "cut", List.of("x", "from", "to", "axis"), "h"));
+    graph
+        .addInitializer(SmallModels.int64s("from", 0))
+        .addInitializer(SmallModels.int64s("to", 6))
+        .addInitializer(SmallModels.int64s("axis", 1));
+    Files.write(folder.resolve("mlp.onnx"), SmallModels.model(13, graph).toByteArray());
+    Run.refused(
+        folder,
+        new String[] {"stage quantize", "mlp.onnx has nothing to train", "steps: 0"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("other"));
+    Run.of("compress", recipe, "-o", folder.resolve("other"), "--set", "quantize.steps=0").done();
+  }
+
   /** Asks for a stop after so many calls for progress. */
   private record Impatient(CommandHost host, int[] left) implements RunHost {
     @Override

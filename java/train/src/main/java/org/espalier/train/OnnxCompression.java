@@ -146,6 +146,15 @@ public final class OnnxCompression implements Compression {
     check.run(graph);
     passes.read(check.logitRows());
     for (Stage stage : plan.stages()) {
+      if (weights.isEmpty() && stage.training().isAny()) {
+        throw new InputException(
+            "stage "
+                + stage.name()
+                + ": "
+                + job.model().name()
+                + " has nothing to train but embeddings and what lies in branches of If and bodies"
+                + " of Loop, which training leaves as they are; steps: 0 trains nothing");
+      }
       if (stage instanceof Stage.Prune p) {
         check.prunes(stage.name(), p.pruning(), candidates(p.pruning()));
       } else if (stage instanceof Stage.Quantize q) {

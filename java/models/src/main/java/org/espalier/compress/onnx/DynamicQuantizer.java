@@ -180,7 +180,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     OnnxModel.Names names = model.names();
     Map<String, double[]> biasChanges = new HashMap<>();
     Map<String, String> weights = new HashMap<>();
-    for (ProductSite s : sites) {
+    for (ProductSite s : trainedSites()) {
       for (Product p : s.products) {
         float[] w = p.matrix(model);
         p.value = names.unique(p.name + TrainableQuantizer.LATENT);
@@ -223,7 +223,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   @Override
   public List<QuantizedProduct> products() {
     List<QuantizedProduct> result = new ArrayList<>();
-    for (ProductSite s : sites) {
+    for (ProductSite s : trainedSites()) {
       for (Product p : s.products) {
         Rounded r = rounded.computeIfAbsent(p, this::nearest);
         result.add(
@@ -232,6 +232,11 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       }
     }
     return result;
+  }
+
+  /** Those of the main graph; what lies in a branch or body is rounded as it is. */
+  private List<ProductSite> trainedSites() {
+    return sites.stream().filter(s -> !s.inner).toList();
   }
 
   private Rounded nearest(Product p) {
