@@ -41,6 +41,16 @@ class ExampleLinesTest {
     assertArrayEquals(new float[] {3, 4}, values.csv("1,2,3,4").values());
   }
 
+  /** A reader of lines has no use for what the parser says of its source. */
+  @Test
+  void saysWhereJsonIsWrongAndNothingOfTheParser() {
+    String said =
+        assertThrows(InputException.class, () -> classes.json("{\"features\": [1, 2]"))
+            .getMessage();
+    assertTrue(said.endsWith("(start marker at line: 1, column: 1)"), said);
+    assertFalse(said.contains("Source"), said);
+  }
+
   @ParameterizedTest
   @ValueSource(
       strings = {

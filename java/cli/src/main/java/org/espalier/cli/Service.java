@@ -31,6 +31,7 @@ import java.util.concurrent.TimeUnit;
 import org.eclipse.jetty.http.HttpHeader;
 import org.eclipse.jetty.server.Request;
 import org.espalier.InputException;
+import org.espalier.format.JsonReason;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
 import org.espalier.online.Learnable;
@@ -375,7 +376,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     try {
       json = JSON.readTree(text);
     } catch (JsonProcessingException e) {
-      throw new InputException("it is not JSON: " + e.getOriginalMessage(), e);
+      throw new InputException("it is not JSON: " + JsonReason.of(e), e);
     }
     JsonNode id = json == null ? null : json.get("id");
     if (id == null || !id.isTextual() && !id.isIntegralNumber()) {

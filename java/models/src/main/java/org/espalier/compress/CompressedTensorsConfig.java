@@ -12,6 +12,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.format.JsonReason;
 
 /**
  * The {@code quantization_config} of a model in the compressed-tensors layout, in the one form that
@@ -130,7 +131,7 @@ record CompressedTensorsConfig(
     try {
       return JSON.treeToValue(json, CompressedTensorsConfig.class);
     } catch (JsonProcessingException e) {
-      throw new InputException(where + ": " + KEY + ": " + e.getOriginalMessage(), e);
+      throw new InputException(where + ": " + KEY + ": " + JsonReason.of(e), e);
     }
   }
 }

@@ -13,6 +13,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.format.JsonReason;
 
 /** The {@code config.json} of a model's folder, as far as quantizing it is concerned. */
 final class ModelConfig {
@@ -63,7 +64,7 @@ final class ModelConfig {
       }
       json = JSON.readTree(Files.readAllBytes(path));
     } catch (JsonProcessingException e) {
-      throw new InputException(path + " is not valid JSON: " + e.getOriginalMessage(), e);
+      throw new InputException(path + " is not valid JSON: " + JsonReason.of(e), e);
     } catch (IOException e) {
       throw new InputException("cannot read " + path + ": " + e.getMessage(), e);
     }

@@ -28,6 +28,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.format.JsonReason;
 
 /** The store's JSON files. Whoever can write to the folder may have changed them. */
 final class Records {
@@ -89,7 +90,7 @@ final class Records {
       json = JSON.readTree(parser);
     } catch (IOException e) {
       String reason =
-          e instanceof JsonProcessingException p ? p.getOriginalMessage() : e.getMessage();
+          e instanceof JsonProcessingException p ? JsonReason.of(p) : e.getMessage();
       throw new InputException(file + " is damaged: " + reason, e);
     }
     if (json == null || !json.isObject()) {

@@ -11,6 +11,7 @@ import java.io.IOException;
 import java.util.Arrays;
 import java.util.Locale;
 import org.espalier.InputException;
+import org.espalier.format.JsonReason;
 import org.espalier.format.safetensors.Names;
 
 /**
@@ -131,7 +132,7 @@ public final class ExampleLines {
         throw new InputException("it goes on after its JSON object");
       }
     } catch (JsonProcessingException e) {
-      throw new InputException("it is not JSON: " + e.getOriginalMessage(), e);
+      throw new InputException("it is not JSON: " + JsonReason.of(e), e);
     } catch (IOException e) {
       throw new InputException("it cannot be read: " + e.getMessage(), e);
     }

@@ -9,6 +9,7 @@ import java.io.IOException;
 import java.io.InputStreamReader;
 import java.nio.charset.CodingErrorAction;
 import java.nio.charset.StandardCharsets;
+import org.espalier.format.JsonReason;
 
 /**
  * A parser for JSON that nobody vouches for: strict UTF-8, bounded depth and sizes. Duplicate keys
@@ -50,7 +51,7 @@ final class StrictJson {
 
   /** The parser's reason without its source snippet, and the place. */
   static String reason(JsonProcessingException e) {
-    String text = e.getOriginalMessage();
+    String text = JsonReason.of(e);
     if (text.length() > 300) {
       text = text.substring(0, 300) + "…";
     }
