@@ -22,6 +22,7 @@ import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.ModelPair;
+import org.espalier.evaluate.OnnxRuntime;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.RegressionEvaluator;
 import org.espalier.evaluate.RuntimeModel;
@@ -197,7 +198,7 @@ final class CommandHost implements RunHost, AutoCloseable {
     machine.put("threads", Machine.threads());
     machine.put("java", Runtime.version().toString());
     machine.put("libtorch", Libtorch.version());
-    machine.put("onnxruntime", ai.onnxruntime.OrtEnvironment.getEnvironment().getVersion());
+    machine.put("onnxruntime", OnnxRuntime.environment().getVersion());
     machine.put("system", System.getProperty("os.name") + " " + System.getProperty("os.version"));
     return machine;
   }

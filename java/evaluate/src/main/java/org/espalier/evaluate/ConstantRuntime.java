@@ -3,7 +3,6 @@ package org.espalier.evaluate;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.NodeInfo;
 import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtLoggingLevel;
 import ai.onnxruntime.OrtSession;
@@ -32,13 +31,13 @@ public final class ConstantRuntime implements ComputedWeights.Runtime {
 
   @Override
   public List<OnnxInitializer> compute(OnnxModel model, Collection<String> values) {
-    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+    try (OrtSession.SessionOptions options = OnnxRuntime.options()) {
       // Optimizing would compute before the sizes are looked at.
       options.setOptimizationLevel(OrtSession.SessionOptions.OptLevel.NO_OPT);
       options.setIntraOpNumThreads(1);
       options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL);
       try (OrtSession session =
-          OrtEnvironment.getEnvironment().createSession(model.toBuffer(), options)) {
+          OnnxRuntime.environment().createSession(model.toBuffer(), options)) {
         String unknown = unbounded(session.getOutputInfo());
         if (unknown != null) {
           LOG.info("{}: weights stay computed: {}", model.name(), unknown);

@@ -2,7 +2,6 @@ package org.espalier.evaluate;
 
 import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -91,7 +90,7 @@ public final class ExampleTensors {
           fed.put(
               input,
               OnnxTensor.createTensor(
-                  OrtEnvironment.getEnvironment(), bytes, value.shape(), value.type()));
+                  OnnxRuntime.environment(), bytes, value.shape(), value.type()));
         }
       }
       return tensors;

@@ -28,7 +28,7 @@ import org.espalier.format.onnx.TextInput;
  * <p>Runs may overlap from several threads (ONNX Runtime allows it); closing must wait for them.
  */
 public final class OnnxTextModel implements AutoCloseable {
-  private final OrtEnvironment environment = OrtEnvironment.getEnvironment();
+  private final OrtEnvironment environment = OnnxRuntime.environment();
   private final String name;
   private final OrtSession session;
 
@@ -69,7 +69,7 @@ public final class OnnxTextModel implements AutoCloseable {
   }
 
   private static OrtSession.SessionOptions options(int threads) throws OrtException {
-    OrtSession.SessionOptions options = new OrtSession.SessionOptions();
+    OrtSession.SessionOptions options = OnnxRuntime.options();
     options.setIntraOpNumThreads(threads);
     options.setInterOpNumThreads(1);
     return options;

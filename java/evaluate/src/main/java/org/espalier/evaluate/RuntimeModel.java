@@ -1,7 +1,6 @@
 package org.espalier.evaluate;
 
 import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtLoggingLevel;
 import ai.onnxruntime.OrtSession;
@@ -24,7 +23,7 @@ public final class RuntimeModel implements AutoCloseable {
   public RuntimeModel(Path file) {
     this(
         file.toString(),
-        options -> OrtEnvironment.getEnvironment().createSession(file.toString(), options));
+        options -> OnnxRuntime.environment().createSession(file.toString(), options));
   }
 
   /**
@@ -35,12 +34,12 @@ public final class RuntimeModel implements AutoCloseable {
   RuntimeModel(OnnxModel model) {
     this(
         model.name(),
-        options -> OrtEnvironment.getEnvironment().createSession(model.toBuffer(), options));
+        options -> OnnxRuntime.environment().createSession(model.toBuffer(), options));
   }
 
   private RuntimeModel(String name, Loading loading) {
     this.name = name;
-    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+    try (OrtSession.SessionOptions options = OnnxRuntime.options()) {
       options.setIntraOpNumThreads(1);
       options.setInterOpNumThreads(1);
       // Its warnings are of what it could do better, such as constants that nothing uses.

@@ -37,9 +37,9 @@ public final class TensorActivations implements ActivationSource {
 
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
-    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+    try (OrtSession.SessionOptions options = OnnxRuntime.options()) {
       options.setIntraOpNumThreads(threads);
-      OrtEnvironment environment = OrtEnvironment.getEnvironment();
+      OrtEnvironment environment = OnnxRuntime.environment();
       OnnxModel tapped = model.withOutputs(activations);
       try (OrtSession session = environment.createSession(tapped.toBuffer(), options)) {
         Set<String> fetched = new HashSet<>(activations);
