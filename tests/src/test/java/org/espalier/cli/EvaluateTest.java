@@ -17,7 +17,9 @@ class EvaluateTest {
     Path few = Files.writeString(folder.resolve("few"), "One.\n\n\n");
     refused("--texts", onnx, onnx);
     refused("no file or folder", onnx, folder.resolve("x.onnx"), "--texts", texts);
-    refused("cannot be read", onnx, onnx, "--texts", folder.resolve("none"));
+    refused("none: there is no such file", onnx, onnx, "--texts", folder.resolve("none"));
+    Path latin = Files.write(folder.resolve("latin"), new byte[] {'a', (byte) 0xe9, '\n'});
+    refused("latin are not UTF-8; a text a line is right", onnx, onnx, "--texts", latin);
     // No tokenizer, then two, then one that is none.
     refused("neither m-tokenizer.json nor tokenizer.json", onnx, onnx, "--texts", texts);
     Files.writeString(folder.resolve("m-tokenizer.json"), "{}");

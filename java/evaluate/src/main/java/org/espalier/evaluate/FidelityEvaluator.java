@@ -1,7 +1,9 @@
 package org.espalier.evaluate;
 
 import java.io.IOException;
+import java.nio.charset.CharacterCodingException;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -148,8 +150,12 @@ public final class FidelityEvaluator {
         }
       }
       return texts;
+    } catch (CharacterCodingException e) {
+      throw new InputException("texts " + file + " are not UTF-8; a text a line is right", e);
+    } catch (NoSuchFileException e) {
+      throw new InputException("texts " + file + ": there is no such file", e);
     } catch (IOException e) {
-      throw new InputException("texts " + file + " cannot be read as UTF-8 lines: " + e, e);
+      throw new InputException("texts " + file + " cannot be read: " + e.getMessage(), e);
     }
   }
 }
