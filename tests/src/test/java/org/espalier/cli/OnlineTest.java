@@ -255,6 +255,15 @@ class OnlineTest {
     refused("--recipe is missing", "--input", input);
     recipe("loss: cross-entropy\nlearning-rate: fast\n");
     refused("online.yaml, line 2: learning-rate is 'fast'", "--input", input, "--recipe", recipe);
+    recipe("loss: cross-entropy\nlearning-rate: -1\n");
+    refused(
+        "line 2: learning-rate is no learning rate: rate -1.0; a number above 0",
+        "--input",
+        input,
+        "--recipe",
+        recipe);
+    recipe("loss: cross-entropy\nlearning-rate: 1\nmodel: {features: 1000000, outputs: 1000}\n");
+    refused("their product to 268435456, are right", "--input", input, "--recipe", recipe);
     recipe("loss: cross-entropy\nlearning-rate: 1\nmomentun: 0.9\n");
     refused("line 3: momentun is unknown", "--input", input, "--recipe", recipe);
     recipe("loss: cross-entropy\nlearning-rate: 1\n");

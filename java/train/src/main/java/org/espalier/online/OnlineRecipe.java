@@ -158,7 +158,14 @@ public record OnlineRecipe(
     Integer features = model == null ? null : (Integer) model.integer("features");
     Integer outputs = model == null ? null : (Integer) model.integer("outputs");
     if (model != null && (features < 1 || outputs < 1 || (long) features * outputs > 1 << 28)) {
-      throw model.wrong("features and outputs are " + features + " and " + outputs);
+      throw model.wrong(
+          "features and outputs are "
+              + features
+              + " and "
+              + outputs
+              + "; both from 1, and their product to "
+              + (1 << 28)
+              + ", are right");
     }
     top.finish();
     return new OnlineRecipe(top.checked(builder::build), features, outputs, text);
@@ -201,7 +208,12 @@ public record OnlineRecipe(
 
   private static LearningRate rate(Section top) {
     if (top.isScalar("learning-rate")) {
-      return top.checked(() -> new LearningRate.Constant(top.number("learning-rate")));
+      double rate = top.number("learning-rate");
+      try {
+        return new LearningRate.Constant(rate);
+      } catch (IllegalArgumentException e) {
+        throw top.wrongKey("learning-rate", "is no learning rate: " + e.getMessage());
+      }
     }
     Section rate = top.section("learning-rate");
     if (rate == null) {
