@@ -18,7 +18,7 @@ import java.util.function.Predicate;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.CheckpointQuantizer;
-import org.espalier.compress.onnx.ActivationRange;
+import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.FloatWeights;
@@ -123,7 +123,8 @@ final class Quantize implements Callable<Integer> {
       paramLabel = "minmax|percentile:P|mse",
       description =
           "How onnx-qdq chooses the range of an activation: all that was seen, the middle P"
-              + " percent, or what loses least. Default: mse.")
+              + " percent, or what loses least. Default: mse, or minmax where examples that are"
+              + " tensors tell that it costs less.")
   private String clip;
 
   @Option(
@@ -173,25 +174,19 @@ final class Quantize implements Callable<Integer> {
     return 0;
   }
 
+  /** What --clip says; null where it says nothing. */
   private Clipping clipping(Target form) {
     if (clip == null) {
-      return new Clipping.MeanSquaredError();
+      return null;
     }
     if (form != Target.ONNX_QDQ) {
       throw new InputException("--clip is for --to onnx-qdq");
     }
-    if (clip.equals("minmax")) {
-      return new Clipping.MinMax();
-    } else if (clip.equals("mse")) {
-      return new Clipping.MeanSquaredError();
-    } else if (clip.startsWith("percentile:")) {
-      try {
-        return new Clipping.Percentile(Double.parseDouble(clip.substring("percentile:".length())));
-      } catch (IllegalArgumentException e) { // no number, or outside its range
-        throw new InputException("--clip " + clip + ": P must be above 50 and at most 100", e);
-      }
+    try {
+      return Clipping.parse(clip);
+    } catch (InputException e) {
+      throw new InputException("--clip " + e.getMessage(), e);
     }
-    throw new InputException("--clip " + clip + " is none of minmax, percentile:P and mse");
   }
 
   private void rejectForCheckpoint() {
@@ -242,12 +237,15 @@ final class Quantize implements Callable<Integer> {
             new StaticQuantizer(
                 onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
         progress.update("calibrating", 0, 0);
-        Map<String, ActivationRange> ranges =
-            quantizer.calibrate(calibration.fixed(onnx, source, tokenizer, common::note), clipping);
-        skipped.putAll(quantizer.skipped());
+        ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note);
         few = calibration.few(onnx);
-        error = few.map(examples -> new OutputError(onnx, examples));
-        quantizer.setRanges(ranges);
+        error = few.map(tensors -> new OutputError(onnx, tensors));
+        quantizer.setRanges(
+            clipping == null && error.isPresent()
+                ? quantizer.calibrate(examples, error.get())
+                : quantizer.calibrate(
+                    examples, clipping == null ? new Clipping.MeanSquaredError() : clipping));
+        skipped.putAll(quantizer.skipped());
         if (!tensors.replacesDefault()) {
           error
               .map(quantizer::leaveSensitive)

@@ -531,23 +531,11 @@ public record Recipe(
           List.of("clip", "observer-momentum", "freeze-observers-at", "learn-ranges"),
           "it is for form: static");
     }
-    String clip = s.text("clip");
     Clipping clipping;
-    if (clip.equals("minmax")) {
-      clipping = new Clipping.MinMax();
-    } else if (clip.equals("mse")) {
-      clipping = new Clipping.MeanSquaredError();
-    } else if (clip.startsWith("percentile:")) {
-      try {
-        clipping =
-            new Clipping.Percentile(Double.parseDouble(clip.substring("percentile:".length())));
-      } catch (NumberFormatException e) {
-        throw s.wrong("clip", "'" + clip + "'; percentile:99.99, for example");
-      } catch (IllegalArgumentException e) {
-        throw s.wrong("clip", e.getMessage());
-      }
-    } else {
-      throw s.wrong("clip", "'" + clip + "'; it takes minmax, mse or percentile:P");
+    try {
+      clipping = Clipping.parse(s.text("clip"));
+    } catch (InputException e) {
+      throw s.wrong("clip", e.getMessage());
     }
     return new Quantization(
         dynamic ? Quantization.Form.DYNAMIC : Quantization.Form.STATIC,

@@ -7,6 +7,7 @@ import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -39,6 +40,7 @@ import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Quantized models run in ONNX Runtime and answer as the originals do. */
 class StaticQuantizerTest {
@@ -174,6 +176,45 @@ class StaticQuantizerTest {
         assertTrue(error < 0.06, "error " + error);
       }
     }
+  }
+
+  /** Two images of a few large values among many: in one they are noise that nothing reads, in the other they are all. */
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void takesTheRangesThatCostLess(boolean large) throws OrtException {
+    Random random = new Random(4);
+    float[] x = new float[8 * 4096];
+    for (int i = 0; i < x.length; i++) {
+      x[i] = (float) random.nextGaussian() * (i % 4096 == 0 ? 30 : 1);
+    }
+    float[] w = new float[64];
+    for (int i = 0; i < 64; i++) {
+      w[i] = i / 8 == i % 8 ? 1 : 0;
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("clip")
+            .addInput(value("x", DataType.FLOAT, 1, 8, 64, 64))
+            .addOutput(value("y", DataType.FLOAT, -1, -2, -3, -4))
+            .addInitializer(SmallModels.tensor("w", DataType.FLOAT, bytes(w), 8, 8, 1, 1))
+            .addNode(node("Conv", "", List.of("x", "w"), "c"));
+    if (large) {
+      g.addNode(node("GlobalMaxPool", "", List.of("c"), "y"));
+    } else {
+      g.addNode(node("Tanh", "", List.of("c"), "y"));
+    }
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "test");
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    OnnxTensor tensor =
+        OnnxTensor.createTensor(environment, FloatBuffer.wrap(x), new long[] {1, 8, 64, 64});
+    ActivationSource source = new TensorActivations(List.of(Map.of("x", tensor)), 1);
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    OutputError error = new OutputError(model, source);
+    Map<String, ActivationRange> best = q.calibrate(source, error);
+    Clipping expected = large ? new Clipping.MinMax() : new Clipping.MeanSquaredError();
+    Clipping other = large ? new Clipping.MeanSquaredError() : new Clipping.MinMax();
+    assertEquals(q.ranges(source, expected), best);
+    assertNotEquals(q.ranges(source, other), best);
   }
 
   @Test

@@ -295,13 +295,40 @@ public final class StaticQuantizer implements TrainableQuantizer {
    *     examples
    */
   public Map<String, ActivationRange> calibrate(ActivationSource source, Clipping clipping) {
+    return calibrate(source, List.of(clipping)).get(0);
+  }
+
+  /**
+   * As {@link #calibrate(ActivationSource, Clipping)}, with the clipping that costs less: the least squared error of
+   * each activation or, where large values matter more than their number, all that was seen.
+   *
+   * @param error to the model in float32: its examples run once for each
+   */
+  public Map<String, ActivationRange> calibrate(ActivationSource source, OutputError error) {
+    Map<String, ActivationRange> best = null;
+    double least = Double.POSITIVE_INFINITY;
+    for (Map<String, ActivationRange> ranges :
+        calibrate(source, List.of(new Clipping.MeanSquaredError(), new Clipping.MinMax()))) {
+      setRanges(ranges);
+      double made = error.of(quantizedCopy(copy -> {}));
+      LOG.debug("ranges with an error of {}", made);
+      if (best == null || made < least) {
+        best = ranges;
+        least = made;
+      }
+    }
+    return best;
+  }
+
+  private List<Map<String, ActivationRange>> calibrate(
+      ActivationSource source, List<Clipping> clippings) {
     FiniteConstants.requireWeights(model);
     try {
       if (!fitted) {
         fitted = true;
         fit(source);
       }
-      return ranges(source, clipping);
+      return ranges(source, clippings);
     } catch (InputException e) {
       throw FiniteConstants.explained(model, e);
     }
@@ -342,6 +369,11 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * @throws InputException if there are no examples or an activation is NaN or infinite, naming it
    */
   public Map<String, ActivationRange> ranges(ActivationSource source, Clipping clipping) {
+    return ranges(source, List.of(clipping)).get(0);
+  }
+
+  private List<Map<String, ActivationRange>> ranges(
+      ActivationSource source, List<Clipping> clippings) {
     Map<String, ActivationHistogram> histograms = new LinkedHashMap<>();
     activations.forEach(a -> histograms.put(a, new ActivationHistogram()));
     source.run(
@@ -359,6 +391,11 @@ public final class StaticQuantizer implements TrainableQuantizer {
                     + " NaN or infinite values; no range can be found");
           }
         });
+    return clippings.stream().map(clipping -> ranges(histograms, clipping)).toList();
+  }
+
+  private Map<String, ActivationRange> ranges(
+      Map<String, ActivationHistogram> histograms, Clipping clipping) {
     Map<String, NodeProto> producers = model.producers();
     Map<String, ActivationRange> ranges = new LinkedHashMap<>();
     histograms.forEach(
