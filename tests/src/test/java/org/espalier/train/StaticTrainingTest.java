@@ -39,6 +39,7 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.compress.onnx.TrainableQuantizer;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -141,6 +142,48 @@ class StaticTrainingTest {
     return OnnxModel.of(SmallModels.model(13, g), "cnn");
   }
 
+  /** One channel much larger than the others through a HardSwish with a factor and a summand behind it, another one, a pool, Gemm. */
+  static OnnxModel gated() {
+    Random random = new Random(6);
+    float[] uneven = new float[8 * 9];
+    for (int i = 0; i < uneven.length; i++) {
+      uneven[i] = (float) Math.scalb(0.4 * random.nextGaussian(), i / 9 == 0 ? 6 : 0);
+    }
+    float[] compensating = new float[8 * 8 * 9];
+    for (int i = 0; i < compensating.length; i++) {
+      compensating[i] = (float) Math.scalb(0.2 * random.nextGaussian(), i / 9 % 8 == 0 ? -6 : 0);
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("gated")
+            .addInput(value("x", DataType.FLOAT, -1, 1, SIDE, SIDE))
+            .addInitializer(
+                SmallModels.tensor("conv1.weight", DataType.FLOAT, raw(uneven), 8, 1, 3, 3))
+            .addInitializer(
+                SmallModels.tensor("conv2.weight", DataType.FLOAT, raw(compensating), 8, 8, 3, 3))
+            .addInitializer(vector("factor", 0.7f))
+            .addInitializer(vector("summand", 0.2f))
+            .addInitializer(floats("fc.weight", random, 0.5f, CLASSES, 8))
+            .addInitializer(floats("fc.bias", random, 0.1f, CLASSES))
+            .addNode(node("Conv", "/c1", List.of("x", "conv1.weight"), "c1"))
+            .addNode(node("HardSwish", "/h1", List.of("c1"), "h1"))
+            .addNode(node("Mul", "/m1", List.of("h1", "factor"), "m1"))
+            .addNode(node("Add", "/s1", List.of("m1", "summand"), "s1"))
+            .addNode(node("Conv", "/c2", List.of("s1", "conv2.weight"), "c2"))
+            .addNode(node("HardSwish", "/h2", List.of("c2"), "h2"))
+            .addNode(node("GlobalAveragePool", "/pool", List.of("h2"), "p"))
+            .addNode(node("Flatten", "/flatten", List.of("p"), "f", attribute("axis", 1)))
+            .addNode(
+                node(
+                    "Gemm",
+                    "/fc",
+                    List.of("f", "fc.weight", "fc.bias"),
+                    "y",
+                    attribute("transB", 1)))
+            .addOutput(value("y", DataType.FLOAT, -1, CLASSES));
+    return OnnxModel.of(SmallModels.model(14, g), "gated");
+  }
+
   /** Four patterns of stripes with noise. */
   static Examples.Labelled images(int n, long seed) {
     Random random = new Random(seed);
@@ -168,8 +211,12 @@ class StaticTrainingTest {
   }
 
   private static Compression.Job job() {
+    return job(cnn());
+  }
+
+  private static Compression.Job job(OnnxModel model) {
     return new Compression.Job(
-        cnn(), null, images(256, 1), images(128, 2), Pooling.MEAN, source, null);
+        model, null, images(256, 1), images(128, 2), Pooling.MEAN, source, null);
   }
 
   private static CompressionPlan plan(long steps, boolean learn) {
@@ -225,29 +272,76 @@ class StaticTrainingTest {
       for (LayerReport layer : c.layers()) {
         assertEquals(8, layer.bits(), layer.toString());
       }
-      Examples.Labelled validation = images(128, 2);
-      double loss = 0;
-      int right = 0;
-      try (OrtSession session = ENVIRONMENT.createSession(exported.toBuffer())) {
-        for (int i = 0; i < validation.size(); i++) {
-          float[] logits = run(session, OnnxCompressionTest.values(validation).get(i));
-          double sum = 0;
-          int best = 0;
-          for (int k = 0; k < CLASSES; k++) {
-            sum += Math.exp(logits[k]);
-            best = logits[k] > logits[best] ? k : best;
-          }
-          int label = (int) ((Labels.Classes) validation.labels()).values()[i];
-          loss += Math.log(sum) - logits[label];
-          right += best == label ? 1 : 0;
-        }
-      }
-      TrainingListener.Validation after = c.stages().get(1).after();
-      assertTrue(after.quality() > 0.9, after.toString());
-      assertEquals(after.quality(), right / 128.0, 1.0 / 128);
-      // An int8 convolution of the runtime rounds its sum once, in its own order.
-      assertEquals(after.loss(), loss / 128, 2e-3);
+      answersAsTrainingSawIt(c, exported);
+      assertTrue(c.stages().get(1).after().quality() > 0.9, c.stages().toString());
     }
+  }
+
+  /** What equalization puts into gates is in the exported model, is no weight of a report and is not trained. */
+  @Test
+  void gatesAreEqualizedAndLeftByTraining() throws OrtException, IOException {
+    CompressionPlan plan = plan(40, false);
+    ByteBuffer whole;
+    try (OnnxCompression c = new OnnxCompression(plan, job(gated()))) {
+      assertTrue(c.run(SILENT));
+      OnnxModel exported = c.export();
+      whole = exported.toBuffer();
+      answersAsTrainingSawIt(c, exported);
+      List<String> convs =
+          exported.nodes().stream()
+              .filter(n -> n.getOpType().equals("Conv"))
+              .map(n -> n.getInput(1))
+              .toList();
+      // The two of the model, and those for the first gate and for the summand.
+      assertEquals(4, convs.size(), convs.toString());
+      assertEquals(
+          List.of("conv1.weight", "conv2.weight", "fc.weight"),
+          c.layers().stream().map(l -> l.name().replace(TrainableQuantizer.LATENT, "")).toList());
+    }
+    ByteArrayOutputStream saved = new ByteArrayOutputStream();
+    try (OnnxCompression c = new OnnxCompression(plan, job(gated()))) {
+      assertFalse(c.run(until(13)));
+      c.save(saved);
+    }
+    try (OnnxCompression c = new OnnxCompression(plan, job(gated()))) {
+      c.restore(new ByteArrayInputStream(saved.toByteArray()));
+      assertTrue(c.run(SILENT));
+      assertEquals(whole, c.export().toBuffer());
+    }
+  }
+
+  private static TrainingListener until(long step) {
+    return new TrainingListener() {
+      @Override
+      public boolean step(StepReport r) {
+        return r.stage().name().equals("fit") || r.step() < step;
+      }
+    };
+  }
+
+  private static void answersAsTrainingSawIt(OnnxCompression c, OnnxModel exported)
+      throws OrtException {
+    Examples.Labelled validation = images(128, 2);
+    double loss = 0;
+    int right = 0;
+    try (OrtSession session = ENVIRONMENT.createSession(exported.toBuffer())) {
+      for (int i = 0; i < validation.size(); i++) {
+        float[] logits = run(session, OnnxCompressionTest.values(validation).get(i));
+        double sum = 0;
+        int best = 0;
+        for (int k = 0; k < CLASSES; k++) {
+          sum += Math.exp(logits[k]);
+          best = logits[k] > logits[best] ? k : best;
+        }
+        int label = (int) ((Labels.Classes) validation.labels()).values()[i];
+        loss += Math.log(sum) - logits[label];
+        right += best == label ? 1 : 0;
+      }
+    }
+    TrainingListener.Validation after = c.stages().get(1).after();
+    assertEquals(after.quality(), right / 128.0, 1.0 / 128);
+    // An int8 convolution of the runtime rounds its sum once, in its own order.
+    assertEquals(after.loss(), loss / 128, 2e-3);
   }
 
   private static float[] run(OrtSession session, float[] x) throws OrtException {
@@ -299,14 +393,7 @@ class StaticTrainingTest {
     }
     ByteArrayOutputStream saved = new ByteArrayOutputStream();
     try (OnnxCompression c = new OnnxCompression(plan, job())) {
-      assertFalse(
-          c.run(
-              new TrainingListener() {
-                @Override
-                public boolean step(StepReport r) {
-                  return r.stage().name().equals("fit") || r.step() < 13;
-                }
-              }));
+      assertFalse(c.run(until(13)));
       c.save(saved);
     }
     try (OnnxCompression c = new OnnxCompression(plan, job())) {

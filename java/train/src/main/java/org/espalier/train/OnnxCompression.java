@@ -252,7 +252,9 @@ public final class OnnxCompression implements Compression {
     graph = new OnnxGraph(job.opened(form).withOutputs(added), device);
     weights = new ArrayList<>();
     for (Parameter p : graph.parameters()) {
-      boolean trained = p.kind() != Parameter.Kind.EMBEDDING;
+      boolean trained =
+          p.kind() != Parameter.Kind.EMBEDDING
+              && !StaticQuantizer.isChannelwise(graph.constantOf(p.name()));
       p.tensor().requires_grad_(trained);
       if (trained) {
         weights.add(new TrainedWeight(p, device));

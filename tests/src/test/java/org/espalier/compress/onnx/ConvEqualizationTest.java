@@ -59,6 +59,8 @@ class ConvEqualizationTest {
             .addInitializer(number("zero", 0))
             .addInitializer(number("six", 6))
             .addInitializer(number("third", 1f / 3))
+            .addInitializer(number("minus", -6))
+            .addInitializer(number("tiny", 0.002f))
             .addInitializer(floats("slopes", random, 0.5f, CHANNELS, 1, 1))
             .addInitializer(tensor("scales", DataType.FLOAT, raw(1, 1, 2, 2), 4))
             .addNode(node("Conv", "/a", List.of("x", "w_a", "bias_a"), "a"))
@@ -165,6 +167,11 @@ class ConvEqualizationTest {
         "z Clip a zero six",
         "r Relu a;z Mul third r",
         "z Div a six",
+        "r Relu a;m Mul r third;s Add tiny m;z MaxPool s",
+        "s Add a six;c Clip s zero six;h Mul a c;z Div h six",
+        "m Mul a third;s Add third m;c Clip s zero third;z Mul c a",
+        "c Clip a zero six;z Mul a c",
+        "k Clip a minus;s Add k six;c Clip s zero six;z Mul k c",
         "s Add a b;z Relu s",
         "r Relu a;s Add r b;t Relu s;z Add t b",
         "p GlobalAveragePool a;d Conv p w_d;g Sigmoid d;z Mul a g",
@@ -190,8 +197,11 @@ class ConvEqualizationTest {
       strings = {
         "z Tanh a",
         "z HardSwish a",
-        "z Add a six",
         "z Add a i",
+        "s Add a six;c Clip s zero six;h Mul a c;t Tanh a;z Relu h",
+        "s Add a six;c Clip s zero six;h Mul a c;z Mul h c",
+        "s Add a six;c Clip s six six;z Mul a c",
+        "k Clip a third;s Add k six;c Clip s zero six;z Mul k c",
         "z Mul a b",
         "z Clip a six six",
         "z Clip a third six",

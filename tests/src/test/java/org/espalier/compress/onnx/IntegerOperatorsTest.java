@@ -269,6 +269,52 @@ class IntegerOperatorsTest {
     assertTrue(error > 1e-6 && error < 0.03, "error " + error);
   }
 
+  /** Channels that differ by orders of magnitude: the gate and the sum become Convs, and no more nodes than before. */
+  @Test
+  void equalizedGatesRunAsConvs() throws OrtException, IOException {
+    GraphProto.Builder g = graph(4, 16, 8, 8);
+    float[] uneven = new float[64];
+    float[] even = new float[256];
+    for (int i = 0; i < 64; i++) {
+      uneven[i] = (float) Math.scalb(random.nextGaussian(), 2 - i / 8);
+    }
+    for (int i = 0; i < 256; i++) {
+      even[i] = (float) Math.scalb(random.nextGaussian(), i % 16 / 2 - 5);
+    }
+    g.addInitializer(SmallModels.tensor("u", DataType.FLOAT, raw(uneven), 16, 4, 1, 1))
+        .addInitializer(SmallModels.tensor("e", DataType.FLOAT, raw(even), 16, 16, 1, 1));
+    number(g, "b", 0.05f);
+    g.addNode(node("Conv", "/a", List.of("x", "u"), "a"))
+        .addNode(node("HardSwish", "/h", List.of("a"), "h"))
+        .addNode(node("Add", "/s", List.of("h", "b"), "s"))
+        .addNode(node("Conv", "/y", List.of("s", "e"), "y"));
+    ModelProto proto = SmallModels.model(14, g);
+    Map<String, OnnxTensor> in = input(4, 8);
+    TensorActivations source = new TensorActivations(List.of(in), 1);
+    OnnxModel model = OnnxModel.of(proto, "test");
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    double plain = error(proto, quantize(proto, in, ALL), in);
+    q.apply(q.calibrate(source, new Clipping.MinMax()));
+    assertEquals(List.of("u", "e"), q.quantized());
+    assertEquals(
+        new TreeMap<>(
+            Map.of(
+                "QuantizeLinear", 1,
+                "DequantizeLinear", 1,
+                "QLinearConv", 4,
+                "QLinearMul", 1,
+                "Transpose", 2)),
+        runtime(model));
+    double error = error(proto, model, in);
+    assertTrue(error < 0.5 * plain, plain + " became " + error);
+  }
+
+  private static ByteBuffer raw(float... values) {
+    ByteBuffer raw = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    raw.asFloatBuffer().put(values);
+    return raw;
+  }
+
   /** Relu6 and a bound below 0: the grid ends where they do. */
   @ParameterizedTest
   @CsvSource({"0, 6", "-0.4, 1e9", "-0.4, 0.3", "-1, 0"})

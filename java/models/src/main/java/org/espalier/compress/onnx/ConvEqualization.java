@@ -9,11 +9,14 @@ import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;
@@ -28,6 +31,10 @@ import org.slf4j.LoggerFactory;
  *
  * <p>A bound above, as Relu6's, stays one number, while channels below it grow towards it: for examples like
  * those of calibration it does what it did, and a channel that was seen to reach r keeps {@link #MARGIN} · r.
+ *
+ * <p>A HardSwish x · Clip(α · x + β, 0, 1) does not commute, but its gate may read u = x/s with a factor α · s_c for each
+ * channel: x · gate is then s_c times u · gate. Likewise a sum with a number b becomes one with b/s_c. Both are
+ * written as Convs of one pixel a channel, whose int8 weights have a scale a channel and so are exact.
  *
  * <p>This is cross-layer equalization (Nagel et al. 2019, arXiv 1906.04721). There the ranges are those of weights
  * and balance two tensors of weights; here, where weights have one scale an output channel, those of images that
@@ -46,6 +53,9 @@ final class ConvEqualization {
   /** What takes no more of the noise than this is not worth a change. */
   private static final double WORTH = 0.95;
 
+  /** The same where factors in gates or behind sums take the place of one number, which the runtime computes faster. */
+  private static final double WORTH_A_CONV = 0.5;
+
   /** A channel that calibration hardly saw must not be scaled up: its range counts as this · median at least. */
   private static final double SMALLEST = 0.2;
 
@@ -56,6 +66,9 @@ final class ConvEqualization {
   private static final double MARGIN = 1.25;
 
   private static final int STEPS = 10;
+
+  /** What names of weights hold that are factors here and no weights of the model. */
+  private static final String CHANNELWISE = "_channelwise";
 
   private static final Set<String> COMMUTING =
       Set.of(
@@ -74,13 +87,23 @@ final class ConvEqualization {
   private static final class Images {
     final List<NodeProto> makers = new ArrayList<>();
     final List<NodeProto> readers = new ArrayList<>();
+
+    /** Those that gates read. */
+    final Set<String> gated = new LinkedHashSet<>();
+
     boolean blocked;
     boolean bounded;
+
+    /** Whether a number is added to one. */
+    boolean shifted;
 
     int channels(OnnxModel model) {
       return (int) model.constant(makers.get(0).getInput(1)).dims()[0];
     }
   }
+
+  /** A gate of an image. */
+  private record Gate(String image, GateBounds.Hard hard) {}
 
   /** What calibration saw of the values of {@link Images}. */
   private static final class Seen {
@@ -114,6 +137,17 @@ final class ConvEqualization {
   private final int qmax;
   private final Map<String, NodeProto> producers;
   private final Map<String, List<NodeProto>> consumers;
+
+  /** The gates of images, by the output of the Clip in them. */
+  private final Map<String, Gate> gates = new HashMap<>();
+
+  /** The values below which their gates are 0, by the images. */
+  private final Map<String, Float> zeros = new LinkedHashMap<>();
+
+  /** What gates make, and what lies between them and the image. */
+  private final Set<String> gateValues = new HashSet<>();
+
+  private final Set<String> inGates = new HashSet<>();
 
   /** A value of the same images that stands for them, by value; a union-find forest. */
   private final Map<String, String> parents = new HashMap<>();
@@ -150,6 +184,11 @@ final class ConvEqualization {
     }
   }
 
+  /** Whether a constant is none of the model's, but holds factors of channels or what is added to them. */
+  static boolean isChannelwise(String constant) {
+    return constant.contains(CHANNELWISE);
+  }
+
   private String root(String value) {
     String root = value;
     while (parents.containsKey(root)) {
@@ -171,7 +210,33 @@ final class ConvEqualization {
     return images.computeIfAbsent(root(value), v -> new Images());
   }
 
+  private void findGates() {
+    GateBounds bounds = new GateBounds(model);
+    for (NodeProto n : model.nodes()) {
+      if (Nodes.is(n, "Mul") && n.getInputCount() == 2) {
+        findGate(bounds, n.getInput(0), n.getInput(1));
+        findGate(bounds, n.getInput(1), n.getInput(0));
+      }
+    }
+  }
+
+  private void findGate(GateBounds bounds, String image, String gate) {
+    GateBounds.Hard hard = bounds.hard(gate, image);
+    if (hard == null || !Float.isFinite(hard.factor()) || !Float.isFinite(hard.summand())) {
+      return;
+    }
+    gates.put(hard.clip().getOutput(0), new Gate(image, hard));
+    zeros.merge(image, hard.zero(), Math::min);
+    gateValues.add(gate);
+    for (String v = hard.clip().getInput(0); !v.equals(image); ) {
+      inGates.add(v);
+      NodeProto n = producers.get(v);
+      v = n.getInput(isVariable(n.getInput(0)) ? 0 : 1);
+    }
+  }
+
   private void find() {
+    findGates();
     for (NodeProto n : model.nodes()) {
       commuting(n).forEach(input -> join(input, n.getOutput(0)));
     }
@@ -179,6 +244,8 @@ final class ConvEqualization {
     for (NodeProto n : clips) {
       of(n.getOutput(0)).bounded |= !commuting(n).isEmpty() && bounds(n)[1] < Float.MAX_VALUE;
     }
+    zeros.keySet().forEach(image -> of(image).gated.add(image));
+    model.nodes().stream().filter(this::isShift).forEach(n -> of(n.getOutput(0)).shifted = true);
     for (ValueInfoProto v : model.inputs()) {
       of(v.getName()).blocked = true;
     }
@@ -191,7 +258,8 @@ final class ConvEqualization {
         of(n.getOutput(0)).makers.add(n);
         continue;
       }
-      if (Nodes.is(n, "Shape")) {
+      String first = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+      if (Nodes.is(n, "Shape") || gates.containsKey(first) || inGates.contains(first)) {
         continue;
       }
       List<String> commuting = commuting(n);
@@ -212,13 +280,17 @@ final class ConvEqualization {
     if (!OnnxModel.isOwn(n) || n.getOutputCount() != 1) {
       return List.of();
     }
+    if (gates.containsKey(n.getOutput(0)) || inGates.contains(n.getOutput(0))) {
+      return List.of();
+    }
     String op = n.getOpType();
     if (COMMUTING.contains(op) || op.equals("Resize") && !extrapolates(n)) {
       return List.of(n.getInput(0));
     }
     if (op.equals("Clip")) {
       float[] bounds = bounds(n);
-      return bounds != null && bounds[0] == 0 && bounds[1] > 0 ? List.of(n.getInput(0)) : List.of();
+      boolean relu = bounds != null && bounds[0] == 0 && bounds[1] > 0;
+      return relu || isBoundOfGate(n) ? List.of(n.getInput(0)) : List.of();
     }
     if (n.getInputCount() != 2) {
       return List.of();
@@ -226,7 +298,10 @@ final class ConvEqualization {
     String a = n.getInput(0);
     String b = n.getInput(1);
     return switch (op) {
-      case "Add" -> isVariable(a) && isVariable(b) ? List.of(a, b) : List.of();
+      case "Add" ->
+          isShift(n)
+              ? List.of(isVariable(a) ? a : b)
+              : isVariable(a) && isVariable(b) ? List.of(a, b) : List.of();
       case "Mul" ->
           isNumber(b) || isGate(b) && !isGate(a)
               ? List.of(a)
@@ -246,6 +321,33 @@ final class ConvEqualization {
     return IntegerOperators.bounds(model, clip);
   }
 
+  /** Whether a Clip cuts off nothing but what its only readers, a product and its gate, make 0. */
+  private boolean isBoundOfGate(NodeProto n) {
+    float[] bounds = bounds(n);
+    String image = n.getOutput(0);
+    return bounds != null
+        && bounds[0] < 0
+        && bounds[1] == Float.POSITIVE_INFINITY
+        && consumers.getOrDefault(image, List.of()).size() == 2
+        && zeros.containsKey(image)
+        && bounds[0] <= zeros.get(image) + 1e-4f * Math.abs(zeros.get(image));
+  }
+
+  /** Whether an image and one number are added. */
+  private boolean isShift(NodeProto n) {
+    for (int i = 0; i < 2 && Nodes.is(n, "Add") && n.getInputCount() == 2; i++) {
+      OnnxInitializer c = model.constant(n.getInput(i));
+      if (c != null
+          && c.type() == DataType.FLOAT
+          && c.elements() == 1
+          && c.dims().length <= 1
+          && isVariable(n.getInput(1 - i))) {
+        return true;
+      }
+    }
+    return false;
+  }
+
   private boolean isVariable(String value) {
     return model.constant(value) == null;
   }
@@ -257,7 +359,8 @@ final class ConvEqualization {
 
   private boolean isGate(String value) {
     NodeProto n = producers.get(value);
-    return n != null && OnnxModel.isOwn(n) && GATES.contains(n.getOpType());
+    boolean gate = n != null && OnnxModel.isOwn(n) && GATES.contains(n.getOpType());
+    return gateValues.contains(value) || gate && !isBoundOfGate(n);
   }
 
   /** Whether the weights and the bias of a Conv are constants that nothing else reads. */
@@ -298,18 +401,89 @@ final class ConvEqualization {
   }
 
   private void equalize(ActivationSource source) {
-    Map<Images, Seen> seen = observe(source);
-    seen.forEach(
-        (i, s) -> {
-          float[] factors = factors(i, s);
-          if (factors != null) {
-            i.makers.forEach(n -> scale(n, factors, true));
-            i.readers.forEach(n -> scale(n, factors, false));
-          }
-        });
+    Map<Images, float[]> chosen = new HashMap<>();
+    observe(source)
+        .forEach(
+            (i, s) -> {
+              float[] factors = factors(i, s);
+              if (factors != null) {
+                i.makers.forEach(n -> scale(n, factors, true));
+                i.readers.forEach(n -> scale(n, factors, false));
+                chosen.put(i, factors);
+              }
+            });
+    OnnxModel.Names names = model.names();
+    List<NodeProto> nodes = new ArrayList<>();
+    for (NodeProto n : model.nodes()) {
+      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+      Gate gate = gates.get(output);
+      float[] factors = chosen.get(images.get(root(gate == null ? output : gate.image())));
+      boolean bound = factors != null && Nodes.is(n, "Clip") && bounds(n)[0] < 0;
+      if (factors != null && gate != null) {
+        String line = names.unique(output + "_line");
+        nodes.add(channelwise(gate.image(), line, names, factors, gate.hard()));
+        nodes.add(n.toBuilder().setInput(0, line).build());
+      } else if (factors != null && isShift(n)) {
+        nodes.add(shifted(n, names, factors));
+      } else if (bound) {
+        float least = 1;
+        for (float f : factors) {
+          least = Math.min(least, f);
+        }
+        String name = names.unique(n.getInput(1));
+        model.addInitializer(OnnxInitializer.floats(name, new long[0], bounds(n)[0] / least));
+        nodes.add(n.toBuilder().setInput(1, name).build());
+      } else {
+        nodes.add(n);
+      }
+    }
+    model.setNodes(nodes);
+    RuntimeForm.removeUnused(model);
   }
 
-  /** What the readers of the images see of them. */
+  /** The Conv of one pixel a channel that gives α s_c · u + β for what was α · x + β of an image x = s_c · u. */
+  private NodeProto channelwise(
+      String image, String output, OnnxModel.Names names, float[] factors, GateBounds.Hard line) {
+    float[] weights = factors.clone();
+    float[] biases = new float[factors.length];
+    for (int c = 0; c < weights.length; c++) {
+      weights[c] *= line.factor();
+    }
+    Arrays.fill(biases, line.summand());
+    return channelwise(image, output, names, weights, biases);
+  }
+
+  /** The Conv that adds b / s_c where b was added. */
+  private NodeProto shifted(NodeProto add, OnnxModel.Names names, float[] factors) {
+    int constant = isVariable(add.getInput(0)) ? 1 : 0;
+    float b = model.constant(add.getInput(constant)).floats().get(0);
+    float[] weights = new float[factors.length];
+    float[] biases = new float[factors.length];
+    Arrays.fill(weights, 1);
+    for (int c = 0; c < biases.length; c++) {
+      biases[c] = b / factors[c];
+    }
+    return channelwise(add.getInput(1 - constant), add.getOutput(0), names, weights, biases);
+  }
+
+  private NodeProto channelwise(
+      String image, String output, OnnxModel.Names names, float[] weights, float[] biases) {
+    int channels = weights.length;
+    Images i = images.get(root(image));
+    long[] shape = new long[dims(i.makers.get(0)).length];
+    Arrays.fill(shape, 1);
+    shape[0] = channels;
+    String weight = names.unique(output + CHANNELWISE);
+    String bias = names.unique(output + CHANNELWISE + "_bias");
+    model.addInitializer(OnnxInitializer.floats(weight, shape, weights));
+    model.addInitializer(OnnxInitializer.floats(bias, new long[] {channels}, biases));
+    return Nodes.node("Conv", output, image, weight, bias)
+        .clearName()
+        .addAttribute(Nodes.attribute("group", channels))
+        .build();
+  }
+
+  /** What the readers and the gates of the images see of them. */
   private Map<Images, Seen> observe(ActivationSource source) {
     OnnxModel copy = model.copy();
     OnnxModel.Names names = copy.names();
@@ -319,7 +493,11 @@ final class ConvEqualization {
     for (Images i : images.values()) {
       Seen s = new Seen(i.channels(model));
       seen.put(i, s);
-      for (String value : i.readers.stream().map(n -> n.getInput(0)).distinct().toList()) {
+      List<String> values =
+          Stream.concat(i.readers.stream().map(n -> n.getInput(0)), i.gated.stream())
+              .distinct()
+              .toList();
+      for (String value : values) {
         int rank = dims(i.readers.get(0)).length;
         String last = names.unique(value + "_channels_last");
         nodes.add(Nodes.node("Transpose", last, value).addAttribute(channelsLast(rank)).build());
@@ -370,7 +548,7 @@ final class ConvEqualization {
       }
     }
     LOG.debug("{}: noise {} to {}", i.makers.get(0).getOutput(0), before, least);
-    return least <= WORTH * before ? best : null;
+    return least <= (i.shifted || !i.gated.isEmpty() ? WORTH_A_CONV : WORTH) * before ? best : null;
   }
 
   /** Whether weights divided by the least factor are numbers. */

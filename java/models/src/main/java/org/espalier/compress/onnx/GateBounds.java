@@ -21,12 +21,29 @@ final class GateBounds {
   /** There SiLU is −0.0005: a grid that reaches down to it has steps of 0.04 or more. */
   private static final float SILU = -10;
 
+  /** A gate has no more operations with one number than this on either side of its bounds. */
+  private static final int MOST_NUMBERS = 4;
+
   private final OnnxModel model;
   private final Map<String, NodeProto> producers;
   private final Map<String, List<NodeProto>> consumers;
   private final Set<String> outputs = new HashSet<>();
 
-  private GateBounds(OnnxModel model) {
+  /**
+   * A gate that is 0 where a line is.
+   *
+   * @param clip cuts off α · x + β below 0
+   * @param factor α, above 0
+   * @param summand β
+   */
+  record Hard(NodeProto clip, float factor, float summand) {
+    /** The value of x below which the gate is 0. */
+    float zero() {
+      return -summand / factor;
+    }
+  }
+
+  GateBounds(OnnxModel model) {
     this.model = model;
     producers = model.producers();
     consumers = model.consumers();
@@ -80,42 +97,64 @@ final class GateBounds {
 
   /** The value of x below which a gate is 0; null if there is none or the gate is something else. */
   private Float zeroBelow(String gate, String x) {
-    NodeProto n = producers.get(gate);
-    if (n == null || outputs.contains(gate) || consumers.get(gate).size() != 1) {
-      return null;
-    }
-    if (Nodes.is(n, "Sigmoid")) {
+    NodeProto n = alone(gate);
+    if (n != null && Nodes.is(n, "Sigmoid")) {
       return n.getInput(0).equals(x) ? SILU : null;
     }
-    if (Nodes.is(n, "Clip")) {
-      float[] bounds = IntegerOperators.bounds(model, n);
-      float[] line = bounds != null && bounds[0] == 0 ? line(n.getInput(0), x) : null;
-      return line != null && line[0] > 0 ? -line[1] / line[0] : null;
+    Hard hard = hard(gate, x);
+    return hard == null ? null : (Float) hard.zero();
+  }
+
+  /** What a gate is of x; null if it is something else, or read elsewhere. */
+  Hard hard(String gate, String x) {
+    String value = gate;
+    for (int step = 0; step <= MOST_NUMBERS; step++) {
+      NodeProto n = alone(value);
+      if (n == null) {
+        return null;
+      }
+      if (Nodes.is(n, "Clip")) {
+        float[] bounds = IntegerOperators.bounds(model, n);
+        float[] line = bounds != null && bounds[0] == 0 ? line(n.getInput(0), x) : null;
+        return line != null && line[0] > 0 ? new Hard(n, line[0], line[1]) : null;
+      }
+      int constant = constant(n);
+      if (constant < 0 || !Nodes.is(n, "Mul") && !(Nodes.is(n, "Div") && constant == 1)) {
+        return null;
+      }
+      value = n.getInput(1 - constant);
     }
-    int constant = constant(n);
-    return constant >= 0 && (Nodes.is(n, "Mul") || Nodes.is(n, "Div") && constant == 1)
-        ? zeroBelow(n.getInput(1 - constant), x)
-        : null;
+    return null;
+  }
+
+  /** The node that makes a value with one reader; null for all other values. */
+  private NodeProto alone(String value) {
+    boolean alone =
+        !outputs.contains(value) && consumers.getOrDefault(value, List.of()).size() == 1;
+    return alone ? producers.get(value) : null;
   }
 
   /** Factor and summand of a value that is α · x + β; null if it is something else. */
-  private float[] line(String value, String x) {
-    if (value.equals(x)) {
-      return new float[] {1, 0};
+  private float[] line(String end, String x) {
+    float factor = 1;
+    float summand = 0;
+    String value = end;
+    for (int step = 0; !value.equals(x); step++) {
+      NodeProto n = step < MOST_NUMBERS ? alone(value) : null;
+      int constant = n == null ? -1 : constant(n);
+      if (constant < 0) {
+        return null;
+      }
+      float c = model.constant(n.getInput(constant)).floats().get(0);
+      switch (n.getOpType()) {
+        case "Add" -> summand += factor * c;
+        case "Mul" -> factor *= c;
+        case "Div" -> factor /= constant == 1 ? c : Float.NaN;
+        default -> factor = Float.NaN;
+      }
+      value = n.getInput(1 - constant);
     }
-    NodeProto n = producers.get(value);
-    int constant = n == null || consumers.get(value).size() != 1 ? -1 : constant(n);
-    float[] before = constant < 0 ? null : line(n.getInput(1 - constant), x);
-    if (before == null) {
-      return null;
-    }
-    float c = model.constant(n.getInput(constant)).floats().get(0);
-    return switch (n.getOpType()) {
-      case "Add" -> new float[] {before[0], before[1] + c};
-      case "Mul" -> new float[] {before[0] * c, before[1] * c};
-      case "Div" -> constant == 1 ? new float[] {before[0] / c, before[1] / c} : null;
-      default -> null;
-    };
+    return Float.isNaN(factor) ? null : new float[] {factor, summand};
   }
 
   /** Which of two inputs is one number; −1 if none is, or the node is no operator of ONNX itself. */

@@ -88,6 +88,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private final Map<String, Target> targets = new LinkedHashMap<>();
   private final Map<String, Target> embeddings = new LinkedHashMap<>();
 
+  /** Those of the targets that multiply channels with factors that equalization found, and are no weights. */
+  private final Set<String> channelwise = new HashSet<>();
+
   /** Look-ups in the weights of a product, by their outputs: the nodes that they were, and the product's output. */
   private final Map<String, NodeProto> tiedLookUps = new HashMap<>();
 
@@ -133,6 +136,10 @@ public final class StaticQuantizer implements TrainableQuantizer {
     RuntimeForm.apply(model, false);
     Map<String, NodeProto> producers = model.producers();
     for (OnnxWeight weight : OnnxWeights.of(model)) {
+      if (isChannelwise(weight.value())) {
+        addChannelwise(weight);
+        continue;
+      }
       if (!options.include().test(weight)) {
         continue;
       }
@@ -158,6 +165,21 @@ public final class StaticQuantizer implements TrainableQuantizer {
           model, "MatMul, Gemm or Conv multiplies with a float32 constant", skipped);
     }
     findActivations();
+  }
+
+  /**
+   * Whether a constant of a model that was calibrated is none of its parameters, but holds factors of channels or
+   * what is added to them: training leaves it as it is.
+   */
+  public static boolean isChannelwise(String constant) {
+    return ConvEqualization.isChannelwise(constant);
+  }
+
+  private void addChannelwise(OnnxWeight weight) {
+    for (Use use : weight.uses()) {
+      targets.put(use.node(), new Target(weight.name(), weight.value(), use));
+      channelwise.add(use.node());
+    }
   }
 
   /** Notes the look-ups in a weight that read what its product reads. */
@@ -273,7 +295,12 @@ public final class StaticQuantizer implements TrainableQuantizer {
   public List<String> quantized() {
     Set<String> names = new LinkedHashSet<>();
     embeddings.values().forEach(t -> names.add(t.name()));
-    targets.values().forEach(t -> names.add(t.name()));
+    targets.forEach(
+        (output, t) -> {
+          if (!channelwise.contains(output)) {
+            names.add(t.name());
+          }
+        });
     return List.copyOf(names);
   }
 
@@ -355,6 +382,10 @@ public final class StaticQuantizer implements TrainableQuantizer {
             });
     // Scaled weights are new constants.
     for (OnnxWeight weight : OnnxWeights.of(model)) {
+      if (isChannelwise(weight.value())) {
+        addChannelwise(weight);
+        continue;
+      }
       for (Use use : weight.uses()) {
         targets.computeIfPresent(
             use.node(), (output, old) -> new Target(old.name(), weight.value(), use));
@@ -425,7 +456,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
   public Map<String, Double> leaveSensitive(OutputError error) {
     Map<String, Target> all = new LinkedHashMap<>(targets);
     List<String> convs =
-        all.keySet().stream().filter(o -> all.get(o).use().kind() == Kind.CONV).toList();
+        all.keySet().stream()
+            .filter(o -> all.get(o).use().kind() == Kind.CONV && !channelwise.contains(o))
+            .toList();
     rangesForPassed();
     Map<String, Double> found =
         onConvsAlone(
@@ -435,7 +468,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
                 return Sensitivity.search(
                     convs,
                     some -> {
-                      targets.keySet().retainAll(some);
+                      targets.keySet().retainAll(channelwise);
                       some.forEach(output -> targets.put(output, all.get(output)));
                       findActivations();
                       return quantizedCopy(copy -> {});
@@ -539,6 +572,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
     Map<String, Target> own = new HashMap<>();
     targets.replaceAll(
         (output, target) -> {
+          if (channelwise.contains(output)) {
+            return target;
+          }
           Use use = target.use();
           OnnxInitializer w = model.constant(target.value());
           float[] values = new float[Math.toIntExact(w.elements())];
@@ -594,6 +630,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
     List<QuantizedProduct> result = new ArrayList<>();
     targets.forEach(
         (output, target) -> {
+          if (channelwise.contains(output)) {
+            return;
+          }
           NodeProto n = producers.get(output);
           String activation = operators.root(n.getInput(0));
           Rounded r =
