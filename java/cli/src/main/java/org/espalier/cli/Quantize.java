@@ -241,10 +241,11 @@ final class Quantize implements Callable<Integer> {
         few = calibration.few(onnx);
         error = few.map(tensors -> new OutputError(onnx, tensors));
         quantizer.setRanges(
-            clipping == null && error.isPresent()
-                ? quantizer.calibrate(examples, error.get())
-                : quantizer.calibrate(
-                    examples, clipping == null ? new Clipping.MeanSquaredError() : clipping));
+            clipping != null
+                ? quantizer.calibrate(examples, clipping)
+                : error.isPresent()
+                    ? quantizer.calibrate(examples, error.get())
+                    : quantizer.calibrate(examples, new Clipping.MeanSquaredError()));
         skipped.putAll(quantizer.skipped());
         if (!tensors.replacesDefault()) {
           error

@@ -2,7 +2,6 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.HashMap;
@@ -26,10 +25,7 @@ final class BatchNormFolding {
    */
   static void apply(OnnxModel model) {
     Map<String, List<NodeProto>> consumers = model.consumers();
-    Set<String> outputs = new HashSet<>();
-    for (ValueInfoProto v : model.outputs()) {
-      outputs.add(v.getName());
-    }
+    Set<String> outputs = model.outputNames();
     OnnxModel.Names names = model.names();
     // What has become of a Conv, by its first output in the file, and that output by the one it has
     // now.

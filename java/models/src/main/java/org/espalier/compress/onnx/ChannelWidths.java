@@ -36,7 +36,7 @@ final class ChannelWidths {
   private final OnnxModel model;
 
   /** A forest of the values: one tree for all that have one width. */
-  private final Map<String, String> parents = new HashMap<>();
+  private final ValueSets sets = new ValueSets();
 
   /** By the root of a tree. */
   private final Map<String, Long> channels = new HashMap<>();
@@ -63,12 +63,10 @@ final class ChannelWidths {
     for (ValueInfoProto v : model.inputs()) {
       fix(v.getName());
     }
-    for (ValueInfoProto v : model.outputs()) {
-      fix(v.getName());
-    }
+    model.outputNames().forEach(this::fix);
     for (NodeProto n : model.nodes()) {
       if (isDepthwise(n) && products.contains(n.getOutput(0))) {
-        wanted.add(root(n.getOutput(0)));
+        wanted.add(sets.root(n.getOutput(0)));
       }
     }
     boolean changed = true;
@@ -76,8 +74,8 @@ final class ChannelWidths {
       int before = fixed.size();
       appending.forEach(
           (zeros, concat) -> {
-            Long in = channels.get(root(concat.getInput(0)));
-            Long out = channels.get(root(concat.getOutput(0)));
+            Long in = channels.get(sets.root(concat.getInput(0)));
+            Long out = channels.get(sets.root(concat.getOutput(0)));
             if (in == null || out == null || out - in != zeros(zeros)[1] || appended(zeros) < 0) {
               fix(concat.getInput(0));
               fix(concat.getOutput(0));
@@ -85,7 +83,7 @@ final class ChannelWidths {
           });
       changed = fixed.size() > before;
     }
-    model.removeValueInfo(value -> width(value) != channels.getOrDefault(root(value), 0L));
+    model.removeValueInfo(value -> width(value) != channels.getOrDefault(sets.root(value), 0L));
   }
 
   private void tie(NodeProto n) {
@@ -162,7 +160,7 @@ final class ChannelWidths {
   }
 
   private long width(String value) {
-    return of(value, channels.getOrDefault(root(value), 0L));
+    return of(value, channels.getOrDefault(sets.root(value), 0L));
   }
 
   /**
@@ -208,7 +206,7 @@ final class ChannelWidths {
   }
 
   private void count(String value, long n) {
-    String root = root(value);
+    String root = sets.root(value);
     Long known = channels.putIfAbsent(root, n);
     if (known != null && known != n) {
       fixed.add(root);
@@ -221,24 +219,16 @@ final class ChannelWidths {
   }
 
   private void fix(String value) {
-    fixed.add(root(value));
-  }
-
-  private String root(String value) {
-    String root = value;
-    while (parents.containsKey(root)) {
-      root = parents.get(root);
-    }
-    return root;
+    fixed.add(sets.root(value));
   }
 
   private void tie(String a, String b) {
-    String first = root(a);
-    String second = root(b);
+    String first = sets.root(a);
+    String second = sets.root(b);
     if (first.equals(second)) {
       return;
     }
-    parents.put(second, first);
+    sets.join(first, second);
     if (channels.containsKey(second)) {
       count(first, channels.get(second));
     }
@@ -249,7 +239,7 @@ final class ChannelWidths {
 
   /** The channels that a value of {@code n} of them gets. */
   long of(String value, long n) {
-    String root = root(value);
+    String root = sets.root(value);
     long wide = (n + MULTIPLE - 1) / MULTIPLE * MULTIPLE;
     return wanted.contains(root)
             && !fixed.contains(root)

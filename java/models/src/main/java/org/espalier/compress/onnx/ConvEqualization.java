@@ -149,9 +149,9 @@ final class ConvEqualization {
 
   private final Set<String> inGates = new HashSet<>();
 
-  /** A value of the same images that stands for them, by value; a union-find forest. */
-  private final Map<String, String> parents = new HashMap<>();
+  private final ValueSets sets = new ValueSets();
 
+  /** By the roots of the sets. */
   private final Map<String, Images> images = new LinkedHashMap<>();
 
   private ConvEqualization(OnnxModel model, int qmax) {
@@ -189,25 +189,8 @@ final class ConvEqualization {
     return constant.contains(CHANNELWISE);
   }
 
-  private String root(String value) {
-    String root = value;
-    while (parents.containsKey(root)) {
-      root = parents.get(root);
-    }
-    for (String v = value; !v.equals(root); ) {
-      v = parents.put(v, root);
-    }
-    return root;
-  }
-
-  private void join(String a, String b) {
-    if (!root(a).equals(root(b))) {
-      parents.put(root(a), root(b));
-    }
-  }
-
   private Images of(String value) {
-    return images.computeIfAbsent(root(value), v -> new Images());
+    return images.computeIfAbsent(sets.root(value), v -> new Images());
   }
 
   private void findGates() {
@@ -231,14 +214,14 @@ final class ConvEqualization {
     for (String v = hard.clip().getInput(0); !v.equals(image); ) {
       inGates.add(v);
       NodeProto n = producers.get(v);
-      v = n.getInput(isVariable(n.getInput(0)) ? 0 : 1);
+      v = n.getInput(1 - Nodes.number(model, n));
     }
   }
 
   private void find() {
     findGates();
     for (NodeProto n : model.nodes()) {
-      commuting(n).forEach(input -> join(input, n.getOutput(0)));
+      commuting(n).forEach(input -> sets.join(n.getOutput(0), input));
     }
     List<NodeProto> clips = model.nodes().stream().filter(n -> Nodes.is(n, "Clip")).toList();
     for (NodeProto n : clips) {
@@ -249,11 +232,9 @@ final class ConvEqualization {
     for (ValueInfoProto v : model.inputs()) {
       of(v.getName()).blocked = true;
     }
-    for (ValueInfoProto v : model.outputs()) {
-      of(v.getName()).blocked = true;
-    }
+    model.outputNames().forEach(output -> of(output).blocked = true);
     for (NodeProto n : model.nodes()) {
-      if (isOwnConv(n)) {
+      if (isScalable(n)) {
         of(n.getInput(0)).readers.add(n);
         of(n.getOutput(0)).makers.add(n);
         continue;
@@ -335,17 +316,10 @@ final class ConvEqualization {
 
   /** Whether an image and one number are added. */
   private boolean isShift(NodeProto n) {
-    for (int i = 0; i < 2 && Nodes.is(n, "Add") && n.getInputCount() == 2; i++) {
-      OnnxInitializer c = model.constant(n.getInput(i));
-      if (c != null
-          && c.type() == DataType.FLOAT
-          && c.elements() == 1
-          && c.dims().length <= 1
-          && isVariable(n.getInput(1 - i))) {
-        return true;
-      }
-    }
-    return false;
+    int number = Nodes.is(n, "Add") ? Nodes.number(model, n) : -1;
+    return number >= 0
+        && model.constant(n.getInput(number)).dims().length <= 1
+        && isVariable(n.getInput(1 - number));
   }
 
   private boolean isVariable(String value) {
@@ -364,7 +338,7 @@ final class ConvEqualization {
   }
 
   /** Whether the weights and the bias of a Conv are constants that nothing else reads. */
-  private boolean isOwnConv(NodeProto n) {
+  private boolean isScalable(NodeProto n) {
     if (!Nodes.is(n, "Conv") || n.getOutputCount() != 1) {
       return false;
     }
@@ -380,6 +354,27 @@ final class ConvEqualization {
       }
     }
     return true;
+  }
+
+  /**
+   * The weights [outputs, inputs, …] of a Conv, of whose channels each group of outputs reads its own.
+   *
+   * @param inner elements of an input of an output
+   * @param perGroup outputs of a group
+   */
+  private record Layout(int outputs, int inputs, int inner, int perGroup) {
+    /** The channel of the image that an input of an output is. */
+    int channel(int output, int input) {
+      return output / perGroup * inputs + input;
+    }
+  }
+
+  private Layout layout(NodeProto conv) {
+    OnnxInitializer w = model.constant(conv.getInput(1));
+    int outputs = (int) w.dims()[0];
+    int inputs = (int) w.dims()[1];
+    int inner = (int) (w.elements() / outputs / inputs);
+    return new Layout(outputs, inputs, inner, (int) (outputs / groups(conv)));
   }
 
   private static long groups(NodeProto conv) {
@@ -417,7 +412,7 @@ final class ConvEqualization {
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
       Gate gate = gates.get(output);
-      float[] factors = chosen.get(images.get(root(gate == null ? output : gate.image())));
+      float[] factors = chosen.get(images.get(sets.root(gate == null ? output : gate.image())));
       boolean bound = factors != null && Nodes.is(n, "Clip") && bounds(n)[0] < 0;
       if (factors != null && gate != null) {
         String line = names.unique(output + "_line");
@@ -455,7 +450,7 @@ final class ConvEqualization {
 
   /** The Conv that adds b / s_c where b was added. */
   private NodeProto shifted(NodeProto add, OnnxModel.Names names, float[] factors) {
-    int constant = isVariable(add.getInput(0)) ? 1 : 0;
+    int constant = Nodes.number(model, add);
     float b = model.constant(add.getInput(constant)).floats().get(0);
     float[] weights = new float[factors.length];
     float[] biases = new float[factors.length];
@@ -469,7 +464,7 @@ final class ConvEqualization {
   private NodeProto channelwise(
       String image, String output, OnnxModel.Names names, float[] weights, float[] biases) {
     int channels = weights.length;
-    Images i = images.get(root(image));
+    Images i = images.get(sets.root(image));
     long[] shape = new long[dims(i.makers.get(0)).length];
     Arrays.fill(shape, 1);
     shape[0] = channels;
@@ -580,20 +575,15 @@ final class ConvEqualization {
     double step = (high - low) / 255;
     double noise = 0;
     for (NodeProto n : i.readers) {
-      OnnxInitializer w = model.constant(n.getInput(1));
-      long[] dims = w.dims();
-      FloatBuffer values = w.floats();
-      int outputs = (int) dims[0];
-      int inputs = (int) dims[1];
-      int inner = (int) (w.elements() / outputs / inputs);
-      int perGroup = (int) (outputs / groups(n));
+      FloatBuffer values = model.constant(n.getInput(1)).floats();
+      Layout w = layout(n);
       double squares = 0;
       double steps = 0;
-      for (int o = 0, at = 0; o < outputs; o++) {
+      for (int o = 0, at = 0; o < w.outputs(); o++) {
         double most = 0;
-        for (int c = 0; c < inputs; c++) {
-          float f = factors[o / perGroup * inputs + c];
-          for (int k = 0; k < inner; k++, at++) {
+        for (int c = 0; c < w.inputs(); c++) {
+          float f = factors[w.channel(o, c)];
+          for (int k = 0; k < w.inner(); k++, at++) {
             double v = (double) f * values.get(at);
             squares += v * v;
             most = Math.max(most, Math.abs(v));
@@ -602,8 +592,8 @@ final class ConvEqualization {
         steps += most / qmax * (most / qmax);
       }
       noise += step * step / 12 * squares;
-      if (inputs > 1) {
-        noise += steps / 12 * power * inner * inputs / channels;
+      if (w.inputs() > 1) {
+        noise += steps / 12 * power * w.inner() * w.inputs() / channels;
       }
     }
     return noise;
@@ -612,27 +602,22 @@ final class ConvEqualization {
   /** Divides the output channels of a Conv by the factors, or multiplies its input channels with them. */
   private void scale(NodeProto conv, float[] factors, boolean maker) {
     OnnxInitializer w = model.constant(conv.getInput(1));
-    long[] dims = w.dims();
-    int outputs = (int) dims[0];
-    int inputs = (int) dims[1];
-    int inner = (int) (w.elements() / outputs / inputs);
-    int perGroup = (int) (outputs / groups(conv));
+    Layout layout = layout(conv);
     float[] values = new float[(int) w.elements()];
     w.floats().get(values);
-    for (int o = 0, at = 0; o < outputs; o++) {
-      for (int c = 0; c < inputs; c++) {
-        for (int k = 0; k < inner; k++, at++) {
-          values[at] =
-              maker ? values[at] / factors[o] : values[at] * factors[o / perGroup * inputs + c];
+    for (int o = 0, at = 0; o < layout.outputs(); o++) {
+      for (int c = 0; c < layout.inputs(); c++) {
+        for (int k = 0; k < layout.inner(); k++, at++) {
+          values[at] = maker ? values[at] / factors[o] : values[at] * factors[layout.channel(o, c)];
         }
       }
     }
-    model.replaceConstant(OnnxInitializer.floats(w.name(), dims, values));
+    model.replaceConstant(OnnxInitializer.floats(w.name(), w.dims(), values));
     if (maker && conv.getInputCount() > 2 && !conv.getInput(2).isEmpty()) {
       OnnxInitializer b = model.constant(conv.getInput(2));
-      float[] bias = new float[outputs];
+      float[] bias = new float[factors.length];
       b.floats().get(bias);
-      for (int o = 0; o < outputs; o++) {
+      for (int o = 0; o < bias.length; o++) {
         bias[o] /= factors[o];
       }
       model.replaceConstant(OnnxInitializer.floats(b.name(), b.dims(), bias));

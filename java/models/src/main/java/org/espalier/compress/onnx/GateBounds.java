@@ -1,11 +1,8 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -27,7 +24,7 @@ final class GateBounds {
   private final OnnxModel model;
   private final Map<String, NodeProto> producers;
   private final Map<String, List<NodeProto>> consumers;
-  private final Set<String> outputs = new HashSet<>();
+  private final Set<String> outputs;
 
   /**
    * A gate that is 0 where a line is.
@@ -47,9 +44,7 @@ final class GateBounds {
     this.model = model;
     producers = model.producers();
     consumers = model.consumers();
-    for (ValueInfoProto v : model.outputs()) {
-      outputs.add(v.getName());
-    }
+    outputs = model.outputNames();
   }
 
   /** Rewrites {@code model}, of operator set 13 or later and in {@link IntegerForm}, in place. */
@@ -118,7 +113,7 @@ final class GateBounds {
         float[] line = bounds != null && bounds[0] == 0 ? line(n.getInput(0), x) : null;
         return line != null && line[0] > 0 ? new Hard(n, line[0], line[1]) : null;
       }
-      int constant = constant(n);
+      int constant = Nodes.number(model, n);
       if (constant < 0 || !Nodes.is(n, "Mul") && !(Nodes.is(n, "Div") && constant == 1)) {
         return null;
       }
@@ -141,7 +136,7 @@ final class GateBounds {
     String value = end;
     for (int step = 0; !value.equals(x); step++) {
       NodeProto n = step < MOST_NUMBERS ? alone(value) : null;
-      int constant = n == null ? -1 : constant(n);
+      int constant = n == null ? -1 : Nodes.number(model, n);
       if (constant < 0) {
         return null;
       }
@@ -155,16 +150,5 @@ final class GateBounds {
       value = n.getInput(1 - constant);
     }
     return Float.isNaN(factor) ? null : new float[] {factor, summand};
-  }
-
-  /** Which of two inputs is one number; −1 if none is, or the node is no operator of ONNX itself. */
-  private int constant(NodeProto n) {
-    for (int i = 0; i < 2 && OnnxModel.isOwn(n) && n.getInputCount() == 2; i++) {
-      OnnxInitializer c = model.constant(n.getInput(i));
-      if (c != null && c.type() == DataType.FLOAT && c.elements() == 1) {
-        return i;
-      }
-    }
-    return -1;
   }
 }

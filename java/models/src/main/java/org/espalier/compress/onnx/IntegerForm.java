@@ -4,11 +4,9 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -29,7 +27,7 @@ final class IntegerForm {
   private final OnnxModel.Names names;
   private final Map<String, NodeProto> producers;
   private final Map<String, List<NodeProto>> consumers;
-  private final Set<String> outputs = new HashSet<>();
+  private final Set<String> outputs;
   private final List<NodeProto> nodes = new ArrayList<>();
 
   /** The Pads that become padding, by their outputs. */
@@ -40,9 +38,7 @@ final class IntegerForm {
     names = model.names();
     producers = model.producers();
     consumers = model.consumers();
-    for (ValueInfoProto v : model.outputs()) {
-      outputs.add(v.getName());
-    }
+    outputs = model.outputNames();
   }
 
   /** Rewrites {@code model}, of operator set 13 or later, in place. */

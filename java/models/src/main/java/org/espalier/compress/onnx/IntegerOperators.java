@@ -2,7 +2,6 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -52,7 +51,7 @@ final class IntegerOperators {
   private final Set<String> left;
   private final Map<String, NodeProto> producers;
   private final Map<String, List<NodeProto>> consumers;
-  private final Set<String> outputs = new HashSet<>();
+  private final Set<String> outputs;
 
   /** By the first output of an operator. */
   private final Map<String, List<Integer>> operands = new HashMap<>();
@@ -72,9 +71,7 @@ final class IntegerOperators {
     this.left = left;
     this.producers = model.producers();
     this.consumers = model.consumers();
-    for (ValueInfoProto v : model.outputs()) {
-      outputs.add(v.getName());
-    }
+    this.outputs = model.outputNames();
   }
 
   /**

@@ -3,7 +3,9 @@ package org.espalier.compress.onnx;
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.List;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Short forms of the nodes that the rewriting of graphs needs. */
@@ -25,6 +27,17 @@ final class Nodes {
   /** Whether a node is this operator of ONNX itself. */
   static boolean is(NodeProto n, String operator) {
     return OnnxModel.isOwn(n) && n.getOpType().equals(operator);
+  }
+
+  /** Which of two inputs is one float32 number; −1 if none is, or the operator is none of ONNX itself. */
+  static int number(OnnxModel model, NodeProto n) {
+    for (int i = 0; i < 2 && OnnxModel.isOwn(n) && n.getInputCount() == 2; i++) {
+      OnnxInitializer c = model.constant(n.getInput(i));
+      if (c != null && c.type() == DataType.FLOAT && c.elements() == 1) {
+        return i;
+      }
+    }
+    return -1;
   }
 
   static AttributeProto attribute(String name, long value) {

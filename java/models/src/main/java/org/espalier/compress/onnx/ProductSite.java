@@ -2,7 +2,6 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -201,6 +200,6 @@ final class ProductSite {
   }
 
   static boolean isOutput(OnnxModel model, String value) {
-    return model.outputs().stream().map(ValueInfoProto::getName).anyMatch(value::equals);
+    return model.outputNames().contains(value);
   }
 }

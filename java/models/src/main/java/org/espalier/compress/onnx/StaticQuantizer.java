@@ -76,7 +76,12 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * @param name what its weight is called
    * @param value the constant that holds the weight
    */
-  private record Target(String name, String value, Use use) {}
+  private record Target(String name, String value, Use use) {
+    /** Whether it multiplies channels with factors that equalization found, and is no weight of the model. */
+    boolean isChannelwise() {
+      return StaticQuantizer.isChannelwise(value);
+    }
+  }
 
   private final OnnxModel model;
 
@@ -87,9 +92,6 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private final int qmax;
   private final Map<String, Target> targets = new LinkedHashMap<>();
   private final Map<String, Target> embeddings = new LinkedHashMap<>();
-
-  /** Those of the targets that multiply channels with factors that equalization found, and are no weights. */
-  private final Set<String> channelwise = new HashSet<>();
 
   /** Look-ups in the weights of a product, by their outputs: the nodes that they were, and the product's output. */
   private final Map<String, NodeProto> tiedLookUps = new HashMap<>();
@@ -178,7 +180,6 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private void addChannelwise(OnnxWeight weight) {
     for (Use use : weight.uses()) {
       targets.put(use.node(), new Target(weight.name(), weight.value(), use));
-      channelwise.add(use.node());
     }
   }
 
@@ -295,12 +296,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
   public List<String> quantized() {
     Set<String> names = new LinkedHashSet<>();
     embeddings.values().forEach(t -> names.add(t.name()));
-    targets.forEach(
-        (output, t) -> {
-          if (!channelwise.contains(output)) {
-            names.add(t.name());
-          }
-        });
+    targets.values().stream().filter(t -> !t.isChannelwise()).forEach(t -> names.add(t.name()));
     return List.copyOf(names);
   }
 
@@ -457,7 +453,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     Map<String, Target> all = new LinkedHashMap<>(targets);
     List<String> convs =
         all.keySet().stream()
-            .filter(o -> all.get(o).use().kind() == Kind.CONV && !channelwise.contains(o))
+            .filter(o -> all.get(o).use().kind() == Kind.CONV && !all.get(o).isChannelwise())
             .toList();
     rangesForPassed();
     Map<String, Double> found =
@@ -468,7 +464,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
                 return Sensitivity.search(
                     convs,
                     some -> {
-                      targets.keySet().retainAll(channelwise);
+                      targets.values().removeIf(t -> !t.isChannelwise());
                       some.forEach(output -> targets.put(output, all.get(output)));
                       findActivations();
                       return quantizedCopy(copy -> {});
@@ -572,7 +568,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     Map<String, Target> own = new HashMap<>();
     targets.replaceAll(
         (output, target) -> {
-          if (channelwise.contains(output)) {
+          if (target.isChannelwise()) {
             return target;
           }
           Use use = target.use();
@@ -630,7 +626,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     List<QuantizedProduct> result = new ArrayList<>();
     targets.forEach(
         (output, target) -> {
-          if (channelwise.contains(output)) {
+          if (target.isChannelwise()) {
             return;
           }
           NodeProto n = producers.get(output);
@@ -1090,8 +1086,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
     /** Takes away the nodes between a weight and its products that nothing reads any more. */
     private void removeBypassed() {
-      Set<String> read = new HashSet<>();
-      model.outputs().forEach(v -> read.add(v.getName()));
+      Set<String> read = model.outputNames();
       for (int i = out.size() - 1; i >= 0; i--) {
         NodeProto n = out.get(i);
         if (n.getOutputCount() == 1

@@ -350,8 +350,7 @@ public final class HalfPrecision {
     model.inputs().stream()
         .filter(v -> elementType(v) == DataType.FLOAT_VALUE)
         .forEach(v -> wide.add(v.getName()));
-    Set<String> outputs = new HashSet<>();
-    model.outputs().forEach(v -> outputs.add(v.getName()));
+    Set<String> outputs = model.outputNames();
     renamed.clear();
     // What the Casts that are gone made of the last values of the graph.
     Map<String, String> ends = new HashMap<>();

@@ -31,6 +31,7 @@ import java.util.Collections;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -693,6 +694,13 @@ public final class OnnxModel {
   /** The outputs of the main graph. */
   public List<ValueInfoProto> outputs() {
     return List.copyOf(graph.getOutputList());
+  }
+
+  /** The names of the outputs of the main graph, in a new set. */
+  public Set<String> outputNames() {
+    Set<String> names = new LinkedHashSet<>();
+    graph.getOutputList().forEach(v -> names.add(v.getName()));
+    return names;
   }
 
   /** Takes away what the file says about types and shapes of values between nodes that now have others. */
