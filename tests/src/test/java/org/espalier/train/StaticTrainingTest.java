@@ -22,7 +22,6 @@ import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.HashMap;
@@ -79,13 +78,7 @@ class StaticTrainingTest {
   }
 
   private static TensorProto vector(String name, float... values) {
-    return SmallModels.tensor(name, DataType.FLOAT, raw(values), values.length);
-  }
-
-  private static ByteBuffer raw(float... values) {
-    ByteBuffer raw = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
-    raw.asFloatBuffer().put(values);
-    return raw;
+    return floats(name, values, values.length);
   }
 
   /** Conv, norm, Relu; Conv, norm, a way around, Relu; pool; Gemm with the weight as [out, in]. */
@@ -157,10 +150,8 @@ class StaticTrainingTest {
         GraphProto.newBuilder()
             .setName("gated")
             .addInput(value("x", DataType.FLOAT, -1, 1, SIDE, SIDE))
-            .addInitializer(
-                SmallModels.tensor("conv1.weight", DataType.FLOAT, raw(uneven), 8, 1, 3, 3))
-            .addInitializer(
-                SmallModels.tensor("conv2.weight", DataType.FLOAT, raw(compensating), 8, 8, 3, 3))
+            .addInitializer(floats("conv1.weight", uneven, 8, 1, 3, 3))
+            .addInitializer(floats("conv2.weight", compensating, 8, 8, 3, 3))
             .addInitializer(vector("factor", 0.7f))
             .addInitializer(vector("summand", 0.2f))
             .addInitializer(floats("fc.weight", random, 0.5f, CLASSES, 8))
@@ -489,7 +480,7 @@ class StaticTrainingTest {
         GraphProto.newBuilder()
             .setName("grid")
             .addInput(value("x", DataType.FLOAT, -1))
-            .addInitializer(SmallModels.tensor("s", DataType.FLOAT, raw(range.scale())))
+            .addInitializer(SmallModels.number("s", range.scale()))
             .addInitializer(
                 SmallModels.tensor(
                     "z", DataType.UINT8, ByteBuffer.wrap(new byte[] {(byte) range.zeroPoint()})))

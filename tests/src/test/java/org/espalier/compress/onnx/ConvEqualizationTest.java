@@ -2,8 +2,9 @@ package org.espalier.compress.onnx;
 
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.line;
 import static org.espalier.format.onnx.SmallModels.node;
-import static org.espalier.format.onnx.SmallModels.tensor;
+import static org.espalier.format.onnx.SmallModels.number;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -16,9 +17,6 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
-import com.google.protobuf.ByteString;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
@@ -62,32 +60,18 @@ class ConvEqualizationTest {
             .addInitializer(number("minus", -6))
             .addInitializer(number("tiny", 0.002f))
             .addInitializer(floats("slopes", random, 0.5f, CHANNELS, 1, 1))
-            .addInitializer(tensor("scales", DataType.FLOAT, raw(1, 1, 2, 2), 4))
+            .addInitializer(floats("scales", new float[] {1, 1, 2, 2}, 4))
             .addNode(node("Conv", "/a", List.of("x", "w_a", "bias_a"), "a"))
             .addNode(node("Conv", "/b", List.of("x", "w_b"), "b"));
     for (String line : lines) {
-      String[] parts = line.split(" ");
-      List<String> inputs = new ArrayList<>(List.of(parts).subList(2, parts.length));
-      inputs.replaceAll(name -> name.equals("-") ? "" : name);
-      NodeProto.Builder n = node(parts[1], "/" + parts[0], inputs, parts[0]).toBuilder();
-      switch (parts[1]) {
-        case "MaxPool", "AveragePool" -> n.addAttribute(attribute("kernel_shape", 2, 2));
-        case "Conv" -> n.addAttribute(attribute("group", inputs.get(1).equals("w_d") ? 8 : 2));
-        default -> {}
-      }
-      g.addNode(n);
+      g.addNode(
+          switch (line.split(" ")[1]) {
+            case "MaxPool", "AveragePool" -> line(line, attribute("kernel_shape", 2, 2));
+            case "Conv" -> line(line, attribute("group", line.endsWith(" w_d") ? 8 : 2));
+            default -> line(line);
+          });
     }
     return SmallModels.model(14, g.addNode(node("Conv", "/y", List.of("z", "w_y"), "y")));
-  }
-
-  private static ByteBuffer raw(float... values) {
-    ByteBuffer raw = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
-    raw.asFloatBuffer().put(values);
-    return raw;
-  }
-
-  private static TensorProto number(String name, float value) {
-    return tensor(name, DataType.FLOAT, raw(value));
   }
 
   /** What output channel c has is 2^-c times what the first has. */
@@ -96,7 +80,7 @@ class ConvEqualizationTest {
     for (int i = 0; i < w.length; i++) {
       w[i] = (float) Math.scalb(random.nextGaussian(), -(i / 4));
     }
-    return tensor(name, DataType.FLOAT, raw(w), CHANNELS, 4, 1, 1);
+    return floats(name, w, CHANNELS, 4, 1, 1);
   }
 
   /** What takes of each channel of such an image as much as of the others. */
@@ -107,7 +91,7 @@ class ConvEqualizationTest {
           inputs == CHANNELS ? i % CHANNELS : inputs == 1 ? i : i / inputs / 4 * 4 + i % inputs;
       w[i] = (float) Math.scalb(random.nextGaussian(), channel);
     }
-    return tensor(name, DataType.FLOAT, raw(w), outputs, inputs, 1, 1);
+    return floats(name, w, outputs, inputs, 1, 1);
   }
 
   private TensorActivations examples() throws OrtException {
@@ -219,7 +203,7 @@ class ConvEqualizationTest {
         .addInitializer(SmallModels.int64s("f", 1, -1))
         .addInitializer(SmallModels.int64s("back", 1, CHANNELS, 8, 8))
         .addInitializer(floats("held", random, 1, 1, CHANNELS, 8, 8))
-        .addInitializer(tensor("wide", DataType.FLOAT, raw(2), 1, 1, 1, 1, 1))
+        .addInitializer(floats("wide", new float[] {2}, 1, 1, 1, 1, 1))
         .addInput(value("i", DataType.FLOAT, 1, CHANNELS, 8, 8));
     for (NodeProto.Builder n : proto.getGraphBuilder().getNodeBuilderList()) {
       if (n.getOpType().equals("Concat")) {
@@ -275,7 +259,7 @@ class ConvEqualizationTest {
     ModelProto.Builder proto = model("z Clip a zero six").toBuilder();
     for (TensorProto.Builder t : proto.getGraphBuilder().getInitializerBuilderList()) {
       if (t.getName().equals("bias_a")) {
-        t.setRawData(ByteString.copyFrom(raw(8, 1, 1, 1, 1, 1, 1, 1)));
+        t.setRawData(floats("", new float[] {8, 1, 1, 1, 1, 1, 1, 1}, 8).getRawData());
       }
     }
     TensorActivations source = examples();
@@ -293,13 +277,13 @@ class ConvEqualizationTest {
     float[] values = floatsOf(OnnxModel.of(proto.build(), "w"), "w_a");
     values[5] = 0;
     values[30] = 0;
-    w.setRawData(ByteString.copyFrom(raw(values)));
+    w.setRawData(floats("", values, values.length).getRawData());
     float[] after = floatsOf(equalized(proto.build(), examples()), "w_a");
     assertEquals(0, after[5]);
     assertEquals(0, after[30]);
     assertTrue(Math.abs(after[31]) > 10 * Math.abs(values[31]));
     values[0] = 1e37f;
-    w.setRawData(ByteString.copyFrom(raw(values)));
+    w.setRawData(floats("", values, values.length).getRawData());
     assertEquals(values[31], floatsOf(equalized(proto.build(), examples()), "w_a")[31]);
   }
 }

@@ -1,9 +1,10 @@
 package org.espalier.compress.onnx;
 
 import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.line;
 import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.number;
 import static org.espalier.format.onnx.SmallModels.real;
-import static org.espalier.format.onnx.SmallModels.tensor;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -11,13 +12,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.List;
 import java.util.Map;
@@ -50,19 +48,10 @@ class GateBoundsTest {
             .addInitializer(number("six", 6))
             .addNode(node("Conv", "/a", List.of("x", "w"), "a"));
     for (String line : gate) {
-      String[] parts = line.split(" ");
-      List<String> inputs = List.of(parts).subList(2, parts.length);
       g.addNode(
-          parts[1].equals("HardSigmoid")
-              ? node(parts[1], "/" + parts[0], inputs, parts[0], real("alpha", 0.25f))
-              : node(parts[1], "/" + parts[0], inputs, parts[0]));
+          line.split(" ")[1].equals("HardSigmoid") ? line(line, real("alpha", 0.25f)) : line(line));
     }
     return SmallModels.model(14, g.addNode(node("Conv", "/y", List.of("h", "v"), "y")));
-  }
-
-  private static TensorProto number(String name, float value) {
-    ByteBuffer raw = ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN).putFloat(0, value);
-    return tensor(name, DataType.FLOAT, raw);
   }
 
   private TensorActivations example() throws OrtException {

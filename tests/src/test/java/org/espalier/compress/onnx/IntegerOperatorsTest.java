@@ -21,8 +21,6 @@ import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -78,8 +76,7 @@ class IntegerOperatorsTest {
   }
 
   private static void number(GraphProto.Builder g, String name, float value, long... dims) {
-    ByteBuffer raw = ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN).putFloat(0, value);
-    g.addInitializer(SmallModels.tensor(name, DataType.FLOAT, raw, dims));
+    g.addInitializer(floats(name, new float[] {value}, dims));
   }
 
   private Map<String, OnnxTensor> input(long channels, long side) throws OrtException {
@@ -281,8 +278,8 @@ class IntegerOperatorsTest {
     for (int i = 0; i < 256; i++) {
       even[i] = (float) Math.scalb(random.nextGaussian(), i % 16 / 2 - 5);
     }
-    g.addInitializer(SmallModels.tensor("u", DataType.FLOAT, raw(uneven), 16, 4, 1, 1))
-        .addInitializer(SmallModels.tensor("e", DataType.FLOAT, raw(even), 16, 16, 1, 1));
+    g.addInitializer(floats("u", uneven, 16, 4, 1, 1))
+        .addInitializer(floats("e", even, 16, 16, 1, 1));
     number(g, "b", 0.05f);
     g.addNode(node("Conv", "/a", List.of("x", "u"), "a"))
         .addNode(node("HardSwish", "/h", List.of("a"), "h"))
@@ -307,12 +304,6 @@ class IntegerOperatorsTest {
         runtime(model));
     double error = error(proto, model, in);
     assertTrue(error < 0.5 * plain, plain + " became " + error);
-  }
-
-  private static ByteBuffer raw(float... values) {
-    ByteBuffer raw = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
-    raw.asFloatBuffer().put(values);
-    return raw;
   }
 
   /** Relu6 and a bound below 0: the grid ends where they do. */
@@ -500,13 +491,9 @@ class IntegerOperatorsTest {
     conv(g, "x", "a", 4, 8);
     float[] shift = new float[8];
     shift[0] = uneven ? 9 : 0;
-    ByteBuffer raw = ByteBuffer.allocate(32).order(ByteOrder.LITTLE_ENDIAN);
-    raw.asFloatBuffer().put(shift);
     float[] small = {uneven ? 1e-4f : 1, 1, 1, 1, 1, 1, 1, 1};
-    ByteBuffer scale = ByteBuffer.allocate(32).order(ByteOrder.LITTLE_ENDIAN);
-    scale.asFloatBuffer().put(small);
-    g.addInitializer(SmallModels.tensor("shift", DataType.FLOAT, raw, 8, 1, 1))
-        .addInitializer(SmallModels.tensor("small", DataType.FLOAT, scale, 8, 1, 1));
+    g.addInitializer(floats("shift", shift, 8, 1, 1))
+        .addInitializer(floats("small", small, 8, 1, 1));
     conv(g, "x", "b", 4, 8);
     g.addNode(node("Tanh", "/h", List.of("b"), "h"))
         .addNode(node("Add", "/s", List.of("h", "shift"), "s"))
@@ -518,9 +505,7 @@ class IntegerOperatorsTest {
       // Nothing reads the channel with the large values.
       weights[i] = i % 8 == 0 ? 0 : 0.4f * (float) random.nextGaussian();
     }
-    ByteBuffer last = ByteBuffer.allocate(256).order(ByteOrder.LITTLE_ENDIAN);
-    last.asFloatBuffer().put(weights);
-    g.addInitializer(SmallModels.tensor("w_y", DataType.FLOAT, last, 8, 8, 1, 1))
+    g.addInitializer(floats("w_y", weights, 8, 8, 1, 1))
         .addNode(node("Conv", "/y", List.of("m", "w_y"), "y"));
     ModelProto proto = SmallModels.model(13, g);
     TensorActivations source = new TensorActivations(List.of(input(4, 8)), 1);

@@ -129,19 +129,13 @@ class StaticQuantizerTest {
         float scale = k == 1 && i / 8 == 0 ? factor : k == 2 && i % 8 == 0 ? 0.01f / factor : 1;
         w[i] = (float) random.nextGaussian() * 0.4f * scale;
       }
-      g.addInitializer(SmallModels.tensor("w" + k, DataType.FLOAT, bytes(w), 8, 8, 1, 1));
+      g.addInitializer(floats("w" + k, w, 8, 8, 1, 1));
       g.addNode(node("Conv", "", List.of(k == 2 ? "n" : "v" + (k - 1), "w" + k), "v" + k));
       if (k == 1) {
         g.addNode(node("Neg", "", List.of("v1"), "n"));
       }
     }
     return SmallModels.model(13, g);
-  }
-
-  private static ByteBuffer bytes(float[] values) {
-    ByteBuffer b = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
-    b.asFloatBuffer().put(values);
-    return b;
   }
 
   @Test
@@ -196,7 +190,7 @@ class StaticQuantizerTest {
             .setName("clip")
             .addInput(value("x", DataType.FLOAT, 1, 8, 64, 64))
             .addOutput(value("y", DataType.FLOAT, -1, -2, -3, -4))
-            .addInitializer(SmallModels.tensor("w", DataType.FLOAT, bytes(w), 8, 8, 1, 1))
+            .addInitializer(floats("w", w, 8, 8, 1, 1))
             .addNode(node("Conv", "", List.of("x", "w"), "c"));
     if (large) {
       g.addNode(node("GlobalMaxPool", "", List.of("c"), "y"));

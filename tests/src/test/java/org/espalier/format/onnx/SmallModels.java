@@ -12,6 +12,7 @@ import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.google.protobuf.ByteString;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
 
@@ -268,6 +269,24 @@ public final class SmallModels {
       data.putFloat((float) random.nextGaussian() * deviation);
     }
     return tensor(name, DataType.FLOAT, data.flip(), dims);
+  }
+
+  /** A FLOAT tensor of these values. */
+  public static TensorProto floats(String name, float[] values, long... dims) {
+    return OnnxInitializer.floats(name, dims, values).message();
+  }
+
+  /** One FLOAT of no dimensions. */
+  public static TensorProto number(String name, float value) {
+    return floats(name, new float[] {value});
+  }
+
+  /** The node of a line «OUTPUT OPERATOR INPUTS», with - for an input that is left out. */
+  public static NodeProto line(String line, AttributeProto... attributes) {
+    List<String> parts = new ArrayList<>(List.of(line.split(" ")));
+    parts.replaceAll(part -> part.equals("-") ? "" : part);
+    return node(
+        parts.get(1), "/" + parts.get(0), parts.subList(2, parts.size()), parts.get(0), attributes);
   }
 
   public static TensorProto tensor(String name, DataType type, ByteBuffer raw, long... dims) {
