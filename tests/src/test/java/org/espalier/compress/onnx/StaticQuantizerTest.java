@@ -211,6 +211,22 @@ class StaticQuantizerTest {
     assertNotEquals(q.ranges(source, other), best);
   }
 
+  /** A model may call a weight of its own what others would call factors of channels. */
+  @Test
+  void aWeightIsOneWhateverItIsCalled() {
+    Random random = new Random(2);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("names")
+            .addInput(value("x", DataType.FLOAT, 1, 8, 4, 4))
+            .addOutput(value("y", DataType.FLOAT, 1, 8, 4, 4))
+            .addInitializer(floats("a_channelwise", random, 1, 8, 1, 1, 1))
+            .addNode(node("Conv", "", List.of("x", "a_channelwise"), "y", attribute("group", 8)));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "names");
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    assertEquals(List.of("a_channelwise"), q.quantized());
+  }
+
   @Test
   void matMulAndGemmRunAndAreClose() throws OrtException {
     OnnxModel original = OnnxModel.of(SmallModels.mlp(), "mlp");

@@ -68,7 +68,7 @@ final class ConvEqualization {
   private static final int STEPS = 10;
 
   /** What names of weights hold that are factors here and no weights of the model. */
-  private static final String CHANNELWISE = "_channelwise";
+  private static final String CHANNELWISE = "_espalier_channelwise";
 
   private static final Set<String> COMMUTING =
       Set.of(
