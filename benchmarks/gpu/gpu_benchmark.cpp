@@ -5,6 +5,8 @@
 //   gpu_benchmark [--device N] [--quick] [--java-launch MICROSECONDS] [--out FILE.json]
 //   gpu_benchmark --probe            only says which GPU is here, or why none
 //
+// Built with ESP_COUNT_WORK, on the emulator, it prints what keeps multiprocessors busy instead, of sizes that show it: --quick.
+//
 // Exit codes: 0 done, 1 a result is wrong, a call failed or the GPU cannot be used, 2 usage, 3 no GPU here.
 #include <cuda_runtime.h>
 
@@ -29,6 +31,10 @@
 #include "espalier/cuda/magnitude_prune.h"
 #include "espalier/device.h"
 
+#if defined(ESP_COUNT_WORK)
+#include "ptx/count_work.h"
+#endif
+
 #if defined(ESP_ON_GPU)
 void launch_nothing(void* stream);  // empty_kernel.cu
 #endif
@@ -36,6 +42,11 @@ void launch_nothing(void* stream);  // empty_kernel.cu
 namespace {
 
 bool quick = false;
+#if defined(ESP_COUNT_WORK)
+constexpr bool counting = true;
+#else
+constexpr bool counting = false;
+#endif
 
 // Calls of one timing, where one alone is too short for the device's clock.
 int many_calls() { return quick ? 5 : 100; }
@@ -126,6 +137,11 @@ struct Timer {
 
   // The median of `rounds` timings of `calls` calls, in milliseconds a call; `before` runs before each, untimed.
   double milliseconds(const std::function<void()>& work, const std::function<void()>& before = {}, int calls = 1) const {
+#if defined(ESP_COUNT_WORK)
+    if (before) before();
+    ptx::count_work(work, stream);
+    return 1;
+#endif
     const int rounds = quick ? 2 : 30;
     std::vector<double> times;
     for (int round = -(quick ? 1 : 5); round < rounds; round++) {
@@ -247,11 +263,14 @@ bool is_met(const Row& row) {
 }
 
 void report(const std::string& name, const std::string& size, double bytes, double milliseconds, Target target = {}) {
+#if defined(ESP_COUNT_WORK)
+  ptx::print_work(name, size, bytes);
+#endif
   if (quick) target = {};  // of sizes that say nothing
   esp_cuda_condition device = {"", -1, -1, -1, -1, -1, -1};
   if (esp_cuda_device_condition(device_number, &device) != ESP_OK) unknown_condition = esp_cuda_last_error();
   rows.push_back({name, size, bytes, milliseconds, target, device});
-  std::fprintf(stderr, "%s, %s: %.4f ms\n", name.c_str(), size.c_str(), milliseconds);
+  if (!counting) std::fprintf(stderr, "%s, %s: %.4f ms\n", name.c_str(), size.c_str(), milliseconds);
 }
 
 void print_table(const esp_cuda_device& device) {
@@ -294,8 +313,8 @@ void copy(const Timer& timer, const char* name) {
   report(name, text("%lld MiB", bytes >> 20), 2.0 * static_cast<double>(bytes), ms);
 }
 
-void fake_quantize(const Timer& timer) {
-  const int64_t channels = quick ? 64 : 65536, inner = quick ? 256 : 4096, n = channels * inner;  // 1 GiB
+void fake_quantize(const Timer& timer, int64_t channels, int64_t inner) {
+  const int64_t n = channels * inner;
   const std::vector<float> x = numbers(n, 0.05f, 1);
   std::vector<float> y(x.size()), scale(static_cast<size_t>(channels));
   std::vector<uint8_t> gate(static_cast<size_t>(n / 8));
@@ -483,7 +502,7 @@ void fused_step(const Timer& timer, int64_t count, int64_t rows_each, int64_t co
   // guard reads g, mask and gate once more.
   const double bytes = static_cast<double>(all) * (12 + 8 * Rule::states + (plain ? 0 : 4 + 3.0 / 8) +
                                                    (guarded ? 4 + 2.0 / 8 : 0));
-  const bool small = all < 1 << 22;
+  const bool small = n <= 1 << 12;
   const std::string size = text("%lld tensors, %lld weights", count, all);
   if (!small) {
     report(name, size, bytes, timer.milliseconds(step), {kind == Step::compressed && Rule::states == 1 ? 0.92 : 0, 0});
@@ -730,8 +749,23 @@ void measure(const esp_cuda_device& device, double java_launch) {
     const Row c = *call;
     report(c.name + " from Java", c.size, 0, java_launch / 1e3, {0, c.milliseconds + 0.5e-3});
   };
-  attempt("fake_quantize", 2.1, [&] { fake_quantize(timer); });
-  if (quick) {
+  if (counting) {
+    // Rows and pieces as long as those of large tensors.
+    attempt("fake_quantize", 1, [&] { fake_quantize(timer, 48, 4096); });
+    attempt("scale gradient", 1, [&] { scale_gradient(timer, 48, 4096, false); });
+    attempt("scale gradient", 1, [&] { scale_gradient(timer, 48, 4096, true); });
+    for (const Step kind : {Step::plain, Step::compressed, Step::guarded}) {
+      const char* what = kind == Step::plain ? "plain" : kind == Step::compressed ? "compressed step" : "guarded";
+      attempt("fused_sgd", 1, [&] { fused_step<Sgd>(timer, 1, 48, 4096, kind, what); });
+      attempt("fused_adamw", 1, [&] { fused_step<Adamw>(timer, 1, 48, 4096, kind, what); });
+    }
+    attempt("magnitude_prune", 1, [&] { prune_apply(timer, 1 << 18); });
+    attempt("magnitude_prune", 1, [&] { magnitude_prune(timer, 1 << 21, ESP_F32, 4, true, 0); });
+    attempt("magnitude_prune", 1, [&] { magnitude_prune(timer, 1 << 21, ESP_BF16, 4, true, 0); });
+    attempt("kd_softmax_loss", 1, [&] { kd_softmax_loss(timer, 4, 32000); });
+    attempt("kd_softmax_loss", 1, [&] { kd_softmax_loss(timer, 1, 131072); });
+  } else if (quick) {
+    attempt("fake_quantize", 1, [&] { fake_quantize(timer, 64, 256); });
     attempt("scale gradient", 1, [&] { scale_gradient(timer, 64, 256, false); });
     attempt("scale gradient", 1, [&] { scale_gradient(timer, 64, 256, true); });
     attempt("fused_sgd", 1, [&] { fused_step<Sgd>(timer, 4, 16, 256, Step::compressed, "compressed step"); });
@@ -745,6 +779,7 @@ void measure(const esp_cuda_device& device, double java_launch) {
     attempt("kd_softmax_loss", 1, [&] { kd_softmax_loss(timer, 16, 1000); });
     attempt("kd_softmax_loss", 1, [&] { kd_softmax_loss(timer, 3, 5000); });
   } else {
+    attempt("fake_quantize of 1 GiB", 2.1, [&] { fake_quantize(timer, 65536, 4096); });
     attempt("scale gradient of 1 GiB", 2.1, [&] { scale_gradient(timer, 65536, 4096, false); });
     attempt("scale gradient of 1 GiB", 3.1, [&] { scale_gradient(timer, 65536, 4096, true); });
     for (const Step kind : {Step::plain, Step::compressed, Step::guarded}) {  // 1 GiB of weights
@@ -818,7 +853,7 @@ int main(int argc, char** argv) {
                static_cast<double>(device.memory_bytes) / (1 << 30), device.major, device.minor);
   if (probe) return 0;
   measure(device, java_launch);
-  print_table(device);
+  if (!counting) print_table(device);
   if (out != nullptr) write_json(out, device);
   return failures.empty() ? 0 : 1;
 }

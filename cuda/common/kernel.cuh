@@ -250,8 +250,8 @@ __device__ __forceinline__ bool is_aligned(const void* pointer, int bytes) {
 }
 
 // Elements i .. i+n-1 of p; those from `end` on are +0. `whole`: p is aligned to a pack (not: to an element).
-template <int n, class T>
-__device__ __forceinline__ Pack<T, n> load_pack(const T* p, int64_t i, int64_t end, bool whole) {
+template <int n, class T, class Index>
+__device__ __forceinline__ Pack<T, n> load_pack(const T* p, Index i, Index end, bool whole) {
   if (whole && i + n <= end) return *reinterpret_cast<const Pack<T, n>*>(p + i);
   Pack<T, n> pack;
 #pragma unroll
@@ -300,8 +300,8 @@ __device__ __forceinline__ void store_whole(T* p, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(p) = pack;
 #endif
 }
-template <int n, class T>
-__device__ __forceinline__ void store_pack(T* p, int64_t i, int64_t end, bool whole, const Pack<T, n>& pack) {
+template <int n, class T, class Index>
+__device__ __forceinline__ void store_pack(T* p, Index i, Index end, bool whole, const Pack<T, n>& pack) {
   if (whole && i + n <= end) {
     store_whole(p + i, pack);
     return;
@@ -340,21 +340,6 @@ __device__ __forceinline__ uint32_t bits_32(const uint8_t* field, int64_t i, int
     if (i + byte * 8 < end) word |= static_cast<uint32_t>(p[byte]) << (byte * 8);
   }
   return word;
-}
-
-// Writes those bits; bits of the last byte from `end` on become 0.
-__device__ __forceinline__ void store_bits_32(uint8_t* field, int64_t i, int64_t end, uint32_t word) {
-  if (i + 32 > end) word &= i < end ? 0xffffffffu >> (i + 32 - end) : 0;
-  uint8_t* const p = field + i / 8;
-  ESP_GLOBAL(p);
-  if (i + 24 < end && is_aligned(p, 4)) {
-    *reinterpret_cast<uint32_t*>(p) = word;
-    return;
-  }
-#pragma unroll
-  for (int byte = 0; byte < 4; byte++) {
-    if (i + byte * 8 < end) p[byte] = static_cast<uint8_t>(word >> (byte * 8));
-  }
 }
 
 // The items of a list that a block works on: every so-manieth. The next one is on its way while one is worked on.

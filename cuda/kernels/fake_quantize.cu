@@ -155,29 +155,35 @@ struct Outputs {
     whole_y = esp::is_aligned(y, 16);
     whole_q = esp::is_aligned(q, per_pack<T>);
   }
-  // The elements of a pack on the grid, not yet clamped, `left` of them on the first of `grids`. Called by
-  // whole warps; i is a multiple of 8 in every even lane where a gate is wanted, and past `end` nothing is
-  // written.
+  // The elements of a pack on the grid, `left` of them on the first of `grids`. Called by whole warps; i is a
+  // multiple of 8 in every even lane where a gate is wanted, and past `end` nothing is written.
   template <class NextGrid>
   __device__ __forceinline__ void put(const Rule& rule, const Pack<T, per_pack<T>>& x, int i, int end,
-                                      Grid grid, uint32_t left, const NextGrid& next, Counts* counts) const {
+                                      Grid grid, uint32_t left, const NextGrid& next) const {
     constexpr int n = per_pack<T>;
     uint32_t bits = 0;
     if (i < end) {
-      float value[n];
-      Pack<uint8_t, n> integers;
+      float integer[n], value[n];
+      const auto quantize = [&](int j) {
+        const float position = rintf(scaled(esp::to_float(x.at[j]), grid, rule)) + grid.zero;
+        integer[j] = clamped(position, rule);
+        if (integer[j] == position) bits |= 1u << j;
+        value[j] = (integer[j] - grid.zero) * grid.scale;
+      };
+      if (left >= n) {
 #pragma unroll
-      for (int j = 0; j < n; j++) {
-        if (static_cast<uint32_t>(j) == left && i + j < end) grid = next(j, &left);
-        const float v = esp::to_float(x.at[j]);
-        if (counts != nullptr) count(*counts, v);
-        const float position = rintf(rule.divide ? v / grid.by : v * grid.by) + grid.zero;
-        if (position >= rule.qmin && position <= rule.qmax && i + j < end) bits |= 1u << j;
-        const float c = clamped(position, rule);
-        integers.at[j] = static_cast<uint8_t>(static_cast<int>(c));
-        value[j] = (c - grid.zero) * grid.scale;
+        for (int j = 0; j < n; j++) quantize(j);
+      } else {
+#pragma unroll
+        for (int j = 0; j < n; j++) {
+          if (static_cast<uint32_t>(j) == left && i + j < end) grid = next(&left);
+          quantize(j);
+        }
       }
       if (q != nullptr) {
+        Pack<uint8_t, n> integers;
+#pragma unroll
+        for (int j = 0; j < n; j++) integers.at[j] = static_cast<uint8_t>(static_cast<int>(integer[j]));
         ESP_GLOBAL(q);
         esp::store_pack(q, i, end, whole_q, integers);
       }
@@ -188,6 +194,7 @@ struct Outputs {
           store_values<T>(y, i, end, whole_y, value);
         }
       }
+      if (end - i < n) bits &= (1u << (end - i)) - 1;
     }
     if (gate != nullptr) {
       if (n == 4) bits |= __shfl_down_sync(esp::all_lanes, bits, 1) << 4;
@@ -206,19 +213,39 @@ struct Range {
 };
 constexpr Range no_range = {infinity, -infinity};
 
-// Called for what is in the tensor only.
-__device__ __forceinline__ void extend(Range& range, Counts& counts, float x, bool absolute) {
-  const uint32_t magnitude = __float_as_uint(x) & 0x7fffffff;
-  if (magnitude < 0x7f800000) {
-    const float v = absolute ? __uint_as_float(magnitude) : x;
-    range.low = v < range.low ? v : range.low;
-    range.high = v > range.high ? v : range.high;
-  } else {
-    count(counts, x);
+// Of finite elements, and whether all were: 0, or NaN. Three instructions an element; where it is NaN the elements are
+// read again, one by one.
+struct Seen {
+  Range range = no_range;
+  float finite = 0;
+  __device__ __forceinline__ void add(float x) {
+    range.low = fminf(range.low, x);
+    range.high = fmaxf(range.high, x);
+    finite = fmaf(x, 0.0f, finite);
+  }
+  __device__ __forceinline__ bool all_finite() const { return finite == 0; }
+};
+// Elements i .. end-1, of which some may not be finite: those are counted.
+template <class T, class Index>
+__device__ __forceinline__ void extend(Range& range, Counts& counts, const T* x, Index i, Index end) {
+#pragma unroll 1
+  for (; i < end; i++) {
+    const float v = esp::to_float(x[i]);
+    if (fabsf(v) < infinity) {
+      range.low = fminf(range.low, v);
+      range.high = fmaxf(range.high, v);
+    } else {
+      count(counts, v);
+    }
   }
 }
+// Of magnitudes, from the range of the values.
+__device__ __forceinline__ Range around_zero(const Range& range) {
+  const float most = fmaxf(range.high, -range.low);
+  return {-most, most};
+}
 __device__ __forceinline__ Range joined(const Range& a, const Range& b) {
-  return {b.low < a.low ? b.low : a.low, b.high > a.high ? b.high : a.high};
+  return {fminf(a.low, b.low), fmaxf(a.high, b.high)};
 }
 __device__ __forceinline__ Range over_warp(Range range) {
 #pragma unroll
@@ -250,7 +277,7 @@ __device__ __forceinline__ bool is_absolute(const esp_quantizer& q) {
 // The scale of a channel from its range, and the moving average on the way. By one thread a channel.
 __device__ Grid set_scale(const esp_quantizer& quantizer, const QuantizeEntry& t, int64_t channel,
                           Range range, QuantizeState* state) {
-  if (is_absolute(quantizer)) range.low = -range.high;
+  if (is_absolute(quantizer)) range = around_zero(range);
   if (quantizer.observer == ESP_OBSERVER_MOVING_AVERAGE) {
     float* const low = t.running + channel;
     float* const high = low + t.channels;
@@ -282,24 +309,33 @@ __device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEnt
   const int end = static_cast<int>(t.inner);
   const T* const x = static_cast<const T*>(t.x) + first;
   ESP_GLOBAL(x);
-  const bool whole = esp::is_aligned(x, 16), absolute = is_absolute(call.head->quantizer);
+  const bool whole = esp::is_aligned(x, 16);
   Pack<T, n> pack[held];
   esp::load_packs<n>(x, member * n, team * n, end, whole, pack);
-  Range range = no_range;
+  Seen seen;
   Counts counts = {0, 0};
+  bool cut = false;  // the last pack is this thread's, and not full
 #pragma unroll
   for (int k = 0; k < held; k++) {
     const int left = end - (k * team + member) * n;
+    if (left >= n) {
 #pragma unroll
-    for (int j = 0; j < n; j++) {
-      if (j < left) extend(range, counts, esp::to_float(pack[k].at[j]), absolute);
+      for (int j = 0; j < n; j++) seen.add(esp::to_float(pack[k].at[j]));
+    } else {
+      cut = cut || left > 0;
     }
+  }
+  Range range = seen.range;
+  if (cut || !seen.all_finite()) {
+    range = no_range;
+#pragma unroll 1
+    for (int i = member * n; i < end; i += team * n) extend(range, counts, x, i, i + n < end ? i + n : end);
   }
   flush(state, counts);
   range = over_warp(range);
   Grid grid;
   if (team == 32) {
-    grid = {0, 0, 0};
+    grid = {};
     if (member == 0) grid = set_scale(call.head->quantizer, t, channel, range, state);
     grid = {__shfl_sync(esp::all_lanes, grid.scale, 0), __shfl_sync(esp::all_lanes, grid.by, 0),
             __shfl_sync(esp::all_lanes, grid.zero, 0)};
@@ -316,11 +352,11 @@ __device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEnt
   }
   const Rule rule(call.head->quantizer);
   const Outputs<T> outputs(t, first);
-  const auto none = [&](int, uint32_t*) { return grid; };
+  const auto none = [&](uint32_t*) { return grid; };
 #pragma unroll
   for (int k = 0; k < held; k++) {
     if (k * team * n < end)
-      outputs.put(rule, pack[k], (k * team + member) * n, end, grid, ~0u, none, nullptr);
+      outputs.put(rule, pack[k], (k * team + member) * n, end, grid, ~0u, none);
   }
 }
 
@@ -352,24 +388,33 @@ __global__ void __launch_bounds__(threads, blocks_of(list)) fake_quantize_rows_k
 // ---- ranges of all other channels
 
 template <class T>
-__device__ __forceinline__ Range range_of_piece(const QuantizeEntry& t, int64_t first, int64_t end,
-                                                bool absolute, Counts& counts) {
+__device__ __forceinline__ Range range_of_piece(const QuantizeEntry& t, int64_t first, int64_t end, Counts& counts) {
   constexpr int n = per_pack<T>, unrolled = 4;
   const T* const x = static_cast<const T*>(t.x);
   ESP_GLOBAL(x);
   const bool whole = esp::is_aligned(x + first, 16);
-  Range range = no_range;
-  for (int64_t at = first + esp::lane_index() * n; at < end; at += 32 * n * unrolled) {
+  const int64_t own = first + esp::lane_index() * n;
+  Seen seen;
+  bool cut = false;
+  for (int64_t at = own; at < end; at += 32 * n * unrolled) {
     Pack<T, n> pack[unrolled];
     esp::load_packs<n>(x, at, int64_t{32 * n}, end, whole, pack);
 #pragma unroll
     for (int k = 0; k < unrolled; k++) {
       const int64_t left = end - (at + k * 32 * n);
+      if (left >= n) {
 #pragma unroll
-      for (int j = 0; j < n; j++) {
-        if (j < left) extend(range, counts, esp::to_float(pack[k].at[j]), absolute);
+        for (int j = 0; j < n; j++) seen.add(esp::to_float(pack[k].at[j]));
+      } else {
+        cut = cut || left > 0;
       }
     }
+  }
+  Range range = seen.range;
+  if (cut || !seen.all_finite()) {
+    range = no_range;
+#pragma unroll 1
+    for (int64_t i = own; i < end; i += 32 * n) extend(range, counts, x, i, i + n < end ? i + n : end);
   }
   return over_warp(range);
 }
@@ -383,16 +428,15 @@ __global__ void __launch_bounds__(threads) fake_quantize_ranges_rows_kernel(Call
   QuantizeState* const state = call.states + part.tensor;
   const int64_t pieces = (t.inner + esp::quantize_piece - 1) / esp::quantize_piece;
   const int64_t piece = static_cast<int64_t>(part.index) * warps + esp::warp_index(), row = piece / pieces;
-  const bool absolute = is_absolute(call.head->quantizer);
   Range range = no_range;
   Counts counts = {0, 0};
   if (row < t.outer * t.channels) {
     const int64_t begin = row * t.inner, first = begin + piece % pieces * esp::quantize_piece;
     const int64_t end =
         begin + t.inner < first + esp::quantize_piece ? begin + t.inner : first + esp::quantize_piece;
-    range = t.dtype == ESP_BF16  ? range_of_piece<bf16>(t, first, end, absolute, counts)
-            : t.dtype == ESP_F16 ? range_of_piece<f16>(t, first, end, absolute, counts)
-                                 : range_of_piece<float>(t, first, end, absolute, counts);
+    range = t.dtype == ESP_BF16  ? range_of_piece<bf16>(t, first, end, counts)
+            : t.dtype == ESP_F16 ? range_of_piece<f16>(t, first, end, counts)
+                                 : range_of_piece<float>(t, first, end, counts);
     flush(state, counts);
   }
   if (esp::lane_index() == 0) {
@@ -429,28 +473,32 @@ __device__ __forceinline__ void ranges_of_columns(const Call& call, const Quanti
   const int64_t rows = bottom < t.outer ? bottom : t.outer;
   const T* const x = static_cast<const T*>(t.x);
   ESP_GLOBAL(x);
-  const bool whole = esp::is_aligned(x, 16) && period % n == 0, absolute = is_absolute(call.head->quantizer);
-  Range range[n];
-#pragma unroll
-  for (int j = 0; j < n; j++) range[j] = no_range;
+  const bool whole = esp::is_aligned(x, 16) && period % n == 0;
+  Seen seen[n];
   Counts counts = {0, 0};
   for (int64_t row = top; row < rows; row += s.lanes * unrolled) {
     Pack<T, n> pack[unrolled];
     esp::load_packs<n>(x, row * period + column, s.lanes * period, rows * period, whole, pack);
 #pragma unroll
     for (int k = 0; k < unrolled; k++) {
+      if (row + k * s.lanes < rows) {
 #pragma unroll
-      for (int j = 0; j < n; j++) {
-        if (row + k * s.lanes < rows && column + j < period)
-          extend(range[j], counts, esp::to_float(pack[k].at[j]), absolute);
+        for (int j = 0; j < n; j++) seen[j].add(esp::to_float(pack[k].at[j]));  // beyond the period too, for nothing
       }
     }
   }
-  flush(state, counts);
 #pragma unroll
   for (int j = 0; j < n; j++) {
-    if (column + j < period) raise(call.ranges + t.ranges + (column + j) / t.inner, range[j]);
+    if (column + j >= period) break;
+    Range range = seen[j].range;
+    if (!seen[j].all_finite()) {
+      range = no_range;
+#pragma unroll 1
+      for (int64_t row = top; row < rows; row += s.lanes) extend(range, counts, x + row * period + column, j, j + 1);
+    }
+    raise(call.ranges + t.ranges + (column + j) / t.inner, range);
   }
+  flush(state, counts);
 }
 
 __global__ void __launch_bounds__(threads, 2) fake_quantize_ranges_columns_kernel(Call call) {
@@ -512,6 +560,13 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
 #pragma unroll
     for (int k = 0; k < packs; k++) {
       const int i = own + k * threads * n;
+      if (counting && i < end) {
+        float finite = 0;
+#pragma unroll
+        for (int j = 0; j < n; j++) finite = fmaf(esp::to_float(pack[k].at[j]), 0.0f, finite);
+        Range unused;
+        if (finite != 0) extend(unused, counts, x, i, i + n < end ? i + n : end);  // NaN
+      }
       int64_t channel = 0;
       if (i < end && static_cast<uint32_t>(i + n) > row_end) {
         uint32_t left;
@@ -519,13 +574,13 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
         row_end = static_cast<uint32_t>(i) + left;
         grid = usable_grid(channel);
       }
-      const auto next = [&](int, uint32_t* boundary) {
+      const auto next = [&](uint32_t* boundary) {
         *boundary += rows.length;
         row_end += rows.length;
         channel = rows.next(channel);
         return grid = usable_grid(channel);
       };
-      outputs.put(rule, pack[k], i, end, grid, row_end - static_cast<uint32_t>(i), next, &counts);
+      outputs.put(rule, pack[k], i, end, grid, row_end - static_cast<uint32_t>(i), next);
     }
   }
   if (counting) flush(state, counts);

@@ -67,7 +67,7 @@ __device__ __forceinline__ Grid grid_of(const esp_quantizer& q, const ClipEntry&
 }
 
 __device__ __forceinline__ void add_error(double& sum, const Rule& rule, const Grid& grid, float x) {
-  const float position = rintf(rule.divide ? x / grid.by : x * grid.by) + grid.zero;
+  const float position = rintf(rule.divide ? x / grid.scale : x * grid.by) + grid.zero;
   const float y = (clamped(position, rule) - grid.zero) * grid.scale;
   const bool finite = (__float_as_uint(x) & 0x7fffffff) < 0x7f800000;
   const double e = finite ? static_cast<double>(y - x) : 0.0;

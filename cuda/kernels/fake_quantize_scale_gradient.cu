@@ -75,7 +75,7 @@ __device__ __forceinline__ void add(GradientSums& sums, const GradientSums& more
 // What an element adds to the sums of its channel; whether its gradient passes.
 __device__ __forceinline__ bool add_element(GradientSums& sums, const Rule& rule, const Grid& grid, float x,
                                             float grad_y) {
-  const float v = rule.divide ? x / grid.by : x * grid.by, rounded = rintf(v), position = rounded + grid.zero;
+  const float v = rule.divide ? x / grid.scale : x * grid.by, rounded = rintf(v), position = rounded + grid.zero;
   const bool passes = position >= rule.qmin && position <= rule.qmax;
   const double g = static_cast<double>(grad_y);
   const float by_scale = passes ? rounded - v : clamped(position, rule) - grid.zero;

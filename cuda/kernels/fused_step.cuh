@@ -432,9 +432,8 @@ __device__ __forceinline__ uint32_t quantize(const StepEntry& t, int64_t i, int6
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     const float position = grid_position(w.at[j], inverse[j]);
-    pass |= position >= -127.0f && position <= 127.0f ? 1u << j : 0;
-    const float raised = position > -127.0f ? position : -127.0f;  // NaN becomes -127
-    q[j] = raised < 127.0f ? raised : 127.0f;
+    q[j] = fminf(fmaxf(position, -127.0f), 127.0f);  // NaN becomes -127
+    if (q[j] == position) pass |= 1u << j;
   }
   if (t.copy_type == ESP_COPY_INT8) {
     Pack<int8_t, 4> pack;
@@ -452,13 +451,14 @@ __device__ __forceinline__ uint32_t quantize(const StepEntry& t, int64_t i, int6
   return pass;
 }
 
-// 8 lanes join their 4 bits. Called by whole warps; the first of 8 lanes is at a multiple of 32 elements.
+// Two lanes join their 4 bits. Called by whole warps; i is a multiple of 8 in every even lane.
 __device__ __forceinline__ void store_gate(uint8_t* gate, int64_t i, int64_t limit, uint32_t pass) {
   if (gate == nullptr) return;
-  uint32_t word = pass << (esp::lane_index() % 8 * 4);
-#pragma unroll
-  for (int apart = 1; apart < 8; apart *= 2) word |= __shfl_xor_sync(esp::all_lanes, word, apart);
-  if (esp::lane_index() % 8 == 0 && i < limit) esp::store_bits_32(gate, i, limit, word);
+  if (limit - i < 4) pass &= i < limit ? (1u << (limit - i)) - 1 : 0;
+  pass |= __shfl_down_sync(esp::all_lanes, pass, 1) << 4;
+  if (esp::lane_index() % 2 != 0 || i >= limit) return;
+  ESP_GLOBAL(gate);
+  gate[i / 8] = static_cast<uint8_t>(pass);
 }
 
 __device__ __forceinline__ void count_broken(StepState* state, float scale) {
@@ -478,9 +478,17 @@ __device__ __forceinline__ void quantize_rows(const StepEntry& t, const FlatPlac
       const uint32_t row = rows.row(i - start), end = rows.row((i + 3 < limit ? i + 3 : limit - 1) - start);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const uint32_t own = row == end || i + j >= limit ? row : rows.row(i + j - start);
-        scale[j] = scales.scale[own];
-        inverse[j] = scales.inverse[own];
+        scale[j] = scales.scale[row];
+        inverse[j] = scales.inverse[row];
+      }
+      if (row != end) {
+#pragma unroll
+        for (int j = 1; j < 4; j++) {
+          if (i + j >= limit) break;
+          const uint32_t own = rows.row(i + j - start);
+          scale[j] = scales.scale[own];
+          inverse[j] = scales.inverse[own];
+        }
       }
       pass = quantize(t, i, limit, true, kept.of(k), scale, inverse);
     }

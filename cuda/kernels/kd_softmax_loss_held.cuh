@@ -93,12 +93,18 @@ __device__ __forceinline__ void add_pack(const KdPowers& powers, const float (&s
   for (int j = 0; j < pack; j++)
     x[j] = esp::exp2_approximate(fmaf(s[j], powers.soft.high, -sums.student_power));
   sums.student = sums.student + sum_of(x);
-  if (powers.power > 1) {
+  // The temperature is asked for once a pack.
+  if (powers.power == 2) {
+    float hard = 0;
+#pragma unroll
+    for (int j = 0; j < pack; j++) hard = fmaf(x[j], x[j], hard);
+    sums.hard = sums.hard + hard;
+  } else if (powers.power > 2) {
     float hard = 0;
 #pragma unroll
     for (int j = 0; j < pack; j++) {
       const float square = x[j] * x[j];
-      hard = powers.power == 2 ? hard + square : fmaf(square, square, hard);
+      hard = fmaf(square, square, hard);
     }
     sums.hard = sums.hard + hard;
   } else if (powers.power == 0) {
@@ -385,14 +391,28 @@ __global__ void __launch_bounds__(threads, 3) kd_softmax_loss_held_kernel(KdCall
     float s[pack], t[pack] = {}, g_of[pack];
     floats_of<T>(student, s);
     if (soft) floats_of<T>(teacher, t);
+    float x[pack];
 #pragma unroll
     for (int j = 0; j < pack; j++) {
-      const float excess = bounded ? excess_of(s[j], t[j]) : 0.0f;
-      const float x = esp::exp2_approximate(fmaf(s[j], powers.soft.high, -r.student_power));
-      const float w = soft ? esp::exp2_approximate(fmaf(t[j], powers.soft.high, -r.teacher_power)) : 0.0f;
-      const float h =
-          powers.power == 0 ? esp::exp2_approximate(fmaf(s[j], powers.hard.high, -r.hard_power)) : 0.0f;
-      g_of[j] = gradient_of(c, powers.power, soft, bounded, x, w, h, excess);
+      x[j] = esp::exp2_approximate(fmaf(s[j], powers.soft.high, -r.student_power));
+      g_of[j] = c.student * x[j];
+      if (soft)
+        g_of[j] = fmaf(-c.teacher, esp::exp2_approximate(fmaf(t[j], powers.soft.high, -r.teacher_power)), g_of[j]);
+    }
+    if (powers.power == 2) {
+#pragma unroll
+      for (int j = 0; j < pack; j++) g_of[j] = fmaf(c.hard, x[j] * x[j], g_of[j]);
+    } else if (powers.power > 2) {
+#pragma unroll
+      for (int j = 0; j < pack; j++) g_of[j] = fmaf(c.hard, hard_power(4, x[j]), g_of[j]);
+    } else if (powers.power == 0) {
+#pragma unroll
+      for (int j = 0; j < pack; j++)
+        g_of[j] = fmaf(c.hard, esp::exp2_approximate(fmaf(s[j], powers.hard.high, -r.hard_power)), g_of[j]);
+    }
+    if (bounded) {
+#pragma unroll
+      for (int j = 0; j < pack; j++) g_of[j] = fmaf(c.bound, excess_of(s[j], t[j]), g_of[j]);
     }
     if (label >= column && label < column + pack && c.column >= 0) {
 #pragma unroll

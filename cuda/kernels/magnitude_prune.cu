@@ -106,13 +106,22 @@ __device__ __forceinline__ int chunk_end(const esp_prune_tensor& t, int64_t star
   return static_cast<int>(t.n - start < esp::prune_chunk ? t.n - start : esp::prune_chunk);
 }
 
-// Keys of a pack, prune_absent for what takes no part.
+// Which of the elements i .. i+n-1 are before `end`, as bits.
+template <int n>
+__device__ __forceinline__ uint32_t valid_bits(int i, int end) {
+  return i + n <= end ? (1u << n) - 1 : i < end ? (1u << (end - i)) - 1 : 0;
+}
+
+// Keys of a pack, prune_absent for what takes no part: its bit in `taking` is 0.
 template <class T>
-__device__ __forceinline__ void keys_of(const Pack<T, 16 / sizeof(T)>& x, uint32_t part, int i,
-                                        int end, int32_t (&key)[16 / sizeof(T)]) {
+__device__ __forceinline__ void keys_of(const Pack<T, 16 / sizeof(T)>& x, uint32_t taking, int32_t (&key)[16 / sizeof(T)]) {
+  constexpr int n = 16 / static_cast<int>(sizeof(T));
 #pragma unroll
-  for (int j = 0; j < 16 / static_cast<int>(sizeof(T)); j++) {
-    key[j] = i + j < end && (part >> j & 1) != 0 ? key_of(esp::to_float(x.at[j])) : esp::prune_absent;
+  for (int j = 0; j < n; j++) key[j] = key_of(esp::to_float(x.at[j]));
+  if (taking == (1u << n) - 1) return;
+#pragma unroll
+  for (int j = 0; j < n; j++) {
+    if ((taking >> j & 1) == 0) key[j] = esp::prune_absent;
   }
 }
 
@@ -136,7 +145,7 @@ __device__ __forceinline__ void each_key_of(const esp_prune_tensor& t, int64_t s
     for (int k = 0; k < 4; k++) {
       const int i = Turns<T>::element(turn + k);
       int32_t key[pack];
-      keys_of<T>(x[k], bits_of<pack>(part[k], i), i, end, key);
+      keys_of<T>(x[k], bits_of<pack>(part[k], i) & valid_bits<pack>(i, end), key);
 #pragma unroll
       for (int j = 0; j < pack; j++) visit(key[j]);
     }
@@ -424,6 +433,7 @@ __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_collect_kern
   PruneState& state = *p.state;
   if (state.refused != 0 || p.scopes[0].k == 0) return;
   const int32_t low = state.low, high = state.high;
+  const uint32_t width = static_cast<uint32_t>(high) - static_cast<uint32_t>(low);
   unsigned long long below = 0, totals[3] = {};
   for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
     const uint32_t c = walk.at;
@@ -433,9 +443,12 @@ __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_collect_kern
     uint32_t under = 0, at_low = 0, at_high = 0;
     each_key(p.tensors[chunk.tensor], static_cast<int64_t>(chunk.index) * esp::prune_chunk, [&](int32_t key) {
       under += key < low ? 1 : 0;
-      at_low += key == low ? 1 : 0;
-      at_high += key == high ? 1 : 0;
-      if (key > low && key < high) {
+      if (static_cast<uint32_t>(key) - static_cast<uint32_t>(low) > width) return;  // most
+      if (key == low) {
+        at_low++;
+      } else if (key == high) {
+        at_high++;
+      } else {
         const uint32_t slot = atomicAdd(&found[0], 1u);
         if (slot < esp::prune_room) room[slot] = key;
       }
@@ -724,15 +737,14 @@ __global__ void __launch_bounds__(threads) prune_pattern_kernel(Prune p, Rule ru
 
 // ---- apply
 
-// Lanes join the bits of their packs to words. Called by whole warps.
+// The bits of packs of n from element i on, 0 from `end` on; lanes with half a byte join. Called by whole warps.
 template <int n>
-__device__ __forceinline__ void store_bits(uint8_t* field, int64_t i, int64_t end, uint32_t bits) {
-  constexpr int lanes = 32 / n;
-  uint32_t word = bits << (esp::lane_index() % lanes * n);
-#pragma unroll
-  for (int apart = 1; apart < lanes; apart *= 2) word |= __shfl_xor_sync(esp::all_lanes, word, apart);
+__device__ __forceinline__ void store_bits(uint8_t* field, int i, int end, uint32_t bits) {
+  if (n == 4) bits |= __shfl_down_sync(esp::all_lanes, bits, 1) << 4;
   __syncwarp();  // the earlier mask may be the same memory, and has been read
-  if (esp::lane_index() % lanes == 0 && i < end) esp::store_bits_32(field, i, end, word);
+  if (i >= end || (n == 4 && esp::lane_index() % 2 != 0)) return;
+  ESP_GLOBAL(field);
+  field[i / 8] = static_cast<uint8_t>(bits);
 }
 
 // Packs that a thread of apply has at once: what registers allow. A multiprocessor of 12.0 needs the fewest bytes
@@ -775,33 +787,46 @@ __device__ __forceinline__ uint32_t apply_chunk(const esp_prune_tensor& t, int64
 #pragma unroll
     for (int k = 0; k < at_once; k++) {
       const int i = Turns<T>::element(turn + k);
-      int32_t key[pack];
-      keys_of<T>(x[k], bits_of<pack>(part[k], i), i, end, key);
+      const uint32_t valid = valid_bits<pack>(i, end), taking = bits_of<pack>(part[k], i) & valid;
       uint32_t keep = 0;
-      if (by_pattern && decisions != nullptr) {
-        keep = i < end ? bits_of<pack>(byte_at(decisions, i, end), i) : 0;
-      } else if (by_pattern) {
-        keep = cut.group == 1   ? pattern_of<pack, 1>(key, cut.keep)
-               : cut.group == 2 ? pattern_of<pack, 2>(key, cut.keep)
-               : cut.group == 4 ? pattern_of<pack, 4>(key, cut.keep)
-                                : pattern_of<pack, pack>(key, cut.keep);
-      } else {
-        // Before element `ties` equals go too: compared with the key after it.
-        const int before = ties - i;
+      // Before element `ties` equals go too: compared with the key after it.
+      const int before = ties - i;
+      if (!by_pattern && taking == (1u << pack) - 1 && (before <= 0 || before >= pack)) {  // most packs
+        const int32_t least = cut.key + (before > 0 ? 1 : 0);
+        const uint32_t bits = least <= esp::prune_nan_key ? static_cast<uint32_t>(least) : 0x80000000;
 #pragma unroll
         for (int j = 0; j < pack; j++) {
-          if (key[j] != esp::prune_absent && key[j] >= cut.key + (j < before ? 1 : 0)) keep |= 1u << j;
+          const bool stays = (__float_as_uint(esp::to_float(x[k].at[j])) & 0x7fffffff) >= bits;
+          if (stays) keep |= 1u << j;
+          if (!stays) x[k].at[j] = T{};
         }
-      }
-      const int valid = i >= end ? 0 : end - i < pack ? end - i : pack;
-      keep &= (1u << valid) - 1;
-      pruned += static_cast<uint32_t>(valid - __popc(keep));
-      if (out != nullptr && valid > 0 && !(in_place && keep == (1u << valid) - 1)) {
-        ESP_GLOBAL(out);
+      } else {
+        if (by_pattern && decisions != nullptr) {
+          keep = i < end ? bits_of<pack>(byte_at(decisions, i, end), i) : 0;
+        } else {
+          int32_t key[pack];
+          keys_of<T>(x[k], taking, key);
+          if (by_pattern) {
+            keep = cut.group == 1   ? pattern_of<pack, 1>(key, cut.keep)
+                   : cut.group == 2 ? pattern_of<pack, 2>(key, cut.keep)
+                   : cut.group == 4 ? pattern_of<pack, 4>(key, cut.keep)
+                                    : pattern_of<pack, pack>(key, cut.keep);
+          } else {
+#pragma unroll
+            for (int j = 0; j < pack; j++) {
+              if (key[j] != esp::prune_absent && key[j] >= cut.key + (j < before ? 1 : 0)) keep |= 1u << j;
+            }
+          }
+        }
+        keep &= valid;
 #pragma unroll
         for (int j = 0; j < pack; j++) {
           if ((keep >> j & 1) == 0) x[k].at[j] = T{};
         }
+      }
+      pruned += static_cast<uint32_t>(__popc(valid ^ keep));
+      if (out != nullptr && valid != 0 && !(in_place && keep == valid)) {
+        ESP_GLOBAL(out);
         esp::store_pack(out, i, end, whole_out, x[k]);
       }
       if (mask_out != nullptr) store_bits<pack>(mask_out, i, end, keep);

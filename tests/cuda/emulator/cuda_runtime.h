@@ -82,6 +82,7 @@ struct cudaDeviceProp {
   int major, minor, multiProcessorCount;
 };
 
+extern "C" {
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t);
 const char* cudaGetErrorName(cudaError_t);
@@ -115,6 +116,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t);
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
 cudaError_t cudaEventSynchronize(cudaEvent_t);
 cudaError_t cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t);
+}
+
+#include "launch.h"
 
 // ---- what kernels see
 
@@ -142,23 +146,11 @@ uint64_t warp_shuffle(unsigned mask, uint64_t value, int source);
 uint64_t warp_vote(WarpOp op, unsigned mask, uint64_t value);
 void before_atomic(const void* address, size_t size);
 void fence();
+// The launch has failed and no thread runs again.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // Memory of the calling block for this place in the source; the same for all its threads.
 void* shared_memory(const void* place, size_t bytes);
 void* dynamic_shared_memory();
-
-typedef void (*Call)(void* arguments);
-// How a kernel is launched; `cluster` blocks side by side are one cluster. One that follows may begin before the kernel
-// that was queued last has ended (programmatic stream serialization).
-struct Shape {
-  dim3 grid, block;
-  size_t dynamic_shared;
-  int cluster;
-  bool follows = false;
-};
-cudaError_t allow_dynamic_shared(const void* kernel, size_t bytes);
-// Queues a launch and takes over its arguments, which a graph may use again.
-cudaError_t queue_launch(const void* kernel, Call call, void* arguments, void (*destroy)(void*), const Shape& shape,
-                         cudaStream_t stream);
 
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), const Shape& shape, cudaStream_t stream, A&&... given) {

@@ -276,9 +276,9 @@ void switch_to(Fiber* to, [[maybe_unused]] bool for_ever = false) {
 #endif
 }
 
-// On a fiber: the launch has failed and no fiber runs again.
-[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
-[[noreturn]] void fail(const char* format, ...) {
+}  // namespace
+
+void fail(const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
   const int n = std::vsnprintf(report, sizeof report, format, arguments);
@@ -290,6 +290,8 @@ void switch_to(Fiber* to, [[maybe_unused]] bool for_ever = false) {
   switch_to(&host, true);
   __builtin_unreachable();
 }
+
+namespace {
 
 void report_deadlock() {
   int n = std::snprintf(report, sizeof report, "deadlock:");
