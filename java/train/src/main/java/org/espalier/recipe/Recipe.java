@@ -431,7 +431,8 @@ public record Recipe(
         optimizer,
         schedule,
         objective(s, kind),
-        s.small("validate-every"));
+        s.small("validate-every"),
+        Training.Embeddings.valueOf(s.text("train-embeddings").toUpperCase(Locale.ROOT)));
   }
 
   private static Objective objective(Settings s, Kind kind) {
@@ -520,7 +521,8 @@ public record Recipe(
         s.text("schedule").equals("cubic") ? Pruning.Schedule.CUBIC : Pruning.Schedule.ONE_SHOT,
         s.small("update-every"),
         s.real("until"),
-        names(s));
+        names(s),
+        s.given("include"));
   }
 
   private static Quantization quantization(Settings s) {

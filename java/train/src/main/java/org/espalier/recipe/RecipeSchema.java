@@ -241,7 +241,11 @@ public final class RecipeSchema {
             new Real(0, false, 1, true),
             "0.75",
             "The share of the steps after which a cubic schedule ends."),
-        optional("include", GLOBS, null, "Prune these weights only."),
+        optional(
+            "include",
+            GLOBS,
+            null,
+            "Prune these weights only. Embedding tables are pruned where they are named here."),
         optional("exclude", GLOBS, null, "Leave these weights as they are."));
   }
 
@@ -324,6 +328,13 @@ public final class RecipeSchema {
             new Real(0, true, 1e6, true),
             "0",
             "Gradients are cut to this norm; 0 for none."),
+        optional(
+            "train-embeddings",
+            new Choice(List.of("auto", "always", "never")),
+            "auto",
+            "Whether embedding tables are trained, which takes a gradient and the optimizer's state"
+                + " of their size. auto: where the loss has labels or the teacher is another model;"
+                + " a table that is the last product too is trained always."),
         optional(
             "validate-every",
             COUNT_OR_0,

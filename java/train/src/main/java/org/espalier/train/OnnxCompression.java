@@ -11,6 +11,7 @@ import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.HexFormat;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
@@ -28,6 +29,7 @@ import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.OpsetUpgrade;
 import org.espalier.compress.onnx.QuantizedProduct;
+import org.espalier.compress.onnx.QuantizedTable;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.TrainableQuantizer;
 import org.espalier.format.onnx.ClassifierOutput;
@@ -146,14 +148,16 @@ public final class OnnxCompression implements Compression {
     check.run(graph);
     passes.read(check.logitRows());
     for (Stage stage : plan.stages()) {
-      if (weights.isEmpty() && stage.training().isAny()) {
+      if (stage.training().isAny() && trained(stage).isEmpty()) {
         throw new InputException(
             "stage "
                 + stage.name()
                 + ": "
                 + job.model().name()
-                + " has nothing to train but embeddings and what lies in branches of If and bodies"
-                + " of Loop, which training leaves as they are; steps: 0 trains nothing");
+                + " has nothing that it trains: what lies in branches of If and bodies of Loop"
+                + " stays as it is, and embedding tables do where neither labels nor another"
+                + " teacher are learned from, unless train-embeddings is always; steps: 0 trains"
+                + " nothing");
       }
       if (stage instanceof Stage.Prune p) {
         check.prunes(stage.name(), p.pruning(), candidates(p.pruning()));
@@ -252,15 +256,44 @@ public final class OnnxCompression implements Compression {
     graph = new OnnxGraph(job.opened(form).withOutputs(added), device);
     weights = new ArrayList<>();
     for (Parameter p : graph.parameters()) {
-      boolean trained =
-          p.kind() != Parameter.Kind.EMBEDDING
-              && !StaticQuantizer.isChannelwise(graph.constantOf(p.name()));
-      p.tensor().requires_grad_(trained);
-      if (trained) {
+      boolean changed =
+          p.kind() == Parameter.Kind.EMBEDDING
+              ? changesTable(p.name())
+              : !StaticQuantizer.isChannelwise(graph.constantOf(p.name()));
+      p.tensor().requires_grad_(changed);
+      if (changed) {
         weights.add(new TrainedWeight(p, device));
       }
     }
     passes.use(graph, null, null, logits);
+  }
+
+  /** Whether any stage changes a table; others cost neither gradients nor copies. */
+  private boolean changesTable(String name) {
+    return plan.stages().stream()
+        .anyMatch(
+            stage ->
+                trainsTables(stage)
+                    || stage instanceof Stage.Prune p
+                        && p.pruning().embeddings()
+                        && p.pruning().include().test(name));
+  }
+
+  private boolean trainsTables(Stage stage) {
+    return stage.training().trainsEmbeddings(job.teacher() == null);
+  }
+
+  /** What a stage trains of the {@link #weights}. */
+  private List<TrainedWeight> trained(Stage stage) {
+    return weights.stream().filter(w -> !w.isTable() || trainsTables(stage)).toList();
+  }
+
+  /** The optimizer of a stage; tables that it leaves as they are get no gradients. */
+  private Update update(Stage stage) {
+    weights.stream()
+        .filter(TrainedWeight::isTable)
+        .forEach(w -> w.parameter.tensor().requires_grad_(trainsTables(stage)));
+    return new Update(trained(stage), learnedRanges(), stage.training().optimizer(), device);
   }
 
   private void unload() {
@@ -355,7 +388,7 @@ public final class OnnxCompression implements Compression {
     made.best = made.changed;
     if (training.isAny()) {
       made.kept = snapshot();
-      made.update = new Update(weights, learnedRanges(), training.optimizer(), device);
+      made.update = update(stage);
     }
     progress = made;
   }
@@ -464,7 +497,8 @@ public final class OnnxCompression implements Compression {
 
   private List<TrainedWeight> candidates(Pruning pruning) {
     return weights.stream()
-        .filter(w -> w.parameter.isWeight() && pruning.include().test(w.name()))
+        .filter(w -> w.parameter.isWeight() || w.isTable() && pruning.embeddings())
+        .filter(w -> pruning.include().test(w.name()))
         .toList();
   }
 
@@ -503,7 +537,14 @@ public final class OnnxCompression implements Compression {
 
   private void quantize(Quantization q, TrainingListener listener) {
     OnnxModel model = floatModel();
-    boolean pruned = weights.stream().anyMatch(w -> w.mask() != null);
+    Set<String> pruned = new HashSet<>();
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              if (w.mask() != null) {
+                pruned.add(constant);
+              }
+            });
     quantizer = quantizer(q, model);
     if (quantizer instanceof StaticQuantizer s) {
       listener.note("calibrating");
@@ -517,19 +558,21 @@ public final class OnnxCompression implements Compression {
     }
     quantizer.prepareTraining();
     reload(model);
-    if (pruned) {
-      // Rounding keeps what is 0, so the zeros of the integers are those that were pruned, and more
-      // that are as good as pruned.
-      for (TrainedWeight w : weights) {
-        if (w.isQuantized()) {
-          w.makeMask();
-          device.prune(
-              List.of(
-                  MagnitudePrune.Weights.of(w.name(), w.latent().tensor()).maskOut(w.maskBits())),
-              new MagnitudePrune.Threshold(Float.MIN_VALUE));
-        }
-      }
-    }
+    // Rounding keeps what is 0, so the zeros of the integers are those that were pruned, and more
+    // that are as good as pruned. Weights of products are other constants than they were.
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              boolean product = w.isQuantized() && !w.isTable();
+              if (product ? !pruned.isEmpty() : pruned.contains(constant)) {
+                w.makeMask();
+                device.prune(
+                    List.of(
+                        MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
+                            .maskOut(w.maskBits())),
+                    new MagnitudePrune.Threshold(Float.MIN_VALUE));
+              }
+            });
   }
 
   private static TrainableQuantizer quantizer(Quantization q, OnnxModel model) {
@@ -555,6 +598,14 @@ public final class OnnxCompression implements Compression {
       TrainedWeight w = byConstant.get(p.weight());
       w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales(), quantization().learnScales());
       w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
+    }
+    if (weights.stream().anyMatch(TrainedWeight::isTable)) {
+      for (QuantizedTable t : quantizer.tables()) {
+        TrainedWeight w = byConstant.get(t.table());
+        if (w != null) { // else it is looked up in by branches and bodies alone
+          w.quantize(0, t.qmax(), t.integers(), t.scales(), quantization().learnScales());
+        }
+      }
     }
     if (quantizer instanceof StaticQuantizer s) {
       fixed = new StaticGrid(s.ranges(), device);
@@ -738,12 +789,7 @@ public final class OnnxCompression implements Compression {
       saved.step = in.readLong();
       saved.startSparsity = in.readDouble();
       saved.seconds = in.readDouble();
-      saved.update =
-          new Update(
-              weights,
-              learnedRanges(),
-              plan.stages().get(stageIndex).training().optimizer(),
-              device);
+      saved.update = update(plan.stages().get(stageIndex));
       progress = saved;
       saved.update.restore(in);
       if (in.readBoolean()) {
@@ -778,7 +824,7 @@ public final class OnnxCompression implements Compression {
     byConstant()
         .forEach(
             (constant, w) -> {
-              if (w.parameter.isWeight()) {
+              if (w.parameter.isWeight() || w.isTable()) {
                 result.add(layer(constant, w));
               }
             });
@@ -855,6 +901,12 @@ public final class OnnxCompression implements Compression {
       TrainedWeight w = byConstant.get(p.weight());
       quantizer.setWeights(p.output(), w.integers(), w.scales().values());
     }
+    byConstant.forEach(
+        (constant, w) -> {
+          if (w.isTable() && w.isQuantized()) {
+            quantizer.setTable(constant, w.integers(), w.scales().values());
+          }
+        });
     OnnxModel quantized = quantizer.quantizedCopy(this::putConstants);
     if (HalfPrecision.isIn(job.model())) {
       HalfPrecision.castOutputs(quantized, job.model());

@@ -15,6 +15,7 @@ import java.util.function.Predicate;
  * @param until the share of the stage's steps after which the mask is final, in (0, 1]; the rest
  *     recovers. {@code CUBIC} only
  * @param include which weights, by name; the weights of linear layers and convolutions are asked for
+ * @param embeddings whether tables that are only looked up in are asked for too
  */
 public record Pruning(
     double sparsity,
@@ -23,7 +24,8 @@ public record Pruning(
     Schedule schedule,
     int updateEvery,
     double until,
-    Predicate<String> include) {
+    Predicate<String> include,
+    boolean embeddings) {
   /** Among what the smallest weights are sought. */
   public enum Scope {
     /** All chosen tensors together. */
@@ -78,13 +80,13 @@ public record Pruning(
 
   /** The smallest weights of all tensors together, at once. */
   public static Pruning oneShot(double sparsity) {
-    return new Pruning(sparsity, Scope.GLOBAL, null, Schedule.ONE_SHOT, 1, 1, name -> true);
+    return new Pruning(sparsity, Scope.GLOBAL, null, Schedule.ONE_SHOT, 1, 1, name -> true, false);
   }
 
   /** The same on a cubic schedule over the first three quarters of the stage. */
   public static Pruning gradual(double sparsity, int updateEvery) {
     return new Pruning(
-        sparsity, Scope.GLOBAL, null, Schedule.CUBIC, updateEvery, 0.75, name -> true);
+        sparsity, Scope.GLOBAL, null, Schedule.CUBIC, updateEvery, 0.75, name -> true, false);
   }
 
   /** The sparsity wanted after the share {@code t} of the schedule, in [0, 1], has passed. */

@@ -57,6 +57,11 @@ final class TrainedWeight implements AutoCloseable {
     return parameter.name();
   }
 
+  /** Whether it is looked up in and nothing else. */
+  boolean isTable() {
+    return parameter.kind() == Parameter.Kind.EMBEDDING;
+  }
+
   boolean isQuantized() {
     return latent != null;
   }

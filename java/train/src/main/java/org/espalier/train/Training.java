@@ -13,6 +13,7 @@ import java.util.Objects;
  * @param objective what is minimised
  * @param validateEvery steps between two looks at the validation examples; 0 looks at the start and
  *     the end only. The stage ends with the state that validated best, the one at its start included
+ * @param embeddings whether tables that are only looked up in are trained
  */
 public record Training(
     long steps,
@@ -21,14 +22,24 @@ public record Training(
     Optimizer optimizer,
     Schedule schedule,
     Objective objective,
-    int validateEvery) {
+    int validateEvery,
+    Embeddings embeddings) {
   private static final Training NONE =
       new Training(0, 0, 1, Optimizer.AdamW.of(1e-5), Schedule.constant(), Objective.ofLabels(), 0);
+
+  /** Whether tables that are only looked up in are trained. */
+  public enum Embeddings {
+    /** Where labels are learned, or another model is followed: the tables of the model's own original are right. */
+    AUTO,
+    ALWAYS,
+    NEVER
+  }
 
   public Training {
     Objects.requireNonNull(optimizer, "optimizer");
     Objects.requireNonNull(schedule, "schedule");
     Objects.requireNonNull(objective, "objective");
+    Objects.requireNonNull(embeddings, "embeddings");
     if (steps < 0 || !(epochs >= 0 && epochs < 1e9) || steps > 0 && epochs > 0) {
       throw new IllegalArgumentException(
           steps + " steps and " + epochs + " epochs; one of them says how long, the other is 0");
@@ -41,6 +52,18 @@ public record Training(
     }
   }
 
+  /** Training of tables where it is of use. */
+  public Training(
+      long steps,
+      double epochs,
+      int batch,
+      Optimizer optimizer,
+      Schedule schedule,
+      Objective objective,
+      int validateEvery) {
+    this(steps, epochs, batch, optimizer, schedule, objective, validateEvery, Embeddings.AUTO);
+  }
+
   /** No training: the stage changes the model and that is all. */
   public static Training none() {
     return NONE;
@@ -48,7 +71,27 @@ public record Training(
 
   /** The same with another objective. */
   public Training with(Objective other) {
-    return new Training(steps, epochs, batch, optimizer, schedule, other, validateEvery);
+    return new Training(
+        steps, epochs, batch, optimizer, schedule, other, validateEvery, embeddings);
+  }
+
+  /** The same with tables trained or not. */
+  public Training with(Embeddings other) {
+    return new Training(steps, epochs, batch, optimizer, schedule, objective, validateEvery, other);
+  }
+
+  /**
+   * Whether tables that are only looked up in are trained.
+   *
+   * @param ownTeacher whether the teacher is the model as it is given
+   */
+  boolean trainsEmbeddings(boolean ownTeacher) {
+    return isAny()
+        && switch (embeddings) {
+          case AUTO -> objective.labels() > 0 || !ownTeacher;
+          case ALWAYS -> true;
+          case NEVER -> false;
+        };
   }
 
   /** Whether there is anything to do. */

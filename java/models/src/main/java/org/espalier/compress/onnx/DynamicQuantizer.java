@@ -9,7 +9,6 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -75,6 +74,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   }
 
   private final OnnxModel model;
+  private final Options options;
 
   /** Whether the model computed in 16 bits. */
   private final boolean half;
@@ -90,6 +90,9 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Map<Product, Rounded> rounded = new HashMap<>();
 
+  /** What training made of tables, by their constants. */
+  private final Map<String, EmbeddingTables.Integers> trainedTables = new HashMap<>();
+
   /**
    * Plans the quantization of {@code model} and gives it the form that the runtime fuses.
    *
@@ -97,6 +100,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
    */
   public DynamicQuantizer(OnnxModel model, Options options) {
     this.model = model;
+    this.options = options;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
     this.half = HalfPrecision.widen(model);
     OpsetUpgrade.raise(model, OPSET);
@@ -111,13 +115,21 @@ public final class DynamicQuantizer implements TrainableQuantizer {
         }
       }
     }
+    findTables();
+    if (sites.isEmpty()) {
+      throw FloatWeights.none(
+          model, "MatMul or Gemm multiplies a value with a float32 constant matrix", skipped);
+    }
+  }
+
+  private void findTables() {
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (!options.include().test(weight)) {
         continue;
       }
       for (Use use : weight.uses()) {
         if (use.kind() == Kind.EMBEDDING && !tied.containsKey(use.node())) {
-          String reason = obstacle(weight, use, options);
+          String reason = obstacle(weight, use);
           if (reason == null) {
             tables.put(use.node(), weight);
           } else {
@@ -126,14 +138,10 @@ public final class DynamicQuantizer implements TrainableQuantizer {
         }
       }
     }
-    if (sites.isEmpty()) {
-      throw FloatWeights.none(
-          model, "MatMul or Gemm multiplies a value with a float32 constant matrix", skipped);
-    }
   }
 
   /** Why an embedding table stays as it is; null if it can be quantized. */
-  private String obstacle(OnnxWeight weight, Use use, Options options) {
+  private String obstacle(OnnxWeight weight, Use use) {
     OnnxInitializer w = model.constant(weight.value());
     if (!options.embeddings()) {
       return "embeddings are left as they are";
@@ -197,11 +205,18 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       }
     }
     List<NodeProto> nodes = new ArrayList<>();
+    Map<String, Product> before = new HashMap<>(tied);
+    tied.clear();
+    tiedLookUps.clear();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (tied.containsKey(output)) {
-        Product p = tied.get(output);
-        nodes.addAll(EmbeddingTables.lookUp(model, names, n, p.value, p.factors));
+      if (before.containsKey(output)) {
+        Product p = before.get(output);
+        List<NodeProto> lookUp = EmbeddingTables.lookUp(model, names, n, p.value, p.factors);
+        NodeProto gather = lookUp.get(EmbeddingTables.GATHER);
+        tied.put(gather.getOutput(0), p);
+        tiedLookUps.put(gather.getOutput(0), gather);
+        nodes.addAll(lookUp);
       } else if (weights.containsKey(output)) {
         nodes.add(n.toBuilder().setInput(1, weights.get(output)).build());
       } else if (biasChanges.containsKey(output)) {
@@ -211,13 +226,35 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       }
     }
     model.setNodes(nodes);
-    Set<String> known = new HashSet<>();
-    for (OnnxWeight table : tables.values()) {
-      if (known.add(table.value())) {
-        EmbeddingTables.round(model, table.name(), table.value());
-      }
-    }
+    // Nodes of the graph divide by them now.
+    tied.values().forEach(p -> p.factors = null);
+    // What a product read too is a table alone now.
+    findTables();
+    distinctTables().forEach((table, name) -> EmbeddingTables.round(model, name, table));
     RuntimeForm.removeUnused(model);
+  }
+
+  /** The names of tables by the constants that hold them. */
+  private Map<String, String> distinctTables() {
+    Map<String, String> distinct = new LinkedHashMap<>();
+    tables.values().forEach(table -> distinct.put(table.value(), table.name()));
+    return distinct;
+  }
+
+  @Override
+  public List<QuantizedTable> tables() {
+    List<QuantizedTable> result = new ArrayList<>();
+    distinctTables()
+        .forEach((table, name) -> result.add(EmbeddingTables.nearest(model, name, table)));
+    return result;
+  }
+
+  @Override
+  public void setTable(String table, byte[] integers, float[] scales) {
+    if (!distinctTables().containsKey(table)) {
+      throw new IllegalArgumentException("no table of integers is made of " + table);
+    }
+    trainedTables.put(table, EmbeddingTables.checked(model, table, integers, scales));
   }
 
   @Override
@@ -317,7 +354,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     Rewriting(OnnxModel model) {
       this.model = model;
       this.names = model.names();
-      this.embeddings = new EmbeddingTables(model, names);
+      this.embeddings = new EmbeddingTables(model, names, trainedTables);
     }
 
     void run() {
@@ -344,7 +381,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
         if (tied.containsKey(output)) {
           share(tied.get(output));
-          out.addAll(embeddings.lookUpShared(tiedLookUps.get(output), tied.get(output).name));
+          out.addAll(embeddings.lookUpShared(tiedLookUps.get(output), tied.get(output).value));
         } else if (tables.containsKey(output)) {
           out.addAll(embeddings.lookUp(n, tables.get(output).name()));
         } else if (products.containsKey(output)) {
@@ -409,17 +446,17 @@ public final class DynamicQuantizer implements TrainableQuantizer {
           p,
           key -> {
             Rounded r = rounded.computeIfAbsent(p, DynamicQuantizer.this::nearest);
-            String scales = names.unique(p.name + "_scale");
+            String scales = names.unique(p.value + "_scale");
             model.addInitializer(
                 OnnxInitializer.floats(scales, new long[] {p.columns}, r.scales()));
-            return List.of(embeddings.share(p.name, r.integers(), r.scales(), p.factors), scales);
+            return List.of(embeddings.share(p.value, r.integers(), r.scales(), p.factors), scales);
           });
     }
 
     private List<String> weights(Product p) {
       if (tied.containsValue(p)) {
         List<String> rows = share(p);
-        String turned = names.unique(p.name + "_turned");
+        String turned = names.unique(p.value + "_turned");
         emit(Nodes.node("Transpose", turned, rows.get(0)).addAttribute(Nodes.swap()));
         return List.of(turned, rows.get(1));
       }

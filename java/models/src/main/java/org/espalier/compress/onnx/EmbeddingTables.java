@@ -5,6 +5,7 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -16,13 +17,16 @@ import org.espalier.format.onnx.OnnxWeight.Use;
 /**
  * Embedding tables as int8 rows with one scale a row. A look-up gathers a row of integers and its scale
  * and multiplies them. The scales are float16, rounded up before the rows are quantized with them, so
- * that nothing clips; where one is outside the normal range of float16, all are float32.
+ * that nothing clips; where one is outside the normal range of float16, or training moved it, all are float32.
  */
 final class EmbeddingTables {
   /** The smallest normal and the largest float16. */
   private static final float SMALLEST_HALF = 0x1p-14f;
 
   private static final float LARGEST_HALF = 65504;
+
+  /** Where the look-up stands among the nodes of {@link #lookUp(OnnxModel, OnnxModel.Names, NodeProto, String, float[])}. */
+  static final int GATHER = 1;
 
   /**
    * A table in a model.
@@ -34,13 +38,23 @@ final class EmbeddingTables {
    */
   private record Table(String rows, String scales, boolean half, String factors) {}
 
+  /** Of a table: one scale a row. */
+  record Integers(byte[] values, float[] scales) {}
+
   private final OnnxModel model;
   private final OnnxModel.Names names;
+  private final Map<String, Integers> given;
   private final Map<String, Table> tables = new HashMap<>();
 
-  EmbeddingTables(OnnxModel model, OnnxModel.Names names) {
+  /**
+   * Tables of a model.
+   *
+   * @param given by the constants that hold them; what is not among them is quantized as it is
+   */
+  EmbeddingTables(OnnxModel model, OnnxModel.Names names, Map<String, Integers> given) {
     this.model = model;
     this.names = names;
+    this.given = given;
   }
 
   /** Why the use of a weight is no look-up in a table that can be quantized; null if it is. */
@@ -178,23 +192,55 @@ final class EmbeddingTables {
         : Int8Weights.of(name, table.floats(), table.dims(), 0, largest, halves);
   }
 
+  /** The table with the integers that it has in the file if it is not trained. */
+  static QuantizedTable nearest(OnnxModel model, String name, String value) {
+    Integers q = integers(quantize(name, model.constant(value)));
+    return new QuantizedTable(name, value, Int8Weights.MAX_8_BIT, q.values(), q.scales());
+  }
+
+  /**
+   * What is given for a table.
+   *
+   * @throws IllegalArgumentException where it does not fit the table
+   */
+  static Integers checked(OnnxModel model, String value, byte[] integers, float[] scales) {
+    long[] dims = model.constant(value).dims();
+    if (integers.length != dims[0] * dims[1] || scales.length != dims[0]) {
+      throw new IllegalArgumentException(
+          value
+              + " has "
+              + dims[0]
+              + " rows of "
+              + dims[1]
+              + "; given are "
+              + integers.length
+              + " integers and "
+              + scales.length
+              + " scales");
+    }
+    return new Integers(integers.clone(), scales.clone());
+  }
+
+  private static Integers integers(Int8Weights q) {
+    byte[] values = new byte[q.values().remaining()];
+    q.values().duplicate().get(values);
+    return new Integers(values, q.scales());
+  }
+
   private Table store(String name, String value) {
     OnnxInitializer table = model.constant(value);
     long[] dims = table.dims();
-    Int8Weights q = quantize(name, table);
-    float[] halves = halvesAbove(q.scales());
+    Integers q = given.containsKey(value) ? given.get(value) : integers(quantize(name, table));
+    boolean half = Arrays.equals(halvesAbove(q.scales()), q.scales());
     Table made =
-        new Table(
-            names.unique(value + "_quantized"),
-            names.unique(value + "_scale"),
-            halves != null,
-            null);
-    model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, q.values()));
+        new Table(names.unique(value + "_quantized"), names.unique(value + "_scale"), half, null);
+    ByteBuffer rows = ByteBuffer.allocateDirect(q.values().length).put(q.values()).flip();
+    model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, rows));
     long[] scaleDims = {dims[0], 1};
     model.addInitializer(
-        halves == null
-            ? OnnxInitializer.floats(made.scales(), scaleDims, q.scales())
-            : OnnxInitializer.of(made.scales(), DataType.FLOAT16, scaleDims, bits(q.scales())));
+        half
+            ? OnnxInitializer.of(made.scales(), DataType.FLOAT16, scaleDims, bits(q.scales()))
+            : OnnxInitializer.floats(made.scales(), scaleDims, q.scales()));
     return made;
   }
 

@@ -142,16 +142,24 @@ final class ProductSite {
   /** The look-ups in a weight that can read what its product holds; none where something else reads it. */
   static List<String> lookUps(OnnxWeight weight, Use product, Map<String, NodeProto> main) {
     List<String> found = new ArrayList<>();
+    if (product.axes().size() != 2 || !main.containsKey(product.node())) {
+      return found;
+    }
+    // The rows that are looked up are the columns of the product's matrix.
+    List<Integer> rows = List.of(product.axes().get(1), product.axes().get(0));
     for (Use use : weight.uses()) {
-      boolean fits = use.kind() == Kind.EMBEDDING && use.isDirect() && main.containsKey(use.node());
+      boolean fits =
+          use.kind() == Kind.EMBEDDING
+              && use.axes().equals(rows)
+              && main.containsKey(use.node())
+              && use.path().stream().skip(1).noneMatch(v -> Nodes.is(main.get(v), "Cast"));
       if (fits) {
         found.add(use.node());
       } else if (use != product) {
         return List.of();
       }
     }
-    boolean turned = product.axes().equals(List.of(1, 0)) && main.containsKey(product.node());
-    return turned && weight.otherUses() == 0 ? List.copyOf(found) : List.of();
+    return weight.otherUses() == 0 ? List.copyOf(found) : List.of();
   }
 
   private static String obstacle(

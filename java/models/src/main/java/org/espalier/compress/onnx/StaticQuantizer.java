@@ -109,6 +109,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
   private final Map<String, double[]> biasChanges = new HashMap<>();
 
+  /** What training made of tables, by their constants. */
+  private final Map<String, EmbeddingTables.Integers> trainedTables = new HashMap<>();
+
   private boolean fitted;
 
   /** What {@link #products} and {@link #quantizedCopy} go by. */
@@ -593,12 +596,20 @@ public final class StaticQuantizer implements TrainableQuantizer {
           return made;
         });
     List<NodeProto> nodes = new ArrayList<>();
+    Map<String, String> before = new HashMap<>(tied);
+    tied.clear();
+    tiedLookUps.clear();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (tied.containsKey(output)) {
-        String product = tied.get(output);
+      if (before.containsKey(output)) {
+        String product = before.get(output);
         String weight = own.get(product).value();
-        nodes.addAll(EmbeddingTables.lookUp(model, names, n, weight, factors.get(product)));
+        List<NodeProto> lookUp =
+            EmbeddingTables.lookUp(model, names, n, weight, factors.get(product));
+        NodeProto gather = lookUp.get(EmbeddingTables.GATHER);
+        tied.put(gather.getOutput(0), product);
+        tiedLookUps.put(gather.getOutput(0), gather);
+        nodes.addAll(lookUp);
       } else if (own.containsKey(output)) {
         Target target = own.get(output);
         nodes.add(n.toBuilder().setInput(target.use().input(), target.value()).build());
@@ -609,15 +620,45 @@ public final class StaticQuantizer implements TrainableQuantizer {
       }
     }
     model.setNodes(nodes);
-    // The biases hold it now.
+    // The biases and nodes of the graph hold it now.
     biasChanges.clear();
-    Set<String> known = new HashSet<>();
-    for (Target table : embeddings.values()) {
-      if (known.add(table.value())) {
-        EmbeddingTables.round(model, table.name(), table.value());
+    factors.clear();
+    // What a product read too is a table alone now.
+    Map<String, NodeProto> producers = model.producers();
+    for (OnnxWeight weight : OnnxWeights.of(model)) {
+      if (weight.isEmbedding() && options.include().test(weight)) {
+        for (Use use : weight.uses()) {
+          if (obstacle(weight, use, producers.get(use.node())) == null) {
+            embeddings.put(use.node(), new Target(weight.name(), weight.value(), use));
+          }
+        }
       }
     }
+    distinctTables().forEach((table, name) -> EmbeddingTables.round(model, name, table));
     RuntimeForm.removeUnused(model);
+  }
+
+  /** The names of tables by the constants that hold them. */
+  private Map<String, String> distinctTables() {
+    Map<String, String> distinct = new LinkedHashMap<>();
+    embeddings.values().forEach(table -> distinct.put(table.value(), table.name()));
+    return distinct;
+  }
+
+  @Override
+  public List<QuantizedTable> tables() {
+    List<QuantizedTable> result = new ArrayList<>();
+    distinctTables()
+        .forEach((table, name) -> result.add(EmbeddingTables.nearest(model, name, table)));
+    return result;
+  }
+
+  @Override
+  public void setTable(String table, byte[] integers, float[] scales) {
+    if (!distinctTables().containsKey(table)) {
+      throw new IllegalArgumentException("no table of integers is made of " + table);
+    }
+    trainedTables.put(table, EmbeddingTables.checked(model, table, integers, scales));
   }
 
   @Override
@@ -778,7 +819,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     Rewriting(OnnxModel model) {
       this.model = model;
       this.names = model.names();
-      this.tables = new EmbeddingTables(model, names);
+      this.tables = new EmbeddingTables(model, names, trainedTables);
       this.widths = new ChannelWidths(model, targets.keySet());
     }
 
@@ -792,8 +833,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
         NodeProto.Builder b = n.toBuilder();
         if (tied.containsKey(output)) {
           tiedWeights(tied.get(output));
-          String name = targets.get(tied.get(output)).name();
-          out.addAll(tables.lookUpShared(tiedLookUps.get(output), name));
+          String value = targets.get(tied.get(output)).value();
+          out.addAll(tables.lookUpShared(tiedLookUps.get(output), value));
           continue;
         }
         if (embeddings.containsKey(output)) {
@@ -999,10 +1040,10 @@ public final class StaticQuantizer implements TrainableQuantizer {
             }
             bypassed.addAll(target.use().path());
             String rows =
-                tables.share(target.name(), r.integers(), r.scales(), factors.get(product));
-            String turned = names.unique(target.name() + "_turned");
+                tables.share(target.value(), r.integers(), r.scales(), factors.get(product));
+            String turned = names.unique(target.value() + "_turned");
             emit(Nodes.node("Transpose", turned, rows).addAttribute(Nodes.swap()));
-            String scale = names.unique(target.name() + "_scale");
+            String scale = names.unique(target.value() + "_scale");
             int channels = r.scales().length;
             model.addInitializer(OnnxInitializer.floats(scale, new long[] {channels}, r.scales()));
             String zeroPoint = zeros(DataType.INT8, channels);

@@ -13,7 +13,7 @@ public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuant
    * Gives the float32 model the form that training changes and {@link #quantizedCopy} exports: biases take
    * up the error of calibration, every product gets an initializer of its own in the layout that its node
    * sees, and embedding tables become the values that their integers stand for. After training put the
-   * trained constants into the model, and the integers back with {@link #setWeights}.
+   * trained constants into the model, and the integers back with {@link #setWeights} and {@link #setTable}.
    *
    * @throws org.espalier.InputException if weights are not finite, naming them
    */
@@ -27,6 +27,13 @@ public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuant
   List<QuantizedProduct> products();
 
   /**
+   * The embedding tables of such a model that become int8, each once.
+   *
+   * @throws org.espalier.InputException if weights are not finite, naming them
+   */
+  List<QuantizedTable> tables();
+
+  /**
    * Sets what {@link #quantizedCopy} writes for a product.
    *
    * @param output as in {@link QuantizedProduct#output}
@@ -34,6 +41,15 @@ public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuant
    * @param scales one positive scale a channel
    */
   void setWeights(String output, byte[] integers, float[] scales);
+
+  /**
+   * Sets what {@link #quantizedCopy} writes for a table, which otherwise is quantized as it is then.
+   *
+   * @param table as in {@link QuantizedTable#table}
+   * @param integers in [−127, 127], row by row
+   * @param scales one positive scale a row
+   */
+  void setTable(String table, byte[] integers, float[] scales);
 
   /**
    * A quantized copy of the model, which itself stays float32.

@@ -2,6 +2,7 @@ package org.espalier.torch.onnx;
 
 import java.util.Arrays;
 import java.util.function.Function;
+import java.util.function.Supplier;
 import org.bytedeco.pytorch.BoolOptional;
 import org.bytedeco.pytorch.LongOptional;
 import org.bytedeco.pytorch.Scalar;
@@ -55,9 +56,9 @@ final class IndexOperators {
       }
       Tensor wrapped = wrap(index, size);
       if (axis == 0 && x.dim() == 2 && ElementTypes.isFloating(ElementTypes.of(x))) {
-        return torch.embedding(x, wrapped);
+        return lookUp(() -> torch.embedding(x, wrapped), index, size);
       }
-      Tensor rows = x.index_select(axis, wrapped.reshape(-1));
+      Tensor rows = lookUp(() -> x.index_select(axis, wrapped.reshape(-1)), index, size);
       if (index.dim() == 1) {
         return rows;
       }
@@ -70,6 +71,28 @@ final class IndexOperators {
       System.arraycopy(before, a + 1, shape, a + inner.length, before.length - 1 - a);
       return rows.reshape(shape);
     };
+  }
+
+  /** Says of a look-up that failed which index it was. */
+  private static Tensor lookUp(Supplier<Tensor> look, Tensor index, long size) {
+    try {
+      return look.get();
+    } catch (RuntimeException e) {
+      Tensor outside =
+          index.masked_select(index.lt(new Scalar(-size)).logical_or(index.ge(new Scalar(size))));
+      if (outside.numel() == 0) {
+        throw e;
+      }
+      throw new InputException(
+          "the index "
+              + outside.select(0, 0).item_long()
+              + " is outside [-"
+              + size
+              + ", "
+              + (size - 1)
+              + "], the rows that there are",
+          e);
+    }
   }
 
   private static Function<Inputs, Tensor> gatherElements(Node n) {
