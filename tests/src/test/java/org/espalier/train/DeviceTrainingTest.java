@@ -126,6 +126,22 @@ class DeviceTrainingTest {
         classifier());
   }
 
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void embeddingTablesLearn(boolean learnScales) throws IOException {
+    Objective labels = Objective.ofLabels();
+    assertSameAsOnTheCpu(
+        new CompressionPlan(
+            List.of(
+                new Stage.Train("fit", training(30, 1, Optimizer.AdamW.of(1e-2), labels)),
+                new Stage.Quantize(
+                    "quantize",
+                    quantization(Quantization.dynamic(), learnScales),
+                    training(40, 1, Optimizer.AdamW.of(1e-2), labels))),
+            7),
+        EmbeddingTrainingTest.job(EmbeddingTrainingTest.clicks(), null));
+  }
+
   @Test
   void anEncoderFollowsItsTeacher() throws IOException {
     Compression.Job job =

@@ -14,6 +14,8 @@ public record Event(Kind kind, long step, long examples, long version, String ev
   public enum Kind {
     /** Examples with outputs that are not finite were taken out, or a step was not done. */
     NON_FINITE,
+    /** Examples that the model does not take were left out, as with a row that a table does not have. */
+    REFUSED,
     NORM_CLIPPED,
     NORM_SKIPPED,
     LOSS_SPIKE,

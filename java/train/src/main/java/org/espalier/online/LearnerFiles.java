@@ -1,5 +1,6 @@
 package org.espalier.online;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.io.BufferedInputStream;
@@ -17,6 +18,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Supplier;
+import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
@@ -195,7 +197,7 @@ public final class LearnerFiles {
           file,
           TorchScriptModel.read(file),
           () -> TorchScriptModel.read(bytes, file.toString()),
-          new Sizes(new long[] {recipe.features()}, recipe.outputs()),
+          new Sizes(ScalarType.Float, new long[] {recipe.features()}, recipe.outputs()),
           recipe);
     }
     LinearHead head = readHead(file);
@@ -218,9 +220,10 @@ public final class LearnerFiles {
   }
 
   /**
+   * @param type of the input
    * @param shape of an example's input
    */
-  private record Sizes(long[] shape, int outputs) {
+  private record Sizes(ScalarType type, long[] shape, int outputs) {
     int features() {
       return Math.toIntExact(elements(shape));
     }
@@ -231,10 +234,11 @@ public final class LearnerFiles {
     if (model.inputs().isEmpty() || model.outputs().isEmpty()) {
       throw new InputException(file + " has no input or no output; a model that learns has both");
     }
+    ScalarType type = inputType(file, model.inputs().get(0));
     long[] shape = exampleShape(model.inputs().get(0));
     if (recipe.features() != null) {
       boolean fits = shape != null && elements(shape) == recipe.features();
-      return new Sizes(fits ? shape : new long[] {recipe.features()}, recipe.outputs());
+      return new Sizes(type, fits ? shape : new long[] {recipe.features()}, recipe.outputs());
     }
     long[] result = exampleShape(model.outputs().get(0));
     if (shape == null || result == null) {
@@ -244,7 +248,24 @@ public final class LearnerFiles {
               + (shape == null ? "input" : "output")
               + " has; model: {features: …, outputs: …} in the recipe does");
     }
-    return new Sizes(shape, Math.toIntExact(elements(result)));
+    return new Sizes(type, shape, Math.toIntExact(elements(result)));
+  }
+
+  private static ScalarType inputType(Path file, ValueInfoProto input) {
+    int type = input.getType().getTensorType().getElemType();
+    return switch (type) {
+      case DataType.FLOAT_VALUE -> ScalarType.Float;
+      case DataType.INT64_VALUE -> ScalarType.Long;
+      case DataType.INT32_VALUE -> ScalarType.Int;
+      default ->
+          throw new InputException(
+              file
+                  + ": the input "
+                  + input.getName()
+                  + " is "
+                  + DataType.forNumber(type)
+                  + "; a model that learns takes float32, or whole numbers as int64 or int32");
+    };
   }
 
   /** The dimensions behind the batch's; null where there are none or one is not fixed. */
@@ -277,7 +298,7 @@ public final class LearnerFiles {
     int features = sizes.features();
     TorchLearnable learnable;
     try {
-      learnable = new TorchLearnable(model, replicas, sizes.shape(), sizes.outputs());
+      learnable = new TorchLearnable(model, replicas, sizes.type(), sizes.shape(), sizes.outputs());
     } catch (RuntimeException e) {
       model.close();
       throw e instanceof InputException ? e : new InputException(file + ": " + e.getMessage(), e);

@@ -365,13 +365,47 @@ public final class OnlineLearner implements AutoCloseable {
   }
 
   /**
-   * Runs the model and takes examples out whose outputs are not finite. Afterwards {@link #outputs}
+   * Runs the model and takes examples out that it refuses.
+   *
+   * @return those that are left; {@link #outputs} belongs to them where these are all
+   */
+  private List<Example> taken(List<Example> batch) {
+    try {
+      forward(batch);
+      return batch;
+    } catch (InputException e) {
+      List<Example> ok = new ArrayList<>();
+      List<Example> bad = new ArrayList<>();
+      String reason = "";
+      for (Example example : batch) {
+        try {
+          forward(List.of(example));
+          ok.add(example);
+        } catch (InputException refusal) {
+          bad.add(example);
+          reason = refusal.getMessage();
+        }
+      }
+      if (bad.isEmpty()) {
+        throw e;
+      }
+      fire(Event.Kind.REFUSED, bad.size() + " of " + batch.size() + " examples: " + reason, bad);
+      return ok;
+    }
+  }
+
+  /**
+   * Runs the model and takes examples out that it refuses or whose outputs are not finite. Afterwards {@link #outputs}
    * belongs to what is left.
    */
   private List<Example> finite(List<Example> batch) {
     List<Example> left = batch;
     while (!left.isEmpty()) {
-      forward(left);
+      List<Example> taken = taken(left);
+      if (taken.size() < left.size()) {
+        left = taken;
+        continue;
+      }
       int columns = model.outputs();
       List<Example> ok = new ArrayList<>(left.size());
       for (int i = 0; i < left.size(); i++) {

@@ -31,6 +31,7 @@ public final class OnlineReport {
   private static final Map<Event.Kind, String> COLOURS =
       Map.of(
           Event.Kind.NON_FINITE, "#000000",
+          Event.Kind.REFUSED, "#000000",
           Event.Kind.NORM_CLIPPED, "#e69f00",
           Event.Kind.NORM_SKIPPED, "#e69f00",
           Event.Kind.LOSS_SPIKE, "#d55e00",

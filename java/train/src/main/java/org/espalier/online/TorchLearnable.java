@@ -16,9 +16,11 @@ import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.Supplier;
 import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.LongPointer;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.BoolOptional;
+import org.bytedeco.pytorch.MemoryFormatOptional;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorArrayRefOptional;
@@ -39,7 +41,8 @@ import org.espalier.torch.TrainableModel;
 
 /**
  * Any model with one float32 input [batch, shape…] and an output [batch, outputs] that libtorch runs
- * under autograd. The model is switched to evaluation: a single example has no statistics of a batch.
+ * under autograd; an input of int64 or int32 takes features that are whole numbers, as rows of tables are looked up
+ * with. The model is switched to evaluation: a single example has no statistics of a batch.
  *
  * <p>Models are not safe for several threads, so each thread that predicts borrows a replica, whose
  * parameters are made to look at the memory of the version that it is to answer for. There are as
@@ -47,6 +50,9 @@ import org.espalier.torch.TrainableModel;
  * for each other; {@link org.espalier.torch.Libtorch} leaves it at one.
  */
 public final class TorchLearnable implements Learnable {
+  /** Floats hold all whole numbers up to here. */
+  private static final float LARGEST_WHOLE = 1 << 24;
+
   private final TrainableModel model;
   private final Supplier<? extends TrainableModel> replicas;
   private final Queue<Replica> idle = new ConcurrentLinkedQueue<>();
@@ -54,6 +60,7 @@ public final class TorchLearnable implements Learnable {
   private final AtomicLong serials = new AtomicLong();
   private final String input;
   private final String output;
+  private final ScalarType type;
   private final long[] shape;
   private final int features;
   private final int outputs;
@@ -81,15 +88,26 @@ public final class TorchLearnable implements Learnable {
     }
   }
 
+  /** A model whose input is float32. */
+  public TorchLearnable(
+      TrainableModel model,
+      Supplier<? extends TrainableModel> replicas,
+      long[] shape,
+      int outputs) {
+    this(model, replicas, ScalarType.Float, shape, outputs);
+  }
+
   /**
    * @param model is learned; closed with this
    * @param replicas makes the same model again, with any weights, for predictions
+   * @param type of the input: Float, Long or Int
    * @param shape of an example's features, without the batch
    * @param outputs how many values the model's first output has for an example
    */
   public TorchLearnable(
       TrainableModel model,
       Supplier<? extends TrainableModel> replicas,
+      ScalarType type,
       long[] shape,
       int outputs) {
     if (model.inputNames().size() != 1) {
@@ -104,6 +122,7 @@ public final class TorchLearnable implements Learnable {
     this.replicas = replicas;
     this.input = model.inputNames().get(0);
     this.output = model.outputNames().get(0);
+    this.type = type;
     this.shape = shape.clone();
     this.features = Math.toIntExact(size);
     this.outputs = outputs;
@@ -152,10 +171,19 @@ public final class TorchLearnable implements Learnable {
     long[] dims = new long[shape.length + 1];
     dims[0] = count;
     System.arraycopy(shape, 0, dims, 1, shape.length);
-    return fill(torch.empty(dims), rows, from, count);
+    ScalarType stored = type == ScalarType.Float ? type : ScalarType.Long;
+    Tensor empty = torch.empty(dims, new TensorOptions(stored), new MemoryFormatOptional());
+    return fill(empty, rows, from, count);
   }
 
   private Tensor fill(Tensor tensor, float[][] rows, int from, int count) {
+    if (type != ScalarType.Float) {
+      LongPointer memory = new LongPointer(tensor.data_ptr());
+      for (int i = 0; i < count; i++) {
+        memory.position((long) i * features).put(whole(rows[from + i]));
+      }
+      return tensor;
+    }
     FloatPointer memory = new FloatPointer(tensor.data_ptr());
     for (int i = 0; i < count; i++) {
       memory.position((long) i * features).put(rows[from + i]);
@@ -163,8 +191,27 @@ public final class TorchLearnable implements Learnable {
     return tensor;
   }
 
+  private long[] whole(float[] row) {
+    long[] whole = new long[features];
+    for (int k = 0; k < features; k++) {
+      whole[k] = (long) row[k];
+      if (whole[k] != row[k] || Math.abs(row[k]) > LARGEST_WHOLE) {
+        throw new InputException(
+            "feature "
+                + (k + 1)
+                + " is "
+                + row[k]
+                + "; the input "
+                + input
+                + " takes whole numbers, from -16777216 to 16777216");
+      }
+    }
+    return whole;
+  }
+
   private Tensor run(TrainableModel runner, Tensor in, int count) {
-    Tensor out = runner.forward(Map.of(input, in)).get(output);
+    Tensor given = type == ScalarType.Int ? in.to(type) : in;
+    Tensor out = runner.forward(Map.of(input, given)).get(output);
     if (out.numel() != (long) count * outputs) {
       throw new IllegalArgumentException(
           "the output "
