@@ -5,7 +5,9 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.file.Files;
@@ -15,6 +17,8 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
+import java.util.stream.Collectors;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
@@ -24,6 +28,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.format.onnx.ClickModel;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.Parameter.Kind;
@@ -137,6 +142,22 @@ class OnnxGraphTest {
 
   private static Parameter parameter(TrainableModel model, String name) {
     return model.parameters().stream().filter(p -> p.name().equals(name)).findFirst().orElseThrow();
+  }
+
+  /** One number is a parameter where it is the bias of one output, and else part of a formula. */
+  @Test
+  void theBiasOfOneOutputIsAParameter() {
+    GraphProto.Builder g = ClickModel.graph(1, 5, 4, 3);
+    g.addInitializer(SmallModels.floats("half", new float[] {0.5f}, 1));
+    g.addInitializer(SmallModels.floats("shift", new float[] {0.5f}, 1));
+    g.addNode(SmallModels.node("Mul", "", List.of("z", "half"), "scaled"));
+    g.addNode(SmallModels.node("Add", "", List.of("scaled", "shift"), "y"));
+    g.addOutput(SmallModels.value("y", DataType.FLOAT, -1, 1));
+    try (OnnxGraph graph = new OnnxGraph(OnnxModel.of(SmallModels.model(13, g), "clicks"))) {
+      assertEquals(
+          Set.of("users", "items", "head", "bias"),
+          graph.parameters().stream().map(Parameter::name).collect(Collectors.toSet()));
+    }
   }
 
   @Test

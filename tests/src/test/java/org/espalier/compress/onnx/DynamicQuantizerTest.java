@@ -438,6 +438,29 @@ class DynamicQuantizerTest {
     }
   }
 
+  /** They may become unequal when they are trained. */
+  @Test
+  void equalBiasesStayTwo() {
+    Random random = new Random(4);
+    GraphProto.Builder g =
+        GraphProto.newBuilder().setName("towers").addInput(value("x", DataType.FLOAT, -1, 6));
+    for (int width : new int[] {1, 4}) {
+      for (String tower : List.of("a", "b")) {
+        String name = tower + width;
+        g.addInitializer(floats("w" + name, random, 1, 6, width));
+        g.addInitializer(SmallModels.floats("bias" + name, new float[width], width));
+        g.addNode(node("MatMul", "m" + name, List.of("x", "w" + name), "p" + name));
+        g.addNode(node("Add", "s" + name, List.of("p" + name, "bias" + name), name));
+        g.addOutput(value(name, DataType.FLOAT, -1, width));
+      }
+    }
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "towers");
+    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+    for (String name : List.of("biasa1", "biasb1", "biasa4", "biasb4")) {
+      assertNotNull(model.initializer(name), name);
+    }
+  }
+
   @Test
   void aGemmAndAnEmbeddingAreQuantizedAndConvIsNot() throws OrtException {
     OnnxModel mlp = quantized(SmallModels.mlp(), false, false);

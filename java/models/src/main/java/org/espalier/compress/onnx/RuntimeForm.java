@@ -79,16 +79,21 @@ final class RuntimeForm {
     removeUnused(model);
   }
 
-  /** Lets all nodes that read equal small constants read the first of them. */
+  /** Lets all nodes that read equal small constants, which are not trained, read the first of them. */
   private static void shareConstants(OnnxModel model) {
     Map<List<Object>, String> first = new HashMap<>();
     Map<String, String> shared = new HashMap<>();
+    Set<String> biases = biases(model);
     for (OnnxInitializer i : model.initializers()) {
-      share(i, i.name(), first, shared);
+      if (!biases.contains(i.name())) {
+        share(i, i.name(), first, shared);
+      }
     }
     List<NodeProto> nodes = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
-      if (n.getOpType().equals("Constant") && model.constant(n.getOutput(0)) != null) {
+      if (n.getOpType().equals("Constant")
+          && model.constant(n.getOutput(0)) != null
+          && !biases.contains(n.getOutput(0))) {
         share(model.constant(n.getOutput(0)), n.getOutput(0), first, shared);
       }
       NodeProto.Builder b = n.toBuilder();
@@ -100,12 +105,34 @@ final class RuntimeForm {
     model.setNodes(nodes);
   }
 
+  /** What is added to products. */
+  private static Set<String> biases(OnnxModel model) {
+    Map<String, NodeProto> producers = model.producers();
+    Set<String> biases = new HashSet<>();
+    for (NodeProto n : model.nodes()) {
+      boolean sum =
+          n.getOpType().equals("Add")
+              && n.getInputList().stream()
+                  .map(producers::get)
+                  .anyMatch(p -> p != null && Nodes.is(p, "MatMul"));
+      if (sum) {
+        biases.addAll(n.getInputList());
+      } else if (n.getInputCount() > 2
+          && Set.of("Gemm", "Conv", "ConvTranspose").contains(n.getOpType())) {
+        biases.add(n.getInput(2));
+      }
+    }
+    return biases;
+  }
+
   private static void share(
       OnnxInitializer constant,
       String name,
       Map<List<Object>, String> first,
       Map<String, String> shared) {
-    if (constant.elements() > SMALL_CONSTANT || constant.type() == DataType.STRING) {
+    // Several floats may be a parameter.
+    long most = constant.type() == DataType.FLOAT ? 1 : SMALL_CONSTANT;
+    if (constant.elements() > most || constant.type() == DataType.STRING) {
       return;
     }
     List<Long> dims = Arrays.stream(constant.dims()).boxed().toList();

@@ -48,6 +48,9 @@ public final class GraphParameters {
   private final Set<String> names = new HashSet<>();
   private final Set<String> statistics = new LinkedHashSet<>();
 
+  /** The first outputs of the products that have one output channel. */
+  private final Set<String> single = new HashSet<>();
+
   /**
    * A parameter.
    *
@@ -79,6 +82,9 @@ public final class GraphParameters {
       }
       weights.put(w.value(), w);
       names.add(w.name());
+      w.uses().stream()
+          .filter(use -> constant.dims()[use.outputAxis()] == 1)
+          .forEach(use -> single.add(use.node()));
     }
   }
 
@@ -197,7 +203,7 @@ public final class GraphParameters {
           constant,
           new Entry(
               w.name(), constant, kind, use.outputAxis(), use.reductionAxis(), List.of(node)));
-    } else if (isParameter(constant)) {
+    } else if (isParameter(constant) || isOneBias(reader, constant)) {
       entries.put(
           constant,
           new Entry(name(reader, input, constant), constant, Kind.OTHER, -1, -1, List.of(node)));
@@ -217,6 +223,19 @@ public final class GraphParameters {
       }
     }
     return true;
+  }
+
+  /** Other constants of one element are numbers of a formula. */
+  private boolean isOneBias(NodeProto reader, String constant) {
+    OnnxInitializer i = model.initializer(constant);
+    if (i == null || i.type() != DataType.FLOAT || i.elements() != 1 || i.dims().length == 0) {
+      return false;
+    }
+    return switch (reader.getOpType()) {
+      case "Gemm", "Conv", "ConvTranspose" -> single.contains(reader.getOutput(0));
+      case "Add" -> reader.getInputList().stream().anyMatch(single::contains);
+      default -> false;
+    };
   }
 
   private String name(NodeProto reader, int input, String constant) {
