@@ -153,9 +153,14 @@ class OnnxGraphTest {
     g.addNode(SmallModels.node("Mul", "", List.of("z", "half"), "scaled"));
     g.addNode(SmallModels.node("Add", "", List.of("scaled", "shift"), "y"));
     g.addOutput(SmallModels.value("y", DataType.FLOAT, -1, 1));
+    // A bias that a formula reads too is a number of it.
+    g.addInitializer(SmallModels.floats("w", new Random(2), 1, 3, 1));
+    g.addNode(SmallModels.node("MatMul", "", List.of("both", "w"), "other"));
+    g.addNode(SmallModels.node("Add", "", List.of("other", "half"), "w_out"));
+    g.addOutput(SmallModels.value("w_out", DataType.FLOAT, -1, 1));
     try (OnnxGraph graph = new OnnxGraph(OnnxModel.of(SmallModels.model(13, g), "clicks"))) {
       assertEquals(
-          Set.of("users", "items", "head", "bias"),
+          Set.of("users", "items", "head", "bias", "w"),
           graph.parameters().stream().map(Parameter::name).collect(Collectors.toSet()));
     }
   }

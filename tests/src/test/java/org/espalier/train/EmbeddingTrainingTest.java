@@ -440,13 +440,13 @@ class EmbeddingTrainingTest {
                 new Stage.Quantize("quantize", quantization(form, fit, false), learning(6)),
                 new Stage.Train("fit", learning(6))),
             7);
-    Examples.Texts texts = CausalTrainingTest.texts(32, 1);
+    Examples.Texts texts = CausalTrainingTest.texts(24, 1);
     Compression.Job job =
         new Compression.Job(
             OnnxModel.of(SmallDecoder.tied(1, 50, 16, 1), "tied"),
             null,
             texts,
-            CausalTrainingTest.texts(16, 2),
+            CausalTrainingTest.texts(6, 2),
             Pooling.MEAN,
             calibration(texts),
             null);

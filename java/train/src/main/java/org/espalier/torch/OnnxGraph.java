@@ -27,8 +27,9 @@ import org.espalier.torch.onnx.Program;
  *
  * <p>Its parameters are the float32 constants that layers hold: weights of products and
  * convolutions, lookup tables, biases, the scales and shifts of norms. Constants of one element are
- * no parameters, but for the bias of a product with one output, nor are tensors with values beyond ±10,000 or infinite, which are masks. Parameters
- * are named as in the file, and by their place in the graph where the exporter only numbered them.
+ * no parameters, but for the bias of a product with one output, nor are tensors with values beyond
+ * ±10,000 or infinite, which are masks. Parameters are named as in the file, and by their place in
+ * the graph where the exporter only numbered them.
  *
  * <p>{@link #train} makes Dropout nodes active and lets BatchNormalization nodes use the batch's
  * statistics and update their own, which {@link #save} writes too.

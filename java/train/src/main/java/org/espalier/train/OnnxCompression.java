@@ -154,10 +154,9 @@ public final class OnnxCompression implements Compression {
                 + stage.name()
                 + ": "
                 + job.model().name()
-                + " has nothing that it trains: what lies in branches of If and bodies of Loop"
-                + " stays as it is, and embedding tables do where neither labels nor another"
-                + " teacher are learned from, unless train-embeddings is always; steps: 0 trains"
-                + " nothing");
+                + " has nothing to train here: embedding tables learn from labels or another"
+                + " teacher, or with train-embeddings: always, and what lies in branches of If and"
+                + " bodies of Loop stays as it is; steps: 0 trains nothing");
       }
       if (stage instanceof Stage.Prune p) {
         check.prunes(stage.name(), p.pruning(), candidates(p.pruning()));

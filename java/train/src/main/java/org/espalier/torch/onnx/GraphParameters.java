@@ -43,6 +43,7 @@ public final class GraphParameters {
 
   private final OnnxModel model;
   private final Map<String, NodeProto> producers;
+  private final Map<String, List<NodeProto>> consumers;
   private final Map<String, Entry> entries = new LinkedHashMap<>();
   private final Map<String, OnnxWeight> weights = new LinkedHashMap<>();
   private final Set<String> names = new HashSet<>();
@@ -69,6 +70,7 @@ public final class GraphParameters {
   private GraphParameters(OnnxModel model) {
     this.model = model;
     this.producers = model.producers();
+    this.consumers = model.consumers();
     for (OnnxWeight w : OnnxWeights.of(model)) {
       OnnxInitializer constant = model.constant(w.value());
       if (constant.type() != DataType.FLOAT) {
@@ -203,7 +205,7 @@ public final class GraphParameters {
           constant,
           new Entry(
               w.name(), constant, kind, use.outputAxis(), use.reductionAxis(), List.of(node)));
-    } else if (isParameter(constant) || isOneBias(reader, constant)) {
+    } else if (isParameter(constant) || isOneBias(constant)) {
       entries.put(
           constant,
           new Entry(name(reader, input, constant), constant, Kind.OTHER, -1, -1, List.of(node)));
@@ -225,15 +227,20 @@ public final class GraphParameters {
     return true;
   }
 
-  /** Other constants of one element are numbers of a formula. */
-  private boolean isOneBias(NodeProto reader, String constant) {
+  /** Whether a constant of one element is the bias of products with one output, and no number of a formula. */
+  private boolean isOneBias(String constant) {
     OnnxInitializer i = model.initializer(constant);
-    if (i == null || i.type() != DataType.FLOAT || i.elements() != 1 || i.dims().length == 0) {
-      return false;
-    }
-    return switch (reader.getOpType()) {
-      case "Gemm", "Conv", "ConvTranspose" -> single.contains(reader.getOutput(0));
-      case "Add" -> reader.getInputList().stream().anyMatch(single::contains);
+    return i != null
+        && i.type() == DataType.FLOAT
+        && i.elements() == 1
+        && i.dims().length > 0
+        && consumers.get(constant).stream().allMatch(this::addsToSingle);
+  }
+
+  private boolean addsToSingle(NodeProto n) {
+    return switch (n.getOpType()) {
+      case "Gemm", "Conv", "ConvTranspose" -> single.contains(n.getOutput(0));
+      case "Add" -> n.getInputList().stream().anyMatch(single::contains);
       default -> false;
     };
   }
