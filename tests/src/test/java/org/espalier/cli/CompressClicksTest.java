@@ -166,9 +166,17 @@ report: {each-stage: false}
   @Test
   void theKeyIsTold() {
     String schema = Run.of("recipe", "schema").done().out();
-    assertTrue(schema.contains("train-embeddings: auto, always or never (default auto)"), schema);
+    assertTrue(schema.contains("train-embeddings: "), schema);
+    assertTrue(schema.contains("auto, always, never or a glob"), schema);
     Object[] check = {"recipe", "check", recipe, "--set", "quantize.train-embeddings=yes"};
-    Run.refused(folder, new String[] {"train-embeddings", "always"}, check);
+    Run.refused(
+        folder, new String[] {"train-embeddings", "'yes'", "always", "[users, items]"}, check);
+    check[4] = "quantize.train-embeddings=[auto, users]";
+    Run.refused(folder, new String[] {"train-embeddings", "'auto'"}, check);
+    check[4] = "quantize.train-embeddings=[]";
+    Run.refused(folder, new String[] {"train-embeddings"}, check);
+    check[4] = "quantize.train-embeddings=[user*, items]";
+    Run.of(check).done();
   }
 
   @Test

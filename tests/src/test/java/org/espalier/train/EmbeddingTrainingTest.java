@@ -35,6 +35,7 @@ import org.bytedeco.pytorch.TensorArrayRefOptional;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
+import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.ClickModel;
 import org.espalier.format.onnx.HalfModels;
@@ -292,7 +293,8 @@ class EmbeddingTrainingTest {
   void theDefaultTrainsThemForLabelsAndForAnotherTeacher() {
     Training following = training(20, Optimizer.AdamW.of(1e-3), Objective.ofLogits(0, 1));
     OnnxModel other = OnnxModel.of(ClickModel.of(4, USERS, ITEMS, WIDTH), "teacher");
-    for (Training.Embeddings set : Training.Embeddings.values()) {
+    for (Training.Embeddings set :
+        List.of(Training.Embeddings.AUTO, Training.Embeddings.ALWAYS, Training.Embeddings.NEVER)) {
       for (boolean own : new boolean[] {true, false}) {
         boolean trains =
             set == Training.Embeddings.ALWAYS || set == Training.Embeddings.AUTO && !own;
@@ -310,6 +312,19 @@ class EmbeddingTrainingTest {
           assertEquals(trains ? 3 : 1, c.layers().size());
         }
       }
+    }
+  }
+
+  @Test
+  void aStageTrainsTheTablesThatItNames() {
+    Training items = learning(40).with(Training.Embeddings.named(List.of(Glob.parse("it*"))));
+    Stage fit = new Stage.Train("fit", items);
+    CompressionPlan plan = new CompressionPlan(List.of(fit), 7);
+    try (OnnxCompression c = new OnnxCompression(plan, job(clicks(), null))) {
+      assertFalse(c.run(until(fit, 5)));
+      assertArrayEquals(table(clicks(), "users"), table(c.floatModel(), "users"));
+      assertFalse(Arrays.equals(table(clicks(), "items"), table(c.floatModel(), "items")));
+      assertEquals(List.of("items", "head"), c.layers().stream().map(LayerReport::name).toList());
     }
   }
 

@@ -432,7 +432,25 @@ public record Recipe(
         schedule,
         objective(s, kind),
         s.small("validate-every"),
-        Training.Embeddings.valueOf(s.text("train-embeddings").toUpperCase(Locale.ROOT)));
+        embeddings(s));
+  }
+
+  private static Training.Embeddings embeddings(Settings s) {
+    List<String> given = s.texts("train-embeddings");
+    switch (given.size() == 1 ? given.get(0) : "") {
+      case "auto":
+        return Training.Embeddings.AUTO;
+      case "always":
+        return Training.Embeddings.ALWAYS;
+      case "never":
+        return Training.Embeddings.NEVER;
+      default:
+        try {
+          return Training.Embeddings.named(given.stream().map(Glob::parse).toList());
+        } catch (InputException | IllegalArgumentException e) {
+          throw s.wrong("train-embeddings", e.getMessage());
+        }
+    }
   }
 
   private static Objective objective(Settings s, Kind kind) {

@@ -330,11 +330,11 @@ public final class RecipeSchema {
             "Gradients are cut to this norm; 0 for none."),
         optional(
             "train-embeddings",
-            new Choice(List.of("auto", "always", "never")),
+            new ListOf(new Text("auto, always, never or a glob over names of tables")),
             "auto",
-            "Whether embedding tables are trained, which takes a gradient and the optimizer's state"
-                + " of their size. auto: where the loss has labels or the teacher is another model;"
-                + " a table that is the last product too is trained always."),
+            "Which embedding tables are trained, which takes a gradient and the optimizer's state"
+                + " of their size. auto: all where the loss has labels or the teacher is another"
+                + " model. A table that is the last product too is trained always."),
         optional(
             "validate-every",
             COUNT_OR_0,

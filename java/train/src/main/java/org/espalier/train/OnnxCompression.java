@@ -25,6 +25,7 @@ import java.util.function.Predicate;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
+import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.OpsetUpgrade;
@@ -148,6 +149,7 @@ public final class OnnxCompression implements Compression {
     check.run(graph);
     passes.read(check.logitRows());
     for (Stage stage : plan.stages()) {
+      checkTables(stage);
       if (stage.training().isAny() && trained(stage).isEmpty()) {
         throw new InputException(
             "stage "
@@ -166,6 +168,27 @@ public final class OnnxCompression implements Compression {
         } catch (InputException e) {
           throw new InputException("stage " + stage.name() + ": " + e.getMessage(), e);
         }
+      }
+    }
+  }
+
+  private void checkTables(Stage stage) {
+    List<String> tables =
+        graph.parameters().stream()
+            .filter(p -> p.kind() == Parameter.Kind.EMBEDDING)
+            .map(Parameter::name)
+            .toList();
+    for (Glob glob : stage.training().embeddings().tables()) {
+      if (tables.stream().noneMatch(glob)) {
+        throw new InputException(
+            "stage "
+                + stage.name()
+                + ": train-embeddings: '"
+                + glob.text()
+                + "' is neither auto, always or never nor one of the tables that "
+                + job.model().name()
+                + " only looks up in, "
+                + tables);
       }
     }
   }
@@ -272,26 +295,26 @@ public final class OnnxCompression implements Compression {
     return plan.stages().stream()
         .anyMatch(
             stage ->
-                trainsTables(stage)
+                trainsTable(stage, name)
                     || stage instanceof Stage.Prune p
                         && p.pruning().embeddings()
                         && p.pruning().include().test(name));
   }
 
-  private boolean trainsTables(Stage stage) {
-    return stage.training().trainsEmbeddings(job.teacher() == null);
+  private boolean trainsTable(Stage stage, String name) {
+    return stage.training().trainsEmbedding(name, job.teacher() == null);
   }
 
   /** What a stage trains of the {@link #weights}. */
   private List<TrainedWeight> trained(Stage stage) {
-    return weights.stream().filter(w -> !w.isTable() || trainsTables(stage)).toList();
+    return weights.stream().filter(w -> !w.isTable() || trainsTable(stage, w.name())).toList();
   }
 
   /** The optimizer of a stage; tables that it leaves as they are get no gradients. */
   private Update update(Stage stage) {
     weights.stream()
         .filter(TrainedWeight::isTable)
-        .forEach(w -> w.parameter.tensor().requires_grad_(trainsTables(stage)));
+        .forEach(w -> w.parameter.tensor().requires_grad_(trainsTable(stage, w.name())));
     return new Update(trained(stage), learnedRanges(), stage.training().optimizer(), device);
   }
 

@@ -1,6 +1,8 @@
 package org.espalier.train;
 
+import java.util.List;
 import java.util.Objects;
+import org.espalier.compress.Glob;
 
 /**
  * How a stage trains. Its length is given in steps or in epochs; the other is 0.
@@ -13,7 +15,7 @@ import java.util.Objects;
  * @param objective what is minimised
  * @param validateEvery steps between two looks at the validation examples; 0 looks at the start and
  *     the end only. The stage ends with the state that validated best, the one at its start included
- * @param embeddings whether tables that are only looked up in are trained
+ * @param embeddings which tables that are only looked up in are trained
  */
 public record Training(
     long steps,
@@ -27,12 +29,39 @@ public record Training(
   private static final Training NONE =
       new Training(0, 0, 1, Optimizer.AdamW.of(1e-5), Schedule.constant(), Objective.ofLabels(), 0);
 
-  /** Whether tables that are only looked up in are trained. */
-  public enum Embeddings {
-    /** Where labels are learned, or another model is followed: the tables of the model's own original are right. */
-    AUTO,
-    ALWAYS,
-    NEVER
+  /**
+   * Which tables that are only looked up in are trained.
+   *
+   * @param tables those that {@code NAMED} takes; else none
+   */
+  public record Embeddings(Rule rule, List<Glob> tables) {
+    public static final Embeddings AUTO = new Embeddings(Rule.AUTO, List.of());
+    public static final Embeddings ALWAYS = new Embeddings(Rule.ALWAYS, List.of());
+    public static final Embeddings NEVER = new Embeddings(Rule.NEVER, List.of());
+
+    /** How tables are chosen. */
+    public enum Rule {
+      /**
+       * All where labels are learned, or another model is followed: the tables of the model's own original are
+       * right.
+       */
+      AUTO,
+      ALWAYS,
+      NEVER,
+      NAMED
+    }
+
+    public Embeddings {
+      tables = List.copyOf(tables);
+      if (tables.isEmpty() == (rule == Rule.NAMED)) {
+        throw new IllegalArgumentException(rule + " with the tables " + tables);
+      }
+    }
+
+    /** These and no others. */
+    public static Embeddings named(List<Glob> tables) {
+      return new Embeddings(Rule.NAMED, tables);
+    }
   }
 
   public Training {
@@ -75,22 +104,23 @@ public record Training(
         steps, epochs, batch, optimizer, schedule, other, validateEvery, embeddings);
   }
 
-  /** The same with tables trained or not. */
+  /** The same with other tables trained. */
   public Training with(Embeddings other) {
     return new Training(steps, epochs, batch, optimizer, schedule, objective, validateEvery, other);
   }
 
   /**
-   * Whether tables that are only looked up in are trained.
+   * Whether a table that is only looked up in is trained.
    *
    * @param ownTeacher whether the teacher is the model as it is given
    */
-  boolean trainsEmbeddings(boolean ownTeacher) {
+  boolean trainsEmbedding(String name, boolean ownTeacher) {
     return isAny()
-        && switch (embeddings) {
+        && switch (embeddings.rule()) {
           case AUTO -> objective.labels() > 0 || !ownTeacher;
           case ALWAYS -> true;
           case NEVER -> false;
+          case NAMED -> embeddings.tables().stream().anyMatch(glob -> glob.test(name));
         };
   }
 
