@@ -11,6 +11,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -64,6 +65,50 @@ class HalfModelsTest {
   private double cosine(Path candidate) {
     JsonNode json = Run.of("evaluate", model, candidate, "--examples", examples, "--json").json();
     return json.at("/outputs/0/cosine_mean").asDouble();
+  }
+
+  /** Each model is fed the type that it takes, whatever the examples have. */
+  @Test
+  void aModelIsComparedWithItsHalf() throws IOException {
+    Path whole = folder.resolve("whole.onnx");
+    Files.write(whole, SmallModels.mlp().toByteArray());
+    for (boolean inHalf : new boolean[] {true, false}) {
+      if (!inHalf) {
+        writeFloats(1);
+      }
+      for (Path[] pair : new Path[][] {{whole, model}, {model, whole}}) {
+        JsonNode json =
+            Run.of("evaluate", pair[0], pair[1], "--examples", examples, "--json").json();
+        double cosine = json.at("/outputs/0/cosine_mean").asDouble();
+        assertTrue(cosine > 0.999 && cosine <= 1, json.toString());
+        assertTrue(json.at("/outputs/0/relative_error").asDouble() > 0, json.toString());
+      }
+    }
+    Path out = folder.resolve("int8.onnx");
+    Run.of("quantize", model, "-o", out, "--to", "onnx-qdq", "--calibration", examples).done();
+    assertTrue(cosine(out) > 0.99, "calibrated on float32");
+
+    writeFloats(1e6f);
+    Run.refused(
+        folder,
+        new String[] {"half.onnx: the input x of an example", "too large for its type, FLOAT16"},
+        "evaluate",
+        whole,
+        model,
+        "--examples",
+        examples);
+  }
+
+  private void writeFloats(float factor) {
+    ByteBuffer x = ByteBuffer.allocate(4 * 8 * N).order(ByteOrder.LITTLE_ENDIAN);
+    Random random = new Random(8);
+    while (x.hasRemaining()) {
+      x.putFloat(factor * (float) random.nextGaussian());
+    }
+    RawSafetensors.write(
+        examples,
+        Map.of(),
+        Map.of(new TensorSpec("x", SafetensorsDtype.F32, List.of((long) N, 8L)), x.array()));
   }
 
   private static void assertHalfEnds(Path file) {
@@ -149,11 +194,21 @@ class HalfModelsTest {
             """);
     Run.refused(
         folder,
-        new String[] {"example 4 has the value Infinity"},
+        new String[] {"the tensor x has the value Infinity in example 4"},
         "compress",
         recipe,
         "-o",
         folder.resolve("out"));
+    String[] said = {examples + ": the tensor x has the value Infinity in example 4"};
+    Run.refused(folder, said, "evaluate", model, model, "--examples", examples);
+    Object[] quantize = {
+      "quantize", model, "-o", folder.resolve("out.onnx"), "--calibration", examples, "--to"
+    };
+    for (String form : List.of("onnx-dynamic", "onnx-qdq")) {
+      Object[] command = Arrays.copyOf(quantize, quantize.length + 1);
+      command[quantize.length] = form;
+      Run.refused(folder, said, command);
+    }
   }
 
   /** ONNX Runtime has no Relu for bfloat16 on CPUs; that is said before a stage trains. */

@@ -1,8 +1,10 @@
 package org.espalier.evaluate;
 
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import java.util.Collection;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.espalier.compress.onnx.ActivationSource;
@@ -25,7 +27,10 @@ public final class ExampleActivations implements ActivationSource {
 
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
-    List<String> inputs = model.inputs().stream().map(ValueInfoProto::getName).toList();
+    Map<String, OnnxJavaType> inputs = new LinkedHashMap<>();
+    for (ValueInfoProto input : model.inputs()) {
+      inputs.put(input.getName(), FileActivations.type(input));
+    }
     List<Map<String, OnnxTensor>> tensors = examples.open(inputs);
     try {
       new TensorActivations(tensors, threads).run(model, activations, receiver);

@@ -1,23 +1,36 @@
 package org.espalier.evaluate;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Collection;
+import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.AttentionMask;
+import org.espalier.format.onnx.OnnxInitializer;
 
 /** Examples that models are fed one by one: for each of them the values of all inputs. */
 public final class ExampleTensors {
   /** The name of values for a model with one input, whatever it is called. */
   public static final String ONLY_INPUT = "";
+
+  /** Numbers with a fraction. */
+  static final Set<OnnxJavaType> REAL =
+      EnumSet.of(
+          OnnxJavaType.FLOAT, OnnxJavaType.FLOAT16, OnnxJavaType.BFLOAT16, OnnxJavaType.DOUBLE);
+
+  private static final Set<OnnxJavaType> WHOLE =
+      EnumSet.of(OnnxJavaType.INT32, OnnxJavaType.INT64);
 
   private final List<Map<String, Value>> examples;
 
@@ -27,7 +40,108 @@ public final class ExampleTensors {
    * @param bytes in native order
    * @param shape as the model takes it: with 1 for a batch
    */
-  public record Value(ByteBuffer bytes, long[] shape, OnnxJavaType type) {}
+  public record Value(ByteBuffer bytes, long[] shape, OnnxJavaType type) {
+    /** The first number that is not finite; null where all are. */
+    Double notFinite() {
+      if (REAL.contains(type)) {
+        for (double number : numbers()) {
+          if (!Double.isFinite(number)) {
+            return number;
+          }
+        }
+      }
+      return null;
+    }
+
+    private ByteBuffer ordered() {
+      return bytes.duplicate().order(bytes.order());
+    }
+
+    private double[] numbers() {
+      double[] numbers = new double[bytes.remaining() / type.size];
+      if (type == OnnxJavaType.DOUBLE) {
+        ordered().asDoubleBuffer().get(numbers);
+        return numbers;
+      }
+      FloatBuffer floats =
+          OnnxInitializer.of("", DataType.valueOf(type.name()), shape, bytes.duplicate()).floats();
+      for (int i = 0; i < numbers.length; i++) {
+        numbers[i] = floats.get(i);
+      }
+      return numbers;
+    }
+
+    /**
+     * The same numbers as a model takes them.
+     *
+     * @param wanted one that they {@linkplain #converts convert} to
+     * @throws InputException where one of them is none of that type
+     */
+    Value as(OnnxJavaType wanted) {
+      if (wanted == type) {
+        return this;
+      }
+      ByteBuffer converted = REAL.contains(wanted) ? real(wanted) : whole(wanted);
+      return new Value(converted, shape, wanted);
+    }
+
+    private ByteBuffer real(OnnxJavaType wanted) {
+      double[] numbers = numbers();
+      if (wanted == OnnxJavaType.DOUBLE) {
+        ByteBuffer to = allocate(numbers.length * Double.BYTES);
+        to.asDoubleBuffer().put(numbers);
+        return to;
+      }
+      float[] floats = new float[numbers.length];
+      for (int i = 0; i < floats.length; i++) {
+        floats[i] = (float) numbers[i];
+      }
+      OnnxInitializer converted = OnnxInitializer.floats("", shape, floats);
+      if (wanted != OnnxJavaType.FLOAT) {
+        converted = converted.rounded(DataType.valueOf(wanted.name()));
+      }
+      FloatBuffer fed = converted.floats();
+      for (int i = 0; i < numbers.length; i++) {
+        if (Double.isFinite(numbers[i]) && !Float.isFinite(fed.get(i))) {
+          throw outside(numbers[i], wanted);
+        }
+      }
+      return converted.data();
+    }
+
+    private ByteBuffer whole(OnnxJavaType wanted) {
+      ByteBuffer from = ordered();
+      int n = from.remaining() / type.size;
+      ByteBuffer to = allocate(n * wanted.size);
+      for (int i = 0; i < n; i++) {
+        if (wanted == OnnxJavaType.INT64) {
+          to.putLong(from.getInt());
+          continue;
+        }
+        long value = from.getLong();
+        if (value != (int) value) {
+          throw outside(value, wanted);
+        }
+        to.putInt((int) value);
+      }
+      return to.flip();
+    }
+
+    private static ByteBuffer allocate(int bytes) {
+      return ByteBuffer.allocateDirect(bytes).order(ByteOrder.nativeOrder());
+    }
+
+    private static InputException outside(Number value, OnnxJavaType wanted) {
+      return new InputException(value + " is too large for its type, " + wanted);
+    }
+  }
+
+  /** Whether values of a type can be fed where a model takes another: floats of any width, and int32 and int64. */
+  static boolean converts(OnnxJavaType from, OnnxJavaType to) {
+    return from == to
+        || REAL.contains(from) && REAL.contains(to)
+        || WHOLE.contains(from) && WHOLE.contains(to);
+  }
 
   /**
    * Examples in memory.
@@ -69,28 +183,24 @@ public final class ExampleTensors {
   }
 
   /**
-   * The examples as tensors for a model's inputs; values of other names are left out. Whoever asks closes
-   * them.
+   * The examples as tensors for a model's inputs, in the types that it takes; values of other names are left out.
+   * Whoever asks closes them.
    *
-   * @param inputs of the model
+   * @param inputs of the model, each with its type; null for one that is no tensor
    */
-  List<Map<String, OnnxTensor>> open(Collection<String> inputs) {
+  List<Map<String, OnnxTensor>> open(Map<String, OnnxJavaType> inputs) {
     List<Map<String, OnnxTensor>> tensors = new ArrayList<>();
     try {
       for (Map<String, Value> example : examples) {
         Map<String, OnnxTensor> fed = new HashMap<>();
         tensors.add(fed);
-        for (String input : inputs) {
+        for (String input : inputs.keySet()) {
           Value value = example.get(example.containsKey(ONLY_INPUT) ? ONLY_INPUT : input);
           if (value == null) {
             throw new InputException(
                 "the examples have no tensor for the input " + input + "; they are " + names());
           }
-          ByteBuffer bytes = value.bytes().duplicate().order(value.bytes().order());
-          fed.put(
-              input,
-              OnnxTensor.createTensor(
-                  OnnxRuntime.environment(), bytes, value.shape(), value.type()));
+          fed.put(input, tensor(input, value, inputs.get(input)));
         }
       }
       return tensors;
@@ -101,6 +211,20 @@ public final class ExampleTensors {
       close(tensors);
       throw e;
     }
+  }
+
+  private static OnnxTensor tensor(String input, Value value, OnnxJavaType wanted)
+      throws OrtException {
+    Value fed = value;
+    if (wanted != null && converts(value.type(), wanted)) { // what does not ONNX Runtime refuses
+      try {
+        fed = value.as(wanted);
+      } catch (InputException e) {
+        throw new InputException("the input " + input + " of an example: " + e.getMessage(), e);
+      }
+    }
+    return OnnxTensor.createTensor(
+        OnnxRuntime.environment(), fed.ordered(), fed.shape(), fed.type());
   }
 
   /**

@@ -25,7 +25,7 @@ import org.espalier.format.safetensors.TensorInfo;
 
 /**
  * Runs a model on examples from a safetensors file: one tensor an input of the model, of its name and
- * type, whose first dimension counts the examples. Each example is fed alone, with 1 in that dimension
+ * type (floats and whole numbers may have another width), whose first dimension counts the examples. Each example is fed alone, with 1 in that dimension
  * or, where the tensor has a dimension more than the input, without it: so are fed states whose batch is
  * not their first dimension, scalars, and inputs whose batch is fixed. A file for recipes will do: the only input may be called {@code inputs}, and {@code labels} are left
  * alone.
@@ -128,11 +128,17 @@ public final class FileActivations implements ActivationSource {
     }
     String what = file + ": the tensor " + tensor.name();
     OnnxJavaType type = type(tensor.dtype());
+    OnnxJavaType wanted = type(input);
     var declared = input.getType().getTensorType();
-    DataType wanted = DataType.forNumber(declared.getElemType());
-    if (type == null || wanted == null || !type.name().equals(wanted.name())) {
+    if (type == null || wanted == null || !ExampleTensors.converts(type, wanted)) {
       throw new InputException(
-          what + " is " + tensor.dtype() + "; the input of " + model.name() + " is " + wanted);
+          what
+              + " is "
+              + tensor.dtype()
+              + "; the input of "
+              + model.name()
+              + " is "
+              + DataType.forNumber(declared.getElemType()));
     }
     if (tensor.rank() == 0 || tensor.elements() == 0) {
       throw new InputException(
@@ -199,7 +205,32 @@ public final class FileActivations implements ActivationSource {
     ByteBuffer bytes = ByteBuffer.allocateDirect((int) size).order(ByteOrder.nativeOrder());
     open.read(tensor, example * size, bytes);
     long[] shape = fed(tensor, whole).stream().mapToLong(Long::longValue).toArray();
-    return new ExampleTensors.Value(bytes.rewind(), shape, type(tensor.dtype()));
+    ExampleTensors.Value value =
+        new ExampleTensors.Value(bytes.rewind(), shape, type(tensor.dtype()));
+    Double notFinite = value.notFinite();
+    if (notFinite != null) {
+      throw new InputException(
+          open.path()
+              + ": the tensor "
+              + tensor.name()
+              + " has the value "
+              + notFinite
+              + " in example "
+              + (example + 1)
+              + "; finite numbers are right");
+    }
+    return value;
+  }
+
+  /** What ONNX Runtime calls the type of a model's input; null where that is no tensor of a type that it has. */
+  static OnnxJavaType type(ValueInfoProto input) {
+    DataType type = DataType.forNumber(input.getType().getTensorType().getElemType());
+    for (OnnxJavaType known : OnnxJavaType.values()) {
+      if (type != null && known != OnnxJavaType.UNKNOWN && known.name().equals(type.name())) {
+        return known;
+      }
+    }
+    return null;
   }
 
   /** The type of ONNX Runtime; null where it has none. */

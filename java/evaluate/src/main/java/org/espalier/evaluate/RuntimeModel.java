@@ -1,12 +1,15 @@
 package org.espalier.evaluate;
 
+import ai.onnxruntime.NodeInfo;
+import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtLoggingLevel;
 import ai.onnxruntime.OrtSession;
+import ai.onnxruntime.TensorInfo;
 import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.Map;
-import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -60,8 +63,17 @@ public final class RuntimeModel implements AutoCloseable {
     return name;
   }
 
-  Set<String> inputs() {
-    return session.getInputNames();
+  /** The inputs with their types; null for one that is no tensor. */
+  Map<String, OnnxJavaType> inputs() {
+    Map<String, OnnxJavaType> inputs = new LinkedHashMap<>();
+    try {
+      for (NodeInfo input : session.getInputInfo().values()) {
+        inputs.put(input.getName(), input.getInfo() instanceof TensorInfo t ? t.type : null);
+      }
+    } catch (OrtException e) {
+      throw new InputException(name + ": ONNX Runtime cannot tell its inputs: " + e.getMessage(), e);
+    }
+    return inputs;
   }
 
   /**

@@ -8,22 +8,15 @@ import java.nio.DoubleBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Set;
 import org.espalier.InputException;
 
 /**
  * Compares two ONNX models of any kind on example tensors, output by output.
  */
 public final class TensorEvaluator {
-  /** What is compared, each as float32. */
-  private static final Set<OnnxJavaType> REAL =
-      EnumSet.of(
-          OnnxJavaType.FLOAT, OnnxJavaType.FLOAT16, OnnxJavaType.BFLOAT16, OnnxJavaType.DOUBLE);
-
   private TensorEvaluator() {}
 
   /**
@@ -37,7 +30,7 @@ public final class TensorEvaluator {
       try (OrtSession.Result a = pair.reference().run(i);
           OrtSession.Result b = pair.candidate().run(i)) {
         for (Map.Entry<String, OnnxValue> e : a) {
-          if (e.getValue() instanceof OnnxTensor t && REAL.contains(t.getInfo().type)) {
+          if (e.getValue() instanceof OnnxTensor t && ExampleTensors.REAL.contains(t.getInfo().type)) {
             OnnxTensor other = output(pair.candidate(), b, e.getKey(), t);
             outputs.computeIfAbsent(e.getKey(), Comparison::new).add(t, other);
           }
@@ -156,7 +149,7 @@ public final class TensorEvaluator {
             .orElseThrow(
                 () -> new InputException(model.name() + " has no output " + name + " to compare"));
     if (!(value instanceof OnnxTensor t)
-        || !REAL.contains(t.getInfo().type)
+        || !ExampleTensors.REAL.contains(t.getInfo().type)
         || !Arrays.equals(t.getInfo().getShape(), like.getInfo().getShape())) {
       throw new InputException(
           model.name()

@@ -117,16 +117,16 @@ public final class ExamplesFile {
       file.read(tensor, (long) row.capacity() * i, row.clear());
       byte[] bytes = new byte[row.capacity()];
       row.flip().get(bytes);
-      checkFinite(file, tensor.dtype(), bytes, i);
+      checkFinite(file, tensor, bytes, i);
       rows.add(bytes);
     }
     return new Examples.Input(name, tensor.dtype(), tensor.shape().subList(1, tensor.rank()), rows);
   }
 
   private static void checkFinite(
-      SafetensorsFile file, SafetensorsDtype dtype, byte[] row, int index) {
+      SafetensorsFile file, TensorInfo tensor, byte[] row, int index) {
     DataType type =
-        switch (dtype) {
+        switch (tensor.dtype()) {
           case F32 -> DataType.FLOAT;
           case F16 -> DataType.FLOAT16;
           case BF16 -> DataType.BFLOAT16;
@@ -135,13 +135,20 @@ public final class ExamplesFile {
     if (type == null) {
       return;
     }
-    long[] dims = {8L * row.length / dtype.bits()};
+    long[] dims = {8L * row.length / tensor.dtype().bits()};
     FloatBuffer values = OnnxInitializer.of("", type, dims, ByteBuffer.wrap(row)).floats();
     while (values.hasRemaining()) {
       float value = values.get();
       if (!Float.isFinite(value)) {
         throw new InputException(
-            file.path() + ": example " + (index + 1) + " has the value " + value);
+            file.path()
+                + ": the tensor "
+                + tensor.name()
+                + " has the value "
+                + value
+                + " in example "
+                + (index + 1)
+                + "; finite numbers are right");
       }
     }
   }
