@@ -1,8 +1,14 @@
 package org.espalier.cli;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -29,6 +35,35 @@ class EvaluateTest {
     refused("--max-tokens", onnx, onnx, "--texts", few, "--max-tokens", "2");
     refused("--pooling", onnx, onnx, "--texts", texts, "--pooling", "max");
     refused("not an .onnx model", onnx, folder, "--texts", texts);
+  }
+
+  /** What has no end, or less of one than there is memory, is refused before memory is full. */
+  @Test
+  void refusesTextsThatDoNotEnd() throws Exception {
+    Path onnx = Files.write(folder.resolve("m.onnx"), SmallModels.mlp().toByteArray());
+    refused("/dev/zero has a line of more than", onnx, onnx, "--texts", "/dev/zero");
+    Path sparse = folder.resolve("sparse");
+    try (FileChannel channel =
+        FileChannel.open(sparse, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE)) {
+      channel.write(ByteBuffer.allocate(1), 50L << 30);
+    }
+    Run run = Run.of("evaluate", onnx, onnx, "--texts", sparse);
+    Files.delete(sparse);
+    assertEquals(2, run.code(), run.err());
+    assertTrue(run.err().contains("sparse has a line of more than"), run.err());
+    refused("Is a directory", onnx, onnx, "--texts", folder);
+    Path recipe = folder.resolve("recipe.yaml");
+    Files.createSymbolicLink(recipe, Path.of("/dev/zero"));
+    for (String[] command :
+        new String[][] {
+          {"recipe", "check", recipe.toString()},
+          {"compress", recipe.toString(), "-o", folder.resolve("out").toString()},
+          {"online", "--recipe", recipe.toString(), "--input", "-", "--store", folder + "/store"}
+        }) {
+      run = Run.of((Object[]) command);
+      assertEquals(2, run.code(), run.err());
+      assertTrue(run.err().contains("recipe.yaml has more than 1048576 bytes"), run.err());
+    }
   }
 
   private void refused(String word, Object... args) {

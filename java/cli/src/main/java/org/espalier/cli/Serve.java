@@ -5,11 +5,11 @@ import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.UnknownHostException;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CountDownLatch;
 import org.espalier.InputException;
+import org.espalier.format.InputFile;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.Quarantine;
 import org.espalier.store.ModelStore;
@@ -55,6 +55,7 @@ import picocli.CommandLine.Option;
     })
 final class Serve implements Callable<Integer> {
   private static final int MIN_TOKEN = 16;
+  private static final int MOST_TOKEN_BYTES = 10_000;
 
   @Mixin private CommonOptions common;
   @Mixin private StoreOptions options;
@@ -173,7 +174,7 @@ final class Serve implements Callable<Integer> {
   private static String token(Path file) {
     try {
       String token =
-          Files.size(file) > 10_000 ? "" : Files.readString(file, StandardCharsets.UTF_8).strip();
+          new String(InputFile.bytes(file, MOST_TOKEN_BYTES), StandardCharsets.UTF_8).strip();
       if (token.length() < MIN_TOKEN || !token.matches("[!-~]+")) {
         throw new InputException(
             file

@@ -1,7 +1,7 @@
 package org.espalier.cli;
 
 import java.io.IOException;
-import java.nio.charset.StandardCharsets;
+import java.nio.charset.CharacterCodingException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
+import org.espalier.format.InputFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.store.Lineage;
@@ -42,7 +43,7 @@ import picocli.CommandLine.Parameters;
       "  espalier store publish model.onnx --store models/ --key key.pem --stay",
     })
 final class StorePublish implements Callable<Integer> {
-  private static final long MAX_RECIPE_BYTES = 1 << 20;
+  private static final int MAX_RECIPE_BYTES = 1 << 20;
 
   @Mixin private CommonOptions common;
   @Mixin private StoreOptions options;
@@ -149,10 +150,9 @@ final class StorePublish implements Callable<Integer> {
 
   private static String text(Path file) {
     try {
-      if (Files.size(file) > MAX_RECIPE_BYTES) {
-        throw new InputException(file + " has more than " + MAX_RECIPE_BYTES + " bytes");
-      }
-      return Files.readString(file, StandardCharsets.UTF_8);
+      return InputFile.text(file, MAX_RECIPE_BYTES);
+    } catch (CharacterCodingException e) {
+      throw new InputException(file + " is not UTF-8 text", e);
     } catch (IOException e) {
       throw InputException.of("cannot read " + file, e);
     }

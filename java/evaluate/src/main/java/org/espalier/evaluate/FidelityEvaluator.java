@@ -2,14 +2,13 @@ package org.espalier.evaluate;
 
 import java.io.IOException;
 import java.nio.charset.CharacterCodingException;
-import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.InputFile;
 
 /**
  * Compares two ONNX text models on texts. Both run in ONNX Runtime on one thread. Embeddings are compared
@@ -139,17 +138,11 @@ public final class FidelityEvaluator {
   /**
    * Reads texts, one a line; blank lines are skipped.
    *
-   * @throws InputException when the file cannot be read as UTF-8
+   * @throws InputException when the file cannot be read as UTF-8 or has no end in sight
    */
   public static List<String> readTexts(Path file) {
     try {
-      List<String> texts = new ArrayList<>();
-      for (String line : Files.readAllLines(file)) {
-        if (!line.isBlank()) {
-          texts.add(line);
-        }
-      }
-      return texts;
+      return InputFile.lines(file);
     } catch (CharacterCodingException e) {
       throw new InputException("texts " + file + " are not UTF-8; a text a line is right", e);
     } catch (NoSuchFileException e) {

@@ -1,8 +1,7 @@
 package org.espalier.online;
 
 import java.io.IOException;
-import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
+import java.nio.charset.CharacterCodingException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashSet;
@@ -12,6 +11,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.function.Supplier;
 import org.espalier.InputException;
+import org.espalier.format.InputFile;
 import org.yaml.snakeyaml.LoaderOptions;
 import org.yaml.snakeyaml.Yaml;
 import org.yaml.snakeyaml.constructor.SafeConstructor;
@@ -68,10 +68,9 @@ public record OnlineRecipe(
    */
   public static OnlineRecipe read(Path file) {
     try {
-      if (Files.size(file) > MAX_CHARACTERS) {
-        throw new InputException(file + " has more than " + MAX_CHARACTERS + " bytes");
-      }
-      return parse(Files.readString(file, StandardCharsets.UTF_8), file.toString());
+      return parse(InputFile.text(file, MAX_CHARACTERS), file.toString());
+    } catch (CharacterCodingException e) {
+      throw new InputException(file + " is not UTF-8 text", e);
     } catch (IOException e) {
       throw InputException.of("cannot read the recipe " + file, e);
     }

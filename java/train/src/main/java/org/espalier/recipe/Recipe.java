@@ -1,9 +1,7 @@
 package org.espalier.recipe;
 
 import java.io.IOException;
-import java.nio.ByteBuffer;
 import java.nio.charset.CharacterCodingException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
@@ -17,6 +15,7 @@ import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.Clipping;
+import org.espalier.format.InputFile;
 import org.espalier.format.NearNames;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.train.CompressionPlan;
@@ -139,18 +138,7 @@ public record Recipe(
       if (Files.isDirectory(file)) {
         throw new InputException(file + " is a folder; a recipe is a YAML file");
       }
-      if (Files.size(file) > YamlReader.MAX_CHARACTERS) {
-        throw new InputException(
-            file
-                + " has "
-                + Files.size(file)
-                + " bytes; a recipe has at most "
-                + YamlReader.MAX_CHARACTERS);
-      }
-      return StandardCharsets.UTF_8
-          .newDecoder()
-          .decode(ByteBuffer.wrap(Files.readAllBytes(file)))
-          .toString();
+      return InputFile.text(file, YamlReader.MAX_CHARACTERS);
     } catch (NoSuchFileException e) {
       throw new InputException(
           "there is no recipe " + file + "; 'espalier recipe init' writes one", e);

@@ -4,7 +4,6 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.ArrayList;
@@ -13,6 +12,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Random;
 import org.espalier.InputException;
+import org.espalier.format.InputFile;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
@@ -150,11 +150,7 @@ record RunData(
 
   private static List<String> lines(Path file) {
     try {
-      return Files.readString(file, StandardCharsets.UTF_8)
-          .lines()
-          .map(String::strip)
-          .filter(line -> !line.isEmpty())
-          .toList();
+      return InputFile.lines(file).stream().map(String::strip).toList();
     } catch (CharacterCodingException e) {
       throw new InputException(file + " is not UTF-8 text", e);
     } catch (IOException e) {
