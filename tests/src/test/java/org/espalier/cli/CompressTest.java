@@ -17,6 +17,7 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
 import java.nio.file.Files;
@@ -30,6 +31,7 @@ import java.util.Random;
 import java.util.Set;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Scalar;
@@ -608,6 +610,66 @@ stages:
         "-o",
         folder.resolve("other"));
     Run.of("compress", recipe, "-o", folder.resolve("other"), "--set", "quantize.steps=0").done();
+  }
+
+  /** A weight that a branch multiplies with too is one tensor until a stage quantizes, which is told. */
+  @Test
+  void whatHappensToWeightsThatABranchSharesIsTold() throws IOException {
+    Random random = new Random(6);
+    GraphProto.Builder branch =
+        GraphProto.newBuilder()
+            .setName("branch")
+            .addNode(SmallModels.node("MatMul", "inside", List.of("h", "w"), "m"))
+            .addOutput(SmallModels.value("m", DataType.FLOAT, -1, 8));
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("shared")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+            .addInitializer(SmallModels.floats("zero", random, 1, 1))
+            .addInitializer(SmallModels.floats("w", random, 1, 8, 8))
+            .addNode(SmallModels.node("MatMul", "outside", List.of("x", "w"), "h"))
+            .addNode(
+                SmallModels.node(
+                    "ReduceSum", "sum", List.of("x"), "s", SmallModels.attribute("keepdims", 0)))
+            .addNode(SmallModels.node("Greater", "greater", List.of("s", "zero"), "c"))
+            .addNode(SmallModels.choice("choice", "c", "y", branch))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 8));
+    Files.write(folder.resolve("mlp.onnx"), SmallModels.model(13, graph).toByteArray());
+    String head =
+        "model: {file: mlp.onnx}\n"
+            + "data: {examples: examples.safetensors, validation: 32, evaluation: 64}\n"
+            + "stages:\n  - {kind: prune, sparsity: 0.5, steps: 8, batch: 16}\n";
+    Files.writeString(recipe, head);
+    Path out = folder.resolve("pruned");
+    Run run = Run.of("compress", recipe, "-o", out, "--json");
+    double cosine = run.json().at("/fidelity/cosine_mean").asDouble();
+    assertTrue(cosine > 0.5, run.out());
+    assertTrue(!run.err().contains("share"), run.err());
+    OnnxModel made = OnnxModel.read(out.resolve("model.onnx"));
+    assertEquals(1, made.initializers().stream().filter(i -> i.elements() == 64).count());
+    FloatBuffer w = made.initializer("w").floats();
+    assertEquals(32, IntStream.range(0, 64).filter(i -> w.get(i) == 0).count());
+
+    Files.writeString(recipe, head + "  - {kind: quantize, steps: 8, batch: 16}\n");
+    run = Run.of("compress", recipe, "-o", folder.resolve("int8"), "--json");
+    assertTrue(run.json().at("/fidelity/cosine_mean").asDouble() > 0.5, run.out());
+    assertTrue(
+        run.err().contains("weights that the main graph and a branch or body share are two"),
+        run.err());
+
+    // A weight of the branch alone.
+    branch.setNode(0, SmallModels.node("MatMul", "inside", List.of("x", "w"), "m"));
+    graph.setNode(0, SmallModels.node("Relu", "outside", List.of("x"), "h"));
+    graph.setNode(3, SmallModels.choice("choice", "c", "y", branch));
+    Files.write(folder.resolve("mlp.onnx"), SmallModels.model(13, graph).toByteArray());
+    Files.writeString(recipe, head.replace("steps: 8", "steps: 0"));
+    Run.refused(
+        folder,
+        new String[] {"no weights that the plan could prune but those in branches of If"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("other"));
   }
 
   /** Asks for a stop after so many calls for progress. */

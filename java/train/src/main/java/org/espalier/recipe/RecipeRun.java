@@ -25,6 +25,7 @@ import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
+import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -174,12 +175,34 @@ public final class RecipeRun {
         }
         if (begins) {
           checkComparable();
+          noteInnerWeights(trained);
         }
       } catch (InputException e) {
         compression.close();
         throw e;
       }
       return compression;
+    }
+
+    /** Training sees branches and bodies, and moves only what the main graph reads. */
+    private void noteInnerWeights(OnnxModel trained) {
+      List<String> alone = OnnxWeights.inner(trained, false);
+      if (!alone.isEmpty()) {
+        host.note(
+            "weights in branches of If and bodies of loops are neither pruned nor trained ("
+                + NearNames.list("", alone)
+                + ")");
+      }
+      List<String> shared = OnnxWeights.inner(trained, true);
+      boolean quantizes =
+          recipe.stages().stages().stream().anyMatch(stage -> stage instanceof Stage.Quantize);
+      if (quantizes && !shared.isEmpty()) {
+        host.note(
+            "from the quantize stage on, weights that the main graph and a branch or body share are"
+                + " two: the main graph's are trained, those inside stay as they were ("
+                + NearNames.list("", shared)
+                + ")");
+      }
     }
 
     private void checkScript(OnnxModel trained) {

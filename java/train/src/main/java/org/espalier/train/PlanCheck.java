@@ -197,7 +197,11 @@ final class PlanCheck {
               + stage
               + ": "
               + job.model().name()
-              + " has no weights that the plan could prune");
+              + " has no weights that the plan could prune"
+              + (OnnxWeights.inner(job.model(), false).stream().anyMatch(pruning.include())
+                  ? " but those in branches of If and bodies of loops, which training leaves as they"
+                      + " are; 'espalier prune' takes them"
+                  : ""));
     }
     if (pruning.pattern() != null) {
       MagnitudePrune.Pattern pattern =

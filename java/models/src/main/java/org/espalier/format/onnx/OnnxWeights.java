@@ -49,6 +49,20 @@ public final class OnnxWeights {
   }
 
   /**
+   * The names of the weights that branches of If or bodies of loops use.
+   *
+   * @param shared those that the main graph uses too, or those that it does not
+   */
+  public static List<String> inner(OnnxModel model, boolean shared) {
+    Map<String, NodeProto> main = model.producers();
+    return of(model).stream()
+        .filter(w -> w.uses().stream().anyMatch(use -> !main.containsKey(use.node())))
+        .filter(w -> shared == w.uses().stream().anyMatch(use -> main.containsKey(use.node())))
+        .map(OnnxWeight::name)
+        .toList();
+  }
+
+  /**
    * What to say of matrices that are no weights because the nodes that read them are not looked into: Einsum,
    * operators that are not ONNX's own, and what loops hand to their bodies; empty without any.
    */
