@@ -311,6 +311,26 @@ class CompressCausalTest {
     assertEquals("causal-lm", found.path("task").asText(), found.toString());
   }
 
+  /** Texts tell the speed of both models too. */
+  @Test
+  void quantizationOnTextsTellsTheSpeed() {
+    for (String form : List.of("onnx-dynamic", "onnx-qdq")) {
+      JsonNode json =
+          Run.of(
+                  "quantize",
+                  folder.resolve("model.onnx"),
+                  "-o",
+                  folder.resolve(form + ".onnx"),
+                  "--to",
+                  form,
+                  "--calibration",
+                  folder.resolve("texts.txt"),
+                  "--json")
+              .json();
+      assertTrue(json.path("speedup").asDouble() > 0, json.toString());
+    }
+  }
+
   @Test
   void whatDoesNotFitIsRefused() throws IOException {
     Path recipe = folder.resolve("recipe.yaml");

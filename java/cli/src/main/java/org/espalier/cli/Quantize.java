@@ -28,6 +28,7 @@ import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.device.Device;
 import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.Savings;
+import org.espalier.evaluate.TextActivations;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -54,9 +55,9 @@ import picocli.CommandLine.Parameters;
           + " one scale a row, for readers as vLLM",
       "",
       "Calibration runs the model on example texts. Without --calibration a text model is"
-          + " calibrated on English sentences (WordNet glosses, which Maven gets once). On a file"
-          + " of tensors the result is also timed against the original. Networks of few channels"
-          + " may be smaller but no faster in int8, and the command says so."
+          + " calibrated on English sentences (WordNet glosses, which Maven gets once). On what it"
+          + " was calibrated with the result is also timed against the original. Networks of few"
+          + " channels may be smaller but no faster in int8, and the command says so."
     },
     footer = {
       "",
@@ -213,6 +214,7 @@ final class Quantize implements Callable<Integer> {
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     Predicate<OnnxWeight> choice = choice(onnx);
     Optional<String> outOfReach = OnnxWeights.outOfReach(onnx);
+    Optional<ActivationSource> examples;
     Optional<FileActivations> few;
     Optional<OutputError> error;
     double made;
@@ -226,9 +228,10 @@ final class Quantize implements Callable<Integer> {
             new DynamicQuantizer(
                 onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
         progress.update("calibrating", 0, 0);
-        calibration.dynamic(onnx, source, tokenizer, common::note).ifPresent(quantizer::calibrate);
+        examples = calibration.dynamic(onnx, source, tokenizer, common::note);
+        examples.ifPresent(quantizer::calibrate);
         few = calibration.few(onnx);
-        error = few.map(examples -> new OutputError(onnx, examples));
+        error = few.map(tensors -> new OutputError(onnx, tensors));
         quantized = quantizer.quantized();
         skipped.putAll(quantizer.skipped());
         quantizer.apply();
@@ -237,15 +240,16 @@ final class Quantize implements Callable<Integer> {
             new StaticQuantizer(
                 onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
         progress.update("calibrating", 0, 0);
-        ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note);
+        ActivationSource calibrating = calibration.fixed(onnx, source, tokenizer, common::note);
+        examples = Optional.of(calibrating);
         few = calibration.few(onnx);
         error = few.map(tensors -> new OutputError(onnx, tensors));
         quantizer.setRanges(
             clipping != null
-                ? quantizer.calibrate(examples, clipping)
+                ? quantizer.calibrate(calibrating, clipping)
                 : error.isPresent()
-                    ? quantizer.calibrate(examples, error.get())
-                    : quantizer.calibrate(examples, new Clipping.MeanSquaredError()));
+                    ? quantizer.calibrate(calibrating, error.get())
+                    : quantizer.calibrate(calibrating, new Clipping.MeanSquaredError()));
         skipped.putAll(quantizer.skipped());
         if (!tensors.replacesDefault()) {
           error
@@ -259,7 +263,13 @@ final class Quantize implements Callable<Integer> {
       progress.update("comparing", 0, 0);
       made = error.map(e -> e.of(onnx)).orElse(0.0);
       progress.update("timing", 0, 0);
-      speedup = few.map(e -> Savings.speedup(source.path(), onnx, e.examples())).orElse(Double.NaN);
+      if (few.isPresent()) {
+        speedup = Savings.speedup(source.path(), onnx, few.get().examples());
+      } else if (examples.orElse(null) instanceof TextActivations texts) {
+        speedup = texts.speedup(source.path(), onnx);
+      } else {
+        speedup = Double.NaN;
+      }
       progress.update("writing", 0, 0);
       onnx.write(target, source.path());
     }
