@@ -15,6 +15,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.Set;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
@@ -73,6 +75,111 @@ class OnlineLearnerTest {
         assertTrue(metrics.get("accuracy_window") > 0.93, metrics.toString());
       }
     }
+  }
+
+  /** A host that closes in the wrong order gets an exception, not a crash of its JVM. */
+  @Test
+  void aModelThatIsClosedFirstIsNotTouched() throws IOException {
+    LinearHead head = new LinearHead(FEATURES, 2);
+    OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.5).build());
+    List<Example> stream = Streams.plane(64, FEATURES, 0, 1, 9);
+    learner.learn(stream);
+    ByteArrayOutputStream saved = new ByteArrayOutputStream();
+    learner.save(saved);
+    head.close();
+    head.close();
+    assertTrue(head.isClosed());
+    for (Executable call :
+        new Executable[] {
+          () -> learner.learn(stream),
+          () -> learner.learn(stream.subList(0, 1)),
+          () -> learner.weights(),
+          () -> learner.toOnnx(),
+          () -> learner.save(new ByteArrayOutputStream()),
+          () -> learner.load(new ByteArrayInputStream(saved.toByteArray())),
+          () -> head.set(new float[2 * FEATURES], new float[2]),
+          () -> head.forward(new float[][] {stream.get(0).features()}, 1, new float[2]),
+          () -> head.backward(new float[2], 1),
+          () -> head.backwardClipped(new float[2], 1, 1),
+        }) {
+      String said = assertThrows(IllegalStateException.class, call).getMessage();
+      assertTrue(said.startsWith("the model is closed"), said);
+    }
+    try (LinearHead other = new LinearHead(FEATURES, 2);
+        OnlineLearner open = new OnlineLearner(other, Streams.crossEntropy(0.5).build())) {
+      assertThrows(IllegalStateException.class, () -> open.adopt(head));
+    }
+    learner.close();
+    assertThrows(IllegalStateException.class, () -> learner.learn(stream));
+  }
+
+  /** The step that a listener is told of goes on in the memory that a close would take away. */
+  @Test
+  void aListenerCannotChangeWhatIsAmidAStep() throws IOException {
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.5).build())) {
+      List<Example> stream = Streams.plane(16, FEATURES, 0, 1, 9);
+      ByteArrayOutputStream saved = new ByteArrayOutputStream();
+      learner.save(saved);
+      List<String> said = new ArrayList<>();
+      learner.onEvent(
+          event -> {
+            for (Executable call :
+                new Executable[] {
+                  learner::close,
+                  () -> learner.learn(stream),
+                  () -> learner.load(new ByteArrayInputStream(saved.toByteArray())),
+                  () -> learner.adopt(head),
+                }) {
+              said.add(assertThrows(IllegalStateException.class, call).getMessage());
+            }
+            learner.weights(); // may look
+          });
+      float[] broken = new float[FEATURES];
+      broken[3] = Float.NaN;
+      List<Example> mixed = new ArrayList<>(stream.subList(0, 4));
+      mixed.add(2, Example.of(broken, 1));
+      assertEquals(4, learner.learn(mixed).learned());
+      assertEquals(4, said.size());
+      said.forEach(text -> assertTrue(text.startsWith("a listener cannot"), text));
+      learner.learn(stream);
+      assertEquals(20, learner.learned());
+    }
+  }
+
+  /** What a learner has of native memory outlives a scope that was open when it was made. */
+  @Test
+  void aScopeOfTheHostFreesNothing() {
+    List<Map<String, float[]>> weights = new ArrayList<>();
+    for (boolean scoped : new boolean[] {false, true}) {
+      PointerScope scope = scoped ? new PointerScope() : null;
+      LinearHead head = new LinearHead(FEATURES, 2);
+      float[] initial = new float[2 * FEATURES];
+      for (int i = 1; i < initial.length; i += 2) {
+        initial[i] = 0.125f * i;
+      }
+      head.set(initial, new float[2]);
+      OnlineSettings settings =
+          Streams.crossEntropy(0.5).keepZeros(true).int8(true).momentum(0.5).build();
+      OnlineLearner learner = new OnlineLearner(head, settings);
+      learner.learn(Streams.plane(8, FEATURES, 0, 1, 9));
+      if (scoped) {
+        scope.close();
+      }
+      List<BytePointer> others = new ArrayList<>(); // take what would have become free
+      for (int i = 1; i < 2000; i++) {
+        BytePointer memory = new BytePointer(i % 100 + 1);
+        BytePointer.memset(memory, 0xff, memory.capacity());
+        others.add(memory);
+      }
+      learner.learn(Streams.plane(400, FEATURES, 0, 2, 9));
+      weights.add(learner.weights());
+      others.forEach(BytePointer::close);
+      learner.close();
+      head.close();
+    }
+    assertArrayEquals(weights.get(0).get("weight"), weights.get(1).get("weight"));
+    assertEquals(0, weights.get(1).get("weight")[0]);
   }
 
   /** A step with momentum and weight decay, against the formulas in double. */

@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -15,6 +16,7 @@ import java.util.concurrent.Future;
 import java.util.concurrent.SubmissionPublisher;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.atomic.AtomicReference;
 import org.espalier.InputException;
 import org.espalier.online.OnlineStream.WhenFull;
 import org.junit.jupiter.api.Test;
@@ -141,6 +143,31 @@ class OnlineStreamTest {
         }
         assertEquals(online.accepted(), learner.seen());
       }
+    }
+  }
+
+  /** It would wait for its own end. */
+  @Test
+  void theThreadThatLearnsCannotCloseItsStream() throws Exception {
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.1).build())) {
+      AtomicReference<OnlineStream> online = new AtomicReference<>();
+      CompletableFuture<Throwable> said = new CompletableFuture<>();
+      learner.onEvent(
+          e -> {
+            try {
+              online.get().close();
+            } catch (IllegalStateException closing) {
+              said.complete(closing);
+            }
+          });
+      online.set(new OnlineStream(learner, 4, WhenFull.BLOCK, Duration.ZERO));
+      online.get().submit(Example.of(new float[] {Float.NaN, 0, 0, 0, 0}, 0));
+      String message = said.get(30, TimeUnit.SECONDS).getMessage();
+      assertTrue(message.contains("cannot close its stream"), message);
+      Streams.plane(20, FEATURES, 0, 1, 9).forEach(online.get()::submit);
+      online.get().close();
+      assertEquals(21, learner.seen());
     }
   }
 

@@ -34,6 +34,7 @@ import org.espalier.torch.Libtorch;
 import org.espalier.torch.ModuleModel;
 import org.espalier.torch.OnnxGraph;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 
 /** An ONNX multilayer perceptron learned by autograd. */
@@ -95,6 +96,27 @@ class TorchLearnableTest {
       model.forward(new float[][] {x}, 1, out);
       assertArrayEquals(out, learner.predict(x).outputs());
     }
+  }
+
+  /** A host that closes in the wrong order gets an exception, not a crash of its JVM. */
+  @Test
+  void aModelThatIsClosedFirstIsNotTouched() {
+    TorchLearnable model = learnable();
+    OnlineLearner learner = new OnlineLearner(model, Streams.crossEntropy(0.1).build());
+    List<Example> stream = circle(32, 1);
+    learner.learn(stream);
+    float[] x = stream.get(0).features();
+    learner.predict(x);
+    assertEquals(learner.version(), learner.predict(new float[0][], 0, new float[0]));
+    model.close();
+    for (Executable call :
+        new Executable[] {
+          () -> learner.learn(stream), () -> learner.predict(x), learner::weights, learner::toOnnx
+        }) {
+      String said = assertThrows(IllegalStateException.class, call).getMessage();
+      assertTrue(said.startsWith("the model is closed"), said);
+    }
+    learner.close();
   }
 
   /** Two layers and one that no output depends on. */

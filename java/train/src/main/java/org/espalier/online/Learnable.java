@@ -63,6 +63,10 @@ public interface Learnable extends AutoCloseable {
   /** A new place for a published version. Several may be made. */
   Predictor predictor();
 
+  /** Whether its memory is gone: a learner of it then throws in place of reading what is not there. */
+  boolean isClosed();
+
+  /** Frees its memory, after the learner that has it is closed. */
   @Override
   void close();
 }

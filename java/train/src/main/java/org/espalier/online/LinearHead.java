@@ -35,6 +35,8 @@ public final class LinearHead implements Learnable, OuterProduct {
   /** Whether the working weights are ahead of the latent ones; see {@link #settle}. */
   private boolean ahead;
 
+  private volatile boolean closed;
+
   /** A head of zeros. */
   public LinearHead(int features, int outputs) {
     if (features < 1 || outputs < 1 || (long) features * outputs > 1 << 28) {
@@ -58,6 +60,7 @@ public final class LinearHead implements Learnable, OuterProduct {
 
   /** Makes room for a batch. */
   private void reserve(int count) {
+    checkOpen();
     if (rows != null && rows.dimension(0) >= count) {
       return;
     }
@@ -68,6 +71,13 @@ public final class LinearHead implements Learnable, OuterProduct {
     resultMemory = buffer(results);
     working = new Linear(owned[1], owned[4], rows, results);
     gradient = new Linear(owned[2], owned[5], rows, results);
+  }
+
+  /** What is written after close would be somebody else's memory. */
+  private void checkOpen() {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
   }
 
   private void release() {
@@ -90,6 +100,7 @@ public final class LinearHead implements Learnable, OuterProduct {
    * @param newWeight [outputs, features], row by row
    */
   public void set(float[] newWeight, float[] newBias) {
+    checkOpen();
     if (newWeight.length != outputs * features || newBias.length != outputs) {
       throw new IllegalArgumentException(
           newWeight.length
@@ -134,6 +145,7 @@ public final class LinearHead implements Learnable, OuterProduct {
 
   @Override
   public void backward(float[] slope, int count) {
+    checkOpen();
     resultMemory.put(0, slope, 0, count * outputs);
     gradient.backward(count);
   }
@@ -141,6 +153,7 @@ public final class LinearHead implements Learnable, OuterProduct {
   /** The norm of a row's gradient is the norm of its outputs' gradient times that of (features, 1). */
   @Override
   public int backwardClipped(float[] slope, int count, double bound) {
+    checkOpen();
     resultMemory.put(0, slope, 0, count * outputs);
     return (int) gradient.backwardClipped(count, bound);
   }
@@ -188,7 +201,16 @@ public final class LinearHead implements Learnable, OuterProduct {
   }
 
   @Override
+  public boolean isClosed() {
+    return closed;
+  }
+
+  @Override
   public void close() {
+    if (closed) {
+      return;
+    }
+    closed = true;
     release();
     for (OwnedTensor tensor : owned) {
       tensor.close();

@@ -55,7 +55,7 @@ final class LossGradient implements AutoCloseable {
     target = constraint == null ? null : new float[capacity * columns];
     student = softmax ? OwnedTensor.allocate(DType.F32, capacity, columns) : null;
     slope = softmax ? OwnedTensor.allocate(DType.F32, capacity, columns) : null;
-    labels = softmax ? new LongPointer(capacity) : null;
+    labels = softmax ? new LongPointer(capacity).retainReference() : null; // whatever scope is open
     studentMemory = softmax ? LinearHead.buffer(student) : null;
     slopeMemory = softmax ? LinearHead.buffer(slope) : null;
     boolean distils = loss instanceof Loss.Distillation;

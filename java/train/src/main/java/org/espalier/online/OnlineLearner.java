@@ -84,6 +84,9 @@ public final class OnlineLearner implements AutoCloseable {
   private WeightState.Checkpoint good;
   private boolean closed;
 
+  /** Whether a listener is being told of what a step has met. */
+  private boolean telling;
+
   /** What others spent before, and this learner in earlier passes; null without privacy. */
   private final PrivacyAccountant accountant;
 
@@ -195,8 +198,9 @@ public final class OnlineLearner implements AutoCloseable {
   }
 
   /**
-   * Is told of every event, in the learning thread. Events are then logged too: as warnings, and as debug
-   * messages when there are many of a kind.
+   * Is told of every event, in the learning thread and amid a step: it may look at the learner, and has another
+   * thread do what changes or closes it. Events are then logged too: as warnings, and as debug messages when there
+   * are many of a kind.
    */
   public synchronized void onEvent(Consumer<Event> listener) {
     listeners.add(listener);
@@ -290,8 +294,23 @@ public final class OnlineLearner implements AutoCloseable {
   }
 
   private void checkOpen() {
-    if (closed) {
-      throw new IllegalStateException("the learner is closed");
+    if (closed || model.isClosed()) {
+      throw new IllegalStateException(
+          closed ? "the learner is closed" : "the model is closed, which its learner still has");
+    }
+  }
+
+  private void checkChangeable() {
+    checkOpen();
+    checkOutsideListener();
+  }
+
+  /** The step that a listener is told of goes on afterwards, with the memory and the weights that it had. */
+  private void checkOutsideListener() {
+    if (telling) {
+      throw new IllegalStateException(
+          "a listener cannot change or close the learner that tells it of an event; another thread"
+              + " can, once the step is done");
     }
   }
 
@@ -309,7 +328,7 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws PrivacyBudgetException if epsilon would be above the settings' limit; nothing was learned then
    */
   public synchronized Report learn(List<Example> examples) {
-    checkOpen();
+    checkChangeable();
     examples.forEach(this::check);
     checkBudget();
     Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
@@ -408,6 +427,7 @@ public final class OnlineLearner implements AutoCloseable {
       }
       int columns = model.outputs();
       List<Example> ok = new ArrayList<>(left.size());
+      List<Example> bad = new ArrayList<>();
       for (int i = 0; i < left.size(); i++) {
         boolean isFinite = true;
         for (int c = 0; c < columns; c++) {
@@ -418,15 +438,11 @@ public final class OnlineLearner implements AutoCloseable {
         for (int c = 0; values != null && c < columns; c++) {
           isFinite &= Float.isFinite(values[c]);
         }
-        if (isFinite) {
-          ok.add(left.get(i));
-        }
+        (isFinite ? ok : bad).add(left.get(i));
       }
       if (ok.size() == left.size()) {
         return left;
       }
-      List<Example> bad = new ArrayList<>(left);
-      bad.removeAll(ok); // records of arrays: equal only where they are the same
       fire(
           Event.Kind.NON_FINITE,
           bad.size()
@@ -779,7 +795,7 @@ public final class OnlineLearner implements AutoCloseable {
    */
   public synchronized void numberFrom(long least) {
     if (version < least) {
-      checkOpen();
+      checkChangeable();
       publish(least);
     }
   }
@@ -788,9 +804,11 @@ public final class OnlineLearner implements AutoCloseable {
     removed += suspects.size();
     Event event = new Event(kind, steps, seen, version, evidence);
     long count = fired.merge(kind, 1L, Long::sum);
+    telling = true;
     try {
       listeners.forEach(listener -> listener.accept(event));
     } finally {
+      telling = false;
       // A flood would hide the rest of a log.
       if (count <= LOGGED || Long.bitCount(count) == 1) {
         LOG.warn("{} {} at step {}, example {}: {}", kind, count, steps, seen, evidence);
@@ -955,7 +973,10 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws InputException if it has other features, outputs, weights or nodes; nothing was changed then
    */
   public synchronized void adopt(Learnable other) {
-    checkOpen();
+    checkChangeable();
+    if (other.isClosed()) {
+      throw new IllegalStateException("the model to be adopted is closed");
+    }
     if (other.features() != model.features() || other.outputs() != model.outputs()) {
       throw new InputException(
           "it takes "
@@ -1056,7 +1077,7 @@ public final class OnlineLearner implements AutoCloseable {
    *     changed then
    */
   public synchronized void load(InputStream stream) throws IOException {
-    checkOpen();
+    checkChangeable();
     DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
     try {
       read(in);
@@ -1225,6 +1246,7 @@ public final class OnlineLearner implements AutoCloseable {
     if (closed) {
       return;
     }
+    checkOutsideListener();
     closed = true;
     versions.close();
     if (teacher != null) {

@@ -214,10 +214,15 @@ public final class OnlineStream implements AutoCloseable {
   /**
    * Refuses new examples, learns those that wait, and ends the thread.
    *
-   * @throws IllegalStateException if learning has failed
+   * @throws IllegalStateException if learning has failed, or in a listener of the learner's events: the thread
+   *     cannot wait for its own end
    */
   @Override
   public void close() {
+    if (Thread.currentThread() == thread) {
+      throw new IllegalStateException(
+          "the thread that learns cannot close its stream: a listener has another thread do it");
+    }
     closing = true;
     boolean interrupted = false;
     while (thread.isAlive()) {

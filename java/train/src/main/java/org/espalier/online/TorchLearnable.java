@@ -56,7 +56,6 @@ public final class TorchLearnable implements Learnable {
   private final TrainableModel model;
   private final Supplier<? extends TrainableModel> replicas;
   private final Queue<Replica> idle = new ConcurrentLinkedQueue<>();
-  private final Queue<Replica> all = new ConcurrentLinkedQueue<>();
   private final AtomicLong serials = new AtomicLong();
   private final String input;
   private final String output;
@@ -75,6 +74,8 @@ public final class TorchLearnable implements Learnable {
   private Tensor batch;
 
   private int batchRows;
+
+  private volatile boolean closed;
 
   /** A model of one thread at a time, and the serial number of the weights in it. */
   private static final class Replica {
@@ -435,12 +436,24 @@ public final class TorchLearnable implements Learnable {
   }
 
   @Override
+  public boolean isClosed() {
+    return closed;
+  }
+
+  @Override
   public void close() {
+    closed = true;
+    closeIdle();
     forget();
     forgetBatch();
-    all.forEach(r -> r.model.close());
     model.close();
     gradients.forEach(OwnedTensor::close);
+  }
+
+  private void closeIdle() {
+    for (Replica replica; (replica = idle.poll()) != null; ) {
+      replica.model.close();
+    }
   }
 
   /** A version's weights in native memory. */
@@ -471,12 +484,17 @@ public final class TorchLearnable implements Learnable {
 
     @Override
     public void predict(float[][] rows, int count, float[] out) {
+      if (closed) {
+        throw new IllegalStateException("the model is closed");
+      }
+      if (count == 0) {
+        return; // an empty tensor has no memory to be filled
+      }
       Replica replica = idle.poll();
       if (replica == null) {
         TrainableModel made = replicas.get();
         made.train(false);
         replica = new Replica(made);
-        all.add(replica);
       }
       try (PointerScope scope = new PointerScope();
           NoGradGuard guard = new NoGradGuard()) {
@@ -491,6 +509,9 @@ public final class TorchLearnable implements Learnable {
         read(run(replica.model, tensor(rows, 0, count), count), out, count * outputs);
       } finally {
         idle.add(replica);
+        if (closed) { // meanwhile: whoever closed it did not see this replica
+          closeIdle();
+        }
       }
     }
 

@@ -253,6 +253,7 @@ final class WeightState implements AutoCloseable {
   private BytePointer ownBits(long elements, boolean set) {
     // Whole words, because kernels may read the last one whole.
     BytePointer pointer = new BytePointer((elements + 63) / 64 * 8);
+    pointer.retainReference(); // a scope that is open here shall not free it
     BytePointer.memset(pointer, set ? 0xff : 0, pointer.capacity());
     bits.add(pointer);
     bitState.add(pointer.asBuffer());
