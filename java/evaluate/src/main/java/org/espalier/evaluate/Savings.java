@@ -3,6 +3,7 @@ package org.espalier.evaluate;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -23,14 +24,15 @@ import org.espalier.format.onnx.OnnxModel;
  */
 public record Savings(double sizeRatio, double speedup, double referenceMillis, double millis) {
   private static final int CASES = 64;
-  private static final int ROUNDS = 9;
+  private static final int CASE_ROUNDS = 9;
 
   private static final int MOST_ROUNDS = 64;
   private static final int LEAST_ROUNDS = 3;
   private static final long ENOUGH_NANOS = 2_000_000_000;
 
   /**
-   * Measures two models that take turns, so that a change of the machine's speed meets both.
+   * Measures two models that take turns, so that a change of the machine's speed meets both: nine rounds over the
+   * cases, or as many, but at least three, as begin within two seconds.
    *
    * @param cases how many there are; at most 64 of them, evenly spread, are timed
    * @param runReference runs the case of a number
@@ -42,24 +44,26 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
       IntConsumer runReference,
       IntConsumer runCandidate) {
     int n = Math.min(CASES, cases);
-    double[][] referenceTimes = new double[n][ROUNDS];
-    double[][] candidateTimes = new double[n][ROUNDS];
-    for (int round = 0; round < ROUNDS; round++) {
+    double[][] referenceTimes = new double[n][CASE_ROUNDS];
+    double[][] candidateTimes = new double[n][CASE_ROUNDS];
+    int rounds = 0;
+    long begin = System.nanoTime();
+    for (; rounds < CASE_ROUNDS && isWorthARound(rounds, begin); rounds++) {
       for (int i = 0; i < n; i++) {
         int which = (int) ((long) i * cases / n);
         long start = System.nanoTime();
         runReference.accept(which);
         long middle = System.nanoTime();
         runCandidate.accept(which);
-        referenceTimes[i][round] = middle - start;
-        candidateTimes[i][round] = System.nanoTime() - middle;
+        referenceTimes[i][rounds] = middle - start;
+        candidateTimes[i][rounds] = System.nanoTime() - middle;
       }
     }
     double referenceSum = 0;
     double candidateSum = 0;
     for (int i = 0; i < n; i++) {
-      referenceSum += Statistics.median(referenceTimes[i]);
-      candidateSum += Statistics.median(candidateTimes[i]);
+      referenceSum += Statistics.median(Arrays.copyOf(referenceTimes[i], rounds));
+      candidateSum += Statistics.median(Arrays.copyOf(candidateTimes[i], rounds));
     }
     return new Savings(
         (double) bytes(candidate) / bytes(reference),
@@ -110,9 +114,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
     double shortest = Double.MAX_VALUE;
     double candidateShortest = Double.MAX_VALUE;
     long begin = System.nanoTime();
-    for (int round = 0;
-        round < LEAST_ROUNDS || round < MOST_ROUNDS && System.nanoTime() - begin < ENOUGH_NANOS;
-        round++) {
+    for (int round = 0; round < MOST_ROUNDS && isWorthARound(round, begin); round++) {
       long start = System.nanoTime();
       reference.run();
       long middle = System.nanoTime();
@@ -121,6 +123,10 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
       shortest = Math.min(shortest, middle - start);
     }
     return shortest / candidateShortest;
+  }
+
+  private static boolean isWorthARound(int rounds, long begin) {
+    return rounds < LEAST_ROUNDS || System.nanoTime() - begin < ENOUGH_NANOS;
   }
 
   /** The bytes of a model: its file and those of its external data. */
