@@ -92,6 +92,11 @@ public final class Libtorch {
             "the class path has libtorch for the CPU and for GPUs, which crash each other; leave"
                 + " one out: build with or without -Pgpu, from clean");
       }
+      if (!hasGpu) {
+        // The presets would search for the libraries of CUDA with each of their classes, and load
+        // what they find: a second of processor time.
+        Loader.loadProperties().putIfAbsent("platform.extension", "");
+      }
       // The loader resolves each library by itself. With an empty cache it would find a libtorch
       // of the system for the ones that are not extracted yet, and two versions crash the JVM.
       for (String library : LIBRARIES) {
