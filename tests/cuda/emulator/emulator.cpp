@@ -374,7 +374,6 @@ void run_thread() {
     }
   }
   release(&block->grid->ends);
-  release(&launch_ends);
   self->exited = true;
   warp.exited |= 1u << self->lane;
   block->alive--;
@@ -412,7 +411,9 @@ char* new_stack() {
 void fill_fresh(void* memory, size_t bytes) {
   const uint64_t pattern = random_below(2) != 0 ? ~uint64_t{0} : random64() | 0x0101010101010101ull;
   unsigned char* const byte = static_cast<unsigned char*>(memory);
-  for (size_t i = 0; i < bytes; i++) byte[i] = static_cast<unsigned char>(pattern >> (i % 8 * 8));
+  size_t i = 0;
+  for (; i + sizeof pattern <= bytes; i += sizeof pattern) std::memcpy(byte + i, &pattern, sizeof pattern);
+  for (; i < bytes; i++) byte[i] = static_cast<unsigned char>(pattern >> (i % 8 * 8));
 }
 
 void free_shared(Block* block) {
@@ -696,7 +697,7 @@ void run_launches(const std::vector<Launch>& launches) {
   }
   open_all(false);
   ignore_accesses(false);
-  acquire(&launch_ends);
+  for (Grid& grid : grids) acquire(&grid.ends);
   if (failed)
     std::fprintf(stderr, "emulator: %s (seed %llu)\n", report, static_cast<unsigned long long>(options.seed));
 }
