@@ -226,17 +226,18 @@ class HalfModelsTest {
     Path recipe = folder.resolve("recipe.yaml");
     for (String models :
         new String[] {
-          "model: {file: bfloat16.onnx}", "model: {file: float.onnx}\nstudent: {file: bfloat16.onnx}"
+          "model: {file: bfloat16.onnx}",
+          "model: {file: float.onnx}\nstudent: {file: bfloat16.onnx}"
         }) {
       Files.writeString(
           recipe,
           models
               + """
 
-              data: {examples: x.safetensors, validation: 32, evaluation: 64}
-              stages:
-                - {kind: prune, sparsity: 0.25, steps: 8, batch: 16}
-              """);
+data: {examples: x.safetensors, validation: 32, evaluation: 64}
+stages:
+  - {kind: prune, sparsity: 0.25, steps: 8, batch: 16}
+""");
       String[] said = {"bfloat16.onnx: ONNX Runtime cannot load it", "Relu"};
       Run.refused(folder, said, "recipe", "check", recipe);
       Run.refused(folder, said, "compress", recipe, "-o", folder.resolve("out"));

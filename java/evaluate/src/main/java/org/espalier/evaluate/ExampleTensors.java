@@ -29,8 +29,7 @@ public final class ExampleTensors {
       EnumSet.of(
           OnnxJavaType.FLOAT, OnnxJavaType.FLOAT16, OnnxJavaType.BFLOAT16, OnnxJavaType.DOUBLE);
 
-  private static final Set<OnnxJavaType> WHOLE =
-      EnumSet.of(OnnxJavaType.INT32, OnnxJavaType.INT64);
+  private static final Set<OnnxJavaType> WHOLE = EnumSet.of(OnnxJavaType.INT32, OnnxJavaType.INT64);
 
   private final List<Map<String, Value>> examples;
 

@@ -71,7 +71,8 @@ public final class RuntimeModel implements AutoCloseable {
         inputs.put(input.getName(), input.getInfo() instanceof TensorInfo t ? t.type : null);
       }
     } catch (OrtException e) {
-      throw new InputException(name + ": ONNX Runtime cannot tell its inputs: " + e.getMessage(), e);
+      throw new InputException(
+          name + ": ONNX Runtime cannot tell its inputs: " + e.getMessage(), e);
     }
     return inputs;
   }

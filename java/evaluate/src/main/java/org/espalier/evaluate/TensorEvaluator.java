@@ -30,7 +30,8 @@ public final class TensorEvaluator {
       try (OrtSession.Result a = pair.reference().run(i);
           OrtSession.Result b = pair.candidate().run(i)) {
         for (Map.Entry<String, OnnxValue> e : a) {
-          if (e.getValue() instanceof OnnxTensor t && ExampleTensors.REAL.contains(t.getInfo().type)) {
+          if (e.getValue() instanceof OnnxTensor t
+              && ExampleTensors.REAL.contains(t.getInfo().type)) {
             OnnxTensor other = output(pair.candidate(), b, e.getKey(), t);
             outputs.computeIfAbsent(e.getKey(), Comparison::new).add(t, other);
           }

@@ -123,8 +123,7 @@ public final class ExamplesFile {
     return new Examples.Input(name, tensor.dtype(), tensor.shape().subList(1, tensor.rank()), rows);
   }
 
-  private static void checkFinite(
-      SafetensorsFile file, TensorInfo tensor, byte[] row, int index) {
+  private static void checkFinite(SafetensorsFile file, TensorInfo tensor, byte[] row, int index) {
     DataType type =
         switch (tensor.dtype()) {
           case F32 -> DataType.FLOAT;

@@ -290,7 +290,8 @@ public final class RecipeRun {
     CheckpointFile checkpoint = new CheckpointFile(state.resolve(CHECKPOINT), identity(inputs));
     ReportBuilder report = new ReportBuilder(recipe);
     boolean begins = !resume || !checkpoint.exists();
-    try (Compression compression = inputs.compression(state.resolve(TEACHER_CACHE), device, begins);
+    try (Compression compression =
+            inputs.compression(state.resolve(TEACHER_CACHE), device, begins);
         RunLock lock = lock(state)) {
       Path reference = inputs.reference(state);
       if (!begins) {

@@ -12,8 +12,8 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Random;
 import org.espalier.InputException;
-import org.espalier.format.InputFile;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.format.InputFile;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 

@@ -199,8 +199,8 @@ final class PlanCheck {
               + job.model().name()
               + " has no weights that the plan could prune"
               + (OnnxWeights.inner(job.model(), false).stream().anyMatch(pruning.include())
-                  ? " but those in branches of If and bodies of loops, which training leaves as they"
-                      + " are; 'espalier prune' takes them"
+                  ? " but those in branches of If and bodies of loops, which training leaves as"
+                        + " they are; 'espalier prune' takes them"
                   : ""));
     }
     if (pruning.pattern() != null) {
