@@ -1157,7 +1157,7 @@ stages:
         prefix
             + "exec '"
             + Path.of(System.getProperty("java.home"), "bin", "java")
-            + "' -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0"
+            + "' -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dorg.bytedeco.javacpp.maxPhysicalBytes=0"
             // Its own cache could be empty, and what fills it under a limit fails.
             + System.getProperties().stringPropertyNames().stream()
                 .filter("org.bytedeco.javacpp.cachedir"::equals)

@@ -34,6 +34,8 @@ class ProcessTest {
                     "env", // a shell may have started these tests with the signal ignored
                     "--default-signal=INT",
                     Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+                    "-XX:+UseSerialGC",
+                    "-XX:TieredStopAtLevel=1",
                     "-Dorg.bytedeco.javacpp.maxPhysicalBytes=0",
                     "-cp",
                     System.getProperty("java.class.path"),
