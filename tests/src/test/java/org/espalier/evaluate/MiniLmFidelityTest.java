@@ -19,12 +19,14 @@ import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /**
  * A real sentence encoder, quantized and compared with its original on texts it was not fitted to.
  */
+@Tag("loops")
 class MiniLmFidelityTest {
   @TempDir static Path folder;
 

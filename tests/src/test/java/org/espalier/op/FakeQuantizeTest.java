@@ -24,12 +24,14 @@ import org.espalier.op.FakeQuantize.NonFinite;
 import org.espalier.op.FakeQuantizeReference.Grid;
 import org.espalier.op.FakeQuantizeReference.Shape;
 import org.junit.jupiter.api.DynamicTest;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestFactory;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
+@Tag("loops")
 class FakeQuantizeTest {
   /**
    * What each shape is for. Every axis of each is tested, and one scale for the whole tensor.

@@ -29,6 +29,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 
+@Tag("loops")
 class FusedAdamWTest {
   private static final Options PLAIN = Options.of(0.05);
 

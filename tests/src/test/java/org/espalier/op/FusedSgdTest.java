@@ -33,6 +33,7 @@ import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
+@Tag("loops")
 class FusedSgdTest {
   private static final Options PLAIN = Options.of(0.05);
   private static final Options MOMENTUM = PLAIN.withMomentum(0.9);

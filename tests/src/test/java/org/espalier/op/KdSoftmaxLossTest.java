@@ -12,10 +12,12 @@ import org.bytedeco.javacpp.LongPointer;
 import org.espalier.backend.Isa;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
+@Tag("loops")
 class KdSoftmaxLossTest {
   /** What one call gave. */
   private record Outcome(KdSoftmaxLoss.Result result, float[] gradient) {}

@@ -31,6 +31,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 
+@Tag("loops")
 class MagnitudePruneTest {
   private static final List<Rule> RULES =
       List.of(

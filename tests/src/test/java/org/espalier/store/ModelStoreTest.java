@@ -1,12 +1,19 @@
 package org.espalier.store;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertDoesNotThrow;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.io.File;
 import java.io.IOException;
+import java.lang.reflect.InvocationTargetException;
+import java.lang.reflect.Method;
+import java.net.URL;
+import java.net.URLClassLoader;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
@@ -18,6 +25,7 @@ import java.security.KeyPairGenerator;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Base64;
 import java.util.List;
 import java.util.Map;
@@ -32,6 +40,7 @@ import org.espalier.store.StoreWriter.Collected;
 import org.espalier.store.StoreWriter.Rule;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -69,6 +78,44 @@ class ModelStoreTest {
     }
     assertEquals(List.of(), other.verify(1));
     assertEquals(8, published.bytes());
+  }
+
+  /** As two web applications in one server have it. */
+  @Test
+  void copiesOfTheLibraryInOneJvmDoNotDropEachOthersLocks() throws Exception {
+    publish("one", Lineage.NONE, null);
+    URL[] classPath =
+        Arrays.stream(System.getProperty("java.class.path").split(File.pathSeparator))
+            .map(entry -> assertDoesNotThrow(() -> Path.of(entry).toUri().toURL()))
+            .toArray(URL[]::new);
+    try (URLClassLoader loader =
+        new URLClassLoader(classPath, ClassLoader.getPlatformClassLoader())) {
+      Class<?> type = loader.loadClass(ModelStore.class.getName());
+      assertNotSame(ModelStore.class, type);
+      Object other = type.getMethod("open", Path.class).invoke(null, folder.resolve("store"));
+      Method hold = type.getMethod("holdCurrent");
+      Method write = type.getMethod("writer", Duration.class);
+      try (StoreWriter writer = writer();
+          ModelStore.Held held = store.holdCurrent()) {
+        assertRefused(() -> hold.invoke(other), "another copy of this library");
+        assertRefused(
+            () -> write.invoke(other, Duration.ofMillis(30)), "another copy of this library");
+        assertEquals("one", Files.readString(held.model()));
+      }
+      try (AutoCloseable held = (AutoCloseable) hold.invoke(other);
+          AutoCloseable writer = (AutoCloseable) write.invoke(other, Duration.ofMillis(30))) {
+        assertThrows(InputException.class, () -> store.holdCurrent());
+        assertThrows(InputException.class, () -> store.writer(Duration.ofMillis(30)));
+      }
+      store.holdCurrent().close();
+      writer().close();
+    }
+  }
+
+  private static void assertRefused(Executable call, String message) {
+    Throwable refusal = assertThrows(InvocationTargetException.class, call).getCause();
+    assertEquals(InputException.class.getName(), refusal.getClass().getName());
+    assertTrue(refusal.getMessage().contains(message), refusal.getMessage());
   }
 
   @Test

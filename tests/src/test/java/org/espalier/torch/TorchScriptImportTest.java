@@ -23,12 +23,14 @@ import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.torch.onnx.OnnxRuntime;
 import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** TorchScript modules as graphs, which ONNX Runtime runs with the module's answers. */
+@Tag("loops")
 class TorchScriptImportTest {
   @TempDir Path folder;
 

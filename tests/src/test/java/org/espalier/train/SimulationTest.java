@@ -39,10 +39,12 @@ import org.espalier.evaluate.TextTokenizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /** What training simulates is what ONNX Runtime runs, on a real sentence encoder. */
+@Tag("loops")
 class SimulationTest {
   private static final List<String> CALIBRATION =
       List.of(

@@ -57,7 +57,7 @@ final class Leases {
         Path real = file.toRealPath();
         Leases leases = OPEN.get(real);
         if (leases == null) {
-          leases = new Leases(real);
+          leases = first(real);
           OPEN.put(real, leases);
         }
         leases.users++;
@@ -75,6 +75,25 @@ final class Leases {
     }
   }
 
+  private static Leases first(Path file) throws IOException {
+    if (!Copies.claim(file)) {
+      throw new InputException(
+          file.getParent()
+              + " is being read by another copy of this library in this JVM, of another class"
+              + " loader; one copy uses a store: where applications share a JVM, they share the"
+              + " library too");
+    }
+    Leases leases = null;
+    try {
+      leases = new Leases(file);
+      return leases;
+    } finally {
+      if (leases == null) {
+        Copies.drop(file);
+      }
+    }
+  }
+
   void leave() {
     synchronized (OPEN) {
       if (--users > 0) {
@@ -85,6 +104,8 @@ final class Leases {
         channel.close();
       } catch (IOException e) {
         throw InputException.of("cannot close " + file, e);
+      } finally {
+        Copies.drop(file);
       }
     }
   }

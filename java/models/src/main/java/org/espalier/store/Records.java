@@ -89,8 +89,7 @@ final class Records {
     try (JsonParser parser = JSON.createParser(new String(bytes, StandardCharsets.UTF_8))) {
       json = JSON.readTree(parser);
     } catch (IOException e) {
-      String reason =
-          e instanceof JsonProcessingException p ? JsonReason.of(p) : e.getMessage();
+      String reason = e instanceof JsonProcessingException p ? JsonReason.of(p) : e.getMessage();
       throw new InputException(file + " is damaged: " + reason, e);
     }
     if (json == null || !json.isObject()) {

@@ -41,6 +41,7 @@ final class WriterLock implements AutoCloseable {
     awaitOthersHere(folder, deadline);
     WriterLock taken = null;
     try {
+      awaitOtherCopies(folder, deadline);
       FileChannel channel =
           FileChannel.open(
               folder.resolve(ModelStore.LOCK),
@@ -102,7 +103,20 @@ final class WriterLock implements AutoCloseable {
     }
   }
 
+  private static void awaitOtherCopies(Path folder, long deadline) throws InterruptedException {
+    while (!Copies.claim(folder.resolve(ModelStore.LOCK))) {
+      if (System.nanoTime() >= deadline) {
+        throw new InputException(
+            folder
+                + " is being written by another copy of this library in this JVM, of another class"
+                + " loader; one writes at a time");
+      }
+      Thread.sleep(PAUSE_MILLIS);
+    }
+  }
+
   private static void leave(Path folder) {
+    Copies.drop(folder.resolve(ModelStore.LOCK));
     synchronized (HERE) {
       HERE.remove(folder);
       HERE.notifyAll();
