@@ -29,7 +29,9 @@
 //
 // In a test: include "device_test.h", allocate with Device<T>, compare with the CPU library, finish with `return
 // run_tests(argc, argv, tests)`. ./build/tests/cuda/name_test_plain --seeds 20 runs it under 20 schedules; name_test_asan
-// and name_test_tsan are the same under sanitizers. Reproduce a failure with --seed N.
+// and name_test_tsan are the same under sanitizers. Reproduce a failure with --seed N. name_test_ptx runs what nvcc made of the
+// kernel: EMULATOR_PTX='build/tests/cuda/ptx/*.compute_90.ptx' ./build/tests/cuda/name_test_ptx. The build target cuda-work counts its
+// instructions: near 1 of the time that memory takes, and above, memory waits for them.
 #pragma once
 #include <cuda_runtime.h>
 
