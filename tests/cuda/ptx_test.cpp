@@ -92,6 +92,8 @@ const Case cases[] = {
     {"div.s32 r1, -7, 2; rem.s32 r2, -7, 2; mov.b64 d9, {r1, r2};", 0xfffffffffffffffd},
     {"prmt.b32 r1, 0x44332211, 0x88776655, 0x7f04; cvt.u64.u32 d9, r1;", 0x88ff1155},
     {"bfi.b32 r1, 0x3ff, 0, 4, 8; cvt.u64.u32 d9, r1;", 0xff0},
+    {"bfe.u32 r1, 0x12345678, 8, 12; bfe.u32 r2, 0x12345678, 28, 32; mov.b64 d9, {r1, r2};", 0x0000000100000456},
+    {"shf.l.wrap.b32 r1, 0x80000001, 0x00000002, 33; cvt.u64.u32 d9, r1;", 5},
     {"clz.b64 r1, 1; popc.b32 r2, 0xf0f; mov.b64 d9, {r1, r2};", 0x000000080000003f},
     // Comparisons.
     {"setp.lt.f32 p1, 0f7fc00000, 0f3f800000; selp.b64 d9, 1, 2, p1;", 2},

@@ -139,7 +139,7 @@ class Parser {
     }
   }
 
-  // .param .align 8 .b8 name[24]
+  // .param .align 8 .b8 name[24], or .param .u64 .ptr .global .align 16 name
   void parameter(Names& names) {
     expect(".param");
     size_t align = 0;
@@ -148,6 +148,11 @@ class Parser {
       align = std::strtoull(take().c_str(), nullptr, 10);
     }
     const size_t element = static_cast<size_t>(bytes_of(take().substr(1)));
+    if (peek() == ".ptr") {  // what it points at
+      skip(1);
+      if (peek() != ".align") skip(1);
+      skip(2);
+    }
     const std::string name = take();
     size_t count = 1;
     if (!ends() && peek() == "[") {

@@ -240,6 +240,17 @@ void insert_bits(Thread& t, const Instruction& i) {
   const T moved = position >= bits ? T{} : static_cast<T>(get<T>(t, i.from[0]) << position);
   set(t, i.to[0], static_cast<T>((moved & field) | (get<T>(t, i.from[1]) & ~field)));
 }
+// `length` bits from `position` on.
+void extract_bits(Thread& t, const Instruction& i) {
+  const uint32_t position = get<uint32_t>(t, i.from[1]) & 0xff, length = get<uint32_t>(t, i.from[2]) & 0xff;
+  const uint64_t above = position > 31 ? 0 : get<uint32_t>(t, i.from[0]) >> position;
+  set(t, i.to[0], static_cast<uint32_t>(length > 31 ? above : above & ((uint64_t{1} << length) - 1)));
+}
+// The high word of both, the second above, after a shift to the left.
+void shift_pair_left(Thread& t, const Instruction& i) {
+  const uint64_t pair = get<uint32_t>(t, i.from[0]) | static_cast<uint64_t>(get<uint32_t>(t, i.from[1])) << 32;
+  set(t, i.to[0], static_cast<uint32_t>(pair << (get<uint32_t>(t, i.from[2]) & 31) >> 32));
+}
 // Four bytes out of eight; the high bit of a choice spreads the sign of the byte.
 void permute_bytes(Thread& t, const Instruction& i) {
   const uint64_t bytes = get<uint32_t>(t, i.from[0]) | static_cast<uint64_t>(get<uint32_t>(t, i.from[1])) << 32;
@@ -773,6 +784,8 @@ Run known(const std::vector<std::string>& opcode) {
       {"addc.cc.s64", &add_carry<uint64_t>},
       {"addc.cc.u64", &add_carry<uint64_t>},
       {"prmt.b32", &permute_bytes},
+      {"bfe.u32", &extract_bits},
+      {"shf.l.wrap.b32", &shift_pair_left},
       {"bfi.b32", &insert_bits<uint32_t>},
       {"bfi.b64", &insert_bits<uint64_t>},
       {"shl.b16", &shift_left<uint16_t>},
