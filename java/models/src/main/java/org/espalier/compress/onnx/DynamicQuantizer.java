@@ -230,7 +230,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     tied.values().forEach(p -> p.factors = null);
     // What a product read too is a table alone now.
     findTables();
-    distinctTables().forEach((table, name) -> EmbeddingTables.round(model, name, table));
+    EmbeddingTables.round(model, distinctTables());
     RuntimeForm.removeUnused(model);
   }
 
@@ -243,18 +243,13 @@ public final class DynamicQuantizer implements TrainableQuantizer {
 
   @Override
   public List<QuantizedTable> tables() {
-    List<QuantizedTable> result = new ArrayList<>();
-    distinctTables()
-        .forEach((table, name) -> result.add(EmbeddingTables.nearest(model, name, table)));
-    return result;
+    return EmbeddingTables.nearest(model, distinctTables());
   }
 
   @Override
   public void setTable(String table, byte[] integers, float[] scales) {
-    if (!distinctTables().containsKey(table)) {
-      throw new IllegalArgumentException("no table of integers is made of " + table);
-    }
-    trainedTables.put(table, EmbeddingTables.checked(model, table, integers, scales));
+    trainedTables.put(
+        table, EmbeddingTables.checked(model, distinctTables(), table, integers, scales));
   }
 
   @Override

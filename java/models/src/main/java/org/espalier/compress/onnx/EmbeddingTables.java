@@ -171,8 +171,16 @@ final class EmbeddingTables {
     return real;
   }
 
-  /** Replaces a table by the values that its integers stand for; quantizing it again gives the same. */
-  static void round(OnnxModel model, String name, String value) {
+  /**
+   * Replaces tables by the values that their integers stand for; quantizing them again gives the same.
+   *
+   * @param names of the tables, by the constants that hold them
+   */
+  static void round(OnnxModel model, Map<String, String> names) {
+    names.forEach((value, name) -> round(model, name, value));
+  }
+
+  private static void round(OnnxModel model, String name, String value) {
     OnnxInitializer table = model.constant(value);
     Int8Weights q = quantize(name, table);
     int width = Math.toIntExact(table.dims()[1]);
@@ -192,18 +200,33 @@ final class EmbeddingTables {
         : Int8Weights.of(name, table.floats(), table.dims(), 0, largest, halves);
   }
 
-  /** The table with the integers that it has in the file if it is not trained. */
-  static QuantizedTable nearest(OnnxModel model, String name, String value) {
-    Integers q = integers(quantize(name, model.constant(value)));
-    return new QuantizedTable(name, value, Int8Weights.MAX_8_BIT, q.values(), q.scales());
+  /**
+   * Tables with the integers that they have in the file if they are not trained.
+   *
+   * @param names of the tables, by the constants that hold them
+   */
+  static List<QuantizedTable> nearest(OnnxModel model, Map<String, String> names) {
+    List<QuantizedTable> result = new ArrayList<>();
+    names.forEach(
+        (value, name) -> {
+          Integers q = integers(quantize(name, model.constant(value)));
+          result.add(
+              new QuantizedTable(name, value, Int8Weights.MAX_8_BIT, q.values(), q.scales()));
+        });
+    return result;
   }
 
   /**
    * What is given for a table.
    *
-   * @throws IllegalArgumentException where it does not fit the table
+   * @param names of the tables, by the constants that hold them
+   * @throws IllegalArgumentException where it is for none of them, or does not fit the table
    */
-  static Integers checked(OnnxModel model, String value, byte[] integers, float[] scales) {
+  static Integers checked(
+      OnnxModel model, Map<String, String> names, String value, byte[] integers, float[] scales) {
+    if (!names.containsKey(value)) {
+      throw new IllegalArgumentException("no table of integers is made of " + value);
+    }
     long[] dims = model.constant(value).dims();
     if (integers.length != dims[0] * dims[1] || scales.length != dims[0]) {
       throw new IllegalArgumentException(

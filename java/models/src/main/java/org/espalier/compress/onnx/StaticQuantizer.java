@@ -634,7 +634,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
         }
       }
     }
-    distinctTables().forEach((table, name) -> EmbeddingTables.round(model, name, table));
+    EmbeddingTables.round(model, distinctTables());
     RuntimeForm.removeUnused(model);
   }
 
@@ -647,18 +647,13 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
   @Override
   public List<QuantizedTable> tables() {
-    List<QuantizedTable> result = new ArrayList<>();
-    distinctTables()
-        .forEach((table, name) -> result.add(EmbeddingTables.nearest(model, name, table)));
-    return result;
+    return EmbeddingTables.nearest(model, distinctTables());
   }
 
   @Override
   public void setTable(String table, byte[] integers, float[] scales) {
-    if (!distinctTables().containsKey(table)) {
-      throw new IllegalArgumentException("no table of integers is made of " + table);
-    }
-    trainedTables.put(table, EmbeddingTables.checked(model, table, integers, scales));
+    trainedTables.put(
+        table, EmbeddingTables.checked(model, distinctTables(), table, integers, scales));
   }
 
   @Override
