@@ -75,6 +75,18 @@ stages:
 report: {each-stage: false}
 """;
 
+  private static final String TESTED =
+      """
+      model: {file: model.onnx}
+      data:
+        examples: examples.safetensors
+        evaluation-examples: test.safetensors
+        validation: 100
+      stages:
+        - {kind: fine-tune, steps: 60, batch: 32, learning-rate: 1e-2, loss: {labels: 1}}
+      report: {each-stage: false}
+      """;
+
   @TempDir Path folder;
   private Path recipe;
   private final float[] points = new float[N * WIDTH];
@@ -106,8 +118,10 @@ report: {each-stage: false}
   }
 
   private void examples(SafetensorsDtype type, double[] labels, long... shape) {
-    ByteBuffer inputs = ByteBuffer.allocate(4 * points.length).order(ByteOrder.LITTLE_ENDIAN);
-    inputs.asFloatBuffer().put(points);
+    examples("examples.safetensors", type, labels, shape);
+  }
+
+  private void examples(String name, SafetensorsDtype type, double[] labels, long... shape) {
     ByteBuffer values = ByteBuffer.allocate(8 * labels.length).order(ByteOrder.LITTLE_ENDIAN);
     for (double label : labels) {
       switch (type) {
@@ -119,14 +133,25 @@ report: {each-stage: false}
       }
     }
     List<Long> dims = Arrays.stream(shape).boxed().toList();
+    examples(name, WIDTH, new TensorSpec("labels", type, dims), values.flip());
+  }
+
+  /**
+   * Writes as many points as fit.
+   *
+   * @param spec of a tensor beside them
+   */
+  private void examples(String name, int width, TensorSpec spec, ByteBuffer values) {
+    int n = N * WIDTH / width;
+    ByteBuffer inputs = ByteBuffer.allocate(4 * n * width).order(ByteOrder.LITTLE_ENDIAN);
+    inputs.asFloatBuffer().put(points, 0, n * width);
     List<TensorSpec> specs =
         List.of(
-            new TensorSpec("inputs", SafetensorsDtype.F32, List.of((long) N, (long) WIDTH)),
-            new TensorSpec("labels", type, dims));
-    try (AtomicFile file = AtomicFile.create(folder.resolve("examples.safetensors"))) {
+            new TensorSpec("inputs", SafetensorsDtype.F32, List.of((long) n, (long) width)), spec);
+    try (AtomicFile file = AtomicFile.create(folder.resolve(name))) {
       SafetensorsWriter writer = new SafetensorsWriter(file, specs, Map.of());
       writer.append("inputs", inputs);
-      writer.append("labels", values.flip());
+      writer.append(spec.name(), values);
       writer.finish();
       file.commit();
     }
@@ -285,6 +310,63 @@ report: {each-stage: false}
     JsonNode f = report.path("fidelity");
     assertTrue(f.path("accuracy").asDouble() > 0.8, f.toString());
     assertTrue(f.path("auc").asDouble() > 0.9, f.toString());
+  }
+
+  @Test
+  void aFileOfItsOwnIsMeasuredToTheLastExample() throws Exception {
+    // Alone they would be classes: what labels are is told by those that are trained on.
+    double[] first = new double[N];
+    for (int i = 0; i < N; i++) {
+      first[i] = numbers[2 * i];
+    }
+    examples(SafetensorsDtype.F32, first, N);
+    double[] ones = new double[N];
+    Arrays.fill(ones, 1);
+    examples("test.safetensors", SafetensorsDtype.F32, ones, N);
+    Files.writeString(recipe, TESTED);
+    JsonNode report = Run.of("compress", recipe, "-o", folder.resolve("out"), "--json").json();
+    assertEquals(N, report.at("/data/evaluation").asInt());
+    assertEquals(N - 100, report.at("/data/training").asInt());
+    float[] answers = answers(folder.resolve("out/model.onnx"), 1);
+    double squares = 0;
+    for (float y : answers) {
+      squares += (y - 1.0) * (y - 1);
+    }
+    assertEquals(Math.sqrt(squares / N), report.at("/fidelity/rmse").asDouble(), 1e-5);
+    // Two classes, of which the other file has one.
+    examples(SafetensorsDtype.I64, outside, N);
+    report = Run.of("compress", recipe, "-o", folder.resolve("classes"), "--json").json();
+    answers = answers(folder.resolve("classes/model.onnx"), 1);
+    int right = 0;
+    for (float z : answers) {
+      right += z > 0 ? 1 : 0;
+    }
+    assertEquals((double) right / N, report.at("/fidelity/accuracy").asDouble(), 1e-9);
+    assertTrue(right > N / 4 && right < N, right + " of " + N);
+  }
+
+  @Test
+  void aFileOfItsOwnThatIsNotLikeTheExamplesIsRefused() throws Exception {
+    Files.writeString(recipe, TESTED);
+    Object[] run = {"compress", recipe, "-o", folder.resolve("out")};
+    Run.refused(folder, new String[] {"test.safetensors"}, run);
+    ByteBuffer none = ByteBuffer.allocate(8 * N);
+    TensorSpec labels = new TensorSpec("labels", SafetensorsDtype.I64, List.of((long) N / 2));
+    examples("test.safetensors", 2 * WIDTH, labels, none.duplicate().limit(4 * N));
+    Run.refused(folder, new String[] {"inputs F32 [12]", "inputs F32 [6]", "is right"}, run);
+    labels = new TensorSpec("label", SafetensorsDtype.I64, List.of((long) N));
+    examples("test.safetensors", WIDTH, labels, none.duplicate());
+    Run.refused(folder, new String[] {"no labels an example", "1 as in examples.saf"}, run);
+    examples("test.safetensors", SafetensorsDtype.I64, new double[2 * N], N, 2);
+    Run.refused(folder, new String[] {"2 labels an example", "1 as in examples.saf"}, run);
+    double[] classes = outside.clone();
+    classes[3] = 2;
+    examples("test.safetensors", SafetensorsDtype.I64, classes, N);
+    Run.refused(folder, new String[] {"z is one logit", "a label 2"}, run);
+    Files.writeString(recipe, TESTED.replace("evaluation-examples", "evaluation-texts"));
+    Run.refused(folder, new String[] {"recipe.yaml", "evaluation-examples takes them"}, run);
+    Files.writeString(recipe, TESTED.replace("examples: ex", "texts: ex"));
+    Run.refused(folder, new String[] {"recipe.yaml", "evaluation-texts takes them"}, run);
   }
 
   /** What 'recipe init' writes needs no other key, whatever the labels are. */

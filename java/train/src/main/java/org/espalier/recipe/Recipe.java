@@ -104,6 +104,7 @@ public record Recipe(
    * @param task what the labels of examples are, or that texts have labels
    * @param train how many are trained on; 0 for all that are left
    * @param evaluationTexts null to hold some out
+   * @param evaluationExamples null to hold some out
    */
   public record DataSettings(
       String texts,
@@ -115,6 +116,7 @@ public record Recipe(
       int evaluation,
       int calibration,
       String evaluationTexts,
+      String evaluationExamples,
       Place place) {}
 
   public Recipe {
@@ -169,7 +171,10 @@ public record Recipe(
           "either texts or examples is needed, not both");
     }
     if (data.given("evaluation-texts") && data.given("examples")) {
-      throw data.wrong("evaluation-texts", "the data are labelled examples");
+      throw data.wrong("evaluation-texts", "the data are examples; evaluation-examples takes them");
+    }
+    if (data.given("evaluation-examples") && data.given("texts")) {
+      throw data.wrong("evaluation-examples", "the data are texts; evaluation-texts takes them");
     }
     boolean texts = data.given("texts");
     Task task = Task.of(data.text("task"));
@@ -235,6 +240,7 @@ public record Recipe(
             data.small("evaluation"),
             data.small("calibration"),
             data.text("evaluation-texts"),
+            data.text("evaluation-examples"),
             data.place(texts ? "texts" : "examples")),
         plan,
         ofDefaultLoss,

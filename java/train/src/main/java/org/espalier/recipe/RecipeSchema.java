@@ -151,7 +151,13 @@ public final class RecipeSchema {
                               FILE,
                               null,
                               "A UTF-8 file with a text a line for the report in place of held-out"
-                                  + " texts."))),
+                                  + " texts."),
+                          optional(
+                              "evaluation-examples",
+                              FILE,
+                              null,
+                              "A file with the same tensors as examples, for the report in place"
+                                  + " of held-out examples: the test split of a data set."))),
                   "Texts or labelled examples."),
               required(
                   "stages",

@@ -169,7 +169,10 @@ record RunData(
     if (unused && all.labels() instanceof Labels.Classes) {
       all = new Examples.Labelled(all.inputs(), null);
     }
-    int heldOut = data.validation() + data.evaluation();
+    Examples.Labelled own =
+        data.evaluationExamples() == null ? null : evaluation(recipe, host, all);
+    int evaluation = own == null ? data.evaluation() : 0;
+    int heldOut = data.validation() + evaluation;
     int train = train(data, all.size(), heldOut, "examples");
     List<Integer> order = new ArrayList<>();
     for (int i = 0; i < all.size(); i++) {
@@ -181,10 +184,63 @@ record RunData(
         order.subList(heldOut, heldOut + Math.min(train, data.calibration()));
     return new RunData(
         training,
-        pick(all, order.subList(data.evaluation(), heldOut)),
+        pick(all, order.subList(evaluation, heldOut)),
         host.calibration(pick(all, calibration)),
         null,
-        pick(all, order.subList(0, data.evaluation())));
+        own == null ? pick(all, order.subList(0, evaluation)) : own);
+  }
+
+  /**
+   * Examples of a file of their own for the report.
+   *
+   * @param all what is trained on, which they must be like
+   */
+  private static Examples.Labelled evaluation(Recipe recipe, RunHost host, Examples.Labelled all) {
+    Path file = host.file(recipe.data().evaluationExamples());
+    // What labels are is decided once: those of few examples may all be 0 and 1.
+    Recipe.Task task =
+        all.labels() == null
+            ? recipe.data().task()
+            : all.labels() instanceof Labels.Numbers
+                ? Recipe.Task.REGRESSION
+                : Recipe.Task.CLASSIFICATION;
+    Examples.Labelled own = ExamplesFile.read(file, task);
+    List<String> right = all.inputs().stream().map(RunData::describe).sorted().toList();
+    List<String> given = own.inputs().stream().map(RunData::describe).sorted().toList();
+    if (!given.equals(right)) {
+      throw new InputException(
+          file
+              + " has "
+              + given
+              + "; "
+              + right
+              + " as in "
+              + recipe.data().examples()
+              + " is right");
+    }
+    if (all.labels() == null) {
+      return new Examples.Labelled(own.inputs(), null);
+    }
+    if (own.labels() == null || own.labels().width() != all.labels().width()) {
+      throw new InputException(
+          file
+              + " has "
+              + (own.labels() == null ? "no" : own.labels().width())
+              + " labels an example; "
+              + all.labels().width()
+              + " as in "
+              + recipe.data().examples()
+              + " is right");
+    }
+    return own;
+  }
+
+  private static String describe(Examples.Input input) {
+    return (input.name() == null ? "inputs" : input.name())
+        + " "
+        + input.type()
+        + " "
+        + input.shape();
   }
 
   private static Examples.Labelled pick(Examples.Labelled all, List<Integer> indices) {
