@@ -103,7 +103,7 @@ public final class Generate {
     graph.addInitializer(weight("fc1.bias", random, 0, 128));
     graph.addNode(node("Gemm", "fc1", "flat", "fc1.weight", "fc1.bias"));
     graph.addNode(node("Relu", "hidden", "fc1"));
-    graph.addInitializer(weight("fc2.weight", random, 128, 128, CLASSES));
+    graph.addInitializer(weight("fc2.weight", random, 128, CLASSES, 128));
     graph.addInitializer(weight("fc2.bias", random, 0, CLASSES));
     graph.addNode(node("Gemm", "logits", "hidden", "fc2.weight", "fc2.bias"));
     return ModelProto.newBuilder()
