@@ -327,6 +327,8 @@ report: {each-stage: false}
     JsonNode report = Run.of("compress", recipe, "-o", folder.resolve("out"), "--json").json();
     assertEquals(N, report.at("/data/evaluation").asInt());
     assertEquals(N - 100, report.at("/data/training").asInt());
+    assertEquals("test.safetensors", report.at("/data/evaluation_source").asText());
+    assertTrue(Files.readString(folder.resolve("out/report.html")).contains("test.safetensors"));
     float[] answers = answers(folder.resolve("out/model.onnx"), 1);
     double squares = 0;
     for (float y : answers) {

@@ -132,6 +132,11 @@ final class ReportBuilder {
         data.evaluationTexts() != null
             ? data.evaluationTexts().size()
             : data.evaluationExamples().size());
+    String measured =
+        recipe.isForTexts() ? recipe.data().evaluationTexts() : recipe.data().evaluationExamples();
+    if (measured != null) {
+      examples.put("evaluation_source", measured);
+    }
     root.set(
         "fidelity", fidelity != null ? node(fidelity) : lastStage().get("fidelity").deepCopy());
     root.set("stages", stages);

@@ -431,7 +431,10 @@ final class ReportPage {
             + data.path("validation").asLong()
             + " for validation, "
             + data.path("evaluation").asLong()
-            + " measured");
+            + " measured"
+            + (data.has("evaluation_source")
+                ? ", of " + data.path("evaluation_source").asText()
+                : ""));
     for (Iterator<Map.Entry<String, JsonNode>> i = report.path("machine").fields(); i.hasNext(); ) {
       Map.Entry<String, JsonNode> entry = i.next();
       term(entry.getKey(), entry.getValue().asText());
