@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the JMH benchmarks twice, with libtorch's page faults as they come and tuned away, prints the tables and keeps the
-# rows: run.sh [--include REGEX] [--threads 1,2] [--rounds N] [--size NAME,...]
+# rows: run.sh [--include REGEX] [--threads 1,2] [--rounds N] [--size NAME,...]. Without --include it draws kernels.svg too.
 # Build first: mvn package -DskipTests
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,3 +17,6 @@ run() {
 }
 run default "$@"
 MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 run tuned "$@"
+if [[ " $* " != *" --include "* ]]; then
+  "$java" -cp "$classpath" org.espalier.benchmarks.RatioChart "$here/kernels.svg" "$here/results/$stamp-"{default,tuned}.json
+fi
