@@ -117,6 +117,12 @@ __device__ __forceinline__ void count(Counts& counts, float x) {
     counts.infinite += magnitude > 0x7f800000 ? 0 : 1;
   }
 }
+// Of elements i .. end-1.
+template <class T, class Index>
+__device__ __forceinline__ void count(Counts& counts, const T* x, Index i, Index end) {
+#pragma unroll 1
+  for (; i < end; i++) count(counts, esp::to_float(x[i]));
+}
 __device__ __forceinline__ void flush(QuantizeState* state, const Counts& counts) {
   if (counts.nan != 0) atomicAdd(&state->nan, static_cast<unsigned long long>(counts.nan));
   if (counts.infinite != 0) atomicAdd(&state->infinite, static_cast<unsigned long long>(counts.infinite));
@@ -213,18 +219,6 @@ struct Range {
 };
 constexpr Range no_range = {infinity, -infinity};
 
-// Of finite elements, and whether all were: 0, or NaN. Three instructions an element; where it is NaN the elements are
-// read again, one by one.
-struct Seen {
-  Range range = no_range;
-  float finite = 0;
-  __device__ __forceinline__ void add(float x) {
-    range.low = fminf(range.low, x);
-    range.high = fmaxf(range.high, x);
-    finite = fmaf(x, 0.0f, finite);
-  }
-  __device__ __forceinline__ bool all_finite() const { return finite == 0; }
-};
 // Elements i .. end-1, of which some may not be finite: those are counted.
 template <class T, class Index>
 __device__ __forceinline__ void extend(Range& range, Counts& counts, const T* x, Index i, Index end) {
@@ -239,6 +233,41 @@ __device__ __forceinline__ void extend(Range& range, Counts& counts, const T* x,
     }
   }
 }
+// Of finite elements, and whether all were: 0, or NaN. Three instructions an element; where it is NaN the elements are
+// read again, one by one, and so are those of a pack that is cut.
+struct Seen {
+  Range range = no_range;
+  float finite = 0;
+  bool cut = false;
+  __device__ __forceinline__ void add(float x) {
+    range.low = fminf(range.low, x);
+    range.high = fmaxf(range.high, x);
+    finite = fmaf(x, 0.0f, finite);
+  }
+  // Packs at element `at`, `at` + `apart` …
+  template <class T, int n, int held, class Index>
+  __device__ __forceinline__ void add(const Pack<T, n> (&pack)[held], Index at, Index apart, Index end) {
+#pragma unroll
+    for (int k = 0; k < held; k++) {
+      const Index left = end - (at + k * apart);
+      if (left >= n) {
+#pragma unroll
+        for (int j = 0; j < n; j++) add(esp::to_float(pack[k].at[j]));
+      } else {
+        cut = cut || left > 0;
+      }
+    }
+  }
+  // Of all that was added, n elements at `at`, `at` + `apart` … of x.
+  template <int n, class T, class Index>
+  __device__ __forceinline__ Range range_of(const T* x, Index at, Index apart, Index end, Counts& counts) const {
+    if (!cut && finite == 0) return range;
+    Range again = no_range;
+#pragma unroll 1
+    for (Index i = at; i < end; i += apart) extend(again, counts, x, i, i + n < end ? i + n : end);
+    return again;
+  }
+};
 // Of magnitudes, from the range of the values.
 __device__ __forceinline__ Range around_zero(const Range& range) {
   const float most = fmaxf(range.high, -range.low);
@@ -313,24 +342,9 @@ __device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEnt
   Pack<T, n> pack[held];
   esp::load_packs<n>(x, member * n, team * n, end, whole, pack);
   Seen seen;
+  seen.add(pack, member * n, team * n, end);
   Counts counts = {0, 0};
-  bool cut = false;  // the last pack is this thread's, and not full
-#pragma unroll
-  for (int k = 0; k < held; k++) {
-    const int left = end - (k * team + member) * n;
-    if (left >= n) {
-#pragma unroll
-      for (int j = 0; j < n; j++) seen.add(esp::to_float(pack[k].at[j]));
-    } else {
-      cut = cut || left > 0;
-    }
-  }
-  Range range = seen.range;
-  if (cut || !seen.all_finite()) {
-    range = no_range;
-#pragma unroll 1
-    for (int i = member * n; i < end; i += team * n) extend(range, counts, x, i, i + n < end ? i + n : end);
-  }
+  Range range = seen.range_of<n>(x, member * n, team * n, end, counts);
   flush(state, counts);
   range = over_warp(range);
   Grid grid;
@@ -390,33 +404,18 @@ __global__ void __launch_bounds__(threads, blocks_of(list)) fake_quantize_rows_k
 template <class T>
 __device__ __forceinline__ Range range_of_piece(const QuantizeEntry& t, int64_t first, int64_t end, Counts& counts) {
   constexpr int n = per_pack<T>, unrolled = 4;
+  constexpr int64_t apart = 32 * n;
   const T* const x = static_cast<const T*>(t.x);
   ESP_GLOBAL(x);
   const bool whole = esp::is_aligned(x + first, 16);
   const int64_t own = first + esp::lane_index() * n;
   Seen seen;
-  bool cut = false;
-  for (int64_t at = own; at < end; at += 32 * n * unrolled) {
+  for (int64_t at = own; at < end; at += apart * unrolled) {
     Pack<T, n> pack[unrolled];
-    esp::load_packs<n>(x, at, int64_t{32 * n}, end, whole, pack);
-#pragma unroll
-    for (int k = 0; k < unrolled; k++) {
-      const int64_t left = end - (at + k * 32 * n);
-      if (left >= n) {
-#pragma unroll
-        for (int j = 0; j < n; j++) seen.add(esp::to_float(pack[k].at[j]));
-      } else {
-        cut = cut || left > 0;
-      }
-    }
+    esp::load_packs<n>(x, at, apart, end, whole, pack);
+    seen.add(pack, at, apart, end);
   }
-  Range range = seen.range;
-  if (cut || !seen.all_finite()) {
-    range = no_range;
-#pragma unroll 1
-    for (int64_t i = own; i < end; i += 32 * n) extend(range, counts, x, i, i + n < end ? i + n : end);
-  }
-  return over_warp(range);
+  return over_warp(seen.range_of<n>(x, own, apart, end, counts));
 }
 
 __global__ void __launch_bounds__(threads) fake_quantize_ranges_rows_kernel(Call call) {
@@ -490,12 +489,9 @@ __device__ __forceinline__ void ranges_of_columns(const Call& call, const Quanti
 #pragma unroll
   for (int j = 0; j < n; j++) {
     if (column + j >= period) break;
-    Range range = seen[j].range;
-    if (!seen[j].all_finite()) {
-      range = no_range;
-#pragma unroll 1
-      for (int64_t row = top; row < rows; row += s.lanes) extend(range, counts, x + row * period + column, j, j + 1);
-    }
+    const int64_t at = column + j;
+    const Range range =
+        seen[j].template range_of<1>(x, top * period + at, s.lanes * period, rows * period, counts);
     raise(call.ranges + t.ranges + (column + j) / t.inner, range);
   }
   flush(state, counts);
@@ -564,8 +560,7 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
         float finite = 0;
 #pragma unroll
         for (int j = 0; j < n; j++) finite = fmaf(esp::to_float(pack[k].at[j]), 0.0f, finite);
-        Range unused;
-        if (finite != 0) extend(unused, counts, x, i, i + n < end ? i + n : end);  // NaN
+        if (finite != 0) count(counts, x, i, i + n < end ? i + n : end);  // NaN
       }
       int64_t channel = 0;
       if (i < end && static_cast<uint32_t>(i + n) > row_end) {
