@@ -13,6 +13,7 @@ import java.time.Instant;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -56,11 +57,13 @@ class LauncherTest {
             "awk",
             "head",
             "mkdir",
-            "touch",
+            "cp",
             "mv",
+            "rm",
             "tee",
             "sed",
             "cat",
+            "touch",
             "sleep")) {
       Path real = Path.of("/usr/bin", tool);
       Files.createSymbolicLink(
@@ -158,7 +161,51 @@ class LauncherTest {
     assertEquals(3, callsOf("mvn").size(), "a deleted file");
     Files.delete(root.resolve("java/cli/target/other.jar"));
     launch(launcher, "doctor");
+    assertEquals(3, callsOf("mvn").size(), "what runs is a copy");
+    Files.delete(jarFolders().get(0).resolve("other.jar"));
+    launch(launcher, "doctor");
     assertEquals(4, callsOf("mvn").size(), "a library that is gone");
+  }
+
+  private List<Path> jarFolders() throws IOException {
+    try (Stream<Path> files = Files.list(root.resolve(".espalier"))) {
+      return files.filter(Files::isDirectory).sorted().toList();
+    }
+  }
+
+  @Test
+  void aBuildTakesNothingFromAProcessThatRuns() throws IOException, InterruptedException {
+    Path launcher = root.resolve("espalier");
+    Path running = folder.resolve("running");
+    Path go = folder.resolve("go");
+    String wait =
+        "[[ $* == *' serve' ]] || exit 7\n"
+            + "touch '%s'\n"
+            + "until [[ -f '%s' ]]; do sleep 0.05; done\n"
+            + "while [[ $1 != -cp ]]; do shift; done\n"
+            + "IFS=: read -r first _ <<<\"$2\"; cat \"$first\"";
+    script(javaHome.resolve("bin/java"), wait.formatted(running, go));
+    fake(
+        "mvn",
+        "mkdir -p java/cli/target; cd java/cli/target; echo \"$PWD/other.jar\" >classpath\n"
+            + "grep -c '^mvn ' '"
+            + calls
+            + "' | tee espalier-cli-1.jar other.jar >/dev/null");
+    Path both = folder.resolve("both");
+    script(
+        both,
+        "'%1$s' serve & first=$!\nuntil [[ -f '%2$s' ]]; do sleep 0.05; done\n"
+                .formatted(launcher, running)
+            + "touch '%1$s/native/new.cpp'\n'%2$s' doctor\ntouch '%3$s'\nwait $first"
+                .formatted(root, launcher, go));
+    Launch launch = launch(both);
+    assertEquals(0, launch.code(), launch.err());
+    assertEquals(2, callsOf("mvn").size(), launch.err());
+    assertEquals("1", launch.out().strip(), "the jar of the first build");
+    assertEquals(2, jarFolders().size());
+    Files.createFile(root.resolve("native/newer.cpp"));
+    launch(launcher, "doctor");
+    assertEquals(1, jarFolders().size(), "what nobody runs any more goes");
   }
 
   @Test
