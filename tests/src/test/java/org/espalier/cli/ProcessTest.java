@@ -1,6 +1,7 @@
 package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
@@ -8,16 +9,25 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.io.RandomAccessFile;
+import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
+import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsWriter;
+import org.espalier.format.safetensors.TensorSpec;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** The command line as a process of its own: exit codes, environment and Ctrl-C. */
 class ProcessTest {
@@ -28,7 +38,13 @@ class ProcessTest {
   }
 
   private Process start(Map<String, String> environment, String... args) throws IOException {
-    List<String> line =
+    return start(List.of(), environment, args);
+  }
+
+  private Process start(List<String> prefix, Map<String, String> environment, String... args)
+      throws IOException {
+    List<String> line = new ArrayList<>(prefix);
+    line.addAll(
         Stream.concat(
                 Stream.of(
                     "env", // a shell may have started these tests with the signal ignored
@@ -41,7 +57,7 @@ class ProcessTest {
                     System.getProperty("java.class.path"),
                     "org.espalier.cli.Espalier"),
                 Stream.of(args))
-            .toList();
+            .toList());
     ProcessBuilder builder =
         new ProcessBuilder(line)
             .redirectOutput(folder.resolve("stdout").toFile())
@@ -274,5 +290,42 @@ class ProcessTest {
     try (Stream<Path> files = Files.list(folder)) {
       return files.count();
     }
+  }
+
+  /** A limit on the size of files stands for a full disk. The second is room for our libraries alone. */
+  @ParameterizedTest
+  @CsvSource({"10, 'the native libraries cannot be loaded'", "6000, 'ONNX Runtime cannot be'"})
+  void librariesThatCannotBeUnpackedAreTold(int kibibytes, String told) throws Exception {
+    Path cache = folder.resolve("cache");
+    Path model = folder.resolve("model.onnx");
+    Files.write(model, SmallModels.mlp().toByteArray());
+    Path examples = folder.resolve("examples.safetensors");
+    TensorSpec x = new TensorSpec("x", SafetensorsDtype.F32, List.of(2L, 8L));
+    try (AtomicFile file = AtomicFile.create(examples)) {
+      SafetensorsWriter writer = new SafetensorsWriter(file, List.of(x), Map.of());
+      writer.append("x", ByteBuffer.allocate(64));
+      writer.finish();
+      file.commit();
+    }
+    List<String> limit =
+        List.of("bash", "-c", "trap '' XFSZ; ulimit -f " + kibibytes + "; exec \"$@\"", "bash");
+    Map<String, String> environment =
+        Map.of("JDK_JAVA_OPTIONS", "-Dorg.bytedeco.javacpp.cachedir=" + cache);
+    Process process =
+        start(
+            limit,
+            environment,
+            "quantize",
+            model.toString(),
+            "-o",
+            folder.resolve("int8.onnx").toString(),
+            "--to",
+            "onnx-qdq",
+            "--calibration",
+            examples.toString());
+    assertEquals(2, codeOf(process));
+    String err = Files.readString(folder.resolve("stderr"));
+    assertTrue(err.contains(told) && err.contains(cache + ","), err);
+    assertFalse(err.contains("\tat "), err);
   }
 }

@@ -30,9 +30,13 @@ import java.util.Map;
 import java.util.Random;
 import java.util.Set;
 import org.espalier.device.Cuda;
+import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsWriter;
+import org.espalier.format.safetensors.TensorSpec;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -328,6 +332,64 @@ class PruneTest {
     refused("no tensor is left", "-o", out, "--amount", "0.5", "--exclude", "*");
     refused("range that runs backwards", "-o", out, "--amount", "0.5", "--include", "[z-a]");
     refused("none of auto", "-o", out, "--amount", "0.5", "--device", "gpu");
+    refused("share of 1.0 of the channels", "-o", out, "--channels", "1");
+    refused("share of NaN of the channels", "-o", out, "--channels", "NaN");
+    refused("mutually exclusive", "-o", out, "--channels", "0.5", "--amount", "0.5");
+    refused("--mask-out", "-o", out, "--channels", "0.5", "--mask-out", "masks.safetensors");
+    refused("--scope", "-o", out, "--channels", "0.5", "--scope", "global");
+    refused("'head.*'", "-o", out, "--channels", "0.5", "--include", "head.*");
+    refused("are for --channels", "-o", out, "--amount", "0.5", "--calibration", "none");
+    refused(
+        "none.safetensors", "-o", out, "--channels", "0.5", "--calibration", "none.safetensors");
+  }
+
+  /** Both sets of channels between the products, that of the depthwise Conv with its groups. */
+  @Test
+  void removesChannels() throws Exception {
+    Path cnn = Files.write(folder.resolve("cnn.onnx"), SmallModels.cnn().toByteArray());
+    byte[] before = Files.readAllBytes(cnn);
+    Path examples = folder.resolve("x.safetensors");
+    TensorSpec spec = new TensorSpec("x", SafetensorsDtype.F32, List.of(4L, 3L, 16L, 16L));
+    ByteBuffer pixels = ByteBuffer.allocate(4 * 4 * 768).order(ByteOrder.LITTLE_ENDIAN);
+    Random random = new Random(8);
+    while (pixels.hasRemaining()) {
+      pixels.putFloat((float) random.nextGaussian());
+    }
+    try (AtomicFile file = AtomicFile.create(examples)) {
+      SafetensorsWriter writer = new SafetensorsWriter(file, List.of(spec), Map.of());
+      writer.append("x", pixels.flip());
+      writer.finish();
+      file.commit();
+    }
+    JsonNode json =
+        Run.of("prune", cnn, "-o", out, "--channels", "0.5", "--calibration", examples, "--json")
+            .json();
+    assertArrayEquals(before, Files.readAllBytes(cnn));
+    assertEquals(2, json.path("channels").size());
+    assertEquals("conv1.weight", json.at("/channels/0/name").asText());
+    assertEquals(16, json.at("/channels/0/before").asInt());
+    assertEquals(8, json.at("/channels/0/after").asInt());
+    assertEquals(16, json.at("/channels/1/after").asInt());
+    assertTrue(json.path("speedup").asDouble() > 0, json.toString());
+    assertEquals(Files.size(out), json.path("output_bytes").asLong());
+    assertEquals(Files.size(cnn), json.path("input_bytes").asLong());
+    OnnxModel pruned = OnnxModel.read(out);
+    assertArrayEquals(new long[] {8, 1, 3, 3}, pruned.constant("conv2.weight").dims());
+    assertArrayEquals(new long[] {10, 16}, pruned.constant("fc.weight").dims());
+    // Without examples, and of one set alone.
+    Path one = folder.resolve("one.onnx");
+    Run run = Run.of("prune", cnn, "-o", one, "--channels", "0.5", "--include", "conv3.*");
+    assertTrue(run.done().out().contains("16 of 32 are left, in 1 set"), run.out());
+    assertTrue(run.err().contains("not calibrated"), run.err());
+    Run.refused(
+        folder,
+        new String[] {"is for .onnx models"},
+        "prune",
+        tensors,
+        "-o",
+        folder.resolve("x"),
+        "--channels",
+        "0.5");
   }
 
   /** Neither three input channels nor one of a depthwise Conv are multiples of 4. */

@@ -9,13 +9,14 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.FileActivations;
+import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
 import org.espalier.format.onnx.OnnxModel;
 import picocli.CommandLine.Option;
 
-/** The options about the examples that quantization is fitted to. */
+/** The options about the examples that a model is fitted to. */
 final class CalibrationOptions {
   /** WordNet 3.1 as an artefact; the entry is one that it has. */
   private static final MavenEntry WORDNET =
@@ -31,7 +32,7 @@ final class CalibrationOptions {
           "What the model will see: for a text model a UTF-8 file with a text a line (default:"
               + " English sentences from WordNet); for any model a .safetensors file with one"
               + " tensor an input, whose first dimension counts the examples; 'none' leaves"
-              + " calibration out (onnx-dynamic only, less accurate).")
+              + " calibration out (less accurate; onnx-qdq needs it).")
   private String calibration;
 
   @Option(
@@ -94,6 +95,20 @@ final class CalibrationOptions {
             new FileActivations(
                 ModelSource.path(calibration), model, Math.min(count, FEW), Machine.threads()))
         : Optional.empty();
+  }
+
+  /**
+   * How many times as fast as a file a model is that was made of it, on some of the examples; NaN where there are
+   * none.
+   */
+  double speedup(Path original, OnnxModel made, Optional<ActivationSource> examples) {
+    Optional<FileActivations> few = few(made);
+    if (few.isPresent()) {
+      return Savings.speedup(original, made, few.get().examples());
+    }
+    return examples.orElse(null) instanceof TextActivations texts
+        ? texts.speedup(original, made)
+        : Double.NaN;
   }
 
   private List<String> texts(MavenFiles maven, Consumer<String> notes) {

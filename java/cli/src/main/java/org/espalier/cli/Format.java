@@ -39,4 +39,20 @@ final class Format {
         String.format(Locale.ROOT, unit == 0 ? "%.0f" : value < 99.95 ? "%.1f" : "%.0f", value);
     return units[unit].isEmpty() ? number : number + " " + units[unit];
   }
+
+  /** The size of a file that was made of another. */
+  static String sizes(long output, long input) {
+    return String.format(
+        Locale.ROOT,
+        "%s from %s, ratio %.3f",
+        bytes(output),
+        bytes(input),
+        (double) output / input);
+  }
+
+  /** How much faster than the original a model is. */
+  static String speedup(double times) {
+    return String.format(
+        Locale.ROOT, "%.2f times the original's in ONNX Runtime, one thread", times);
+  }
 }

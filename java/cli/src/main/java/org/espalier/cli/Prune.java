@@ -7,6 +7,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.Callable;
 import java.util.function.BiPredicate;
@@ -17,7 +18,10 @@ import org.espalier.InputException;
 import org.espalier.compress.CheckpointPruner;
 import org.espalier.compress.OnnxPruner;
 import org.espalier.compress.OnnxPruner.Candidate;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.device.Device;
+import org.espalier.format.AtomicFile;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
@@ -42,6 +46,11 @@ import picocli.CommandLine.Parameters;
           + " Ties go to the weights that come first. The zeros are unstructured: they change"
           + " neither a file's size nor its speed.",
       "",
+      "With --channels it removes whole channels in place of single weights, those that calibration"
+          + " says are missed least, refits the weights that read the others, and tells how much"
+          + " faster the result is. Of each set of channels the share goes, many in multiples of"
+          + " 16; --include and --exclude name the weights that make them.",
+      "",
       "A pattern n:m lies along the axis that is summed over: the inputs of a matrix product or"
           + " recurrent layer, the input channels of a convolution.",
     },
@@ -54,6 +63,7 @@ import picocli.CommandLine.Parameters;
       "  espalier prune sparse.safetensors -o sparser.safetensors --sparsity 0.9 \\",
       "    --mask-in masks.safetensors --json",
       "  espalier prune model.onnx -o m24.onnx --pattern 2:4 --include '*.query.*'",
+      "  espalier prune model.onnx -o small.onnx --channels 0.3",
     })
 final class Prune implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -93,6 +103,9 @@ final class Prune implements Callable<Integer> {
       description = "Also write what is kept: a safetensors file with a bit a weight, 1 = kept.")
   private String maskOut;
 
+  @Mixin private CalibrationOptions calibration;
+  @Mixin private TokenizerOptions tokenizer;
+
   @Mixin private DeviceOption device;
 
   /** How much to prune: one of these. */
@@ -128,6 +141,15 @@ final class Prune implements Callable<Integer> {
             "All but the N largest of each M consecutive inputs of an output, as 2:4. Tensors whose"
                 + " inputs M does not divide stay whole, unless --include names them.")
     private String pattern;
+
+    @Option(
+        names = "--channels",
+        paramLabel = "SHARE",
+        description =
+            "Remove this share of the hidden channels of an ONNX model altogether, so that it is"
+                + " smaller and faster: the inner width of feed-forward blocks, the channels of"
+                + " images between convolutions.")
+    private Double channels;
   }
 
   private MagnitudePrune.Rule rule() {
@@ -150,6 +172,13 @@ final class Prune implements Callable<Integer> {
   @Override
   public Integer call() {
     String isa = Machine.isa().name().toLowerCase(Locale.ROOT);
+    if (how.channels != null) {
+      pruneChannels();
+      return 0;
+    }
+    if (calibration.given() || tokenizer.given()) {
+      throw new InputException("--calibration and --tokenizer are for --channels");
+    }
     MagnitudePrune.Rule rule = rule();
     Path target = ModelSource.path(output);
     Path masksIn = maskIn == null ? null : ModelSource.path(maskIn);
@@ -190,6 +219,44 @@ final class Prune implements Callable<Integer> {
               + " changes both");
     }
     return 0;
+  }
+
+  private void pruneChannels() {
+    if (scope != null || maskIn != null || maskOut != null) {
+      throw new InputException("--scope, --mask-in and --mask-out are for weights, not --channels");
+    }
+    Path target = ModelSource.path(output);
+    ModelSource source = ModelSource.find(model, common::note);
+    device.use(false);
+    if (source.kind() != ModelSource.Kind.ONNX) {
+      throw new InputException("--channels is for .onnx models; " + model + " is no ONNX model");
+    }
+    long begin = System.nanoTime();
+    OnnxModel onnx = source.onnx(common::note);
+    AtomicFile.check(target, onnx.files().toArray(Path[]::new));
+    List<String> names = ChannelPruner.weights(onnx);
+    Set<String> chosen = names.isEmpty() ? Set.of() : tensors.choose(names, name -> true);
+    ChannelPruner pruner = new ChannelPruner(onnx, how.channels, chosen::contains);
+    List<ChannelPruner.Narrowed> narrowed;
+    double speedup;
+    try (Progress progress = new Progress(common.err(), "calibrating")) {
+      Optional<ActivationSource> examples =
+          calibration.dynamic(onnx, source, tokenizer, common::note);
+      narrowed = pruner.prune(examples.orElse(null));
+      progress.update("timing", 0, 0);
+      speedup = calibration.speedup(source.path(), onnx, examples);
+      progress.update("writing", 0, 0);
+      onnx.write(target, source.path());
+    }
+    reportChannels(
+        narrowed,
+        ModelSource.size(onnx.files()),
+        ModelSource.size(List.of(target)),
+        speedup,
+        (System.nanoTime() - begin) * 1e-9);
+    common.note(
+        "'espalier compress' trains what is left: a recipe with the original as model and this as"
+            + " student");
   }
 
   private Set<String> choose(OnnxModel onnx, MagnitudePrune.Rule rule) {
@@ -253,6 +320,50 @@ final class Prune implements Callable<Integer> {
             + NearNames.list("", others)
             + ")");
     return fitting::contains;
+  }
+
+  private void reportChannels(
+      List<ChannelPruner.Narrowed> narrowed,
+      long inputBytes,
+      long outputBytes,
+      double speedup,
+      double seconds) {
+    double ratio = (double) outputBytes / inputBytes;
+    if (common.json()) {
+      ObjectNode json = JsonNodeFactory.instance.objectNode();
+      json.put("output", output);
+      json.put("input_bytes", inputBytes).put("output_bytes", outputBytes);
+      json.put("size_ratio", ratio).put("seconds", seconds);
+      if (!Double.isNaN(speedup)) {
+        json.put("speedup", speedup);
+      }
+      ArrayNode list = json.putArray("channels");
+      for (ChannelPruner.Narrowed set : narrowed) {
+        list.addObject()
+            .put("name", set.name())
+            .put("before", set.before())
+            .put("after", set.after());
+      }
+      common.print(json);
+      return;
+    }
+    Table table = new Table("", "");
+    long before = narrowed.stream().mapToLong(ChannelPruner.Narrowed::before).sum();
+    long after = narrowed.stream().mapToLong(ChannelPruner.Narrowed::after).sum();
+    table.add(
+        "channels",
+        after
+            + " of "
+            + before
+            + " are left, in "
+            + narrowed.size()
+            + (narrowed.size() == 1 ? " set" : " sets"));
+    table.add("size", Format.sizes(outputBytes, inputBytes));
+    if (!Double.isNaN(speedup)) {
+      table.add("speed", Format.speedup(speedup));
+    }
+    table.add("time", Format.seconds(seconds));
+    table.print(common.out());
   }
 
   private void report(CheckpointPruner.Result result, String computes, String isa) {

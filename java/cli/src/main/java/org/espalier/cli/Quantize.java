@@ -3,8 +3,6 @@ package org.espalier.cli;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
-import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Locale;
@@ -27,8 +25,6 @@ import org.espalier.compress.onnx.OutputError;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.device.Device;
 import org.espalier.evaluate.FileActivations;
-import org.espalier.evaluate.Savings;
-import org.espalier.evaluate.TextActivations;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -263,13 +259,7 @@ final class Quantize implements Callable<Integer> {
       progress.update("comparing", 0, 0);
       made = error.map(e -> e.of(onnx)).orElse(0.0);
       progress.update("timing", 0, 0);
-      if (few.isPresent()) {
-        speedup = Savings.speedup(source.path(), onnx, few.get().examples());
-      } else if (examples.orElse(null) instanceof TextActivations texts) {
-        speedup = texts.speedup(source.path(), onnx);
-      } else {
-        speedup = Double.NaN;
-      }
+      speedup = calibration.speedup(source.path(), onnx, examples);
       progress.update("writing", 0, 0);
       onnx.write(target, source.path());
     }
@@ -293,7 +283,13 @@ final class Quantize implements Callable<Integer> {
               + " of two images stays float: in int8 they would change the outputs much more");
     }
     outOfReach.ifPresent(common::note);
-    report(quantized, skipped, size(onnx.files()), size(List.of(target)), speedup, seconds);
+    report(
+        quantized,
+        skipped,
+        ModelSource.size(onnx.files()),
+        ModelSource.size(List.of(target)),
+        speedup,
+        seconds);
   }
 
   /** Why a Conv stays float that alone makes an error. */
@@ -361,18 +357,6 @@ final class Quantize implements Callable<Integer> {
         result.seconds().total());
   }
 
-  private static long size(List<Path> files) {
-    long size = 0;
-    for (Path file : files) {
-      try {
-        size += Files.size(file);
-      } catch (IOException e) {
-        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
-      }
-    }
-    return size;
-  }
-
   private void report(
       List<String> quantized,
       Map<String, String> skipped,
@@ -399,19 +383,9 @@ final class Quantize implements Callable<Integer> {
     Table table = new Table("", "");
     table.add("quantized", quantized.size() + " tensors to " + to);
     table.add("float", skipped.size() + " that could have been");
-    table.add(
-        "size",
-        String.format(
-            Locale.ROOT,
-            "%s from %s, ratio %.3f",
-            Format.bytes(outputBytes),
-            Format.bytes(inputBytes),
-            ratio));
+    table.add("size", Format.sizes(outputBytes, inputBytes));
     if (!Double.isNaN(speedup)) {
-      table.add(
-          "speed",
-          String.format(
-              Locale.ROOT, "%.2f times the original's in ONNX Runtime, one thread", speedup));
+      table.add("speed", Format.speedup(speedup));
     }
     table.add("time", Format.seconds(seconds));
     table.print(common.out());

@@ -3,14 +3,25 @@ package org.espalier.evaluate;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtSession;
 import java.io.File;
+import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.util.logging.Level;
 import java.util.logging.Logger;
+import org.bytedeco.javacpp.Loader;
 import org.espalier.InputException;
 
-/** ONNX Runtime, whose library is unpacked into a temporary folder before it is loaded. */
+/**
+ * ONNX Runtime, whose library is unpacked once, into JavaCPP's cache where the other natives lie. Left to itself it
+ * would unpack it at each start and leave a folder behind.
+ */
 public final class OnnxRuntime {
-  /** It logs a stack trace where the library cannot be unpacked; held, so that it stays silent. */
-  private static final Logger UNPACKING = Logger.getLogger("ai.onnxruntime.OnnxRuntime");
+  /** Where it looks for its libraries before it unpacks them; a host may have set it. */
+  private static final String FOLDER = "onnxruntime.native.path";
+
+  private static final String RESOURCES = "/ai/onnxruntime/native/linux-x64/";
+
+  /** It logs a stack trace where the library cannot be loaded; held, so that it stays silent. */
+  private static final Logger LOADING = Logger.getLogger("ai.onnxruntime.OnnxRuntime");
 
   private OnnxRuntime() {}
 
@@ -20,20 +31,52 @@ public final class OnnxRuntime {
    * @throws InputException where the library cannot be unpacked or loaded
    */
   public static OrtEnvironment environment() {
-    UNPACKING.setLevel(Level.OFF);
     try {
-      return OrtEnvironment.getEnvironment();
-    } catch (LinkageError e) {
-      File folder = new File(System.getProperty("java.io.tmpdir"));
-      throw new InputException(
-          "ONNX Runtime cannot be loaded: it is unpacked into "
-              + folder
-              + ", which has "
-              + folder.getUsableSpace() / 1_000_000
-              + " MB left; there must be room for 22 MB, and what lies there must be allowed to"
-              + " run. JDK_JAVA_OPTIONS=-Djava.io.tmpdir=… names another folder",
-          e);
+      return Loaded.ENVIRONMENT;
+    } catch (ExceptionInInitializerError e) {
+      throw cannotLoad(e.getCause());
+    } catch (NoClassDefFoundError e) { // not for the first time
+      throw cannotLoad(e);
     }
+  }
+
+  /** Loads the library once a process. */
+  private static final class Loaded {
+    static final OrtEnvironment ENVIRONMENT = load();
+
+    private static OrtEnvironment load() {
+      LOADING.setLevel(Level.OFF);
+      if (System.getProperty(FOLDER) == null) {
+        try {
+          File library = null;
+          for (String name : new String[] {"libonnxruntime4j_jni.so", "libonnxruntime.so"}) {
+            library = Loader.cacheResource(OrtEnvironment.class, RESOURCES + name);
+          }
+          if (library
+              != null) { // else a build for another platform, which knows where its libraries are
+            System.setProperty(FOLDER, library.getParent());
+          }
+        } catch (IOException e) {
+          throw new UncheckedIOException(e);
+        }
+      }
+      return OrtEnvironment.getEnvironment();
+    }
+  }
+
+  private static InputException cannotLoad(Throwable cause) {
+    String folder = System.getProperty("org.bytedeco.javacpp.cachedir");
+    try {
+      folder = Loader.getCacheDir().toString();
+    } catch (IOException e) {
+      cause.addSuppressed(e);
+    }
+    return new InputException(
+        "ONNX Runtime cannot be loaded: it is unpacked into "
+            + folder
+            + ", where there must be room for 22 MB, and what lies there must be allowed to run."
+            + " JDK_JAVA_OPTIONS=-Dorg.bytedeco.javacpp.cachedir=… names another folder",
+        cause);
   }
 
   /** Options of a session, to be closed. */

@@ -1,0 +1,182 @@
+package org.espalier.compress.onnx;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.IntStream;
+
+/**
+ * Takes channels a of products Σ a·W away one by one, each time the one whose loss changes the products least once
+ * the channels that stay have taken over what can be told of it from them. With H the second moments of a, the loss of
+ * channel j costs ‖W_j‖² / (H⁻¹)_jj, and row k of W becomes W_k − (H⁻¹)_kj / (H⁻¹)_jj · W_j: optimal brain surgeon
+ * (Hassibi and Stork 1993) on rows of weights in place of single ones. Not safe for several threads.
+ */
+final class ChannelElimination {
+  /** Share of the mean of H's diagonal that is added to it: fewer rows than channels stay solvable. */
+  private static final double DAMPING = 0.01;
+
+  /** Below so many numbers a thread does all. */
+  private static final int ALONE = 1 << 14;
+
+  /** One product that sums over the channels. */
+  private static final class Sum {
+    /** Row k: (H⁻¹)_kj for the channels j of its block. */
+    final double[][] inverse;
+
+    /** The first channel of the block of a channel. */
+    final int[] first;
+
+    /** Row k: what channel k is multiplied with. */
+    final double[][] rows;
+
+    final double[] squares;
+
+    /** Of the errors of several sums each is a share of its own size. */
+    final double weight;
+
+    Sum(double[][] moments, double[][] rows) {
+      this.rows = rows;
+      int n = moments.length;
+      inverse = new double[n][];
+      first = new int[n];
+      squares = new double[n];
+      double size = 0;
+      for (int from = 0, to; from < n; from = to) {
+        to = from + 1;
+        while (to < n && moments[to].length > 1) {
+          to++;
+        }
+        double[][] block = inverse(Arrays.copyOfRange(moments, from, to));
+        for (int i = from; i < to; i++) {
+          first[i] = from;
+          inverse[i] = block[i - from];
+        }
+      }
+      for (int k = 0; k < n; k++) {
+        squares[k] = square(rows[k]);
+        size += squares[k] * moments[k][moments[k].length - 1];
+      }
+      weight = size > 0 ? 1 / size : 0;
+    }
+
+    double cost(int channel) {
+      return weight * squares[channel] / inverse[channel][channel - first[channel]];
+    }
+
+    void eliminate(int gone, boolean[] left) {
+      int from = first[gone];
+      double[] column = inverse[gone].clone();
+      double pivot = column[gone - from];
+      double[] row = rows[gone].clone();
+      IntStream others = IntStream.range(from, from + column.length);
+      if ((long) column.length * (column.length + row.length) > ALONE) {
+        others = others.parallel();
+      }
+      others
+          .filter(k -> left[k])
+          .forEach(
+              k -> {
+                double factor = column[k - from] / pivot;
+                subtract(inverse[k], column, factor);
+                subtract(rows[k], row, factor);
+                squares[k] = square(rows[k]);
+              });
+    }
+
+    private static void subtract(double[] from, double[] what, double factor) {
+      for (int i = 0; i < from.length; i++) {
+        from[i] -= factor * what[i];
+      }
+    }
+
+    private static double square(double[] row) {
+      double sum = 0;
+      for (double v : row) {
+        sum += v * v;
+      }
+      return sum;
+    }
+
+    /** The inverse of damped moments, of which the lower triangle is given; all entries. */
+    private static double[][] inverse(double[][] moments) {
+      int n = moments.length;
+      double trace = 0;
+      for (int i = 0; i < n; i++) {
+        trace += moments[i][i];
+      }
+      double damping = trace > 0 ? DAMPING * trace / n : 1;
+      double[][] lower = new double[n][];
+      for (int i = 0; i < n; i++) {
+        lower[i] = moments[i].clone();
+        lower[i][i] += damping;
+      }
+      double[][] factor = CompensatedRounding.invert(CompensatedRounding.cholesky(lower));
+      double[][] inverse = new double[n][n];
+      IntStream.range(0, n)
+          .parallel()
+          .forEach(
+              i -> {
+                for (int k = i; k < n; k++) {
+                  double f = factor[k][i];
+                  for (int j = 0; j <= i; j++) {
+                    inverse[i][j] += f * factor[k][j];
+                  }
+                }
+              });
+      for (int i = 0; i < n; i++) {
+        for (int j = i + 1; j < n; j++) {
+          inverse[i][j] = inverse[j][i];
+        }
+      }
+      return inverse;
+    }
+  }
+
+  private final int size;
+  private final List<Sum> sums = new ArrayList<>();
+  private final boolean[] left;
+
+  ChannelElimination(int size) {
+    this.size = size;
+    left = new boolean[size];
+    Arrays.fill(left, true);
+  }
+
+  /**
+   * Adds a product that sums over the channels.
+   *
+   * @param moments lower triangle of H, row i holding the entries from the first of its block to (i, i), so that a
+   *     row of one entry starts a block; finite
+   * @param rows what each channel is multiplied with; afterwards, of the channels that stay, what is right then
+   */
+  void add(double[][] moments, double[][] rows) {
+    sums.add(new Sum(moments, rows));
+  }
+
+  /**
+   * Takes channels away.
+   *
+   * @return the channels that stay, ascending
+   */
+  int[] keep(int count) {
+    for (int n = size; n > count; n--) {
+      int least = -1;
+      double cost = Double.POSITIVE_INFINITY;
+      for (int c = 0; c < size; c++) {
+        double here = 0;
+        for (Sum sum : left[c] ? sums : List.<Sum>of()) {
+          here += sum.cost(c);
+        }
+        if (left[c] && (least < 0 || here < cost)) {
+          least = c;
+          cost = here;
+        }
+      }
+      left[least] = false;
+      for (Sum sum : sums) {
+        sum.eliminate(least, left);
+      }
+    }
+    return IntStream.range(0, size).filter(c -> left[c]).toArray();
+  }
+}

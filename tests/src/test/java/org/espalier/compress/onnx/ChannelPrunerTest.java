@@ -1,0 +1,341 @@
+package org.espalier.compress.onnx;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.line;
+import static org.espalier.format.onnx.SmallModels.number;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
+import org.espalier.InputException;
+import org.espalier.evaluate.TensorActivations;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/**
+ * Models whose hidden channels all occur twice: half of them tell what the others do, so that half can go and the
+ * answers stay.
+ */
+class ChannelPrunerTest {
+  private static final int CHANNELS = 32;
+
+  /** What damping leaves: by a hundredth of the mean of the squares a channel's twin is told too small. */
+  private static final double TWINS = 0.06;
+
+  private final Random random = new Random(3);
+
+  /** Numbers [outer, channels, inner] of which the second half of the channels repeats the first. */
+  private TensorProto twins(String name, float deviation, int axis, long... dims) {
+    int inner = 1;
+    for (int i = axis + 1; i < dims.length; i++) {
+      inner *= (int) dims[i];
+    }
+    int outer = 1;
+    for (int i = 0; i < axis; i++) {
+      outer *= (int) dims[i];
+    }
+    int half = CHANNELS / 2 * inner;
+    float[] values = new float[outer * CHANNELS * inner];
+    for (int o = 0; o < outer; o++) {
+      for (int i = 0; i < half; i++) {
+        float v = (float) random.nextGaussian() * deviation;
+        values[2 * o * half + i] = v;
+        values[(2 * o + 1) * half + i] = v;
+      }
+    }
+    return floats(name, values, dims);
+  }
+
+  /** x [n, 8] → w1 → h, what the lines make of it, z → w2 → y [n, 6]. */
+  private ModelProto perceptron(String... lines) {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("perceptron")
+            .addInput(value("x", DataType.FLOAT, -1, 8))
+            .addOutput(value("y", DataType.FLOAT, -1, 6))
+            .addInitializer(twins("w1", 0.5f, 1, 8, CHANNELS))
+            .addInitializer(twins("wg", 0.5f, 1, 8, CHANNELS))
+            .addInitializer(twins("wt", 0.5f, 0, CHANNELS, 8))
+            .addInitializer(twins("b1", 0.5f, 0, CHANNELS))
+            .addInitializer(twins("wide", 0.5f, 1, 1, CHANNELS))
+            .addInitializer(floats("w2", random, 0.3f, CHANNELS, 6))
+            .addInitializer(floats("w2t", random, 0.3f, 6, CHANNELS))
+            .addInitializer(floats("w3", random, 0.3f, CHANNELS, 6))
+            .addInitializer(floats("b2", random, 0.5f, 6))
+            .addInitializer(number("half", 0.5f))
+            .addInitializer(number("one", 1))
+            .addInitializer(number("root", 1.41421354f));
+    return model(g, lines);
+  }
+
+  /** x [1, 3, 8, 8] → conv1 → a, what the lines make of it. */
+  private ModelProto images(String... lines) {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("images")
+            .addInput(value("x", DataType.FLOAT, 1, 3, 8, 8))
+            .addOutput(
+                lines[lines.length - 1].contains(" Conv ")
+                    ? value("y", DataType.FLOAT, 1, 6, -1, -2)
+                    : value("y", DataType.FLOAT, 1, 6))
+            .addInitializer(twins("conv1", 0.4f, 0, CHANNELS, 3, 3, 3))
+            .addInitializer(twins("b1", 0.5f, 0, CHANNELS))
+            .addInitializer(twins("deep", 0.5f, 0, CHANNELS, 1, 3, 3))
+            .addInitializer(twins("slopes", 0.3f, 0, CHANNELS, 1, 1))
+            .addInitializer(twins("scale", 0.5f, 0, CHANNELS))
+            .addInitializer(twins("mean", 0.5f, 0, CHANNELS))
+            .addInitializer(floats("variance", new float[CHANNELS], CHANNELS))
+            .addInitializer(floats("conv2", random, 0.2f, 6, CHANNELS, 3, 3))
+            .addInitializer(floats("point", random, 0.2f, 6, CHANNELS, 1, 1))
+            .addInitializer(floats("b2", random, 0.5f, 6))
+            .addInitializer(floats("fc", random, 0.2f, 6, CHANNELS))
+            .addInitializer(floats("fcp", random, 0.2f, 6, CHANNELS * 4))
+            .addInitializer(floats("pfc", random, 0.2f, CHANNELS * 4, 6))
+            .addInitializer(twins("trunk", 0.1f, 0, CHANNELS, CHANNELS, 1, 1))
+            .addInitializer(floats("squeeze", random, 0.2f, 8, CHANNELS, 1, 1))
+            .addInitializer(twins("excite", 0.4f, 0, CHANNELS, 8, 1, 1))
+            .addInitializer(SmallModels.int64s("rows", 0, -1));
+    return model(g, lines);
+  }
+
+  private static ModelProto model(GraphProto.Builder g, String... lines) {
+    for (String l : lines) {
+      List<AttributeProto> attributes = new ArrayList<>();
+      switch (l.split(" ")[1]) {
+        case "Conv" -> {
+          if (l.contains(" conv") || l.contains(" deep")) {
+            attributes.add(attribute("pads", 1, 1, 1, 1));
+          }
+          if (l.contains(" deep")) {
+            attributes.add(attribute("group", CHANNELS));
+          }
+        }
+        case "MaxPool" -> {
+          attributes.add(attribute("kernel_shape", 4, 4));
+          attributes.add(attribute("strides", 4, 4));
+        }
+        case "Gemm" -> {
+          if (l.contains(" wt") || l.contains(" w2t") || l.contains(" fc")) {
+            attributes.add(attribute("transB", 1));
+          }
+        }
+        default -> {}
+      }
+      g.addNode(line(l, attributes.toArray(AttributeProto[]::new)));
+    }
+    OnnxModel model = OnnxModel.of(SmallModels.model(16, g), "model");
+    model.removeUnusedInitializers();
+    return model.toProto();
+  }
+
+  private TensorActivations examples(ModelProto proto, int count) throws OrtException {
+    boolean image = proto.getGraph().getName().equals("images");
+    long[] shape = image ? new long[] {1, 3, 8, 8} : new long[] {16, 8};
+    int n = (int) (shape[0] * shape[1] * (image ? 64 : 1));
+    List<Map<String, OnnxTensor>> examples = new ArrayList<>();
+    for (int e = 0; e < count; e++) {
+      float[] x = new float[n];
+      for (int i = 0; i < n; i++) {
+        x[i] = (float) random.nextGaussian();
+      }
+      examples.add(
+          Map.of(
+              "x",
+              OnnxTensor.createTensor(
+                  OrtEnvironment.getEnvironment(), FloatBuffer.wrap(x), shape)));
+    }
+    return new TensorActivations(examples, 1);
+  }
+
+  /** Half of the channels go; how far the answers to other examples move, as a share of their norm. */
+  private double errorOfHalf(ModelProto proto, boolean calibrated) throws OrtException {
+    OnnxModel model = OnnxModel.of(proto, "model");
+    List<ChannelPruner.Narrowed> narrowed =
+        new ChannelPruner(model, 0.5, name -> true).prune(calibrated ? examples(proto, 64) : null);
+    assertEquals(
+        List.of(CHANNELS / 2), narrowed.stream().map(ChannelPruner.Narrowed::after).toList());
+    assertTrue(
+        model.toBuffer().remaining() < 0.8 * proto.getSerializedSize(),
+        model.toBuffer().remaining() + " of " + proto.getSerializedSize());
+    return new OutputError(OnnxModel.of(proto, "original"), examples(proto, 4)).of(model);
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "h MatMul x w1; s Add h b1; z Relu s; p MatMul z w2; y Add p b2",
+        "h MatMul x w1; z Tanh h; y MatMul z w2",
+        "h Gemm x wt b1; z Relu h; y Gemm z w2t b2",
+        "h Gemm x w1 b1; z Sigmoid h; y Gemm z w2",
+        // GELU as exporters spell it
+        "h MatMul x w1; s Add b1 h; q Div s root; e Erf q; f Add e one; g Mul s f; z Mul g half;"
+            + " p MatMul z w2; y Add b2 p",
+        // a gate
+        "h MatMul x w1; k MatMul x wg; s Sigmoid k; z Mul h s; p MatMul z w2; y Add p b2",
+        // constants along the channels that others read too, and two products that read them
+        "h MatMul x w1; s Add h wide; u Mul s wide; z Relu u; p MatMul z w2; q MatMul z w3;"
+            + " y Sub p q",
+        "h MatMul x w1; s Add h b1; t Relu s; z Add t b1; p MatMul t w3; q MatMul z w2; y Add p q",
+      })
+  void whatProductsReadBecomesSmaller(String lines) throws OrtException {
+    ModelProto proto = perceptron(lines.split("; "));
+    double error = errorOfHalf(proto, true);
+    assertTrue(error < TWINS, "error " + error);
+    // By magnitude nobody knows of twins.
+    double blind = errorOfHalf(proto, false);
+    assertTrue(blind > 3 * TWINS, "error " + blind);
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "a Conv x conv1 b1; z Relu a; y Conv z conv2 b2",
+        "a Conv x conv1; z PRelu a slopes; y Conv z point b2",
+        "a Conv x conv1 b1; r Relu a; d Conv r deep; z Relu d; y Conv z point b2",
+        "a Conv x conv1 b1; n BatchNormalization a scale b1 mean variance; z MaxPool n; y Conv z"
+            + " point",
+        "a Conv x conv1 b1; r Relu a; g GlobalAveragePool r; f Flatten g; y Gemm f fc b2",
+        "a Conv x conv1 b1; r Relu a; m MaxPool r; f Flatten m; y Gemm f fcp b2",
+        "a Conv x conv1 b1; r Relu a; m MaxPool r; f Reshape m rows; y MatMul f pfc",
+        // a trunk
+        "a Conv x conv1 b1; c Conv a trunk b1; r Relu c; s Add a r; z Relu s; y Conv z point b2",
+        // squeeze and excite
+        "a Conv x conv1 b1; r Relu a; g GlobalAveragePool r; s Conv g squeeze; t Relu s;"
+            + " e Conv t excite; w Sigmoid e; z Mul r w; y Conv z point b2",
+      })
+  void whatConvolutionsReadBecomesSmaller(String lines) throws OrtException {
+    ModelProto proto = images(lines.split("; "));
+    if (lines.contains("squeeze")) { // the inner channels of the gate are a set of their own
+      OnnxModel model = OnnxModel.of(proto, "model");
+      List<ChannelPruner.Narrowed> narrowed =
+          new ChannelPruner(model, 0.5, name -> !name.equals("squeeze")).prune(examples(proto, 64));
+      assertEquals(1, narrowed.size());
+      double error = new OutputError(OnnxModel.of(proto, "original"), examples(proto, 4)).of(model);
+      assertTrue(error < TWINS, "error " + error);
+      return;
+    }
+    double error = errorOfHalf(proto, true);
+    assertTrue(error < TWINS, "error " + error);
+  }
+
+  /** Where others count the channels, or see them, they stay. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "h MatMul x w1; z Softmax h; y MatMul z w2",
+        "h MatMul x w1; m ReduceMean h; z Sub h m; y MatMul z w2",
+        "h MatMul x w1; t Transpose h; u Transpose t; y MatMul u w2",
+        "h MatMul x w1; k MatMul x w1; z Mul h k; y MatMul z w2",
+        "y MatMul x w1",
+        "h MatMul x w1; z Relu h; y MatMul w2t z",
+        "h MatMul x w1; s Shape h; z Reshape h s; y MatMul z w2",
+      })
+  void channelsThatOthersKnowOfStay(String lines) {
+    ModelProto proto = perceptron(lines.split("; "));
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> new ChannelPruner(OnnxModel.of(proto, "model"), 0.5, name -> true));
+    assertTrue(e.getMessage().contains("no channels lie between"), e.getMessage());
+  }
+
+  @Test
+  void outputsStayWhole() {
+    ModelProto proto = perceptron("h MatMul x w1", "z Relu h", "y MatMul z w2");
+    ModelProto seen =
+        proto.toBuilder()
+            .setGraph(
+                proto.getGraph().toBuilder().addOutput(value("z", DataType.FLOAT, -1, CHANNELS)))
+            .build();
+    assertThrows(
+        InputException.class,
+        () -> new ChannelPruner(OnnxModel.of(seen, "model"), 0.5, name -> true));
+  }
+
+  @Test
+  void magnitudeTakesTheSmallest() {
+    // Channel c is made with 1 + c and read with 1.
+    float[] made = new float[8 * CHANNELS];
+    float[] read = new float[CHANNELS * 6];
+    for (int i = 0; i < made.length; i++) {
+      made[i] = 1 + (i * 5 + 3) % CHANNELS;
+    }
+    Arrays.fill(read, 1);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("perceptron")
+            .addInput(value("x", DataType.FLOAT, -1, 8))
+            .addOutput(value("y", DataType.FLOAT, -1, 6))
+            .addInitializer(floats("w1", made, 8, CHANNELS))
+            .addInitializer(floats("w2", read, CHANNELS, 6));
+    ModelProto proto = model(g, "h MatMul x w1", "z Relu h", "y MatMul z w2");
+    OnnxModel model = OnnxModel.of(proto, "model");
+    new ChannelPruner(model, 0.75, name -> true).prune(null);
+    FloatBuffer left = model.constant("w1").floats();
+    float[] expected = new float[8];
+    int n = 0;
+    for (int c = 0; c < CHANNELS; c++) {
+      if (made[c] > 0.75 * CHANNELS) {
+        expected[n++] = made[c];
+      }
+    }
+    float[] first = new float[8];
+    left.get(first);
+    assertEquals(
+        IntStream.range(0, 8).mapToObj(i -> expected[i]).toList(),
+        IntStream.range(0, 8).mapToObj(i -> first[i]).toList());
+  }
+
+  @Test
+  void sharesOutsideOfWhatIsPossibleAreRefused() {
+    ModelProto proto = perceptron("h MatMul x w1", "z Relu h", "y MatMul z w2");
+    Stream.of(-0.1, 1.0, Double.NaN)
+        .forEach(
+            amount ->
+                assertThrows(
+                    InputException.class,
+                    () -> new ChannelPruner(OnnxModel.of(proto, "model"), amount, name -> true)));
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> new ChannelPruner(OnnxModel.of(proto, "model"), 0.5, name -> false));
+    assertTrue(e.getMessage().contains("chosen"), e.getMessage());
+  }
+
+  @Test
+  void weightsThatAreNotFiniteAreNamed() {
+    ModelProto proto = perceptron("h MatMul x w1", "z Relu h", "y MatMul z w2");
+    OnnxModel model = OnnxModel.of(proto, "model");
+    FloatBuffer old = model.constant("w2").floats();
+    float[] values = new float[old.remaining()];
+    old.get(values);
+    values[9] = Float.NaN;
+    model.replaceConstant(OnnxInitializer.floats("w2", new long[] {CHANNELS, 6}, values));
+    InputException e =
+        assertThrows(
+            InputException.class, () -> new ChannelPruner(model, 0.5, n -> true).prune(null));
+    assertTrue(e.getMessage().contains("w2") && e.getMessage().contains("NaN"), e.getMessage());
+  }
+}
