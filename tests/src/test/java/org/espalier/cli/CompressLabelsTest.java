@@ -26,6 +26,7 @@ import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsWriter;
@@ -310,6 +311,45 @@ report: {each-stage: false}
     JsonNode f = report.path("fidelity");
     assertTrue(f.path("accuracy").asDouble() > 0.8, f.toString());
     assertTrue(f.path("auc").asDouble() > 0.9, f.toString());
+  }
+
+  /** What is trained has half of the hidden channels, and follows the whole. */
+  @Test
+  void channelsAreRemovedBeforeTheStages() throws Exception {
+    String narrow =
+        BINARY.replace("FORM", "dynamic").replace("stages:", "student: {channels: 0.5}\nstages:");
+    Files.writeString(recipe, narrow);
+    Path out = folder.resolve("out");
+    Run run = Run.of("compress", recipe, "-o", out);
+    run.done();
+    assertTrue(run.err().contains("16 of 32 hidden channels are left"), run.err());
+    OnnxModel written = OnnxModel.read(out.resolve("model-float.onnx"));
+    assertEquals(
+        List.of(List.of(6L, 16L), List.of(16L, 1L)),
+        OnnxWeights.of(written).stream().map(w -> dims(written, w.value())).toList());
+    JsonNode report = Run.of("compress", recipe, "-o", out, "--resume", "--json").json();
+    assertTrue(report.at("/fidelity/accuracy").asDouble() > 0.8, report.at("/fidelity").toString());
+    assertEquals(
+        "the model without 50 % of its hidden channels", report.at("/model/student").asText());
+
+    Path none = folder.resolve("none");
+    Files.writeString(recipe, narrow.replace("0.5}\n", "0.5, file: model.onnx}\n"));
+    Run.refused(
+        folder,
+        new String[] {"recipe.yaml:3: student.channels", "not both"},
+        "compress",
+        recipe,
+        "-o",
+        none);
+    Files.writeString(recipe, narrow.replace("{channels: 0.5}", "{}"));
+    Run.refused(
+        folder, new String[] {"student.file", "file or channels"}, "compress", recipe, "-o", none);
+    Files.writeString(recipe, narrow.replace("channels: 0.5", "channels: 1"));
+    Run.refused(folder, new String[] {"recipe.yaml:3", "channels"}, "compress", recipe, "-o", none);
+  }
+
+  private static List<Long> dims(OnnxModel model, String constant) {
+    return Arrays.stream(model.constant(constant).dims()).boxed().toList();
   }
 
   @Test

@@ -256,7 +256,7 @@ final class Prune implements Callable<Integer> {
         (System.nanoTime() - begin) * 1e-9);
     common.note(
         "'espalier compress' trains what is left: a recipe with the original as model and this as"
-            + " student");
+            + " student, or with student: {channels: …} in place of this step");
   }
 
   private Set<String> choose(OnnxModel onnx, MagnitudePrune.Rule rule) {
@@ -348,13 +348,9 @@ final class Prune implements Callable<Integer> {
       return;
     }
     Table table = new Table("", "");
-    long before = narrowed.stream().mapToLong(ChannelPruner.Narrowed::before).sum();
-    long after = narrowed.stream().mapToLong(ChannelPruner.Narrowed::after).sum();
     table.add(
         "channels",
-        after
-            + " of "
-            + before
+        ChannelPruner.summary(narrowed)
             + " are left, in "
             + narrowed.size()
             + (narrowed.size() == 1 ? " set" : " sets"));

@@ -35,7 +35,7 @@ import org.espalier.train.Training;
  * @param overrides what {@code --set} changed, as given
  * @param model what is compressed
  * @param teacher a reference to another model; null: the model
- * @param student a reference to what is trained in place of the model; null: the model
+ * @param student what is trained in place of the model; null: the model
  * @param stages what is done
  * @param ofDefaultLoss names of the stages whose loss is not written down
  * @param formats what is written, see {@link RecipeSchema#FORMS}
@@ -49,7 +49,7 @@ public record Recipe(
     List<String> overrides,
     ModelSettings model,
     String teacher,
-    String student,
+    StudentSettings student,
     DataSettings data,
     CompressionPlan stages,
     Set<String> ofDefaultLoss,
@@ -96,6 +96,14 @@ public record Recipe(
       return Arrays.stream(values()).filter(t -> t.key().equals(key)).findAny().orElseThrow();
     }
   }
+
+  /**
+   * What is trained in place of the model.
+   *
+   * @param file a reference; null for the model itself with fewer channels
+   * @param channels the share of its hidden channels that goes; 0 where there is a file
+   */
+  public record StudentSettings(String file, double channels, Place place) {}
 
   /**
    * The data: {@code texts} or {@code examples}.
@@ -229,7 +237,7 @@ public record Recipe(
             model.small("max-tokens"),
             model.place("file")),
         all.has("teacher") ? all.group("teacher").text("file") : null,
-        all.has("student") ? all.group("student").text("file") : null,
+        all.has("student") ? student(all.group("student")) : null,
         new DataSettings(
             data.text("texts"),
             data.text("format").equals("wordnet"),
@@ -248,6 +256,18 @@ public record Recipe(
         all.group("report").text("title"),
         all.group("report").flag("each-stage"),
         all.group("checkpoint").real("every-seconds"));
+  }
+
+  private static StudentSettings student(Settings student) {
+    boolean file = student.given("file");
+    if (file == student.given("channels")) {
+      throw student.wrong(
+          file ? "channels" : "file", "either file or channels is needed, not both");
+    }
+    return new StudentSettings(
+        student.text("file"),
+        file ? 0 : student.real("channels"),
+        student.place(file ? "file" : "channels"));
   }
 
   private static void checkCompressedTensors(List<Stage> stages, Settings model, Settings export) {

@@ -23,6 +23,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.NearNames;
@@ -121,7 +122,8 @@ public final class RecipeRun {
     Inputs(Recipe recipe, RunHost host) {
       modelFile = host.file(recipe.model().file());
       teacherFile = recipe.teacher() == null ? null : host.file(recipe.teacher());
-      studentFile = recipe.student() == null ? null : host.file(recipe.student());
+      boolean other = recipe.student() != null && recipe.student().file() != null;
+      studentFile = other ? host.file(recipe.student().file()) : null;
       configFile = recipe.model().config() == null ? null : host.file(recipe.model().config());
       if (!isScript(modelFile) && !modelFile.toString().endsWith(".onnx")) {
         throw new InputException(
@@ -251,10 +253,27 @@ public final class RecipeRun {
       return written;
     }
 
+    /** The model without some of its hidden channels. */
+    private OnnxModel narrowed() {
+      host.progress("removing channels", 0, 0);
+      OnnxModel narrow = model.copy();
+      try {
+        List<ChannelPruner.Narrowed> sets =
+            new ChannelPruner(narrow, recipe.student().channels(), weight -> true)
+                .prune(data.calibration());
+        host.note(ChannelPruner.summary(sets) + " hidden channels are left");
+      } catch (InputException e) {
+        throw new InputException(
+            recipe.student().place() + ": student.channels: " + e.getMessage(), e);
+      }
+      return narrow;
+    }
+
     private Compression.Job job(Path cache) {
-      OnnxModel trained = studentFile == null ? model : read(studentFile);
+      OnnxModel trained =
+          recipe.student() == null ? model : studentFile != null ? read(studentFile) : narrowed();
       OnnxModel teacher =
-          teacherFile != null ? read(teacherFile) : studentFile != null ? model : null;
+          teacherFile != null ? read(teacherFile) : recipe.student() != null ? model : null;
       return new Compression.Job(
           trained,
           teacher,
@@ -542,7 +561,13 @@ public final class RecipeRun {
       node.put("teacher", recipe.teacher());
     }
     if (recipe.student() != null) {
-      node.put("student", recipe.student());
+      node.put(
+          "student",
+          recipe.student().file() != null
+              ? recipe.student().file()
+              : "the model without "
+                  + Math.round(100 * recipe.student().channels())
+                  + " % of its hidden channels");
     }
     return node;
   }

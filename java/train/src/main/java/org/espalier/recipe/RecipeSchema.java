@@ -91,7 +91,15 @@ public final class RecipeSchema {
                   "student",
                   new Group(
                       List.of(
-                          required("file", FILE, "A smaller ONNX model with the same output."))),
+                          optional(
+                              "file", FILE, null, "A smaller ONNX model with the same output."),
+                          optional(
+                              "channels",
+                              new Real(0, false, 1, false),
+                              null,
+                              "In place of a file: the model itself without this share of its"
+                                  + " hidden channels, of feed-forward blocks and between"
+                                  + " convolutions, refitted to what calibration saw."))),
                   null,
                   "What is trained in place of the model, which then is its teacher."),
               required(

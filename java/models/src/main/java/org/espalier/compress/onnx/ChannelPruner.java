@@ -33,6 +33,13 @@ public final class ChannelPruner {
    */
   public record Narrowed(String name, int before, int after) {}
 
+  /** How many channels are left of how many, for people. */
+  public static String summary(List<Narrowed> sets) {
+    return sets.stream().mapToLong(Narrowed::after).sum()
+        + " of "
+        + sets.stream().mapToLong(Narrowed::before).sum();
+  }
+
   private final OnnxModel model;
   private final List<HiddenChannels> sets;
   private final double amount;
