@@ -15,6 +15,9 @@ final class ChannelElimination {
   /** Share of the mean of H's diagonal that is added to it: fewer rows than channels stay solvable. */
   private static final double DAMPING = 0.01;
 
+  /** How much more of it where that is not enough. */
+  private static final double MORE_DAMPING = 10;
+
   /** Below so many numbers a thread does all. */
   private static final int ALONE = 1 << 14;
 
@@ -97,6 +100,24 @@ final class ChannelElimination {
       return sum;
     }
 
+    /** The lower Cholesky factor of damped moments. */
+    private static double[][] factor(double[][] moments, double damping) {
+      double[][] lower = new double[moments.length][];
+      for (int i = 0; i < lower.length; i++) {
+        lower[i] = moments[i].clone();
+        lower[i][i] += damping;
+      }
+      try {
+        return CompensatedRounding.cholesky(lower);
+      } catch (ArithmeticException e) {
+        // Few examples, far from 0 and near each other: the moments are mostly rounding.
+        if (damping > Double.MAX_VALUE / MORE_DAMPING) {
+          throw e;
+        }
+        return factor(moments, MORE_DAMPING * damping);
+      }
+    }
+
     /** The inverse of damped moments, of which the lower triangle is given; all entries. */
     private static double[][] inverse(double[][] moments) {
       int n = moments.length;
@@ -104,13 +125,8 @@ final class ChannelElimination {
       for (int i = 0; i < n; i++) {
         trace += moments[i][i];
       }
-      double damping = trace > 0 ? DAMPING * trace / n : 1;
-      double[][] lower = new double[n][];
-      for (int i = 0; i < n; i++) {
-        lower[i] = moments[i].clone();
-        lower[i][i] += damping;
-      }
-      double[][] factor = CompensatedRounding.invert(CompensatedRounding.cholesky(lower));
+      double[][] factor =
+          CompensatedRounding.invert(factor(moments, trace > 0 ? DAMPING * trace / n : 1));
       double[][] inverse = new double[n][n];
       IntStream.range(0, n)
           .parallel()
