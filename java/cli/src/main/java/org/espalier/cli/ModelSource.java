@@ -1,6 +1,5 @@
 package org.espalier.cli;
 
-import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
@@ -174,18 +173,5 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
     return Files.isDirectory(path)
         ? path.resolve(name)
         : path.toAbsolutePath().getParent().resolve(name);
-  }
-
-  /** The bytes of files together. */
-  static long size(List<Path> files) {
-    long size = 0;
-    for (Path file : files) {
-      try {
-        size += Files.size(file);
-      } catch (IOException e) {
-        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
-      }
-    }
-    return size;
   }
 }

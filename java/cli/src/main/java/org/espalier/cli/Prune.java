@@ -22,6 +22,7 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.FileTree;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
@@ -250,8 +251,8 @@ final class Prune implements Callable<Integer> {
     }
     reportChannels(
         narrowed,
-        ModelSource.size(onnx.files()),
-        ModelSource.size(List.of(target)),
+        FileTree.bytes(onnx.files()),
+        FileTree.bytes(List.of(target)),
         speedup,
         (System.nanoTime() - begin) * 1e-9);
     common.note(

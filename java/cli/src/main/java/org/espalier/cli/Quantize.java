@@ -26,6 +26,7 @@ import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.device.Device;
 import org.espalier.evaluate.FileActivations;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -286,8 +287,8 @@ final class Quantize implements Callable<Integer> {
     report(
         quantized,
         skipped,
-        ModelSource.size(onnx.files()),
-        ModelSource.size(List.of(target)),
+        FileTree.bytes(onnx.files()),
+        FileTree.bytes(List.of(target)),
         speedup,
         seconds);
   }

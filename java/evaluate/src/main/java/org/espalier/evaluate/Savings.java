@@ -1,7 +1,5 @@
 package org.espalier.evaluate;
 
-import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Comparator;
@@ -12,6 +10,7 @@ import java.util.Set;
 import java.util.function.IntConsumer;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -131,15 +130,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
 
   /** The bytes of a model: its file and those of its external data. */
   private static long bytes(Path model) {
-    long sum = 0;
-    for (Path file : OnnxModel.read(model).files()) {
-      try {
-        sum += Files.size(file);
-      } catch (IOException e) {
-        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
-      }
-    }
-    return sum;
+    return FileTree.bytes(OnnxModel.read(model).files());
   }
 
   /** The values under their JSON keys, in a fixed order. */

@@ -7,10 +7,29 @@ import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.SimpleFileVisitor;
 import java.nio.file.attribute.BasicFileAttributes;
+import java.util.List;
+import org.espalier.InputException;
 
-/** Folders with all that is in them. */
+/** Files together, and folders with all that is in them. */
 public final class FileTree {
   private FileTree() {}
+
+  /**
+   * The bytes of files together.
+   *
+   * @throws InputException where one cannot be read
+   */
+  public static long bytes(List<Path> files) {
+    long sum = 0;
+    for (Path file : files) {
+      try {
+        sum += Files.size(file);
+      } catch (IOException e) {
+        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
+      }
+    }
+    return sum;
+  }
 
   /**
    * Deletes a file, or a folder with all that is in it. Links are deleted, not followed. What another

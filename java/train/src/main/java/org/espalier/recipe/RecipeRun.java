@@ -555,7 +555,8 @@ public final class RecipeRun {
     node.put("file", recipe.model().file());
     node.put(
         "bytes",
-        bytes(inputs.model.files().isEmpty() ? List.of(inputs.modelFile) : inputs.model.files()));
+        FileTree.bytes(
+            inputs.model.files().isEmpty() ? List.of(inputs.modelFile) : inputs.model.files()));
     node.put("sha256", HexFormat.of().formatHex(sha256(inputs.modelFile)));
     if (recipe.teacher() != null) {
       node.put("teacher", recipe.teacher());
@@ -572,23 +573,11 @@ public final class RecipeRun {
     return node;
   }
 
-  private static long bytes(List<Path> files) {
-    long sum = 0;
-    for (Path file : files) {
-      try {
-        sum += Files.size(file);
-      } catch (IOException e) {
-        throw new InputException("cannot read the size of " + file + ": " + e.getMessage(), e);
-      }
-    }
-    return sum;
-  }
-
   private ObjectNode output(Path file, String what) {
     ObjectNode node = JsonNodeFactory.instance.objectNode();
     node.put("file", folder.relativize(file).toString());
     node.put("what", what);
-    node.put("bytes", bytes(List.of(file)));
+    node.put("bytes", FileTree.bytes(List.of(file)));
     node.put("sha256", HexFormat.of().formatHex(sha256(file)));
     return node;
   }
