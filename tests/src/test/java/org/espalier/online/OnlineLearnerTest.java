@@ -147,6 +147,11 @@ class OnlineLearnerTest {
     }
   }
 
+  @Test
+  void aModelIsNotClosedAmidAStep() throws InterruptedException {
+    Streams.closesAmidAStep(new LinearHead(FEATURES, 2), Streams.plane(16, FEATURES, 0, 1, 9));
+  }
+
   /** What a learner has of native memory outlives a scope that was open when it was made. */
   @Test
   void aScopeOfTheHostFreesNothing() {

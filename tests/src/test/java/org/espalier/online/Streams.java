@@ -1,5 +1,10 @@
 package org.espalier.online;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
@@ -59,5 +64,36 @@ final class Streams {
   static OnlineSettings.Builder crossEntropy(double rate) {
     return OnlineSettings.builder(new Loss.CrossEntropy(), new LearningRate.Constant(rate))
         .batch(8);
+  }
+
+  /**
+   * Closes a model while its learner is amid a step: the step's own thread is refused, another one waits for the
+   * step, and afterwards the learner throws.
+   */
+  static void closesAmidAStep(Learnable model, List<Example> examples) throws InterruptedException {
+    Thread closing = new Thread(model::close);
+    List<Event.Kind> told = new ArrayList<>();
+    OnlineLearner learner = new OnlineLearner(model, crossEntropy(0.1).build());
+    learner.onEvent(
+        event -> {
+          told.add(event.kind());
+          String said = assertThrows(IllegalStateException.class, model::close).getMessage();
+          assertTrue(said.startsWith("a listener cannot close the model"), said);
+          closing.start();
+          while (closing.getState() != Thread.State.BLOCKED && closing.isAlive()) {
+            Thread.onSpinWait();
+          }
+          assertFalse(model.isClosed());
+        });
+    float[] broken = new float[model.features()];
+    broken[0] = Float.NaN;
+    assertEquals(0, learner.learn(List.of(Example.of(broken, 1))).steps());
+    assertEquals(List.of(Event.Kind.NON_FINITE), told);
+    closing.join();
+    assertTrue(model.isClosed());
+    String said =
+        assertThrows(IllegalStateException.class, () -> learner.learn(examples)).getMessage();
+    assertTrue(said.startsWith("the model is closed"), said);
+    learner.close();
   }
 }

@@ -119,6 +119,11 @@ class TorchLearnableTest {
     learner.close();
   }
 
+  @Test
+  void aModelIsNotClosedAmidAStep() throws InterruptedException {
+    Streams.closesAmidAStep(learnable(), circle(16, 1));
+  }
+
   /** Two layers and one that no output depends on. */
   private static final class Lazy extends Module {
     private final LinearImpl first = new LinearImpl(FEATURES, 16);

@@ -114,6 +114,16 @@ class ModuleModelTest {
     }
   }
 
+  @Test
+  void aClosedModelIsNotTouched() {
+    try (PointerScope scope = new PointerScope()) {
+      ModuleModel model = classifier();
+      model.close();
+      assertThrows(IllegalStateException.class, () -> model.forward(Map.of("ids", torch.ones(1))));
+      assertThrows(IllegalStateException.class, () -> model.save(folder.resolve("closed")));
+    }
+  }
+
   private static void refused(String part, Runnable call) {
     String message = assertThrows(InputException.class, call::run).getMessage();
     assertTrue(message.contains(part), message);

@@ -259,6 +259,30 @@ class OnnxGraphTest {
   }
 
   @Test
+  void aGraphIsNotClosedAmidItsForward() throws Exception {
+    try (PointerScope scope = new PointerScope();
+        OnnxGraph graph = OnnxGraph.read(miniLm())) {
+      Thread closing = new Thread(graph::close);
+      graph.transformInputs(
+          (node, input) ->
+              x -> {
+                if (closing.getState() == Thread.State.NEW) {
+                  closing.start();
+                  while (closing.getState() != Thread.State.BLOCKED && closing.isAlive()) {
+                    Thread.onSpinWait();
+                  }
+                  assertTrue(closing.isAlive(), "closed amid the forward");
+                }
+                return x;
+              });
+      Map<String, Tensor> inputs = tokens(2, 8);
+      graph.forward(inputs);
+      closing.join();
+      assertThrows(IllegalStateException.class, () -> graph.forward(inputs));
+    }
+  }
+
+  @Test
   void aSavedModelHoldsThePresentWeights() throws Exception {
     Path file = folder.resolve("trained.onnx");
     try (PointerScope scope = new PointerScope();

@@ -22,6 +22,7 @@ import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 
 class TorchScriptModelTest {
@@ -109,6 +110,23 @@ class TorchScriptModelTest {
       }
     }
     return loss.item_float();
+  }
+
+  @Test
+  void aClosedModelIsNotTouched() {
+    try (PointerScope scope = new PointerScope()) {
+      TorchScriptModel model = TorchScriptModel.read(saved(mlp()));
+      model.close();
+      model.close();
+      for (Executable call :
+          new Executable[] {
+            () -> model.forward(Map.of(model.inputNames().get(0), torch.ones(2, 4))),
+            () -> model.save(folder.resolve("closed.pt"))
+          }) {
+        String said = assertThrows(IllegalStateException.class, call).getMessage();
+        assertEquals("the model is closed", said);
+      }
+    }
   }
 
   @Test

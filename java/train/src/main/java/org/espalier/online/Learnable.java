@@ -6,7 +6,8 @@ import org.espalier.format.onnx.OnnxModel;
 
 /**
  * A model that an {@link OnlineLearner} can learn. Owned by one thread, but for the predictors it
- * makes.
+ * makes and for {@link #close}: a learner holds the model's monitor while it works with it, and close waits for that
+ * monitor, so that no memory goes amid a step.
  */
 public interface Learnable extends AutoCloseable {
   /** How many features an example has. */
@@ -66,7 +67,25 @@ public interface Learnable extends AutoCloseable {
   /** Whether its memory is gone: a learner of it then throws in place of reading what is not there. */
   boolean isClosed();
 
-  /** Frees its memory, after the learner that has it is closed. */
+  /**
+   * Frees its memory, in any thread and once only, when nobody holds the monitor of this any more. Better after the
+   * learner that has it is closed: that one can only throw from then on.
+   *
+   * @throws IllegalStateException if this thread holds the monitor, as a listener of the learner does
+   */
   @Override
   void close();
+
+  /**
+   * For {@link #close}, before it waits.
+   *
+   * @throws IllegalStateException if this thread holds the monitor of {@code model}
+   */
+  static void checkOutsideStep(Learnable model) {
+    if (Thread.holdsLock(model)) {
+      throw new IllegalStateException(
+          "a listener cannot close the model of the learner that tells it of an event; another"
+              + " thread can, once the step is done");
+    }
+  }
 }

@@ -207,13 +207,16 @@ public final class LinearHead implements Learnable, OuterProduct {
 
   @Override
   public void close() {
-    if (closed) {
-      return;
-    }
-    closed = true;
-    release();
-    for (OwnedTensor tensor : owned) {
-      tensor.close();
+    Learnable.checkOutsideStep(this);
+    synchronized (this) {
+      if (closed) {
+        return;
+      }
+      closed = true;
+      release();
+      for (OwnedTensor tensor : owned) {
+        tensor.close();
+      }
     }
   }
 

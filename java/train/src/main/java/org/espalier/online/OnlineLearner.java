@@ -34,7 +34,9 @@ import org.slf4j.LoggerFactory;
  * writes: a learner that {@link #load loads} it goes on with the same bits as one that was never
  * stopped; the noise of private learning alone is drawn anew.
  *
- * <p>The model belongs to the learner, which does not close it.
+ * <p>The model belongs to the learner, which does not close it. Learner and model may be closed at any time, in any
+ * thread and in either order: who closes waits for what is under way, whatever is called later throws an {@link
+ * IllegalStateException}.
  */
 public final class OnlineLearner implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(OnlineLearner.class);
@@ -328,26 +330,28 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws PrivacyBudgetException if epsilon would be above the settings' limit; nothing was learned then
    */
   public synchronized Report learn(List<Example> examples) {
-    checkChangeable();
-    examples.forEach(this::check);
-    checkBudget();
-    Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
-    try {
-      for (int at = 0; at < examples.size(); at += settings.batch()) {
-        int end = Math.min(examples.size(), at + settings.batch());
-        Report part = learnBatch(examples.subList(at, end));
-        report =
-            new Report(
-                report.steps() + part.steps(),
-                report.learned() + part.learned(),
-                part.loss(),
-                part.gradientNorm(),
-                version);
+    synchronized (model) {
+      checkChangeable();
+      examples.forEach(this::check);
+      checkBudget();
+      Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
+      try {
+        for (int at = 0; at < examples.size(); at += settings.batch()) {
+          int end = Math.min(examples.size(), at + settings.batch());
+          Report part = learnBatch(examples.subList(at, end));
+          report =
+              new Report(
+                  report.steps() + part.steps(),
+                  report.learned() + part.learned(),
+                  part.loss(),
+                  part.gradientNorm(),
+                  version);
+        }
+      } finally {
+        state.settle();
       }
-    } finally {
-      state.settle();
+      return report;
     }
-    return report;
   }
 
   private Report learnBatch(List<Example> fresh) {
@@ -794,9 +798,11 @@ public final class OnlineLearner implements AutoCloseable {
    * an older state, no number shall name two versions.
    */
   public synchronized void numberFrom(long least) {
-    if (version < least) {
-      checkChangeable();
-      publish(least);
+    synchronized (model) {
+      if (version < least) {
+        checkChangeable();
+        publish(least);
+      }
     }
   }
 
@@ -944,14 +950,16 @@ public final class OnlineLearner implements AutoCloseable {
 
   /** The served weights, by name, in new arrays. */
   public synchronized Map<String, float[]> weights() {
-    checkOpen();
-    Map<String, float[]> map = new java.util.LinkedHashMap<>();
-    for (Weight w : state.served()) {
-      float[] copy = new float[Math.toIntExact(w.working().elements())];
-      LinearHead.buffer(w.working()).get(0, copy);
-      map.put(w.name(), copy);
+    synchronized (model) {
+      checkOpen();
+      Map<String, float[]> map = new java.util.LinkedHashMap<>();
+      for (Weight w : state.served()) {
+        float[] copy = new float[Math.toIntExact(w.working().elements())];
+        LinearHead.buffer(w.working()).get(0, copy);
+        map.put(w.name(), copy);
+      }
+      return map;
     }
-    return map;
   }
 
   /**
@@ -973,38 +981,40 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws InputException if it has other features, outputs, weights or nodes; nothing was changed then
    */
   public synchronized void adopt(Learnable other) {
-    checkChangeable();
-    if (other.isClosed()) {
-      throw new IllegalStateException("the model to be adopted is closed");
+    synchronized (model) {
+      checkChangeable();
+      if (other.isClosed()) {
+        throw new IllegalStateException("the model to be adopted is closed");
+      }
+      if (other.features() != model.features() || other.outputs() != model.outputs()) {
+        throw new InputException(
+            "it takes "
+                + other.features()
+                + " features and has "
+                + other.outputs()
+                + " outputs; this learner's model has "
+                + model.features()
+                + " and "
+                + model.outputs());
+      }
+      if (!other.identity().equals(model.identity())) {
+        throw new InputException("it is another model than the one that is learned");
+      }
+      try {
+        state.begin(other.weights());
+      } catch (IllegalArgumentException e) {
+        throw new InputException("it is another model: " + e.getMessage(), e);
+      }
+      identity = state.identity(model);
+      beginning = state.checkpoint();
+      if (teacher != null) {
+        teacher.load(state.weights());
+      }
+      forgetWorld();
+      lossesSeen = 0;
+      normsSeen = 0;
+      publish();
     }
-    if (other.features() != model.features() || other.outputs() != model.outputs()) {
-      throw new InputException(
-          "it takes "
-              + other.features()
-              + " features and has "
-              + other.outputs()
-              + " outputs; this learner's model has "
-              + model.features()
-              + " and "
-              + model.outputs());
-    }
-    if (!other.identity().equals(model.identity())) {
-      throw new InputException("it is another model than the one that is learned");
-    }
-    try {
-      state.begin(other.weights());
-    } catch (IllegalArgumentException e) {
-      throw new InputException("it is another model: " + e.getMessage(), e);
-    }
-    identity = state.identity(model);
-    beginning = state.checkpoint();
-    if (teacher != null) {
-      teacher.load(state.weights());
-    }
-    forgetWorld();
-    lossesSeen = 0;
-    normsSeen = 0;
-    publish();
   }
 
   /** What learns. */
@@ -1033,41 +1043,51 @@ public final class OnlineLearner implements AutoCloseable {
    * nothing. The key of private noise is not in it.
    */
   public synchronized void save(OutputStream stream) throws IOException {
-    checkOpen();
-    DataOutputStream out = new DataOutputStream(new BufferedOutputStream(stream));
-    out.writeInt(MAGIC);
-    out.writeInt(FORMAT);
-    SavedState.write(out, described());
-    write(out, passes());
-    out.writeInt(model.features());
-    out.writeInt(model.outputs());
-    for (long v :
-        new long[] {
-          steps, rateStart, seen, learned, removed, version, lossesSeen, normsSeen, random.counter()
-        }) {
-      out.writeLong(v);
-    }
-    out.writeDouble(meanLoss);
-    out.writeDouble(meanNorm);
-    out.writeInt(spikesInARow);
-    for (double multiplier : loss.multipliers()) {
-      out.writeDouble(multiplier);
-    }
-    WeightState.write(out, state.checkpoint());
-    WeightState.write(out, good);
-    WeightState.write(out, beginning);
-    metrics.save(out);
-    for (DriftDetector detector : detectors) {
-      detector.save(out);
-    }
-    for (List<Example> list : List.of(reservoir, new ArrayList<>(heldOut), sinceGood)) {
-      out.writeInt(list.size());
-      for (Example example : list) {
-        SavedState.write(out, example);
+    synchronized (model) {
+      checkOpen();
+      DataOutputStream out = new DataOutputStream(new BufferedOutputStream(stream));
+      out.writeInt(MAGIC);
+      out.writeInt(FORMAT);
+      SavedState.write(out, described());
+      write(out, passes());
+      out.writeInt(model.features());
+      out.writeInt(model.outputs());
+      for (long v :
+          new long[] {
+            steps,
+            rateStart,
+            seen,
+            learned,
+            removed,
+            version,
+            lossesSeen,
+            normsSeen,
+            random.counter()
+          }) {
+        out.writeLong(v);
       }
+      out.writeDouble(meanLoss);
+      out.writeDouble(meanNorm);
+      out.writeInt(spikesInARow);
+      for (double multiplier : loss.multipliers()) {
+        out.writeDouble(multiplier);
+      }
+      WeightState.write(out, state.checkpoint());
+      WeightState.write(out, good);
+      WeightState.write(out, beginning);
+      metrics.save(out);
+      for (DriftDetector detector : detectors) {
+        detector.save(out);
+      }
+      for (List<Example> list : List.of(reservoir, new ArrayList<>(heldOut), sinceGood)) {
+        out.writeInt(list.size());
+        for (Example example : list) {
+          SavedState.write(out, example);
+        }
+      }
+      out.writeInt(MAGIC);
+      out.flush();
     }
-    out.writeInt(MAGIC);
-    out.flush();
   }
 
   /**
@@ -1077,12 +1097,14 @@ public final class OnlineLearner implements AutoCloseable {
    *     changed then
    */
   public synchronized void load(InputStream stream) throws IOException {
-    checkChangeable();
-    DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
-    try {
-      read(in);
-    } catch (EOFException e) {
-      throw new InputException("the learner's saved state is damaged: it ends too early", e);
+    synchronized (model) {
+      checkChangeable();
+      DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
+      try {
+        read(in);
+      } catch (EOFException e) {
+        throw new InputException("the learner's saved state is damaged: it ends too early", e);
+      }
     }
   }
 

@@ -442,12 +442,15 @@ public final class TorchLearnable implements Learnable {
 
   @Override
   public void close() {
-    closed = true;
-    closeIdle();
-    forget();
-    forgetBatch();
-    model.close();
-    gradients.forEach(OwnedTensor::close);
+    Learnable.checkOutsideStep(this);
+    synchronized (this) {
+      closed = true;
+      closeIdle();
+      forget();
+      forgetBatch();
+      model.close();
+      gradients.forEach(OwnedTensor::close);
+    }
   }
 
   private void closeIdle() {

@@ -118,7 +118,10 @@ public final class ModuleModel implements TrainableModel {
   }
 
   @Override
-  public Map<String, Tensor> forward(Map<String, Tensor> inputs) {
+  public synchronized Map<String, Tensor> forward(Map<String, Tensor> inputs) {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
     ModuleKinds.checkInputs(name, inputNames, inputs);
     List<Tensor> results;
     try {
@@ -160,7 +163,10 @@ public final class ModuleModel implements TrainableModel {
 
   /** Writes the parameters and buffers in libtorch's archive format, which {@link #load} reads. */
   @Override
-  public void save(Path file) {
+  public synchronized void save(Path file) {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
     try (PointerScope scope = new PointerScope();
         AtomicFile out = AtomicFile.create(file)) {
       try {
@@ -192,7 +198,7 @@ public final class ModuleModel implements TrainableModel {
   }
 
   @Override
-  public void close() {
+  public synchronized void close() {
     if (!closed) {
       closed = true;
       parameters.forEach(p -> p.tensor().close());

@@ -114,7 +114,7 @@ public final class OnnxGraph implements TrainableModel {
    *
    * @return to be closed before this graph
    */
-  public OnnxGraph sibling() {
+  public synchronized OnnxGraph sibling() {
     if (closed) {
       throw new IllegalStateException("the model is closed");
     }
@@ -163,7 +163,7 @@ public final class OnnxGraph implements TrainableModel {
   }
 
   @Override
-  public Map<String, Tensor> forward(Map<String, Tensor> inputs) {
+  public synchronized Map<String, Tensor> forward(Map<String, Tensor> inputs) {
     return program.run(inputs, training);
   }
 
@@ -183,7 +183,7 @@ public final class OnnxGraph implements TrainableModel {
   }
 
   /** The model with the present values, for an exporter; its data is a copy. */
-  public OnnxModel toModel() {
+  public synchronized OnnxModel toModel() {
     if (closed) {
       throw new IllegalStateException("the model is closed");
     }
@@ -210,7 +210,7 @@ public final class OnnxGraph implements TrainableModel {
   }
 
   @Override
-  public void close() {
+  public synchronized void close() {
     if (!closed) {
       closed = true;
       program.close();

@@ -255,7 +255,10 @@ public final class TorchScriptModel implements TrainableModel {
   }
 
   @Override
-  public Map<String, Tensor> forward(Map<String, Tensor> inputs) {
+  public synchronized Map<String, Tensor> forward(Map<String, Tensor> inputs) {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
     ModuleKinds.checkInputs(name, inputNames, inputs);
     IValueVector arguments = new IValueVector();
     for (String input : inputNames) {
@@ -312,7 +315,10 @@ public final class TorchScriptModel implements TrainableModel {
   }
 
   @Override
-  public void save(Path file) {
+  public synchronized void save(Path file) {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
     write(module, file);
   }
 
@@ -389,7 +395,7 @@ public final class TorchScriptModel implements TrainableModel {
   }
 
   @Override
-  public void close() {
+  public synchronized void close() {
     if (!closed) {
       closed = true;
       parameters.forEach(p -> p.tensor().close());

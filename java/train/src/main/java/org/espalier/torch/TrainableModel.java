@@ -6,7 +6,8 @@ import java.util.Map;
 import org.bytedeco.pytorch.Tensor;
 
 /**
- * A model that libtorch runs under autograd. Not safe for several threads.
+ * A model that libtorch runs under autograd. Not safe for several threads, but for {@link #close}, which waits for a
+ * forward that is under way.
  *
  * <p>{@link #forward} makes many short-lived native objects: call it, the loss and the backward
  * pass in one {@link org.bytedeco.javacpp.PointerScope} a step.
@@ -28,6 +29,7 @@ public interface TrainableModel extends AutoCloseable {
    * @return a tensor for each output name, in the order of {@link #outputNames()}
    * @throws org.espalier.InputException where an input is missing, unknown, or of a wrong type or
    *     rank
+   * @throws IllegalStateException if it is closed
    */
   Map<String, Tensor> forward(Map<String, Tensor> inputs);
 
