@@ -488,6 +488,20 @@ class ModelStoreTest {
     return store.writer(Duration.ofSeconds(10));
   }
 
+  /** Who collects versions does so to make room: that the lock cannot say who holds it is no reason to fail. */
+  @Test
+  void aFullDiskDoesNotKeepFromCollecting() throws IOException {
+    for (int i = 0; i < 4; i++) {
+      publish("number " + i, Lineage.NONE, null);
+    }
+    Path lock = store.folder().resolve(ModelStore.LOCK);
+    Files.delete(lock);
+    Files.createSymbolicLink(lock, Path.of("/dev/full"));
+    try (StoreWriter writer = writer()) {
+      assertEquals(List.of(1L, 2L), writer.collect(new Rule(1, null), false).removed());
+    }
+  }
+
   private Version publish(String text, Lineage lineage, SigningKey key) {
     try (StoreWriter writer = writer()) {
       return writer.publish(content(text), "model", lineage, key);

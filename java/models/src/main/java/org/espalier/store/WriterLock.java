@@ -11,12 +11,15 @@ import java.time.Duration;
 import java.util.HashSet;
 import java.util.Set;
 import org.espalier.InputException;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * The lock of the one writer: of this JVM by a set, of others by a lock of the system, which it
  * drops when the process dies.
  */
 final class WriterLock implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(WriterLock.class);
   private static final long PAUSE_MILLIS = 10;
 
   /**
@@ -61,11 +64,7 @@ final class WriterLock implements AutoCloseable {
           Thread.sleep(PAUSE_MILLIS);
           lock = channel.tryLock();
         }
-        channel.truncate(0);
-        channel.write(
-            ByteBuffer.wrap(
-                (ProcessHandle.current().pid() + "\n").getBytes(StandardCharsets.US_ASCII)),
-            0);
+        sign(channel);
         taken = new WriterLock(folder, channel);
         return taken;
       } finally {
@@ -120,6 +119,17 @@ final class WriterLock implements AutoCloseable {
     synchronized (HERE) {
       HERE.remove(folder);
       HERE.notifyAll();
+    }
+  }
+
+  /** Says who writes. A full disk must not stop whoever comes to collect versions. */
+  private static void sign(FileChannel channel) {
+    byte[] name = (ProcessHandle.current().pid() + "\n").getBytes(StandardCharsets.US_ASCII);
+    try {
+      channel.truncate(0);
+      channel.write(ByteBuffer.wrap(name), 0);
+    } catch (IOException e) {
+      LOG.debug("the lock of a store is taken and does not say by whom", e);
     }
   }
 
