@@ -2,12 +2,14 @@ package org.espalier;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -88,6 +90,25 @@ class StructureTest {
     for (String module : List.of("java/models", "java/evaluate", "java/train", "java/cli")) {
       assertEquals(
           List.of(), importsOf(module, "org.espalier.binding.global", "org.espalier.binding.esp_"));
+    }
+  }
+
+  /** For hosts on the module path: names that stay, and no package in two modules. */
+  @Test
+  void modulesHaveNamesAndPackagesOfTheirOwn() throws IOException {
+    Map<String, String> homes = new HashMap<>();
+    for (String module : List.of("kernels", "models", "evaluate", "train", "cli")) {
+      String pom = Files.readString(ROOT.resolve("java/" + module + "/pom.xml"));
+      String name = "<Automatic-Module-Name>org.espalier." + module + "</Automatic-Module-Name>";
+      assertTrue(pom.contains(name), module + " has no " + name);
+      Path sources = ROOT.resolve("java/" + module + "/src/main/java");
+      try (Stream<Path> files = Files.walk(sources)) {
+        files
+            .filter(file -> file.toString().endsWith(".java"))
+            .map(file -> sources.relativize(file).getParent().toString().replace('/', '.'))
+            .forEach(
+                place -> assertEquals(module, homes.computeIfAbsent(place, p -> module), place));
+      }
     }
   }
 
