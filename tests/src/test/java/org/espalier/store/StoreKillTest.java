@@ -26,16 +26,21 @@ import org.junit.jupiter.api.io.TempDir;
 class StoreKillTest {
   private static final int KILLS = Integer.getInteger("espalier.store.kills", 30);
 
+  private static final int MAKING = 5;
+
   @TempDir Path folder;
 
   @Test
   void aKilledWriterLosesNothing() throws Exception {
     Random random = new Random(7);
-    Path path = folder.resolve("store");
     Set<Long> expected = new HashSet<>();
     int half = 0;
     long reported = 0;
+    long awaited = 0;
     for (int kill = 0; kill < KILLS; kill++) {
+      // The first kills fall into the making of a store.
+      boolean making = kill < MAKING;
+      Path path = folder.resolve(making ? "making" + kill : "store");
       // A file, because what a dead process left in a pipe is lost.
       Path said = folder.resolve("said");
       Process process =
@@ -52,32 +57,40 @@ class StoreKillTest {
               .redirectError(ProcessBuilder.Redirect.INHERIT)
               .redirectOutput(said.toFile())
               .start();
-      // The first kills fall into the making of the store.
-      while (kill >= 5 && Files.size(said) == 0 && process.isAlive()) {
-        Thread.sleep(1);
+      // By what it has done, not by the clock, which means little on a busy machine.
+      if (making) {
+        await(process, () -> Files.exists(path));
+      } else {
+        int publications = random.nextInt(4);
+        awaited += publications;
+        await(process, () -> published(said).size() >= publications && Files.size(said) > 0);
+        if (kill % 2 == 0) {
+          await(process, () -> leftovers(path) > 0);
+        }
       }
-      Thread.sleep(kill >= 5 ? random.nextInt(250) : 150 + random.nextInt(150));
+      Thread.sleep(random.nextInt(10));
       process.destroyForcibly();
       assertTrue(process.waitFor(60, TimeUnit.SECONDS));
       assertEquals(137, process.exitValue(), "it ended by itself");
-      List<String> lines = Files.readAllLines(said);
-      for (String line : lines) {
+      if (making) {
+        assertEquals(List.of(), problems(ModelStore.create(path)));
+        continue;
+      }
+      reported += published(said).size();
+      for (String line : Files.readAllLines(said)) {
         String[] words = line.split(" ");
         if (words[0].equals("published")) {
           expected.add(Long.valueOf(words[1]));
-          reported++;
         } else if (words[0].equals("collecting")) {
           for (int i = 1; i < words.length; i++) {
             expected.remove(Long.valueOf(words[i]));
           }
         }
       }
-      ModelStore store = kill < 5 ? ModelStore.create(path) : ModelStore.open(path);
+      ModelStore store = ModelStore.open(path);
       Set<Long> ids = new HashSet<>(store.ids());
       assertTrue(ids.containsAll(expected), kill + ": " + expected + " in " + ids);
-      for (long id : ids) {
-        assertEquals(List.of(), store.verify(id), "version " + id);
-      }
+      assertEquals(List.of(), problems(store));
       if (store.current().isPresent()) {
         store.holdCurrent().close();
       } else {
@@ -85,11 +98,34 @@ class StoreKillTest {
       }
       half += leftovers(path);
     }
-    assertTrue(reported > KILLS / 4, "only " + reported + " were published");
+    assertTrue(reported >= awaited, reported + " were published, " + awaited + " seen");
     assertTrue(half > 0, "no kill fell into a write");
     System.out.printf(
         "%d kills, %d of them in the middle of a write; %d publications, %d of them left%n",
         KILLS, half, reported, expected.size());
+  }
+
+  private interface Condition {
+    boolean holds() throws IOException;
+  }
+
+  /** Returns when the condition holds; the process must live until then. */
+  private static void await(Process process, Condition condition) throws Exception {
+    long deadline = System.nanoTime() + TimeUnit.MINUTES.toNanos(2);
+    while (!condition.holds()) {
+      assertTrue(process.isAlive(), "it ended by itself");
+      assertTrue(System.nanoTime() < deadline, "it does not go on");
+      Thread.sleep(1);
+    }
+  }
+
+  /** The whole lines that tell of a publication. */
+  private static List<String> published(Path said) throws IOException {
+    return Files.readAllLines(said).stream().filter(line -> line.startsWith("published ")).toList();
+  }
+
+  private static List<String> problems(ModelStore store) {
+    return store.ids().stream().flatMap(id -> store.verify(id).stream()).toList();
   }
 
   private static int leftovers(Path store) throws IOException {
