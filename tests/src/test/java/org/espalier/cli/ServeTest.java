@@ -106,6 +106,19 @@ class ServeTest {
   }
 
   @Test
+  void saysAtTheEndWhatIsInNoVersion() throws Exception {
+    Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null);
+    learnFrom(OnlineTest.lines(16, 9));
+    until(() -> get("/versions", null).body().contains("\"seen\":416"));
+    Path versions = store.resolve("versions");
+    Files.move(versions, folder.resolve("away"));
+    Files.writeString(versions, "a file in place of the folder");
+    String said = assertThrows(InputException.class, service::close).getMessage();
+    assertTrue(said.startsWith("what was learned last is in no version: "), said);
+    assertTrue(said.contains(versions.toString()), said);
+  }
+
+  @Test
   void followsARollback() throws Exception {
     String features = "{\"features\": [1, 2, 3]}";
     try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {

@@ -124,6 +124,25 @@ class TorchLearnableTest {
     Streams.closesAmidAStep(learnable(), circle(16, 1));
   }
 
+  /** A service blames a client for what is an {@link InputException}. */
+  @Test
+  void aReplicaThatCannotBeMadeIsNoFaultOfTheExample() {
+    try (TorchLearnable model =
+            new TorchLearnable(
+                new OnnxGraph(perceptron()),
+                () -> {
+                  throw new InputException("the disk is full");
+                },
+                new long[] {FEATURES},
+                2);
+        OnlineLearner learner = new OnlineLearner(model, Streams.crossEntropy(0.1).build())) {
+      String said =
+          assertThrows(IllegalStateException.class, () -> learner.predict(new float[FEATURES]))
+              .getMessage();
+      assertTrue(said.endsWith("one more thread that predicts: the disk is full"), said);
+    }
+  }
+
   /** Two layers and one that no output depends on. */
   private static final class Lazy extends Module {
     private final LinearImpl first = new LinearImpl(FEATURES, 16);

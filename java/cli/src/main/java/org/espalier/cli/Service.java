@@ -480,13 +480,18 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
     }
-    if (stream != null) {
-      stream.close();
-      if (learner.seen() > publishedAt) {
-        publish();
+    try {
+      if (stream != null) {
+        stream.close();
+        if (learner.seen() > publishedAt) {
+          publish();
+        }
       }
+    } catch (InputException e) {
+      throw new InputException("what was learned last is in no version: " + e.getMessage(), e);
+    } finally {
+      learner.close();
+      model.close();
     }
-    learner.close();
-    model.close();
   }
 }

@@ -453,6 +453,18 @@ public final class TorchLearnable implements Learnable {
     }
   }
 
+  /** That none can be made (a full temporary folder, say) is no fault of what is to be predicted. */
+  private TrainableModel replica() {
+    try {
+      TrainableModel made = replicas.get();
+      made.train(false);
+      return made;
+    } catch (InputException e) {
+      throw new IllegalStateException(
+          "the model cannot be copied for one more thread that predicts: " + e.getMessage(), e);
+    }
+  }
+
   private void closeIdle() {
     for (Replica replica; (replica = idle.poll()) != null; ) {
       replica.model.close();
@@ -495,9 +507,7 @@ public final class TorchLearnable implements Learnable {
       }
       Replica replica = idle.poll();
       if (replica == null) {
-        TrainableModel made = replicas.get();
-        made.train(false);
-        replica = new Replica(made);
+        replica = new Replica(replica());
       }
       try (PointerScope scope = new PointerScope();
           NoGradGuard guard = new NoGradGuard()) {
