@@ -12,6 +12,7 @@ import java.util.List;
 import java.util.Map;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.JitModule;
+import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.QualifiedName;
 import org.bytedeco.pytorch.Scalar;
@@ -125,6 +126,66 @@ class TorchScriptModelTest {
           }) {
         String said = assertThrows(IllegalStateException.class, call).getMessage();
         assertEquals("the model is closed", said);
+      }
+    }
+  }
+
+  /** A limit of the shell on the size of files stands for a full disk, on which libtorch's writer ends the process. */
+  @Test
+  void aFullDiskIsAnError() throws Exception {
+    Path file;
+    try (PointerScope scope = new PointerScope()) {
+      file = saved(mlp());
+    }
+    Path said = folder.resolve("said");
+    Process process =
+        new ProcessBuilder(
+                "bash",
+                "-c",
+                "ulimit -f 4 && exec \"$@\"",
+                "bash",
+                Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+                "-XX:TieredStopAtLevel=1",
+                "-XX:-UsePerfData",
+                "-XX:-CreateCoredumpOnCrash",
+                "-cp",
+                System.getProperty("java.class.path"),
+                Saver.class.getName(),
+                file.toString(),
+                folder.toString())
+            .redirectErrorStream(true)
+            .redirectOutput(ProcessBuilder.Redirect.to(said.toFile()))
+            .start();
+    int code = process.waitFor();
+    String text = Files.readString(said);
+    assertEquals(0, code, text);
+    assertTrue(
+        text.contains("cannot write " + folder.resolve("module") + ": File too large"), text);
+    assertTrue(
+        text.contains("cannot write " + folder.resolve("script") + ": File too large"), text);
+    try (var files = Files.list(folder)) {
+      assertEquals(
+          List.of("module.pt", "said"), files.map(f -> "" + f.getFileName()).sorted().toList());
+    }
+  }
+
+  /** Saves models where files can have no more than 4 KiB. */
+  static final class Saver {
+    private Saver() {}
+
+    public static void main(String[] args) {
+      Path folder = Path.of(args[1]);
+      TorchScriptModel script = TorchScriptModel.read(Path.of(args[0]));
+      Module module = new Module("wide");
+      module.register_parameter("w", leaf(torch.zeros(64, 64)), true);
+      ModuleModel java =
+          new ModuleModel("wide", module, List.of("x"), List.of("y"), inputs -> inputs);
+      for (TrainableModel model : List.of(script, java)) {
+        try {
+          model.save(folder.resolve(model == script ? "script" : "module"));
+        } catch (InputException e) {
+          System.out.println(e.getMessage());
+        }
       }
     }
   }

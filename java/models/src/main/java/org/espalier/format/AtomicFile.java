@@ -33,6 +33,8 @@ import org.slf4j.LoggerFactory;
  * instance belongs to one thread; different instances are independent.
  */
 public final class AtomicFile implements AutoCloseable {
+  private static final int PROBE = 1 << 20;
+
   private final Path target;
   private final Path temporary;
   private final boolean replaces;
@@ -166,6 +168,28 @@ public final class AtomicFile implements AutoCloseable {
       }
     } catch (IOException e) {
       throw Temporaries.cannotWrite(target, e);
+    }
+  }
+
+  /**
+   * Takes room for so many bytes and gives it back, before native code writes to {@link #path()} that ends the process
+   * where the disk is full. Afterwards the file is empty. Others may take the room meanwhile: it makes the end of the
+   * process unlikely, not impossible.
+   *
+   * @throws InputException if the file system has no such room
+   */
+  public void probe(long bytes) {
+    ByteBuffer zeros = ByteBuffer.allocate(PROBE);
+    try {
+      for (long left = bytes; left > 0; left -= PROBE) {
+        write(zeros.clear().limit((int) Math.min(PROBE, left)));
+      }
+    } finally {
+      try {
+        channel.truncate(0);
+      } catch (IOException e) {
+        throw Temporaries.cannotWrite(target, e);
+      }
     }
   }
 

@@ -12,6 +12,7 @@ import org.bytedeco.pytorch.OutputArchive;
 import org.bytedeco.pytorch.StringSharedModuleDict;
 import org.bytedeco.pytorch.StringTensorDict;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorVector;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
@@ -169,6 +170,8 @@ public final class ModuleModel implements TrainableModel {
     }
     try (PointerScope scope = new PointerScope();
         AtomicFile out = AtomicFile.create(file)) {
+      out.probe(
+          TorchScriptModel.CODE + tensorBytes(module.parameters()) + tensorBytes(module.buffers()));
       try {
         OutputArchive archive = new OutputArchive();
         module.save(archive);
@@ -178,6 +181,14 @@ public final class ModuleModel implements TrainableModel {
       }
       out.commit();
     }
+  }
+
+  private static long tensorBytes(TensorVector tensors) {
+    long bytes = 0;
+    for (long i = 0; i < tensors.size(); i++) {
+      bytes += tensors.get(i).nbytes() + TorchScriptModel.PADDING;
+    }
+    return bytes;
   }
 
   /**

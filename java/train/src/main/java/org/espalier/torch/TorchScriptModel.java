@@ -23,6 +23,8 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.Tuple;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.bytedeco.pytorch.named_buffer_iterator;
+import org.bytedeco.pytorch.named_buffer_list;
 import org.bytedeco.pytorch.named_module_iterator;
 import org.bytedeco.pytorch.named_module_list;
 import org.bytedeco.pytorch.named_parameter_iterator;
@@ -45,6 +47,15 @@ import org.espalier.store.ModelDiff;
  */
 public final class TorchScriptModel implements TrainableModel {
   private static final long CHUNK = 1 << 20;
+
+  /**
+   * Room for what a file has beside its tensors. libtorch ends the process where it cannot write: its writer throws out
+   * of a destructor.
+   */
+  static final long CODE = 2 << 20;
+
+  /** Of an entry in a file: it begins at a multiple of 64, its name is there twice. */
+  static final long PADDING = 1 << 10;
 
   private final String name;
   private final JitModule module;
@@ -87,7 +98,12 @@ public final class TorchScriptModel implements TrainableModel {
         Files.delete(copy);
       }
     } catch (IOException e) {
-      throw new InputException("cannot write a temporary file for " + name + ": " + e, e);
+      throw InputException.of(
+          "cannot write a temporary file for "
+              + name
+              + " to "
+              + System.getProperty("java.io.tmpdir"),
+          e);
     }
   }
 
@@ -379,7 +395,9 @@ public final class TorchScriptModel implements TrainableModel {
    * @throws InputException where the file cannot be written
    */
   public static void write(JitModule module, Path file) {
-    try (AtomicFile out = AtomicFile.create(file)) {
+    try (PointerScope scope = new PointerScope();
+        AtomicFile out = AtomicFile.create(file)) {
+      out.probe(CODE + tensorBytes(module));
       try {
         module.save(out.path().toString());
         ScriptArchive.renameFolder(out.channel());
@@ -392,6 +410,21 @@ public final class TorchScriptModel implements TrainableModel {
       }
       out.commit();
     }
+  }
+
+  private static long tensorBytes(JitModule module) {
+    long bytes = 0;
+    named_parameter_list parameters = module.named_parameters();
+    named_parameter_iterator p = parameters.begin();
+    for (long i = 0; i < parameters.size(); i++, p.increment()) {
+      bytes += p.multiply().value().nbytes() + PADDING;
+    }
+    named_buffer_list buffers = module.named_buffers();
+    named_buffer_iterator b = buffers.begin();
+    for (long i = 0; i < buffers.size(); i++, b.increment()) {
+      bytes += b.multiply().value().nbytes() + PADDING;
+    }
+    return bytes;
   }
 
   @Override
