@@ -21,12 +21,16 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
+import java.util.stream.Collectors;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
@@ -43,6 +47,8 @@ import org.espalier.train.TrainingListener.StepReport;
 import org.espalier.train.TrainingListener.Validation;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** A small classifier is pruned, trained, quantized and distilled, stopped and continued. */
 class OnnxCompressionTest {
@@ -183,6 +189,39 @@ class OnnxCompressionTest {
     assertEquals(losses.get(1), losses.get(0), 1e-6);
     assertEquals(reports.get(1).after().loss(), reports.get(0).after().loss(), 1e-6);
     assertEquals(reports.get(1).after().quality(), reports.get(0).after().quality(), 1e-12);
+  }
+
+  /** They may be large, and a host may live long after what stopped the teacher, a full disk say. */
+  @ParameterizedTest
+  @ValueSource(strings = {"of 512", "of 256"})
+  void aTeacherThatIsStoppedLeavesNoFiles(String half) throws IOException {
+    Training one = training(1, new Optimizer.Sgd(0.1, 0, 0, false, 0), Objective.ofLogits(0.5, 2));
+    CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("fit", one)), 7);
+    Set<Path> before = teacherFiles();
+    try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
+      TrainingListener stopping =
+          new TrainingListener() {
+            @Override
+            public void note(String text) {
+              if (text.startsWith("teacher ") && text.endsWith(half)) {
+                throw new IllegalArgumentException(text);
+              }
+            }
+          };
+      assertThrows(IllegalArgumentException.class, () -> c.run(stopping));
+    }
+    Set<Path> left = teacherFiles();
+    left.removeAll(before);
+    assertEquals(Set.of(), left);
+  }
+
+  private static Set<Path> teacherFiles() throws IOException {
+    String prefix = "espalier-teacher-" + ProcessHandle.current().pid() + "-";
+    try (var files = Files.list(Path.of(System.getProperty("java.io.tmpdir")))) {
+      return files
+          .filter(file -> file.getFileName().toString().startsWith(prefix))
+          .collect(Collectors.toCollection(HashSet::new));
+    }
   }
 
   /** Validation goes in batches of 32: of those here one has labels, and the other has one. */

@@ -348,10 +348,15 @@ final class Passes implements AutoCloseable {
       boolean perToken = objective.isForEmbeddings();
       int width = width(objective);
       List<TeacherOutputs> opened = new ArrayList<>();
-      for (Examples examples : List.of(job.training(), job.validation())) {
-        opened.add(
-            TeacherOutputs.open(
-                both, output, threads, digest, examples, width, perToken, job.cache(), listener));
+      try {
+        for (Examples examples : List.of(job.training(), job.validation())) {
+          opened.add(
+              TeacherOutputs.open(
+                  both, output, threads, digest, examples, width, perToken, job.cache(), listener));
+        }
+      } catch (RuntimeException e) {
+        opened.forEach(TeacherOutputs::close);
+        throw e;
       }
       targets.put(value(objective), new Targets(opened.get(0), opened.get(1)));
     }

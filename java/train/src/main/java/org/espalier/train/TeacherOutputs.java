@@ -89,13 +89,26 @@ final class TeacherOutputs implements AutoCloseable {
         FileChannel channel = FileChannel.open(known, StandardOpenOption.READ);
         return new TeacherOutputs(channel, null, starts, width, perToken);
       }
-      Path making = Files.createTempFile("espalier-teacher-", ".f32");
+      // Named after its process, so that what one that was killed has left can be told.
+      String prefix = "espalier-teacher-" + ProcessHandle.current().pid() + "-";
+      Path making = Files.createTempFile(prefix, ".f32");
       making.toFile().deleteOnExit();
-      compute(teachers, output, threads, examples, width, perToken, starts, making, listener);
-      FileChannel channel = FileChannel.open(making, StandardOpenOption.READ);
-      return new TeacherOutputs(channel, making, starts, width, perToken);
+      boolean made = false;
+      try {
+        compute(teachers, output, threads, examples, width, perToken, starts, making, listener);
+        FileChannel channel = FileChannel.open(making, StandardOpenOption.READ);
+        made = true;
+        return new TeacherOutputs(channel, making, starts, width, perToken);
+      } finally {
+        if (!made) {
+          Files.deleteIfExists(making); // a host may live long after a disk was full
+        }
+      }
     } catch (IOException e) {
-      throw new InputException("the outputs of the teacher cannot be stored: " + e, e);
+      throw InputException.of(
+          "the outputs of the teacher cannot be stored in "
+              + (folder == null ? System.getProperty("java.io.tmpdir") : folder),
+          e);
     }
   }
 
