@@ -4,12 +4,19 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
+import org.espalier.online.OnnxModels;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
 class EspalierTest {
+  @TempDir Path folder;
+
   @Test
   void theVersionIsAResult() {
     Run run = Run.of("--version").done();
@@ -63,5 +70,52 @@ class EspalierTest {
     for (String line : List.of("isa ", "threads ", "gpu ", "copy ", "java ", "natives ")) {
       assertTrue(text.out().contains("\n" + line), text.out());
     }
+  }
+
+  /** A limit of the shell on the size of files, in KiB, stands for a full disk: JavaCPP fits, our library does not. */
+  @ParameterizedTest
+  @ValueSource(strings = {"prune", "online"})
+  void nativesThatCannotBeUnpackedAreNoFailureOfOurs(String command) throws Exception {
+    Path model = folder.resolve("model.onnx");
+    OnnxModels.perceptron(8, 4, 1).write(model);
+    Path recipe =
+        Files.writeString(
+            folder.resolve("online.yaml"), "loss: binary\nlearning-rate: 0.1\nbatch: 1\n");
+    List<String> line =
+        new ArrayList<>(
+            List.of(
+                "bash",
+                "-c",
+                "ulimit -f 200 && exec \"$@\"",
+                "bash",
+                Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+                "-XX:TieredStopAtLevel=1",
+                "-XX:-UsePerfData",
+                "-Dorg.bytedeco.javacpp.cachedir=" + Files.createDirectory(folder.resolve("cache")),
+                "-cp",
+                System.getProperty("java.class.path"),
+                Espalier.class.getName(),
+                command));
+    line.addAll(
+        command.equals("prune")
+            ? List.of(model.toString(), "--amount", "0.5", "-o", folder.resolve("out") + ".onnx")
+            : List.of(
+                "--model",
+                model.toString(),
+                "--input",
+                recipe.toString(),
+                "--recipe",
+                recipe.toString(),
+                "--store",
+                folder.resolve("store").toString()));
+    Path said = folder.resolve("said");
+    Process process =
+        new ProcessBuilder(line).redirectErrorStream(true).redirectOutput(said.toFile()).start();
+    int code = process.waitFor();
+    String text = Files.readString(said);
+    assertEquals(2, code, text);
+    assertTrue(text.contains("cannot be unpacked to a cache"), text);
+    assertTrue(text.contains("File too large"), text);
+    assertTrue(text.contains("org.bytedeco.javacpp.cachedir"), text);
   }
 }

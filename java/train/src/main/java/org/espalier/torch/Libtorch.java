@@ -23,7 +23,7 @@ public final class Libtorch {
   /**
    * Loads libtorch once; later calls cost nothing.
    *
-   * @throws UncheckedIOException where the cache directory of JavaCPP cannot be written
+   * @throws InputException where the cache directory of JavaCPP cannot be written
    * @throws IllegalStateException where the class path has libtorch for the CPU and for GPUs
    * @throws InputException where a library of the system is missing that libtorch needs: one for GPUs needs those
    *     of CUDA
@@ -105,7 +105,10 @@ public final class Libtorch {
           try {
             Loader.cacheResource(torch.class, resource);
           } catch (IOException e) {
-            throw new UncheckedIOException(e);
+            throw InputException.of(
+                "libtorch cannot be unpacked to a cache, by default ~/.javacpp/cache; the property"
+                    + " org.bytedeco.javacpp.cachedir names another folder",
+                e);
           }
         }
       }
