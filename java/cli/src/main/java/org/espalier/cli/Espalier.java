@@ -1,6 +1,5 @@
 package org.espalier.cli;
 
-import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.charset.StandardCharsets;
 import java.util.List;
@@ -109,14 +108,10 @@ public final class Espalier implements Runnable {
   }
 
   private static int failure(Throwable e, PrintWriter err, boolean verbose) {
-    boolean full = e instanceof UnsatisfiedLinkError && e.getCause() instanceof IOException;
-    boolean bad = e instanceof InputException || full;
-    if (full) {
-      err.println(
-          "espalier: the native libraries cannot be unpacked to a cache, by default"
-              + " ~/.javacpp/cache: "
-              + e.getCause().getMessage()
-              + "; JDK_JAVA_OPTIONS=-Dorg.bytedeco.javacpp.cachedir=… names another folder");
+    String natives = NativeLibraries.problem(e);
+    boolean bad = e instanceof InputException || natives != null;
+    if (natives != null && !(e instanceof InputException)) {
+      err.println("espalier: " + natives);
     } else if (bad) {
       err.println("espalier: " + e.getMessage());
     } else if (e instanceof OutOfMemoryError) {

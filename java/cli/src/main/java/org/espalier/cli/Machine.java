@@ -1,8 +1,5 @@
 package org.espalier.cli;
 
-import java.io.IOException;
-import org.bytedeco.javacpp.Loader;
-import org.bytedeco.javacpp.Pointer;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
 import org.espalier.backend.Isa;
@@ -12,41 +9,11 @@ final class Machine {
   private Machine() {}
 
   /**
-   * Loads the native libraries, which JavaCPP unpacks where they are not yet.
-   *
-   * @throws InputException where it cannot
-   */
-  private static void load() {
-    try {
-      Loader.load(Pointer.class);
-      Isa.best();
-    } catch (LinkageError e) {
-      throw new InputException(
-          "the native libraries cannot be loaded: "
-              + (e.getCause() == null ? e : e.getCause()).getMessage()
-              + "; they are unpacked into "
-              + cache()
-              + ", where there must be room, and what lies there must be allowed to run."
-              + " JDK_JAVA_OPTIONS=-Dorg.bytedeco.javacpp.cachedir=… names another folder",
-          e);
-    }
-  }
-
-  private static String cache() {
-    try {
-      return Loader.getCacheDir().toString();
-    } catch (IOException e) {
-      return "a folder that cannot be made (" + e.getMessage() + ")";
-    }
-  }
-
-  /**
    * The instruction set variant in use.
    *
    * @throws InputException where {@code ESPALIER_ISA} names none that this machine can run
    */
   static Isa isa() {
-    load();
     try {
       return Isa.current();
     } catch (UnsupportedOperationException e) {
@@ -60,7 +27,6 @@ final class Machine {
    * @throws InputException where {@code ESPALIER_THREADS} is not a number from 1 to 256
    */
   static int threads() {
-    load();
     try {
       return CpuThreads.get();
     } catch (UnsupportedOperationException e) {

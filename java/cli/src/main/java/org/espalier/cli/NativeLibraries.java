@@ -1,0 +1,44 @@
+package org.espalier.cli;
+
+import java.io.IOException;
+import org.bytedeco.javacpp.Loader;
+import org.bytedeco.javacpp.Pointer;
+
+/** Native libraries that cannot be unpacked or loaded: a matter of the machine, no failure of ours. */
+final class NativeLibraries {
+  private NativeLibraries() {}
+
+  /** What is wrong with them and what helps; null where something else was thrown. */
+  static String problem(Throwable thrown) {
+    for (Throwable e = thrown; e != null; e = e.getCause()) {
+      if (e instanceof UnsatisfiedLinkError) {
+        return "the native libraries cannot be loaded: "
+            + reason(e).getMessage()
+            + "; they are unpacked into "
+            + cache()
+            + ", where there must be room, and what lies there must be allowed to run."
+            + " JDK_JAVA_OPTIONS=-Dorg.bytedeco.javacpp.cachedir=… names another folder";
+      }
+    }
+    return null;
+  }
+
+  /** JavaCPP keeps to itself why its own library is missing until it is asked again. */
+  private static Throwable reason(Throwable e) {
+    Throwable reason = e;
+    try {
+      Loader.load(Pointer.class);
+    } catch (LinkageError own) {
+      reason = own;
+    }
+    return reason.getCause() == null ? reason : reason.getCause();
+  }
+
+  private static String cache() {
+    try {
+      return Loader.getCacheDir().toString();
+    } catch (IOException e) {
+      return "a folder that cannot be made (" + e.getMessage() + ")";
+    }
+  }
+}
