@@ -83,10 +83,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   private final List<ProductSite> sites;
   private final Map<String, OnnxWeight> tables = new LinkedHashMap<>();
 
-  /** Look-ups in the weights of a product, by their outputs, and the nodes that they were. */
-  private final Map<String, Product> tied = new HashMap<>();
-
-  private final Map<String, NodeProto> tiedLookUps = new HashMap<>();
+  private TiedLookUps<Product> tied = new TiedLookUps<>();
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Map<Product, Rounded> rounded = new HashMap<>();
 
@@ -110,8 +107,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     for (ProductSite s : sites) {
       for (Product p : s.products) {
         for (String lookUp : options.embeddings() ? p.lookUps : List.<String>of()) {
-          tied.put(lookUp, p);
-          tiedLookUps.put(lookUp, producers.get(lookUp));
+          tied.add(producers.get(lookUp), p);
         }
       }
     }
@@ -128,7 +124,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
         continue;
       }
       for (Use use : weight.uses()) {
-        if (use.kind() == Kind.EMBEDDING && !tied.containsKey(use.node())) {
+        if (use.kind() == Kind.EMBEDDING && !tied.contains(use.node())) {
           String reason = obstacle(weight, use);
           if (reason == null) {
             tables.put(use.node(), weight);
@@ -205,17 +201,14 @@ public final class DynamicQuantizer implements TrainableQuantizer {
       }
     }
     List<NodeProto> nodes = new ArrayList<>();
-    Map<String, Product> before = new HashMap<>(tied);
-    tied.clear();
-    tiedLookUps.clear();
+    TiedLookUps<Product> before = tied;
+    tied = new TiedLookUps<>();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (before.containsKey(output)) {
-        Product p = before.get(output);
+      if (before.contains(output)) {
+        Product p = before.product(output);
         List<NodeProto> lookUp = EmbeddingTables.lookUp(model, names, n, p.value, p.factors);
-        NodeProto gather = lookUp.get(EmbeddingTables.GATHER);
-        tied.put(gather.getOutput(0), p);
-        tiedLookUps.put(gather.getOutput(0), gather);
+        tied.add(lookUp.get(EmbeddingTables.GATHER), p);
         nodes.addAll(lookUp);
       } else if (weights.containsKey(output)) {
         nodes.add(n.toBuilder().setInput(1, weights.get(output)).build());
@@ -227,7 +220,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     }
     model.setNodes(nodes);
     // Nodes of the graph divide by them now.
-    tied.values().forEach(p -> p.factors = null);
+    tied.forEachProduct(p -> p.factors = null);
     // What a product read too is a table alone now.
     findTables();
     EmbeddingTables.round(model, distinctTables());
@@ -374,9 +367,10 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     private void rewrite(List<NodeProto> nodes) {
       for (NodeProto n : nodes) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-        if (tied.containsKey(output)) {
-          share(tied.get(output));
-          out.addAll(embeddings.lookUpShared(tiedLookUps.get(output), tied.get(output).value));
+        if (tied.contains(output)) {
+          Product p = tied.product(output);
+          share(p);
+          out.addAll(embeddings.lookUpShared(tied.gather(output), p.value));
         } else if (tables.containsKey(output)) {
           out.addAll(embeddings.lookUp(n, tables.get(output).name()));
         } else if (products.containsKey(output)) {
@@ -449,7 +443,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     }
 
     private List<String> weights(Product p) {
-      if (tied.containsValue(p)) {
+      if (tied.reads(p)) {
         List<String> rows = share(p);
         String turned = names.unique(p.value + "_turned");
         emit(Nodes.node("Transpose", turned, rows.get(0)).addAttribute(Nodes.swap()));

@@ -93,10 +93,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private final Map<String, Target> targets = new LinkedHashMap<>();
   private final Map<String, Target> embeddings = new LinkedHashMap<>();
 
-  /** Look-ups in the weights of a product, by their outputs: the nodes that they were, and the product's output. */
-  private final Map<String, NodeProto> tiedLookUps = new HashMap<>();
-
-  private final Map<String, String> tied = new HashMap<>();
+  /** Products are known by their outputs. */
+  private TiedLookUps<String> tied = new TiedLookUps<>();
 
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Set<String> activations = new LinkedHashSet<>();
@@ -152,7 +150,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
         findLookUps(weight, producers);
       }
       for (Use use : weight.uses()) {
-        if (tied.containsKey(use.node())) {
+        if (tied.contains(use.node())) {
           continue;
         }
         String reason = obstacle(weight, use, producers.get(use.node()));
@@ -191,8 +189,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     for (Use use : weight.uses()) {
       if (use.kind() == Kind.MATMUL && obstacle(weight, use, producers.get(use.node())) == null) {
         for (String lookUp : ProductSite.lookUps(weight, use, producers)) {
-          tied.put(lookUp, use.node());
-          tiedLookUps.put(lookUp, producers.get(lookUp));
+          tied.add(producers.get(lookUp), use.node());
         }
       }
     }
@@ -596,19 +593,16 @@ public final class StaticQuantizer implements TrainableQuantizer {
           return made;
         });
     List<NodeProto> nodes = new ArrayList<>();
-    Map<String, String> before = new HashMap<>(tied);
-    tied.clear();
-    tiedLookUps.clear();
+    TiedLookUps<String> before = tied;
+    tied = new TiedLookUps<>();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (before.containsKey(output)) {
-        String product = before.get(output);
+      if (before.contains(output)) {
+        String product = before.product(output);
         String weight = own.get(product).value();
         List<NodeProto> lookUp =
             EmbeddingTables.lookUp(model, names, n, weight, factors.get(product));
-        NodeProto gather = lookUp.get(EmbeddingTables.GATHER);
-        tied.put(gather.getOutput(0), product);
-        tiedLookUps.put(gather.getOutput(0), gather);
+        tied.add(lookUp.get(EmbeddingTables.GATHER), product);
         nodes.addAll(lookUp);
       } else if (own.containsKey(output)) {
         Target target = own.get(output);
@@ -826,10 +820,10 @@ public final class StaticQuantizer implements TrainableQuantizer {
       for (NodeProto n : model.nodes()) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
         NodeProto.Builder b = n.toBuilder();
-        if (tied.containsKey(output)) {
-          tiedWeights(tied.get(output));
-          String value = targets.get(tied.get(output)).value();
-          out.addAll(tables.lookUpShared(tiedLookUps.get(output), value));
+        if (tied.contains(output)) {
+          String product = tied.product(output);
+          tiedWeights(product);
+          out.addAll(tables.lookUpShared(tied.gather(output), targets.get(product).value()));
           continue;
         }
         if (embeddings.containsKey(output)) {
@@ -995,7 +989,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
      */
     private Weights weights(NodeProto n, Target target, String bias, float activationScale) {
       Use use = target.use();
-      if (tied.containsValue(use.node())) {
+      if (tied.reads(use.node())) {
         return tiedWeights(use.node());
       }
       bypassed.addAll(use.path());
