@@ -57,29 +57,6 @@ public final class OnnxModel {
   /** Offsets of external data, so that a runtime can map each tensor. */
   private static final int PAGE = 4096;
 
-  /** Of operators that are looked into; so many they take in all operator sets. */
-  private static final Map<String, Integer> LEAST_INPUTS = leastInputs();
-
-  private static Map<String, Integer> leastInputs() {
-    Map<String, Integer> least = new HashMap<>();
-    String one =
-        "ArgMax AveragePool Cast Clip Concat ConstantOfShape Dropout Erf Exp Flatten"
-            + " GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LeakyRelu LpPool Max"
-            + " MaxPool Mean Min Neg Pad Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin"
-            + " ReduceSum Relu Reshape Resize Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sum"
-            + " Tanh Transpose Unsqueeze Upsample";
-    String two =
-        "Add And Conv ConvTranspose DequantizeLinear Div Equal Expand Gather GatherElements"
-            + " GatherND Gemm Greater LayerNormalization Less MatMul Mul Or PRelu Pow"
-            + " QuantizeLinear Sub Tile";
-    String three = "GRU GroupNormalization InstanceNormalization LSTM RNN Where";
-    List.of(one.split(" ")).forEach(op -> least.put(op, 1));
-    List.of(two.split(" ")).forEach(op -> least.put(op, 2));
-    List.of(three.split(" ")).forEach(op -> least.put(op, 3));
-    least.put("BatchNormalization", 5);
-    return Map.copyOf(least);
-  }
-
   /** Tensors below this stay in the model file: a runtime wants shapes and indices there. */
   private static final int EXTERNAL_MINIMUM = 1024;
 
@@ -325,7 +302,7 @@ public final class OnnxModel {
     NodeProto.Builder b = null;
     for (int i = 0; i < n.getAttributeCount(); i++) {
       AttributeProto a = n.getAttribute(i);
-      AttributeProto changed = inline(a, external, "the node " + describe(n));
+      AttributeProto changed = inline(a, external, "the node " + GraphCheck.describe(n));
       if (changed != a) {
         b = b == null ? n.toBuilder() : b;
         b.setAttribute(i, changed);
@@ -421,147 +398,13 @@ public final class OnnxModel {
    * @throws InputException that names the node and the value
    */
   public void check() {
-    if (rest.getOpsetImportCount() == 0 && rest.getIrVersion() >= 3) {
-      throw new InputException(name + " is not an ONNX model: it imports no operator set");
-    }
-    Set<String> domains = new HashSet<>();
-    for (OperatorSetIdProto o : rest.getOpsetImportList()) {
-      if (!domains.add(domain(o.getDomain())) || o.getVersion() < 1) {
-        throw new InputException(
-            name
-                + " imports the operator set '"
-                + o.getDomain()
-                + "' twice or in version "
-                + o.getVersion());
-      }
-    }
-    Scope scope = new Scope(null);
-    scope.names.addAll(initializers.keySet());
-    for (SparseTensorProto s : graph.getSparseInitializerList()) {
-      define(s.getValues().getName(), scope, "a sparse initializer");
-    }
-    Set<String> inputs = new HashSet<>();
-    for (ValueInfoProto v : graph.getInputList()) {
-      if (v.getName().isEmpty() || !inputs.add(v.getName())) {
-        throw new InputException(name + " has two graph inputs of the name '" + v.getName() + "'");
-      }
-    }
-    scope.names.addAll(inputs);
-    scope.describe(graph.getInputList());
-    scope.describe(graph.getValueInfoList());
-    check(nodes, graph.getOutputList(), scope);
+    GraphCheck check = new GraphCheck(name, initializers);
+    check.operatorSets(rest);
+    check.mainGraph(graph, nodes);
   }
 
-  /**
-   * The names that a graph may use: its own and those of the graphs around it; and how many axes
-   * its values have, where it says so.
-   */
-  private record Scope(Scope outer, Set<String> names, Map<String, Integer> ranks) {
-    Scope(Scope outer) {
-      this(outer, new HashSet<>(), new HashMap<>());
-    }
-
-    void describe(List<ValueInfoProto> values) {
-      for (ValueInfoProto v : values) {
-        if (v.getType().getTensorType().hasShape()) {
-          ranks.put(v.getName(), v.getType().getTensorType().getShape().getDimCount());
-        }
-      }
-    }
-
-    boolean contains(String value) {
-      for (Scope s = this; s != null; s = s.outer) {
-        if (s.names.contains(value)) {
-          return true;
-        }
-      }
-      return false;
-    }
-  }
-
-  private void check(List<NodeProto> list, List<ValueInfoProto> outputs, Scope scope) {
-    for (NodeProto n : list) {
-      if (n.getOpType().isEmpty()) {
-        throw new InputException(name + ": the node " + describe(n) + " has no operator");
-      }
-      int least = domain(n.getDomain()).isEmpty() ? LEAST_INPUTS.getOrDefault(n.getOpType(), 0) : 0;
-      if (n.getInputCount() < least) {
-        throw new InputException(
-            name
-                + ": the node "
-                + describe(n)
-                + " has "
-                + n.getInputCount()
-                + " inputs; "
-                + n.getOpType()
-                + " takes at least "
-                + least);
-      }
-      if (least > 0 && n.getOutputCount() == 0) {
-        throw new InputException(name + ": the node " + describe(n) + " has no output");
-      }
-      String problem =
-          domain(n.getDomain()).isEmpty()
-              ? NodeAttributes.problem(n, initializers, scope.ranks)
-              : null;
-      if (problem != null) {
-        throw new InputException(name + ": the node " + describe(n) + ": " + problem);
-      }
-      for (String in : n.getInputList()) {
-        if (!in.isEmpty() && !scope.contains(in)) {
-          throw new InputException(
-              name
-                  + ": the node "
-                  + describe(n)
-                  + " uses "
-                  + in
-                  + ", which no graph input, initializer or earlier node defines");
-        }
-      }
-      for (AttributeProto a : n.getAttributeList()) {
-        if (a.hasG()) {
-          checkInner(a.getG(), scope);
-        }
-        for (GraphProto g : a.getGraphsList()) {
-          checkInner(g, scope);
-        }
-      }
-      for (String out : n.getOutputList()) {
-        if (!out.isEmpty()) {
-          define(out, scope, "the node " + describe(n));
-        }
-      }
-    }
-    for (ValueInfoProto v : outputs) {
-      if (!scope.contains(v.getName())) {
-        throw new InputException(name + ": nothing defines the graph output '" + v.getName() + "'");
-      }
-    }
-  }
-
-  private void checkInner(GraphProto g, Scope outer) {
-    Scope scope = new Scope(outer);
-    g.getInputList().forEach(v -> scope.names.add(v.getName()));
-    g.getInitializerList().forEach(t -> scope.names.add(t.getName()));
-    g.getSparseInitializerList().forEach(t -> scope.names.add(t.getValues().getName()));
-    check(g.getNodeList(), g.getOutputList(), scope);
-  }
-
-  private void define(String value, Scope scope, String by) {
-    if (!scope.names.add(value)) {
-      throw new InputException(name + ": " + by + " defines " + value + ", which exists already");
-    }
-  }
-
-  private static String describe(NodeProto n) {
-    return n.getOpType() + " '" + (n.getName().isEmpty() ? output(n) : n.getName()) + "'";
-  }
-
-  private static String output(NodeProto n) {
-    return n.getOutputCount() == 0 ? "" : n.getOutput(0);
-  }
-
-  private static String domain(String domain) {
+  /** The domain of an operator, empty for those of ONNX itself, which have two names. */
+  static String domain(String domain) {
     return domain.equals("ai.onnx") ? "" : domain;
   }
 
