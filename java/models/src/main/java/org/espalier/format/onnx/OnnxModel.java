@@ -9,7 +9,6 @@ import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
 import ai.onnx.proto.OnnxMl.SparseTensorProto;
 import ai.onnx.proto.OnnxMl.StringStringEntryProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataLocation;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.TypeProto;
@@ -80,14 +79,14 @@ public final class OnnxModel {
   private OnnxModel(String name, Path path, ModelProto proto) {
     this.name = name;
     this.path = path;
-    ExternalData external = new ExternalData(path == null ? null : folder(path));
+    TensorReader tensors = new TensorReader(name, path == null ? null : folder(path));
     this.rest = proto.toBuilder();
     if (proto.getGraph().getNodeCount() == 0 && proto.getGraph().getOutputCount() == 0) {
       throw new InputException(name + " is not an ONNX model: it holds no graph");
     }
     GraphProto g = proto.getGraph();
     for (TensorProto t : g.getInitializerList()) {
-      OnnxInitializer i = initializer(t, external);
+      OnnxInitializer i = tensors.initializer(t);
       if (t.getName().isEmpty()) {
         throw new InputException(name + " has an initializer without a name: " + i);
       }
@@ -97,23 +96,23 @@ public final class OnnxModel {
     }
     GraphProto.Builder others = GraphProto.newBuilder();
     for (NodeProto n : g.getNodeList()) {
-      others.addNode(inline(n, external));
+      others.addNode(tensors.inline(n));
     }
     useNodes(NodeOrder.sorted(InnerGraphs.withUniqueNames(others.getNodeList(), defined(g))));
     this.graph = g.toBuilder().clearNode().clearInitializer();
     for (SparseTensorProto s : g.getSparseInitializerList()) {
-      check(s, "the graph");
+      tensors.check(s, "the graph");
     }
     for (FunctionProto f : proto.getFunctionsList()) {
       for (NodeProto n : f.getNodeList()) {
-        if (inline(n, external) != n) {
+        if (tensors.inline(n) != n) {
           throw new InputException(
               name + " has external data in its function " + f.getName() + ", which is not read");
         }
       }
     }
     rest.clearGraph();
-    this.dataFiles = Set.copyOf(external.files());
+    this.dataFiles = Set.copyOf(tensors.files());
     check();
   }
 
@@ -283,113 +282,6 @@ public final class OnnxModel {
 
   private static Path folder(Path file) {
     return file.toAbsolutePath().getParent();
-  }
-
-  private OnnxInitializer initializer(TensorProto t, ExternalData external) {
-    String where = name + ": the initializer " + t.getName();
-    OnnxTensors.check(t, where);
-    if (t.getDataLocation() != DataLocation.EXTERNAL) {
-      return OnnxInitializer.ofMessage(t);
-    }
-    OnnxTensors.External data = external.find(t, where);
-    return data.length() > Integer.MAX_VALUE
-        ? OnnxInitializer.ofFile(t, data.file(), data.offset())
-        : OnnxInitializer.ofMessage(external.resolve(t, data));
-  }
-
-  /** The node with the external data of its attributes inside; itself where it has none. */
-  private NodeProto inline(NodeProto n, ExternalData external) {
-    NodeProto.Builder b = null;
-    for (int i = 0; i < n.getAttributeCount(); i++) {
-      AttributeProto a = n.getAttribute(i);
-      AttributeProto changed = inline(a, external, "the node " + GraphCheck.describe(n));
-      if (changed != a) {
-        b = b == null ? n.toBuilder() : b;
-        b.setAttribute(i, changed);
-      }
-    }
-    return b == null ? n : b.build();
-  }
-
-  private AttributeProto inline(AttributeProto a, ExternalData external, String where) {
-    AttributeProto.Builder b = null;
-    if (a.hasT()) {
-      TensorProto t = inline(a.getT(), external, where);
-      b = t == a.getT() ? null : a.toBuilder().setT(t);
-    }
-    for (int i = 0; i < a.getTensorsCount(); i++) {
-      TensorProto t = inline(a.getTensors(i), external, where);
-      if (t != a.getTensors(i)) {
-        b = b == null ? a.toBuilder() : b;
-        b.setTensors(i, t);
-      }
-    }
-    if (a.hasSparseTensor()) {
-      check(a.getSparseTensor(), where);
-    }
-    for (SparseTensorProto s : a.getSparseTensorsList()) {
-      check(s, where);
-    }
-    if (a.hasG()) {
-      GraphProto g = inline(a.getG(), external);
-      if (g != a.getG()) {
-        b = b == null ? a.toBuilder() : b;
-        b.setG(g);
-      }
-    }
-    for (int i = 0; i < a.getGraphsCount(); i++) {
-      GraphProto g = inline(a.getGraphs(i), external);
-      if (g != a.getGraphs(i)) {
-        b = b == null ? a.toBuilder() : b;
-        b.setGraphs(i, g);
-      }
-    }
-    return b == null ? a : b.build();
-  }
-
-  private GraphProto inline(GraphProto g, ExternalData external) {
-    GraphProto.Builder b = null;
-    for (int i = 0; i < g.getInitializerCount(); i++) {
-      TensorProto t = inline(g.getInitializer(i), external, "the graph " + g.getName());
-      if (t != g.getInitializer(i)) {
-        b = b == null ? g.toBuilder() : b;
-        b.setInitializer(i, t);
-      }
-    }
-    for (SparseTensorProto s : g.getSparseInitializerList()) {
-      check(s, "the graph " + g.getName());
-    }
-    for (int i = 0; i < g.getNodeCount(); i++) {
-      NodeProto n = inline(g.getNode(i), external);
-      if (n != g.getNode(i)) {
-        b = b == null ? g.toBuilder() : b;
-        b.setNode(i, n);
-      }
-    }
-    return b == null ? g : b.build();
-  }
-
-  private TensorProto inline(TensorProto t, ExternalData external, String where) {
-    String place = name + ": the tensor " + t.getName() + " of " + where;
-    OnnxTensors.check(t, place);
-    if (t.getDataLocation() != DataLocation.EXTERNAL) {
-      return t;
-    }
-    OnnxTensors.External data = external.find(t, place);
-    if (data.length() > Integer.MAX_VALUE) {
-      throw new InputException(place + " has 2 GiB or more, which only an initializer may have");
-    }
-    return external.resolve(t, data);
-  }
-
-  private void check(SparseTensorProto s, String where) {
-    for (TensorProto t : List.of(s.getValues(), s.getIndices())) {
-      String place = name + ": the sparse tensor " + s.getValues().getName() + " of " + where;
-      OnnxTensors.check(t, place);
-      if (t.getDataLocation() == DataLocation.EXTERNAL) {
-        throw new InputException(place + " has external data, which is not read");
-      }
-    }
   }
 
   /**
