@@ -13,17 +13,10 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.TypeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
-import com.google.protobuf.CodedInputStream;
 import com.google.protobuf.CodedOutputStream;
-import com.google.protobuf.InvalidProtocolBufferException;
-import com.google.protobuf.UnsafeByteOperations;
 import java.io.IOException;
-import java.io.OutputStream;
 import java.nio.ByteBuffer;
-import java.nio.channels.FileChannel;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.Collections;
@@ -37,7 +30,6 @@ import java.util.Set;
 import java.util.function.Predicate;
 import java.util.function.UnaryOperator;
 import org.espalier.InputException;
-import org.espalier.format.AtomicFile;
 
 /**
  * An ONNX model in memory: nodes and constant tensors of its main graph that can be changed, and
@@ -50,15 +42,6 @@ import org.espalier.format.AtomicFile;
  * safe for several threads while it is changed.
  */
 public final class OnnxModel {
-  /** What one protobuf message, and so one file without external data, can hold. */
-  static final long MESSAGE_LIMIT = Integer.MAX_VALUE;
-
-  /** Offsets of external data, so that a runtime can map each tensor. */
-  private static final int PAGE = 4096;
-
-  /** Tensors below this stay in the model file: a runtime wants shapes and indices there. */
-  private static final int EXTERNAL_MINIMUM = 1024;
-
   private final String name;
   private final Path path;
   private final Set<Path> dataFiles;
@@ -79,7 +62,8 @@ public final class OnnxModel {
   private OnnxModel(String name, Path path, ModelProto proto) {
     this.name = name;
     this.path = path;
-    TensorReader tensors = new TensorReader(name, path == null ? null : folder(path));
+    TensorReader tensors =
+        new TensorReader(name, path == null ? null : path.toAbsolutePath().getParent());
     this.rest = proto.toBuilder();
     if (proto.getGraph().getNodeCount() == 0 && proto.getGraph().getOutputCount() == 0) {
       throw new InputException(name + " is not an ONNX model: it holds no graph");
@@ -123,28 +107,7 @@ public final class OnnxModel {
    *     missing or outside the model's folder
    */
   public static OnnxModel read(Path file) {
-    if (!Files.exists(file)) {
-      throw new InputException("there is no file " + file);
-    }
-    if (!Files.isRegularFile(file)) {
-      throw new InputException(file + " is not a file");
-    }
-    ByteBuffer bytes;
-    try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
-      long size = channel.size();
-      if (size > MESSAGE_LIMIT) {
-        throw new InputException(
-            file
-                + " has "
-                + size
-                + " bytes; an ONNX file ends at 2147483647, larger models keep"
-                + " their weights as external data");
-      }
-      bytes = channel.map(FileChannel.MapMode.READ_ONLY, 0, size);
-    } catch (IOException e) {
-      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
-    }
-    return new OnnxModel(file.toString(), file, parse(bytes, file.toString()));
+    return new OnnxModel(file.toString(), file, OnnxFile.read(file));
   }
 
   /**
@@ -153,7 +116,7 @@ public final class OnnxModel {
    * @param name what to call the model in messages
    */
   public static OnnxModel read(ByteBuffer bytes, String name) {
-    return new OnnxModel(name, null, parse(bytes.slice(), name));
+    return new OnnxModel(name, null, OnnxFile.parse(bytes.slice(), name));
   }
 
   /**
@@ -223,25 +186,6 @@ public final class OnnxModel {
     return copy;
   }
 
-  private static ModelProto parse(ByteBuffer bytes, String name) {
-    String problem =
-        bytes.hasRemaining()
-            ? WireScan.problem(
-                bytes, ModelProto.getDescriptor(), Runtime.getRuntime().maxMemory() / 2)
-            : "it is empty";
-    if (problem != null) {
-      throw new InputException(name + " is not an ONNX model: " + problem);
-    }
-    try {
-      CodedInputStream in = UnsafeByteOperations.unsafeWrap(bytes).newCodedInput();
-      in.enableAliasing(true);
-      in.setRecursionLimit(WireScan.MAX_DEPTH);
-      return ModelProto.parser().parseFrom(in);
-    } catch (InvalidProtocolBufferException e) {
-      throw new InputException(name + " is not an ONNX model: " + e.getMessage(), e);
-    }
-  }
-
   /** The names that the main graph defines. */
   private Set<String> defined(GraphProto g) {
     Set<String> names = new HashSet<>(initializers.keySet());
@@ -278,10 +222,6 @@ public final class OnnxModel {
         v.getTypeBuilder().getTensorTypeBuilder().setElemType(type.getNumber());
       }
     }
-  }
-
-  private static Path folder(Path file) {
-    return file.toAbsolutePath().getParent();
   }
 
   /**
@@ -773,7 +713,7 @@ public final class OnnxModel {
   public ModelProto toProto() {
     check();
     long size = inlineSize();
-    if (size > MESSAGE_LIMIT) {
+    if (size > OnnxFile.MESSAGE_LIMIT) {
       throw new InputException(name + " has " + size + " bytes, too many for one message");
     }
     List<TensorProto> tensors = new ArrayList<>();
@@ -799,14 +739,15 @@ public final class OnnxModel {
     return bytes.flip();
   }
 
-  private ModelProto message(List<TensorProto> tensors) {
+  /** The model as a message with these initializers. */
+  ModelProto message(List<TensorProto> tensors) {
     return rest.clone()
         .setGraph(graph.clone().addAllNode(nodes).addAllInitializer(tensors))
         .build();
   }
 
   /** The bytes of a file that holds everything, within a few bytes for each part. */
-  private long inlineSize() {
+  long inlineSize() {
     long size = message(List.of()).getSerializedSize() + 64L;
     for (OnnxInitializer i : initializers.values()) {
       // Typed fields can be larger than the raw data; the message knows its own size.
@@ -824,107 +765,11 @@ public final class OnnxModel {
    * @throws InputException if the model is invalid or the target cannot be written
    */
   public void write(Path target, Path... inputs) {
-    write(target, MESSAGE_LIMIT, inputs);
+    write(target, OnnxFile.MESSAGE_LIMIT, inputs);
   }
 
   void write(Path target, long messageLimit, Path... inputs) {
     check();
-    List<Path> kept = files();
-    kept.addAll(List.of(inputs));
-    Path[] all = kept.toArray(Path[]::new);
-    Path real = AtomicFile.check(target, all);
-    if (inlineSize() <= messageLimit) {
-      try (AtomicFile file = AtomicFile.create(target, all)) {
-        List<TensorProto> tensors = new ArrayList<>();
-        initializers.values().forEach(i -> tensors.add(i.message()));
-        write(message(tensors), file);
-        file.commit();
-      }
-      return;
-    }
-    // Replacing data under a model that still stands would break that model in between: the new
-    // data takes the other of two names.
-    Path data = real.resolveSibling(real.getFileName() + ".data");
-    Path previous = real.resolveSibling(real.getFileName() + ".data.1");
-    if (Files.exists(data)) {
-      Path swap = data;
-      data = previous;
-      previous = swap;
-    }
-    try (AtomicFile dataFile = AtomicFile.create(data, all);
-        AtomicFile file = AtomicFile.create(target, all)) {
-      List<TensorProto> tensors = new ArrayList<>();
-      long offset = 0;
-      for (OnnxInitializer i : initializers.values()) {
-        if (i.fitsMessage() && i.byteLength() < EXTERNAL_MINIMUM || i.type() == DataType.STRING) {
-          tensors.add(i.message());
-          continue;
-        }
-        long padding = Math.floorMod(-offset, PAGE);
-        dataFile.write(ByteBuffer.allocate((int) padding));
-        offset += padding;
-        tensors.add(i.externalMessage(data.getFileName().toString(), offset));
-        offset += copy(i, dataFile);
-      }
-      long size = 64;
-      for (TensorProto t : tensors) {
-        size += t.getSerializedSize() + 16L;
-      }
-      size += message(List.of()).getSerializedSize();
-      if (size > messageLimit) {
-        throw new InputException(
-            "cannot write "
-                + target
-                + ": without its initializers it has "
-                + size
-                + " bytes,"
-                + " and an ONNX file ends at "
-                + messageLimit);
-      }
-      write(message(tensors), file);
-      AtomicFile.commitAll(List.of(dataFile, file));
-    }
-    if (isOurs(previous, kept)) {
-      try {
-        Files.delete(previous);
-      } catch (IOException e) {
-        throw new InputException("cannot delete the old " + previous + ": " + e.getMessage(), e);
-      }
-    }
-  }
-
-  private static boolean isOurs(Path previous, List<Path> kept) {
-    try {
-      if (!Files.isRegularFile(previous)) {
-        return false;
-      }
-      for (Path k : kept) {
-        if (Files.exists(k) && Files.isSameFile(k, previous)) {
-          return false;
-        }
-      }
-      return true;
-    } catch (IOException e) {
-      return false;
-    }
-  }
-
-  private static long copy(OnnxInitializer i, AtomicFile file) {
-    int part = 1 << 26;
-    for (long done = 0; done < i.byteLength(); done += part) {
-      file.write(i.data(done, (int) Math.min(part, i.byteLength() - done)));
-    }
-    return i.byteLength();
-  }
-
-  private static void write(ModelProto message, AtomicFile file) {
-    try {
-      OutputStream stream = file.stream();
-      CodedOutputStream out = CodedOutputStream.newInstance(stream, 1 << 20);
-      message.writeTo(out);
-      out.flush();
-    } catch (IOException e) {
-      throw file.failure(e);
-    }
+    OnnxFile.write(this, target, messageLimit, inputs);
   }
 }

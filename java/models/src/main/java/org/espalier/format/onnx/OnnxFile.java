@@ -1,0 +1,197 @@
+package org.espalier.format.onnx;
+
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import com.google.protobuf.CodedInputStream;
+import com.google.protobuf.CodedOutputStream;
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.protobuf.UnsafeByteOperations;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
+import java.util.List;
+import org.espalier.InputException;
+import org.espalier.format.AtomicFile;
+
+/** The bytes of ONNX models: mapped and parsed, written whole, with a file of data beside where one is too small. */
+final class OnnxFile {
+  /** What one protobuf message, and so one file without external data, can hold. */
+  static final long MESSAGE_LIMIT = Integer.MAX_VALUE;
+
+  /** Offsets of external data, so that a runtime can map each tensor. */
+  private static final int PAGE = 4096;
+
+  /** Tensors below this stay in the model file: a runtime wants shapes and indices there. */
+  private static final int EXTERNAL_MINIMUM = 1024;
+
+  private OnnxFile() {}
+
+  /**
+   * Maps a file and reads its message.
+   *
+   * @throws InputException if the file is missing or holds no message of a model
+   */
+  static ModelProto read(Path file) {
+    if (!Files.exists(file)) {
+      throw new InputException("there is no file " + file);
+    }
+    if (!Files.isRegularFile(file)) {
+      throw new InputException(file + " is not a file");
+    }
+    ByteBuffer bytes;
+    try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
+      long size = channel.size();
+      if (size > MESSAGE_LIMIT) {
+        throw new InputException(
+            file
+                + " has "
+                + size
+                + " bytes; an ONNX file ends at 2147483647, larger models keep"
+                + " their weights as external data");
+      }
+      bytes = channel.map(FileChannel.MapMode.READ_ONLY, 0, size);
+    } catch (IOException e) {
+      throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
+    }
+    return parse(bytes, file.toString());
+  }
+
+  /**
+   * Reads a message; {@code bytes} are used in place.
+   *
+   * @param name what to call the model in messages
+   * @throws InputException if they are no message of a model
+   */
+  static ModelProto parse(ByteBuffer bytes, String name) {
+    String problem =
+        bytes.hasRemaining()
+            ? WireScan.problem(
+                bytes, ModelProto.getDescriptor(), Runtime.getRuntime().maxMemory() / 2)
+            : "it is empty";
+    if (problem != null) {
+      throw new InputException(name + " is not an ONNX model: " + problem);
+    }
+    try {
+      CodedInputStream in = UnsafeByteOperations.unsafeWrap(bytes).newCodedInput();
+      in.enableAliasing(true);
+      in.setRecursionLimit(WireScan.MAX_DEPTH);
+      return ModelProto.parser().parseFrom(in);
+    } catch (InvalidProtocolBufferException e) {
+      throw new InputException(name + " is not an ONNX model: " + e.getMessage(), e);
+    }
+  }
+
+  /**
+   * Writes a model that was checked, in one file where the limit allows it. The files of the model that is replaced
+   * stay until the new ones are complete.
+   *
+   * @param messageLimit how many bytes the file of the model itself may have
+   * @param inputs files that must not be overwritten, besides those that the model was read from
+   * @throws InputException if the target cannot be written, or is too large without its data
+   */
+  static void write(OnnxModel model, Path target, long messageLimit, Path... inputs) {
+    List<Path> kept = model.files();
+    kept.addAll(List.of(inputs));
+    Path[] all = kept.toArray(Path[]::new);
+    Path real = AtomicFile.check(target, all);
+    if (model.inlineSize() <= messageLimit) {
+      try (AtomicFile file = AtomicFile.create(target, all)) {
+        List<TensorProto> tensors = new ArrayList<>();
+        model.initializers().forEach(i -> tensors.add(i.message()));
+        write(model.message(tensors), file);
+        file.commit();
+      }
+      return;
+    }
+    // Replacing data under a model that still stands would break that model in between: the new
+    // data takes the other of two names.
+    Path data = real.resolveSibling(real.getFileName() + ".data");
+    Path previous = real.resolveSibling(real.getFileName() + ".data.1");
+    if (Files.exists(data)) {
+      Path swap = data;
+      data = previous;
+      previous = swap;
+    }
+    try (AtomicFile dataFile = AtomicFile.create(data, all);
+        AtomicFile file = AtomicFile.create(target, all)) {
+      List<TensorProto> tensors = new ArrayList<>();
+      long offset = 0;
+      for (OnnxInitializer i : model.initializers()) {
+        if (i.fitsMessage() && i.byteLength() < EXTERNAL_MINIMUM || i.type() == DataType.STRING) {
+          tensors.add(i.message());
+          continue;
+        }
+        long padding = Math.floorMod(-offset, PAGE);
+        dataFile.write(ByteBuffer.allocate((int) padding));
+        offset += padding;
+        tensors.add(i.externalMessage(data.getFileName().toString(), offset));
+        offset += copy(i, dataFile);
+      }
+      long size = 64;
+      for (TensorProto t : tensors) {
+        size += t.getSerializedSize() + 16L;
+      }
+      size += model.message(List.of()).getSerializedSize();
+      if (size > messageLimit) {
+        throw new InputException(
+            "cannot write "
+                + target
+                + ": without its initializers it has "
+                + size
+                + " bytes,"
+                + " and an ONNX file ends at "
+                + messageLimit);
+      }
+      write(model.message(tensors), file);
+      AtomicFile.commitAll(List.of(dataFile, file));
+    }
+    if (isOurs(previous, kept)) {
+      try {
+        Files.delete(previous);
+      } catch (IOException e) {
+        throw new InputException("cannot delete the old " + previous + ": " + e.getMessage(), e);
+      }
+    }
+  }
+
+  private static boolean isOurs(Path previous, List<Path> kept) {
+    try {
+      if (!Files.isRegularFile(previous)) {
+        return false;
+      }
+      for (Path k : kept) {
+        if (Files.exists(k) && Files.isSameFile(k, previous)) {
+          return false;
+        }
+      }
+      return true;
+    } catch (IOException e) {
+      return false;
+    }
+  }
+
+  private static long copy(OnnxInitializer i, AtomicFile file) {
+    int part = 1 << 26;
+    for (long done = 0; done < i.byteLength(); done += part) {
+      file.write(i.data(done, (int) Math.min(part, i.byteLength() - done)));
+    }
+    return i.byteLength();
+  }
+
+  private static void write(ModelProto message, AtomicFile file) {
+    try {
+      OutputStream stream = file.stream();
+      CodedOutputStream out = CodedOutputStream.newInstance(stream, 1 << 20);
+      message.writeTo(out);
+      out.flush();
+    } catch (IOException e) {
+      throw file.failure(e);
+    }
+  }
+}
