@@ -49,15 +49,10 @@ public final class OnnxModel {
   private final GraphProto.Builder graph;
   private final Map<String, OnnxInitializer> initializers = new LinkedHashMap<>();
   private List<NodeProto> nodes;
+  private NodeConstants constants;
 
   /** All names in use, while nodes do not change; null when they did. */
   private Set<String> knownNames;
-
-  /** The tensors of Constant nodes and of graphs inside nodes, by the value they define. */
-  private final Map<String, Constant> constants = new HashMap<>();
-
-  /** A tensor in a node of the main graph, or in a graph inside that. */
-  private record Constant(int node, TensorProto tensor) {}
 
   private OnnxModel(String name, Path path, ModelProto proto) {
     this.name = name;
@@ -417,8 +412,8 @@ public final class OnnxModel {
     if (i != null) {
       return i;
     }
-    Constant c = constants.get(value);
-    return c == null ? null : OnnxInitializer.ofMessage(c.tensor()).withName(value);
+    TensorProto t = constants.tensor(value);
+    return t == null ? null : OnnxInitializer.ofMessage(t).withName(value);
   }
 
   /** Replaces the tensor that {@link #constant} gives for the name of {@code replacement}. */
@@ -429,74 +424,22 @@ public final class OnnxModel {
   /** Replaces the tensors that {@link #constant} gives for the names of {@code replacements}. */
   public void replaceConstants(Collection<OnnxInitializer> replacements) {
     Map<String, TensorProto> inNodes = new HashMap<>();
-    Set<Integer> places = new HashSet<>();
     for (OnnxInitializer replacement : replacements) {
-      Constant c = constants.get(replacement.name());
-      if (c == null) {
+      if (constants.tensor(replacement.name()) == null) {
         replaceInitializer(replacement);
       } else {
         inNodes.put(replacement.name(), replacement.message());
-        places.add(c.node());
       }
     }
-    if (places.isEmpty()) {
-      return;
+    if (!inNodes.isEmpty()) {
+      useNodes(constants.replaced(inNodes));
     }
-    List<NodeProto> changed = new ArrayList<>(nodes);
-    places.forEach(place -> changed.set(place, replaced(nodes.get(place), inNodes)));
-    useNodes(changed);
-  }
-
-  private static NodeProto replaced(NodeProto n, Map<String, TensorProto> replacements) {
-    if (holdsTensor(n) && replacements.containsKey(n.getOutput(0))) {
-      NodeProto.Builder b = n.toBuilder();
-      b.getAttributeBuilder(0).setT(replacements.get(n.getOutput(0)));
-      return b.build();
-    }
-    return InnerGraphs.changed(n, g -> replaced(g, replacements));
-  }
-
-  private static GraphProto replaced(GraphProto g, Map<String, TensorProto> replacements) {
-    GraphProto.Builder b = g.toBuilder();
-    for (int i = 0; i < b.getInitializerCount(); i++) {
-      TensorProto t = b.getInitializer(i);
-      b.setInitializer(i, replacements.getOrDefault(t.getName(), t));
-    }
-    for (int k = 0; k < b.getNodeCount(); k++) {
-      b.setNode(k, replaced(b.getNode(k), replacements));
-    }
-    return b.build();
   }
 
   private void useNodes(List<NodeProto> list) {
     nodes = List.copyOf(list);
     knownNames = null;
-    constants.clear();
-    for (int k = 0; k < nodes.size(); k++) {
-      findConstants(nodes.get(k), k);
-    }
-  }
-
-  private void findConstants(NodeProto n, int place) {
-    if (holdsTensor(n)) {
-      constants.put(n.getOutput(0), new Constant(place, n.getAttribute(0).getT()));
-    }
-    for (GraphProto g : InnerGraphs.of(n)) {
-      // What a body is fed is no constant, whatever it is without.
-      Set<String> fed = new HashSet<>(Set.of(""));
-      g.getInputList().forEach(v -> fed.add(v.getName()));
-      g.getInitializerList().stream()
-          .filter(t -> !fed.contains(t.getName()))
-          .forEach(t -> constants.put(t.getName(), new Constant(place, t)));
-      g.getNodeList().forEach(inner -> findConstants(inner, place));
-    }
-  }
-
-  private static boolean holdsTensor(NodeProto n) {
-    return n.getOpType().equals("Constant")
-        && n.getOutputCount() == 1
-        && n.getAttributeCount() == 1
-        && n.getAttribute(0).hasT();
+    constants = new NodeConstants(nodes);
   }
 
   /** Adds an initializer whose name no value of the main graph has yet. */
