@@ -8,7 +8,6 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
-import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -22,10 +21,8 @@ import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.function.Function;
 import java.util.function.Predicate;
-import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
-import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.OpsetUpgrade;
@@ -120,14 +117,13 @@ public final class OnnxCompression implements Compression {
     this.device = device;
     this.passes = new Passes(job, device);
     this.check = new PlanCheck(plan, job);
-    for (Stage stage : plan.stages()) {
-      check(stage);
-    }
+    StageCheck stages = new StageCheck(job);
+    plan.stages().forEach(stages::check);
     modelDigest = TeacherOutputs.digest(job.model());
     form = trainable(job.model());
     load();
     try {
-      checkStages();
+      checkStages(stages);
     } catch (RuntimeException e) {
       close();
       throw e;
@@ -145,11 +141,11 @@ public final class OnnxCompression implements Compression {
   }
 
   /** What a later stage would stumble over is found before the first one trains. */
-  private void checkStages() {
+  private void checkStages(StageCheck stages) {
     check.run(graph);
     passes.read(check.logitRows());
     for (Stage stage : plan.stages()) {
-      checkTables(stage);
+      stages.checkTables(stage, graph);
       if (stage.training().isAny() && trained(stage).isEmpty()) {
         throw new InputException(
             "stage "
@@ -172,27 +168,6 @@ public final class OnnxCompression implements Compression {
     }
   }
 
-  private void checkTables(Stage stage) {
-    List<String> tables =
-        graph.parameters().stream()
-            .filter(p -> p.kind() == Parameter.Kind.EMBEDDING)
-            .map(Parameter::name)
-            .toList();
-    for (Glob glob : stage.training().embeddings().tables()) {
-      if (tables.stream().noneMatch(glob)) {
-        throw new InputException(
-            "stage "
-                + stage.name()
-                + ": train-embeddings: '"
-                + glob.text()
-                + "' is neither auto, always or never nor one of the tables that "
-                + job.model().name()
-                + " only looks up in, "
-                + tables);
-      }
-    }
-  }
-
   /**
    * A copy with operators that training knows: those of sets before 11 are raised to set 13, and what computes in 16
    * bits does so in 32.
@@ -204,69 +179,6 @@ public final class OnnxCompression implements Compression {
       OpsetUpgrade.raise(copy, OpsetUpgrade.TARGET);
     }
     return copy;
-  }
-
-  private void check(Stage stage) {
-    String where = "stage " + stage.name() + ": ";
-    Objective objective = stage.training().objective();
-    boolean embeds = job.training() instanceof Examples.Texts && !job.isCausal();
-    if (objective.isForEmbeddings() != embeds) {
-      throw new InputException(
-          where
-              + (embeds
-                  ? "texts train the parts embedding, similarity and hidden"
-                  : "examples of one shape train the parts labels, logits, bound and output, and"
-                      + " texts for causal language models labels, logits and bound"));
-    }
-    if (job.isCausal()) {
-      checkFollowing(where, objective);
-    } else if (!embeds) {
-      checkLabels(where, objective);
-    }
-    if (stage instanceof Stage.Quantize q) {
-      boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
-      if ((q.quantization().fit() || fixed) && job.calibration() == null) {
-        throw new InputException(
-            where + (fixed ? "static ranges need" : "fitting needs") + " calibration examples");
-      }
-    }
-  }
-
-  private static void checkFollowing(String where, Objective objective) {
-    if (objective.output() > 0) {
-      throw new InputException(
-          where
-              + "its loss has output, which is for examples of one shape; loss {logits: 1} follows"
-              + " the teacher of a language model");
-    }
-  }
-
-  private void checkLabels(String where, Objective objective) {
-    Labels validation = ((Examples.Labelled) job.validation()).labels();
-    boolean numbers = job.labels() instanceof Labels.Numbers;
-    if (job.labels() instanceof Labels.Numbers trained
-        && !(validation instanceof Labels.Numbers validated
-            && validated.width() == trained.width())) {
-      throw new InputException("training and validation labels are of different kinds");
-    }
-    if (objective.labels() > 0 && (job.labels() == null || validation == null)) {
-      throw new InputException(
-          where
-              + "its loss has labels, and the examples have none; loss {output: 1} and {logits: 1}"
-              + " follow the teacher alone");
-    }
-    if (objective.labels() > 0 && objective.output() > 0 && !numbers) {
-      throw new InputException(
-          where
-              + "its loss has output beside labels, which is for labels that are numbers; these are"
-              + " classes, and loss {labels: 0.5, logits: 0.5} follows the teacher too");
-    }
-    if (numbers && objective.isForLogits(job.labels())) {
-      throw new InputException(
-          where
-              + "its loss has logits or bound, which are for classes; these labels are numbers, and"
-              + " loss {labels: 0.5, output: 0.5} follows the teacher too");
-    }
   }
 
   /** Makes the trainable graph of the present form; a classifier's logits are an output of it too. */
@@ -847,40 +759,10 @@ public final class OnnxCompression implements Compression {
         .forEach(
             (constant, w) -> {
               if (w.parameter.isWeight() || w.isTable()) {
-                result.add(layer(constant, w));
+                result.add(w.report(form.constant(constant).floats()));
               }
             });
     return result;
-  }
-
-  private LayerReport layer(String constant, TrainedWeight w) {
-    FloatBuffer then = form.constant(constant).floats();
-    float[] now = w.working.values();
-    double error = 0;
-    double square = 0;
-    for (int i = 0; i < w.elements; i++) {
-      double d = (double) now[i] - then.get(i);
-      error += d * d;
-      square += (double) then.get(i) * then.get(i);
-    }
-    double low = Double.NaN;
-    double high = Double.NaN;
-    if (w.isQuantized()) {
-      low = Double.POSITIVE_INFINITY;
-      high = 0;
-      for (float s : w.scales().values()) {
-        low = Math.min(low, s);
-        high = Math.max(high, s);
-      }
-    }
-    return new LayerReport(
-        w.name(),
-        LongStream.of(w.working.tensor().shape()).boxed().toList(),
-        (double) w.zeros() / w.elements,
-        w.isQuantized() ? w.qmax() == 127 ? 8 : 7 : 32,
-        low,
-        high,
-        square == 0 ? 0 : Math.sqrt(error / square));
   }
 
   @Override

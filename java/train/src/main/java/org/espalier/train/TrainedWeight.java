@@ -3,7 +3,9 @@ package org.espalier.train;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.IOException;
+import java.nio.FloatBuffer;
 import java.util.List;
+import java.util.stream.LongStream;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
@@ -77,10 +79,6 @@ final class TrainedWeight implements AutoCloseable {
 
   int channelAxis() {
     return channelAxis;
-  }
-
-  int qmax() {
-    return qmax;
   }
 
   /**
@@ -244,6 +242,40 @@ final class TrainedWeight implements AutoCloseable {
 
   BytePointer maskBits() {
     return mask == null ? null : mask.bytes();
+  }
+
+  /**
+   * What became of the weights.
+   *
+   * @param then what they were at the start of the plan, after equalization
+   */
+  LayerReport report(FloatBuffer then) {
+    float[] now = working.values();
+    double error = 0;
+    double square = 0;
+    for (int i = 0; i < elements; i++) {
+      double d = (double) now[i] - then.get(i);
+      error += d * d;
+      square += (double) then.get(i) * then.get(i);
+    }
+    double low = Double.NaN;
+    double high = Double.NaN;
+    if (isQuantized()) {
+      low = Double.POSITIVE_INFINITY;
+      high = 0;
+      for (float s : scales.values()) {
+        low = Math.min(low, s);
+        high = Math.max(high, s);
+      }
+    }
+    return new LayerReport(
+        name(),
+        LongStream.of(working.tensor().shape()).boxed().toList(),
+        (double) zeros() / elements,
+        isQuantized() ? qmax == 127 ? 8 : 7 : 32,
+        low,
+        high,
+        square == 0 ? 0 : Math.sqrt(error / square));
   }
 
   /** Writes what {@link #restore} reads. */

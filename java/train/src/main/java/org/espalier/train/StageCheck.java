@@ -1,0 +1,110 @@
+package org.espalier.train;
+
+import java.util.List;
+import org.espalier.InputException;
+import org.espalier.compress.Glob;
+import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.Parameter;
+
+/** Checks that what a stage asks for, its loss above all, is there: labels of the right kind, examples, tables. */
+final class StageCheck {
+  private final Compression.Job job;
+
+  StageCheck(Compression.Job job) {
+    this.job = job;
+  }
+
+  /**
+   * Checks what can be said before the model is opened.
+   *
+   * @throws InputException that names the stage
+   */
+  void check(Stage stage) {
+    String where = "stage " + stage.name() + ": ";
+    Objective objective = stage.training().objective();
+    boolean embeds = job.training() instanceof Examples.Texts && !job.isCausal();
+    if (objective.isForEmbeddings() != embeds) {
+      throw new InputException(
+          where
+              + (embeds
+                  ? "texts train the parts embedding, similarity and hidden"
+                  : "examples of one shape train the parts labels, logits, bound and output, and"
+                      + " texts for causal language models labels, logits and bound"));
+    }
+    if (job.isCausal()) {
+      checkFollowing(where, objective);
+    } else if (!embeds) {
+      checkLabels(where, objective);
+    }
+    if (stage instanceof Stage.Quantize q) {
+      boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
+      if ((q.quantization().fit() || fixed) && job.calibration() == null) {
+        throw new InputException(
+            where + (fixed ? "static ranges need" : "fitting needs") + " calibration examples");
+      }
+    }
+  }
+
+  private static void checkFollowing(String where, Objective objective) {
+    if (objective.output() > 0) {
+      throw new InputException(
+          where
+              + "its loss has output, which is for examples of one shape; loss {logits: 1} follows"
+              + " the teacher of a language model");
+    }
+  }
+
+  private void checkLabels(String where, Objective objective) {
+    Labels validation = ((Examples.Labelled) job.validation()).labels();
+    boolean numbers = job.labels() instanceof Labels.Numbers;
+    if (job.labels() instanceof Labels.Numbers trained
+        && !(validation instanceof Labels.Numbers validated
+            && validated.width() == trained.width())) {
+      throw new InputException("training and validation labels are of different kinds");
+    }
+    if (objective.labels() > 0 && (job.labels() == null || validation == null)) {
+      throw new InputException(
+          where
+              + "its loss has labels, and the examples have none; loss {output: 1} and {logits: 1}"
+              + " follow the teacher alone");
+    }
+    if (objective.labels() > 0 && objective.output() > 0 && !numbers) {
+      throw new InputException(
+          where
+              + "its loss has output beside labels, which is for labels that are numbers; these are"
+              + " classes, and loss {labels: 0.5, logits: 0.5} follows the teacher too");
+    }
+    if (numbers && objective.isForLogits(job.labels())) {
+      throw new InputException(
+          where
+              + "its loss has logits or bound, which are for classes; these labels are numbers, and"
+              + " loss {labels: 0.5, output: 0.5} follows the teacher too");
+    }
+  }
+
+  /**
+   * Checks that the embedding tables that a stage names are the model's.
+   *
+   * @throws InputException that names the stage and the tables that there are
+   */
+  void checkTables(Stage stage, OnnxGraph graph) {
+    List<String> tables =
+        graph.parameters().stream()
+            .filter(p -> p.kind() == Parameter.Kind.EMBEDDING)
+            .map(Parameter::name)
+            .toList();
+    for (Glob glob : stage.training().embeddings().tables()) {
+      if (tables.stream().noneMatch(glob)) {
+        throw new InputException(
+            "stage "
+                + stage.name()
+                + ": train-embeddings: '"
+                + glob.text()
+                + "' is neither auto, always or never nor one of the tables that "
+                + job.model().name()
+                + " only looks up in, "
+                + tables);
+      }
+    }
+  }
+}
