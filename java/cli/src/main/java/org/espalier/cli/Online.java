@@ -6,14 +6,10 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.EnumMap;
-import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -110,8 +106,6 @@ import picocli.CommandLine.Option;
       "    --store models/ --report run.html --json",
     })
 final class Online implements Callable<Integer> {
-  private static final int MAX_LINE = 16 << 20;
-
   /** Examples whose outcome may still come; older ones are forgotten. */
   private static final int WAITING = 100_000;
 
@@ -239,7 +233,7 @@ final class Online implements Callable<Integer> {
           }
           parent = held.version().id();
         }
-        try (Stream in = open();
+        try (OnlineInput in = new OnlineInput(input, follow);
             Quarantine quarantine = learning.quarantine(inputs);
             Interrupts interrupts =
                 new Interrupts(() -> note("stopping after this batch; again ends at once"))) {
@@ -334,76 +328,13 @@ final class Online implements Callable<Integer> {
     return new LinearHead(recipe.features(), recipe.outputs());
   }
 
-  /** The input; replaced where another file takes its name. */
-  private final class Stream implements AutoCloseable {
-    private LineReader reader;
-    private FileSource file;
-
-    LineReader reader() {
-      return reader;
-    }
-
-    private void open() throws IOException {
-      LineReader.Source source;
-      if (input.equals("-")) {
-        source = new PipeSource(System.in);
-      } else {
-        Path path = ModelSource.path(input);
-        if (!Files.exists(path)) {
-          throw new InputException("there is no file " + path);
-        }
-        if (Files.isDirectory(path)) {
-          throw new InputException(path + " is a folder; a file of lines is right");
-        }
-        if (Files.isRegularFile(path)) {
-          file = new FileSource(path);
-          source = file;
-        } else if (follow) {
-          throw new InputException("--follow is for regular files; " + path + " is none");
-        } else {
-          source = new PipeSource(Files.newInputStream(path));
-        }
-      }
-      reader = new LineReader(input, source, MAX_LINE);
-    }
-
-    /** Refuses a file that holds no lines of text, before anything is made. */
-    void check() throws IOException {
-      if (file != null) {
-        reader.peek(0, !follow, () -> true);
-      }
-    }
-
-    boolean isReplaced() throws IOException {
-      return file.isReplaced();
-    }
-
-    void reopen() throws IOException {
-      file.close();
-      open();
-    }
-
-    @Override
-    public void close() throws IOException {
-      if (file != null) {
-        file.close();
-      }
-    }
-  }
-
-  private Stream open() throws IOException {
-    Stream stream = new Stream();
-    stream.open();
-    return stream;
-  }
-
   /** How many lines of the stream a version, or one that it was made from, has seen. */
-  private long seenLines(ModelStore store, Version from, Stream in, Interrupts interrupts)
+  private long seenLines(ModelStore store, Version from, OnlineInput in, Interrupts interrupts)
       throws IOException {
     Version version = from;
     while (version != null) {
       Lineage.DataWindow window = version.lineage().data();
-      if (window != null && window.to() > 0 && isStream(window, in.reader(), interrupts)) {
+      if (window != null && window.to() > 0 && in.beginsAs(window.begins(), interrupts)) {
         note(
             "version "
                 + version.id()
@@ -465,33 +396,8 @@ final class Online implements Callable<Integer> {
     }
   }
 
-  /** Whether the input begins as what was seen did; feedback to a service is no such stream. */
-  private boolean isStream(Lineage.DataWindow window, LineReader reader, Interrupts interrupts)
-      throws IOException {
-    if (window.begins().isEmpty()) {
-      return false;
-    }
-    for (int i = 0; i < window.begins().size(); i++) {
-      LineReader.Line line = reader.peek(i, !follow, interrupts::requested);
-      if (line == null || !digest(line.text()).equals(window.begins().get(i))) {
-        return false;
-      }
-    }
-    return true;
-  }
-
-  private static String digest(String line) {
-    try {
-      byte[] hash =
-          MessageDigest.getInstance("SHA-256").digest(line.getBytes(StandardCharsets.UTF_8));
-      return HexFormat.of().formatHex(hash, 0, 8);
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
-    }
-  }
-
   private void run(
-      Stream in,
+      OnlineInput in,
       OnlineLearner learner,
       OnlineRecipe recipe,
       ModelStore store,
@@ -535,7 +441,7 @@ final class Online implements Callable<Integer> {
       if (line != null) {
         lines = line.number();
         if (begins.size() < BEGINS && lines == begins.size() + 1) {
-          begins.add(digest(line.text()));
+          begins.add(OnlineInput.digest(line.text()));
         }
         if (lines <= skip) {
           recall(parser, learner, line);
