@@ -20,14 +20,12 @@ import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.online.Event;
 import org.espalier.online.Example;
-import org.espalier.online.ExampleLines;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearnerFiles;
 import org.espalier.online.LinearHead;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.OnlineReport;
-import org.espalier.online.PendingLabels;
 import org.espalier.online.PrivacyBudgetException;
 import org.espalier.online.Quarantine;
 import org.espalier.store.Lineage;
@@ -106,9 +104,6 @@ import picocli.CommandLine.Option;
       "    --store models/ --report run.html --json",
     })
 final class Online implements Callable<Integer> {
-  /** Examples whose outcome may still come; older ones are forgotten. */
-  private static final int WAITING = 100_000;
-
   /** So many first lines of a stream are recorded, by which it is known again. */
   private static final int BEGINS = 16;
 
@@ -176,12 +171,13 @@ final class Online implements Callable<Integer> {
 
   private final Map<Event.Kind, Long> events = new EnumMap<>(Event.Kind.class);
   private final List<Long> published = new ArrayList<>();
-  private PendingLabels waiting;
+
+  /** Null until lines are read. */
+  private OnlineExamples examples;
 
   /** Digests of the stream's first lines. */
   private final List<String> begins = new ArrayList<>();
 
-  private long bad;
   private long read;
 
   /** Examples of this run; what the learner has seen goes back with a rollback. */
@@ -219,7 +215,6 @@ final class Online implements Callable<Integer> {
       OnlineRecipe recipe = recipe(held);
       try (Learnable learnable = learnable(recipe, held);
           OnlineLearner learner = learner(learnable, recipe)) {
-        waiting = new PendingLabels(PendingLabels.capacity(WAITING, learner.features()));
         if (held != null) {
           Map<String, float[]> given = learner.weights();
           if (LearnerFiles.isLearned(held)) {
@@ -414,7 +409,7 @@ final class Online implements Callable<Integer> {
           events.merge(event.kind(), 1L, Long::sum);
           report.add(event);
         });
-    ExampleLines parser = new ExampleLines(learner);
+    examples = new OnlineExamples(learner, csv, quarantine, this::note);
     List<Example> batch = new ArrayList<>();
     int size = recipe.settings().batch();
     long begin = System.nanoTime();
@@ -444,15 +439,15 @@ final class Online implements Callable<Integer> {
           begins.add(OnlineInput.digest(line.text()));
         }
         if (lines <= skip) {
-          recall(parser, learner, line);
+          examples.recall(line);
         } else {
           read++;
           if (!line.text().isBlank()) {
-            Example example = parse(parser, learner, line, quarantine);
+            Example example = examples.read(line);
             if (example != null) {
               batch.add(example);
             }
-            tooMany = bad > maxBad;
+            tooMany = examples.bad() > maxBad;
           }
         }
       }
@@ -597,68 +592,6 @@ final class Online implements Callable<Integer> {
     }
   }
 
-  private Example parse(
-      ExampleLines parser, OnlineLearner learner, LineReader.Line line, Quarantine quarantine) {
-    String text = line.text();
-    try {
-      if (line.problem() != null) {
-        throw new InputException(line.problem());
-      }
-      if (!csv) {
-        return example(parser.part(text), learner);
-      }
-      if (line.number() == 1 && ExampleLines.isCsvHeader(text)) {
-        return null;
-      }
-      Example example = parser.csv(text);
-      learner.check(example);
-      return example;
-    } catch (InputException e) {
-      bad++;
-      if (bad <= 5) {
-        note("line " + line.number() + ": " + e.getMessage());
-      } else if (bad == 6) {
-        note("more lines cannot be used; --quarantine keeps all of them");
-      }
-      if (quarantine != null) {
-        quarantine.addLine(
-            line.number(), e.getMessage(), text.substring(0, Math.min(10_000, text.length())));
-      }
-      return null;
-    }
-  }
-
-  /** The example of a line; null where its outcome comes later. */
-  private Example example(ExampleLines.Parsed line, OnlineLearner learner) {
-    if (line.label() == null && line.values() == null) {
-      waiting.remember(line.id(), line.features(), learner.version());
-      return null;
-    }
-    int label = line.label() == null ? -1 : line.label();
-    boolean whole = line.features() != null;
-    float[] features = whole ? line.features() : new float[learner.features()];
-    Example example = new Example(line.id(), features, label, line.values());
-    learner.check(example); // before a case is taken out, so that a wrong label can be sent again
-    return whole
-        ? example
-        : new Example(line.id(), waiting.join(line.id()).features(), label, line.values());
-  }
-
-  /** A line that was read before the version that is gone on with: what it waits for may still come. */
-  private void recall(ExampleLines parser, OnlineLearner learner, LineReader.Line line) {
-    String text = line.text();
-    boolean outcome = text.contains("\"label\"") || text.contains("\"values\"");
-    if (csv || line.problem() != null || outcome == text.contains("\"features\"")) {
-      return;
-    }
-    try {
-      example(parser.part(text), learner);
-    } catch (InputException e) {
-      // It was counted when it was read first.
-      return;
-    }
-  }
-
   /** Publishes; what is wrong with the store is noted, given back, and does not end the learning. */
   private InputException publish(
       OnlineLearner learner, LearnerVersions versions, OnlineReport report) {
@@ -687,11 +620,11 @@ final class Online implements Callable<Integer> {
             + Format.seconds(seconds)
             + String.format(Locale.ROOT, ", %.0f a second", done / seconds));
     map.put("learned", learner.learned() + ", " + learner.removed() + " taken out or back");
-    map.put("lines that could not be used", Long.toString(bad));
-    if (waiting.waiting() > 0 || waiting.expired() > 0) {
+    map.put("lines that could not be used", Long.toString(examples.bad()));
+    if (examples.waiting() > 0 || examples.expired() > 0) {
       map.put(
           "without an outcome",
-          waiting.waiting() + " wait for it, " + waiting.expired() + " were given up");
+          examples.waiting() + " wait for it, " + examples.expired() + " were given up");
     }
     map.put("steps", Long.toString(learner.steps()));
     learner
@@ -725,8 +658,8 @@ final class Online implements Callable<Integer> {
       return;
     }
     ObjectNode json = JsonNodeFactory.instance.objectNode();
-    json.put("lines", read).put("bad", bad).put("seen", learner.seen());
-    json.put("waiting", waiting.waiting()).put("expired", waiting.expired());
+    json.put("lines", read).put("bad", examples.bad()).put("seen", learner.seen());
+    json.put("waiting", examples.waiting()).put("expired", examples.expired());
     json.put("learned", learner.learned()).put("removed", learner.removed());
     json.put("steps", learner.steps()).put("seconds", seconds);
     json.put("examples_per_second", done / seconds);
