@@ -18,24 +18,17 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
-import java.nio.channels.FileChannel;
-import java.nio.channels.FileLock;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardOpenOption;
-import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.Set;
-import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
-import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Scalar;
-import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -45,99 +38,14 @@ import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.SafetensorsWriter;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.format.safetensors.TensorSpec;
-import org.espalier.recipe.Recipe;
-import org.espalier.recipe.RecipeRun;
-import org.espalier.recipe.RunHost;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.Parameter;
-import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.onnx.GraphScript;
-import org.espalier.train.Examples;
-import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
-import org.junit.jupiter.api.io.TempDir;
 
-/** Whole runs of a classifier of 76 weights; a run takes a fraction of a second. */
-class CompressTest {
-  private static final String RECIPE =
-      """
-      seed: 3
-      model:
-        file: mlp.onnx
-      data:
-        examples: examples.safetensors
-        validation: 32
-        evaluation: 64
-        calibration: 32
-      stages:
-        - kind: prune
-          sparsity: 0.25
-          schedule: cubic
-          steps: 12
-          batch: 16
-          learning-rate: 1e-3
-          validate-every: 4
-        - kind: quantize
-          steps: 12
-          batch: 16
-          learning-rate: 1e-3
-          validate-every: 4
-        - kind: distil
-          steps: 6
-          batch: 16
-          learning-rate: 1e-4
-      export:
-        formats: [onnx, onnx-float, safetensors, torchscript]
-      checkpoint:
-        every-seconds: 0
-      """;
-
-  @TempDir Path folder;
-  private Path recipe;
-
-  @BeforeEach
-  void makeInputs() throws IOException {
-    Files.write(folder.resolve("mlp.onnx"), SmallModels.mlp().toByteArray());
-    recipe = Files.writeString(folder.resolve("recipe.yaml"), RECIPE);
-    examples(256, 8, 4);
-  }
-
-  private void examples(int n, int width, int classes) {
-    examples(5, n, width, classes);
-  }
-
-  private void examples(long seed, int n, int width, int classes) {
-    Random random = new Random(seed);
-    ByteBuffer inputs = ByteBuffer.allocate(4 * n * width).order(ByteOrder.LITTLE_ENDIAN);
-    ByteBuffer labels = ByteBuffer.allocate(8 * n).order(ByteOrder.LITTLE_ENDIAN);
-    for (int i = 0; i < n; i++) {
-      for (int j = 0; j < width; j++) {
-        inputs.putFloat((float) random.nextGaussian());
-      }
-      labels.putLong(random.nextInt(classes));
-    }
-    List<TensorSpec> specs =
-        List.of(
-            new TensorSpec("inputs", SafetensorsDtype.F32, List.of((long) n, (long) width)),
-            new TensorSpec("labels", SafetensorsDtype.I64, List.of((long) n)));
-    try (AtomicFile file = AtomicFile.create(folder.resolve("examples.safetensors"))) {
-      SafetensorsWriter writer = new SafetensorsWriter(file, specs, Map.of());
-      writer.append("inputs", inputs.flip());
-      writer.append("labels", labels.flip());
-      writer.finish();
-      file.commit();
-    }
-  }
-
-  private static void assertSameModels(Path one, Path other) throws IOException {
-    for (String name :
-        List.of("model-int8.onnx", "model-float.onnx", "model.safetensors", "model.pt")) {
-      assertArrayEquals(
-          Files.readAllBytes(one.resolve(name)), Files.readAllBytes(other.resolve(name)), name);
-    }
-  }
-
+/** Whole runs of a small classifier, and what is refused before one. */
+class CompressTest extends SmallClassifierRuns {
   @Test
   void aRunWritesModelAndReportAndTwoRunsTheSameBytes() throws IOException {
     Path one = folder.resolve("one");
@@ -672,207 +580,6 @@ stages:
         folder.resolve("other"));
   }
 
-  /** Asks for a stop after so many calls for progress. */
-  private record Impatient(CommandHost host, int[] left) implements RunHost {
-    @Override
-    public Path file(String reference) {
-      return host.file(reference);
-    }
-
-    @Override
-    public List<String> wordNet(String reference, int count) {
-      return host.wordNet(reference, count);
-    }
-
-    @Override
-    public List<long[]> tokens(List<String> texts) {
-      return host.tokens(texts);
-    }
-
-    @Override
-    public OnnxModel withComputedWeights(OnnxModel model) {
-      return host.withComputedWeights(model);
-    }
-
-    @Override
-    public ActivationSource calibration(List<String> texts) {
-      return host.calibration(texts);
-    }
-
-    @Override
-    public ActivationSource calibration(Examples.Labelled examples) {
-      return host.calibration(examples);
-    }
-
-    @Override
-    public void checkComparable(Path model) {
-      host.checkComparable(model);
-    }
-
-    @Override
-    public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
-      return host.compare(reference, candidate, texts);
-    }
-
-    @Override
-    public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
-      return host.compare(reference, candidate, examples);
-    }
-
-    @Override
-    public Map<String, Object> machine() {
-      return host.machine();
-    }
-
-    @Override
-    public void note(String text) {}
-
-    @Override
-    public void progress(String text, long done, long total) {}
-
-    @Override
-    public boolean stopRequested() {
-      return --left[0] <= 0;
-    }
-  }
-
-  @Test
-  void stoppedAndResumedItEndsWithTheSameBits() throws IOException {
-    Path whole = folder.resolve("whole");
-    Run.of("compress", recipe, "-o", whole).done();
-    Path pieces = folder.resolve("pieces");
-    Recipe parsed = Recipe.read(recipe, List.of());
-    int stops = 0;
-    RecipeRun.Outcome outcome = RecipeRun.Outcome.STOPPED;
-    while (outcome == RecipeRun.Outcome.STOPPED) {
-      try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-        RunHost impatient = new Impatient(host, new int[] {9 + stops});
-        outcome = new RecipeRun(parsed, pieces, impatient, TorchDevice.CPU).run(stops > 0);
-      }
-      if (outcome == RecipeRun.Outcome.STOPPED) {
-        assertTrue(++stops < 20, "it does not get on");
-        assertTrue(Files.exists(pieces.resolve("run").resolve("checkpoint")));
-      }
-    }
-    assertTrue(stops >= 3, "only " + stops + " stops");
-    assertSameModels(whole, pieces);
-    ObjectMapper json = new ObjectMapper();
-    JsonNode a = json.readTree(whole.resolve("report.json").toFile());
-    JsonNode b = json.readTree(pieces.resolve("report.json").toFile());
-    for (int i = 0; i < 3; i++) {
-      assertEquals(a.path("stages").get(i).path("curve"), b.path("stages").get(i).path("curve"));
-      assertEquals(a.path("stages").get(i).path("after"), b.path("stages").get(i).path("after"));
-    }
-    assertEquals(a.path("layers"), b.path("layers"));
-  }
-
-  @Test
-  void aCheckpointIsCheckedBeforeItIsUsed() throws IOException {
-    Path out = folder.resolve("out");
-    Recipe parsed = Recipe.read(recipe, List.of());
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
-    }
-    Path checkpoint = out.resolve("run").resolve("checkpoint");
-    byte[] good = Files.readAllBytes(checkpoint);
-    Run.refused(folder, new String[] {"--resume"}, "compress", recipe, "-o", out);
-    Run.refused(
-        folder,
-        new String[] {"another run"},
-        "compress",
-        recipe,
-        "-o",
-        out,
-        "--resume",
-        "--set",
-        "seed=9");
-    for (int at : new int[] {0, 20, 44, good.length / 2, good.length - 1}) {
-      byte[] bad = good.clone();
-      bad[at] ^= 0x10;
-      Files.write(checkpoint, bad);
-      Run.refused(
-          folder,
-          new String[] {"checkpoint", "damaged"},
-          "compress",
-          recipe,
-          "-o",
-          out,
-          "--resume");
-    }
-    for (int length : new int[] {0, 10, 75, good.length - 1}) {
-      Files.write(checkpoint, java.util.Arrays.copyOf(good, length));
-      Run.refused(
-          folder,
-          new String[] {"checkpoint", "damaged"},
-          "compress",
-          recipe,
-          "-o",
-          out,
-          "--resume");
-    }
-    Files.write(checkpoint, good);
-    examples(6, 256, 8, 4);
-    Run.refused(folder, new String[] {"another run"}, "compress", recipe, "-o", out, "--resume");
-    examples(5, 256, 8, 4);
-    Run.of("compress", recipe, "-o", out, "--resume").done();
-  }
-
-  /** What was killed while it wrote its results is finished in the same folder. */
-  @Test
-  void leftoversOfAKilledRunAreReplaced() throws IOException {
-    Files.writeString(folder.resolve("config.json"), "{\"model_type\": \"bert\"}");
-    List<String> set =
-        List.of(
-            "model.config=config.json",
-            "quantize.fit=false",
-            "export.formats=[compressed-tensors]");
-    Path out = folder.resolve("out");
-    Recipe parsed = Recipe.read(recipe, set);
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
-    }
-    Files.createDirectory(out.resolve("compressed-tensors"));
-    Files.writeString(out.resolve("compressed-tensors").resolve("config.json"), "{}");
-    Files.writeString(out.resolve(".espalier-0123456789abcdef.tmp"), "half");
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      assertEquals(
-          RecipeRun.Outcome.COMPLETE, new RecipeRun(parsed, out, host, TorchDevice.CPU).run(true));
-    }
-    assertTrue(
-        Files.readString(out.resolve("compressed-tensors").resolve("config.json"))
-            .contains("int-quantized"));
-    assertFalse(Files.exists(out.resolve(".espalier-0123456789abcdef.tmp")));
-  }
-
-  /** Nothing of a format of ours ends a name or a plan. */
-  @Test
-  void longNamesEmptyWeightsAndManyStagesAreCompressed() throws IOException {
-    String name = "w".repeat(70_000);
-    ModelProto.Builder model = SmallModels.mlp().toBuilder();
-    model.getGraphBuilder().getInitializerBuilder(0).setName(name);
-    model.getGraphBuilder().getNodeBuilder(0).setInput(1, name);
-    model
-        .getGraphBuilder()
-        .addInitializer(SmallModels.floats("none", new Random(1), 1, 8, 0))
-        .addNode(SmallModels.node("MatMul", "", List.of("x", "none"), "z"))
-        .addOutput(SmallModels.value("z", DataType.FLOAT, -1, 0));
-    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
-    StringBuilder stages =
-        new StringBuilder(RECIPE.substring(0, RECIPE.indexOf("  - kind: prune")));
-    for (int i = 0; i < 200; i++) {
-      stages.append("  - {kind: distil, name: s").append(i).append(", steps: 1, batch: 2}\n");
-    }
-    Files.writeString(recipe, stages + "report: {each-stage: false}\n");
-    Path out = folder.resolve("out");
-    Recipe parsed = Recipe.read(recipe, List.of());
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {150}), TorchDevice.CPU).run(false);
-    }
-    JsonNode report = Run.of("compress", recipe, "-o", out, "--resume", "--json").json();
-    assertEquals(200, report.path("stages").size());
-    assertEquals(name, report.at("/layers/0/name").asText());
-  }
-
   @Test
   void badInputIsRefusedBeforeAnythingIsWritten() throws IOException {
     Path out = folder.resolve("out");
@@ -1002,45 +709,6 @@ stages:
         folder.resolve("none"));
   }
 
-  /** The first stage breaks down, before any checkpoint. */
-  @Test
-  void aBreakdownWithoutACheckpointPromisesNone() throws IOException {
-    ModelProto.Builder model = SmallModels.mlp().toBuilder();
-    model.getGraphBuilder().setInitializer(2, SmallModels.floats("w2", new Random(1), 1e19f, 4, 6));
-    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
-    Run run =
-        Run.of(
-            "compress",
-            recipe,
-            "-o",
-            folder.resolve("out"),
-            "--set",
-            "checkpoint.every-seconds=600",
-            "--set",
-            "prune.loss={output: 1}",
-            "--set",
-            "distil.loss={output: 1}",
-            "--set",
-            "quantize.loss={output: 1}");
-    assertEquals(1, run.code(), run.err());
-    assertTrue(run.err().contains("there was no checkpoint yet"), run.err());
-  }
-
-  @Test
-  void aFolderThatAnotherRunIsAtWorkInIsRefused() throws IOException {
-    Path out = folder.resolve("out");
-    Path lock = Files.createDirectories(out.resolve("run")).resolve("lock");
-    try (FileChannel channel =
-            FileChannel.open(lock, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
-        FileLock held = channel.lock()) {
-      Run.refused(
-          folder, new String[] {"another run is at work in", "out"}, "compress", recipe, "-o", out);
-      assertTrue(held.isValid());
-    }
-    Run.of("compress", recipe, "-o", out, "--json").json();
-    assertFalse(Files.exists(out.resolve("run")));
-  }
-
   @Test
   void checkSaysWhatARunWouldDo() throws IOException {
     JsonNode found = Run.of("recipe", "check", recipe, "--json").json();
@@ -1123,116 +791,5 @@ stages:
     };
     JsonNode report = Run.of(run).json();
     assertTrue(report.at("/fidelity/relative_error").asDouble() < 0.1, report.toString());
-  }
-
-  @Test
-  void aLossThatIsNotFiniteEndsTheRunAndKeepsTheCheckpoint() throws IOException {
-    Path out = folder.resolve("out");
-    Run run =
-        Run.of(
-            "compress",
-            recipe,
-            "-o",
-            out,
-            "--set",
-            "distil.optimizer=sgd",
-            "--set",
-            "distil.learning-rate=100",
-            "--set",
-            "distil.steps=400",
-            "--set",
-            "distil.momentum=0.99",
-            "--set",
-            "distil.loss.bound=1000");
-    assertEquals(1, run.code(), run.err());
-    assertTrue(run.err().contains("distil") && run.err().contains("step"), run.err());
-    assertTrue(run.err().contains("checkpoint"), run.err());
-    assertFalse(run.err().contains("\tat "), run.err());
-    assertTrue(Files.size(out.resolve("run").resolve("checkpoint")) > 0);
-    assertFalse(Files.exists(out.resolve("model-int8.onnx")));
-  }
-
-  private Process start(Path out, String prefix, String... args) throws IOException {
-    String line =
-        prefix
-            + "exec '"
-            + Path.of(System.getProperty("java.home"), "bin", "java")
-            + "' -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dorg.bytedeco.javacpp.maxPhysicalBytes=0"
-            // Its own cache could be empty, and what fills it under a limit fails.
-            + System.getProperties().stringPropertyNames().stream()
-                .filter("org.bytedeco.javacpp.cachedir"::equals)
-                .map(name -> " '-D" + name + "=" + System.getProperty(name) + "'")
-                .collect(Collectors.joining())
-            + " -cp \"$CP\""
-            + " org.espalier.cli.Espalier compress '"
-            + recipe
-            + "' -o '"
-            + out
-            + "' "
-            + String.join(" ", args);
-    ProcessBuilder builder =
-        new ProcessBuilder("env", "--default-signal=INT", "bash", "-c", line)
-            .redirectOutput(folder.resolve("stdout").toFile())
-            .redirectError(folder.resolve("stderr").toFile());
-    builder.environment().put("CP", System.getProperty("java.class.path"));
-    return builder.start();
-  }
-
-  private void waitFor(Path path, Process process) throws IOException, InterruptedException {
-    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
-    while (!Files.exists(path) && process.isAlive() && System.nanoTime() < deadline) {
-      Thread.sleep(10);
-    }
-    assertTrue(Files.exists(path), Files.readString(folder.resolve("stderr")));
-  }
-
-  @Test
-  void killedItLosesNoCheckpointAndCtrlCStopsAtOne() throws Exception {
-    String longer = "--set distil.steps=150";
-    Path out = folder.resolve("out");
-    Path checkpoint = out.resolve("run").resolve("checkpoint");
-    Process killed = start(out, "", longer);
-    waitFor(checkpoint, killed);
-    killed.destroyForcibly().waitFor();
-    assertTrue(Files.size(checkpoint) > 0);
-    Process stopped = start(out, "", longer, "--resume");
-    Thread.sleep(50);
-    while (!Files.readString(folder.resolve("stderr")).contains("going on") && stopped.isAlive()) {
-      Thread.sleep(10);
-    }
-    new ProcessBuilder("kill", "-INT", Long.toString(stopped.pid())).start().waitFor();
-    assertTrue(stopped.waitFor(60, TimeUnit.SECONDS), "it hangs");
-    String err = Files.readString(folder.resolve("stderr"));
-    assertEquals(130, stopped.exitValue(), err);
-    assertTrue(err.contains("--resume goes on"), err);
-    String[] set = {"--set", "distil.steps=150"};
-    Run.of("compress", recipe, "-o", out, "--resume", set[0], set[1]).done();
-    Path whole = folder.resolve("whole");
-    Run.of("compress", recipe, "-o", whole, set[0], set[1]).done();
-    assertSameModels(whole, out);
-  }
-
-  /** A limit on the size of files stands for a full disk: the same call fails in the same way. */
-  @Test
-  void aFullDiskEndsTheRunAndKeepsTheCheckpoint() throws Exception {
-    Path out = folder.resolve("out");
-    Recipe parsed = Recipe.read(recipe, List.of());
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
-    }
-    Path checkpoint = out.resolve("run").resolve("checkpoint");
-    byte[] good = Files.readAllBytes(checkpoint);
-    Process process = start(out, "trap '' XFSZ; ulimit -f 1; ", "--resume");
-    assertTrue(process.waitFor(60, TimeUnit.SECONDS), "it hangs");
-    String err = Files.readString(folder.resolve("stderr"));
-    assertEquals(2, process.exitValue(), err);
-    assertTrue(err.contains("cannot write") && err.contains("checkpoint"), err);
-    assertArrayEquals(good, Files.readAllBytes(checkpoint));
-    try (Stream<Path> files = Files.list(out.resolve("run"))) {
-      List<String> left = new ArrayList<>();
-      files.forEach(f -> left.add(f.getFileName().toString()));
-      assertTrue(left.stream().noneMatch(f -> f.endsWith(".tmp")), left.toString());
-    }
-    Run.of("compress", recipe, "-o", out, "--resume").done();
   }
 }
