@@ -157,7 +157,7 @@ public final class OnnxCompression implements Compression {
                 + " bodies of Loop stays as it is; steps: 0 trains nothing");
       }
       if (stage instanceof Stage.Prune p) {
-        check.prunes(stage.name(), p.pruning(), candidates(p.pruning()));
+        check.prunes(stage.name(), p.pruning(), weightPruning(p.pruning()).candidates());
       } else if (stage instanceof Stage.Quantize q) {
         try {
           quantizer(q.quantization(), form.copy());
@@ -309,10 +309,11 @@ public final class OnnxCompression implements Compression {
     if (stage instanceof Stage.Quantize q) {
       quantize(q.quantization(), listener);
     } else if (stage instanceof Stage.Prune p) {
-      made.startSparsity = sparsity(p.pruning());
-      candidates(p.pruning()).forEach(TrainedWeight::makeMask);
+      WeightPruning pruning = weightPruning(p.pruning());
+      made.startSparsity = pruning.sparsity();
+      pruning.candidates().forEach(TrainedWeight::makeMask);
       if (p.pruning().schedule() == Pruning.Schedule.ONE_SHOT) {
-        prune(p.pruning(), p.pruning().sparsity());
+        pruning.prune(p.pruning().sparsity());
       }
     }
     if (!(stage instanceof Stage.Train)) {
@@ -421,7 +422,7 @@ public final class OnnxCompression implements Compression {
     boolean now =
         progress.step <= end && (step % pruning.updateEvery() == 0 || progress.step == end);
     if (now) {
-      prune(pruning, pruning.sparsityAt(progress.startSparsity, (double) step / end));
+      weightPruning(pruning).prune(pruning.sparsityAt(progress.startSparsity, (double) step / end));
       // What was best before had more weights.
       progress.kept = null;
     }
@@ -429,44 +430,8 @@ public final class OnnxCompression implements Compression {
     return pruning.sparsityAt(progress.startSparsity, (double) updated / end);
   }
 
-  private List<TrainedWeight> candidates(Pruning pruning) {
-    return weights.stream()
-        .filter(w -> w.parameter.isWeight() || w.isTable() && pruning.embeddings())
-        .filter(w -> pruning.include().test(w.name()))
-        .toList();
-  }
-
-  private double sparsity(Pruning pruning) {
-    long zeros = 0;
-    long all = 0;
-    for (TrainedWeight w : candidates(pruning)) {
-      if (w.mask() != null) {
-        zeros += w.zeros();
-      }
-      all += w.elements;
-    }
-    return (double) zeros / all;
-  }
-
-  private void prune(Pruning pruning, double sparsity) {
-    MagnitudePrune.Scope scope =
-        pruning.scope() == Pruning.Scope.GLOBAL
-            ? MagnitudePrune.Scope.GLOBAL
-            : MagnitudePrune.Scope.TENSOR;
-    MagnitudePrune.Rule rule =
-        pruning.pattern() == null
-            ? new MagnitudePrune.Sparsity(sparsity, scope)
-            : new MagnitudePrune.Pattern(pruning.pattern().keep(), pruning.pattern().of());
-    List<MagnitudePrune.Weights> list = new ArrayList<>();
-    for (TrainedWeight w : candidates(pruning)) {
-      list.add(
-          MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
-              .inPlace()
-              .maskIn(w.maskBits())
-              .maskOut(w.maskBits())
-              .axis(w.parameter.reductionAxis()));
-    }
-    device.prune(list, rule);
+  private WeightPruning weightPruning(Pruning pruning) {
+    return new WeightPruning(pruning, weights, device);
   }
 
   private void quantize(Quantization q, TrainingListener listener) {
