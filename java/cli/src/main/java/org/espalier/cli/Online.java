@@ -137,10 +137,11 @@ final class Online implements Callable<Integer> {
       paramLabel = "MODEL",
       description =
           "What to learn: a .safetensors file with weight [outputs, features] and bias, or an .onnx"
-              + " or TorchScript (.pt) file with one input [batch, features], of ONNX also one of"
-              + " int64 or int32, which takes features that are whole numbers; a .pt file is code"
-              + " that runs: take it from nobody you do not trust. Default: a linear model of"
-              + " zeros, or with --resume the version's own, and no other then.")
+              + " or TorchScript (.pt) file with one input [batch, …], whose features a line gives"
+              + " one after the other, of ONNX also one of int64 or int32, which takes features"
+              + " that are whole numbers; a .pt file is code that runs: take it from nobody you do"
+              + " not trust. Default: a linear model of zeros, or with --resume the version's own,"
+              + " and no other then.")
   private String model;
 
   @Option(
