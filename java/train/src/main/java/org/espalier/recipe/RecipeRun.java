@@ -562,13 +562,12 @@ public final class RecipeRun {
       node.put("teacher", recipe.teacher());
     }
     if (recipe.student() != null) {
-      node.put(
-          "student",
-          recipe.student().file() != null
-              ? recipe.student().file()
-              : "the model without "
-                  + Math.round(100 * recipe.student().channels())
-                  + " % of its hidden channels");
+      String file = recipe.student().file();
+      if (file != null) {
+        node.put("student", file);
+      } else {
+        node.put("channels_removed", recipe.student().channels());
+      }
     }
     return node;
   }

@@ -102,6 +102,10 @@ final class ReportPage {
 
   private String summary() {
     List<String> done = new ArrayList<>();
+    double channels = report.path("model").path("channels_removed").asDouble();
+    if (channels > 0) {
+      done.add(Math.round(100 * channels) + " % of its hidden channels removed");
+    }
     for (JsonNode stage : report.path("stages")) {
       done.add(verb(stage));
     }

@@ -338,4 +338,20 @@ class ChannelPrunerTest {
             InputException.class, () -> new ChannelPruner(model, 0.5, n -> true).prune(null));
     assertTrue(e.getMessage().contains("w2") && e.getMessage().contains("NaN"), e.getMessage());
   }
+
+  @Test
+  void severalImagesAtOnceAreRefused() throws OrtException {
+    ModelProto proto = images("a Conv x conv1 b1", "z Relu a", "y Conv z point b2");
+    ModelProto.Builder fixed = proto.toBuilder();
+    fixed
+        .getGraphBuilder()
+        .setInput(0, value("x", DataType.FLOAT, 2, 3, 8, 8))
+        .setOutput(0, value("y", DataType.FLOAT, 2, 6, 8, 8));
+    ChannelPruner pruner =
+        new ChannelPruner(OnnxModel.of(fixed.build(), "model"), 0.5, name -> true);
+    TensorActivations examples = examples(proto, 1);
+    InputException e = assertThrows(InputException.class, () -> pruner.prune(examples));
+    assertTrue(e.getMessage().contains("input x is of 2 images"), e.getMessage());
+    assertEquals(1, pruner.prune(null).size());
+  }
 }

@@ -1,5 +1,7 @@
 package org.espalier.compress.onnx;
 
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.HashSet;
@@ -132,6 +134,9 @@ public final class ChannelPruner {
         }
       }
     }
+    if (!images.isEmpty()) {
+      model.inputs().forEach(this::checkBatch);
+    }
     source.run(
         model,
         statistics.keySet(),
@@ -150,6 +155,22 @@ public final class ChannelPruner {
   private int keep(int size) {
     int unit = size >= 4 * REGISTER ? REGISTER : size >= REGISTER ? REGISTER / 2 : 1;
     return Math.max(unit, unit * (int) Math.rint((1 - amount) * size / unit));
+  }
+
+  /** Where one run is of several images, nothing tells where the first one ends. */
+  private void checkBatch(ValueInfoProto input) {
+    TensorShapeProto shape = input.getType().getTensorType().getShape();
+    long batch = shape.getDimCount() > 3 ? shape.getDim(0).getDimValue() : 1;
+    if (batch > 1) {
+      throw new InputException(
+          model.name()
+              + ": its input "
+              + input.getName()
+              + " is of "
+              + batch
+              + " images at once; channels of convolutions need a batch of 1 or of any size, or no"
+              + " calibration");
+    }
   }
 
   /** Some of the pixels of one image [channels, pixels], evenly spread, as rows. */
