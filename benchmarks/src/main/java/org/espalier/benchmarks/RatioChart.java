@@ -14,10 +14,11 @@ import java.util.TreeMap;
 /**
  * Draws how many times faster than libtorch the operations are, from rows of {@code results/} alone.
  *
- * <pre>RatioChart OUT.svg DEFAULT.json TUNED.json</pre>
+ * <pre>RatioChart OUT.svg RESULTS.json…</pre>
  *
- * <p>The two files are of one call of {@code run.sh}: libtorch with its allocator as it comes and with its
- * page faults tuned away. Of several ways the slowest of ours is compared with the fastest of libtorch's.
+ * <p>The files are of one machine, of libtorch with its allocator as it comes and with its page faults tuned away; of what
+ * was measured twice the last counts. Of several ways the slowest of ours is compared with the fastest of
+ * libtorch's.
  */
 public final class RatioChart {
   private static final int WIDTH = 900;
@@ -38,36 +39,36 @@ public final class RatioChart {
   private RatioChart() {}
 
   public static void main(String[] arguments) throws IOException {
-    if (arguments.length != 3) {
-      throw new IllegalArgumentException("RatioChart OUT.svg DEFAULT.json TUNED.json");
+    if (arguments.length < 3) {
+      throw new IllegalArgumentException("RatioChart OUT.svg RESULTS.json…");
     }
-    JsonNode asItComes = read(arguments[1], "default");
-    JsonNode tuned = read(arguments[2], "tuned");
-    if (!asItComes.path("machine").equals(tuned.path("machine"))) {
-      throw new IllegalArgumentException("the files are of two machines");
+    Map<String, Map<String, Times>> byAllocator = new TreeMap<>();
+    JsonNode last = null;
+    for (String file : List.of(arguments).subList(1, arguments.length)) {
+      JsonNode document = new ObjectMapper().readTree(Path.of(file).toFile());
+      if (last != null && !document.path("machine").equals(last.path("machine"))) {
+        throw new IllegalArgumentException(file + " is of another machine");
+      }
+      byAllocator
+          .computeIfAbsent(document.path("allocator").asText(), a -> new TreeMap<>())
+          .putAll(times(document));
+      last = document;
     }
-    Files.writeString(Path.of(arguments[0]), svg(tuned, rows(asItComes, tuned)));
+    Map<String, Times> none = Map.of();
+    List<Row> rows =
+        rows(byAllocator.getOrDefault("default", none), byAllocator.getOrDefault("tuned", none));
+    Files.writeString(Path.of(arguments[0]), svg(last, rows));
   }
 
-  private static JsonNode read(String file, String allocator) throws IOException {
-    JsonNode document = new ObjectMapper().readTree(Path.of(file).toFile());
-    if (!document.path("allocator").asText().equals(allocator)) {
-      throw new IllegalArgumentException(file + " has no rows of the allocator " + allocator);
-    }
-    return document;
-  }
-
-  private static List<Row> rows(JsonNode asItComes, JsonNode tuned) {
-    Map<String, Times> before = times(asItComes);
+  private static List<Row> rows(Map<String, Times> asItComes, Map<String, Times> tuned) {
     List<Row> rows = new ArrayList<>();
-    times(tuned)
-        .forEach(
-            (name, times) -> {
-              Times other = before.get(name);
-              if (other != null && times.isCompared() && other.isCompared()) {
-                rows.add(new Row(name, other.ratio(), times.ratio(), times.ofCeiling()));
-              }
-            });
+    tuned.forEach(
+        (name, times) -> {
+          Times other = asItComes.get(name);
+          if (other != null && times.isCompared() && other.isCompared()) {
+            rows.add(new Row(name, other.ratio(), times.ratio(), times.ofCeiling()));
+          }
+        });
     if (rows.isEmpty()) {
       throw new IllegalArgumentException("no operation was measured beside libtorch in both");
     }
