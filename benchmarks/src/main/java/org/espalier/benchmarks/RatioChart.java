@@ -27,6 +27,8 @@ public final class RatioChart {
   private static final int TOP = 92;
   private static final int ROW = 22;
   private static final double MOST = 500;
+  private static final String TUNED = "#1f7a4d";
+  private static final String AS_IT_COMES = "#a9d3bd";
 
   /**
    * One operation at one size, with the most threads that were measured.
@@ -157,9 +159,9 @@ public final class RatioChart {
             + document.path("time").asText().substring(0, 10)
             + "; in one JVM on the same data";
     text(out, 16, 48, "start", "#5a5f5c", "", where);
-    bar(out, 16, 58, 14, "#1f7a4d");
+    bar(out, 16, 58, 14, 8, TUNED);
     text(out, 36, 70, "start", "#5a5f5c", "", "libtorch with its page faults tuned away");
-    bar(out, LEFT + 60, 58, 14, "#a9d3bd");
+    bar(out, LEFT + 60, 58, 14, 14, AS_IT_COMES);
     text(out, LEFT + 80, 70, "start", "#5a5f5c", "", "libtorch as it comes");
     text(out, WIDTH - 16, 70, "end", "#5a5f5c", "", "of the ceiling");
     for (int tick : new int[] {1, 2, 5, 10, 20, 50, 100, 200, 500}) {
@@ -176,8 +178,8 @@ public final class RatioChart {
       Row row = rows.get(i);
       int y = TOP + ROW * i;
       text(out, LEFT - 10, y + 11, "end", "#1a1a1a", "", row.name);
-      bar(out, LEFT, y, x(row.asItComes) - LEFT, "#a9d3bd");
-      bar(out, LEFT, y + 3, x(row.tuned) - LEFT, "#1f7a4d");
+      bar(out, LEFT, y, x(row.asItComes) - LEFT, 14, AS_IT_COMES);
+      bar(out, LEFT, y + 3, x(row.tuned) - LEFT, 8, TUNED);
       double end = Math.max(x(row.tuned), x(row.asItComes));
       String ratio =
           number(Math.min(row.tuned, row.asItComes))
@@ -197,8 +199,8 @@ public final class RatioChart {
     return String.format(Locale.ROOT, ratio < 9.95 ? "%.1f" : "%.0f", ratio);
   }
 
-  private static void bar(StringBuilder out, double x, double y, double width, String colour) {
-    int height = colour.equals("#1f7a4d") ? 8 : 14;
+  private static void bar(
+      StringBuilder out, double x, double y, double width, int height, String colour) {
     add(
         out,
         "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%d\" fill=\"%s\"/>",

@@ -107,10 +107,7 @@ class CompressResumeTest extends SmallClassifierRuns {
     int stops = 0;
     RecipeRun.Outcome outcome = RecipeRun.Outcome.STOPPED;
     while (outcome == RecipeRun.Outcome.STOPPED) {
-      try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-        RunHost impatient = new Impatient(host, new int[] {9 + stops});
-        outcome = new RecipeRun(parsed, pieces, impatient, TorchDevice.CPU).run(stops > 0);
-      }
+      outcome = runImpatiently(parsed, pieces, 9 + stops, stops > 0);
       if (outcome == RecipeRun.Outcome.STOPPED) {
         assertTrue(++stops < 20, "it does not get on");
         assertTrue(Files.exists(pieces.resolve("run").resolve("checkpoint")));
@@ -128,13 +125,19 @@ class CompressResumeTest extends SmallClassifierRuns {
     assertEquals(a.path("layers"), b.path("layers"));
   }
 
+  /** Asks for a stop after so many calls for progress. */
+  private RecipeRun.Outcome runImpatiently(Recipe parsed, Path out, int calls, boolean resume) {
+    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
+      RunHost impatient = new Impatient(host, new int[] {calls});
+      return new RecipeRun(parsed, out, impatient, TorchDevice.CPU).run(resume);
+    }
+  }
+
   @Test
   void aCheckpointIsCheckedBeforeItIsUsed() throws IOException {
     Path out = folder.resolve("out");
     Recipe parsed = Recipe.read(recipe, List.of());
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
-    }
+    runImpatiently(parsed, out, 9, false);
     Path checkpoint = out.resolve("run").resolve("checkpoint");
     byte[] good = Files.readAllBytes(checkpoint);
     Run.refused(folder, new String[] {"--resume"}, "compress", recipe, "-o", out);
@@ -190,9 +193,7 @@ class CompressResumeTest extends SmallClassifierRuns {
             "export.formats=[compressed-tensors]");
     Path out = folder.resolve("out");
     Recipe parsed = Recipe.read(recipe, set);
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
-    }
+    runImpatiently(parsed, out, 9, false);
     Files.createDirectory(out.resolve("compressed-tensors"));
     Files.writeString(out.resolve("compressed-tensors").resolve("config.json"), "{}");
     Files.writeString(out.resolve(".espalier-0123456789abcdef.tmp"), "half");
@@ -227,9 +228,7 @@ class CompressResumeTest extends SmallClassifierRuns {
     Files.writeString(recipe, stages + "report: {each-stage: false}\n");
     Path out = folder.resolve("out");
     Recipe parsed = Recipe.read(recipe, List.of());
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {150}), TorchDevice.CPU).run(false);
-    }
+    runImpatiently(parsed, out, 150, false);
     JsonNode report = Run.of("compress", recipe, "-o", out, "--resume", "--json").json();
     assertEquals(200, report.path("stages").size());
     assertEquals(name, report.at("/layers/0/name").asText());
@@ -366,9 +365,7 @@ class CompressResumeTest extends SmallClassifierRuns {
   void aFullDiskEndsTheRunAndKeepsTheCheckpoint() throws Exception {
     Path out = folder.resolve("out");
     Recipe parsed = Recipe.read(recipe, List.of());
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      new RecipeRun(parsed, out, new Impatient(host, new int[] {9}), TorchDevice.CPU).run(false);
-    }
+    runImpatiently(parsed, out, 9, false);
     Path checkpoint = out.resolve("run").resolve("checkpoint");
     byte[] good = Files.readAllBytes(checkpoint);
     Process process = start(out, "trap '' XFSZ; ulimit -f 1; ", "--resume");

@@ -33,9 +33,7 @@ public final class OnnxRuntime {
   public static OrtEnvironment environment() {
     try {
       return Loaded.ENVIRONMENT;
-    } catch (ExceptionInInitializerError e) {
-      throw cannotLoad(e.getCause());
-    } catch (NoClassDefFoundError e) { // not for the first time
+    } catch (LinkageError e) {
       throw cannotLoad(e);
     }
   }
@@ -52,8 +50,8 @@ public final class OnnxRuntime {
           for (String name : new String[] {"libonnxruntime4j_jni.so", "libonnxruntime.so"}) {
             library = Loader.cacheResource(OrtEnvironment.class, RESOURCES + name);
           }
-          if (library
-              != null) { // else a build for another platform, which knows where its libraries are
+          // Without it this is a build for another platform, which knows where its libraries are.
+          if (library != null) {
             System.setProperty(FOLDER, library.getParent());
           }
         } catch (IOException e) {
@@ -64,7 +62,7 @@ public final class OnnxRuntime {
     }
   }
 
-  private static InputException cannotLoad(Throwable cause) {
+  private static InputException cannotLoad(LinkageError cause) {
     String folder = System.getProperty("org.bytedeco.javacpp.cachedir");
     try {
       folder = Loader.getCacheDir().toString();

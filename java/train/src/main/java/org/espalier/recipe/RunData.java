@@ -48,10 +48,11 @@ record RunData(
       boolean causal = training instanceof Examples.Texts texts && texts.causal();
       return causal ? Recipe.Task.CAUSAL_LM.key() : null;
     }
-    return (labels() instanceof Labels.Numbers
-            ? Recipe.Task.REGRESSION
-            : Recipe.Task.CLASSIFICATION)
-        .key();
+    return task(labels()).key();
+  }
+
+  private static Recipe.Task task(Labels labels) {
+    return labels instanceof Labels.Numbers ? Recipe.Task.REGRESSION : Recipe.Task.CLASSIFICATION;
   }
 
   /** Adds all that is trained on and measured to a digest. */
@@ -198,12 +199,7 @@ record RunData(
   private static Examples.Labelled evaluation(Recipe recipe, RunHost host, Examples.Labelled all) {
     Path file = host.file(recipe.data().evaluationExamples());
     // What labels are is decided once: those of few examples may all be 0 and 1.
-    Recipe.Task task =
-        all.labels() == null
-            ? recipe.data().task()
-            : all.labels() instanceof Labels.Numbers
-                ? Recipe.Task.REGRESSION
-                : Recipe.Task.CLASSIFICATION;
+    Recipe.Task task = all.labels() == null ? recipe.data().task() : task(all.labels());
     Examples.Labelled own = ExamplesFile.read(file, task);
     List<String> right = all.inputs().stream().map(RunData::describe).sorted().toList();
     List<String> given = own.inputs().stream().map(RunData::describe).sorted().toList();

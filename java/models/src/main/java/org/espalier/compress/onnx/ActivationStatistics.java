@@ -3,9 +3,14 @@ package org.espalier.compress.onnx;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
+import java.util.function.BiFunction;
+import java.util.function.ToLongFunction;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
 
 /**
  * What calibration keeps of one activation x [rows, channels]: the range of each channel in each example,
@@ -63,6 +68,55 @@ final class ActivationStatistics {
    */
   static long bytes(int channels) {
     return 4L * channels * together(channels) + 4L * BLOCK * channels;
+  }
+
+  /**
+   * Cuts a list where the statistics of what its members read would take more than a quarter of this JVM's heap
+   * together: each part is seen in a run of the examples.
+   *
+   * @param bytes those of a member
+   * @return parts of at least one member, in the order of the list
+   */
+  static <T> List<List<T>> parts(List<T> list, ToLongFunction<T> bytes) {
+    long limit = Math.max(64L << 20, Runtime.getRuntime().maxMemory() / 4);
+    List<List<T>> parts = new ArrayList<>();
+    long sum = 0;
+    for (T member : list) {
+      long more = bytes.applyAsLong(member);
+      if (parts.isEmpty() || sum + more > limit) {
+        parts.add(new ArrayList<>());
+        sum = 0;
+      }
+      parts.get(parts.size() - 1).add(member);
+      sum += more;
+    }
+    return parts;
+  }
+
+  /**
+   * Sees activations of a model on examples.
+   *
+   * @param channels of each activation, by its name
+   * @param rows makes rows of channels of the values of an activation with that name
+   * @throws InputException when an activation is not finite or never seen, naming it
+   */
+  static Map<String, ActivationStatistics> collect(
+      OnnxModel model,
+      Map<String, Integer> channels,
+      ActivationSource source,
+      BiFunction<String, FloatBuffer, FloatBuffer> rows) {
+    Map<String, ActivationStatistics> statistics = new LinkedHashMap<>();
+    channels.forEach((name, n) -> statistics.put(name, new ActivationStatistics(name, n)));
+    source.run(
+        model,
+        statistics.keySet(),
+        (name, values) -> statistics.get(name).add(rows.apply(name, values)));
+    for (ActivationStatistics s : statistics.values()) {
+      if (s.examples() == 0) {
+        throw new InputException("calibration of " + s.name() + " needs at least one example");
+      }
+    }
+    return statistics;
   }
 
   /** As many blocks as are needed, of one size. */

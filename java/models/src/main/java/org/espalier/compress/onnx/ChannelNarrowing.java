@@ -48,6 +48,7 @@ final class ChannelNarrowing {
         seen
             && set.readers().stream()
                 .allMatch(r -> r.bias() != null && !set.makers().contains(r.node()));
+    double[][] magnitudes = seen ? null : magnitudes();
     ChannelElimination elimination = new ChannelElimination(set.size());
     List<double[][]> weights = new ArrayList<>();
     List<double[]> means = new ArrayList<>();
@@ -56,23 +57,20 @@ final class ChannelNarrowing {
       ActivationStatistics activation = statistics.get(reader.activation());
       weights.add(rows);
       means.add(biased ? mean(reader.slice(), rows, activation, all()) : null);
-      elimination.add(seen ? moments(activation, biased) : magnitudes(), rows);
+      elimination.add(seen ? moments(activation, biased) : magnitudes, rows);
     }
     int[] kept = elimination.keep(keep);
     for (int i = 0; i < weights.size(); i++) {
       Reader reader = set.readers().get(i);
+      Slice slice = reader.slice();
       if (biased) {
         double[] change = means.get(i);
-        double[] now =
-            mean(reader.slice(), weights.get(i), statistics.get(reader.activation()), kept);
+        double[] now = mean(slice, weights.get(i), statistics.get(reader.activation()), kept);
         for (int c = 0; c < change.length; c++) {
           change[c] -= now[c];
         }
         addToBias(reader, change);
       }
-    }
-    for (int i = 0; i < weights.size(); i++) {
-      Slice slice = set.readers().get(i).slice();
       model.replaceConstant(tensor(slice.constant(), slice, weights.get(i), kept));
     }
     cut(kept);

@@ -83,24 +83,17 @@ public final class ChannelPruner {
    * @throws InputException if a weight or an activation is not finite, or the examples do not fit
    */
   public List<Narrowed> prune(ActivationSource source) {
-    long limit = Math.max(64L << 20, Runtime.getRuntime().maxMemory() / 4);
     List<Narrowed> result = new ArrayList<>();
-    List<HiddenChannels> group = new ArrayList<>();
-    long bytes = 0;
-    for (HiddenChannels set : sets) {
-      long more = set.readers().size() * ActivationStatistics.bytes(set.size());
-      if (source != null && !group.isEmpty() && bytes + more > limit) {
-        prune(group, source, result);
-        group = new ArrayList<>();
-        bytes = 0;
-      }
-      group.add(set);
-      bytes += more;
+    for (List<HiddenChannels> part : ActivationStatistics.parts(sets, ChannelPruner::bytes)) {
+      prune(part, source, result);
     }
-    prune(group, source, result);
     model.removeUnusedInitializers();
     model.check();
     return result;
+  }
+
+  private static long bytes(HiddenChannels set) {
+    return set.readers().size() * ActivationStatistics.bytes(set.size());
   }
 
   private void prune(List<HiddenChannels> group, ActivationSource source, List<Narrowed> result) {
@@ -123,12 +116,11 @@ public final class ChannelPruner {
 
   private Map<String, ActivationStatistics> statistics(
       List<HiddenChannels> group, ActivationSource source) {
-    Map<String, ActivationStatistics> statistics = new LinkedHashMap<>();
+    Map<String, Integer> channels = new LinkedHashMap<>();
     Set<String> images = new HashSet<>();
     for (HiddenChannels set : group) {
       for (Reader reader : set.readers()) {
-        statistics.computeIfAbsent(
-            reader.activation(), name -> new ActivationStatistics(name, set.size()));
+        channels.put(reader.activation(), set.size());
         if (reader.image()) {
           images.add(reader.activation());
         }
@@ -137,19 +129,11 @@ public final class ChannelPruner {
     if (!images.isEmpty()) {
       model.inputs().forEach(this::checkBatch);
     }
-    source.run(
+    return ActivationStatistics.collect(
         model,
-        statistics.keySet(),
-        (name, values) -> {
-          ActivationStatistics seen = statistics.get(name);
-          seen.add(images.contains(name) ? pixels(values, seen.channels()) : values);
-        });
-    for (ActivationStatistics seen : statistics.values()) {
-      if (seen.rows() == 0) {
-        throw new InputException("calibration of " + seen.name() + " needs at least one example");
-      }
-    }
-    return statistics;
+        channels,
+        source,
+        (name, values) -> images.contains(name) ? pixels(values, channels.get(name)) : values);
   }
 
   private int keep(int size) {

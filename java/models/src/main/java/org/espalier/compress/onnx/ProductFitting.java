@@ -1,7 +1,6 @@
 package org.espalier.compress.onnx;
 
 import java.nio.FloatBuffer;
-import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -46,41 +45,19 @@ final class ProductFitting {
       OnnxModel model, List<ProductSite> sites, int qmax, ActivationSource source) {
     ProductFitting fitting = new ProductFitting(model, qmax);
     List<ProductSite> seen = sites.stream().filter(site -> !site.inner).toList();
-    if (seen.isEmpty()) {
-      return Map.of();
+    for (List<ProductSite> part :
+        ActivationStatistics.parts(seen, site -> ActivationStatistics.bytes(site.channels))) {
+      fitting.fit(part, source);
     }
-    fitting.fit(seen, source, Math.max(64L << 20, Runtime.getRuntime().maxMemory() / 4));
     return fitting.rounded;
-  }
-
-  private void fit(List<ProductSite> sites, ActivationSource source, long limit) {
-    List<ProductSite> group = new ArrayList<>();
-    long bytes = 0;
-    for (ProductSite site : sites) {
-      long more = ActivationStatistics.bytes(site.channels);
-      if (!group.isEmpty() && bytes + more > limit) {
-        fit(group, source);
-        group = new ArrayList<>();
-        bytes = 0;
-      }
-      group.add(site);
-      bytes += more;
-    }
-    fit(group, source);
   }
 
   private void fit(List<ProductSite> group, ActivationSource source) {
     long start = System.nanoTime();
-    Map<String, ActivationStatistics> statistics = new LinkedHashMap<>();
-    for (ProductSite s : group) {
-      statistics.put(s.activation, new ActivationStatistics(s.activation, s.channels));
-    }
-    source.run(model, statistics.keySet(), (name, values) -> statistics.get(name).add(values));
-    for (ActivationStatistics s : statistics.values()) {
-      if (s.examples() == 0) {
-        throw new InputException("calibration of " + s.name() + " needs at least one example");
-      }
-    }
+    Map<String, Integer> channels = new LinkedHashMap<>();
+    group.forEach(s -> channels.put(s.activation, s.channels));
+    Map<String, ActivationStatistics> statistics =
+        ActivationStatistics.collect(model, channels, source, (name, values) -> values);
     LOG.debug("activations collected after {} ms", (System.nanoTime() - start) / 1_000_000);
     ActivationEqualizer equalizer = new ActivationEqualizer(model);
     Map<ProductSite, Equalization> equalizations = equalizer.search(group, statistics, qmax);
