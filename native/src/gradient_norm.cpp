@@ -13,7 +13,8 @@ namespace {
 using esp::gradient_norm_block;
 using esp::gradient_norm_lanes;
 
-constexpr int64_t task_blocks = 8;  // taken at once: prefetching starts anew with each task
+// Blocks taken at once: prefetching from memory starts anew with each task. What fits caches is shared out block by block.
+int64_t task_blocks(int64_t blocks) { return blocks < 256 ? 1 : 8; }
 
 int64_t blocks_of(int64_t n) { return (n + gradient_norm_block - 1) / gradient_norm_block; }
 }  // namespace
@@ -49,8 +50,9 @@ esp_status esp_gradient_norm(const esp_gradient* gradients, int64_t count, esp_g
   if (bytes < esp::parallel_bytes) {
     for (int64_t block = 0; block < blocks; block++) run(block);
   } else {
-    esp::parallel_for((blocks + task_blocks - 1) / task_blocks, [&](int64_t task) {
-      for (int64_t block = task * task_blocks; block < (task + 1) * task_blocks && block < blocks; block++) run(block);
+    const int64_t at_once = task_blocks(blocks);
+    esp::parallel_for((blocks + at_once - 1) / at_once, [&](int64_t task) {
+      for (int64_t block = task * at_once; block < (task + 1) * at_once && block < blocks; block++) run(block);
     });
   }
 

@@ -68,7 +68,7 @@ int main() {
       },
       &executor);
   CHECK(norm_of(g) == expected);
-  CHECK(executor.calls == 1 && executor.pieces == 2);
+  CHECK(executor.calls == 1 && executor.pieces == 13);
   esp_executor_set(nullptr, nullptr);
   CHECK(norm_of(g) == expected);
   CHECK(executor.calls == 1);
