@@ -132,7 +132,7 @@ class EmbeddingTrainingTest {
           Map<String, Tensor> outputs = OnnxRuntime.run(tapped, batch.inputs(names));
           for (String activation : activations) {
             Tensor values = outputs.get(activation).contiguous();
-            receiver.accept(activation, values.createBuffer());
+            receiver.accept(activation, values.shape(), values.createBuffer());
           }
         } catch (OrtException e) {
           throw new AssertionError(e);

@@ -104,6 +104,14 @@ final class Prune implements Callable<Integer> {
       description = "Also write what is kept: a safetensors file with a bit a weight, 1 = kept.")
   private String maskOut;
 
+  @Option(
+      names = "--refit",
+      description =
+          "Choose by what calibration sees, and refit the weights that stay to it, so that outputs"
+              + " change least: for ONNX models, with --amount, --sparsity or --pattern, of each"
+              + " output of a product or convolution by itself.")
+  private boolean refit;
+
   @Mixin private CalibrationOptions calibration;
   @Mixin private TokenizerOptions tokenizer;
 
@@ -157,7 +165,12 @@ final class Prune implements Callable<Integer> {
     if (scope != null && (how.threshold != null || how.pattern != null)) {
       throw new InputException("--scope is for --amount, --count and --sparsity");
     }
-    Scope of = scope == null ? Scope.GLOBAL : scope;
+    if (refit && (scope != null || how.threshold != null || how.count != null)) {
+      throw new InputException(
+          "--refit is for --amount, --sparsity and --pattern, each of every output: it has no"
+              + " --scope");
+    }
+    Scope of = refit ? Scope.TENSOR : scope == null ? Scope.GLOBAL : scope;
     if (how.amount != null) {
       return new MagnitudePrune.Amount(how.amount, of);
     } else if (how.count != null) {
@@ -177,24 +190,30 @@ final class Prune implements Callable<Integer> {
       pruneChannels();
       return 0;
     }
-    if (calibration.given() || tokenizer.given()) {
-      throw new InputException("--calibration and --tokenizer are for --channels");
+    if (!refit && (calibration.given() || tokenizer.given())) {
+      throw new InputException("--calibration and --tokenizer are for --channels and --refit");
     }
     MagnitudePrune.Rule rule = rule();
     Path target = ModelSource.path(output);
     Path masksIn = maskIn == null ? null : ModelSource.path(maskIn);
     Path masksOut = maskOut == null ? null : ModelSource.path(maskOut);
     ModelSource source = ModelSource.find(model, common::note);
+    if (refit && source.kind() != ModelSource.Kind.ONNX) {
+      throw new InputException("--refit is for .onnx models; " + model + " is no ONNX model");
+    }
     Device computes = device.use(source.kind() != ModelSource.Kind.ONNX);
     CheckpointPruner.Result result;
     try (Progress progress = new Progress(common.err(), "reading")) {
       if (source.kind() == ModelSource.Kind.ONNX) {
         OnnxModel onnx = source.onnx(common::note);
         Set<String> chosen = choose(onnx, rule);
+        ActivationSource examples =
+            refit ? calibration.fixed(onnx, source, tokenizer, common::note) : null;
         result =
             OnnxPruner.prune(
                 onnx,
-                new OnnxPruner.Job(target, rule, c -> chosen.contains(c.name()), masksIn, masksOut),
+                new OnnxPruner.Job(
+                    target, rule, c -> chosen.contains(c.name()), masksIn, masksOut, examples),
                 progress::update);
       } else {
         Set<String> chosen = choose(source.path(), rule);

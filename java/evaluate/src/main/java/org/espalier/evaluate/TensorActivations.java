@@ -75,6 +75,6 @@ public final class TensorActivations implements ActivationSource {
     if (values == null) {
       throw new InputException(model.name() + ": the activation " + activation + " is not float32");
     }
-    receiver.accept(activation, values);
+    receiver.accept(activation, ((OnnxTensor) value).getInfo().getShape(), values);
   }
 }

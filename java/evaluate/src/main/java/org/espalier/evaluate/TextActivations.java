@@ -45,7 +45,7 @@ public final class TextActivations implements ActivationSource {
     Set<String> fetched = Set.copyOf(activations);
     try (OnnxTextModel session = new OnnxTextModel(model.name(), bytes, threads)) {
       for (Tokens text : texts) {
-        session.run(List.of(text), fetched, (name, shape, values) -> receiver.accept(name, values));
+        session.run(List.of(text), fetched, receiver::accept);
       }
     }
   }

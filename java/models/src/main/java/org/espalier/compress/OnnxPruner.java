@@ -1,13 +1,18 @@
 package org.espalier.compress;
 
+import java.nio.ByteBuffer;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.BitSet;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
 import java.util.function.Predicate;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 import org.espalier.format.AtomicFile;
@@ -22,8 +27,9 @@ import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.MagnitudePrune;
 
 /**
- * Prunes an ONNX model by magnitude into a new one with the same graph: zeros in the tensors, no
- * fewer of them. Tensors count in the order of {@link #candidates}.
+ * Prunes an ONNX model into a new one with the same graph: zeros in the tensors, no fewer of them. Weights go by
+ * magnitude or, given examples, by what these show, and those that stay are refitted then ({@link RefittingPruner}).
+ * Tensors count in the order of {@link #candidates}.
  */
 public final class OnnxPruner {
   private OnnxPruner() {}
@@ -72,13 +78,15 @@ public final class OnnxPruner {
    * @param maskIn a {@link MaskFile} of what is pruned already, or null: a tensor without a mask is
    *     whole, and a mask of a tensor that is not chosen is refused
    * @param maskOut where to write a {@link MaskFile} of what is kept, or null
+   * @param examples what the weights that stay are refitted to, or null to prune by magnitude alone
    */
   public record Job(
       Path target,
       MagnitudePrune.Rule rule,
       Predicate<Candidate> choice,
       Path maskIn,
-      Path maskOut) {}
+      Path maskOut,
+      ActivationSource examples) {}
 
   /**
    * The floating-point constants of a model that have elements: its weights in the order in which its nodes use them,
@@ -163,24 +171,19 @@ public final class OnnxPruner {
       if (maskIn != null) {
         checkMasks(maskIn, chosen, job.maskIn());
       }
-      List<MagnitudePrune.Weights> list = new ArrayList<>();
-      List<PieceBuffer> outputs = new ArrayList<>();
       List<PieceBuffer> masks = new ArrayList<>();
-      long bytes = chosen.stream().mapToLong(c -> c.tensor().byteLength()).sum();
-      for (Candidate candidate : chosen) {
-        MagnitudePrune.Weights weights = weights(model, candidate, maskIn);
-        PieceBuffer output = new PieceBuffer(Math.toIntExact(candidate.tensor().byteLength()));
-        memory.add(output);
-        outputs.add(output);
-        Tensor view = weights.weights();
-        weights = weights.to(output.tensor(view.dtype(), view.shape()));
-        if (job.maskOut() != null) {
-          PieceBuffer bits = new PieceBuffer(Math.toIntExact((view.elements() + 7) / 8));
+      if (job.maskOut() != null) {
+        for (Candidate candidate : chosen) {
+          PieceBuffer bits =
+              new PieceBuffer(Math.toIntExact((candidate.tensor().elements() + 7) / 8));
           memory.add(bits);
           masks.add(bits);
-          weights = weights.maskOut(bits.pointer());
         }
-        list.add(weights);
+      }
+      List<MagnitudePrune.Weights> list = new ArrayList<>();
+      for (int i = 0; i < chosen.size(); i++) {
+        MagnitudePrune.Weights weights = weights(model, chosen.get(i), maskIn);
+        list.add(masks.isEmpty() ? weights : weights.maskOut(masks.get(i).pointer()));
       }
       if (job.rule() instanceof MagnitudePrune.Pattern pattern) {
         MagnitudePrune.checkPattern(list, pattern);
@@ -191,50 +194,137 @@ public final class OnnxPruner {
         }
       }
       long read = System.nanoTime();
-      progress.at(Progress.Phase.SELECT, 0, bytes);
-      MagnitudePrune.Result result;
-      long selected = read;
-      if (job.rule() instanceof MagnitudePrune.Pattern) {
-        result = MagnitudePrune.prune(list, job.rule());
-      } else {
-        MagnitudePrune.Selection selection = MagnitudePrune.select(list, job.rule());
-        selected = System.nanoTime();
-        result = selection.apply(list);
-      }
+      Pruned pruned =
+          job.examples() == null
+              ? byMagnitude(model, chosen, list, job.rule(), memory, progress)
+              : refitted(model, chosen, list, job, progress);
       long applied = System.nanoTime();
+      long bytes = bytes(chosen);
       progress.at(Progress.Phase.WRITE, 0, bytes);
-      List<OnnxInitializer> pruned = new ArrayList<>();
-      for (int i = 0; i < chosen.size(); i++) {
-        OnnxInitializer old = chosen.get(i).tensor();
-        pruned.add(
-            OnnxInitializer.of(
-                chosen.get(i).value(),
-                old.type(),
-                old.dims(),
-                outputs.get(i).first(old.byteLength())));
-      }
-      model.replaceConstants(pruned);
       write(model, job, chosen, masks, protectedFiles);
       progress.at(Progress.Phase.WRITE, bytes, bytes);
       List<MagnitudePrune.TensorResult> tensors = new ArrayList<>();
       for (int i = 0; i < chosen.size(); i++) {
-        MagnitudePrune.TensorResult tensor = result.tensors().get(i);
+        MagnitudePrune.TensorResult tensor = pruned.result().tensors().get(i);
         tensors.add(
             new MagnitudePrune.TensorResult(chosen.get(i).name(), tensor.total(), tensor.pruned()));
       }
       return new CheckpointPruner.Result(
-          result.total(),
-          result.pruned(),
-          result.threshold(),
+          pruned.result().total(),
+          pruned.result().pruned(),
+          pruned.result().threshold(),
           List.copyOf(tensors),
           new Seconds(
               (read - start) * 1e-9,
-              (selected - read) * 1e-9,
-              (applied - selected) * 1e-9,
+              (pruned.selected() - read) * 1e-9,
+              (applied - pruned.selected()) * 1e-9,
               (System.nanoTime() - applied) * 1e-9));
     } finally {
       memory.forEach(OnnxPruner::close);
     }
+  }
+
+  /**
+   * What was pruned of each tensor, and when it was known.
+   *
+   * @param selected by {@link System#nanoTime}
+   */
+  private record Pruned(MagnitudePrune.Result result, long selected) {}
+
+  private static long bytes(List<Candidate> chosen) {
+    return chosen.stream().mapToLong(c -> c.tensor().byteLength()).sum();
+  }
+
+  private static Pruned byMagnitude(
+      OnnxModel model,
+      List<Candidate> chosen,
+      List<MagnitudePrune.Weights> list,
+      MagnitudePrune.Rule rule,
+      List<AutoCloseable> memory,
+      Progress progress) {
+    progress.at(Progress.Phase.SELECT, 0, bytes(chosen));
+    List<PieceBuffer> outputs = new ArrayList<>();
+    for (int i = 0; i < list.size(); i++) {
+      PieceBuffer output = new PieceBuffer(Math.toIntExact(chosen.get(i).tensor().byteLength()));
+      memory.add(output);
+      outputs.add(output);
+      Tensor view = list.get(i).weights();
+      list.set(i, list.get(i).to(output.tensor(view.dtype(), view.shape())));
+    }
+    MagnitudePrune.Result result;
+    long selected = System.nanoTime();
+    if (rule instanceof MagnitudePrune.Pattern) {
+      result = MagnitudePrune.prune(list, rule);
+    } else {
+      MagnitudePrune.Selection selection = MagnitudePrune.select(list, rule);
+      selected = System.nanoTime();
+      result = selection.apply(list);
+    }
+    List<OnnxInitializer> pruned = new ArrayList<>();
+    for (int i = 0; i < chosen.size(); i++) {
+      OnnxInitializer old = chosen.get(i).tensor();
+      pruned.add(
+          OnnxInitializer.of(
+              chosen.get(i).value(),
+              old.type(),
+              old.dims(),
+              outputs.get(i).first(old.byteLength())));
+    }
+    model.replaceConstants(pruned);
+    return new Pruned(result, selected);
+  }
+
+  private static Pruned refitted(
+      OnnxModel model,
+      List<Candidate> chosen,
+      List<MagnitudePrune.Weights> list,
+      Job job,
+      Progress progress) {
+    long bytes = bytes(chosen);
+    progress.at(Progress.Phase.SELECT, 0, bytes);
+    List<BitSet> kept = new ArrayList<>();
+    for (MagnitudePrune.Weights weights : list) {
+      int elements = Math.toIntExact(weights.weights().elements());
+      BitSet bits = new BitSet(elements);
+      if (weights.maskIn() == null) {
+        bits.set(0, elements);
+      } else {
+        ByteBuffer in = weights.maskIn().limit((elements + 7) / 8).asByteBuffer();
+        bits.or(BitSet.valueOf(in));
+        bits.clear(elements, Math.max(elements, bits.length()));
+      }
+      kept.add(bits);
+    }
+    List<OnnxWeight> weights = new ArrayList<>();
+    for (Candidate candidate : chosen) {
+      if (candidate.weight() == null) {
+        throw new InputException(
+            model.name()
+                + ": nothing multiplies with the tensor "
+                + Names.quote(candidate.name())
+                + ", so no outputs of it can be refitted; exclude it or prune by magnitude");
+      }
+      weights.add(candidate.weight());
+    }
+    new RefittingPruner(model, weights, job.rule())
+        .prune(kept, job.examples(), done -> progress.at(Progress.Phase.SELECT, done, bytes));
+    List<MagnitudePrune.TensorResult> tensors = new ArrayList<>();
+    long total = 0;
+    long pruned = 0;
+    for (int i = 0; i < list.size(); i++) {
+      long elements = list.get(i).weights().elements();
+      long zeros = elements - kept.get(i).cardinality();
+      tensors.add(new MagnitudePrune.TensorResult(chosen.get(i).name(), elements, zeros));
+      total += elements;
+      pruned += zeros;
+      if (list.get(i).maskOut() != null) {
+        byte[] bits = Arrays.copyOf(kept.get(i).toByteArray(), (int) ((elements + 7) / 8));
+        list.get(i).maskOut().put(bits);
+      }
+    }
+    MagnitudePrune.Result result =
+        new MagnitudePrune.Result(total, pruned, Float.NaN, List.copyOf(tensors));
+    return new Pruned(result, System.nanoTime());
   }
 
   /**

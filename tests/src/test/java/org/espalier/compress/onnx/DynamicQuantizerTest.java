@@ -131,7 +131,8 @@ class DynamicQuantizerTest {
                 OnnxTensor.createTensor(ENVIRONMENT, rows(e, 12, WIDTH), new long[] {12, WIDTH});
             OrtSession.Result r = session.run(Map.of("x", x), Set.copyOf(activations))) {
           for (String a : activations) {
-            receiver.accept(a, ((OnnxTensor) r.get(a).orElseThrow()).getFloatBuffer());
+            OnnxTensor value = (OnnxTensor) r.get(a).orElseThrow();
+            receiver.accept(a, value.getInfo().getShape(), value.getFloatBuffer());
           }
         }
       }
@@ -393,7 +394,7 @@ class DynamicQuantizerTest {
                 n -> {
                   float[] v = new float[48];
                   v[5] = n.equals("t") ? Float.NaN : 1;
-                  receiver.accept(n, FloatBuffer.wrap(v));
+                  receiver.accept(n, new long[] {48 / WIDTH, WIDTH}, FloatBuffer.wrap(v));
                 });
     InputException e = assertThrows(InputException.class, () -> q.calibrate(broken));
     assertTrue(e.getMessage().contains(" t is NaN in channel 5"), e.getMessage());

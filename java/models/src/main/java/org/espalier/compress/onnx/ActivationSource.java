@@ -27,8 +27,9 @@ public interface ActivationSource {
     /**
      * Takes the values, which are valid during the call only.
      *
+     * @param shape the dimensions of the activation
      * @param values row-major; the last dimension of the activation is the fastest
      */
-    void accept(String activation, FloatBuffer values);
+    void accept(String activation, long[] shape, FloatBuffer values);
   }
 }

@@ -49,12 +49,19 @@ final class ActivationStatistics {
   private long rows;
 
   ActivationStatistics(String name, int channels) {
+    this(name, channels, channels);
+  }
+
+  /**
+   * @param group channels of different groups of so many are not seen together
+   */
+  ActivationStatistics(String name, int channels, int group) {
     this.name = name;
     this.channels = channels;
     sums = new double[channels];
     squares = new double[channels];
     gram = new double[channels][];
-    together = together(channels);
+    together = together(channels, group);
     for (int i = 0; i < channels; i++) {
       gram[i] = new double[i - first(i) + 1];
     }
@@ -67,7 +74,12 @@ final class ActivationStatistics {
    * @param channels its channels
    */
   static long bytes(int channels) {
-    return 4L * channels * together(channels) + 4L * BLOCK * channels;
+    return bytes(channels, channels);
+  }
+
+  /** The same for one whose groups of channels are not seen together. */
+  static long bytes(int channels, int group) {
+    return 4L * channels * together(channels, group) + 4L * BLOCK * channels;
   }
 
   /**
@@ -110,7 +122,7 @@ final class ActivationStatistics {
     source.run(
         model,
         statistics.keySet(),
-        (name, values) -> statistics.get(name).add(rows.apply(name, values)));
+        (name, shape, values) -> statistics.get(name).add(rows.apply(name, values)));
     for (ActivationStatistics s : statistics.values()) {
       if (s.examples() == 0) {
         throw new InputException("calibration of " + s.name() + " needs at least one example");
@@ -119,10 +131,13 @@ final class ActivationStatistics {
     return statistics;
   }
 
-  /** As many blocks as are needed, of one size. */
-  private static int together(int channels) {
-    int blocks = Math.max(1, (channels + TOGETHER - 1) / TOGETHER);
-    return Math.max(1, (channels + blocks - 1) / blocks);
+  /** As few blocks of one size as make up a group; of several groups the size divides each. */
+  private static int together(int channels, int group) {
+    int blocks = Math.max(1, (group + TOGETHER - 1) / TOGETHER);
+    while (group < channels && group % blocks != 0) {
+      blocks++;
+    }
+    return Math.max(1, (group + blocks - 1) / blocks);
   }
 
   /** The first channel of the block that a channel lies in. */

@@ -37,7 +37,12 @@ final class ConstantVector {
 
   /** The node with {@code change} added to its vector, in a new initializer. */
   static NodeProto changed(OnnxModel model, OnnxModel.Names names, NodeProto n, double[] change) {
-    int input = input(model, n, change.length);
+    return changed(model, names, n, input(model, n, change.length), change);
+  }
+
+  /** The same for the vector of that input, which may be the bias of a convolution or Gemm. */
+  static NodeProto changed(
+      OnnxModel model, OnnxModel.Names names, NodeProto n, int input, double[] change) {
     String old = n.getInput(input);
     FloatBuffer values = model.constant(old).floats();
     float[] changed = new float[change.length];

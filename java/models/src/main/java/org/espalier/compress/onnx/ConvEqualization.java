@@ -500,7 +500,7 @@ final class ConvEqualization {
       }
     }
     copy.setNodes(nodes);
-    source.run(copy, turned.keySet(), (name, values) -> turned.get(name).add(values));
+    source.run(copy, turned.keySet(), (name, shape, values) -> turned.get(name).add(values));
     return seen;
   }
 

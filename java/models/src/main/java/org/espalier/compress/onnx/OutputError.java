@@ -41,7 +41,7 @@ public final class OutputError {
     source.run(
         model,
         outputs,
-        (output, buffer) -> {
+        (output, shape, buffer) -> {
           float[] copy = new float[buffer.remaining()];
           buffer.get(copy);
           values.computeIfAbsent(output, o -> new ArrayList<>()).add(copy);

@@ -197,7 +197,8 @@ final class ProductSite {
     }
   }
 
-  private static String biasAdd(
+  /** The output of the node that alone reads a product and adds a constant vector to it; null where none does. */
+  static String biasAdd(
       OnnxModel model, String product, int columns, Map<String, List<NodeProto>> consumers) {
     List<NodeProto> readers = consumers.getOrDefault(product, List.of());
     if (readers.size() != 1 || isOutput(model, product)) {

@@ -406,7 +406,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     source.run(
         model,
         activations,
-        (activation, values) -> {
+        (activation, shape, values) -> {
           long bad = histograms.get(activation).add(values);
           if (bad > 0) {
             throw new InputException(

@@ -1,0 +1,241 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.BitSet;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.function.IntBinaryOperator;
+import java.util.function.LongConsumer;
+import java.util.stream.IntStream;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.op.MagnitudePrune;
+
+/**
+ * Prunes weights of an ONNX model by what calibration saw, and refits those that stay so that outputs change least
+ * ({@link SparseFit}). Of each output of a product or convolution the same share of its weights goes. A constant
+ * vector that is added to them takes up the mean of what changes. Weights whose inputs calibration does not see, of
+ * recurrent layers and in branches for instance, go by magnitude alone, likewise the same share of each sum. Not
+ * safe for several threads.
+ */
+public final class RefittingPruner {
+  private final OnnxModel model;
+  private final List<WeightedSums> sums = new ArrayList<>();
+  private final MagnitudePrune.Rule rule;
+
+  /** What is added to the constant vectors, by the outputs of the nodes that add them. */
+  private final Map<String, double[]> biasChanges = new LinkedHashMap<>();
+
+  /**
+   * @param model is changed by {@link #prune}
+   * @param weights to prune, of the model, which have elements
+   * @param rule an amount or sparsity of scope TENSOR, which here is that of each output, or a pattern that
+   *     divides what is summed over
+   * @throws InputException if the rule is another
+   */
+  public RefittingPruner(OnnxModel model, List<OnnxWeight> weights, MagnitudePrune.Rule rule) {
+    this.model = model;
+    this.rule = rule;
+    weights.forEach(weight -> sums.add(new WeightedSums(model, weight)));
+    boolean fits =
+        rule instanceof MagnitudePrune.Pattern
+            || rule instanceof MagnitudePrune.Amount amount
+                && amount.scope() == MagnitudePrune.Scope.TENSOR
+            || rule instanceof MagnitudePrune.Sparsity sparsity
+                && sparsity.scope() == MagnitudePrune.Scope.TENSOR;
+    if (!fits) {
+      throw new InputException(
+          "weights are refitted where an amount or a sparsity of each tensor, or a pattern, is"
+              + " pruned, not a "
+              + rule);
+    }
+  }
+
+  /** The weights that go by magnitude alone, each with the reason. */
+  public Map<String, String> unseen() {
+    Map<String, String> unseen = new LinkedHashMap<>();
+    for (WeightedSums s : sums) {
+      if (s.obstacle != null) {
+        unseen.put(s.weight.name(), s.obstacle);
+      }
+    }
+    return unseen;
+  }
+
+  /**
+   * Prunes and refits.
+   *
+   * @param kept of each weight, in their order, which elements are not pruned yet; afterwards which are left
+   * @param source what the model will see
+   * @param progress hears how many bytes of the weights are done
+   * @throws InputException if a weight or an activation is not finite, or the examples do not fit; what was done
+   *     until then has changed the model
+   */
+  public void prune(List<BitSet> kept, ActivationSource source, LongConsumer progress) {
+    long done = 0;
+    List<OnnxInitializer> refitted = new ArrayList<>();
+    List<Integer> all = IntStream.range(0, sums.size()).boxed().toList();
+    for (List<Integer> part : ActivationStatistics.parts(all, i -> bytes(sums.get(i)))) {
+      Map<String, ActivationStatistics> seen = seen(part, source);
+      Map<String, List<SparseFit>> fits = new LinkedHashMap<>();
+      for (int i : part) {
+        WeightedSums s = sums.get(i);
+        ActivationStatistics x = s.obstacle == null ? seen.get(s.source()) : null;
+        List<SparseFit> fit =
+            x == null
+                ? List.of(new SparseFit(new double[s.inputs][1]))
+                : fits.computeIfAbsent(s.source() + (s.bias != null), key -> fits(s, x));
+        refitted.add(prune(s, x, fit, kept.get(i)));
+        done += model.constant(s.weight.value()).byteLength();
+        progress.accept(done);
+      }
+    }
+    model.replaceConstants(refitted);
+    changeBiases();
+    model.check();
+  }
+
+  private static long bytes(WeightedSums s) {
+    return s.obstacle == null ? s.bytes() : 0;
+  }
+
+  /** Runs the examples for some of the weights. */
+  private Map<String, ActivationStatistics> seen(List<Integer> part, ActivationSource source) {
+    Map<String, ActivationStatistics> seen = new LinkedHashMap<>();
+    Map<String, List<WeightedSums>> readers = new LinkedHashMap<>();
+    for (int i : part) {
+      WeightedSums s = sums.get(i);
+      if (s.obstacle == null && seen.putIfAbsent(s.source(), s.statistics()) == null) {
+        readers.computeIfAbsent(s.activation, a -> new ArrayList<>()).add(s);
+      }
+    }
+    if (readers.isEmpty()) {
+      return seen;
+    }
+    source.run(
+        model,
+        readers.keySet(),
+        (name, shape, values) -> {
+          for (WeightedSums s : readers.get(name)) {
+            seen.get(s.source()).add(s.rows(shape, values.duplicate()));
+          }
+        });
+    for (ActivationStatistics s : seen.values()) {
+      if (s.examples() == 0) {
+        throw new InputException("calibration of " + s.name() + " needs at least one example");
+      }
+    }
+    return seen;
+  }
+
+  /** One for each group. */
+  private static List<SparseFit> fits(WeightedSums s, ActivationStatistics x) {
+    float[] ones = new float[x.channels()];
+    Arrays.fill(ones, 1);
+    double[][] moments = x.moments(new float[x.channels()], ones, s.bias != null);
+    List<SparseFit> fits = new ArrayList<>();
+    for (int g = 0; g < s.groups; g++) {
+      fits.add(new SparseFit(Arrays.copyOfRange(moments, g * s.inputs, (g + 1) * s.inputs)));
+    }
+    return fits;
+  }
+
+  private OnnxInitializer prune(
+      WeightedSums s, ActivationStatistics x, List<SparseFit> fits, BitSet kept) {
+    OnnxInitializer tensor = model.constant(s.weight.value());
+    FloatBuffer values = tensor.floats();
+    float[] result = new float[values.remaining()];
+    double[] change = new double[s.groups * s.outputs];
+    for (int g = 0; g < s.groups; g++) {
+      float[] matrix = s.matrix(values, g);
+      checkFinite(s, matrix);
+      float[] now = matrix.clone();
+      boolean[] stay = new boolean[matrix.length];
+      for (int i = 0; i < stay.length; i++) {
+        stay[i] = kept.get(s.at(g, i / s.outputs, i % s.outputs));
+      }
+      fits.get(g).prune(now, stay, together(s), goal());
+      for (int i = 0; i < now.length; i++) {
+        int k = i / s.outputs;
+        int at = s.at(g, k, i % s.outputs);
+        result[at] = now[i];
+        kept.set(at, stay[i]);
+        if (s.bias != null) {
+          change[g * s.outputs + i % s.outputs] +=
+              x.mean(g * s.inputs + k) * ((double) matrix[i] - now[i]);
+        }
+      }
+    }
+    if (s.bias != null) {
+      biasChanges.put(s.bias, change);
+    }
+    OnnxInitializer refitted =
+        OnnxInitializer.floats(s.weight.value(), tensor.dims().clone(), result);
+    return tensor.type() == DataType.FLOAT ? refitted : refitted.rounded(tensor.type());
+  }
+
+  private void checkFinite(WeightedSums s, float[] matrix) {
+    for (float w : matrix) {
+      if (!Float.isFinite(w)) {
+        throw new InputException(
+            model.name()
+                + ": the weights "
+                + s.weight.name()
+                + " hold "
+                + w
+                + "; finite numbers are right");
+      }
+    }
+  }
+
+  /** The inputs of an output that lose a share together. */
+  private int[][] together(WeightedSums s) {
+    if (!(rule instanceof MagnitudePrune.Pattern pattern)) {
+      return new int[][] {IntStream.range(0, s.inputs).toArray()};
+    }
+    // Consecutive input channels at the same place of the window.
+    int span = pattern.group() * s.window;
+    return IntStream.range(0, s.inputs / pattern.group())
+        .mapToObj(
+            i -> {
+              int from = i / s.window * span + i % s.window;
+              return IntStream.range(0, pattern.group()).map(c -> from + c * s.window).toArray();
+            })
+        .toArray(int[][]::new);
+  }
+
+  /** How many of a group are pruned afterwards, by its size and how many are already. */
+  private IntBinaryOperator goal() {
+    if (rule instanceof MagnitudePrune.Amount amount) {
+      return (size, pruned) -> pruned + (int) Math.rint(amount.fraction() * (size - pruned));
+    } else if (rule instanceof MagnitudePrune.Sparsity sparsity) {
+      return (size, pruned) -> Math.max(pruned, (int) Math.rint(sparsity.fraction() * size));
+    }
+    MagnitudePrune.Pattern pattern = (MagnitudePrune.Pattern) rule;
+    return (size, pruned) -> Math.max(pruned, size - pattern.keep());
+  }
+
+  private void changeBiases() {
+    OnnxModel.Names names = model.names();
+    List<NodeProto> nodes = new ArrayList<>();
+    for (NodeProto n : model.nodes()) {
+      double[] change = biasChanges.get(n.getOutputCount() == 0 ? "" : n.getOutput(0));
+      if (change == null) {
+        nodes.add(n);
+        continue;
+      }
+      boolean own = Nodes.is(n, "Conv") || Nodes.is(n, "Gemm");
+      int input = own ? 2 : ConstantVector.input(model, n, change.length);
+      nodes.add(ConstantVector.changed(model, names, n, input, change));
+    }
+    model.setNodes(nodes);
+    model.removeUnusedInitializers();
+  }
+}

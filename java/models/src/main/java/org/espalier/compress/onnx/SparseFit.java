@@ -1,0 +1,332 @@
+package org.espalier.compress.onnx;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.function.IntBinaryOperator;
+import java.util.stream.IntStream;
+
+/**
+ * Prunes a matrix W [K, N] so that the sums x·W keep their values for the inputs x of calibration. Of each output n the
+ * weights with the least |w_kn|·√H_kk go (Wanda, Sun et al. 2024, arXiv 2306.11695), H being the second moments of x,
+ * and those that stay become what minimizes (w'_n − w_n)ᵀ·H·(w'_n − w_n) among all columns with these zeros. That is a
+ * system of linear equations for each output, which conjugate gradients solve with H's diagonal as preconditioner. Weights go
+ * in {@value #STEPS} steps of one size, so that later choices know what earlier refits made of the others.
+ *
+ * <p>An instance holds one H and serves all matrices that the same inputs feed. Where H is known in blocks on its
+ * diagonal, rows of different blocks do not know of each other. Immutable and safe for several threads; results do
+ * not depend on their number.
+ */
+final class SparseFit {
+  private static final int STEPS = 4;
+
+  /** Share of the mean of H's diagonal that is added to it: fewer rows than inputs stay solvable. */
+  private static final double DAMPING = 0.01;
+
+  /** So many outputs are solved for together: four rows of H stay in the nearest cache for them. */
+  private static final int PANEL = 64;
+
+  /** The most turns of the solver behind a step, and behind the last one. */
+  private static final int SOME_TURNS = 4;
+
+  private static final int MOST_TURNS = 15;
+
+  /** The squared residual, as a share of that of the zeros alone, at which it is solved. */
+  private static final double SOLVED = 1e-6;
+
+  /** Row k: the damped moments of input k with those of its block. */
+  private final float[][] moments;
+
+  /** √H_kk of each input, and 1 / H_kk. */
+  private final float[] size;
+
+  private final float[] inverse;
+
+  /**
+   * @param lower lower triangle of H, row i holding the entries from the first of its block to (i, i), so that a row
+   *     of one entry starts a block; finite
+   */
+  SparseFit(double[][] lower) {
+    int n = lower.length;
+    moments = new float[n][];
+    size = new float[n];
+    inverse = new float[n];
+    for (int from = 0, to; from < n; from = to) {
+      to = from + 1;
+      while (to < n && lower[to].length > 1) {
+        to++;
+      }
+      double trace = 0;
+      for (int i = from; i < to; i++) {
+        trace += lower[i][i - from];
+      }
+      float damping = trace > 0 ? (float) (DAMPING * trace / (to - from)) : 1;
+      for (int i = from; i < to; i++) {
+        moments[i] = new float[to - from];
+        for (int j = from; j < to; j++) {
+          moments[i][j - from] = (float) lower[Math.max(i, j)][Math.min(i, j) - from];
+        }
+        moments[i][i - from] += damping;
+        size[i] = (float) Math.sqrt(moments[i][i - from]);
+        inverse[i] = 1 / moments[i][i - from];
+      }
+    }
+  }
+
+  /**
+   * Prunes and refits.
+   *
+   * @param weights W, row-major, finite; afterwards what it is then
+   * @param kept which weights are not pruned yet; afterwards which are left. Others count as 0, whatever
+   *     they are
+   * @param groups the inputs in groups of which each loses its own share, in the order in which ties are
+   *     broken; all inputs are in one
+   * @param goal how many weights of an output are pruned in a group afterwards, given the size of the group and
+   *     how many are already
+   */
+  void prune(float[] weights, boolean[] kept, int[][] groups, IntBinaryOperator goal) {
+    int outputs = weights.length / moments.length;
+    IntStream.range(0, (outputs + PANEL - 1) / PANEL)
+        .parallel()
+        .forEach(
+            p -> {
+              int from = p * PANEL;
+              List<Column> panel = new ArrayList<>();
+              for (int n = from; n < Math.min(from + PANEL, outputs); n++) {
+                panel.add(new Column(weights, kept, outputs, n, groups, goal));
+              }
+              for (int step = 1; step <= STEPS; step++) {
+                for (Column column : panel) {
+                  column.prune(step);
+                }
+                solve(panel, step == STEPS ? MOST_TURNS : SOME_TURNS);
+              }
+              for (Column column : panel) {
+                column.store(weights, kept, outputs);
+              }
+            });
+  }
+
+  /** Moves what is kept of some columns towards the least error. */
+  private void solve(List<Column> panel, int turns) {
+    panel.forEach(Column::aim);
+    multiply(panel);
+    panel.forEach(Column::start);
+    List<Column> open = panel;
+    for (int turn = 0; turn < turns; turn++) {
+      open = open.stream().filter(column -> !column.isSolved()).toList();
+      multiply(open);
+      open.forEach(Column::move);
+    }
+  }
+
+  /** Sets the product of each column to H · its direction. */
+  private void multiply(List<Column> columns) {
+    columns.forEach(column -> Arrays.fill(column.product, 0));
+    int n = moments.length;
+    for (int from = 0, to; from < n; from = to) {
+      to = from + moments[from].length;
+      int j = from;
+      for (; j + 4 <= to; j += 4) {
+        for (Column column : columns) {
+          column.add(from, j);
+        }
+      }
+      for (; j < to; j++) {
+        for (Column column : columns) {
+          column.addOne(from, j);
+        }
+      }
+    }
+  }
+
+  /** A method of its own, with one index for all arrays and no reduction, is what the JIT vectorises. */
+  private static void addProducts(
+      float[] sum,
+      int from,
+      float[] a,
+      float[] b,
+      float[] c,
+      float[] d,
+      float ai,
+      float bi,
+      float ci,
+      float di) {
+    for (int i = 0; i < a.length; i++) {
+      sum[from + i] += ai * a[i] + bi * b[i] + ci * c[i] + di * d[i];
+    }
+  }
+
+  private static double dot(float[] a, float[] b) {
+    double s0 = 0;
+    double s1 = 0;
+    double s2 = 0;
+    double s3 = 0;
+    int k = 0;
+    for (; k + 4 <= a.length; k += 4) {
+      s0 += a[k] * b[k];
+      s1 += a[k + 1] * b[k + 1];
+      s2 += a[k + 2] * b[k + 2];
+      s3 += a[k + 3] * b[k + 3];
+    }
+    for (; k < a.length; k++) {
+      s0 += a[k] * b[k];
+    }
+    return s0 + s1 + (s2 + s3);
+  }
+
+  /** One column of W while it is pruned. */
+  private final class Column {
+    private final int output;
+    private final int[][] groups;
+
+    /** How many weights go in all steps, by group. */
+    private final int[] going;
+
+    /** What the weights were, and what they are. */
+    private final float[] w = new float[moments.length];
+
+    private final float[] x;
+
+    /** 1 where a weight is kept, else 0. */
+    private final float[] kept = new float[moments.length];
+
+    /** H · (w − x) where something is kept, else 0. */
+    private final float[] residual = new float[moments.length];
+
+    private final float[] direction = new float[moments.length];
+
+    /** H · the direction. */
+    private final float[] product = new float[moments.length];
+
+    /** The residual's square, by the inverse of H's diagonal: what it is, and the most that it was. */
+    private double square;
+
+    private double largest;
+
+    Column(
+        float[] weights,
+        boolean[] stay,
+        int outputs,
+        int output,
+        int[][] groups,
+        IntBinaryOperator goal) {
+      this.output = output;
+      this.groups = groups;
+      for (int k = 0; k < w.length; k++) {
+        kept[k] = stay[k * outputs + output] ? 1 : 0;
+        w[k] = stay[k * outputs + output] ? weights[k * outputs + output] : 0;
+      }
+      x = w.clone();
+      going = new int[groups.length];
+      for (int g = 0; g < groups.length; g++) {
+        int gone = (int) Arrays.stream(groups[g]).filter(k -> kept[k] == 0).count();
+        going[g] = goal.applyAsInt(groups[g].length, gone) - gone;
+      }
+    }
+
+    void store(float[] weights, boolean[] stay, int outputs) {
+      for (int k = 0; k < w.length; k++) {
+        weights[k * outputs + output] = x[k];
+        stay[k * outputs + output] = kept[k] != 0;
+      }
+    }
+
+    /** Zeroes what goes in a step. */
+    void prune(int step) {
+      for (int g = 0; g < groups.length; g++) {
+        int now = (int) Math.rint((double) going[g] * step / STEPS);
+        int before = (int) Math.rint((double) going[g] * (step - 1) / STEPS);
+        if (now > before) {
+          zero(groups[g], now - before);
+        }
+      }
+    }
+
+    private void zero(int[] group, int count) {
+      long[] order = new long[group.length];
+      int n = 0;
+      for (int i = 0; i < group.length; i++) {
+        int k = group[i];
+        if (kept[k] != 0) {
+          float score = Math.abs(x[k]) * size[k];
+          // The bits of numbers that are not negative are in the order of the numbers.
+          order[n++] = (long) Float.floatToRawIntBits(score) << 32 | i;
+        }
+      }
+      Arrays.sort(order, 0, n);
+      for (int i = 0; i < count; i++) {
+        int k = group[(int) order[i]];
+        kept[k] = 0;
+        x[k] = 0;
+      }
+    }
+
+    /** Looks back to where the weights were. */
+    void aim() {
+      for (int k = 0; k < w.length; k++) {
+        direction[k] = w[k] - x[k];
+      }
+    }
+
+    /** Takes the first direction, where the product is that of {@link #aim}. */
+    void start() {
+      System.arraycopy(product, 0, residual, 0, residual.length);
+      turn(0);
+      largest = Math.max(largest, square);
+    }
+
+    boolean isSolved() {
+      return square <= SOLVED * largest;
+    }
+
+    /** Goes along the direction as far as the error falls, and turns. */
+    void move() {
+      double dot = dot(direction, product);
+      float length = dot > 0 ? (float) (square / dot) : 0;
+      for (int k = 0; k < w.length; k++) {
+        x[k] += length * direction[k];
+        residual[k] -= length * product[k];
+      }
+      turn(square);
+    }
+
+    /**
+     * @param before the square before; 0 for the first direction
+     */
+    private void turn(double before) {
+      // The product is not needed any more: it holds the residual by the inverse of H's diagonal.
+      for (int k = 0; k < w.length; k++) {
+        residual[k] *= kept[k];
+        product[k] = residual[k] * inverse[k];
+      }
+      square = dot(residual, product);
+      float share = before > 0 ? (float) (square / before) : 0;
+      for (int k = 0; k < w.length; k++) {
+        direction[k] = product[k] + share * direction[k];
+      }
+    }
+
+    /** Adds what four rows of H from j on, of the block from that input on, make of the direction. */
+    void add(int from, int j) {
+      addProducts(
+          product,
+          from,
+          moments[j],
+          moments[j + 1],
+          moments[j + 2],
+          moments[j + 3],
+          direction[j],
+          direction[j + 1],
+          direction[j + 2],
+          direction[j + 3]);
+    }
+
+    void addOne(int from, int j) {
+      float[] row = moments[j];
+      for (int i = 0; i < row.length; i++) {
+        product[from + i] += direction[j] * row[i];
+      }
+    }
+  }
+}
