@@ -1,6 +1,5 @@
 package org.espalier.train;
 
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.EOFException;
@@ -9,36 +8,14 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
 import java.util.ArrayList;
-import java.util.HashMap;
-import java.util.HashSet;
 import java.util.HexFormat;
-import java.util.Iterator;
-import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Map;
-import java.util.Set;
-import java.util.TreeMap;
-import java.util.TreeSet;
-import java.util.function.Function;
-import java.util.function.Predicate;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
-import org.espalier.compress.onnx.ActivationRange;
-import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.OpsetUpgrade;
-import org.espalier.compress.onnx.QuantizedProduct;
-import org.espalier.compress.onnx.QuantizedTable;
-import org.espalier.compress.onnx.StaticQuantizer;
-import org.espalier.compress.onnx.TrainableQuantizer;
-import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.HalfPrecision;
-import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.format.onnx.OnnxWeight;
-import org.espalier.op.MagnitudePrune;
 import org.espalier.op.StepResult;
-import org.espalier.torch.OnnxGraph;
-import org.espalier.torch.Parameter;
 import org.espalier.torch.TorchDevice;
 import org.espalier.train.TrainingListener.StageReport;
 import org.espalier.train.TrainingListener.StepReport;
@@ -51,26 +28,12 @@ public final class OnnxCompression implements Compression {
 
   private final CompressionPlan plan;
   private final Job job;
-  private final TorchDevice device;
   private final List<StageReport> reports = new ArrayList<>();
   private final byte[] modelDigest;
 
-  /** The float model that the trainable graph was made from, with the weights that it had then. */
-  private OnnxModel form;
-
-  /** Null until a stage quantizes. */
-  private TrainableQuantizer quantizer;
-
-  private List<QuantizedProduct> products = List.of();
-  private OnnxGraph graph;
-  private List<TrainedWeight> weights = List.of();
-  private ActivationSimulation activations;
-
-  /** Null where ranges of activations are not fixed. */
-  private StaticGrid fixed;
-
   private final Passes passes;
   private final PlanCheck check;
+  private final TrainedModel model;
 
   private int stageIndex;
 
@@ -89,6 +52,44 @@ public final class OnnxCompression implements Compression {
     double startSparsity;
     double seconds;
     Update update;
+
+    /** Not of a stage without training, which is over once it has begun. */
+    void save(DataOutputStream out) throws IOException {
+      SavedRun.write(before, out);
+      SavedRun.write(changed, out);
+      SavedRun.write(best, out);
+      out.writeLong(step);
+      out.writeDouble(startSparsity);
+      out.writeDouble(seconds);
+      update.save(out);
+      out.writeBoolean(kept != null);
+      if (kept != null) {
+        for (float[] values : kept) {
+          ByteBuffer bytes = ByteBuffer.allocate(4 * values.length);
+          bytes.asFloatBuffer().put(values);
+          out.write(bytes.array());
+        }
+      }
+    }
+
+    /** Takes what was saved where the optimizer is that of the same stage. */
+    void restore(DataInputStream in, TrainedModel model) throws IOException {
+      before = SavedRun.readValidation(in);
+      changed = SavedRun.readValidation(in);
+      best = SavedRun.readValidation(in);
+      step = in.readLong();
+      startSparsity = in.readDouble();
+      seconds = in.readDouble();
+      update.restore(in);
+      if (in.readBoolean()) {
+        kept = model.snapshot();
+        for (float[] values : kept) {
+          byte[] bytes = new byte[4 * values.length];
+          in.readFully(bytes);
+          ByteBuffer.wrap(bytes).asFloatBuffer().get(values);
+        }
+      }
+    }
 
     @Override
     public void close() {
@@ -114,14 +115,12 @@ public final class OnnxCompression implements Compression {
   public OnnxCompression(CompressionPlan plan, Job job, TorchDevice device) {
     this.plan = plan;
     this.job = job;
-    this.device = device;
     this.passes = new Passes(job, device);
     this.check = new PlanCheck(plan, job);
     StageCheck stages = new StageCheck(job);
     plan.stages().forEach(stages::check);
     modelDigest = TeacherOutputs.digest(job.model());
-    form = trainable(job.model());
-    load();
+    model = new TrainedModel(plan, job, device, passes);
     try {
       checkStages(stages);
     } catch (RuntimeException e) {
@@ -137,16 +136,16 @@ public final class OnnxCompression implements Compression {
    *     of them is not finite
    */
   public void checkMeasured(Examples.Labelled examples) {
-    check.measures(graph, examples);
+    check.measures(model.graph(), examples);
   }
 
   /** What a later stage would stumble over is found before the first one trains. */
   private void checkStages(StageCheck stages) {
-    check.run(graph);
+    check.run(model.graph());
     passes.read(check.logitRows());
     for (Stage stage : plan.stages()) {
-      stages.checkTables(stage, graph);
-      if (stage.training().isAny() && trained(stage).isEmpty()) {
+      stages.checkTables(stage, model.graph());
+      if (stage.training().isAny() && model.trained(stage).isEmpty()) {
         throw new InputException(
             "stage "
                 + stage.name()
@@ -157,10 +156,10 @@ public final class OnnxCompression implements Compression {
                 + " bodies of Loop stays as it is; steps: 0 trains nothing");
       }
       if (stage instanceof Stage.Prune p) {
-        check.prunes(stage.name(), p.pruning(), weightPruning(p.pruning()).candidates());
+        check.prunes(stage.name(), p.pruning(), model.pruning(p.pruning()).candidates());
       } else if (stage instanceof Stage.Quantize q) {
         try {
-          quantizer(q.quantization(), form.copy());
+          model.check(q.quantization());
         } catch (InputException e) {
           throw new InputException("stage " + stage.name() + ": " + e.getMessage(), e);
         }
@@ -179,67 +178,6 @@ public final class OnnxCompression implements Compression {
       OpsetUpgrade.raise(copy, OpsetUpgrade.TARGET);
     }
     return copy;
-  }
-
-  /** Makes the trainable graph of the present form; a classifier's logits are an output of it too. */
-  private void load() {
-    String logits = ClassifierOutput.of(form).logits();
-    boolean asked =
-        plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits(job.labels()));
-    List<String> added = asked && logits != null ? List.of(logits) : List.of();
-    graph = new OnnxGraph(job.opened(form).withOutputs(added), device);
-    weights = new ArrayList<>();
-    for (Parameter p : graph.parameters()) {
-      boolean changed =
-          p.kind() == Parameter.Kind.EMBEDDING
-              ? changesTable(p.name())
-              : !StaticQuantizer.isChannelwise(graph.constantOf(p.name()));
-      p.tensor().requires_grad_(changed);
-      if (changed) {
-        weights.add(new TrainedWeight(p, device));
-      }
-    }
-    passes.use(graph, null, null, logits);
-  }
-
-  /** Whether any stage changes a table; others cost neither gradients nor copies. */
-  private boolean changesTable(String name) {
-    return plan.stages().stream()
-        .anyMatch(
-            stage ->
-                trainsTable(stage, name)
-                    || stage instanceof Stage.Prune p
-                        && p.pruning().embeddings()
-                        && p.pruning().include().test(name));
-  }
-
-  private boolean trainsTable(Stage stage, String name) {
-    return stage.training().trainsEmbedding(name, job.teacher() == null);
-  }
-
-  /** What a stage trains of the {@link #weights}. */
-  private List<TrainedWeight> trained(Stage stage) {
-    return weights.stream().filter(w -> !w.isTable() || trainsTable(stage, w.name())).toList();
-  }
-
-  /** The optimizer of a stage; tables that it leaves as they are get no gradients. */
-  private Update update(Stage stage) {
-    weights.stream()
-        .filter(TrainedWeight::isTable)
-        .forEach(w -> w.parameter.tensor().requires_grad_(trainsTable(stage, w.name())));
-    return new Update(trained(stage), learnedRanges(), stage.training().optimizer(), device);
-  }
-
-  private void unload() {
-    weights.forEach(TrainedWeight::close);
-    weights = List.of();
-    passes.release();
-    graph.close();
-    if (activations != null) {
-      activations.close();
-      activations = null;
-      fixed = null;
-    }
   }
 
   @Override
@@ -272,7 +210,7 @@ public final class OnnxCompression implements Compression {
       }
     }
     if (progress.kept != null) {
-      restore(progress.kept);
+      model.restore(progress.kept);
     }
     progress.seconds = earlier + (System.nanoTime() - start) * 1e-9;
     StageReport report =
@@ -307,9 +245,9 @@ public final class OnnxCompression implements Compression {
     listener.validated(stage, made.before);
     made.changed = made.before;
     if (stage instanceof Stage.Quantize q) {
-      quantize(q.quantization(), listener);
+      model.quantize(q.quantization(), listener);
     } else if (stage instanceof Stage.Prune p) {
-      WeightPruning pruning = weightPruning(p.pruning());
+      WeightPruning pruning = model.pruning(p.pruning());
       made.startSparsity = pruning.sparsity();
       pruning.candidates().forEach(TrainedWeight::makeMask);
       if (p.pruning().schedule() == Pruning.Schedule.ONE_SHOT) {
@@ -322,8 +260,8 @@ public final class OnnxCompression implements Compression {
     }
     made.best = made.changed;
     if (training.isAny()) {
-      made.kept = snapshot();
-      made.update = update(stage);
+      made.kept = model.snapshot();
+      made.update = model.update(stage);
     }
     progress = made;
   }
@@ -332,43 +270,15 @@ public final class OnnxCompression implements Compression {
   private boolean step(Stage stage, Batches batches, long steps, TrainingListener listener) {
     Training training = stage.training();
     long start = System.nanoTime();
-    long step = progress.step;
-    int[] indices = batches.step(step);
-    double rate = training.optimizer().learningRate() * training.schedule().factor(step, steps);
-    Loss loss;
-    StepResult result;
-    long added;
-    try (PointerScope scope = new PointerScope()) {
-      if (fixed != null && stage instanceof Stage.Quantize q) {
-        Quantization settings = q.quantization();
-        boolean moving = step < settings.freezeObserversAt() * steps;
-        fixed.momentum(moving ? settings.observerMomentum() : 0);
-      }
-      try {
-        loss = passes.addGradients(training.objective(), indices);
-      } catch (NonFiniteLossException e) {
-        check.trains(indices);
-        throw new NonFiniteLossException(
-            "stage "
-                + stage.name()
-                + ", step "
-                + (step + 1)
-                + ": "
-                + e.getMessage()
-                + ", from "
-                + culprit());
-      }
-      long update = System.nanoTime();
-      try {
-        result = progress.update.step(rate);
-      } catch (NonFiniteLossException e) {
-        throw new NonFiniteLossException(
-            "stage " + stage.name() + ", step " + (step + 1) + ": " + e.getMessage());
-      }
-      added = System.nanoTime() - update;
-      progress.update.zeroGradients();
+    int[] indices = batches.step(progress.step);
+    if (stage instanceof Stage.Quantize q) {
+      Quantization settings = q.quantization();
+      boolean moving = progress.step < settings.freezeObserversAt() * steps;
+      model.moveRanges(moving ? settings.observerMomentum() : 0);
     }
-    added += passes.simulationNanoseconds();
+    double rate =
+        training.optimizer().learningRate() * training.schedule().factor(progress.step, steps);
+    Descent descent = descend(stage, indices, rate);
     progress.step++;
     double sparsity = 0;
     if (stage instanceof Stage.Prune p) {
@@ -381,7 +291,7 @@ public final class OnnxCompression implements Compression {
       Validation v = passes.validate(training.objective(), progress.step, toBeat);
       if (v.best()) {
         progress.best = v;
-        progress.kept = snapshot();
+        progress.kept = model.snapshot();
       }
       listener.validated(stage, v);
     }
@@ -390,26 +300,45 @@ public final class OnnxCompression implements Compression {
             stage,
             progress.step,
             steps,
-            loss.value(),
-            loss.parts(),
+            descent.loss().value(),
+            descent.loss().parts(),
             rate,
-            result.norm(),
+            descent.result().norm(),
             sparsity,
             indices.length,
             seconds,
-            added * 1e-9));
+            descent.addedNanoseconds() * 1e-9));
   }
 
-  /** Which parameter holds what is not finite, or that none does. */
-  private String culprit() {
-    for (TrainedWeight w : weights) {
-      for (float value : w.latent().values()) {
-        if (!Float.isFinite(value)) {
-          return w.name();
-        }
+  /**
+   * What the optimizer did with a batch.
+   *
+   * @param addedNanoseconds what compression added: its time and that of activations on grids
+   */
+  private record Descent(Loss loss, StepResult result, long addedNanoseconds) {}
+
+  /** Gradients of a batch and the optimizer's step. */
+  private Descent descend(Stage stage, int[] indices, double rate) {
+    String where = "stage " + stage.name() + ", step " + (progress.step + 1) + ": ";
+    try (PointerScope scope = new PointerScope()) {
+      Loss loss;
+      try {
+        loss = passes.addGradients(stage.training().objective(), indices);
+      } catch (NonFiniteLossException e) {
+        check.trains(indices);
+        throw new NonFiniteLossException(where + e.getMessage() + ", from " + model.culprit());
       }
+      long start = System.nanoTime();
+      StepResult result;
+      try {
+        result = progress.update.step(rate);
+      } catch (NonFiniteLossException e) {
+        throw new NonFiniteLossException(where + e.getMessage());
+      }
+      long updated = System.nanoTime() - start;
+      progress.update.zeroGradients();
+      return new Descent(loss, result, updated + passes.simulationNanoseconds());
     }
-    return "the output " + graph.outputNames().get(0) + " (all parameters are finite)";
   }
 
   /** Prunes where a cubic schedule says so; returns the sparsity. */
@@ -422,142 +351,12 @@ public final class OnnxCompression implements Compression {
     boolean now =
         progress.step <= end && (step % pruning.updateEvery() == 0 || progress.step == end);
     if (now) {
-      weightPruning(pruning).prune(pruning.sparsityAt(progress.startSparsity, (double) step / end));
+      model.pruning(pruning).prune(pruning.sparsityAt(progress.startSparsity, (double) step / end));
       // What was best before had more weights.
       progress.kept = null;
     }
     long updated = step == end ? end : step - step % pruning.updateEvery();
     return pruning.sparsityAt(progress.startSparsity, (double) updated / end);
-  }
-
-  private WeightPruning weightPruning(Pruning pruning) {
-    return new WeightPruning(pruning, weights, device);
-  }
-
-  private void quantize(Quantization q, TrainingListener listener) {
-    OnnxModel model = floatModel();
-    Set<String> pruned = new HashSet<>();
-    byConstant()
-        .forEach(
-            (constant, w) -> {
-              if (w.mask() != null) {
-                pruned.add(constant);
-              }
-            });
-    quantizer = quantizer(q, model);
-    if (quantizer instanceof StaticQuantizer s) {
-      listener.note("calibrating");
-      s.setRanges(
-          q.fit()
-              ? s.calibrate(job.calibration(), q.clipping())
-              : s.ranges(job.calibration(), q.clipping()));
-    } else if (q.fit()) {
-      listener.note("calibrating");
-      ((DynamicQuantizer) quantizer).calibrate(job.calibration());
-    }
-    quantizer.prepareTraining();
-    reload(model);
-    // Rounding keeps what is 0, so the zeros of the integers are those that were pruned, and more
-    // that are as good as pruned. Weights of products are other constants than they were.
-    byConstant()
-        .forEach(
-            (constant, w) -> {
-              boolean product = w.isQuantized() && !w.isTable();
-              if (product ? !pruned.isEmpty() : pruned.contains(constant)) {
-                w.makeMask();
-                device.prune(
-                    List.of(
-                        MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
-                            .maskOut(w.maskBits())),
-                    new MagnitudePrune.Threshold(Float.MIN_VALUE));
-              }
-            });
-  }
-
-  private static TrainableQuantizer quantizer(Quantization q, OnnxModel model) {
-    // A model that was prepared before has names of its own for the weights.
-    Predicate<OnnxWeight> include =
-        w -> q.include().test(w.name().replaceFirst(TrainableQuantizer.LATENT + "(_\\d+)?$", ""));
-    return q.form() == Quantization.Form.STATIC
-        ? new StaticQuantizer(
-            model, new StaticQuantizer.Options(q.reduceRange(), q.embeddings(), include))
-        : new DynamicQuantizer(
-            model, new DynamicQuantizer.Options(q.reduceRange(), q.embeddings(), include));
-  }
-
-  /** Makes the graph of a model that the quantizer has prepared, weights and activations on grids. */
-  private void reload(OnnxModel prepared) {
-    unload();
-    form = prepared;
-    load();
-    products = quantizer.products();
-    Map<String, TrainedWeight> byConstant = byConstant();
-    Map<String, String> nodes = new HashMap<>();
-    for (QuantizedProduct p : products) {
-      TrainedWeight w = byConstant.get(p.weight());
-      w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales(), quantization().learnScales());
-      w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
-    }
-    if (weights.stream().anyMatch(TrainedWeight::isTable)) {
-      for (QuantizedTable t : quantizer.tables()) {
-        TrainedWeight w = byConstant.get(t.table());
-        if (w != null) { // else it is looked up in by branches and bodies alone
-          w.quantize(0, t.qmax(), t.integers(), t.scales(), quantization().learnScales());
-        }
-      }
-    }
-    if (quantizer instanceof StaticQuantizer s) {
-      fixed = new StaticGrid(s.ranges(), device);
-      if (quantization().learnRanges()) {
-        fixed.learn();
-      }
-      activations = new ActivationSimulation(nodes, s.quantizedResults(), fixed);
-    } else {
-      activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid(device));
-    }
-    graph.transformInputs(activations);
-    passes.use(graph, activations, fixed, ClassifierOutput.of(form).logits());
-  }
-
-  /** Null where no range is a parameter. */
-  private StaticGrid learnedRanges() {
-    return fixed == null || fixed.learned() == null ? null : fixed;
-  }
-
-  private Map<String, TrainedWeight> byConstant() {
-    Map<String, TrainedWeight> result = new LinkedHashMap<>();
-    weights.forEach(w -> result.put(graph.constantOf(w.name()), w));
-    return result;
-  }
-
-  /** The latent weights, and after them what else training moves. */
-  private List<float[]> snapshot() {
-    List<float[]> result = new ArrayList<>();
-    for (TrainedWeight w : weights) {
-      result.add(w.latent().values());
-      if (w.ends() != null) {
-        result.add(w.ends().values());
-      }
-    }
-    if (fixed != null) {
-      result.add(fixed.values());
-    }
-    return result;
-  }
-
-  private void restore(List<float[]> snapshot) {
-    Iterator<float[]> parts = snapshot.iterator();
-    for (TrainedWeight w : weights) {
-      w.latent().set(parts.next());
-      if (w.ends() != null) {
-        w.ends().set(parts.next());
-        w.takeEnds();
-      }
-      w.renew();
-    }
-    if (fixed != null) {
-      fixed.values(parts.next());
-    }
   }
 
   @Override
@@ -579,39 +378,10 @@ public final class OnnxCompression implements Compression {
       out.writeLong(r.steps());
       out.writeDouble(r.seconds());
     }
-    out.writeBoolean(quantizer != null);
-    if (quantizer != null) {
-      SavedRun.write(form, out);
-    }
-    if (fixed != null) {
-      for (ActivationRange range : new TreeMap<>(fixed.ranges()).values()) {
-        SavedRun.write(range, out);
-      }
-      if (fixed.learned() != null) {
-        fixed.learned().writeUnits(out);
-      }
-    }
-    for (TrainedWeight w : weights) {
-      SavedRun.writeText(w.name(), out);
-      w.save(out);
-    }
+    model.save(out);
     out.writeBoolean(progress != null);
     if (progress != null) {
-      SavedRun.write(progress.before, out);
-      SavedRun.write(progress.changed, out);
-      SavedRun.write(progress.best, out);
-      out.writeLong(progress.step);
-      out.writeDouble(progress.startSparsity);
-      out.writeDouble(progress.seconds);
-      progress.update.save(out);
-      out.writeBoolean(progress.kept != null);
-      if (progress.kept != null) {
-        for (float[] values : progress.kept) {
-          ByteBuffer bytes = ByteBuffer.allocate(4 * values.length);
-          bytes.asFloatBuffer().put(values);
-          out.write(bytes.array());
-        }
-      }
+      progress.save(out);
     }
     SavedRun.writeMagic(out);
     out.flush();
@@ -657,59 +427,13 @@ public final class OnnxCompression implements Compression {
               in.readLong(),
               in.readDouble()));
     }
+    model.restore(in);
     if (in.readBoolean()) {
-      OnnxModel prepared = SavedRun.readModel(in, job.model().name());
-      quantizer = quantizer(quantization(), prepared);
-      if (quantizer instanceof StaticQuantizer s) {
-        Map<String, ActivationRange> ranges = new HashMap<>();
-        for (String activation : new TreeSet<>(s.activations())) {
-          ranges.put(activation, SavedRun.readRange(in));
-        }
-        s.setRanges(ranges);
-      }
-      reload(prepared);
-      if (learnedRanges() != null) {
-        fixed.learned().readUnits(in);
-      }
-    }
-    for (TrainedWeight w : weights) {
-      String name = SavedRun.readText(in);
-      if (!name.equals(w.name())) {
-        throw new InputException(
-            "the saved run is damaged: the weight " + name + " instead of " + w.name());
-      }
-      w.restore(in);
-    }
-    if (in.readBoolean()) {
-      Progress saved = new Progress();
-      saved.before = SavedRun.readValidation(in);
-      saved.changed = SavedRun.readValidation(in);
-      saved.best = SavedRun.readValidation(in);
-      saved.step = in.readLong();
-      saved.startSparsity = in.readDouble();
-      saved.seconds = in.readDouble();
-      saved.update = update(plan.stages().get(stageIndex));
-      progress = saved;
-      saved.update.restore(in);
-      if (in.readBoolean()) {
-        saved.kept = snapshot();
-        for (float[] values : saved.kept) {
-          byte[] bytes = new byte[4 * values.length];
-          in.readFully(bytes);
-          ByteBuffer.wrap(bytes).asFloatBuffer().get(values);
-        }
-      }
+      progress = new Progress();
+      progress.update = model.update(plan.stages().get(stageIndex));
+      progress.restore(in, model);
     }
     SavedRun.requireMagic(in);
-  }
-
-  private Quantization quantization() {
-    for (Stage stage : plan.stages()) {
-      if (stage instanceof Stage.Quantize q) {
-        return q.quantization();
-      }
-    }
-    throw new InputException("the saved run is quantized, and the plan has no such stage");
   }
 
   @Override
@@ -719,83 +443,22 @@ public final class OnnxCompression implements Compression {
 
   @Override
   public List<LayerReport> layers() {
-    List<LayerReport> result = new ArrayList<>();
-    byConstant()
-        .forEach(
-            (constant, w) -> {
-              if (w.parameter.isWeight() || w.isTable()) {
-                result.add(w.report(form.constant(constant).floats()));
-              }
-            });
-    return result;
+    return model.layers();
   }
 
   @Override
   public OnnxModel floatModel() {
-    OnnxModel model = form.copy();
-    putConstants(model);
-    return model;
-  }
-
-  private void putConstants(OnnxModel model) {
-    putConstants(model, TrainedWeight::latent);
-  }
-
-  private void putConstants(OnnxModel model, Function<TrainedWeight, TrainingBuffer> values) {
-    byConstant()
-        .forEach(
-            (constant, w) ->
-                model.replaceConstant(
-                    OnnxInitializer.floats(
-                        constant, model.constant(constant).dims(), values.apply(w).values())));
+    return model.floatModel();
   }
 
   @Override
   public OnnxModel roundedModel() {
-    OnnxModel model = form.withAnyBatch();
-    putConstants(model, w -> w.working);
-    return model;
+    return model.roundedModel();
   }
 
   @Override
   public OnnxModel export() {
-    if (quantizer == null) {
-      return HalfPrecision.isIn(job.model()) ? givenPrecision() : floatModel();
-    }
-    if (quantizer instanceof StaticQuantizer s) {
-      s.setRanges(fixed.ranges());
-    }
-    Map<String, TrainedWeight> byConstant = byConstant();
-    for (QuantizedProduct p : products) {
-      TrainedWeight w = byConstant.get(p.weight());
-      quantizer.setWeights(p.output(), w.integers(), w.scales().values());
-    }
-    byConstant.forEach(
-        (constant, w) -> {
-          if (w.isTable() && w.isQuantized()) {
-            quantizer.setTable(constant, w.integers(), w.scales().values());
-          }
-        });
-    OnnxModel quantized = quantizer.quantizedCopy(this::putConstants);
-    if (HalfPrecision.isIn(job.model())) {
-      HalfPrecision.castOutputs(quantized, job.model());
-      HalfPrecision.narrow(quantized);
-    }
-    return quantized;
-  }
-
-  /** The model as it was given, with the present weights in the types that it has for them. */
-  private OnnxModel givenPrecision() {
-    OnnxModel model = job.model().copy();
-    byConstant()
-        .forEach(
-            (constant, w) -> {
-              OnnxInitializer old = model.constant(constant);
-              OnnxInitializer now =
-                  OnnxInitializer.floats(constant, old.dims(), w.latent().values());
-              model.replaceConstant(old.type() == DataType.FLOAT ? now : now.rounded(old.type()));
-            });
-    return model;
+    return model.export();
   }
 
   @Override
@@ -805,6 +468,6 @@ public final class OnnxCompression implements Compression {
       progress = null;
     }
     passes.close();
-    unload();
+    model.close();
   }
 }

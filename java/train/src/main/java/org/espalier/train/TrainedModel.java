@@ -1,0 +1,448 @@
+package org.espalier.train;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.io.DataInputStream;
+import java.io.DataOutputStream;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.Iterator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.TreeSet;
+import java.util.function.Function;
+import java.util.function.Predicate;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationRange;
+import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.QuantizedProduct;
+import org.espalier.compress.onnx.QuantizedTable;
+import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.compress.onnx.TrainableQuantizer;
+import org.espalier.format.onnx.ClassifierOutput;
+import org.espalier.format.onnx.HalfPrecision;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.op.MagnitudePrune;
+import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.Parameter;
+import org.espalier.torch.TorchDevice;
+
+/**
+ * The model of a plan while it is trained: its graph on libtorch, the weights that training moves with their masks and,
+ * once a stage has quantized, the grids of weights and activations; and the ONNX models that are made of what was
+ * trained. It says of no step when it is done: {@link Passes}, which always go through the present graph, give
+ * gradients, an {@link Update} takes them.
+ */
+final class TrainedModel implements AutoCloseable {
+  private final CompressionPlan plan;
+  private final Compression.Job job;
+  private final TorchDevice device;
+  private final Passes passes;
+
+  /** The float model that the graph was made from, with the weights that it had then. */
+  private OnnxModel form;
+
+  /** Null until a stage quantizes. */
+  private TrainableQuantizer quantizer;
+
+  private List<QuantizedProduct> products = List.of();
+  private OnnxGraph graph;
+  private List<TrainedWeight> weights = List.of();
+  private ActivationSimulation activations;
+
+  /** Null where ranges of activations are not fixed. */
+  private StaticGrid fixed;
+
+  /**
+   * The model of a job as it is given, in float32.
+   *
+   * @param device where it trains
+   * @param passes go through its graph from now on; closed before it
+   */
+  TrainedModel(CompressionPlan plan, Compression.Job job, TorchDevice device, Passes passes) {
+    this.plan = plan;
+    this.job = job;
+    this.device = device;
+    this.passes = passes;
+    form = OnnxCompression.trainable(job.model());
+    load();
+    passes.use(graph, null, null, ClassifierOutput.of(form).logits());
+  }
+
+  /** What is trained; another one once a stage has quantized. */
+  OnnxGraph graph() {
+    return graph;
+  }
+
+  /** Makes the trainable graph of the present form; a classifier's logits are an output of it too. */
+  private void load() {
+    String logits = ClassifierOutput.of(form).logits();
+    boolean asked =
+        plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits(job.labels()));
+    List<String> added = asked && logits != null ? List.of(logits) : List.of();
+    graph = new OnnxGraph(job.opened(form).withOutputs(added), device);
+    weights = new ArrayList<>();
+    for (Parameter p : graph.parameters()) {
+      boolean changed =
+          p.kind() == Parameter.Kind.EMBEDDING
+              ? changesTable(p.name())
+              : !StaticQuantizer.isChannelwise(graph.constantOf(p.name()));
+      p.tensor().requires_grad_(changed);
+      if (changed) {
+        weights.add(new TrainedWeight(p, device));
+      }
+    }
+  }
+
+  /** Whether any stage changes a table; others cost neither gradients nor copies. */
+  private boolean changesTable(String name) {
+    return plan.stages().stream()
+        .anyMatch(
+            stage ->
+                trainsTable(stage, name)
+                    || stage instanceof Stage.Prune p
+                        && p.pruning().embeddings()
+                        && p.pruning().include().test(name));
+  }
+
+  private boolean trainsTable(Stage stage, String name) {
+    return stage.training().trainsEmbedding(name, job.teacher() == null);
+  }
+
+  /** The weights that a stage trains. */
+  List<TrainedWeight> trained(Stage stage) {
+    return weights.stream().filter(w -> !w.isTable() || trainsTable(stage, w.name())).toList();
+  }
+
+  /** The optimizer of a stage, to be closed before this; tables that the stage leaves as they are get no gradients. */
+  Update update(Stage stage) {
+    weights.stream()
+        .filter(TrainedWeight::isTable)
+        .forEach(w -> w.parameter.tensor().requires_grad_(trainsTable(stage, w.name())));
+    return new Update(trained(stage), learnedRanges(), stage.training().optimizer(), device);
+  }
+
+  /** Which parameter holds what is not finite, or that none does. */
+  String culprit() {
+    for (TrainedWeight w : weights) {
+      for (float value : w.latent().values()) {
+        if (!Float.isFinite(value)) {
+          return w.name();
+        }
+      }
+    }
+    return "the output " + graph.outputNames().get(0) + " (all parameters are finite)";
+  }
+
+  /** What a stage that prunes does to the weights. */
+  WeightPruning pruning(Pruning pruning) {
+    return new WeightPruning(pruning, weights, device);
+  }
+
+  /**
+   * Checks that the model can be quantized so.
+   *
+   * @throws InputException where it cannot
+   */
+  void check(Quantization q) {
+    quantizer(q, form.copy());
+  }
+
+  /** How far ranges of activations move towards those of the next batch; of no effect where they are not fixed. */
+  void moveRanges(double momentum) {
+    if (fixed != null) {
+      fixed.momentum(momentum);
+    }
+  }
+
+  /**
+   * Puts weights and activations on grids, calibrated where the settings ask for it; what is 0 stays 0. The {@link
+   * #graph} and all weights are others afterwards.
+   */
+  void quantize(Quantization q, TrainingListener listener) {
+    OnnxModel model = floatModel();
+    Set<String> pruned = new HashSet<>();
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              if (w.mask() != null) {
+                pruned.add(constant);
+              }
+            });
+    quantizer = quantizer(q, model);
+    if (quantizer instanceof StaticQuantizer s) {
+      listener.note("calibrating");
+      s.setRanges(
+          q.fit()
+              ? s.calibrate(job.calibration(), q.clipping())
+              : s.ranges(job.calibration(), q.clipping()));
+    } else if (q.fit()) {
+      listener.note("calibrating");
+      ((DynamicQuantizer) quantizer).calibrate(job.calibration());
+    }
+    quantizer.prepareTraining();
+    reload(model);
+    // Rounding keeps what is 0, so the zeros of the integers are those that were pruned, and more
+    // that are as good as pruned. Weights of products are other constants than they were.
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              boolean product = w.isQuantized() && !w.isTable();
+              if (product ? !pruned.isEmpty() : pruned.contains(constant)) {
+                w.makeMask();
+                device.prune(
+                    List.of(
+                        MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
+                            .maskOut(w.maskBits())),
+                    new MagnitudePrune.Threshold(Float.MIN_VALUE));
+              }
+            });
+  }
+
+  private static TrainableQuantizer quantizer(Quantization q, OnnxModel model) {
+    // A model that was prepared before has names of its own for the weights.
+    Predicate<OnnxWeight> include =
+        w -> q.include().test(w.name().replaceFirst(TrainableQuantizer.LATENT + "(_\\d+)?$", ""));
+    return q.form() == Quantization.Form.STATIC
+        ? new StaticQuantizer(
+            model, new StaticQuantizer.Options(q.reduceRange(), q.embeddings(), include))
+        : new DynamicQuantizer(
+            model, new DynamicQuantizer.Options(q.reduceRange(), q.embeddings(), include));
+  }
+
+  /** Makes the graph of a model that the quantizer has prepared, weights and activations on grids. */
+  private void reload(OnnxModel prepared) {
+    close();
+    form = prepared;
+    load();
+    products = quantizer.products();
+    Map<String, TrainedWeight> byConstant = byConstant();
+    Map<String, String> nodes = new HashMap<>();
+    for (QuantizedProduct p : products) {
+      TrainedWeight w = byConstant.get(p.weight());
+      w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales(), quantization().learnScales());
+      w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
+    }
+    if (weights.stream().anyMatch(TrainedWeight::isTable)) {
+      for (QuantizedTable t : quantizer.tables()) {
+        TrainedWeight w = byConstant.get(t.table());
+        if (w != null) { // else it is looked up in by branches and bodies alone
+          w.quantize(0, t.qmax(), t.integers(), t.scales(), quantization().learnScales());
+        }
+      }
+    }
+    if (quantizer instanceof StaticQuantizer s) {
+      fixed = new StaticGrid(s.ranges(), device);
+      if (quantization().learnRanges()) {
+        fixed.learn();
+      }
+      activations = new ActivationSimulation(nodes, s.quantizedResults(), fixed);
+    } else {
+      activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid(device));
+    }
+    graph.transformInputs(activations);
+    passes.use(graph, activations, fixed, ClassifierOutput.of(form).logits());
+  }
+
+  /** Null where no range is a parameter. */
+  private StaticGrid learnedRanges() {
+    return fixed == null || fixed.learned() == null ? null : fixed;
+  }
+
+  private Map<String, TrainedWeight> byConstant() {
+    Map<String, TrainedWeight> result = new LinkedHashMap<>();
+    weights.forEach(w -> result.put(graph.constantOf(w.name()), w));
+    return result;
+  }
+
+  /** A copy of all that training moves. */
+  List<float[]> snapshot() {
+    List<float[]> result = new ArrayList<>();
+    for (TrainedWeight w : weights) {
+      result.add(w.latent().values());
+      if (w.ends() != null) {
+        result.add(w.ends().values());
+      }
+    }
+    if (fixed != null) {
+      result.add(fixed.values());
+    }
+    return result;
+  }
+
+  /** Goes back to what {@link #snapshot} gave. */
+  void restore(List<float[]> snapshot) {
+    Iterator<float[]> parts = snapshot.iterator();
+    for (TrainedWeight w : weights) {
+      w.latent().set(parts.next());
+      if (w.ends() != null) {
+        w.ends().set(parts.next());
+        w.takeEnds();
+      }
+      w.renew();
+    }
+    if (fixed != null) {
+      fixed.values(parts.next());
+    }
+  }
+
+  /** Writes what {@link #restore} reads. */
+  void save(DataOutputStream out) throws IOException {
+    out.writeBoolean(quantizer != null);
+    if (quantizer != null) {
+      SavedRun.write(form, out);
+    }
+    if (fixed != null) {
+      for (ActivationRange range : new TreeMap<>(fixed.ranges()).values()) {
+        SavedRun.write(range, out);
+      }
+      if (fixed.learned() != null) {
+        fixed.learned().writeUnits(out);
+      }
+    }
+    for (TrainedWeight w : weights) {
+      SavedRun.writeText(w.name(), out);
+      w.save(out);
+    }
+  }
+
+  /**
+   * Takes what was saved of a model of the same plan and job.
+   *
+   * @throws InputException where it is damaged
+   */
+  void restore(DataInputStream in) throws IOException {
+    if (in.readBoolean()) {
+      OnnxModel prepared = SavedRun.readModel(in, job.model().name());
+      quantizer = quantizer(quantization(), prepared);
+      if (quantizer instanceof StaticQuantizer s) {
+        Map<String, ActivationRange> ranges = new HashMap<>();
+        for (String activation : new TreeSet<>(s.activations())) {
+          ranges.put(activation, SavedRun.readRange(in));
+        }
+        s.setRanges(ranges);
+      }
+      reload(prepared);
+      if (learnedRanges() != null) {
+        fixed.learned().readUnits(in);
+      }
+    }
+    for (TrainedWeight w : weights) {
+      String name = SavedRun.readText(in);
+      if (!name.equals(w.name())) {
+        throw new InputException(
+            "the saved run is damaged: the weight " + name + " instead of " + w.name());
+      }
+      w.restore(in);
+    }
+  }
+
+  private Quantization quantization() {
+    for (Stage stage : plan.stages()) {
+      if (stage instanceof Stage.Quantize q) {
+        return q.quantization();
+      }
+    }
+    throw new InputException("the saved run is quantized, and the plan has no such stage");
+  }
+
+  /** See {@link Compression#layers}. */
+  List<LayerReport> layers() {
+    List<LayerReport> result = new ArrayList<>();
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              if (w.parameter.isWeight() || w.isTable()) {
+                result.add(w.report(form.constant(constant).floats()));
+              }
+            });
+    return result;
+  }
+
+  /** See {@link Compression#floatModel}. */
+  OnnxModel floatModel() {
+    OnnxModel model = form.copy();
+    putConstants(model);
+    return model;
+  }
+
+  private void putConstants(OnnxModel model) {
+    putConstants(model, TrainedWeight::latent);
+  }
+
+  private void putConstants(OnnxModel model, Function<TrainedWeight, TrainingBuffer> values) {
+    byConstant()
+        .forEach(
+            (constant, w) ->
+                model.replaceConstant(
+                    OnnxInitializer.floats(
+                        constant, model.constant(constant).dims(), values.apply(w).values())));
+  }
+
+  /** See {@link Compression#roundedModel}. */
+  OnnxModel roundedModel() {
+    OnnxModel model = form.withAnyBatch();
+    putConstants(model, w -> w.working);
+    return model;
+  }
+
+  /** See {@link Compression#export}. */
+  OnnxModel export() {
+    if (quantizer == null) {
+      return HalfPrecision.isIn(job.model()) ? givenPrecision() : floatModel();
+    }
+    if (quantizer instanceof StaticQuantizer s) {
+      s.setRanges(fixed.ranges());
+    }
+    Map<String, TrainedWeight> byConstant = byConstant();
+    for (QuantizedProduct p : products) {
+      TrainedWeight w = byConstant.get(p.weight());
+      quantizer.setWeights(p.output(), w.integers(), w.scales().values());
+    }
+    byConstant.forEach(
+        (constant, w) -> {
+          if (w.isTable() && w.isQuantized()) {
+            quantizer.setTable(constant, w.integers(), w.scales().values());
+          }
+        });
+    OnnxModel quantized = quantizer.quantizedCopy(this::putConstants);
+    if (HalfPrecision.isIn(job.model())) {
+      HalfPrecision.castOutputs(quantized, job.model());
+      HalfPrecision.narrow(quantized);
+    }
+    return quantized;
+  }
+
+  /** The model as it was given, with the present weights in the types that it has for them. */
+  private OnnxModel givenPrecision() {
+    OnnxModel model = job.model().copy();
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              OnnxInitializer old = model.constant(constant);
+              OnnxInitializer now =
+                  OnnxInitializer.floats(constant, old.dims(), w.latent().values());
+              model.replaceConstant(old.type() == DataType.FLOAT ? now : now.rounded(old.type()));
+            });
+    return model;
+  }
+
+  @Override
+  public void close() {
+    weights.forEach(TrainedWeight::close);
+    weights = List.of();
+    passes.release();
+    graph.close();
+    if (activations != null) {
+      activations.close();
+      activations = null;
+      fixed = null;
+    }
+  }
+}
