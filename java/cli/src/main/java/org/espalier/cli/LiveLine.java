@@ -11,13 +11,21 @@ final class LiveLine {
   private static final long CHANGES = 200_000_000L;
   private static final long LINES = 10_000_000_000L;
 
+  private final CommonOptions common;
   private final PrintWriter err;
   private final boolean terminal = Boolean.getBoolean("espalier.terminal");
   private long last = System.nanoTime();
   private boolean drawn;
 
-  LiveLine(PrintWriter err) {
-    this.err = err;
+  LiveLine(CommonOptions common) {
+    this.common = common;
+    this.err = common.err();
+  }
+
+  /** Tells the user something, on a line of its own. */
+  void note(String text) {
+    clear();
+    common.note(text);
   }
 
   void show(OnlineLearner learner, long done, long begin, Map<Event.Kind, Long> events) {

@@ -1,32 +1,22 @@
 package org.espalier.cli;
 
-import com.fasterxml.jackson.databind.node.ArrayNode;
-import com.fasterxml.jackson.databind.node.JsonNodeFactory;
-import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.EnumMap;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
-import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
-import org.espalier.online.Event;
-import org.espalier.online.Example;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearnerFiles;
 import org.espalier.online.LinearHead;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
-import org.espalier.online.OnlineReport;
-import org.espalier.online.PrivacyBudgetException;
 import org.espalier.online.Quarantine;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
@@ -104,15 +94,6 @@ import picocli.CommandLine.Option;
       "    --store models/ --report run.html --json",
     })
 final class Online implements Callable<Integer> {
-  /** So many first lines of a stream are recorded, by which it is known again. */
-  private static final int BEGINS = 16;
-
-  /** How long it waits before it tries again to publish. */
-  private static final long RETRY_NANOS = 10_000_000_000L;
-
-  /** How often it looks what others made current. */
-  private static final long LOOK_NANOS = 500_000_000L;
-
   @Mixin private CommonOptions common;
   @Mixin private StoreOptions options;
   @Mixin private StoreOptions.Wait wait;
@@ -170,30 +151,6 @@ final class Online implements Callable<Integer> {
   @Option(names = "--report", paramLabel = "FILE", description = "Write an HTML report of the run.")
   private String reportFile;
 
-  private final Map<Event.Kind, Long> events = new EnumMap<>(Event.Kind.class);
-  private final List<Long> published = new ArrayList<>();
-
-  /** Null until lines are read. */
-  private OnlineExamples examples;
-
-  /** Digests of the stream's first lines. */
-  private final List<String> begins = new ArrayList<>();
-
-  private long read;
-
-  /** Examples of this run; what the learner has seen goes back with a rollback. */
-  private long done;
-
-  private long lines;
-  private long skip;
-  private Long parent;
-
-  /** Null until lines are read. */
-  private LiveLine live;
-
-  /** What was noted about a store that cannot be read. */
-  private String complaint;
-
   @Override
   public Integer call() {
     learning.publishEvery(); // checks
@@ -217,31 +174,43 @@ final class Online implements Callable<Integer> {
       try (Learnable learnable = learnable(recipe, held);
           OnlineLearner learner = learner(learnable, recipe)) {
         if (held != null) {
-          Map<String, float[]> given = learner.weights();
-          if (LearnerFiles.isLearned(held)) {
-            LearnerFiles.load(learner, held);
-            checkModel(given, learner.weights(), held);
-          } else if (model != null) {
-            try (Learnable own = LearnerFiles.readModel(held, recipe);
-                OnlineLearner other = learner(own, recipe)) {
-              checkModel(given, other.weights(), held);
-            }
-          }
-          parent = held.version().id();
+          load(learner, recipe, held);
         }
+        LiveLine live = new LiveLine(common);
         try (OnlineInput in = new OnlineInput(input, follow);
             Quarantine quarantine = learning.quarantine(inputs);
             Interrupts interrupts =
-                new Interrupts(() -> note("stopping after this batch; again ends at once"))) {
+                new Interrupts(() -> live.note("stopping after this batch; again ends at once"))) {
           learner.quarantine(quarantine);
-          if (held != null) {
-            skip = seenLines(store, held.version(), in, interrupts);
-          }
+          long seen = held == null ? 0 : seenLines(store, held.version(), in, interrupts);
           if (store == null) {
             in.check();
             store = options.create();
           }
-          run(in, learner, recipe, store, signing, quarantine, reportPath, interrupts);
+          Long parent = held == null ? null : held.version().id();
+          LearnerVersions versions =
+              new LearnerVersions(store, learner, recipe, signing, parent, live::note);
+          OnlineRun run =
+              new OnlineRun(
+                  new OnlineRun.Limits(follow, maxBad, learning.publishEvery()),
+                  in,
+                  new StreamPlace(input, seen),
+                  new OnlineExamples(learner, csv, quarantine, live::note),
+                  learner,
+                  versions,
+                  () -> wait.writer(versions.store()),
+                  interrupts,
+                  live);
+          run.learn(resume);
+          tell(run, reportPath, inputs);
+          if (quarantine != null && quarantine.lost() > 0) {
+            common.note(
+                quarantine.lost()
+                    + " of "
+                    + quarantine.count()
+                    + " could not be written to quarantine");
+          }
+          run.requireComplete();
           return interrupts.code();
         } catch (IOException e) {
           throw InputException.of("cannot read " + input, e);
@@ -250,11 +219,21 @@ final class Online implements Callable<Integer> {
     }
   }
 
-  private void note(String text) {
-    if (live != null) {
-      live.clear();
+  /** Writes the report, where one is wanted, and prints the result. */
+  private void tell(OnlineRun run, Path reportPath, Path[] inputs) throws IOException {
+    if (reportPath != null) {
+      try (AtomicFile file = AtomicFile.create(reportPath, inputs)) {
+        file.write(ByteBuffer.wrap(run.html().getBytes(StandardCharsets.UTF_8)));
+        file.commit();
+      }
     }
-    common.note(text);
+    if (common.json()) {
+      common.print(run.json());
+    } else {
+      Table table = new Table("", "");
+      run.summary().forEach(table::add);
+      table.print(common.out());
+    }
   }
 
   /** The files that are read, which no output may be. */
@@ -292,6 +271,20 @@ final class Online implements Callable<Integer> {
     return OnlineRecipe.read(ModelSource.path(recipeFile));
   }
 
+  /** Takes all that a version's learner knew, where one made it, and refuses another --model than the version's. */
+  private void load(OnlineLearner learner, OnlineRecipe recipe, ModelStore.Held held) {
+    Map<String, float[]> given = learner.weights();
+    if (LearnerFiles.isLearned(held)) {
+      LearnerFiles.load(learner, held);
+      checkModel(given, learner.weights(), held);
+    } else if (model != null) {
+      try (Learnable own = LearnerFiles.readModel(held, recipe);
+          OnlineLearner other = learner(own, recipe)) {
+        checkModel(given, other.weights(), held);
+      }
+    }
+  }
+
   /** A resumed run goes on from the version: it would not learn a model with other weights. */
   private void checkModel(
       Map<String, float[]> given, Map<String, float[]> own, ModelStore.Held held) {
@@ -312,7 +305,7 @@ final class Online implements Callable<Integer> {
 
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {
     if (model != null) {
-      return LearnerFiles.readModel(ModelSource.findAny(model, this::note).path(), recipe);
+      return LearnerFiles.readModel(ModelSource.findAny(model, common::note).path(), recipe);
     }
     if (held != null) {
       return LearnerFiles.readModel(held, recipe);
@@ -331,7 +324,7 @@ final class Online implements Callable<Integer> {
     while (version != null) {
       Lineage.DataWindow window = version.lineage().data();
       if (window != null && window.to() > 0 && in.beginsAs(window.begins(), interrupts)) {
-        note(
+        common.note(
             "version "
                 + version.id()
                 + " has seen lines 1 to "
@@ -343,44 +336,8 @@ final class Online implements Callable<Integer> {
       }
       version = parent(store, version);
     }
-    note("version " + from.id() + " has seen nothing of " + input + "; all lines are new");
+    common.note("version " + from.id() + " has seen nothing of " + input + "; all lines are new");
     return 0;
-  }
-
-  /** Versions that learned these lines before are told: epsilon is of all private ones together. */
-  private void noteRepetition(ModelStore store, OnlineLearner learner) {
-    String before = null;
-    String openly = null;
-    for (long id : store.ids()) {
-      Lineage lineage;
-      try {
-        lineage = store.version(id).lineage();
-      } catch (InputException e) {
-        continue; // of no use to anybody
-      }
-      Lineage.DataWindow window = lineage.data();
-      int known = window == null ? 0 : Math.min(begins.size(), window.begins().size());
-      if (known > 0
-          && !published.contains(id)
-          && window.to() > skip
-          && begins.subList(0, known).equals(window.begins().subList(0, known))) {
-        String text =
-            "version " + id + " has learned lines up to " + window.to() + " of this stream before";
-        before = lineage.epsilon() == null ? before : text;
-        openly = lineage.epsilon() == null ? text : openly;
-      }
-    }
-    if (before != null) {
-      note(
-          String.format(
-              Locale.ROOT,
-              "%s: epsilon %.4g is of all private passes over them",
-              before,
-              learner.epsilon()));
-    }
-    if (openly != null) {
-      note(openly + ", and not in private: epsilon is not for who sees that version");
-    }
   }
 
   private static Version parent(ModelStore store, Version version) {
@@ -390,288 +347,5 @@ final class Online implements Callable<Integer> {
     } catch (InputException e) {
       return null; // it was collected
     }
-  }
-
-  private void run(
-      OnlineInput in,
-      OnlineLearner learner,
-      OnlineRecipe recipe,
-      ModelStore store,
-      SigningKey signing,
-      Quarantine quarantine,
-      Path reportPath,
-      Interrupts interrupts)
-      throws IOException {
-    OnlineReport report = new OnlineReport("espalier online: " + input);
-    live = new LiveLine(common.err());
-    learner.onEvent(
-        event -> {
-          live.clear(); // what is logged about it gets a line of its own
-          events.merge(event.kind(), 1L, Long::sum);
-          report.add(event);
-        });
-    examples = new OnlineExamples(learner, csv, quarantine, this::note);
-    List<Example> batch = new ArrayList<>();
-    int size = recipe.settings().batch();
-    long begin = System.nanoTime();
-    long lastPublished = learner.seen();
-    boolean isNew = store.current().isEmpty(); // then the model is a version, whatever is learned
-    long retry = begin;
-    LearnerVersions versions =
-        new LearnerVersions(store, learner, recipe, signing, parent, this::note);
-    versions.account();
-    long looked = System.nanoTime();
-    boolean repetition = recipe.settings().privacy() != null; // is told, once the lines are known
-    PrivacyBudgetException spent = null;
-    boolean tooMany = false;
-    boolean stop = false;
-    boolean replaced = false;
-    long learned = skip; // lines
-    while (!tooMany && !stop) {
-      stop = interrupts.requested();
-      LineReader.Line line = in.reader().next();
-      boolean atEnd = line == null && in.reader().isAtEnd();
-      if (atEnd && (!follow || replaced)) {
-        line = in.reader().rest();
-      }
-      if (line != null) {
-        lines = line.number();
-        if (begins.size() < BEGINS && lines == begins.size() + 1) {
-          begins.add(OnlineInput.digest(line.text()));
-        }
-        if (lines <= skip) {
-          examples.recall(line);
-        } else {
-          read++;
-          if (!line.text().isBlank()) {
-            Example example = examples.read(line);
-            if (example != null) {
-              batch.add(example);
-            }
-            tooMany = examples.bad() > maxBad;
-          }
-        }
-      }
-      boolean idle = atEnd && line == null;
-      if (batch.size() == size || (idle || tooMany || stop) && !batch.isEmpty()) {
-        learner.pass(begins, skip, Math.max(skip, lines));
-        try {
-          learner.learn(batch);
-        } catch (PrivacyBudgetException e) {
-          if (done == 0) {
-            throw e;
-          }
-          spent = e;
-          lines = learned;
-          learner.pass(begins, skip, Math.max(skip, lines));
-          break;
-        }
-        learned = lines;
-        done += batch.size();
-        batch.clear();
-        if (repetition && (begins.size() == BEGINS || atEnd)) {
-          noteRepetition(store, learner);
-          repetition = false;
-        }
-        if (report.wants(learner.seen())) {
-          report.add(learner.seen(), learner.metrics());
-        }
-        live.show(learner, done, begin, events);
-        if (learner.seen() - lastPublished >= learning.publishEvery()
-            && System.nanoTime() >= retry) {
-          if (publish(learner, versions, report) == null) {
-            lastPublished = learner.seen();
-          } else {
-            retry = System.nanoTime() + RETRY_NANOS;
-          }
-        }
-      }
-      if (batch.isEmpty() && System.nanoTime() - looked >= LOOK_NANOS) {
-        looked = System.nanoTime();
-        if (follow(versions)) {
-          lastPublished = learner.seen();
-        }
-      }
-      if (idle) {
-        if (!follow) {
-          break;
-        }
-        if (replaced) {
-          // What was learned so far is of lines that no resumption could find again.
-          if (learner.seen() > lastPublished && publish(learner, versions, report) == null) {
-            lastPublished = learner.seen();
-          }
-          note(input + " is another file now; going on with its first line");
-          in.reopen();
-          replaced = false;
-          learner.beginPass();
-          repetition = recipe.settings().privacy() != null;
-          begins.clear();
-          lines = 0;
-          learned = 0;
-          skip = 0;
-        } else if (in.isReplaced()) {
-          replaced = true; // and what was written to the old one meanwhile is read first
-        } else {
-          try {
-            Thread.sleep(100);
-          } catch (InterruptedException e) {
-            break;
-          }
-        }
-      }
-    }
-    live.clear();
-    if (lines < skip && !interrupts.requested()) {
-      note(input + " has " + lines + " lines only, of " + skip + " that were seen: nothing is new");
-    }
-    InputException unpublished = null;
-    // What learned nothing is no reason to replace a version; a resumed run has come further in
-    // its lines.
-    boolean first = published.isEmpty() && (isNew || resume && read > 0);
-    if (repetition && done > 0) {
-      noteRepetition(store, learner);
-    }
-    if (learner.seen() > lastPublished || first) {
-      unpublished = publish(learner, versions, report);
-    } else if (done == 0) {
-      note("there was nothing to learn: no version was published");
-    }
-    double seconds = (System.nanoTime() - begin) * 1e-9;
-    report.add(learner.seen(), learner.metrics());
-    if (reportPath != null) {
-      try (AtomicFile file = AtomicFile.create(reportPath, inputs())) {
-        String html = report.html(summary(learner, versions, seconds));
-        file.write(ByteBuffer.wrap(html.getBytes(StandardCharsets.UTF_8)));
-        file.commit();
-      }
-    }
-    print(learner, versions, seconds);
-    if (quarantine != null && quarantine.lost() > 0) {
-      note(quarantine.lost() + " of " + quarantine.count() + " could not be written to quarantine");
-    }
-    if (unpublished != null) {
-      throw new InputException(
-          "what was learned last is in no version: " + unpublished.getMessage(), unpublished);
-    }
-    if (spent != null) {
-      throw new InputException(
-          spent.getMessage()
-              + ". Learning stopped before line "
-              + (learned + 1)
-              + " of "
-              + input
-              + (published.isEmpty()
-                  ? "; no version was published"
-                  : "; what was learned before is version " + published.get(published.size() - 1)),
-          spent);
-    }
-    if (tooMany) {
-      throw new InputException(
-          "more than "
-              + maxBad
-              + " lines of "
-              + input
-              + " could not be used, the last of them line "
-              + lines
-              + (published.isEmpty()
-                  ? "; nothing was learned"
-                  : "; what was learned before is version " + published.get(published.size() - 1)));
-    }
-  }
-
-  /** Takes over what others made current; a store that cannot be read is noted and not the end. */
-  private boolean follow(LearnerVersions versions) {
-    try {
-      return versions.follow();
-    } catch (InputException e) {
-      if (!e.getMessage().equals(complaint)) {
-        complaint = e.getMessage();
-        note(complaint);
-      }
-      return false;
-    }
-  }
-
-  /** Publishes; what is wrong with the store is noted, given back, and does not end the learning. */
-  private InputException publish(
-      OnlineLearner learner, LearnerVersions versions, OnlineReport report) {
-    Lineage lineage =
-        Lineage.NONE
-            .withSource(input)
-            .withData(new Lineage.DataWindow(input, skip, Math.max(skip, lines), begins));
-    try {
-      Version version = versions.publish(lineage, () -> wait.writer(versions.store()));
-      published.add(version.id());
-      report.published(learner.seen(), version.id(), learner.version());
-      return null;
-    } catch (InputException e) {
-      note("no version could be published: " + e.getMessage());
-      return e;
-    }
-  }
-
-  private Map<String, String> summary(
-      OnlineLearner learner, LearnerVersions versions, double seconds) {
-    Map<String, String> map = new LinkedHashMap<>();
-    map.put(
-        "examples",
-        done
-            + " in "
-            + Format.seconds(seconds)
-            + String.format(Locale.ROOT, ", %.0f a second", done / seconds));
-    map.put("learned", learner.learned() + ", " + learner.removed() + " taken out or back");
-    map.put("lines that could not be used", Long.toString(examples.bad()));
-    if (examples.waiting() > 0 || examples.expired() > 0) {
-      map.put(
-          "without an outcome",
-          examples.waiting() + " wait for it, " + examples.expired() + " were given up");
-    }
-    map.put("steps", Long.toString(learner.steps()));
-    learner
-        .metrics()
-        .forEach((name, value) -> map.put(name, String.format(Locale.ROOT, "%.4f", value)));
-    if (learner.epsilon() != null) {
-      map.put("epsilon", String.format(Locale.ROOT, "%.3f", learner.epsilon()));
-    }
-    map.put(
-        "events",
-        events.isEmpty()
-            ? "none"
-            : events.entrySet().stream()
-                .map(e -> e.getValue() + " " + e.getKey().name().toLowerCase(Locale.ROOT))
-                .collect(Collectors.joining(", "))
-                .replace('_', ' '));
-    map.put(
-        "store",
-        versions.store().folder()
-            + (versions.current() == 0
-                ? ", no version is current"
-                : ", version " + versions.current() + " is current"));
-    return map;
-  }
-
-  private void print(OnlineLearner learner, LearnerVersions versions, double seconds) {
-    if (!common.json()) {
-      Table table = new Table("", "");
-      summary(learner, versions, seconds).forEach(table::add);
-      table.print(common.out());
-      return;
-    }
-    ObjectNode json = JsonNodeFactory.instance.objectNode();
-    json.put("lines", read).put("bad", examples.bad()).put("seen", learner.seen());
-    json.put("waiting", examples.waiting()).put("expired", examples.expired());
-    json.put("learned", learner.learned()).put("removed", learner.removed());
-    json.put("steps", learner.steps()).put("seconds", seconds);
-    json.put("examples_per_second", done / seconds);
-    json.put("epsilon", learner.epsilon());
-    ObjectNode metrics = json.putObject("metrics");
-    learner.metrics().forEach((name, value) -> metrics.set(name, Json.of(value)));
-    ObjectNode counts = json.putObject("events");
-    events.forEach((kind, count) -> counts.put(kind.name().toLowerCase(Locale.ROOT), count));
-    json.put("store", versions.store().folder().toString());
-    ArrayNode ids = json.putArray("versions");
-    published.forEach(ids::add);
-    common.print(json);
   }
 }
