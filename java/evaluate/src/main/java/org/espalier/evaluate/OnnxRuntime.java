@@ -9,6 +9,7 @@ import java.util.logging.Level;
 import java.util.logging.Logger;
 import org.bytedeco.javacpp.Loader;
 import org.espalier.InputException;
+import org.espalier.backend.NativeLibraries;
 
 /**
  * ONNX Runtime, whose library is unpacked once, into JavaCPP's cache where the other natives lie. Left to itself it
@@ -34,7 +35,8 @@ public final class OnnxRuntime {
     try {
       return Loaded.ENVIRONMENT;
     } catch (LinkageError e) {
-      throw cannotLoad(e);
+      throw new InputException(
+          "ONNX Runtime cannot be loaded: it is " + NativeLibraries.unpacked("room for 22 MB"), e);
     }
   }
 
@@ -60,21 +62,6 @@ public final class OnnxRuntime {
       }
       return OrtEnvironment.getEnvironment();
     }
-  }
-
-  private static InputException cannotLoad(LinkageError cause) {
-    String folder = System.getProperty("org.bytedeco.javacpp.cachedir");
-    try {
-      folder = Loader.getCacheDir().toString();
-    } catch (IOException e) {
-      cause.addSuppressed(e);
-    }
-    return new InputException(
-        "ONNX Runtime cannot be loaded: it is unpacked into "
-            + folder
-            + ", where there must be room for 22 MB, and what lies there must be allowed to run."
-            + " JDK_JAVA_OPTIONS=-Dorg.bytedeco.javacpp.cachedir=… names another folder",
-        cause);
   }
 
   /** Options of a session, to be closed. */

@@ -6,6 +6,7 @@ import org.bytedeco.javacpp.Loader;
 import org.bytedeco.openblas.global.openblas_full;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
+import org.espalier.backend.NativeLibraries;
 
 /**
  * Loads libtorch. Every class of this package that calls it first calls {@link #load()}.
@@ -105,10 +106,8 @@ public final class Libtorch {
           try {
             Loader.cacheResource(torch.class, resource);
           } catch (IOException e) {
-            throw InputException.of(
-                "libtorch cannot be unpacked to a cache, by default ~/.javacpp/cache; the property"
-                    + " org.bytedeco.javacpp.cachedir names another folder",
-                e);
+            String told = InputException.of("libtorch cannot be unpacked", e).getMessage();
+            throw new InputException(told + "; it is " + NativeLibraries.unpacked("room"), e);
           }
         }
       }
