@@ -40,18 +40,6 @@ public final class ExampleTensors {
    * @param shape as the model takes it: with 1 for a batch
    */
   public record Value(ByteBuffer bytes, long[] shape, OnnxJavaType type) {
-    /** The first number that is not finite; null where all are. */
-    Double notFinite() {
-      if (REAL.contains(type)) {
-        for (double number : numbers()) {
-          if (!Double.isFinite(number)) {
-            return number;
-          }
-        }
-      }
-      return null;
-    }
-
     private ByteBuffer ordered() {
       return bytes.duplicate().order(bytes.order());
     }

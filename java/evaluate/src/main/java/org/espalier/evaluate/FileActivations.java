@@ -19,6 +19,7 @@ import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
@@ -203,23 +204,9 @@ public final class FileActivations implements ActivationSource {
               + " bytes; at most 2147483647 are possible");
     }
     ByteBuffer bytes = ByteBuffer.allocateDirect((int) size).order(ByteOrder.nativeOrder());
-    open.read(tensor, example * size, bytes);
+    ExampleRows.read(open, tensor, example, bytes);
     long[] shape = fed(tensor, whole).stream().mapToLong(Long::longValue).toArray();
-    ExampleTensors.Value value =
-        new ExampleTensors.Value(bytes.rewind(), shape, type(tensor.dtype()));
-    Double notFinite = value.notFinite();
-    if (notFinite != null) {
-      throw new InputException(
-          open.path()
-              + ": the tensor "
-              + tensor.name()
-              + " has the value "
-              + notFinite
-              + " in example "
-              + (example + 1)
-              + "; finite numbers are right");
-    }
-    return value;
+    return new ExampleTensors.Value(bytes, shape, type(tensor.dtype()));
   }
 
   /** What ONNX Runtime calls the type of a model's input; null where that is no tensor of a type that it has. */

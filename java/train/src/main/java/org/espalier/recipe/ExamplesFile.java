@@ -1,9 +1,7 @@
 package org.espalier.recipe;
 
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
-import java.nio.FloatBuffer;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -11,7 +9,7 @@ import java.util.EnumSet;
 import java.util.List;
 import java.util.Set;
 import org.espalier.InputException;
-import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
@@ -114,42 +112,12 @@ public final class ExamplesFile {
     ByteBuffer row = ByteBuffer.allocateDirect((int) (tensor.bytes() / n));
     List<byte[]> rows = new ArrayList<>(n);
     for (int i = 0; i < n; i++) {
-      file.read(tensor, (long) row.capacity() * i, row.clear());
+      ExampleRows.read(file, tensor, i, row);
       byte[] bytes = new byte[row.capacity()];
-      row.flip().get(bytes);
-      checkFinite(file, tensor, bytes, i);
+      row.get(bytes);
       rows.add(bytes);
     }
     return new Examples.Input(name, tensor.dtype(), tensor.shape().subList(1, tensor.rank()), rows);
-  }
-
-  private static void checkFinite(SafetensorsFile file, TensorInfo tensor, byte[] row, int index) {
-    DataType type =
-        switch (tensor.dtype()) {
-          case F32 -> DataType.FLOAT;
-          case F16 -> DataType.FLOAT16;
-          case BF16 -> DataType.BFLOAT16;
-          default -> null;
-        };
-    if (type == null) {
-      return;
-    }
-    long[] dims = {8L * row.length / tensor.dtype().bits()};
-    FloatBuffer values = OnnxInitializer.of("", type, dims, ByteBuffer.wrap(row)).floats();
-    while (values.hasRemaining()) {
-      float value = values.get();
-      if (!Float.isFinite(value)) {
-        throw new InputException(
-            file.path()
-                + ": the tensor "
-                + tensor.name()
-                + " has the value "
-                + value
-                + " in example "
-                + (index + 1)
-                + "; finite numbers are right");
-      }
-    }
   }
 
   private static Labels labels(SafetensorsFile file, int n, Recipe.Task task) {
