@@ -12,10 +12,8 @@ import org.bytedeco.pytorch.OutputArchive;
 import org.bytedeco.pytorch.StringSharedModuleDict;
 import org.bytedeco.pytorch.StringTensorDict;
 import org.bytedeco.pytorch.Tensor;
-import org.bytedeco.pytorch.TensorVector;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
-import org.espalier.format.AtomicFile;
 import org.espalier.torch.Parameter.Kind;
 
 /**
@@ -128,7 +126,7 @@ public final class ModuleModel implements TrainableModel {
     try {
       results = forward.apply(inputNames.stream().map(inputs::get).toList());
     } catch (RuntimeException e) {
-      throw new InputException(name + " failed in forward: " + TorchScriptModel.firstLine(e), e);
+      throw new InputException(name + " failed in forward: " + Libtorch.firstLine(e), e);
     }
     if (results.size() != outputNames.size()) {
       throw new InputException(
@@ -168,27 +166,18 @@ public final class ModuleModel implements TrainableModel {
     if (closed) {
       throw new IllegalStateException("the model is closed");
     }
-    try (PointerScope scope = new PointerScope();
-        AtomicFile out = AtomicFile.create(file)) {
-      out.probe(
-          TorchScriptModel.CODE + tensorBytes(module.parameters()) + tensorBytes(module.buffers()));
-      try {
-        OutputArchive archive = new OutputArchive();
-        module.save(archive);
-        archive.save_to(out.path().toString());
-      } catch (RuntimeException e) {
-        throw new InputException("cannot write " + file + ": " + TorchScriptModel.firstLine(e), e);
-      }
-      out.commit();
+    try (PointerScope scope = new PointerScope()) {
+      List<Tensor> tensors = new ArrayList<>(List.of(module.parameters().get()));
+      tensors.addAll(List.of(module.buffers().get()));
+      ModuleFile.write(
+          file,
+          tensors,
+          out -> {
+            OutputArchive archive = new OutputArchive();
+            module.save(archive);
+            archive.save_to(out.path().toString());
+          });
     }
-  }
-
-  private static long tensorBytes(TensorVector tensors) {
-    long bytes = 0;
-    for (long i = 0; i < tensors.size(); i++) {
-      bytes += tensors.get(i).nbytes() + TorchScriptModel.PADDING;
-    }
-    return bytes;
   }
 
   /**
@@ -203,8 +192,7 @@ public final class ModuleModel implements TrainableModel {
       archive.load_from(file.toString());
       module.load(archive);
     } catch (RuntimeException e) {
-      throw new InputException(
-          file + " does not hold " + name + ": " + TorchScriptModel.firstLine(e), e);
+      throw new InputException(file + " does not hold " + name + ": " + Libtorch.firstLine(e), e);
     }
   }
 

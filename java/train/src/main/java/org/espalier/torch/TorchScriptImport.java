@@ -118,7 +118,7 @@ public final class TorchScriptImport {
       g = frozen.get_method("forward").graph();
     } catch (RuntimeException e) {
       throw new InputException(
-          name + " cannot be inlined by libtorch: " + TorchScriptModel.firstLine(e), e);
+          name + " cannot be inlined by libtorch: " + Libtorch.firstLine(e), e);
     }
     refuseUnknown(g);
     String input = unique(model.inputNames().get(0));

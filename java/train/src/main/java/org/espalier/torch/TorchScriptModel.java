@@ -48,15 +48,6 @@ import org.espalier.store.ModelDiff;
 public final class TorchScriptModel implements TrainableModel {
   private static final long CHUNK = 1 << 20;
 
-  /**
-   * Room for what a file has beside its tensors. libtorch ends the process where it cannot write: its writer throws out
-   * of a destructor.
-   */
-  static final long CODE = 2 << 20;
-
-  /** Of an entry in a file: it begins at a multiple of 64, its name is there twice. */
-  static final long PADDING = 1 << 10;
-
   private final String name;
   private final JitModule module;
   private final List<Parameter> parameters = new ArrayList<>();
@@ -114,7 +105,8 @@ public final class TorchScriptModel implements TrainableModel {
       loaded = torch.load(file.toString());
     } catch (RuntimeException e) {
       throw new InputException(
-          name + " is not a TorchScript module that libtorch can load: " + firstLine(e), e);
+          name + " is not a TorchScript module that libtorch can load: " + Libtorch.firstLine(e),
+          e);
     }
     return new TorchScriptModel(name, loaded);
   }
@@ -242,12 +234,6 @@ public final class TorchScriptModel implements TrainableModel {
       outputNames.add("output_" + i);
     }
     return true;
-  }
-
-  static String firstLine(RuntimeException e) {
-    String message = String.valueOf(e.getMessage()).strip();
-    int end = message.indexOf('\n');
-    return end < 0 ? message : message.substring(0, end);
   }
 
   /** The module itself. */
@@ -395,36 +381,30 @@ public final class TorchScriptModel implements TrainableModel {
    * @throws InputException where the file cannot be written
    */
   public static void write(JitModule module, Path file) {
-    try (PointerScope scope = new PointerScope();
-        AtomicFile out = AtomicFile.create(file)) {
-      out.probe(CODE + tensorBytes(module));
-      try {
-        module.save(out.path().toString());
-        ScriptArchive.renameFolder(out.channel());
-      } catch (IOException e) {
-        throw out.failure(e);
-      } catch (IllegalStateException e) {
-        throw e;
-      } catch (RuntimeException e) {
-        throw new InputException("cannot write " + file + ": " + firstLine(e), e);
-      }
-      out.commit();
+    try (PointerScope scope = new PointerScope()) {
+      ModuleFile.write(
+          file,
+          tensors(module),
+          out -> {
+            module.save(out.path().toString());
+            ScriptArchive.renameFolder(out.channel());
+          });
     }
   }
 
-  private static long tensorBytes(JitModule module) {
-    long bytes = 0;
+  private static List<Tensor> tensors(JitModule module) {
+    List<Tensor> tensors = new ArrayList<>();
     named_parameter_list parameters = module.named_parameters();
     named_parameter_iterator p = parameters.begin();
     for (long i = 0; i < parameters.size(); i++, p.increment()) {
-      bytes += p.multiply().value().nbytes() + PADDING;
+      tensors.add(p.multiply().value());
     }
     named_buffer_list buffers = module.named_buffers();
     named_buffer_iterator b = buffers.begin();
     for (long i = 0; i < buffers.size(); i++, b.increment()) {
-      bytes += b.multiply().value().nbytes() + PADDING;
+      tensors.add(b.multiply().value());
     }
-    return bytes;
+    return tensors;
   }
 
   @Override
