@@ -4,6 +4,7 @@ import java.io.BufferedInputStream;
 import java.io.BufferedOutputStream;
 import java.io.DataInput;
 import java.io.DataInputStream;
+import java.io.DataOutput;
 import java.io.DataOutputStream;
 import java.io.EOFException;
 import java.io.IOException;
@@ -13,6 +14,7 @@ import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
 import java.util.EnumMap;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -302,9 +304,29 @@ public final class OnlineLearner implements AutoCloseable {
     }
   }
 
-  private void checkChangeable() {
-    checkOpen();
-    checkOutsideListener();
+  /** Something that is done with learner and model. */
+  private interface Work<T, E extends Exception> {
+    T run() throws E;
+  }
+
+  /**
+   * Works while nobody else does and neither learner nor model is closed. This is the order in which the two locks are
+   * taken.
+   */
+  private synchronized <T, E extends Exception> T whileOpen(Work<T, E> work) throws E {
+    synchronized (model) {
+      checkOpen();
+      return work.run();
+    }
+  }
+
+  /** The same for what changes the learner. */
+  private <T, E extends Exception> T changing(Work<T, E> work) throws E {
+    return whileOpen(
+        () -> {
+          checkOutsideListener();
+          return work.run();
+        });
   }
 
   /** The step that a listener is told of goes on afterwards, with the memory and the weights that it had. */
@@ -329,29 +351,33 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws InputException if one does not {@linkplain #check fit}; nothing was learned then
    * @throws PrivacyBudgetException if epsilon would be above the settings' limit; nothing was learned then
    */
-  public synchronized Report learn(List<Example> examples) {
-    synchronized (model) {
-      checkChangeable();
-      examples.forEach(this::check);
-      checkBudget();
-      Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
-      try {
-        for (int at = 0; at < examples.size(); at += settings.batch()) {
-          int end = Math.min(examples.size(), at + settings.batch());
-          Report part = learnBatch(examples.subList(at, end));
-          report =
-              new Report(
-                  report.steps() + part.steps(),
-                  report.learned() + part.learned(),
-                  part.loss(),
-                  part.gradientNorm(),
-                  version);
-        }
-      } finally {
-        state.settle();
-      }
-      return report;
+  public Report learn(List<Example> examples) {
+    return changing(
+        () -> {
+          examples.forEach(this::check);
+          checkBudget();
+          try {
+            return learnBatches(examples);
+          } finally {
+            state.settle();
+          }
+        });
+  }
+
+  private Report learnBatches(List<Example> examples) {
+    Report report = new Report(0, 0, Double.NaN, Double.NaN, version);
+    for (int at = 0; at < examples.size(); at += settings.batch()) {
+      int end = Math.min(examples.size(), at + settings.batch());
+      Report part = learnBatch(examples.subList(at, end));
+      report =
+          new Report(
+              report.steps() + part.steps(),
+              report.learned() + part.learned(),
+              part.loss(),
+              part.gradientNorm(),
+              version);
     }
+    return report;
   }
 
   private Report learnBatch(List<Example> fresh) {
@@ -798,11 +824,12 @@ public final class OnlineLearner implements AutoCloseable {
    * an older state, no number shall name two versions.
    */
   public synchronized void numberFrom(long least) {
-    synchronized (model) {
-      if (version < least) {
-        checkChangeable();
-        publish(least);
-      }
+    if (version < least) {
+      changing(
+          () -> {
+            publish(least);
+            return null;
+          });
     }
   }
 
@@ -949,17 +976,17 @@ public final class OnlineLearner implements AutoCloseable {
   }
 
   /** The served weights, by name, in new arrays. */
-  public synchronized Map<String, float[]> weights() {
-    synchronized (model) {
-      checkOpen();
-      Map<String, float[]> map = new java.util.LinkedHashMap<>();
-      for (Weight w : state.served()) {
-        float[] copy = new float[Math.toIntExact(w.working().elements())];
-        LinearHead.buffer(w.working()).get(0, copy);
-        map.put(w.name(), copy);
-      }
-      return map;
-    }
+  public Map<String, float[]> weights() {
+    return whileOpen(
+        () -> {
+          Map<String, float[]> map = new LinkedHashMap<>();
+          for (Weight w : state.served()) {
+            float[] copy = new float[Math.toIntExact(w.working().elements())];
+            LinearHead.buffer(w.working()).get(0, copy);
+            map.put(w.name(), copy);
+          }
+          return map;
+        });
   }
 
   /**
@@ -980,41 +1007,46 @@ public final class OnlineLearner implements AutoCloseable {
    * @param other is only read; the caller closes it
    * @throws InputException if it has other features, outputs, weights or nodes; nothing was changed then
    */
-  public synchronized void adopt(Learnable other) {
-    synchronized (model) {
-      checkChangeable();
-      if (other.isClosed()) {
-        throw new IllegalStateException("the model to be adopted is closed");
-      }
-      if (other.features() != model.features() || other.outputs() != model.outputs()) {
-        throw new InputException(
-            "it takes "
-                + other.features()
-                + " features and has "
-                + other.outputs()
-                + " outputs; this learner's model has "
-                + model.features()
-                + " and "
-                + model.outputs());
-      }
-      if (!other.identity().equals(model.identity())) {
-        throw new InputException("it is another model than the one that is learned");
-      }
-      try {
-        state.begin(other.weights());
-      } catch (IllegalArgumentException e) {
-        throw new InputException("it is another model: " + e.getMessage(), e);
-      }
-      identity = state.identity(model);
-      beginning = state.checkpoint();
-      if (teacher != null) {
-        teacher.load(state.weights());
-      }
-      forgetWorld();
-      lossesSeen = 0;
-      normsSeen = 0;
-      publish();
+  public void adopt(Learnable other) {
+    changing(
+        () -> {
+          takeOver(other);
+          return null;
+        });
+  }
+
+  private void takeOver(Learnable other) {
+    if (other.isClosed()) {
+      throw new IllegalStateException("the model to be adopted is closed");
     }
+    if (other.features() != model.features() || other.outputs() != model.outputs()) {
+      throw new InputException(
+          "it takes "
+              + other.features()
+              + " features and has "
+              + other.outputs()
+              + " outputs; this learner's model has "
+              + model.features()
+              + " and "
+              + model.outputs());
+    }
+    if (!other.identity().equals(model.identity())) {
+      throw new InputException("it is another model than the one that is learned");
+    }
+    try {
+      state.begin(other.weights());
+    } catch (IllegalArgumentException e) {
+      throw new InputException("it is another model: " + e.getMessage(), e);
+    }
+    identity = state.identity(model);
+    beginning = state.checkpoint();
+    if (teacher != null) {
+      teacher.load(state.weights());
+    }
+    forgetWorld();
+    lossesSeen = 0;
+    normsSeen = 0;
+    publish();
   }
 
   /** What learns. */
@@ -1042,52 +1074,49 @@ public final class OnlineLearner implements AutoCloseable {
    * Writes everything that decides the future. Waits for the step that is being done and changes
    * nothing. The key of private noise is not in it.
    */
-  public synchronized void save(OutputStream stream) throws IOException {
-    synchronized (model) {
-      checkOpen();
-      DataOutputStream out = new DataOutputStream(new BufferedOutputStream(stream));
-      out.writeInt(MAGIC);
-      out.writeInt(FORMAT);
-      SavedState.write(out, described());
-      write(out, passes());
-      out.writeInt(model.features());
-      out.writeInt(model.outputs());
-      for (long v :
-          new long[] {
-            steps,
-            rateStart,
-            seen,
-            learned,
-            removed,
-            version,
-            lossesSeen,
-            normsSeen,
-            random.counter()
-          }) {
-        out.writeLong(v);
-      }
-      out.writeDouble(meanLoss);
-      out.writeDouble(meanNorm);
-      out.writeInt(spikesInARow);
-      for (double multiplier : loss.multipliers()) {
-        out.writeDouble(multiplier);
-      }
-      WeightState.write(out, state.checkpoint());
-      WeightState.write(out, good);
-      WeightState.write(out, beginning);
-      metrics.save(out);
-      for (DriftDetector detector : detectors) {
-        detector.save(out);
-      }
-      for (List<Example> list : List.of(reservoir, new ArrayList<>(heldOut), sinceGood)) {
-        out.writeInt(list.size());
-        for (Example example : list) {
-          SavedState.write(out, example);
-        }
-      }
-      out.writeInt(MAGIC);
-      out.flush();
+  public void save(OutputStream stream) throws IOException {
+    DataOutputStream out = new DataOutputStream(new BufferedOutputStream(stream));
+    whileOpen(
+        () -> {
+          write(out);
+          return null;
+        });
+    out.flush();
+  }
+
+  private void write(DataOutput out) throws IOException {
+    out.writeInt(MAGIC);
+    out.writeInt(FORMAT);
+    SavedState.write(out, described());
+    write(out, passes());
+    out.writeInt(model.features());
+    out.writeInt(model.outputs());
+    for (long v :
+        new long[] {
+          steps, rateStart, seen, learned, removed, version, lossesSeen, normsSeen, random.counter()
+        }) {
+      out.writeLong(v);
     }
+    out.writeDouble(meanLoss);
+    out.writeDouble(meanNorm);
+    out.writeInt(spikesInARow);
+    for (double multiplier : loss.multipliers()) {
+      out.writeDouble(multiplier);
+    }
+    WeightState.write(out, state.checkpoint());
+    WeightState.write(out, good);
+    WeightState.write(out, beginning);
+    metrics.save(out);
+    for (DriftDetector detector : detectors) {
+      detector.save(out);
+    }
+    for (List<Example> list : List.of(reservoir, new ArrayList<>(heldOut), sinceGood)) {
+      out.writeInt(list.size());
+      for (Example example : list) {
+        SavedState.write(out, example);
+      }
+    }
+    out.writeInt(MAGIC);
   }
 
   /**
@@ -1096,19 +1125,20 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws InputException if the state is damaged, of a newer format, or of other settings; nothing was
    *     changed then
    */
-  public synchronized void load(InputStream stream) throws IOException {
-    synchronized (model) {
-      checkChangeable();
-      DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
-      try {
-        read(in);
-      } catch (EOFException e) {
-        throw new InputException("the learner's saved state is damaged: it ends too early", e);
-      }
-    }
+  public void load(InputStream stream) throws IOException {
+    changing(
+        () -> {
+          DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
+          try {
+            read(in);
+            return null;
+          } catch (EOFException e) {
+            throw new InputException("the learner's saved state is damaged: it ends too early", e);
+          }
+        });
   }
 
-  private static void write(DataOutputStream out, List<PrivacyPass> passes) throws IOException {
+  private static void write(DataOutput out, List<PrivacyPass> passes) throws IOException {
     out.writeInt(passes.size());
     for (PrivacyPass pass : passes) {
       SavedState.write(out, pass.id());
