@@ -18,7 +18,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.UUID;
 import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
@@ -44,11 +43,6 @@ public final class OnlineLearner implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(OnlineLearner.class);
   private static final int MAGIC = 0x65736f6c; // "esol"
   private static final int FORMAT = 3;
-  private static final int MOST_PASSES = 1 << 20;
-  private static final int MOST_DIGESTS = 1 << 10;
-
-  /** The weight of the past in the means that the guard compares with. */
-  private static final double MEMORY = 0.98;
 
   /** So many events of a kind are warnings; later ones are where their number is a power of two. */
   private static final int LOGGED = 10;
@@ -77,11 +71,7 @@ public final class OnlineLearner implements AutoCloseable {
   private long learned;
   private long removed;
   private volatile long version;
-  private double meanLoss;
-  private double meanNorm;
-  private long lossesSeen;
-  private long normsSeen;
-  private int spikesInARow;
+  private final UsualSteps usual;
   private final List<Example> reservoir = new ArrayList<>();
   private final Deque<Example> heldOut = new ArrayDeque<>();
   private final List<Example> sinceGood = new ArrayList<>();
@@ -91,13 +81,8 @@ public final class OnlineLearner implements AutoCloseable {
   /** Whether a listener is being told of what a step has met. */
   private boolean telling;
 
-  /** What others spent before, and this learner in earlier passes; null without privacy. */
-  private final PrivacyAccountant accountant;
-
-  /** The examples of this learner's own; null without privacy. */
-  private PrivacyPass pass;
-
-  private boolean passBegan;
+  /** What the examples of private learning have told. */
+  private final PrivacyLedger ledger;
 
   /**
    * Whether features that are not finite make outputs that are not. A saturated layer hides them, and then
@@ -150,8 +135,8 @@ public final class OnlineLearner implements AutoCloseable {
       loss.close();
       throw e;
     }
-    accountant = settings.privacy() == null ? null : new PrivacyAccountant();
-    pass = freshPass();
+    ledger = new PrivacyLedger(settings.privacy());
+    usual = new UsualSteps(settings.guard());
     versions = new Versions<>(model::predictor);
     metrics = freshMetrics();
     detectors = freshDetectors();
@@ -172,19 +157,6 @@ public final class OnlineLearner implements AutoCloseable {
     boolean classes = settings.loss().isForClasses();
     return new Prequential(
         classes, classes && model.outputs() <= 2, settings.window(), settings.fade());
-  }
-
-  private PrivacyPass freshPass() {
-    Privacy privacy = settings.privacy();
-    return privacy == null
-        ? null
-        : new PrivacyPass(
-            UUID.randomUUID().toString(),
-            List.of(),
-            0,
-            Long.MAX_VALUE,
-            privacy.noise(),
-            privacy.contributions());
   }
 
   private DriftDetector[] freshDetectors() {
@@ -601,7 +573,7 @@ public final class OnlineLearner implements AutoCloseable {
     }
     loss.stepped(rate);
     steps++;
-    passBegan = true;
+    ledger.learned();
     learned += own;
     if (settings.replay() != null) {
       mine.forEach(this::keep);
@@ -620,32 +592,11 @@ public final class OnlineLearner implements AutoCloseable {
   }
 
   private boolean isSpike(double value, List<Example> batch) {
-    Guard.Spike rule = settings.guard().spike();
-    if (rule == null) {
-      return false;
+    String evidence = usual.spike(value);
+    if (evidence != null) {
+      fire(Event.Kind.LOSS_SPIKE, evidence, batch);
     }
-    // Multipliers can make a loss negative, and a multiple of that would be below it.
-    double limit = meanLoss >= 0 ? rule.factor() * meanLoss : (2 - rule.factor()) * meanLoss;
-    boolean spike = lossesSeen >= rule.warmup() && value > limit;
-    if (spike && spikesInARow < rule.inARow()) {
-      spikesInARow++;
-      fire(
-          Event.Kind.LOSS_SPIKE,
-          String.format(
-              Locale.ROOT,
-              "the loss %.4g is more than %.3g times the mean %.4g; %d in a row",
-              value,
-              rule.factor(),
-              meanLoss,
-              spikesInARow),
-          batch);
-      return true;
-    }
-    if (!spike) {
-      spikesInARow = 0;
-    }
-    meanLoss = lossesSeen++ == 0 ? value : MEMORY * meanLoss + (1 - MEMORY) * value;
-    return false;
+    return evidence != null;
   }
 
   /** Sets {@link #norm} and {@link #single}; false where the step is not to be done. */
@@ -669,30 +620,20 @@ public final class OnlineLearner implements AutoCloseable {
       }
       return true;
     }
-    double usual = normsSeen >= rule.warmup() ? rule.factor() * meanNorm : Double.MAX_VALUE;
-    double limit = Math.min(usual, rule.limit());
+    double limit = usual.normLimit();
     if (norm > limit) {
-      String evidence =
-          limit == rule.limit()
-              ? String.format(
-                  Locale.ROOT, "the gradient's norm %.4g is more than the limit %.4g", norm, limit)
-              : String.format(
-                  Locale.ROOT,
-                  "the gradient's norm %.4g is more than %.3g times the mean %.4g",
-                  norm,
-                  rule.factor(),
-                  meanNorm);
+      String evidence = usual.largeNorm(norm);
       if (!rule.clip()) {
         fire(Event.Kind.NORM_SKIPPED, evidence, batch);
         // It counts, cut down, so that a world that has changed is followed in the end.
-        meanNorm = normsSeen++ == 0 ? limit : MEMORY * meanNorm + (1 - MEMORY) * limit;
+        usual.addNorm(limit);
         return false;
       }
       fire(Event.Kind.NORM_CLIPPED, evidence, List.of());
       state.scaleGradients(limit / norm);
       norm = limit;
     }
-    meanNorm = normsSeen++ == 0 ? norm : MEMORY * meanNorm + (1 - MEMORY) * norm;
+    usual.addNorm(norm);
     return true;
   }
 
@@ -733,20 +674,14 @@ public final class OnlineLearner implements AutoCloseable {
     }
     state.forgetMomentum();
     forgetWorld();
-    // The rules stay awake, because what explodes while the world changes is learned otherwise.
-    // What is
-    // usual in the new world is what came last, where that is more than before.
-    meanLoss = Math.max(meanLoss, value);
-    if (settings.guard().norm() != null) {
-      meanNorm = Math.max(meanNorm, norm);
-    }
+    usual.raise(value, norm);
     publish();
   }
 
   /** What was good is of another world. */
   private void forgetWorld() {
     rateStart = steps;
-    spikesInARow = 0;
+    usual.forgetSpikes();
     good = state.checkpoint();
     heldOut.clear();
     sinceGood.clear();
@@ -901,11 +836,7 @@ public final class OnlineLearner implements AutoCloseable {
    * knows of}, for the example of which most was told; null without privacy.
    */
   public synchronized Double epsilon() {
-    if (accountant == null) {
-      return null;
-    }
-    double spent = passBegan ? accountant.spentWith(pass) : accountant.spent();
-    return spent == 0 ? 0.0 : Privacy.epsilon(spent, settings.privacy().delta());
+    return ledger.epsilon();
   }
 
   /**
@@ -917,37 +848,22 @@ public final class OnlineLearner implements AutoCloseable {
    * @param to the number after the last that was or is about to be learned
    */
   public synchronized void pass(List<String> stream, long from, long to) {
-    if (accountant != null) {
-      pass = new PrivacyPass(pass.id(), stream, from, to, pass.noise(), pass.contributions());
-    }
+    ledger.pass(stream, from, to);
   }
 
   /** The examples that come now are from another stream, or from an earlier place of this one. */
   public synchronized void beginPass() {
-    if (accountant != null) {
-      accountant.add(passes());
-      pass = freshPass();
-      passBegan = false;
-    }
+    ledger.beginPass();
   }
 
   /** Takes passes of other learners into account; ones that it knows, and its own, count once. */
   public synchronized void account(List<PrivacyPass> others) {
-    if (accountant != null) {
-      accountant.add(others.stream().filter(other -> !other.id().equals(pass.id())).toList());
-    }
+    ledger.account(others);
   }
 
   /** The passes that {@link #epsilon} is of; none without privacy. */
   public synchronized List<PrivacyPass> passes() {
-    if (accountant == null) {
-      return List.of();
-    }
-    List<PrivacyPass> all = new ArrayList<>(accountant.passes());
-    if (passBegan) {
-      all.add(pass);
-    }
-    return all;
+    return ledger.passes();
   }
 
   /**
@@ -957,22 +873,7 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws PrivacyBudgetException if so
    */
   public synchronized void checkBudget() {
-    if (accountant == null || settings.privacy().maxEpsilon() == Double.POSITIVE_INFINITY) {
-      return;
-    }
-    Privacy privacy = settings.privacy();
-    double total = Privacy.epsilon(accountant.spentWith(pass), privacy.delta());
-    if (total > privacy.maxEpsilon()) {
-      throw new PrivacyBudgetException(
-          String.format(
-              Locale.ROOT,
-              "epsilon would be %.4g at delta %.4g, above max-epsilon %.4g: this pass has %.4g, and"
-                  + " others have learned in private before",
-              total,
-              privacy.delta(),
-              privacy.maxEpsilon(),
-              privacy.epsilon()));
-    }
+    ledger.checkBudget();
   }
 
   /** The served weights, by name, in new arrays. */
@@ -1044,8 +945,7 @@ public final class OnlineLearner implements AutoCloseable {
       teacher.load(state.weights());
     }
     forgetWorld();
-    lossesSeen = 0;
-    normsSeen = 0;
+    usual.forget();
     publish();
   }
 
@@ -1088,18 +988,26 @@ public final class OnlineLearner implements AutoCloseable {
     out.writeInt(MAGIC);
     out.writeInt(FORMAT);
     SavedState.write(out, described());
-    write(out, passes());
+    ledger.write(out);
     out.writeInt(model.features());
     out.writeInt(model.outputs());
     for (long v :
         new long[] {
-          steps, rateStart, seen, learned, removed, version, lossesSeen, normsSeen, random.counter()
+          steps,
+          rateStart,
+          seen,
+          learned,
+          removed,
+          version,
+          usual.lossesSeen(),
+          usual.normsSeen(),
+          random.counter()
         }) {
       out.writeLong(v);
     }
-    out.writeDouble(meanLoss);
-    out.writeDouble(meanNorm);
-    out.writeInt(spikesInARow);
+    out.writeDouble(usual.meanLoss());
+    out.writeDouble(usual.meanNorm());
+    out.writeInt(usual.spikesInARow());
     for (double multiplier : loss.multipliers()) {
       out.writeDouble(multiplier);
     }
@@ -1138,41 +1046,6 @@ public final class OnlineLearner implements AutoCloseable {
         });
   }
 
-  private static void write(DataOutput out, List<PrivacyPass> passes) throws IOException {
-    out.writeInt(passes.size());
-    for (PrivacyPass pass : passes) {
-      SavedState.write(out, pass.id());
-      out.writeInt(pass.stream().size());
-      for (String digest : pass.stream()) {
-        SavedState.write(out, digest);
-      }
-      out.writeLong(pass.from());
-      out.writeLong(pass.to());
-      out.writeDouble(pass.noise());
-      out.writeInt(pass.contributions());
-    }
-  }
-
-  private static List<PrivacyPass> readPasses(DataInput in) throws IOException {
-    int count = SavedState.count(in, 0, MOST_PASSES);
-    List<PrivacyPass> passes = new ArrayList<>();
-    for (int i = 0; i < count; i++) {
-      String id = SavedState.text(in);
-      List<String> stream = new ArrayList<>();
-      for (int k = SavedState.count(in, 0, MOST_DIGESTS); k > 0; k--) {
-        stream.add(SavedState.text(in));
-      }
-      try {
-        passes.add(
-            new PrivacyPass(
-                id, stream, in.readLong(), in.readLong(), in.readDouble(), in.readInt()));
-      } catch (IllegalArgumentException | NullPointerException e) {
-        throw SavedState.damaged("a pass of private learning: " + e.getMessage());
-      }
-    }
-    return passes;
-  }
-
   /** The settings that a state was saved with. */
   private static String readHead(DataInput in) throws IOException {
     if (in.readInt() != MAGIC) {
@@ -1195,7 +1068,7 @@ public final class OnlineLearner implements AutoCloseable {
     DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
     try {
       readHead(in);
-      return readPasses(in);
+      return PrivacyLedger.read(in);
     } catch (EOFException e) {
       throw new InputException("the learner's saved state is damaged: it ends too early", e);
     }
@@ -1207,7 +1080,7 @@ public final class OnlineLearner implements AutoCloseable {
       throw new InputException(
           "the learner was saved with other settings:\n" + described + "not\n" + described());
     }
-    List<PrivacyPass> savedPasses = readPasses(in);
+    List<PrivacyPass> savedPasses = PrivacyLedger.read(in);
     SavedState.count(in, model.features(), model.features());
     SavedState.count(in, model.outputs(), model.outputs());
     long[] counts = new long[9];
@@ -1253,12 +1126,8 @@ public final class OnlineLearner implements AutoCloseable {
     learned = counts[3];
     removed = counts[4];
     version = counts[5];
-    lossesSeen = counts[6];
-    normsSeen = counts[7];
     random = new CounterRandom(settings.seed(), counts[8]);
-    meanLoss = savedLoss;
-    meanNorm = savedNorm;
-    spikesInARow = savedSpikes;
+    usual.set(savedLoss, counts[6], savedNorm, counts[7], savedSpikes);
     System.arraycopy(multipliers, 0, loss.multipliers(), 0, multipliers.length);
     good = lastGood;
     beginning = first;

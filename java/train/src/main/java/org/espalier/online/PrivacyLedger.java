@@ -1,0 +1,161 @@
+package org.espalier.online;
+
+import java.io.DataInput;
+import java.io.DataOutput;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import java.util.UUID;
+import org.espalier.InputException;
+
+/**
+ * What private learning has told of its examples: in the pass of one learner, and in those of others that it knows of.
+ * Without privacy nothing is written down. Not safe for several threads.
+ */
+final class PrivacyLedger {
+  private static final int MOST_PASSES = 1 << 20;
+  private static final int MOST_DIGESTS = 1 << 10;
+
+  /** Null where nothing is private; so are accountant and pass then. */
+  private final Privacy privacy;
+
+  /** What others spent before, and this learner in earlier passes. */
+  private final PrivacyAccountant accountant;
+
+  /** The examples of this learner's own. */
+  private PrivacyPass pass;
+
+  /** Whether any of them was learned. */
+  private boolean began;
+
+  PrivacyLedger(Privacy privacy) {
+    this.privacy = privacy;
+    accountant = privacy == null ? null : new PrivacyAccountant();
+    pass = privacy == null ? null : fresh();
+  }
+
+  private PrivacyPass fresh() {
+    return new PrivacyPass(
+        UUID.randomUUID().toString(),
+        List.of(),
+        0,
+        Long.MAX_VALUE,
+        privacy.noise(),
+        privacy.contributions());
+  }
+
+  /** See {@link OnlineLearner#epsilon}. */
+  Double epsilon() {
+    if (privacy == null) {
+      return null;
+    }
+    double spent = began ? accountant.spentWith(pass) : accountant.spent();
+    return spent == 0 ? 0.0 : Privacy.epsilon(spent, privacy.delta());
+  }
+
+  /** See {@link OnlineLearner#pass}. */
+  void pass(List<String> stream, long from, long to) {
+    if (privacy != null) {
+      pass = new PrivacyPass(pass.id(), stream, from, to, pass.noise(), pass.contributions());
+    }
+  }
+
+  /** Examples of this pass were learned. */
+  void learned() {
+    began = true;
+  }
+
+  /** See {@link OnlineLearner#beginPass}. */
+  void beginPass() {
+    if (privacy != null) {
+      accountant.add(passes());
+      pass = fresh();
+      began = false;
+    }
+  }
+
+  /** See {@link OnlineLearner#account}. */
+  void account(List<PrivacyPass> others) {
+    if (privacy != null) {
+      accountant.add(others.stream().filter(other -> !other.id().equals(pass.id())).toList());
+    }
+  }
+
+  /** The passes that {@link #epsilon} is of; none without privacy. */
+  List<PrivacyPass> passes() {
+    if (privacy == null) {
+      return List.of();
+    }
+    List<PrivacyPass> all = new ArrayList<>(accountant.passes());
+    if (began) {
+      all.add(pass);
+    }
+    return all;
+  }
+
+  /**
+   * Looks whether the next step would bring {@link #epsilon} above the limit.
+   *
+   * @throws PrivacyBudgetException if so
+   */
+  void checkBudget() {
+    if (privacy == null || privacy.maxEpsilon() == Double.POSITIVE_INFINITY) {
+      return;
+    }
+    double total = Privacy.epsilon(accountant.spentWith(pass), privacy.delta());
+    if (total > privacy.maxEpsilon()) {
+      throw new PrivacyBudgetException(
+          String.format(
+              Locale.ROOT,
+              "epsilon would be %.4g at delta %.4g, above max-epsilon %.4g: this pass has %.4g, and"
+                  + " others have learned in private before",
+              total,
+              privacy.delta(),
+              privacy.maxEpsilon(),
+              privacy.epsilon()));
+    }
+  }
+
+  /** Writes the passes that {@link #epsilon} is of. */
+  void write(DataOutput out) throws IOException {
+    List<PrivacyPass> passes = passes();
+    out.writeInt(passes.size());
+    for (PrivacyPass pass : passes) {
+      SavedState.write(out, pass.id());
+      out.writeInt(pass.stream().size());
+      for (String digest : pass.stream()) {
+        SavedState.write(out, digest);
+      }
+      out.writeLong(pass.from());
+      out.writeLong(pass.to());
+      out.writeDouble(pass.noise());
+      out.writeInt(pass.contributions());
+    }
+  }
+
+  /**
+   * The passes that {@link #write} wrote.
+   *
+   * @throws InputException where they are damaged
+   */
+  static List<PrivacyPass> read(DataInput in) throws IOException {
+    int count = SavedState.count(in, 0, MOST_PASSES);
+    List<PrivacyPass> passes = new ArrayList<>();
+    for (int i = 0; i < count; i++) {
+      String id = SavedState.text(in);
+      List<String> stream = new ArrayList<>();
+      for (int k = SavedState.count(in, 0, MOST_DIGESTS); k > 0; k--) {
+        stream.add(SavedState.text(in));
+      }
+      try {
+        passes.add(
+            new PrivacyPass(
+                id, stream, in.readLong(), in.readLong(), in.readDouble(), in.readInt()));
+      } catch (IllegalArgumentException | NullPointerException e) {
+        throw SavedState.damaged("a pass of private learning: " + e.getMessage());
+      }
+    }
+    return passes;
+  }
+}
