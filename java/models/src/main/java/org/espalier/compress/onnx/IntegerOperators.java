@@ -267,6 +267,18 @@ final class IntegerOperators {
     return factor;
   }
 
+  /** The step of a value's integers, where those that are no other's have these ranges. */
+  float scale(String value, Map<String, ActivationRange> ranges) {
+    return ranges.get(root(value)).scale() * factor(value);
+  }
+
+  /** The range of a value, likewise. */
+  ActivationRange range(String value, Map<String, ActivationRange> ranges) {
+    ActivationRange root = ranges.get(root(value));
+    float factor = factor(value);
+    return new ActivationRange(root.min() * factor, root.max() * factor);
+  }
+
   /** Whether a value's integers are another's with another step. */
   boolean isScaled(String value) {
     return factors.containsKey(value);
