@@ -41,6 +41,45 @@ final class Prequential {
   }
 
   /**
+   * Measures a prediction.
+   *
+   * @param outputs hold it from {@code at} on, {@code columns} of them
+   * @return its error, in [0, 1]
+   */
+  double add(Example example, float[] outputs, int at, int columns) {
+    if (!classes) {
+      double sum = 0;
+      for (int c = 0; c < columns; c++) {
+        sum += Math.abs(outputs[at + c] - example.values()[c]);
+      }
+      add(sum / columns, false, 0, false);
+      return sum / columns / (1 + sum / columns);
+    }
+    int y = example.label();
+    int best = 0;
+    double logLoss;
+    double score;
+    if (columns == 1) {
+      double z = outputs[at];
+      score = z;
+      best = z > 0 ? 1 : 0;
+      logLoss = Math.max(z, 0) - y * z + StrictMath.log1p(StrictMath.exp(-Math.abs(z)));
+    } else {
+      for (int c = 1; c < columns; c++) {
+        best = outputs[at + c] > outputs[at + best] ? c : best;
+      }
+      double sum = 0;
+      for (int c = 0; c < columns; c++) {
+        sum += StrictMath.exp(outputs[at + c] - outputs[at + best]);
+      }
+      logLoss = StrictMath.log(sum) + outputs[at + best] - outputs[at + y];
+      score = outputs[at + 1] - outputs[at];
+    }
+    add(logLoss, best == y, score, y == 1);
+    return best == y ? 0 : 1;
+  }
+
+  /**
    * @param error log-loss of a class, absolute error of values
    * @param correct whether the class was predicted
    * @param s the score of class 1, where there are two
