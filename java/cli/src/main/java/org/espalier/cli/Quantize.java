@@ -24,7 +24,6 @@ import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.OutputError;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.device.Device;
-import org.espalier.evaluate.FileActivations;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
@@ -211,56 +210,19 @@ final class Quantize implements Callable<Integer> {
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     Predicate<OnnxWeight> choice = choice(onnx);
     Optional<String> outOfReach = OnnxWeights.outOfReach(onnx);
-    Optional<ActivationSource> examples;
-    Optional<FileActivations> few;
-    Optional<OutputError> error;
+    Quantized done;
     double made;
     double speedup;
-    List<String> quantized;
-    Map<String, String> skipped = new TreeMap<>();
-    Set<String> imprecise = Set.of();
     try (Progress progress = new Progress(common.err(), "reading")) {
-      if (form == Target.ONNX_DYNAMIC) {
-        DynamicQuantizer quantizer =
-            new DynamicQuantizer(
-                onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
-        progress.update("calibrating", 0, 0);
-        examples = calibration.dynamic(onnx, source, tokenizer, common::note);
-        examples.ifPresent(quantizer::calibrate);
-        few = calibration.few(onnx);
-        error = few.map(tensors -> new OutputError(onnx, tensors));
-        quantized = quantizer.quantized();
-        skipped.putAll(quantizer.skipped());
-        quantizer.apply();
-      } else {
-        StaticQuantizer quantizer =
-            new StaticQuantizer(
-                onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
-        progress.update("calibrating", 0, 0);
-        ActivationSource calibrating = calibration.fixed(onnx, source, tokenizer, common::note);
-        examples = Optional.of(calibrating);
-        few = calibration.few(onnx);
-        error = few.map(tensors -> new OutputError(onnx, tensors));
-        quantizer.setRanges(
-            clipping != null
-                ? quantizer.calibrate(calibrating, clipping)
-                : error.isPresent()
-                    ? quantizer.calibrate(calibrating, error.get())
-                    : quantizer.calibrate(calibrating, new Clipping.MeanSquaredError()));
-        skipped.putAll(quantizer.skipped());
-        if (!tensors.replacesDefault()) {
-          error
-              .map(quantizer::leaveSensitive)
-              .ifPresent(left -> left.forEach((name, share) -> skipped.put(name, reason(share))));
-        }
-        imprecise = error.map(quantizer::leaveImprecise).orElse(Set.of());
-        quantized = quantizer.quantized();
-        quantizer.apply(quantizer.ranges());
-      }
+      progress.update("calibrating", 0, 0);
+      done =
+          form == Target.ONNX_DYNAMIC
+              ? quantizeDynamic(source, onnx, choice)
+              : quantizeStatic(source, onnx, choice, clipping);
       progress.update("comparing", 0, 0);
-      made = error.map(e -> e.of(onnx)).orElse(0.0);
+      made = done.error().map(e -> e.of(onnx)).orElse(0.0);
       progress.update("timing", 0, 0);
-      speedup = calibration.speedup(source.path(), onnx, examples);
+      speedup = calibration.speedup(source.path(), onnx, done.examples());
       progress.update("writing", 0, 0);
       onnx.write(target, source.path());
     }
@@ -276,21 +238,82 @@ final class Quantize implements Callable<Integer> {
               1 / speedup));
     }
     double seconds = (System.nanoTime() - begin) * 1e-9;
-    FloatWeights.lines(skipped).forEach(common::note);
-    if (!imprecise.isEmpty()) {
+    FloatWeights.lines(done.skipped()).forEach(common::note);
+    if (!done.imprecise().isEmpty()) {
       common.note(
           "each "
-              + String.join(" and ", new TreeSet<>(imprecise))
+              + String.join(" and ", new TreeSet<>(done.imprecise()))
               + " of two images stays float: in int8 they would change the outputs much more");
     }
     outOfReach.ifPresent(common::note);
     report(
-        quantized,
-        skipped,
+        done.names(),
+        done.skipped(),
         FileTree.bytes(onnx.files()),
         FileTree.bytes(List.of(target)),
         speedup,
         seconds);
+  }
+
+  /**
+   * What became of an ONNX model.
+   *
+   * @param names the weights that are quantized
+   * @param skipped the weights that stay float, with the reason
+   * @param imprecise the operators of two images that stay float
+   * @param examples that it was calibrated with
+   * @param error to the model in float32, where examples tell it
+   */
+  private record Quantized(
+      List<String> names,
+      Map<String, String> skipped,
+      Set<String> imprecise,
+      Optional<ActivationSource> examples,
+      Optional<OutputError> error) {}
+
+  private Quantized quantizeDynamic(
+      ModelSource source, OnnxModel onnx, Predicate<OnnxWeight> choice) {
+    DynamicQuantizer quantizer =
+        new DynamicQuantizer(
+            onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
+    Optional<ActivationSource> examples =
+        calibration.dynamic(onnx, source, tokenizer, common::note);
+    examples.ifPresent(quantizer::calibrate);
+    Optional<OutputError> error = error(onnx);
+    List<String> names = quantizer.quantized();
+    Map<String, String> skipped = new TreeMap<>(quantizer.skipped());
+    quantizer.apply();
+    return new Quantized(names, skipped, Set.of(), examples, error);
+  }
+
+  private Quantized quantizeStatic(
+      ModelSource source, OnnxModel onnx, Predicate<OnnxWeight> choice, Clipping clipping) {
+    StaticQuantizer quantizer =
+        new StaticQuantizer(
+            onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
+    ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note);
+    Optional<OutputError> error = error(onnx);
+    quantizer.setRanges(
+        clipping != null
+            ? quantizer.calibrate(examples, clipping)
+            : error.isPresent()
+                ? quantizer.calibrate(examples, error.get())
+                : quantizer.calibrate(examples, new Clipping.MeanSquaredError()));
+    Map<String, String> skipped = new TreeMap<>(quantizer.skipped());
+    if (!tensors.replacesDefault()) {
+      error
+          .map(quantizer::leaveSensitive)
+          .ifPresent(left -> left.forEach((name, share) -> skipped.put(name, reason(share))));
+    }
+    Set<String> imprecise = error.map(quantizer::leaveImprecise).orElse(Set.of());
+    List<String> names = quantizer.quantized();
+    quantizer.apply(quantizer.ranges());
+    return new Quantized(names, skipped, imprecise, Optional.of(examples), error);
+  }
+
+  /** The error that what becomes of a model has to it as it is now, on a few examples that are tensors. */
+  private Optional<OutputError> error(OnnxModel onnx) {
+    return calibration.few(onnx).map(tensors -> new OutputError(onnx, tensors));
   }
 
   /** Why a Conv stays float that alone makes an error. */
