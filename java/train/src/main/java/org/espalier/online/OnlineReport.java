@@ -21,14 +21,8 @@ public final class OnlineReport {
   /** Versions that are listed one by one. */
   private static final int MOST_VERSIONS = 200;
 
-  private static final int WIDTH = 900;
-  private static final int HEIGHT = 230;
-  private static final int TOP = 30;
-  private static final int LEFT = 56;
-  private static final int BOTTOM = 26;
-
   /** Colours that people with colour blindness tell apart (Okabe and Ito). */
-  private static final Map<Event.Kind, String> COLOURS =
+  static final Map<Event.Kind, String> COLOURS =
       Map.of(
           Event.Kind.NON_FINITE, "#000000",
           Event.Kind.REFUSED, "#000000",
@@ -39,9 +33,11 @@ public final class OnlineReport {
           Event.Kind.DRIFT, "#0072b2",
           Event.Kind.QUARANTINE_FULL, "#999999");
 
-  private record Point(long seen, Map<String, Double> metrics) {}
+  /** Metrics after so many examples. */
+  record Point(long seen, Map<String, Double> metrics) {}
 
-  private record Published(long seen, long storeVersion, long version) {}
+  /** A version of the store, published after so many examples. */
+  record Published(long seen, long storeVersion, long version) {}
 
   private final String title;
   private final List<Point> points = new ArrayList<>();
@@ -134,131 +130,11 @@ public final class OnlineReport {
   }
 
   private void chart(StringBuilder page, String group) {
-    List<String> series =
-        List.of(group + "_fading", group + "_window", group).stream()
-            .filter(s -> points.stream().anyMatch(p -> p.metrics().containsKey(s)))
-            .toList();
-    double low = Double.POSITIVE_INFINITY;
-    double high = Double.NEGATIVE_INFINITY;
-    for (Point p : points) {
-      for (String s : series) {
-        double v = p.metrics().getOrDefault(s, Double.NaN);
-        if (Double.isFinite(v)) {
-          low = Math.min(low, v);
-          high = Math.max(high, v);
-        }
-      }
+    MetricChart chart = new MetricChart(group, points);
+    if (!chart.isEmpty()) {
+      page.append("<h2>").append(escape(group.replace('_', ' '))).append("</h2>\n");
+      page.append("<div class=\"c\">").append(chart.svg(events, published)).append("</div>\n");
     }
-    if (!(low <= high)) {
-      return;
-    }
-    if (high == low) {
-      high = low + 1;
-    }
-    double from = points.get(0).seen();
-    double span = Math.max(1, points.get(points.size() - 1).seen() - from);
-    page.append("<h2>").append(escape(group.replace('_', ' '))).append("</h2>\n");
-    page.append(
-        String.format(
-            Locale.ROOT,
-            "<div class=\"c\"><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">%n",
-            WIDTH,
-            HEIGHT + BOTTOM,
-            escape(group)));
-    for (int i = 0; i <= 4; i++) {
-      double y = HEIGHT - 10 - i * (HEIGHT - 10 - TOP) / 4.0;
-      page.append(
-          String.format(
-              Locale.ROOT,
-              "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/><text x=\"%d\""
-                  + " y=\"%.1f\" font-size=\"12\" text-anchor=\"end\" fill=\"#555\">%s</text>%n",
-              LEFT,
-              WIDTH,
-              y,
-              y,
-              LEFT - 6,
-              y + 4,
-              number(low + i * (high - low) / 4)));
-      double x = LEFT + i * (WIDTH - LEFT - 10) / 4.0;
-      page.append(
-          String.format(
-              Locale.ROOT,
-              "<text x=\"%.1f\" y=\"%d\" font-size=\"12\" text-anchor=\"%s\" fill=\"#555\">%,.0f"
-                  + "</text>%n",
-              x,
-              HEIGHT + 16,
-              i == 4 ? "end" : "middle",
-              from + i * span / 4));
-    }
-    for (Event e : events) {
-      double x = LEFT + (e.examples() - from) / span * (WIDTH - LEFT - 10);
-      if (x >= LEFT && x <= WIDTH) {
-        page.append(
-            String.format(
-                Locale.ROOT,
-                "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"%s\" opacity=\".45\">"
-                    + "<title>%s at example %d: %s</title></line>%n",
-                x,
-                x,
-                TOP,
-                HEIGHT - 10,
-                COLOURS.get(e.kind()),
-                name(e.kind()),
-                e.examples(),
-                escape(e.evidence())));
-      }
-    }
-    double last = Double.NEGATIVE_INFINITY;
-    for (Published v : published) {
-      double x = LEFT + (v.seen() - from) / span * (WIDTH - LEFT - 10);
-      if (x < last + 2) {
-        continue; // it would lie on the one before
-      }
-      last = x;
-      page.append(
-          String.format(
-              Locale.ROOT,
-              "<path d=\"M%.1f %d l-4 7 h8 z\" fill=\"#009e73\"><title>version %d of the store"
-                  + "</title></path>%n",
-              x,
-              HEIGHT - 10,
-              v.storeVersion()));
-    }
-    String[] styles = {
-      "stroke=\"#0072b2\" stroke-width=\"1.8\"",
-      "stroke=\"#56b4e9\"",
-      "stroke=\"#888\" stroke-dasharray=\"4 3\""
-    };
-    for (int k = 0; k < series.size(); k++) {
-      String name = series.get(k);
-      StringBuilder path = new StringBuilder();
-      for (Point p : points) {
-        double v = p.metrics().getOrDefault(name, Double.NaN);
-        if (Double.isFinite(v)) {
-          path.append(
-              String.format(
-                  Locale.ROOT,
-                  "%s%.1f %.1f",
-                  path.isEmpty() ? "M" : "L",
-                  LEFT + (p.seen() - from) / span * (WIDTH - LEFT - 10),
-                  HEIGHT - 10 - (v - low) / (high - low) * (HEIGHT - 10 - TOP)));
-        }
-      }
-      page.append("<path d=\"" + path + "\" fill=\"none\" " + styles[k] + "/>\n");
-      page.append(
-          String.format(
-              Locale.ROOT,
-              "<path d=\"M%d 8 h22\" fill=\"none\" %s/><text x=\"%d\" y=\"12\" font-size=\"12\""
-                  + " fill=\"#333\">%s</text>%n",
-              LEFT + 10 + 150 * k,
-              styles[k],
-              LEFT + 37 + 150 * k,
-              escape(
-                  name.endsWith("_fading")
-                      ? "fading"
-                      : name.endsWith("_window") ? "window" : "since the beginning")));
-    }
-    page.append("</svg></div>\n");
   }
 
   private void table(StringBuilder page) {
@@ -311,17 +187,12 @@ public final class OnlineReport {
     page.append("</table>\n");
   }
 
-  /** In as many digits as fit beside the axis. */
-  private static String number(double value) {
-    boolean plain = value == 0 || Math.abs(value) >= 0.01 && Math.abs(value) < 1000;
-    return String.format(Locale.ROOT, plain ? "%.3f" : "%.1e", value);
-  }
-
-  private static String name(Event.Kind kind) {
+  /** A kind of events in words. */
+  static String name(Event.Kind kind) {
     return kind.name().toLowerCase(Locale.ROOT).replace('_', ' ');
   }
 
-  private static String escape(String text) {
+  static String escape(String text) {
     return text.replace("&", "&amp;")
         .replace("<", "&lt;")
         .replace(">", "&gt;")
