@@ -86,46 +86,9 @@ final class WeightState implements AutoCloseable {
     List<GradientNorm.Gradient> normed = new ArrayList<>();
     for (int k = 0; k < weights.size(); k++) {
       Weight w = weights.get(k);
-      if (!settings.only().isEmpty() && !settings.only().contains(w.name())) {
-        continue;
-      }
-      learned.add(w);
-      places.add(k);
-      long n = w.latent().elements();
-      OwnedTensor momentum = settings.momentum() > 0 ? own(n) : null;
-      boolean masked = settings.keepZeros() && w.isMatrix();
-      boolean grid = settings.int8() && w.scaleAxis() >= 0;
-      // Where nothing rounds them, what the optimizer updates can be what forward reads.
-      boolean same = w.latent() == w.working() && !grid;
-      Tensor latent = w.latent() == w.working() && grid ? own(w.latent().shape()) : w.latent();
-      FloatBuffer latentMemory = LinearHead.buffer(latent);
-      FloatBuffer workingMemory = LinearHead.buffer(w.working());
-      latentMemory.put(0, LinearHead.buffer(w.latent()), 0, latentMemory.capacity());
-      BytePointer mask = masked ? zerosOf(w) : null;
-      BytePointer gate = grid ? ownBits(n, true) : null;
-      FusedSgd.Parameter parameter =
-          FusedSgd.Parameter.of(latent, w.gradient(), momentum).withMask(mask);
-      if (grid) {
-        OwnedTensor scales = own(w.latent().dimension(w.scaleAxis()));
-        parameter =
-            parameter
-                .withGate(gate)
-                .withWorkingCopy(
-                    WorkingCopy.of(w.working()),
-                    new Scale(scales, Channel.ofAxis(w.scaleAxis(), w.latent().rank()), false));
-      } else if (!same) {
-        parameter = parameter.withWorkingCopy(WorkingCopy.of(w.working()));
-      }
-      parameters.add(parameter);
-      normed.add(new GradientNorm.Gradient(w.gradient(), mask, gate));
-      gradients.add(w.gradient());
-      latents.add(latentMemory);
-      workings.add(workingMemory);
-      if (latent == w.latent()) { // else it is among those of its own already
-        state.add(latentMemory);
-      }
-      if (!same) {
-        state.add(workingMemory);
+      if (settings.only().isEmpty() || settings.only().contains(w.name())) {
+        places.add(k);
+        normed.add(learn(w, settings));
       }
     }
     if (parameters.isEmpty()) {
@@ -150,6 +113,47 @@ final class WeightState implements AutoCloseable {
       optimizer.noise(
           new StepNoise(privacy.noise() * privacy.clip(), settings.batch(), noiseKey, 0));
     }
+  }
+
+  /** Makes what is kept of a weight that is learned, and gives its gradient as the norm takes it. */
+  private GradientNorm.Gradient learn(Weight w, OnlineSettings settings) {
+    learned.add(w);
+    long n = w.latent().elements();
+    OwnedTensor momentum = settings.momentum() > 0 ? own(n) : null;
+    boolean masked = settings.keepZeros() && w.isMatrix();
+    boolean grid = settings.int8() && w.scaleAxis() >= 0;
+    // Where nothing rounds them, what the optimizer updates can be what forward reads.
+    boolean same = w.latent() == w.working() && !grid;
+    Tensor latent = w.latent() == w.working() && grid ? own(w.latent().shape()) : w.latent();
+    FloatBuffer latentMemory = LinearHead.buffer(latent);
+    FloatBuffer workingMemory = LinearHead.buffer(w.working());
+    latentMemory.put(0, LinearHead.buffer(w.latent()), 0, latentMemory.capacity());
+    BytePointer mask = masked ? zerosOf(w) : null;
+    BytePointer gate = grid ? ownBits(n, true) : null;
+    FusedSgd.Parameter parameter =
+        FusedSgd.Parameter.of(latent, w.gradient(), momentum).withMask(mask);
+    if (grid) {
+      OwnedTensor scales = own(w.latent().dimension(w.scaleAxis()));
+      parameter =
+          parameter
+              .withGate(gate)
+              .withWorkingCopy(
+                  WorkingCopy.of(w.working()),
+                  new Scale(scales, Channel.ofAxis(w.scaleAxis(), w.latent().rank()), false));
+    } else if (!same) {
+      parameter = parameter.withWorkingCopy(WorkingCopy.of(w.working()));
+    }
+    parameters.add(parameter);
+    gradients.add(w.gradient());
+    latents.add(latentMemory);
+    workings.add(workingMemory);
+    if (latent == w.latent()) { // else it is among those of its own already
+      state.add(latentMemory);
+    }
+    if (!same) {
+      state.add(workingMemory);
+    }
+    return new GradientNorm.Gradient(w.gradient(), mask, gate);
   }
 
   /** The grid of the first forward: a step that changes nothing but the working copies. */
