@@ -1,6 +1,7 @@
 package org.espalier.online;
 
 import java.io.IOException;
+import java.io.StringReader;
 import java.nio.charset.CharacterCodingException;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -86,22 +87,7 @@ public record OnlineRecipe(
     if (text.length() > MAX_CHARACTERS) {
       throw new InputException(where + " has more than " + MAX_CHARACTERS + " characters");
     }
-    Node root;
-    try {
-      LoaderOptions options = new LoaderOptions();
-      options.setMaxAliasesForCollections(0);
-      options.setNestingDepthLimit(10);
-      root = new Yaml(new SafeConstructor(options)).compose(new java.io.StringReader(text));
-    } catch (MarkedYAMLException e) {
-      int line = e.getProblemMark() == null ? 0 : e.getProblemMark().getLine() + 1;
-      throw new InputException(where + ", line " + line + ": " + e.getProblem(), e);
-    } catch (YAMLException e) {
-      throw new InputException(where + " is not YAML: " + e.getMessage(), e);
-    }
-    if (root == null) {
-      throw new InputException(where + " is empty; loss and learning-rate are needed");
-    }
-    Section top = new Section(root, "", where);
+    Section top = new Section(root(text, where), "", where);
     OnlineSettings.Builder builder =
         OnlineSettings.builder(loss(top), rate(top))
             .momentum(top.number("momentum", 0))
@@ -116,6 +102,45 @@ public record OnlineRecipe(
             .fade(top.number("fade", 0.995))
             .seed(top.integer("seed", 1))
             .guard(guard(top));
+    addOptional(builder, top);
+    Section model = top.section("model");
+    Integer features = model == null ? null : (Integer) model.integer("features");
+    Integer outputs = model == null ? null : (Integer) model.integer("outputs");
+    if (model != null && (features < 1 || outputs < 1 || (long) features * outputs > 1 << 28)) {
+      throw model.wrong(
+          "features and outputs are "
+              + features
+              + " and "
+              + outputs
+              + "; both from 1, and their product to "
+              + (1 << 28)
+              + ", are right");
+    }
+    top.finish();
+    return new OnlineRecipe(top.checked(builder::build), features, outputs, text);
+  }
+
+  private static Node root(String text, String where) {
+    Node root;
+    try {
+      LoaderOptions options = new LoaderOptions();
+      options.setMaxAliasesForCollections(0);
+      options.setNestingDepthLimit(10);
+      root = new Yaml(new SafeConstructor(options)).compose(new StringReader(text));
+    } catch (MarkedYAMLException e) {
+      int line = e.getProblemMark() == null ? 0 : e.getProblemMark().getLine() + 1;
+      throw new InputException(where + ", line " + line + ": " + e.getProblem(), e);
+    } catch (YAMLException e) {
+      throw new InputException(where + " is not YAML: " + e.getMessage(), e);
+    }
+    if (root == null) {
+      throw new InputException(where + " is empty; loss and learning-rate are needed");
+    }
+    return root;
+  }
+
+  /** The sections that there need not be. */
+  private static void addOptional(OnlineSettings.Builder builder, Section top) {
     Section adamW = top.section("adamw");
     if (adamW != null) {
       builder.adamW(
@@ -153,21 +178,6 @@ public record OnlineRecipe(
     if (privacy != null) {
       builder.privacy(privacy.checked(() -> privacy(privacy)));
     }
-    Section model = top.section("model");
-    Integer features = model == null ? null : (Integer) model.integer("features");
-    Integer outputs = model == null ? null : (Integer) model.integer("outputs");
-    if (model != null && (features < 1 || outputs < 1 || (long) features * outputs > 1 << 28)) {
-      throw model.wrong(
-          "features and outputs are "
-              + features
-              + " and "
-              + outputs
-              + "; both from 1, and their product to "
-              + (1 << 28)
-              + ", are right");
-    }
-    top.finish();
-    return new OnlineRecipe(top.checked(builder::build), features, outputs, text);
   }
 
   private static Loss loss(Section top) {

@@ -173,6 +173,34 @@ public record Recipe(
     Settings all = new SettingsReader().read(root);
     Settings model = all.group("model");
     Settings data = all.group("data");
+    checkSource(data);
+    Task task = Task.of(data.text("task"));
+    Kind kind = kind(data, task);
+    Set<String> ofDefaultLoss = new HashSet<>();
+    CompressionPlan plan = plan(all, kind, ofDefaultLoss);
+    Settings export = all.group("export");
+    List<String> formats = export.texts("formats").stream().distinct().toList();
+    if (formats.contains("compressed-tensors")) {
+      checkCompressedTensors(plan.stages(), model, export);
+    }
+    return new Recipe(
+        source,
+        text,
+        overrides,
+        modelSettings(model),
+        all.has("teacher") ? all.group("teacher").text("file") : null,
+        all.has("student") ? student(all.group("student")) : null,
+        dataSettings(data, task),
+        plan,
+        ofDefaultLoss,
+        formats,
+        all.group("report").text("title"),
+        all.group("report").flag("each-stage"),
+        all.group("checkpoint").real("every-seconds"));
+  }
+
+  /** Data are either texts or examples, and so are those that it is measured on. */
+  private static void checkSource(Settings data) {
     if (data.given("texts") == data.given("examples")) {
       throw data.wrong(
           data.given("texts") ? "examples" : "texts",
@@ -184,8 +212,10 @@ public record Recipe(
     if (data.given("evaluation-examples") && data.given("texts")) {
       throw data.wrong("evaluation-examples", "the data are texts; evaluation-texts takes them");
     }
+  }
+
+  private static Kind kind(Settings data, Task task) {
     boolean texts = data.given("texts");
-    Task task = Task.of(data.text("task"));
     if (texts && task != Task.AUTO && task != Task.CAUSAL_LM) {
       throw data.wrong(
           "task",
@@ -196,9 +226,16 @@ public record Recipe(
       throw data.wrong(
           "task", "causal-lm takes data.texts; the labels of examples are in their file");
     }
-    Kind kind = !texts ? Kind.EXAMPLES : task == Task.CAUSAL_LM ? Kind.CAUSAL : Kind.EMBEDDED;
+    return !texts ? Kind.EXAMPLES : task == Task.CAUSAL_LM ? Kind.CAUSAL : Kind.EMBEDDED;
+  }
+
+  /**
+   * The stages.
+   *
+   * @param ofDefaultLoss receives the names of those that say nothing of their loss
+   */
+  private static CompressionPlan plan(Settings all, Kind kind, Set<String> ofDefaultLoss) {
     List<Stage> stages = new ArrayList<>();
-    Set<String> ofDefaultLoss = new HashSet<>();
     boolean tuned = false;
     for (Settings stage : all.groups("stages")) {
       Stage made = stage(stage, kind);
@@ -212,50 +249,38 @@ public record Recipe(
       }
       stages.add(made);
     }
-    CompressionPlan plan;
     try {
-      plan = new CompressionPlan(stages, all.whole("seed"));
+      return new CompressionPlan(stages, all.whole("seed"));
     } catch (IllegalArgumentException e) {
       throw new InputException(all.place("stages") + ": stages: " + e.getMessage(), e);
     }
-    Settings export = all.group("export");
-    List<String> formats = export.texts("formats").stream().distinct().toList();
-    if (formats.contains("compressed-tensors")) {
-      checkCompressedTensors(stages, model, export);
-    }
-    return new Recipe(
-        source,
-        text,
-        overrides,
-        new ModelSettings(
-            model.text("file"),
-            model.text("tokenizer"),
-            model.text("config"),
-            model.text("pooling").equals("cls")
-                ? org.espalier.train.Pooling.CLS
-                : org.espalier.train.Pooling.MEAN,
-            model.small("max-tokens"),
-            model.place("file")),
-        all.has("teacher") ? all.group("teacher").text("file") : null,
-        all.has("student") ? student(all.group("student")) : null,
-        new DataSettings(
-            data.text("texts"),
-            data.text("format").equals("wordnet"),
-            data.text("examples"),
-            task,
-            data.has("train") ? data.small("train") : 0,
-            data.small("validation"),
-            data.small("evaluation"),
-            data.small("calibration"),
-            data.text("evaluation-texts"),
-            data.text("evaluation-examples"),
-            data.place(texts ? "texts" : "examples")),
-        plan,
-        ofDefaultLoss,
-        formats,
-        all.group("report").text("title"),
-        all.group("report").flag("each-stage"),
-        all.group("checkpoint").real("every-seconds"));
+  }
+
+  private static ModelSettings modelSettings(Settings model) {
+    return new ModelSettings(
+        model.text("file"),
+        model.text("tokenizer"),
+        model.text("config"),
+        model.text("pooling").equals("cls")
+            ? org.espalier.train.Pooling.CLS
+            : org.espalier.train.Pooling.MEAN,
+        model.small("max-tokens"),
+        model.place("file"));
+  }
+
+  private static DataSettings dataSettings(Settings data, Task task) {
+    return new DataSettings(
+        data.text("texts"),
+        data.text("format").equals("wordnet"),
+        data.text("examples"),
+        task,
+        data.has("train") ? data.small("train") : 0,
+        data.small("validation"),
+        data.small("evaluation"),
+        data.small("calibration"),
+        data.text("evaluation-texts"),
+        data.text("evaluation-examples"),
+        data.place(data.given("texts") ? "texts" : "examples"));
   }
 
   private static StudentSettings student(Settings student) {
