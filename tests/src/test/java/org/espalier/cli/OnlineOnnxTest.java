@@ -87,10 +87,7 @@ class OnlineOnnxTest {
     assertEquals(1, answer.size());
     assertNotEquals(run(model, "x").get("y")[0], answer.get("y")[0]);
     // Another graph with weights of the same sizes is not what the state belongs to.
-    assertTrue(
-        Run.of("online", "--input", whole, "--resume", "--store", store, "--model", otherGraph())
-            .err()
-            .contains("other settings"));
+    assertTrue(Run.resume(whole, store, "--model", otherGraph()).err().contains("other settings"));
   }
 
   /** With another activation. */
@@ -104,17 +101,7 @@ class OnlineOnnxTest {
 
   @Test
   void theServiceAnswersAndLearnsWithAnOnnxModel() throws Exception {
-    Run.of(
-            "online",
-            "--input",
-            input(80, 1),
-            "--recipe",
-            recipe,
-            "--model",
-            model,
-            "--store",
-            store)
-        .done();
+    Run.online(input(80, 1), recipe, store, "--model", model).done();
     ObjectMapper mapper = new ObjectMapper();
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
     try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
@@ -210,17 +197,7 @@ class OnlineOnnxTest {
         Files.writeString(
             folder.resolve("images.jsonl"),
             ("{\"features\": " + java.util.Arrays.toString(x) + ", \"label\": 7}\n").repeat(20));
-    Run.of(
-            "online",
-            "--input",
-            stream,
-            "--recipe",
-            recipe,
-            "--model",
-            images,
-            "--store",
-            folder.resolve("learned"))
-        .done();
+    Run.online(stream, recipe, folder.resolve("learned"), "--model", images).done();
     Path learned = folder.resolve("learned/versions/1/model/model.onnx");
     float[] after = run(learned, "x", new long[] {1, 3, 16, 16}, x).get("y");
     assertTrue(after[7] - expected[7] > 0.01, expected[7] + " became " + after[7]);
@@ -262,7 +239,7 @@ class OnlineOnnxTest {
 
   @Test
   void aLinearModelIsExportedWithProbabilities() throws Exception {
-    Run.of("online", "--input", input(80, 1), "--recipe", recipe, "--store", store).done();
+    Run.online(input(80, 1), recipe, store).done();
     Path exported = folder.resolve("out.onnx");
     JsonNode json =
         Run.of("store", "export", "1", "--store", store, "-o", exported, "--json").json();
@@ -302,7 +279,7 @@ class OnlineOnnxTest {
                           ? l
                           : l.replaceAll("\"label\": (\\d)", "\"values\": [$1]"))
               .toList());
-      Run.of("online", "--input", lines, "--recipe", recipe, "--store", own).done();
+      Run.online(lines, recipe, own).done();
       Path exported = folder.resolve(loss + ".onnx");
       Run.of("store", "export", "--store", own, "-o", exported).done();
       Map<String, float[]> answer = run(exported, "features");

@@ -81,20 +81,7 @@ class OnlineTest {
     Path input = Files.write(folder.resolve("in.jsonl"), lines(1000, 1));
     Path report = folder.resolve("run.html");
     JsonNode json =
-        Run.of(
-                "online",
-                "--input",
-                input,
-                "--recipe",
-                recipe,
-                "--store",
-                store,
-                "--publish",
-                400,
-                "--report",
-                report,
-                "--json")
-            .json();
+        Run.online(input, recipe, store, "--publish", 400, "--report", report, "--json").json();
     assertEquals(1000, json.get("seen").asInt());
     assertEquals(0, json.get("bad").asInt());
     assertEquals("[1,2,3]", json.get("versions").toString());
@@ -117,10 +104,9 @@ class OnlineTest {
     Path whole = Files.write(folder.resolve("whole.jsonl"), all);
     Path half = Files.write(folder.resolve("half.jsonl"), all.subList(0, 296));
     Path other = folder.resolve("other");
-    Run.of("online", "--input", whole, "--recipe", recipe, "--store", other).done();
-    Run.of("online", "--input", half, "--recipe", recipe, "--store", store).done();
-    JsonNode json =
-        Run.of("online", "--input", whole, "--resume", "--store", store, "--json").json();
+    Run.online(whole, recipe, other).done();
+    Run.online(half, recipe, store).done();
+    JsonNode json = Run.resume(whole, store, "--json").json();
     assertEquals(304, json.get("lines").asInt());
     assertEquals(600, json.get("seen").asInt());
     assertArrayEquals(
@@ -140,18 +126,7 @@ class OnlineTest {
     lines.set(70, "{\"features\": [1, 2, 3], \"label\": 0, \"label\": 1}");
     Path input = Files.write(folder.resolve("in.jsonl"), lines);
     Path quarantine = folder.resolve("bad.jsonl");
-    Run run =
-        Run.of(
-            "online",
-            "--input",
-            input,
-            "--recipe",
-            recipe,
-            "--store",
-            store,
-            "--quarantine",
-            quarantine,
-            "--json");
+    Run run = Run.online(input, recipe, store, "--quarantine", quarantine, "--json");
     JsonNode json = run.json();
     assertEquals(5, json.get("bad").asInt());
     assertEquals(94, json.get("seen").asInt());
@@ -163,17 +138,7 @@ class OnlineTest {
     JsonNode first = new ObjectMapper().readTree(bad.get(0));
     assertEquals(11, first.get("line").asInt());
     assertEquals(lines.get(10), first.get("text").asText());
-    Run stopped =
-        Run.of(
-            "online",
-            "--input",
-            input,
-            "--recipe",
-            recipe,
-            "--store",
-            folder.resolve("s2"),
-            "--max-bad",
-            2);
+    Run stopped = Run.online(input, recipe, folder.resolve("s2"), "--max-bad", 2);
     assertEquals(2, stopped.code());
     assertTrue(stopped.err().contains("more than 2 lines"), stopped.err());
     assertEquals(
@@ -202,13 +167,9 @@ class OnlineTest {
     assertEquals(0, json.get("bad").asInt());
     // Its weights are a model for the next run; the file's name says that it is CSV.
     JsonNode again =
-        Run.of(
-                "online",
-                "--input",
+        Run.online(
                 input,
-                "--recipe",
                 recipe,
-                "--store",
                 folder.resolve("s2"),
                 "--model",
                 store.resolve("versions/1/model/model.safetensors"),
@@ -232,16 +193,14 @@ class OnlineTest {
     Path good = Files.write(folder.resolve("in.jsonl"), lines(64, 1));
     Path empty = Files.writeString(folder.resolve("empty.jsonl"), "");
     Path unusable = Files.writeString(folder.resolve("bad.jsonl"), "a\nb\nc\n");
-    Run.of("online", "--input", empty, "--recipe", recipe, "--store", store).done();
-    Run.of("online", "--input", good, "--recipe", recipe, "--store", store).done();
+    Run.online(empty, recipe, store).done();
+    Run.online(good, recipe, store).done();
     Object[] zeros = {"online", "--input", unusable, "--recipe", recipe, "--store", store};
     assertTrue(Run.of(zeros).done().err().contains("no version was published"));
-    Run many =
-        Run.of("online", "--input", unusable, "--recipe", recipe, "--store", store, "--max-bad", 2);
+    Run many = Run.online(unusable, recipe, store, "--max-bad", 2);
     assertEquals(2, many.code());
     assertTrue(many.err().contains("nothing was learned"), many.err());
-    JsonNode resumed =
-        Run.of("online", "--input", good, "--resume", "--store", store, "--json").json();
+    JsonNode resumed = Run.resume(good, store, "--json").json();
     assertEquals("[]", resumed.get("versions").toString());
     JsonNode list = Run.of("store", "list", "--store", store, "--json").json();
     assertEquals(2, list.get("current").asInt());
@@ -315,13 +274,13 @@ class OnlineTest {
     parts.add(102, "{\"features\": [1, 2, 3]}");
     Path other = folder.resolve("other");
     Path all = Files.write(folder.resolve("all.jsonl"), whole);
-    Run.of("online", "--input", all, "--recipe", recipe, "--store", other).done();
+    Run.online(all, recipe, other).done();
     // Stopped between examples and their outcomes.
     Path first = Files.write(folder.resolve("first.jsonl"), parts.subList(0, 101));
     Path second = Files.write(folder.resolve("second.jsonl"), parts);
-    Run begun = Run.of("online", "--input", first, "--recipe", recipe, "--store", store).done();
+    Run begun = Run.online(first, recipe, store).done();
     assertTrue(begun.err().contains("line 101: no prediction of the id 'nobody'"), begun.err());
-    Run resumed = Run.of("online", "--input", second, "--resume", "--store", store).done();
+    Run resumed = Run.resume(second, store).done();
     assertTrue(resumed.err().contains("line 102: no prediction of the id 'e0'"), resumed.err());
     assertTrue(resumed.err().contains("an id by which"), resumed.err());
     assertArrayEquals(
@@ -357,17 +316,17 @@ class OnlineTest {
   void aStreamIsKnownByItsBeginning() throws IOException {
     List<String> all = lines(300, 1);
     Path first = Files.write(folder.resolve("first.jsonl"), all.subList(0, 100));
-    Run.of("online", "--input", first, "--recipe", recipe, "--store", store).done();
+    Run.online(first, recipe, store).done();
     Path other = Files.write(folder.resolve("other.jsonl"), lines(150, 2));
-    Run resumed = Run.of("online", "--input", other, "--resume", "--store", store, "--json");
+    Run resumed = Run.resume(other, store, "--json");
     assertEquals(150, resumed.json().get("lines").asInt());
     assertTrue(resumed.err().contains("has seen nothing of"), resumed.err());
     Path grown = Files.write(folder.resolve("renamed.jsonl"), all);
-    resumed = Run.of("online", "--input", grown, "--resume", "--store", store, "--json");
+    resumed = Run.resume(grown, store, "--json");
     assertEquals(200, resumed.json().get("lines").asInt());
     assertTrue(resumed.err().contains("version 1 has seen lines 1 to 100 of"), resumed.err());
     Files.write(grown, all.subList(0, 50));
-    resumed = Run.of("online", "--input", grown, "--resume", "--store", store).done();
+    resumed = Run.resume(grown, store).done();
     assertTrue(resumed.err().contains("50 lines only, of 300"), resumed.err());
   }
 
@@ -380,12 +339,11 @@ class OnlineTest {
             "{\"id\": \"a\", \"label\": 7}",
             "{\"id\": \"a\", \"label\": null, \"values\": null}");
     Path begun = Files.write(folder.resolve("begun.jsonl"), some);
-    JsonNode json =
-        Run.of("online", "--input", begun, "--recipe", recipe, "--store", store, "--json").json();
+    JsonNode json = Run.online(begun, recipe, store, "--json").json();
     assertEquals(2, json.get("bad").asInt());
     assertEquals(1, json.get("waiting").asInt());
     Files.writeString(begun, "{\"id\": \"a\", \"label\": 1}\n", StandardOpenOption.APPEND);
-    json = Run.of("online", "--input", begun, "--resume", "--store", store, "--json").json();
+    json = Run.resume(begun, store, "--json").json();
     assertEquals(0, json.get("bad").asInt());
     assertEquals(1, json.get("seen").asInt());
     assertEquals(0, json.get("waiting").asInt());
@@ -398,21 +356,8 @@ class OnlineTest {
     Run run;
     try (StoreWriter writer = ModelStore.create(store).writer(Duration.ZERO)) {
       run =
-          Run.of(
-              "online",
-              "--input",
-              input,
-              "--recipe",
-              recipe,
-              "--store",
-              store,
-              "--publish",
-              100,
-              "--wait",
-              0,
-              "--report",
-              report,
-              "--json");
+          Run.online(
+              input, recipe, store, "--publish", 100, "--wait", 0, "--report", report, "--json");
     }
     assertEquals(2, run.code());
     assertTrue(run.out().contains("\"learned\" : 1000"), run.out());
@@ -426,10 +371,10 @@ class OnlineTest {
   void resumesWhatNoLearnerMade() throws IOException {
     Path input = Files.write(folder.resolve("in.jsonl"), lines(400, 1));
     Path other = folder.resolve("other");
-    Run.of("online", "--input", input, "--recipe", recipe, "--store", other).done();
+    Run.online(input, recipe, other).done();
     Path head = other.resolve("versions/1/model/model.safetensors");
     Run.of("store", "publish", head, "--store", store).done();
-    Run missing = Run.of("online", "--input", input, "--resume", "--store", store);
+    Run missing = Run.resume(input, store);
     assertEquals(2, missing.code());
     assertTrue(missing.err().contains("no learner made version 1"), missing.err());
     Path more = Files.write(folder.resolve("more.jsonl"), lines(80, 2));
@@ -456,10 +401,10 @@ class OnlineTest {
   void aResumedRunTakesNoOtherModel() throws IOException {
     Path input = Files.write(folder.resolve("in.jsonl"), lines(80, 1));
     Path other = folder.resolve("other");
-    Run.of("online", "--input", input, "--recipe", recipe, "--store", other).done();
+    Run.online(input, recipe, other).done();
     Path head = other.resolve("versions/1/model/model.safetensors");
     Path more = Files.write(folder.resolve("more.jsonl"), lines(40, 2));
-    Run.of("online", "--input", more, "--recipe", recipe, "--store", store).done();
+    Run.online(more, recipe, store).done();
     Object[] resume = {"--input", input, "--resume", "--model", head};
     refused("--model " + head + " has other weights than version 1", resume);
     // Its own is welcome, though it says nothing new.
@@ -497,8 +442,7 @@ class OnlineTest {
           Lineage.NONE.withData(new Lineage.DataWindow(input.toString(), 0, 30)); // as serve has it
       LearnerFiles.publish(writer, learner, learned.text(), lineage, null, true);
     }
-    JsonNode json =
-        Run.of("online", "--input", input, "--resume", "--store", store, "--json").json();
+    JsonNode json = Run.resume(input, store, "--json").json();
     assertEquals(40, json.get("seen").asInt());
   }
 
@@ -527,7 +471,7 @@ class OnlineTest {
     assertEquals(
         both,
         Run.of("store", "show", "2", "--store", store, "--json").json().get("epsilon").asDouble());
-    Run resumed = Run.of("online", "--input", input, "--resume", "--store", store).done();
+    Run resumed = Run.resume(input, store).done();
     assertFalse(resumed.err().contains("epsilon"), resumed.err());
 
     // What is new of a longer stream is told once only; another noise adds what it spends.

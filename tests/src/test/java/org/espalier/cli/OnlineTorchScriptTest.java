@@ -98,11 +98,9 @@ class OnlineTorchScriptTest {
     Path other = folder.resolve("other");
     Path whole = input(400, 1);
     Path half = Files.write(folder.resolve("half"), OnlineTest.lines(400, 1).subList(0, 200));
-    Run.of("online", "--input", whole, "--recipe", recipe, "--model", model, "--store", other)
-        .done();
-    Run.of("online", "--input", half, "--recipe", recipe, "--model", model, "--store", store)
-        .done();
-    Run.of("online", "--input", whole, "--resume", "--store", store).done();
+    Run.online(whole, recipe, other, "--model", model).done();
+    Run.online(half, recipe, store, "--model", model).done();
+    Run.resume(whole, store).done();
     for (String file : List.of("model.pt", "learner.state")) {
       assertArrayEquals(
           Files.readAllBytes(other.resolve("versions/1/model").resolve(file)),
@@ -123,10 +121,7 @@ class OnlineTorchScriptTest {
         folder.resolve("out.onnx"));
     // Other code with weights of the same sizes is not what the state belongs to.
     Path relu = saved("relu.pt", TWO_LAYERS.replace("tanh", "relu"), false);
-    assertTrue(
-        Run.of("online", "--input", whole, "--resume", "--store", store, "--model", relu)
-            .err()
-            .contains("other settings"));
+    assertTrue(Run.resume(whole, store, "--model", relu).err().contains("other settings"));
   }
 
   /** Infinity times a weight is 1 behind tanh: the outputs do not show what would spoil the gradient. */
@@ -135,19 +130,7 @@ class OnlineTorchScriptTest {
     List<String> lines = new ArrayList<>(OnlineTest.lines(80, 1));
     lines.set(20, "{\"features\": [\"Infinity\", 1, 2], \"label\": 1}");
     Path stream = Files.write(folder.resolve("infinite.jsonl"), lines);
-    JsonNode json =
-        Run.of(
-                "online",
-                "--input",
-                stream,
-                "--recipe",
-                recipe,
-                "--model",
-                model,
-                "--store",
-                store,
-                "--json")
-            .json();
+    JsonNode json = Run.online(stream, recipe, store, "--model", model, "--json").json();
     assertEquals(79, json.get("learned").asInt(), json.toString());
     assertEquals(1, json.get("removed").asInt(), json.toString());
   }
@@ -156,8 +139,7 @@ class OnlineTorchScriptTest {
   void versionsDifferByParameter() throws Exception {
     Path learned = input(100, 1);
     Run.of("store", "publish", model, "--store", store).done();
-    Run.of("online", "--input", learned, "--recipe", recipe, "--model", model, "--store", store)
-        .done();
+    Run.online(learned, recipe, store, "--model", model).done();
     JsonNode diff = Run.of("store", "diff", "1", "2", "--store", store, "--json").json();
     assertEquals(3, diff.get("layers").size(), diff.toString());
     JsonNode b1 = diff.get("layers").get(0);

@@ -12,6 +12,7 @@ import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.TreeMap;
 import java.util.stream.Stream;
 
@@ -32,6 +33,23 @@ record Run(int code, String out, String err) {
             new PrintWriter(err),
             Stream.of(args).map(String::valueOf).toArray(String[]::new));
     return new Run(code, out.toString(), err.toString());
+  }
+
+  /** Learns a stream into a store by a recipe. */
+  static Run online(Path input, Path recipe, Path store, Object... more) {
+    return learned(List.of("--input", input, "--recipe", recipe, "--store", store), more);
+  }
+
+  /** Goes on with a stream from the current version of a store. */
+  static Run resume(Path input, Path store, Object... more) {
+    return learned(List.of("--input", input, "--resume", "--store", store), more);
+  }
+
+  private static Run learned(List<Object> options, Object... more) {
+    return of(
+        Stream.of(Stream.of("online"), options.stream(), Stream.of(more))
+            .flatMap(part -> part)
+            .toArray());
   }
 
   /** Fails unless the command line was done. */

@@ -55,7 +55,7 @@ class ServeTest {
                 + "model: {features: 3, outputs: 2}\n");
     Path input = Files.write(folder.resolve("in.jsonl"), OnlineTest.lines(400, 1));
     store = folder.resolve("store");
-    Run.of("online", "--input", input, "--recipe", recipe, "--store", store).done();
+    Run.online(input, recipe, store).done();
   }
 
   private Service service(Service.Limits limits, String token) {
