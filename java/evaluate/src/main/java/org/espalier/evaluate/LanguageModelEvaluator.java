@@ -21,8 +21,6 @@ import org.espalier.op.KdSoftmaxLoss.Logits;
  * first output of such a model is [texts, tokens, vocabulary], the logits of the token that follows each.
  */
 public final class LanguageModelEvaluator {
-  private static final long NO_LABEL = -100;
-
   private LanguageModelEvaluator() {}
 
   /**
@@ -175,7 +173,7 @@ public final class LanguageModelEvaluator {
      */
     double judge(Tokens text, Speaker teacher) {
       long[] next = Arrays.copyOfRange(text.ids(), 1, text.length() + 1);
-      next[text.length() - 1] = NO_LABEL;
+      next[text.length() - 1] = KdSoftmaxLoss.NO_LABEL;
       KdSoftmaxLoss.Result result;
       try (LongPointer labels = new LongPointer(next);
           KdSoftmaxLoss both =

@@ -43,6 +43,9 @@ import org.espalier.device.Tensor;
  * bits, the parts of the loss are within 2⁻⁵³ · (N + 8) of the CPU's.
  */
 public final class KdSoftmaxLoss implements AutoCloseable {
+  /** The label of a row that has none, where nothing else is said; PyTorch's too. */
+  public static final long NO_LABEL = -100;
+
   /**
    * @param alpha weight of the labels against the teacher, in [0, 1]
    * @param temperature in [1e-30, 1e30]
@@ -64,9 +67,9 @@ public final class KdSoftmaxLoss implements AutoCloseable {
       }
     }
 
-    /** Without a bound, with PyTorch's ignore index −100. */
+    /** Without a bound, where rows without a label have {@link #NO_LABEL}. */
     public static Settings of(double alpha, double temperature) {
-      return new Settings(alpha, temperature, 0, -100);
+      return new Settings(alpha, temperature, 0, NO_LABEL);
     }
   }
 

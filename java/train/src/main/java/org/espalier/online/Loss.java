@@ -1,5 +1,7 @@
 package org.espalier.online;
 
+import org.espalier.op.KdSoftmaxLoss;
+
 /** What learning minimises, for outputs f and an outcome y; each is a mean over the examples. */
 public sealed interface Loss {
   /** Whether the outcome is a class. */
@@ -52,7 +54,7 @@ public sealed interface Loss {
    */
   record Distillation(double alpha, double temperature, double beta) implements Loss {
     public Distillation {
-      new org.espalier.op.KdSoftmaxLoss.Settings(alpha, temperature, beta, -100); // checks
+      new KdSoftmaxLoss.Settings(alpha, temperature, beta, KdSoftmaxLoss.NO_LABEL); // checks
     }
 
     @Override

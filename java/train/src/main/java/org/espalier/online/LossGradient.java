@@ -152,7 +152,8 @@ final class LossGradient implements AutoCloseable {
   private KdSoftmaxLoss kernel(int rows) {
     KdSoftmaxLoss.Settings settings =
         loss instanceof Loss.Distillation d
-            ? new KdSoftmaxLoss.Settings(d.alpha(), d.temperature(), d.beta(), -100)
+            ? new KdSoftmaxLoss.Settings(
+                d.alpha(), d.temperature(), d.beta(), KdSoftmaxLoss.NO_LABEL)
             : KdSoftmaxLoss.Settings.of(1, 1);
     return new KdSoftmaxLoss(
         settings,

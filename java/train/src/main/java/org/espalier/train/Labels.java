@@ -1,5 +1,7 @@
 package org.espalier.train;
 
+import org.espalier.op.KdSoftmaxLoss;
+
 /** What is right for each example; in memory and immutable. */
 public sealed interface Labels {
   /** Of how many examples. */
@@ -38,7 +40,7 @@ public sealed interface Labels {
    */
   record Classes(long[] values, int width) implements Labels {
     /** The label of what has none. */
-    public static final long NO_LABEL = -100;
+    public static final long NO_LABEL = KdSoftmaxLoss.NO_LABEL;
 
     public Classes {
       checkWidth(values.length, width);
