@@ -16,8 +16,6 @@ import org.espalier.format.safetensors.TensorSpec;
  * writers do: such a shard is copied into a temporary file beside the target, where they do.
  */
 final class AlignedShards implements AutoCloseable {
-  private static final int COPY_BYTES = 4 << 20;
-
   private final Path target;
   private final Map<SafetensorsFile, SafetensorsFile> copies = new HashMap<>();
   private final Map<SafetensorsFile, AtomicFile> temporaries = new HashMap<>();
@@ -43,13 +41,9 @@ final class AlignedShards implements AutoCloseable {
     AtomicFile file = AtomicFile.create(target.resolveSibling(target.getFileName() + ".aligned"));
     temporaries.put(shard, file);
     SafetensorsWriter writer = new SafetensorsWriter(file, specs, shard.metadata());
-    ByteBuffer buffer = ByteBuffer.allocateDirect(COPY_BYTES);
+    ByteBuffer buffer = ByteBuffer.allocateDirect(CheckpointOutput.COPY_BYTES);
     for (TensorInfo tensor : shard.tensors()) {
-      for (long at = 0; at < tensor.bytes(); at += COPY_BYTES) {
-        buffer.clear().limit((int) Math.min(COPY_BYTES, tensor.bytes() - at));
-        shard.read(tensor, at, buffer);
-        writer.append(tensor.name(), buffer.flip());
-      }
+      writer.append(shard, tensor, buffer);
     }
     writer.finish();
     return SafetensorsFile.open(file.path());

@@ -41,7 +41,8 @@ import org.espalier.format.safetensors.TensorSpec;
  * <p>Nothing has its name before {@link #commit()}, and without that nothing stays.
  */
 final class CheckpointOutput implements AutoCloseable {
-  private static final int COPY_BYTES = 4 << 20;
+  /** Tensors that stay as they are are copied in pieces of this size. */
+  static final int COPY_BYTES = 4 << 20;
 
   /** NaN and Infinity stay bare words, as Python reads and writes them. */
   private static final JsonMapper JSON =
@@ -263,13 +264,7 @@ final class CheckpointOutput implements AutoCloseable {
     if (copyBuffer == null) {
       copyBuffer = ByteBuffer.allocateDirect(COPY_BYTES);
     }
-    SafetensorsFile source = input.fileOf(tensor.name());
-    SafetensorsWriter writer = writerOf.get(tensor.name());
-    for (long at = 0; at < tensor.bytes(); at += COPY_BYTES) {
-      copyBuffer.clear().limit((int) Math.min(COPY_BYTES, tensor.bytes() - at));
-      source.read(tensor, at, copyBuffer);
-      writer.append(tensor.name(), copyBuffer.flip());
-    }
+    writerOf.get(tensor.name()).append(input.fileOf(tensor.name()), tensor, copyBuffer);
     writeNanos += System.nanoTime() - start;
   }
 

@@ -97,6 +97,19 @@ public final class SafetensorsWriter {
   }
 
   /**
+   * Appends a tensor of another file as it is.
+   *
+   * @param buffer in pieces of its size
+   */
+  public void append(SafetensorsFile source, TensorInfo tensor, ByteBuffer buffer) {
+    for (long at = 0; at < tensor.bytes(); at += buffer.capacity()) {
+      buffer.clear().limit((int) Math.min(buffer.capacity(), tensor.bytes() - at));
+      source.read(tensor, at, buffer);
+      append(tensor.name(), buffer.flip());
+    }
+  }
+
+  /**
    * Checks that every tensor is complete.
    *
    * @return the bytes of the file
