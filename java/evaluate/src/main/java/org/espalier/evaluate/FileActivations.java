@@ -32,9 +32,6 @@ import org.espalier.format.safetensors.TensorInfo;
  * alone.
  */
 public final class FileActivations implements ActivationSource {
-  private static final String ONLY = "inputs";
-  private static final String LABELS = "labels";
-
   private final ExampleTensors examples;
   private final int threads;
 
@@ -97,9 +94,9 @@ public final class FileActivations implements ActivationSource {
       String name = tensor.name();
       if (inputs.contains(name)) {
         tensors.put(name, tensor);
-      } else if (name.equals(ONLY) && inputs.size() == 1) {
+      } else if (name.equals(ExampleRows.INPUTS) && inputs.size() == 1) {
         tensors.putIfAbsent(inputs.iterator().next(), tensor);
-      } else if (!name.equals(LABELS)) {
+      } else if (!name.equals(ExampleRows.LABELS)) {
         throw new InputException(
             file.path()
                 + ": the tensor "

@@ -48,7 +48,7 @@ public final class ExamplesFile {
    */
   public static Labels labels(Path path, int examples, Recipe.Task task) {
     try (SafetensorsFile file = SafetensorsFile.open(path)) {
-      return file.tensor("labels") == null ? null : labels(file, examples, task);
+      return file.tensor(ExampleRows.LABELS) == null ? null : labels(file, examples, task);
     }
   }
 
@@ -59,12 +59,12 @@ public final class ExamplesFile {
   static Examples.Labelled read(Path path, Recipe.Task task) {
     try (SafetensorsFile file = SafetensorsFile.open(path)) {
       List<Examples.Input> inputs = new ArrayList<>();
-      TensorInfo only = file.tensor("inputs");
+      TensorInfo only = file.tensor(ExampleRows.INPUTS);
       if (only != null) {
         inputs.add(input(file, only, null));
       } else {
         for (TensorInfo tensor : file.tensors()) {
-          if (!tensor.name().equals("labels")) {
+          if (!tensor.name().equals(ExampleRows.LABELS)) {
             inputs.add(input(file, tensor, tensor.name()));
           }
         }
@@ -88,7 +88,7 @@ public final class ExamplesFile {
         }
       }
       return new Examples.Labelled(
-          inputs, file.tensor("labels") == null ? null : labels(file, n, task));
+          inputs, file.tensor(ExampleRows.LABELS) == null ? null : labels(file, n, task));
     }
   }
 
@@ -121,7 +121,7 @@ public final class ExamplesFile {
   }
 
   private static Labels labels(SafetensorsFile file, int n, Recipe.Task task) {
-    TensorInfo labels = file.tensor("labels");
+    TensorInfo labels = file.tensor(ExampleRows.LABELS);
     String what = file.path() + ": labels " + labels.shape();
     if (labels.rank() < 1
         || labels.shape().get(0) != n

@@ -14,6 +14,7 @@ import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.InputFile;
+import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
@@ -232,7 +233,7 @@ record RunData(
   }
 
   private static String describe(Examples.Input input) {
-    return (input.name() == null ? "inputs" : input.name())
+    return (input.name() == null ? ExampleRows.INPUTS : input.name())
         + " "
         + input.type()
         + " "

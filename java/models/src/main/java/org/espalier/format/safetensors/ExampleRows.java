@@ -7,6 +7,12 @@ import org.espalier.InputException;
 
 /** Examples in a file: tensors whose first dimension counts them. */
 public final class ExampleRows {
+  /** The tensor for a model with one input, whatever that is called; other inputs have tensors of their names. */
+  public static final String INPUTS = "inputs";
+
+  /** The tensor that no model takes. */
+  public static final String LABELS = "labels";
+
   private ExampleRows() {}
 
   /**
