@@ -3,20 +3,18 @@ package org.espalier.compress.onnx;
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import org.espalier.compress.onnx.CommutingImages.Gate;
+import org.espalier.compress.onnx.CommutingImages.Images;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;
@@ -70,41 +68,6 @@ final class ConvEqualization {
   /** What names of weights hold that are factors here and no weights of the model. */
   private static final String CHANNELWISE = "_espalier_channelwise";
 
-  private static final Set<String> COMMUTING =
-      Set.of(
-          "AveragePool",
-          "GlobalAveragePool",
-          "GlobalMaxPool",
-          "Identity",
-          "LeakyRelu",
-          "MaxPool",
-          "PRelu",
-          "Relu");
-
-  private static final Set<String> GATES = Set.of("Clip", "HardSigmoid", "Sigmoid");
-
-  /** Values whose channels have the same factors. */
-  private static final class Images {
-    final List<NodeProto> makers = new ArrayList<>();
-    final List<NodeProto> readers = new ArrayList<>();
-
-    /** Those that gates read. */
-    final Set<String> gated = new LinkedHashSet<>();
-
-    boolean blocked;
-    boolean bounded;
-
-    /** Whether a number is added to one. */
-    boolean shifted;
-
-    int channels(OnnxModel model) {
-      return (int) model.constant(makers.get(0).getInput(1)).dims()[0];
-    }
-  }
-
-  /** A gate of an image. */
-  private record Gate(String image, GateBounds.Hard hard) {}
-
   /** What calibration saw of the values of {@link Images}. */
   private static final class Seen {
     final float[] low;
@@ -134,31 +97,13 @@ final class ConvEqualization {
   }
 
   private final OnnxModel model;
+  private final CommutingImages images;
   private final int qmax;
-  private final Map<String, NodeProto> producers;
-  private final Map<String, List<NodeProto>> consumers;
 
-  /** The gates of images, by the output of the Clip in them. */
-  private final Map<String, Gate> gates = new HashMap<>();
-
-  /** The values below which their gates are 0, by the images. */
-  private final Map<String, Float> zeros = new LinkedHashMap<>();
-
-  /** What gates make, and what lies between them and the image. */
-  private final Set<String> gateValues = new HashSet<>();
-
-  private final Set<String> inGates = new HashSet<>();
-
-  private final ValueSets sets = new ValueSets();
-
-  /** By the roots of the sets. */
-  private final Map<String, Images> images = new LinkedHashMap<>();
-
-  private ConvEqualization(OnnxModel model, int qmax) {
+  private ConvEqualization(OnnxModel model, CommutingImages images, int qmax) {
     this.model = model;
+    this.images = images;
     this.qmax = qmax;
-    producers = model.producers();
-    consumers = model.consumers();
   }
 
   /**
@@ -169,191 +114,15 @@ final class ConvEqualization {
    * @param source runs the examples, once; not at all where no image can be changed
    */
   static void apply(OnnxModel model, Set<String> convolutions, int qmax, ActivationSource source) {
-    ConvEqualization e = new ConvEqualization(model, qmax);
-    e.find();
-    e.images
-        .values()
-        .removeIf(
-            i ->
-                i.blocked
-                    || i.makers.isEmpty()
-                    || i.readers.stream().noneMatch(n -> convolutions.contains(n.getOutput(0)))
-                    || !e.agree(i));
-    if (!e.images.isEmpty()) {
-      e.equalize(source);
+    CommutingImages images = CommutingImages.find(model, convolutions);
+    if (!images.all().isEmpty()) {
+      new ConvEqualization(model, images, qmax).equalize(source);
     }
   }
 
   /** Whether a constant is none of the model's, but holds factors of channels or what is added to them. */
   static boolean isChannelwise(String constant) {
     return constant.contains(CHANNELWISE);
-  }
-
-  private Images of(String value) {
-    return images.computeIfAbsent(sets.root(value), v -> new Images());
-  }
-
-  private void findGates() {
-    GateBounds bounds = new GateBounds(model);
-    for (NodeProto n : model.nodes()) {
-      if (Nodes.is(n, "Mul") && n.getInputCount() == 2) {
-        findGate(bounds, n.getInput(0), n.getInput(1));
-        findGate(bounds, n.getInput(1), n.getInput(0));
-      }
-    }
-  }
-
-  private void findGate(GateBounds bounds, String image, String gate) {
-    GateBounds.Hard hard = bounds.hard(gate, image);
-    if (hard == null || !Float.isFinite(hard.factor()) || !Float.isFinite(hard.summand())) {
-      return;
-    }
-    gates.put(hard.clip().getOutput(0), new Gate(image, hard));
-    zeros.merge(image, hard.zero(), Math::min);
-    gateValues.add(gate);
-    for (String v = hard.clip().getInput(0); !v.equals(image); ) {
-      inGates.add(v);
-      NodeProto n = producers.get(v);
-      v = n.getInput(1 - Nodes.number(model, n));
-    }
-  }
-
-  private void find() {
-    findGates();
-    for (NodeProto n : model.nodes()) {
-      commuting(n).forEach(input -> sets.join(n.getOutput(0), input));
-    }
-    List<NodeProto> clips = model.nodes().stream().filter(n -> Nodes.is(n, "Clip")).toList();
-    for (NodeProto n : clips) {
-      of(n.getOutput(0)).bounded |= !commuting(n).isEmpty() && bounds(n)[1] < Float.MAX_VALUE;
-    }
-    zeros.keySet().forEach(image -> of(image).gated.add(image));
-    model.nodes().stream().filter(this::isShift).forEach(n -> of(n.getOutput(0)).shifted = true);
-    for (ValueInfoProto v : model.inputs()) {
-      of(v.getName()).blocked = true;
-    }
-    model.outputNames().forEach(output -> of(output).blocked = true);
-    for (NodeProto n : model.nodes()) {
-      if (isScalable(n)) {
-        of(n.getInput(0)).readers.add(n);
-        of(n.getOutput(0)).makers.add(n);
-        continue;
-      }
-      String first = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (Nodes.is(n, "Shape") || gates.containsKey(first) || inGates.contains(first)) {
-        continue;
-      }
-      List<String> commuting = commuting(n);
-      for (String input : OnnxModel.uses(n)) {
-        // What no node makes cannot be divided.
-        if (!commuting.contains(input) || !producers.containsKey(input)) {
-          of(input).blocked = true;
-        }
-      }
-      if (commuting.isEmpty()) {
-        n.getOutputList().forEach(output -> of(output).blocked = true);
-      }
-    }
-  }
-
-  /** The inputs of a node whose factors, where they are the same, its only output has too. */
-  private List<String> commuting(NodeProto n) {
-    if (!OnnxModel.isOwn(n) || n.getOutputCount() != 1) {
-      return List.of();
-    }
-    if (gates.containsKey(n.getOutput(0)) || inGates.contains(n.getOutput(0))) {
-      return List.of();
-    }
-    String op = n.getOpType();
-    if (COMMUTING.contains(op) || op.equals("Resize") && !extrapolates(n)) {
-      return List.of(n.getInput(0));
-    }
-    if (op.equals("Clip")) {
-      float[] bounds = bounds(n);
-      boolean relu = bounds != null && bounds[0] == 0 && bounds[1] > 0;
-      return relu || isBoundOfGate(n) ? List.of(n.getInput(0)) : List.of();
-    }
-    if (n.getInputCount() != 2) {
-      return List.of();
-    }
-    String a = n.getInput(0);
-    String b = n.getInput(1);
-    return switch (op) {
-      case "Add" ->
-          isShift(n)
-              ? List.of(isVariable(a) ? a : b)
-              : isVariable(a) && isVariable(b) ? List.of(a, b) : List.of();
-      case "Mul" ->
-          isNumber(b) || isGate(b) && !isGate(a)
-              ? List.of(a)
-              : isNumber(a) || isGate(a) && !isGate(b) ? List.of(b) : List.of();
-      case "Div" -> isNumber(b) ? List.of(a) : List.of();
-      default -> List.of();
-    };
-  }
-
-  /** Whether a Resize may give a number of its own. */
-  private static boolean extrapolates(NodeProto resize) {
-    AttributeProto mode = Nodes.find(resize, "coordinate_transformation_mode");
-    return mode != null && mode.getS().toStringUtf8().equals("tf_crop_and_resize");
-  }
-
-  private float[] bounds(NodeProto clip) {
-    return IntegerOperators.bounds(model, clip);
-  }
-
-  /** Whether a Clip cuts off nothing but what its only readers, a product and its gate, make 0. */
-  private boolean isBoundOfGate(NodeProto n) {
-    float[] bounds = bounds(n);
-    String image = n.getOutput(0);
-    return bounds != null
-        && bounds[0] < 0
-        && bounds[1] == Float.POSITIVE_INFINITY
-        && consumers.getOrDefault(image, List.of()).size() == 2
-        && zeros.containsKey(image)
-        && bounds[0] <= zeros.get(image) + 1e-4f * Math.abs(zeros.get(image));
-  }
-
-  /** Whether an image and one number are added. */
-  private boolean isShift(NodeProto n) {
-    int number = Nodes.is(n, "Add") ? Nodes.number(model, n) : -1;
-    return number >= 0
-        && model.constant(n.getInput(number)).dims().length <= 1
-        && isVariable(n.getInput(1 - number));
-  }
-
-  private boolean isVariable(String value) {
-    return model.constant(value) == null;
-  }
-
-  private boolean isNumber(String value) {
-    OnnxInitializer c = model.constant(value);
-    return c != null && c.elements() == 1;
-  }
-
-  private boolean isGate(String value) {
-    NodeProto n = producers.get(value);
-    boolean gate = n != null && OnnxModel.isOwn(n) && GATES.contains(n.getOpType());
-    return gateValues.contains(value) || gate && !isBoundOfGate(n);
-  }
-
-  /** Whether the weights and the bias of a Conv are constants that nothing else reads. */
-  private boolean isScalable(NodeProto n) {
-    if (!Nodes.is(n, "Conv") || n.getOutputCount() != 1) {
-      return false;
-    }
-    for (int i = 1; i < n.getInputCount(); i++) {
-      OnnxInitializer c = model.constant(n.getInput(i));
-      boolean absent = i == 2 && n.getInput(i).isEmpty();
-      if (!absent
-          && (c == null
-              || c.type() != DataType.FLOAT
-              || c.elements() == 0
-              || consumers.get(n.getInput(i)).size() != 1)) {
-        return false;
-      }
-    }
-    return true;
   }
 
   /**
@@ -374,25 +143,7 @@ final class ConvEqualization {
     int outputs = (int) w.dims()[0];
     int inputs = (int) w.dims()[1];
     int inner = (int) (w.elements() / outputs / inputs);
-    return new Layout(outputs, inputs, inner, (int) (outputs / groups(conv)));
-  }
-
-  private static long groups(NodeProto conv) {
-    return Nodes.integer(conv, "group", 1);
-  }
-
-  /** Whether all Convs see images of the same rank and the same number of channels, several. */
-  private boolean agree(Images i) {
-    int channels = i.channels(model);
-    int rank = dims(i.makers.get(0)).length;
-    return channels > 1
-        && i.makers.stream().map(this::dims).allMatch(d -> d.length == rank && d[0] == channels)
-        && i.readers.stream()
-            .allMatch(n -> dims(n).length == rank && dims(n)[1] * groups(n) == channels);
-  }
-
-  private long[] dims(NodeProto conv) {
-    return model.constant(conv.getInput(1)).dims();
+    return new Layout(outputs, inputs, inner, (int) (outputs / CommutingImages.groups(conv)));
   }
 
   private void equalize(ActivationSource source) {
@@ -411,14 +162,14 @@ final class ConvEqualization {
     List<NodeProto> nodes = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      Gate gate = gates.get(output);
-      float[] factors = chosen.get(images.get(sets.root(gate == null ? output : gate.image())));
-      boolean bound = factors != null && Nodes.is(n, "Clip") && bounds(n)[0] < 0;
+      Gate gate = images.gate(output);
+      float[] factors = chosen.get(images.of(gate == null ? output : gate.image()));
+      boolean bound = factors != null && Nodes.is(n, "Clip") && images.bounds(n)[0] < 0;
       if (factors != null && gate != null) {
         String line = names.unique(output + "_line");
         nodes.add(channelwise(gate.image(), line, names, factors, gate.hard()));
         nodes.add(n.toBuilder().setInput(0, line).build());
-      } else if (factors != null && isShift(n)) {
+      } else if (factors != null && images.isShift(n)) {
         nodes.add(shifted(n, names, factors));
       } else if (bound) {
         float least = 1;
@@ -426,7 +177,8 @@ final class ConvEqualization {
           least = Math.min(least, f);
         }
         String name = names.unique(n.getInput(1));
-        model.addInitializer(OnnxInitializer.floats(name, new long[0], bounds(n)[0] / least));
+        model.addInitializer(
+            OnnxInitializer.floats(name, new long[0], images.bounds(n)[0] / least));
         nodes.add(n.toBuilder().setInput(1, name).build());
       } else {
         nodes.add(n);
@@ -464,8 +216,7 @@ final class ConvEqualization {
   private NodeProto channelwise(
       String image, String output, OnnxModel.Names names, float[] weights, float[] biases) {
     int channels = weights.length;
-    Images i = images.get(sets.root(image));
-    long[] shape = new long[dims(i.makers.get(0)).length];
+    long[] shape = new long[images.of(image).rank(model)];
     Arrays.fill(shape, 1);
     shape[0] = channels;
     String weight = names.unique(output + CHANNELWISE);
@@ -485,7 +236,7 @@ final class ConvEqualization {
     List<NodeProto> nodes = new ArrayList<>(copy.nodes());
     Map<Images, Seen> seen = new LinkedHashMap<>();
     Map<String, Seen> turned = new LinkedHashMap<>();
-    for (Images i : images.values()) {
+    for (Images i : images.all()) {
       Seen s = new Seen(i.channels(model));
       seen.put(i, s);
       List<String> values =
@@ -493,9 +244,9 @@ final class ConvEqualization {
               .distinct()
               .toList();
       for (String value : values) {
-        int rank = dims(i.readers.get(0)).length;
         String last = names.unique(value + "_channels_last");
-        nodes.add(Nodes.node("Transpose", last, value).addAttribute(channelsLast(rank)).build());
+        nodes.add(
+            Nodes.node("Transpose", last, value).addAttribute(channelsLast(i.rank(model))).build());
         turned.put(last, s);
       }
     }
