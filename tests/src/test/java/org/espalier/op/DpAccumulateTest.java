@@ -59,25 +59,20 @@ class DpAccumulateTest {
   /** On every variant: the check, and the same bits as the first. */
   private static void everywhere(Lists lists, Runnable call, Check check) {
     float[][][] first = new float[1][][];
-    for (var isa : Variants.isas().toList()) {
-      for (int threads : new int[] {1, 3}) {
-        Variants.with(
-            isa,
-            threads,
-            () -> {
-              lists.reset();
-              call.run();
-              float[][] sums = lists.read();
-              if (first[0] == null) {
-                first[0] = sums;
-                check.on(sums);
-              }
-              for (int t = 0; t < sums.length; t++) {
-                assertArrayEquals(first[0][t], sums[t], isa + " " + threads);
-              }
-            });
-      }
-    }
+    Variants.each(
+        new int[] {1, 3},
+        (isa, threads) -> {
+          lists.reset();
+          call.run();
+          float[][] sums = lists.read();
+          if (first[0] == null) {
+            first[0] = sums;
+            check.on(sums);
+          }
+          for (int t = 0; t < sums.length; t++) {
+            assertArrayEquals(first[0][t], sums[t], isa + " " + threads);
+          }
+        });
   }
 
   @Test

@@ -127,31 +127,16 @@ class FakeQuantizeTest {
       FakeQuantize operation = axis == null ? base : base.perChannel(axis);
       Expected expected = Expected.observed(grid(operation), x, shape);
       for (FakeQuantize rule : List.of(operation, operation.given())) {
-        Variants.isas()
-            .forEach(
-                isa -> {
-                  for (int threads : new int[] {1, 3}) {
-                    Variants.with(
-                        isa,
-                        threads,
-                        () -> {
-                          String what =
-                              rule
-                                  + " of "
-                                  + dtype
-                                  + Arrays.toString(dimensions)
-                                  + " "
-                                  + isa
-                                  + " "
-                                  + threads;
-                          check(what, rule, dtype, dtype, dimensions, x, expected);
-                          if (dtype != DType.F32 && threads == 3) {
-                            check(
-                                what + " to F32", rule, dtype, DType.F32, dimensions, x, expected);
-                          }
-                        });
-                  }
-                });
+        Variants.each(
+            new int[] {1, 3},
+            (isa, threads) -> {
+              String what =
+                  rule + " of " + dtype + Arrays.toString(dimensions) + " " + isa + " " + threads;
+              check(what, rule, dtype, dtype, dimensions, x, expected);
+              if (dtype != DType.F32 && threads == 3) {
+                check(what + " to F32", rule, dtype, DType.F32, dimensions, x, expected);
+              }
+            });
       }
     }
   }
@@ -257,32 +242,26 @@ class FakeQuantizeTest {
         Shape shape = Shape.of(dimensions, axis);
         float[] values = values(shape, DType.F32, 3);
         Expected expected = Expected.observed(grid(operation), values, shape);
-        Variants.isas()
-            .forEach(
-                isa ->
-                    Variants.with(
-                        isa,
-                        2,
-                        () -> {
-                          String what = operation + " at " + offset + " " + isa;
-                          try (OwnedTensor in = OwnedTensor.allocate(DType.F32, n + offset);
-                              OwnedTensor out = OwnedTensor.allocate(DType.F32, n + offset + 1);
-                              BytePointer gate = filled((int) Bits.bytes(n));
-                              FloatPointer scale = new FloatPointer(shape.channels())) {
-                            Tensor x =
-                                Tensor.of(in.slice(offset, n).pointer(), DType.F32, dimensions);
-                            Tensor y =
-                                Tensor.of(out.slice(offset, n).pointer(), DType.F32, dimensions);
-                            Numbers.write(x, values);
-                            Numbers.write(out.slice(n + offset, 1), new float[] {42f});
-                            operation.run(Job.fake(x, y, gate, scale, null));
-                            assertArrayEquals(expected.y, Numbers.read(y), what);
-                            assertGate(what, expected.gate, gate);
-                            assertEquals(42f, Numbers.read(out.slice(n + offset, 1))[0], what);
-                            operation.run(Job.fake(x, x, gate, scale, null));
-                            assertArrayEquals(expected.y, Numbers.read(x), what + " in place");
-                          }
-                        }));
+        Variants.each(
+            new int[] {2},
+            (isa, threads) -> {
+              String what = operation + " at " + offset + " " + isa;
+              try (OwnedTensor in = OwnedTensor.allocate(DType.F32, n + offset);
+                  OwnedTensor out = OwnedTensor.allocate(DType.F32, n + offset + 1);
+                  BytePointer gate = filled((int) Bits.bytes(n));
+                  FloatPointer scale = new FloatPointer(shape.channels())) {
+                Tensor x = Tensor.of(in.slice(offset, n).pointer(), DType.F32, dimensions);
+                Tensor y = Tensor.of(out.slice(offset, n).pointer(), DType.F32, dimensions);
+                Numbers.write(x, values);
+                Numbers.write(out.slice(n + offset, 1), new float[] {42f});
+                operation.run(Job.fake(x, y, gate, scale, null));
+                assertArrayEquals(expected.y, Numbers.read(y), what);
+                assertGate(what, expected.gate, gate);
+                assertEquals(42f, Numbers.read(out.slice(n + offset, 1))[0], what);
+                operation.run(Job.fake(x, x, gate, scale, null));
+                assertArrayEquals(expected.y, Numbers.read(x), what + " in place");
+              }
+            });
       }
     }
   }
@@ -341,30 +320,25 @@ class FakeQuantizeTest {
         assertEquals((byte) operation.max(), expected.quantized[20]);
         assertEquals((byte) operation.min(), expected.quantized[21]);
         assertEquals((byte) operation.max(), expected.quantized[16]);
-        Variants.isas()
-            .forEach(
-                isa ->
-                    Variants.with(
-                        isa,
-                        1,
-                        () -> {
-                          try (OwnedTensor x = Numbers.tensor(DType.F32, special);
-                              OwnedTensor y = OwnedTensor.allocate(DType.F32, special.length);
-                              BytePointer quantized = filled(special.length);
-                              BytePointer gate = filled((int) Bits.bytes(special.length));
-                              FloatPointer scale = new FloatPointer(1f);
-                              IntPointer zeroPoint = new IntPointer(new int[] {zero})) {
-                            NonFinite found =
-                                operation.run(
-                                    new Job(x, y, quantized, gate, scale, zeroPoint, null));
-                            assertEquals(new NonFinite(1, 2), found);
-                            assertArrayEquals(expected.y, Numbers.read(y));
-                            byte[] bytes = new byte[special.length];
-                            quantized.get(bytes, 0, bytes.length);
-                            assertArrayEquals(expected.quantized, bytes);
-                            assertGate(operation + " " + isa, expected.gate, gate);
-                          }
-                        }));
+        Variants.each(
+            new int[] {1},
+            (isa, threads) -> {
+              try (OwnedTensor x = Numbers.tensor(DType.F32, special);
+                  OwnedTensor y = OwnedTensor.allocate(DType.F32, special.length);
+                  BytePointer quantized = filled(special.length);
+                  BytePointer gate = filled((int) Bits.bytes(special.length));
+                  FloatPointer scale = new FloatPointer(1f);
+                  IntPointer zeroPoint = new IntPointer(new int[] {zero})) {
+                NonFinite found =
+                    operation.run(new Job(x, y, quantized, gate, scale, zeroPoint, null));
+                assertEquals(new NonFinite(1, 2), found);
+                assertArrayEquals(expected.y, Numbers.read(y));
+                byte[] bytes = new byte[special.length];
+                quantized.get(bytes, 0, bytes.length);
+                assertArrayEquals(expected.quantized, bytes);
+                assertGate(operation + " " + isa, expected.gate, gate);
+              }
+            });
       }
     }
   }
@@ -385,24 +359,19 @@ class FakeQuantizeTest {
           x[x.length - 1] = Float.NEGATIVE_INFINITY;
           x[x.length - 2] = Float.NaN;
           Expected expected = Expected.observed(grid(operation), x, shape);
-          Variants.isas()
-              .forEach(
-                  isa ->
-                      Variants.with(
-                          isa,
-                          2,
-                          () -> {
-                            try (OwnedTensor t = Numbers.tensor(DType.F32, x, dimensions);
-                                BytePointer gate = filled((int) Bits.bytes(x.length));
-                                FloatPointer scale = new FloatPointer(shape.channels());
-                                IntPointer zeroPoint = new IntPointer(shape.channels())) {
-                              NonFinite found =
-                                  operation.run(Job.fake(t, t, gate, scale, zeroPoint));
-                              assertEquals(new NonFinite(2, 2), found);
-                              assertArrayEquals(expected.y, Numbers.read(t));
-                              assertGate(operation + " " + isa, expected.gate, gate);
-                            }
-                          }));
+          Variants.each(
+              new int[] {2},
+              (isa, threads) -> {
+                try (OwnedTensor t = Numbers.tensor(DType.F32, x, dimensions);
+                    BytePointer gate = filled((int) Bits.bytes(x.length));
+                    FloatPointer scale = new FloatPointer(shape.channels());
+                    IntPointer zeroPoint = new IntPointer(shape.channels())) {
+                  NonFinite found = operation.run(Job.fake(t, t, gate, scale, zeroPoint));
+                  assertEquals(new NonFinite(2, 2), found);
+                  assertArrayEquals(expected.y, Numbers.read(t));
+                  assertGate(operation + " " + isa, expected.gate, gate);
+                }
+              });
         }
       }
     }
@@ -543,49 +512,36 @@ class FakeQuantizeTest {
           Grid grid = grid(operation);
           float[][] ranges = FakeQuantizeReference.ranges(x, shape);
           float[][] first = {null};
-          Variants.isas()
-              .forEach(
-                  isa -> {
-                    for (int threads : new int[] {1, 3}) {
-                      Variants.with(
-                          isa,
-                          threads,
-                          () -> {
-                            try (OwnedTensor t = Numbers.tensor(dtype, x, dimensions);
-                                FloatPointer scale = new FloatPointer(shape.channels());
-                                IntPointer zeroPoint = new IntPointer(shape.channels())) {
-                              operation.run(Job.observe(t, scale, zeroPoint));
-                              float[] scales = new float[shape.channels()];
-                              scale.get(scales, 0, scales.length);
-                              if (first[0] != null) {
-                                assertArrayEquals(first[0], scales, operation + " " + isa);
-                                return;
-                              }
-                              first[0] = scales;
-                              for (int c = 0; c < scales.length; c++) {
-                                double best = Double.POSITIVE_INFINITY;
-                                for (int i = 0; i <= steps; i++) {
-                                  float ratio = 1f - i * (1f - smallest) / steps;
-                                  float low = ranges[0][c] * ratio;
-                                  float s =
-                                      FakeQuantizeReference.scale(grid, low, ranges[1][c] * ratio);
-                                  int z = FakeQuantizeReference.zeroPoint(grid, low, s);
-                                  best =
-                                      Math.min(
-                                          best,
-                                          FakeQuantizeReference.error(grid, x, shape, c, s, z));
-                                }
-                                double chosen =
-                                    FakeQuantizeReference.error(
-                                        grid, x, shape, c, scales[c], zeroPoint.get(c));
-                                // Only the order of the sums differs.
-                                assertEquals(
-                                    best, chosen, 1e-12 * best, operation + " channel " + c);
-                              }
-                            }
-                          });
+          Variants.each(
+              new int[] {1, 3},
+              (isa, threads) -> {
+                try (OwnedTensor t = Numbers.tensor(dtype, x, dimensions);
+                    FloatPointer scale = new FloatPointer(shape.channels());
+                    IntPointer zeroPoint = new IntPointer(shape.channels())) {
+                  operation.run(Job.observe(t, scale, zeroPoint));
+                  float[] scales = new float[shape.channels()];
+                  scale.get(scales, 0, scales.length);
+                  if (first[0] != null) {
+                    assertArrayEquals(first[0], scales, operation + " " + isa);
+                    return;
+                  }
+                  first[0] = scales;
+                  for (int c = 0; c < scales.length; c++) {
+                    double best = Double.POSITIVE_INFINITY;
+                    for (int i = 0; i <= steps; i++) {
+                      float ratio = 1f - i * (1f - smallest) / steps;
+                      float low = ranges[0][c] * ratio;
+                      float s = FakeQuantizeReference.scale(grid, low, ranges[1][c] * ratio);
+                      int z = FakeQuantizeReference.zeroPoint(grid, low, s);
+                      best = Math.min(best, FakeQuantizeReference.error(grid, x, shape, c, s, z));
                     }
-                  });
+                    double chosen =
+                        FakeQuantizeReference.error(grid, x, shape, c, scales[c], zeroPoint.get(c));
+                    // Only the order of the sums differs.
+                    assertEquals(best, chosen, 1e-12 * best, operation + " channel " + c);
+                  }
+                }
+              });
         }
       }
     }
@@ -607,22 +563,18 @@ class FakeQuantizeTest {
       for (int i = 0; i < n; i++) {
         expected[i] = gate[i] ? gradY[i] : 0f;
       }
-      Variants.isas()
-          .forEach(
-              isa ->
-                  Variants.with(
-                      isa,
-                      2,
-                      () -> {
-                        try (OwnedTensor in = Numbers.tensor(dtype, gradY);
-                            OwnedTensor out = OwnedTensor.allocate(dtype, n);
-                            BytePointer bits = Numbers.bits(gate)) {
-                          FakeQuantize.backward(in, bits, out);
-                          assertArrayEquals(expected, Numbers.read(out));
-                          FakeQuantize.backward(in, bits, in);
-                          assertArrayEquals(expected, Numbers.read(in));
-                        }
-                      }));
+      Variants.each(
+          new int[] {2},
+          (isa, threads) -> {
+            try (OwnedTensor in = Numbers.tensor(dtype, gradY);
+                OwnedTensor out = OwnedTensor.allocate(dtype, n);
+                BytePointer bits = Numbers.bits(gate)) {
+              FakeQuantize.backward(in, bits, out);
+              assertArrayEquals(expected, Numbers.read(out));
+              FakeQuantize.backward(in, bits, in);
+              assertArrayEquals(expected, Numbers.read(in));
+            }
+          });
     }
   }
 
@@ -656,62 +608,51 @@ class FakeQuantizeTest {
           int perChannel = Math.max(1, shape.outer() * shape.inner());
           assertEquals(1 / Math.sqrt((double) perChannel * grid.max()), factor, 1e-7);
           float[][] first = {null, null};
-          Variants.isas()
-              .forEach(
-                  isa -> {
-                    for (int threads : new int[] {1, 3}) {
-                      Variants.with(
-                          isa,
-                          threads,
-                          () -> {
-                            try (OwnedTensor tx = Numbers.tensor(dtype, x, dimensions);
-                                OwnedTensor tg = Numbers.tensor(dtype, gradY, dimensions);
-                                FloatPointer scale = new FloatPointer(Math.max(1, channels));
-                                IntPointer zeroPoint = new IntPointer(Math.max(1, channels));
-                                FloatPointer gradScale = new FloatPointer(Math.max(1, channels));
-                                FloatPointer gradZero = new FloatPointer(Math.max(1, channels))) {
-                              scale.put(scales, 0, channels);
-                              zeroPoint.put(zeros, 0, channels);
-                              operation.scaleGradient(
-                                  tx, tg, tg, scale, zeroPoint, gradScale, gradZero, factor);
-                              float[] byScale = new float[channels];
-                              float[] byZero = new float[channels];
-                              gradScale.get(byScale, 0, channels);
-                              gradZero.get(byZero, 0, channels);
-                              String what = operation + Arrays.toString(dimensions) + " " + isa;
-                              if (first[0] == null) {
-                                first[0] = byScale;
-                                first[1] = byZero;
-                              }
-                              assertArrayEquals(first[0], byScale, what);
-                              assertArrayEquals(first[1], byZero, what);
-                              float[] gradX = Numbers.read(tg);
-                              double[] sizes = new double[channels];
-                              for (int i = 0; i < x.length; i++) {
-                                int c = shape.channelOf(i);
-                                boolean passes =
-                                    FakeQuantizeReference.passes(grid, x[i], scales[c], zeros[c]);
-                                assertEquals(passes ? gradY[i] : 0f, gradX[i], what);
-                                sizes[c] += Math.abs(gradY[i]);
-                              }
-                              for (int c = 0; c < channels; c++) {
-                                // v is rounded once or twice to float: 2^-22 of at most 255 each.
-                                double slack = sizes[c] * factor * 255 * 0x1p-22;
-                                assertEquals(
-                                    expected[0][c] * factor,
-                                    byScale[c],
-                                    slack + Math.abs(expected[0][c] * factor) * 1e-6 + 1e-40,
-                                    what);
-                                assertEquals(
-                                    expected[1][c] * factor,
-                                    byZero[c],
-                                    sizes[c] * factor * 1e-6 + 1e-40,
-                                    what);
-                              }
-                            }
-                          });
-                    }
-                  });
+          Variants.each(
+              new int[] {1, 3},
+              (isa, threads) -> {
+                try (OwnedTensor tx = Numbers.tensor(dtype, x, dimensions);
+                    OwnedTensor tg = Numbers.tensor(dtype, gradY, dimensions);
+                    FloatPointer scale = new FloatPointer(Math.max(1, channels));
+                    IntPointer zeroPoint = new IntPointer(Math.max(1, channels));
+                    FloatPointer gradScale = new FloatPointer(Math.max(1, channels));
+                    FloatPointer gradZero = new FloatPointer(Math.max(1, channels))) {
+                  scale.put(scales, 0, channels);
+                  zeroPoint.put(zeros, 0, channels);
+                  operation.scaleGradient(
+                      tx, tg, tg, scale, zeroPoint, gradScale, gradZero, factor);
+                  float[] byScale = new float[channels];
+                  float[] byZero = new float[channels];
+                  gradScale.get(byScale, 0, channels);
+                  gradZero.get(byZero, 0, channels);
+                  String what = operation + Arrays.toString(dimensions) + " " + isa;
+                  if (first[0] == null) {
+                    first[0] = byScale;
+                    first[1] = byZero;
+                  }
+                  assertArrayEquals(first[0], byScale, what);
+                  assertArrayEquals(first[1], byZero, what);
+                  float[] gradX = Numbers.read(tg);
+                  double[] sizes = new double[channels];
+                  for (int i = 0; i < x.length; i++) {
+                    int c = shape.channelOf(i);
+                    boolean passes = FakeQuantizeReference.passes(grid, x[i], scales[c], zeros[c]);
+                    assertEquals(passes ? gradY[i] : 0f, gradX[i], what);
+                    sizes[c] += Math.abs(gradY[i]);
+                  }
+                  for (int c = 0; c < channels; c++) {
+                    // v is rounded once or twice to float: 2^-22 of at most 255 each.
+                    double slack = sizes[c] * factor * 255 * 0x1p-22;
+                    assertEquals(
+                        expected[0][c] * factor,
+                        byScale[c],
+                        slack + Math.abs(expected[0][c] * factor) * 1e-6 + 1e-40,
+                        what);
+                    assertEquals(
+                        expected[1][c] * factor, byZero[c], sizes[c] * factor * 1e-6 + 1e-40, what);
+                  }
+                }
+              });
         }
       }
     }
@@ -728,24 +669,19 @@ class FakeQuantizeTest {
           float[] values = values(shape, dtype, 70);
           Expected expected = Expected.observed(grid(operation), values, shape);
           int channels = Math.max(1, shape.channels());
-          Variants.isas()
-              .forEach(
-                  isa ->
-                      Variants.with(
-                          isa,
-                          2,
-                          () -> {
-                            try (OwnedTensor x = Numbers.tensor(dtype, values, dimensions);
-                                OwnedTensor y = OwnedTensor.allocate(dtype, dimensions);
-                                BytePointer quantized = filled(values.length);
-                                FloatPointer scale = new FloatPointer(channels);
-                                IntPointer zeroPoint = new IntPointer(channels)) {
-                              operation.run(Job.real(x, quantized, scale, zeroPoint));
-                              operation.dequantize(quantized, y, scale, zeroPoint);
-                              assertArrayEquals(
-                                  Numbers.rounded(dtype, expected.y), Numbers.read(y), isa + "");
-                            }
-                          }));
+          Variants.each(
+              new int[] {2},
+              (isa, threads) -> {
+                try (OwnedTensor x = Numbers.tensor(dtype, values, dimensions);
+                    OwnedTensor y = OwnedTensor.allocate(dtype, dimensions);
+                    BytePointer quantized = filled(values.length);
+                    FloatPointer scale = new FloatPointer(channels);
+                    IntPointer zeroPoint = new IntPointer(channels)) {
+                  operation.run(Job.real(x, quantized, scale, zeroPoint));
+                  operation.dequantize(quantized, y, scale, zeroPoint);
+                  assertArrayEquals(Numbers.rounded(dtype, expected.y), Numbers.read(y), isa + "");
+                }
+              });
         }
       }
     }

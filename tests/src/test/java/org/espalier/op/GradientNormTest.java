@@ -39,25 +39,18 @@ class GradientNormTest {
       GradientNorm.Result expected = GradientNormReference.compute(values, masks, gates);
       double[] first = {Double.NaN};
       try (GradientNorm operation = new GradientNorm(gradients)) {
-        Variants.isas()
-            .forEach(
-                isa -> {
-                  for (int threads : new int[] {1, 2, 3}) {
-                    Variants.with(
-                        isa,
-                        threads,
-                        () -> {
-                          GradientNorm.Result result = operation.compute();
-                          // Squares are exact; only the order of the sum differs.
-                          assertEquals(expected.norm(), result.norm(), 1e-12 * expected.norm());
-                          assertEquals(0, result.nonFinite());
-                          if (Double.isNaN(first[0])) {
-                            first[0] = result.norm();
-                          }
-                          assertEquals(first[0], result.norm(), 0.0, isa + " " + threads);
-                        });
-                  }
-                });
+        Variants.each(
+            new int[] {1, 2, 3},
+            (isa, threads) -> {
+              GradientNorm.Result result = operation.compute();
+              // Squares are exact; only the order of the sum differs.
+              assertEquals(expected.norm(), result.norm(), 1e-12 * expected.norm());
+              assertEquals(0, result.nonFinite());
+              if (Double.isNaN(first[0])) {
+                first[0] = result.norm();
+              }
+              assertEquals(first[0], result.norm(), 0.0, isa + " " + threads);
+            });
       }
       tensors.forEach(OwnedTensor::close);
     }

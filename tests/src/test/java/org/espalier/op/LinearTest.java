@@ -64,41 +64,36 @@ class LinearTest {
       double outputError = scale(w, x) * features * ROUNDING;
       double gradientError = scale(slope, x) * rows * ROUNDING;
       float[][] first = new float[4][];
-      for (var isa : Variants.isas().toList()) {
-        for (int threads : new int[] {1, 2}) {
-          Variants.with(
-              isa,
-              threads,
-              () -> {
-                Numbers.write(p.weight, w);
-                Numbers.write(p.bias, b);
-                linear.forward(rows);
-                float[] out = Numbers.read(p.outputs);
-                for (int i = 0; i < z.length; i++) {
-                  assertEquals(z[i], out[i], outputError);
-                }
-                Numbers.write(p.outputs, slope);
-                linear.backward(rows);
-                float[] gradient = both(p);
-                long count = linear.backwardClipped(rows, bound);
-                float[] bounded = both(p);
-                for (int k = 0; k < plain.length; k++) {
-                  assertEquals(plain[k], gradient[k], gradientError);
-                  // The margin of a factor is 2^-21.
-                  assertEquals(clipped[k], bounded[k], 16 * gradientError);
-                }
-                assertTrue(count >= 1 && count <= rows, count + " clipped");
-                Numbers.write(p.weight, w);
-                Numbers.write(p.bias, b);
-                linear.descend(0.25);
-                float[] stepped = both(p);
-                same(first, 0, out);
-                same(first, 1, gradient);
-                same(first, 2, bounded);
-                same(first, 3, stepped);
-              });
-        }
-      }
+      Variants.each(
+          new int[] {1, 2},
+          (isa, threads) -> {
+            Numbers.write(p.weight, w);
+            Numbers.write(p.bias, b);
+            linear.forward(rows);
+            float[] out = Numbers.read(p.outputs);
+            for (int i = 0; i < z.length; i++) {
+              assertEquals(z[i], out[i], outputError);
+            }
+            Numbers.write(p.outputs, slope);
+            linear.backward(rows);
+            float[] gradient = both(p);
+            long count = linear.backwardClipped(rows, bound);
+            float[] bounded = both(p);
+            for (int k = 0; k < plain.length; k++) {
+              assertEquals(plain[k], gradient[k], gradientError);
+              // The margin of a factor is 2^-21.
+              assertEquals(clipped[k], bounded[k], 16 * gradientError);
+            }
+            assertTrue(count >= 1 && count <= rows, count + " clipped");
+            Numbers.write(p.weight, w);
+            Numbers.write(p.bias, b);
+            linear.descend(0.25);
+            float[] stepped = both(p);
+            same(first, 0, out);
+            same(first, 1, gradient);
+            same(first, 2, bounded);
+            same(first, 3, stepped);
+          });
       // The bits of the general step: backward on one row, then fused_sgd.
       Numbers.write(p.outputs, slope);
       linear.backward(1);

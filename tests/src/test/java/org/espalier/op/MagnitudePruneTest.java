@@ -499,41 +499,36 @@ class MagnitudePruneTest {
       boolean[][] expected,
       long[] shape,
       int axis) {
-    for (Isa isa : Variants.isas().toList()) {
-      for (int threads : new int[] {1, 2, 3}) {
-        Variants.with(
-            isa,
-            threads,
-            () -> {
-              List<OwnedTensor> tensors = new ArrayList<>();
-              try (PointerScope scope = new PointerScope()) {
-                List<Weights> maskOnly = new ArrayList<>();
-                List<Weights> elsewhere = new ArrayList<>();
-                List<Weights> inPlace = new ArrayList<>();
-                for (int t = 0; t < weights.length; t++) {
-                  long[] size = shape == null ? new long[] {weights[t].length} : shape;
-                  OwnedTensor in = Numbers.tensor(dtype, weights[t], size);
-                  OwnedTensor out = OwnedTensor.allocate(dtype, size);
-                  tensors.add(in);
-                  tensors.add(out);
-                  BytePointer mask =
-                      Numbers.bits(earlier[t] == null ? allTrue(weights[t].length) : earlier[t]);
-                  boolean given = earlier[t] != null;
-                  Weights w = Weights.of("w" + t, in).maskIn(given ? mask : null).axis(axis);
-                  maskOnly.add(w.maskOut(Numbers.bits(allTrue(weights[t].length))));
-                  elsewhere.add(w.to(out));
-                  inPlace.add(w.inPlace().maskOut(mask));
-                }
-                String what = dtype + " " + rule + " " + isa + " " + threads;
-                check(what, weights, expected, maskOnly, MagnitudePrune.prune(maskOnly, rule));
-                check(what, weights, expected, elsewhere, MagnitudePrune.prune(elsewhere, rule));
-                check(what, weights, expected, inPlace, MagnitudePrune.prune(inPlace, rule));
-              } finally {
-                tensors.forEach(OwnedTensor::close);
-              }
-            });
-      }
-    }
+    Variants.each(
+        new int[] {1, 2, 3},
+        (isa, threads) -> {
+          List<OwnedTensor> tensors = new ArrayList<>();
+          try (PointerScope scope = new PointerScope()) {
+            List<Weights> maskOnly = new ArrayList<>();
+            List<Weights> elsewhere = new ArrayList<>();
+            List<Weights> inPlace = new ArrayList<>();
+            for (int t = 0; t < weights.length; t++) {
+              long[] size = shape == null ? new long[] {weights[t].length} : shape;
+              OwnedTensor in = Numbers.tensor(dtype, weights[t], size);
+              OwnedTensor out = OwnedTensor.allocate(dtype, size);
+              tensors.add(in);
+              tensors.add(out);
+              BytePointer mask =
+                  Numbers.bits(earlier[t] == null ? allTrue(weights[t].length) : earlier[t]);
+              boolean given = earlier[t] != null;
+              Weights w = Weights.of("w" + t, in).maskIn(given ? mask : null).axis(axis);
+              maskOnly.add(w.maskOut(Numbers.bits(allTrue(weights[t].length))));
+              elsewhere.add(w.to(out));
+              inPlace.add(w.inPlace().maskOut(mask));
+            }
+            String what = dtype + " " + rule + " " + isa + " " + threads;
+            check(what, weights, expected, maskOnly, MagnitudePrune.prune(maskOnly, rule));
+            check(what, weights, expected, elsewhere, MagnitudePrune.prune(elsewhere, rule));
+            check(what, weights, expected, inPlace, MagnitudePrune.prune(inPlace, rule));
+          } finally {
+            tensors.forEach(OwnedTensor::close);
+          }
+        });
   }
 
   private static void check(

@@ -1,6 +1,7 @@
 package org.espalier.op;
 
 import java.util.Arrays;
+import java.util.function.BiConsumer;
 import java.util.stream.Stream;
 import org.espalier.backend.CpuThreads;
 import org.espalier.backend.Isa;
@@ -12,6 +13,17 @@ public final class Variants {
   /** The instruction sets that this machine can run; scalar always, so never empty. */
   public static Stream<Isa> isas() {
     return Arrays.stream(Isa.values()).filter(Isa::isAvailable);
+  }
+
+  /** Runs under every instruction set, with each of these numbers of threads. */
+  public static void each(int[] threads, BiConsumer<Isa, Integer> test) {
+    isas()
+        .forEach(
+            isa -> {
+              for (int number : threads) {
+                with(isa, number, () -> test.accept(isa, number));
+              }
+            });
   }
 
   /** Runs under an instruction set and a number of threads, and restores both. */
