@@ -28,32 +28,67 @@ final class ResizeOperators {
       String nearest,
       double cubic,
       boolean excludeOutside,
-      double outside) {}
+      double outside) {
+    boolean crops() {
+      return coordinates.equals("tf_crop_and_resize");
+    }
+  }
+
+  private static Rule rule(Node n) {
+    return new Rule(
+        n.choice("mode", "nearest", "nearest", "linear", "cubic"),
+        n.choice(
+            "coordinate_transformation_mode",
+            "half_pixel",
+            "half_pixel",
+            "pytorch_half_pixel",
+            "align_corners",
+            "asymmetric",
+            "tf_half_pixel_for_nn",
+            "tf_crop_and_resize",
+            "half_pixel_symmetric"),
+        n.choice(
+            "nearest_mode",
+            "round_prefer_floor",
+            "round_prefer_floor",
+            "round_prefer_ceil",
+            "floor",
+            "ceil"),
+        n.real("cubic_coeff_a", -0.75),
+        n.flag("exclude_outside", false),
+        n.real("extrapolation_value", 0));
+  }
+
+  /**
+   * What becomes of one axis.
+   *
+   * @param target its new size
+   * @param begin where what is resized begins and ends, as shares of the axis
+   */
+  private record Line(long size, long target, double scale, double begin, double end) {
+    /** Where output element {@code i} lies in the input. */
+    double position(int i, String rule) {
+      return switch (rule) {
+        case "align_corners" -> target == 1 ? 0 : i * (size - 1.0) / (target - 1);
+        case "asymmetric" -> i / scale;
+        case "pytorch_half_pixel" -> target > 1 ? (i + 0.5) / scale - 0.5 : 0;
+        case "tf_half_pixel_for_nn" -> (i + 0.5) / scale;
+        case "half_pixel_symmetric" -> {
+          double adjustment = target / (scale * size);
+          double offset = size / 2.0 * (1 - adjustment);
+          yield offset + (i + 0.5) / scale - 0.5;
+        }
+        case "tf_crop_and_resize" ->
+            target > 1
+                ? begin * (size - 1) + i * (end - begin) * (size - 1) / (target - 1)
+                : 0.5 * (begin + end) * (size - 1);
+        default -> (i + 0.5) / scale - 0.5;
+      };
+    }
+  }
 
   private static Function<Inputs, Tensor> resize(Node n) {
-    Rule rule =
-        new Rule(
-            n.choice("mode", "nearest", "nearest", "linear", "cubic"),
-            n.choice(
-                "coordinate_transformation_mode",
-                "half_pixel",
-                "half_pixel",
-                "pytorch_half_pixel",
-                "align_corners",
-                "asymmetric",
-                "tf_half_pixel_for_nn",
-                "tf_crop_and_resize",
-                "half_pixel_symmetric"),
-            n.choice(
-                "nearest_mode",
-                "round_prefer_floor",
-                "round_prefer_floor",
-                "round_prefer_ceil",
-                "floor",
-                "ceil"),
-            n.real("cubic_coeff_a", -0.75),
-            n.flag("exclude_outside", false),
-            n.real("extrapolation_value", 0));
+    Rule rule = rule(n);
     long[] axes = n.opset() >= 18 ? n.integers("axes", null) : null;
     if (n.opset() >= 18 && n.flag("antialias", false)) {
       throw n.unsupported("antialias = 1");
@@ -63,14 +98,13 @@ final class ResizeOperators {
             ? n.choice(
                 "keep_aspect_ratio_policy", "stretch", "stretch", "not_larger", "not_smaller")
             : "stretch";
-    boolean crops = rule.coordinates.equals("tf_crop_and_resize");
     return in -> {
       Tensor x = in.get(0);
       int rank = (int) x.dim();
+      int count = axes == null ? rank : axes.length;
       double[] scales = in.has(2) ? in.doubles(2) : new double[0];
       long[] sizes = in.has(3) ? in.longs(3) : new long[0];
-      double[] roi = crops && in.has(1) ? in.doubles(1) : new double[0];
-      int count = axes == null ? rank : axes.length;
+      double[] roi = rule.crops() && in.has(1) ? in.doubles(1) : new double[0];
       if (scales.length == 0 && sizes.length == 0
           || scales.length > 0 && scales.length != count
           || sizes.length > 0 && sizes.length != count) {
@@ -103,8 +137,8 @@ final class ResizeOperators {
         }
         double begin = roi.length > 0 ? roi[k] : 0;
         double end = roi.length > 0 ? roi[count + k] : 1;
-        if (target != size || scale != 1 || crops) {
-          y = along(in, y, axis, size, target, scale, begin, end, rule);
+        if (target != size || scale != 1 || rule.crops()) {
+          y = along(in, y, axis, new Line(size, target, scale, begin, end), rule);
         }
       }
       return y;
@@ -128,30 +162,21 @@ final class ResizeOperators {
         long size = y.size(axis);
         long target = (long) Math.floor(size * scales[axis]);
         if (target != size) {
-          y = along(in, y, axis, size, target, scales[axis], 0, 1, rule);
+          y = along(in, y, axis, new Line(size, target, scales[axis], 0, 1), rule);
         }
       }
       return y;
     };
   }
 
-  private static Tensor along(
-      Inputs in,
-      Tensor x,
-      int axis,
-      long size,
-      long target,
-      double scale,
-      double begin,
-      double end,
-      Rule rule) {
-    int n = Math.toIntExact(target);
+  private static Tensor along(Inputs in, Tensor x, int axis, Line line, Rule rule) {
+    long size = line.size;
+    int n = Math.toIntExact(line.target);
     double[] position = new double[n];
     for (int i = 0; i < n; i++) {
-      position[i] = position(i, size, target, scale, begin, end, rule.coordinates);
+      position[i] = line.position(i, rule.coordinates);
     }
-    boolean crops = rule.coordinates.equals("tf_crop_and_resize");
-    if (rule.mode.equals("nearest") && !crops) {
+    if (rule.mode.equals("nearest") && !rule.crops()) {
       long[] index = new long[n];
       for (int i = 0; i < n; i++) {
         index[i] = clamp(nearest(position[i], rule.nearest), size);
@@ -162,7 +187,7 @@ final class ResizeOperators {
     double[] matrix = new double[n * columns];
     double[] constant = new double[n];
     for (int i = 0; i < n; i++) {
-      if (crops && (position[i] < 0 || position[i] > size - 1)) {
+      if (rule.crops() && (position[i] < 0 || position[i] > size - 1)) {
         constant[i] = rule.outside;
         continue;
       }
@@ -208,27 +233,6 @@ final class ResizeOperators {
       double w = rule.excludeOutside ? weights[k] / sum : weights[k];
       matrix[row + (int) clamp(low - 1 + k, size)] += w;
     }
-  }
-
-  /** Where output element {@code i} lies in the input. */
-  private static double position(
-      int i, long size, long target, double scale, double begin, double end, String rule) {
-    return switch (rule) {
-      case "align_corners" -> target == 1 ? 0 : i * (size - 1.0) / (target - 1);
-      case "asymmetric" -> i / scale;
-      case "pytorch_half_pixel" -> target > 1 ? (i + 0.5) / scale - 0.5 : 0;
-      case "tf_half_pixel_for_nn" -> (i + 0.5) / scale;
-      case "half_pixel_symmetric" -> {
-        double adjustment = target / (scale * size);
-        double offset = size / 2.0 * (1 - adjustment);
-        yield offset + (i + 0.5) / scale - 0.5;
-      }
-      case "tf_crop_and_resize" ->
-          target > 1
-              ? begin * (size - 1) + i * (end - begin) * (size - 1) / (target - 1)
-              : 0.5 * (begin + end) * (size - 1);
-      default -> (i + 0.5) / scale - 0.5;
-    };
   }
 
   private static long nearest(double position, String rule) {
