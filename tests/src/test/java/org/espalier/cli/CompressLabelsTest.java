@@ -342,6 +342,15 @@ report: {each-stage: false}
         recipe,
         "-o",
         none);
+    Files.writeString(
+        recipe, narrow.replace("channels: 0.5", "file: model.onnx, allocation: uniform"));
+    Run.refused(
+        folder,
+        new String[] {"recipe.yaml:3: student.allocation", "for channels"},
+        "compress",
+        recipe,
+        "-o",
+        none);
     Files.writeString(recipe, narrow.replace("{channels: 0.5}", "{}"));
     Run.refused(
         folder, new String[] {"student.file", "file or channels"}, "compress", recipe, "-o", none);

@@ -19,6 +19,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -76,6 +77,24 @@ class TensorEvaluatorTest {
       model.replaceInitializer(OnnxInitializer.floats(name, w.dims(), values));
     }
     return write("scaled.onnx", model);
+  }
+
+  private static List<Float> firstOutputs(ActivationSource source, OnnxModel model) {
+    List<Float> values = new ArrayList<>();
+    source.run(model, List.of("y"), (name, y) -> values.add(y.get(y.position())));
+    return values;
+  }
+
+  @Test
+  void someExamplesAreEvenlySpread() {
+    OnnxModel model = OnnxModel.read(reference);
+    FileActivations source = new FileActivations(examples, model, N, 1);
+    List<Float> all = firstOutputs(source, model);
+    assertEquals(N, all.size());
+    assertEquals(
+        List.of(all.get(0), all.get(N / 3), all.get(2 * N / 3)),
+        firstOutputs(source.some(3), model));
+    assertEquals(all, firstOutputs(source.some(N + 1), model));
   }
 
   @Test

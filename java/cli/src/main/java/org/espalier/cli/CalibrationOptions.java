@@ -1,7 +1,6 @@
 package org.espalier.cli;
 
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Consumer;
@@ -125,12 +124,7 @@ final class CalibrationOptions {
     if (all.isEmpty()) {
       throw new InputException(calibration + " holds no text");
     }
-    List<String> some = new ArrayList<>();
-    int wanted = Math.min(count, all.size());
-    for (int i = 0; i < wanted; i++) {
-      some.add(all.get((int) ((long) i * all.size() / wanted)));
-    }
-    return some;
+    return ActivationSource.spread(all, count);
   }
 
   private static boolean isTextModel(OnnxModel model) {

@@ -20,6 +20,7 @@ import org.espalier.compress.OnnxPruner;
 import org.espalier.compress.OnnxPruner.Candidate;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
+import org.espalier.compress.onnx.ChannelPruner.Allocation;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
@@ -49,8 +50,10 @@ import picocli.CommandLine.Parameters;
       "",
       "With --channels it removes whole channels in place of single weights, those that calibration"
           + " says are missed least, refits the weights that read the others, and tells how much"
-          + " faster the result is. Of each set of channels the share goes, many in multiples of"
-          + " 16; --include and --exclude name the weights that make them.",
+          + " faster the result is. Channels are counted by sets, many in multiples of 16;"
+          + " --include and --exclude name the weights that make them. By default sets that the"
+          + " outputs miss less lose more, and in all as much work is saved as if each lost the"
+          + " share; with --allocation uniform each loses it.",
       "",
       "A pattern n:m lies along the axis that is summed over: the inputs of a matrix product or"
           + " recurrent layer, the input channels of a convolution.",
@@ -89,6 +92,16 @@ final class Prune implements Callable<Integer> {
           "Whether the amount, count or sparsity is of all chosen tensors together or of each."
               + " Default: global.")
   private Scope scope;
+
+  @Option(
+      names = "--allocation",
+      paramLabel = "global|uniform",
+      description =
+          "Of which sets --channels removes how many. global: more where the outputs of some"
+              + " calibration examples change less, at the work that the same share of each would"
+              + " leave; takes longer, and is uniform without calibration or where that is hardly"
+              + " worse. uniform: the same share of each set. Default: global.")
+  private Allocation allocation;
 
   @Mixin private TensorOptions tensors;
 
@@ -190,6 +203,9 @@ final class Prune implements Callable<Integer> {
       pruneChannels();
       return 0;
     }
+    if (allocation != null) {
+      throw new InputException("--allocation is for --channels");
+    }
     if (!refit && (calibration.given() || tokenizer.given())) {
       throw new InputException("--calibration and --tokenizer are for --channels and --refit");
     }
@@ -256,7 +272,12 @@ final class Prune implements Callable<Integer> {
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     List<String> names = ChannelPruner.weights(onnx);
     Set<String> chosen = names.isEmpty() ? Set.of() : tensors.choose(names, name -> true);
-    ChannelPruner pruner = new ChannelPruner(onnx, how.channels, chosen::contains);
+    ChannelPruner pruner =
+        new ChannelPruner(
+            onnx,
+            how.channels,
+            allocation == null ? Allocation.GLOBAL : allocation,
+            chosen::contains);
     List<ChannelPruner.Narrowed> narrowed;
     double speedup;
     try (Progress progress = new Progress(common.err(), "calibrating")) {

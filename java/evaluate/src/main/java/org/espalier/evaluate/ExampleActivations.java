@@ -26,6 +26,11 @@ public final class ExampleActivations implements ActivationSource {
   }
 
   @Override
+  public ExampleActivations some(int count) {
+    return new ExampleActivations(examples.some(count), threads);
+  }
+
+  @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
     Map<String, OnnxJavaType> inputs = new LinkedHashMap<>();
     for (ValueInfoProto input : model.inputs()) {

@@ -16,6 +16,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.AttentionMask;
 import org.espalier.format.onnx.OnnxInitializer;
 
@@ -162,6 +163,11 @@ public final class ExampleTensors {
       examples.add(Map.of(ONLY_INPUT, new Value(bytes, dims, OnnxJavaType.FLOAT)));
     }
     return new ExampleTensors(examples);
+  }
+
+  /** At most so many of them, evenly spread. */
+  ExampleTensors some(int count) {
+    return new ExampleTensors(ActivationSource.spread(examples, count));
   }
 
   /** How many there are. */

@@ -240,6 +240,11 @@ public final class FileActivations implements ActivationSource {
   }
 
   @Override
+  public ExampleActivations some(int count) {
+    return new ExampleActivations(examples.some(count), threads);
+  }
+
+  @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
     new ExampleActivations(examples, threads).run(model, activations, receiver);
   }

@@ -36,6 +36,11 @@ public final class TensorActivations implements ActivationSource {
   }
 
   @Override
+  public TensorActivations some(int count) {
+    return new TensorActivations(ActivationSource.spread(examples, count), threads);
+  }
+
+  @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
     try (OrtSession.SessionOptions options = OnnxRuntime.options()) {
       options.setIntraOpNumThreads(threads);

@@ -23,11 +23,20 @@ public final class TextActivations implements ActivationSource {
    * @param threads threads of one run, at least 1
    */
   public TextActivations(TextTokenizer tokenizer, List<String> texts, int threads) {
+    this(threads, texts.stream().map(tokenizer::encode).toList());
+  }
+
+  private TextActivations(int threads, List<Tokens> texts) {
     if (texts.isEmpty()) {
       throw new InputException("calibration needs at least one text");
     }
-    this.texts = texts.stream().map(tokenizer::encode).toList();
+    this.texts = texts;
     this.threads = threads;
+  }
+
+  @Override
+  public TextActivations some(int count) {
+    return new TextActivations(threads, ActivationSource.spread(texts, count));
   }
 
   /**

@@ -14,6 +14,7 @@ import java.util.Set;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.Glob;
+import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.format.InputFile;
 import org.espalier.format.NearNames;
@@ -102,8 +103,10 @@ public record Recipe(
    *
    * @param file a reference; null for the model itself with fewer channels
    * @param channels the share of its hidden channels that goes; 0 where there is a file
+   * @param allocation of which sets how many go
    */
-  public record StudentSettings(String file, double channels, Place place) {}
+  public record StudentSettings(
+      String file, double channels, ChannelPruner.Allocation allocation, Place place) {}
 
   /**
    * The data: {@code texts} or {@code examples}.
@@ -289,9 +292,13 @@ public record Recipe(
       throw student.wrong(
           file ? "channels" : "file", "either file or channels is needed, not both");
     }
+    if (file && student.given("allocation")) {
+      throw student.wrong("allocation", "it is for channels, not for a file");
+    }
     return new StudentSettings(
         student.text("file"),
         file ? 0 : student.real("channels"),
+        ChannelPruner.Allocation.valueOf(student.text("allocation").toUpperCase(Locale.ROOT)),
         student.place(file ? "file" : "channels"));
   }
 

@@ -259,7 +259,11 @@ public final class RecipeRun {
       OnnxModel narrow = model.copy();
       try {
         List<ChannelPruner.Narrowed> sets =
-            new ChannelPruner(narrow, recipe.student().channels(), weight -> true)
+            new ChannelPruner(
+                    narrow,
+                    recipe.student().channels(),
+                    recipe.student().allocation(),
+                    weight -> true)
                 .prune(data.calibration());
         host.note(ChannelPruner.summary(sets) + " hidden channels are left");
       } catch (InputException e) {

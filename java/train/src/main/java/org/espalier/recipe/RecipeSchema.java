@@ -99,7 +99,14 @@ public final class RecipeSchema {
                               null,
                               "In place of a file: the model itself without this share of its"
                                   + " hidden channels, of feed-forward blocks and between"
-                                  + " convolutions, refitted to what calibration saw."))),
+                                  + " convolutions, refitted to what calibration saw."),
+                          optional(
+                              "allocation",
+                              new Choice(List.of("global", "uniform")),
+                              "global",
+                              "Of which sets of channels how many go. global: more where outputs"
+                                  + " change less, at the work that uniform would leave. uniform:"
+                                  + " the same share of each."))),
                   null,
                   "What is trained in place of the model, which then is its teacher."),
               required(

@@ -12,6 +12,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
@@ -25,6 +26,7 @@ import java.util.Map;
 import java.util.Random;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ChannelPruner.Allocation;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -85,7 +87,9 @@ class ChannelPrunerTest {
             .addInitializer(floats("b2", random, 0.5f, 6))
             .addInitializer(number("half", 0.5f))
             .addInitializer(number("one", 1))
-            .addInitializer(number("root", 1.41421354f));
+            .addInitializer(number("root", 1.41421354f))
+            .addInitializer(twins("wm", 0.2f, 1, CHANNELS, CHANNELS))
+            .addInitializer(twins("b3", 0.5f, 0, CHANNELS));
     return model(g, lines);
   }
 
@@ -172,7 +176,7 @@ class ChannelPrunerTest {
   private double errorOfHalf(ModelProto proto, boolean calibrated) throws OrtException {
     OnnxModel model = OnnxModel.of(proto, "model");
     List<ChannelPruner.Narrowed> narrowed =
-        new ChannelPruner(model, 0.5, name -> !name.equals("squeeze"))
+        new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> !name.equals("squeeze"))
             .prune(calibrated ? examples(proto, 64) : null);
     assertEquals(
         List.of(CHANNELS / 2), narrowed.stream().map(ChannelPruner.Narrowed::after).toList());
@@ -251,7 +255,9 @@ class ChannelPrunerTest {
   private static void refused(String word, ModelProto proto, double amount, boolean chosen) {
     OnnxModel model = OnnxModel.of(proto, "model");
     InputException e =
-        assertThrows(InputException.class, () -> new ChannelPruner(model, amount, name -> chosen));
+        assertThrows(
+            InputException.class,
+            () -> new ChannelPruner(model, amount, Allocation.GLOBAL, name -> chosen));
     assertTrue(e.getMessage().contains(word), e.getMessage());
   }
 
@@ -284,7 +290,7 @@ class ChannelPrunerTest {
             .addInitializer(floats("w2", read, CHANNELS, 6));
     ModelProto proto = model(g, "h MatMul x w1", "z Relu h", "y MatMul z w2");
     OnnxModel model = OnnxModel.of(proto, "model");
-    new ChannelPruner(model, 0.75, name -> true).prune(null);
+    new ChannelPruner(model, 0.75, Allocation.GLOBAL, name -> true).prune(null);
     FloatBuffer left = model.constant("w1").floats();
     float[] expected = new float[8];
     int n = 0;
@@ -320,7 +326,8 @@ class ChannelPrunerTest {
     model.replaceConstant(OnnxInitializer.floats("w2", new long[] {CHANNELS, 6}, values));
     InputException e =
         assertThrows(
-            InputException.class, () -> new ChannelPruner(model, 0.5, n -> true).prune(null));
+            InputException.class,
+            () -> new ChannelPruner(model, 0.5, Allocation.UNIFORM, n -> true).prune(null));
     assertTrue(e.getMessage().contains("w2") && e.getMessage().contains("NaN"), e.getMessage());
   }
 
@@ -333,10 +340,129 @@ class ChannelPrunerTest {
         .setInput(0, value("x", DataType.FLOAT, 2, 3, 8, 8))
         .setOutput(0, value("y", DataType.FLOAT, 2, 6, 8, 8));
     ChannelPruner pruner =
-        new ChannelPruner(OnnxModel.of(fixed.build(), "model"), 0.5, name -> true);
+        new ChannelPruner(
+            OnnxModel.of(fixed.build(), "model"), 0.5, Allocation.GLOBAL, name -> true);
     TensorActivations examples = examples(proto, 1);
     InputException e = assertThrows(InputException.class, () -> pruner.prune(examples));
     assertTrue(e.getMessage().contains("input x is of 2 images"), e.getMessage());
     assertEquals(1, pruner.prune(null).size());
+  }
+
+  /** Two sets one after the other: the bias that the first one's reader gets is the second one's to cut. */
+  @Test
+  void setsInARowBecomeSmaller() throws OrtException {
+    ModelProto proto =
+        perceptron("h Gemm x wt b1", "z Relu h", "k Gemm z wm b3", "t Relu k", "y Gemm t w2t b2");
+    OnnxModel model = OnnxModel.of(proto, "model");
+    List<ChannelPruner.Narrowed> narrowed =
+        new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true).prune(examples(proto, 64));
+    assertEquals(List.of(16, 16), counts(narrowed));
+    double error = new OutputError(OnnxModel.of(proto, "original"), examples(proto, 4)).of(model);
+    assertTrue(error < 2 * TWINS, "error " + error);
+  }
+
+  /** Exporters write constants as nodes too; the bias that was there before the fitted one goes. */
+  @Test
+  void noConstantIsLeftBehind() throws OrtException {
+    ModelProto proto = perceptron("h Gemm x wt b1", "z Relu h", "y Gemm z w2t b2");
+    GraphProto.Builder g = proto.getGraph().toBuilder();
+    for (int i = 0; i < g.getInitializerCount(); i++) {
+      if (g.getInitializer(i).getName().equals("b2")) {
+        g.addNode(
+            0,
+            NodeProto.newBuilder()
+                .setOpType("Constant")
+                .addOutput("b2")
+                .addAttribute(
+                    AttributeProto.newBuilder()
+                        .setName("value")
+                        .setType(AttributeProto.AttributeType.TENSOR)
+                        .setT(g.getInitializer(i))));
+        g.removeInitializer(i);
+        break;
+      }
+    }
+    OnnxModel model = OnnxModel.of(SmallModels.model(16, g), "model");
+    assertEquals(4, model.nodes().size());
+    new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true).prune(examples(proto, 8));
+    assertEquals(3, model.nodes().size());
+  }
+
+  private static List<Integer> counts(List<ChannelPruner.Narrowed> narrowed) {
+    return narrowed.stream().map(ChannelPruner.Narrowed::after).toList();
+  }
+
+  /** y = relu(x · wa) · va + relu(x · wb) · vb, the second part of a tenth or of all of the first one's size. */
+  private ModelProto twoBlocks(float second) {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("blocks")
+            .addInput(value("x", DataType.FLOAT, -1, 8))
+            .addOutput(value("y", DataType.FLOAT, -1, 6))
+            .addInitializer(floats("wa", random, 0.5f, 8, CHANNELS))
+            .addInitializer(floats("va", random, 0.3f, CHANNELS, 6))
+            .addInitializer(floats("wb", random, 0.5f, 8, CHANNELS))
+            .addInitializer(floats("vb", random, 0.3f * second, CHANNELS, 6));
+    return model(
+        g,
+        "h MatMul x wa",
+        "s Relu h",
+        "p MatMul s va",
+        "k MatMul x wb",
+        "t Relu k",
+        "q MatMul t vb",
+        "y Add p q");
+  }
+
+  private List<Integer> counts(
+      ModelProto proto, double amount, Allocation allocation, TensorActivations examples) {
+    OnnxModel model = OnnxModel.of(proto, "model");
+    return counts(new ChannelPruner(model, amount, allocation, name -> true).prune(examples));
+  }
+
+  /** As much is left to do, and the outputs move less. */
+  @Test
+  void whatTheOutputsMissLessLosesMore() throws OrtException {
+    ModelProto proto = twoBlocks(0.1f);
+    TensorActivations seen = examples(proto, 64);
+    OutputError error = new OutputError(OnnxModel.of(proto, "original"), examples(proto, 4));
+    double[] errors = new double[2];
+    for (Allocation allocation : Allocation.values()) {
+      OnnxModel model = OnnxModel.of(proto, "model");
+      List<Integer> counts =
+          counts(new ChannelPruner(model, 0.5, allocation, name -> true).prune(seen));
+      assertEquals(allocation == Allocation.GLOBAL ? List.of(24, 8) : List.of(16, 16), counts);
+      errors[allocation.ordinal()] = error.of(model);
+    }
+    assertTrue(errors[0] < 0.7 * errors[1], Arrays.toString(errors));
+  }
+
+  @Test
+  void sharesAreTheSameWhereNothingTellsSetsApart() throws OrtException {
+    ModelProto uneven = twoBlocks(0.1f);
+    assertEquals(List.of(16, 16), counts(uneven, 0.5, Allocation.GLOBAL, null));
+    ModelProto even = twoBlocks(1);
+    assertEquals(List.of(16, 16), counts(even, 0.5, Allocation.GLOBAL, examples(even, 64)));
+    assertEquals(List.of(32, 32), counts(uneven, 0, Allocation.GLOBAL, examples(uneven, 64)));
+  }
+
+  /**
+   * Two blocks of the same weights, one subtracted: alone the smaller one is missed less, but where both lose the same
+   * what they do wrong cancels out in part.
+   */
+  @Test
+  void sharesAreTheSameWhereThatIsBetterInAll() throws OrtException {
+    ModelProto proto = twoBlocks(1);
+    GraphProto.Builder g = proto.getGraph().toBuilder();
+    TensorProto va = g.getInitializer(1);
+    FloatBuffer read = OnnxInitializer.ofMessage(va).floats();
+    float[] less = new float[CHANNELS * 6];
+    for (int i = 0; i < less.length; i++) {
+      less[i] = -0.3f * read.get(i);
+    }
+    g.setInitializer(2, g.getInitializer(0).toBuilder().setName("wb"));
+    g.setInitializer(3, floats("vb", less, CHANNELS, 6));
+    ModelProto opposed = SmallModels.model(16, g);
+    assertEquals(List.of(16, 16), counts(opposed, 0.5, Allocation.GLOBAL, examples(opposed, 64)));
   }
 }

@@ -1,7 +1,9 @@
 package org.espalier.compress.onnx;
 
 import java.nio.FloatBuffer;
+import java.util.ArrayList;
 import java.util.Collection;
+import java.util.List;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -20,6 +22,26 @@ public interface ActivationSource {
    * @throws org.espalier.InputException when the model cannot be run
    */
   void run(OnnxModel model, Collection<String> activations, Receiver receiver);
+
+  /**
+   * The same with at most so many of the examples, evenly spread, for runs that are many; a source that cannot choose
+   * gives all.
+   *
+   * @param count at least 1
+   */
+  default ActivationSource some(int count) {
+    return this;
+  }
+
+  /** At most so many of a list's members, evenly spread. */
+  static <T> List<T> spread(List<T> list, int count) {
+    int n = Math.min(count, list.size());
+    List<T> some = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      some.add(list.get((int) ((long) i * list.size() / n)));
+    }
+    return some;
+  }
 
   /** Receives one activation of one example. */
   @FunctionalInterface

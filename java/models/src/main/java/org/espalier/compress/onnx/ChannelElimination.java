@@ -151,9 +151,11 @@ final class ChannelElimination {
   private final int size;
   private final List<Sum> sums = new ArrayList<>();
   private final boolean[] left;
+  private int count;
 
   ChannelElimination(int size) {
     this.size = size;
+    count = size;
     left = new boolean[size];
     Arrays.fill(left, true);
   }
@@ -170,12 +172,13 @@ final class ChannelElimination {
   }
 
   /**
-   * Takes channels away.
+   * Takes channels away. May be called again, for fewer.
    *
+   * @param wanted how many stay, at most as many as the last time
    * @return the channels that stay, ascending
    */
-  int[] keep(int count) {
-    for (int n = size; n > count; n--) {
+  int[] keep(int wanted) {
+    for (; count > wanted; count--) {
       int least = -1;
       double cost = Double.POSITIVE_INFINITY;
       for (int c = 0; c < size; c++) {

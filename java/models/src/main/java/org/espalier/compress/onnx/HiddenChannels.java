@@ -51,7 +51,12 @@ record HiddenChannels(
    * @param block how many entries of the axis a channel has, one after the other: 1, or the pixels of an image that
    *     was made flat
    */
-  record Slice(String node, int input, String constant, int axis, int block) {}
+  record Slice(String node, int input, String constant, int axis, int block) {
+    private Slice renamed(Map<String, Map<Integer, String>> inputs) {
+      String now = inputs.getOrDefault(node, Map.of()).getOrDefault(input, constant);
+      return new Slice(node, input, now, axis, block);
+    }
+  }
 
   /**
    * A product that sums over the channels.
@@ -66,6 +71,33 @@ record HiddenChannels(
    */
   record Reader(
       String activation, String node, String weight, Slice slice, String bias, boolean image) {}
+
+  /**
+   * The same where nodes read other constants now.
+   *
+   * @param inputs what an input of a node is now, by the output of the node
+   */
+  HiddenChannels renamed(Map<String, Map<Integer, String>> inputs) {
+    return new HiddenChannels(
+        name,
+        size,
+        weights,
+        makers,
+        slices.stream().map(slice -> slice.renamed(inputs)).toList(),
+        readers.stream()
+            .map(
+                r ->
+                    new Reader(
+                        r.activation(),
+                        r.node(),
+                        r.weight(),
+                        r.slice().renamed(inputs),
+                        r.bias(),
+                        r.image()))
+            .toList(),
+        depthwise,
+        values);
+  }
 
   /** Operators of one input and output that treat each number for itself. */
   private static final Set<String> UNARY =

@@ -1,0 +1,185 @@
+package org.espalier.compress.onnx;
+
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.IntStream;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.HiddenChannels.Reader;
+import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * Which channels of a set go, and what the products that read the others become. Not safe for several threads.
+ */
+final class ChannelFit {
+  /**
+   * A product that reads the channels.
+   *
+   * @param rows what each channel is multiplied with
+   * @param outputs how many sums it has
+   * @param inner how many numbers of a channel lie one after the other in its weight
+   * @param last whether its outputs are the last axis of the weight
+   * @param activation what calibration saw of the channels; null to go by magnitude
+   * @param mean of its outputs over what calibration saw, without its bias; null where that stays
+   */
+  private record Sums(
+      double[][] rows,
+      int outputs,
+      int inner,
+      boolean last,
+      ActivationStatistics activation,
+      double[] mean) {
+
+    /** The mean of the outputs that some of the channels make. */
+    double[] mean(int[] channels) {
+      // A channel's numbers are [outputs, kernel or pixels] or, where its axis is the first,
+      // [pixels, outputs].
+      double[] mean = new double[outputs];
+      for (int c : channels) {
+        for (int i = 0; i < rows[c].length; i++) {
+          mean[last ? i % outputs : i / inner] += activation.mean(c) * rows[c][i];
+        }
+      }
+      return mean;
+    }
+  }
+
+  private final ChannelElimination elimination;
+  private final List<Sums> readers = new ArrayList<>();
+
+  /**
+   * @param set of the model as it is now
+   * @param statistics of what the products read, by the name of the value; empty to go by magnitude
+   * @throws InputException if a weight is not finite
+   */
+  ChannelFit(OnnxModel model, HiddenChannels set, Map<String, ActivationStatistics> statistics) {
+    boolean seen = !statistics.isEmpty();
+    // What both reads and makes them has a bias that is to be cut too.
+    boolean biased =
+        seen
+            && set.readers().stream()
+                .allMatch(r -> r.bias() != null && !set.makers().contains(r.node()));
+    double[][] magnitudes = seen ? null : magnitudes(model, set);
+    elimination = new ChannelElimination(set.size());
+    for (Reader reader : set.readers()) {
+      Slice slice = reader.slice();
+      long[] dims = model.constant(slice.constant()).dims();
+      boolean last = slice.axis() == 0;
+      Sums sums =
+          new Sums(
+              rows(model, set, slice, reader.weight()),
+              (int) dims[last ? 1 : 0],
+              inner(dims, slice),
+              last,
+              statistics.get(reader.activation()),
+              null);
+      readers.add(biased ? withMean(sums, set.size()) : sums);
+      elimination.add(seen ? moments(sums.activation(), biased) : magnitudes, sums.rows());
+    }
+  }
+
+  private static Sums withMean(Sums sums, int size) {
+    double[] mean = sums.mean(IntStream.range(0, size).toArray());
+    return new Sums(
+        sums.rows(), sums.outputs(), sums.inner(), sums.last(), sums.activation(), mean);
+  }
+
+  private static double[][] moments(ActivationStatistics seen, boolean centred) {
+    float[] ones = new float[seen.channels()];
+    Arrays.fill(ones, 1);
+    return seen.moments(new float[seen.channels()], ones, centred);
+  }
+
+  /** Moments that know nothing but the sum of squares of the weights that make each channel. */
+  private static double[][] magnitudes(OnnxModel model, HiddenChannels set) {
+    double[][] diagonal = new double[set.size()][1];
+    for (Slice slice : set.slices()) {
+      if (set.makers().contains(slice.node()) && slice.input() == 1) {
+        double[][] rows = rows(model, set, slice, slice.constant());
+        for (int c = 0; c < rows.length; c++) {
+          diagonal[c][0] += Arrays.stream(rows[c]).map(w -> w * w).sum();
+        }
+      }
+    }
+    return diagonal;
+  }
+
+  /**
+   * For each channel all numbers of a constant that are its own, in their order.
+   *
+   * @param weight what people call it
+   * @throws InputException if one is not finite
+   */
+  static double[][] rows(OnnxModel model, HiddenChannels set, Slice slice, String weight) {
+    OnnxInitializer tensor = model.constant(slice.constant());
+    FloatBuffer values = tensor.floats();
+    int inner = inner(tensor.dims(), slice);
+    int outer = (int) (tensor.elements() / ((long) set.size() * inner));
+    double[][] rows = new double[set.size()][outer * inner];
+    int at = values.position();
+    for (int o = 0; o < outer; o++) {
+      for (double[] row : rows) {
+        for (int i = 0; i < inner; i++) {
+          float w = values.get(at++);
+          if (!Float.isFinite(w)) {
+            throw new InputException(
+                model.name()
+                    + ": the weights "
+                    + weight
+                    + " hold "
+                    + w
+                    + "; finite numbers are right");
+          }
+          row[o * inner + i] = w;
+        }
+      }
+    }
+    return rows;
+  }
+
+  /** How many numbers of a channel lie one after the other. */
+  static int inner(long[] dims, Slice slice) {
+    int inner = slice.block();
+    for (int i = slice.axis() + 1; i < dims.length; i++) {
+      inner *= (int) dims[i];
+    }
+    return inner;
+  }
+
+  /**
+   * Lets all but so many channels go. May be called again, for fewer.
+   *
+   * @return the channels that stay, ascending
+   */
+  int[] keep(int count) {
+    return elimination.keep(count);
+  }
+
+  /** What each channel is multiplied with by the reader of a number; right for channels that stay. */
+  double[][] rows(int reader) {
+    return readers.get(reader).rows();
+  }
+
+  /**
+   * What is to be added to the bias of the reader of a number, so that its outputs keep their mean; null where it
+   * stays.
+   *
+   * @param kept the channels that stay
+   */
+  double[] biasChange(int reader, int[] kept) {
+    Sums sums = readers.get(reader);
+    if (sums.mean() == null) {
+      return null;
+    }
+    double[] change = sums.mean().clone();
+    double[] now = sums.mean(kept);
+    for (int c = 0; c < change.length; c++) {
+      change[c] -= now[c];
+    }
+    return change;
+  }
+}

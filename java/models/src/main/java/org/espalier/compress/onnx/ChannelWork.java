@@ -1,0 +1,101 @@
+package org.espalier.compress.onnx;
+
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.compress.onnx.HiddenChannels.Reader;
+import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * What a model has to do with its hidden channels, by how many of each set there are: the multiplications of the
+ * products that make and read them, and the numbers between those, which are written and read.
+ */
+final class ChannelWork {
+  /**
+   * A number between products takes as long as so many multiplications: so fits what narrower sets of a text detector
+   * save in ONNX Runtime on AVX-512.
+   */
+  private static final double MOVE = 16;
+
+  /** A product of channels of up to two sets, told by their numbers; −1 for none. */
+  private record Product(int read, int made, double multiplications) {}
+
+  private final int[] sizes;
+  private final List<Product> products = new ArrayList<>();
+
+  /** Of each set the numbers that all its values have. */
+  private final double[] numbers;
+
+  /**
+   * Sees how large everything is.
+   *
+   * @param source of examples, of which one will do
+   */
+  ChannelWork(OnnxModel model, List<HiddenChannels> sets, ActivationSource source) {
+    sizes = sets.stream().mapToInt(HiddenChannels::size).toArray();
+    Map<String, Integer> read = new HashMap<>();
+    Map<String, Integer> made = new HashMap<>();
+    Map<String, Slice> weights = new HashMap<>();
+    Set<String> values = new HashSet<>();
+    for (int s = 0; s < sizes.length; s++) {
+      HiddenChannels set = sets.get(s);
+      values.addAll(set.values());
+      for (Reader reader : set.readers()) {
+        read.put(reader.node(), s);
+        weights.put(reader.node(), reader.slice());
+      }
+      for (Slice slice : set.slices()) {
+        boolean makes =
+            set.makers().contains(slice.node()) || set.depthwise().contains(slice.node());
+        boolean reads = set.readers().stream().anyMatch(r -> r.slice().equals(slice));
+        if (makes && !reads && slice.input() == 1) {
+          made.put(slice.node(), s);
+          weights.putIfAbsent(slice.node(), slice);
+        }
+      }
+    }
+    values.addAll(weights.keySet());
+    Map<String, Long> elements = new HashMap<>();
+    source.run(model, values, (name, v) -> elements.merge(name, (long) v.remaining(), Long::sum));
+    weights.forEach(
+        (node, slice) -> {
+          OnnxInitializer weight = model.constant(slice.constant());
+          int outputs = read.containsKey(node) ? 1 - slice.axis() : slice.axis();
+          double rows = (double) elements.get(node) / weight.dims()[outputs];
+          products.add(
+              new Product(
+                  read.getOrDefault(node, -1),
+                  made.getOrDefault(node, -1),
+                  rows * weight.elements()));
+        });
+    numbers =
+        sets.stream()
+            .mapToDouble(set -> set.values().stream().mapToLong(elements::get).sum())
+            .toArray();
+  }
+
+  /**
+   * What is to be done, in multiplications.
+   *
+   * @param counts how many channels each set has
+   */
+  double of(int[] counts) {
+    double sum = 0;
+    for (int s = 0; s < counts.length; s++) {
+      sum += MOVE * numbers[s] * share(s, counts);
+    }
+    for (Product p : products) {
+      sum += p.multiplications() * share(p.read(), counts) * share(p.made(), counts);
+    }
+    return sum;
+  }
+
+  private double share(int set, int[] counts) {
+    return set < 0 ? 1 : (double) counts[set] / sizes[set];
+  }
+}
