@@ -163,25 +163,22 @@ public final class ChannelPruner {
     return error(best, source, error) < BETTER * error(uniform, source, error) ? best : uniform;
   }
 
-  /** How many channels a set may keep, descending: at least as many as half of what would stay. */
+  /** The shares of a set at which its cost is measured: the amount, and where half and a quarter as many stay. */
+  private double[] measured() {
+    return new double[] {amount, (1 + amount) / 2, (3 + amount) / 4};
+  }
+
+  /** How many channels a set may keep, descending. */
   private int[] counts(int size) {
     int unit = unit(size);
-    int least = keep(size, beyond());
+    int least = Arrays.stream(measured()).mapToInt(share -> keep(size, share)).min().orElseThrow();
     return IntStream.concat(
             IntStream.of(size),
             IntStream.iterate((size - 1) / unit * unit, n -> n >= least, n -> n - unit))
         .toArray();
   }
 
-  /** The share that goes where half as many stay as the amount says. */
-  private double beyond() {
-    return (1 + amount) / 2;
-  }
-
-  /**
-   * The squared error of the outputs where a set alone is narrower. It is measured at the share and where half as
-   * many are left, and lies on lines between.
-   */
+  /** The squared error of the outputs where a set alone has so many channels, on lines between what is measured. */
   private double[] costs(
       HiddenChannels set,
       int[] counts,
@@ -190,7 +187,7 @@ public final class ChannelPruner {
     ChannelFit fit = new ChannelFit(model, set, statistics);
     double[] costs = new double[counts.length];
     int from = 0;
-    for (double share : new double[] {amount, beyond()}) {
+    for (double share : measured()) {
       int keep = keep(set.size(), share);
       int to = from;
       while (counts[to] > keep) {
