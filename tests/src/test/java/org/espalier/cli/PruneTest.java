@@ -339,7 +339,7 @@ class PruneTest {
     refused("--scope", "-o", out, "--channels", "0.5", "--scope", "global");
     refused("'head.*'", "-o", out, "--channels", "0.5", "--include", "head.*");
     refused("are for --channels", "-o", out, "--amount", "0.5", "--calibration", "none");
-    refused("are for --channels", "-o", out, "--amount", "0.5", "--allocation", "uniform");
+    refused("--allocation is for --channels", "-o", out, "--amount", "0.5", "--allocation", "uniform");
     refused("--allocation", "-o", out, "--channels", "0.5", "--allocation", "fair");
     refused(
         "none.safetensors", "-o", out, "--channels", "0.5", "--calibration", "none.safetensors");

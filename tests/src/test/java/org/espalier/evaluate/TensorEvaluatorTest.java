@@ -172,7 +172,7 @@ class TensorEvaluatorTest {
         .run(
             OnnxModel.read(model),
             List.of("s"),
-            (name, values) -> seen.add(new float[values.remaining()]));
+            (name, shape, values) -> seen.add(new float[values.remaining()]));
     assertEquals(4, seen.size());
     assertEquals(6, seen.get(0).length);
 
