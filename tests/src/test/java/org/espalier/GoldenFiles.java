@@ -38,6 +38,11 @@ public final class GoldenFiles {
     if (given != null && !given.isEmpty()) {
       return Path.of(given);
     }
+    return repository();
+  }
+
+  /** The directory of the repository. */
+  public static Path repository() {
     return Path.of(System.getProperty("espalier.root", ".."), "tests", "golden").normalize();
   }
 
@@ -48,16 +53,34 @@ public final class GoldenFiles {
    * @throws IllegalStateException where no file matches
    */
   public static Stream<DynamicTest> tests(String glob, Check check) {
-    List<Path> files = new ArrayList<>();
-    try (DirectoryStream<Path> matches = Files.newDirectoryStream(directory(), glob)) {
-      matches.forEach(files::add);
-    } catch (IOException e) {
-      throw new IllegalStateException("cannot list " + directory().toAbsolutePath(), e);
-    }
+    List<Path> files = files(directory(), glob);
     if (files.isEmpty()) {
       throw new IllegalStateException("no file " + glob + " in " + directory().toAbsolutePath());
     }
+    return tests(files, check);
+  }
+
+  /**
+   * The same for files that are not PyTorch's but our own: a directory without any, as one of
+   * PyTorch's alone is, leaves those of the repository.
+   */
+  public static Stream<DynamicTest> testsOfOurOwn(Path directory, String glob, Check check) {
+    List<Path> files = files(directory, glob);
+    return tests(files.isEmpty() ? files(repository(), glob) : files, check);
+  }
+
+  private static List<Path> files(Path directory, String glob) {
+    List<Path> files = new ArrayList<>();
+    try (DirectoryStream<Path> matches = Files.newDirectoryStream(directory, glob)) {
+      matches.forEach(files::add);
+    } catch (IOException e) {
+      throw new IllegalStateException("cannot list " + directory.toAbsolutePath(), e);
+    }
     files.sort(null);
+    return files;
+  }
+
+  private static Stream<DynamicTest> tests(List<Path> files, Check check) {
     return files.stream()
         .flatMap(
             file ->

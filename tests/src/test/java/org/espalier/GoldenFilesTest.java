@@ -5,11 +5,17 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.stream.Stream;
 import org.espalier.backend.Isa;
+import org.espalier.op.Variants;
 import org.junit.jupiter.api.DynamicTest;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 
 class GoldenFilesTest {
   @Test
@@ -32,6 +38,25 @@ class GoldenFilesTest {
     }
     assertTrue(names.contains("sgd_plain.safetensors SCALAR"), names.toString());
     assertEquals(names, seen);
+  }
+
+  @Test
+  void takesFilesOfOurOwnFromTheRepositoryWhereThereAreNone(@TempDir Path folder)
+      throws IOException {
+    GoldenFiles.Check none = (file, isa) -> {};
+    Path repository = GoldenFiles.repository();
+    assertEquals(
+        names(GoldenFiles.testsOfOurOwn(repository, "adamw_*", none)),
+        names(GoldenFiles.testsOfOurOwn(folder, "adamw_*", none)));
+    Files.copy(
+        repository.resolve("adamw_plain.safetensors"), folder.resolve("adamw_x.safetensors"));
+    List<String> given = names(GoldenFiles.testsOfOurOwn(folder, "adamw_*", none));
+    assertEquals(Variants.isas().count(), given.size());
+    assertTrue(given.contains("adamw_x.safetensors SCALAR"), given.toString());
+  }
+
+  private static List<String> names(Stream<DynamicTest> tests) {
+    return tests.map(DynamicTest::getDisplayName).toList();
   }
 
   @Test

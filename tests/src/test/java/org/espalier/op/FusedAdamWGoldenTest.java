@@ -22,7 +22,8 @@ import org.junit.jupiter.api.io.TempDir;
 class FusedAdamWGoldenTest {
   @TestFactory
   Stream<DynamicTest> agreesWithDoublePrecision() {
-    return GoldenFiles.tests("adamw_*.safetensors", (file, isa) -> check(file));
+    return GoldenFiles.testsOfOurOwn(
+        GoldenFiles.directory(), "adamw_*.safetensors", (file, isa) -> check(file));
   }
 
   private static void check(GoldenFiles.GoldenFile file) {
@@ -81,12 +82,11 @@ class FusedAdamWGoldenTest {
   /** The files of the repository are what their generator writes. */
   @Test
   void theFilesAreGenerated(@TempDir Path folder) throws IOException {
-    Path repository = Path.of(System.getProperty("espalier.root"), "tests", "golden");
     for (FusedAdamWGoldenFiles.Settings settings : FusedAdamWGoldenFiles.ALL) {
       String name = settings.name() + ".safetensors";
       FusedAdamWGoldenFiles.write(settings, folder.resolve(name));
       assertArrayEquals(
-          Files.readAllBytes(repository.resolve(name)),
+          Files.readAllBytes(GoldenFiles.repository().resolve(name)),
           Files.readAllBytes(folder.resolve(name)),
           name);
     }
