@@ -27,6 +27,13 @@ class EspalierTest {
   }
 
   @Test
+  void jsonMayBeAskedForBeforeTheCommand() {
+    assertTrue(Run.of("--json", "doctor").json().get("isa").isTextual());
+    assertTrue(Run.of("--json", "recipe", "schema").json().isObject());
+    assertTrue(Run.of("recipe", "--json", "schema").json().isObject());
+  }
+
+  @Test
   void withoutACommandItSaysSo() {
     Run run = Run.of();
     assertEquals(2, run.code());

@@ -29,8 +29,13 @@ final class CommonOptions {
       description = "Print this help.")
   private boolean help;
 
-  /** Whether the result is wanted as JSON. */
+  /** Whether the result is wanted as JSON, which may be said before the command's name too. */
   boolean json() {
+    for (CommandSpec outer = spec.parent(); outer != null; outer = outer.parent()) {
+      if (outer.findOption("--json").<Boolean>getValue()) {
+        return true;
+      }
+    }
     return json;
   }
 

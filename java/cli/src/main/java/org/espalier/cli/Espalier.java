@@ -57,7 +57,7 @@ public final class Espalier implements Runnable {
 
   @Option(
       names = {"-V", "--version"},
-      description = "Print the version, the commit and what the kernels run on.")
+      description = "Print the version and the commit.")
   private boolean version;
 
   public static void main(String[] args) {
