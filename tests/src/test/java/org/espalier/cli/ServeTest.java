@@ -123,18 +123,23 @@ class ServeTest {
     String features = "{\"features\": [1, 2, 3]}";
     try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {
       JsonNode first = post(200, "/predict", features, null);
+      assertEquals(1, first.get("store_version").asLong());
       learnFrom(OnlineTest.lines(40, 9));
       until(() -> get("/versions", null).body().contains("\"seen\":440"));
-      long before = post(200, "/predict", features, null).get("version").asLong();
+      JsonNode learned = post(200, "/predict", features, null);
+      long before = learned.get("version").asLong();
       assertTrue(before > first.get("version").asLong());
+      assertEquals(1, learned.get("store_version").asLong());
       Run.of("store", "publish", store.resolve("versions/1/model"), "--store", store).done();
       until(() -> service.storeVersion() == 2);
+      assertEquals(2, post(200, "/predict", features, null).get("store_version").asLong());
       Run.of("store", "rollback", "--store", store).done();
       until(() -> service.storeVersion() == 1);
       // The old answers again, under a number that nothing else had.
       JsonNode again = post(200, "/predict", features, null);
       assertEquals(first.get("outputs"), again.get("outputs"));
       assertTrue(again.get("version").asLong() > before, again + " after " + before);
+      assertEquals(1, again.get("store_version").asLong());
     }
   }
 
@@ -154,6 +159,7 @@ class ServeTest {
 
       learnFrom(OnlineTest.lines(40, 9));
       until(() -> service.storeVersion() >= 3);
+      assertTrue(post(200, "/predict", features, null).get("store_version").asLong() >= 3);
       JsonNode learned = Run.of("store", "show", "3", "--store", store, "--json").json();
       assertEquals(2, learned.get("parent").asLong());
 
@@ -367,6 +373,8 @@ class ServeTest {
       JsonNode first = post(200, "/predict", asked, null);
       learnFrom(OnlineTest.lines(40, 9));
       until(() -> get("/versions", null).body().contains("\"seen\":440"));
+      Run.of("store", "publish", store.resolve("versions/1/model"), "--store", store).done();
+      until(() -> service.storeVersion() == 2);
       assertEquals(first, post(200, "/predict", spaced, null));
       refused(
           409, "/predict", asked.replace("2", "3"), "'a' waits for the outcome of other features");
@@ -378,7 +386,8 @@ class ServeTest {
       refused(404, "/feedback", "{\"id\": \"a\", \"label\": 1}", "'a'");
       JsonNode later = post(200, "/predict", asked, null);
       assertTrue(later.get("version").asLong() > first.get("version").asLong());
-      assertEquals(1, service.storeVersion());
+      assertEquals(1, first.get("store_version").asLong());
+      assertEquals(2, later.get("store_version").asLong());
     }
   }
 

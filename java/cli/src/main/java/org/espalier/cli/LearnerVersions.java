@@ -21,7 +21,8 @@ import org.espalier.store.Version;
 /**
  * The versions of a store that a learner is and makes. What another process makes current, by a
  * publication or a rollback, is taken over, and nothing is ever published over it: what was learned
- * beside it becomes a version that is not current. For one thread, but for {@link #current}.
+ * beside it becomes a version that is not current. For one thread, but for {@link #current} and {@link
+ * #origin}.
  */
 final class LearnerVersions {
   private final ModelStore store;
@@ -29,6 +30,16 @@ final class LearnerVersions {
   private final OnlineRecipe recipe;
   private final SigningKey signing;
   private final Consumer<String> notes;
+
+  /**
+   * Which version of the store the learner's versions go back to.
+   *
+   * @param since the learner's first one that goes back to {@code version}
+   * @param before what those before it go back to
+   */
+  private record Origin(long since, long version, long before) {}
+
+  private volatile Origin origin;
 
   /** The version that the learner went on from, or null. */
   private Long parent;
@@ -59,12 +70,26 @@ final class LearnerVersions {
     this.signing = signing;
     this.parent = parent;
     this.current = parent == null ? store.current().orElse(0) : parent;
+    this.origin = new Origin(0, current, current);
     this.notes = notes;
   }
 
   /** The version of the store that is known to be current. */
   long current() {
     return current;
+  }
+
+  /**
+   * The version of the store that one of the learner's, which answered just now, goes back to: it has the
+   * same weights, or those that learning went on from.
+   */
+  long origin(long version) {
+    Origin known = origin;
+    return version < known.since ? known.before : known.version;
+  }
+
+  private void goesBackTo(long id) {
+    origin = new Origin(learner.version(), id, origin.version);
   }
 
   ModelStore store() {
@@ -95,12 +120,18 @@ final class LearnerVersions {
     try (ModelStore.Held held = store.hold(id)) {
       boolean learned = LearnerFiles.isLearned(held);
       if (learned) {
-        long answered = learner.version();
-        LearnerFiles.load(learner, held);
-        learner.numberFrom(answered + 1);
+        synchronized (learner) { // no step comes between
+          long answered = learner.version();
+          LearnerFiles.load(learner, held);
+          learner.numberFrom(answered + 1);
+          goesBackTo(id);
+        }
       } else {
         try (Learnable published = LearnerFiles.readModel(held, recipe)) {
-          learner.adopt(published);
+          synchronized (learner) {
+            learner.adopt(published);
+            goesBackTo(id);
+          }
         }
       }
       current = id;
@@ -179,6 +210,7 @@ final class LearnerVersions {
               writer, learner, recipe.text(), lineage.withParent(parent), signing, !overtaken);
       parent = version.id();
       accounted = version.id();
+      goesBackTo(parent);
       if (overtaken) {
         notes.accept(
             "version "

@@ -28,11 +28,16 @@ import picocli.CommandLine.Option;
           + " from its weights with a fresh optimizer. Nothing is published over it.",
       "",
       "  POST /predict   {\"features\": [...]}, with an \"id\" where feedback will come",
-      "                  answers {\"outputs\": [...], \"label\": 1, \"version\": 7}",
+      "                  answers {\"outputs\": [...], \"label\": 1, \"version\": 7,",
+      "                  \"store_version\": 2}",
       "  POST /feedback  {\"id\": \"a\", \"label\": 1} or \"values\": [...]",
       "  GET  /versions  what is served, and the versions of the store",
       "  GET  /health    200 while it works",
       "  GET  /metrics   for Prometheus",
+      "",
+      "An answer's version is the learner's own count, which goes up with each change of the"
+          + " weights; store_version is the version of the store that has these weights or that"
+          + " learning went on from.",
       "",
       "A prediction whose answer was lost can be asked for again: the same id with the same"
           + " features gets the same answer as long as it waits for feedback; with other features"

@@ -336,18 +336,20 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     } finally {
       computing.release();
     }
+    long storeVersion = versions.origin(prediction.version());
     if (parsed.id() != null && limits.learn()) {
       PendingLabels.Case waits =
           pending.rememberOnce(
               parsed.id(),
               new PendingLabels.Case(
-                  parsed.features(), prediction.version(), prediction.outputs()));
+                  parsed.features(), prediction.version(), prediction.outputs(), storeVersion));
       if (!Arrays.equals(waits.features(), parsed.features())) {
         throw new HttpRefusal(
             409, "the id '" + parsed.id() + "' waits for the outcome of other features");
       }
       // Of a request that comes again, because its answer was lost, the answer is the same.
       prediction = new Prediction(waits.outputs(), waits.version());
+      storeVersion = waits.storeVersion();
     }
     ObjectNode json = JsonNodeFactory.instance.objectNode();
     ArrayNode outputs = json.putArray("outputs");
@@ -363,7 +365,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     if (known && recipe.settings().loss().isForClasses()) {
       json.put("label", prediction.label());
     }
-    json.put("version", prediction.version());
+    json.put("version", prediction.version()).put("store_version", storeVersion);
     predictions.record(System.nanoTime() - begin, TimeUnit.NANOSECONDS);
     return json;
   }

@@ -26,8 +26,9 @@ public final class PendingLabels {
    *
    * @param version what predicted it
    * @param outputs what was predicted; empty where nobody asked to keep it
+   * @param storeVersion the version of a store that {@code version} goes back to; 0 where there is none
    */
-  public record Case(float[] features, long version, float[] outputs) {}
+  public record Case(float[] features, long version, float[] outputs, long storeVersion) {}
 
   /**
    * How many cases fit into an eighth of the memory that the JVM may use.
@@ -53,7 +54,7 @@ public final class PendingLabels {
    * @throws InputException if the id is empty, too long, or waits already
    */
   public void remember(String id, float[] features, long version) {
-    Case mine = new Case(features, version, new float[0]);
+    Case mine = new Case(features, version, new float[0], 0);
     if (rememberOnce(id, mine) != mine) {
       throw new InputException("the id '" + id + "' waits for its outcome already");
     }
