@@ -225,6 +225,13 @@ class OnlineTest {
     refused("their product to 268435456, are right", "--input", input, "--recipe", recipe);
     recipe("loss: cross-entropy\nlearning-rate: 1\nmomentun: 0.9\n");
     refused("line 3: momentun is unknown", "--input", input, "--recipe", recipe);
+    recipe("loss: cross-entropy\nlerning-rate: 1\n");
+    refused(
+        "learning-rate is missing; the keys here are 'lerning-rate', 'loss'",
+        "--input",
+        input,
+        "--recipe",
+        recipe);
     recipe("loss: cross-entropy\nlearning-rate: 1\n");
     refused("there is no model", "--input", input, "--recipe", recipe);
     recipe("loss: cross-entropy\nlearning-rate: 1\nmodel: {features: 3, outputs: 1}\n");

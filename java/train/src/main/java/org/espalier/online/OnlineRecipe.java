@@ -13,6 +13,7 @@ import java.util.Set;
 import java.util.function.Supplier;
 import org.espalier.InputException;
 import org.espalier.format.InputFile;
+import org.espalier.format.NearNames;
 import org.yaml.snakeyaml.LoaderOptions;
 import org.yaml.snakeyaml.Yaml;
 import org.yaml.snakeyaml.constructor.SafeConstructor;
@@ -198,7 +199,7 @@ public record OnlineRecipe(
     }
     Section section = top.section("loss");
     if (section == null) {
-      throw top.wrong("loss is missing");
+      throw top.missing("loss");
     }
     if (section.has("huber")) {
       return section.checked(() -> new Loss.Huber(section.number("huber")));
@@ -226,7 +227,7 @@ public record OnlineRecipe(
     }
     Section rate = top.section("learning-rate");
     if (rate == null) {
-      throw top.wrong("learning-rate is missing");
+      throw top.missing("learning-rate");
     }
     return rate.checked(
         () ->
@@ -351,6 +352,11 @@ public record OnlineRecipe(
           where + ", line " + lines.get(key) + ": " + path + key + " " + message);
     }
 
+    /** Says what is there, because a key that is missing may be misspelt. */
+    InputException missing(String key) {
+      return wrong(key + " is missing; the keys here are " + NearNames.list(key, values.keySet()));
+    }
+
     /** A record's own complaint, with the place of this section. */
     <T> T checked(Supplier<T> maker) {
       try {
@@ -376,7 +382,7 @@ public record OnlineRecipe(
     String text(String key) {
       String text = textOrNull(key);
       if (text == null) {
-        throw has(key) ? wrongKey(key, "is not one word") : wrong(key + " is missing");
+        throw has(key) ? wrongKey(key, "is not one word") : missing(key);
       }
       return text;
     }
