@@ -16,6 +16,10 @@ class WeightNamesTest {
     "encoder.embedding_hidden_mapping_in.weight, true, false, false, false",
     "transformer.wte.weight, true, true, false, false",
     "wpe.weight, true, true, false, false",
+    "emb.weight, true, true, false, false",
+    "tok_emb.weight, true, true, false, false",
+    "transformer.pos_emb, true, false, false, false",
+    "time_emb_proj.weight, false, false, false, false",
     "shared.weight, true, true, false, false",
     "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight, true, true, false,"
         + " false",

@@ -11,15 +11,18 @@ public final class WeightNames {
   /** Modules that are lookup tables in every architecture we know. */
   private static final Set<String> TABLES =
       Set.of(
+          "emb",
           "embed_tokens",
           "embed_positions",
           "embed_in",
           "embedding",
           "embeddings",
+          "pos_emb",
           "position_embedding",
           "position_embeddings",
           "relative_attention_bias",
           "shared",
+          "tok_emb",
           "tok_embeddings",
           "token_embedding",
           "token_type_embeddings",
