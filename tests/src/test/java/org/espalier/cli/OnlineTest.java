@@ -9,6 +9,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
+import java.io.PrintWriter;
+import java.io.StringWriter;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -18,7 +20,10 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Random;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.online.LearnerFiles;
 import org.espalier.online.LinearHead;
@@ -31,6 +36,7 @@ import org.espalier.store.StoreWriter;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import sun.misc.Signal;
 
 class OnlineTest {
   @TempDir Path folder;
@@ -112,6 +118,57 @@ class OnlineTest {
     assertArrayEquals(
         Files.readAllBytes(other.resolve("versions/1/model/learner.state")),
         Files.readAllBytes(store.resolve("versions/2/model/learner.state")));
+  }
+
+  /** Stopped in the middle of a batch, a run leaves its beginning to the next one. */
+  @Test
+  void aRunThatWasStoppedEndsInTheSameBits() throws IOException {
+    List<String> all = new ArrayList<>(lines(600, 2));
+    all.add(299, "not JSON");
+    Path whole = Files.write(folder.resolve("whole.jsonl"), all);
+    Path other = folder.resolve("other");
+    Run.of("online", "--input", whole, "--recipe", recipe, "--store", other).done();
+    CountDownLatch asked = new CountDownLatch(1);
+    PrintWriter interrupting =
+        new PrintWriter(new StringWriter()) {
+          @Override
+          public void println(String text) {
+            if (text.contains("line 300: it is not JSON")) {
+              Signal.raise(new Signal("INT"));
+              awaitHandled(asked);
+            } else if (text.contains("stopping after this batch")) {
+              asked.countDown();
+            }
+            super.println(text);
+          }
+        };
+    StringWriter out = new StringWriter();
+    int code =
+        Espalier.run(
+            new PrintWriter(out),
+            interrupting,
+            Stream.of("online", "--input", whole, "--recipe", recipe, "--store", store, "--json")
+                .map(String::valueOf)
+                .toArray(String[]::new));
+    assertEquals(130, code);
+    JsonNode stopped = new ObjectMapper().readTree(out.toString());
+    assertEquals(296, stopped.get("lines").asInt());
+    assertEquals(296, stopped.get("seen").asInt());
+    JsonNode json =
+        Run.of("online", "--input", whole, "--resume", "--store", store, "--json").json();
+    assertEquals(305, json.get("lines").asInt());
+    assertEquals(600, json.get("seen").asInt());
+    assertArrayEquals(
+        Files.readAllBytes(other.resolve("versions/1/model/learner.state")),
+        Files.readAllBytes(store.resolve("versions/2/model/learner.state")));
+  }
+
+  private static void awaitHandled(CountDownLatch latch) {
+    try {
+      assertTrue(latch.await(1, TimeUnit.MINUTES), "the signal was not handled");
+    } catch (InterruptedException e) {
+      throw new AssertionError(e);
+    }
   }
 
   @Test

@@ -67,6 +67,11 @@ final class OnlineInput implements AutoCloseable {
     }
   }
 
+  /** Whether a later run finds the same lines: neither a pipe nor a file that is followed, which may be replaced. */
+  boolean isReadAgain() {
+    return file != null && !follow;
+  }
+
   /** Whether another file has taken the name since; asked of files that are followed only. */
   boolean isReplaced() throws IOException {
     return file.isReplaced();

@@ -175,9 +175,15 @@ final class OnlineRun {
     if (line != null) {
       gather(line);
     }
+    boolean isFull = batch.size() == learner.settings().batch();
+    if (stop && !hasTooManyBad() && in.isReadAgain() && !batch.isEmpty() && !isFull) {
+      // Left for --resume, whose batches are then those of a run that was not stopped.
+      place.leaveUnread();
+      batch.clear();
+    }
     boolean idle = atEnd && line == null;
     boolean ends = stop || hasTooManyBad();
-    if (batch.size() == learner.settings().batch() || (idle || ends) && !batch.isEmpty()) {
+    if (isFull || (idle || ends) && !batch.isEmpty()) {
       if (!learnBatch()) {
         return false;
       }

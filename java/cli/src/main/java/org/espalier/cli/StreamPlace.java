@@ -65,6 +65,12 @@ final class StreamPlace {
     lines = learned;
   }
 
+  /** What was entered since the last line that was learned is as if it had not been read. */
+  void leaveUnread() {
+    read -= lines - learned;
+    lines = learned;
+  }
+
   /** Another file has the name now; its lines are all new. */
   void beginAnew() {
     begins.clear();
