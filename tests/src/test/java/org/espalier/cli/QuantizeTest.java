@@ -288,6 +288,7 @@ class QuantizeTest {
     JsonNode json =
         Run.of("quantize", checkpoint, "-o", out, "--to", "compressed-tensors", "--json").json();
     assertEquals("[\"layer.weight\"]", json.get("quantized").toString());
+    assertTrue(json.get("float").isEmpty(), json.toString()); // there is no lm_head
     assertTrue(Files.exists(out.resolve("config.json")));
     assertTrue(
         Run.of("quantize", checkpoint, "-o", folder.resolve("again"), "--to", "compressed-tensors")

@@ -349,8 +349,9 @@ final class Quantize implements Callable<Integer> {
 
   private void quantizeCheckpoint(ModelSource source, Path target, Device computes) {
     Set<String> chosen;
+    List<String> names;
     try (Checkpoint checkpoint = Checkpoint.open(source.path())) {
-      List<String> names =
+      names =
           checkpoint.tensors().stream()
               .filter(tensor -> tensor.dtype().isFloat())
               .map(TensorInfo::name)
@@ -368,13 +369,14 @@ final class Quantize implements Callable<Integer> {
               computes,
               progress::update);
     }
-    Map<String, String> ignored =
-        result.ignored().stream()
+    Map<String, String> left =
+        result.ignored().stream() // and the head, where the model has none of its own
+            .filter(module -> names.contains(module + ".weight"))
             .collect(
                 Collectors.toMap(name -> name, name -> "not chosen", (a, b) -> a, TreeMap::new));
     report(
         result.tensors(),
-        ignored,
+        left,
         result.inputBytes(),
         result.outputBytes(),
         Double.NaN,
