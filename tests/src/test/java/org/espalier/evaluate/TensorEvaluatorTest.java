@@ -81,7 +81,7 @@ class TensorEvaluatorTest {
 
   private static List<Float> firstOutputs(ActivationSource source, OnnxModel model) {
     List<Float> values = new ArrayList<>();
-    source.run(model, List.of("y"), (name, y) -> values.add(y.get(y.position())));
+    source.run(model, List.of("y"), (name, shape, y) -> values.add(y.get(y.position())));
     return values;
   }
 

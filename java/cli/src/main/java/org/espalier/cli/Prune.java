@@ -4,13 +4,14 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.concurrent.Callable;
-import java.util.function.BiPredicate;
 import java.util.function.Function;
 import java.util.function.Predicate;
 import java.util.stream.Collectors;
@@ -21,11 +22,13 @@ import org.espalier.compress.OnnxPruner.Candidate;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.ChannelPruner.Allocation;
+import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.TensorInfo;
@@ -55,6 +58,10 @@ import picocli.CommandLine.Parameters;
           + " outputs miss less lose more, and in all as much work is saved as if each lost the"
           + " share; with --allocation uniform each loses it.",
       "",
+      "With --refit the same share of each output's weights goes, those that what calibration sees"
+          + " misses least, and the others are refitted to it: outputs change much less than by"
+          + " magnitude alone.",
+      "",
       "A pattern n:m lies along the axis that is summed over: the inputs of a matrix product or"
           + " recurrent layer, the input channels of a convolution.",
     },
@@ -67,6 +74,7 @@ import picocli.CommandLine.Parameters;
       "  espalier prune sparse.safetensors -o sparser.safetensors --sparsity 0.9 \\",
       "    --mask-in masks.safetensors --json",
       "  espalier prune model.onnx -o m24.onnx --pattern 2:4 --include '*.query.*'",
+      "  espalier prune model.onnx -o half.onnx --amount 0.5 --refit --calibration texts.txt",
       "  espalier prune model.onnx -o small.onnx --channels 0.3",
     })
 final class Prune implements Callable<Integer> {
@@ -160,8 +168,8 @@ final class Prune implements Callable<Integer> {
         names = "--pattern",
         paramLabel = "N:M",
         description =
-            "All but the N largest of each M consecutive inputs of an output, as 2:4. Tensors whose"
-                + " inputs M does not divide stay whole, unless --include names them.")
+            "All but the N largest of each M consecutive inputs of an output, as 2:4. ONNX weights"
+                + " whose inputs M does not divide stay whole, unless --include names them.")
     private String pattern;
 
     @Option(
@@ -223,8 +231,11 @@ final class Prune implements Callable<Integer> {
       if (source.kind() == ModelSource.Kind.ONNX) {
         OnnxModel onnx = source.onnx(common::note);
         Set<String> chosen = choose(onnx, rule);
-        ActivationSource examples =
-            refit ? calibration.fixed(onnx, source, tokenizer, common::note) : null;
+        ActivationSource examples = null;
+        if (refit) {
+          tellUnseen(onnx, chosen, rule);
+          examples = calibration.fixed(onnx, source, tokenizer, common::note);
+        }
         result =
             OnnxPruner.prune(
                 onnx,
@@ -232,7 +243,7 @@ final class Prune implements Callable<Integer> {
                     target, rule, c -> chosen.contains(c.name()), masksIn, masksOut, examples),
                 progress::update);
       } else {
-        Set<String> chosen = choose(source.path(), rule);
+        Set<String> chosen = choose(source.path());
         result =
             CheckpointPruner.prune(
                 new CheckpointPruner.Job(
@@ -257,9 +268,29 @@ final class Prune implements Callable<Integer> {
     return 0;
   }
 
+  private void tellUnseen(OnnxModel onnx, Set<String> chosen, MagnitudePrune.Rule rule) {
+    List<OnnxWeight> weights =
+        OnnxWeights.of(onnx).stream().filter(w -> chosen.contains(w.name())).toList();
+    Map<String, List<String>> unseen = new TreeMap<>();
+    new RefittingPruner(onnx, weights, rule)
+        .unseen()
+        .forEach((name, why) -> unseen.computeIfAbsent(why, w -> new ArrayList<>()).add(name));
+    unseen.forEach(
+        (why, names) ->
+            common.note(
+                names.size()
+                    + (names.size() == 1 ? " weight goes" : " weights go")
+                    + " by magnitude alone: "
+                    + why
+                    + " ("
+                    + NearNames.list("", names)
+                    + ")"));
+  }
+
   private void pruneChannels() {
-    if (scope != null || maskIn != null || maskOut != null) {
-      throw new InputException("--scope, --mask-in and --mask-out are for weights, not --channels");
+    if (scope != null || maskIn != null || maskOut != null || refit) {
+      throw new InputException(
+          "--scope, --mask-in, --mask-out and --refit are for weights, not --channels");
     }
     Path target = ModelSource.path(output);
     ModelSource source = ModelSource.find(model, common::note);
@@ -311,44 +342,33 @@ final class Prune implements Callable<Integer> {
               + OnnxWeights.outOfReach(onnx).map(inner -> ": " + inner).orElse(""));
     }
     OnnxWeights.outOfReach(onnx).ifPresent(common::note);
-    return tensors.choose(
-        candidates.keySet(),
-        usual(
-            candidates.keySet().stream()
-                .filter(name -> OnnxPruner.isPrunable(candidates.get(name)))
-                .toList(),
-            rule,
-            (name, pattern) -> OnnxPruner.fits(candidates.get(name), pattern)));
+    return tensors.choose(candidates.keySet(), usual(candidates, rule));
   }
 
-  private Set<String> choose(Path path, MagnitudePrune.Rule rule) {
+  private Set<String> choose(Path path) {
     try (Checkpoint checkpoint = Checkpoint.open(path)) {
       List<String> names =
           checkpoint.tensors().stream()
               .filter(tensor -> tensor.dtype().isFloat())
               .map(TensorInfo::name)
               .toList();
-      return tensors.choose(
-          names,
-          usual(
-              names.stream()
-                  .filter(name -> CheckpointPruner.isPrunable(checkpoint.tensor(name)))
-                  .toList(),
-              rule,
-              (name, pattern) -> CheckpointPruner.fits(checkpoint.tensor(name), pattern)));
+      return tensors.choose(names, name -> CheckpointPruner.isPrunable(checkpoint.tensor(name)));
     }
   }
 
   /** What is taken by default: of a pattern what it divides, where that is anything. */
-  private Predicate<String> usual(
-      List<String> prunable,
-      MagnitudePrune.Rule rule,
-      BiPredicate<String, MagnitudePrune.Pattern> fits) {
+  private Predicate<String> usual(Map<String, Candidate> candidates, MagnitudePrune.Rule rule) {
+    List<String> prunable =
+        candidates.keySet().stream()
+            .filter(name -> OnnxPruner.isPrunable(candidates.get(name)))
+            .toList();
     if (!(rule instanceof MagnitudePrune.Pattern pattern) || tensors.replacesDefault()) {
       return Set.copyOf(prunable)::contains;
     }
     Set<String> fitting =
-        prunable.stream().filter(name -> fits.test(name, pattern)).collect(Collectors.toSet());
+        prunable.stream()
+            .filter(name -> OnnxPruner.fits(candidates.get(name), pattern))
+            .collect(Collectors.toSet());
     List<String> others = prunable.stream().filter(name -> !fitting.contains(name)).toList();
     if (fitting.isEmpty() || others.isEmpty()) {
       return Set.copyOf(prunable)::contains;

@@ -75,11 +75,6 @@ public final class CheckpointPruner {
         && !WeightNames.isEmbedding(tensor.name());
   }
 
-  /** Whether a pattern divides the inputs of a layer: the second axis of [out, in, ...]. */
-  public static boolean fits(TensorInfo tensor, MagnitudePrune.Pattern pattern) {
-    return tensor.shape().get(Math.min(1, tensor.rank() - 1)) % pattern.group() == 0;
-  }
-
   /**
    * Prunes a checkpoint on the CPU.
    *

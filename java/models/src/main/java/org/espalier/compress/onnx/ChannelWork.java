@@ -61,7 +61,8 @@ final class ChannelWork {
     }
     values.addAll(weights.keySet());
     Map<String, Long> elements = new HashMap<>();
-    source.run(model, values, (name, v) -> elements.merge(name, (long) v.remaining(), Long::sum));
+    source.run(
+        model, values, (name, shape, v) -> elements.merge(name, (long) v.remaining(), Long::sum));
     weights.forEach(
         (node, slice) -> {
           OnnxInitializer weight = model.constant(slice.constant());

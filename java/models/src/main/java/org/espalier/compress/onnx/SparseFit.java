@@ -21,7 +21,7 @@ final class SparseFit {
   private static final int STEPS = 4;
 
   /** Share of the mean of H's diagonal that is added to it: fewer rows than inputs stay solvable. */
-  private static final double DAMPING = 0.01;
+  private static final float DAMPING = 0.01f;
 
   /** So many outputs are solved for together: four rows of H stay in the nearest cache for them. */
   private static final int PANEL = 64;
@@ -34,10 +34,10 @@ final class SparseFit {
   /** The squared residual, as a share of that of the zeros alone, at which it is solved. */
   private static final double SOLVED = 1e-6;
 
-  /** Row k: the damped moments of input k with those of its block. */
+  /** Row k: the damped moments of input k with those of its block, as shares of the mean of their diagonal. */
   private final float[][] moments;
 
-  /** √H_kk of each input, and 1 / H_kk. */
+  /** √H_kk of each input as it was given, or 1 where H is nothing but zeros; and 1 / H_kk of those. */
   private final float[] size;
 
   private final float[] inverse;
@@ -51,6 +51,7 @@ final class SparseFit {
     moments = new float[n][];
     size = new float[n];
     inverse = new float[n];
+    boolean unknown = Arrays.stream(lower).allMatch(row -> row[row.length - 1] == 0);
     for (int from = 0, to; from < n; from = to) {
       to = from + 1;
       while (to < n && lower[to].length > 1) {
@@ -60,14 +61,15 @@ final class SparseFit {
       for (int i = from; i < to; i++) {
         trace += lower[i][i - from];
       }
-      float damping = trace > 0 ? (float) (DAMPING * trace / (to - from)) : 1;
+      // Each block counts for itself, so that its scale is free: the mean of its diagonal is 1.
+      double scale = trace > 0 ? (to - from) / trace : 0;
       for (int i = from; i < to; i++) {
         moments[i] = new float[to - from];
         for (int j = from; j < to; j++) {
-          moments[i][j - from] = (float) lower[Math.max(i, j)][Math.min(i, j) - from];
+          moments[i][j - from] = (float) (scale * lower[Math.max(i, j)][Math.min(i, j) - from]);
         }
-        moments[i][i - from] += damping;
-        size[i] = (float) Math.sqrt(moments[i][i - from]);
+        moments[i][i - from] += DAMPING;
+        size[i] = unknown ? 1 : (float) Math.sqrt(Math.max(0, lower[i][i - from]));
         inverse[i] = 1 / moments[i][i - from];
       }
     }
