@@ -58,9 +58,10 @@ import picocli.CommandLine.Parameters;
           + " outputs miss less lose more, and in all as much work is saved as if each lost the"
           + " share; with --allocation uniform each loses it.",
       "",
-      "With --refit the same share of each output's weights goes, those that what calibration sees"
-          + " misses least, and the others are refitted to it: outputs change much less than by"
-          + " magnitude alone.",
+      "With --refit each tensor loses as much as it would by magnitude, but the same share of each"
+          + " output's weights, those that what calibration sees misses least, and the others are"
+          + " refitted to it: outputs change much less. With --scope tensor each tensor loses the"
+          + " same share, which suits transformers.",
       "",
       "A pattern n:m lies along the axis that is summed over: the inputs of a matrix product or"
           + " recurrent layer, the input channels of a convolution.",
@@ -129,8 +130,7 @@ final class Prune implements Callable<Integer> {
       names = "--refit",
       description =
           "Choose by what calibration sees, and refit the weights that stay to it, so that outputs"
-              + " change least: for ONNX models, with --amount, --sparsity or --pattern, of each"
-              + " output of a product or convolution by itself.")
+              + " change least; for ONNX models, with --amount, --sparsity or --pattern.")
   private boolean refit;
 
   @Mixin private CalibrationOptions calibration;
@@ -186,12 +186,12 @@ final class Prune implements Callable<Integer> {
     if (scope != null && (how.threshold != null || how.pattern != null)) {
       throw new InputException("--scope is for --amount, --count and --sparsity");
     }
-    if (refit && (scope != null || how.threshold != null || how.count != null)) {
+    if (refit && (how.threshold != null || how.count != null)) {
       throw new InputException(
-          "--refit is for --amount, --sparsity and --pattern, each of every output: it has no"
-              + " --scope");
+          "--refit is for --amount, --sparsity and --pattern, where each output of a tensor loses"
+              + " the same share");
     }
-    Scope of = refit ? Scope.TENSOR : scope == null ? Scope.GLOBAL : scope;
+    Scope of = scope == null ? Scope.GLOBAL : scope;
     if (how.amount != null) {
       return new MagnitudePrune.Amount(how.amount, of);
     } else if (how.count != null) {
@@ -233,7 +233,7 @@ final class Prune implements Callable<Integer> {
         Set<String> chosen = choose(onnx, rule);
         ActivationSource examples = null;
         if (refit) {
-          tellUnseen(onnx, chosen, rule);
+          tellUnseen(onnx, chosen);
           examples = calibration.fixed(onnx, source, tokenizer, common::note);
         }
         result =
@@ -268,12 +268,11 @@ final class Prune implements Callable<Integer> {
     return 0;
   }
 
-  private void tellUnseen(OnnxModel onnx, Set<String> chosen, MagnitudePrune.Rule rule) {
+  private void tellUnseen(OnnxModel onnx, Set<String> chosen) {
     List<OnnxWeight> weights =
         OnnxWeights.of(onnx).stream().filter(w -> chosen.contains(w.name())).toList();
     Map<String, List<String>> unseen = new TreeMap<>();
-    new RefittingPruner(onnx, weights, rule)
-        .unseen()
+    RefittingPruner.unseen(onnx, weights)
         .forEach((name, why) -> unseen.computeIfAbsent(why, w -> new ArrayList<>()).add(name));
     unseen.forEach(
         (why, names) ->

@@ -143,8 +143,8 @@ class RefittingPrunerTest {
     List<OnnxWeight> weights = OnnxWeights.of(model);
     assertEquals(1, weights.size());
     List<BitSet> kept = everything(model, weights);
-    RefittingPruner pruner = new RefittingPruner(model, weights, HALF);
-    assertEquals(Map.of(), pruner.unseen());
+    RefittingPruner pruner = new RefittingPruner(model, weights, List.of(HALF));
+    assertEquals(Map.of(), RefittingPruner.unseen(model, weights));
     pruner.prune(kept, examples(40, shape), done -> {});
     float[] before = constant(OnnxModel.of(proto, "original"), weights.get(0).value());
     float[] after = constant(model, weights.get(0).value());
@@ -211,7 +211,7 @@ class RefittingPrunerTest {
     List<BitSet> kept = everything(model, weights);
     BitSet bits = kept.get(0);
     bits.clear(0, 27); // of the first output the first three channels
-    new RefittingPruner(model, weights, rule)
+    new RefittingPruner(model, weights, List.of(rule))
         .prune(kept, examples(10, 1, INPUTS, 9, 7), done -> {});
     assertEquals(0, bits.get(0, 27).cardinality());
     float[] after = constant(model, "conv");
@@ -245,7 +245,7 @@ class RefittingPrunerTest {
     OnnxModel model = OnnxModel.of(proto, "model");
     List<OnnxWeight> weights = OnnxWeights.of(model);
     List<BitSet> kept = everything(model, weights);
-    new RefittingPruner(model, weights, new Amount(1, Scope.TENSOR))
+    new RefittingPruner(model, weights, List.of(new Amount(1, Scope.TENSOR)))
         .prune(kept, examples(40, 16, INPUTS), done -> {});
     assertTrue(kept.get(0).isEmpty());
     float[] before = constant(OnnxModel.of(proto, "original"), "w");
@@ -270,8 +270,8 @@ class RefittingPrunerTest {
     OnnxModel model = OnnxModel.of(proto, "model");
     List<OnnxWeight> weights = OnnxWeights.of(model);
     List<BitSet> kept = everything(model, weights);
-    RefittingPruner pruner = new RefittingPruner(model, weights, HALF);
-    assertEquals(Map.of("w", "several nodes read it"), pruner.unseen());
+    RefittingPruner pruner = new RefittingPruner(model, weights, List.of(HALF));
+    assertEquals(Map.of("w", "several nodes read it"), RefittingPruner.unseen(model, weights));
     pruner.prune(
         kept,
         (m, activations, receiver) -> {
@@ -285,11 +285,10 @@ class RefittingPrunerTest {
     }
     OnnxModel recurrent = OnnxModel.of(SmallModels.recurrent(), "recurrent");
     List<OnnxWeight> layers = OnnxWeights.of(recurrent);
-    List<BitSet> all = everything(recurrent, layers);
-    RefittingPruner other = new RefittingPruner(recurrent, layers, HALF);
+    Map<String, String> unseen = RefittingPruner.unseen(recurrent, layers);
     assertTrue(
-        other.unseen().values().stream().anyMatch(why -> why.endsWith("sums over is not seen")),
-        other.unseen().toString());
+        unseen.values().stream().anyMatch(why -> why.endsWith("sums over is not seen")),
+        unseen.toString());
   }
 
   @Test
@@ -303,7 +302,7 @@ class RefittingPrunerTest {
             new Sparsity(0.5, Scope.GLOBAL),
             new MagnitudePrune.Count(3, Scope.TENSOR),
             new MagnitudePrune.Threshold(0.5f))) {
-      assertThrows(InputException.class, () -> new RefittingPruner(model, weights, rule));
+      assertThrows(InputException.class, () -> new RefittingPruner(model, weights, List.of(rule)));
     }
     float[] w = constant(model, "w");
     w[5] = Float.NaN;
@@ -313,7 +312,7 @@ class RefittingPrunerTest {
         assertThrows(
             InputException.class,
             () ->
-                new RefittingPruner(model, weights, HALF)
+                new RefittingPruner(model, weights, List.of(HALF))
                     .prune(everything(model, weights), examples, done -> {}));
     assertTrue(e.getMessage().contains("the weights w hold NaN"), e.getMessage());
     OnnxModel whole = OnnxModel.of(proto, "model");
@@ -321,7 +320,7 @@ class RefittingPrunerTest {
         assertThrows(
             InputException.class,
             () ->
-                new RefittingPruner(whole, OnnxWeights.of(whole), HALF)
+                new RefittingPruner(whole, OnnxWeights.of(whole), List.of(HALF))
                     .prune(everything(model, weights), (m, a, r) -> {}, done -> {}));
     assertTrue(e.getMessage().contains("at least one example"), e.getMessage());
   }

@@ -28,7 +28,7 @@ import org.espalier.op.MagnitudePrune;
 public final class RefittingPruner {
   private final OnnxModel model;
   private final List<WeightedSums> sums = new ArrayList<>();
-  private final MagnitudePrune.Rule rule;
+  private final List<MagnitudePrune.Rule> rules;
 
   /** What is added to the constant vectors, by the outputs of the nodes that add them. */
   private final Map<String, double[]> biasChanges = new LinkedHashMap<>();
@@ -36,14 +36,19 @@ public final class RefittingPruner {
   /**
    * @param model is changed by {@link #prune}
    * @param weights to prune, of the model, which have elements
-   * @param rule an amount or sparsity of scope TENSOR, which here is that of each output, or a pattern that
-   *     divides what is summed over
-   * @throws InputException if the rule is another
+   * @param rules for each weight an amount or sparsity of scope TENSOR, which here is that of each output, or a
+   *     pattern that divides what is summed over
+   * @throws InputException if a rule is another
    */
-  public RefittingPruner(OnnxModel model, List<OnnxWeight> weights, MagnitudePrune.Rule rule) {
+  public RefittingPruner(
+      OnnxModel model, List<OnnxWeight> weights, List<MagnitudePrune.Rule> rules) {
     this.model = model;
-    this.rule = rule;
+    this.rules = List.copyOf(rules);
     weights.forEach(weight -> sums.add(new WeightedSums(model, weight)));
+    rules.forEach(RefittingPruner::check);
+  }
+
+  private static void check(MagnitudePrune.Rule rule) {
     boolean fits =
         rule instanceof MagnitudePrune.Pattern
             || rule instanceof MagnitudePrune.Amount amount
@@ -58,12 +63,13 @@ public final class RefittingPruner {
     }
   }
 
-  /** The weights that go by magnitude alone, each with the reason. */
-  public Map<String, String> unseen() {
+  /** Of some weights of a model those that would go by magnitude alone, each with the reason. */
+  public static Map<String, String> unseen(OnnxModel model, List<OnnxWeight> weights) {
     Map<String, String> unseen = new LinkedHashMap<>();
-    for (WeightedSums s : sums) {
-      if (s.obstacle != null) {
-        unseen.put(s.weight.name(), s.obstacle);
+    for (OnnxWeight weight : weights) {
+      String obstacle = new WeightedSums(model, weight).obstacle;
+      if (obstacle != null) {
+        unseen.put(weight.name(), obstacle);
       }
     }
     return unseen;
@@ -92,7 +98,7 @@ public final class RefittingPruner {
             x == null
                 ? List.of(new SparseFit(new double[s.inputs][1]))
                 : fits.computeIfAbsent(s.source() + (s.bias != null), key -> fits(s, x));
-        refitted.add(prune(s, x, fit, kept.get(i)));
+        refitted.add(prune(s, rules.get(i), x, fit, kept.get(i)));
         done += model.constant(s.weight.value()).byteLength();
         progress.accept(done);
       }
@@ -148,7 +154,11 @@ public final class RefittingPruner {
   }
 
   private OnnxInitializer prune(
-      WeightedSums s, ActivationStatistics x, List<SparseFit> fits, BitSet kept) {
+      WeightedSums s,
+      MagnitudePrune.Rule rule,
+      ActivationStatistics x,
+      List<SparseFit> fits,
+      BitSet kept) {
     OnnxInitializer tensor = model.constant(s.weight.value());
     FloatBuffer values = tensor.floats();
     float[] result = new float[values.remaining()];
@@ -161,7 +171,7 @@ public final class RefittingPruner {
       for (int i = 0; i < stay.length; i++) {
         stay[i] = kept.get(s.at(g, i / s.outputs, i % s.outputs));
       }
-      fits.get(g).prune(now, stay, together(s), goal());
+      fits.get(g).prune(now, stay, together(s, rule), goal(rule));
       for (int i = 0; i < now.length; i++) {
         int k = i / s.outputs;
         int at = s.at(g, k, i % s.outputs);
@@ -196,7 +206,7 @@ public final class RefittingPruner {
   }
 
   /** The inputs of an output that lose a share together. */
-  private int[][] together(WeightedSums s) {
+  private static int[][] together(WeightedSums s, MagnitudePrune.Rule rule) {
     if (!(rule instanceof MagnitudePrune.Pattern pattern)) {
       return new int[][] {IntStream.range(0, s.inputs).toArray()};
     }
@@ -212,7 +222,7 @@ public final class RefittingPruner {
   }
 
   /** How many of a group are pruned afterwards, by its size and how many are already. */
-  private IntBinaryOperator goal() {
+  private static IntBinaryOperator goal(MagnitudePrune.Rule rule) {
     if (rule instanceof MagnitudePrune.Amount amount) {
       return (size, pruned) -> pruned + (int) Math.rint(amount.fraction() * (size - pruned));
     } else if (rule instanceof MagnitudePrune.Sparsity sparsity) {
