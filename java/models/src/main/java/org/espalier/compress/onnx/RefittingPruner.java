@@ -166,11 +166,12 @@ public final class RefittingPruner {
     for (int g = 0; g < s.groups; g++) {
       float[] matrix = s.matrix(values, g);
       checkFinite(s, matrix);
-      float[] now = matrix.clone();
       boolean[] stay = new boolean[matrix.length];
       for (int i = 0; i < stay.length; i++) {
         stay[i] = kept.get(s.at(g, i / s.outputs, i % s.outputs));
+        matrix[i] = stay[i] ? matrix[i] : 0;
       }
+      float[] now = matrix.clone();
       fits.get(g).prune(now, stay, together(s, rule), goal(rule));
       for (int i = 0; i < now.length; i++) {
         int k = i / s.outputs;
