@@ -1,6 +1,7 @@
 package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
@@ -18,6 +19,8 @@ import java.util.Random;
 import org.espalier.format.onnx.HalfModels;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -116,6 +119,41 @@ class HalfModelsTest {
     for (ValueInfoProto v : List.of(written.inputs().get(0), written.outputs().get(0))) {
       assertEquals(DataType.FLOAT16_VALUE, v.getType().getTensorType().getElemType(), v.getName());
     }
+  }
+
+  /** Like the model of float32. */
+  @Test
+  void theyAreRefitted() throws IOException {
+    Path whole = folder.resolve("whole.onnx");
+    Files.write(whole, SmallModels.mlp().toByteArray());
+    Path[] refitted = {folder.resolve("a.onnx"), folder.resolve("b.onnx")};
+    for (int i = 0; i < 2; i++) {
+      Run run =
+          Run.of(
+              "prune",
+              i == 0 ? whole : model,
+              "-o",
+              refitted[i],
+              "--amount",
+              "0.5",
+              "--refit",
+              "--calibration",
+              examples);
+      assertFalse(run.done().err().contains("by magnitude alone"), run.err());
+    }
+    assertHalfEnds(refitted[1]);
+    OnnxModel half = OnnxModel.read(refitted[1]);
+    for (OnnxWeight weight : OnnxWeights.of(OnnxModel.read(model))) {
+      OnnxInitializer narrow = half.constant(weight.value());
+      assertEquals(DataType.FLOAT16, narrow.type());
+      int zeros = 0;
+      for (int i = 0; i < narrow.elements(); i++) {
+        zeros += narrow.floats().get(i) == 0 ? 1 : 0;
+      }
+      assertTrue(zeros > 0.2 * narrow.elements(), weight.name() + " " + zeros);
+    }
+    // Biases of 16 bits do not take up means.
+    assertEquals(cosine(refitted[0]), cosine(refitted[1]), 0.01);
   }
 
   @Test

@@ -13,6 +13,7 @@ import java.util.function.IntBinaryOperator;
 import java.util.function.LongConsumer;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -21,7 +22,7 @@ import org.espalier.op.MagnitudePrune;
 /**
  * Prunes weights of an ONNX model by what calibration saw, and refits those that stay so that outputs change least
  * ({@link SparseFit}). Of each output of a product or convolution the same share of its weights goes. A constant
- * vector that is added to them takes up the mean of what changes. Weights whose inputs calibration does not see, of
+ * float32 vector that is added to them takes up the mean of what changes. Weights whose inputs calibration does not see, of
  * recurrent layers and in branches for instance, go by magnitude alone, likewise the same share of each sum. Not
  * safe for several threads.
  */
@@ -125,8 +126,10 @@ public final class RefittingPruner {
     if (readers.isEmpty()) {
       return seen;
     }
+    OnnxModel floats = model.copy(); // activations of 16 bits cannot be received
+    HalfPrecision.widen(floats);
     source.run(
-        model,
+        floats,
         readers.keySet(),
         (name, shape, values) -> {
           for (WeightedSums s : readers.get(name)) {
