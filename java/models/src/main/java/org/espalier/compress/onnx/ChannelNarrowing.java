@@ -1,7 +1,6 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
-import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -83,23 +82,10 @@ final class ChannelNarrowing {
 
   private void addToBias(Reader reader, double[] change) {
     NodeProto n = model.producers().get(reader.bias());
-    if (!reader.bias().equals(reader.node())) {
-      NodeProto changed = ConstantVector.changed(model, names, n, change);
-      for (int i = 0; i < n.getInputCount(); i++) {
-        if (!changed.getInput(i).equals(n.getInput(i))) {
-          read(reader.bias(), i, changed.getInput(i));
-        }
-      }
-      return;
-    }
-    FloatBuffer old = model.constant(n.getInput(2)).floats();
-    float[] values = new float[change.length];
-    for (int c = 0; c < values.length; c++) {
-      values[c] = (float) (old.get(old.position() + c) + change[c]);
-    }
-    String name = names.unique(n.getInput(2) + "_fitted");
-    model.addInitializer(OnnxInitializer.floats(name, new long[] {values.length}, values));
-    read(reader.node(), 2, name);
+    boolean own = reader.bias().equals(reader.node());
+    int input = own ? 2 : ConstantVector.input(model, n, change.length);
+    NodeProto changed = ConstantVector.changed(model, names, n, input, change);
+    read(reader.bias(), input, changed.getInput(input));
   }
 
   private void read(String node, int input, String value) {
