@@ -182,8 +182,17 @@ public final class OnnxPruner {
         }
       }
       List<MagnitudePrune.Weights> list = new ArrayList<>();
+      List<PieceBuffer> outputs = new ArrayList<>();
       for (int i = 0; i < chosen.size(); i++) {
         MagnitudePrune.Weights weights = weights(model, chosen.get(i), maskIn);
+        if (job.examples() == null) {
+          PieceBuffer output =
+              new PieceBuffer(Math.toIntExact(chosen.get(i).tensor().byteLength()));
+          memory.add(output);
+          outputs.add(output);
+          Tensor view = weights.weights();
+          weights = weights.to(output.tensor(view.dtype(), view.shape()));
+        }
         list.add(masks.isEmpty() ? weights : weights.maskOut(masks.get(i).pointer()));
       }
       if (job.rule() instanceof MagnitudePrune.Pattern pattern) {
@@ -197,7 +206,7 @@ public final class OnnxPruner {
       long read = System.nanoTime();
       Pruned pruned =
           job.examples() == null
-              ? byMagnitude(model, chosen, list, job.rule(), memory, progress)
+              ? byMagnitude(model, chosen, list, outputs, job.rule(), progress)
               : refitted(model, chosen, list, job, progress);
       long applied = System.nanoTime();
       long bytes = bytes(chosen);
@@ -240,18 +249,10 @@ public final class OnnxPruner {
       OnnxModel model,
       List<Candidate> chosen,
       List<MagnitudePrune.Weights> list,
+      List<PieceBuffer> outputs,
       MagnitudePrune.Rule rule,
-      List<AutoCloseable> memory,
       Progress progress) {
     progress.at(Progress.Phase.SELECT, 0, bytes(chosen));
-    List<PieceBuffer> outputs = new ArrayList<>();
-    for (int i = 0; i < list.size(); i++) {
-      PieceBuffer output = new PieceBuffer(Math.toIntExact(chosen.get(i).tensor().byteLength()));
-      memory.add(output);
-      outputs.add(output);
-      Tensor view = list.get(i).weights();
-      list.set(i, list.get(i).to(output.tensor(view.dtype(), view.shape())));
-    }
     MagnitudePrune.Result result;
     long selected = System.nanoTime();
     if (rule instanceof MagnitudePrune.Pattern) {

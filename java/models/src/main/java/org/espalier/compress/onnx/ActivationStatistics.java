@@ -123,12 +123,17 @@ final class ActivationStatistics {
         model,
         statistics.keySet(),
         (name, shape, values) -> statistics.get(name).add(rows.apply(name, values)));
-    for (ActivationStatistics s : statistics.values()) {
-      if (s.examples() == 0) {
-        throw new InputException("calibration of " + s.name() + " needs at least one example");
-      }
-    }
+    statistics.values().forEach(ActivationStatistics::checkSeen);
     return statistics;
+  }
+
+  /**
+   * @throws InputException where no example was added, naming the activation
+   */
+  void checkSeen() {
+    if (examples() == 0) {
+      throw new InputException("calibration of " + name + " needs at least one example");
+    }
   }
 
   /** As few blocks of one size as make up a group; of several groups the size divides each. */
@@ -299,6 +304,13 @@ final class ActivationStatistics {
               result[i] = row;
             });
     return result;
+  }
+
+  /** The same of x itself. */
+  double[][] moments(boolean centred) {
+    float[] ones = new float[channels];
+    Arrays.fill(ones, 1);
+    return moments(new float[channels], ones, centred);
   }
 
   private double moment(int i, int j, double[] zero) {

@@ -78,7 +78,7 @@ final class ChannelFit {
               statistics.get(reader.activation()),
               null);
       readers.add(biased ? withMean(sums, set.size()) : sums);
-      elimination.add(seen ? moments(sums.activation(), biased) : magnitudes, sums.rows());
+      elimination.add(seen ? sums.activation().moments(biased) : magnitudes, sums.rows());
     }
   }
 
@@ -86,12 +86,6 @@ final class ChannelFit {
     double[] mean = sums.mean(IntStream.range(0, size).toArray());
     return new Sums(
         sums.rows(), sums.outputs(), sums.inner(), sums.last(), sums.activation(), mean);
-  }
-
-  private static double[][] moments(ActivationStatistics seen, boolean centred) {
-    float[] ones = new float[seen.channels()];
-    Arrays.fill(ones, 1);
-    return seen.moments(new float[seen.channels()], ones, centred);
   }
 
   /** Moments that know nothing but the sum of squares of the weights that make each channel. */

@@ -136,19 +136,13 @@ public final class RefittingPruner {
             seen.get(s.source()).add(s.rows(shape, values.duplicate()));
           }
         });
-    for (ActivationStatistics s : seen.values()) {
-      if (s.examples() == 0) {
-        throw new InputException("calibration of " + s.name() + " needs at least one example");
-      }
-    }
+    seen.values().forEach(ActivationStatistics::checkSeen);
     return seen;
   }
 
   /** One for each group. */
   private static List<SparseFit> fits(WeightedSums s, ActivationStatistics x) {
-    float[] ones = new float[x.channels()];
-    Arrays.fill(ones, 1);
-    double[][] moments = x.moments(new float[x.channels()], ones, s.bias != null);
+    double[][] moments = x.moments(s.bias != null);
     List<SparseFit> fits = new ArrayList<>();
     for (int g = 0; g < s.groups; g++) {
       fits.add(new SparseFit(Arrays.copyOfRange(moments, g * s.inputs, (g + 1) * s.inputs)));

@@ -115,7 +115,7 @@ final class SparseFit {
     multiply(panel);
     panel.forEach(Column::start);
     List<Column> open = panel;
-    for (int turn = 0; turn < turns; turn++) {
+    for (int turn = 0; turn < turns && !open.isEmpty(); turn++) {
       open = open.stream().filter(column -> !column.isSolved()).toList();
       multiply(open);
       open.forEach(Column::move);
