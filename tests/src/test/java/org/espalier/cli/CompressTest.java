@@ -594,6 +594,7 @@ stages:
       {new String[] {"256", "training"}, "data.train=200"},
       {new String[] {"'nothing.*' matches no weight", "'w'"}, "quantize.include=nothing.*"},
       {new String[] {"stage prune", "no weights"}, "prune.exclude=w*"},
+      {new String[] {"refit", "it is for schedule: one-shot"}, "prune.refit=true"},
       {new String[] {"stage quantize", "no weights"}, "quantize.exclude=w*"},
     };
     for (Object[] c : cases) {

@@ -211,6 +211,13 @@ class HalfModelsTest {
     assertEquals(DataType.FLOAT16, trained.initializer("w").type());
     assertTrue(!given.initializer("w").data().equals(trained.initializer("w").data()));
     assertHalfEnds(pruned.resolve("model.onnx"));
+
+    Path refitted = folder.resolve("refitted");
+    Run.of("compress", recipe, "-o", refitted, "--set", "prune.refit=true").done();
+    OnnxModel half = OnnxModel.read(refitted.resolve("model.onnx"));
+    assertEquals(given.nodes(), half.nodes());
+    assertTrue(!half.initializer("w").data().equals(trained.initializer("w").data()));
+    assertHalfEnds(refitted.resolve("model.onnx"));
   }
 
   @Test

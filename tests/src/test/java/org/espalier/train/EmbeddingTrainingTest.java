@@ -400,7 +400,15 @@ class EmbeddingTrainingTest {
   void aStoppedRunContinuesToTheSameBits(boolean learnScales) throws IOException {
     Pruning some =
         new Pruning(
-            0.4, Pruning.Scope.TENSOR, null, Pruning.Schedule.ONE_SHOT, 1, 1, n -> true, true);
+            0.4,
+            Pruning.Scope.TENSOR,
+            null,
+            Pruning.Schedule.ONE_SHOT,
+            1,
+            1,
+            n -> true,
+            true,
+            false);
     CompressionPlan plan =
         new CompressionPlan(
             List.of(
@@ -546,7 +554,8 @@ class EmbeddingTrainingTest {
             1,
             1,
             name -> true,
-            embeddings);
+            embeddings,
+            false);
     try (OnnxCompression c =
         trained(
             job(clicks(), null),
@@ -580,7 +589,8 @@ class EmbeddingTrainingTest {
             1,
             1,
             name -> name.equals("users"),
-            true);
+            true,
+            false);
     try (OnnxCompression c =
         trained(job(clicks(), null), new Stage.Prune("prune", pattern, learning(20)))) {
       float[] users = table(c.floatModel(), "users");

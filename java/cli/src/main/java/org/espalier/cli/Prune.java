@@ -4,13 +4,11 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
-import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import java.util.function.Function;
 import java.util.function.Predicate;
@@ -233,7 +231,9 @@ final class Prune implements Callable<Integer> {
         Set<String> chosen = choose(onnx, rule);
         ActivationSource examples = null;
         if (refit) {
-          tellUnseen(onnx, chosen);
+          List<OnnxWeight> weights =
+              OnnxWeights.of(onnx).stream().filter(w -> chosen.contains(w.name())).toList();
+          RefittingPruner.unseen(onnx, weights).forEach(common::note);
           examples = calibration.fixed(onnx, source, tokenizer, common::note);
         }
         result =
@@ -266,24 +266,6 @@ final class Prune implements Callable<Integer> {
               + " changes both");
     }
     return 0;
-  }
-
-  private void tellUnseen(OnnxModel onnx, Set<String> chosen) {
-    List<OnnxWeight> weights =
-        OnnxWeights.of(onnx).stream().filter(w -> chosen.contains(w.name())).toList();
-    Map<String, List<String>> unseen = new TreeMap<>();
-    RefittingPruner.unseen(onnx, weights)
-        .forEach((name, why) -> unseen.computeIfAbsent(why, w -> new ArrayList<>()).add(name));
-    unseen.forEach(
-        (why, names) ->
-            common.note(
-                names.size()
-                    + (names.size() == 1 ? " weight goes" : " weights go")
-                    + " by magnitude alone: "
-                    + why
-                    + " ("
-                    + NearNames.list("", names)
-                    + ")"));
   }
 
   private void pruneChannels() {

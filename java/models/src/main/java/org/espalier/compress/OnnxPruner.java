@@ -5,7 +5,6 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
-import java.util.Collections;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
@@ -276,25 +275,6 @@ public final class OnnxPruner {
     return new Pruned(result, selected);
   }
 
-  /** What each tensor loses: of an amount of all together what magnitudes tell, as a share. */
-  private static List<MagnitudePrune.Rule> rules(
-      List<MagnitudePrune.Weights> list, MagnitudePrune.Rule rule) {
-    boolean global =
-        rule instanceof MagnitudePrune.Amount amount
-                && amount.scope() == MagnitudePrune.Scope.GLOBAL
-            || rule instanceof MagnitudePrune.Sparsity sparsity
-                && sparsity.scope() == MagnitudePrune.Scope.GLOBAL;
-    if (!global) {
-      return Collections.nCopies(list.size(), rule);
-    }
-    List<MagnitudePrune.Rule> rules = new ArrayList<>();
-    for (MagnitudePrune.TensorResult tensor : MagnitudePrune.prune(list, rule).tensors()) {
-      double share = (double) tensor.pruned() / tensor.total();
-      rules.add(new MagnitudePrune.Sparsity(share, MagnitudePrune.Scope.TENSOR));
-    }
-    return rules;
-  }
-
   private static Pruned refitted(
       OnnxModel model,
       List<Candidate> chosen,
@@ -327,7 +307,7 @@ public final class OnnxPruner {
       }
       weights.add(candidate.weight());
     }
-    new RefittingPruner(model, weights, rules(list, job.rule()))
+    new RefittingPruner(model, weights, RefittingPruner.ofEachTensor(list, job.rule()))
         .prune(kept, job.examples(), done -> progress.at(Progress.Phase.SELECT, done, bytes));
     List<MagnitudePrune.TensorResult> tensors = new ArrayList<>();
     long total = 0;

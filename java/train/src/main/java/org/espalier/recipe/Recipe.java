@@ -564,6 +564,8 @@ public record Recipe(
   private static Pruning pruning(Settings s) {
     if (s.text("schedule").equals("one-shot")) {
       refuse(s, List.of("update-every", "until"), "it is for schedule: cubic");
+    } else if (s.flag("refit")) {
+      throw s.wrong("refit", "it is for schedule: one-shot");
     }
     Pruning.Pattern pattern = null;
     if (s.given("pattern")) {
@@ -586,7 +588,8 @@ public record Recipe(
         s.small("update-every"),
         s.real("until"),
         names(s),
-        s.given("include"));
+        s.given("include"),
+        s.flag("refit"));
   }
 
   private static Quantization quantization(Settings s) {

@@ -24,6 +24,7 @@ import java.util.Map;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ChannelPruner;
+import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.NearNames;
@@ -178,6 +179,7 @@ public final class RecipeRun {
         if (begins) {
           checkComparable();
           noteInnerWeights(trained);
+          noteUnseenWeights(trained);
         }
       } catch (InputException e) {
         compression.close();
@@ -204,6 +206,23 @@ public final class RecipeRun {
                 + " two: the main graph's are trained, those inside stay as they were ("
                 + NearNames.list("", shared)
                 + ")");
+      }
+    }
+
+    /** Refitting needs to see what weights are multiplied with. */
+    private void noteUnseenWeights(OnnxModel trained) {
+      List<String> inner = OnnxWeights.inner(trained, false);
+      for (Stage stage : recipe.stages().stages()) {
+        if (stage instanceof Stage.Prune p && p.pruning().refit()) {
+          List<OnnxWeight> pruned =
+              OnnxWeights.of(trained).stream()
+                  .filter(weight -> !weight.isEmbedding() || p.pruning().embeddings())
+                  .filter(weight -> p.pruning().include().test(weight.name()))
+                  .filter(weight -> !inner.contains(weight.name()))
+                  .toList();
+          RefittingPruner.unseen(trained, pruned)
+              .forEach(text -> host.note("stage " + stage.name() + ": " + text));
+        }
       }
     }
 

@@ -256,6 +256,12 @@ public final class RecipeSchema {
             new Choice(List.of("one-shot", "cubic")),
             "one-shot",
             "All at once, or rising over the steps of the stage."),
+        optional(
+            "refit",
+            new Flag(),
+            "false",
+            "Of a one-shot: prune what calibration misses least, and refit the weights that stay to"
+                + " it, before the stage trains."),
         optional("update-every", COUNT, "10", "Steps between two prunings of a cubic schedule."),
         optional(
             "until",

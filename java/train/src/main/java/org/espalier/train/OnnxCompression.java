@@ -250,7 +250,9 @@ public final class OnnxCompression implements Compression {
       WeightPruning pruning = model.pruning(p.pruning());
       made.startSparsity = pruning.sparsity();
       pruning.candidates().forEach(TrainedWeight::makeMask);
-      if (p.pruning().schedule() == Pruning.Schedule.ONE_SHOT) {
+      if (p.pruning().refit()) {
+        model.refit(p.pruning(), listener);
+      } else if (p.pruning().schedule() == Pruning.Schedule.ONE_SHOT) {
         pruning.prune(p.pruning().sparsity());
       }
     }

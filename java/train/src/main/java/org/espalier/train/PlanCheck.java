@@ -200,12 +200,11 @@ final class PlanCheck {
               + " has no weights that the plan could prune"
               + (OnnxWeights.inner(job.model(), false).stream().anyMatch(pruning.include())
                   ? " but those in branches of If and bodies of loops, which training leaves as"
-                        + " they are; 'espalier prune' takes them"
+                      + " they are; 'espalier prune' takes them"
                   : ""));
     }
     if (pruning.pattern() != null) {
-      MagnitudePrune.Pattern pattern =
-          new MagnitudePrune.Pattern(pruning.pattern().keep(), pruning.pattern().of());
+      MagnitudePrune.Pattern pattern = (MagnitudePrune.Pattern) pruning.rule(0);
       MagnitudePrune.checkPattern(
           candidates.stream()
               .map(

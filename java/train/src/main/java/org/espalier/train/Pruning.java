@@ -2,6 +2,7 @@ package org.espalier.train;
 
 import java.util.Objects;
 import java.util.function.Predicate;
+import org.espalier.op.MagnitudePrune;
 
 /**
  * How weights are pruned.
@@ -25,7 +26,8 @@ public record Pruning(
     int updateEvery,
     double until,
     Predicate<String> include,
-    boolean embeddings) {
+    boolean embeddings,
+    boolean refit) {
   /** Among what the smallest weights are sought. */
   public enum Scope {
     /** All chosen tensors together. */
@@ -70,6 +72,9 @@ public record Pruning(
     if (pattern != null && schedule != Schedule.ONE_SHOT) {
       throw new IllegalArgumentException("an n:m pattern is pruned in one shot");
     }
+    if (refit && schedule != Schedule.ONE_SHOT) {
+      throw new IllegalArgumentException("weights are refitted where they are pruned in one shot");
+    }
     if (updateEvery < 1) {
       throw new IllegalArgumentException("pruning every " + updateEvery + " steps; 1 or more");
     }
@@ -80,13 +85,35 @@ public record Pruning(
 
   /** The smallest weights of all tensors together, at once. */
   public static Pruning oneShot(double sparsity) {
-    return new Pruning(sparsity, Scope.GLOBAL, null, Schedule.ONE_SHOT, 1, 1, name -> true, false);
+    return new Pruning(
+        sparsity, Scope.GLOBAL, null, Schedule.ONE_SHOT, 1, 1, name -> true, false, false);
   }
 
   /** The same on a cubic schedule over the first three quarters of the stage. */
   public static Pruning gradual(double sparsity, int updateEvery) {
     return new Pruning(
-        sparsity, Scope.GLOBAL, null, Schedule.CUBIC, updateEvery, 0.75, name -> true, false);
+        sparsity,
+        Scope.GLOBAL,
+        null,
+        Schedule.CUBIC,
+        updateEvery,
+        0.75,
+        name -> true,
+        false,
+        false);
+  }
+
+  /**
+   * What kernels are asked for.
+   *
+   * @param share of zeros that is wanted now; of no account where there is a pattern
+   */
+  MagnitudePrune.Rule rule(double share) {
+    return pattern == null
+        ? new MagnitudePrune.Sparsity(
+            share,
+            scope == Scope.GLOBAL ? MagnitudePrune.Scope.GLOBAL : MagnitudePrune.Scope.TENSOR)
+        : new MagnitudePrune.Pattern(pattern.keep(), pattern.of());
   }
 
   /** The sparsity wanted after the share {@code t} of the schedule, in [0, 1], has passed. */

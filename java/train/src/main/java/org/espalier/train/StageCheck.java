@@ -36,6 +36,9 @@ final class StageCheck {
     } else if (!embeds) {
       checkLabels(where, objective);
     }
+    if (stage instanceof Stage.Prune p && p.pruning().refit() && job.calibration() == null) {
+      throw new InputException(where + "refitting needs calibration examples");
+    }
     if (stage instanceof Stage.Quantize q) {
       boolean fixed = q.quantization().form() == Quantization.Form.STATIC;
       if ((q.quantization().fit() || fixed) && job.calibration() == null) {

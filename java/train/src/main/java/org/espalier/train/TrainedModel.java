@@ -1,10 +1,13 @@
 package org.espalier.train;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.IOException;
+import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.BitSet;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.Iterator;
@@ -21,13 +24,17 @@ import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.QuantizedTable;
+import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.TrainableQuantizer;
+import org.espalier.device.DType;
+import org.espalier.device.Tensor;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
@@ -146,6 +153,56 @@ final class TrainedModel implements AutoCloseable {
   }
 
   /**
+   * Prunes what calibration misses least and refits the weights that stay, and the biases beside them; what is 0 stays
+   * 0. Of a model that is not quantized.
+   */
+  void refit(Pruning pruning, TrainingListener listener) {
+    OnnxModel model = floatModel();
+    Map<String, TrainedWeight> byConstant = byConstant();
+    List<TrainedWeight> candidates = pruning(pruning).candidates();
+    List<OnnxWeight> pruned =
+        OnnxWeights.of(model).stream()
+            .filter(weight -> candidates.contains(byConstant.get(weight.value())))
+            .toList();
+    List<MagnitudePrune.Weights> list = new ArrayList<>();
+    List<BitSet> kept = new ArrayList<>();
+    for (OnnxWeight weight : pruned) {
+      OnnxInitializer tensor = model.constant(weight.value());
+      Tensor values = Tensor.of(tensor.data(), DType.F32, tensor.dims());
+      list.add(MagnitudePrune.Weights.of(weight.name(), values).axis(weight.reductionAxis()));
+      kept.add(nonZeros(tensor.floats()));
+    }
+    Map<String, List<NodeProto>> consumers = model.consumers();
+    long bytes = pruned.stream().mapToLong(w -> model.constant(w.value()).byteLength()).sum();
+    listener.note("refitting");
+    new RefittingPruner(
+            model,
+            pruned,
+            RefittingPruner.ofEachTensor(list, pruning.rule(pruning.sparsity())),
+            vector -> byConstant.containsKey(vector) && consumers.get(vector).size() == 1)
+        .prune(
+            kept,
+            job.calibration(),
+            done -> listener.note("refitting, " + 100 * done / bytes + " % of the weights done"));
+    byConstant.forEach((constant, weight) -> weight.latent().set(values(model.constant(constant))));
+    candidates.forEach(TrainedWeight::maskZeros);
+  }
+
+  private static BitSet nonZeros(FloatBuffer values) {
+    BitSet bits = new BitSet(values.remaining());
+    for (int i = 0; i < values.remaining(); i++) {
+      bits.set(i, values.get(i) != 0);
+    }
+    return bits;
+  }
+
+  private static float[] values(OnnxInitializer tensor) {
+    float[] values = new float[Math.toIntExact(tensor.elements())];
+    tensor.floats().get(values);
+    return values;
+  }
+
+  /**
    * Checks that the model can be quantized so.
    *
    * @throws InputException where it cannot
@@ -195,12 +252,7 @@ final class TrainedModel implements AutoCloseable {
             (constant, w) -> {
               boolean product = w.isQuantized() && !w.isTable();
               if (product ? !pruned.isEmpty() : pruned.contains(constant)) {
-                w.makeMask();
-                device.prune(
-                    List.of(
-                        MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
-                            .maskOut(w.maskBits())),
-                    new MagnitudePrune.Threshold(Float.MIN_VALUE));
+                w.maskZeros();
               }
             });
   }

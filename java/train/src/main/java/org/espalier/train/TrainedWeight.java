@@ -9,6 +9,7 @@ import java.util.stream.LongStream;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
+import org.espalier.op.MagnitudePrune;
 import org.espalier.op.ScaleGradients;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TorchDevice;
@@ -194,6 +195,14 @@ final class TrainedWeight implements AutoCloseable {
       mask = TrainingBuffer.bits(device, elements);
       mask.setBits();
     }
+  }
+
+  /** Gives the weight the mask that keeps what is not 0. */
+  void maskZeros() {
+    makeMask();
+    device.prune(
+        List.of(MagnitudePrune.Weights.of(name(), latent().tensor()).maskOut(maskBits())),
+        new MagnitudePrune.Threshold(Float.MIN_VALUE));
   }
 
   /** How many working weights are exactly 0. */

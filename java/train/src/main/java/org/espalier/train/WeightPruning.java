@@ -48,14 +48,6 @@ final class WeightPruning {
    * @param sparsity the share that is wanted; of no account where a pattern is
    */
   void prune(double sparsity) {
-    MagnitudePrune.Scope scope =
-        pruning.scope() == Pruning.Scope.GLOBAL
-            ? MagnitudePrune.Scope.GLOBAL
-            : MagnitudePrune.Scope.TENSOR;
-    MagnitudePrune.Rule rule =
-        pruning.pattern() == null
-            ? new MagnitudePrune.Sparsity(sparsity, scope)
-            : new MagnitudePrune.Pattern(pruning.pattern().keep(), pruning.pattern().of());
     List<MagnitudePrune.Weights> list = new ArrayList<>();
     for (TrainedWeight w : candidates()) {
       list.add(
@@ -65,6 +57,6 @@ final class WeightPruning {
               .maskOut(w.maskBits())
               .axis(w.parameter.reductionAxis()));
     }
-    device.prune(list, rule);
+    device.prune(list, pruning.rule(sparsity));
   }
 }

@@ -30,7 +30,8 @@ final class ConstantVector {
     return norm && isVector(model, n.getInput(2), width) ? 2 : -1;
   }
 
-  private static boolean isVector(OnnxModel model, String value, int width) {
+  /** Whether a value is a constant of {@code width} float32 numbers along one axis. */
+  static boolean isVector(OnnxModel model, String value, int width) {
     OnnxInitializer c = model.constant(value);
     return c != null && c.type() == DataType.FLOAT && c.dims().length == 1 && c.elements() == width;
   }
@@ -44,13 +45,18 @@ final class ConstantVector {
   static NodeProto changed(
       OnnxModel model, OnnxModel.Names names, NodeProto n, int input, double[] change) {
     String old = n.getInput(input);
-    FloatBuffer values = model.constant(old).floats();
-    float[] changed = new float[change.length];
-    for (int c = 0; c < changed.length; c++) {
-      changed[c] = (float) (values.get(c) + change[c]);
-    }
     String vector = names.unique(old + "_fitted");
-    model.addInitializer(OnnxInitializer.floats(vector, new long[] {changed.length}, changed));
+    model.addInitializer(sum(model, old, change).withName(vector));
     return n.toBuilder().setInput(input, vector).build();
+  }
+
+  /** What a constant vector is with a change added to it. */
+  static OnnxInitializer sum(OnnxModel model, String vector, double[] change) {
+    FloatBuffer values = model.constant(vector).floats();
+    float[] sum = new float[change.length];
+    for (int c = 0; c < sum.length; c++) {
+      sum[c] = (float) (values.get(c) + change[c]);
+    }
+    return OnnxInitializer.floats(vector, new long[] {sum.length}, sum);
   }
 }

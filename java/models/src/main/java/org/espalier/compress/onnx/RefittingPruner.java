@@ -6,13 +6,17 @@ import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.TreeMap;
 import java.util.function.IntBinaryOperator;
 import java.util.function.LongConsumer;
+import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.format.NearNames;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -43,10 +47,47 @@ public final class RefittingPruner {
    */
   public RefittingPruner(
       OnnxModel model, List<OnnxWeight> weights, List<MagnitudePrune.Rule> rules) {
+    this(model, weights, rules, vector -> true);
+  }
+
+  /**
+   * The same where not every constant vector may change.
+   *
+   * @param vectors those that may take up means, by name. One that a single node reads keeps its name
+   */
+  public RefittingPruner(
+      OnnxModel model,
+      List<OnnxWeight> weights,
+      List<MagnitudePrune.Rule> rules,
+      Predicate<String> vectors) {
     this.model = model;
     this.rules = List.copyOf(rules);
-    weights.forEach(weight -> sums.add(new WeightedSums(model, weight)));
+    weights.forEach(weight -> sums.add(new WeightedSums(model, weight, vectors)));
     rules.forEach(RefittingPruner::check);
+  }
+
+  /**
+   * What each tensor loses of an amount or sparsity of all together, as the share that magnitudes tell. Of other rules
+   * each is the rule itself.
+   *
+   * @param list the weights; their outputs receive what is pruned by magnitude
+   */
+  public static List<MagnitudePrune.Rule> ofEachTensor(
+      List<MagnitudePrune.Weights> list, MagnitudePrune.Rule rule) {
+    boolean global =
+        rule instanceof MagnitudePrune.Amount amount
+                && amount.scope() == MagnitudePrune.Scope.GLOBAL
+            || rule instanceof MagnitudePrune.Sparsity sparsity
+                && sparsity.scope() == MagnitudePrune.Scope.GLOBAL;
+    if (!global) {
+      return Collections.nCopies(list.size(), rule);
+    }
+    List<MagnitudePrune.Rule> rules = new ArrayList<>();
+    for (MagnitudePrune.TensorResult tensor : MagnitudePrune.prune(list, rule).tensors()) {
+      double share = (double) tensor.pruned() / tensor.total();
+      rules.add(new MagnitudePrune.Sparsity(share, MagnitudePrune.Scope.TENSOR));
+    }
+    return rules;
   }
 
   private static void check(MagnitudePrune.Rule rule) {
@@ -64,16 +105,26 @@ public final class RefittingPruner {
     }
   }
 
-  /** Of some weights of a model those that would go by magnitude alone, each with the reason. */
-  public static Map<String, String> unseen(OnnxModel model, List<OnnxWeight> weights) {
-    Map<String, String> unseen = new LinkedHashMap<>();
+  /** Says which of some weights of a model would go by magnitude alone, a line for each reason. */
+  public static List<String> unseen(OnnxModel model, List<OnnxWeight> weights) {
+    Map<String, List<String>> unseen = new TreeMap<>();
     for (OnnxWeight weight : weights) {
-      String obstacle = new WeightedSums(model, weight).obstacle;
+      String obstacle = new WeightedSums(model, weight, vector -> true).obstacle;
       if (obstacle != null) {
-        unseen.put(weight.name(), obstacle);
+        unseen.computeIfAbsent(obstacle, o -> new ArrayList<>()).add(weight.name());
       }
     }
-    return unseen;
+    return unseen.entrySet().stream()
+        .map(
+            e ->
+                e.getValue().size()
+                    + (e.getValue().size() == 1 ? " weight goes" : " weights go")
+                    + " by magnitude alone: "
+                    + e.getKey()
+                    + " ("
+                    + NearNames.list("", e.getValue())
+                    + ")")
+        .toList();
   }
 
   /**
@@ -126,8 +177,10 @@ public final class RefittingPruner {
     if (readers.isEmpty()) {
       return seen;
     }
-    OnnxModel floats = model.copy(); // activations of 16 bits cannot be received
-    HalfPrecision.widen(floats);
+    OnnxModel floats = model.copy();
+    if (sums.stream().anyMatch(s -> model.constant(s.weight.value()).type() != DataType.FLOAT)) {
+      HalfPrecision.widen(floats); // activations of 16 bits cannot be received
+    }
     source.run(
         floats,
         readers.keySet(),
@@ -232,17 +285,25 @@ public final class RefittingPruner {
 
   private void changeBiases() {
     OnnxModel.Names names = model.names();
+    Map<String, List<NodeProto>> consumers = model.consumers();
     List<NodeProto> nodes = new ArrayList<>();
+    List<OnnxInitializer> inPlace = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
       double[] change = biasChanges.get(n.getOutputCount() == 0 ? "" : n.getOutput(0));
       if (change == null) {
         nodes.add(n);
         continue;
       }
-      boolean own = Nodes.is(n, "Conv") || Nodes.is(n, "Gemm");
-      int input = own ? 2 : ConstantVector.input(model, n, change.length);
-      nodes.add(ConstantVector.changed(model, names, n, input, change));
+      int input = WeightedSums.vectorInput(model, n, change.length);
+      String vector = n.getInput(input);
+      if (consumers.get(vector).size() == 1 && !model.outputNames().contains(vector)) {
+        inPlace.add(ConstantVector.sum(model, vector, change));
+        nodes.add(n);
+      } else {
+        nodes.add(ConstantVector.changed(model, names, n, input, change));
+      }
     }
+    model.replaceConstants(inPlace);
     model.setNodes(nodes);
     model.removeUnusedInitializers();
   }

@@ -2,13 +2,12 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.FloatBuffer;
 import java.util.Arrays;
 import java.util.List;
+import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
-import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeight.Kind;
@@ -55,8 +54,9 @@ final class WeightedSums {
 
   /**
    * @param weight of the model, at least one element, used by no embedding alone
+   * @param vectors which constant vectors may change, by name
    */
-  WeightedSums(OnnxModel model, OnnxWeight weight) {
+  WeightedSums(OnnxModel model, OnnxWeight weight, Predicate<String> vectors) {
     this.weight = weight;
     Use use = weight.uses().get(0);
     node = model.allProducers().get(use.node());
@@ -87,7 +87,7 @@ final class WeightedSums {
     inputs = inputOffsets.length;
     outputs = outputOffsets.length;
     activation = obstacle == null ? node.getInput(0) : null;
-    bias = obstacle == null ? bias(model, use) : null;
+    bias = obstacle == null ? bias(model, use, vectors) : null;
   }
 
   /** Where the elements along some axes lie, row-major. */
@@ -132,21 +132,31 @@ final class WeightedSums {
     };
   }
 
-  private String bias(OnnxModel model, Use use) {
-    if (use.kind() == Kind.MATMUL) {
-      return ProductSite.biasAdd(model, use.node(), outputs, model.consumers());
+  private String bias(OnnxModel model, Use use, Predicate<String> vectors) {
+    String output =
+        use.kind() == Kind.MATMUL
+            ? ProductSite.biasAdd(model, use.node(), outputs, model.consumers())
+            : use.node();
+    if (output == null) {
+      return null;
+    }
+    NodeProto adds = model.producers().get(output);
+    int width = groups * outputs;
+    int input = vectorInput(model, adds, width);
+    return input >= 0 && vectors.test(adds.getInput(input)) ? output : null;
+  }
+
+  /** Which input of a node is the constant vector that it adds to sums of that many outputs; −1 if none is. */
+  static int vectorInput(OnnxModel model, NodeProto n, int width) {
+    boolean own = Nodes.is(n, "Conv") || Nodes.is(n, "Gemm");
+    if (!own) {
+      return ConstantVector.input(model, n, width);
     }
     boolean plain =
-        use.kind() == Kind.CONV
-            || Nodes.real(node, "alpha", 1) == 1 && Nodes.real(node, "beta", 1) == 1;
-    OnnxInitializer c = node.getInputCount() < 3 ? null : model.constant(node.getInput(2));
-    return plain
-            && c != null
-            && c.type() == DataType.FLOAT
-            && c.dims().length == 1
-            && c.elements() == (long) groups * outputs
-        ? use.node()
-        : null;
+        Nodes.is(n, "Conv") || Nodes.real(n, "alpha", 1) == 1 && Nodes.real(n, "beta", 1) == 1;
+    return plain && n.getInputCount() == 3 && ConstantVector.isVector(model, n.getInput(2), width)
+        ? 2
+        : -1;
   }
 
   /** What tells the statistics apart that sums need: equal for sums over the same inputs. */
