@@ -15,8 +15,6 @@ using esp::GridScale;
 using esp::NonFinite;
 using esp::Window;
 
-#define ESP_MEMBER __attribute__((always_inline)) inline
-
 constexpr float largest = 3.40282347e+38f;
 constexpr int32_t infinity_bits = 0x7f800000;
 

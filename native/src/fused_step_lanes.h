@@ -74,9 +74,11 @@ struct Gradient {
   template <bool whole>
   __attribute__((always_inline)) f32x16 lanes(int64_t i, int64_t n, mask16* kept) const {
     prefetch(values + i);
+    *kept = mask_of(0xffff);
+    const f32x16 gradient = load_lanes<whole>(values + i, n);
+    if (mask == nullptr && gate == nullptr) return gradient * factor;
     *kept = mask_of(bits_at<whole>(mask, i, n));
-    const mask16 pass = *kept & mask_of(bits_at<whole>(gate, i, n));
-    return keep(pass, load_lanes<whole>(values + i, n)) * factor;
+    return keep(*kept & mask_of(bits_at<whole>(gate, i, n)), gradient) * factor;
   }
 };
 
@@ -132,7 +134,8 @@ i32x16 update_span(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, 
     also(i - start);
   }
   if (bulk < end) largest = max(largest, update.template lanes<false>(bulk, end - bulk));
-  return largest;
+  const i32x16 result = largest;  // which may lie in memory from the beginning, where the caller wants it
+  return result;
 }
 
 struct Nothing {

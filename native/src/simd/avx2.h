@@ -6,15 +6,24 @@
 
 namespace {
 
-struct f32x16 {
-  __m256 lo, hi;
-};
-struct i32x16 {
-  __m256i lo, hi;
-};
-struct mask16 {
-  __m256i lo, hi;  // all bits of a lane set or none
-};
+// A type of two registers. It is copied member by member: GCC 12 copies a plain struct of two through the stack in quarters,
+// on whose stores the load of a half then waits.
+#define ESP_PAIR(Type, Register)                                      \
+  struct Type {                                                       \
+    Register lo, hi;                                                  \
+    Type() = default;                                                 \
+    ESP_MEMBER Type(Register low, Register high) : lo(low), hi(high) {} \
+    ESP_MEMBER Type(const Type& a) : lo(a.lo), hi(a.hi) {}            \
+    ESP_MEMBER Type& operator=(const Type& a) {                       \
+      lo = a.lo;                                                      \
+      hi = a.hi;                                                      \
+      return *this;                                                   \
+    }                                                                 \
+  }
+ESP_PAIR(f32x16, __m256);
+ESP_PAIR(i32x16, __m256i);
+ESP_PAIR(mask16, __m256i);  // all bits of a lane set or none
+ESP_PAIR(f64x8, __m256d);   // for sums that need them
 
 ESP_INLINE f32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 ESP_INLINE i32x16 set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -184,10 +193,9 @@ ESP_INLINE i32x16 load_bytes(const uint8_t* p) {
 }
 
 ESP_INLINE mask16 mask_of(uint16_t bits) {
-  const __m256i pick = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i lo = _mm256_and_si256(_mm256_set1_epi32(bits), pick);
-  const __m256i hi = _mm256_and_si256(_mm256_set1_epi32(bits >> 8), pick);
-  return {_mm256_cmpeq_epi32(lo, pick), _mm256_cmpeq_epi32(hi, pick)};
+  const __m256i low = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), high = _mm256_slli_epi32(low, 8);
+  const __m256i all = _mm256_set1_epi32(bits);
+  return {_mm256_cmpeq_epi32(_mm256_and_si256(all, low), low), _mm256_cmpeq_epi32(_mm256_and_si256(all, high), high)};
 }
 ESP_INLINE uint16_t bits_of(mask16 m) {
   const int lo = _mm256_movemask_ps(_mm256_castsi256_ps(m.lo)), hi = _mm256_movemask_ps(_mm256_castsi256_ps(m.hi));
@@ -273,10 +281,6 @@ ESP_INLINE void transpose(f32x16 (&rows)[16]) {
   }
 }
 
-// 8 lanes of double, for sums that need them.
-struct f64x8 {
-  __m256d lo, hi;
-};
 ESP_INLINE f64x8 widen(__m256 a) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1))};
 }

@@ -14,10 +14,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// Of functions, and of members.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define ESP_INLINE static inline  // instrumented wherever they are used they would take the compiler minutes
+#define ESP_MEMBER inline
 #else
 #define ESP_INLINE static inline __attribute__((always_inline))
+#define ESP_MEMBER __attribute__((always_inline)) inline
 #endif
 // For what is long: the scalar variant, whose vectors are four registers, calls it.
 #if defined(ESP_ISA_avx512) || defined(ESP_ISA_avx2)
