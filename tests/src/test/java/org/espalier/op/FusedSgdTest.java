@@ -591,6 +591,52 @@ class FusedSgdTest {
     }
   }
 
+  /** Rows of tables: what a step, AdamW's too, and the norm go over is as long as it is now. */
+  @Test
+  void aParameterBecomesAnotherOfAnotherSizeAndItsStepsGoOn() {
+    try (OwnedTensor two = OwnedTensor.allocate(DType.F32, 2);
+        OwnedTensor three = OwnedTensor.allocate(DType.F32, 3);
+        OwnedTensor slope = OwnedTensor.allocate(DType.F32, 3);
+        OwnedTensor first = OwnedTensor.allocate(DType.F32, 3);
+        OwnedTensor second = OwnedTensor.allocate(DType.F32, 3);
+        FusedSgd sgd =
+            new FusedSgd(
+                List.of(Parameter.of(two, two(slope), two(first))),
+                Options.of(1).withMomentum(0.5));
+        FusedAdamW adam =
+            new FusedAdamW(
+                List.of(FusedAdamW.Parameter.of(two, two(slope), two(first), two(second))),
+                FusedAdamW.Options.of(1).withWeightDecay(0));
+        GradientNorm norm =
+            new GradientNorm(List.of(new GradientNorm.Gradient(two(slope), null, null)))) {
+      new FloatPointer(slope.pointer()).put(2f, 3f, 6f);
+      norm.gradient(0, new GradientNorm.Gradient(slope, null, null));
+      assertEquals(7, norm.compute().norm());
+      sgd.parameter(0, Parameter.of(three, slope, first));
+      assertTrue(sgd.first(0));
+      sgd.step();
+      sgd.parameter(0, Parameter.of(three, slope, first));
+      assertFalse(sgd.first(0));
+      sgd.step(); // the buffer is the gradient, and then half of that more
+      assertArrayEquals(new float[] {-5, -7.5f, -15}, Numbers.read(three));
+      assertArrayEquals(new float[2], Numbers.read(two));
+      adam.steps(0, 1);
+      adam.parameter(0, FusedAdamW.Parameter.of(three, slope, second, first));
+      assertEquals(1, adam.steps(0));
+      adam.step();
+      assertEquals(2, adam.steps(0));
+      assertTrue(Numbers.read(three)[2] < -15);
+      refused("no momentum buffer", () -> sgd.parameter(0, Parameter.of(three, slope, null)));
+      assertThrows(
+          IndexOutOfBoundsException.class,
+          () -> sgd.parameter(1, Parameter.of(three, slope, first)));
+    }
+  }
+
+  private static Tensor two(OwnedTensor tensor) {
+    return Tensor.of(tensor.pointer(), DType.F32, 2);
+  }
+
   @Test
   void whatIsWrongIsSaid() {
     try (OwnedTensor w = OwnedTensor.allocate(DType.F32, 4, 8);

@@ -199,6 +199,19 @@ public final class FusedAdamW extends FusedStep {
         Long.BYTES);
   }
 
+  /**
+   * From now on parameter {@code index} is another one in host memory, of any size: the rows of a table, say, that this
+   * step changes. How many {@link #steps} it has done stays as it was.
+   *
+   * @throws UnsupportedOperationException on a CUDA device, where steps are planned ahead
+   */
+  public void parameter(int index, Parameter parameter) {
+    long steps = steps(index);
+    replace(index, parameter, parameter.weight, parameter.gradient);
+    describe(list.getPointer(index), parameter);
+    steps(index, steps);
+  }
+
   private static void describe(esp_adamw_tensor t, Parameter p) {
     TrainedTensor trained =
         new TrainedTensor(p.weight, p.gradient, p.mask, p.gate, p.workingCopy, p.scale);

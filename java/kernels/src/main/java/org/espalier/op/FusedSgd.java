@@ -195,17 +195,35 @@ public final class FusedSgd extends FusedStep {
             .maximize(options.maximize() ? 1 : 0)
             .skip_non_finite(options.skipNonFinite() ? 1 : 0);
     for (int i = 0; i < parameters.size(); i++) {
-      Parameter p = parameters.get(i);
-      if (options.momentum() > 0 && p.momentum() == null) {
-        throw new IllegalArgumentException(
-            "parameter " + i + " has no momentum buffer, and momentum is " + options.momentum());
-      }
-      describe(list.getPointer(i), p);
+      checkMomentum(i, parameters.get(i));
+      describe(list.getPointer(i), parameters.get(i));
     }
     plan(
         (plan, table) ->
             espalier_cuda.esp_cuda_fused_sgd_plan(list, count(), this.options, plan, table),
         Integer.BYTES);
+  }
+
+  private void checkMomentum(int index, Parameter p) {
+    if (options.momentum() > 0 && p.momentum() == null) {
+      throw new IllegalArgumentException(
+          "parameter " + index + " has no momentum buffer, and momentum is " + options.momentum());
+    }
+  }
+
+  /**
+   * From now on parameter {@code index} is another one in host memory, of any size: the rows of a table, say, that this
+   * step changes. Whether it is a {@link #first} step stays as it was.
+   *
+   * @throws IllegalArgumentException where it has no momentum buffer and the options ask for momentum
+   * @throws UnsupportedOperationException on a CUDA device, where steps are planned ahead
+   */
+  public void parameter(int index, Parameter parameter) {
+    boolean first = first(index);
+    checkMomentum(index, parameter);
+    replace(index, parameter, parameter.weight, parameter.gradient);
+    describe(list.getPointer(index), parameter);
+    first(index, first);
   }
 
   private static void describe(esp_sgd_tensor t, Parameter p) {

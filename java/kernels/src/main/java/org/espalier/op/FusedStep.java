@@ -1,5 +1,6 @@
 package org.espalier.op;
 
+import java.util.ArrayList;
 import java.util.List;
 import org.bytedeco.javacpp.Pointer;
 import org.espalier.InputException;
@@ -23,7 +24,7 @@ import org.espalier.device.Tensor;
  * have the same bits; given scales are not checked there.
  */
 public abstract sealed class FusedStep implements AutoCloseable permits FusedAdamW, FusedSgd {
-  private final List<?> parameters; // keeps the memory reachable
+  private final List<Object> parameters; // keeps the memory reachable
   private final Device device;
   private final esp_step_result result = Natives.keep(new esp_step_result());
   // On a CUDA device: the plan, the result, and what a tensor keeps from step to step.
@@ -33,7 +34,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   private boolean closed;
 
   /** What a step takes of the noise's random numbers. */
-  private final long noiseBlocks;
+  private long noiseBlocks;
 
   /** Of the native options, while there is noise. */
   private esp_step_noise noise;
@@ -42,11 +43,11 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   private final Tensor[] gradients;
 
   FusedStep(List<?> parameters, List<Tensor> weights, List<Tensor> gradients) {
-    this.parameters = List.copyOf(parameters);
+    this.parameters = new ArrayList<>(parameters);
     this.gradients = gradients.toArray(Tensor[]::new);
     this.device = weights.isEmpty() ? Device.cpu() : weights.get(0).device();
     weights.forEach(weight -> weight.pointerOn(device));
-    this.noiseBlocks = weights.stream().mapToLong(weight -> (weight.elements() + 1) / 2).sum();
+    this.noiseBlocks = weights.stream().mapToLong(FusedStep::blocks).sum();
   }
 
   /** Last in a constructor: plans the list where it is on a CUDA device. */
@@ -103,6 +104,23 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
       throw new IllegalArgumentException("gradient " + gradient + "; it was " + before);
     }
     nativeGradient(index, gradient.pointerOn(device));
+    gradients[index] = gradient;
+  }
+
+  /** A tensor's share of {@link #noiseBlocks}. */
+  private static long blocks(Tensor weight) {
+    return (weight.elements() + 1) / 2;
+  }
+
+  /** What both optimizers do where parameter {@code index} is another one from now on, before the list is written. */
+  final void replace(int index, Object parameter, Tensor weight, Tensor gradient) {
+    Tensor before = gradients[checked(index)];
+    if (device.isCuda()) {
+      throw new UnsupportedOperationException("parameters on a CUDA device stay what they are");
+    }
+    weight.pointerOn(device);
+    noiseBlocks += blocks(weight) - blocks(before);
+    parameters.set(index, parameter);
     gradients[index] = gradient;
   }
 

@@ -60,13 +60,7 @@ public final class GradientNorm implements AutoCloseable {
     this.device = gradients.isEmpty() ? Device.cpu() : gradients.get(0).gradient().device();
     this.list = Natives.keep(new esp_gradient(Math.max(1, gradients.size())));
     for (int i = 0; i < gradients.size(); i++) {
-      Gradient g = gradients.get(i);
-      list.getPointer(i)
-          .gradient(g.gradient().pointerOn(device))
-          .mask(g.mask())
-          .gate(g.gate())
-          .n(g.gradient().elements())
-          .dtype(g.gradient().dtype().code());
+      describe(i, gradients.get(i));
     }
     long count = gradients.size();
     plan =
@@ -79,6 +73,32 @@ public final class GradientNorm implements AutoCloseable {
     found = plan == null ? null : CudaMemory.allocate(device, result.sizeof());
   }
 
+  private void describe(int index, Gradient g) {
+    list.getPointer(index)
+        .gradient(g.gradient().pointerOn(device))
+        .mask(g.mask())
+        .gate(g.gate())
+        .n(g.gradient().elements())
+        .dtype(g.gradient().dtype().code());
+  }
+
+  /**
+   * From now on gradient {@code index} is another one in host memory, of any size.
+   *
+   * @throws UnsupportedOperationException on a CUDA device, where the work is planned ahead
+   */
+  public synchronized void gradient(int index, Gradient gradient) {
+    checkMovable();
+    gradients.set(index, gradient);
+    describe(index, gradient);
+  }
+
+  private void checkMovable() {
+    if (device.isCuda()) {
+      throw new UnsupportedOperationException("gradients on a CUDA device stay where they are");
+    }
+  }
+
   /**
    * From now on gradient {@code index} is read elsewhere in host memory.
    *
@@ -87,9 +107,7 @@ public final class GradientNorm implements AutoCloseable {
    */
   public synchronized void gradient(int index, Tensor gradient) {
     Gradient before = gradients.get(index);
-    if (device.isCuda()) {
-      throw new UnsupportedOperationException("gradients on a CUDA device stay where they are");
-    }
+    checkMovable();
     if (gradient.elements() != before.gradient().elements()
         || gradient.dtype() != before.gradient().dtype()) {
       throw new IllegalArgumentException("gradient " + gradient + "; it was " + before.gradient());
