@@ -28,6 +28,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** A model that lives by its tables learns a stream of visits. */
 class OnlineClicksTest {
@@ -110,9 +111,15 @@ class OnlineClicksTest {
     assertTrue(metrics.path("accuracy_window").asDouble() < 0.65, metrics.toString());
   }
 
-  @Test
-  void aResumedStreamEndsWithTheSameBits() throws IOException {
-    recipe("momentum: 0.5\nbatch: 4\n");
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "momentum: 0.5\n",
+        "momentum: 0.5\nsparse-rows: always\n",
+        "adamw: {}\nweight-decay: 0.01\nsparse-rows: always\n"
+      })
+  void aResumedStreamEndsWithTheSameBits(String optimizer) throws IOException {
+    recipe(optimizer + "batch: 4\n");
     Path whole = folder.resolve("whole");
     online(whole, lines(400), "--recipe", recipe, "--model", model);
     online(store, lines(400).subList(0, 200), "--recipe", recipe, "--model", model);
@@ -126,9 +133,11 @@ class OnlineClicksTest {
   }
 
   /** The others of their batch are learned as if they had come alone. */
-  @Test
-  void whatNoTableHasIsLeftOut() throws IOException {
-    recipe("batch: 4\n");
+  @ParameterizedTest
+  @ValueSource(strings = {"never", "always"})
+  void whatNoTableHasIsLeftOut(String rows) throws IOException {
+    String sparse = "sparse-rows: " + rows + "\n";
+    recipe("batch: 4\n" + sparse);
     List<String> good = lines(6);
     List<String> some = new ArrayList<>(good);
     some.add(1, "{\"features\": [300, 3], \"label\": 1}");
@@ -139,10 +148,10 @@ class OnlineClicksTest {
     assertEquals(6, found.path("learned").asInt(), found.toString());
     assertEquals(4, found.path("removed").asInt(), found.toString());
     // In batches of the same examples.
-    recipe("batch: 2\n");
+    recipe("batch: 2\n" + sparse);
     Path other = folder.resolve("other");
     online(other, good.subList(0, 2), "--recipe", recipe, "--model", model);
-    recipe("batch: 4\n");
+    recipe("batch: 4\n" + sparse);
     Path two = folder.resolve("two");
     online(two, some.subList(0, 4), "--recipe", recipe, "--model", model);
     assertArrayEquals(
@@ -169,12 +178,63 @@ class OnlineClicksTest {
   }
 
   private static HttpResponse<String> post(int port, String body) throws Exception {
+    return post(port, "predict", body);
+  }
+
+  private static HttpResponse<String> post(int port, String path, String body) throws Exception {
     return HttpClient.newHttpClient()
         .send(
-            HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + "/predict"))
+            HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + "/" + path))
                 .POST(HttpRequest.BodyPublishers.ofString(body))
                 .build(),
             HttpResponse.BodyHandlers.ofString());
+  }
+
+  /** What was learned by rows is what the service goes on with, and answers by. */
+  @Test
+  void theServiceGoesOnByRows() throws Exception {
+    recipe("momentum: 0.5\nbatch: 2\nsparse-rows: always\n");
+    Path whole = folder.resolve("whole");
+    online(whole, lines(60), "--recipe", recipe, "--model", model);
+    online(store, lines(60).subList(0, 40), "--recipe", recipe, "--model", model);
+    Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
+    try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      for (ClickModel.Visit v : ClickModel.visits(1, 60, 40, ITEMS).subList(40, 60)) {
+        String features = "\"features\": [" + v.user() + ", " + v.item() + "]";
+        assertEquals(200, post(port, "{\"id\": \"v\", " + features + "}").statusCode());
+        String outcome = "{\"id\": \"v\", \"label\": " + v.clicks() + "}";
+        assertEquals(2, post(port, "feedback", outcome).statusCode() / 100);
+      }
+    }
+    float[] before = table(model, "users");
+    float[] after = table(store.resolve("versions/2/model/model.onnx"), "users");
+    float[] expected = table(whole.resolve("versions/1/model/model.onnx"), "users");
+    for (int i = 0; i < after.length; i++) {
+      // Of other batches, in which feedback comes, and so not of the same bits.
+      assertEquals(expected[i] != before[i], after[i] != before[i], "entry " + i);
+    }
+  }
+
+  @Test
+  void aModelWithoutTablesCannotLearnByRows() throws IOException {
+    recipe("batch: 1\nsparse-rows: always\nmodel: {features: 2, outputs: 1}\n");
+    Path input = Files.write(folder.resolve("visits.jsonl"), lines(4));
+    String[] said = {"does not fit the model", "sparse-rows: always", "looks no rows up"};
+    Run.refused(folder, said, "online", "--input", input, "--recipe", recipe, "--store", store);
+    recipe("batch: 1\nsparse-rows: sometimes\n");
+    Run.refused(
+        folder,
+        new String[] {"line 4", "sparse-rows", "auto, always"},
+        "online",
+        "--input",
+        input,
+        "--recipe",
+        recipe,
+        "--model",
+        model,
+        "--store",
+        store);
   }
 
   @Test

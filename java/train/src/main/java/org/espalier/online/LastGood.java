@@ -18,7 +18,7 @@ final class LastGood {
   /** What was learned since. */
   private final List<Example> since = new ArrayList<>();
 
-  private WeightState.Checkpoint weights;
+  private StateMemory.Checkpoint weights;
 
   /**
    * A way back.
@@ -33,7 +33,7 @@ final class LastGood {
   }
 
   /** Weights of which nothing is known yet are good; what was good before is of another world. */
-  void begin(WeightState.Checkpoint now) {
+  void begin(StateMemory.Checkpoint now) {
     weights = now;
     heldOut.clear();
     since.clear();
@@ -72,7 +72,7 @@ final class LastGood {
       since.clear();
       return null;
     }
-    WeightState.Checkpoint now = state.checkpoint();
+    StateMemory.Checkpoint now = state.checkpoint();
     double live = error.applyAsDouble(heldOut());
     state.restore(weights);
     double before = error.applyAsDouble(heldOut());
@@ -96,7 +96,7 @@ final class LastGood {
     return new Rollback(evidence, suspects);
   }
 
-  WeightState.Checkpoint weights() {
+  StateMemory.Checkpoint weights() {
     return weights;
   }
 
@@ -111,7 +111,7 @@ final class LastGood {
   }
 
   /** Takes what was saved. */
-  void set(WeightState.Checkpoint good, List<Example> held, List<Example> learned) {
+  void set(StateMemory.Checkpoint good, List<Example> held, List<Example> learned) {
     begin(good);
     heldOut.addAll(held);
     since.addAll(learned);

@@ -304,6 +304,7 @@ public final class LearnerFiles {
       throw e instanceof InputException ? e : new InputException(file + ": " + e.getMessage(), e);
     }
     int rows = recipe.settings().batch() > 1 || recipe.settings().replay() != null ? 2 : 1;
+    RowTables.begin(learnable, recipe.settings()); // nobody needs a gradient as large as a table
     try {
       learnable.forward(new float[rows][features], rows, new float[rows * sizes.outputs()]);
       learnable.backward(new float[rows * sizes.outputs()], rows);

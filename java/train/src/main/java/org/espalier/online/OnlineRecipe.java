@@ -42,6 +42,7 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * only: [bias]
  * keep-zeros: true
  * int8: true
+ * sparse-rows: auto                     # always, never
  * constraint: {target: one-hot, factor: 1, offset: 0, rho: 1, augmented: true}  # identity, batch-maximum
  * guard:
  *   norm: {factor: 5, warmup: 30, clip: true, limit: 100}   # limit: from the first step on
@@ -99,6 +100,7 @@ public record OnlineRecipe(
             .only(new HashSet<>(top.texts("only")))
             .keepZeros(top.flag("keep-zeros", false))
             .int8(top.flag("int8", false))
+            .sparseRows(top.choice("sparse-rows", OnlineSettings.SparseRows.class, "auto"))
             .window(top.integer("window", 1000))
             .fade(top.number("fade", 0.995))
             .seed(top.integer("seed", 1))

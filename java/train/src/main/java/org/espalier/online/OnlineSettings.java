@@ -22,6 +22,7 @@ import org.espalier.op.FusedAdamW;
  * @param only the weights that are learned, by name; empty for all
  * @param keepZeros weights of matrices that are zero at the beginning stay zero: what was pruned
  * @param int8 readers and forward see matrices on the int8 grid, one scale an output
+ * @param sparseRows how tables are learned that rows are looked up in
  * @param guard which rules watch
  * @param drift what is done about a change of the world, or null
  * @param privacy differentially private learning, or null
@@ -43,6 +44,7 @@ public record OnlineSettings(
     Set<String> only,
     boolean keepZeros,
     boolean int8,
+    SparseRows sparseRows,
     Guard guard,
     Drift drift,
     Privacy privacy,
@@ -110,9 +112,27 @@ public record OnlineSettings(
     }
   }
 
+  /**
+   * Whether a step changes only the rows of a table that its batch has looked up, and costs what these do, or goes through
+   * the whole of it. It can be by rows where the model is of ONNX, looks rows up in the table, and reads it in no other
+   * way; all else is learned as a whole. By rows, momentum, the moments of Adam and weight decay of a row move in the
+   * steps that read it and in no others, which is the lazy Adam of the field (torch.optim.SparseAdam of PyTorch). The norm
+   * that the guard looks at is of all other gradients and of the rows that were read: the same but for the order of the
+   * sum, so that a step that the guard scales down may differ in the last bit from one on whole tables.
+   */
+  public enum SparseRows {
+    /** By rows where that leaves the weights that a step on whole tables would: descent without momentum and decay. */
+    AUTO,
+    /** By rows whatever the optimizer is. */
+    ALWAYS,
+    /** As a whole. */
+    NEVER
+  }
+
   public OnlineSettings {
     Objects.requireNonNull(loss, "loss");
     Objects.requireNonNull(rate, "rate");
+    Objects.requireNonNull(sparseRows, "sparse rows");
     Objects.requireNonNull(guard, "guard");
     only = Set.copyOf(only);
     check(momentum >= 0 && momentum < 1, "momentum " + momentum + "; [0, 1) is right");
@@ -124,6 +144,13 @@ public record OnlineSettings(
     check(publishEvery >= 1, "publish every " + publishEvery + " steps");
     check(averaging >= 0 && averaging < 1, "averaging " + averaging + "; [0, 1) is right");
     check(averaging == 0 || !int8, "averaged weights are not on the int8 grid: not both");
+    check(
+        averaging == 0 || sparseRows != SparseRows.ALWAYS,
+        "the mean of the weights moves in all rows at each step: no averaging with sparse rows");
+    check(
+        privacy == null || sparseRows != SparseRows.ALWAYS,
+        "private learning adds noise to all rows, or it would tell which were read: no sparse rows"
+            + " with privacy");
     check(window >= 1 && window <= 1 << 24, "window " + window);
     check(fade > 0 && fade < 1, "fade " + fade + "; (0, 1) is right");
     if (constraint != null) {
@@ -144,6 +171,16 @@ public record OnlineSettings(
     if (!right) {
       throw new IllegalArgumentException(message);
     }
+  }
+
+  /** Whether tables that can be are learned by rows. */
+  boolean learnsByRows() {
+    return switch (sparseRows) {
+      case ALWAYS -> true;
+      case NEVER -> false;
+      case AUTO ->
+          adamW == null && momentum == 0 && weightDecay == 0 && averaging == 0 && privacy == null;
+    };
   }
 
   /** Everything that decides what is learned, as text: kept with versions, compared on resume. */
@@ -168,7 +205,7 @@ public record OnlineSettings(
         "averaging: " + averaging,
         "only: " + new java.util.TreeSet<>(only),
         "keep zeros: " + keepZeros,
-        "int8: " + int8,
+        "int8: " + int8 + (sparseRows == SparseRows.ALWAYS ? "\nsparse rows: always" : ""),
         "guard: " + guard,
         "drift: " + drift,
         "privacy: " + (privacy == null ? null : privacy.withMaxEpsilon(Double.POSITIVE_INFINITY)),
@@ -196,6 +233,7 @@ public record OnlineSettings(
     private Set<String> only = Set.of();
     private boolean keepZeros;
     private boolean int8;
+    private SparseRows sparseRows = SparseRows.AUTO;
     private Guard guard = Guard.MINIMAL;
     private Drift drift;
     private Privacy privacy;
@@ -263,6 +301,11 @@ public record OnlineSettings(
       return this;
     }
 
+    public Builder sparseRows(SparseRows value) {
+      sparseRows = value;
+      return this;
+    }
+
     public Builder guard(Guard value) {
       guard = value;
       return this;
@@ -308,6 +351,7 @@ public record OnlineSettings(
           only,
           keepZeros,
           int8,
+          sparseRows,
           guard,
           drift,
           privacy,

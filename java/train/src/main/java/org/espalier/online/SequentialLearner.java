@@ -33,7 +33,7 @@ final class SequentialLearner implements AutoCloseable {
   private Prequential metrics;
   private DriftDetector[] detectors;
   private final Predictor teacher;
-  private WeightState.Checkpoint beginning;
+  private StateMemory.Checkpoint beginning;
   private String identity;
   private final float[] outputs;
   private final float[] gradient;
@@ -643,9 +643,9 @@ final class SequentialLearner implements AutoCloseable {
     for (double multiplier : loss.multipliers()) {
       out.writeDouble(multiplier);
     }
-    WeightState.write(out, state.checkpoint());
-    WeightState.write(out, lastGood.weights());
-    WeightState.write(out, beginning);
+    StateMemory.write(out, state.checkpoint());
+    StateMemory.write(out, lastGood.weights());
+    StateMemory.write(out, beginning);
     metrics.save(out);
     for (DriftDetector detector : detectors) {
       detector.save(out);
@@ -714,9 +714,9 @@ final class SequentialLearner implements AutoCloseable {
     for (int c = 0; c < multipliers.length; c++) {
       multipliers[c] = in.readDouble();
     }
-    WeightState.Checkpoint now = state.read(in);
-    WeightState.Checkpoint good = state.read(in);
-    WeightState.Checkpoint first = state.read(in);
+    StateMemory.Checkpoint now = state.read(in);
+    StateMemory.Checkpoint good = state.read(in);
+    StateMemory.Checkpoint first = state.read(in);
     Prequential savedMetrics = freshMetrics();
     savedMetrics.load(in);
     DriftDetector[] savedDetectors = freshDetectors();

@@ -11,17 +11,13 @@ import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
-import java.util.Queue;
-import java.util.concurrent.ConcurrentLinkedQueue;
-import java.util.concurrent.atomic.AtomicLong;
+import java.util.Objects;
+import java.util.Set;
 import java.util.function.Supplier;
 import org.bytedeco.javacpp.FloatPointer;
-import org.bytedeco.javacpp.LongPointer;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.BoolOptional;
-import org.bytedeco.pytorch.MemoryFormatOptional;
-import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorArrayRefOptional;
 import org.bytedeco.pytorch.TensorOptions;
@@ -38,34 +34,28 @@ import org.espalier.torch.Parameter;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.TrainableModel;
+import org.espalier.torch.onnx.LookUps;
 
 /**
  * Any model with one float32 input [batch, shape…] and an output [batch, outputs] that libtorch runs
  * under autograd; an input of int64 or int32 takes features that are whole numbers, as rows of tables are looked up
  * with. The model is switched to evaluation: a single example has no statistics of a batch.
  *
- * <p>Models are not safe for several threads, so each thread that predicts borrows a replica, whose
- * parameters are made to look at the memory of the version that it is to answer for. There are as
- * many replicas as threads that ever predicted at once. Several threads of libtorch for each would wait
- * for each other; {@link org.espalier.torch.Libtorch} leaves it at one.
+ * <p>Each thread that predicts has a replica of the model ({@link TorchCopies}). Several threads of libtorch for each would
+ * wait for each other; {@link org.espalier.torch.Libtorch} leaves it at one.
  */
-public final class TorchLearnable implements Learnable {
-  /** Floats hold all whole numbers up to here. */
-  private static final float LARGEST_WHOLE = 1 << 24;
-
+public final class TorchLearnable implements Learnable, RowLookUps {
   private final TrainableModel model;
-  private final Supplier<? extends TrainableModel> replicas;
-  private final Queue<Replica> idle = new ConcurrentLinkedQueue<>();
-  private final AtomicLong serials = new AtomicLong();
-  private final String input;
-  private final String output;
-  private final ScalarType type;
-  private final long[] shape;
-  private final int features;
-  private final int outputs;
+  private final ExampleTensors examples;
+  private final TorchCopies copies;
   private final List<Weight> weights = new ArrayList<>();
   private final List<Parameter> parameters;
+
+  /** Of a table that is learned by rows null. */
   private final List<OwnedTensor> gradients = new ArrayList<>();
+
+  /** By table that is learned by rows. */
+  private final Map<String, RowLog> logs = new HashMap<>();
 
   private Tensor last;
   private float[][] seen;
@@ -76,18 +66,6 @@ public final class TorchLearnable implements Learnable {
   private int batchRows;
 
   private volatile boolean closed;
-
-  /** A model of one thread at a time, and the serial number of the weights in it. */
-  private static final class Replica {
-    final TrainableModel model;
-    final List<Parameter> parameters;
-    long serial;
-
-    Replica(TrainableModel model) {
-      this.model = model;
-      this.parameters = model.parameters();
-    }
-  }
 
   /** A model whose input is float32. */
   public TorchLearnable(
@@ -120,13 +98,15 @@ public final class TorchLearnable implements Learnable {
       size = Math.multiplyExact(size, n);
     }
     this.model = model;
-    this.replicas = replicas;
-    this.input = model.inputNames().get(0);
-    this.output = model.outputNames().get(0);
-    this.type = type;
-    this.shape = shape.clone();
-    this.features = Math.toIntExact(size);
-    this.outputs = outputs;
+    examples =
+        new ExampleTensors(
+            model.inputNames().get(0),
+            model.outputNames().get(0),
+            type,
+            shape.clone(),
+            Math.toIntExact(size),
+            outputs);
+    copies = new TorchCopies(replicas, examples);
     model.train(false);
     parameters = model.parameters();
     for (Parameter p : parameters) {
@@ -143,93 +123,28 @@ public final class TorchLearnable implements Learnable {
   }
 
   /** A torch tensor over memory that somebody else owns. */
-  private static Tensor view(org.espalier.device.Tensor memory) {
+  static Tensor view(org.espalier.device.Tensor memory) {
     return torch.from_blob(memory.pointer(), memory.shape(), new TensorOptions(ScalarType.Float));
   }
 
-  private static void copy(org.espalier.device.Tensor from, org.espalier.device.Tensor to) {
+  static void copy(org.espalier.device.Tensor from, org.espalier.device.Tensor to) {
     FloatBuffer source = LinearHead.buffer(from);
     LinearHead.buffer(to).put(0, source, 0, source.capacity());
   }
 
   @Override
   public int features() {
-    return features;
+    return examples.features();
   }
 
   @Override
   public int outputs() {
-    return outputs;
+    return examples.outputs();
   }
 
   @Override
   public List<Weight> weights() {
     return List.copyOf(weights);
-  }
-
-  /** An input of examples. */
-  private Tensor tensor(float[][] rows, int from, int count) {
-    long[] dims = new long[shape.length + 1];
-    dims[0] = count;
-    System.arraycopy(shape, 0, dims, 1, shape.length);
-    ScalarType stored = type == ScalarType.Float ? type : ScalarType.Long;
-    Tensor empty = torch.empty(dims, new TensorOptions(stored), new MemoryFormatOptional());
-    return fill(empty, rows, from, count);
-  }
-
-  private Tensor fill(Tensor tensor, float[][] rows, int from, int count) {
-    if (type != ScalarType.Float) {
-      LongPointer memory = new LongPointer(tensor.data_ptr());
-      for (int i = 0; i < count; i++) {
-        memory.position((long) i * features).put(whole(rows[from + i]));
-      }
-      return tensor;
-    }
-    FloatPointer memory = new FloatPointer(tensor.data_ptr());
-    for (int i = 0; i < count; i++) {
-      memory.position((long) i * features).put(rows[from + i]);
-    }
-    return tensor;
-  }
-
-  private long[] whole(float[] row) {
-    long[] whole = new long[features];
-    for (int k = 0; k < features; k++) {
-      whole[k] = (long) row[k];
-      if (whole[k] != row[k] || Math.abs(row[k]) > LARGEST_WHOLE) {
-        throw new InputException(
-            "feature "
-                + (k + 1)
-                + " is "
-                + row[k]
-                + "; the input "
-                + input
-                + " takes whole numbers, from -16777216 to 16777216");
-      }
-    }
-    return whole;
-  }
-
-  private Tensor run(TrainableModel runner, Tensor in, int count) {
-    Tensor given = type == ScalarType.Int ? in.to(type) : in;
-    Tensor out = runner.forward(Map.of(input, given)).get(output);
-    if (out.numel() != (long) count * outputs) {
-      throw new IllegalArgumentException(
-          "the output "
-              + output
-              + " has "
-              + out.numel()
-              + " values for "
-              + count
-              + " examples; "
-              + outputs
-              + " for each were expected");
-    }
-    return out;
-  }
-
-  private static void read(Tensor out, float[] to, int count) {
-    LinearHead.buffer(TensorView.of(out.detach().contiguous())).get(0, to, 0, count);
   }
 
   @Override
@@ -238,15 +153,15 @@ public final class TorchLearnable implements Learnable {
     try (PointerScope scope = new PointerScope()) {
       if (batch == null || batchRows != count) {
         forgetBatch();
-        batch = tensor(rows, 0, count);
+        batch = examples.tensor(rows, 0, count);
         batch.retainReference();
         batchRows = count;
       } else {
-        fill(batch, rows, 0, count);
+        examples.fill(batch, rows, 0, count);
       }
-      last = run(model, batch, count);
+      last = examples.run(model, batch, count);
       last.retainReference();
-      read(last, out, count * outputs);
+      ExampleTensors.read(last, out, count * outputs());
     }
     seen = rows;
   }
@@ -270,8 +185,11 @@ public final class TorchLearnable implements Learnable {
     try (PointerScope scope = new PointerScope()) {
       differentiate(last, gradient, 0, rows);
       for (int k = 0; k < parameters.size(); k++) {
-        Tensor left = parameters.get(k).tensor().mutable_grad();
         OwnedTensor own = gradients.get(k);
+        if (own == null) {
+          continue; // rowGradient adds up what its look-ups have
+        }
+        Tensor left = parameters.get(k).tensor().mutable_grad();
         if (!left.defined() || left.is_sparse() || !left.is_contiguous()) {
           copyGradient(k, left);
           gradient(k, own);
@@ -311,6 +229,7 @@ public final class TorchLearnable implements Learnable {
     for (Parameter p : parameters) {
       p.tensor().mutable_grad().reset();
     }
+    int outputs = outputs();
     FloatPointer memory = new FloatPointer((long) rows * outputs);
     memory.put(slope, from * outputs, rows * outputs);
     Tensor factors =
@@ -321,6 +240,12 @@ public final class TorchLearnable implements Learnable {
   @Override
   public int backwardClipped(float[] gradient, int rows, double bound) {
     forget();
+    if (!logs.isEmpty()) {
+      throw new IllegalStateException(
+          "the gradients of single examples are of whole tables, and "
+              + logs.keySet()
+              + " are learned by rows");
+    }
     List<OwnedTensor> sums = new ArrayList<>();
     List<DpAccumulate.Parameter> list = new ArrayList<>();
     for (OwnedTensor g : gradients) {
@@ -332,7 +257,7 @@ public final class TorchLearnable implements Learnable {
     try (DpAccumulate accumulate = new DpAccumulate(list)) {
       for (int i = 0; i < rows; i++) {
         try (PointerScope scope = new PointerScope()) {
-          differentiate(run(model, tensor(seen, i, 1), 1), gradient, i, 1);
+          differentiate(examples.run(model, examples.tensor(seen, i, 1), 1), gradient, i, 1);
           for (int k = 0; k < parameters.size(); k++) {
             copyGradient(k, parameters.get(k).tensor().mutable_grad());
           }
@@ -350,8 +275,55 @@ public final class TorchLearnable implements Learnable {
   }
 
   @Override
+  public Map<String, String> tables() {
+    return model instanceof OnnxGraph graph ? graph.tables() : Map.of();
+  }
+
+  @Override
+  public void learnByRows(Set<String> names) {
+    if (!(model instanceof OnnxGraph graph)) {
+      return; // which has no tables
+    }
+    graph.differentiateLookUps(names);
+    logs.clear();
+    for (int k = 0; k < weights.size(); k++) {
+      Weight w = weights.get(k);
+      if (names.contains(w.name())) {
+        if (gradients.get(k) != null) {
+          gradients.set(k, null).close();
+        }
+        gradient(k, null);
+        logs.put(w.name(), new RowLog(w.latent().dimension(0)));
+      } else if (gradients.get(k) == null) {
+        gradients.set(k, OwnedTensor.allocate(DType.F32, w.latent().shape()));
+        gradient(k, gradients.get(k));
+      }
+    }
+  }
+
+  @Override
+  public RowGradient rowGradient(String table) {
+    try (PointerScope scope = new PointerScope()) {
+      Weight w = weights.stream().filter(x -> x.name().equals(table)).findFirst().orElseThrow();
+      List<LookUps.LookUp> own =
+          ((OnnxGraph) model).lookUps().stream().filter(l -> l.table().equals(table)).toList();
+      return RowGradient.of(own, TableRows.width(w.latent()));
+    }
+  }
+
+  @Override
+  public void changed(String table, long[] rows) {
+    logs.get(table).add(rows);
+  }
+
+  @Override
+  public void changedAll() {
+    logs.values().forEach(RowLog::addAll);
+  }
+
+  @Override
   public Predictor predictor() {
-    return new Copy();
+    return copies.predictor(List.copyOf(weights), logs);
   }
 
   /** The model with the working weights, for saving in its own format. */
@@ -391,7 +363,7 @@ public final class TorchLearnable implements Learnable {
    * @param values of the weights, by name
    */
   void writeTorchScript(Map<String, float[]> values, Path file) {
-    try (TrainableModel copy = replicas.get()) {
+    try (TrainableModel copy = copies.replica()) {
       for (Parameter p : copy.parameters()) {
         LinearHead.buffer(TensorView.of(p.tensor())).put(0, values.get(p.name()));
       }
@@ -445,93 +417,11 @@ public final class TorchLearnable implements Learnable {
     Learnable.checkOutsideStep(this);
     synchronized (this) {
       closed = true;
-      closeIdle();
+      copies.close();
       forget();
       forgetBatch();
       model.close();
-      gradients.forEach(OwnedTensor::close);
-    }
-  }
-
-  /** That none can be made (a full temporary folder, say) is no fault of what is to be predicted. */
-  private TrainableModel replica() {
-    try {
-      TrainableModel made = replicas.get();
-      made.train(false);
-      return made;
-    } catch (InputException e) {
-      throw new IllegalStateException(
-          "the model cannot be copied for one more thread that predicts: " + e.getMessage(), e);
-    }
-  }
-
-  private void closeIdle() {
-    for (Replica replica; (replica = idle.poll()) != null; ) {
-      replica.model.close();
-    }
-  }
-
-  /** A version's weights in native memory. */
-  private final class Copy implements Predictor {
-    private final List<OwnedTensor> memory = new ArrayList<>();
-    private final List<Tensor> views = new ArrayList<>();
-    private long serial;
-
-    Copy() {
-      try (PointerScope scope = new PointerScope()) {
-        for (Weight w : weights) {
-          OwnedTensor tensor = OwnedTensor.allocate(DType.F32, w.working().shape());
-          memory.add(tensor);
-          Tensor view = view(tensor);
-          view.retainReference();
-          views.add(view);
-        }
-      }
-    }
-
-    @Override
-    public void load(List<Weight> loaded) {
-      for (int k = 0; k < memory.size(); k++) {
-        copy(loaded.get(k).working(), memory.get(k));
-      }
-      serial = serials.incrementAndGet();
-    }
-
-    @Override
-    public void predict(float[][] rows, int count, float[] out) {
-      if (closed) {
-        throw new IllegalStateException("the model is closed");
-      }
-      if (count == 0) {
-        return; // an empty tensor has no memory to be filled
-      }
-      Replica replica = idle.poll();
-      if (replica == null) {
-        replica = new Replica(replica());
-      }
-      try (PointerScope scope = new PointerScope();
-          NoGradGuard guard = new NoGradGuard()) {
-        if (replica.serial != serial) {
-          // Nothing is copied. The memory may be another version's when the replica comes back, but
-          // then its number is another one too.
-          for (int k = 0; k < views.size(); k++) {
-            replica.parameters.get(k).tensor().set_data(views.get(k));
-          }
-          replica.serial = serial;
-        }
-        read(run(replica.model, tensor(rows, 0, count), count), out, count * outputs);
-      } finally {
-        idle.add(replica);
-        if (closed) { // meanwhile: whoever closed it did not see this replica
-          closeIdle();
-        }
-      }
-    }
-
-    @Override
-    public void close() {
-      views.forEach(Tensor::close);
-      memory.forEach(OwnedTensor::close);
+      gradients.stream().filter(Objects::nonNull).forEach(OwnedTensor::close);
     }
   }
 }

@@ -3,13 +3,13 @@ package org.espalier.online;
 import org.espalier.device.Tensor;
 
 /**
- * A tensor that is learned, in native memory. All three have the same shape and are F32.
+ * A tensor that is learned, in native memory. All have the same shape and are F32.
  *
  * @param name unique in the model
  * @param latent what the optimizer updates; may be {@code working} itself, and where something rounds that, the
  *     learner keeps the latent weights elsewhere
  * @param working what forward reads: the latent weights, or their values on the int8 grid
- * @param gradient what backward writes; see {@link Learnable#weights}
+ * @param gradient what backward writes; see {@link Learnable#weights}. Null of a table that is learned by rows
  * @param isMatrix whether inputs are multiplied with it, so that its zeros may be kept
  * @param scaleAxis the axis of the outputs, the first or the last, along which int8 scales lie; −1 for
  *     what is not quantized, as biases
@@ -17,7 +17,8 @@ import org.espalier.device.Tensor;
 public record Weight(
     String name, Tensor latent, Tensor working, Tensor gradient, boolean isMatrix, int scaleAxis) {
   public Weight {
-    if (latent.elements() != working.elements() || latent.elements() != gradient.elements()) {
+    if (latent.elements() != working.elements()
+        || gradient != null && latent.elements() != gradient.elements()) {
       throw new IllegalArgumentException(name + ": the sizes differ");
     }
   }

@@ -1,16 +1,17 @@
 package org.espalier.online;
 
 import java.io.DataInput;
-import java.io.DataOutput;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
 import java.util.zip.CRC32C;
 import org.bytedeco.javacpp.BytePointer;
-import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
 import org.espalier.op.Channel;
@@ -30,8 +31,7 @@ final class WeightState implements AutoCloseable {
   private final List<Weight> weights;
   private final List<Weight> learned = new ArrayList<>();
   private final List<Weight> served = new ArrayList<>();
-  private final List<OwnedTensor> owned = new ArrayList<>();
-  private final List<BytePointer> bits = new ArrayList<>();
+  private final StateMemory memory = new StateMemory();
   private final List<FloatBuffer> averages = new ArrayList<>();
   private final List<FloatBuffer> workings = new ArrayList<>();
   private final List<FloatBuffer> latents = new ArrayList<>();
@@ -41,10 +41,12 @@ final class WeightState implements AutoCloseable {
 
   private final List<Tensor> gradients = new ArrayList<>();
 
-  /** All float memory that a step changes, in a fixed order. */
-  private final List<FloatBuffer> state = new ArrayList<>();
+  /** Those that are learned by rows, by their place among the learned ones. */
+  private final Map<Integer, TableRows> tables = new TreeMap<>();
 
-  private final List<ByteBuffer> bitState = new ArrayList<>();
+  /** The model, where it can learn tables by rows; else null. */
+  private final RowLookUps lookUps;
+
   private final FusedStep optimizer;
   private final GradientNorm norm;
   private final double averaging;
@@ -55,13 +57,13 @@ final class WeightState implements AutoCloseable {
   /** The optimizer's list, with which working copies and grids are made. */
   private final List<FusedSgd.Parameter> parameters = new ArrayList<>();
 
-  /** Float memory, bits and the optimizer's steps by tensor at a moment. */
-  record Checkpoint(List<float[]> floats, List<byte[]> bits, long[] steps) {}
-
   /**
    * @param noiseKey of the noise of private learning; not used without
    */
   WeightState(Learnable model, OnlineSettings settings, long noiseKey) {
+    Set<String> byRows = RowTables.begin(model, settings);
+    RowTables.tell(model, settings, byRows);
+    this.lookUps = model instanceof RowLookUps rows ? rows : null;
     this.weights = model.weights();
     boolean plain =
         settings.adamW() == null
@@ -88,7 +90,7 @@ final class WeightState implements AutoCloseable {
       Weight w = weights.get(k);
       if (settings.only().isEmpty() || settings.only().contains(w.name())) {
         places.add(k);
-        normed.add(learn(w, settings));
+        normed.add(byRows.contains(w.name()) ? learnByRows(w, settings) : learn(w, settings));
       }
     }
     if (parameters.isEmpty()) {
@@ -96,7 +98,7 @@ final class WeightState implements AutoCloseable {
     }
     for (Weight w : weights) {
       if (averaging > 0 && learned.contains(w)) {
-        OwnedTensor average = own(w.latent().elements());
+        OwnedTensor average = memory.own(w.latent().elements());
         averages.add(LinearHead.buffer(average));
         served.add(
             new Weight(w.name(), w.latent(), average, w.gradient(), w.isMatrix(), w.scaleAxis()));
@@ -119,21 +121,21 @@ final class WeightState implements AutoCloseable {
   private GradientNorm.Gradient learn(Weight w, OnlineSettings settings) {
     learned.add(w);
     long n = w.latent().elements();
-    OwnedTensor momentum = settings.momentum() > 0 ? own(n) : null;
+    OwnedTensor momentum = settings.momentum() > 0 ? memory.own(n) : null;
     boolean masked = settings.keepZeros() && w.isMatrix();
     boolean grid = settings.int8() && w.scaleAxis() >= 0;
     // Where nothing rounds them, what the optimizer updates can be what forward reads.
     boolean same = w.latent() == w.working() && !grid;
-    Tensor latent = w.latent() == w.working() && grid ? own(w.latent().shape()) : w.latent();
+    Tensor latent = w.latent() == w.working() && grid ? memory.own(w.latent().shape()) : w.latent();
     FloatBuffer latentMemory = LinearHead.buffer(latent);
     FloatBuffer workingMemory = LinearHead.buffer(w.working());
     latentMemory.put(0, LinearHead.buffer(w.latent()), 0, latentMemory.capacity());
     BytePointer mask = masked ? zerosOf(w) : null;
-    BytePointer gate = grid ? ownBits(n, true) : null;
+    BytePointer gate = grid ? memory.ownBits(n, true) : null;
     FusedSgd.Parameter parameter =
         FusedSgd.Parameter.of(latent, w.gradient(), momentum).withMask(mask);
     if (grid) {
-      OwnedTensor scales = own(w.latent().dimension(w.scaleAxis()));
+      OwnedTensor scales = memory.own(w.latent().dimension(w.scaleAxis()));
       parameter =
           parameter
               .withGate(gate)
@@ -148,18 +150,41 @@ final class WeightState implements AutoCloseable {
     latents.add(latentMemory);
     workings.add(workingMemory);
     if (latent == w.latent()) { // else it is among those of its own already
-      state.add(latentMemory);
+      memory.add(latentMemory);
     }
     if (!same) {
-      state.add(workingMemory);
+      memory.add(workingMemory);
     }
     return new GradientNorm.Gradient(w.gradient(), mask, gate);
   }
 
+  /** The same for a table of which steps change the rows that were read. */
+  private GradientNorm.Gradient learnByRows(Weight w, OnlineSettings settings) {
+    TableRows rows = new TableRows(w, lookUps);
+    if (settings.momentum() > 0) {
+      rows.withMoment(memory.own(w.latent().elements()));
+    }
+    tables.put(learned.size(), rows);
+    learned.add(w);
+    parameters.add(rows.forSgd());
+    gradients.add(rows.gradient());
+    FloatBuffer values = LinearHead.buffer(w.latent());
+    latents.add(values);
+    workings.add(values);
+    memory.add(values);
+    return rows.forNorm();
+  }
+
   /** The grid of the first forward: a step that changes nothing but the working copies. */
   private void findGrids() {
-    try (FusedSgd still = new FusedSgd(parameters, FusedSgd.Options.of(0))) {
-      learned.forEach(w -> clear(LinearHead.buffer(w.gradient())));
+    List<FusedSgd.Parameter> whole = new ArrayList<>();
+    for (int k = 0; k < parameters.size(); k++) {
+      if (!tables.containsKey(k)) { // rows have no grid
+        whole.add(parameters.get(k));
+        StateMemory.clear(LinearHead.buffer(learned.get(k).gradient()));
+      }
+    }
+    try (FusedSgd still = new FusedSgd(whole, FusedSgd.Options.of(0))) {
       still.step();
     }
     for (int i = 0; i < averages.size(); i++) {
@@ -187,7 +212,7 @@ final class WeightState implements AutoCloseable {
                 + weights.stream().map(w -> w.name() + " " + w.latent()).toList());
       }
     }
-    owned.forEach(tensor -> clear(LinearHead.buffer(tensor)));
+    memory.clearOwned();
     for (int k = 0; k < weights.size(); k++) {
       FloatBuffer from = LinearHead.buffer(values.get(k).latent());
       LinearHead.buffer(weights.get(k).latent()).put(0, from, 0, from.capacity());
@@ -207,6 +232,7 @@ final class WeightState implements AutoCloseable {
     }
     findGrids();
     forgetMomentum();
+    changedAll();
   }
 
   private FusedStep optimizer(OnlineSettings settings) {
@@ -218,8 +244,20 @@ final class WeightState implements AutoCloseable {
               .withMomentum(settings.momentum())
               .withWeightDecay(settings.weightDecay()));
     }
+    List<FusedAdamW.Parameter> list = new ArrayList<>();
+    for (int k = 0; k < parameters.size(); k++) {
+      TableRows rows = tables.get(k);
+      if (rows == null) {
+        list.add(withMoments(parameters.get(k)));
+      } else {
+        long n = learned.get(k).latent().elements();
+        rows.withMoment(memory.own(n));
+        rows.withMoment(memory.own(n));
+        list.add(rows.forAdamW());
+      }
+    }
     return new FusedAdamW(
-        parameters.stream().map(this::withMoments).toList(),
+        list,
         FusedAdamW.Options.of(1)
             .withBetas(adamW.beta1(), adamW.beta2())
             .withEpsilon(adamW.epsilon())
@@ -244,28 +282,18 @@ final class WeightState implements AutoCloseable {
   private FusedAdamW.Parameter withMoments(FusedSgd.Parameter p) {
     long n = p.weight().elements();
     return new FusedAdamW.Parameter(
-        p.weight(), p.gradient(), own(n), own(n), p.mask(), p.gate(), p.workingCopy(), p.scale());
-  }
-
-  private OwnedTensor own(long... shape) {
-    OwnedTensor tensor = OwnedTensor.allocate(DType.F32, shape);
-    owned.add(tensor);
-    state.add(LinearHead.buffer(tensor));
-    return tensor;
-  }
-
-  private BytePointer ownBits(long elements, boolean set) {
-    // Whole words, because kernels may read the last one whole.
-    BytePointer pointer = new BytePointer((elements + 63) / 64 * 8);
-    pointer.retainReference(); // a scope that is open here shall not free it
-    BytePointer.memset(pointer, set ? 0xff : 0, pointer.capacity());
-    bits.add(pointer);
-    bitState.add(pointer.asBuffer());
-    return pointer;
+        p.weight(),
+        p.gradient(),
+        memory.own(n),
+        memory.own(n),
+        p.mask(),
+        p.gate(),
+        p.workingCopy(),
+        p.scale());
   }
 
   private BytePointer zerosOf(Weight w) {
-    BytePointer mask = ownBits(w.latent().elements(), false);
+    BytePointer mask = memory.ownBits(w.latent().elements(), false);
     markKept(w, mask);
     return mask;
   }
@@ -279,10 +307,6 @@ final class WeightState implements AutoCloseable {
         mask.put(i / 8, (byte) (mask.get(i / 8) | 1 << i % 8));
       }
     }
-  }
-
-  private static void clear(FloatBuffer buffer) {
-    buffer.put(0, new float[buffer.capacity()]);
   }
 
   List<Weight> weights() {
@@ -323,7 +347,11 @@ final class WeightState implements AutoCloseable {
    * @param now the weights of the model
    */
   GradientNorm.Result gradientNorm(List<Weight> now) {
+    tables.forEach(this::takeGradient);
     for (int k = 0; k < gradients.size(); k++) {
+      if (tables.containsKey(k)) {
+        continue;
+      }
       Tensor gradient = now.get(places.get(k)).gradient();
       if (gradient != gradients.get(k)) {
         optimizer.gradient(k, gradient);
@@ -332,6 +360,18 @@ final class WeightState implements AutoCloseable {
       }
     }
     return norm.compute();
+  }
+
+  /** Has optimizer and norm see the rows of a table that this step is of. */
+  private void takeGradient(int k, TableRows rows) {
+    rows.takeGradient();
+    gradients.set(k, rows.gradient());
+    norm.gradient(k, rows.forNorm());
+    if (optimizer instanceof FusedAdamW adam) {
+      adam.parameter(k, rows.forAdamW());
+    } else {
+      ((FusedSgd) optimizer).parameter(k, rows.forSgd());
+    }
   }
 
   void scaleGradients(double factor) {
@@ -360,8 +400,10 @@ final class WeightState implements AutoCloseable {
 
   void step(double learningRate) {
     settle();
+    tables.values().forEach(TableRows::takeOut);
     optimizer.learningRate(learningRate);
     optimizer.step();
+    tables.values().forEach(TableRows::putBack);
     for (int k = 0; k < averages.size(); k++) {
       float[] mean = new float[averages.get(k).capacity()];
       float[] now = new float[mean.length];
@@ -379,82 +421,45 @@ final class WeightState implements AutoCloseable {
     for (int i = 0; i < learned.size(); i++) {
       steps(i, 0);
     }
+    tables.values().forEach(TableRows::forgetMomentum);
   }
 
-  Checkpoint checkpoint() {
+  /** What a step changes, as it is now. */
+  StateMemory.Checkpoint checkpoint() {
     settle();
-    List<float[]> floats = new ArrayList<>();
-    for (FloatBuffer memory : state) {
-      float[] copy = new float[memory.capacity()];
-      memory.get(0, copy);
-      floats.add(copy);
-    }
-    List<byte[]> copies = new ArrayList<>();
-    for (ByteBuffer memory : bitState) {
-      byte[] copy = new byte[memory.capacity()];
-      memory.get(0, copy);
-      copies.add(copy);
-    }
     long[] steps = new long[learned.size()];
     for (int i = 0; i < steps.length; i++) {
       steps[i] = steps(i);
     }
-    return new Checkpoint(floats, copies, steps);
+    return memory.copy(steps);
   }
 
-  void restore(Checkpoint checkpoint) {
+  void restore(StateMemory.Checkpoint checkpoint) {
     settle();
-    for (int i = 0; i < state.size(); i++) {
-      state.get(i).put(0, checkpoint.floats().get(i));
-    }
-    for (int i = 0; i < bitState.size(); i++) {
-      bitState.get(i).put(0, checkpoint.bits().get(i));
-    }
+    memory.restore(checkpoint);
     for (int i = 0; i < learned.size(); i++) {
       steps(i, checkpoint.steps()[i]);
     }
+    changedAll();
   }
 
-  static void write(DataOutput out, Checkpoint checkpoint) throws IOException {
-    for (float[] values : checkpoint.floats()) {
-      SavedState.write(out, values);
-    }
-    for (byte[] values : checkpoint.bits()) {
-      out.writeInt(values.length);
-      out.write(values);
-    }
-    for (long steps : checkpoint.steps()) {
-      out.writeLong(steps);
+  /** Any row may be another now. */
+  private void changedAll() {
+    if (lookUps != null) {
+      lookUps.changedAll();
     }
   }
 
   /** Reads a checkpoint of the shape that this state has. */
-  Checkpoint read(DataInput in) throws IOException {
-    List<float[]> floats = new ArrayList<>();
-    for (FloatBuffer memory : state) {
-      floats.add(SavedState.floats(in, memory.capacity()));
-    }
-    List<byte[]> copies = new ArrayList<>();
-    for (ByteBuffer memory : bitState) {
-      byte[] copy = new byte[SavedState.count(in, memory.capacity(), memory.capacity())];
-      in.readFully(copy);
-      copies.add(copy);
-    }
-    long[] steps = new long[learned.size()];
-    for (int i = 0; i < steps.length; i++) {
-      steps[i] = in.readLong();
-      if (steps[i] < 0) {
-        throw SavedState.damaged("a weight had " + steps[i] + " steps");
-      }
-    }
-    return new Checkpoint(floats, copies, steps);
+  StateMemory.Checkpoint read(DataInput in) throws IOException {
+    return memory.read(in, learned.size());
   }
 
   @Override
   public void close() {
     optimizer.close();
     norm.close();
-    owned.forEach(OwnedTensor::close);
-    bits.forEach(BytePointer::close);
+    tables.values().forEach(TableRows::close);
+    memory.close();
   }
 }

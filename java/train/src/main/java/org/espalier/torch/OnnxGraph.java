@@ -5,9 +5,11 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
@@ -19,6 +21,8 @@ import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.onnx.GraphParameters;
+import org.espalier.torch.onnx.LookUpTables;
+import org.espalier.torch.onnx.LookUps;
 import org.espalier.torch.onnx.Program;
 
 /**
@@ -150,6 +154,46 @@ public final class OnnxGraph implements TrainableModel {
       throw new IllegalArgumentException(model.name() + " has no parameter " + parameter);
     }
     return constant;
+  }
+
+  /**
+   * The parameters that nodes look rows up in, and who reads each in another way: empty where nobody does, so that a
+   * forward reads some rows of it and nothing else.
+   */
+  public Map<String, String> tables() {
+    Map<String, String> found = LookUpTables.of(model);
+    Map<String, String> tables = new LinkedHashMap<>();
+    constants.forEach(
+        (name, constant) -> {
+          if (found.containsKey(constant)) {
+            tables.put(name, found.get(constant));
+          }
+        });
+    return tables;
+  }
+
+  /**
+   * Has what a forward looks up in some {@linkplain #tables tables} be leaves of autograd from now on, in place of the
+   * tables, which have no gradient then: see {@link LookUps}. A sibling does as before.
+   *
+   * @param names tables that are read in no other way; all others have a gradient as ever
+   */
+  public synchronized void differentiateLookUps(Set<String> names) {
+    Map<String, String> chosen = new HashMap<>();
+    for (Parameter p : parameters) {
+      boolean byRows = names.contains(p.name());
+      p.tensor().requires_grad_(!byRows);
+      if (byRows) {
+        p.tensor().mutable_grad().reset();
+        chosen.put(constantOf(p.name()), p.name());
+      }
+    }
+    program.differentiateLookUps(chosen);
+  }
+
+  /** What the last forward, if gradients were recorded, looked up in the tables that are differentiated so. */
+  public List<LookUps.LookUp> lookUps() {
+    return program.lookUps();
   }
 
   @Override

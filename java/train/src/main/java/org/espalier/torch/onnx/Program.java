@@ -71,6 +71,7 @@ public final class Program implements AutoCloseable {
         }
       };
 
+  private final LookUps lookUps = new LookUps();
   private boolean closed;
 
   /** The values that follow from one list of input shapes. */
@@ -209,6 +210,23 @@ public final class Program implements AutoCloseable {
     }
   }
 
+  /**
+   * Has what is looked up in some variables be leaves of autograd from now on, in place of the variables.
+   *
+   * @param tables names of what Gather nodes read, by variable; the other variables are read as ever
+   */
+  public void differentiateLookUps(Map<String, String> tables) {
+    for (Step s : steps) {
+      String table = s.operator().name().equals("Gather") ? tables.get(s.input(0)) : null;
+      s.lookUp(table == null ? null : lookUps, table);
+    }
+  }
+
+  /** What the last run, if it recorded for a backward pass, looked up in tables that are differentiated so. */
+  public List<LookUps.LookUp> lookUps() {
+    return lookUps.found();
+  }
+
   private static UnaryOperator<Tensor> transform(InputTransforms transforms, Step s, int input) {
     return transforms != null && s.takesActivation(input)
         ? transforms.transform(s.identity(), input)
@@ -227,6 +245,7 @@ public final class Program implements AutoCloseable {
       throw new IllegalStateException("the model is closed");
     }
     frame.train(training);
+    lookUps.clear();
     PointerScope callers = PointerScope.getInnerScope();
     boolean shapesKept = false;
     try (PointerScope scope = new PointerScope()) {
@@ -351,6 +370,7 @@ public final class Program implements AutoCloseable {
   public void close() {
     if (!closed) {
       closed = true;
+      lookUps.close();
       known.values().forEach(Known::close);
       known.clear();
       constants.forEach(Tensor::close);

@@ -33,6 +33,11 @@ final class Step {
   /** For output 0; null where there is nothing to do. */
   private UnaryOperator<Tensor> resultTransform;
 
+  /** Takes what this looks up in a table; null where there is nothing to do. */
+  private LookUps lookUps;
+
+  private String table;
+
   /** Which of the inputs 0 and 1 are activations: neither constants nor made of parameters only. */
   private final boolean[] activations;
 
@@ -79,6 +84,11 @@ final class Step {
     return sources;
   }
 
+  /** The name of an input. */
+  String input(int i) {
+    return proto.getInput(i);
+  }
+
   /**
    * The node once more, for another reader of its attributes.
    *
@@ -105,6 +115,16 @@ final class Step {
     resultTransform = transform;
   }
 
+  /**
+   * Gives what it looks up to somebody.
+   *
+   * @param name of the table
+   */
+  void lookUp(LookUps receiver, String name) {
+    lookUps = receiver;
+    table = name;
+  }
+
   /** Runs the node; the frame then holds its outputs, which {@link Frame#release} frees. */
   void run() {
     // What the kernel makes on the way is freed here, its results are kept.
@@ -113,6 +133,9 @@ final class Step {
         transformInputs();
       }
       Tensor[] results = kernel.apply(inputs);
+      if (lookUps != null) {
+        lookUps.add(table, inputs, results[0]);
+      }
       if (resultTransform != null) {
         results[0] = resultTransform.apply(results[0]);
       }
