@@ -60,7 +60,11 @@ class SparseRowsTest {
     /** In a table [users]. */
     NUMBERS,
     /** By a node whose result no output depends on, too. */
-    IDLE;
+    IDLE,
+    /** One row by a constant, too. */
+    FIXED,
+    /** As matrices of a product, one an expert. */
+    EXPERTS;
 
     OnnxModel model() {
       GraphProto.Builder g = ClickModel.graph(3, USERS, ITEMS, WIDTH);
@@ -92,6 +96,20 @@ class SparseRowsTest {
         case IDLE -> {
           g.addNode(node("Gather", "", List.of("users", "item"), "idle"));
           g.addOutput(value("idle", DataType.FLOAT, -1, WIDTH));
+        }
+        case FIXED -> {
+          g.setNode(look, node("Gather", "", List.of("users", "user"), "u1"));
+          g.addInitializer(SmallModels.int64s("seven", 7));
+          g.addNode(look + 1, node("Gather", "", List.of("users", "seven"), "u2"));
+          g.addNode(look + 2, node("Add", "", List.of("u1", "u2"), "u"));
+        }
+        case EXPERTS -> {
+          g.setInitializer(0, floats("users", new Random(8), 0.3f, USERS, WIDTH, WIDTH));
+          g.setNode(look, node("Gather", "", List.of("users", "user"), "expert"));
+          g.addInitializer(SmallModels.int64s("middle", 1));
+          g.addNode(look + 2, node("Unsqueeze", "", List.of("v", "middle"), "v1"));
+          g.addNode(look + 3, node("MatMul", "", List.of("v1", "expert"), "u1"));
+          g.addNode(look + 4, node("Squeeze", "", List.of("u1", "middle"), "u"));
         }
         default -> throw new IllegalStateException();
       }

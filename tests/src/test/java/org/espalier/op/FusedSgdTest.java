@@ -626,6 +626,9 @@ class FusedSgdTest {
       adam.step();
       assertEquals(2, adam.steps(0));
       assertTrue(Numbers.read(three)[2] < -15);
+      sgd.noise(new StepNoise(1, 1, 5, 0));
+      sgd.step();
+      assertEquals(2, sgd.noise().counter()); // blocks of two
       refused("no momentum buffer", () -> sgd.parameter(0, Parameter.of(three, slope, null)));
       assertThrows(
           IndexOutOfBoundsException.class,

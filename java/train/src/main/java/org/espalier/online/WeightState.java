@@ -158,7 +158,7 @@ final class WeightState implements AutoCloseable {
     return new GradientNorm.Gradient(w.gradient(), mask, gate);
   }
 
-  /** The same for a table of which steps change the rows that were read. */
+  /** The same for a table of which steps change the rows that were read: no product reads it, so it has no mask and no grid. */
   private GradientNorm.Gradient learnByRows(Weight w, OnlineSettings settings) {
     TableRows rows = new TableRows(w, lookUps);
     if (settings.momentum() > 0) {
