@@ -18,6 +18,8 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -603,12 +605,20 @@ class SparseRowsTest {
       }
     }
     assertArrayEquals(states.get(0), states.get(1));
+    ByteArrayOutputStream log = new ByteArrayOutputStream();
+    PrintStream err = System.err;
+    System.setErr(new PrintStream(log, true, StandardCharsets.UTF_8));
     try (TorchLearnable learnable = learnable(model);
         OnlineLearner learner =
             new OnlineLearner(learnable, settings(SparseRows.ALWAYS).momentum(0.9).build())) {
       assertNull(table(learnable, "items").gradient());
       assertTrue(table(learnable, "users").gradient() != null);
+    } finally {
+      System.setErr(err);
     }
+    String said = log.toString(StandardCharsets.UTF_8);
+    assertTrue(said.contains("whole table users") && said.contains("ReduceMax largest"), said);
+    assertFalse(said.contains("items"), said);
   }
 
   @Test
