@@ -3,6 +3,7 @@ package org.espalier.online;
 import java.io.DataInput;
 import java.io.DataOutput;
 import java.io.IOException;
+import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.nio.charset.StandardCharsets;
 import org.espalier.InputException;
@@ -10,6 +11,9 @@ import org.espalier.InputException;
 /** Pieces of a learner's saved state. What is read may be anything. */
 final class SavedState {
   private static final int MAX_TEXT = 1 << 20;
+
+  /** So many floats are moved at once. */
+  private static final int PIECE = 1 << 14;
 
   private SavedState() {}
 
@@ -26,30 +30,36 @@ final class SavedState {
   }
 
   static void write(DataOutput out, float[] values) throws IOException {
-    out.writeInt(values.length);
-    for (float v : values) {
-      out.writeInt(Float.floatToRawIntBits(v));
-    }
+    write(out, FloatBuffer.wrap(values));
   }
 
   /** An array of a known length. */
   static float[] floats(DataInput in, int length) throws IOException {
-    count(in, length, length);
     float[] values = new float[length];
-    for (int i = 0; i < length; i++) {
-      values[i] = Float.intBitsToFloat(in.readInt());
-    }
+    read(in, FloatBuffer.wrap(values));
     return values;
   }
 
+  /** All that a buffer holds, piece by piece. */
   static void write(DataOutput out, FloatBuffer memory) throws IOException {
-    float[] copy = new float[memory.capacity()];
-    memory.get(0, copy);
-    write(out, copy);
+    out.writeInt(memory.capacity());
+    ByteBuffer piece = ByteBuffer.allocate(4 * Math.min(PIECE, memory.capacity()));
+    for (int at = 0; at < memory.capacity(); at += PIECE) {
+      int count = Math.min(PIECE, memory.capacity() - at);
+      piece.asFloatBuffer().put(0, memory, at, count);
+      out.write(piece.array(), 0, 4 * count);
+    }
   }
 
+  /** Fills a buffer with as many floats as were written. */
   static void read(DataInput in, FloatBuffer memory) throws IOException {
-    memory.put(0, floats(in, memory.capacity()));
+    count(in, memory.capacity(), memory.capacity());
+    ByteBuffer piece = ByteBuffer.allocate(4 * Math.min(PIECE, memory.capacity()));
+    for (int at = 0; at < memory.capacity(); at += PIECE) {
+      int count = Math.min(PIECE, memory.capacity() - at);
+      in.readFully(piece.array(), 0, 4 * count);
+      memory.put(at, piece.asFloatBuffer(), 0, count);
+    }
   }
 
   static void write(DataOutput out, String text) throws IOException {
