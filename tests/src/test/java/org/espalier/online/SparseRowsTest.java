@@ -605,20 +605,58 @@ class SparseRowsTest {
       }
     }
     assertArrayEquals(states.get(0), states.get(1));
+    String said =
+        said(
+            () -> {
+              try (TorchLearnable learnable = learnable(model);
+                  OnlineLearner learner =
+                      new OnlineLearner(
+                          learnable, settings(SparseRows.ALWAYS).momentum(0.9).build())) {
+                assertNull(table(learnable, "items").gradient());
+                assertTrue(table(learnable, "users").gradient() != null);
+              }
+            });
+    assertTrue(said.contains("whole table users") && said.contains("ReduceMax largest"), said);
+    assertFalse(said.contains("items"), said);
+  }
+
+  /** What a learner logs. */
+  private static String said(Runnable learning) {
     ByteArrayOutputStream log = new ByteArrayOutputStream();
     PrintStream err = System.err;
     System.setErr(new PrintStream(log, true, StandardCharsets.UTF_8));
-    try (TorchLearnable learnable = learnable(model);
-        OnlineLearner learner =
-            new OnlineLearner(learnable, settings(SparseRows.ALWAYS).momentum(0.9).build())) {
-      assertNull(table(learnable, "items").gradient());
-      assertTrue(table(learnable, "users").gradient() != null);
+    try {
+      learning.run();
     } finally {
       System.setErr(err);
     }
-    String said = log.toString(StandardCharsets.UTF_8);
-    assertTrue(said.contains("whole table users") && said.contains("ReduceMax largest"), said);
-    assertFalse(said.contains("items"), said);
+    return log.toString(StandardCharsets.UTF_8);
+  }
+
+  @Test
+  void largeTablesThatMomentumMovesAsAWholeAreNamed() {
+    int users = (1 << 24) / 4 / WIDTH;
+    OnnxModel model =
+        OnnxModel.of(SmallModels.model(13, ClickModel.graph(3, users, ITEMS, WIDTH)), "large");
+    for (OnlineSettings settings :
+        List.of(
+            settings(SparseRows.AUTO).momentum(0.9).build(),
+            settings(SparseRows.AUTO).adamW(OnlineSettings.AdamW.DEFAULTS).build(),
+            settings(SparseRows.AUTO).build(),
+            settings(SparseRows.ALWAYS).momentum(0.9).build(),
+            settings(SparseRows.NEVER).momentum(0.9).build())) {
+      String said =
+          said(
+              () -> {
+                try (TorchLearnable learnable = learnable(model)) {
+                  new OnlineLearner(learnable, settings).close();
+                }
+              });
+      boolean whole = settings.sparseRows() == SparseRows.AUTO && !settings.learnsByRows();
+      assertEquals(whole, said.contains("16 MB of the table users"), said);
+      assertEquals(whole, said.contains("sparse-rows: always"), said);
+      assertFalse(said.contains("items"), said);
+    }
   }
 
   @Test

@@ -183,6 +183,11 @@ public record OnlineSettings(
     };
   }
 
+  /** Whether tables are learned as a whole only because nobody asked for lazy momentum, moments and decay. */
+  boolean couldLearnByRows() {
+    return sparseRows == SparseRows.AUTO && !learnsByRows() && averaging == 0 && privacy == null;
+  }
+
   /** Everything that decides what is learned, as text: kept with versions, compared on resume. */
   public String describe() {
     String tie =

@@ -14,6 +14,9 @@ final class RowTables {
   /** Where nobody asks for it, a smaller table is learned as a whole, which takes less time than to sort rows. */
   private static final long LEAST_BYTES = 1 << 16;
 
+  /** From here on steps on a whole table take milliseconds each, of which a host is told. */
+  private static final long SLOW_BYTES = 1 << 24;
+
   private RowTables() {}
 
   /** Has a model learn by rows what the settings let it, and gives the names of these tables. */
@@ -34,7 +37,8 @@ final class RowTables {
   }
 
   /**
-   * Tells of tables that would be learned by rows, were they not read in another way too.
+   * Tells of tables that would be learned by rows, were they not read in another way too, and of large ones that are not
+   * unless the settings ask for it.
    *
    * @param chosen the tables that are learned by rows
    * @throws IllegalArgumentException where the settings ask for tables by rows and there are none
@@ -56,6 +60,17 @@ final class RowTables {
                     + " it by {}",
                 name,
                 reader));
+    if (settings.couldLearnByRows() && model instanceof RowLookUps lookUps) {
+      for (Weight w : model.weights()) {
+        if (w.latent().bytes() >= SLOW_BYTES && "".equals(lookUps.tables().get(w.name()))) {
+          LOG.warn(
+              "Each step goes through all {} MB of the table {}: momentum, AdamW and weight decay"
+                  + " move every row; with sparse-rows: always they move those that a batch reads",
+              w.latent().bytes() / 1_000_000,
+              w.name());
+        }
+      }
+    }
   }
 
   /** The tables that the settings would learn by rows, and who reads each in another way; empty where nobody does. */
