@@ -24,7 +24,7 @@ ESP_INLINE void load_tile(const T* p, int64_t stride, uint32_t rows, int64_t n, 
 // Columns of logits as vectors over 16 rows; rows that are not wanted read as 0.
 template <class T>
 Ranges load_columns(const T* p, int64_t stride, uint32_t rows, int64_t classes, float* columns) {
-  Ranges ranges = {set1(-infinity), set1(infinity)};
+  f32x16 most = set1(-infinity), least = set1(infinity);  // no struct: it might lie where the caller wants it
   for (int64_t c = 0; c < classes; c += 16) {
     const int64_t n = classes - c < 16 ? classes - c : 16;
     f32x16 tile[16];
@@ -32,20 +32,20 @@ Ranges load_columns(const T* p, int64_t stride, uint32_t rows, int64_t classes, 
       load_tile<T, true>(p + c, stride, rows, n, tile);
       for (int i = 0; i < 16; i++) {
         store(columns + (c + i) * 16, tile[i]);
-        ranges.max = max(tile[i], ranges.max);
-        ranges.min = min(tile[i], ranges.min);
+        most = max(tile[i], most);
+        least = min(tile[i], least);
       }
     } else {
       load_tile<T, false>(p + c, stride, rows, n, tile);
       for (int i = 0; i < 16; i++) store(columns + (c + i) * 16, tile[i]);  // there is room for 16
       for (int64_t i = 0; i < n; i++) {
         const f32x16 v = load(columns + (c + i) * 16);
-        ranges.max = max(v, ranges.max);
-        ranges.min = min(v, ranges.min);
+        most = max(v, most);
+        least = min(v, least);
       }
     }
   }
-  return ranges;
+  return {most, least};
 }
 Ranges load_columns(const esp_logits& logits, int64_t first, uint32_t rows, int64_t classes, float* columns) {
   const char* p = row_of(logits, first);

@@ -8,17 +8,17 @@ namespace {
 
 // A type of two registers. It is copied member by member: GCC 12 copies a plain struct of two through the stack in quarters,
 // on whose stores the load of a half then waits.
-#define ESP_PAIR(Type, Register)                                      \
-  struct Type {                                                       \
-    Register lo, hi;                                                  \
-    Type() = default;                                                 \
+#define ESP_PAIR(Type, Register)                                        \
+  struct Type {                                                         \
+    Register lo, hi;                                                    \
+    Type() = default;                                                   \
     ESP_MEMBER Type(Register low, Register high) : lo(low), hi(high) {} \
-    ESP_MEMBER Type(const Type& a) : lo(a.lo), hi(a.hi) {}            \
-    ESP_MEMBER Type& operator=(const Type& a) {                       \
-      lo = a.lo;                                                      \
-      hi = a.hi;                                                      \
-      return *this;                                                   \
-    }                                                                 \
+    ESP_MEMBER Type(const Type& a) : lo(a.lo), hi(a.hi) {}              \
+    ESP_MEMBER Type& operator=(const Type& a) {                         \
+      lo = a.lo;                                                        \
+      hi = a.hi;                                                        \
+      return *this;                                                     \
+    }                                                                   \
   }
 ESP_PAIR(f32x16, __m256);
 ESP_PAIR(i32x16, __m256i);
@@ -193,9 +193,10 @@ ESP_INLINE i32x16 load_bytes(const uint8_t* p) {
 }
 
 ESP_INLINE mask16 mask_of(uint16_t bits) {
-  const __m256i low = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), high = _mm256_slli_epi32(low, 8);
-  const __m256i all = _mm256_set1_epi32(bits);
-  return {_mm256_cmpeq_epi32(_mm256_and_si256(all, low), low), _mm256_cmpeq_epi32(_mm256_and_si256(all, high), high)};
+  const __m256i pick = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i lo = _mm256_and_si256(_mm256_set1_epi32(bits), pick);
+  const __m256i hi = _mm256_and_si256(_mm256_set1_epi32(bits >> 8), pick);
+  return {_mm256_cmpeq_epi32(lo, pick), _mm256_cmpeq_epi32(hi, pick)};
 }
 ESP_INLINE uint16_t bits_of(mask16 m) {
   const int lo = _mm256_movemask_ps(_mm256_castsi256_ps(m.lo)), hi = _mm256_movemask_ps(_mm256_castsi256_ps(m.hi));
