@@ -43,6 +43,10 @@ public final class TextTokenizer implements AutoCloseable {
     }
   }
 
+  /** How much of a text a message shows. */
+  private static final int SHOWN = 60;
+
+  private final Path file;
   private final HuggingFaceTokenizer tokenizer;
 
   /**
@@ -59,6 +63,8 @@ public final class TextTokenizer implements AutoCloseable {
     if (!Files.isRegularFile(file)) {
       throw new InputException("tokenizer " + file + " does not exist or is not a file");
     }
+    TokenizerFile.check(file);
+    this.file = file;
     try {
       tokenizer =
           HuggingFaceTokenizer.newInstance(
@@ -70,6 +76,9 @@ public final class TextTokenizer implements AutoCloseable {
                   Integer.toString(maxTokens),
                   "modelMaxLength",
                   Integer.toString(maxTokens),
+                  "stride", // of parts behind the first, which nobody asks for; where it is too
+                  // long the process ends
+                  "0",
                   "padding",
                   "false"));
     } catch (IOException | RuntimeException e) {
@@ -82,9 +91,25 @@ public final class TextTokenizer implements AutoCloseable {
     }
   }
 
-  /** Encodes one text. */
+  /**
+   * Encodes one text.
+   *
+   * @throws InputException where the tokenizer does not take it, as one whose vocabulary lacks its unknown token
+   */
   public Tokens encode(String text) {
-    Encoding e = tokenizer.encode(text);
+    Encoding e;
+    try {
+      e = tokenizer.encode(text);
+    } catch (RuntimeException failure) {
+      throw new InputException(
+          "tokenizer "
+              + file
+              + " does not take the text '"
+              + (text.length() > SHOWN ? text.substring(0, SHOWN) + "…" : text)
+              + "': "
+              + failure.getMessage(),
+          failure);
+    }
     return new Tokens(e.getIds(), e.getAttentionMask(), e.getTypeIds());
   }
 

@@ -1,0 +1,234 @@
+package org.espalier.evaluate;
+
+import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.JsonParser;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.JsonToken;
+import com.fasterxml.jackson.core.StreamReadConstraints;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import com.fasterxml.jackson.databind.node.MissingNode;
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Base64;
+import org.espalier.InputException;
+import org.espalier.format.JsonReason;
+
+/**
+ * Checks a {@code tokenizer.json} before the tokenizers library reads it. The library reports most of what is wrong,
+ * but panics at some of it, and a panic ends the process: at what is no JSON within the decoder (where a file that
+ * was not fetched whole often ends), at a charsmap that it cannot take apart, at merges without the prefix that they
+ * should have, and, at the first text, at nothing to prepend and at what a template names that is not there
+ * (decoders/mod.rs, normalizers/mod.rs, models/bpe/model.rs and processors/template.rs of tokenizers 0.21.1).
+ */
+final class TokenizerFile {
+  /** The library's parser ends at 128. */
+  private static final int DEPTH = 100;
+
+  private static final int LONGEST_STRING = 1 << 28;
+
+  private final String where;
+  private int templates;
+
+  private TokenizerFile(Path file) {
+    this.where = "tokenizer " + file;
+  }
+
+  /**
+   * Checks a file.
+   *
+   * @throws InputException if the library must not be given it
+   */
+  static void check(Path file) {
+    new TokenizerFile(file).read(file);
+  }
+
+  private void read(Path file) {
+    ObjectMapper mapper =
+        new ObjectMapper(
+            JsonFactory.builder()
+                .disable(JsonFactory.Feature.CANONICALIZE_FIELD_NAMES)
+                .streamReadConstraints(
+                    StreamReadConstraints.builder()
+                        .maxNestingDepth(DEPTH)
+                        .maxStringLength(LONGEST_STRING)
+                        .maxNameLength(LONGEST_STRING)
+                        .build())
+                .build());
+    try (BufferedReader text = Files.newBufferedReader(file);
+        JsonParser parser = mapper.createParser(text)) {
+      if (parser.nextToken() != JsonToken.START_OBJECT) {
+        throw new InputException(where + " is no JSON object, so no Hugging Face tokenizer.json");
+      }
+      while (parser.nextToken() == JsonToken.FIELD_NAME) {
+        String key = parser.currentName();
+        parser.nextToken();
+        switch (key) {
+          case "normalizer" -> normalizer(mapper.readTree(parser));
+          case "post_processor" -> processor(mapper.readTree(parser));
+          case "model" -> model(mapper, parser);
+          default -> walk(parser);
+        }
+      }
+      if (parser.nextToken() != null) {
+        throw new InputException(where + " goes on behind its JSON object");
+      }
+    } catch (CharacterCodingException e) {
+      throw new InputException(where + " is not UTF-8", e);
+    } catch (JsonProcessingException e) {
+      throw new InputException(
+          where
+              + " is not valid JSON: "
+              + JsonReason.of(e)
+              + (e.getLocation() == null ? "" : " (line " + e.getLocation().getLineNr() + ")")
+              + "; it may not have been fetched whole",
+          e);
+    } catch (IOException e) {
+      throw InputException.of("cannot read the " + where, e);
+    }
+  }
+
+  /** Looks at all of a value. */
+  private void walk(JsonParser parser) throws IOException {
+    int open = 0;
+    do {
+      JsonToken token = parser.currentToken();
+      if (token.isStructStart()) {
+        open++;
+      } else if (token.isStructEnd()) {
+        open--;
+      } else if (token == JsonToken.VALUE_STRING || token == JsonToken.FIELD_NAME) {
+        checkCharacters(parser.getText());
+      } else if (token == JsonToken.VALUE_NUMBER_FLOAT
+          && !Double.isFinite(parser.getDoubleValue())) {
+        throw new InputException(where + " holds the number " + parser.getText());
+      }
+    } while (open > 0 && parser.nextToken() != null); // it throws where the file ends too early
+  }
+
+  private void checkCharacters(String text) {
+    for (int i = 0; i < text.length(); i++) {
+      char c = text.charAt(i);
+      if (!Character.isSurrogate(c)) {
+        continue;
+      }
+      if (!Character.isHighSurrogate(c)
+          || i + 1 == text.length()
+          || !Character.isLowSurrogate(text.charAt(++i))) {
+        throw new InputException(
+            String.format("%s holds \\u%04x, which is half a character", where, (int) c));
+      }
+    }
+  }
+
+  private void model(ObjectMapper mapper, JsonParser parser) throws IOException {
+    if (parser.currentToken() != JsonToken.START_OBJECT) {
+      walk(parser);
+      return;
+    }
+    String prefix = "";
+    JsonNode merges = MissingNode.getInstance();
+    while (parser.nextToken() == JsonToken.FIELD_NAME) {
+      String key = parser.currentName();
+      parser.nextToken();
+      switch (key) {
+        case "continuing_subword_prefix" -> {
+          JsonNode given = mapper.readTree(parser);
+          prefix = given.asText("");
+        }
+        case "merges" -> merges = mapper.readTree(parser);
+        default -> walk(parser);
+      }
+    }
+    for (JsonNode merge : merges) {
+      String second =
+          merge.isArray() ? merge.path(1).asText() : merge.asText().replaceFirst("^[^ ]* ", "");
+      if (!second.startsWith(prefix)) {
+        throw new InputException(
+            where
+                + ": the second token of the merge "
+                + merge
+                + " does not begin with the continuing_subword_prefix '"
+                + prefix
+                + "'");
+      }
+    }
+  }
+
+  private void normalizer(JsonNode normalizer) {
+    for (JsonNode each : normalizer.path("normalizers")) {
+      normalizer(each);
+    }
+    if (normalizer.path("prepend").asText("-").isEmpty()) {
+      throw new InputException(where + ": its normalizer has an empty 'prepend'");
+    }
+    if (normalizer.path("type").asText().equals("Precompiled")
+        && !isCharsmap(normalizer.path("precompiled_charsmap"))) {
+      throw new InputException(
+          where
+              + ": the precompiled_charsmap of its normalizer is not what SentencePiece writes:"
+              + " base64 of a length, a trie of that length and texts");
+    }
+  }
+
+  private static boolean isCharsmap(JsonNode map) {
+    if (!map.isTextual()) {
+      return false;
+    }
+    try {
+      ByteBuffer bytes =
+          ByteBuffer.wrap(Base64.getDecoder().decode(map.textValue()))
+              .order(ByteOrder.LITTLE_ENDIAN);
+      long trie = bytes.remaining() < 4 ? -1 : Integer.toUnsignedLong(bytes.getInt()) / 4 * 4;
+      if (trie < 4 || trie > bytes.remaining()) {
+        return false;
+      }
+      bytes.position(bytes.position() + (int) trie);
+      StandardCharsets.UTF_8.newDecoder().decode(bytes);
+      return true;
+    } catch (IllegalArgumentException | CharacterCodingException e) {
+      return false;
+    }
+  }
+
+  private void processor(JsonNode processor) {
+    for (JsonNode each : processor.path("processors")) {
+      processor(each);
+    }
+    if (!processor.has("single")) { // the library knows a template by its keys, whatever its type
+      return;
+    }
+    if (++templates > 1) {
+      throw new InputException(where + ": its post_processor has two templates; one is right");
+    }
+    int sequences = 0;
+    for (JsonNode piece : processor.path("single")) {
+      String sequence = piece.path("Sequence").path("id").asText();
+      // Of a text that is cut, two sequences would make as many results as the square of its parts.
+      if (sequence.equals("B") || sequence.equals("A") && ++sequences > 1) {
+        throw new InputException(
+            where + ": the template 'single' of its post_processor has other sequences than one A");
+      }
+    }
+    for (String template : new String[] {"single", "pair"}) {
+      for (JsonNode piece : processor.path(template)) {
+        JsonNode token = piece.path("SpecialToken").path("id");
+        if (token.isTextual() && !processor.path("special_tokens").has(token.textValue())) {
+          throw new InputException(
+              where
+                  + ": the template '"
+                  + template
+                  + "' of its post_processor has the special token "
+                  + token.textValue()
+                  + ", which is not among its special_tokens");
+        }
+      }
+    }
+  }
+}
