@@ -67,8 +67,8 @@ class CompressResumeTest extends SmallClassifierRuns {
     }
 
     @Override
-    public void checkComparable(Path model) {
-      host.checkComparable(model);
+    public void checkComparable(Path model, Examples.Labelled example) {
+      host.checkComparable(model, example);
     }
 
     @Override

@@ -11,6 +11,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
@@ -149,6 +150,24 @@ class CompressTest extends SmallClassifierRuns {
         folder.resolve("none"),
         "--set",
         "model.file=looping.onnx");
+    // libtorch takes axes of any shape.
+    ModelProto.Builder axes = SmallModels.mlp().toBuilder();
+    TensorProto.Builder axis = SmallModels.int64s("axis", 1).toBuilder().addDims(1);
+    axes.getGraphBuilder().addInitializer(axis);
+    axes.getGraphBuilder().getNodeBuilder(3).setOutput(0, "narrow");
+    axes.getGraphBuilder()
+        .addNode(SmallModels.node("Unsqueeze", "/wide", List.of("narrow", "axis"), "wide"))
+        .addNode(SmallModels.node("Flatten", "/flat", List.of("wide"), "y"));
+    Files.write(folder.resolve("axes.onnx"), axes.build().toByteArray());
+    Run.refused(
+        folder,
+        new String[] {"axes.onnx: ONNX Runtime failed on an example", "Unsqueeze"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("none"),
+        "--set",
+        "model.file=axes.onnx");
     Run.refused(
         folder,
         new String[] {"examples.pt", "not a TorchScript module"},

@@ -127,8 +127,12 @@ final class CommandHost implements RunHost, AutoCloseable {
   }
 
   @Override
-  public void checkComparable(Path model) {
-    new RuntimeModel(model).close();
+  public void checkComparable(Path model, Examples.Labelled example) {
+    try (RuntimeModel runtime = new RuntimeModel(model)) {
+      if (example != null) {
+        runtime.check(tensors(example));
+      }
+    }
   }
 
   @Override

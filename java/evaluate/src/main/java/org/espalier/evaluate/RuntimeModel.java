@@ -9,6 +9,7 @@ import ai.onnxruntime.OrtSession;
 import ai.onnxruntime.TensorInfo;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
@@ -51,6 +52,10 @@ public final class RuntimeModel implements AutoCloseable {
     } catch (OrtException e) {
       throw new InputException(name + ": ONNX Runtime cannot load it: " + e.getMessage(), e);
     }
+    if (session.getNumOutputs() == 0) {
+      close();
+      throw new InputException(name + " has no output");
+    }
   }
 
   @FunctionalInterface
@@ -87,6 +92,25 @@ public final class RuntimeModel implements AutoCloseable {
       return session.run(inputs);
     } catch (OrtException e) {
       throw new InputException(name + ": ONNX Runtime failed on an example: " + e.getMessage(), e);
+    }
+  }
+
+  /**
+   * Runs it on the first of some examples.
+   *
+   * @throws InputException where it does not run on it
+   */
+  public void check(ExampleTensors examples) {
+    List<Map<String, OnnxTensor>> inputs;
+    try {
+      inputs = examples.open(inputs());
+    } catch (InputException e) {
+      throw new InputException(name + ": " + e.getMessage(), e);
+    }
+    try {
+      run(inputs.get(0)).close();
+    } finally {
+      ExampleTensors.close(inputs);
     }
   }
 

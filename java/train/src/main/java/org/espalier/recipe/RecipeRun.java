@@ -140,11 +140,11 @@ public final class RecipeRun {
       model = read(modelFile);
     }
 
-    /** A stage ends with a comparison in ONNX Runtime, which may lack an operator for a type. */
+    /** A stage ends with a comparison in ONNX Runtime, which may refuse what libtorch runs. */
     private void checkComparable() {
       for (Path file : studentFile == null ? List.of(modelFile) : List.of(modelFile, studentFile)) {
         if (!isScript(file)) {
-          host.checkComparable(file);
+          host.checkComparable(file, data.evaluationExample());
         }
       }
     }

@@ -43,6 +43,11 @@ record RunData(
     return evaluationExamples == null ? null : evaluationExamples.labels();
   }
 
+  /** One of those that the report is measured on; null where they are texts. */
+  Examples.Labelled evaluationExample() {
+    return evaluationExamples == null ? null : pick(evaluationExamples, List.of(0));
+  }
+
   /** What is learned from labels, in the words of {@code data.task}; null where there are none. */
   String task() {
     if (labels() == null) {

@@ -42,9 +42,10 @@ public interface RunHost {
   /**
    * Looks whether a model can be compared.
    *
-   * @throws org.espalier.InputException where ONNX Runtime does not load it
+   * @param example one of those that it will be compared on; null for texts
+   * @throws org.espalier.InputException where ONNX Runtime does not load it, or does not run it on the example
    */
-  void checkComparable(Path model);
+  void checkComparable(Path model, Examples.Labelled example);
 
   /** How closely a model follows another on texts, as names with numbers. */
   Map<String, Object> compare(Path reference, Path candidate, List<String> texts);
