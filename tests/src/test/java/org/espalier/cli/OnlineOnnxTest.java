@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
@@ -88,6 +89,32 @@ class OnlineOnnxTest {
     assertNotEquals(run(model, "x").get("y")[0], answer.get("y")[0]);
     // Another graph with weights of the same sizes is not what the state belongs to.
     assertTrue(Run.resume(whole, store, "--model", otherGraph()).err().contains("other settings"));
+  }
+
+  /** What runs on two examples may not run on the one that is left of the last batch. */
+  @Test
+  void aModelOfOutputsForNoOtherNumberOfExamplesIsRefused() throws IOException {
+    var proto = OnnxModels.perceptron(3, 8, 2).toProto().toBuilder();
+    var graph = proto.getGraphBuilder();
+    String output = graph.getOutput(0).getName();
+    NodeProto.Builder last = graph.getNodeBuilder(graph.getNodeCount() - 1);
+    last.setOutput(0, "all");
+    graph.addInitializer(SmallModels.int64s("two", 0, 0));
+    graph.addNode(SmallModels.node("Gather", "gather", List.of("all", "two"), output));
+    Path file = folder.resolve("two.onnx");
+    OnnxModel.of(proto.build(), "two").write(file);
+    Run.refused(
+        folder,
+        new String[] {"two.onnx does not run on one example", "has 4 values for 1 examples"},
+        "online",
+        "--input",
+        input(9, 1),
+        "--recipe",
+        recipe,
+        "--model",
+        file,
+        "--store",
+        store);
   }
 
   /** With another activation. */

@@ -288,7 +288,7 @@ public final class LearnerFiles {
     return product;
   }
 
-  /** Tries it on as many examples as learning will, or two. */
+  /** Tries it on one example, as predictions and what is left of a batch have it, and on two. */
   private static Learnable readTorch(
       Path file,
       TrainableModel model,
@@ -303,11 +303,14 @@ public final class LearnerFiles {
       model.close();
       throw e instanceof InputException ? e : new InputException(file + ": " + e.getMessage(), e);
     }
-    int rows = recipe.settings().batch() > 1 || recipe.settings().replay() != null ? 2 : 1;
+    int most = recipe.settings().batch() > 1 || recipe.settings().replay() != null ? 2 : 1;
+    int rows = most;
     RowTables.begin(learnable, recipe.settings()); // nobody needs a gradient as large as a table
     try {
-      learnable.forward(new float[rows][features], rows, new float[rows * sizes.outputs()]);
-      learnable.backward(new float[rows * sizes.outputs()], rows);
+      for (; rows > 0; rows--) {
+        learnable.forward(new float[rows][features], rows, new float[rows * sizes.outputs()]);
+        learnable.backward(new float[rows * sizes.outputs()], rows);
+      }
       return learnable;
     } catch (InputException e) {
       learnable.close();
