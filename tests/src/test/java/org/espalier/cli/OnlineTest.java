@@ -373,6 +373,8 @@ class OnlineTest {
     refused("is a folder", "--input", folder, "--recipe", recipe);
     Path wide = Files.writeString(folder.resolve("wide"), "{}\n", StandardCharsets.UTF_16);
     refused("iconv", "--input", wide, "--recipe", recipe);
+    Path quarantine = folder.resolve("quarantine");
+    refused("iconv", "--input", wide, "--recipe", recipe, "--quarantine", quarantine);
   }
 
   /** Another stream is learned from its first line on, and the first one is known again after it. */

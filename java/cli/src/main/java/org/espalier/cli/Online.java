@@ -182,13 +182,12 @@ final class Online implements Callable<Integer> {
         }
         LiveLine live = new LiveLine(common);
         try (OnlineInput in = new OnlineInput(input, follow);
-            Quarantine quarantine = learning.quarantine(inputs);
             Interrupts interrupts =
-                new Interrupts(() -> live.note("stopping after this batch; again ends at once"))) {
+                new Interrupts(() -> live.note("stopping after this batch; again ends at once"));
+            Quarantine quarantine = quarantine(in, inputs)) {
           learner.quarantine(quarantine);
           long seen = held == null ? 0 : seenLines(store, held.version(), in, interrupts);
           if (store == null) {
-            in.check();
             store = options.create();
           }
           Long parent = held == null ? null : held.version().id();
@@ -221,6 +220,12 @@ final class Online implements Callable<Integer> {
         }
       }
     }
+  }
+
+  /** The quarantine, null without one; opened, and so made, where there is something to read. */
+  private Quarantine quarantine(OnlineInput in, Path[] inputs) throws IOException {
+    in.check();
+    return learning.quarantine(inputs);
   }
 
   /** Writes the report, where one is wanted, and prints the result. */
