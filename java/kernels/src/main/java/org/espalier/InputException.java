@@ -2,8 +2,11 @@ package org.espalier;
 
 import java.io.IOException;
 import java.nio.file.AccessDeniedException;
+import java.nio.file.DirectoryNotEmptyException;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
 import java.nio.file.NoSuchFileException;
+import java.nio.file.NotDirectoryException;
 
 /**
  * Something given from outside (a file, an option, a tensor) is unusable. The message says what was
@@ -31,6 +34,15 @@ public class InputException extends RuntimeException {
     }
     if (e instanceof AccessDeniedException) {
       return "permission denied";
+    }
+    if (e instanceof NotDirectoryException) {
+      return "it is not a folder";
+    }
+    if (e instanceof DirectoryNotEmptyException) {
+      return "the folder is not empty";
+    }
+    if (e instanceof FileAlreadyExistsException) {
+      return "it exists already";
     }
     // The message of such an exception begins with the file's name, and often ends there.
     String reason = e instanceof FileSystemException f ? f.getReason() : e.getMessage();

@@ -3,6 +3,7 @@ package org.espalier.cli;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.ModelProto;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
@@ -10,6 +11,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.RawSafetensors;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -64,6 +66,38 @@ class EvaluateTest {
       assertEquals(2, run.code(), run.err());
       assertTrue(run.err().contains("recipe.yaml has more than 1048576 bytes"), run.err());
     }
+  }
+
+  @Test
+  void refusesModelsThatCannotBeCompared() throws Exception {
+    ModelProto.Builder mute = SmallModels.mlp().toBuilder();
+    mute.getGraphBuilder().clearOutput();
+    Path silent = Files.write(folder.resolve("mute.onnx"), mute.build().toByteArray());
+    Path examples =
+        RawSafetensors.write(
+            folder.resolve("ex.safetensors"),
+            "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,8],\"data_offsets\":[0,64]}}",
+            64);
+    refused("mute.onnx has no output", silent, silent, "--examples", examples);
+    ModelProto.Builder untyped = SmallModels.mlp().toBuilder();
+    untyped
+        .getGraphBuilder()
+        .getInputBuilder(0)
+        .getTypeBuilder()
+        .getTensorTypeBuilder()
+        .setElemType(127);
+    Path unknown = Files.write(folder.resolve("u.onnx"), untyped.build().toByteArray());
+    Run.refused(
+        folder,
+        new String[] {"u.onnx is of the element type 127, which ONNX does not have"},
+        "quantize",
+        unknown,
+        "-o",
+        folder.resolve("o.onnx"),
+        "--to",
+        "onnx-qdq",
+        "--calibration",
+        examples);
   }
 
   private void refused(String word, Object... args) {

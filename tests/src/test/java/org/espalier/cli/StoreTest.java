@@ -182,6 +182,18 @@ class StoreTest {
   }
 
   @Test
+  void aFileInPlaceOfItsFolderIsSaidToBeNone() throws IOException {
+    Run.of("store", "publish", model, "--store", store).done();
+    Files.move(store.resolve("versions"), folder.resolve("moved"));
+    Files.writeString(store.resolve("versions"), "");
+    for (String command : new String[] {"list", "rollback"}) {
+      Run run = Run.of("store", command, "--store", store);
+      assertEquals(2, run.code());
+      assertTrue(run.err().contains("versions: it is not a folder"), run.err());
+    }
+  }
+
+  @Test
   void signaturesAreChecked() throws Exception {
     KeyPair pair = KeyPairGenerator.getInstance("Ed25519").generateKeyPair();
     Path key = pem("key.pem", "PRIVATE KEY", pair.getPrivate().getEncoded());

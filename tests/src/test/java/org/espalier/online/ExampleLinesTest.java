@@ -78,7 +78,8 @@ class ExampleLinesTest {
         "{\"features\": [1, 2], \"label\": NaN}",
       })
   void refusesWhatIsNoExample(String line) {
-    assertThrows(InputException.class, () -> classes.json(line).example());
+    InputException e = assertThrows(InputException.class, () -> classes.json(line).example());
+    assertFalse(e.getMessage().contains("`"), e.getMessage());
   }
 
   @Test

@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.IOException;
 import java.io.InputStream;
@@ -333,6 +334,42 @@ class OnnxGraphTest {
       assertThrows(
           IllegalStateException.class, () -> graph.forward(Map.of("x", torch.randn(5, 8))));
     }
+  }
+
+  @Test
+  void inputsThatDoNotFitAnOperatorAreRefusedInItsWords() {
+    try (PointerScope scope = new PointerScope();
+        OnnxGraph few = new OnnxGraph(slice(SmallModels.int64s("ends", 1), "starts", "ends"));
+        OnnxGraph none = new OnnxGraph(slice(SmallModels.int64s("ends", 1, 1), "starts", ""))) {
+      Map<String, Tensor> inputs = Map.of("x", torch.randn(5, 8));
+      refused(
+          "(output y) failed on (Float[5, 8], Long[2], Long[1]): an axis",
+          () -> few.forward(inputs));
+      refused("input 2 is missing", () -> none.forward(inputs));
+    }
+    ModelProto.Builder untyped = SmallModels.mlp().toBuilder();
+    untyped
+        .getGraphBuilder()
+        .getInputBuilder(0)
+        .getTypeBuilder()
+        .getTensorTypeBuilder()
+        .setElemType(127);
+    refused("no type that ONNX knows", () -> new OnnxGraph(model(untyped.build())));
+  }
+
+  /** x from the starts 0 and 0. */
+  private static OnnxModel slice(TensorProto ends, String... inputs) {
+    return model(
+        SmallModels.model(
+            13,
+            GraphProto.newBuilder()
+                .setName("slice")
+                .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+                .addInitializer(SmallModels.int64s("starts", 0, 0))
+                .addInitializer(ends)
+                .addNode(
+                    SmallModels.node("Slice", "slice", List.of("x", inputs[0], inputs[1]), "y"))
+                .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 8))));
   }
 
   private static void refused(String part, Runnable call) {

@@ -136,7 +136,7 @@ public final class FileActivations implements ActivationSource {
               + "; the input of "
               + model.name()
               + " is "
-              + DataType.forNumber(declared.getElemType()));
+              + elementType(declared.getElemType()));
     }
     if (tensor.rank() == 0 || tensor.elements() == 0) {
       throw new InputException(
@@ -204,6 +204,13 @@ public final class FileActivations implements ActivationSource {
     ExampleRows.read(open, tensor, example, bytes);
     long[] shape = fed(tensor, whole).stream().mapToLong(Long::longValue).toArray();
     return new ExampleTensors.Value(bytes, shape, type(tensor.dtype()));
+  }
+
+  private static String elementType(int number) {
+    DataType type = DataType.forNumber(number);
+    return type == null
+        ? "of the element type " + number + ", which ONNX does not have"
+        : type.name();
   }
 
   /** What ONNX Runtime calls the type of a model's input; null where that is no tensor of a type that it has. */

@@ -8,10 +8,15 @@ public final class JsonReason {
   /** A place as Jackson writes it, with what it says of a source that it does not show. */
   private static final Pattern PLACE = Pattern.compile("\\[Source: [^;\\]]*; ([^\\]]*)\\]");
 
+  /** What only who programs with Jackson can use: the setting that a limit is from, and the one that would help. */
+  private static final Pattern SETTING =
+      Pattern.compile(", from `[^`]*`|: enable `[^`]*` to allow");
+
   private JsonReason() {}
 
   /** The reason without the text that was parsed. */
   public static String of(JsonProcessingException e) {
-    return PLACE.matcher(e.getOriginalMessage()).replaceAll("$1");
+    String reason = PLACE.matcher(e.getOriginalMessage()).replaceAll("$1");
+    return SETTING.matcher(reason).replaceAll("");
   }
 }

@@ -39,6 +39,9 @@ final class ElementTypes {
   }
 
   static ScalarType torch(DataType type, String where) {
+    if (type == null) {
+      throw new InputException(where + " has elements of no type that ONNX knows");
+    }
     ScalarType t = torch(type);
     if (t == null) {
       throw new InputException(where + " has elements of " + type + ", which libtorch cannot hold");

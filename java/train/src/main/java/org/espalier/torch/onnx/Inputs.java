@@ -35,10 +35,14 @@ final class Inputs {
     if (replaced != null && i < replaced.length && replaced[i] != null) {
       return replaced[i];
     }
+    checkPresent(i);
+    return frame.get(slots[i]);
+  }
+
+  private void checkPresent(int i) {
     if (!has(i)) {
       throw new InputException("input " + i + " is missing");
     }
-    return frame.get(slots[i]);
   }
 
   Tensor orNull(int i) {
@@ -65,6 +69,7 @@ final class Inputs {
   /** The values of an input, as integers on the host; the array must not be changed. */
   long[] longs(int i) {
     checkDeclared(i);
+    checkPresent(i);
     long[] known = frame.longs(slots[i]);
     if (known == null) {
       Tensor t = get(i).to(ScalarType.Long).cpu().contiguous();

@@ -178,7 +178,14 @@ final class Step {
       shapes.append(
           t == null || t.isNull() ? "-" : ElementTypes.of(t) + Arrays.toString(t.shape()));
     }
-    String message = String.valueOf(e.getMessage());
+    // Operators index shapes with what a model says of axes; what Java says of it names arrays of
+    // ours.
+    String message =
+        e instanceof IndexOutOfBoundsException
+            ? "an axis or a number of values does not fit its inputs"
+            : e instanceof ArithmeticException
+                ? "a number among its inputs or attributes is too large"
+                : String.valueOf(e.getMessage());
     int end = message.indexOf('\n');
     return new InputException(
         where + " failed on (" + shapes + "): " + (end < 0 ? message : message.substring(0, end)),
