@@ -32,6 +32,22 @@ class OnnxModelTest {
   }
 
   @Test
+  void memoryOfAnyKindGivesTheSameWeights() {
+    byte[] bytes = SmallModels.mlp().toByteArray();
+    ByteBuffer direct = ByteBuffer.allocateDirect(bytes.length).put(bytes).flip();
+    ByteBuffer within = ByteBuffer.allocate(bytes.length + 3).position(3).put(bytes).position(3);
+    for (ByteBuffer memory : List.of(ByteBuffer.wrap(bytes), direct, within)) {
+      OnnxModel model = OnnxModel.read(memory, "memory");
+      for (TensorProto t : SmallModels.mlp().getGraph().getInitializerList()) {
+        OnnxInitializer read = model.initializer(t.getName());
+        assertEquals(OnnxInitializer.ofMessage(t).floats(), read.floats(), t.getName());
+        assertEquals(
+            OnnxInitializer.ofMessage(t).data(4, 8), read.data(4, 8), "a part of " + t.getName());
+      }
+    }
+  }
+
+  @Test
   void anUnchangedModelIsWrittenEqual() throws IOException {
     ModelProto proto = SmallModels.cnn();
     OnnxModel.read(save(proto)).write(folder.resolve("out.onnx"));

@@ -175,7 +175,7 @@ public final class OnnxInitializer {
     } else {
       ByteString raw = proto.hasRawData() ? proto.getRawData() : null;
       ByteBuffer all = raw == null ? OnnxTensors.typedData(proto) : raw.asReadOnlyByteBuffer();
-      part = all.slice((int) offset, length);
+      part = all.slice(all.position() + (int) offset, length); // of a heap buffer it is not 0
     }
     int unit = Math.max(1, OnnxTensors.bits(type) / 8);
     if (!part.isDirect() || length > 0 && part.alignmentOffset(0, Math.min(unit, 8)) != 0) {
