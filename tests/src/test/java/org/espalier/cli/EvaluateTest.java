@@ -79,6 +79,10 @@ class EvaluateTest {
             "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,8],\"data_offsets\":[0,64]}}",
             64);
     refused("mute.onnx has no output", silent, silent, "--examples", examples);
+    ModelProto.Builder cut = SmallModels.mlp().toBuilder();
+    cut.getGraphBuilder().getInitializerBuilder(0).setDims(0, 7);
+    Path small = Files.write(folder.resolve("cut.onnx"), cut.build().toByteArray());
+    refused("cut.onnx: the initializer w", small, small, "--examples", examples);
     ModelProto.Builder untyped = SmallModels.mlp().toBuilder();
     untyped
         .getGraphBuilder()

@@ -18,6 +18,7 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.PastInput;
 import org.espalier.format.onnx.TextInput;
 
@@ -39,10 +40,10 @@ public final class OnnxTextModel implements AutoCloseable {
    * Loads a model from a file.
    *
    * @param threads threads of one run, at least 1
-   * @throws InputException when ONNX Runtime refuses the file or it is not a text model
+   * @throws InputException when the file holds no valid model, ONNX Runtime refuses it or it is not a text model
    */
   public OnnxTextModel(Path file, int threads) {
-    name = file.toString();
+    name = OnnxModel.read(file).name(); // checked, as RuntimeModel does
     try (OrtSession.SessionOptions options = options(threads)) {
       session = environment.createSession(file.toString(), options);
     } catch (OrtException e) {

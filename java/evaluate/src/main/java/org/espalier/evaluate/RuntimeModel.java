@@ -22,11 +22,12 @@ public final class RuntimeModel implements AutoCloseable {
   /**
    * Loads a model.
    *
-   * @throws InputException where ONNX Runtime refuses the file
+   * @throws InputException where the file holds no valid model or ONNX Runtime refuses it
    */
   public RuntimeModel(Path file) {
     this(
-        file.toString(),
+        OnnxModel.read(file)
+            .name(), // checked, because ONNX Runtime ends the process at some of what is not
         options -> OnnxRuntime.environment().createSession(file.toString(), options));
   }
 

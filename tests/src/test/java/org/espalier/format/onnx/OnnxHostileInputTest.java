@@ -216,6 +216,72 @@ class OnnxHostileInputTest {
       refusedWindow(op, list("strides", 0, 0), "strides", "0 cannot be");
       refusedWindow(op, list("pads", 1, 1, 1), "pads", "so 4 are needed");
     }
+    for (String op : List.of("Conv", "MaxPool", "AveragePool", "LpPool")) {
+      refusedWindow(op, list("pads", 1, 1, 1, -1), "pads", "-1 cannot be");
+    }
+  }
+
+  /** Nodes say how many axes there are where the graph does not. */
+  @Test
+  void windowsBehindNodesThatChangeTheRank() {
+    for (NodeProto before :
+        List.of(
+            node("Flatten", "before", List.of("x"), "v"),
+            node("Relu", "before", List.of("flat"), "v"),
+            node("Add", "before", List.of("x", "deep"), "v"))) {
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .addInput(value("x", DataType.FLOAT, 1, 4, 8, 8))
+              .addInitializer(floats("w", new Random(1), 1, 4, 4, 3, 3))
+              .addInitializer(floats("flat", new Random(1), 1, 4, 4))
+              .addInitializer(floats("deep", new Random(1), 1, 1, 1, 1, 1, 8))
+              .addNode(before)
+              .addNode(node("Conv", "windows", List.of("v", "w"), "y"))
+              .addOutput(value("y", DataType.FLOAT, -1, -1, -1, -1));
+      assertRefused(SmallModels.model(13, g), "Conv 'windows'", "axes; 4 are right");
+    }
+  }
+
+  @Test
+  void recurrentWeightsThatDoNotFitEachOther() {
+    long[] w = {2, 24, 8};
+    long[] r = {2, 24, 6};
+    long[] b = {2, 48};
+    assertTrue(OnnxModel.of(recurrent(w, r, b), "lstm").nodes().size() == 1);
+    assertRefused(recurrent(r, w, b), "LSTM 'lstm'", "R have the shape [2, 24, 8]");
+    assertRefused(recurrent(w, new long[] {24, 6}, b), "R have the shape [24, 6]", "4 * hidden");
+    assertRefused(recurrent(new long[] {1, 24, 8}, r, b), "W have the shape [1, 24, 8]", "[2, 24,");
+    assertRefused(recurrent(w, r, new long[] {2, 24}), "B have the shape [2, 24]", "[2, 48] is");
+    ModelProto.Builder flat = recurrent(w, r, b).toBuilder();
+    flat.getGraphBuilder().setInput(0, value("x", DataType.FLOAT, 5, 8));
+    assertRefused(flat.build(), "LSTM 'lstm'", "its input has 2 axes; 3 are right");
+  }
+
+  private static ModelProto recurrent(long[] w, long[] r, long[] b) {
+    return SmallModels.model(
+        13,
+        GraphProto.newBuilder()
+            .addInput(value("x", DataType.FLOAT, 5, 1, 8))
+            .addInitializer(floats("w", new Random(1), 1, w))
+            .addInitializer(floats("r", new Random(1), 1, r))
+            .addInitializer(floats("b", new Random(1), 1, b))
+            .addNode(node("LSTM", "lstm", List.of("x", "w", "r", "b"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, -1, -1, -1)));
+  }
+
+  @Test
+  void wholeNumbersAreNotDividedByZero() {
+    for (String op : List.of("Div", "Mod")) {
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .addInput(value("x", DataType.INT64, 3))
+              .addInitializer(SmallModels.int64s("d", 2, 0, 256))
+              .addNode(node(op, "divide", List.of("x", "d"), "y"))
+              .addOutput(value("y", DataType.INT64, 3));
+      assertRefused(SmallModels.model(13, g), op + " 'divide'", "divides whole numbers by d");
+      g.setInitializer(0, SmallModels.int64s("d", 2, 1, 256));
+      assertTrue(OnnxModel.of(SmallModels.model(13, g), "divided").nodes().size() == 1);
+    }
   }
 
   @Test

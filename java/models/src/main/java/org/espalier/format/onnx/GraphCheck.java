@@ -96,8 +96,9 @@ final class GraphCheck {
       }
     }
     scope.names.addAll(inputs);
-    scope.describe(graph.getInputList());
-    scope.describe(graph.getValueInfoList());
+    scope.ranks.describe(graph.getValueInfoList());
+    scope.ranks.describe(graph.getInputList());
+    scope.ranks.add(initializers.values());
     check(nodes, graph.getOutputList(), scope);
   }
 
@@ -105,17 +106,9 @@ final class GraphCheck {
    * The names that a graph may use: its own and those of the graphs around it; and how many axes
    * its values have, where it says so.
    */
-  private record Scope(Scope outer, Set<String> names, Map<String, Integer> ranks) {
+  private record Scope(Scope outer, Set<String> names, ValueRanks ranks) {
     Scope(Scope outer) {
-      this(outer, new HashSet<>(), new HashMap<>());
-    }
-
-    void describe(List<ValueInfoProto> values) {
-      for (ValueInfoProto v : values) {
-        if (v.getType().getTensorType().hasShape()) {
-          ranks.put(v.getName(), v.getType().getTensorType().getShape().getDimCount());
-        }
-      }
+      this(outer, new HashSet<>(), new ValueRanks());
     }
 
     boolean contains(String value) {
@@ -149,8 +142,12 @@ final class GraphCheck {
       if (least > 0 && n.getOutputCount() == 0) {
         throw new InputException(name + ": the node " + describe(n) + " has no output");
       }
-      String problem =
-          OnnxModel.isOwn(n) ? NodeAttributes.problem(n, initializers, scope.ranks) : null;
+      String problem = null;
+      if (OnnxModel.isOwn(n)) {
+        problem = NodeAttributes.problem(n, initializers, scope.ranks);
+        problem = problem == null ? NodeOperands.problem(n, initializers, scope.ranks) : problem;
+        scope.ranks.follow(n);
+      }
       if (problem != null) {
         throw new InputException(name + ": the node " + describe(n) + ": " + problem);
       }

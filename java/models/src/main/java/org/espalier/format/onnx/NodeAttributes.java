@@ -26,8 +26,7 @@ final class NodeAttributes {
    * @param constants the constants that it may read
    * @param ranks the number of axes of the values of which it is known
    */
-  static String problem(
-      NodeProto n, Map<String, OnnxInitializer> constants, Map<String, Integer> ranks) {
+  static String problem(NodeProto n, Map<String, OnnxInitializer> constants, ValueRanks ranks) {
     if (n.getOpType().equals("GroupNormalization")) {
       return n.getAttributeList().stream()
           .filter(a -> a.getName().equals("num_groups") && a.getI() < 1)
@@ -49,12 +48,14 @@ final class NodeAttributes {
       }
       axes = dims.length - 2;
     }
-    Integer rank = n.getInputCount() == 0 ? null : ranks.get(n.getInput(0));
+    Integer rank = n.getInputCount() == 0 ? null : ranks.of(n.getInput(0));
     if (rank != null && (rank < 3 || axes >= 0 && rank != axes + 2)) {
       return "its input has "
           + rank
           + " axes; "
-          + (axes < 0 ? "3 or more are right" : axes + 2 + " are right, as many as its weights have");
+          + (axes < 0
+              ? "3 or more are right"
+              : axes + 2 + " are right, as many as its weights have");
     }
     axes = rank == null ? axes : rank - 2;
     for (AttributeProto a : n.getAttributeList()) {
@@ -71,7 +72,7 @@ final class NodeAttributes {
         }
         case "kernel_shape", "strides", "dilations" -> least = 1;
         case "output_padding" -> least = 0;
-        case "pads" -> least = Long.MIN_VALUE;
+        case "pads" -> least = n.getOpType().equals("ConvTranspose") ? Long.MIN_VALUE : 0;
         default -> {
           continue;
         }
