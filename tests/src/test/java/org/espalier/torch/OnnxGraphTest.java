@@ -347,6 +347,17 @@ class OnnxGraphTest {
           () -> few.forward(inputs));
       refused("input 2 is missing", () -> none.forward(inputs));
     }
+    GraphProto.Builder window =
+        GraphProto.newBuilder()
+            .setName("window")
+            .addInput(SmallModels.value("n", DataType.INT64))
+            .addNode(SmallModels.node("HannWindow", "window", List.of("n"), "y"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1));
+    try (PointerScope scope = new PointerScope();
+        OnnxGraph endless = new OnnxGraph(model(SmallModels.model(17, window)))) {
+      Tensor size = AbstractTensor.create(new long[] {Integer.MAX_VALUE}, new long[0]);
+      refused("takes more memory than this JVM has", () -> endless.forward(Map.of("n", size)));
+    }
     ModelProto.Builder untyped = SmallModels.mlp().toBuilder();
     untyped
         .getGraphBuilder()

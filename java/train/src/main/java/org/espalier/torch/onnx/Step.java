@@ -152,6 +152,8 @@ final class Step {
       throw e;
     } catch (RuntimeException e) {
       throw failure(e);
+    } catch (OutOfMemoryError e) { // of one array, as long as the model says
+      throw failure(e);
     } finally {
       if (transforms != null) {
         inputs.clearReplaced();
@@ -167,7 +169,7 @@ final class Step {
     }
   }
 
-  private InputException failure(RuntimeException e) {
+  private InputException failure(Throwable e) {
     if (e instanceof InputException && e.getMessage().startsWith(where)) {
       return (InputException) e;
     }
@@ -185,7 +187,9 @@ final class Step {
             ? "an axis or a number of values does not fit its inputs"
             : e instanceof ArithmeticException
                 ? "a number among its inputs or attributes is too large"
-                : String.valueOf(e.getMessage());
+                : e instanceof OutOfMemoryError
+                    ? "it takes more memory than this JVM has (-Xmx)"
+                    : String.valueOf(e.getMessage());
     int end = message.indexOf('\n');
     return new InputException(
         where + " failed on (" + shapes + "): " + (end < 0 ? message : message.substring(0, end)),
