@@ -77,6 +77,27 @@ class OnlineLearnerTest {
     }
   }
 
+  /** Products and sums that an int does not hold are refused before anything is allocated. */
+  @Test
+  void stepsThatNoMemoryHoldsAreRefused() {
+    OnlineSettings.Builder plain = Streams.crossEntropy(0.5);
+    try (LinearHead wide = new LinearHead(1, 4000);
+        LinearHead narrow = new LinearHead(1, 2)) {
+      OnlineSettings large = plain.batch(1_000_000).build();
+      String said =
+          assertThrows(IllegalArgumentException.class, () -> new OnlineLearner(wide, large))
+              .getMessage();
+      assertTrue(said.contains("1000000 examples and 0 replayed"), said);
+      assertTrue(said.contains("with 4000 outputs 134217 together"), said);
+      int all = Integer.MAX_VALUE;
+      OnlineSettings replays = plain.batch(32).replay(new OnlineSettings.Replay(all, all)).build();
+      said =
+          assertThrows(IllegalArgumentException.class, () -> new OnlineLearner(narrow, replays))
+              .getMessage();
+      assertTrue(said.contains("32 examples and 2147483647 replayed"), said);
+    }
+  }
+
   /** A host that closes in the wrong order gets an exception, not a crash of its JVM. */
   @Test
   void aModelThatIsClosedFirstIsNotTouched() throws IOException {

@@ -24,6 +24,9 @@ final class SequentialLearner implements AutoCloseable {
   private static final int MAGIC = 0x65736f6c; // "esol"
   private static final int FORMAT = 3;
 
+  /** The most outputs that the examples of a step have together: more fill no buffer. */
+  private static final int MOST_OUTPUTS = Integer.MAX_VALUE / Float.BYTES;
+
   private final Learnable model;
   private final OnlineSettings settings;
   private final LearnerEvents events;
@@ -70,7 +73,7 @@ final class SequentialLearner implements AutoCloseable {
     this.settings = settings;
     this.events = events;
     this.outputsTell = model instanceof OuterProduct;
-    int rows = settings.batch() + (settings.replay() == null ? 0 : settings.replay().perStep());
+    int rows = rows(model, settings);
     outputs = new float[rows * model.outputs()];
     gradient = new float[rows * model.outputs()];
     loss = new LossGradient(settings.loss(), settings.constraint(), model.outputs(), rows);
@@ -99,6 +102,29 @@ final class SequentialLearner implements AutoCloseable {
     beginning = state.checkpoint();
     lastGood.begin(beginning);
     publish();
+  }
+
+  /**
+   * The most examples of a step, replayed ones counted.
+   *
+   * @throws IllegalArgumentException where their outputs are too many for memory
+   */
+  private static int rows(Learnable model, OnlineSettings settings) {
+    int replayed = settings.replay() == null ? 0 : settings.replay().perStep();
+    int most = MOST_OUTPUTS / model.outputs();
+    if ((long) settings.batch() + replayed > most) {
+      throw new IllegalArgumentException(
+          "a step is of up to "
+              + settings.batch()
+              + " examples and "
+              + replayed
+              + " replayed ones; with "
+              + model.outputs()
+              + " outputs "
+              + most
+              + " together are possible");
+    }
+    return settings.batch() + replayed;
   }
 
   private Prequential freshMetrics() {
