@@ -412,4 +412,23 @@ class LaterOpsetsTest {
       assertTrue(!message.contains("\n"), message);
     }
   }
+
+  /** 70000 · 70001 is more than an int holds: what is left of it there is a size that memory has. */
+  @Test
+  void anAxisThatIsTooLongToResizeIsRefused() {
+    try (PointerScope scope = new PointerScope()) {
+      for (String mode : List.of("linear", "nearest")) {
+        long to = mode.equals("linear") ? 70001 : 1L << 31;
+        Map<String, Tensor> inputs = Map.of("i0", floats(1, 70000), "i3", longs(to));
+        NodeProto.Builder resize = node("Resize", text("mode", mode), integers("axes", 1));
+        OnnxModel model = model(18, resize, 1, inputs.get("i0"), null, null, inputs.get("i3"));
+        try (Program program = new Program(model, Map.of(), TorchDevice.CPU)) {
+          String message =
+              assertThrows(InputException.class, () -> program.run(inputs, false)).getMessage();
+          assertTrue(message.contains("axis 1 of 70000 elements cannot become"), message);
+          assertTrue(message.contains("at most 268435456"), message);
+        }
+      }
+    }
+  }
 }

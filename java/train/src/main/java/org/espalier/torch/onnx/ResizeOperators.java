@@ -13,6 +13,9 @@ import org.espalier.torch.onnx.OperatorTable.Sink;
  * ONNX operator Resize give.
  */
 final class ResizeOperators {
+  /** The most weights that the matrix of an axis has, or elements that are selected. */
+  private static final int MOST_WEIGHTS = 1 << 28;
+
   private ResizeOperators() {}
 
   static void add(Sink table) {
@@ -171,19 +174,31 @@ final class ResizeOperators {
 
   private static Tensor along(Inputs in, Tensor x, int axis, Line line, Rule rule) {
     long size = line.size;
-    int n = Math.toIntExact(line.target);
+    boolean selects = rule.mode.equals("nearest") && !rule.crops();
+    if (line.target > MOST_WEIGHTS / (selects ? 1 : Math.max(1, size))) {
+      throw new InputException(
+          "axis "
+              + axis
+              + " of "
+              + size
+              + " elements cannot become one of "
+              + line.target
+              + (selects ? "; at most " : "; old times new size may be at most ")
+              + MOST_WEIGHTS);
+    }
+    int n = (int) line.target;
     double[] position = new double[n];
     for (int i = 0; i < n; i++) {
       position[i] = line.position(i, rule.coordinates);
     }
-    if (rule.mode.equals("nearest") && !rule.crops()) {
+    if (selects) {
       long[] index = new long[n];
       for (int i = 0; i < n; i++) {
         index[i] = clamp(nearest(position[i], rule.nearest), size);
       }
       return x.index_select(axis, in.tensor(index, n));
     }
-    int columns = Math.toIntExact(size);
+    int columns = (int) size;
     double[] matrix = new double[n * columns];
     double[] constant = new double[n];
     for (int i = 0; i < n; i++) {
