@@ -29,7 +29,7 @@ public enum Bandwidth {
 
   /** Bytes moved by one run over buffers of {@code elements} floats. */
   public long bytes(long elements) {
-    return 4 * passes * elements;
+    return 4L * passes * elements;
   }
 
   /**

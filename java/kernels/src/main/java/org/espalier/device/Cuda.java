@@ -2,6 +2,7 @@ package org.espalier.device;
 
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Locale;
 import org.bytedeco.javacpp.IntPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_cuda_condition;
@@ -81,6 +82,7 @@ public final class Cuda {
     try (esp_cuda_device info = new esp_cuda_device()) {
       Status.checkCuda(espalier_cuda.esp_cuda_device_info(device, info));
       return String.format(
+          Locale.ROOT,
           "%s, %.0f GiB, compute capability %d.%d, %d multiprocessors",
           info.name().getString(),
           info.memory_bytes() / (double) (1 << 30),

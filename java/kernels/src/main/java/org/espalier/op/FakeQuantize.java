@@ -409,7 +409,7 @@ public final class FakeQuantize {
       search = searches ? new ClipSearch(device, options, list, jobs.size()) : null;
       plan = new DevicePlan(device, this::plan);
       results = Natives.keep(new esp_cuda_quantize_result(jobs.size()));
-      found = CudaMemory.allocate(device, jobs.size() * results.sizeof());
+      found = CudaMemory.allocate(device, (long) jobs.size() * results.sizeof());
     }
 
     private int plan(esp_cuda_plan plan, Pointer table) {

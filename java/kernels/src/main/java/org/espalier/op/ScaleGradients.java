@@ -79,7 +79,7 @@ public final class ScaleGradients implements AutoCloseable {
     }
     plan = new DevicePlan(device, this::plan);
     results = Natives.keep(new esp_cuda_scale_gradient_result(jobs.size()));
-    found = CudaMemory.allocate(device, jobs.size() * results.sizeof());
+    found = CudaMemory.allocate(device, (long) jobs.size() * results.sizeof());
   }
 
   private void require(Job job) {

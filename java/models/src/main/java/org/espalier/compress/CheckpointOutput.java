@@ -38,7 +38,7 @@ import org.espalier.format.safetensors.TensorSpec;
  * same shards, an index where there was one, and a copy of every other file. Sub-folders whose name
  * begins with a dot ({@code .git}, {@code .cache}) are not copied; links to files become files.
  *
- * <p>Nothing has its name before {@link #commit()}, and without that nothing stays.
+ * <p>Nothing has its name before {@link #commit}, and without that nothing stays.
  */
 final class CheckpointOutput implements AutoCloseable {
   /** Tensors that stay as they are are copied in pieces of this size. */
