@@ -245,7 +245,7 @@ public final class OnnxWeights {
           for (int i = 1; !names.add(name); i++) {
             name = base + "_" + i;
           }
-          weights.add(new OnnxWeight(name, value, list, otherUses(value, list, consumers)));
+          weights.add(new OnnxWeight(name, value, list, otherUses(list, consumers)));
         });
     return weights;
   }
@@ -262,8 +262,7 @@ public final class OnnxWeights {
     return map;
   }
 
-  private static int otherUses(
-      String value, List<Use> uses, Map<String, List<NodeProto>> consumers) {
+  private static int otherUses(List<Use> uses, Map<String, List<NodeProto>> consumers) {
     Set<String> weightNodes = new HashSet<>();
     Set<String> between = new HashSet<>();
     for (Use u : uses) {
