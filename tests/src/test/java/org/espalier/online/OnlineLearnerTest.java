@@ -96,6 +96,18 @@ class OnlineLearnerTest {
               .getMessage();
       assertTrue(said.contains("32 examples and 2147483647 replayed"), said);
     }
+    int features = 1 << 16;
+    float[][] rows = new float[1 << 13][];
+    Arrays.fill(rows, new float[features]);
+    try (LinearHead head = new LinearHead(features, 2)) {
+      float[] outputs = new float[2 * rows.length];
+      String said =
+          assertThrows(
+                  IllegalArgumentException.class, () -> head.forward(rows, rows.length, outputs))
+              .getMessage();
+      assertTrue(said.endsWith("65536 features and 2 outputs 8191 are possible"), said);
+      head.forward(rows, 1, outputs);
+    }
   }
 
   /** A host that closes in the wrong order gets an exception, not a crash of its JVM. */

@@ -64,6 +64,19 @@ public final class LinearHead implements Learnable, OuterProduct {
     if (rows != null && rows.dimension(0) >= count) {
       return;
     }
+    int most = Integer.MAX_VALUE / Float.BYTES / Math.max(features, outputs);
+    if (count > most) {
+      throw new IllegalArgumentException(
+          "a batch of "
+              + count
+              + " examples; with "
+              + features
+              + " features and "
+              + outputs
+              + " outputs "
+              + most
+              + " are possible");
+    }
     release();
     rows = OwnedTensor.allocate(DType.F32, count, features);
     results = OwnedTensor.allocate(DType.F32, count, outputs);
