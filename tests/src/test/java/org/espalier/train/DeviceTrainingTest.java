@@ -1,5 +1,6 @@
 package org.espalier.train;
 
+import static org.espalier.train.StoppedRuns.bytes;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -9,7 +10,6 @@ import ai.onnxruntime.OrtException;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
-import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
@@ -17,7 +17,6 @@ import java.util.Map;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.evaluate.TensorActivations;
-import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.TestTorchDevice;
 import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.Tag;
@@ -50,13 +49,6 @@ class DeviceTrainingTest {
   private static Training training(
       long steps, int batch, Optimizer optimizer, Objective objective) {
     return new Training(steps, 0, batch, optimizer, Training.Schedule.constant(), objective, 10);
-  }
-
-  private static byte[] bytes(OnnxModel model) {
-    ByteBuffer buffer = model.toBuffer();
-    byte[] bytes = new byte[buffer.remaining()];
-    buffer.get(bytes);
-    return bytes;
   }
 
   /** What a plan exports, stopped, saved and continued after some steps where that is wanted. */

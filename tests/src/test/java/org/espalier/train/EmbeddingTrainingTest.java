@@ -4,6 +4,9 @@ import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
+import static org.espalier.train.StoppedRuns.bytes;
+import static org.espalier.train.StoppedRuns.exported;
+import static org.espalier.train.StoppedRuns.until;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -15,8 +18,6 @@ import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import ai.onnxruntime.OrtException;
-import java.io.ByteArrayInputStream;
-import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -46,7 +47,6 @@ import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.onnx.OnnxRuntime;
-import org.espalier.train.TrainingListener.StepReport;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -157,13 +157,6 @@ class EmbeddingTrainingTest {
     float[] table = new float[values.remaining()];
     values.get(table);
     return table;
-  }
-
-  private static byte[] bytes(OnnxModel model) {
-    ByteBuffer buffer = model.toBuffer();
-    byte[] bytes = new byte[buffer.remaining()];
-    buffer.get(bytes);
-    return bytes;
   }
 
   /** One step of plain descent on visits some of which repeat users, against the same in double. */
@@ -423,32 +416,10 @@ class EmbeddingTrainingTest {
       whole = bytes(c.export());
     }
     for (int stage = 0; stage < 4; stage++) {
-      assertArrayEquals(whole, stopped(plan, job(clicks(), null), stage), "stage " + stage);
-    }
-  }
-
-  /** Stops a run after so many steps of a stage. */
-  private static TrainingListener until(Stage stage, long steps) {
-    return new TrainingListener() {
-      @Override
-      public boolean step(StepReport report) {
-        return !report.stage().equals(stage) || report.step() < steps;
-      }
-    };
-  }
-
-  /** What a run exports that was stopped in the middle of a stage and continued by another process. */
-  private static byte[] stopped(CompressionPlan plan, Compression.Job job, int stage)
-      throws IOException {
-    ByteArrayOutputStream saved = new ByteArrayOutputStream();
-    try (OnnxCompression c = new OnnxCompression(plan, job)) {
-      assertFalse(c.run(until(plan.stages().get(stage), 4)));
-      c.save(saved);
-    }
-    try (OnnxCompression c = new OnnxCompression(plan, job)) {
-      c.restore(new ByteArrayInputStream(saved.toByteArray()));
-      assertTrue(c.run(SILENT));
-      return bytes(c.export());
+      assertArrayEquals(
+          whole,
+          exported(plan, job(clicks(), null), plan.stages().get(stage), 4),
+          "stage " + stage);
     }
   }
 
@@ -478,8 +449,8 @@ class EmbeddingTrainingTest {
       c.run(SILENT);
       whole = bytes(c.export());
     }
-    assertArrayEquals(whole, stopped(plan, job, 0));
-    assertArrayEquals(whole, stopped(plan, job, 1));
+    assertArrayEquals(whole, exported(plan, job, plan.stages().get(0), 4));
+    assertArrayEquals(whole, exported(plan, job, plan.stages().get(1), 4));
     OnnxModel exported =
         OnnxModel.read(ByteBuffer.allocateDirect(whole.length).put(whole).flip(), "");
     long tables = exported.initializers().stream().filter(i -> i.elements() == 50 * 16).count();
@@ -521,8 +492,8 @@ class EmbeddingTrainingTest {
       assertEquals(DataType.INT8, exported.constant("users_quantized").type());
       whole = bytes(exported);
     }
-    assertArrayEquals(whole, stopped(plan, job, 1));
-    assertArrayEquals(whole, stopped(plan, job, 2));
+    assertArrayEquals(whole, exported(plan, job, plan.stages().get(1), 4));
+    assertArrayEquals(whole, exported(plan, job, plan.stages().get(2), 4));
   }
 
   @Test

@@ -3,6 +3,7 @@ package org.espalier.train;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
+import static org.espalier.train.StoppedRuns.bytes;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -481,13 +482,6 @@ class OnnxCompressionTest {
         assertThrows(InputException.class, () -> c.restore(new ByteArrayInputStream(cut)));
       }
     }
-  }
-
-  private static byte[] bytes(OnnxModel model) {
-    ByteBuffer buffer = model.toBuffer();
-    byte[] bytes = new byte[buffer.remaining()];
-    buffer.get(bytes);
-    return bytes;
   }
 
   @Test

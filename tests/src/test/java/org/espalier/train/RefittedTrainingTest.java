@@ -1,15 +1,14 @@
 package org.espalier.train;
 
+import static org.espalier.train.StoppedRuns.bytes;
+import static org.espalier.train.StoppedRuns.exported;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import java.io.ByteArrayInputStream;
-import java.io.ByteArrayOutputStream;
 import java.io.IOException;
-import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.Arrays;
 import java.util.BitSet;
@@ -24,7 +23,6 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.op.MagnitudePrune;
-import org.espalier.train.TrainingListener.StepReport;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -179,33 +177,8 @@ class RefittedTrainingTest {
       whole = bytes(c.export());
     }
     for (Stage stage : plan.stages()) {
-      ByteArrayOutputStream saved = new ByteArrayOutputStream();
-      try (OnnxCompression c = new OnnxCompression(plan, job(calibration()))) {
-        assertFalse(c.run(until(stage, 8)));
-        c.save(saved);
-      }
-      try (OnnxCompression c = new OnnxCompression(plan, job(calibration()))) {
-        c.restore(new ByteArrayInputStream(saved.toByteArray()));
-        assertTrue(c.run(SILENT));
-        assertArrayEquals(whole, bytes(c.export()), stage.name());
-      }
+      assertArrayEquals(whole, exported(plan, job(calibration()), stage, 8), stage.name());
     }
-  }
-
-  private static TrainingListener until(Stage stage, long steps) {
-    return new TrainingListener() {
-      @Override
-      public boolean step(StepReport report) {
-        return !report.stage().equals(stage) || report.step() < steps;
-      }
-    };
-  }
-
-  private static byte[] bytes(OnnxModel model) {
-    ByteBuffer buffer = model.toBuffer();
-    byte[] bytes = new byte[buffer.remaining()];
-    buffer.get(bytes);
-    return bytes;
   }
 
   /** What an earlier stage pruned is not given back. */
