@@ -270,6 +270,18 @@ class OnnxHostileInputTest {
   }
 
   @Test
+  void axesBeyondAllTensors() {
+    for (long axis : new long[] {1L << 61, -(1L << 31) - 1}) {
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .addInput(value("x", DataType.FLOAT, 3))
+              .addNode(node("Softmax", "softmax", List.of("x"), "y", attribute("axis", axis)))
+              .addOutput(value("y", DataType.FLOAT, 3));
+      assertRefused(SmallModels.model(13, g), "Softmax", "its axis is " + axis);
+    }
+  }
+
+  @Test
   void wholeNumbersAreNotDividedByZero() {
     for (String op : List.of("Div", "Mod")) {
       GraphProto.Builder g =

@@ -8,7 +8,7 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * Checks the attributes of convolutions, pools and group norms against each other and against
+ * Checks axes, and the attributes of convolutions, pools and group norms against each other and against
  * constant weights. Runtimes index with them and divide by them without looking, and take the
  * process with them.
  */
@@ -21,12 +21,17 @@ final class NodeAttributes {
   private NodeAttributes() {}
 
   /**
-   * What is wrong with the attributes of a node; null if nothing is, or its operator is another.
+   * What is wrong with the attributes of a node; null if nothing is, or nothing is known of its operator.
    *
    * @param constants the constants that it may read
    * @param ranks the number of axes of the values of which it is known
    */
   static String problem(NodeProto n, Map<String, OnnxInitializer> constants, ValueRanks ranks) {
+    for (AttributeProto a : n.getAttributeList()) {
+      if (a.getName().equals("axis") && a.getI() != (int) a.getI()) {
+        return "its axis is " + a.getI() + ", which no tensor has";
+      }
+    }
     if (n.getOpType().equals("GroupNormalization")) {
       return n.getAttributeList().stream()
           .filter(a -> a.getName().equals("num_groups") && a.getI() < 1)
