@@ -273,8 +273,9 @@ class GraphScriptTest {
   @Test
   void whatCannotBeWrittenIsRefusedByNameBeforeAnythingIsWritten() throws IOException {
     ValueInfoProto x = value("x", DataType.FLOAT, -1, 4);
+    ValueInfoProto steps = value("x", DataType.FLOAT, -1, 1, 4);
     ModelProto.Builder several =
-        of(NodeProto.newBuilder().setOpType("LSTM").addAllInput(List.of("x", "x", "x")), x)
+        of(NodeProto.newBuilder().setOpType("LSTM").addAllInput(List.of("x", "x", "x")), steps)
             .toBuilder();
     several.getGraphBuilder().addNode(node("If", "", List.of("x"), "z"));
     several
