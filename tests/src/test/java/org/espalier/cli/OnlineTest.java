@@ -36,7 +36,6 @@ import org.espalier.store.StoreWriter;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
-import sun.misc.Signal;
 
 class OnlineTest {
   @TempDir Path folder;
@@ -123,6 +122,7 @@ class OnlineTest {
   /** Stopped in the middle of a batch, a run leaves its beginning to the next one. */
   @Test
   void aRunThatWasStoppedEndsInTheSameBits() throws IOException {
+    InterruptSignal.assumeHeard();
     List<String> all = new ArrayList<>(lines(600, 2));
     all.add(299, "not JSON");
     Path whole = Files.write(folder.resolve("whole.jsonl"), all);
@@ -134,7 +134,7 @@ class OnlineTest {
           @Override
           public void println(String text) {
             if (text.contains("line 300: it is not JSON")) {
-              Signal.raise(new Signal("INT"));
+              InterruptSignal.raise();
               awaitHandled(asked);
             } else if (text.contains("stopping after this batch")) {
               asked.countDown();
