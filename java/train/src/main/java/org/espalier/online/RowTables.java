@@ -61,8 +61,9 @@ final class RowTables {
                 name,
                 reader));
     if (settings.couldLearnByRows() && model instanceof RowLookUps lookUps) {
+      Map<String, String> readers = lookUps.tables();
       for (Weight w : model.weights()) {
-        if (w.latent().bytes() >= SLOW_BYTES && "".equals(lookUps.tables().get(w.name()))) {
+        if (w.latent().bytes() >= SLOW_BYTES && "".equals(readers.get(w.name()))) {
           LOG.warn(
               "Each step goes through all {} MB of the table {}: momentum, AdamW and weight decay"
                   + " move every row; with sparse-rows: always they move those that a batch reads",

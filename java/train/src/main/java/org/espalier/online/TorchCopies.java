@@ -1,6 +1,7 @@
 package org.espalier.online;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Queue;
@@ -106,7 +107,7 @@ final class TorchCopies implements AutoCloseable {
       this.weights = weights;
       this.logs = logs;
       times = new long[weights.size()];
-      java.util.Arrays.fill(times, -1);
+      Arrays.fill(times, -1);
       try (PointerScope scope = new PointerScope()) {
         for (Weight w : weights) {
           OwnedTensor tensor = OwnedTensor.allocate(DType.F32, w.working().shape());

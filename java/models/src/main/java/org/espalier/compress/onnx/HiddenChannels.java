@@ -379,9 +379,8 @@ record HiddenChannels(
       boolean own = n.getInputCount() > 2 && !n.getInput(2).isEmpty();
       switch (use.kind()) {
         case GEMM -> {
-          OnnxInitializer c = own ? model.constant(n.getInput(2)) : null;
-          boolean vector = c != null && c.type() == DataType.FLOAT && c.dims().length == 1;
-          return vector && c.elements() == columns ? n.getOutput(0) : null;
+          boolean vector = own && ConstantVector.isVector(model, n.getInput(2), (int) columns);
+          return vector ? n.getOutput(0) : null;
         }
         case CONV -> {
           // At the border the sum is of fewer pixels, and a constant is not what they lack.
@@ -393,10 +392,7 @@ record HiddenChannels(
           return c != null && c.type() == DataType.FLOAT && !padded ? n.getOutput(0) : null;
         }
         default -> {
-          List<NodeProto> after = consumers.getOrDefault(n.getOutput(0), List.of());
-          boolean alone = after.size() == 1 && !outputs.contains(n.getOutput(0));
-          int input = alone ? ConstantVector.input(model, after.get(0), (int) columns) : -1;
-          return input >= 0 ? after.get(0).getOutput(0) : null;
+          return ProductSite.biasAdd(model, n.getOutput(0), (int) columns, consumers);
         }
       }
     }
