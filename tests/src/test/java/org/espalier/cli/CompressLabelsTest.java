@@ -322,7 +322,7 @@ report: {each-stage: false}
     Path out = folder.resolve("out");
     Run run = Run.of("compress", recipe, "-o", out);
     run.done();
-    assertTrue(run.err().contains("16 of 32 hidden channels are left"), run.err());
+    assertTrue(run.err().contains("16 of 32 channels are left"), run.err());
     OnnxModel written = OnnxModel.read(out.resolve("model-float.onnx"));
     assertEquals(
         List.of(List.of(6L, 16L), List.of(16L, 1L)),

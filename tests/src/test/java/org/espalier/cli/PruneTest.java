@@ -544,7 +544,7 @@ class PruneTest {
     // Without examples, and of one set alone.
     Path one = folder.resolve("one.onnx");
     Run run = Run.of("prune", cnn, "-o", one, "--channels", "0.5", "--include", "conv3.*");
-    assertTrue(run.done().out().contains("16 of 32 are left, in 1 set"), run.out());
+    assertTrue(run.done().out().contains("16 of 32 channels, in 1 set"), run.out());
     assertTrue(run.err().contains("not calibrated"), run.err());
     Run.refused(
         folder,

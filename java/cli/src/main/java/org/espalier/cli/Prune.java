@@ -383,6 +383,7 @@ final class Prune implements Callable<Integer> {
       for (ChannelPruner.Narrowed set : narrowed) {
         list.addObject()
             .put("name", set.name())
+            .put("numbers", set.numbers())
             .put("before", set.before())
             .put("after", set.after());
       }
@@ -391,9 +392,9 @@ final class Prune implements Callable<Integer> {
     }
     Table table = new Table("", "");
     table.add(
-        "channels",
+        "left",
         ChannelPruner.summary(narrowed)
-            + " are left, in "
+            + ", in "
             + narrowed.size()
             + (narrowed.size() == 1 ? " set" : " sets"));
     table.add("size", Format.sizes(outputBytes, inputBytes));

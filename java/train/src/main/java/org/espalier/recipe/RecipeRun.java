@@ -284,7 +284,7 @@ public final class RecipeRun {
                     recipe.student().allocation(),
                     weight -> true)
                 .prune(data.calibration());
-        host.note(ChannelPruner.summary(sets) + " hidden channels are left");
+        host.note(ChannelPruner.summary(sets) + " are left");
       } catch (InputException e) {
         throw new InputException(
             recipe.student().place() + ": student.channels: " + e.getMessage(), e);

@@ -85,6 +85,8 @@ class ChannelPrunerTest {
             .addInitializer(floats("w2t", random, 0.3f, 6, CHANNELS))
             .addInitializer(floats("w3", random, 0.3f, CHANNELS, 6))
             .addInitializer(floats("b2", random, 0.5f, 6))
+            .addInitializer(SmallModels.int64s("texts", -1, 1, CHANNELS))
+            .addInitializer(SmallModels.int64s("matrix", -1, CHANNELS))
             .addInitializer(number("half", 0.5f))
             .addInitializer(number("one", 1))
             .addInitializer(number("root", 1.41421354f))
@@ -202,6 +204,8 @@ class ChannelPrunerTest {
         "h MatMul x w1; s Add h wide; u Mul s wide; z Relu u; p MatMul z w2; q MatMul z w3;"
             + " y Sub p q",
         "h MatMul x w1; s Add h b1; t Relu s; z Add t b1; p MatMul t w3; q MatMul z w2; y Add p q",
+        // products of matrices between operators on texts
+        "m Gemm x w1 b1; h Reshape m texts; r Relu h; z Reshape r matrix; y Gemm z w2 b2",
       })
   void whatProductsReadBecomesSmaller(String lines) throws OrtException {
     ModelProto proto = perceptron(lines.split("; "));

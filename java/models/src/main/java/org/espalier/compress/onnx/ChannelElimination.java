@@ -9,7 +9,8 @@ import java.util.stream.IntStream;
  * Takes channels a of products Σ a·W away one by one, each time the one whose loss changes the products least once
  * the channels that stay have taken over what can be told of it from them. With H the second moments of a, the loss of
  * channel j costs ‖W_j‖² / (H⁻¹)_jj, and row k of W becomes W_k − (H⁻¹)_kj / (H⁻¹)_jj · W_j: optimal brain surgeon
- * (Hassibi and Stork 1993) on rows of weights in place of single ones. Not safe for several threads.
+ * (Hassibi and Stork 1993) on rows of weights in place of single ones. What a channel of several numbers loses is what
+ * they lose one after the other. Not safe for several threads.
  */
 final class ChannelElimination {
   /** Share of the mean of H's diagonal that is added to it: fewer rows than channels stay solvable. */
@@ -21,24 +22,28 @@ final class ChannelElimination {
   /** Below so many numbers a thread does all. */
   private static final int ALONE = 1 << 14;
 
-  /** One product that sums over the channels. */
+  /** One product that sums over the numbers of the channels. */
   private static final class Sum {
-    /** Row k: (H⁻¹)_kj for the channels j of its block. */
+    /** Row k: (H⁻¹)_kj for the numbers j of its block. */
     final double[][] inverse;
 
-    /** The first channel of the block of a channel. */
+    /** The first number of the block of a number. */
     final int[] first;
 
-    /** Row k: what channel k is multiplied with. */
+    /** Row k: what number k is multiplied with. */
     final double[][] rows;
+
+    /** How many numbers a channel is. */
+    final int group;
 
     final double[] squares;
 
     /** Of the errors of several sums each is a share of its own size. */
     final double weight;
 
-    Sum(double[][] moments, double[][] rows) {
+    Sum(double[][] moments, double[][] rows, int group) {
       this.rows = rows;
+      this.group = group;
       int n = moments.length;
       inverse = new double[n][];
       first = new int[n];
@@ -63,10 +68,51 @@ final class ChannelElimination {
     }
 
     double cost(int channel) {
-      return weight * squares[channel] / inverse[channel][channel - first[channel]];
+      return weight * (group == 1 ? loss(channel) : losses(channel));
     }
 
-    void eliminate(int gone, boolean[] left) {
+    private double loss(int number) {
+      return squares[number] / inverse[number][number - first[number]];
+    }
+
+    /** The loss of all numbers of a channel, one after the other, each where those before it have gone. */
+    private double losses(int channel) {
+      double[][] own = new double[group][group];
+      double[][] left = new double[group][];
+      for (int i = 0; i < group; i++) {
+        int k = channel * group + i;
+        left[i] = rows[k].clone();
+        for (int j = 0; j < group; j++) {
+          int at = channel * group + j - first[k];
+          own[i][j] = at < 0 || at >= inverse[k].length ? 0 : inverse[k][at];
+        }
+      }
+      double sum = 0;
+      for (int gone = 0; gone < group; gone++) {
+        sum += square(left[gone]) / own[gone][gone];
+        for (int k = gone + 1; k < group; k++) {
+          double factor = own[k][gone] / own[gone][gone];
+          subtract(own[k], own[gone], factor);
+          subtract(left[k], left[gone], factor);
+        }
+      }
+      return sum;
+    }
+
+    /**
+     * Takes a channel away.
+     *
+     * @param left the channels that stay
+     */
+    void eliminate(int channel, boolean[] left) {
+      int end = (channel + 1) * group;
+      for (int gone = channel * group; gone < end; gone++) {
+        eliminate(gone, end, left);
+      }
+    }
+
+    /** Takes a number away, of a channel that ends before another number. */
+    private void eliminate(int gone, int end, boolean[] left) {
       int from = first[gone];
       double[] column = inverse[gone].clone();
       double pivot = column[gone - from];
@@ -76,7 +122,7 @@ final class ChannelElimination {
         others = others.parallel();
       }
       others
-          .filter(k -> left[k])
+          .filter(k -> left[k / group] || k > gone && k < end)
           .forEach(
               k -> {
                 double factor = column[k - from] / pivot;
@@ -161,14 +207,15 @@ final class ChannelElimination {
   }
 
   /**
-   * Adds a product that sums over the channels.
+   * Adds a product that sums over the channels, or over the numbers that each of them is.
    *
    * @param moments lower triangle of H, row i holding the entries from the first of its block to (i, i), so that a
    *     row of one entry starts a block; finite
-   * @param rows what each channel is multiplied with; afterwards, of the channels that stay, what is right then
+   * @param rows what each number is multiplied with; afterwards, of the channels that stay, what is right then
+   * @param group how many numbers a channel is, one after the other
    */
-  void add(double[][] moments, double[][] rows) {
-    sums.add(new Sum(moments, rows));
+  void add(double[][] moments, double[][] rows, int group) {
+    sums.add(new Sum(moments, rows, group));
   }
 
   /**

@@ -19,15 +19,17 @@ final class ChannelFit {
   /**
    * A product that reads the channels.
    *
-   * @param rows what each channel is multiplied with
+   * @param rows what each number of the channels is multiplied with
+   * @param group how many numbers a channel is
    * @param outputs how many sums it has
-   * @param inner how many numbers of a channel lie one after the other in its weight
+   * @param inner how many weights of a number lie one after the other
    * @param last whether its outputs are the last axis of the weight
    * @param activation what calibration saw of the channels; null to go by magnitude
    * @param mean of its outputs over what calibration saw, without its bias; null where that stays
    */
   private record Sums(
       double[][] rows,
+      int group,
       int outputs,
       int inner,
       boolean last,
@@ -36,15 +38,19 @@ final class ChannelFit {
 
     /** The mean of the outputs that some of the channels make. */
     double[] mean(int[] channels) {
-      // A channel's numbers are [outputs, kernel or pixels] or, where its axis is the first,
+      // A number's weights are [outputs, kernel or pixels] or, where its axis is the first,
       // [pixels, outputs].
       double[] mean = new double[outputs];
-      for (int c : channels) {
-        for (int i = 0; i < rows[c].length; i++) {
-          mean[last ? i % outputs : i / inner] += activation.mean(c) * rows[c][i];
+      for (int k : numbers(channels, group)) {
+        for (int i = 0; i < rows[k].length; i++) {
+          mean[last ? i % outputs : i / inner] += activation.mean(k) * rows[k][i];
         }
       }
       return mean;
+    }
+
+    Sums withMean(double[] mean) {
+      return new Sums(rows, group, outputs, inner, last, activation, mean);
     }
   }
 
@@ -66,26 +72,37 @@ final class ChannelFit {
     double[][] magnitudes = seen ? null : magnitudes(model, set);
     elimination = new ChannelElimination(set.size());
     for (Reader reader : set.readers()) {
-      Slice slice = reader.slice();
+      Slice slice = reader.numbers();
+      int group = reader.group();
       long[] dims = model.constant(slice.constant()).dims();
       boolean last = slice.axis() == 0;
       Sums sums =
           new Sums(
-              rows(model, set, slice, reader.weight()),
+              rows(model, set.size() * group, slice, reader.weight()),
+              group,
               (int) dims[last ? 1 : 0],
               inner(dims, slice),
               last,
               statistics.get(reader.activation()),
               null);
-      readers.add(biased ? withMean(sums, set.size()) : sums);
-      elimination.add(seen ? sums.activation().moments(biased) : magnitudes, sums.rows());
+      double[] mean = biased ? sums.mean(IntStream.range(0, set.size()).toArray()) : null;
+      readers.add(sums.withMean(mean));
+      double[][] moments = seen ? sums.activation().moments(biased) : repeated(magnitudes, group);
+      elimination.add(moments, sums.rows(), group);
     }
   }
 
-  private static Sums withMean(Sums sums, int size) {
-    double[] mean = sums.mean(IntStream.range(0, size).toArray());
-    return new Sums(
-        sums.rows(), sums.outputs(), sums.inner(), sums.last(), sums.activation(), mean);
+  private static double[][] repeated(double[][] rows, int times) {
+    return IntStream.range(0, rows.length * times)
+        .mapToObj(i -> rows[i / times])
+        .toArray(double[][]::new);
+  }
+
+  /** The numbers that some channels are, if each is so many. */
+  static int[] numbers(int[] channels, int group) {
+    return Arrays.stream(channels)
+        .flatMap(c -> IntStream.range(c * group, (c + 1) * group))
+        .toArray();
   }
 
   /** Moments that know nothing but the sum of squares of the weights that make each channel. */
@@ -93,7 +110,7 @@ final class ChannelFit {
     double[][] diagonal = new double[set.size()][1];
     for (Slice slice : set.slices()) {
       if (set.makers().contains(slice.node()) && slice.input() == 1) {
-        double[][] rows = rows(model, set, slice, slice.constant());
+        double[][] rows = rows(model, set.size(), slice, slice.constant());
         for (int c = 0; c < rows.length; c++) {
           diagonal[c][0] += Arrays.stream(rows[c]).map(w -> w * w).sum();
         }
@@ -105,15 +122,16 @@ final class ChannelFit {
   /**
    * For each channel all numbers of a constant that are its own, in their order.
    *
+   * @param size how many channels there are
    * @param weight what people call it
    * @throws InputException if one is not finite
    */
-  static double[][] rows(OnnxModel model, HiddenChannels set, Slice slice, String weight) {
+  static double[][] rows(OnnxModel model, int size, Slice slice, String weight) {
     OnnxInitializer tensor = model.constant(slice.constant());
     FloatBuffer values = tensor.floats();
     int inner = inner(tensor.dims(), slice);
-    int outer = (int) (tensor.elements() / ((long) set.size() * inner));
-    double[][] rows = new double[set.size()][outer * inner];
+    int outer = (int) (tensor.elements() / ((long) size * inner));
+    double[][] rows = new double[size][outer * inner];
     int at = values.position();
     for (int o = 0; o < outer; o++) {
       for (double[] row : rows) {
@@ -153,13 +171,13 @@ final class ChannelFit {
     return elimination.keep(count);
   }
 
-  /** What each channel is multiplied with by the reader of a number; right for channels that stay. */
+  /** What each number of the channels is multiplied with by a reader; right for channels that stay. */
   double[][] rows(int reader) {
     return readers.get(reader).rows();
   }
 
   /**
-   * What is to be added to the bias of the reader of a number, so that its outputs keep their mean; null where it
+   * What is to be added to the bias of a reader, so that its outputs keep their mean; null where it
    * stays.
    *
    * @param kept the channels that stay

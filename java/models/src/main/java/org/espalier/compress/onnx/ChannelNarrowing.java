@@ -8,7 +8,9 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.stream.Collectors;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.HiddenChannels.Count;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.compress.onnx.HiddenChannels.Slice;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -46,8 +48,9 @@ final class ChannelNarrowing {
       if (change != null) {
         addToBias(reader, change);
       }
-      Slice slice = reader.slice();
-      model.replaceConstant(tensor(slice.constant(), slice, fit.rows(i), kept));
+      Slice slice = reader.numbers();
+      int[] numbers = ChannelFit.numbers(kept, reader.group());
+      model.replaceConstant(tensor(slice.constant(), slice, fit.rows(i), numbers));
     }
     cut(kept);
     rewire(kept.length);
@@ -76,7 +79,7 @@ final class ChannelNarrowing {
         }
       }
     }
-    dims[slice.axis()] = (long) kept.length * slice.block();
+    dims[slice.axis()] = dims[slice.axis()] / rows.length * kept.length;
     return OnnxInitializer.floats(name, dims, values);
   }
 
@@ -108,7 +111,8 @@ final class ChannelNarrowing {
           Slice first = slices.get(0);
           boolean own =
               consumers.get(constant).size() == slices.stream().map(Slice::node).distinct().count()
-                  && slices.stream().allMatch(s -> s.axis() == first.axis());
+                  && slices.stream()
+                      .allMatch(s -> s.axis() == first.axis() && s.block() == first.block());
           if (own) {
             model.replaceConstant(tensor(constant, first, rows(first), kept));
             return;
@@ -121,11 +125,35 @@ final class ChannelNarrowing {
         });
   }
 
+  /**
+   * Gives a Reshape another number. Others may be told the old one by the same constant or Concat.
+   *
+   * @param nodes receives what makes its shape
+   */
+  private void count(NodeProto.Builder reshape, Count count, int left, List<NodeProto> nodes) {
+    String shape = reshape.getInput(1);
+    long[] numbers = count.numbers().stream().mapToLong(Long::longValue).toArray();
+    numbers[count.index()] = (long) left * count.each();
+    String constant = names.unique(shape + "_cut");
+    model.addInitializer(OnnxInitializer.int64s(constant, new long[] {numbers.length}, numbers));
+    if (count.part() < 0) {
+      reshape.setInput(1, constant);
+      return;
+    }
+    NodeProto.Builder concat = model.producers().get(shape).toBuilder();
+    String joined = names.unique(shape + "_cut");
+    concat.setInput(count.part(), constant).setOutput(0, joined).setName(joined);
+    nodes.add(concat.build());
+    reshape.setInput(1, joined);
+  }
+
   private double[][] rows(Slice slice) {
-    return ChannelFit.rows(model, set, slice, slice.constant());
+    return ChannelFit.rows(model, set.size(), slice, slice.constant());
   }
 
   private void rewire(int left) {
+    Map<String, List<Count>> counts =
+        set.counts().stream().collect(Collectors.groupingBy(Count::node));
     List<NodeProto> nodes = new ArrayList<>();
     Set<String> changedShapes = new HashSet<>(set.values());
     set.slices().forEach(slice -> changedShapes.add(slice.constant()));
@@ -145,11 +173,21 @@ final class ChannelNarrowing {
           changedShapes.add(n.getInput(slice.input()));
         }
       }
+      for (Count count : counts.getOrDefault(output, List.of())) {
+        count(changed, count, left, nodes);
+      }
       nodes.add(changed.build());
     }
     Set<String> used = new HashSet<>(model.outputNames());
-    nodes.forEach(n -> used.addAll(OnnxModel.uses(n)));
-    nodes.removeIf(n -> Nodes.is(n, "Constant") && !used.contains(n.getOutput(0)));
+    for (int i = nodes.size() - 1; i >= 0; i--) {
+      NodeProto n = nodes.get(i);
+      boolean named = Nodes.is(n, "Constant") || Nodes.is(n, "Concat");
+      if (named && !used.contains(n.getOutput(0))) {
+        nodes.remove(i);
+      } else {
+        used.addAll(OnnxModel.uses(n));
+      }
+    }
     model.setNodes(nodes);
     model.removeValueInfo(changedShapes::contains);
   }

@@ -11,7 +11,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.Predicate;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.format.onnx.OnnxModel;
@@ -49,17 +51,30 @@ public final class ChannelPruner {
   }
 
   /**
-   * How many channels a set had and has.
+   * How many channels or heads a set had and has.
    *
    * @param name of the first weight that makes them
+   * @param numbers how many numbers one is: 1, of a head several
    */
-  public record Narrowed(String name, int before, int after) {}
+  public record Narrowed(String name, int numbers, int before, int after) {}
 
-  /** How many channels are left of how many, for people. */
+  /** How many channels and heads are left of how many, for people. */
   public static String summary(List<Narrowed> sets) {
-    return sets.stream().mapToLong(Narrowed::after).sum()
-        + " of "
-        + sets.stream().mapToLong(Narrowed::before).sum();
+    return Stream.of(
+            summary(sets.stream().filter(set -> set.numbers() == 1), " channels"),
+            summary(sets.stream().filter(set -> set.numbers() > 1), " heads"))
+        .filter(part -> !part.isEmpty())
+        .collect(Collectors.joining(" and "));
+  }
+
+  private static String summary(Stream<Narrowed> sets, String what) {
+    List<Narrowed> list = sets.toList();
+    return list.isEmpty()
+        ? ""
+        : list.stream().mapToLong(Narrowed::after).sum()
+            + " of "
+            + list.stream().mapToLong(Narrowed::before).sum()
+            + what;
   }
 
   private final OnnxModel model;
@@ -112,7 +127,7 @@ public final class ChannelPruner {
    * @throws InputException if a weight or an activation is not finite, or the examples do not fit
    */
   public List<Narrowed> prune(ActivationSource source) {
-    int[] keep = sets.stream().mapToInt(set -> keep(set.size(), amount)).toArray();
+    int[] keep = sets.stream().mapToInt(set -> keep(set, amount)).toArray();
     if (allocation == Allocation.GLOBAL && source != null && sets.size() > 1 && amount > 0) {
       keep = allocate(keep, source);
     }
@@ -121,13 +136,20 @@ public final class ChannelPruner {
     List<Narrowed> result = new ArrayList<>();
     for (int s = 0; s < keep.length; s++) {
       HiddenChannels set = sets.get(s);
-      result.add(new Narrowed(set.name(), set.size(), keep[s]));
+      result.add(new Narrowed(set.name(), set.numbers(), set.size(), keep[s]));
     }
     return result;
   }
 
   private static long bytes(HiddenChannels set) {
-    return set.readers().size() * ActivationStatistics.bytes(set.size());
+    return set.readers().stream()
+        .mapToLong(reader -> ActivationStatistics.bytes(numbers(set, reader)))
+        .sum();
+  }
+
+  /** How many numbers of all channels a product sums over. */
+  private static int numbers(HiddenChannels set, Reader reader) {
+    return set.size() * reader.group();
   }
 
   /**
@@ -146,7 +168,7 @@ public final class ChannelPruner {
     for (List<HiddenChannels> part : parts) {
       Map<String, ActivationStatistics> seen = statistics(model, part, source);
       for (HiddenChannels set : part) {
-        counts[s] = counts(set.size());
+        counts[s] = counts(set);
         costs[s] = costs(set, counts[s], seen, error);
         while (counts[s][start[s]] > uniform[s]) {
           start[s]++;
@@ -169,12 +191,12 @@ public final class ChannelPruner {
   }
 
   /** How many channels a set may keep, descending. */
-  private int[] counts(int size) {
-    int unit = unit(size);
-    int least = Arrays.stream(measured()).mapToInt(share -> keep(size, share)).min().orElseThrow();
+  private int[] counts(HiddenChannels set) {
+    int unit = unit(set);
+    int least = Arrays.stream(measured()).mapToInt(share -> keep(set, share)).min().orElseThrow();
     return IntStream.concat(
-            IntStream.of(size),
-            IntStream.iterate((size - 1) / unit * unit, n -> n >= least, n -> n - unit))
+            IntStream.of(set.size()),
+            IntStream.iterate((set.size() - 1) / unit * unit, n -> n >= least, n -> n - unit))
         .toArray();
   }
 
@@ -188,7 +210,7 @@ public final class ChannelPruner {
     double[] costs = new double[counts.length];
     int from = 0;
     for (double share : measured()) {
-      int keep = keep(set.size(), share);
+      int keep = keep(set, share);
       int to = from;
       while (counts[to] > keep) {
         to++;
@@ -249,7 +271,7 @@ public final class ChannelPruner {
     Set<String> images = new HashSet<>();
     for (HiddenChannels set : group) {
       for (Reader reader : set.readers()) {
-        channels.put(reader.activation(), set.size());
+        channels.put(reader.activation(), numbers(set, reader));
         if (reader.image()) {
           images.add(reader.activation());
         }
@@ -268,13 +290,17 @@ public final class ChannelPruner {
     return statistics;
   }
 
-  private static int keep(int size, double amount) {
-    int unit = unit(size);
-    return Math.min(size, Math.max(unit, unit * (int) Math.rint((1 - amount) * size / unit)));
+  private static int keep(HiddenChannels set, double amount) {
+    int unit = unit(set);
+    int near = unit * (int) Math.rint((1 - amount) * set.size() / unit);
+    return Math.min(set.size(), Math.max(unit, near));
   }
 
-  private static int unit(int size) {
-    return size >= 4 * REGISTER ? REGISTER : size >= REGISTER ? REGISTER / 2 : 1;
+  private static int unit(HiddenChannels set) {
+    int size = set.size();
+    return set.numbers() > 1
+        ? 1
+        : size >= 4 * REGISTER ? REGISTER : size >= REGISTER ? REGISTER / 2 : 1;
   }
 
   /** Where one run is of several images, nothing tells where the first one ends. */

@@ -1,5 +1,6 @@
 package org.espalier.compress.onnx;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -13,7 +14,8 @@ import org.espalier.format.onnx.OnnxModel;
 
 /**
  * What a model has to do with its hidden channels, by how many of each set there are: the multiplications of the
- * products that make and read them, and the numbers between those, which are written and read.
+ * products that make and read them and of those between two values that have them, and the numbers between, which are
+ * written and read.
  */
 final class ChannelWork {
   /**
@@ -60,9 +62,25 @@ final class ChannelWork {
       }
     }
     values.addAll(weights.keySet());
+    Map<String, NodeProto> producers = model.producers();
+    values.removeIf(value -> Nodes.is(producers.get(value), "IsNaN")); // of truths, no numbers
     Map<String, Long> elements = new HashMap<>();
+    Map<String, long[]> shapes = new HashMap<>();
     source.run(
-        model, values, (name, shape, v) -> elements.merge(name, (long) v.remaining(), Long::sum));
+        model,
+        values,
+        (name, shape, v) -> {
+          elements.merge(name, (long) v.remaining(), Long::sum);
+          shapes.put(name, shape);
+        });
+    for (int s = 0; s < sizes.length; s++) {
+      for (String value : sets.get(s).inner()) {
+        long[] left = shapes.get(producers.get(value).getInput(0));
+        long[] right = shapes.get(producers.get(value).getInput(1)); // one of both may have none
+        long summed = left != null ? left[left.length - 1] : right[right.length - 2];
+        products.add(new Product(s, -1, (double) elements.get(value) * summed));
+      }
+    }
     weights.forEach(
         (node, slice) -> {
           OnnxInitializer weight = model.constant(slice.constant());
@@ -76,7 +94,8 @@ final class ChannelWork {
         });
     numbers =
         sets.stream()
-            .mapToDouble(set -> set.values().stream().mapToLong(elements::get).sum())
+            .mapToDouble(
+                set -> set.values().stream().mapToLong(v -> elements.getOrDefault(v, 0L)).sum())
             .toArray();
   }
 

@@ -1,0 +1,573 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.ByteBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * What can be told of the shapes of a model's values before it runs, from its inputs and constants: how many axes they
+ * have, how long some are, and which are as long as each other. What the model itself says of values between is not
+ * believed. Immutable once made.
+ *
+ * <p>A length or number that is not known is one that {@link #isKnown} denies; where two of them are equal, so are the
+ * lengths.
+ */
+final class ValueShapes {
+  /** Whole numbers of models are above this one; below are those that are not known. */
+  private static final long UNKNOWN = Long.MIN_VALUE / 2;
+
+  /** Vectors of more numbers are no shapes. */
+  private static final int LONGEST = 16;
+
+  private static final Set<String> SAME =
+      Set.of(
+          "Abs",
+          "Cast",
+          "Celu",
+          "CumSum",
+          "Dropout",
+          "Elu",
+          "Erf",
+          "Exp",
+          "Gelu",
+          "HardSigmoid",
+          "HardSwish",
+          "Identity",
+          "IsNaN",
+          "LayerNormalization",
+          "LeakyRelu",
+          "Log",
+          "LogSoftmax",
+          "Mish",
+          "Neg",
+          "Not",
+          "Reciprocal",
+          "Relu",
+          "Selu",
+          "Sigmoid",
+          "Softmax",
+          "Softplus",
+          "Softsign",
+          "Sqrt",
+          "Tanh",
+          "Trilu");
+
+  private static final Set<String> BROADCAST =
+      Set.of(
+          "Add",
+          "And",
+          "Div",
+          "Equal",
+          "Greater",
+          "GreaterOrEqual",
+          "Less",
+          "LessOrEqual",
+          "Max",
+          "Min",
+          "Mul",
+          "Or",
+          "PRelu",
+          "Pow",
+          "Sub",
+          "Where");
+
+  private final OnnxModel model;
+  private long unknown = Long.MIN_VALUE;
+  private final Map<String, long[]> shapes = new HashMap<>();
+
+  /** Small whole numbers that are computed from constants and shapes. */
+  private final Map<String, long[]> numbers = new HashMap<>();
+
+  ValueShapes(OnnxModel model) {
+    this.model = model;
+    for (ValueInfoProto input : model.inputs()) {
+      if (input.getType().getTensorType().hasShape()) {
+        TensorShapeProto shape = input.getType().getTensorType().getShape();
+        shapes.put(
+            input.getName(),
+            shape.getDimList().stream()
+                .mapToLong(d -> d.hasDimValue() && d.getDimValue() > 0 ? d.getDimValue() : any())
+                .toArray());
+      }
+    }
+    for (NodeProto n : model.nodes()) {
+      if (OnnxModel.isOwn(n) && n.getOutputCount() > 0 && n.getInputCount() > 0) {
+        follow(n);
+      }
+    }
+  }
+
+  /** Whether a length or number is a known one. */
+  static boolean isKnown(long number) {
+    return number > UNKNOWN;
+  }
+
+  private long any() {
+    return ++unknown;
+  }
+
+  /** The lengths of a value's axes; null where their number is not known. */
+  long[] of(String value) {
+    long[] shape = shapes.get(value);
+    OnnxInitializer c = shape == null ? model.constant(value) : null;
+    return c == null ? shape : c.dims();
+  }
+
+  /** The numbers of a value of one whole number or a vector of few; null where it is not known how many, or it is no such. */
+  long[] numbers(String value) {
+    long[] known = numbers.get(value);
+    OnnxInitializer c = known == null ? model.constant(value) : null;
+    boolean wide = c != null && c.type() == DataType.INT64;
+    boolean whole = wide || c != null && c.type() == DataType.INT32;
+    if (!whole || c.dims().length > 1 || c.elements() > LONGEST) {
+      return known;
+    }
+    ByteBuffer data = c.data();
+    long[] values = new long[(int) c.elements()];
+    for (int i = 0; i < values.length; i++) {
+      values[i] =
+          wide ? data.getLong(data.position() + 8 * i) : data.getInt(data.position() + 4 * i);
+      if (!isKnown(values[i])) {
+        return null;
+      }
+    }
+    return values;
+  }
+
+  /** How many axes a value has; −1 where that is not known. */
+  int rank(String value) {
+    long[] shape = of(value);
+    return shape == null ? -1 : shape.length;
+  }
+
+  /**
+   * An axis counted from the end, 1 for the last, of one that is counted as ONNX counts; 0 where that takes a number of
+   * axes that is not known, or there is no such axis.
+   */
+  int fromEnd(long axis, String value) {
+    long[] shape = of(value);
+    if (shape == null) {
+      return axis < 0 && axis > -LONGEST ? (int) -axis : 0;
+    }
+    long end = axis < 0 ? -axis : shape.length - axis;
+    return end >= 1 && end <= shape.length ? (int) end : 0;
+  }
+
+  /** The length of an axis that is counted from the end; −1 where it is not known. */
+  long length(String value, int fromEnd) {
+    long[] shape = of(value);
+    boolean exists = shape != null && fromEnd >= 1 && fromEnd <= shape.length;
+    return exists && isKnown(shape[shape.length - fromEnd]) ? shape[shape.length - fromEnd] : -1;
+  }
+
+  private void follow(NodeProto n) {
+    String type = n.getOpType();
+    String output = n.getOutput(0);
+    long[] first = of(n.getInput(0));
+    long[] shape = null;
+    if (SAME.contains(type)) {
+      shape = first;
+    } else if (BROADCAST.contains(type)) {
+      shape = new long[0];
+      for (String input : n.getInputList()) {
+        shape = shape == null ? null : broadcast(shape, of(input));
+      }
+    } else {
+      shape =
+          switch (type) {
+            case "Concat" -> joined(n);
+            case "ConstantOfShape" -> numbers(n.getInput(0));
+            case "Expand" -> expanded(n, first);
+            case "Gather" -> gathered(n, first, of(n.getInput(1)));
+            case "Gemm" -> gemm(n, first, of(n.getInput(1)));
+            case "MatMul" -> product(first, of(n.getInput(1)));
+            case "AveragePool",
+                    "BatchNormalization",
+                    "GlobalAveragePool",
+                    "GlobalMaxPool",
+                    "MaxPool" ->
+                image(first, first == null || first.length < 2 ? 0 : first[1]);
+            case "Conv" -> convolved(n);
+            case "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum" ->
+                reduced(n, first);
+            case "Range" -> any(1);
+            case "Reshape" -> reshaped(n, first);
+            case "Shape" -> new long[] {first == null ? any() : picked(n, first).length};
+            case "Slice" -> sliced(n, first);
+            case "Split" -> parts(n, first);
+            case "Squeeze" -> squeezed(first, axes(n));
+            case "Transpose" -> transposed(n, first);
+            case "Unsqueeze" -> unsqueezed(first, axes(n));
+            default -> null;
+          };
+    }
+    if (shape != null) {
+      // Only the parts of a Split are alike where they are several.
+      int alike = type.equals("Split") ? n.getOutputCount() : 1;
+      for (String made : n.getOutputList().subList(0, alike)) {
+        shapes.put(made, shape);
+      }
+    }
+    long[] values =
+        switch (type) {
+          case "Cast", "Identity", "Squeeze", "Unsqueeze" -> numbers(n.getInput(0));
+          case "Concat" -> joinedNumbers(n);
+          case "Shape" -> first == null ? null : picked(n, first);
+          case "Gather" -> gatheredNumbers(n);
+          case "Slice" -> slicedNumbers(n);
+          default -> null;
+        };
+    if (values != null && shape != null && shape.length <= 1 && values.length <= LONGEST) {
+      numbers.put(output, values);
+      if (shape.length == 1) {
+        shapes.put(output, new long[] {values.length});
+      }
+    }
+  }
+
+  /** Of a shape the lengths that a Shape picks. */
+  private static long[] picked(NodeProto n, long[] shape) {
+    int start = index(Nodes.integer(n, "start", 0), shape.length);
+    int end = index(Nodes.integer(n, "end", shape.length), shape.length);
+    return Arrays.copyOfRange(shape, start, Math.max(start, end));
+  }
+
+  private static int index(long index, int length) {
+    return (int) Math.max(0, Math.min(length, index < 0 ? index + length : index));
+  }
+
+  private long[] any(int axes) {
+    long[] shape = new long[axes];
+    Arrays.setAll(shape, i -> any());
+    return shape;
+  }
+
+  /** The shape of images [n, channels, …]. */
+  private long[] image(long[] first, long channels) {
+    if (first == null || first.length < 2) {
+      return null;
+    }
+    long[] shape = any(first.length);
+    shape[0] = first[0];
+    shape[1] = channels;
+    return shape;
+  }
+
+  private long[] convolved(NodeProto n) {
+    long[] weight = of(n.getInput(1));
+    if (weight == null || weight.length < 3) {
+      return null;
+    }
+    long[] first = of(n.getInput(0));
+    return image(first == null ? any(weight.length) : first, weight[0]);
+  }
+
+  private long[] reduced(NodeProto n, long[] first) {
+    boolean kept = Nodes.integer(n, "keepdims", 1) == 1;
+    long[] axes = axes(n);
+    boolean[] gone = first == null || axes == null || !kept ? null : marked(axes, first.length);
+    if (gone == null) {
+      return null;
+    }
+    long[] shape = first.clone();
+    for (int i = 0; i < shape.length; i++) {
+      shape[i] = gone[i] ? 1 : first[i];
+    }
+    return shape;
+  }
+
+  private long[] broadcast(long[] a, long[] b) {
+    if (b == null) {
+      return null;
+    }
+    long[] shape = new long[Math.max(a.length, b.length)];
+    for (int end = 1; end <= shape.length; end++) {
+      long x = end > a.length ? 1 : a[a.length - end];
+      long y = end > b.length ? 1 : b[b.length - end];
+      // Each may be 1 where it is not known; and where one is known, and is not 1, that is it.
+      shape[shape.length - end] =
+          x == y || y == 1 ? x : x == 1 ? y : isKnown(x) ? x : isKnown(y) ? y : any();
+    }
+    return shape;
+  }
+
+  private long[] joined(NodeProto n) {
+    long[] first = of(n.getInput(0));
+    long axis = Nodes.integer(n, "axis", 0);
+    int at = first == null ? -1 : (int) (axis < 0 ? axis + first.length : axis);
+    if (first == null || at < 0 || at >= first.length) {
+      return null;
+    }
+    long[] shape = first.clone();
+    shape[at] = 0;
+    for (String input : n.getInputList()) {
+      long[] part = of(input);
+      boolean counted = part != null && part.length == first.length && isKnown(part[at]);
+      shape[at] = counted && isKnown(shape[at]) ? shape[at] + part[at] : any();
+    }
+    return shape;
+  }
+
+  private long[] expanded(NodeProto n, long[] first) {
+    long[] target = numbers(n.getInput(1));
+    return first == null || target == null ? null : broadcast(first, target);
+  }
+
+  private long[] sliced(NodeProto n, long[] first) {
+    long[] axes = cut(n);
+    boolean[] cut = first == null || axes == null ? null : marked(axes, first.length);
+    if (first == null) {
+      return null;
+    }
+    long[] shape = any(first.length);
+    for (int i = 0; cut != null && i < shape.length; i++) {
+      shape[i] = cut[i] ? shape[i] : first[i];
+    }
+    return shape;
+  }
+
+  private long[] parts(NodeProto n, long[] first) {
+    int end = fromEnd(Nodes.integer(n, "axis", 0), n.getInput(0));
+    if (first == null || end == 0) {
+      return null;
+    }
+    long[] shape = first.clone();
+    int at = shape.length - end;
+    boolean even = isEven(n) && isKnown(first[at]) && first[at] % n.getOutputCount() == 0;
+    shape[at] = even ? first[at] / n.getOutputCount() : any();
+    return shape;
+  }
+
+  /** Whether all parts of a Split are known to be as long as each other, if their number divides the whole. */
+  boolean isEven(NodeProto n) {
+    AttributeProto lengths = Nodes.find(n, "split");
+    if (lengths != null) {
+      return new HashSet<>(lengths.getIntsList()).size() == 1;
+    }
+    if (n.getInputCount() < 2 || n.getInput(1).isEmpty()) {
+      return true;
+    }
+    long[] told = numbers(n.getInput(1));
+    return told != null && Arrays.stream(told).distinct().count() == 1;
+  }
+
+  private long[] joinedNumbers(NodeProto n) {
+    long[] all = {};
+    for (String input : n.getInputList()) {
+      long[] part = numbers(input);
+      long[] shape = of(input);
+      if (part == null && isShort(shape)) {
+        part = any((int) shape[0]);
+      }
+      if (part == null || all.length + part.length > LONGEST) {
+        return null;
+      }
+      int from = all.length;
+      all = Arrays.copyOf(all, from + part.length);
+      System.arraycopy(part, 0, all, from, part.length);
+    }
+    return all;
+  }
+
+  private static boolean isShort(long[] vector) {
+    return vector != null && vector.length == 1 && vector[0] >= 0 && vector[0] <= LONGEST;
+  }
+
+  private static long[] gathered(NodeProto n, long[] data, long[] indices) {
+    long axis = Nodes.integer(n, "axis", 0);
+    int at = data == null ? -1 : (int) (axis < 0 ? axis + data.length : axis);
+    if (data == null || indices == null || at < 0 || at >= data.length) {
+      return null;
+    }
+    long[] shape = new long[data.length + indices.length - 1];
+    System.arraycopy(data, 0, shape, 0, at);
+    System.arraycopy(indices, 0, shape, at, indices.length);
+    System.arraycopy(data, at + 1, shape, at + indices.length, data.length - at - 1);
+    return shape;
+  }
+
+  private long[] gatheredNumbers(NodeProto n) {
+    long[] data = numbers(n.getInput(0));
+    long[] indices = numbers(n.getInput(1));
+    if (data == null || indices == null) {
+      return null;
+    }
+    long[] values = new long[indices.length];
+    for (int i = 0; i < values.length; i++) {
+      long at = indices[i] < 0 ? indices[i] + data.length : indices[i];
+      values[i] = at < 0 || at >= data.length ? any() : data[(int) at];
+    }
+    return values;
+  }
+
+  /** A vector of numbers from one index to before another. */
+  private long[] slicedNumbers(NodeProto n) {
+    long[] data = numbers(n.getInput(0));
+    long[] start = argument(n, 1, "starts");
+    long[] end = argument(n, 2, "ends");
+    long[] step = argument(n, 4, "steps");
+    boolean plain =
+        data != null
+            && start != null
+            && end != null
+            && start.length == 1
+            && end.length == 1
+            && isKnown(start[0])
+            && isKnown(end[0])
+            && (step == null ? n.getInputCount() < 5 : step.length == 1 && step[0] == 1);
+    if (!plain) {
+      return null;
+    }
+    int from = index(start[0], data.length);
+    return Arrays.copyOfRange(data, from, Math.max(from, index(end[0], data.length)));
+  }
+
+  private static long[] gemm(NodeProto n, long[] a, long[] b) {
+    boolean matrices = a != null && b != null && a.length == 2 && b.length == 2;
+    return matrices
+        ? new long[] {
+          a[(int) Nodes.integer(n, "transA", 0) & 1], b[1 - (int) Nodes.integer(n, "transB", 0) & 1]
+        }
+        : null;
+  }
+
+  private long[] product(long[] a, long[] b) {
+    if (a == null || b == null || a.length < 2 || b.length < 2) {
+      return null;
+    }
+    long[] batch = broadcast(Arrays.copyOf(a, a.length - 2), Arrays.copyOf(b, b.length - 2));
+    long[] shape = Arrays.copyOf(batch, batch.length + 2);
+    shape[shape.length - 2] = a[a.length - 2];
+    shape[shape.length - 1] = b[b.length - 1];
+    return shape;
+  }
+
+  private long[] reshaped(NodeProto n, long[] first) {
+    long[] target = n.getInputCount() > 1 ? numbers(n.getInput(1)) : null;
+    if (target == null) {
+      long[] length = n.getInputCount() > 1 ? of(n.getInput(1)) : null;
+      return isShort(length) ? any((int) length[0]) : null;
+    }
+    long[] shape = new long[target.length];
+    int rest = -1;
+    for (int i = 0; i < shape.length; i++) {
+      boolean copied = target[i] == 0 && Nodes.integer(n, "allowzero", 0) == 0;
+      boolean told = copied ? first != null && i < first.length : target[i] != -1;
+      shape[i] = !told ? any() : copied ? first[i] : target[i];
+      rest = target[i] == -1 ? i : rest;
+    }
+    if (rest >= 0 && first != null) {
+      shape[rest] = rest(first, shape, rest);
+    }
+    return shape;
+  }
+
+  /** How long an axis is if a shape has as many numbers as another. */
+  private long rest(long[] whole, long[] shape, int axis) {
+    List<Long> unknown = new ArrayList<>();
+    long left = 1;
+    for (long length : whole) {
+      if (length > 0 && Math.max(left, length) <= Integer.MAX_VALUE) {
+        left *= length;
+      } else {
+        unknown.add(length);
+      }
+    }
+    for (int i = 0; i < shape.length; i++) {
+      boolean divides = isKnown(shape[i]) && shape[i] > 0 && left % shape[i] == 0;
+      if (i != axis && divides) {
+        left /= shape[i];
+      } else if (i != axis && !unknown.remove((Long) shape[i])) {
+        return shape[axis];
+      }
+    }
+    // Where one length alone is not known and nothing else is left, it is that one.
+    return unknown.isEmpty() ? left : unknown.size() == 1 && left == 1 ? unknown.get(0) : any();
+  }
+
+  private long[] transposed(NodeProto n, long[] first) {
+    int[] perm = Nodes.permutation(n);
+    if (perm == null || first != null && first.length != perm.length) {
+      return null;
+    }
+    long[] shape = new long[perm.length];
+    for (int i = 0; i < shape.length; i++) {
+      shape[i] = first == null ? any() : first[perm[i]];
+    }
+    return shape;
+  }
+
+  /** The axes that a node is told, by an attribute or by a constant; null where they are not known. */
+  long[] axes(NodeProto n) {
+    return argument(n, 1, "axes");
+  }
+
+  /** The axes that a Slice cuts; null where they are not known. */
+  long[] cut(NodeProto n) {
+    return argument(n, 3, "axes");
+  }
+
+  /** Numbers that a node is told by an input or, in early operator sets, by an attribute; null where they are not known. */
+  private long[] argument(NodeProto n, int input, String attribute) {
+    if (n.getInputCount() > input && !n.getInput(input).isEmpty()) {
+      return numbers(n.getInput(input));
+    }
+    AttributeProto told = Nodes.find(n, attribute);
+    return told == null ? null : told.getIntsList().stream().mapToLong(Long::longValue).toArray();
+  }
+
+  private static boolean[] marked(long[] axes, int rank) {
+    boolean[] marked = new boolean[rank];
+    for (long axis : axes) {
+      long at = axis < 0 ? axis + rank : axis;
+      if (at < 0 || at >= rank || marked[(int) at]) {
+        return null;
+      }
+      marked[(int) at] = true;
+    }
+    return marked;
+  }
+
+  private static long[] squeezed(long[] first, long[] axes) {
+    boolean[] gone = first == null || axes == null ? null : marked(axes, first.length);
+    if (gone == null) {
+      return null;
+    }
+    long[] shape = new long[first.length - axes.length];
+    int at = 0;
+    for (int i = 0; i < first.length; i++) {
+      if (!gone[i]) {
+        shape[at++] = first[i];
+      }
+    }
+    return shape;
+  }
+
+  private static long[] unsqueezed(long[] first, long[] axes) {
+    boolean[] made =
+        first == null || axes == null || axes.length > LONGEST
+            ? null
+            : marked(axes, first.length + axes.length);
+    if (made == null) {
+      return null;
+    }
+    long[] shape = new long[made.length];
+    int at = 0;
+    for (int i = 0; i < shape.length; i++) {
+      shape[i] = made[i] ? 1 : first[at++];
+    }
+    return shape;
+  }
+}
