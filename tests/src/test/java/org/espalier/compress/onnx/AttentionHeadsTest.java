@@ -114,6 +114,12 @@ class AttentionHeadsTest {
             + ATTEND
             + sizes("ct", "sc", "sixteen1")
             + ENDING.replace("joined", "sc"),
+        // as later exporters do
+        PROJECTED
+            + "n Shape q start=0 end=1; l Shape q start=1 end=2; sq Concat n l four1 four1 axis=0; "
+            + TURNED.replace("split", "sq")
+            + ATTEND
+            + ENDING,
         // a mask, and a constant of each head
         PROJECTED
             + TURNED
@@ -182,6 +188,10 @@ class AttentionHeadsTest {
             + TURNED
             + ATTEND.replace(
                 "r Div s root", "z Shape qt; w Gather z one axis=0; g Cast w to=1; r Div s g")
+            + ENDING,
+        PROJECTED
+            + TURNED
+            + ATTEND.replace("r Div s root", "z Shape qt start=1 end=2; g Cast z to=1; r Div s g")
             + ENDING,
         // What is made of the columns is no heads.
         PROJECTED

@@ -239,9 +239,18 @@ final class ValueShapes {
 
   /** Of a shape the lengths that a Shape picks. */
   private static long[] picked(NodeProto n, long[] shape) {
-    int start = index(Nodes.integer(n, "start", 0), shape.length);
-    int end = index(Nodes.integer(n, "end", shape.length), shape.length);
-    return Arrays.copyOfRange(shape, start, Math.max(start, end));
+    int start = start(n, shape.length);
+    return Arrays.copyOfRange(shape, start, Math.max(start, end(n, shape.length)));
+  }
+
+  /** The first axis of so many whose length a Shape gives. */
+  static int start(NodeProto shape, int rank) {
+    return index(Nodes.integer(shape, "start", 0), rank);
+  }
+
+  /** The axis before which it ends. */
+  static int end(NodeProto shape, int rank) {
+    return index(Nodes.integer(shape, "end", rank), rank);
   }
 
   private static int index(long index, int length) {

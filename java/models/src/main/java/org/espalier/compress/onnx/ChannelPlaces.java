@@ -1,0 +1,414 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.compress.onnx.HiddenChannels.Count;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * Where channels of one number are on both sides of operators that give axes another place, divide them or make one of
+ * several. Keeps what it meets on the way: the numbers in shapes that count the channels, and the ways in which they
+ * may be fewer than was thought. Not safe for several threads.
+ */
+final class ChannelPlaces {
+  /**
+   * Where a value has the channels: an axis holds {@code repeat} times all of them, one after the other.
+   *
+   * @param axis counted from the end, 1 for the last
+   * @param block how many numbers of the axis a channel has each time, one after the other
+   */
+  record Place(int axis, int repeat, int block) {
+    Place(int axis) {
+      this(axis, 1, 1);
+    }
+
+    /** Where images have channels that a convolution of a weight reads or makes. */
+    static Place image(long[] weight) {
+      return new Place(weight.length - 1);
+    }
+
+    private Place at(int other) {
+      return new Place(other, repeat, block);
+    }
+
+    /** How many numbers of the axis a channel has. */
+    int each() {
+      return repeat * block;
+    }
+  }
+
+  /** Operators that give an input's numbers, or some of them, other axes. */
+  private static final Set<String> MOVING =
+      Set.of("Gather", "Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze");
+
+  private final OnnxModel model;
+  private final Map<String, NodeProto> producers;
+  private final ValueShapes shapes;
+  private final int size;
+  private final List<Count> counts = new ArrayList<>();
+  private final List<Place> finer = new ArrayList<>();
+
+  /**
+   * @param producers of the model
+   * @param size how many channels there are
+   */
+  ChannelPlaces(OnnxModel model, Map<String, NodeProto> producers, ValueShapes shapes, int size) {
+    this.model = model;
+    this.producers = producers;
+    this.shapes = shapes;
+    this.size = size;
+  }
+
+  /** Whether a value has the channels where convolutions have them. */
+  boolean isImage(String value, Place place) {
+    long[] shape = shapes.of(value);
+    return shape != null && shape.length > 2 && place.equals(Place.image(shape));
+  }
+
+  /** How long the axis is that has the channels. */
+  long length(Place place) {
+    return (long) size * place.each();
+  }
+
+  /** The numbers that count the channels, of all shapes that were met. */
+  List<Count> counts() {
+    return counts;
+  }
+
+  /**
+   * Where the channels would be in place of the last axis, as a whole, if they were those of an axis that was met: of
+   * each group of so many numbers one after the other all are a channel's, and all of that comes several times.
+   */
+  List<Place> finer() {
+    return finer;
+  }
+
+  private void refine(long repeat, long block) {
+    if (size % (repeat * block) == 0) {
+      finer.add(new Place(1, (int) repeat, (int) block));
+    }
+  }
+
+  /**
+   * Where what an operator makes of its first input has the channels; null where that cannot be told. Operators that move
+   * nothing leave them where they are.
+   */
+  Place after(NodeProto n, Place place) {
+    return switch (n.getOpType()) {
+      case "Gather", "Squeeze" -> without(place, removed(n), n.getInput(0));
+      case "Reshape" -> reshaped(n, place);
+      case "Split" -> split(n, place);
+      case "Transpose" -> transposed(n, place);
+      case "Unsqueeze" -> with(place, shapes.axes(n), n.getOutput(0));
+      default -> place;
+    };
+  }
+
+  /** Whether an operator gives what it reads other axes, so that {@link #before} can be asked. */
+  static boolean isMoving(NodeProto n) {
+    return MOVING.contains(n.getOpType());
+  }
+
+  /**
+   * Where the first input of an operator that moves axes has the channels if its output has them at a place; null where
+   * that cannot be told. What is told is so if {@link #after} says the same.
+   */
+  Place before(NodeProto n, Place place) {
+    return switch (n.getOpType()) {
+      case "Gather", "Squeeze" -> with(place, removed(n), n.getInput(0));
+      case "Reshape" -> beforeReshape(n, place);
+      case "Split" -> beforeSplit(n, place);
+      case "Transpose" -> beforeTranspose(n, place);
+      case "Unsqueeze" -> without(place, shapes.axes(n), n.getOutput(0));
+      default -> place;
+    };
+  }
+
+  /** What a Reshape is told; null where that is not known. */
+  long[] target(NodeProto n) {
+    boolean told =
+        n.getOpType().equals("Reshape")
+            && n.getInputCount() > 1
+            && Nodes.integer(n, "allowzero", 0) == 0;
+    return told ? shapes.numbers(n.getInput(1)) : null;
+  }
+
+  /** Where what a Reshape makes has the channels; null where that cannot be told. */
+  private Place reshaped(NodeProto n, Place place) {
+    long[] target = target(n);
+    return target == null
+        ? null
+        : place.axis() == 1 ? divided(n, target, place) : merged(n, target, place);
+  }
+
+  /** The last axis becomes one or several, of which one has the channels. */
+  private Place divided(NodeProto n, long[] target, Place place) {
+    long[] parts = parts(n, target, length(place));
+    if (parts == null) {
+      return null;
+    }
+    long before = length(place);
+    long after = 1;
+    for (int i = parts.length - 1; i >= 0; i--) {
+      before /= parts[i];
+      if (place.repeat() % before == 0 && place.block() % after == 0) {
+        Place part =
+            new Place(
+                parts.length - i, (int) (place.repeat() / before), (int) (place.block() / after));
+        if (parts[i] == length(part)) {
+          return count(n, target.length - parts.length + i, part.each()) ? part : null;
+        }
+      }
+      after *= parts[i];
+    }
+    // The channels may be those of any one.
+    before = length(place);
+    after = 1;
+    for (int i = parts.length - 1; i >= 0; i--) {
+      before /= parts[i];
+      if (before % place.repeat() == 0 && after % place.block() == 0) {
+        refine(before / place.repeat(), after / place.block());
+      }
+      after *= parts[i];
+    }
+    return null;
+  }
+
+  /** The last axes of a shape that are one of so many numbers; null where that cannot be told. */
+  private long[] parts(NodeProto n, long[] target, long length) {
+    long[] shape = shapes.of(n.getInput(0));
+    boolean leaves = shape != null && leaves(target, shape, shape.length - 1);
+    int from = target.length;
+    long left = length;
+    int rest = -1;
+    while (from > 0 && (leaves ? from > shape.length - 1 : left > 1)) {
+      long part = target[--from];
+      if (part == -1 && leaves && rest < 0) {
+        rest = from;
+      } else if (part < 1 || left % part != 0) {
+        return null;
+      } else {
+        left /= part;
+      }
+    }
+    if (from == target.length || rest < 0 && left > 1) {
+      return null;
+    }
+    long[] parts = Arrays.copyOfRange(target, from, target.length);
+    if (rest >= 0) {
+      parts[rest - from] = left;
+    }
+    return parts;
+  }
+
+  /** The last axes become one, of which the first had the channels. */
+  private Place merged(NodeProto n, long[] target, Place place) {
+    long[] shape = shapes.of(n.getInput(0));
+    long after = behind(n.getInput(0), place.axis());
+    int end = target.length - 1;
+    if (after < 1 || end < 0 || place.block() * after > Integer.MAX_VALUE / size) {
+      return null;
+    }
+    Place last = new Place(1, place.repeat(), (int) (place.block() * after));
+    boolean rest =
+        target[end] == -1 && end == shape.length - place.axis() && leaves(target, shape, end);
+    return (rest || target[end] == length(last)) && count(n, end, last.each()) ? last : null;
+  }
+
+  /** How many numbers lie behind an axis that is counted from the end, for each of its own; 0 where that is not known. */
+  private long behind(String value, int axis) {
+    long numbers = 1;
+    for (int end = 1; end < axis; end++) {
+      long length = shapes.length(value, end);
+      if (length < 1 || numbers > Integer.MAX_VALUE / length) {
+        return 0;
+      }
+      numbers *= length;
+    }
+    return numbers;
+  }
+
+  /** Whether a Reshape leaves so many first axes of a shape as they are. */
+  private static boolean leaves(long[] target, long[] shape, int axes) {
+    boolean leaves = axes >= 0 && axes <= target.length && axes <= shape.length;
+    for (int i = 0; leaves && i < axes; i++) {
+      leaves = target[i] == 0 || target[i] == shape[i];
+    }
+    return leaves;
+  }
+
+  /**
+   * Notes a number in the shape that a Reshape is told, which follows from that of the channels.
+   *
+   * @param index which one of the shape it is
+   * @param each how many a channel counts for
+   * @return whether the number is a constant, or what is left by the others
+   */
+  private boolean count(NodeProto n, int index, int each) {
+    String shape = n.getInput(1);
+    if (shapes.numbers(shape)[index] == -1) {
+      return true;
+    }
+    if (model.constant(shape) != null) {
+      counts.add(new Count(n.getOutput(0), -1, list(shapes.numbers(shape)), index, each));
+      return true;
+    }
+    NodeProto concat = producers.get(shape);
+    int from = 0;
+    for (int i = 0;
+        concat != null && Nodes.is(concat, "Concat") && i < concat.getInputCount();
+        i++) {
+      String part = concat.getInput(i);
+      int length = (int) shapes.length(part, 1); // known, as the whole is
+      if (index < from + length) {
+        long[] numbers = shapes.numbers(part);
+        counts.add(new Count(n.getOutput(0), i, list(numbers), index - from, each));
+        return Arrays.stream(numbers).allMatch(ValueShapes::isKnown);
+      }
+      from += length;
+    }
+    return false;
+  }
+
+  private static List<Long> list(long[] numbers) {
+    return Arrays.stream(numbers).boxed().toList();
+  }
+
+  /** Where the input of a Reshape has the channels if its output has them at a place; null if nowhere. */
+  private Place beforeReshape(NodeProto n, Place place) {
+    String before = n.getInput(0);
+    long last = shapes.length(before, 1);
+    long block = place.block() * behind(n.getOutput(0), place.axis());
+    if (block > 0 && last > 0 && last % (size * block) == 0) {
+      return new Place(1, (int) (last / (size * block)), (int) block);
+    }
+    // Else its last axes became one.
+    for (int axis = 2; place.axis() == 1 && axis <= shapes.rank(before); axis++) {
+      long after = behind(before, axis);
+      if (after > 0 && place.block() % after == 0) {
+        Place merged = new Place(axis, place.repeat(), (int) (place.block() / after));
+        if (shapes.length(before, axis) == length(merged)) {
+          return merged;
+        }
+      }
+    }
+    return null;
+  }
+
+  /** The parts of a Split have the channels where the whole has, or each has one of the times that it has them. */
+  private Place split(NodeProto n, Place place) {
+    int axis = shapes.fromEnd(Nodes.integer(n, "axis", 0), n.getInput(0));
+    if (axis != place.axis()) {
+      return axis == 0 ? null : place;
+    }
+    int parts = n.getOutputCount();
+    if (!shapes.isEven(n)) {
+      return null;
+    }
+    if (place.repeat() % parts == 0) {
+      return new Place(axis, place.repeat() / parts, place.block());
+    }
+    if (place.repeat() == 1) {
+      refine(parts, 1);
+    }
+    return null;
+  }
+
+  private Place beforeSplit(NodeProto n, Place place) {
+    int axis = shapes.fromEnd(Nodes.integer(n, "axis", 0), n.getInput(0));
+    return axis == 0
+        ? null
+        : axis != place.axis()
+            ? place
+            : new Place(axis, place.repeat() * n.getOutputCount(), place.block());
+  }
+
+  /** The axes that a Gather of one index or a Squeeze takes away; null where they are not known. */
+  private long[] removed(NodeProto n) {
+    if (n.getOpType().equals("Squeeze")) {
+      return shapes.axes(n);
+    }
+    return shapes.rank(n.getInput(1)) == 0 ? new long[] {Nodes.integer(n, "axis", 0)} : null;
+  }
+
+  /** A place in a value without some axes of another. */
+  private Place without(Place place, long[] axes, String whole) {
+    if (axes == null) {
+      return null;
+    }
+    int axis = place.axis();
+    for (long a : axes) {
+      int end = shapes.fromEnd(a, whole);
+      if (end == 0 || end == place.axis()) {
+        return null;
+      }
+      axis -= end < place.axis() ? 1 : 0;
+    }
+    return place.at(axis);
+  }
+
+  /** The same the other way round: a place in the whole. */
+  private Place with(Place place, long[] axes, String whole) {
+    if (axes == null) {
+      return null;
+    }
+    int[] ends = Arrays.stream(axes).mapToInt(a -> shapes.fromEnd(a, whole)).sorted().toArray();
+    int axis = place.axis();
+    for (int end : ends) {
+      if (end == 0) {
+        return null;
+      }
+      axis += end <= axis ? 1 : 0;
+    }
+    return place.at(axis);
+  }
+
+  private static Place transposed(NodeProto n, Place place) {
+    int[] order = Nodes.permutation(n);
+    for (int i = 0; order != null && i < order.length; i++) {
+      if (order[i] == order.length - place.axis()) {
+        return place.at(order.length - i);
+      }
+    }
+    return null;
+  }
+
+  private static Place beforeTranspose(NodeProto n, Place place) {
+    int[] order = Nodes.permutation(n);
+    return order == null || order.length < place.axis()
+        ? null
+        : place.at(order.length - order[order.length - place.axis()]);
+  }
+
+  /** Whether a Slice or Concat is of other axes than that of the channels. */
+  boolean leavesWhole(NodeProto n, Place place) {
+    long[] axes =
+        n.getOpType().equals("Concat") ? new long[] {Nodes.integer(n, "axis", 0)} : shapes.cut(n);
+    boolean others = axes != null;
+    for (int i = 0; others && i < axes.length; i++) {
+      int end = shapes.fromEnd(axes[i], n.getInput(0));
+      others = end > 0 && end != place.axis();
+    }
+    return others;
+  }
+
+  /** Whether an operator works along axes behind that of the channels alone. */
+  boolean isAlongOthers(NodeProto n, Place place) {
+    long[] axes = shapes.axes(n);
+    if (n.getOpType().endsWith("oftmax")) {
+      // Before operator set 13 it is along all axes from the one that it names on.
+      long axis = Nodes.integer(n, "axis", model.opset("") < 13 ? 1 : -1);
+      axes = new long[] {axis};
+    }
+    boolean others = axes != null && axes.length > 0 && Nodes.integer(n, "keepdims", 1) == 1;
+    for (int i = 0; others && i < axes.length; i++) {
+      int end = shapes.fromEnd(axes[i], n.getInput(0));
+      others = end > 0 && end < place.axis();
+    }
+    return others;
+  }
+}
