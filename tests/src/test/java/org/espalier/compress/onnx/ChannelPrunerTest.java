@@ -115,6 +115,7 @@ class ChannelPrunerTest {
             .addInitializer(floats("conv2", random, 0.2f, 6, CHANNELS, 3, 3))
             .addInitializer(floats("point", random, 0.2f, 6, CHANNELS, 1, 1))
             .addInitializer(floats("b2", random, 0.5f, 6))
+            .addInitializer(number("six", 6))
             .addInitializer(floats("fc", random, 0.2f, 6, CHANNELS))
             .addInitializer(floats("fcp", random, 0.2f, 6, CHANNELS * 4))
             .addInitializer(floats("pfc", random, 0.2f, CHANNELS * 4, 6))
@@ -230,7 +231,7 @@ class ChannelPrunerTest {
         // a trunk
         "a Conv x conv1 b1; c Conv a trunk b1; r Relu c; s Add a r; z Relu s; y Conv z point b2",
         // squeeze and excite, whose inner channels are a set of their own that is left out
-        "a Conv x conv1 b1; r Relu a; g GlobalAveragePool r; s Conv g squeeze; t Relu s;"
+        "a Conv x conv1 b1; r Clip a - six; g GlobalAveragePool r; s Conv g squeeze; t Relu s;"
             + " e Conv t excite; w Sigmoid e; z Mul r w; y Conv z point b2",
       })
   void whatConvolutionsReadBecomesSmaller(String lines) throws OrtException {

@@ -28,39 +28,6 @@ import org.espalier.format.onnx.OnnxWeights;
  * anew.
  */
 final class ChannelSearch {
-  /** Operators of one input and output that treat each number for itself. */
-  private static final Set<String> UNARY =
-      Set.of(
-          "Abs",
-          "Celu",
-          "Dropout",
-          "Elu",
-          "Erf",
-          "Exp",
-          "Gelu",
-          "HardSigmoid",
-          "HardSwish",
-          "Identity",
-          "IsNaN",
-          "LeakyRelu",
-          "Log",
-          "Mish",
-          "Neg",
-          "Reciprocal",
-          "Relu",
-          "Selu",
-          "Sigmoid",
-          "Softplus",
-          "Softsign",
-          "Sqrt",
-          "Tanh",
-          "ThresholdedRelu");
-
-  /** Operators that join their operands number by number. */
-  private static final Set<String> JOINING =
-      Set.of(
-          "Add", "Clip", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where");
-
   /** Operators that work along axes of one input and keep them. */
   private static final Set<String> ALONG =
       Set.of(
@@ -266,7 +233,7 @@ final class ChannelSearch {
   /** A product or operator that reads the channels. */
   private void read(NodeProto n, String value, Place place) {
     boolean joins =
-        JOINING.contains(n.getOpType()) || Set.of("Concat", "MatMul").contains(n.getOpType());
+        Nodes.JOINING.contains(n.getOpType()) || Set.of("Concat", "MatMul").contains(n.getOpType());
     if (n.getOutputCount() == 0
         || !OnnxModel.isOwn(n)
         || !joins && n.getInputList().lastIndexOf(value) != 0) {
@@ -405,13 +372,13 @@ final class ChannelSearch {
     if (!type.equals("Split")
         && n.getOutputList().stream().filter(o -> !o.isEmpty()).count() != 1) {
       fits = false;
-    } else if (UNARY.contains(type)
+    } else if (Nodes.UNARY.contains(type)
         || SPATIAL.contains(type) && where.isImage(n.getOutput(0), place)) {
       add(first, place);
       for (int i = 1; i < n.getInputCount(); i++) {
         fits &= isNumber(n.getInput(i)); // a Dropout's ratio
       }
-    } else if (JOINING.contains(type)) {
+    } else if (Nodes.JOINING.contains(type)) {
       for (int i = 0; i < n.getInputCount(); i++) {
         operand(n, i, place);
       }

@@ -31,57 +31,13 @@ final class ValueShapes {
   /** Vectors of more numbers are no shapes. */
   private static final int LONGEST = 16;
 
+  /** Operators but unary ones whose output has the shape of their first input. */
   private static final Set<String> SAME =
-      Set.of(
-          "Abs",
-          "Cast",
-          "Celu",
-          "CumSum",
-          "Dropout",
-          "Elu",
-          "Erf",
-          "Exp",
-          "Gelu",
-          "HardSigmoid",
-          "HardSwish",
-          "Identity",
-          "IsNaN",
-          "LayerNormalization",
-          "LeakyRelu",
-          "Log",
-          "LogSoftmax",
-          "Mish",
-          "Neg",
-          "Not",
-          "Reciprocal",
-          "Relu",
-          "Selu",
-          "Sigmoid",
-          "Softmax",
-          "Softplus",
-          "Softsign",
-          "Sqrt",
-          "Tanh",
-          "Trilu");
+      Set.of("Cast", "CumSum", "LayerNormalization", "LogSoftmax", "Not", "Softmax", "Trilu");
 
+  /** Operators but those that join numbers whose output has the shape to which those of their inputs are stretched. */
   private static final Set<String> BROADCAST =
-      Set.of(
-          "Add",
-          "And",
-          "Div",
-          "Equal",
-          "Greater",
-          "GreaterOrEqual",
-          "Less",
-          "LessOrEqual",
-          "Max",
-          "Min",
-          "Mul",
-          "Or",
-          "PRelu",
-          "Pow",
-          "Sub",
-          "Where");
+      Set.of("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Or");
 
   private final OnnxModel model;
   private long unknown = Long.MIN_VALUE;
@@ -177,12 +133,12 @@ final class ValueShapes {
     String output = n.getOutput(0);
     long[] first = of(n.getInput(0));
     long[] shape = null;
-    if (SAME.contains(type)) {
+    if (Nodes.UNARY.contains(type) || SAME.contains(type)) {
       shape = first;
-    } else if (BROADCAST.contains(type)) {
+    } else if (Nodes.JOINING.contains(type) || BROADCAST.contains(type)) {
       shape = new long[0];
       for (String input : n.getInputList()) {
-        shape = shape == null ? null : broadcast(shape, of(input));
+        shape = shape == null || input.isEmpty() ? shape : broadcast(shape, of(input));
       }
     } else {
       shape =
