@@ -68,6 +68,8 @@ final class Progress implements AutoCloseable {
   void update(org.espalier.compress.Progress.Phase phase, long newDone, long newTotal) {
     update(
         switch (phase) {
+          case CALIBRATE -> "calibrating";
+          case MEASURE -> "trying smaller models";
           case SELECT -> "selecting";
           case WRITE -> "writing";
         },

@@ -175,8 +175,8 @@ final class Prune implements Callable<Integer> {
         paramLabel = "SHARE",
         description =
             "Remove this share of the hidden channels of an ONNX model altogether, so that it is"
-                + " smaller and faster: the inner width of feed-forward blocks, the channels of"
-                + " images between convolutions.")
+                + " smaller and faster: the inner width of feed-forward blocks, the heads of"
+                + " attentions, the channels of images between convolutions.")
     private Double channels;
   }
 
@@ -295,7 +295,7 @@ final class Prune implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "calibrating")) {
       Optional<ActivationSource> examples =
           calibration.dynamic(onnx, source, tokenizer, common::note);
-      narrowed = pruner.prune(examples.orElse(null));
+      narrowed = pruner.prune(examples.orElse(null), progress::update);
       progress.update("timing", 0, 0);
       speedup = calibration.speedup(source.path(), onnx, examples);
       progress.update("writing", 0, 0);

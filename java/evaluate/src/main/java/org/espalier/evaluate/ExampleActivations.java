@@ -26,6 +26,11 @@ public final class ExampleActivations implements ActivationSource {
   }
 
   @Override
+  public int count() {
+    return examples.size();
+  }
+
+  @Override
   public ExampleActivations some(int count) {
     return new ExampleActivations(examples.some(count), threads);
   }

@@ -247,6 +247,11 @@ public final class FileActivations implements ActivationSource {
   }
 
   @Override
+  public int count() {
+    return examples.size();
+  }
+
+  @Override
   public ExampleActivations some(int count) {
     return new ExampleActivations(examples.some(count), threads);
   }

@@ -36,6 +36,11 @@ public final class TensorActivations implements ActivationSource {
   }
 
   @Override
+  public int count() {
+    return examples.size();
+  }
+
+  @Override
   public TensorActivations some(int count) {
     return new TensorActivations(ActivationSource.spread(examples, count), threads);
   }

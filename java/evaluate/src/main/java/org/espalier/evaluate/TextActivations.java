@@ -35,6 +35,11 @@ public final class TextActivations implements ActivationSource {
   }
 
   @Override
+  public int count() {
+    return texts.size();
+  }
+
+  @Override
   public TextActivations some(int count) {
     return new TextActivations(threads, ActivationSource.spread(texts, count));
   }

@@ -8,6 +8,10 @@ public interface Progress {
 
   /** What a run does, in this order; a run may skip one. */
   enum Phase {
+    /** Sees what a model does on examples; counted by these. */
+    CALIBRATE,
+    /** Sees what smaller models do on a few of them; counted by the models. */
+    MEASURE,
     /** Finds the weights to prune. */
     SELECT,
     /** Computes and writes the output. */
@@ -16,8 +20,8 @@ public interface Progress {
 
   /**
    * @param phase what is being done
-   * @param done bytes of the input that this phase is through with
-   * @param total bytes of the input that this phase goes through
+   * @param done bytes of the input that this phase is through with, or what it is counted by
+   * @param total all that this phase goes through; 0 where that is not known
    */
   void at(Phase phase, long done, long total);
 }

@@ -23,6 +23,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.format.AtomicFile;
@@ -283,7 +284,15 @@ public final class RecipeRun {
                     recipe.student().channels(),
                     recipe.student().allocation(),
                     weight -> true)
-                .prune(data.calibration());
+                .prune(
+                    data.calibration(),
+                    (phase, done, total) ->
+                        host.progress(
+                            phase == Progress.Phase.CALIBRATE
+                                ? "removing channels: calibrating"
+                                : "removing channels: trying smaller models",
+                            done,
+                            total));
         host.note(ChannelPruner.summary(sets) + " are left");
       } catch (InputException e) {
         throw new InputException(

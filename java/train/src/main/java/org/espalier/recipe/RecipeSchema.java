@@ -99,7 +99,8 @@ public final class RecipeSchema {
                               null,
                               "In place of a file: the model itself without this share of its"
                                   + " hidden channels, of feed-forward blocks and between"
-                                  + " convolutions, refitted to what calibration saw."),
+                                  + " convolutions, and of its attention heads, refitted to what"
+                                  + " calibration saw."),
                           optional(
                               "allocation",
                               new Choice(List.of("global", "uniform")),

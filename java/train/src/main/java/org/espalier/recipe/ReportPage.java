@@ -104,7 +104,7 @@ final class ReportPage {
     List<String> done = new ArrayList<>();
     double channels = report.path("model").path("channels_removed").asDouble();
     if (channels > 0) {
-      done.add(Math.round(100 * channels) + " % of its hidden channels removed");
+      done.add(Math.round(100 * channels) + " % of its hidden channels and heads removed");
     }
     for (JsonNode stage : report.path("stages")) {
       done.add(verb(stage));

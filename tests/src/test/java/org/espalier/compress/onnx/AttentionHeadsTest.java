@@ -30,6 +30,7 @@ import java.util.Random;
 import java.util.Set;
 import java.util.TreeSet;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner.Allocation;
 import org.espalier.compress.onnx.ChannelPruner.Narrowed;
 import org.espalier.evaluate.TensorActivations;
@@ -314,7 +315,7 @@ class AttentionHeadsTest {
     OnnxModel model = OnnxModel.of(proto, "model");
     List<Narrowed> sets =
         new ChannelPruner(model, 0.5, Allocation.GLOBAL, name -> true)
-            .prune(examples(proto, 32, 7));
+            .prune(examples(proto, 32, 7), Progress.NONE);
     assertEquals(1, sets.size());
     assertEquals(List.of(4, 2), List.of(sets.get(0).before(), sets.get(0).after()));
     assertEquals(4, sets.get(0).numbers());
@@ -327,7 +328,7 @@ class AttentionHeadsTest {
     // What was learned of the model before holds for the one that is left: it can lose more.
     OnnxModel again = OnnxModel.of(model.toProto(), "again");
     List<Narrowed> less =
-        new ChannelPruner(again, 0.5, Allocation.UNIFORM, name -> true).prune(null);
+        new ChannelPruner(again, 0.5, Allocation.UNIFORM, name -> true).prune(null, Progress.NONE);
     assertEquals(1, less.get(0).after());
     new OutputError(again, examples(proto, 1, 5)).of(again);
   }
@@ -360,7 +361,7 @@ class AttentionHeadsTest {
     }
     ModelProto uneven = proto.toBuilder().setGraph(g).build();
     OnnxModel model = OnnxModel.of(uneven, "model");
-    new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true).prune(null);
+    new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true).prune(null, Progress.NONE);
     double error =
         new OutputError(OnnxModel.of(uneven, "original"), examples(uneven, 4, 6)).of(model);
     assertTrue(error < 0.03, "error " + error);
@@ -381,7 +382,7 @@ class AttentionHeadsTest {
     OnnxModel model = OnnxModel.of(proto, "model");
     List<Narrowed> sets =
         new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true)
-            .prune(examples(proto, 32, 7));
+            .prune(examples(proto, 32, 7), Progress.NONE);
     assertEquals(2, sets.get(0).after());
     double error =
         new OutputError(OnnxModel.of(proto, "original"), examples(proto, 4, 11)).of(model);

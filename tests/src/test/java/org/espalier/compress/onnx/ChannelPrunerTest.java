@@ -21,11 +21,13 @@ import ai.onnxruntime.OrtException;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner.Allocation;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -180,7 +182,7 @@ class ChannelPrunerTest {
     OnnxModel model = OnnxModel.of(proto, "model");
     List<ChannelPruner.Narrowed> narrowed =
         new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> !name.equals("squeeze"))
-            .prune(calibrated ? examples(proto, 64) : null);
+            .prune(calibrated ? examples(proto, 64) : null, Progress.NONE);
     assertEquals(
         List.of(CHANNELS / 2), narrowed.stream().map(ChannelPruner.Narrowed::after).toList());
     assertTrue(
@@ -295,7 +297,7 @@ class ChannelPrunerTest {
             .addInitializer(floats("w2", read, CHANNELS, 6));
     ModelProto proto = model(g, "h MatMul x w1", "z Relu h", "y MatMul z w2");
     OnnxModel model = OnnxModel.of(proto, "model");
-    new ChannelPruner(model, 0.75, Allocation.GLOBAL, name -> true).prune(null);
+    new ChannelPruner(model, 0.75, Allocation.GLOBAL, name -> true).prune(null, Progress.NONE);
     FloatBuffer left = model.constant("w1").floats();
     float[] expected = new float[8];
     int n = 0;
@@ -332,7 +334,9 @@ class ChannelPrunerTest {
     InputException e =
         assertThrows(
             InputException.class,
-            () -> new ChannelPruner(model, 0.5, Allocation.UNIFORM, n -> true).prune(null));
+            () ->
+                new ChannelPruner(model, 0.5, Allocation.UNIFORM, n -> true)
+                    .prune(null, Progress.NONE));
     assertTrue(e.getMessage().contains("w2") && e.getMessage().contains("NaN"), e.getMessage());
   }
 
@@ -348,9 +352,10 @@ class ChannelPrunerTest {
         new ChannelPruner(
             OnnxModel.of(fixed.build(), "model"), 0.5, Allocation.GLOBAL, name -> true);
     TensorActivations examples = examples(proto, 1);
-    InputException e = assertThrows(InputException.class, () -> pruner.prune(examples));
+    InputException e =
+        assertThrows(InputException.class, () -> pruner.prune(examples, Progress.NONE));
     assertTrue(e.getMessage().contains("input x is of 2 images"), e.getMessage());
-    assertEquals(1, pruner.prune(null).size());
+    assertEquals(1, pruner.prune(null, Progress.NONE).size());
   }
 
   /** Two sets one after the other: the bias that the first one's reader gets is the second one's to cut. */
@@ -360,7 +365,8 @@ class ChannelPrunerTest {
         perceptron("h Gemm x wt b1", "z Relu h", "k Gemm z wm b3", "t Relu k", "y Gemm t w2t b2");
     OnnxModel model = OnnxModel.of(proto, "model");
     List<ChannelPruner.Narrowed> narrowed =
-        new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true).prune(examples(proto, 64));
+        new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true)
+            .prune(examples(proto, 64), Progress.NONE);
     assertEquals(List.of(16, 16), counts(narrowed));
     double error = new OutputError(OnnxModel.of(proto, "original"), examples(proto, 4)).of(model);
     assertTrue(error < 2 * TWINS, "error " + error);
@@ -389,12 +395,30 @@ class ChannelPrunerTest {
     }
     OnnxModel model = OnnxModel.of(SmallModels.model(16, g), "model");
     assertEquals(4, model.nodes().size());
-    new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true).prune(examples(proto, 8));
+    new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true)
+        .prune(examples(proto, 8), Progress.NONE);
     assertEquals(3, model.nodes().size());
   }
 
   private static List<Integer> counts(List<ChannelPruner.Narrowed> narrowed) {
     return narrowed.stream().map(ChannelPruner.Narrowed::after).toList();
+  }
+
+  @Test
+  void tellsHowFarItIs() throws OrtException {
+    ModelProto proto = twoBlocks(0.1f);
+    List<String> heard = new ArrayList<>();
+    new ChannelPruner(OnnxModel.of(proto, "model"), 0.5, Allocation.GLOBAL, name -> true)
+        .prune(
+            examples(proto, 3),
+            (phase, done, total) -> heard.add(phase + " " + done + " of " + total));
+    List<String> each = new ArrayList<>();
+    for (int example = 0; example < 3; example++) {
+      // The blocks are seen one after the other.
+      each.addAll(Collections.nCopies(2, "CALIBRATE " + example + " of 3"));
+    }
+    assertEquals(each, heard.subList(0, 6));
+    assertEquals(List.of("MEASURE 0 of 2", "MEASURE 1 of 2"), heard.subList(6, 8));
   }
 
   /** y = relu(x · wa) · va + relu(x · wb) · vb, the second part of a tenth or of all of the first one's size. */
@@ -422,7 +446,8 @@ class ChannelPrunerTest {
   private List<Integer> counts(
       ModelProto proto, double amount, Allocation allocation, TensorActivations examples) {
     OnnxModel model = OnnxModel.of(proto, "model");
-    return counts(new ChannelPruner(model, amount, allocation, name -> true).prune(examples));
+    return counts(
+        new ChannelPruner(model, amount, allocation, name -> true).prune(examples, Progress.NONE));
   }
 
   /** As much is left to do, and the outputs move less. */
@@ -435,7 +460,8 @@ class ChannelPrunerTest {
     for (Allocation allocation : Allocation.values()) {
       OnnxModel model = OnnxModel.of(proto, "model");
       List<Integer> counts =
-          counts(new ChannelPruner(model, 0.5, allocation, name -> true).prune(seen));
+          counts(
+              new ChannelPruner(model, 0.5, allocation, name -> true).prune(seen, Progress.NONE));
       assertEquals(allocation == Allocation.GLOBAL ? List.of(24, 8) : List.of(16, 16), counts);
       errors[allocation.ordinal()] = error.of(model);
     }

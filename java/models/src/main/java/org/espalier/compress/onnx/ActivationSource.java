@@ -23,6 +23,11 @@ public interface ActivationSource {
    */
   void run(OnnxModel model, Collection<String> activations, Receiver receiver);
 
+  /** How many examples there are; 0 where that is not known. */
+  default int count() {
+    return 0;
+  }
+
   /**
    * The same with at most so many of the examples, evenly spread, for runs that are many; a source that cannot choose
    * gives all.

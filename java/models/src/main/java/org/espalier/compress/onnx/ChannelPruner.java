@@ -15,12 +15,14 @@ import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
  * Removes hidden channels of an ONNX model, such as the inner ones of feed-forward blocks and those of images between
- * convolutions (structured pruning): what is left is a smaller model of the same kind, and as much faster. Which
+ * convolutions, and whole heads of attentions (structured pruning): what is left is a smaller model of the same kind, and as much faster. Which
  * channels go is decided by what calibration saw, and the products that read them are refitted so that they
  * lose least ({@link ChannelElimination}); without calibration by magnitude alone, the norm of the weights that make a
  * channel times that of those that read it. Inputs and outputs keep their shapes. Not safe for several threads.
@@ -83,6 +85,8 @@ public final class ChannelPruner {
   private final double amount;
   private final Allocation allocation;
 
+  private Progress progress = Progress.NONE;
+
   /** Of all sets of the model as it was; null before calibration, and where they are seen in parts. */
   private Map<String, ActivationStatistics> whole;
 
@@ -123,10 +127,12 @@ public final class ChannelPruner {
    * Removes channels.
    *
    * @param source what the model will see; null to go by magnitude
+   * @param listener hears how far it is
    * @return what became of each set, in graph order
    * @throws InputException if a weight or an activation is not finite, or the examples do not fit
    */
-  public List<Narrowed> prune(ActivationSource source) {
+  public List<Narrowed> prune(ActivationSource source, Progress listener) {
+    progress = listener;
     int[] keep = sets.stream().mapToInt(set -> keep(set, amount)).toArray();
     if (allocation == Allocation.GLOBAL && source != null && sets.size() > 1 && amount > 0) {
       keep = allocate(keep, source);
@@ -168,6 +174,7 @@ public final class ChannelPruner {
     for (List<HiddenChannels> part : parts) {
       Map<String, ActivationStatistics> seen = statistics(model, part, source);
       for (HiddenChannels set : part) {
+        progress.at(Phase.MEASURE, s, uniform.length);
         counts[s] = counts(set);
         costs[s] = costs(set, counts[s], seen, error);
         while (counts[s][start[s]] > uniform[s]) {
@@ -200,7 +207,7 @@ public final class ChannelPruner {
         .toArray();
   }
 
-  /** The squared error of the outputs where a set alone has so many channels, on lines between what is measured. */
+  /** The squared error of the outputs where a set alone has so many channels; between what is measured the error is a line. */
   private double[] costs(
       HiddenChannels set,
       int[] counts,
@@ -224,7 +231,7 @@ public final class ChannelPruner {
       costs[to] = Math.pow(error.of(narrower), 2);
       for (int i = from + 1; i < to; i++) {
         double part = (double) (counts[from] - counts[i]) / (counts[from] - keep);
-        costs[i] = costs[from] + part * (costs[to] - costs[from]);
+        costs[i] = Math.pow((1 - part) * Math.sqrt(costs[from]) + part * Math.sqrt(costs[to]), 2);
       }
       from = to;
     }
@@ -280,12 +287,16 @@ public final class ChannelPruner {
     if (!images.isEmpty()) {
       model.inputs().forEach(this::checkBatch);
     }
+    long[] received = {0};
     Map<String, ActivationStatistics> statistics =
         ActivationStatistics.collect(
             now,
             channels,
             source,
-            (name, values) -> images.contains(name) ? pixels(values, channels.get(name)) : values);
+            (name, values) -> {
+              progress.at(Phase.CALIBRATE, received[0]++ / channels.size(), source.count());
+              return images.contains(name) ? pixels(values, channels.get(name)) : values;
+            });
     whole = parts.size() == 1 ? statistics : null;
     return statistics;
   }
