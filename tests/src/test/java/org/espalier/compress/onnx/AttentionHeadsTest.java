@@ -34,6 +34,7 @@ import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner.Allocation;
 import org.espalier.compress.onnx.ChannelPruner.Narrowed;
 import org.espalier.evaluate.TensorActivations;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
@@ -387,6 +388,32 @@ class AttentionHeadsTest {
     double error =
         new OutputError(OnnxModel.of(proto, "original"), examples(proto, 4, 11)).of(model);
     assertTrue(error < TWINS, "error " + error);
+  }
+
+  /** A model without some heads computes what the whole one does if nobody reads these. */
+  @ParameterizedTest
+  @MethodSource("narrowed")
+  void othersStayAsTheyWere(String lines) throws OrtException {
+    ModelProto proto = model(lines);
+    OnnxModel narrow = OnnxModel.of(proto, "narrow");
+    HiddenChannels set = HiddenChannels.find(narrow).get(0);
+    new ChannelNarrowing(narrow, set).apply(new ChannelFit(narrow, set, Map.of()), 3);
+    narrow.removeUnusedInitializers();
+    OnnxModel whole = OnnxModel.of(proto, "whole");
+    int[] kept = new ChannelFit(whole, set, Map.of()).keep(3);
+    for (HiddenChannels.Reader reader : set.readers()) {
+      String name = reader.slice().constant();
+      float[] weight = new float[WIDTH * WIDTH];
+      FloatBuffer now = whole.constant(name).floats();
+      assertEquals(0, reader.slice().axis());
+      for (int head : kept) {
+        int from = head * weight.length / 4;
+        now.get(now.position() + from, weight, from, weight.length / 4);
+      }
+      whole.replaceConstant(OnnxInitializer.floats(name, new long[] {WIDTH, WIDTH}, weight));
+    }
+    double error = new OutputError(whole, examples(proto, 3, 6)).of(narrow);
+    assertTrue(error < 1e-5, "error " + error);
   }
 
   /** What is told of shapes before a model runs is what they are when it does. */

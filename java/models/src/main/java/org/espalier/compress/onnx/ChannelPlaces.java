@@ -210,7 +210,7 @@ final class ChannelPlaces {
     long[] shape = shapes.of(n.getInput(0));
     long after = behind(n.getInput(0), place.axis());
     int end = target.length - 1;
-    if (after < 1 || end < 0 || place.block() * after > Integer.MAX_VALUE / size) {
+    if (after < 1 || end < 0 || place.each() * after > Integer.MAX_VALUE / size) {
       return null;
     }
     Place last = new Place(1, place.repeat(), (int) (place.block() * after));
@@ -283,7 +283,8 @@ final class ChannelPlaces {
     String before = n.getInput(0);
     long last = shapes.length(before, 1);
     long block = place.block() * behind(n.getOutput(0), place.axis());
-    if (block > 0 && last > 0 && last % (size * block) == 0) {
+    boolean whole = block > 0 && last <= Integer.MAX_VALUE && block <= last / size;
+    if (whole && last % (size * block) == 0) {
       return new Place(1, (int) (last / (size * block)), (int) block);
     }
     // Else its last axes became one.
@@ -320,11 +321,10 @@ final class ChannelPlaces {
 
   private Place beforeSplit(NodeProto n, Place place) {
     int axis = shapes.fromEnd(Nodes.integer(n, "axis", 0), n.getInput(0));
-    return axis == 0
+    int parts = n.getOutputCount();
+    return axis == 0 || parts > Integer.MAX_VALUE / length(place)
         ? null
-        : axis != place.axis()
-            ? place
-            : new Place(axis, place.repeat() * n.getOutputCount(), place.block());
+        : axis != place.axis() ? place : new Place(axis, place.repeat() * parts, place.block());
   }
 
   /** The axes that a Gather of one index or a Squeeze takes away; null where they are not known. */
