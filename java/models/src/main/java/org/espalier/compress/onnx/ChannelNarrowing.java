@@ -67,7 +67,8 @@ final class ChannelNarrowing {
    * @param rows of all channels, as {@link ChannelFit} has them
    */
   private OnnxInitializer tensor(String name, Slice slice, double[][] rows, int[] kept) {
-    long[] dims = model.constant(slice.constant()).dims().clone();
+    OnnxInitializer whole = model.constant(slice.constant());
+    long[] dims = whole.dims().clone();
     int inner = ChannelFit.inner(dims, slice);
     int outer = rows[0].length / inner;
     float[] values = new float[outer * kept.length * inner];
@@ -80,7 +81,7 @@ final class ChannelNarrowing {
       }
     }
     dims[slice.axis()] = dims[slice.axis()] / rows.length * kept.length;
-    return OnnxInitializer.floats(name, dims, values);
+    return OnnxInitializer.floats(name, whole.type(), dims, values);
   }
 
   private void addToBias(Reader reader, double[] change) {

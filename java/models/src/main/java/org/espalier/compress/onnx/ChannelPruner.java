@@ -18,6 +18,7 @@ import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
+import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -112,7 +113,7 @@ public final class ChannelPruner {
       throw new InputException(
           model.name()
               + (all.isEmpty()
-                  ? ": no channels lie between products with constant float32 weights alone"
+                  ? ": no channels lie between products with constant float weights alone"
                   : ": of no set of channels all the weights that make it are chosen"));
     }
     parts = ActivationStatistics.parts(sets, ChannelPruner::bytes);
@@ -147,6 +148,16 @@ public final class ChannelPruner {
     return result;
   }
 
+  /** A model as it can be run: activations of 16 bits cannot be received. */
+  private static OnnxModel floats(OnnxModel model) {
+    if (!HalfPrecision.isIn(model)) {
+      return model;
+    }
+    OnnxModel floats = model.copy();
+    HalfPrecision.widen(floats);
+    return floats;
+  }
+
   private static long bytes(HiddenChannels set) {
     return set.readers().stream()
         .mapToLong(reader -> ActivationStatistics.bytes(numbers(set, reader)))
@@ -166,7 +177,7 @@ public final class ChannelPruner {
    */
   private int[] allocate(int[] uniform, ActivationSource source) {
     ActivationSource some = source.some(SOME);
-    OutputError error = new OutputError(model, some);
+    OutputError error = new OutputError(floats(model), some);
     int[][] counts = new int[uniform.length][];
     double[][] costs = new double[uniform.length][];
     int[] start = new int[uniform.length];
@@ -183,7 +194,7 @@ public final class ChannelPruner {
         s++;
       }
     }
-    ChannelWork work = new ChannelWork(model, sets, source.some(1));
+    ChannelWork work = new ChannelWork(floats(model), sets, source.some(1));
     int[] best = new ChannelAllocation(counts, costs, work::of).improve(start);
     if (Arrays.equals(best, uniform)) {
       return uniform;
@@ -228,7 +239,7 @@ public final class ChannelPruner {
       OnnxModel narrower = model.copy();
       new ChannelNarrowing(narrower, set).apply(fit, keep);
       narrower.removeUnusedInitializers();
-      costs[to] = Math.pow(error.of(narrower), 2);
+      costs[to] = Math.pow(error.of(floats(narrower)), 2);
       for (int i = from + 1; i < to; i++) {
         double part = (double) (counts[from] - counts[i]) / (counts[from] - keep);
         costs[i] = Math.pow((1 - part) * Math.sqrt(costs[from]) + part * Math.sqrt(costs[to]), 2);
@@ -242,7 +253,7 @@ public final class ChannelPruner {
   private double error(int[] keep, ActivationSource source, OutputError error) {
     OnnxModel narrower = model.copy();
     narrow(narrower, keep, source);
-    return error.of(narrower);
+    return error.of(floats(narrower));
   }
 
   /**
@@ -290,7 +301,7 @@ public final class ChannelPruner {
     long[] received = {0};
     Map<String, ActivationStatistics> statistics =
         ActivationStatistics.collect(
-            now,
+            floats(now),
             channels,
             source,
             (name, values) -> {

@@ -1,7 +1,6 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
@@ -86,7 +85,7 @@ final class ChannelSearch {
         use.path().stream()
             .allMatch(
                 v -> consumers.getOrDefault(v, List.of()).size() == 1 && !outputs.contains(v));
-    if (!alone || w.type() != DataType.FLOAT || use.input() != 1 || w.elements() == 0) {
+    if (!alone || !Nodes.isFloat(w.type()) || use.input() != 1 || w.elements() == 0) {
       return false;
     }
     return switch (use.kind()) {
@@ -357,7 +356,7 @@ final class ChannelSearch {
             Nodes.find(n, "auto_pad") != null
                 || Nodes.find(n, "pads") != null
                     && Nodes.find(n, "pads").getIntsList().stream().anyMatch(p -> p != 0);
-        return c != null && c.type() == DataType.FLOAT && !padded ? n.getOutput(0) : null;
+        return c != null && Nodes.isFloat(c.type()) && !padded ? n.getOutput(0) : null;
       }
       default -> {
         return ProductSite.biasAdd(model, n.getOutput(0), (int) columns, consumers);
@@ -442,14 +441,14 @@ final class ChannelSearch {
       return;
     }
     int at = c.dims().length - place.axis();
-    fits &= c.type() == DataType.FLOAT && c.dims()[at] == where.length(place);
+    fits &= Nodes.isFloat(c.type()) && c.dims()[at] == where.length(place);
     slices.add(new Slice(n.getOutput(0), input, value, at, place.block()));
   }
 
   /** A constant with one entry a channel of images. */
   private void parameter(NodeProto n, int input) {
     OnnxInitializer c = model.constant(n.getInput(input));
-    fits &= c != null && c.type() == DataType.FLOAT && c.dims().length == 1 && c.elements() == size;
+    fits &= c != null && Nodes.isFloat(c.type()) && c.dims().length == 1 && c.elements() == size;
     slices.add(new Slice(n.getOutput(0), input, n.getInput(input), 0, 1));
   }
 }

@@ -1,7 +1,6 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.FloatBuffer;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -30,10 +29,10 @@ final class ConstantVector {
     return norm && isVector(model, n.getInput(2), width) ? 2 : -1;
   }
 
-  /** Whether a value is a constant of {@code width} float32 numbers along one axis. */
+  /** Whether a value is a constant of {@code width} floats along one axis. */
   static boolean isVector(OnnxModel model, String value, int width) {
     OnnxInitializer c = model.constant(value);
-    return c != null && c.type() == DataType.FLOAT && c.dims().length == 1 && c.elements() == width;
+    return c != null && Nodes.isFloat(c.type()) && c.dims().length == 1 && c.elements() == width;
   }
 
   /** The node with {@code change} added to its vector, in a new initializer. */
@@ -52,11 +51,12 @@ final class ConstantVector {
 
   /** What a constant vector is with a change added to it. */
   static OnnxInitializer sum(OnnxModel model, String vector, double[] change) {
-    FloatBuffer values = model.constant(vector).floats();
+    OnnxInitializer constant = model.constant(vector);
+    FloatBuffer values = constant.floats();
     float[] sum = new float[change.length];
     for (int c = 0; c < sum.length; c++) {
       sum[c] = (float) (values.get(c) + change[c]);
     }
-    return OnnxInitializer.floats(vector, new long[] {sum.length}, sum);
+    return OnnxInitializer.floats(vector, constant.type(), new long[] {sum.length}, sum);
   }
 }

@@ -237,9 +237,7 @@ public final class RefittingPruner {
     if (s.bias != null) {
       biasChanges.put(s.bias, change);
     }
-    OnnxInitializer refitted =
-        OnnxInitializer.floats(s.weight.value(), tensor.dims().clone(), result);
-    return tensor.type() == DataType.FLOAT ? refitted : refitted.rounded(tensor.type());
+    return OnnxInitializer.floats(s.weight.value(), tensor.type(), tensor.dims().clone(), result);
   }
 
   private void checkFinite(WeightedSums s, float[] matrix) {

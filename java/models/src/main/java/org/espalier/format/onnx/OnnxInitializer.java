@@ -98,6 +98,16 @@ public final class OnnxInitializer {
     return of(name, DataType.FLOAT, dims, data);
   }
 
+  /**
+   * A tensor of floats.
+   *
+   * @param type FLOAT, or FLOAT16 or BFLOAT16, to which each value is rounded as by {@link #rounded}
+   */
+  public static OnnxInitializer floats(String name, DataType type, long[] dims, float... values) {
+    OnnxInitializer exact = floats(name, dims, values);
+    return type == DataType.FLOAT ? exact : exact.rounded(type);
+  }
+
   /** An INT32 tensor. */
   public static OnnxInitializer int32s(String name, long[] dims, int... values) {
     ByteBuffer data = allocate(4L * values.length);
