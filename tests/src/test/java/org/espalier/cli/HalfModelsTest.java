@@ -12,6 +12,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
@@ -253,6 +254,29 @@ class HalfModelsTest {
       Object[] command = Arrays.copyOf(quantize, quantize.length + 1);
       command[quantize.length] = form;
       Run.refused(folder, said, command);
+    }
+  }
+
+  /** ONNX Runtime does not run the model, so there is no speed to compare with; the rest is done. */
+  @Test
+  void bfloat16IsCompressedWhereOnnxRuntimeDoesNotRunIt() throws IOException {
+    Files.write(model, HalfModels.inside(SmallModels.mlp(), DataType.BFLOAT16).toByteArray());
+    writeFloats(1);
+    Path out = folder.resolve("out.onnx");
+    List<List<String>> commands =
+        List.of(
+            List.of("quantize", "--to", "onnx-dynamic"),
+            List.of("quantize", "--to", "onnx-qdq"),
+            List.of("prune", "--channels", "0.5"));
+    for (List<String> command : commands) {
+      List<Object> all = new ArrayList<>(command);
+      all.addAll(List.of(model, "-o", out, "--calibration", examples, "--json"));
+      Run run = Run.of(all.toArray());
+      JsonNode json = run.json();
+      assertTrue(run.err().contains("does not run " + model + " itself"), run.err());
+      assertTrue(json.path("speedup").isMissingNode(), json.toString());
+      assertEquals(Files.size(out), json.path("output_bytes").asLong());
+      Files.delete(out);
     }
   }
 

@@ -121,16 +121,25 @@ final class CalibrationOptions {
 
   /**
    * How many times as fast as a file a model is that was made of it, on some of the examples; NaN where there are
-   * none.
+   * none, or ONNX Runtime does not run the file.
+   *
+   * @param notes is told the latter
    */
-  double speedup(Path original, OnnxModel made, Optional<ActivationSource> examples) {
+  double speedup(
+      Path original, OnnxModel made, Optional<ActivationSource> examples, Consumer<String> notes) {
     Optional<FileActivations> few = few(made);
+    double speedup;
     if (few.isPresent()) {
-      return Savings.speedup(original, made, few.get().examples());
+      speedup = Savings.speedup(original, made, few.get().examples());
+    } else if (examples.orElse(null) instanceof TextActivations texts) {
+      speedup = texts.speedup(original, made);
+    } else {
+      return Double.NaN;
     }
-    return examples.orElse(null) instanceof TextActivations texts
-        ? texts.speedup(original, made)
-        : Double.NaN;
+    if (Double.isNaN(speedup)) {
+      notes.accept("the speed is not told: ONNX Runtime does not run " + original + " itself");
+    }
+    return speedup;
   }
 
   private int tensors() {

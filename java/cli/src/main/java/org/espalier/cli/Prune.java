@@ -297,7 +297,7 @@ final class Prune implements Callable<Integer> {
           calibration.dynamic(onnx, source, tokenizer, common::note);
       narrowed = pruner.prune(examples.orElse(null), progress::update);
       progress.update("timing", 0, 0);
-      speedup = calibration.speedup(source.path(), onnx, examples);
+      speedup = calibration.speedup(source.path(), onnx, examples, common::note);
       progress.update("writing", 0, 0);
       onnx.write(target, source.path());
     }

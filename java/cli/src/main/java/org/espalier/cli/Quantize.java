@@ -222,7 +222,7 @@ final class Quantize implements Callable<Integer> {
       progress.update("comparing", 0, 0);
       made = done.error().map(e -> e.of(onnx)).orElse(0.0);
       progress.update("timing", 0, 0);
-      speedup = calibration.speedup(source.path(), onnx, done.examples());
+      speedup = calibration.speedup(source.path(), onnx, done.examples(), common::note);
       progress.update("writing", 0, 0);
       onnx.write(target, source.path());
     }

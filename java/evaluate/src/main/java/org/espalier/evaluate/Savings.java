@@ -74,10 +74,17 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
   /**
    * How many times as fast as a model its compressed form runs on the first example, on one thread.
    *
-   * @throws InputException where a model has other inputs or cannot be loaded or run
+   * @return NaN where ONNX Runtime does not load the model itself, as of bfloat16
+   * @throws InputException where a model has other inputs or cannot be run
    */
   public static double speedup(Path reference, OnnxModel candidate, ExampleTensors examples) {
-    try (FedModel first = new FedModel(new RuntimeModel(reference), examples);
+    RuntimeModel loaded;
+    try {
+      loaded = new RuntimeModel(reference);
+    } catch (InputException e) {
+      return Double.NaN;
+    }
+    try (FedModel first = new FedModel(loaded, examples);
         FedModel second = new FedModel(new RuntimeModel(candidate), examples)) {
       return speedup(() -> first.run(0).close(), () -> second.run(0).close());
     }
@@ -85,8 +92,6 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
 
   /**
    * The same for a text model and the text that has the middle length of some.
-   *
-   * @throws InputException where a model cannot be loaded or run
    */
   static double speedup(Path reference, OnnxModel candidate, List<Tokens> texts) {
     Tokens middle =
@@ -95,7 +100,13 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
             .skip(texts.size() / 2)
             .findFirst()
             .orElseThrow();
-    try (OnnxTextModel first = new OnnxTextModel(reference, 1);
+    OnnxTextModel loaded;
+    try {
+      loaded = new OnnxTextModel(reference, 1);
+    } catch (InputException e) {
+      return Double.NaN;
+    }
+    try (OnnxTextModel first = loaded;
         OnnxTextModel second = new OnnxTextModel(candidate.name(), candidate.toBuffer(), 1)) {
       return speedup(() -> run(first, middle), () -> run(second, middle));
     }

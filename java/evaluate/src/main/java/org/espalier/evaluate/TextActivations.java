@@ -47,7 +47,8 @@ public final class TextActivations implements ActivationSource {
   /**
    * How many times as fast as a model its compressed form runs on one of the texts, of middle length, on one thread.
    *
-   * @throws InputException where a model cannot be loaded or run
+   * @return NaN where ONNX Runtime does not load the model itself, as of bfloat16
+   * @throws InputException where a model cannot be run
    */
   public double speedup(Path reference, OnnxModel candidate) {
     return Savings.speedup(reference, candidate, texts);
