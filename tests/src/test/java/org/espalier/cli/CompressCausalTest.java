@@ -3,8 +3,10 @@ package org.espalier.cli;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import ai.onnxruntime.OrtException;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
@@ -329,6 +331,77 @@ class CompressCausalTest {
               .json();
       assertTrue(json.path("speedup").asDouble() > 0, json.toString());
     }
+  }
+
+  /** Before minutes of training; which a check does not begin. */
+  @Test
+  void aLanguageModelIsRunInOnnxRuntimeBeforeItIsTrained() throws IOException {
+    Path recipe = folder.resolve("recipe.yaml");
+    Object[] check = {"recipe", "check", recipe};
+    // The text that asks most of a model is not among the first three that it is tried on.
+    String own = ", evaluation-texts: own.txt";
+    Files.writeString(recipe, RECIPE.replace("FORM", "dynamic").replace(", evaluation: 100", own));
+    Path longest = folder.resolve("own.txt");
+    Files.writeString(longest, "w1 w2\nw2 w3\nw3 w4\nw4 w5\n" + "w5 ".repeat(70) + "\nw6 w7\n");
+    Run.refused(
+        folder, new String[] {"model.onnx: ONNX Runtime failed on a batch of 1 texts"}, check);
+    Files.writeString(longest, "w1\nw2\n");
+    Run.refused(folder, new String[] {"none of the texts has a second token"}, check);
+
+    Files.writeString(recipe, RECIPE.replace("FORM", "dynamic"));
+    Path model = folder.resolve("model.onnx");
+    byte[] right = Files.readAllBytes(model);
+    Files.write(model, withAxesOfTwoDimensions(ModelProto.parseFrom(right)).toByteArray());
+    Run.refused(
+        folder,
+        new String[] {"model.onnx: ONNX Runtime failed on a batch of 1 texts", "Unsqueeze"},
+        check);
+    Files.write(model, right);
+    Run.of(check).done();
+  }
+
+  /** Embeddings are measured in batches too, which a model that is fixed at one text cannot run. */
+  @Test
+  void anEncoderIsRunInOnnxRuntimeBeforeItIsTrained() throws IOException {
+    Path recipe = folder.resolve("encoder.yaml");
+    Files.writeString(
+        recipe,
+        """
+        model: {file: model.onnx, tokenizer: tokenizer.json}
+        data: {texts: texts.txt, validation: 64, evaluation: 100}
+        stages:
+          - {kind: distil, steps: 2, batch: 32}
+        export: {formats: [onnx]}
+        """);
+    Path model = folder.resolve("model.onnx");
+    ModelProto right = ModelProto.parseFrom(Files.readAllBytes(model));
+    Files.write(model, withAxesOfTwoDimensions(right).toByteArray());
+    Object[] check = {"recipe", "check", recipe};
+    Run.refused(folder, new String[] {"model.onnx: ONNX Runtime failed", "Unsqueeze"}, check);
+    ModelProto.Builder fixed = right.toBuilder();
+    for (ValueInfoProto.Builder input : fixed.getGraphBuilder().getInputBuilderList()) {
+      input
+          .getTypeBuilder()
+          .getTensorTypeBuilder()
+          .getShapeBuilder()
+          .getDimBuilder(0)
+          .setDimValue(1);
+    }
+    Files.write(model, fixed.build().toByteArray());
+    Run.refused(folder, new String[] {"model.onnx: ONNX Runtime failed on a batch of 2"}, check);
+    Files.write(model, right.toByteArray());
+    Run.of(check).done();
+  }
+
+  /** libtorch takes axes of any shape. */
+  private static ModelProto withAxesOfTwoDimensions(ModelProto model) {
+    ModelProto.Builder changed = model.toBuilder();
+    GraphProto.Builder graph = changed.getGraphBuilder();
+    graph.addInitializer(SmallModels.int64s("axis", 0).toBuilder().addDims(1));
+    graph.getNodeBuilder(graph.getNodeCount() - 1).setOutput(0, "few");
+    graph.addNode(SmallModels.node("Unsqueeze", "/more", List.of("few", "axis"), "more"));
+    graph.addNode(SmallModels.node("Gather", "/logits", List.of("more", "zero"), "logits"));
+    return changed.build();
   }
 
   @Test

@@ -67,6 +67,11 @@ class CompressResumeTest extends SmallClassifierRuns {
     }
 
     @Override
+    public void checkComparable(Path model, List<String> texts) {
+      host.checkComparable(model, texts);
+    }
+
+    @Override
     public void checkComparable(Path model, Examples.Labelled example) {
       host.checkComparable(model, example);
     }

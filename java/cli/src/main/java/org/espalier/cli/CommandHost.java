@@ -127,23 +127,30 @@ final class CommandHost implements RunHost, AutoCloseable {
   }
 
   @Override
+  public void checkComparable(Path model, List<String> texts) {
+    if (recipe.isCausal()) {
+      LanguageModelEvaluator.check(tokenizer(), model, texts);
+    } else {
+      embeddings().check(model, texts);
+    }
+  }
+
+  @Override
   public void checkComparable(Path model, Examples.Labelled example) {
     try (RuntimeModel runtime = new RuntimeModel(model)) {
-      if (example != null) {
-        runtime.check(tensors(example));
-      }
+      runtime.check(tensors(example));
     }
   }
 
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
-    if (recipe.isCausal()) {
-      return LanguageModelEvaluator.evaluate(tokenizer(), reference, candidate, texts).toMap();
-    }
-    Pooling pooling = Pooling.valueOf(recipe.model().pooling().name());
-    return new FidelityEvaluator(tokenizer(), pooling)
-        .evaluate(reference, candidate, texts)
-        .toMap();
+    return recipe.isCausal()
+        ? LanguageModelEvaluator.evaluate(tokenizer(), reference, candidate, texts).toMap()
+        : embeddings().evaluate(reference, candidate, texts).toMap();
+  }
+
+  private FidelityEvaluator embeddings() {
+    return new FidelityEvaluator(tokenizer(), Pooling.valueOf(recipe.model().pooling().name()));
   }
 
   @Override

@@ -98,6 +98,21 @@ public final class FidelityEvaluator {
     }
   }
 
+  /**
+   * Runs a model as {@link #evaluate} does, on the texts that ask most of it, one alone and both as a batch.
+   *
+   * @param texts at least one
+   * @throws InputException when it cannot be loaded or run so, or a text cannot be encoded
+   */
+  public void check(Path file, List<String> texts) {
+    List<Tokens> some = Tokens.mostAsking(texts.stream().map(tokenizer::encode).toList());
+    try (OnnxTextModel model = new OnnxTextModel(file, 1)) {
+      TextEmbedder embedder = new TextEmbedder(model, pooling);
+      embedder.embed(some.get(0));
+      embedder.embed(some);
+    }
+  }
+
   private static int agreement(float[][] a, float[][] b) {
     int[] inA = Statistics.nearestNeighbours(a);
     int[] inB = Statistics.nearestNeighbours(b);

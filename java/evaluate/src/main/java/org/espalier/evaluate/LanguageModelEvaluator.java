@@ -44,12 +44,7 @@ public final class LanguageModelEvaluator {
    */
   public static LanguageModelFidelity evaluate(
       TextTokenizer tokenizer, Path reference, Path candidate, List<String> texts) {
-    List<Tokens> tokens =
-        texts.stream().map(tokenizer::encode).filter(text -> text.length() > 1).toList();
-    if (tokens.isEmpty()) {
-      throw new InputException(
-          "none of the texts has a second token, which a language model could foretell");
-    }
+    List<Tokens> tokens = tokens(tokenizer, texts);
     try (OnnxTextModel referenceModel = new OnnxTextModel(reference, 1);
         OnnxTextModel candidateModel = new OnnxTextModel(candidate, 1)) {
       Speaker first = new Speaker(reference, referenceModel);
@@ -98,6 +93,33 @@ public final class LanguageModelEvaluator {
           divergence / places,
           savings);
     }
+  }
+
+  /**
+   * Runs a model as {@link #evaluate} does, on the texts that ask most of it.
+   *
+   * @throws InputException where {@link #evaluate} would throw one because of them
+   */
+  public static void check(TextTokenizer tokenizer, Path file, List<String> texts) {
+    List<Tokens> some = Tokens.mostAsking(tokens(tokenizer, texts));
+    try (OnnxTextModel model = new OnnxTextModel(file, 1)) {
+      Speaker speaker = new Speaker(file, model);
+      for (Tokens text : some) {
+        speaker.read(text);
+        speaker.judge(text, null);
+      }
+    }
+  }
+
+  /** Those of which something can be foretold. */
+  private static List<Tokens> tokens(TextTokenizer tokenizer, List<String> texts) {
+    List<Tokens> tokens =
+        texts.stream().map(tokenizer::encode).filter(text -> text.length() > 1).toList();
+    if (tokens.isEmpty()) {
+      throw new InputException(
+          "none of the texts has a second token, which a language model could foretell");
+    }
+    return tokens;
   }
 
   /** One of the models and what it says of the text at hand. */

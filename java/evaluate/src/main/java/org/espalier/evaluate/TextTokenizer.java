@@ -5,6 +5,10 @@ import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.Comparator;
+import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
 
@@ -40,6 +44,17 @@ public final class TextTokenizer implements AutoCloseable {
   public record Tokens(long[] ids, long[] mask, long[] types) {
     public int length() {
       return ids.length;
+    }
+
+    /** Of some texts the longest and that with the highest token, which ask most of a model. */
+    static List<Tokens> mostAsking(List<Tokens> texts) {
+      return List.of(
+          Collections.max(texts, Comparator.comparingInt(Tokens::length)),
+          Collections.max(texts, Comparator.comparingLong(Tokens::highest)));
+    }
+
+    private long highest() {
+      return Arrays.stream(ids).max().orElse(0);
     }
   }
 

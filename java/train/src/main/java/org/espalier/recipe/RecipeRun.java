@@ -144,7 +144,12 @@ public final class RecipeRun {
     /** A stage ends with a comparison in ONNX Runtime, which may refuse what libtorch runs. */
     private void checkComparable() {
       for (Path file : studentFile == null ? List.of(modelFile) : List.of(modelFile, studentFile)) {
-        if (!isScript(file)) {
+        if (isScript(file)) {
+          continue;
+        }
+        if (data.evaluationTexts() != null) {
+          host.checkComparable(file, data.evaluationTexts());
+        } else {
           host.checkComparable(file, data.evaluationExample());
         }
       }

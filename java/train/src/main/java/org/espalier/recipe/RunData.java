@@ -43,9 +43,9 @@ record RunData(
     return evaluationExamples == null ? null : evaluationExamples.labels();
   }
 
-  /** One of those that the report is measured on; null where they are texts. */
+  /** One of those that the report is measured on, where they are not texts. */
   Examples.Labelled evaluationExample() {
-    return evaluationExamples == null ? null : pick(evaluationExamples, List.of(0));
+    return pick(evaluationExamples, List.of(0));
   }
 
   /** What is learned from labels, in the words of {@code data.task}; null where there are none. */

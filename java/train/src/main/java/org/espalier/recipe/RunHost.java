@@ -40,9 +40,18 @@ public interface RunHost {
   ActivationSource calibration(Examples.Labelled examples);
 
   /**
-   * Looks whether a model can be compared.
+   * Looks whether a model can be compared on texts.
    *
-   * @param example one of those that it will be compared on; null for texts
+   * @param texts those that it will be compared on
+   * @throws org.espalier.InputException where ONNX Runtime does not load it, or does not run it on those that ask
+   *     most of it
+   */
+  void checkComparable(Path model, List<String> texts);
+
+  /**
+   * The same on labelled examples.
+   *
+   * @param example one of those that it will be compared on
    * @throws org.espalier.InputException where ONNX Runtime does not load it, or does not run it on the example
    */
   void checkComparable(Path model, Examples.Labelled example);
