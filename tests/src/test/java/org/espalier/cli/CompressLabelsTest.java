@@ -485,6 +485,19 @@ report: {each-stage: false}
     }
   }
 
+  @Test
+  void numbersWithoutASquareAreRefused() throws Exception {
+    Files.writeString(recipe, REGRESSION.replace("FORM", "dynamic"));
+    model(2, List.of());
+    double[] labels = numbers.clone();
+    Object[] run = {"compress", recipe, "-o", folder.resolve("out")};
+    for (int example = 0; example < 8; example++) {
+      labels[2 * example] = -1e20;
+    }
+    examples(SafetensorsDtype.F32, labels, N, 2);
+    Run.refused(folder, new String[] {"learns numbers", "the label -1.0E20", "1.0E18"}, run);
+  }
+
   private static double[] every(int step, double[] values) {
     double[] some = new double[values.length / step];
     Arrays.setAll(some, i -> values[step * i]);

@@ -44,6 +44,8 @@ import org.espalier.torch.Parameter;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.onnx.GraphScript;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** Whole runs of a small classifier, and what is refused before one. */
 class CompressTest extends SmallClassifierRuns {
@@ -811,5 +813,49 @@ stages:
     };
     JsonNode report = Run.of(run).json();
     assertTrue(report.at("/fidelity/relative_error").asDouble() < 0.1, report.toString());
+  }
+
+  /** Steps on them leave weights on which any batch breaks down, and losses that are not finite. */
+  @ParameterizedTest
+  @CsvSource({
+    "'{kind: fine-tune, optimizer: sgd, loss: {labels: 1}}', y",
+    "'{kind: prune, sparsity: 0.25, loss: {output: 1}}', y",
+    "'{kind: fine-tune, optimizer: sgd, loss: {labels: 1}}', z",
+  })
+  void examplesThatTrainingBreaksDownOnAreBadInput(String stage, String output) throws IOException {
+    if (output.equals("z")) {
+      ModelProto.Builder model = SmallModels.mlp().toBuilder();
+      model.getGraphBuilder().getNodeBuilder(3).setOutput(0, "z");
+      model.getGraphBuilder().addNode(SmallModels.node("Softmax", "/s", List.of("z"), "y"));
+      Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
+    }
+    Files.writeString(
+        recipe,
+        """
+        seed: 3
+        model: {file: mlp.onnx}
+        data: {examples: examples.safetensors, validation: 32, evaluation: 64}
+        stages:
+          - %s
+        """
+            .formatted(stage.replace("}}", "}, steps: 60, batch: 16, learning-rate: 1e-3}")));
+    Object[] command = {"compress", recipe, "-o", folder.resolve("out")};
+    Run.of("compress", recipe, "-o", folder.resolve("whole")).done();
+    Path examples = folder.resolve("examples.safetensors");
+    ByteBuffer bytes = ByteBuffer.wrap(Files.readAllBytes(examples));
+    int inputs = bytes.capacity() - 4 * 8 * 256; // the file's last tensor
+    bytes.order(ByteOrder.LITTLE_ENDIAN);
+    for (int example = 0; example < 8; example++) {
+      bytes.putFloat(inputs + 4 * 8 * example, 1e30f);
+    }
+    Files.write(examples, bytes.array());
+    Run.refused(
+        folder,
+        new String[] {
+          "mlp.onnx: the value " + output + " is as large as ",
+          "for one of the training examples, which hold up to 1.0E30 in inputs",
+          "about 1 is right"
+        },
+        command);
   }
 }

@@ -129,6 +129,22 @@ public sealed interface Examples {
         }
       }
     }
+
+    /** The largest value of an example in magnitude, NaN left out; 0 for other types than F32 and BF16. */
+    float largest(int example) {
+      ByteBuffer row = ByteBuffer.wrap(rows.get(example)).order(ByteOrder.LITTLE_ENDIAN);
+      float largest = 0;
+      if (type == SafetensorsDtype.F32 || type == SafetensorsDtype.BF16) {
+        while (row.hasRemaining()) {
+          float value =
+              type == SafetensorsDtype.F32
+                  ? row.getFloat()
+                  : Float.intBitsToFloat(row.getShort() << 16);
+          largest = Math.abs(value) > Math.abs(largest) ? value : largest;
+        }
+      }
+      return largest;
+    }
   }
 
   /**

@@ -33,6 +33,7 @@ public final class OnnxCompression implements Compression {
 
   private final Passes passes;
   private final PlanCheck check;
+  private final BreakdownCheck breakdown;
   private final TrainedModel model;
 
   private int stageIndex;
@@ -117,6 +118,7 @@ public final class OnnxCompression implements Compression {
     this.job = job;
     this.passes = new Passes(job, device);
     this.check = new PlanCheck(plan, job);
+    this.breakdown = new BreakdownCheck(job);
     StageCheck stages = new StageCheck(job);
     plan.stages().forEach(stages::check);
     modelDigest = TeacherOutputs.digest(job.model());
@@ -327,7 +329,7 @@ public final class OnnxCompression implements Compression {
       try {
         loss = passes.addGradients(stage.training().objective(), indices);
       } catch (NonFiniteLossException e) {
-        check.trains(indices);
+        breakdown.run(indices);
         throw new NonFiniteLossException(where + e.getMessage() + ", from " + model.culprit());
       }
       long start = System.nanoTime();
@@ -335,6 +337,7 @@ public final class OnnxCompression implements Compression {
       try {
         result = progress.update.step(rate);
       } catch (NonFiniteLossException e) {
+        breakdown.run(indices);
         throw new NonFiniteLossException(where + e.getMessage());
       }
       long updated = System.nanoTime() - start;

@@ -110,7 +110,7 @@ final class PlanCheck {
   }
 
   /** With a classifier's logits as an output too. */
-  private static OnnxModel withLogits(OnnxModel model, ClassifierOutput output) {
+  static OnnxModel withLogits(OnnxModel model, ClassifierOutput output) {
     String logits = output.logits();
     return logits == null ? model : model.withOutputs(List.of(logits));
   }
@@ -363,22 +363,11 @@ final class PlanCheck {
       }
     }
     for (int[] indices : Batches.inOrder(examples, MEASURED_BATCH)) {
-      requireFinite(graph, examples, indices, "evaluation");
+      requireFinite(graph, examples, indices);
     }
   }
 
-  /**
-   * Looks whether it is the examples of a batch that make a loss not finite.
-   *
-   * @throws InputException where the model, before anything was done to it, has such an output for them
-   */
-  void trains(int[] indices) {
-    try (OnnxGraph original = new OnnxGraph(job.opened(OnnxCompression.trainable(job.model())))) {
-      requireFinite(original, job.training(), indices, "training");
-    }
-  }
-
-  private void requireFinite(OnnxGraph graph, Examples examples, int[] indices, String which) {
+  private void requireFinite(OnnxGraph graph, Examples examples, int[] indices) {
     String output = graph.outputNames().get(0);
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
@@ -388,9 +377,7 @@ final class PlanCheck {
             job.model().name()
                 + ": the output "
                 + output
-                + " holds NaN or infinite values for one of the "
-                + which
-                + " examples");
+                + " holds NaN or infinite values for one of the evaluation examples");
       }
     }
   }
@@ -452,6 +439,24 @@ final class PlanCheck {
           labels instanceof Labels.Classes ? examples.attended(rows.perExample()) : null);
     }
 
+    /** Refuses labels whose distances no loss can sum. */
+    private void checkSquares(Labels labels, String which) {
+      if (labels instanceof Labels.Numbers numbers) {
+        for (float value : numbers.values()) {
+          if (Math.abs(value) > BreakdownCheck.LARGEST) {
+            throw new InputException(
+                where
+                    + " learns numbers, and one of the "
+                    + which
+                    + " examples has the label "
+                    + value
+                    + "; training cannot sum squares of values beyond "
+                    + BreakdownCheck.LARGEST);
+          }
+        }
+      }
+    }
+
     /** Refuses labels from which nothing can be learned, too. */
     void checkLearned(Examples.Labelled trainedOn, Examples.Labelled validatedWith) {
       Labels training = trainedOn.labels();
@@ -465,6 +470,8 @@ final class PlanCheck {
                 + (trained ? "validation" : "training")
                 + " examples has one");
       }
+      checkSquares(training, "training");
+      checkSquares(validatedWith.labels(), "validation");
       if (training instanceof Labels.Numbers numbers && numbers.variance() < Float.MIN_NORMAL) {
         throw new InputException(
             where + " learns numbers, and all labels of the training examples are equal");

@@ -1,0 +1,118 @@
+package org.espalier.train;
+
+import java.util.Arrays;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.stream.IntStream;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.InputException;
+import org.espalier.format.onnx.ClassifierOutput;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.safetensors.ExampleRows;
+import org.espalier.torch.OnnxGraph;
+
+/**
+ * Looks whether it is examples that made training break down. Losses and gradients are summed in float32, which has
+ * no square of a large number; and a step on an example of large values leaves weights on which any other breaks
+ * down. So the model, as it was before anything was done to it, runs on the batch at hand and on all training
+ * examples of such values.
+ */
+final class BreakdownCheck {
+  /** Several hundred squares of it can be summed in float32. */
+  static final double LARGEST = 1e18;
+
+  private static final int BATCH = 32;
+
+  private final Compression.Job job;
+
+  BreakdownCheck(Compression.Job job) {
+    this.job = job;
+  }
+
+  /**
+   * Looks at the examples.
+   *
+   * @param indices of the batch whose loss or gradient is not finite
+   * @throws InputException where the model's output for one is not finite or beyond {@link #LARGEST}
+   */
+  void run(int[] indices) {
+    OnnxModel trained = OnnxCompression.trainable(job.model());
+    ClassifierOutput output = ClassifierOutput.of(trained);
+    try (OnnxGraph model = new OnnxGraph(job.opened(PlanCheck.withLogits(trained, output)))) {
+      Set<String> outputs = new LinkedHashSet<>(List.of(output.output()));
+      if (output.logits() != null) {
+        outputs.add(output.logits());
+      }
+      check(model, outputs, indices);
+      if (job.training() instanceof Examples.Labelled rows) {
+        int[] large =
+            IntStream.range(0, rows.size())
+                .filter(i -> largest(rows, i).magnitude() > LARGEST)
+                .toArray();
+        for (int i = 0; i < large.length; i += BATCH) {
+          check(model, outputs, Arrays.copyOfRange(large, i, Math.min(i + BATCH, large.length)));
+        }
+      }
+    }
+  }
+
+  private void check(OnnxGraph model, Set<String> outputs, int[] indices) {
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Batch batch = Batch.of(job.training(), indices, model.inputNames());
+      Map<String, Tensor> values = model.forward(batch.inputs());
+      for (String output : outputs) {
+        float largest = values.get(output).abs().max().item_float();
+        if (!(largest <= LARGEST)) {
+          throw new InputException(
+              job.model().name()
+                  + ": the value "
+                  + output
+                  + " is "
+                  + (Float.isNaN(largest) ? "NaN" : "as large as " + largest)
+                  + " for one of the training examples"
+                  + held(indices)
+                  + "; training cannot sum squares of values beyond "
+                  + LARGEST
+                  + ", and about 1 is right");
+        }
+      }
+    }
+  }
+
+  /** The largest value of some examples, to find them by. */
+  private String held(int[] indices) {
+    if (!(job.training() instanceof Examples.Labelled rows)) {
+      return "";
+    }
+    Held held =
+        Arrays.stream(indices)
+            .mapToObj(i -> largest(rows, i))
+            .reduce((a, b) -> b.magnitude() > a.magnitude() ? b : a)
+            .orElseThrow();
+    return held.value == 0
+        ? ""
+        : ", which hold up to "
+            + held.value
+            + " in "
+            + (held.input.name() == null ? ExampleRows.INPUTS : held.input.name());
+  }
+
+  /** A value of an example. */
+  private record Held(Examples.Input input, float value) {
+    float magnitude() {
+      return Math.abs(value);
+    }
+  }
+
+  private static Held largest(Examples.Labelled rows, int example) {
+    return rows.inputs().stream()
+        .map(input -> new Held(input, input.largest(example)))
+        .reduce((a, b) -> b.magnitude() > a.magnitude() ? b : a)
+        .orElseThrow();
+  }
+}
