@@ -115,6 +115,57 @@ class TokenizerFileTest {
     refused("precompiled_charsmap", precompiled(new byte[] {4, 0, 0, 0, 0, 0, 0, 0, (byte) 0xff}));
   }
 
+  /** A trie whose only word is t; at 256 the units of what may follow begin, the first of which is the value. */
+  private static byte[] charsmap(String texts, int value) {
+    byte[] utf8 = texts.getBytes(StandardCharsets.UTF_8);
+    ByteBuffer map = ByteBuffer.allocate(4 + 4 * 512 + utf8.length).order(ByteOrder.LITTLE_ENDIAN);
+    map.putInt(4 * 512);
+    unit(map, 't', 't' | 1 << 8 | ('t' ^ 256) << 10);
+    unit(map, 256, value | 1 << 31);
+    map.position(4 + 4 * 512);
+    return map.put(utf8).array();
+  }
+
+  private static void unit(ByteBuffer map, int place, int value) {
+    map.putInt(4 + 4 * place, value);
+  }
+
+  @Test
+  void aCharsmapIsFollowedToItsEnds() throws IOException {
+    assertArrayEquals(new long[] {1, 2, 0}, ids(precompiled(charsmap("t\0", 0))));
+    assertArrayEquals(new long[] {1, 0, 0}, ids(precompiled(charsmap("t\0d\0", 2))));
+    // An end without a 0, and nothing at all.
+    assertArrayEquals(new long[] {1, 2, 0}, ids(precompiled(charsmap("ä\0t", 3))));
+    assertArrayEquals(new long[] {1, 0, 0}, ids(precompiled(charsmap("ä\0t", 4))));
+    // A way back to units that were gone through; only a text ends it.
+    byte[] ring = charsmap("t\0", 0);
+    unit(wrap(ring), 256 ^ 'r', 'r' | ('r' ^ 256 ^ 256) << 10);
+    assertArrayEquals(new long[] {1, 2, 0}, ids(precompiled(ring)));
+    // Far offsets are written in units of 256.
+    byte[] far = charsmap("t\0", 0);
+    unit(wrap(far), 't', 't' | 1 << 9 | 1 << 10);
+    assertArrayEquals(new long[] {1, 2, 0}, ids(precompiled(far)));
+
+    refused("every way", precompiled(charsmap("t\0", 3)));
+    refused("precompiled_charsmap", precompiled(charsmap("ä\0t", 1)));
+    refused("precompiled_charsmap", precompiled(charsmap("t\0", Integer.MAX_VALUE)));
+    for (int place : new int[] {0, 't', 256 ^ 'r'}) {
+      byte[] beyond = charsmap("t\0", 0);
+      unit(wrap(beyond), place, place & 0xff | 512 << 10);
+      refused("precompiled_charsmap", precompiled(beyond));
+      unit(wrap(beyond), place, place & 0xff | 1 << 9 | 0x1fffff << 10);
+      refused("precompiled_charsmap", precompiled(beyond));
+    }
+    // The trie ends amid what may follow the first byte.
+    byte[] cut = Arrays.copyOf(charsmap("", 0), 4 + 4 * 500);
+    unit(wrap(cut), -1, 4 * 500);
+    refused("precompiled_charsmap", precompiled(cut));
+  }
+
+  private static ByteBuffer wrap(byte[] map) {
+    return ByteBuffer.wrap(map).order(ByteOrder.LITTLE_ENDIAN);
+  }
+
   private static String precompiled(byte[] charsmap) {
     return TOKENIZER.replace(
         "{\"type\": \"Lowercase\"}",

@@ -10,13 +10,9 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.node.MissingNode;
 import java.io.BufferedReader;
 import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.charset.CharacterCodingException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.Base64;
 import org.espalier.InputException;
 import org.espalier.format.JsonReason;
 
@@ -169,31 +165,12 @@ final class TokenizerFile {
       throw new InputException(where + ": its normalizer has an empty 'prepend'");
     }
     if (normalizer.path("type").asText().equals("Precompiled")
-        && !isCharsmap(normalizer.path("precompiled_charsmap"))) {
+        && !Charsmap.isOne(normalizer.path("precompiled_charsmap").textValue())) {
       throw new InputException(
           where
               + ": the precompiled_charsmap of its normalizer is not what SentencePiece writes:"
-              + " base64 of a length, a trie of that length and texts");
-    }
-  }
-
-  private static boolean isCharsmap(JsonNode map) {
-    if (!map.isTextual()) {
-      return false;
-    }
-    try {
-      ByteBuffer bytes =
-          ByteBuffer.wrap(Base64.getDecoder().decode(map.textValue()))
-              .order(ByteOrder.LITTLE_ENDIAN);
-      long trie = bytes.remaining() < 4 ? -1 : Integer.toUnsignedLong(bytes.getInt()) / 4 * 4;
-      if (trie < 4 || trie > bytes.remaining()) {
-        return false;
-      }
-      bytes.position(bytes.position() + (int) trie);
-      StandardCharsets.UTF_8.newDecoder().decode(bytes);
-      return true;
-    } catch (IllegalArgumentException | CharacterCodingException e) {
-      return false;
+              + " base64 of a length, a trie of that length, whose every way stays inside it and"
+              + " ends at the begin of a text, and texts");
     }
   }
 
