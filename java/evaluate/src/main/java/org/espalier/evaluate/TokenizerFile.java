@@ -20,8 +20,9 @@ import org.espalier.format.JsonReason;
  * Checks a {@code tokenizer.json} before the tokenizers library reads it. The library reports most of what is wrong,
  * but panics at some of it, and a panic ends the process: at what is no JSON within the decoder (where a file that
  * was not fetched whole often ends), at a charsmap that it cannot take apart, at merges without the prefix that they
- * should have, and, at the first text, at nothing to prepend and at what a template names that is not there
- * (decoders/mod.rs, normalizers/mod.rs, models/bpe/model.rs and processors/template.rs of tokenizers 0.21.1).
+ * should have, and, at a text, at nothing to prepend, at what a template names that is not there, at a charsmap that
+ * it cannot follow and at patterns that match in too many ways (decoders/mod.rs, normalizers/mod.rs,
+ * models/bpe/model.rs, processors/template.rs and utils/onig.rs of tokenizers 0.21.1).
  */
 final class TokenizerFile {
   /** The library's parser ends at 128. */
@@ -67,6 +68,7 @@ final class TokenizerFile {
         parser.nextToken();
         switch (key) {
           case "normalizer" -> normalizer(mapper.readTree(parser));
+          case "pre_tokenizer" -> preTokenizer(mapper.readTree(parser));
           case "post_processor" -> processor(mapper.readTree(parser));
           case "model" -> model(mapper, parser);
           default -> walk(parser);
@@ -161,6 +163,7 @@ final class TokenizerFile {
     for (JsonNode each : normalizer.path("normalizers")) {
       normalizer(each);
     }
+    checkPattern("normalizer", normalizer);
     if (normalizer.path("prepend").asText("-").isEmpty()) {
       throw new InputException(where + ": its normalizer has an empty 'prepend'");
     }
@@ -171,6 +174,30 @@ final class TokenizerFile {
               + ": the precompiled_charsmap of its normalizer is not what SentencePiece writes:"
               + " base64 of a length, a trie of that length, whose every way stays inside it and"
               + " ends at the begin of a text, and texts");
+    }
+  }
+
+  private void preTokenizer(JsonNode preTokenizer) {
+    for (JsonNode each : preTokenizer.path("pretokenizers")) {
+      preTokenizer(each);
+    }
+    checkPattern("pre_tokenizer", preTokenizer);
+  }
+
+  private void checkPattern(String part, JsonNode node) {
+    String regex = node.path("pattern").path("Regex").asText();
+    String ambiguous = Repetitions.ambiguous(regex);
+    if (ambiguous != null) {
+      throw new InputException(
+          where
+              + ": the pattern "
+              + regex
+              + " of its "
+              + part
+              + " repeats "
+              + ambiguous
+              + ", which matches one text in so many ways that the library may end the process; a"
+              + " group whose rounds the next character tells apart, or an atomic one, is right");
     }
   }
 

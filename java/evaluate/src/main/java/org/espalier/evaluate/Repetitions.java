@@ -1,0 +1,403 @@
+package org.espalier.evaluate;
+
+import java.util.BitSet;
+import java.util.Collections;
+import java.util.HashMap;
+import java.util.LinkedHashSet;
+import java.util.Map;
+import java.util.Set;
+import java.util.function.BooleanSupplier;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import java.util.regex.PatternSyntaxException;
+import java.util.stream.IntStream;
+
+/**
+ * Finds what an expression of Oniguruma repeats in more ways than one, as {@code (a+)+} does: of one text so many that
+ * where the rest does not match, all of them are tried. Oniguruma ends a match after ten million steps, and the
+ * tokenizers library then ends the process.
+ *
+ * <p>A group may be repeated where in each round the next character tells the only way on (strong determinism in the
+ * sense of Brüggemann-Klein), as in {@code (?:\p{L}\p{M}*)+} and {@code (?:\d{3})+}; where nothing behind it can fail; and
+ * where it is atomic or possessive. Characters that are repeated alone make a match longer by powers of the text's
+ * length alone, and are not looked at.
+ */
+final class Repetitions {
+  private static final int ENDLESS = Integer.MAX_VALUE;
+  private static final int DEPTH = 100;
+  private static final int LONGEST = 5000;
+
+  /** To find what one holds takes some hundredths of a second. */
+  private static final int SETS = 50;
+
+  private static final Pattern REPEATED_GROUP =
+      Pattern.compile("\\)[*+{]|\\{[\\d,]+\\}[*+{]|[*+?][*{]");
+  private static final Pattern ANY_CASE = Pattern.compile("\\(\\?[a-zA-Z]*i");
+  private static final Pattern ANCHOR = Pattern.compile("[\\^$]|\\\\[AzZbBG]");
+  private static final Pattern OPTIONS = Pattern.compile("\\(\\?[im]*(?:-[im]+)?\\)");
+  private static final Pattern LOOKAROUND = Pattern.compile("\\(\\?<?[=!]");
+  private static final Pattern ATOMIC = Pattern.compile("\\(\\?>");
+  private static final Pattern GROUP =
+      Pattern.compile("\\((?!\\?)|\\(\\?[im]*(?:-[im]+)?:|\\(\\?<[a-zA-Z]\\w*>");
+  private static final Pattern QUANTIFIER =
+      Pattern.compile(
+          "(?:([*+?])|\\{(?<exact>\\d{1,6})\\}|\\{(?<low>\\d{0,6}),(?<high>\\d{0,6})(?<!\\{,)\\})");
+
+  /** The same for Java as for Oniguruma. */
+  private static final Pattern ESCAPE =
+      Pattern.compile(
+          "\\\\(?:[sSdDwWtnrfe0]|[^a-zA-Z0-9]|x\\p{XDigit}{2}|u\\p{XDigit}{4}"
+              + "|x\\{\\p{XDigit}{1,6}\\}|[pP]\\{\\^?\\w+\\})",
+          Pattern.DOTALL);
+
+  /** In brackets. */
+  private static final Pattern OTHER_IN_JAVA = Pattern.compile("\\[:|\\\\[hHvVRXN]");
+
+  private static final Pattern PROPERTY = Pattern.compile("\\\\([pP])\\{(\\^?)(\\w+)\\}");
+
+  private final String regex;
+  private final int flags;
+  private final Map<String, BitSet> sets = new HashMap<>();
+  private int at;
+  private int depth;
+  private String found;
+
+  private Repetitions(String regex) {
+    this.regex = regex;
+    boolean anyCase = ANY_CASE.matcher(regex).find();
+    flags =
+        Pattern.UNICODE_CHARACTER_CLASS
+            | Pattern.DOTALL
+            | (anyCase ? Pattern.CASE_INSENSITIVE | Pattern.UNICODE_CASE : 0);
+  }
+
+  /**
+   * The first such repetition of an expression.
+   *
+   * @return null where there is none; in an expression that repeats groups, what is not understood of it counts as
+   *     one, and so does all of one that is too long to tell
+   */
+  static String ambiguous(String regex) {
+    if (!REPEATED_GROUP.matcher(regex).find()) {
+      return null;
+    }
+    if (regex.length() > LONGEST) {
+      return regex;
+    }
+    Repetitions repetitions = new Repetitions(regex);
+    repetitions.alternatives();
+    return repetitions.found;
+  }
+
+  /**
+   * What is known of a part.
+   *
+   * @param first the characters that it may begin with, as expressions of one each
+   * @param onward those with which it may go on where it may end
+   * @param empty whether it may be empty
+   * @param fails whether there are places where it does not match
+   * @param clear whether within it the next character always tells the only way
+   * @param pending a repetition at its end that is tried in all ways where what follows fails; null for none
+   */
+  private record Part(
+      Set<String> first,
+      Set<String> onward,
+      boolean empty,
+      boolean fails,
+      BooleanSupplier clear,
+      String pending) {
+    static final Part NOTHING = new Part(Set.of(), Set.of(), true, false, () -> true, null);
+
+    /** An anchor, or what is looked for around a place. */
+    static final Part CONDITION = new Part(Set.of(), Set.of(), true, true, () -> true, null);
+
+    static Part character(String expression) {
+      return new Part(Set.of(expression), Set.of(), false, true, () -> true, null);
+    }
+
+    /** What matches in one way from where it begins. */
+    Part atomic() {
+      return new Part(first, Set.of(), empty, fails, () -> true, null);
+    }
+  }
+
+  private static Set<String> union(Set<String> a, Set<String> b) {
+    if (b.isEmpty()) {
+      return a;
+    }
+    Set<String> all = new LinkedHashSet<>(a);
+    all.addAll(b);
+    return all;
+  }
+
+  private Part alternatives() {
+    Part part = sequence();
+    while (at < regex.length() && regex.charAt(at) == '|') {
+      at++;
+      part = or(part, sequence());
+    }
+    return part;
+  }
+
+  private Part or(Part a, Part b) {
+    return new Part(
+        union(a.first, b.first),
+        union(a.onward, b.onward),
+        a.empty || b.empty,
+        a.fails && b.fails,
+        () -> a.clear.getAsBoolean() && b.clear.getAsBoolean() && !intersect(a.first, b.first),
+        a.pending == null ? b.pending : a.pending);
+  }
+
+  private Part sequence() {
+    Part part = Part.NOTHING;
+    while (at < regex.length() && regex.charAt(at) != '|' && regex.charAt(at) != ')') {
+      part = then(part, repeated());
+    }
+    return part;
+  }
+
+  private Part then(Part a, Part b) {
+    if (b.fails) {
+      found(a.pending);
+    }
+    return new Part(
+        a.empty ? union(a.first, b.first) : a.first,
+        b.empty ? union(b.onward, union(a.onward, b.first)) : b.onward,
+        a.empty && b.empty,
+        a.fails || b.fails,
+        () ->
+            a.clear.getAsBoolean()
+                && b.clear.getAsBoolean()
+                && !intersect(a.onward, b.first)
+                && !(a.empty && intersect(a.first, b.first)),
+        b.pending == null && !b.fails ? a.pending : b.pending);
+  }
+
+  private void found(String repetition) {
+    if (found == null) {
+      found = repetition;
+    }
+  }
+
+  private Part repeated() {
+    int start = at;
+    boolean alone = regex.charAt(start) != '(';
+    Part part = atom();
+    for (Matcher q = take(QUANTIFIER); q != null; q = take(QUANTIFIER)) {
+      int low = q.group(1) == null ? number(q, "low", 0) : q.group(1).equals("+") ? 1 : 0;
+      int high =
+          q.group(1) == null ? number(q, "high", ENDLESS) : q.group(1).equals("?") ? 1 : ENDLESS;
+      part = repeated(part, Math.min(low, high), Math.max(low, high), alone, start);
+      boolean modified = at < regex.length() && q.group(1) != null && regex.charAt(at) == '+';
+      if (modified) {
+        part = part.atomic();
+      }
+      if (modified || at < regex.length() && regex.charAt(at) == '?') {
+        at++;
+      }
+      alone = false;
+    }
+    return part;
+  }
+
+  private static int number(Matcher quantifier, String name, int otherwise) {
+    String digits =
+        quantifier.group("exact") == null ? quantifier.group(name) : quantifier.group("exact");
+    return digits.isEmpty() ? otherwise : Integer.parseInt(digits);
+  }
+
+  /**
+   * A part several times.
+   *
+   * @param alone whether it is one character
+   * @param start where it begins
+   */
+  private Part repeated(Part part, int low, int high, boolean alone, int start) {
+    if (high <= 1) {
+      return high == 0
+          ? Part.NOTHING
+          : new Part(
+              part.first,
+              part.onward,
+              part.empty || low == 0,
+              part.fails && low > 0,
+              part.clear,
+              part.pending);
+    }
+    boolean clear =
+        alone || !part.empty && !intersect(part.onward, part.first) && part.clear.getAsBoolean();
+    String pending = clear || part.pending != null ? part.pending : regex.substring(start, at);
+    if (low > 1 && part.fails) {
+      found(pending); // by its own rounds
+    }
+    return new Part(
+        part.first,
+        high > low ? union(part.onward, part.first) : part.onward,
+        part.empty || low == 0,
+        part.fails && low > 0,
+        () -> clear,
+        pending);
+  }
+
+  /** What a pattern matches here, which is then behind. */
+  private Matcher take(Pattern pattern) {
+    Matcher matcher = pattern.matcher(regex).region(at, regex.length());
+    matcher.useTransparentBounds(true);
+    if (!matcher.lookingAt()) {
+      return null;
+    }
+    at = matcher.end();
+    return matcher;
+  }
+
+  private Part atom() {
+    if (take(ANCHOR) != null) {
+      return Part.CONDITION;
+    }
+    if (take(OPTIONS) != null) {
+      return Part.NOTHING;
+    }
+    if (take(LOOKAROUND) != null) {
+      group();
+      return Part.CONDITION;
+    }
+    if (take(ATOMIC) != null) {
+      return group().atomic();
+    }
+    if (take(GROUP) != null) {
+      return group();
+    }
+    int start = at;
+    switch (regex.charAt(at)) {
+      case '[' -> skipSet();
+      case '.' -> at++;
+      case '\\' -> take(ESCAPE);
+      case '(' -> {}
+      default -> {
+        at = regex.offsetByCodePoints(at, 1);
+        return Part.character(regex.substring(start, at));
+      }
+    }
+    if (at == start) {
+      found(regex.substring(start));
+      at = regex.length();
+      return Part.NOTHING;
+    }
+    return Part.character(regex.substring(start, at));
+  }
+
+  /** The rest of a group whose begin is behind. */
+  private Part group() {
+    Part part = Part.NOTHING;
+    if (++depth > DEPTH) {
+      found(regex.substring(at));
+      at = regex.length();
+    } else {
+      part = alternatives();
+      at = Math.min(at + 1, regex.length());
+    }
+    depth--;
+    return part;
+  }
+
+  private void skipSet() {
+    int open = 0;
+    do {
+      char c = regex.charAt(at++);
+      if (c == '\\') {
+        at++;
+      } else if (c == '[') {
+        open++;
+        at += at < regex.length() && regex.charAt(at) == '^' ? 1 : 0;
+        at += at < regex.length() && regex.charAt(at) == ']' ? 1 : 0; // a ] that is first is one
+      } else if (c == ']') {
+        open--;
+      }
+    } while (open > 0 && at < regex.length());
+    at = Math.min(at, regex.length());
+  }
+
+  /** Scripts have another name in Java. */
+  private static String javaText(String text) {
+    return PROPERTY
+        .matcher(text)
+        .replaceAll(
+            m -> {
+              boolean not = m.group(1).equals("P") != !m.group(2).isEmpty();
+              String name = m.group(3);
+              try {
+                Pattern.compile("\\p{" + name + "}");
+              } catch (PatternSyntaxException e) {
+                name = "Is" + name;
+              }
+              return Matcher.quoteReplacement((not ? "\\P{" : "\\p{") + name + "}");
+            });
+  }
+
+  private boolean intersect(Set<String> some, Set<String> others) {
+    return !some.isEmpty()
+        && !others.isEmpty()
+        && (!Collections.disjoint(some, others) || characters(some).intersects(characters(others)));
+  }
+
+  private BitSet characters(Set<String> expressions) {
+    BitSet all = new BitSet();
+    for (String one : expressions) {
+      BitSet known = sets.get(one);
+      if (known == null) {
+        known = characters(one);
+        sets.put(one, known);
+      }
+      all.or(known);
+    }
+    return all;
+  }
+
+  private BitSet literal(int character) {
+    BitSet set = new BitSet();
+    set.set(character);
+    if ((flags & Pattern.CASE_INSENSITIVE) != 0) {
+      int upper = Character.toUpperCase(character);
+      set.set(upper);
+      set.set(Character.toLowerCase(upper));
+      set.set(Character.toTitleCase(upper));
+    }
+    return set;
+  }
+
+  /** The characters that an expression of one matches; all where Java does not know it, or there are many such. */
+  private BitSet characters(String one) {
+    if (!one.equals(".") && one.codePointCount(0, one.length()) == 1) {
+      return literal(one.codePointAt(0));
+    }
+    BitSet characters = new BitSet();
+    Pattern pattern = null;
+    if (!OTHER_IN_JAVA.matcher(one).find() && sets.size() < SETS) {
+      try {
+        pattern = Pattern.compile(javaText(one) + "++", flags);
+      } catch (PatternSyntaxException e) {
+        // All of them.
+      }
+    }
+    if (pattern == null) {
+      characters.set(0, Character.MAX_CODE_POINT + 1);
+      return characters;
+    }
+    for (Matcher m = pattern.matcher(Every.CHARACTER); m.find(); ) {
+      int last = Every.CHARACTER.codePointBefore(m.end());
+      characters.set(Every.CHARACTER.codePointAt(m.start()), last + 1);
+    }
+    return characters;
+  }
+
+  /** Made where it is needed. */
+  private static final class Every {
+    /** In order; halves of characters are none. */
+    static final String CHARACTER =
+        IntStream.rangeClosed(0, Character.MAX_CODE_POINT)
+            .filter(c -> c < Character.MIN_SURROGATE || c > Character.MAX_SURROGATE)
+            .collect(StringBuilder::new, StringBuilder::appendCodePoint, StringBuilder::append)
+            .toString();
+  }
+}
