@@ -82,13 +82,18 @@ class OnlineLearnerTest {
   void stepsThatNoMemoryHoldsAreRefused() {
     OnlineSettings.Builder plain = Streams.crossEntropy(0.5);
     try (LinearHead wide = new LinearHead(1, 4000);
+        LinearHead tall = new LinearHead(4000, 2);
         LinearHead narrow = new LinearHead(1, 2)) {
       OnlineSettings large = plain.batch(1_000_000).build();
       String said =
           assertThrows(IllegalArgumentException.class, () -> new OnlineLearner(wide, large))
               .getMessage();
       assertTrue(said.contains("1000000 examples and 0 replayed"), said);
-      assertTrue(said.contains("with 4000 outputs 134217 together"), said);
+      assertTrue(said.contains("with 1 features and 4000 outputs 134217 together"), said);
+      said =
+          assertThrows(IllegalArgumentException.class, () -> new OnlineLearner(tall, large))
+              .getMessage();
+      assertTrue(said.contains("with 4000 features and 2 outputs 134217 together"), said);
       int all = Integer.MAX_VALUE;
       OnlineSettings replays = plain.batch(32).replay(new OnlineSettings.Replay(all, all)).build();
       said =

@@ -24,8 +24,8 @@ final class SequentialLearner implements AutoCloseable {
   private static final int MAGIC = 0x65736f6c; // "esol"
   private static final int FORMAT = 3;
 
-  /** The most outputs that the examples of a step have together: more fill no buffer. */
-  private static final int MOST_OUTPUTS = Integer.MAX_VALUE / Float.BYTES;
+  /** The most features or outputs that the examples of a step have together: more fill no buffer. */
+  private static final int MOST_VALUES = Integer.MAX_VALUE / Float.BYTES;
 
   private final Learnable model;
   private final OnlineSettings settings;
@@ -107,11 +107,11 @@ final class SequentialLearner implements AutoCloseable {
   /**
    * The most examples of a step, replayed ones counted.
    *
-   * @throws IllegalArgumentException where their outputs are too many for memory
+   * @throws IllegalArgumentException where their features or outputs are too many for memory
    */
   private static int rows(Learnable model, OnlineSettings settings) {
     int replayed = settings.replay() == null ? 0 : settings.replay().perStep();
-    int most = MOST_OUTPUTS / model.outputs();
+    int most = MOST_VALUES / Math.max(model.features(), model.outputs());
     if ((long) settings.batch() + replayed > most) {
       throw new IllegalArgumentException(
           "a step is of up to "
@@ -119,6 +119,8 @@ final class SequentialLearner implements AutoCloseable {
               + " examples and "
               + replayed
               + " replayed ones; with "
+              + model.features()
+              + " features and "
               + model.outputs()
               + " outputs "
               + most
