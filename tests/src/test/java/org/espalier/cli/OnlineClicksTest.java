@@ -142,7 +142,7 @@ class OnlineClicksTest {
     List<String> some = new ArrayList<>(good);
     some.add(1, "{\"features\": [300, 3], \"label\": 1}");
     some.add(2, "{\"features\": [5.5, 3], \"label\": 1}");
-    some.add("{\"features\": [16777218, 3], \"label\": 1}");
+    some.add("{\"features\": [16777217, 3], \"label\": 1}");
     some.add("{\"features\": [\"NaN\", 3], \"label\": 1}");
     JsonNode found = online(store, some, "--recipe", recipe, "--model", model);
     assertEquals(6, found.path("learned").asInt(), found.toString());
@@ -169,6 +169,11 @@ class OnlineClicksTest {
         HttpResponse<String> refused = post(port, "{\"features\": [" + bad + "]}");
         assertEquals(400, refused.statusCode(), refused.body());
         assertTrue(refused.body().matches("(?s).*(outside|whole numbers).*"), refused.body());
+      }
+      // Which is 16777216 as a float, the index of another row.
+      for (String large : List.of("16777217, 0", "0, -16777217", "1e30, 0")) {
+        String said = post(port, "{\"features\": [" + large + "]}").body();
+        assertTrue(said.contains("from -16777215 to 16777215"), said);
       }
       HttpResponse<String> answer = post(port, "{\"features\": [-1, 7]}");
       assertEquals(200, answer.statusCode(), answer.body());

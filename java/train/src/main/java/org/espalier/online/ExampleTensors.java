@@ -24,8 +24,8 @@ import org.espalier.torch.TrainableModel;
  */
 record ExampleTensors(
     String input, String output, ScalarType type, long[] shape, int features, int outputs) {
-  /** Floats hold all whole numbers up to here. */
-  private static final float LARGEST_WHOLE = 1 << 24;
+  /** Beyond it, two whole numbers may be one float: what is given as 16,777,217 comes as the one before it. */
+  private static final float LARGEST_WHOLE = (1 << 24) - 1;
 
   /** An input of examples, in memory of its own. */
   Tensor tensor(float[][] rows, int from, int count) {
@@ -65,7 +65,7 @@ record ExampleTensors(
                 + row[k]
                 + "; the input "
                 + input
-                + " takes whole numbers, from -16777216 to 16777216");
+                + " takes whole numbers that float32 tells apart, from -16777215 to 16777215");
       }
     }
     return whole;
