@@ -84,14 +84,8 @@ class EvaluateTest {
     Path small = Files.write(folder.resolve("cut.onnx"), cut.build().toByteArray());
     Path whole = Files.write(folder.resolve("m.onnx"), SmallModels.mlp().toByteArray());
     refused("cut.onnx: the initializer w", whole, small, "--examples", examples);
-    ModelProto.Builder untyped = SmallModels.mlp().toBuilder();
-    untyped
-        .getGraphBuilder()
-        .getInputBuilder(0)
-        .getTypeBuilder()
-        .getTensorTypeBuilder()
-        .setElemType(127);
-    Path unknown = Files.write(folder.resolve("u.onnx"), untyped.build().toByteArray());
+    ModelProto untyped = SmallModels.withInputType(SmallModels.mlp(), 127);
+    Path unknown = Files.write(folder.resolve("u.onnx"), untyped.toByteArray());
     Run.refused(
         folder,
         new String[] {"u.onnx is of the element type 127, which ONNX does not have"},

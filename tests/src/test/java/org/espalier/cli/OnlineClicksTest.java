@@ -15,13 +15,13 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
-import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import org.espalier.format.onnx.ClickModel;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
 import org.espalier.store.ModelStore;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -76,10 +76,7 @@ class OnlineClicksTest {
   }
 
   private static float[] table(Path model, String name) {
-    FloatBuffer values = OnnxModel.read(model).constant(name).floats();
-    float[] table = new float[values.remaining()];
-    values.get(table);
-    return table;
+    return SmallModels.values(OnnxModel.read(model), name);
   }
 
   @ParameterizedTest
@@ -87,14 +84,8 @@ class OnlineClicksTest {
       value = DataType.class,
       names = {"INT64", "INT32"})
   void tablesLearnFromWholeNumbers(DataType type) throws IOException {
-    ModelProto.Builder proto = clicks().toBuilder();
-    proto
-        .getGraphBuilder()
-        .getInputBuilder(0)
-        .getTypeBuilder()
-        .getTensorTypeBuilder()
-        .setElemType(type.getNumber());
-    Files.write(model, proto.build().toByteArray());
+    ModelProto proto = SmallModels.withInputType(clicks(), type.getNumber());
+    Files.write(model, proto.toByteArray());
     JsonNode metrics =
         online(store, lines(2500), "--recipe", recipe, "--model", model).path("metrics");
     assertTrue(metrics.path("accuracy_window").asDouble() > 0.97, metrics.toString());

@@ -69,8 +69,7 @@ class TensorEvaluatorTest {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
     for (String name : new String[] {"w2", "b2"}) {
       OnnxInitializer w = model.initializer(name);
-      float[] values = new float[(int) w.elements()];
-      w.floats().get(values);
+      float[] values = SmallModels.values(model, name);
       for (int i = 0; i < values.length; i++) {
         values[i] *= factor;
       }

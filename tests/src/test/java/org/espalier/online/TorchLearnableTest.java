@@ -223,8 +223,7 @@ class TorchLearnableTest {
     Set<String> names = new LinkedHashSet<>();
     for (OnnxWeight w : OnnxWeights.of(model)) {
       OnnxInitializer tensor = model.constant(w.value());
-      float[] values = new float[(int) tensor.elements()];
-      tensor.floats().get(values);
+      float[] values = SmallModels.values(model, w.value());
       for (int i = 0; i < values.length; i += 2) {
         values[i] = 0;
       }

@@ -358,14 +358,8 @@ class OnnxGraphTest {
       Tensor size = AbstractTensor.create(new long[] {Integer.MAX_VALUE}, new long[0]);
       refused("takes more memory than this JVM has", () -> endless.forward(Map.of("n", size)));
     }
-    ModelProto.Builder untyped = SmallModels.mlp().toBuilder();
-    untyped
-        .getGraphBuilder()
-        .getInputBuilder(0)
-        .getTypeBuilder()
-        .getTensorTypeBuilder()
-        .setElemType(127);
-    refused("no type that ONNX knows", () -> new OnnxGraph(model(untyped.build())));
+    ModelProto untyped = SmallModels.withInputType(SmallModels.mlp(), 127);
+    refused("no type that ONNX knows", () -> new OnnxGraph(model(untyped)));
   }
 
   /** x from the starts 0 and 0. */

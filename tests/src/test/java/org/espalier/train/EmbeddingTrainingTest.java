@@ -4,6 +4,7 @@ import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
+import static org.espalier.format.onnx.SmallModels.values;
 import static org.espalier.train.StoppedRuns.bytes;
 import static org.espalier.train.StoppedRuns.exported;
 import static org.espalier.train.StoppedRuns.until;
@@ -152,13 +153,6 @@ class EmbeddingTrainingTest {
     }
   }
 
-  private static float[] table(OnnxModel model, String name) {
-    FloatBuffer values = model.constant(name).floats();
-    float[] table = new float[values.remaining()];
-    values.get(table);
-    return table;
-  }
-
   /** One step of plain descent on visits some of which repeat users, against the same in double. */
   @Test
   void aStepAddsTheGradientsOfAllLookUpsOfARow() {
@@ -179,9 +173,9 @@ class EmbeddingTrainingTest {
             0);
     Compression.Job job =
         new Compression.Job(clicks(), null, examples, examples, Pooling.MEAN, null, null);
-    float[] users = table(clicks(), "users");
-    float[] items = table(clicks(), "items");
-    float[] head = table(clicks(), "head");
+    float[] users = values(clicks(), "users");
+    float[] items = values(clicks(), "items");
+    float[] head = values(clicks(), "head");
     double[] expected = new double[users.length];
     for (int i = 0; i < users.length; i++) {
       expected[i] = users[i];
@@ -199,7 +193,7 @@ class EmbeddingTrainingTest {
       }
     }
     try (OnnxCompression c = trained(job, new Stage.Train("fit", one))) {
-      float[] now = table(c.floatModel(), "users");
+      float[] now = values(c.floatModel(), "users");
       boolean[] seen = new boolean[USERS];
       visits.forEach(v -> seen[Math.floorMod(v.user(), USERS)] = true);
       int moved = 0;
@@ -276,7 +270,7 @@ class EmbeddingTrainingTest {
     Training frozen = learning(300).with(Training.Embeddings.NEVER);
     try (OnnxCompression c = trained(job(clicks(), null), new Stage.Train("fit", frozen))) {
       assertTrue(c.stages().get(0).after().quality() < 0.65, c.stages().toString());
-      assertArrayEquals(table(clicks(), "users"), table(c.floatModel(), "users"));
+      assertArrayEquals(values(clicks(), "users"), values(c.floatModel(), "users"));
       assertEquals(List.of("head"), c.layers().stream().map(LayerReport::name).toList());
     }
   }
@@ -300,8 +294,8 @@ class EmbeddingTrainingTest {
         try (OnnxCompression c = new OnnxCompression(plan, job(clicks(), own ? null : other))) {
           // Stopped where it is: of a whole stage the best state would be kept, perhaps the first.
           assertFalse(c.run(until(stage, 5)));
-          float[] now = table(c.floatModel(), "items");
-          assertEquals(!trains, Arrays.equals(table(clicks(), "items"), now), set + " " + own);
+          float[] now = values(c.floatModel(), "items");
+          assertEquals(!trains, Arrays.equals(values(clicks(), "items"), now), set + " " + own);
           assertEquals(trains ? 3 : 1, c.layers().size());
         }
       }
@@ -315,8 +309,8 @@ class EmbeddingTrainingTest {
     CompressionPlan plan = new CompressionPlan(List.of(fit), 7);
     try (OnnxCompression c = new OnnxCompression(plan, job(clicks(), null))) {
       assertFalse(c.run(until(fit, 5)));
-      assertArrayEquals(table(clicks(), "users"), table(c.floatModel(), "users"));
-      assertFalse(Arrays.equals(table(clicks(), "items"), table(c.floatModel(), "items")));
+      assertArrayEquals(values(clicks(), "users"), values(c.floatModel(), "users"));
+      assertFalse(Arrays.equals(values(clicks(), "items"), values(c.floatModel(), "items")));
       assertEquals(List.of("items", "head"), c.layers().stream().map(LayerReport::name).toList());
     }
   }
@@ -328,8 +322,9 @@ class EmbeddingTrainingTest {
     Stage keep = new Stage.Train("keep", learning(60).with(Training.Embeddings.NEVER));
     try (OnnxCompression one = trained(job(clicks(), null), learn);
         OnnxCompression two = trained(job(clicks(), null), learn, keep)) {
-      assertArrayEquals(table(one.floatModel(), "users"), table(two.floatModel(), "users"));
-      assertFalse(Arrays.equals(table(one.floatModel(), "head"), table(two.floatModel(), "head")));
+      assertArrayEquals(values(one.floatModel(), "users"), values(two.floatModel(), "users"));
+      assertFalse(
+          Arrays.equals(values(one.floatModel(), "head"), values(two.floatModel(), "head")));
     }
   }
 
@@ -354,8 +349,8 @@ class EmbeddingTrainingTest {
             new Stage.Train("fit", learning(150)),
             new Stage.Quantize("quantize", q, learning(100)))) {
       assertTrue(c.stages().get(1).after().quality() > 0.97, c.stages().toString());
-      float[] latent = table(c.floatModel(), "users");
-      float[] working = table(c.roundedModel(), "users");
+      float[] latent = values(c.floatModel(), "users");
+      float[] working = values(c.roundedModel(), "users");
       OnnxModel exported = c.export();
       assertNull(exported.constant("users"));
       byte[] integers = new byte[USERS * WIDTH];
@@ -382,7 +377,7 @@ class EmbeddingTrainingTest {
   /** The table as it is without the steps of the stage that quantizes. */
   private static float[] startOf(OnnxCompression trained, float[] latent) {
     try (OnnxCompression c = trained(job(clicks(), null), new Stage.Train("fit", learning(150)))) {
-      float[] start = table(c.floatModel(), "users");
+      float[] start = values(c.floatModel(), "users");
       assertFalse(Arrays.equals(start, latent));
       return start;
     }
@@ -535,7 +530,7 @@ class EmbeddingTrainingTest {
             new Stage.Train("fit", learning(40)))) {
       // Items are few and stay float; users are int8.
       for (String name : List.of("users", "items")) {
-        float[] values = table(c.roundedModel(), name);
+        float[] values = values(c.roundedModel(), name);
         int zeros = 0;
         for (float value : values) {
           zeros += value == 0 ? 1 : 0;
@@ -564,7 +559,7 @@ class EmbeddingTrainingTest {
             false);
     try (OnnxCompression c =
         trained(job(clicks(), null), new Stage.Prune("prune", pattern, learning(20)))) {
-      float[] users = table(c.floatModel(), "users");
+      float[] users = values(c.floatModel(), "users");
       for (int i = 0; i < users.length; i += 4) {
         int zeros = 0;
         for (int k = 0; k < 4; k++) {
@@ -588,7 +583,7 @@ class EmbeddingTrainingTest {
       try (OnnxCompression c = trained(job(model, null), stages)) {
         double quality = c.stages().get(stages.length - 1).after().quality();
         assertTrue(quality > 0.95, c.stages().toString());
-        assertFalse(Arrays.equals(table(model, "users"), table(c.floatModel(), "users")));
+        assertFalse(Arrays.equals(values(model, "users"), values(c.floatModel(), "users")));
         assertEquals(quality, accuracy(c.export(), 2, 300), 1e-9);
       }
     }

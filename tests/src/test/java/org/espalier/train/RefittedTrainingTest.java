@@ -1,5 +1,6 @@
 package org.espalier.train;
 
+import static org.espalier.format.onnx.SmallModels.values;
 import static org.espalier.train.StoppedRuns.bytes;
 import static org.espalier.train.StoppedRuns.exported;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
@@ -9,7 +10,6 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
-import java.nio.FloatBuffer;
 import java.util.Arrays;
 import java.util.BitSet;
 import java.util.Collections;
@@ -72,13 +72,6 @@ class RefittedTrainingTest {
         Training.Schedule.constant(),
         Objective.ofOutput(),
         5);
-  }
-
-  private static float[] values(OnnxModel model, String name) {
-    FloatBuffer floats = model.constant(name).floats();
-    float[] values = new float[floats.remaining()];
-    floats.get(values);
-    return values;
   }
 
   @ParameterizedTest

@@ -6,6 +6,7 @@ import static org.espalier.format.onnx.SmallModels.line;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.number;
 import static org.espalier.format.onnx.SmallModels.value;
+import static org.espalier.format.onnx.SmallModels.values;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -127,13 +128,6 @@ class ConvEqualizationTest {
     ConvEqualization.apply(model, convs, 127, source);
     model.check();
     return model;
-  }
-
-  private static float[] floatsOf(OnnxModel model, String name) {
-    FloatBuffer b = model.constant(name).floats();
-    float[] values = new float[b.remaining()];
-    b.get(values);
-    return values;
   }
 
   @ParameterizedTest
@@ -265,8 +259,8 @@ class ConvEqualizationTest {
     TensorActivations source = examples();
     OutputError error = new OutputError(OnnxModel.of(proto.build(), "float"), source);
     OnnxModel model = equalized(proto.build(), source);
-    assertTrue(floatsOf(model, "bias_a")[7] > 3, "bias " + floatsOf(model, "bias_a")[7]);
-    assertEquals(8, floatsOf(model, "bias_a")[0]);
+    assertTrue(values(model, "bias_a")[7] > 3, "bias " + values(model, "bias_a")[7]);
+    assertEquals(8, values(model, "bias_a")[0]);
     assertTrue(error.of(model) < 1e-5, "error " + error.of(model));
   }
 
@@ -274,16 +268,16 @@ class ConvEqualizationTest {
   void zerosStayAndHugeWeightsAreLeft() throws OrtException {
     ModelProto.Builder proto = model("z Relu a").toBuilder();
     TensorProto.Builder w = proto.getGraphBuilder().getInitializerBuilder(0);
-    float[] values = floatsOf(OnnxModel.of(proto.build(), "w"), "w_a");
+    float[] values = values(OnnxModel.of(proto.build(), "w"), "w_a");
     values[5] = 0;
     values[30] = 0;
     w.setRawData(floats("", values, values.length).getRawData());
-    float[] after = floatsOf(equalized(proto.build(), examples()), "w_a");
+    float[] after = values(equalized(proto.build(), examples()), "w_a");
     assertEquals(0, after[5]);
     assertEquals(0, after[30]);
     assertTrue(Math.abs(after[31]) > 10 * Math.abs(values[31]));
     values[0] = 1e37f;
     w.setRawData(floats("", values, values.length).getRawData());
-    assertEquals(values[31], floatsOf(equalized(proto.build(), examples()), "w_a")[31]);
+    assertEquals(values[31], values(equalized(proto.build(), examples()), "w_a")[31]);
   }
 }

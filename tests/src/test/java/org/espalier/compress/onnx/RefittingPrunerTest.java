@@ -5,6 +5,7 @@ import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.line;
 import static org.espalier.format.onnx.SmallModels.text;
 import static org.espalier.format.onnx.SmallModels.value;
+import static org.espalier.format.onnx.SmallModels.values;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
@@ -130,13 +131,6 @@ class RefittingPrunerTest {
     return kept;
   }
 
-  private static float[] constant(OnnxModel model, String name) {
-    FloatBuffer values = model.constant(name).floats();
-    float[] all = new float[values.remaining()];
-    values.get(all);
-    return all;
-  }
-
   /** Half goes; the answers to other examples stay, where zeros alone move them. */
   private void halfOf(ModelProto proto, long... shape) throws OrtException {
     OnnxModel model = OnnxModel.of(proto, "model");
@@ -146,8 +140,8 @@ class RefittingPrunerTest {
     RefittingPruner pruner = new RefittingPruner(model, weights, List.of(HALF));
     assertEquals(List.of(), RefittingPruner.unseen(model, weights));
     pruner.prune(kept, examples(40, shape), done -> {});
-    float[] before = constant(OnnxModel.of(proto, "original"), weights.get(0).value());
-    float[] after = constant(model, weights.get(0).value());
+    float[] before = values(OnnxModel.of(proto, "original"), weights.get(0).value());
+    float[] after = values(model, weights.get(0).value());
     assertEquals(before.length / 2, kept.get(0).cardinality());
     OutputError error = new OutputError(OnnxModel.of(proto, "original"), examples(5, shape));
     double refitted = error.of(model);
@@ -214,7 +208,7 @@ class RefittingPrunerTest {
     new RefittingPruner(model, weights, List.of(rule))
         .prune(kept, examples(10, 1, INPUTS, 9, 7), done -> {});
     assertEquals(0, bits.get(0, 27).cardinality());
-    float[] after = constant(model, "conv");
+    float[] after = values(model, "conv");
     for (int o = 0; o < OUTPUTS; o++) {
       int pruned = INPUTS * 9 - bits.get(o * INPUTS * 9, (o + 1) * INPUTS * 9).cardinality();
       switch (kind) {
@@ -252,12 +246,12 @@ class RefittingPrunerTest {
     new RefittingPruner(model, weights, List.of(new Amount(1, Scope.TENSOR)))
         .prune(kept, examples(40, 16, INPUTS), done -> {});
     assertTrue(kept.get(0).isEmpty());
-    float[] before = constant(OnnxModel.of(proto, "original"), "w");
-    float[] old = constant(OnnxModel.of(proto, "original"), "b");
+    float[] before = values(OnnxModel.of(proto, "original"), "w");
+    float[] old = values(OnnxModel.of(proto, "original"), "b");
     boolean alone = nodes.equals("y Add p b");
-    float[] bias = constant(model, alone ? "b" : "b_fitted");
+    float[] bias = values(model, alone ? "b" : "b_fitted");
     if (!alone) {
-      assertArrayEquals(old, constant(model, "b"));
+      assertArrayEquals(old, values(model, "b"));
     }
     for (int n = 0; n < OUTPUTS; n++) {
       double mean = old[n];
@@ -277,7 +271,7 @@ class RefittingPrunerTest {
     List<OnnxWeight> weights = OnnxWeights.of(model);
     new RefittingPruner(model, weights, List.of(HALF), vector -> !vector.equals("b"))
         .prune(everything(model, weights), examples(40, 16, INPUTS), done -> {});
-    assertArrayEquals(constant(OnnxModel.of(proto, "original"), "b"), constant(model, "b"));
+    assertArrayEquals(values(OnnxModel.of(proto, "original"), "b"), values(model, "b"));
     double error =
         new OutputError(OnnxModel.of(proto, "original"), examples(5, 16, INPUTS)).of(model);
     assertTrue(error < EXACT, "error " + error);
@@ -300,8 +294,8 @@ class RefittingPrunerTest {
           throw new AssertionError("ran for " + activations);
         },
         done -> {});
-    float[] before = constant(OnnxModel.of(proto, "original"), "w");
-    float[] after = constant(model, "w");
+    float[] before = values(OnnxModel.of(proto, "original"), "w");
+    float[] after = values(model, "w");
     for (int i = 0; i < before.length; i++) {
       assertEquals(i / OUTPUTS % 2 == 0 ? 0 : before[i], after[i], "weight " + i);
     }
@@ -326,7 +320,7 @@ class RefittingPrunerTest {
             new MagnitudePrune.Threshold(0.5f))) {
       assertThrows(InputException.class, () -> new RefittingPruner(model, weights, List.of(rule)));
     }
-    float[] w = constant(model, "w");
+    float[] w = values(model, "w");
     w[5] = Float.NaN;
     model.replaceConstant(OnnxInitializer.floats("w", new long[] {INPUTS, OUTPUTS}, w));
     TensorActivations examples = examples(2, 4, INPUTS);

@@ -12,6 +12,7 @@ import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.google.protobuf.ByteString;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
@@ -38,6 +39,22 @@ public final class SmallModels {
             .addNode(
                 node("Gemm", "/head/Gemm", List.of("r", "w2", "b2"), "y", attribute("transB", 1)))
             .addOutput(value("y", DataType.FLOAT, -1, 4)));
+  }
+
+  /**
+   * A model whose first input is of another element type.
+   *
+   * @param type its number, which need not be one that ONNX has
+   */
+  public static ModelProto withInputType(ModelProto model, int type) {
+    ModelProto.Builder changed = model.toBuilder();
+    changed
+        .getGraphBuilder()
+        .getInputBuilder(0)
+        .getTypeBuilder()
+        .getTensorTypeBuilder()
+        .setElemType(type);
+    return changed.build();
   }
 
   /** x [n, 3, 16, 16] through two Convs with bias (the second depthwise) and a Gemm: y [n, 10]. */
@@ -274,6 +291,14 @@ public final class SmallModels {
   /** A FLOAT tensor of these values. */
   public static TensorProto floats(String name, float[] values, long... dims) {
     return OnnxInitializer.floats(name, dims, values).message();
+  }
+
+  /** The values of a FLOAT constant of a model. */
+  public static float[] values(OnnxModel model, String constant) {
+    FloatBuffer floats = model.constant(constant).floats();
+    float[] values = new float[floats.remaining()];
+    floats.get(values);
+    return values;
   }
 
   /** One FLOAT of no dimensions. */
