@@ -89,21 +89,12 @@ class SparseFitTest {
   private static double[][] damped(double[][] lower) {
     int n = lower.length;
     double[][] h = new double[n][n];
-    for (int from = 0, to; from < n; from = to) {
-      to = from + 1;
-      while (to < n && lower[to].length > 1) {
-        to++;
-      }
-      double trace = 0;
-      for (int i = from; i < to; i++) {
-        trace += lower[i][i - from];
-      }
-      for (int i = from; i < to; i++) {
-        for (int j = from; j <= i; j++) {
-          h[i][j] = lower[i][j - from];
-          h[j][i] = h[i][j];
+    for (MomentBlock block : MomentBlock.of(lower)) {
+      for (int i = 0; i < block.size(); i++) {
+        for (int j = 0; j < block.size(); j++) {
+          h[block.from() + i][block.from() + j] = block.get(i, j);
         }
-        h[i][i] += 0.01 * trace / (to - from);
+        h[block.from() + i][block.from() + i] += 0.01 * block.trace() / block.size();
       }
     }
     return h;
@@ -114,6 +105,8 @@ class SparseFitTest {
     for (int[] starts : new int[][] {{0}, {0, 5}, {0, 3, 4}}) {
       Random random = new Random(5);
       double[][] lower = moments(random, 11, starts);
+      assertArrayEquals(
+          starts, MomentBlock.of(lower).stream().mapToInt(MomentBlock::from).toArray());
       int outputs = 70;
       float[] w = weights(random, 11 * outputs);
       float[] x = w.clone();

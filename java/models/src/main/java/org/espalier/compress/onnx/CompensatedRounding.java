@@ -1,6 +1,5 @@
 package org.espalier.compress.onnx;
 
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
@@ -17,10 +16,7 @@ import java.util.stream.IntStream;
  * and safe for several threads.
  */
 final class CompensatedRounding {
-  /** Share of the mean of H's diagonal that is added to it: fewer rows than channels stay solvable. */
-  private static final double DAMPING = 0.01;
-
-  /** How much more of it where that is not enough. */
+  /** How much more damping where the usual is not enough. */
   private static final double MORE_DAMPING = 10;
 
   private static final int COLUMNS = 64;
@@ -33,35 +29,25 @@ final class CompensatedRounding {
    */
   private record Block(int[] order, float[][] factor) {}
 
-  private final List<Block> blocks = new ArrayList<>();
+  private final List<Block> blocks;
 
   /**
    * Factors the second moments of an activation.
    *
-   * @param moments lower triangle of H, row i holding the entries from the first of its block to (i, i), so
-   *     that a row of one entry starts a block; finite
+   * @param moments lower triangle of H as {@link MomentBlock#of} takes it; finite
    */
   CompensatedRounding(double[][] moments) {
-    for (int from = 0, to; from < moments.length; from = to) {
-      to = from + 1;
-      while (to < moments.length && moments[to].length > 1) {
-        to++;
-      }
-      blocks.add(block(Arrays.copyOfRange(moments, from, to), from));
-    }
+    blocks = MomentBlock.of(moments).stream().map(CompensatedRounding::block).toList();
   }
 
-  private static Block block(double[][] moments, int from) {
-    int k = moments.length;
-    double trace = 0;
-    for (int i = 0; i < k; i++) {
-      trace += moments[i][i];
-    }
-    double damping = trace > 0 ? DAMPING * trace / k : 1;
+  private static Block block(MomentBlock moments) {
+    int k = moments.size();
+    double trace = moments.trace();
+    double damping = trace > 0 ? MomentBlock.DAMPING * trace / k : 1;
     int[] order =
         IntStream.range(0, k)
             .boxed()
-            .sorted(Comparator.comparingDouble((Integer i) -> -moments[i][i]))
+            .sorted(Comparator.comparingDouble((Integer i) -> -moments.get(i, i)))
             .mapToInt(Integer::intValue)
             .toArray();
     double[][] inverse = invert(damped(moments, order, damping));
@@ -72,22 +58,20 @@ final class CompensatedRounding {
         factor[i][j - i] = (float) inverse[k - 1 - i][k - 1 - j];
       }
     }
-    return new Block(Arrays.stream(order).map(i -> from + i).toArray(), factor);
+    return new Block(Arrays.stream(order).map(i -> moments.from() + i).toArray(), factor);
   }
 
   /**
    * The Cholesky factor of H + damping. H = R·Rᵀ with R upper triangular gives H⁻¹ = R⁻ᵀ·R⁻¹, so U = R⁻¹. R is
    * the factor of H read from the last row and column to the first.
    */
-  private static double[][] damped(double[][] moments, int[] order, double damping) {
+  private static double[][] damped(MomentBlock moments, int[] order, double damping) {
     int k = order.length;
     double[][] reversed = new double[k][];
     for (int i = 0; i < k; i++) {
       reversed[i] = new double[i + 1];
       for (int j = 0; j <= i; j++) {
-        int a = order[k - 1 - i];
-        int b = order[k - 1 - j];
-        reversed[i][j] = moments[Math.max(a, b)][Math.min(a, b)];
+        reversed[i][j] = moments.get(order[k - 1 - i], order[k - 1 - j]);
       }
       reversed[i][i] += damping;
     }

@@ -20,9 +20,6 @@ import java.util.stream.IntStream;
 final class SparseFit {
   private static final int STEPS = 4;
 
-  /** Share of the mean of H's diagonal that is added to it: fewer rows than inputs stay solvable. */
-  private static final float DAMPING = 0.01f;
-
   /** So many outputs are solved for together: four rows of H stay in the nearest cache for them. */
   private static final int PANEL = 64;
 
@@ -43,8 +40,7 @@ final class SparseFit {
   private final float[] inverse;
 
   /**
-   * @param lower lower triangle of H, row i holding the entries from the first of its block to (i, i), so that a row
-   *     of one entry starts a block; finite
+   * @param lower lower triangle of H as {@link MomentBlock#of} takes it; finite
    */
   SparseFit(double[][] lower) {
     int n = lower.length;
@@ -52,25 +48,19 @@ final class SparseFit {
     size = new float[n];
     inverse = new float[n];
     boolean unknown = Arrays.stream(lower).allMatch(row -> row[row.length - 1] == 0);
-    for (int from = 0, to; from < n; from = to) {
-      to = from + 1;
-      while (to < n && lower[to].length > 1) {
-        to++;
-      }
-      double trace = 0;
-      for (int i = from; i < to; i++) {
-        trace += lower[i][i - from];
-      }
+    for (MomentBlock block : MomentBlock.of(lower)) {
+      double trace = block.trace();
       // Each block counts for itself, so that its scale is free: the mean of its diagonal is 1.
-      double scale = trace > 0 ? (to - from) / trace : 0;
-      for (int i = from; i < to; i++) {
-        moments[i] = new float[to - from];
-        for (int j = from; j < to; j++) {
-          moments[i][j - from] = (float) (scale * lower[Math.max(i, j)][Math.min(i, j) - from]);
+      double scale = trace > 0 ? block.size() / trace : 0;
+      for (int i = 0; i < block.size(); i++) {
+        int k = block.from() + i;
+        moments[k] = new float[block.size()];
+        for (int j = 0; j < block.size(); j++) {
+          moments[k][j] = (float) (scale * block.get(i, j));
         }
-        moments[i][i - from] += DAMPING;
-        size[i] = unknown ? 1 : (float) Math.sqrt(Math.max(0, lower[i][i - from]));
-        inverse[i] = 1 / moments[i][i - from];
+        moments[k][i] += (float) MomentBlock.DAMPING;
+        size[k] = unknown ? 1 : (float) Math.sqrt(Math.max(0, block.get(i, i)));
+        inverse[k] = 1 / moments[k][i];
       }
     }
   }
