@@ -24,44 +24,6 @@ final class ResizeOperators {
     table.one("GridSample", 16, ResizeOperators::gridSample);
   }
 
-  /** How positions and weights are found. */
-  private record Rule(
-      String mode,
-      String coordinates,
-      String nearest,
-      double cubic,
-      boolean excludeOutside,
-      double outside) {
-    boolean crops() {
-      return coordinates.equals("tf_crop_and_resize");
-    }
-  }
-
-  private static Rule rule(Node n) {
-    return new Rule(
-        n.choice("mode", "nearest", "nearest", "linear", "cubic"),
-        n.choice(
-            "coordinate_transformation_mode",
-            "half_pixel",
-            "half_pixel",
-            "pytorch_half_pixel",
-            "align_corners",
-            "asymmetric",
-            "tf_half_pixel_for_nn",
-            "tf_crop_and_resize",
-            "half_pixel_symmetric"),
-        n.choice(
-            "nearest_mode",
-            "round_prefer_floor",
-            "round_prefer_floor",
-            "round_prefer_ceil",
-            "floor",
-            "ceil"),
-        n.real("cubic_coeff_a", -0.75),
-        n.flag("exclude_outside", false),
-        n.real("extrapolation_value", 0));
-  }
-
   /**
    * What becomes of one axis.
    *
@@ -91,16 +53,8 @@ final class ResizeOperators {
   }
 
   private static Function<Inputs, Tensor> resize(Node n) {
-    Rule rule = rule(n);
-    long[] axes = n.opset() >= 18 ? n.integers("axes", null) : null;
-    if (n.opset() >= 18 && n.flag("antialias", false)) {
-      throw n.unsupported("antialias = 1");
-    }
-    String policy =
-        n.opset() >= 18
-            ? n.choice(
-                "keep_aspect_ratio_policy", "stretch", "stretch", "not_larger", "not_smaller")
-            : "stretch";
+    ResizeAttributes rule = ResizeAttributes.of(n);
+    long[] axes = rule.axes();
     return in -> {
       Tensor x = in.get(0);
       int rank = (int) x.dim();
@@ -120,7 +74,9 @@ final class ResizeOperators {
         common =
             k == 0
                 ? ratio
-                : policy.equals("not_larger") ? Math.min(common, ratio) : Math.max(common, ratio);
+                : rule.policy().equals("not_larger")
+                    ? Math.min(common, ratio)
+                    : Math.max(common, ratio);
       }
       Tensor y = new Tensor(x);
       for (int k = 0; k < count; k++) {
@@ -128,7 +84,7 @@ final class ResizeOperators {
         long size = x.size(axis);
         double scale;
         long target;
-        if (sizes.length > 0 && !policy.equals("stretch")) {
+        if (sizes.length > 0 && !rule.stretches()) {
           scale = common;
           target = (long) Math.floor(common * size + 0.5);
         } else if (sizes.length > 0) {
@@ -153,11 +109,7 @@ final class ResizeOperators {
   }
 
   private static Function<Inputs, Tensor> upsample(Node n) {
-    if (n.opset() > 9) {
-      throw n.unsupported("Upsample after operator set 9");
-    }
-    String mode = n.choice("mode", "nearest", "nearest", "linear");
-    Rule rule = new Rule(mode, "asymmetric", "floor", 0, false, 0);
+    ResizeAttributes rule = ResizeAttributes.ofUpsample(n);
     return in -> {
       Tensor y = new Tensor(in.get(0));
       double[] scales = in.doubles(1);
@@ -172,9 +124,9 @@ final class ResizeOperators {
     };
   }
 
-  private static Tensor along(Inputs in, Tensor x, int axis, Line line, Rule rule) {
+  private static Tensor along(Inputs in, Tensor x, int axis, Line line, ResizeAttributes rule) {
     long size = line.size;
-    boolean selects = rule.mode.equals("nearest") && !rule.crops();
+    boolean selects = rule.mode().equals("nearest") && !rule.crops();
     if (line.target > MOST_WEIGHTS / (selects ? 1 : Math.max(1, size))) {
       throw new InputException(
           "axis "
@@ -189,12 +141,12 @@ final class ResizeOperators {
     int n = (int) line.target;
     double[] position = new double[n];
     for (int i = 0; i < n; i++) {
-      position[i] = line.position(i, rule.coordinates);
+      position[i] = line.position(i, rule.coordinates());
     }
     if (selects) {
       long[] index = new long[n];
       for (int i = 0; i < n; i++) {
-        index[i] = clamp(nearest(position[i], rule.nearest), size);
+        index[i] = clamp(nearest(position[i], rule.nearest()), size);
       }
       return x.index_select(axis, in.tensor(index, n));
     }
@@ -203,12 +155,12 @@ final class ResizeOperators {
     double[] constant = new double[n];
     for (int i = 0; i < n; i++) {
       if (rule.crops() && (position[i] < 0 || position[i] > size - 1)) {
-        constant[i] = rule.outside;
+        constant[i] = rule.outside();
         continue;
       }
-      switch (rule.mode) {
+      switch (rule.mode()) {
         case "nearest" ->
-            matrix[i * columns + (int) clamp(nearest(position[i], rule.nearest), size)] = 1;
+            matrix[i * columns + (int) clamp(nearest(position[i], rule.nearest()), size)] = 1;
         case "linear" -> {
           long low = (long) Math.floor(position[i]);
           double high = position[i] - low;
@@ -226,10 +178,11 @@ final class ResizeOperators {
     return y.transpose(axis, -1);
   }
 
-  private static void cubic(double[] matrix, int row, double position, long size, Rule rule) {
+  private static void cubic(
+      double[] matrix, int row, double position, long size, ResizeAttributes rule) {
     long low = (long) Math.floor(position);
     double t = position - low;
-    double a = rule.cubic;
+    double a = rule.cubic();
     double[] weights = {
       ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a,
       ((a + 2) * t - (a + 3)) * t * t + 1,
@@ -239,13 +192,13 @@ final class ResizeOperators {
     double sum = 0;
     for (int k = 0; k < 4; k++) {
       long i = low - 1 + k;
-      if (rule.excludeOutside && (i < 0 || i >= size)) {
+      if (rule.excludeOutside() && (i < 0 || i >= size)) {
         weights[k] = 0;
       }
       sum += weights[k];
     }
     for (int k = 0; k < 4; k++) {
-      double w = rule.excludeOutside ? weights[k] / sum : weights[k];
+      double w = rule.excludeOutside() ? weights[k] / sum : weights[k];
       matrix[row + (int) clamp(low - 1 + k, size)] += w;
     }
   }
