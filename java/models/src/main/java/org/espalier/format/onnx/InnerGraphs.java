@@ -36,6 +36,33 @@ public final class InnerGraphs {
     return graphs;
   }
 
+  /** Adds a node, and behind it all nodes inside it, each before those inside it. */
+  static void addNodes(NodeProto n, List<NodeProto> all) {
+    all.add(n);
+    of(n).forEach(g -> g.getNodeList().forEach(inner -> addNodes(inner, all)));
+  }
+
+  /** Adds the values that a node and the graphs inside it use. */
+  static void addUses(NodeProto n, Set<String> used) {
+    used.addAll(n.getInputList());
+    for (GraphProto g : of(n)) {
+      g.getNodeList().forEach(inner -> addUses(inner, used));
+      g.getOutputList().forEach(v -> used.add(v.getName()));
+    }
+  }
+
+  /** Adds all names of values and nodes of a node and the graphs inside it. */
+  static void addNames(NodeProto n, Set<String> names) {
+    names.add(n.getName());
+    names.addAll(n.getInputList());
+    names.addAll(n.getOutputList());
+    for (GraphProto g : of(n)) {
+      g.getInitializerList().forEach(t -> names.add(t.getName()));
+      g.getInputList().forEach(v -> names.add(v.getName()));
+      g.getNodeList().forEach(inner -> addNames(inner, names));
+    }
+  }
+
   /** A node with its graphs changed, each by one call; the node itself where it has none. */
   public static NodeProto changed(NodeProto n, UnaryOperator<GraphProto> change) {
     if (of(n).isEmpty()) {

@@ -1,6 +1,5 @@
 package org.espalier.format.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.FunctionProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
@@ -506,24 +505,9 @@ public final class OnnxModel {
   /** The values that a node uses, those of its sub-graphs included. */
   public static Set<String> uses(NodeProto n) {
     Set<String> used = new HashSet<>();
-    addUses(n, used);
+    InnerGraphs.addUses(n, used);
     used.remove("");
     return used;
-  }
-
-  private static void addUses(NodeProto n, Set<String> used) {
-    used.addAll(n.getInputList());
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.hasG()) {
-        addUses(a.getG(), used);
-      }
-      a.getGraphsList().forEach(g -> addUses(g, used));
-    }
-  }
-
-  private static void addUses(GraphProto g, Set<String> used) {
-    g.getNodeList().forEach(n -> addUses(n, used));
-    g.getOutputList().forEach(v -> used.add(v.getName()));
   }
 
   /**
@@ -541,13 +525,8 @@ public final class OnnxModel {
   /** The nodes of the main graph and of the graphs inside them, each before those inside it. */
   public List<NodeProto> allNodes() {
     List<NodeProto> all = new ArrayList<>();
-    nodes.forEach(n -> addAll(n, all));
+    nodes.forEach(n -> InnerGraphs.addNodes(n, all));
     return all;
-  }
-
-  private static void addAll(NodeProto n, List<NodeProto> all) {
-    all.add(n);
-    InnerGraphs.of(n).forEach(g -> g.getNodeList().forEach(inner -> addAll(inner, all)));
   }
 
   /** The nodes of the main graph by the values they define. */
@@ -595,32 +574,14 @@ public final class OnnxModel {
     Set<String> names = new HashSet<>(initializers.keySet());
     graph.getInputList().forEach(v -> names.add(v.getName()));
     graph.getSparseInitializerList().forEach(s -> names.add(s.getValues().getName()));
-    nodes.forEach(n -> addNames(n, names));
+    nodes.forEach(n -> InnerGraphs.addNames(n, names));
     return names;
-  }
-
-  private static void addNames(NodeProto n, Set<String> names) {
-    names.add(n.getName());
-    names.addAll(n.getInputList());
-    names.addAll(n.getOutputList());
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.hasG()) {
-        addNames(a.getG(), names);
-      }
-      a.getGraphsList().forEach(g -> addNames(g, names));
-    }
-  }
-
-  private static void addNames(GraphProto g, Set<String> names) {
-    g.getInitializerList().forEach(t -> names.add(t.getName()));
-    g.getInputList().forEach(v -> names.add(v.getName()));
-    g.getNodeList().forEach(n -> addNames(n, names));
   }
 
   /** Names for new values of a graph that defines {@code outer} and has these nodes. */
   static Names names(List<NodeProto> nodes, Set<String> outer) {
     Set<String> names = new HashSet<>(outer);
-    nodes.forEach(n -> addNames(n, names));
+    nodes.forEach(n -> InnerGraphs.addNames(n, names));
     return new Names(names);
   }
 
