@@ -119,6 +119,17 @@ class RepetitionsTest {
     assertTrue(message.contains("(?:a|aa)+b of its normalizer repeats (?:a|aa)+"), message);
   }
 
+  /** As Llama 3's tokenizer has it: each of the blanks is given back before it fails. */
+  @Test
+  void textsAreAsLongAsPatternsTake() throws IOException {
+    String pattern = "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    ids(pattern, " ".repeat(TextTokenizer.LONGEST - 1) + "x");
+    String longer = " ".repeat(TextTokenizer.LONGEST) + "x";
+    String message = assertThrows(InputException.class, () -> ids(pattern, longer)).getMessage();
+    assertTrue(message.endsWith("it has 4194305 characters; 4194304 are the most"), message);
+    assertTrue(message.length() < 400, message);
+  }
+
   private void ids(String regex, String text) throws IOException {
     String json =
         """

@@ -58,6 +58,12 @@ public final class TextTokenizer implements AutoCloseable {
     }
   }
 
+  /**
+   * Characters of the longest text: several books. A pattern such as {@code \s*[\r\n]+} may try each of them in turn, and
+   * the library ends the process after ten million.
+   */
+  static final int LONGEST = 1 << 22;
+
   /** How much of a text a message shows. */
   private static final int SHOWN = 60;
 
@@ -109,23 +115,28 @@ public final class TextTokenizer implements AutoCloseable {
   /**
    * Encodes one text.
    *
-   * @throws InputException where the tokenizer does not take it, as one whose vocabulary lacks its unknown token
+   * @throws InputException where the tokenizer does not take it, as one whose vocabulary lacks its unknown token, or it is too long
    */
   public Tokens encode(String text) {
+    if (text.length() > LONGEST) {
+      throw new InputException(
+          refused(text) + "it has " + text.length() + " characters; " + LONGEST + " are the most");
+    }
     Encoding e;
     try {
       e = tokenizer.encode(text);
     } catch (RuntimeException failure) {
-      throw new InputException(
-          "tokenizer "
-              + file
-              + " does not take the text '"
-              + (text.length() > SHOWN ? text.substring(0, SHOWN) + "…" : text)
-              + "': "
-              + failure.getMessage(),
-          failure);
+      throw new InputException(refused(text) + failure.getMessage(), failure);
     }
     return new Tokens(e.getIds(), e.getAttentionMask(), e.getTypeIds());
+  }
+
+  private String refused(String text) {
+    return "tokenizer "
+        + file
+        + " does not take the text '"
+        + (text.length() > SHOWN ? text.substring(0, SHOWN) + "…" : text)
+        + "': ";
   }
 
   @Override
