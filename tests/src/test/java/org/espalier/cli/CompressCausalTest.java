@@ -61,6 +61,15 @@ class CompressCausalTest {
       export: {formats: [onnx, onnx-float]}
       """;
 
+  private static final String ENCODER =
+      """
+      model: {file: model.onnx, tokenizer: tokenizer.json}
+      data: {texts: texts.txt, validation: 64, evaluation: 100}
+      stages:
+        - {kind: distil, steps: 2, batch: 32}
+      export: {formats: [onnx]}
+      """;
+
   @TempDir Path folder;
 
   @BeforeEach
@@ -364,15 +373,7 @@ class CompressCausalTest {
   @Test
   void anEncoderIsRunInOnnxRuntimeBeforeItIsTrained() throws IOException {
     Path recipe = folder.resolve("encoder.yaml");
-    Files.writeString(
-        recipe,
-        """
-        model: {file: model.onnx, tokenizer: tokenizer.json}
-        data: {texts: texts.txt, validation: 64, evaluation: 100}
-        stages:
-          - {kind: distil, steps: 2, batch: 32}
-        export: {formats: [onnx]}
-        """);
+    Files.writeString(recipe, ENCODER);
     Path model = folder.resolve("model.onnx");
     ModelProto right = ModelProto.parseFrom(Files.readAllBytes(model));
     Files.write(model, withAxesOfTwoDimensions(right).toByteArray());
@@ -391,6 +392,27 @@ class CompressCausalTest {
     Run.refused(folder, new String[] {"model.onnx: ONNX Runtime failed on a batch of 2"}, check);
     Files.write(model, right.toByteArray());
     Run.of(check).done();
+  }
+
+  /** The tokenizer is of a model with one word more, which few of the texts have. */
+  @Test
+  void aTokenThatTheModelDoesNotHaveIsFoundBeforeItIsTrained() throws IOException {
+    Path recipe = folder.resolve("encoder.yaml");
+    Files.writeString(recipe, ENCODER.replace("evaluation: 100", "evaluation-texts: own.txt"));
+    List<String> texts = texts(3000, 3);
+    String last = word(WORDS - 1);
+    texts.removeIf(text -> List.of(text.split(" ")).contains(last));
+    Files.write(folder.resolve("own.txt"), texts.subList(0, 100));
+    texts.addAll(100, List.of(last + " " + word(0), last + " " + word(1), last + " " + word(2)));
+    Files.write(folder.resolve("texts.txt"), texts);
+    Path model = folder.resolve("model.onnx");
+    Files.write(model, SmallDecoder.of(1, VOCABULARY - 1, 32, 1).toByteArray());
+    Run.refused(
+        folder,
+        new String[] {"the index 40 is outside [-40, 39]", "of which 40 is the highest"},
+        "recipe",
+        "check",
+        recipe);
   }
 
   /** libtorch takes axes of any shape. */

@@ -491,13 +491,29 @@ final class PlanCheck {
     }
   }
 
-  /** The shape of what the model gives for an example, found by a batch of some, the longest text among them. */
+  private static long highest(long[] tokens) {
+    return LongStream.of(tokens).max().orElseThrow();
+  }
+
+  /** Some of the examples; of texts the longest among them, and that with the highest token. */
+  private static int[] few(Examples examples) {
+    int longest = longest(examples);
+    int[] few = IntStream.range(0, FEW).map(i -> (longest + i) % examples.size()).toArray();
+    if (examples instanceof Examples.Texts texts) {
+      few[FEW - 1] =
+          IntStream.range(0, texts.size())
+              .reduce((a, b) -> highest(texts.ids().get(b)) > highest(texts.ids().get(a)) ? b : a)
+              .orElseThrow();
+    }
+    return few;
+  }
+
+  /** The shape of what the model gives for an example, found by a batch of {@link #few}. */
   private long[] shape(OnnxGraph graph, String value, String name) {
     Examples examples = job.training();
-    int longest = longest(examples);
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      int[] few = IntStream.range(0, FEW).map(i -> (longest + i) % examples.size()).toArray();
+      int[] few = few(examples);
       Batch batch = batch(examples, few, graph, name);
       Tensor output;
       try {
@@ -505,8 +521,12 @@ final class PlanCheck {
       } catch (InputException e) {
         throw new InputException(
             e.getMessage()
-                + (examples instanceof Examples.Texts
-                    ? " (for texts of up to " + examples.length(longest) + " tokens)"
+                + (examples instanceof Examples.Texts texts
+                    ? " (for texts of up to "
+                        + examples.length(few[0])
+                        + " tokens, of which "
+                        + highest(texts.ids().get(few[FEW - 1]))
+                        + " is the highest)"
                     : " (for " + FEW + " examples; the model must take batches of any size)"),
             e);
       }
