@@ -8,8 +8,8 @@ import java.util.function.ToDoubleFunction;
  * adds up; their work need not.
  */
 final class ChannelAllocation {
-  /** The most steps of a set in an exchange. */
-  private static final int FAR = 3;
+  /** The most steps of a set in an exchange: a head is as much work as some hundred channels, which go by sixteens. */
+  private static final int FAR = 20;
 
   /** An exchange lowers the cost by more than this share: what is less is rounding. */
   private static final double GAIN = 1e-9;
