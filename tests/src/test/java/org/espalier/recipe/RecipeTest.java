@@ -94,6 +94,21 @@ class RecipeTest {
     assertEquals(2, recipe.stages().stages().get(1).training().objective().similarity());
   }
 
+  /** Texts can hardly be too many for what is solved for; the rest is content with fewer. */
+  @Test
+  void whatIsRefittedSeesMoreTexts() {
+    assertEquals(256, parse(RIGHT).data().calibration());
+    String refitted = RIGHT.replace("schedule: cubic", "refit: true");
+    assertEquals(2048, parse(refitted).data().calibration());
+    String narrow = RIGHT.replace("data:", "student: {channels: 0.2}\ndata:");
+    assertEquals(2048, parse(narrow).data().calibration());
+    assertEquals(64, parse(narrow, "data.calibration=64").data().calibration());
+    String file = RIGHT.replace("data:", "student: {file: small.onnx}\ndata:");
+    assertEquals(256, parse(file).data().calibration());
+    String examples = narrow.replace("texts: texts.txt", "examples: x.safetensors");
+    assertEquals(256, parse(examples).data().calibration());
+  }
+
   static Stream<Arguments> mistakes() {
     return Stream.of(
         wrong("sparsity: 0.4", "sparsty: 0.4", "recipe.yaml:9: thin", "'sparsty'", "'sparsity'"),

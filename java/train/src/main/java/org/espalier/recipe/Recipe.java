@@ -58,6 +58,12 @@ public record Recipe(
     String title,
     boolean measureStages,
     double checkpointSeconds) {
+  /** So many examples show what is fitted to them. */
+  private static final int CALIBRATION = 256;
+
+  /** So many texts where weights are solved for. */
+  private static final int REFITTING_TEXTS = 2048;
+
   /** Texts of a batch; with fewer there is one other text at most. */
   private static final int LEAST_SIMILAR = 3;
 
@@ -193,7 +199,7 @@ public record Recipe(
         modelSettings(model),
         all.has("teacher") ? all.group("teacher").text("file") : null,
         all.has("student") ? student(all.group("student")) : null,
-        dataSettings(data, task),
+        dataSettings(data, task, isRefitted(all, plan)),
         plan,
         ofDefaultLoss,
         formats,
@@ -271,7 +277,15 @@ public record Recipe(
         model.place("file"));
   }
 
-  private static DataSettings dataSettings(Settings data, Task task) {
+  /** Whether weights are solved for by what calibration saw, for which texts can hardly be too many. */
+  private static boolean isRefitted(Settings all, CompressionPlan plan) {
+    return all.has("student") && all.group("student").given("channels")
+        || plan.stages().stream()
+            .anyMatch(stage -> stage instanceof Stage.Prune p && p.pruning().refit());
+  }
+
+  private static DataSettings dataSettings(Settings data, Task task, boolean refitted) {
+    int usual = refitted && data.given("texts") ? REFITTING_TEXTS : CALIBRATION;
     return new DataSettings(
         data.text("texts"),
         data.text("format").equals("wordnet"),
@@ -280,7 +294,7 @@ public record Recipe(
         data.has("train") ? data.small("train") : 0,
         data.small("validation"),
         data.small("evaluation"),
-        data.small("calibration"),
+        data.has("calibration") ? data.small("calibration") : usual,
         data.text("evaluation-texts"),
         data.text("evaluation-examples"),
         data.place(data.given("texts") ? "texts" : "examples"));

@@ -160,9 +160,10 @@ public final class RecipeSchema {
                           optional(
                               "calibration",
                               COUNT,
-                              "256",
+                              null,
                               "So many of the training examples show what quantization, refitting"
-                                  + " and removed channels are fitted to."),
+                                  + " and removed channels are fitted to. Default: 256; of texts"
+                                  + " 2048 where channels are removed or weights refitted."),
                           optional(
                               "evaluation-texts",
                               FILE,
