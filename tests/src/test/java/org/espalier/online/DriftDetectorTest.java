@@ -1,6 +1,7 @@
 package org.espalier.online;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -57,8 +58,25 @@ class DriftDetectorTest {
     assertTrue(abrupt.falseAlarms() <= 3, abrupt.toString());
     Outcome small = run(() -> new Adwin(0.002), 0.2, 0.3);
     assertTrue(small.missed() <= 1 && small.delay() < 700, small.toString());
-    // It finds falls too.
-    assertEquals(0, run(() -> new Adwin(0.002), 0.4, 0.1).missed());
+  }
+
+  /** A model that learns errs less and less: the window follows, and nobody is alarmed, nor by what was dropped later. */
+  @Test
+  void adwinFollowsAFallAndAlarmsOfTheRiseAfterIt() {
+    assertEquals(40, run(() -> new Adwin(0.002), 0.4, 0.1).missed());
+    Adwin adwin = new Adwin(0.002);
+    Random random = new Random(8);
+    for (int i = 0; i < 2 * CHANGE; i++) {
+      assertFalse(adwin.add(random.nextDouble() < (i < CHANGE ? 0.4 : 0.1) ? 1 : 0), "at " + i);
+    }
+    assertTrue(adwin.width() < 1.1 * CHANGE, "width " + adwin.width());
+    assertEquals(0.1, adwin.mean(), 0.02);
+    int found = 0;
+    while (!adwin.add(random.nextDouble() < 0.4 ? 1 : 0)) {
+      found++;
+    }
+    assertTrue(found < 90, "after " + found);
+    assertTrue(adwin.evidence().startsWith("ADWIN: mean error 0.1"), adwin.evidence());
   }
 
   @Test

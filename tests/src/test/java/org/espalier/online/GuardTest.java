@@ -291,6 +291,38 @@ class GuardTest {
     }
   }
 
+  /** Where nothing but the model gets better no weights are reset, and where the world changes they are once. */
+  @Test
+  void aModelThatLearnsIsNoDrift() {
+    List<Example> stream = new ArrayList<>(Streams.plane(5000, FEATURES, 0.02, 1, 9));
+    for (Example e : Streams.plane(5000, FEATURES, 0.02, 2, 9)) {
+      stream.add(Example.of(e.features(), 1 - e.label()));
+    }
+    OnlineSettings settings =
+        Streams.crossEntropy(0.05)
+            .batch(1)
+            .drift(OnlineSettings.Drift.of(OnlineSettings.Drift.Action.RESET))
+            .build();
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings);
+        LinearHead plainHead = new LinearHead(FEATURES, 2);
+        OnlineLearner plain =
+            new OnlineLearner(plainHead, Streams.crossEntropy(0.05).batch(1).build())) {
+      learner.onEvent(events::add);
+      learner.learn(stream.subList(0, 5000));
+      plain.learn(stream.subList(0, 5000));
+      assertEquals(List.of(), events);
+      assertArrayEquals(plain.weights().get("weight"), learner.weights().get("weight"));
+      learner.learn(stream.subList(5000, 10_000));
+      plain.learn(stream.subList(5000, 10_000));
+      assertEquals(
+          List.of(Event.Kind.DRIFT), events.stream().map(Event::kind).toList(), events.toString());
+      double accuracy = learner.metrics().get("accuracy");
+      double without = plain.metrics().get("accuracy");
+      assertTrue(accuracy > without + 0.002, accuracy + " and without resets " + without);
+    }
+  }
+
   /** A drift makes losses and gradients large, which is no reason to learn what explodes just then. */
   @Test
   void theRulesStayAwakeWhileADriftIsFollowed() {
@@ -309,7 +341,7 @@ class GuardTest {
           OnlineLearner learner = new OnlineLearner(head, settings)) {
         learner.onEvent(events::add);
         learner.learn(Streams.plane(2000, FEATURES, 0, 1, 9));
-        events.clear(); // learning from nothing is a change too
+        events.clear();
         List<Example> changed = Streams.plane(2000, FEATURES, 0, 2, 77);
         int at = 0;
         while (events.stream().noneMatch(e -> e.kind() == Event.Kind.DRIFT)) {

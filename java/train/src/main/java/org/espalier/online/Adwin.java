@@ -8,7 +8,8 @@ import java.util.Locale;
 /**
  * Adaptive windowing: Bifet and Gavaldà, "Learning from time-changing data with adaptive windowing"
  * (2007), the version ADWIN2. The window grows while its mean is stable; where two parts of it differ
- * by more than chance allows with confidence 1 − delta, the older part is dropped.
+ * by more than chance allows with confidence 1 − delta, the older part is dropped. Errors that become fewer shorten the
+ * window too, and are no alarm: that is a model that learns.
  *
  * <p>Keeps at most {@value #PER_ROW} buckets of each power of two, so memory and time a number are
  * logarithmic in the window.
@@ -93,8 +94,9 @@ final class Adwin implements DriftDetector {
     }
   }
 
+  /** Drops what is of another time than the newest numbers; true where the mean has risen since. */
   private boolean cut() {
-    boolean changed = false;
+    boolean risen = false;
     boolean again = true;
     while (again && width > LEAST) {
       again = false;
@@ -114,17 +116,19 @@ final class Adwin implements DriftDetector {
             break search;
           }
           if (n0 >= SHORTEST && differ(n0, n1, u0 / n0, u1 / n1)) {
-            before = u0 / n0;
-            after = u1 / n1;
+            if (u1 / n1 > u0 / n0) {
+              before = u0 / n0;
+              after = u1 / n1;
+              risen = true;
+            }
             dropOldest();
             again = true;
-            changed = true;
             break search;
           }
         }
       }
     }
-    return changed;
+    return risen;
   }
 
   private boolean differ(double n0, double n1, double mean0, double mean1) {

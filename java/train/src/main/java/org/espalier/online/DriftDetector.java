@@ -4,9 +4,9 @@ import java.io.DataInput;
 import java.io.DataOutput;
 import java.io.IOException;
 
-/** Watches a stream of errors in [0, 1] for a change of its mean. Not for several threads. */
+/** Watches a stream of errors in [0, 1] for a rise of its mean. Not for several threads. */
 interface DriftDetector {
-  /** Adds an error; true where the mean has changed. */
+  /** Adds an error; true where the mean has risen. */
   boolean add(double error);
 
   /** What it knows, in words, for a log. */

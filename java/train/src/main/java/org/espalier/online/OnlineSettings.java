@@ -82,7 +82,8 @@ public record OnlineSettings(
   }
 
   /**
-   * Detection of a change of the error's mean by ADWIN and by the test of Page and Hinkley.
+   * Detection of a rise of the error's mean by ADWIN and by the test of Page and Hinkley. Errors that become fewer are no
+   * drift.
    *
    * @param delta ADWIN's chance of a false alarm, in (0, 1)
    * @param slack of Page and Hinkley: rises below it do not count
@@ -96,7 +97,7 @@ public record OnlineSettings(
       REPORT,
       /** Momentum is forgotten and the schedule of the learning rate begins anew. */
       RESTART,
-      /** The weights go back to the beginning too. */
+      /** The weights go back to the beginning too, and detection begins anew. */
       RESET
     }
 

@@ -502,6 +502,7 @@ final class SequentialLearner implements AutoCloseable {
     if (settings.drift().action() == OnlineSettings.Drift.Action.RESET) {
       state.restore(beginning);
       reservoir.clear();
+      detectors = freshDetectors(); // the errors to come are of other weights
     }
     state.forgetMomentum();
     forgetWorld();
