@@ -2,6 +2,7 @@ package org.espalier.device;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -61,6 +62,61 @@ class TensorTest {
       tensor.close();
       tensor.close();
       assertThrows(IllegalStateException.class, tensor::pointer);
+    }
+  }
+
+  @Test
+  void viewsOfClosedMemoryRefuseUse() {
+    OwnedTensor owner = OwnedTensor.allocate(DType.F32, 4, 4);
+    Tensor slice = owner.slice(4, 8).slice(2, 2);
+    owner.close();
+    assertEquals(
+        "a tensor of 64 bytes is closed",
+        assertThrows(IllegalStateException.class, slice::pointer).getMessage());
+    FloatPointer floats = new FloatPointer(4);
+    Tensor view = Tensor.of(floats, DType.F32, 4);
+    floats.close();
+    assertEquals(
+        "the memory of F32[4] is closed",
+        assertThrows(IllegalStateException.class, view::requireOpen).getMessage());
+    assertThrows(IllegalStateException.class, () -> view.slice(0, 1));
+    for (FloatPointer none : new FloatPointer[] {floats, new FloatPointer()}) {
+      assertThrows(IllegalArgumentException.class, () -> Tensor.of(none, DType.F32, 4));
+      assertEquals(0, Tensor.of(none, DType.F32, 0, 4).elements());
+    }
+  }
+
+  @Test
+  void knowsWhatCannotBeWritten() {
+    ByteBuffer bytes = ByteBuffer.allocateDirect(16).order(ByteOrder.nativeOrder());
+    assertTrue(Tensor.of(bytes, DType.F32, 4).slice(0, 2).isWritable());
+    Tensor fixed = Tensor.of(bytes.asReadOnlyBuffer(), DType.F32, 4);
+    assertFalse(fixed.isWritable());
+    assertFalse(fixed.slice(0, 2).isWritable());
+    assertEquals(
+        "out F32[4] is read-only memory, of a mapped file or a read-only buffer",
+        assertThrows(IllegalArgumentException.class, () -> fixed.requireWritable("out"))
+            .getMessage());
+  }
+
+  /** What Java makes where nobody says a byte order. */
+  @Test
+  void floatsOfAnotherByteOrderAreRefused() {
+    FloatBuffer floats = ByteBuffer.allocateDirect(16).asFloatBuffer();
+    String message =
+        assertThrows(IllegalArgumentException.class, () -> Tensor.of(floats, 4)).getMessage();
+    assertTrue(message.startsWith("the buffer's floats are BIG_ENDIAN"), message);
+  }
+
+  @Test
+  void anAxisThatThereIsNotIsNamed() {
+    try (OwnedTensor tensor = OwnedTensor.allocate(DType.F32, 2, 3)) {
+      for (int axis : new int[] {2, -3}) {
+        assertEquals(
+            "axis " + axis + " of F32[2, 3]",
+            assertThrows(IndexOutOfBoundsException.class, () -> tensor.dimension(axis))
+                .getMessage());
+      }
     }
   }
 

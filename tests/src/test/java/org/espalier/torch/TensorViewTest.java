@@ -73,6 +73,18 @@ class TensorViewTest {
     }
   }
 
+  @Test
+  void aViewEndsWithItsTensor() {
+    org.espalier.device.Tensor view;
+    try (PointerScope scope = new PointerScope()) {
+      view = TensorView.of(AbstractTensor.create(1f, 2f));
+      view.requireOpen();
+    }
+    assertEquals(
+        "the memory of F32[2] is closed",
+        assertThrows(IllegalStateException.class, view::pointer).getMessage());
+  }
+
   private static void refused(String part, Tensor tensor) {
     String message =
         assertThrows(IllegalArgumentException.class, () -> TensorView.of(tensor)).getMessage();

@@ -85,6 +85,13 @@ public final class CudaMemory implements AutoCloseable {
     return Tensor.at(memory.address(), bytes());
   }
 
+  /**
+   * @throws IllegalStateException after close
+   */
+  void requireOpen() {
+    memory.address();
+  }
+
   /** The memory as operations take bytes and bit fields. */
   public BytePointer asBytes() {
     BytePointer bytes = new BytePointer(pointer());

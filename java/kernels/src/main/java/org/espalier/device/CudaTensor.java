@@ -51,14 +51,6 @@ public final class CudaTensor extends Tensor implements AutoCloseable {
         this + " is on " + device + "; this runs on the CPU only");
   }
 
-  @Override
-  Pointer addressed() {
-    if (memory != null) {
-      memory.pointer(); // refuses after close
-    }
-    return super.addressed();
-  }
-
   /** A flat view of elements {@code [start, start + count)}; it does not outlive this tensor. */
   @Override
   public CudaTensor slice(long start, long count) {

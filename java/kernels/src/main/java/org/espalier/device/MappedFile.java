@@ -10,8 +10,8 @@ import org.espalier.binding.Status;
 import org.espalier.binding.global.espalier;
 
 /**
- * A file mapped read-only into memory as one piece, whatever its size. Writing through a view of it
- * ends the process, and so does touching it after the file was made shorter.
+ * A file mapped read-only into memory as one piece, whatever its size. Operations refuse to write to views of it;
+ * touching it after the file was made shorter ends the process.
  *
  * <p>Close it; one that is forgotten is reported when the garbage collector finds it, and unmapped
  * then. Views become invalid with {@link #close()}. Thread safe up to that.
@@ -76,7 +76,7 @@ public final class MappedFile implements AutoCloseable {
       throw new IllegalArgumentException(
           path + ": byte " + offset + " is no place for elements of " + dtype.bytes() + " bytes");
     }
-    return new Tensor(Tensor.at(address, bytes), this, dtype, shape);
+    return new Tensor(Tensor.at(address, bytes), this, false, dtype, shape);
   }
 
   /**
@@ -92,6 +92,13 @@ public final class MappedFile implements AutoCloseable {
     long start = mapping.address();
     Objects.checkFromIndexSize(offset, count, bytes());
     return start + offset;
+  }
+
+  /**
+   * @throws IllegalStateException after close
+   */
+  void requireOpen() {
+    mapping.address();
   }
 
   /** Unmaps the file; views of it become invalid. Closing twice does nothing. */

@@ -36,13 +36,9 @@ public final class OwnedTensor extends Tensor implements AutoCloseable {
     }
   }
 
-  /**
-   * @throws IllegalStateException after close
-   */
   @Override
-  public Pointer pointer() {
+  public void requireOpen() {
     memory.address(); // refuses after close
-    return super.pointer();
   }
 
   /** Frees the memory; views of it become invalid. Closing twice does nothing. */

@@ -1,7 +1,5 @@
 package org.espalier.device;
 
-import org.bytedeco.javacpp.Pointer;
-
 /** A tensor in page-locked memory of the host, from and to which copies run beside kernels. Close it. */
 public final class PinnedTensor extends Tensor implements AutoCloseable {
   private final CudaMemory memory;
@@ -20,14 +18,6 @@ public final class PinnedTensor extends Tensor implements AutoCloseable {
   public static PinnedTensor allocate(DType dtype, long... shape) {
     long bytes = Math.multiplyExact(elementsOf(shape), dtype.bytes());
     return new PinnedTensor(CudaMemory.pinned(bytes), dtype, shape);
-  }
-
-  /**
-   * @throws IllegalStateException after close
-   */
-  @Override
-  public Pointer pointer() {
-    return memory.pointer();
   }
 
   /** Frees the memory; views of it become invalid. */

@@ -2,6 +2,7 @@ package org.espalier.device;
 
 import java.nio.Buffer;
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.Arrays;
 import java.util.Objects;
@@ -13,7 +14,8 @@ import org.bytedeco.javacpp.Pointer;
  *
  * <p>The view keeps the pointer or buffer object reachable, so memory that its garbage collection
  * would free stays valid as long as the view is. Memory given by address, and pointers that do not
- * own their memory (such as a torch tensor's {@code data_ptr}), must be kept alive by the caller.
+ * own their memory (such as a torch tensor's {@code data_ptr}), must be kept alive by the caller. Memory that was given
+ * as an object is refused once that object is closed; of an address nobody knows whether it is still valid.
  *
  * <p>Immutable as an object; what it points to may change. Thread safe.
  */
@@ -23,10 +25,16 @@ public class Tensor {
   private final DType dtype;
   private final long[] shape;
   private final long elements;
+  private final boolean writable;
 
   Tensor(Pointer pointer, Object owner, DType dtype, long[] shape) {
+    this(pointer, owner, true, dtype, shape);
+  }
+
+  Tensor(Pointer pointer, Object owner, boolean writable, DType dtype, long[] shape) {
     this.pointer = pointer;
     this.owner = owner;
+    this.writable = writable;
     this.dtype = dtype;
     this.shape = shape.clone();
     this.elements = elementsOf(shape);
@@ -39,6 +47,10 @@ public class Tensor {
    */
   public static Tensor of(Pointer pointer, DType dtype, long... shape) {
     long bytes = Math.multiplyExact(elementsOf(shape), dtype.bytes());
+    if (pointer.isNull() && bytes > 0) {
+      throw new IllegalArgumentException(
+          "a null pointer, closed or never allocated, for a tensor of " + bytes + " bytes");
+    }
     long address = pointer.address() + pointer.position() * pointer.sizeof();
     // A limit of 0 means «unknown» in JavaCPP: torch's data_ptr gives such pointers.
     long known = (pointer.limit() - pointer.position()) * pointer.sizeof();
@@ -49,7 +61,8 @@ public class Tensor {
   }
 
   /**
-   * A view of a direct buffer (memory-mapped ones are direct) from its position to its limit.
+   * A view of a direct buffer (memory-mapped ones are direct) from its position to its limit. What is written
+   * through a view of a read-only buffer is refused.
    *
    * @throws IllegalArgumentException where the buffer is on the Java heap or too small. Elements are read
    *     in the machine's order whatever {@link ByteBuffer#order()} says
@@ -58,8 +71,21 @@ public class Tensor {
     return of(buffer, buffer.remaining(), buffer.position(), dtype, shape);
   }
 
-  /** A view of a direct buffer of floats from its position to its limit. */
+  /**
+   * A view of a direct buffer of floats from its position to its limit.
+   *
+   * @throws IllegalArgumentException where the buffer is on the Java heap, too small, or of another byte order than the
+   *     machine's: {@code ByteBuffer.allocateDirect(n).asFloatBuffer()} is
+   */
   public static Tensor of(FloatBuffer buffer, long... shape) {
+    if (buffer.order() != ByteOrder.nativeOrder()) {
+      throw new IllegalArgumentException(
+          "the buffer's floats are "
+              + buffer.order()
+              + ", the machine's are "
+              + ByteOrder.nativeOrder()
+              + "; make it after byteBuffer.order(ByteOrder.nativeOrder())");
+    }
     long bytes = 4L * buffer.remaining();
     return of(buffer, bytes, 4L * buffer.position(), DType.F32, shape);
   }
@@ -75,7 +101,8 @@ public class Tensor {
     }
     // Position 0, because JavaCPP counts a position in bytes for some kinds of buffer.
     Pointer base = new Pointer(buffer.duplicate().clear());
-    return new Tensor(at(base.address() + offset, bytes), buffer, dtype, shape);
+    return new Tensor(
+        at(base.address() + offset, bytes), buffer, !buffer.isReadOnly(), dtype, shape);
   }
 
   /**
@@ -98,9 +125,46 @@ public class Tensor {
    * The memory as a pointer whose limit is its size in bytes.
    *
    * @throws UnsupportedOperationException where it is a CUDA device's: whoever asks reads it from here
+   * @throws IllegalStateException where what the memory belongs to is closed
    */
   public Pointer pointer() {
+    requireOpen();
     return pointer;
+  }
+
+  /**
+   * Refuses memory that was freed: for who keeps an address from {@link #pointer}, before each use of it.
+   *
+   * @throws IllegalStateException where what the memory belongs to is closed
+   */
+  public void requireOpen() {
+    if (owner instanceof Tensor whole) {
+      whole.requireOpen();
+    } else if (owner instanceof MappedFile file) {
+      file.requireOpen();
+    } else if (owner instanceof CudaMemory memory) {
+      memory.requireOpen();
+    } else if (owner instanceof Pointer given && given.isNull() && elements > 0) {
+      throw new IllegalStateException("the memory of " + this + " is closed");
+    }
+  }
+
+  /** Whether the memory can be written: views of read-only buffers and of mapped files cannot. */
+  public final boolean isWritable() {
+    return writable;
+  }
+
+  /**
+   * Refuses memory that cannot be written.
+   *
+   * @param what it was given as, for the message
+   * @throws IllegalArgumentException where it is read-only
+   */
+  public final void requireWritable(String what) {
+    if (!writable) {
+      throw new IllegalArgumentException(
+          what + " " + this + " is read-only memory, of a mapped file or a read-only buffer");
+    }
   }
 
   /** Where the memory is. */
@@ -123,6 +187,7 @@ public class Tensor {
 
   /** The pointer, wherever it points. */
   Pointer addressed() {
+    requireOpen();
     return pointer;
   }
 
@@ -142,9 +207,17 @@ public class Tensor {
     return shape.length;
   }
 
-  /** The size of an axis; negative axes count from the last. */
+  /**
+   * The size of an axis; negative axes count from the last.
+   *
+   * @throws IndexOutOfBoundsException where there is no such axis
+   */
   public final long dimension(int axis) {
-    return shape[axis < 0 ? axis + shape.length : axis];
+    int from = axis < 0 ? axis + shape.length : axis;
+    if (from < 0 || from >= shape.length) {
+      throw new IndexOutOfBoundsException("axis " + axis + " of " + this);
+    }
+    return shape[from];
   }
 
   public final long elements() {
@@ -164,7 +237,7 @@ public class Tensor {
     Objects.checkFromIndexSize(start, count, elements);
     long bytes = count * dtype.bytes();
     return new Tensor(
-        at(address() + start * dtype.bytes(), bytes), this, dtype, new long[] {count});
+        at(address() + start * dtype.bytes(), bytes), this, writable, dtype, new long[] {count});
   }
 
   @Override

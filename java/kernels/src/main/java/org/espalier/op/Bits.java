@@ -18,6 +18,7 @@ public final class Bits {
 
   /** Refuses a field that is known to be too short; a limit of 0 means that its size is unknown. */
   static void check(String name, BytePointer bits, long n) {
+    Lifetimes.requireMemory(name, bits, n);
     if (bits != null && bits.limit() > 0 && bits.limit() - bits.position() < bytes(n)) {
       throw new IllegalArgumentException(
           name

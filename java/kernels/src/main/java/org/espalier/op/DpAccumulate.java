@@ -37,6 +37,7 @@ public final class DpAccumulate implements AutoCloseable {
         throw new IllegalArgumentException(
             "gradient " + gradient + ", sum " + sum + ": F32 of one size is needed");
       }
+      sum.requireWritable("sum");
     }
   }
 
@@ -61,10 +62,15 @@ public final class DpAccumulate implements AutoCloseable {
    *
    * @param bound above 0
    * @return whether it was scaled down
+   * @throws IllegalStateException after close, or where memory of a parameter was closed
    */
   public boolean accumulate(double bound) {
     if (list.isNull()) {
       throw new IllegalStateException("the operation is closed");
+    }
+    for (Parameter p : parameters) {
+      p.gradient().requireOpen();
+      p.sum().requireOpen();
     }
     Status.check(espalier.esp_dp_accumulate(list, parameters.size(), bound, clipped));
     return clipped.get() != 0;

@@ -93,8 +93,25 @@ public final class FakeQuantize {
         throw new IllegalArgumentException(
             "y is " + y + "; the type of x, " + x + ", or F32 is needed");
       }
+      if (y != null) {
+        y.requireWritable("y");
+      }
       requireElements("quantized", quantized, x.elements());
       Bits.check("gate", gate, x.elements());
+    }
+
+    /**
+     * @param channels its number of scales
+     * @throws IllegalStateException where memory of it was closed
+     */
+    private void requireOpen(long channels) {
+      x.requireOpen();
+      Lifetimes.requireOpen(y);
+      Lifetimes.requireOpen("quantized", quantized, x.elements());
+      Lifetimes.requireOpen("gate", gate, x.elements());
+      Lifetimes.requireOpen("scale", scale, channels);
+      Lifetimes.requireOpen("zeroPoint", zeroPoint, channels);
+      Lifetimes.requireOpen("running", running, channels);
     }
 
     /** Fake-quantizes. */
@@ -377,7 +394,10 @@ public final class FakeQuantize {
     return new Batch(this, jobs);
   }
 
-  /** A list of tensors in native form. Not thread safe. */
+  /**
+   * A list of tensors in native form. Where memory of it is known to be closed, a call throws an {@link
+   * IllegalStateException}, as after close. Not thread safe.
+   */
   public static final class Batch implements AutoCloseable {
     private final FakeQuantize options;
     private List<Job> jobs; // keeps the memory reachable
@@ -450,6 +470,7 @@ public final class FakeQuantize {
      * @throws UnsupportedOperationException for the MSE observer on a CUDA device
      */
     public void replace(List<Job> next) {
+      requireOpen();
       if (search != null) {
         throw new UnsupportedOperationException("the MSE observer's search is of one list");
       }
@@ -475,6 +496,7 @@ public final class FakeQuantize {
         queue(stream);
         return result(stream);
       }
+      requireOpenMemory();
       Status.check(espalier.esp_fake_quantize(quantizer, list, jobs.size()));
       List<NonFinite> found = new ArrayList<>(jobs.size());
       for (int i = 0; i < jobs.size(); i++) {
@@ -490,6 +512,7 @@ public final class FakeQuantize {
      * @throws IllegalArgumentException where the jobs are elsewhere
      */
     public void queue(CudaStream stream) {
+      requireOpenMemory();
       DevicePlan.requireOn(device, stream);
       device.makeCurrent();
       plan.prepare(stream);
@@ -514,6 +537,7 @@ public final class FakeQuantize {
      * @throws InputException values that give such a scale
      */
     public List<NonFinite> result(CudaStream stream) {
+      requireOpen();
       DevicePlan.requireOn(device, stream);
       found.copyTo(results, found.bytes(), stream);
       stream.synchronize();
@@ -531,6 +555,19 @@ public final class FakeQuantize {
         all.add(new NonFinite(result.nan(), result.infinite()));
       }
       return all;
+    }
+
+    private void requireOpen() {
+      if (list.isNull()) {
+        throw new IllegalStateException("the batch is closed");
+      }
+    }
+
+    private void requireOpenMemory() {
+      requireOpen();
+      for (int i = 0; i < jobs.size(); i++) {
+        jobs.get(i).requireOpen(list.getPointer(i).channels());
+      }
     }
 
     @Override
@@ -556,6 +593,7 @@ public final class FakeQuantize {
    */
   public static void backward(Tensor gradY, BytePointer gate, Tensor gradX) {
     requireAlike("gradX", gradX, gradY);
+    gradX.requireWritable("gradX");
     Bits.check("gate", Objects.requireNonNull(gate, "gate"), gradY.elements());
     if (gradY.device().isCuda()) {
       backward(gradY, gate, gradX, CudaStream.defaultOf(gradY.device()));
@@ -645,6 +683,7 @@ public final class FakeQuantize {
   public void dequantize(
       BytePointer quantized, Tensor y, FloatPointer scale, IntPointer zeroPoint) {
     long[] split = split(y);
+    y.requireWritable("y");
     requireElements("quantized", quantized, y.elements());
     requireElements("scale", scale, split[1]);
     requireElements("zeroPoint", zeroPoint, split[1]);
@@ -696,6 +735,7 @@ public final class FakeQuantize {
 
   /** Refuses memory that is known to be too short; a limit of 0 means that its size is unknown. */
   static void requireElements(String name, Pointer pointer, long n) {
+    Lifetimes.requireMemory(name, pointer, n);
     if (pointer != null && pointer.limit() > 0 && pointer.limit() - pointer.position() < n) {
       throw new IllegalArgumentException(
           name

@@ -264,6 +264,14 @@ public final class FusedAdamW extends FusedStep {
   }
 
   @Override
+  void requireOpen(Object parameter) {
+    Parameter p = (Parameter) parameter;
+    TrainedTensor.requireOpen(p.weight, p.mask, p.gate, p.workingCopy, p.scale);
+    p.firstMoment.requireOpen();
+    p.secondMoment.requireOpen();
+  }
+
+  @Override
   void run(esp_step_result result) {
     Status.check(espalier.esp_fused_adamw(list, count(), options, result));
   }

@@ -273,6 +273,13 @@ public final class FusedSgd extends FusedStep {
   }
 
   @Override
+  void requireOpen(Object parameter) {
+    Parameter p = (Parameter) parameter;
+    TrainedTensor.requireOpen(p.weight, p.mask, p.gate, p.workingCopy, p.scale);
+    Lifetimes.requireOpen(p.momentum);
+  }
+
+  @Override
   void run(esp_step_result result) {
     Status.check(espalier.esp_fused_sgd(list, count(), options, result));
   }

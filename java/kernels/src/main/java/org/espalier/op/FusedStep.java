@@ -1,7 +1,9 @@
 package org.espalier.op;
 
 import java.util.ArrayList;
+import java.util.HashSet;
 import java.util.List;
+import java.util.Set;
 import org.bytedeco.javacpp.Pointer;
 import org.espalier.InputException;
 import org.espalier.binding.esp_step_noise;
@@ -18,7 +20,8 @@ import org.espalier.device.Tensor;
  * gradient, and scale, fake-quantized working copy and gate are renewed.
  *
  * <p>The list is kept in native form: a step copies nothing. The tensors must stay alive until
- * {@link #close}. Not thread safe; several objects may step at once on different tensors.
+ * {@link #close}; a step on memory of which is known that it was closed is refused. Not thread safe; several objects may
+ * step at once on different tensors.
  *
  * <p>Runs where the weights are, and all else of the list lies there too. On a CUDA device the results
  * have the same bits; given scales are not checked there.
@@ -46,7 +49,15 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
     this.parameters = new ArrayList<>(parameters);
     this.gradients = gradients.toArray(Tensor[]::new);
     this.device = weights.isEmpty() ? Device.cpu() : weights.get(0).device();
-    weights.forEach(weight -> weight.pointerOn(device));
+    Set<Long> places = new HashSet<>();
+    for (int i = 0; i < weights.size(); i++) {
+      Tensor weight = weights.get(i);
+      long place = weight.pointerOn(device).address();
+      if (weight.elements() > 0 && !places.add(place)) {
+        throw new IllegalArgumentException(
+            "parameter " + i + ", " + weight + ", is memory that another one before it is too");
+      }
+    }
     this.noiseBlocks = weights.stream().mapToLong(FusedStep::blocks).sum();
   }
 
@@ -62,6 +73,11 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
     stream.synchronize(); // other streams do not wait for the default one
     plan = new DevicePlan(device, planner);
   }
+
+  /**
+   * @throws IllegalStateException where memory of a parameter, its gradient aside, was closed
+   */
+  abstract void requireOpen(Object parameter);
 
   /** One step on the CPU. */
   abstract void run(esp_step_result result);
@@ -170,6 +186,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   /**
    * One step with the gradients as they are now; waits for it.
    *
+   * @throws IllegalStateException after close, or where memory of the list was closed; nothing was written
    * @throws IllegalArgumentException a given scale is not positive or has no finite reciprocal; nothing
    *     was written
    * @throws InputException clipping is on, skipping is off and a gradient is not finite; nothing was
@@ -182,6 +199,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
       queue(stream);
       return result(stream);
     }
+    memory();
     run(result);
     takeNoise();
     return found();
@@ -196,6 +214,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   public final void queue(CudaStream stream) {
     open();
     DevicePlan.requireOn(device, stream);
+    memory();
     device.makeCurrent();
     queue(plan, history, new esp_step_result(found.pointer()), stream);
     takeNoise();
@@ -249,6 +268,13 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
       throw new IndexOutOfBoundsException(index + " of " + count() + " parameters");
     }
     return index;
+  }
+
+  private void memory() {
+    for (int i = 0; i < gradients.length; i++) {
+      gradients[i].requireOpen();
+      requireOpen(parameters.get(i));
+    }
   }
 
   private void open() {

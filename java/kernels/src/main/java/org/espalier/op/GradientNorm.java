@@ -35,6 +35,15 @@ public final class GradientNorm implements AutoCloseable {
       Bits.check("mask", mask, gradient.elements());
       Bits.check("gate", gate, gradient.elements());
     }
+
+    /**
+     * @throws IllegalStateException where memory of it was closed
+     */
+    private void requireOpen() {
+      gradient.requireOpen();
+      Lifetimes.requireOpen("mask", mask, gradient.elements());
+      Lifetimes.requireOpen("gate", gate, gradient.elements());
+    }
   }
 
   /**
@@ -93,7 +102,14 @@ public final class GradientNorm implements AutoCloseable {
     describe(index, gradient);
   }
 
+  private void requireOpen() {
+    if (list.isNull()) {
+      throw new IllegalStateException("the norm is closed");
+    }
+  }
+
   private void checkMovable() {
+    requireOpen();
     if (device.isCuda()) {
       throw new UnsupportedOperationException("gradients on a CUDA device stay where they are");
     }
@@ -116,8 +132,14 @@ public final class GradientNorm implements AutoCloseable {
     gradients.set(index, new Gradient(gradient, before.mask(), before.gate()));
   }
 
-  /** Reads the gradients as they are now. */
+  /**
+   * Reads the gradients as they are now.
+   *
+   * @throws IllegalStateException after close, or where memory of a gradient was closed
+   */
   public synchronized Result compute() {
+    requireOpen();
+    gradients.forEach(Gradient::requireOpen);
     if (plan != null) {
       return compute(CudaStream.defaultOf(device));
     }
@@ -131,6 +153,8 @@ public final class GradientNorm implements AutoCloseable {
    * @throws IllegalArgumentException where the gradients are elsewhere
    */
   public synchronized Result compute(CudaStream stream) {
+    requireOpen();
+    gradients.forEach(Gradient::requireOpen);
     DevicePlan.requireOn(device, stream);
     device.makeCurrent();
     Status.checkCuda(

@@ -135,7 +135,29 @@ public final class KdSoftmaxLoss implements AutoCloseable {
         throw new IllegalArgumentException(
             (labels.limit() - labels.position()) + " labels for " + student.rows() + " rows");
       }
+      Lifetimes.requireMemory("labels", labels, student.rows());
       Bits.check("row mask", rowMask, student.rows());
+      if (gradient != null) {
+        gradient.memory().requireWritable("gradient");
+      }
+    }
+
+    /**
+     * @throws IllegalStateException where memory of it was closed
+     */
+    private void requireOpen() {
+      student.memory().requireOpen();
+      requireOpen(teacher);
+      requireOpen(bound);
+      requireOpen(gradient);
+      Lifetimes.requireOpen("labels", labels, student.rows());
+      Lifetimes.requireOpen("the row mask", rowMask, student.rows());
+    }
+
+    private static void requireOpen(Logits logits) {
+      if (logits != null) {
+        logits.memory().requireOpen();
+      }
     }
 
     private static void same(String name, Logits logits, Logits student) {
@@ -219,6 +241,7 @@ public final class KdSoftmaxLoss implements AutoCloseable {
    *
    * @throws IllegalArgumentException for a label outside its range (names row and value) or a beta
    *     with neither bound nor teacher; nothing is written then
+   * @throws IllegalStateException after close, or where memory of the batch was closed
    */
   public synchronized Result compute() {
     if (device.isCuda()) {
@@ -227,6 +250,7 @@ public final class KdSoftmaxLoss implements AutoCloseable {
       return result(stream);
     }
     requireOpen();
+    batch.requireOpen();
     Status.check(espalier.esp_kd_softmax_loss(arguments, result));
     return new Result(parts.get(0), parts.get(1), parts.get(2), parts.get(3));
   }
@@ -239,6 +263,7 @@ public final class KdSoftmaxLoss implements AutoCloseable {
    */
   public synchronized void queue(CudaStream stream) {
     requireOpen();
+    batch.requireOpen();
     DevicePlan.requireOn(device, stream);
     device.makeCurrent();
     Status.checkCuda(

@@ -23,7 +23,8 @@ import org.espalier.device.Tensor;
  * without a gradient in memory. Results have the same bits on every instruction set and for every
  * number of threads.
  *
- * <p>Holds its tensors in native form: a call copies nothing. Thread safe as far as its tensors are.
+ * <p>Holds its tensors in native form: a call copies nothing. After close, and where memory of a tensor was closed, a call
+ * throws an {@link IllegalStateException}. Thread safe as far as its tensors are.
  */
 public final class Linear implements AutoCloseable {
   private final Tensor[] tensors; // keeps the memory reachable
@@ -80,14 +81,16 @@ public final class Linear implements AutoCloseable {
 
   /** Writes the outputs of the first {@code count} rows. */
   public void forward(int count) {
-    Status.check(espalier.esp_linear_forward(weights, rows, checked(count), outputs));
+    int rowsRead = checked(count);
+    requireWritable(3, "outputs");
+    Status.check(espalier.esp_linear_forward(weights, rows, rowsRead, outputs));
   }
 
   /** Writes the gradient for the first {@code count} rows. */
   public void backward(int count) {
+    int rowsRead = checkedToWrite(count);
     Status.check(
-        espalier.esp_linear_backward(
-            weights, rows, checked(count), outputs, 0, (LongPointer) null));
+        espalier.esp_linear_backward(weights, rows, rowsRead, outputs, 0, (LongPointer) null));
   }
 
   /**
@@ -100,8 +103,8 @@ public final class Linear implements AutoCloseable {
     if (!(bound > 0 && bound <= Double.MAX_VALUE)) {
       throw new IllegalArgumentException("bound " + bound + "; a number above 0 is right");
     }
-    Status.check(
-        espalier.esp_linear_backward(weights, rows, checked(count), outputs, bound, clipped));
+    int rowsRead = checkedToWrite(count);
+    Status.check(espalier.esp_linear_backward(weights, rows, rowsRead, outputs, bound, clipped));
     return clipped.get();
   }
 
@@ -111,18 +114,36 @@ public final class Linear implements AutoCloseable {
    * @param rate 0 or more
    */
   public void descend(double rate) {
-    checked(1);
+    checkedToWrite(1);
     Status.check(espalier.esp_linear_descend(weights, rows, outputs, rate));
   }
 
   private int checked(int count) {
-    if (tensors[0] == null) {
-      throw new IllegalStateException("the operation is closed");
+    for (Tensor tensor : tensors) {
+      if (tensor == null) {
+        throw new IllegalStateException("the operation is closed");
+      }
+      tensor.requireOpen();
     }
     if (count < 0 || count > capacity) {
       throw new IllegalArgumentException(count + " rows of " + capacity);
     }
     return count;
+  }
+
+  /** For what writes the weights or their gradient. */
+  private int checkedToWrite(int count) {
+    int rowsRead = checked(count);
+    requireWritable(0, "weight");
+    requireWritable(1, "bias");
+    return rowsRead;
+  }
+
+  private void requireWritable(int index, String name) {
+    Tensor tensor = tensors[index];
+    if (tensor != null) { // else another thread closes this
+      tensor.requireWritable(name);
+    }
   }
 
   @Override

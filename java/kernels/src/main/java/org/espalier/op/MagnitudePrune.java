@@ -2,7 +2,9 @@ package org.espalier.op;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Objects;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.LongPointer;
@@ -166,8 +168,21 @@ public final class MagnitudePrune {
         throw new IllegalArgumentException(
             name + ": the output is " + out + ", the weights are " + weights);
       }
+      if (out != null) {
+        out.requireWritable(name + ": the output");
+      }
       Bits.check(name + ": maskIn", maskIn, weights.elements());
       Bits.check(name + ": maskOut", maskOut, weights.elements());
+    }
+
+    /**
+     * @throws IllegalStateException where memory of it was closed
+     */
+    private void requireOpen() {
+      weights.requireOpen();
+      Lifetimes.requireOpen(out);
+      Lifetimes.requireOpen(name + ": maskIn", maskIn, weights.elements());
+      Lifetimes.requireOpen(name + ": maskOut", maskOut, weights.elements());
     }
 
     /** Weights along whose last axis patterns run, all kept so far, nothing written. */
@@ -235,13 +250,17 @@ public final class MagnitudePrune {
    * A list of tensors that is planned once and can be pruned often. Close it.
    *
    * @throws InputException where the pattern does not divide an axis
-   * @throws IllegalArgumentException where the tensors are not all on one device
+   * @throws IllegalArgumentException where the tensors are not all on one device, or two of them are written to the same
+   *     memory
    */
   public static Batch batch(List<Weights> list, Rule rule) {
     return new Batch(list, rule);
   }
 
-  /** A list of tensors in native form. The memory must stay alive until close. Not thread safe. */
+  /**
+   * A list of tensors in native form. The memory must stay alive until close; where it is known to be closed, a call throws
+   * an {@link IllegalStateException}, as after close. Not thread safe.
+   */
   public static final class Batch implements AutoCloseable {
     private final List<Weights> list; // keeps the memory reachable
     private final Device device;
@@ -256,10 +275,12 @@ public final class MagnitudePrune {
 
     private Batch(List<Weights> list, Rule rule) {
       this.list = List.copyOf(list);
+      Objects.requireNonNull(rule, "rule");
       this.device = list.isEmpty() ? Device.cpu() : list.get(0).weights().device();
       if (rule instanceof Pattern pattern) {
         checkPattern(list, pattern);
       }
+      checkOutputs(list);
       int count = list.size();
       this.tensors = Natives.keep(MagnitudePrune.tensors(list, device));
       this.pruned = Natives.keep(new LongPointer(Math.max(1, count)));
@@ -287,6 +308,7 @@ public final class MagnitudePrune {
      * @throws IllegalArgumentException where the kind of rule, its scope or its group is another
      */
     public void rule(Rule next) {
+      requireOpen();
       if (next.getClass() != rule.getClass()
           || !Objects.equals(scope(next), scope(rule))
           || next instanceof Pattern pattern && pattern.group() != ((Pattern) rule).group()) {
@@ -317,6 +339,7 @@ public final class MagnitudePrune {
         queue(stream);
         return result(stream);
       }
+      requireOpen();
       check(espalier.esp_magnitude_prune(tensors, list.size(), nativeRule, result, pruned), rule);
       return found();
     }
@@ -327,6 +350,7 @@ public final class MagnitudePrune {
      * @throws IllegalArgumentException where the tensors are elsewhere
      */
     public void queue(CudaStream stream) {
+      requireOpen();
       DevicePlan.requireOn(device, stream);
       device.makeCurrent();
       Status.checkCuda(
@@ -346,6 +370,7 @@ public final class MagnitudePrune {
      * @throws InputException where the count was more than what remains; nothing was written then
      */
     public Result result(CudaStream stream) {
+      requireOpen();
       DevicePlan.requireOn(device, stream);
       found.copyTo(result, found.bytes(), stream);
       foundPruned.copyTo(pruned, foundPruned.bytes(), stream);
@@ -354,6 +379,13 @@ public final class MagnitudePrune {
         throw new InputException("magnitude_prune: " + rule + " is more than what remains");
       }
       return found();
+    }
+
+    private void requireOpen() {
+      if (tensors.isNull()) {
+        throw new IllegalStateException("the batch is closed");
+      }
+      list.forEach(Weights::requireOpen);
     }
 
     private Result found() {
@@ -492,6 +524,20 @@ public final class MagnitudePrune {
           cuts.getPointer(i).key(keys[tensors[i]]).ties(ties[tensors[i]] - starts[i]);
         }
         Status.check(espalier.esp_magnitude_prune_apply(nativeTensors, cuts, count, pruned));
+      }
+    }
+  }
+
+  /** Of memory that came twice, as tied weights do, some weights would count as pruned twice. */
+  private static void checkOutputs(List<Weights> list) {
+    Map<Long, String> places = new HashMap<>();
+    for (Weights w : list) {
+      if (w.out() != null && w.out().elements() > 0) {
+        String other = places.putIfAbsent(w.out().pointerOn(w.out().device()).address(), w.name());
+        if (other != null) {
+          throw new IllegalArgumentException(
+              w.name() + " is written to the memory of " + other + "; each memory can come once");
+        }
       }
     }
   }

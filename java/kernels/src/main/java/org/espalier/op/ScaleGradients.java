@@ -49,9 +49,24 @@ public final class ScaleGradients implements AutoCloseable {
       FakeQuantize.requireAlike("gradY", gradY, x);
       if (gradX != null) {
         FakeQuantize.requireAlike("gradX", gradX, x);
+        gradX.requireWritable("gradX");
       }
       Objects.requireNonNull(scale, "scale");
       Objects.requireNonNull(gradScale, "gradScale");
+    }
+
+    /**
+     * @param channels its number of scales
+     * @throws IllegalStateException where memory of it was closed
+     */
+    private void requireOpen(long channels) {
+      x.requireOpen();
+      gradY.requireOpen();
+      Lifetimes.requireOpen(gradX);
+      Lifetimes.requireOpen("scale", scale, channels);
+      Lifetimes.requireOpen("zeroPoint", zeroPoint, channels);
+      Lifetimes.requireOpen("gradScale", gradScale, channels);
+      Lifetimes.requireOpen("gradZeroPoint", gradZeroPoint, channels);
     }
   }
 
@@ -127,6 +142,7 @@ public final class ScaleGradients implements AutoCloseable {
    * @param next as many as before, on the same device
    */
   public void replace(List<Job> next) {
+    requireOpen();
     if (next.size() != jobs.size()) {
       throw new IllegalArgumentException(next.size() + " tensors in the place of " + jobs.size());
     }
@@ -140,6 +156,7 @@ public final class ScaleGradients implements AutoCloseable {
   /**
    * Computes the gradients and returns when they are done.
    *
+   * @throws IllegalStateException after close, or where memory of a job was closed
    * @throws IllegalArgumentException a scale or zero point that cannot be used. On the CPU nothing of its
    *     tensor and those after it is written then; on a CUDA device the outputs of its tensor are unspecified
    */
@@ -150,6 +167,7 @@ public final class ScaleGradients implements AutoCloseable {
       check(stream);
       return;
     }
+    requireOpenMemory();
     for (int i = 0; i < jobs.size(); i++) {
       Status.check(espalier.esp_fake_quantize_scale_gradient(quantizer, list.getPointer(i)));
     }
@@ -162,6 +180,7 @@ public final class ScaleGradients implements AutoCloseable {
    * @throws IllegalArgumentException where the jobs are elsewhere
    */
   public void queue(CudaStream stream) {
+    requireOpenMemory();
     DevicePlan.requireOn(device, stream);
     device.makeCurrent();
     plan.prepare(stream);
@@ -181,6 +200,7 @@ public final class ScaleGradients implements AutoCloseable {
    *     unspecified then
    */
   public void check(CudaStream stream) {
+    requireOpen();
     DevicePlan.requireOn(device, stream);
     found.copyTo(results, found.bytes(), stream);
     stream.synchronize();
@@ -195,6 +215,19 @@ public final class ScaleGradients implements AutoCloseable {
                 + ": it has a scale that is not positive and finite, or whose reciprocal is not, or"
                 + " a zero point outside the grid");
       }
+    }
+  }
+
+  private void requireOpen() {
+    if (list.isNull()) {
+      throw new IllegalStateException("the gradients are closed");
+    }
+  }
+
+  private void requireOpenMemory() {
+    requireOpen();
+    for (int i = 0; i < jobs.size(); i++) {
+      jobs.get(i).requireOpen(list.getPointer(i).channels());
     }
   }
 

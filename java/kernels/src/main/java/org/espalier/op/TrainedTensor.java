@@ -20,6 +20,7 @@ record TrainedTensor(
     Scale scale) {
   TrainedTensor {
     long n = weight.elements();
+    weight.requireWritable("weight");
     if (weight.dtype() != DType.F32) {
       throw new IllegalArgumentException("weight " + weight + ": F32 is needed in training");
     }
@@ -36,6 +37,9 @@ record TrainedTensor(
       }
     }
     if (scale != null) {
+      if (!scale.given()) {
+        scale.values().requireWritable("scales");
+      }
       if (scale.channel() != Channel.TENSOR && weight.rank() == 0) {
         throw new IllegalArgumentException("a scalar has no axis to have channels along");
       }
@@ -56,12 +60,30 @@ record TrainedTensor(
 
   /** Refuses a state (momentum, a moment) that is not as large as the weight, or not F32. */
   void checkState(String name, Tensor state) {
+    state.requireWritable(name);
     if (state.dtype() != DType.F32) {
       throw new IllegalArgumentException(name + " " + state + ": F32 is needed in training");
     }
     if (state.elements() != weight.elements()) {
       throw new IllegalArgumentException(
           "weight " + weight + ", " + name + " " + state + ": the sizes differ");
+    }
+  }
+
+  /**
+   * @throws IllegalStateException where memory of a parameter was closed since it was described
+   */
+  static void requireOpen(
+      Tensor weight, BytePointer mask, BytePointer gate, WorkingCopy workingCopy, Scale scale) {
+    weight.requireOpen();
+    Lifetimes.requireOpen("mask", mask, weight.elements());
+    Lifetimes.requireOpen("gate", gate, weight.elements());
+    if (workingCopy != null) {
+      Lifetimes.requireOpen(workingCopy.floats());
+      Lifetimes.requireOpen("working copy", workingCopy.integers(), weight.elements());
+    }
+    if (scale != null) {
+      scale.values().requireOpen();
     }
   }
 

@@ -34,6 +34,10 @@ public record WorkingCopy(Tensor floats, BytePointer integers) {
       throw new IllegalArgumentException(
           "weight " + weight + ", working copy " + floats + ": the sizes differ");
     }
+    if (floats != null) {
+      floats.requireWritable("working copy");
+    }
+    Lifetimes.requireMemory("the working copy", integers, n);
     if (integers != null && integers.limit() > 0 && integers.limit() - integers.position() < n) {
       throw new IllegalArgumentException(
           "the working copy holds "

@@ -13,7 +13,7 @@ import org.espalier.device.Device;
  *
  * <p>A view keeps the Java object of its tensor reachable, but not its memory where somebody closes
  * that object: a {@link org.bytedeco.javacpp.PointerScope} does so at its end, so a view of a
- * tensor made in a scope ends with the scope.
+ * tensor made in a scope ends with the scope. Whoever uses it then gets an {@link IllegalStateException}.
  *
  * <p>Autograd does not notice what a kernel writes. Write to a tensor only between a backward pass
  * and the next forward pass.
@@ -89,6 +89,12 @@ public final class TensorView {
       this.address = tensor.data_ptr().address();
       this.limit = bytes;
       this.capacity = bytes;
+    }
+
+    /** Closed with the tensor's Java object. */
+    @Override
+    public boolean isNull() {
+      return tensor.isNull();
     }
   }
 }
