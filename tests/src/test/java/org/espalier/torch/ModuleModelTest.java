@@ -91,6 +91,48 @@ class ModuleModelTest {
     }
   }
 
+  /** An optimizer over views of the parameters goes on after a load. */
+  @Test
+  void whatIsLoadedIsInTheMemoryThatParametersHad() {
+    Path file = folder.resolve("classifier.pt");
+    try (PointerScope scope = new PointerScope();
+        ModuleModel saved = classifier();
+        ModuleModel model = classifier()) {
+      Parameter first = model.parameters().get(0);
+      org.espalier.device.Tensor view = TensorView.of(first.tensor());
+      saved.save(file);
+      model.load(file);
+      assertEquals(view.address(), TensorView.of(first.tensor()).address());
+      assertTrue(first.tensor().equal(saved.parameters().get(0).tensor()));
+      assertTrue(first.tensor().requires_grad());
+    }
+  }
+
+  @Test
+  void parametersOfAnotherShapeChangeNothing() {
+    Path file = folder.resolve("wide.pt");
+    try (PointerScope scope = new PointerScope();
+        ModuleModel wide = linear(4);
+        ModuleModel model = linear(3)) {
+      wide.save(file);
+      Tensor before = model.parameters().get(0).tensor().detach().clone();
+      refused(
+          "does not hold linear: weight is [2, 4] there and [2, 3] here", () -> model.load(file));
+      assertTrue(model.parameters().get(0).tensor().equal(before));
+      assertEquals(2, model.forward(Map.of("x", torch.ones(1, 3))).get("y").size(1));
+    }
+  }
+
+  private static ModuleModel linear(int features) {
+    LinearImpl linear = new LinearImpl(features, 2);
+    return new ModuleModel(
+        "linear",
+        linear,
+        List.of("x"),
+        List.of("y"),
+        inputs -> List.of(linear.forward(inputs.get(0))));
+  }
+
   private static Tensor loss(TrainableModel model) {
     torch.manual_seed(1);
     Tensor ids = torch.rand(16, 5).mul(new Scalar(20)).to(ScalarType.Long);
@@ -121,6 +163,9 @@ class ModuleModelTest {
       model.close();
       assertThrows(IllegalStateException.class, () -> model.forward(Map.of("ids", torch.ones(1))));
       assertThrows(IllegalStateException.class, () -> model.save(folder.resolve("closed")));
+      assertThrows(IllegalStateException.class, () -> model.load(folder.resolve("closed")));
+      assertThrows(IllegalStateException.class, () -> model.train(true));
+      assertThrows(IllegalStateException.class, model::isTraining);
     }
   }
 

@@ -1,13 +1,16 @@
 package org.espalier.torch;
 
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.InputArchive;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.OutputArchive;
 import org.bytedeco.pytorch.StringSharedModuleDict;
 import org.bytedeco.pytorch.StringTensorDict;
@@ -118,9 +121,7 @@ public final class ModuleModel implements TrainableModel {
 
   @Override
   public synchronized Map<String, Tensor> forward(Map<String, Tensor> inputs) {
-    if (closed) {
-      throw new IllegalStateException("the model is closed");
-    }
+    requireOpen();
     ModuleKinds.checkInputs(name, inputNames, inputs);
     List<Tensor> results;
     try {
@@ -128,9 +129,13 @@ public final class ModuleModel implements TrainableModel {
     } catch (RuntimeException e) {
       throw new InputException(name + " failed in forward: " + Libtorch.firstLine(e), e);
     }
-    if (results.size() != outputNames.size()) {
+    if (results == null || results.size() != outputNames.size()) {
       throw new InputException(
-          name + " returned " + results.size() + " tensors for the outputs " + outputNames);
+          name
+              + " returned "
+              + (results == null ? "null" : results.size() + " tensors")
+              + " for the outputs "
+              + outputNames);
     }
     Map<String, Tensor> outputs = new LinkedHashMap<>();
     for (int i = 0; i < results.size(); i++) {
@@ -151,21 +156,21 @@ public final class ModuleModel implements TrainableModel {
   }
 
   @Override
-  public void train(boolean on) {
+  public synchronized void train(boolean on) {
+    requireOpen();
     module.train(on);
   }
 
   @Override
-  public boolean isTraining() {
+  public synchronized boolean isTraining() {
+    requireOpen();
     return module.is_training();
   }
 
   /** Writes the parameters and buffers in libtorch's archive format, which {@link #load} reads. */
   @Override
   public synchronized void save(Path file) {
-    if (closed) {
-      throw new IllegalStateException("the model is closed");
-    }
+    requireOpen();
     try (PointerScope scope = new PointerScope()) {
       List<Tensor> tensors = new ArrayList<>(List.of(module.parameters().get()));
       tensors.addAll(List.of(module.buffers().get()));
@@ -181,18 +186,52 @@ public final class ModuleModel implements TrainableModel {
   }
 
   /**
-   * Reads what {@link #save} of a module of the same structure wrote. The parameters then have other
-   * memory: views made of them before are stale.
+   * Reads what {@link #save} of a module of the same structure wrote. The parameters keep their memory, which is
+   * overwritten, so views of them stay valid.
    *
-   * @throws InputException where the file does not fit
+   * @throws InputException where the file does not fit; the parameters are what they were then
    */
-  public void load(Path file) {
-    try (PointerScope scope = new PointerScope()) {
-      InputArchive archive = new InputArchive();
-      archive.load_from(file.toString());
-      module.load(archive);
+  public synchronized void load(Path file) {
+    requireOpen();
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard guard = new NoGradGuard()) {
+      if (!Files.isRegularFile(file)) {
+        throw new InputException("it is no file");
+      }
+      List<Tensor> memory = parameters.stream().map(p -> p.tensor().detach()).toList();
+      List<Tensor> loaded = new ArrayList<>();
+      try {
+        InputArchive archive = new InputArchive();
+        archive.load_from(file.toString());
+        module.load(archive);
+        parameters.forEach(p -> loaded.add(p.tensor().detach()));
+      } finally {
+        for (int i = 0; i < memory.size(); i++) {
+          parameters.get(i).tensor().set_data(memory.get(i));
+        }
+      }
+      for (int i = 0; i < memory.size(); i++) {
+        if (!Arrays.equals(loaded.get(i).shape(), memory.get(i).shape())) {
+          throw new InputException(
+              parameters.get(i).name()
+                  + " is "
+                  + Arrays.toString(loaded.get(i).shape())
+                  + " there and "
+                  + Arrays.toString(memory.get(i).shape())
+                  + " here");
+        }
+      }
+      for (int i = 0; i < memory.size(); i++) {
+        memory.get(i).copy_(loaded.get(i));
+      }
     } catch (RuntimeException e) {
       throw new InputException(file + " does not hold " + name + ": " + Libtorch.firstLine(e), e);
+    }
+  }
+
+  private void requireOpen() {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
     }
   }
 

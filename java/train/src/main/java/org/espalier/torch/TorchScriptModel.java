@@ -258,9 +258,7 @@ public final class TorchScriptModel implements TrainableModel {
 
   @Override
   public synchronized Map<String, Tensor> forward(Map<String, Tensor> inputs) {
-    if (closed) {
-      throw new IllegalStateException("the model is closed");
-    }
+    requireOpen();
     ModuleKinds.checkInputs(name, inputNames, inputs);
     IValueVector arguments = new IValueVector();
     for (String input : inputNames) {
@@ -306,7 +304,8 @@ public final class TorchScriptModel implements TrainableModel {
   }
 
   @Override
-  public void train(boolean on) {
+  public synchronized void train(boolean on) {
+    requireOpen();
     module.train(on);
     training = on;
   }
@@ -318,9 +317,7 @@ public final class TorchScriptModel implements TrainableModel {
 
   @Override
   public synchronized void save(Path file) {
-    if (closed) {
-      throw new IllegalStateException("the model is closed");
-    }
+    requireOpen();
     write(module, file);
   }
 
@@ -405,6 +402,12 @@ public final class TorchScriptModel implements TrainableModel {
       tensors.add(b.multiply().value());
     }
     return tensors;
+  }
+
+  private void requireOpen() {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
   }
 
   @Override
