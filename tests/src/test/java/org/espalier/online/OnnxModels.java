@@ -42,6 +42,19 @@ public final class OnnxModels {
         "perceptron");
   }
 
+  /** The perceptron, for which a missing value, NaN, is the number of its column in {@code means}. */
+  public static OnnxModel imputing(int in, int hidden, int out) {
+    ModelProto.Builder model = perceptron(in, hidden, out).toProto().toBuilder();
+    GraphProto.Builder graph = model.getGraphBuilder();
+    NodeProto first = graph.getNode(0).toBuilder().setInput(0, "imputed").build();
+    graph
+        .setNode(0, first)
+        .addInitializer(weight("means", new Random(2), in))
+        .addNode(0, node("Where", "imputed", "missing", "means", "x"))
+        .addNode(0, node("IsNaN", "missing", "x"));
+    return OnnxModel.of(model.build(), "imputing perceptron");
+  }
+
   private static NodeProto node(String type, String output, String... inputs) {
     return NodeProto.newBuilder()
         .setOpType(type)

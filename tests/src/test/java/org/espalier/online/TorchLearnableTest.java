@@ -5,20 +5,25 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.atomic.AtomicReference;
+import java.util.function.Function;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
 import org.espalier.InputException;
@@ -59,6 +64,108 @@ class TorchLearnableTest {
       list.add(Example.of(x, x[0] * x[0] + x[1] * x[1] > 1.4 ? 1 : 0));
     }
     return list;
+  }
+
+  /** A supplier that does not make a model of its own each time; libtorch would compute in memory of others. */
+  @Test
+  void replicasThatAreNoneAreRefused() {
+    OnnxModel model = perceptron();
+    Map<String, Function<OnnxGraph, OnnxGraph>> suppliers = new LinkedHashMap<>();
+    suppliers.put("the model itself, or share its parameters", learned -> learned);
+    suppliers.put("the model itself, or share its parameters;", OnnxGraph::sibling);
+    suppliers.put("null;", learned -> null);
+    suppliers.put(
+        "models whose first.weight is F32[8, 5], its first.weight is F32[8, 16];",
+        learned -> new OnnxGraph(OnnxModels.perceptron(FEATURES, 5, 2)));
+    suppliers.put(
+        "models of 3 parameters, it has 4;",
+        learned -> {
+          OnnxModel other = model.copy();
+          List<NodeProto> nodes = new ArrayList<>(other.nodes());
+          nodes.set(4, SmallModels.line("y Identity d"));
+          other.setNodes(nodes);
+          return new OnnxGraph(other);
+        });
+    suppliers.forEach(
+        (told, supplier) -> {
+          OnnxGraph learned = new OnnxGraph(model);
+          try (TorchLearnable learnable =
+                  new TorchLearnable(
+                      learned, () -> supplier.apply(learned), new long[] {FEATURES}, 2);
+              OnlineLearner learner =
+                  new OnlineLearner(learnable, Streams.crossEntropy(0.1).build())) {
+            String message =
+                assertThrows(
+                        IllegalStateException.class, () -> learner.predict(new float[FEATURES]))
+                    .getMessage();
+            assertTrue(message.contains(" are " + told), message);
+            learner.learn(circle(8, 1)); // which needs none
+          }
+        });
+  }
+
+  /** The first prediction is not done yet when the second one begins. */
+  @Test
+  void oneReplicaForAllIsRefused() {
+    Libtorch.load();
+    AtomicReference<OnlineLearner> learner = new AtomicReference<>();
+    ModuleModel single = linear(learner);
+    try (TorchLearnable learnable =
+            new TorchLearnable(linear(null), () -> single, new long[] {FEATURES}, 2);
+        OnlineLearner made = new OnlineLearner(learnable, Streams.crossEntropy(0.1).build())) {
+      learner.set(made);
+      String message =
+          assertThrows(InputException.class, () -> made.predict(new float[FEATURES])).getMessage();
+      assertTrue(message.contains("the replicas of the model that learns are one model"), message);
+      learner.set(null);
+      assertEquals(2, made.predict(new float[FEATURES]).outputs().length);
+    }
+  }
+
+  /**
+   * @param within asks this learner while it answers; null for none
+   */
+  private static ModuleModel linear(AtomicReference<OnlineLearner> within) {
+    LinearImpl linear = new LinearImpl(FEATURES, 2);
+    return new ModuleModel(
+        "linear",
+        linear,
+        List.of("x"),
+        List.of("y"),
+        inputs -> {
+          if (within != null && within.get() != null) {
+            within.get().predict(new float[FEATURES]);
+          }
+          return List.of(linear.forward(inputs.get(0)));
+        });
+  }
+
+  /** NaN says that a value is missing where the graph asks for it, and is learned; to others it does harm. */
+  @Test
+  void missingValuesAreLearnedWhereTheModelKnowsThem() {
+    List<Example> stream = circle(400, 1);
+    for (int i = 0; i < stream.size(); i++) {
+      stream.get(i).features()[2 + i % (FEATURES - 2)] = Float.NaN;
+    }
+    stream.get(7).features()[0] = Float.POSITIVE_INFINITY;
+    for (boolean knows : new boolean[] {true, false}) {
+      OnnxModel model = knows ? OnnxModels.imputing(FEATURES, 16, 2) : perceptron();
+      List<Event> events = new ArrayList<>();
+      try (TorchLearnable learnable =
+              new TorchLearnable(
+                  new OnnxGraph(model), () -> new OnnxGraph(model), new long[] {FEATURES}, 2);
+          OnlineLearner learner =
+              new OnlineLearner(learnable, Streams.crossEntropy(0.1).batch(8).build())) {
+        learner.onEvent(events::add);
+        learner.learn(stream);
+        assertEquals(knows ? stream.size() - 1 : 0, learner.learned(), events.toString());
+        for (float[] weights : learner.weights().values()) {
+          for (float w : weights) {
+            assertTrue(Float.isFinite(w));
+          }
+        }
+      }
+    }
   }
 
   @Test

@@ -166,6 +166,33 @@ class OnnxGraphTest {
     }
   }
 
+  /** Outputs of millions have such a bias; what is added to a product of two activations is a mask. */
+  @Test
+  void aBiasAsLargeAsMillionsIsNoMask() {
+    float[] millions = {3e6f, -2e6f, 5e5f, 0};
+    GraphProto.Builder g = SmallModels.mlp().getGraph().toBuilder();
+    g.setInitializer(3, SmallModels.floats("b2", millions, 4));
+    g.addInitializer(SmallModels.floats("offset", millions, 4));
+    g.addInitializer(SmallModels.floats("w3", new Random(3), 1, 4, 4));
+    g.addNode(SmallModels.line("p MatMul y w3"));
+    g.addNode(SmallModels.line("shifted Add offset p"));
+    g.addNode(SmallModels.line("square Mul y y"));
+    g.addInitializer(SmallModels.floats("mask", new float[] {0, 0, -1e4f, -1e4f}, 4));
+    g.addNode(SmallModels.line("masked Add square mask"));
+    g.addInitializer(SmallModels.floats("forbidden", new float[] {0, 0, 0, -1e9f}, 4));
+    g.addNode(SmallModels.line("allowed Add p forbidden"));
+    for (String output : List.of("shifted", "masked", "allowed")) {
+      g.addOutput(SmallModels.value(output, DataType.FLOAT, -1, 4));
+    }
+    try (OnnxGraph graph = new OnnxGraph(OnnxModel.of(SmallModels.model(13, g), "large"))) {
+      assertEquals(
+          Set.of("w", "b", "w2", "b2", "w3", "offset"),
+          graph.parameters().stream()
+              .map(p -> graph.constantOf(p.name()))
+              .collect(Collectors.toSet()));
+    }
+  }
+
   @Test
   void gradientsAgreeWithFiniteDifferences() throws IOException {
     try (PointerScope scope = new PointerScope()) {

@@ -18,6 +18,7 @@ import java.util.Set;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.format.onnx.MissingValues;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -43,7 +44,8 @@ public final class FileActivations implements ActivationSource {
    * @param count use at most so many examples, evenly spread; at least 1
    * @param threads threads of one run, at least 1
    * @throws InputException if the file is no valid one, an input has no tensor or a tensor no input,
-   *     or the types, the shapes or the numbers of examples do not agree
+   *     the types, the shapes or the numbers of examples do not agree, or a number is infinite or, where the model
+   *     does not {@linkplain MissingValues know} missing values, NaN
    */
   public FileActivations(Path file, OnnxModel model, int count, int threads) {
     this.threads = threads;
@@ -69,13 +71,15 @@ public final class FileActivations implements ActivationSource {
         }
       }
       int used = (int) Math.min(count, all);
+      boolean missing = MissingValues.areKnownTo(model);
       List<Map<String, ExampleTensors.Value>> read = new ArrayList<>();
       for (int i = 0; i < used; i++) {
         long example = i * all / used;
         Map<String, ExampleTensors.Value> values = new HashMap<>();
         for (Map.Entry<String, TensorInfo> e : tensors.entrySet()) {
           values.put(
-              e.getKey(), read(open, e.getValue(), whole.contains(e.getKey()), example, all));
+              e.getKey(),
+              read(open, e.getValue(), whole.contains(e.getKey()), example, all, missing));
         }
         read.add(values);
       }
@@ -189,7 +193,12 @@ public final class FileActivations implements ActivationSource {
   }
 
   private static ExampleTensors.Value read(
-      SafetensorsFile open, TensorInfo tensor, boolean whole, long example, long all) {
+      SafetensorsFile open,
+      TensorInfo tensor,
+      boolean whole,
+      long example,
+      long all,
+      boolean missing) {
     long size = tensor.bytes() / all;
     if (size > Integer.MAX_VALUE) {
       throw new InputException(
@@ -201,7 +210,7 @@ public final class FileActivations implements ActivationSource {
               + " bytes; at most 2147483647 are possible");
     }
     ByteBuffer bytes = ByteBuffer.allocateDirect((int) size).order(ByteOrder.nativeOrder());
-    ExampleRows.read(open, tensor, example, bytes);
+    ExampleRows.read(open, tensor, example, bytes, missing);
     long[] shape = fed(tensor, whole).stream().mapToLong(Long::longValue).toArray();
     return new ExampleTensors.Value(bytes, shape, type(tensor.dtype()));
   }

@@ -61,6 +61,11 @@ public interface Learnable extends AutoCloseable {
    */
   OnnxModel toOnnx(Map<String, float[]> values, Loss loss);
 
+  /** Whether NaN in its features is a value that is missing, which it knows; else an example with one is not learned. */
+  default boolean knowsMissing() {
+    return false;
+  }
+
   /** A new place for a published version. Several may be made. */
   Predictor predictor();
 

@@ -62,6 +62,9 @@ final class SequentialLearner implements AutoCloseable {
    */
   private final boolean outputsTell;
 
+  /** Whether NaN in features is a value that is missing. */
+  private final boolean knowsMissing;
+
   /** Does this step, on one example, without a gradient in memory; null where there is one. */
   private OuterProduct single;
 
@@ -73,6 +76,7 @@ final class SequentialLearner implements AutoCloseable {
     this.settings = settings;
     this.events = events;
     this.outputsTell = model instanceof OuterProduct;
+    this.knowsMissing = model.knowsMissing();
     int rows = rows(model, settings);
     outputs = new float[rows * model.outputs()];
     gradient = new float[rows * model.outputs()];
@@ -300,7 +304,7 @@ final class SequentialLearner implements AutoCloseable {
         for (int c = 0; c < columns; c++) {
           isFinite &= Float.isFinite(outputs[i * columns + c]);
         }
-        isFinite &= outputsTell || isFinite(left.get(i).features());
+        isFinite &= outputsTell || areUsable(left.get(i).features());
         float[] values = left.get(i).values();
         for (int c = 0; values != null && c < columns; c++) {
           isFinite &= Float.isFinite(values[c]);
@@ -323,9 +327,9 @@ final class SequentialLearner implements AutoCloseable {
     return left;
   }
 
-  private static boolean isFinite(float[] values) {
-    for (float value : values) {
-      if (!Float.isFinite(value)) {
+  private boolean areUsable(float[] features) {
+    for (float value : features) {
+      if (!Float.isFinite(value) && !(knowsMissing && Float.isNaN(value))) {
         return false;
       }
     }

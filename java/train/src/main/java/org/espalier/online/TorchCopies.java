@@ -5,6 +5,8 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Queue;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.Supplier;
@@ -15,6 +17,7 @@ import org.espalier.InputException;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.torch.Parameter;
+import org.espalier.torch.TensorView;
 import org.espalier.torch.TrainableModel;
 
 /**
@@ -29,6 +32,10 @@ final class TorchCopies implements AutoCloseable {
   private final Supplier<? extends TrainableModel> replicas;
   private final ExampleTensors examples;
   private final Queue<Replica> idle = new ConcurrentLinkedQueue<>();
+
+  /** All that were made to answer, by identity. */
+  private final Set<TrainableModel> answering = ConcurrentHashMap.newKeySet();
+
   private final AtomicLong serials = new AtomicLong();
   private volatile boolean closed;
 
@@ -67,16 +74,57 @@ final class TorchCopies implements AutoCloseable {
     return replicas.get();
   }
 
-  /** That none can be made (a full temporary folder, say) is no fault of what is to be predicted. */
-  private TrainableModel evaluated() {
+  /**
+   * One more for a thread that predicts. That none can be made (a full temporary folder, say) is no fault of what is to
+   * be predicted.
+   *
+   * @throws IllegalStateException where what was made is no model of its own with these weights: its parameters would be
+   *     made to look at other memory while somebody computes with them
+   */
+  private TrainableModel evaluated(List<Weight> weights) {
     try {
       TrainableModel made = replicas.get();
+      String problem = problem(made, weights);
+      if (problem != null) {
+        throw new IllegalStateException(
+            "the replicas of the model that learns are "
+                + problem
+                + "; its supplier must make a new model of the same form with each call");
+      }
       made.train(false);
       return made;
     } catch (InputException e) {
       throw new IllegalStateException(
           "the model cannot be copied for one more thread that predicts: " + e.getMessage(), e);
     }
+  }
+
+  private String problem(TrainableModel made, List<Weight> weights) {
+    if (made == null) {
+      return "null";
+    }
+    List<Parameter> own = made.parameters();
+    if (own.size() != weights.size()) {
+      return "models of " + own.size() + " parameters, it has " + weights.size();
+    }
+    for (int k = 0; k < own.size(); k++) {
+      org.espalier.device.Tensor memory = TensorView.of(own.get(k).tensor());
+      org.espalier.device.Tensor wanted = weights.get(k).working();
+      if (!Arrays.equals(memory.shape(), wanted.shape())) {
+        return "models whose "
+            + own.get(k).name()
+            + " is "
+            + memory
+            + ", its "
+            + weights.get(k).name()
+            + " is "
+            + wanted;
+      }
+      if (memory.elements() > 0 && memory.address() == wanted.address()) {
+        return "the model itself, or share its parameters";
+      }
+    }
+    return answering.add(made) ? null : "one model";
   }
 
   @Override
@@ -151,7 +199,7 @@ final class TorchCopies implements AutoCloseable {
       }
       Replica replica = idle.poll();
       if (replica == null) {
-        replica = new Replica(evaluated());
+        replica = new Replica(evaluated(weights));
       }
       try (PointerScope scope = new PointerScope();
           NoGradGuard guard = new NoGradGuard()) {

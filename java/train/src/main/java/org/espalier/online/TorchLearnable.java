@@ -78,7 +78,7 @@ public final class TorchLearnable implements Learnable, RowLookUps {
 
   /**
    * @param model is learned; closed with this
-   * @param replicas makes the same model again, with any weights, for predictions
+   * @param replicas makes the same model again with each call, with any weights, for predictions
    * @param type of the input: Float, Long or Int
    * @param shape of an example's features, without the batch
    * @param outputs how many values the model's first output has for an example
@@ -319,6 +319,11 @@ public final class TorchLearnable implements Learnable, RowLookUps {
   @Override
   public void changedAll() {
     logs.values().forEach(RowLog::addAll);
+  }
+
+  @Override
+  public boolean knowsMissing() {
+    return model instanceof OnnxGraph graph && graph.knowsMissing();
   }
 
   @Override

@@ -55,17 +55,19 @@ public final class ExamplesFile {
   /**
    * Reads {@code inputs} or, where there is no such tensor, one for each input of the model, and {@code
    * labels} where there are any.
+   *
+   * @param missing whether NaN in an input says that a value is missing, which the model knows
    */
-  static Examples.Labelled read(Path path, Recipe.Task task) {
+  static Examples.Labelled read(Path path, Recipe.Task task, boolean missing) {
     try (SafetensorsFile file = SafetensorsFile.open(path)) {
       List<Examples.Input> inputs = new ArrayList<>();
       TensorInfo only = file.tensor(ExampleRows.INPUTS);
       if (only != null) {
-        inputs.add(input(file, only, null));
+        inputs.add(input(file, only, null, missing));
       } else {
         for (TensorInfo tensor : file.tensors()) {
           if (!tensor.name().equals(ExampleRows.LABELS)) {
-            inputs.add(input(file, tensor, tensor.name()));
+            inputs.add(input(file, tensor, tensor.name(), missing));
           }
         }
       }
@@ -92,7 +94,8 @@ public final class ExamplesFile {
     }
   }
 
-  private static Examples.Input input(SafetensorsFile file, TensorInfo tensor, String name) {
+  private static Examples.Input input(
+      SafetensorsFile file, TensorInfo tensor, String name, boolean missing) {
     String what = file.path() + ": " + tensor.name() + " ";
     if (!Examples.Input.TYPES.contains(tensor.dtype())) {
       throw new InputException(what + "is " + tensor.dtype() + "; " + NEEDED);
@@ -112,7 +115,7 @@ public final class ExamplesFile {
     ByteBuffer row = ByteBuffer.allocateDirect((int) (tensor.bytes() / n));
     List<byte[]> rows = new ArrayList<>(n);
     for (int i = 0; i < n; i++) {
-      ExampleRows.read(file, tensor, i, row);
+      ExampleRows.read(file, tensor, i, row, missing);
       byte[] bytes = new byte[row.capacity()];
       row.get(bytes);
       rows.add(bytes);

@@ -137,8 +137,8 @@ public final class RecipeRun {
       }
       this.recipe = recipe;
       this.host = host;
-      data = RunData.of(recipe, host);
       model = read(modelFile);
+      data = RunData.of(recipe, host, model);
     }
 
     /** A stage ends with a comparison in ONNX Runtime, which may refuse what libtorch runs. */

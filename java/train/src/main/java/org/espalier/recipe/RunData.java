@@ -14,6 +14,8 @@ import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.InputFile;
+import org.espalier.format.onnx.MissingValues;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
@@ -34,8 +36,13 @@ record RunData(
   /** The report of embeddings needs neighbours to compare. */
   private static final int LEAST_EVALUATION_TEXTS = 3;
 
-  static RunData of(Recipe recipe, RunHost host) {
-    return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host);
+  /**
+   * @param model that is compressed
+   */
+  static RunData of(Recipe recipe, RunHost host, OnnxModel model) {
+    return recipe.isForTexts()
+        ? texts(recipe, host)
+        : labelled(recipe, host, MissingValues.areKnownTo(model));
   }
 
   /** Some of the labels; null where there are none, as of texts. */
@@ -165,9 +172,9 @@ record RunData(
     }
   }
 
-  private static RunData labelled(Recipe recipe, RunHost host) {
+  private static RunData labelled(Recipe recipe, RunHost host, boolean missing) {
     Recipe.DataSettings data = recipe.data();
-    Examples.Labelled all = ExamplesFile.read(host.file(data.examples()), data.task());
+    Examples.Labelled all = ExamplesFile.read(host.file(data.examples()), data.task(), missing);
     boolean unused =
         recipe.stages().stages().stream()
             .map(stage -> stage.training().objective())
@@ -177,7 +184,7 @@ record RunData(
       all = new Examples.Labelled(all.inputs(), null);
     }
     Examples.Labelled own =
-        data.evaluationExamples() == null ? null : evaluation(recipe, host, all);
+        data.evaluationExamples() == null ? null : evaluation(recipe, host, all, missing);
     int evaluation = own == null ? data.evaluation() : 0;
     int heldOut = data.validation() + evaluation;
     int train = train(data, all.size(), heldOut, "examples");
@@ -202,11 +209,12 @@ record RunData(
    *
    * @param all what is trained on, which they must be like
    */
-  private static Examples.Labelled evaluation(Recipe recipe, RunHost host, Examples.Labelled all) {
+  private static Examples.Labelled evaluation(
+      Recipe recipe, RunHost host, Examples.Labelled all, boolean missing) {
     Path file = host.file(recipe.data().evaluationExamples());
     // What labels are is decided once: those of few examples may all be 0 and 1.
     Recipe.Task task = all.labels() == null ? recipe.data().task() : task(all.labels());
-    Examples.Labelled own = ExamplesFile.read(file, task);
+    Examples.Labelled own = ExamplesFile.read(file, task, missing);
     List<String> right = all.inputs().stream().map(RunData::describe).sorted().toList();
     List<String> given = own.inputs().stream().map(RunData::describe).sorted().toList();
     if (!given.equals(right)) {

@@ -18,6 +18,7 @@ import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.format.onnx.MissingValues;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.onnx.GraphParameters;
@@ -31,8 +32,8 @@ import org.espalier.torch.onnx.Program;
  *
  * <p>Its parameters are the float32 constants that layers hold: weights of products and
  * convolutions, lookup tables, biases, the scales and shifts of norms. Constants of one element are
- * no parameters, but for the bias of a product with one output, nor are tensors with values beyond
- * ±10,000 or infinite, which are masks. Parameters are named as in the file, and by their place in
+ * no parameters, but for the bias of a product with one output, nor are tensors with values from
+ * ±10,000 on (from ±10⁹ on, where they are added to a product with a weight), which are masks. Parameters are named as in the file, and by their place in
  * the graph where the exporter only numbered them.
  *
  * <p>{@link #train} makes Dropout nodes active and lets BatchNormalization nodes use the batch's
@@ -194,6 +195,11 @@ public final class OnnxGraph implements TrainableModel {
   /** What the last forward, if gradients were recorded, looked up in the tables that are differentiated so. */
   public List<LookUps.LookUp> lookUps() {
     return program.lookUps();
+  }
+
+  /** Whether NaN in its inputs is a value that is missing: see {@link MissingValues}. */
+  public boolean knowsMissing() {
+    return MissingValues.areKnownTo(model);
   }
 
   @Override

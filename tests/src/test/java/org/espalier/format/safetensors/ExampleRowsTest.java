@@ -53,16 +53,41 @@ class ExampleRowsTest {
     try (SafetensorsFile file = file(dtype, bits)) {
       TensorInfo x = file.tensor("x");
       ByteBuffer row = row(dtype);
-      ExampleRows.read(file, x, 0, row);
+      ExampleRows.read(file, x, 0, row, false);
       InputException e =
-          assertThrows(InputException.class, () -> ExampleRows.read(file, x, 1, row));
+          assertThrows(InputException.class, () -> ExampleRows.read(file, x, 1, row, false));
       assertEquals(
           file.path()
               + ": the tensor x has the value "
               + value
               + " in example 2; finite numbers are right",
           e.getMessage());
-      ExampleRows.read(file, x, 2, row);
+      ExampleRows.read(file, x, 2, row, false);
+    }
+  }
+
+  /** Infinity is no value that is missing. */
+  @ParameterizedTest
+  @CsvSource({
+    "F64, 7ff8000000000000, true",
+    "F32, 7fc00000, true",
+    "BF16, ffff, true",
+    "F16, 7c01, true",
+    "F64, 7ff0000000000000, false",
+    "F32, ff800000, false",
+    "BF16, 7f80, false",
+    "F16, fc00, false"
+  })
+  void aNumberMayBeMissing(SafetensorsDtype dtype, String bits, boolean right) {
+    try (SafetensorsFile file = file(dtype, bits)) {
+      ByteBuffer row = row(dtype);
+      if (right) {
+        ExampleRows.read(file, file.tensor("x"), 1, row, true);
+        assertEquals(row.capacity(), row.remaining());
+      } else {
+        assertThrows(
+            InputException.class, () -> ExampleRows.read(file, file.tensor("x"), 1, row, true));
+      }
     }
   }
 
@@ -80,7 +105,7 @@ class ExampleRowsTest {
   void allOthersAreRead(SafetensorsDtype dtype, String bits) {
     try (SafetensorsFile file = file(dtype, bits)) {
       ByteBuffer row = row(dtype);
-      ExampleRows.read(file, file.tensor("x"), 1, row);
+      ExampleRows.read(file, file.tensor("x"), 1, row, false);
       assertEquals(0, row.position());
       assertEquals(row.capacity(), row.limit());
       byte[] bytes = new byte[row.capacity()];
@@ -101,7 +126,7 @@ class ExampleRowsTest {
       ByteBuffer row = row(SafetensorsDtype.F32).order(ByteOrder.LITTLE_ENDIAN);
       float[] sums = new float[EXAMPLES];
       for (int i = 0; i < EXAMPLES; i++) {
-        ExampleRows.read(file, file.tensor("x"), i, row);
+        ExampleRows.read(file, file.tensor("x"), i, row, false);
         while (row.hasRemaining()) {
           sums[i] += row.getFloat();
         }

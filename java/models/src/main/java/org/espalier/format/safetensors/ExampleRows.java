@@ -20,16 +20,18 @@ public final class ExampleRows {
    *
    * @param example counted from 0
    * @param row receives it, from its start to its end; as many bytes as an example has
-   * @throws InputException where a number of it is NaN or infinite
+   * @param missing whether NaN says that a value is missing, which the model knows
+   * @throws InputException where a number of it is infinite or, unless it may be missing, NaN
    */
-  public static void read(SafetensorsFile file, TensorInfo tensor, long example, ByteBuffer row) {
+  public static void read(
+      SafetensorsFile file, TensorInfo tensor, long example, ByteBuffer row, boolean missing) {
     file.read(tensor, example * row.capacity(), row.clear());
     row.flip();
     IntToDoubleFunction number = numbers(tensor.dtype(), row);
     int count = number == null ? 0 : (int) (8L * row.capacity() / tensor.dtype().bits());
     for (int i = 0; i < count; i++) {
       double value = number.applyAsDouble(i);
-      if (!Double.isFinite(value)) {
+      if (!Double.isFinite(value) && !(missing && Double.isNaN(value))) {
         throw new InputException(
             file.path()
                 + ": the tensor "

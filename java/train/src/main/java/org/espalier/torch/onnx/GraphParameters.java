@@ -22,8 +22,11 @@ import org.espalier.torch.Parameter.Kind;
 
 /** Finds the constants of a model that training changes. */
 public final class GraphParameters {
-  /** Beyond this a value stands for minus infinity in a mask. */
+  /** From this on a value stands for minus infinity in a mask. */
   private static final float MASK = 1e4f;
+
+  /** The same in what is added to a product with a weight: the bias of outputs as large as millions, too. */
+  private static final float MASK_OF_OUTPUTS = 1e9f;
 
   /** Operators through whose first input a parameter may come. */
   private static final Set<String> THROUGH =
@@ -49,7 +52,10 @@ public final class GraphParameters {
   private final Set<String> names = new HashSet<>();
   private final Set<String> statistics = new LinkedHashSet<>();
 
-  /** The first outputs of the products that have one output channel. */
+  /** The first outputs of products and convolutions with a weight. */
+  private final Set<String> products = new HashSet<>();
+
+  /** Those of them that have one output channel. */
   private final Set<String> single = new HashSet<>();
 
   /**
@@ -84,6 +90,7 @@ public final class GraphParameters {
       }
       weights.put(w.value(), w);
       names.add(w.name());
+      w.uses().forEach(use -> products.add(use.node()));
       w.uses().stream()
           .filter(use -> constant.dims()[use.outputAxis()] == 1)
           .forEach(use -> single.add(use.node()));
@@ -205,14 +212,27 @@ public final class GraphParameters {
           constant,
           new Entry(
               w.name(), constant, kind, use.outputAxis(), use.reductionAxis(), List.of(node)));
-    } else if (isParameter(constant) || isOneBias(constant)) {
+    } else if (isParameter(constant, isBias(reader, input) ? MASK_OF_OUTPUTS : MASK)
+        || isOneBias(constant)) {
       entries.put(
           constant,
           new Entry(name(reader, input, constant), constant, Kind.OTHER, -1, -1, List.of(node)));
     }
   }
 
-  private boolean isParameter(String value) {
+  /** Whether a node adds this input to its product, or to one before it. */
+  private boolean isBias(NodeProto reader, int input) {
+    return switch (reader.getOpType()) {
+      case "Gemm", "Conv", "ConvTranspose" -> input == 2 && products.contains(reader.getOutput(0));
+      case "Add" -> products.contains(reader.getInput(1 - input));
+      default -> false;
+    };
+  }
+
+  /**
+   * @param mask from this magnitude on it is none
+   */
+  private boolean isParameter(String value, float mask) {
     OnnxInitializer i = model.initializer(value);
     if (i == null || i.type() != DataType.FLOAT || i.elements() < 2 || statistics.contains(value)) {
       return false;
@@ -220,7 +240,7 @@ public final class GraphParameters {
     FloatBuffer values = i.floats();
     for (int k = 0; k < values.capacity(); k++) {
       // Not NaN-safe on purpose: a NaN is trained and noticed, not hidden.
-      if (Math.abs(values.get(k)) >= MASK) {
+      if (Math.abs(values.get(k)) >= mask) {
         return false;
       }
     }
