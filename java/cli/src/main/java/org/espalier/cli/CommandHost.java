@@ -113,7 +113,7 @@ final class CommandHost implements RunHost, AutoCloseable {
 
   @Override
   public OnnxModel withComputedWeights(OnnxModel model) {
-    return ModelSource.withComputedWeights(model, this::note);
+    return ModelSource.asTaken(model, this::note);
   }
 
   @Override

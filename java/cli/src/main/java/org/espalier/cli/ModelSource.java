@@ -10,6 +10,7 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.ComputedWeights;
 import org.espalier.evaluate.ConstantRuntime;
 import org.espalier.format.NearNames;
+import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -47,16 +48,23 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
   }
 
   /**
-   * Reads an ONNX model, with the weights that it computes from constants as constants.
+   * Reads an ONNX model as commands take it: see {@link #asTaken}.
    *
-   * @param notes receives a line for people about these
+   * @param notes receives a line for people about what was changed
    */
   OnnxModel onnx(Consumer<String> notes) {
-    return withComputedWeights(OnnxModel.read(path), notes);
+    return asTaken(OnnxModel.read(path), notes);
   }
 
-  /** The model itself, whose weights that are computed from constants become constants. */
-  static OnnxModel withComputedWeights(OnnxModel model, Consumer<String> notes) {
+  /**
+   * The model itself, whose weights that are computed from constants become constants, and whose Dropout nodes drop
+   * nothing.
+   */
+  static OnnxModel asTaken(OnnxModel model, Consumer<String> notes) {
+    String evaluated = ActiveDropout.evaluate(model);
+    if (evaluated != null) {
+      notes.accept(evaluated);
+    }
     ComputedWeights.Result result = ComputedWeights.fold(model, new ConstantRuntime());
     List<String> computed = result.computed();
     if (!computed.isEmpty()) {

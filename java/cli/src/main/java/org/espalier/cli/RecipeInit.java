@@ -105,7 +105,7 @@ final class RecipeInit implements Callable<Integer> {
   private OnnxModel model(Path recipe) {
     Path file = model.startsWith("maven:") ? null : recipe.resolveSibling(model);
     return file != null && model.endsWith(".onnx") && Files.isRegularFile(file)
-        ? ModelSource.withComputedWeights(OnnxModel.read(file), common::note)
+        ? ModelSource.asTaken(OnnxModel.read(file), common::note)
         : null;
   }
 

@@ -20,6 +20,7 @@ import java.util.Map;
 import java.util.function.Supplier;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -34,6 +35,8 @@ import org.espalier.store.Version;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.TrainableModel;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * A learner as a version of a {@link ModelStore}: the served model ({@code model.onnx} or {@code model.pt}
@@ -58,6 +61,8 @@ public final class LearnerFiles {
 
   /** The recipe. */
   public static final String RECIPE = "online.yaml";
+
+  private static final Logger LOG = LoggerFactory.getLogger(LearnerFiles.class);
 
   private static final long MOST_VALUES = 1 << 28;
 
@@ -179,6 +184,10 @@ public final class LearnerFiles {
     String name = file.toString();
     if (name.endsWith(".onnx")) {
       OnnxModel model = OnnxModel.read(file);
+      String changed = ActiveDropout.evaluate(model);
+      if (changed != null) {
+        LOG.info("{}: {}", file, changed);
+      }
       Sizes sizes = sizes(file, model, recipe);
       return readTorch(file, new OnnxGraph(model), () -> new OnnxGraph(model), sizes, recipe);
     }

@@ -30,7 +30,7 @@ public interface RunHost {
   /** The tokens of texts, with the special ones. */
   List<long[]> tokens(List<String> texts);
 
-  /** The model itself, in which weights that it computes from constants have become constants. */
+  /** The model itself, in which weights that it computes from constants are constants and Dropout nodes drop nothing. */
   OnnxModel withComputedWeights(OnnxModel model);
 
   /** Runs texts for calibration. */

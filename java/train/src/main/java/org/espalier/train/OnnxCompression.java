@@ -13,6 +13,7 @@ import java.util.List;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.OpsetUpgrade;
+import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.StepResult;
@@ -170,12 +171,13 @@ public final class OnnxCompression implements Compression {
   }
 
   /**
-   * A copy with operators that training knows: those of sets before 11 are raised to set 13, and what computes in 16
-   * bits does so in 32.
+   * A copy with operators that training knows: those of sets before 11 are raised to set 13, what computes in 16
+   * bits does so in 32, and Dropout nodes drop nothing, or no two runs would be equal.
    */
   public static OnnxModel trainable(OnnxModel model) {
     OnnxModel copy = model.copy();
     HalfPrecision.widenOutputsToo(copy);
+    ActiveDropout.evaluate(copy);
     if (copy.opset("") < OLDEST_OPSET) {
       OpsetUpgrade.raise(copy, OpsetUpgrade.TARGET);
     }
