@@ -88,7 +88,10 @@ class OnlineOnnxTest {
     assertEquals(1, answer.size());
     assertNotEquals(run(model, "x").get("y")[0], answer.get("y")[0]);
     // Another graph with weights of the same sizes is not what the state belongs to.
-    assertTrue(Run.resume(whole, store, "--model", otherGraph()).err().contains("other settings"));
+    String told = Run.resume(whole, store, "--model", otherGraph()).err();
+    assertTrue(
+        told.contains("other settings:\n  what of the model is not learned, its graph or frozen"),
+        told);
   }
 
   /** What runs on two examples may not run on the one that is left of the last batch. */

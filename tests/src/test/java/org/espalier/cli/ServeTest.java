@@ -97,6 +97,9 @@ class ServeTest {
               "espalier_events_total{kind=\"drift\"} 0.0")) {
         assertTrue(metrics.contains(name), name + " in " + metrics);
       }
+      assertTrue(
+          metrics.lines().noneMatch(line -> line.matches("# HELP \\S+\\s*")),
+          "each says what it is: " + metrics);
       assertEquals(200, get("/health", null).statusCode());
     }
     // What was learned is not lost when it ends.

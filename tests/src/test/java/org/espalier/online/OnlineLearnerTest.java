@@ -2,6 +2,7 @@ package org.espalier.online;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -590,7 +591,9 @@ class OnlineLearnerTest {
       byte[] other = state;
       InputException e =
           assertThrows(InputException.class, () -> learner.load(new ByteArrayInputStream(other)));
-      assertTrue(e.getMessage().contains("other settings"), e.getMessage());
+      assertTrue(e.getMessage().contains("other settings:\n  loss: Distillation["), e.getMessage());
+      assertTrue(e.getMessage().contains("\n  weight decay: 0.001, here 0.0\n"), e.getMessage());
+      assertFalse(e.getMessage().contains("batch"), e.getMessage());
     }
   }
 

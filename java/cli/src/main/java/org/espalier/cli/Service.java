@@ -183,8 +183,12 @@ final class Service implements HttpListener.Responder, AutoCloseable {
             .register(registry);
     refusals =
         Counter.builder("espalier.refused").description("Refused requests").register(registry);
-    Gauge.builder("espalier.pending", pending, PendingLabels::waiting).register(registry);
-    Gauge.builder("espalier.store.version", this, Service::storeVersion).register(registry);
+    Gauge.builder("espalier.pending", pending, PendingLabels::waiting)
+        .description("Predictions whose outcome is not known yet")
+        .register(registry);
+    Gauge.builder("espalier.store.version", this, Service::storeVersion)
+        .description("The version of the store that is served or that learning went on from")
+        .register(registry);
   }
 
   private static Thread daemon(Runnable task, String name) {

@@ -10,8 +10,11 @@ import java.io.InputStream;
 import java.security.SecureRandom;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
+import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.online.OnlineLearner.Report;
 import org.espalier.op.GradientNorm;
@@ -26,6 +29,9 @@ final class SequentialLearner implements AutoCloseable {
 
   /** The most features or outputs that the examples of a step have together: more fill no buffer. */
   private static final int MOST_VALUES = Integer.MAX_VALUE / Float.BYTES;
+
+  /** The name of the model's identity among the lines that describe a learner. */
+  private static final String IDENTITY = "model";
 
   private final Learnable model;
   private final OnlineSettings settings;
@@ -648,6 +654,32 @@ final class SequentialLearner implements AutoCloseable {
     return identity.isEmpty() ? settings.describe() : settings.describe() + identity;
   }
 
+  /** Where a saved description differs from this learner's: settings by their names, and the model's identity. */
+  private String difference(String saved) {
+    Map<String, String> then = named(saved);
+    Map<String, String> now = named(described());
+    Set<String> names = new LinkedHashSet<>(then.keySet());
+    names.addAll(now.keySet());
+    names.removeIf(name -> Objects.equals(then.get(name), now.get(name)));
+    List<String> told = new ArrayList<>();
+    for (String name : names) {
+      told.add(
+          name.equals(IDENTITY)
+              ? "what of the model is not learned, its graph or frozen weights, differs"
+              : name + ": " + then.get(name) + ", here " + now.get(name));
+    }
+    return String.join("\n  ", told);
+  }
+
+  private static Map<String, String> named(String description) {
+    Map<String, String> values = new LinkedHashMap<>();
+    for (String line : description.lines().toList()) {
+      String[] parts = line.split(": ", 2);
+      values.put(parts[0], parts[parts.length - 1]);
+    }
+    return values;
+  }
+
   /** Writes what {@link #read} reads. */
   void write(DataOutput out) throws IOException {
     out.writeInt(MAGIC);
@@ -725,7 +757,7 @@ final class SequentialLearner implements AutoCloseable {
     String described = readHead(in);
     if (!described().equals(described)) {
       throw new InputException(
-          "the learner was saved with other settings:\n" + described + "not\n" + described());
+          "the learner was saved with other settings:\n  " + difference(described));
     }
     List<PrivacyPass> savedPasses = PrivacyLedger.read(in);
     SavedState.count(in, model.features(), model.features());
