@@ -354,6 +354,47 @@ class ModelStoreTest {
     writer().close();
   }
 
+  /** Another writes by then. */
+  @Test
+  void aClosedWriterChangesNothing() {
+    publish("one", Lineage.NONE, null);
+    publish("two", Lineage.NONE, null);
+    StoreWriter closed = writer();
+    closed.close();
+    try (StoreWriter other = writer()) {
+      for (Executable change :
+          List.<Executable>of(
+              closed::rollback,
+              () -> closed.rollback(1),
+              () -> closed.pin(1, true),
+              () -> closed.collect(new Rule(1, null), false),
+              () -> closed.publish(content("three"), "model", Lineage.NONE, null),
+              () -> closed.propose(content("three"), "model", Lineage.NONE, null))) {
+        assertEquals(
+            "the writer of " + store.folder() + " is closed",
+            assertThrows(IllegalStateException.class, change).getMessage());
+      }
+    }
+    assertEquals(2, store.current().getAsLong());
+    assertEquals(List.of(1L, 2L), store.ids());
+    assertTrue(store.pinned().isEmpty());
+  }
+
+  /** It may be collected by then. */
+  @Test
+  void aVersionThatIsHeldNoMoreHasNoPlace() {
+    publish("one", Lineage.NONE, null);
+    ModelStore.Held held = store.holdCurrent();
+    held.close();
+    for (Executable look :
+        List.<Executable>of(held::model, held::folder, () -> held.file("model"))) {
+      assertEquals(
+          "version 1 of " + store.folder() + " is held no more",
+          assertThrows(IllegalStateException.class, look).getMessage());
+    }
+    assertEquals(1, held.version().id());
+  }
+
   @Test
   void aSecondWritingProcessIsToldWhoWrites() throws Exception {
     Process process = ExclusionProbe.start(store.folder());

@@ -145,6 +145,9 @@ class ModuleModelTest {
     try (PointerScope scope = new PointerScope();
         ModuleModel model = classifier()) {
       refused("classifier needs the input ids", () -> model.forward(Map.of()));
+      Tensor closed = torch.ones(1);
+      closed.close();
+      refused("the tensor of the input ids is closed", () -> model.forward(Map.of("ids", closed)));
       refused("classifier failed in forward", () -> model.forward(Map.of("ids", torch.ones(1))));
       refused("does not hold classifier", () -> model.load(folder.resolve("missing")));
       assertThrows(

@@ -347,6 +347,9 @@ class OnnxGraphTest {
     try (PointerScope scope = new PointerScope();
         OnnxGraph graph = new OnnxGraph(model(SmallModels.mlp()))) {
       refused("needs the input x", () -> graph.forward(Map.of()));
+      Tensor closed = torch.randn(5, 8);
+      closed.close();
+      refused("the tensor of the input x is closed", () -> graph.forward(Map.of("x", closed)));
       refused(
           "must be Float but is Double",
           () -> graph.forward(Map.of("x", torch.randn(5, 8).to(ScalarType.Double))));

@@ -363,13 +363,13 @@ public final class ModelStore {
   }
 
   /**
-   * A version in use: verified when it was opened, and kept from collection until closed. Thread
-   * safe.
+   * A version in use: verified when it was opened, and kept from collection until closed. Where its files are is not told
+   * after that. Thread safe.
    */
   public final class Held implements AutoCloseable {
     private final Version version;
     private final Leases leases;
-    private boolean closed;
+    private volatile boolean closed;
 
     private Held(Version version, Leases leases) {
       this.version = version;
@@ -380,13 +380,25 @@ public final class ModelStore {
       return version;
     }
 
-    /** What to open: the version's main file, or its folder where the folder is the model. */
+    /**
+     * What to open: the version's main file, or its folder where the folder is the model.
+     *
+     * @throws IllegalStateException after close
+     */
     public Path model() {
       return version.model().isEmpty() ? folder() : file(version.model());
     }
 
-    /** The folder of the version's files. */
+    /**
+     * The folder of the version's files.
+     *
+     * @throws IllegalStateException after close
+     */
     public Path folder() {
+      if (closed) {
+        throw new IllegalStateException(
+            "version " + version.id() + " of " + ModelStore.this.folder + " is held no more");
+      }
       return path(version.id()).resolve(MODEL);
     }
 
@@ -394,6 +406,7 @@ public final class ModelStore {
      * A file of the version.
      *
      * @throws InputException if it has no such file
+     * @throws IllegalStateException after close
      */
     public Path file(String name) {
       if (version.files().stream().noneMatch(f -> f.path().equals(name))) {

@@ -26,11 +26,12 @@ import org.espalier.format.FileTree;
  * Changes a store. While it is open no other writer is; readers go on. What a process that died left
  * half-written is removed when the next writer opens.
  *
- * <p>Not thread safe.
+ * <p>Not thread safe. After close another may write, and what changes the store throws an {@link IllegalStateException}.
  */
 public final class StoreWriter implements AutoCloseable {
   private final ModelStore store;
   private final WriterLock lock;
+  private boolean closed;
 
   StoreWriter(ModelStore store, WriterLock lock) {
     this.store = store;
@@ -132,7 +133,7 @@ public final class StoreWriter implements AutoCloseable {
 
   private Version add(
       Content content, String model, Lineage lineage, SigningKey key, boolean current) {
-    State state = store.state();
+    State state = state();
     List<Long> ids = store.ids();
     long last = ids.isEmpty() ? 0 : ids.get(ids.size() - 1);
     // A version whose writer died before it could be counted keeps its number.
@@ -195,7 +196,7 @@ public final class StoreWriter implements AutoCloseable {
    * @throws InputException if there is none, or it is not as it was published; nothing changes then
    */
   public long rollback() {
-    State state = store.state();
+    State state = state();
     long id = previous(state);
     if (id == 0) {
       throw new InputException(
@@ -214,7 +215,7 @@ public final class StoreWriter implements AutoCloseable {
    *     changes then
    */
   public void rollback(long id) {
-    State state = store.state();
+    State state = state();
     store.hold(id).close(); // verifies
     if (id != state.current()) {
       save(state.rolledBack(id));
@@ -238,7 +239,7 @@ public final class StoreWriter implements AutoCloseable {
    * @throws InputException if there is no such version
    */
   public void pin(long id, boolean pinned) {
-    State state = store.state();
+    State state = state();
     if (pinned || !state.pinned().contains(id)) {
       store.version(id);
     }
@@ -277,7 +278,7 @@ public final class StoreWriter implements AutoCloseable {
    * @param dryRun only tell
    */
   public Collected collect(Rule rule, boolean dryRun) {
-    State state = store.state();
+    State state = state();
     Set<Long> kept = new HashSet<>(state.pinned());
     kept.add(state.current());
     kept.add(previous(state));
@@ -348,12 +349,21 @@ public final class StoreWriter implements AutoCloseable {
     }
   }
 
+  /** What the store holds, to be changed. */
+  private State state() {
+    if (closed) {
+      throw new IllegalStateException("the writer of " + store.folder() + " is closed");
+    }
+    return store.state();
+  }
+
   private void save(State state) {
     ModelStore.replace(store.folder().resolve(ModelStore.STATE), state.encode());
   }
 
   @Override
   public void close() {
+    closed = true;
     lock.close();
   }
 }

@@ -50,13 +50,16 @@ final class ModuleKinds {
   }
 
   /**
-   * @throws InputException where an input is missing or unknown
+   * @throws InputException where an input is missing, closed or unknown
    */
   static void checkInputs(String model, List<String> names, Map<String, Tensor> inputs) {
     for (String input : names) {
       if (inputs.get(input) == null) {
         throw new InputException(
             model + " needs the input " + input + "; it got " + inputs.keySet());
+      }
+      if (inputs.get(input).isNull()) {
+        throw new InputException(model + ": the tensor of the input " + input + " is closed");
       }
     }
     if (inputs.size() > names.size()) {

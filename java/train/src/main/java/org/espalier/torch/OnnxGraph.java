@@ -180,6 +180,9 @@ public final class OnnxGraph implements TrainableModel {
    * @param names tables that are read in no other way; all others have a gradient as ever
    */
   public synchronized void differentiateLookUps(Set<String> names) {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
     Map<String, String> chosen = new HashMap<>();
     for (Parameter p : parameters) {
       boolean byRows = names.contains(p.name());

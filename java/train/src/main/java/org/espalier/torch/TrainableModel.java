@@ -27,7 +27,7 @@ public interface TrainableModel extends AutoCloseable {
    *
    * @param inputs a tensor for each input name; they are not changed
    * @return a tensor for each output name, in the order of {@link #outputNames()}
-   * @throws org.espalier.InputException where an input is missing, unknown, or of a wrong type or
+   * @throws org.espalier.InputException where an input is missing, closed, unknown, or of a wrong type or
    *     rank
    * @throws IllegalStateException if it is closed
    */

@@ -299,6 +299,10 @@ public final class Program implements AutoCloseable {
         throw new InputException(
             name + " needs the input " + wanted.getName() + "; it got " + values.keySet());
       }
+      if (given.isNull()) {
+        throw new InputException(
+            name + ": the tensor of the input " + wanted.getName() + " is closed");
+      }
       long[] shape = given.shape();
       ScalarType type = ElementTypes.of(given);
       check(wanted, type, shape);
