@@ -4,9 +4,15 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtSession;
 import com.fasterxml.jackson.databind.JsonNode;
+import com.google.protobuf.ByteString;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -117,6 +123,48 @@ class CompressTableTest {
             .toList());
     JsonNode evaluated = Run.of("evaluate", model, written, "--examples", rows, "--json").json();
     assertTrue(evaluated.at("/labels/accuracy").asDouble() > 0.85, evaluated.toString());
+  }
+
+  /** The first output is the class as a word, which nothing can be trained on; it follows from what is trained. */
+  @Test
+  void aModelThatGivesWordsFirstIsTrainedOnItsLogits() throws Exception {
+    List<String> words = List.of("low", "middle", "high");
+    GraphProto.Builder g = graph("missing IsNaN x");
+    g.clearOutput().addOutput(SmallModels.value("word", DataType.STRING, -1));
+    g.addOutput(SmallModels.value("y", DataType.FLOAT, -1, 3));
+    g.addNode(
+        SmallModels.line(
+            "class ArgMax y",
+            SmallModels.attribute("axis", 1),
+            SmallModels.attribute("keepdims", 0)));
+    AttributeProto.Builder values =
+        AttributeProto.newBuilder()
+            .setName("values_strings")
+            .setType(AttributeProto.AttributeType.STRINGS);
+    words.forEach(word -> values.addStrings(ByteString.copyFromUtf8(word)));
+    g.addNode(
+        SmallModels.line(
+                "word LabelEncoder class", SmallModels.list("keys_int64s", 0, 1, 2), values.build())
+            .toBuilder()
+            .setDomain("ai.onnx.ml"));
+    OperatorSetIdProto.Builder domain =
+        OperatorSetIdProto.newBuilder().setDomain("ai.onnx.ml").setVersion(2);
+    Files.write(
+        model, SmallModels.model(15, g).toBuilder().addOpsetImport(domain).build().toByteArray());
+    Path out = folder.resolve("out");
+    JsonNode f = Run.of("compress", recipe, "-o", out, "--json").json().path("fidelity");
+    assertTrue(f.path("accuracy").asDouble() > 0.85, f.toString());
+    Path written = out.resolve("model-int8.onnx");
+    JsonNode evaluated = Run.of("evaluate", model, written, "--examples", rows, "--json").json();
+    assertTrue(evaluated.at("/labels/accuracy").asDouble() > 0.85, evaluated.toString());
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    float[][] row = {{1.5f, 0, 0, 0, 0, 0}, {-1, 1, 0, 0, 0, 0}, {-1, -1, 0, 0, 0, 0}};
+    try (OrtSession session = environment.createSession(written.toString());
+        OnnxTensor x = OnnxTensor.createTensor(environment, row);
+        OrtSession.Result result = session.run(Map.of("x", x))) {
+      assertArrayEquals(
+          new String[] {"high", "middle", "low"}, (String[]) result.get("word").get().getValue());
+    }
   }
 
   @Test

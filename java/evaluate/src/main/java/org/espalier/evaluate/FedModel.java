@@ -1,6 +1,7 @@
 package org.espalier.evaluate;
 
 import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OnnxValue;
 import ai.onnxruntime.OrtSession;
 import java.nio.FloatBuffer;
 import java.util.List;
@@ -10,6 +11,7 @@ import org.espalier.InputException;
 /** A model and the examples that it is fed one by one. */
 final class FedModel implements AutoCloseable {
   private final RuntimeModel model;
+  private final int main;
   private final List<Map<String, OnnxTensor>> inputs;
 
   /**
@@ -19,6 +21,7 @@ final class FedModel implements AutoCloseable {
    */
   FedModel(RuntimeModel model, ExampleTensors examples) {
     this.model = model;
+    this.main = model.mainOutput();
     try {
       inputs = examples.open(model.inputs());
     } catch (InputException e) {
@@ -52,9 +55,9 @@ final class FedModel implements AutoCloseable {
   FirstOutput first(int example) {
     try (OrtSession.Result result = run(example)) {
       // Converted from 16 bits; null for other types.
-      FloatBuffer floats =
-          result.get(0) instanceof OnnxTensor tensor ? tensor.getFloatBuffer() : null;
-      if (!(result.get(0) instanceof OnnxTensor t)
+      OnnxValue given = result.get(main);
+      FloatBuffer floats = given instanceof OnnxTensor tensor ? tensor.getFloatBuffer() : null;
+      if (!(given instanceof OnnxTensor t)
           || floats == null
           || t.getInfo().getShape().length == 0
           || t.getInfo().getShape()[0] != 1) {
@@ -62,7 +65,7 @@ final class FedModel implements AutoCloseable {
             name()
                 + ": the first output must be float32, float16 or bfloat16 with one row an example"
                 + " but is "
-                + result.get(0).getInfo());
+                + given.getInfo());
       }
       float[] values = new float[floats.remaining()];
       floats.get(values);

@@ -8,14 +8,19 @@ import ai.onnxruntime.OrtLoggingLevel;
 import ai.onnxruntime.OrtSession;
 import ai.onnxruntime.TensorInfo;
 import java.nio.file.Path;
+import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 
 /** A model in ONNX Runtime, on one thread. */
 public final class RuntimeModel implements AutoCloseable {
+  private static final Set<OnnxJavaType> FLOATS =
+      EnumSet.of(OnnxJavaType.FLOAT, OnnxJavaType.FLOAT16, OnnxJavaType.BFLOAT16);
+
   private final String name;
   private final OrtSession session;
 
@@ -81,6 +86,23 @@ public final class RuntimeModel implements AutoCloseable {
           name + ": ONNX Runtime cannot tell its inputs: " + e.getMessage(), e);
     }
     return inputs;
+  }
+
+  /** Which of its outputs is {@link OnnxModel#mainOutput}. */
+  int mainOutput() {
+    try {
+      int i = 0;
+      for (NodeInfo output : session.getOutputInfo().values()) {
+        if (output.getInfo() instanceof TensorInfo t && FLOATS.contains(t.type)) {
+          return i;
+        }
+        i++;
+      }
+      return 0;
+    } catch (OrtException e) {
+      throw new InputException(
+          name + ": ONNX Runtime cannot tell its outputs: " + e.getMessage(), e);
+    }
   }
 
   /**

@@ -29,6 +29,7 @@ import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.NearNames;
+import org.espalier.format.onnx.MissingValues;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -137,8 +138,10 @@ public final class RecipeRun {
       }
       this.recipe = recipe;
       this.host = host;
-      model = read(modelFile);
-      data = RunData.of(recipe, host, model);
+      // A script becomes a graph by an example, which must be there first.
+      OnnxModel onnx = isScript(modelFile) ? null : read(modelFile);
+      data = RunData.of(recipe, host, onnx != null && MissingValues.areKnownTo(onnx));
+      model = onnx == null ? read(modelFile) : onnx;
     }
 
     /** A stage ends with a comparison in ONNX Runtime, which may refuse what libtorch runs. */

@@ -14,8 +14,6 @@ import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.InputFile;
-import org.espalier.format.onnx.MissingValues;
-import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
@@ -37,12 +35,10 @@ record RunData(
   private static final int LEAST_EVALUATION_TEXTS = 3;
 
   /**
-   * @param model that is compressed
+   * @param missing whether NaN in an input says that a value is missing, which the model knows
    */
-  static RunData of(Recipe recipe, RunHost host, OnnxModel model) {
-    return recipe.isForTexts()
-        ? texts(recipe, host)
-        : labelled(recipe, host, MissingValues.areKnownTo(model));
+  static RunData of(Recipe recipe, RunHost host, boolean missing) {
+    return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host, missing);
   }
 
   /** Some of the labels; null where there are none, as of texts. */

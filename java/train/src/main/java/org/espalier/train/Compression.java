@@ -8,6 +8,7 @@ import java.util.List;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.PastInput;
 
 /**
@@ -48,8 +49,14 @@ public interface Compression extends AutoCloseable {
 
     /** The graph of a model that is trained here: for batches of any size, and for texts that begin. */
     OnnxModel opened(OnnxModel trainable) {
-      OnnxModel open = trainable.withAnyBatch();
+      OnnxModel open = ofFloats(trainable.withAnyBatch());
       return training instanceof Examples.Texts ? PastInput.without(open) : open;
+    }
+
+    /** Without what only says which class it is, as a word, say; all of it where that has weights of its own. */
+    private static OnnxModel ofFloats(OnnxModel model) {
+      OnnxModel floats = model.withFloatOutputs();
+      return OnnxWeights.of(floats).size() == OnnxWeights.of(model).size() ? floats : model;
     }
 
     /** Whether a causal language model learns from texts. */

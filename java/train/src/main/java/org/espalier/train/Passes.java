@@ -335,7 +335,7 @@ final class Passes implements AutoCloseable {
     String output =
         value(objective) == Value.LOGITS
             ? ClassifierOutput.of(trainable).logits()
-            : trainable.outputs().get(0).getName();
+            : trainable.mainOutput().getName();
     if (job.isCausal()) {
       OnnxGraph teacher = new OnnxGraph(trainable.withOutputs(List.of(output)), device);
       teachers = List.of(teacher, teacher.sibling());

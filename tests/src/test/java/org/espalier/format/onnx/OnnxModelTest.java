@@ -19,12 +19,41 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 class OnnxModelTest {
+  /** A class that is given first, as a number, is no output that training follows, nor is what only it needs. */
+  @Test
+  void theMainOutputIsTheFirstOfFloats() {
+    GraphProto.Builder g = SmallModels.mlp().getGraph().toBuilder();
+    g.addInitializer(SmallModels.int64s("shift", 1));
+    g.addNode(SmallModels.line("class ArgMax y", SmallModels.attribute("axis", 1)));
+    g.addNode(SmallModels.line("number Add class shift"));
+    g.clearOutput();
+    g.addOutput(SmallModels.value("number", DataType.INT64, -1, 1));
+    g.addOutput(SmallModels.value("y", DataType.FLOAT, -1, 4));
+    g.addOutput(SmallModels.value("a", DataType.FLOAT, -1, 6));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "numbers");
+    assertEquals("y", model.mainOutput().getName());
+    OnnxModel floats = model.withFloatOutputs();
+    assertEquals(Set.of("y", "a"), floats.outputNames());
+    assertEquals(
+        List.of("MatMul", "Add", "Relu", "Gemm"),
+        floats.nodes().stream().map(NodeProto::getOpType).toList());
+    assertEquals(6, model.nodes().size());
+    OnnxModel first = OnnxModel.of(SmallModels.mlp(), "mlp");
+    assertEquals("y", first.mainOutput().getName());
+    assertEquals(first.nodes(), first.withFloatOutputs().nodes());
+    g.clearOutput().addOutput(SmallModels.value("number", DataType.INT64, -1, 1));
+    OnnxModel none = OnnxModel.of(SmallModels.model(13, g), "none");
+    assertEquals("number", none.mainOutput().getName());
+    assertEquals(none.nodes(), none.withFloatOutputs().nodes());
+  }
+
   @TempDir Path folder;
 
   private Path save(ModelProto model) throws IOException {

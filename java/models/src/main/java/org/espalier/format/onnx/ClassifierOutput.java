@@ -9,10 +9,10 @@ import java.util.Set;
 import org.espalier.InputException;
 
 /**
- * What the first output of a classifier is: logits, or probabilities that a Sigmoid or a Softmax makes of them
+ * What the {@linkplain OnnxModel#mainOutput main output} of a classifier is: logits, or probabilities that a Sigmoid or a Softmax makes of them
  * at the end of the graph, where nodes may follow that only shape or clip them.
  *
- * @param output the first output
+ * @param output the main output
  * @param form what it holds
  * @param logits the value that holds the logits: the output itself, or what the Sigmoid or Softmax is given;
  *     null for {@link Form#OTHER}
@@ -63,7 +63,7 @@ public record ClassifierOutput(String output, Form form, String logits, long axi
     if (model.outputs().isEmpty()) {
       throw new InputException(model.name() + " has no output");
     }
-    String output = model.outputs().get(0).getName();
+    String output = model.mainOutput().getName();
     Map<String, NodeProto> producers = model.producers();
     String at = output;
     NodeProto node = producers.get(at);

@@ -365,6 +365,50 @@ public final class OnnxModel {
     return List.copyOf(graph.getOutputList());
   }
 
+  /**
+   * The first output of floats, which is what labels are compared with and other models follow; a classifier may give the
+   * class itself before it, as a word or a number. The first of all where none is of floats, null where there is none.
+   */
+  public ValueInfoProto mainOutput() {
+    List<ValueInfoProto> all = graph.getOutputList();
+    return all.stream()
+        .filter(OnnxModel::isOfFloats)
+        .findFirst()
+        .orElse(all.isEmpty() ? null : all.get(0));
+  }
+
+  private static boolean isOfFloats(ValueInfoProto value) {
+    DataType type = DataType.forNumber(value.getType().getTensorType().getElemType());
+    return !value.hasType()
+        || value.getType().hasTensorType()
+            && Set.of(DataType.UNDEFINED, DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16)
+                .contains(type);
+  }
+
+  /**
+   * A copy without the outputs that are no floats, where there are others, and without the nodes that only they need:
+   * what training can follow.
+   */
+  public OnnxModel withFloatOutputs() {
+    OnnxModel copy = copy();
+    List<ValueInfoProto> kept = outputs().stream().filter(OnnxModel::isOfFloats).toList();
+    if (kept.isEmpty() || kept.size() == graph.getOutputCount()) {
+      return copy;
+    }
+    copy.graph.clearOutput().addAllOutput(kept);
+    Set<String> needed = copy.outputNames();
+    List<NodeProto> left = new ArrayList<>();
+    for (int i = nodes.size() - 1; i >= 0; i--) { // which are in topological order
+      NodeProto n = nodes.get(i);
+      if (n.getOutputList().stream().anyMatch(needed::contains)) {
+        needed.addAll(uses(n));
+        left.add(0, n);
+      }
+    }
+    copy.setNodes(left);
+    return copy;
+  }
+
   /** The names of the outputs of the main graph, in a new set. */
   public Set<String> outputNames() {
     Set<String> names = new LinkedHashSet<>();
