@@ -11,6 +11,7 @@ import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -48,6 +49,10 @@ class OnnxModelTest {
     OnnxModel first = OnnxModel.of(SmallModels.mlp(), "mlp");
     assertEquals("y", first.mainOutput().getName());
     assertEquals(first.nodes(), first.withFloatOutputs().nodes());
+    ValueInfoProto.Builder unknown = SmallModels.value("y", DataType.FLOAT, -1, 4).toBuilder();
+    unknown.getTypeBuilder().getTensorTypeBuilder().setElemType(99);
+    g.setOutput(1, unknown);
+    assertEquals("a", OnnxModel.of(SmallModels.model(13, g), "unknown").mainOutput().getName());
     g.clearOutput().addOutput(SmallModels.value("number", DataType.INT64, -1, 1));
     OnnxModel none = OnnxModel.of(SmallModels.model(13, g), "none");
     assertEquals("number", none.mainOutput().getName());

@@ -19,6 +19,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.Collections;
+import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
@@ -41,6 +42,10 @@ import org.espalier.InputException;
  * safe for several threads while it is changed.
  */
 public final class OnnxModel {
+  /** What a main output may be of; nothing is said of the type of some. */
+  private static final Set<DataType> FLOATS =
+      EnumSet.of(DataType.UNDEFINED, DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16);
+
   private final String name;
   private final Path path;
   private final Set<Path> dataFiles;
@@ -378,11 +383,9 @@ public final class OnnxModel {
   }
 
   private static boolean isOfFloats(ValueInfoProto value) {
+    // Null for a number that no type has.
     DataType type = DataType.forNumber(value.getType().getTensorType().getElemType());
-    return !value.hasType()
-        || value.getType().hasTensorType()
-            && Set.of(DataType.UNDEFINED, DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16)
-                .contains(type);
+    return !value.hasType() || value.getType().hasTensorType() && FLOATS.contains(type);
   }
 
   /**
