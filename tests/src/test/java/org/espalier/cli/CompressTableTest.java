@@ -168,6 +168,16 @@ class CompressTableTest {
   }
 
   @Test
+  void whyLabelsAreNotMeasuredIsSaid() throws IOException {
+    GraphProto.Builder g = graph("missing IsNaN x").clearOutput();
+    g.addNode(SmallModels.line("wide Cast y", SmallModels.attribute("to", DataType.DOUBLE_VALUE)));
+    g.addOutput(SmallModels.value("wide", DataType.DOUBLE, -1, 3));
+    Files.write(model, SmallModels.model(15, g).toByteArray());
+    Run run = Run.of("evaluate", model, model, "--examples", rows).done();
+    assertTrue(run.err().contains("with one row an example but is DOUBLE [1, 3]\n"), run.err());
+  }
+
+  @Test
   void missingValuesCalibrateToo() {
     for (String form : List.of("onnx-dynamic", "onnx-qdq")) {
       Path out = folder.resolve(form + ".onnx");

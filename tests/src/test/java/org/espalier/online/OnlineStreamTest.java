@@ -26,6 +26,19 @@ class OnlineStreamTest {
   private static final Duration LINGER = Duration.ofMillis(1);
 
   @Test
+  void aQueueOfNoRoomIsRefused() {
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.3).build())) {
+      assertEquals(
+          "capacity 0; at least 1 is right",
+          assertThrows(
+                  IllegalArgumentException.class,
+                  () -> new OnlineStream(learner, 0, WhenFull.BLOCK, LINGER))
+              .getMessage());
+    }
+  }
+
+  @Test
   void everythingThatWasSubmittedIsLearnedBeforeItCloses() throws Exception {
     try (LinearHead head = new LinearHead(FEATURES, 2);
         OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.3).build())) {

@@ -3,7 +3,10 @@ package org.espalier.evaluate;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OnnxValue;
 import ai.onnxruntime.OrtSession;
+import ai.onnxruntime.TensorInfo;
+import ai.onnxruntime.ValueInfo;
 import java.nio.FloatBuffer;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
@@ -65,12 +68,18 @@ final class FedModel implements AutoCloseable {
             name()
                 + ": the first output must be float32, float16 or bfloat16 with one row an example"
                 + " but is "
-                + given.getInfo());
+                + describe(given.getInfo()));
       }
       float[] values = new float[floats.remaining()];
       floats.get(values);
       return new FirstOutput(values, t.getInfo().getShape());
     }
+  }
+
+  private static String describe(ValueInfo info) {
+    return info instanceof TensorInfo t
+        ? t.type + " " + Arrays.toString(t.getShape())
+        : "no tensor";
   }
 
   /**

@@ -3,6 +3,7 @@ package org.espalier.online;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Objects;
 import java.util.concurrent.ArrayBlockingQueue;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.Flow;
@@ -47,12 +48,15 @@ public final class OnlineStream implements AutoCloseable {
   /**
    * Starts the learning thread.
    *
-   * @param capacity of the queue
+   * @param capacity of the queue, at least 1
    * @param linger how long the first example of a batch waits for others
    */
   public OnlineStream(OnlineLearner learner, int capacity, WhenFull whenFull, Duration linger) {
-    this.learner = learner;
-    this.whenFull = whenFull;
+    if (capacity < 1) {
+      throw new IllegalArgumentException("capacity " + capacity + "; at least 1 is right");
+    }
+    this.learner = Objects.requireNonNull(learner, "learner");
+    this.whenFull = Objects.requireNonNull(whenFull, "whenFull");
     this.queue = new ArrayBlockingQueue<>(capacity);
     this.lingerNanos = linger.toNanos();
     this.thread = new Thread(this::run, "espalier-learner");

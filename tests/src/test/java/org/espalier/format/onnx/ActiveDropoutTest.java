@@ -45,6 +45,7 @@ class ActiveDropoutTest {
     assertNull(model.initializer("on"));
     assertNotNull(model.initializer("off"));
     assertNull(ActiveDropout.evaluate(model));
+    assertNull(ActiveDropout.evaluate(model("y Dropout x ratio ratio"))); // which is no flag
   }
 
   @Test

@@ -1,6 +1,7 @@
 package org.espalier.format.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Set;
@@ -56,6 +57,9 @@ public final class ActiveDropout {
       return false;
     }
     OnnxInitializer mode = model.constant(n.getInput(TRAINING_MODE));
-    return mode != null && mode.byteLength() == 1 && mode.data().get(0) != 0;
+    return mode != null
+        && mode.type() == DataType.BOOL
+        && mode.elements() == 1
+        && mode.data().get(0) != 0;
   }
 }
