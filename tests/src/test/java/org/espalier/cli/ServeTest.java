@@ -129,6 +129,7 @@ class ServeTest {
       assertEquals(1, first.get("store_version").asLong());
       learnFrom(OnlineTest.lines(40, 9));
       until(() -> get("/versions", null).body().contains("\"seen\":440"));
+      assertTrue(get("/metrics", null).body().contains("\nespalier_unpublished 40.0\n"));
       JsonNode learned = post(200, "/predict", features, null);
       long before = learned.get("version").asLong();
       assertTrue(before > first.get("version").asLong());
@@ -138,6 +139,7 @@ class ServeTest {
       assertEquals(2, post(200, "/predict", features, null).get("store_version").asLong());
       Run.of("store", "rollback", "--store", store).done();
       until(() -> service.storeVersion() == 1);
+      until(() -> get("/metrics", null).body().contains("\nespalier_unpublished 0.0\n"));
       // The old answers again, under a number that nothing else had.
       JsonNode again = post(200, "/predict", features, null);
       assertEquals(first.get("outputs"), again.get("outputs"));

@@ -109,7 +109,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
   private final ScheduledExecutorService clock =
       Executors.newSingleThreadScheduledExecutor(task -> daemon(task, "espalier-store"));
   private HttpListener listener;
-  private long publishedAt;
+  private volatile long publishedAt;
 
   /** Before this nothing is done with the store, which could not be used the last time. */
   private long nextTry = System.nanoTime();
@@ -185,6 +185,9 @@ final class Service implements HttpListener.Responder, AutoCloseable {
         Counter.builder("espalier.refused").description("Refused requests").register(registry);
     Gauge.builder("espalier.pending", pending, PendingLabels::waiting)
         .description("Predictions whose outcome is not known yet")
+        .register(registry);
+    Gauge.builder("espalier.unpublished", this, s -> s.learner.seen() - s.publishedAt)
+        .description("Examples that came since a version was published")
         .register(registry);
     Gauge.builder("espalier.store.version", this, Service::storeVersion)
         .description("The version of the store that is served or that learning went on from")
