@@ -38,7 +38,8 @@ import picocli.CommandLine.Option;
           + " the outcome, separated by commas. An outcome may come later: {\"id\": \"a\","
           + " \"features\": [0.5, 1]}, and then, however many lines below, {\"id\": \"a\","
           + " \"label\": 0}. Lines that cannot be used are counted, go to the quarantine with their"
-          + " number, and do not stop it until there are more than --max-bad.",
+          + " number, and do not stop it until there are more than --max-bad. A feature that is"
+          + " missing is NaN, which an ONNX model learns that asks for it (IsNaN).",
       "",
       "With --resume, a stream that begins as one that the store's current version has seen is gone"
           + " on with after the lines that were seen; of any other all lines are new. With"
