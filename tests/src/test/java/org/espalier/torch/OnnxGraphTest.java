@@ -343,6 +343,22 @@ class OnnxGraphTest {
   }
 
   @Test
+  void aSiblingEndsWithTheModelWhoseParametersItHas() {
+    try (PointerScope scope = new PointerScope()) {
+      OnnxGraph graph = new OnnxGraph(model(SmallModels.mlp()));
+      try (OnnxGraph sibling = graph.sibling()) {
+        Map<String, Tensor> inputs = Map.of("x", torch.randn(5, 8));
+        assertEquals(5, sibling.forward(inputs).get("y").size(0));
+        graph.close();
+        assertEquals(
+            "the model whose parameters this one has is closed",
+            assertThrows(IllegalStateException.class, () -> sibling.forward(inputs)).getMessage());
+      }
+      assertThrows(IllegalStateException.class, () -> graph.differentiateLookUps(Set.of()));
+    }
+  }
+
+  @Test
   void wrongInputsAreRefused() {
     try (PointerScope scope = new PointerScope();
         OnnxGraph graph = new OnnxGraph(model(SmallModels.mlp()))) {

@@ -49,9 +49,12 @@ public final class OnnxGraph implements TrainableModel {
   private final Map<String, Tensor> variables = new LinkedHashMap<>();
 
   private final Map<String, String> constants = new LinkedHashMap<>();
-  private final boolean ownsVariables;
+
+  /** Whose variables these are; null where they are its own. */
+  private final OnnxGraph original;
+
   private boolean training;
-  private boolean closed;
+  private volatile boolean closed;
 
   /**
    * Reads a model.
@@ -73,7 +76,7 @@ public final class OnnxGraph implements TrainableModel {
     Libtorch.load();
     this.model = model.copy();
     this.device = device;
-    ownsVariables = true;
+    original = null;
     try (PointerScope scope = new PointerScope()) {
       GraphParameters found = GraphParameters.of(model);
       for (GraphParameters.Entry e : found.parameters()) {
@@ -105,7 +108,7 @@ public final class OnnxGraph implements TrainableModel {
   private OnnxGraph(OnnxGraph original) {
     model = original.model;
     device = original.device;
-    ownsVariables = false;
+    this.original = original;
     parameters.addAll(original.parameters);
     variables.putAll(original.variables);
     constants.putAll(original.constants);
@@ -217,6 +220,9 @@ public final class OnnxGraph implements TrainableModel {
 
   @Override
   public synchronized Map<String, Tensor> forward(Map<String, Tensor> inputs) {
+    if (original != null && original.closed) {
+      throw new IllegalStateException("the model whose parameters this one has is closed");
+    }
     return program.run(inputs, training);
   }
 
@@ -267,7 +273,7 @@ public final class OnnxGraph implements TrainableModel {
     if (!closed) {
       closed = true;
       program.close();
-      if (ownsVariables) {
+      if (original == null) {
         variables.values().forEach(Tensor::close);
       }
     }

@@ -2,6 +2,7 @@ package org.espalier.format.safetensors;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -18,7 +19,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.device.Tensor;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
@@ -77,6 +80,27 @@ class SafetensorsFileTest {
       TensorInfo other = new TensorInfo("a", SafetensorsDtype.F32, List.of(4L), 0, 16);
       assertThrows(IllegalArgumentException.class, () -> file.read(other, 0, target));
     }
+  }
+
+  @Test
+  void aClosedFileIsNotRead() throws IOException {
+    String header = "{" + A + "}";
+    header += " ".repeat((8 - header.length() % 8) % 8); // the tensor lies aligned
+    Path path = RawSafetensors.write(folder.resolve("m"), header, 8);
+    SafetensorsFile file = SafetensorsFile.open(path);
+    TensorInfo a = file.tensor("a");
+    Tensor view = file.view(a);
+    assertFalse(view.isWritable());
+    file.close();
+    for (Executable look :
+        List.<Executable>of(
+            () -> file.read(a, 0, ByteBuffer.allocate(8)),
+            () -> file.view(a),
+            () -> file.bytes(a, 0, 8))) {
+      assertEquals(
+          path + " is closed", assertThrows(IllegalStateException.class, look).getMessage());
+    }
+    assertThrows(IllegalStateException.class, view::pointer);
   }
 
   @ParameterizedTest

@@ -25,7 +25,8 @@ import org.espalier.device.Tensor;
  * its JSON, every dtype, shape and offset, and that the tensors fill the file exactly. The file
  * must not change while it is open.
  *
- * <p>Instances can be read by several threads at once; {@link #close()} must come after.
+ * <p>Instances can be read by several threads at once; {@link #close()} must come after, and what reads then throws an {@link
+ * IllegalStateException}.
  */
 public final class SafetensorsFile implements AutoCloseable {
   private final Path path;
@@ -160,6 +161,7 @@ public final class SafetensorsFile implements AutoCloseable {
    */
   public void read(TensorInfo tensor, long offset, ByteBuffer target) {
     checkRange(tensor, offset, target.remaining());
+    requireOpen();
     try {
       readFully(channel, dataStart + tensor.begin() + offset, target);
     } catch (IOException e) {
@@ -210,9 +212,7 @@ public final class SafetensorsFile implements AutoCloseable {
   }
 
   private synchronized MappedFile mapping() {
-    if (!channel.isOpen()) {
-      throw new IllegalStateException(path + " is closed");
-    }
+    requireOpen();
     if (mapping == null) {
       try {
         mapping = MappedFile.open(path, dataStart + dataBytes());
@@ -230,6 +230,12 @@ public final class SafetensorsFile implements AutoCloseable {
     if (offset < 0 || bytes < 0 || offset > tensor.bytes() - bytes) {
       throw new IllegalArgumentException(
           bytes + " bytes from " + offset + " are not inside " + tensor);
+    }
+  }
+
+  private void requireOpen() {
+    if (!channel.isOpen()) {
+      throw new IllegalStateException(path + " is closed");
     }
   }
 
