@@ -8,6 +8,11 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
@@ -256,6 +261,41 @@ class LifetimesTest {
     made.operation().close();
     String message = refused(IllegalStateException.class, made.call());
     assertTrue(message.matches("the .* (is|are) closed"), message);
+  }
+
+  /** Whoever closes waits for the call that is under way; a {@link Linear} is its owner's to close. */
+  @ParameterizedTest
+  @EnumSource(mode = EnumSource.Mode.EXCLUDE, names = "LINEAR")
+  void closingEndsTheCallsOfOtherThreads(Operation operation) throws Exception {
+    Made made = operation.make.apply(given());
+    ExecutorService pool = Executors.newFixedThreadPool(2);
+    CountDownLatch calling = new CountDownLatch(2);
+    List<Future<String>> ends = new ArrayList<>();
+    for (int t = 0; t < 2; t++) {
+      ends.add(
+          pool.submit(
+              () -> {
+                try {
+                  for (int call = 0; ; call++) {
+                    made.call().execute();
+                    if (call == 100) {
+                      calling.countDown();
+                    }
+                  }
+                } catch (IllegalStateException e) {
+                  return e.getMessage();
+                } catch (Throwable e) {
+                  throw new AssertionError(e);
+                }
+              }));
+    }
+    assertTrue(calling.await(30, TimeUnit.SECONDS));
+    made.operation().close();
+    for (Future<String> end : ends) {
+      String message = end.get(30, TimeUnit.SECONDS);
+      assertTrue(message.matches("the .* (is|are) closed"), message);
+    }
+    pool.shutdown();
   }
 
   @Test

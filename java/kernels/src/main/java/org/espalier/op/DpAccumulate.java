@@ -20,7 +20,7 @@ import org.espalier.device.Tensor;
  * <p>The step of an optimizer adds the noise: {@link StepNoise}. Results have the same bits on every
  * instruction set and for every number of threads.
  *
- * <p>Holds the list in native form. The tensors must stay alive until {@link #close}. Not thread safe.
+ * <p>Holds the list in native form. The tensors must stay alive until {@link #close}. Several threads wait for each other.
  */
 public final class DpAccumulate implements AutoCloseable {
   /**
@@ -64,7 +64,7 @@ public final class DpAccumulate implements AutoCloseable {
    * @return whether it was scaled down
    * @throws IllegalStateException after close, or where memory of a parameter was closed
    */
-  public boolean accumulate(double bound) {
+  public synchronized boolean accumulate(double bound) {
     if (list.isNull()) {
       throw new IllegalStateException("the operation is closed");
     }
@@ -77,7 +77,7 @@ public final class DpAccumulate implements AutoCloseable {
   }
 
   @Override
-  public void close() {
+  public synchronized void close() {
     list.close();
     clipped.close();
   }

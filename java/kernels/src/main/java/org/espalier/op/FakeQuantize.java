@@ -396,7 +396,7 @@ public final class FakeQuantize {
 
   /**
    * A list of tensors in native form. Where memory of it is known to be closed, a call throws an {@link
-   * IllegalStateException}, as after close. Not thread safe.
+   * IllegalStateException}, as after close. Several threads wait for each other.
    */
   public static final class Batch implements AutoCloseable {
     private final FakeQuantize options;
@@ -469,7 +469,7 @@ public final class FakeQuantize {
      * @param next as many as before, on the same device
      * @throws UnsupportedOperationException for the MSE observer on a CUDA device
      */
-    public void replace(List<Job> next) {
+    public synchronized void replace(List<Job> next) {
       requireOpen();
       if (search != null) {
         throw new UnsupportedOperationException("the MSE observer's search is of one list");
@@ -490,7 +490,7 @@ public final class FakeQuantize {
      * @throws IllegalArgumentException as {@link FakeQuantize#run}, naming tensor and channel
      * @throws org.espalier.InputException as {@link FakeQuantize#run}, naming tensor and channel
      */
-    public List<NonFinite> run() {
+    public synchronized List<NonFinite> run() {
       if (device.isCuda()) {
         CudaStream stream = CudaStream.defaultOf(device);
         queue(stream);
@@ -511,7 +511,7 @@ public final class FakeQuantize {
      *
      * @throws IllegalArgumentException where the jobs are elsewhere
      */
-    public void queue(CudaStream stream) {
+    public synchronized void queue(CudaStream stream) {
       requireOpenMemory();
       DevicePlan.requireOn(device, stream);
       device.makeCurrent();
@@ -536,7 +536,7 @@ public final class FakeQuantize {
      *     unspecified then, unlike on the CPU
      * @throws InputException values that give such a scale
      */
-    public List<NonFinite> result(CudaStream stream) {
+    public synchronized List<NonFinite> result(CudaStream stream) {
       requireOpen();
       DevicePlan.requireOn(device, stream);
       found.copyTo(results, found.bytes(), stream);
@@ -571,7 +571,7 @@ public final class FakeQuantize {
     }
 
     @Override
-    public void close() {
+    public synchronized void close() {
       if (plan != null) {
         plan.close();
         found.close();

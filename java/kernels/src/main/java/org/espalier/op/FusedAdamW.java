@@ -205,7 +205,7 @@ public final class FusedAdamW extends FusedStep {
    *
    * @throws UnsupportedOperationException on a CUDA device, where steps are planned ahead
    */
-  public void parameter(int index, Parameter parameter) {
+  public synchronized void parameter(int index, Parameter parameter) {
     long steps = steps(index);
     replace(index, parameter, parameter.weight, parameter.gradient);
     describe(list.getPointer(index), parameter);
@@ -237,7 +237,7 @@ public final class FusedAdamW extends FusedStep {
    * nothing yet; set the number for moments that were restored. On a CUDA device no step
    * may be queued.
    */
-  public long steps(int index) {
+  public synchronized long steps(int index) {
     checked(index);
     if (!device().isCuda()) {
       return list.getPointer(index).step();
@@ -248,7 +248,7 @@ public final class FusedAdamW extends FusedStep {
     }
   }
 
-  public void steps(int index, long value) {
+  public synchronized void steps(int index, long value) {
     checked(index);
     if (value < 0) {
       throw new IllegalArgumentException(value + " steps; 0 or more is needed");

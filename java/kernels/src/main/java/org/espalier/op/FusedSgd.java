@@ -218,7 +218,7 @@ public final class FusedSgd extends FusedStep {
    * @throws IllegalArgumentException where it has no momentum buffer and the options ask for momentum
    * @throws UnsupportedOperationException on a CUDA device, where steps are planned ahead
    */
-  public void parameter(int index, Parameter parameter) {
+  public synchronized void parameter(int index, Parameter parameter) {
     boolean first = first(index);
     checkMomentum(index, parameter);
     replace(index, parameter, parameter.weight, parameter.gradient);
@@ -249,7 +249,7 @@ public final class FusedSgd extends FusedStep {
    * Whether the momentum buffer of parameter {@code index} holds nothing yet. True until a first step
    * is done; set it to false for buffers that were restored. On a CUDA device no step may be queued.
    */
-  public boolean first(int index) {
+  public synchronized boolean first(int index) {
     checked(index);
     if (!device().isCuda()) {
       return list.getPointer(index).first() != 0;
@@ -260,7 +260,7 @@ public final class FusedSgd extends FusedStep {
     }
   }
 
-  public void first(int index, boolean value) {
+  public synchronized void first(int index, boolean value) {
     checked(index);
     if (!device().isCuda()) {
       list.getPointer(index).first(value ? 1 : 0);

@@ -20,8 +20,8 @@ import org.espalier.device.Tensor;
  * gradient, and scale, fake-quantized working copy and gate are renewed.
  *
  * <p>The list is kept in native form: a step copies nothing. The tensors must stay alive until
- * {@link #close}; a step on memory of which is known that it was closed is refused. Not thread safe; several objects may
- * step at once on different tensors.
+ * {@link #close}; a step on memory of which is known that it was closed is refused. Several threads wait for each other;
+ * several objects may step at once on different tensors.
  *
  * <p>Runs where the weights are, and all else of the list lies there too. On a CUDA device the results
  * have the same bits; given scales are not checked there.
@@ -111,7 +111,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    * @throws IllegalArgumentException where it has another number of elements or another type
    * @throws UnsupportedOperationException on a CUDA device, where steps are planned ahead
    */
-  public final void gradient(int index, Tensor gradient) {
+  public final synchronized void gradient(int index, Tensor gradient) {
     Tensor before = gradients[checked(index)];
     if (device.isCuda()) {
       throw new UnsupportedOperationException("gradients on a CUDA device stay where they are");
@@ -141,13 +141,13 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   }
 
   /** The learning rate of the next steps; 0 or more. */
-  public final void learningRate(double value) {
+  public final synchronized void learningRate(double value) {
     TrainedTensor.atLeastZero("learning rate", value);
     open();
     nativeLearningRate(value);
   }
 
-  public final double learningRate() {
+  public final synchronized double learningRate() {
     open();
     return nativeLearningRate();
   }
@@ -159,7 +159,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    *
    * @param value null for no noise
    */
-  public final void noise(StepNoise value) {
+  public final synchronized void noise(StepNoise value) {
     open();
     esp_step_noise options = nativeNoise();
     options.sigma(value == null ? 0 : value.sigma());
@@ -170,7 +170,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   }
 
   /** The noise of the next step, with its counter; null for none. */
-  public final StepNoise noise() {
+  public final synchronized StepNoise noise() {
     open();
     return noise == null
         ? null
@@ -192,7 +192,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    * @throws InputException clipping is on, skipping is off and a gradient is not finite; nothing was
    *     written
    */
-  public final StepResult step() {
+  public final synchronized StepResult step() {
     open();
     if (device.isCuda()) {
       CudaStream stream = CudaStream.defaultOf(device);
@@ -211,7 +211,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    *
    * @throws IllegalArgumentException where the tensors are elsewhere
    */
-  public final void queue(CudaStream stream) {
+  public final synchronized void queue(CudaStream stream) {
     open();
     DevicePlan.requireOn(device, stream);
     memory();
@@ -227,7 +227,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    * @throws InputException clipping is on, skipping is off and a gradient is not finite; that step wrote
    *     nothing
    */
-  public final StepResult result(CudaStream stream) {
+  public final synchronized StepResult result(CudaStream stream) {
     open();
     DevicePlan.requireOn(device, stream);
     found.copyTo(result, result.sizeof(), stream);
@@ -285,7 +285,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
 
   /** Frees the native list; close when nothing is queued any more. */
   @Override
-  public final void close() {
+  public final synchronized void close() {
     if (closed) {
       return;
     }

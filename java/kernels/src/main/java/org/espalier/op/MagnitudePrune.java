@@ -259,7 +259,7 @@ public final class MagnitudePrune {
 
   /**
    * A list of tensors in native form. The memory must stay alive until close; where it is known to be closed, a call throws
-   * an {@link IllegalStateException}, as after close. Not thread safe.
+   * an {@link IllegalStateException}, as after close. Several threads wait for each other.
    */
   public static final class Batch implements AutoCloseable {
     private final List<Weights> list; // keeps the memory reachable
@@ -307,7 +307,7 @@ public final class MagnitudePrune {
      *
      * @throws IllegalArgumentException where the kind of rule, its scope or its group is another
      */
-    public void rule(Rule next) {
+    public synchronized void rule(Rule next) {
       requireOpen();
       if (next.getClass() != rule.getClass()
           || !Objects.equals(scope(next), scope(rule))
@@ -333,7 +333,7 @@ public final class MagnitudePrune {
      *
      * @throws InputException where the count is more than what remains
      */
-    public Result run() {
+    public synchronized Result run() {
       if (device.isCuda()) {
         CudaStream stream = CudaStream.defaultOf(device);
         queue(stream);
@@ -349,7 +349,7 @@ public final class MagnitudePrune {
      *
      * @throws IllegalArgumentException where the tensors are elsewhere
      */
-    public void queue(CudaStream stream) {
+    public synchronized void queue(CudaStream stream) {
       requireOpen();
       DevicePlan.requireOn(device, stream);
       device.makeCurrent();
@@ -369,7 +369,7 @@ public final class MagnitudePrune {
      *
      * @throws InputException where the count was more than what remains; nothing was written then
      */
-    public Result result(CudaStream stream) {
+    public synchronized Result result(CudaStream stream) {
       requireOpen();
       DevicePlan.requireOn(device, stream);
       found.copyTo(result, found.bytes(), stream);
@@ -394,7 +394,7 @@ public final class MagnitudePrune {
     }
 
     @Override
-    public void close() {
+    public synchronized void close() {
       if (plan != null) {
         plan.close();
         found.close();

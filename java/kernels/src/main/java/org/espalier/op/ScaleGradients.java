@@ -20,7 +20,7 @@ import org.espalier.device.Tensor;
 /**
  * The gradients of learned scales and zero points of a list of tensors, made by {@link
  * FakeQuantize#scaleGradients}. It can be run often: what the memory holds then is read. The same bits on
- * every instruction set, for every number of threads and on CUDA devices. Not thread safe.
+ * every instruction set, for every number of threads and on CUDA devices. Several threads wait for each other.
  */
 public final class ScaleGradients implements AutoCloseable {
   /**
@@ -141,7 +141,7 @@ public final class ScaleGradients implements AutoCloseable {
    *
    * @param next as many as before, on the same device
    */
-  public void replace(List<Job> next) {
+  public synchronized void replace(List<Job> next) {
     requireOpen();
     if (next.size() != jobs.size()) {
       throw new IllegalArgumentException(next.size() + " tensors in the place of " + jobs.size());
@@ -160,7 +160,7 @@ public final class ScaleGradients implements AutoCloseable {
    * @throws IllegalArgumentException a scale or zero point that cannot be used. On the CPU nothing of its
    *     tensor and those after it is written then; on a CUDA device the outputs of its tensor are unspecified
    */
-  public void run() {
+  public synchronized void run() {
     if (device.isCuda()) {
       CudaStream stream = CudaStream.defaultOf(device);
       queue(stream);
@@ -179,7 +179,7 @@ public final class ScaleGradients implements AutoCloseable {
    *
    * @throws IllegalArgumentException where the jobs are elsewhere
    */
-  public void queue(CudaStream stream) {
+  public synchronized void queue(CudaStream stream) {
     requireOpenMemory();
     DevicePlan.requireOn(device, stream);
     device.makeCurrent();
@@ -199,7 +199,7 @@ public final class ScaleGradients implements AutoCloseable {
    * @throws IllegalArgumentException a scale or zero point that cannot be used; the outputs of its tensor are
    *     unspecified then
    */
-  public void check(CudaStream stream) {
+  public synchronized void check(CudaStream stream) {
     requireOpen();
     DevicePlan.requireOn(device, stream);
     found.copyTo(results, found.bytes(), stream);
@@ -232,7 +232,7 @@ public final class ScaleGradients implements AutoCloseable {
   }
 
   @Override
-  public void close() {
+  public synchronized void close() {
     if (plan != null) {
       plan.close();
       found.close();
