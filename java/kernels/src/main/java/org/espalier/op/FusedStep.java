@@ -199,7 +199,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
       queue(stream);
       return result(stream);
     }
-    memory();
+    requireOpenMemory();
     run(result);
     takeNoise();
     return found();
@@ -214,7 +214,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   public final synchronized void queue(CudaStream stream) {
     open();
     DevicePlan.requireOn(device, stream);
-    memory();
+    requireOpenMemory();
     device.makeCurrent();
     queue(plan, history, new esp_step_result(found.pointer()), stream);
     takeNoise();
@@ -270,7 +270,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
     return index;
   }
 
-  private void memory() {
+  private void requireOpenMemory() {
     for (int i = 0; i < gradients.length; i++) {
       gradients[i].requireOpen();
       requireOpen(parameters.get(i));
