@@ -76,6 +76,12 @@ class ChannelPrunerTest {
     return floats(name, values, dims);
   }
 
+  private static float[] ones() {
+    float[] ones = new float[CHANNELS];
+    Arrays.fill(ones, 1);
+    return ones;
+  }
+
   /** x [n, 8] → w1 → h, what the lines make of it, z → w2 → y [n, 6]. */
   private ModelProto perceptron(String... lines) {
     GraphProto.Builder g =
@@ -94,6 +100,9 @@ class ChannelPrunerTest {
             .addInitializer(floats("b2", random, 0.5f, 6))
             .addInitializer(SmallModels.int64s("texts", -1, 1, CHANNELS))
             .addInitializer(SmallModels.int64s("matrix", -1, CHANNELS))
+            .addInitializer(twins("scale", 0.5f, 0, CHANNELS))
+            .addInitializer(twins("mean", 0.5f, 0, CHANNELS))
+            .addInitializer(floats("variance", ones(), CHANNELS))
             .addInitializer(number("half", 0.5f))
             .addInitializer(number("one", 1))
             .addInitializer(number("root", 1.41421354f))
@@ -118,7 +127,7 @@ class ChannelPrunerTest {
             .addInitializer(twins("slopes", 0.3f, 0, CHANNELS, 1, 1))
             .addInitializer(twins("scale", 0.5f, 0, CHANNELS))
             .addInitializer(twins("mean", 0.5f, 0, CHANNELS))
-            .addInitializer(floats("variance", new float[CHANNELS], CHANNELS))
+            .addInitializer(floats("variance", ones(), CHANNELS))
             .addInitializer(floats("conv2", random, 0.2f, 6, CHANNELS, 3, 3))
             .addInitializer(floats("point", random, 0.2f, 6, CHANNELS, 1, 1))
             .addInitializer(floats("b2", random, 0.5f, 6))
@@ -212,6 +221,7 @@ class ChannelPrunerTest {
         "h MatMul x w1; s Add h wide; u Mul s wide; z Relu u; p MatMul z w2; q MatMul z w3;"
             + " y Sub p q",
         "h MatMul x w1; s Add h b1; t Relu s; z Add t b1; p MatMul t w3; q MatMul z w2; y Add p q",
+        "h Gemm x w1 b1; n BatchNormalization h scale b1 mean variance; z Relu n; y Gemm z w2 b2",
         // products of matrices between operators on texts
         "m Gemm x w1 b1; h Reshape m texts; r Relu h; z Reshape r matrix; y Gemm z w2 b2",
       })

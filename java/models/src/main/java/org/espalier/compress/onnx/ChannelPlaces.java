@@ -65,8 +65,13 @@ final class ChannelPlaces {
 
   /** Whether a value has the channels where convolutions have them. */
   boolean isImage(String value, Place place) {
+    return shapes.rank(value) > 2 && isSecond(value, place);
+  }
+
+  /** Whether a value has the channels where batch norms have them, which images may be or rows. */
+  boolean isSecond(String value, Place place) {
     long[] shape = shapes.of(value);
-    return shape != null && shape.length > 2 && place.equals(Place.image(shape));
+    return shape != null && shape.length > 1 && place.equals(Place.image(shape));
   }
 
   /** How long the axis is that has the channels. */

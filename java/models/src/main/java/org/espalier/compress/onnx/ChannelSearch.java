@@ -401,7 +401,7 @@ final class ChannelSearch {
       for (String input : type.equals("Slice") ? List.of(first) : n.getInputList()) {
         add(input, place);
       }
-    } else if (type.equals("BatchNormalization") && where.isImage(n.getOutput(0), place)) {
+    } else if (type.equals("BatchNormalization") && where.isSecond(n.getOutput(0), place)) {
       add(first, place);
       for (int i = 1; i < 5; i++) {
         parameter(n, i);
@@ -445,7 +445,7 @@ final class ChannelSearch {
     slices.add(new Slice(n.getOutput(0), input, value, at, place.block()));
   }
 
-  /** A constant with one entry a channel of images. */
+  /** A constant with one entry a channel, whatever has them. */
   private void parameter(NodeProto n, int input) {
     OnnxInitializer c = model.constant(n.getInput(input));
     fits &= c != null && Nodes.isFloat(c.type()) && c.dims().length == 1 && c.elements() == size;

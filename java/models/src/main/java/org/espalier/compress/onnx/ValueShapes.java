@@ -399,13 +399,12 @@ final class ValueShapes {
     return Arrays.copyOfRange(data, from, Math.max(from, index(end[0], data.length)));
   }
 
-  private static long[] gemm(NodeProto n, long[] a, long[] b) {
-    boolean matrices = a != null && b != null && a.length == 2 && b.length == 2;
-    return matrices
-        ? new long[] {
-          a[(int) Nodes.integer(n, "transA", 0) & 1], b[1 - (int) Nodes.integer(n, "transB", 0) & 1]
-        }
-        : null;
+  private long[] gemm(NodeProto n, long[] a, long[] b) {
+    int rows = (int) Nodes.integer(n, "transA", 0) & 1;
+    int columns = 1 - (int) Nodes.integer(n, "transB", 0) & 1;
+    return new long[] {
+      a == null || a.length != 2 ? any() : a[rows], b == null || b.length != 2 ? any() : b[columns]
+    };
   }
 
   private long[] product(long[] a, long[] b) {
