@@ -10,6 +10,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
+import java.util.concurrent.atomic.AtomicReference;
 import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -100,6 +101,17 @@ class RepetitionsTest {
     assertNull(Repetitions.ambiguous(word));
     String endless = "(?:a)+" + "b".repeat(1_000_000);
     assertEquals(endless, Repetitions.ambiguous(endless));
+  }
+
+  @Test
+  void longOnesTakeLittleOfTheStack() throws InterruptedException {
+    AtomicReference<String> found = new AtomicReference<>("not done");
+    String word = "(?:" + "ab".repeat(2400) + ")+c";
+    Thread thread =
+        new Thread(null, () -> found.set(Repetitions.ambiguous(word)), "small", 160 << 10);
+    thread.start();
+    thread.join();
+    assertNull(found.get());
   }
 
   @Test

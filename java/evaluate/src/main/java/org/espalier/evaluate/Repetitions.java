@@ -1,7 +1,9 @@
 package org.espalier.evaluate;
 
+import java.util.ArrayDeque;
 import java.util.BitSet;
 import java.util.Collections;
+import java.util.Deque;
 import java.util.HashMap;
 import java.util.LinkedHashSet;
 import java.util.Map;
@@ -104,20 +106,47 @@ final class Repetitions {
       Set<String> onward,
       boolean empty,
       boolean fails,
-      BooleanSupplier clear,
+      Clear clear,
       String pending) {
-    static final Part NOTHING = new Part(Set.of(), Set.of(), true, false, () -> true, null);
+    static final Part NOTHING = new Part(Set.of(), Set.of(), true, false, Clear.ALWAYS, null);
 
     /** An anchor, or what is looked for around a place. */
-    static final Part CONDITION = new Part(Set.of(), Set.of(), true, true, () -> true, null);
+    static final Part CONDITION = new Part(Set.of(), Set.of(), true, true, Clear.ALWAYS, null);
 
     static Part character(String expression) {
-      return new Part(Set.of(expression), Set.of(), false, true, () -> true, null);
+      return new Part(Set.of(expression), Set.of(), false, true, Clear.ALWAYS, null);
     }
 
     /** What matches in one way from where it begins. */
     Part atomic() {
-      return new Part(first, Set.of(), empty, fails, () -> true, null);
+      return new Part(first, Set.of(), empty, fails, Clear.ALWAYS, null);
+    }
+  }
+
+  /**
+   * Whether the next character tells the only way, of a part and of those that it consists of: asked for only where it
+   * is repeated, and without a call for each of the thousands that a sequence may be.
+   *
+   * @param a of a part of it; null for none, and so is b
+   */
+  private record Clear(BooleanSupplier own, Clear a, Clear b) {
+    static final Clear ALWAYS = new Clear(() -> true, null, null);
+    static final Clear NEVER = new Clear(() -> false, null, null);
+
+    boolean holds() {
+      Deque<Clear> open = new ArrayDeque<>();
+      open.add(this);
+      while (!open.isEmpty()) {
+        Clear one = open.removeLast();
+        if (!one.own.getAsBoolean()) {
+          return false;
+        }
+        if (one.a != null) {
+          open.add(one.b);
+          open.add(one.a);
+        }
+      }
+      return true;
     }
   }
 
@@ -145,7 +174,7 @@ final class Repetitions {
         union(a.onward, b.onward),
         a.empty || b.empty,
         a.fails && b.fails,
-        () -> a.clear.getAsBoolean() && b.clear.getAsBoolean() && !intersect(a.first, b.first),
+        new Clear(() -> !intersect(a.first, b.first), a.clear, b.clear),
         a.pending == null ? b.pending : a.pending);
   }
 
@@ -166,11 +195,10 @@ final class Repetitions {
         b.empty ? union(b.onward, union(a.onward, b.first)) : b.onward,
         a.empty && b.empty,
         a.fails || b.fails,
-        () ->
-            a.clear.getAsBoolean()
-                && b.clear.getAsBoolean()
-                && !intersect(a.onward, b.first)
-                && !(a.empty && intersect(a.first, b.first)),
+        new Clear(
+            () -> !intersect(a.onward, b.first) && !(a.empty && intersect(a.first, b.first)),
+            a.clear,
+            b.clear),
         b.pending == null && !b.fails ? a.pending : b.pending);
   }
 
@@ -226,7 +254,7 @@ final class Repetitions {
               part.pending);
     }
     boolean clear =
-        alone || !part.empty && !intersect(part.onward, part.first) && part.clear.getAsBoolean();
+        alone || !part.empty && !intersect(part.onward, part.first) && part.clear.holds();
     String pending = clear || part.pending != null ? part.pending : regex.substring(start, at);
     if (low > 1 && part.fails) {
       found(pending); // by its own rounds
@@ -236,7 +264,7 @@ final class Repetitions {
         high > low ? union(part.onward, part.first) : part.onward,
         part.empty || low == 0,
         part.fails && low > 0,
-        () -> clear,
+        clear ? Clear.ALWAYS : Clear.NEVER,
         pending);
   }
 
