@@ -24,7 +24,6 @@ final class CalibrationOptions {
 
   private static final int FEW = 4;
   private static final int USUAL = 512;
-  private static final int PRUNING_TEXTS = 2048;
 
   @Option(
       names = "--calibration",
@@ -43,7 +42,7 @@ final class CalibrationOptions {
           "Use at most N examples, evenly spread. Default: "
               + USUAL
               + "; 'prune' takes "
-              + PRUNING_TEXTS
+              + ActivationSource.REFITTING_TEXTS
               + " where they are texts.")
   private Integer count;
 
@@ -60,7 +59,7 @@ final class CalibrationOptions {
 
   /** For refitting what reads that which is gone: it must know more of what goes together. */
   static CalibrationOptions ofPruning() {
-    return new CalibrationOptions(PRUNING_TEXTS);
+    return new CalibrationOptions(ActivationSource.REFITTING_TEXTS);
   }
 
   /** Whether the user said what to calibrate on. */

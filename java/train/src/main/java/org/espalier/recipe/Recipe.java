@@ -14,6 +14,7 @@ import java.util.Set;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.Glob;
+import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.format.InputFile;
@@ -60,9 +61,6 @@ public record Recipe(
     double checkpointSeconds) {
   /** So many examples show what is fitted to them. */
   private static final int CALIBRATION = 256;
-
-  /** So many texts where weights are solved for. */
-  private static final int REFITTING_TEXTS = 2048;
 
   /** Texts of a batch; with fewer there is one other text at most. */
   private static final int LEAST_SIMILAR = 3;
@@ -285,7 +283,7 @@ public record Recipe(
   }
 
   private static DataSettings dataSettings(Settings data, Task task, boolean refitted) {
-    int usual = refitted && data.given("texts") ? REFITTING_TEXTS : CALIBRATION;
+    int usual = refitted && data.given("texts") ? ActivationSource.REFITTING_TEXTS : CALIBRATION;
     return new DataSettings(
         data.text("texts"),
         data.text("format").equals("wordnet"),

@@ -12,6 +12,8 @@ import org.espalier.format.onnx.OnnxModel;
  */
 @FunctionalInterface
 public interface ActivationSource {
+  /** So many texts are right where weights are solved for by what was seen of them, as far as nobody says. */
+  int REFITTING_TEXTS = 2048;
 
   /**
    * Runs {@code model} on every example, one at a time and without padding.

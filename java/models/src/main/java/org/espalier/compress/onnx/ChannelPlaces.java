@@ -6,6 +6,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.IntPredicate;
 import org.espalier.compress.onnx.HiddenChannels.Count;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -393,27 +394,26 @@ final class ChannelPlaces {
   boolean leavesWhole(NodeProto n, Place place) {
     long[] axes =
         n.getOpType().equals("Concat") ? new long[] {Nodes.integer(n, "axis", 0)} : shapes.cut(n);
-    boolean others = axes != null;
-    for (int i = 0; others && i < axes.length; i++) {
-      int end = shapes.fromEnd(axes[i], n.getInput(0));
-      others = end > 0 && end != place.axis();
-    }
-    return others;
+    return axes != null && all(axes, n.getInput(0), end -> end != place.axis());
   }
 
   /** Whether an operator works along axes behind that of the channels alone. */
   boolean isAlongOthers(NodeProto n, Place place) {
-    long[] axes = shapes.axes(n);
-    if (n.getOpType().endsWith("oftmax")) {
-      // Before operator set 13 it is along all axes from the one that it names on.
-      long axis = Nodes.integer(n, "axis", model.opset("") < 13 ? 1 : -1);
-      axes = new long[] {axis};
-    }
-    boolean others = axes != null && axes.length > 0 && Nodes.integer(n, "keepdims", 1) == 1;
-    for (int i = 0; others && i < axes.length; i++) {
-      int end = shapes.fromEnd(axes[i], n.getInput(0));
-      others = end > 0 && end < place.axis();
-    }
-    return others;
+    long[] axes =
+        n.getOpType().endsWith("oftmax")
+            // Before operator set 13 it is along all axes from the one that it names on.
+            ? new long[] {Nodes.integer(n, "axis", model.opset("") < 13 ? 1 : -1)}
+            : shapes.axes(n);
+    return axes != null
+        && axes.length > 0
+        && Nodes.integer(n, "keepdims", 1) == 1
+        && all(axes, n.getInput(0), end -> end < place.axis());
+  }
+
+  /** Whether all of some axes, counted from the end, are known and as they are wanted. */
+  private boolean all(long[] axes, String value, IntPredicate wanted) {
+    return Arrays.stream(axes)
+        .mapToInt(axis -> shapes.fromEnd(axis, value))
+        .allMatch(end -> end > 0 && wanted.test(end));
   }
 }
