@@ -6,6 +6,7 @@
 # On a GPU: cuda/include/espalier/cuda/<name>.h, cuda/src/<name>.cpp (arguments, planning), cuda/kernels/<name>.{h,cu},
 #   tests/cuda/<name>_test.cpp; cuda/common/kernel.cuh says how.
 set(ESP_OPERATIONS
+  activation
   dp_accumulate
   fake_quantize
   gradient_norm

@@ -1,7 +1,6 @@
 #include "espalier/linear.h"
 
 #include <cmath>
-#include <cstring>
 
 #include "arguments.h"
 #include "linear_kernel.h"
@@ -9,8 +8,20 @@
 
 namespace {
 
+using esp::Dots;
+using esp::LinearKernels;
+using esp::Product;
+
+// Multiplications and additions below which a call stays on its thread: they take some ten microseconds,
+// which a sleeping thread takes to wake up.
+constexpr int64_t parallel_terms = int64_t{1} << 19;
+
+// Of rows and columns of a result that one piece of work is: 16 rows of b are read from a cache for each four
+// of a, and a product's rows are a multiple of four.
+constexpr int64_t piece_rows = 32, piece_columns = 64;
+
 esp_status check(const char* function, const esp_linear* model, const void* x, int64_t rows,
-                 const void* outputs) {
+                 const void* outputs, bool has_weight) {
   if (model == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "linear: %s of NULL", function);
   const int64_t n = model->features, m = model->outputs;
   if (n < 0 || m < 0 || rows < 0 || (n > 0 && (m > esp::max_elements / n || rows > esp::max_elements / n)) ||
@@ -18,97 +29,137 @@ esp_status check(const char* function, const esp_linear* model, const void* x, i
     return esp::fail(ESP_INVALID_ARGUMENT, "linear: %s of %lld outputs, %lld features, %lld rows", function,
                      static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(rows));
   }
-  if ((m * n > 0 && model->weight == nullptr) || (m > 0 && model->bias == nullptr) ||
-      (rows * n > 0 && x == nullptr) || (rows * m > 0 && outputs == nullptr)) {
+  if (model->transposed != 0 && model->transposed != 1) {
+    return esp::fail(ESP_INVALID_ARGUMENT, "linear: %s with transposed %d; 0 or 1 is right", function,
+                     model->transposed);
+  }
+  if ((has_weight && m * n > 0 && model->weight == nullptr) || (rows * n > 0 && x == nullptr) ||
+      (rows * m > 0 && outputs == nullptr)) {
     return esp::fail(ESP_INVALID_ARGUMENT, "linear: %s with a tensor that is NULL", function);
   }
   return ESP_OK;
 }
 
-// Runs body(c) for each output; in parallel where rows * outputs * features floats are worth it.
+// Runs body(row, rows, column, columns) over the pieces of a result, in parallel where its sums are worth it.
 template <class Body>
-void for_outputs(const esp_linear& model, int64_t rows, const Body& body) {
-  if (rows * model.features < esp::parallel_bytes / 4 / (model.outputs > 0 ? model.outputs : 1)) {
-    for (int64_t c = 0; c < model.outputs; c++) body(c);
+void for_pieces(int64_t rows, int64_t columns, int64_t terms, const Body& body) {
+  const int64_t down = (rows + piece_rows - 1) / piece_rows;
+  const int64_t across = (columns + piece_columns - 1) / piece_columns;
+  const auto piece = [&](int64_t index) {
+    const int64_t row = index / across * piece_rows, column = index % across * piece_columns;
+    body(row, rows - row < piece_rows ? rows - row : piece_rows, column,
+         columns - column < piece_columns ? columns - column : piece_columns);
+  };
+  if (rows * columns < parallel_terms / (terms > 0 ? terms : 1)) {
+    for (int64_t index = 0; index < down * across; index++) piece(index);
   } else {
-    esp::parallel_for(model.outputs, body);
+    esp::parallel_for(down * across, piece);
   }
+}
+
+void multiply(const LinearKernels& kernels, const Product& p, int64_t rows, int64_t columns) {
+  for_pieces(rows, columns, p.k, [&](int64_t row, int64_t down, int64_t column, int64_t across) {
+    kernels.product(p, row, down, column, across);
+  });
+}
+
+void multiply(const LinearKernels& kernels, const Dots& d, int64_t rows, int64_t columns) {
+  for_pieces(rows, columns, d.k, [&](int64_t row, int64_t down, int64_t column, int64_t across) {
+    kernels.dots(d, row, down, column, across);
+  });
 }
 
 }  // namespace
 
 esp_status esp_linear_forward(const esp_linear* model, const float* x, int64_t rows, float* z) {
-  const esp::LinearKernels* kernels;
+  const LinearKernels* kernels;
   if (esp_status status = esp::select(esp::linear_variants, &kernels)) return status;
-  if (esp_status status = check("forward", model, x, rows, z)) return status;
-  const esp_linear m = *model;
-  for_outputs(m, rows, [&](int64_t c) {
-    for (int64_t i = 0; i < rows; i++) {
-      z[i * m.outputs + c] =
-          kernels->dot(m.weight + c * m.features, x + i * m.features, m.features) + m.bias[c];
-    }
-  });
+  if (esp_status status = check("forward", model, x, rows, z, true)) return status;
+  const esp_linear& m = *model;
+  if (m.transposed != 0) {
+    multiply(*kernels, Product{x, m.features, 1, m.weight, m.outputs, z, m.outputs, m.bias, m.features}, rows,
+             m.outputs);
+  } else {
+    multiply(*kernels, Dots{x, m.weight, z, m.outputs, m.bias, m.features}, rows, m.outputs);
+  }
   return ESP_OK;
 }
 
-esp_status esp_linear_backward(const esp_linear* gradient, const float* x, int64_t rows, const float* s,
-                               double bound, int64_t* clipped) {
-  const esp::LinearKernels* kernels;
+esp_status esp_linear_backward(const esp_linear* gradient, const float* x, int64_t rows, const float* s) {
+  const LinearKernels* kernels;
   if (esp_status status = esp::select(esp::linear_variants, &kernels)) return status;
-  if (esp_status status = check("backward", gradient, x, rows, s)) return status;
-  if (!(bound >= 0 && bound <= 1.7976931348623157e308)) {
-    return esp::fail(ESP_INVALID_ARGUMENT, "linear: the bound is %g; a finite number of 0 or more is needed",
-                     bound);
+  if (esp_status status = check("backward", gradient, x, rows, s, true)) return status;
+  const esp_linear& g = *gradient;
+  if (g.transposed != 0) {
+    multiply(*kernels, Product{x, 1, g.features, s, g.outputs, g.weight, g.outputs, nullptr, rows},
+             g.features, g.outputs);
+  } else {
+    multiply(*kernels, Product{s, 1, g.outputs, x, g.features, g.weight, g.features, nullptr, rows},
+             g.outputs, g.features);
   }
-  const esp_linear g = *gradient;
-  if (g.outputs == 0) {
-    if (clipped != nullptr) *clipped = 0;
-    return ESP_OK;
+  if (g.bias != nullptr) {
+    // A product with a column of ones.
+    constexpr float one = 1;
+    kernels->product(Product{&one, 0, 0, s, g.outputs, g.bias, g.outputs, nullptr, rows}, 0, 1, 0, g.outputs);
   }
-  if (g.features > 0) std::memset(g.weight, 0, static_cast<size_t>(g.outputs * g.features) * sizeof(float));
-  std::memset(g.bias, 0, static_cast<size_t>(g.outputs) * sizeof(float));
-  int64_t count = 0;
-  for (int64_t first = 0; first < rows;) {
-    // The factors of some rows at a time, so that no memory is needed for those of all.
-    float factors[64];
-    const int64_t part = rows - first < 64 ? rows - first : 64;
-    for (int64_t i = 0; i < part; i++) {
-      factors[i] = 1;
-      if (bound == 0) continue;
-      const double norm = std::sqrt(kernels->squares(s + (first + i) * g.outputs, g.outputs) *
-                                    (1 + kernels->squares(x + (first + i) * g.features, g.features)));
-      if (norm <= bound) continue;
-      // A margin for the roundings of factor, slope and products, so that they cannot exceed the bound. NaN
-      // gives NaN.
-      factors[i] = static_cast<float>(bound / norm * (1 - 0x1p-21));
-      count++;
-    }
-    for_outputs(g, part, [&](int64_t c) {
-      for (int64_t i = 0; i < part; i++) {
-        const float slope = factors[i] * s[(first + i) * g.outputs + c];
-        g.bias[c] += slope;
-        kernels->add(g.weight + c * g.features, x + (first + i) * g.features, slope, g.features);
-      }
-    });
-    first += part;
+  return ESP_OK;
+}
+
+esp_status esp_linear_backward_rows(const esp_linear* model, const float* s, int64_t rows, float* dx) {
+  const LinearKernels* kernels;
+  if (esp_status status = esp::select(esp::linear_variants, &kernels)) return status;
+  if (esp_status status = check("backward_rows", model, dx, rows, s, true)) return status;
+  const esp_linear& m = *model;
+  if (m.transposed != 0) {
+    multiply(*kernels, Dots{s, m.weight, dx, m.features, nullptr, m.outputs}, rows, m.features);
+  } else {
+    multiply(*kernels, Product{s, m.outputs, 1, m.weight, m.features, dx, m.features, nullptr, m.outputs},
+             rows, m.features);
   }
-  if (clipped != nullptr) *clipped = count;
+  return ESP_OK;
+}
+
+esp_status esp_linear_squares(const esp_linear* model, const float* x, int64_t rows, const float* s,
+                              double* n) {
+  const LinearKernels* kernels;
+  if (esp_status status = esp::select(esp::linear_variants, &kernels)) return status;
+  if (esp_status status = check("squares", model, x, rows, s, false)) return status;
+  if (rows > 0 && n == nullptr) return esp::fail(ESP_INVALID_ARGUMENT, "linear: squares into NULL");
+  const double one = model->bias != nullptr ? 1 : 0;
+  for (int64_t i = 0; i < rows; i++) {
+    n[i] += kernels->squares(s + i * model->outputs, model->outputs) *
+            (one + kernels->squares(x + i * model->features, model->features));
+  }
   return ESP_OK;
 }
 
 esp_status esp_linear_descend(const esp_linear* model, const float* x, const float* s, double rate) {
-  const esp::LinearKernels* kernels;
+  const LinearKernels* kernels;
   if (esp_status status = esp::select(esp::linear_variants, &kernels)) return status;
-  if (esp_status status = check("descend", model, x, 1, s)) return status;
+  if (esp_status status = check("descend", model, x, 1, s, true)) return status;
   const float minus_rate = static_cast<float>(-rate);
   if (!(rate >= 0 && std::isfinite(minus_rate))) {
     return esp::fail(ESP_INVALID_ARGUMENT, "linear: the rate is %g; a finite F32 of 0 or more is needed",
                      rate);
   }
-  const esp_linear m = *model;
-  for_outputs(m, 1, [&](int64_t c) {
-    kernels->descend(m.weight + c * m.features, x, s[c], minus_rate, m.features);
-    m.bias[c] = std::fma(0.0f + s[c], minus_rate, m.bias[c]);
-  });
+  const esp_linear& m = *model;
+  const bool across = m.transposed != 0;
+  const float* const of_rows = across ? x : s;
+  const float* const of_columns = across ? s : x;
+  const int64_t rows = across ? m.features : m.outputs, columns = across ? m.outputs : m.features;
+  const auto row = [&](int64_t r) {
+    kernels->descend(m.weight + r * columns, of_columns, of_rows[r], minus_rate, columns);
+  };
+  if (rows * columns < parallel_terms) {
+    for (int64_t r = 0; r < rows; r++) row(r);
+  } else {
+    esp::parallel_for((rows + piece_rows - 1) / piece_rows, [&](int64_t piece) {
+      for (int64_t r = piece * piece_rows; r < rows && r < (piece + 1) * piece_rows; r++) row(r);
+    });
+  }
+  if (m.bias != nullptr) {
+    constexpr float one = 1;
+    kernels->descend(m.bias, s, one, minus_rate, m.outputs);
+  }
   return ESP_OK;
 }

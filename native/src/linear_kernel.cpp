@@ -1,28 +1,107 @@
-// linear: the loops over the features of one row.
+// linear: products of matrices, and the loops over the features of one row.
 //
-// Layout: n floats each. Numerics: dot adds in 64 sums by column, folded 32, 16 apart and then by reduce_add;
-// squares are exact in double and added in 16 lanes; add is one fma, descend one to 0 and one to w, as
-// backward and fused_sgd have them. Bytes: each input once, sum and w also written. Bulk: 64 elements a turn
-// for dot, whose four chains hide the latency of fma, 16 for the others; tail: the same on zero-filled lanes.
+// Layout: n floats each. Numerics: dots add in 64 sums by column, folded 32, 16 apart and then by reduce_add;
+// products in the order of k, an fma a term; squares are exact in double and added in 16 lanes; descend is
+// one fma to 0 and one to w, as backward and fused_sgd have them. Blocks of c stay in registers while k runs:
+// 4 rows by 4 vectors take 8 loads for 16 fma. AVX2, whose vectors are two registers, has room for 4 by 1. A
+// row alone has 8 (4) vectors, so that the latency of its fma is hidden; of dots 4 rows share the loads of b.
 #include "linear_kernel.h"
 
-#include "add_scaled.h"
 #include "simd/simd.h"
 
 namespace {
 
-float dot(const float* w, const float* x, int64_t n) {
-  f32x16 a = set1(0.0f), b = a, c = a, d = a;
-  int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-    a = fma(load(w + i), load(x + i), a);
-    b = fma(load(w + i + 16), load(x + i + 16), b);
-    c = fma(load(w + i + 32), load(x + i + 32), c);
-    d = fma(load(w + i + 48), load(x + i + 48), d);
+using esp::Dots;
+using esp::Product;
+
+#if defined(ESP_ISA_avx512)
+constexpr int wide = 4, alone = 8, shared_rows = 4;
+#else
+constexpr int wide = 1, alone = 4, shared_rows = 1;
+#endif
+
+// Rows r .. r + R of c, columns j .. j + 16 * V; where cut, of the last vector `last` columns.
+template <int R, int V, bool cut>
+void block(const Product& p, int64_t r, int64_t j, int64_t last) {
+  f32x16 sum[R][V];
+  for (int i = 0; i < R; i++) {
+    for (int v = 0; v < V; v++) sum[i][v] = set1(0.0f);
   }
-  for (; i + 16 <= n; i += 16) a = fma(load(w + i), load(x + i), a);
-  if (i < n) b = fma(load_n(w + i, n - i), load_n(x + i, n - i), b);
-  return reduce_add((a + c) + (b + d));
+  const float* a = p.a + r * p.a_row;
+  const float* b = p.b + j;
+  for (int64_t k = 0; k < p.k; k++, a += p.a_k, b += p.b_k) {
+    f32x16 factor[V];
+    for (int v = 0; v < V - 1; v++) factor[v] = load(b + 16 * v);
+    factor[V - 1] = cut ? load_n(b + 16 * (V - 1), last) : load(b + 16 * (V - 1));
+    for (int i = 0; i < R; i++) {
+      const f32x16 x = set1(a[i * p.a_row]);
+      for (int v = 0; v < V; v++) sum[i][v] = fma(x, factor[v], sum[i][v]);
+    }
+  }
+  for (int i = 0; i < R; i++) {
+    float* const c = p.c + (r + i) * p.c_row + j;
+    for (int v = 0; v < V; v++) {
+      const int64_t n = cut && v == V - 1 ? last : 16;
+      f32x16 value = sum[i][v];
+      if (p.bias != nullptr) value = value + load_n(p.bias + j + 16 * v, n);
+      store_n(c + 16 * v, value, n);
+    }
+  }
+}
+
+template <int R, int V>
+void row_of_blocks(const Product& p, int64_t r, int64_t column, int64_t columns) {
+  int64_t j = column;
+  const int64_t end = column + columns;
+  for (; j + 16 * V <= end; j += 16 * V) block<R, V, false>(p, r, j, 16);
+  for (; j + 16 <= end; j += 16) block<R, 1, false>(p, r, j, 16);
+  if (j < end) block<R, 1, true>(p, r, j, end - j);
+}
+
+void product(const Product& p, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+  int64_t r = row;
+  for (; r + 4 <= row + rows; r += 4) row_of_blocks<4, wide>(p, r, column, columns);
+  for (; r < row + rows; r++) row_of_blocks<1, alone>(p, r, column, columns);
+}
+
+// R rows of a with one of b.
+template <int R>
+void dot(const Dots& d, int64_t r, int64_t j) {
+  f32x16 sum[R][4];
+  for (int i = 0; i < R; i++) {
+    for (int v = 0; v < 4; v++) sum[i][v] = set1(0.0f);
+  }
+  const float* const a = d.a + r * d.k;
+  const float* const b = d.b + j * d.k;
+  int64_t k = 0;
+  for (; k + 64 <= d.k; k += 64) {
+    for (int v = 0; v < 4; v++) {
+      const f32x16 factor = load(b + k + 16 * v);
+      for (int i = 0; i < R; i++) sum[i][v] = fma(factor, load(a + i * d.k + k + 16 * v), sum[i][v]);
+    }
+  }
+  for (; k + 16 <= d.k; k += 16) {
+    const f32x16 factor = load(b + k);
+    for (int i = 0; i < R; i++) sum[i][0] = fma(factor, load(a + i * d.k + k), sum[i][0]);
+  }
+  if (k < d.k) {
+    const f32x16 factor = load_n(b + k, d.k - k);
+    for (int i = 0; i < R; i++) sum[i][1] = fma(factor, load_n(a + i * d.k + k, d.k - k), sum[i][1]);
+  }
+  for (int i = 0; i < R; i++) {
+    const float value = reduce_add((sum[i][0] + sum[i][2]) + (sum[i][1] + sum[i][3]));
+    d.c[(r + i) * d.c_row + j] = d.bias == nullptr ? value : value + d.bias[j];
+  }
+}
+
+void dots(const Dots& d, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+  int64_t r = row;
+  for (; r + shared_rows <= row + rows; r += shared_rows) {
+    for (int64_t j = column; j < column + columns; j++) dot<shared_rows>(d, r, j);
+  }
+  for (; r < row + rows; r++) {
+    for (int64_t j = column; j < column + columns; j++) dot<1>(d, r, j);
+  }
 }
 
 double squares(const float* x, int64_t n) {
@@ -48,5 +127,5 @@ void descend(float* w, const float* x, float slope, float minus_rate, int64_t n)
 
 namespace esp {
 extern const LinearKernels ESP_VARIANT(linear);
-const LinearKernels ESP_VARIANT(linear) = {dot, squares, add_scaled, descend};
+const LinearKernels ESP_VARIANT(linear) = {product, dots, squares, descend};
 }  // namespace esp

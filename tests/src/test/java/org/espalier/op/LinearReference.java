@@ -4,15 +4,23 @@ package org.espalier.op;
 final class LinearReference {
   private LinearReference() {}
 
-  static double[] forward(float[] weight, float[] bias, float[] x, int rows) {
-    int outputs = bias.length;
-    int features = outputs == 0 ? 0 : weight.length / outputs;
+  /** Where the weight of an output and a feature lies. */
+  static int at(int output, int feature, int outputs, int features, boolean transposed) {
+    return transposed ? feature * outputs + output : output * features + feature;
+  }
+
+  /**
+   * @param bias null where there is none
+   */
+  static double[] forward(
+      float[] weight, float[] bias, float[] x, int rows, int outputs, boolean transposed) {
+    int features = weight.length / outputs;
     double[] z = new double[rows * outputs];
     for (int i = 0; i < rows; i++) {
       for (int c = 0; c < outputs; c++) {
-        double sum = bias[c];
+        double sum = bias == null ? 0 : bias[c];
         for (int j = 0; j < features; j++) {
-          sum += (double) weight[c * features + j] * x[i * features + j];
+          sum += (double) weight[at(c, j, outputs, features, transposed)] * x[i * features + j];
         }
         z[i * outputs + c] = sum;
       }
@@ -20,30 +28,42 @@ final class LinearReference {
     return z;
   }
 
-  /**
-   * The gradient of the weights, then that of the biases.
-   *
-   * @param bound of each row's norm, or infinity
-   */
+  /** The gradient of the weights, then that of the biases. */
   static double[] backward(
-      float[] x, float[] slope, int rows, int features, int outputs, double bound) {
+      float[] x, float[] slope, int rows, int features, int outputs, boolean transposed) {
     double[] gradient = new double[outputs * features + outputs];
     for (int i = 0; i < rows; i++) {
-      double factor = Math.min(1, bound / norm(x, slope, i, features, outputs));
       for (int c = 0; c < outputs; c++) {
-        double s = factor * slope[i * outputs + c];
+        double s = slope[i * outputs + c];
         gradient[outputs * features + c] += s;
         for (int j = 0; j < features; j++) {
-          gradient[c * features + j] += s * x[i * features + j];
+          gradient[at(c, j, outputs, features, transposed)] += s * x[i * features + j];
         }
       }
     }
     return gradient;
   }
 
-  /** The norm of one row's own gradient. */
-  static double norm(float[] x, float[] slope, int row, int features, int outputs) {
-    double inner = 1;
+  /** The gradient of the rows. */
+  static double[] backwardRows(
+      float[] weight, float[] slope, int rows, int outputs, boolean transposed) {
+    int features = weight.length / outputs;
+    double[] gradient = new double[rows * features];
+    for (int i = 0; i < rows; i++) {
+      for (int j = 0; j < features; j++) {
+        for (int c = 0; c < outputs; c++) {
+          gradient[i * features + j] +=
+              (double) slope[i * outputs + c] * weight[at(c, j, outputs, features, transposed)];
+        }
+      }
+    }
+    return gradient;
+  }
+
+  /** The squared norm of one row's own gradient. */
+  static double square(
+      float[] x, float[] slope, int row, int features, int outputs, boolean hasBias) {
+    double inner = hasBias ? 1 : 0;
     for (int j = 0; j < features; j++) {
       inner += (double) x[row * features + j] * x[row * features + j];
     }
@@ -51,6 +71,6 @@ final class LinearReference {
     for (int c = 0; c < outputs; c++) {
       outer += (double) slope[row * outputs + c] * slope[row * outputs + c];
     }
-    return Math.sqrt(inner * outer);
+    return inner * outer;
   }
 }

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.util.Arrays;
 import java.util.List;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
@@ -20,8 +21,16 @@ class LinearTest {
       OwnedTensor weight, OwnedTensor bias, OwnedTensor rows, OwnedTensor outputs)
       implements AutoCloseable {
     static Problem of(int features, int outputs, int rows) {
+      return of(features, outputs, rows, false);
+    }
+
+    static Problem of(int features, int outputs, int rows, boolean transposed) {
       return new Problem(
-          Numbers.tensor(DType.F32, Numbers.floats(features * outputs, 1), outputs, features),
+          Numbers.tensor(
+              DType.F32,
+              Numbers.floats(features * outputs, 1),
+              transposed ? features : outputs,
+              transposed ? outputs : features),
           Numbers.tensor(DType.F32, Numbers.floats(outputs, 2), outputs),
           Numbers.tensor(DType.F32, Numbers.floats(rows * features, 3), rows, features),
           Numbers.tensor(DType.F32, Numbers.floats(rows * outputs, 4), rows, outputs));
@@ -33,9 +42,9 @@ class LinearTest {
     }
   }
 
-  // One lane and less, a whole vector, 64 a turn with and without tails; 70 rows are two groups of
-  // factors; the
-  // last is worth several threads.
+  // One lane and less, a whole vector, 64 a turn with and without tails; 64, 65 and 130 columns are
+  // blocks of a row alone, of four, and cut ones; 70 rows are several pieces; the last are worth
+  // several threads.
   @ParameterizedTest
   @CsvSource({
     "1, 1, 1",
@@ -45,72 +54,106 @@ class LinearTest {
     "63, 1, 4",
     "64, 10, 2",
     "65, 2, 65",
+    "130, 64, 5",
+    "64, 130, 7",
     "384, 2, 32",
+    "100, 257, 33",
     "1003, 5, 8",
-    "4099, 40, 3"
+    "4099, 140, 3"
   })
   void agreesWithTheReferenceAndHasTheSameBitsEverywhere(int features, int outputs, int rows) {
-    try (Problem p = Problem.of(features, outputs, rows);
-        Linear linear = new Linear(p.weight, p.bias, p.rows, p.outputs)) {
-      float[] w = Numbers.read(p.weight);
-      float[] b = Numbers.read(p.bias);
-      float[] x = Numbers.read(p.rows);
-      float[] slope = Numbers.read(p.outputs);
-      double[] z = LinearReference.forward(w, b, x, rows);
-      double[] plain =
-          LinearReference.backward(x, slope, rows, features, outputs, Double.POSITIVE_INFINITY);
-      double bound = LinearReference.norm(x, slope, rows / 2, features, outputs) * 0.999;
-      double[] clipped = LinearReference.backward(x, slope, rows, features, outputs, bound);
-      double outputError = scale(w, x) * features * ROUNDING;
-      double gradientError = scale(slope, x) * rows * ROUNDING;
-      float[][] first = new float[4][];
-      Variants.each(
-          new int[] {1, 2},
-          (isa, threads) -> {
-            Numbers.write(p.weight, w);
-            Numbers.write(p.bias, b);
-            linear.forward(rows);
-            float[] out = Numbers.read(p.outputs);
-            for (int i = 0; i < z.length; i++) {
-              assertEquals(z[i], out[i], outputError);
-            }
-            Numbers.write(p.outputs, slope);
-            linear.backward(rows);
-            float[] gradient = both(p);
-            long count = linear.backwardClipped(rows, bound);
-            float[] bounded = both(p);
-            for (int k = 0; k < plain.length; k++) {
-              assertEquals(plain[k], gradient[k], gradientError);
-              // The margin of a factor is 2^-21.
-              assertEquals(clipped[k], bounded[k], 16 * gradientError);
-            }
-            assertTrue(count >= 1 && count <= rows, count + " clipped");
-            Numbers.write(p.weight, w);
-            Numbers.write(p.bias, b);
-            linear.descend(0.25);
-            float[] stepped = both(p);
-            same(first, 0, out);
-            same(first, 1, gradient);
-            same(first, 2, bounded);
-            same(first, 3, stepped);
-          });
-      // The bits of the general step: backward on one row, then fused_sgd.
-      Numbers.write(p.outputs, slope);
-      linear.backward(1);
-      try (OwnedTensor weightGradient = Numbers.tensor(DType.F32, Numbers.read(p.weight));
-          OwnedTensor biasGradient = Numbers.tensor(DType.F32, Numbers.read(p.bias))) {
-        Numbers.write(p.weight, w);
-        Numbers.write(p.bias, b);
-        try (FusedSgd sgd =
-            new FusedSgd(
-                List.of(
-                    FusedSgd.Parameter.of(p.weight, weightGradient, null),
-                    FusedSgd.Parameter.of(p.bias, biasGradient, null)),
-                FusedSgd.Options.of(0.25))) {
-          sgd.step();
+    for (boolean transposed : new boolean[] {false, true}) {
+      for (boolean hasBias : new boolean[] {true, false}) {
+        try (Problem p = Problem.of(features, outputs, rows, transposed);
+            Linear linear =
+                new Linear(p.weight, hasBias ? p.bias : null, p.rows, p.outputs, transposed)) {
+          check(p, linear, features, outputs, rows, transposed, hasBias);
         }
-        assertArrayEquals(first[3], both(p));
       }
+    }
+  }
+
+  private static void check(
+      Problem p,
+      Linear linear,
+      int features,
+      int outputs,
+      int rows,
+      boolean transposed,
+      boolean hasBias) {
+    float[] w = Numbers.read(p.weight);
+    float[] b = Numbers.read(p.bias);
+    float[] x = Numbers.read(p.rows);
+    float[] slope = Numbers.read(p.outputs);
+    double[] z = LinearReference.forward(w, hasBias ? b : null, x, rows, outputs, transposed);
+    double[] weights = LinearReference.backward(x, slope, rows, features, outputs, transposed);
+    double[] back = LinearReference.backwardRows(w, slope, rows, outputs, transposed);
+    double outputError = scale(w, x) * features * ROUNDING;
+    double gradientError = scale(slope, x) * rows * ROUNDING;
+    double rowError = scale(slope, w) * outputs * ROUNDING;
+    float[][] first = new float[5][];
+    Variants.each(
+        new int[] {1, 2},
+        (isa, threads) -> {
+          linear.forward(rows);
+          float[] out = Numbers.read(p.outputs);
+          assertNear(z, out, outputError);
+          Numbers.write(p.outputs, slope);
+          linear.backward(rows);
+          float[] gradient = both(p);
+          for (int k = 0; k < weights.length; k++) {
+            boolean isBias = k >= features * outputs;
+            double expected = isBias && !hasBias ? b[k - features * outputs] : weights[k];
+            assertEquals(expected, gradient[k], gradientError);
+          }
+          double[] squares = new double[rows];
+          Arrays.fill(squares, 1);
+          linear.addSquares(rows, squares);
+          for (int i = 0; i < rows; i++) {
+            double square = 1 + LinearReference.square(x, slope, i, features, outputs, hasBias);
+            assertEquals(square, squares[i], 1e-12 * square);
+          }
+          Numbers.write(p.weight, w);
+          Numbers.write(p.bias, b);
+          linear.backwardRows(rows);
+          float[] rowGradient = Numbers.read(p.rows);
+          assertNear(back, rowGradient, rowError);
+          Numbers.write(p.rows, x);
+          linear.descend(0.25);
+          float[] stepped = both(p);
+          Numbers.write(p.weight, w);
+          Numbers.write(p.bias, b);
+          same(first, 0, out);
+          same(first, 1, gradient);
+          same(first, 2, rowGradient);
+          same(first, 3, stepped);
+          linear.forward(1); // a row alone has the bits that it has among others
+          same(first, 4, Arrays.copyOf(Numbers.read(p.outputs), outputs));
+          assertArrayEquals(Arrays.copyOf(out, outputs), first[4]);
+          Numbers.write(p.outputs, slope);
+        });
+    // The bits of the general step: backward on one row, then fused_sgd.
+    linear.backward(1);
+    try (OwnedTensor weightGradient = Numbers.tensor(DType.F32, Numbers.read(p.weight));
+        OwnedTensor biasGradient =
+            Numbers.tensor(DType.F32, hasBias ? Numbers.read(p.bias) : new float[outputs])) {
+      Numbers.write(p.weight, w);
+      Numbers.write(p.bias, b);
+      try (FusedSgd sgd =
+          new FusedSgd(
+              List.of(
+                  FusedSgd.Parameter.of(p.weight, weightGradient, null),
+                  FusedSgd.Parameter.of(p.bias, biasGradient, null)),
+              FusedSgd.Options.of(0.25))) {
+        sgd.step();
+      }
+      assertArrayEquals(first[3], both(p));
+    }
+  }
+
+  private static void assertNear(double[] expected, float[] actual, double error) {
+    for (int i = 0; i < expected.length; i++) {
+      assertEquals(expected[i], actual[i], error);
     }
   }
 
@@ -124,7 +167,7 @@ class LinearTest {
   private static float[] both(Problem p) {
     float[] w = Numbers.read(p.weight);
     float[] b = Numbers.read(p.bias);
-    float[] all = java.util.Arrays.copyOf(w, w.length + b.length);
+    float[] all = Arrays.copyOf(w, w.length + b.length);
     System.arraycopy(b, 0, all, w.length, b.length);
     return all;
   }
@@ -142,28 +185,6 @@ class LinearTest {
     return largest;
   }
 
-  /** The guarantee of private learning, which must hold for the floats that are written. */
-  @Test
-  void noClippedRowIsLongerThanTheBound() {
-    int features = 37;
-    int clipped = 0;
-    for (int seed = 0; seed < 200; seed++) {
-      try (Problem p = Problem.of(features, 3, 1);
-          Linear linear = new Linear(p.weight, p.bias, p.rows, p.outputs)) {
-        Numbers.write(p.rows, Numbers.floats(features, 10 + seed));
-        Numbers.write(p.outputs, Numbers.floats(3, 1000 + seed));
-        double bound = 0.1 + seed * 0.05;
-        clipped += (int) linear.backwardClipped(1, bound);
-        double squares = 0;
-        for (float v : both(p)) {
-          squares += (double) v * v;
-        }
-        assertTrue(Math.sqrt(squares) <= bound, Math.sqrt(squares) + " of " + bound);
-      }
-    }
-    assertTrue(clipped > 50 && clipped <= 200, clipped + " clipped");
-  }
-
   @Test
   void whatIsNotFiniteStaysSo() {
     try (Problem p = Problem.of(20, 2, 2);
@@ -177,7 +198,10 @@ class LinearTest {
         assertTrue(!Float.isFinite(z));
       }
       Numbers.write(p.outputs, new float[] {1, 1, 1, 1});
-      linear.backwardClipped(2, 1);
+      double[] squares = new double[2];
+      linear.addSquares(2, squares);
+      assertTrue(Double.isNaN(squares[0]) && squares[1] == Double.POSITIVE_INFINITY);
+      linear.backward(2);
       assertTrue(Float.isNaN(both(p)[19]));
     }
   }
@@ -191,8 +215,13 @@ class LinearTest {
           IllegalArgumentException.class, () -> new Linear(p.weight, p.bias, q.rows, p.outputs));
       assertThrows(
           IllegalArgumentException.class, () -> new Linear(p.weight, p.weight, p.rows, p.outputs));
+      assertThrows(
+          IllegalArgumentException.class,
+          () -> new Linear(p.weight, p.bias, p.rows, p.outputs, true));
       assertThrows(IllegalArgumentException.class, () -> linear.forward(4));
-      assertThrows(IllegalArgumentException.class, () -> linear.backwardClipped(1, 0));
+      assertThrows(IllegalArgumentException.class, () -> linear.backwardRows(-1));
+      assertThrows(IllegalArgumentException.class, () -> linear.addSquares(4, new double[4]));
+      assertThrows(IllegalArgumentException.class, () -> linear.addSquares(3, new double[2]));
       assertThrows(IllegalArgumentException.class, () -> linear.descend(Double.NaN));
       assertThrows(IllegalArgumentException.class, () -> linear.descend(-1));
     }

@@ -1,7 +1,7 @@
 package org.espalier.op;
 
+import org.bytedeco.javacpp.DoublePointer;
 import org.bytedeco.javacpp.FloatPointer;
-import org.bytedeco.javacpp.LongPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_linear;
 import org.espalier.binding.global.espalier;
@@ -9,52 +9,71 @@ import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 
 /**
- * A linear model that learns from rows as they come.
+ * A linear layer that learns from rows as they come. Alone it is a linear model; layers one after the other, with
+ * {@linkplain Activation activations} between them, are a multilayer perceptron.
  *
  * <pre>
- *   forward    z[i][c]  = sum over j of W[c][j] · x[i][j], + b[c]
- *   backward   dW[c][j] = sum over i of k[i] · s[i][c] · x[i][j],  db[c] = sum over i of k[i] · s[i][c]
- *              k[i] = min(1, bound / norm of row i's own gradient), or 1 without a bound
- *   descend    W[c][j] −= rate · (s[c] · x[j]),  b[c] −= rate · s[c]
+ *   forward       z[i][c]  = sum over j of W[c][j] · x[i][j], + b[c]
+ *   backward      dW[c][j] = sum over i of s[i][c] · x[i][j],  db[c] = sum over i of s[i][c]
+ *   backwardRows  dx[i][j] = sum over c of s[i][c] · W[c][j]
+ *   addSquares    n[i] += |s[i]|² · (|x[i]|², + 1 with a bias): the squared norm of row i's own gradient
+ *   descend       W[c][j] −= rate · (s[c] · x[j]),  b[c] −= rate · s[c]
  * </pre>
  *
- * <p>backward with a bound is the sum that differentially private learning adds noise to. descend is the
- * step of plain gradient descent on one row, with the bits that backward and {@link FusedSgd} give,
- * without a gradient in memory. Results have the same bits on every instruction set and for every
- * number of threads.
+ * <p>descend is the step of plain gradient descent on one row, with the bits that backward and {@link FusedSgd} give,
+ * without a gradient in memory. Results have the same bits on every instruction set, for every
+ * number of threads, and for a row alone as among others.
  *
  * <p>Holds its tensors in native form: a call copies nothing. After close, and where memory of a tensor was closed, a call
  * throws an {@link IllegalStateException}. Thread safe as far as its tensors are.
  */
 public final class Linear implements AutoCloseable {
+  private static final int WEIGHT = 0;
+  private static final int BIAS = 1;
+  private static final int ROWS = 2;
+  private static final int OUTPUTS = 3;
+
   private final Tensor[] tensors; // keeps the memory reachable
   private final esp_linear weights;
   private final FloatPointer rows;
   private final FloatPointer outputs;
   private final long capacity;
-  private final LongPointer clipped = Natives.keep(new LongPointer(1));
+  private volatile boolean closed;
 
   /**
-   * @param weight [outputs, features]: weights for {@link #forward} and {@link #descend}, their
-   *     gradient for {@link #backward}
-   * @param bias [outputs], likewise
-   * @param rows [capacity, features], x
+   * A layer whose weight is [outputs, features].
+   *
+   * @param weight weights for {@link #forward}, {@link #backwardRows} and {@link #descend}, their gradient for
+   *     {@link #backward}
+   * @param bias [outputs], likewise; null where there is none
+   * @param rows [capacity, features]: x; dx, which backwardRows writes
    * @param outputs [capacity, outputs]: z, which forward writes; s, which the others read
    * @throws IllegalArgumentException where the shapes do not fit each other, or one is not F32
    */
   public Linear(Tensor weight, Tensor bias, Tensor rows, Tensor outputs) {
-    for (Tensor tensor : new Tensor[] {weight, bias, rows, outputs}) {
-      if (tensor.dtype() != DType.F32) {
+    this(weight, bias, rows, outputs, false);
+  }
+
+  /**
+   * A layer whose weight may lie the other way.
+   *
+   * @param transposed whether the weight is [features, outputs]
+   */
+  public Linear(Tensor weight, Tensor bias, Tensor rows, Tensor outputs, boolean transposed) {
+    tensors = new Tensor[] {weight, bias, rows, outputs};
+    for (Tensor tensor : tensors) {
+      if (tensor != null && tensor.dtype() != DType.F32) {
         throw new IllegalArgumentException(tensor + ": F32 is needed");
       }
     }
+    int outputAxis = transposed ? 1 : 0;
     if (weight.rank() != 2
-        || bias.elements() != weight.dimension(0)
+        || bias != null && bias.elements() != weight.dimension(outputAxis)
         || rows.rank() != 2
-        || rows.dimension(1) != weight.dimension(1)
+        || rows.dimension(1) != weight.dimension(1 - outputAxis)
         || outputs.rank() != 2
         || outputs.dimension(0) != rows.dimension(0)
-        || outputs.dimension(1) != weight.dimension(0)) {
+        || outputs.dimension(1) != weight.dimension(outputAxis)) {
       throw new IllegalArgumentException(
           "weight "
               + weight
@@ -64,16 +83,17 @@ public final class Linear implements AutoCloseable {
               + rows
               + ", outputs "
               + outputs
-              + ": [outputs, features], [outputs], [capacity, features] and [capacity, outputs] are"
-              + " needed");
+              + ": "
+              + (transposed ? "[features, outputs]" : "[outputs, features]")
+              + ", [outputs], [capacity, features] and [capacity, outputs] are needed");
     }
-    tensors = new Tensor[] {weight, bias, rows, outputs};
     weights =
         Natives.keep(new esp_linear())
             .weight(new FloatPointer(weight.pointer()))
-            .bias(new FloatPointer(bias.pointer()))
-            .outputs(weight.dimension(0))
-            .features(weight.dimension(1));
+            .bias(bias == null ? null : new FloatPointer(bias.pointer()))
+            .outputs(weight.dimension(outputAxis))
+            .features(weight.dimension(1 - outputAxis))
+            .transposed(outputAxis);
     this.rows = new FloatPointer(rows.pointer());
     this.outputs = new FloatPointer(outputs.pointer());
     this.capacity = rows.dimension(0);
@@ -81,31 +101,38 @@ public final class Linear implements AutoCloseable {
 
   /** Writes the outputs of the first {@code count} rows. */
   public void forward(int count) {
-    int rowsRead = checked(count);
-    requireWritable(3, "outputs");
-    Status.check(espalier.esp_linear_forward(weights, rows, rowsRead, outputs));
+    check(count);
+    tensors[OUTPUTS].requireWritable("outputs");
+    Status.check(espalier.esp_linear_forward(weights, rows, count, outputs));
   }
 
   /** Writes the gradient for the first {@code count} rows. */
   public void backward(int count) {
-    int rowsRead = checkedToWrite(count);
-    Status.check(
-        espalier.esp_linear_backward(weights, rows, rowsRead, outputs, 0, (LongPointer) null));
+    checkToLearn(count);
+    Status.check(espalier.esp_linear_backward(weights, rows, count, outputs));
+  }
+
+  /** Writes the gradient of the first {@code count} rows where the rows lie. */
+  public void backwardRows(int count) {
+    check(count);
+    tensors[ROWS].requireWritable("rows");
+    Status.check(espalier.esp_linear_backward_rows(weights, outputs, count, rows));
   }
 
   /**
-   * The same with each row's gradient scaled down to at most {@code bound} in norm.
+   * Adds the squared norm of each row's own gradient.
    *
-   * @param bound above 0
-   * @return how many rows were scaled down
+   * @param squares of at least {@code count} rows
    */
-  public synchronized long backwardClipped(int count, double bound) {
-    if (!(bound > 0 && bound <= Double.MAX_VALUE)) {
-      throw new IllegalArgumentException("bound " + bound + "; a number above 0 is right");
+  public void addSquares(int count, double[] squares) {
+    check(count);
+    if (squares.length < count) {
+      throw new IllegalArgumentException(squares.length + " squares for " + count + " rows");
     }
-    int rowsRead = checkedToWrite(count);
-    Status.check(espalier.esp_linear_backward(weights, rows, rowsRead, outputs, bound, clipped));
-    return clipped.get();
+    try (DoublePointer sums = new DoublePointer(squares)) {
+      Status.check(espalier.esp_linear_squares(weights, rows, count, outputs, sums));
+      sums.get(squares);
+    }
   }
 
   /**
@@ -114,42 +141,34 @@ public final class Linear implements AutoCloseable {
    * @param rate 0 or more
    */
   public void descend(double rate) {
-    checkedToWrite(1);
+    checkToLearn(1);
     Status.check(espalier.esp_linear_descend(weights, rows, outputs, rate));
   }
 
-  private int checked(int count) {
+  private void check(int count) {
+    if (closed) {
+      throw new IllegalStateException("the operation is closed");
+    }
     for (Tensor tensor : tensors) {
-      if (tensor == null) {
-        throw new IllegalStateException("the operation is closed");
-      }
-      tensor.requireOpen();
+      Lifetimes.requireOpen(tensor);
     }
     if (count < 0 || count > capacity) {
       throw new IllegalArgumentException(count + " rows of " + capacity);
     }
-    return count;
   }
 
   /** For what writes the weights or their gradient. */
-  private int checkedToWrite(int count) {
-    int rowsRead = checked(count);
-    requireWritable(0, "weight");
-    requireWritable(1, "bias");
-    return rowsRead;
-  }
-
-  private void requireWritable(int index, String name) {
-    Tensor tensor = tensors[index];
-    if (tensor != null) { // else another thread closes this
-      tensor.requireWritable(name);
+  private void checkToLearn(int count) {
+    check(count);
+    tensors[WEIGHT].requireWritable("weight");
+    if (tensors[BIAS] != null) {
+      tensors[BIAS].requireWritable("bias");
     }
   }
 
   @Override
-  public synchronized void close() {
-    java.util.Arrays.fill(tensors, null);
+  public void close() {
+    closed = true;
     weights.close();
-    clipped.close();
   }
 }

@@ -3,7 +3,7 @@ package org.espalier.op;
 /**
  * The noise of differentially private learning in a step of an optimizer (DP-SGD: Abadi and others,
  * «Deep learning with differential privacy», 2016). The gradient is a sum of clipped gradients of
- * examples ({@link DpAccumulate}, {@link Linear#backwardClipped}); on its way into the update, in
+ * examples ({@link DpAccumulate}, {@link Linear#addSquares}); on its way into the update, in
  * registers, it becomes
  *
  * <pre>

@@ -87,10 +87,7 @@ public final class LearnerFiles {
       Map<String, Double> metrics = new java.util.LinkedHashMap<>(learner.metrics());
       metrics.values().removeIf(value -> !Double.isFinite(value));
       Lineage full = lineage.withRecipe(recipe).withMetrics(metrics).withEpsilon(learner.epsilon());
-      String main =
-          !(learner.model() instanceof TorchLearnable torch)
-              ? MODEL
-              : torch.isOnnx() ? GRAPH : torch.isTorchScript() ? SCRIPT : MODEL;
+      String main = mainFile(learner.model());
       StoreWriter.Content content =
           files -> {
             switch (main) {
@@ -109,6 +106,13 @@ public final class LearnerFiles {
           ? writer.publish(content, main, full, key)
           : writer.propose(content, main, full, key);
     }
+  }
+
+  private static String mainFile(Learnable model) {
+    if (model instanceof TorchLearnable torch) {
+      return torch.isOnnx() ? GRAPH : torch.isTorchScript() ? SCRIPT : MODEL;
+    }
+    return model instanceof Perceptron ? GRAPH : MODEL;
   }
 
   private static void write(StoreWriter.NewVersion files, String path, ByteBuffer bytes) {
@@ -189,6 +193,14 @@ public final class LearnerFiles {
         LOG.info("{}: {}", file, changed);
       }
       Sizes sizes = sizes(file, model, recipe);
+      Perceptron perceptron =
+          sizes.type() == ScalarType.Float ? Perceptron.of(model).orElse(null) : null;
+      if (perceptron != null) {
+        if (perceptron.features() == sizes.features() && perceptron.outputs() == sizes.outputs()) {
+          return perceptron;
+        }
+        perceptron.close();
+      }
       return readTorch(file, new OnnxGraph(model), () -> new OnnxGraph(model), sizes, recipe);
     }
     if (name.endsWith(".pt")) {

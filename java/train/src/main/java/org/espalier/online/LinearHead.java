@@ -168,7 +168,17 @@ public final class LinearHead implements Learnable, OuterProduct {
   public int backwardClipped(float[] slope, int count, double bound) {
     checkOpen();
     resultMemory.put(0, slope, 0, count * outputs);
-    return (int) gradient.backwardClipped(count, bound);
+    double[] squares = new double[count];
+    gradient.addSquares(count, squares);
+    RowFactors factors = RowFactors.of(squares, bound);
+    factors.scale(resultMemory, outputs);
+    gradient.backward(count);
+    return factors.clipped();
+  }
+
+  @Override
+  public boolean outputsTell() {
+    return true;
   }
 
   /** Finite outputs had finite features, whose products with what is at most 1 are finite. */

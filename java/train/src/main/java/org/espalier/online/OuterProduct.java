@@ -1,14 +1,20 @@
 package org.espalier.online;
 
 /**
- * A model whose gradient for one example is the outer product of the outputs' gradient and the
- * features. A step of plain gradient descent on one example then needs no gradient in memory: it
+ * A model whose gradient for one example is made of outer products of slopes and what they are the slopes of. A step of plain gradient descent on one example then needs no gradient in memory: it
  * reads and writes each weight once, with the bits of the general step.
  */
 interface OuterProduct {
   /**
+   * Whether features that are not finite make outputs that are not. A saturated layer hides them, and then
+   * they would spoil the gradient of the whole batch.
+   */
+  boolean outputsTell();
+
+  /**
    * Whether it is plain without a look at each entry that the gradient of the last forward's only
-   * example is finite. The outputs were.
+   * example is finite. The outputs were, and the features.
+   * To be asked before descend.
    *
    * @param slope the loss's gradient with respect to the outputs
    */

@@ -62,10 +62,7 @@ final class SequentialLearner implements AutoCloseable {
   /** What the examples of private learning have told. */
   private final PrivacyLedger ledger;
 
-  /**
-   * Whether features that are not finite make outputs that are not. A saturated layer hides them, and then
-   * they would spoil the gradient of the whole batch.
-   */
+  /** Whether features that are not finite make outputs that are not. */
   private final boolean outputsTell;
 
   /** Whether NaN in features is a value that is missing. */
@@ -81,7 +78,7 @@ final class SequentialLearner implements AutoCloseable {
     this.model = model;
     this.settings = settings;
     this.events = events;
-    this.outputsTell = model instanceof OuterProduct;
+    this.outputsTell = model instanceof OuterProduct product && product.outputsTell();
     this.knowsMissing = model.knowsMissing();
     int rows = rows(model, settings);
     outputs = new float[rows * model.outputs()];

@@ -13,6 +13,7 @@ import org.bytedeco.javacpp.tools.InfoMapper;
             value = "linux-x86_64",
             include = {
               "espalier/common.h",
+              "espalier/activation.h",
               "espalier/bandwidth.h",
               "espalier/dp_accumulate.h",
               "espalier/fake_quantize.h",

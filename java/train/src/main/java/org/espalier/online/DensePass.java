@@ -1,0 +1,90 @@
+package org.espalier.online;
+
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import org.espalier.device.DType;
+import org.espalier.device.OwnedTensor;
+import org.espalier.device.Tensor;
+import org.espalier.op.Linear;
+import org.espalier.torch.onnx.DenseLayers.Layer;
+
+/** Rows on their way through dense layers, with room for some number of them. For one thread at a time. */
+final class DensePass implements AutoCloseable {
+  private final List<Layer> layers;
+  private final int capacity;
+  private final OwnedTensor features;
+  private final FloatBuffer featureMemory;
+
+  /** Of each layer what comes out of it. */
+  private final List<OwnedTensor> values = new ArrayList<>();
+
+  private final List<Linear> products = new ArrayList<>();
+  private final List<FloatBuffer> valueBuffers = new ArrayList<>();
+
+  /**
+   * @param weights of each layer
+   * @param biases of each layer, null where it has none
+   * @param capacity rows; their features or values must fit a buffer
+   */
+  DensePass(List<Layer> layers, List<Tensor> weights, List<Tensor> biases, int capacity) {
+    this.layers = layers;
+    this.capacity = capacity;
+    features = OwnedTensor.allocate(DType.F32, capacity, layers.get(0).features());
+    featureMemory = LinearHead.buffer(features);
+    for (int l = 0; l < layers.size(); l++) {
+      Layer layer = layers.get(l);
+      values.add(OwnedTensor.allocate(DType.F32, capacity, layer.outputs()));
+      valueBuffers.add(LinearHead.buffer(values.get(l)));
+      products.add(
+          new Linear(weights.get(l), biases.get(l), input(l), values.get(l), layer.transposed()));
+    }
+  }
+
+  int capacity() {
+    return capacity;
+  }
+
+  /** What a layer reads. */
+  OwnedTensor input(int layer) {
+    return layer == 0 ? features : values.get(layer - 1);
+  }
+
+  /** What comes out of a layer, its activation behind it. */
+  OwnedTensor values(int layer) {
+    return values.get(layer);
+  }
+
+  /** The same as a buffer. */
+  FloatBuffer valueBuffer(int layer) {
+    return valueBuffers.get(layer);
+  }
+
+  /**
+   * Runs rows.
+   *
+   * @param out receives count · outputs values
+   */
+  void run(float[][] rows, int count, float[] out) {
+    int width = layers.get(0).features();
+    for (int i = 0; i < count; i++) {
+      featureMemory.put(i * width, rows[i]);
+    }
+    for (int l = 0; l < layers.size(); l++) {
+      Layer layer = layers.get(l);
+      products.get(l).forward(count);
+      if (layer.activation() != null) {
+        layer.activation().forward(values.get(l), (long) count * layer.outputs());
+      }
+    }
+    int last = layers.size() - 1;
+    valueBuffers.get(last).get(0, out, 0, count * layers.get(last).outputs());
+  }
+
+  @Override
+  public void close() {
+    products.forEach(Linear::close);
+    values.forEach(OwnedTensor::close);
+    features.close();
+  }
+}

@@ -1,0 +1,379 @@
+package org.espalier.online;
+
+import java.nio.FloatBuffer;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HexFormat;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Queue;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import org.espalier.device.DType;
+import org.espalier.device.OwnedTensor;
+import org.espalier.device.Tensor;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.op.Activation;
+import org.espalier.op.Linear;
+import org.espalier.torch.Parameter;
+import org.espalier.torch.onnx.DenseLayers;
+import org.espalier.torch.onnx.DenseLayers.Layer;
+import org.espalier.torch.onnx.GraphParameters;
+
+/**
+ * A multilayer perceptron that came from ONNX. Needs no autograd and no libtorch: a layer's gradient is the product of the
+ * slopes of its outputs and what it has read, and the norm of one example's is known without writing it.
+ *
+ * <p>Weights have the names and the layout of the graph. All sums have a fixed order: the same bits on every instruction
+ * set, for every number of threads, and for an example alone as among others.
+ */
+public final class Perceptron implements Learnable, OuterProduct {
+  private final OnnxModel model;
+  private final List<Layer> layers;
+  private final List<String> constants = new ArrayList<>();
+  private final List<Weight> weights = new ArrayList<>();
+  private final List<OwnedTensor> owned = new ArrayList<>();
+  private final List<Tensor> layerWeights;
+  private final List<Tensor> layerBiases;
+  private DensePass pass;
+  private Slopes slopes;
+  private volatile boolean closed;
+
+  private Perceptron(
+      OnnxModel model, List<Layer> layers, Iterable<GraphParameters.Entry> parameters) {
+    this.model = model.copy();
+    this.layers = layers;
+    Map<String, Weight> byConstant = new HashMap<>();
+    for (GraphParameters.Entry entry : parameters) {
+      OnnxInitializer constant = model.constant(entry.constant());
+      OwnedTensor value = own(constant.dims());
+      LinearHead.buffer(value).put(0, constant.floats(), 0, (int) constant.elements());
+      boolean isMatrix = entry.kind() == Parameter.Kind.LINEAR;
+      Weight weight =
+          new Weight(
+              entry.name(),
+              value,
+              value,
+              own(constant.dims()),
+              isMatrix,
+              isMatrix ? entry.outputAxis() : -1);
+      constants.add(entry.constant());
+      weights.add(weight);
+      byConstant.put(entry.constant(), weight);
+    }
+    layerWeights = layers.stream().map(l -> byConstant.get(l.weight()).working()).toList();
+    layerBiases = new ArrayList<>();
+    for (Layer layer : layers) {
+      layerBiases.add(layer.bias() == null ? null : byConstant.get(layer.bias()).working());
+    }
+    reserve(1);
+  }
+
+  /**
+   * Reads a model, which stays as it is.
+   *
+   * @return empty where its first output is not made of its only input by layers of weight, bias and Relu, LeakyRelu,
+   *     Sigmoid or Tanh alone, or where it has other parameters: libtorch learns such a model ({@link TorchLearnable})
+   * @throws org.espalier.InputException where a weight is no float32
+   */
+  public static Optional<Perceptron> of(OnnxModel model) {
+    GraphParameters found = GraphParameters.of(model);
+    return DenseLayers.of(model, found.parameters())
+        .map(layers -> new Perceptron(model, layers, found.parameters()));
+  }
+
+  private OwnedTensor own(long... shape) {
+    OwnedTensor tensor = OwnedTensor.allocate(DType.F32, shape);
+    owned.add(tensor);
+    return tensor;
+  }
+
+  /** Makes room for a batch. */
+  private void reserve(int count) {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
+    if (pass != null && pass.capacity() >= count) {
+      return;
+    }
+    release();
+    pass = new DensePass(layers, layerWeights, layerBiases, count);
+    slopes = new Slopes();
+  }
+
+  private void release() {
+    if (pass != null) {
+      slopes.close();
+      pass.close();
+    }
+  }
+
+  @Override
+  public int features() {
+    return layers.get(0).features();
+  }
+
+  @Override
+  public int outputs() {
+    return layers.get(layers.size() - 1).outputs();
+  }
+
+  @Override
+  public List<Weight> weights() {
+    return List.copyOf(weights);
+  }
+
+  @Override
+  public void forward(float[][] rows, int count, float[] out) {
+    reserve(count);
+    pass.run(rows, count, out);
+  }
+
+  @Override
+  public void backward(float[] gradient, int rows) {
+    slopes.compute(gradient, rows);
+    slopes.write(rows);
+  }
+
+  @Override
+  public int backwardClipped(float[] gradient, int rows, double bound) {
+    slopes.compute(gradient, rows);
+    RowFactors factors = RowFactors.of(slopes.squares(rows), bound);
+    slopes.scale(factors);
+    slopes.write(rows);
+    return factors.clipped();
+  }
+
+  @Override
+  public boolean outputsTell() {
+    return false; // Tanh makes 1 of infinity
+  }
+
+  @Override
+  public boolean isFinite(float[] slope) {
+    slopes.compute(slope, 1);
+    return slopes.haveFiniteProducts();
+  }
+
+  @Override
+  public void descend(float[] slope, double rate) {
+    slopes.descend(rate); // which isFinite has computed
+  }
+
+  @Override
+  public void settle() {} // what descend changes are the latent weights
+
+  /** The slopes of a batch: the loss's gradients with respect to what comes out of each layer's product. */
+  private final class Slopes implements AutoCloseable {
+    private final List<OwnedTensor> memory = new ArrayList<>();
+    private final List<FloatBuffer> buffers = new ArrayList<>();
+
+    /** By layer: writes the gradient of its weights. */
+    private final List<Linear> gradients = new ArrayList<>();
+
+    /** By layer: changes the weights; writes the slopes of the layer before it. */
+    private final List<Linear> steps = new ArrayList<>();
+
+    private final List<Linear> back = new ArrayList<>();
+
+    Slopes() {
+      Map<Tensor, Tensor> gradientOf = new HashMap<>();
+      weights.forEach(w -> gradientOf.put(w.working(), w.gradient()));
+      for (int l = 0; l < layers.size(); l++) {
+        Layer layer = layers.get(l);
+        Tensor weight = layerWeights.get(l);
+        Tensor bias = layerBiases.get(l);
+        OwnedTensor slope = OwnedTensor.allocate(DType.F32, pass.capacity(), layer.outputs());
+        gradients.add(
+            new Linear(
+                gradientOf.get(weight),
+                gradientOf.get(bias),
+                pass.input(l),
+                slope,
+                layer.transposed()));
+        steps.add(new Linear(weight, bias, pass.input(l), slope, layer.transposed()));
+        if (l > 0) {
+          back.add(new Linear(weight, bias, memory.get(l - 1), slope, layer.transposed()));
+        }
+        memory.add(slope);
+        buffers.add(LinearHead.buffer(slope));
+      }
+    }
+
+    void compute(float[] outer, int rows) {
+      int last = layers.size() - 1;
+      buffers.get(last).put(0, outer, 0, rows * outputs());
+      for (int l = last; l >= 0; l--) {
+        Activation activation = layers.get(l).activation();
+        if (activation != null) {
+          activation.backward(pass.values(l), memory.get(l), (long) rows * layers.get(l).outputs());
+        }
+        if (l > 0) {
+          back.get(l - 1).backwardRows(rows);
+        }
+      }
+    }
+
+    void write(int rows) {
+      gradients.forEach(layer -> layer.backward(rows));
+    }
+
+    double[] squares(int rows) {
+      double[] squares = new double[rows];
+      gradients.forEach(layer -> layer.addSquares(rows, squares));
+      return squares;
+    }
+
+    void scale(RowFactors factors) {
+      for (int l = 0; l < layers.size(); l++) {
+        factors.scale(buffers.get(l), layers.get(l).outputs());
+      }
+    }
+
+    /** Whether it is plain that the products of the first row's with what their layers have read are finite. */
+    boolean haveFiniteProducts() {
+      for (int l = 0; l < layers.size(); l++) {
+        int outputs = layers.get(l).outputs();
+        boolean areFinite = // the model's outputs are not read by a layer
+            l == layers.size() - 1
+                || largest(pass.valueBuffer(l), outputs) < Float.POSITIVE_INFINITY;
+        if (!(largest(buffers.get(l), outputs) <= 1 && areFinite)) {
+          return false;
+        }
+      }
+      return true;
+    }
+
+    /** NaN where there is one. */
+    private static float largest(FloatBuffer values, int n) {
+      float largest = 0;
+      for (int i = 0; i < n; i++) {
+        largest = Math.max(largest, Math.abs(values.get(i)));
+      }
+      return largest;
+    }
+
+    void descend(double rate) {
+      steps.forEach(layer -> layer.descend(rate));
+    }
+
+    @Override
+    public void close() {
+      gradients.forEach(Linear::close);
+      steps.forEach(Linear::close);
+      back.forEach(Linear::close);
+      memory.forEach(OwnedTensor::close);
+    }
+  }
+
+  /** A hash of the graph with zeros for weights. */
+  @Override
+  public String identity() {
+    Map<String, float[]> zeros = new HashMap<>();
+    for (Weight w : weights) {
+      zeros.put(w.name(), new float[Math.toIntExact(w.latent().elements())]);
+    }
+    try {
+      MessageDigest digest = MessageDigest.getInstance("SHA-256");
+      digest.update(toOnnx(zeros, null).toBuffer());
+      return HexFormat.of().formatHex(digest.digest());
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException("every JDK has SHA-256", e);
+    }
+  }
+
+  @Override
+  public OnnxModel toOnnx(Map<String, float[]> values, Loss loss) {
+    OnnxModel onnx = model.copy();
+    for (int k = 0; k < weights.size(); k++) {
+      Weight w = weights.get(k);
+      onnx.replaceConstant(
+          OnnxInitializer.floats(constants.get(k), w.latent().shape(), values.get(w.name())));
+    }
+    return onnx;
+  }
+
+  @Override
+  public Predictor predictor() {
+    return new Copy();
+  }
+
+  @Override
+  public boolean isClosed() {
+    return closed;
+  }
+
+  @Override
+  public void close() {
+    Learnable.checkOutsideStep(this);
+    synchronized (this) {
+      if (!closed) {
+        closed = true;
+        release();
+        owned.forEach(OwnedTensor::close);
+      }
+    }
+  }
+
+  /** A version's weights, and as many passes over them as threads ever predicted at once. */
+  private final class Copy implements Predictor {
+    private final List<OwnedTensor> memory = new ArrayList<>();
+    private final List<FloatBuffer> buffers = new ArrayList<>();
+    private final List<Tensor> copiedWeights = new ArrayList<>();
+    private final List<Tensor> copiedBiases = new ArrayList<>();
+    private final Queue<DensePass> idle = new ConcurrentLinkedQueue<>();
+
+    // Where they were taken from the last time: making a buffer costs more than a small prediction.
+    private final Tensor[] sources = new Tensor[weights.size()];
+    private final FloatBuffer[] sourceBuffers = new FloatBuffer[weights.size()];
+
+    Copy() {
+      Map<Tensor, Tensor> copies = new HashMap<>();
+      for (Weight w : weights) {
+        OwnedTensor copy = OwnedTensor.allocate(DType.F32, w.working().shape());
+        memory.add(copy);
+        buffers.add(LinearHead.buffer(copy));
+        copies.put(w.working(), copy);
+      }
+      layerWeights.forEach(w -> copiedWeights.add(copies.get(w)));
+      layerBiases.forEach(b -> copiedBiases.add(copies.get(b)));
+    }
+
+    @Override
+    public void load(List<Weight> loaded) {
+      for (int k = 0; k < sources.length; k++) {
+        Tensor from = loaded.get(k).working();
+        if (sources[k] != from) {
+          sources[k] = from;
+          sourceBuffers[k] = LinearHead.buffer(from);
+        }
+        buffers.get(k).put(0, sourceBuffers[k], 0, sourceBuffers[k].capacity());
+      }
+    }
+
+    @Override
+    public void predict(float[][] rows, int count, float[] out) {
+      DensePass mine = idle.poll();
+      if (mine == null || mine.capacity() < count) {
+        if (mine != null) {
+          mine.close();
+        }
+        mine = new DensePass(layers, copiedWeights, copiedBiases, Math.max(1, count));
+      }
+      try {
+        mine.run(rows, count, out);
+      } finally {
+        idle.add(mine);
+      }
+    }
+
+    @Override
+    public void close() {
+      idle.forEach(DensePass::close);
+      memory.forEach(OwnedTensor::close);
+    }
+  }
+}
