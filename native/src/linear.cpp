@@ -16,9 +16,9 @@ using esp::Product;
 // which a sleeping thread takes to wake up.
 constexpr int64_t parallel_terms = int64_t{1} << 19;
 
-// Of rows and columns of a result that one piece of work is: 16 rows of b are read from a cache for each four
-// of a, and a product's rows are a multiple of four.
-constexpr int64_t piece_rows = 32, piece_columns = 64;
+// Of rows and columns of a result that one piece of work is: its part of b stays in a cache for all of its
+// rows. A few rows read it once, and have all columns that fit registers.
+constexpr int64_t piece_rows = 32, piece_columns = 64, piece_columns_alone = 256;
 
 esp_status check(const char* function, const esp_linear* model, const void* x, int64_t rows,
                  const void* outputs, bool has_weight) {
@@ -43,12 +43,13 @@ esp_status check(const char* function, const esp_linear* model, const void* x, i
 // Runs body(row, rows, column, columns) over the pieces of a result, in parallel where its sums are worth it.
 template <class Body>
 void for_pieces(int64_t rows, int64_t columns, int64_t terms, const Body& body) {
+  const int64_t width = rows < 4 ? piece_columns_alone : piece_columns;
   const int64_t down = (rows + piece_rows - 1) / piece_rows;
-  const int64_t across = (columns + piece_columns - 1) / piece_columns;
+  const int64_t across = (columns + width - 1) / width;
   const auto piece = [&](int64_t index) {
-    const int64_t row = index / across * piece_rows, column = index % across * piece_columns;
+    const int64_t row = index / across * piece_rows, column = index % across * width;
     body(row, rows - row < piece_rows ? rows - row : piece_rows, column,
-         columns - column < piece_columns ? columns - column : piece_columns);
+         columns - column < width ? columns - column : width);
   };
   if (rows * columns < parallel_terms / (terms > 0 ? terms : 1)) {
     for (int64_t index = 0; index < down * across; index++) piece(index);

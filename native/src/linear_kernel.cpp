@@ -15,7 +15,7 @@ using esp::Dots;
 using esp::Product;
 
 #if defined(ESP_ISA_avx512)
-constexpr int wide = 4, alone = 8, shared_rows = 4;
+constexpr int wide = 4, alone = 16, shared_rows = 4;
 #else
 constexpr int wide = 1, alone = 4, shared_rows = 1;
 #endif
@@ -30,12 +30,11 @@ void block(const Product& p, int64_t r, int64_t j, int64_t last) {
   const float* a = p.a + r * p.a_row;
   const float* b = p.b + j;
   for (int64_t k = 0; k < p.k; k++, a += p.a_k, b += p.b_k) {
-    f32x16 factor[V];
-    for (int v = 0; v < V - 1; v++) factor[v] = load(b + 16 * v);
-    factor[V - 1] = cut ? load_n(b + 16 * (V - 1), last) : load(b + 16 * (V - 1));
-    for (int i = 0; i < R; i++) {
-      const f32x16 x = set1(a[i * p.a_row]);
-      for (int v = 0; v < V; v++) sum[i][v] = fma(x, factor[v], sum[i][v]);
+    f32x16 x[R];
+    for (int i = 0; i < R; i++) x[i] = set1(a[i * p.a_row]);
+    for (int v = 0; v < V; v++) {
+      const f32x16 factor = cut && v == V - 1 ? load_n(b + 16 * v, last) : load(b + 16 * v);
+      for (int i = 0; i < R; i++) sum[i][v] = fma(x[i], factor, sum[i][v]);
     }
   }
   for (int i = 0; i < R; i++) {

@@ -1,5 +1,12 @@
 package org.espalier.benchmarks;
 
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.SerializationFeature;
 import java.nio.file.Path;
@@ -26,7 +33,9 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.backend.Isa;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.online.Example;
+import org.espalier.online.Learnable;
 import org.espalier.online.LearningRate;
 import org.espalier.online.LinearHead;
 import org.espalier.online.Loss;
@@ -113,7 +122,19 @@ public final class OnlineLatency {
     for (int publishEvery : batch == 1 ? new int[] {1, 32} : new int[] {1}) {
       contenders.put(
           named("espalier", model, batch, publishEvery),
-          new Learner(linear, features, batch, publishEvery));
+          new Learner(linear ? new LinearHead(features, 1) : perceptron(), batch, publishEvery));
+    }
+    if (!linear) {
+      contenders.put(
+          named("espalier by autograd", model, batch, 1),
+          new Learner(
+              new TorchLearnable(
+                  new Perceptron().model(),
+                  () -> new Perceptron().model(),
+                  new long[] {features},
+                  10),
+              batch,
+              1));
     }
     contenders.put(named("torch", model, batch, 1), new TorchLoop(linear, features, batch));
     double most = Double.POSITIVE_INFINITY;
@@ -288,21 +309,68 @@ public final class OnlineLatency {
     }
   }
 
+  /** The same model from ONNX, which is learned without libtorch. */
+  private static Learnable perceptron() {
+    Random random = new Random(2);
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("perceptron")
+            .addInput(ValueInfoProto.newBuilder().setName("x"))
+            .addOutput(ValueInfoProto.newBuilder().setName("y"))
+            .addNode(gemm("h", "x", "first"))
+            .addNode(NodeProto.newBuilder().setOpType("Tanh").addInput("h").addOutput("t"))
+            .addNode(gemm("y", "t", "second"));
+    for (int[] layer : new int[][] {{256, 384}, {10, 256}}) {
+      String name = layer[0] == 256 ? "first" : "second";
+      TensorProto.Builder weight = tensor(name + ".weight").addDims(layer[0]).addDims(layer[1]);
+      for (int i = 0; i < layer[0] * layer[1]; i++) {
+        weight.addFloatData((float) (random.nextGaussian() / Math.sqrt(3.0 * layer[1])));
+      }
+      TensorProto.Builder bias = tensor(name + ".bias").addDims(layer[0]);
+      for (int i = 0; i < layer[0]; i++) {
+        bias.addFloatData(0);
+      }
+      graph.addInitializer(weight).addInitializer(bias);
+    }
+    ModelProto model =
+        ModelProto.newBuilder()
+            .setIrVersion(7)
+            .addOpsetImport(OperatorSetIdProto.newBuilder().setVersion(13))
+            .setGraph(graph)
+            .build();
+    return org.espalier.online.Perceptron.of(OnnxModel.of(model, "perceptron")).orElseThrow();
+  }
+
+  private static TensorProto.Builder tensor(String name) {
+    return TensorProto.newBuilder().setName(name).setDataType(TensorProto.DataType.FLOAT_VALUE);
+  }
+
+  private static NodeProto gemm(String output, String input, String layer) {
+    return NodeProto.newBuilder()
+        .setOpType("Gemm")
+        .addInput(input)
+        .addInput(layer + ".weight")
+        .addInput(layer + ".bias")
+        .addOutput(output)
+        .addAttribute(
+            AttributeProto.newBuilder()
+                .setName("transB")
+                .setType(AttributeProto.AttributeType.INT)
+                .setI(1))
+        .build();
+  }
+
   private static final class Learner implements Contender {
     private final OnlineLearner learner;
-    private final org.espalier.online.Learnable model;
+    private final Learnable model;
 
-    Learner(boolean linear, int features, int batch, int publishEvery) {
-      model =
-          linear
-              ? new LinearHead(features, 1)
-              : new TorchLearnable(
-                  new Perceptron().model(), () -> new Perceptron().model(), new long[] {384}, 10);
+    Learner(Learnable model, int batch, int publishEvery) {
+      this.model = model;
       learner =
           new OnlineLearner(
               model,
               OnlineSettings.builder(
-                      linear ? new Loss.Binary() : new Loss.CrossEntropy(),
+                      model.outputs() == 1 ? new Loss.Binary() : new Loss.CrossEntropy(),
                       new LearningRate.Constant(RATE))
                   .batch(batch)
                   .publishEvery(publishEvery)

@@ -43,7 +43,10 @@ class PerceptronTest {
             .setName("layers")
             .addInput(SmallModels.value("x", DataType.FLOAT, -1, FEATURES))
             .addOutput(SmallModels.value("y", DataType.FLOAT, -1, OUTPUTS))
-            .addNode(SmallModels.line("f Flatten x"))
+            .addNode(SmallModels.line("x1 Sub x mean"))
+            .addNode(SmallModels.line("x2 Div x1 deviation"))
+            .addNode(SmallModels.line("x3 Mul two x2"))
+            .addNode(SmallModels.line("f Flatten x3"))
             .addNode(SmallModels.line("a MatMul f first.weight"))
             .addNode(SmallModels.line("b Add first.bias a"))
             .addNode(SmallModels.line("c Relu b"))
@@ -57,6 +60,14 @@ class PerceptronTest {
             .addNode(SmallModels.line("l Sigmoid k"))
             .addNode(gemm("y", "l", "fifth.weight", "fifth.bias"));
     Random random = new Random(8);
+    float[] deviations = new float[FEATURES];
+    for (int j = 0; j < FEATURES; j++) {
+      deviations[j] = 1.5f + random.nextFloat();
+    }
+    graph
+        .addInitializer(SmallModels.floats("mean", random, 0.3f, FEATURES))
+        .addInitializer(SmallModels.floats("deviation", deviations, 1, FEATURES))
+        .addInitializer(SmallModels.number("two", 2));
     add(graph, random, "first", 21, FEATURES, 21);
     graph.addInitializer(SmallModels.floats("second.weight", random, 0.4f, 21, 9));
     add(graph, random, "third", 70, 70, 9);
@@ -382,11 +393,11 @@ class PerceptronTest {
   @Test
   void anyOtherGraphIsLeftToLibtorch() {
     Map<String, Consumer<OnnxModel>> changes = new HashMap<>();
-    changes.put("softmax", m -> replace(m, 3, SmallModels.line("c Softmax b")));
-    changes.put("two activations", m -> replace(m, 4, SmallModels.line("d Tanh c")));
-    changes.put("a residual", m -> replace(m, 4, SmallModels.line("d Add c b")));
-    changes.put("shared", m -> replace(m, 10, SmallModels.line("k Add j j")));
-    changes.put("a product of activations", m -> replace(m, 5, SmallModels.line("e MatMul d d")));
+    changes.put("softmax", m -> replace(m, 6, SmallModels.line("c Softmax b")));
+    changes.put("two activations", m -> replace(m, 7, SmallModels.line("d Tanh c")));
+    changes.put("a residual", m -> replace(m, 7, SmallModels.line("d Add c b")));
+    changes.put("shared", m -> replace(m, 13, SmallModels.line("k Add j j")));
+    changes.put("a product of activations", m -> replace(m, 8, SmallModels.line("e MatMul d d")));
     changes.put(
         "another parameter",
         m -> {
@@ -406,11 +417,20 @@ class PerceptronTest {
         m ->
             replace(
                 m,
-                7,
+                10,
                 SmallModels.line(
                     "h Gemm g third.weight third.bias",
                     SmallModels.attribute("transB", 1),
                     SmallModels.real("alpha", 2))));
+    changes.put("features from a number", m -> replace(m, 0, SmallModels.line("x1 Sub mean x")));
+    changes.put(
+        "rows",
+        m -> replace(m, 3, SmallModels.line("f Flatten x3", SmallModels.attribute("axis", 0))));
+    changes.put(
+        "a number a row",
+        m ->
+            m.replaceConstant(
+                OnnxInitializer.floats("mean", new long[] {FEATURES, 1}, new float[FEATURES])));
     changes.forEach(
         (what, change) -> {
           OnnxModel model = model();

@@ -7,11 +7,14 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
 import org.espalier.op.Linear;
+import org.espalier.torch.onnx.DenseLayers;
 import org.espalier.torch.onnx.DenseLayers.Layer;
+import org.espalier.torch.onnx.DenseLayers.Scaling;
 
 /** Rows on their way through dense layers, with room for some number of them. For one thread at a time. */
 final class DensePass implements AutoCloseable {
   private final List<Layer> layers;
+  private final List<Scaling> scalings;
   private final int capacity;
   private final OwnedTensor features;
   private final FloatBuffer featureMemory;
@@ -27,8 +30,9 @@ final class DensePass implements AutoCloseable {
    * @param biases of each layer, null where it has none
    * @param capacity rows; their features or values must fit a buffer
    */
-  DensePass(List<Layer> layers, List<Tensor> weights, List<Tensor> biases, int capacity) {
-    this.layers = layers;
+  DensePass(DenseLayers dense, List<Tensor> weights, List<Tensor> biases, int capacity) {
+    this.layers = dense.layers();
+    this.scalings = dense.scalings();
     this.capacity = capacity;
     features = OwnedTensor.allocate(DType.F32, capacity, layers.get(0).features());
     featureMemory = LinearHead.buffer(features);
@@ -68,7 +72,7 @@ final class DensePass implements AutoCloseable {
   void run(float[][] rows, int count, float[] out) {
     int width = layers.get(0).features();
     for (int i = 0; i < count; i++) {
-      featureMemory.put(i * width, rows[i]);
+      featureMemory.put(i * width, scaled(rows[i]));
     }
     for (int l = 0; l < layers.size(); l++) {
       Layer layer = layers.get(l);
@@ -79,6 +83,15 @@ final class DensePass implements AutoCloseable {
     }
     int last = layers.size() - 1;
     valueBuffers.get(last).get(0, out, 0, count * layers.get(last).outputs());
+  }
+
+  private float[] scaled(float[] row) {
+    if (scalings.isEmpty()) {
+      return row;
+    }
+    float[] features = row.clone();
+    scalings.forEach(scaling -> scaling.apply(features));
+    return features;
   }
 
   @Override

@@ -32,6 +32,7 @@ import org.espalier.torch.onnx.GraphParameters;
  */
 public final class Perceptron implements Learnable, OuterProduct {
   private final OnnxModel model;
+  private final DenseLayers dense;
   private final List<Layer> layers;
   private final List<String> constants = new ArrayList<>();
   private final List<Weight> weights = new ArrayList<>();
@@ -42,12 +43,12 @@ public final class Perceptron implements Learnable, OuterProduct {
   private Slopes slopes;
   private volatile boolean closed;
 
-  private Perceptron(
-      OnnxModel model, List<Layer> layers, Iterable<GraphParameters.Entry> parameters) {
+  private Perceptron(OnnxModel model, DenseLayers dense, GraphParameters parameters) {
     this.model = model.copy();
-    this.layers = layers;
+    this.dense = dense;
+    this.layers = dense.layers();
     Map<String, Weight> byConstant = new HashMap<>();
-    for (GraphParameters.Entry entry : parameters) {
+    for (GraphParameters.Entry entry : parameters.parameters()) {
       OnnxInitializer constant = model.constant(entry.constant());
       OwnedTensor value = own(constant.dims());
       LinearHead.buffer(value).put(0, constant.floats(), 0, (int) constant.elements());
@@ -75,14 +76,14 @@ public final class Perceptron implements Learnable, OuterProduct {
   /**
    * Reads a model, which stays as it is.
    *
-   * @return empty where its first output is not made of its only input by layers of weight, bias and Relu, LeakyRelu,
-   *     Sigmoid or Tanh alone, or where it has other parameters: libtorch learns such a model ({@link TorchLearnable})
+   * @return empty where its first output is not made of its only input, which may be scaled, by layers of weight, bias and
+   *     Relu, LeakyRelu, Sigmoid or Tanh alone, or where it has other parameters: libtorch learns such a model ({@link
+   *     TorchLearnable})
    * @throws org.espalier.InputException where a weight is no float32
    */
   public static Optional<Perceptron> of(OnnxModel model) {
     GraphParameters found = GraphParameters.of(model);
-    return DenseLayers.of(model, found.parameters())
-        .map(layers -> new Perceptron(model, layers, found.parameters()));
+    return DenseLayers.of(model, found).map(dense -> new Perceptron(model, dense, found));
   }
 
   private OwnedTensor own(long... shape) {
@@ -100,7 +101,7 @@ public final class Perceptron implements Learnable, OuterProduct {
       return;
     }
     release();
-    pass = new DensePass(layers, layerWeights, layerBiases, count);
+    pass = new DensePass(dense, layerWeights, layerBiases, count);
     slopes = new Slopes();
   }
 
@@ -113,12 +114,12 @@ public final class Perceptron implements Learnable, OuterProduct {
 
   @Override
   public int features() {
-    return layers.get(0).features();
+    return dense.features();
   }
 
   @Override
   public int outputs() {
-    return layers.get(layers.size() - 1).outputs();
+    return dense.outputs();
   }
 
   @Override
@@ -361,7 +362,7 @@ public final class Perceptron implements Learnable, OuterProduct {
         if (mine != null) {
           mine.close();
         }
-        mine = new DensePass(layers, copiedWeights, copiedBiases, Math.max(1, count));
+        mine = new DensePass(dense, copiedWeights, copiedBiases, Math.max(1, count));
       }
       try {
         mine.run(rows, count, out);

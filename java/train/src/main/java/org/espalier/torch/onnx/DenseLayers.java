@@ -2,8 +2,10 @@ package org.espalier.torch.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.FloatBuffer;
 import java.util.ArrayDeque;
-import java.util.Collection;
+import java.util.Arrays;
 import java.util.Deque;
 import java.util.HashSet;
 import java.util.List;
@@ -15,20 +17,14 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.Activation;
 
 /**
- * The layers of a multilayer perceptron, found in a graph: products with constant weights one after the other from the only
- * input to the first output, each with a bias or none and an activation or none. Such a model is learned without libtorch.
+ * A multilayer perceptron, found in a graph: its features may be scaled, and go through products with constant weights one
+ * after the other to the first output, each with a bias or none and an activation or none. Such a model is learned without
+ * libtorch.
+ *
+ * @param scalings what is done to features before the first layer, in this order
+ * @param layers at least one
  */
-public final class DenseLayers {
-  /** What changes nothing while a model is not trained for its statistics. */
-  private static final Set<String> NOTHING = Set.of("Identity", "Dropout");
-
-  private final OnnxModel model;
-  private final Deque<Layer> layers = new ArrayDeque<>();
-
-  // Of the layer that is being read, from its end on.
-  private Activation activation;
-  private String bias;
-
+public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
   /**
    * A layer.
    *
@@ -45,148 +41,253 @@ public final class DenseLayers {
       int outputs,
       Activation activation) {}
 
-  private DenseLayers(OnnxModel model) {
-    this.model = model;
+  /**
+   * An operation on each feature and a number of its own.
+   *
+   * @param operator Add, Sub, Mul or Div
+   * @param values of each feature
+   */
+  public record Scaling(String operator, float[] values) {
+    /** Does it to an example's features, in place. */
+    public void apply(float[] features) {
+      for (int j = 0; j < features.length; j++) {
+        features[j] =
+            switch (operator) {
+              case "Add" -> features[j] + values[j];
+              case "Sub" -> features[j] - values[j];
+              case "Mul" -> features[j] * values[j];
+              default -> features[j] / values[j];
+            };
+      }
+    }
+  }
+
+  public int features() {
+    return layers.get(0).features();
+  }
+
+  public int outputs() {
+    return layers.get(layers.size() - 1).outputs();
   }
 
   /**
    * Reads a model.
    *
-   * @param parameters all that training changes in it
+   * @param parameters of it
    * @return empty where it is anything else, or has parameters beside its layers'
    */
-  public static Optional<List<Layer>> of(
-      OnnxModel model, Collection<GraphParameters.Entry> parameters) {
-    DenseLayers found = new DenseLayers(model);
-    if (model.inputs().size() != 1 || model.outputs().isEmpty() || !found.read()) {
-      return Optional.empty();
+  public static Optional<DenseLayers> of(OnnxModel model, GraphParameters parameters) {
+    return new Walk(model, parameters).result();
+  }
+
+  /** From the output to the input, node by node. */
+  private static final class Walk {
+    private final OnnxModel model;
+    private final GraphParameters parameters;
+    private final Deque<Layer> layers = new ArrayDeque<>();
+    private final Deque<Scaling> scalings = new ArrayDeque<>();
+
+    // Of the layer that is being read.
+    private Activation activation;
+    private String bias;
+
+    Walk(OnnxModel model, GraphParameters parameters) {
+      this.model = model;
+      this.parameters = parameters;
     }
-    Set<String> trained = new HashSet<>();
-    parameters.forEach(p -> trained.add(p.constant()));
-    Set<String> own = new HashSet<>();
-    int constants = 0;
-    int width = found.layers.getFirst().features();
-    for (Layer layer : found.layers) {
-      own.add(layer.weight());
-      constants++;
-      if (layer.bias() != null) {
-        own.add(layer.bias());
-        constants++;
-      }
-      if (layer.features() != width) {
+
+    Optional<DenseLayers> result() {
+      if (model.inputs().size() != 1 || model.outputs().isEmpty() || !read() || !fit()) {
         return Optional.empty();
       }
-      width = layer.outputs();
+      return Optional.of(new DenseLayers(List.copyOf(scalings), List.copyOf(layers)));
     }
-    // A constant that two layers share has the gradients of both.
-    boolean fits = own.size() == constants && own.equals(trained);
-    return fits ? Optional.of(List.copyOf(found.layers)) : Optional.empty();
-  }
 
-  /** Walks from the output to the input; false where something else is on the way. */
-  private boolean read() {
-    Map<String, NodeProto> producers = model.producers();
-    String input = model.inputs().get(0).getName();
-    String value = model.outputs().get(0).getName();
-    while (!value.equals(input)) {
-      NodeProto n = producers.get(value);
-      if (n == null || !OnnxModel.isOwn(n) || !n.getOutput(0).equals(value)) {
-        return false;
-      }
-      value = step(n, input);
-      if (value == null) {
-        return false;
-      }
-    }
-    return activation == null && bias == null && !layers.isEmpty();
-  }
-
-  /** What a node's value comes from; null where it is no part of a layer. */
-  private String step(NodeProto n, String input) {
-    String first = n.getInput(0);
-    if (NOTHING.contains(n.getOpType())) {
-      return first;
-    }
-    return switch (n.getOpType()) {
-      case "Flatten" -> first.equals(input) && integer(n, "axis", 1) == 1 ? first : null;
-      case "Relu" -> activated(n, Activation.RELU);
-      case "Sigmoid" -> activated(n, Activation.SIGMOID);
-      case "Tanh" -> activated(n, Activation.TANH);
-      case "LeakyRelu" -> {
-        float alpha = real(n, "alpha", 0.01f);
-        yield alpha >= 0 && alpha <= Float.MAX_VALUE
-            ? activated(n, Activation.leakyRelu(alpha))
-            : null;
-      }
-      case "Add" -> added(n);
-      case "MatMul" -> product(n, false);
-      case "Gemm" -> {
-        boolean plain =
-            integer(n, "transA", 0) == 0 && real(n, "alpha", 1) == 1 && real(n, "beta", 1) == 1;
-        if (plain && n.getInputCount() > 2 && !n.getInput(2).isEmpty()) {
-          plain = bias == null;
-          bias = n.getInput(2);
+    /** False where something else is on the way. */
+    private boolean read() {
+      Map<String, NodeProto> producers = model.producers();
+      String input = model.inputs().get(0).getName();
+      String value = model.outputs().get(0).getName();
+      while (value != null && !value.equals(input)) {
+        NodeProto n = producers.get(value);
+        if (n == null || !OnnxModel.isOwn(n) || !n.getOutput(0).equals(value)) {
+          return false;
         }
-        yield plain ? product(n, integer(n, "transB", 0) != 0) : null;
+        value = parameters.preparedInputs().contains(value) ? prepared(n) : layered(n);
       }
-      default -> null;
-    };
-  }
-
-  private String activated(NodeProto n, Activation function) {
-    if (activation != null || bias != null) {
-      return null;
+      return value != null && activation == null && bias == null && !layers.isEmpty();
     }
-    activation = function;
-    return n.getInput(0);
-  }
 
-  private String added(NodeProto n) {
-    int constant = model.constant(n.getInput(1)) != null ? 1 : 0;
-    if (bias != null || n.getInput(0).equals(n.getInput(1))) {
-      return null;
+    /** Whether each layer reads what the one before it gives, and all parameters are theirs. */
+    private boolean fit() {
+      Set<String> own = new HashSet<>();
+      int constants = 0;
+      int width = layers.getFirst().features();
+      for (Scaling scaling : scalings) {
+        if (scaling.values().length != width) {
+          return false;
+        }
+      }
+      for (Layer layer : layers) {
+        own.add(layer.weight());
+        constants++;
+        if (layer.bias() != null) {
+          own.add(layer.bias());
+          constants++;
+        }
+        if (layer.features() != width) {
+          return false;
+        }
+        width = layer.outputs();
+      }
+      Set<String> trained = new HashSet<>();
+      parameters.parameters().forEach(p -> trained.add(p.constant()));
+      // A constant that two layers share has the gradients of both.
+      return own.size() == constants && own.equals(trained);
     }
-    bias = n.getInput(constant);
-    return n.getInput(1 - constant);
-  }
 
-  private String product(NodeProto n, boolean outputsFirst) {
-    OnnxInitializer weight = model.constant(n.getInput(1));
-    if (weight == null || weight.dims().length != 2 || weight.elements() == 0) {
-      return null;
-    }
-    int outputs = (int) weight.dims()[outputsFirst ? 0 : 1];
-    int features = (int) weight.dims()[outputsFirst ? 1 : 0];
-    if (bias != null) {
-      OnnxInitializer added = model.constant(bias);
-      // Along the last axis, and one for each output.
-      if (added == null
-          || added.elements() != outputs
-          || added.dims().length == 0
-          || added.dims()[added.dims().length - 1] != outputs) {
+    /** What a node makes of the input; null where it is more than to scale features. */
+    private String prepared(NodeProto n) {
+      int width = layers.isEmpty() ? 0 : layers.getFirst().features();
+      switch (n.getOpType()) {
+        case "Identity":
+          return n.getInput(0);
+        case "Cast":
+          return integer(n, "to", 0) == DataType.FLOAT_VALUE ? n.getInput(0) : null;
+        case "Flatten":
+          return integer(n, "axis", 1) == 1 ? n.getInput(0) : null;
+        case "Reshape":
+          return isRows(model.constant(n.getInput(1)), width) ? n.getInput(0) : null;
+        case "Add":
+        case "Sub":
+        case "Mul":
+        case "Div":
+          break;
+        default:
+          return null;
+      }
+      int at = model.constant(n.getInput(1)) != null ? 1 : 0;
+      boolean commutes = n.getOpType().equals("Add") || n.getOpType().equals("Mul");
+      float[] values = values(model.constant(n.getInput(at)), width);
+      if (at == 0 && !commutes || values == null) {
         return null;
       }
+      scalings.addFirst(new Scaling(n.getOpType(), values));
+      return n.getInput(1 - at);
     }
-    layers.addFirst(new Layer(n.getInput(1), bias, !outputsFirst, features, outputs, activation));
-    activation = null;
-    bias = null;
-    return n.getInput(0);
-  }
 
-  private static long integer(NodeProto n, String name, long otherwise) {
-    AttributeProto a = find(n, name);
-    return a == null ? otherwise : a.getI();
-  }
+    /** Whether a shape is [examples, features]. */
+    private static boolean isRows(OnnxInitializer shape, int features) {
+      if (shape == null || shape.type() != DataType.INT64 || shape.elements() != 2) {
+        return false;
+      }
+      long rows = shape.data().getLong(0);
+      long columns = shape.data().getLong(Long.BYTES);
+      return rows == 0 && columns == -1 || rows <= 0 && columns == features;
+    }
 
-  private static float real(NodeProto n, String name, float otherwise) {
-    AttributeProto a = find(n, name);
-    return a == null ? otherwise : a.getF();
-  }
+    /** One number a feature, where the constant is that or one for all; else null. */
+    private static float[] values(OnnxInitializer constant, int features) {
+      if (constant.type() != DataType.FLOAT) {
+        return null;
+      }
+      FloatBuffer given = constant.floats();
+      float[] values = new float[features];
+      if (constant.elements() == 1) {
+        Arrays.fill(values, given.get(0));
+        return values;
+      }
+      if (!isLast(constant, features)) {
+        return null;
+      }
+      given.get(0, values);
+      return values;
+    }
 
-  private static AttributeProto find(NodeProto n, String name) {
-    return n.getAttributeList().stream()
-        .filter(a -> a.getName().equals(name))
-        .findFirst()
-        .orElse(null);
+    /** Whether a constant has one number for each of so many columns, and no rows. */
+    private static boolean isLast(OnnxInitializer constant, int columns) {
+      long[] dims = constant.dims();
+      return constant.elements() == columns && dims.length > 0 && dims[dims.length - 1] == columns;
+    }
+
+    /** What a node's value comes from; null where it is no part of a layer. */
+    private String layered(NodeProto n) {
+      return switch (n.getOpType()) {
+        case "Identity", "Dropout" -> n.getInput(0); // which drops nothing in evaluation
+        case "Relu" -> activated(n, Activation.RELU);
+        case "Sigmoid" -> activated(n, Activation.SIGMOID);
+        case "Tanh" -> activated(n, Activation.TANH);
+        case "LeakyRelu" -> {
+          float alpha = real(n, "alpha", 0.01f);
+          yield alpha >= 0 && alpha <= Float.MAX_VALUE
+              ? activated(n, Activation.leakyRelu(alpha))
+              : null;
+        }
+        case "Add" -> {
+          int at = model.constant(n.getInput(1)) != null ? 1 : 0;
+          yield takeBias(n.getInput(at)) ? n.getInput(1 - at) : null;
+        }
+        case "MatMul" -> product(n, false);
+        case "Gemm" -> {
+          boolean plain =
+              integer(n, "transA", 0) == 0 && real(n, "alpha", 1) == 1 && real(n, "beta", 1) == 1;
+          if (n.getInputCount() > 2 && !n.getInput(2).isEmpty()) {
+            plain &= takeBias(n.getInput(2));
+          }
+          yield plain ? product(n, integer(n, "transB", 0) != 0) : null;
+        }
+        default -> null;
+      };
+    }
+
+    private String activated(NodeProto n, Activation function) {
+      if (activation != null || bias != null) {
+        return null;
+      }
+      activation = function;
+      return n.getInput(0);
+    }
+
+    private boolean takeBias(String constant) {
+      if (bias != null) {
+        return false;
+      }
+      bias = constant;
+      return true;
+    }
+
+    private String product(NodeProto n, boolean outputsFirst) {
+      OnnxInitializer weight = model.constant(n.getInput(1));
+      if (weight == null || weight.dims().length != 2 || weight.elements() == 0) {
+        return null;
+      }
+      int outputs = Math.toIntExact(weight.dims()[outputsFirst ? 0 : 1]);
+      int features = Math.toIntExact(weight.dims()[outputsFirst ? 1 : 0]);
+      OnnxInitializer added = bias == null ? null : model.constant(bias);
+      if (bias != null && (added == null || !isLast(added, outputs))) {
+        return null;
+      }
+      layers.addFirst(new Layer(n.getInput(1), bias, !outputsFirst, features, outputs, activation));
+      activation = null;
+      bias = null;
+      return n.getInput(0);
+    }
+
+    private static long integer(NodeProto n, String name, long otherwise) {
+      AttributeProto a = find(n, name);
+      return a == null ? otherwise : a.getI();
+    }
+
+    private static float real(NodeProto n, String name, float otherwise) {
+      AttributeProto a = find(n, name);
+      return a == null ? otherwise : a.getF();
+    }
+
+    private static AttributeProto find(NodeProto n, String name) {
+      return n.getAttributeList().stream()
+          .filter(a -> a.getName().equals(name))
+          .findFirst()
+          .orElse(null);
+    }
   }
 }

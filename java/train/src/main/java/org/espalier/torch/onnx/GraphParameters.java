@@ -6,6 +6,7 @@ import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collection;
+import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
@@ -20,7 +21,10 @@ import org.espalier.format.onnx.OnnxWeight.Use;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.torch.Parameter.Kind;
 
-/** Finds the constants of a model that training changes. */
+/**
+ * Finds the constants of a model that training changes. What a model does to its inputs before anything else, a mean that is
+ * subtracted and a deviation that is divided by, is how features are given, and no parameter.
+ */
 public final class GraphParameters {
   /** From this on a value stands for minus infinity in a mask. */
   private static final float MASK = 1e4f;
@@ -52,6 +56,9 @@ public final class GraphParameters {
   private final Set<String> names = new HashSet<>();
   private final Set<String> statistics = new LinkedHashSet<>();
 
+  /** See {@link #preparedInputs}; whether several numbers were subtracted or divided by. */
+  private final Map<String, Boolean> prepared = new HashMap<>();
+
   /** The first outputs of products and convolutions with a weight. */
   private final Set<String> products = new HashSet<>();
 
@@ -77,6 +84,7 @@ public final class GraphParameters {
     this.model = model;
     this.producers = model.producers();
     this.consumers = model.consumers();
+    model.inputs().forEach(input -> prepared.put(input.getName(), false));
     for (OnnxWeight w : OnnxWeights.of(model)) {
       OnnxInitializer constant = model.constant(w.value());
       if (constant.type() != DataType.FLOAT) {
@@ -112,6 +120,14 @@ public final class GraphParameters {
     return entries.values();
   }
 
+  /**
+   * Inputs, and what is made of them before anything is learned: a mean that is subtracted, a deviation that is divided by, what
+   * comes behind these, and numbers for all columns alike.
+   */
+  Set<String> preparedInputs() {
+    return prepared.keySet();
+  }
+
   /** The constants that batch norms update while they are trained. */
   public Set<String> statistics() {
     return statistics;
@@ -121,7 +137,10 @@ public final class GraphParameters {
     if (!OnnxModel.isOwn(n)) {
       return;
     }
-    int[] inputs =
+    if (prepares(n)) {
+      return;
+    }
+    int[] read =
         switch (n.getOpType()) {
           case "Add", "Sub", "Mul", "Div", "MatMul" -> new int[] {0, 1};
           case "Gemm" -> new int[] {0, 1, 2};
@@ -138,7 +157,7 @@ public final class GraphParameters {
           case "Einsum", "Concat", "Sum" -> allOf(n);
           default -> new int[0];
         };
-    for (int i : inputs) {
+    for (int i : read) {
       if (i < n.getInputCount()) {
         trace(n, i, n.getInput(i));
       }
@@ -151,6 +170,40 @@ public final class GraphParameters {
         }
       }
     }
+  }
+
+  /**
+   * Whether a node gives an input, or what was made of it, another form, or scales or shifts its columns or channels. A product
+   * or sum with several numbers right behind an input may be of what is learned.
+   */
+  private boolean prepares(NodeProto n) {
+    Boolean before = prepared.get(n.getInputCount() == 0 ? "" : n.getInput(0));
+    switch (n.getOpType()) {
+      case "Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze":
+        break;
+      case "Sub", "Div":
+        boolean several = isVector(n.getInput(1)) && model.constant(n.getInput(1)).elements() > 1;
+        before = before != null && isVector(n.getInput(1)) ? before || several : null;
+        break;
+      case "Add", "Mul":
+        String constant = n.getInput(before == null ? 0 : 1);
+        before = before == null ? prepared.get(n.getInput(1)) : before;
+        boolean isOne = isVector(constant) && model.constant(constant).elements() == 1;
+        before = before != null && (isOne || before && isVector(constant)) ? before : null;
+        break;
+      default:
+        return false;
+    }
+    if (before != null) {
+      prepared.put(n.getOutput(0), before);
+    }
+    return before != null;
+  }
+
+  /** Whether a value is a constant of one number, or of one for each place along one axis. */
+  private boolean isVector(String value) {
+    OnnxInitializer constant = model.constant(value);
+    return constant != null && Arrays.stream(constant.dims()).filter(n -> n != 1).count() <= 1;
   }
 
   private static int[] allOf(NodeProto n) {
