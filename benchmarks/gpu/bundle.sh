@@ -14,12 +14,7 @@ command -v jlink >/dev/null || { echo "bundle.sh: there is no jlink on the PATH;
 cd "$root"
 mvn -q -B package -DskipTests -Despalier.cuda=ON -pl tests -am
 build=java/kernels/target/cmake
-tests=()
-for source in tests/cuda/*_test.cpp; do
-  name=$(basename "$source" .cpp)
-  [[ $name == emulator_test ]] || tests+=("$name")
-done
-cmake --build "$build" -j "$(nproc)" --target gpu_benchmark "${tests[@]/%/_gpu}"
+cmake --build "$build" -j "$(nproc)" --target gpu-programs
 mvn -q -B dependency:copy -Dartifact=org.junit.platform:junit-platform-console-standalone:$console \
   -DoutputDirectory="$here/target/console"
 
@@ -28,8 +23,7 @@ rm -rf "$stage"
 mkdir -p "$stage/bin" "$stage/lib" "$(dirname "$archive")"
 jlink --add-modules java.base,java.logging,java.management,java.xml,jdk.unsupported,jdk.zipfs \
   --strip-debug --compress=2 --no-header-files --no-man-pages --output "$stage/java"
-cp "$build"/benchmarks/gpu_benchmark "$stage/bin/"
-for test in "${tests[@]}"; do cp "$build/tests/cuda/${test}_gpu" "$stage/bin/"; done
+cp "$build"/gpu-programs/* "$stage/bin/"
 cp "$build"/lib/libespalier.so "$build"/lib/libespalier_cuda.so "$stage/lib/"
 cp java/kernels/target/espalier-kernels-*.jar tests/target/espalier-tests-*-tests.jar "$here"/target/console/*.jar "$stage/lib/"
 tr ':' '\n' <java/cli/target/classpath | grep -E '/(javacpp|slf4j-api|slf4j-simple|jackson-(core|databind|annotations))-' |

@@ -14,7 +14,6 @@ import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearnerFiles;
-import org.espalier.online.LinearHead;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.Quarantine;
@@ -59,6 +58,9 @@ import picocli.CommandLine.Option;
       "  model: {features: 384, outputs: 2}",
       "",
       "All keys, with defaults or examples:",
+      "  model: {features: 384, hidden: [64, 32], outputs: 2, activation: relu}",
+      "                          # without hidden a linear model of zeros; leaky-relu,",
+      "                          # sigmoid, tanh; of a --model it says the sizes",
       "  loss: cross-entropy     # binary, squared, {huber: 1}, or",
       "                          # {distillation: {alpha: 0.5, temperature: 2}}",
       "  learning-rate: 0.1      # {rate: 1, half-life: 1000, power: 0.5}, or",
@@ -126,8 +128,8 @@ final class Online implements Callable<Integer> {
               + " or TorchScript (.pt) file with one input [batch, …], whose features a line gives"
               + " one after the other, of ONNX also one of int64 or int32, which takes features"
               + " that are whole numbers; a .pt file is code that runs: take it from nobody you do"
-              + " not trust. Default: a linear model of zeros, or with --resume the version's own,"
-              + " and no other then.")
+              + " not trust. Default: a new one, as the recipe says, or with --resume the version's"
+              + " own, and no other then.")
   private String model;
 
   @Option(
@@ -320,11 +322,7 @@ final class Online implements Callable<Integer> {
     if (held != null) {
       return LearnerFiles.readModel(held, recipe);
     }
-    if (recipe.features() == null) {
-      throw new InputException(
-          "there is no model: give --model, or say model: {features: …, outputs: …} in the recipe");
-    }
-    return new LinearHead(recipe.features(), recipe.outputs());
+    return recipe.newModel();
   }
 
   /** How many lines of the stream a version, or one that it was made from, has seen. */

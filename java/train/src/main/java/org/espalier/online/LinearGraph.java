@@ -11,13 +11,25 @@ import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.TypeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.op.Activation;
 
-/** A linear model as an ONNX graph, for any runtime. */
+/** Layers one after the other as an ONNX graph, for any runtime. */
 final class LinearGraph {
   private static final int OPERATOR_SET = 13;
   private static final int IR_VERSION = 7;
 
-  private LinearGraph() {}
+  private final GraphProto.Builder graph;
+
+  /** What the last layer gives. */
+  private String value = "features";
+
+  /**
+   * @param name of the graph
+   * @param features how many an example has
+   */
+  LinearGraph(String name, int features) {
+    graph = GraphProto.newBuilder().setName(name).addInput(value("features", features));
+  }
 
   /**
    * {@code features} [batch, features] → Gemm → {@code outputs} [batch, outputs]; where the loss is for
@@ -26,20 +38,54 @@ final class LinearGraph {
    * @param weight [outputs, features], row by row
    */
   static OnnxModel of(float[] weight, float[] bias, Loss loss) {
-    int features = weight.length / bias.length;
-    GraphProto.Builder graph =
-        GraphProto.newBuilder()
-            .setName("linear")
-            .addInput(value("features", features))
-            .addOutput(value("outputs", bias.length))
-            .addNode(
-                NodeProto.newBuilder()
-                    .setOpType("Gemm")
-                    .addInput("features")
-                    .addInput("weight")
-                    .addInput("bias")
-                    .addOutput("outputs")
-                    .addAttribute(integer("transB", 1)));
+    LinearGraph graph = new LinearGraph("linear", weight.length / bias.length);
+    graph.layer("weight", weight, "bias", bias, "outputs");
+    return graph.model(bias.length, loss);
+  }
+
+  /**
+   * Adds a layer.
+   *
+   * @param weight [outputs, features], row by row
+   * @param output what it gives
+   */
+  void layer(String weightName, float[] weight, String biasName, float[] bias, String output) {
+    graph
+        .addNode(
+            NodeProto.newBuilder()
+                .setOpType("Gemm")
+                .addInput(value)
+                .addInput(weightName)
+                .addInput(biasName)
+                .addOutput(output)
+                .addAttribute(integer("transB", 1)))
+        .addInitializer(tensor(weightName, weight, bias.length, weight.length / bias.length))
+        .addInitializer(tensor(biasName, bias, bias.length));
+    value = output;
+  }
+
+  /** Adds the activation behind a layer. */
+  void activation(Activation activation, String output) {
+    NodeProto.Builder node = NodeProto.newBuilder().addInput(value).addOutput(output);
+    switch (activation.kind()) {
+      case RELU -> node.setOpType("Relu");
+      case SIGMOID -> node.setOpType("Sigmoid");
+      case TANH -> node.setOpType("Tanh");
+      case LEAKY_RELU ->
+          node.setOpType("LeakyRelu")
+              .addAttribute(
+                  AttributeProto.newBuilder()
+                      .setName("alpha")
+                      .setType(AttributeProto.AttributeType.FLOAT)
+                      .setF(activation.alpha()));
+    }
+    graph.addNode(node);
+    value = output;
+  }
+
+  /** The model, whose last layer gives {@code outputs}; with probabilities where the loss is for classes. */
+  OnnxModel model(int outputs, Loss loss) {
+    graph.addOutput(value("outputs", outputs));
     if (loss.isForClasses()) {
       NodeProto.Builder node =
           NodeProto.newBuilder().addInput("outputs").addOutput("probabilities");
@@ -48,10 +94,8 @@ final class LinearGraph {
       } else {
         node.setOpType("Softmax").addAttribute(integer("axis", -1));
       }
-      graph.addNode(node).addOutput(value("probabilities", bias.length));
+      graph.addNode(node).addOutput(value("probabilities", outputs));
     }
-    graph.addInitializer(tensor("weight", weight, bias.length, features));
-    graph.addInitializer(tensor("bias", bias, bias.length));
     return OnnxModel.of(
         ModelProto.newBuilder()
             .setIrVersion(IR_VERSION)
@@ -59,7 +103,7 @@ final class LinearGraph {
             .addOpsetImport(OperatorSetIdProto.newBuilder().setVersion(OPERATOR_SET))
             .setGraph(graph)
             .build(),
-        "linear");
+        graph.getName());
   }
 
   private static TensorProto tensor(String name, float[] values, long... dims) {

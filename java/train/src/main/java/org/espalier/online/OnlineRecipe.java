@@ -14,6 +14,7 @@ import java.util.function.Supplier;
 import org.espalier.InputException;
 import org.espalier.format.InputFile;
 import org.espalier.format.NearNames;
+import org.espalier.op.Activation;
 import org.yaml.snakeyaml.LoaderOptions;
 import org.yaml.snakeyaml.Yaml;
 import org.yaml.snakeyaml.constructor.SafeConstructor;
@@ -29,7 +30,8 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * The settings of online learning as YAML. Every key is checked; an error names line and key.
  *
  * <pre>
- * model: {features: 384, outputs: 2}    # a linear model of zeros, where no model is given
+ * model: {features: 384, outputs: 2}    # a linear model of zeros, where no model is given; or with layers between,
+ *                                       # hidden: [64, 32] and activation: relu, leaky-relu, sigmoid, tanh
  * loss: cross-entropy                   # binary, squared, {huber: 1}, {distillation: {alpha, temperature, beta}}
  * learning-rate: 0.1                    # {rate, half-life, power} or {rate, end, warmup, period}
  * momentum: 0.9
@@ -56,12 +58,19 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * </pre>
  *
  * @param settings how to learn
- * @param features of the linear model, or null
- * @param outputs of the linear model, or null
+ * @param features of the model, or null
+ * @param outputs of the model, or null
+ * @param hidden widths of the layers of a new model between these two
+ * @param activation behind each of them
  * @param text what was parsed
  */
 public record OnlineRecipe(
-    OnlineSettings settings, Integer features, Integer outputs, String text) {
+    OnlineSettings settings,
+    Integer features,
+    Integer outputs,
+    List<Integer> hidden,
+    Activation activation,
+    String text) {
   private static final int MAX_CHARACTERS = 1 << 20;
 
   /**
@@ -109,18 +118,66 @@ public record OnlineRecipe(
     Section model = top.section("model");
     Integer features = model == null ? null : (Integer) model.integer("features");
     Integer outputs = model == null ? null : (Integer) model.integer("outputs");
-    if (model != null && (features < 1 || outputs < 1 || (long) features * outputs > 1 << 28)) {
-      throw model.wrong(
-          "features and outputs are "
-              + features
-              + " and "
-              + outputs
-              + "; both from 1, and their product to "
-              + (1 << 28)
-              + ", are right");
+    List<Integer> hidden = model == null ? List.of() : model.integers("hidden");
+    Activation activation = model == null ? Activation.RELU : activation(model, hidden);
+    if (model != null) {
+      checkSizes(model, features, hidden, outputs);
     }
     top.finish();
-    return new OnlineRecipe(top.checked(builder::build), features, outputs, text);
+    return new OnlineRecipe(
+        top.checked(builder::build), features, outputs, hidden, activation, text);
+  }
+
+  private static Activation activation(Section model, List<Integer> hidden) {
+    if (hidden.isEmpty() && model.has("activation")) {
+      throw model.wrongKey("activation", "is of the layers in hidden: […], which is missing");
+    }
+    String name = model.text("activation", "relu");
+    return switch (name) {
+      case "relu" -> Activation.RELU;
+      case "leaky-relu" -> Activation.leakyRelu(0.01f);
+      case "sigmoid" -> Activation.SIGMOID;
+      case "tanh" -> Activation.TANH;
+      default ->
+          throw model.wrongKey(
+              "activation", "is '" + name + "'; relu, leaky-relu, sigmoid or tanh is right");
+    };
+  }
+
+  private static void checkSizes(Section model, int features, List<Integer> hidden, int outputs) {
+    List<Integer> widths = new ArrayList<>(hidden);
+    widths.add(0, features);
+    widths.add(outputs);
+    for (int l = 1; l < widths.size(); l++) {
+      int in = widths.get(l - 1);
+      int out = widths.get(l);
+      if (in < 1 || out < 1 || (long) in * out > 1 << 28) {
+        throw model.wrong(
+            "features and outputs are "
+                + features
+                + " and "
+                + outputs
+                + (hidden.isEmpty() ? "" : ", hidden is " + hidden)
+                + "; all from 1, and the product of two that follow each other to "
+                + (1 << 28)
+                + ", are right");
+      }
+    }
+  }
+
+  /**
+   * A new model: linear and of zeros, or a perceptron whose weights the settings' seed draws.
+   *
+   * @throws InputException where the recipe does not say of what sizes
+   */
+  public Learnable newModel() {
+    if (features == null) {
+      throw new InputException(
+          "there is no model: give --model, or say model: {features: …, outputs: …} in the recipe");
+    }
+    return hidden.isEmpty()
+        ? new LinearHead(features, outputs)
+        : Perceptron.drawn(features, hidden, outputs, activation, settings.loss(), settings.seed());
   }
 
   private static Node root(String text, String where) {
@@ -406,6 +463,24 @@ public record OnlineRecipe(
       return list;
     }
 
+    String text(String key, String otherwise) {
+      asked.add(key);
+      return has(key) ? text(key) : otherwise;
+    }
+
+    /** A list of whole numbers; empty where there is none. */
+    List<Integer> integers(String key) {
+      List<Integer> list = new ArrayList<>();
+      for (String text : texts(key)) {
+        try {
+          list.add(Integer.valueOf(text));
+        } catch (NumberFormatException e) {
+          throw wrongKey(key, "holds '" + text + "'; integers are right");
+        }
+      }
+      return List.copyOf(list);
+    }
+
     double number(String key) {
       String text = text(key);
       try {
@@ -450,8 +525,7 @@ public record OnlineRecipe(
     }
 
     <E extends Enum<E>> E choice(String key, Class<E> type, String otherwise) {
-      asked.add(key);
-      String text = has(key) ? text(key) : otherwise;
+      String text = text(key, otherwise);
       for (E value : type.getEnumConstants()) {
         if (value.name().toLowerCase(java.util.Locale.ROOT).equals(text)) {
           return value;

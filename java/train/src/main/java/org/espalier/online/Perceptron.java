@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Queue;
+import java.util.Random;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
@@ -24,7 +25,7 @@ import org.espalier.torch.onnx.DenseLayers.Layer;
 import org.espalier.torch.onnx.GraphParameters;
 
 /**
- * A multilayer perceptron that came from ONNX. Needs no autograd and no libtorch: a layer's gradient is the product of the
+ * A multilayer perceptron, as an ONNX graph. Needs no autograd and no libtorch: a layer's gradient is the product of the
  * slopes of its outputs and what it has read, and the norm of one example's is known without writing it.
  *
  * <p>Weights have the names and the layout of the graph. All sums have a fixed order: the same bits on every instruction
@@ -84,6 +85,49 @@ public final class Perceptron implements Learnable, OuterProduct {
   public static Optional<Perceptron> of(OnnxModel model) {
     GraphParameters found = GraphParameters.of(model);
     return DenseLayers.of(model, found).map(dense -> new Perceptron(model, dense, found));
+  }
+
+  /**
+   * A new perceptron. Its weights are drawn with variances of 1 / inputs, of 2 / inputs in front of a rectifier (He and others,
+   * «Delving deep into rectifiers», 2015), its biases are zeros.
+   *
+   * @param hidden widths of the layers between features and outputs; at least one
+   * @param activation behind each of them
+   * @param loss says what the outputs mean where it is written as ONNX
+   */
+  public static Perceptron drawn(
+      int features,
+      List<Integer> hidden,
+      int outputs,
+      Activation activation,
+      Loss loss,
+      long seed) {
+    LinearGraph graph = new LinearGraph("perceptron", features);
+    Random random = new Random(seed);
+    boolean rectifies =
+        activation.kind() == Activation.Kind.RELU
+            || activation.kind() == Activation.Kind.LEAKY_RELU;
+    int in = features;
+    for (int l = 1; l <= hidden.size(); l++) {
+      int out = hidden.get(l - 1);
+      float[] weight = drawn(random, in * out, (rectifies ? 2.0 : 1.0) / in);
+      String name = "hidden." + l;
+      graph.layer(name + ".weight", weight, name + ".bias", new float[out], name + ".sum");
+      graph.activation(activation, name);
+      in = out;
+    }
+    float[] weight = drawn(random, in * outputs, 1.0 / in);
+    graph.layer("output.weight", weight, "output.bias", new float[outputs], "outputs");
+    return of(graph.model(outputs, loss)).orElseThrow();
+  }
+
+  private static float[] drawn(Random random, int n, double variance) {
+    double deviation = Math.sqrt(variance);
+    float[] values = new float[n];
+    for (int i = 0; i < n; i++) {
+      values[i] = (float) (deviation * random.nextGaussian());
+    }
+    return values;
   }
 
   private OwnedTensor own(long... shape) {
