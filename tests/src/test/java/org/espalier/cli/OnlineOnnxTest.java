@@ -22,8 +22,10 @@ import java.net.http.HttpResponse;
 import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Random;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.OnlineRecipe;
@@ -32,6 +34,8 @@ import org.espalier.store.ModelStore;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** ONNX models that learn, and what learned as ONNX, checked in ONNX Runtime. */
 class OnlineOnnxTest {
@@ -206,7 +210,7 @@ class OnlineOnnxTest {
     Path images = folder.resolve("images.onnx");
     OnnxModel.of(SmallModels.cnn(), "cnn").write(images);
     Run.of("store", "publish", images, "--store", store).done();
-    java.util.Random random = new java.util.Random(3);
+    Random random = new Random(3);
     float[] x = new float[768];
     for (int i = 0; i < x.length; i++) {
       x[i] = (float) random.nextGaussian();
@@ -251,6 +255,91 @@ class OnlineOnnxTest {
         recipe,
         "--model",
         images,
+        "--store",
+        store);
+  }
+
+  /** Two features whose product says the class. */
+  private static List<String> crossed(int n) {
+    Random random = new Random(9);
+    List<String> lines = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      float a = (float) random.nextGaussian();
+      float b = (float) random.nextGaussian();
+      lines.add(
+          "{\"features\": [" + a + ", " + b + ", 0.5], \"label\": " + (a * b > 0 ? 1 : 0) + "}");
+    }
+    return lines;
+  }
+
+  @Test
+  void aNewPerceptronLearnsWhatNoPlaneDivides() throws Exception {
+    String settings = "loss: cross-entropy\nlearning-rate: 0.05\nmomentum: 0.5\nbatch: 4\n";
+    Path stream = Files.write(folder.resolve("crossed.jsonl"), crossed(4000));
+    Path half = Files.write(folder.resolve("half.jsonl"), crossed(4000).subList(0, 2000));
+    Files.writeString(recipe, settings + "model: {features: 3, outputs: 2}\n");
+    Path flat = folder.resolve("flat");
+    assertTrue(metrics(stream, flat, "--recipe", recipe).path("accuracy_window").asDouble() < 0.6);
+    for (String activation : List.of("relu", "tanh", "leaky-relu")) {
+      Files.writeString(
+          recipe,
+          settings
+              + "model: {features: 3, hidden: [24, 12], outputs: 2, activation: "
+              + activation
+              + "}\n");
+      Path whole = folder.resolve(activation);
+      double accuracy =
+          metrics(stream, whole, "--recipe", recipe).path("accuracy_window").asDouble();
+      assertTrue(accuracy > 0.9, activation + " " + accuracy);
+      Path halves = folder.resolve(activation + "-halves");
+      metrics(half, halves, "--recipe", recipe);
+      metrics(stream, halves, "--resume");
+      for (String file : List.of("model.onnx", "learner.state")) {
+        assertArrayEquals(
+            Files.readAllBytes(whole.resolve("versions/1/model").resolve(file)),
+            Files.readAllBytes(halves.resolve("versions/2/model").resolve(file)),
+            file);
+      }
+      Path exported = folder.resolve(activation + ".onnx");
+      Run.of("store", "export", "--store", whole, "-o", exported).done();
+      Map<String, float[]> answer =
+          run(exported, "features", new long[] {1, 3}, new float[] {1.5f, -1.5f, 0.5f});
+      assertTrue(answer.get("probabilities")[0] > 0.8, activation);
+      float[] z = answer.get("outputs");
+      assertEquals(1 / (1 + Math.exp(z[1] - z[0])), answer.get("probabilities")[0], 1e-5);
+    }
+  }
+
+  private static JsonNode metrics(Path stream, Path store, Object... more) {
+    List<Object> args = new ArrayList<>(List.of("online", "--input", stream, "--json"));
+    args.addAll(List.of("--store", store));
+    args.addAll(List.of(more));
+    return Run.of(args.toArray()).json().path("metrics");
+  }
+
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      value = {
+        "{features: 3, hidden: [4, 0], outputs: 2}|hidden is [4, 0]; all from 1",
+        "{features: 3, hidden: [a], outputs: 2}|model.hidden holds 'a'; integers are right",
+        "{features: 3, hidden: 4, outputs: 2}|model.hidden is not a list",
+        "{features: 3, hidden: [100000, 100000], outputs: 2}|the product of two that follow",
+        "{features: 3, hidden: [4], outputs: 2, activation: gelu}|relu, leaky-relu, sigmoid or",
+        "{features: 3, outputs: 2, activation: tanh}|of the layers in hidden: […], which is"
+            + " missing",
+        "{features: 3, hiden: [4], outputs: 2}|model.hiden is unknown; known here are activation"
+      })
+  void aNewPerceptronOfNoSuchShapeIsRefused(String form, String told) throws IOException {
+    Files.writeString(recipe, "loss: binary\nlearning-rate: 0.1\nmodel: " + form + "\n");
+    Run.refused(
+        folder,
+        new String[] {"line 3", told},
+        "online",
+        "--input",
+        input(9, 1),
+        "--recipe",
+        recipe,
         "--store",
         store);
   }

@@ -157,8 +157,11 @@ public record OnlineRecipe(
                 + features
                 + " and "
                 + outputs
-                + (hidden.isEmpty() ? "" : ", hidden is " + hidden)
-                + "; all from 1, and the product of two that follow each other to "
+                + (hidden.isEmpty()
+                    ? "; both from 1, and their product to "
+                    : ", hidden is "
+                        + hidden
+                        + "; all from 1, and the product of two that follow each other to ")
                 + (1 << 28)
                 + ", are right");
       }
