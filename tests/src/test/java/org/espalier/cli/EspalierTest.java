@@ -88,7 +88,7 @@ class EspalierTest {
   })
   void nativesThatCannotBeUnpackedAreNoFailureOfOurs(String command, String told) throws Exception {
     Path model = folder.resolve("model.onnx");
-    OnnxModels.perceptron(8, 4, 1).write(model);
+    OnnxModels.imputing(8, 4, 1).write(model); // which asks libtorch
     Path recipe =
         Files.writeString(
             folder.resolve("online.yaml"), "loss: binary\nlearning-rate: 0.1\nbatch: 1\n");
