@@ -4,16 +4,20 @@ import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
+import java.util.function.Supplier;
 import java.util.stream.IntStream;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
 import org.espalier.online.Guard;
+import org.espalier.online.Learnable;
 import org.espalier.online.LearningRate;
 import org.espalier.online.LinearHead;
 import org.espalier.online.Loss;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineSettings;
+import org.espalier.online.Perceptron;
 import org.espalier.online.Privacy;
+import org.espalier.op.Activation;
 
 /**
  * Ways to learn the mails, each measured on mails 1,001 to the last before it learns them.
@@ -67,6 +71,20 @@ public final class MailStream {
         mails,
         settings(1, 3).guard(new Guard(null, null, new Guard.Quality(20, 60, 200, 0.1))),
         mails.size());
+    for (double rate : new double[] {0.1, 0.3, 1}) {
+      run(
+          "perceptron of 64, batch 1, rate " + rate,
+          mails,
+          settings(1, rate),
+          mails.size(),
+          MailStream::perceptron);
+      run(
+          "perceptron of 64, batch 32, rate " + rate,
+          mails,
+          settings(32, rate),
+          mails.size(),
+          MailStream::perceptron);
+    }
     run("online, batch 1, rate 3, int8", mails, settings(1, 3).int8(true), mails.size());
     run(
         "online, batch 64, rate 3, private, epsilon 8",
@@ -79,21 +97,39 @@ public final class MailStream {
     return OnlineSettings.builder(new Loss.Binary(), new LearningRate.Constant(rate)).batch(batch);
   }
 
-  private static void run(
-      String name, List<Example> mails, OnlineSettings.Builder builder, int learned) {
-    OnlineSettings settings = builder.build();
-    for (int round = 0; round < 3; round++) { // to warm up
-      pass(null, mails, settings, learned);
-    }
-    pass(name, mails, settings, learned);
+  private static Learnable perceptron() {
+    return Perceptron.drawn(features, List.of(64), 1, Activation.RELU, new Loss.Binary(), 1);
   }
 
-  private static void pass(String name, List<Example> mails, OnlineSettings settings, int learned) {
+  private static void run(
+      String name, List<Example> mails, OnlineSettings.Builder builder, int learned) {
+    run(name, mails, builder, learned, () -> new LinearHead(features, 1));
+  }
+
+  private static void run(
+      String name,
+      List<Example> mails,
+      OnlineSettings.Builder builder,
+      int learned,
+      Supplier<Learnable> models) {
+    OnlineSettings settings = builder.build();
+    for (int round = 0; round < 3; round++) { // to warm up
+      pass(null, mails, settings, learned, models);
+    }
+    pass(name, mails, settings, learned, models);
+  }
+
+  private static void pass(
+      String name,
+      List<Example> mails,
+      OnlineSettings settings,
+      int learned,
+      Supplier<Learnable> models) {
     int call = settings.batch() * settings.publishEvery();
     int n = mails.size();
     double[] score = new double[n];
-    try (LinearHead head = new LinearHead(features, 1);
-        OnlineLearner learner = new OnlineLearner(head, settings)) {
+    try (Learnable model = models.get();
+        OnlineLearner learner = new OnlineLearner(model, settings)) {
       for (int at = 0; at < n; at += call) {
         int end = Math.min(n, at + call);
         for (int i = at; i < end; i++) {
@@ -108,8 +144,8 @@ public final class MailStream {
     // The fastest of some passes, because a shared machine only ever makes one slower.
     double seconds = Double.POSITIVE_INFINITY;
     for (int round = 0; round < PASSES; round++) {
-      try (LinearHead head = new LinearHead(features, 1);
-          OnlineLearner learner = new OnlineLearner(head, settings)) {
+      try (Learnable model = models.get();
+          OnlineLearner learner = new OnlineLearner(model, settings)) {
         long begin = System.nanoTime();
         for (int at = 0; at < learned; at += call) {
           learner.learn(mails.subList(at, Math.min(n, at + call)));

@@ -25,6 +25,7 @@ import java.util.function.Consumer;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.op.Activation;
 import org.espalier.op.Variants;
 import org.espalier.torch.OnnxGraph;
 import org.junit.jupiter.api.Test;
@@ -386,6 +387,29 @@ class PerceptronTest {
             Arrays.copyOfRange(both, i * OUTPUTS, (i + 1) * OUTPUTS),
             learner.predict(two[i]).outputs());
       }
+    }
+  }
+
+  /** Wide layers, so that a call goes through in several parts. */
+  @Test
+  void manyRowsAtOnceHaveTheBitsOfEach() {
+    List<Integer> hidden = List.of(1 << 20, 2);
+    try (Perceptron model =
+            Perceptron.drawn(1, hidden, 2, Activation.RELU, new Loss.CrossEntropy(), 1);
+        OnlineLearner learner = new OnlineLearner(model, settings(1).build())) {
+      float[][] x = new float[11][];
+      for (int i = 0; i < x.length; i++) {
+        x[i] = new float[] {i - 5};
+      }
+      float[] out = new float[2 * x.length];
+      learner.predict(x, x.length, out);
+      for (int i = 0; i < x.length; i++) {
+        assertArrayEquals(
+            learner.predict(x[i]).outputs(), Arrays.copyOfRange(out, 2 * i, 2 * i + 2));
+      }
+      assertThrows(
+          IllegalArgumentException.class,
+          () -> new OnlineLearner(model, settings(1000).build()).close());
     }
   }
 

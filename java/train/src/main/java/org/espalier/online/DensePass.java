@@ -65,14 +65,14 @@ final class DensePass implements AutoCloseable {
   }
 
   /**
-   * Runs rows.
+   * Runs rows {@code from} to {@code from + count}.
    *
-   * @param out receives count · outputs values
+   * @param out receives outputs of each row, at its place
    */
-  void run(float[][] rows, int count, float[] out) {
+  void run(float[][] rows, int from, int count, float[] out) {
     int width = layers.get(0).features();
     for (int i = 0; i < count; i++) {
-      featureMemory.put(i * width, scaled(rows[i]));
+      featureMemory.put(i * width, scaled(rows[from + i]));
     }
     for (int l = 0; l < layers.size(); l++) {
       Layer layer = layers.get(l);
@@ -82,7 +82,8 @@ final class DensePass implements AutoCloseable {
       }
     }
     int last = layers.size() - 1;
-    valueBuffers.get(last).get(0, out, 0, count * layers.get(last).outputs());
+    int outputs = layers.get(last).outputs();
+    valueBuffers.get(last).get(0, out, from * outputs, count * outputs);
   }
 
   private float[] scaled(float[] row) {

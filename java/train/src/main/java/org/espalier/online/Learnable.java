@@ -16,6 +16,11 @@ public interface Learnable extends AutoCloseable {
   /** How many outputs it gives for one. */
   int outputs();
 
+  /** How many values an example is at most, on its way from features to outputs. */
+  default int width() {
+    return Math.max(features(), outputs());
+  }
+
   /**
    * What is learned, always in the same order. Gradients are where {@link #backward} has left them the last
    * time, until the next one; all else stays where it is.

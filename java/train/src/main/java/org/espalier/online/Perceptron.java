@@ -1,11 +1,8 @@
 package org.espalier.online;
 
 import java.nio.FloatBuffer;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.HashMap;
-import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -18,7 +15,6 @@ import org.espalier.device.Tensor;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.Activation;
-import org.espalier.op.Linear;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.onnx.DenseLayers;
 import org.espalier.torch.onnx.DenseLayers.Layer;
@@ -32,6 +28,9 @@ import org.espalier.torch.onnx.GraphParameters;
  * set, for every number of threads, and for an example alone as among others.
  */
 public final class Perceptron implements Learnable, OuterProduct {
+  /** Values of a layer that those who predict have room for: any number of rows go through in parts. */
+  private static final int MOST_AT_ONCE = 1 << 22;
+
   private final OnnxModel model;
   private final DenseLayers dense;
   private final List<Layer> layers;
@@ -40,8 +39,12 @@ public final class Perceptron implements Learnable, OuterProduct {
   private final List<OwnedTensor> owned = new ArrayList<>();
   private final List<Tensor> layerWeights;
   private final List<Tensor> layerBiases;
+
+  /** By weight or bias of a layer. */
+  private final Map<Tensor, Tensor> gradients = new HashMap<>();
+
   private DensePass pass;
-  private Slopes slopes;
+  private DenseSlopes slopes;
   private volatile boolean closed;
 
   private Perceptron(OnnxModel model, DenseLayers dense, GraphParameters parameters) {
@@ -65,6 +68,7 @@ public final class Perceptron implements Learnable, OuterProduct {
       constants.add(entry.constant());
       weights.add(weight);
       byConstant.put(entry.constant(), weight);
+      gradients.put(value, weight.gradient());
     }
     layerWeights = layers.stream().map(l -> byConstant.get(l.weight()).working()).toList();
     layerBiases = new ArrayList<>();
@@ -146,7 +150,7 @@ public final class Perceptron implements Learnable, OuterProduct {
     }
     release();
     pass = new DensePass(dense, layerWeights, layerBiases, count);
-    slopes = new Slopes();
+    slopes = new DenseSlopes(layers, pass, layerWeights, layerBiases, gradients);
   }
 
   private void release() {
@@ -167,6 +171,11 @@ public final class Perceptron implements Learnable, OuterProduct {
   }
 
   @Override
+  public int width() {
+    return layers.stream().mapToInt(Layer::outputs).reduce(features(), Math::max);
+  }
+
+  @Override
   public List<Weight> weights() {
     return List.copyOf(weights);
   }
@@ -174,7 +183,7 @@ public final class Perceptron implements Learnable, OuterProduct {
   @Override
   public void forward(float[][] rows, int count, float[] out) {
     reserve(count);
-    pass.run(rows, count, out);
+    pass.run(rows, 0, count, out);
   }
 
   @Override
@@ -211,123 +220,10 @@ public final class Perceptron implements Learnable, OuterProduct {
   @Override
   public void settle() {} // what descend changes are the latent weights
 
-  /** The slopes of a batch: the loss's gradients with respect to what comes out of each layer's product. */
-  private final class Slopes implements AutoCloseable {
-    private final List<OwnedTensor> memory = new ArrayList<>();
-    private final List<FloatBuffer> buffers = new ArrayList<>();
-
-    /** By layer: writes the gradient of its weights. */
-    private final List<Linear> gradients = new ArrayList<>();
-
-    /** By layer: changes the weights; writes the slopes of the layer before it. */
-    private final List<Linear> steps = new ArrayList<>();
-
-    private final List<Linear> back = new ArrayList<>();
-
-    Slopes() {
-      Map<Tensor, Tensor> gradientOf = new HashMap<>();
-      weights.forEach(w -> gradientOf.put(w.working(), w.gradient()));
-      for (int l = 0; l < layers.size(); l++) {
-        Layer layer = layers.get(l);
-        Tensor weight = layerWeights.get(l);
-        Tensor bias = layerBiases.get(l);
-        OwnedTensor slope = OwnedTensor.allocate(DType.F32, pass.capacity(), layer.outputs());
-        gradients.add(
-            new Linear(
-                gradientOf.get(weight),
-                gradientOf.get(bias),
-                pass.input(l),
-                slope,
-                layer.transposed()));
-        steps.add(new Linear(weight, bias, pass.input(l), slope, layer.transposed()));
-        if (l > 0) {
-          back.add(new Linear(weight, bias, memory.get(l - 1), slope, layer.transposed()));
-        }
-        memory.add(slope);
-        buffers.add(LinearHead.buffer(slope));
-      }
-    }
-
-    void compute(float[] outer, int rows) {
-      int last = layers.size() - 1;
-      buffers.get(last).put(0, outer, 0, rows * outputs());
-      for (int l = last; l >= 0; l--) {
-        Activation activation = layers.get(l).activation();
-        if (activation != null) {
-          activation.backward(pass.values(l), memory.get(l), (long) rows * layers.get(l).outputs());
-        }
-        if (l > 0) {
-          back.get(l - 1).backwardRows(rows);
-        }
-      }
-    }
-
-    void write(int rows) {
-      gradients.forEach(layer -> layer.backward(rows));
-    }
-
-    double[] squares(int rows) {
-      double[] squares = new double[rows];
-      gradients.forEach(layer -> layer.addSquares(rows, squares));
-      return squares;
-    }
-
-    void scale(RowFactors factors) {
-      for (int l = 0; l < layers.size(); l++) {
-        factors.scale(buffers.get(l), layers.get(l).outputs());
-      }
-    }
-
-    /** Whether it is plain that the products of the first row's with what their layers have read are finite. */
-    boolean haveFiniteProducts() {
-      for (int l = 0; l < layers.size(); l++) {
-        int outputs = layers.get(l).outputs();
-        boolean areFinite = // the model's outputs are not read by a layer
-            l == layers.size() - 1
-                || largest(pass.valueBuffer(l), outputs) < Float.POSITIVE_INFINITY;
-        if (!(largest(buffers.get(l), outputs) <= 1 && areFinite)) {
-          return false;
-        }
-      }
-      return true;
-    }
-
-    /** NaN where there is one. */
-    private static float largest(FloatBuffer values, int n) {
-      float largest = 0;
-      for (int i = 0; i < n; i++) {
-        largest = Math.max(largest, Math.abs(values.get(i)));
-      }
-      return largest;
-    }
-
-    void descend(double rate) {
-      steps.forEach(layer -> layer.descend(rate));
-    }
-
-    @Override
-    public void close() {
-      gradients.forEach(Linear::close);
-      steps.forEach(Linear::close);
-      back.forEach(Linear::close);
-      memory.forEach(OwnedTensor::close);
-    }
-  }
-
   /** A hash of the graph with zeros for weights. */
   @Override
   public String identity() {
-    Map<String, float[]> zeros = new HashMap<>();
-    for (Weight w : weights) {
-      zeros.put(w.name(), new float[Math.toIntExact(w.latent().elements())]);
-    }
-    try {
-      MessageDigest digest = MessageDigest.getInstance("SHA-256");
-      digest.update(toOnnx(zeros, null).toBuffer());
-      return HexFormat.of().formatHex(digest.digest());
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
-    }
+    return GraphIdentity.of(this);
   }
 
   @Override
@@ -401,15 +297,18 @@ public final class Perceptron implements Learnable, OuterProduct {
 
     @Override
     public void predict(float[][] rows, int count, float[] out) {
+      int most = Math.min(count, Math.max(1, MOST_AT_ONCE / width()));
       DensePass mine = idle.poll();
-      if (mine == null || mine.capacity() < count) {
+      if (mine == null || mine.capacity() < most) {
         if (mine != null) {
           mine.close();
         }
-        mine = new DensePass(dense, copiedWeights, copiedBiases, Math.max(1, count));
+        mine = new DensePass(dense, copiedWeights, copiedBiases, Math.max(1, most));
       }
       try {
-        mine.run(rows, count, out);
+        for (int from = 0; from < count; from += most) {
+          mine.run(rows, from, Math.min(most, count - from), out);
+        }
       } finally {
         idle.add(mine);
       }

@@ -118,7 +118,7 @@ final class SequentialLearner implements AutoCloseable {
    */
   private static int rows(Learnable model, OnlineSettings settings) {
     int replayed = settings.replay() == null ? 0 : settings.replay().perStep();
-    int most = MOST_VALUES / Math.max(model.features(), model.outputs());
+    int most = MOST_VALUES / model.width();
     if ((long) settings.batch() + replayed > most) {
       throw new IllegalArgumentException(
           "a step is of up to "

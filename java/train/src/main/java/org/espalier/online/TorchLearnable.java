@@ -4,11 +4,8 @@ import java.io.IOException;
 import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.HashMap;
-import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -396,20 +393,7 @@ public final class TorchLearnable implements Learnable, RowLookUps {
     if (!isOnnx() && !isTorchScript()) {
       return "";
     }
-    Map<String, float[]> zeros = new HashMap<>();
-    for (Weight w : weights) {
-      zeros.put(w.name(), new float[Math.toIntExact(w.latent().elements())]);
-    }
-    if (isTorchScript()) {
-      return torchScriptHash(zeros);
-    }
-    try {
-      MessageDigest digest = MessageDigest.getInstance("SHA-256");
-      digest.update(toOnnx(zeros, null).toBuffer());
-      return HexFormat.of().formatHex(digest.digest());
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
-    }
+    return isTorchScript() ? torchScriptHash(GraphIdentity.zeros(this)) : GraphIdentity.of(this);
   }
 
   @Override

@@ -1,0 +1,32 @@
+package org.espalier.online;
+
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.HashMap;
+import java.util.HexFormat;
+import java.util.Map;
+
+/** What of a model from ONNX is not learned, as a hash of its graph. */
+final class GraphIdentity {
+  private GraphIdentity() {}
+
+  /** The SHA-256 of the model with {@link #zeros} for weights. */
+  static String of(Learnable model) {
+    try {
+      MessageDigest digest = MessageDigest.getInstance("SHA-256");
+      digest.update(model.toOnnx(zeros(model), null).toBuffer());
+      return HexFormat.of().formatHex(digest.digest());
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException("every JDK has SHA-256", e);
+    }
+  }
+
+  /** Zeros for all that is learned. */
+  static Map<String, float[]> zeros(Learnable model) {
+    Map<String, float[]> zeros = new HashMap<>();
+    for (Weight w : model.weights()) {
+      zeros.put(w.name(), new float[Math.toIntExact(w.latent().elements())]);
+    }
+    return zeros;
+  }
+}
