@@ -69,6 +69,7 @@ final class Progress implements AutoCloseable {
     update(
         switch (phase) {
           case CALIBRATE -> "calibrating";
+          case FIT -> "fitting weights";
           case MEASURE -> "trying smaller models";
           case SELECT -> "selecting";
           case WRITE -> "writing";

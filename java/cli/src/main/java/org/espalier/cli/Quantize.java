@@ -217,8 +217,8 @@ final class Quantize implements Callable<Integer> {
       progress.update("calibrating", 0, 0);
       done =
           form == Target.ONNX_DYNAMIC
-              ? quantizeDynamic(source, onnx, choice)
-              : quantizeStatic(source, onnx, choice, clipping);
+              ? quantizeDynamic(source, onnx, choice, progress)
+              : quantizeStatic(source, onnx, choice, clipping, progress);
       progress.update("comparing", 0, 0);
       made = done.error().map(e -> e.of(onnx)).orElse(0.0);
       progress.update("timing", 0, 0);
@@ -272,12 +272,13 @@ final class Quantize implements Callable<Integer> {
       Optional<OutputError> error) {}
 
   private Quantized quantizeDynamic(
-      ModelSource source, OnnxModel onnx, Predicate<OnnxWeight> choice) {
+      ModelSource source, OnnxModel onnx, Predicate<OnnxWeight> choice, Progress progress) {
     DynamicQuantizer quantizer =
         new DynamicQuantizer(
             onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
     Optional<ActivationSource> examples =
         calibration.dynamic(onnx, source, tokenizer, common::note);
+    quantizer.tell(progress::update);
     examples.ifPresent(quantizer::calibrate);
     Optional<OutputError> error = error(onnx);
     List<String> names = quantizer.quantized();
@@ -287,10 +288,15 @@ final class Quantize implements Callable<Integer> {
   }
 
   private Quantized quantizeStatic(
-      ModelSource source, OnnxModel onnx, Predicate<OnnxWeight> choice, Clipping clipping) {
+      ModelSource source,
+      OnnxModel onnx,
+      Predicate<OnnxWeight> choice,
+      Clipping clipping,
+      Progress progress) {
     StaticQuantizer quantizer =
         new StaticQuantizer(
             onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
+    quantizer.tell(progress::update);
     ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note);
     Optional<OutputError> error = error(onnx);
     quantizer.setRanges(

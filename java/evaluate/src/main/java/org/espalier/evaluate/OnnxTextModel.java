@@ -31,6 +31,7 @@ import org.espalier.format.onnx.TextInput;
 public final class OnnxTextModel implements AutoCloseable {
   private final OrtEnvironment environment = OnnxRuntime.environment();
   private final String name;
+  private final LoadedModel loaded;
   private final OrtSession session;
 
   /** Inputs for what was read before a text, which is nothing. */
@@ -45,7 +46,8 @@ public final class OnnxTextModel implements AutoCloseable {
   public OnnxTextModel(Path file, int threads) {
     name = OnnxModel.read(file).name(); // checked, as RuntimeModel does
     try (OrtSession.SessionOptions options = options(threads)) {
-      session = environment.createSession(file.toString(), options);
+      loaded = LoadedModel.of(file, options);
+      session = loaded.session();
     } catch (OrtException e) {
       throw refused(e);
     }
@@ -53,16 +55,16 @@ public final class OnnxTextModel implements AutoCloseable {
   }
 
   /**
-   * Loads a model from the bytes of an ONNX file, a direct buffer.
+   * Takes a model in memory.
    *
-   * @param name what errors call it
    * @param threads threads of one run, at least 1
    * @throws InputException when ONNX Runtime refuses the model or it is not a text model
    */
-  public OnnxTextModel(String name, ByteBuffer model, int threads) {
-    this.name = name;
+  public OnnxTextModel(OnnxModel model, int threads) {
+    name = model.name();
     try (OrtSession.SessionOptions options = options(threads)) {
-      session = environment.createSession(model, options);
+      loaded = LoadedModel.of(model, options);
+      session = loaded.session();
     } catch (OrtException e) {
       throw refused(e);
     }
@@ -197,7 +199,7 @@ public final class OnnxTextModel implements AutoCloseable {
   @Override
   public void close() {
     try {
-      session.close();
+      loaded.close();
     } catch (OrtException e) {
       throw new IllegalStateException(name + ": ONNX Runtime could not close it", e);
     }

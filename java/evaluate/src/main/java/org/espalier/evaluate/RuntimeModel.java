@@ -22,6 +22,7 @@ public final class RuntimeModel implements AutoCloseable {
       EnumSet.of(OnnxJavaType.FLOAT, OnnxJavaType.FLOAT16, OnnxJavaType.BFLOAT16);
 
   private final String name;
+  private final LoadedModel loaded;
   private final OrtSession session;
 
   /**
@@ -33,7 +34,7 @@ public final class RuntimeModel implements AutoCloseable {
     this(
         OnnxModel.read(file)
             .name(), // checked, because ONNX Runtime ends the process at some of what is not
-        options -> OnnxRuntime.environment().createSession(file.toString(), options));
+        options -> LoadedModel.of(file, options));
   }
 
   /**
@@ -42,9 +43,7 @@ public final class RuntimeModel implements AutoCloseable {
    * @throws InputException where ONNX Runtime refuses it
    */
   RuntimeModel(OnnxModel model) {
-    this(
-        model.name(),
-        options -> OnnxRuntime.environment().createSession(model.toBuffer(), options));
+    this(model.name(), options -> LoadedModel.of(model, options));
   }
 
   private RuntimeModel(String name, Loading loading) {
@@ -54,7 +53,8 @@ public final class RuntimeModel implements AutoCloseable {
       options.setInterOpNumThreads(1);
       // Its warnings are of what it could do better, such as constants that nothing uses.
       options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR);
-      session = loading.load(options);
+      loaded = loading.load(options);
+      session = loaded.session();
     } catch (OrtException e) {
       throw new InputException(name + ": ONNX Runtime cannot load it: " + e.getMessage(), e);
     }
@@ -66,7 +66,7 @@ public final class RuntimeModel implements AutoCloseable {
 
   @FunctionalInterface
   private interface Loading {
-    OrtSession load(OrtSession.SessionOptions options) throws OrtException;
+    LoadedModel load(OrtSession.SessionOptions options) throws OrtException;
   }
 
   /** What messages call it. */
@@ -140,7 +140,7 @@ public final class RuntimeModel implements AutoCloseable {
   @Override
   public void close() {
     try {
-      session.close();
+      loaded.close();
     } catch (OrtException e) {
       throw new IllegalStateException(name + ": ONNX Runtime could not close it", e);
     }

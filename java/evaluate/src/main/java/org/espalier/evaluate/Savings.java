@@ -107,7 +107,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
       return Double.NaN;
     }
     try (OnnxTextModel first = loaded;
-        OnnxTextModel second = new OnnxTextModel(candidate.name(), candidate.toBuffer(), 1)) {
+        OnnxTextModel second = new OnnxTextModel(candidate, 1)) {
       return speedup(() -> run(first, middle), () -> run(second, middle));
     }
   }

@@ -2,7 +2,6 @@ package org.espalier.evaluate;
 
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OnnxValue;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import java.nio.FloatBuffer;
@@ -49,9 +48,7 @@ public final class TensorActivations implements ActivationSource {
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
     try (OrtSession.SessionOptions options = OnnxRuntime.options()) {
       options.setIntraOpNumThreads(threads);
-      OrtEnvironment environment = OnnxRuntime.environment();
-      OnnxModel tapped = model.withOutputs(activations);
-      try (OrtSession session = environment.createSession(tapped.toBuffer(), options)) {
+      try (LoadedModel loaded = LoadedModel.of(model.withOutputs(activations), options)) {
         Set<String> fetched = new HashSet<>(activations);
         for (Map<String, OnnxTensor> inputs : examples) {
           // A graph input is no output that could be fetched: its values are what is fed.
@@ -65,7 +62,7 @@ public final class TensorActivations implements ActivationSource {
           if (computed.isEmpty()) {
             continue;
           }
-          try (OrtSession.Result result = session.run(inputs, computed)) {
+          try (OrtSession.Result result = loaded.session().run(inputs, computed)) {
             for (Map.Entry<String, OnnxValue> e : result) {
               receive(model, e.getKey(), e.getValue(), receiver);
             }

@@ -1,6 +1,5 @@
 package org.espalier.evaluate;
 
-import java.nio.ByteBuffer;
 import java.nio.file.Path;
 import java.util.Collection;
 import java.util.List;
@@ -56,9 +55,8 @@ public final class TextActivations implements ActivationSource {
 
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
-    ByteBuffer bytes = model.withOutputs(activations).toBuffer();
     Set<String> fetched = Set.copyOf(activations);
-    try (OnnxTextModel session = new OnnxTextModel(model.name(), bytes, threads)) {
+    try (OnnxTextModel session = new OnnxTextModel(model.withOutputs(activations), threads)) {
       for (Tokens text : texts) {
         session.run(List.of(text), fetched, receiver::accept);
       }

@@ -6,10 +6,12 @@ public interface Progress {
   /** Nobody listens. */
   Progress NONE = (phase, done, total) -> {};
 
-  /** What a run does, in this order; a run may skip one. */
+  /** What a run does; it may skip one, and do the first three in turns. */
   enum Phase {
     /** Sees what a model does on examples; counted by these. */
     CALIBRATE,
+    /** Fits weights to what was seen; counted by these. */
+    FIT,
     /** Sees what smaller models do on a few of them; counted by the models. */
     MEASURE,
     /** Finds the weights to prune. */

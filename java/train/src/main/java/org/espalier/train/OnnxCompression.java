@@ -15,6 +15,7 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.OpsetUpgrade;
 import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.HalfPrecision;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.StepResult;
 import org.espalier.torch.TorchDevice;
@@ -115,6 +116,7 @@ public final class OnnxCompression implements Compression {
    *     objectives do not fit each other
    */
   public OnnxCompression(CompressionPlan plan, Job job, TorchDevice device) {
+    requireTrainable(job.model());
     this.plan = plan;
     this.job = job;
     this.passes = new Passes(job, device);
@@ -129,6 +131,19 @@ public final class OnnxCompression implements Compression {
     } catch (RuntimeException e) {
       close();
       throw e;
+    }
+  }
+
+  /** Runs are saved, and models told apart, as messages. */
+  private static void requireTrainable(OnnxModel model) {
+    long bytes = model.initializers().stream().mapToLong(OnnxInitializer::byteLength).sum();
+    if (bytes > Integer.MAX_VALUE) {
+      throw new InputException(
+          model.name()
+              + " has weights of "
+              + bytes
+              + " bytes; a recipe trains models of less than 2 GiB. 'espalier quantize' and"
+              + " 'espalier prune' take larger ones");
     }
   }
 

@@ -298,16 +298,12 @@ public final class ChannelPruner {
     if (!images.isEmpty()) {
       model.inputs().forEach(this::checkBatch);
     }
-    long[] received = {0};
     Map<String, ActivationStatistics> statistics =
         ActivationStatistics.collect(
             floats(now),
             channels,
-            source,
-            (name, values) -> {
-              progress.at(Phase.CALIBRATE, received[0]++ / channels.size(), source.count());
-              return images.contains(name) ? pixels(values, channels.get(name)) : values;
-            });
+            new ToldActivations(source, progress),
+            (name, values) -> images.contains(name) ? pixels(values, channels.get(name)) : values);
     whole = parts.size() == 1 ? statistics : null;
     return statistics;
   }

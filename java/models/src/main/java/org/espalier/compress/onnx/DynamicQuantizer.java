@@ -17,6 +17,7 @@ import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.Predicate;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.format.onnx.HalfPrecision;
@@ -86,6 +87,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   private TiedLookUps<Product> tied = new TiedLookUps<>();
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Map<Product, Rounded> rounded = new HashMap<>();
+  private Progress progress = Progress.NONE;
 
   /** What training made of tables, by their constants. */
   private final Map<String, EmbeddingTables.Integers> trainedTables = new HashMap<>();
@@ -161,6 +163,11 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     return Collections.unmodifiableMap(skipped);
   }
 
+  /** Has somebody hear how far {@link #calibrate} is. */
+  public void tell(Progress listener) {
+    progress = listener;
+  }
+
   /**
    * Fits the model to examples. Afterwards, until {@link #apply}, it is a float32 model that computes what
    * it did before.
@@ -173,7 +180,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   public void calibrate(ActivationSource source) {
     FiniteConstants.requireWeights(model);
     try {
-      rounded.putAll(ProductFitting.fit(model, sites, qmax, source));
+      rounded.putAll(ProductFitting.fit(model, sites, qmax, source, progress));
     } catch (InputException e) {
       throw FiniteConstants.explained(model, e);
     }

@@ -6,6 +6,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;
@@ -24,11 +26,16 @@ final class ProductFitting {
 
   private final OnnxModel model;
   private final int qmax;
+  private final Progress progress;
   private final Map<Product, Rounded> rounded = new LinkedHashMap<>();
 
-  private ProductFitting(OnnxModel model, int qmax) {
+  /** Sites that were rounded, or are being. */
+  private int fitted;
+
+  private ProductFitting(OnnxModel model, int qmax, Progress progress) {
     this.model = model;
     this.qmax = qmax;
+    this.progress = progress;
   }
 
   /**
@@ -38,21 +45,26 @@ final class ProductFitting {
    * @param qmax largest integer of the weights
    * @param source runs the examples: once or, where the statistics of all activations would take
    *     more than a quarter of this JVM's heap, several times
+   * @param progress hears how far it is
    * @throws InputException if a weight or an activation is not finite, naming it, or there are no
    *     examples
    */
   static Map<Product, Rounded> fit(
-      OnnxModel model, List<ProductSite> sites, int qmax, ActivationSource source) {
-    ProductFitting fitting = new ProductFitting(model, qmax);
+      OnnxModel model,
+      List<ProductSite> sites,
+      int qmax,
+      ActivationSource source,
+      Progress progress) {
+    ProductFitting fitting = new ProductFitting(model, qmax, progress);
     List<ProductSite> seen = sites.stream().filter(site -> !site.inner).toList();
     for (List<ProductSite> part :
         ActivationStatistics.parts(seen, site -> ActivationStatistics.bytes(site.channels))) {
-      fitting.fit(part, source);
+      fitting.fit(part, seen.size(), new ToldActivations(source, progress));
     }
     return fitting.rounded;
   }
 
-  private void fit(List<ProductSite> group, ActivationSource source) {
+  private void fit(List<ProductSite> group, int all, ActivationSource source) {
     long start = System.nanoTime();
     Map<String, Integer> channels = new LinkedHashMap<>();
     group.forEach(s -> channels.put(s.activation, s.channels));
@@ -66,6 +78,7 @@ final class ProductFitting {
     equalizer.apply(equalizations);
     LOG.debug("equalized after {} ms", (System.nanoTime() - start) / 1_000_000);
     for (ProductSite s : group) {
+      progress.at(Phase.FIT, fitted++, all);
       round(s, equalizations.get(s), observed.get(s));
     }
     LOG.debug("rounded after {} ms", (System.nanoTime() - start) / 1_000_000);

@@ -15,6 +15,7 @@ import java.util.function.Predicate;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -94,6 +95,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private final Map<String, EmbeddingTables.Integers> trainedTables = new HashMap<>();
 
   private boolean fitted;
+
+  private Progress progress = Progress.NONE;
 
   /** What {@link #products} and {@link #quantizedCopy} go by. */
   private Map<String, ActivationRange> ranges = Map.of();
@@ -265,6 +268,11 @@ public final class StaticQuantizer implements TrainableQuantizer {
     return best;
   }
 
+  /** Has somebody hear how far calibration is. */
+  public void tell(Progress listener) {
+    progress = listener;
+  }
+
   private List<Map<String, ActivationRange>> calibrate(
       ActivationSource source, List<Clipping> clippings) {
     FiniteConstants.requireWeights(model);
@@ -273,7 +281,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
         fitted = true;
         fit(source);
       }
-      return ranges(source, clippings);
+      return ranges(new ToldActivations(source, progress), clippings);
     } catch (InputException e) {
       throw FiniteConstants.explained(model, e);
     }
@@ -287,9 +295,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
             convolutions.add(output);
           }
         });
-    ConvEqualization.apply(model, convolutions, qmax, source);
+    ConvEqualization.apply(model, convolutions, qmax, new ToldActivations(source, progress));
     List<ProductSite> sites = ProductSite.find(model, options.include(), new LinkedHashMap<>());
-    ProductFitting.fit(model, sites, qmax, source)
+    ProductFitting.fit(model, sites, qmax, source, progress)
         .forEach(
             (product, r) -> {
               rounded.put(product.output, r);

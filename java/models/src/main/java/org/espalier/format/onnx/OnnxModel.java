@@ -663,10 +663,7 @@ public final class OnnxModel {
    */
   public ModelProto toProto() {
     check();
-    long size = inlineSize();
-    if (size > OnnxFile.MESSAGE_LIMIT) {
-      throw new InputException(name + " has " + size + " bytes, too many for one message");
-    }
+    requireMessage(inlineSize());
     List<TensorProto> tensors = new ArrayList<>();
     initializers.values().forEach(i -> tensors.add(i.message()));
     return message(tensors);
@@ -678,7 +675,10 @@ public final class OnnxModel {
    * @throws InputException if it has 2 GiB or more
    */
   public ByteBuffer toBuffer() {
-    ModelProto proto = toProto();
+    return bytes(toProto());
+  }
+
+  private static ByteBuffer bytes(ModelProto proto) {
     ByteBuffer bytes = ByteBuffer.allocateDirect(proto.getSerializedSize());
     CodedOutputStream out = CodedOutputStream.newInstance(bytes);
     try {
@@ -688,6 +688,45 @@ public final class OnnxModel {
       throw new IllegalStateException("a message did not fit into its own size", e);
     }
     return bytes.flip();
+  }
+
+  /**
+   * A model of any size in memory.
+   *
+   * @param message the bytes of a file, in a direct buffer, where the tensors are external data of a file that is not there
+   * @param tensors initializers that whoever reads the message is given by their names
+   */
+  public record Parts(ByteBuffer message, List<OnnxInitializer> tensors) {}
+
+  /**
+   * The model in parts. Nothing of the tensors is copied.
+   *
+   * @param apart which initializers are to be parts of their own
+   * @throws InputException if what is left has 2 GiB or more
+   */
+  public Parts toParts(Predicate<OnnxInitializer> apart) {
+    check();
+    List<TensorProto> messages = new ArrayList<>();
+    List<OnnxInitializer> tensors = new ArrayList<>();
+    long size = message(List.of()).getSerializedSize();
+    for (OnnxInitializer i : initializers.values()) {
+      if (apart.test(i)) {
+        tensors.add(i);
+        messages.add(i.externalMessage("in memory", 0));
+      } else {
+        size += i.byteLength();
+        messages.add(i.message());
+      }
+    }
+    requireMessage(size);
+    return new Parts(bytes(message(messages)), tensors);
+  }
+
+  private void requireMessage(long size) {
+    if (size > OnnxFile.MESSAGE_LIMIT) {
+      throw new InputException(
+          name + " has " + size + " bytes in one message, which ends at " + OnnxFile.MESSAGE_LIMIT);
+    }
   }
 
   /** The model as a message with these initializers. */
