@@ -69,6 +69,7 @@ final class Progress implements AutoCloseable {
     update(
         switch (phase) {
           case CALIBRATE -> "calibrating";
+          case EQUALIZE -> "equalizing";
           case FIT -> "fitting weights";
           case MEASURE -> "trying smaller models";
           case SELECT -> "selecting";

@@ -1,15 +1,17 @@
 package org.espalier.compress;
 
-/** Hears how far a long run has come; called often, by the thread that runs it. */
+/** Hears how far a long run has come; called often, by one thread or several that run it. */
 @FunctionalInterface
 public interface Progress {
   /** Nobody listens. */
   Progress NONE = (phase, done, total) -> {};
 
-  /** What a run does; it may skip one, and do the first three in turns. */
+  /** What a run does; it may skip one, and do the first ones in turns. */
   enum Phase {
     /** Sees what a model does on examples; counted by these. */
     CALIBRATE,
+    /** Moves scale between activations and weights; counted by activations. */
+    EQUALIZE,
     /** Fits weights to what was seen; counted by these. */
     FIT,
     /** Sees what smaller models do on a few of them; counted by the models. */

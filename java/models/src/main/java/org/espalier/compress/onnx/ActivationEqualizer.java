@@ -47,18 +47,26 @@ final class ActivationEqualizer {
    *
    * @param statistics of the activations of all sites, by name
    * @param qmax largest integer of the weights
+   * @param done hears of each site, from several threads
    */
   Map<ProductSite, Equalization> search(
-      List<ProductSite> sites, Map<String, ActivationStatistics> statistics, int qmax) {
+      List<ProductSite> sites,
+      Map<String, ActivationStatistics> statistics,
+      int qmax,
+      Runnable done) {
     List<Equalization> found =
         sites.parallelStream()
             .map(
-                s ->
-                    Equalization.search(
-                        statistics.get(s.activation),
-                        s.products.stream().map(p -> p.matrix(model)).toList(),
-                        isShiftable(s),
-                        qmax))
+                s -> {
+                  Equalization equalization =
+                      Equalization.search(
+                          statistics.get(s.activation),
+                          s.products.stream().map(p -> p.matrix(model)).toList(),
+                          isShiftable(s),
+                          qmax);
+                  done.run();
+                  return equalization;
+                })
             .toList();
     double total = found.stream().mapToDouble(Equalization::gain).sum();
     Map<ProductSite, Equalization> result = new LinkedHashMap<>();

@@ -93,6 +93,7 @@ record Equalization(
     private final double signal;
     private final double[] start;
     private final double[] gradient;
+    private final List<LargestOfColumns> large;
 
     Search(ActivationStatistics x, List<float[]> weights, boolean shifted, int qmax) {
       this.k = x.channels();
@@ -146,6 +147,7 @@ record Equalization(
         start[c] = 0.5 * Math.log(Math.max(reach[c], floor) / Math.max(largest[c], 1e-4));
       }
       gradient = new double[k];
+      large = weights.stream().map(w -> new LargestOfColumns(w, k)).toList();
     }
 
     Equalization run() {
@@ -235,20 +237,11 @@ record Equalization(
       double perStep = 1 / (12.0 * 255 * 255);
       double steps = 0;
       double[] stepsGradient = new double[k];
-      for (float[] w : weights) {
-        int n = w.length / k;
-        float[] largest = new float[n];
-        int[] at = new int[n];
-        for (int c = 0; c < k; c++) {
-          float sc = (float) s[c];
-          for (int j = 0; j < n; j++) {
-            float v = Math.abs(w[c * n + j] * sc);
-            if (v > largest[j]) {
-              largest[j] = v;
-              at[j] = c;
-            }
-          }
-        }
+      for (int i = 0; i < weights.size(); i++) {
+        int n = weights.get(i).length / k;
+        large.get(i).find(u, s);
+        float[] largest = large.get(i).value;
+        int[] at = large.get(i).row;
         for (int j = 0; j < n; j++) {
           double square = (double) largest[j] * largest[j] / (12.0 * qmax * qmax);
           steps += square;
@@ -268,6 +261,116 @@ record Equalization(
       double[] sorted = values.clone();
       Arrays.sort(sorted);
       return sorted[sorted.length / 2];
+    }
+  }
+
+  /**
+   * The largest |s_k W_kn| of each column n of a matrix, for one s after the other. As s changes little from step to step, few
+   * elements can become a column's largest: those that were not far below it. They are found anew only when the factors have
+   * moved apart as far as that.
+   */
+  private static final class LargestOfColumns {
+    /** Of a column's largest; below it is far. */
+    private static final double NEAR = 0.65;
+
+    /** How far the logarithms of two factors may move apart, less what rounding to float32 moves them. */
+    private static final double REACH = -Math.log(NEAR) - 1e-5;
+
+    private final float[] w;
+    private final int k;
+    private final int n;
+
+    /** By column: the value, and the row that it is in, the first of several. */
+    final float[] value;
+
+    final int[] row;
+
+    /** The logarithms of the factors when the elements below were found; null at first. */
+    private double[] found;
+
+    // Elements near their column's largest, row by row: row c has those from start[c] to start[c +
+    // 1].
+    private final int[] start;
+    private int[] column = {};
+    private float[] size = {};
+
+    /**
+     * @param w [k, n], row by row
+     */
+    LargestOfColumns(float[] w, int k) {
+      this.w = w;
+      this.k = k;
+      n = w.length / k;
+      value = new float[n];
+      row = new int[n];
+      start = new int[k + 1];
+    }
+
+    /**
+     * Finds {@link #value} and {@link #row}.
+     *
+     * @param u the logarithms of s
+     */
+    void find(double[] u, double[] s) {
+      Arrays.fill(value, 0);
+      Arrays.fill(row, 0);
+      if (found == null || spread(u) > REACH) {
+        findAmongAll(s);
+        keepNear(s);
+        found = u.clone();
+        return;
+      }
+      for (int c = 0; c < k; c++) {
+        float factor = (float) s[c];
+        for (int i = start[c]; i < start[c + 1]; i++) {
+          take(c, column[i], size[i] * factor);
+        }
+      }
+    }
+
+    private void take(int c, int j, float v) {
+      if (v > value[j]) {
+        value[j] = v;
+        row[j] = c;
+      }
+    }
+
+    private double spread(double[] u) {
+      double most = Double.NEGATIVE_INFINITY;
+      double least = Double.POSITIVE_INFINITY;
+      for (int c = 0; c < k; c++) {
+        most = Math.max(most, u[c] - found[c]);
+        least = Math.min(least, u[c] - found[c]);
+      }
+      return most - least;
+    }
+
+    private void findAmongAll(double[] s) {
+      for (int c = 0; c < k; c++) {
+        float factor = (float) s[c];
+        for (int j = 0; j < n; j++) {
+          take(c, j, Math.abs(w[c * n + j] * factor));
+        }
+      }
+    }
+
+    private void keepNear(double[] s) {
+      int kept = 0;
+      for (int c = 0; c < k; c++) {
+        float factor = (float) s[c];
+        for (int j = 0; j < n; j++) {
+          float v = Math.abs(w[c * n + j] * factor);
+          if (v > 0 && v >= NEAR * value[j]) {
+            if (kept == column.length) {
+              column = Arrays.copyOf(column, Math.max(n, 2 * kept));
+              size = Arrays.copyOf(size, column.length);
+            }
+            column[kept] = j;
+            size[kept++] = Math.abs(w[c * n + j]);
+          }
+        }
+        start[c + 1] = kept;
+      }
     }
   }
 }

@@ -5,6 +5,7 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.atomic.AtomicInteger;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
@@ -28,6 +29,9 @@ final class ProductFitting {
   private final int qmax;
   private final Progress progress;
   private final Map<Product, Rounded> rounded = new LinkedHashMap<>();
+
+  /** Sites for which an equalization was found. */
+  private final AtomicInteger equalized = new AtomicInteger();
 
   /** Sites that were rounded, or are being. */
   private int fitted;
@@ -72,7 +76,12 @@ final class ProductFitting {
         ActivationStatistics.collect(model, channels, source, (name, values) -> values);
     LOG.debug("activations collected after {} ms", (System.nanoTime() - start) / 1_000_000);
     ActivationEqualizer equalizer = new ActivationEqualizer(model);
-    Map<ProductSite, Equalization> equalizations = equalizer.search(group, statistics, qmax);
+    Map<ProductSite, Equalization> equalizations =
+        equalizer.search(
+            group,
+            statistics,
+            qmax,
+            () -> progress.at(Phase.EQUALIZE, equalized.incrementAndGet(), all));
     Map<ProductSite, ActivationStatistics> observed = new HashMap<>();
     group.forEach(s -> observed.put(s, statistics.get(s.activation)));
     equalizer.apply(equalizations);
