@@ -116,6 +116,31 @@ class OnlineLearnerTest {
     }
   }
 
+  @Test
+  void aModelHasOneLearnerAtATime() {
+    OnlineSettings settings = Streams.crossEntropy(0.5).build();
+    OnlineSettings unknown = Streams.crossEntropy(0.5).only(Set.of("none")).build();
+    try (LinearHead head = new LinearHead(FEATURES, 2)) {
+      // One that could not be made has it no more.
+      assertThrows(IllegalArgumentException.class, () -> new OnlineLearner(head, unknown));
+      OnlineLearner first = new OnlineLearner(head, settings);
+      for (OnlineSettings other : List.of(settings, unknown)) {
+        String said =
+            assertThrows(IllegalStateException.class, () -> new OnlineLearner(head, other))
+                .getMessage();
+        assertTrue(said.startsWith("another learner has this model"), said);
+      }
+      List<Example> stream = Streams.plane(64, FEATURES, 0, 1, 9);
+      assertEquals(8, first.learn(stream).steps());
+      first.close();
+      try (OnlineLearner second = new OnlineLearner(head, settings)) {
+        first.close(); // again, which gives the model to nobody
+        assertThrows(IllegalStateException.class, () -> new OnlineLearner(head, settings));
+        assertEquals(8, second.learn(stream).steps());
+      }
+    }
+  }
+
   /** A host that closes in the wrong order gets an exception, not a crash of its JVM. */
   @Test
   void aModelThatIsClosedFirstIsNotTouched() throws IOException {

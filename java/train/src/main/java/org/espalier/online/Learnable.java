@@ -7,7 +7,7 @@ import org.espalier.format.onnx.OnnxModel;
 /**
  * A model that an {@link OnlineLearner} can learn. Owned by one thread, but for the predictors it
  * makes and for {@link #close}: a learner holds the model's monitor while it works with it, and close waits for that
- * monitor, so that no memory goes amid a step.
+ * monitor, so that no memory goes amid a step. It equals itself alone, by which learners know whether another has it.
  */
 public interface Learnable extends AutoCloseable {
   /** How many features an example has. */

@@ -8,8 +8,11 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
+import java.util.WeakHashMap;
 import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
@@ -26,9 +29,13 @@ import org.espalier.format.onnx.OnnxModel;
  *
  * <p>The model belongs to the learner, which does not close it. Learner and model may be closed at any time, in any
  * thread and in either order: who closes waits for what is under way, whatever is called later throws an {@link
- * IllegalStateException}.
+ * IllegalStateException}. A model has one learner at a time: the next one may be made when that one is closed.
  */
 public final class OnlineLearner implements AutoCloseable {
+  /** The models that learners have which are not closed. Weak: a model that is forgotten with its learner goes. */
+  private static final Set<Learnable> TAKEN =
+      Collections.synchronizedSet(Collections.newSetFromMap(new WeakHashMap<>()));
+
   private final Learnable model;
   private final LearnerEvents events = new LearnerEvents();
   private final SequentialLearner learner;
@@ -46,7 +53,11 @@ public final class OnlineLearner implements AutoCloseable {
    */
   public record Report(int steps, int learned, double loss, double gradientNorm, long version) {}
 
-  /** A learner of a model as it is now. Its first version, 1, is published at once. */
+  /**
+   * A learner of a model as it is now. Its first version, 1, is published at once.
+   *
+   * @throws IllegalStateException if another learner has the model and is not closed
+   */
   public OnlineLearner(Learnable model, OnlineSettings settings) {
     this(model, settings, null);
   }
@@ -56,10 +67,21 @@ public final class OnlineLearner implements AutoCloseable {
    *
    * @param noiseKey the key of the noise of private learning, which must stay secret; null for a
    *     new one from the system's source
+   * @throws IllegalStateException if another learner has the model and is not closed
    */
   public OnlineLearner(Learnable model, OnlineSettings settings, Long noiseKey) {
     this.model = model;
-    this.learner = new SequentialLearner(model, settings, noiseKey, events);
+    if (!TAKEN.add(model)) {
+      throw new IllegalStateException(
+          "another learner has this model, and both would write its weights: close that one first,"
+              + " or give this one a model of its own");
+    }
+    try {
+      learner = new SequentialLearner(model, settings, noiseKey, events);
+    } catch (RuntimeException | Error e) {
+      TAKEN.remove(model);
+      throw e;
+    }
     this.versions = learner.versions();
   }
 
@@ -375,7 +397,7 @@ public final class OnlineLearner implements AutoCloseable {
 
   /**
    * Frees the memory of versions and optimizer, once the predictions that are under way are done; later
-   * ones, and learning, throw.
+   * ones, and learning, throw. Another learner may have the model then.
    */
   @Override
   public synchronized void close() {
@@ -384,6 +406,10 @@ public final class OnlineLearner implements AutoCloseable {
     }
     checkOutsideListener();
     closed = true;
-    learner.close();
+    try {
+      learner.close();
+    } finally {
+      TAKEN.remove(model);
+    }
   }
 }
