@@ -39,6 +39,7 @@ public final class AtomicFile implements AutoCloseable {
   private final Path temporary;
   private final boolean replaces;
   private final FileChannel channel;
+  private final List<Runnable> checks = new ArrayList<>();
   private boolean renamed;
 
   private AtomicFile(Path target, Path temporary, boolean replaces, FileChannel channel) {
@@ -208,6 +209,15 @@ public final class AtomicFile implements AutoCloseable {
     };
   }
 
+  /**
+   * Says what must hold before the file gets its name.
+   *
+   * @param check throws where something is missing; so does commit then, and the file can still be completed
+   */
+  public void beforeCommit(Runnable check) {
+    checks.add(check);
+  }
+
   /** Makes the file durable and gives it the target's name, replacing a file of that name. */
   public void commit() {
     commitAll(List.of(this));
@@ -224,7 +234,7 @@ public final class AtomicFile implements AutoCloseable {
   /**
    * Makes all files durable and then renames them in the order of the list: what a file refers to
    * stands before it. If a rename fails, files of this call that replaced nothing are deleted
-   * again.
+   * again. Where one is not complete, all stay as they are.
    *
    * @throws InputException if the file system refuses
    */
@@ -233,6 +243,9 @@ public final class AtomicFile implements AutoCloseable {
       if (file.renamed || !file.channel.isOpen()) {
         throw new IllegalStateException(file.target + " is already committed or closed");
       }
+      file.checks.forEach(Runnable::run);
+    }
+    for (AtomicFile file : files) {
       try {
         file.channel.force(true);
         file.channel.close();

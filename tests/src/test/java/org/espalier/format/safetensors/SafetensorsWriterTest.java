@@ -2,6 +2,7 @@ package org.espalier.format.safetensors;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -135,6 +136,26 @@ class SafetensorsWriterTest {
           IllegalArgumentException.class,
           () -> new SafetensorsWriter(file, List.of(spec, spec), Map.of()));
     }
+  }
+
+  @Test
+  void aFileWithAHoleGetsNoName() {
+    TensorSpec spec = new TensorSpec("a", SafetensorsDtype.U8, List.of(4L));
+    Path target = folder.resolve("m");
+    Path whole = folder.resolve("whole");
+    try (AtomicFile file = AtomicFile.create(target);
+        AtomicFile other = AtomicFile.create(whole)) {
+      SafetensorsWriter writer = new SafetensorsWriter(file, List.of(spec), Map.of());
+      writer.append("a", ByteBuffer.allocate(3));
+      IllegalStateException e = assertThrows(IllegalStateException.class, file::commit);
+      assertTrue(e.getMessage().contains("only 3 were written"), e.getMessage());
+      assertThrows(IllegalStateException.class, () -> AtomicFile.commitAll(List.of(other, file)));
+      assertFalse(Files.exists(target) || Files.exists(whole));
+      writer.append("a", ByteBuffer.allocate(1));
+      AtomicFile.commitAll(List.of(other, file));
+    }
+    SafetensorsFile.open(target).close();
+    assertTrue(Files.exists(whole));
   }
 
   @Test

@@ -16,7 +16,7 @@ import org.espalier.format.AtomicFile;
  *
  * <p>All tensors are declared first. Their bytes then come in any order of tensors, each tensor
  * front to back in pieces of any size, and go to the file at once. {@link #finish()} checks that
- * nothing is missing; giving the file its name is the {@link AtomicFile}'s affair.
+ * nothing is missing, which an {@link AtomicFile} asks for too before it takes its name.
  *
  * <p>Not for use by several threads at once.
  */
@@ -57,9 +57,10 @@ public final class SafetensorsWriter {
     write(header, 0);
   }
 
-  /** Writes the header into an atomic file. */
+  /** Writes the header into an atomic file, which gets its name only when every tensor is complete. */
   public SafetensorsWriter(AtomicFile file, List<TensorSpec> specs, Map<String, String> metadata) {
     this(file.channel(), file::failure, specs, metadata);
+    file.beforeCommit(this::finish);
   }
 
   /** The bytes of the file that these tensors and metadata will make. */
