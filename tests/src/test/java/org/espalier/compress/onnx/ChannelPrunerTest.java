@@ -18,6 +18,7 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
+import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -374,6 +375,19 @@ class ChannelPrunerTest {
                 new ChannelPruner(model, 0.5, Allocation.UNIFORM, n -> true)
                     .prune(null, Progress.NONE));
     assertTrue(e.getMessage().contains("w2") && e.getMessage().contains("NaN"), e.getMessage());
+  }
+
+  @Test
+  void aModelIsMadeNarrowerOnce() {
+    OnnxModel model =
+        OnnxModel.of(perceptron("h MatMul x w1", "z Relu h", "y MatMul z w2"), "model");
+    ChannelPruner pruner = new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true);
+    pruner.prune(null, Progress.NONE);
+    ByteBuffer once = model.toBuffer();
+    IllegalStateException e =
+        assertThrows(IllegalStateException.class, () -> pruner.prune(null, Progress.NONE));
+    assertTrue(e.getMessage().startsWith("model was made narrower already"), e.getMessage());
+    assertEquals(once, model.toBuffer());
   }
 
   @Test

@@ -43,6 +43,7 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -398,6 +399,26 @@ class DynamicQuantizerTest {
                 });
     InputException e = assertThrows(InputException.class, () -> q.calibrate(broken));
     assertTrue(e.getMessage().contains(" t is NaN in channel 5"), e.getMessage());
+  }
+
+  @Test
+  void aQuantizedModelIsNotQuantizedAgain() throws OrtException {
+    OnnxModel model = OnnxModel.of(block(null), "block");
+    DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+    q.apply();
+    float[] once = run(model);
+    for (Executable call :
+        List.<Executable>of(
+            q::apply,
+            q::products,
+            q::tables,
+            q::prepareTraining,
+            () -> q.calibrate(DynamicQuantizerTest::examples),
+            () -> q.quantizedCopy(copy -> {}))) {
+      String said = assertThrows(IllegalStateException.class, call).getMessage();
+      assertTrue(said.startsWith("block was quantized already"), said);
+    }
+    assertArrayEquals(once, run(model));
   }
 
   @Test

@@ -18,6 +18,7 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
+import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -230,6 +231,30 @@ class RefittingPrunerTest {
         }
       }
     }
+  }
+
+  /** Once more prunes of what is left, as a pruner of its own does. */
+  @ParameterizedTest
+  @ValueSource(strings = {"y Add p b", "q Add p b; y Add q b"})
+  void prunesAgain(String nodes) throws OrtException {
+    ModelProto proto = model("p MatMul x w; " + nodes, new long[] {-1, INPUTS});
+    TensorActivations examples = examples(40, 16, INPUTS);
+    List<ByteBuffer> results = new ArrayList<>();
+    for (boolean same : new boolean[] {true, false}) {
+      OnnxModel model = OnnxModel.of(proto, "model");
+      List<OnnxWeight> weights = OnnxWeights.of(model);
+      List<BitSet> kept = everything(model, weights);
+      RefittingPruner pruner = new RefittingPruner(model, weights, List.of(HALF));
+      pruner.prune(kept, examples, done -> {});
+      int left = kept.get(0).cardinality();
+      if (!same) {
+        pruner = new RefittingPruner(model, OnnxWeights.of(model), List.of(HALF));
+      }
+      pruner.prune(kept, examples, done -> {});
+      assertEquals(left / 2, kept.get(0).cardinality());
+      results.add(model.toBuffer());
+    }
+    assertEquals(results.get(1), results.get(0));
   }
 
   /**

@@ -38,6 +38,7 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -550,6 +551,33 @@ class StaticQuantizerTest {
     double with = error(run(plain, in), run(fitted, in));
     double without = error(run(plain, in), run(unfitted, in));
     assertTrue(with < 0.25 * without, with + " with fitting, " + without + " without");
+  }
+
+  @Test
+  void aQuantizedModelIsNotQuantizedAgain() {
+    OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    assertThrows(IllegalArgumentException.class, () -> q.apply(Map.of())); // which changes nothing
+    Map<String, ActivationRange> ranges = new HashMap<>();
+    q.activations().forEach(a -> ranges.put(a, new ActivationRange(-1, 1)));
+    q.apply(ranges);
+    ByteBuffer once = model.toBuffer();
+    ActivationSource none = (m, names, receiver) -> {};
+    for (Executable call :
+        List.<Executable>of(
+            () -> q.apply(ranges),
+            q::products,
+            q::tables,
+            q::prepareTraining,
+            () -> q.calibrate(none, new Clipping.MinMax()),
+            () -> q.ranges(none, new Clipping.MinMax()),
+            () -> q.leaveSensitive(null),
+            () -> q.leaveImprecise(null),
+            () -> q.quantizedCopy(copy -> {}))) {
+      String said = assertThrows(IllegalStateException.class, call).getMessage();
+      assertTrue(said.startsWith("mlp was quantized already"), said);
+    }
+    assertEquals(once, model.toBuffer());
   }
 
   @Test

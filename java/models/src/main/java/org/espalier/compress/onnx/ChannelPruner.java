@@ -81,6 +81,7 @@ public final class ChannelPruner {
   }
 
   private final OnnxModel model;
+  private final OneUse use;
   private final List<HiddenChannels> sets;
   private final List<List<HiddenChannels>> parts;
   private final double amount;
@@ -105,6 +106,7 @@ public final class ChannelPruner {
           "a share of " + amount + " of the channels; at least 0 and below 1 is right");
     }
     this.model = model;
+    this.use = new OneUse(model, "was made narrower");
     this.amount = amount;
     this.allocation = allocation;
     List<HiddenChannels> all = HiddenChannels.find(model);
@@ -131,8 +133,10 @@ public final class ChannelPruner {
    * @param listener hears how far it is
    * @return what became of each set, in graph order
    * @throws InputException if a weight or an activation is not finite, or the examples do not fit
+   * @throws IllegalStateException if channels were removed before: the model has others now
    */
   public List<Narrowed> prune(ActivationSource source, Progress listener) {
+    use.check();
     progress = listener;
     int[] keep = sets.stream().mapToInt(set -> keep(set, amount)).toArray();
     if (allocation == Allocation.GLOBAL && source != null && sets.size() > 1 && amount > 0) {
@@ -271,6 +275,9 @@ public final class ChannelPruner {
       for (int end = s + part.size(); s < end; s++) {
         HiddenChannels set = now.get(s);
         if (keep[s] < set.size()) {
+          if (target == model) {
+            use.begin();
+          }
           ChannelNarrowing narrowing = new ChannelNarrowing(target, set);
           narrowing.apply(new ChannelFit(target, set, seen), keep[s]);
           now.replaceAll(other -> other.renamed(narrowing.inputs()));

@@ -50,7 +50,7 @@ import org.espalier.format.onnx.OnnxWeights;
  *       puts the mean of the error that is left into the bias (Nagel et al. 2019, arXiv 1906.04721).
  * </ol>
  *
- * <p>Not safe for several threads.
+ * <p>Of one use: what comes after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
  */
 public final class DynamicQuantizer implements TrainableQuantizer {
   /** DynamicQuantizeLinear exists since this version. */
@@ -75,6 +75,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   }
 
   private final OnnxModel model;
+  private final OneUse use;
   private final Options options;
 
   /** Whether the model computed in 16 bits. */
@@ -99,6 +100,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
    */
   public DynamicQuantizer(OnnxModel model, Options options) {
     this.model = model;
+    this.use = new OneUse(model, "was quantized");
     this.options = options;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
     this.half = HalfPrecision.widen(model);
@@ -176,8 +178,10 @@ public final class DynamicQuantizer implements TrainableQuantizer {
    *     than a quarter of this JVM's heap, several times
    * @throws InputException if a weight or an activation is not finite, naming it, or there are no
    *     examples
+   * @throws IllegalStateException after {@link #apply}
    */
   public void calibrate(ActivationSource source) {
+    use.check();
     FiniteConstants.requireWeights(model);
     try {
       rounded.putAll(ProductFitting.fit(model, sites, qmax, source, progress));
@@ -188,6 +192,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
 
   @Override
   public void prepareTraining() {
+    use.check();
     OnnxModel.Names names = model.names();
     Map<String, double[]> biasChanges = new HashMap<>();
     Map<String, String> weights = new HashMap<>();
@@ -243,6 +248,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
 
   @Override
   public List<QuantizedTable> tables() {
+    use.check();
     return EmbeddingTables.nearest(model, distinctTables());
   }
 
@@ -254,6 +260,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
 
   @Override
   public List<QuantizedProduct> products() {
+    use.check();
     List<QuantizedProduct> result = new ArrayList<>();
     for (ProductSite s : trainedSites()) {
       for (Product p : s.products) {
@@ -310,13 +317,17 @@ public final class DynamicQuantizer implements TrainableQuantizer {
    * Quantizes the model in place.
    *
    * @throws InputException if weights are not finite, naming them; the model is then unusable
+   * @throws IllegalStateException if it was called before
    */
   public void apply() {
+    use.check();
+    use.begin();
     new Rewriting(model).run();
   }
 
   @Override
   public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
+    use.check();
     OnnxModel copy = model.copy();
     change.accept(copy);
     new Rewriting(copy).run();

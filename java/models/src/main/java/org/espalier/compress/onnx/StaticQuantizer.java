@@ -41,7 +41,7 @@ import org.slf4j.LoggerFactory;
  * #calibrate}, {@link #setRanges}, {@link #prepareTraining}, {@link #products}; afterwards {@link
  * #setWeights}, {@link #setRanges} where they moved, {@link #quantizedCopy}.
  *
- * <p>Not safe for several threads.
+ * <p>Of one use: what comes after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
  */
 public final class StaticQuantizer implements TrainableQuantizer {
   private static final Logger LOG = LoggerFactory.getLogger(StaticQuantizer.class);
@@ -68,6 +68,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   private final OnnxModel model;
+  private final OneUse use;
 
   /** Whether the model computed in 16 bits. */
   private final boolean half;
@@ -115,6 +116,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
    */
   public StaticQuantizer(OnnxModel model, Options options) {
     this.model = model;
+    this.use = new OneUse(model, "was quantized");
     this.options = options;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
     this.half = HalfPrecision.widen(model);
@@ -275,6 +277,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
   private List<Map<String, ActivationRange>> calibrate(
       ActivationSource source, List<Clipping> clippings) {
+    use.check();
     FiniteConstants.requireWeights(model);
     try {
       if (!fitted) {
@@ -331,6 +334,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
   private List<Map<String, ActivationRange>> ranges(
       ActivationSource source, List<Clipping> clippings) {
+    use.check();
     Map<String, ActivationHistogram> histograms = new LinkedHashMap<>();
     activations.forEach(a -> histograms.put(a, new ActivationHistogram()));
     source.run(
@@ -380,6 +384,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * @return the error that each of them makes alone, by the weights' names
    */
   public Map<String, Double> leaveSensitive(OutputError error) {
+    use.check();
     Map<String, QuantizedUse> all = new LinkedHashMap<>(targets);
     List<String> convs =
         all.keySet().stream()
@@ -420,6 +425,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * @return what is left, of Add and Mul
    */
   public Set<String> leaveImprecise(OutputError error) {
+    use.check();
     rangesForPassed();
     return onConvsAlone(
         () -> {
@@ -467,9 +473,12 @@ public final class StaticQuantizer implements TrainableQuantizer {
    *
    * @param ranges the ranges of all {@link #activations()}
    * @throws InputException if weights are not finite, naming them; the model is then unusable
+   * @throws IllegalStateException if it was called before
    */
   public void apply(Map<String, ActivationRange> ranges) {
+    use.check();
     setRanges(ranges);
+    use.begin();
     rewrite(model);
   }
 
@@ -494,6 +503,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
   @Override
   public void prepareTraining() {
+    use.check();
     OnnxModel.Names names = model.names();
     Map<String, QuantizedUse> own = new HashMap<>();
     targets.replaceAll(
@@ -571,6 +581,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
   @Override
   public List<QuantizedTable> tables() {
+    use.check();
     return EmbeddingTables.nearest(model, distinctTables());
   }
 
@@ -582,6 +593,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
   @Override
   public List<QuantizedProduct> products() {
+    use.check();
     Map<String, NodeProto> producers = model.producers();
     List<QuantizedProduct> result = new ArrayList<>();
     targets.forEach(
@@ -644,6 +656,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
 
   @Override
   public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
+    use.check();
     OnnxModel copy = model.copy();
     change.accept(copy);
     rewrite(copy);
