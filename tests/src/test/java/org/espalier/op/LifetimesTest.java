@@ -1,6 +1,7 @@
 package org.espalier.op;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -12,6 +13,7 @@ import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
 import org.bytedeco.javacpp.BytePointer;
@@ -263,9 +265,46 @@ class LifetimesTest {
     assertTrue(message.matches("the .* (is|are) closed"), message);
   }
 
-  /** Whoever closes waits for the call that is under way; a {@link Linear} is its owner's to close. */
+  /** What frees an operation's memory has its monitor, as {@code close} does. */
   @ParameterizedTest
-  @EnumSource(mode = EnumSource.Mode.EXCLUDE, names = "LINEAR")
+  @EnumSource(Operation.class)
+  void callsWaitForWhoCloses(Operation operation) throws Exception {
+    Given g = given();
+    Made made = operation.make.apply(g);
+    assertWaits(made.operation(), made.call());
+    if (made.operation() instanceof Linear linear) {
+      assertWaits(linear, () -> linear.backward(N));
+      assertWaits(linear, () -> linear.backwardClipped(N, 1));
+      assertWaits(linear, () -> linear.descend(0.1));
+    }
+    made.operation().close();
+  }
+
+  private static void assertWaits(AutoCloseable operation, Executable call) throws Exception {
+    FutureTask<Void> calling =
+        new FutureTask<>(
+            () -> {
+              try {
+                call.execute();
+                return null;
+              } catch (Throwable e) {
+                throw new AssertionError(e);
+              }
+            });
+    Thread thread = new Thread(calling);
+    synchronized (operation) {
+      thread.start();
+      while (thread.getState() != Thread.State.BLOCKED && thread.isAlive()) {
+        Thread.onSpinWait();
+      }
+      assertFalse(calling.isDone());
+    }
+    calling.get();
+  }
+
+  /** Whoever closes waits for the call that is under way. */
+  @ParameterizedTest
+  @EnumSource(Operation.class)
   void closingEndsTheCallsOfOtherThreads(Operation operation) throws Exception {
     Made made = operation.make.apply(given());
     ExecutorService pool = Executors.newFixedThreadPool(2);

@@ -25,7 +25,7 @@ import org.espalier.device.Tensor;
  * number of threads, and for a row alone as among others.
  *
  * <p>Holds its tensors in native form: a call copies nothing. After close, and where memory of a tensor was closed, a call
- * throws an {@link IllegalStateException}. Thread safe as far as its tensors are.
+ * throws an {@link IllegalStateException}. Several threads wait for each other.
  */
 public final class Linear implements AutoCloseable {
   private static final int WEIGHT = 0;
@@ -38,7 +38,7 @@ public final class Linear implements AutoCloseable {
   private final FloatPointer rows;
   private final FloatPointer outputs;
   private final long capacity;
-  private volatile boolean closed;
+  private boolean closed;
 
   /**
    * A layer whose weight is [outputs, features].
@@ -100,20 +100,20 @@ public final class Linear implements AutoCloseable {
   }
 
   /** Writes the outputs of the first {@code count} rows. */
-  public void forward(int count) {
+  public synchronized void forward(int count) {
     check(count);
     tensors[OUTPUTS].requireWritable("outputs");
     Status.check(espalier.esp_linear_forward(weights, rows, count, outputs));
   }
 
   /** Writes the gradient for the first {@code count} rows. */
-  public void backward(int count) {
+  public synchronized void backward(int count) {
     checkToLearn(count);
     Status.check(espalier.esp_linear_backward(weights, rows, count, outputs));
   }
 
   /** Writes the gradient of the first {@code count} rows where the rows lie. */
-  public void backwardRows(int count) {
+  public synchronized void backwardRows(int count) {
     check(count);
     tensors[ROWS].requireWritable("rows");
     Status.check(espalier.esp_linear_backward_rows(weights, outputs, count, rows));
@@ -124,7 +124,7 @@ public final class Linear implements AutoCloseable {
    *
    * @param squares of at least {@code count} rows
    */
-  public void addSquares(int count, double[] squares) {
+  public synchronized void addSquares(int count, double[] squares) {
     check(count);
     if (squares.length < count) {
       throw new IllegalArgumentException(squares.length + " squares for " + count + " rows");
@@ -140,7 +140,7 @@ public final class Linear implements AutoCloseable {
    *
    * @param rate 0 or more
    */
-  public void descend(double rate) {
+  public synchronized void descend(double rate) {
     checkToLearn(1);
     Status.check(espalier.esp_linear_descend(weights, rows, outputs, rate));
   }
@@ -167,7 +167,7 @@ public final class Linear implements AutoCloseable {
   }
 
   @Override
-  public void close() {
+  public synchronized void close() {
     closed = true;
     weights.close();
   }
