@@ -815,6 +815,65 @@ stages:
     assertTrue(report.at("/fidelity/relative_error").asDouble() < 0.1, report.toString());
   }
 
+  /** Training and measuring take batches of other sizes, and what is written would have none of them. */
+  @Test
+  void aModelOfABatchOfSeveralIsRefusedWithWhatToDo() throws IOException {
+    ModelProto.Builder model = SmallModels.mlp().toBuilder();
+    model
+        .getGraphBuilder()
+        .setInput(0, SmallModels.value("x", DataType.FLOAT, 4, 8))
+        .setOutput(0, SmallModels.value("y", DataType.FLOAT, 4, 4));
+    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
+    String[] said = {"mlp.onnx: the input x is of 4 examples at once", "of any size, or of 1"};
+    Run.refused(folder, said, "compress", recipe, "-o", folder.resolve("out"));
+    Run.refused(folder, said, "recipe", "check", recipe);
+  }
+
+  /** As exporters of pipelines write that were fitted to float64. */
+  @Test
+  void inputsMayBeFloat64() throws IOException {
+    ModelProto.Builder model = SmallModels.mlp().toBuilder();
+    GraphProto.Builder g = model.getGraphBuilder();
+    List<NodeProto> nodes = g.getNodeList();
+    g.clearNode()
+        .clearInput()
+        .addInput(SmallModels.value("features", DataType.DOUBLE, -1, 8))
+        .addNode(
+            SmallModels.node(
+                "Cast", "", List.of("features"), "x", attribute("to", DataType.FLOAT_VALUE)))
+        .addAllNode(nodes);
+    Files.write(folder.resolve("mlp.onnx"), model.build().toByteArray());
+    int n = 256;
+    ByteBuffer wide = ByteBuffer.allocate(8 * 8 * n).order(ByteOrder.LITTLE_ENDIAN);
+    Random random = new Random(7);
+    while (wide.hasRemaining()) {
+      wide.putDouble(random.nextGaussian());
+    }
+    TensorSpec spec = new TensorSpec("inputs", SafetensorsDtype.F64, List.of((long) n, 8L));
+    Path examples = folder.resolve("examples.safetensors");
+    RawSafetensors.write(examples, Map.of(), Map.of(spec, wide.array()));
+    Files.writeString(
+        recipe,
+        """
+        model: {file: mlp.onnx}
+        data: {examples: examples.safetensors, validation: 32, evaluation: 64}
+        stages:
+          - {kind: quantize, form: static, steps: 4, batch: 16, optimizer: sgd}
+        """);
+    Path out = folder.resolve("out");
+    JsonNode report = Run.of("compress", recipe, "-o", out, "--json").json();
+    assertTrue(report.at("/fidelity/relative_error").asDouble() < 0.1, report.toString());
+    OnnxModel made = OnnxModel.read(out.resolve("model-int8.onnx"));
+    assertEquals(List.of(SmallModels.value("features", DataType.DOUBLE, -1, 8)), made.inputs());
+    // Beyond what float32 has, the model sees infinity.
+    for (int example = 0; example < 8; example++) {
+      wide.putDouble(8 * 8 * example, 1e300);
+    }
+    RawSafetensors.write(examples, Map.of(), Map.of(spec, wide.array()));
+    Run.refused(
+        folder, new String[] {"mlp.onnx", "NaN"}, "compress", recipe, "-o", folder.resolve("no"));
+  }
+
   /** Steps on them leave weights on which any batch breaks down, and losses that are not finite. */
   @ParameterizedTest
   @CsvSource({

@@ -33,9 +33,9 @@ public final class ExamplesFile {
           SafetensorsDtype.F64);
 
   private static final String NEEDED =
-      "examples are inputs, or for each input of the model a tensor of its name (F32, F16, BF16,"
-          + " I64, I32, U8 or BOOL, [N, …]), and, for losses with labels, labels (integers, BOOL,"
-          + " F32 or F64, [N] or [N, …])";
+      "examples are inputs, or for each input of the model a tensor of its name (F64, F32, F16,"
+          + " BF16, I64, I32, U8 or BOOL, [N, …]), and, for losses with labels, labels (integers,"
+          + " BOOL, F32 or F64, [N] or [N, …])";
 
   private ExamplesFile() {}
 

@@ -127,11 +127,11 @@ public final class RecipeSchema {
                               null,
                               "Examples of one shape in place of texts: a safetensors file with"
                                   + " inputs, or a tensor of its name for each input of the model"
-                                  + " (F32, F16, BF16, I64, I32, U8 or BOOL, [N, …]), and, where a"
-                                  + " stage's loss has them, labels (integers, BOOL, F32 or F64:"
-                                  + " [N], or [N, …] for several an example; -100 or, in floats,"
-                                  + " NaN where there is none). Of labels for tokens, none counts"
-                                  + " where an input attention_mask is 0."),
+                                  + " (F64, F32, F16, BF16, I64, I32, U8 or BOOL, [N, …]), and,"
+                                  + " where a stage's loss has them, labels (integers, BOOL, F32 or"
+                                  + " F64: [N], or [N, …] for several an example; -100 or, in"
+                                  + " floats, NaN where there is none). Of labels for tokens, none"
+                                  + " counts where an input attention_mask is 0."),
                           optional(
                               "task",
                               new Choice(

@@ -118,6 +118,7 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
 
   private static ScalarType type(SafetensorsDtype type) {
     return switch (type) {
+      case F64 -> ScalarType.Double;
       case F32 -> ScalarType.Float;
       case F16 -> ScalarType.Half;
       case BF16 -> ScalarType.BFloat16;

@@ -13,6 +13,7 @@ import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.ExampleRows;
+import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.torch.OnnxGraph;
 
 /**
@@ -97,15 +98,22 @@ final class BreakdownCheck {
     return held.value == 0
         ? ""
         : ", which hold up to "
-            + held.value
+            + held.text()
             + " in "
             + (held.input.name() == null ? ExampleRows.INPUTS : held.input.name());
   }
 
   /** A value of an example. */
-  private record Held(Examples.Input input, float value) {
-    float magnitude() {
+  private record Held(Examples.Input input, double value) {
+    double magnitude() {
       return Math.abs(value);
+    }
+
+    /** As short as its type allows. */
+    String text() {
+      return input.type() == SafetensorsDtype.F64
+          ? Double.toString(value)
+          : Float.toString((float) value);
     }
   }
 

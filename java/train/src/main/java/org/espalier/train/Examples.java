@@ -11,6 +11,7 @@ import java.util.EnumSet;
 import java.util.List;
 import java.util.Objects;
 import java.util.Set;
+import java.util.function.DoubleSupplier;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.AttentionMask;
@@ -97,6 +98,7 @@ public sealed interface Examples {
     public static final Set<SafetensorsDtype> TYPES =
         Collections.unmodifiableSet(
             EnumSet.of(
+                SafetensorsDtype.F64,
                 SafetensorsDtype.F32,
                 SafetensorsDtype.F16,
                 SafetensorsDtype.BF16,
@@ -130,18 +132,20 @@ public sealed interface Examples {
       }
     }
 
-    /** The largest value of an example in magnitude, NaN left out; 0 for other types than F32 and BF16. */
-    float largest(int example) {
+    /** The largest value of an example in magnitude, NaN left out; 0 for other types than F64, F32 and BF16. */
+    double largest(int example) {
       ByteBuffer row = ByteBuffer.wrap(rows.get(example)).order(ByteOrder.LITTLE_ENDIAN);
-      float largest = 0;
-      if (type == SafetensorsDtype.F32 || type == SafetensorsDtype.BF16) {
-        while (row.hasRemaining()) {
-          float value =
-              type == SafetensorsDtype.F32
-                  ? row.getFloat()
-                  : Float.intBitsToFloat(row.getShort() << 16);
-          largest = Math.abs(value) > Math.abs(largest) ? value : largest;
-        }
+      DoubleSupplier next =
+          switch (type) {
+            case F64 -> row::getDouble;
+            case F32 -> row::getFloat;
+            case BF16 -> () -> Float.intBitsToFloat(row.getShort() << 16);
+            default -> null;
+          };
+      double largest = 0;
+      while (next != null && row.hasRemaining()) {
+        double value = next.getAsDouble();
+        largest = Math.abs(value) > Math.abs(largest) ? value : largest;
       }
       return largest;
     }

@@ -1,6 +1,7 @@
 package org.espalier.train;
 
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -40,6 +41,7 @@ final class PlanCheck {
 
   private static final Map<SafetensorsDtype, DataType> TYPES =
       Map.of(
+          SafetensorsDtype.F64, DataType.DOUBLE,
           SafetensorsDtype.F32, DataType.FLOAT,
           SafetensorsDtype.F16, DataType.FLOAT16,
           SafetensorsDtype.BF16, DataType.BFLOAT16,
@@ -74,6 +76,7 @@ final class PlanCheck {
             job.model().name() + ": the weight " + p.name() + " holds NaN or infinite values");
       }
     }
+    checkBatches();
     checkInputs();
     boolean taught = plan.stages().stream().anyMatch(s -> s.training().objective().needsTeacher());
     OnnxModel learning = OnnxCompression.trainable(job.model());
@@ -137,6 +140,31 @@ final class PlanCheck {
 
   private static long values(long[] shape) {
     return LongStream.of(shape).reduce(1, Math::multiplyExact);
+  }
+
+  /** A batch of one can be opened and come back; what is written for several would not run on one example. */
+  private void checkBatches() {
+    for (OnnxModel model : models()) {
+      List<String> names = model.inputs().stream().map(ValueInfoProto::getName).toList();
+      for (ValueInfoProto value : model.inputs()) {
+        TensorShapeProto shape = value.getType().getTensorType().getShape();
+        int axes =
+            job.training() instanceof Examples.Labelled rows
+                ? input(rows, value.getName(), names, model).shape().size()
+                : 1; // the tokens of a text
+        boolean batched = shape.getDimCount() == axes + 1;
+        if (batched && shape.getDim(0).getDimValue() > 1) {
+          throw new InputException(
+              model.name()
+                  + ": the input "
+                  + value.getName()
+                  + " is of "
+                  + shape.getDim(0).getDimValue()
+                  + " examples at once; training and measuring take models of batches of any size,"
+                  + " or of 1: export it as one of these");
+        }
+      }
+    }
   }
 
   /** A tensor that no model takes is one with a wrong name. */
