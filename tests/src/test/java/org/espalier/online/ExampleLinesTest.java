@@ -10,12 +10,13 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.util.Random;
 import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
 class ExampleLinesTest {
-  private final ExampleLines classes = new ExampleLines(2, 3, true);
-  private final ExampleLines values = new ExampleLines(2, 2, false);
+  private final ExampleLines classes = new ExampleLines(2, 3, true, false);
+  private final ExampleLines values = new ExampleLines(2, 2, false, false);
 
   @Test
   void readsBothFormats() {
@@ -103,6 +104,28 @@ class ExampleLinesTest {
     assertNull(parsed.label());
     assertNull(parsed.values());
     assertThrows(InputException.class, () -> classes.json("{\"features\": null}"));
+  }
+
+  @Test
+  void whatIsMissingIsNaNWhereTheModelKnowsIt() {
+    ExampleLines knowing = new ExampleLines(2, 1, false, true);
+    float[] missing = {Float.NaN, 2};
+    assertArrayEquals(missing, knowing.csv(",2,3").features());
+    assertArrayEquals(missing, knowing.csv("\"\", 2,3").features());
+    assertArrayEquals(missing, knowing.csv(" ,2,3").features());
+    assertArrayEquals(missing, knowing.json("{\"features\": [null, 2]}").features());
+    refused("column 3 is empty, which no outcome is", () -> knowing.csv("1,2,"));
+    refused(
+        "values holds null, which no outcome is",
+        () -> knowing.json("{\"features\": [1, 2], \"values\": [null]}"));
+    String unknown = ", and this model knows no missing values; a number is right";
+    refused("column 1 is empty" + unknown, () -> classes.csv(",2,1"));
+    refused("features holds null" + unknown, () -> classes.json("{\"features\": [null, 2]}"));
+  }
+
+  private static void refused(String said, Executable call) {
+    String message = assertThrows(InputException.class, call).getMessage();
+    assertTrue(message.startsWith(said), message);
   }
 
   @Test

@@ -159,6 +159,13 @@ class TorchLearnableTest {
         learner.onEvent(events::add);
         learner.learn(stream);
         assertEquals(knows ? stream.size() - 1 : 0, learner.learned(), events.toString());
+        ExampleLines lines = new ExampleLines(learner);
+        String row = ",".repeat(FEATURES) + "1"; // of features that are all missing
+        if (knows) {
+          assertTrue(Float.isNaN(lines.csv(row).features()[0]));
+        } else {
+          assertThrows(InputException.class, () -> lines.csv(row));
+        }
         for (float[] weights : learner.weights().values()) {
           for (float w : weights) {
             assertTrue(Float.isFinite(w));

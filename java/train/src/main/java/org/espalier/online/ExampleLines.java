@@ -18,7 +18,8 @@ import org.espalier.format.safetensors.Names;
  * Reads examples from lines. JSON: {@code {"id": "a", "features": [1, 2], "label": 0}}, or {@code
  * "values": [0.5]} for outcomes that are values; other keys are ignored, and so is a null; numbers may be
  * NaN, Infinity and -Infinity, bare as Python writes them or as strings, for the guard to see. CSV: the features,
- * then the outcome in the last columns; nan and inf are numbers there.
+ * then the outcome in the last columns; nan and inf are numbers there. For a model that knows missing values a feature
+ * that is null or an empty column is NaN.
  *
  * <p>Thread safe.
  */
@@ -36,16 +37,25 @@ public final class ExampleLines {
   private final int features;
   private final int outputs;
   private final boolean classes;
+  private final boolean missing;
 
   /** Examples for a learner. */
   public ExampleLines(OnlineLearner learner) {
-    this(learner.features(), learner.outputs(), learner.settings().loss().isForClasses());
+    this(
+        learner.features(),
+        learner.outputs(),
+        learner.settings().loss().isForClasses(),
+        learner.model().knowsMissing());
   }
 
-  ExampleLines(int features, int outputs, boolean classes) {
+  /**
+   * @param missing whether the model knows features that are missing
+   */
+  ExampleLines(int features, int outputs, boolean classes, boolean missing) {
     this.features = features;
     this.outputs = outputs;
     this.classes = classes;
+    this.missing = missing;
   }
 
   /** What a JSON object says; an outcome may be missing, and what has an outcome may have no features. */
@@ -123,8 +133,8 @@ public final class ExampleLines {
             }
             label = (int) Math.min(Integer.MAX_VALUE, parser.getLongValue());
           }
-          case "features" -> x = numbers(parser, "features", features);
-          case "values" -> values = numbers(parser, "values", outputs);
+          case "features" -> x = numbers(parser, "features", features, missing);
+          case "values" -> values = numbers(parser, "values", outputs, false);
           default -> parser.skipChildren();
         }
       }
@@ -142,7 +152,8 @@ public final class ExampleLines {
     return new Parsed(id, x, label, values);
   }
 
-  private static float[] numbers(JsonParser parser, String name, int expected) throws IOException {
+  private static float[] numbers(JsonParser parser, String name, int expected, boolean nulls)
+      throws IOException {
     if (parser.currentToken() != JsonToken.START_ARRAY) {
       throw new InputException(name + " is not a list of numbers");
     }
@@ -155,6 +166,11 @@ public final class ExampleLines {
       float value;
       if (t.isNumeric()) {
         value = parser.getFloatValue();
+      } else if (t == JsonToken.VALUE_NULL) {
+        if (!nulls) {
+          throw missing(name + " holds null", name.equals("features"));
+        }
+        value = Float.NaN;
       } else {
         String text = t == JsonToken.VALUE_STRING ? parser.getText() : "";
         value =
@@ -174,6 +190,14 @@ public final class ExampleLines {
       throw new InputException("there are " + n + " " + name + "; " + expected + " are right");
     }
     return numbers;
+  }
+
+  /** What is said of a value that is not there and must be. */
+  private static InputException missing(String what, boolean feature) {
+    return new InputException(
+        what
+            + (feature ? ", and this model knows no missing values" : ", which no outcome is")
+            + "; a number is right");
   }
 
   /** A number as Java, C and Python write it. */
@@ -228,6 +252,13 @@ public final class ExampleLines {
     }
     float[] numbers = new float[cells.length];
     for (int i = 0; i < cells.length; i++) {
+      if (unquoted(cells[i]).isBlank()) {
+        if (i >= features || !missing) {
+          throw missing("column " + (i + 1) + " is empty", i < features);
+        }
+        numbers[i] = Float.NaN;
+        continue;
+      }
       try {
         numbers[i] = number(cells[i]);
       } catch (NumberFormatException e) {
