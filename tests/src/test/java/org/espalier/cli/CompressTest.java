@@ -15,6 +15,7 @@ import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -85,6 +86,12 @@ class CompressTest extends SmallClassifierRuns {
     // What is complete stays as it is.
     assertTrue(Run.of("compress", recipe, "-o", two, "--resume").done().err().contains("already"));
     Run.refused(folder, new String[] {"not empty"}, "compress", recipe, "-o", two);
+    ObjectNode slow = (ObjectNode) new ObjectMapper().readTree(two.resolve("report.json").toFile());
+    slow.remove("warnings"); // that this machine may have made
+    slow.putArray("warnings").add("it is slow");
+    Files.writeString(two.resolve("report.json"), slow.toString());
+    again = Run.of("compress", recipe, "-o", two, "--resume").done();
+    assertTrue(again.err().contains("warning: it is slow"), again.err());
     Run.refused(
         folder,
         new String[] {"another recipe"},

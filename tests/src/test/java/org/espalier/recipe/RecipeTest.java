@@ -7,12 +7,15 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.train.Optimizer;
@@ -50,6 +53,25 @@ class RecipeTest {
 
   private static Recipe parse(String text, String... overrides) {
     return Recipe.parse("recipe.yaml", text, List.of(overrides));
+  }
+
+  @Test
+  void whatIsSlowerIsToldWithWhatHelps() {
+    String dynamic = ReportBuilder.slower(parse(RIGHT), 0.5).orElseThrow();
+    assertTrue(dynamic.contains("2.00 times as long as the original"), dynamic);
+    assertTrue(dynamic.contains("form: static") && dynamic.contains("exclude"), dynamic);
+    String fixed = ReportBuilder.slower(parse(RIGHT, "quantize.form=static"), 0.5).orElseThrow();
+    assertFalse(fixed.contains("form: static"), fixed);
+    assertTrue(fixed.contains("exclude") && fixed.contains("channels"), fixed);
+    for (double speedup : new double[] {0.97, 2, Double.NaN}) {
+      assertEquals(Optional.empty(), ReportBuilder.slower(parse(RIGHT), speedup));
+    }
+    String floats = RIGHT.substring(0, RIGHT.indexOf("  - kind: quantize"));
+    assertEquals(Optional.empty(), ReportBuilder.slower(parse(floats), 0.5));
+    ObjectNode report = JsonNodeFactory.instance.objectNode();
+    report.putArray("warnings").add("int8 < float");
+    String page = ReportPage.of(report);
+    assertTrue(page.contains("<p class=\"warning\">int8 &lt; float</p>"), page);
   }
 
   @Test

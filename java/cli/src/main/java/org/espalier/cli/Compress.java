@@ -158,6 +158,9 @@ final class Compress implements Callable<Integer> {
     } catch (IOException e) {
       throw new InputException("cannot read the report: " + e.getMessage(), e);
     }
+    for (JsonNode warning : report.path("warnings")) {
+      common.note("warning: " + warning.asText());
+    }
     if (common.json()) {
       common.print(report);
       return;

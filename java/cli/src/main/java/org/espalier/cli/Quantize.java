@@ -22,6 +22,7 @@ import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.OutputError;
+import org.espalier.compress.onnx.Slowdown;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
@@ -89,9 +90,6 @@ final class Quantize implements Callable<Integer> {
           "--to " + text + " is none of onnx-dynamic, onnx-qdq and compressed-tensors");
     }
   }
-
-  /** Below that speed-up a model is called slower; what is nearer to 1 may be the timing's noise. */
-  private static final double SLOWER = 0.95;
 
   @Mixin private CommonOptions common;
 
@@ -229,14 +227,7 @@ final class Quantize implements Callable<Integer> {
     if (made > OutputError.LARGE) {
       common.note(warning(made));
     }
-    if (speedup < SLOWER) {
-      common.note(
-          String.format(
-              Locale.ROOT,
-              "warning: int8 is slower here: on this machine it takes %.2f times as long as the"
-                  + " original in ONNX Runtime (one thread, one example)",
-              1 / speedup));
-    }
+    Slowdown.of(speedup).ifPresent(slower -> common.note("warning: " + slower));
     double seconds = (System.nanoTime() - begin) * 1e-9;
     FloatWeights.lines(done.skipped()).forEach(common::note);
     if (!done.imprecise().isEmpty()) {

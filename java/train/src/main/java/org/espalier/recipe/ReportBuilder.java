@@ -4,10 +4,14 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.Slowdown;
 import org.espalier.train.Compression;
 import org.espalier.train.LayerReport;
+import org.espalier.train.Quantization;
 import org.espalier.train.Stage;
 import org.espalier.train.TrainingListener.StageReport;
 import org.espalier.train.TrainingListener.StepReport;
@@ -132,13 +136,15 @@ final class ReportBuilder {
         data.evaluationTexts() != null
             ? data.evaluationTexts().size()
             : data.evaluationExamples().size());
-    String measured =
+    String source =
         recipe.isForTexts() ? recipe.data().evaluationTexts() : recipe.data().evaluationExamples();
-    if (measured != null) {
-      examples.put("evaluation_source", measured);
+    if (source != null) {
+      examples.put("evaluation_source", source);
     }
-    root.set(
-        "fidelity", fidelity != null ? node(fidelity) : lastStage().get("fidelity").deepCopy());
+    JsonNode measured = fidelity != null ? node(fidelity) : lastStage().get("fidelity").deepCopy();
+    root.set("fidelity", measured);
+    slower(recipe, measured.path("speedup").asDouble(Double.NaN))
+        .ifPresent(slower -> root.putArray("warnings").add(slower));
     root.set("stages", stages);
     ArrayNode layers = root.putArray("layers");
     for (LayerReport layer : compression.layers()) {
@@ -162,6 +168,31 @@ final class ReportBuilder {
     root.set("machine", node(machine));
     root.put("seconds", seconds);
     return root;
+  }
+
+  /** That int8 is slower than the original, where it is, and what helps. */
+  static Optional<String> slower(Recipe recipe, double speedup) {
+    List<Stage.Quantize> quantized =
+        recipe.stages().stages().stream()
+            .filter(Stage.Quantize.class::isInstance)
+            .map(Stage.Quantize.class::cast)
+            .toList();
+    if (quantized.isEmpty()) {
+      return Optional.empty();
+    }
+    boolean fixed =
+        quantized.stream().anyMatch(q -> q.quantization().form() == Quantization.Form.STATIC);
+    return Slowdown.of(speedup)
+        .map(
+            slower ->
+                slower
+                    + "; what helps most often: "
+                    + (fixed
+                        ? ""
+                        : "form: static, which looks for no range as it runs and computes"
+                            + " convolutions in integers too, ")
+                    + "include or exclude, so that small weights stay float, or student:"
+                    + " {channels: …} in place of int8, which makes the model narrower");
   }
 
   private String title() {

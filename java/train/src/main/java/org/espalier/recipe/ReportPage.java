@@ -82,6 +82,7 @@ final class ReportPage {
         .append(escape(summary()))
         .append("</p></header>\n");
     tiles();
+    warnings();
     stages();
     fidelity();
     curves();
@@ -182,6 +183,12 @@ final class ReportPage {
       tile("Same class", number(f.path("agreement"), "%.4f"), "as the original gives");
     }
     out.append("</div>\n");
+  }
+
+  private void warnings() {
+    for (JsonNode warning : report.path("warnings")) {
+      out.append("<p class=\"warning\">").append(escape(warning.asText())).append("</p>\n");
+    }
   }
 
   private void besideOriginal(String name, JsonNode fidelity, String key, String format) {
