@@ -881,6 +881,57 @@ stages:
         folder, new String[] {"mlp.onnx", "NaN"}, "compress", recipe, "-o", folder.resolve("no"));
   }
 
+  /** A gradient grows with the square of what weights are multiplied with; that of values which the model scales does not. */
+  @ParameterizedTest
+  @CsvSource({"1e6, false", "1e12, false", "1e16, false", "1e6, true"})
+  void inputsThatAreNotScaledAreNamedWhereTrainingBreaksDown(float scale, boolean scaled)
+      throws IOException {
+    Path examples = folder.resolve("examples.safetensors");
+    ByteBuffer bytes = ByteBuffer.wrap(Files.readAllBytes(examples));
+    bytes.order(ByteOrder.LITTLE_ENDIAN);
+    for (int at = bytes.capacity() - 4 * 8 * 256; at < bytes.capacity(); at += 4) {
+      bytes.putFloat(at, scale * bytes.getFloat(at));
+    }
+    Files.write(examples, bytes.array());
+    ByteBuffer unit = ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("linear")
+            .addInput(SmallModels.value("raw", DataType.FLOAT, -1, 8))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 1))
+            .addInitializer(SmallModels.floats("w", new Random(3), 1, 8, 1))
+            .addInitializer(
+                SmallModels.tensor("unit", DataType.FLOAT, unit.putFloat(0, scaled ? scale : 1)))
+            .addNode(SmallModels.node("Div", "", List.of("raw", "unit"), "x"))
+            .addNode(SmallModels.node("MatMul", "", List.of("x", "w"), "y"));
+    Files.write(folder.resolve("linear.onnx"), SmallModels.model(13, g).toByteArray());
+    Files.writeString(
+        recipe,
+        """
+        seed: 3
+        model: {file: linear.onnx}
+        data: {examples: examples.safetensors, validation: 32, evaluation: 64, task: regression}
+        stages:
+          - {kind: fine-tune, steps: 60, batch: 16, optimizer: sgd, learning-rate: %s}
+        """
+            .formatted(scaled ? "100" : "1e-2"));
+    Object[] command = {"compress", recipe, "-o", folder.resolve("out")};
+    if (scaled) { // it is the rate
+      Run run = Run.of(command);
+      assertEquals(1, run.code(), run.err());
+      assertTrue(run.err().contains("a lower learning-rate"), run.err());
+      return;
+    }
+    Run.refused(
+        folder,
+        new String[] {
+          "linear.onnx: training broke down, and examples hold up to ",
+          "in inputs, which the weight w is multiplied with as 3",
+          "about 1 is right: normalise the inputs"
+        },
+        command);
+  }
+
   /** Steps on them leave weights on which any batch breaks down, and losses that are not finite. */
   @ParameterizedTest
   @CsvSource({

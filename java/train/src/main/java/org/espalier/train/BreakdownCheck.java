@@ -1,6 +1,10 @@
 package org.espalier.train;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.Arrays;
+import java.util.Comparator;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
@@ -12,6 +16,8 @@ import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.torch.OnnxGraph;
@@ -20,11 +26,15 @@ import org.espalier.torch.OnnxGraph;
  * Looks whether it is examples that made training break down. Losses and gradients are summed in float32, which has
  * no square of a large number; and a step on an example of large values leaves weights on which any other breaks
  * down. So the model, as it was before anything was done to it, runs on the batch at hand and on all training
- * examples of such values.
+ * examples of such values. Far smaller ones do the same where weights are multiplied with them as they are: gradients grow
+ * with their squares.
  */
 final class BreakdownCheck {
   /** Several hundred squares of it can be summed in float32. */
   static final double LARGEST = 1e18;
+
+  /** No learning rate in use suits what is multiplied with values beyond; those of a model are about 1. */
+  private static final double UNSCALED = 1e4;
 
   private static final int BATCH = 32;
 
@@ -38,10 +48,18 @@ final class BreakdownCheck {
    * Looks at the examples.
    *
    * @param indices of the batch whose loss or gradient is not finite
-   * @throws InputException where the model's output for one is not finite or beyond {@link #LARGEST}
+   * @throws InputException where the model's output for one is not finite or beyond {@link #LARGEST}, or weights are
+   *     multiplied with values of examples that are beyond {@link #UNSCALED}
    */
   void run(int[] indices) {
     OnnxModel trained = OnnxCompression.trainable(job.model());
+    checkOutputs(trained, indices);
+    if (job.training() instanceof Examples.Labelled rows) {
+      checkScale(trained, rows);
+    }
+  }
+
+  private void checkOutputs(OnnxModel trained, int[] indices) {
     ClassifierOutput output = ClassifierOutput.of(trained);
     try (OnnxGraph model = new OnnxGraph(job.opened(PlanCheck.withLogits(trained, output)))) {
       Set<String> outputs = new LinkedHashSet<>(List.of(output.output()));
@@ -61,6 +79,62 @@ final class BreakdownCheck {
     }
   }
 
+  /** Looks whether large values of examples reach weights as they are, or are scaled before. */
+  private void checkScale(OnnxModel trained, Examples.Labelled rows) {
+    int[] largest =
+        IntStream.range(0, rows.size())
+            .boxed()
+            .sorted(Comparator.comparingDouble(i -> -largest(rows, i).magnitude()))
+            .limit(BATCH)
+            .mapToInt(Integer::intValue)
+            .toArray();
+    if (largest(rows, largest[0]).magnitude() <= UNSCALED) {
+      return;
+    }
+    OnnxModel opened = job.opened(trained);
+    Map<String, String> weights = activations(opened);
+    Map<String, Tensor> values = new HashMap<>();
+    try (OnnxGraph model = new OnnxGraph(opened.withOutputs(weights.keySet()));
+        PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Batch batch = Batch.of(rows, largest, model.inputNames());
+      values.putAll(batch.inputs());
+      values.putAll(model.forward(batch.inputs()));
+      for (Map.Entry<String, String> read : weights.entrySet()) {
+        float most = values.get(read.getKey()).abs().max().item_float();
+        if (most > UNSCALED) {
+          throw new InputException(
+              job.model().name()
+                  + ": training broke down, and examples"
+                  + held(largest)
+                  + ", which the weight "
+                  + read.getValue()
+                  + " is multiplied with as "
+                  + most
+                  + "; steps grow with the square of that, and about 1 is right: normalise the"
+                  + " inputs, in the model where it was made for such values (less the mean of each"
+                  + " feature, divided by its deviation), or take a learning-rate that is as much"
+                  + " lower");
+        }
+      }
+    }
+  }
+
+  /** The floats that weights are multiplied with, and the first weight that is, in the order of the graph. */
+  private static Map<String, String> activations(OnnxModel model) {
+    Map<String, NodeProto> producers = model.producers();
+    Map<String, String> activations = new LinkedHashMap<>();
+    for (OnnxWeight weight : OnnxWeights.of(model)) {
+      for (OnnxWeight.Use use : weight.uses()) {
+        NodeProto node = producers.get(use.node());
+        if (node != null && use.kind() != OnnxWeight.Kind.EMBEDDING) {
+          activations.putIfAbsent(node.getInput(use.input() == 0 ? 1 : 0), weight.name());
+        }
+      }
+    }
+    return activations;
+  }
+
   private void check(OnnxGraph model, Set<String> outputs, int[] indices) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
@@ -76,7 +150,7 @@ final class BreakdownCheck {
                   + " is "
                   + (Float.isNaN(largest) ? "NaN" : "as large as " + largest)
                   + " for one of the training examples"
-                  + held(indices)
+                  + (held(indices).isEmpty() ? "" : ", which" + held(indices))
                   + "; training cannot sum squares of values beyond "
                   + LARGEST
                   + ", and about 1 is right");
@@ -97,7 +171,7 @@ final class BreakdownCheck {
             .orElseThrow();
     return held.value == 0
         ? ""
-        : ", which hold up to "
+        : " hold up to "
             + held.text()
             + " in "
             + (held.input.name() == null ? ExampleRows.INPUTS : held.input.name());
