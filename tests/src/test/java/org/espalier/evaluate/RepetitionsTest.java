@@ -1,5 +1,6 @@
 package org.espalier.evaluate;
 
+import static java.util.stream.Collectors.joining;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
@@ -9,8 +10,11 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.BitSet;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.atomic.AtomicReference;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -142,15 +146,91 @@ class RepetitionsTest {
     assertTrue(message.length() < 400, message);
   }
 
+  /** The sets are told by a character of each. */
+  @Test
+  void whatIsTriedFromEachCharacterIsFound() {
+    Map<String, List<String>> patterns =
+        Map.ofEntries(
+            Map.entry("\\s+$", List.of(" ")),
+            Map.entry("\\s++$", List.of(" ")),
+            Map.entry("(?>\\s+)$", List.of(" ")),
+            Map.entry("\\s+(?!\\S)|x|\\d*[a-c]+y", List.of(" ", "7a")),
+            Map.entry("a+b?c*d?e", List.of("ac")),
+            Map.entry("a+(?:b+|c+)!", List.of("abc")),
+            Map.entry("(?=a+b)c+", List.of("a")),
+            Map.entry("(?:\\d+,){3}", List.of("7")),
+            Map.entry("(?:ab)+!", List.of(".")),
+            Map.entry("(?:a+b)+!", List.of(".")),
+            Map.entry("(?:a+b)+", List.of("a")),
+            Map.entry("(?:(?:a*a*b)+c)+!", List.of("..")),
+            Map.entry("a{200}", List.of("a")),
+            Map.entry("a{0,200}!", List.of("a")),
+            Map.entry("a\\Xb", List.of(".")),
+            // Nothing behind it fails, or it is short.
+            Map.entry("x|\\s+", List.of()),
+            Map.entry("\\p{L}+\\p{M}*d?", List.of()),
+            Map.entry("(?:\\p{L}\\p{M}*)+", List.of()),
+            Map.entry("a{1,3}!", List.of()));
+    patterns.forEach(
+        (regex, expected) -> {
+          List<String> found =
+              Repetitions.retried(regex).stream()
+                  .map(sets -> sets.stream().map(RepetitionsTest::named).collect(joining()))
+                  .toList();
+          assertEquals(expected, found, () -> "of " + regex);
+        });
+  }
+
+  private static String named(BitSet set) {
+    return set.cardinality() > Character.MAX_CODE_POINT / 2
+        ? "."
+        : Stream.of("a", "b", "c", "7", " ")
+            .filter(name -> set.get(name.charAt(0)))
+            .findFirst()
+            .orElseThrow();
+  }
+
+  /** 100,000 blanks take the library 25 seconds there, and 5,000 end the process at two repetitions of them. */
+  @Test
+  void textsThatWouldTakeTooLongAreRefused() throws IOException {
+    String blanks = " ".repeat(100_000) + "x";
+    for (String regex : new String[] {"\\s+$", "\\s++$|\\s", "(?:\\s)+y", "\\h+y"}) {
+      String message = assertThrows(InputException.class, () -> ids(regex, blanks)).getMessage();
+      assertTrue(message.contains("its pattern " + regex + " would be tried"), message);
+      assertTrue(message.endsWith("31622 such characters in a row are possible"), message);
+      ids(regex, "word ".repeat(2000));
+    }
+    String two = "\\s*\\s*$";
+    String message =
+        assertThrows(InputException.class, () -> ids(two, blanks.substring(95_000))).getMessage();
+    assertTrue(message.endsWith(" 1000 such characters in a row are possible"), message);
+    ids(two, " ".repeat(900) + "x");
+    // Another alternative takes what one fails at.
+    ids("\\s+$|\\s+", blanks);
+    ids("\\d+\\s+x", "7".repeat(5000) + " ".repeat(5000));
+    // What a normalizer makes of letters is not seen.
+    String replacing =
+        "{\"type\": \"Replace\", \"pattern\": {\"String\": \"a\"}, \"content\": \" \"}";
+    String letters = "a".repeat(100_000) + "x";
+    ids("\\s+$", letters);
+    message =
+        assertThrows(InputException.class, () -> ids(replacing, "\\s+$", letters)).getMessage();
+    assertTrue(message.contains("would be tried"), message);
+  }
+
   private void ids(String regex, String text) throws IOException {
+    ids("null", regex, text);
+  }
+
+  private void ids(String normalizer, String regex, String text) throws IOException {
     String json =
         """
-        {"version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+        {"version": "1.0", "added_tokens": [], "normalizer": %s, "post_processor": null,
          "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
            {"type": "Split", "pattern": {"Regex": %s}, "behavior": "Isolated", "invert": false}]},
          "decoder": null, "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0}}}
         """
-            .formatted(new ObjectMapper().writeValueAsString(regex));
+            .formatted(normalizer, new ObjectMapper().writeValueAsString(regex));
     Path file = Files.writeString(folder.resolve("tokenizer.json"), json);
     try (TextTokenizer tokenizer = new TextTokenizer(file, 16)) {
       tokenizer.encode(text);

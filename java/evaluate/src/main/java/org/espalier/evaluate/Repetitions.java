@@ -1,11 +1,13 @@
 package org.espalier.evaluate;
 
 import java.util.ArrayDeque;
+import java.util.ArrayList;
 import java.util.BitSet;
 import java.util.Collections;
 import java.util.Deque;
 import java.util.HashMap;
 import java.util.LinkedHashSet;
+import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.BooleanSupplier;
@@ -22,7 +24,7 @@ import java.util.stream.IntStream;
  * <p>A group may be repeated where in each round the next character tells the only way on (strong determinism in the
  * sense of Brüggemann-Klein), as in {@code (?:\p{L}\p{M}*)+} and {@code (?:\d{3})+}; where nothing behind it can fail; and
  * where it is atomic or possessive. Characters that are repeated alone make a match longer by powers of the text's
- * length alone, and are not looked at.
+ * length alone; {@link #retried} finds these, for {@link PatternWork}.
  */
 final class Repetitions {
   private static final int ENDLESS = Integer.MAX_VALUE;
@@ -31,6 +33,12 @@ final class Repetitions {
 
   /** To find what one holds takes some hundredths of a second. */
   private static final int SETS = 50;
+
+  /** Fewer rounds multiply the work by little. */
+  private static final int MANY = 100;
+
+  /** Any character. */
+  private static final Set<String> ANY = Set.of(".");
 
   private static final Pattern REPEATED_GROUP =
       Pattern.compile("\\)[*+{]|\\{[\\d,]+\\}[*+{]|[*+?][*{]");
@@ -55,14 +63,25 @@ final class Repetitions {
   /** In brackets. */
   private static final Pattern OTHER_IN_JAVA = Pattern.compile("\\[:|\\\\[hHvVRXN]");
 
+  /** What lets . match the ends of lines too. */
+  private static final Pattern OTHER_OPTION = Pattern.compile("\\(\\?[a-zA-Z-]*m");
+
   private static final Pattern PROPERTY = Pattern.compile("\\\\([pP])\\{(\\^?)(\\w+)\\}");
 
   private final String regex;
   private final int flags;
   private final Map<String, BitSet> sets = new HashMap<>();
+
+  /**
+   * By alternative of the whole, the characters of each repetition behind which something may fail; empty for one that a
+   * repeated group stands for.
+   */
+  private final List<List<Set<String>>> retried = new ArrayList<>();
+
   private int at;
   private int depth;
   private String found;
+  private boolean understood = true;
 
   private Repetitions(String regex) {
     this.regex = regex;
@@ -92,6 +111,48 @@ final class Repetitions {
   }
 
   /**
+   * What an expression tries again and again, round by round and from each character of a text on: repetitions behind
+   * which something may fail.
+   *
+   * @return for each alternative of the whole the characters that each such repetition consists of, those of a repeated
+   *     group and of what is not understood being all that there are
+   */
+  static List<List<BitSet>> retried(String regex) {
+    Repetitions repetitions = new Repetitions(regex);
+    if (regex.length() <= LONGEST) {
+      repetitions.alternatives();
+    }
+    if (repetitions.at < regex.length() || !repetitions.understood) {
+      repetitions.retried.add(List.of(ANY));
+    }
+    return repetitions.retried.stream()
+        .filter(sets -> !sets.isEmpty())
+        .map(
+            sets ->
+                sets.stream().filter(set -> !set.isEmpty()).map(repetitions::characters).toList())
+        .toList();
+  }
+
+  /** The same expression for Java; null where it may mean something else there. */
+  static Pattern java(String regex) {
+    Repetitions repetitions = new Repetitions(regex);
+    if (regex.length() <= LONGEST) {
+      repetitions.alternatives();
+    }
+    boolean same = repetitions.at == regex.length() && repetitions.understood;
+    if (!same || OTHER_IN_JAVA.matcher(regex).find() || OTHER_OPTION.matcher(regex).find()) {
+      return null;
+    }
+    try {
+      return Pattern.compile(
+          javaText(regex),
+          Pattern.UNICODE_CHARACTER_CLASS | Pattern.MULTILINE | Pattern.UNIX_LINES);
+    } catch (PatternSyntaxException e) {
+      return null;
+    }
+  }
+
+  /**
    * What is known of a part.
    *
    * @param first the characters that it may begin with, as expressions of one each
@@ -100,6 +161,7 @@ final class Repetitions {
    * @param fails whether there are places where it does not match
    * @param clear whether within it the next character always tells the only way
    * @param pending a repetition at its end that is tried in all ways where what follows fails; null for none
+   * @param last repetitions at its end that are tried round by round where what follows fails
    */
   private record Part(
       Set<String> first,
@@ -107,19 +169,22 @@ final class Repetitions {
       boolean empty,
       boolean fails,
       Clear clear,
-      String pending) {
-    static final Part NOTHING = new Part(Set.of(), Set.of(), true, false, Clear.ALWAYS, null);
+      String pending,
+      List<Rounds> last) {
+    static final Part NOTHING =
+        new Part(Set.of(), Set.of(), true, false, Clear.ALWAYS, null, List.of());
 
     /** An anchor, or what is looked for around a place. */
-    static final Part CONDITION = new Part(Set.of(), Set.of(), true, true, Clear.ALWAYS, null);
+    static final Part CONDITION =
+        new Part(Set.of(), Set.of(), true, true, Clear.ALWAYS, null, List.of());
 
     static Part character(String expression) {
-      return new Part(Set.of(expression), Set.of(), false, true, Clear.ALWAYS, null);
+      return new Part(Set.of(expression), Set.of(), false, true, Clear.ALWAYS, null, List.of());
     }
 
-    /** What matches in one way from where it begins. */
+    /** What matches in one way from where it begins; it begins at the next character too. */
     Part atomic() {
-      return new Part(first, Set.of(), empty, fails, Clear.ALWAYS, null);
+      return new Part(first, Set.of(), empty, fails, Clear.ALWAYS, null, last);
     }
   }
 
@@ -159,13 +224,29 @@ final class Repetitions {
     return all;
   }
 
+  private static <T> List<T> both(List<T> a, List<T> b) {
+    if (a.isEmpty() || b.isEmpty()) {
+      return a.isEmpty() ? b : a;
+    }
+    List<T> all = new ArrayList<>(a);
+    all.addAll(b);
+    return all;
+  }
+
   private Part alternatives() {
-    Part part = sequence();
+    Part part = alternative();
     while (at < regex.length() && regex.charAt(at) == '|') {
       at++;
-      part = or(part, sequence());
+      part = or(part, alternative());
     }
     return part;
+  }
+
+  private Part alternative() {
+    if (depth == 0) {
+      retried.add(new ArrayList<>());
+    }
+    return sequence();
   }
 
   private Part or(Part a, Part b) {
@@ -175,7 +256,8 @@ final class Repetitions {
         a.empty || b.empty,
         a.fails && b.fails,
         new Clear(() -> !intersect(a.first, b.first), a.clear, b.clear),
-        a.pending == null ? b.pending : a.pending);
+        a.pending == null ? b.pending : a.pending,
+        both(a.last, b.last));
   }
 
   private Part sequence() {
@@ -189,6 +271,7 @@ final class Repetitions {
   private Part then(Part a, Part b) {
     if (b.fails) {
       found(a.pending);
+      retry(a.last);
     }
     return new Part(
         a.empty ? union(a.first, b.first) : a.first,
@@ -199,7 +282,34 @@ final class Repetitions {
             () -> !intersect(a.onward, b.first) && !(a.empty && intersect(a.first, b.first)),
             a.clear,
             b.clear),
-        b.pending == null && !b.fails ? a.pending : b.pending);
+        b.pending == null && !b.fails ? a.pending : b.pending,
+        b.fails ? b.last : both(a.last, b.last));
+  }
+
+  /**
+   * A repetition that may be tried round by round.
+   *
+   * @param from where what was retried within it begins, in {@link #alternative}
+   * @param to where that ends
+   */
+  private record Rounds(Set<String> characters, int from, int to) {}
+
+  /** What is retried in the alternative of the whole that is at hand. */
+  private List<Set<String>> retriedHere() {
+    return retried.get(retried.size() - 1);
+  }
+
+  /** A group finds its rounds in one way, or all of it is refused: what is retried within one is retried but once. */
+  private void retry(List<Rounds> repetitions) {
+    List<Set<String>> here = retriedHere();
+    for (Rounds r : repetitions) {
+      int within = 0;
+      for (Set<String> set : here.subList(r.from, r.to)) {
+        within += set.isEmpty() ? 0 : 1;
+      }
+      Collections.fill(here.subList(r.from, r.to), Set.of());
+      here.addAll(Collections.nCopies(Math.max(1, within), r.characters));
+    }
   }
 
   private void found(String repetition) {
@@ -211,12 +321,13 @@ final class Repetitions {
   private Part repeated() {
     int start = at;
     boolean alone = regex.charAt(start) != '(';
+    int from = retriedHere().size();
     Part part = atom();
     for (Matcher q = take(QUANTIFIER); q != null; q = take(QUANTIFIER)) {
       int low = q.group(1) == null ? number(q, "low", 0) : q.group(1).equals("+") ? 1 : 0;
       int high =
           q.group(1) == null ? number(q, "high", ENDLESS) : q.group(1).equals("?") ? 1 : ENDLESS;
-      part = repeated(part, Math.min(low, high), Math.max(low, high), alone, start);
+      part = repeated(part, Math.min(low, high), Math.max(low, high), alone, start, from);
       boolean modified = at < regex.length() && q.group(1) != null && regex.charAt(at) == '+';
       if (modified) {
         part = part.atomic();
@@ -240,8 +351,9 @@ final class Repetitions {
    *
    * @param alone whether it is one character
    * @param start where it begins
+   * @param from where what is retried within it begins
    */
-  private Part repeated(Part part, int low, int high, boolean alone, int start) {
+  private Part repeated(Part part, int low, int high, boolean alone, int start, int from) {
     if (high <= 1) {
       return high == 0
           ? Part.NOTHING
@@ -251,13 +363,17 @@ final class Repetitions {
               part.empty || low == 0,
               part.fails && low > 0,
               part.clear,
-              part.pending);
+              part.pending,
+              part.last);
     }
     boolean clear =
         alone || !part.empty && !intersect(part.onward, part.first) && part.clear.holds();
     String pending = clear || part.pending != null ? part.pending : regex.substring(start, at);
+    List<Rounds> own =
+        List.of(new Rounds(alone ? part.first : ANY, from, alone ? from : retriedHere().size()));
     if (low > 1 && part.fails) {
       found(pending); // by its own rounds
+      retry(low > MANY ? own : part.last);
     }
     return new Part(
         part.first,
@@ -265,7 +381,8 @@ final class Repetitions {
         part.empty || low == 0,
         part.fails && low > 0,
         clear ? Clear.ALWAYS : Clear.NEVER,
-        pending);
+        pending,
+        high > MANY ? own : part.last);
   }
 
   /** What a pattern matches here, which is then behind. */
@@ -308,6 +425,7 @@ final class Repetitions {
       }
     }
     if (at == start) {
+      understood = false;
       found(regex.substring(start));
       at = regex.length();
       return Part.NOTHING;
@@ -319,6 +437,7 @@ final class Repetitions {
   private Part group() {
     Part part = Part.NOTHING;
     if (++depth > DEPTH) {
+      understood = false;
       found(regex.substring(at));
       at = regex.length();
     } else {

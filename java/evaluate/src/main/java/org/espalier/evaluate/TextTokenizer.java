@@ -68,6 +68,7 @@ public final class TextTokenizer implements AutoCloseable {
   private static final int SHOWN = 60;
 
   private final Path file;
+  private final PatternWork work;
   private final HuggingFaceTokenizer tokenizer;
 
   /**
@@ -84,7 +85,7 @@ public final class TextTokenizer implements AutoCloseable {
     if (!Files.isRegularFile(file)) {
       throw new InputException("tokenizer " + file + " does not exist or is not a file");
     }
-    TokenizerFile.check(file);
+    work = TokenizerFile.check(file);
     this.file = file;
     try {
       tokenizer =
@@ -115,12 +116,17 @@ public final class TextTokenizer implements AutoCloseable {
   /**
    * Encodes one text.
    *
-   * @throws InputException where the tokenizer does not take it, as one whose vocabulary lacks its unknown token, or it is too long
+   * @throws InputException where the tokenizer does not take it, as one whose vocabulary lacks its unknown token, or it is
+   *     too long, or its patterns would take too long for it
    */
   public Tokens encode(String text) {
     if (text.length() > LONGEST) {
       throw new InputException(
           refused(text) + "it has " + text.length() + " characters; " + LONGEST + " are the most");
+    }
+    String objection = work.objection(text);
+    if (objection != null) {
+      throw new InputException(refused(text) + objection);
     }
     Encoding e;
     try {

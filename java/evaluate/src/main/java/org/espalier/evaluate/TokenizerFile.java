@@ -13,6 +13,8 @@ import java.io.IOException;
 import java.nio.charset.CharacterCodingException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import org.espalier.InputException;
 import org.espalier.format.JsonReason;
 
@@ -31,6 +33,11 @@ final class TokenizerFile {
   private static final int LONGEST_STRING = 1 << 28;
 
   private final String where;
+  private final List<String> patterns = new ArrayList<>();
+
+  /** Whether a normalizer may make any characters of any others. */
+  private boolean renames;
+
   private int templates;
 
   private TokenizerFile(Path file) {
@@ -40,10 +47,13 @@ final class TokenizerFile {
   /**
    * Checks a file.
    *
+   * @return what its patterns have to do with texts
    * @throws InputException if the library must not be given it
    */
-  static void check(Path file) {
-    new TokenizerFile(file).read(file);
+  static PatternWork check(Path file) {
+    TokenizerFile checked = new TokenizerFile(file);
+    checked.read(file);
+    return new PatternWork(checked.patterns, checked.renames);
   }
 
   private void read(Path file) {
@@ -164,10 +174,12 @@ final class TokenizerFile {
       normalizer(each);
     }
     checkPattern("normalizer", normalizer);
+    String type = normalizer.path("type").asText();
+    renames |= type.equals("Replace") || type.equals("Precompiled");
     if (normalizer.path("prepend").asText("-").isEmpty()) {
       throw new InputException(where + ": its normalizer has an empty 'prepend'");
     }
-    if (normalizer.path("type").asText().equals("Precompiled")
+    if (type.equals("Precompiled")
         && !Charsmap.isOne(normalizer.path("precompiled_charsmap").textValue())) {
       throw new InputException(
           where
@@ -186,6 +198,9 @@ final class TokenizerFile {
 
   private void checkPattern(String part, JsonNode node) {
     String regex = node.path("pattern").path("Regex").asText();
+    if (!regex.isEmpty()) {
+      patterns.add(regex);
+    }
     String ambiguous = Repetitions.ambiguous(regex);
     if (ambiguous != null) {
       throw new InputException(
