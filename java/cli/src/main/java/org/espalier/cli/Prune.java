@@ -282,14 +282,12 @@ final class Prune implements Callable<Integer> {
     long begin = System.nanoTime();
     OnnxModel onnx = source.onnx(common::note);
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
-    List<String> names = ChannelPruner.weights(onnx);
-    Set<String> chosen = names.isEmpty() ? Set.of() : tensors.choose(names, name -> true);
     ChannelPruner pruner =
-        new ChannelPruner(
+        ChannelPruner.choosing(
             onnx,
             how.channels,
             allocation == null ? Allocation.GLOBAL : allocation,
-            chosen::contains);
+            names -> tensors.choose(names, name -> true));
     List<ChannelPruner.Narrowed> narrowed;
     double speedup;
     try (Progress progress = new Progress(common.err(), "calibrating")) {

@@ -10,6 +10,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Function;
 import java.util.function.Predicate;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
@@ -101,6 +102,15 @@ public final class ChannelPruner {
    */
   public ChannelPruner(
       OnnxModel model, double amount, Allocation allocation, Predicate<String> include) {
+    this(model, amount, allocation, HiddenChannels.find(model), include);
+  }
+
+  private ChannelPruner(
+      OnnxModel model,
+      double amount,
+      Allocation allocation,
+      List<HiddenChannels> all,
+      Predicate<String> include) {
     if (!(amount >= 0 && amount < 1)) {
       throw new InputException(
           "a share of " + amount + " of the channels; at least 0 and below 1 is right");
@@ -109,7 +119,6 @@ public final class ChannelPruner {
     this.use = new OneUse(model, "was made narrower");
     this.amount = amount;
     this.allocation = allocation;
-    List<HiddenChannels> all = HiddenChannels.find(model);
     sets = all.stream().filter(set -> set.weights().stream().allMatch(include)).toList();
     if (sets.isEmpty()) {
       throw new InputException(
@@ -121,9 +130,21 @@ public final class ChannelPruner {
     parts = ActivationStatistics.parts(sets, ChannelPruner::bytes);
   }
 
-  /** The weights that make channels which can go. */
-  public static List<String> weights(OnnxModel model) {
-    return HiddenChannels.find(model).stream().flatMap(set -> set.weights().stream()).toList();
+  /**
+   * The same with weights that are chosen among those which make channels that can go.
+   *
+   * @param choice of these weights those that are included; not asked where there are none
+   * @throws InputException where the model has no channels that can go
+   */
+  public static ChannelPruner choosing(
+      OnnxModel model,
+      double amount,
+      Allocation allocation,
+      Function<List<String>, Set<String>> choice) {
+    List<HiddenChannels> all = HiddenChannels.find(model);
+    List<String> weights = all.stream().flatMap(set -> set.weights().stream()).toList();
+    Set<String> chosen = weights.isEmpty() ? Set.of() : choice.apply(weights);
+    return new ChannelPruner(model, amount, allocation, all, chosen::contains);
   }
 
   /**
