@@ -8,6 +8,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.IntConsumer;
+import java.util.function.Supplier;
+import java.util.function.ToDoubleFunction;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.FileTree;
@@ -78,16 +80,25 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
    * @throws InputException where a model has other inputs or cannot be run
    */
   public static double speedup(Path reference, OnnxModel candidate, ExampleTensors examples) {
-    RuntimeModel loaded;
+    return ofLoaded(
+        () -> new RuntimeModel(reference),
+        loaded -> {
+          try (FedModel first = new FedModel(loaded, examples);
+              FedModel second = new FedModel(new RuntimeModel(candidate), examples)) {
+            return speedup(() -> first.run(0).close(), () -> second.run(0).close());
+          }
+        });
+  }
+
+  /** What is measured with the original; NaN where that is not loaded. */
+  private static <M> double ofLoaded(Supplier<M> original, ToDoubleFunction<M> measure) {
+    M loaded;
     try {
-      loaded = new RuntimeModel(reference);
+      loaded = original.get();
     } catch (InputException e) {
       return Double.NaN;
     }
-    try (FedModel first = new FedModel(loaded, examples);
-        FedModel second = new FedModel(new RuntimeModel(candidate), examples)) {
-      return speedup(() -> first.run(0).close(), () -> second.run(0).close());
-    }
+    return measure.applyAsDouble(loaded);
   }
 
   /**
@@ -100,16 +111,14 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
             .skip(texts.size() / 2)
             .findFirst()
             .orElseThrow();
-    OnnxTextModel loaded;
-    try {
-      loaded = new OnnxTextModel(reference, 1);
-    } catch (InputException e) {
-      return Double.NaN;
-    }
-    try (OnnxTextModel first = loaded;
-        OnnxTextModel second = new OnnxTextModel(candidate, 1)) {
-      return speedup(() -> run(first, middle), () -> run(second, middle));
-    }
+    return ofLoaded(
+        () -> new OnnxTextModel(reference, 1),
+        loaded -> {
+          try (OnnxTextModel first = loaded;
+              OnnxTextModel second = new OnnxTextModel(candidate, 1)) {
+            return speedup(() -> run(first, middle), () -> run(second, middle));
+          }
+        });
   }
 
   private static void run(OnnxTextModel model, Tokens text) {
