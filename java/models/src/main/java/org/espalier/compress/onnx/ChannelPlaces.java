@@ -8,6 +8,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.function.IntPredicate;
 import org.espalier.compress.onnx.HiddenChannels.Count;
+import org.espalier.format.onnx.AxisOrder;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -374,7 +375,7 @@ final class ChannelPlaces {
   }
 
   private static Place transposed(NodeProto n, Place place) {
-    int[] order = Nodes.permutation(n);
+    int[] order = AxisOrder.of(n);
     for (int i = 0; order != null && i < order.length; i++) {
       if (order[i] == order.length - place.axis()) {
         return place.at(order.length - i);
@@ -384,7 +385,7 @@ final class ChannelPlaces {
   }
 
   private static Place beforeTranspose(NodeProto n, Place place) {
-    int[] order = Nodes.permutation(n);
+    int[] order = AxisOrder.of(n);
     return order == null || order.length < place.axis()
         ? null
         : place.at(order.length - order[order.length - place.axis()]);

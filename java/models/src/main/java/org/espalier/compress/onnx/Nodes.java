@@ -4,10 +4,8 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Set;
-import java.util.stream.IntStream;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -93,18 +91,6 @@ final class Nodes {
         .addInts(1)
         .addInts(0)
         .build();
-  }
-
-  /** The order of axes of a Transpose; null where it has none, which turns all around, or no right one. */
-  static int[] permutation(NodeProto n) {
-    AttributeProto perm = find(n, "perm");
-    if (perm == null) {
-      return null;
-    }
-    int[] order = perm.getIntsList().stream().mapToInt(Long::intValue).toArray();
-    int[] sorted = order.clone();
-    Arrays.sort(sorted);
-    return Arrays.equals(sorted, IntStream.range(0, order.length).toArray()) ? order : null;
   }
 
   static AttributeProto find(NodeProto n, String name) {

@@ -13,6 +13,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.AxisOrder;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -462,7 +463,7 @@ final class ValueShapes {
   }
 
   private long[] transposed(NodeProto n, long[] first) {
-    int[] perm = Nodes.permutation(n);
+    int[] perm = AxisOrder.of(n);
     if (perm == null || first != null && first.length != perm.length) {
       return null;
     }

@@ -206,32 +206,12 @@ public final class OnnxWeights {
     }
     for (int i = between.size() - 1; i >= 0 && axes != null; i--) {
       if (between.get(i).getOpType().equals("Transpose")) {
-        axes = transpose(between.get(i), axes);
+        int[] order = AxisOrder.of(between.get(i), axes.length);
+        int[] before = axes;
+        axes = order == null ? null : Arrays.stream(order).map(from -> before[from]).toArray();
       }
     }
     return axes;
-  }
-
-  /** Null for a permutation that does not fit; a runtime refuses such a model. */
-  private static int[] transpose(NodeProto n, int[] axes) {
-    int[] result = new int[axes.length];
-    List<Long> perm = null;
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.getName().equals("perm")) {
-        perm = a.getIntsList();
-      }
-    }
-    if (perm != null && (perm.size() != axes.length || new HashSet<>(perm).size() != perm.size())) {
-      return null;
-    }
-    for (int i = 0; i < axes.length; i++) {
-      long from = perm == null ? axes.length - 1 - i : perm.get(i);
-      if (from < 0 || from >= axes.length) {
-        return null;
-      }
-      result[i] = axes[(int) from];
-    }
-    return result;
   }
 
   private List<OnnxWeight> weights() {
