@@ -214,23 +214,34 @@ class RepetitionsTest {
     String letters = "a".repeat(100_000) + "x";
     ids("\\s+$", letters);
     message =
-        assertThrows(InputException.class, () -> ids(replacing, "\\s+$", letters)).getMessage();
+        assertThrows(InputException.class, () -> ids(replacing, "", "\\s+$", letters)).getMessage();
     assertTrue(message.contains("would be tried"), message);
+    String rewriting =
+        "{\"type\": \"Metaspace\", \"replacement\": \"▁\", \"prepend_scheme\": \"never\","
+            + " \"split\": false},";
+    message =
+        assertThrows(InputException.class, () -> ids("null", rewriting, "▁+$", blanks))
+            .getMessage();
+    assertTrue(message.contains("would be tried"), message);
+    ids("null", rewriting, "▁+$", "a few words");
   }
 
   private void ids(String regex, String text) throws IOException {
-    ids("null", regex, text);
+    ids("null", "", regex, text);
   }
 
-  private void ids(String normalizer, String regex, String text) throws IOException {
+  /**
+   * @param before pre_tokenizers, each with a comma
+   */
+  private void ids(String normalizer, String before, String regex, String text) throws IOException {
     String json =
         """
         {"version": "1.0", "added_tokens": [], "normalizer": %s, "post_processor": null,
-         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [%s
            {"type": "Split", "pattern": {"Regex": %s}, "behavior": "Isolated", "invert": false}]},
          "decoder": null, "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0}}}
         """
-            .formatted(normalizer, new ObjectMapper().writeValueAsString(regex));
+            .formatted(normalizer, before, new ObjectMapper().writeValueAsString(regex));
     Path file = Files.writeString(folder.resolve("tokenizer.json"), json);
     try (TextTokenizer tokenizer = new TextTokenizer(file, 16)) {
       tokenizer.encode(text);

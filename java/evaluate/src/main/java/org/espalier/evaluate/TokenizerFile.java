@@ -35,8 +35,11 @@ final class TokenizerFile {
   private final String where;
   private final List<String> patterns = new ArrayList<>();
 
-  /** Whether a normalizer may make any characters of any others. */
+  /** Whether characters may become any others before a pattern is looked for in them. */
   private boolean renames;
+
+  /** Whether a pre_tokenizer has written characters in others. */
+  private boolean rewritten;
 
   private int templates;
 
@@ -194,12 +197,15 @@ final class TokenizerFile {
       preTokenizer(each);
     }
     checkPattern("pre_tokenizer", preTokenizer);
+    String type = preTokenizer.path("type").asText();
+    rewritten |= type.equals("ByteLevel") || type.equals("Metaspace");
   }
 
   private void checkPattern(String part, JsonNode node) {
     String regex = node.path("pattern").path("Regex").asText();
     if (!regex.isEmpty()) {
       patterns.add(regex);
+      renames |= rewritten;
     }
     String ambiguous = Repetitions.ambiguous(regex);
     if (ambiguous != null) {

@@ -81,14 +81,16 @@ final class BreakdownCheck {
 
   /** Looks whether large values of examples reach weights as they are, or are scaled before. */
   private void checkScale(OnnxModel trained, Examples.Labelled rows) {
+    double[] sizes =
+        IntStream.range(0, rows.size()).mapToDouble(i -> largest(rows, i).magnitude()).toArray();
     int[] largest =
-        IntStream.range(0, rows.size())
+        IntStream.range(0, sizes.length)
             .boxed()
-            .sorted(Comparator.comparingDouble(i -> -largest(rows, i).magnitude()))
+            .sorted(Comparator.comparingDouble(i -> -sizes[i]))
             .limit(BATCH)
             .mapToInt(Integer::intValue)
             .toArray();
-    if (largest(rows, largest[0]).magnitude() <= UNSCALED) {
+    if (sizes[largest[0]] <= UNSCALED) {
       return;
     }
     OnnxModel opened = job.opened(trained);
