@@ -274,7 +274,8 @@ class LifetimesTest {
     assertWaits(made.operation(), made.call());
     if (made.operation() instanceof Linear linear) {
       assertWaits(linear, () -> linear.backward(N));
-      assertWaits(linear, () -> linear.backwardClipped(N, 1));
+      assertWaits(linear, () -> linear.backwardRows(N));
+      assertWaits(linear, () -> linear.addSquares(N, new double[N]));
       assertWaits(linear, () -> linear.descend(0.1));
     }
     made.operation().close();
