@@ -407,6 +407,14 @@ class PerceptronTest {
         assertArrayEquals(
             learner.predict(x[i]).outputs(), Arrays.copyOfRange(out, 2 * i, 2 * i + 2));
       }
+    }
+  }
+
+  @Test
+  void aBatchThatFillsNoBufferIsRefused() {
+    List<Integer> hidden = List.of(1 << 20);
+    try (Perceptron model =
+        Perceptron.drawn(1, hidden, 2, Activation.RELU, new Loss.CrossEntropy(), 1)) {
       assertThrows(
           IllegalArgumentException.class,
           () -> new OnlineLearner(model, settings(1000).build()).close());
