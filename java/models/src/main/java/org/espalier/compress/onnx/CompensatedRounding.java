@@ -19,7 +19,13 @@ final class CompensatedRounding {
   /** How much more damping where the usual is not enough. */
   private static final double MORE_DAMPING = 10;
 
-  private static final int COLUMNS = 64;
+  private static final int COLUMNS = 128;
+
+  /** Columns that are eliminated together; a multiple of four. */
+  private static final int PANEL = 32;
+
+  /** Rows whose errors later ones take up together, as they lie in the first-level cache with a row's columns. */
+  private static final int LAZY = 32;
 
   /**
    * Rows of W that take up each other's errors.
@@ -87,23 +93,68 @@ final class CompensatedRounding {
   }
 
   /**
-   * The lower Cholesky factor of a positive definite matrix, in place of it. Column by column: the
+   * The lower Cholesky factor of a positive definite matrix, in place of it. Some columns at a time: the
    * rows below are updated in parallel, each by one thread.
    */
   static double[][] cholesky(double[][] a) {
     int n = a.length;
-    int block = 32;
-    for (int from = 0; from < n; from += block) {
+    double[][] columns = new double[PANEL][n];
+    for (int from = 0; from < n; from += PANEL) {
       int b0 = from;
-      int b1 = Math.min(n, from + block);
+      int b1 = Math.min(n, from + PANEL);
       for (int i = b0; i < b1; i++) {
         eliminate(a, i, b0);
       }
       rows(b1, n).forEach(i -> eliminate(a, i, b0));
-      // What the block's columns contribute to the rest of each row below.
-      rows(b1, n).forEach(i -> subtract(a, i, b0, b1));
+      for (int i = b1; i < n; i++) {
+        for (int c = b0; c < b1; c++) {
+          columns[c - b0][i] = a[i][c];
+        }
+      }
+      // What these columns contribute to the rest of each row below.
+      rows(b1, n)
+          .forEach(
+              i -> {
+                for (int c = b0; c < b1; c += 4) { // there is a row below, so the panel is whole
+                  subtract(a[i], b1, i + 1, a[i], c, columns, c - b0);
+                }
+              });
     }
     return a;
+  }
+
+  /** from[j] -= sum of factors[at + m] · rows[first + m][j] over four m, which is read and written once for the four. */
+  private static void subtract(
+      double[] from, int begin, int end, double[] factors, int at, double[][] rows, int first) {
+    subtract(
+        from,
+        begin,
+        end,
+        factors[at],
+        rows[first],
+        factors[at + 1],
+        rows[first + 1],
+        factors[at + 2],
+        rows[first + 2],
+        factors[at + 3],
+        rows[first + 3]);
+  }
+
+  private static void subtract(
+      double[] from,
+      int begin,
+      int end,
+      double f0,
+      double[] row0,
+      double f1,
+      double[] row1,
+      double f2,
+      double[] row2,
+      double f3,
+      double[] row3) {
+    for (int j = begin; j < end; j++) {
+      from[j] -= (f0 * row0[j] + f1 * row1[j]) + (f2 * row2[j] + f3 * row3[j]);
+    }
   }
 
   private static IntStream rows(int from, int to) {
@@ -113,7 +164,7 @@ final class CompensatedRounding {
 
   /** Completes the entries of row i in the columns of the block that starts at b0. */
   private static void eliminate(double[][] a, int i, int b0) {
-    int b1 = Math.min(b0 + 32, i + 1);
+    int b1 = Math.min(b0 + PANEL, i + 1);
     double[] row = a[i];
     for (int j = b0; j < b1; j++) {
       double[] other = a[j];
@@ -132,28 +183,6 @@ final class CompensatedRounding {
     }
   }
 
-  private static void subtract(double[][] a, int i, int b0, int b1) {
-    double[] row = a[i];
-    for (int j = b1; j <= i; j++) {
-      double[] other = a[j];
-      double s0 = 0;
-      double s1 = 0;
-      double s2 = 0;
-      double s3 = 0;
-      int c = b0;
-      for (; c + 4 <= b1; c += 4) {
-        s0 += row[c] * other[c];
-        s1 += row[c + 1] * other[c + 1];
-        s2 += row[c + 2] * other[c + 2];
-        s3 += row[c + 3] * other[c + 3];
-      }
-      for (; c < b1; c++) {
-        s0 += row[c] * other[c];
-      }
-      row[j] -= (s0 + s1) + (s2 + s3);
-    }
-  }
-
   /** The inverse of a lower triangular matrix, lower triangular. */
   static double[][] invert(double[][] l) {
     int n = l.length;
@@ -163,7 +192,7 @@ final class CompensatedRounding {
     for (int i = 0; i < n; i++) {
       result[i] = new double[i + 1];
     }
-    int chunk = 48;
+    int chunk = 64;
     IntStream.range(0, (n + chunk - 1) / chunk)
         .parallel()
         .forEach(
@@ -174,12 +203,21 @@ final class CompensatedRounding {
                 double[] row = l[i];
                 double[] out = result[i];
                 int end = Math.min(c1, i + 1);
-                for (int m = c0; m < i; m++) {
+                int m = c0;
+                for (; m < Math.min(c1, i); m++) { // rows that begin within the chunk
                   double f = row[m];
                   double[] above = result[m];
                   int to = Math.min(end, m + 1);
                   for (int c = c0; c < to; c++) {
                     out[c] -= f * above[c];
+                  }
+                }
+                for (; m + 4 <= i; m += 4) {
+                  subtract(out, c0, end, row, m, result, m);
+                }
+                for (; m < i; m++) {
+                  for (int c = c0; c < end; c++) {
+                    out[c] -= row[m] * result[m][c];
                   }
                 }
                 if (i < c1) {
@@ -227,25 +265,68 @@ final class CompensatedRounding {
     for (int i = 0; i < k; i++) {
       w[i] = Arrays.copyOfRange(weights, order[i] * n + from, order[i] * n + to);
     }
-    float[] error = new float[width];
-    for (int i = 0; i < k; i++) {
-      float[] row = w[i];
-      float[] u = factor[i];
-      int at = order[i] * n + from;
-      for (int c = 0; c < width; c++) {
-        float s = scales[from + c];
-        int q =
-            weights[at + c] == 0 ? 0 : (int) Math.max(-qmax, Math.min(qmax, Math.rint(row[c] / s)));
-        result[at + c] = (byte) q;
-        error[c] = (row[c] - q * s) / u[0];
-      }
-      for (int j = i + 1; j < k; j++) {
-        float f = u[j - i];
-        float[] later = w[j];
+    float[][] errors = new float[LAZY][width];
+    for (int first = 0; first < k; first += LAZY) {
+      int last = Math.min(k, first + LAZY);
+      for (int i = first; i < last; i++) {
+        float[] row = w[i];
+        float[] u = factor[i];
+        float[] error = errors[i - first];
+        int at = order[i] * n + from;
         for (int c = 0; c < width; c++) {
-          later[c] -= error[c] * f;
+          float s = scales[from + c];
+          int q =
+              weights[at + c] == 0
+                  ? 0
+                  : (int) Math.max(-qmax, Math.min(qmax, Math.rint(row[c] / s)));
+          result[at + c] = (byte) q;
+          error[c] = (row[c] - q * s) / u[0];
+        }
+        for (int j = i + 1; j < last; j++) {
+          subtract(w[j], error, u[j - i]);
         }
       }
+      for (int j = last; j < k; j++) {
+        int i = first;
+        for (; i + 4 <= last; i += 4) {
+          subtract(
+              w[j],
+              errors[i - first],
+              factor[i][j - i],
+              errors[i + 1 - first],
+              factor[i + 1][j - i - 1],
+              errors[i + 2 - first],
+              factor[i + 2][j - i - 2],
+              errors[i + 3 - first],
+              factor[i + 3][j - i - 3]);
+        }
+        for (; i < last; i++) {
+          subtract(w[j], errors[i - first], factor[i][j - i]);
+        }
+      }
+    }
+  }
+
+  private static void subtract(float[] from, float[] error, float factor) {
+    for (int c = 0; c < from.length; c++) {
+      from[c] -= error[c] * factor;
+    }
+  }
+
+  /** Four at once: what is subtracted from is read and written a fourth as often. */
+  private static void subtract(
+      float[] from,
+      float[] error0,
+      float factor0,
+      float[] error1,
+      float factor1,
+      float[] error2,
+      float factor2,
+      float[] error3,
+      float factor3) {
+    for (int c = 0; c < from.length; c++) {
+      from[c] -=
+          (error0[c] * factor0 + error1[c] * factor1) + (error2[c] * factor2 + error3[c] * factor3);
     }
   }
 }
