@@ -16,7 +16,11 @@ if [[ $# -lt 2 && ! -d $dataset ]]; then
       echo "fetch.sh: no apt-get to fetch $package with; name a folder with the files of Fashion-MNIST" >&2
       exit 2
     }
-    (cd "$work" && apt-get download -q "$package" && dpkg-deb -x "$package"_*.deb . && rm "$package"_*.deb)
+    (cd "$work" && apt-get download -q "$package") || {
+      echo "fetch.sh: apt-get cannot fetch $package; after apt-get update it may" >&2
+      exit 2
+    }
+    (cd "$work" && dpkg-deb -x "$package"_*.deb . && rm "$package"_*.deb)
   fi
 fi
 "$root/espalier" --version >&2 # builds it where it is not built

@@ -234,6 +234,44 @@ class LauncherTest {
   }
 
   @Test
+  void aMavenThatEndsBeforeItBuildsIsQuoted() throws IOException, InterruptedException {
+    fake("mvn", "echo 'Exception in thread \"main\": no room'; echo '  at M.main'; exit 1");
+    Launch launch = launch(root.resolve("espalier"), "doctor");
+    assertEquals(1, launch.code());
+    assertTrue(launch.err().contains("\"main\": no room\n"), launch.err());
+  }
+
+  @Test
+  void pathsWithOtherLettersAreOpenedInALocaleOfAsciiToo()
+      throws IOException, InterruptedException {
+    script(javaHome.resolve("bin/java"), "echo \"${LC_ALL-unset}\"");
+    fake("locale", "[[ $1 == charmap ]] && echo ANSI_X3.4-1968");
+    assertEquals("C.UTF-8\n", launch(root.resolve("espalier"), "doctor").out());
+    fake("locale", "[[ $1 == charmap ]] && echo ISO-8859-1");
+    Path shell = folder.resolve("latin");
+    script(
+        shell, "export LC_ALL=latin; exec '" + root.resolve("espalier") + "' doctor 2>/dev/null");
+    assertEquals("latin\n", launch(shell).out());
+  }
+
+  @Test
+  void theHomeOfAUserInNoPasswdFileIsTold() throws IOException, InterruptedException {
+    script(javaHome.resolve("bin/java"), "echo \"$*\"");
+    Path shell = folder.resolve("home");
+    script(shell, "HOME=/some/home exec '" + root.resolve("espalier") + "' doctor");
+    fake("mvn", Files.readString(bin.resolve("mvn")) + "echo \"$MAVEN_OPTS\" >>'" + calls + "'");
+    fake("getent", "exit 0");
+    assertFalse(launch(shell).out().contains("user.home"));
+    fake("getent", "exit 2");
+    Files.createFile(root.resolve("native/new.cpp"));
+    Launch launch = launch(shell);
+    assertTrue(launch.out().contains("-Duser.home=/some/home "), launch.out());
+    Object uid = Files.getAttribute(folder, "unix:uid");
+    assertTrue(callsOf("getent").contains("getent passwd " + uid), callsOf("getent").toString());
+    assertTrue(Files.readString(calls).contains("-Duser.home=/some/home\n"), "Maven's too");
+  }
+
+  @Test
   void withoutToolsItSaysWhatInstallsThem() throws IOException, InterruptedException {
     for (String tool : List.of("mvn", "ninja", "g++")) {
       Files.delete(bin.resolve(tool));
@@ -250,8 +288,8 @@ class LauncherTest {
             "Ninja",
             "C++",
             "javac",
-            "sudo apt-get install -y --no-install-recommends openjdk-21-jdk-headless maven cmake"
-                + " ninja-build g++\n")) {
+            "sudo apt-get update && sudo apt-get install -y --no-install-recommends"
+                + " openjdk-21-jdk-headless maven cmake ninja-build g++\n")) {
       assertTrue(launch.err().contains(word), launch.err());
     }
     assertEquals(List.of(), callsOf("apt-get"), "nothing is installed without root");

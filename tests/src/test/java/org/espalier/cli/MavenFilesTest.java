@@ -64,12 +64,25 @@ class MavenFilesTest {
   }
 
   @Test
+  void saysThatItCannotWriteItsCache() throws IOException {
+    Files.createFile(cache);
+    for (String entry : List.of(MODEL, "maven:org.example:other:1.0!/m.onnx")) {
+      InputException e =
+          assertThrows(InputException.class, () -> files.file(MavenEntry.parse(entry)));
+      assertTrue(e.getMessage().startsWith("cannot make the folder " + cache), e.getMessage());
+      assertTrue(e.getMessage().contains("XDG_CACHE_HOME"), e.getMessage());
+    }
+  }
+
+  @Test
   void saysWhatMavenSaid() {
     String cause = "Failed to execute goal g:p:1:copy: m:1.0 was not found in central";
     assertEquals(
         cause,
         MavenFiles.firstError(
-            "\u001b[0m\u001b[0m[ERROR] " + cause + " -> [Help 1]\n[ERROR] \n[ERROR] Re-run with -e"));
+            "\u001b[0m\u001b[0m[ERROR] "
+                + cause
+                + " -> [Help 1]\n[ERROR] \n[ERROR] Re-run with -e"));
     assertEquals("it says nothing", MavenFiles.firstError("\u001b[0m\n"));
     assertEquals("killed", MavenFiles.firstError("killed\n"));
   }

@@ -107,8 +107,8 @@ final class MavenFiles {
   }
 
   private void copyWithMaven(MavenEntry wanted, Path folder) {
+    makeFolder(folder);
     try {
-      Files.createDirectories(folder);
       Process maven =
           new ProcessBuilder(
                   "mvn",
@@ -216,7 +216,7 @@ final class MavenFiles {
 
   private void extract(ZipFile zip, ZipEntry entry, Path jar, Path target, String sha256)
       throws IOException {
-    Files.createDirectories(target.getParent());
+    makeFolder(target.getParent());
     MessageDigest digest = newDigest();
     try (AtomicFile file = AtomicFile.create(target);
         InputStream in = zip.getInputStream(entry)) {
@@ -243,6 +243,15 @@ final class MavenFiles {
         check(HexFormat.of().formatHex(digest.digest()), sha256, jar + "!/" + entry.getName());
       }
       file.commit();
+    }
+  }
+
+  private static void makeFolder(Path folder) {
+    try {
+      Files.createDirectories(folder);
+    } catch (IOException e) {
+      throw InputException.of(
+          "cannot make the folder " + folder + " (XDG_CACHE_HOME names another place)", e);
     }
   }
 
