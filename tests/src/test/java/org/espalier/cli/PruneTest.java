@@ -520,6 +520,18 @@ class PruneTest {
         with(prune, "--channels", "0.5", "--calibration", "none"));
   }
 
+  @Test
+  void saysThatAModelIsQuantizedAlready() {
+    Path int8 = folder.resolve("int8.onnx");
+    Run.of("quantize", onnx, "-o", int8, "--to", "onnx-dynamic", "--calibration", "none").done();
+    for (String[] how : new String[][] {{"--amount", "0.5"}, {"--channels", "0.5"}}) {
+      Run.refused(
+          folder,
+          new String[] {"int8.onnx", "it is quantized already, with MatMulInteger"},
+          with(new String[] {"prune", int8.toString(), "-o", out.toString()}, (Object[]) how));
+    }
+  }
+
   /** Both sets of channels between the products, that of the depthwise Conv with its groups. */
   @Test
   void removesChannels() throws Exception {

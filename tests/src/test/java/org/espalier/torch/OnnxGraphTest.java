@@ -359,6 +359,24 @@ class OnnxGraphTest {
   }
 
   @Test
+  void anAxisWithoutANameIsToldAsAny() {
+    ModelProto.Builder mlp = SmallModels.mlp().toBuilder();
+    mlp.getGraphBuilder()
+        .getInputBuilder(0)
+        .getTypeBuilder()
+        .getTensorTypeBuilder()
+        .getShapeBuilder()
+        .getDimBuilder(0)
+        .clearValue();
+    try (PointerScope scope = new PointerScope();
+        OnnxGraph graph = new OnnxGraph(model(mlp.build()))) {
+      refused(
+          "must have the shape [?, 8] but has [5, 7]",
+          () -> graph.forward(Map.of("x", torch.randn(5, 7))));
+    }
+  }
+
+  @Test
   void wrongInputsAreRefused() {
     try (PointerScope scope = new PointerScope();
         OnnxGraph graph = new OnnxGraph(model(SmallModels.mlp()))) {

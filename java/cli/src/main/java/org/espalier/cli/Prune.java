@@ -20,6 +20,7 @@ import org.espalier.compress.OnnxPruner.Candidate;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.ChannelPruner.Allocation;
+import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
@@ -319,6 +320,16 @@ final class Prune implements Callable<Integer> {
           onnx.name()
               + " has no weights to prune"
               + OnnxWeights.outOfReach(onnx).map(inner -> ": " + inner).orElse(""));
+    }
+    Optional<String> quantized = FloatWeights.quantized(onnx);
+    if (quantized.isPresent()
+        && !tensors.replacesDefault()
+        && candidates.values().stream().noneMatch(OnnxPruner::isPrunable)) {
+      throw new InputException(
+          onnx.name()
+              + " has no weights to prune: "
+              + quantized.get()
+              + "; prune the model that it was made of");
     }
     OnnxWeights.outOfReach(onnx).ifPresent(common::note);
     return tensors.choose(candidates.keySet(), usual(candidates, rule));

@@ -125,6 +125,7 @@ public final class ChannelPruner {
           model.name()
               + (all.isEmpty()
                   ? ": no channels lie between products with constant float weights alone"
+                      + FloatWeights.quantized(model).map(how -> "; " + how).orElse("")
                   : ": of no set of channels all the weights that make it are chosen"));
     }
     parts = ActivationStatistics.parts(sets, ChannelPruner::bytes);

@@ -3,6 +3,7 @@ package org.espalier.compress.onnx;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
@@ -54,12 +55,17 @@ public final class FloatWeights {
     parts.add(model.name() + " has no weights to quantize: no " + wanted);
     parts.addAll(lines(skipped));
     OnnxWeights.outOfReach(model).ifPresent(parts::add);
+    quantized(model).ifPresent(parts::add);
+    return new InputException(String.join("; ", parts));
+  }
+
+  /** That a model has been quantized, and with which operators; empty where it has none of them. */
+  public static Optional<String> quantized(OnnxModel model) {
     Set<String> integer = new TreeSet<>();
     model.nodes().forEach(n -> integer.add(n.getOpType()));
     integer.retainAll(INTEGER);
-    if (!integer.isEmpty()) {
-      parts.add("it is quantized already, with " + String.join(", ", integer));
-    }
-    return new InputException(String.join("; ", parts));
+    return integer.isEmpty()
+        ? Optional.empty()
+        : Optional.of("it is quantized already, with " + String.join(", ", integer));
   }
 }

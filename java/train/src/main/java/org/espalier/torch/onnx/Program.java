@@ -337,7 +337,11 @@ public final class Program implements AutoCloseable {
     if (!fits) {
       List<String> names =
           dims.stream()
-              .map(d -> d.hasDimValue() ? Long.toString(d.getDimValue()) : d.getDimParam())
+              .map(
+                  d ->
+                      d.hasDimValue()
+                          ? Long.toString(d.getDimValue())
+                          : d.hasDimParam() ? d.getDimParam() : "?")
               .toList();
       throw new InputException(
           where + " must have the shape " + names + " but has " + Arrays.toString(shape));
