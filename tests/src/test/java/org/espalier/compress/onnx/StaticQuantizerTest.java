@@ -3,6 +3,7 @@ package org.espalier.compress.onnx;
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.number;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -210,6 +211,37 @@ class StaticQuantizerTest {
     Clipping other = large ? new Clipping.MeanSquaredError() : new Clipping.MinMax();
     assertEquals(q.ranges(source, expected), best);
     assertNotEquals(q.ranges(source, other), best);
+  }
+
+  /** Where a heatmap is largest: calibration has seen a peak at few of its 256 places. */
+  @Test
+  void sharesOfASoftmaxMayPeakWhereCalibrationSawNone() throws OrtException {
+    float[] places = new float[2 * 256];
+    for (int i = 0; i < 256; i++) {
+      places[2 * i] = i % 16;
+      places[2 * i + 1] = i / 16;
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("soft-argmax")
+            .addInput(value("x", DataType.FLOAT, -1, 256))
+            .addInitializer(floats("places", places, 256, 2))
+            .addInitializer(number("ten", 10))
+            .addNode(node("Mul", "/Mul", List.of("x", "ten"), "heat"))
+            .addNode(node("Softmax", "/Softmax", List.of("heat"), "share", attribute("axis", -1)))
+            .addNode(node("MatMul", "/MatMul", List.of("share", "places"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, 2));
+    ModelProto proto = SmallModels.model(13, g);
+    OnnxModel model = OnnxModel.of(proto, "int8");
+    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    q.apply(
+        q.calibrate(
+            new TensorActivations(List.of(Map.of("x", normal(1, 60, 256))), 1),
+            new Clipping.MinMax()));
+    assertEquals(List.of("places"), q.quantized());
+    Map<String, OnnxTensor> unseen = Map.of("x", normal(2, 300, 256));
+    double error = error(run(OnnxModel.of(proto, "float"), unseen), run(model, unseen));
+    assertTrue(error < 0.05, "error " + error);
   }
 
   /** A model may call a weight of its own what others would call factors of channels. */

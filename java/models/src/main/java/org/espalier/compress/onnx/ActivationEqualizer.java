@@ -23,7 +23,8 @@ import org.slf4j.LoggerFactory;
  *       it take the shift back: products in their biases, a residual addition in the bias of its other
  *       operand. This costs nothing at run time, and is left out where some reader cannot.
  *   <li>Scale: one Mul by 1/s before the products, s in the rows of their weights. Only readers of that Mul see
- *       it, so it is always possible; it is done where it removes a worthwhile share of the noise.
+ *       it, so it is always possible; it is done where it removes a worthwhile share of the noise, and not to
+ *       what a Softmax gives.
  * </ul>
  */
 final class ActivationEqualizer {
@@ -68,11 +69,15 @@ final class ActivationEqualizer {
                   return equalization;
                 })
             .toList();
-    double total = found.stream().mapToDouble(Equalization::gain).sum();
+    List<Boolean> scalable = sites.stream().map(this::isScalable).toList();
+    double total = 0;
+    for (int i = 0; i < found.size(); i++) {
+      total += scalable.get(i) ? found.get(i).gain() : 0;
+    }
     Map<ProductSite, Equalization> result = new LinkedHashMap<>();
     for (int i = 0; i < found.size(); i++) {
       Equalization e = found.get(i);
-      boolean scaled = e.gain() > 0 && e.gain() >= WORTH_SCALING * total;
+      boolean scaled = scalable.get(i) && e.gain() > 0 && e.gain() >= WORTH_SCALING * total;
       LOG.debug(
           "{}: relative noise {} to {}, {}",
           sites.get(i).activation,
@@ -82,6 +87,17 @@ final class ActivationEqualizer {
       result.put(sites.get(i), scaled ? e : e.withoutScale());
     }
     return result;
+  }
+
+  /**
+   * Whether the largest value that calibration saw of a channel says what it can be. Each share of a Softmax over many
+   * channels can become 1, and few do so in calibration: scaled up, the others would be clipped where they do.
+   */
+  private boolean isScalable(ProductSite s) {
+    NodeProto producer = producers.get(s.activation);
+    return producer == null
+        || !OnnxModel.isOwn(producer)
+        || !producer.getOpType().equals("Softmax");
   }
 
   /** Whether every reader of a site's activation can take back a shift. */
