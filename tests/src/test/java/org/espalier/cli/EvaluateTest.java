@@ -3,13 +3,17 @@ package org.espalier.cli;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
+import java.util.List;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.junit.jupiter.api.Test;
@@ -69,15 +73,58 @@ class EvaluateTest {
   }
 
   @Test
+  void tellsOfModelsThatDrawRandomNumbers() throws Exception {
+    ModelProto.Builder noisy = SmallModels.mlp().toBuilder();
+    noisy
+        .getGraphBuilder()
+        .addNode(SmallModels.line("n RandomNormalLike x"))
+        .addOutput(SmallModels.value("n", DataType.FLOAT, -1, 8));
+    Path model = Files.write(folder.resolve("noisy.onnx"), noisy.build().toByteArray());
+    for (Object[] command :
+        new Object[][] {
+          {"evaluate", model, model, "--examples", twoExamples()},
+          {"prune", model, "-o", folder.resolve("half.onnx"), "--amount", "0.5"}
+        }) {
+      Run run = Run.of(command).done();
+      assertTrue(run.err().contains("RandomNormalLike '/n' draws random numbers"), run.err());
+    }
+  }
+
+  @Test
+  void refusesOutputsOfOtherShapes() throws Exception {
+    List<Path> models = new ArrayList<>();
+    for (String line : List.of("y Relu x", "y Transpose x")) {
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .setName("one")
+              .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+              .addNode(SmallModels.line(line))
+              .addOutput(SmallModels.value("y", DataType.FLOAT, -1, -2));
+      Path file = folder.resolve(line.charAt(2) + ".onnx");
+      models.add(Files.write(file, SmallModels.model(13, g).toByteArray()));
+    }
+    refused(
+        "T.onnx: for one of the examples the output y has the shape [8, 1], the reference's"
+            + " [1, 8]; outputs",
+        models.get(0),
+        models.get(1),
+        "--examples",
+        twoExamples());
+  }
+
+  private Path twoExamples() throws IOException {
+    return RawSafetensors.write(
+        folder.resolve("ex.safetensors"),
+        "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,8],\"data_offsets\":[0,64]}}",
+        64);
+  }
+
+  @Test
   void refusesModelsThatCannotBeCompared() throws Exception {
     ModelProto.Builder mute = SmallModels.mlp().toBuilder();
     mute.getGraphBuilder().clearOutput();
     Path silent = Files.write(folder.resolve("mute.onnx"), mute.build().toByteArray());
-    Path examples =
-        RawSafetensors.write(
-            folder.resolve("ex.safetensors"),
-            "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,8],\"data_offsets\":[0,64]}}",
-            64);
+    Path examples = twoExamples();
     refused("mute.onnx has no output", silent, silent, "--examples", examples);
     ModelProto.Builder cut = SmallModels.mlp().toBuilder();
     cut.getGraphBuilder().getInitializerBuilder(0).setDims(0, 7);

@@ -23,6 +23,7 @@ import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.RandomDraws;
 import org.espalier.recipe.ExamplesFile;
 import org.espalier.recipe.Recipe;
 import org.espalier.train.Labels;
@@ -161,9 +162,9 @@ final class Evaluate implements Callable<Integer> {
     Map<String, Object> byLabels;
     Savings savings;
     try (Progress progress = new Progress(common.err(), "evaluating")) {
-      ExampleTensors examples =
-          new FileActivations(file, OnnxModel.read(original.path()), Integer.MAX_VALUE, 1)
-              .examples();
+      OnnxModel model = OnnxModel.read(original.path());
+      RandomDraws.of(model).ifPresent(common::note);
+      ExampleTensors examples = new FileActivations(file, model, Integer.MAX_VALUE, 1).examples();
       try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
         fidelity = TensorEvaluator.evaluate(pair);
         byLabels = compareLabels(pair, file);

@@ -12,6 +12,7 @@ import org.espalier.evaluate.ConstantRuntime;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.RandomDraws;
 
 /**
  * A model that the user named: a path, or a file inside a Maven artefact.
@@ -65,6 +66,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
     if (evaluated != null) {
       notes.accept(evaluated);
     }
+    RandomDraws.of(model).ifPresent(notes);
     ComputedWeights.Result result = ComputedWeights.fold(model, new ConstantRuntime());
     List<String> computed = result.computed();
     if (!computed.isEmpty()) {

@@ -149,17 +149,23 @@ public final class TensorEvaluator {
             .get(name)
             .orElseThrow(
                 () -> new InputException(model.name() + " has no output " + name + " to compare"));
-    if (!(value instanceof OnnxTensor t)
-        || !ExampleTensors.REAL.contains(t.getInfo().type)
-        || !Arrays.equals(t.getInfo().getShape(), like.getInfo().getShape())) {
+    if (!(value instanceof OnnxTensor t) || !ExampleTensors.REAL.contains(t.getInfo().type)) {
       throw new InputException(
           model.name()
               + ": the output "
               + name
-              + " is "
-              + value.getInfo()
+              + " is no tensor of floats, the reference's is one");
+    }
+    if (!Arrays.equals(t.getInfo().getShape(), like.getInfo().getShape())) {
+      throw new InputException(
+          model.name()
+              + ": for one of the examples the output "
+              + name
+              + " has the shape "
+              + Arrays.toString(t.getInfo().getShape())
               + ", the reference's "
-              + like.getInfo());
+              + Arrays.toString(like.getInfo().getShape())
+              + "; outputs whose size follows from values cannot be compared");
     }
     return t;
   }
