@@ -704,6 +704,33 @@ stages:
     }
   }
 
+  /** As similarities of images and texts are, of each with each. */
+  @Test
+  void anOutputOfAWholeBatchIsNotFollowed() throws IOException {
+    examples(256, 8, 4);
+    ModelProto.Builder pairs = SmallModels.mlp().toBuilder();
+    pairs
+        .getGraphBuilder()
+        .addNode(SmallModels.node("Transpose", "", List.of("y"), "t"))
+        .addNode(SmallModels.node("MatMul", "", List.of("y", "t"), "pairs"))
+        .setOutput(0, SmallModels.value("pairs", DataType.FLOAT, -1, -1));
+    Files.write(folder.resolve("mlp.onnx"), pairs.build().toByteArray());
+    Files.writeString(
+        recipe,
+        """
+        model: {file: mlp.onnx}
+        data: {examples: examples.safetensors, validation: 64, evaluation: 64}
+        stages: [{kind: quantize, steps: 5, loss: {output: 1}}]
+        """);
+    Run.refused(
+        folder,
+        new String[] {"first output pairs has the shape [", "must be of each example alone"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("out"));
+  }
+
   /** What exporters write who were shown one example; what they gave a name stays as they wrote it. */
   @Test
   void aModelOfABatchOfOneIsTrainedInBatches() throws IOException {

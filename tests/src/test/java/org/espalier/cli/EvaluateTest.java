@@ -1,5 +1,6 @@
 package org.espalier.cli;
 
+import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -36,7 +37,9 @@ class EvaluateTest {
     refused("neither m-tokenizer.json nor tokenizer.json", onnx, onnx, "--texts", texts);
     Files.writeString(folder.resolve("m-tokenizer.json"), "{}");
     refused("m-tokenizer.json", onnx, onnx, "--texts", texts);
-    Files.writeString(folder.resolve("tokenizer.json"), "{}");
+    Files.writeString(
+        folder.resolve("tokenizer.json"),
+        "{\"model\":{\"type\":\"WordLevel\",\"vocab\":{\"a\":0},\"unk_token\":\"a\"}}");
     refused("both m-tokenizer.json and tokenizer.json", onnx, onnx, "--texts", texts);
     refused("--max-tokens", onnx, onnx, "--texts", few, "--max-tokens", "2");
     refused("--pooling", onnx, onnx, "--texts", texts, "--pooling", "max");
@@ -110,6 +113,64 @@ class EvaluateTest {
         models.get(1),
         "--examples",
         twoExamples());
+  }
+
+  /** As the past of a decoder is at the first step. */
+  @Test
+  void anAxisOfAnInputMayBeEmpty() throws Exception {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("step")
+            .addInput(SmallModels.value("past", DataType.FLOAT, -1, -2, 4))
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 1, 4))
+            .addNode(
+                SmallModels.node(
+                    "Concat", "/Concat", List.of("past", "x"), "y", attribute("axis", 1)))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, -3, 4));
+    Path model = Files.write(folder.resolve("step.onnx"), SmallModels.model(13, g).toByteArray());
+    for (int examples : new int[] {3, 0}) {
+      Path file =
+          RawSafetensors.write(
+              folder.resolve("step.safetensors"),
+              "{\"past\":{\"dtype\":\"F32\",\"shape\":[%1$d,0,4],\"data_offsets\":[0,0]},\"x\":{\"dtype\":\"F32\",\"shape\":[%1$d,1,4],\"data_offsets\":[0,%2$d]}}"
+                  .formatted(examples, 16 * examples),
+              16 * examples);
+      if (examples > 0) {
+        Run.of("evaluate", model, model, "--examples", file).done();
+      } else {
+        refused("must count the examples", model, model, "--examples", file);
+      }
+    }
+  }
+
+  @Test
+  void saysWhichExamplesATranslatorTakes() throws Exception {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("translator")
+            .addInput(SmallModels.value("input_ids", DataType.INT64, -1, -2))
+            .addInput(SmallModels.value("decoder_input_ids", DataType.INT64, -1, -2))
+            .addNode(SmallModels.line("y Add input_ids decoder_input_ids"))
+            .addOutput(SmallModels.value("y", DataType.INT64, -1, -2));
+    Path model = Files.write(folder.resolve("t.onnx"), SmallModels.model(13, g).toByteArray());
+    Path texts = Files.writeString(folder.resolve("texts.txt"), "a\nb\nc\n");
+    Path tokenizer =
+        Files.writeString(
+            folder.resolve("tokenizer.json"),
+            "{\"model\":{\"type\":\"WordLevel\",\"vocab\":{\"a\":0},\"unk_token\":\"a\"}}");
+    Run.refused(
+        folder,
+        new String[] {
+          "input decoder_input_ids is not one a text model takes",
+          "a .safetensors file with one tensor an input"
+        },
+        "evaluate",
+        model,
+        model,
+        "--texts",
+        texts,
+        "--tokenizer",
+        tokenizer);
   }
 
   private Path twoExamples() throws IOException {

@@ -142,7 +142,7 @@ public final class FileActivations implements ActivationSource {
               + " is "
               + elementType(declared.getElemType()));
     }
-    if (tensor.rank() == 0 || tensor.elements() == 0) {
+    if (tensor.rank() == 0 || tensor.shape().get(0) == 0) {
       throw new InputException(
           what + " has shape " + tensor.shape() + "; its first dimension must count the examples");
     }

@@ -103,7 +103,8 @@ public final class OnnxTextModel implements AutoCloseable {
                   + input.getName()
                   + " is not one a text model takes ("
                   + String.join(", ", TextInput.names())
-                  + ", past_key_values)");
+                  + ", past_key_values); for such a model examples are a .safetensors file with one"
+                  + " tensor an input");
         }
         if (!(input.getInfo() instanceof TensorInfo t) || t.type != OnnxJavaType.INT64) {
           throw new InputException(

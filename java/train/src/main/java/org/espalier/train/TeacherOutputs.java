@@ -155,7 +155,7 @@ final class TeacherOutputs implements AutoCloseable {
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch = Batch.of(examples, indices, teacher.inputNames());
       Tensor output = TorchDevice.CPU.place(teacher.forward(batch.inputs()).get(name)).contiguous();
-      check(output, batch, width, perToken);
+      check(name, output, batch, width, perToken);
       FloatPointer values = new FloatPointer(output.data_ptr());
       long row = (long) (perToken ? batch.longest() : 1) * width;
       for (int i = 0; i < indices.length; i++) {
@@ -175,7 +175,7 @@ final class TeacherOutputs implements AutoCloseable {
     return indices.length;
   }
 
-  private static void check(Tensor output, Batch batch, int width, boolean perToken) {
+  private static void check(String name, Tensor output, Batch batch, int width, boolean perToken) {
     long[] shape = output.shape();
     boolean fits =
         perToken
@@ -188,12 +188,19 @@ final class TeacherOutputs implements AutoCloseable {
                 && output.numel() == (long) batch.size() * width;
     if (!fits) {
       throw new InputException(
-          "the teacher's first output has the shape "
+          "the teacher's first output "
+              + name
+              + " has the shape "
               + java.util.Arrays.toString(shape)
               + " for "
               + batch.size()
               + " examples; the student's has "
-              + (perToken ? "[texts, tokens, " + width + "]" : width + " values an example"));
+              + (perToken
+                  ? "[texts, tokens, " + width + "]"
+                  : width
+                      + (width == 1 ? " value" : " values")
+                      + " an example; what is followed must be of each example alone, whatever the"
+                      + " others of its batch"));
     }
   }
 
