@@ -64,6 +64,32 @@ class EqualizationTest {
     assertTrue(e.gain() > 0 && e.isScaled() && !e.withoutScale().isScaled());
   }
 
+  /** Most words of a vocabulary are in none of the texts of calibration, and yet in others. */
+  @Test
+  void channelsThatWereNeverSeenAreScaledAsTheOthers() {
+    Random random = new Random(3);
+    int k = 64;
+    int seen = 24;
+    float[][] examples = new float[40][k];
+    for (float[] e : examples) {
+      for (int c = 0; c < seen; c++) {
+        e[c] = (float) Math.abs(random.nextGaussian()) * (1 + c);
+      }
+    }
+    float[] w = new float[k * 8];
+    for (int i = 0; i < w.length; i++) {
+      w[i] = (float) random.nextGaussian();
+    }
+    float[] scale =
+        Equalization.search(statistics(k, examples), List.of(w), false, 127).scale().clone();
+    float[] others = Arrays.copyOf(scale, seen);
+    Arrays.sort(others);
+    assertTrue(others[seen - 1] > 2 * others[0], "those that were seen differ");
+    for (int c = seen; c < k; c++) {
+      assertEquals(others[seen / 2], scale[c], 1e-6f * others[seen / 2], "channel " + c);
+    }
+  }
+
   @Test
   void anActivationOfZerosIsLeftAlone() {
     ActivationStatistics x = statistics(3, new float[6]);

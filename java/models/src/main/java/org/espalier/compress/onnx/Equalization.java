@@ -2,6 +2,7 @@ package org.espalier.compress.onnx;
 
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * A shift z and a scale s for each channel of an activation x [rows, K] that feeds matrices W [K, N]:
@@ -34,7 +35,10 @@ record Equalization(
   private static final int STEPS = 200;
   private static final double FIRST_RATE = 0.05;
 
-  /** A channel that calibration hardly saw must not scale up what it never saw: s ≥ this · median. */
+  /**
+   * A channel that calibration hardly saw must not scale up what it never saw: s ≥ this · median of the channels that
+   * it saw, which may be few, as of the words of a vocabulary. One that it did not see at all has that median.
+   */
   private static final double SMALLEST_SCALE = 0.2;
 
   /** The same shift without the scale. */
@@ -91,6 +95,7 @@ record Equalization(
     private final double[] rowSquares;
     private final double[] meanSquares;
     private final double signal;
+    private final boolean[] seen;
     private final double[] start;
     private final double[] gradient;
     private final List<LargestOfColumns> large;
@@ -122,6 +127,10 @@ record Equalization(
           reach[c] += Math.max(Math.abs(low[e][c]), Math.abs(high[e][c])) / examples;
         }
       }
+      seen = new boolean[k];
+      for (int c = 0; c < k; c++) {
+        seen[c] = reach[c] > 0;
+      }
       rowSquares = new double[k];
       double[] largest = new double[k];
       for (float[] w : weights) {
@@ -141,7 +150,7 @@ record Equalization(
         s += rowSquares[c] * x.meanSquare(c, x.mean(c));
       }
       signal = s;
-      double floor = Math.max(1e-6, SMALLEST_SCALE * median(reach));
+      double floor = Math.max(1e-6, SMALLEST_SCALE * medianOfSeen(reach));
       start = new double[k];
       for (int c = 0; c < k; c++) {
         start[c] = 0.5 * Math.log(Math.max(reach[c], floor) / Math.max(largest[c], 1e-4));
@@ -173,10 +182,11 @@ record Equalization(
           u[c] -= rate * m / (Math.sqrt(v) + 1e-8);
         }
       }
-      double floor = median(best) + Math.log(SMALLEST_SCALE);
+      double middle = medianOfSeen(best);
+      double floor = middle + Math.log(SMALLEST_SCALE);
       float[] scale = new float[k];
       for (int c = 0; c < k; c++) {
-        best[c] = Math.max(best[c], floor);
+        best[c] = seen[c] ? Math.max(best[c], floor) : middle;
         scale[c] = (float) Math.exp(best[c]);
       }
       return new Equalization(shift, scale, noise(new double[k]), noise(best), signal);
@@ -257,8 +267,13 @@ record Equalization(
       return perStep * gain * rangeSquare + COMPENSATED_SHARE * steps * power;
     }
 
-    private static double median(double[] values) {
-      double[] sorted = values.clone();
+    /** Of the channels that calibration saw; of all where it saw none. */
+    private double medianOfSeen(double[] values) {
+      double[] sorted =
+          IntStream.range(0, k).filter(c -> seen[c]).mapToDouble(c -> values[c]).toArray();
+      if (sorted.length == 0) {
+        sorted = values.clone();
+      }
       Arrays.sort(sorted);
       return sorted[sorted.length / 2];
     }
