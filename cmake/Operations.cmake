@@ -2,7 +2,7 @@
 #   native/include/espalier/<name>.h, native/src/<name>.cpp (arguments, threads), native/src/<name>_kernel.{h,cpp}
 #   (compiled once an instruction set), java/kernels op/<Name>.java, and in tests <Name>Reference, <Name>Test,
 #   <Name>GoldenTest (where another library fixes the result: not for gradient_norm and linear, whose sums have
-#   orders of their own, nor for dp_accumulate), in benchmarks <Name>Benchmark. A test reads this list and names what is missing.
+#   orders of their own, nor for activation and dp_accumulate), in benchmarks <Name>Benchmark. A test reads this list and names what is missing.
 # On a GPU: cuda/include/espalier/cuda/<name>.h, cuda/src/<name>.cpp (arguments, planning), cuda/kernels/<name>.{h,cu},
 #   tests/cuda/<name>_test.cpp; cuda/common/kernel.cuh says how.
 set(ESP_OPERATIONS
