@@ -65,8 +65,7 @@ final class LoadedModel implements AutoCloseable {
   static LoadedModel of(OnnxModel model, OrtSession.SessionOptions options, long most)
       throws OrtException {
     OrtEnvironment environment = OnnxRuntime.environment();
-    long bytes = model.initializers().stream().mapToLong(OnnxInitializer::byteLength).sum();
-    if (bytes <= most) {
+    if (model.initializerBytes() <= most) {
       return new LoadedModel(environment.createSession(model.toBuffer(), options), List.of());
     }
     OnnxModel.Parts parts =

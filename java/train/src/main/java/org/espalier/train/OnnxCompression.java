@@ -15,7 +15,6 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.OpsetUpgrade;
 import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.HalfPrecision;
-import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.StepResult;
 import org.espalier.torch.TorchDevice;
@@ -136,7 +135,7 @@ public final class OnnxCompression implements Compression {
 
   /** Runs are saved, and models told apart, as messages. */
   private static void requireTrainable(OnnxModel model) {
-    long bytes = model.initializers().stream().mapToLong(OnnxInitializer::byteLength).sum();
+    long bytes = model.initializerBytes();
     if (bytes > Integer.MAX_VALUE) {
       throw new InputException(
           model.name()

@@ -736,6 +736,11 @@ public final class OnnxModel {
         .build();
   }
 
+  /** The bytes of all initializers, which one message of 2 GiB may not hold. */
+  public long initializerBytes() {
+    return initializers.values().stream().mapToLong(OnnxInitializer::byteLength).sum();
+  }
+
   /** The bytes of a file that holds everything, within a few bytes for each part. */
   long inlineSize() {
     long size = message(List.of()).getSerializedSize() + 64L;

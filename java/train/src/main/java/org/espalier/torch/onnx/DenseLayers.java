@@ -9,6 +9,7 @@ import java.util.Arrays;
 import java.util.Deque;
 import java.util.HashSet;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
@@ -44,22 +45,29 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
   /**
    * An operation on each feature and a number of its own.
    *
-   * @param operator Add, Sub, Mul or Div
    * @param values of each feature
    */
-  public record Scaling(String operator, float[] values) {
+  public record Scaling(Operator operator, float[] values) {
     /** Does it to an example's features, in place. */
     public void apply(float[] features) {
       for (int j = 0; j < features.length; j++) {
         features[j] =
             switch (operator) {
-              case "Add" -> features[j] + values[j];
-              case "Sub" -> features[j] - values[j];
-              case "Mul" -> features[j] * values[j];
-              default -> features[j] / values[j];
+              case ADD -> features[j] + values[j];
+              case SUB -> features[j] - values[j];
+              case MUL -> features[j] * values[j];
+              case DIV -> features[j] / values[j];
             };
       }
     }
+  }
+
+  /** What is done to a feature and its number; in a graph they have these names too. */
+  public enum Operator {
+    ADD,
+    SUB,
+    MUL,
+    DIV
   }
 
   public int features() {
@@ -172,7 +180,8 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
       if (at == 0 && !commutes || values == null) {
         return null;
       }
-      scalings.addFirst(new Scaling(n.getOpType(), values));
+      scalings.addFirst(
+          new Scaling(Operator.valueOf(n.getOpType().toUpperCase(Locale.ROOT)), values));
       return n.getInput(1 - at);
     }
 
