@@ -6,7 +6,6 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
-import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.List;
@@ -15,6 +14,7 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.OpsetUpgrade;
 import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.HalfPrecision;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.StepResult;
 import org.espalier.torch.TorchDevice;
@@ -49,7 +49,10 @@ public final class OnnxCompression implements Compression {
     Validation before;
     Validation changed;
     Validation best;
-    List<float[]> kept;
+
+    /** The state that {@link #best} is of; null where there is none yet that counts. */
+    Snapshot kept;
+
     long step;
     double startSparsity;
     double seconds;
@@ -66,11 +69,7 @@ public final class OnnxCompression implements Compression {
       update.save(out);
       out.writeBoolean(kept != null);
       if (kept != null) {
-        for (float[] values : kept) {
-          ByteBuffer bytes = ByteBuffer.allocate(4 * values.length);
-          bytes.asFloatBuffer().put(values);
-          out.write(bytes.array());
-        }
+        kept.write(out);
       }
     }
 
@@ -85,16 +84,29 @@ public final class OnnxCompression implements Compression {
       update.restore(in);
       if (in.readBoolean()) {
         kept = model.snapshot();
-        for (float[] values : kept) {
-          byte[] bytes = new byte[4 * values.length];
-          in.readFully(bytes);
-          ByteBuffer.wrap(bytes).asFloatBuffer().get(values);
-        }
+        kept.read(in);
+      }
+    }
+
+    /** Keeps the present state. */
+    void keep(TrainedModel model) {
+      if (kept == null) {
+        kept = model.snapshot();
+      } else {
+        kept.take();
+      }
+    }
+
+    void forget() {
+      if (kept != null) {
+        kept.close();
+        kept = null;
       }
     }
 
     @Override
     public void close() {
+      forget();
       if (update != null) {
         update.close();
       }
@@ -133,16 +145,20 @@ public final class OnnxCompression implements Compression {
     }
   }
 
-  /** Runs are saved, and models told apart, as messages. */
+  /** A view of Java's has less than 2 GiB, and weights of 16 bits are trained in 32. */
   private static void requireTrainable(OnnxModel model) {
-    long bytes = model.initializerBytes();
-    if (bytes > Integer.MAX_VALUE) {
-      throw new InputException(
-          model.name()
-              + " has weights of "
-              + bytes
-              + " bytes; a recipe trains models of less than 2 GiB. 'espalier quantize' and"
-              + " 'espalier prune' take larger ones");
+    for (OnnxInitializer i : model.initializers()) {
+      long bytes = HalfPrecision.isHalf(i.type()) ? 2 * i.byteLength() : i.byteLength();
+      if (bytes > Integer.MAX_VALUE) {
+        throw new InputException(
+            model.name()
+                + ": the tensor "
+                + i.name()
+                + " has "
+                + bytes
+                + " bytes where it is trained; the model may be of any size, but no tensor of it"
+                + " may have 2 GiB");
+      }
     }
   }
 
@@ -228,7 +244,7 @@ public final class OnnxCompression implements Compression {
       }
     }
     if (progress.kept != null) {
-      model.restore(progress.kept);
+      progress.kept.restore();
     }
     progress.seconds = earlier + (System.nanoTime() - start) * 1e-9;
     StageReport report =
@@ -279,11 +295,11 @@ public final class OnnxCompression implements Compression {
       listener.validated(stage, made.changed);
     }
     made.best = made.changed;
+    progress = made;
     if (training.isAny()) {
-      made.kept = model.snapshot();
+      made.keep(model);
       made.update = model.update(stage);
     }
-    progress = made;
   }
 
   /** One step with what belongs to it; false where the listener wants no other. */
@@ -311,7 +327,7 @@ public final class OnnxCompression implements Compression {
       Validation v = passes.validate(training.objective(), progress.step, toBeat);
       if (v.best()) {
         progress.best = v;
-        progress.kept = model.snapshot();
+        progress.keep(model);
       }
       listener.validated(stage, v);
     }
@@ -374,7 +390,7 @@ public final class OnnxCompression implements Compression {
     if (now) {
       model.pruning(pruning).prune(pruning.sparsityAt(progress.startSparsity, (double) step / end));
       // What was best before had more weights.
-      progress.kept = null;
+      progress.forget();
     }
     long updated = step == end ? end : step - step % pruning.updateEvery();
     return pruning.sparsityAt(progress.startSparsity, (double) updated / end);

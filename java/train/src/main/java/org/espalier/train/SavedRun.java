@@ -4,17 +4,15 @@ import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.EOFException;
 import java.io.IOException;
-import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
-import org.espalier.format.onnx.OnnxModel;
 import org.espalier.train.TrainingListener.Validation;
 
 /** How the parts of a saved run are laid out; what is read is refused where it cannot be of one. */
 final class SavedRun {
   /** Start and end; the last digit is the version of the layout. */
-  private static final int MAGIC = 0x45535005;
+  private static final int MAGIC = 0x45535006;
 
   private SavedRun() {}
 
@@ -32,40 +30,21 @@ final class SavedRun {
 
   /** Names of weights may be longer than what {@link DataOutputStream#writeUTF} takes. */
   static void writeText(String text, DataOutputStream out) throws IOException {
-    writeBytes(text.getBytes(StandardCharsets.UTF_8), out);
-  }
-
-  static String readText(DataInputStream in) throws IOException {
-    return new String(readBytes(in, "text"), StandardCharsets.UTF_8);
-  }
-
-  static void write(OnnxModel model, DataOutputStream out) throws IOException {
-    ByteBuffer buffer = model.toBuffer();
-    byte[] bytes = new byte[buffer.remaining()];
-    buffer.get(bytes);
-    writeBytes(bytes, out);
-  }
-
-  static OnnxModel readModel(DataInputStream in, String name) throws IOException {
-    byte[] bytes = readBytes(in, "model");
-    return OnnxModel.read(ByteBuffer.allocateDirect(bytes.length).put(bytes).flip(), name);
-  }
-
-  private static void writeBytes(byte[] bytes, DataOutputStream out) throws IOException {
+    byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
     out.writeInt(bytes.length);
     out.write(bytes);
   }
 
-  private static byte[] readBytes(DataInputStream in, String what) throws IOException {
+  static String readText(DataInputStream in) throws IOException {
     int length = in.readInt();
     if (length < 0) {
-      throw new InputException("the saved run is damaged: a " + what + " of " + length + " bytes");
+      throw new InputException("the saved run is damaged: a text of " + length + " bytes");
     }
     byte[] bytes = in.readNBytes(length);
     if (bytes.length < length) {
       throw new EOFException();
     }
-    return bytes;
+    return new String(bytes, StandardCharsets.UTF_8);
   }
 
   static void write(Validation v, DataOutputStream out) throws IOException {

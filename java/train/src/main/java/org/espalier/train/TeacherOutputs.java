@@ -1,6 +1,8 @@
 package org.espalier.train;
 
+import java.io.DataOutputStream;
 import java.io.IOException;
+import java.io.OutputStream;
 import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -10,6 +12,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
+import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
@@ -20,6 +23,7 @@ import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
+import org.espalier.format.onnx.ModelStream;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TrainableModel;
@@ -213,10 +217,15 @@ final class TeacherOutputs implements AutoCloseable {
     }
   }
 
-  /** A digest of a model: of its file's content. */
+  /** A digest of a model: of its whole content. */
   static byte[] digest(OnnxModel model) {
     MessageDigest sha = sha256();
-    sha.update(model.toBuffer());
+    OutputStream stream = new DigestOutputStream(OutputStream.nullOutputStream(), sha);
+    try {
+      ModelStream.write(model, new DataOutputStream(stream));
+    } catch (IOException e) {
+      throw new IllegalStateException("a digest takes all bytes", e);
+    }
     return sha.digest();
   }
 

@@ -10,7 +10,6 @@ import java.util.ArrayList;
 import java.util.BitSet;
 import java.util.HashMap;
 import java.util.HashSet;
-import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -31,6 +30,7 @@ import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.HalfPrecision;
+import org.espalier.format.onnx.ModelStream;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -313,42 +313,16 @@ final class TrainedModel implements AutoCloseable {
     return result;
   }
 
-  /** A copy of all that training moves. */
-  List<float[]> snapshot() {
-    List<float[]> result = new ArrayList<>();
-    for (TrainedWeight w : weights) {
-      result.add(w.latent().values());
-      if (w.ends() != null) {
-        result.add(w.ends().values());
-      }
-    }
-    if (fixed != null) {
-      result.add(fixed.values());
-    }
-    return result;
-  }
-
-  /** Goes back to what {@link #snapshot} gave. */
-  void restore(List<float[]> snapshot) {
-    Iterator<float[]> parts = snapshot.iterator();
-    for (TrainedWeight w : weights) {
-      w.latent().set(parts.next());
-      if (w.ends() != null) {
-        w.ends().set(parts.next());
-        w.takeEnds();
-      }
-      w.renew();
-    }
-    if (fixed != null) {
-      fixed.values(parts.next());
-    }
+  /** A copy of all that training moves, to be closed before this. */
+  Snapshot snapshot() {
+    return new Snapshot(weights, fixed);
   }
 
   /** Writes what {@link #restore} reads. */
   void save(DataOutputStream out) throws IOException {
     out.writeBoolean(quantizer != null);
     if (quantizer != null) {
-      SavedRun.write(form, out);
+      ModelStream.write(form, out);
     }
     if (fixed != null) {
       for (ActivationRange range : new TreeMap<>(fixed.ranges()).values()) {
@@ -371,7 +345,7 @@ final class TrainedModel implements AutoCloseable {
    */
   void restore(DataInputStream in) throws IOException {
     if (in.readBoolean()) {
-      OnnxModel prepared = SavedRun.readModel(in, job.model().name());
+      OnnxModel prepared = ModelStream.read(in, job.model().name());
       quantizer = quantizer(quantization(), prepared);
       if (quantizer instanceof StaticQuantizer s) {
         Map<String, ActivationRange> ranges = new HashMap<>();
@@ -433,8 +407,7 @@ final class TrainedModel implements AutoCloseable {
         .forEach(
             (constant, w) ->
                 model.replaceConstant(
-                    OnnxInitializer.floats(
-                        constant, model.constant(constant).dims(), values.apply(w).values())));
+                    values.apply(w).constant(constant, model.constant(constant).dims())));
   }
 
   /** See {@link Compression#roundedModel}. */
@@ -478,8 +451,7 @@ final class TrainedModel implements AutoCloseable {
         .forEach(
             (constant, w) -> {
               OnnxInitializer old = model.constant(constant);
-              OnnxInitializer now =
-                  OnnxInitializer.floats(constant, old.dims(), w.latent().values());
+              OnnxInitializer now = w.latent().constant(constant, old.dims());
               model.replaceConstant(old.type() == DataType.FLOAT ? now : now.rounded(old.type()));
             });
     return model;

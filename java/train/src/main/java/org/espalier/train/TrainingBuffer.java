@@ -1,5 +1,6 @@
 package org.espalier.train;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.IOException;
@@ -19,6 +20,7 @@ import org.espalier.device.DType;
 import org.espalier.device.Device;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.torch.TorchDevice;
 
 /**
@@ -97,6 +99,14 @@ final class TrainingBuffer implements AutoCloseable {
     return values;
   }
 
+  /** Its floats as a constant of a model. */
+  OnnxInitializer constant(String name, long[] dims) {
+    ByteBuffer data =
+        ByteBuffer.allocateDirect(Math.toIntExact(tensor.bytes())).order(ByteOrder.nativeOrder());
+    onHost(true, false, bytes -> data.put(bytes).flip());
+    return OnnxInitializer.of(name, DataType.FLOAT, dims, data);
+  }
+
   /** Its first bytes. */
   byte[] firstBytes(int count) {
     byte[] values = new byte[count];
@@ -170,10 +180,16 @@ final class TrainingBuffer implements AutoCloseable {
     }
   }
 
-  /** Takes the values of another of this device. */
+  /** Takes the values of another of as many, which is on this device, or one of the two on the host. */
   void copyFrom(TrainingBuffer other) {
-    if (tensor.device().isCuda()) {
+    boolean here = tensor.device().isCuda();
+    boolean there = other.tensor.device().isCuda();
+    if (here && there) {
       device.queue(stream -> stream.copy(other.tensor, tensor));
+    } else if (here || there) {
+      CudaStream stream = (here ? device : other.device).stream();
+      stream.copy(other.tensor, tensor);
+      stream.synchronize();
     } else {
       Pointer.memcpy(tensor.pointer(), other.tensor.pointer(), tensor.bytes());
     }

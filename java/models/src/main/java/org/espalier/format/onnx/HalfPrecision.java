@@ -334,7 +334,8 @@ public final class HalfPrecision {
     return type == DataType.FLOAT16_VALUE || type == DataType.BFLOAT16_VALUE;
   }
 
-  private static boolean isHalf(DataType type) {
+  /** Whether a type is one of the two of 16 bits. */
+  public static boolean isHalf(DataType type) {
     return type == DataType.FLOAT16 || type == DataType.BFLOAT16;
   }
 

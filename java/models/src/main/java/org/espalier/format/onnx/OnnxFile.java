@@ -131,7 +131,8 @@ final class OnnxFile {
         dataFile.write(ByteBuffer.allocate((int) padding));
         offset += padding;
         tensors.add(i.externalMessage(data.getFileName().toString(), offset));
-        offset += copy(i, dataFile);
+        i.parts().forEach(dataFile::write);
+        offset += i.byteLength();
       }
       long size = 64;
       for (TensorProto t : tensors) {
@@ -174,14 +175,6 @@ final class OnnxFile {
     } catch (IOException e) {
       return false;
     }
-  }
-
-  private static long copy(OnnxInitializer i, AtomicFile file) {
-    int part = 1 << 26;
-    for (long done = 0; done < i.byteLength(); done += part) {
-      file.write(i.data(done, (int) Math.min(part, i.byteLength() - done)));
-    }
-    return i.byteLength();
   }
 
   private static void write(ModelProto message, AtomicFile file) {

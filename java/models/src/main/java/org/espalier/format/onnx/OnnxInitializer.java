@@ -14,6 +14,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.Arrays;
 import java.util.Objects;
+import java.util.stream.LongStream;
 import org.espalier.InputException;
 
 /**
@@ -22,6 +23,8 @@ import org.espalier.InputException;
  * as long as nobody changes the files or the buffers that it was made from.
  */
 public final class OnnxInitializer {
+  private static final int PART = 1 << 26;
+
   private final String name;
   private final DataType type;
   private final long[] dims;
@@ -192,6 +195,14 @@ public final class OnnxInitializer {
       part = allocate(length).put(part).flip();
     }
     return part.asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
+  }
+
+  /** All data in parts, one after the other, each as {@link #data(long, int)} gives it. */
+  Iterable<ByteBuffer> parts() {
+    return () ->
+        LongStream.iterate(0, done -> done < byteLength(), done -> done + PART)
+            .mapToObj(done -> data(done, (int) Math.min(PART, byteLength() - done)))
+            .iterator();
   }
 
   /**

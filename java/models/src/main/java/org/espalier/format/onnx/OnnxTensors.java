@@ -55,6 +55,11 @@ final class OnnxTensors {
     return bits == 4 ? elements / 2 + elements % 2 : Math.multiplyExact(elements, bits / 8);
   }
 
+  /** The bytes of a tensor that was checked. */
+  static long bytes(TensorProto t) {
+    return bytes(type(t), elements(t.getDimsList().stream().mapToLong(Long::longValue).toArray()));
+  }
+
   static DataType type(TensorProto t) {
     return DataType.forNumber(t.getDataType());
   }
@@ -226,7 +231,7 @@ final class OnnxTensors {
           where + " has external data in " + location + ", but the model is not a file");
     }
     Path file = inside(folder, location, where);
-    long bytes = bytes(type(t), elements(t.getDimsList().stream().mapToLong(l -> l).toArray()));
+    long bytes = bytes(t);
     long offset = number(entries.getOrDefault("offset", "0"), "offset", where);
     if (entries.containsKey("length")) {
       long length = number(entries.get("length"), "length", where);
