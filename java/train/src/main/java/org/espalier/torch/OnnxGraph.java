@@ -10,6 +10,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Predicate;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
@@ -50,6 +51,9 @@ public final class OnnxGraph implements TrainableModel {
 
   private final Map<String, String> constants = new LinkedHashMap<>();
 
+  /** What tensors without memory of their own are views of. */
+  private final List<ByteBuffer> read = new ArrayList<>();
+
   /** Whose variables these are; null where they are its own. */
   private final OnnxGraph original;
 
@@ -66,6 +70,11 @@ public final class OnnxGraph implements TrainableModel {
     return new OnnxGraph(OnnxModel.read(file));
   }
 
+  /** A model that is run and never trained: see the constructor for models of which only some parameters change. */
+  public static OnnxGraph frozen(OnnxModel model, TorchDevice device) {
+    return new OnnxGraph(model, device, e -> false);
+  }
+
   /** A model that is in memory; the model itself stays as it is. */
   public OnnxGraph(OnnxModel model) {
     this(model, TorchDevice.CPU);
@@ -73,6 +82,16 @@ public final class OnnxGraph implements TrainableModel {
 
   /** A model on a device. */
   public OnnxGraph(OnnxModel model, TorchDevice device) {
+    this(model, device, e -> true);
+  }
+
+  /**
+   * A model of which only some parameters change: the others are read where the model's data lies, in the mapped file
+   * as a rule, and take no memory of the CPU's. Whoever writes them ends the process.
+   *
+   * @param changes which are written, have gradients, and so have memory of their own
+   */
+  public OnnxGraph(OnnxModel model, TorchDevice device, Predicate<GraphParameters.Entry> changes) {
     Libtorch.load();
     this.model = model.copy();
     this.device = device;
@@ -80,7 +99,8 @@ public final class OnnxGraph implements TrainableModel {
     try (PointerScope scope = new PointerScope()) {
       GraphParameters found = GraphParameters.of(model);
       for (GraphParameters.Entry e : found.parameters()) {
-        Tensor tensor = variable(e.constant(), device).requires_grad_(true);
+        boolean changing = changes.test(e);
+        Tensor tensor = variable(e.constant(), changing).requires_grad_(changing);
         constants.put(e.name(), e.constant());
         parameters.add(
             new Parameter(
@@ -92,7 +112,7 @@ public final class OnnxGraph implements TrainableModel {
                 e.nodes()));
       }
       for (String statistics : found.statistics()) {
-        keep(statistics, variable(statistics, device));
+        keep(statistics, variable(statistics, true));
       }
       Program compiled;
       try {
@@ -129,10 +149,15 @@ public final class OnnxGraph implements TrainableModel {
     return new OnnxGraph(this);
   }
 
-  private Tensor variable(String constant, TorchDevice device) {
+  private Tensor variable(String constant, boolean changing) {
     OnnxInitializer i = model.constant(constant);
+    ByteBuffer data = i.data();
     Tensor mapped =
-        torch.from_blob(new Pointer(i.data()), i.dims(), new TensorOptions(ScalarType.Float));
+        torch.from_blob(new Pointer(data), i.dims(), new TensorOptions(ScalarType.Float));
+    if (!changing && !device.isCuda()) {
+      read.add(data);
+      return mapped;
+    }
     return device.place(mapped.clone());
   }
 

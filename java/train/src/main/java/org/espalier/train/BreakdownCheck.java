@@ -21,6 +21,7 @@ import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.TorchDevice;
 
 /**
  * Looks whether it is examples that made training break down. Losses and gradients are summed in float32, which has
@@ -61,7 +62,8 @@ final class BreakdownCheck {
 
   private void checkOutputs(OnnxModel trained, int[] indices) {
     ClassifierOutput output = ClassifierOutput.of(trained);
-    try (OnnxGraph model = new OnnxGraph(job.opened(PlanCheck.withLogits(trained, output)))) {
+    try (OnnxGraph model =
+        OnnxGraph.frozen(job.opened(PlanCheck.withLogits(trained, output)), TorchDevice.CPU)) {
       Set<String> outputs = new LinkedHashSet<>(List.of(output.output()));
       if (output.logits() != null) {
         outputs.add(output.logits());
@@ -96,7 +98,7 @@ final class BreakdownCheck {
     OnnxModel opened = job.opened(trained);
     Map<String, String> weights = activations(opened);
     Map<String, Tensor> values = new HashMap<>();
-    try (OnnxGraph model = new OnnxGraph(opened.withOutputs(weights.keySet()));
+    try (OnnxGraph model = OnnxGraph.frozen(opened.withOutputs(weights.keySet()), TorchDevice.CPU);
         PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch = Batch.of(rows, largest, model.inputNames());

@@ -337,12 +337,12 @@ final class Passes implements AutoCloseable {
             ? ClassifierOutput.of(trainable).logits()
             : trainable.mainOutput().getName();
     if (job.isCausal()) {
-      OnnxGraph teacher = new OnnxGraph(trainable.withOutputs(List.of(output)), device);
+      OnnxGraph teacher = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
       teachers = List.of(teacher, teacher.sibling());
       return;
     }
     byte[] digest = TeacherOutputs.digest(model);
-    try (OnnxGraph teacher = new OnnxGraph(trainable.withOutputs(List.of(output)), device);
+    try (OnnxGraph teacher = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
         OnnxGraph sibling = teacher.sibling()) {
       List<TrainableModel> both = List.of(teacher, sibling);
       boolean perToken = objective.isForEmbeddings();

@@ -28,6 +28,7 @@ import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
+import org.espalier.torch.TorchDevice;
 
 /**
  * Finds what would stop a plan in its middle before it begins, by a few examples: weights and outputs that are
@@ -85,7 +86,9 @@ final class PlanCheck {
         job.teacher() == null || !taught ? null : OnnxCompression.trainable(job.teacher());
     ClassifierOutput other = teaching == null ? null : ClassifierOutput.of(teaching);
     try (OnnxGraph teacher =
-        teaching == null ? null : new OnnxGraph(job.opened(withLogits(teaching, other)))) {
+        teaching == null
+            ? null
+            : OnnxGraph.frozen(job.opened(withLogits(teaching, other)), TorchDevice.CPU)) {
       Map<String, long[]> shapes = new HashMap<>();
       Map<String, long[]> wantedShapes = new HashMap<>();
       for (Stage stage : plan.stages()) {

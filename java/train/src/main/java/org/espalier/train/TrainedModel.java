@@ -39,6 +39,7 @@ import org.espalier.op.MagnitudePrune;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TorchDevice;
+import org.espalier.torch.onnx.GraphParameters;
 
 /**
  * The model of a plan while it is trained: its graph on libtorch, the weights that training moves with their masks and,
@@ -93,18 +94,19 @@ final class TrainedModel implements AutoCloseable {
     boolean asked =
         plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits(job.labels()));
     List<String> added = asked && logits != null ? List.of(logits) : List.of();
-    graph = new OnnxGraph(job.opened(form).withOutputs(added), device);
+    graph = new OnnxGraph(job.opened(form).withOutputs(added), device, this::changes);
     weights = new ArrayList<>();
     for (Parameter p : graph.parameters()) {
-      boolean changed =
-          p.kind() == Parameter.Kind.EMBEDDING
-              ? changesTable(p.name())
-              : !StaticQuantizer.isChannelwise(graph.constantOf(p.name()));
-      p.tensor().requires_grad_(changed);
-      if (changed) {
+      if (p.tensor().requires_grad()) {
         weights.add(new TrainedWeight(p, device));
       }
     }
+  }
+
+  private boolean changes(GraphParameters.Entry parameter) {
+    return parameter.kind() == Parameter.Kind.EMBEDDING
+        ? changesTable(parameter.name())
+        : !StaticQuantizer.isChannelwise(parameter.constant());
   }
 
   /** Whether any stage changes a table; others cost neither gradients nor copies. */

@@ -117,15 +117,14 @@ final class TrainedWeight implements AutoCloseable {
       takeEnds();
     }
     float[] steps = scales.values();
-    float[] middles = new float[integers.length];
-    long inner = axis < 0 ? elements : 1;
-    for (int a = axis + 1; axis >= 0 && a < shape.length; a++) {
-      inner *= shape[a];
-    }
-    for (int i = 0; i < middles.length; i++) {
-      middles[i] = integers[i] * steps[(int) (i / inner % steps.length)];
-    }
-    latent.set(middles);
+    long inner =
+        axis < 0 ? elements : LongStream.of(shape).skip(axis + 1L).reduce(1, (a, b) -> a * b);
+    latent.set(
+        middles -> {
+          for (int i = 0; i < integers.length; i++) {
+            middles.put(integers[i] * steps[(int) (i / inner % steps.length)]);
+          }
+        });
     rounding =
         grid()
             .batch(

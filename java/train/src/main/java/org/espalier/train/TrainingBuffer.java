@@ -119,6 +119,11 @@ final class TrainingBuffer implements AutoCloseable {
     onHost(false, true, bytes -> bytes.asFloatBuffer().put(values));
   }
 
+  /** Has all floats be set, from the first on, in memory that Java's heap need not hold. */
+  void set(Consumer<FloatBuffer> values) {
+    onHost(false, true, bytes -> values.accept(bytes.asFloatBuffer()));
+  }
+
   /** Sets all integers. */
   void set(int... values) {
     onHost(false, true, bytes -> bytes.asIntBuffer().put(values));
