@@ -263,6 +263,46 @@ class QuantizeTest {
             4));
   }
 
+  @Test
+  void weightsOfFourBitsAreAnEighth() throws IOException {
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("wide")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 128))
+            .addInitializer(SmallModels.floats("w", new Random(1), 1, 128, 256))
+            .addNode(SmallModels.node("MatMul", "product", List.of("x", "w"), "y"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 256));
+    Path wide =
+        Files.write(folder.resolve("wide.onnx"), SmallModels.model(13, graph).toByteArray());
+    Path examples = examples("wide.safetensors", "x", "[40,128]", 40 * 128);
+    double[] ratios = new double[2];
+    int[] blocks = {32, 128};
+    for (int i = 0; i < 2; i++) {
+      Path out = folder.resolve("out" + i + ".onnx");
+      JsonNode json =
+          Run.of(
+                  "quantize",
+                  wide,
+                  "-o",
+                  out,
+                  "--to",
+                  "onnx-int4",
+                  "--block",
+                  blocks[i],
+                  "--calibration",
+                  examples,
+                  "--json")
+              .json();
+      assertEquals("onnx-int4", json.get("to").asText());
+      assertEquals(1, json.get("quantized").size(), json.toString());
+      assertTrue(json.get("speedup").asDouble() > 0, json.toString());
+      ratios[i] = json.get("size_ratio").asDouble();
+      JsonNode judged = Run.of("evaluate", wide, out, "--examples", examples, "--json").json();
+      assertTrue(judged.toString().contains("cosine"), judged.toString());
+    }
+    assertTrue(ratios[0] < 0.17 && ratios[1] < 0.145, ratios[0] + " and " + ratios[1]);
+  }
+
   private Path examples(String file, String name, String shape, int elements) throws IOException {
     byte[] bytes =
         RawSafetensors.bytes(
@@ -322,6 +362,11 @@ class QuantizeTest {
     refused("'nothing'", onnx, "-o", out, "--to", "onnx-dynamic", "--include", "nothing");
     refused(
         "--reduce-range", checkpoint, "-o", out, "--to", "compressed-tensors", "--reduce-range");
+    refused("--block is for", onnx, "-o", out, "--to", "onnx-dynamic", "--block", "32");
+    refused("blocks of 48; 16, 32", onnx, "-o", out, "--to", "onnx-int4", "--block", "48");
+    refused("weights of 8 bits", onnx, "-o", out, "--to", "onnx-int4", "--reduce-range");
+    refused("than a block", onnx, "-o", out, "--to", "onnx-int4");
+    refused("is for .onnx", checkpoint, "-o", out, "--to", "onnx-int4");
     refused("is the input", checkpoint, "-o", checkpoint, "--to", "compressed-tensors");
   }
 

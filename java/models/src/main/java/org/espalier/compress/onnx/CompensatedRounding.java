@@ -242,24 +242,43 @@ final class CompensatedRounding {
    * @return integers [K, N], row-major
    */
   byte[] round(float[] weights, float[] scales, int qmax) {
-    int n = scales.length;
+    return round(weights, scales.length, scales, weights.length / scales.length, -qmax, qmax);
+  }
+
+  /**
+   * The same with a scale for each block of rows of a column.
+   *
+   * @param n columns of W
+   * @param scales [blocks, N], none of them 0
+   * @param rows of a block; the last one may have fewer
+   * @param least smallest integer
+   * @param largest largest integer
+   */
+  byte[] round(float[] weights, int n, float[] scales, int rows, int least, int largest) {
     byte[] result = new byte[weights.length];
     IntStream.range(0, (n + COLUMNS - 1) / COLUMNS)
         .parallel()
         .forEach(
             p -> {
               int to = Math.min(n, (p + 1) * COLUMNS);
-              blocks.forEach(b -> round(b, weights, scales, qmax, p * COLUMNS, to, result));
+              Grid grid = new Grid(n, scales, rows, least, largest);
+              blocks.forEach(b -> round(b, weights, grid, p * COLUMNS, to, result));
             });
     return result;
   }
 
+  /** What {@link #round(float[], int, float[], int, int, int)} takes. */
+  private record Grid(int n, float[] scales, int rows, int least, int largest) {}
+
   private static void round(
-      Block block, float[] weights, float[] scales, int qmax, int from, int to, byte[] result) {
+      Block block, float[] weights, Grid grid, int from, int to, byte[] result) {
     int[] order = block.order();
     float[][] factor = block.factor();
     int k = order.length;
-    int n = scales.length;
+    int n = grid.n();
+    int least = grid.least();
+    int largest = grid.largest();
+    float[] scales = grid.scales();
     int width = to - from;
     float[][] w = new float[k][];
     for (int i = 0; i < k; i++) {
@@ -273,12 +292,13 @@ final class CompensatedRounding {
         float[] u = factor[i];
         float[] error = errors[i - first];
         int at = order[i] * n + from;
+        int scale = order[i] / grid.rows() * n + from;
         for (int c = 0; c < width; c++) {
-          float s = scales[from + c];
+          float s = scales[scale + c];
           int q =
               weights[at + c] == 0
                   ? 0
-                  : (int) Math.max(-qmax, Math.min(qmax, Math.rint(row[c] / s)));
+                  : (int) Math.max(least, Math.min(largest, Math.rint(row[c] / s)));
           result[at + c] = (byte) q;
           error[c] = (row[c] - q * s) / u[0];
         }

@@ -25,9 +25,6 @@ import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
-import org.espalier.format.onnx.OnnxWeight.Kind;
-import org.espalier.format.onnx.OnnxWeight.Use;
-import org.espalier.format.onnx.OnnxWeights;
 
 /**
  * Dynamic int8 quantization: weights of MatMul and Gemm are int8 with one scale an output channel, the
@@ -55,9 +52,6 @@ import org.espalier.format.onnx.OnnxWeights;
 public final class DynamicQuantizer implements TrainableQuantizer {
   /** DynamicQuantizeLinear exists since this version. */
   private static final long OPSET = 11;
-
-  /** Smaller tables are no saving worth three nodes. */
-  private static final long SMALLEST_TABLE = 1 << 16;
 
   /**
    * What to quantize.
@@ -123,33 +117,9 @@ public final class DynamicQuantizer implements TrainableQuantizer {
   }
 
   private void findTables() {
-    for (OnnxWeight weight : OnnxWeights.of(model)) {
-      if (!options.include().test(weight)) {
-        continue;
-      }
-      for (Use use : weight.uses()) {
-        if (use.kind() == Kind.EMBEDDING && !tied.contains(use.node())) {
-          String reason = obstacle(weight, use);
-          if (reason == null) {
-            tables.put(use.node(), weight);
-          } else {
-            skipped.put(weight.name(), reason);
-          }
-        }
-      }
-    }
-  }
-
-  /** Why an embedding table stays as it is; null if it can be quantized. */
-  private String obstacle(OnnxWeight weight, Use use) {
-    OnnxInitializer w = model.constant(weight.value());
-    if (!options.embeddings()) {
-      return "embeddings are left as they are";
-    }
-    if (w.elements() < SMALLEST_TABLE) {
-      return "the table is small";
-    }
-    return EmbeddingTables.obstacle(model, weight, use);
+    tables.putAll(
+        EmbeddingTables.find(
+            model, options.include(), options.embeddings(), tied::contains, skipped));
   }
 
   /** The weights that are quantized, by the names of {@link OnnxWeight}. */

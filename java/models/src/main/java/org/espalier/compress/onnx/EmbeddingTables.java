@@ -7,12 +7,16 @@ import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Predicate;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
+import org.espalier.format.onnx.OnnxWeights;
 
 /**
  * Embedding tables as int8 rows with one scale a row. A look-up gathers a row of integers and its scale
@@ -20,6 +24,9 @@ import org.espalier.format.onnx.OnnxWeight.Use;
  * that nothing clips; where one is outside the normal range of float16, or training moved it, all are float32.
  */
 final class EmbeddingTables {
+  /** Elements of a table; smaller ones are no saving worth three nodes. */
+  private static final long SMALLEST = 1 << 16;
+
   /** The smallest normal and the largest float16. */
   private static final float SMALLEST_HALF = 0x1p-14f;
 
@@ -55,6 +62,44 @@ final class EmbeddingTables {
     this.model = model;
     this.names = names;
     this.given = given;
+  }
+
+  /**
+   * The tables of a model that can be quantized, by the outputs of the Gathers that look up in them.
+   *
+   * @param include which weights are wanted
+   * @param wanted whether tables are
+   * @param elsewhere look-ups that somebody else replaces
+   * @param skipped receives the name of each included table that is not found, with the reason
+   */
+  static Map<String, OnnxWeight> find(
+      OnnxModel model,
+      Predicate<OnnxWeight> include,
+      boolean wanted,
+      Predicate<String> elsewhere,
+      Map<String, String> skipped) {
+    Map<String, OnnxWeight> tables = new LinkedHashMap<>();
+    for (OnnxWeight weight : OnnxWeights.of(model)) {
+      if (!include.test(weight)) {
+        continue;
+      }
+      for (Use use : weight.uses()) {
+        if (use.kind() == Kind.EMBEDDING && !elsewhere.test(use.node())) {
+          String reason =
+              !wanted
+                  ? "embeddings are left as they are"
+                  : model.constant(weight.value()).elements() < SMALLEST
+                      ? "the table is small"
+                      : obstacle(model, weight, use);
+          if (reason == null) {
+            tables.put(use.node(), weight);
+          } else {
+            skipped.put(weight.name(), reason);
+          }
+        }
+      }
+    }
+    return tables;
   }
 
   /** Why the use of a weight is no look-up in a table that can be quantized; null if it is. */

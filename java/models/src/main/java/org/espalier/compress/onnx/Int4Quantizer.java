@@ -1,0 +1,330 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.ByteBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.function.Predicate;
+import org.espalier.InputException;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Progress.Phase;
+import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.format.onnx.HalfPrecision;
+import org.espalier.format.onnx.InnerGraphs;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+
+/**
+ * Quantization of weights alone to 4 bits: a MatMul or Gemm with a constant matrix becomes ONNX Runtime's {@code MatMulNBits}, whose
+ * integers have one scale for each block of input channels of an output channel. It rounds activations to 8 bits, a block at a
+ * time, when it runs. What reads one row at a time, as a language model does that writes, takes the time that its weights take to
+ * be read, which are an eighth; many rows at once take longer than in {@linkplain DynamicQuantizer 8 bits}. Embedding tables
+ * become int8 with one scale a row. Everything else stays float32. A model of float16 or bfloat16 computes in float32 afterwards
+ * ({@link HalfPrecision}).
+ *
+ * <p>Use: construct, {@link #calibrate} where accuracy matters, {@link #apply}. Calibration chooses scales by the channels that
+ * examples reach most, rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and puts the
+ * mean of the error that is left into the bias.
+ *
+ * <p>Of one use: what comes after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
+ */
+public final class Int4Quantizer {
+  /** Casts of the integers of tables exist since this version. */
+  private static final long OPSET = 11;
+
+  private static final String DOMAIN = "com.microsoft";
+
+  /** ONNX Runtime's number for activations of 8 bits. */
+  private static final int INT8_ACTIVATIONS = 4;
+
+  /** Blocks that ONNX Runtime has kernels for, in input channels. */
+  private static final List<Integer> BLOCKS = List.of(16, 32, 64, 128, 256);
+
+  /**
+   * What to quantize.
+   *
+   * @param block input channels that share a scale: 16, 32, 64, 128 or 256
+   * @param embeddings whether embedding tables are quantized
+   * @param include which weights are quantized; embeddings are asked for too
+   */
+  public record Options(int block, boolean embeddings, Predicate<OnnxWeight> include) {
+    /**
+     * @throws InputException if there are no such blocks
+     */
+    public Options {
+      if (!BLOCKS.contains(block)) {
+        throw new InputException("blocks of " + block + "; 16, 32, 64, 128 or 256 is right");
+      }
+    }
+
+    /** All weights, in blocks of 32. */
+    public static Options defaults() {
+      return new Options(32, true, w -> true);
+    }
+  }
+
+  /** What was found for a product, and the mean error of x·W. */
+  private record Fitted(Int4Weights weights, double[] meanError) {}
+
+  private final OnnxModel model;
+  private final OneUse use;
+  private final Options options;
+
+  /** Whether the model computed in 16 bits. */
+  private final boolean half;
+
+  private final List<ProductSite> sites;
+
+  /** The names of tables, by the outputs of the Gathers that look up in them. */
+  private final Map<String, String> tables = new LinkedHashMap<>();
+
+  private final Map<String, String> skipped = new LinkedHashMap<>();
+  private final Map<Product, Fitted> fitted = new HashMap<>();
+  private Progress progress = Progress.NONE;
+
+  /**
+   * Plans the quantization of {@code model} and gives it the form that the runtime fuses.
+   *
+   * @throws InputException if its operators are too old, or there is nothing to quantize
+   */
+  public Int4Quantizer(OnnxModel model, Options options) {
+    this.model = model;
+    this.use = new OneUse(model, "was quantized");
+    this.options = options;
+    this.half = HalfPrecision.widen(model);
+    OpsetUpgrade.raise(model, OPSET);
+    RuntimeForm.apply(model, true);
+    sites = ProductSite.find(model, options.include(), skipped);
+    for (ProductSite s : sites) {
+      s.products.removeIf(this::isShort);
+    }
+    if (sites.stream().allMatch(s -> s.products.isEmpty())) {
+      throw FloatWeights.none(
+          model,
+          "MatMul or Gemm multiplies a value with a float32 constant matrix of "
+              + options.block()
+              + " input channels or more",
+          skipped);
+    }
+    findTables();
+  }
+
+  private boolean isShort(Product p) {
+    if (p.rows < options.block()) {
+      skipped.put(p.name, "it has fewer input channels than a block");
+      return true;
+    }
+    return false;
+  }
+
+  private void findTables() {
+    Map<String, NodeProto> producers = model.producers();
+    for (ProductSite s : sites) {
+      for (Product p : s.products) {
+        for (String lookUp : p.lookUps) {
+          String table = producers.get(lookUp).getInput(0);
+          if (!options.embeddings()) {
+            skipped.put(p.name + " (look-ups)", "embeddings are left as they are");
+          } else if (table.equals(p.value)) {
+            tables.put(lookUp, p.name);
+          }
+        }
+      }
+    }
+    EmbeddingTables.find(
+            model, options.include(), options.embeddings(), tables::containsKey, skipped)
+        .forEach((lookUp, weight) -> tables.put(lookUp, weight.name()));
+  }
+
+  /** The weights that are quantized, by the names of {@link OnnxWeight}. */
+  public List<String> quantized() {
+    Set<String> names = new LinkedHashSet<>(tables.values());
+    sites.forEach(s -> s.products.forEach(p -> names.add(p.name)));
+    return List.copyOf(names);
+  }
+
+  /** The weights that were asked for and stay as they are, with the reason. */
+  public Map<String, String> skipped() {
+    return Collections.unmodifiableMap(skipped);
+  }
+
+  /** Has somebody hear how far {@link #calibrate} is. */
+  public void tell(Progress listener) {
+    progress = listener;
+  }
+
+  /**
+   * Fits the weights to examples; the model computes what it did before until {@link #apply}.
+   *
+   * @param source runs the examples: once or, where the statistics of all activations would take more
+   *     than a quarter of this JVM's heap, several times
+   * @throws InputException if a weight or an activation is not finite, naming it, or there are no
+   *     examples
+   * @throws IllegalStateException after {@link #apply}
+   */
+  public void calibrate(ActivationSource source) {
+    use.check();
+    FiniteConstants.requireWeights(model);
+    List<ProductSite> seen = sites.stream().filter(s -> !s.inner && !s.products.isEmpty()).toList();
+    int done = 0;
+    try {
+      for (List<ProductSite> part :
+          ActivationStatistics.parts(seen, s -> ActivationStatistics.bytes(s.channels))) {
+        Map<String, Integer> channels = new LinkedHashMap<>();
+        part.forEach(s -> channels.put(s.activation, s.channels));
+        Map<String, ActivationStatistics> statistics =
+            ActivationStatistics.collect(
+                model, channels, new ToldActivations(source, progress), (name, values) -> values);
+        for (ProductSite s : part) {
+          progress.at(Phase.FIT, done++, seen.size());
+          fit(s, statistics.remove(s.activation));
+        }
+      }
+    } catch (InputException e) {
+      throw FiniteConstants.explained(model, e);
+    }
+  }
+
+  private void fit(ProductSite s, ActivationStatistics x) {
+    // A bias takes up the mean of the error, so that only what varies is left to rounding.
+    boolean biased = s.products.stream().allMatch(p -> p.biasAdd != null);
+    double[][] moments = x.moments(biased);
+    double[] importance = new double[s.channels];
+    Arrays.setAll(importance, k -> moments[k][moments[k].length - 1]);
+    CompensatedRounding rounding = new CompensatedRounding(moments);
+    int block = options.block();
+    for (Product p : s.products) {
+      float[] w = p.matrix(model);
+      float[] scales = Int4Weights.scales(w, p.columns, block, importance);
+      byte[] integers =
+          rounding.round(w, p.columns, scales, block, Int4Weights.LEAST, Int4Weights.LARGEST);
+      Int4Weights weights = new Int4Weights(p.rows, p.columns, block, scales, integers);
+      double[] meanError = new double[p.columns];
+      for (int k = 0; k < p.rows; k++) {
+        double mean = x.mean(k);
+        for (int j = 0; j < p.columns; j++) {
+          int at = k * p.columns + j;
+          meanError[j] += mean * ((double) w[at] - (double) integers[at] * weights.scale(k, j));
+        }
+      }
+      fitted.put(p, new Fitted(weights, meanError));
+    }
+  }
+
+  /**
+   * Quantizes the model in place.
+   *
+   * @throws InputException if weights are not finite, naming them; the model is then unusable
+   * @throws IllegalStateException if it was called before
+   */
+  public void apply() {
+    use.check();
+    use.begin();
+    new Rewriting().run();
+  }
+
+  /** One pass over the nodes that emits the new ones. */
+  private final class Rewriting {
+    private final OnnxModel.Names names = model.names();
+    private final EmbeddingTables embeddings = new EmbeddingTables(model, names, Map.of());
+    private final Map<String, Product> products = new HashMap<>();
+    private final Map<String, double[]> biasChanges = new HashMap<>();
+
+    /** Integers and scales of weights that were rounded as they are, by weight and axes. */
+    private final Map<List<Object>, List<String>> plain = new HashMap<>();
+
+    void run() {
+      for (ProductSite s : sites) {
+        for (Product p : s.products) {
+          products.put(p.output, p);
+          if (fitted.containsKey(p) && p.biasAdd != null) {
+            biasChanges.put(p.biasAdd, fitted.get(p).meanError());
+          }
+        }
+      }
+      if (model.opset(DOMAIN) == 0) {
+        model.setOpset(DOMAIN, 1);
+      }
+      model.setNodes(rewritten(model.nodes()));
+      RuntimeForm.removeUnused(model);
+      if (half) {
+        HalfPrecision.narrow(model);
+      }
+      model.check();
+    }
+
+    private List<NodeProto> rewritten(List<NodeProto> nodes) {
+      List<NodeProto> out = new ArrayList<>();
+      for (NodeProto n : nodes) {
+        String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+        if (tables.containsKey(output)) {
+          out.addAll(embeddings.lookUp(n, tables.get(output)));
+        } else if (products.containsKey(output)) {
+          out.add(multiply(n, products.get(output)));
+        } else if (biasChanges.containsKey(output)) {
+          out.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
+        } else {
+          out.add(InnerGraphs.changed(n, this::rewritten));
+        }
+      }
+      return out;
+    }
+
+    private GraphProto rewritten(GraphProto g) {
+      return g.toBuilder().clearNode().addAllNode(rewritten(g.getNodeList())).build();
+    }
+
+    private NodeProto multiply(NodeProto n, Product p) {
+      Fitted f = fitted.remove(p); // its weights are stored, and that once
+      List<String> stored =
+          f != null
+              ? store(p, f.weights())
+              : plain.computeIfAbsent(
+                  List.of(p.value, p.axes),
+                  key ->
+                      store(p, Int4Weights.nearest(p.matrix(model), p.columns, options.block())));
+      return n.toBuilder()
+          .setOpType("MatMulNBits")
+          .setDomain(DOMAIN)
+          .clearInput()
+          .addInput(n.getInput(0))
+          .addAllInput(stored)
+          .clearAttribute()
+          .addAttribute(Nodes.attribute("K", p.rows))
+          .addAttribute(Nodes.attribute("N", p.columns))
+          .addAttribute(Nodes.attribute("bits", 4))
+          .addAttribute(Nodes.attribute("block_size", options.block()))
+          .addAttribute(Nodes.attribute("accuracy_level", INT8_ACTIVATIONS))
+          .build();
+    }
+
+    /** Adds integers and their scales, and gives their names. */
+    private List<String> store(Product p, Int4Weights weights) {
+      List<String> made =
+          List.of(names.unique(p.value + "_quantized"), names.unique(p.value + "_scale"));
+      ByteBuffer integers = weights.packed();
+      int block = options.block();
+      long blocks = (p.rows + block - 1) / block;
+      model.addInitializer(
+          OnnxInitializer.of(
+              made.get(0), DataType.UINT8, new long[] {p.columns, blocks, block / 2}, integers));
+      model.addInitializer(
+          OnnxInitializer.of(
+              made.get(1),
+              DataType.FLOAT,
+              new long[] {p.columns * blocks},
+              weights.packedScales()));
+      return made;
+    }
+  }
+}

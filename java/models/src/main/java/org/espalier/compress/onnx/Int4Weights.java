@@ -1,0 +1,179 @@
+package org.espalier.compress.onnx;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.util.Arrays;
+import java.util.stream.IntStream;
+
+/**
+ * A matrix W [rows, columns] as signed integers of 4 bits, with one scale for each block of rows of a column: w ≈ scale·q with q
+ * in [−8, 7]. A scale may be negative, so that the largest weight of a block, whatever its sign, can be the −8 that has no
+ * counterpart.
+ *
+ * @param block rows of a block; the last one may have fewer
+ * @param scales [blocks, columns], none of them 0
+ * @param integers [rows, columns]
+ */
+record Int4Weights(int rows, int columns, int block, float[] scales, byte[] integers) {
+  static final int LEAST = -8;
+  static final int LARGEST = 7;
+
+  /** What is stored for 0: integers are stored from 0 on. */
+  private static final int ZERO = -LEAST;
+
+  /** Scales that are tried, as shares of that which clips nothing. */
+  private static final float[] SHARES = {
+    1, 0.96f, 0.92f, 0.88f, 0.84f, 0.8f, 0.76f, 0.72f, 0.68f, 0.64f, 0.6f
+  };
+
+  /** Adding and subtracting it rounds what is less than 2²² to the nearest integer, of two as near to the even one. */
+  private static final float ROUND = 0x1.8p23f;
+
+  /** What is smaller counts as 0: the reciprocal of its scale would be infinite. */
+  private static final float SMALLEST = 16 * Float.MIN_NORMAL;
+
+  /**
+   * The scales with which the squares of what rounding changes are least in sum.
+   *
+   * @param weights W, row-major, finite
+   * @param importance what the squares of a row are multiplied with, none negative; null: 1
+   */
+  static float[] scales(float[] weights, int columns, int block, double[] importance) {
+    int rows = weights.length / columns;
+    int blocks = (rows + block - 1) / block;
+    float[] scales = new float[blocks * columns];
+    IntStream.range(0, blocks)
+        .parallel()
+        .forEach(
+            b -> {
+              int from = b * block;
+              int to = Math.min(rows, from + block);
+              float[] best = new Search(weights, columns, from, to, importance).scales();
+              System.arraycopy(best, 0, scales, b * columns, columns);
+            });
+    return scales;
+  }
+
+  /** Rounds each weight for itself. */
+  static Int4Weights nearest(float[] weights, int columns, int block) {
+    float[] scales = scales(weights, columns, block, null);
+    byte[] integers = new byte[weights.length];
+    for (int i = 0; i < weights.length; i++) {
+      float scale = scales[i / columns / block * columns + i % columns];
+      integers[i] = (byte) Math.max(LEAST, Math.min(LARGEST, Math.rint(weights[i] / scale)));
+    }
+    return new Int4Weights(weights.length / columns, columns, block, scales, integers);
+  }
+
+  /** The scale of a weight. */
+  float scale(int row, int column) {
+    return scales[row / block * columns + column];
+  }
+
+  private int blocks() {
+    return (rows + block - 1) / block;
+  }
+
+  /** The integers [columns, blocks, block / 2], two in a byte with the first in its lower half, each 8 more than it is. */
+  ByteBuffer packed() {
+    int blocks = blocks();
+    ByteBuffer packed = ByteBuffer.allocateDirect(Math.multiplyExact(columns, blocks * block / 2));
+    for (int column = 0; column < columns; column++) {
+      for (int row = 0; row < blocks * block; row += 2) {
+        packed.put((byte) (stored(row, column) | stored(row + 1, column) << 4));
+      }
+    }
+    return packed.flip();
+  }
+
+  private int stored(int row, int column) {
+    return ZERO + (row < rows ? integers[row * columns + column] : 0);
+  }
+
+  /** The scales [columns, blocks], little-endian. */
+  ByteBuffer packedScales() {
+    int blocks = blocks();
+    ByteBuffer packed = ByteBuffer.allocateDirect(4 * scales.length).order(ByteOrder.LITTLE_ENDIAN);
+    for (int column = 0; column < columns; column++) {
+      for (int b = 0; b < blocks; b++) {
+        packed.putFloat(scales[b * columns + column]);
+      }
+    }
+    return packed.flip();
+  }
+
+  /** Tries scales for one block of all columns; columns are innermost, so that the JIT takes several at once. */
+  private static final class Search {
+    private final float[] weights;
+    private final int columns;
+    private final int from;
+    private final int to;
+    private final double[] importance;
+    private final float[] errors;
+    private final float[] best;
+    private final float[] scales;
+
+    Search(float[] weights, int columns, int from, int to, double[] importance) {
+      this.weights = weights;
+      this.columns = columns;
+      this.from = from;
+      this.to = to;
+      this.importance = importance;
+      errors = new float[columns];
+      best = new float[columns];
+      scales = new float[columns];
+      Arrays.fill(best, Float.POSITIVE_INFINITY);
+      Arrays.fill(scales, 1);
+    }
+
+    float[] scales() {
+      float[] largest = new float[columns];
+      for (int k = from; k < to; k++) {
+        for (int c = 0; c < columns; c++) {
+          float w = weights[k * columns + c];
+          largest[c] = Math.abs(w) > Math.abs(largest[c]) ? w : largest[c];
+        }
+      }
+      float total = 0;
+      for (int k = from; k < to && importance != null; k++) {
+        total += (float) importance[k];
+      }
+      for (float share : SHARES) {
+        tryScales(largest, share / LEAST, total);
+        tryScales(largest, share / LARGEST, total);
+      }
+      return scales;
+    }
+
+    private void tryScales(float[] largest, float factor, float total) {
+      Arrays.fill(errors, 0);
+      float[] tried = new float[columns];
+      float[] inverse = new float[columns];
+      for (int c = 0; c < columns; c++) {
+        boolean any = Math.abs(largest[c]) >= SMALLEST;
+        tried[c] = any ? largest[c] * factor : 1;
+        inverse[c] = 1 / tried[c];
+      }
+      for (int k = from; k < to; k++) {
+        // Of a block that no example reached all rows count alike.
+        float h = total > 0 ? (float) importance[k] : 1;
+        addErrors(k * columns, h, tried, inverse);
+      }
+      for (int c = 0; c < columns; c++) {
+        if (errors[c] < best[c]) {
+          best[c] = errors[c];
+          scales[c] = tried[c];
+        }
+      }
+    }
+
+    private void addErrors(int at, float h, float[] tried, float[] inverse) {
+      for (int c = 0; c < columns; c++) {
+        float q = weights[at + c] * inverse[c] + ROUND - ROUND;
+        q = Math.max(LEAST, Math.min(LARGEST, q));
+        float d = weights[at + c] - q * tried[c];
+        errors[c] += h * d * d;
+      }
+    }
+  }
+}

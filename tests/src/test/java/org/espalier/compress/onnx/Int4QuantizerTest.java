@@ -1,0 +1,412 @@
+package org.espalier.compress.onnx;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.nio.LongBuffer;
+import java.util.ArrayList;
+import java.util.Collection;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.Set;
+import org.espalier.InputException;
+import org.espalier.format.onnx.HalfPrecision;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** Models of 4-bit weights run in ONNX Runtime and answer as the originals. */
+class Int4QuantizerTest {
+  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
+
+  /** No multiple of a block. */
+  private static final int WIDTH = 72;
+
+  private static final int HIDDEN = 96;
+
+  /** x [n, 72] through a MatMul with a bias, Tanh and a Gemm to y [n, 10]. */
+  private static ModelProto mlp() {
+    Random random = new Random(1);
+    return SmallModels.model(
+        13,
+        GraphProto.newBuilder()
+            .setName("mlp")
+            .addInput(value("x", DataType.FLOAT, -1, WIDTH))
+            .addInitializer(floats("w1", random, 0.2f, WIDTH, HIDDEN))
+            .addInitializer(floats("b1", random, 0.3f, HIDDEN))
+            .addInitializer(floats("w2", random, 0.2f, 10, HIDDEN))
+            .addInitializer(floats("b2", random, 0.3f, 10))
+            .addNode(node("Identity", "start", List.of("x"), "xi"))
+            .addNode(node("MatMul", "m1", List.of("xi", "w1"), "p1"))
+            .addNode(node("Add", "a1", List.of("p1", "b1"), "h1"))
+            .addNode(node("Tanh", "t", List.of("h1"), "t1"))
+            .addNode(node("Gemm", "g", List.of("t1", "w2", "b2"), "y", attribute("transB", 1)))
+            .addOutput(value("y", DataType.FLOAT, -1, 10)));
+  }
+
+  /** Rows whose channels share a few factors, off centre. */
+  private static FloatBuffer rows(long seed, int n) {
+    Random mixing = new Random(99);
+    float[][] mix = new float[6][WIDTH];
+    for (float[] m : mix) {
+      for (int i = 0; i < WIDTH; i++) {
+        m[i] = (float) mixing.nextGaussian();
+      }
+    }
+    Random random = new Random(seed);
+    float[] x = new float[n * WIDTH];
+    for (int r = 0; r < n; r++) {
+      for (float[] m : mix) {
+        float f = (float) random.nextGaussian() + 0.5f;
+        for (int i = 0; i < WIDTH; i++) {
+          x[r * WIDTH + i] += f * m[i];
+        }
+      }
+      for (int i = 0; i < WIDTH; i++) {
+        x[r * WIDTH + i] += 0.3f * (float) random.nextGaussian();
+      }
+    }
+    return FloatBuffer.wrap(x);
+  }
+
+  private static void examples(
+      OnnxModel model, Collection<String> activations, ActivationSource.Receiver receiver) {
+    try (OrtSession session =
+        ENVIRONMENT.createSession(model.withOutputs(activations).toBuffer())) {
+      for (int e = 0; e < 30; e++) {
+        try (OnnxTensor x =
+                OnnxTensor.createTensor(ENVIRONMENT, rows(e, 20), new long[] {20, WIDTH});
+            OrtSession.Result r = session.run(Map.of("x", x), Set.copyOf(activations))) {
+          for (String a : activations) {
+            OnnxTensor value = (OnnxTensor) r.get(a).orElseThrow();
+            receiver.accept(a, value.getInfo().getShape(), value.getFloatBuffer());
+          }
+        }
+      }
+    } catch (OrtException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  private static float[] run(OnnxModel model) throws OrtException {
+    try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
+        OnnxTensor x =
+            OnnxTensor.createTensor(ENVIRONMENT, rows(1000, 64), new long[] {64, WIDTH});
+        OrtSession.Result r = session.run(Map.of("x", x))) {
+      FloatBuffer y = ((OnnxTensor) r.get(0)).getFloatBuffer();
+      float[] values = new float[y.remaining()];
+      y.get(values);
+      return values;
+    }
+  }
+
+  /** The norm of the difference as a share of the first's. */
+  private static double error(float[] expected, float[] actual) {
+    assertEquals(expected.length, actual.length);
+    double difference = 0;
+    double norm = 0;
+    for (int i = 0; i < expected.length; i++) {
+      difference += Math.pow(expected[i] - actual[i], 2);
+      norm += Math.pow(expected[i], 2);
+    }
+    return Math.sqrt(difference / norm);
+  }
+
+  private static OnnxModel quantized(ModelProto proto, boolean calibrated, int block) {
+    OnnxModel model = OnnxModel.of(proto, "model");
+    Int4Quantizer q = new Int4Quantizer(model, new Int4Quantizer.Options(block, true, w -> true));
+    if (calibrated) {
+      q.calibrate(Int4QuantizerTest::examples);
+    }
+    q.apply();
+    return model;
+  }
+
+  private static List<NodeProto> products(OnnxModel model) {
+    return model.nodes().stream().filter(n -> n.getOpType().equals("MatMulNBits")).toList();
+  }
+
+  /** What the runtime makes of the integers is what they stand for. */
+  @ParameterizedTest
+  @ValueSource(ints = {16, 32, 64})
+  void theRuntimeReadsWhatWasMeant(int block) throws OrtException {
+    OnnxModel model = quantized(mlp(), true, block);
+    assertEquals(2, products(model).size());
+    assertEquals(1, model.opset("com.microsoft"));
+    OnnxModel real = model.copy();
+    List<NodeProto> nodes =
+        model.nodes().stream()
+            .map(
+                n ->
+                    n.getOpType().equals("MatMulNBits")
+                        ? node(
+                            "MatMul",
+                            n.getName(),
+                            List.of(n.getInput(0), dequantized(real, n, block)),
+                            n.getOutput(0))
+                        : n)
+            .toList();
+    real.setNodes(nodes);
+    double error = error(run(real), run(model));
+    assertTrue(error < 0.02, "activations of 8 bits change the outputs by " + error);
+  }
+
+  private static String dequantized(OnnxModel model, NodeProto n, int block) {
+    OnnxInitializer packed = model.constant(n.getInput(1));
+    FloatBuffer scales = model.constant(n.getInput(2)).floats();
+    int columns = (int) packed.dims()[0];
+    int blocks = (int) packed.dims()[1];
+    assertEquals(block / 2, packed.dims()[2]);
+    int rows = 0;
+    for (AttributeProto a : n.getAttributeList()) {
+      rows = a.getName().equals("K") ? (int) a.getI() : rows;
+    }
+    float[] w = new float[rows * columns];
+    for (int k = 0; k < rows; k++) {
+      for (int c = 0; c < columns; c++) {
+        int at = c * blocks * block + k;
+        int stored = packed.data().get(at / 2) >> 4 * (at % 2) & 15;
+        w[k * columns + c] = (stored - 8) * scales.get(c * blocks + k / block);
+      }
+    }
+    String name = n.getInput(1) + "_real";
+    model.addInitializer(OnnxInitializer.floats(name, new long[] {rows, columns}, w));
+    return name;
+  }
+
+  @Test
+  void calibrationTakesAwayMostOfTheError() throws OrtException {
+    float[] expected = run(OnnxModel.of(mlp(), "mlp"));
+    double plain = error(expected, run(quantized(mlp(), false, 32)));
+    double fitted = error(expected, run(quantized(mlp(), true, 32)));
+    assertTrue(plain < 0.2, "error " + plain);
+    assertTrue(fitted < 0.6 * plain, fitted + " of " + plain);
+  }
+
+  @Test
+  void calibrationIsDeterministicAndKeepsTheFloatModel() throws OrtException {
+    assertEquals(quantized(mlp(), true, 32).toBuffer(), quantized(mlp(), true, 32).toBuffer());
+    OnnxModel model = OnnxModel.of(mlp(), "mlp");
+    new Int4Quantizer(model, Int4Quantizer.Options.defaults())
+        .calibrate(Int4QuantizerTest::examples);
+    assertTrue(error(run(OnnxModel.of(mlp(), "mlp")), run(model)) < 1e-6);
+  }
+
+  @Test
+  void weightsThatWerePrunedStayZero() {
+    float[] w = new float[WIDTH * HIDDEN];
+    Random random = new Random(5);
+    for (int i = 0; i < w.length; i++) {
+      w[i] = i % 2 == 0 ? (float) random.nextGaussian() : 0;
+    }
+    OnnxModel changed = OnnxModel.of(mlp(), "mlp");
+    changed.replaceConstant(OnnxInitializer.floats("w1", new long[] {WIDTH, HIDDEN}, w));
+    Int4Quantizer q = new Int4Quantizer(changed, Int4Quantizer.Options.defaults());
+    q.calibrate(Int4QuantizerTest::examples);
+    q.apply();
+    FloatBuffer real =
+        changed.constant(dequantized(changed, products(changed).get(0), 32)).floats();
+    for (int i = 1; i < w.length; i += 2) {
+      assertEquals(0, real.get(i));
+    }
+  }
+
+  @Test
+  void sixteenBitModelsStaySmall() throws OrtException {
+    OnnxModel model = OnnxModel.of(mlp(), "mlp");
+    float[] expected = run(model);
+    OnnxModel half = OnnxModel.of(mlp(), "mlp");
+    for (String name : List.of("w1", "b1", "w2", "b2")) {
+      half.replaceConstant(half.constant(name).rounded(DataType.FLOAT16));
+    }
+    List<NodeProto> nodes =
+        half.nodes().stream()
+            .map(
+                n ->
+                    n.getName().equals("m1")
+                        ? n.toBuilder().setInput(0, "x16").build()
+                        : n.getName().equals("g") ? n.toBuilder().setOutput(0, "y16").build() : n)
+            .toList();
+    List<NodeProto> all = new ArrayList<>(nodes);
+    all.add(0, node("Cast", "in", List.of("x"), "x16", attribute("to", 10)));
+    all.add(node("Cast", "out", List.of("y16"), "y", attribute("to", 1)));
+    half.setNodes(all);
+    assertTrue(HalfPrecision.isIn(half));
+    new Int4Quantizer(half, Int4Quantizer.Options.defaults()).apply();
+    assertEquals(2, products(half).size());
+    assertTrue(error(expected, run(half)) < 0.2);
+  }
+
+  /** ids [n] through a table [3000, 64] that is the last product too: y [n, 3000]. */
+  private static ModelProto tied() {
+    return SmallModels.model(
+        13,
+        GraphProto.newBuilder()
+            .setName("tied")
+            .addInput(value("ids", DataType.INT64, -1))
+            .addInitializer(floats("table", new Random(3), 1, 3000, 64))
+            .addNode(node("Gather", "look", List.of("table", "ids"), "e"))
+            .addNode(node("Tanh", "t", List.of("e"), "h"))
+            .addNode(node("Transpose", "turn", List.of("table"), "turned", ints("perm", 1, 0)))
+            .addNode(node("MatMul", "head", List.of("h", "turned"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, 3000)));
+  }
+
+  private static AttributeProto ints(String name, long... values) {
+    AttributeProto.Builder b =
+        AttributeProto.newBuilder().setName(name).setType(AttributeType.INTS);
+    for (long v : values) {
+      b.addInts(v);
+    }
+    return b.build();
+  }
+
+  /** A language model's embedding that is its last product too: rows of 8 bits and a matrix of 4. */
+  @Test
+  void anEmbeddingThatIsAProductTooIsBoth() throws OrtException {
+    OnnxModel before = OnnxModel.of(tied(), "tied");
+    OnnxModel model = OnnxModel.of(tied(), "tied");
+    Int4Quantizer q = new Int4Quantizer(model, Int4Quantizer.Options.defaults());
+    assertEquals(List.of("table"), q.quantized());
+    q.apply();
+    assertFalse(model.initializers().stream().anyMatch(i -> i.name().equals("table")));
+    assertEquals(1, products(model).size());
+    assertTrue(model.initializerBytes() < 0.43 * before.initializerBytes());
+    float[][] answers = new float[2][];
+    for (int i = 0; i < 2; i++) {
+      try (OrtSession session = ENVIRONMENT.createSession((i == 0 ? before : model).toBuffer());
+          OnnxTensor ids =
+              OnnxTensor.createTensor(
+                  ENVIRONMENT, LongBuffer.wrap(new long[] {0, 7, 2999}), new long[] {3});
+          OrtSession.Result r = session.run(Map.of("ids", ids))) {
+        answers[i] = new float[3 * 3000];
+        ((OnnxTensor) r.get(0)).getFloatBuffer().get(answers[i]);
+      }
+    }
+    double error = error(answers[0], answers[1]);
+    assertTrue(error < 0.15, "error " + error);
+
+    OnnxModel floatRows = OnnxModel.of(tied(), "tied");
+    Int4Quantizer left =
+        new Int4Quantizer(floatRows, new Int4Quantizer.Options(32, false, w -> true));
+    left.apply();
+    assertTrue(left.skipped().containsValue("embeddings are left as they are"));
+    assertTrue(floatRows.initializers().stream().anyMatch(i -> i.name().equals("table")));
+  }
+
+  /** Two products of one weight, one of them in a branch. */
+  @Test
+  void weightsInBranchesAreQuantized() throws OrtException {
+    GraphProto.Builder then =
+        GraphProto.newBuilder()
+            .setName("then")
+            .addNode(node("MatMul", "inner", List.of("x", "w1"), "pi"))
+            .addOutput(value("pi", DataType.FLOAT, -1, HIDDEN));
+    GraphProto.Builder other =
+        GraphProto.newBuilder()
+            .setName("else")
+            .addNode(node("Identity", "same", List.of("p1"), "pe"))
+            .addOutput(value("pe", DataType.FLOAT, -1, HIDDEN));
+    ModelProto.Builder model = mlp().toBuilder();
+    GraphProto.Builder graph = model.getGraphBuilder();
+    graph
+        .addInitializer(SmallModels.tensor("yes", DataType.BOOL, ByteBuffer.wrap(new byte[] {1})))
+        .addNode(
+            2,
+            node("If", "if", List.of("yes"), "chosen").toBuilder()
+                .addAttribute(graph("then_branch", then))
+                .addAttribute(graph("else_branch", other)));
+    graph.setNode(3, graph.getNode(3).toBuilder().setInput(0, "chosen"));
+    float[] expected = run(OnnxModel.of(model.build(), "branches"));
+    OnnxModel quantized = quantized(model.build(), true, 32);
+    assertEquals(2, products(quantized).size());
+    assertEquals(0, quantized.initializers().stream().filter(i -> i.name().equals("w1")).count());
+    assertTrue(error(expected, run(quantized)) < 0.2);
+  }
+
+  private static AttributeProto graph(String name, GraphProto.Builder g) {
+    return AttributeProto.newBuilder().setName(name).setType(AttributeType.GRAPH).setG(g).build();
+  }
+
+  @Test
+  void whatIsShorterThanABlockStaysFloat() {
+    OnnxModel model = OnnxModel.of(mlp(), "mlp");
+    model.replaceConstant(OnnxInitializer.floats("w2", new long[] {10, 20}, new float[200]));
+    model.replaceConstant(
+        OnnxInitializer.floats("w1", new long[] {WIDTH, 20}, new float[WIDTH * 20]));
+    Int4Quantizer q = new Int4Quantizer(model, Int4Quantizer.Options.defaults());
+    assertEquals(List.of("w1"), q.quantized());
+    assertEquals(
+        List.of("it has fewer input channels than a block"), List.copyOf(q.skipped().values()));
+    InputException none =
+        assertThrows(
+            InputException.class,
+            () ->
+                new Int4Quantizer(
+                    OnnxModel.of(mlp(), "mlp"), new Int4Quantizer.Options(128, true, w -> true)));
+    assertTrue(none.getMessage().contains("fewer input channels than a block"), none.getMessage());
+  }
+
+  @Test
+  void otherBlocksAreRefused() {
+    for (int block : new int[] {0, 8, 48, 512, -32}) {
+      assertThrows(InputException.class, () -> new Int4Quantizer.Options(block, true, w -> true));
+    }
+  }
+
+  @Test
+  void aPlanIsOfOneUse() {
+    OnnxModel model = OnnxModel.of(mlp(), "mlp");
+    Int4Quantizer q = new Int4Quantizer(model, Int4Quantizer.Options.defaults());
+    q.apply();
+    assertThrows(IllegalStateException.class, q::apply);
+    assertThrows(IllegalStateException.class, () -> q.calibrate(Int4QuantizerTest::examples));
+    InputException again =
+        assertThrows(
+            InputException.class, () -> new Int4Quantizer(model, Int4Quantizer.Options.defaults()));
+    assertTrue(again.getMessage().contains("MatMulNBits"), again.getMessage());
+  }
+
+  @Test
+  void weightsThatAreNotFiniteAreNamed() {
+    for (boolean calibrated : new boolean[] {false, true}) {
+      OnnxModel model = OnnxModel.of(mlp(), "mlp");
+      float[] w = new float[WIDTH * HIDDEN];
+      w[5] = Float.NaN;
+      model.replaceConstant(OnnxInitializer.floats("w1", new long[] {WIDTH, HIDDEN}, w));
+      Int4Quantizer q = new Int4Quantizer(model, Int4Quantizer.Options.defaults());
+      InputException e =
+          assertThrows(
+              InputException.class,
+              () -> {
+                if (calibrated) {
+                  q.calibrate(Int4QuantizerTest::examples);
+                }
+                q.apply();
+              });
+      assertTrue(e.getMessage().contains("w1"), e.getMessage());
+    }
+  }
+}
