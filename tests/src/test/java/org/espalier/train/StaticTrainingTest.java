@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
@@ -29,6 +30,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
+import java.util.TreeSet;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -248,6 +251,28 @@ class StaticTrainingTest {
                     n -> true),
                 training)),
         7);
+  }
+
+  /** What it throws, as the command line does on Ctrl-C, ends calibration. */
+  @Test
+  void whoListensHearsHowFarCalibrationIsAndMayEndIt() {
+    CompressionPlan plan = new CompressionPlan(plan(1, false).stages().subList(1, 2), 7);
+    Set<String> notes = new TreeSet<>();
+    TrainingListener ending =
+        new TrainingListener() {
+          @Override
+          public void note(String text) {
+            notes.add(text);
+            if (text.equals("calibrating, 50 %")) {
+              throw new IllegalArgumentException("enough");
+            }
+          }
+        };
+    try (OnnxCompression c = new OnnxCompression(plan, job())) {
+      assertEquals(
+          "enough", assertThrows(IllegalArgumentException.class, () -> c.run(ending)).getMessage());
+    }
+    assertTrue(notes.contains("calibrating, 25 %"), notes.toString());
   }
 
   @ParameterizedTest

@@ -66,17 +66,7 @@ final class Progress implements AutoCloseable {
 
   /** The same for a run of the compressors. */
   void update(org.espalier.compress.Progress.Phase phase, long newDone, long newTotal) {
-    update(
-        switch (phase) {
-          case CALIBRATE -> "calibrating";
-          case EQUALIZE -> "equalizing";
-          case FIT -> "fitting weights";
-          case MEASURE -> "trying smaller models";
-          case SELECT -> "selecting";
-          case WRITE -> "writing";
-        },
-        newDone,
-        newTotal);
+    update(phase.text(), newDone, newTotal);
   }
 
   private synchronized void show() {

@@ -9,17 +9,28 @@ public interface Progress {
   /** What a run does; it may skip one, and do the first ones in turns. */
   enum Phase {
     /** Sees what a model does on examples; counted by these. */
-    CALIBRATE,
+    CALIBRATE("calibrating"),
     /** Moves scale between activations and weights; counted by activations. */
-    EQUALIZE,
+    EQUALIZE("equalizing"),
     /** Fits weights to what was seen; counted by these. */
-    FIT,
+    FIT("fitting weights"),
     /** Sees what smaller models do on a few of them; counted by the models. */
-    MEASURE,
+    MEASURE("trying smaller models"),
     /** Finds the weights to prune. */
-    SELECT,
+    SELECT("selecting"),
     /** Computes and writes the output. */
-    WRITE
+    WRITE("writing");
+
+    private final String text;
+
+    Phase(String text) {
+      this.text = text;
+    }
+
+    /** What is done, in a word or three for people. */
+    public String text() {
+      return text;
+    }
   }
 
   /**

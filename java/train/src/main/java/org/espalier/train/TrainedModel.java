@@ -235,14 +235,15 @@ final class TrainedModel implements AutoCloseable {
               }
             });
     quantizer = quantizer(q, model);
+    quantizer.tell(
+        (phase, done, total) ->
+            listener.note(phase.text() + (total > 0 ? ", " + 100 * done / total + " %" : "")));
     if (quantizer instanceof StaticQuantizer s) {
-      listener.note("calibrating");
       s.setRanges(
           q.fit()
               ? s.calibrate(job.calibration(), q.clipping())
               : s.ranges(job.calibration(), q.clipping()));
     } else if (q.fit()) {
-      listener.note("calibrating");
       ((DynamicQuantizer) quantizer).calibrate(job.calibration());
     }
     quantizer.prepareTraining();

@@ -135,7 +135,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     return Collections.unmodifiableMap(skipped);
   }
 
-  /** Has somebody hear how far {@link #calibrate} is. */
+  @Override
   public void tell(Progress listener) {
     progress = listener;
   }

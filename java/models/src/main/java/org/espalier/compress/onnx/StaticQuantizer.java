@@ -270,7 +270,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
     return best;
   }
 
-  /** Has somebody hear how far calibration is. */
+  @Override
   public void tell(Progress listener) {
     progress = listener;
   }

@@ -2,12 +2,16 @@ package org.espalier.compress.onnx;
 
 import java.util.List;
 import java.util.function.Consumer;
+import org.espalier.compress.Progress;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Quantization with training between its plan and its export: what training saw is what is written. */
 public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuantizer {
   /** What the name of a weight ends in once the model is prepared, before a number where it needs one. */
   String LATENT = "_latent";
+
+  /** Has somebody hear how far calibration is. */
+  void tell(Progress listener);
 
   /**
    * Gives the float32 model the form that training changes and {@link #quantizedCopy} exports: biases take
