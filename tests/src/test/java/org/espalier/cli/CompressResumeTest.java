@@ -34,7 +34,7 @@ import org.junit.jupiter.api.Test;
 
 /** Runs that stop, break down or are killed, and go on. */
 class CompressResumeTest extends SmallClassifierRuns {
-  /** Asks for a stop after so many calls for progress. */
+  /** Asks for a stop after so many steps. */
   private record Impatient(CommandHost host, int[] left) implements RunHost {
     @Override
     public Path file(String reference) {
@@ -95,11 +95,13 @@ class CompressResumeTest extends SmallClassifierRuns {
     public void note(String text) {}
 
     @Override
-    public void progress(String text, long done, long total) {}
+    public void progress(String text, long done, long total) {
+      left[0] -= text.contains(": loss ") ? 1 : 0;
+    }
 
     @Override
     public boolean stopRequested() {
-      return --left[0] <= 0;
+      return left[0] <= 0;
     }
   }
 
@@ -130,10 +132,10 @@ class CompressResumeTest extends SmallClassifierRuns {
     assertEquals(a.path("layers"), b.path("layers"));
   }
 
-  /** Asks for a stop after so many calls for progress. */
-  private RecipeRun.Outcome runImpatiently(Recipe parsed, Path out, int calls, boolean resume) {
+  /** Asks for a stop after so many steps. */
+  private RecipeRun.Outcome runImpatiently(Recipe parsed, Path out, int steps, boolean resume) {
     try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      RunHost impatient = new Impatient(host, new int[] {calls});
+      RunHost impatient = new Impatient(host, new int[] {steps});
       return new RecipeRun(parsed, out, impatient, TorchDevice.CPU).run(resume);
     }
   }

@@ -261,9 +261,9 @@ class StaticTrainingTest {
     TrainingListener ending =
         new TrainingListener() {
           @Override
-          public void note(String text) {
-            notes.add(text);
-            if (text.equals("calibrating, 50 %")) {
+          public void note(String text, long done, long total) {
+            notes.add(text + " " + done + " of " + total);
+            if (notes.contains("calibrating 16 of 32")) {
               throw new IllegalArgumentException("enough");
             }
           }
@@ -272,7 +272,7 @@ class StaticTrainingTest {
       assertEquals(
           "enough", assertThrows(IllegalArgumentException.class, () -> c.run(ending)).getMessage());
     }
-    assertTrue(notes.contains("calibrating, 25 %"), notes.toString());
+    assertTrue(notes.contains("calibrating 15 of 32"), notes.toString());
   }
 
   @ParameterizedTest

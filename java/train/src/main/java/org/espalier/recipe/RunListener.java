@@ -88,11 +88,11 @@ final class RunListener implements TrainingListener {
   }
 
   @Override
-  public void note(String text) {
+  public void note(String text, long done, long total) {
     if (host.stopRequested()) {
       throw new Stopped();
     }
-    host.progress(recipe.stages().stages().get(stageIndex).name() + ": " + text, done(0), total());
+    host.progress(recipe.stages().stages().get(stageIndex).name() + ": " + text, done, total);
   }
 
   @Override

@@ -142,7 +142,7 @@ final class TeacherOutputs implements AutoCloseable {
                 .stream()
                 .mapToInt(Integer::intValue)
                 .sum();
-        listener.note("teacher " + done + " of " + examples.size());
+        listener.note("teacher", done, examples.size());
       }
       file.force(true);
     } catch (UncheckedIOException e) {

@@ -176,16 +176,12 @@ final class TrainedModel implements AutoCloseable {
     }
     Map<String, List<NodeProto>> consumers = model.consumers();
     long bytes = pruned.stream().mapToLong(w -> model.constant(w.value()).byteLength()).sum();
-    listener.note("refitting");
     new RefittingPruner(
             model,
             pruned,
             RefittingPruner.ofEachTensor(list, pruning.rule(pruning.sparsity())),
             vector -> byConstant.containsKey(vector) && consumers.get(vector).size() == 1)
-        .prune(
-            kept,
-            job.calibration(),
-            done -> listener.note("refitting, " + 100 * done / bytes + " % of the weights done"));
+        .prune(kept, job.calibration(), done -> listener.note("refitting", done, bytes));
     byConstant.forEach((constant, weight) -> weight.latent().set(values(model.constant(constant))));
     candidates.forEach(TrainedWeight::maskZeros);
   }
@@ -235,9 +231,7 @@ final class TrainedModel implements AutoCloseable {
               }
             });
     quantizer = quantizer(q, model);
-    quantizer.tell(
-        (phase, done, total) ->
-            listener.note(phase.text() + (total > 0 ? ", " + 100 * done / total + " %" : "")));
+    quantizer.tell((phase, done, total) -> listener.note(phase.text(), done, total));
     if (quantizer instanceof StaticQuantizer s) {
       s.setRanges(
           q.fit()

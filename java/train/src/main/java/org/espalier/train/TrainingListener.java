@@ -12,8 +12,13 @@ public interface TrainingListener {
    */
   default void stageStarted(Stage stage, int index, long steps) {}
 
-  /** Work of a stage outside its steps, for a progress line: «calibrating», «teacher 400 of 4000». */
-  default void note(String text) {}
+  /**
+   * Work of a stage outside its steps, for a progress line: «calibrating», «teacher».
+   *
+   * @param done the part of this work that is done, in any unit
+   * @param total all of it
+   */
+  default void note(String text, long done, long total) {}
 
   /**
    * A step is done. {@link Compression#save} may be called from here.
