@@ -3,7 +3,6 @@ package org.espalier.compress.onnx;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -29,8 +28,8 @@ import org.espalier.format.onnx.OnnxWeight;
  * integers have one scale for each block of input channels of an output channel. It rounds activations to 8 bits, a block at a
  * time, when it runs. What reads one row at a time, as a language model does that writes, takes the time that its weights take to
  * be read, which are an eighth; many rows at once take longer than in {@linkplain DynamicQuantizer 8 bits}. Embedding tables
- * become int8 with one scale a row. Everything else stays float32. A model of float16 or bfloat16 computes in float32 afterwards
- * ({@link HalfPrecision}).
+ * whose rows are whole blocks become {@code GatherBlockQuantized}, others int8 with one scale a row. Everything else stays
+ * float32. A model of float16 or bfloat16 computes in float32 afterwards ({@link HalfPrecision}).
  *
  * <p>Use: construct, {@link #calibrate} where accuracy matters, {@link #apply}. Calibration chooses scales by the channels that
  * examples reach most, rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and puts the
@@ -243,6 +242,9 @@ public final class Int4Quantizer {
     /** Integers and scales of weights that were rounded as they are, by weight and axes. */
     private final Map<List<Object>, List<String>> plain = new HashMap<>();
 
+    /** Integers [rows, width / 2] and scales [rows, blocks] of tables, by the constants that they were. */
+    private final Map<String, List<String>> stored = new HashMap<>();
+
     void run() {
       for (ProductSite s : sites) {
         for (Product p : s.products) {
@@ -268,9 +270,9 @@ public final class Int4Quantizer {
       for (NodeProto n : nodes) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
         if (tables.containsKey(output)) {
-          out.addAll(embeddings.lookUp(n, tables.get(output)));
+          lookUp(n, tables.get(output), out);
         } else if (products.containsKey(output)) {
-          out.add(multiply(n, products.get(output)));
+          multiply(n, products.get(output), out);
         } else if (biasChanges.containsKey(output)) {
           out.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
         } else {
@@ -284,46 +286,108 @@ public final class Int4Quantizer {
       return g.toBuilder().clearNode().addAllNode(rewritten(g.getNodeList())).build();
     }
 
-    private NodeProto multiply(NodeProto n, Product p) {
-      Fitted f = fitted.remove(p); // its weights are stored, and that once
-      List<String> stored =
-          f != null
-              ? store(p, f.weights())
-              : plain.computeIfAbsent(
-                  List.of(p.value, p.axes),
-                  key ->
-                      store(p, Int4Weights.nearest(p.matrix(model), p.columns, options.block())));
-      return n.toBuilder()
-          .setOpType("MatMulNBits")
-          .setDomain(DOMAIN)
-          .clearInput()
-          .addInput(n.getInput(0))
-          .addAllInput(stored)
-          .clearAttribute()
-          .addAttribute(Nodes.attribute("K", p.rows))
-          .addAttribute(Nodes.attribute("N", p.columns))
-          .addAttribute(Nodes.attribute("bits", 4))
-          .addAttribute(Nodes.attribute("block_size", options.block()))
-          .addAttribute(Nodes.attribute("accuracy_level", INT8_ACTIVATIONS))
-          .build();
+    private void lookUp(NodeProto n, String name, List<NodeProto> out) {
+      String value = n.getInput(0);
+      long[] dims = model.constant(value).dims();
+      if (dims[1] % options.block() != 0) {
+        out.addAll(embeddings.lookUp(n, name));
+        return;
+      }
+      List<String> table = stored.computeIfAbsent(value, key -> storeTable(name, key));
+      out.add(
+          n.toBuilder()
+              .setOpType("GatherBlockQuantized")
+              .setDomain(DOMAIN)
+              .setInput(0, table.get(0))
+              .addInput(table.get(1))
+              .clearAttribute()
+              .addAttribute(Nodes.attribute("gather_axis", 0))
+              .addAttribute(Nodes.attribute("quantize_axis", 1))
+              .addAttribute(Nodes.attribute("block_size", options.block()))
+              .build());
     }
 
-    /** Adds integers and their scales, and gives their names. */
-    private List<String> store(Product p, Int4Weights weights) {
+    /** The integers and scales of a table: those of the product that it is too, or the nearest. */
+    private List<String> storeTable(String name, String value) {
+      for (Product p : products.values()) {
+        if (isTied(p) && p.value.equals(value)) {
+          return store(p.value, weights(p), true);
+        }
+      }
+      long rows = model.constant(value).dims()[0];
+      float[] w = ProductSite.matrix(model, name, value, List.of(1, 0));
+      return store(value, Int4Weights.nearest(w, (int) rows, options.block()), true);
+    }
+
+    private boolean isTied(Product p) {
+      return p.rows % options.block() == 0 && p.lookUps.stream().anyMatch(tables::containsKey);
+    }
+
+    private void multiply(NodeProto n, Product p, List<NodeProto> out) {
+      List<String> weights;
+      if (isTied(p)) {
+        List<String> table = stored.computeIfAbsent(p.value, key -> storeTable(p.name, key));
+        long blocks = p.rows / options.block();
+        weights =
+            List.of(
+                reshaped(table.get(0), out, p.columns, blocks, options.block() / 2),
+                reshaped(table.get(1), out, p.columns * blocks));
+      } else if (fitted.containsKey(p)) {
+        weights = store(p.value, weights(p), false);
+      } else {
+        weights =
+            plain.computeIfAbsent(
+                List.of(p.value, p.axes), key -> store(p.value, weights(p), false));
+      }
+      out.add(
+          n.toBuilder()
+              .setOpType("MatMulNBits")
+              .setDomain(DOMAIN)
+              .clearInput()
+              .addInput(n.getInput(0))
+              .addAllInput(weights)
+              .clearAttribute()
+              .addAttribute(Nodes.attribute("K", p.rows))
+              .addAttribute(Nodes.attribute("N", p.columns))
+              .addAttribute(Nodes.attribute("bits", 4))
+              .addAttribute(Nodes.attribute("block_size", options.block()))
+              .addAttribute(Nodes.attribute("accuracy_level", INT8_ACTIVATIONS))
+              .build());
+    }
+
+    private Int4Weights weights(Product p) {
+      Fitted f = fitted.remove(p); // they are stored once
+      return f != null
+          ? f.weights()
+          : Int4Weights.nearest(p.matrix(model), p.columns, options.block());
+    }
+
+    /** A constant in another shape, which the runtime gives it when it loads. */
+    private String reshaped(String constant, List<NodeProto> out, long... dims) {
+      String shape = names.unique(constant + "_shape");
+      String turned = names.unique(constant + "_blocks");
+      model.addInitializer(OnnxInitializer.int64s(shape, new long[] {dims.length}, dims));
+      out.add(Nodes.node("Reshape", turned, constant, shape).clearName().build());
+      return turned;
+    }
+
+    /**
+     * Adds integers and their scales, and gives their names.
+     *
+     * @param asRows whether both lie as the rows of a table, and not in the operator's form
+     */
+    private List<String> store(String value, Int4Weights weights, boolean asRows) {
       List<String> made =
-          List.of(names.unique(p.value + "_quantized"), names.unique(p.value + "_scale"));
-      ByteBuffer integers = weights.packed();
-      int block = options.block();
-      long blocks = (p.rows + block - 1) / block;
+          List.of(names.unique(value + "_quantized"), names.unique(value + "_scale"));
+      long columns = weights.columns();
+      long blocks = (weights.rows() + weights.block() - 1) / weights.block();
+      long bytes = weights.block() / 2;
+      long[] dims =
+          asRows ? new long[] {columns, blocks * bytes} : new long[] {columns, blocks, bytes};
+      long[] scaleDims = asRows ? new long[] {columns, blocks} : new long[] {columns * blocks};
+      model.addInitializer(OnnxInitializer.of(made.get(0), DataType.UINT8, dims, weights.packed()));
       model.addInitializer(
-          OnnxInitializer.of(
-              made.get(0), DataType.UINT8, new long[] {p.columns, blocks, block / 2}, integers));
-      model.addInitializer(
-          OnnxInitializer.of(
-              made.get(1),
-              DataType.FLOAT,
-              new long[] {p.columns * blocks},
-              weights.packedScales()));
+          OnnxInitializer.of(made.get(1), DataType.FLOAT, scaleDims, weights.packedScales()));
       return made;
     }
   }

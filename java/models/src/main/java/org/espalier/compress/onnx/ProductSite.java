@@ -62,25 +62,36 @@ final class ProductSite {
      * @throws InputException if a weight is NaN or infinite
      */
     float[] matrix(OnnxModel model) {
-      OnnxInitializer w = model.constant(value);
-      float[] values = new float[(int) w.elements()];
-      Permutation.apply(w.floats(), w.dims(), axes).get(values);
-      for (int i = 0; i < values.length; i++) {
-        if (!(Math.abs(values[i]) <= Float.MAX_VALUE)) {
-          throw new InputException(
-              "the weights "
-                  + name
-                  + " hold "
-                  + values[i]
-                  + " for input channel "
-                  + i / columns
-                  + " and output channel "
-                  + i % columns
-                  + ": no scale can be found; repair or exclude them");
-        }
-      }
-      return values;
+      return ProductSite.matrix(model, name, value, axes);
     }
+  }
+
+  /**
+   * A constant with its axes in another order, of which the last is that of output channels.
+   *
+   * @param name what an error calls it
+   * @throws InputException if a weight is NaN or infinite
+   */
+  static float[] matrix(OnnxModel model, String name, String value, List<Integer> axes) {
+    OnnxInitializer w = model.constant(value);
+    float[] values = new float[(int) w.elements()];
+    Permutation.apply(w.floats(), w.dims(), axes).get(values);
+    long columns = w.dims()[axes.get(axes.size() - 1)];
+    for (int i = 0; i < values.length; i++) {
+      if (!(Math.abs(values[i]) <= Float.MAX_VALUE)) {
+        throw new InputException(
+            "the weights "
+                + name
+                + " hold "
+                + values[i]
+                + " for input channel "
+                + i / columns
+                + " and output channel "
+                + i % columns
+                + ": no scale can be found; repair or exclude them");
+      }
+    }
+    return values;
   }
 
   final int channels;
