@@ -25,6 +25,7 @@ import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.OutputError;
 import org.espalier.compress.onnx.Slowdown;
 import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
@@ -239,8 +240,8 @@ final class Quantize implements Callable<Integer> {
       progress.update("calibrating", 0, 0);
       done =
           switch (form) {
-            case ONNX_DYNAMIC -> quantizeDynamic(source, onnx, choice, progress);
-            case ONNX_INT4 -> quantizeInt4(source, onnx, choice, progress);
+            case ONNX_DYNAMIC -> quantizeWeights(source, onnx, dynamic(onnx, choice), progress);
+            case ONNX_INT4 -> quantizeWeights(source, onnx, int4(onnx, choice), progress);
             default -> quantizeStatic(source, onnx, choice, clipping, progress);
           };
       progress.update("comparing", 0, 0);
@@ -288,27 +289,18 @@ final class Quantize implements Callable<Integer> {
       Optional<ActivationSource> examples,
       Optional<OutputError> error) {}
 
-  private Quantized quantizeDynamic(
-      ModelSource source, OnnxModel onnx, Predicate<OnnxWeight> choice, Progress progress) {
-    DynamicQuantizer quantizer =
-        new DynamicQuantizer(
-            onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
-    Optional<ActivationSource> examples =
-        calibration.dynamic(onnx, source, tokenizer, common::note);
-    quantizer.tell(progress::update);
-    examples.ifPresent(quantizer::calibrate);
-    Optional<OutputError> error = error(onnx);
-    List<String> names = quantizer.quantized();
-    Map<String, String> skipped = new TreeMap<>(quantizer.skipped());
-    quantizer.apply();
-    return new Quantized(names, skipped, Set.of(), examples, error);
+  private DynamicQuantizer dynamic(OnnxModel onnx, Predicate<OnnxWeight> choice) {
+    return new DynamicQuantizer(
+        onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
   }
 
-  private Quantized quantizeInt4(
-      ModelSource source, OnnxModel onnx, Predicate<OnnxWeight> choice, Progress progress) {
+  private Int4Quantizer int4(OnnxModel onnx, Predicate<OnnxWeight> choice) {
     int channels = block == null ? Int4Quantizer.Options.defaults().block() : block;
-    Int4Quantizer quantizer =
-        new Int4Quantizer(onnx, new Int4Quantizer.Options(channels, !floatEmbeddings, choice));
+    return new Int4Quantizer(onnx, new Int4Quantizer.Options(channels, !floatEmbeddings, choice));
+  }
+
+  private Quantized quantizeWeights(
+      ModelSource source, OnnxModel onnx, WeightQuantizer quantizer, Progress progress) {
     Optional<ActivationSource> examples =
         calibration.dynamic(onnx, source, tokenizer, common::note);
     quantizer.tell(progress::update);

@@ -1,5 +1,6 @@
 package org.espalier.compress.onnx;
 
+import static org.espalier.compress.onnx.OutputErrors.error;
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
@@ -120,18 +121,6 @@ class Int4QuantizerTest {
       y.get(values);
       return values;
     }
-  }
-
-  /** The norm of the difference as a share of the first's. */
-  private static double error(float[] expected, float[] actual) {
-    assertEquals(expected.length, actual.length);
-    double difference = 0;
-    double norm = 0;
-    for (int i = 0; i < expected.length; i++) {
-      difference += Math.pow(expected[i] - actual[i], 2);
-      norm += Math.pow(expected[i], 2);
-    }
-    return Math.sqrt(difference / norm);
   }
 
   private static OnnxModel quantized(ModelProto proto, boolean calibrated, int block) {

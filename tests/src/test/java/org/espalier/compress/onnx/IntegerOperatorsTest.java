@@ -112,16 +112,7 @@ class IntegerOperatorsTest {
 
   private static double error(ModelProto expected, OnnxModel actual, Map<String, OnnxTensor> in)
       throws OrtException {
-    float[] a = run(OnnxModel.of(expected, "float"), in);
-    float[] b = run(actual, in);
-    assertEquals(a.length, b.length);
-    double difference = 0;
-    double square = 0;
-    for (int i = 0; i < a.length; i++) {
-      difference += Math.pow(a[i] - b[i], 2);
-      square += Math.pow(a[i], 2);
-    }
-    return Math.sqrt(difference / square);
+    return OutputErrors.error(run(OnnxModel.of(expected, "float"), in), run(actual, in));
   }
 
   /** The operators that ONNX Runtime runs, each with how many there are. */

@@ -1,5 +1,6 @@
 package org.espalier.compress.onnx;
 
+import static org.espalier.compress.onnx.OutputErrors.error;
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
@@ -83,18 +84,6 @@ class StaticQuantizerTest {
     Map<String, Integer> count = new TreeMap<>();
     model.nodes().forEach(n -> count.merge(n.getOpType(), 1, Integer::sum));
     return count;
-  }
-
-  /** Relative error of the outputs in the 2-norm. */
-  private static double error(float[] expected, float[] actual) {
-    assertEquals(expected.length, actual.length);
-    double difference = 0;
-    double norm = 0;
-    for (int i = 0; i < expected.length; i++) {
-      difference += Math.pow(expected[i] - actual[i], 2);
-      norm += Math.pow(expected[i], 2);
-    }
-    return Math.sqrt(difference / norm);
   }
 
   @Test

@@ -46,10 +46,8 @@ import org.espalier.format.onnx.OnnxWeight;
  *   <li>rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and
  *       puts the mean of the error that is left into the bias (Nagel et al. 2019, arXiv 1906.04721).
  * </ol>
- *
- * <p>Of one use: what comes after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
  */
-public final class DynamicQuantizer implements TrainableQuantizer {
+public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantizer {
   /** DynamicQuantizeLinear exists since this version. */
   private static final long OPSET = 11;
 
@@ -122,7 +120,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
             model, options.include(), options.embeddings(), tied::contains, skipped));
   }
 
-  /** The weights that are quantized, by the names of {@link OnnxWeight}. */
+  @Override
   public List<String> quantized() {
     Set<String> names = new LinkedHashSet<>();
     tables.values().forEach(w -> names.add(w.name()));
@@ -130,7 +128,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     return List.copyOf(names);
   }
 
-  /** The weights that were asked for and stay as they are, with the reason. */
+  @Override
   public Map<String, String> skipped() {
     return Collections.unmodifiableMap(skipped);
   }
@@ -140,16 +138,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     progress = listener;
   }
 
-  /**
-   * Fits the model to examples. Afterwards, until {@link #apply}, it is a float32 model that computes what
-   * it did before.
-   *
-   * @param source runs the examples: once or, where the statistics of all activations would take more
-   *     than a quarter of this JVM's heap, several times
-   * @throws InputException if a weight or an activation is not finite, naming it, or there are no
-   *     examples
-   * @throws IllegalStateException after {@link #apply}
-   */
+  @Override
   public void calibrate(ActivationSource source) {
     use.check();
     FiniteConstants.requireWeights(model);
@@ -283,12 +272,7 @@ public final class DynamicQuantizer implements TrainableQuantizer {
     throw new IllegalArgumentException("no product defines " + output);
   }
 
-  /**
-   * Quantizes the model in place.
-   *
-   * @throws InputException if weights are not finite, naming them; the model is then unusable
-   * @throws IllegalStateException if it was called before
-   */
+  @Override
   public void apply() {
     use.check();
     use.begin();

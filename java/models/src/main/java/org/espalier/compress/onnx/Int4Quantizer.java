@@ -34,10 +34,8 @@ import org.espalier.format.onnx.OnnxWeight;
  * <p>Use: construct, {@link #calibrate} where accuracy matters, {@link #apply}. Calibration chooses scales by the channels that
  * examples reach most, rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and puts the
  * mean of the error that is left into the bias.
- *
- * <p>Of one use: what comes after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
  */
-public final class Int4Quantizer {
+public final class Int4Quantizer implements WeightQuantizer {
   /** Casts of the integers of tables exist since this version. */
   private static final long OPSET = 11;
 
@@ -145,32 +143,24 @@ public final class Int4Quantizer {
         .forEach((lookUp, weight) -> tables.put(lookUp, weight.name()));
   }
 
-  /** The weights that are quantized, by the names of {@link OnnxWeight}. */
+  @Override
   public List<String> quantized() {
     Set<String> names = new LinkedHashSet<>(tables.values());
     sites.forEach(s -> s.products.forEach(p -> names.add(p.name)));
     return List.copyOf(names);
   }
 
-  /** The weights that were asked for and stay as they are, with the reason. */
+  @Override
   public Map<String, String> skipped() {
     return Collections.unmodifiableMap(skipped);
   }
 
-  /** Has somebody hear how far {@link #calibrate} is. */
+  @Override
   public void tell(Progress listener) {
     progress = listener;
   }
 
-  /**
-   * Fits the weights to examples; the model computes what it did before until {@link #apply}.
-   *
-   * @param source runs the examples: once or, where the statistics of all activations would take more
-   *     than a quarter of this JVM's heap, several times
-   * @throws InputException if a weight or an activation is not finite, naming it, or there are no
-   *     examples
-   * @throws IllegalStateException after {@link #apply}
-   */
+  @Override
   public void calibrate(ActivationSource source) {
     use.check();
     FiniteConstants.requireWeights(model);
@@ -220,12 +210,7 @@ public final class Int4Quantizer {
     }
   }
 
-  /**
-   * Quantizes the model in place.
-   *
-   * @throws InputException if weights are not finite, naming them; the model is then unusable
-   * @throws IllegalStateException if it was called before
-   */
+  @Override
   public void apply() {
     use.check();
     use.begin();

@@ -1,0 +1,40 @@
+package org.espalier.compress.onnx;
+
+import java.util.List;
+import java.util.Map;
+import org.espalier.compress.Progress;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * Quantization that needs no ranges of activations: weights are rounded as they are, or fitted to examples. Of one use: what comes
+ * after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
+ */
+public sealed interface WeightQuantizer permits DynamicQuantizer, Int4Quantizer {
+  /** The weights that are quantized, by the names of {@link org.espalier.format.onnx.OnnxWeight}. */
+  List<String> quantized();
+
+  /** The weights that were asked for and stay as they are, with the reason. */
+  Map<String, String> skipped();
+
+  /** Has somebody hear how far {@link #calibrate} is. */
+  void tell(Progress listener);
+
+  /**
+   * Fits the model to examples. Afterwards, until {@link #apply}, it is a float32 model that computes what it did before.
+   *
+   * @param source runs the examples: once or, where the statistics of all activations would take more
+   *     than a quarter of this JVM's heap, several times
+   * @throws org.espalier.InputException if a weight or an activation is not finite, naming it, or there are no
+   *     examples
+   * @throws IllegalStateException after {@link #apply}
+   */
+  void calibrate(ActivationSource source);
+
+  /**
+   * Quantizes the {@link OnnxModel} in place.
+   *
+   * @throws org.espalier.InputException if weights are not finite, naming them; the model is then unusable
+   * @throws IllegalStateException if it was called before
+   */
+  void apply();
+}
