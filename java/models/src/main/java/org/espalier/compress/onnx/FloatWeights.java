@@ -19,6 +19,7 @@ public final class FloatWeights {
       Set.of(
           "ConvInteger",
           "DequantizeLinear",
+          "GatherBlockQuantized",
           "MatMulInteger",
           "MatMulNBits",
           "QGemm",
