@@ -27,6 +27,10 @@ final class ActivationOperators {
     table.one("Selu", 6, ActivationOperators::selu);
     table.one("Celu", 12, ActivationOperators::celu);
     table.one("Gelu", 20, ActivationOperators::gelu);
+    table.one(OperatorTable.RUNTIME + "Gelu", 1, n -> in -> torch.gelu(in.get(0), "none"));
+    table.one(OperatorTable.RUNTIME + "BiasGelu", 1, n -> in -> biasGelu(in, "none"));
+    table.one(OperatorTable.RUNTIME + "FastGelu", 1, n -> in -> biasGelu(in, "tanh"));
+    table.one(OperatorTable.RUNTIME + "QuickGelu", 1, ActivationOperators::quickGelu);
     table.one("HardSigmoid", 6, ActivationOperators::hardSigmoid);
     table.one("ThresholdedRelu", 10, ActivationOperators::thresholdedRelu);
     table.one("Shrink", 9, ActivationOperators::shrink);
@@ -60,6 +64,15 @@ final class ActivationOperators {
   private static Function<Inputs, Tensor> gelu(Node n) {
     String approximate = n.choice("approximate", "none", "none", "tanh");
     return in -> torch.gelu(in.get(0), approximate);
+  }
+
+  private static Tensor biasGelu(Inputs in, String approximate) {
+    return torch.gelu(in.has(1) ? in.get(0).add(in.get(1)) : in.get(0), approximate);
+  }
+
+  private static Function<Inputs, Tensor> quickGelu(Node n) {
+    double alpha = n.real("alpha", 1.702f);
+    return in -> in.get(0).mul(in.get(0).mul(new Scalar(alpha)).sigmoid());
   }
 
   private static Function<Inputs, Tensor> hardSigmoid(Node n) {

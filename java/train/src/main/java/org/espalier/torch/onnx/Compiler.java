@@ -101,7 +101,7 @@ final class Compiler {
               + NEWEST_OPSET
               + " can be run");
     }
-    refuseUnknown(opset);
+    refuseUnknown();
     model.inputs().forEach(v -> define(v.getName(), false, false, true, false));
     for (OnnxInitializer i : model.initializers()) {
       Tensor variable = variables.get(i.name());
@@ -119,7 +119,7 @@ final class Compiler {
         // A Constant node that holds a parameter.
         frame.set(define(s.node().getOutput(0), false, true, true, false), variable);
       } else {
-        step(s, opset, steps);
+        step(s, steps);
       }
     }
     for (ValueInfoProto v : model.outputs()) {
@@ -131,36 +131,40 @@ final class Compiler {
   }
 
   /** Names every operator at once that the table lacks. */
-  private void refuseUnknown(long opset) {
+  private void refuseUnknown() {
     Set<String> unknown = new TreeSet<>();
-    model.nodes().forEach(n -> addUnknown(n, opset, unknown));
+    model.nodes().forEach(n -> addUnknown(n, unknown));
     if (!unknown.isEmpty()) {
       throw new InputException(
           model.name() + " uses operators that are not supported: " + String.join(", ", unknown));
     }
   }
 
-  private void addUnknown(NodeProto n, long opset, Set<String> unknown) {
-    if (!OnnxModel.isOwn(n)) {
-      unknown.add(n.getDomain() + "." + n.getOpType());
-    } else if (operator(n.getOpType(), opset) == null) {
-      boolean older = control.containsKey(n.getOpType());
-      older |= !OperatorTable.find(n.getOpType()).isEmpty();
-      unknown.add(n.getOpType() + (older ? " of operator set " + opset : ""));
+  private void addUnknown(NodeProto n, Set<String> unknown) {
+    String type = OperatorTable.name(n);
+    if (operator(n) == null) {
+      boolean other = control.containsKey(type) || !OperatorTable.find(type).isEmpty();
+      unknown.add(type + (other ? " of operator set " + opset(n) : ""));
     }
     for (AttributeProto a : n.getAttributeList()) {
       if (a.hasG()) {
-        a.getG().getNodeList().forEach(inner -> addUnknown(inner, opset, unknown));
+        a.getG().getNodeList().forEach(inner -> addUnknown(inner, unknown));
       }
     }
   }
 
-  private Operator operator(String type, long opset) {
+  private Operator operator(NodeProto n) {
+    String type = OperatorTable.name(n);
     Operator found = control.get(type);
     for (Operator o : OperatorTable.find(type)) {
-      found = o.since() <= opset ? o : found;
+      found = o.since() <= opset(n) ? o : found;
     }
     return found;
+  }
+
+  /** The version of the operators of a node's domain. */
+  private long opset(NodeProto n) {
+    return model.opset(n.getDomain());
   }
 
   /** The nodes that the outputs depend on. */
@@ -213,8 +217,9 @@ final class Compiler {
     model.outputs().forEach(v -> materialize(slot(v.getName())));
   }
 
-  private void step(Source source, long opset, List<Step> steps) {
+  private void step(Source source, List<Step> steps) {
     NodeProto n = source.node();
+    long opset = opset(n);
     String where =
         model.name()
             + ": "
@@ -224,8 +229,7 @@ final class Compiler {
             + "(output "
             + source.identity()
             + ")";
-    Operator operator =
-        source.operator() != null ? source.operator() : operator(n.getOpType(), opset);
+    Operator operator = source.operator() != null ? source.operator() : operator(n);
     int[] sources = new int[n.getInputCount()];
     for (int i = 0; i < sources.length; i++) {
       sources[i] = n.getInput(i).isEmpty() ? -1 : scope.find(n.getInput(i));
@@ -252,7 +256,7 @@ final class Compiler {
         hostKnown &= valueKnown.get(s) || !operator.readsOnHost(i);
       }
     }
-    boolean describes = n.getOpType().equals("Shape") || n.getOpType().equals("Size");
+    boolean describes = operator.name().equals("Shape") || operator.name().equals("Size");
     boolean values = allValues || describes && allShapes;
     boolean shapes = values || allShapes && hostKnown;
     int[] targets = new int[n.getOutputCount()];
@@ -326,7 +330,7 @@ final class Compiler {
       }
       List<Step> steps = new ArrayList<>();
       for (NodeProto n : graph.getNodeList()) {
-        step(new Source(n, null, Fusion.identity(n)), model.opset(""), steps);
+        step(new Source(n, null, Fusion.identity(n)), steps);
       }
       int[] outputs = new int[graph.getOutputCount()];
       for (int i = 0; i < outputs.length; i++) {

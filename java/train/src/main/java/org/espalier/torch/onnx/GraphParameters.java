@@ -134,14 +134,11 @@ public final class GraphParameters {
   }
 
   private void visit(NodeProto n) {
-    if (!OnnxModel.isOwn(n)) {
-      return;
-    }
-    if (prepares(n)) {
+    if (OnnxModel.isOwn(n) && prepares(n)) {
       return;
     }
     int[] read =
-        switch (n.getOpType()) {
+        switch (OperatorTable.name(n)) {
           case "Add", "Sub", "Mul", "Div", "MatMul" -> new int[] {0, 1};
           case "Gemm" -> new int[] {0, 1, 2};
           case "Conv",
@@ -151,7 +148,17 @@ public final class GraphParameters {
                   "GroupNormalization",
                   "BatchNormalization" ->
               new int[] {1, 2};
-          case "PRelu" -> new int[] {1};
+          case "PRelu",
+                  "SimplifiedLayerNormalization",
+                  OperatorTable.RUNTIME + "BiasGelu",
+                  OperatorTable.RUNTIME + "FastGelu" ->
+              new int[] {1};
+          case OperatorTable.RUNTIME + "FusedMatMul" -> new int[] {0, 1};
+          case OperatorTable.RUNTIME + "SkipLayerNormalization" -> new int[] {2, 3, 4};
+          case OperatorTable.RUNTIME + "SkipSimplifiedLayerNormalization" -> new int[] {2, 3};
+          case OperatorTable.RUNTIME + "EmbedLayerNormalization" -> new int[] {2, 3, 4, 5, 6};
+          case OperatorTable.RUNTIME + "MultiHeadAttention" -> new int[] {3};
+          case OperatorTable.RUNTIME + "Attention" -> new int[] {1, 2};
           case "Gather" -> new int[] {0};
           case "LSTM", "GRU", "RNN" -> new int[] {1, 2, 3, 7};
           case "Einsum", "Concat", "Sum" -> allOf(n);
@@ -341,8 +348,12 @@ public final class GraphParameters {
 
   private static String suffix(String type, int input) {
     return switch (type) {
-      case "Add", "Sub" -> ".bias";
-      case "Gemm", "Conv", "ConvTranspose" -> input == 2 ? ".bias" : ".weight";
+      case "Add", "Sub", "BiasGelu", "FastGelu", "MultiHeadAttention" -> ".bias";
+      case "Attention", "Gemm", "Conv", "ConvTranspose" -> input == 2 ? ".bias" : ".weight";
+      case "SkipLayerNormalization" -> List.of(".weight", ".bias", ".skip_bias").get(input - 2);
+      case "SkipSimplifiedLayerNormalization" -> input == 2 ? ".weight" : ".skip_bias";
+      case "EmbedLayerNormalization" ->
+          List.of(".words", ".places", ".parts", ".weight", ".bias").get(input - 2);
       case "LayerNormalization",
               "InstanceNormalization",
               "GroupNormalization",

@@ -20,6 +20,7 @@ final class MatrixOperators {
     table.add(
         OperatorTable.single("MatMul", 1, n -> in -> in.get(0).matmul(in.get(1))).asProduct());
     table.add(OperatorTable.single("Gemm", 7, MatrixOperators::gemm).asProduct());
+    table.one(OperatorTable.RUNTIME + "FusedMatMul", 1, MatrixOperators::fusedMatMul);
     table.one("Einsum", 12, MatrixOperators::einsum);
     table.one("MatMulInteger", 10, n -> MatrixOperators::matMulInteger);
     table.unary("Det", 11, Tensor::det);
@@ -52,6 +53,30 @@ final class MatrixOperators {
       Tensor product = a.mm(b);
       return alpha == 1 ? product : product.mul(new Scalar(alpha));
     };
+  }
+
+  private static Function<Inputs, Tensor> fusedMatMul(Node n) {
+    double alpha = n.real("alpha", 1);
+    boolean transposeA = n.flag("transA", false);
+    boolean transposeB = n.flag("transB", false);
+    boolean batchA = n.flag("transBatchA", false);
+    boolean batchB = n.flag("transBatchB", false);
+    return in -> {
+      Tensor a = turned(in.get(0), transposeA, batchA);
+      Tensor product = a.matmul(turned(in.get(1), transposeB, batchB));
+      return alpha == 1 ? product : product.mul(new Scalar(alpha));
+    };
+  }
+
+  /**
+   * A factor as it is multiplied.
+   *
+   * @param last whether its last two axes are turned
+   * @param batch whether the first axis comes behind those of the batch, before the axes are turned
+   */
+  private static Tensor turned(Tensor x, boolean last, boolean batch) {
+    Tensor y = batch ? x.movedim(0, -2) : x;
+    return last && y.dim() > 1 ? y.transpose(-2, -1) : y;
   }
 
   private static Function<Inputs, Tensor> einsum(Node n) {

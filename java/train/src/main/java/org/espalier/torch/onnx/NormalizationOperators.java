@@ -2,6 +2,7 @@ package org.espalier.torch.onnx;
 
 import java.util.Arrays;
 import java.util.function.Function;
+import org.bytedeco.pytorch.DoubleOptional;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.ScalarTypeOptional;
 import org.bytedeco.pytorch.T_TensorTensorTensor_T;
@@ -29,6 +30,20 @@ final class NormalizationOperators {
     table.one("LpNormalization", 1, NormalizationOperators::lpNorm);
     table.one("LRN", 1, NormalizationOperators::localResponseNorm);
     table.one("MeanVarianceNormalization", 9, NormalizationOperators::meanVariance);
+    table.add(
+        OperatorTable.several(
+            "SimplifiedLayerNormalization", 1, NormalizationOperators::rootMeanSquareNorm));
+    table.add(
+        OperatorTable.several(
+            OperatorTable.RUNTIME + "SkipLayerNormalization", 1, n -> skipNorm(n, false)));
+    table.add(
+        OperatorTable.several(
+            OperatorTable.RUNTIME + "SkipSimplifiedLayerNormalization", 1, n -> skipNorm(n, true)));
+    table.add(
+        OperatorTable.several(
+            OperatorTable.RUNTIME + "EmbedLayerNormalization",
+            1,
+            NormalizationOperators::embedNorm));
     table.add(
         OperatorTable.several("Dropout", 7, NormalizationOperators::dropout)
             .reading(1, 2)
@@ -133,6 +148,89 @@ final class NormalizationOperators {
       T_TensorTensorTensor_T all = torch.native_layer_norm(x, normalized, scale, bias, epsilon);
       return new Tensor[] {new Tensor(all.get0()), new Tensor(all.get1()), new Tensor(all.get2())};
     };
+  }
+
+  /** x / sqrt(mean(x²) + ε) · γ over the axes from {@code axis} on. */
+  private static Kernel rootMeanSquareNorm(Node n) {
+    long axis = n.integer("axis", -1);
+    double epsilon = n.real("epsilon", 1e-5f);
+    if (n.integer("stash_type", 1) != 1) {
+      throw n.unsupported("stash_type = " + n.integer("stash_type", 1));
+    }
+    boolean statistics = n.uses(1);
+    return in -> {
+      Tensor x = in.get(0);
+      long[] shape = x.shape();
+      int from = (int) (axis < 0 ? axis + shape.length : axis);
+      long[] normalized = Arrays.copyOfRange(shape, from, shape.length);
+      Tensor y = rootMeanSquareNorm(x, in.get(1).expand(normalized), epsilon);
+      if (!statistics) {
+        return new Tensor[] {y};
+      }
+      long[] axes = new long[normalized.length];
+      Arrays.setAll(axes, i -> from + i);
+      Tensor squares = x.mul(x).mean(axes, true, new ScalarTypeOptional());
+      return new Tensor[] {y, squares.add(new Scalar(epsilon)).rsqrt()};
+    };
+  }
+
+  private static Tensor rootMeanSquareNorm(Tensor x, Tensor scale, double epsilon) {
+    return torch.rms_norm(x, scale.shape(), new TensorOptional(scale), new DoubleOptional(epsilon));
+  }
+
+  /**
+   * The norm of a sum of two, or of three with a bias; the sum is an output too.
+   *
+   * @param simplified whether it is a root mean square norm, which has no offset
+   */
+  private static Kernel skipNorm(Node n, boolean simplified) {
+    double epsilon = n.real("epsilon", 1e-12f);
+    if (n.uses(1) || n.uses(2)) {
+      throw n.unsupported("an output of statistics");
+    }
+    int bias = simplified ? 3 : 4;
+    return in -> {
+      Tensor sum = in.get(0).add(in.get(1));
+      if (in.has(bias)) {
+        sum = sum.add(in.get(bias));
+      }
+      Tensor scale = in.get(2);
+      Tensor y =
+          simplified
+              ? rootMeanSquareNorm(sum, scale, epsilon)
+              : torch.layer_norm(
+                  sum, scale.shape(), in.optional(2), in.optional(3), epsilon, false);
+      return new Tensor[] {y, null, null, sum};
+    };
+  }
+
+  /** The norm of the vectors of tokens, of their places and of the parts of their texts. */
+  private static Kernel embedNorm(Node n) {
+    double epsilon = n.real("epsilon", 1e-12f);
+    n.integer("mask_index_type", 0); // what shape inference makes of the lengths
+    return in -> {
+      Tensor tokens = in.get(0);
+      Tensor places = in.has(8) ? in.get(8) : in.tensor(range(tokens.size(1)), tokens.size(1));
+      Tensor sum = rows(in.get(2), tokens).add(rows(in.get(3), places));
+      if (in.has(1)) {
+        sum = sum.add(rows(in.get(4), in.get(1)));
+      }
+      Tensor y =
+          torch.layer_norm(sum, in.get(5).shape(), in.optional(5), in.optional(6), epsilon, false);
+      Tensor there = in.has(7) ? in.get(7).eq(new Scalar(1)) : torch.zeros_like(tokens);
+      Tensor lengths = there.sum(new long[] {1}, false, new ScalarTypeOptional());
+      return new Tensor[] {y, lengths.to(ScalarType.Int), sum};
+    };
+  }
+
+  private static Tensor rows(Tensor table, Tensor indices) {
+    return torch.embedding(table, indices.to(ScalarType.Long));
+  }
+
+  private static long[] range(long n) {
+    long[] range = new long[Math.toIntExact(n)];
+    Arrays.setAll(range, i -> i);
+    return range;
   }
 
   private static Function<Inputs, Tensor> groupNorm(Node n) {

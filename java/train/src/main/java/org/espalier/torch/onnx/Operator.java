@@ -3,9 +3,9 @@ package org.espalier.torch.onnx;
 import java.util.function.Function;
 
 /**
- * A table entry: one operator of ONNX.
+ * A table entry: one operator of ONNX or of ONNX Runtime.
  *
- * @param name as in {@code op_type}
+ * @param name as {@link OperatorTable#name} gives it
  * @param since the operator set from which on the entry's meaning is right
  * @param hostReads which inputs the kernel reads on the host; they may decide the output's shape
  * @param opaque whether the output's shape or values depend on more than the inputs' shapes and the

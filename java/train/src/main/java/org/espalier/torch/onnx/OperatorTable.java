@@ -1,5 +1,6 @@
 package org.espalier.torch.onnx;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -10,9 +11,13 @@ import java.util.function.BinaryOperator;
 import java.util.function.Function;
 import java.util.function.UnaryOperator;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.format.onnx.OnnxModel;
 
 /** All operators that can be run. Adding one is adding an entry to the file of its family. */
 final class OperatorTable {
+  /** How the names of ONNX Runtime's own operators begin. */
+  static final String RUNTIME = "com.microsoft.";
+
   /** An operator whose meaning changed has several entries, oldest first. */
   private static final Map<String, List<Operator>> ENTRIES = new HashMap<>();
 
@@ -27,6 +32,7 @@ final class OperatorTable {
     ConvolutionOperators.add(OperatorTable::add);
     PoolingOperators.add(OperatorTable::add);
     NormalizationOperators.add(OperatorTable::add);
+    AttentionOperators.add(OperatorTable::add);
     ResizeOperators.add(OperatorTable::add);
     RecurrentOperators.add(OperatorTable::add);
     QuantizationOperators.add(OperatorTable::add);
@@ -70,6 +76,11 @@ final class OperatorTable {
 
   private static void add(Operator operator) {
     ENTRIES.computeIfAbsent(operator.name(), k -> new ArrayList<>()).add(operator);
+  }
+
+  /** What the operator of a node is called here: with its domain where it is not of ONNX itself. */
+  static String name(NodeProto n) {
+    return OnnxModel.isOwn(n) ? n.getOpType() : n.getDomain() + "." + n.getOpType();
   }
 
   static Set<String> names() {

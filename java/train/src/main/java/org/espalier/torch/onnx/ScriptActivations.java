@@ -35,6 +35,19 @@ final class ScriptActivations {
                 + ", approximate='"
                 + c.node().choice("approximate", "none", "none", "tanh")
                 + "')");
+    table.one(OperatorTable.RUNTIME + "Gelu", c -> "torch.gelu(" + c.in(0) + ")");
+    table.one(OperatorTable.RUNTIME + "BiasGelu", c -> biasGelu(c, "none"));
+    table.one(OperatorTable.RUNTIME + "FastGelu", c -> biasGelu(c, "tanh"));
+    table.one(
+        OperatorTable.RUNTIME + "QuickGelu",
+        c ->
+            "torch.mul("
+                + c.in(0)
+                + ", torch.sigmoid(torch.mul("
+                + c.in(0)
+                + ", "
+                + number(c.node().real("alpha", 1.702f))
+                + ")))");
     table.one(
         "HardSigmoid",
         c ->
@@ -63,6 +76,11 @@ final class ScriptActivations {
     table.one("Softmax", c -> alongAxis(c, "softmax"));
     table.one("LogSoftmax", c -> alongAxis(c, "log_softmax"));
     table.one("Hardmax", ScriptActivations::hardmax);
+  }
+
+  private static String biasGelu(ScriptCall c, String approximate) {
+    String x = c.has(1) ? "torch.add(" + c.in(0) + ", " + c.in(1) + ")" : c.in(0);
+    return "torch.gelu(" + x + ", approximate='" + approximate + "')";
   }
 
   private static String call(ScriptCall c, String function, double... arguments) {

@@ -317,6 +317,40 @@ def _gather_nd(self, x: Tensor, indices: Tensor, batch: int) -> Tensor:
             start = axis + x.dim() if axis < 0 else axis
             return x.size()[start:x.dim()]
         """);
+    define(
+        """
+        def _inverse_root(self, x: Tensor, count: int, epsilon: float) -> Tensor:
+            axes: List[int] = []
+            for i in range(count):
+                axes = axes + [x.dim() - count + i]
+            return torch.rsqrt(torch.mean(torch.mul(x, x), axes, True) + epsilon)
+        """);
+    define(
+        """
+        def _embedded(self, tokens: Tensor, parts: Optional[Tensor], words: Tensor, \
+        places: Tensor, segments: Optional[Tensor], given: Optional[Tensor]) -> Tensor:
+            place = torch.arange(tokens.size(1), dtype=4, device=tokens.device)
+            if given is not None:
+                place = given.to(4)
+            x = torch.add(torch.embedding(words, tokens.to(4)), torch.embedding(places, place))
+            if parts is not None and segments is not None:
+                x = torch.add(x, torch.embedding(segments, parts.to(4)))
+            return x
+        """);
+    define(
+        """
+        def _lengths(self, tokens: Tensor, mask: Optional[Tensor]) -> Tensor:
+            there = torch.zeros_like(tokens)
+            if mask is not None:
+                there = torch.eq(mask, 1)
+            return torch.sum(there, [1]).to(3)
+        """);
+    define(
+        """
+        def _turned(self, x: Tensor, last: bool, batch: bool) -> Tensor:
+            y = torch.movedim(x, 0, -2) if batch else x
+            return y.transpose(-2, -1) if last and y.dim() > 1 else y
+        """);
     // What a convolution or pool adds to each axis before, after, and after for a last partial
     // window.
     // The modes: 0 given pads, 1 as many outputs as inputs with more pads after, 2 more before.
@@ -580,6 +614,7 @@ def _response(self, x: Tensor, size: int, alpha: float, beta: float, bias: float
         y, axis, target, scale, mode, rule, nearest, cubic, exclude)
             return y
         """);
+    ScriptAttention.addHelpers(ScriptHelpers::define);
   }
 
   private ScriptHelpers() {}

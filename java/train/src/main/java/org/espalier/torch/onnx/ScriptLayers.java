@@ -23,6 +23,7 @@ final class ScriptLayers {
                 ? linear(c, "torch.t(" + c.in(1) + ")")
                 : "torch.matmul(" + c.in(0) + ", " + c.in(1) + ")");
     table.one("Gemm", ScriptLayers::gemm);
+    table.one(OperatorTable.RUNTIME + "FusedMatMul", ScriptLayers::fusedMatMul);
     table.one("Einsum", ScriptLayers::einsum);
     table.unary("Det", "torch.det");
     table.one("Conv", ScriptLayers::conv);
@@ -49,6 +50,10 @@ final class ScriptLayers {
                 + number(c.node().real("epsilon", 1e-5f))
                 + ", False)");
     table.add("LayerNormalization", ScriptLayers::layerNorm);
+    table.add("SimplifiedLayerNormalization", ScriptLayers::rootMeanSquareNorm);
+    table.add(OperatorTable.RUNTIME + "SkipLayerNormalization", c -> skipNorm(c, false));
+    table.add(OperatorTable.RUNTIME + "SkipSimplifiedLayerNormalization", c -> skipNorm(c, true));
+    table.add(OperatorTable.RUNTIME + "EmbedLayerNormalization", ScriptLayers::embedNorm);
     table.one("GroupNormalization", ScriptLayers::groupNorm);
     table.one("LpNormalization", ScriptLayers::lpNorm);
     table.one(
@@ -374,6 +379,71 @@ final class ScriptLayers {
       return c.unpack("torch.native_layer_norm" + arguments + ")", 3);
     }
     return new ScriptValue[] {ScriptValue.of("torch.layer_norm" + arguments + ", False)")};
+  }
+
+  private static ScriptValue[] rootMeanSquareNorm(ScriptCall c) {
+    Node n = c.node();
+    String epsilon = number(n.real("epsilon", 1e-5f));
+    String x = c.in(0);
+    n.integer("stash_type", 1);
+    String normalized = c.let(c.call("_normalized", x, "" + n.integer("axis", -1)));
+    String scale = c.in(1) + ".expand(" + normalized + ")";
+    String y = "torch.rms_norm(" + x + ", " + normalized + ", " + scale + ", " + epsilon + ")";
+    String inverse =
+        n.uses(1) ? c.call("_inverse_root", x, "len(" + normalized + ")", epsilon) : null;
+    return new ScriptValue[] {ScriptValue.of(y), inverse == null ? null : ScriptValue.of(inverse)};
+  }
+
+  private static ScriptValue[] skipNorm(ScriptCall c, boolean simplified) {
+    String epsilon = number(c.node().real("epsilon", 1e-12f));
+    int bias = simplified ? 3 : 4;
+    String sum = "torch.add(" + c.in(0) + ", " + c.in(1) + ")";
+    sum = c.let(c.has(bias) ? "torch.add(" + sum + ", " + c.in(bias) + ")" : sum);
+    String y =
+        simplified
+            ? "torch.rms_norm("
+                + sum
+                + ", "
+                + c.in(2)
+                + ".size(), "
+                + c.in(2)
+                + ", "
+                + epsilon
+                + ")"
+            : layerNorm(sum, c.in(2), c.orNone(3), epsilon);
+    return new ScriptValue[] {ScriptValue.of(y), null, null, ScriptValue.of(sum)};
+  }
+
+  private static String layerNorm(String x, String scale, String offset, String epsilon) {
+    String arguments = String.join(", ", x, scale + ".size()", scale, offset, epsilon);
+    return "torch.layer_norm(" + arguments + ", False)";
+  }
+
+  private static ScriptValue[] embedNorm(ScriptCall c) {
+    String epsilon = number(c.node().real("epsilon", 1e-12f));
+    c.node().integer("mask_index_type", 0);
+    String[] parts =
+        new String[] {c.in(0), c.orNone(1), c.in(2), c.in(3), c.orNone(4), c.orNone(8)};
+    String sum = c.let(c.call("_embedded", parts));
+    String lengths = c.call("_lengths", c.in(0), c.orNone(7));
+    return new ScriptValue[] {
+      ScriptValue.of(layerNorm(sum, c.in(5), c.orNone(6), epsilon)),
+      ScriptValue.of(lengths),
+      ScriptValue.of(sum)
+    };
+  }
+
+  private static String fusedMatMul(ScriptCall c) {
+    Node n = c.node();
+    double alpha = n.real("alpha", 1);
+    String a = turned(c, 0, n.flag("transA", false), n.flag("transBatchA", false));
+    String b = turned(c, 1, n.flag("transB", false), n.flag("transBatchB", false));
+    String product = "torch.matmul(" + a + ", " + b + ")";
+    return alpha == 1 ? product : "torch.mul(" + product + ", " + number(alpha) + ")";
+  }
+
+  private static String turned(ScriptCall c, int input, boolean last, boolean batch) {
+    return last || batch ? c.call("_turned", c.in(input), flag(last), flag(batch)) : c.in(input);
   }
 
   private static String groupNorm(ScriptCall c) {

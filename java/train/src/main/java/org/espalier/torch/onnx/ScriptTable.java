@@ -25,6 +25,7 @@ final class ScriptTable {
     ScriptIndices.add(ScriptTable::add);
     ScriptReductions.add(ScriptTable::add);
     ScriptLayers.add(ScriptTable::add);
+    ScriptAttention.add(ScriptTable::add);
     ScriptQuantization.add(ScriptTable::add);
     ScriptResize.add(ScriptTable::add);
   }
@@ -76,10 +77,9 @@ final class ScriptTable {
   }
 
   private static void addUnknown(NodeProto n, Set<String> unknown) {
-    if (!OnnxModel.isOwn(n)) {
-      unknown.add(n.getDomain() + "." + n.getOpType());
-    } else if (!ENTRIES.containsKey(n.getOpType()) && !n.getOpType().equals("Constant")) {
-      unknown.add(n.getOpType());
+    String type = OperatorTable.name(n);
+    if (!ENTRIES.containsKey(type) && !type.equals("Constant")) {
+      unknown.add(type);
     }
     for (AttributeProto a : n.getAttributeList()) {
       if (a.hasG()) {

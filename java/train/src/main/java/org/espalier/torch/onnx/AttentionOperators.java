@@ -1,0 +1,371 @@
+package org.espalier.torch.onnx;
+
+import java.util.function.Function;
+import org.bytedeco.pytorch.LongOptional;
+import org.bytedeco.pytorch.Scalar;
+import org.bytedeco.pytorch.ScalarOptional;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptions;
+import org.bytedeco.pytorch.TensorVector;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
+import org.espalier.torch.onnx.OperatorTable.Sink;
+
+/**
+ * Attention as ONNX Runtime's own operators have it, and the rotation of queries and keys by their places. Letters
+ * in comments: b texts of s tokens, n heads of width h, g of them for keys and values, t tokens with those read before.
+ */
+final class AttentionOperators {
+  private AttentionOperators() {}
+
+  static void add(Sink table) {
+    table.one(OperatorTable.RUNTIME + "RotaryEmbedding", 1, AttentionOperators::rotaryEmbedding);
+    table.add(
+        OperatorTable.several(
+                OperatorTable.RUNTIME + "GroupQueryAttention",
+                1,
+                AttentionOperators::groupQueryAttention)
+            .reading(6));
+    table.add(
+        OperatorTable.several(
+            OperatorTable.RUNTIME + "MultiHeadAttention",
+            1,
+            AttentionOperators::multiHeadAttention));
+    table.add(
+        OperatorTable.several(
+            OperatorTable.RUNTIME + "Attention", 1, AttentionOperators::attention));
+  }
+
+  private static Function<Inputs, Tensor> rotaryEmbedding(Node n) {
+    boolean interleaved = n.flag("interleaved", false);
+    long heads = n.integer("num_heads", 0);
+    long rotated = n.integer("rotary_embedding_dim", 0);
+    refuse(n, "is_packed_batching");
+    n.real("scale", 1); // which ONNX Runtime reads and does not apply
+    if (rotated > 0 && heads == 0) {
+      throw n.wrong("rotary_embedding_dim needs num_heads");
+    }
+    return in -> {
+      Tensor x = in.get(0);
+      boolean apart = x.dim() == 4;
+      long[] shape = x.shape();
+      if (!apart) {
+        long width = rotated > 0 ? shape[2] / heads : 2 * in.get(2).size(1);
+        x = x.reshape(shape[0], shape[1], -1, width).transpose(1, 2);
+      }
+      Tensor positions = in.get(1);
+      if (positions.numel() == 1) {
+        Tensor first = positions.reshape(1, 1);
+        positions = arange(in, x.size(2)).unsqueeze(0).add(first);
+      }
+      Tensor y = rotate(x, positions, in.get(2), in.get(3), interleaved);
+      return apart ? y : y.transpose(1, 2).reshape(shape);
+    };
+  }
+
+  /** Attributes that change nothing where they are 0. */
+  private static void refuse(Node n, String... flags) {
+    for (String flag : flags) {
+      if (n.flag(flag, false)) {
+        throw n.unsupported(flag + " = 1");
+      }
+    }
+  }
+
+  private static Tensor arange(Inputs in, long n) {
+    return in.place(torch.arange(new Scalar(n), new TensorOptions(ScalarType.Long)));
+  }
+
+  /**
+   * Turns pairs of numbers by the angles of their places; what is behind the pairs stays.
+   *
+   * @param x [b, n, s, h]
+   * @param positions [b or 1, s]
+   * @param cosines [places, pairs], as the sines
+   * @param interleaved whether the numbers of a pair are neighbours; else one is of the first half, one of the second
+   */
+  private static Tensor rotate(
+      Tensor x, Tensor positions, Tensor cosines, Tensor sines, boolean interleaved) {
+    long pairs = cosines.size(1);
+    Tensor turning = x.narrow(-1, 0, 2 * pairs);
+    long[] split = {x.size(0), x.size(1), x.size(2), pairs, 2};
+    Tensor neighbours = interleaved ? turning.reshape(split) : null;
+    Tensor a = interleaved ? neighbours.select(-1, 0) : turning.narrow(-1, 0, pairs);
+    Tensor b = interleaved ? neighbours.select(-1, 1) : turning.narrow(-1, pairs, pairs);
+    Tensor cos = rows(cosines, positions);
+    Tensor sin = rows(sines, positions);
+    Tensor first = a.mul(cos).sub(b.mul(sin));
+    Tensor second = a.mul(sin).add(b.mul(cos));
+    Tensor y =
+        interleaved
+            ? torch.stack(new TensorVector(first, second), -1).flatten(-2, -1)
+            : torch.cat(new TensorVector(first, second), -1);
+    long rest = x.size(-1) - 2 * pairs;
+    return rest == 0 ? y : torch.cat(new TensorVector(y, x.narrow(-1, 2 * pairs, rest)), -1);
+  }
+
+  /** The rows of a table at positions [b, s]: [b, 1, s, columns]. */
+  private static Tensor rows(Tensor table, Tensor positions) {
+    Tensor found = table.index_select(0, positions.to(ScalarType.Long).reshape(-1));
+    return found.reshape(positions.size(0), 1, positions.size(1), table.size(1));
+  }
+
+  /** [b, s, n · h] as [b, n, s, h]. */
+  private static Tensor heads(Tensor x, long heads) {
+    return x.reshape(x.size(0), x.size(1), heads, x.size(2) / heads).transpose(1, 2);
+  }
+
+  /** [b, n, s, h] as [b, s, n · h]. */
+  private static Tensor together(Tensor x) {
+    return x.transpose(1, 2).flatten(2, 3);
+  }
+
+  /** Causal attention, several heads of queries for each of keys; a text may have been read in part before. */
+  private static Kernel groupQueryAttention(Node n) {
+    long heads = n.integer("num_heads", 0);
+    long shared = n.integer("kv_num_heads", 0);
+    if (heads < 1 || shared < 1 || heads % shared != 0) {
+      throw n.wrong("num_heads = " + heads + " is no multiple of kv_num_heads = " + shared);
+    }
+    double scale = n.real("scale", 0);
+    double cap = n.real("softcap", 0);
+    long window = n.integer("local_window_size", -1);
+    boolean smooth = n.flag("smooth_softmax", false);
+    boolean rotary = n.flag("do_rotary", false);
+    boolean interleaved = n.flag("rotary_interleaved", false);
+    return in -> {
+      Tensor q = in.get(0);
+      Tensor k = in.orNull(1);
+      Tensor v = in.orNull(2);
+      if (k == null) {
+        long width = q.size(2) / (heads + 2 * shared);
+        k = heads(q.narrow(2, heads * width, shared * width), shared);
+        v = heads(q.narrow(2, (heads + shared) * width, shared * width), shared);
+        q = heads(q.narrow(2, 0, heads * width), heads);
+      } else {
+        q = heads(q, heads);
+        k = heads(k, shared);
+        v = heads(v, shared);
+      }
+      long tokens = q.size(2);
+      long total = in.longs(6)[0];
+      // The last token of each text: [b, 1].
+      Tensor last = in.get(5).to(ScalarType.Long).reshape(-1, 1);
+      boolean begins = tokens == total;
+      Tensor step = arange(in, tokens).unsqueeze(0);
+      Tensor before = begins ? torch.zeros_like(last) : last.sub(new Scalar(tokens - 1));
+      Tensor places = step.add(before);
+      if (rotary) {
+        Tensor given = in.has(9) ? in.get(9) : padding(places, last);
+        q = rotate(q, given, in.get(7), in.get(8), interleaved);
+        k = rotate(k, given, in.get(7), in.get(8), interleaved);
+      }
+      Tensor keys = present(in, in.orNull(3), k, begins, before, last, total);
+      Tensor values = present(in, in.orNull(4), v, begins, before, last, total);
+      Tensor read = begins ? k : keys;
+      Tensor scores =
+          q.matmul(repeat(read, heads / shared).transpose(-2, -1))
+              .mul(new Scalar(scale == 0 ? 1 / Math.sqrt(q.size(3)) : scale));
+      if (cap > 0) {
+        scores = scores.div(new Scalar(cap)).tanh().mul(new Scalar(cap));
+      }
+      if (in.has(10)) {
+        scores = scores.add(in.get(10).narrow(-1, 0, read.size(2)));
+      }
+      Tensor place = places.unsqueeze(1).unsqueeze(-1);
+      Tensor key = arange(in, read.size(2));
+      Tensor hidden = key.gt(place);
+      if (window > 0) {
+        hidden = hidden.logical_or(key.lt(place.sub(new Scalar(window))));
+      }
+      scores = scores.masked_fill(hidden, new Scalar(Double.NEGATIVE_INFINITY));
+      Tensor seen = weights(scores, smooth).matmul(repeat(begins ? v : values, heads / shared));
+      return new Tensor[] {together(seen), keys, values};
+    };
+  }
+
+  /** Tokens behind the end of their text have the place 1. */
+  private static Tensor padding(Tensor places, Tensor last) {
+    return torch.where(places.gt(last), torch.ones_like(places), places);
+  }
+
+  /**
+   * What was read before and now, of each text side by side: [b, g, t, h]; zeros behind its end.
+   *
+   * @param past null without any
+   * @param begins whether texts begin, whatever {@code past} has
+   * @param before how many tokens of each text were read before: [b, 1]
+   */
+  private static Tensor present(
+      Inputs in, Tensor past, Tensor now, boolean begins, Tensor before, Tensor last, long total) {
+    long old = past == null ? 0 : past.size(2);
+    long size = Math.max(old, total);
+    if (begins) {
+      return size == now.size(2)
+          ? new Tensor(now)
+          : torch.constant_pad_nd(now, 0, 0, 0, size - now.size(2));
+    }
+    if (past == null) {
+      throw new InputException("texts go on after tokens that no input holds");
+    }
+    Tensor place = arange(in, size).unsqueeze(0);
+    Tensor from =
+        torch
+            .where(place.lt(before), place, place.sub(before).add(new Scalar(old)))
+            .clamp(
+                new ScalarOptional(new Scalar(0)),
+                new ScalarOptional(new Scalar(old + now.size(2) - 1)));
+    Tensor both = torch.cat(new TensorVector(past, now), 2);
+    long[] shape = {from.size(0), now.size(1), size, now.size(3)};
+    Tensor index = from.unsqueeze(1).unsqueeze(-1).expand(shape);
+    Tensor behind = place.gt(last).unsqueeze(1).unsqueeze(-1);
+    return both.gather(2, index).masked_fill(behind, new Scalar(0));
+  }
+
+  private static Tensor repeat(Tensor x, long times) {
+    return times == 1
+        ? x
+        : torch.repeat_interleave(x, times, new LongOptional(1), new LongOptional());
+  }
+
+  /**
+   * The softmax of scores.
+   *
+   * @param smooth whether one more score of 0 takes its share
+   */
+  private static Tensor weights(Tensor scores, boolean smooth) {
+    if (!smooth) {
+      return scores.softmax(-1);
+    }
+    Tensor none = torch.zeros_like(scores.narrow(-1, 0, 1));
+    Tensor all = torch.cat(new TensorVector(scores, none), -1).softmax(-1);
+    return all.narrow(-1, 0, scores.size(-1));
+  }
+
+  /** What the scores of attention take that is no group query. */
+  private record Scores(double scale, double filter, boolean unidirectional) {
+    static Scores of(Node n) {
+      return new Scores(
+          n.real("scale", 0), n.real("mask_filter_value", -10000), n.flag("unidirectional", false));
+    }
+
+    /**
+     * softmax(q·kᵀ·scale + bias + mask)·v.
+     *
+     * @param mask null, or as {@link #mask} takes it
+     * @param bias null, or [b or 1, n or 1, s, t]
+     */
+    Tensor attend(Inputs in, Tensor q, Tensor k, Tensor v, Tensor mask, Tensor bias) {
+      double factor = scale == 0 ? 1 / Math.sqrt(q.size(3)) : scale;
+      Tensor scores = q.matmul(k.transpose(-2, -1)).mul(new Scalar(factor));
+      if (bias != null) {
+        scores = scores.add(bias);
+      }
+      long tokens = q.size(2);
+      long all = k.size(2);
+      if (mask != null) {
+        Tensor hidden = hidden(in, mask, q.size(0), all);
+        scores = scores.add(hidden.to(ScalarType.Float).mul(new Scalar(filter)));
+      }
+      if (unidirectional && tokens > 1) {
+        Tensor place = arange(in, tokens).add(new Scalar(all - tokens)).unsqueeze(-1);
+        Tensor later = arange(in, all).gt(place);
+        scores = scores.masked_fill(later, new Scalar(-Float.MAX_VALUE));
+      }
+      return scores.softmax(-1).matmul(v);
+    }
+
+    /**
+     * Which keys are hidden: [b, 1, s or 1, t].
+     *
+     * @param mask [b, t] or [b, s, t], 0 where a key is hidden; or [b], lengths of texts, or [2 · b], their ends and then
+     *     their starts
+     */
+    private static Tensor hidden(Inputs in, Tensor mask, long texts, long all) {
+      if (mask.dim() > 1) {
+        Tensor none = mask.le(new Scalar(0));
+        return mask.dim() == 2 ? none.unsqueeze(1).unsqueeze(1) : none.unsqueeze(1);
+      }
+      Tensor place = arange(in, all).unsqueeze(0);
+      Tensor out = place.ge(mask.narrow(0, 0, texts).unsqueeze(1));
+      if (mask.size(0) == 2 * texts) {
+        out = out.logical_or(place.lt(mask.narrow(0, texts, texts).unsqueeze(1)));
+      }
+      return out.unsqueeze(1).unsqueeze(1);
+    }
+  }
+
+  private static Kernel multiHeadAttention(Node n) {
+    long heads = n.integer("num_heads", 0);
+    if (heads < 1) {
+      throw n.wrong("num_heads must be 1 or more");
+    }
+    Scores scores = Scores.of(n);
+    if (n.has(8) || n.has(9)) {
+      throw n.unsupported("a buffer of keys that grows");
+    }
+    if (n.uses(3)) {
+      throw n.unsupported("an output of scores");
+    }
+    return in -> {
+      Tensor q = in.get(0);
+      Tensor k = in.orNull(1);
+      Tensor v = in.orNull(2);
+      if (k == null || v == null || q.dim() != 3) {
+        throw new InputException("queries, keys and values in one tensor are not supported");
+      }
+      if (in.has(3)) {
+        Tensor bias = in.get(3);
+        long width = q.size(2);
+        q = q.add(bias.narrow(0, 0, width));
+        k = k.add(bias.narrow(0, width, width));
+        v = v.add(bias.narrow(0, 2 * width, v.size(2)));
+      }
+      q = heads(q, heads);
+      k = k.dim() == 4 ? new Tensor(k) : heads(k, heads);
+      v = v.dim() == 4 ? new Tensor(v) : heads(v, heads);
+      if (in.has(6)) {
+        k = torch.cat(new TensorVector(in.get(6), k), 2);
+        v = torch.cat(new TensorVector(in.get(7), v), 2);
+      }
+      Tensor seen = scores.attend(in, q, k, v, in.orNull(4), in.orNull(5));
+      return new Tensor[] {together(seen), k, v};
+    };
+  }
+
+  private static Kernel attention(Node n) {
+    long heads = n.integer("num_heads", 0);
+    if (heads < 1) {
+      throw n.wrong("num_heads must be 1 or more");
+    }
+    Scores scores = Scores.of(n);
+    long[] widths = n.integers("qkv_hidden_sizes", null);
+    refuse(n, "do_rotary", "past_present_share_buffer");
+    n.integer("rotary_embedding_dim", 0);
+    if (n.has(6)) {
+      throw n.unsupported("a buffer of keys that grows");
+    }
+    boolean present = n.uses(1);
+    return in -> {
+      Tensor w = in.get(1);
+      Tensor all = in.get(0).matmul(w);
+      if (in.has(2)) {
+        all = all.add(in.get(2));
+      }
+      long third = w.size(1) / 3;
+      long[] parts = widths == null ? new long[] {third, third, third} : widths;
+      Tensor q = heads(all.narrow(2, 0, parts[0]), heads);
+      Tensor k = heads(all.narrow(2, parts[0], parts[1]), heads);
+      Tensor v = heads(all.narrow(2, parts[0] + parts[1], parts[2]), heads);
+      if (in.has(4)) {
+        k = torch.cat(new TensorVector(in.get(4).select(0, 0), k), 2);
+        v = torch.cat(new TensorVector(in.get(4).select(0, 1), v), 2);
+      }
+      Tensor seen = together(scores.attend(in, q, k, v, in.orNull(3), in.orNull(5)));
+      return present
+          ? new Tensor[] {seen, torch.stack(new TensorVector(k, v), 0)}
+          : new Tensor[] {seen};
+    };
+  }
+}
