@@ -1,5 +1,9 @@
 package org.espalier.cli;
 
+import static org.espalier.cli.SmallLanguage.VOCABULARY;
+import static org.espalier.cli.SmallLanguage.WORDS;
+import static org.espalier.cli.SmallLanguage.texts;
+import static org.espalier.cli.SmallLanguage.word;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -17,7 +21,6 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Random;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
@@ -44,11 +47,6 @@ import org.junit.jupiter.params.provider.ValueSource;
  * others, one of them three times as often: the best perplexity is exp(0.5623) = 1.755.
  */
 class CompressCausalTest {
-  private static final int WORDS = 40;
-
-  /** Of the tokenizer: the words and one for all that is unknown. */
-  private static final int VOCABULARY = WORDS + 1;
-
   private static final double BEST = 1.755;
 
   private static final String RECIPE =
@@ -77,39 +75,7 @@ class CompressCausalTest {
     Libtorch.load();
     Files.write(folder.resolve("model.onnx"), SmallDecoder.of(1, VOCABULARY, 32, 2).toByteArray());
     Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", "dynamic"));
-    StringBuilder vocabulary = new StringBuilder("\"[UNK]\": 0");
-    for (int w = 0; w < WORDS; w++) {
-      vocabulary.append(", \"").append(word(w)).append("\": ").append(w + 1);
-    }
-    Files.writeString(
-        folder.resolve("tokenizer.json"),
-        """
-        {"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-         "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
-         "post_processor": null, "decoder": null,
-         "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {%s}}}
-        """
-            .formatted(vocabulary));
-    Files.write(folder.resolve("texts.txt"), texts(3000, 3));
-  }
-
-  private static String word(int w) {
-    return "w" + w;
-  }
-
-  private static List<String> texts(int n, long seed) {
-    Random random = new Random(seed);
-    List<String> texts = new ArrayList<>();
-    for (int i = 0; i < n; i++) {
-      int w = random.nextInt(WORDS);
-      StringBuilder text = new StringBuilder(word(w));
-      for (int left = 4 + random.nextInt(16); left > 0; left--) {
-        w = (random.nextInt(4) > 0 ? 7 * w + 3 : 7 * w + 11) % WORDS;
-        text.append(' ').append(word(w));
-      }
-      texts.add(text.toString());
-    }
-    return texts;
+    SmallLanguage.write(folder);
   }
 
   private JsonNode compress(Object... more) throws IOException {

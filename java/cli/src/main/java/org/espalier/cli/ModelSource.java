@@ -11,6 +11,7 @@ import org.espalier.compress.onnx.ComputedWeights;
 import org.espalier.evaluate.ConstantRuntime;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.ActiveDropout;
+import org.espalier.format.onnx.FusedNodes;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
 
@@ -58,8 +59,8 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
   }
 
   /**
-   * The model itself, whose weights that are computed from constants become constants, and whose Dropout nodes drop
-   * nothing.
+   * The model itself, whose weights that are computed from constants become constants, whose Dropout nodes drop
+   * nothing, and whose nodes that hold weights beside what is computed with them are written apart.
    */
   static OnnxModel asTaken(OnnxModel model, Consumer<String> notes) {
     String evaluated = ActiveDropout.evaluate(model);
@@ -67,6 +68,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
       notes.accept(evaluated);
     }
     RandomDraws.of(model).ifPresent(notes);
+    FusedNodes.split(model).ifPresent(notes);
     ComputedWeights.Result result = ComputedWeights.fold(model, new ConstantRuntime());
     List<String> computed = result.computed();
     if (!computed.isEmpty()) {

@@ -1,43 +1,33 @@
 package org.espalier.format.onnx;
 
 import static org.espalier.format.onnx.SmallModels.attribute;
-import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.list;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.real;
 import static org.espalier.format.onnx.SmallModels.value;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
-import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
-import java.util.Random;
 
 /**
  * A causal language model of the GPT-2 kind with random weights, spelled out as exporters do: input_ids,
  * attention_mask and position_ids [n, t] int64, and where wanted keys and values of earlier tokens, to logits [n, t,
  * vocabulary].
  */
-public final class SmallDecoder {
+public final class SmallDecoder extends SmallGraph {
   private static final int HEADS = 2;
   private static final int PLACES = 64;
 
-  private final GraphProto.Builder graph = GraphProto.newBuilder().setName("decoder");
-  private final Random random;
   private final int width;
   private final boolean past;
   private final List<ValueInfoProto> presents = new ArrayList<>();
   private boolean tied;
-  private int made;
 
   private SmallDecoder(long seed, int width, boolean past) {
-    random = new Random(seed);
+    super("decoder", seed);
     this.width = width;
     this.past = past;
   }
@@ -61,40 +51,6 @@ public final class SmallDecoder {
   /** The same model with inputs for what was read before, and outputs for what was read then. */
   public static ModelProto withPast(long seed, int vocabulary, int width, int layers) {
     return new SmallDecoder(seed, width, true).build(vocabulary, layers);
-  }
-
-  private String add(String op, List<String> inputs, AttributeProto... attributes) {
-    String name = op + "_" + made++;
-    graph.addNode(node(op, "/" + name, inputs, name, attributes));
-    return name;
-  }
-
-  private String weight(String name, float deviation, long... dims) {
-    graph.addInitializer(floats(name, random, deviation, dims));
-    return name;
-  }
-
-  private String vector(String name, float value, long n) {
-    float[] values = new float[(int) n];
-    Arrays.fill(values, value);
-    graph.addInitializer(OnnxInitializer.floats(name, new long[] {n}, values).message());
-    return name;
-  }
-
-  private String scalar(String name, float value) {
-    ByteBuffer data = ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN).putFloat(0, value);
-    graph.addInitializer(SmallModels.tensor(name, DataType.FLOAT, data));
-    return name;
-  }
-
-  private String index(String name, long value) {
-    graph.addInitializer(OnnxInitializer.int64s(name, new long[0], value).message());
-    return name;
-  }
-
-  private String shape(String name, long... values) {
-    graph.addInitializer(SmallModels.int64s(name, values));
-    return name;
   }
 
   /** x · w + b. */

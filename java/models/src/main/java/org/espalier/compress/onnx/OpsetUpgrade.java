@@ -89,6 +89,7 @@ public final class OpsetUpgrade {
           "IsNaN",
           "LRN",
           "LSTM",
+          "LayerNormalization", // of ONNX Runtime, which has it in all sets
           "LeakyRelu",
           "Less",
           "LessOrEqual",
@@ -146,6 +147,7 @@ public final class OpsetUpgrade {
           "Shrink",
           "Sigmoid",
           "Sign",
+          "SimplifiedLayerNormalization", // as LayerNormalization
           "Sin",
           "Sinh",
           "Size",

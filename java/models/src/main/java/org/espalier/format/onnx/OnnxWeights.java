@@ -73,8 +73,9 @@ public final class OnnxWeights {
     Set<String> operators = new TreeSet<>();
     for (NodeProto n : model.allNodes()) {
       if (!OnnxModel.isOwn(n) || n.getOpType().equals("Einsum") || !InnerGraphs.of(n).isEmpty()) {
-        for (String value : n.getInputList()) {
-          if (!weights.contains(value) && isMatrix(model.constant(value))) {
+        for (int i = 0; i < n.getInputCount(); i++) {
+          String value = n.getInput(i);
+          if (!weights.contains(value) && !isAngle(n, i) && isMatrix(model.constant(value))) {
             unknown.add(value);
             operators.add(n.getOpType());
           }
@@ -89,6 +90,15 @@ public final class OnnxWeights {
                     ? " float matrix stays as it is, read by "
                     : " float matrices stay as they are, read by ")
                 + String.join(", ", operators));
+  }
+
+  /** Whether an input is a table of cosines or sines of places. */
+  private static boolean isAngle(NodeProto n, int input) {
+    return switch (n.getOpType()) {
+      case "RotaryEmbedding" -> input > 0;
+      case "GroupQueryAttention" -> input == 7 || input == 8;
+      default -> false;
+    };
   }
 
   private static boolean isMatrix(OnnxInitializer constant) {

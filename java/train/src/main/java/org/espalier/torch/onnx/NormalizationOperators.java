@@ -25,7 +25,8 @@ final class NormalizationOperators {
         OperatorTable.several("BatchNormalization", 7, NormalizationOperators::batchNorm)
             .asOpaque());
     table.one("InstanceNormalization", 6, NormalizationOperators::instanceNorm);
-    table.add(OperatorTable.several("LayerNormalization", 17, NormalizationOperators::layerNorm));
+    // Since set 17; ONNX Runtime has both, under the same name, in all sets.
+    table.add(OperatorTable.several("LayerNormalization", 1, NormalizationOperators::layerNorm));
     table.one("GroupNormalization", 18, NormalizationOperators::groupNorm);
     table.one("LpNormalization", 1, NormalizationOperators::lpNorm);
     table.one("LRN", 1, NormalizationOperators::localResponseNorm);

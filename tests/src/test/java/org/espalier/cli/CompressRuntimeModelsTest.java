@@ -1,0 +1,223 @@
+package org.espalier.cli;
+
+import static org.espalier.cli.SmallLanguage.VOCABULARY;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OrtException;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.espalier.format.onnx.HalfModels;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.RuntimeModels;
+import org.espalier.format.onnx.RuntimeModels.Form;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.TorchScriptModel;
+import org.espalier.torch.onnx.OnnxRuntime;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/**
+ * Whole runs of language models and encoders as they are exported for ONNX Runtime, with its own operators; texts are
+ * those of {@link SmallLanguage}, whose best perplexity is 1.755.
+ */
+class CompressRuntimeModelsTest {
+  private static final String RECIPE =
+      """
+      model: {file: model.onnx, tokenizer: tokenizer.json}
+      data: {texts: texts.txt, task: causal-lm, validation: 64, evaluation: 100, calibration: 64}
+      stages:
+        - {kind: fine-tune, steps: 80, batch: 32, learning-rate: 1e-2}
+        - {kind: prune, sparsity: 0.3, refit: true, steps: 5, batch: 32, learning-rate: 1e-3}
+        - {kind: quantize, form: FORM, steps: 10, batch: 32, learning-rate: 1e-3}
+        - {kind: distil, steps: 5, batch: 32, learning-rate: 1e-4}
+      export: {formats: [onnx, onnx-float, torchscript, safetensors]}
+      report: {each-stage: false}
+      """;
+
+  @TempDir Path folder;
+
+  @BeforeEach
+  void makeInputs() throws IOException {
+    Libtorch.load();
+    SmallLanguage.write(folder);
+  }
+
+  private Path write(ModelProto model) throws IOException {
+    return Files.write(folder.resolve("model.onnx"), model.toByteArray());
+  }
+
+  private Path texts() {
+    return folder.resolve("texts.txt");
+  }
+
+  private Path out() {
+    return folder.resolve("out");
+  }
+
+  private JsonNode compress() throws IOException {
+    Run.of("compress", folder.resolve("recipe.yaml"), "-o", out()).done();
+    return new ObjectMapper().readTree(out().resolve("report.json").toFile()).path("fidelity");
+  }
+
+  private JsonNode evaluate(Path model, Path other) {
+    return Run.of("evaluate", model, other, "--texts", texts(), "--json").json();
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "PACKED, dynamic",
+    "PACKED, static",
+    "GROUPED, dynamic",
+    "MULTI_HEAD, dynamic",
+    "MULTI_HEAD, static",
+    "PLAIN, dynamic"
+  })
+  void aDecoderLearnsIsPrunedQuantizedAndDistilled(Form form, String grid)
+      throws IOException, OrtException {
+    Path model = write(RuntimeModels.decoder(form, 1, VOCABULARY, 2));
+    Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", grid));
+    JsonNode fidelity = compress();
+    assertEquals(100, fidelity.path("texts").asLong());
+    assertTrue(fidelity.path("reference_perplexity").asDouble() > 35, fidelity.toString());
+    assertTrue(fidelity.path("perplexity").asDouble() < 1.1 * 1.755, fidelity.toString());
+    assertTrue(fidelity.path("size_ratio").asDouble() < 0.4, fidelity.toString());
+    OnnxModel made = OnnxModel.read(out().resolve("model-int8.onnx"));
+    assertEquals(
+        OnnxModel.read(model).inputs().stream().map(v -> v.getName()).toList(),
+        made.inputs().stream().map(v -> v.getName()).toList());
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard();
+        TorchScriptModel script = TorchScriptModel.read(out().resolve("model.pt"))) {
+      OnnxModel floats = OnnxModel.read(out().resolve("model-float.onnx"));
+      Map<String, Tensor> inputs = inputs(floats);
+      Tensor expected = OnnxRuntime.run(floats, inputs).get("logits");
+      Map<String, Tensor> named = new LinkedHashMap<>();
+      List<Tensor> values = List.copyOf(inputs.values());
+      for (int i = 0; i < values.size(); i++) {
+        named.put(script.inputNames().get(i), values.get(i));
+      }
+      Tensor actual = script.forward(named).values().iterator().next();
+      // Its weights are rounded to their grids.
+      double difference = actual.sub(expected).norm().item_double();
+      assertTrue(difference < 0.05 * expected.norm().item_double(), "logits differ " + difference);
+    }
+  }
+
+  /** Two texts of five tokens of a model's inputs, in order. */
+  private static Map<String, Tensor> inputs(OnnxModel model) {
+    Map<String, Tensor> inputs = new LinkedHashMap<>();
+    model
+        .inputs()
+        .forEach(
+            v -> {
+              Tensor t =
+                  switch (v.getName()) {
+                    case "input_ids" ->
+                        AbstractTensor.create(new long[] {3, 4, 5, 40, 7, 8, 1, 9, 2, 6}, 2, 5);
+                    case "attention_mask" ->
+                        AbstractTensor.create(new long[] {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 2, 5);
+                    case "position_ids" ->
+                        AbstractTensor.create(new long[] {0, 1, 2, 3, 4, 0, 1, 2, 3, 4}, 2, 5);
+                    default ->
+                        torch.zeros(
+                            2,
+                            v.getType().getTensorType().getShape().getDim(1).getDimValue(),
+                            0,
+                            v.getType().getTensorType().getShape().getDim(3).getDimValue());
+                  };
+              inputs.put(v.getName(), t);
+            });
+    return inputs;
+  }
+
+  @ParameterizedTest
+  @EnumSource
+  void aRecipeForADecoderIsInitialized(Form form) throws IOException {
+    Path model = write(RuntimeModels.decoder(form, 1, VOCABULARY, 1));
+    Path recipe = folder.resolve("recipe.yaml");
+    Run.of("recipe", "init", "-o", recipe, "--model", model, "--texts", texts()).done();
+    JsonNode found = Run.of("recipe", "check", recipe, "--json").json();
+    assertEquals("causal-lm", found.path("task").asText(), found.toString());
+  }
+
+  @ParameterizedTest
+  @EnumSource
+  void aDecoderIsQuantizedAndPrunedWithoutTraining(Form form) throws IOException {
+    Path model = write(RuntimeModels.decoder(form, 1, VOCABULARY, 2));
+    for (String to : List.of("onnx-dynamic", "onnx-qdq")) {
+      Path made = folder.resolve(to + ".onnx");
+      Run run =
+          Run.of("quantize", model, "-o", made, "--to", to, "--calibration", texts(), "--json");
+      JsonNode float32 = run.json().path("float");
+      float32.forEach(reason -> assertEquals("the table is small", reason.asText(), to));
+      assertFalse(run.err().contains("stay as they are"), run.err());
+      JsonNode said = evaluate(model, made);
+      assertTrue(said.path("kl").asDouble() < 1e-3, said.toString());
+    }
+    Path pruned = folder.resolve("pruned.onnx");
+    Run.of("prune", model, "-o", pruned, "--amount", "0.2", "--refit", "--calibration", texts())
+        .done();
+    JsonNode refitted = evaluate(model, pruned);
+    Run.of("prune", model, "-o", folder.resolve("plain.onnx"), "--amount", "0.2").done();
+    JsonNode plain = evaluate(model, folder.resolve("plain.onnx"));
+    assertTrue(
+        refitted.path("kl").asDouble() < 0.7 * plain.path("kl").asDouble(), refitted + " " + plain);
+  }
+
+  /** As they are published for machines with a GPU. */
+  @Test
+  void aDecoderOfSixteenBitsIsCompressed() throws IOException {
+    write(HalfModels.of(RuntimeModels.decoder(Form.PACKED, 1, VOCABULARY, 1), DataType.FLOAT16));
+    Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", "dynamic"));
+    JsonNode fidelity = compress();
+    assertTrue(fidelity.path("perplexity").asDouble() < 1.2 * 1.755, fidelity.toString());
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void anOptimizedEncoderIsCompressed(boolean lengths) throws IOException {
+    Path model = write(RuntimeModels.encoder(1, VOCABULARY, 2, lengths));
+    Path recipe = folder.resolve("recipe.yaml");
+    Run.of("recipe", "init", "-o", recipe, "--model", model, "--texts", texts()).done();
+    Files.writeString(
+        recipe,
+        Files.readString(recipe)
+            .replaceAll("(?m)^ +steps: [0-9]+", "    steps: 10")
+            .replace("  # validation: 256", "  validation: 64"));
+    JsonNode fidelity = compress();
+    assertTrue(fidelity.path("cosine_mean").asDouble() > 0.999, fidelity.toString());
+    assertTrue(fidelity.path("size_ratio").asDouble() < 0.4, fidelity.toString());
+    Set<String> operators = new TreeSet<>();
+    OnnxModel made = OnnxModel.read(out().resolve("model-int8.onnx"));
+    made.nodes().forEach(n -> operators.add(n.getOpType()));
+    assertTrue(operators.contains("MultiHeadAttention"), operators.toString());
+    assertFalse(operators.contains("MatMul"), operators.toString());
+    Path pruned = folder.resolve("pruned.onnx");
+    Run.of("prune", model, "-o", pruned, "--amount", "0.2", "--refit", "--calibration", texts())
+        .done();
+    JsonNode said = evaluate(model, pruned);
+    assertTrue(said.path("cosine_mean").asDouble() > 0.99, said.toString());
+  }
+}
