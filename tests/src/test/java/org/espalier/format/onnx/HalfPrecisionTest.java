@@ -12,6 +12,7 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TypeProto;
@@ -205,6 +206,52 @@ class HalfPrecisionTest {
         }
       }
     }
+  }
+
+  /** Exporters have norms compute in float32. */
+  @Test
+  void castsAroundOperatorsOfTheRuntimeGo() throws OrtException {
+    Random random = new Random(9);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .addInput(value("x", DataType.FLOAT, -1, 8))
+            .addInitializer(floats("w", random, 0.5f, 8, 8))
+            .addInitializer(floats("v", random, 0.5f, 8, 4))
+            .addInitializer(floats("scale", random, 1, 8))
+            .addNode(node("MatMul", "", List.of("x", "w"), "a"))
+            .addNode(
+                node("SkipSimplifiedLayerNormalization", "", List.of("a", "x", "scale"), "n")
+                    .toBuilder()
+                    .setDomain("com.microsoft"))
+            .addNode(node("MatMul", "", List.of("n", "v"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, 4));
+    ModelProto half = HalfModels.of(SmallModels.model(17, g), DataType.FLOAT16);
+    ModelProto.Builder cast =
+        half.toBuilder()
+            .addOpsetImport(
+                OperatorSetIdProto.newBuilder().setDomain("com.microsoft").setVersion(1));
+    GraphProto.Builder graph = cast.getGraphBuilder().clearNode();
+    for (NodeProto n : half.getGraph().getNodeList()) {
+      NodeProto.Builder norm = n.toBuilder();
+      if (n.getDomain().isEmpty()) {
+        graph.addNode(n);
+        continue;
+      }
+      for (int i = 0; i < n.getInputCount(); i++) {
+        String wide = n.getInput(i) + "_wide";
+        graph.addNode(
+            node("Cast", "", List.of(n.getInput(i)), wide, SmallModels.attribute("to", 1)));
+        norm.setInput(i, wide);
+      }
+      graph.addNode(norm.setOutput(0, "n_wide"));
+      graph.addNode(node("Cast", "", List.of("n_wide"), "n", SmallModels.attribute("to", 10)));
+    }
+    OnnxModel model = OnnxModel.of(cast.build(), "norms in float32");
+    List<float[]> expected = run(model);
+    assertTrue(HalfPrecision.widen(model));
+    assertNear(expected, run(model), HALF_TOLERANCE);
+    // Those of the input and the output are left.
+    assertEquals(2, model.nodes().stream().filter(n -> n.getOpType().equals("Cast")).count());
   }
 
   /** ONNX Runtime has no products of bfloat16 on a CPU: widened, such models run where they did not. */

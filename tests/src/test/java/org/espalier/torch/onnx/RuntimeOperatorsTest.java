@@ -618,6 +618,17 @@ class RuntimeOperatorsTest {
           x,
           x);
       refused("no multiple of kv_num_heads = 2", grouped(3, 2), x);
+      refused("head_sink", grouped(4, 2), x, x, x, x, x, x, x, x, x, x, x, x);
+      refused(
+          "an output of scores",
+          named(grouped(4, 2), "o0", "o1", "o2", "o3"),
+          x,
+          null,
+          null,
+          null,
+          null,
+          x,
+          x);
       refused("the attribute kv_cache_bits", grouped(4, 2, integer("kv_cache_bits", 8)), x);
       refused(
           "do_rotary = 1",

@@ -57,7 +57,7 @@ public final class FusedNodes {
   public static Optional<String> split(OnnxModel model) {
     FusedNodes fused = new FusedNodes(model);
     for (NodeProto n : model.nodes()) {
-      if (!n.getDomain().equals(DOMAIN) || !fused.apart(n)) {
+      if (!isRuntimes(n) || !fused.apart(n)) {
         fused.nodes.add(n);
       }
     }
@@ -74,6 +74,11 @@ public final class FusedNodes {
             + (one ? " holds" : " hold")
             + " weights beside what is computed with them; here and in what is written these are"
             + " nodes of their own");
+  }
+
+  /** Whether a node's operator is one of ONNX Runtime's own. */
+  static boolean isRuntimes(NodeProto n) {
+    return n.getDomain().equals(DOMAIN);
   }
 
   private boolean apart(NodeProto n) {

@@ -84,6 +84,7 @@ public final class HalfPrecision {
           "Reshape",
           "Resize",
           "Sigmoid",
+          "SimplifiedLayerNormalization",
           "Slice",
           "Softmax",
           "Softplus",
@@ -94,6 +95,21 @@ public final class HalfPrecision {
           "Tanh",
           "Transpose",
           "Unsqueeze");
+
+  /** The same of ONNX Runtime's own. */
+  private static final Set<String> RUNTIME_SAME_TYPE =
+      Set.of(
+          "Attention",
+          "BiasGelu",
+          "FastGelu",
+          "FusedMatMul",
+          "Gelu",
+          "GroupQueryAttention",
+          "MultiHeadAttention",
+          "QuickGelu",
+          "RotaryEmbedding",
+          "SkipLayerNormalization",
+          "SkipSimplifiedLayerNormalization");
 
   /** Of those, the ones whose further outputs are masks and indices. */
   private static final Set<String> FIRST_ALONE = Set.of("Dropout", "MaxPool");
@@ -361,8 +377,7 @@ public final class HalfPrecision {
       String from =
           n.getInputCount() == 0 ? "" : renamed.getOrDefault(n.getInput(0), n.getInput(0));
       String to = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      boolean own = OnnxModel.isOwn(n);
-      boolean isWide = own && wide.contains(from) && SAME_TYPE.contains(n.getOpType());
+      boolean isWide = wide.contains(from) && hasTypeOfFirst(n);
       if (n.getOpType().equals("Cast")) {
         isWide = n.getAttributeList().stream().anyMatch(a -> a.getI() == DataType.FLOAT_VALUE);
         if (isWide && wide.contains(from) && !outputs.contains(to)) {
@@ -388,6 +403,12 @@ public final class HalfPrecision {
     renamed.replaceAll((cast, value) -> ends.getOrDefault(value, value));
     renamed.putAll(ends);
     return kept.stream().map(this::reading).toList();
+  }
+
+  private static boolean hasTypeOfFirst(NodeProto n) {
+    return OnnxModel.isOwn(n)
+        ? SAME_TYPE.contains(n.getOpType())
+        : FusedNodes.isRuntimes(n) && RUNTIME_SAME_TYPE.contains(n.getOpType());
   }
 
   /** A node with the new names of the values that it and its graphs read, and of those that it makes. */

@@ -94,7 +94,7 @@ public final class OnnxWeights {
 
   /** Whether an input is a table of cosines or sines of places. */
   private static boolean isAngle(NodeProto n, int input) {
-    return switch (n.getOpType()) {
+    return switch (FusedNodes.isRuntimes(n) ? n.getOpType() : "") {
       case "RotaryEmbedding" -> input > 0;
       case "GroupQueryAttention" -> input == 7 || input == 8;
       default -> false;

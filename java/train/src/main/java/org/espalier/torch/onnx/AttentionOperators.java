@@ -134,6 +134,12 @@ final class AttentionOperators {
     boolean smooth = n.flag("smooth_softmax", false);
     boolean rotary = n.flag("do_rotary", false);
     boolean interleaved = n.flag("rotary_interleaved", false);
+    if (n.has(11)) {
+      throw n.unsupported("a score for no token of each head (head_sink)");
+    }
+    if (n.uses(3)) {
+      throw n.unsupported("an output of scores");
+    }
     return in -> {
       Tensor q = in.get(0);
       Tensor k = in.orNull(1);
