@@ -7,7 +7,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
@@ -28,6 +30,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RuntimeModels;
 import org.espalier.format.onnx.RuntimeModels.Form;
 import org.espalier.torch.Libtorch;
+import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.onnx.OnnxRuntime;
 import org.junit.jupiter.api.BeforeEach;
@@ -219,5 +222,35 @@ class CompressRuntimeModelsTest {
         .done();
     JsonNode said = evaluate(model, pruned);
     assertTrue(said.path("cosine_mean").asDouble() > 0.99, said.toString());
+  }
+
+  /** What ONNX Runtime itself makes of models, as its users save it: it joins nodes of all of them. */
+  @ParameterizedTest
+  @EnumSource
+  void aDecoderThatOnnxRuntimeOptimizedIsTrained(Form form) throws IOException, OrtException {
+    Path plain = write(RuntimeModels.decoder(form, 1, VOCABULARY, 2));
+    Path optimized = folder.resolve("optimized.onnx");
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+      options.setOptimizationLevel(OrtSession.SessionOptions.OptLevel.EXTENDED_OPT);
+      options.setOptimizedModelFilePath(optimized.toString());
+      environment.createSession(plain.toString(), options).close();
+    }
+    OnnxModel model = OnnxModel.read(optimized);
+    assertTrue(model.nodes().stream().anyMatch(n -> n.getOpType().equals("QuickGelu")));
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard();
+        OnnxGraph graph = new OnnxGraph(model)) {
+      Map<String, Tensor> inputs = inputs(model);
+      Map<String, Tensor> expected = OnnxRuntime.run(OnnxModel.read(plain), inputs);
+      graph
+          .forward(inputs)
+          .forEach(
+              (name, t) ->
+                  assertTrue(torch.allclose(t, expected.get(name), 1e-3, 1e-4, false), name));
+    }
+    Path recipe = folder.resolve("recipe.yaml");
+    Run.of("recipe", "init", "-o", recipe, "--model", optimized, "--texts", texts()).done();
+    Run.of("recipe", "check", recipe).done();
   }
 }

@@ -280,8 +280,8 @@ class GraphScriptTest {
     several.getGraphBuilder().addNode(node("If", "", List.of("x"), "z"));
     several
         .getGraphBuilder()
-        .addNode(node("Attention", "", List.of("x"), "u").toBuilder().setDomain("com.microsoft"));
-    refused(several.build(), "model.onnx", "LSTM", "If", "com.microsoft.Attention");
+        .addNode(node("Attention", "", List.of("x"), "u").toBuilder().setDomain("com.example"));
+    refused(several.build(), "model.onnx", "LSTM", "If", "com.example.Attention");
     refused(
         of(NodeProto.newBuilder().setOpType("Relu").addInput("x"), untyped()), "x is no tensor");
     refused(

@@ -19,6 +19,8 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.JitModule;
@@ -251,6 +253,7 @@ class RuntimeOperatorsTest {
     forms.add(grouped(heads, shared, real("softcap", 0.4f)));
     forms.add(grouped(heads, shared, integer("local_window_size", 2)));
     forms.add(grouped(heads, shared, integer("smooth_softmax", 1)));
+    forms.add(grouped(heads, shared, integer("smooth_softmax", -1)));
     forms.add(
         grouped(
             heads,
@@ -603,6 +606,14 @@ class RuntimeOperatorsTest {
     assertTrue(message.contains(part), message);
     message = assertThrows(InputException.class, () -> GraphScript.check(model)).getMessage();
     assertTrue(message.contains(part), message);
+  }
+
+  @Test
+  void allAreWrittenInTorchScript() {
+    Set<String> run = new TreeSet<>(Program.operators());
+    run.removeIf(name -> !name.startsWith("com.microsoft."));
+    assertTrue(run.size() >= 12, run.toString());
+    assertTrue(GraphScript.operators().containsAll(run), run.toString());
   }
 
   @Test

@@ -159,8 +159,8 @@ public final class FusedNodes {
     String past = input(n, PAST);
     if (w == null
         || w.dims().length != 2
-        || integer(n, "do_rotary") != 0
-        || integer(n, "past_present_share_buffer") != 0
+        || integer(n, "do_rotary") == 1
+        || integer(n, "past_present_share_buffer") == 1
         || !input(n, 6).isEmpty()
         || !isKnownMask(input(n, MASK))) {
       return false;

@@ -38,7 +38,7 @@ final class AttentionOperators {
   }
 
   private static Function<Inputs, Tensor> rotaryEmbedding(Node n) {
-    boolean interleaved = n.flag("interleaved", false);
+    boolean interleaved = isOn(n, "interleaved");
     long heads = n.integer("num_heads", 0);
     long rotated = n.integer("rotary_embedding_dim", 0);
     refuse(n, "is_packed_batching");
@@ -64,10 +64,15 @@ final class AttentionOperators {
     };
   }
 
-  /** Attributes that change nothing where they are 0. */
+  /** Whether an attribute is 1: as ONNX Runtime saves models, -1 stands for one that nobody set. */
+  static boolean isOn(Node n, String name) {
+    return n.integer(name, 0) == 1;
+  }
+
+  /** Attributes that change nothing where they are not 1. */
   private static void refuse(Node n, String... flags) {
     for (String flag : flags) {
-      if (n.flag(flag, false)) {
+      if (isOn(n, flag)) {
         throw n.unsupported(flag + " = 1");
       }
     }
@@ -131,9 +136,9 @@ final class AttentionOperators {
     double scale = n.real("scale", 0);
     double cap = n.real("softcap", 0);
     long window = n.integer("local_window_size", -1);
-    boolean smooth = n.flag("smooth_softmax", false);
-    boolean rotary = n.flag("do_rotary", false);
-    boolean interleaved = n.flag("rotary_interleaved", false);
+    boolean smooth = isOn(n, "smooth_softmax");
+    boolean rotary = isOn(n, "do_rotary");
+    boolean interleaved = isOn(n, "rotary_interleaved");
     if (n.has(11)) {
       throw n.unsupported("a score for no token of each head (head_sink)");
     }
@@ -253,7 +258,7 @@ final class AttentionOperators {
   private record Scores(double scale, double filter, boolean unidirectional) {
     static Scores of(Node n) {
       return new Scores(
-          n.real("scale", 0), n.real("mask_filter_value", -10000), n.flag("unidirectional", false));
+          n.real("scale", 0), n.real("mask_filter_value", -10000), isOn(n, "unidirectional"));
     }
 
     /**

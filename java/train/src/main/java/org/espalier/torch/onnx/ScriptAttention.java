@@ -20,7 +20,7 @@ final class ScriptAttention {
 
   private static String rotaryEmbedding(ScriptCall c) {
     Node n = c.node();
-    n.flag("is_packed_batching", false);
+    AttentionOperators.isOn(n, "is_packed_batching");
     n.real("scale", 1);
     return c.call(
         "_rotary",
@@ -28,14 +28,14 @@ final class ScriptAttention {
         c.in(1),
         c.in(2),
         c.in(3),
-        flag(n.flag("interleaved", false)),
+        flag(AttentionOperators.isOn(n, "interleaved")),
         "" + n.integer("num_heads", 0),
         "" + n.integer("rotary_embedding_dim", 0));
   }
 
   private static ScriptValue[] groupQueryAttention(ScriptCall c) {
     Node n = c.node();
-    boolean rotary = n.flag("do_rotary", false);
+    boolean rotary = AttentionOperators.isOn(n, "do_rotary");
     return c.unpack(
         c.call(
             "_group_query",
@@ -55,8 +55,8 @@ final class ScriptAttention {
             number(n.real("scale", 0)),
             number(n.real("softcap", 0)),
             "" + n.integer("local_window_size", -1),
-            flag(n.flag("smooth_softmax", false)),
-            flag(n.flag("rotary_interleaved", false))),
+            flag(AttentionOperators.isOn(n, "smooth_softmax")),
+            flag(AttentionOperators.isOn(n, "rotary_interleaved"))),
         3);
   }
 
@@ -76,14 +76,14 @@ final class ScriptAttention {
             "" + n.integer("num_heads", 0),
             number(n.real("scale", 0)),
             number(n.real("mask_filter_value", -10000)),
-            flag(n.flag("unidirectional", false))),
+            flag(AttentionOperators.isOn(n, "unidirectional"))),
         3);
   }
 
   private static ScriptValue[] attention(ScriptCall c) {
     Node n = c.node();
-    n.flag("do_rotary", false);
-    n.flag("past_present_share_buffer", false);
+    AttentionOperators.isOn(n, "do_rotary");
+    AttentionOperators.isOn(n, "past_present_share_buffer");
     n.integer("rotary_embedding_dim", 0);
     ScriptValue[] values =
         c.unpack(
@@ -99,7 +99,7 @@ final class ScriptAttention {
                 ints(n.integers("qkv_hidden_sizes", new long[0])),
                 number(n.real("scale", 0)),
                 number(n.real("mask_filter_value", -10000)),
-                flag(n.flag("unidirectional", false))),
+                flag(AttentionOperators.isOn(n, "unidirectional"))),
             3);
     String present = "torch.stack([" + values[1].tensor() + ", " + values[2].tensor() + "], 0)";
     return new ScriptValue[] {values[0], n.uses(1) ? ScriptValue.of(present) : null};
