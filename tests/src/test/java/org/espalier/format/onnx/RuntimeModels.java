@@ -10,6 +10,7 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
@@ -36,6 +37,8 @@ public final class RuntimeModels extends SmallGraph {
     PACKED,
     /** The same of three products. */
     GROUPED,
+    /** The same, other angles for long texts than for short ones. */
+    LONG,
     /** RotaryEmbedding by position_ids, MultiHeadAttention with a mask that is added. */
     MULTI_HEAD,
     /** No operator but those of ONNX. */
@@ -114,12 +117,15 @@ public final class RuntimeModels extends SmallGraph {
     if (positions) {
       graph.addInput(value(input(TextInput.POSITION_IDS), DataType.INT64, -1, -2));
     }
-    angles();
+    if (form != Form.LONG) {
+      graph.addInitializer(angles("cos_cache", PLACES, 1000));
+      graph.addInitializer(angles("sin_cache", PLACES, 1000));
+    }
     String words = weight("model.embed_tokens.weight", 0.5f, vocabulary, HIDDEN);
     String x = add("Gather", List.of(words, input(TextInput.INPUT_IDS)));
     // What is added up, and what was computed last and is to be added.
     String delta = null;
-    if (form == Form.PACKED || form == Form.GROUPED) {
+    if (isGrouped()) {
       lengths();
     } else {
       mask();
@@ -139,20 +145,41 @@ public final class RuntimeModels extends SmallGraph {
     return model(17);
   }
 
-  /** Cosines and sines of all places. */
-  private void angles() {
-    float[] cos = new float[PLACES * WIDTH / 2];
-    float[] sin = new float[cos.length];
-    for (int place = 0; place < PLACES; place++) {
+  private boolean isGrouped() {
+    return form == Form.PACKED || form == Form.GROUPED || form == Form.LONG;
+  }
+
+  /** The cosines or the sines of so many places, by the name of the table. */
+  private static TensorProto angles(String name, int places, double base) {
+    float[] values = new float[places * WIDTH / 2];
+    for (int place = 0; place < places; place++) {
       for (int i = 0; i < WIDTH / 2; i++) {
-        double angle = place * Math.pow(1000, -2.0 * i / WIDTH);
-        cos[place * WIDTH / 2 + i] = (float) Math.cos(angle);
-        sin[place * WIDTH / 2 + i] = (float) Math.sin(angle);
+        double angle = place * Math.pow(base, -2.0 * i / WIDTH);
+        values[place * WIDTH / 2 + i] =
+            (float) (name.startsWith("cos") ? Math.cos(angle) : Math.sin(angle));
       }
     }
-    long[] dims = {PLACES, WIDTH / 2};
-    graph.addInitializer(OnnxInitializer.floats("cos_cache", dims, cos).message());
-    graph.addInitializer(OnnxInitializer.floats("sin_cache", dims, sin).message());
+    return OnnxInitializer.floats(name, new long[] {places, WIDTH / 2}, values).message();
+  }
+
+  /** A branch that gives both tables. */
+  private static AttributeProto tables(String branch, int places, double base) {
+    AttributeProto.Builder b =
+        AttributeProto.newBuilder().setName(branch).setType(AttributeProto.AttributeType.GRAPH);
+    for (String table : List.of("cos_cache", "sin_cache")) {
+      String name = table + "_" + branch;
+      b.getGBuilder()
+          .setName(branch)
+          .addOutput(value(name, DataType.FLOAT, -5, WIDTH / 2))
+          .addNodeBuilder()
+          .setOpType("Constant")
+          .addOutput(name)
+          .addAttributeBuilder()
+          .setName("value")
+          .setType(AttributeProto.AttributeType.TENSOR)
+          .setT(angles(name, places, base));
+    }
+    return b.build();
   }
 
   /** What GroupQueryAttention takes of the mask: the last token of each text, and how long the longest is. */
@@ -163,6 +190,19 @@ public final class RuntimeModels extends SmallGraph {
     graph.addNode(node("Cast", "/last", List.of(last), "seqlens_k", attribute("to", 6)));
     String all = add("Gather", List.of(add("Shape", List.of(mask)), "one"));
     graph.addNode(node("Cast", "/total", List.of(all), "total_length", attribute("to", 6)));
+    if (form == Form.LONG) {
+      graph.addNode(
+          node(
+                  "If",
+                  "/angles/If",
+                  List.of(add("Greater", List.of(all, index("short", 12)))),
+                  "cos_cache",
+                  tables("then_branch", PLACES, 5000),
+                  tables("else_branch", 12, 1000))
+              .toBuilder()
+              .addOutput("sin_cache")
+              .build());
+    }
   }
 
   /** 0 where a token may look, and the least float elsewhere: [n, 1, t, all]. */
@@ -221,7 +261,7 @@ public final class RuntimeModels extends SmallGraph {
   }
 
   private String attention(String name, int layer, String x) {
-    boolean grouped = form == Form.PACKED || form == Form.GROUPED;
+    boolean grouped = isGrouped();
     int shared = form == Form.MULTI_HEAD ? HEADS : SHARED;
     String seen;
     if (form == Form.PACKED) {
