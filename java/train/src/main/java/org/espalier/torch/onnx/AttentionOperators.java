@@ -175,9 +175,7 @@ final class AttentionOperators {
       Tensor keys = present(in, in.orNull(3), k, begins, before, last, total);
       Tensor values = present(in, in.orNull(4), v, begins, before, last, total);
       Tensor read = begins ? k : keys;
-      Tensor scores =
-          q.matmul(repeat(read, heads / shared).transpose(-2, -1))
-              .mul(new Scalar(scale == 0 ? 1 / Math.sqrt(q.size(3)) : scale));
+      Tensor scores = scores(q, repeat(read, heads / shared), scale);
       if (cap > 0) {
         scores = scores.div(new Scalar(cap)).tanh().mul(new Scalar(cap));
       }
@@ -187,7 +185,7 @@ final class AttentionOperators {
       Tensor place = places.unsqueeze(1).unsqueeze(-1);
       Tensor key = arange(in, read.size(2));
       Tensor hidden = key.gt(place);
-      if (window > 0) {
+      if (window > 0) { // so many tokens before a token, which ONNX Runtime does not count
         hidden = hidden.logical_or(key.lt(place.sub(new Scalar(window))));
       }
       scores = scores.masked_fill(hidden, new Scalar(Double.NEGATIVE_INFINITY));
@@ -234,6 +232,16 @@ final class AttentionOperators {
     return both.gather(2, index).masked_fill(behind, new Scalar(0));
   }
 
+  /**
+   * q·kᵀ·scale. Queries are scaled, which are fewer than scores.
+   *
+   * @param scale 0 for 1/√h
+   */
+  private static Tensor scores(Tensor q, Tensor k, double scale) {
+    Scalar factor = new Scalar(scale == 0 ? 1 / Math.sqrt(q.size(3)) : scale);
+    return q.mul(factor).matmul(k.transpose(-2, -1));
+  }
+
   private static Tensor repeat(Tensor x, long times) {
     return times == 1
         ? x
@@ -268,8 +276,7 @@ final class AttentionOperators {
      * @param bias null, or [b or 1, n or 1, s, t]
      */
     Tensor attend(Inputs in, Tensor q, Tensor k, Tensor v, Tensor mask, Tensor bias) {
-      double factor = scale == 0 ? 1 / Math.sqrt(q.size(3)) : scale;
-      Tensor scores = q.matmul(k.transpose(-2, -1)).mul(new Scalar(factor));
+      Tensor scores = scores(q, k, scale);
       if (bias != null) {
         scores = scores.add(bias);
       }

@@ -215,7 +215,7 @@ final class ScriptAttention {
                 read = torch.repeat_interleave(read, many, 1)
                 seen = torch.repeat_interleave(seen, many, 1)
             factor = scale if scale != 0.0 else q.size(3) ** -0.5
-            scores = torch.mul(torch.matmul(q, read.transpose(-2, -1)), factor)
+            scores = torch.matmul(torch.mul(q, factor), read.transpose(-2, -1))
             if cap > 0.0:
                 scores = torch.mul(torch.tanh(torch.div(scores, cap)), cap)
             if bias is not None:
@@ -254,7 +254,7 @@ final class ScriptAttention {
         def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], \
         bias: Optional[Tensor], scale: float, filter: float, causal: bool) -> Tensor:
             factor = scale if scale != 0.0 else q.size(3) ** -0.5
-            scores = torch.mul(torch.matmul(q, k.transpose(-2, -1)), factor)
+            scores = torch.matmul(torch.mul(q, factor), k.transpose(-2, -1))
             if bias is not None:
                 scores = torch.add(scores, bias)
             tokens = q.size(2)
