@@ -261,6 +261,30 @@ class FusedNodesTest {
   }
 
   @Test
+  void productsWithAFactor() throws OrtException {
+    Random random = new Random(7);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .addInput(value("x", DataType.FLOAT, -1, -2, 12))
+            .addInitializer(floats("w", random, 0.3f, 12, 8))
+            .addInitializer(floats("turned", random, 0.3f, 8, 12))
+            .addNode(runtime("FusedMatMul", List.of("x", "w"), List.of("y"), real("alpha", 0.125f)))
+            .addNode(
+                runtime(
+                    "FusedMatMul", List.of("x", "turned"), List.of("z"), attribute("transB", 1)))
+            .addNode(
+                runtime("FusedMatMul", List.of("y", "z"), List.of("s"), attribute("transB", 1)))
+            .addOutput(value("y", DataType.FLOAT, -1, -2, 8))
+            .addOutput(value("z", DataType.FLOAT, -1, -2, 8))
+            .addOutput(value("s", DataType.FLOAT, -1, -2, -2));
+    try (PointerScope scope = new PointerScope()) {
+      OnnxModel apart = split(model(13, g), Map.of("x", torch.randn(2, 3, 12)));
+      assertEquals(2, OnnxWeights.of(apart).size());
+      assertEquals(Set.of("FusedMatMul", "MatMul", "Mul", "Transpose"), operators(apart));
+    }
+  }
+
+  @Test
   void whatHoldsNoMatrixStays() {
     for (RuntimeModels.Form form : RuntimeModels.Form.values()) {
       OnnxModel model = OnnxModel.of(RuntimeModels.decoder(form, 1, 30, 1), "decoder");

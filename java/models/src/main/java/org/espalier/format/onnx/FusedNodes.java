@@ -3,6 +3,7 @@ package org.espalier.format.onnx;
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -12,7 +13,7 @@ import java.util.TreeMap;
 
 /**
  * Operators into which ONNX Runtime's optimizers put weights together with what is computed behind them: Attention,
- * EmbedLayerNormalization, FusedGemm and FusedConv. Written apart, their weights are those of products and look-ups like
+ * EmbedLayerNormalization, FusedGemm, FusedConv and FusedMatMul. Written apart, their weights are those of products and look-ups like
  * all others, which can be pruned, quantized and trained. What holds no matrix stays as it is.
  */
 public final class FusedNodes {
@@ -87,6 +88,7 @@ public final class FusedNodes {
           case "Attention" -> attention(n);
           case "EmbedLayerNormalization" -> embeddings(n);
           case "FusedGemm" -> gemm(n);
+          case "FusedMatMul" -> product(n);
           case "FusedConv" -> convolution(n);
           default -> false;
         };
@@ -335,6 +337,34 @@ public final class FusedNodes {
       }
     }
     return activated(n, gemm, activation);
+  }
+
+  /** A product with a constant matrix, which may be turned, and a factor. */
+  private boolean product(NodeProto n) {
+    OnnxInitializer w = model.constant(n.getInput(1));
+    if (w == null
+        || w.dims().length != 2
+        || w.type() == DataType.DOUBLE
+        || integer(n, "transA") != 0
+        || integer(n, "transBatchA") != 0
+        || integer(n, "transBatchB") != 0) {
+      return false;
+    }
+    String y = output(n, 0);
+    String matrix = n.getInput(1);
+    if (integer(n, "transB") != 0) {
+      matrix = add("Transpose", y + "/Transpose", List.of(matrix), integers("perm", 1, 0));
+    }
+    AttributeProto alpha = attribute(n, "alpha");
+    List<String> factors = List.of(n.getInput(0), matrix);
+    if (alpha == null || alpha.getF() == 1) {
+      addTo(y, "MatMul", factors);
+    } else {
+      String factor = names.unique(y + "/alpha");
+      model.addInitializer(OnnxInitializer.floats(factor, w.type(), new long[0], alpha.getF()));
+      addTo(y, "Mul", List.of(add("MatMul", y + "/MatMul", factors), factor));
+    }
+    return true;
   }
 
   private boolean convolution(NodeProto n) {
