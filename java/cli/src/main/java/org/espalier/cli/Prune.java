@@ -291,6 +291,7 @@ final class Prune implements Callable<Integer> {
             names -> tensors.choose(names, name -> true));
     List<ChannelPruner.Narrowed> narrowed;
     double speedup;
+    List<Path> written;
     try (Progress progress = new Progress(common.err(), "calibrating")) {
       Optional<ActivationSource> examples =
           calibration.dynamic(onnx, source, tokenizer, common::note);
@@ -298,12 +299,12 @@ final class Prune implements Callable<Integer> {
       progress.update("timing", 0, 0);
       speedup = calibration.speedup(source.path(), onnx, examples, common::note);
       progress.update("writing", 0, 0);
-      onnx.write(target, source.path());
+      written = onnx.write(target, source.path());
     }
     reportChannels(
         narrowed,
         FileTree.bytes(onnx.files()),
-        FileTree.bytes(List.of(target)),
+        FileTree.bytes(written),
         speedup,
         (System.nanoTime() - begin) * 1e-9);
     common.note(

@@ -236,6 +236,7 @@ final class Quantize implements Callable<Integer> {
     Quantized done;
     double made;
     double speedup;
+    List<Path> written;
     try (Progress progress = new Progress(common.err(), "reading")) {
       progress.update("calibrating", 0, 0);
       done =
@@ -249,7 +250,7 @@ final class Quantize implements Callable<Integer> {
       progress.update("timing", 0, 0);
       speedup = calibration.speedup(source.path(), onnx, done.examples(), common::note);
       progress.update("writing", 0, 0);
-      onnx.write(target, source.path());
+      written = onnx.write(target, source.path());
     }
     if (made > OutputError.LARGE) {
       common.note(warning(made));
@@ -268,7 +269,7 @@ final class Quantize implements Callable<Integer> {
         done.names(),
         done.skipped(),
         FileTree.bytes(onnx.files()),
-        FileTree.bytes(List.of(target)),
+        FileTree.bytes(written),
         speedup,
         seconds);
   }

@@ -506,14 +506,18 @@ public final class RecipeRun {
     ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
     // The model that is measured is written whatever else is asked for.
     Path main = folder.resolve(quantized ? "model-int8.onnx" : "model.onnx");
-    exported.write(main, inputs.modelFile);
-    outputs.add(output(main, quantized ? "int8 model for ONNX Runtime" : "model for ONNX Runtime"));
+    outputs.add(
+        output(
+            exported.write(main, inputs.modelFile),
+            quantized ? "int8 model for ONNX Runtime" : "model for ONNX Runtime"));
     for (String format : recipe.formats()) {
       switch (format) {
         case "onnx-float" -> {
           Path file = folder.resolve("model-float.onnx");
-          dense.write(file, inputs.modelFile);
-          outputs.add(output(file, "its weights before rounding, as a float32 model"));
+          outputs.add(
+              output(
+                  dense.write(file, inputs.modelFile),
+                  "its weights before rounding, as a float32 model"));
         }
         case "safetensors" -> {
           Path file = folder.resolve("model.safetensors");
@@ -613,11 +617,23 @@ public final class RecipeRun {
   }
 
   private ObjectNode output(Path file, String what) {
+    return output(List.of(file), what);
+  }
+
+  /** An output of several files, the first of which names the others: what an ONNX file cannot hold lies beside it. */
+  private ObjectNode output(List<Path> files, String what) {
+    Path file = files.get(0);
     ObjectNode node = JsonNodeFactory.instance.objectNode();
     node.put("file", folder.relativize(file).toString());
     node.put("what", what);
-    node.put("bytes", FileTree.bytes(List.of(file)));
+    node.put("bytes", FileTree.bytes(files));
     node.put("sha256", HexFormat.of().formatHex(sha256(file)));
+    for (Path data : files.subList(1, files.size())) {
+      node.withArray("data")
+          .addObject()
+          .put("file", data.getFileName().toString())
+          .put("sha256", HexFormat.of().formatHex(sha256(data)));
+    }
     return node;
   }
 

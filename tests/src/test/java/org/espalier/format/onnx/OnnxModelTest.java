@@ -272,15 +272,16 @@ class OnnxModelTest {
     ModelProto proto = b.build();
     OnnxModel model = OnnxModel.read(save(proto));
     Path out = folder.resolve("out.onnx");
-    model.write(out, 10_000);
+    Path data = folder.resolve("out.onnx.data");
+    assertEquals(List.of(out, data), model.write(out, 10_000));
     assertTrue(Files.size(out) < 10_000);
-    assertTrue(Files.exists(folder.resolve("out.onnx.data")));
+    assertTrue(Files.exists(data));
     OnnxModel again = OnnxModel.read(out);
     assertSame(proto, again.toProto());
-    assertEquals(List.of(out, folder.resolve("out.onnx.data")), again.files());
+    assertEquals(List.of(out, data), again.files());
 
     // Written again, the data takes the other name, so that the old model stays whole until then.
-    model.write(out, 10_000);
+    assertEquals(List.of(out, folder.resolve("out.onnx.data.1")), model.write(out, 10_000));
     assertSame(proto, OnnxModel.read(out).toProto());
     assertTrue(Files.exists(folder.resolve("out.onnx.data.1")));
     assertEquals(3, count());

@@ -93,9 +93,10 @@ final class OnnxFile {
    *
    * @param messageLimit how many bytes the file of the model itself may have
    * @param inputs files that must not be overwritten, besides those that the model was read from
+   * @return the files that were written
    * @throws InputException if the target cannot be written, or is too large without its data
    */
-  static void write(OnnxModel model, Path target, long messageLimit, Path... inputs) {
+  static List<Path> write(OnnxModel model, Path target, long messageLimit, Path... inputs) {
     List<Path> kept = model.files();
     kept.addAll(List.of(inputs));
     Path[] all = kept.toArray(Path[]::new);
@@ -107,7 +108,7 @@ final class OnnxFile {
         write(model.message(tensors), file);
         file.commit();
       }
-      return;
+      return List.of(target);
     }
     // Replacing data under a model that still stands would break that model in between: the new
     // data takes the other of two names.
@@ -159,6 +160,7 @@ final class OnnxFile {
         throw new InputException("cannot delete the old " + previous + ": " + e.getMessage(), e);
       }
     }
+    return List.of(target, data);
   }
 
   private static boolean isOurs(Path previous, List<Path> kept) {

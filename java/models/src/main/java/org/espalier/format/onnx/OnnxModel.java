@@ -757,14 +757,15 @@ public final class OnnxModel {
    * files of the model that is replaced stay until then.
    *
    * @param inputs files that must not be overwritten, besides those that the model was read from
+   * @return the files that were written, the target first
    * @throws InputException if the model is invalid or the target cannot be written
    */
-  public void write(Path target, Path... inputs) {
-    write(target, OnnxFile.MESSAGE_LIMIT, inputs);
+  public List<Path> write(Path target, Path... inputs) {
+    return write(target, OnnxFile.MESSAGE_LIMIT, inputs);
   }
 
-  void write(Path target, long messageLimit, Path... inputs) {
+  List<Path> write(Path target, long messageLimit, Path... inputs) {
     check();
-    OnnxFile.write(this, target, messageLimit, inputs);
+    return OnnxFile.write(this, target, messageLimit, inputs);
   }
 }
