@@ -182,7 +182,7 @@ class CompressRuntimeModelsTest {
   @EnumSource
   void aDecoderIsQuantizedAndPrunedWithoutTraining(Form form) throws IOException {
     Path model = write(RuntimeModels.decoder(form, 1, VOCABULARY, 2));
-    for (String to : List.of("onnx-dynamic", "onnx-qdq")) {
+    for (String to : List.of("onnx-dynamic", "onnx-qdq", "onnx-int4")) {
       Path made = folder.resolve(to + ".onnx");
       Run run =
           Run.of("quantize", model, "-o", made, "--to", to, "--calibration", texts(), "--json");
@@ -190,7 +190,8 @@ class CompressRuntimeModelsTest {
       float32.forEach(reason -> assertEquals("the table is small", reason.asText(), to));
       assertFalse(run.err().contains("stay as they are"), run.err());
       JsonNode said = evaluate(model, made);
-      assertTrue(said.path("kl").asDouble() < 1e-3, said.toString());
+      double most = to.equals("onnx-int4") ? 0.05 : 1e-3;
+      assertTrue(said.path("kl").asDouble() < most, said.toString());
     }
     Path pruned = folder.resolve("pruned.onnx");
     Run.of("prune", model, "-o", pruned, "--amount", "0.2", "--refit", "--calibration", texts())
