@@ -139,6 +139,53 @@ class SparseFitTest {
     }
   }
 
+  /** More outputs than are solved for together, each as alone. */
+  @Test
+  void outputsDoNotKnowOfEachOther() {
+    Random random = new Random(6);
+    double[][] lower = moments(random, 11, 0, 5);
+    int outputs = 600;
+    float[] w = weights(random, 11 * outputs);
+    float[] x = w.clone();
+    boolean[] kept = all(w.length);
+    SparseFit fit = new SparseFit(lower);
+    fit.prune(x, kept, WHOLE, (size, pruned) -> 6);
+    for (int n : new int[] {0, 511, 512, 599}) {
+      float[] alone = new float[11];
+      float[] among = new float[11];
+      for (int k = 0; k < 11; k++) {
+        alone[k] = w[k * outputs + n];
+        among[k] = x[k * outputs + n];
+      }
+      fit.prune(alone, all(11), WHOLE, (size, pruned) -> 6);
+      assertArrayEquals(alone, among, "output " + n);
+    }
+  }
+
+  /** Random ones, sorted ones, those of a peak, and no more than are wanted. */
+  @Test
+  void theLeastAreBroughtToTheFront() {
+    for (int n : new int[] {1, 2, 3, 7, 100, 1000}) {
+      long[] random = new Random(n).longs(n).distinct().toArray();
+      long[] peak = new long[n];
+      Arrays.setAll(peak, i -> 2L * Math.min(i, n - 1 - i) + (i < n / 2 ? 0 : 1));
+      for (long[] numbers :
+          new long[][] {random, IntStream.range(0, n).asLongStream().toArray(), peak}) {
+        for (int count : new int[] {0, 1, n / 3, n / 2, n - 1, n}) {
+          long[] right = Arrays.copyOf(numbers, n);
+          Arrays.sort(right);
+          long[] selected = Arrays.copyOf(numbers, n + 2);
+          selected[n] = Long.MIN_VALUE; // beyond those that count
+          SparseFit.select(selected, n, count);
+          Arrays.sort(selected, 0, count);
+          assertArrayEquals(
+              Arrays.copyOf(right, count), Arrays.copyOf(selected, count), count + " of " + n);
+          assertEquals(Long.MIN_VALUE, selected[n]);
+        }
+      }
+    }
+  }
+
   /** Inputs of 1e-22 and of 1e18 have squares beyond float32. */
   @Test
   void theScaleOfInputsDoesNotMatter() {

@@ -1,8 +1,8 @@
 package org.espalier.compress.onnx;
 
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.function.Consumer;
 import java.util.function.IntBinaryOperator;
 import java.util.stream.IntStream;
 
@@ -20,8 +20,10 @@ import java.util.stream.IntStream;
 final class SparseFit {
   private static final int STEPS = 4;
 
-  /** So many outputs are solved for together: four rows of H stay in the nearest cache for them. */
-  private static final int PANEL = 64;
+  /** So many outputs are solved for together at most, of many inputs as many as make up so many numbers. */
+  private static final int TOGETHER = 512;
+
+  private static final int NUMBERS = 1 << 22;
 
   /** The most turns of the solver behind a step, and behind the last one. */
   private static final int SOME_TURNS = 4;
@@ -78,74 +80,86 @@ final class SparseFit {
    */
   void prune(float[] weights, boolean[] kept, int[][] groups, IntBinaryOperator goal) {
     int outputs = weights.length / moments.length;
-    IntStream.range(0, (outputs + PANEL - 1) / PANEL)
-        .parallel()
-        .forEach(
-            p -> {
-              int from = p * PANEL;
-              List<Column> panel = new ArrayList<>();
-              for (int n = from; n < Math.min(from + PANEL, outputs); n++) {
-                panel.add(new Column(weights, kept, outputs, n, groups, goal));
-              }
-              for (int step = 1; step <= STEPS; step++) {
-                for (Column column : panel) {
-                  column.prune(step);
-                }
-                solve(panel, step == STEPS ? MOST_TURNS : SOME_TURNS);
-              }
-              for (Column column : panel) {
-                column.store(weights, kept, outputs);
-              }
-            });
+    int together = Math.max(1, Math.min(Math.min(TOGETHER, outputs), NUMBERS / moments.length));
+    try (MomentProduct product = new MomentProduct(moments, together)) {
+      for (int from = 0; from < outputs; from += together) {
+        List<Column> columns =
+            IntStream.range(from, Math.min(from + together, outputs))
+                .parallel()
+                .mapToObj(n -> new Column(weights, kept, outputs, n, groups, goal))
+                .toList();
+        for (int step = 1; step <= STEPS; step++) {
+          int now = step;
+          columns.parallelStream().forEach(column -> column.prune(now));
+          solve(columns, product, step == STEPS ? MOST_TURNS : SOME_TURNS);
+        }
+        columns.parallelStream().forEach(column -> column.store(weights, kept, outputs));
+      }
+    }
   }
 
   /** Moves what is kept of some columns towards the least error. */
-  private void solve(List<Column> panel, int turns) {
-    panel.forEach(Column::aim);
-    multiply(panel);
-    panel.forEach(Column::start);
-    List<Column> open = panel;
+  private static void solve(List<Column> columns, MomentProduct product, int turns) {
+    columns.forEach(Column::aim);
+    multiply(columns, product, Column::start);
+    List<Column> open = columns;
     for (int turn = 0; turn < turns && !open.isEmpty(); turn++) {
       open = open.stream().filter(column -> !column.isSolved()).toList();
-      multiply(open);
-      open.forEach(Column::move);
+      multiply(open, product, Column::move);
     }
   }
 
-  /** Sets the product of each column to H · its direction. */
-  private void multiply(List<Column> columns) {
-    columns.forEach(column -> Arrays.fill(column.product, 0));
-    int n = moments.length;
-    for (int from = 0, to; from < n; from = to) {
-      to = from + moments[from].length;
-      int j = from;
-      for (; j + 4 <= to; j += 4) {
-        for (Column column : columns) {
-          column.add(from, j);
-        }
-      }
-      for (; j < to; j++) {
-        for (Column column : columns) {
-          column.addOne(from, j);
-        }
-      }
-    }
+  /** Sets the product of each column to H · its direction, and goes on with it. */
+  private static void multiply(List<Column> columns, MomentProduct product, Consumer<Column> then) {
+    int n = columns.size();
+    IntStream.range(0, n).parallel().forEach(i -> product.put(i, columns.get(i).direction));
+    product.multiply(n);
+    IntStream.range(0, n)
+        .parallel()
+        .forEach(
+            i -> {
+              Column column = columns.get(i);
+              product.get(i, column.direction, column.product);
+              then.accept(column);
+            });
   }
 
-  /** A method of its own, with one index for all arrays and no reduction, is what the JIT vectorises. */
-  private static void addProducts(
-      float[] sum,
-      int from,
-      float[] a,
-      float[] b,
-      float[] c,
-      float[] d,
-      float ai,
-      float bi,
-      float ci,
-      float di) {
-    for (int i = 0; i < a.length; i++) {
-      sum[from + i] += ai * a[i] + bi * b[i] + ci * c[i] + di * d[i];
+  /**
+   * Brings the least so many of the first {@code n} numbers, which differ, to the front.
+   *
+   * @param count at most n
+   */
+  static void select(long[] numbers, int n, int count) {
+    int from = 0;
+    int to = n - 1;
+    while (from < to) {
+      // What lies in the middle of three is no extreme of numbers that come sorted.
+      long first = numbers[from];
+      long last = numbers[to];
+      long middle = numbers[(from + to) >>> 1];
+      long pivot = Math.max(Math.min(first, last), Math.min(Math.max(first, last), middle));
+      int i = from;
+      int j = to;
+      while (i <= j) {
+        while (numbers[i] < pivot) {
+          i++;
+        }
+        while (numbers[j] > pivot) {
+          j--;
+        }
+        if (i <= j) {
+          long swap = numbers[i];
+          numbers[i++] = numbers[j];
+          numbers[j--] = swap;
+        }
+      }
+      if (count - 1 <= j) {
+        to = j;
+      } else if (count - 1 >= i) {
+        from = i;
+      } else {
+        return;
+      }
     }
   }
 
@@ -246,7 +260,7 @@ final class SparseFit {
           order[n++] = (long) Float.floatToRawIntBits(score) << 32 | i;
         }
       }
-      Arrays.sort(order, 0, n);
+      select(order, n, count);
       for (int i = 0; i < count; i++) {
         int k = group[(int) order[i]];
         kept[k] = 0;
@@ -296,28 +310,6 @@ final class SparseFit {
       float share = before > 0 ? (float) (square / before) : 0;
       for (int k = 0; k < w.length; k++) {
         direction[k] = product[k] + share * direction[k];
-      }
-    }
-
-    /** Adds what four rows of H from j on, of the block from that input on, make of the direction. */
-    void add(int from, int j) {
-      addProducts(
-          product,
-          from,
-          moments[j],
-          moments[j + 1],
-          moments[j + 2],
-          moments[j + 3],
-          direction[j],
-          direction[j + 1],
-          direction[j + 2],
-          direction[j + 3]);
-    }
-
-    void addOne(int from, int j) {
-      float[] row = moments[j];
-      for (int i = 0; i < row.length; i++) {
-        product[from + i] += direction[j] * row[i];
       }
     }
   }
