@@ -45,6 +45,10 @@ final class ActivationStatistics {
   private final double[][] gram;
 
   private final float[][] block;
+
+  /** What adds to the blocks of the Gram matrix; null before the first rows and after the last. */
+  private List<GramTiles> tiles;
+
   private int pending;
   private long rows;
 
@@ -204,40 +208,25 @@ final class ActivationStatistics {
   }
 
   private void flush() {
-    int n = pending;
-    IntStream.range(0, channels).parallel().forEach(i -> update(i, n));
+    if (tiles == null) {
+      tiles = new ArrayList<>();
+      for (int from = 0; from < channels; from += together) {
+        double[][] lower = Arrays.copyOfRange(gram, from, Math.min(channels, from + together));
+        tiles.add(new GramTiles(lower, from, BLOCK));
+      }
+    }
+    tiles.parallelStream().forEach(t -> t.add(block, pending));
     pending = 0;
   }
 
-  /** Adds the block to row i of the Gram matrix, four rows a turn. */
-  private void update(int i, int n) {
-    int from = first(i);
-    float[] sum = new float[i - from + 1];
-    int r = 0;
-    for (; r + 4 <= n; r += 4) {
-      addProducts(sum, i, from, block[r], block[r + 1], block[r + 2], block[r + 3]);
+  /** Adds the rows that are pending, and gives back what adding takes. */
+  private void finish() {
+    if (pending > 0) {
+      flush();
     }
-    for (; r < n; r++) {
-      float[] x = block[r];
-      for (int j = 0; j < sum.length; j++) {
-        sum[j] += x[i] * x[from + j];
-      }
-    }
-    double[] row = gram[i];
-    for (int j = 0; j < sum.length; j++) {
-      row[j] += sum[j];
-    }
-  }
-
-  /** A method of its own, with one index for all arrays and no reduction, is what the JIT vectorises. */
-  private static void addProducts(
-      float[] sum, int i, int from, float[] a, float[] b, float[] c, float[] d) {
-    float ai = a[i];
-    float bi = b[i];
-    float ci = c[i];
-    float di = d[i];
-    for (int j = 0; j < sum.length; j++) {
-      sum[j] += ai * a[from + j] + bi * b[from + j] + ci * c[from + j] + di * d[from + j];
+    if (tiles != null) {
+      tiles.forEach(GramTiles::close);
+      tiles = null;
     }
   }
 
@@ -283,12 +272,12 @@ final class ActivationStatistics {
    * @return lower triangle, row i holding the entries from the first channel of its block to (i, i)
    */
   double[][] moments(float[] shift, float[] scale, boolean centred) {
-    flush();
+    finish();
     double[] zero = new double[channels];
     boolean[] still = new boolean[channels];
     for (int i = 0; i < channels; i++) {
       zero[i] = centred ? mean(i) : shift[i];
-      still[i] = moment(i, i, zero) <= STILL * gram[i][i - first(i)] / rows;
+      still[i] = meanSquare(i, zero[i]) <= STILL * squares[i] / rows;
     }
     double[][] result = new double[channels][];
     IntStream.range(0, channels)
@@ -297,10 +286,12 @@ final class ActivationStatistics {
             i -> {
               int from = first(i);
               double[] row = new double[i - from + 1];
-              for (int j = from; j <= i; j++) {
+              for (int j = from; j < i; j++) {
                 row[j - from] =
                     still[i] || still[j] ? 0 : moment(i, j, zero) / ((double) scale[i] * scale[j]);
               }
+              row[i - from] =
+                  still[i] ? 0 : meanSquare(i, zero[i]) / ((double) scale[i] * scale[i]);
               result[i] = row;
             });
     return result;

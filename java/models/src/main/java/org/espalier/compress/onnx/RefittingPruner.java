@@ -2,11 +2,14 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
 import java.util.Collections;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -143,14 +146,19 @@ public final class RefittingPruner {
     for (List<Integer> part : ActivationStatistics.parts(all, i -> bytes(sums.get(i)))) {
       Map<String, ActivationStatistics> seen = seen(part, source);
       Map<String, List<SparseFit>> fits = new LinkedHashMap<>();
+      Map<String, Integer> last = new HashMap<>();
+      part.forEach(i -> last.put(source(sums.get(i)), i));
       for (int i : part) {
         WeightedSums s = sums.get(i);
         ActivationStatistics x = s.obstacle == null ? seen.get(s.source()) : null;
         List<SparseFit> fit =
             x == null
                 ? List.of(new SparseFit(new double[s.inputs][1]))
-                : fits.computeIfAbsent(s.source() + (s.bias != null), key -> fits(s, x));
+                : fits.computeIfAbsent(source(s), key -> fits(s, x));
         refitted.add(prune(s, rules.get(i), x, fit, kept.get(i)));
+        if (last.get(source(s)) == i) {
+          fits.remove(source(s)); // so that there are never those of all at once
+        }
         done += model.constant(s.weight.value()).byteLength();
         progress.accept(done);
       }
@@ -158,6 +166,11 @@ public final class RefittingPruner {
     model.replaceConstants(refitted);
     changeBiases();
     model.check();
+  }
+
+  /** What tells the second moments apart that sums need. */
+  private static String source(WeightedSums s) {
+    return s.source() + (s.bias != null);
   }
 
   private static long bytes(WeightedSums s) {
@@ -211,7 +224,9 @@ public final class RefittingPruner {
       BitSet kept) {
     OnnxInitializer tensor = model.constant(s.weight.value());
     FloatBuffer values = tensor.floats();
-    float[] result = new float[values.remaining()];
+    ByteBuffer data =
+        ByteBuffer.allocateDirect(4 * values.remaining()).order(ByteOrder.LITTLE_ENDIAN);
+    FloatBuffer result = data.asFloatBuffer();
     double[] change = new double[s.groups * s.outputs];
     for (int g = 0; g < s.groups; g++) {
       float[] matrix = s.matrix(values, g);
@@ -221,23 +236,25 @@ public final class RefittingPruner {
         stay[i] = kept.get(s.at(g, i / s.outputs, i % s.outputs));
         matrix[i] = stay[i] ? matrix[i] : 0;
       }
-      float[] now = matrix.clone();
-      fits.get(g).prune(now, stay, together(s, rule), goal(rule));
-      for (int i = 0; i < now.length; i++) {
+      fits.get(g).prune(matrix, stay, together(s, rule), goal(rule));
+      for (int i = 0; i < matrix.length; i++) {
         int k = i / s.outputs;
         int at = s.at(g, k, i % s.outputs);
-        result[at] = now[i];
+        float before = kept.get(at) ? values.get(values.position() + at) : 0;
+        result.put(at, matrix[i]);
         kept.set(at, stay[i]);
         if (s.bias != null) {
           change[g * s.outputs + i % s.outputs] +=
-              x.mean(g * s.inputs + k) * ((double) matrix[i] - now[i]);
+              x.mean(g * s.inputs + k) * ((double) before - matrix[i]);
         }
       }
     }
     if (s.bias != null) {
       biasChanges.put(s.bias, change);
     }
-    return OnnxInitializer.floats(s.weight.value(), tensor.type(), tensor.dims().clone(), result);
+    OnnxInitializer exact =
+        OnnxInitializer.of(s.weight.value(), DataType.FLOAT, tensor.dims(), data);
+    return tensor.type() == DataType.FLOAT ? exact : exact.rounded(tensor.type());
   }
 
   private void checkFinite(WeightedSums s, float[] matrix) {
