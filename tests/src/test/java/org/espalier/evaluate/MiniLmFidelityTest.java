@@ -14,6 +14,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.StaticQuantizer;
@@ -63,7 +64,9 @@ class MiniLmFidelityTest {
       q.calibrate(new TextActivations(tokenizer, fitting, 2));
       q.apply();
       model.write(small);
-      Fidelity f = new FidelityEvaluator(tokenizer, Pooling.MEAN).evaluate(original, small, held);
+      Fidelity f =
+          new FidelityEvaluator(tokenizer, Pooling.MEAN)
+              .evaluate(original, small, held, Progress.NONE);
       Map<String, Object> report = f.toMap();
       assertEquals(100, f.texts());
       // An eighth of the calibration that the command uses; without any it is 0.993.
@@ -89,7 +92,9 @@ class MiniLmFidelityTest {
       assertEquals(Map.of(), q.skipped());
       q.apply(q.calibrate(new TextActivations(tokenizer, fitting, 2), new Clipping.MinMax()));
       model.write(small);
-      Fidelity f = new FidelityEvaluator(tokenizer, Pooling.MEAN).evaluate(original, small, held);
+      Fidelity f =
+          new FidelityEvaluator(tokenizer, Pooling.MEAN)
+              .evaluate(original, small, held, Progress.NONE);
       Map<String, Object> report = f.toMap();
       // 0.998 with the examples that the command uses; without fitting it is 0.992.
       assertTrue(f.cosineMean() >= 0.996 && f.cosineMean() < 0.99999, report.toString());
@@ -105,7 +110,7 @@ class MiniLmFidelityTest {
     try (TextTokenizer tokenizer = new TextTokenizer(tokenizerFile, 256)) {
       Fidelity f =
           new FidelityEvaluator(tokenizer, Pooling.CLS)
-              .evaluate(original, original, held.subList(0, 12));
+              .evaluate(original, original, held.subList(0, 12), Progress.NONE);
       assertEquals(1, f.cosineMin(), 1e-9);
       assertEquals(1, f.neighbourAgreement());
       assertEquals(1, f.savings().sizeRatio());

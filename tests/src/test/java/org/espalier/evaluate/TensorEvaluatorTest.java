@@ -19,6 +19,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -60,7 +61,23 @@ class TensorEvaluatorTest {
   private static TensorFidelity evaluate(Path reference, Path candidate, Path file, int count) {
     FileActivations source = new FileActivations(file, OnnxModel.read(reference), count, 1);
     try (ModelPair pair = new ModelPair(reference, candidate, source.examples())) {
-      return TensorEvaluator.evaluate(pair);
+      return TensorEvaluator.evaluate(pair, Progress.NONE);
+    }
+  }
+
+  @Test
+  void tellsHowFarItIs() {
+    List<String> told = new ArrayList<>();
+    Progress progress = (phase, done, total) -> told.add(phase + " " + done + " of " + total);
+    FileActivations source = new FileActivations(examples, OnnxModel.read(reference), 3, 1);
+    try (ModelPair pair = new ModelPair(reference, reference, source.examples())) {
+      TensorEvaluator.evaluate(pair, progress);
+      assertEquals(List.of("EVALUATE 0 of 3", "EVALUATE 1 of 3", "EVALUATE 2 of 3"), told);
+      told.clear();
+      pair.savings(progress);
+      // Three rounds are the least.
+      assertEquals(List.of("TIME 0 of 9", "TIME 1 of 9", "TIME 2 of 9"), told.subList(0, 3));
+      assertTrue(told.contains("TIME 8 of 9"));
     }
   }
 

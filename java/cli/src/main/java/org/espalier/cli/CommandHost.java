@@ -145,8 +145,13 @@ final class CommandHost implements RunHost, AutoCloseable {
   @Override
   public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
     return recipe.isCausal()
-        ? LanguageModelEvaluator.evaluate(tokenizer(), reference, candidate, texts).toMap()
-        : embeddings().evaluate(reference, candidate, texts).toMap();
+        ? LanguageModelEvaluator.evaluate(tokenizer(), reference, candidate, texts, this::measuring)
+            .toMap()
+        : embeddings().evaluate(reference, candidate, texts, this::measuring).toMap();
+  }
+
+  private void measuring(org.espalier.compress.Progress.Phase phase, long done, long total) {
+    progress("measuring in ONNX Runtime", done, total);
   }
 
   private FidelityEvaluator embeddings() {
@@ -158,9 +163,9 @@ final class CommandHost implements RunHost, AutoCloseable {
     try (ModelPair pair = new ModelPair(reference, candidate, tensors(examples))) {
       Map<String, Object> values =
           examples.labels() == null
-              ? TensorEvaluator.evaluate(pair).toMapOfFirst()
+              ? TensorEvaluator.evaluate(pair, this::measuring).toMapOfFirst()
               : compare(pair, examples.labels());
-      values.putAll(pair.savings().toMap());
+      values.putAll(pair.savings(this::measuring).toMap());
       return values;
     }
   }

@@ -166,9 +166,10 @@ final class Evaluate implements Callable<Integer> {
       RandomDraws.of(model).ifPresent(common::note);
       ExampleTensors examples = new FileActivations(file, model, Integer.MAX_VALUE, 1).examples();
       try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
-        fidelity = TensorEvaluator.evaluate(pair);
+        fidelity = TensorEvaluator.evaluate(pair, progress::update);
+        progress.update("comparing with labels", 0, 0);
         byLabels = compareLabels(pair, file);
-        savings = pair.savings();
+        savings = pair.savings(progress::update);
       }
     }
     Map<String, Object> values = new LinkedHashMap<>(fidelity.toMap());
@@ -219,7 +220,8 @@ final class Evaluate implements Callable<Integer> {
     try (TextTokenizer open = tokenizer.open(original, common::note);
         Progress progress = new Progress(common.err(), "evaluating")) {
       fidelity =
-          new FidelityEvaluator(open, pooling).evaluate(original.path(), judged.path(), lines);
+          new FidelityEvaluator(open, pooling)
+              .evaluate(original.path(), judged.path(), lines, progress::update);
     }
     if (!common.json()) {
       print(fidelity);
@@ -232,7 +234,9 @@ final class Evaluate implements Callable<Integer> {
     LanguageModelFidelity fidelity;
     try (TextTokenizer open = tokenizer.open(original, common::note);
         Progress progress = new Progress(common.err(), "evaluating")) {
-      fidelity = LanguageModelEvaluator.evaluate(open, original.path(), judged.path(), lines);
+      fidelity =
+          LanguageModelEvaluator.evaluate(
+              open, original.path(), judged.path(), lines, progress::update);
     }
     if (!common.json()) {
       print(fidelity);

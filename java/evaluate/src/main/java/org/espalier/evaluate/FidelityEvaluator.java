@@ -7,6 +7,8 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Progress.Phase;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.InputFile;
 
@@ -38,10 +40,11 @@ public final class FidelityEvaluator {
    * Compares {@code candidate} with {@code reference}.
    *
    * @param texts at least three texts
+   * @param progress hears how far it is
    * @throws InputException when a model cannot be loaded or run, the two differ in width, or there are
    *     too few texts
    */
-  public Fidelity evaluate(Path reference, Path candidate, List<String> texts) {
+  public Fidelity evaluate(Path reference, Path candidate, List<String> texts, Progress progress) {
     if (texts.size() < 3) {
       throw new InputException(
           "evaluation needs at least 3 texts (nearest neighbours among fewer say nothing) but has "
@@ -56,6 +59,7 @@ public final class FidelityEvaluator {
       float[][] b = new float[tokens.size()][];
       double[] cosines = new double[a.length];
       for (int i = 0; i < a.length; i++) {
+        progress.at(Phase.EVALUATE, i, 2L * a.length);
         a[i] = first.embed(tokens.get(i));
         b[i] = second.embed(tokens.get(i));
         if (a[i].length != b[i].length) {
@@ -83,7 +87,8 @@ public final class FidelityEvaluator {
               candidate,
               tokens.size(),
               i -> first.embed(tokens.get(i)),
-              i -> second.embed(tokens.get(i)));
+              i -> second.embed(tokens.get(i)),
+              progress);
       return new Fidelity(
           a.length,
           Arrays.stream(cosines).average().orElseThrow(),
@@ -94,7 +99,7 @@ public final class FidelityEvaluator {
           interval[0],
           interval[1],
           savings,
-          batchCosine(second, tokens, b));
+          batchCosine(second, tokens, b, progress));
     }
   }
 
@@ -126,9 +131,11 @@ public final class FidelityEvaluator {
   }
 
   /** Mean cosine of each text's own embedding to the one it gets in a padded batch, in text order. */
-  private static double batchCosine(TextEmbedder model, List<Tokens> tokens, float[][] alone) {
+  private static double batchCosine(
+      TextEmbedder model, List<Tokens> tokens, float[][] alone, Progress progress) {
     double sum = 0;
     for (int from = 0; from < alone.length; from += BATCH) {
+      progress.at(Phase.EVALUATE, (long) alone.length + from, 2L * alone.length);
       int to = Math.min(from + BATCH, alone.length);
       float[][] together = model.embed(tokens.subList(from, to));
       for (int i = from; i < to; i++) {

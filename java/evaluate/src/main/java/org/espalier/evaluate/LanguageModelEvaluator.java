@@ -10,6 +10,8 @@ import java.util.List;
 import java.util.Set;
 import org.bytedeco.javacpp.LongPointer;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Progress.Phase;
 import org.espalier.device.Tensor;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.onnx.OnnxModel;
@@ -39,11 +41,16 @@ public final class LanguageModelEvaluator {
    *
    * @param tokenizer the tokenizer both models were trained with; not closed here
    * @param texts at least one of two tokens or more
+   * @param progress hears how far it is
    * @throws InputException when a model cannot be loaded or run, is no language model of this vocabulary, the
    *     two differ in it, or no text has a second token
    */
   public static LanguageModelFidelity evaluate(
-      TextTokenizer tokenizer, Path reference, Path candidate, List<String> texts) {
+      TextTokenizer tokenizer,
+      Path reference,
+      Path candidate,
+      List<String> texts,
+      Progress progress) {
     List<Tokens> tokens = tokens(tokenizer, texts);
     try (OnnxTextModel referenceModel = new OnnxTextModel(reference, 1);
         OnnxTextModel candidateModel = new OnnxTextModel(candidate, 1)) {
@@ -53,7 +60,9 @@ public final class LanguageModelEvaluator {
       long places = 0;
       long agreed = 0;
       double divergence = 0;
+      int done = 0;
       for (Tokens text : tokens) {
+        progress.at(Phase.EVALUATE, done++, tokens.size());
         first.read(text);
         second.read(text);
         if (first.vocabulary != second.vocabulary) {
@@ -81,7 +90,8 @@ public final class LanguageModelEvaluator {
               candidate,
               tokens.size(),
               i -> first.run(tokens.get(i)),
-              i -> second.run(tokens.get(i)));
+              i -> second.run(tokens.get(i)),
+              progress);
       return new LanguageModelFidelity(
           tokens.size(),
           foretold,

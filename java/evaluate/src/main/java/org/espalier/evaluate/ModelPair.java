@@ -2,6 +2,7 @@ package org.espalier.evaluate;
 
 import java.nio.file.Path;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 
 /**
  * A reference and a candidate in ONNX Runtime, each on one thread, and the examples that both are fed one by
@@ -60,15 +61,17 @@ public final class ModelPair implements AutoCloseable {
   /**
    * What the candidate saves, measured now.
    *
+   * @param progress hears how far it is
    * @throws InputException when a model cannot be run
    */
-  public Savings savings() {
+  public Savings savings(Progress progress) {
     return Savings.measure(
         referenceFile,
         candidateFile,
         size(),
         i -> reference.run(i).close(),
-        i -> candidate.run(i).close());
+        i -> candidate.run(i).close(),
+        progress);
   }
 
   @Override

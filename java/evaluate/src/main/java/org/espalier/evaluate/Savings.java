@@ -11,6 +11,8 @@ import java.util.function.IntConsumer;
 import java.util.function.Supplier;
 import java.util.function.ToDoubleFunction;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Progress.Phase;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
@@ -37,13 +39,15 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
    *
    * @param cases how many there are; at most 64 of them, evenly spread, are timed
    * @param runReference runs the case of a number
+   * @param progress hears how many of the least runs are done
    */
   static Savings measure(
       Path reference,
       Path candidate,
       int cases,
       IntConsumer runReference,
-      IntConsumer runCandidate) {
+      IntConsumer runCandidate,
+      Progress progress) {
     int n = Math.min(CASES, cases);
     double[][] referenceTimes = new double[n][CASE_ROUNDS];
     double[][] candidateTimes = new double[n][CASE_ROUNDS];
@@ -51,6 +55,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
     long begin = System.nanoTime();
     for (; rounds < CASE_ROUNDS && isWorthARound(rounds, begin); rounds++) {
       for (int i = 0; i < n; i++) {
+        progress.at(Phase.TIME, (long) rounds * n + i, (long) LEAST_ROUNDS * n);
         int which = (int) ((long) i * cases / n);
         long start = System.nanoTime();
         runReference.accept(which);

@@ -12,6 +12,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Progress.Phase;
 
 /**
  * Compares two ONNX models of any kind on example tensors, output by output.
@@ -22,11 +24,13 @@ public final class TensorEvaluator {
   /**
    * Compares the candidate of a pair with its reference.
    *
+   * @param progress hears how far it is
    * @throws InputException where a model cannot be run, or the two differ in their outputs
    */
-  public static TensorFidelity evaluate(ModelPair pair) {
+  public static TensorFidelity evaluate(ModelPair pair, Progress progress) {
     Map<String, Comparison> outputs = new LinkedHashMap<>();
     for (int i = 0; i < pair.size(); i++) {
+      progress.at(Phase.EVALUATE, i, pair.size());
       try (OrtSession.Result a = pair.reference().run(i);
           OrtSession.Result b = pair.candidate().run(i)) {
         for (Map.Entry<String, OnnxValue> e : a) {

@@ -16,6 +16,10 @@ public interface Progress {
     FIT("fitting weights"),
     /** Sees what smaller models do on a few of them; counted by the models. */
     MEASURE("trying smaller models"),
+    /** Compares what two models do on examples; counted by these, each as often as it is run. */
+    EVALUATE("evaluating"),
+    /** Times two models; counted by their runs, of which there may be more than are told. */
+    TIME("timing"),
     /** Finds the weights to prune. */
     SELECT("selecting"),
     /** Computes and writes the output. */
