@@ -3,7 +3,9 @@ package org.espalier.compress.onnx;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.nio.FloatBuffer;
 import java.util.Arrays;
 import java.util.Random;
 import java.util.stream.IntStream;
@@ -231,6 +233,68 @@ class SparseFitTest {
         assertEquals(2, Arrays.stream(group).filter(k -> kept[k * 3 + output]).count());
         assertEquals(2, Arrays.stream(group).filter(k -> w[k * 3 + output] != 0).count());
       }
+    }
+  }
+
+  /** Counts of a few dozen of 300 words a text: those of some topic often together. */
+  private static float[][] bags(Random random, int texts) {
+    float[][] bags = new float[texts][300];
+    for (float[] bag : bags) {
+      int topic = random.nextInt(10);
+      for (int w = 0; w < 40; w++) {
+        double place = random.nextDouble();
+        int word = (int) (300 * place * place * place);
+        bag[random.nextBoolean() ? word : (word * 7 + 29 * topic) % 300]++;
+      }
+    }
+    return bags;
+  }
+
+  /** The error of sums over rows, as a share of their norm. */
+  private static double unseen(float[][] rows, float[] w, float[] x, int outputs) {
+    double error = 0;
+    double square = 0;
+    for (float[] row : rows) {
+      for (int n = 0; n < outputs; n++) {
+        double right = 0;
+        double difference = 0;
+        for (int k = 0; k < row.length; k++) {
+          right += row[k] * w[k * outputs + n];
+          difference += row[k] * (w[k * outputs + n] - x[k * outputs + n]);
+        }
+        error += difference * difference;
+        square += right * right;
+      }
+    }
+    return Math.sqrt(error / square);
+  }
+
+  /**
+   * A few texts, as many as there are words, and many: on others the refit is never worse than magnitude, and far better
+   * where there is something to learn.
+   */
+  @Test
+  void fewExamplesAreNotTakenForAll() {
+    int outputs = 16;
+    Random random = new Random(11);
+    float[] w = weights(random, 300 * outputs);
+    int[][] whole = {IntStream.range(0, 300).toArray()};
+    float[][] others = bags(random, 200);
+    float[] magnitude = w.clone();
+    new SparseFit(new double[300][1])
+        .prune(magnitude, all(w.length), whole, (size, pruned) -> size / 2);
+    double byMagnitude = unseen(others, w, magnitude, outputs);
+    for (int texts : new int[] {3, 20, 300, 3000}) {
+      ActivationStatistics statistics = new ActivationStatistics("x", 300);
+      for (float[] bag : bags(random, texts)) {
+        statistics.add(FloatBuffer.wrap(bag));
+      }
+      float[] x = w.clone();
+      new SparseFit(statistics.moments(false))
+          .prune(x, all(w.length), whole, (size, pruned) -> size / 2);
+      double error = unseen(others, w, x, outputs);
+      double most = texts < 3000 ? 1 : 0.8;
+      assertTrue(error < most * byMagnitude, texts + " texts: " + error + ", " + byMagnitude);
     }
   }
 

@@ -3,9 +3,12 @@ package org.espalier.compress.onnx;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collection;
+import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.function.BiFunction;
 import java.util.function.ToLongFunction;
 import java.util.stream.IntStream;
@@ -28,6 +31,9 @@ final class ActivationStatistics {
   /** A variance below this share of the mean square is what the sums' float32 leaves of none. */
   private static final double STILL = 1e-6;
 
+  /** The share of {@link #shrinkage} from which on more is assumed than was seen. */
+  private static final double FEW = 0.25;
+
   /** Rows that are gathered before the Gram matrix is updated; they fit a second-level cache. */
   private static final int BLOCK = 64;
 
@@ -45,6 +51,9 @@ final class ActivationStatistics {
   private final double[][] gram;
 
   private final float[][] block;
+
+  /** How far the moments that were asked for last were drawn away from what was seen, at most. */
+  private double assumed;
 
   /** What adds to the blocks of the Gram matrix; null before the first rows and after the last. */
   private List<GramTiles> tiles;
@@ -297,11 +306,72 @@ final class ActivationStatistics {
     return result;
   }
 
-  /** The same of x itself. */
+  /**
+   * The same of x itself, for what is solved for by them: of each block they are drawn towards equal and independent
+   * channels as far as {@link #shrinkage} says of so many rows.
+   */
   double[][] moments(boolean centred) {
     float[] ones = new float[channels];
     Arrays.fill(ones, 1);
-    return moments(new float[channels], ones, centred);
+    double[][] result = moments(new float[channels], ones, centred);
+    assumed = 0;
+    for (MomentBlock block : MomentBlock.of(result)) {
+      double mean = block.trace() / block.size();
+      double share = shrinkage(block);
+      assumed = Math.max(assumed, share);
+      for (int i = 0; i < block.size(); i++) {
+        double[] row = block.lower()[i];
+        for (int j = 0; j <= i; j++) {
+          row[j] *= 1 - share;
+        }
+        row[i] += share * mean;
+      }
+    }
+    return result;
+  }
+
+  /** Of many rows it is no loss where much is assumed: these channels are about equal and independent. */
+  private boolean sawFew() {
+    return assumed >= FEW && rows < 2L * together;
+  }
+
+  /** Of what rows were so few that {@link #moments(boolean)} gave little of what they say; in a line, where there are any. */
+  static Optional<String> few(Collection<ActivationStatistics> all) {
+    List<ActivationStatistics> few = all.stream().filter(ActivationStatistics::sawFew).toList();
+    return few.stream()
+        .min(Comparator.comparingDouble(x -> (double) x.rows / x.channels))
+        .map(
+            x ->
+                "calibration saw "
+                    + x.rows
+                    + (x.rows == 1 ? " row" : " rows")
+                    + " of the "
+                    + x.channels
+                    + " inputs "
+                    + x.name
+                    + (few.size() == 1 ? "" : ", and few of " + (few.size() - 1) + " more")
+                    + ": too few to tell which go together, so that outputs change more than with"
+                    + " more examples");
+  }
+
+  /**
+   * How far to draw what few rows say of many channels: half of oracle approximating shrinkage (Chen, Wiesel, Eldar and
+   * Hero 2010, arXiv 0907.4698), the share at which the expected error of such moments is least where rows are Gaussian
+   * and independent. Half of it serves sums on other rows as well, and keeps what channels have in common better.
+   */
+  private double shrinkage(MomentBlock block) {
+    double p = block.size();
+    double trace = block.trace();
+    double squares = 0;
+    for (int i = 0; i < block.size(); i++) {
+      for (int j = 0; j <= i; j++) {
+        double h = block.get(i, j);
+        squares += (i == j ? 1 : 2) * h * h;
+      }
+    }
+    double spread = (rows + 1 - 2 / p) * (squares - trace * trace / p);
+    double share = ((1 - 2 / p) * squares + trace * trace) / spread;
+    return spread > 0 ? Math.max(0, Math.min(1, share)) / 2 : 0;
   }
 
   private double moment(int i, int j, double[] zero) {

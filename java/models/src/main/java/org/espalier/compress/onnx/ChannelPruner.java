@@ -21,6 +21,8 @@ import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxModel;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Removes hidden channels of an ONNX model, such as the inner ones of feed-forward blocks and those of images between
@@ -30,6 +32,8 @@ import org.espalier.format.onnx.OnnxModel;
  * channel times that of those that read it. Inputs and outputs keep their shapes. Not safe for several threads.
  */
 public final class ChannelPruner {
+  private static final Logger LOG = LoggerFactory.getLogger(ChannelPruner.class);
+
   /** Of many channels the nearest multiple of this stays, of some of half of it: kernels like whole registers. */
   private static final int REGISTER = 16;
 
@@ -304,6 +308,9 @@ public final class ChannelPruner {
           narrowing.apply(new ChannelFit(target, set, seen), keep[s]);
           now.replaceAll(other -> other.renamed(narrowing.inputs()));
         }
+      }
+      if (target == model) {
+        ActivationStatistics.few(seen.values()).ifPresent(LOG::warn);
       }
     }
     target.removeUnusedInitializers();

@@ -25,6 +25,8 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.op.MagnitudePrune;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Prunes weights of an ONNX model by what calibration saw, and refits those that stay so that outputs change least
@@ -34,6 +36,8 @@ import org.espalier.op.MagnitudePrune;
  * safe for several threads.
  */
 public final class RefittingPruner {
+  private static final Logger LOG = LoggerFactory.getLogger(RefittingPruner.class);
+
   private final OnnxModel model;
   private final List<WeightedSums> sums = new ArrayList<>();
   private final List<MagnitudePrune.Rule> rules;
@@ -162,6 +166,7 @@ public final class RefittingPruner {
         done += model.constant(s.weight.value()).byteLength();
         progress.accept(done);
       }
+      ActivationStatistics.few(seen.values()).ifPresent(LOG::warn);
     }
     model.replaceConstants(refitted);
     changeBiases();
