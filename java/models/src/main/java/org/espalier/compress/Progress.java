@@ -16,6 +16,8 @@ public interface Progress {
     FIT("fitting weights"),
     /** Sees what smaller models do on a few of them; counted by the models. */
     MEASURE("trying smaller models"),
+    /** Finds weights that int8 would spoil; counted by the models tried, of which there are fewer as a rule. */
+    SEARCH("finding sensitive weights"),
     /** Compares what two models do on examples; counted by these, each as often as it is run. */
     EVALUATE("evaluating"),
     /** Times two models; counted by their runs, of which there may be more than are told. */

@@ -1,73 +1,110 @@
 package org.espalier.compress.onnx;
 
+import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.PriorityQueue;
 import java.util.Set;
-import java.util.function.Function;
-import org.espalier.format.onnx.OnnxModel;
+import java.util.function.ToDoubleFunction;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Progress.Phase;
 
 /**
  * Finds the products that alone, in int8, change a model's outputs beyond what int8 may cost: often the
  * first convolution of a network for phones, some channels of which are a hundredth of others that share
- * their step. Products are tried together; only groups that cost too much are halved.
+ * their step. Products are tried together; only groups that cost too much are halved, those that cost most
+ * by the product first.
  */
 final class Sensitivity {
   /** At most one product in so many is left: a model that stays float is no faster. */
   private static final int MOST = 8;
 
-  private final Function<Set<String>, OnnxModel> quantized;
-  private final OutputError error;
+  /** So many models are tried at most: each is made and loaded, and runs all examples. */
+  static final int MODELS = 64;
+
+  /** Products that cost too much together. */
+  private record Group(List<String> products, double error) {
+    /** What each would make alone if all were alike and errors added up in squares. */
+    double each() {
+      return error / Math.sqrt(products.size());
+    }
+  }
+
+  private final ToDoubleFunction<Set<String>> error;
+  private final Progress progress;
   private final Map<String, Double> found = new LinkedHashMap<>();
 
-  private Sensitivity(Function<Set<String>, OnnxModel> quantized, OutputError error) {
-    this.quantized = quantized;
+  /** How many models are tried at most, and how many were. */
+  private final int limit;
+
+  private int tried;
+
+  private Sensitivity(int products, ToDoubleFunction<Set<String>> error, Progress progress) {
     this.error = error;
+    this.progress = progress;
+    this.limit = Math.min(MODELS, 2 * products - 1);
   }
 
   /**
    * Searches.
    *
    * @param products to search among
-   * @param quantized gives the model with some of them in int8
-   * @param error to the model in float32
-   * @return the error that each of the worst makes alone
+   * @param error that some of them make in int8, against the model in float32
+   * @param progress hears how many models were tried
+   * @return the error that each of the worst makes alone, the largest first
    */
   static Map<String, Double> search(
-      List<String> products, Function<Set<String>, OnnxModel> quantized, OutputError error) {
+      List<String> products, ToDoubleFunction<Set<String>> error, Progress progress) {
     if (products.size() < MOST) {
       return Map.of();
     }
-    Sensitivity search = new Sensitivity(quantized, error);
+    Sensitivity search = new Sensitivity(products.size(), error, progress);
     if (search.descend(products) && search.found.isEmpty()) {
       search.descendToWorst(products);
     }
     Map<String, Double> worst = new LinkedHashMap<>();
     search.found.entrySet().stream()
         .sorted(Map.Entry.<String, Double>comparingByValue().reversed())
-        .limit(products.size() / MOST)
         .forEach(e -> worst.put(e.getKey(), e.getValue()));
     return worst;
   }
 
   private double error(List<String> products) {
-    return error.of(quantized.apply(Set.copyOf(products)));
+    progress.at(Phase.SEARCH, tried++, limit);
+    return error.applyAsDouble(Set.copyOf(products));
   }
 
   /** Returns whether the products together cost too much. */
   private boolean descend(List<String> products) {
+    PriorityQueue<Group> open =
+        new PriorityQueue<>(
+            Comparator.comparingDouble(Group::each)
+                .reversed()
+                .thenComparing(group -> group.products().size()));
+    open(products, open);
+    boolean tooMuch = !open.isEmpty();
+    int most = products.size() / MOST;
+    while (!open.isEmpty() && found.size() < most) {
+      Group worst = open.poll();
+      List<String> members = worst.products();
+      if (members.size() == 1) {
+        found.put(members.get(0), worst.error());
+      } else if (tried + 2 <= limit) {
+        int half = members.size() / 2;
+        open(members.subList(0, half), open);
+        open(members.subList(half, members.size()), open);
+      }
+    }
+    return tooMuch;
+  }
+
+  /** Notes a group that costs too much. */
+  private void open(List<String> products, PriorityQueue<Group> open) {
     double made = error(products);
-    if (!(made > OutputError.LARGE)) {
-      return false;
+    if (made > OutputError.LARGE) {
+      open.add(new Group(products, made));
     }
-    if (products.size() == 1) {
-      found.put(products.get(0), made);
-      return true;
-    }
-    int half = products.size() / 2;
-    descend(products.subList(0, half));
-    descend(products.subList(half, products.size()));
-    return true;
   }
 
   /** Where all cost too much together and none alone, the one is found that costs most. */

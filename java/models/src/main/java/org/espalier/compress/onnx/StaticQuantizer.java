@@ -380,7 +380,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * #calibrate} and {@link #setRanges} come first.
    *
    * @param error to the model in float32: its examples run once with all Convs in int8 and, where that
-   *     costs too much, several times for each that is found
+   *     costs too much, several times for each that is found, {@value Sensitivity#MODELS} times at most for all
+   *     and some for a single one
    * @return the error that each of them makes alone, by the weights' names
    */
   public Map<String, Double> leaveSensitive(OutputError error) {
@@ -402,9 +403,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
                       targets.values().removeIf(t -> !t.isChannelwise());
                       some.forEach(output -> targets.put(output, all.get(output)));
                       findActivations();
-                      return quantizedCopy(copy -> {});
+                      return error.of(quantizedCopy(copy -> {}));
                     },
-                    error);
+                    progress);
               } finally {
                 floatOperators = Set.of();
                 targets.clear();
