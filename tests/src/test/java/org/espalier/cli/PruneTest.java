@@ -10,6 +10,7 @@ import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
@@ -33,6 +34,8 @@ import java.util.TreeMap;
 import java.util.stream.Stream;
 import org.espalier.device.Cuda;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.GroupedDecoder;
+import org.espalier.format.onnx.GroupedDecoder.Form;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
@@ -567,6 +570,34 @@ class PruneTest {
         folder.resolve("x"),
         "--channels",
         "0.5");
+  }
+
+  /** Heads of keys and values that a decoder takes and gives stay, and are told, unless they are asked for. */
+  @Test
+  void keepsTheHeadsOfCachesUnlessTold() throws Exception {
+    Path decoder = folder.resolve("decoder.onnx");
+    Files.write(decoder, GroupedDecoder.of(Form.GROUPED, 1, 50, 16, 1).toByteArray());
+    String[] prune = {"prune", decoder.toString(), "-o", out.toString(), "--channels", "0.5"};
+    Run run = Run.of((Object[]) with(prune, "--calibration", "none"));
+    assertTrue(run.done().out().contains("16 of 32 channels and 1 of 2 heads"), run.out());
+    assertTrue(run.err().contains("keys and values of 1 attention stay"), run.err());
+    assertTrue(run.err().contains("--cache-heads"), run.err());
+    assertEquals(2, heads("past_key_values.0.key"));
+    Run all = Run.of((Object[]) with(prune, "--calibration", "none", "--cache-heads"));
+    assertTrue(all.done().out().contains("16 of 32 channels and 1 of 2 heads"), all.out());
+    assertFalse(all.err().contains("stay"), all.err());
+    assertEquals(1, heads("past_key_values.0.key"));
+    assertEquals(1, heads("present.0.value"));
+    Run.refused(
+        folder,
+        new String[] {"--cache-heads", "hold keys and values of all heads"},
+        with(prune, "--cache-heads", "--calibration", "x.safetensors"));
+    refused("--cache-heads is for --channels", "-o", out, "--amount", "0.5", "--cache-heads");
+  }
+
+  private long heads(String value) {
+    ValueInfoProto told = OnnxModel.read(out).valueInfo(value);
+    return told.getType().getTensorType().getShape().getDim(1).getDimValue();
   }
 
   /** Neither three input channels nor one of a depthwise Conv are multiples of 4. */

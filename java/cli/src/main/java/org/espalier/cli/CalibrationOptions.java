@@ -67,6 +67,11 @@ final class CalibrationOptions {
     return calibration != null;
   }
 
+  /** Whether the examples are tensors, one for each input. */
+  boolean ofTensors() {
+    return calibration != null && calibration.endsWith(".safetensors");
+  }
+
   /** The examples for dynamic quantization, which can do without. */
   Optional<ActivationSource> dynamic(
       OnnxModel model, ModelSource source, TokenizerOptions tokenizer, Consumer<String> notes) {
@@ -93,7 +98,7 @@ final class CalibrationOptions {
     if ("none".equals(calibration)) {
       throw new InputException("--calibration none: fixed ranges cannot be had without examples");
     }
-    if (calibration != null && calibration.endsWith(".safetensors")) {
+    if (ofTensors()) {
       notes.accept("calibrating on the tensors of " + calibration);
       return new FileActivations(
           ModelSource.path(calibration), model, tensors(), Machine.threads());
@@ -111,7 +116,7 @@ final class CalibrationOptions {
 
   /** A few of the examples, for runs that are many; empty for texts. */
   Optional<FileActivations> few(OnnxModel model) {
-    return calibration != null && calibration.endsWith(".safetensors")
+    return ofTensors()
         ? Optional.of(
             new FileActivations(
                 ModelSource.path(calibration), model, Math.min(tensors(), FEW), Machine.threads()))

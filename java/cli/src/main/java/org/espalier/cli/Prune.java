@@ -29,6 +29,7 @@ import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.onnx.PastInput;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.MagnitudePrune;
@@ -53,7 +54,9 @@ import picocli.CommandLine.Parameters;
       "With --channels it removes whole channels in place of single weights, those that calibration"
           + " says are missed least, refits the weights that read the others, and tells how much"
           + " faster the result is. Channels are counted by sets, many in multiples of 16;"
-          + " --include and --exclude name the weights that make them. By default sets that the"
+          + " --include and --exclude name the weights that make them. Heads that share keys and"
+          + " values count as one where these go with them, and as one of each such group where"
+          + " they stay. By default sets that the"
           + " outputs miss less lose more, and in all as much work is saved as if each lost the"
           + " share; with --allocation uniform each loses it.",
       "",
@@ -110,6 +113,17 @@ final class Prune implements Callable<Integer> {
               + " leave; takes longer, and is uniform without calibration or where that is hardly"
               + " worse. uniform: the same share of each set. Default: global.")
   private Allocation allocation;
+
+  @Option(
+      names = "--cache-heads",
+      description =
+          "With --channels remove heads of a decoder too whose keys and values are its inputs and"
+              + " outputs (past_key_values, present). The shapes that the model declares for these"
+              + " say how many are left, with --allocation global not as many in each layer: who"
+              + " runs it must take them from there, not from a configuration of the original."
+              + " Default: they stay; of queries that share keys and values some of each group"
+              + " go.")
+  private boolean cacheHeads;
 
   @Mixin private TensorOptions tensors;
 
@@ -213,6 +227,9 @@ final class Prune implements Callable<Integer> {
     if (allocation != null) {
       throw new InputException("--allocation is for --channels");
     }
+    if (cacheHeads) {
+      throw new InputException("--cache-heads is for --channels");
+    }
     if (!refit && (calibration.given() || tokenizer.given())) {
       throw new InputException("--calibration and --tokenizer are for --channels and --refit");
     }
@@ -282,13 +299,21 @@ final class Prune implements Callable<Integer> {
     }
     long begin = System.nanoTime();
     OnnxModel onnx = source.onnx(common::note);
+    boolean hasPast = onnx.inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));
+    if (cacheHeads && hasPast && calibration.ofTensors()) {
+      throw new InputException(
+          "--cache-heads: tensors of --calibration hold keys and values of all heads, which the"
+              + " narrower model does not take; a text file, or 'none', is right");
+    }
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     ChannelPruner pruner =
         ChannelPruner.choosing(
             onnx,
             how.channels,
             allocation == null ? Allocation.GLOBAL : allocation,
+            cacheHeads ? ChannelPruner.Caches.NARROW : ChannelPruner.Caches.KEEP,
             names -> tensors.choose(names, name -> true));
+    pruner.kept().ifPresent(kept -> common.note(kept + "; --cache-heads removes such too"));
     List<ChannelPruner.Narrowed> narrowed;
     double speedup;
     List<Path> written;

@@ -286,21 +286,23 @@ public final class RecipeRun {
       host.progress("removing channels", 0, 0);
       OnnxModel narrow = model.copy();
       try {
-        List<ChannelPruner.Narrowed> sets =
+        ChannelPruner pruner =
             new ChannelPruner(
-                    narrow,
-                    recipe.student().channels(),
-                    recipe.student().allocation(),
-                    weight -> true)
-                .prune(
-                    data.calibration(),
-                    (phase, done, total) ->
-                        host.progress(
-                            phase == Progress.Phase.CALIBRATE
-                                ? "removing channels: calibrating"
-                                : "removing channels: trying smaller models",
-                            done,
-                            total));
+                narrow,
+                recipe.student().channels(),
+                recipe.student().allocation(),
+                weight -> true);
+        pruner.kept().ifPresent(host::note);
+        List<ChannelPruner.Narrowed> sets =
+            pruner.prune(
+                data.calibration(),
+                (phase, done, total) ->
+                    host.progress(
+                        phase == Progress.Phase.CALIBRATE
+                            ? "removing channels: calibrating"
+                            : "removing channels: trying smaller models",
+                        done,
+                        total));
         host.note(ChannelPruner.summary(sets) + " are left");
       } catch (InputException e) {
         throw new InputException(

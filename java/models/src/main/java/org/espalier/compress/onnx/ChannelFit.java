@@ -72,16 +72,16 @@ final class ChannelFit {
     double[][] magnitudes = seen ? null : magnitudes(model, set);
     elimination = new ChannelElimination(set.size());
     for (Reader reader : set.readers()) {
-      Slice slice = reader.numbers();
+      Slice slice = reader.slice();
       int group = reader.group();
       long[] dims = model.constant(slice.constant()).dims();
       boolean last = slice.axis() == 0;
       Sums sums =
           new Sums(
-              rows(model, set.size() * group, slice, reader.weight()),
+              rows(model, set.size(), slice, group, reader.weight()),
               group,
               (int) dims[last ? 1 : 0],
-              inner(dims, slice),
+              slice.layout().each() / group * inner(dims, slice),
               last,
               statistics.get(reader.activation()),
               null);
@@ -110,7 +110,7 @@ final class ChannelFit {
     double[][] diagonal = new double[set.size()][1];
     for (Slice slice : set.slices()) {
       if (set.makers().contains(slice.node()) && slice.input() == 1) {
-        double[][] rows = rows(model, set.size(), slice, slice.constant());
+        double[][] rows = rows(model, set.size(), slice, 1, slice.constant());
         for (int c = 0; c < rows.length; c++) {
           diagonal[c][0] += Arrays.stream(rows[c]).map(w -> w * w).sum();
         }
@@ -120,21 +120,28 @@ final class ChannelFit {
   }
 
   /**
-   * For each channel all numbers of a constant that are its own, in their order.
+   * For each number of the channels all weights of a constant that are its own, in their order.
    *
    * @param size how many channels there are
+   * @param group how many numbers a channel is
    * @param weight what people call it
    * @throws InputException if one is not finite
    */
-  static double[][] rows(OnnxModel model, int size, Slice slice, String weight) {
+  static double[][] rows(OnnxModel model, int size, Slice slice, int group, String weight) {
     OnnxInitializer tensor = model.constant(slice.constant());
     FloatBuffer values = tensor.floats();
     int inner = inner(tensor.dims(), slice);
-    int outer = (int) (tensor.elements() / ((long) size * inner));
-    double[][] rows = new double[size][outer * inner];
+    int[] numbers = slice.layout().numbers(size, group);
+    int outer = (int) (tensor.elements() / ((long) numbers.length * inner));
+    double[][] rows = new double[size * group][outer * slice.layout().each() / group * inner];
+    int[] filled = new int[rows.length];
     int at = values.position();
     for (int o = 0; o < outer; o++) {
-      for (double[] row : rows) {
+      for (int number : numbers) {
+        if (number < 0) {
+          at += inner;
+          continue;
+        }
         for (int i = 0; i < inner; i++) {
           float w = values.get(at++);
           if (!Float.isFinite(w)) {
@@ -146,16 +153,16 @@ final class ChannelFit {
                     + w
                     + "; finite numbers are right");
           }
-          row[o * inner + i] = w;
+          rows[number][filled[number]++] = w;
         }
       }
     }
     return rows;
   }
 
-  /** How many numbers of a channel lie one after the other. */
+  /** How many weights lie one after the other for each entry of the axis. */
   static int inner(long[] dims, Slice slice) {
-    int inner = slice.block();
+    int inner = 1;
     for (int i = slice.axis() + 1; i < dims.length; i++) {
       inner *= (int) dims[i];
     }

@@ -1,7 +1,10 @@
 package org.espalier.compress.onnx;
 
+import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
@@ -21,6 +24,7 @@ final class ChannelNarrowing {
   private final OnnxModel model;
   private final HiddenChannels set;
   private final OnnxModel.Names names;
+  private final Map<String, NodeProto> producers;
 
   /** What is read by an input of a node in place of what was, by the output of the node. */
   private final Map<String, Map<Integer, String>> inputs = new HashMap<>();
@@ -32,6 +36,7 @@ final class ChannelNarrowing {
     this.model = model;
     this.set = set;
     names = model.names();
+    producers = model.producers();
   }
 
   /**
@@ -48,9 +53,9 @@ final class ChannelNarrowing {
       if (change != null) {
         addToBias(reader, change);
       }
-      Slice slice = reader.numbers();
       int[] numbers = ChannelFit.numbers(kept, reader.group());
-      model.replaceConstant(tensor(slice.constant(), slice, fit.rows(i), numbers));
+      String constant = reader.slice().constant();
+      model.replaceConstant(tensor(constant, reader.slice(), fit.rows(i), numbers));
     }
     cut(kept);
     rewire(kept.length);
@@ -62,30 +67,44 @@ final class ChannelNarrowing {
   }
 
   /**
-   * A constant of some of the channels.
+   * A constant of some of the channels, and of what is no channel's.
    *
-   * @param rows of all channels, as {@link ChannelFit} has them
+   * @param rows of all numbers of the channels, as {@link ChannelFit} has them
+   * @param kept the numbers that stay
    */
   private OnnxInitializer tensor(String name, Slice slice, double[][] rows, int[] kept) {
     OnnxInitializer whole = model.constant(slice.constant());
     long[] dims = whole.dims().clone();
     int inner = ChannelFit.inner(dims, slice);
-    int outer = rows[0].length / inner;
-    float[] values = new float[outer * kept.length * inner];
+    int[] numbers = slice.layout().numbers(set.size(), rows.length / set.size());
+    boolean[] stays = new boolean[rows.length];
+    for (int k : kept) {
+      stays[k] = true;
+    }
+    int length = (int) Arrays.stream(numbers).filter(k -> k < 0 || stays[k]).count();
+    int outer = (int) (whole.elements() / ((long) numbers.length * inner));
+    float[] values = new float[outer * length * inner];
+    FloatBuffer before = whole.floats();
+    int[] read = new int[rows.length];
     int at = 0;
+    int from = before.position();
     for (int o = 0; o < outer; o++) {
-      for (int c : kept) {
-        for (int i = 0; i < inner; i++) {
-          values[at++] = (float) rows[c][o * inner + i];
+      for (int k : numbers) {
+        for (int i = 0; i < inner; i++, from++) {
+          if (k < 0) {
+            values[at++] = before.get(from);
+          } else if (stays[k]) {
+            values[at++] = (float) rows[k][read[k]++];
+          }
         }
       }
     }
-    dims[slice.axis()] = dims[slice.axis()] / rows.length * kept.length;
+    dims[slice.axis()] = length;
     return OnnxInitializer.floats(name, whole.type(), dims, values);
   }
 
   private void addToBias(Reader reader, double[] change) {
-    NodeProto n = model.producers().get(reader.bias());
+    NodeProto n = producers.get(reader.bias());
     boolean own = reader.bias().equals(reader.node());
     int input = own ? 2 : ConstantVector.input(model, n, change.length);
     NodeProto changed = ConstantVector.changed(model, names, n, input, change);
@@ -113,7 +132,7 @@ final class ChannelNarrowing {
           boolean own =
               consumers.get(constant).size() == slices.stream().map(Slice::node).distinct().count()
                   && slices.stream()
-                      .allMatch(s -> s.axis() == first.axis() && s.block() == first.block());
+                      .allMatch(s -> s.axis() == first.axis() && s.layout().equals(first.layout()));
           if (own) {
             model.replaceConstant(tensor(constant, first, rows(first), kept));
             return;
@@ -127,7 +146,7 @@ final class ChannelNarrowing {
   }
 
   /**
-   * Gives a Reshape another number. Others may be told the old one by the same constant or Concat.
+   * Gives a Reshape or Expand another number. Others may be told the old one by the same constant or Concat.
    *
    * @param nodes receives what makes its shape
    */
@@ -141,7 +160,7 @@ final class ChannelNarrowing {
       reshape.setInput(1, constant);
       return;
     }
-    NodeProto.Builder concat = model.producers().get(shape).toBuilder();
+    NodeProto.Builder concat = ChannelPlaces.concat(producers, shape).toBuilder();
     String joined = names.unique(shape + "_cut");
     concat.setInput(count.part(), constant).setOutput(0, joined).setName(joined);
     nodes.add(concat.build());
@@ -149,7 +168,7 @@ final class ChannelNarrowing {
   }
 
   private double[][] rows(Slice slice) {
-    return ChannelFit.rows(model, set.size(), slice, slice.constant());
+    return ChannelFit.rows(model, set.size(), slice, 1, slice.constant());
   }
 
   private void rewire(int left) {
@@ -163,10 +182,11 @@ final class ChannelNarrowing {
       NodeProto.Builder changed = n.toBuilder();
       inputs.getOrDefault(output, Map.of()).forEach(changed::setInput);
       if (set.depthwise().contains(output)) {
-        for (int i = 0; i < n.getAttributeCount(); i++) {
-          if (n.getAttribute(i).getName().equals("group")) {
-            changed.setAttribute(i, Nodes.attribute("group", left));
-          }
+        attribute(changed, "group", left);
+      }
+      for (HiddenChannels.Attribute attribute : set.attributes()) {
+        if (attribute.node().equals(output)) {
+          attribute(changed, attribute.name(), (long) left * attribute.each());
         }
       }
       for (Slice slice : set.slices()) {
@@ -179,11 +199,16 @@ final class ChannelNarrowing {
       }
       nodes.add(changed.build());
     }
+    Set<String> usedBefore = new HashSet<>();
+    model.nodes().forEach(n -> usedBefore.addAll(OnnxModel.uses(n)));
     Set<String> used = new HashSet<>(model.outputNames());
     for (int i = nodes.size() - 1; i >= 0; i--) {
       NodeProto n = nodes.get(i);
-      boolean named = Nodes.is(n, "Constant") || Nodes.is(n, "Concat");
-      if (named && !used.contains(n.getOutput(0))) {
+      boolean replaced =
+          n.getOutputCount() > 0
+              && usedBefore.contains(n.getOutput(0))
+              && n.getOutputList().stream().noneMatch(used::contains);
+      if (replaced) { // what made a shape
         nodes.remove(i);
       } else {
         used.addAll(OnnxModel.uses(n));
@@ -191,5 +216,23 @@ final class ChannelNarrowing {
     }
     model.setNodes(nodes);
     model.removeValueInfo(changedShapes::contains);
+    for (HiddenChannels.Cache cache : set.caches()) {
+      model.setLength(cache.value(), cache.axis(), (long) left * cache.each());
+    }
+  }
+
+  private static void attribute(NodeProto.Builder n, String name, long value) {
+    for (int i = 0; i < n.getAttributeCount(); i++) {
+      if (n.getAttribute(i).getName().equals(name)) {
+        AttributeProto.Builder attribute = n.getAttributeBuilder(i);
+        if (attribute.getIntsCount() > 0) {
+          for (int k = 0; k < attribute.getIntsCount(); k++) {
+            attribute.setInts(k, value);
+          }
+        } else {
+          attribute.setI(value);
+        }
+      }
+    }
   }
 }

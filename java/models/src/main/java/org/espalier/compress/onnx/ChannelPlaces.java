@@ -18,14 +18,26 @@ import org.espalier.format.onnx.OnnxModel;
  */
 final class ChannelPlaces {
   /**
-   * Where a value has the channels: an axis holds {@code repeat} times all of them, one after the other.
+   * Where a value has the channels.
    *
    * @param axis counted from the end, 1 for the last
-   * @param block how many numbers of the axis a channel has each time, one after the other
+   * @param layout which numbers of the axis are theirs
    */
-  record Place(int axis, int repeat, int block) {
+  record Place(int axis, ChannelLayout layout) {
     Place(int axis) {
       this(axis, 1, 1);
+    }
+
+    Place(int axis, int repeat, int block) {
+      this(axis, new ChannelLayout(repeat, block));
+    }
+
+    int repeat() {
+      return layout.repeat();
+    }
+
+    int block() {
+      return layout.block();
     }
 
     /** Where images have channels that a convolution of a weight reads or makes. */
@@ -34,12 +46,12 @@ final class ChannelPlaces {
     }
 
     private Place at(int other) {
-      return new Place(other, repeat, block);
+      return new Place(other, layout);
     }
 
     /** How many numbers of the axis a channel has. */
     int each() {
-      return repeat * block;
+      return layout.each();
     }
   }
 
@@ -78,7 +90,7 @@ final class ChannelPlaces {
 
   /** How long the axis is that has the channels. */
   long length(Place place) {
-    return (long) size * place.each();
+    return place.layout().length(size);
   }
 
   /** The numbers that count the channels, of all shapes that were met. */
@@ -94,8 +106,24 @@ final class ChannelPlaces {
     return finer;
   }
 
+  /**
+   * Notes that the channels of a value may be finer.
+   *
+   * @param now where the value has those that were looked for
+   * @param layout of the finer ones on the same axis
+   */
+  void refine(Place now, ChannelLayout layout) {
+    if (layout.isEven()) {
+      if (layout.repeat() % now.repeat() == 0 && layout.block() % now.block() == 0) {
+        refine(layout.repeat() / now.repeat(), layout.block() / now.block());
+      }
+    } else if (now.equals(new Place(1))) {
+      finer.add(new Place(1, layout));
+    }
+  }
+
   private void refine(long repeat, long block) {
-    if (size % (repeat * block) == 0) {
+    if (size % (repeat * block) == 0 && size > repeat * block) {
       finer.add(new Place(1, (int) repeat, (int) block));
     }
   }
@@ -105,6 +133,9 @@ final class ChannelPlaces {
    * nothing leave them where they are.
    */
   Place after(NodeProto n, Place place) {
+    if (isMoving(n) && !place.layout().isEven()) {
+      return null;
+    }
     return switch (n.getOpType()) {
       case "Gather", "Squeeze" -> without(place, removed(n), n.getInput(0));
       case "Reshape" -> reshaped(n, place);
@@ -125,6 +156,9 @@ final class ChannelPlaces {
    * that cannot be told. What is told is so if {@link #after} says the same.
    */
   Place before(NodeProto n, Place place) {
+    if (!place.layout().isEven()) {
+      return null;
+    }
     return switch (n.getOpType()) {
       case "Gather", "Squeeze" -> with(place, removed(n), n.getInput(0));
       case "Reshape" -> beforeReshape(n, place);
@@ -147,9 +181,110 @@ final class ChannelPlaces {
   /** Where what a Reshape makes has the channels; null where that cannot be told. */
   private Place reshaped(NodeProto n, Place place) {
     long[] target = target(n);
-    return target == null
-        ? null
-        : place.axis() == 1 ? divided(n, target, place) : merged(n, target, place);
+    if (target == null) {
+      return null;
+    }
+    if (place.axis() == 1) {
+      return divided(n, target, place);
+    }
+    Place last = merged(n, target, place);
+    return last != null ? last : joined(n, target, place);
+  }
+
+  /** Some axes before the last become one, such as key heads and what each is repeated for. */
+  private Place joined(NodeProto n, long[] target, Place place) {
+    long[] shape = shapes.of(n.getInput(0));
+    int end = joint(shape, target);
+    if (end == 0) {
+      return null;
+    }
+    int axes = shape.length - target.length + 1;
+    if (place.axis() < end || place.axis() >= end + axes) {
+      return place.at(place.axis() < end ? place.axis() : place.axis() - axes + 1);
+    }
+    Place whole =
+        new Place(
+            end,
+            (int) (place.repeat() * product(shape, place.axis() + 1, end + axes)),
+            (int) (place.block() * product(shape, end, place.axis())));
+    boolean fits =
+        target[target.length - end] == -1 || target[target.length - end] == length(whole);
+    return fits && count(n, target.length - end, whole.each()) ? whole : null;
+  }
+
+  /** The same the other way round. */
+  private Place beforeJoined(NodeProto n, Place place) {
+    long[] shape = shapes.of(n.getInput(0));
+    long[] target = target(n);
+    int end = joint(shape, target);
+    if (end < 2) {
+      return null;
+    }
+    int axes = shape.length - target.length + 1;
+    if (place.axis() != end) {
+      return place.at(place.axis() < end ? place.axis() : place.axis() + axes - 1);
+    }
+    for (int axis = end + axes - 1; axis >= end; axis--) {
+      long before = product(shape, axis + 1, end + axes);
+      long after = product(shape, end, axis);
+      if (place.repeat() % before == 0 && place.block() % after == 0) {
+        Place part =
+            new Place(axis, (int) (place.repeat() / before), (int) (place.block() / after));
+        if (shape[shape.length - axis] == length(part)) {
+          return part;
+        }
+      }
+    }
+    // The channels may be those of any one.
+    for (int axis = end + axes - 1; axis >= end; axis--) {
+      long before = product(shape, axis + 1, end + axes);
+      long after = product(shape, end, axis);
+      if (before % place.repeat() == 0 && after % place.block() == 0) {
+        refine(before / place.repeat(), after / place.block());
+      }
+    }
+    return null;
+  }
+
+  /**
+   * Which axis of what a Reshape makes is several of what it reads, whose lengths are known, the others being as they
+   * were; counted from the end, 0 if that cannot be told.
+   */
+  private static int joint(long[] shape, long[] target) {
+    int axes = shape == null || target == null ? 0 : shape.length - target.length + 1;
+    for (int end = 1; axes > 1 && end <= target.length; end++) {
+      int at = target.length - end;
+      long whole = 1;
+      for (int i = at; i < at + axes && whole > 0; i++) {
+        boolean known = shape[i] > 0 && whole <= Integer.MAX_VALUE / shape[i];
+        whole = known ? whole * shape[i] : 0;
+      }
+      // The numbers are as many as before, so one length that is not known follows from the others.
+      int open = target[at] == whole ? 0 : 1;
+      boolean fits = whole > 0 && (open == 0 || target[at] == -1);
+      for (int i = 0; fits && i < target.length; i++) {
+        if (i != at) {
+          long before = shape[i < at ? i : i + axes - 1];
+          boolean same = target[i] == before || i < at && target[i] == 0;
+          boolean follows = target[i] == -1 || !ValueShapes.isKnown(target[i]);
+          open += same ? 0 : 1;
+          fits = same || follows;
+        }
+      }
+      if (fits && open <= 1) {
+        return end;
+      }
+    }
+    return 0;
+  }
+
+  /** How many numbers the axes of a shape hold from one on to before another, both counted from the end. */
+  private static long product(long[] shape, int from, int to) {
+    long product = 1;
+    for (int axis = from; axis < to; axis++) {
+      product *= shape[shape.length - axis];
+    }
+    return product;
   }
 
   /** The last axis becomes one or several, of which one has the channels. */
@@ -264,11 +399,9 @@ final class ChannelPlaces {
       counts.add(new Count(n.getOutput(0), -1, list(shapes.numbers(shape)), index, each));
       return true;
     }
-    NodeProto concat = producers.get(shape);
+    NodeProto concat = concat(producers, shape);
     int from = 0;
-    for (int i = 0;
-        concat != null && Nodes.is(concat, "Concat") && i < concat.getInputCount();
-        i++) {
+    for (int i = 0; concat != null && i < concat.getInputCount(); i++) {
       String part = concat.getInput(i);
       int length = (int) shapes.length(part, 1); // known, as the whole is
       if (index < from + length) {
@@ -279,6 +412,29 @@ final class ChannelPlaces {
       from += length;
     }
     return false;
+  }
+
+  /**
+   * Notes the number in the shape that an Expand is told if it is more than a one.
+   *
+   * @return whether the number can be another
+   */
+  boolean expands(NodeProto n, Place place) {
+    long[] target = shapes.numbers(n.getInput(1));
+    int index = target == null ? -1 : target.length - place.axis();
+    return target != null
+        && (index < 0
+            || target[index] == 1
+            || target[index] == length(place) && count(n, index, place.each()));
+  }
+
+  /** The Concat that makes a shape, as it is or with ones in place of what is open; null if none does. */
+  static NodeProto concat(Map<String, NodeProto> producers, String shape) {
+    NodeProto n = producers.get(shape);
+    if (n != null && ValueShapes.isOnesForOpen(producers, n)) {
+      n = producers.get(n.getInput(2));
+    }
+    return n != null && Nodes.is(n, "Concat") ? n : null;
   }
 
   private static List<Long> list(long[] numbers) {
@@ -304,7 +460,7 @@ final class ChannelPlaces {
         }
       }
     }
-    return null;
+    return beforeJoined(n, place);
   }
 
   /** The parts of a Split have the channels where the whole has, or each has one of the times that it has them. */

@@ -5,10 +5,12 @@ import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.function.Function;
 import java.util.function.Predicate;
@@ -58,8 +60,21 @@ public final class ChannelPruner {
     UNIFORM
   }
 
+  /** What becomes of the heads of keys and values that a decoder takes and gives for earlier tokens. */
+  public enum Caches {
+    /** They stay, and so do these inputs and outputs; of queries that share keys and values some of each group may go. */
+    KEEP,
+    /**
+     * They go as others do. The model's inputs and outputs tell how many are left, which may differ from layer to
+     * layer with {@link Allocation#GLOBAL}. Calibration must give each model what its inputs tell, as that on texts
+     * does, whose keys and values are empty.
+     */
+    NARROW
+  }
+
   /**
-   * How many channels or heads a set had and has.
+   * How many channels or heads a set had and has. Heads that share keys and values are one where these go with them,
+   * and where they stay one of each such group is.
    *
    * @param name of the first weight that makes them
    * @param numbers how many numbers one is: 1, of a head several
@@ -91,6 +106,7 @@ public final class ChannelPruner {
   private final List<List<HiddenChannels>> parts;
   private final double amount;
   private final Allocation allocation;
+  private final int kept;
 
   private Progress progress = Progress.NONE;
 
@@ -106,7 +122,16 @@ public final class ChannelPruner {
    */
   public ChannelPruner(
       OnnxModel model, double amount, Allocation allocation, Predicate<String> include) {
-    this(model, amount, allocation, HiddenChannels.find(model), include);
+    this(model, amount, allocation, new ChannelSearch(model, false), include);
+  }
+
+  private ChannelPruner(
+      OnnxModel model,
+      double amount,
+      Allocation allocation,
+      ChannelSearch search,
+      Predicate<String> include) {
+    this(model, amount, allocation, search.all(), search.kept(), include);
   }
 
   private ChannelPruner(
@@ -114,7 +139,9 @@ public final class ChannelPruner {
       double amount,
       Allocation allocation,
       List<HiddenChannels> all,
+      int kept,
       Predicate<String> include) {
+    this.kept = kept;
     if (!(amount >= 0 && amount < 1)) {
       throw new InputException(
           "a share of " + amount + " of the channels; at least 0 and below 1 is right");
@@ -129,6 +156,7 @@ public final class ChannelPruner {
           model.name()
               + (all.isEmpty()
                   ? ": no channels lie between products with constant float weights alone"
+                      + kept().map(heads -> "; " + heads).orElse("")
                       + FloatWeights.quantized(model).map(how -> "; " + how).orElse("")
                   : ": of no set of channels all the weights that make it are chosen"));
     }
@@ -138,6 +166,7 @@ public final class ChannelPruner {
   /**
    * The same with weights that are chosen among those which make channels that can go.
    *
+   * @param caches what becomes of heads of keys and values that the model takes and gives
    * @param choice of these weights those that are included; not asked where there are none
    * @throws InputException where the model has no channels that can go
    */
@@ -145,11 +174,23 @@ public final class ChannelPruner {
       OnnxModel model,
       double amount,
       Allocation allocation,
+      Caches caches,
       Function<List<String>, Set<String>> choice) {
-    List<HiddenChannels> all = HiddenChannels.find(model);
+    ChannelSearch search = new ChannelSearch(model, caches == Caches.NARROW);
+    List<HiddenChannels> all = search.all();
     List<String> weights = all.stream().flatMap(set -> set.weights().stream()).toList();
     Set<String> chosen = weights.isEmpty() ? Set.of() : choice.apply(weights);
-    return new ChannelPruner(model, amount, allocation, all, chosen::contains);
+    return new ChannelPruner(model, amount, allocation, all, search.kept(), chosen::contains);
+  }
+
+  /** What stays that could go with {@link Caches#NARROW}, for people; empty without any. */
+  public Optional<String> kept() {
+    return kept == 0
+        ? Optional.empty()
+        : Optional.of(
+            "the heads of keys and values of "
+                + (kept == 1 ? "1 attention stay" : kept + " attentions stay")
+                + ", which the model takes and gives for earlier tokens");
   }
 
   /**
@@ -323,9 +364,14 @@ public final class ChannelPruner {
     }
     Map<String, Integer> channels = new LinkedHashMap<>();
     Set<String> images = new HashSet<>();
+    Map<String, int[]> scattered = new HashMap<>();
     for (HiddenChannels set : group) {
       for (Reader reader : set.readers()) {
         channels.put(reader.activation(), numbers(set, reader));
+        if (reader.isScattered()) {
+          int[] order = reader.slice().layout().numbers(set.size(), reader.group());
+          scattered.put(reader.activation(), order);
+        }
         if (reader.image()) {
           images.add(reader.activation());
         }
@@ -339,7 +385,10 @@ public final class ChannelPruner {
             floats(now),
             channels,
             new ToldActivations(source, progress),
-            (name, values) -> images.contains(name) ? pixels(values, channels.get(name)) : values);
+            (name, values) ->
+                images.contains(name)
+                    ? pixels(values, channels.get(name))
+                    : scattered.containsKey(name) ? ordered(values, scattered.get(name)) : values);
     whole = parts.size() == 1 ? statistics : null;
     return statistics;
   }
@@ -371,6 +420,20 @@ public final class ChannelPruner {
               + " images at once; channels of convolutions need a batch of 1 or of any size, or no"
               + " calibration");
     }
+  }
+
+  /**
+   * Rows whose numbers are those of one channel after another.
+   *
+   * @param order of each number of a row which one it is then
+   */
+  private static FloatBuffer ordered(FloatBuffer rows, int[] order) {
+    float[] ordered = new float[rows.remaining()];
+    for (int i = 0; i < ordered.length; i++) {
+      int k = i % order.length;
+      ordered[i - k + order[k]] = rows.get(rows.position() + i);
+    }
+    return FloatBuffer.wrap(ordered);
   }
 
   /** Some of the pixels of one image [channels, pixels], evenly spread, as rows. */

@@ -1,6 +1,8 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
@@ -12,6 +14,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.compress.onnx.ChannelPlaces.Place;
+import org.espalier.compress.onnx.HiddenChannels.Attribute;
+import org.espalier.compress.onnx.HiddenChannels.Cache;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.compress.onnx.HiddenChannels.Slice;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -20,6 +24,7 @@ import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
 import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.onnx.PastInput;
 
 /**
  * Finds {@link HiddenChannels}: walks from the output of a product over everything that has the same channels. How many
@@ -32,9 +37,17 @@ final class ChannelSearch {
       Set.of(
           "LogSoftmax", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Softmax");
 
+  /** Operators with which exporters make shapes of numbers. */
+  private static final Set<String> COUNTING =
+      Set.of("Cast", "Concat", "Equal", "Identity", "Mul", "Squeeze", "Unsqueeze", "Where");
+
+  private static final Set<String> RESHAPING = Set.of("Expand", "Reshape");
+
   /** Operators on images that treat each channel for itself. */
   private static final Set<String> SPATIAL =
       Set.of("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool");
+
+  private static final ChannelLayout ONE = new ChannelLayout(1, 1);
 
   private final OnnxModel model;
   private final Map<String, NodeProto> producers;
@@ -47,6 +60,8 @@ final class ChannelSearch {
 
   private final Map<String, OnnxWeight> weights = new HashMap<>();
   private final Set<String> seen = new HashSet<>();
+  private final boolean withCaches;
+  private final Set<Set<Cache>> kept = new HashSet<>();
 
   // Of one walk:
   private final Deque<String> open = new ArrayDeque<>();
@@ -56,14 +71,27 @@ final class ChannelSearch {
   private Set<String> makers;
   private Set<Slice> slices;
   private List<Reader> readers;
+  private List<Attribute> attributes;
+  private List<Cache> caches;
   private Set<String> depthwise;
   private Set<String> inner;
+
+  /** Where attentions of one node have the channels, by their output. */
+  private Map<String, Map<String, Place>> attended;
+
+  /** Numbers of channels that the graph takes from shapes. */
+  private List<String> asked;
+
   private int size;
   private boolean fits;
   private ChannelPlaces where;
 
-  ChannelSearch(OnnxModel model) {
+  /**
+   * @param withCaches whether the keys and values of earlier tokens that the model takes and gives may have fewer heads
+   */
+  ChannelSearch(OnnxModel model, boolean withCaches) {
     this.model = model;
+    this.withCaches = withCaches;
     producers = model.producers();
     consumers = model.consumers();
     outputs = model.outputNames();
@@ -114,13 +142,14 @@ final class ChannelSearch {
         continue;
       }
       Use use = uses.get(n.getOutput(0));
-      if (use == null || use.groups() > 1) {
+      int numbers = numbers(n);
+      if (numbers == 0) {
         continue;
       }
       Set<Place> tried = new HashSet<>();
       Deque<Place> tries = new ArrayDeque<>();
       tries.add(
-          use.kind() == Kind.CONV
+          use != null && use.kind() == Kind.CONV
               ? Place.image(model.constant(weights.get(n.getOutput(0)).value()).dims())
               : new Place(1));
       while (!tries.isEmpty()) {
@@ -128,23 +157,50 @@ final class ChannelSearch {
         if (!tried.add(first)) {
           continue;
         }
-        walk(n, use, first);
-        if (fits && !readers.isEmpty()) {
+        walk(n.getOutput(0), numbers, first);
+        if (fits && !readers.isEmpty() && (caches.isEmpty() || withCaches)) {
           found.add(set());
           break;
         }
+        if (fits && !readers.isEmpty()) {
+          kept.add(Set.copyOf(caches));
+        }
         for (Place finer : first.axis() == 1 ? where.finer() : List.<Place>of()) {
-          tries.add(new Place(1, first.repeat() * finer.repeat(), first.block() * finer.block()));
+          tries.add(
+              finer.layout().isEven()
+                  ? new Place(1, first.repeat() * finer.repeat(), first.block() * finer.block())
+                  : finer);
         }
       }
     }
     return found;
   }
 
+  /** How many numbers a product makes for each row or pixel; 0 if it is none whose weight is a constant for it alone. */
+  private int numbers(NodeProto n) {
+    Use use = uses.get(n.getOutput(0));
+    if (use != null && use.groups() == 1) {
+      OnnxWeight weight = weights.get(n.getOutput(0));
+      return Math.toIntExact(model.constant(weight.value()).dims()[use.outputAxis()]);
+    }
+    FusedAttention attention = FusedAttention.of(n);
+    String weight = attention == null ? null : attention.weight();
+    OnnxInitializer c = weight == null ? null : model.constant(weight);
+    return c != null && Nodes.isFloat(c.type()) && c.dims().length == 2
+        ? Math.toIntExact(c.dims()[1] / 3) // of queries, keys and values
+        : 0;
+  }
+
+  /** After {@link #all}: of how many attentions heads could go if keys and values of earlier tokens had fewer. */
+  int kept() {
+    return kept.size();
+  }
+
   private HiddenChannels set() {
     Set<String> values = new LinkedHashSet<>(places.keySet());
     values.addAll(flat);
     seen.addAll(values);
+    values.removeIf(value -> !producers.containsKey(value));
     return new HiddenChannels(
         made.get(0),
         size,
@@ -152,6 +208,8 @@ final class ChannelSearch {
         Set.copyOf(makers),
         List.copyOf(slices),
         List.copyOf(where.counts()),
+        List.copyOf(attributes),
+        List.copyOf(caches),
         List.copyOf(readers),
         Set.copyOf(depthwise),
         Set.copyOf(inner),
@@ -159,9 +217,11 @@ final class ChannelSearch {
   }
 
   /**
-   * @param first where the output of the product has the channels
+   * @param product the output of a product
+   * @param numbers that it makes
+   * @param first where the output has the channels
    */
-  private void walk(NodeProto n, Use use, Place first) {
+  private void walk(String product, int numbers, Place first) {
     open.clear();
     places = new LinkedHashMap<>();
     flat = new LinkedHashSet<>();
@@ -169,16 +229,35 @@ final class ChannelSearch {
     makers = new HashSet<>();
     slices = new LinkedHashSet<>();
     readers = new ArrayList<>();
+    attributes = new ArrayList<>();
+    caches = new ArrayList<>();
     depthwise = new HashSet<>();
     inner = new HashSet<>();
-    long[] dims = model.constant(weights.get(n.getOutput(0)).value()).dims();
-    size = Math.toIntExact(dims[use.outputAxis()]) / first.each();
+    attended = new HashMap<>();
+    asked = new ArrayList<>();
+    size = (numbers - first.layout().rest()) / first.each();
     where = new ChannelPlaces(model, producers, shapes, size);
     fits = true;
-    add(n.getOutput(0), first);
+    add(product, first);
     while (fits && !open.isEmpty()) {
       visit(open.remove());
     }
+    fits = fits && asked.stream().allMatch(this::isCounted);
+  }
+
+  /** Whether a number goes into shapes alone in which it is replaced. */
+  private boolean isCounted(String number) {
+    return !outputs.contains(number)
+        && consumers.getOrDefault(number, List.of()).stream()
+            .allMatch(
+                n ->
+                    COUNTING.contains(n.getOpType())
+                        ? isCounted(n.getOutput(0))
+                        : Nodes.is(n, "Shape")
+                            || RESHAPING.contains(n.getOpType())
+                                && n.getInput(1).equals(number)
+                                && where.counts().stream()
+                                    .anyMatch(count -> count.node().equals(n.getOutput(0))));
   }
 
   /** Notes a value that has the channels. */
@@ -194,21 +273,112 @@ final class ChannelSearch {
   private void visit(String value) {
     Place place = places.get(value);
     NodeProto producer = producers.get(value);
-    if (producer == null || outputs.contains(value) || !OnnxModel.isOwn(producer)) {
-      fits = false;
-      return;
+    if (producer == null || outputs.contains(value)) {
+      fits = isCache(value, place);
+      caches.add(new Cache(value, place.axis(), place.each()));
     }
-    Use use = uses.get(producer.getOutput(0));
-    if (use != null && use.groups() == 1) {
+    Use use = producer == null ? null : uses.get(producer.getOutput(0));
+    if (fits && use != null && use.groups() == 1) {
       made(producer, use, place);
-    } else {
+    } else if (fits && producer != null && OnnxModel.isOwn(producer)) {
       operator(producer, place);
+    } else if (fits && producer != null) {
+      runtimeOperator(producer, value, place);
     }
     for (NodeProto reader : consumers.getOrDefault(value, List.of())) {
       if (fits) {
         read(reader, value, place);
       }
     }
+  }
+
+  /** Whether a value of the model's inputs or outputs is keys or values, [n, heads, steps, numbers], of so many heads. */
+  private boolean isCache(String value, Place place) {
+    ValueInfoProto told = model.valueInfo(value);
+    boolean named = outputs.contains(value) ? PastInput.isNext(value) : PastInput.isOne(value);
+    if (told == null || !named || place.axis() != 3 || !place.layout().isEven()) {
+      return false;
+    }
+    TensorShapeProto shape = told.getType().getTensorType().getShape();
+    return shape.getDimCount() == 4
+        && (!shape.getDim(1).hasDimValue() || shape.getDim(1).getDimValue() == where.length(place));
+  }
+
+  /** An operator of ONNX Runtime's own that reads or gives a value with the channels. */
+  private void runtimeOperator(NodeProto n, String value, Place place) {
+    FusedAttention attention = FusedAttention.of(n);
+    boolean isOutput = n.getOutput(0).equals(value);
+    if (attention != null) {
+      attention(n, attention, value, place);
+    } else if (!isOutput && n.getInputList().lastIndexOf(value) != 0) {
+      fits = false;
+    } else if (RuntimeOperators.isActivation(n)) {
+      add(n.getInput(0), place);
+      add(n.getOutput(0), place);
+      if (isOutput && n.getInputCount() > 1) {
+        operand(n, 1, place);
+      }
+    } else if (RuntimeOperators.isRotation(n)) {
+      int width = rotated(n, place);
+      fits &= width > 0 && n.getOutputCount() == 1;
+      if (fits) {
+        add(n.getInput(0), place);
+        add(n.getOutput(0), place);
+        if (isOutput) {
+          attributes.add(new Attribute(n.getOutput(0), "num_heads", place.each() / width));
+        }
+      }
+    } else {
+      fits = false;
+    }
+  }
+
+  /** How many numbers of the axis of the channels a head is whose numbers are turned together; 0 where that divides channels. */
+  private int rotated(NodeProto n, Place place) {
+    if (place.axis() != 1) {
+      return place.axis() == 3 ? 1 : 0;
+    }
+    long heads = Nodes.integer(n, "num_heads", 0);
+    long[] cosines = shapes.of(n.getInput(2));
+    boolean known = cosines != null && cosines.length == 2 && cosines[1] > 0;
+    long width =
+        heads > 0
+            ? where.length(place) / heads
+            : shapes.rank(n.getInput(0)) == 3 && known ? 2 * cosines[1] : 0;
+    if (width == 0 || !place.layout().isEven()) {
+      return 0;
+    }
+    if (place.block() % width != 0) {
+      where.refine(place, new ChannelLayout(place.repeat(), (int) width));
+      return 0;
+    }
+    return (int) width;
+  }
+
+  private void attention(NodeProto n, FusedAttention attention, String value, Place place) {
+    Map<String, Place> known = attended.get(n.getOutput(0));
+    Map<String, Place> all =
+        known != null ? known : attention.places(value, place, size, where, shapes);
+    fits &= all != null && place.equals(all.get(value));
+    fits &= attention.weight() == null || numbers(n) > 0;
+    if (!fits || known != null) {
+      return;
+    }
+    if (attention.weight() != null) {
+      made.add(attention.weight());
+      makers.add(n.getOutput(0));
+    }
+    attended.put(n.getOutput(0), all);
+    inner.add(n.getOutput(0));
+    attributes.addAll(attention.attributes(size, all));
+    all.forEach(
+        (v, at) -> {
+          if (n.getOutputList().contains(v)) {
+            add(v, at);
+          } else {
+            operand(n, n.getInputList().indexOf(v), at);
+          }
+        });
   }
 
   /** A product that makes the channels. */
@@ -219,7 +389,7 @@ final class ChannelSearch {
     fits &= use.kind() == Kind.CONV ? place.equals(Place.image(dims)) : place.axis() == 1;
     made.add(weight.name());
     makers.add(n.getOutput(0));
-    slices.add(new Slice(n.getOutput(0), 1, weight.value(), use.outputAxis(), place.block()));
+    slices.add(new Slice(n.getOutput(0), 1, weight.value(), use.outputAxis(), place.layout()));
     if (use.kind() != Kind.MATMUL && n.getInputCount() > 2 && !n.getInput(2).isEmpty()) {
       if (use.kind() == Kind.CONV) {
         parameter(n, 2);
@@ -233,9 +403,11 @@ final class ChannelSearch {
   private void read(NodeProto n, String value, Place place) {
     boolean joins =
         Nodes.JOINING.contains(n.getOpType()) || Set.of("Concat", "MatMul").contains(n.getOpType());
-    if (n.getOutputCount() == 0
-        || !OnnxModel.isOwn(n)
-        || !joins && n.getInputList().lastIndexOf(value) != 0) {
+    if (n.getOutputCount() > 0 && !OnnxModel.isOwn(n)) {
+      runtimeOperator(n, value, place);
+      return;
+    }
+    if (n.getOutputCount() == 0 || !joins && n.getInputList().lastIndexOf(value) != 0) {
       fits = false;
       return;
     }
@@ -277,7 +449,7 @@ final class ChannelSearch {
     return target != null && target.length == 2 && target[0] == 0 && target[1] == -1;
   }
 
-  /** Whether somebody may get the number of channels from a Shape. */
+  /** Whether somebody may get the number of channels from a Shape, and not as one number that is looked at later. */
   private boolean asksFor(NodeProto n, String value, Place place) {
     if (Nodes.find(n, "start") != null || Nodes.find(n, "end") != null) {
       int rank = shapes.rank(value);
@@ -294,8 +466,11 @@ final class ChannelSearch {
       }
       for (long axis : axes) {
         int end = shapes.fromEnd(axis, value);
-        if (end == 0 || end == place.axis()) {
+        if (end == 0 || end == place.axis() && axes.length > 1) {
           return true;
+        }
+        if (end == place.axis()) {
+          asked.add(reader.getOutput(0));
         }
       }
     }
@@ -319,7 +494,7 @@ final class ChannelSearch {
             && n.getInputList().stream().filter(read::equals).count() == 1
             && (isFlat
                 ? entries % size == 0
-                : entries == where.length(place) && place.repeat() == 1)
+                : entries == where.length(place) && place.layout().isEven())
             && (isFlat || (isConv ? place.equals(Place.image(dims)) : place.axis() == 1));
     if (fits) {
       Slice slice =
@@ -328,7 +503,7 @@ final class ChannelSearch {
               1,
               weight.value(),
               use.reductionAxis(),
-              Math.toIntExact(entries / size));
+              isFlat ? new ChannelLayout(1, Math.toIntExact(entries / size)) : place.layout());
       slices.add(slice);
       readers.add(
           new Reader(
@@ -384,6 +559,9 @@ final class ChannelSearch {
     } else if (ALONG.contains(type)) {
       fits &= where.isAlongOthers(n, place);
       add(first, place);
+    } else if (type.equals("Expand")) {
+      fits &= where.expands(n, place);
+      operand(n, 0, place);
     } else if (type.equals("MatMul") && place.axis() > 2) {
       inner.add(n.getOutput(0));
       for (int i = 0; i < 2; i++) {
@@ -411,7 +589,7 @@ final class ChannelSearch {
       String weight = weights.get(n.getOutput(0)).value();
       fits &= model.constant(weight).dims()[0] == size;
       depthwise.add(n.getOutput(0));
-      slices.add(new Slice(n.getOutput(0), 1, weight, 0, 1));
+      slices.add(new Slice(n.getOutput(0), 1, weight, 0, ONE));
       add(first, place);
       if (n.getInputCount() > 2 && !n.getInput(2).isEmpty()) {
         parameter(n, 2);
@@ -442,13 +620,13 @@ final class ChannelSearch {
     }
     int at = c.dims().length - place.axis();
     fits &= Nodes.isFloat(c.type()) && c.dims()[at] == where.length(place);
-    slices.add(new Slice(n.getOutput(0), input, value, at, place.block()));
+    slices.add(new Slice(n.getOutput(0), input, value, at, place.layout()));
   }
 
   /** A constant with one entry a channel, whatever has them. */
   private void parameter(NodeProto n, int input) {
     OnnxInitializer c = model.constant(n.getInput(input));
     fits &= c != null && Nodes.isFloat(c.type()) && c.dims().length == 1 && c.elements() == size;
-    slices.add(new Slice(n.getOutput(0), input, n.getInput(input), 0, 1));
+    slices.add(new Slice(n.getOutput(0), input, n.getInput(input), 0, ONE));
   }
 }

@@ -75,6 +75,12 @@ final class ChannelWork {
         });
     for (int s = 0; s < sizes.length; s++) {
       for (String value : sets.get(s).inner()) {
+        if (FusedAttention.of(producers.get(value)) != null) {
+          // As many steps as the text has are looked at twice, for their keys and their values.
+          double steps = shapes.get(value)[1];
+          products.add(new Product(s, -1, 2 * elements.get(value) * steps));
+          continue;
+        }
         long[] left = shapes.get(producers.get(value).getInput(0));
         long[] right = shapes.get(producers.get(value).getInput(1)); // one of both may have none
         long summed = left != null ? left[left.length - 1] : right[right.length - 2];
@@ -85,12 +91,17 @@ final class ChannelWork {
         (node, slice) -> {
           OnnxInitializer weight = model.constant(slice.constant());
           int outputs = read.containsKey(node) ? 1 - slice.axis() : slice.axis();
-          double rows = (double) elements.get(node) / weight.dims()[outputs];
+          boolean attends = FusedAttention.of(producers.get(node)) != null;
+          // What an attention gives are as many numbers as its queries alone.
+          double times = attends ? slice.layout().repeat() : 1;
+          double rows = times * elements.get(node) / weight.dims()[outputs];
+          // What is no channel's stays.
+          double share = 1 - (double) slice.layout().rest() / weight.dims()[slice.axis()];
           products.add(
               new Product(
                   read.getOrDefault(node, -1),
                   made.getOrDefault(node, -1),
-                  rows * weight.elements()));
+                  rows * weight.elements() * share));
         });
     numbers =
         sets.stream()

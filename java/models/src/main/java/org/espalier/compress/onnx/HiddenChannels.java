@@ -8,8 +8,9 @@ import org.espalier.format.onnx.OnnxModel;
 /**
  * Channels that only products with constant weights make and read, with operators between them that treat each
  * channel for itself: the inner width of a feed-forward block, the channels of images between convolutions, the heads
- * of an attention, of which each has several numbers. Nothing else of the graph, and nobody outside, knows how many
- * there are, so their number can change.
+ * of an attention, of which each has several numbers. Where several queries share keys and values, a channel is
+ * these with their queries, or one query of each such group. Nothing else of the graph knows how many there are, and
+ * outside only who hands keys and values of earlier tokens to a decoder, so their number can change.
  *
  * @param name of the first weight that makes them
  * @param size how many there are
@@ -17,6 +18,8 @@ import org.espalier.format.onnx.OnnxModel;
  * @param makers the outputs of the products that make them
  * @param slices the constants with entries of their own for each channel, weights that make and read them included
  * @param counts where the graph says how many there are
+ * @param attributes where nodes say so
+ * @param caches the inputs and outputs of the model that have them: keys and values of earlier tokens
  * @param readers the products that sum over them
  * @param depthwise the outputs of the depthwise convolutions among the operators
  * @param inner the outputs of the products of two values that have them, such as queries and keys
@@ -29,6 +32,8 @@ record HiddenChannels(
     Set<String> makers,
     List<Slice> slices,
     List<Count> counts,
+    List<Attribute> attributes,
+    List<Cache> caches,
     List<Reader> readers,
     Set<String> depthwise,
     Set<String> inner,
@@ -40,26 +45,42 @@ record HiddenChannels(
    * @param node the output of the node that reads it
    * @param input which input of the node it is, or leads to
    * @param constant its name
-   * @param block how many entries of the axis a channel has, one after the other: 1, the pixels of an image that
-   *     was made flat, or the numbers of a head
+   * @param layout which entries of the axis a channel has: one, the pixels of an image that was made flat, or the
+   *     numbers of a head
    */
-  record Slice(String node, int input, String constant, int axis, int block) {
+  record Slice(String node, int input, String constant, int axis, ChannelLayout layout) {
     private Slice renamed(Map<String, Map<Integer, String>> inputs) {
       String now = inputs.getOrDefault(node, Map.of()).getOrDefault(input, constant);
-      return new Slice(node, input, now, axis, block);
+      return new Slice(node, input, now, axis, layout);
     }
   }
 
   /**
-   * A number in the shape that a Reshape makes.
+   * A number in the shape that a Reshape or Expand makes.
    *
-   * @param node the output of the Reshape
+   * @param node the output of the Reshape or Expand
    * @param part which input of the Concat that makes the shape holds the number; −1 where the shape is a constant
    * @param numbers all of that input, or of the shape
    * @param index which of them it is
    * @param each how many numbers a channel counts for
    */
   record Count(String node, int part, List<Long> numbers, int index, int each) {}
+
+  /**
+   * An attribute that counts the channels, or all of whose numbers do, where the node has it.
+   *
+   * @param node the output of the node
+   * @param each how many a channel counts for
+   */
+  record Attribute(String node, String name, int each) {}
+
+  /**
+   * An input or output of the model with an axis of the channels.
+   *
+   * @param axis counted from the end, 1 for the last
+   * @param each how many numbers of the axis a channel has
+   */
+  record Cache(String value, int axis, int each) {}
 
   /**
    * A product that sums over the channels.
@@ -74,15 +95,14 @@ record HiddenChannels(
    */
   record Reader(
       String activation, String node, String weight, Slice slice, String bias, boolean image) {
-    /** How many numbers of a channel lie one after the other in the activation: of an image each pixel is a row. */
+    /** How many numbers of the activation a channel is: of an image each pixel is a row. */
     int group() {
-      return image ? 1 : slice.block();
+      return image ? 1 : slice.layout().each();
     }
 
-    /** Of the weight what each of these numbers is multiplied with. */
-    Slice numbers() {
-      return new Slice(
-          node, slice.input(), slice.constant(), slice.axis(), slice.block() / group());
+    /** Whether the activation has a channel's numbers in several places. */
+    boolean isScattered() {
+      return !image && slice.layout().repeat() > 1;
     }
   }
 
@@ -104,6 +124,8 @@ record HiddenChannels(
         makers,
         slices.stream().map(slice -> slice.renamed(inputs)).toList(),
         counts,
+        attributes,
+        caches,
         readers.stream()
             .map(
                 r ->
@@ -120,8 +142,11 @@ record HiddenChannels(
         values);
   }
 
-  /** The hidden channels of a model in graph order; those of a set of weights are found once. */
+  /**
+   * The hidden channels of a model in graph order; those of a set of weights are found once. Keys and values that the
+   * model takes or gives keep their shapes.
+   */
   static List<HiddenChannels> find(OnnxModel model) {
-    return new ChannelSearch(model).all();
+    return new ChannelSearch(model, false).all();
   }
 }

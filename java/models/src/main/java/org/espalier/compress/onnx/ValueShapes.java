@@ -34,7 +34,15 @@ final class ValueShapes {
 
   /** Operators but unary ones whose output has the shape of their first input. */
   private static final Set<String> SAME =
-      Set.of("Cast", "CumSum", "LayerNormalization", "LogSoftmax", "Not", "Softmax", "Trilu");
+      Set.of(
+          "Cast",
+          "CumSum",
+          "LayerNormalization",
+          "LogSoftmax",
+          "Not",
+          "SimplifiedLayerNormalization",
+          "Softmax",
+          "Trilu");
 
   /** Operators but those that join numbers whose output has the shape to which those of their inputs are stretched. */
   private static final Set<String> BROADCAST =
@@ -43,6 +51,9 @@ final class ValueShapes {
   private final OnnxModel model;
   private long unknown = Long.MIN_VALUE;
   private final Map<String, long[]> shapes = new HashMap<>();
+
+  /** The nodes that were seen, by what they give. */
+  private final Map<String, NodeProto> seen = new HashMap<>();
 
   /** Small whole numbers that are computed from constants and shapes. */
   private final Map<String, long[]> numbers = new HashMap<>();
@@ -60,10 +71,81 @@ final class ValueShapes {
       }
     }
     for (NodeProto n : model.nodes()) {
-      if (OnnxModel.isOwn(n) && n.getOutputCount() > 0 && n.getInputCount() > 0) {
-        follow(n);
+      if (n.getOutputCount() == 0 || n.getInputCount() == 0) {
+        continue;
       }
+      if (OnnxModel.isOwn(n)) {
+        follow(n);
+      } else if (of(n.getInput(0)) != null) {
+        followOther(n, of(n.getInput(0)));
+      }
+      seen.put(n.getOutput(0), n);
     }
+  }
+
+  private void followOther(NodeProto n, long[] first) {
+    FusedAttention attention = FusedAttention.of(n);
+    if (RuntimeOperators.keepsShape(n)) {
+      shapes.put(n.getOutput(0), first);
+      // A skip's sum is its fourth output.
+      if (n.getOutputCount() > 3 && !n.getOutput(3).isEmpty()) {
+        shapes.put(n.getOutput(3), first);
+      }
+    } else if (attention != null && first.length == 3) {
+      shapes.put(n.getOutput(0), new long[] {first[0], first[1], any()});
+    }
+  }
+
+  /** Whether a node makes a shape of another one, with ones in place of what is open there. */
+  static boolean isOnesForOpen(Map<String, NodeProto> producers, NodeProto n) {
+    NodeProto open = Nodes.is(n, "Where") ? producers.get(n.getInput(0)) : null;
+    return open != null && Nodes.is(open, "Equal") && open.getInputList().contains(n.getInput(2));
+  }
+
+  /** The numbers of a shape with ones in place of what is open; null if a node makes something else. */
+  private long[] chosen(NodeProto n) {
+    long[] ones = isOnesForOpen(seen, n) ? numbers(n.getInput(1)) : null;
+    long[] shape = ones == null ? null : numbers(n.getInput(2)).clone();
+    if (shape == null || ones.length != shape.length) {
+      return null;
+    }
+    NodeProto equal = seen.get(n.getInput(0));
+    boolean second = equal.getInput(0).equals(n.getInput(2));
+    long[] open = numbers(equal.getInput(second ? 1 : 0));
+    for (int i = 0; i < shape.length; i++) {
+      if (open == null || open.length != shape.length || open[i] != -1) {
+        return null;
+      }
+      shape[i] = shape[i] == -1 ? ones[i] : shape[i]; // lengths that are not known are not negative
+    }
+    return shape;
+  }
+
+  /** As many of one whole number as a shape tells; null if it is of another type. */
+  private long[] filled(NodeProto n) {
+    long[] length = numbers(n.getInput(0));
+    AttributeProto value = Nodes.find(n, "value");
+    if (!isShort(length) || value == null || value.getT().getDataType() != DataType.INT64_VALUE) {
+      return null;
+    }
+    long[] all = new long[(int) length[0]];
+    Arrays.fill(all, OnnxInitializer.ofMessage(value.getT()).data().getLong());
+    return all;
+  }
+
+  private long[] multiplied(NodeProto n) {
+    long[] a = numbers(n.getInput(0));
+    long[] b = numbers(n.getInput(1));
+    if (a == null || b == null || a.length != b.length && b.length != 1) {
+      return null;
+    }
+    long[] products = new long[a.length];
+    for (int i = 0; i < products.length; i++) {
+      long other = b[b.length == 1 ? 0 : i];
+      boolean small = Math.abs(a[i]) <= Integer.MAX_VALUE && Math.abs(other) <= Integer.MAX_VALUE;
+      products[i] = isKnown(a[i]) && isKnown(other) && small ? a[i] * other : any();
+    }
+    return products;
   }
 
   /** Whether a length or number is a known one. */
@@ -181,6 +263,9 @@ final class ValueShapes {
         switch (type) {
           case "Cast", "Identity", "Squeeze", "Unsqueeze" -> numbers(n.getInput(0));
           case "Concat" -> joinedNumbers(n);
+          case "ConstantOfShape" -> filled(n);
+          case "Mul" -> multiplied(n);
+          case "Where" -> chosen(n);
           case "Shape" -> first == null ? null : picked(n, first);
           case "Gather" -> gatheredNumbers(n);
           case "Slice" -> slicedNumbers(n);

@@ -29,6 +29,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.function.Predicate;
 import java.util.function.UnaryOperator;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 
 /**
@@ -424,6 +425,21 @@ public final class OnnxModel {
     List<ValueInfoProto> kept =
         graph.getValueInfoList().stream().filter(v -> !values.test(v.getName())).toList();
     graph.clearValueInfo().addAllValueInfo(kept);
+  }
+
+  /**
+   * Changes how long an axis of an input or output of the main graph is, where the model says so.
+   *
+   * @param fromEnd the axis counted from the end, 1 for the last
+   */
+  public void setLength(String value, int fromEnd, long length) {
+    Stream.concat(graph.getInputBuilderList().stream(), graph.getOutputBuilderList().stream())
+        .filter(v -> v.getName().equals(value))
+        .map(v -> v.getTypeBuilder().getTensorTypeBuilder())
+        .filter(type -> type.getShape().getDimCount() >= fromEnd)
+        .map(type -> type.getShapeBuilder().getDimBuilder(type.getShape().getDimCount() - fromEnd))
+        .filter(TensorShapeProto.Dimension.Builder::hasDimValue)
+        .forEach(dimension -> dimension.setDimValue(length));
   }
 
   /** The type and shape that the model records for a value of its main graph; null if none. */

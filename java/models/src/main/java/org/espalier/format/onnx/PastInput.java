@@ -18,6 +18,7 @@ import org.espalier.InputException;
  */
 public final class PastInput {
   private static final String PREFIX = "past_key_values.";
+  private static final String PRESENT = "present.";
 
   private static final Set<DataType> TYPES =
       EnumSet.of(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16);
@@ -27,6 +28,11 @@ public final class PastInput {
   /** Whether models call one so. */
   public static boolean isOne(String name) {
     return name.startsWith(PREFIX);
+  }
+
+  /** Whether models call an output so that gives what such an input takes when the text goes on. */
+  public static boolean isNext(String output) {
+    return output.startsWith(PRESENT);
   }
 
   /**

@@ -1,0 +1,60 @@
+package org.espalier.compress.onnx;
+
+import java.util.Arrays;
+
+/**
+ * Which numbers of an axis are those of channels: so many times all of them, one after the other, each with a block of
+ * numbers; behind these, as the keys and values behind the queries of one product, so many times all of them with
+ * blocks of another length; and behind all that numbers that are no channel's.
+ *
+ * @param repeat how many times all channels come
+ * @param block how many numbers a channel has each time, one after the other
+ * @param times how many times they come again
+ * @param part how many numbers a channel has each of these times
+ * @param rest how many numbers at the end are no channel's
+ */
+record ChannelLayout(int repeat, int block, int times, int part, int rest) {
+  ChannelLayout(int repeat, int block) {
+    this(repeat, block, 0, 0, 0);
+  }
+
+  /** Whether the channels come in one way alone, and nothing else. */
+  boolean isEven() {
+    return times == 0 && rest == 0;
+  }
+
+  /** How many numbers of the axis a channel has. */
+  int each() {
+    return repeat * block + times * part;
+  }
+
+  /** How long the axis is. */
+  long length(int size) {
+    return (long) size * each() + rest;
+  }
+
+  /**
+   * For each number of the axis which one it is, if the numbers of a channel are counted one after the other; −1 for
+   * those that are no channel's.
+   *
+   * @param size how many channels there are
+   * @param group how many numbers of a channel are counted; those that it has beyond come in equal shares
+   */
+  int[] numbers(int size, int group) {
+    int share = each() / group;
+    int[] numbers = new int[Math.toIntExact(length(size))];
+    Arrays.fill(numbers, -1);
+    int at = 0;
+    for (int time = 0; time < repeat + times; time++) {
+      boolean first = time < repeat;
+      int width = first ? block : part;
+      int before = first ? time * block : repeat * block + (time - repeat) * part;
+      for (int c = 0; c < size; c++) {
+        for (int i = 0; i < width; i++) {
+          numbers[at++] = c * group + (before + i) / share;
+        }
+      }
+    }
+    return numbers;
+  }
+}
