@@ -35,6 +35,7 @@ import org.espalier.format.onnx.GroupedDecoder.Form;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -279,9 +280,7 @@ class DecoderHeadsTest {
 
   /** Keys and values that nobody can know for such keep their heads, and so do those whose number is used elsewhere. */
   @ParameterizedTest
-  @EnumSource(
-      value = Form.class,
-      names = {"TRACED", "EXPANDED", "GROUPED", "PACKED", "HEADED"})
+  @EnumSource(value = Form.class, mode = EnumSource.Mode.EXCLUDE, names = "WHOLE")
   void whatOthersMayKnowStays(Form form) {
     GraphProto graph = model(form).toProto().getGraph();
     GraphProto.Builder renamed = graph.toBuilder();
@@ -312,6 +311,46 @@ class DecoderHeadsTest {
     assertEquals(
         List.of(0, 0, 4, 0),
         find(with(form, counted), Caches.NARROW).stream().map(s -> s.caches().size()).toList());
+  }
+
+  /** Before operator set 13 a Split is told its lengths by an attribute, and before 10 a Slice where it cuts. */
+  @Test
+  void gatesOfEarlyOperatorSetsAreFound() throws OrtException {
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("gate")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+            .addInitializer(SmallModels.floats("both", random, 0.4f, 8, 32))
+            .addInitializer(SmallModels.floats("down", random, 0.4f, 16, 8))
+            .addNode(SmallModels.line("h MatMul x both"))
+            .addNode(
+                SmallModels.line(
+                        "a Split h",
+                        SmallModels.list("split", 16, 16),
+                        SmallModels.attribute("axis", 1))
+                    .toBuilder()
+                    .addOutput("b"))
+            .addNode(SmallModels.line("g Sigmoid a"))
+            .addNode(SmallModels.line("c Mul g b"))
+            .addNode(SmallModels.line("y MatMul c down"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 8));
+    OnnxModel model = OnnxModel.of(SmallModels.model(11, graph), "gate");
+    new ChannelPruner(model, 0.5, Allocation.UNIFORM, name -> true).prune(null, Progress.NONE);
+    assertArrayEquals(new long[] {8, 16}, model.constant("both").dims());
+    run(model, Map.of("x", tensor(new float[8], 1, 8)));
+    // Slices of then are not told by inputs, which could be others: what they cut stays.
+    GraphProto.Builder sliced = graph.clone();
+    sliced.removeNode(1).addNode(1, slice("a", 0, 16)).addNode(2, slice("b", 16, 32));
+    OnnxModel old = OnnxModel.of(SmallModels.model(9, sliced), "gate");
+    assertEquals(List.of(), HiddenChannels.find(old));
+  }
+
+  private static NodeProto slice(String output, long from, long to) {
+    return SmallModels.line(
+        output + " Slice h",
+        SmallModels.list("axes", 1),
+        SmallModels.list("starts", from),
+        SmallModels.list("ends", to));
   }
 
   private static String other(String name) {

@@ -31,6 +31,10 @@ public final class GroupedDecoder {
     TRACED,
     /** They are repeated to lengths that are constants. */
     EXPANDED,
+    /** The same behind one product, which a Split of given lengths divides, as it does that of the inner layer. */
+    DIVIDED,
+    /** The same divided by Slices. */
+    SLICED,
     /** GroupQueryAttention, which turns queries and keys itself. */
     GROUPED,
     /** The same of one product, and one product for gate and rest of the inner layer. */
@@ -191,6 +195,10 @@ public final class GroupedDecoder {
       graph.addInitializer(floats(name + ".bias", random, 0.3f, all));
       String packed = add("Add", List.of(linear(name + ".qkv", x, width, all), name + ".bias"));
       inputs = List.of(packed, "", "");
+    } else if (form == Form.DIVIDED || form == Form.SLICED) {
+      long all = HEADS * HEAD;
+      String packed = linear(name + ".qkv", x, width, (int) all + 2 * values);
+      inputs = divided(name, packed, all, values, values);
     } else {
       inputs =
           List.of(
@@ -199,7 +207,7 @@ public final class GroupedDecoder {
               linear(name + ".v", x, width, values));
     }
     return switch (form) {
-      case TRACED, EXPANDED -> spelled(layer, inputs, mask);
+      case TRACED, EXPANDED, DIVIDED, SLICED -> spelled(layer, inputs, mask);
       case GROUPED, PACKED -> {
         List<String> all = new ArrayList<>(inputs);
         all.addAll(List.of(pastKey, pastValue, tokens("Cast", 0), tokens("Cast", 1)));
@@ -322,7 +330,7 @@ public final class GroupedDecoder {
     String texts = add("Unsqueeze", List.of(lengths[0], "first"));
     String steps = add("Unsqueeze", List.of(lengths[2], "first"));
     int queries = HEADS / groups;
-    if (form == Form.EXPANDED) {
+    if (form != Form.TRACED) {
       String wide =
           concat(texts, numbers("g" + made, groups, queries), steps, numbers("n" + made, HEAD));
       String expanded = add("Expand", List.of(apart, wide));
@@ -351,6 +359,30 @@ public final class GroupedDecoder {
     return add("Concat", List.of(parts), attribute("axis", 0));
   }
 
+  /** Pieces of the last axis. */
+  private List<String> divided(String name, String x, long... lengths) {
+    List<String> pieces = new ArrayList<>();
+    if (form == Form.DIVIDED) {
+      for (int i = 0; i < lengths.length; i++) {
+        pieces.add(name + ".piece" + i);
+      }
+      List<String> inputs = List.of(x, numbers(name + ".lengths", lengths));
+      graph.addNode(
+          node("Split", "/" + name, inputs, pieces.get(0), attribute("axis", -1)).toBuilder()
+              .addAllOutput(pieces.subList(1, pieces.size())));
+      return pieces;
+    }
+    long from = 0;
+    for (long length : lengths) {
+      String begin = numbers("begin" + made, from);
+      from += length;
+      boolean last = pieces.size() == lengths.length - 1;
+      String end = numbers("stop" + made, last ? Long.MAX_VALUE : from);
+      pieces.add(add("Slice", List.of(x, begin, end, "last")));
+    }
+    return pieces;
+  }
+
   private String gated(String name, String x) {
     String gate;
     String up;
@@ -362,6 +394,11 @@ public final class GroupedDecoder {
           node("Split", "/" + name, List.of(both), gate, attribute("axis", -1)).toBuilder()
               .addOutput(up));
       gate = runtime("QuickGelu", List.of(gate), real("alpha", 1));
+    } else if (form == Form.DIVIDED || form == Form.SLICED) {
+      String both = linear(name + ".gate_up", x, width, 4 * width);
+      List<String> halves = divided(name, both, 2 * width, 2 * width);
+      gate = add("Mul", List.of(halves.get(0), add("Sigmoid", List.of(halves.get(0)))));
+      up = halves.get(1);
     } else if (form == Form.WHOLE) {
       graph.addInitializer(floats(name + ".gate.bias", random, 0.3f, 2 * width));
       String h = linear(name + ".gate", x, width, 2 * width);

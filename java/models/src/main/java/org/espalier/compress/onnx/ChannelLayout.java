@@ -28,6 +28,31 @@ record ChannelLayout(int repeat, int block, int times, int part, int rest) {
     return repeat * block + times * part;
   }
 
+  /** How many numbers of a channel come before one of the axis; −1 if some of one's are and others of that time are not. */
+  int eachBefore(int size, long number) {
+    long before = Math.min(number, length(size) - rest);
+    long first = (long) size * repeat * block;
+    long run = (long) size * (before < first || times == 0 ? block : part);
+    long inside = before < first || times == 0 ? before : before - first;
+    return inside % run == 0 ? (int) (before / size) : -1;
+  }
+
+  /** What is between two numbers of the axis; null if that is not all channels some times, or nothing of them. */
+  ChannelLayout piece(int size, long from, long to) {
+    int before = eachBefore(size, from);
+    int behind = eachBefore(size, to);
+    if (before < 0 || behind < before) {
+      return null;
+    }
+    int firsts = Math.min(behind, repeat * block) - Math.min(before, repeat * block);
+    int others = behind - before - firsts;
+    int left = (int) (to - from - (long) size * (behind - before));
+    int more = others == 0 ? 0 : others / part;
+    return firsts > 0
+        ? new ChannelLayout(firsts / block, block, more, more == 0 ? 0 : part, left)
+        : new ChannelLayout(more, more == 0 ? 0 : part, 0, 0, left);
+  }
+
   /** How long the axis is. */
   long length(int size) {
     return (long) size * each() + rest;

@@ -13,6 +13,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.HiddenChannels.Bounds;
 import org.espalier.compress.onnx.HiddenChannels.Count;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.compress.onnx.HiddenChannels.Slice;
@@ -184,6 +185,11 @@ final class ChannelNarrowing {
       if (set.depthwise().contains(output)) {
         attribute(changed, "group", left);
       }
+      for (Bounds bounds : set.bounds()) {
+        if (bounds.node().equals(output)) {
+          cutAt(changed, bounds, left);
+        }
+      }
       for (HiddenChannels.Attribute attribute : set.attributes()) {
         if (attribute.node().equals(output)) {
           attribute(changed, attribute.name(), (long) left * attribute.each());
@@ -218,6 +224,23 @@ final class ChannelNarrowing {
     model.removeValueInfo(changedShapes::contains);
     for (HiddenChannels.Cache cache : set.caches()) {
       model.setLength(cache.value(), cache.axis(), (long) left * cache.each());
+    }
+  }
+
+  /** Tells a Split or Slice where it cuts now. */
+  private void cutAt(NodeProto.Builder n, Bounds bounds, int left) {
+    long[] numbers = bounds.of(left);
+    if (bounds.input() >= 0) {
+      String name = names.unique(n.getInput(bounds.input()) + "_cut");
+      model.addInitializer(OnnxInitializer.int64s(name, new long[] {numbers.length}, numbers));
+      n.setInput(bounds.input(), name);
+      return;
+    }
+    for (AttributeProto.Builder attribute : n.getAttributeBuilderList()) {
+      if (attribute.getName().equals("split")) {
+        attribute.clearInts();
+        Arrays.stream(numbers).forEach(attribute::addInts);
+      }
     }
   }
 

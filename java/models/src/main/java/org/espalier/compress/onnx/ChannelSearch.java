@@ -76,6 +76,9 @@ final class ChannelSearch {
   private Set<String> depthwise;
   private Set<String> inner;
 
+  /** What is cut out of values that have the channels. */
+  private Set<String> pieces;
+
   /** Where attentions of one node have the channels, by their output. */
   private Map<String, Map<String, Place>> attended;
 
@@ -208,6 +211,7 @@ final class ChannelSearch {
         Set.copyOf(makers),
         List.copyOf(slices),
         List.copyOf(where.counts()),
+        List.copyOf(where.bounds()),
         List.copyOf(attributes),
         List.copyOf(caches),
         List.copyOf(readers),
@@ -233,10 +237,11 @@ final class ChannelSearch {
     caches = new ArrayList<>();
     depthwise = new HashSet<>();
     inner = new HashSet<>();
+    pieces = new HashSet<>();
     attended = new HashMap<>();
     asked = new ArrayList<>();
     size = (numbers - first.layout().rest()) / first.each();
-    where = new ChannelPlaces(model, producers, shapes, size);
+    where = new ChannelPlaces(model, producers, consumers, shapes, size);
     fits = true;
     add(product, first);
     while (fits && !open.isEmpty()) {
@@ -277,18 +282,25 @@ final class ChannelSearch {
       fits = isCache(value, place);
       caches.add(new Cache(value, place.axis(), place.each()));
     }
-    Use use = producer == null ? null : uses.get(producer.getOutput(0));
-    if (fits && use != null && use.groups() == 1) {
-      made(producer, use, place);
-    } else if (fits && producer != null && OnnxModel.isOwn(producer)) {
-      operator(producer, place);
-    } else if (fits && producer != null) {
-      runtimeOperator(producer, value, place);
+    if (fits && producer != null && !pieces.contains(value)) {
+      producer(producer, value, place);
     }
     for (NodeProto reader : consumers.getOrDefault(value, List.of())) {
       if (fits) {
         read(reader, value, place);
       }
+    }
+  }
+
+  /** What makes a value that has the channels. */
+  private void producer(NodeProto producer, String value, Place place) {
+    Use use = uses.get(producer.getOutput(0));
+    if (use != null && use.groups() == 1) {
+      made(producer, use, place);
+    } else if (OnnxModel.isOwn(producer)) {
+      operator(producer, place);
+    } else {
+      runtimeOperator(producer, value, place);
     }
   }
 
@@ -428,6 +440,15 @@ final class ChannelSearch {
       }
     } else if (n.getOpType().equals("Shape")) {
       fits &= !asksFor(n, value, place);
+    } else if (where.isCutting(n, place)) {
+      List<Place> cut = where.pieces(n, place);
+      fits &= cut != null;
+      for (int i = 0; fits && i < n.getOutputCount(); i++) {
+        if (cut.get(i).each() > 0 && !n.getOutput(i).isEmpty()) {
+          pieces.add(n.getOutput(i));
+          add(n.getOutput(i), cut.get(i));
+        }
+      }
     } else {
       Place after = where.after(n, place);
       fits &= after != null;

@@ -3,6 +3,7 @@ package org.espalier.compress.onnx;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.stream.IntStream;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -18,7 +19,8 @@ import org.espalier.format.onnx.OnnxModel;
  * @param makers the outputs of the products that make them
  * @param slices the constants with entries of their own for each channel, weights that make and read them included
  * @param counts where the graph says how many there are
- * @param attributes where nodes say so
+ * @param bounds where the graph says how long pieces of them are
+ * @param attributes where nodes say how many there are
  * @param caches the inputs and outputs of the model that have them: keys and values of earlier tokens
  * @param readers the products that sum over them
  * @param depthwise the outputs of the depthwise convolutions among the operators
@@ -32,6 +34,7 @@ record HiddenChannels(
     Set<String> makers,
     List<Slice> slices,
     List<Count> counts,
+    List<Bounds> bounds,
     List<Attribute> attributes,
     List<Cache> caches,
     List<Reader> readers,
@@ -65,6 +68,22 @@ record HiddenChannels(
    * @param each how many numbers a channel counts for
    */
   record Count(String node, int part, List<Long> numbers, int index, int each) {}
+
+  /**
+   * Numbers along the axis of the channels that a Split or Slice is told.
+   *
+   * @param node the first output of the node
+   * @param input which input they are; −1 for the attribute {@code split}
+   * @param each for how many each channel counts, of each number
+   * @param rest what there is to that
+   */
+  record Bounds(String node, int input, List<Integer> each, List<Integer> rest) {
+    long[] of(int channels) {
+      return IntStream.range(0, each.size())
+          .mapToLong(i -> (long) channels * each.get(i) + rest.get(i))
+          .toArray();
+    }
+  }
 
   /**
    * An attribute that counts the channels, or all of whose numbers do, where the node has it.
@@ -124,6 +143,7 @@ record HiddenChannels(
         makers,
         slices.stream().map(slice -> slice.renamed(inputs)).toList(),
         counts,
+        bounds,
         attributes,
         caches,
         readers.stream()

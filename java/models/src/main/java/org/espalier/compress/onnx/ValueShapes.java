@@ -252,12 +252,10 @@ final class ValueShapes {
             default -> null;
           };
     }
-    if (shape != null) {
-      // Only the parts of a Split are alike where they are several.
-      int alike = type.equals("Split") ? n.getOutputCount() : 1;
-      for (String made : n.getOutputList().subList(0, alike)) {
-        shapes.put(made, shape);
-      }
+    if (shape != null && type.equals("Split")) {
+      putParts(n, shape);
+    } else if (shape != null) {
+      shapes.put(output, shape);
     }
     long[] values =
         switch (type) {
@@ -384,7 +382,8 @@ final class ValueShapes {
     }
     long[] shape = any(first.length);
     for (int i = 0; cut != null && i < shape.length; i++) {
-      shape[i] = cut[i] ? shape[i] : first[i];
+      long[] range = cut[i] ? range(n, shape.length - i) : null;
+      shape[i] = range != null ? Math.max(0, range[1] - range[0]) : cut[i] ? shape[i] : first[i];
     }
     return shape;
   }
@@ -401,6 +400,33 @@ final class ValueShapes {
     return shape;
   }
 
+  /** The lengths that a Split is told; null where it is told none, or they are not known. */
+  long[] lengths(NodeProto split) {
+    return argument(split, 1, "split");
+  }
+
+  /** From which number of an axis on, and to before which, a Slice takes all; null where it takes others, or that is not known. */
+  long[] range(NodeProto slice, int fromEnd) {
+    long[] axes = cut(slice);
+    long[] start = argument(slice, 1, "starts");
+    long[] end = argument(slice, 2, "ends");
+    long[] step = argument(slice, 4, "steps");
+    long length = length(slice.getInput(0), fromEnd);
+    boolean plain =
+        length >= 0
+            && axes != null
+            && start != null
+            && end != null
+            && axes.length == 1
+            && start.length == 1
+            && end.length == 1
+            && fromEnd(axes[0], slice.getInput(0)) == fromEnd
+            && isKnown(start[0])
+            && isKnown(end[0])
+            && (step == null ? slice.getInputCount() < 5 : step.length == 1 && step[0] == 1);
+    return plain ? new long[] {index(start[0], (int) length), index(end[0], (int) length)} : null;
+  }
+
   /** Whether all parts of a Split are known to be as long as each other, if their number divides the whole. */
   boolean isEven(NodeProto n) {
     AttributeProto lengths = Nodes.find(n, "split");
@@ -412,6 +438,23 @@ final class ValueShapes {
     }
     long[] told = numbers(n.getInput(1));
     return told != null && Arrays.stream(told).distinct().count() == 1;
+  }
+
+  /**
+   * Tells the shapes of a Split's outputs.
+   *
+   * @param even what they are where they are as long as each other
+   */
+  private void putParts(NodeProto n, long[] even) {
+    long[] lengths = lengths(n);
+    int at = even.length - fromEnd(Nodes.integer(n, "axis", 0), n.getInput(0));
+    for (int i = 0; i < n.getOutputCount(); i++) {
+      long[] part = even.clone();
+      if (!isEven(n)) {
+        part[at] = lengths != null && i < lengths.length ? lengths[i] : any();
+      }
+      shapes.put(n.getOutput(i), part);
+    }
   }
 
   private long[] joinedNumbers(NodeProto n) {
