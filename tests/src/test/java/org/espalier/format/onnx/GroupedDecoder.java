@@ -37,7 +37,9 @@ public final class GroupedDecoder {
     SLICED,
     /** GroupQueryAttention, which turns queries and keys itself. */
     GROUPED,
-    /** The same of one product, and one product for gate and rest of the inner layer. */
+    /** The same, and all queries share keys and values. */
+    SINGLE,
+    /** The same of two such groups and of one product, and one product for gate and rest of the inner layer. */
     PACKED,
     /** MultiHeadAttention behind RotaryEmbedding, as many keys as queries. */
     HEADED,
@@ -70,7 +72,7 @@ public final class GroupedDecoder {
 
   /** Heads of keys and values. */
   public static int groups(Form form) {
-    return hasSharedKeys(form) ? HEADS / 2 : HEADS;
+    return form == Form.SINGLE ? 1 : hasSharedKeys(form) ? HEADS / 2 : HEADS;
   }
 
   /** Whether several queries read the same keys. */
@@ -154,7 +156,7 @@ public final class GroupedDecoder {
   /** What tells the attentions which tokens there are: a bias [1, 1, t, all], or how many. */
   private String mask() {
     String all = add("Gather", List.of(add("Shape", List.of("attention_mask")), "one"));
-    if (form == Form.GROUPED || form == Form.PACKED) {
+    if (form == Form.GROUPED || form == Form.SINGLE || form == Form.PACKED) {
       String sum = add("ReduceSum", List.of("attention_mask", "one1"), attribute("keepdims", 0));
       add("Cast", List.of(add("Sub", List.of(sum, "one1"))), attribute("to", 6));
       add("Cast", List.of(all), attribute("to", 6));
@@ -208,7 +210,7 @@ public final class GroupedDecoder {
     }
     return switch (form) {
       case TRACED, EXPANDED, DIVIDED, SLICED -> spelled(layer, inputs, mask);
-      case GROUPED, PACKED -> {
+      case GROUPED, SINGLE, PACKED -> {
         List<String> all = new ArrayList<>(inputs);
         all.addAll(List.of(pastKey, pastValue, tokens("Cast", 0), tokens("Cast", 1)));
         all.addAll(List.of(turn("cosines"), turn("sines")));

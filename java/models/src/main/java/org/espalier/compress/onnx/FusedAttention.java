@@ -24,10 +24,12 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
    */
   private enum Kind {
     /** Queries, keys and values, or one value of all. */
-    GroupQueryAttention(-1, 10, Set.of(3, 4), Set.of(5, 6, 7, 8, 9)),
-    MultiHeadAttention(3, 5, Set.of(6, 7), Set.of(4, 8)),
+    GROUPED("GroupQueryAttention", -1, 10, Set.of(3, 4), Set.of(5, 6, 7, 8, 9)),
+    SEPARATE("MultiHeadAttention", 3, 5, Set.of(6, 7), Set.of(4, 8)),
     /** What is attended to, and a weight that makes queries, keys and values of it. */
-    Attention(2, 5, Set.of(4), Set.of(3, 6));
+    WHOLE("Attention", 2, 5, Set.of(4), Set.of(3, 6));
+
+    private final String operator;
 
     /** What is added to queries, keys and values, one after the other. */
     private final int bias;
@@ -41,7 +43,8 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
     /** What all heads share, as lengths, places and masks of steps. */
     private final Set<Integer> common;
 
-    Kind(int bias, int scores, Set<Integer> caches, Set<Integer> common) {
+    Kind(String operator, int bias, int scores, Set<Integer> caches, Set<Integer> common) {
+      this.operator = operator;
       this.bias = bias;
       this.scores = scores;
       this.caches = caches;
@@ -58,10 +61,9 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
       return null;
     }
     for (Kind kind : Kind.values()) {
-      if (n.getOpType().equals(kind.name())) {
+      if (n.getOpType().equals(kind.operator)) {
         long heads = Nodes.integer(n, "num_heads", 0);
-        long groups =
-            kind == Kind.GroupQueryAttention ? Nodes.integer(n, "kv_num_heads", 0) : heads;
+        long groups = kind == Kind.GROUPED ? Nodes.integer(n, "kv_num_heads", 0) : heads;
         boolean fits = groups > 0 && heads <= Integer.MAX_VALUE && heads % groups == 0;
         return fits ? new FusedAttention(n, kind, (int) heads, (int) groups) : null;
       }
@@ -71,7 +73,7 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
 
   /** The weight that makes queries, keys and values, which is one of its inputs; null where other nodes make them. */
   String weight() {
-    return kind == Kind.Attention ? input(1) : null;
+    return kind == Kind.WHOLE ? input(1) : null;
   }
 
   private int queries() {
@@ -88,7 +90,7 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
 
   /** Whether one value is queries, then keys, then values. */
   private boolean isPacked() {
-    return kind == Kind.GroupQueryAttention && input(KEYS).isEmpty() && input(VALUES).isEmpty();
+    return kind == Kind.GROUPED && input(KEYS).isEmpty() && input(VALUES).isEmpty();
   }
 
   /**
@@ -127,7 +129,7 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
     }
     long length;
     int parts;
-    if (kind == Kind.Attention) {
+    if (kind == Kind.WHOLE) {
       length = value.equals(output()) ? shapes.length(input(1), 1) : -1;
       parts = 3 * heads;
     } else {
@@ -147,11 +149,10 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
   /** Whether queries, keys and values are rows of numbers, no value is read twice, and all else is known. */
   private boolean isUnderstood(ValueShapes shapes) {
     boolean fits =
-        kind == Kind.Attention
+        kind == Kind.WHOLE
             ? sizes().stream().distinct().count() <= 1 && shapes.rank(input(1)) == 2
             : shapes.rank(input(0)) == 3
-                && (isPacked()
-                    || shapes.rank(input(KEYS)) == 3 && shapes.rank(input(VALUES)) == 3);
+                && (isPacked() || shapes.rank(input(KEYS)) == 3 && shapes.rank(input(VALUES)) == 3);
     for (int i = 0; i < node.getInputCount(); i++) {
       String value = input(i);
       boolean known =
@@ -184,7 +185,7 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
     Map<String, Place> all = new LinkedHashMap<>();
     Place rows = whole ? new Place(1, 1, queries * width) : new Place(1, groups, width);
     all.put(output(), rows);
-    if (kind == Kind.Attention) {
+    if (kind == Kind.WHOLE) {
       all.put(input(1), new Place(1, 3, width));
     } else if (isPacked()) {
       ChannelLayout packed =
@@ -214,11 +215,13 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
   /** The attributes that count channels, if it has them at these places. */
   List<Attribute> attributes(int size, Map<String, Place> places) {
     List<Attribute> attributes = new ArrayList<>();
+    Place rows = places.get(output());
     attributes.add(new Attribute(output(), "num_heads", heads / size));
-    if (places.get(output()).repeat() == 1) {
+    int width = rows.each() * size / heads;
+    if (rows.block() == queries() * width) { // whole groups
       attributes.add(new Attribute(output(), "kv_num_heads", 1));
     }
-    attributes.add(new Attribute(output(), "qkv_hidden_sizes", places.get(output()).each()));
+    attributes.add(new Attribute(output(), "qkv_hidden_sizes", rows.each()));
     return attributes;
   }
 }
