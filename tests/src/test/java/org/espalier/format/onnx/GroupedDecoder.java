@@ -33,7 +33,7 @@ public final class GroupedDecoder {
     EXPANDED,
     /** The same behind one product, which a Split of given lengths divides, as it does that of the inner layer. */
     DIVIDED,
-    /** The same divided by Slices. */
+    /** The same divided by Slices, with queries and keys of one length. */
     SLICED,
     /** GroupQueryAttention, which turns queries and keys itself. */
     GROUPED,
@@ -286,8 +286,9 @@ public final class GroupedDecoder {
   }
 
   private String spelled(int layer, List<String> inputs, String mask) {
-    String q = turned(heads(inputs.get(0), HEADS));
-    String k = repeated(layer, "key", turned(heads(inputs.get(1), groups)));
+    String q = turned(normed(layer + ".q", heads(inputs.get(0), HEADS)));
+    String k = turned(normed(layer + ".k", heads(inputs.get(1), groups)));
+    k = repeated(layer, "key", k);
     String v = repeated(layer, "value", heads(inputs.get(2), groups));
     String scores =
         add("MatMul", List.of(q, add("Transpose", List.of(k), list("perm", 0, 1, 3, 2))));
@@ -298,6 +299,23 @@ public final class GroupedDecoder {
     String seen =
         add("Transpose", List.of(add("MatMul", List.of(weights, v))), list("perm", 0, 2, 1, 3));
     return add("Reshape", List.of(seen, numbers("joined" + layer, 0, 0, HEADS * HEAD)));
+  }
+
+  /** Each head by itself, as one operator does it or as that is spelled out. */
+  private String normed(String name, String x) {
+    if (form != Form.SLICED) {
+      return x;
+    }
+    graph.addInitializer(floats(name + ".norm", random, 1, HEAD));
+    if (name.endsWith("q")) {
+      return add("LayerNormalization", List.of(x, name + ".norm"), attribute("axis", -1));
+    }
+    graph.addInitializer(SmallModels.number(name + ".square", 2));
+    graph.addInitializer(SmallModels.number(name + ".least", 1e-5f));
+    String square = add("Pow", List.of(x, name + ".square"));
+    String mean = add("ReduceMean", List.of(square), list("axes", -1));
+    String length = add("Sqrt", List.of(add("Add", List.of(mean, name + ".least"))));
+    return add("Mul", List.of(add("Div", List.of(x, length)), name + ".norm"));
   }
 
   private String heads(String x, int count) {

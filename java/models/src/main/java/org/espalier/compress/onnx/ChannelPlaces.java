@@ -682,10 +682,12 @@ final class ChannelPlaces {
 
   /** Whether an operator works along axes behind that of the channels alone. */
   boolean isAlongOthers(NodeProto n, Place place) {
+    boolean isSoftmax = n.getOpType().endsWith("oftmax");
     long[] axes =
-        n.getOpType().endsWith("oftmax")
-            // Before operator set 13 it is along all axes from the one that it names on.
-            ? new long[] {Nodes.integer(n, "axis", model.opset("") < 13 ? 1 : -1)}
+        isSoftmax || n.getOpType().endsWith("Normalization")
+            // Norms, and before operator set 13 a Softmax, are along all axes from the one that
+            // they name on.
+            ? new long[] {Nodes.integer(n, "axis", isSoftmax && model.opset("") < 13 ? 1 : -1)}
             : shapes.axes(n);
     return axes != null
         && axes.length > 0

@@ -35,7 +35,15 @@ final class ChannelSearch {
   /** Operators that work along axes of one input and keep them. */
   private static final Set<String> ALONG =
       Set.of(
-          "LogSoftmax", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Softmax");
+          "LayerNormalization",
+          "LogSoftmax",
+          "ReduceL2",
+          "ReduceMax",
+          "ReduceMean",
+          "ReduceMin",
+          "ReduceSum",
+          "SimplifiedLayerNormalization",
+          "Softmax");
 
   /** Operators with which exporters make shapes of numbers. */
   private static final Set<String> COUNTING =
@@ -353,11 +361,8 @@ final class ChannelSearch {
     long heads = Nodes.integer(n, "num_heads", 0);
     long[] cosines = shapes.of(n.getInput(2));
     boolean known = cosines != null && cosines.length == 2 && cosines[1] > 0;
-    long width =
-        heads > 0
-            ? where.length(place) / heads
-            : shapes.rank(n.getInput(0)) == 3 && known ? 2 * cosines[1] : 0;
-    if (width == 0 || !place.layout().isEven()) {
+    long width = heads > 0 ? where.length(place) / heads : known ? 2 * cosines[1] : 0;
+    if (width == 0 || shapes.rank(n.getInput(0)) != 3 || !place.layout().isEven()) {
       return 0;
     }
     if (place.block() % width != 0) {
@@ -580,6 +585,11 @@ final class ChannelSearch {
     } else if (ALONG.contains(type)) {
       fits &= where.isAlongOthers(n, place);
       add(first, place);
+      for (int i = 1; i < n.getInputCount(); i++) {
+        // Axes, or what a norm multiplies with and adds, which all channels share.
+        OnnxInitializer c = model.constant(n.getInput(i));
+        fits &= n.getInput(i).isEmpty() || c != null && c.dims().length < place.axis();
+      }
     } else if (type.equals("Expand")) {
       fits &= where.expands(n, place);
       operand(n, 0, place);
