@@ -188,7 +188,7 @@ class DecoderHeadsTest {
       return;
     }
     OnnxModel whole = OnnxModel.of(model.toProto(), "whole");
-    ActivationSource source = texts(48);
+    ActivationSource source = texts(400);
     List<Narrowed> sets =
         ChannelPruner.choosing(model, 0.5, Allocation.GLOBAL, caches, names -> heads)
             .prune(source, Progress.NONE);
@@ -198,13 +198,8 @@ class DecoderHeadsTest {
     after.put("input_ids", before.get("input_ids"));
     float[] right = run(whole, before).get("logits").values();
     float[] now = run(model, after).get("logits").values();
-    double difference = 0;
-    double square = 0;
-    for (int i = 0; i < right.length; i++) {
-      difference += Math.pow(right[i] - now[i], 2);
-      square += Math.pow(right[i], 2);
-    }
-    assertTrue(Math.sqrt(difference / square) < TWINS, "error " + Math.sqrt(difference / square));
+    double error = OutputErrors.error(right, now);
+    assertTrue(error < TWINS, "error " + error);
   }
 
   /** Makes what makes the second half of the channels that of the first. */
