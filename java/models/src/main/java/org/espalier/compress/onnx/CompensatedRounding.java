@@ -256,12 +256,12 @@ final class CompensatedRounding {
    */
   byte[] round(float[] weights, int n, float[] scales, int rows, int least, int largest) {
     byte[] result = new byte[weights.length];
+    Grid grid = new Grid(n, scales, rows, least, largest);
     IntStream.range(0, (n + COLUMNS - 1) / COLUMNS)
         .parallel()
         .forEach(
             p -> {
               int to = Math.min(n, (p + 1) * COLUMNS);
-              Grid grid = new Grid(n, scales, rows, least, largest);
               blocks.forEach(b -> round(b, weights, grid, p * COLUMNS, to, result));
             });
     return result;

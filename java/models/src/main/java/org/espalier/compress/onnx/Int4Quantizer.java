@@ -190,6 +190,8 @@ public final class Int4Quantizer implements WeightQuantizer {
     double[][] moments = x.moments(biased);
     double[] importance = new double[s.channels];
     Arrays.setAll(importance, k -> moments[k][moments[k].length - 1]);
+    double[] means = new double[s.channels];
+    Arrays.setAll(means, x::mean);
     CompensatedRounding rounding = new CompensatedRounding(moments);
     int block = options.block();
     for (Product p : s.products) {
@@ -198,14 +200,7 @@ public final class Int4Quantizer implements WeightQuantizer {
       byte[] integers =
           rounding.round(w, p.columns, scales, block, Int4Weights.LEAST, Int4Weights.LARGEST);
       Int4Weights weights = new Int4Weights(p.rows, p.columns, block, scales, integers);
-      double[] meanError = new double[p.columns];
-      for (int k = 0; k < p.rows; k++) {
-        double mean = x.mean(k);
-        for (int j = 0; j < p.columns; j++) {
-          int at = k * p.columns + j;
-          meanError[j] += mean * ((double) w[at] - (double) integers[at] * weights.scale(k, j));
-        }
-      }
+      double[] meanError = ProductFitting.meanError(w, p.columns, scales, block, integers, means);
       fitted.put(p, new Fitted(weights, meanError));
     }
   }

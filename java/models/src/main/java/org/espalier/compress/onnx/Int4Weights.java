@@ -56,13 +56,15 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
 
   /** Rounds each weight for itself. */
   static Int4Weights nearest(float[] weights, int columns, int block) {
-    float[] scales = scales(weights, columns, block, null);
     byte[] integers = new byte[weights.length];
+    float[] scales = scales(weights, columns, block, null);
+    Int4Weights nearest =
+        new Int4Weights(weights.length / columns, columns, block, scales, integers);
     for (int i = 0; i < weights.length; i++) {
-      float scale = scales[i / columns / block * columns + i % columns];
+      float scale = nearest.scale(i / columns, i % columns);
       integers[i] = (byte) Math.max(LEAST, Math.min(LARGEST, Math.rint(weights[i] / scale)));
     }
-    return new Int4Weights(weights.length / columns, columns, block, scales, integers);
+    return nearest;
   }
 
   /** The scale of a weight. */

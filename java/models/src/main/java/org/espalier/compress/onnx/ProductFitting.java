@@ -1,6 +1,7 @@
 package org.espalier.compress.onnx;
 
 import java.nio.FloatBuffer;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -97,20 +98,36 @@ final class ProductFitting {
     // A bias takes up the mean of the error, so that only what varies is left to rounding.
     boolean biased = s.products.stream().allMatch(p -> p.biasAdd != null);
     CompensatedRounding rounding = new CompensatedRounding(x.moments(e.shift(), e.scale(), biased));
+    double[] means = new double[s.channels];
+    Arrays.setAll(means, k -> (x.mean(k) - e.shift()[k]) / e.scale()[k]);
     for (Product p : s.products) {
       float[] w = p.matrix(model);
       long[] dims = {p.rows, p.columns};
       float[] scales = Int8Weights.of(p.name, FloatBuffer.wrap(w), dims, 1, qmax, null).scales();
       byte[] integers = rounding.round(w, scales, qmax);
-      double[] meanError = new double[p.columns];
-      for (int k = 0; k < p.rows; k++) {
-        double mean = (x.mean(k) - e.shift()[k]) / e.scale()[k];
-        for (int j = 0; j < p.columns; j++) {
-          int at = k * p.columns + j;
-          meanError[j] += mean * ((double) w[at] - (double) integers[at] * scales[j]);
-        }
-      }
+      double[] meanError = meanError(w, p.columns, scales, p.rows, integers, means);
       rounded.put(p, new Rounded(integers, scales, meanError));
     }
+  }
+
+  /**
+   * The mean of what rounding W [rows, n] takes from x·W.
+   *
+   * @param scales [blocks, n]
+   * @param block rows that share a scale
+   * @param integers of W, row-major
+   * @param means of the channels of x
+   */
+  static double[] meanError(
+      float[] w, int n, float[] scales, int block, byte[] integers, double[] means) {
+    double[] error = new double[n];
+    for (int k = 0; k < w.length / n; k++) {
+      for (int j = 0; j < n; j++) {
+        int at = k * n + j;
+        double rounded = (double) integers[at] * scales[k / block * n + j];
+        error[j] += means[k] * ((double) w[at] - rounded);
+      }
+    }
+    return error;
   }
 }
