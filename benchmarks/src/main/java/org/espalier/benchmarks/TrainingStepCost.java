@@ -80,7 +80,7 @@ public final class TrainingStepCost {
     Quantization q = Quantization.dynamic();
     Quantization unfitted =
         new Quantization(
-            q.form(), false, true, false, q.clipping(), 0, 0, false, false, q.include());
+            q.form(), false, q.block(), true, false, q.clipping(), 0, 0, false, false, q.include());
     Training training =
         new Training(
             WARM + STEPS,

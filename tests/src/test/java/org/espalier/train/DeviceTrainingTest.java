@@ -36,6 +36,7 @@ class DeviceTrainingTest {
     return new Quantization(
         q.form(),
         false,
+        q.block(),
         true,
         false,
         new Clipping.MinMax(),

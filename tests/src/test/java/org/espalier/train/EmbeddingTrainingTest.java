@@ -119,7 +119,7 @@ class EmbeddingTrainingTest {
       Quantization.Form form, boolean fit, boolean learnScales) {
     Quantization q = Quantization.fixed();
     return new Quantization(
-        form, false, true, fit, q.clipping(), 0, 0, learnScales, false, q.include());
+        form, false, q.block(), true, fit, q.clipping(), 0, 0, learnScales, false, q.include());
   }
 
   /** Runs some examples in ONNX Runtime. */

@@ -80,7 +80,7 @@ class EncoderTrainingTest {
       Objective objective, long steps, Quantization q, ActivationSource source, int n, int batch) {
     Quantization unfitted =
         new Quantization(
-            q.form(), false, true, false, q.clipping(), 0, 0, false, false, q.include());
+            q.form(), false, q.block(), true, false, q.clipping(), 0, 0, false, false, q.include());
     Training training =
         new Training(
             steps, 0, batch, Optimizer.AdamW.of(3e-3), Training.Schedule.constant(), objective, 0);

@@ -16,8 +16,7 @@ import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
-import org.espalier.device.DType;
-import org.espalier.device.OwnedTensor;
+import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.op.ScaleGradients;
@@ -56,18 +55,18 @@ class LearnedScalesTest {
       double q = Math.rint(values.get(i) / scales[i % COLUMNS]);
       integers[i] = (byte) Math.max(-QMAX, Math.min(QMAX, q));
     }
-    w.quantize(1, QMAX, integers, scales, learn);
+    w.quantize(new WeightGrid(-QMAX, QMAX, 1, 0), integers, scales, learn);
   }
 
   @Test
   void theGradientFollowsTheFormula() {
     try (OnnxGraph graph = product();
         TrainedWeight w = new TrainedWeight(graph.parameters().get(0), TorchDevice.CPU);
-        OwnedTensor gradient = OwnedTensor.allocate(DType.F32, ROWS, COLUMNS)) {
+        TrainingBuffer gradient = TrainingBuffer.zeros(TorchDevice.CPU, ROWS, COLUMNS)) {
       quantize(w, true);
       Random random = new Random(3);
       FloatBuffer latent = TrainingBuffer.buffer(w.latent().tensor());
-      FloatBuffer g = TrainingBuffer.buffer(gradient);
+      FloatBuffer g = TrainingBuffer.buffer(gradient.tensor());
       for (int i = 0; i < w.elements; i++) {
         // Inside the grid, between its integers, and beyond both ends.
         latent.put(i, latent.get(i) * (0.3f + 2 * random.nextFloat()));

@@ -129,7 +129,7 @@ class OnnxCompressionTest {
   private static Quantization dynamic() {
     Quantization q = Quantization.dynamic();
     return new Quantization(
-        q.form(), false, true, false, q.clipping(), 0, 0, false, false, q.include());
+        q.form(), false, q.block(), true, false, q.clipping(), 0, 0, false, false, q.include());
   }
 
   @Test

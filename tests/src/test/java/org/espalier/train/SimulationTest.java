@@ -106,7 +106,7 @@ class SimulationTest {
     Map<String, String> nodes = new HashMap<>();
     for (QuantizedProduct p : quantizer.products()) {
       TrainedWeight w = weights.get(p.weight());
-      w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales());
+      w.quantize(p.grid(), p.integers(), p.scales(), false);
       // What the export writes is what forward reads.
       assertArrayEquals(p.integers(), w.integers(), p.name());
       w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));

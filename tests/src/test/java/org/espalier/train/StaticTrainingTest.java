@@ -241,6 +241,7 @@ class StaticTrainingTest {
                 new Quantization(
                     fixed.form(),
                     false,
+                    fixed.block(),
                     true,
                     true,
                     new Clipping.MinMax(),
@@ -462,7 +463,7 @@ class StaticTrainingTest {
               p -> weights.put(graph.constantOf(p.name()), new TrainedWeight(p, TorchDevice.CPU)));
       for (QuantizedProduct p : quantizer.products()) {
         TrainedWeight w = weights.get(p.weight());
-        w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales());
+        w.quantize(p.grid(), p.integers(), p.scales(), false);
         assertArrayEquals(p.integers(), w.integers(), p.name());
         w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
       }

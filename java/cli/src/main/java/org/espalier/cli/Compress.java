@@ -30,7 +30,8 @@ import picocli.CommandLine.Parameters;
       "Does what RECIPE says to a model: prunes it, quantizes it, trains it to follow the original,"
           + " and writes the result with a report into DIR.",
       "",
-      "  DIR/model-int8.onnx  for ONNX Runtime (model.onnx where no stage quantizes)",
+      "  DIR/model-int8.onnx  for ONNX Runtime (model-int4.onnx with form: int4, model.onnx where"
+          + " no stage quantizes)",
       "  DIR/report.html      what was done and what came of it, for a browser",
       "  DIR/report.json      the same for programs",
       "",

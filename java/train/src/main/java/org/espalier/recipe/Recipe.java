@@ -17,6 +17,7 @@ import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.Clipping;
+import org.espalier.compress.onnx.Int4Quantizer;
 import org.espalier.format.InputFile;
 import org.espalier.format.NearNames;
 import org.espalier.op.MagnitudePrune;
@@ -322,6 +323,13 @@ public record Recipe(
     if (quantize == null) {
       throw export.wrong("formats", "compressed-tensors holds int8 weights; no stage quantizes");
     }
+    if (quantize.quantization().form() == Quantization.Form.INT4) {
+      throw export.wrong(
+          "formats",
+          "compressed-tensors is written with int8 weights; the stage "
+              + quantize.name()
+              + " makes 4 bits");
+    }
     if (quantize.quantization().fit()) {
       throw export.wrong(
           "formats",
@@ -605,12 +613,22 @@ public record Recipe(
   }
 
   private static Quantization quantization(Settings s) {
-    boolean dynamic = s.text("form").equals("dynamic");
-    if (dynamic) {
+    Quantization.Form form = Quantization.Form.valueOf(s.text("form").toUpperCase(Locale.ROOT));
+    if (form != Quantization.Form.STATIC) {
       refuse(
           s,
           List.of("clip", "observer-momentum", "freeze-observers-at", "learn-ranges"),
           "it is for form: static");
+    }
+    if (form == Quantization.Form.INT4) {
+      refuse(s, List.of("reduce-range"), "it is for 8 bits");
+      try {
+        Int4Quantizer.requireBlock(s.small("block"));
+      } catch (InputException e) {
+        throw s.wrong("block", e.getMessage());
+      }
+    } else {
+      refuse(s, List.of("block"), "it is for form: int4");
     }
     Clipping clipping;
     try {
@@ -619,8 +637,9 @@ public record Recipe(
       throw s.wrong("clip", e.getMessage());
     }
     return new Quantization(
-        dynamic ? Quantization.Form.DYNAMIC : Quantization.Form.STATIC,
+        form,
         s.flag("reduce-range"),
+        s.small("block"),
         s.flag("embeddings"),
         s.flag("fit"),
         clipping,

@@ -288,10 +288,7 @@ public final class RecipeRun {
       try {
         ChannelPruner pruner =
             new ChannelPruner(
-                narrow,
-                recipe.student().channels(),
-                recipe.student().allocation(),
-                weight -> true);
+                narrow, recipe.student().channels(), recipe.student().allocation(), weight -> true);
         pruner.kept().ifPresent(host::note);
         List<ChannelPruner.Narrowed> sets =
             pruner.prune(
@@ -501,17 +498,16 @@ public final class RecipeRun {
       long start) {
     host.progress("writing", 0, 0);
     deleteLeftovers();
-    boolean quantized =
-        recipe.stages().stages().stream().anyMatch(Stage.Quantize.class::isInstance);
+    String grid = grid();
     OnnxModel exported = compression.export();
     OnnxModel dense = compression.floatModel();
     ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
     // The model that is measured is written whatever else is asked for.
-    Path main = folder.resolve(quantized ? "model-int8.onnx" : "model.onnx");
+    Path main = folder.resolve(grid == null ? "model.onnx" : "model-" + grid + ".onnx");
     outputs.add(
         output(
             exported.write(main, inputs.modelFile),
-            quantized ? "int8 model for ONNX Runtime" : "model for ONNX Runtime"));
+            (grid == null ? "" : grid + " ") + "model for ONNX Runtime"));
     for (String format : recipe.formats()) {
       switch (format) {
         case "onnx-float" -> {
@@ -546,10 +542,10 @@ public final class RecipeRun {
           outputs.add(
               output(
                   file,
-                  quantized
-                      ? "TorchScript module, float32 weights rounded to their grids, activations"
-                          + " float32"
-                      : "TorchScript module"));
+                  grid == null
+                      ? "TorchScript module"
+                      : "TorchScript module, float32 weights rounded to their grids, activations"
+                          + " float32"));
         }
         default -> {} // onnx is written above
       }
@@ -582,6 +578,16 @@ public final class RecipeRun {
     } catch (IOException e) {
       throw new InputException("cannot read " + folder + ": " + e.getMessage(), e);
     }
+  }
+
+  /** What weights are in the end: int8, int4, or null for floats. */
+  private String grid() {
+    for (Stage stage : recipe.stages().stages()) {
+      if (stage instanceof Stage.Quantize q) {
+        return q.quantization().form().weights();
+      }
+    }
+    return null;
   }
 
   private boolean isFitted() {

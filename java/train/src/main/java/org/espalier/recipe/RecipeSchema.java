@@ -187,7 +187,8 @@ public final class RecipeSchema {
                               keys(pruning(), training("0", "1e-4"))),
                           new Variant(
                               "quantize",
-                              "Puts weights and activations on int8 grids and trains them there.",
+                              "Puts weights and activations on int8 grids, or weights alone on"
+                                  + " grids of 4 bits, and trains them there.",
                               keys(quantization(), training("0", "3e-5"))),
                           new Variant(
                               "distil",
@@ -206,7 +207,8 @@ public final class RecipeSchema {
                               "formats",
                               new ListOf(new Choice(FORMS)),
                               "[onnx, safetensors]",
-                              "onnx: model-int8.onnx, or model.onnx where no stage quantizes."
+                              "onnx: model-int8.onnx or model-int4.onnx, or model.onnx where no"
+                                  + " stage quantizes."
                                   + " onnx-float: model-float.onnx. safetensors: model.safetensors,"
                                   + " the float weights. compressed-tensors: a folder in the"
                                   + " Hugging Face layout. torchscript: model.pt, a module for"
@@ -283,15 +285,21 @@ public final class RecipeSchema {
     return List.of(
         optional(
             "form",
-            new Choice(List.of("dynamic", "static")),
+            new Choice(List.of("dynamic", "static", "int4")),
             "dynamic",
-            "dynamic: activations find their range as they come. static: fixed ranges (QDQ)."),
+            "dynamic: activations find their range as they come. static: fixed ranges (QDQ). int4:"
+                + " weights of 4 bits, activations float."),
+        optional(
+            "block",
+            new Whole(16, 256),
+            "32",
+            "Input channels that share a scale of int4: 16, 32, 64, 128 or 256."),
         optional(
             "reduce-range",
             new Flag(),
             "false",
             "Weights of 7 bits, for processors whose 8-bit products saturate."),
-        optional("embeddings", new Flag(), "true", "Whether embedding tables become int8."),
+        optional("embeddings", new Flag(), "true", "Whether embedding tables are quantized."),
         optional(
             "fit",
             new Flag(),

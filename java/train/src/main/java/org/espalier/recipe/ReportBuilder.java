@@ -61,6 +61,9 @@ final class ReportBuilder {
         started instanceof Stage.Prune
             ? "prune"
             : started instanceof Stage.Quantize ? "quantize" : "train");
+    if (started instanceof Stage.Quantize q) {
+      stage.put("weights", q.quantization().form().weights());
+    }
     stage.put("steps", steps);
     stage.put("examples", 0);
     stage.put("training_seconds", 0.0);
@@ -170,7 +173,7 @@ final class ReportBuilder {
     return root;
   }
 
-  /** That int8 is slower than the original, where it is, and what helps. */
+  /** That a quantized model is slower than the original, where it is, and what helps. */
   static Optional<String> slower(Recipe recipe, double speedup) {
     List<Stage.Quantize> quantized =
         recipe.stages().stages().stream()
@@ -180,19 +183,25 @@ final class ReportBuilder {
     if (quantized.isEmpty()) {
       return Optional.empty();
     }
-    boolean fixed =
-        quantized.stream().anyMatch(q -> q.quantization().form() == Quantization.Form.STATIC);
+    Quantization.Form form = quantized.get(0).quantization().form();
+    String other =
+        switch (form) {
+          case DYNAMIC ->
+              "form: static, which looks for no range as it runs and computes convolutions in"
+                  + " integers too, ";
+          case STATIC -> "";
+          case INT4 -> "form: dynamic, which computes many rows at once in integers of 8 bits, ";
+        };
     return Slowdown.of(speedup)
         .map(
             slower ->
                 slower
                     + "; what helps most often: "
-                    + (fixed
-                        ? ""
-                        : "form: static, which looks for no range as it runs and computes"
-                            + " convolutions in integers too, ")
+                    + other
                     + "include or exclude, so that small weights stay float, or student:"
-                    + " {channels: …} in place of int8, which makes the model narrower");
+                    + " {channels: …} in place of "
+                    + form.weights()
+                    + ", which makes the model narrower");
   }
 
   private String title() {

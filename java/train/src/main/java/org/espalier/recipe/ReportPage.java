@@ -121,7 +121,7 @@ final class ReportPage {
     String verb =
         switch (stage.path("kind").asText()) {
           case "prune" -> "pruned";
-          case "quantize" -> "quantized to int8";
+          case "quantize" -> "quantized to " + stage.path("weights").asText();
           default -> "trained";
         };
     long steps = stage.path("steps_done").asLong();

@@ -3,13 +3,16 @@ package org.espalier.train;
 import java.util.Objects;
 import java.util.function.Predicate;
 import org.espalier.compress.onnx.Clipping;
+import org.espalier.compress.onnx.Int4Quantizer;
 
 /**
  * How weights and activations are quantized, in training and in the exported model alike.
  *
  * @param form where the ranges of activations come from
- * @param reduceRange weights of 7 bits, for processors whose 8-bit products saturate
- * @param embeddings whether embedding tables become int8
+ * @param reduceRange weights of 7 bits, for processors whose 8-bit products saturate; not of {@code INT4}
+ * @param block of {@code INT4}: how many input channels share a scale, as {@link
+ *     org.espalier.compress.onnx.Int4Quantizer.Options} has it
+ * @param embeddings whether embedding tables are quantized
  * @param fit whether calibration examples equalize activations and round weights with compensation
  *     before training starts
  * @param clipping how {@code STATIC} ranges follow from the calibration examples
@@ -25,6 +28,7 @@ import org.espalier.compress.onnx.Clipping;
 public record Quantization(
     Form form,
     boolean reduceRange,
+    int block,
     boolean embeddings,
     boolean fit,
     Clipping clipping,
@@ -38,7 +42,14 @@ public record Quantization(
     /** Each example's own at run time (DynamicQuantizeLinear). */
     DYNAMIC,
     /** Fixed (QuantizeLinear and DequantizeLinear). */
-    STATIC
+    STATIC,
+    /** Activations stay float32, and weights have 4 bits (MatMulNBits). */
+    INT4;
+
+    /** What weights become: int8 or int4. */
+    public String weights() {
+      return this == INT4 ? "int4" : "int8";
+    }
   }
 
   public Quantization {
@@ -48,7 +59,10 @@ public record Quantization(
     share("observer momentum", observerMomentum);
     share("freeze observers at", freezeObserversAt);
     if (learnRanges && form != Form.STATIC) {
-      throw new IllegalArgumentException("ranges that every run finds anew cannot be learned");
+      throw new IllegalArgumentException("only fixed ranges can be learned");
+    }
+    if (reduceRange && form == Form.INT4) {
+      throw new IllegalArgumentException("weights of 4 bits cannot have 7");
     }
   }
 
@@ -68,10 +82,16 @@ public record Quantization(
     return of(Form.STATIC);
   }
 
+  /** Weights of 4 bits in blocks of 32, embeddings too, fitted. */
+  public static Quantization int4() {
+    return of(Form.INT4);
+  }
+
   private static Quantization of(Form form) {
     return new Quantization(
         form,
         false,
+        Int4Quantizer.Options.defaults().block(),
         true,
         true,
         new Clipping.MeanSquaredError(),

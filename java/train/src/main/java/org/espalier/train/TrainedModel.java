@@ -21,11 +21,13 @@ import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.Int4Quantizer;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.QuantizedTable;
 import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.TrainableQuantizer;
+import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 import org.espalier.format.onnx.ClassifierOutput;
@@ -238,7 +240,7 @@ final class TrainedModel implements AutoCloseable {
               ? s.calibrate(job.calibration(), q.clipping())
               : s.ranges(job.calibration(), q.clipping()));
     } else if (q.fit()) {
-      ((DynamicQuantizer) quantizer).calibrate(job.calibration());
+      ((WeightQuantizer) quantizer).calibrate(job.calibration());
     }
     quantizer.prepareTraining();
     reload(model);
@@ -258,11 +260,16 @@ final class TrainedModel implements AutoCloseable {
     // A model that was prepared before has names of its own for the weights.
     Predicate<OnnxWeight> include =
         w -> q.include().test(w.name().replaceFirst(TrainableQuantizer.LATENT + "(_\\d+)?$", ""));
-    return q.form() == Quantization.Form.STATIC
-        ? new StaticQuantizer(
-            model, new StaticQuantizer.Options(q.reduceRange(), q.embeddings(), include))
-        : new DynamicQuantizer(
-            model, new DynamicQuantizer.Options(q.reduceRange(), q.embeddings(), include));
+    return switch (q.form()) {
+      case DYNAMIC ->
+          new DynamicQuantizer(
+              model, new DynamicQuantizer.Options(q.reduceRange(), q.embeddings(), include));
+      case STATIC ->
+          new StaticQuantizer(
+              model, new StaticQuantizer.Options(q.reduceRange(), q.embeddings(), include));
+      case INT4 ->
+          new Int4Quantizer(model, new Int4Quantizer.Options(q.block(), q.embeddings(), include));
+    };
   }
 
   /** Makes the graph of a model that the quantizer has prepared, weights and activations on grids. */
@@ -275,14 +282,14 @@ final class TrainedModel implements AutoCloseable {
     Map<String, String> nodes = new HashMap<>();
     for (QuantizedProduct p : products) {
       TrainedWeight w = byConstant.get(p.weight());
-      w.quantize(p.channelAxis(), p.qmax(), p.integers(), p.scales(), quantization().learnScales());
+      w.quantize(p.grid(), p.integers(), p.scales(), quantization().learnScales());
       w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
     }
     if (weights.stream().anyMatch(TrainedWeight::isTable)) {
       for (QuantizedTable t : quantizer.tables()) {
         TrainedWeight w = byConstant.get(t.table());
         if (w != null) { // else it is looked up in by branches and bodies alone
-          w.quantize(0, t.qmax(), t.integers(), t.scales(), quantization().learnScales());
+          w.quantize(t.grid(), t.integers(), t.scales(), quantization().learnScales());
         }
       }
     }
@@ -292,10 +299,12 @@ final class TrainedModel implements AutoCloseable {
         fixed.learn();
       }
       activations = new ActivationSimulation(nodes, s.quantizedResults(), fixed);
-    } else {
+    } else if (quantizer instanceof DynamicQuantizer) {
       activations = new ActivationSimulation(nodes, Set.of(), new DynamicGrid(device));
     }
-    graph.transformInputs(activations);
+    if (activations != null) {
+      graph.transformInputs(activations);
+    }
     passes.use(graph, activations, fixed, ClassifierOutput.of(form).logits());
   }
 
@@ -425,12 +434,12 @@ final class TrainedModel implements AutoCloseable {
     Map<String, TrainedWeight> byConstant = byConstant();
     for (QuantizedProduct p : products) {
       TrainedWeight w = byConstant.get(p.weight());
-      quantizer.setWeights(p.output(), w.integers(), w.scales().values());
+      quantizer.setWeights(p.output(), w.integers(), w.gridScales());
     }
     byConstant.forEach(
         (constant, w) -> {
           if (w.isTable() && w.isQuantized()) {
-            quantizer.setTable(constant, w.integers(), w.scales().values());
+            quantizer.setTable(constant, w.integers(), w.gridScales());
           }
         });
     OnnxModel quantized = quantizer.quantizedCopy(this::putConstants);

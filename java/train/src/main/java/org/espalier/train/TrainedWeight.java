@@ -4,9 +4,13 @@ import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.IOException;
 import java.nio.FloatBuffer;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
+import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
 import org.espalier.op.MagnitudePrune;
@@ -18,7 +22,7 @@ import org.espalier.torch.TorchDevice;
  * A parameter with what training keeps beside it. Float parameters are trained in place. A quantized one
  * has latent weights and scales of its own, and what forward reads is on the grid:
  *
- * <pre>  working = scale · clamp(rint(latent · (1/scale)), −qmax, qmax)</pre>
+ * <pre>  working = scale · clamp(rint(latent · (1/scale)), least, largest)</pre>
  */
 final class TrainedWeight implements AutoCloseable {
   /** Its scale has a reciprocal. */
@@ -35,9 +39,16 @@ final class TrainedWeight implements AutoCloseable {
   /** Null where the parameter is float: its working weights are the latent ones. */
   private TrainingBuffer latent;
 
+  /** All positive. */
   private TrainingBuffer scales;
 
-  /** Where scales are learned: qmax · scale, the largest weight of each channel; else null. */
+  /**
+   * Of a grid of blocks, else null: integers are kept from 0 on, so a negative scale is a positive one with the
+   * zero point {@code largest} in the place of {@code −least}.
+   */
+  private TrainingBuffer zeroPoints;
+
+  /** Where scales are learned: largest · scale, the largest weight of each channel; else null. */
   private TrainingBuffer ends;
 
   private TrainingBuffer endGradients;
@@ -46,8 +57,17 @@ final class TrainedWeight implements AutoCloseable {
   /** Writes working weights and gate of the latent ones; null where the parameter is float. */
   private FakeQuantize.Batch rounding;
 
-  private int channelAxis = -1;
-  private int qmax;
+  /** Null where the parameter is float. */
+  private WeightGrid grid;
+
+  /**
+   * What one job of a kernel goes through.
+   *
+   * @param from its first weight
+   * @param shape with one scale for each index of its axis, see {@link #quantizer}
+   * @param scale its first scale
+   */
+  private record Part(long from, long[] shape, long scale) {}
 
   TrainedWeight(Parameter parameter, TorchDevice device) {
     this.parameter = parameter;
@@ -78,63 +98,139 @@ final class TrainedWeight implements AutoCloseable {
     return scales;
   }
 
+  /** The axis along which the scales lie; −1 for one scale. Not of a grid of blocks. */
   int channelAxis() {
-    return channelAxis;
+    return grid.axis();
+  }
+
+  /** Whether an optimizer can write the working weights in its step; else they are renewed after it. */
+  boolean isRoundedInStep() {
+    return isQuantized() && ends == null && grid.block() == 0;
   }
 
   /**
    * Puts the weight on a grid. Each latent weight starts at the middle of its integer's step: there the
    * work of compensated rounding is kept until the gradient has moved a weight by half a step.
    *
-   * @param axis along which the scales lie; −1 for one scale
-   * @param largest the integers are in [−largest, largest]
-   */
-  void quantize(int axis, int largest, byte[] integers, float[] scale) {
-    quantize(axis, largest, integers, scale, false);
-  }
-
-  /**
-   * Puts the weight on a grid whose scales may be learned.
-   *
    * @param learn whether {@link #ends} are parameters
    */
-  void quantize(int axis, int largest, byte[] integers, float[] scale, boolean learn) {
-    long[] shape = working.tensor().shape();
-    channelAxis = axis;
-    qmax = largest;
-    latent = TrainingBuffer.zeros(device, shape);
+  void quantize(WeightGrid on, byte[] integers, float[] scale, boolean learn) {
+    grid = on;
+    latent = TrainingBuffer.zeros(device, shape());
     scales = TrainingBuffer.zeros(device, scale.length);
     gate = TrainingBuffer.bits(device, elements);
-    scales.set(scale);
+    setScales(scale);
     if (learn) {
       ends = TrainingBuffer.zeros(device, scale.length);
       endGradients = TrainingBuffer.zeros(device, scale.length);
-      float[] end = new float[scale.length];
-      for (int c = 0; c < scale.length; c++) {
-        end[c] = qmax * scale[c];
+      float[] end = scales.values();
+      for (int c = 0; c < end.length; c++) {
+        end[c] *= grid.largest();
       }
       ends.set(end);
       takeEnds();
     }
-    float[] steps = scales.values();
-    long inner =
-        axis < 0 ? elements : LongStream.of(shape).skip(axis + 1L).reduce(1, (a, b) -> a * b);
+    float[] steps = gridScales();
     latent.set(
         middles -> {
           for (int i = 0; i < integers.length; i++) {
-            middles.put(integers[i] * steps[(int) (i / inner % steps.length)]);
+            middles.put(integers[i] * steps[scaleOf(i)]);
           }
         });
-    rounding =
-        grid()
-            .batch(
-                List.of(
-                    FakeQuantize.Job.fake(
-                        latent.tensor(), working.tensor(), gate.bytes(), scales.floats(), null)));
+    List<FakeQuantize.Job> jobs = new ArrayList<>();
+    for (Part part : parts()) {
+      jobs.add(
+          FakeQuantize.Job.fake(
+              latent.part(part.from, part.shape),
+              working.part(part.from, part.shape),
+              gate.bytes().position(part.from / Byte.SIZE),
+              scalesOf(part),
+              zeroPointsOf(part)));
+    }
+    rounding = quantizer().batch(jobs);
     renew();
   }
 
-  /** The end of each channel's grid, qmax · scale, where scales are learned; else null. */
+  private void setScales(float[] given) {
+    float[] steps = new float[given.length];
+    int[] zeros = new int[given.length];
+    for (int c = 0; c < given.length; c++) {
+      steps[c] = Math.abs(given[c]);
+      zeros[c] = given[c] < 0 ? grid.largest() : -grid.least();
+    }
+    scales.set(steps);
+    if (grid.block() > 0) {
+      zeroPoints = TrainingBuffer.zeros(device, given.length);
+      zeroPoints.set(zeros);
+    }
+  }
+
+  /** The scales as the grid has them. */
+  float[] gridScales() {
+    float[] steps = scales.values();
+    if (zeroPoints != null) {
+      int[] zeros = zeroPoints.integers();
+      for (int c = 0; c < steps.length; c++) {
+        steps[c] = zeros[c] == grid.largest() ? -steps[c] : steps[c];
+      }
+    }
+    return steps;
+  }
+
+  private long[] shape() {
+    return working.tensor().shape();
+  }
+
+  /** How many weights lie behind each other for each index of the grid's axis. */
+  private long inner() {
+    return LongStream.of(shape()).skip(grid.axis() + 1L).reduce(1, (a, b) -> a * b);
+  }
+
+  /** The index of a weight's scale. */
+  private int scaleOf(long weight) {
+    if (grid.axis() < 0) {
+      return 0;
+    }
+    long length = shape()[grid.axis()];
+    long at = weight / inner() % length;
+    if (grid.block() == 0) {
+      return (int) at;
+    }
+    long blocks = (length + grid.block() - 1) / grid.block();
+    long outer = weight / inner() / length;
+    return (int) ((outer * blocks + at / grid.block()) * inner() + weight % inner());
+  }
+
+  private List<Part> parts() {
+    if (grid.block() == 0) {
+      return List.of(new Part(0, shape(), 0));
+    }
+    if (isInRows()) {
+      return List.of(new Part(0, new long[] {elements / grid.block(), grid.block()}, 0));
+    }
+    List<Part> parts = new ArrayList<>();
+    long rows = shape()[0];
+    for (long row = 0; row < rows; row += grid.block()) {
+      long[] shape = {Math.min(grid.block(), rows - row), inner()};
+      parts.add(new Part(row * inner(), shape, row / grid.block() * inner()));
+    }
+    return parts;
+  }
+
+  /** Whether the weights of a block lie behind each other; else they lie below each other, in the columns of a matrix. */
+  private boolean isInRows() {
+    return grid.axis() == shape().length - 1;
+  }
+
+  private FloatPointer scalesOf(Part part) {
+    return scales.floats().position(part.scale);
+  }
+
+  private IntPointer zeroPointsOf(Part part) {
+    return zeroPoints == null ? null : zeroPoints.ints().position(part.scale);
+  }
+
+  /** The end of each channel's grid, largest · scale, where scales are learned; else null. */
   TrainingBuffer ends() {
     return ends;
   }
@@ -147,23 +243,27 @@ final class TrainedWeight implements AutoCloseable {
   /**
    * What writes the gradients of the ends, from the gradient of the working weights. A step of SGD then moves the
    * scales as Esser et al. (Learned Step Size Quantization, 2020) have it, their factor included: a change of
-   * an end is qmax times one of the scale, and so is its gradient here.
+   * an end is {@code largest} times one of the scale, and so is its gradient here.
    *
    * @return to be closed before this
    */
-  ScaleGradients learningEnds(Tensor gradient) {
-    FakeQuantize grid = grid();
-    return grid.scaleGradients(
-        List.of(
-            new ScaleGradients.Job(
-                latent.tensor(),
-                gradient,
-                null,
-                scales.floats(),
-                null,
-                endGradients.floats(),
-                null,
-                qmax * grid.scaleGradientFactor(latent.tensor()))));
+  ScaleGradients learningEnds(TrainingBuffer gradient) {
+    FakeQuantize quantizer = quantizer();
+    List<ScaleGradients.Job> jobs = new ArrayList<>();
+    for (Part part : parts()) {
+      Tensor x = latent.part(part.from, part.shape);
+      jobs.add(
+          new ScaleGradients.Job(
+              x,
+              gradient.part(part.from, part.shape),
+              null,
+              scalesOf(part),
+              zeroPointsOf(part),
+              endGradients.floats().position(part.scale),
+              null,
+              grid.largest() * quantizer.scaleGradientFactor(x)));
+    }
+    return quantizer.scaleGradients(jobs);
   }
 
   /** Takes the scales from the ends, of which a step takes half at most, and renews what forward reads. */
@@ -181,8 +281,8 @@ final class TrainedWeight implements AutoCloseable {
     float[] end = ends.values();
     float[] scale = scales.values();
     for (int c = 0; c < end.length; c++) {
-      end[c] = Math.max(Math.max(end[c], least * qmax * scale[c]), SMALLEST_END);
-      scale[c] = end[c] / qmax;
+      end[c] = Math.max(Math.max(end[c], least * grid.largest() * scale[c]), SMALLEST_END);
+      scale[c] = end[c] / grid.largest();
     }
     ends.set(end);
     scales.set(scale);
@@ -222,21 +322,42 @@ final class TrainedWeight implements AutoCloseable {
 
   /** The integers of the working weights. */
   byte[] integers() {
-    try (TrainingBuffer integers = TrainingBuffer.zeros(device, (elements + 3) / 4);
-        FakeQuantize.Batch real =
-            grid()
-                .batch(
-                    List.of(
-                        FakeQuantize.Job.real(
-                            latent.tensor(), integers.bytes(), scales.floats(), null)))) {
-      device.run(real);
-      return integers.firstBytes(Math.toIntExact(elements));
+    byte[] integers;
+    try (TrainingBuffer found = TrainingBuffer.zeros(device, (elements + 3) / 4)) {
+      List<FakeQuantize.Job> jobs = new ArrayList<>();
+      for (Part part : parts()) {
+        jobs.add(
+            FakeQuantize.Job.real(
+                latent.part(part.from, part.shape),
+                found.bytes().position(part.from),
+                scalesOf(part),
+                zeroPointsOf(part)));
+      }
+      try (FakeQuantize.Batch real = quantizer().batch(jobs)) {
+        device.run(real);
+      }
+      integers = found.firstBytes(Math.toIntExact(elements));
     }
+    if (zeroPoints != null) {
+      int[] zeros = zeroPoints.integers();
+      for (int i = 0; i < integers.length; i++) {
+        int zero = zeros[scaleOf(i)];
+        integers[i] = (byte) (zero == grid.largest() ? zero - integers[i] : integers[i] - zero);
+      }
+    }
+    return integers;
   }
 
-  private FakeQuantize grid() {
-    FakeQuantize grid = FakeQuantize.symmetric(-qmax, qmax, qmax).given();
-    return channelAxis < 0 ? grid : grid.perChannel(channelAxis);
+  /** What puts {@link #parts} on the grid. */
+  private FakeQuantize quantizer() {
+    if (grid.block() > 0) {
+      return FakeQuantize.affine(0, grid.largest() - grid.least())
+          .perChannel(isInRows() ? 0 : 1)
+          .given();
+    }
+    FakeQuantize symmetric =
+        FakeQuantize.symmetric(grid.least(), grid.largest(), grid.largest()).given();
+    return grid.axis() < 0 ? symmetric : symmetric.perChannel(grid.axis());
   }
 
   BytePointer gateBits() {
@@ -280,7 +401,7 @@ final class TrainedWeight implements AutoCloseable {
         name(),
         LongStream.of(working.tensor().shape()).boxed().toList(),
         (double) zeros() / elements,
-        isQuantized() ? qmax == 127 ? 8 : 7 : 32,
+        isQuantized() ? grid.bits() : 32,
         low,
         high,
         square == 0 ? 0 : Math.sqrt(error / square));
@@ -291,6 +412,9 @@ final class TrainedWeight implements AutoCloseable {
     latent().write(out);
     if (isQuantized()) {
       scales.write(out);
+      if (zeroPoints != null) {
+        zeroPoints.write(out);
+      }
       if (ends != null) {
         ends.write(out);
       }
@@ -306,6 +430,9 @@ final class TrainedWeight implements AutoCloseable {
     latent().read(in);
     if (isQuantized()) {
       scales.read(in);
+      if (zeroPoints != null) {
+        zeroPoints.read(in);
+      }
       if (ends != null) {
         ends.read(in);
       }
@@ -322,7 +449,8 @@ final class TrainedWeight implements AutoCloseable {
     if (rounding != null) {
       rounding.close();
     }
-    for (TrainingBuffer m : new TrainingBuffer[] {mask, latent, scales, gate, ends, endGradients}) {
+    for (TrainingBuffer m :
+        new TrainingBuffer[] {mask, latent, scales, zeroPoints, gate, ends, endGradients}) {
       if (m != null) {
         m.close();
       }

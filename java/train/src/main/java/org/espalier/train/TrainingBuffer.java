@@ -72,6 +72,19 @@ final class TrainingBuffer implements AutoCloseable {
     return tensor;
   }
 
+  /**
+   * Some of its floats in another shape.
+   *
+   * @param from the first of them
+   */
+  Tensor part(long from, long... shape) {
+    Device place = device.device();
+    FloatPointer first = floats().position(from);
+    return place.isCuda()
+        ? CudaTensor.of(place, first, DType.F32, shape)
+        : Tensor.of(first, DType.F32, shape);
+  }
+
   long elements() {
     return tensor.elements();
   }
@@ -96,6 +109,13 @@ final class TrainingBuffer implements AutoCloseable {
   float[] values() {
     float[] values = new float[Math.toIntExact(elements())];
     onHost(true, false, bytes -> bytes.asFloatBuffer().get(values));
+    return values;
+  }
+
+  /** Its integers. */
+  int[] integers() {
+    int[] values = new int[Math.toIntExact(elements())];
+    onHost(true, false, bytes -> bytes.asIntBuffer().get(values));
     return values;
   }
 

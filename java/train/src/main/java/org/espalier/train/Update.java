@@ -52,7 +52,7 @@ final class Update implements AutoCloseable {
       w.parameter.tensor().mutable_grad().put(gradient);
       gradients.add(gradient);
       if (w.ends() != null) {
-        learning.add(w.learningEnds(device.view(gradient)));
+        learning.add(w.learningEnds(TrainingBuffer.of(device, gradient)));
       }
     }
     step = optimizer instanceof Optimizer.Sgd s ? sgd(s) : adamW((Optimizer.AdamW) optimizer);
@@ -69,10 +69,10 @@ final class Update implements AutoCloseable {
       parameters.add(
           !w.isQuantized()
               ? p
-              : w.ends() != null
+              : w.isRoundedInStep()
                   ? p.withGate(w.gateBits())
-                  : p.withGate(w.gateBits())
-                      .withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w)));
+                      .withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w))
+                  : p.withGate(w.gateBits()));
     }
     for (TrainedWeight w : learned) {
       parameters.add(
@@ -110,10 +110,10 @@ final class Update implements AutoCloseable {
       parameters.add(
           !w.isQuantized()
               ? p
-              : w.ends() != null
+              : w.isRoundedInStep()
                   ? p.withGate(w.gateBits())
-                  : p.withGate(w.gateBits())
-                      .withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w)));
+                      .withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w))
+                  : p.withGate(w.gateBits()));
     }
     for (TrainedWeight w : learned) {
       parameters.add(
@@ -174,8 +174,11 @@ final class Update implements AutoCloseable {
               + firstNonFinite()
               + " among them");
     }
-    // The scales are known only now, so the working weights are written after the step.
+    // Learned scales are known only now, so the working weights are written after the step.
     learned.forEach(TrainedWeight::followEnds);
+    weights.stream()
+        .filter(w -> w.ends() == null && !w.isRoundedInStep())
+        .forEach(TrainedWeight::renew);
     if (ranges != null) {
       if (ranges.moves()) {
         ranges.learned().take();

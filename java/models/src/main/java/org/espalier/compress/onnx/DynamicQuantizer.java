@@ -226,7 +226,13 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
         Rounded r = rounded.computeIfAbsent(p, this::nearest);
         result.add(
             new QuantizedProduct(
-                p.name, p.output, s.activation, p.value, 1, qmax, r.integers(), r.scales()));
+                p.name,
+                p.output,
+                s.activation,
+                p.value,
+                WeightGrid.channels(qmax, 1),
+                r.integers(),
+                r.scales()));
       }
     }
     return result;

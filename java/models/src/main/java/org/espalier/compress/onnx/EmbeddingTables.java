@@ -256,7 +256,12 @@ final class EmbeddingTables {
         (value, name) -> {
           Integers q = integers(quantize(name, model.constant(value)));
           result.add(
-              new QuantizedTable(name, value, Int8Weights.MAX_8_BIT, q.values(), q.scales()));
+              new QuantizedTable(
+                  name,
+                  value,
+                  WeightGrid.channels(Int8Weights.MAX_8_BIT, 0),
+                  q.values(),
+                  q.scales()));
         });
     return result;
   }

@@ -12,6 +12,8 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Consumer;
+import java.util.function.Function;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
@@ -35,7 +37,7 @@ import org.espalier.format.onnx.OnnxWeight;
  * examples reach most, rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and puts the
  * mean of the error that is left into the bias.
  */
-public final class Int4Quantizer implements WeightQuantizer {
+public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer {
   /** Casts of the integers of tables exist since this version. */
   private static final long OPSET = 11;
 
@@ -59,9 +61,7 @@ public final class Int4Quantizer implements WeightQuantizer {
      * @throws InputException if there are no such blocks
      */
     public Options {
-      if (!BLOCKS.contains(block)) {
-        throw new InputException("blocks of " + block + "; 16, 32, 64, 128 or 256 is right");
-      }
+      requireBlock(block);
     }
 
     /** All weights, in blocks of 32. */
@@ -70,7 +70,18 @@ public final class Int4Quantizer implements WeightQuantizer {
     }
   }
 
-  /** What was found for a product, and the mean error of x·W. */
+  /**
+   * Checks that ONNX Runtime has kernels for blocks of so many input channels.
+   *
+   * @throws InputException if not
+   */
+  public static void requireBlock(int block) {
+    if (!BLOCKS.contains(block)) {
+      throw new InputException("blocks of " + block + "; 16, 32, 64, 128 or 256 is right");
+    }
+  }
+
+  /** What was found for a product, and the mean error of x·W; null where biases need not take it up. */
   private record Fitted(Int4Weights weights, double[] meanError) {}
 
   private final OnnxModel model;
@@ -82,11 +93,21 @@ public final class Int4Quantizer implements WeightQuantizer {
 
   private final List<ProductSite> sites;
 
-  /** The names of tables, by the outputs of the Gathers that look up in them. */
+  /** The products whose integers are looked up in too, by the outputs of the Gathers that do. */
+  private final Map<String, Product> tied = new LinkedHashMap<>();
+
+  /** The names of other tables, by the outputs of the Gathers that look up in them. */
   private final Map<String, String> tables = new LinkedHashMap<>();
 
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Map<Product, Fitted> fitted = new HashMap<>();
+
+  /** What training made of tables of 4 bits, by their constants. */
+  private final Map<String, Int4Weights> trainedTables = new HashMap<>();
+
+  /** What it made of tables of int8. */
+  private final Map<String, EmbeddingTables.Integers> trainedRows = new HashMap<>();
+
   private Progress progress = Progress.NONE;
 
   /**
@@ -113,6 +134,7 @@ public final class Int4Quantizer implements WeightQuantizer {
               + " input channels or more",
           skipped);
     }
+    findTiedTables();
     findTables();
   }
 
@@ -124,22 +146,30 @@ public final class Int4Quantizer implements WeightQuantizer {
     return false;
   }
 
-  private void findTables() {
+  private void findTiedTables() {
     Map<String, NodeProto> producers = model.producers();
     for (ProductSite s : sites) {
       for (Product p : s.products) {
         for (String lookUp : p.lookUps) {
-          String table = producers.get(lookUp).getInput(0);
           if (!options.embeddings()) {
             skipped.put(p.name + " (look-ups)", "embeddings are left as they are");
-          } else if (table.equals(p.value)) {
+          } else if (p.rows % options.block() == 0) {
+            tied.put(lookUp, p);
+          } else if (producers.get(lookUp).getInput(0).equals(p.value)) {
             tables.put(lookUp, p.name);
           }
         }
       }
     }
+  }
+
+  private void findTables() {
     EmbeddingTables.find(
-            model, options.include(), options.embeddings(), tables::containsKey, skipped)
+            model,
+            options.include(),
+            options.embeddings(),
+            lookUp -> tied.containsKey(lookUp) || tables.containsKey(lookUp),
+            skipped)
         .forEach((lookUp, weight) -> tables.put(lookUp, weight.name()));
   }
 
@@ -206,16 +236,180 @@ public final class Int4Quantizer implements WeightQuantizer {
   }
 
   @Override
+  public void prepareTraining() {
+    use.check();
+    OnnxModel.Names names = model.names();
+    Map<String, Product> products = new HashMap<>();
+    Map<String, double[]> biasChanges = new HashMap<>();
+    for (Product p : trainedProducts()) {
+      products.put(p.output, p);
+      float[] w = p.matrix(model);
+      p.value = names.unique(p.name + TrainableQuantizer.LATENT);
+      p.axes = List.of(0, 1);
+      model.addInitializer(OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));
+      Fitted f = fitted.get(p);
+      if (f != null) {
+        if (p.biasAdd != null) {
+          biasChanges.put(p.biasAdd, f.meanError());
+        }
+        fitted.put(p, new Fitted(f.weights(), null));
+      }
+    }
+    List<NodeProto> nodes = new ArrayList<>();
+    for (NodeProto n : model.nodes()) {
+      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+      if (tied.containsKey(output)) {
+        nodes.addAll(EmbeddingTables.lookUp(model, names, n, tied.get(output).value, null));
+      } else if (products.containsKey(output)) {
+        nodes.add(n.toBuilder().setInput(1, products.get(output).value).build());
+      } else if (biasChanges.containsKey(output)) {
+        nodes.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
+      } else {
+        nodes.add(n);
+      }
+    }
+    model.setNodes(nodes);
+    // What a product read too is a table alone now.
+    findTables();
+    roundTables();
+    RuntimeForm.removeUnused(model);
+  }
+
+  /** Those of the main graph; what lies in a branch or body is rounded as it is. */
+  private List<Product> trainedProducts() {
+    return sites.stream().filter(s -> !s.inner).flatMap(s -> s.products.stream()).toList();
+  }
+
+  /** Replaces tables by the values that their integers stand for. */
+  private void roundTables() {
+    Map<String, String> distinct = distinctTables();
+    Map<String, String> rows = new LinkedHashMap<>();
+    distinct.forEach(
+        (value, name) -> {
+          if (hasBlocks(value)) {
+            long[] dims = model.constant(value).dims();
+            float[] rounded = nearestTable(model, name, value).columnValues();
+            model.replaceConstant(OnnxInitializer.floats(value, dims, rounded));
+          } else {
+            rows.put(value, name);
+          }
+        });
+    EmbeddingTables.round(model, rows);
+  }
+
+  /** The names of tables that no product reads, by the constants that hold them. */
+  private Map<String, String> distinctTables() {
+    Map<String, NodeProto> producers = model.producers();
+    Map<String, String> distinct = new LinkedHashMap<>();
+    tables.forEach((lookUp, name) -> distinct.put(producers.get(lookUp).getInput(0), name));
+    return distinct;
+  }
+
+  /** Whether the rows of a table are whole blocks; else they become int8. */
+  private boolean hasBlocks(String table) {
+    return model.constant(table).dims()[1] % options.block() == 0;
+  }
+
+  /** A table [rows, width] as W [width, rows]. */
+  private Int4Weights nearestTable(OnnxModel from, String name, String value) {
+    int rows = Math.toIntExact(from.constant(value).dims()[0]);
+    float[] w = ProductSite.matrix(from, name, value, List.of(1, 0));
+    return Int4Weights.nearest(w, rows, options.block());
+  }
+
+  @Override
+  public List<QuantizedProduct> products() {
+    use.check();
+    Map<String, NodeProto> producers = model.producers();
+    List<QuantizedProduct> result = new ArrayList<>();
+    for (Product p : trainedProducts()) {
+      Fitted f = fitted.computeIfAbsent(p, key -> new Fitted(nearest(model, p), null));
+      result.add(
+          new QuantizedProduct(
+              p.name,
+              p.output,
+              producers.get(p.output).getInput(0),
+              p.value,
+              WeightGrid.blocks(options.block(), 0),
+              f.weights().integers(),
+              f.weights().scales()));
+    }
+    return result;
+  }
+
+  private Int4Weights nearest(OnnxModel from, Product p) {
+    return Int4Weights.nearest(p.matrix(from), p.columns, options.block());
+  }
+
+  @Override
+  public List<QuantizedTable> tables() {
+    use.check();
+    List<QuantizedTable> result = new ArrayList<>();
+    distinctTables()
+        .forEach(
+            (value, name) -> {
+              if (!hasBlocks(value)) {
+                result.addAll(EmbeddingTables.nearest(model, Map.of(value, name)));
+                return;
+              }
+              Int4Weights w = nearestTable(model, name, value);
+              WeightGrid grid = WeightGrid.blocks(options.block(), 1);
+              result.add(
+                  new QuantizedTable(name, value, grid, w.columnIntegers(), w.columnScales()));
+            });
+    return result;
+  }
+
+  @Override
+  public void setWeights(String output, byte[] integers, float[] scales) {
+    for (Product p : trainedProducts()) {
+      if (p.output.equals(output)) {
+        Int4Weights w =
+            new Int4Weights(p.rows, p.columns, options.block(), scales.clone(), integers.clone());
+        fitted.put(p, new Fitted(w, null));
+        return;
+      }
+    }
+    throw new IllegalArgumentException("no product defines " + output);
+  }
+
+  @Override
+  public void setTable(String table, byte[] integers, float[] scales) {
+    Map<String, String> distinct = distinctTables();
+    if (distinct.containsKey(table) && hasBlocks(table)) {
+      int width = Math.toIntExact(model.constant(table).dims()[1]);
+      trainedTables.put(table, Int4Weights.ofColumns(width, options.block(), scales, integers));
+    } else {
+      trainedRows.put(table, EmbeddingTables.checked(model, distinct, table, integers, scales));
+    }
+  }
+
+  @Override
   public void apply() {
     use.check();
     use.begin();
-    new Rewriting().run();
+    // They are stored once, and a large model's take memory.
+    new Rewriting(model, fitted::remove).run();
+  }
+
+  @Override
+  public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
+    use.check();
+    OnnxModel copy = model.copy();
+    change.accept(copy);
+    new Rewriting(copy, fitted::get).run();
+    return copy;
   }
 
   /** One pass over the nodes that emits the new ones. */
   private final class Rewriting {
-    private final OnnxModel.Names names = model.names();
-    private final EmbeddingTables embeddings = new EmbeddingTables(model, names, Map.of());
+    private final OnnxModel model;
+    private final OnnxModel.Names names;
+    private final EmbeddingTables embeddings;
+
+    /** Gives what was found for a product, or null. */
+    private final Function<Product, Fitted> found;
+
     private final Map<String, Product> products = new HashMap<>();
     private final Map<String, double[]> biasChanges = new HashMap<>();
 
@@ -225,12 +419,20 @@ public final class Int4Quantizer implements WeightQuantizer {
     /** Integers [rows, width / 2] and scales [rows, blocks] of tables, by the constants that they were. */
     private final Map<String, List<String>> stored = new HashMap<>();
 
+    Rewriting(OnnxModel model, Function<Product, Fitted> found) {
+      this.model = model;
+      this.names = model.names();
+      this.embeddings = new EmbeddingTables(model, names, trainedRows);
+      this.found = found;
+    }
+
     void run() {
       for (ProductSite s : sites) {
         for (Product p : s.products) {
           products.put(p.output, p);
-          if (fitted.containsKey(p) && p.biasAdd != null) {
-            biasChanges.put(p.biasAdd, fitted.get(p).meanError());
+          Fitted f = fitted.get(p);
+          if (f != null && f.meanError() != null && p.biasAdd != null) {
+            biasChanges.put(p.biasAdd, f.meanError());
           }
         }
       }
@@ -249,7 +451,9 @@ public final class Int4Quantizer implements WeightQuantizer {
       List<NodeProto> out = new ArrayList<>();
       for (NodeProto n : nodes) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-        if (tables.containsKey(output)) {
+        if (tied.containsKey(output)) {
+          out.add(lookUp(n, shared(tied.get(output))));
+        } else if (tables.containsKey(output)) {
           lookUp(n, tables.get(output), out);
         } else if (products.containsKey(output)) {
           multiply(n, products.get(output), out);
@@ -268,45 +472,44 @@ public final class Int4Quantizer implements WeightQuantizer {
 
     private void lookUp(NodeProto n, String name, List<NodeProto> out) {
       String value = n.getInput(0);
-      long[] dims = model.constant(value).dims();
-      if (dims[1] % options.block() != 0) {
+      if (!hasBlocks(value)) {
         out.addAll(embeddings.lookUp(n, name));
         return;
       }
-      List<String> table = stored.computeIfAbsent(value, key -> storeTable(name, key));
       out.add(
-          n.toBuilder()
-              .setOpType("GatherBlockQuantized")
-              .setDomain(DOMAIN)
-              .setInput(0, table.get(0))
-              .addInput(table.get(1))
-              .clearAttribute()
-              .addAttribute(Nodes.attribute("gather_axis", 0))
-              .addAttribute(Nodes.attribute("quantize_axis", 1))
-              .addAttribute(Nodes.attribute("block_size", options.block()))
-              .build());
+          lookUp(
+              n,
+              stored.computeIfAbsent(
+                  value,
+                  key -> {
+                    Int4Weights trained = trainedTables.get(value);
+                    return store(
+                        value, trained != null ? trained : nearestTable(model, name, value), true);
+                  })));
     }
 
-    /** The integers and scales of a table: those of the product that it is too, or the nearest. */
-    private List<String> storeTable(String name, String value) {
-      for (Product p : products.values()) {
-        if (isTied(p) && p.value.equals(value)) {
-          return store(p.value, weights(p), true);
-        }
-      }
-      long rows = model.constant(value).dims()[0];
-      float[] w = ProductSite.matrix(model, name, value, List.of(1, 0));
-      return store(value, Int4Weights.nearest(w, (int) rows, options.block()), true);
+    private NodeProto lookUp(NodeProto n, List<String> table) {
+      return n.toBuilder()
+          .setOpType("GatherBlockQuantized")
+          .setDomain(DOMAIN)
+          .setInput(0, table.get(0))
+          .addInput(table.get(1))
+          .clearAttribute()
+          .addAttribute(Nodes.attribute("gather_axis", 0))
+          .addAttribute(Nodes.attribute("quantize_axis", 1))
+          .addAttribute(Nodes.attribute("block_size", options.block()))
+          .build();
     }
 
-    private boolean isTied(Product p) {
-      return p.rows % options.block() == 0 && p.lookUps.stream().anyMatch(tables::containsKey);
+    /** The integers of a product that are looked up in too, as the rows of a table. */
+    private List<String> shared(Product p) {
+      return stored.computeIfAbsent(p.value, key -> store(p.value, weights(p), true));
     }
 
     private void multiply(NodeProto n, Product p, List<NodeProto> out) {
       List<String> weights;
-      if (isTied(p)) {
-        List<String> table = stored.computeIfAbsent(p.value, key -> storeTable(p.name, key));
+      if (tied.containsValue(p)) {
+        List<String> table = shared(p);
         long blocks = p.rows / options.block();
         weights =
             List.of(
@@ -336,10 +539,8 @@ public final class Int4Quantizer implements WeightQuantizer {
     }
 
     private Int4Weights weights(Product p) {
-      Fitted f = fitted.remove(p); // they are stored once
-      return f != null
-          ? f.weights()
-          : Int4Weights.nearest(p.matrix(model), p.columns, options.block());
+      Fitted f = found.apply(p);
+      return f != null ? f.weights() : nearest(model, p);
     }
 
     /** A constant in another shape, which the runtime gives it when it loads. */

@@ -15,6 +15,23 @@ import java.util.stream.IntStream;
  * @param integers [rows, columns]
  */
 record Int4Weights(int rows, int columns, int block, float[] scales, byte[] integers) {
+  Int4Weights {
+    int blocks = (rows + block - 1) / block;
+    if (integers.length != rows * columns || scales.length != blocks * columns) {
+      throw new IllegalArgumentException(
+          rows
+              + " x "
+              + columns
+              + " weights in blocks of "
+              + block
+              + "; given are "
+              + integers.length
+              + " integers and "
+              + scales.length
+              + " scales");
+    }
+  }
+
   static final int LEAST = -8;
   static final int LARGEST = 7;
 
@@ -65,6 +82,57 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
       integers[i] = (byte) Math.max(LEAST, Math.min(LARGEST, Math.rint(weights[i] / scale)));
     }
     return nearest;
+  }
+
+  /**
+   * What lies column by column.
+   *
+   * @param scales [columns, blocks]
+   * @param integers [columns, rows]
+   */
+  static Int4Weights ofColumns(int rows, int block, float[] scales, byte[] integers) {
+    int columns = integers.length / rows;
+    int blocks = (rows + block - 1) / block;
+    float[] turnedScales = new float[scales.length];
+    byte[] turned = new byte[integers.length];
+    for (int c = 0; c < columns; c++) {
+      for (int b = 0; b < blocks; b++) {
+        turnedScales[b * columns + c] = scales[c * blocks + b];
+      }
+      for (int k = 0; k < rows; k++) {
+        turned[k * columns + c] = integers[c * rows + k];
+      }
+    }
+    return new Int4Weights(rows, columns, block, turnedScales, turned);
+  }
+
+  /** The integers [columns, rows]. */
+  byte[] columnIntegers() {
+    byte[] turned = new byte[integers.length];
+    for (int c = 0; c < columns; c++) {
+      for (int k = 0; k < rows; k++) {
+        turned[c * rows + k] = integers[k * columns + c];
+      }
+    }
+    return turned;
+  }
+
+  /** The scales [columns, blocks]. */
+  float[] columnScales() {
+    float[] turned = new float[scales.length];
+    packedScales().asFloatBuffer().get(turned);
+    return turned;
+  }
+
+  /** What they stand for [columns, rows]. */
+  float[] columnValues() {
+    float[] values = new float[integers.length];
+    for (int c = 0; c < columns; c++) {
+      for (int k = 0; k < rows; k++) {
+        values[c * rows + k] = scale(k, c) * integers[k * columns + c];
+      }
+    }
+    return values;
   }
 
   /** The scale of a weight. */

@@ -8,17 +8,15 @@ package org.espalier.compress.onnx;
  * @param activation the value that the node multiplies with the weight; products of one activation
  *     quantize it once
  * @param weight the initializer that the node alone reads, but for look-ups in the same weights
- * @param channelAxis the axis of {@code weight} along which the scales lie; −1 where there is one scale
- * @param qmax the integers are in [−qmax, qmax]
+ * @param grid where its weights lie
  * @param integers the weights on their grid, in the layout of {@code weight}
- * @param scales one positive scale a channel
+ * @param scales as the grid has them
  */
 public record QuantizedProduct(
     String name,
     String output,
     String activation,
     String weight,
-    int channelAxis,
-    int qmax,
+    WeightGrid grid,
     byte[] integers,
     float[] scales) {}

@@ -5,9 +5,9 @@ package org.espalier.compress.onnx;
  *
  * @param name of the weight
  * @param table the constant [rows, width] that is looked up in
- * @param qmax the integers are in [−qmax, qmax]
- * @param integers the table on its grid
- * @param scales one positive scale a row
+ * @param grid where its weights lie
+ * @param integers the table on its grid, row by row
+ * @param scales as the grid has them
  */
 public record QuantizedTable(
-    String name, String table, int qmax, byte[] integers, float[] scales) {}
+    String name, String table, WeightGrid grid, byte[] integers, float[] scales) {}

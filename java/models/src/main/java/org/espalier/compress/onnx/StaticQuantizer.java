@@ -622,8 +622,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
                   output,
                   activation,
                   target.value(),
-                  target.scaleAxis(),
-                  qmax,
+                  WeightGrid.channels(qmax, target.scaleAxis()),
                   r.integers(),
                   r.scales()));
         });

@@ -6,7 +6,8 @@ import org.espalier.compress.Progress;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Quantization with training between its plan and its export: what training saw is what is written. */
-public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuantizer {
+public sealed interface TrainableQuantizer
+    permits DynamicQuantizer, Int4Quantizer, StaticQuantizer {
   /** What the name of a weight ends in once the model is prepared, before a number where it needs one. */
   String LATENT = "_latent";
 
@@ -31,7 +32,7 @@ public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuant
   List<QuantizedProduct> products();
 
   /**
-   * The embedding tables of such a model that become int8, each once.
+   * The embedding tables of such a model that are quantized, each once.
    *
    * @throws org.espalier.InputException if weights are not finite, naming them
    */
@@ -41,8 +42,8 @@ public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuant
    * Sets what {@link #quantizedCopy} writes for a product.
    *
    * @param output as in {@link QuantizedProduct#output}
-   * @param integers in [−127, 127], in the layout of {@link QuantizedProduct#weight}
-   * @param scales one positive scale a channel
+   * @param integers on its grid, in the layout of {@link QuantizedProduct#weight}
+   * @param scales as its grid has them
    */
   void setWeights(String output, byte[] integers, float[] scales);
 
@@ -50,8 +51,8 @@ public sealed interface TrainableQuantizer permits DynamicQuantizer, StaticQuant
    * Sets what {@link #quantizedCopy} writes for a table, which otherwise is quantized as it is then.
    *
    * @param table as in {@link QuantizedTable#table}
-   * @param integers in [−127, 127], row by row
-   * @param scales one positive scale a row
+   * @param integers on its grid, row by row
+   * @param scales as its grid has them
    */
   void setTable(String table, byte[] integers, float[] scales);
 
