@@ -19,7 +19,6 @@ import org.bytedeco.pytorch.global.torch;
 import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
-import org.espalier.op.ScaleGradients;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.Test;
@@ -62,17 +61,17 @@ class LearnedScalesTest {
   void theGradientFollowsTheFormula() {
     try (OnnxGraph graph = product();
         TrainedWeight w = new TrainedWeight(graph.parameters().get(0), TorchDevice.CPU);
-        TrainingBuffer gradient = TrainingBuffer.zeros(TorchDevice.CPU, ROWS, COLUMNS)) {
+        Tensor gradient = torch.zeros(ROWS, COLUMNS)) {
       quantize(w, true);
       Random random = new Random(3);
       FloatBuffer latent = TrainingBuffer.buffer(w.latent().tensor());
-      FloatBuffer g = TrainingBuffer.buffer(gradient.tensor());
+      FloatBuffer g = TrainingBuffer.buffer(TorchDevice.CPU.view(gradient));
       for (int i = 0; i < w.elements; i++) {
         // Inside the grid, between its integers, and beyond both ends.
         latent.put(i, latent.get(i) * (0.3f + 2 * random.nextFloat()));
         g.put(i, (float) random.nextGaussian());
       }
-      try (ScaleGradients gradients = w.learningEnds(gradient)) {
+      try (TrainedWeight.EndGradients gradients = w.learningEnds(gradient)) {
         gradients.run();
       }
       FloatBuffer scales = TrainingBuffer.buffer(w.scales().tensor());

@@ -645,7 +645,7 @@ public record Recipe(
         clipping,
         s.real("observer-momentum"),
         s.real("freeze-observers-at"),
-        s.flag("learn-scales"),
+        s.given("learn-scales") ? s.flag("learn-scales") : form == Quantization.Form.INT4,
         s.flag("learn-ranges"),
         names(s));
   }

@@ -322,7 +322,11 @@ public final class RecipeSchema {
             "0.5",
             "The share of the steps after which static ranges stay as they are."),
         optional(
-            "learn-scales", new Flag(), "false", "Whether weight scales are trained too (LSQ)."),
+            "learn-scales",
+            new Flag(),
+            null,
+            "Whether weight scales are trained: with 8 bits beside the weights (LSQ; false by"
+                + " default), with int4 in their place (true by default)."),
         optional(
             "learn-ranges",
             new Flag(),

@@ -20,7 +20,8 @@ import org.espalier.compress.onnx.Int4Quantizer;
  *     0 keeps what calibration found
  * @param freezeObserversAt the share of the stage's steps after which {@code STATIC} ranges stay as
  *     they are, in [0, 1]
- * @param learnScales whether scales of weights are parameters (LSQ) rather than constants
+ * @param learnScales whether scales of weights are parameters rather than constants: beside the weights (LSQ) or, of {@code
+ *     INT4}, in their place, while integers stay as they are
  * @param learnRanges whether {@code STATIC} ranges are parameters (LSQ) once they no longer follow the
  *     batches
  * @param include which weights, by name
@@ -82,7 +83,7 @@ public record Quantization(
     return of(Form.STATIC);
   }
 
-  /** Weights of 4 bits in blocks of 32, embeddings too, fitted. */
+  /** Weights of 4 bits in blocks of 32, embeddings too, fitted; their scales are trained. */
   public static Quantization int4() {
     return of(Form.INT4);
   }
@@ -97,7 +98,7 @@ public record Quantization(
         new Clipping.MeanSquaredError(),
         0,
         0.5,
-        false,
+        form == Form.INT4,
         false,
         name -> true);
   }

@@ -43,7 +43,9 @@ final class Snapshot implements AutoCloseable {
   private List<TrainingBuffer> moved() {
     List<TrainingBuffer> moved = new ArrayList<>();
     for (TrainedWeight w : weights) {
-      moved.add(w.latent());
+      if (!w.rests()) {
+        moved.add(w.latent());
+      }
       if (w.ends() != null) {
         moved.add(w.ends());
       }

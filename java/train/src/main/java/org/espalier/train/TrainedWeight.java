@@ -11,7 +11,6 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
 import org.espalier.compress.onnx.WeightGrid;
-import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.op.ScaleGradients;
@@ -23,6 +22,8 @@ import org.espalier.torch.TorchDevice;
  * has latent weights and scales of its own, and what forward reads is on the grid:
  *
  * <pre>  working = scale · clamp(rint(latent · (1/scale)), least, largest)</pre>
+ *
+ * <p>Where the scales of a grid of blocks are learned there are no latent weights: the integers rest.
  */
 final class TrainedWeight implements AutoCloseable {
   /** Its scale has a reciprocal. */
@@ -36,17 +37,20 @@ final class TrainedWeight implements AutoCloseable {
   /** One bit a weight, 1 = kept; null where nothing was pruned. */
   private TrainingBuffer mask;
 
-  /** Null where the parameter is float: its working weights are the latent ones. */
+  /** Null where the parameter is float or its integers rest: its working weights are the latent ones. */
   private TrainingBuffer latent;
 
-  /** All positive. */
+  /** Positive, but where integers rest. */
   private TrainingBuffer scales;
 
   /**
-   * Of a grid of blocks, else null: integers are kept from 0 on, so a negative scale is a positive one with the
-   * zero point {@code largest} in the place of {@code −least}.
+   * Of latent weights on a grid of blocks, else null: integers are kept from 0 on, so a negative scale is a positive
+   * one with the zero point {@code largest} in the place of {@code −least}.
    */
   private TrainingBuffer zeroPoints;
+
+  /** Where integers rest; else null. */
+  private RestingIntegers resting;
 
   /** Where scales are learned: largest · scale, the largest weight of each channel; else null. */
   private TrainingBuffer ends;
@@ -86,7 +90,7 @@ final class TrainedWeight implements AutoCloseable {
   }
 
   boolean isQuantized() {
-    return latent != null;
+    return grid != null;
   }
 
   /** What the optimizer updates. */
@@ -103,6 +107,11 @@ final class TrainedWeight implements AutoCloseable {
     return grid.axis();
   }
 
+  /** Whether no weight is trained, but the scales of its blocks. */
+  boolean rests() {
+    return resting != null;
+  }
+
   /** Whether an optimizer can write the working weights in its step; else they are renewed after it. */
   boolean isRoundedInStep() {
     return isQuantized() && ends == null && grid.block() == 0;
@@ -112,29 +121,32 @@ final class TrainedWeight implements AutoCloseable {
    * Puts the weight on a grid. Each latent weight starts at the middle of its integer's step: there the
    * work of compensated rounding is kept until the gradient has moved a weight by half a step.
    *
-   * @param learn whether {@link #ends} are parameters
+   * @param learn whether {@link #ends} are parameters: beside latent weights or, of a grid of blocks, in their place
    */
   void quantize(WeightGrid on, byte[] integers, float[] scale, boolean learn) {
     grid = on;
+    if (learn && grid.block() > 0) {
+      resting = new RestingIntegers(grid, shape(), integers, scale, device);
+      scales = resting.scales();
+      endGradients = resting.endGradients();
+      startEnds();
+      renew();
+      return;
+    }
     latent = TrainingBuffer.zeros(device, shape());
     scales = TrainingBuffer.zeros(device, scale.length);
     gate = TrainingBuffer.bits(device, elements);
     setScales(scale);
     if (learn) {
-      ends = TrainingBuffer.zeros(device, scale.length);
       endGradients = TrainingBuffer.zeros(device, scale.length);
-      float[] end = scales.values();
-      for (int c = 0; c < end.length; c++) {
-        end[c] *= grid.largest();
-      }
-      ends.set(end);
-      takeEnds();
+      startEnds();
     }
     float[] steps = gridScales();
+    int[] places = places();
     latent.set(
         middles -> {
           for (int i = 0; i < integers.length; i++) {
-            middles.put(integers[i] * steps[scaleOf(i)]);
+            middles.put(integers[i] * steps[places[i]]);
           }
         });
     List<FakeQuantize.Job> jobs = new ArrayList<>();
@@ -149,6 +161,16 @@ final class TrainedWeight implements AutoCloseable {
     }
     rounding = quantizer().batch(jobs);
     renew();
+  }
+
+  private void startEnds() {
+    ends = TrainingBuffer.zeros(device, scales.elements());
+    float[] end = scales.values();
+    for (int c = 0; c < end.length; c++) {
+      end[c] *= grid.largest();
+    }
+    ends.set(end);
+    takeEnds();
   }
 
   private void setScales(float[] given) {
@@ -186,19 +208,24 @@ final class TrainedWeight implements AutoCloseable {
     return LongStream.of(shape()).skip(grid.axis() + 1L).reduce(1, (a, b) -> a * b);
   }
 
-  /** The index of a weight's scale. */
-  private int scaleOf(long weight) {
+  /** The index of each weight's scale. */
+  private int[] places() {
+    int[] places = new int[Math.toIntExact(elements)];
     if (grid.axis() < 0) {
-      return 0;
+      return places;
     }
-    long length = shape()[grid.axis()];
-    long at = weight / inner() % length;
-    if (grid.block() == 0) {
-      return (int) at;
+    int length = (int) shape()[grid.axis()];
+    int inner = (int) inner();
+    int block = Math.max(1, grid.block());
+    int blocks = (length + block - 1) / block;
+    for (int i = 0; i < places.length; i++) {
+      int row = i / inner;
+      places[i] = (row / length * blocks + row % length / block) * inner + i % inner;
+      if (grid.block() == 0) {
+        places[i] = row % length;
+      }
     }
-    long blocks = (length + grid.block() - 1) / grid.block();
-    long outer = weight / inner() / length;
-    return (int) ((outer * blocks + at / grid.block()) * inner() + weight % inner());
+    return places;
   }
 
   private List<Part> parts() {
@@ -243,27 +270,41 @@ final class TrainedWeight implements AutoCloseable {
   /**
    * What writes the gradients of the ends, from the gradient of the working weights. A step of SGD then moves the
    * scales as Esser et al. (Learned Step Size Quantization, 2020) have it, their factor included: a change of
-   * an end is {@code largest} times one of the scale, and so is its gradient here.
+   * an end is {@code largest} times one of the scale, and so is its gradient here. Where integers rest they are
+   * the derivatives by the ends.
    *
    * @return to be closed before this
    */
-  ScaleGradients learningEnds(TrainingBuffer gradient) {
-    FakeQuantize quantizer = quantizer();
-    List<ScaleGradients.Job> jobs = new ArrayList<>();
-    for (Part part : parts()) {
-      Tensor x = latent.part(part.from, part.shape);
-      jobs.add(
-          new ScaleGradients.Job(
-              x,
-              gradient.part(part.from, part.shape),
-              null,
-              scalesOf(part),
-              zeroPointsOf(part),
-              endGradients.floats().position(part.scale),
-              null,
-              grid.largest() * quantizer.scaleGradientFactor(x)));
+  EndGradients learningEnds(org.bytedeco.pytorch.Tensor gradient) {
+    if (rests()) {
+      return new EndGradients(() -> resting.sumUp(gradient), () -> {});
     }
-    return quantizer.scaleGradients(jobs);
+    FakeQuantize quantizer = quantizer();
+    ScaleGradients gradients =
+        quantizer.scaleGradients(
+            List.of(
+                new ScaleGradients.Job(
+                    latent.tensor(),
+                    device.view(gradient),
+                    null,
+                    scales.floats(),
+                    null,
+                    endGradients.floats(),
+                    null,
+                    grid.largest() * quantizer.scaleGradientFactor(latent.tensor()))));
+    return new EndGradients(() -> device.run(gradients), gradients::close);
+  }
+
+  /** Writes the gradients of {@link #ends}, each time it is run. */
+  record EndGradients(Runnable work, Runnable release) implements AutoCloseable {
+    void run() {
+      work.run();
+    }
+
+    @Override
+    public void close() {
+      release.run();
+    }
   }
 
   /** Takes the scales from the ends, of which a step takes half at most, and renews what forward reads. */
@@ -281,7 +322,9 @@ final class TrainedWeight implements AutoCloseable {
     float[] end = ends.values();
     float[] scale = scales.values();
     for (int c = 0; c < end.length; c++) {
-      end[c] = Math.max(Math.max(end[c], least * grid.largest() * scale[c]), SMALLEST_END);
+      float sign = Math.signum(scale[c]);
+      float floor = Math.max(least * grid.largest() * Math.abs(scale[c]), SMALLEST_END);
+      end[c] = sign * Math.max(sign * end[c], floor);
       scale[c] = end[c] / grid.largest();
     }
     ends.set(end);
@@ -315,13 +358,18 @@ final class TrainedWeight implements AutoCloseable {
 
   /** Writes working weights and gate of the latent ones as they are. */
   void renew() {
-    if (rounding != null) {
+    if (rests()) {
+      resting.multiply(parameter.tensor());
+    } else if (rounding != null) {
       device.run(rounding);
     }
   }
 
   /** The integers of the working weights. */
   byte[] integers() {
+    if (rests()) {
+      return resting.values();
+    }
     byte[] integers;
     try (TrainingBuffer found = TrainingBuffer.zeros(device, (elements + 3) / 4)) {
       List<FakeQuantize.Job> jobs = new ArrayList<>();
@@ -340,8 +388,9 @@ final class TrainedWeight implements AutoCloseable {
     }
     if (zeroPoints != null) {
       int[] zeros = zeroPoints.integers();
+      int[] places = places();
       for (int i = 0; i < integers.length; i++) {
-        int zero = zeros[scaleOf(i)];
+        int zero = zeros[places[i]];
         integers[i] = (byte) (zero == grid.largest() ? zero - integers[i] : integers[i] - zero);
       }
     }
@@ -393,8 +442,8 @@ final class TrainedWeight implements AutoCloseable {
       low = Double.POSITIVE_INFINITY;
       high = 0;
       for (float s : scales.values()) {
-        low = Math.min(low, s);
-        high = Math.max(high, s);
+        low = Math.min(low, Math.abs(s));
+        high = Math.max(high, Math.abs(s));
       }
     }
     return new LayerReport(
@@ -409,7 +458,11 @@ final class TrainedWeight implements AutoCloseable {
 
   /** Writes what {@link #restore} reads. */
   void save(DataOutputStream out) throws IOException {
-    latent().write(out);
+    if (rests()) {
+      out.write(resting.values());
+    } else {
+      latent().write(out);
+    }
     if (isQuantized()) {
       scales.write(out);
       if (zeroPoints != null) {
@@ -427,7 +480,11 @@ final class TrainedWeight implements AutoCloseable {
 
   /** Takes what was saved of a weight that lies on a grid where this one does. */
   void restore(DataInputStream in) throws IOException {
-    latent().read(in);
+    if (rests()) {
+      resting.set(in.readNBytes(Math.toIntExact(elements)));
+    } else {
+      latent().read(in);
+    }
     if (isQuantized()) {
       scales.read(in);
       if (zeroPoints != null) {
@@ -454,6 +511,9 @@ final class TrainedWeight implements AutoCloseable {
       if (m != null) {
         m.close();
       }
+    }
+    if (rests()) {
+      resting.close();
     }
   }
 }

@@ -12,10 +12,10 @@ import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
 import org.espalier.op.FusedStep;
 import org.espalier.op.Scale;
-import org.espalier.op.ScaleGradients;
 import org.espalier.op.StepResult;
 import org.espalier.op.WorkingCopy;
 import org.espalier.torch.TorchDevice;
+import org.espalier.train.TrainedWeight.EndGradients;
 
 /** The optimizer of one stage: one native call for all parameters, with its state. */
 final class Update implements AutoCloseable {
@@ -27,7 +27,7 @@ final class Update implements AutoCloseable {
   private final List<TrainedWeight> learned;
 
   /** What writes the gradients of those ends. */
-  private final List<ScaleGradients> learning = new ArrayList<>();
+  private final List<EndGradients> learning = new ArrayList<>();
 
   /** Where ranges of activations are learned: the last parameter of all; else null. */
   private final StaticGrid ranges;
@@ -52,7 +52,7 @@ final class Update implements AutoCloseable {
       w.parameter.tensor().mutable_grad().put(gradient);
       gradients.add(gradient);
       if (w.ends() != null) {
-        learning.add(w.learningEnds(TrainingBuffer.of(device, gradient)));
+        learning.add(w.learningEnds(gradient));
       }
     }
     step = optimizer instanceof Optimizer.Sgd s ? sgd(s) : adamW((Optimizer.AdamW) optimizer);
@@ -62,6 +62,9 @@ final class Update implements AutoCloseable {
     List<FusedSgd.Parameter> parameters = new ArrayList<>();
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
+      if (w.rests()) {
+        continue;
+      }
       FusedSgd.Parameter p =
           FusedSgd.Parameter.of(
                   w.latent().tensor(), gradient(i), s.momentum() > 0 ? state(w.working) : null)
@@ -103,6 +106,9 @@ final class Update implements AutoCloseable {
     List<FusedAdamW.Parameter> parameters = new ArrayList<>();
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
+      if (w.rests()) {
+        continue;
+      }
       FusedAdamW.Parameter p =
           FusedAdamW.Parameter.of(
                   w.latent().tensor(), gradient(i), state(w.working), state(w.working))
@@ -161,7 +167,7 @@ final class Update implements AutoCloseable {
    *     was written
    */
   StepResult step(double learningRate) {
-    learning.forEach(device::run);
+    learning.forEach(EndGradients::run);
     if (ranges != null) {
       ranges.learned().learn();
     }
@@ -221,7 +227,8 @@ final class Update implements AutoCloseable {
   }
 
   private int parameters() {
-    return weights.size() + learned.size() + (ranges == null ? 0 : 1);
+    long moving = weights.stream().filter(w -> !w.rests()).count();
+    return Math.toIntExact(moving) + learned.size() + (ranges == null ? 0 : 1);
   }
 
   /** Writes the optimizer's state. */
@@ -251,7 +258,7 @@ final class Update implements AutoCloseable {
   @Override
   public void close() {
     step.close();
-    learning.forEach(ScaleGradients::close);
+    learning.forEach(EndGradients::close);
     states.forEach(TrainingBuffer::close);
     for (int i = 0; i < weights.size(); i++) {
       weights.get(i).parameter.tensor().mutable_grad().put(new Tensor());

@@ -1,0 +1,152 @@
+package org.espalier.train;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.LongStream;
+import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Scalar;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptions;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.compress.onnx.WeightGrid;
+import org.espalier.torch.TorchDevice;
+
+/**
+ * The integers of a weight on a grid of blocks, which stay as they are while their scales are trained (the second phase of
+ * EfficientQAT, Chen et al. 2024, arXiv 2407.11062):
+ *
+ * <pre>  w = scale · q,  dL/dscale = Σ dL/dw · q over the block</pre>
+ *
+ * <p>No weight moves, so none can swing between two integers, and each scale answers for all that its block adds to the loss.
+ */
+final class RestingIntegers implements AutoCloseable {
+  /** int8, in the layout of the weight. */
+  private final Tensor integers;
+
+  /** One a block. */
+  private final Tensor scales;
+
+  private final Tensor gradients;
+  private final int largest;
+  private final TorchDevice device;
+  private final List<Piece> pieces = new ArrayList<>();
+
+  /**
+   * Blocks of one length.
+   *
+   * @param from their first weight
+   * @param shape [blocks, length, inner], where blocks of columns have several columns
+   * @param scale their first scale
+   */
+  private record Piece(long from, long[] shape, long scale) {
+    long elements() {
+      return shape[0] * shape[1] * shape[2];
+    }
+
+    /** Their weights of a tensor in the weight's layout. */
+    Tensor of(Tensor all) {
+      return all.view(-1).narrow(0, from, elements()).view(shape);
+    }
+
+    /** A value for each of their scales. */
+    Tensor ofScales(Tensor all) {
+      return all.narrow(0, scale, shape[0] * shape[2]).view(shape[0], 1, shape[2]);
+    }
+  }
+
+  /**
+   * Takes integers and scales.
+   *
+   * @param grid of blocks along the first axis, or along the last and then of whole ones
+   * @param shape of the weight
+   */
+  RestingIntegers(
+      WeightGrid grid, long[] shape, byte[] integers, float[] scales, TorchDevice device) {
+    this.largest = grid.largest();
+    this.device = device;
+    long length = shape[grid.axis()];
+    long inner = LongStream.of(shape).skip(grid.axis() + 1L).reduce(1, (a, b) -> a * b);
+    long outer = integers.length / (length * inner);
+    long whole = length / grid.block();
+    long rest = length % grid.block();
+    pieces.add(new Piece(0, new long[] {outer * whole, grid.block(), inner}, 0));
+    if (rest > 0) {
+      long from = whole * grid.block() * inner;
+      pieces.add(new Piece(from, new long[] {1, rest, inner}, whole * inner));
+    }
+    try (PointerScope scope = new PointerScope()) {
+      // Retained: the scope of a step must not free them either.
+      this.integers = zeros(ScalarType.Char, integers.length).retainReference();
+      this.scales = zeros(ScalarType.Float, scales.length).retainReference();
+      this.gradients = zeros(ScalarType.Float, scales.length).retainReference();
+    }
+    set(integers);
+    scales().set(scales);
+  }
+
+  private Tensor zeros(ScalarType type, long elements) {
+    return new Tensor(device.place(torch.zeros(new long[] {elements}, new TensorOptions(type))));
+  }
+
+  /** Sets the integers. */
+  void set(byte[] values) {
+    try (PointerScope scope = new PointerScope()) {
+      Tensor host = torch.zeros(new long[] {values.length}, new TensorOptions(ScalarType.Char));
+      Pointer.memcpy(host.data_ptr(), new BytePointer(values), values.length);
+      integers.copy_(host);
+    }
+  }
+
+  /** The integers. */
+  byte[] values() {
+    try (PointerScope scope = new PointerScope()) {
+      Tensor host = TorchDevice.CPU.place(integers);
+      byte[] values = new byte[Math.toIntExact(host.numel())];
+      new BytePointer(host.data_ptr()).capacity(values.length).get(values);
+      return values;
+    }
+  }
+
+  /** The scales, one a block. */
+  TrainingBuffer scales() {
+    return TrainingBuffer.of(device, scales);
+  }
+
+  /** What {@link #sumUp} writes. */
+  TrainingBuffer endGradients() {
+    return TrainingBuffer.of(device, gradients);
+  }
+
+  /** Writes what integers and scales stand for, in the layout of the weight. */
+  void multiply(Tensor weight) {
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      for (Piece p : pieces) {
+        p.of(weight.detach()).copy_(p.of(integers).mul(p.ofScales(scales)));
+      }
+    }
+  }
+
+  /** Writes the derivatives by {@code largest} times the scales, from those by the weight, in its layout. */
+  void sumUp(Tensor gradient) {
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      Scalar factor = new Scalar(1.0 / largest);
+      for (Piece p : pieces) {
+        Tensor sums = p.of(gradient).mul(p.of(integers)).sum(1);
+        p.ofScales(gradients).copy_(sums.unsqueeze(1).mul(factor));
+      }
+    }
+  }
+
+  @Override
+  public void close() {
+    integers.close();
+    scales.close();
+    gradients.close();
+  }
+}
