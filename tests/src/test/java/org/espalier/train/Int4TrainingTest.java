@@ -143,12 +143,11 @@ class Int4TrainingTest {
       w.quantize(new WeightGrid(-8, 7, axis, BLOCK), integers, scales, true);
       assertTrue(w.rests());
       assertArrayEquals(integers, w.integers());
-      // An end is 7 times its scale, rounded.
-      assertArrayEquals(scales, w.gridScales(), 1e-7f);
+      assertArrayEquals(scales, w.gridScales());
       FloatBuffer g = TrainingBuffer.buffer(TorchDevice.CPU.view(gradient));
       double[] expected = new double[scales.length];
       for (int i = 0; i < n; i++) {
-        expected[of[i]] += g.get(i) * integers[i] / 7.0;
+        expected[of[i]] += g.get(i) * integers[i] * 8.0 * scales[of[i]];
       }
       try (TrainedWeight.EndGradients gradients = w.learningEnds(gradient)) {
         gradients.run();
@@ -156,7 +155,7 @@ class Int4TrainingTest {
       float[] found = w.endGradients().values();
       float[] ends = w.ends().values();
       for (int c = 0; c < scales.length; c++) {
-        // A sum of 16 products of up to 8 times some 3, in float.
+        // A sum of 16 products of up to 64 times some 3 times 0.11, in float.
         assertEquals(expected[c], found[c], 1e-4, "" + c);
         ends[c] *= 0.25f + 1.5f * random.nextFloat();
       }
@@ -166,9 +165,7 @@ class Int4TrainingTest {
       float[] after = w.gridScales();
       float[] working = w.working.values();
       for (int c = 0; c < scales.length; c++) {
-        float wanted = ends[c] / 7;
-        float least = before[c] / 2;
-        assertEquals(Math.abs(wanted) < Math.abs(least) ? least : wanted, after[c], 1e-7f, "" + c);
+        assertEquals(Math.max(0.5f, 8 * ends[c]) * before[c], after[c], 1e-7f, "" + c);
       }
       for (int i = 0; i < n; i++) {
         assertEquals(integers[i] * after[of[i]] + 0f, working[i] + 0f, "" + i);

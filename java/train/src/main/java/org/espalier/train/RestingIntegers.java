@@ -1,5 +1,8 @@
 package org.espalier.train;
 
+import java.io.DataInputStream;
+import java.io.DataOutputStream;
+import java.io.IOException;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.stream.LongStream;
@@ -22,16 +25,26 @@ import org.espalier.torch.TorchDevice;
  * <pre>  w = scale · q,  dL/dscale = Σ dL/dw · q over the block</pre>
  *
  * <p>No weight moves, so none can swing between two integers, and each scale answers for all that its block adds to the loss.
+ * The optimizer moves scale / (8 · scale at first), which starts at 1/8 for all blocks: one learning rate suits weights of any size.
  */
 final class RestingIntegers implements AutoCloseable {
+  /** What the optimizer moves at first. */
+  private static final float FIRST = 0.125f;
+
+  /** The least of it: a scale keeps its sign. */
+  private static final float LEAST = 0x1p-20f;
+
   /** int8, in the layout of the weight. */
   private final Tensor integers;
 
   /** One a block. */
   private final Tensor scales;
 
+  /** What the optimizer's values are multiplied with, one a block. */
+  private final Tensor units;
+
+  private final Tensor moved;
   private final Tensor gradients;
-  private final int largest;
   private final TorchDevice device;
   private final List<Piece> pieces = new ArrayList<>();
 
@@ -66,7 +79,6 @@ final class RestingIntegers implements AutoCloseable {
    */
   RestingIntegers(
       WeightGrid grid, long[] shape, byte[] integers, float[] scales, TorchDevice device) {
-    this.largest = grid.largest();
     this.device = device;
     long length = shape[grid.axis()];
     long inner = LongStream.of(shape).skip(grid.axis() + 1L).reduce(1, (a, b) -> a * b);
@@ -82,23 +94,42 @@ final class RestingIntegers implements AutoCloseable {
       // Retained: the scope of a step must not free them either.
       this.integers = zeros(ScalarType.Char, integers.length).retainReference();
       this.scales = zeros(ScalarType.Float, scales.length).retainReference();
+      this.units = zeros(ScalarType.Float, scales.length).retainReference();
+      this.moved = zeros(ScalarType.Float, scales.length).retainReference();
       this.gradients = zeros(ScalarType.Float, scales.length).retainReference();
     }
-    set(integers);
+    place(integers);
     scales().set(scales);
+    try (PointerScope scope = new PointerScope()) {
+      units.copy_(this.scales.div(new Scalar(FIRST)));
+      moved.fill_(new Scalar(FIRST));
+    }
   }
 
   private Tensor zeros(ScalarType type, long elements) {
     return new Tensor(device.place(torch.zeros(new long[] {elements}, new TensorOptions(type))));
   }
 
-  /** Sets the integers. */
-  void set(byte[] values) {
+  private void place(byte[] values) {
     try (PointerScope scope = new PointerScope()) {
       Tensor host = torch.zeros(new long[] {values.length}, new TensorOptions(ScalarType.Char));
       Pointer.memcpy(host.data_ptr(), new BytePointer(values), values.length);
       integers.copy_(host);
     }
+  }
+
+  /** Writes what {@link #read} reads. */
+  void write(DataOutputStream out) throws IOException {
+    out.write(values());
+    TrainingBuffer.of(device, units).write(out);
+  }
+
+  /** Takes integers and first scales of a weight of the same shape. */
+  void read(DataInputStream in) throws IOException {
+    byte[] values = new byte[Math.toIntExact(integers.numel())];
+    in.readFully(values);
+    place(values);
+    TrainingBuffer.of(device, units).read(in);
   }
 
   /** The integers. */
@@ -116,8 +147,26 @@ final class RestingIntegers implements AutoCloseable {
     return TrainingBuffer.of(device, scales);
   }
 
+  /** What the optimizer moves, one a block. */
+  TrainingBuffer moved() {
+    return TrainingBuffer.of(device, moved);
+  }
+
+  /**
+   * Takes the scales from what the optimizer moved.
+   *
+   * @param least of what it was before, which it keeps
+   */
+  void follow(double least) {
+    try (PointerScope scope = new PointerScope()) {
+      Tensor floor = scales.div(units).mul(new Scalar(least)).clamp_min(new Scalar(LEAST));
+      moved.copy_(torch.maximum(moved, floor));
+      scales.copy_(units.mul(moved));
+    }
+  }
+
   /** What {@link #sumUp} writes. */
-  TrainingBuffer endGradients() {
+  TrainingBuffer gradients() {
     return TrainingBuffer.of(device, gradients);
   }
 
@@ -131,14 +180,13 @@ final class RestingIntegers implements AutoCloseable {
     }
   }
 
-  /** Writes the derivatives by {@code largest} times the scales, from those by the weight, in its layout. */
+  /** Writes the derivatives by what the optimizer moves, from those by the weight, in its layout. */
   void sumUp(Tensor gradient) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Scalar factor = new Scalar(1.0 / largest);
       for (Piece p : pieces) {
-        Tensor sums = p.of(gradient).mul(p.of(integers)).sum(1);
-        p.ofScales(gradients).copy_(sums.unsqueeze(1).mul(factor));
+        Tensor sums = p.of(gradient).mul(p.of(integers)).sum(1).unsqueeze(1);
+        p.ofScales(gradients).copy_(sums.mul(p.ofScales(units)));
       }
     }
   }
@@ -147,6 +195,8 @@ final class RestingIntegers implements AutoCloseable {
   public void close() {
     integers.close();
     scales.close();
+    units.close();
+    moved.close();
     gradients.close();
   }
 }

@@ -128,8 +128,8 @@ final class TrainedWeight implements AutoCloseable {
     if (learn && grid.block() > 0) {
       resting = new RestingIntegers(grid, shape(), integers, scale, device);
       scales = resting.scales();
-      endGradients = resting.endGradients();
-      startEnds();
+      ends = resting.moved();
+      endGradients = resting.gradients();
       renew();
       return;
     }
@@ -139,7 +139,13 @@ final class TrainedWeight implements AutoCloseable {
     setScales(scale);
     if (learn) {
       endGradients = TrainingBuffer.zeros(device, scale.length);
-      startEnds();
+      ends = TrainingBuffer.zeros(device, scale.length);
+      float[] end = scales.values();
+      for (int c = 0; c < end.length; c++) {
+        end[c] *= grid.largest();
+      }
+      ends.set(end);
+      takeEnds();
     }
     float[] steps = gridScales();
     int[] places = places();
@@ -161,16 +167,6 @@ final class TrainedWeight implements AutoCloseable {
     }
     rounding = quantizer().batch(jobs);
     renew();
-  }
-
-  private void startEnds() {
-    ends = TrainingBuffer.zeros(device, scales.elements());
-    float[] end = scales.values();
-    for (int c = 0; c < end.length; c++) {
-      end[c] *= grid.largest();
-    }
-    ends.set(end);
-    takeEnds();
   }
 
   private void setScales(float[] given) {
@@ -257,7 +253,10 @@ final class TrainedWeight implements AutoCloseable {
     return zeroPoints == null ? null : zeroPoints.ints().position(part.scale);
   }
 
-  /** The end of each channel's grid, largest · scale, where scales are learned; else null. */
+  /**
+   * What the optimizer moves where scales are learned: the end of each channel's grid, largest · scale, or what {@link
+   * RestingIntegers} has for it; else null.
+   */
   TrainingBuffer ends() {
     return ends;
   }
@@ -270,8 +269,7 @@ final class TrainedWeight implements AutoCloseable {
   /**
    * What writes the gradients of the ends, from the gradient of the working weights. A step of SGD then moves the
    * scales as Esser et al. (Learned Step Size Quantization, 2020) have it, their factor included: a change of
-   * an end is {@code largest} times one of the scale, and so is its gradient here. Where integers rest they are
-   * the derivatives by the ends.
+   * an end is {@code largest} times one of the scale, and so is its gradient here.
    *
    * @return to be closed before this
    */
@@ -319,12 +317,14 @@ final class TrainedWeight implements AutoCloseable {
   }
 
   private void rescale(float least) {
+    if (rests()) {
+      resting.follow(least);
+      return;
+    }
     float[] end = ends.values();
     float[] scale = scales.values();
     for (int c = 0; c < end.length; c++) {
-      float sign = Math.signum(scale[c]);
-      float floor = Math.max(least * grid.largest() * Math.abs(scale[c]), SMALLEST_END);
-      end[c] = sign * Math.max(sign * end[c], floor);
+      end[c] = Math.max(Math.max(end[c], least * grid.largest() * scale[c]), SMALLEST_END);
       scale[c] = end[c] / grid.largest();
     }
     ends.set(end);
@@ -459,7 +459,7 @@ final class TrainedWeight implements AutoCloseable {
   /** Writes what {@link #restore} reads. */
   void save(DataOutputStream out) throws IOException {
     if (rests()) {
-      out.write(resting.values());
+      resting.write(out);
     } else {
       latent().write(out);
     }
@@ -481,7 +481,7 @@ final class TrainedWeight implements AutoCloseable {
   /** Takes what was saved of a weight that lies on a grid where this one does. */
   void restore(DataInputStream in) throws IOException {
     if (rests()) {
-      resting.set(in.readNBytes(Math.toIntExact(elements)));
+      resting.read(in);
     } else {
       latent().read(in);
     }
