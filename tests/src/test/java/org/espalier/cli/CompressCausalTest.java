@@ -40,6 +40,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /**
@@ -91,8 +92,8 @@ class CompressCausalTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"dynamic", "static"})
-  void aLanguageModelLearnsAndKeepsItInInt8(String form) throws IOException {
+  @CsvSource({"dynamic, int8", "static, int8", "int4, int4"})
+  void aLanguageModelLearnsAndKeepsItInIntegers(String form, String weights) throws IOException {
     Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", form));
     JsonNode report = compress();
     JsonNode fidelity = report.path("fidelity");
@@ -104,6 +105,12 @@ class CompressCausalTest {
     assertTrue(fidelity.path("accuracy").asDouble() > 0.7, fidelity.toString());
     String page = Files.readString(out().resolve("report.html"));
     assertTrue(page.contains("Perplexity") && page.contains("divergence"), page);
+    assertTrue(page.contains("quantized to " + weights), page);
+    try (Stream<Path> files = Files.list(out())) {
+      List<String> models =
+          files.map(f -> f.getFileName().toString()).filter(f -> f.endsWith(".onnx")).toList();
+      assertTrue(models.contains("model-" + weights + ".onnx"), models.toString());
+    }
   }
 
   /** A model of a quarter of the weights follows one that has learned, without looking at a label. */

@@ -63,6 +63,8 @@ class RecipeTest {
     String fixed = ReportBuilder.slower(parse(RIGHT, "quantize.form=static"), 0.5).orElseThrow();
     assertFalse(fixed.contains("form: static"), fixed);
     assertTrue(fixed.contains("exclude") && fixed.contains("channels"), fixed);
+    String int4 = ReportBuilder.slower(parse(RIGHT, "quantize.form=int4"), 0.5).orElseThrow();
+    assertTrue(int4.contains("form: dynamic") && int4.contains("in place of int4"), int4);
     for (double speedup : new double[] {0.97, 2, Double.NaN}) {
       assertEquals(Optional.empty(), ReportBuilder.slower(parse(RIGHT), speedup));
     }
@@ -96,6 +98,37 @@ class RecipeTest {
     assertEquals(0, quantize.training().steps());
     assertTrue(assertInstanceOf(Optimizer.Sgd.class, quantize.training().optimizer()).nesterov());
     assertTrue(quantize.training().objective().isForEmbeddings());
+  }
+
+  /** Of 4 bits it is the scales that are trained, with a rate of their own, unless the recipe says otherwise. */
+  @Test
+  void fourBitsTrainTheirScales() {
+    String adamW = RIGHT.replace("    optimizer: sgd\n    nesterov: true\n", "");
+    Stage.Quantize int8 = (Stage.Quantize) parse(adamW).stages().stages().get(1);
+    assertFalse(int8.quantization().learnScales());
+    assertEquals(3e-5, int8.training().optimizer().learningRate());
+    Stage.Quantize int4 =
+        (Stage.Quantize)
+            parse(adamW, "quantize.form=int4", "quantize.block=64").stages().stages().get(1);
+    assertEquals(Quantization.Form.INT4, int4.quantization().form());
+    assertEquals(64, int4.quantization().block());
+    assertTrue(int4.quantization().learnScales());
+    assertEquals(3e-4, int4.training().optimizer().learningRate());
+    Stage.Quantize weights =
+        (Stage.Quantize)
+            parse(adamW, "quantize.form=int4", "quantize.learn-scales=false")
+                .stages()
+                .stages()
+                .get(1);
+    assertEquals(32, weights.quantization().block());
+    assertFalse(weights.quantization().learnScales());
+    assertEquals(3e-5, weights.training().optimizer().learningRate());
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> parse(adamW, "quantize.form=int4", "export.formats=[compressed-tensors]"));
+    assertTrue(e.getMessage().contains("formats"), e.getMessage());
+    assertTrue(e.getMessage().contains("makes 4 bits"), e.getMessage());
   }
 
   @Test
@@ -155,6 +188,15 @@ class RecipeTest {
         wrong("texts: texts.txt", "texts: a\n  task: regression", "recipe.yaml:6", "labels"),
         wrong("epochs: 2", "loss: {embedding: 0}", "recipe.yaml:14", "weight 0"),
         wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
+        wrong("epochs: 2", "block: 64", "recipe.yaml:14", "form: int4"),
+        wrong("epochs: 2", "form: int4\n    block: 48", "recipe.yaml:15", "16, 32, 64"),
+        wrong("epochs: 2", "form: int4\n    reduce-range: true", "recipe.yaml:15", "8 bits"),
+        wrong("epochs: 2", "form: int4\n    clip: mse", "recipe.yaml:15", "static"),
+        wrong(
+            "seed: 7",
+            "seed: 7\nexport: {formats: [compressed-tensors]}",
+            "recipe.yaml:2",
+            "fit: false"),
         wrong("epochs: 2", "beta1: 0.5", "recipe.yaml:14", "optimizer: adamw"),
         wrong("optimizer: sgd", "momentum: 0.5", "recipe.yaml:15", "optimizer: sgd"),
         wrong("schedule: cubic", "until: 0.5", "recipe.yaml:10", "schedule: cubic"),

@@ -47,18 +47,6 @@ class Int4TrainingTest {
   private static final int BLOCK = 16;
   private static final TrainingListener SILENT = new TrainingListener() {};
 
-  private static OnnxGraph product(int rows, int columns) {
-    Random random = new Random(8);
-    GraphProto.Builder g =
-        GraphProto.newBuilder()
-            .setName("product")
-            .addInput(value("x", DataType.FLOAT, -1, rows))
-            .addInitializer(floats("w", random, 0.5f, rows, columns))
-            .addNode(node("MatMul", "m", List.of("x", "w"), "y"))
-            .addOutput(value("y", DataType.FLOAT, -1, columns));
-    return new OnnxGraph(OnnxModel.of(SmallModels.model(13, g), "product"));
-  }
-
   /** The index of each weight's scale, where blocks lie below each other or behind each other. */
   private static int[] scaleOf(int rows, int columns, int axis) {
     int[] of = new int[rows * columns];
@@ -94,7 +82,7 @@ class Int4TrainingTest {
     for (int i = 0; i < integers.length; i++) {
       integers[i] = (byte) (random.nextInt(16) - 8);
     }
-    try (OnnxGraph graph = product(rows, columns);
+    try (OnnxGraph graph = LearnedScalesTest.product(rows, columns);
         TrainedWeight w = new TrainedWeight(graph.parameters().get(0), TorchDevice.CPU)) {
       w.quantize(new WeightGrid(-8, 7, axis, BLOCK), integers, scales, false);
       assertArrayEquals(scales, w.gridScales());
@@ -137,7 +125,7 @@ class Int4TrainingTest {
     for (int i = 0; i < n; i++) {
       integers[i] = (byte) (random.nextInt(16) - 8);
     }
-    try (OnnxGraph graph = product(rows, columns);
+    try (OnnxGraph graph = LearnedScalesTest.product(rows, columns);
         TrainedWeight w = new TrainedWeight(graph.parameters().get(0), TorchDevice.CPU);
         Tensor gradient = torch.randn(rows, columns)) {
       w.quantize(new WeightGrid(-8, 7, axis, BLOCK), integers, scales, true);

@@ -29,15 +29,16 @@ class LearnedScalesTest {
   private static final int COLUMNS = 6;
   private static final int QMAX = 127;
 
-  private static OnnxGraph product() {
+  /** y = x·w with a random matrix. */
+  static OnnxGraph product(int rows, int columns) {
     Random random = new Random(8);
     GraphProto.Builder g =
         GraphProto.newBuilder()
             .setName("product")
-            .addInput(value("x", DataType.FLOAT, -1, ROWS))
-            .addInitializer(floats("w", random, 0.5f, ROWS, COLUMNS))
+            .addInput(value("x", DataType.FLOAT, -1, rows))
+            .addInitializer(floats("w", random, 0.5f, rows, columns))
             .addNode(node("MatMul", "m", List.of("x", "w"), "y"))
-            .addOutput(value("y", DataType.FLOAT, -1, COLUMNS));
+            .addOutput(value("y", DataType.FLOAT, -1, columns));
     return new OnnxGraph(OnnxModel.of(SmallModels.model(13, g), "product"));
   }
 
@@ -59,7 +60,7 @@ class LearnedScalesTest {
 
   @Test
   void theGradientFollowsTheFormula() {
-    try (OnnxGraph graph = product();
+    try (OnnxGraph graph = product(ROWS, COLUMNS);
         TrainedWeight w = new TrainedWeight(graph.parameters().get(0), TorchDevice.CPU);
         Tensor gradient = torch.zeros(ROWS, COLUMNS)) {
       quantize(w, true);
@@ -112,8 +113,8 @@ class LearnedScalesTest {
   private static double[] train(boolean learn, Optimizer optimizer) {
     Random random = new Random(6);
     double[] losses = new double[2];
-    try (OnnxGraph graph = product();
-        OnnxGraph teacher = product();
+    try (OnnxGraph graph = product(ROWS, COLUMNS);
+        OnnxGraph teacher = product(ROWS, COLUMNS);
         TrainedWeight w = new TrainedWeight(graph.parameters().get(0), TorchDevice.CPU)) {
       quantize(w, learn);
       try (Update update = new Update(List.of(w), null, optimizer, TorchDevice.CPU)) {

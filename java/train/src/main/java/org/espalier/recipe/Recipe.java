@@ -66,6 +66,9 @@ public record Recipe(
   /** Texts of a batch; with fewer there is one other text at most. */
   private static final int LEAST_SIMILAR = 3;
 
+  /** A scale of int4 answers for a block of weights, and is counted in eighths of what it was. */
+  private static final double RATE_OF_SCALES = 3e-4;
+
   /**
    * The model.
    *
@@ -462,6 +465,15 @@ public record Recipe(
     }
   }
 
+  private static double learningRate(Settings s) {
+    boolean scales =
+        s.text("kind").equals("quantize")
+            && form(s) == Quantization.Form.INT4
+            && learnsScales(s)
+            && !s.given("learning-rate");
+    return scales ? RATE_OF_SCALES : s.real("learning-rate");
+  }
+
   private static Training training(Settings s, Kind kind) {
     double epochs = s.real("epochs");
     long steps = epochs > 0 && !s.given("steps") ? 0 : s.whole("steps");
@@ -473,13 +485,13 @@ public record Recipe(
     Optimizer optimizer =
         sgd
             ? new Optimizer.Sgd(
-                s.real("learning-rate"),
+                learningRate(s),
                 s.real("momentum"),
                 s.real("weight-decay"),
                 s.flag("nesterov"),
                 s.real("max-norm"))
             : new Optimizer.AdamW(
-                s.real("learning-rate"),
+                learningRate(s),
                 s.real("beta1"),
                 s.real("beta2"),
                 s.real("epsilon"),
@@ -612,8 +624,16 @@ public record Recipe(
         s.flag("refit"));
   }
 
+  private static Quantization.Form form(Settings s) {
+    return Quantization.Form.valueOf(s.text("form").toUpperCase(Locale.ROOT));
+  }
+
+  private static boolean learnsScales(Settings s) {
+    return s.given("learn-scales") ? s.flag("learn-scales") : form(s) == Quantization.Form.INT4;
+  }
+
   private static Quantization quantization(Settings s) {
-    Quantization.Form form = Quantization.Form.valueOf(s.text("form").toUpperCase(Locale.ROOT));
+    Quantization.Form form = form(s);
     if (form != Quantization.Form.STATIC) {
       refuse(
           s,
@@ -645,7 +665,7 @@ public record Recipe(
         clipping,
         s.real("observer-momentum"),
         s.real("freeze-observers-at"),
-        s.given("learn-scales") ? s.flag("learn-scales") : form == Quantization.Form.INT4,
+        learnsScales(s),
         s.flag("learn-ranges"),
         names(s));
   }

@@ -189,7 +189,9 @@ public final class RecipeSchema {
                               "quantize",
                               "Puts weights and activations on int8 grids, or weights alone on"
                                   + " grids of 4 bits, and trains them there.",
-                              keys(quantization(), training("0", "3e-5"))),
+                              keys(
+                                  quantization(),
+                                  training("0", "3e-5", " By default 3e-4 for scales of int4."))),
                           new Variant(
                               "distil",
                               "Trains what there is against the teacher.",
@@ -337,6 +339,10 @@ public final class RecipeSchema {
   }
 
   private static List<Key> training(String steps, String rate) {
+    return training(steps, rate, "");
+  }
+
+  private static List<Key> training(String steps, String rate, String more) {
     return List.of(
         optional(
             "steps",
@@ -350,7 +356,7 @@ public final class RecipeSchema {
             "Passes over the examples in place of steps."),
         optional("batch", new Whole(1, 65_536), "32", "Examples a step."),
         optional("optimizer", new Choice(List.of("adamw", "sgd")), "adamw", "The update rule."),
-        optional("learning-rate", new Real(0, true, 100, true), rate, "At its highest."),
+        optional("learning-rate", new Real(0, true, 100, true), rate, "At its highest." + more),
         optional(
             "rate-schedule",
             new Choice(List.of("constant", "linear", "cosine")),
