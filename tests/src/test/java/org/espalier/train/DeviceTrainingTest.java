@@ -22,6 +22,7 @@ import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /**
@@ -100,8 +101,11 @@ class DeviceTrainingTest {
   }
 
   @ParameterizedTest
-  @ValueSource(booleans = {false, true})
-  void aClassifierIsPrunedQuantizedAndDistilled(boolean learnScales) throws IOException {
+  @CsvSource({"DYNAMIC, false", "DYNAMIC, true", "INT4, false", "INT4, true"})
+  void aClassifierIsPrunedQuantizedAndDistilled(Quantization.Form form, boolean learnScales)
+      throws IOException {
+    Quantization how =
+        form == Quantization.Form.INT4 ? Quantization.int4() : Quantization.dynamic();
     Objective all = new Objective(1, 1, 2, 0.5, 0, 0, 0, 1, 0);
     Pruning cubic = Pruning.gradual(0.5, 4);
     assertSameAsOnTheCpu(
@@ -113,7 +117,7 @@ class DeviceTrainingTest {
                     training(30, 1, new Optimizer.Sgd(0.05, 0.9, 1e-3, true, 1), all)),
                 new Stage.Quantize(
                     "quantize",
-                    quantization(Quantization.dynamic(), learnScales),
+                    quantization(how, learnScales),
                     training(40, 1, Optimizer.AdamW.of(1e-3), all))),
             7),
         classifier());
