@@ -161,7 +161,7 @@ final class ChannelNarrowing {
       reshape.setInput(1, constant);
       return;
     }
-    NodeProto.Builder concat = ChannelPlaces.concat(producers, shape).toBuilder();
+    NodeProto.Builder concat = ChannelReshapes.concat(producers, shape).toBuilder();
     String joined = names.unique(shape + "_cut");
     concat.setInput(count.part(), constant).setOutput(0, joined).setName(joined);
     nodes.add(concat.build());

@@ -13,7 +13,6 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import org.espalier.compress.onnx.ChannelPlaces.Place;
 import org.espalier.compress.onnx.HiddenChannels.Attribute;
 import org.espalier.compress.onnx.HiddenChannels.Cache;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
@@ -73,7 +72,7 @@ final class ChannelSearch {
 
   // Of one walk:
   private final Deque<String> open = new ArrayDeque<>();
-  private Map<String, Place> places;
+  private Map<String, ChannelPlace> places;
   private Set<String> flat;
   private List<String> made;
   private Set<String> makers;
@@ -88,7 +87,7 @@ final class ChannelSearch {
   private Set<String> pieces;
 
   /** Where attentions of one node have the channels, by their output. */
-  private Map<String, Map<String, Place>> attended;
+  private Map<String, Map<String, ChannelPlace>> attended;
 
   /** Numbers of channels that the graph takes from shapes. */
   private List<String> asked;
@@ -157,14 +156,14 @@ final class ChannelSearch {
       if (numbers == 0) {
         continue;
       }
-      Set<Place> tried = new HashSet<>();
-      Deque<Place> tries = new ArrayDeque<>();
+      Set<ChannelPlace> tried = new HashSet<>();
+      Deque<ChannelPlace> tries = new ArrayDeque<>();
       tries.add(
           use != null && use.kind() == Kind.CONV
-              ? Place.image(model.constant(weights.get(n.getOutput(0)).value()).dims())
-              : new Place(1));
+              ? ChannelPlace.image(model.constant(weights.get(n.getOutput(0)).value()).dims())
+              : new ChannelPlace(1));
       while (!tries.isEmpty()) {
-        Place first = tries.remove();
+        ChannelPlace first = tries.remove();
         if (!tried.add(first)) {
           continue;
         }
@@ -176,10 +175,12 @@ final class ChannelSearch {
         if (fits && !readers.isEmpty()) {
           kept.add(Set.copyOf(caches));
         }
-        for (Place finer : first.axis() == 1 ? where.finer() : List.<Place>of()) {
+        for (ChannelPlace finer :
+            first.axis() == 1 ? where.finer().places() : List.<ChannelPlace>of()) {
           tries.add(
               finer.layout().isEven()
-                  ? new Place(1, first.repeat() * finer.repeat(), first.block() * finer.block())
+                  ? new ChannelPlace(
+                      1, first.repeat() * finer.repeat(), first.block() * finer.block())
                   : finer);
         }
       }
@@ -218,8 +219,8 @@ final class ChannelSearch {
         List.copyOf(made),
         Set.copyOf(makers),
         List.copyOf(slices),
-        List.copyOf(where.counts()),
-        List.copyOf(where.bounds()),
+        List.copyOf(where.reshapes().counts()),
+        List.copyOf(where.cuts().bounds()),
         List.copyOf(attributes),
         List.copyOf(caches),
         List.copyOf(readers),
@@ -233,7 +234,7 @@ final class ChannelSearch {
    * @param numbers that it makes
    * @param first where the output has the channels
    */
-  private void walk(String product, int numbers, Place first) {
+  private void walk(String product, int numbers, ChannelPlace first) {
     open.clear();
     places = new LinkedHashMap<>();
     flat = new LinkedHashSet<>();
@@ -269,13 +270,13 @@ final class ChannelSearch {
                         : Nodes.is(n, "Shape")
                             || RESHAPING.contains(n.getOpType())
                                 && n.getInput(1).equals(number)
-                                && where.counts().stream()
+                                && where.reshapes().counts().stream()
                                     .anyMatch(count -> count.node().equals(n.getOutput(0))));
   }
 
   /** Notes a value that has the channels. */
-  private void add(String value, Place place) {
-    Place known = places.putIfAbsent(value, place);
+  private void add(String value, ChannelPlace place) {
+    ChannelPlace known = places.putIfAbsent(value, place);
     if (known == null) {
       open.add(value);
     } else {
@@ -284,7 +285,7 @@ final class ChannelSearch {
   }
 
   private void visit(String value) {
-    Place place = places.get(value);
+    ChannelPlace place = places.get(value);
     NodeProto producer = producers.get(value);
     if (producer == null || outputs.contains(value)) {
       fits = isCache(value, place);
@@ -301,7 +302,7 @@ final class ChannelSearch {
   }
 
   /** What makes a value that has the channels. */
-  private void producer(NodeProto producer, String value, Place place) {
+  private void producer(NodeProto producer, String value, ChannelPlace place) {
     Use use = uses.get(producer.getOutput(0));
     if (use != null && use.groups() == 1) {
       made(producer, use, place);
@@ -313,7 +314,7 @@ final class ChannelSearch {
   }
 
   /** Whether a value of the model's inputs or outputs is keys or values, [n, heads, steps, numbers], of so many heads. */
-  private boolean isCache(String value, Place place) {
+  private boolean isCache(String value, ChannelPlace place) {
     ValueInfoProto told = model.valueInfo(value);
     boolean named = outputs.contains(value) ? PastInput.isNext(value) : PastInput.isOne(value);
     if (told == null || !named || place.axis() != 3 || !place.layout().isEven()) {
@@ -321,11 +322,11 @@ final class ChannelSearch {
     }
     TensorShapeProto shape = told.getType().getTensorType().getShape();
     return shape.getDimCount() == 4
-        && (!shape.getDim(1).hasDimValue() || shape.getDim(1).getDimValue() == where.length(place));
+        && (!shape.getDim(1).hasDimValue() || shape.getDim(1).getDimValue() == place.length(size));
   }
 
   /** An operator of ONNX Runtime's own that reads or gives a value with the channels. */
-  private void runtimeOperator(NodeProto n, String value, Place place) {
+  private void runtimeOperator(NodeProto n, String value, ChannelPlace place) {
     FusedAttention attention = FusedAttention.of(n);
     boolean isOutput = n.getOutput(0).equals(value);
     if (attention != null) {
@@ -354,28 +355,28 @@ final class ChannelSearch {
   }
 
   /** How many numbers of the axis of the channels a head is whose numbers are turned together; 0 where that divides channels. */
-  private int rotated(NodeProto n, Place place) {
+  private int rotated(NodeProto n, ChannelPlace place) {
     if (place.axis() != 1) {
       return place.axis() == 3 ? 1 : 0;
     }
     long heads = Nodes.integer(n, "num_heads", 0);
     long[] cosines = shapes.of(n.getInput(2));
     boolean known = cosines != null && cosines.length == 2 && cosines[1] > 0;
-    long width = heads > 0 ? where.length(place) / heads : known ? 2 * cosines[1] : 0;
+    long width = heads > 0 ? place.length(size) / heads : known ? 2 * cosines[1] : 0;
     if (width == 0 || shapes.rank(n.getInput(0)) != 3 || !place.layout().isEven()) {
       return 0;
     }
     if (place.block() % width != 0) {
-      where.refine(place, new ChannelLayout(place.repeat(), (int) width));
+      where.finer().add(place, new ChannelLayout(place.repeat(), (int) width));
       return 0;
     }
     return (int) width;
   }
 
-  private void attention(NodeProto n, FusedAttention attention, String value, Place place) {
-    Map<String, Place> known = attended.get(n.getOutput(0));
-    Map<String, Place> all =
-        known != null ? known : attention.places(value, place, size, where, shapes);
+  private void attention(NodeProto n, FusedAttention attention, String value, ChannelPlace place) {
+    Map<String, ChannelPlace> known = attended.get(n.getOutput(0));
+    Map<String, ChannelPlace> all =
+        known != null ? known : attention.places(value, place, size, where.finer(), shapes);
     fits &= all != null && place.equals(all.get(value));
     fits &= attention.weight() == null || numbers(n) > 0;
     if (!fits || known != null) {
@@ -399,11 +400,11 @@ final class ChannelSearch {
   }
 
   /** A product that makes the channels. */
-  private void made(NodeProto n, Use use, Place place) {
+  private void made(NodeProto n, Use use, ChannelPlace place) {
     OnnxWeight weight = weights.get(n.getOutput(0));
     long[] dims = model.constant(weight.value()).dims();
-    fits &= dims[use.outputAxis()] == where.length(place);
-    fits &= use.kind() == Kind.CONV ? place.equals(Place.image(dims)) : place.axis() == 1;
+    fits &= dims[use.outputAxis()] == place.length(size);
+    fits &= use.kind() == Kind.CONV ? place.equals(ChannelPlace.image(dims)) : place.axis() == 1;
     made.add(weight.name());
     makers.add(n.getOutput(0));
     slices.add(new Slice(n.getOutput(0), 1, weight.value(), use.outputAxis(), place.layout()));
@@ -417,7 +418,7 @@ final class ChannelSearch {
   }
 
   /** A product or operator that reads the channels. */
-  private void read(NodeProto n, String value, Place place) {
+  private void read(NodeProto n, String value, ChannelPlace place) {
     boolean joins =
         Nodes.JOINING.contains(n.getOpType()) || Set.of("Concat", "MatMul").contains(n.getOpType());
     if (n.getOutputCount() > 0 && !OnnxModel.isOwn(n)) {
@@ -445,8 +446,8 @@ final class ChannelSearch {
       }
     } else if (n.getOpType().equals("Shape")) {
       fits &= !asksFor(n, value, place);
-    } else if (where.isCutting(n, place)) {
-      List<Place> cut = where.pieces(n, place);
+    } else if (where.cuts().isCutting(n, place)) {
+      List<ChannelPlace> cut = where.cuts().pieces(n, place);
       fits &= cut != null;
       for (int i = 0; fits && i < n.getOutputCount(); i++) {
         if (cut.get(i).each() > 0 && !n.getOutput(i).isEmpty()) {
@@ -455,7 +456,7 @@ final class ChannelSearch {
         }
       }
     } else {
-      Place after = where.after(n, place);
+      ChannelPlace after = where.after(n, place);
       fits &= after != null;
       // Whether it is an operator that may do so is seen where its output is visited.
       for (String output : fits ? n.getOutputList() : List.<String>of()) {
@@ -471,12 +472,12 @@ final class ChannelSearch {
     if (n.getOpType().equals("Flatten")) {
       return Nodes.integer(n, "axis", 1) == 1;
     }
-    long[] target = where.target(n);
+    long[] target = shapes.target(n);
     return target != null && target.length == 2 && target[0] == 0 && target[1] == -1;
   }
 
   /** Whether somebody may get the number of channels from a Shape, and not as one number that is looked at later. */
-  private boolean asksFor(NodeProto n, String value, Place place) {
+  private boolean asksFor(NodeProto n, String value, ChannelPlace place) {
     if (Nodes.find(n, "start") != null || Nodes.find(n, "end") != null) {
       int rank = shapes.rank(value);
       int axis = rank - place.axis();
@@ -509,7 +510,7 @@ final class ChannelSearch {
    * @param read what it reads: {@code activation}, or that made flat
    * @param place where the activation has the channels
    */
-  private void readBy(NodeProto n, Use use, String read, String activation, Place place) {
+  private void readBy(NodeProto n, Use use, String read, String activation, ChannelPlace place) {
     OnnxWeight weight = weights.get(n.getOutput(0));
     long[] dims = model.constant(weight.value()).dims();
     long entries = dims[use.reductionAxis()];
@@ -520,8 +521,8 @@ final class ChannelSearch {
             && n.getInputList().stream().filter(read::equals).count() == 1
             && (isFlat
                 ? entries % size == 0
-                : entries == where.length(place) && place.layout().isEven())
-            && (isFlat || (isConv ? place.equals(Place.image(dims)) : place.axis() == 1));
+                : entries == place.length(size) && place.layout().isEven())
+            && (isFlat || (isConv ? place.equals(ChannelPlace.image(dims)) : place.axis() == 1));
     if (fits) {
       Slice slice =
           new Slice(
@@ -566,7 +567,7 @@ final class ChannelSearch {
   }
 
   /** An operator whose output has the channels: so have its inputs, or they are constants. */
-  private void operator(NodeProto n, Place place) {
+  private void operator(NodeProto n, ChannelPlace place) {
     String type = n.getOpType();
     String first = n.getInputCount() == 0 ? "" : n.getInput(0);
     if (!type.equals("Split")
@@ -591,7 +592,7 @@ final class ChannelSearch {
         fits &= n.getInput(i).isEmpty() || c != null && c.dims().length < place.axis();
       }
     } else if (type.equals("Expand")) {
-      fits &= where.expands(n, place);
+      fits &= where.reshapes().expands(n, place);
       operand(n, 0, place);
     } else if (type.equals("MatMul") && place.axis() > 2) {
       inner.add(n.getOutput(0));
@@ -600,7 +601,7 @@ final class ChannelSearch {
         operand(n, i, place);
       }
     } else if (ChannelPlaces.isMoving(n)) {
-      Place before = where.before(n, place);
+      ChannelPlace before = where.before(n, place);
       fits &= before != null;
       if (fits) {
         add(first, before); // and where it has them behind that is compared
@@ -636,7 +637,7 @@ final class ChannelSearch {
   }
 
   /** An input that is the same for all channels, a constant with entries for each, or has the channels. */
-  private void operand(NodeProto n, int input, Place place) {
+  private void operand(NodeProto n, int input, ChannelPlace place) {
     String value = n.getInput(input);
     long[] shape = shapes.of(value);
     if (value.isEmpty()
@@ -650,7 +651,7 @@ final class ChannelSearch {
       return;
     }
     int at = c.dims().length - place.axis();
-    fits &= Nodes.isFloat(c.type()) && c.dims()[at] == where.length(place);
+    fits &= Nodes.isFloat(c.type()) && c.dims()[at] == place.length(size);
     slices.add(new Slice(n.getOutput(0), input, value, at, place.layout()));
   }
 

@@ -6,7 +6,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import org.espalier.compress.onnx.ChannelPlaces.Place;
 import org.espalier.compress.onnx.HiddenChannels.Attribute;
 
 /**
@@ -98,32 +97,32 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
    *
    * @param value rows of numbers [n, steps, numbers] that it reads or gives
    * @param size how many channels there are
-   * @param where hears where else the value could have channels
+   * @param finer hears where else channels could be
    * @return by value; what is not in it has none
    */
-  Map<String, Place> places(
-      String value, Place place, int size, ChannelPlaces where, ValueShapes shapes) {
-    int width = isUnderstood(shapes) ? width(value, place, where, shapes) : 0;
+  Map<String, ChannelPlace> places(
+      String value, ChannelPlace place, int size, FinerChannels finer, ValueShapes shapes) {
+    int width = isUnderstood(shapes) ? width(value, place, size, shapes) : 0;
     if (width == 0) {
       return null;
     }
     for (boolean whole : new boolean[] {true, false}) {
-      Map<String, Place> all = places(whole, width);
+      Map<String, ChannelPlace> all = places(whole, width);
       if (size == (whole ? groups : queries()) && place.equals(all.get(value))) {
         return all;
       }
     }
     for (boolean whole : new boolean[] {true, false}) {
-      Place finer = places(whole, width).get(value);
-      if (finer != null) {
-        where.refine(place, finer.layout());
+      ChannelPlace other = places(whole, width).get(value);
+      if (other != null) {
+        finer.add(place, other.layout());
       }
     }
     return null;
   }
 
   /** How many numbers a head has; 0 where that cannot be told. */
-  private int width(String value, Place place, ChannelPlaces where, ValueShapes shapes) {
+  private int width(String value, ChannelPlace place, int size, ValueShapes shapes) {
     if (place.axis() != 1) {
       return 0;
     }
@@ -133,7 +132,7 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
       length = value.equals(output()) ? shapes.length(input(1), 1) : -1;
       parts = 3 * heads;
     } else {
-      length = where.length(place);
+      length = place.length(size);
       boolean isKey = value.equals(input(KEYS)) || value.equals(input(VALUES));
       boolean isQuery = value.equals(input(0));
       parts =
@@ -180,42 +179,45 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
    *
    * @param whole whether these are whole groups; else the queries of each
    */
-  private Map<String, Place> places(boolean whole, int width) {
+  private Map<String, ChannelPlace> places(boolean whole, int width) {
     int queries = queries();
-    Map<String, Place> all = new LinkedHashMap<>();
-    Place rows = whole ? new Place(1, 1, queries * width) : new Place(1, groups, width);
+    Map<String, ChannelPlace> all = new LinkedHashMap<>();
+    ChannelPlace rows =
+        whole ? new ChannelPlace(1, 1, queries * width) : new ChannelPlace(1, groups, width);
     all.put(output(), rows);
     if (kind == Kind.WHOLE) {
-      all.put(input(1), new Place(1, 3, width));
+      all.put(input(1), new ChannelPlace(1, 3, width));
     } else if (isPacked()) {
       ChannelLayout packed =
           whole
               ? new ChannelLayout(1, queries * width, 2, width, 0)
               : new ChannelLayout(groups, width, 0, 0, 2 * groups * width);
-      all.put(input(0), new Place(1, packed));
+      all.put(input(0), new ChannelPlace(1, packed));
     } else {
       all.put(input(0), rows);
       if (whole) {
-        all.put(input(KEYS), new Place(1, 1, width));
-        all.put(input(VALUES), new Place(1, 1, width));
+        all.put(input(KEYS), new ChannelPlace(1, 1, width));
+        all.put(input(VALUES), new ChannelPlace(1, 1, width));
       }
     }
-    all.put(input(kind.scores), whole ? new Place(3, 1, queries) : new Place(3, groups, 1));
+    all.put(
+        input(kind.scores),
+        whole ? new ChannelPlace(3, 1, queries) : new ChannelPlace(3, groups, 1));
     if (kind.bias > 0) {
-      all.put(input(kind.bias), new Place(1, 3, width));
+      all.put(input(kind.bias), new ChannelPlace(1, 3, width));
     }
     if (whole) {
-      kind.caches.forEach(cache -> all.put(input(cache), new Place(3)));
-      node.getOutputList().stream().skip(1).forEach(cache -> all.put(cache, new Place(3)));
+      kind.caches.forEach(cache -> all.put(input(cache), new ChannelPlace(3)));
+      node.getOutputList().stream().skip(1).forEach(cache -> all.put(cache, new ChannelPlace(3)));
     }
     all.remove("");
     return all;
   }
 
   /** The attributes that count channels, if it has them at these places. */
-  List<Attribute> attributes(int size, Map<String, Place> places) {
+  List<Attribute> attributes(int size, Map<String, ChannelPlace> places) {
     List<Attribute> attributes = new ArrayList<>();
-    Place rows = places.get(output());
+    ChannelPlace rows = places.get(output());
     attributes.add(new Attribute(output(), "num_heads", heads / size));
     int width = rows.each() * size / heads;
     if (rows.block() == queries() * width) { // whole groups

@@ -400,6 +400,15 @@ final class ValueShapes {
     return shape;
   }
 
+  /** What a Reshape is told, if zeros in it stand for lengths as they were; null where that is not so, or not known. */
+  long[] target(NodeProto n) {
+    boolean told =
+        n.getOpType().equals("Reshape")
+            && n.getInputCount() > 1
+            && Nodes.integer(n, "allowzero", 0) == 0;
+    return told ? numbers(n.getInput(1)) : null;
+  }
+
   /** The lengths that a Split is told; null where it is told none, or they are not known. */
   long[] lengths(NodeProto split) {
     return argument(split, 1, "split");
