@@ -10,6 +10,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.lang.reflect.Proxy;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -17,8 +18,10 @@ import java.util.Map;
 import java.util.Random;
 import java.util.Set;
 import org.bytedeco.javacpp.BytePointer;
+import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
+import org.espalier.device.Tensor;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -139,6 +142,90 @@ class OnlineLearnerTest {
         assertEquals(8, second.learn(stream).steps());
       }
     }
+  }
+
+  /** A learner that cannot be made leaves no memory behind, whichever of its parts fails. */
+  @ParameterizedTest
+  @ValueSource(strings = {"the second weight", "the teacher", "the first version", "its weights"})
+  void aLearnerThatFailsClosesWhatItHas(String part) {
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Distillation(0.5, 2, 0), new LearningRate.Constant(0.1))
+            .keepZeros(true)
+            .int8(true)
+            .momentum(0.5)
+            .build();
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        LinearHead other = new LinearHead(FEATURES, 3)) {
+      List<Predictor> open = new ArrayList<>();
+      Learnable failing = failing(head, other.weights().get(1).gradient(), part, open);
+      for (int attempt = 0; attempt < 2; attempt++) { // the first may load what stays
+        long before = Pointer.totalCount();
+        assertThrows(
+            IllegalArgumentException.class, () -> new OnlineLearner(failing, settings), part);
+        assertEquals(List.of(), open);
+        assertTrue(attempt == 0 || Pointer.totalCount() <= before, part);
+      }
+      new OnlineLearner(head, settings).close();
+    }
+  }
+
+  /**
+   * A model of which one part is broken.
+   *
+   * @param wrong the gradient of another shape that the second weight has then
+   * @param open hears which predictors are open
+   */
+  private static Learnable failing(
+      LinearHead head, Tensor wrong, String part, List<Predictor> open) {
+    return (Learnable)
+        Proxy.newProxyInstance(
+            OnlineLearnerTest.class.getClassLoader(),
+            new Class<?>[] {Learnable.class},
+            (self, method, arguments) -> {
+              if (method.getName().equals("weights") && part.equals("the second weight")) {
+                Weight w = head.weights().get(1);
+                return List.of(
+                    head.weights().get(0),
+                    new Weight(
+                        w.name(), w.latent(), w.working(), wrong, w.isMatrix(), w.scaleAxis()));
+              }
+              return switch (method.getName()) {
+                case "equals" -> self == arguments[0];
+                case "hashCode" -> System.identityHashCode(self);
+                case "predictor" -> predictor(head, part, open);
+                default -> method.invoke(head, arguments);
+              };
+            });
+  }
+
+  private static Predictor predictor(LinearHead head, String part, List<Predictor> open) {
+    if (part.equals(open.isEmpty() ? "the teacher" : "the first version")) {
+      throw new IllegalArgumentException(part);
+    }
+    Predictor whole = head.predictor();
+    boolean isTeacher = open.isEmpty();
+    Predictor predictor =
+        new Predictor() {
+          @Override
+          public void load(List<Weight> weights) {
+            if (!isTeacher && part.equals("its weights")) {
+              throw new IllegalArgumentException(part);
+            }
+            whole.load(weights);
+          }
+
+          @Override
+          public void predict(float[][] features, int rows, float[] outputs) {
+            whole.predict(features, rows, outputs);
+          }
+
+          @Override
+          public void close() {
+            assertTrue(open.remove(this));
+          }
+        };
+    open.add(predictor);
+    return predictor;
   }
 
   /** A host that closes in the wrong order gets an exception, not a crash of its JVM. */

@@ -24,6 +24,7 @@ final class LossGradient implements AutoCloseable {
   private double distance;
 
   // Of the kernel, for softmax losses.
+  private final Held held = new Held();
   private final OwnedTensor student;
   private final OwnedTensor teacher;
   private final OwnedTensor slope;
@@ -53,18 +54,37 @@ final class LossGradient implements AutoCloseable {
     multipliers = new double[columns];
     residual = new double[columns];
     target = constraint == null ? null : new float[capacity * columns];
-    student = softmax ? OwnedTensor.allocate(DType.F32, capacity, columns) : null;
-    slope = softmax ? OwnedTensor.allocate(DType.F32, capacity, columns) : null;
-    labels = softmax ? new LongPointer(capacity).retainReference() : null; // whatever scope is open
+    boolean distils = loss instanceof Loss.Distillation;
+    try {
+      student = softmax ? logits() : null;
+      slope = softmax ? logits() : null;
+      labels = softmax ? held.add(labels(capacity)) : null;
+      teacher = distils ? logits() : null;
+    } catch (RuntimeException | Error e) {
+      held.close();
+      throw e;
+    }
     studentMemory = softmax ? LinearHead.buffer(student) : null;
     slopeMemory = softmax ? LinearHead.buffer(slope) : null;
-    boolean distils = loss instanceof Loss.Distillation;
-    teacher = distils ? OwnedTensor.allocate(DType.F32, capacity, columns) : null;
     teacherMemory = distils ? LinearHead.buffer(teacher) : null;
   }
 
+  private static LongPointer labels(int capacity) {
+    return new LongPointer(capacity).retainReference(); // whatever scope is open
+  }
+
+  private OwnedTensor logits() {
+    return held.add(OwnedTensor.allocate(DType.F32, capacity, columns));
+  }
+
+  /** Of the constraint, one an output. */
   double[] multipliers() {
     return multipliers;
+  }
+
+  /** Takes multipliers that were saved. */
+  void multipliers(double[] saved) {
+    System.arraycopy(saved, 0, multipliers, 0, multipliers.length);
   }
 
   /** The root of the mean ‖f − t‖² of the last batch; 0 without a constraint. */
@@ -200,13 +220,6 @@ final class LossGradient implements AutoCloseable {
   @Override
   public void close() {
     kernels.values().forEach(KdSoftmaxLoss::close);
-    for (OwnedTensor tensor : new OwnedTensor[] {student, teacher, slope}) {
-      if (tensor != null) {
-        tensor.close();
-      }
-    }
-    if (labels != null) {
-      labels.close();
-    }
+    held.close();
   }
 }

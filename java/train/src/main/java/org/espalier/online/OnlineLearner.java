@@ -137,7 +137,7 @@ public final class OnlineLearner implements AutoCloseable {
           rows + " rows of " + features.length + " with room for " + result.length + " outputs");
     }
     for (int i = 0; i < rows; i++) {
-      learner.checkLength(features[i]);
+      learner.form().checkLength(features[i]);
     }
     int stripe = Versions.stripe();
     Versions.Slot<Predictor> slot = versions.enter(stripe);
@@ -162,7 +162,7 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws InputException that says what does not fit
    */
   public void check(Example example) {
-    learner.check(example);
+    learner.form().check(example);
   }
 
   private void checkOpen() {
@@ -392,7 +392,7 @@ public final class OnlineLearner implements AutoCloseable {
    * @throws InputException if it is damaged or of a newer format
    */
   static List<PrivacyPass> passes(InputStream stream) throws IOException {
-    return SequentialLearner.passes(stream);
+    return LearnerState.passes(stream);
   }
 
   /**

@@ -40,6 +40,12 @@ final class Prequential {
     this.positive = new boolean[window];
   }
 
+  /** Measures for a learner of a model with so many outputs. */
+  static Prequential of(OnlineSettings settings, int outputs) {
+    boolean classes = settings.loss().isForClasses();
+    return new Prequential(classes, classes && outputs <= 2, settings.window(), settings.fade());
+  }
+
   /**
    * Measures a prediction.
    *

@@ -117,9 +117,8 @@ final class PrivacyLedger {
     }
   }
 
-  /** Writes the passes that {@link #epsilon} is of. */
-  void write(DataOutput out) throws IOException {
-    List<PrivacyPass> passes = passes();
+  /** Writes passes. */
+  static void write(DataOutput out, List<PrivacyPass> passes) throws IOException {
     out.writeInt(passes.size());
     for (PrivacyPass pass : passes) {
       SavedState.write(out, pass.id());

@@ -1,20 +1,13 @@
 package org.espalier.online;
 
-import java.io.BufferedInputStream;
 import java.io.DataInput;
-import java.io.DataInputStream;
 import java.io.DataOutput;
-import java.io.EOFException;
 import java.io.IOException;
-import java.io.InputStream;
 import java.security.SecureRandom;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
-import java.util.Objects;
-import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.online.OnlineLearner.Report;
 import org.espalier.op.GradientNorm;
@@ -24,31 +17,24 @@ import org.espalier.op.GradientNorm;
  * one thread: who calls holds the learner's locks, and has seen that learner and model are open.
  */
 final class SequentialLearner implements AutoCloseable {
-  private static final int MAGIC = 0x65736f6c; // "esol"
-  private static final int FORMAT = 3;
-
   /** The most features or outputs that the examples of a step have together: more fill no buffer. */
   private static final int MOST_VALUES = Integer.MAX_VALUE / Float.BYTES;
-
-  /** The name of the model's identity among the lines that describe a learner. */
-  private static final String IDENTITY = "model";
 
   private final Learnable model;
   private final OnlineSettings settings;
   private final LearnerEvents events;
+  private final Held held = new Held();
   private final WeightState state;
   private final LossGradient loss;
   private final Versions<Predictor> versions;
+  private final ExampleForm form;
+  private final BatchOutputs answers;
   private Prequential metrics;
-  private DriftDetector[] detectors;
-  private final Predictor teacher;
+  private DriftDetectors drift;
   private StateMemory.Checkpoint beginning;
   private String identity;
-  private final float[] outputs;
   private final float[] gradient;
-  private final float[] taught;
 
-  private CounterRandom random;
   private long steps;
   private long rateStart;
   private long seen;
@@ -56,17 +42,11 @@ final class SequentialLearner implements AutoCloseable {
   private long removed;
   private volatile long version;
   private final UsualSteps usual;
-  private final List<Example> reservoir = new ArrayList<>();
+  private final Replay replay;
   private final LastGood lastGood;
 
   /** What the examples of private learning have told. */
   private final PrivacyLedger ledger;
-
-  /** Whether features that are not finite make outputs that are not. */
-  private final boolean outputsTell;
-
-  /** Whether NaN in features is a value that is missing. */
-  private final boolean knowsMissing;
 
   /** Does this step, on one example, without a gradient in memory; null where there is one. */
   private OuterProduct single;
@@ -78,37 +58,32 @@ final class SequentialLearner implements AutoCloseable {
     this.model = model;
     this.settings = settings;
     this.events = events;
-    this.outputsTell = model instanceof OuterProduct product && product.outputsTell();
-    this.knowsMissing = model.knowsMissing();
+    form = new ExampleForm(model.features(), model.outputs(), settings.loss().isForClasses());
     int rows = rows(model, settings);
-    outputs = new float[rows * model.outputs()];
     gradient = new float[rows * model.outputs()];
-    loss = new LossGradient(settings.loss(), settings.constraint(), model.outputs(), rows);
-    try {
-      boolean draws = settings.privacy() != null && noiseKey == null;
-      long key = draws ? new SecureRandom().nextLong() : noiseKey == null ? 0 : noiseKey;
-      state = new WeightState(model, settings, key);
-    } catch (RuntimeException e) {
-      loss.close();
-      throw e;
-    }
+    replay = new Replay(settings);
     ledger = new PrivacyLedger(settings.privacy());
     usual = new UsualSteps(settings.guard());
-    lastGood = new LastGood(settings.guard().quality(), state);
-    versions = new Versions<>(model::predictor);
-    metrics = freshMetrics();
-    detectors = freshDetectors();
-    random = new CounterRandom(settings.seed(), 0);
-    boolean distils = settings.loss() instanceof Loss.Distillation;
-    teacher = distils ? model.predictor() : null;
-    taught = distils ? new float[rows * model.outputs()] : null;
-    if (distils) {
-      teacher.load(state.weights());
+    metrics = Prequential.of(settings, model.outputs());
+    drift = new DriftDetectors(settings.drift());
+    try {
+      loss =
+          held.add(new LossGradient(settings.loss(), settings.constraint(), model.outputs(), rows));
+      boolean draws = settings.privacy() != null && noiseKey == null;
+      long key = draws ? new SecureRandom().nextLong() : noiseKey == null ? 0 : noiseKey;
+      state = held.add(new WeightState(model, settings, key));
+      answers = held.add(new BatchOutputs(model, settings, rows, this::fire));
+      versions = held.add(new Versions<>(model::predictor));
+      lastGood = new LastGood(settings.guard().quality(), state);
+      answers.teach(state.weights());
+      identity = state.identity(model);
+      beginning = state.checkpoint();
+      lastGood.begin(beginning);
+      publish();
+    } catch (RuntimeException | Error e) {
+      held.close();
+      throw e;
     }
-    identity = state.identity(model);
-    beginning = state.checkpoint();
-    lastGood.begin(beginning);
-    publish();
   }
 
   /**
@@ -117,7 +92,7 @@ final class SequentialLearner implements AutoCloseable {
    * @throws IllegalArgumentException where their features or outputs are too many for memory
    */
   private static int rows(Learnable model, OnlineSettings settings) {
-    int replayed = settings.replay() == null ? 0 : settings.replay().perStep();
+    int replayed = Replay.perStep(settings);
     int most = MOST_VALUES / model.width();
     if ((long) settings.batch() + replayed > most) {
       throw new IllegalArgumentException(
@@ -136,23 +111,13 @@ final class SequentialLearner implements AutoCloseable {
     return settings.batch() + replayed;
   }
 
-  private Prequential freshMetrics() {
-    boolean classes = settings.loss().isForClasses();
-    return new Prequential(
-        classes, classes && model.outputs() <= 2, settings.window(), settings.fade());
-  }
-
-  private DriftDetector[] freshDetectors() {
-    OnlineSettings.Drift drift = settings.drift();
-    return drift == null
-        ? new DriftDetector[0]
-        : new DriftDetector[] {
-          new Adwin(drift.delta()), new PageHinkley(drift.slack(), drift.threshold())
-        };
-  }
-
   OnlineSettings settings() {
     return settings;
+  }
+
+  /** What examples it takes; any thread may ask. */
+  ExampleForm form() {
+    return form;
   }
 
   /** What those who predict read. */
@@ -165,47 +130,9 @@ final class SequentialLearner implements AutoCloseable {
     return version;
   }
 
-  /** See {@link OnlineLearner#check}; any thread may. */
-  void check(Example example) {
-    checkLength(example.features());
-    int columns = model.outputs();
-    if (settings.loss().isForClasses()) {
-      int classes = Math.max(2, columns);
-      if (example.label() < 0 || example.label() >= classes) {
-        throw new InputException(
-            example.label() < 0
-                ? "the outcome is values; this model learns classes, 0 to " + (classes - 1)
-                : "the label "
-                    + example.label()
-                    + " is unknown; 0 to "
-                    + (classes - 1)
-                    + " are right");
-      }
-    } else if (example.values() == null || example.values().length != columns) {
-      throw new InputException(
-          "the outcome is "
-              + (example.values() == null ? "a class" : example.values().length + " values")
-              + "; this model learns "
-              + columns
-              + " values");
-    }
-  }
-
-  /**
-   * Checks the number of features; any thread may.
-   *
-   * @throws InputException where it is not the model's
-   */
-  void checkLength(float[] features) {
-    if (features.length != model.features()) {
-      throw new InputException(
-          "an example has " + features.length + " features; the model takes " + model.features());
-    }
-  }
-
   /** See {@link OnlineLearner#learn}. */
   Report learn(List<Example> examples) {
-    examples.forEach(this::check);
+    examples.forEach(form::check);
     ledger.checkBudget();
     try {
       return learnBatches(examples);
@@ -245,7 +172,7 @@ final class SequentialLearner implements AutoCloseable {
     long before = seen;
     seen += fresh.size();
     if (!held.isEmpty()) {
-      held = finite(held);
+      held = answers.finite(held);
       measure(held);
       lastGood.hold(held);
     }
@@ -258,105 +185,13 @@ final class SequentialLearner implements AutoCloseable {
   }
 
   /**
-   * Runs the model and takes examples out that it refuses.
-   *
-   * @return those that are left; {@link #outputs} belongs to them where these are all
-   */
-  private List<Example> taken(List<Example> batch) {
-    try {
-      forward(batch);
-      return batch;
-    } catch (InputException e) {
-      List<Example> ok = new ArrayList<>();
-      List<Example> bad = new ArrayList<>();
-      String reason = "";
-      for (Example example : batch) {
-        try {
-          forward(List.of(example));
-          ok.add(example);
-        } catch (InputException refusal) {
-          bad.add(example);
-          reason = refusal.getMessage();
-        }
-      }
-      if (bad.isEmpty()) {
-        throw e;
-      }
-      fire(Event.Kind.REFUSED, bad.size() + " of " + batch.size() + " examples: " + reason, bad);
-      return ok;
-    }
-  }
-
-  /**
-   * Runs the model and takes examples out that it refuses or whose outputs are not finite. Afterwards {@link #outputs}
-   * belongs to what is left.
-   */
-  private List<Example> finite(List<Example> batch) {
-    List<Example> left = batch;
-    while (!left.isEmpty()) {
-      List<Example> taken = taken(left);
-      if (taken.size() < left.size()) {
-        left = taken;
-        continue;
-      }
-      int columns = model.outputs();
-      List<Example> ok = new ArrayList<>(left.size());
-      List<Example> bad = new ArrayList<>();
-      for (int i = 0; i < left.size(); i++) {
-        boolean isFinite = true;
-        for (int c = 0; c < columns; c++) {
-          isFinite &= Float.isFinite(outputs[i * columns + c]);
-        }
-        isFinite &= outputsTell || areUsable(left.get(i).features());
-        float[] values = left.get(i).values();
-        for (int c = 0; values != null && c < columns; c++) {
-          isFinite &= Float.isFinite(values[c]);
-        }
-        (isFinite ? ok : bad).add(left.get(i));
-      }
-      if (ok.size() == left.size()) {
-        return left;
-      }
-      fire(
-          Event.Kind.NON_FINITE,
-          bad.size()
-              + " of "
-              + left.size()
-              + " examples have features, outputs or outcomes that are not"
-              + " finite",
-          bad);
-      left = ok;
-    }
-    return left;
-  }
-
-  private boolean areUsable(float[] features) {
-    for (float value : features) {
-      if (!Float.isFinite(value) && !(knowsMissing && Float.isNaN(value))) {
-        return false;
-      }
-    }
-    return true;
-  }
-
-  private void forward(List<Example> batch) {
-    float[][] rows = new float[batch.size()][];
-    for (int i = 0; i < rows.length; i++) {
-      rows[i] = batch.get(i).features();
-    }
-    model.forward(rows, rows.length, outputs);
-    if (teacher != null) {
-      teacher.predict(rows, rows.length, taught);
-    }
-  }
-
-  /**
-   * Measures predictions in {@link #outputs}.
+   * Measures the predictions that were made last.
    *
    * @return an error in [0, 1] for each
    */
   private double[] measure(List<Example> batch) {
     double[] errors = new double[batch.size()];
+    float[] outputs = answers.outputs();
     for (int i = 0; i < batch.size(); i++) {
       int at = i * model.outputs();
       errors[i] = metrics.add(batch.get(i), outputs, at, model.outputs());
@@ -364,36 +199,23 @@ final class SequentialLearner implements AutoCloseable {
     return errors;
   }
 
-  private boolean detect(double[] errors) {
-    boolean drifted = false;
-    for (double error : errors) {
-      for (DriftDetector detector : detectors) {
-        if (detector.add(error)) {
-          drifted = true;
-          fire(Event.Kind.DRIFT, detector.evidence(), List.of());
-        }
-      }
-    }
-    return drifted;
-  }
-
   private Report update(List<Example> fresh) {
     Report none = new Report(0, 0, Double.NaN, Double.NaN, version);
-    List<Example> batch = finite(fresh);
+    List<Example> batch = answers.finite(fresh);
     if (batch.isEmpty()) {
       return none;
     }
     double[] errors = measure(batch);
     int own = batch.size();
-    if (settings.replay() != null && !reservoir.isEmpty()) {
+    List<Example> again = replay.draw();
+    if (!again.isEmpty()) {
       batch = new ArrayList<>(batch);
-      for (int i = 0; i < settings.replay().perStep(); i++) {
-        batch.add(reservoir.get((int) random.below(reservoir.size())));
-      }
-      forward(batch);
+      batch.addAll(again);
+      answers.forward(batch);
     }
     Example[] outcomes = batch.toArray(Example[]::new);
-    double value = loss.compute(outputs, outcomes.length, outcomes, taught, gradient);
+    double value =
+        loss.compute(answers.outputs(), outcomes.length, outcomes, answers.taught(), gradient);
     List<Example> mine = batch.subList(0, own);
     if (!Double.isFinite(value)) {
       fire(Event.Kind.NON_FINITE, "the loss is " + value, mine);
@@ -415,12 +237,11 @@ final class SequentialLearner implements AutoCloseable {
     steps++;
     ledger.learned();
     learned += own;
-    if (settings.replay() != null) {
-      mine.forEach(this::keep);
-    }
+    replay.learned(mine, learned);
     lastGood.learned(mine);
     // Only of what was learned: what the guard takes out is no sign of a changed world.
-    if (detect(errors) && settings.drift().action() != OnlineSettings.Drift.Action.REPORT) {
+    boolean drifted = drift.add(errors, evidence -> fire(Event.Kind.DRIFT, evidence, List.of()));
+    if (drifted && settings.drift().action() != OnlineSettings.Drift.Action.REPORT) {
       restart(value);
     }
     if (steps % settings.publishEvery() == 0) {
@@ -489,27 +310,14 @@ final class SequentialLearner implements AutoCloseable {
     return state.gradientNorm(model.weights());
   }
 
-  private void keep(Example example) {
-    int capacity = settings.replay().capacity();
-    // learned counts the whole batch already; its order within does not matter for the sample.
-    if (reservoir.size() < capacity) {
-      reservoir.add(example);
-    } else {
-      long at = random.below(learned);
-      if (at < capacity) {
-        reservoir.set((int) at, example);
-      }
-    }
-  }
-
   /**
    * @param value the loss of the batch that was learned last
    */
   private void restart(double value) {
     if (settings.drift().action() == OnlineSettings.Drift.Action.RESET) {
       state.restore(beginning);
-      reservoir.clear();
-      detectors = freshDetectors(); // the errors to come are of other weights
+      replay.clear();
+      drift = new DriftDetectors(settings.drift()); // the errors to come are of other weights
     }
     state.forgetMomentum();
     forgetWorld();
@@ -525,35 +333,12 @@ final class SequentialLearner implements AutoCloseable {
   }
 
   private void checkQuality() {
-    LastGood.Rollback rollback = lastGood.check(this::error);
+    LastGood.Rollback rollback = lastGood.check(answers::error);
     if (rollback != null) {
       state.forgetMomentum();
       publish();
       fire(Event.Kind.ROLLBACK, rollback.evidence(), rollback.suspects());
     }
-  }
-
-  /** The share of wrong classes, or m / (1 + m) of the mean absolute error m, of examples. */
-  private double error(List<Example> all) {
-    int columns = model.outputs();
-    double sum = 0;
-    for (int at = 0; at < all.size(); at += settings.batch()) {
-      List<Example> part = all.subList(at, Math.min(all.size(), at + settings.batch()));
-      forward(part);
-      for (int i = 0; i < part.size(); i++) {
-        Example example = part.get(i);
-        if (settings.loss().isForClasses()) {
-          float[] own = java.util.Arrays.copyOfRange(outputs, i * columns, (i + 1) * columns);
-          sum += new Prediction(own, version).label() == example.label() ? 0 : 1;
-        } else {
-          for (int c = 0; c < columns; c++) {
-            sum += Math.abs(outputs[i * columns + c] - example.values()[c]) / columns;
-          }
-        }
-      }
-    }
-    double mean = sum / all.size();
-    return settings.loss().isForClasses() ? mean : Double.isFinite(mean) ? mean / (1 + mean) : 1;
   }
 
   private void publish() {
@@ -639,9 +424,7 @@ final class SequentialLearner implements AutoCloseable {
     }
     identity = state.identity(model);
     beginning = state.checkpoint();
-    if (teacher != null) {
-      teacher.load(state.weights());
-    }
+    answers.teach(state.weights());
     forgetWorld();
     usual.forget();
     publish();
@@ -651,192 +434,53 @@ final class SequentialLearner implements AutoCloseable {
     return identity.isEmpty() ? settings.describe() : settings.describe() + identity;
   }
 
-  /** Where a saved description differs from this learner's: settings by their names, and the model's identity. */
-  private String difference(String saved) {
-    Map<String, String> then = named(saved);
-    Map<String, String> now = named(described());
-    Set<String> names = new LinkedHashSet<>(then.keySet());
-    names.addAll(now.keySet());
-    names.removeIf(name -> Objects.equals(then.get(name), now.get(name)));
-    List<String> told = new ArrayList<>();
-    for (String name : names) {
-      told.add(
-          name.equals(IDENTITY)
-              ? "what of the model is not learned, its graph or frozen weights, differs"
-              : name + ": " + then.get(name) + ", here " + now.get(name));
-    }
-    return String.join("\n  ", told);
-  }
-
-  private static Map<String, String> named(String description) {
-    Map<String, String> values = new LinkedHashMap<>();
-    for (String line : description.lines().toList()) {
-      String[] parts = line.split(": ", 2);
-      values.put(parts[0], parts[parts.length - 1]);
-    }
-    return values;
-  }
-
   /** Writes what {@link #read} reads. */
   void write(DataOutput out) throws IOException {
-    out.writeInt(MAGIC);
-    out.writeInt(FORMAT);
-    SavedState.write(out, described());
-    ledger.write(out);
-    out.writeInt(model.features());
-    out.writeInt(model.outputs());
-    for (long v :
-        new long[] {
-          steps,
-          rateStart,
-          seen,
-          learned,
-          removed,
-          version,
-          usual.lossesSeen(),
-          usual.normsSeen(),
-          random.counter()
-        }) {
-      out.writeLong(v);
-    }
-    out.writeDouble(usual.meanLoss());
-    out.writeDouble(usual.meanNorm());
-    out.writeInt(usual.spikesInARow());
-    for (double multiplier : loss.multipliers()) {
-      out.writeDouble(multiplier);
-    }
-    StateMemory.write(out, state.checkpoint());
-    StateMemory.write(out, lastGood.weights());
-    StateMemory.write(out, beginning);
-    metrics.save(out);
-    for (DriftDetector detector : detectors) {
-      detector.save(out);
-    }
-    for (List<Example> list : List.of(reservoir, lastGood.heldOut(), lastGood.learnedSince())) {
-      out.writeInt(list.size());
-      for (Example example : list) {
-        SavedState.write(out, example);
-      }
-    }
-    out.writeInt(MAGIC);
-  }
-
-  /** The settings that a state was saved with. */
-  private static String readHead(DataInput in) throws IOException {
-    if (in.readInt() != MAGIC) {
-      throw SavedState.damaged("it does not begin as one");
-    }
-    int format = in.readInt();
-    if (format != FORMAT) {
-      throw new InputException(
-          "the learner's saved state is of format " + format + "; this espalier knows " + FORMAT);
-    }
-    return SavedState.text(in);
-  }
-
-  /**
-   * The passes of private learning of which a saved state tells.
-   *
-   * @throws InputException if it is damaged or of a newer format
-   */
-  static List<PrivacyPass> passes(InputStream stream) throws IOException {
-    DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
-    try {
-      readHead(in);
-      return PrivacyLedger.read(in);
-    } catch (EOFException e) {
-      throw new InputException("the learner's saved state is damaged: it ends too early", e);
-    }
+    new LearnerState(
+            ledger.passes(),
+            new LearnerState.Counts(steps, rateStart, seen, learned, removed, version),
+            usual.seen(),
+            replay.drawn(),
+            loss.multipliers(),
+            state.checkpoint(),
+            lastGood.weights(),
+            beginning,
+            metrics,
+            drift,
+            replay.kept(),
+            lastGood.heldOut(),
+            lastGood.learnedSince())
+        .write(out, described(), form);
   }
 
   /** See {@link OnlineLearner#load}. */
   void read(DataInput in) throws IOException {
-    String described = readHead(in);
-    if (!described().equals(described)) {
-      throw new InputException(
-          "the learner was saved with other settings:\n  " + difference(described));
-    }
-    List<PrivacyPass> savedPasses = PrivacyLedger.read(in);
-    SavedState.count(in, model.features(), model.features());
-    SavedState.count(in, model.outputs(), model.outputs());
-    long[] counts = new long[9];
-    for (int i = 0; i < counts.length; i++) {
-      counts[i] = in.readLong();
-      if (counts[i] < 0) {
-        throw SavedState.damaged("a count is negative");
-      }
-    }
-    if (counts[1] > counts[0] || counts[5] < 1) {
-      throw SavedState.damaged("its counts contradict each other");
-    }
-    double savedLoss = in.readDouble();
-    double savedNorm = in.readDouble();
-    int savedSpikes = in.readInt();
-    double[] multipliers = new double[loss.multipliers().length];
-    for (int c = 0; c < multipliers.length; c++) {
-      multipliers[c] = in.readDouble();
-    }
-    StateMemory.Checkpoint now = state.read(in);
-    StateMemory.Checkpoint good = state.read(in);
-    StateMemory.Checkpoint first = state.read(in);
-    Prequential savedMetrics = freshMetrics();
-    savedMetrics.load(in);
-    DriftDetector[] savedDetectors = freshDetectors();
-    for (DriftDetector detector : savedDetectors) {
-      detector.load(in);
-    }
-    int replayed = settings.replay() == null ? 0 : settings.replay().capacity();
-    Guard.Quality quality = settings.guard().quality();
-    List<Example> kept = examples(in, replayed);
-    List<Example> held = examples(in, quality == null ? 0 : quality.window());
-    List<Example> suspects = examples(in, 1 << 24);
-    if (in.readInt() != MAGIC) {
-      throw SavedState.damaged("it does not end as one");
-    }
-
+    LearnerState saved = LearnerState.read(in, described(), form, settings, state);
     // It is whole: from here on nothing can fail.
-    ledger.account(savedPasses); // beside those of this learner, whose versions were seen
-    steps = counts[0];
-    rateStart = counts[1];
-    seen = counts[2];
-    learned = counts[3];
-    removed = counts[4];
-    version = counts[5];
-    random = new CounterRandom(settings.seed(), counts[8]);
-    usual.set(savedLoss, counts[6], savedNorm, counts[7], savedSpikes);
-    System.arraycopy(multipliers, 0, loss.multipliers(), 0, multipliers.length);
-    lastGood.set(good, held, suspects);
-    beginning = first;
-    if (teacher != null) {
-      state.restore(first);
-      teacher.load(state.weights());
+    ledger.account(saved.passes()); // beside those of this learner, whose versions were seen
+    steps = saved.counts().steps();
+    rateStart = saved.counts().rateStart();
+    seen = saved.counts().seen();
+    learned = saved.counts().learned();
+    removed = saved.counts().removed();
+    version = saved.counts().version();
+    usual.set(saved.usual());
+    loss.multipliers(saved.multipliers());
+    lastGood.set(saved.good(), saved.heldOut(), saved.learnedSince());
+    beginning = saved.beginning();
+    if (answers.hasTeacher()) {
+      state.restore(beginning);
+      answers.teach(state.weights());
     }
-    state.restore(now);
-    metrics = savedMetrics;
-    detectors = savedDetectors;
-    reservoir.clear();
-    reservoir.addAll(kept);
+    state.restore(saved.now());
+    metrics = saved.metrics();
+    drift = saved.drift();
+    replay.set(saved.replayed(), saved.drawn());
     publish(version);
-  }
-
-  private List<Example> examples(DataInput in, int most) throws IOException {
-    int n = SavedState.count(in, 0, most);
-    List<Example> list = new ArrayList<>();
-    for (int i = 0; i < n; i++) {
-      Example example = SavedState.example(in, model.features(), model.outputs());
-      check(example);
-      list.add(example);
-    }
-    return list;
   }
 
   @Override
   public void close() {
-    versions.close();
-    if (teacher != null) {
-      teacher.close();
-    }
-    loss.close();
-    state.close();
+    held.close();
   }
 }

@@ -14,6 +14,14 @@ final class UsualSteps {
   private long normsSeen;
   private int spikesInARow;
 
+  /**
+   * What was seen of losses and norms.
+   *
+   * @param losses how many
+   * @param norms how many
+   */
+  record Seen(double meanLoss, long losses, double meanNorm, long norms, int spikesInARow) {}
+
   UsualSteps(Guard guard) {
     this.guard = guard;
   }
@@ -96,32 +104,17 @@ final class UsualSteps {
     normsSeen = 0;
   }
 
-  double meanLoss() {
-    return meanLoss;
-  }
-
-  long lossesSeen() {
-    return lossesSeen;
-  }
-
-  double meanNorm() {
-    return meanNorm;
-  }
-
-  long normsSeen() {
-    return normsSeen;
-  }
-
-  int spikesInARow() {
-    return spikesInARow;
+  /** What was seen so far. */
+  Seen seen() {
+    return new Seen(meanLoss, lossesSeen, meanNorm, normsSeen, spikesInARow);
   }
 
   /** Takes what was saved. */
-  void set(double loss, long losses, double norm, long norms, int spikes) {
-    meanLoss = loss;
-    lossesSeen = losses;
-    meanNorm = norm;
-    normsSeen = norms;
-    spikesInARow = spikes;
+  void set(Seen saved) {
+    meanLoss = saved.meanLoss();
+    lossesSeen = saved.losses();
+    meanNorm = saved.meanNorm();
+    normsSeen = saved.norms();
+    spikesInARow = saved.spikesInARow();
   }
 }

@@ -31,7 +31,8 @@ final class WeightState implements AutoCloseable {
   private final List<Weight> weights;
   private final List<Weight> learned = new ArrayList<>();
   private final List<Weight> served = new ArrayList<>();
-  private final StateMemory memory = new StateMemory();
+  private final Held held = new Held();
+  private final StateMemory memory = held.add(new StateMemory());
   private final List<FloatBuffer> averages = new ArrayList<>();
   private final List<FloatBuffer> workings = new ArrayList<>();
   private final List<FloatBuffer> latents = new ArrayList<>();
@@ -85,6 +86,33 @@ final class WeightState implements AutoCloseable {
                 + weights.stream().map(Weight::name).toList());
       }
     }
+    try {
+      List<GradientNorm.Gradient> normed = learn(settings, byRows);
+      if (parameters.isEmpty()) {
+        throw new IllegalArgumentException("no weight is learned");
+      }
+      weights.forEach(this::serve);
+      findGrids();
+      optimizer = held.add(optimizer(settings));
+      norm = held.add(new GradientNorm(normed));
+      Privacy privacy = settings.privacy();
+      if (privacy != null) {
+        // Divided by the settings' size: the true one would tell about the examples.
+        optimizer.noise(
+            new StepNoise(privacy.noise() * privacy.clip(), settings.batch(), noiseKey, 0));
+      }
+    } catch (RuntimeException | Error e) {
+      held.close();
+      throw e;
+    }
+  }
+
+  /**
+   * Makes what is kept of all weights that are learned, and gives their gradients as the norm takes them.
+   *
+   * @param byRows the names of those that are learned by rows
+   */
+  private List<GradientNorm.Gradient> learn(OnlineSettings settings, Set<String> byRows) {
     List<GradientNorm.Gradient> normed = new ArrayList<>();
     for (int k = 0; k < weights.size(); k++) {
       Weight w = weights.get(k);
@@ -93,27 +121,18 @@ final class WeightState implements AutoCloseable {
         normed.add(byRows.contains(w.name()) ? learnByRows(w, settings) : learn(w, settings));
       }
     }
-    if (parameters.isEmpty()) {
-      throw new IllegalArgumentException("no weight is learned");
-    }
-    for (Weight w : weights) {
-      if (averaging > 0 && learned.contains(w)) {
-        OwnedTensor average = memory.own(w.latent().elements());
-        averages.add(LinearHead.buffer(average));
-        served.add(
-            new Weight(w.name(), w.latent(), average, w.gradient(), w.isMatrix(), w.scaleAxis()));
-      } else {
-        served.add(w);
-      }
-    }
-    findGrids();
-    optimizer = optimizer(settings);
-    norm = new GradientNorm(normed);
-    Privacy privacy = settings.privacy();
-    if (privacy != null) {
-      // Divided by the settings' size: the true one would tell about the examples.
-      optimizer.noise(
-          new StepNoise(privacy.noise() * privacy.clip(), settings.batch(), noiseKey, 0));
+    return normed;
+  }
+
+  /** Has readers get a weight, or the average of its working copies. */
+  private void serve(Weight w) {
+    if (averaging > 0 && learned.contains(w)) {
+      OwnedTensor average = memory.own(w.latent().elements());
+      averages.add(LinearHead.buffer(average));
+      served.add(
+          new Weight(w.name(), w.latent(), average, w.gradient(), w.isMatrix(), w.scaleAxis()));
+    } else {
+      served.add(w);
     }
   }
 
@@ -160,7 +179,7 @@ final class WeightState implements AutoCloseable {
 
   /** The same for a table of which steps change the rows that were read: no product reads it, so it has no mask and no grid. */
   private GradientNorm.Gradient learnByRows(Weight w, OnlineSettings settings) {
-    TableRows rows = new TableRows(w, lookUps);
+    TableRows rows = held.add(new TableRows(w, lookUps));
     if (settings.momentum() > 0) {
       rows.withMoment(memory.own(w.latent().elements()));
     }
@@ -457,9 +476,6 @@ final class WeightState implements AutoCloseable {
 
   @Override
   public void close() {
-    optimizer.close();
-    norm.close();
-    tables.values().forEach(TableRows::close);
-    memory.close();
+    held.close();
   }
 }

@@ -1,0 +1,245 @@
+package org.espalier.online;
+
+import java.io.BufferedInputStream;
+import java.io.DataInput;
+import java.io.DataInputStream;
+import java.io.DataOutput;
+import java.io.EOFException;
+import java.io.IOException;
+import java.io.InputStream;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.Set;
+import org.espalier.InputException;
+
+/**
+ * All that decides a learner's future, as it is saved.
+ *
+ * @param passes of private learning
+ * @param drawn random numbers for what is learned again
+ * @param multipliers of the constraint
+ * @param now what steps change, as it is
+ * @param good the same of the last good weights
+ * @param beginning the same as it was at first
+ * @param replayed the sample of what was learned
+ * @param heldOut the examples that judge weights
+ * @param learnedSince the examples that were learned since the weights were good
+ */
+record LearnerState(
+    List<PrivacyPass> passes,
+    Counts counts,
+    UsualSteps.Seen usual,
+    long drawn,
+    double[] multipliers,
+    StateMemory.Checkpoint now,
+    StateMemory.Checkpoint good,
+    StateMemory.Checkpoint beginning,
+    Prequential metrics,
+    DriftDetectors drift,
+    List<Example> replayed,
+    List<Example> heldOut,
+    List<Example> learnedSince) {
+  private static final int MAGIC = 0x65736f6c; // "esol"
+  private static final int FORMAT = 3;
+  private static final int MOST_EXAMPLES = 1 << 24;
+
+  /** The name of the model's identity among the lines that describe a learner. */
+  private static final String IDENTITY = "model";
+
+  /**
+   * How far a learner is.
+   *
+   * @param rateStart the step at which the schedule of the learning rate began
+   * @param seen examples that came
+   * @param learned examples that were learned
+   * @param removed examples that the guard took out or took back
+   * @param version that was published last
+   */
+  record Counts(long steps, long rateStart, long seen, long learned, long removed, long version) {}
+
+  /**
+   * Writes what {@link #read} reads.
+   *
+   * @param description of the learner, a setting a line
+   */
+  void write(DataOutput out, String description, ExampleForm form) throws IOException {
+    out.writeInt(MAGIC);
+    out.writeInt(FORMAT);
+    SavedState.write(out, description);
+    PrivacyLedger.write(out, passes);
+    out.writeInt(form.features());
+    out.writeInt(form.outputs());
+    for (long v :
+        new long[] {
+          counts.steps(),
+          counts.rateStart(),
+          counts.seen(),
+          counts.learned(),
+          counts.removed(),
+          counts.version(),
+          usual.losses(),
+          usual.norms(),
+          drawn
+        }) {
+      out.writeLong(v);
+    }
+    out.writeDouble(usual.meanLoss());
+    out.writeDouble(usual.meanNorm());
+    out.writeInt(usual.spikesInARow());
+    for (double multiplier : multipliers) {
+      out.writeDouble(multiplier);
+    }
+    StateMemory.write(out, now);
+    StateMemory.write(out, good);
+    StateMemory.write(out, beginning);
+    metrics.save(out);
+    drift.save(out);
+    for (List<Example> list : List.of(replayed, heldOut, learnedSince)) {
+      out.writeInt(list.size());
+      for (Example example : list) {
+        SavedState.write(out, example);
+      }
+    }
+    out.writeInt(MAGIC);
+  }
+
+  /** The description of the learner whose state it is. */
+  private static String readHead(DataInput in) throws IOException {
+    if (in.readInt() != MAGIC) {
+      throw SavedState.damaged("it does not begin as one");
+    }
+    int format = in.readInt();
+    if (format != FORMAT) {
+      throw new InputException(
+          "the learner's saved state is of format " + format + "; this espalier knows " + FORMAT);
+    }
+    return SavedState.text(in);
+  }
+
+  /**
+   * The passes of private learning of which a saved state tells.
+   *
+   * @throws InputException if it is damaged or of a newer format
+   */
+  static List<PrivacyPass> passes(InputStream stream) throws IOException {
+    DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
+    try {
+      readHead(in);
+      return PrivacyLedger.read(in);
+    } catch (EOFException e) {
+      throw new InputException("the learner's saved state is damaged: it ends too early", e);
+    }
+  }
+
+  /**
+   * Reads the whole state.
+   *
+   * @param description of the learner that is to take it
+   * @param weights say what checkpoints are like; they do not change
+   * @throws InputException where it is damaged, of another format, or of a learner that is described otherwise
+   */
+  static LearnerState read(
+      DataInput in,
+      String description,
+      ExampleForm form,
+      OnlineSettings settings,
+      WeightState weights)
+      throws IOException {
+    String saved = readHead(in);
+    if (!description.equals(saved)) {
+      throw new InputException(
+          "the learner was saved with other settings:\n  " + difference(saved, description));
+    }
+    List<PrivacyPass> passes = PrivacyLedger.read(in);
+    SavedState.count(in, form.features(), form.features());
+    SavedState.count(in, form.outputs(), form.outputs());
+    long[] numbers = new long[9];
+    for (int i = 0; i < numbers.length; i++) {
+      numbers[i] = in.readLong();
+      if (numbers[i] < 0) {
+        throw SavedState.damaged("a count is negative");
+      }
+    }
+    Counts counts =
+        new Counts(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]);
+    if (counts.rateStart() > counts.steps() || counts.version() < 1) {
+      throw SavedState.damaged("its counts contradict each other");
+    }
+    UsualSteps.Seen usual =
+        new UsualSteps.Seen(in.readDouble(), numbers[6], in.readDouble(), numbers[7], in.readInt());
+    double[] multipliers = new double[form.outputs()];
+    for (int c = 0; c < multipliers.length; c++) {
+      multipliers[c] = in.readDouble();
+    }
+    StateMemory.Checkpoint now = weights.read(in);
+    StateMemory.Checkpoint good = weights.read(in);
+    StateMemory.Checkpoint beginning = weights.read(in);
+    Prequential metrics = Prequential.of(settings, form.outputs());
+    metrics.load(in);
+    DriftDetectors drift = new DriftDetectors(settings.drift());
+    drift.load(in);
+    Guard.Quality quality = settings.guard().quality();
+    List<Example> replayed = examples(in, Replay.capacity(settings), form);
+    List<Example> heldOut = examples(in, quality == null ? 0 : quality.window(), form);
+    List<Example> learnedSince = examples(in, MOST_EXAMPLES, form);
+    if (in.readInt() != MAGIC) {
+      throw SavedState.damaged("it does not end as one");
+    }
+    return new LearnerState(
+        passes,
+        counts,
+        usual,
+        numbers[8],
+        multipliers,
+        now,
+        good,
+        beginning,
+        metrics,
+        drift,
+        replayed,
+        heldOut,
+        learnedSince);
+  }
+
+  private static List<Example> examples(DataInput in, int most, ExampleForm form)
+      throws IOException {
+    int n = SavedState.count(in, 0, most);
+    List<Example> list = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      Example example = SavedState.example(in, form.features(), form.outputs());
+      form.check(example);
+      list.add(example);
+    }
+    return list;
+  }
+
+  /** Where a saved description differs from a learner's: settings by their names, and the model's identity. */
+  private static String difference(String saved, String own) {
+    Map<String, String> then = named(saved);
+    Map<String, String> now = named(own);
+    Set<String> names = new LinkedHashSet<>(then.keySet());
+    names.addAll(now.keySet());
+    names.removeIf(name -> Objects.equals(then.get(name), now.get(name)));
+    List<String> told = new ArrayList<>();
+    for (String name : names) {
+      told.add(
+          name.equals(IDENTITY)
+              ? "what of the model is not learned, its graph or frozen weights, differs"
+              : name + ": " + then.get(name) + ", here " + now.get(name));
+    }
+    return String.join("\n  ", told);
+  }
+
+  private static Map<String, String> named(String description) {
+    Map<String, String> values = new LinkedHashMap<>();
+    for (String line : description.lines().toList()) {
+      String[] parts = line.split(": ", 2);
+      values.put(parts[0], parts[parts.length - 1]);
+    }
+    return values;
+  }
+}
