@@ -6,8 +6,6 @@
 
 namespace {
 
-constexpr int64_t piece = 16384;  // elements
-
 esp_status check(const char* function, int32_t kind, float alpha, bool is_null, int64_t n) {
   if (kind < ESP_RELU || kind > ESP_TANH) {
     return esp::fail(ESP_INVALID_ARGUMENT,
@@ -25,28 +23,14 @@ esp_status check(const char* function, int32_t kind, float alpha, bool is_null, 
   return ESP_OK;
 }
 
-// Runs body(first, elements) over all; in parallel where it is worth it.
-template <class Body>
-void for_pieces(int64_t n, const Body& body) {
-  const auto part = [&](int64_t index) {
-    const int64_t first = index * piece;
-    body(first, n - first < piece ? n - first : piece);
-  };
-  const int64_t pieces = (n + piece - 1) / piece;
-  if (pieces < 4) {
-    for (int64_t index = 0; index < pieces; index++) part(index);
-  } else {
-    esp::parallel_for(pieces, part);
-  }
-}
-
 }  // namespace
 
 esp_status esp_activation_forward(int32_t kind, float alpha, float* values, int64_t n) {
   const esp::ActivationKernels* kernels;
   if (esp_status status = esp::select(esp::activation_variants, &kernels)) return status;
   if (esp_status status = check("forward", kind, alpha, values == nullptr, n)) return status;
-  for_pieces(n, [&](int64_t first, int64_t part) { kernels->forward[kind](values + first, alpha, part); });
+  esp::for_pieces(n,
+                  [&](int64_t first, int64_t part) { kernels->forward[kind](values + first, alpha, part); });
   return ESP_OK;
 }
 
@@ -54,7 +38,7 @@ esp_status esp_activation_backward(int32_t kind, float alpha, const float* y, fl
   const esp::ActivationKernels* kernels;
   if (esp_status status = esp::select(esp::activation_variants, &kernels)) return status;
   if (esp_status status = check("backward", kind, alpha, y == nullptr || s == nullptr, n)) return status;
-  for_pieces(
+  esp::for_pieces(
       n, [&](int64_t first, int64_t part) { kernels->backward[kind](y + first, s + first, alpha, part); });
   return ESP_OK;
 }

@@ -9,33 +9,6 @@
 #include "espalier/gradient_norm.h"
 #include "thread_pool.h"
 
-namespace {
-
-constexpr int64_t piece = 16384;  // elements; even, so that a piece begins with a block
-
-int64_t pieces_of(int64_t n) {
-  return (n + piece - 1) / piece;
-}
-
-// Runs body(tensor, first element, elements) for each piece of a list.
-template <class Body>
-void for_pieces(const esp_dp_tensor* tensors, int64_t count, const Body& body) {
-  for (int64_t t = 0; t < count; t++) {
-    const auto run = [&](int64_t p) {
-      const int64_t start = p * piece;
-      body(t, start, tensors[t].n - start < piece ? tensors[t].n - start : piece);
-    };
-    const int64_t pieces = pieces_of(tensors[t].n);
-    if (pieces < 4) {
-      for (int64_t p = 0; p < pieces; p++) run(p);
-    } else {
-      esp::parallel_for(pieces, run);
-    }
-  }
-}
-
-}  // namespace
-
 esp_status esp_dp_accumulate(const esp_dp_tensor* tensors, int64_t count, double bound, int32_t* clipped) {
   const esp::DpAccumulateKernels* kernels;
   if (esp_status status = esp::select(esp::dp_accumulate_variants, &kernels)) return status;
@@ -59,8 +32,11 @@ esp_status esp_dp_accumulate(const esp_dp_tensor* tensors, int64_t count, double
   // A margin for the roundings of factor and products, so that they cannot exceed the bound. NaN gives NaN.
   const float factor =
       *clipped ? static_cast<float>(bound / (found.non_finite ? NAN : found.norm) * (1 - 0x1p-21)) : 1.0f;
-  for_pieces(tensors, count, [&](int64_t t, int64_t start, int64_t n) {
-    kernels->add(tensors[t].sum + start, tensors[t].gradient + start, factor, n);
-  });
+  for (int64_t t = 0; t < count; t++) {
+    const esp_dp_tensor& tensor = tensors[t];
+    esp::for_pieces(tensor.n, [&](int64_t first, int64_t n) {
+      kernels->add(tensor.sum + first, tensor.gradient + first, factor, n);
+    });
+  }
   return ESP_OK;
 }

@@ -20,6 +20,23 @@ void parallel_for(int64_t count, Task&& task) {
       const_cast<void*>(static_cast<const void*>(&task)));
 }
 
+// Runs body(first, elements) over pieces of a list of n elements, on several threads where these are four or more. A
+// piece has 16,384 elements, so that it begins with a block of any smaller power of two.
+template <class Body>
+void for_pieces(int64_t n, const Body& body) {
+  constexpr int64_t piece = 16384;
+  const auto run = [&](int64_t index) {
+    const int64_t first = index * piece;
+    body(first, n - first < piece ? n - first : piece);
+  };
+  const int64_t pieces = (n + piece - 1) / piece;
+  if (pieces < 4) {
+    for (int64_t index = 0; index < pieces; index++) run(index);
+  } else {
+    parallel_for(pieces, run);
+  }
+}
+
 // Threads that one call may use: esp_threads_current, for callers whose operation has checked it already.
 int32_t thread_limit();
 

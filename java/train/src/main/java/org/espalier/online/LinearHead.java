@@ -17,16 +17,13 @@ import org.espalier.op.Linear;
  *
  * <p>All sums have a fixed order: the same bits everywhere.
  */
-public final class LinearHead implements Learnable, OuterProduct {
+public final class LinearHead extends DenseModel {
   private final int features;
   private final int outputs;
-  private final OwnedTensor[] owned = new OwnedTensor[6];
   private final FloatBuffer[] memory = new FloatBuffer[6];
   private final List<Weight> weights;
 
   // Of the batch: its features, and its outputs or their gradient.
-  private OwnedTensor rows;
-  private OwnedTensor results;
   private FloatBuffer rowMemory;
   private FloatBuffer resultMemory;
   private Linear working;
@@ -35,8 +32,6 @@ public final class LinearHead implements Learnable, OuterProduct {
   /** Whether the working weights are ahead of the latent ones; see {@link #settle}. */
   private boolean ahead;
 
-  private volatile boolean closed;
-
   /** A head of zeros. */
   public LinearHead(int features, int outputs) {
     if (features < 1 || outputs < 1 || (long) features * outputs > 1 << 28) {
@@ -44,9 +39,10 @@ public final class LinearHead implements Learnable, OuterProduct {
     }
     this.features = features;
     this.outputs = outputs;
+    OwnedTensor[] owned = new OwnedTensor[6];
     for (int i = 0; i < 3; i++) {
-      owned[i] = OwnedTensor.allocate(DType.F32, outputs, features);
-      owned[3 + i] = OwnedTensor.allocate(DType.F32, outputs);
+      owned[i] = own(outputs, features);
+      owned[3 + i] = own(outputs);
     }
     for (int i = 0; i < owned.length; i++) {
       memory[i] = buffer(owned[i]);
@@ -58,48 +54,16 @@ public final class LinearHead implements Learnable, OuterProduct {
     reserve(1);
   }
 
-  /** Makes room for a batch. */
-  private void reserve(int count) {
-    checkOpen();
-    if (rows != null && rows.dimension(0) >= count) {
-      return;
-    }
-    int most = Integer.MAX_VALUE / Float.BYTES / Math.max(features, outputs);
-    if (count > most) {
-      throw new IllegalArgumentException(
-          "a batch of "
-              + count
-              + " examples; with "
-              + features
-              + " features and "
-              + outputs
-              + " outputs "
-              + most
-              + " are possible");
-    }
-    release();
-    rows = OwnedTensor.allocate(DType.F32, count, features);
-    results = OwnedTensor.allocate(DType.F32, count, outputs);
+  @Override
+  void makeRoom(int count, Held held) {
+    OwnedTensor rows = held.add(OwnedTensor.allocate(DType.F32, count, features));
+    OwnedTensor results = held.add(OwnedTensor.allocate(DType.F32, count, outputs));
     rowMemory = buffer(rows);
     resultMemory = buffer(results);
-    working = new Linear(owned[1], owned[4], rows, results);
-    gradient = new Linear(owned[2], owned[5], rows, results);
-  }
-
-  /** What is written after close would be somebody else's memory. */
-  private void checkOpen() {
-    if (closed) {
-      throw new IllegalStateException("the model is closed");
-    }
-  }
-
-  private void release() {
-    if (rows != null) {
-      working.close();
-      gradient.close();
-      rows.close();
-      results.close();
-    }
+    Weight weight = weights.get(0);
+    Weight bias = weights.get(1);
+    working = held.add(new Linear(weight.working(), bias.working(), rows, results));
+    gradient = held.add(new Linear(weight.gradient(), bias.gradient(), rows, results));
   }
 
   /** The F32 elements of a tensor, for bulk copies. */
@@ -221,26 +185,6 @@ public final class LinearHead implements Learnable, OuterProduct {
   @Override
   public Predictor predictor() {
     return new Copy(features, outputs);
-  }
-
-  @Override
-  public boolean isClosed() {
-    return closed;
-  }
-
-  @Override
-  public void close() {
-    Learnable.checkOutsideStep(this);
-    synchronized (this) {
-      if (closed) {
-        return;
-      }
-      closed = true;
-      release();
-      for (OwnedTensor tensor : owned) {
-        tensor.close();
-      }
-    }
   }
 
   /** A copy on the Java heap. */

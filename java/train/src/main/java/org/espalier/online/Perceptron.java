@@ -27,7 +27,7 @@ import org.espalier.torch.onnx.GraphParameters;
  * <p>Weights have the names and the layout of the graph. All sums have a fixed order: the same bits on every instruction
  * set, for every number of threads, and for an example alone as among others.
  */
-public final class Perceptron implements Learnable, OuterProduct {
+public final class Perceptron extends DenseModel {
   /** Values of a layer that those who predict have room for: any number of rows go through in parts. */
   private static final int MOST_AT_ONCE = 1 << 22;
 
@@ -36,7 +36,6 @@ public final class Perceptron implements Learnable, OuterProduct {
   private final List<Layer> layers;
   private final List<String> constants = new ArrayList<>();
   private final List<Weight> weights = new ArrayList<>();
-  private final List<OwnedTensor> owned = new ArrayList<>();
   private final List<Tensor> layerWeights;
   private final List<Tensor> layerBiases;
 
@@ -45,7 +44,6 @@ public final class Perceptron implements Learnable, OuterProduct {
 
   private DensePass pass;
   private DenseSlopes slopes;
-  private volatile boolean closed;
 
   private Perceptron(OnnxModel model, DenseLayers dense, GraphParameters parameters) {
     this.model = model.copy();
@@ -134,30 +132,10 @@ public final class Perceptron implements Learnable, OuterProduct {
     return values;
   }
 
-  private OwnedTensor own(long... shape) {
-    OwnedTensor tensor = OwnedTensor.allocate(DType.F32, shape);
-    owned.add(tensor);
-    return tensor;
-  }
-
-  /** Makes room for a batch. */
-  private void reserve(int count) {
-    if (closed) {
-      throw new IllegalStateException("the model is closed");
-    }
-    if (pass != null && pass.capacity() >= count) {
-      return;
-    }
-    release();
-    pass = new DensePass(dense, layerWeights, layerBiases, count);
-    slopes = new DenseSlopes(layers, pass, layerWeights, layerBiases, gradients);
-  }
-
-  private void release() {
-    if (pass != null) {
-      slopes.close();
-      pass.close();
-    }
+  @Override
+  void makeRoom(int count, Held held) {
+    pass = held.add(new DensePass(dense, layerWeights, layerBiases, count));
+    slopes = held.add(new DenseSlopes(layers, pass, layerWeights, layerBiases, gradients));
   }
 
   @Override
@@ -240,23 +218,6 @@ public final class Perceptron implements Learnable, OuterProduct {
   @Override
   public Predictor predictor() {
     return new Copy();
-  }
-
-  @Override
-  public boolean isClosed() {
-    return closed;
-  }
-
-  @Override
-  public void close() {
-    Learnable.checkOutsideStep(this);
-    synchronized (this) {
-      if (!closed) {
-        closed = true;
-        release();
-        owned.forEach(OwnedTensor::close);
-      }
-    }
   }
 
   /** A version's weights, and as many passes over them as threads ever predicted at once. */

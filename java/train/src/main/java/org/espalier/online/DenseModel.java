@@ -1,0 +1,77 @@
+package org.espalier.online;
+
+import org.espalier.device.DType;
+import org.espalier.device.OwnedTensor;
+
+/** A model of dense layers with memory of its own: that of its weights, and room for a batch, made when one is larger. */
+abstract class DenseModel implements Learnable, OuterProduct {
+  private final Held memory = new Held();
+  private final Held room = new Held();
+  private int capacity;
+  private volatile boolean closed;
+
+  /** Zeros that last as long as the model. */
+  final OwnedTensor own(long... shape) {
+    return memory.add(OwnedTensor.allocate(DType.F32, shape));
+  }
+
+  /**
+   * Makes room for a batch of so many examples, at least one.
+   *
+   * @param held takes what is to be closed when the room is too small
+   */
+  abstract void makeRoom(int count, Held held);
+
+  /**
+   * Makes room for a batch where there is too little.
+   *
+   * @throws IllegalArgumentException if its features or values are too many for a buffer
+   */
+  final void reserve(int count) {
+    checkOpen();
+    if (count <= capacity) {
+      return;
+    }
+    int most = Integer.MAX_VALUE / Float.BYTES / width();
+    if (count > most) {
+      throw new IllegalArgumentException(
+          "a batch of "
+              + count
+              + " examples; with "
+              + features()
+              + " features and "
+              + outputs()
+              + " outputs "
+              + most
+              + " are possible");
+    }
+    room.close();
+    capacity = 0;
+    makeRoom(count, room);
+    capacity = count;
+  }
+
+  /** What is written after close would be somebody else's memory. */
+  final void checkOpen() {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
+  }
+
+  @Override
+  public boolean isClosed() {
+    return closed;
+  }
+
+  @Override
+  public void close() {
+    Learnable.checkOutsideStep(this);
+    synchronized (this) {
+      if (!closed) {
+        closed = true;
+        room.close();
+        memory.close();
+      }
+    }
+  }
+}
