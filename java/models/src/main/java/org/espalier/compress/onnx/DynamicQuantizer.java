@@ -10,10 +10,8 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
-import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.Predicate;
 import org.espalier.InputException;
@@ -122,10 +120,7 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
 
   @Override
   public List<String> quantized() {
-    Set<String> names = new LinkedHashSet<>();
-    tables.values().forEach(w -> names.add(w.name()));
-    sites.forEach(s -> s.products.forEach(p -> names.add(p.name)));
-    return List.copyOf(names);
+    return ProductSite.names(tables.values().stream().map(OnnxWeight::name), sites);
   }
 
   @Override

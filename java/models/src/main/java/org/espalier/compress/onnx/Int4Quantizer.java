@@ -8,10 +8,8 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
-import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.Function;
 import java.util.function.Predicate;
@@ -175,9 +173,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
 
   @Override
   public List<String> quantized() {
-    Set<String> names = new LinkedHashSet<>(tables.values());
-    sites.forEach(s -> s.products.forEach(p -> names.add(p.name)));
-    return List.copyOf(names);
+    return ProductSite.names(tables.values().stream(), sites);
   }
 
   @Override

@@ -7,6 +7,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Predicate;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -92,6 +93,12 @@ final class ProductSite {
       }
     }
     return values;
+  }
+
+  /** What is quantized, each name once: tables that are looked up in, then the weights of products. */
+  static List<String> names(Stream<String> tables, List<ProductSite> sites) {
+    Stream<String> weights = sites.stream().flatMap(s -> s.products.stream()).map(p -> p.name);
+    return Stream.concat(tables, weights).distinct().toList();
   }
 
   final int channels;
