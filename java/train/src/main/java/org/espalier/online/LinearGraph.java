@@ -1,6 +1,7 @@
 package org.espalier.online;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
+import static org.espalier.format.onnx.Attributes.attribute;
+
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -58,7 +59,7 @@ final class LinearGraph {
                 .addInput(weightName)
                 .addInput(biasName)
                 .addOutput(output)
-                .addAttribute(integer("transB", 1)))
+                .addAttribute(attribute("transB", 1)))
         .addInitializer(tensor(weightName, weight, bias.length, weight.length / bias.length))
         .addInitializer(tensor(biasName, bias, bias.length));
     value = output;
@@ -72,12 +73,7 @@ final class LinearGraph {
       case SIGMOID -> node.setOpType("Sigmoid");
       case TANH -> node.setOpType("Tanh");
       case LEAKY_RELU ->
-          node.setOpType("LeakyRelu")
-              .addAttribute(
-                  AttributeProto.newBuilder()
-                      .setName("alpha")
-                      .setType(AttributeProto.AttributeType.FLOAT)
-                      .setF(activation.alpha()));
+          node.setOpType("LeakyRelu").addAttribute(attribute("alpha", activation.alpha()));
     }
     graph.addNode(node);
     value = output;
@@ -92,7 +88,7 @@ final class LinearGraph {
       if (loss instanceof Loss.Binary) {
         node.setOpType("Sigmoid");
       } else {
-        node.setOpType("Softmax").addAttribute(integer("axis", -1));
+        node.setOpType("Softmax").addAttribute(attribute("axis", -1));
       }
       graph.addNode(node).addOutput(value("probabilities", outputs));
     }
@@ -116,14 +112,6 @@ final class LinearGraph {
       tensor.addFloatData(v);
     }
     return tensor.build();
-  }
-
-  private static AttributeProto integer(String name, long value) {
-    return AttributeProto.newBuilder()
-        .setName(name)
-        .setType(AttributeProto.AttributeType.INT)
-        .setI(value)
-        .build();
   }
 
   private static ValueInfoProto value(String name, int width) {

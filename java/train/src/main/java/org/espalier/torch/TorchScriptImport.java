@@ -40,6 +40,7 @@ import org.bytedeco.pytorch.graph_node_list;
 import org.bytedeco.pytorch.named_buffer_list;
 import org.bytedeco.pytorch.named_parameter_list;
 import org.espalier.InputException;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -464,7 +465,7 @@ public final class TorchScriptImport {
       for (Object value : list(i)) {
         parts.add(size(value).name());
       }
-      return emitted("Concat", 1, parts, attribute("axis", 0));
+      return emitted("Concat", 1, parts, Attributes.attribute("axis", 0));
     }
 
     /** A constant of int64 and rank 1. */
@@ -509,37 +510,6 @@ public final class TorchScriptImport {
       return new InputException(
           name + ": " + kind + " with " + what + " cannot be read as a graph");
     }
-  }
-
-  static AttributeProto attribute(String name, long value) {
-    return AttributeProto.newBuilder()
-        .setName(name)
-        .setType(AttributeProto.AttributeType.INT)
-        .setI(value)
-        .build();
-  }
-
-  static AttributeProto attribute(String name, double value) {
-    return AttributeProto.newBuilder()
-        .setName(name)
-        .setType(AttributeProto.AttributeType.FLOAT)
-        .setF((float) value)
-        .build();
-  }
-
-  static AttributeProto attribute(String name, String value) {
-    return AttributeProto.newBuilder()
-        .setName(name)
-        .setType(AttributeProto.AttributeType.STRING)
-        .setS(ByteString.copyFromUtf8(value))
-        .build();
-  }
-
-  static AttributeProto attribute(String name, long[] values) {
-    AttributeProto.Builder b =
-        AttributeProto.newBuilder().setName(name).setType(AttributeProto.AttributeType.INTS);
-    LongStream.of(values).forEach(b::addInts);
-    return b.build();
   }
 
   /** Batches of 2 and of 3: a graph with a size in it would fit only one. */

@@ -1,6 +1,6 @@
 package org.espalier.torch;
 
-import static org.espalier.torch.TorchScriptImport.attribute;
+import static org.espalier.format.onnx.Attributes.attribute;
 import static org.espalier.torch.TorchScriptOperators.binary;
 import static org.espalier.torch.TorchScriptOperators.unary;
 

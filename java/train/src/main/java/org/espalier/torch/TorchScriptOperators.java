@@ -1,6 +1,6 @@
 package org.espalier.torch;
 
-import static org.espalier.torch.TorchScriptImport.attribute;
+import static org.espalier.format.onnx.Attributes.attribute;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import java.util.ArrayList;

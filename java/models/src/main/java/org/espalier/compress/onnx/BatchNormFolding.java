@@ -9,6 +9,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -71,7 +72,7 @@ final class BatchNormFolding {
         boolean plain =
             n.getInputCount() == 5
                 && n.getOutputCount() == 1
-                && Nodes.integer(n, "training_mode", 0) == 0;
+                && Attributes.integer(n, "training_mode", 0) == 0;
         return plain ? n.getInput(0) : null;
       }
       case "Add", "Mul", "Div", "Sub" -> {
@@ -136,7 +137,7 @@ final class BatchNormFolding {
         return null;
       }
     }
-    float epsilon = Nodes.real(norm, "epsilon", 1e-5f);
+    float epsilon = Attributes.real(norm, "epsilon", 1e-5f);
     double[][] affine = new double[2][channels];
     for (int c = 0; c < channels; c++) {
       affine[0][c] = p[0].get(c) / Math.sqrt((double) p[3].get(c) + epsilon);

@@ -7,6 +7,7 @@ import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import org.espalier.compress.onnx.HiddenChannels.Bounds;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -84,7 +85,7 @@ final class ChannelCuts {
 
   /** The axis that a Split divides, counted from the end; 0 where that is not known. */
   private int axis(NodeProto split) {
-    return shapes.fromEnd(Nodes.integer(split, "axis", 0), split.getInput(0));
+    return shapes.fromEnd(Attributes.integer(split, "axis", 0), split.getInput(0));
   }
 
   /** Notes the lengths that a Split is told. */

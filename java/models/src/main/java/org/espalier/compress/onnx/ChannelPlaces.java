@@ -6,6 +6,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.IntPredicate;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.AxisOrder;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -115,7 +116,7 @@ final class ChannelPlaces {
     if (n.getOpType().equals("Squeeze")) {
       return shapes.axes(n);
     }
-    return shapes.rank(n.getInput(1)) == 0 ? new long[] {Nodes.integer(n, "axis", 0)} : null;
+    return shapes.rank(n.getInput(1)) == 0 ? new long[] {Attributes.integer(n, "axis", 0)} : null;
   }
 
   /** A place in a value without some axes of another. */
@@ -170,7 +171,9 @@ final class ChannelPlaces {
   /** Whether a Slice or Concat is of other axes than that of the channels. */
   boolean leavesWhole(NodeProto n, ChannelPlace place) {
     long[] axes =
-        n.getOpType().equals("Concat") ? new long[] {Nodes.integer(n, "axis", 0)} : shapes.cut(n);
+        n.getOpType().equals("Concat")
+            ? new long[] {Attributes.integer(n, "axis", 0)}
+            : shapes.cut(n);
     return axes != null && all(axes, n.getInput(0), end -> end != place.axis());
   }
 
@@ -181,11 +184,11 @@ final class ChannelPlaces {
         isSoftmax || n.getOpType().endsWith("Normalization")
             // Norms, and before operator set 13 a Softmax, are along all axes from the one that
             // they name on.
-            ? new long[] {Nodes.integer(n, "axis", isSoftmax && model.opset("") < 13 ? 1 : -1)}
+            ? new long[] {Attributes.integer(n, "axis", isSoftmax && model.opset("") < 13 ? 1 : -1)}
             : shapes.axes(n);
     return axes != null
         && axes.length > 0
-        && Nodes.integer(n, "keepdims", 1) == 1
+        && Attributes.integer(n, "keepdims", 1) == 1
         && all(axes, n.getInput(0), end -> end < place.axis());
   }
 

@@ -17,6 +17,7 @@ import org.espalier.compress.onnx.HiddenChannels.Attribute;
 import org.espalier.compress.onnx.HiddenChannels.Cache;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -129,9 +130,9 @@ final class ChannelSearch {
     return switch (use.kind()) {
       case MATMUL -> w.dims().length == 2;
       case GEMM ->
-          Nodes.integer(n, "transA", 0) == 0
-              && Nodes.real(n, "alpha", 1) == 1
-              && Nodes.real(n, "beta", 1) == 1;
+          Attributes.integer(n, "transA", 0) == 0
+              && Attributes.real(n, "alpha", 1) == 1
+              && Attributes.real(n, "beta", 1) == 1;
       case CONV -> w.dims().length > 2 && use.isDirect() && n.getOutputCount() == 1;
       default -> false;
     };
@@ -359,7 +360,7 @@ final class ChannelSearch {
     if (place.axis() != 1) {
       return place.axis() == 3 ? 1 : 0;
     }
-    long heads = Nodes.integer(n, "num_heads", 0);
+    long heads = Attributes.integer(n, "num_heads", 0);
     long[] cosines = shapes.of(n.getInput(2));
     boolean known = cosines != null && cosines.length == 2 && cosines[1] > 0;
     long width = heads > 0 ? place.length(size) / heads : known ? 2 * cosines[1] : 0;
@@ -470,7 +471,7 @@ final class ChannelSearch {
   /** Whether it makes rows of images, the pixels of a channel one after the other. */
   private boolean isFlat(NodeProto n) {
     if (n.getOpType().equals("Flatten")) {
-      return Nodes.integer(n, "axis", 1) == 1;
+      return Attributes.integer(n, "axis", 1) == 1;
     }
     long[] target = shapes.target(n);
     return target != null && target.length == 2 && target[0] == 0 && target[1] == -1;
@@ -478,7 +479,7 @@ final class ChannelSearch {
 
   /** Whether somebody may get the number of channels from a Shape, and not as one number that is looked at later. */
   private boolean asksFor(NodeProto n, String value, ChannelPlace place) {
-    if (Nodes.find(n, "start") != null || Nodes.find(n, "end") != null) {
+    if (Attributes.find(n, "start") != null || Attributes.find(n, "end") != null) {
       int rank = shapes.rank(value);
       int axis = rank - place.axis();
       return rank < 0 || axis >= ValueShapes.start(n, rank) && axis < ValueShapes.end(n, rank);
@@ -555,9 +556,9 @@ final class ChannelSearch {
         // At the border the sum is of fewer pixels, and a constant is not what they lack.
         OnnxInitializer c = own ? model.constant(n.getInput(2)) : null;
         boolean padded =
-            Nodes.find(n, "auto_pad") != null
-                || Nodes.find(n, "pads") != null
-                    && Nodes.find(n, "pads").getIntsList().stream().anyMatch(p -> p != 0);
+            Attributes.find(n, "auto_pad") != null
+                || Attributes.find(n, "pads") != null
+                    && Attributes.find(n, "pads").getIntsList().stream().anyMatch(p -> p != 0);
         return c != null && Nodes.isFloat(c.type()) && !padded ? n.getOutput(0) : null;
       }
       default -> {
@@ -616,7 +617,7 @@ final class ChannelSearch {
       for (int i = 1; i < 5; i++) {
         parameter(n, i);
       }
-      fits &= Nodes.integer(n, "training_mode", 0) == 0;
+      fits &= Attributes.integer(n, "training_mode", 0) == 0;
     } else if (isDepthwise(n) && where.isImage(n.getOutput(0), place)) {
       String weight = weights.get(n.getOutput(0)).value();
       fits &= model.constant(weight).dims()[0] == size;

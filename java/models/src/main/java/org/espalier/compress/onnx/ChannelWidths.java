@@ -12,6 +12,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -94,7 +95,7 @@ final class ChannelWidths {
       OnnxInitializer w = model.constant(n.getInput(1));
       if (isDepthwise(n)) {
         tie(n.getInput(0), n.getOutput(0));
-      } else if (Nodes.integer(n, "group", 1) == 1) {
+      } else if (Attributes.integer(n, "group", 1) == 1) {
         count(n.getInput(0), w.dims()[1]);
       } else {
         fixAll(n);
@@ -127,7 +128,7 @@ final class ChannelWidths {
   private boolean appendsZeros(NodeProto n) {
     return Nodes.is(n, "Concat")
         && n.getInputCount() == 2
-        && Nodes.integer(n, "axis", 0) == 1
+        && Attributes.integer(n, "axis", 0) == 1
         && zeros(n.getInput(1)) != null
         && consumers.get(n.getInput(1)).size() == 1;
   }
@@ -141,7 +142,7 @@ final class ChannelWidths {
       return null;
     }
     // Without an attribute the value is 0 in float32.
-    AttributeProto fill = Nodes.find(n, "value");
+    AttributeProto fill = Attributes.find(n, "value");
     if (fill != null) {
       OnnxInitializer c = OnnxInitializer.ofMessage(fill.getT());
       if (c.type() != DataType.FLOAT || c.elements() != 1 || c.floats().get(0) != 0) {
@@ -202,7 +203,7 @@ final class ChannelWidths {
         && w.dims().length == 4
         && w.dims()[1] == 1
         && w.dims()[0] > 1
-        && Nodes.integer(n, "group", 1) == w.dims()[0];
+        && Attributes.integer(n, "group", 1) == w.dims()[0];
   }
 
   private void count(String value, long n) {
@@ -262,7 +263,7 @@ final class ChannelWidths {
   long[] weights(NodeProto conv) {
     long[] wide = dims(conv);
     wide[0] = of(conv.getOutput(0), wide[0]);
-    if (Nodes.integer(conv, "group", 1) == 1) {
+    if (Attributes.integer(conv, "group", 1) == 1) {
       wide[1] = of(conv.getInput(0), wide[1]);
     }
     return wide;
@@ -276,7 +277,7 @@ final class ChannelWidths {
       n.getAttributeList().stream()
           .filter(a -> !a.getName().equals("group"))
           .forEach(conv::addAttribute);
-      conv.addAttribute(Nodes.attribute("group", weights(n)[0]));
+      conv.addAttribute(Attributes.attribute("group", weights(n)[0]));
     }
   }
 

@@ -13,6 +13,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -232,7 +233,7 @@ final class CommutingImages {
 
   /** Whether a Resize may give a number of its own. */
   private static boolean extrapolates(NodeProto resize) {
-    AttributeProto mode = Nodes.find(resize, "coordinate_transformation_mode");
+    AttributeProto mode = Attributes.find(resize, "coordinate_transformation_mode");
     return mode != null && mode.getS().toStringUtf8().equals("tf_crop_and_resize");
   }
 
@@ -313,6 +314,6 @@ final class CommutingImages {
   }
 
   static long groups(NodeProto conv) {
-    return Nodes.integer(conv, "group", 1);
+    return Attributes.integer(conv, "group", 1);
   }
 }

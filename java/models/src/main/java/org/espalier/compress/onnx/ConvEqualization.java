@@ -15,6 +15,7 @@ import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.espalier.compress.onnx.CommutingImages.Gate;
 import org.espalier.compress.onnx.CommutingImages.Images;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;
@@ -225,7 +226,7 @@ final class ConvEqualization {
     model.addInitializer(OnnxInitializer.floats(bias, new long[] {channels}, biases));
     return Nodes.node("Conv", output, image, weight, bias)
         .clearName()
-        .addAttribute(Nodes.attribute("group", channels))
+        .addAttribute(Attributes.attribute("group", channels))
         .build();
   }
 

@@ -18,6 +18,7 @@ import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -383,7 +384,9 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
       String real = names.unique("real");
       String scale = names.unique("scale");
       emit(Nodes.node("MatMulInteger", sum, x.get(0), w.get(0), x.get(2)));
-      emit(Nodes.node("Cast", real, sum).addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE)));
+      emit(
+          Nodes.node("Cast", real, sum)
+              .addAttribute(Attributes.attribute("to", DataType.FLOAT_VALUE)));
       emit(Nodes.node("Mul", scale, x.get(1), w.get(1)));
       emit(Nodes.node("Mul", p.output, real, scale));
     }

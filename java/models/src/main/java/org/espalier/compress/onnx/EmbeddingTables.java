@@ -11,6 +11,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Predicate;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -211,7 +212,7 @@ final class EmbeddingTables {
     nodes.add(
         Nodes.node("Cast", real, value)
             .clearName()
-            .addAttribute(Nodes.attribute("to", DataType.FLOAT_VALUE))
+            .addAttribute(Attributes.attribute("to", DataType.FLOAT_VALUE))
             .build());
     return real;
   }

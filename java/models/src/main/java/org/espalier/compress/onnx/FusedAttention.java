@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.compress.onnx.HiddenChannels.Attribute;
+import org.espalier.format.onnx.Attributes;
 
 /**
  * An attention that is one node of ONNX Runtime's own operators, and where its inputs and outputs have heads. Either whole
@@ -61,8 +62,8 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
     }
     for (Kind kind : Kind.values()) {
       if (n.getOpType().equals(kind.operator)) {
-        long heads = Nodes.integer(n, "num_heads", 0);
-        long groups = kind == Kind.GROUPED ? Nodes.integer(n, "kv_num_heads", 0) : heads;
+        long heads = Attributes.integer(n, "num_heads", 0);
+        long groups = kind == Kind.GROUPED ? Attributes.integer(n, "kv_num_heads", 0) : heads;
         boolean fits = groups > 0 && heads <= Integer.MAX_VALUE && heads % groups == 0;
         return fits ? new FusedAttention(n, kind, (int) heads, (int) groups) : null;
       }
@@ -169,9 +170,9 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
 
   /** How many numbers queries, keys and values have in all, where an attribute says so. */
   private List<Long> sizes() {
-    return Nodes.find(node, "qkv_hidden_sizes") == null
+    return Attributes.find(node, "qkv_hidden_sizes") == null
         ? List.of()
-        : Nodes.find(node, "qkv_hidden_sizes").getIntsList();
+        : Attributes.find(node, "qkv_hidden_sizes").getIntsList();
   }
 
   /**

@@ -17,6 +17,7 @@ import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -491,9 +492,9 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
           .setInput(0, table.get(0))
           .addInput(table.get(1))
           .clearAttribute()
-          .addAttribute(Nodes.attribute("gather_axis", 0))
-          .addAttribute(Nodes.attribute("quantize_axis", 1))
-          .addAttribute(Nodes.attribute("block_size", options.block()))
+          .addAttribute(Attributes.attribute("gather_axis", 0))
+          .addAttribute(Attributes.attribute("quantize_axis", 1))
+          .addAttribute(Attributes.attribute("block_size", options.block()))
           .build();
     }
 
@@ -526,11 +527,11 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
               .addInput(n.getInput(0))
               .addAllInput(weights)
               .clearAttribute()
-              .addAttribute(Nodes.attribute("K", p.rows))
-              .addAttribute(Nodes.attribute("N", p.columns))
-              .addAttribute(Nodes.attribute("bits", 4))
-              .addAttribute(Nodes.attribute("block_size", options.block()))
-              .addAttribute(Nodes.attribute("accuracy_level", INT8_ACTIVATIONS))
+              .addAttribute(Attributes.attribute("K", p.rows))
+              .addAttribute(Attributes.attribute("N", p.columns))
+              .addAttribute(Attributes.attribute("bits", 4))
+              .addAttribute(Attributes.attribute("block_size", options.block()))
+              .addAttribute(Attributes.attribute("accuracy_level", INT8_ACTIVATIONS))
               .build());
     }
 

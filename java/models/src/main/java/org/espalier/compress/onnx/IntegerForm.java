@@ -10,6 +10,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -65,8 +66,8 @@ final class IntegerForm {
         if (gate == null) {
           nodes.add(n);
         } else {
-          float alpha = Nodes.real(gate, "alpha", 0.2f);
-          hardSwish(n, gate.getInput(0), alpha, Nodes.real(gate, "beta", 0.5f));
+          float alpha = Attributes.real(gate, "alpha", 0.2f);
+          hardSwish(n, gate.getInput(0), alpha, Attributes.real(gate, "beta", 0.5f));
         }
       }
       default -> nodes.add(n);
@@ -76,7 +77,7 @@ final class IntegerForm {
   /** Whether a Pad adds zeros around images that only Convs read. */
   private boolean isPadding(NodeProto pad) {
     long[] amounts = pad.getInputCount() > 1 ? integers(pad.getInput(1)) : null;
-    AttributeProto mode = Nodes.find(pad, "mode");
+    AttributeProto mode = Attributes.find(pad, "mode");
     boolean plain =
         amounts != null
             && (mode == null || mode.getS().toStringUtf8().equals("constant"))
@@ -95,7 +96,7 @@ final class IntegerForm {
     return consumers.getOrDefault(pad.getOutput(0), List.of()).stream()
         .allMatch(
             c -> {
-              AttributeProto auto = Nodes.find(c, "auto_pad");
+              AttributeProto auto = Attributes.find(c, "auto_pad");
               OnnxInitializer w = Nodes.is(c, "Conv") ? model.constant(c.getInput(1)) : null;
               return w != null
                   && w.dims().length == rank
@@ -113,7 +114,7 @@ final class IntegerForm {
     NodeProto pad = pads.get(conv.getInput(0));
     long[] amounts = integers(pad.getInput(1));
     int rank = amounts.length / 2;
-    AttributeProto own = Nodes.find(conv, "pads");
+    AttributeProto own = Attributes.find(conv, "pads");
     AttributeProto.Builder sum =
         AttributeProto.newBuilder().setName("pads").setType(AttributeType.INTS);
     for (int i = 0; i < 2 * (rank - 2); i++) {

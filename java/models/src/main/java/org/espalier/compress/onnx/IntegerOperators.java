@@ -11,6 +11,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.stream.IntStream;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -198,8 +199,8 @@ final class IntegerOperators {
 
   private static boolean passes(NodeProto n) {
     return !Nodes.is(n, "Resize")
-        || Nodes.find(n, "mode") == null
-        || Nodes.find(n, "mode").getS().toStringUtf8().equals("nearest");
+        || Attributes.find(n, "mode") == null
+        || Attributes.find(n, "mode").getS().toStringUtf8().equals("nearest");
   }
 
   private boolean isVariable(String value) {
@@ -233,7 +234,7 @@ final class IntegerOperators {
     for (NodeProto n : consumers.get(value)) {
       OnnxInitializer w = Nodes.is(n, "Conv") ? model.constant(n.getInput(1)) : null;
       if (w != null && w.dims().length == 4 && n.getInput(0).equals(value)) {
-        return Math.toIntExact(w.dims()[1] * Nodes.integer(n, "group", 1));
+        return Math.toIntExact(w.dims()[1] * Attributes.integer(n, "group", 1));
       }
     }
     return 0;

@@ -1,11 +1,11 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
-import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.List;
 import java.util.Set;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -79,37 +79,9 @@ final class Nodes {
     return -1;
   }
 
-  static AttributeProto attribute(String name, long value) {
-    return AttributeProto.newBuilder().setName(name).setType(AttributeType.INT).setI(value).build();
-  }
-
   /** The {@code perm} of a matrix's Transpose. */
   static AttributeProto swap() {
-    return AttributeProto.newBuilder()
-        .setName("perm")
-        .setType(AttributeType.INTS)
-        .addInts(1)
-        .addInts(0)
-        .build();
-  }
-
-  static AttributeProto find(NodeProto n, String name) {
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.getName().equals(name)) {
-        return a;
-      }
-    }
-    return null;
-  }
-
-  static long integer(NodeProto n, String name, long otherwise) {
-    AttributeProto a = find(n, name);
-    return a == null ? otherwise : a.getI();
-  }
-
-  static float real(NodeProto n, String name, float otherwise) {
-    AttributeProto a = find(n, name);
-    return a == null ? otherwise : a.getF();
+    return Attributes.attribute("perm", new long[] {1, 0});
   }
 
   /** Why the weights of an operator stay float whose products are never made of integers here. */

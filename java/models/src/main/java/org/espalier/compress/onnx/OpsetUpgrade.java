@@ -11,6 +11,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -288,19 +289,19 @@ public final class OpsetUpgrade {
       }
       case "TopK" -> {
         if (version < 10) {
-          b.addInput(constant(n, "k", List.of(Nodes.integer(n, "k", 1)), out));
+          b.addInput(constant(n, "k", List.of(Attributes.integer(n, "k", 1)), out));
           remove(b, "k");
         }
       }
       case "Clip" -> {
-        float min = Nodes.real(n, "min", -Float.MAX_VALUE);
-        float max = Nodes.real(n, "max", Float.MAX_VALUE);
+        float min = Attributes.real(n, "min", -Float.MAX_VALUE);
+        float max = Attributes.real(n, "max", Float.MAX_VALUE);
         remove(b, "min");
         remove(b, "max");
         b.addInput(constant(n, "min", min, out)).addInput(constant(n, "max", max, out));
       }
       case "Pad" -> {
-        float value = Nodes.real(n, "value", 0);
+        float value = Attributes.real(n, "value", 0);
         b.addInput(constant(n, "pads", remove(b, "pads"), out));
         remove(b, "value");
         b.addInput(constant(n, "value", value, out));
@@ -308,7 +309,7 @@ public final class OpsetUpgrade {
       case "Upsample", "Resize" -> resize(n, b, out);
       case "Dropout" -> remove(b, "ratio");
       case "BatchNormalization" -> {
-        if (Nodes.integer(n, "spatial", 1) != 1) {
+        if (Attributes.integer(n, "spatial", 1) != 1) {
           throw refused(n, "its statistics are not per channel");
         }
         remove(b, "spatial");
@@ -324,7 +325,7 @@ public final class OpsetUpgrade {
 
   /** Upsample, and Resize before 11: output i is at i / scale in the input, and the nearest is the one below. */
   private void resize(NodeProto n, NodeProto.Builder b, List<NodeProto> out) {
-    AttributeProto given = Nodes.find(n, "scales");
+    AttributeProto given = Attributes.find(n, "scales");
     String scales;
     if (n.getInputCount() == 2 && !n.getInput(1).isEmpty()) {
       scales = n.getInput(1);
@@ -339,7 +340,7 @@ public final class OpsetUpgrade {
     } else {
       throw refused(n, "its scales are missing");
     }
-    AttributeProto mode = Nodes.find(n, "mode");
+    AttributeProto mode = Attributes.find(n, "mode");
     String how = mode == null ? "nearest" : mode.getS().toStringUtf8();
     b.setOpType("Resize")
         .clearInput()
@@ -347,17 +348,9 @@ public final class OpsetUpgrade {
         .addInput("")
         .addInput(scales)
         .clearAttribute()
-        .addAttribute(text("mode", how.equals("bilinear") ? "linear" : how))
-        .addAttribute(text("coordinate_transformation_mode", "asymmetric"))
-        .addAttribute(text("nearest_mode", "floor"));
-  }
-
-  private static AttributeProto text(String name, String value) {
-    return AttributeProto.newBuilder()
-        .setName(name)
-        .setType(AttributeType.STRING)
-        .setS(ByteString.copyFromUtf8(value))
-        .build();
+        .addAttribute(Attributes.attribute("mode", how.equals("bilinear") ? "linear" : how))
+        .addAttribute(Attributes.attribute("coordinate_transformation_mode", "asymmetric"))
+        .addAttribute(Attributes.attribute("nearest_mode", "floor"));
   }
 
   /**
@@ -365,10 +358,10 @@ public final class OpsetUpgrade {
    * last axis alone both mean the same.
    */
   private void overSeveralAxes(NodeProto n, List<NodeProto> out) {
-    long axis = Nodes.integer(n, "axis", 1);
+    long axis = Attributes.integer(n, "axis", 1);
     NodeProto.Builder b = n.toBuilder();
     remove(b, "axis");
-    b.addAttribute(Nodes.attribute("axis", -1));
+    b.addAttribute(Attributes.attribute("axis", -1));
     if (axis == -1 || axis + 1 == rank(n.getInput(0)) || axis + 1 == rank(n.getOutput(0))) {
       out.add(b.build());
       return;
@@ -380,7 +373,7 @@ public final class OpsetUpgrade {
     out.add(Nodes.node("Shape", shape, n.getInput(0)).build());
     out.add(
         Nodes.node("Flatten", flat, n.getInput(0))
-            .addAttribute(Nodes.attribute("axis", axis))
+            .addAttribute(Attributes.attribute("axis", axis))
             .build());
     out.add(b.setInput(0, flat).setOutput(0, result).build());
     out.add(Nodes.node("Reshape", base, result, shape).clearName().build());

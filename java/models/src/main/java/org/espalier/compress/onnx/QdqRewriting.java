@@ -13,6 +13,7 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight.Use;
@@ -155,7 +156,7 @@ final class QdqRewriting {
     String weight = fresh(new Quantized(integers, scale, zeros(DataType.INT8, -1)), -1);
     emit(
         Nodes.node("Conv", same, fresh(image, -1), weight)
-            .addAttribute(Nodes.attribute("group", channels)));
+            .addAttribute(Attributes.attribute("group", channels)));
     return quantize(same, image);
   }
 
@@ -233,7 +234,7 @@ final class QdqRewriting {
   private NodeProto.Builder dequantize(Quantized q, String output, int axis) {
     NodeProto.Builder b =
         Nodes.node("DequantizeLinear", output, q.value(), q.scale(), q.zeroPoint());
-    return axis < 0 ? b : b.addAttribute(Nodes.attribute("axis", axis));
+    return axis < 0 ? b : b.addAttribute(Attributes.attribute("axis", axis));
   }
 
   /**

@@ -5,6 +5,7 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.FloatBuffer;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -49,9 +50,9 @@ record QuantizedUse(String name, String value, Use use) {
       case GEMM -> {
         boolean plain =
             use.input() == 1
-                && Nodes.integer(n, "transA", 0) == 0
-                && Nodes.real(n, "alpha", 1) == 1
-                && Nodes.real(n, "beta", 1) == 1;
+                && Attributes.integer(n, "transA", 0) == 0
+                && Attributes.real(n, "alpha", 1) == 1
+                && Attributes.real(n, "beta", 1) == 1;
         return plain && biasIsPlain(model, n, w.dims()[use.outputAxis()])
             ? null
             : "its Gemm transposes A, has factors or a bias that is no constant vector";
@@ -73,7 +74,7 @@ record QuantizedUse(String name, String value, Use use) {
     for (String value : use.path().subList(1, use.path().size())) {
       NodeProto n = producers.get(value);
       if (n.getOpType().equals("Cast")) {
-        type = DataType.forNumber((int) Nodes.integer(n, "to", 0));
+        type = DataType.forNumber((int) Attributes.integer(n, "to", 0));
       }
     }
     return type == DataType.FLOAT;

@@ -12,6 +12,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -159,7 +160,7 @@ final class RuntimeForm {
     NodeProto concat = reshape.getInputCount() == 2 ? producers.get(reshape.getInput(1)) : null;
     if (concat == null
         || !concat.getOpType().equals("Concat")
-        || Nodes.integer(reshape, "allowzero", 0) != 0) {
+        || Attributes.integer(reshape, "allowzero", 0) != 0) {
       return null;
     }
     long[] target = new long[concat.getInputCount()];
@@ -222,7 +223,7 @@ final class RuntimeForm {
       }
       String output = n.getOutput(0);
       String weight = n.getInput(1);
-      if (Nodes.integer(n, "transB", 0) != 0) {
+      if (Attributes.integer(n, "transB", 0) != 0) {
         OnnxInitializer w = model.constant(weight);
         String turned = names.unique(weight + "_transposed");
         long[] dims = {w.dims()[1], w.dims()[0]};
@@ -248,9 +249,9 @@ final class RuntimeForm {
         w != null
             && w.type() == DataType.FLOAT
             && w.dims().length == 2
-            && Nodes.integer(n, "transA", 0) == 0
-            && Nodes.real(n, "alpha", 1) == 1
-            && Nodes.real(n, "beta", 1) == 1;
+            && Attributes.integer(n, "transA", 0) == 0
+            && Attributes.real(n, "alpha", 1) == 1
+            && Attributes.real(n, "beta", 1) == 1;
     if (!plain || n.getInputCount() < 3 || n.getInput(2).isEmpty()) {
       return plain;
     }

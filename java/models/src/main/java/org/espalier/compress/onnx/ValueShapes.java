@@ -13,6 +13,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.AxisOrder;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -124,7 +125,7 @@ final class ValueShapes {
   /** As many of one whole number as a shape tells; null if it is of another type. */
   private long[] filled(NodeProto n) {
     long[] length = numbers(n.getInput(0));
-    AttributeProto value = Nodes.find(n, "value");
+    AttributeProto value = Attributes.find(n, "value");
     if (!isShort(length) || value == null || value.getT().getDataType() != DataType.INT64_VALUE) {
       return null;
     }
@@ -285,12 +286,12 @@ final class ValueShapes {
 
   /** The first axis of so many whose length a Shape gives. */
   static int start(NodeProto shape, int rank) {
-    return index(Nodes.integer(shape, "start", 0), rank);
+    return index(Attributes.integer(shape, "start", 0), rank);
   }
 
   /** The axis before which it ends. */
   static int end(NodeProto shape, int rank) {
-    return index(Nodes.integer(shape, "end", rank), rank);
+    return index(Attributes.integer(shape, "end", rank), rank);
   }
 
   private static int index(long index, int length) {
@@ -324,7 +325,7 @@ final class ValueShapes {
   }
 
   private long[] reduced(NodeProto n, long[] first) {
-    boolean kept = Nodes.integer(n, "keepdims", 1) == 1;
+    boolean kept = Attributes.integer(n, "keepdims", 1) == 1;
     long[] axes = axes(n);
     boolean[] gone = first == null || axes == null || !kept ? null : marked(axes, first.length);
     if (gone == null) {
@@ -354,7 +355,7 @@ final class ValueShapes {
 
   private long[] joined(NodeProto n) {
     long[] first = of(n.getInput(0));
-    long axis = Nodes.integer(n, "axis", 0);
+    long axis = Attributes.integer(n, "axis", 0);
     int at = first == null ? -1 : (int) (axis < 0 ? axis + first.length : axis);
     if (first == null || at < 0 || at >= first.length) {
       return null;
@@ -389,7 +390,7 @@ final class ValueShapes {
   }
 
   private long[] parts(NodeProto n, long[] first) {
-    int end = fromEnd(Nodes.integer(n, "axis", 0), n.getInput(0));
+    int end = fromEnd(Attributes.integer(n, "axis", 0), n.getInput(0));
     if (first == null || end == 0) {
       return null;
     }
@@ -405,7 +406,7 @@ final class ValueShapes {
     boolean told =
         n.getOpType().equals("Reshape")
             && n.getInputCount() > 1
-            && Nodes.integer(n, "allowzero", 0) == 0;
+            && Attributes.integer(n, "allowzero", 0) == 0;
     return told ? numbers(n.getInput(1)) : null;
   }
 
@@ -438,7 +439,7 @@ final class ValueShapes {
 
   /** Whether all parts of a Split are known to be as long as each other, if their number divides the whole. */
   boolean isEven(NodeProto n) {
-    AttributeProto lengths = Nodes.find(n, "split");
+    AttributeProto lengths = Attributes.find(n, "split");
     if (lengths != null) {
       return new HashSet<>(lengths.getIntsList()).size() == 1;
     }
@@ -456,7 +457,7 @@ final class ValueShapes {
    */
   private void putParts(NodeProto n, long[] even) {
     long[] lengths = lengths(n);
-    int at = even.length - fromEnd(Nodes.integer(n, "axis", 0), n.getInput(0));
+    int at = even.length - fromEnd(Attributes.integer(n, "axis", 0), n.getInput(0));
     for (int i = 0; i < n.getOutputCount(); i++) {
       long[] part = even.clone();
       if (!isEven(n)) {
@@ -489,7 +490,7 @@ final class ValueShapes {
   }
 
   private static long[] gathered(NodeProto n, long[] data, long[] indices) {
-    long axis = Nodes.integer(n, "axis", 0);
+    long axis = Attributes.integer(n, "axis", 0);
     int at = data == null ? -1 : (int) (axis < 0 ? axis + data.length : axis);
     if (data == null || indices == null || at < 0 || at >= data.length) {
       return null;
@@ -538,8 +539,8 @@ final class ValueShapes {
   }
 
   private long[] gemm(NodeProto n, long[] a, long[] b) {
-    int rows = (int) Nodes.integer(n, "transA", 0) & 1;
-    int columns = 1 - (int) Nodes.integer(n, "transB", 0) & 1;
+    int rows = (int) Attributes.integer(n, "transA", 0) & 1;
+    int columns = 1 - (int) Attributes.integer(n, "transB", 0) & 1;
     return new long[] {
       a == null || a.length != 2 ? any() : a[rows], b == null || b.length != 2 ? any() : b[columns]
     };
@@ -565,7 +566,7 @@ final class ValueShapes {
     long[] shape = new long[target.length];
     int rest = -1;
     for (int i = 0; i < shape.length; i++) {
-      boolean copied = target[i] == 0 && Nodes.integer(n, "allowzero", 0) == 0;
+      boolean copied = target[i] == 0 && Attributes.integer(n, "allowzero", 0) == 0;
       boolean told = copied ? first != null && i < first.length : target[i] != -1;
       shape[i] = !told ? any() : copied ? first[i] : target[i];
       rest = target[i] == -1 ? i : rest;
@@ -626,8 +627,7 @@ final class ValueShapes {
     if (n.getInputCount() > input && !n.getInput(input).isEmpty()) {
       return numbers(n.getInput(input));
     }
-    AttributeProto told = Nodes.find(n, attribute);
-    return told == null ? null : told.getIntsList().stream().mapToLong(Long::longValue).toArray();
+    return Attributes.integers(n, attribute);
   }
 
   private static boolean[] marked(long[] axes, int rank) {

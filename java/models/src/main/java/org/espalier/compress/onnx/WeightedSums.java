@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeight.Kind;
@@ -123,7 +124,7 @@ final class WeightedSums {
               ? "it is the left factor"
               : rank != 2 || use.axes().size() != 2 ? "it is no matrix" : null;
       case GEMM ->
-          use.input() != 1 || Nodes.integer(node, "transA", 0) != 0
+          use.input() != 1 || Attributes.integer(node, "transA", 0) != 0
               ? "its Gemm transposes what it reads"
               : null;
       case CONV -> use.axes().size() == rank ? null : "its dimensions change on the way";
@@ -153,7 +154,8 @@ final class WeightedSums {
       return ConstantVector.input(model, n, width);
     }
     boolean plain =
-        Nodes.is(n, "Conv") || Nodes.real(n, "alpha", 1) == 1 && Nodes.real(n, "beta", 1) == 1;
+        Nodes.is(n, "Conv")
+            || Attributes.real(n, "alpha", 1) == 1 && Attributes.real(n, "beta", 1) == 1;
     return plain && n.getInputCount() == 3 && ConstantVector.isVector(model, n.getInput(2), width)
         ? 2
         : -1;
@@ -215,7 +217,7 @@ final class WeightedSums {
     long[] strides = integers("strides", axes, 1);
     long[] dilations = integers("dilations", axes, 1);
     long[] pads = integers("pads", 2 * axes, 0);
-    AttributeProto auto = Nodes.find(node, "auto_pad");
+    AttributeProto auto = Attributes.find(node, "auto_pad");
     String mode = auto == null ? "NOTSET" : auto.getS().toStringUtf8();
     long[] sizes = new long[axes];
     long[] before = new long[axes];
@@ -283,12 +285,12 @@ final class WeightedSums {
   }
 
   private long[] integers(String name, int count, long otherwise) {
-    AttributeProto a = Nodes.find(node, name);
-    if (a == null || a.getIntsCount() != count) {
-      long[] usual = new long[count];
-      Arrays.fill(usual, otherwise);
-      return usual;
+    long[] told = Attributes.integers(node, name);
+    if (told != null && told.length == count) {
+      return told;
     }
-    return a.getIntsList().stream().mapToLong(Long::longValue).toArray();
+    long[] usual = new long[count];
+    Arrays.fill(usual, otherwise);
+    return usual;
   }
 }

@@ -1,6 +1,5 @@
 package org.espalier.format.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.Arrays;
 import java.util.stream.IntStream;
@@ -12,11 +11,10 @@ public final class AxisOrder {
 
   /** The order that a Transpose is told; null where it is told none, which turns all around, or no right one. */
   public static int[] of(NodeProto transpose) {
-    AttributeProto perm = perm(transpose);
-    if (perm == null) {
+    long[] order = Attributes.integers(transpose, "perm");
+    if (order == null) {
       return null;
     }
-    long[] order = perm.getIntsList().stream().mapToLong(Long::longValue).toArray();
     long[] sorted = order.clone();
     Arrays.sort(sorted);
     return Arrays.equals(sorted, LongStream.range(0, order.length).toArray())
@@ -26,19 +24,10 @@ public final class AxisOrder {
 
   /** The order of so many axes; null where a Transpose is told one of others, which a runtime refuses. */
   static int[] of(NodeProto transpose, int rank) {
-    if (perm(transpose) == null) {
+    if (Attributes.find(transpose, "perm") == null) {
       return IntStream.range(0, rank).map(axis -> rank - 1 - axis).toArray();
     }
     int[] order = of(transpose);
     return order == null || order.length != rank ? null : order;
-  }
-
-  private static AttributeProto perm(NodeProto n) {
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.getName().equals("perm")) {
-        return a;
-      }
-    }
-    return null;
   }
 }

@@ -1,6 +1,5 @@
 package org.espalier.format.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.HashSet;
 import java.util.List;
@@ -163,12 +162,7 @@ public record ClassifierOutput(String output, Form form, String logits, long axi
   }
 
   private static long axis(OnnxModel model, NodeProto softmax) {
-    for (AttributeProto a : softmax.getAttributeList()) {
-      if (a.getName().equals("axis")) {
-        return a.getI();
-      }
-    }
-    return model.opset("") < ONE_AXIS ? 1 : -1;
+    return Attributes.integer(softmax, "axis", model.opset("") < ONE_AXIS ? 1 : -1);
   }
 
   /** The values that are made of nothing but probabilities and constants. */

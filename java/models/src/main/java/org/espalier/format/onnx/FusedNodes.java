@@ -1,7 +1,8 @@
 package org.espalier.format.onnx;
 
+import static org.espalier.format.onnx.Attributes.attribute;
+
 import ai.onnx.proto.OnnxMl.AttributeProto;
-import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
@@ -106,33 +107,6 @@ public final class FusedNodes {
     return i < n.getOutputCount() ? n.getOutput(i) : "";
   }
 
-  private static AttributeProto attribute(NodeProto n, String name) {
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.getName().equals(name)) {
-        return a;
-      }
-    }
-    return null;
-  }
-
-  private static long integer(NodeProto n, String name) {
-    AttributeProto a = attribute(n, name);
-    return a == null ? 0 : a.getI();
-  }
-
-  private static AttributeProto integer(String name, long value) {
-    return AttributeProto.newBuilder().setName(name).setType(AttributeType.INT).setI(value).build();
-  }
-
-  private static AttributeProto integers(String name, long... values) {
-    AttributeProto.Builder b =
-        AttributeProto.newBuilder().setName(name).setType(AttributeType.INTS);
-    for (long value : values) {
-      b.addInts(value);
-    }
-    return b.build();
-  }
-
   private String constant(String wanted, long[] dims, long... values) {
     String name = names.unique(wanted);
     model.addInitializer(OnnxInitializer.int64s(name, dims, values));
@@ -161,18 +135,15 @@ public final class FusedNodes {
     String past = input(n, PAST);
     if (w == null
         || w.dims().length != 2
-        || integer(n, "do_rotary") == 1
-        || integer(n, "past_present_share_buffer") == 1
+        || Attributes.integer(n, "do_rotary", 0) == 1
+        || Attributes.integer(n, "past_present_share_buffer", 0) == 1
         || !input(n, 6).isEmpty()
         || !isKnownMask(input(n, MASK))) {
       return false;
     }
-    AttributeProto widths = attribute(n, "qkv_hidden_sizes");
+    long[] widths = Attributes.integers(n, "qkv_hidden_sizes");
     long third = w.dims()[1] / 3;
-    long[] parts =
-        widths == null
-            ? new long[] {third, third, third}
-            : widths.getIntsList().stream().mapToLong(Long::longValue).toArray();
+    long[] parts = widths == null ? new long[] {third, third, third} : widths;
     String y = output(n, 0);
     String all = add("MatMul", y + "/qkv/MatMul", List.of(input(n, 0), input(n, 1)));
     if (!input(n, 2).isEmpty()) {
@@ -180,11 +151,11 @@ public final class FusedNodes {
     }
     List<String> inputs = new ArrayList<>(List.of(all));
     NodeProto.Builder pieces = NodeProto.newBuilder().setOpType("Split");
-    pieces.addAttribute(integer("axis", 2));
+    pieces.addAttribute(attribute("axis", 2));
     if (asInput) {
       inputs.add(constant(y + "/qkv/widths", new long[] {3}, parts));
     } else {
-      pieces.addAttribute(integers("split", parts));
+      pieces.addAttribute(attribute("split", parts));
     }
     List<String> qkv =
         List.of(names.unique(y + "/q"), names.unique(y + "/k"), names.unique(y + "/v"));
@@ -194,15 +165,16 @@ public final class FusedNodes {
     heads.setName(n.getName()).addAllInput(qkv).addInput("").addInput(input(n, MASK));
     heads.addInput(input(n, 5));
     for (String name : List.of("num_heads", "scale", "mask_filter_value", "unidirectional")) {
-      if (attribute(n, name) != null) {
-        heads.addAttribute(attribute(n, name));
+      if (Attributes.find(n, name) != null) {
+        heads.addAttribute(Attributes.find(n, name));
       }
     }
     heads.addOutput(y);
     if (!past.isEmpty()) {
       for (int i = 0; i < 2; i++) {
         String which = constant(y + "/past/" + i, new long[0], i);
-        heads.addInput(add("Gather", y + "/past/Gather", List.of(past, which), integer("axis", 0)));
+        heads.addInput(
+            add("Gather", y + "/past/Gather", List.of(past, which), attribute("axis", 0)));
       }
     }
     String present = output(n, 1);
@@ -215,7 +187,7 @@ public final class FusedNodes {
       for (int i = 1; i < 3; i++) {
         both.add(alongAxes("Unsqueeze", present + "/Unsqueeze", heads.getOutput(i), 0));
       }
-      addTo(present, "Concat", both, integer("axis", 0));
+      addTo(present, "Concat", both, attribute("axis", 0));
     }
     return true;
   }
@@ -228,7 +200,7 @@ public final class FusedNodes {
     if (asInput) {
       inputs.add(constant(wanted + "/axes", new long[] {1}, axis));
     } else {
-      all.add(integers("axes", axis));
+      all.add(attribute("axes", new long[] {axis}));
     }
     return add(op, wanted, inputs, all.toArray(new AttributeProto[0]));
   }
@@ -276,11 +248,11 @@ public final class FusedNodes {
     if (places.isEmpty()) {
       String shape = add("Shape", y + "/Shape", List.of(ids));
       String one = constant(y + "/one", new long[0], 1);
-      String tokens = add("Gather", y + "/tokens", List.of(shape, one), integer("axis", 0));
+      String tokens = add("Gather", y + "/tokens", List.of(shape, one), attribute("axis", 0));
       String zero = constant(y + "/zero", new long[0], 0);
       places = add("Range", y + "/Range", List.of(zero, tokens, one));
     }
-    AttributeProto rows = integer("axis", 0);
+    AttributeProto rows = attribute("axis", 0);
     String word = add("Gather", y + "/words/Gather", List.of(input(n, 2), ids), rows);
     String place = add("Gather", y + "/places/Gather", List.of(input(n, 3), places), rows);
     String given = output(n, 2);
@@ -293,21 +265,21 @@ public final class FusedNodes {
       String both = add("Add", y + "/Add", List.of(word, place));
       sum = addTo(wanted, "Add", List.of(both, part));
     }
-    AttributeProto epsilon = attribute(n, "epsilon");
+    AttributeProto epsilon = Attributes.find(n, "epsilon");
     addTo(
         y,
         "LayerNormalization",
         List.of(sum, input(n, 5), input(n, 6)),
-        integer("axis", -1),
-        epsilon == null ? real("epsilon", 1e-12f) : epsilon);
+        attribute("axis", -1),
+        epsilon == null ? attribute("epsilon", 1e-12f) : epsilon);
     if (!lengths.isEmpty() && isRead(lengths)) {
       List<String> inputs = new ArrayList<>(List.of(mask));
-      AttributeProto keep = integer("keepdims", 0);
+      AttributeProto keep = attribute("keepdims", 0);
       if (asInput) {
         inputs.add(constant(lengths + "/axes", new long[] {1}, 1));
         addTo(lengths, "ReduceSum", inputs, keep);
       } else {
-        addTo(lengths, "ReduceSum", inputs, keep, integers("axes", 1));
+        addTo(lengths, "ReduceSum", inputs, keep, attribute("axes", new long[] {1}));
       }
     }
     return true;
@@ -315,14 +287,6 @@ public final class FusedNodes {
 
   private boolean isRead(String value) {
     return model.consumers().containsKey(value) || model.outputNames().contains(value);
-  }
-
-  private static AttributeProto real(String name, float value) {
-    return AttributeProto.newBuilder()
-        .setName(name)
-        .setType(AttributeType.FLOAT)
-        .setF(value)
-        .build();
   }
 
   private boolean gemm(NodeProto n) {
@@ -345,17 +309,18 @@ public final class FusedNodes {
     if (w == null
         || w.dims().length != 2
         || w.type() == DataType.DOUBLE
-        || integer(n, "transA") != 0
-        || integer(n, "transBatchA") != 0
-        || integer(n, "transBatchB") != 0) {
+        || Attributes.integer(n, "transA", 0) != 0
+        || Attributes.integer(n, "transBatchA", 0) != 0
+        || Attributes.integer(n, "transBatchB", 0) != 0) {
       return false;
     }
     String y = output(n, 0);
     String matrix = n.getInput(1);
-    if (integer(n, "transB") != 0) {
-      matrix = add("Transpose", y + "/Transpose", List.of(matrix), integers("perm", 1, 0));
+    if (Attributes.integer(n, "transB", 0) != 0) {
+      matrix =
+          add("Transpose", y + "/Transpose", List.of(matrix), attribute("perm", new long[] {1, 0}));
     }
-    AttributeProto alpha = attribute(n, "alpha");
+    AttributeProto alpha = Attributes.find(n, "alpha");
     List<String> factors = List.of(n.getInput(0), matrix);
     if (alpha == null || alpha.getF() == 1) {
       addTo(y, "MatMul", factors);
@@ -389,13 +354,13 @@ public final class FusedNodes {
     }
     List<AttributeProto> activation = new ArrayList<>();
     for (int i = 0; i < called.size(); i++) {
-      activation.add(real(called.get(i), parameters.get(i)));
+      activation.add(attribute(called.get(i), parameters.get(i)));
     }
     return activated(n, conv, activation);
   }
 
   private static String activation(NodeProto n) {
-    AttributeProto a = attribute(n, "activation");
+    AttributeProto a = Attributes.find(n, "activation");
     return a == null ? "" : a.getS().toStringUtf8();
   }
 

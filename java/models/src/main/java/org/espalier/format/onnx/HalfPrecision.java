@@ -249,11 +249,7 @@ public final class HalfPrecision {
         .setOpType("Cast")
         .addInput(from)
         .addOutput(to)
-        .addAttribute(
-            AttributeProto.newBuilder()
-                .setName("to")
-                .setType(AttributeType.INT)
-                .setI(type.getNumber()))
+        .addAttribute(Attributes.attribute("to", type.getNumber()))
         .build();
   }
 

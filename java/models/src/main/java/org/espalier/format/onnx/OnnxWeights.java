@@ -1,6 +1,5 @@
 package org.espalier.format.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
@@ -115,20 +114,20 @@ public final class OnnxWeights {
         add(n, Kind.MATMUL, 0, -2, -1, 1);
       }
       case "Gemm" -> {
-        boolean b = attribute(n, "transB", 0) != 0;
+        boolean b = Attributes.integer(n, "transB", 0) != 0;
         add(n, Kind.GEMM, 1, b ? 0 : 1, b ? 1 : 0, 1);
-        boolean a = attribute(n, "transA", 0) != 0;
+        boolean a = Attributes.integer(n, "transA", 0) != 0;
         add(n, Kind.GEMM, 0, a ? 1 : 0, a ? 0 : 1, 1);
       }
-      case "Conv" -> add(n, Kind.CONV, 1, 0, 1, Math.max(1, attribute(n, "group", 1)));
+      case "Conv" -> add(n, Kind.CONV, 1, 0, 1, Math.max(1, Attributes.integer(n, "group", 1)));
       case "ConvTranspose" ->
-          add(n, Kind.CONV_TRANSPOSE, 1, 1, 0, Math.max(1, attribute(n, "group", 1)));
+          add(n, Kind.CONV_TRANSPOSE, 1, 1, 0, Math.max(1, Attributes.integer(n, "group", 1)));
       case "LSTM", "GRU", "RNN" -> {
         add(n, Kind.valueOf(n.getOpType()), 1, 1, 2, 1);
         add(n, Kind.valueOf(n.getOpType()), 2, 1, 2, 1);
       }
       case "Gather" -> {
-        if (attribute(n, "axis", 0) == 0) {
+        if (Attributes.integer(n, "axis", 0) == 0) {
           add(n, Kind.EMBEDDING, 0, 0, 1, 1);
         }
       }
@@ -145,15 +144,6 @@ public final class OnnxWeights {
         .filter(output -> !output.isEmpty())
         .findFirst()
         .orElse(n.getName());
-  }
-
-  private static long attribute(NodeProto n, String name, long otherwise) {
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.getName().equals(name)) {
-        return a.getI();
-      }
-    }
-    return otherwise;
   }
 
   /** Negative axes count from the end. */

@@ -1,6 +1,5 @@
 package org.espalier.format.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
@@ -99,7 +98,7 @@ public final class PastInput {
     NodeProto.Builder texts =
         node("Slice", names.unique(name + "/Slice"), output(shape), zero, one);
     NodeProto.Builder all = node("Concat", names.unique(name + "/Concat"), output(texts), rest);
-    all.addAttributeBuilder().setName("axis").setType(AttributeType.INT).setI(0);
+    all.addAttribute(Attributes.attribute("axis", 0));
     NodeProto.Builder nothing = node("ConstantOfShape", name, output(all));
     return List.of(shape.build(), texts.build(), all.build(), nothing.build());
   }

@@ -78,6 +78,31 @@ final class AttentionOperators {
     }
   }
 
+  private static void refuseScores(Node n) {
+    if (n.uses(3)) {
+      throw n.unsupported("an output of scores");
+    }
+  }
+
+  /**
+   * @param inputs that such a buffer takes
+   */
+  private static void refuseBuffer(Node n, int... inputs) {
+    for (int input : inputs) {
+      if (n.has(input)) {
+        throw n.unsupported("a buffer of keys that grows");
+      }
+    }
+  }
+
+  private static long heads(Node n) {
+    long heads = n.integer("num_heads", 0);
+    if (heads < 1) {
+      throw n.wrong("num_heads must be 1 or more");
+    }
+    return heads;
+  }
+
   private static Tensor arange(Inputs in, long n) {
     return in.place(torch.arange(new Scalar(n), new TensorOptions(ScalarType.Long)));
   }
@@ -142,9 +167,7 @@ final class AttentionOperators {
     if (n.has(11)) {
       throw n.unsupported("a score for no token of each head (head_sink)");
     }
-    if (n.uses(3)) {
-      throw n.unsupported("an output of scores");
-    }
+    refuseScores(n);
     return in -> {
       Tensor q = in.get(0);
       Tensor k = in.orNull(1);
@@ -315,17 +338,10 @@ final class AttentionOperators {
   }
 
   private static Kernel multiHeadAttention(Node n) {
-    long heads = n.integer("num_heads", 0);
-    if (heads < 1) {
-      throw n.wrong("num_heads must be 1 or more");
-    }
+    long heads = heads(n);
     Scores scores = Scores.of(n);
-    if (n.has(8) || n.has(9)) {
-      throw n.unsupported("a buffer of keys that grows");
-    }
-    if (n.uses(3)) {
-      throw n.unsupported("an output of scores");
-    }
+    refuseBuffer(n, 8, 9);
+    refuseScores(n);
     return in -> {
       Tensor q = in.get(0);
       Tensor k = in.orNull(1);
@@ -353,17 +369,12 @@ final class AttentionOperators {
   }
 
   private static Kernel attention(Node n) {
-    long heads = n.integer("num_heads", 0);
-    if (heads < 1) {
-      throw n.wrong("num_heads must be 1 or more");
-    }
+    long heads = heads(n);
     Scores scores = Scores.of(n);
     long[] widths = n.integers("qkv_hidden_sizes", null);
     refuse(n, "do_rotary", "past_present_share_buffer");
     n.integer("rotary_embedding_dim", 0);
-    if (n.has(6)) {
-      throw n.unsupported("a buffer of keys that grows");
-    }
+    refuseBuffer(n, 6);
     boolean present = n.uses(1);
     return in -> {
       Tensor w = in.get(1);

@@ -1,6 +1,5 @@
 package org.espalier.torch.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.FloatBuffer;
@@ -13,6 +12,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.Activation;
@@ -161,9 +161,9 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
         case "Identity":
           return n.getInput(0);
         case "Cast":
-          return integer(n, "to", 0) == DataType.FLOAT_VALUE ? n.getInput(0) : null;
+          return Attributes.integer(n, "to", 0) == DataType.FLOAT_VALUE ? n.getInput(0) : null;
         case "Flatten":
-          return integer(n, "axis", 1) == 1 ? n.getInput(0) : null;
+          return Attributes.integer(n, "axis", 1) == 1 ? n.getInput(0) : null;
         case "Reshape":
           return isRows(model.constant(n.getInput(1)), width) ? n.getInput(0) : null;
         case "Add":
@@ -227,7 +227,7 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
         case "Sigmoid" -> activated(n, Activation.SIGMOID);
         case "Tanh" -> activated(n, Activation.TANH);
         case "LeakyRelu" -> {
-          float alpha = real(n, "alpha", 0.01f);
+          float alpha = Attributes.real(n, "alpha", 0.01f);
           yield alpha >= 0 && alpha <= Float.MAX_VALUE
               ? activated(n, Activation.leakyRelu(alpha))
               : null;
@@ -239,11 +239,13 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
         case "MatMul" -> product(n, false);
         case "Gemm" -> {
           boolean plain =
-              integer(n, "transA", 0) == 0 && real(n, "alpha", 1) == 1 && real(n, "beta", 1) == 1;
+              Attributes.integer(n, "transA", 0) == 0
+                  && Attributes.real(n, "alpha", 1) == 1
+                  && Attributes.real(n, "beta", 1) == 1;
           if (n.getInputCount() > 2 && !n.getInput(2).isEmpty()) {
             plain &= takeBias(n.getInput(2));
           }
-          yield plain ? product(n, integer(n, "transB", 0) != 0) : null;
+          yield plain ? product(n, Attributes.integer(n, "transB", 0) != 0) : null;
         }
         default -> null;
       };
@@ -280,23 +282,6 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
       activation = null;
       bias = null;
       return n.getInput(0);
-    }
-
-    private static long integer(NodeProto n, String name, long otherwise) {
-      AttributeProto a = find(n, name);
-      return a == null ? otherwise : a.getI();
-    }
-
-    private static float real(NodeProto n, String name, float otherwise) {
-      AttributeProto a = find(n, name);
-      return a == null ? otherwise : a.getF();
-    }
-
-    private static AttributeProto find(NodeProto n, String name) {
-      return n.getAttributeList().stream()
-          .filter(a -> a.getName().equals(name))
-          .findFirst()
-          .orElse(null);
     }
   }
 }

@@ -1,6 +1,5 @@
 package org.espalier.torch.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
@@ -8,6 +7,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
@@ -131,11 +131,7 @@ final class Fusion {
                   .addInput(gamma)
                   .addInput(beta)
                   .clearAttribute()
-                  .addAttribute(
-                      AttributeProto.newBuilder()
-                          .setName("epsilon")
-                          .setType(AttributeProto.AttributeType.FLOAT)
-                          .setF(epsilon.floatValue()))
+                  .addAttribute(Attributes.attribute("epsilon", epsilon))
                   .build();
           return new Source(fused, NormalizationOperators.LAYER_NORM, identity(n));
         }
@@ -163,15 +159,12 @@ final class Fusion {
   /** The x of a mean over its last axis that keeps the axis; null for other values. */
   private String mean(String value) {
     NodeProto n = producer(value, "ReduceMean");
-    if (n == null || integer(n, "keepdims", 1) == 0 || integer(n, "noop_with_empty_axes", 0) != 0) {
+    if (n == null
+        || Attributes.integer(n, "keepdims", 1) == 0
+        || Attributes.integer(n, "noop_with_empty_axes", 0) != 0) {
       return null;
     }
-    long[] axes = null;
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.getName().equals("axes")) {
-        axes = a.getIntsList().stream().mapToLong(Long::longValue).toArray();
-      }
-    }
+    long[] axes = Attributes.integers(n, "axes");
     if (n.getInputCount() > 1) {
       OnnxInitializer c = model.constant(n.getInput(1));
       axes =
@@ -266,14 +259,5 @@ final class Fusion {
   private boolean isScalar(String value, double wanted) {
     Double v = scalar(value);
     return v != null && Math.abs(v - wanted) <= 1e-6 * wanted;
-  }
-
-  private static long integer(NodeProto n, String name, long otherwise) {
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.getName().equals(name)) {
-        return a.getI();
-      }
-    }
-    return otherwise;
   }
 }

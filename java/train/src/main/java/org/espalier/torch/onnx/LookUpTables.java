@@ -1,10 +1,10 @@
 package org.espalier.torch.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Tables that a model looks rows up in: constants that a Gather of the main graph reads along their first axis. */
@@ -40,12 +40,8 @@ public final class LookUpTables {
     if (!OnnxModel.isOwn(n) || !n.getOpType().equals("Gather") || !n.getInput(0).equals(table)) {
       return false;
     }
-    for (AttributeProto a : n.getAttributeList()) {
-      if (a.getName().equals("axis")) {
-        return a.getI() == 0 || a.getI() == -model.constant(table).dims().length;
-      }
-    }
-    return true;
+    long axis = Attributes.integer(n, "axis", 0);
+    return axis == 0 || axis == -model.constant(table).dims().length;
   }
 
   private String otherReader(String table, List<NodeProto> readers) {
