@@ -240,22 +240,17 @@ class OnlineLearnerTest {
     head.close();
     head.close();
     assertTrue(head.isClosed());
-    for (Executable call :
-        new Executable[] {
-          () -> learner.learn(stream),
-          () -> learner.learn(stream.subList(0, 1)),
-          () -> learner.weights(),
-          () -> learner.toOnnx(),
-          () -> learner.save(new ByteArrayOutputStream()),
-          () -> learner.load(new ByteArrayInputStream(saved.toByteArray())),
-          () -> head.set(new float[2 * FEATURES], new float[2]),
-          () -> head.forward(new float[][] {stream.get(0).features()}, 1, new float[2]),
-          () -> head.backward(new float[2], 1),
-          () -> head.backwardClipped(new float[2], 1, 1),
-        }) {
-      String said = assertThrows(IllegalStateException.class, call).getMessage();
-      assertTrue(said.startsWith("the model is closed"), said);
-    }
+    Streams.assertModelIsClosed(
+        () -> learner.learn(stream),
+        () -> learner.learn(stream.subList(0, 1)),
+        () -> learner.weights(),
+        () -> learner.toOnnx(),
+        () -> learner.save(new ByteArrayOutputStream()),
+        () -> learner.load(new ByteArrayInputStream(saved.toByteArray())),
+        () -> head.set(new float[2 * FEATURES], new float[2]),
+        () -> head.forward(new float[][] {stream.get(0).features()}, 1, new float[2]),
+        () -> head.backward(new float[2], 1),
+        () -> head.backwardClipped(new float[2], 1, 1));
     try (LinearHead other = new LinearHead(FEATURES, 2);
         OnlineLearner open = new OnlineLearner(other, Streams.crossEntropy(0.5).build())) {
       assertThrows(IllegalStateException.class, () -> open.adopt(head));

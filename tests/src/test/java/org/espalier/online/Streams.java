@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
+import org.junit.jupiter.api.function.Executable;
 
 /** Streams with a known truth. */
 final class Streams {
@@ -66,6 +67,14 @@ final class Streams {
         .batch(8);
   }
 
+  /** Whether calls are refused because their model is closed. */
+  static void assertModelIsClosed(Executable... calls) {
+    for (Executable call : calls) {
+      String said = assertThrows(IllegalStateException.class, call).getMessage();
+      assertTrue(said.startsWith("the model is closed"), said);
+    }
+  }
+
   /**
    * Closes a model while its learner is amid a step: the step's own thread is refused, another one waits for the
    * step, and afterwards the learner throws.
@@ -91,9 +100,7 @@ final class Streams {
     assertEquals(List.of(Event.Kind.NON_FINITE), told);
     closing.join();
     assertTrue(model.isClosed());
-    String said =
-        assertThrows(IllegalStateException.class, () -> learner.learn(examples)).getMessage();
-    assertTrue(said.startsWith("the model is closed"), said);
+    assertModelIsClosed(() -> learner.learn(examples));
     learner.close();
   }
 }

@@ -39,7 +39,6 @@ import org.espalier.torch.Libtorch;
 import org.espalier.torch.ModuleModel;
 import org.espalier.torch.OnnxGraph;
 import org.junit.jupiter.api.Test;
-import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 
 /** An ONNX multilayer perceptron learned by autograd. */
@@ -223,13 +222,8 @@ class TorchLearnableTest {
     learner.predict(x);
     assertEquals(learner.version(), learner.predict(new float[0][], 0, new float[0]));
     model.close();
-    for (Executable call :
-        new Executable[] {
-          () -> learner.learn(stream), () -> learner.predict(x), learner::weights, learner::toOnnx
-        }) {
-      String said = assertThrows(IllegalStateException.class, call).getMessage();
-      assertTrue(said.startsWith("the model is closed"), said);
-    }
+    Streams.assertModelIsClosed(
+        () -> learner.learn(stream), () -> learner.predict(x), learner::weights, learner::toOnnx);
     learner.close();
   }
 

@@ -9,22 +9,19 @@ import static org.espalier.format.onnx.SmallModels.value;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
-import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Random;
 
 /**
  * A causal language model of the Llama kind with random weights: input_ids [n, t], attention_mask [n, all] and keys and
  * values of earlier tokens, to logits [n, t, vocabulary] and those of all tokens. Several queries share keys and values,
  * inner layers are gated, and queries and keys are turned by their position or, where that is spelled out, all alike.
  */
-public final class GroupedDecoder {
+public final class GroupedDecoder extends SmallGraph {
   /** How the attention is written. */
   public enum Form {
     /** Keys and values are repeated as a trace of PyTorch does, which computes all lengths and looks for open ones. */
@@ -53,18 +50,13 @@ public final class GroupedDecoder {
   public static final int HEAD = 16;
 
   private static final int PLACES = 32;
-  private static final String RUNTIME = "com.microsoft";
 
-  private final GraphProto.Builder graph = GraphProto.newBuilder().setName("decoder");
-  private final List<ValueInfoProto> presents = new ArrayList<>();
-  private final Random random;
   private final Form form;
   private final int width;
   private final int groups;
-  private int made;
 
   private GroupedDecoder(Form form, long seed, int width) {
-    random = new Random(seed);
+    super("decoder", seed);
     this.form = form;
     this.width = width;
     groups = groups(form);
@@ -86,37 +78,12 @@ public final class GroupedDecoder {
    * @param width of a token's vector
    */
   public static ModelProto of(Form form, long seed, int vocabulary, int width, int layers) {
-    ModelProto model = new GroupedDecoder(form, seed, width).build(vocabulary, layers);
-    ModelProto.Builder runtime = model.toBuilder();
-    runtime.addOpsetImportBuilder().setDomain(RUNTIME).setVersion(1);
-    return runtime.build();
-  }
-
-  private String add(String op, List<String> inputs, AttributeProto... attributes) {
-    String name = op + "_" + made++;
-    graph.addNode(node(op, "/" + name, inputs, name, attributes));
-    return name;
-  }
-
-  private String runtime(String op, List<String> inputs, AttributeProto... attributes) {
-    String name = add(op, inputs, attributes);
-    graph.getNodeBuilder(graph.getNodeCount() - 1).setDomain(RUNTIME);
-    return name;
+    return new GroupedDecoder(form, seed, width).build(vocabulary, layers);
   }
 
   private String linear(String name, String x, int from, int to) {
-    graph.addInitializer(floats(name, random, (float) (1 / Math.sqrt(from)), from, to));
-    return add("MatMul", List.of(x, name));
-  }
-
-  private String numbers(String name, long... values) {
-    graph.addInitializer(SmallModels.int64s(name, values));
-    return name;
-  }
-
-  private String index(String name, long value) {
-    graph.addInitializer(OnnxInitializer.int64s(name, new long[0], value).message());
-    return name;
+    String w = weight(name, (float) (1 / Math.sqrt(from)), from, to);
+    return add("MatMul", List.of(x, w));
   }
 
   private ModelProto build(int vocabulary, int layers) {
@@ -128,11 +95,11 @@ public final class GroupedDecoder {
     index("one", 1);
     index("two", 2);
     index("three", 3);
-    numbers("first", 0);
-    numbers("last", -1);
-    numbers("third", 2);
-    numbers("one1", 1);
-    graph.addInitializer(floats("wte", random, 0.5f, vocabulary, width));
+    shape("first", 0);
+    shape("last", -1);
+    shape("third", 2);
+    shape("one1", 1);
+    weight("wte", 0.5f, vocabulary, width);
     String mask = mask();
     String x = add("Gather", List.of("wte", "input_ids"));
     for (int layer = 0; layer < layers; layer++) {
@@ -140,10 +107,10 @@ public final class GroupedDecoder {
       x = add("Add", List.of(x, attention(layer, name + ".attn", norm(name + ".ln_1", x), mask)));
       x = add("Add", List.of(x, gated(name + ".mlp", norm(name + ".ln_2", x))));
     }
-    graph.addInitializer(floats("lm_head", random, 0.3f, width, vocabulary));
+    weight("lm_head", 0.3f, width, vocabulary);
     graph.addNode(node("MatMul", "/lm_head", List.of(norm("ln_f", x), "lm_head"), "logits"));
-    graph.addOutput(value("logits", DataType.FLOAT, -1, -2, vocabulary)).addAllOutput(presents);
-    return SmallModels.model(17, graph);
+    outputs(vocabulary);
+    return runtimeModel(17);
   }
 
   private String norm(String name, String x) {
@@ -172,7 +139,7 @@ public final class GroupedDecoder {
         .addInitializer(floats("nothing", new float[1]))
         .addInitializer(SmallModels.number("least", -1e9f));
     String bias = add("Where", List.of(seen, "nothing", "least"));
-    return add("Unsqueeze", List.of(bias, numbers("heads_and_texts", 0, 1)));
+    return add("Unsqueeze", List.of(bias, shape("heads_and_texts", 0, 1)));
   }
 
   private String attention(int layer, String name, String x, String mask) {
@@ -182,19 +149,19 @@ public final class GroupedDecoder {
   private String attended(int layer, String name, String x, String mask) {
     if (form == Form.WHOLE) {
       int all = 3 * HEADS * HEAD;
-      graph.addInitializer(floats(name + ".qkv", random, 0.3f, width, all));
-      graph.addInitializer(floats(name + ".bias", random, 0.3f, all));
+      weight(name + ".qkv", 0.3f, width, all);
+      weight(name + ".bias", 0.3f, all);
       List<String> whole = List.of(x, name + ".qkv", name + ".bias", "", "", mask);
       AttributeProto sizes = list("qkv_hidden_sizes", HEADS * HEAD, HEADS * HEAD, HEADS * HEAD);
       return runtime("Attention", whole, attribute("num_heads", HEADS), sizes);
     }
-    String pastKey = past(layer, "key");
-    String pastValue = past(layer, "value");
+    String pastKey = past(layer, "key", groups, HEAD);
+    String pastValue = past(layer, "value", groups, HEAD);
     int values = groups * HEAD;
     List<String> inputs;
     if (form == Form.PACKED) {
       int all = HEADS * HEAD + 2 * values;
-      graph.addInitializer(floats(name + ".bias", random, 0.3f, all));
+      weight(name + ".bias", 0.3f, all);
       String packed = add("Add", List.of(linear(name + ".qkv", x, width, all), name + ".bias"));
       inputs = List.of(packed, "", "");
     } else if (form == Form.DIVIDED || form == Form.SLICED) {
@@ -223,8 +190,8 @@ public final class GroupedDecoder {
             attribute("do_rotary", 1));
       }
       case HEADED -> {
-        numbers(name + ".places", 0);
-        graph.addInitializer(floats(name + ".bias", random, 0.3f, 3 * HEADS * HEAD));
+        shape(name + ".places", 0);
+        weight(name + ".bias", 0.3f, 3 * HEADS * HEAD);
         List<String> all = new ArrayList<>();
         for (int i = 0; i < 2; i++) {
           List<String> turned =
@@ -269,36 +236,23 @@ public final class GroupedDecoder {
   private String fused(int layer, String op, List<String> inputs, AttributeProto... attributes) {
     String output = runtime(op, inputs, attributes);
     NodeProto.Builder n = graph.getNodeBuilder(graph.getNodeCount() - 1);
-    n.addOutput(present(layer, "key")).addOutput(present(layer, "value"));
+    n.addOutput(present(layer, "key", groups, HEAD))
+        .addOutput(present(layer, "value", groups, HEAD));
     return output;
   }
 
-  private String past(int layer, String kind) {
-    String name = "past_key_values." + layer + "." + kind;
-    graph.addInput(value(name, DataType.FLOAT, -1, groups, -3, HEAD));
-    return name;
-  }
-
-  private String present(int layer, String kind) {
-    String name = "present." + layer + "." + kind;
-    presents.add(value(name, DataType.FLOAT, -1, groups, -4, HEAD));
-    return name;
-  }
-
   private String spelled(int layer, List<String> inputs, String mask) {
-    String q = turned(normed(layer + ".q", heads(inputs.get(0), HEADS)));
-    String k = turned(normed(layer + ".k", heads(inputs.get(1), groups)));
+    String q = turned(normed(layer + ".q", heads(inputs.get(0), HEADS, HEAD)));
+    String k = turned(normed(layer + ".k", heads(inputs.get(1), groups, HEAD)));
     k = repeated(layer, "key", k);
-    String v = repeated(layer, "value", heads(inputs.get(2), groups));
+    String v = repeated(layer, "value", heads(inputs.get(2), groups, HEAD));
     String scores =
         add("MatMul", List.of(q, add("Transpose", List.of(k), list("perm", 0, 1, 3, 2))));
     graph.addInitializer(SmallModels.number("root" + layer, (float) Math.sqrt(HEAD)));
     String scaled = add("Div", List.of(scores, "root" + layer));
     String weights =
         add("Softmax", List.of(add("Add", List.of(scaled, mask))), attribute("axis", -1));
-    String seen =
-        add("Transpose", List.of(add("MatMul", List.of(weights, v))), list("perm", 0, 2, 1, 3));
-    return add("Reshape", List.of(seen, numbers("joined" + layer, 0, 0, HEADS * HEAD)));
+    return together(add("MatMul", List.of(weights, v)), HEADS * HEAD);
   }
 
   /** Each head by itself, as one operator does it or as that is spelled out. */
@@ -306,7 +260,7 @@ public final class GroupedDecoder {
     if (form != Form.SLICED) {
       return x;
     }
-    graph.addInitializer(floats(name + ".norm", random, 1, HEAD));
+    weight(name + ".norm", 1, HEAD);
     if (name.endsWith("q")) {
       return add("LayerNormalization", List.of(x, name + ".norm"), attribute("axis", -1));
     }
@@ -318,27 +272,22 @@ public final class GroupedDecoder {
     return add("Mul", List.of(add("Div", List.of(x, length)), name + ".norm"));
   }
 
-  private String heads(String x, int count) {
-    String apart = add("Reshape", List.of(x, numbers("apart" + made, 0, 0, count, HEAD)));
-    return add("Transpose", List.of(apart), list("perm", 0, 2, 1, 3));
-  }
-
   /** The second half of each head before the first, as rotations have it. */
   private String turned(String x) {
-    String from = numbers("from" + made, 0);
-    String half = numbers("half" + made, HEAD / 2);
-    String end = numbers("end" + made, HEAD);
+    String from = shape(0);
+    String half = shape(HEAD / 2);
+    String end = shape(HEAD);
     String lower = add("Slice", List.of(x, from, half, "last"));
     String upper = add("Slice", List.of(x, half, end, "last"));
     String other = add("Concat", List.of(add("Neg", List.of(upper)), lower), attribute("axis", -1));
-    graph.addInitializer(floats("sine" + made, random, 0.7f, HEAD));
-    return add("Add", List.of(x, add("Mul", List.of(other, "sine" + made))));
+    String sine = weight(other + ".sine", 0.7f, HEAD);
+    return add("Add", List.of(x, add("Mul", List.of(other, sine))));
   }
 
   /** Each head of keys or values as often as queries read it. */
   private String repeated(int layer, String kind, String now) {
     String past = "past_key_values." + layer + "." + kind;
-    String all = present(layer, kind);
+    String all = present(layer, kind, groups, HEAD);
     graph.addNode(node("Concat", "/" + all, List.of(past, now), all, attribute("axis", 2)));
     String shape = add("Shape", List.of(all));
     String[] lengths = new String[4];
@@ -351,26 +300,25 @@ public final class GroupedDecoder {
     String steps = add("Unsqueeze", List.of(lengths[2], "first"));
     int queries = HEADS / groups;
     if (form != Form.TRACED) {
-      String wide =
-          concat(texts, numbers("g" + made, groups, queries), steps, numbers("n" + made, HEAD));
+      String wide = concat(texts, shape(groups, queries), steps, shape(HEAD));
       String expanded = add("Expand", List.of(apart, wide));
-      String heads = concat(texts, numbers("h" + made, HEADS), steps, numbers("m" + made, HEAD));
+      String heads = concat(texts, shape(HEADS), steps, shape(HEAD));
       return add("Reshape", List.of(expanded, heads));
     }
     String groups1 = add("Unsqueeze", List.of(lengths[1], "first"));
     String numbers1 = add("Unsqueeze", List.of(lengths[3], "first"));
-    String wide = concat(texts, groups1, numbers("q" + made, queries), steps, numbers1);
+    String wide = concat(texts, groups1, shape(queries), steps, numbers1);
     AttributeProto one =
         AttributeProto.newBuilder()
             .setName("value")
             .setType(AttributeType.TENSOR)
             .setT(SmallModels.int64s("", 1))
             .build();
-    String ones = add("ConstantOfShape", List.of(numbers("five" + made, 5)), one);
+    String ones = add("ConstantOfShape", List.of(shape(5)), one);
     String open = add("Mul", List.of(ones, "last"));
     String shown = add("Where", List.of(add("Equal", List.of(wide, open)), ones, wide));
     String expanded = add("Expand", List.of(apart, shown));
-    String heads = add("Mul", List.of(lengths[1], index("queries" + made, queries)));
+    String heads = add("Mul", List.of(lengths[1], index(lengths[1] + ".queries", queries)));
     String heads1 = add("Unsqueeze", List.of(heads, "first"));
     return add("Reshape", List.of(expanded, concat(texts, heads1, steps, numbers1)));
   }
@@ -386,7 +334,7 @@ public final class GroupedDecoder {
       for (int i = 0; i < lengths.length; i++) {
         pieces.add(name + ".piece" + i);
       }
-      List<String> inputs = List.of(x, numbers(name + ".lengths", lengths));
+      List<String> inputs = List.of(x, shape(name + ".lengths", lengths));
       graph.addNode(
           node("Split", "/" + name, inputs, pieces.get(0), attribute("axis", -1)).toBuilder()
               .addAllOutput(pieces.subList(1, pieces.size())));
@@ -394,10 +342,10 @@ public final class GroupedDecoder {
     }
     long from = 0;
     for (long length : lengths) {
-      String begin = numbers("begin" + made, from);
+      String begin = shape(from);
       from += length;
       boolean last = pieces.size() == lengths.length - 1;
-      String end = numbers("stop" + made, last ? Long.MAX_VALUE : from);
+      String end = shape(last ? Long.MAX_VALUE : from);
       pieces.add(add("Slice", List.of(x, begin, end, "last")));
     }
     return pieces;
@@ -420,7 +368,7 @@ public final class GroupedDecoder {
       gate = add("Mul", List.of(halves.get(0), add("Sigmoid", List.of(halves.get(0)))));
       up = halves.get(1);
     } else if (form == Form.WHOLE) {
-      graph.addInitializer(floats(name + ".gate.bias", random, 0.3f, 2 * width));
+      weight(name + ".gate.bias", 0.3f, 2 * width);
       String h = linear(name + ".gate", x, width, 2 * width);
       gate = runtime("BiasGelu", List.of(h, name + ".gate.bias"));
       up = linear(name + ".up", x, width, 2 * width);

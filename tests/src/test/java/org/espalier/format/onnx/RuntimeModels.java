@@ -8,12 +8,8 @@ import static org.espalier.format.onnx.SmallModels.value;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
-import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
-import java.util.ArrayList;
 import java.util.List;
 
 /**
@@ -46,7 +42,9 @@ public final class RuntimeModels extends SmallGraph {
   }
 
   private final Form form;
-  private final List<ValueInfoProto> presents = new ArrayList<>();
+
+  /** What is added to scores where no operator makes it of lengths. */
+  private String mask;
 
   private RuntimeModels(String name, long seed, Form form) {
     super(name, seed);
@@ -69,25 +67,6 @@ public final class RuntimeModels extends SmallGraph {
    */
   public static ModelProto encoder(long seed, int vocabulary, int layers, boolean lengths) {
     return new RuntimeModels("encoder", seed, null).encoder(vocabulary, layers, lengths);
-  }
-
-  private ModelProto model(int opset) {
-    return SmallModels.model(opset, graph).toBuilder()
-        .addOpsetImport(OperatorSetIdProto.newBuilder().setDomain("com.microsoft").setVersion(1))
-        .build();
-  }
-
-  /**
-   * Adds a node of ONNX Runtime's own.
-   *
-   * @param outputs empty where one is not used
-   */
-  private void runtime(
-      String op, List<String> inputs, List<String> outputs, AttributeProto... attributes) {
-    NodeProto.Builder n =
-        node(op, "/" + outputs.get(0), inputs, outputs.get(0), attributes).toBuilder();
-    graph.addNode(
-        n.addAllOutput(outputs.subList(1, outputs.size())).setDomain("com.microsoft").build());
   }
 
   private String product(String name, String x, int from, int to) {
@@ -128,7 +107,7 @@ public final class RuntimeModels extends SmallGraph {
     if (isGrouped()) {
       lengths();
     } else {
-      mask();
+      mask = mask(true);
     }
     for (int layer = 0; layer < layers; layer++) {
       String name = "model.layers." + layer;
@@ -141,8 +120,8 @@ public final class RuntimeModels extends SmallGraph {
     String last = norm("model.norm", x, delta)[0];
     String head = weight("lm_head.weight", (float) (0.6 / Math.sqrt(HIDDEN)), HIDDEN, vocabulary);
     graph.addNode(node("MatMul", "/lm_head/MatMul", List.of(last, head), "logits"));
-    graph.addOutput(value("logits", DataType.FLOAT, -1, -2, vocabulary)).addAllOutput(presents);
-    return model(17);
+    outputs(vocabulary);
+    return runtimeModel(17);
   }
 
   private boolean isGrouped() {
@@ -205,26 +184,6 @@ public final class RuntimeModels extends SmallGraph {
     }
   }
 
-  /** 0 where a token may look, and the least float elsewhere: [n, 1, t, all]. */
-  private void mask() {
-    String zero = index("zero", 0);
-    String one = index("one", 1);
-    String now = add("Gather", List.of(add("Shape", List.of(input(TextInput.INPUT_IDS))), one));
-    String read = add("Shape", List.of("past_key_values.0.key"));
-    String begin = add("Gather", List.of(read, index("two", 2)));
-    String length = add("Add", List.of(begin, now));
-    String rows = add("Range", List.of(begin, length, one));
-    String columns = add("Range", List.of(zero, length, one));
-    String row = add("Unsqueeze", List.of(rows, shape("last", -1)));
-    String column = add("Unsqueeze", List.of(columns, shape("first", 0)));
-    String before = add("LessOrEqual", List.of(column, row));
-    String real = add("Cast", List.of(input(TextInput.ATTENTION_MASK)), attribute("to", 9));
-    String there = add("Unsqueeze", List.of(real, shape("heads_and_rows", 1, 2)));
-    String both = add("And", List.of(before, there));
-    List<String> choices = List.of(both, scalar("nothing", 0), scalar("least", -Float.MAX_VALUE));
-    graph.addNode(node("Where", "/mask", choices, "mask"));
-  }
-
   /** The norm of a sum, and the sum. */
   private String[] norm(String name, String x, String delta) {
     String scale = scale(name + ".weight");
@@ -283,15 +242,12 @@ public final class RuntimeModels extends SmallGraph {
 
   /** Inputs and outputs of a layer for keys and values that were read before. */
   private String[] caches(int layer, int heads) {
-    String[] names = new String[4];
-    for (int i = 0; i < 2; i++) {
-      String kind = layer + (i == 0 ? ".key" : ".value");
-      names[i] = "past_key_values." + kind;
-      names[i + 2] = "present." + kind;
-      graph.addInput(value(names[i], DataType.FLOAT, -1, heads, -3, WIDTH));
-      presents.add(value(names[i + 2], DataType.FLOAT, -1, heads, -4, WIDTH));
-    }
-    return names;
+    return new String[] {
+      past(layer, "key", heads, WIDTH),
+      past(layer, "value", heads, WIDTH),
+      present(layer, "key", heads, WIDTH),
+      present(layer, "value", heads, WIDTH)
+    };
   }
 
   private String query(String name, int layer, String q, String k, String v) {
@@ -326,7 +282,7 @@ public final class RuntimeModels extends SmallGraph {
     String y = "/" + name + "/output_0";
     runtime(
         "MultiHeadAttention",
-        List.of(turned[0], turned[1], v, "", "", "mask", caches[0], caches[1]),
+        List.of(turned[0], turned[1], v, "", "", mask, caches[0], caches[1]),
         List.of(y, caches[2], caches[3]),
         attribute("num_heads", HEADS),
         real("scale", 0.25f));
@@ -335,11 +291,11 @@ public final class RuntimeModels extends SmallGraph {
 
   private String plain(String name, int layer, String q, String k, String v) {
     String[] caches = caches(layer, SHARED);
-    String[] parts = {heads(name + ".q", q, HEADS), heads(name + ".k", k, SHARED)};
+    String[] parts = {heads(q, HEADS, WIDTH), heads(k, SHARED, WIDTH)};
     for (int i = 0; i < 2; i++) {
       parts[i] = turn(name + (i == 0 ? ".q" : ".k"), parts[i]);
     }
-    String[] now = {parts[1], heads(name + ".v", v, SHARED)};
+    String[] now = {parts[1], heads(v, SHARED, WIDTH)};
     for (int i = 0; i < 2; i++) {
       List<String> both = List.of(caches[i], now[i]);
       graph.addNode(node("Concat", "/" + caches[i + 2], both, caches[i + 2], attribute("axis", 2)));
@@ -349,15 +305,9 @@ public final class RuntimeModels extends SmallGraph {
     String product = add("MatMul", List.of(parts[0], keys));
     String scores = add("Mul", List.of(product, scalar(name + ".scale", 0.25f)));
     String weights =
-        add("Softmax", List.of(add("Add", List.of(scores, "mask"))), attribute("axis", -1));
+        add("Softmax", List.of(add("Add", List.of(scores, mask))), attribute("axis", -1));
     String seen = add("MatMul", List.of(weights, now[1]));
-    String together = add("Transpose", List.of(seen), list("perm", 0, 2, 1, 3));
-    return add("Reshape", List.of(together, shape(name + ".together", 0, 0, HIDDEN)));
-  }
-
-  private String heads(String name, String x, int heads) {
-    String apart = add("Reshape", List.of(x, shape(name + ".apart", 0, 0, heads, WIDTH)));
-    return add("Transpose", List.of(apart), list("perm", 0, 2, 1, 3));
+    return together(seen, HIDDEN);
   }
 
   /** x · cos + (−second half, first half) · sin. */
@@ -367,7 +317,7 @@ public final class RuntimeModels extends SmallGraph {
         node(
                 "Split",
                 half,
-                List.of(x, shape(name + ".halves", WIDTH / 2, WIDTH / 2)),
+                List.of(x, shape(WIDTH / 2, WIDTH / 2)),
                 half + "_0",
                 attribute("axis", -1))
             .toBuilder()
@@ -383,17 +333,16 @@ public final class RuntimeModels extends SmallGraph {
   private String both(String name, String cache) {
     String rows = add("Gather", List.of(cache, "position_ids"));
     String wide = add("Concat", List.of(rows, rows), attribute("axis", -1));
-    return add("Unsqueeze", List.of(wide, shape(name + ".heads", 1)));
+    return add("Unsqueeze", List.of(wide, shape(1)));
   }
 
   /** Each head of keys or values as often as queries share it. */
   private String repeat(String name, String x) {
-    String apart = add("Unsqueeze", List.of(x, shape(name + ".many", 2)));
-    String times =
-        add("Expand", List.of(apart, shape(name + ".times", 1, 1, HEADS / SHARED, 1, 1)));
+    String apart = add("Unsqueeze", List.of(x, shape(2)));
+    String times = add("Expand", List.of(apart, shape(1, 1, HEADS / SHARED, 1, 1)));
     String sizes = add("Shape", List.of(x));
-    String texts = add("Slice", List.of(sizes, shape(name + ".zero", 0), shape(name + ".one", 1)));
-    String tail = shape(name + ".tail", HEADS, -1, WIDTH);
+    String texts = add("Slice", List.of(sizes, shape(0), shape(1)));
+    String tail = shape(HEADS, -1, WIDTH);
     return add(
         "Reshape", List.of(times, add("Concat", List.of(texts, tail), attribute("axis", 0))));
   }
@@ -450,7 +399,7 @@ public final class RuntimeModels extends SmallGraph {
       x = skip(name + ".output.LayerNorm", outer, x, out, epsilon);
     }
     graph.addOutput(value("last_hidden_state", DataType.FLOAT, -1, -2, HIDDEN));
-    return model(14);
+    return runtimeModel(14);
   }
 
   private String skip(String name, String x, String skip, String y, AttributeProto epsilon) {

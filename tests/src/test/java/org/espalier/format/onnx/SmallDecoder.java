@@ -8,8 +8,6 @@ import static org.espalier.format.onnx.SmallModels.value;
 
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
-import java.util.ArrayList;
 import java.util.List;
 
 /**
@@ -23,7 +21,6 @@ public final class SmallDecoder extends SmallGraph {
 
   private final int width;
   private final boolean past;
-  private final List<ValueInfoProto> presents = new ArrayList<>();
   private boolean tied;
 
   private SmallDecoder(long seed, int width, boolean past) {
@@ -74,10 +71,10 @@ public final class SmallDecoder extends SmallGraph {
     String tokens = add("Gather", List.of(weight("wte", 0.5f, vocabulary, width), "input_ids"));
     String places = add("Gather", List.of(weight("wpe", 0.1f, PLACES, width), "position_ids"));
     String x = add("Add", List.of(tokens, places));
-    String mask = mask();
+    String mask = mask(past);
     for (int layer = 0; layer < layers; layer++) {
       String name = "h." + layer;
-      x = add("Add", List.of(x, attention(name, norm(name + ".ln_1", x), mask)));
+      x = add("Add", List.of(x, attention(layer, norm(name + ".ln_1", x), mask)));
       x = add("Add", List.of(x, feedForward(name, norm(name + ".ln_2", x))));
     }
     String head =
@@ -85,76 +82,46 @@ public final class SmallDecoder extends SmallGraph {
             ? add("Transpose", List.of("wte"), list("perm", 1, 0))
             : weight("lm_head", (float) (0.6 / Math.sqrt(width)), width, vocabulary);
     graph.addNode(node("MatMul", "/lm_head/MatMul", List.of(norm("ln_f", x), head), "logits"));
-    graph.addOutput(value("logits", DataType.FLOAT, -1, -2, vocabulary)).addAllOutput(presents);
+    outputs(vocabulary);
     return SmallModels.model(17, graph);
   }
 
-  /** 0 where a token may look, and the least float elsewhere: [n, 1, t, t]. */
-  private String mask() {
-    String zero = index("zero", 0);
-    String one = index("one", 1);
-    String length = add("Gather", List.of(add("Shape", List.of("input_ids")), one));
-    String begin = zero;
-    if (past) {
-      String read = add("Shape", List.of("past_key_values.0.key"));
-      begin = add("Gather", List.of(read, index("two", 2)));
-      length = add("Add", List.of(begin, length));
-    }
-    String rows = add("Range", List.of(begin, length, one));
-    String columns = add("Range", List.of(zero, length, one));
-    String row = add("Unsqueeze", List.of(rows, shape("last", -1)));
-    String column = add("Unsqueeze", List.of(columns, shape("first", 0)));
-    String before = add("LessOrEqual", List.of(column, row));
-    String real = add("Cast", List.of("attention_mask"), attribute("to", 9));
-    String there = add("Unsqueeze", List.of(real, shape("heads_and_rows", 1, 2)));
-    String both = add("And", List.of(before, there));
-    return add("Where", List.of(both, scalar("nothing", 0), scalar("least", -Float.MAX_VALUE)));
-  }
-
-  private String attention(String name, String x, String mask) {
+  private String attention(int layer, String x, String mask) {
+    String name = "h." + layer;
     String all = linear(name + ".attn.c_attn", x, width, 3 * width);
     String split = name + "/Split";
     graph.addNode(
         node(
                 "Split",
                 split,
-                List.of(all, shape(name + ".thirds", width, width, width)),
+                List.of(all, shape(width, width, width)),
                 split + "_q",
                 attribute("axis", -1))
             .toBuilder()
             .addOutput(split + "_k")
             .addOutput(split + "_v")
             .build());
-    String apart = shape(name + ".apart", 0, 0, HEADS, width / HEADS);
-    String q = heads(split + "_q", apart, 0, 2, 1, 3);
-    String k = withPast(name, "key", heads(split + "_k", apart, 0, 2, 1, 3));
-    String v = withPast(name, "value", heads(split + "_v", apart, 0, 2, 1, 3));
+    int each = width / HEADS;
+    String q = heads(split + "_q", HEADS, each);
+    String k = withPast(layer, "key", heads(split + "_k", HEADS, each));
+    String v = withPast(layer, "value", heads(split + "_v", HEADS, each));
     k = add("Transpose", List.of(k), list("perm", 0, 1, 3, 2));
     String scale = scalar(name + ".scale", (float) Math.sqrt(width / HEADS));
     String scores = add("Div", List.of(add("MatMul", List.of(q, k)), scale));
     String weights =
         add("Softmax", List.of(add("Add", List.of(scores, mask))), attribute("axis", -1));
     String seen = add("MatMul", List.of(weights, v));
-    String together = add("Transpose", List.of(seen), list("perm", 0, 2, 1, 3));
-    String flat = add("Reshape", List.of(together, shape(name + ".together", 0, 0, width)));
-    return linear(name + ".attn.c_proj", flat, width, width);
+    return linear(name + ".attn.c_proj", together(seen, width), width, width);
   }
 
-  private String withPast(String layer, String kind, String now) {
+  private String withPast(int layer, String kind, String now) {
     if (!past) {
       return now;
     }
-    String name = layer.substring("h.".length()) + "." + kind;
-    String before = "past_key_values." + name;
-    String all = "present." + name;
-    graph.addInput(value(before, DataType.FLOAT, -1, HEADS, -3, width / HEADS));
+    String before = past(layer, kind, HEADS, width / HEADS);
+    String all = present(layer, kind, HEADS, width / HEADS);
     graph.addNode(node("Concat", "/" + all, List.of(before, now), all, attribute("axis", 2)));
-    presents.add(value(all, DataType.FLOAT, -1, HEADS, -4, width / HEADS));
     return all;
-  }
-
-  private String heads(String x, String apart, long... order) {
-    return add("Transpose", List.of(add("Reshape", List.of(x, apart))), list("perm", order));
   }
 
   private String feedForward(String name, String x) {

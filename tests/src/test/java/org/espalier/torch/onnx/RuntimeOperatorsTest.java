@@ -21,6 +21,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.JitModule;
@@ -56,6 +57,11 @@ class RuntimeOperatorsTest {
     return node.addAllOutput(List.of(outputs));
   }
 
+  /** A norm of a sum that gives the sum too. */
+  private static NodeProto.Builder withSum(String operator) {
+    return named(runtime(operator), "o0", "", "", "o1");
+  }
+
   @Test
   void norms() {
     try (PointerScope scope = new PointerScope()) {
@@ -71,41 +77,18 @@ class RuntimeOperatorsTest {
       same(17, node("SimplifiedLayerNormalization"), floats(2, 8), floats(8));
       Tensor x = floats(2, 3, 8);
       for (Tensor skip : new Tensor[] {floats(2, 3, 8), floats(1, 3, 8), floats(3, 8)}) {
-        same(
-            17,
-            runtime("SkipLayerNormalization", real("epsilon", 1e-3f)),
-            x,
-            skip,
-            floats(8),
-            floats(8),
-            floats(8));
-        same(
-            17,
-            runtime("SkipSimplifiedLayerNormalization", real("epsilon", 1e-3f)),
-            x,
-            skip,
-            floats(8),
-            floats(8));
+        AttributeProto epsilon = real("epsilon", 1e-3f);
+        NodeProto.Builder simplified = runtime("SkipSimplifiedLayerNormalization", epsilon);
+        same(17, simplified, x, skip, floats(8), floats(8));
+        NodeProto.Builder whole = runtime("SkipLayerNormalization", epsilon);
+        same(17, whole, x, skip, floats(8), floats(8), floats(8));
       }
       same(17, runtime("SkipLayerNormalization"), x, x, floats(8));
       same(17, runtime("SkipLayerNormalization"), x, x, floats(8), null, floats(8));
       same(17, runtime("SkipSimplifiedLayerNormalization"), x, x, floats(8));
-      same(
-          17,
-          named(runtime("SkipLayerNormalization"), "o0", "", "", "o1"),
-          0,
-          x,
-          x,
-          floats(8),
-          floats(8),
-          floats(8));
-      same(
-          17,
-          named(runtime("SkipSimplifiedLayerNormalization"), "o0", "", "", "o1"),
-          0,
-          x,
-          x,
-          floats(8));
+      NodeProto.Builder sum = withSum("SkipLayerNormalization");
+      same(17, sum, 0, x, x, floats(8), floats(8), floats(8));
+      same(17, withSum("SkipSimplifiedLayerNormalization"), 0, x, x, floats(8));
     }
     assertEquals("", String.join("\n", PROBLEMS));
   }
@@ -122,32 +105,11 @@ class RuntimeOperatorsTest {
       Tensor positions = AbstractTensor.create(new int[] {2, 3, 4, 5, 8}, 1, 5);
       Tensor given = random(9, 2, 5);
       for (Tensor p : new Tensor[] {null, positions, given}) {
-        same(
-            17,
-            runtime("EmbedLayerNormalization", real("epsilon", 1e-3f)),
-            3,
-            ids,
-            parts,
-            words,
-            places,
-            segments,
-            floats(8),
-            floats(8),
-            mask,
-            p);
-        same(
-            17,
-            runtime("EmbedLayerNormalization", real("epsilon", 1e-3f)),
-            2,
-            ids,
-            null,
-            words,
-            places,
-            null,
-            floats(8),
-            floats(8),
-            null,
-            p);
+        NodeProto.Builder n = runtime("EmbedLayerNormalization", real("epsilon", 1e-3f));
+        Tensor scale = floats(8);
+        Tensor bias = floats(8);
+        same(17, n.clone(), 3, ids, parts, words, places, segments, scale, bias, mask, p);
+        same(17, n.clone(), 2, ids, null, words, places, null, scale, bias, null, p);
       }
     }
     assertEquals("", String.join("\n", PROBLEMS));
@@ -166,32 +128,14 @@ class RuntimeOperatorsTest {
         for (int b = 0; b < 2; b++) {
           Tensor left = a == 1 ? floats(2, 3, 5, 4) : floats(2, 3, 4, 5);
           Tensor right = b == 1 ? floats(2, 3, 6, 5) : floats(2, 3, 5, 6);
-          same(
-              17,
-              runtime(
-                  "FusedMatMul", integer("transA", a), integer("transB", b), real("alpha", 0.3f)),
-              left,
-              right);
+          AttributeProto[] turns = {integer("transA", a), integer("transB", b)};
+          same(17, runtime("FusedMatMul", turns).addAttribute(real("alpha", 0.3f)), left, right);
           Tensor batchLeft = a == 1 ? floats(5, 2, 3, 4) : floats(4, 2, 3, 5);
-          same(
-              17,
-              runtime(
-                  "FusedMatMul",
-                  integer("transA", a),
-                  integer("transB", b),
-                  integer("transBatchA", 1)),
-              batchLeft,
-              right);
+          AttributeProto turn = integer("transBatchA", 1);
+          same(17, runtime("FusedMatMul", turns).addAttribute(turn), batchLeft, right);
           Tensor batchRight = b == 1 ? floats(6, 2, 3, 5) : floats(5, 2, 3, 6);
-          same(
-              17,
-              runtime(
-                  "FusedMatMul",
-                  integer("transA", a),
-                  integer("transB", b),
-                  integer("transBatchB", 1)),
-              left,
-              batchRight);
+          turn = integer("transBatchB", 1);
+          same(17, runtime("FusedMatMul", turns).addAttribute(turn), left, batchRight);
         }
       }
       same(17, runtime("FusedMatMul", integer("transA", 1)), floats(5), floats(5, 3));
@@ -209,31 +153,19 @@ class RuntimeOperatorsTest {
       for (Tensor positions : new Tensor[] {first, each}) {
         for (int interleaved = 0; interleaved < 2; interleaved++) {
           AttributeProto pairs = integer("interleaved", interleaved);
-          same(17, runtime("RotaryEmbedding", pairs), floats(2, 5, 24), positions, cos, sin);
-          same(17, runtime("RotaryEmbedding", pairs), floats(2, 3, 5, 8), positions, cos, sin);
-          same(
-              17,
-              runtime("RotaryEmbedding", pairs, real("scale", 0.5f)),
-              floats(2, 5, 24),
-              positions,
-              cos,
-              sin);
-          AttributeProto heads = integer("num_heads", 2);
-          AttributeProto rotated = integer("rotary_embedding_dim", 8);
-          same(
-              17,
-              runtime("RotaryEmbedding", pairs, heads, rotated),
-              floats(2, 5, 24),
-              positions,
-              cos,
-              sin);
-          same(
-              17,
-              runtime("RotaryEmbedding", pairs, heads, rotated),
-              floats(2, 2, 5, 12),
-              positions,
-              cos,
-              sin);
+          NodeProto.Builder plain = runtime("RotaryEmbedding", pairs);
+          NodeProto.Builder scaled = runtime("RotaryEmbedding", pairs, real("scale", 0.5f));
+          NodeProto.Builder part =
+              runtime(
+                  "RotaryEmbedding",
+                  pairs,
+                  integer("num_heads", 2),
+                  integer("rotary_embedding_dim", 8));
+          same(17, plain.clone(), floats(2, 5, 24), positions, cos, sin);
+          same(17, plain.clone(), floats(2, 3, 5, 8), positions, cos, sin);
+          same(17, scaled, floats(2, 5, 24), positions, cos, sin);
+          same(17, part.clone(), floats(2, 5, 24), positions, cos, sin);
+          same(17, part.clone(), floats(2, 2, 5, 12), positions, cos, sin);
         }
       }
     }
@@ -332,6 +264,10 @@ class RuntimeOperatorsTest {
     }
   }
 
+  private static Tensor[] with(Tensor[] first, Tensor... more) {
+    return Stream.concat(Stream.of(first), Stream.of(more)).toArray(Tensor[]::new);
+  }
+
   @Test
   void groupQueriesOfTextsThatGoOn() {
     try (PointerScope scope = new PointerScope()) {
@@ -353,51 +289,13 @@ class RuntimeOperatorsTest {
           Tensor more = floats(1, 3, heads[0] * 16);
           Tensor keys = floats(1, 3, heads[1] * 16);
           Tensor seven = AbstractTensor.create(new int[] {7}, 1);
-          same(17, form.clone(), 3, more, keys, keys, one, one, NodeCases.ints(6), seven);
-          same(
-              17,
-              rotary.clone(),
-              3,
-              more,
-              keys,
-              keys,
-              one,
-              one,
-              NodeCases.ints(6),
-              seven,
-              cos,
-              sin);
+          Tensor[] on = {more, keys, keys, one, one, NodeCases.ints(6), seven};
+          same(17, form.clone(), 3, on);
+          same(17, rotary.clone(), 3, with(on, cos, sin));
           Tensor bias = floats(1, heads[0], 3, 7);
-          same(
-              17,
-              form.clone(),
-              3,
-              more,
-              keys,
-              keys,
-              one,
-              one,
-              NodeCases.ints(6),
-              seven,
-              null,
-              null,
-              null,
-              bias);
+          same(17, form.clone(), 3, with(on, null, null, null, bias));
           Tensor positions = AbstractTensor.create(new long[] {1, 7, 9}, 1, 3);
-          same(
-              17,
-              rotary.clone(),
-              3,
-              more,
-              keys,
-              keys,
-              one,
-              one,
-              NodeCases.ints(6),
-              seven,
-              cos,
-              sin,
-              positions);
+          same(17, rotary.clone(), 3, with(on, cos, sin, positions));
         }
       }
     }
@@ -533,21 +431,8 @@ class RuntimeOperatorsTest {
     try (PointerScope scope = new PointerScope()) {
       Tensor x = floats(2, 5, 24);
       slopes(node("SimplifiedLayerNormalization"), 1, x, floats(24));
-      slopes(
-          named(runtime("SkipSimplifiedLayerNormalization"), "o0", "", "", "o1"),
-          0,
-          x,
-          x,
-          floats(24),
-          floats(24));
-      slopes(
-          named(runtime("SkipLayerNormalization"), "o0", "", "", "o1"),
-          0,
-          x,
-          x,
-          floats(24),
-          floats(24),
-          floats(24));
+      slopes(withSum("SkipSimplifiedLayerNormalization"), 0, x, x, floats(24), floats(24));
+      slopes(withSum("SkipLayerNormalization"), 0, x, x, floats(24), floats(24), floats(24));
       slopes(
           runtime("EmbedLayerNormalization"),
           3,
