@@ -121,7 +121,7 @@ public final class OnnxTextModel implements AutoCloseable {
   }
 
   /** The name of the first output: an encoder's hidden states, a language model's logits. */
-  public String firstOutput() {
+  String firstOutput() {
     return session.getOutputNames().iterator().next();
   }
 

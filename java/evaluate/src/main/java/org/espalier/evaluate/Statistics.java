@@ -4,11 +4,11 @@ import java.util.Arrays;
 import java.util.stream.IntStream;
 
 /** The few statistics that a fidelity report needs. All functions are pure. */
-public final class Statistics {
+final class Statistics {
   private Statistics() {}
 
   /** The cosine of two vectors of one length; 0 when either is all zeros. */
-  public static double cosine(float[] a, float[] b) {
+  static double cosine(float[] a, float[] b) {
     double ab = 0;
     double aa = 0;
     double bb = 0;
@@ -26,7 +26,7 @@ public final class Statistics {
    *
    * @throws IllegalArgumentException when there is no value
    */
-  public static double quantile(double[] values, double q) {
+  static double quantile(double[] values, double q) {
     if (values.length == 0) {
       throw new IllegalArgumentException("a quantile needs at least one value");
     }
@@ -39,7 +39,7 @@ public final class Statistics {
   }
 
   /** The median. */
-  public static double median(double[] values) {
+  static double median(double[] values) {
     return quantile(values, 0.5);
   }
 
@@ -48,7 +48,7 @@ public final class Statistics {
    *
    * @return a value in [−1, 1]; NaN when either side is constant or has fewer than two values
    */
-  public static double spearman(double[] x, double[] y) {
+  static double spearman(double[] x, double[] y) {
     if (x.length != y.length) {
       throw new IllegalArgumentException("lengths differ: " + x.length + " and " + y.length);
     }
@@ -73,7 +73,7 @@ public final class Statistics {
    * @param labels 1 for a positive, 0 for a negative; all others are left out
    * @return NaN where there is no such pair or a score is NaN
    */
-  public static double auc(double[] scores, long[] labels) {
+  static double auc(double[] scores, long[] labels) {
     int[] known =
         IntStream.range(0, labels.length).filter(i -> labels[i] == 0 || labels[i] == 1).toArray();
     double[] ranks = ranks(IntStream.of(known).mapToDouble(i -> scores[i]).toArray());
@@ -110,7 +110,7 @@ public final class Statistics {
   }
 
   /** For each unit vector the index of the other one with the largest dot product; ties to the lowest. */
-  public static int[] nearestNeighbours(float[][] unit) {
+  static int[] nearestNeighbours(float[][] unit) {
     int[] nearest = new int[unit.length];
     for (int i = 0; i < unit.length; i++) {
       double best = Double.NEGATIVE_INFINITY;
@@ -129,7 +129,7 @@ public final class Statistics {
   }
 
   /** The dot products of all pairs i &lt; j in row order. */
-  public static double[] pairSimilarities(float[][] unit) {
+  static double[] pairSimilarities(float[][] unit) {
     int n = unit.length;
     double[] result = new double[n * (n - 1) / 2];
     int k = 0;
@@ -154,7 +154,7 @@ public final class Statistics {
    *
    * @return low and high, both in [0, 1]
    */
-  public static double[] proportionInterval(int successes, int trials) {
+  static double[] proportionInterval(int successes, int trials) {
     if (trials < 1 || successes < 0 || successes > trials) {
       throw new IllegalArgumentException(successes + " successes of " + trials + " trials");
     }

@@ -249,11 +249,6 @@ public final class FakeQuantize {
     return with(axis, rounding, observer, average, clipSteps, clipSmallest);
   }
 
-  /** One scale for the whole tensor. */
-  public FakeQuantize perTensor() {
-    return with(null, rounding, observer, average, clipSteps, clipSmallest);
-  }
-
   public FakeQuantize rounding(Rounding rounding) {
     return with(axis, rounding, observer, average, clipSteps, clipSmallest);
   }

@@ -127,7 +127,7 @@ public final class TorchDevice {
    * The stream that libtorch enqueues this thread's work on, for kernels that must run in order with
    * it; null on the CPU.
    */
-  public Pointer currentStream() {
+  private Pointer currentStream() {
     return isCuda() ? Streams.current(index) : null;
   }
 

@@ -396,7 +396,7 @@ class AttentionHeadsTest {
   void othersStayAsTheyWere(String lines) throws OrtException {
     ModelProto proto = model(lines);
     OnnxModel narrow = OnnxModel.of(proto, "narrow");
-    HiddenChannels set = HiddenChannels.find(narrow).get(0);
+    HiddenChannels set = new ChannelSearch(narrow, false).all().get(0);
     new ChannelNarrowing(narrow, set).apply(new ChannelFit(narrow, set, Map.of()), 3);
     narrow.removeUnusedInitializers();
     OnnxModel whole = OnnxModel.of(proto, "whole");

@@ -53,7 +53,7 @@ class ChannelWorkTest {
                         FloatBuffer.wrap(x),
                         new long[] {1, 3, 8, 8}))),
             1);
-    List<HiddenChannels> sets = HiddenChannels.find(model);
+    List<HiddenChannels> sets = new ChannelSearch(model, false).all();
     assertEquals(List.of(16, 24), sets.stream().map(HiddenChannels::size).toList());
     ChannelWork work = new ChannelWork(model, sets, one);
     for (int[] counts : new int[][] {{16, 24}, {8, 24}, {16, 4}, {5, 7}}) {

@@ -341,7 +341,7 @@ class DecoderHeadsTest {
     GraphProto.Builder sliced = graph.clone();
     sliced.removeNode(1).addNode(1, slice("a", 0, 16)).addNode(2, slice("b", 16, 32));
     OnnxModel old = OnnxModel.of(SmallModels.model(9, sliced), "gate");
-    assertEquals(List.of(), HiddenChannels.find(old));
+    assertEquals(List.of(), new ChannelSearch(old, false).all());
   }
 
   private static NodeProto slice(String output, long from, long to) {

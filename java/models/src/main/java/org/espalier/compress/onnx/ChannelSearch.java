@@ -1,30 +1,16 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorShapeProto;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
-import java.util.HashMap;
 import java.util.HashSet;
-import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
 import java.util.List;
-import java.util.Map;
 import java.util.Set;
-import org.espalier.compress.onnx.HiddenChannels.Attribute;
 import org.espalier.compress.onnx.HiddenChannels.Cache;
-import org.espalier.compress.onnx.HiddenChannels.Reader;
-import org.espalier.compress.onnx.HiddenChannels.Slice;
-import org.espalier.format.onnx.Attributes;
-import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
-import org.espalier.format.onnx.OnnxWeights;
-import org.espalier.format.onnx.PastInput;
 
 /**
  * Finds {@link HiddenChannels}: walks from the output of a product over everything that has the same channels. How many
@@ -32,634 +18,71 @@ import org.espalier.format.onnx.PastInput;
  * anew.
  */
 final class ChannelSearch {
-  /** Operators that work along axes of one input and keep them. */
-  private static final Set<String> ALONG =
-      Set.of(
-          "LayerNormalization",
-          "LogSoftmax",
-          "ReduceL2",
-          "ReduceMax",
-          "ReduceMean",
-          "ReduceMin",
-          "ReduceSum",
-          "SimplifiedLayerNormalization",
-          "Softmax");
-
-  /** Operators with which exporters make shapes of numbers. */
-  private static final Set<String> COUNTING =
-      Set.of("Cast", "Concat", "Equal", "Identity", "Mul", "Squeeze", "Unsqueeze", "Where");
-
-  private static final Set<String> RESHAPING = Set.of("Expand", "Reshape");
-
-  /** Operators on images that treat each channel for itself. */
-  private static final Set<String> SPATIAL =
-      Set.of("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool");
-
-  private static final ChannelLayout ONE = new ChannelLayout(1, 1);
-
-  private final OnnxModel model;
-  private final Map<String, NodeProto> producers;
-  private final Map<String, List<NodeProto>> consumers;
-  private final Set<String> outputs;
-  private final ValueShapes shapes;
-
-  /** The one use of a weight that is used once, by the output of the node. */
-  private final Map<String, Use> uses = new HashMap<>();
-
-  private final Map<String, OnnxWeight> weights = new HashMap<>();
-  private final Set<String> seen = new HashSet<>();
+  private final ChannelGraph graph;
   private final boolean withCaches;
+  private final Set<String> seen = new HashSet<>();
   private final Set<Set<Cache>> kept = new HashSet<>();
-
-  // Of one walk:
-  private final Deque<String> open = new ArrayDeque<>();
-  private Map<String, ChannelPlace> places;
-  private Set<String> flat;
-  private List<String> made;
-  private Set<String> makers;
-  private Set<Slice> slices;
-  private List<Reader> readers;
-  private List<Attribute> attributes;
-  private List<Cache> caches;
-  private Set<String> depthwise;
-  private Set<String> inner;
-
-  /** What is cut out of values that have the channels. */
-  private Set<String> pieces;
-
-  /** Where attentions of one node have the channels, by their output. */
-  private Map<String, Map<String, ChannelPlace>> attended;
-
-  /** Numbers of channels that the graph takes from shapes. */
-  private List<String> asked;
-
-  private int size;
-  private boolean fits;
-  private ChannelPlaces where;
 
   /**
    * @param withCaches whether the keys and values of earlier tokens that the model takes and gives may have fewer heads
    */
   ChannelSearch(OnnxModel model, boolean withCaches) {
-    this.model = model;
+    this.graph = new ChannelGraph(model);
     this.withCaches = withCaches;
-    producers = model.producers();
-    consumers = model.consumers();
-    outputs = model.outputNames();
-    shapes = new ValueShapes(model);
-    for (OnnxWeight weight : OnnxWeights.of(model)) {
-      Use use = weight.uses().get(0);
-      if (!weight.isShared()
-          && producers.containsKey(use.node())
-          && isProduct(weight, use, producers.get(use.node()))) {
-        uses.put(use.node(), use);
-        weights.put(use.node(), weight);
-      }
-    }
   }
 
-  private boolean isProduct(OnnxWeight weight, Use use, NodeProto n) {
-    OnnxInitializer w = model.constant(weight.value());
-    boolean alone =
-        use.path().stream()
-            .allMatch(
-                v -> consumers.getOrDefault(v, List.of()).size() == 1 && !outputs.contains(v));
-    if (!alone || !Nodes.isFloat(w.type()) || use.input() != 1 || w.elements() == 0) {
-      return false;
-    }
-    return switch (use.kind()) {
-      case MATMUL -> w.dims().length == 2;
-      case GEMM ->
-          Attributes.integer(n, "transA", 0) == 0
-              && Attributes.real(n, "alpha", 1) == 1
-              && Attributes.real(n, "beta", 1) == 1;
-      case CONV -> w.dims().length > 2 && use.isDirect() && n.getOutputCount() == 1;
-      default -> false;
-    };
-  }
-
-  private boolean isDepthwise(NodeProto n) {
-    Use use = uses.get(n.getOutput(0));
-    return use != null
-        && use.kind() == Kind.CONV
-        && use.groups() > 1
-        && use.groups() == model.constant(weights.get(n.getOutput(0)).value()).dims()[0];
-  }
-
+  /** The hidden channels of the model in graph order; those of a set of weights are found once. */
   List<HiddenChannels> all() {
     List<HiddenChannels> found = new ArrayList<>();
-    for (NodeProto n : model.nodes()) {
-      if (n.getOutputCount() == 0 || seen.contains(n.getOutput(0))) {
-        continue;
-      }
-      Use use = uses.get(n.getOutput(0));
-      int numbers = numbers(n);
-      if (numbers == 0) {
-        continue;
-      }
-      Set<ChannelPlace> tried = new HashSet<>();
-      Deque<ChannelPlace> tries = new ArrayDeque<>();
-      tries.add(
-          use != null && use.kind() == Kind.CONV
-              ? ChannelPlace.image(model.constant(weights.get(n.getOutput(0)).value()).dims())
-              : new ChannelPlace(1));
-      while (!tries.isEmpty()) {
-        ChannelPlace first = tries.remove();
-        if (!tried.add(first)) {
-          continue;
-        }
-        walk(n.getOutput(0), numbers, first);
-        if (fits && !readers.isEmpty() && (caches.isEmpty() || withCaches)) {
-          found.add(set());
-          break;
-        }
-        if (fits && !readers.isEmpty()) {
-          kept.add(Set.copyOf(caches));
-        }
-        for (ChannelPlace finer :
-            first.axis() == 1 ? where.finer().places() : List.<ChannelPlace>of()) {
-          tries.add(
-              finer.layout().isEven()
-                  ? new ChannelPlace(
-                      1, first.repeat() * finer.repeat(), first.block() * finer.block())
-                  : finer);
+    for (NodeProto n : graph.model.nodes()) {
+      if (n.getOutputCount() > 0 && !seen.contains(n.getOutput(0)) && graph.numbers(n) > 0) {
+        ChannelWalk walk = walk(n);
+        if (walk != null) {
+          seen.addAll(walk.values());
+          found.add(walk.set());
         }
       }
     }
     return found;
   }
 
-  /** How many numbers a product makes for each row or pixel; 0 if it is none whose weight is a constant for it alone. */
-  private int numbers(NodeProto n) {
-    Use use = uses.get(n.getOutput(0));
-    if (use != null && use.groups() == 1) {
-      OnnxWeight weight = weights.get(n.getOutput(0));
-      return Math.toIntExact(model.constant(weight.value()).dims()[use.outputAxis()]);
+  /** The walk that finds the channels which a product makes; null if none does. */
+  private ChannelWalk walk(NodeProto product) {
+    Set<ChannelPlace> tried = new HashSet<>();
+    Deque<ChannelPlace> tries = new ArrayDeque<>(List.of(whole(product)));
+    while (!tries.isEmpty()) {
+      ChannelPlace first = tries.remove();
+      if (!tried.add(first)) {
+        continue;
+      }
+      ChannelWalk walk = new ChannelWalk(graph, product, first);
+      if (walk.found() && (walk.caches().isEmpty() || withCaches)) {
+        return walk;
+      }
+      if (walk.found()) {
+        kept.add(Set.copyOf(walk.caches()));
+      }
+      for (ChannelPlace finer : first.axis() == 1 ? walk.finer() : List.<ChannelPlace>of()) {
+        tries.add(
+            finer.layout().isEven()
+                ? new ChannelPlace(
+                    1, first.repeat() * finer.repeat(), first.block() * finer.block())
+                : finer);
+      }
     }
-    FusedAttention attention = FusedAttention.of(n);
-    String weight = attention == null ? null : attention.weight();
-    OnnxInitializer c = weight == null ? null : model.constant(weight);
-    return c != null && Nodes.isFloat(c.type()) && c.dims().length == 2
-        ? Math.toIntExact(c.dims()[1] / 3) // of queries, keys and values
-        : 0;
+    return null;
+  }
+
+  /** Where a product makes channels if each number that it makes is one. */
+  private ChannelPlace whole(NodeProto product) {
+    Use use = graph.use(product);
+    return use != null && use.kind() == Kind.CONV
+        ? ChannelPlace.image(graph.model.constant(graph.weight(product).value()).dims())
+        : new ChannelPlace(1);
   }
 
   /** After {@link #all}: of how many attentions heads could go if keys and values of earlier tokens had fewer. */
   int kept() {
     return kept.size();
-  }
-
-  private HiddenChannels set() {
-    Set<String> values = new LinkedHashSet<>(places.keySet());
-    values.addAll(flat);
-    seen.addAll(values);
-    values.removeIf(value -> !producers.containsKey(value));
-    return new HiddenChannels(
-        made.get(0),
-        size,
-        List.copyOf(made),
-        Set.copyOf(makers),
-        List.copyOf(slices),
-        List.copyOf(where.reshapes().counts()),
-        List.copyOf(where.cuts().bounds()),
-        List.copyOf(attributes),
-        List.copyOf(caches),
-        List.copyOf(readers),
-        Set.copyOf(depthwise),
-        Set.copyOf(inner),
-        Set.copyOf(values));
-  }
-
-  /**
-   * @param product the output of a product
-   * @param numbers that it makes
-   * @param first where the output has the channels
-   */
-  private void walk(String product, int numbers, ChannelPlace first) {
-    open.clear();
-    places = new LinkedHashMap<>();
-    flat = new LinkedHashSet<>();
-    made = new ArrayList<>();
-    makers = new HashSet<>();
-    slices = new LinkedHashSet<>();
-    readers = new ArrayList<>();
-    attributes = new ArrayList<>();
-    caches = new ArrayList<>();
-    depthwise = new HashSet<>();
-    inner = new HashSet<>();
-    pieces = new HashSet<>();
-    attended = new HashMap<>();
-    asked = new ArrayList<>();
-    size = (numbers - first.layout().rest()) / first.each();
-    where = new ChannelPlaces(model, producers, consumers, shapes, size);
-    fits = true;
-    add(product, first);
-    while (fits && !open.isEmpty()) {
-      visit(open.remove());
-    }
-    fits = fits && asked.stream().allMatch(this::isCounted);
-  }
-
-  /** Whether a number goes into shapes alone in which it is replaced. */
-  private boolean isCounted(String number) {
-    return !outputs.contains(number)
-        && consumers.getOrDefault(number, List.of()).stream()
-            .allMatch(
-                n ->
-                    COUNTING.contains(n.getOpType())
-                        ? isCounted(n.getOutput(0))
-                        : Nodes.is(n, "Shape")
-                            || RESHAPING.contains(n.getOpType())
-                                && n.getInput(1).equals(number)
-                                && where.reshapes().counts().stream()
-                                    .anyMatch(count -> count.node().equals(n.getOutput(0))));
-  }
-
-  /** Notes a value that has the channels. */
-  private void add(String value, ChannelPlace place) {
-    ChannelPlace known = places.putIfAbsent(value, place);
-    if (known == null) {
-      open.add(value);
-    } else {
-      fits &= known.equals(place);
-    }
-  }
-
-  private void visit(String value) {
-    ChannelPlace place = places.get(value);
-    NodeProto producer = producers.get(value);
-    if (producer == null || outputs.contains(value)) {
-      fits = isCache(value, place);
-      caches.add(new Cache(value, place.axis(), place.each()));
-    }
-    if (fits && producer != null && !pieces.contains(value)) {
-      producer(producer, value, place);
-    }
-    for (NodeProto reader : consumers.getOrDefault(value, List.of())) {
-      if (fits) {
-        read(reader, value, place);
-      }
-    }
-  }
-
-  /** What makes a value that has the channels. */
-  private void producer(NodeProto producer, String value, ChannelPlace place) {
-    Use use = uses.get(producer.getOutput(0));
-    if (use != null && use.groups() == 1) {
-      made(producer, use, place);
-    } else if (OnnxModel.isOwn(producer)) {
-      operator(producer, place);
-    } else {
-      runtimeOperator(producer, value, place);
-    }
-  }
-
-  /** Whether a value of the model's inputs or outputs is keys or values, [n, heads, steps, numbers], of so many heads. */
-  private boolean isCache(String value, ChannelPlace place) {
-    ValueInfoProto told = model.valueInfo(value);
-    boolean named = outputs.contains(value) ? PastInput.isNext(value) : PastInput.isOne(value);
-    if (told == null || !named || place.axis() != 3 || !place.layout().isEven()) {
-      return false;
-    }
-    TensorShapeProto shape = told.getType().getTensorType().getShape();
-    return shape.getDimCount() == 4
-        && (!shape.getDim(1).hasDimValue() || shape.getDim(1).getDimValue() == place.length(size));
-  }
-
-  /** An operator of ONNX Runtime's own that reads or gives a value with the channels. */
-  private void runtimeOperator(NodeProto n, String value, ChannelPlace place) {
-    FusedAttention attention = FusedAttention.of(n);
-    boolean isOutput = n.getOutput(0).equals(value);
-    if (attention != null) {
-      attention(n, attention, value, place);
-    } else if (!isOutput && n.getInputList().lastIndexOf(value) != 0) {
-      fits = false;
-    } else if (RuntimeOperators.isActivation(n)) {
-      add(n.getInput(0), place);
-      add(n.getOutput(0), place);
-      if (isOutput && n.getInputCount() > 1) {
-        operand(n, 1, place);
-      }
-    } else if (RuntimeOperators.isRotation(n)) {
-      int width = rotated(n, place);
-      fits &= width > 0 && n.getOutputCount() == 1;
-      if (fits) {
-        add(n.getInput(0), place);
-        add(n.getOutput(0), place);
-        if (isOutput) {
-          attributes.add(new Attribute(n.getOutput(0), "num_heads", place.each() / width));
-        }
-      }
-    } else {
-      fits = false;
-    }
-  }
-
-  /** How many numbers of the axis of the channels a head is whose numbers are turned together; 0 where that divides channels. */
-  private int rotated(NodeProto n, ChannelPlace place) {
-    if (place.axis() != 1) {
-      return place.axis() == 3 ? 1 : 0;
-    }
-    long heads = Attributes.integer(n, "num_heads", 0);
-    long[] cosines = shapes.of(n.getInput(2));
-    boolean known = cosines != null && cosines.length == 2 && cosines[1] > 0;
-    long width = heads > 0 ? place.length(size) / heads : known ? 2 * cosines[1] : 0;
-    if (width == 0 || shapes.rank(n.getInput(0)) != 3 || !place.layout().isEven()) {
-      return 0;
-    }
-    if (place.block() % width != 0) {
-      where.finer().add(place, new ChannelLayout(place.repeat(), (int) width));
-      return 0;
-    }
-    return (int) width;
-  }
-
-  private void attention(NodeProto n, FusedAttention attention, String value, ChannelPlace place) {
-    Map<String, ChannelPlace> known = attended.get(n.getOutput(0));
-    Map<String, ChannelPlace> all =
-        known != null ? known : attention.places(value, place, size, where.finer(), shapes);
-    fits &= all != null && place.equals(all.get(value));
-    fits &= attention.weight() == null || numbers(n) > 0;
-    if (!fits || known != null) {
-      return;
-    }
-    if (attention.weight() != null) {
-      made.add(attention.weight());
-      makers.add(n.getOutput(0));
-    }
-    attended.put(n.getOutput(0), all);
-    inner.add(n.getOutput(0));
-    attributes.addAll(attention.attributes(size, all));
-    all.forEach(
-        (v, at) -> {
-          if (n.getOutputList().contains(v)) {
-            add(v, at);
-          } else {
-            operand(n, n.getInputList().indexOf(v), at);
-          }
-        });
-  }
-
-  /** A product that makes the channels. */
-  private void made(NodeProto n, Use use, ChannelPlace place) {
-    OnnxWeight weight = weights.get(n.getOutput(0));
-    long[] dims = model.constant(weight.value()).dims();
-    fits &= dims[use.outputAxis()] == place.length(size);
-    fits &= use.kind() == Kind.CONV ? place.equals(ChannelPlace.image(dims)) : place.axis() == 1;
-    made.add(weight.name());
-    makers.add(n.getOutput(0));
-    slices.add(new Slice(n.getOutput(0), 1, weight.value(), use.outputAxis(), place.layout()));
-    if (use.kind() != Kind.MATMUL && n.getInputCount() > 2 && !n.getInput(2).isEmpty()) {
-      if (use.kind() == Kind.CONV) {
-        parameter(n, 2);
-      } else {
-        operand(n, 2, place);
-      }
-    }
-  }
-
-  /** A product or operator that reads the channels. */
-  private void read(NodeProto n, String value, ChannelPlace place) {
-    boolean joins =
-        Nodes.JOINING.contains(n.getOpType()) || Set.of("Concat", "MatMul").contains(n.getOpType());
-    if (n.getOutputCount() > 0 && !OnnxModel.isOwn(n)) {
-      runtimeOperator(n, value, place);
-      return;
-    }
-    if (n.getOutputCount() == 0 || !joins && n.getInputList().lastIndexOf(value) != 0) {
-      fits = false;
-      return;
-    }
-    Use use = uses.get(n.getOutput(0));
-    if (use != null && use.groups() == 1) {
-      readBy(n, use, value, value, place);
-    } else if (where.isImage(value, place) && isFlat(n)) {
-      String rows = n.getOutput(0);
-      List<NodeProto> products = consumers.getOrDefault(rows, List.of());
-      fits &= !products.isEmpty() && !outputs.contains(rows);
-      flat.add(rows);
-      for (NodeProto product : products) {
-        Use weight = product.getOutputCount() == 0 ? null : uses.get(product.getOutput(0));
-        fits &= weight != null && weight.kind() != Kind.CONV;
-        if (fits) {
-          readBy(product, weight, rows, value, place);
-        }
-      }
-    } else if (n.getOpType().equals("Shape")) {
-      fits &= !asksFor(n, value, place);
-    } else if (where.cuts().isCutting(n, place)) {
-      List<ChannelPlace> cut = where.cuts().pieces(n, place);
-      fits &= cut != null;
-      for (int i = 0; fits && i < n.getOutputCount(); i++) {
-        if (cut.get(i).each() > 0 && !n.getOutput(i).isEmpty()) {
-          pieces.add(n.getOutput(i));
-          add(n.getOutput(i), cut.get(i));
-        }
-      }
-    } else {
-      ChannelPlace after = where.after(n, place);
-      fits &= after != null;
-      // Whether it is an operator that may do so is seen where its output is visited.
-      for (String output : fits ? n.getOutputList() : List.<String>of()) {
-        if (!output.isEmpty()) {
-          add(output, after);
-        }
-      }
-    }
-  }
-
-  /** Whether it makes rows of images, the pixels of a channel one after the other. */
-  private boolean isFlat(NodeProto n) {
-    if (n.getOpType().equals("Flatten")) {
-      return Attributes.integer(n, "axis", 1) == 1;
-    }
-    long[] target = shapes.target(n);
-    return target != null && target.length == 2 && target[0] == 0 && target[1] == -1;
-  }
-
-  /** Whether somebody may get the number of channels from a Shape, and not as one number that is looked at later. */
-  private boolean asksFor(NodeProto n, String value, ChannelPlace place) {
-    if (Attributes.find(n, "start") != null || Attributes.find(n, "end") != null) {
-      int rank = shapes.rank(value);
-      int axis = rank - place.axis();
-      return rank < 0 || axis >= ValueShapes.start(n, rank) && axis < ValueShapes.end(n, rank);
-    }
-    for (NodeProto reader : consumers.getOrDefault(n.getOutput(0), List.of())) {
-      long[] axes =
-          Nodes.is(reader, "Gather") && reader.getInput(0).equals(n.getOutput(0))
-              ? shapes.numbers(reader.getInput(1))
-              : null;
-      if (axes == null) {
-        return true;
-      }
-      for (long axis : axes) {
-        int end = shapes.fromEnd(axis, value);
-        if (end == 0 || end == place.axis() && axes.length > 1) {
-          return true;
-        }
-        if (end == place.axis()) {
-          asked.add(reader.getOutput(0));
-        }
-      }
-    }
-    return outputs.contains(n.getOutput(0));
-  }
-
-  /**
-   * A product that sums over the channels.
-   *
-   * @param read what it reads: {@code activation}, or that made flat
-   * @param place where the activation has the channels
-   */
-  private void readBy(NodeProto n, Use use, String read, String activation, ChannelPlace place) {
-    OnnxWeight weight = weights.get(n.getOutput(0));
-    long[] dims = model.constant(weight.value()).dims();
-    long entries = dims[use.reductionAxis()];
-    boolean isFlat = !read.equals(activation);
-    boolean isConv = use.kind() == Kind.CONV;
-    fits &=
-        n.getInput(0).equals(read)
-            && n.getInputList().stream().filter(read::equals).count() == 1
-            && (isFlat
-                ? entries % size == 0
-                : entries == place.length(size) && place.layout().isEven())
-            && (isFlat || (isConv ? place.equals(ChannelPlace.image(dims)) : place.axis() == 1));
-    if (fits) {
-      Slice slice =
-          new Slice(
-              n.getOutput(0),
-              1,
-              weight.value(),
-              use.reductionAxis(),
-              isFlat ? new ChannelLayout(1, Math.toIntExact(entries / size)) : place.layout());
-      slices.add(slice);
-      readers.add(
-          new Reader(
-              activation,
-              n.getOutput(0),
-              weight.name(),
-              slice,
-              bias(n, use, dims[use.outputAxis()]),
-              isFlat || isConv));
-    }
-  }
-
-  /** Where a constant can be added to a product. */
-  private String bias(NodeProto n, Use use, long columns) {
-    boolean own = n.getInputCount() > 2 && !n.getInput(2).isEmpty();
-    switch (use.kind()) {
-      case GEMM -> {
-        boolean vector = own && ConstantVector.isVector(model, n.getInput(2), (int) columns);
-        return vector ? n.getOutput(0) : null;
-      }
-      case CONV -> {
-        // At the border the sum is of fewer pixels, and a constant is not what they lack.
-        OnnxInitializer c = own ? model.constant(n.getInput(2)) : null;
-        boolean padded =
-            Attributes.find(n, "auto_pad") != null
-                || Attributes.find(n, "pads") != null
-                    && Attributes.find(n, "pads").getIntsList().stream().anyMatch(p -> p != 0);
-        return c != null && Nodes.isFloat(c.type()) && !padded ? n.getOutput(0) : null;
-      }
-      default -> {
-        return ProductSite.biasAdd(model, n.getOutput(0), (int) columns, consumers);
-      }
-    }
-  }
-
-  /** An operator whose output has the channels: so have its inputs, or they are constants. */
-  private void operator(NodeProto n, ChannelPlace place) {
-    String type = n.getOpType();
-    String first = n.getInputCount() == 0 ? "" : n.getInput(0);
-    if (!type.equals("Split")
-        && n.getOutputList().stream().filter(o -> !o.isEmpty()).count() != 1) {
-      fits = false;
-    } else if (Nodes.UNARY.contains(type)
-        || SPATIAL.contains(type) && where.isImage(n.getOutput(0), place)) {
-      add(first, place);
-      for (int i = 1; i < n.getInputCount(); i++) {
-        fits &= isNumber(n.getInput(i)); // a Dropout's ratio
-      }
-    } else if (Nodes.JOINING.contains(type)) {
-      for (int i = 0; i < n.getInputCount(); i++) {
-        operand(n, i, place);
-      }
-    } else if (ALONG.contains(type)) {
-      fits &= where.isAlongOthers(n, place);
-      add(first, place);
-      for (int i = 1; i < n.getInputCount(); i++) {
-        // Axes, or what a norm multiplies with and adds, which all channels share.
-        OnnxInitializer c = model.constant(n.getInput(i));
-        fits &= n.getInput(i).isEmpty() || c != null && c.dims().length < place.axis();
-      }
-    } else if (type.equals("Expand")) {
-      fits &= where.reshapes().expands(n, place);
-      operand(n, 0, place);
-    } else if (type.equals("MatMul") && place.axis() > 2) {
-      inner.add(n.getOutput(0));
-      for (int i = 0; i < 2; i++) {
-        fits &= model.constant(n.getInput(i)) == null;
-        operand(n, i, place);
-      }
-    } else if (ChannelPlaces.isMoving(n)) {
-      ChannelPlace before = where.before(n, place);
-      fits &= before != null;
-      if (fits) {
-        add(first, before); // and where it has them behind that is compared
-      }
-    } else if (type.equals("Slice") || type.equals("Concat")) {
-      fits &= where.leavesWhole(n, place);
-      for (String input : type.equals("Slice") ? List.of(first) : n.getInputList()) {
-        add(input, place);
-      }
-    } else if (type.equals("BatchNormalization") && where.isSecond(n.getOutput(0), place)) {
-      add(first, place);
-      for (int i = 1; i < 5; i++) {
-        parameter(n, i);
-      }
-      fits &= Attributes.integer(n, "training_mode", 0) == 0;
-    } else if (isDepthwise(n) && where.isImage(n.getOutput(0), place)) {
-      String weight = weights.get(n.getOutput(0)).value();
-      fits &= model.constant(weight).dims()[0] == size;
-      depthwise.add(n.getOutput(0));
-      slices.add(new Slice(n.getOutput(0), 1, weight, 0, ONE));
-      add(first, place);
-      if (n.getInputCount() > 2 && !n.getInput(2).isEmpty()) {
-        parameter(n, 2);
-      }
-    } else {
-      fits = false;
-    }
-  }
-
-  private boolean isNumber(String value) {
-    OnnxInitializer c = model.constant(value);
-    return value.isEmpty() || c != null && c.elements() == 1;
-  }
-
-  /** An input that is the same for all channels, a constant with entries for each, or has the channels. */
-  private void operand(NodeProto n, int input, ChannelPlace place) {
-    String value = n.getInput(input);
-    long[] shape = shapes.of(value);
-    if (value.isEmpty()
-        || shape != null
-            && (shape.length < place.axis() || shapes.length(value, place.axis()) == 1)) {
-      return;
-    }
-    OnnxInitializer c = model.constant(value);
-    if (c == null) {
-      add(value, place);
-      return;
-    }
-    int at = c.dims().length - place.axis();
-    fits &= Nodes.isFloat(c.type()) && c.dims()[at] == place.length(size);
-    slices.add(new Slice(n.getOutput(0), input, value, at, place.layout()));
-  }
-
-  /** A constant with one entry a channel, whatever has them. */
-  private void parameter(NodeProto n, int input) {
-    OnnxInitializer c = model.constant(n.getInput(input));
-    fits &= c != null && Nodes.isFloat(c.type()) && c.dims().length == 1 && c.elements() == size;
-    slices.add(new Slice(n.getOutput(0), input, n.getInput(input), 0, ONE));
   }
 }

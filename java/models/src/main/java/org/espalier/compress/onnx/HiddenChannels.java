@@ -4,7 +4,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.stream.IntStream;
-import org.espalier.format.onnx.OnnxModel;
 
 /**
  * Channels that only products with constant weights make and read, with operators between them that treat each
@@ -160,13 +159,5 @@ record HiddenChannels(
         depthwise,
         inner,
         values);
-  }
-
-  /**
-   * The hidden channels of a model in graph order; those of a set of weights are found once. Keys and values that the
-   * model takes or gives keep their shapes.
-   */
-  static List<HiddenChannels> find(OnnxModel model) {
-    return new ChannelSearch(model, false).all();
   }
 }

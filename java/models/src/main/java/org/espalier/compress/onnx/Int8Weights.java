@@ -19,12 +19,12 @@ import org.espalier.op.FakeQuantize;
  * @param values the integers in the layout of the weights, direct
  * @param scales one a channel, positive
  */
-public record Int8Weights(ByteBuffer values, float[] scales) {
+record Int8Weights(ByteBuffer values, float[] scales) {
   /** The largest integer of 8 bits: the grid is symmetric, −128 is not used. */
-  public static final int MAX_8_BIT = 127;
+  static final int MAX_8_BIT = 127;
 
   /** The largest integer of 7 bits, for processors whose 8-bit products saturate. */
-  public static final int MAX_7_BIT = 63;
+  static final int MAX_7_BIT = 63;
 
   /**
    * Quantizes weights.
@@ -37,7 +37,7 @@ public record Int8Weights(ByteBuffer values, float[] scales) {
    * @param minimumScales the scale of each channel is at least this; null for no such bound
    * @throws InputException if a weight is NaN or infinite
    */
-  public static Int8Weights of(
+  static Int8Weights of(
       String name, FloatBuffer weights, long[] dims, int axis, int qmax, float[] minimumScales) {
     boolean[] dead = dead(weights.slice(), dims, axis, qmax);
     boolean anyDead = any(dead);

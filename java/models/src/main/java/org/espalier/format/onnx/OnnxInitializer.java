@@ -233,7 +233,7 @@ public final class OnnxInitializer {
   }
 
   /** This tensor in float32; itself where it is that. */
-  public OnnxInitializer asFloat32() {
+  OnnxInitializer asFloat32() {
     if (type == DataType.FLOAT) {
       return this;
     }

@@ -309,17 +309,6 @@ public final class OnnxModel {
     return null;
   }
 
-  /** Sets a metadata property. */
-  public void setMetadata(String key, String value) {
-    for (int i = 0; i < rest.getMetadataPropsCount(); i++) {
-      if (rest.getMetadataProps(i).getKey().equals(key)) {
-        rest.getMetadataPropsBuilder(i).setValue(value);
-        return;
-      }
-    }
-    rest.addMetadataProps(OnnxTensors.entry(key, value));
-  }
-
   /** The nodes of the main graph, in topological order; unmodifiable. */
   public List<NodeProto> nodes() {
     return nodes;
@@ -536,7 +525,7 @@ public final class OnnxModel {
    * Removes the graph inputs that carry the names of initializers, which formats before version 4
    * demanded and which make a constant replaceable later.
    */
-  public void constantInitializers() {
+  void constantInitializers() {
     if (rest.getIrVersion() < 4) {
       rest.setIrVersion(4);
     }
