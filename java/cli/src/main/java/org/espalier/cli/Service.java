@@ -183,6 +183,10 @@ final class Service implements HttpListener.Responder, AutoCloseable {
             .register(registry);
     refusals =
         Counter.builder("espalier.refused").description("Refused requests").register(registry);
+    addGauges();
+  }
+
+  private void addGauges() {
     Gauge.builder("espalier.pending", pending, PendingLabels::waiting)
         .description("Predictions whose outcome is not known yet")
         .register(registry);

@@ -80,29 +80,8 @@ final class StoreDiff implements Callable<Integer> {
         same++;
         continue;
       }
-      ObjectNode item = layers.addObject();
-      item.put("name", layer.name()).put("change", layer.change().name().toLowerCase(Locale.ROOT));
-      item.put("before", layer.before()).put("after", layer.after());
-      item.put("elements", layer.elements()).put("changed", layer.changed());
-      item.set("largest", Json.of(layer.largest()));
-      item.set("relative", Json.of(layer.relative()));
-      if (layer.zerosBefore() >= 0) {
-        item.put("zeros_before", layer.zerosBefore()).put("zeros_after", layer.zerosAfter());
-      }
-      boolean compared = layer.change() == Change.VALUES || layer.change() == Change.SAME;
-      double n = Math.max(1, layer.elements());
-      table.add(
-          layer.name(),
-          type(layer),
-          layer.change().name().toLowerCase(Locale.ROOT),
-          compared ? Format.percent(layer.changed() / n) : "",
-          compared ? number(layer.largest()) : "",
-          compared ? number(layer.relative()) : "",
-          compared && layer.zerosBefore() >= 0
-              ? Format.percent(layer.zerosBefore() / n)
-                  + " -> "
-                  + Format.percent(layer.zerosAfter() / n)
-              : "");
+      write(layer, layers.addObject());
+      add(layer, table);
     }
     if (common.json()) {
       common.print(json);
@@ -116,6 +95,34 @@ final class StoreDiff implements Callable<Integer> {
       common.out().println(same + " layers are the same");
     }
     return 0;
+  }
+
+  private static void write(Layer layer, ObjectNode item) {
+    item.put("name", layer.name()).put("change", layer.change().name().toLowerCase(Locale.ROOT));
+    item.put("before", layer.before()).put("after", layer.after());
+    item.put("elements", layer.elements()).put("changed", layer.changed());
+    item.set("largest", Json.of(layer.largest()));
+    item.set("relative", Json.of(layer.relative()));
+    if (layer.zerosBefore() >= 0) {
+      item.put("zeros_before", layer.zerosBefore()).put("zeros_after", layer.zerosAfter());
+    }
+  }
+
+  private static void add(Layer layer, Table table) {
+    boolean compared = layer.change() == Change.VALUES || layer.change() == Change.SAME;
+    double n = Math.max(1, layer.elements());
+    table.add(
+        layer.name(),
+        type(layer),
+        layer.change().name().toLowerCase(Locale.ROOT),
+        compared ? Format.percent(layer.changed() / n) : "",
+        compared ? number(layer.largest()) : "",
+        compared ? number(layer.relative()) : "",
+        compared && layer.zerosBefore() >= 0
+            ? Format.percent(layer.zerosBefore() / n)
+                + " -> "
+                + Format.percent(layer.zerosAfter() / n)
+            : "");
   }
 
   private static boolean isScript(Path model) {

@@ -9,6 +9,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
 import java.util.function.Predicate;
+import java.util.function.ToLongFunction;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
@@ -151,16 +152,7 @@ public final class OnnxPruner {
    */
   public static CheckpointPruner.Result prune(OnnxModel model, Job job, Progress progress) {
     long start = System.nanoTime();
-    List<Path> inputs = new ArrayList<>(model.files());
-    if (job.maskIn() != null) {
-      inputs.add(job.maskIn());
-    }
-    Path[] protectedFiles = inputs.toArray(Path[]::new);
-    Path target = AtomicFile.check(job.target(), protectedFiles);
-    if (job.maskOut() != null && AtomicFile.check(job.maskOut(), protectedFiles).equals(target)) {
-      throw new InputException(
-          "cannot write the masks to " + job.maskOut() + ": the pruned model goes there");
-    }
+    Path[] protectedFiles = protectedFiles(model, job);
     List<AutoCloseable> memory = new ArrayList<>();
     try (MaskFile maskIn = job.maskIn() == null ? null : MaskFile.open(job.maskIn())) {
       List<Candidate> chosen = candidates(model).stream().filter(job.choice()).toList();
@@ -171,26 +163,18 @@ public final class OnnxPruner {
       if (maskIn != null) {
         checkMasks(maskIn, chosen, job.maskIn());
       }
-      List<PieceBuffer> masks = new ArrayList<>();
-      if (job.maskOut() != null) {
-        for (Candidate candidate : chosen) {
-          PieceBuffer bits =
-              new PieceBuffer(Math.toIntExact((candidate.tensor().elements() + 7) / 8));
-          memory.add(bits);
-          masks.add(bits);
-        }
-      }
+      List<PieceBuffer> masks =
+          job.maskOut() == null
+              ? List.of()
+              : buffers(chosen, tensor -> (tensor.elements() + 7) / 8, memory);
+      List<PieceBuffer> outputs =
+          job.examples() != null ? List.of() : buffers(chosen, OnnxInitializer::byteLength, memory);
       List<MagnitudePrune.Weights> list = new ArrayList<>();
-      List<PieceBuffer> outputs = new ArrayList<>();
       for (int i = 0; i < chosen.size(); i++) {
         MagnitudePrune.Weights weights = weights(model, chosen.get(i), maskIn);
-        if (job.examples() == null) {
-          PieceBuffer output =
-              new PieceBuffer(Math.toIntExact(chosen.get(i).tensor().byteLength()));
-          memory.add(output);
-          outputs.add(output);
+        if (!outputs.isEmpty()) {
           Tensor view = weights.weights();
-          weights = weights.to(output.tensor(view.dtype(), view.shape()));
+          weights = weights.to(outputs.get(i).tensor(view.dtype(), view.shape()));
         }
         list.add(masks.isEmpty() ? weights : weights.maskOut(masks.get(i).pointer()));
       }
@@ -212,17 +196,11 @@ public final class OnnxPruner {
       progress.at(Progress.Phase.WRITE, 0, bytes);
       write(model, job, chosen, masks, protectedFiles);
       progress.at(Progress.Phase.WRITE, bytes, bytes);
-      List<MagnitudePrune.TensorResult> tensors = new ArrayList<>();
-      for (int i = 0; i < chosen.size(); i++) {
-        MagnitudePrune.TensorResult tensor = pruned.result().tensors().get(i);
-        tensors.add(
-            new MagnitudePrune.TensorResult(chosen.get(i).name(), tensor.total(), tensor.pruned()));
-      }
       return new CheckpointPruner.Result(
           pruned.result().total(),
           pruned.result().pruned(),
           pruned.result().threshold(),
-          List.copyOf(tensors),
+          named(pruned.result().tensors(), chosen),
           new Seconds(
               (read - start) * 1e-9,
               (pruned.selected() - read) * 1e-9,
@@ -231,6 +209,54 @@ public final class OnnxPruner {
     } finally {
       memory.forEach(OnnxPruner::close);
     }
+  }
+
+  /**
+   * The files that are not written to.
+   *
+   * @throws InputException if what is to be written cannot be
+   */
+  private static Path[] protectedFiles(OnnxModel model, Job job) {
+    List<Path> inputs = new ArrayList<>(model.files());
+    if (job.maskIn() != null) {
+      inputs.add(job.maskIn());
+    }
+    Path[] files = inputs.toArray(Path[]::new);
+    Path target = AtomicFile.check(job.target(), files);
+    if (job.maskOut() != null && AtomicFile.check(job.maskOut(), files).equals(target)) {
+      throw new InputException(
+          "cannot write the masks to " + job.maskOut() + ": the pruned model goes there");
+    }
+    return files;
+  }
+
+  /**
+   * Memory for each tensor.
+   *
+   * @param bytes of a tensor
+   * @param memory takes all that is made
+   */
+  private static List<PieceBuffer> buffers(
+      List<Candidate> chosen, ToLongFunction<OnnxInitializer> bytes, List<AutoCloseable> memory) {
+    List<PieceBuffer> made = new ArrayList<>();
+    for (Candidate candidate : chosen) {
+      PieceBuffer buffer = new PieceBuffer(Math.toIntExact(bytes.applyAsLong(candidate.tensor())));
+      memory.add(buffer);
+      made.add(buffer);
+    }
+    return made;
+  }
+
+  /** Results under the names of the tensors that they are of. */
+  private static List<MagnitudePrune.TensorResult> named(
+      List<MagnitudePrune.TensorResult> results, List<Candidate> chosen) {
+    List<MagnitudePrune.TensorResult> named = new ArrayList<>();
+    for (int i = 0; i < chosen.size(); i++) {
+      MagnitudePrune.TensorResult tensor = results.get(i);
+      named.add(
+          new MagnitudePrune.TensorResult(chosen.get(i).name(), tensor.total(), tensor.pruned()));
+    }
+    return List.copyOf(named);
   }
 
   /**

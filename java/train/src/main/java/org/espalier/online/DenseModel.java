@@ -5,8 +5,8 @@ import org.espalier.device.OwnedTensor;
 
 /** A model of dense layers with memory of its own: that of its weights, and room for a batch, made when one is larger. */
 abstract class DenseModel implements Learnable, OuterProduct {
-  private final Held memory = new Held();
-  private final Held room = new Held();
+  private final Opened memory = new Opened();
+  private final Opened room = new Opened();
   private int capacity;
   private volatile boolean closed;
 
@@ -18,9 +18,9 @@ abstract class DenseModel implements Learnable, OuterProduct {
   /**
    * Makes room for a batch of so many examples, at least one.
    *
-   * @param held takes what is to be closed when the room is too small
+   * @param opened takes what is to be closed when the room is too small
    */
-  abstract void makeRoom(int count, Held held);
+  abstract void makeRoom(int count, Opened opened);
 
   /**
    * Makes room for a batch where there is too little.

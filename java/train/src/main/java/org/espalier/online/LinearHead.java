@@ -55,15 +55,15 @@ public final class LinearHead extends DenseModel {
   }
 
   @Override
-  void makeRoom(int count, Held held) {
-    OwnedTensor rows = held.add(OwnedTensor.allocate(DType.F32, count, features));
-    OwnedTensor results = held.add(OwnedTensor.allocate(DType.F32, count, outputs));
+  void makeRoom(int count, Opened opened) {
+    OwnedTensor rows = opened.add(OwnedTensor.allocate(DType.F32, count, features));
+    OwnedTensor results = opened.add(OwnedTensor.allocate(DType.F32, count, outputs));
     rowMemory = buffer(rows);
     resultMemory = buffer(results);
     Weight weight = weights.get(0);
     Weight bias = weights.get(1);
-    working = held.add(new Linear(weight.working(), bias.working(), rows, results));
-    gradient = held.add(new Linear(weight.gradient(), bias.gradient(), rows, results));
+    working = opened.add(new Linear(weight.working(), bias.working(), rows, results));
+    gradient = opened.add(new Linear(weight.gradient(), bias.gradient(), rows, results));
   }
 
   /** The F32 elements of a tensor, for bulk copies. */

@@ -24,7 +24,7 @@ final class LossGradient implements AutoCloseable {
   private double distance;
 
   // Of the kernel, for softmax losses.
-  private final Held held = new Held();
+  private final Opened opened = new Opened();
   private final OwnedTensor student;
   private final OwnedTensor teacher;
   private final OwnedTensor slope;
@@ -58,10 +58,10 @@ final class LossGradient implements AutoCloseable {
     try {
       student = softmax ? logits() : null;
       slope = softmax ? logits() : null;
-      labels = softmax ? held.add(labels(capacity)) : null;
+      labels = softmax ? opened.add(labels(capacity)) : null;
       teacher = distils ? logits() : null;
     } catch (RuntimeException | Error e) {
-      held.close();
+      opened.close();
       throw e;
     }
     studentMemory = softmax ? LinearHead.buffer(student) : null;
@@ -74,7 +74,7 @@ final class LossGradient implements AutoCloseable {
   }
 
   private OwnedTensor logits() {
-    return held.add(OwnedTensor.allocate(DType.F32, capacity, columns));
+    return opened.add(OwnedTensor.allocate(DType.F32, capacity, columns));
   }
 
   /** Of the constraint, one an output. */
@@ -220,6 +220,6 @@ final class LossGradient implements AutoCloseable {
   @Override
   public void close() {
     kernels.values().forEach(KdSoftmaxLoss::close);
-    held.close();
+    opened.close();
   }
 }

@@ -133,9 +133,9 @@ public final class Perceptron extends DenseModel {
   }
 
   @Override
-  void makeRoom(int count, Held held) {
-    pass = held.add(new DensePass(dense, layerWeights, layerBiases, count));
-    slopes = held.add(new DenseSlopes(layers, pass, layerWeights, layerBiases, gradients));
+  void makeRoom(int count, Opened opened) {
+    pass = opened.add(new DensePass(dense, layerWeights, layerBiases, count));
+    slopes = opened.add(new DenseSlopes(layers, pass, layerWeights, layerBiases, gradients));
   }
 
   @Override

@@ -23,7 +23,7 @@ final class SequentialLearner implements AutoCloseable {
   private final Learnable model;
   private final OnlineSettings settings;
   private final LearnerEvents events;
-  private final Held held = new Held();
+  private final Opened opened = new Opened();
   private final WeightState state;
   private final LossGradient loss;
   private final Versions<Predictor> versions;
@@ -68,12 +68,13 @@ final class SequentialLearner implements AutoCloseable {
     drift = new DriftDetectors(settings.drift());
     try {
       loss =
-          held.add(new LossGradient(settings.loss(), settings.constraint(), model.outputs(), rows));
+          opened.add(
+              new LossGradient(settings.loss(), settings.constraint(), model.outputs(), rows));
       boolean draws = settings.privacy() != null && noiseKey == null;
       long key = draws ? new SecureRandom().nextLong() : noiseKey == null ? 0 : noiseKey;
-      state = held.add(new WeightState(model, settings, key));
-      answers = held.add(new BatchOutputs(model, settings, rows, this::fire));
-      versions = held.add(new Versions<>(model::predictor));
+      state = opened.add(new WeightState(model, settings, key));
+      answers = opened.add(new BatchOutputs(model, settings, rows, this::fire));
+      versions = opened.add(new Versions<>(model::predictor));
       lastGood = new LastGood(settings.guard().quality(), state);
       answers.teach(state.weights());
       identity = state.identity(model);
@@ -81,7 +82,7 @@ final class SequentialLearner implements AutoCloseable {
       lastGood.begin(beginning);
       publish();
     } catch (RuntimeException | Error e) {
-      held.close();
+      opened.close();
       throw e;
     }
   }
@@ -481,6 +482,6 @@ final class SequentialLearner implements AutoCloseable {
 
   @Override
   public void close() {
-    held.close();
+    opened.close();
   }
 }

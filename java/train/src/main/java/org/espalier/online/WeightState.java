@@ -31,8 +31,8 @@ final class WeightState implements AutoCloseable {
   private final List<Weight> weights;
   private final List<Weight> learned = new ArrayList<>();
   private final List<Weight> served = new ArrayList<>();
-  private final Held held = new Held();
-  private final StateMemory memory = held.add(new StateMemory());
+  private final Opened opened = new Opened();
+  private final StateMemory memory = opened.add(new StateMemory());
   private final List<FloatBuffer> averages = new ArrayList<>();
   private final List<FloatBuffer> workings = new ArrayList<>();
   private final List<FloatBuffer> latents = new ArrayList<>();
@@ -93,8 +93,8 @@ final class WeightState implements AutoCloseable {
       }
       weights.forEach(this::serve);
       findGrids();
-      optimizer = held.add(optimizer(settings));
-      norm = held.add(new GradientNorm(normed));
+      optimizer = opened.add(optimizer(settings));
+      norm = opened.add(new GradientNorm(normed));
       Privacy privacy = settings.privacy();
       if (privacy != null) {
         // Divided by the settings' size: the true one would tell about the examples.
@@ -102,7 +102,7 @@ final class WeightState implements AutoCloseable {
             new StepNoise(privacy.noise() * privacy.clip(), settings.batch(), noiseKey, 0));
       }
     } catch (RuntimeException | Error e) {
-      held.close();
+      opened.close();
       throw e;
     }
   }
@@ -179,7 +179,7 @@ final class WeightState implements AutoCloseable {
 
   /** The same for a table of which steps change the rows that were read: no product reads it, so it has no mask and no grid. */
   private GradientNorm.Gradient learnByRows(Weight w, OnlineSettings settings) {
-    TableRows rows = held.add(new TableRows(w, lookUps));
+    TableRows rows = opened.add(new TableRows(w, lookUps));
     if (settings.momentum() > 0) {
       rows.withMoment(memory.own(w.latent().elements()));
     }
@@ -476,6 +476,6 @@ final class WeightState implements AutoCloseable {
 
   @Override
   public void close() {
-    held.close();
+    opened.close();
   }
 }

@@ -62,52 +62,85 @@ final class ChannelWork {
       }
     }
     values.addAll(weights.keySet());
-    Map<String, NodeProto> producers = model.producers();
-    values.removeIf(value -> Nodes.is(producers.get(value), "IsNaN")); // of truths, no numbers
-    Map<String, Long> elements = new HashMap<>();
-    Map<String, long[]> shapes = new HashMap<>();
-    source.run(
-        model,
-        values,
-        (name, shape, v) -> {
-          elements.merge(name, (long) v.remaining(), Long::sum);
-          shapes.put(name, shape);
-        });
+    Seen seen = Seen.of(model, values, source);
     for (int s = 0; s < sizes.length; s++) {
       for (String value : sets.get(s).inner()) {
-        if (FusedAttention.of(producers.get(value)) != null) {
-          // As many steps as the text has are looked at twice, for their keys and their values.
-          double steps = shapes.get(value)[1];
-          products.add(new Product(s, -1, 2 * elements.get(value) * steps));
-          continue;
-        }
-        long[] left = shapes.get(producers.get(value).getInput(0));
-        long[] right = shapes.get(producers.get(value).getInput(1)); // one of both may have none
-        long summed = left != null ? left[left.length - 1] : right[right.length - 2];
-        products.add(new Product(s, -1, (double) elements.get(value) * summed));
+        products.add(new Product(s, -1, seen.inner(value)));
       }
     }
     weights.forEach(
         (node, slice) -> {
-          OnnxInitializer weight = model.constant(slice.constant());
           int outputs = read.containsKey(node) ? 1 - slice.axis() : slice.axis();
-          boolean attends = FusedAttention.of(producers.get(node)) != null;
-          // What an attention gives are as many numbers as its queries alone.
-          double times = attends ? slice.layout().repeat() : 1;
-          double rows = times * elements.get(node) / weight.dims()[outputs];
-          // What is no channel's stays.
-          double share = 1 - (double) slice.layout().rest() / weight.dims()[slice.axis()];
           products.add(
               new Product(
                   read.getOrDefault(node, -1),
                   made.getOrDefault(node, -1),
-                  rows * weight.elements() * share));
+                  seen.weighted(node, slice, outputs)));
         });
     numbers =
         sets.stream()
-            .mapToDouble(
-                set -> set.values().stream().mapToLong(v -> elements.getOrDefault(v, 0L)).sum())
+            .mapToDouble(set -> set.values().stream().mapToLong(seen::elements).sum())
             .toArray();
+  }
+
+  /**
+   * How large values were.
+   *
+   * @param elements over all runs
+   * @param shapes of the last one
+   */
+  private record Seen(
+      OnnxModel model,
+      Map<String, NodeProto> producers,
+      Map<String, Long> elements,
+      Map<String, long[]> shapes) {
+    static Seen of(OnnxModel model, Set<String> values, ActivationSource source) {
+      Seen seen = new Seen(model, model.producers(), new HashMap<>(), new HashMap<>());
+      values.removeIf(v -> Nodes.is(seen.producers.get(v), "IsNaN")); // of truths, no numbers
+      source.run(
+          model,
+          values,
+          (name, shape, v) -> {
+            seen.elements.merge(name, (long) v.remaining(), Long::sum);
+            seen.shapes.put(name, shape);
+          });
+      return seen;
+    }
+
+    /** 0 of what was not asked for. */
+    long elements(String value) {
+      return elements.getOrDefault(value, 0L);
+    }
+
+    /** The multiplications of a product of two values, or of an attention. */
+    double inner(String value) {
+      NodeProto n = producers.get(value);
+      if (FusedAttention.of(n) != null) {
+        // As many steps as the text has are looked at twice, for their keys and their values.
+        return 2.0 * elements.get(value) * shapes.get(value)[1];
+      }
+      long[] left = shapes.get(n.getInput(0));
+      long[] right = shapes.get(n.getInput(1)); // one of both may have none
+      long summed = left != null ? left[left.length - 1] : right[right.length - 2];
+      return (double) elements.get(value) * summed;
+    }
+
+    /**
+     * The multiplications of a product with a weight.
+     *
+     * @param slice of the weight
+     * @param outputs its axis of outputs
+     */
+    double weighted(String node, Slice slice, int outputs) {
+      OnnxInitializer weight = model.constant(slice.constant());
+      boolean attends = FusedAttention.of(producers.get(node)) != null;
+      // What an attention gives are as many numbers as its queries alone.
+      double times = attends ? slice.layout().repeat() : 1;
+      double rows = times * elements.get(node) / weight.dims()[outputs];
+      // What is no channel's stays.
+      double share = 1 - (double) slice.layout().rest() / weight.dims()[slice.axis()];
+      return rows * weight.elements() * share;
+    }
   }
 
   /**

@@ -121,20 +121,7 @@ final class OnnxFile {
     }
     try (AtomicFile dataFile = AtomicFile.create(data, all);
         AtomicFile file = AtomicFile.create(target, all)) {
-      List<TensorProto> tensors = new ArrayList<>();
-      long offset = 0;
-      for (OnnxInitializer i : model.initializers()) {
-        if (i.fitsMessage() && i.byteLength() < EXTERNAL_MINIMUM || i.type() == DataType.STRING) {
-          tensors.add(i.message());
-          continue;
-        }
-        long padding = Math.floorMod(-offset, PAGE);
-        dataFile.write(ByteBuffer.allocate((int) padding));
-        offset += padding;
-        tensors.add(i.externalMessage(data.getFileName().toString(), offset));
-        i.parts().forEach(dataFile::write);
-        offset += i.byteLength();
-      }
+      List<TensorProto> tensors = writeData(model, data.getFileName().toString(), dataFile);
       long size = 64;
       for (TensorProto t : tensors) {
         size += t.getSerializedSize() + 16L;
@@ -161,6 +148,30 @@ final class OnnxFile {
       }
     }
     return List.of(target, data);
+  }
+
+  /**
+   * Writes the data of all but small tensors.
+   *
+   * @param name of the file
+   * @return the messages of all tensors, which refer to it
+   */
+  private static List<TensorProto> writeData(OnnxModel model, String name, AtomicFile file) {
+    List<TensorProto> tensors = new ArrayList<>();
+    long offset = 0;
+    for (OnnxInitializer i : model.initializers()) {
+      if (i.fitsMessage() && i.byteLength() < EXTERNAL_MINIMUM || i.type() == DataType.STRING) {
+        tensors.add(i.message());
+        continue;
+      }
+      long padding = Math.floorMod(-offset, PAGE);
+      file.write(ByteBuffer.allocate((int) padding));
+      offset += padding;
+      tensors.add(i.externalMessage(name, offset));
+      i.parts().forEach(file::write);
+      offset += i.byteLength();
+    }
+    return tensors;
   }
 
   private static boolean isOurs(Path previous, List<Path> kept) {

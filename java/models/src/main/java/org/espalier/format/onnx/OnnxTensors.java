@@ -109,29 +109,40 @@ final class OnnxTensors {
       if (type == DataType.STRING) {
         throw new InputException(where + " has strings in a file of its own");
       }
-      return;
-    }
-    if (forms > 1) {
+    } else if (forms > 1) {
       throw new InputException(where + " has data of more than one kind");
+    } else if (t.hasRawData()) {
+      checkRaw(t, bytes, where);
+    } else {
+      checkTyped(t, elements, bytes, forms > 0, where);
     }
-    if (t.hasRawData()) {
-      if (type == DataType.STRING) {
-        throw new InputException(where + " has strings as raw data");
-      }
-      if (t.getRawData().size() != bytes) {
-        throw new InputException(
-            where
-                + " has "
-                + t.getRawData().size()
-                + " bytes of data where its dimensions "
-                + t.getDimsList()
-                + " of "
-                + type
-                + " take "
-                + bytes);
-      }
-      return;
+  }
+
+  private static void checkRaw(TensorProto t, long bytes, String where) {
+    DataType type = type(t);
+    if (type == DataType.STRING) {
+      throw new InputException(where + " has strings as raw data");
     }
+    if (t.getRawData().size() != bytes) {
+      throw new InputException(
+          where
+              + " has "
+              + t.getRawData().size()
+              + " bytes of data where its dimensions "
+              + t.getDimsList()
+              + " of "
+              + type
+              + " take "
+              + bytes);
+    }
+  }
+
+  /**
+   * @param hasAny whether it has values of some type
+   */
+  private static void checkTyped(
+      TensorProto t, long elements, long bytes, boolean hasAny, String where) {
+    DataType type = type(t);
     long given = typedCount(t, type);
     long wanted =
         switch (type) {
@@ -139,7 +150,7 @@ final class OnnxTensors {
           case UINT4, INT4 -> bytes;
           default -> elements;
         };
-    if (given != wanted || given == 0 && forms > 0) {
+    if (given != wanted || given == 0 && hasAny) {
       throw new InputException(
           where
               + " has "

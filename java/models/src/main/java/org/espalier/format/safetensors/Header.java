@@ -167,6 +167,12 @@ record Header(SortedMap<String, TensorInfo> tensors, Map<String, String> metadat
               + " has no "
               + (dtype == null ? "dtype" : shape == null ? "shape" : "data_offsets"));
     }
+    return tensor(name, dtype, shape, offsets, where);
+  }
+
+  /** Checks what a header says of a tensor. */
+  private static TensorInfo tensor(
+      String name, SafetensorsDtype dtype, List<Long> shape, List<Long> offsets, String where) {
     if (offsets.size() != 2) {
       throw new InputException(
           where + ": data_offsets has " + offsets.size() + " numbers; [begin, end] is right");

@@ -217,6 +217,36 @@ final class Compiler {
     model.outputs().forEach(v -> materialize(slot(v.getName())));
   }
 
+  /** What is known of what a step makes, as {@link #define} takes it. */
+  private record Known(boolean constant, boolean weight, boolean shapes, boolean values) {}
+
+  /**
+   * What follows from all that a step reads.
+   *
+   * @param sources the slots of its inputs, negative where it has none
+   */
+  private Known known(Operator operator, int[] sources) {
+    boolean allConstant = !operator.opaque();
+    boolean allWeight = !operator.opaque() && sources.length > 0;
+    boolean allShapes = !operator.opaque();
+    boolean allValues = !operator.opaque();
+    boolean hostKnown = true;
+    for (int i = 0; i < sources.length; i++) {
+      int s = sources[i];
+      if (s >= 0) {
+        allConstant &= constant.get(s);
+        allWeight &= weight.get(s) || constant.get(s);
+        allShapes &= shapeKnown.get(s);
+        allValues &= valueKnown.get(s);
+        hostKnown &= valueKnown.get(s) || !operator.readsOnHost(i);
+      }
+    }
+    boolean describes = operator.name().equals("Shape") || operator.name().equals("Size");
+    boolean values = allValues || describes && allShapes;
+    return new Known(
+        allConstant, allWeight && !allConstant, values || allShapes && hostKnown, values);
+  }
+
   private void step(Source source, List<Step> steps) {
     NodeProto n = source.node();
     long opset = opset(n);
@@ -240,31 +270,13 @@ final class Compiler {
     Node node = new Node(n, opset, where, i -> integers(sources[i]));
     Kernel kernel = operator.build().apply(node);
     node.refuseUnread();
-    boolean isControl = control.containsValue(operator);
-    boolean allConstant = !operator.opaque();
-    boolean allWeight = !operator.opaque() && sources.length > 0;
-    boolean allShapes = !operator.opaque();
-    boolean allValues = !operator.opaque();
-    boolean hostKnown = true;
-    for (int i = 0; i < sources.length; i++) {
-      int s = sources[i];
-      if (s >= 0) {
-        allConstant &= constant.get(s);
-        allWeight &= weight.get(s) || constant.get(s);
-        allShapes &= shapeKnown.get(s);
-        allValues &= valueKnown.get(s);
-        hostKnown &= valueKnown.get(s) || !operator.readsOnHost(i);
-      }
-    }
-    boolean describes = operator.name().equals("Shape") || operator.name().equals("Size");
-    boolean values = allValues || describes && allShapes;
-    boolean shapes = values || allShapes && hostKnown;
+    Known made = known(operator, sources);
     int[] targets = new int[n.getOutputCount()];
     for (int i = 0; i < targets.length; i++) {
       targets[i] =
           n.getOutput(i).isEmpty()
               ? -1
-              : define(n.getOutput(i), allConstant, allWeight && !allConstant, shapes, values);
+              : define(n.getOutput(i), made.constant, made.weight, made.shapes, made.values);
     }
     boolean[] activations = new boolean[Math.min(2, sources.length)];
     for (int i = 0; i < activations.length; i++) {
@@ -289,7 +301,7 @@ final class Compiler {
             opset,
             source.identity(),
             activations);
-    if (allConstant && !isControl) {
+    if (made.constant && !control.containsValue(operator)) {
       step.run();
     } else {
       steps.add(step);

@@ -7,7 +7,7 @@ import java.util.Deque;
  * What an object has opened and closes with itself, the last first. A constructor that fails closes it too, for nobody
  * else can. Not safe for several threads.
  */
-final class Held implements AutoCloseable {
+final class Opened implements AutoCloseable {
   private final Deque<AutoCloseable> all = new ArrayDeque<>();
 
   /** Takes one more, and gives it back. */
