@@ -16,6 +16,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -172,7 +173,7 @@ class CompressResumeTest extends SmallClassifierRuns {
           "--resume");
     }
     for (int length : new int[] {0, 10, 75, good.length - 1}) {
-      Files.write(checkpoint, java.util.Arrays.copyOf(good, length));
+      Files.write(checkpoint, Arrays.copyOf(good, length));
       Run.refused(
           folder,
           new String[] {"checkpoint", "damaged"},

@@ -11,6 +11,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Locale;
 import java.util.zip.ZipEntry;
 import java.util.zip.ZipOutputStream;
 import org.espalier.InputException;
@@ -90,7 +91,7 @@ class MavenFilesTest {
   @Test
   void checksTheSum() {
     files.file(MavenEntry.parse(MODEL + "#sha256=" + SHA256));
-    files.file(MavenEntry.parse(MODEL + "#sha256=" + SHA256.toUpperCase(java.util.Locale.ROOT)));
+    files.file(MavenEntry.parse(MODEL + "#sha256=" + SHA256.toUpperCase(Locale.ROOT)));
     String wrong = MODEL + "#sha256=" + "0".repeat(64);
     // Both from the cache and from the artefact.
     for (MavenFiles some :

@@ -23,6 +23,8 @@ import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -219,8 +221,7 @@ class OnlineOnnxTest {
     Service.Limits frozen = new Service.Limits(100_000, 1e6, 100, 1_000_000, false);
     try (Service service = new Service(ModelStore.open(store), frozen, null, null, null, null)) {
       int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
-      JsonNode answer =
-          post(port, "/predict", "{\"features\": " + java.util.Arrays.toString(x) + "}");
+      JsonNode answer = post(port, "/predict", "{\"features\": " + Arrays.toString(x) + "}");
       assertEquals(10, answer.get("outputs").size());
       for (int c = 0; c < 10; c++) {
         assertEquals(expected[c], answer.get("outputs").get(c).floatValue(), 1e-4);
@@ -230,7 +231,7 @@ class OnlineOnnxTest {
     Path stream =
         Files.writeString(
             folder.resolve("images.jsonl"),
-            ("{\"features\": " + java.util.Arrays.toString(x) + ", \"label\": 7}\n").repeat(20));
+            ("{\"features\": " + Arrays.toString(x) + ", \"label\": 7}\n").repeat(20));
     Run.online(stream, recipe, folder.resolve("learned"), "--model", images).done();
     Path learned = folder.resolve("learned/versions/1/model/model.onnx");
     float[] after = run(learned, "x", new long[] {1, 3, 16, 16}, x).get("y");
@@ -428,7 +429,7 @@ class OnlineOnnxTest {
   private static Map<String, float[]> run(Path file, String input, long[] shape, float[] values)
       throws OrtException {
     OrtEnvironment environment = OrtEnvironment.getEnvironment();
-    Map<String, float[]> all = new java.util.HashMap<>();
+    Map<String, float[]> all = new HashMap<>();
     try (OrtSession session = environment.createSession(file.toString());
         OnnxTensor x = OnnxTensor.createTensor(environment, FloatBuffer.wrap(values), shape);
         OrtSession.Result result = session.run(Map.of(input, x))) {

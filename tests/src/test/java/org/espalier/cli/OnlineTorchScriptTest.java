@@ -18,6 +18,7 @@ import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.bytedeco.javacpp.FloatPointer;
@@ -207,7 +208,7 @@ class OnlineTorchScriptTest {
     refused(publish, text, "is not a TorchScript module");
     refused("online", text, "is not a TorchScript module");
     byte[] bytes = Files.readAllBytes(model);
-    Path cut = Files.write(folder.resolve("cut.pt"), java.util.Arrays.copyOf(bytes, 3000));
+    Path cut = Files.write(folder.resolve("cut.pt"), Arrays.copyOf(bytes, 3000));
     refused(publish, cut, "is not a TorchScript module");
     Path frozen = saved("frozen.pt", TWO_LAYERS, true);
     refused(publish, frozen, "it was frozen");

@@ -12,6 +12,7 @@ import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import java.util.TreeMap;
 import java.util.stream.Stream;
@@ -95,7 +96,7 @@ record Run(int code, String out, String err) {
         content.put(
             path.toString(),
             Files.isRegularFile(path)
-                ? Files.size(path) + " " + java.util.Arrays.hashCode(Files.readAllBytes(path))
+                ? Files.size(path) + " " + Arrays.hashCode(Files.readAllBytes(path))
                 : "folder");
       }
     } catch (IOException e) {

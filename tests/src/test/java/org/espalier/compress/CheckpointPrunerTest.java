@@ -9,8 +9,12 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
@@ -222,12 +226,11 @@ class CheckpointPrunerTest {
     byte[] aligned = Files.readAllBytes(source.file(model));
     // One space more in the header moves all tensors to odd places.
     byte[] odd = new byte[aligned.length + 1];
-    int header =
-        (int) java.nio.ByteBuffer.wrap(aligned).order(java.nio.ByteOrder.LITTLE_ENDIAN).getLong();
+    int header = (int) ByteBuffer.wrap(aligned).order(ByteOrder.LITTLE_ENDIAN).getLong();
     System.arraycopy(aligned, 0, odd, 0, 8 + header);
     odd[8 + header] = ' ';
     System.arraycopy(aligned, 8 + header, odd, 9 + header, aligned.length - 8 - header);
-    java.nio.ByteBuffer.wrap(odd).order(java.nio.ByteOrder.LITTLE_ENDIAN).putLong(header + 1L);
+    ByteBuffer.wrap(odd).order(ByteOrder.LITTLE_ENDIAN).putLong(header + 1L);
     Files.write(model, odd);
     try (SafetensorsFile file = SafetensorsFile.open(model)) {
       assertFalse(file.isAligned(file.tensor("lm_head.weight")));
@@ -350,9 +353,8 @@ class CheckpointPrunerTest {
                 .formatted(bytes, 16 + bytes);
     header += " ".repeat((8 - header.length() % 8) % 8);
     RawSafetensors.write(model, header, 16);
-    try (java.nio.channels.FileChannel channel =
-        java.nio.channels.FileChannel.open(model, java.nio.file.StandardOpenOption.WRITE)) {
-      channel.write(java.nio.ByteBuffer.wrap(new byte[1]), 8L + header.length() + 16 + bytes - 1);
+    try (FileChannel channel = FileChannel.open(model, StandardOpenOption.WRITE)) {
+      channel.write(ByteBuffer.wrap(new byte[1]), 8L + header.length() + 16 + bytes - 1);
     }
     assertRefused(target, new Amount(0.5, Scope.GLOBAL), "left", "it needs");
   }

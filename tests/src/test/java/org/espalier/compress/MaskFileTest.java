@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -72,7 +73,7 @@ class MaskFileTest {
                 .formatted(dtype, bytes, bytes);
     byte[] file = RawSafetensors.bytes(header, bytes);
     file[file.length - 1] = (byte) 0x8f;
-    Path path = java.nio.file.Files.write(folder.resolve("m"), file);
+    Path path = Files.write(folder.resolve("m"), file);
     InputException e = assertThrows(InputException.class, () -> MaskFile.open(path));
     assertTrue(e.getMessage().contains(message), e.getMessage());
     assertTrue(e.getMessage().contains(path.toString()), e.getMessage());

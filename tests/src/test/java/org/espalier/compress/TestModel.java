@@ -5,6 +5,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -26,7 +27,7 @@ final class TestModel {
 
   /** Adds a tensor of those values, rounded towards zero to its type. */
   TestModel add(String name, SafetensorsDtype dtype, float[] values, long... shape) {
-    List<Long> sizes = java.util.Arrays.stream(shape).boxed().toList();
+    List<Long> sizes = Arrays.stream(shape).boxed().toList();
     specs.put(name, new TensorSpec(name, dtype, sizes));
     bytes.put(name, encode(dtype, values));
     return this;
@@ -34,7 +35,7 @@ final class TestModel {
 
   /** Adds a tensor of normal values, some of them equal and some of them zero. */
   TestModel addRandom(Random random, String name, SafetensorsDtype dtype, long... shape) {
-    float[] values = new float[(int) java.util.Arrays.stream(shape).reduce(1, (a, b) -> a * b)];
+    float[] values = new float[(int) Arrays.stream(shape).reduce(1, (a, b) -> a * b)];
     for (int i = 0; i < values.length; i++) {
       float value = (float) random.nextGaussian() * 0.05f;
       values[i] = random.nextInt(3) == 0 ? Math.round(value * 100) / 100f : value;

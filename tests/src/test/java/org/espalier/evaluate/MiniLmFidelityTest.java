@@ -11,6 +11,7 @@ import java.net.URISyntaxException;
 import java.net.URL;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
@@ -126,7 +127,7 @@ class MiniLmFidelityTest {
       // [CLS] hello world [SEP]
       assertEquals(
           List.of(101L, 7592L, 2088L, 102L),
-          java.util.Arrays.stream(tokenizer.encode("Hello world").ids()).boxed().toList());
+          Arrays.stream(tokenizer.encode("Hello world").ids()).boxed().toList());
     }
     Path broken = Files.writeString(folder.resolve("broken.json"), "{");
     InputException e = assertThrows(InputException.class, () -> new TextTokenizer(broken, 16));

@@ -17,6 +17,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.Set;
+import java.util.TreeSet;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
@@ -579,7 +580,7 @@ class OnlineLearnerTest {
         learner.learn(stream.subList(at, at + 10));
       }
       events = seen.size();
-      Set<Event.Kind> kinds = new java.util.TreeSet<>();
+      Set<Event.Kind> kinds = new TreeSet<>();
       seen.forEach(e -> kinds.add(e.kind()));
       assertTrue(
           kinds.containsAll(

@@ -121,7 +121,7 @@ class PerceptronTest {
     Map<String, float[]> all = new HashMap<>();
     for (Weight w : model.weights()) {
       float[] copy = new float[(int) w.gradient().elements()];
-      LinearHead.buffer(w.gradient()).get(0, copy);
+      Floats.of(w.gradient()).get(0, copy);
       all.put(w.name(), copy);
     }
     return all;

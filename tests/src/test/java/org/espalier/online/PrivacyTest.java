@@ -8,8 +8,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
+import java.util.function.UnaryOperator;
 import org.espalier.device.Tensor;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -94,7 +97,7 @@ class PrivacyTest {
       double[] sum = new double[3 * FEATURES + 3];
       for (int i = 0; i < rows; i++) {
         head.forward(new float[][] {x[i]}, 1, new float[3]);
-        float[] own = java.util.Arrays.copyOfRange(slope, 3 * i, 3 * i + 3);
+        float[] own = Arrays.copyOfRange(slope, 3 * i, 3 * i + 3);
         head.backward(own, 1);
         double[] plain = gradient(head);
         assertEquals(i == 0 ? 0 : 1, head.backwardClipped(own, 1, bound));
@@ -121,7 +124,7 @@ class PrivacyTest {
     for (Weight w : head.weights()) {
       Tensor gradient = w.gradient();
       for (int i = 0; i < gradient.elements(); i++) {
-        all[k++] = LinearHead.buffer(gradient).get(i);
+        all[k++] = Floats.of(gradient).get(i);
       }
     }
     return all;
@@ -172,7 +175,7 @@ class PrivacyTest {
       learner.save(out);
       byte[] state = out.toByteArray();
       for (int i = 0; i + 8 <= state.length; i++) {
-        assertNotEquals(key, java.nio.ByteBuffer.wrap(state, i, 8).getLong());
+        assertNotEquals(key, ByteBuffer.wrap(state, i, 8).getLong());
       }
     }
   }
@@ -292,8 +295,7 @@ class PrivacyTest {
     assertThrows(IllegalArgumentException.class, () -> new Privacy(1, 1, 1e-5, 0));
   }
 
-  private static void refused(
-      String word, java.util.function.UnaryOperator<OnlineSettings.Builder> with) {
+  private static void refused(String word, UnaryOperator<OnlineSettings.Builder> with) {
     IllegalArgumentException e =
         assertThrows(
             IllegalArgumentException.class, () -> with.apply(Streams.crossEntropy(0.1)).build());

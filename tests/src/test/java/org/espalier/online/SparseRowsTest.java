@@ -19,6 +19,7 @@ import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.PrintStream;
+import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -397,9 +398,9 @@ class SparseRowsTest {
                 model, settings(SparseRows.ALWAYS).adamW(OnlineSettings.AdamW.DEFAULTS).build())) {
       learner.learn(List.of(Example.of(new float[] {5, 3}, 1)));
       // The output is finite, and the gradient of the item is not.
-      LinearHead.buffer(table(model, "users").latent()).put(5 * WIDTH, 3e38f);
-      LinearHead.buffer(table(model, "items").latent()).put(3 * WIDTH, 0);
-      LinearHead.buffer(table(model, "head").latent()).put(0, 10);
+      Floats.of(table(model, "users").latent()).put(5 * WIDTH, 3e38f);
+      Floats.of(table(model, "items").latent()).put(3 * WIDTH, 0);
+      Floats.of(table(model, "head").latent()).put(0, 10);
       Map<String, float[]> before = learner.weights();
       List<String> told = new ArrayList<>();
       learner.onEvent(e -> told.add(e.evidence()));
@@ -429,7 +430,7 @@ class SparseRowsTest {
         assertTrue(state.gradientNorm(model.weights()).norm() > 0);
         state.step(0.1);
         float[] users = new float[USERS * WIDTH];
-        LinearHead.buffer(table(model, "users").latent()).get(0, users);
+        Floats.of(table(model, "users").latent()).get(0, users);
         int moments = 0;
         for (float[] memory : state.checkpoint().floats()) {
           moments += !Arrays.equals(memory, users) && memory[5 * WIDTH] != 0 ? 1 : 0;
@@ -502,7 +503,7 @@ class SparseRowsTest {
       learner.learn(visits(64, 1)); // both versions have memory
       float[] probe = {2000, 1};
       float[] items = learner.weights().get("items");
-      LinearHead.buffer(table(model, "users").latent()).put(2000 * WIDTH, 1e6f);
+      Floats.of(table(model, "users").latent()).put(2000 * WIDTH, 1e6f);
       assertTrue(Math.abs(items[WIDTH]) > 1e-3);
       for (int i = 0; i < 4; i++) {
         learner.learn(visits(16, 3 + i));
@@ -566,8 +567,7 @@ class SparseRowsTest {
             .addOutput(value("b", DataType.FLOAT, -1, 2));
     g.addInitializer(floats("inner", new Random(2), 1, USERS, 2));
     g.addNode(node("Gather", "", List.of("inner", "user"), "outer"));
-    g.addInitializer(
-        SmallModels.tensor("yes", DataType.BOOL, java.nio.ByteBuffer.wrap(new byte[] {1})));
+    g.addInitializer(SmallModels.tensor("yes", DataType.BOOL, ByteBuffer.wrap(new byte[] {1})));
     g.addNode(SmallModels.choice("/chosen", "yes", "chosen", branch));
     g.addInitializer(floats("backwards", new Random(2), 1, USERS, 2));
     g.addNode(node("Gather", "", List.of("backwards", "user"), "back", attribute("axis", -2)));

@@ -12,6 +12,7 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -277,8 +278,8 @@ class TorchLearnableTest {
   void gradientsAreThoseOfTheLastBatch() {
     Libtorch.load();
     float[][] x = {new float[FEATURES], new float[FEATURES], new float[FEATURES]};
-    java.util.Arrays.fill(x[0], 0.5f);
-    java.util.Arrays.fill(x[1], -2);
+    Arrays.fill(x[0], 0.5f);
+    Arrays.fill(x[1], -2);
     float[] slope = {1, -2, 0.5f, 3, 0, 1};
     try (TorchLearnable model =
         new TorchLearnable(
@@ -318,7 +319,7 @@ class TorchLearnableTest {
     List<float[]> list = new ArrayList<>();
     for (Weight w : model.weights()) {
       float[] copy = new float[(int) w.gradient().elements()];
-      LinearHead.buffer(w.gradient()).get(0, copy);
+      Floats.of(w.gradient()).get(0, copy);
       list.add(copy);
     }
     return list;
@@ -455,7 +456,7 @@ class TorchLearnableTest {
     List<Float> all = new ArrayList<>();
     for (Weight w : model.weights()) {
       for (int i = 0; i < w.gradient().elements(); i++) {
-        all.add(LinearHead.buffer(w.gradient()).get(i));
+        all.add(Floats.of(w.gradient()).get(i));
       }
     }
     float[] values = new float[all.size()];

@@ -4,7 +4,9 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.util.ArrayList;
 import java.util.List;
+import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -43,8 +45,8 @@ class ZeroDistanceTest {
    */
   @Test
   void multipliersRemoveTheBiasThatAPenaltyLeaves() {
-    java.util.Random random = new java.util.Random(2);
-    List<Example> stream = new java.util.ArrayList<>();
+    Random random = new Random(2);
+    List<Example> stream = new ArrayList<>();
     for (int i = 0; i < 20_000; i++) {
       float y = random.nextInt(4) == 0 ? 4 : 0; // median 0, mean 1
       stream.add(Example.of(new float[] {1}, y));

@@ -1,5 +1,7 @@
 package org.espalier.op;
 
+import java.util.Arrays;
+
 /**
  * fake_quantize in plain Java. Places on the grid come from one float multiplication or division, as
  * the definition says; everything after it is exact in double.
@@ -63,8 +65,8 @@ final class FakeQuantizeReference {
   /** Minima and maxima of the finite values of each channel; +inf and -inf where there are none. */
   static float[][] ranges(float[] x, Shape shape) {
     float[][] ranges = new float[2][shape.channels()];
-    java.util.Arrays.fill(ranges[0], Float.POSITIVE_INFINITY);
-    java.util.Arrays.fill(ranges[1], Float.NEGATIVE_INFINITY);
+    Arrays.fill(ranges[0], Float.POSITIVE_INFINITY);
+    Arrays.fill(ranges[1], Float.NEGATIVE_INFINITY);
     for (int i = 0; i < x.length; i++) {
       if (Float.isFinite(x[i])) {
         int c = shape.channelOf(i);

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.PointerScope;
@@ -68,7 +69,7 @@ class GradientNormTest {
             g[16] = Float.POSITIVE_INFINITY;
             g[36] = Float.NEGATIVE_INFINITY;
             boolean[] mask = new boolean[37];
-            java.util.Arrays.fill(mask, true);
+            Arrays.fill(mask, true);
             mask[36] = false;
             try (OwnedTensor tensor = Numbers.tensor(DType.F32, g);
                 BytePointer bits = Numbers.bits(mask);

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -591,7 +592,7 @@ class MagnitudePruneTest {
     return new BytePointer(bits).position(element / 8);
   }
 
-  private static java.nio.ByteBuffer bytes(BytePointer bits) {
+  private static ByteBuffer bytes(BytePointer bits) {
     return bits.asByteBuffer();
   }
 

@@ -21,6 +21,7 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -142,7 +143,7 @@ class GraphScriptTest {
         .setName(name)
         .setDataType(DataType.FLOAT.getNumber())
         .addDims(n)
-        .addAllFloatData(java.util.Collections.nCopies(n, 1f))
+        .addAllFloatData(Collections.nCopies(n, 1f))
         .build();
   }
 

@@ -477,7 +477,7 @@ class OnnxCompressionTest {
         assertArrayEquals(whole, bytes(c.export()), "stopped in stage " + stage);
         assertEquals(3, c.stages().size());
       }
-      byte[] cut = java.util.Arrays.copyOf(saved, saved.length - 7);
+      byte[] cut = Arrays.copyOf(saved, saved.length - 7);
       try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {
         assertThrows(InputException.class, () -> c.restore(new ByteArrayInputStream(cut)));
       }
@@ -591,7 +591,7 @@ class OnnxCompressionTest {
       }
     }
     assertEquals(List.of(), notes, "the second run computes no teacher outputs");
-    try (var files = java.nio.file.Files.list(folder)) {
+    try (var files = Files.list(folder)) {
       assertEquals(2, files.count());
     }
   }

@@ -20,6 +20,7 @@ import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -278,7 +279,7 @@ class SimulationTest {
 
   private static Map<String, OnnxTensor> feed(long[] ids) throws OrtException {
     long[] ones = new long[ids.length];
-    java.util.Arrays.fill(ones, 1);
+    Arrays.fill(ones, 1);
     return Map.of(
         "input_ids", OnnxTensor.createTensor(ENVIRONMENT, new long[][] {ids}),
         "attention_mask", OnnxTensor.createTensor(ENVIRONMENT, new long[][] {ones}),

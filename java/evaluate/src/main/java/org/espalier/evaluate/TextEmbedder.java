@@ -1,5 +1,6 @@
 package org.espalier.evaluate;
 
+import java.util.Arrays;
 import java.util.List;
 import java.util.Set;
 import org.espalier.InputException;
@@ -39,7 +40,7 @@ public final class TextEmbedder {
                 "output "
                     + name
                     + " must be hidden states [batch, tokens, width] but has shape "
-                    + java.util.Arrays.toString(shape));
+                    + Arrays.toString(shape));
           }
           int longest = (int) shape[1];
           int width = (int) shape[2];

@@ -1,5 +1,6 @@
 package org.espalier.backend;
 
+import java.util.Arrays;
 import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.global.espalier;
@@ -65,7 +66,7 @@ public enum Bandwidth {
           seconds[run] = (System.nanoTime() - start) * 1e-9;
         }
       }
-      java.util.Arrays.sort(seconds);
+      Arrays.sort(seconds);
       return bytes(n) / seconds[runs / 2];
     } finally {
       for (OwnedTensor tensor : memory) {

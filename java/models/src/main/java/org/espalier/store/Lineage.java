@@ -1,5 +1,6 @@
 package org.espalier.store;
 
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
@@ -61,7 +62,7 @@ public record Lineage(
     if (epsilon != null && !(epsilon >= 0 && epsilon <= Double.MAX_VALUE)) {
       throw new IllegalArgumentException("epsilon " + epsilon + "; a number of 0 or more is right");
     }
-    metrics = java.util.Collections.unmodifiableMap(new TreeMap<>(metrics));
+    metrics = Collections.unmodifiableMap(new TreeMap<>(metrics));
   }
 
   public Lineage withParent(Long version) {

@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
 import java.util.Set;
 import java.util.TreeSet;
@@ -26,7 +27,7 @@ record State(long current, long next, List<Long> history, Set<Long> pinned) {
   State {
     history =
         List.copyOf(history.subList(Math.max(0, history.size() - REMEMBERED), history.size()));
-    pinned = java.util.Collections.unmodifiableSet(new TreeSet<>(pinned));
+    pinned = Collections.unmodifiableSet(new TreeSet<>(pinned));
   }
 
   static State of(JsonNode json, Path file) {

@@ -35,11 +35,11 @@ final class DensePass implements AutoCloseable {
     this.scalings = dense.scalings();
     this.capacity = capacity;
     features = OwnedTensor.allocate(DType.F32, capacity, layers.get(0).features());
-    featureMemory = LinearHead.buffer(features);
+    featureMemory = Floats.of(features);
     for (int l = 0; l < layers.size(); l++) {
       Layer layer = layers.get(l);
       values.add(OwnedTensor.allocate(DType.F32, capacity, layer.outputs()));
-      valueBuffers.add(LinearHead.buffer(values.get(l)));
+      valueBuffers.add(Floats.of(values.get(l)));
       products.add(
           new Linear(weights.get(l), biases.get(l), input(l), values.get(l), layer.transposed()));
     }

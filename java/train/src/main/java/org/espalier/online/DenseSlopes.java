@@ -57,7 +57,7 @@ final class DenseSlopes implements AutoCloseable {
         back.add(new Linear(weight, bias, memory.get(l - 1), slope, layer.transposed()));
       }
       memory.add(slope);
-      buffers.add(LinearHead.buffer(slope));
+      buffers.add(Floats.of(slope));
     }
   }
 

@@ -92,6 +92,6 @@ record ExampleTensors(
 
   /** The values of an output. */
   static void read(Tensor out, float[] to, int count) {
-    LinearHead.buffer(TensorView.of(out.detach().contiguous())).get(0, to, 0, count);
+    Floats.of(TensorView.of(out.detach().contiguous())).get(0, to, 0, count);
   }
 }

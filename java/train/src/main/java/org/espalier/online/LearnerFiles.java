@@ -15,6 +15,8 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Supplier;
@@ -84,7 +86,7 @@ public final class LearnerFiles {
       SigningKey key,
       boolean current) {
     synchronized (learner) {
-      Map<String, Double> metrics = new java.util.LinkedHashMap<>(learner.metrics());
+      Map<String, Double> metrics = new LinkedHashMap<>(learner.metrics());
       metrics.values().removeIf(value -> !Double.isFinite(value));
       Lineage full = lineage.withRecipe(recipe).withMetrics(metrics).withEpsilon(learner.epsilon());
       String main = mainFile(learner.model());
@@ -358,11 +360,9 @@ public final class LearnerFiles {
    */
   public static OnnxModel toOnnx(Path path, OnlineRecipe recipe) {
     try (LinearHead head = readHead(path)) {
-      Map<String, float[]> values = new java.util.HashMap<>();
+      Map<String, float[]> values = new HashMap<>();
       for (Weight w : head.weights()) {
-        float[] copy = new float[Math.toIntExact(w.latent().elements())];
-        LinearHead.buffer(w.latent()).get(0, copy);
-        values.put(w.name(), copy);
+        values.put(w.name(), Floats.copy(w.latent()));
       }
       return head.toOnnx(values, recipe.settings().loss());
     }

@@ -5,6 +5,7 @@ import io.micrometer.core.instrument.Gauge;
 import io.micrometer.core.instrument.MeterRegistry;
 import io.micrometer.core.instrument.binder.MeterBinder;
 import java.util.List;
+import java.util.Locale;
 import java.util.function.ToDoubleFunction;
 
 /**
@@ -74,7 +75,7 @@ public final class LearnerMetrics implements MeterBinder {
     for (Event.Kind kind : Event.Kind.values()) {
       var counter =
           io.micrometer.core.instrument.Counter.builder("espalier.events")
-              .tag("kind", kind.name().toLowerCase(java.util.Locale.ROOT))
+              .tag("kind", kind.name().toLowerCase(Locale.ROOT))
               .description("What the guard and the detectors did")
               .register(registry);
       learner.onEvent(

@@ -3,7 +3,6 @@ package org.espalier.online;
 import java.nio.FloatBuffer;
 import java.util.List;
 import java.util.Map;
-import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
@@ -45,7 +44,7 @@ public final class LinearHead extends DenseModel {
       owned[3 + i] = own(outputs);
     }
     for (int i = 0; i < owned.length; i++) {
-      memory[i] = buffer(owned[i]);
+      memory[i] = Floats.of(owned[i]);
     }
     weights =
         List.of(
@@ -58,17 +57,12 @@ public final class LinearHead extends DenseModel {
   void makeRoom(int count, Opened opened) {
     OwnedTensor rows = opened.add(OwnedTensor.allocate(DType.F32, count, features));
     OwnedTensor results = opened.add(OwnedTensor.allocate(DType.F32, count, outputs));
-    rowMemory = buffer(rows);
-    resultMemory = buffer(results);
+    rowMemory = Floats.of(rows);
+    resultMemory = Floats.of(results);
     Weight weight = weights.get(0);
     Weight bias = weights.get(1);
     working = opened.add(new Linear(weight.working(), bias.working(), rows, results));
     gradient = opened.add(new Linear(weight.gradient(), bias.gradient(), rows, results));
-  }
-
-  /** The F32 elements of a tensor, for bulk copies. */
-  static FloatBuffer buffer(Tensor tensor) {
-    return new FloatPointer(tensor.pointer()).capacity(tensor.elements()).asBuffer();
   }
 
   /**
@@ -207,7 +201,7 @@ public final class LinearHead extends DenseModel {
         Tensor working = weights.get(i).working();
         if (source[i] != working) {
           source[i] = working;
-          memory[i] = buffer(working);
+          memory[i] = Floats.of(working);
         }
         memory[i].get(0, i == 0 ? weight : bias);
       }

@@ -1,6 +1,7 @@
 package org.espalier.online;
 
 import java.nio.FloatBuffer;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.Map;
 import org.bytedeco.javacpp.LongPointer;
@@ -64,9 +65,9 @@ final class LossGradient implements AutoCloseable {
       opened.close();
       throw e;
     }
-    studentMemory = softmax ? LinearHead.buffer(student) : null;
-    slopeMemory = softmax ? LinearHead.buffer(slope) : null;
-    teacherMemory = distils ? LinearHead.buffer(teacher) : null;
+    studentMemory = softmax ? Floats.of(student) : null;
+    slopeMemory = softmax ? Floats.of(slope) : null;
+    teacherMemory = distils ? Floats.of(teacher) : null;
   }
 
   private static LongPointer labels(int capacity) {
@@ -194,7 +195,7 @@ final class LossGradient implements AutoCloseable {
     constraint.target().write(out, rows, columns, outcomes, target);
     double squares = 0;
     double lagrangian = 0;
-    java.util.Arrays.fill(residual, 0);
+    Arrays.fill(residual, 0);
     for (int i = 0; i < rows * columns; i++) {
       int c = i % columns;
       double d = (double) out[i] - target[i];

@@ -5,11 +5,14 @@ import java.io.StringReader;
 import java.nio.charset.CharacterCodingException;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
+import java.util.TreeSet;
 import java.util.function.Supplier;
 import org.espalier.InputException;
 import org.espalier.format.InputFile;
@@ -530,7 +533,7 @@ public record OnlineRecipe(
     <E extends Enum<E>> E choice(String key, Class<E> type, String otherwise) {
       String text = text(key, otherwise);
       for (E value : type.getEnumConstants()) {
-        if (value.name().toLowerCase(java.util.Locale.ROOT).equals(text)) {
+        if (value.name().toLowerCase(Locale.ROOT).equals(text)) {
           return value;
         }
       }
@@ -539,8 +542,7 @@ public record OnlineRecipe(
           "is '"
               + text
               + "'; one of "
-              + java.util.Arrays.toString(type.getEnumConstants())
-                  .toLowerCase(java.util.Locale.ROOT)
+              + Arrays.toString(type.getEnumConstants()).toLowerCase(Locale.ROOT)
               + " is right");
     }
 
@@ -568,7 +570,7 @@ public record OnlineRecipe(
                   + path
                   + key.getKey()
                   + " is unknown; known here are "
-                  + String.join(", ", new java.util.TreeSet<>(asked)));
+                  + String.join(", ", new TreeSet<>(asked)));
         }
       }
       inner.forEach(Section::finish);

@@ -2,6 +2,7 @@ package org.espalier.online;
 
 import java.util.Objects;
 import java.util.Set;
+import java.util.TreeSet;
 import org.espalier.op.FusedAdamW;
 
 /**
@@ -209,7 +210,7 @@ public record OnlineSettings(
         "publish every: " + publishEvery,
         "replay: " + replay,
         "averaging: " + averaging,
-        "only: " + new java.util.TreeSet<>(only),
+        "only: " + new TreeSet<>(only),
         "keep zeros: " + keepZeros,
         "int8: " + int8 + (sparseRows == SparseRows.ALWAYS ? "\nsparse rows: always" : ""),
         "guard: " + guard,

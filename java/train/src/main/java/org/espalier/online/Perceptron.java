@@ -53,7 +53,7 @@ public final class Perceptron extends DenseModel {
     for (GraphParameters.Entry entry : parameters.parameters()) {
       OnnxInitializer constant = model.constant(entry.constant());
       OwnedTensor value = own(constant.dims());
-      LinearHead.buffer(value).put(0, constant.floats(), 0, (int) constant.elements());
+      Floats.of(value).put(0, constant.floats(), 0, (int) constant.elements());
       boolean isMatrix = entry.kind() == Parameter.Kind.LINEAR;
       Weight weight =
           new Weight(
@@ -237,7 +237,7 @@ public final class Perceptron extends DenseModel {
       for (Weight w : weights) {
         OwnedTensor copy = OwnedTensor.allocate(DType.F32, w.working().shape());
         memory.add(copy);
-        buffers.add(LinearHead.buffer(copy));
+        buffers.add(Floats.of(copy));
         copies.put(w.working(), copy);
       }
       layerWeights.forEach(w -> copiedWeights.add(copies.get(w)));
@@ -250,7 +250,7 @@ public final class Perceptron extends DenseModel {
         Tensor from = loaded.get(k).working();
         if (sources[k] != from) {
           sources[k] = from;
-          sourceBuffers[k] = LinearHead.buffer(from);
+          sourceBuffers[k] = Floats.of(from);
         }
         buffers.get(k).put(0, sourceBuffers[k], 0, sourceBuffers[k].capacity());
       }

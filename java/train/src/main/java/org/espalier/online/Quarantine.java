@@ -9,6 +9,7 @@ import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.Locale;
 import org.espalier.InputException;
 
 /**
@@ -55,7 +56,7 @@ public final class Quarantine implements AutoCloseable {
     StringWriter line = new StringWriter();
     try (JsonGenerator g = json.createGenerator(line)) {
       g.writeStartObject();
-      g.writeStringField("why", why.name().toLowerCase(java.util.Locale.ROOT));
+      g.writeStringField("why", why.name().toLowerCase(Locale.ROOT));
       g.writeNumberField("step", step);
       if (example.id() != null) {
         g.writeStringField("id", example.id());

@@ -40,7 +40,7 @@ record RowGradient(long[] rows, float[] values) {
 
   private static float[] floats(Tensor gradient) {
     float[] values = new float[Math.toIntExact(gradient.numel())];
-    LinearHead.buffer(TensorView.of(gradient.contiguous())).get(0, values);
+    Floats.of(TensorView.of(gradient.contiguous())).get(0, values);
     return values;
   }
 

@@ -392,9 +392,7 @@ final class SequentialLearner implements AutoCloseable {
   Map<String, float[]> weights() {
     Map<String, float[]> map = new LinkedHashMap<>();
     for (Weight w : state.served()) {
-      float[] copy = new float[Math.toIntExact(w.working().elements())];
-      LinearHead.buffer(w.working()).get(0, copy);
-      map.put(w.name(), copy);
+      map.put(w.name(), Floats.copy(w.working()));
     }
     return map;
   }

@@ -25,7 +25,7 @@ final class StateMemory implements AutoCloseable {
   OwnedTensor own(long... shape) {
     OwnedTensor tensor = OwnedTensor.allocate(DType.F32, shape);
     owned.add(tensor);
-    add(LinearHead.buffer(tensor));
+    add(Floats.of(tensor));
     return tensor;
   }
 
@@ -47,7 +47,7 @@ final class StateMemory implements AutoCloseable {
 
   /** Makes zeros of the floats of its own. */
   void clearOwned() {
-    owned.forEach(tensor -> clear(LinearHead.buffer(tensor)));
+    owned.forEach(tensor -> clear(Floats.of(tensor)));
   }
 
   static void clear(FloatBuffer buffer) {

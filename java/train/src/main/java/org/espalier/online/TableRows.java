@@ -87,7 +87,7 @@ final class TableRows implements AutoCloseable {
     rows = now.rows();
     reserve(rows.length);
     take(rows.length);
-    LinearHead.buffer(rooms.get(0)).put(0, now.values());
+    Floats.of(rooms.get(0)).put(0, now.values());
   }
 
   /** The gradient of this step's rows. */
@@ -113,8 +113,8 @@ final class TableRows implements AutoCloseable {
   /** Takes this step's rows out of the table, for the step. */
   void takeOut() {
     for (int i = 0; i < whole.size(); i++) {
-      FloatBuffer table = LinearHead.buffer(whole.get(i));
-      FloatBuffer own = LinearHead.buffer(rooms.get(1 + i));
+      FloatBuffer table = Floats.of(whole.get(i));
+      FloatBuffer own = Floats.of(rooms.get(1 + i));
       for (int k = 0; k < rows.length; k++) {
         own.put(k * width, table, (int) rows[k] * width, width);
       }
@@ -124,8 +124,8 @@ final class TableRows implements AutoCloseable {
   /** Puts them back as the step has left them. */
   void putBack() {
     for (int i = 0; i < whole.size(); i++) {
-      FloatBuffer table = LinearHead.buffer(whole.get(i));
-      FloatBuffer own = LinearHead.buffer(rooms.get(1 + i));
+      FloatBuffer table = Floats.of(whole.get(i));
+      FloatBuffer own = Floats.of(rooms.get(1 + i));
       for (int k = 0; k < rows.length; k++) {
         table.put((int) rows[k] * width, own, k * width, width);
       }
@@ -141,8 +141,8 @@ final class TableRows implements AutoCloseable {
   /** Copies rows of a table to another of its shape. */
   static void copy(List<long[]> rows, Tensor from, Tensor to) {
     int width = width(from);
-    FloatBuffer source = LinearHead.buffer(from);
-    FloatBuffer target = LinearHead.buffer(to);
+    FloatBuffer source = Floats.of(from);
+    FloatBuffer target = Floats.of(to);
     for (long[] some : rows) {
       for (long row : some) {
         target.put((int) row * width, source, (int) row * width, width);

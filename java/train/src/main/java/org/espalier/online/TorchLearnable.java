@@ -125,8 +125,8 @@ public final class TorchLearnable implements Learnable, RowLookUps {
   }
 
   static void copy(org.espalier.device.Tensor from, org.espalier.device.Tensor to) {
-    FloatBuffer source = LinearHead.buffer(from);
-    LinearHead.buffer(to).put(0, source, 0, source.capacity());
+    FloatBuffer source = Floats.of(from);
+    Floats.of(to).put(0, source, 0, source.capacity());
   }
 
   @Override
@@ -367,7 +367,7 @@ public final class TorchLearnable implements Learnable, RowLookUps {
   void writeTorchScript(Map<String, float[]> values, Path file) {
     try (TrainableModel copy = copies.replica()) {
       for (Parameter p : copy.parameters()) {
-        LinearHead.buffer(TensorView.of(p.tensor())).put(0, values.get(p.name()));
+        Floats.of(TensorView.of(p.tensor())).put(0, values.get(p.name()));
       }
       copy.save(file);
     }

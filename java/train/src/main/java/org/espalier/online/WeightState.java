@@ -128,7 +128,7 @@ final class WeightState implements AutoCloseable {
   private void serve(Weight w) {
     if (averaging > 0 && learned.contains(w)) {
       OwnedTensor average = memory.own(w.latent().elements());
-      averages.add(LinearHead.buffer(average));
+      averages.add(Floats.of(average));
       served.add(
           new Weight(w.name(), w.latent(), average, w.gradient(), w.isMatrix(), w.scaleAxis()));
     } else {
@@ -146,9 +146,9 @@ final class WeightState implements AutoCloseable {
     // Where nothing rounds them, what the optimizer updates can be what forward reads.
     boolean same = w.latent() == w.working() && !grid;
     Tensor latent = w.latent() == w.working() && grid ? memory.own(w.latent().shape()) : w.latent();
-    FloatBuffer latentMemory = LinearHead.buffer(latent);
-    FloatBuffer workingMemory = LinearHead.buffer(w.working());
-    latentMemory.put(0, LinearHead.buffer(w.latent()), 0, latentMemory.capacity());
+    FloatBuffer latentMemory = Floats.of(latent);
+    FloatBuffer workingMemory = Floats.of(w.working());
+    latentMemory.put(0, Floats.of(w.latent()), 0, latentMemory.capacity());
     BytePointer mask = masked ? zerosOf(w) : null;
     BytePointer gate = grid ? memory.ownBits(n, true) : null;
     FusedSgd.Parameter parameter =
@@ -187,7 +187,7 @@ final class WeightState implements AutoCloseable {
     learned.add(w);
     parameters.add(rows.forSgd());
     gradients.add(rows.gradient());
-    FloatBuffer values = LinearHead.buffer(w.latent());
+    FloatBuffer values = Floats.of(w.latent());
     latents.add(values);
     workings.add(values);
     memory.add(values);
@@ -200,7 +200,7 @@ final class WeightState implements AutoCloseable {
     for (int k = 0; k < parameters.size(); k++) {
       if (!tables.containsKey(k)) { // rows have no grid
         whole.add(parameters.get(k));
-        StateMemory.clear(LinearHead.buffer(learned.get(k).gradient()));
+        StateMemory.clear(Floats.of(learned.get(k).gradient()));
       }
     }
     try (FusedSgd still = new FusedSgd(whole, FusedSgd.Options.of(0))) {
@@ -233,12 +233,12 @@ final class WeightState implements AutoCloseable {
     }
     memory.clearOwned();
     for (int k = 0; k < weights.size(); k++) {
-      FloatBuffer from = LinearHead.buffer(values.get(k).latent());
-      LinearHead.buffer(weights.get(k).latent()).put(0, from, 0, from.capacity());
-      LinearHead.buffer(weights.get(k).working()).put(0, from, 0, from.capacity());
+      FloatBuffer from = Floats.of(values.get(k).latent());
+      Floats.of(weights.get(k).latent()).put(0, from, 0, from.capacity());
+      Floats.of(weights.get(k).working()).put(0, from, 0, from.capacity());
     }
     for (int k = 0; k < learned.size(); k++) {
-      FloatBuffer from = LinearHead.buffer(values.get(places.get(k)).latent());
+      FloatBuffer from = Floats.of(values.get(places.get(k)).latent());
       latents.get(k).put(0, from, 0, from.capacity());
       BytePointer mask = parameters.get(k).mask();
       BytePointer gate = parameters.get(k).gate();
@@ -319,7 +319,7 @@ final class WeightState implements AutoCloseable {
 
   /** A weight that is not 0 is kept. */
   private static void markKept(Weight w, BytePointer mask) {
-    FloatBuffer values = LinearHead.buffer(w.latent());
+    FloatBuffer values = Floats.of(w.latent());
     BytePointer.memset(mask, 0, mask.capacity());
     for (int i = 0; i < values.capacity(); i++) {
       if (values.get(i) != 0) {
@@ -343,7 +343,7 @@ final class WeightState implements AutoCloseable {
       CRC32C sum = new CRC32C();
       for (Weight w : weights) {
         if (!learned.contains(w)) {
-          FloatBuffer values = LinearHead.buffer(w.latent());
+          FloatBuffer values = Floats.of(w.latent());
           ByteBuffer bytes = ByteBuffer.allocate(4 * values.capacity());
           bytes.asFloatBuffer().put(values.duplicate());
           sum.update(bytes);
@@ -395,7 +395,7 @@ final class WeightState implements AutoCloseable {
 
   void scaleGradients(double factor) {
     for (Tensor tensor : gradients) {
-      FloatBuffer gradient = LinearHead.buffer(tensor);
+      FloatBuffer gradient = Floats.of(tensor);
       float[] values = new float[gradient.capacity()];
       gradient.get(0, values);
       for (int i = 0; i < values.length; i++) {

@@ -10,6 +10,7 @@ import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.List;
 import java.util.Random;
+import java.util.stream.Stream;
 
 /**
  * A model that says whether a user clicks on an item: ids [n, 2] int64, a user and an item, to a logit z [n, 1] = (u ∘
@@ -64,8 +65,7 @@ public final class ClickModel {
    */
   public static List<Visit> visits(long seed, int n, int users, int items) {
     Random random = new Random(seed);
-    return java.util.stream.Stream.generate(
-            () -> new Visit(random.nextInt(users), random.nextInt(items)))
+    return Stream.generate(() -> new Visit(random.nextInt(users), random.nextInt(items)))
         .limit(n)
         .toList();
   }

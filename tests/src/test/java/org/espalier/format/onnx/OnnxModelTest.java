@@ -18,6 +18,7 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
 import java.util.Random;
 import java.util.Set;
@@ -219,7 +220,7 @@ class OnnxModelTest {
     ModelProto right = SmallModels.mlp();
     List<NodeProto> nodes = new ArrayList<>(right.getGraph().getNodeList());
     for (int round = 0; round < 20; round++) {
-      java.util.Collections.shuffle(nodes, new Random(round));
+      Collections.shuffle(nodes, new Random(round));
       ModelProto.Builder wrong = right.toBuilder();
       wrong.getGraphBuilder().clearNode().addAllNode(nodes);
       assertEquals(right.getGraph().getNodeList(), OnnxModel.of(wrong.build(), "m").nodes());

@@ -8,9 +8,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -114,7 +116,7 @@ class SafetensorsWriterTest {
     while (file[end] != '}') {
       end++;
     }
-    return java.util.Arrays.copyOfRange(file, end, file.length);
+    return Arrays.copyOfRange(file, end, file.length);
   }
 
   @Test
@@ -183,6 +185,6 @@ class SafetensorsWriterTest {
   }
 
   private static long headerBytes(byte[] file) {
-    return ByteBuffer.wrap(file).order(java.nio.ByteOrder.LITTLE_ENDIAN).getLong();
+    return ByteBuffer.wrap(file).order(ByteOrder.LITTLE_ENDIAN).getLong();
   }
 }

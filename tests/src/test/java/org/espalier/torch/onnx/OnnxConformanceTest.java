@@ -7,9 +7,11 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -159,7 +161,7 @@ class OnnxConformanceTest {
     } catch (RuntimeException e) {
       return String.valueOf(e.getMessage());
     } catch (IOException e) {
-      throw new java.io.UncheckedIOException(e);
+      throw new UncheckedIOException(e);
     }
   }
 
@@ -172,10 +174,8 @@ class OnnxConformanceTest {
     if (ElementTypes.of(actual) != ElementTypes.of(expected)) {
       return ElementTypes.of(actual) + " instead of " + ElementTypes.of(expected);
     }
-    if (!java.util.Arrays.equals(actual.shape(), expected.shape())) {
-      return java.util.Arrays.toString(actual.shape())
-          + " instead of "
-          + java.util.Arrays.toString(expected.shape());
+    if (!Arrays.equals(actual.shape(), expected.shape())) {
+      return Arrays.toString(actual.shape()) + " instead of " + Arrays.toString(expected.shape());
     }
     Tensor a = actual.detach().to(ScalarType.Double);
     Tensor e = expected.to(ScalarType.Double);

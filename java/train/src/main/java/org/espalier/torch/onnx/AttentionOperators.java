@@ -295,7 +295,7 @@ final class AttentionOperators {
     /**
      * softmax(q·kᵀ·scale + bias + mask)·v.
      *
-     * @param mask null, or as {@link #mask} takes it
+     * @param mask null, or as {@link #hidden} takes it
      * @param bias null, or [b or 1, n or 1, s, t]
      */
     Tensor attend(Inputs in, Tensor q, Tensor k, Tensor v, Tensor mask, Tensor bias) {

@@ -1,5 +1,6 @@
 package org.espalier.torch.onnx;
 
+import java.util.Locale;
 import java.util.function.Function;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
@@ -185,7 +186,7 @@ final class RecurrentOperators {
     Function<Tensor, Tensor>[] functions = new Function[names.length];
     for (int i = 0; i < names.length; i++) {
       functions[i] =
-          switch (names[i].toLowerCase(java.util.Locale.ROOT)) {
+          switch (names[i].toLowerCase(Locale.ROOT)) {
             case "tanh" -> Tensor::tanh;
             case "sigmoid" -> Tensor::sigmoid;
             case "relu" -> Tensor::relu;
