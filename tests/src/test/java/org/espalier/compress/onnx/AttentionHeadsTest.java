@@ -427,7 +427,7 @@ class AttentionHeadsTest {
     for (NodeProto n : model.nodes()) {
       boolean numbers =
           Set.of("Shape", "Greater", "IsNaN").contains(n.getOpType())
-              || told.numbers(n.getOutput(0)) != null;
+              || told.numbers().of(n.getOutput(0)) != null;
       if (!numbers) {
         values.addAll(n.getOutputList());
       }

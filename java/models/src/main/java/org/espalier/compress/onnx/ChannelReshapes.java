@@ -279,11 +279,11 @@ final class ChannelReshapes {
    */
   private boolean count(NodeProto n, int index, int each) {
     String shape = n.getInput(1);
-    if (shapes.numbers(shape)[index] == -1) {
+    if (shapes.numbers().of(shape)[index] == -1) {
       return true;
     }
     if (model.constant(shape) != null) {
-      counts.add(new Count(n.getOutput(0), -1, list(shapes.numbers(shape)), index, each));
+      counts.add(new Count(n.getOutput(0), -1, list(shapes.numbers().of(shape)), index, each));
       return true;
     }
     NodeProto concat = concat(producers, shape);
@@ -292,7 +292,7 @@ final class ChannelReshapes {
       String part = concat.getInput(i);
       int length = (int) shapes.length(part, 1); // known, as the whole is
       if (index < from + length) {
-        long[] numbers = shapes.numbers(part);
+        long[] numbers = shapes.numbers().of(part);
         counts.add(new Count(n.getOutput(0), i, list(numbers), index - from, each));
         return Arrays.stream(numbers).allMatch(ValueShapes::isKnown);
       }
@@ -307,7 +307,7 @@ final class ChannelReshapes {
    * @return whether the number can be another
    */
   boolean expands(NodeProto n, ChannelPlace place) {
-    long[] target = shapes.numbers(n.getInput(1));
+    long[] target = shapes.numbers().of(n.getInput(1));
     int index = target == null ? -1 : target.length - place.axis();
     return target != null
         && (index < 0
@@ -318,7 +318,7 @@ final class ChannelReshapes {
   /** The Concat that makes a shape, as it is or with ones in place of what is open; null if none does. */
   static NodeProto concat(Map<String, NodeProto> producers, String shape) {
     NodeProto n = producers.get(shape);
-    if (n != null && ValueShapes.isOnesForOpen(producers, n)) {
+    if (n != null && ValueNumbers.isOnesForOpen(producers, n)) {
       n = producers.get(n.getInput(2));
     }
     return n != null && Nodes.is(n, "Concat") ? n : null;

@@ -364,12 +364,12 @@ final class ChannelWalk {
     if (Attributes.find(n, "start") != null || Attributes.find(n, "end") != null) {
       int rank = shapes.rank(value);
       int axis = rank - place.axis();
-      return rank < 0 || axis >= ValueShapes.start(n, rank) && axis < ValueShapes.end(n, rank);
+      return rank < 0 || axis >= ValueNumbers.start(n, rank) && axis < ValueNumbers.end(n, rank);
     }
     for (NodeProto reader : graph.consumers(n.getOutput(0))) {
       long[] axes =
           Nodes.is(reader, "Gather") && reader.getInput(0).equals(n.getOutput(0))
-              ? shapes.numbers(reader.getInput(1))
+              ? shapes.numbers().of(reader.getInput(1))
               : null;
       if (axes == null) {
         return true;

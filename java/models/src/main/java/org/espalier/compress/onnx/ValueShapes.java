@@ -2,10 +2,8 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
-import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -30,9 +28,6 @@ final class ValueShapes {
   /** Whole numbers of models are above this one; below are those that are not known. */
   private static final long UNKNOWN = Long.MIN_VALUE / 2;
 
-  /** Vectors of more numbers are no shapes. */
-  private static final int LONGEST = 16;
-
   /** Operators but unary ones whose output has the shape of their first input. */
   private static final Set<String> SAME =
       Set.of(
@@ -53,14 +48,11 @@ final class ValueShapes {
   private long unknown = Long.MIN_VALUE;
   private final Map<String, long[]> shapes = new HashMap<>();
 
-  /** The nodes that were seen, by what they give. */
-  private final Map<String, NodeProto> seen = new HashMap<>();
-
-  /** Small whole numbers that are computed from constants and shapes. */
-  private final Map<String, long[]> numbers = new HashMap<>();
+  private final ValueNumbers numbers;
 
   ValueShapes(OnnxModel model) {
     this.model = model;
+    numbers = new ValueNumbers(model, this);
     for (ValueInfoProto input : model.inputs()) {
       if (input.getType().getTensorType().hasShape()) {
         TensorShapeProto shape = input.getType().getTensorType().getShape();
@@ -80,7 +72,7 @@ final class ValueShapes {
       } else if (of(n.getInput(0)) != null) {
         followOther(n, of(n.getInput(0)));
       }
-      seen.put(n.getOutput(0), n);
+      numbers.see(n);
     }
   }
 
@@ -97,64 +89,13 @@ final class ValueShapes {
     }
   }
 
-  /** Whether a node makes a shape of another one, with ones in place of what is open there. */
-  static boolean isOnesForOpen(Map<String, NodeProto> producers, NodeProto n) {
-    NodeProto open = Nodes.is(n, "Where") ? producers.get(n.getInput(0)) : null;
-    return open != null && Nodes.is(open, "Equal") && open.getInputList().contains(n.getInput(2));
-  }
-
-  /** The numbers of a shape with ones in place of what is open; null if a node makes something else. */
-  private long[] chosen(NodeProto n) {
-    long[] ones = isOnesForOpen(seen, n) ? numbers(n.getInput(1)) : null;
-    long[] shape = ones == null ? null : numbers(n.getInput(2)).clone();
-    if (shape == null || ones.length != shape.length) {
-      return null;
-    }
-    NodeProto equal = seen.get(n.getInput(0));
-    boolean second = equal.getInput(0).equals(n.getInput(2));
-    long[] open = numbers(equal.getInput(second ? 1 : 0));
-    for (int i = 0; i < shape.length; i++) {
-      if (open == null || open.length != shape.length || open[i] != -1) {
-        return null;
-      }
-      shape[i] = shape[i] == -1 ? ones[i] : shape[i]; // lengths that are not known are not negative
-    }
-    return shape;
-  }
-
-  /** As many of one whole number as a shape tells; null if it is of another type. */
-  private long[] filled(NodeProto n) {
-    long[] length = numbers(n.getInput(0));
-    AttributeProto value = Attributes.find(n, "value");
-    if (!isShort(length) || value == null || value.getT().getDataType() != DataType.INT64_VALUE) {
-      return null;
-    }
-    long[] all = new long[(int) length[0]];
-    Arrays.fill(all, OnnxInitializer.ofMessage(value.getT()).data().getLong());
-    return all;
-  }
-
-  private long[] multiplied(NodeProto n) {
-    long[] a = numbers(n.getInput(0));
-    long[] b = numbers(n.getInput(1));
-    if (a == null || b == null || a.length != b.length && b.length != 1) {
-      return null;
-    }
-    long[] products = new long[a.length];
-    for (int i = 0; i < products.length; i++) {
-      long other = b[b.length == 1 ? 0 : i];
-      boolean small = Math.abs(a[i]) <= Integer.MAX_VALUE && Math.abs(other) <= Integer.MAX_VALUE;
-      products[i] = isKnown(a[i]) && isKnown(other) && small ? a[i] * other : any();
-    }
-    return products;
-  }
-
   /** Whether a length or number is a known one. */
   static boolean isKnown(long number) {
     return number > UNKNOWN;
   }
 
-  private long any() {
+  /** A length or number that is not known, and is no other. */
+  long any() {
     return ++unknown;
   }
 
@@ -165,25 +106,9 @@ final class ValueShapes {
     return c == null ? shape : c.dims();
   }
 
-  /** The numbers of a value of one whole number or a vector of few; null where it is not known how many, or it is no such. */
-  long[] numbers(String value) {
-    long[] known = numbers.get(value);
-    OnnxInitializer c = known == null ? model.constant(value) : null;
-    boolean wide = c != null && c.type() == DataType.INT64;
-    boolean whole = wide || c != null && c.type() == DataType.INT32;
-    if (!whole || c.dims().length > 1 || c.elements() > LONGEST) {
-      return known;
-    }
-    ByteBuffer data = c.data();
-    long[] values = new long[(int) c.elements()];
-    for (int i = 0; i < values.length; i++) {
-      values[i] =
-          wide ? data.getLong(data.position() + 8 * i) : data.getInt(data.position() + 4 * i);
-      if (!isKnown(values[i])) {
-        return null;
-      }
-    }
-    return values;
+  /** The numbers of values. */
+  ValueNumbers numbers() {
+    return numbers;
   }
 
   /** How many axes a value has; −1 where that is not known. */
@@ -199,7 +124,7 @@ final class ValueShapes {
   int fromEnd(long axis, String value) {
     long[] shape = of(value);
     if (shape == null) {
-      return axis < 0 && axis > -LONGEST ? (int) -axis : 0;
+      return axis < 0 && axis > -ValueNumbers.MOST ? (int) -axis : 0;
     }
     long end = axis < 0 ? -axis : shape.length - axis;
     return end >= 1 && end <= shape.length ? (int) end : 0;
@@ -228,7 +153,7 @@ final class ValueShapes {
       shape =
           switch (type) {
             case "Concat" -> joined(n);
-            case "ConstantOfShape" -> numbers(n.getInput(0));
+            case "ConstantOfShape" -> numbers.of(n.getInput(0));
             case "Expand" -> expanded(n, first);
             case "Gather" -> gathered(n, first, of(n.getInput(1)));
             case "Gemm" -> gemm(n, first, of(n.getInput(1)));
@@ -244,7 +169,8 @@ final class ValueShapes {
                 reduced(n, first);
             case "Range" -> any(1);
             case "Reshape" -> reshaped(n, first);
-            case "Shape" -> new long[] {first == null ? any() : picked(n, first).length};
+            case "Shape" ->
+                new long[] {first == null ? any() : ValueNumbers.picked(n, first).length};
             case "Slice" -> sliced(n, first);
             case "Split" -> parts(n, first);
             case "Squeeze" -> squeezed(first, axes(n));
@@ -258,19 +184,11 @@ final class ValueShapes {
     } else if (shape != null) {
       shapes.put(output, shape);
     }
-    long[] values =
-        switch (type) {
-          case "Cast", "Identity", "Squeeze", "Unsqueeze" -> numbers(n.getInput(0));
-          case "Concat" -> joinedNumbers(n);
-          case "ConstantOfShape" -> filled(n);
-          case "Mul" -> multiplied(n);
-          case "Where" -> chosen(n);
-          case "Shape" -> first == null ? null : picked(n, first);
-          case "Gather" -> gatheredNumbers(n);
-          case "Slice" -> slicedNumbers(n);
-          default -> null;
-        };
-    if (values != null && shape != null && shape.length <= 1 && values.length <= LONGEST) {
+    long[] values = numbers.made(n, first);
+    if (values != null
+        && shape != null
+        && shape.length <= 1
+        && values.length <= ValueNumbers.MOST) {
       numbers.put(output, values);
       if (shape.length == 1) {
         shapes.put(output, new long[] {values.length});
@@ -278,27 +196,8 @@ final class ValueShapes {
     }
   }
 
-  /** Of a shape the lengths that a Shape picks. */
-  private static long[] picked(NodeProto n, long[] shape) {
-    int start = start(n, shape.length);
-    return Arrays.copyOfRange(shape, start, Math.max(start, end(n, shape.length)));
-  }
-
-  /** The first axis of so many whose length a Shape gives. */
-  static int start(NodeProto shape, int rank) {
-    return index(Attributes.integer(shape, "start", 0), rank);
-  }
-
-  /** The axis before which it ends. */
-  static int end(NodeProto shape, int rank) {
-    return index(Attributes.integer(shape, "end", rank), rank);
-  }
-
-  private static int index(long index, int length) {
-    return (int) Math.max(0, Math.min(length, index < 0 ? index + length : index));
-  }
-
-  private long[] any(int axes) {
+  /** So many of them. */
+  long[] any(int axes) {
     long[] shape = new long[axes];
     Arrays.setAll(shape, i -> any());
     return shape;
@@ -371,7 +270,7 @@ final class ValueShapes {
   }
 
   private long[] expanded(NodeProto n, long[] first) {
-    long[] target = numbers(n.getInput(1));
+    long[] target = numbers.of(n.getInput(1));
     return first == null || target == null ? null : broadcast(first, target);
   }
 
@@ -407,34 +306,24 @@ final class ValueShapes {
         n.getOpType().equals("Reshape")
             && n.getInputCount() > 1
             && Attributes.integer(n, "allowzero", 0) == 0;
-    return told ? numbers(n.getInput(1)) : null;
+    return told ? numbers.of(n.getInput(1)) : null;
   }
 
   /** The lengths that a Split is told; null where it is told none, or they are not known. */
   long[] lengths(NodeProto split) {
-    return argument(split, 1, "split");
+    return numbers.told(split, 1, "split");
   }
 
   /** From which number of an axis on, and to before which, a Slice takes all; null where it takes others, or that is not known. */
   long[] range(NodeProto slice, int fromEnd) {
     long[] axes = cut(slice);
-    long[] start = argument(slice, 1, "starts");
-    long[] end = argument(slice, 2, "ends");
-    long[] step = argument(slice, 4, "steps");
     long length = length(slice.getInput(0), fromEnd);
-    boolean plain =
+    boolean alone =
         length >= 0
             && axes != null
-            && start != null
-            && end != null
             && axes.length == 1
-            && start.length == 1
-            && end.length == 1
-            && fromEnd(axes[0], slice.getInput(0)) == fromEnd
-            && isKnown(start[0])
-            && isKnown(end[0])
-            && (step == null ? slice.getInputCount() < 5 : step.length == 1 && step[0] == 1);
-    return plain ? new long[] {index(start[0], (int) length), index(end[0], (int) length)} : null;
+            && fromEnd(axes[0], slice.getInput(0)) == fromEnd;
+    return alone ? numbers.range(slice, (int) length) : null;
   }
 
   /** Whether all parts of a Split are known to be as long as each other, if their number divides the whole. */
@@ -446,7 +335,7 @@ final class ValueShapes {
     if (n.getInputCount() < 2 || n.getInput(1).isEmpty()) {
       return true;
     }
-    long[] told = numbers(n.getInput(1));
+    long[] told = numbers.of(n.getInput(1));
     return told != null && Arrays.stream(told).distinct().count() == 1;
   }
 
@@ -467,28 +356,6 @@ final class ValueShapes {
     }
   }
 
-  private long[] joinedNumbers(NodeProto n) {
-    long[] all = {};
-    for (String input : n.getInputList()) {
-      long[] part = numbers(input);
-      long[] shape = of(input);
-      if (part == null && isShort(shape)) {
-        part = any((int) shape[0]);
-      }
-      if (part == null || all.length + part.length > LONGEST) {
-        return null;
-      }
-      int from = all.length;
-      all = Arrays.copyOf(all, from + part.length);
-      System.arraycopy(part, 0, all, from, part.length);
-    }
-    return all;
-  }
-
-  private static boolean isShort(long[] vector) {
-    return vector != null && vector.length == 1 && vector[0] >= 0 && vector[0] <= LONGEST;
-  }
-
   private static long[] gathered(NodeProto n, long[] data, long[] indices) {
     long axis = Attributes.integer(n, "axis", 0);
     int at = data == null ? -1 : (int) (axis < 0 ? axis + data.length : axis);
@@ -500,42 +367,6 @@ final class ValueShapes {
     System.arraycopy(indices, 0, shape, at, indices.length);
     System.arraycopy(data, at + 1, shape, at + indices.length, data.length - at - 1);
     return shape;
-  }
-
-  private long[] gatheredNumbers(NodeProto n) {
-    long[] data = numbers(n.getInput(0));
-    long[] indices = numbers(n.getInput(1));
-    if (data == null || indices == null) {
-      return null;
-    }
-    long[] values = new long[indices.length];
-    for (int i = 0; i < values.length; i++) {
-      long at = indices[i] < 0 ? indices[i] + data.length : indices[i];
-      values[i] = at < 0 || at >= data.length ? any() : data[(int) at];
-    }
-    return values;
-  }
-
-  /** A vector of numbers from one index to before another. */
-  private long[] slicedNumbers(NodeProto n) {
-    long[] data = numbers(n.getInput(0));
-    long[] start = argument(n, 1, "starts");
-    long[] end = argument(n, 2, "ends");
-    long[] step = argument(n, 4, "steps");
-    boolean plain =
-        data != null
-            && start != null
-            && end != null
-            && start.length == 1
-            && end.length == 1
-            && isKnown(start[0])
-            && isKnown(end[0])
-            && (step == null ? n.getInputCount() < 5 : step.length == 1 && step[0] == 1);
-    if (!plain) {
-      return null;
-    }
-    int from = index(start[0], data.length);
-    return Arrays.copyOfRange(data, from, Math.max(from, index(end[0], data.length)));
   }
 
   private long[] gemm(NodeProto n, long[] a, long[] b) {
@@ -558,10 +389,10 @@ final class ValueShapes {
   }
 
   private long[] reshaped(NodeProto n, long[] first) {
-    long[] target = n.getInputCount() > 1 ? numbers(n.getInput(1)) : null;
+    long[] target = n.getInputCount() > 1 ? numbers.of(n.getInput(1)) : null;
     if (target == null) {
       long[] length = n.getInputCount() > 1 ? of(n.getInput(1)) : null;
-      return isShort(length) ? any((int) length[0]) : null;
+      return ValueNumbers.isShort(length) ? any((int) length[0]) : null;
     }
     long[] shape = new long[target.length];
     int rest = -1;
@@ -614,20 +445,12 @@ final class ValueShapes {
 
   /** The axes that a node is told, by an attribute or by a constant; null where they are not known. */
   long[] axes(NodeProto n) {
-    return argument(n, 1, "axes");
+    return numbers.told(n, 1, "axes");
   }
 
   /** The axes that a Slice cuts; null where they are not known. */
   long[] cut(NodeProto n) {
-    return argument(n, 3, "axes");
-  }
-
-  /** Numbers that a node is told by an input or, in early operator sets, by an attribute; null where they are not known. */
-  private long[] argument(NodeProto n, int input, String attribute) {
-    if (n.getInputCount() > input && !n.getInput(input).isEmpty()) {
-      return numbers(n.getInput(input));
-    }
-    return Attributes.integers(n, attribute);
+    return numbers.told(n, 3, "axes");
   }
 
   private static boolean[] marked(long[] axes, int rank) {
@@ -659,7 +482,7 @@ final class ValueShapes {
 
   private static long[] unsqueezed(long[] first, long[] axes) {
     boolean[] made =
-        first == null || axes == null || axes.length > LONGEST
+        first == null || axes == null || axes.length > ValueNumbers.MOST
             ? null
             : marked(axes, first.length + axes.length);
     if (made == null) {
