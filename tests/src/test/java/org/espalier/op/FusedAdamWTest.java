@@ -9,11 +9,9 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.Stream;
-import org.espalier.InputException;
 import org.espalier.backend.Isa;
 import org.espalier.device.CudaStream;
 import org.espalier.device.DType;
@@ -30,7 +28,7 @@ import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 
 @Tag("loops")
-class FusedAdamWTest {
+class FusedAdamWTest extends FusedStepTests<FusedAdamWTest.Subject, Options> {
   private static final Options PLAIN = Options.of(0.05);
 
   /** Every option by itself, those that interact together. */
@@ -44,7 +42,7 @@ class FusedAdamWTest {
           PLAIN.withMaxNorm(1e9).withSkipNonFinite(true),
           PLAIN.withBetas(0.5, 0.9).withMaximize(true).withMaxNorm(0.5));
 
-  private static final class Subject extends OptimizerSubject<FusedAdamWReference.State> {
+  static final class Subject extends OptimizerSubject<FusedAdamWReference.State> {
     final Tensor firstMoment;
     final Tensor secondMoment;
     final Parameter parameter;
@@ -104,50 +102,42 @@ class FusedAdamWTest {
   }
 
   static Stream<Arguments> optionsAndTypes() {
-    return OPTIONS.stream()
-        .flatMap(
-            options ->
-                Variants.isas()
-                    .map(
-                        isa ->
-                            Arguments.of(
-                                options,
-                                DType.values()[(OPTIONS.indexOf(options) + isa.ordinal()) % 3],
-                                isa)));
+    return combined(OPTIONS);
   }
 
-  /** Three steps of everything, with one, two and three threads. */
-  @ParameterizedTest
-  @MethodSource("optionsAndTypes")
-  void hasTheBitsOfTheReferenceEverywhere(Options options, DType gradientType, Isa isa) {
-    List<Subject> subjects = OptimizerSubject.everything(gradientType, Subject::new);
-    try (FusedAdamW adamw =
-        new FusedAdamW(subjects.stream().map(s -> s.parameter).toList(), options)) {
-      for (int step = 1; step <= 3; step++) {
-        for (Subject subject : subjects) {
-          subject.gradients(1000L * step + subjects.indexOf(subject));
-        }
-        StepResult expected =
-            FusedAdamWReference.exact(subjects.stream().map(s -> s.state).toList(), options);
-        StepResult[] actual = new StepResult[1];
-        Variants.with(isa, step, () -> actual[0] = adamw.step());
-        for (int i = 0; i < subjects.size(); i++) {
-          subjects.get(i).check("step " + step + ", tensor " + i);
-          assertEquals(step, adamw.steps(i));
-        }
-        if (Double.isNaN(expected.norm())) { // not asked for
-          assertTrue(Double.isNaN(actual[0].norm()));
-        } else {
-          assertEquals(expected.norm(), actual[0].norm(), 1e-12 * expected.norm());
-        }
-        assertEquals(expected.clipFactor(), actual[0].clipFactor(), 1e-12);
-        assertEquals(0, actual[0].nonFinite());
-        assertEquals(0, actual[0].nonFiniteChannels());
-        assertFalse(actual[0].skipped());
-      }
-    } finally {
-      subjects.forEach(Subject::close);
-    }
+  @Override
+  Subject subject(int rows, int cols, DType gradientType, Copy copy, Channel channel, long seed) {
+    return new Subject(rows, cols, gradientType, copy, channel, seed);
+  }
+
+  @Override
+  List<Subject> everything(DType gradientType) {
+    return OptimizerSubject.everything(gradientType, Subject::new);
+  }
+
+  @Override
+  Options usual() {
+    return PLAIN;
+  }
+
+  @Override
+  Options clipping(double maxNorm) {
+    return PLAIN.withMaxNorm(maxNorm);
+  }
+
+  @Override
+  FusedAdamW optimizer(List<Subject> subjects, Options options) {
+    return new FusedAdamW(subjects.stream().map(s -> s.parameter).toList(), options);
+  }
+
+  @Override
+  StepResult exact(List<Subject> subjects, Options options) {
+    return FusedAdamWReference.exact(subjects.stream().map(s -> s.state).toList(), options);
+  }
+
+  @Override
+  void assertSteps(int steps, FusedStep optimizer, int index, Options options) {
+    assertEquals(steps, ((FusedAdamW) optimizer).steps(index));
   }
 
   /** Two steps, one that waits and one that is queued; tensors of different age. */
@@ -257,20 +247,6 @@ class FusedAdamWTest {
           sick.check("sick");
         }
       }
-    }
-  }
-
-  @Test
-  void clippingByANormThatIsNotFiniteIsRefusedAndNothingIsWritten() {
-    try (Subject subject = new Subject(4, 32, DType.BF16, Copy.BF16, Channel.TENSOR, 6);
-        FusedAdamW adamw = new FusedAdamW(List.of(subject.parameter), PLAIN.withMaxNorm(1))) {
-      float[] g = new float[128];
-      g[127] = Float.NEGATIVE_INFINITY;
-      Numbers.write(subject.gradient, g);
-      InputException e = assertThrows(InputException.class, adamw::step);
-      assertTrue(e.getMessage().contains("1 gradient entries are NaN or infinite"), e.getMessage());
-      assertBits(subject.state.weight, Numbers.read(subject.weight), "weight");
-      assertEquals(0, adamw.steps(0));
     }
   }
 
@@ -425,47 +401,6 @@ class FusedAdamWTest {
   }
 
   @Test
-  void eightCallersAtOnceGetWhatOneGets() throws InterruptedException {
-    List<Subject> subjects = new ArrayList<>();
-    List<Thread> callers = new ArrayList<>();
-    List<Throwable> failures = new ArrayList<>();
-    for (int c = 0; c < 8; c++) {
-      Subject subject = new Subject(64, 1000, DType.F32, Copy.F32, Channel.LAST_AXIS, 20 + c);
-      subject.gradients(c);
-      subjects.add(subject);
-      callers.add(
-          new Thread(
-              () -> {
-                try (FusedAdamW adamw = new FusedAdamW(List.of(subject.parameter), PLAIN)) {
-                  for (int step = 0; step < 20; step++) {
-                    adamw.step();
-                  }
-                }
-              }));
-    }
-    callers.forEach(t -> t.setUncaughtExceptionHandler((thread, e) -> failures.add(e)));
-    callers.forEach(Thread::start);
-    for (Thread caller : callers) {
-      caller.join();
-    }
-    assertEquals(List.of(), failures);
-    for (Subject subject : subjects) {
-      for (int step = 0; step < 20; step++) {
-        FusedAdamWReference.exact(List.of(subject.state), PLAIN);
-      }
-      subject.check("concurrent");
-      subject.close();
-    }
-  }
-
-  @Test
-  void anEmptyListIsAStep() {
-    try (FusedAdamW adamw = new FusedAdamW(List.of(), PLAIN.withMaxNorm(1))) {
-      assertEquals(new StepResult(0, 1, false, 0, 0), adamw.step());
-    }
-  }
-
-  @Test
   void whatIsWrongIsSaid() {
     try (OwnedTensor w = OwnedTensor.allocate(DType.F32, 4, 8);
         OwnedTensor half = OwnedTensor.allocate(DType.BF16, 4, 8);
@@ -491,14 +426,6 @@ class FusedAdamWTest {
         refused("-1 steps", () -> adamw.steps(0, -1));
         assertThrows(IndexOutOfBoundsException.class, () -> adamw.steps(1));
       }
-      FusedAdamW closed = new FusedAdamW(List.of(), PLAIN);
-      closed.close();
-      assertThrows(IllegalStateException.class, closed::step);
     }
-  }
-
-  private static void refused(String message, org.junit.jupiter.api.function.Executable call) {
-    IllegalArgumentException e = assertThrows(IllegalArgumentException.class, call);
-    assertTrue(e.getMessage().contains(message), e.getMessage());
   }
 }

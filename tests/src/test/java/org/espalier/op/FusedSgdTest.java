@@ -10,7 +10,6 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.Stream;
@@ -34,7 +33,7 @@ import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 @Tag("loops")
-class FusedSgdTest {
+class FusedSgdTest extends FusedStepTests<FusedSgdTest.Subject, Options> {
   private static final Options PLAIN = Options.of(0.05);
   private static final Options MOMENTUM = PLAIN.withMomentum(0.9);
 
@@ -51,7 +50,7 @@ class FusedSgdTest {
           MOMENTUM.withMaxNorm(1e9).withSkipNonFinite(true),
           MOMENTUM.withWeightDecay(0.1).withMaximize(true).withMaxNorm(0.5).withNesterov(true));
 
-  private static final class Subject extends OptimizerSubject<FusedSgdReference.State> {
+  static final class Subject extends OptimizerSubject<FusedSgdReference.State> {
     final Tensor momentum;
     final Parameter parameter;
 
@@ -104,48 +103,42 @@ class FusedSgdTest {
   }
 
   static Stream<Arguments> optionsAndTypes() {
-    return OPTIONS.stream()
-        .flatMap(
-            options ->
-                Variants.isas()
-                    .map(
-                        isa ->
-                            Arguments.of(
-                                options,
-                                DType.values()[(OPTIONS.indexOf(options) + isa.ordinal()) % 3],
-                                isa)));
+    return combined(OPTIONS);
   }
 
-  /** Three steps of everything, with one, two and three threads. */
-  @ParameterizedTest
-  @MethodSource("optionsAndTypes")
-  void hasTheBitsOfTheReferenceEverywhere(Options options, DType gradientType, Isa isa) {
-    List<Subject> subjects = OptimizerSubject.everything(gradientType, Subject::new);
-    try (FusedSgd sgd = new FusedSgd(subjects.stream().map(s -> s.parameter).toList(), options)) {
-      for (int step = 1; step <= 3; step++) {
-        for (Subject subject : subjects) {
-          subject.gradients(1000L * step + subjects.indexOf(subject));
-        }
-        StepResult expected =
-            FusedSgdReference.exact(subjects.stream().map(s -> s.state).toList(), options);
-        StepResult[] actual = new StepResult[1];
-        Variants.with(isa, step, () -> actual[0] = sgd.step());
-        for (int i = 0; i < subjects.size(); i++) {
-          subjects.get(i).check("step " + step + ", tensor " + i);
-        }
-        if (Double.isNaN(expected.norm())) { // not asked for
-          assertTrue(Double.isNaN(actual[0].norm()));
-        } else {
-          assertEquals(expected.norm(), actual[0].norm(), 1e-12 * expected.norm());
-        }
-        assertEquals(expected.clipFactor(), actual[0].clipFactor(), 1e-12);
-        assertEquals(0, actual[0].nonFinite());
-        assertEquals(0, actual[0].nonFiniteChannels());
-        assertFalse(actual[0].skipped());
-      }
-    } finally {
-      subjects.forEach(Subject::close);
-    }
+  @Override
+  Subject subject(int rows, int cols, DType gradientType, Copy copy, Channel channel, long seed) {
+    return new Subject(rows, cols, gradientType, copy, channel, seed);
+  }
+
+  @Override
+  List<Subject> everything(DType gradientType) {
+    return OptimizerSubject.everything(gradientType, Subject::new);
+  }
+
+  @Override
+  Options usual() {
+    return MOMENTUM;
+  }
+
+  @Override
+  Options clipping(double maxNorm) {
+    return MOMENTUM.withMaxNorm(maxNorm);
+  }
+
+  @Override
+  FusedSgd optimizer(List<Subject> subjects, Options options) {
+    return new FusedSgd(subjects.stream().map(s -> s.parameter).toList(), options);
+  }
+
+  @Override
+  StepResult exact(List<Subject> subjects, Options options) {
+    return FusedSgdReference.exact(subjects.stream().map(s -> s.state).toList(), options);
+  }
+
+  @Override
+  void assertSteps(int steps, FusedStep optimizer, int index, Options options) {
+    assertEquals(steps == 0 || options.momentum() == 0, ((FusedSgd) optimizer).first(index));
   }
 
   /** Two steps, one that waits and one that is queued; the second with another learning rate. */
@@ -341,20 +334,6 @@ class FusedSgdTest {
     }
   }
 
-  @Test
-  void clippingByANormThatIsNotFiniteIsRefusedAndNothingIsWritten() {
-    try (Subject subject = new Subject(4, 32, DType.BF16, Copy.BF16, Channel.TENSOR, 6);
-        FusedSgd sgd = new FusedSgd(List.of(subject.parameter), MOMENTUM.withMaxNorm(1))) {
-      float[] g = new float[128];
-      g[127] = Float.NEGATIVE_INFINITY;
-      Numbers.write(subject.gradient, g);
-      InputException e = assertThrows(InputException.class, sgd::step);
-      assertTrue(e.getMessage().contains("1 gradient entries are NaN or infinite"), e.getMessage());
-      assertBits(subject.state.weight, Numbers.read(subject.weight), "weight");
-      assertTrue(sgd.first(0));
-    }
-  }
-
   /** Momentum under the mask is +0, not a denormal on its way there, after 10,000 steps. */
   @Test
   void prunedMomentumStaysZero() {
@@ -515,47 +494,6 @@ class FusedSgdTest {
     }
   }
 
-  @Test
-  void eightCallersAtOnceGetWhatOneGets() throws InterruptedException {
-    List<Subject> subjects = new ArrayList<>();
-    List<Thread> callers = new ArrayList<>();
-    List<Throwable> failures = new ArrayList<>();
-    for (int c = 0; c < 8; c++) {
-      Subject subject = new Subject(64, 1000, DType.F32, Copy.F32, Channel.LAST_AXIS, 20 + c);
-      subject.gradients(c);
-      subjects.add(subject);
-      callers.add(
-          new Thread(
-              () -> {
-                try (FusedSgd sgd = new FusedSgd(List.of(subject.parameter), MOMENTUM)) {
-                  for (int step = 0; step < 20; step++) {
-                    sgd.step();
-                  }
-                }
-              }));
-    }
-    callers.forEach(t -> t.setUncaughtExceptionHandler((thread, e) -> failures.add(e)));
-    callers.forEach(Thread::start);
-    for (Thread caller : callers) {
-      caller.join();
-    }
-    assertEquals(List.of(), failures);
-    for (Subject subject : subjects) {
-      for (int step = 0; step < 20; step++) {
-        FusedSgdReference.exact(List.of(subject.state), MOMENTUM);
-      }
-      subject.check("concurrent");
-      subject.close();
-    }
-  }
-
-  @Test
-  void anEmptyListIsAStep() {
-    try (FusedSgd sgd = new FusedSgd(List.of(), MOMENTUM.withMaxNorm(1))) {
-      assertEquals(new StepResult(0, 1, false, 0, 0), sgd.step());
-    }
-  }
-
   /** Autograd leaves gradients now here, now there: a step, AdamW's too, and the norm read them there. */
   @Test
   void readsAGradientThatIsElsewhereNow() {
@@ -678,14 +616,6 @@ class FusedSgdTest {
                   PLAIN)) {
         refused("scale 0 of tensor 0 is 0; positive, with a finite reciprocal", sgd::step);
       }
-      FusedSgd closed = new FusedSgd(List.of(), PLAIN);
-      closed.close();
-      assertThrows(IllegalStateException.class, closed::step);
     }
-  }
-
-  private static void refused(String message, org.junit.jupiter.api.function.Executable call) {
-    IllegalArgumentException e = assertThrows(IllegalArgumentException.class, call);
-    assertTrue(e.getMessage().contains(message), e.getMessage());
   }
 }

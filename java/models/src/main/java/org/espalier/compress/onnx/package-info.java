@@ -1,2 +1,5 @@
-/** Compression of ONNX models: int8 weights, activations in the arithmetic of ONNX Runtime. */
+/**
+ * Compression of ONNX models: weights of 8 and 4 bits, activations in the arithmetic of ONNX Runtime, weights that are
+ * refitted where others are pruned, hidden channels and heads that are removed.
+ */
 package org.espalier.compress.onnx;
