@@ -81,6 +81,7 @@ class LauncherTest {
     fake("cmake", "echo cmake version 3.25.1");
     fake("ninja", "true");
     fake("g++", "true");
+    fake("getconf", "echo glibc 2.36");
     fake("id", "echo 1000");
     fake("apt-get", "true");
     fake("apt-cache", "[[ $2 == openjdk-21-jdk-headless ]]");
@@ -234,6 +235,42 @@ class LauncherTest {
   }
 
   @Test
+  void whatCMakeSaysBelowItsMarkIsQuoted() throws IOException, InterruptedException {
+    fake(
+        "mvn",
+        "printf '%s\\n"
+            + "' '-- Found it' 'CMake Error at CMakeLists.txt:17 (message):' '  GCC 10 is too old'"
+            + " '' '' '-- Configuring incomplete' '  more of it' '[ERROR] ' '[ERROR] failed'; exit"
+            + " 1");
+    Launch launch = launch(root.resolve("espalier"), "doctor");
+    assertTrue(
+        launch
+            .err()
+            .contains(
+                "\n"
+                    + "CMake Error at CMakeLists.txt:17 (message):\n"
+                    + "  GCC 10 is too old\n"
+                    + "[ERROR] failed\n"),
+        launch.err());
+  }
+
+  @Test
+  void anOldCLibraryIsToldBeforeAnythingIsInstalled() throws IOException, InterruptedException {
+    fake("id", "echo 0");
+    Files.delete(bin.resolve("mvn"));
+    for (String other : List.of("echo glibc 2.31", "exit 1")) { // the second as musl has it
+      fake("getconf", other);
+      Launch launch = launch(root.resolve("espalier"), "doctor");
+      assertEquals(2, launch.code());
+      assertTrue(launch.err().contains("need glibc 2.34 or newer"), launch.err());
+      assertTrue(
+          launch.err().contains(other.equals("exit 1") ? "another C library" : "has glibc 2.31"),
+          launch.err());
+      assertEquals(List.of(), callsOf("apt-get"));
+    }
+  }
+
+  @Test
   void aMavenThatEndsBeforeItBuildsIsQuoted() throws IOException, InterruptedException {
     fake("mvn", "echo 'Exception in thread \"main\": no room'; echo '  at M.main'; exit 1");
     Launch launch = launch(root.resolve("espalier"), "doctor");
@@ -286,7 +323,7 @@ class LauncherTest {
             "CMake of version 3.22",
             "3.18.4",
             "Ninja",
-            "C++",
+            "g++",
             "javac",
             "sudo apt-get update && sudo apt-get install -y --no-install-recommends"
                 + " openjdk-21-jdk-headless maven cmake ninja-build g++\n")) {

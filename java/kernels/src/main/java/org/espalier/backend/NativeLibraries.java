@@ -12,10 +12,13 @@ public final class NativeLibraries {
   public static String problem(Throwable thrown) {
     for (Throwable e = thrown; e != null; e = e.getCause()) {
       if (e instanceof UnsatisfiedLinkError) {
+        String reason = reason(e).getMessage();
         return "the native libraries cannot be loaded: "
-            + reason(e).getMessage()
-            + "; they are "
-            + unpacked("room");
+            + reason
+            + (reason != null && reason.contains("`GLIBC_")
+                ? "; this system's C library is too old: Debian 12, Ubuntu 22.04 and RHEL 9 have"
+                      + " one that is new enough"
+                : "; they are " + unpacked("room"));
       }
     }
     return null;
