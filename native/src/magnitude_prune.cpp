@@ -277,7 +277,7 @@ class Selection {
   // count once as below, once as above it.
   esp_status scatter(int64_t lines, double rank, double* deviation) const {
     const double last = static_cast<double>(lines * 16);
-    int32_t centre;
+    int32_t centre = 0;
     if (esp_status status = sampled_key(lines, rank < 1 ? 1 : rank > last ? last : rank, &centre)) return status;
     double sums[2] = {}, squares[2] = {};
     for (int64_t line = 0; line < lines; line++) {
