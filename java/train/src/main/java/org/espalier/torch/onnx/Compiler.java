@@ -268,6 +268,11 @@ final class Compiler {
       }
     }
     Node node = new Node(n, opset, where, i -> integers(sources[i]));
+    if (operator.name().equals("QuantizeLinear")
+        && sources.length > 2
+        && isFourBits(n.getInput(2))) {
+      throw node.unsupported("a zero point of 4 bits");
+    }
     Kernel kernel = operator.build().apply(node);
     node.refuseUnread();
     Known made = known(operator, sources);
@@ -306,6 +311,21 @@ final class Compiler {
     } else {
       steps.add(step);
     }
+  }
+
+  /** Whether a constant or an input of the graph is of integers of 4 bits, which libtorch holds as 8. */
+  private boolean isFourBits(String name) {
+    Integer slot = scope.find(name);
+    OnnxInitializer constant = slot == null ? null : initializers.get(slot);
+    DataType type =
+        constant != null
+            ? constant.type()
+            : model.inputs().stream()
+                .filter(v -> v.getName().equals(name))
+                .map(v -> DataType.forNumber(v.getType().getTensorType().getElemType()))
+                .findFirst()
+                .orElse(null);
+    return type == DataType.INT4 || type == DataType.UINT4;
   }
 
   private long[] integers(int slot) {

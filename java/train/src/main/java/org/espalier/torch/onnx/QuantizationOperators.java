@@ -38,14 +38,22 @@ final class QuantizationOperators {
     if (n.opset() >= 19) {
       n.flag("saturate", true);
     }
-    long code = n.opset() >= 21 ? n.integer("output_dtype", 0) : 0;
-    ScalarType wanted =
-        code == 0 ? null : ElementTypes.torch(DataType.forNumber((int) code), n.where());
+    ScalarType wanted = wanted(n);
     return in -> {
       Tensor x = in.get(0);
       ScalarType type = in.has(2) ? in.type(2) : wanted == null ? ScalarType.Byte : wanted;
       return quantize(x, along(in.get(1), x, axis), along(in.orNull(2), x, axis), type);
     };
+  }
+
+  /** The type that an attribute asks for; null where none does. */
+  static ScalarType wanted(Node n) {
+    long code = n.opset() >= 21 ? n.integer("output_dtype", 0) : 0;
+    DataType type = DataType.forNumber((int) code);
+    if (type == DataType.INT4 || type == DataType.UINT4) {
+      throw n.unsupported("output_dtype = " + type);
+    }
+    return code == 0 ? null : ElementTypes.torch(type, n.where());
   }
 
   private static Function<Inputs, Tensor> dequantize(Node n) {

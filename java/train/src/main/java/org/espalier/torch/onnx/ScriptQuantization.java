@@ -1,6 +1,6 @@
 package org.espalier.torch.onnx;
 
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.torch.onnx.ScriptTable.Sink;
 
 /** What {@link QuantizationOperators} and {@link MatrixOperators} run on integers, in TorchScript. */
@@ -34,8 +34,8 @@ final class ScriptQuantization {
     if (n.opset() >= 19) {
       n.flag("saturate", true);
     }
-    long code = n.opset() >= 21 ? n.integer("output_dtype", 0) : 0;
-    int type = code == 0 ? 0 : ElementTypes.torch(DataType.forNumber((int) code), n.where()).value;
+    ScalarType wanted = QuantizationOperators.wanted(n);
+    int type = wanted == null ? 0 : wanted.value;
     return c.call("_quantize", c.in(0), c.in(1), c.orNone(2), "" + type, "" + axis);
   }
 
