@@ -64,6 +64,7 @@ class LauncherTest {
             "sed",
             "cat",
             "touch",
+            "env",
             "sleep")) {
       Path real = Path.of("/usr/bin", tool);
       Files.createSymbolicLink(
@@ -306,6 +307,12 @@ class LauncherTest {
     Object uid = Files.getAttribute(folder, "unix:uid");
     assertTrue(callsOf("getent").contains("getent passwd " + uid), callsOf("getent").toString());
     assertTrue(Files.readString(calls).contains("-Duser.home=/some/home\n"), "Maven's too");
+    for (String none : List.of("-u HOME", "HOME=", "'HOME=/a b'")) {
+      script(shell, "exec env " + none + " '" + root.resolve("espalier") + "' doctor");
+      launch = launch(shell);
+      assertEquals(2, launch.code(), launch.err());
+      assertTrue(launch.err().contains("HOME must name a folder"), launch.err());
+    }
   }
 
   @Test
