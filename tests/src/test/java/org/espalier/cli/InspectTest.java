@@ -1,8 +1,14 @@
 package org.espalier.cli;
 
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -10,6 +16,8 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import org.espalier.compress.onnx.Int4Quantizer;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.junit.jupiter.api.Test;
@@ -70,6 +78,58 @@ class InspectTest {
     assertEquals(
         List.of("conv", "conv_transpose", "lstm", "lstm", "gru", "gru", "rnn", "rnn", "gemm"),
         kinds);
+  }
+
+  /** A product of 72 input channels, which fill two blocks of 32 and a part of one, and a table of 64. */
+  @Test
+  void countsTheWeightsOfFourBitsAndNotTheirBytes() throws IOException {
+    float[] product = new float[72 * 5];
+    float[] table = new float[1024 * 64];
+    for (float[] values : List.of(product, table)) {
+      for (int i = 0; i < values.length; i++) {
+        values[i] = i % 16 - 8;
+      }
+    }
+    OnnxModel model =
+        OnnxModel.of(
+            SmallModels.model(
+                13,
+                GraphProto.newBuilder()
+                    .setName("g")
+                    .addInput(value("x", DataType.FLOAT, -1, 72))
+                    .addInput(value("ids", DataType.INT64, -1))
+                    .addInitializer(floats("w", product, 72, 5))
+                    .addInitializer(floats("t", table, 1024, 64))
+                    .addNode(node("MatMul", "m", List.of("x", "w"), "y"))
+                    .addNode(node("Gather", "l", List.of("t", "ids"), "z"))
+                    .addOutput(value("y", DataType.FLOAT, -1, 5))
+                    .addOutput(value("z", DataType.FLOAT, -1, 64))),
+            "m");
+    Path plain = folder.resolve("plain.onnx");
+    Path packed = folder.resolve("packed.onnx");
+    model.write(plain);
+    JsonNode before = Run.of("inspect", plain, "--json").json().get("tensors");
+    new Int4Quantizer(model, Int4Quantizer.Options.defaults()).apply();
+    model.write(packed);
+    JsonNode after = Run.of("inspect", packed, "--json").json().get("tensors");
+    for (JsonNode was : before) {
+      JsonNode is = null;
+      for (JsonNode t : after) {
+        is = t.get("name").asText().equals(was.get("name").asText() + "_quantized") ? t : is;
+      }
+      assertEquals("int4", is.get("dtype").asText());
+      assertEquals(was.get("kind"), is.get("kind"));
+      assertEquals(was.get("elements"), is.get("elements"));
+      assertEquals(was.get("zeros"), is.get("zeros"), is.toString());
+      boolean isTable = was.get("kind").asText().equals("embedding");
+      assertEquals(isTable ? "[1024,64]" : "[5,72]", is.get("shape").toString());
+      assertEquals(isTable ? 1024 * 32 : 5 * 48, is.get("bytes").asLong());
+    }
+    // The scales are no float matrix that was forgotten.
+    Run again = Run.of("quantize", packed, "-o", folder.resolve("again.onnx"), "--to", "onnx-int4");
+    assertEquals(2, again.code(), again.err());
+    assertTrue(again.err().contains("it is quantized already"), again.err());
+    assertFalse(again.err().contains("float matri"), again.err());
   }
 
   @Test

@@ -13,11 +13,13 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.espalier.compress.WeightNames;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.onnx.PackedWeight;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
@@ -124,30 +126,45 @@ final class Inspect implements Callable<Integer> {
     Map<String, OnnxInitializer> tensors = new LinkedHashMap<>();
     model.initializers().forEach(i -> tensors.put(i.name(), i));
     weights.keySet().forEach(value -> tensors.putIfAbsent(value, model.constant(value)));
+    Map<String, PackedWeight> packed = PackedWeight.of(model);
     long total = tensors.values().stream().mapToLong(OnnxInitializer::byteLength).sum();
     long done = 0;
     List<Row> rows = new ArrayList<>();
     for (Map.Entry<String, OnnxInitializer> e : tensors.entrySet()) {
       OnnxInitializer tensor = e.getValue();
-      OnnxWeight weight = weights.get(e.getKey());
-      rows.add(
-          new Row(
-              weight == null ? e.getKey() : weight.name(),
-              weight == null ? null : kinds(weight),
-              Arrays.stream(tensor.dims()).boxed().toList(),
-              tensor.type().name().toLowerCase(Locale.ROOT),
-              tensor.elements(),
-              tensor.byteLength(),
-              zeros(tensor)));
+      rows.add(row(e.getKey(), tensor, weights.get(e.getKey()), packed.get(e.getKey())));
       done += tensor.byteLength();
       progress.update("reading", done, total);
     }
     return rows;
   }
 
-  private static String kinds(OnnxWeight weight) {
-    return weight.uses().stream()
-        .map(use -> use.kind().name().toLowerCase(Locale.ROOT))
+  /** The line of a tensor that may be a weight; of a packed one how many integers it holds, not how many bytes. */
+  private static Row row(
+      String value, OnnxInitializer tensor, OnnxWeight weight, PackedWeight packed) {
+    if (packed != null) {
+      return new Row(
+          value,
+          kinds(packed.kinds().stream()),
+          List.of(packed.rows(), packed.columns()),
+          (packed.symmetric() ? "int" : "uint") + packed.bits(),
+          packed.elements(),
+          tensor.byteLength(),
+          packed.zeros(tensor));
+    }
+    return new Row(
+        weight == null ? value : weight.name(),
+        weight == null ? null : kinds(weight.uses().stream().map(OnnxWeight.Use::kind)),
+        Arrays.stream(tensor.dims()).boxed().toList(),
+        tensor.type().name().toLowerCase(Locale.ROOT),
+        tensor.elements(),
+        tensor.byteLength(),
+        zeros(tensor));
+  }
+
+  private static String kinds(Stream<OnnxWeight.Kind> kinds) {
+    return kinds
+        .map(kind -> kind.name().toLowerCase(Locale.ROOT))
         .distinct()
         .collect(Collectors.joining("+"));
   }

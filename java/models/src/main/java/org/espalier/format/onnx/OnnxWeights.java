@@ -74,7 +74,7 @@ public final class OnnxWeights {
       if (!OnnxModel.isOwn(n) || n.getOpType().equals("Einsum") || !InnerGraphs.of(n).isEmpty()) {
         for (int i = 0; i < n.getInputCount(); i++) {
           String value = n.getInput(i);
-          if (!weights.contains(value) && !isAngle(n, i) && isMatrix(model.constant(value))) {
+          if (!weights.contains(value) && !isNoWeight(n, i) && isMatrix(model.constant(value))) {
             unknown.add(value);
             operators.add(n.getOpType());
           }
@@ -91,11 +91,13 @@ public final class OnnxWeights {
                 + String.join(", ", operators));
   }
 
-  /** Whether an input is a table of cosines or sines of places. */
-  private static boolean isAngle(NodeProto n, int input) {
+  /** Whether an input is a table of cosines or sines of places, or the scales of integers. */
+  private static boolean isNoWeight(NodeProto n, int input) {
     return switch (FusedNodes.isRuntimes(n) ? n.getOpType() : "") {
       case "RotaryEmbedding" -> input > 0;
       case "GroupQueryAttention" -> input == 7 || input == 8;
+      case "MatMulNBits" -> input == 2;
+      case "GatherBlockQuantized" -> input == 2;
       default -> false;
     };
   }
