@@ -236,6 +236,18 @@ class LauncherTest {
   }
 
   @Test
+  void whatMavenCannotGetIsQuoted() throws IOException, InterruptedException {
+    fake(
+        "mvn",
+        "printf '[ERROR] %s\\n"
+            + "' 'Failed to execute goal on project a: no a:b:1: Unknown host -> [Help 1]' ''"
+            + " '[Help 1] its page'; exit 1");
+    Launch launch = launch(root.resolve("espalier"), "doctor");
+    assertTrue(launch.err().contains("no a:b:1: Unknown host"), launch.err());
+    assertFalse(launch.err().contains("its page"), launch.err());
+  }
+
+  @Test
   void whatCMakeSaysBelowItsMarkIsQuoted() throws IOException, InterruptedException {
     fake(
         "mvn",
