@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.ModelProto;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
@@ -299,14 +300,7 @@ class ProcessTest {
     Path cache = folder.resolve("cache");
     Path model = folder.resolve("model.onnx");
     Files.write(model, SmallModels.mlp().toByteArray());
-    Path examples = folder.resolve("examples.safetensors");
-    TensorSpec x = new TensorSpec("x", SafetensorsDtype.F32, List.of(2L, 8L));
-    try (AtomicFile file = AtomicFile.create(examples)) {
-      SafetensorsWriter writer = new SafetensorsWriter(file, List.of(x), Map.of());
-      writer.append("x", ByteBuffer.allocate(64));
-      writer.finish();
-      file.commit();
-    }
+    Path examples = examples();
     List<String> limit =
         List.of("bash", "-c", "trap '' XFSZ; ulimit -f " + kibibytes + "; exec \"$@\"", "bash");
     Map<String, String> environment =
@@ -327,5 +321,38 @@ class ProcessTest {
     String err = Files.readString(folder.resolve("stderr"));
     assertTrue(err.contains(told) && err.contains(cache + ","), err);
     assertFalse(err.contains("\tat "), err);
+  }
+
+  /** Two examples of zeros for {@link SmallModels#mlp}. */
+  private Path examples() throws IOException {
+    Path examples = folder.resolve("examples.safetensors");
+    TensorSpec x = new TensorSpec("x", SafetensorsDtype.F32, List.of(2L, 8L));
+    try (AtomicFile file = AtomicFile.create(examples)) {
+      SafetensorsWriter writer = new SafetensorsWriter(file, List.of(x), Map.of());
+      writer.append("x", ByteBuffer.allocate(64));
+      writer.finish();
+      file.commit();
+    }
+    return examples;
+  }
+
+  /** ONNX Runtime warns of constants that nothing uses, in each part of a model that it runs. */
+  @Test
+  void warningsOfTheRuntimeAreNotShown() throws Exception {
+    Path model = folder.resolve("model.onnx");
+    ModelProto.Builder unused = SmallModels.mlp().toBuilder();
+    unused.getGraphBuilder().addInitializer(SmallModels.int64s("unused", 1));
+    Files.write(model, unused.build().toByteArray());
+    String[] command = {
+      "quantize", model.toString(), "-o", folder.resolve("int8.onnx").toString(), "--to", "onnx-qdq"
+    };
+    Process process =
+        start(
+            Map.of(),
+            Stream.concat(Stream.of(command), Stream.of("--calibration", examples().toString()))
+                .toArray(String[]::new));
+    String err = codeOf(process) + stderr();
+    assertTrue(err.startsWith("0"), err);
+    assertFalse(err.contains("onnxruntime"), err);
   }
 }

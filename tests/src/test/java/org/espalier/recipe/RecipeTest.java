@@ -58,6 +58,7 @@ class RecipeTest {
   @Test
   void whatIsSlowerIsToldWithWhatHelps() {
     String dynamic = ReportBuilder.slower(parse(RIGHT), 0.5).orElseThrow();
+    assertTrue(dynamic.startsWith("the quantized model is slower here"), dynamic);
     assertTrue(dynamic.contains("2.00 times as long as the original"), dynamic);
     assertTrue(dynamic.contains("form: static") && dynamic.contains("exclude"), dynamic);
     String fixed = ReportBuilder.slower(parse(RIGHT, "quantize.form=static"), 0.5).orElseThrow();

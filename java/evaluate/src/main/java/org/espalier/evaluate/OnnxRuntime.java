@@ -1,6 +1,8 @@
 package org.espalier.evaluate;
 
 import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtLoggingLevel;
 import ai.onnxruntime.OrtSession;
 import java.io.File;
 import java.io.IOException;
@@ -64,9 +66,14 @@ public final class OnnxRuntime {
     }
   }
 
-  /** Options of a session, to be closed. */
-  static OrtSession.SessionOptions options() {
+  /**
+   * Options of a session, to be closed. It says what fails: its warnings are of what it could do better, such as constants that
+   * nothing uses.
+   */
+  static OrtSession.SessionOptions options() throws OrtException {
     environment();
-    return new OrtSession.SessionOptions();
+    OrtSession.SessionOptions options = new OrtSession.SessionOptions();
+    options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR);
+    return options;
   }
 }

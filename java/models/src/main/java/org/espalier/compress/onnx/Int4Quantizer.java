@@ -133,7 +133,9 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
               + " input channels or more",
           skipped);
     }
-    findTiedTables();
+    if (options.embeddings()) {
+      findTiedTables();
+    }
     findTables();
   }
 
@@ -150,9 +152,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
     for (ProductSite s : sites) {
       for (Product p : s.products) {
         for (String lookUp : p.lookUps) {
-          if (!options.embeddings()) {
-            skipped.put(p.name + " (look-ups)", "embeddings are left as they are");
-          } else if (p.rows % options.block() == 0) {
+          if (p.rows % options.block() == 0) {
             tied.put(lookUp, p);
           } else if (producers.get(lookUp).getInput(0).equals(p.value)) {
             tables.put(lookUp, p.name);

@@ -3,7 +3,7 @@ package org.espalier.compress.onnx;
 import java.util.Locale;
 import java.util.Optional;
 
-/** What is said of an int8 model that runs slower than what it was made of. */
+/** What is said of a quantized model that runs slower than what it was made of. */
 public final class Slowdown {
   /** Below that speed-up a model is called slower; what is nearer to 1 may be the timing's noise. */
   private static final double SLOWER = 0.95;
@@ -23,8 +23,8 @@ public final class Slowdown {
     return Optional.of(
         String.format(
             Locale.ROOT,
-            "int8 is slower here: on this machine it takes %.2f times as long as the original in"
-                + " ONNX Runtime (one thread, one example)",
+            "the quantized model is slower here: on this machine it takes %.2f times as long as the"
+                + " original in ONNX Runtime (one thread, one example)",
             1 / speedup));
   }
 }
