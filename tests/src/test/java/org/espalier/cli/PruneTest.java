@@ -347,6 +347,19 @@ class PruneTest {
     refused(
         "--allocation is for --channels", "-o", out, "--amount", "0.5", "--allocation", "uniform");
     refused("--allocation", "-o", out, "--channels", "0.5", "--allocation", "fair");
+    refused("--outputs is for --channels", "-o", out, "--amount", "0.5", "--outputs", "y");
+    refused("'z' matches no output", "-o", out, "--channels", "0.5", "--outputs", "z");
+    refused("that are calibrated", "-o", out, "--channels", "0.5", "--outputs", "y");
+    refused(
+        "--outputs is for --allocation global",
+        "-o",
+        out,
+        "--channels",
+        "0.5",
+        "--outputs",
+        "y",
+        "--allocation",
+        "uniform");
     refused(
         "none.safetensors", "-o", out, "--channels", "0.5", "--calibration", "none.safetensors");
   }

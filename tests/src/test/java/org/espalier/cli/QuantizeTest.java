@@ -77,6 +77,44 @@ class QuantizeTest {
     assertEquals(0, all.json().get("float").size());
   }
 
+  /** Of two outputs the one that int8 spoils is told of by its name, where it counts. */
+  @Test
+  void outputsThatCountAreNamed() throws IOException {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("heads")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 1, 8))
+            .addInitializer(weights("w", new float[] {1, 10_000}, 2, 1, 1))
+            .addInitializer(weights("fine", new float[] {0, 1}, 1, 2, 1))
+            .addInitializer(weights("lost", new float[] {1, 1e-6f}, 1, 2, 1))
+            .addNode(SmallModels.node("Conv", "", List.of("x", "w"), "c"))
+            .addNode(SmallModels.node("Neg", "", List.of("c"), "n"))
+            .addNode(SmallModels.node("Conv", "", List.of("n", "fine"), "right"))
+            .addNode(SmallModels.node("Conv", "", List.of("n", "lost"), "wrong"))
+            .addOutput(SmallModels.value("right", DataType.FLOAT, -1, 1, 8))
+            .addOutput(SmallModels.value("wrong", DataType.FLOAT, -1, 1, 8));
+    Path model = Files.write(folder.resolve("two.onnx"), SmallModels.model(13, g).toByteArray());
+    Path examples = examples("two.safetensors", "x", "[6,1,8]", 48);
+    List<Object> line =
+        List.of(
+            "quantize",
+            model,
+            "-o",
+            folder.resolve("int8.onnx"),
+            "--to",
+            "onnx-qdq",
+            "--calibration",
+            examples);
+    Run all = Run.of(line.toArray()).done();
+    assertTrue(warns(all), all.err());
+    assertTrue(all.err().contains("the output wrong changes by"), all.err());
+    assertTrue(all.err().contains("most of 2 outputs"), all.err());
+    List<Object> one = new ArrayList<>(line);
+    one.addAll(List.of("--outputs", "r*,right"));
+    Run right = Run.of(one.toArray()).done();
+    assertFalse(warns(right), right.err());
+  }
+
   /** All commands call a weight that the graph computes by the same name; a recipe trains and quantizes it too. */
   @Test
   void computedWeightsAreWeights() throws IOException {
@@ -360,6 +398,18 @@ class QuantizeTest {
     refused("above 50", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "percentile:most");
     refused("none of minmax", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "best");
     refused("'nothing'", onnx, "-o", out, "--to", "onnx-dynamic", "--include", "nothing");
+    refused("calibrated on tensors", onnx, "-o", out, "--to", "onnx-qdq", "--outputs", "y");
+    refused(
+        "'z*' matches no output of floats of ",
+        onnx,
+        "-o",
+        out,
+        "--to",
+        "onnx-qdq",
+        "--calibration",
+        examples("mlp.safetensors", "x", "[4,8]", 32),
+        "--outputs",
+        "y,z*");
     refused(
         "--reduce-range", checkpoint, "-o", out, "--to", "compressed-tensors", "--reduce-range");
     refused("--block is for", onnx, "-o", out, "--to", "onnx-dynamic", "--block", "32");

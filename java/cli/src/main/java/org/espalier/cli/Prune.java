@@ -147,6 +147,7 @@ final class Prune implements Callable<Integer> {
   private boolean refit;
 
   @Mixin private CalibrationOptions calibration = CalibrationOptions.ofPruning();
+  @Mixin private OutputOptions outputs;
   @Mixin private TokenizerOptions tokenizer;
 
   @Mixin private DeviceOption device;
@@ -230,6 +231,9 @@ final class Prune implements Callable<Integer> {
     if (cacheHeads) {
       throw new InputException("--cache-heads is for --channels");
     }
+    if (outputs.given()) {
+      throw new InputException("--outputs is for --channels");
+    }
     if (!refit && (calibration.given() || tokenizer.given())) {
       throw new InputException("--calibration and --tokenizer are for --channels and --refit");
     }
@@ -291,6 +295,9 @@ final class Prune implements Callable<Integer> {
       throw new InputException(
           "--scope, --mask-in, --mask-out and --refit are for weights, not --channels");
     }
+    if (outputs.given() && allocation == Allocation.UNIFORM) {
+      throw new InputException("--outputs is for --allocation global, which looks at them");
+    }
     Path target = ModelSource.path(output);
     ModelSource source = ModelSource.find(model, common::note);
     device.use(false);
@@ -313,6 +320,7 @@ final class Prune implements Callable<Integer> {
             allocation == null ? Allocation.GLOBAL : allocation,
             cacheHeads ? ChannelPruner.Caches.NARROW : ChannelPruner.Caches.KEEP,
             names -> tensors.choose(names, name -> true));
+    pruner.measureBy(outputs.choose(onnx));
     pruner.kept().ifPresent(kept -> common.note(kept + "; --cache-heads removes such too"));
     List<ChannelPruner.Narrowed> narrowed;
     double speedup;
@@ -320,6 +328,9 @@ final class Prune implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "calibrating")) {
       Optional<ActivationSource> examples =
           calibration.dynamic(onnx, source, tokenizer, common::note);
+      if (outputs.given() && examples.isEmpty()) {
+        throw new InputException("--outputs is for models that are calibrated: --calibration");
+      }
       narrowed = pruner.prune(examples.orElse(null), progress::update);
       progress.update("timing", 0, 0);
       speedup = calibration.speedup(source.path(), onnx, examples, common::note);

@@ -116,6 +116,7 @@ final class Quantize implements Callable<Integer> {
   private String to;
 
   @Mixin private CalibrationOptions calibration;
+  @Mixin private OutputOptions outputs;
   @Mixin private TokenizerOptions tokenizer;
 
   @Option(
@@ -123,8 +124,8 @@ final class Quantize implements Callable<Integer> {
       paramLabel = "minmax|percentile:P|mse",
       description =
           "How onnx-qdq chooses the range of an activation: all that was seen, the middle P"
-              + " percent, or what loses least. Default: mse, or minmax where examples that are"
-              + " tensors tell that it costs less.")
+              + " percent, or what loses least. Default: mse, or minmax or the middle 99.999, 99.99"
+              + " or 99.9 percent where examples that are tensors tell that it costs less.")
   private String clip;
 
   @Option(
@@ -207,6 +208,7 @@ final class Quantize implements Callable<Integer> {
     if (form == Target.COMPRESSED_TENSORS) {
       rejectForCheckpoint();
     }
+    rejectUnseenOutputs();
   }
 
   private void rejectForCheckpoint() {
@@ -222,6 +224,15 @@ final class Quantize implements Callable<Integer> {
     }
   }
 
+  /** Only what runs examples that are tensors looks at outputs. */
+  private void rejectUnseenOutputs() {
+    if (outputs.given() && !calibration.ofTensors()) {
+      throw new InputException(
+          "--outputs is for models that are calibrated on tensors: --calibration with a"
+              + " .safetensors file");
+    }
+  }
+
   private void quantizeOnnx(ModelSource source, Path target, Target form, Clipping clipping) {
     long begin = System.nanoTime();
     if (!reduceRange && form != Target.ONNX_INT4 && Int8Saturation.onThisMachine()) {
@@ -232,29 +243,30 @@ final class Quantize implements Callable<Integer> {
     OnnxModel onnx = source.onnx(common::note);
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     Predicate<OnnxWeight> choice = choice(onnx);
+    Set<String> judged = outputs.choose(onnx);
     Optional<String> outOfReach = OnnxWeights.outOfReach(onnx);
     Quantized done;
-    double made;
+    Optional<OutputError.Made> made;
     double speedup;
     List<Path> written;
     try (Progress progress = new Progress(common.err(), "reading")) {
       progress.update("calibrating", 0, 0);
       done =
           switch (form) {
-            case ONNX_DYNAMIC -> quantizeWeights(source, onnx, dynamic(onnx, choice), progress);
-            case ONNX_INT4 -> quantizeWeights(source, onnx, int4(onnx, choice), progress);
-            default -> quantizeStatic(source, onnx, choice, clipping, progress);
+            case ONNX_DYNAMIC ->
+                quantizeWeights(source, onnx, dynamic(onnx, choice), judged, progress);
+            case ONNX_INT4 -> quantizeWeights(source, onnx, int4(onnx, choice), judged, progress);
+            default -> quantizeStatic(source, onnx, choice, judged, clipping, progress);
           };
       progress.update("comparing", 0, 0);
-      made = done.error().map(e -> e.of(onnx)).orElse(0.0);
+      made = done.error().map(e -> e.made(onnx));
       progress.update("timing", 0, 0);
       speedup = calibration.speedup(source.path(), onnx, done.examples(), common::note);
       progress.update("writing", 0, 0);
       written = onnx.write(target, source.path());
     }
-    if (made > OutputError.LARGE) {
-      common.note(warning(made));
-    }
+    made.filter(m -> m.largest() > OutputError.LARGE)
+        .ifPresent(m -> common.note(warning(m, judged.size())));
     Slowdown.of(speedup).ifPresent(slower -> common.note("warning: " + slower));
     double seconds = (System.nanoTime() - begin) * 1e-9;
     FloatWeights.lines(done.skipped()).forEach(common::note);
@@ -301,12 +313,16 @@ final class Quantize implements Callable<Integer> {
   }
 
   private Quantized quantizeWeights(
-      ModelSource source, OnnxModel onnx, WeightQuantizer quantizer, Progress progress) {
+      ModelSource source,
+      OnnxModel onnx,
+      WeightQuantizer quantizer,
+      Set<String> judged,
+      Progress progress) {
     Optional<ActivationSource> examples =
         calibration.dynamic(onnx, source, tokenizer, common::note);
     quantizer.tell(progress::update);
     examples.ifPresent(quantizer::calibrate);
-    Optional<OutputError> error = error(onnx);
+    Optional<OutputError> error = error(onnx, judged);
     List<String> names = quantizer.quantized();
     Map<String, String> skipped = new TreeMap<>(quantizer.skipped());
     quantizer.apply();
@@ -317,6 +333,7 @@ final class Quantize implements Callable<Integer> {
       ModelSource source,
       OnnxModel onnx,
       Predicate<OnnxWeight> choice,
+      Set<String> judged,
       Clipping clipping,
       Progress progress) {
     StaticQuantizer quantizer =
@@ -324,7 +341,7 @@ final class Quantize implements Callable<Integer> {
             onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
     quantizer.tell(progress::update);
     ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note);
-    Optional<OutputError> error = error(onnx);
+    Optional<OutputError> error = error(onnx, judged);
     quantizer.setRanges(
         clipping != null
             ? quantizer.calibrate(examples, clipping)
@@ -344,8 +361,8 @@ final class Quantize implements Callable<Integer> {
   }
 
   /** The error that what becomes of a model has to it as it is now, on a few examples that are tensors. */
-  private Optional<OutputError> error(OnnxModel onnx) {
-    return calibration.few(onnx).map(tensors -> new OutputError(onnx, tensors));
+  private Optional<OutputError> error(OnnxModel onnx, Set<String> judged) {
+    return calibration.few(onnx).map(tensors -> new OutputError(onnx, judged, tensors));
   }
 
   /** Why a Conv stays float that alone makes an error. */
@@ -359,12 +376,14 @@ final class Quantize implements Callable<Integer> {
         100 * OutputError.LARGE);
   }
 
-  private static String warning(double error) {
+  private static String warning(OutputError.Made made, int outputs) {
     return String.format(
         Locale.ROOT,
-        "warning: on some of the calibration examples the outputs change by %.0f %% of their norm;"
-            + " 'espalier evaluate' says more, and --exclude leaves weights float",
-        100 * error);
+        "warning: on some of the calibration examples the output %s changes by %.0f %% of its"
+            + " norm%s; 'espalier evaluate' says more, and --exclude leaves weights float",
+        made.output(),
+        100 * made.largest(),
+        outputs == 1 ? "" : ", most of " + outputs + " outputs");
   }
 
   /** All weights, or those of --include less those of --exclude. */

@@ -518,6 +518,26 @@ class ChannelPrunerTest {
     assertTrue(errors[0] < 0.7 * errors[1], Arrays.toString(errors));
   }
 
+  /** The blocks of which one is small are alike where each is an output that counts, and not where their sum alone does. */
+  @Test
+  void whatIsMissedIsMissedByTheAnswers() throws OrtException {
+    ModelProto.Builder proto = twoBlocks(0.1f).toBuilder();
+    proto
+        .getGraphBuilder()
+        .addOutput(value("p", DataType.FLOAT, -1, 6))
+        .addOutput(value("q", DataType.FLOAT, -1, 6));
+    TensorActivations seen = examples(proto.build(), 64);
+    for (Set<String> outputs : List.of(Set.<String>of(), Set.of("p", "q"))) {
+      OnnxModel model = OnnxModel.of(proto.build(), "model");
+      ChannelPruner pruner = new ChannelPruner(model, 0.5, Allocation.GLOBAL, name -> true);
+      if (!outputs.isEmpty()) {
+        pruner.measureBy(outputs);
+      }
+      List<Integer> counts = counts(pruner.prune(seen, Progress.NONE));
+      assertEquals(outputs.isEmpty() ? List.of(24, 8) : List.of(16, 16), counts);
+    }
+  }
+
   @Test
   void sharesAreTheSameWhereNothingTellsSetsApart() throws OrtException {
     ModelProto uneven = twoBlocks(0.1f);

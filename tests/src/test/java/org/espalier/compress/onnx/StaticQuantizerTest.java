@@ -9,7 +9,6 @@ import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
-import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -28,6 +27,7 @@ import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.LongBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -43,7 +43,6 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.junit.jupiter.params.provider.ValueSource;
 
 /** Quantized models run in ONNX Runtime and answer as the originals do. */
 class StaticQuantizerTest {
@@ -163,10 +162,10 @@ class StaticQuantizerTest {
     }
   }
 
-  /** Two images of a few large values among many: in one they are noise that nothing reads, in the other they are all. */
+  /** An image of a few large values among many: they count as all others do, are noise that nothing reads, or are all. */
   @ParameterizedTest
-  @ValueSource(booleans = {false, true})
-  void takesTheRangesThatCostLess(boolean large) throws OrtException {
+  @CsvSource({"Neg, mse", "Tanh, percentile:99.9", "GlobalMaxPool, minmax"})
+  void takesTheRangesThatCostLess(String reader, String clip) throws OrtException {
     Random random = new Random(4);
     float[] x = new float[8 * 4096];
     for (int i = 0; i < x.length; i++) {
@@ -182,12 +181,8 @@ class StaticQuantizerTest {
             .addInput(value("x", DataType.FLOAT, 1, 8, 64, 64))
             .addOutput(value("y", DataType.FLOAT, -1, -2, -3, -4))
             .addInitializer(floats("w", w, 8, 8, 1, 1))
-            .addNode(node("Conv", "", List.of("x", "w"), "c"));
-    if (large) {
-      g.addNode(node("GlobalMaxPool", "", List.of("c"), "y"));
-    } else {
-      g.addNode(node("Tanh", "", List.of("c"), "y"));
-    }
+            .addNode(node("Conv", "", List.of("x", "w"), "c"))
+            .addNode(node(reader, "", List.of("c"), "y"));
     OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "test");
     OrtEnvironment environment = OrtEnvironment.getEnvironment();
     OnnxTensor tensor =
@@ -196,10 +191,63 @@ class StaticQuantizerTest {
     StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
     OutputError error = new OutputError(model, source);
     Map<String, ActivationRange> best = q.calibrate(source, error);
-    Clipping expected = large ? new Clipping.MinMax() : new Clipping.MeanSquaredError();
-    Clipping other = large ? new Clipping.MeanSquaredError() : new Clipping.MinMax();
-    assertEquals(q.ranges(source, expected), best);
-    assertNotEquals(q.ranges(source, other), best);
+    for (String other : List.of("mse", "minmax", "percentile:99.9")) {
+      Map<String, ActivationRange> ranges = q.ranges(source, Clipping.parse(other));
+      assertEquals(other.equals(clip), ranges.equals(best), other + ": " + ranges);
+    }
+  }
+
+  /**
+   * A mask, and the features that it is made of beside it. One example has a pixel so large that the features are little
+   * else, while the mask is 0 there however large it is.
+   */
+  private static ModelProto maskAndFeatures() {
+    float[] same = new float[16];
+    for (int i = 0; i < 4; i++) {
+      same[5 * i] = 1;
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("mask")
+            .addInput(value("x", DataType.FLOAT, 1, 4, 32, 32))
+            .addOutput(value("mask", DataType.FLOAT, 1, 1, 32, 32))
+            .addOutput(value("features", DataType.FLOAT, 1, 4, 32, 32))
+            .addInitializer(floats("same", same, 4, 4, 1, 1))
+            .addInitializer(floats("head", new float[] {-1, -0.5f, -1, -0.5f}, 1, 4, 1, 1))
+            .addNode(node("Conv", "", List.of("x", "same"), "features"))
+            .addNode(node("Conv", "", List.of("features", "head"), "logits"))
+            .addNode(node("Sigmoid", "", List.of("logits"), "mask"));
+    return SmallModels.model(13, g);
+  }
+
+  @Test
+  void rangesServeTheAnswersNotWhatTheyAreMadeOf() throws OrtException {
+    List<Map<String, OnnxTensor>> examples = new ArrayList<>();
+    for (int e = 0; e < 4; e++) {
+      OnnxTensor x = normal(20 + e, 1, 4, 32, 32);
+      for (int c = 0; e == 0 && c < 4; c++) {
+        x.getBufferRef().map(FloatBuffer.class::cast).orElseThrow().put(1024 * c + 77, 300);
+      }
+      examples.add(Map.of("x", x));
+    }
+    ActivationSource source = new TensorActivations(examples, 1);
+    Map<String, OnnxTensor> unseen = Map.of("x", normal(30, 1, 4, 32, 32));
+    float[] expected = run(OnnxModel.of(maskAndFeatures(), "float"), unseen);
+    double[] errors = new double[2];
+    for (int i = 0; i < 2; i++) {
+      OnnxModel model = OnnxModel.of(maskAndFeatures(), "int8");
+      OutputError error =
+          i == 0
+              ? new OutputError(model, source)
+              : new OutputError(model, List.of("features"), source);
+      StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+      Map<String, ActivationRange> ranges = q.calibrate(source, error);
+      boolean cut = ranges.get("features").max() < 10;
+      assertEquals(i == 0, cut, ranges.toString());
+      q.apply(ranges);
+      errors[i] = error(expected, run(model, unseen));
+    }
+    assertTrue(errors[0] < 0.03 && errors[1] > 0.2, Arrays.toString(errors));
   }
 
   /** Where a heatmap is largest: calibration has seen a peak at few of its 256 places. */

@@ -110,6 +110,9 @@ public final class ChannelPruner {
 
   private Progress progress = Progress.NONE;
 
+  /** The outputs that tell what is missed; null for the model's answers. */
+  private Set<String> answers;
+
   /** Of all sets of the model as it was; null before calibration, and where they are seen in parts. */
   private Map<String, ActivationStatistics> whole;
 
@@ -194,6 +197,15 @@ public final class ChannelPruner {
   }
 
   /**
+   * Says which outputs tell with {@link Allocation#GLOBAL} what is missed; by default the model's {@link Answers}.
+   *
+   * @param outputs of its {@linkplain Answers#comparable comparable} ones
+   */
+  public void measureBy(Set<String> outputs) {
+    answers = Set.copyOf(outputs);
+  }
+
+  /**
    * Removes channels.
    *
    * @param source what the model will see; null to go by magnitude
@@ -248,7 +260,8 @@ public final class ChannelPruner {
    */
   private int[] allocate(int[] uniform, ActivationSource source) {
     ActivationSource some = source.some(SOME);
-    OutputError error = new OutputError(floats(model), some);
+    OutputError error =
+        new OutputError(floats(model), answers == null ? Answers.of(model) : answers, some);
     int[][] counts = new int[uniform.length][];
     double[][] costs = new double[uniform.length][];
     int[] start = new int[uniform.length];

@@ -49,6 +49,18 @@ public final class StaticQuantizer implements TrainableQuantizer {
   /** By how much operators of two images in int8 may raise the error of what int8 products make alone. */
   private static final double TOLERATED = 1.2;
 
+  /** Of what the ranges of activations are chosen. */
+  private static final List<Clipping> CLIPPINGS =
+      List.of(
+          new Clipping.MeanSquaredError(),
+          new Clipping.MinMax(),
+          new Clipping.Percentile(99.999),
+          new Clipping.Percentile(99.99),
+          new Clipping.Percentile(99.9));
+
+  /** An error on a few examples is clearly less than another where it is below this share of it. */
+  private static final double CLEARLY = 0.95;
+
   /** DequantizeLinear has an axis since this version. */
   private static final long OPSET = 13;
 
@@ -249,20 +261,20 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   /**
-   * As {@link #calibrate(ActivationSource, Clipping)}, with the clipping that costs less: the least squared error of
-   * each activation or, where large values matter more than their number, all that was seen.
+   * As {@link #calibrate(ActivationSource, Clipping)}, with the clipping that costs least: the least squared error of
+   * each activation or, where large values matter more than their number, all that was seen or, where a few of them
+   * are out of all proportion, nearly all. Another than the first is taken where it is clearly better.
    *
    * @param error to the model in float32: its examples run once for each
    */
   public Map<String, ActivationRange> calibrate(ActivationSource source, OutputError error) {
     Map<String, ActivationRange> best = null;
     double least = Double.POSITIVE_INFINITY;
-    for (Map<String, ActivationRange> ranges :
-        calibrate(source, List.of(new Clipping.MeanSquaredError(), new Clipping.MinMax()))) {
+    for (Map<String, ActivationRange> ranges : calibrate(source, CLIPPINGS)) {
       setRanges(ranges);
       double made = error.of(quantizedCopy(copy -> {}));
       LOG.debug("ranges with an error of {}", made);
-      if (best == null || made < least) {
+      if (best == null || made < CLEARLY * least) {
         best = ranges;
         least = made;
       }
@@ -403,7 +415,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
                       targets.values().removeIf(t -> !t.isChannelwise());
                       some.forEach(output -> targets.put(output, all.get(output)));
                       findActivations();
-                      return error.of(quantizedCopy(copy -> {}));
+                      return error.made(quantizedCopy(copy -> {})).largest();
                     },
                     progress);
               } finally {

@@ -1,0 +1,62 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.util.HashSet;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Set;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.PastInput;
+
+/** Which outputs of a model say what it is for, and so what a smaller model must keep. */
+public final class Answers {
+  /** What they give does not depend on their operand's values. */
+  private static final Set<String> SIZES = Set.of("Shape", "Size");
+
+  private Answers() {}
+
+  /** The outputs of float32, float16 and bfloat16, in the model's order: those that can be compared. */
+  public static List<String> comparable(OnnxModel model) {
+    return model.outputs().stream()
+        .filter(Answers::isOfFloats)
+        .map(ValueInfoProto::getName)
+        .toList();
+  }
+
+  private static boolean isOfFloats(ValueInfoProto output) {
+    DataType type = DataType.forNumber(output.getType().getTensorType().getElemType());
+    return type != null && Nodes.isFloat(type); // null for a number that no type has
+  }
+
+  /**
+   * The {@link #comparable} outputs without inner values: without what a decoder gives beside others for its next step
+   * ({@link PastInput}), and without those that another one is computed from, as feature maps are. The first of them is
+   * an answer in any case, for that is where exporters put it.
+   *
+   * @return in the model's order; empty where none can be compared
+   */
+  public static Set<String> of(OnnxModel model) {
+    List<String> all = comparable(model);
+    List<String> now = all.stream().filter(output -> !PastInput.isNext(output)).toList();
+    List<String> some = now.isEmpty() ? all : now;
+    Set<String> inner = new HashSet<>();
+    List<NodeProto> nodes = model.nodes();
+    for (int i = nodes.size() - 1; i >= 0; i--) { // which are in topological order
+      NodeProto n = nodes.get(i);
+      boolean leads =
+          n.getOutputList().stream().anyMatch(o -> some.contains(o) || inner.contains(o));
+      if (leads && !(OnnxModel.isOwn(n) && SIZES.contains(n.getOpType()))) {
+        inner.addAll(OnnxModel.uses(n));
+      }
+    }
+    Set<String> answers = new LinkedHashSet<>();
+    for (String output : some) {
+      if (answers.isEmpty() || !inner.contains(output)) {
+        answers.add(output);
+      }
+    }
+    return answers;
+  }
+}
