@@ -41,6 +41,16 @@ class AnswersTest {
     assertEquals(List.of("mask", "side"), answers());
   }
 
+  /** As in models of float16 whose outputs are float32. */
+  @Test
+  void featuresInAnotherFormAreFeatures() {
+    with("Relu", "deep", "x").with("Sigmoid", "fine", "deep");
+    with("Identity", "mask", "fine").with("Transpose", "turned", "fine");
+    with("Identity", "features", "deep");
+    giving("mask", "turned", "features");
+    assertEquals(List.of("mask", "turned"), answers());
+  }
+
   /** As in BERT, whose pooler reads the states that come first. */
   @Test
   void theFirstIsOneWhateverIsMadeOfIt() {

@@ -6,6 +6,7 @@ import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.HashSet;
 import java.util.LinkedHashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.PastInput;
@@ -14,6 +15,10 @@ import org.espalier.format.onnx.PastInput;
 public final class Answers {
   /** What they give does not depend on their operand's values. */
   private static final Set<String> SIZES = Set.of("Shape", "Size");
+
+  /** What they give is their first operand in another form. */
+  private static final Set<String> FORMS =
+      Set.of("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze");
 
   private Answers() {}
 
@@ -41,22 +46,40 @@ public final class Answers {
     List<String> all = comparable(model);
     List<String> now = all.stream().filter(output -> !PastInput.isNext(output)).toList();
     List<String> some = now.isEmpty() ? all : now;
+    Map<String, NodeProto> producers = model.producers();
+    Set<String> leading = new HashSet<>();
+    some.forEach(output -> leading.add(computed(output, producers)));
     Set<String> inner = new HashSet<>();
     List<NodeProto> nodes = model.nodes();
     for (int i = nodes.size() - 1; i >= 0; i--) { // which are in topological order
       NodeProto n = nodes.get(i);
-      boolean leads =
-          n.getOutputList().stream().anyMatch(o -> some.contains(o) || inner.contains(o));
-      if (leads && !(OnnxModel.isOwn(n) && SIZES.contains(n.getOpType()))) {
-        inner.addAll(OnnxModel.uses(n));
+      if (n.getOutputList().stream().anyMatch(leading::contains) && !isOf(n, SIZES)) {
+        Set<String> read = OnnxModel.uses(n);
+        leading.addAll(read);
+        inner.addAll(read);
       }
     }
     Set<String> answers = new LinkedHashSet<>();
     for (String output : some) {
-      if (answers.isEmpty() || !inner.contains(output)) {
+      if (answers.isEmpty() || !inner.contains(computed(output, producers))) {
         answers.add(output);
       }
     }
     return answers;
+  }
+
+  /** The value that an output gives in another form, as behind a Cast. */
+  private static String computed(String output, Map<String, NodeProto> producers) {
+    String value = output;
+    for (NodeProto n = producers.get(value);
+        n != null && isOf(n, FORMS);
+        n = producers.get(value)) {
+      value = n.getInput(0);
+    }
+    return value;
+  }
+
+  private static boolean isOf(NodeProto n, Set<String> operators) {
+    return OnnxModel.isOwn(n) && operators.contains(n.getOpType());
   }
 }

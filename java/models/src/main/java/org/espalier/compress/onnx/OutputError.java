@@ -19,8 +19,8 @@ public final class OutputError {
    * What a model makes of the outputs. The error of one is a share of its norm, over all examples; 0 where the
    * reference has none but zeros.
    *
-   * @param mean the root of the mean of the outputs' squared errors, which says which of several models is better:
-   *     each output counts alike, whatever its size and its unit
+   * @param mean that of the outputs' errors, which says which of several models is better: each output counts alike,
+   *     whatever its size and its unit; 0 where there are none
    * @param largest the error of the output that differs most, which says whether one is spoilt
    * @param output that one; null where there are no outputs
    */
@@ -78,18 +78,18 @@ public final class OutputError {
     Map<String, List<float[]>> tried = new LinkedHashMap<>();
     reference.keySet().forEach(output -> tried.put(output, new ArrayList<>()));
     run(model, tried);
-    double squares = 0;
+    double sum = 0;
     double largest = 0;
     String worst = null;
     for (String output : tried.keySet()) {
       double error = error(reference.get(output), tried.get(output));
-      squares += error * error;
+      sum += error;
       if (worst == null || !(error <= largest)) {
         largest = error;
         worst = output;
       }
     }
-    return new Made(Math.sqrt(squares / Math.max(1, tried.size())), largest, worst);
+    return new Made(sum / Math.max(1, tried.size()), largest, worst);
   }
 
   private static double error(List<float[]> expected, List<float[]> actual) {

@@ -58,8 +58,8 @@ public final class StaticQuantizer implements TrainableQuantizer {
           new Clipping.Percentile(99.99),
           new Clipping.Percentile(99.9));
 
-  /** An error on a few examples is clearly less than another where it is below this share of it. */
-  private static final double CLEARLY = 0.95;
+  /** An error on a few examples is less than another where it is below this share of it. */
+  private static final double LESS = 0.98;
 
   /** DequantizeLinear has an axis since this version. */
   private static final long OPSET = 13;
@@ -263,7 +263,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
   /**
    * As {@link #calibrate(ActivationSource, Clipping)}, with the clipping that costs least: the least squared error of
    * each activation or, where large values matter more than their number, all that was seen or, where a few of them
-   * are out of all proportion, nearly all. Another than the first is taken where it is clearly better.
+   * are out of all proportion, nearly all. Of about equal ones the first is taken.
    *
    * @param error to the model in float32: its examples run once for each
    */
@@ -274,7 +274,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
       setRanges(ranges);
       double made = error.of(quantizedCopy(copy -> {}));
       LOG.debug("ranges with an error of {}", made);
-      if (best == null || made < CLEARLY * least) {
+      if (best == null || made < LESS * least) {
         best = ranges;
         least = made;
       }
