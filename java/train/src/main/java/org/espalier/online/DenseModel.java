@@ -4,11 +4,10 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 
 /** A model of dense layers with memory of its own: that of its weights, and room for a batch, made when one is larger. */
-abstract class DenseModel implements Learnable, OuterProduct {
+abstract class DenseModel extends ClosableModel implements OuterProduct {
   private final Opened memory = new Opened();
   private final Opened room = new Opened();
   private int capacity;
-  private volatile boolean closed;
 
   /** Zeros that last as long as the model. */
   final OwnedTensor own(long... shape) {
@@ -51,27 +50,9 @@ abstract class DenseModel implements Learnable, OuterProduct {
     capacity = count;
   }
 
-  /** What is written after close would be somebody else's memory. */
-  final void checkOpen() {
-    if (closed) {
-      throw new IllegalStateException("the model is closed");
-    }
-  }
-
   @Override
-  public boolean isClosed() {
-    return closed;
-  }
-
-  @Override
-  public void close() {
-    Learnable.checkOutsideStep(this);
-    synchronized (this) {
-      if (!closed) {
-        closed = true;
-        room.close();
-        memory.close();
-      }
-    }
+  void free() {
+    room.close();
+    memory.close();
   }
 }

@@ -41,7 +41,7 @@ import org.espalier.torch.onnx.LookUps;
  * <p>Each thread that predicts has a replica of the model ({@link TorchCopies}). Several threads of libtorch for each would
  * wait for each other; {@link org.espalier.torch.Libtorch} leaves it at one.
  */
-public final class TorchLearnable implements Learnable, RowLookUps {
+public final class TorchLearnable extends ClosableModel implements RowLookUps {
   private final TrainableModel model;
   private final ExampleTensors examples;
   private final TorchCopies copies;
@@ -61,8 +61,6 @@ public final class TorchLearnable implements Learnable, RowLookUps {
   private Tensor batch;
 
   private int batchRows;
-
-  private volatile boolean closed;
 
   /** A model whose input is float32. */
   public TorchLearnable(
@@ -397,20 +395,11 @@ public final class TorchLearnable implements Learnable, RowLookUps {
   }
 
   @Override
-  public boolean isClosed() {
-    return closed;
-  }
-
-  @Override
-  public void close() {
-    Learnable.checkOutsideStep(this);
-    synchronized (this) {
-      closed = true;
-      copies.close();
-      forget();
-      forgetBatch();
-      model.close();
-      gradients.stream().filter(Objects::nonNull).forEach(OwnedTensor::close);
-    }
+  void free() {
+    copies.close();
+    forget();
+    forgetBatch();
+    model.close();
+    gradients.stream().filter(Objects::nonNull).forEach(OwnedTensor::close);
   }
 }
