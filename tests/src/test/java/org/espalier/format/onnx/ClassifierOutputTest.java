@@ -1,6 +1,7 @@
 package org.espalier.format.onnx;
 
 import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.line;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -19,99 +20,45 @@ import org.junit.jupiter.params.provider.MethodSource;
 
 /** What is found behind the output y of graphs that begin with two logits, z and g, of x. */
 class ClassifierOutputTest {
+  /** Nodes behind z and g, one a line, and what is found behind them. */
   static Stream<Arguments> tails() {
-    NodeProto sigmoid = node("Sigmoid", "", List.of("z"), "p");
-    NodeProto other = node("Sigmoid", "", List.of("g"), "q");
     return Stream.of(
-        Arguments.of(Form.LOGITS, "y", List.of(node("Identity", "", List.of("z"), "y"))),
-        Arguments.of(Form.SIGMOID, "z", List.of(node("Sigmoid", "", List.of("z"), "y"))),
-        Arguments.of(
+        tail(Form.LOGITS, "y", "y Identity z"),
+        tail(Form.SIGMOID, "z", "y Sigmoid z"),
+        tail(Form.SIGMOID, "z", "p Sigmoid z", "r Reshape p shape", "c Clip r", "y Squeeze c"),
+        tail(Form.SIGMOID, "z", "n Neg z", "e Exp n", "d Add one e", "y Div one d"),
+        tail(
             Form.SIGMOID,
             "z",
-            List.of(
-                sigmoid,
-                node("Reshape", "", List.of("p", "shape"), "r"),
-                node("Clip", "", List.of("r"), "c"),
-                node("Squeeze", "", List.of("c"), "y"))),
-        Arguments.of(
-            Form.SIGMOID,
-            "z",
-            List.of(
-                node("Neg", "", List.of("z"), "n"),
-                node("Exp", "", List.of("n"), "e"),
-                node("Add", "", List.of("one", "e"), "d"),
-                node("Div", "", List.of("one", "d"), "y"))),
-        Arguments.of(
-            Form.SIGMOID,
-            "z",
-            List.of(
-                node("Mul", "", List.of("z", "minus"), "n"),
-                node("Exp", "", List.of("n"), "e"),
-                node("Add", "", List.of("e", "one"), "d"),
-                node("Reciprocal", "", List.of("d"), "r"),
-                node("Identity", "", List.of("r"), "y"))),
-        Arguments.of(
-            Form.SIGMOID,
-            "z",
-            List.of(
-                node("Sub", "", List.of("zero", "z"), "n"),
-                node("Exp", "", List.of("n"), "e"),
-                node("Add", "", List.of("e", "one"), "d"),
-                node("Pow", "", List.of("d", "minus"), "y"))),
-        Arguments.of(
-            Form.SIGMOID,
-            "z",
-            List.of(
-                node("Exp", "", List.of("z"), "e"),
-                node("Add", "", List.of("e", "one"), "d"),
-                node("Div", "", List.of("e", "d"), "y"))),
+            "n Mul z minus",
+            "e Exp n",
+            "d Add e one",
+            "r Reciprocal d",
+            "y Identity r"),
+        tail(Form.SIGMOID, "z", "n Sub zero z", "e Exp n", "d Add e one", "y Pow d minus"),
+        tail(Form.SIGMOID, "z", "e Exp z", "d Add e one", "y Div e d"),
         // Half of one is no Sigmoid but made of one; exp(g) / (1 + exp(z)) and 1 / (2 + exp(-z))
         // are neither.
+        tail(Form.OTHER, null, "e Exp z", "d Add e one", "p Div e d", "y Mul p half"),
+        tail(Form.LOGITS, "y", "e Exp z", "f Exp g", "d Add e one", "y Div f d"),
+        tail(Form.LOGITS, "y", "n Neg z", "e Exp n", "d Add half e", "y Div one d"),
+        tail(Form.SOFTMAX, "z", "y Softmax z"),
+        Arguments.of(Form.SOFTMAX, "z", List.of(line("y Softmax z", attribute("axis", 1)))),
+        tail(Form.OTHER, null, "p Sigmoid z", "y Mul p half"),
+        tail(Form.OTHER, null, "p Sigmoid z", "q Sigmoid g", "y Mean p q"),
         Arguments.of(
             Form.OTHER,
             null,
-            List.of(
-                node("Exp", "", List.of("z"), "e"),
-                node("Add", "", List.of("e", "one"), "d"),
-                node("Div", "", List.of("e", "d"), "p"),
-                node("Mul", "", List.of("p", "half"), "y"))),
-        Arguments.of(
-            Form.LOGITS,
-            "y",
-            List.of(
-                node("Exp", "", List.of("z"), "e"),
-                node("Exp", "", List.of("g"), "f"),
-                node("Add", "", List.of("e", "one"), "d"),
-                node("Div", "", List.of("f", "d"), "y"))),
-        Arguments.of(
-            Form.LOGITS,
-            "y",
-            List.of(
-                node("Neg", "", List.of("z"), "n"),
-                node("Exp", "", List.of("n"), "e"),
-                node("Add", "", List.of("half", "e"), "d"),
-                node("Div", "", List.of("one", "d"), "y"))),
-        Arguments.of(Form.SOFTMAX, "z", List.of(node("Softmax", "", List.of("z"), "y"))),
-        Arguments.of(
-            Form.SOFTMAX,
-            "z",
-            List.of(node("Softmax", "", List.of("z"), "y", attribute("axis", 1)))),
-        Arguments.of(
-            Form.OTHER, null, List.of(sigmoid, node("Mul", "", List.of("p", "half"), "y"))),
-        Arguments.of(
-            Form.OTHER, null, List.of(sigmoid, other, node("Mean", "", List.of("p", "q"), "y"))),
-        Arguments.of(
-            Form.OTHER,
-            null,
-            List.of(
-                node("Softmax", "", List.of("z"), "p"),
-                node("Gather", "", List.of("p", "shape"), "y", attribute("axis", 1)))),
-        Arguments.of(Form.OTHER, null, List.of(node("HardSigmoid", "", List.of("z"), "y"))),
+            List.of(line("p Softmax z"), line("y Gather p shape", attribute("axis", 1)))),
+        tail(Form.OTHER, null, "y HardSigmoid z"),
         // A gate is no probability of a class, nor is what a logarithm makes of one.
-        Arguments.of(Form.LOGITS, "y", List.of(sigmoid, node("Mul", "", List.of("p", "g"), "y"))),
-        Arguments.of(Form.LOGITS, "y", List.of(sigmoid, node("Log", "", List.of("p"), "y"))),
-        Arguments.of(
-            Form.LOGITS, "y", List.of(sigmoid, node("MatMul", "", List.of("p", "w"), "y"))));
+        tail(Form.LOGITS, "y", "p Sigmoid z", "y Mul p g"),
+        tail(Form.LOGITS, "y", "p Sigmoid z", "y Log p"),
+        tail(Form.LOGITS, "y", "p Sigmoid z", "y MatMul p w"));
+  }
+
+  private static Arguments tail(Form form, String logits, String... lines) {
+    return Arguments.of(form, logits, Stream.of(lines).map(l -> line(l)).toList());
   }
 
   @ParameterizedTest
