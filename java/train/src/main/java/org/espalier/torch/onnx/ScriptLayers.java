@@ -279,20 +279,8 @@ final class ScriptLayers {
       String lowest = "float('-inf')";
       x = c.let(c.call("_widened", x, w.geometry(c, x), lowest, lowest));
     }
-    String result =
-        "torch.max_pool"
-            + w.axes()
-            + "d("
-            + x
-            + ", "
-            + ints(w.kernel())
-            + ", "
-            + ints(w.strides())
-            + ", "
-            + ints(inside ? w.before() : new long[w.axes()])
-            + ", "
-            + ints(w.dilations())
-            + ", False)";
+    long[] pads = inside ? w.before() : new long[w.axes()];
+    String result = pool("max", x, w, pads, ints(w.dilations()) + ", False");
     return new ScriptValue[] {ScriptValue.of(result)};
   }
 
@@ -321,18 +309,21 @@ final class ScriptLayers {
   }
 
   private static String average(String x, Window w, long[] pads, boolean countPads) {
-    return "torch.avg_pool"
+    return pool("avg", x, w, pads, "False, " + flag(countPads));
+  }
+
+  /**
+   * A call of a pool.
+   *
+   * @param more arguments behind the pads
+   */
+  private static String pool(String kind, String x, Window w, long[] pads, String more) {
+    return "torch."
+        + kind
+        + "_pool"
         + w.axes()
         + "d("
-        + x
-        + ", "
-        + ints(w.kernel())
-        + ", "
-        + ints(w.strides())
-        + ", "
-        + ints(pads)
-        + ", False, "
-        + flag(countPads)
+        + String.join(", ", x, ints(w.kernel()), ints(w.strides()), ints(pads), more)
         + ")";
   }
 
