@@ -313,6 +313,8 @@ class PruneTest {
 
   @Test
   void refusesWhatIsOutOfRange() {
+    refused("ends with .onnx", "-o", out + ".pt", "--amount", "0.5");
+    refused("ends with .onnx", "-o", out + ".safetensors", "--channels", "0.5");
     refused("amount", "-o", out, "--amount", "1.5");
     refused("amount", "-o", out, "--amount", "-0.1");
     refused("amount", "-o", out, "--amount", "NaN");

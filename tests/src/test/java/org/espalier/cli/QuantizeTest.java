@@ -391,8 +391,10 @@ class QuantizeTest {
     refused("is for .onnx", checkpoint, "-o", out, "--to", "onnx-dynamic");
     refused("is the input", onnx, "-o", onnx, "--to", "onnx-dynamic");
     refused("is a directory", onnx, "-o", folder, "--to", "onnx-dynamic");
+    refused("ends with .onnx", onnx, "-o", out + ".safetensors", "--to", "onnx-dynamic");
+    refused("a folder or", checkpoint, "-o", out + ".onnx", "--to", "compressed-tensors");
     refused("takes no text", onnx, "-o", out, "--to", "onnx-qdq");
-    refused("fixed ranges", onnx, "-o", out, "--to", "onnx-qdq", "--calibration", "none");
+    refused("need examples", onnx, "-o", out, "--to", "onnx-qdq", "--calibration", "none");
     refused("--clip is for", onnx, "-o", out, "--to", "onnx-dynamic", "--clip", "mse");
     refused("above 50", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "percentile:50");
     refused("above 50", onnx, "-o", out, "--to", "onnx-qdq", "--clip", "percentile:most");

@@ -86,7 +86,7 @@ final class CalibrationOptions {
   }
 
   /**
-   * The examples for static quantization.
+   * The examples for what cannot do without.
    *
    * @throws InputException if the model takes no text and no file of tensors is given
    */
@@ -96,7 +96,8 @@ final class CalibrationOptions {
       throw new InputException("--calibration-examples " + count + "; 1 or more is needed");
     }
     if ("none".equals(calibration)) {
-      throw new InputException("--calibration none: fixed ranges cannot be had without examples");
+      throw new InputException(
+          "--calibration none is not for onnx-qdq and --refit, which need examples");
     }
     if (ofTensors()) {
       notes.accept("calibrating on the tensors of " + calibration);

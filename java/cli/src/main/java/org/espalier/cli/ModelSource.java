@@ -120,6 +120,28 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
   }
 
   /**
+   * Where what is made of this model goes.
+   *
+   * @throws InputException if its name is that of another kind of model, as which it would be read
+   */
+  Path output(String given) {
+    Path target = path(given);
+    boolean onnx = kind == Kind.ONNX;
+    for (String other : List.of(onnx ? ".safetensors" : ".onnx", ".pt")) {
+      if (target.toString().endsWith(other)) {
+        throw new InputException(
+            "-o "
+                + given
+                + ": what is written is "
+                + (onnx
+                    ? "an ONNX model; a name that ends with .onnx is right"
+                    : "safetensors; a folder or a name that ends with .safetensors is right"));
+      }
+    }
+    return target;
+  }
+
+  /**
    * A path that the user wrote.
    *
    * @throws InputException if it cannot be one

@@ -238,10 +238,10 @@ final class Prune implements Callable<Integer> {
       throw new InputException("--calibration and --tokenizer are for --channels and --refit");
     }
     MagnitudePrune.Rule rule = rule();
-    Path target = ModelSource.path(output);
     Path masksIn = maskIn == null ? null : ModelSource.path(maskIn);
     Path masksOut = maskOut == null ? null : ModelSource.path(maskOut);
     ModelSource source = ModelSource.find(model, common::note);
+    Path target = source.output(output);
     if (refit && source.kind() != ModelSource.Kind.ONNX) {
       throw new InputException("--refit is for .onnx models; " + model + " is no ONNX model");
     }
@@ -298,12 +298,12 @@ final class Prune implements Callable<Integer> {
     if (outputs.given() && allocation == Allocation.UNIFORM) {
       throw new InputException("--outputs is for --allocation global, which looks at them");
     }
-    Path target = ModelSource.path(output);
     ModelSource source = ModelSource.find(model, common::note);
     device.use(false);
     if (source.kind() != ModelSource.Kind.ONNX) {
       throw new InputException("--channels is for .onnx models; " + model + " is no ONNX model");
     }
+    Path target = source.output(output);
     long begin = System.nanoTime();
     OnnxModel onnx = source.onnx(common::note);
     boolean hasPast = onnx.inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));

@@ -159,7 +159,6 @@ final class Quantize implements Callable<Integer> {
     Machine.isa();
     Clipping clipping = clipping(form);
     rejectOthers(form);
-    Path target = ModelSource.path(output);
     ModelSource source = ModelSource.find(model, common::note);
     boolean isOnnx = source.kind() == ModelSource.Kind.ONNX;
     if (isOnnx == (form == Target.COMPRESSED_TENSORS)) {
@@ -173,6 +172,7 @@ final class Quantize implements Callable<Integer> {
               + " is "
               + (isOnnx ? "an ONNX model" : "no ONNX model"));
     }
+    Path target = source.output(output);
     if (isOnnx) {
       quantizeOnnx(source, target, form, clipping);
     } else {

@@ -67,13 +67,13 @@ public final class OnnxRuntime {
   }
 
   /**
-   * Options of a session, to be closed. It says what fails: its warnings are of what it could do better, such as constants that
-   * nothing uses.
+   * Options of a session, to be closed. It writes nothing itself: its exceptions say what fails, and its warnings are of what it
+   * could do better, such as constants that nothing uses.
    */
   static OrtSession.SessionOptions options() throws OrtException {
     environment();
     OrtSession.SessionOptions options = new OrtSession.SessionOptions();
-    options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR);
+    options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL);
     return options;
   }
 }

@@ -71,6 +71,8 @@ final class LossChart {
         high = Math.max(high, point[1]);
       }
     }
+    double least = steps.stream().mapToDouble(step -> step[1]).min().getAsDouble();
+    low = Math.min(low, Math.max(least, low / 2));
     double last = Math.max(1, steps.get(steps.size() - 1)[0]);
     return new LossChart(last, low, high).draw(steps, smooth, looks, stage.path("name").asText());
   }
