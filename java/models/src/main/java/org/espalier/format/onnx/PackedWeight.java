@@ -58,7 +58,7 @@ public record PackedWeight(int bits, long rows, long columns, boolean symmetric,
     long stored = tensor.elements() / Math.max(1, dims[0]) * (8 / bits);
     long rows = product ? Attributes.integer(n, "N", 0) : dims[0];
     long columns = product ? Attributes.integer(n, "K", 0) : stored;
-    if (rows != dims[0] || columns > stored) {
+    if (rows != dims[0] || columns < 0 || columns > stored) {
       return null;
     }
     boolean symmetric = n.getInputCount() < 4 || n.getInput(3).isEmpty();
