@@ -7,8 +7,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import com.google.protobuf.ByteString;
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.file.Files;
@@ -29,8 +31,10 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.Int4Quantizer;
 import org.espalier.format.onnx.ClickModel;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.RuntimeModels;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.Parameter.Kind;
 import org.espalier.torch.onnx.OnnxRuntime;
@@ -424,6 +428,45 @@ class OnnxGraphTest {
     }
     ModelProto untyped = SmallModels.withInputType(SmallModels.mlp(), 127);
     refused("no type that ONNX knows", () -> new OnnxGraph(model(untyped)));
+  }
+
+  /** libtorch holds integers of 4 bits as ones of 8, and would clamp to these. */
+  @Test
+  void quantizationToFourBitsIsRefused() {
+    TensorProto zero =
+        TensorProto.newBuilder()
+            .setName("zero")
+            .setDataType(DataType.INT4_VALUE)
+            .setRawData(ByteString.copyFrom(new byte[] {0}))
+            .build();
+    for (List<String> inputs : List.of(List.of("x", "scale", "zero"), List.of("x", "scale"))) {
+      NodeProto.Builder quantize =
+          SmallModels.node("QuantizeLinear", "quantize", inputs, "q").toBuilder();
+      if (inputs.size() == 2) {
+        quantize.addAttribute(SmallModels.attribute("output_dtype", DataType.INT4_VALUE));
+      }
+      GraphProto.Builder graph =
+          GraphProto.newBuilder()
+              .setName("four bits")
+              .addInput(SmallModels.value("x", DataType.FLOAT, -1, 8))
+              .addInitializer(SmallModels.floats("scale", new float[] {1}))
+              .addInitializer(zero)
+              .addNode(quantize)
+              .addNode(SmallModels.node("DequantizeLinear", "back", List.of("q", "scale"), "y"))
+              .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 8));
+      refused(
+          inputs.size() == 3 ? "a zero point of 4 bits" : "output_dtype = INT4",
+          () -> new OnnxGraph(model(SmallModels.model(21, graph))));
+    }
+  }
+
+  @Test
+  void aModelThatWasQuantizedAlreadyIsCalledSo() {
+    OnnxModel model = model(RuntimeModels.decoder(RuntimeModels.Form.PLAIN, 1, 41, 1));
+    new Int4Quantizer(model, Int4Quantizer.Options.defaults()).apply();
+    refused(
+        "not supported: com.microsoft.MatMulNBits; it is quantized already",
+        () -> new OnnxGraph(model));
   }
 
   /** x from the starts 0 and 0. */

@@ -18,6 +18,7 @@ import java.util.Set;
 import java.util.TreeSet;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.onnx.Fusion.Source;
@@ -136,7 +137,10 @@ final class Compiler {
     model.nodes().forEach(n -> addUnknown(n, unknown));
     if (!unknown.isEmpty()) {
       throw new InputException(
-          model.name() + " uses operators that are not supported: " + String.join(", ", unknown));
+          model.name()
+              + " uses operators that are not supported: "
+              + String.join(", ", unknown)
+              + FloatWeights.quantized(model).map(how -> "; " + how).orElse(""));
     }
   }
 
