@@ -16,6 +16,7 @@ import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -69,6 +70,15 @@ final class QdqRewriting {
   private final Map<List<Object>, String> zeros = new HashMap<>();
   private final Set<String> bypassed = new HashSet<>();
 
+  /** The MatMuls that are written as Gemms, by the outputs of the additions of their biases. */
+  private final Map<String, NodeProto> gemms = new HashMap<>();
+
+  /** Their own outputs, which nothing gives any more. */
+  private final Set<String> joined = new HashSet<>();
+
+  /** The outputs of additions whose biases are written as matrices of one row. */
+  private final Set<String> rows = new HashSet<>();
+
   QdqRewriting(OnnxModel model, Plan plan) {
     this.plan = plan;
     this.operators = plan.operators();
@@ -83,6 +93,7 @@ final class QdqRewriting {
   private record Weights(Quantized names, float[] scales, int axis) {}
 
   void run() {
+    findBiases();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
       NodeProto.Builder b = n.toBuilder();
@@ -99,12 +110,20 @@ final class QdqRewriting {
         out.addAll(tables.lookUp(n, table.name()));
         continue;
       }
+      if (joined.contains(output)) {
+        continue;
+      }
       if (plan.targets().containsKey(output)) {
         product(b, plan.targets().get(output));
+      } else if (gemms.containsKey(output)) {
+        b = gemm(gemms.get(output), n);
       } else if (plan.biasChanges().containsKey(output)) {
         b = ConstantVector.changed(model, names, n, plan.biasChanges().get(output)).toBuilder();
       } else if (widths.changes(n)) {
         widths.widen(b, names);
+      }
+      if (rows.contains(output)) {
+        asRow(b);
       }
       if (operators.isScaled(output)) {
         Quantized source = quantized.get(operators.source(output));
@@ -134,6 +153,83 @@ final class QdqRewriting {
     removeBypassed();
     model.setNodes(out);
     RuntimeForm.removeUnused(model);
+  }
+
+  /**
+   * Finds the MatMuls with one reader, which adds a constant to each column. ONNX Runtime makes a Gemm of the two before it
+   * looks for integers, and leaves a Gemm float whose bias is: all weights would then be read back from integers in each
+   * run. It does so with matrices, which are written as Gemms of an int32 bias, and with more axes where all lengths are
+   * fixed, unless the bias is a matrix: then it has an int8 product and the addition.
+   */
+  private void findBiases() {
+    ValueShapes shapes = new ValueShapes(model);
+    Map<String, List<NodeProto>> consumers = model.consumers();
+    Set<String> outputs = model.outputNames();
+    for (NodeProto n : model.nodes()) {
+      String product = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+      QuantizedUse target = plan.targets().get(product);
+      List<NodeProto> readers = consumers.getOrDefault(product, List.of());
+      if (target == null
+          || target.use().kind() != Kind.MATMUL
+          || target.use().axes().size() != 2
+          || readers.size() != 1
+          || outputs.contains(product)) {
+        continue;
+      }
+      long[] shape = shapes.of(n.getInput(0));
+      NodeProto add = readers.get(0);
+      String sum = add.getOutput(0);
+      boolean integer = !operators.operands(sum).isEmpty() || operators.isScaled(sum);
+      if (shape == null || integer || bias(add, target) == null) {
+        continue;
+      }
+      if (shape.length == 2) {
+        gemms.put(sum, n);
+        joined.add(product);
+      } else if (shape.length > 2 && Arrays.stream(shape).allMatch(ValueShapes::isKnown)) {
+        rows.add(sum);
+      }
+    }
+  }
+
+  /** What an Add adds to each column of a product; null where it is no constant, or another node. */
+  private String bias(NodeProto add, QuantizedUse target) {
+    long[] dims = target.dims(model);
+    for (int i = 0; i < 2 && Nodes.is(add, "Add"); i++) {
+      String value = add.getInput(i);
+      if (QuantizedUse.isBias(model, value, dims[dims.length - 1])
+          && model.constant(value).dims().length <= dims.length) {
+        return value;
+      }
+    }
+    return null;
+  }
+
+  /** Gives the bias of an addition a second axis. */
+  private void asRow(NodeProto.Builder add) {
+    for (int i = 0; i < 2; i++) {
+      OnnxInitializer bias = model.constant(add.getInput(i));
+      if (bias != null && bias.dims().length == 1) {
+        String row = names.unique(add.getInput(i) + "_row");
+        float[] values = new float[(int) bias.elements()];
+        bias.floats().get(values);
+        model.addInitializer(OnnxInitializer.floats(row, new long[] {1, values.length}, values));
+        add.setInput(i, row);
+      }
+    }
+  }
+
+  private NodeProto.Builder gemm(NodeProto product, NodeProto add) {
+    QuantizedUse target = plan.targets().get(product.getOutput(0));
+    double[] change = plan.biasChanges().get(add.getOutput(0));
+    NodeProto sum = change == null ? add : ConstantVector.changed(model, names, add, change);
+    NodeProto.Builder b =
+        product.toBuilder()
+            .setOpType("Gemm")
+            .addInput(bias(sum, target))
+            .setOutput(0, add.getOutput(0));
+    product(b, target);
+    return b;
   }
 
   /**

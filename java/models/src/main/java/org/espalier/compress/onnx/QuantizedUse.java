@@ -84,7 +84,12 @@ record QuantizedUse(String name, String value, Use use) {
     if (n.getInputCount() < 3 || n.getInput(2).isEmpty()) {
       return true;
     }
-    OnnxInitializer bias = model.constant(n.getInput(2));
+    return isBias(model, n.getInput(2), channels);
+  }
+
+  /** Whether a value is a constant of float32 with one number for each of the channels, which lie along its last axis. */
+  static boolean isBias(OnnxModel model, String value, long channels) {
+    OnnxInitializer bias = model.constant(value);
     return bias != null
         && bias.type() == DataType.FLOAT
         && bias.elements() == channels
