@@ -15,7 +15,7 @@ import picocli.CommandLine.Option;
 final class OutputOptions {
   @Option(
       names = "--outputs",
-      paramLabel = "GLOB[,GLOB]",
+      paramLabel = "GLOB",
       split = ",",
       description =
           "Judge by the outputs whose names match, each alike. Repeatable. Default: all of floats,"
