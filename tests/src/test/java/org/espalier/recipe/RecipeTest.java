@@ -189,6 +189,7 @@ class RecipeTest {
         wrong("texts: texts.txt", "texts: a\n  task: regression", "recipe.yaml:6", "labels"),
         wrong("epochs: 2", "loss: {embedding: 0}", "recipe.yaml:14", "weight 0"),
         wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
+        wrong("epochs: 2", "form: static\n    clip: most", "recipe.yaml:15", "'most'", "auto"),
         wrong("epochs: 2", "block: 64", "recipe.yaml:14", "form: int4"),
         wrong("epochs: 2", "form: int4\n    block: 48", "recipe.yaml:15", "16, 32, 64"),
         wrong("epochs: 2", "form: int4\n    reduce-range: true", "recipe.yaml:15", "8 bits"),

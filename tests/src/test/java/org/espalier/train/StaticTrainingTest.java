@@ -42,6 +42,8 @@ import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.TrainableQuantizer;
+import org.espalier.evaluate.ExampleActivations;
+import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -274,6 +276,79 @@ class StaticTrainingTest {
           "enough", assertThrows(IllegalArgumentException.class, () -> c.run(ending)).getMessage());
     }
     assertTrue(notes.contains("calibrating 15 of 32"), notes.toString());
+  }
+
+  /** Gives the largest pixel of an image. */
+  private static OnnxModel brightest() {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("brightest")
+            .addInput(value("x", DataType.FLOAT, -1, 1, 64, 64))
+            .addInitializer(floats("w", new float[] {1}, 1, 1, 1, 1))
+            .addNode(node("Conv", "/c", List.of("x", "w"), "c"))
+            .addNode(node("GlobalMaxPool", "/pool", List.of("c"), "p"))
+            .addNode(node("Flatten", "/flatten", List.of("p"), "y", attribute("axis", 1)))
+            .addOutput(value("y", DataType.FLOAT, -1, 1));
+    return OnnxModel.of(SmallModels.model(13, g), "brightest");
+  }
+
+  /** Noise with one pixel that is far out. */
+  private static List<float[]> noise(int n, long seed) {
+    Random random = new Random(seed);
+    List<float[]> images = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      float[] x = new float[64 * 64];
+      for (int k = 0; k < x.length; k++) {
+        x[k] = (float) random.nextGaussian();
+      }
+      x[random.nextInt(x.length)] = 20 + 10 * random.nextFloat();
+      images.add(x);
+    }
+    return images;
+  }
+
+  /**
+   * Where nobody says how ranges follow from calibration, the output chooses: what it is made of are the few values that
+   * the least squared error of an activation gives up.
+   */
+  @Test
+  void rangesThatCostTheOutputsLeastAreChosen() {
+    List<Long> shape = List.of(1L, 64L, 64L);
+    Compression.Job job =
+        new Compression.Job(
+            brightest(),
+            null,
+            new Examples.Labelled(noise(16, 1), shape, null),
+            new Examples.Labelled(noise(16, 2), shape, null),
+            Pooling.MEAN,
+            new ExampleActivations(ExampleTensors.of(noise(16, 3), shape), 1),
+            null);
+    Map<String, Double> losses = new LinkedHashMap<>();
+    for (String way : List.of("auto", "mse", "minmax")) {
+      Quantization fixed = Quantization.fixed();
+      Quantization how =
+          new Quantization(
+              fixed.form(),
+              false,
+              fixed.block(),
+              true,
+              true,
+              way.equals("auto") ? null : Clipping.parse(way),
+              0,
+              0,
+              false,
+              false,
+              n -> true);
+      Training none = Training.none().with(Objective.ofOutput());
+      CompressionPlan plan =
+          new CompressionPlan(List.of(new Stage.Quantize("quantize", how, none)), 7);
+      try (OnnxCompression c = new OnnxCompression(plan, job)) {
+        assertTrue(c.run(SILENT));
+        losses.put(way, c.stages().get(0).changed().loss());
+      }
+    }
+    assertEquals(losses.get("minmax"), losses.get("auto"), losses.toString());
+    assertTrue(losses.get("minmax") < 0.1 * losses.get("mse"), losses.toString());
   }
 
   @ParameterizedTest

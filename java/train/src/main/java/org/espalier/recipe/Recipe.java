@@ -652,9 +652,9 @@ public record Recipe(
     }
     Clipping clipping;
     try {
-      clipping = Clipping.parse(s.text("clip"));
+      clipping = s.text("clip").equals("auto") ? null : Clipping.parse(s.text("clip"));
     } catch (InputException e) {
-      throw s.wrong("clip", e.getMessage());
+      throw s.wrong("clip", e.getMessage() + "; auto is right too");
     }
     return new Quantization(
         form,

@@ -310,9 +310,10 @@ public final class RecipeSchema {
                 + " first."),
         optional(
             "clip",
-            new Text("minmax, mse or percentile:P"),
-            "mse",
-            "How static ranges follow from calibration."),
+            new Text("auto, minmax, mse or percentile:P"),
+            "auto",
+            "How static ranges follow from calibration. auto: of these the one that costs the"
+                + " outputs least, where data.examples are fitted; else mse."),
         optional(
             "observer-momentum",
             SHARE,

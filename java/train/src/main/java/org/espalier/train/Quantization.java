@@ -15,7 +15,8 @@ import org.espalier.compress.onnx.Int4Quantizer;
  * @param embeddings whether embedding tables are quantized
  * @param fit whether calibration examples equalize activations and round weights with compensation
  *     before training starts
- * @param clipping how {@code STATIC} ranges follow from the calibration examples
+ * @param clipping how {@code STATIC} ranges follow from the calibration examples; null: as costs the model's answers
+ *     least on some of them where they are tensors and {@code fit} is true, by least squared error else
  * @param observerMomentum how far one step moves a {@code STATIC} range towards the batch's, in [0, 1];
  *     0 keeps what calibration found
  * @param freezeObserversAt the share of the stage's steps after which {@code STATIC} ranges stay as
@@ -55,7 +56,6 @@ public record Quantization(
 
   public Quantization {
     Objects.requireNonNull(form, "form");
-    Objects.requireNonNull(clipping, "clipping");
     Objects.requireNonNull(include, "include");
     share("observer momentum", observerMomentum);
     share("freeze observers at", freezeObserversAt);

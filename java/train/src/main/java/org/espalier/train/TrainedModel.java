@@ -20,8 +20,11 @@ import java.util.function.Function;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.Int4Quantizer;
+import org.espalier.compress.onnx.OutputError;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.QuantizedTable;
 import org.espalier.compress.onnx.RefittingPruner;
@@ -50,6 +53,9 @@ import org.espalier.torch.onnx.GraphParameters;
  * gradients, an {@link Update} takes them.
  */
 final class TrainedModel implements AutoCloseable {
+  /** Examples on which ranges are compared; their outputs are held. */
+  private static final int COMPARED = 8;
+
   private final CompressionPlan plan;
   private final Compression.Job job;
   private final TorchDevice device;
@@ -235,10 +241,7 @@ final class TrainedModel implements AutoCloseable {
     quantizer = quantizer(q, model);
     quantizer.tell((phase, done, total) -> listener.note(phase.text(), done, total));
     if (quantizer instanceof StaticQuantizer s) {
-      s.setRanges(
-          q.fit()
-              ? s.calibrate(job.calibration(), q.clipping())
-              : s.ranges(job.calibration(), q.clipping()));
+      s.setRanges(ranges(s, q, model));
     } else if (q.fit()) {
       ((WeightQuantizer) quantizer).calibrate(job.calibration());
     }
@@ -254,6 +257,19 @@ final class TrainedModel implements AutoCloseable {
                 w.maskZeros();
               }
             });
+  }
+
+  /** The ranges that calibration gives the activations of a model that a quantizer will change. */
+  private Map<String, ActivationRange> ranges(StaticQuantizer s, Quantization q, OnnxModel model) {
+    boolean chosen = q.clipping() == null && q.fit() && job.training() instanceof Examples.Labelled;
+    if (chosen) {
+      ActivationSource some = job.calibration().some(COMPARED);
+      return s.calibrate(job.calibration(), new OutputError(model, some));
+    }
+    Clipping clipping = q.clipping() == null ? new Clipping.MeanSquaredError() : q.clipping();
+    return q.fit()
+        ? s.calibrate(job.calibration(), clipping)
+        : s.ranges(job.calibration(), clipping);
   }
 
   private static TrainableQuantizer quantizer(Quantization q, OnnxModel model) {
