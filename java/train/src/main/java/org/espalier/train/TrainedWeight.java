@@ -5,6 +5,7 @@ import java.io.DataOutputStream;
 import java.io.IOException;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.BytePointer;
@@ -212,14 +213,14 @@ final class TrainedWeight implements AutoCloseable {
     }
     int length = (int) shape()[grid.axis()];
     int inner = (int) inner();
-    int block = Math.max(1, grid.block());
-    int blocks = (length + block - 1) / block;
+    if (grid.block() == 0) {
+      Arrays.setAll(places, i -> i / inner % length);
+      return places;
+    }
+    int blocks = (length + grid.block() - 1) / grid.block();
     for (int i = 0; i < places.length; i++) {
       int row = i / inner;
-      places[i] = (row / length * blocks + row % length / block) * inner + i % inner;
-      if (grid.block() == 0) {
-        places[i] = row % length;
-      }
+      places[i] = (row / length * blocks + row % length / grid.block()) * inner + i % inner;
     }
     return places;
   }

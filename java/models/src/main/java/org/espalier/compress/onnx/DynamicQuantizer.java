@@ -153,10 +153,7 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
     Map<String, String> weights = new HashMap<>();
     for (ProductSite s : trainedSites()) {
       for (Product p : s.products) {
-        float[] w = p.matrix(model);
-        p.value = names.unique(p.name + TrainableQuantizer.LATENT);
-        p.axes = List.of(0, 1);
-        model.addInitializer(OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));
+        p.makeLatent(model, names);
         weights.put(p.output, p.value);
         Rounded r = rounded.get(p);
         if (r != null) {

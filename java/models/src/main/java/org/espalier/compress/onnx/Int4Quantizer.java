@@ -92,8 +92,8 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
 
   private final List<ProductSite> sites;
 
-  /** The products whose integers are looked up in too, by the outputs of the Gathers that do. */
-  private final Map<String, Product> tied = new LinkedHashMap<>();
+  /** Of products whose integers are looked up in too. */
+  private final TiedLookUps<Product> tied = new TiedLookUps<>();
 
   /** The names of other tables, by the outputs of the Gathers that look up in them. */
   private final Map<String, String> tables = new LinkedHashMap<>();
@@ -153,7 +153,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
       for (Product p : s.products) {
         for (String lookUp : p.lookUps) {
           if (p.rows % options.block() == 0) {
-            tied.put(lookUp, p);
+            tied.add(producers.get(lookUp), p);
           } else if (producers.get(lookUp).getInput(0).equals(p.value)) {
             tables.put(lookUp, p.name);
           }
@@ -167,7 +167,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
             model,
             options.include(),
             options.embeddings(),
-            lookUp -> tied.containsKey(lookUp) || tables.containsKey(lookUp),
+            lookUp -> tied.contains(lookUp) || tables.containsKey(lookUp),
             skipped)
         .forEach((lookUp, weight) -> tables.put(lookUp, weight.name()));
   }
@@ -240,10 +240,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
     Map<String, double[]> biasChanges = new HashMap<>();
     for (Product p : trainedProducts()) {
       products.put(p.output, p);
-      float[] w = p.matrix(model);
-      p.value = names.unique(p.name + TrainableQuantizer.LATENT);
-      p.axes = List.of(0, 1);
-      model.addInitializer(OnnxInitializer.floats(p.value, new long[] {p.rows, p.columns}, w));
+      p.makeLatent(model, names);
       Fitted f = fitted.get(p);
       if (f != null) {
         if (p.biasAdd != null) {
@@ -255,8 +252,8 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
     List<NodeProto> nodes = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (tied.containsKey(output)) {
-        nodes.addAll(EmbeddingTables.lookUp(model, names, n, tied.get(output).value, null));
+      if (tied.contains(output)) {
+        nodes.addAll(EmbeddingTables.lookUp(model, names, n, tied.product(output).value, null));
       } else if (products.containsKey(output)) {
         nodes.add(n.toBuilder().setInput(1, products.get(output).value).build());
       } else if (biasChanges.containsKey(output)) {
@@ -448,8 +445,8 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
       List<NodeProto> out = new ArrayList<>();
       for (NodeProto n : nodes) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-        if (tied.containsKey(output)) {
-          out.add(lookUp(n, shared(tied.get(output))));
+        if (tied.contains(output)) {
+          out.add(lookUp(n, shared(tied.product(output))));
         } else if (tables.containsKey(output)) {
           lookUp(n, tables.get(output), out);
         } else if (products.containsKey(output)) {
@@ -505,7 +502,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
 
     private void multiply(NodeProto n, Product p, List<NodeProto> out) {
       List<String> weights;
-      if (tied.containsValue(p)) {
+      if (tied.reads(p)) {
         List<String> table = shared(p);
         long blocks = p.rows / options.block();
         weights =

@@ -15,23 +15,6 @@ import java.util.stream.IntStream;
  * @param integers [rows, columns]
  */
 record Int4Weights(int rows, int columns, int block, float[] scales, byte[] integers) {
-  Int4Weights {
-    int blocks = (rows + block - 1) / block;
-    if (integers.length != rows * columns || scales.length != blocks * columns) {
-      throw new IllegalArgumentException(
-          rows
-              + " x "
-              + columns
-              + " weights in blocks of "
-              + block
-              + "; given are "
-              + integers.length
-              + " integers and "
-              + scales.length
-              + " scales");
-    }
-  }
-
   static final int LEAST = -8;
   static final int LARGEST = 7;
 
@@ -48,6 +31,23 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
 
   /** What is smaller counts as 0: the reciprocal of its scale would be infinite. */
   private static final float SMALLEST = 16 * Float.MIN_NORMAL;
+
+  Int4Weights {
+    int blocks = (rows + block - 1) / block;
+    if (integers.length != rows * columns || scales.length != blocks * columns) {
+      throw new IllegalArgumentException(
+          rows
+              + " x "
+              + columns
+              + " weights in blocks of "
+              + block
+              + "; given are "
+              + integers.length
+              + " integers and "
+              + scales.length
+              + " scales");
+    }
+  }
 
   /**
    * The scales with which the squares of what rounding changes are least in sum.

@@ -65,6 +65,18 @@ final class ProductSite {
     float[] matrix(OnnxModel model) {
       return ProductSite.matrix(model, name, value, axes);
     }
+
+    /**
+     * Gives it an initializer of its own with W [rows, columns], for training to change.
+     *
+     * @throws InputException if a weight is NaN or infinite
+     */
+    void makeLatent(OnnxModel model, OnnxModel.Names names) {
+      float[] w = matrix(model);
+      value = names.unique(name + TrainableQuantizer.LATENT);
+      axes = List.of(0, 1);
+      model.addInitializer(OnnxInitializer.floats(value, new long[] {rows, columns}, w));
+    }
   }
 
   /**
