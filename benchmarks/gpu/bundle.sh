@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 archive=${1:-$here/target/espalier-gpu.tar.xz}
 limit=$((45 << 20))
-console=1.13.4 # of the JUnit platform that belongs to JUnit 5.13.4
+console=1.14.4 # of the JUnit platform that belongs to JUnit 5.14.4
 
 command -v jlink >/dev/null || { echo "bundle.sh: there is no jlink on the PATH; a full JDK has it" >&2; exit 2; }
 cd "$root"

@@ -38,7 +38,7 @@ public final class OnnxRuntime {
       return Loaded.ENVIRONMENT;
     } catch (LinkageError e) {
       throw new InputException(
-          "ONNX Runtime cannot be loaded: it is " + NativeLibraries.unpacked("room for 22 MB"), e);
+          "ONNX Runtime cannot be loaded: it is " + NativeLibraries.unpacked("room for 26 MB"), e);
     }
   }
 

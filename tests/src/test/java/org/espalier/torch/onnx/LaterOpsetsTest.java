@@ -68,6 +68,9 @@ class LaterOpsetsTest {
         same(21, node(op), floats(2, 3, 4));
       }
       same(18, node("ReduceLogSum"), torch.rand(2, 3, 4), longs(2));
+      same(18, node("ReduceLogSum", integer("noop_with_empty_axes", 1)), torch.rand(2, 3), longs());
+      same(18, node("ReduceSumSquare", integer("noop_with_empty_axes", 1)), floats(2, 3));
+      same(18, node("ReduceL2", integer("noop_with_empty_axes", 1)), floats(2, 3), longs(1));
       same(18, node("Split", integer("num_outputs", 3), integer("axis", 1)), 3, floats(2, 7));
       same(18, node("Split", integer("axis", 0)), 2, floats(5, 3), longs(2, 3));
       same(18, node("Pad"), floats(2, 3), longs(1, 2), null, longs(1));

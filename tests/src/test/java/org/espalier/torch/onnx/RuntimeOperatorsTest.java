@@ -8,6 +8,7 @@ import static org.espalier.torch.onnx.NodeCases.integers;
 import static org.espalier.torch.onnx.NodeCases.node;
 import static org.espalier.torch.onnx.NodeCases.runtime;
 import static org.espalier.torch.onnx.NodeCases.same;
+import static org.espalier.torch.onnx.NodeCases.text;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -16,6 +17,7 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnxruntime.OrtException;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -224,7 +226,9 @@ class RuntimeOperatorsTest {
             same(17, rotary.clone(), 3, packed, null, null, none, none, full, total, cos, sin);
           }
           Tensor bias = floats(1, heads[0], 5, 5);
-          same(17, form.clone(), 3, q, k, v, none, none, full, total, null, null, null, bias);
+          Tensor[] biased = {q, k, v, none, none, full, total, null, null, null, bias};
+          same(17, form.clone(), 3, biased);
+          same(17, form.clone(), 3, with(biased, floats(heads[0])));
         }
       }
     }
@@ -294,6 +298,7 @@ class RuntimeOperatorsTest {
           same(17, rotary.clone(), 3, with(on, cos, sin));
           Tensor bias = floats(1, heads[0], 3, 7);
           same(17, form.clone(), 3, with(on, null, null, null, bias));
+          same(17, form.clone(), 3, with(on, null, null, null, null, floats(heads[0])));
           Tensor positions = AbstractTensor.create(new long[] {1, 7, 9}, 1, 3);
           same(17, rotary.clone(), 3, with(on, cos, sin, positions));
         }
@@ -514,7 +519,10 @@ class RuntimeOperatorsTest {
           x,
           x);
       refused("no multiple of kv_num_heads = 2", grouped(3, 2), x);
-      refused("head_sink", grouped(4, 2), x, x, x, x, x, x, x, x, x, x, x, x);
+      Tensor[] many = new Tensor[16];
+      Arrays.fill(many, x);
+      refused("q_norm_weight", grouped(4, 2), many);
+      refused("k_quant_type = 'PER_TENSOR'", grouped(4, 2, text("k_quant_type", "PER_TENSOR")), x);
       refused(
           "an output of scores",
           named(grouped(4, 2), "o0", "o1", "o2", "o3"),

@@ -164,9 +164,7 @@ final class AttentionOperators {
     boolean smooth = isOn(n, "smooth_softmax");
     boolean rotary = isOn(n, "do_rotary");
     boolean interleaved = isOn(n, "rotary_interleaved");
-    if (n.has(11)) {
-      throw n.unsupported("a score for no token of each head (head_sink)");
-    }
+    refuseCacheForms(n);
     refuseScores(n);
     return in -> {
       Tensor q = in.get(0);
@@ -208,13 +206,28 @@ final class AttentionOperators {
       Tensor place = places.unsqueeze(1).unsqueeze(-1);
       Tensor key = arange(in, read.size(2));
       Tensor hidden = key.gt(place);
-      if (window > 0) { // so many tokens before a token, which ONNX Runtime does not count
-        hidden = hidden.logical_or(key.lt(place.sub(new Scalar(window))));
+      // A token is one of those that it sees. ONNX Runtime before 1.23 let it see one more.
+      if (window > 0) {
+        hidden = hidden.logical_or(key.le(place.sub(new Scalar(window))));
       }
       scores = scores.masked_fill(hidden, new Scalar(Double.NEGATIVE_INFINITY));
-      Tensor seen = weights(scores, smooth).matmul(repeat(begins ? v : values, heads / shared));
+      Tensor seen =
+          weights(scores, in.orNull(11), smooth)
+              .matmul(repeat(begins ? v : values, heads / shared));
       return new Tensor[] {together(seen), keys, values};
     };
+  }
+
+  /** Caches of integers, and norms of heads, which ONNX Runtime has on no CPU. */
+  static void refuseCacheForms(Node n) {
+    n.integer("qk_output", 0); // of scores, which are no output
+    n.choice("k_quant_type", "NONE", "NONE");
+    n.choice("v_quant_type", "NONE", "NONE");
+    n.integer("kv_cache_bit_width", 0);
+    n.real("qk_norm_epsilon", 0);
+    if (n.has(14) || n.has(15)) {
+      throw n.unsupported("a norm of the heads of queries and keys (q_norm_weight, k_norm_weight)");
+    }
   }
 
   /** Tokens behind the end of their text have the place 1. */
@@ -272,15 +285,19 @@ final class AttentionOperators {
   }
 
   /**
-   * The softmax of scores.
+   * The softmax of scores, of which one more may take its share.
    *
-   * @param smooth whether one more score of 0 takes its share
+   * @param sink the one more of each head, [n], or null
+   * @param smooth whether it is 0 where there is no {@code sink}
    */
-  private static Tensor weights(Tensor scores, boolean smooth) {
-    if (!smooth) {
+  private static Tensor weights(Tensor scores, Tensor sink, boolean smooth) {
+    if (sink == null && !smooth) {
       return scores.softmax(-1);
     }
     Tensor none = torch.zeros_like(scores.narrow(-1, 0, 1));
+    if (sink != null) {
+      none = none.add(sink.reshape(-1, 1, 1));
+    }
     Tensor all = torch.cat(new TensorVector(scores, none), -1).softmax(-1);
     return all.narrow(-1, 0, scores.size(-1));
   }

@@ -47,8 +47,8 @@ final class ReductionOperators {
       Tensor x = in.get(0);
       long[] axes = attribute != null ? attribute : in.longsOrNull(1);
       if (axes == null || axes.length == 0) {
-        if (nothing) {
-          return new Tensor(x);
+        if (nothing) { // what is done beside reducing is done still: SumSquare squares
+          return f.apply(x.unsqueeze(-1), new long[] {-1}, false);
         }
         axes = new long[(int) x.dim()];
         Arrays.setAll(axes, i -> i);

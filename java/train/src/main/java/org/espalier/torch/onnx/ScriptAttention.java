@@ -35,6 +35,7 @@ final class ScriptAttention {
 
   private static ScriptValue[] groupQueryAttention(ScriptCall c) {
     Node n = c.node();
+    AttentionOperators.refuseCacheForms(n);
     boolean rotary = AttentionOperators.isOn(n, "do_rotary");
     return c.unpack(
         c.call(
@@ -50,6 +51,7 @@ final class ScriptAttention {
             rotary ? c.in(8) : "None",
             c.orNone(9),
             c.orNone(10),
+            c.orNone(11),
             "" + n.integer("num_heads", 0),
             "" + n.integer("kv_num_heads", 0),
             number(n.real("scale", 0)),
@@ -182,8 +184,8 @@ final class ScriptAttention {
         def _group_query(self, query: Tensor, key: Optional[Tensor], value: Optional[Tensor], \
         past_key: Optional[Tensor], past_value: Optional[Tensor], lengths: Tensor, total: int, \
         cosines: Optional[Tensor], sines: Optional[Tensor], positions: Optional[Tensor], \
-        bias: Optional[Tensor], heads: int, shared: int, scale: float, cap: float, window: int, \
-        smooth: bool, interleaved: bool) -> Tuple[Tensor, Tensor, Tensor]:
+        bias: Optional[Tensor], sink: Optional[Tensor], heads: int, shared: int, scale: float, \
+        cap: float, window: int, smooth: bool, interleaved: bool) -> Tuple[Tensor, Tensor, Tensor]:
             if key is not None and value is not None:
                 q = self._heads(query, heads)
                 k = self._heads(key, shared)
@@ -224,10 +226,12 @@ final class ScriptAttention {
             at = torch.arange(read.size(2), dtype=4, device=q.device)
             hidden = at > place
             if window > 0:
-                hidden = torch.logical_or(hidden, at < place - window)
+                hidden = torch.logical_or(hidden, at <= place - window)
             scores = torch.masked_fill(scores, hidden, -float('inf'))
-            if smooth:
+            if smooth or sink is not None:
                 none = torch.zeros_like(torch.narrow(scores, -1, 0, 1))
+                if sink is not None:
+                    none = torch.add(none, sink.reshape([-1, 1, 1]))
                 weights = torch.softmax(torch.cat([scores, none], -1), -1)
                 weights = torch.narrow(weights, -1, 0, scores.size(-1))
             else:

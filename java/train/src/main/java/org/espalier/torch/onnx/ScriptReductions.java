@@ -60,12 +60,18 @@ final class ScriptReductions {
     if (known != null && known.length > 0) {
       return f.write(c, x, ints(known), keep);
     }
-    if (known != null && nothing) {
-      return x;
+    if (known == null && nothing) { // with no axes as with one more of length 1
+      String given = c.let(c.ints(1));
+      String none = "len(" + given + ") == 0";
+      String one = c.let("torch.unsqueeze(" + x + ", -1) if " + none + " else " + x);
+      String all = c.let("[-1] if " + none + " else " + given);
+      return f.write(c, one, all, c.let("False if " + none + " else " + keep));
+    }
+    if (nothing) {
+      return f.write(c, c.let("torch.unsqueeze(" + x + ", -1)"), ints(-1), flag(false));
     }
     String given = known != null ? ints() : c.ints(1);
-    String result = f.write(c, x, c.let(c.call("_axes", x, given)), keep);
-    return nothing ? x + " if len(" + given + ") == 0 else " + result : result;
+    return f.write(c, x, c.let(c.call("_axes", x, given)), keep);
   }
 
   /** libtorch widens integers. */
