@@ -8,6 +8,7 @@ import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.TypeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.google.protobuf.ByteString;
+import java.io.BufferedWriter;
 import java.io.DataInputStream;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -15,6 +16,7 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Random;
 import java.util.zip.GZIPInputStream;
@@ -28,12 +30,14 @@ import org.espalier.format.safetensors.TensorSpec;
  * random weights.
  *
  * <p>java -cp … Generate.java DATASET WORK: DATASET has the four files {@code {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz};
- * WORK gets train.safetensors, test.safetensors and untrained.onnx.
+ * WORK gets train.safetensors, test.safetensors, untrained.onnx and negatives.csv, a stream of what the classifier was never taught.
  */
 public final class Generate {
   private static final int SIDE = 28;
   private static final int PIXELS = SIDE * SIDE;
   private static final int CLASSES = 10;
+
+  private static final int STREAM = 5000;
 
   /** Of the pixels of all training images, from 0 to 1. */
   private static final float MEAN = 0.2860f;
@@ -46,6 +50,25 @@ public final class Generate {
     write(dataset, "train", work.resolve("train.safetensors"));
     write(dataset, "t10k", work.resolve("test.safetensors"));
     Files.write(work.resolve("untrained.onnx"), network(new Random(2026)).toByteArray());
+    writeNegatives(dataset, work.resolve("negatives.csv"));
+  }
+
+  /** Test images with black for white, a line each, and their labels. */
+  private static void writeNegatives(Path dataset, Path out) throws IOException {
+    byte[] images = content(dataset.resolve("t10k-images-idx3-ubyte.gz"), 2051, SIDE, SIDE);
+    byte[] classes = content(dataset.resolve("t10k-labels-idx1-ubyte.gz"), 2049);
+    String[] texts = new String[256];
+    for (int i = 0; i < texts.length; i++) {
+      texts[i] = String.format(Locale.ROOT, "%.3f,", ((255 - i) / 255f - MEAN) / DEVIATION);
+    }
+    try (BufferedWriter lines = Files.newBufferedWriter(out)) {
+      for (int i = 0; i < STREAM; i++) {
+        for (int k = 0; k < PIXELS; k++) {
+          lines.write(texts[Byte.toUnsignedInt(images[i * PIXELS + k])]);
+        }
+        lines.write(classes[i] + "\n");
+      }
+    }
   }
 
   private static void write(Path dataset, String split, Path out) throws IOException {

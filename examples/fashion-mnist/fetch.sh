@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes what the recipes read: fetch.sh WORK [DATASET] writes WORK/train.safetensors, WORK/test.safetensors and
-# WORK/untrained.onnx. DATASET is a folder with the four files of Fashion-MNIST (MIT licence); by default they are taken from
+# Makes what the recipes read: fetch.sh WORK [DATASET] writes WORK/train.safetensors, WORK/test.safetensors,
+# WORK/untrained.onnx and WORK/negatives.csv. DATASET is a folder with the four files of Fashion-MNIST (MIT licence); by default they are taken from
 # Debian's package dataset-fashion-mnist, which is fetched into WORK where it is not installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

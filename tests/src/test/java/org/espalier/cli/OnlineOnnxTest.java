@@ -28,6 +28,8 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.Int8Model;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.OnlineRecipe;
@@ -38,6 +40,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** ONNX models that learn, and what learned as ONNX, checked in ONNX Runtime. */
 class OnlineOnnxTest {
@@ -64,8 +67,14 @@ class OnlineOnnxTest {
     return Files.write(folder.resolve(seed + ".jsonl"), OnlineTest.lines(n, seed));
   }
 
-  @Test
-  void anOnnxModelStaysOneAndGoesOnInTheSameBits() throws Exception {
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void anOnnxModelStaysOneAndGoesOnInTheSameBits(boolean int8) throws Exception {
+    if (int8) {
+      OnnxModel integers = OnnxModels.perceptron(3, 8, 2);
+      new DynamicQuantizer(integers, DynamicQuantizer.Options.defaults()).apply();
+      integers.write(model);
+    }
     Path other = folder.resolve("other");
     Path whole = input(400, 1);
     Path half = Files.write(folder.resolve("half"), OnlineTest.lines(400, 1).subList(0, 200));
@@ -93,6 +102,7 @@ class OnlineOnnxTest {
     Map<String, float[]> answer = run(exported, "x");
     assertEquals(1, answer.size());
     assertNotEquals(run(model, "x").get("y")[0], answer.get("y")[0]);
+    assertEquals(int8, Int8Model.is(OnnxModel.read(exported)));
     // Another graph with weights of the same sizes is not what the state belongs to.
     String told = Run.resume(whole, store, "--model", otherGraph()).err();
     assertTrue(

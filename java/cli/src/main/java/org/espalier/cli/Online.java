@@ -127,7 +127,8 @@ final class Online implements Callable<Integer> {
           "What to learn: a .safetensors file with weight [outputs, features] and bias, or an .onnx"
               + " or TorchScript (.pt) file with one input [batch, …], whose features a line gives"
               + " one after the other, of ONNX also one of int64 or int32, which takes features"
-              + " that are whole numbers; a .pt file is code that runs: take it from nobody you do"
+              + " that are whole numbers; an int8 one, as quantize and recipes make it, stays int8;"
+              + " a .pt file is code that runs: take it from nobody you do"
               + " not trust. Default: a new one, as the recipe says, or with --resume the version's"
               + " own, and no other then.")
   private String model;

@@ -22,6 +22,7 @@ import java.util.Map;
 import java.util.function.Supplier;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.Int8Model;
 import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
@@ -203,6 +204,15 @@ public final class LearnerFiles {
         }
         perceptron.close();
       }
+      if (Int8Model.is(model)) {
+        Int8Model integers = Int8Model.of(model);
+        integers.resting().forEach(line -> LOG.info("{}: {}", file, line));
+        return tried(
+            file,
+            () -> TorchLearnable.of(integers, sizes.type(), sizes.shape(), sizes.outputs()),
+            sizes,
+            recipe);
+      }
       return readTorch(file, new OnnxGraph(model), () -> new OnnxGraph(model), sizes, recipe);
     }
     if (name.endsWith(".pt")) {
@@ -311,19 +321,35 @@ public final class LearnerFiles {
     return product;
   }
 
-  /** Tries it on one example, as predictions and what is left of a batch have it, and on two. */
   private static Learnable readTorch(
       Path file,
       TrainableModel model,
       Supplier<? extends TrainableModel> replicas,
       Sizes sizes,
       OnlineRecipe recipe) {
+    return tried(
+        file,
+        () -> {
+          try {
+            return new TorchLearnable(
+                model, replicas, sizes.type(), sizes.shape(), sizes.outputs());
+          } catch (RuntimeException e) {
+            model.close();
+            throw e;
+          }
+        },
+        sizes,
+        recipe);
+  }
+
+  /** Tries it on one example, as predictions and what is left of a batch have it, and on two. */
+  private static Learnable tried(
+      Path file, Supplier<TorchLearnable> made, Sizes sizes, OnlineRecipe recipe) {
     int features = sizes.features();
     TorchLearnable learnable;
     try {
-      learnable = new TorchLearnable(model, replicas, sizes.type(), sizes.shape(), sizes.outputs());
+      learnable = made.get();
     } catch (RuntimeException e) {
-      model.close();
       throw e instanceof InputException ? e : new InputException(file + ": " + e.getMessage(), e);
     }
     int most = recipe.settings().batch() > 1 || recipe.settings().replay() != null ? 2 : 1;

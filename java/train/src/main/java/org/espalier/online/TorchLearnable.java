@@ -1,5 +1,6 @@
 package org.espalier.online;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.IOException;
 import java.nio.FloatBuffer;
 import java.nio.file.Files;
@@ -21,6 +22,7 @@ import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.Int8Model;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -48,6 +50,9 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   private final List<Weight> weights = new ArrayList<>();
   private final List<Parameter> parameters;
 
+  /** Where the model came from one of integers; else null. */
+  private final Int8Model integers;
+
   /** Of a table that is learned by rows null. */
   private final List<OwnedTensor> gradients = new ArrayList<>();
 
@@ -72,6 +77,26 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   }
 
   /**
+   * A model of int8 weights, which stay on the grids that they lie on, and is int8 again as ONNX. Activations are rounded as the
+   * model says; where it finds a range while it runs, that is the range of a batch, so that several examples at once have other
+   * answers than one.
+   *
+   * @param type of the input: Float, Long or Int
+   * @param shape of an example's features, without the batch
+   * @param outputs how many values the model's first output has for an example
+   */
+  public static TorchLearnable of(Int8Model integers, ScalarType type, long[] shape, int outputs) {
+    OnnxModel floats = integers.floats();
+    OnnxGraph graph = new OnnxGraph(floats);
+    try {
+      return new TorchLearnable(graph, () -> new OnnxGraph(floats), type, shape, outputs, integers);
+    } catch (RuntimeException e) {
+      graph.close();
+      throw e;
+    }
+  }
+
+  /**
    * @param model is learned; closed with this
    * @param replicas makes the same model again with each call, with any weights, for predictions
    * @param type of the input: Float, Long or Int
@@ -84,6 +109,16 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
       ScalarType type,
       long[] shape,
       int outputs) {
+    this(model, replicas, type, shape, outputs, null);
+  }
+
+  private TorchLearnable(
+      TrainableModel model,
+      Supplier<? extends TrainableModel> replicas,
+      ScalarType type,
+      long[] shape,
+      int outputs,
+      Int8Model integers) {
     if (model.inputNames().size() != 1) {
       throw new IllegalArgumentException(
           "the model has the inputs " + model.inputNames() + "; one is needed");
@@ -93,6 +128,7 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
       size = Math.multiplyExact(size, n);
     }
     this.model = model;
+    this.integers = integers;
     examples =
         new ExampleTensors(
             model.inputNames().get(0),
@@ -112,8 +148,16 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
           p.kind() == Parameter.Kind.LINEAR || p.kind() == Parameter.Kind.CONVOLUTION;
       int axis = quantizable ? p.outputAxis() : -1;
       boolean reachable = axis == 0 || axis == working.rank() - 1;
+      Int8Model.Integers grid =
+          integers == null
+              ? null
+              : integers.integers().get(((OnnxGraph) model).constantOf(p.name()));
       weights.add(
-          new Weight(p.name(), working, working, gradient, p.isWeight(), reachable ? axis : -1));
+          grid == null || grid.type() == DataType.INT32
+              ? new Weight(
+                  p.name(), working, working, gradient, p.isWeight(), reachable ? axis : -1)
+              : new Weight(
+                  p.name(), working, working, gradient, p.isWeight(), grid.axis(), grid.scales()));
     }
   }
 
@@ -203,8 +247,7 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
 
   private void gradient(int k, org.espalier.device.Tensor memory) {
     Weight w = weights.get(k);
-    weights.set(
-        k, new Weight(w.name(), w.latent(), w.working(), memory, w.isMatrix(), w.scaleAxis()));
+    weights.set(k, w.withGradient(memory));
   }
 
   private void copyGradient(int k, Tensor left) {
@@ -337,6 +380,11 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
       throw new InputException(
           "this model did not come from ONNX and cannot be written as ONNX; a version of a"
               + " TorchScript model is a TorchScript file");
+    }
+    if (integers != null) {
+      Map<String, float[]> constants = new HashMap<>();
+      values.forEach((name, value) -> constants.put(graph.constantOf(name), value));
+      return integers.withValues(constants);
     }
     OnnxModel onnx = graph.toModel();
     for (Weight w : weights) {

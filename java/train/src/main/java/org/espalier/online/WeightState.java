@@ -6,6 +6,7 @@ import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -44,6 +45,9 @@ final class WeightState implements AutoCloseable {
 
   /** Those that are learned by rows, by their place among the learned ones. */
   private final Map<Integer, TableRows> tables = new TreeMap<>();
+
+  /** The scales of weights that always lie on the same grid. */
+  private final Map<OwnedTensor, float[]> grids = new IdentityHashMap<>();
 
   /** The model, where it can learn tables by rows; else null. */
   private final RowLookUps lookUps;
@@ -142,7 +146,12 @@ final class WeightState implements AutoCloseable {
     long n = w.latent().elements();
     OwnedTensor momentum = settings.momentum() > 0 ? memory.own(n) : null;
     boolean masked = settings.keepZeros() && w.isMatrix();
-    boolean grid = settings.int8() && w.scaleAxis() >= 0;
+    boolean given = w.grid() != null;
+    boolean grid = given || settings.int8() && w.scaleAxis() >= 0;
+    if (given && averaging > 0) {
+      throw new IllegalArgumentException(
+          "averaged weights are not on the int8 grid that " + w.name() + " lies on: no averaging");
+    }
     // Where nothing rounds them, what the optimizer updates can be what forward reads.
     boolean same = w.latent() == w.working() && !grid;
     Tensor latent = w.latent() == w.working() && grid ? memory.own(w.latent().shape()) : w.latent();
@@ -155,12 +164,16 @@ final class WeightState implements AutoCloseable {
         FusedSgd.Parameter.of(latent, w.gradient(), momentum).withMask(mask);
     if (grid) {
       OwnedTensor scales = memory.own(w.latent().dimension(w.scaleAxis()));
+      if (given) {
+        grids.put(scales, w.grid());
+        Floats.of(scales).put(0, w.grid());
+      }
       parameter =
           parameter
               .withGate(gate)
               .withWorkingCopy(
                   WorkingCopy.of(w.working()),
-                  new Scale(scales, Channel.ofAxis(w.scaleAxis(), w.latent().rank()), false));
+                  new Scale(scales, Channel.ofAxis(w.scaleAxis(), w.latent().rank()), given));
     } else if (!same) {
       parameter = parameter.withWorkingCopy(WorkingCopy.of(w.working()));
     }
@@ -232,6 +245,7 @@ final class WeightState implements AutoCloseable {
       }
     }
     memory.clearOwned();
+    grids.forEach((scales, given) -> Floats.of(scales).put(0, given));
     for (int k = 0; k < weights.size(); k++) {
       FloatBuffer from = Floats.of(values.get(k).latent());
       Floats.of(weights.get(k).latent()).put(0, from, 0, from.capacity());

@@ -50,6 +50,7 @@ final class Fusion {
             switch (n.getOpType()) {
               case "Add" -> fusion.add(n);
               case "Mul" -> fusion.gelu(n);
+              case "DequantizeLinear" -> fusion.rounding(n);
               default -> null;
             };
       }
@@ -60,6 +61,34 @@ final class Fusion {
 
   static String identity(NodeProto n) {
     return OnnxWeights.identity(n);
+  }
+
+  /** QuantizeLinear or DynamicQuantizeLinear and behind it DequantizeLinear: what x is rounded to. */
+  private Source rounding(NodeProto n) {
+    NodeProto q = producer(n.getInput(0), "QuantizeLinear");
+    NodeProto fixed =
+        q != null
+                && hasOneScale(q)
+                && q.getInputList()
+                    .subList(1, q.getInputCount())
+                    .equals(n.getInputList().subList(1, n.getInputCount()))
+            ? q
+            : null;
+    NodeProto own = producer(n.getInput(0), "DynamicQuantizeLinear");
+    NodeProto source = own != null && own.getOutputList().equals(n.getInputList()) ? own : fixed;
+    if (source == null) {
+      return null;
+    }
+    NodeProto fused = source.toBuilder().clearOutput().addOutput(n.getOutput(0)).build();
+    return new Source(
+        fused,
+        source == own ? QuantizationOperators.OWN_ROUNDING : QuantizationOperators.ROUNDING,
+        identity(n));
+  }
+
+  private boolean hasOneScale(NodeProto n) {
+    OnnxInitializer scale = model.constant(n.getInput(1));
+    return scale != null && scale.elements() == 1;
   }
 
   private Source add(NodeProto n) {

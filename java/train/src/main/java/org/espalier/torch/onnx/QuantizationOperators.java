@@ -3,6 +3,7 @@ package org.espalier.torch.onnx;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.Arrays;
 import java.util.function.Function;
+import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.ScalarOptional;
 import org.bytedeco.pytorch.Tensor;
@@ -12,8 +13,27 @@ import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.torch.onnx.OperatorTable.Sink;
 
-/** Quantized arithmetic as ONNX Runtime does it; no gradient passes through the rounding. */
+/** Quantized arithmetic as ONNX Runtime does it; a gradient passes through {@link #ROUNDING} and {@link #OWN_ROUNDING} alone. */
 final class QuantizationOperators {
+  /**
+   * QuantizeLinear with one scale and DequantizeLinear of the same, which the compiler makes one. The gradient passes where
+   * nothing is clipped: «straight through».
+   */
+  static final Operator ROUNDING =
+      OperatorTable.single("QuantizeLinear", 10, QuantizationOperators::round);
+
+  /** The same of DynamicQuantizeLinear. */
+  static final Operator OWN_ROUNDING =
+      OperatorTable.single(
+          "DynamicQuantizeLinear",
+          11,
+          n ->
+              in -> {
+                Tensor x = in.get(0);
+                Tensor[] found = dynamicQuantize(in);
+                return rounded(x, found[0], found[1], found[2]);
+              });
+
   private QuantizationOperators() {}
 
   static void add(Sink table) {
@@ -61,12 +81,38 @@ final class QuantizationOperators {
     refuseBlocks(n);
     return in -> {
       Tensor x = in.get(0);
-      Tensor scale = along(in.get(1), x, axis);
-      Tensor zero = along(in.orNull(2), x, axis);
-      Tensor wide = x.to(ScalarType.Int);
-      Tensor centred = zero == null ? wide : wide.sub(zero.to(ScalarType.Int));
-      return centred.to(ElementTypes.of(scale)).mul(scale);
+      return dequantize(x, along(in.get(1), x, axis), along(in.orNull(2), x, axis));
     };
+  }
+
+  private static Tensor dequantize(Tensor q, Tensor scale, Tensor zero) {
+    Tensor wide = q.to(ScalarType.Int);
+    Tensor centred = zero == null ? wide : wide.sub(zero.to(ScalarType.Int));
+    return centred.to(ElementTypes.of(scale)).mul(scale);
+  }
+
+  private static Function<Inputs, Tensor> round(Node n) {
+    Function<Inputs, Tensor> quantize = quantize(n);
+    return in -> {
+      Tensor zero = in.has(2) ? in.get(2).reshape(new long[0]) : null;
+      return rounded(in.get(0), quantize.apply(in), in.get(1).reshape(new long[0]), zero);
+    };
+  }
+
+  /** What was quantized to {@code q}, with the gradient of x between the outermost half steps. */
+  private static Tensor rounded(Tensor x, Tensor q, Tensor scale, Tensor zero) {
+    Tensor y = dequantize(q, scale, zero);
+    if (!GradMode.is_enabled()) {
+      return y;
+    }
+    double[] limits = limits(ElementTypes.of(q));
+    Tensor centre = zero == null ? torch.zeros_like(scale) : zero.to(ElementTypes.of(scale));
+    Tensor low = centre.neg().add(new Scalar(limits[0] - 0.5)).mul(scale);
+    Tensor high = centre.neg().add(new Scalar(limits[1] + 0.5)).mul(scale);
+    Tensor passed = x.clamp(new TensorOptional(low), new TensorOptional(high));
+    // The gradient of clamp needs its inputs alone, so what it gave can take other values.
+    passed.detach().copy_(y);
+    return passed;
   }
 
   /** A vector of scales ready to broadcast along an axis of x; others as they are. */
@@ -90,29 +136,21 @@ final class QuantizationOperators {
     return saturate(q, type);
   }
 
-  private static Tensor saturate(Tensor q, ScalarType type) {
-    double low;
-    double high;
-    switch (type) {
-      case Byte -> {
-        low = 0;
-        high = 255;
-      }
-      case Char -> {
-        low = -128;
-        high = 127;
-      }
-      case UInt16 -> {
-        low = 0;
-        high = 65535;
-      }
-      case Short -> {
-        low = -32768;
-        high = 32767;
-      }
+  /** The least and the largest integer of a type. */
+  private static double[] limits(ScalarType type) {
+    return switch (type) {
+      case Byte -> new double[] {0, 255};
+      case Char -> new double[] {-128, 127};
+      case UInt16 -> new double[] {0, 65535};
+      case Short -> new double[] {-32768, 32767};
       default -> throw new IllegalArgumentException(type.toString());
-    }
-    return q.clamp(new ScalarOptional(new Scalar(low)), new ScalarOptional(new Scalar(high)))
+    };
+  }
+
+  private static Tensor saturate(Tensor q, ScalarType type) {
+    double[] limits = limits(type);
+    return q.clamp(
+            new ScalarOptional(new Scalar(limits[0])), new ScalarOptional(new Scalar(limits[1])))
         .to(type);
   }
 

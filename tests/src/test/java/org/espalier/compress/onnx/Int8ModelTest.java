@@ -1,0 +1,212 @@
+package org.espalier.compress.onnx;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.Set;
+import java.util.TreeSet;
+import org.espalier.InputException;
+import org.espalier.evaluate.TensorActivations;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
+
+/** int8 models as models of floats, checked in ONNX Runtime, and back. */
+class Int8ModelTest {
+  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
+
+  private static OnnxTensor input(long... dims) throws OrtException {
+    Random random = new Random(1);
+    int n = 1;
+    for (long d : dims) {
+      n *= (int) d;
+    }
+    float[] v = new float[n];
+    for (int i = 0; i < n; i++) {
+      v[i] = (float) random.nextGaussian();
+    }
+    return OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(v), dims);
+  }
+
+  private static OnnxModel fixed(ModelProto proto, OnnxTensor x) {
+    OnnxModel model = OnnxModel.of(proto, "fixed");
+    StaticQuantizer quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    quantizer.apply(
+        quantizer.ranges(new TensorActivations(List.of(Map.of("x", x)), 1), new Clipping.MinMax()));
+    return model;
+  }
+
+  private static OnnxModel dynamic(ModelProto proto) {
+    OnnxModel model = OnnxModel.of(proto, "dynamic");
+    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()).apply();
+    return model;
+  }
+
+  /** As the nodes say, without what the runtime's optimizer makes of them. */
+  private static float[] run(OnnxModel model, OnnxTensor x) throws OrtException {
+    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+      options.setOptimizationLevel(OrtSession.SessionOptions.OptLevel.NO_OPT);
+      try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer(), options);
+          OrtSession.Result result = session.run(Map.of("x", x))) {
+        FloatBuffer b = ((OnnxTensor) result.get(0)).getFloatBuffer();
+        float[] v = new float[b.remaining()];
+        b.get(v);
+        return v;
+      }
+    }
+  }
+
+  private static Set<String> operators(OnnxModel model) {
+    Set<String> all = new TreeSet<>();
+    model.nodes().forEach(n -> all.add(n.getOpType()));
+    return all;
+  }
+
+  private static Map<String, float[]> values(Int8Model integers) {
+    OnnxModel floats = integers.floats();
+    Map<String, float[]> values = new HashMap<>();
+    for (String name : integers.integers().keySet()) {
+      FloatBuffer from = floats.constant(name).floats();
+      float[] value = new float[from.remaining()];
+      from.get(value);
+      values.put(name, value);
+    }
+    return values;
+  }
+
+  /** Sums of products of integers are exact, of their floats nearly: 1e-5 of outputs of some units. */
+  private static void answersTheSame(OnnxModel model, OnnxTensor x) throws OrtException {
+    assertTrue(Int8Model.is(model));
+    Int8Model integers = Int8Model.of(model);
+    assertEquals(List.of(), integers.resting());
+    assertArrayEquals(run(model, x), run(integers.floats(), x), 1e-5f);
+    assertEquals(model.toBuffer(), integers.withValues(values(integers)).toBuffer());
+    assertEquals(model.toBuffer(), integers.withValues(Map.of()).toBuffer());
+  }
+
+  @Test
+  void dynamicProductsBecomeProductsOfFloats() throws OrtException {
+    OnnxTensor x = input(5, 8);
+    OnnxModel model = dynamic(SmallModels.mlp());
+    assertFalse(Int8Model.is(OnnxModel.of(SmallModels.mlp(), "floats")));
+    answersTheSame(model, x);
+    Int8Model integers = Int8Model.of(model);
+    assertEquals(
+        Set.of("Add", "DequantizeLinear", "DynamicQuantizeLinear", "MatMul", "Relu"),
+        operators(integers.floats()));
+    assertEquals(Set.of("w", "w2_transposed"), integers.integers().keySet());
+    assertEquals(1, integers.integers().get("w").axis());
+    assertEquals(6, integers.integers().get("w").scales().length);
+  }
+
+  @Test
+  void convolutionsWithFixedRangesBecomeThoseOfFloats() throws OrtException {
+    OnnxTensor x = input(4, 3, 16, 16);
+    OnnxModel model = fixed(SmallModels.cnn(), x);
+    answersTheSame(model, x);
+    Int8Model integers = Int8Model.of(model);
+    assertEquals(DataType.INT8, integers.integers().get("conv1.weight").type());
+    assertEquals(0, integers.integers().get("conv1.weight").axis());
+    assertEquals(DataType.INT32, integers.integers().get("fc.bias").type());
+    assertEquals(7, integers.integers().size());
+    assertTrue(operators(integers.floats()).contains("QuantizeLinear"));
+  }
+
+  /** Halves go to even, and what lies beyond the grid to its end. */
+  @Test
+  void otherValuesAreRoundedToTheirGrids() throws OrtException {
+    OnnxModel model = fixed(SmallModels.cnn(), input(4, 3, 16, 16));
+    Int8Model integers = Int8Model.of(model);
+    float step = integers.integers().get("fc.weight").scales()[0];
+    float[] weight = values(integers).get("fc.weight");
+    weight[0] = 3.4f * step;
+    weight[1] = -2.5f * step;
+    weight[2] = 1000 * step;
+    weight[3] = -1000 * step;
+    float bias = integers.integers().get("fc.bias").scales()[0];
+    float[] biases = values(integers).get("fc.bias");
+    biases[0] = 70_000 * bias;
+    OnnxModel changed = integers.withValues(Map.of("fc.weight", weight, "fc.bias", biases));
+    ByteBuffer bytes = changed.constant("fc.weight_quantized").data();
+    ByteBuffer before = model.constant("fc.weight_quantized").data();
+    assertEquals(3, bytes.get(0));
+    assertEquals(-2, bytes.get(1));
+    assertEquals(127, bytes.get(2));
+    assertEquals(-127, bytes.get(3));
+    for (int i = 4; i < 320; i++) {
+      assertEquals(before.get(i), bytes.get(i));
+    }
+    assertEquals(70_000, changed.constant("fc.bias_quantized").data().getInt(0));
+    assertEquals(
+        model.constant("fc.weight_scale").data(), changed.constant("fc.weight_scale").data());
+    biases[0] = 1e30f;
+    String told =
+        assertThrows(InputException.class, () -> integers.withValues(Map.of("fc.bias", biases)))
+            .getMessage();
+    assertTrue(told.contains("1.0E30 of the bias fc.bias has no int32"), told);
+  }
+
+  private static String refused(OnnxModel model) {
+    return assertThrows(InputException.class, () -> Int8Model.of(model)).getMessage();
+  }
+
+  @Test
+  void whatCannotBeLearnedIsToldByName() throws OrtException {
+    OnnxModel zeros = fixed(SmallModels.cnn(), input(4, 3, 16, 16));
+    OnnxInitializer w = zeros.constant("fc.weight_quantized");
+    byte[] bytes = new byte[320];
+    bytes[7] = -128;
+    zeros.replaceConstant(OnnxInitializer.bytes(w.name(), DataType.INT8, w.dims(), bytes));
+    assertEquals(
+        List.of(
+            "1 weight stays as it is: integers of -128, beyond the grid ('fc.weight_quantized')"),
+        Int8Model.of(zeros).resting());
+
+    OnnxModel unsigned = dynamic(SmallModels.mlp());
+    for (String name : List.of("w_quantized", "w2_transposed_quantized")) {
+      OnnxInitializer q = unsigned.constant(name);
+      unsigned.replaceConstant(
+          OnnxInitializer.bytes(name, DataType.UINT8, q.dims(), new byte[(int) q.elements()]));
+    }
+    assertTrue(Int8Model.is(unsigned));
+    String told = refused(unsigned);
+    assertTrue(told.contains("MatMulInteger"), told);
+    assertTrue(
+        told.contains("2 weights stay as they are: integers of type UINT8 in place of INT8"), told);
+
+    OnnxModel between = fixed(SmallModels.cnn(), input(4, 3, 16, 16));
+    List<NodeProto> nodes = new ArrayList<>(between.nodes());
+    int place = 0;
+    while (!nodes.get(place).getOpType().equals("QuantizeLinear")) {
+      place++;
+    }
+    String quantized = nodes.get(place).getOutput(0);
+    nodes.set(place, nodes.get(place).toBuilder().clearOutput().addOutput("before").build());
+    nodes.add(
+        place + 1,
+        node("Transpose", "turn", List.of("before"), quantized, attribute("perm", 0, 1, 2, 3)));
+    between.setNodes(nodes);
+    told = refused(between);
+    assertTrue(told.contains("Transpose reads the integers before, so no gradient passes"), told);
+  }
+}

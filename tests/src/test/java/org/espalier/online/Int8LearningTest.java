@@ -1,0 +1,235 @@
+package org.espalier.online;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
+import org.espalier.compress.onnx.Clipping;
+import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.Int8Model;
+import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.evaluate.TensorActivations;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.Libtorch;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+
+/** int8 models learn and stay int8: what the learner answers is what ONNX Runtime answers with the model that it gives. */
+class Int8LearningTest {
+  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
+  private static final int FEATURES = 8;
+
+  enum Form {
+    DYNAMIC,
+    STATIC
+  }
+
+  @BeforeEach
+  void load() {
+    Libtorch.load();
+  }
+
+  private static OnnxModel quantized(Form form) throws OrtException {
+    OnnxModel model = OnnxModels.perceptron(FEATURES, 32, 2);
+    if (form == Form.DYNAMIC) {
+      new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()).apply();
+    } else {
+      StaticQuantizer quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+      List<Map<String, OnnxTensor>> inputs = new ArrayList<>();
+      for (Example e : stream(64, 5)) {
+        inputs.add(Map.of("x", OnnxTensor.createTensor(ENVIRONMENT, new float[][] {e.features()})));
+      }
+      quantizer.apply(quantizer.ranges(new TensorActivations(inputs, 1), new Clipping.MinMax()));
+    }
+    return model;
+  }
+
+  private static List<Example> stream(int n, long seed) {
+    return Streams.plane(n, FEATURES, 0, seed, 9);
+  }
+
+  private static TorchLearnable learnable(OnnxModel model) {
+    return TorchLearnable.of(Int8Model.of(model), ScalarType.Float, new long[] {FEATURES}, 2);
+  }
+
+  private static OnlineSettings.Builder settings() {
+    return Streams.crossEntropy(0.05).batch(8);
+  }
+
+  private static float[] run(OnnxModel model, float[] features) throws OrtException {
+    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
+      options.setOptimizationLevel(OrtSession.SessionOptions.OptLevel.NO_OPT);
+      try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer(), options);
+          OnnxTensor x = OnnxTensor.createTensor(ENVIRONMENT, new float[][] {features});
+          OrtSession.Result result = session.run(Map.of("x", x))) {
+        FloatBuffer b = ((OnnxTensor) result.get(0)).getFloatBuffer();
+        float[] v = new float[b.remaining()];
+        b.get(v);
+        return v;
+      }
+    }
+  }
+
+  /**
+   * Nearly all answers differ by what float sums differ by and by the rounding of biases to int32, 1e-4. An activation that lies
+   * between two integers may fall on the other side: a step of it times a weight.
+   */
+  private static void answersAs(OnnxModel model, OnlineLearner learner) throws OrtException {
+    List<Float> differences = new ArrayList<>();
+    for (Example e : stream(40, 77)) {
+      float[] expected = run(model, e.features());
+      float[] actual = learner.predict(e.features()).outputs();
+      for (int i = 0; i < expected.length; i++) {
+        differences.add(Math.abs(expected[i] - actual[i]));
+      }
+    }
+    Collections.sort(differences);
+    assertTrue(differences.get(59) < 1e-4, differences.toString());
+    assertTrue(differences.get(79) < 0.03, differences.toString());
+  }
+
+  private static ByteBuffer constant(OnnxModel model, String part) {
+    return model
+        .constant(
+            model.initializers().stream()
+                .map(i -> i.name())
+                .filter(name -> name.startsWith("first.weight") && name.endsWith(part))
+                .findFirst()
+                .orElseThrow())
+        .data();
+  }
+
+  @ParameterizedTest
+  @EnumSource(Form.class)
+  void whatIsLearnedIsInt8Again(Form form) throws OrtException {
+    OnnxModel model = quantized(form);
+    try (TorchLearnable learnable = learnable(model);
+        OnlineLearner learner = new OnlineLearner(learnable, settings().build())) {
+      answersAs(model, learner);
+      OnlineLearner.Report first = learner.learn(stream(8, 1));
+      for (int i = 2; i < 200; i++) {
+        learner.learn(stream(8, i));
+      }
+      OnnxModel learned = learner.toOnnx();
+      answersAs(learned, learner);
+      assertEquals(constant(model, "_scale"), constant(learned, "_scale"));
+      assertFalse(constant(model, "_quantized").equals(constant(learned, "_quantized")));
+      int right = 0;
+      for (Example e : stream(400, 1000)) {
+        float[] y = run(learned, e.features());
+        right += (y[1] > y[0] ? 1 : 0) == e.label() ? 1 : 0;
+      }
+      assertTrue(right > 380, right + " of 400 are right, after a loss of " + first.loss());
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(Form.class)
+  void itGoesOnInTheSameBitsAndTakesOverOthers(Form form) throws OrtException, IOException {
+    OnnxModel model = quantized(form);
+    OnlineSettings settings = settings().momentum(0.9).build();
+    try (TorchLearnable whole = learnable(model);
+        OnlineLearner learner = new OnlineLearner(whole, settings);
+        TorchLearnable again = learnable(model);
+        OnlineLearner resumed = new OnlineLearner(again, settings);
+        TorchLearnable third = learnable(model);
+        OnlineLearner adopting = new OnlineLearner(third, settings)) {
+      learner.learn(stream(80, 1));
+      ByteArrayOutputStream state = new ByteArrayOutputStream();
+      learner.save(state);
+      OnnxModel between = learner.toOnnx();
+      learner.learn(stream(80, 2));
+      resumed.load(new ByteArrayInputStream(state.toByteArray()));
+      assertEquals(between.toBuffer(), resumed.toOnnx().toBuffer());
+      resumed.learn(stream(80, 2));
+      assertEquals(learner.toOnnx().toBuffer(), resumed.toOnnx().toBuffer());
+
+      adopting.learn(stream(80, 3));
+      try (TorchLearnable other = learnable(between)) {
+        adopting.adopt(other);
+      }
+      assertEquals(between.toBuffer(), adopting.toOnnx().toBuffer());
+      adopting.learn(stream(80, 4));
+      assertEquals(constant(model, "_scale"), constant(adopting.toOnnx(), "_scale"));
+      answersAs(adopting.toOnnx(), adopting);
+    }
+  }
+
+  @Test
+  void zerosStayZerosWhereTheyShall() throws OrtException {
+    OnnxModel model = OnnxModels.perceptron(FEATURES, 32, 2);
+    float[] values = new float[FEATURES * 32];
+    model.constant("first.weight").floats().get(values);
+    for (int i = 0; i < values.length; i += 2) {
+      values[i] = 0;
+    }
+    model.replaceConstant(
+        OnnxInitializer.floats("first.weight", new long[] {FEATURES, 32}, values));
+    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()).apply();
+    try (TorchLearnable learnable = learnable(model);
+        OnlineLearner learner = new OnlineLearner(learnable, settings().keepZeros(true).build())) {
+      learner.learn(stream(400, 1));
+      ByteBuffer now = constant(learner.toOnnx(), "_quantized");
+      ByteBuffer before = constant(model, "_quantized");
+      int others = 0;
+      for (int i = 0; i < now.remaining(); i++) {
+        if (i % 2 == 0) {
+          assertEquals(0, now.get(i));
+        } else {
+          others += now.get(i) != before.get(i) ? 1 : 0;
+        }
+      }
+      assertTrue(others > 10, others + " have changed");
+    }
+  }
+
+  @Test
+  void whatDoesNotGoWithIntegersIsRefused() throws OrtException {
+    OnnxModel model = quantized(Form.DYNAMIC);
+    try (TorchLearnable learnable = learnable(model)) {
+      String told =
+          assertThrows(
+                  IllegalArgumentException.class,
+                  () -> new OnlineLearner(learnable, settings().averaging(0.9).build()))
+              .getMessage();
+      assertTrue(told.contains("first.weight lies on: no averaging"), told);
+    }
+    OnnxModel other = quantized(Form.DYNAMIC);
+    String scale =
+        other.initializers().stream()
+            .filter(i -> i.type() == DataType.FLOAT && i.name().equals("first.weight_scale"))
+            .findFirst()
+            .orElseThrow()
+            .name();
+    float[] scales = new float[32];
+    other.constant(scale).floats().get(scales);
+    scales[3] *= 2;
+    other.replaceConstant(OnnxInitializer.floats(scale, new long[] {32}, scales));
+    try (TorchLearnable learnable = learnable(model);
+        TorchLearnable differing = learnable(other);
+        OnlineLearner learner = new OnlineLearner(learnable, settings().build())) {
+      String told = assertThrows(InputException.class, () -> learner.adopt(differing)).getMessage();
+      assertTrue(told.contains("it is another model than the one that is learned"), told);
+    }
+  }
+}

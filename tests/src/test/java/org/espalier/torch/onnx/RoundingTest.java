@@ -1,0 +1,114 @@
+package org.espalier.torch.onnx;
+
+import static org.espalier.format.onnx.SmallModels.node;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OrtException;
+import com.google.protobuf.ByteString;
+import java.util.List;
+import java.util.Map;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.AbstractTensor;
+import org.bytedeco.pytorch.Tensor;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.TorchDevice;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+
+/** QuantizeLinear and behind it DequantizeLinear: the runtime's values, and a gradient where nothing is clipped. */
+class RoundingTest {
+  @BeforeEach
+  void load() {
+    Libtorch.load();
+  }
+
+  private static OnnxModel model(DataType type, NodeProto... nodes) {
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("rounding")
+            .addInput(value("x", DataType.FLOAT, 8))
+            .addOutput(value("y", DataType.FLOAT, 8))
+            .addAllNode(List.of(nodes));
+    if (type != null) {
+      graph
+          .addInitializer(SmallModels.floats("step", new float[] {0.5f}))
+          .addInitializer(SmallModels.floats("other", new float[] {2}))
+          .addInitializer(
+              TensorProto.newBuilder()
+                  .setName("zero")
+                  .setDataType(type.getNumber())
+                  .setRawData(ByteString.copyFrom(new byte[] {3})));
+    }
+    return OnnxModel.of(SmallModels.model(13, graph), "rounding");
+  }
+
+  /**
+   * @param passes 1 where the gradient passes
+   */
+  private static void check(OnnxModel model, float[] x, float... passes) throws OrtException {
+    try (PointerScope scope = new PointerScope();
+        Program program = new Program(model, Map.of(), TorchDevice.CPU)) {
+      Tensor given = AbstractTensor.create(x);
+      float[] expected = values(OnnxRuntime.run(model, Map.of("x", given)).get("y"));
+      Tensor leaf = given.clone().requires_grad_(true);
+      Tensor y = program.run(Map.of("x", leaf), false).get("y");
+      assertArrayEquals(expected, values(y));
+      y.sum().backward();
+      assertArrayEquals(passes, values(leaf.grad()));
+    }
+  }
+
+  private static float[] values(Tensor t) {
+    float[] values = new float[(int) t.numel()];
+    new FloatPointer(t.detach().contiguous().data_ptr_float()).get(values);
+    return values;
+  }
+
+  /** The grid of uint8 with a zero point of 3 ends at −1.5 and 126, that of int8 at −65.5 and 62; half a step more rounds to it. */
+  @Test
+  void theGradientPassesWhereNothingIsClipped() throws OrtException {
+    NodeProto q = node("QuantizeLinear", "", List.of("x", "step", "zero"), "q");
+    NodeProto y = node("DequantizeLinear", "", List.of("q", "step", "zero"), "y");
+    float[] x = {0, 0.3f, -1.7f, -1.8f, 126.2f, 126.3f, -65.8f, 70};
+    check(model(DataType.UINT8, q, y), x, 1, 1, 1, 0, 1, 0, 0, 1);
+    check(model(DataType.INT8, q, y), x, 1, 1, 1, 1, 0, 0, 0, 0);
+  }
+
+  @Test
+  void ofARangeThatIsFoundAllPasses() throws OrtException {
+    NodeProto q =
+        node("DynamicQuantizeLinear", "", List.of("x"), "q").toBuilder()
+            .addOutput("step")
+            .addOutput("zero")
+            .build();
+    NodeProto y = node("DequantizeLinear", "", List.of("q", "step", "zero"), "y");
+    check(model(null, q, y), new float[] {0, 0.3f, -1.7f, 5, 1, 2, 3, 4}, 1, 1, 1, 1, 1, 1, 1, 1);
+  }
+
+  /** Other steps behind than before are no rounding: they are computed one by one, and no gradient passes. */
+  @Test
+  void otherStepsAreNoRounding() throws OrtException {
+    OnnxModel model =
+        model(
+            DataType.UINT8,
+            node("QuantizeLinear", "", List.of("x", "step", "zero"), "q"),
+            node("DequantizeLinear", "", List.of("q", "other", "zero"), "y"));
+    try (PointerScope scope = new PointerScope();
+        Program program = new Program(model, Map.of(), TorchDevice.CPU)) {
+      Tensor leaf =
+          AbstractTensor.create(new float[] {1, 2, 3, 4, 5, 6, 7, 8}).requires_grad_(true);
+      Tensor y = program.run(Map.of("x", leaf), false).get("y");
+      assertArrayEquals(new float[] {4, 8, 12, 16, 20, 24, 28, 32}, values(y));
+      assertEquals(false, y.requires_grad());
+    }
+  }
+}
