@@ -137,7 +137,7 @@ class Int4TrainingTest {
       for (int i = 0; i < n; i++) {
         expected[of[i]] += g.get(i) * integers[i] * 8.0 * scales[of[i]];
       }
-      try (TrainedWeight.EndGradients gradients = w.learningEnds(gradient)) {
+      try (QuantizedWeight.EndGradients gradients = w.learningEnds(gradient)) {
         gradients.run();
       }
       float[] found = w.endGradients().values();

@@ -72,7 +72,7 @@ class LearnedScalesTest {
         latent.put(i, latent.get(i) * (0.3f + 2 * random.nextFloat()));
         g.put(i, (float) random.nextGaussian());
       }
-      try (TrainedWeight.EndGradients gradients = w.learningEnds(gradient)) {
+      try (QuantizedWeight.EndGradients gradients = w.learningEnds(gradient)) {
         gradients.run();
       }
       FloatBuffer scales = TrainingBuffer.buffer(w.scales().tensor());

@@ -27,12 +27,17 @@ import org.espalier.torch.TorchDevice;
  * <p>No weight moves, so none can swing between two integers, and each scale answers for all that its block adds to the loss.
  * The optimizer moves scale / (8 · scale at first), which starts at 1/8 for all blocks: one learning rate suits weights of any size.
  */
-final class RestingIntegers implements AutoCloseable {
+final class RestingIntegers implements QuantizedWeight {
   /** What the optimizer moves at first. */
   private static final float FIRST = 0.125f;
 
   /** The least of it: a scale keeps its sign. */
   private static final float LEAST = 0x1p-20f;
+
+  private final WeightGrid grid;
+
+  /** What forward reads. */
+  private final Tensor weight;
 
   /** int8, in the layout of the weight. */
   private final Tensor integers;
@@ -75,11 +80,14 @@ final class RestingIntegers implements AutoCloseable {
    * Takes integers and scales.
    *
    * @param grid of blocks along the first axis, or along the last and then of whole ones
-   * @param shape of the weight
+   * @param weight what forward reads
    */
   RestingIntegers(
-      WeightGrid grid, long[] shape, byte[] integers, float[] scales, TorchDevice device) {
+      WeightGrid grid, Tensor weight, byte[] integers, float[] scales, TorchDevice device) {
+    this.grid = grid;
+    this.weight = weight;
     this.device = device;
+    long[] shape = weight.shape();
     long length = shape[grid.axis()];
     long inner = LongStream.of(shape).skip(grid.axis() + 1L).reduce(1, (a, b) -> a * b);
     long outer = integers.length / (length * inner);
@@ -118,22 +126,41 @@ final class RestingIntegers implements AutoCloseable {
     }
   }
 
-  /** Writes what {@link #read} reads. */
-  void write(DataOutputStream out) throws IOException {
-    out.write(values());
-    TrainingBuffer.of(device, units).write(out);
+  @Override
+  public WeightGrid grid() {
+    return grid;
   }
 
-  /** Takes integers and first scales of a weight of the same shape. */
-  void read(DataInputStream in) throws IOException {
+  @Override
+  public TrainingBuffer latent() {
+    return null;
+  }
+
+  @Override
+  public BytePointer gateBits() {
+    return null;
+  }
+
+  @Override
+  public void write(DataOutputStream out) throws IOException {
+    out.write(integers());
+    for (Tensor t : new Tensor[] {units, scales, moved}) {
+      TrainingBuffer.of(device, t).write(out);
+    }
+  }
+
+  @Override
+  public void read(DataInputStream in) throws IOException {
     byte[] values = new byte[Math.toIntExact(integers.numel())];
     in.readFully(values);
     place(values);
-    TrainingBuffer.of(device, units).read(in);
+    for (Tensor t : new Tensor[] {units, scales, moved}) {
+      TrainingBuffer.of(device, t).read(in);
+    }
   }
 
-  /** The integers. */
-  byte[] values() {
+  @Override
+  public byte[] integers() {
     try (PointerScope scope = new PointerScope()) {
       Tensor host = TorchDevice.CPU.place(integers);
       byte[] values = new byte[Math.toIntExact(host.numel())];
@@ -142,22 +169,24 @@ final class RestingIntegers implements AutoCloseable {
     }
   }
 
-  /** The scales, one a block. */
-  TrainingBuffer scales() {
+  /** One a block. */
+  @Override
+  public TrainingBuffer scales() {
     return TrainingBuffer.of(device, scales);
   }
 
-  /** What the optimizer moves, one a block. */
-  TrainingBuffer moved() {
+  @Override
+  public float[] gridScales() {
+    return scales().values();
+  }
+
+  @Override
+  public TrainingBuffer ends() {
     return TrainingBuffer.of(device, moved);
   }
 
-  /**
-   * Takes the scales from what the optimizer moved.
-   *
-   * @param least of what it was before, which it keeps
-   */
-  void follow(double least) {
+  @Override
+  public void follow(float least) {
     try (PointerScope scope = new PointerScope()) {
       Tensor floor = scales.div(units).mul(new Scalar(least)).clamp_min(new Scalar(LEAST));
       moved.copy_(torch.maximum(moved, floor));
@@ -165,13 +194,18 @@ final class RestingIntegers implements AutoCloseable {
     }
   }
 
-  /** What {@link #sumUp} writes. */
-  TrainingBuffer gradients() {
+  @Override
+  public TrainingBuffer endGradients() {
     return TrainingBuffer.of(device, gradients);
   }
 
-  /** Writes what integers and scales stand for, in the layout of the weight. */
-  void multiply(Tensor weight) {
+  @Override
+  public EndGradients learningEnds(Tensor gradient) {
+    return new EndGradients(() -> sumUp(gradient), () -> {});
+  }
+
+  @Override
+  public void renew() {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       for (Piece p : pieces) {
@@ -180,8 +214,7 @@ final class RestingIntegers implements AutoCloseable {
     }
   }
 
-  /** Writes the derivatives by what the optimizer moves, from those by the weight, in its layout. */
-  void sumUp(Tensor gradient) {
+  private void sumUp(Tensor gradient) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       for (Piece p : pieces) {

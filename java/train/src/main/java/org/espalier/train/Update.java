@@ -15,7 +15,7 @@ import org.espalier.op.Scale;
 import org.espalier.op.StepResult;
 import org.espalier.op.WorkingCopy;
 import org.espalier.torch.TorchDevice;
-import org.espalier.train.TrainedWeight.EndGradients;
+import org.espalier.train.QuantizedWeight.EndGradients;
 
 /** The optimizer of one stage: one native call for all parameters, with its state. */
 final class Update implements AutoCloseable {
