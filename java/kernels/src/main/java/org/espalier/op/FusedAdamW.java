@@ -73,6 +73,19 @@ public final class FusedAdamW extends FusedStep {
       return new Parameter(weight, gradient, firstMoment, secondMoment, null, null, null, null);
     }
 
+    /** What SGD would update, with moments in the place of its momentum. */
+    public static Parameter of(FusedSgd.Parameter p, Tensor firstMoment, Tensor secondMoment) {
+      return new Parameter(
+          p.weight(),
+          p.gradient(),
+          firstMoment,
+          secondMoment,
+          p.mask(),
+          p.gate(),
+          p.workingCopy(),
+          p.scale());
+    }
+
     public Parameter withMask(BytePointer bits) {
       return new Parameter(
           weight, gradient, firstMoment, secondMoment, bits, gate, workingCopy, scale);

@@ -70,6 +70,11 @@ public final class FusedSgd extends FusedStep {
       return new Parameter(weight, gradient, momentum, null, null, null, null);
     }
 
+    /** With momentum, or without it where {@code state} is null. */
+    public Parameter withMomentum(Tensor state) {
+      return new Parameter(weight, gradient, state, mask, gate, workingCopy, scale);
+    }
+
     public Parameter withMask(BytePointer bits) {
       return new Parameter(weight, gradient, momentum, bits, gate, workingCopy, scale);
     }

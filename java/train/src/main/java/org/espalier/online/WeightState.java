@@ -314,15 +314,7 @@ final class WeightState implements AutoCloseable {
 
   private FusedAdamW.Parameter withMoments(FusedSgd.Parameter p) {
     long n = p.weight().elements();
-    return new FusedAdamW.Parameter(
-        p.weight(),
-        p.gradient(),
-        memory.own(n),
-        memory.own(n),
-        p.mask(),
-        p.gate(),
-        p.workingCopy(),
-        p.scale());
+    return FusedAdamW.Parameter.of(p, memory.own(n), memory.own(n));
   }
 
   private BytePointer zerosOf(Weight w) {

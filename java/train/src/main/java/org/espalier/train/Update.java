@@ -32,6 +32,9 @@ final class Update implements AutoCloseable {
   /** Where ranges of activations are learned: the last parameter of all; else null. */
   private final StaticGrid ranges;
 
+  /** How many tensors are moved. */
+  private final int parameters;
+
   private final FusedStep step;
   private final TorchDevice device;
 
@@ -55,45 +58,47 @@ final class Update implements AutoCloseable {
         learning.add(w.learningEnds(gradient));
       }
     }
-    step = optimizer instanceof Optimizer.Sgd s ? sgd(s) : adamW((Optimizer.AdamW) optimizer);
+    List<FusedSgd.Parameter> moved = moved();
+    parameters = moved.size();
+    step =
+        optimizer instanceof Optimizer.Sgd s
+            ? sgd(moved, s)
+            : adamW(moved, (Optimizer.AdamW) optimizer);
   }
 
-  private FusedSgd sgd(Optimizer.Sgd s) {
-    List<FusedSgd.Parameter> parameters = new ArrayList<>();
+  /** All that is moved: weights, then what scales are learned by, then ranges. */
+  private List<FusedSgd.Parameter> moved() {
+    List<FusedSgd.Parameter> moved = new ArrayList<>();
     for (int i = 0; i < weights.size(); i++) {
       TrainedWeight w = weights.get(i);
       if (w.rests()) {
         continue;
       }
       FusedSgd.Parameter p =
-          FusedSgd.Parameter.of(
-                  w.latent().tensor(), gradient(i), s.momentum() > 0 ? state(w.working) : null)
-              .withMask(w.maskBits());
-      parameters.add(
-          !w.isQuantized()
-              ? p
-              : w.isRoundedInStep()
-                  ? p.withGate(w.gateBits())
-                      .withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w))
-                  : p.withGate(w.gateBits()));
+          FusedSgd.Parameter.of(w.latent().tensor(), device.view(gradients.get(i)), null)
+              .withMask(w.maskBits())
+              .withGate(w.gateBits());
+      moved.add(
+          w.isRoundedInStep()
+              ? p.withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w))
+              : p);
     }
     for (TrainedWeight w : learned) {
-      parameters.add(
-          FusedSgd.Parameter.of(
-              w.ends().tensor(),
-              w.endGradients().tensor(),
-              s.momentum() > 0 ? state(w.ends()) : null));
+      moved.add(FusedSgd.Parameter.of(w.ends().tensor(), w.endGradients().tensor(), null));
     }
     if (ranges != null) {
       LearnedRanges l = ranges.learned();
-      parameters.add(
-          FusedSgd.Parameter.of(
-              l.ends().tensor(),
-              l.gradients().tensor(),
-              s.momentum() > 0 ? state(l.ends()) : null));
+      moved.add(FusedSgd.Parameter.of(l.ends().tensor(), l.gradients().tensor(), null));
+    }
+    return moved;
+  }
+
+  private FusedSgd sgd(List<FusedSgd.Parameter> moved, Optimizer.Sgd s) {
+    if (s.momentum() > 0) {
+      moved.replaceAll(p -> p.withMomentum(state(p)));
     }
     return new FusedSgd(
-        parameters,
+        moved,
         FusedSgd.Options.of(s.learningRate())
             .withMomentum(s.momentum())
             .withWeightDecay(s.weightDecay())
@@ -102,38 +107,9 @@ final class Update implements AutoCloseable {
             .withSkipNonFinite(true));
   }
 
-  private FusedAdamW adamW(Optimizer.AdamW a) {
-    List<FusedAdamW.Parameter> parameters = new ArrayList<>();
-    for (int i = 0; i < weights.size(); i++) {
-      TrainedWeight w = weights.get(i);
-      if (w.rests()) {
-        continue;
-      }
-      FusedAdamW.Parameter p =
-          FusedAdamW.Parameter.of(
-                  w.latent().tensor(), gradient(i), state(w.working), state(w.working))
-              .withMask(w.maskBits());
-      parameters.add(
-          !w.isQuantized()
-              ? p
-              : w.isRoundedInStep()
-                  ? p.withGate(w.gateBits())
-                      .withWorkingCopy(WorkingCopy.of(w.working.tensor()), scale(w))
-                  : p.withGate(w.gateBits()));
-    }
-    for (TrainedWeight w : learned) {
-      parameters.add(
-          FusedAdamW.Parameter.of(
-              w.ends().tensor(), w.endGradients().tensor(), state(w.ends()), state(w.ends())));
-    }
-    if (ranges != null) {
-      LearnedRanges l = ranges.learned();
-      parameters.add(
-          FusedAdamW.Parameter.of(
-              l.ends().tensor(), l.gradients().tensor(), state(l.ends()), state(l.ends())));
-    }
+  private FusedAdamW adamW(List<FusedSgd.Parameter> moved, Optimizer.AdamW a) {
     return new FusedAdamW(
-        parameters,
+        moved.stream().map(p -> FusedAdamW.Parameter.of(p, state(p), state(p))).toList(),
         FusedAdamW.Options.of(a.learningRate())
             .withBetas(a.beta1(), a.beta2())
             .withEpsilon(a.epsilon())
@@ -150,12 +126,8 @@ final class Update implements AutoCloseable {
     return new Scale(w.scales().tensor(), channel, true);
   }
 
-  private org.espalier.device.Tensor gradient(int i) {
-    return device.view(gradients.get(i));
-  }
-
-  private org.espalier.device.Tensor state(TrainingBuffer trained) {
-    TrainingBuffer state = TrainingBuffer.zeros(device, trained.elements());
+  private org.espalier.device.Tensor state(FusedSgd.Parameter p) {
+    TrainingBuffer state = TrainingBuffer.zeros(device, p.weight().elements());
     states.add(state);
     return state.tensor();
   }
@@ -226,14 +198,9 @@ final class Update implements AutoCloseable {
     }
   }
 
-  private int parameters() {
-    long moving = weights.stream().filter(w -> !w.rests()).count();
-    return Math.toIntExact(moving) + learned.size() + (ranges == null ? 0 : 1);
-  }
-
   /** Writes the optimizer's state. */
   void save(DataOutputStream out) throws IOException {
-    for (int i = 0; i < parameters(); i++) {
+    for (int i = 0; i < parameters; i++) {
       out.writeLong(steps(i));
     }
     for (TrainingBuffer state : states) {
@@ -243,7 +210,7 @@ final class Update implements AutoCloseable {
 
   /** Reads what {@link #save} wrote for the same parameters and settings. */
   void restore(DataInputStream in) throws IOException {
-    for (int i = 0; i < parameters(); i++) {
+    for (int i = 0; i < parameters; i++) {
       steps(i, in.readLong());
     }
     for (TrainingBuffer state : states) {
