@@ -1,16 +1,18 @@
 // Times the CUDA operations on this machine's GPU, each against the bytes it must move and the device-to-device copy measured
 // in the same run, and checks each result against the CPU's before it is timed. What fails is said, left out of the figures and
-// named in the file; the others go on. The table comes last, with the targets beside the figures.
+// named in the file; the others go on. The file is written anew with each figure, so that one who is stopped loses none; what has
+// not begun after --seconds is left out. The table comes last, with the targets beside the figures.
 //
-//   gpu_benchmark [--device N] [--quick] [--java-launch MICROSECONDS] [--out FILE.json]
+//   gpu_benchmark [--device N] [--quick] [--seconds N] [--java-launch MICROSECONDS] [--out FILE.json]
 //   gpu_benchmark --probe            only says which GPU is here, or why none
 //
 // Built with ESP_COUNT_WORK, on the emulator, it prints what keeps multiprocessors busy instead, of sizes that show it: --quick.
 //
-// Exit codes: 0 done, 1 a result is wrong, a call failed or the GPU cannot be used, 2 usage, 3 no GPU here.
+// Exit codes: 0 done, 1 a result is wrong, a call failed, no figure was taken or the GPU cannot be used, 2 usage, 3 no GPU here.
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -247,13 +249,15 @@ struct Row {
   double bytes;  // read and written at the least; 0 where time is all that counts
   double milliseconds;
   Target target;
-  esp_cuda_condition device;  // after it was measured; -1 where NVML does not say
+  esp_cuda_condition condition;  // of the device after it was measured; -1 where NVML does not say
 };
 
 std::vector<Row> rows;
 std::vector<std::string> failures, left_out;
 std::string unknown_condition;  // why nothing is known of clocks, temperature and power
 int32_t device_number = 0;
+esp_cuda_device gpu = {};
+const char* out = nullptr;  // file of figures
 double copy_bandwidth = 0;  // bytes a second, read plus written
 
 double of_copy(const Row& row) { return row.bytes / row.milliseconds * 1e3 / copy_bandwidth; }
@@ -262,20 +266,23 @@ bool is_met(const Row& row) {
   return of_copy(row) >= row.target.of_copy && (row.target.milliseconds == 0 || row.milliseconds <= row.target.milliseconds);
 }
 
+void write_json(bool complete);
+
 void report(const std::string& name, const std::string& size, double bytes, double milliseconds, Target target = {}) {
 #if defined(ESP_COUNT_WORK)
   ptx::print_work(name, size, bytes);
 #endif
   if (quick) target = {};  // of sizes that say nothing
-  esp_cuda_condition device = {"", -1, -1, -1, -1, -1, -1};
-  if (esp_cuda_device_condition(device_number, &device) != ESP_OK) unknown_condition = esp_cuda_last_error();
-  rows.push_back({name, size, bytes, milliseconds, target, device});
+  esp_cuda_condition condition = {"", -1, -1, -1, -1, -1, -1};
+  if (esp_cuda_device_condition(device_number, &condition) != ESP_OK) unknown_condition = esp_cuda_last_error();
+  rows.push_back({name, size, bytes, milliseconds, target, condition});
   if (!counting) std::fprintf(stderr, "%s, %s: %.4f ms\n", name.c_str(), size.c_str(), milliseconds);
+  write_json(false);
 }
 
-void print_table(const esp_cuda_device& device) {
-  std::printf("\n%s, driver %s\n", device.name,
-              rows.empty() || rows[0].device.driver[0] == 0 ? "unknown" : rows[0].device.driver);
+void print_table() {
+  std::printf("\n%s, driver %s\n", gpu.name,
+              rows.empty() || rows[0].condition.driver[0] == 0 ? "unknown" : rows[0].condition.driver);
   if (!unknown_condition.empty()) std::printf("clocks, temperature and power are not known: %s\n", unknown_condition.c_str());
   std::printf("%-46s %-30s %12s %9s %9s %5s %4s %5s  %s\n", "operation", "size", "ms", "GB/s", "of copy", "MHz", "C", "W",
               "target");
@@ -287,8 +294,8 @@ void print_table(const esp_cuda_device& device) {
       std::printf("%19s", "");
     }
     const auto known = [](int32_t value) { return value < 0 ? std::string("?") : std::to_string(value); };
-    std::printf(" %5s %4s %5s", known(row.device.sm_megahertz).c_str(), known(row.device.celsius).c_str(),
-                known(row.device.milliwatts < 0 ? -1 : row.device.milliwatts / 1000).c_str());
+    std::printf(" %5s %4s %5s", known(row.condition.sm_megahertz).c_str(), known(row.condition.celsius).c_str(),
+                known(row.condition.milliwatts < 0 ? -1 : row.condition.milliwatts / 1000).c_str());
     if (row.target.of_copy > 0) std::printf("  >= %.0f %% of copy", 100 * row.target.of_copy);
     if (row.target.milliseconds > 0) std::printf("  <= %.4f ms", row.target.milliseconds);
     std::printf("%s\n", !has_target(row) ? "" : is_met(row) ? ": met" : ": MISSED");
@@ -670,20 +677,23 @@ void write_list(FILE* file, const char* name, const std::vector<std::string>& li
   std::fprintf(file, "],\n");
 }
 
-void write_json(const char* path, const esp_cuda_device& device) {
-  FILE* file = std::fopen(path, "w");
+// Writes the figures so far, if there is a file for them: whole, or it stays as it was. complete: no more are to come.
+void write_json(bool complete) {
+  if (out == nullptr) return;
+  const std::string part = std::string(out) + ".part";
+  FILE* file = std::fopen(part.c_str(), "w");
   if (file == nullptr) {
-    std::fprintf(stderr, "gpu_benchmark: cannot write %s\n", path);
+    std::fprintf(stderr, "gpu_benchmark: cannot write %s: %s\n", part.c_str(), std::strerror(errno));
     std::exit(2);
   }
   int32_t runtime = 0, driver = 0;
   esp_cuda_versions(&runtime, &driver);
   std::fprintf(file, "{\"device\": %s, \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d, \"memory_bytes\": %lld,\n",
-               quoted(device.name).c_str(), device.major, device.minor, device.multiprocessors,
-               static_cast<long long>(device.memory_bytes));
-  std::fprintf(file, " \"cuda_runtime\": %d, \"cuda_driver\": %d,\n", runtime, driver);
-  if (!rows.empty() && rows[0].device.driver[0] != 0) {
-    std::fprintf(file, " \"driver\": %s,\n", quoted(rows[0].device.driver).c_str());
+               quoted(gpu.name).c_str(), gpu.major, gpu.minor, gpu.multiprocessors, static_cast<long long>(gpu.memory_bytes));
+  std::fprintf(file, " \"cuda_runtime\": %d, \"cuda_driver\": %d, \"complete\": %s,\n", runtime, driver,
+               complete ? "true" : "false");
+  if (!rows.empty() && rows[0].condition.driver[0] != 0) {
+    std::fprintf(file, " \"driver\": %s,\n", quoted(rows[0].condition.driver).c_str());
   } else {
     std::fprintf(file, " \"driver\": null, \"condition_unknown\": %s,\n", quoted(unknown_condition).c_str());
   }
@@ -698,29 +708,36 @@ void write_json(const char* path, const esp_cuda_device& device) {
     const auto put = [&](const char* name, int64_t value) {
       if (value >= 0) std::fprintf(file, ", \"%s\": %lld", name, static_cast<long long>(value));
     };
-    put("sm_megahertz", row.device.sm_megahertz);
-    put("memory_megahertz", row.device.memory_megahertz);
-    put("celsius", row.device.celsius);
-    put("milliwatts", row.device.milliwatts);
-    put("memory_used_bytes", row.device.memory_used_bytes);
+    put("sm_megahertz", row.condition.sm_megahertz);
+    put("memory_megahertz", row.condition.memory_megahertz);
+    put("celsius", row.condition.celsius);
+    put("milliwatts", row.condition.milliwatts);
+    put("memory_used_bytes", row.condition.memory_used_bytes);
     if (row.target.of_copy > 0) std::fprintf(file, ", \"target_of_copy\": %.4g", row.target.of_copy);
     if (row.target.milliseconds > 0) std::fprintf(file, ", \"target_milliseconds\": %.6g", row.target.milliseconds);
     if (has_target(row)) std::fprintf(file, ", \"met\": %s", is_met(row) ? "true" : "false");
     std::fprintf(file, "}");
   }
   std::fprintf(file, "\n]}\n");
-  if (std::fclose(file) != 0) {
-    std::fprintf(stderr, "gpu_benchmark: cannot write %s\n", path);
+  const bool failed = std::ferror(file) != 0;
+  if (std::fclose(file) != 0 || failed || std::rename(part.c_str(), out) != 0) {
+    std::fprintf(stderr, "gpu_benchmark: cannot write %s: %s\n", out, std::strerror(errno));
     std::exit(1);
   }
 }
 
-// All figures. Each is attempted where the device has the memory for it, about `gibibytes`.
-void measure(const esp_cuda_device& device, double java_launch) {
+// All figures. Each is attempted where `seconds` are not over and the device has the memory for it, about `gibibytes`.
+void measure(double java_launch, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point began = Clock::now();
   bool lost = false;
   const auto attempt = [&](const char* what, double gibibytes, const std::function<void()>& work) {
     if (lost) return;
-    if (gibibytes * 1.1 > static_cast<double>(device.memory_bytes) / (1 << 30)) {
+    if (std::chrono::duration<double>(Clock::now() - began).count() >= seconds) {
+      left_out.push_back(std::string(what) + ": the time is up");
+      return;
+    }
+    if (gibibytes * 1.1 > static_cast<double>(gpu.memory_bytes) / (1 << 30)) {
       left_out.push_back(std::string(what) + ", which needs " +
                          std::to_string(static_cast<int>(std::ceil(gibibytes))) + " GiB");
       return;
@@ -814,8 +831,7 @@ void measure(const esp_cuda_device& device, double java_launch) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* out = nullptr;
-  double java_launch = 0;
+  double java_launch = 0, seconds = HUGE_VAL;
   bool probe = false;
   for (int i = 1; i < argc; i++) {
     if (std::strcmp(argv[i], "--quick") == 0) {
@@ -824,12 +840,15 @@ int main(int argc, char** argv) {
       probe = true;
     } else if (std::strcmp(argv[i], "--out") == 0 && i + 1 < argc) {
       out = argv[++i];
+    } else if (std::strcmp(argv[i], "--seconds") == 0 && i + 1 < argc) {
+      seconds = std::atof(argv[++i]);
     } else if (std::strcmp(argv[i], "--java-launch") == 0 && i + 1 < argc) {
       java_launch = std::atof(argv[++i]);
     } else if (std::strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
       device_number = std::atoi(argv[++i]);
     } else {
-      std::fprintf(stderr, "usage: gpu_benchmark [--device N] [--quick] [--java-launch MICROSECONDS] [--out FILE.json] | --probe\n");
+      std::fprintf(stderr, "usage: gpu_benchmark [--device N] [--quick] [--seconds N] [--java-launch MICROSECONDS] "
+                           "[--out FILE.json] | --probe\n");
       return 2;
     }
   }
@@ -841,19 +860,18 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s: %s\n", none ? "no GPU here" : "the GPU here cannot be used", reason.c_str());
     return none ? 3 : 1;
   }
-  esp_cuda_device device;
   try {
     REQUIRE(esp_cuda_device_set(device_number));
-    REQUIRE(esp_cuda_device_info(device_number, &device));
+    REQUIRE(esp_cuda_device_info(device_number, &gpu));
   } catch (const Failure& failure) {
     std::fprintf(stderr, "gpu_benchmark: %s\n", failure.reason.c_str());
     return 1;
   }
-  std::fprintf(stderr, "%s, %.1f GiB, compute capability %d.%d\n", device.name,
-               static_cast<double>(device.memory_bytes) / (1 << 30), device.major, device.minor);
+  std::fprintf(stderr, "%s, %.1f GiB, compute capability %d.%d\n", gpu.name,
+               static_cast<double>(gpu.memory_bytes) / (1 << 30), gpu.major, gpu.minor);
   if (probe) return 0;
-  measure(device, java_launch);
-  if (!counting) print_table(device);
-  if (out != nullptr) write_json(out, device);
-  return failures.empty() ? 0 : 1;
+  measure(java_launch, seconds);
+  if (!counting) print_table();
+  write_json(true);
+  return failures.empty() && !rows.empty() ? 0 : 1;
 }

@@ -1,10 +1,13 @@
 """PyTorch's side of the comparison: the same work on the same sizes, timed with CUDA events.
 
-peer.py OURS.json [SECONDS] adds the rows "peers" to the file that gpu_benchmark wrote and prints one table of both.
-What has not begun after SECONDS (default: all the time it takes, mostly torch.compile's) is left out and said.
+peer.py OURS.json [SECONDS] adds the rows "peers" to the file that gpu_benchmark wrote, one by one, and prints one table of both.
+What torch.compile makes comes last, because it takes the most time. What has not ended after SECONDS (default: all the time
+it takes), or when the process is told to end, is left out and said.
 """
 
 import json
+import os
+import signal
 import statistics
 import sys
 import time
@@ -16,37 +19,90 @@ ROUNDS = 20
 CALLS = 5  # one after the other, so that the host is ahead of the device
 
 
-class Rows:
-    """What was measured of one of our rows."""
+def reason(problem):
+    """Its name and what it says first; of the compiler's that is who says it, and then what."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {' '.join(lines[:2])}"
 
-    def __init__(self, size, deadline):
+
+class TimeIsUp(BaseException):
+    """Raised by a signal in whatever runs. No Exception: the compiler goes on after some of those."""
+
+
+class Clock:
+    """When the time is up, or the process is told to end, what runs is broken off and nothing more begins."""
+
+    def __init__(self, seconds):
+        self.is_up = seconds <= 0
+        self.running = False
+        for number in (signal.SIGALRM, signal.SIGTERM):
+            signal.signal(number, self.ring)
+        if 0 < seconds < float("inf"):
+            # And again, where the first was lost in code that lets nothing through.
+            signal.setitimer(signal.ITIMER_REAL, seconds, 5)
+
+    def ring(self, *_):
+        self.is_up = True
+        if self.running:
+            raise TimeIsUp
+
+
+class Rows:
+    """What is measured of one of our rows: what torch.compile makes, or else all but that."""
+
+    def __init__(self, name, size, compiles, clock, keep):
+        self.name = name
         self.size = size
-        self.deadline = deadline
-        self.found = []
+        self.compiles = compiles
+        self.clock = clock
+        self.keep = keep
 
     def attempt(self, peer, work, before=None, graph=False):
         """Times one way of doing it, or a CUDA graph of it; what this machine cannot run is said and left out."""
-        if time.monotonic() > self.deadline:
-            print(f"{self.size}, {peer}: left out: the time is up", file=sys.stderr)
-            return
-        try:
-            took = milliseconds(in_graph(work) if graph else work, before)
-        except Exception as problem:
-            first = str(problem).splitlines()[:1]
-            print(
-                f"{self.size}, {peer}: left out: {type(problem).__name__}: {' '.join(first)}",
-                file=sys.stderr,
-            )
-            return
-        print(f"{self.size}, {peer}: {took:.4f} ms", file=sys.stderr)
-        self.found.append({"size": self.size, "peer": peer, "milliseconds": took})
+        if not self.compiles:
+            self.time(peer, lambda: milliseconds(in_graph(work) if graph else work, before))
 
     def attempt_compiled(self, peer, function, run, graph=False):
         """run(compiled function). Compiled anew for each size: Dynamo caches by code, and would take a second
-        size for a dynamic one, or give up after eight."""
-        torch._dynamo.reset()
-        compiled = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False)
-        self.attempt(peer, lambda: run(compiled), graph=graph)
+        size for a dynamic one, or give up after eight. What the compiler's best mode fails at, its default may do."""
+
+        def measure(mode):
+            torch._dynamo.reset()
+            compiled = torch.compile(function, mode=mode, dynamic=False)
+
+            def work():
+                run(compiled)
+
+            try:
+                return milliseconds(in_graph(work) if graph else work)
+            finally:
+                torch._dynamo.reset()  # what is compiled holds on to its tensors
+
+        if self.compiles and not self.time(peer, lambda: measure("max-autotune-no-cudagraphs")):
+            self.time(f"{peer}, default mode", lambda: measure("default"))
+
+    def time(self, peer, measure):
+        """Whether measure() gave milliseconds."""
+        took = None
+        why = "the time is up"
+        try:
+            self.clock.running = True
+            if not self.clock.is_up:
+                took = measure()
+            self.clock.running = False
+        except TimeIsUp:
+            pass
+        except Exception as problem:
+            why = reason(problem)
+        self.clock.running = False
+        if took is None:
+            print(f"{self.name}, {self.size}, {peer}: left out: {why}", file=sys.stderr)
+            return False
+        print(f"{self.name}, {self.size}, {peer}: {took:.4f} ms", file=sys.stderr)
+        self.keep(
+            {"name": self.name, "size": self.size, "peer": peer, "milliseconds": took, "wanted": wanted(self.name, peer)}
+        )
+        return True
 
 
 def milliseconds(work, before=None):
@@ -284,24 +340,31 @@ def main(path, seconds):
         ours = json.load(file)
     if not torch.cuda.is_available():
         print("python3 has torch, but torch sees no GPU: no peers", file=sys.stderr)
-        return
-    deadline = time.monotonic() + seconds
-    sizes = {(row["name"], row["size"]) for row in ours["rows"]}
-    peers = []
-    for name, size in sorted(sizes):
-        rows = Rows(size, deadline)
-        try:
-            measure(name, size, rows)
-        except torch.cuda.OutOfMemoryError:
-            print(f"{name}, {size}: left out: no room for its data", file=sys.stderr)
-        peers += [{"name": name, **row, "wanted": wanted(name, row["peer"])} for row in rows.found]
-        torch._dynamo.reset()  # what is compiled holds on to its tensors
-        torch.cuda.empty_cache()
-    ours["peers"] = peers
+        return 1
+    clock = Clock(seconds)
+    ours["peers"] = []
     ours["torch"] = torch.__version__
-    with open(path, "w") as file:
-        json.dump(ours, file, indent=1)
+
+    def keep(peer):
+        ours["peers"].append(peer)
+        with open(path + ".part", "w") as file:
+            json.dump(ours, file, indent=1)
+        os.replace(path + ".part", path)
+
+    sizes = sorted({(row["name"], row["size"]) for row in ours["rows"]})
+    for compiles in (False, True):
+        for name, size in sizes:
+            if clock.is_up:
+                what = "compiled" if compiles else "all"
+                print(f"{name}, {size}, {what}: left out: the time is up", file=sys.stderr)
+                continue
+            try:
+                measure(name, size, Rows(name, size, compiles, clock, keep))
+            except Exception as problem:  # no room for its data, say
+                print(f"{name}, {size}: left out: {reason(problem)}", file=sys.stderr)
+            torch.cuda.empty_cache()
     table(ours)
+    return 0
 
 
 def measure(name, size, rows):
@@ -363,4 +426,4 @@ def table(ours):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else float("inf"))
+    sys.exit(main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")))

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Runs on a machine with an NVIDIA driver and nothing else:
-#   run.sh [--quick] [--only PART[,PART]...] [--peer-seconds N] [--out FILE.json]
+#   run.sh [--quick] [--only PART[,PART]...] [--seconds N] [--out FILE.json]
 # 1. tests: the GPU tests, native and from Java; 2. sanitizer: compute-sanitizer over the native ones, where it is installed;
-# 3. benchmarks; 4. peers: PyTorch on the same sizes, where python3 has torch. One table comes last, one JSON is written.
+# 3. benchmarks; 4. peers: PyTorch on the same sizes, where python3 has torch. One table comes last, one JSON is written, row by row.
 # On a machine with 16 cores these are guessed at 1, 4 to 8, 3 and 5 to 10 minutes, so where a command has 10, call it once for
-# each part: --only peers adds to the FILE.json that --only benchmarks wrote. --peer-seconds leaves out what would begin later.
+# each part: --only peers adds to the FILE.json that --only benchmarks wrote. What a part has not begun after --seconds (480) is
+# left out and said; what takes a minute more than that is stopped, and the JSON keeps what was measured.
 # Where a test fails nothing is timed; what compute-sanitizer finds is counted, and the figures are taken all the same.
 # Exit codes: 0 done, 1 a test failed or none ran, compute-sanitizer found something, a figure could not be taken, a part
 # that was asked for is not possible here; 2 usage; 3 no GPU here.
@@ -14,11 +15,11 @@ here=$(CDPATH= cd -- "$here" && pwd)
 out=$PWD/espalier-gpu.json
 quick=
 only=
-peer_seconds=
+seconds=480
 seeds=5
 launches="100 200" # rounds and calls
 usage() {
-  echo "usage: run.sh [--quick] [--only tests|sanitizer|benchmarks|peers[,...]] [--peer-seconds N] [--out FILE.json]" >&2
+  echo "usage: run.sh [--quick] [--only tests|sanitizer|benchmarks|peers[,...]] [--seconds N] [--out FILE.json]" >&2
   exit 2
 }
 while [ $# -gt 0 ]; do
@@ -33,10 +34,10 @@ while [ $# -gt 0 ]; do
       [ -n "$only" ] || usage
       shift
       ;;
-    --peer-seconds)
+    --seconds)
       [ $# -gt 1 ] || usage
       case $2 in '' | *[!0-9]*) usage ;; esac
-      peer_seconds=$2
+      seconds=$2
       shift
       ;;
     *) usage ;;
@@ -46,43 +47,75 @@ done
 wants() { case "$only " in " " | *" $1 "*) ;; *) return 1 ;; esac }
 say() { printf '\n== %s\n' "$*"; }
 
+# A part begins; what it still may take; a command of it, which is stopped after LIMIT seconds or a minute after the part's end.
+begin() { began=$(date +%s); }
+left() { echo $((seconds - $(date +%s) + began)); }
+limited() { # LIMIT COMMAND...: its exit code; 124 or 137 where it was stopped
+  limit=$(($(left) + 60))
+  [ "$limit" -lt "$1" ] || limit=$1
+  [ "$limit" -gt 0 ] || limit=1 # 0 would be no limit
+  shift
+  timeout -k 10 "$limit" "$@" &
+  child=$!
+  wait "$child"
+}
+was_stopped() { [ "$1" = 124 ] || [ "$1" = 137 ]; }
+child=
+trap 'trap - INT TERM HUP; [ -z "$child" ] || kill "$child" 2>/dev/null; exit 130' INT TERM HUP # nothing stays on the GPU
+
 LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH
-reason=$("$here/bin/gpu_benchmark" --probe 2>&1)
+begin
+reason=$(limited 120 "$here/bin/gpu_benchmark" --probe 2>&1)
 code=$?
 if [ $code != 0 ]; then
+  was_stopped $code && reason="the GPU here cannot be used: its driver has not answered for two minutes"
   echo "$reason"
   [ $code = 3 ] && exit 3
   exit 1 # there is one, but it cannot be used
 fi
 say "$reason"
 if command -v nvidia-smi >/dev/null 2>&1; then
-  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used --format=csv
+  limited 30 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used --format=csv
 else
   echo "no nvidia-smi: clocks, temperature and power are not known"
 fi
 
+# Java unpacks its natives: beside the programs, which run from there, or where that cannot be written, by user.
+cache=$here/cache
+(umask 077 && mkdir -p "$cache" && : >"$cache/.writable") 2>/dev/null || cache=${TMPDIR:-/tmp}/espalier-gpu-$(id -u)
+java() { # LIMIT ARGUMENT...
+  limit_of_java=$1
+  shift
+  # There is a GPU: files by which Java would tell are hidden in some containers.
+  limited "$limit_of_java" "$here/java/bin/java" -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
+    -Dorg.bytedeco.javacpp.cachedir="$cache" -Despalier.cuda.probe=always "$@"
+}
+
 if wants tests; then
+  begin
   ran=0 failed=0
   for test in "$here"/bin/*_test_gpu; do
     name=$(basename "$test")
     say "$name"
-    "$test" --seeds "$seeds"
+    limited 120 "$test" --seeds "$seeds"
     code=$?
     [ $code = 77 ] && continue # it says why it is skipped
+    was_stopped $code && echo "$name has not ended in time and was stopped"
     ran=$((ran + 1))
     [ $code = 0 ] || failed=$((failed + 1))
   done
   say "tests from Java"
   jars=
   for jar in "$here"/lib/*.jar; do jars=$jars${jars:+:}$jar; done
-  "$here/java/bin/java" -XX:+UseSerialGC -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
-    -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -Despalier.test.device=required \
+  java 300 -Despalier.test.device=required \
     -jar "$here"/lib/junit-platform-console-standalone-*.jar execute --disable-banner --disable-ansi-colors \
     --details=tree --fail-if-no-tests --class-path "$jars" --include-tag device \
     --select-package org.espalier.op --select-package org.espalier.device \
     --select-class org.espalier.compress.DeviceCheckpointTest --include-classname '.*Test'
-  [ $? = 0 ] && ran=$((ran + 1)) || failed=$((failed + 1))
+  code=$?
+  was_stopped $code && echo "the tests from Java have not ended in time and were stopped"
+  [ $code = 0 ] && ran=$((ran + 1)) || failed=$((failed + 1))
 
   if [ "$failed" != 0 ] || [ "$ran" = 0 ]; then
     say "$failed of the test programs failed, $ran ran: no benchmarks"
@@ -90,14 +123,30 @@ if wants tests; then
   fi
 fi
 
-found=0
+found=0 not_run=0
 if wants sanitizer; then
+  begin
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
   if [ -n "$sanitizer" ]; then
     for tool in memcheck racecheck synccheck initcheck; do
       for test in "$here"/bin/*_test_gpu; do
-        say "compute-sanitizer $tool: $(basename "$test")"
-        "$sanitizer" --tool "$tool" --error-exitcode 9 "$test" --seeds 1 --small || found=$((found + 1))
+        what="compute-sanitizer $tool: $(basename "$test")"
+        if [ "$(left)" -le 0 ]; then
+          say "$what: left out: the time is up"
+          continue
+        fi
+        say "$what"
+        limited 180 "$sanitizer" --tool "$tool" --error-exitcode 9 "$test" --seeds 1 --small
+        code=$?
+        case $code in
+          0 | 77) ;;
+          9) found=$((found + 1)) ;;
+          *)
+            not_run=$((not_run + 1))
+            was_stopped $code && code="$code: it has not ended in time and was stopped"
+            echo "$what: ended with code $code"
+            ;;
+        esac
       done
     done
   else
@@ -105,8 +154,9 @@ if wants sanitizer; then
     [ -z "$only" ] || exit 1
   fi
   [ "$found" = 0 ] || say "compute-sanitizer found something in $found runs, see above; this run will end with code 1"
+  [ "$not_run" = 0 ] || say "compute-sanitizer could not make $not_run runs, see above; this run will end with code 1"
 fi
-[ "$found" = 0 ]
+[ $((found + not_run)) = 0 ]
 status=$?
 
 peers=
@@ -114,23 +164,38 @@ if ! wants peers; then
   :
 elif [ -n "$quick" ]; then
   say "no peers in a quick run"
-elif command -v python3 >/dev/null 2>&1 && python3 -c 'import torch' 2>/dev/null; then
+elif ! command -v python3 >/dev/null 2>&1; then
+  say "no peers: python3 is not here"
+  [ -z "$only" ] || status=1
+elif begin && why=$(limited 120 python3 -c 'import torch' 2>&1); then
   peers=yes
 else
-  say "no peers: python3 with torch is not here"
+  say "no peers: python3 cannot import torch: $(echo "$why" | tail -n 1)"
   [ -z "$only" ] || status=1
 fi
 if wants benchmarks; then
+  begin
   say "benchmarks, to $out"
   rm -f "$out"
-  launch=$("$here/java/bin/java" -Dorg.bytedeco.javacpp.maxPhysicalBytes=0 \
-    -Dorg.bytedeco.javacpp.cachedir="${TMPDIR:-/tmp}/espalier-gpu-cache" -cp "$here/lib/*" org.espalier.device.LaunchCost $launches) || exit 1
-  "$here/bin/gpu_benchmark" $quick --java-launch "$launch" --out "$out" || status=1
+  launch=$(java 120 -cp "$here/lib/*" org.espalier.device.LaunchCost $launches)
+  code=$?
+  if [ $code != 0 ]; then
+    echo "FAILED: the cost of a launch from Java: code $code"
+    launch=0 status=1
+  fi
+  limited 86400 "$here/bin/gpu_benchmark" $quick --seconds "$(left)" --java-launch "$launch" --out "$out"
+  code=$?
+  was_stopped $code && echo "the benchmarks have not ended in time and were stopped; $out has what was measured before"
+  [ $code = 0 ] || status=1
 fi
 if [ -n "$peers" ]; then
   if [ -f "$out" ]; then
+    begin
     say "the same by PyTorch"
-    python3 "$here/peer.py" "$out" $peer_seconds || status=1
+    limited 86400 python3 "$here/peer.py" "$out" "$seconds"
+    code=$?
+    was_stopped $code && echo "the peers have not ended in time and were stopped; $out has what was measured before"
+    [ $code = 0 ] || status=1
   else
     echo "run.sh: the peers are compared with the figures in $out, which is not here: --only benchmarks writes it" >&2
     status=1

@@ -13,13 +13,15 @@ stand_in() { # FILE: its lines come from standard input
 }
 stand_in bin/gpu_benchmark <<'END'
 case "$*" in *--probe*) echo "stand-in, 80 GiB" >&2; exit ${PROBE:-0} ;; esac
+echo "benchmark $*"
 while [ $# -gt 0 ]; do [ "$1" != --out ] || echo '{}' >"$2"; shift; done
 echo table
 exit ${BENCHMARK:-0}
 END
 stand_in bin/a_test_gpu <<<'exit ${TEST:-0}'
 stand_in java/bin/java <<'END'
-case "$*" in *LaunchCost*) echo 1.5; exit ;; esac
+case "$*" in *LaunchCost*) echo 1.5; exit ${LAUNCH:-0} ;; esac
+case "$*" in *-Despalier.cuda.probe=always*) ;; *) exit 8 ;; esac
 while [ $# -gt 0 ]; do
   [ "$1" != --class-path ] || [ "$2" = "${0%/java/bin/java}/lib/junit-platform-console-standalone-1.jar" ] || exit 9
   shift
@@ -29,9 +31,9 @@ END
 stand_in path/compute-sanitizer <<<'exit ${SANITIZER:-0}'
 stand_in path/python3 <<'END'
 [ "$1" = -c ] || echo "table with peers"
+[ -z "${PYTHON:-}" ] || { echo 'Traceback:'; echo "ModuleNotFoundError: No module named 'torch'"; } >&2
 exit ${PYTHON:-0}
 END
-
 failed=0
 only=() # options beside --out
 expect() { # CODE LAST_LINE [NAME=VALUE]...: what run.sh says last and how it ends
@@ -45,16 +47,29 @@ expect() { # CODE LAST_LINE [NAME=VALUE]...: what run.sh says last and how it en
   fi
 }
 expect 0 'table with peers' PROBE=0
+log_has() { grep -q -- "$1" "$work/log" || { echo "FAILED ${only[*]}: «$1» is not in its output"; failed=1; }; }
+log_has '--seconds [0-9]* --java-launch 1.5'
 expect 0 'table' PYTHON=1 # python3 without torch
+log_has "no peers: python3 cannot import torch: ModuleNotFoundError: No module named 'torch'"
 expect 3 'stand-in, 80 GiB' PROBE=3
 expect 1 'stand-in, 80 GiB' PROBE=1 # there is a GPU, and it cannot be used
 expect 1 '== 1 of the test programs failed, 2 ran: no benchmarks' TEST=1
 expect 1 '== 1 of the test programs failed, 1 ran: no benchmarks' JAVA=1
+expect 1 '== 1 of the test programs failed, 2 ran: no benchmarks' TEST=124 # as timeout ends
+log_has 'a_test_gpu has not ended in time and was stopped'
 expect 0 'table with peers' TEST=77                    # a test that is skipped says why
 expect 1 'table with peers' SANITIZER=9                # figures are taken all the same
-grep -q 'compute-sanitizer found something in 4 runs' "$work/log" || failed=1
+log_has 'compute-sanitizer found something in 4 runs'
+expect 0 'table with peers' SANITIZER=77               # it may also be that a test is skipped
+expect 1 'table with peers' SANITIZER=124              # nothing was found, and not all was looked at
+log_has 'compute-sanitizer could not make 4 runs'
+log_has 'compute-sanitizer initcheck: a_test_gpu: ended with code 124: it has not ended in time and was stopped'
+expect 1 'table with peers' LAUNCH=1                   # one figure does not cost the others
+log_has '--java-launch 0'
 expect 1 'table with peers' BENCHMARK=1                # what could be measured is compared
 [[ $(cat "$work/out.json") == '{}' ]] || failed=1
+expect 1 'table with peers' BENCHMARK=124
+log_has 'the benchmarks have not ended in time and were stopped; .*/out.json has what was measured before'
 log_has_not() { ! grep -q "$1" "$work/log" || { echo "FAILED ${only[*]}: «$1» is in its output"; failed=1; }; }
 only=(--only tests)
 expect 1 '== 1 of the test programs failed, 2 ran: no benchmarks' TEST=1
@@ -66,15 +81,18 @@ log_has_not 'compute-sanitizer\|tests from Java\|peers'
 only=(--only sanitizer)
 expect 1 '== compute-sanitizer found something in 4 runs, see above; this run will end with code 1' SANITIZER=9
 log_has_not table
-only=(--only peers --peer-seconds 60) # what an earlier run measured stays
+only=(--only sanitizer --seconds 0)
+expect 0 '== compute-sanitizer initcheck: a_test_gpu: left out: the time is up' SANITIZER=9
+only=(--only peers --seconds 60) # what an earlier run measured stays
 expect 0 'table with peers' TEST=1
 [[ $(cat "$work/out.json") == old ]] || failed=1
-expect 1 '== no peers: python3 with torch is not here' PYTHON=1
+expect 1 "== no peers: python3 cannot import torch: ModuleNotFoundError: No module named 'torch'" PYTHON=1
 only=(--only benchmarks,peers)
 expect 0 'table with peers' TEST=1
-for wrong in "--only" "--only test" "--only ," "--peer-seconds soon" "--fast"; do
+for wrong in "--only" "--only test" "--only ," "--seconds soon" "--fast"; do
   read -ra only <<<"$wrong"
-  expect 2 "usage: run.sh [--quick] [--only tests|sanitizer|benchmarks|peers[,...]] [--peer-seconds N] [--out FILE.json]" PROBE=0
+  expect 2 "usage: run.sh [--quick] [--only tests|sanitizer|benchmarks|peers[,...]] [--seconds N] [--out FILE.json]" PROBE=0
 done
+[[ -e $work/cache/.writable ]] || { echo "FAILED: Java does not unpack its natives beside the programs"; failed=1; }
 ((failed == 0)) && echo "run.sh does as it says"
 exit $failed
