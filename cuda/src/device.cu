@@ -17,6 +17,7 @@ using esp::fail;
 namespace {
 
 constexpr int oldest = 75;  // compute capability, of the kernels' PTX
+constexpr int early_in_graphs = 12030;  // the CUDA whose drivers take kernels that begin early into graphs
 
 // cudaErrorContained and cudaErrorTensorMemoryLeak, which CUDA 12 has no names for before its last releases.
 constexpr auto contained = static_cast<cudaError_t>(226);
@@ -117,15 +118,16 @@ esp_status check(cudaError_t error, const char* what) {
 }
 
 esp_status device_limits(DeviceLimits* limits) {
-  int device = 0, multiprocessors = 0, shared = 0, major = 0, compiled = 0;
+  int device = 0, multiprocessors = 0, shared = 0, major = 0, compiled = 0, driver = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = compiled_for(device, &compiled);
+  if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
   // Kernels compiled for less wait for nothing. 12.0 has clusters of one block only.
   const bool waits = major >= 9 && compiled >= 90;
-  *limits = {shared, waits && major <= 10, waits, multiprocessors};
+  *limits = {shared, waits && major <= 10, waits && driver >= early_in_graphs, multiprocessors};
   return check(error, "CUDA device's limits");
 }
 

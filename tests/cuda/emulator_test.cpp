@@ -437,6 +437,10 @@ void test_device() {
     esp::DeviceLimits limits;
     CHECK(esp::device_limits(&limits) == ESP_OK);
     CHECK(limits.early_kernels == (major >= 9) && limits.clusters == (major == 9 || major == 10));
+    emulator::options.driver = 12020;  // such a kernel cannot be captured there
+    CHECK(esp::device_limits(&limits) == ESP_OK);
+    CHECK(!limits.early_kernels && limits.clusters == (major == 9 || major == 10));
+    emulator::options.driver = 13000;
   }
   emulator::options.major = 9;
   int32_t count = 0;

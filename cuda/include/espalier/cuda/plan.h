@@ -8,7 +8,8 @@
  * and `workspace` are device memory of that many bytes, aligned to 256 (as esp_cuda_allocate gives).
  *
  * A plan holds while tensors, sizes and addresses stay the same; it can be used any number of times, and a
- * call may be captured in a CUDA graph. The workspace must be zero before its first use; each call leaves it
+ * call may be captured in a CUDA graph (drivers before CUDA 12.3 load no kernel then: there a call must have
+ * run before). The workspace must be zero before its first use; each call leaves it
  * ready for the next. One call at a time may use a workspace. Pointers in a list are device addresses,
  * aligned to their element.
  *
