@@ -34,7 +34,7 @@ public final class Cuda {
               new UnsupportedOperationException(
                   "no NVIDIA driver: neither /dev/nvidiactl nor /proc/driver/nvidia exists");
         }
-      } catch (RuntimeException | LinkageError e) {
+      } catch (RuntimeException | LinkageError | OutOfMemoryError e) {
         failure = e;
       }
       devices = found;

@@ -16,9 +16,9 @@ public final class Device {
       if (cause == null) {
         Device first = new Device(0);
         try {
-          first.makeCurrent(); // a device that another process has for itself says so only now
+          first.makeCurrent(); // a device that others have, or have filled, says so only now
           return first;
-        } catch (RuntimeException e) {
+        } catch (RuntimeException | OutOfMemoryError e) {
           cause = e;
         }
       }
