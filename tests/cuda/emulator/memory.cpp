@@ -20,7 +20,7 @@ struct Allocation {
   char* memory;
   size_t bytes;
 };
-std::vector<Allocation> allocations, pinned;
+std::vector<Allocation> allocations;
 size_t allocated = 0;
 int64_t allocations_until_failure = 0;
 
@@ -50,12 +50,6 @@ void give_back(const Allocation& a) {
 #else
   std::free(a.memory);
 #endif
-}
-bool holds(const std::vector<Allocation>& list, const void* address) {
-  for (const Allocation& a : list) {
-    if (address >= a.memory && address < a.memory + a.bytes) return true;
-  }
-  return false;
 }
 
 }  // namespace
@@ -126,29 +120,16 @@ cudaError_t cudaFree(void* memory) {
 cudaError_t cudaMallocHost(void** memory, size_t bytes) {
   const Alone alone;
   *memory = bytes == 0 ? nullptr : std::malloc(bytes);
-  if (*memory != nullptr) pinned.push_back({static_cast<char*>(*memory), bytes});
   return usable();
 }
 cudaError_t cudaFreeHost(void* memory) {
   const Alone alone;
-  for (size_t i = 0; i < pinned.size(); i++) {
-    if (pinned[i].memory == memory) {
-      pinned.erase(pinned.begin() + static_cast<int64_t>(i));
-      break;
-    }
-  }
   std::free(memory);
   return usable();
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   const Alone alone;
-  if (bytes > 0 && !capturing(stream) && holds(allocations, to) && !holds(allocations, from) &&
-      !holds(pinned, from)) {
-    // Of pageable memory CUDA has taken the bytes when the call returns; pinned memory is read when it comes to it.
-    const char* const bytes_now = static_cast<const char*>(from);
-    const std::vector<char> staged(bytes_now, bytes_now + bytes);
-    return enqueue(stream, [=] { with_device_memory([&] { std::memcpy(to, staged.data(), bytes); }); });
-  }
+  // Pageable memory too is read and written when it comes to it: where the device reaches it, CUDA stages nothing.
   return enqueue(stream, [=] {
     with_device_memory([=] {
       if (bytes > 0) std::memcpy(to, from, bytes);

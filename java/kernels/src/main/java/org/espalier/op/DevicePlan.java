@@ -4,6 +4,7 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.Pointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_cuda_plan;
+import org.espalier.device.CudaEvent;
 import org.espalier.device.CudaMemory;
 import org.espalier.device.CudaStream;
 import org.espalier.device.Device;
@@ -22,6 +23,11 @@ final class DevicePlan implements AutoCloseable {
 
   /** What {@link #replan} has written and no stream has been told to copy; else null. */
   private BytePointer next;
+
+  /** Copied by a stream; the device may read them until {@link #copied} has happened. Else null. */
+  private BytePointer sent;
+
+  private CudaEvent copied; // null until there has been another table
 
   DevicePlan(Device device, Planner planner) {
     this.device = device;
@@ -46,10 +52,12 @@ final class DevicePlan implements AutoCloseable {
   }
 
   /**
-   * Plans another list of as many tensors. Where memory that is there suffices, nothing is allocated and nothing
-   * waits. For operations whose workspace, after a call, suits every such list.
+   * Plans another list of as many tensors. Where memory that is there suffices, nothing is allocated on the device
+   * and nothing waits but for the copy of the table before. For operations whose workspace, after a call, suits every
+   * such list.
    */
   void replan(Planner planner) {
+    forgetSent();
     Status.checkCuda(planner.plan(plan, null));
     if (table.bytes() < plan.table_bytes()) {
       table.close();
@@ -69,10 +77,22 @@ final class DevicePlan implements AutoCloseable {
   /** Queues the copy of a table that is new. To be called before work is queued. */
   void prepare(CudaStream stream) {
     if (next != null) {
-      // CUDA has taken the bytes of pageable memory when the call returns.
+      forgetSent();
+      if (copied == null) {
+        copied = CudaEvent.create(device);
+      }
       table.copyFrom(next, plan.table_bytes(), stream);
-      next.close();
+      copied.record(stream);
+      sent = next;
       next = null;
+    }
+  }
+
+  private void forgetSent() {
+    if (sent != null) {
+      copied.synchronize();
+      sent.close();
+      sent = null;
     }
   }
 
@@ -99,6 +119,10 @@ final class DevicePlan implements AutoCloseable {
   @Override
   public void close() {
     plan.close();
+    forgetSent();
+    if (copied != null) {
+      copied.close();
+    }
     table.close();
     workspace.close();
     if (next != null) {
