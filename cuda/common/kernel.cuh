@@ -65,7 +65,8 @@ struct Shape {
   int64_t grid;
   int block;
   int64_t dynamic_shared = 0;       // bytes
-  int64_t most_dynamic_shared = 0;  // that any launch of the kernel on this device has, where that is over 48 KiB
+  int64_t most_dynamic_shared = 0;  // that any launch of the kernel on this device has: it is asked for, because without
+                                    // asking a block has 48 KiB, of which its static memory is a part
   int cluster = 1;                  // blocks side by side that run together
   bool follows = false;             // a kernel of the same operation, directly: see wait_for_kernel_before
 };
@@ -73,8 +74,7 @@ struct Shape {
 // Queues kernel<<<grid, block, dynamic_shared, stream>>>(arguments...).
 template <class... P, class... A>
 esp_status launch(const char* what, void (*kernel)(P...), const Shape& shape, void* stream, A&&... arguments) {
-  constexpr int64_t without_asking = 48 << 10;
-  if (shape.dynamic_shared > without_asking) {
+  if (shape.most_dynamic_shared > 0) {
     // The attribute is the kernel's: less than the most would take from another thread what it is about to launch with.
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(shape.most_dynamic_shared));

@@ -63,6 +63,8 @@ __global__ void look_around(unsigned* out, int size) {
 }
 __global__ void fill_dynamic(char* out, int bytes) {
   ESP_DYNAMIC_SHARED(char, own);
+  ESP_SHARED(int, beside, [64]);  // counts too
+  beside[bytes % 64] = 7;
   own[bytes - 1] = 7;
   out[0] = own[bytes - 1];
 }
@@ -401,6 +403,17 @@ void test_dynamic_shared() {
           ESP_OK);
     CHECK(cudaStreamSynchronize(nullptr) == cudaSuccess && out == 7);
   }
+#if !defined(__SANITIZE_THREAD__)
+  emulator::reset();  // without asking, 48 KiB are for static and dynamic memory together
+  char out = 0;
+  for (const bool asks : {false, true}) {
+    constexpr int bytes = 48 << 10;
+    CHECK(esp::launch("a kernel", fill_dynamic, esp::Shape{1, 1, bytes, asks ? bytes : 0}, nullptr, &out, bytes) ==
+          ESP_OK);
+    CHECK((cudaStreamSynchronize(nullptr) == cudaSuccess) == asks);
+    emulator::reset();
+  }
+#endif
 }
 
 void test_clusters() {

@@ -406,6 +406,7 @@ void test_held(const Setting& setting, Random& random) {
     for (const int64_t classes : {2049, 4096, 6144, 9001}) one(1 + random.below(3), classes, Rows::usual);
     one(4, 5000, Rows::strange);
     one(1, 15000, Rows::usual);
+    one(1, 12000, Rows::usual);  // 48 KiB of a block that may have 72
   }
 #if !defined(ESP_ON_GPU)
   emulator::options.shared_per_multiprocessor = 228 << 10;

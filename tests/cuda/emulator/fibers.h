@@ -71,6 +71,7 @@ struct Launch {
   Call call;
   std::shared_ptr<void> arguments;
   Shape shape;
+  size_t most_shared;  // that a block may have, static and dynamic together
 };
 
 // A kernel that runs. One that follows it may begin when each of its blocks has let it, or has ended.

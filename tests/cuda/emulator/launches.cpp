@@ -1,5 +1,6 @@
 #include "launches.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <utility>
@@ -143,8 +144,12 @@ void run_launches(const std::vector<Launch>& launches) {
     std::fprintf(stderr, "emulator: %s (seed %llu)\n", report, static_cast<unsigned long long>(options.seed));
 }
 
-size_t most_shared() {
+static size_t most_of_a_block() {
   return static_cast<size_t>(options.shared_per_multiprocessor) - 1024;
+}
+size_t most_shared(const void* function) {
+  const bool asked = allowed_dynamic.count({function, options.shared_per_multiprocessor}) > 0;
+  return asked ? most_of_a_block() : std::min(shared_limit, most_of_a_block());
 }
 
 const char* impossible(const void* function, const Shape& shape) {
@@ -168,7 +173,7 @@ cudaError_t allow_dynamic_shared(const void* function, size_t bytes) {
   const Alone alone;
   size_t& allowed = allowed_dynamic[{function, options.shared_per_multiprocessor}];
   // CUDA would take less; but another thread may be about to launch with what was allowed before.
-  if (bytes > most_shared() || bytes < allowed) return note(cudaErrorInvalidValue);
+  if (bytes > most_of_a_block() || bytes < allowed) return note(cudaErrorInvalidValue);
   allowed = bytes;
   return cudaSuccess;
 }

@@ -23,8 +23,9 @@ void* shared_memory_of(Block* block, const void* place, size_t bytes) {
   }
   if (block->shared_arrays == max_shared_arrays) fail("over %d shared arrays", max_shared_arrays);
   block->shared_bytes += bytes;
-  if (block->shared_bytes - block->dynamic_bytes > shared_limit || block->shared_bytes > most_shared())
-    fail("%zu bytes of shared memory, over 48 KiB", block->shared_bytes);
+  const size_t most = block->grid->launch->most_shared;
+  if (block->shared_bytes - block->dynamic_bytes > shared_limit || block->shared_bytes > most)
+    fail("%zu bytes of shared memory, over 48 KiB or what the device has", block->shared_bytes);
   ignore_accesses(true);
   void* memory = nullptr;
   if (posix_memalign(&memory, 16, bytes) != 0)

@@ -97,7 +97,7 @@ cudaError_t enqueue(cudaStream_t to, std::function<void()> run) {
 cudaError_t queue_launch(const void* function, Call call, void* arguments, void (*destroy)(void*),
                          const Shape& shape, cudaStream_t stream) {
   const Alone alone;
-  auto launch = std::make_shared<const Launch>(Launch{call, std::shared_ptr<void>(arguments, destroy), shape});
+  auto launch = std::make_shared<const Launch>(Launch{call, std::shared_ptr<void>(arguments, destroy), shape, most_shared(function)});
   const Stream* const to = stream_of(stream);
   const Work* const before = to->capturing != nullptr ? (to->capturing->work.empty() ? nullptr : &to->capturing->work.back())
                              : to->queue.empty()      ? nullptr
