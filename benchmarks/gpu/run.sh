@@ -59,7 +59,13 @@ limited() { # LIMIT COMMAND...: its exit code; 124 or 137 where it was stopped
   child=$!
   wait "$child"
 }
-was_stopped() { [ "$1" = 124 ] || [ "$1" = 137 ]; }
+stopped() { # CODE: how, where it was
+  case $1 in
+    124) echo "has not ended in time and was stopped" ;;
+    137) echo "was killed: it has not ended in time, or the machine has no memory left" ;;
+    *) return 1 ;;
+  esac
+}
 child=
 trap 'trap - INT TERM HUP; [ -z "$child" ] || kill "$child" 2>/dev/null; exit 130' INT TERM HUP # nothing stays on the GPU
 
@@ -69,7 +75,7 @@ begin
 reason=$(limited 120 "$here/bin/gpu_benchmark" --probe 2>&1)
 code=$?
 if [ $code != 0 ]; then
-  was_stopped $code && reason="the GPU here cannot be used: its driver has not answered for two minutes"
+  stopped $code >/dev/null && reason="the GPU here cannot be used: its driver has not answered for two minutes"
   echo "$reason"
   [ $code = 3 ] && exit 3
   exit 1 # there is one, but it cannot be used
@@ -101,7 +107,7 @@ if wants tests; then
     limited 120 "$test" --seeds "$seeds"
     code=$?
     [ $code = 77 ] && continue # it says why it is skipped
-    was_stopped $code && echo "$name has not ended in time and was stopped"
+    how=$(stopped $code) && echo "$name $how"
     ran=$((ran + 1))
     [ $code = 0 ] || failed=$((failed + 1))
   done
@@ -114,7 +120,7 @@ if wants tests; then
     --select-package org.espalier.op --select-package org.espalier.device \
     --select-class org.espalier.compress.DeviceCheckpointTest --include-classname '.*Test'
   code=$?
-  was_stopped $code && echo "the tests from Java have not ended in time and were stopped"
+  how=$(stopped $code) && echo "the JVM of the tests $how"
   [ $code = 0 ] && ran=$((ran + 1)) || failed=$((failed + 1))
 
   if [ "$failed" != 0 ] || [ "$ran" = 0 ]; then
@@ -143,8 +149,7 @@ if wants sanitizer; then
           9) found=$((found + 1)) ;;
           *)
             not_run=$((not_run + 1))
-            was_stopped $code && code="$code: it has not ended in time and was stopped"
-            echo "$what: ended with code $code"
+            echo "$what: $(stopped $code || echo "ended with code $code")"
             ;;
         esac
       done
@@ -185,7 +190,7 @@ if wants benchmarks; then
   fi
   limited 86400 "$here/bin/gpu_benchmark" $quick --seconds "$(left)" --java-launch "$launch" --out "$out"
   code=$?
-  was_stopped $code && echo "the benchmarks have not ended in time and were stopped; $out has what was measured before"
+  how=$(stopped $code) && echo "gpu_benchmark $how; $out has what was measured before"
   [ $code = 0 ] || status=1
 fi
 if [ -n "$peers" ]; then
@@ -194,7 +199,7 @@ if [ -n "$peers" ]; then
     say "the same by PyTorch"
     limited 86400 python3 "$here/peer.py" "$out" "$seconds"
     code=$?
-    was_stopped $code && echo "the peers have not ended in time and were stopped; $out has what was measured before"
+    how=$(stopped $code) && echo "peer.py $how; $out has what was measured before"
     [ $code = 0 ] || status=1
   else
     echo "run.sh: the peers are compared with the figures in $out, which is not here: --only benchmarks writes it" >&2

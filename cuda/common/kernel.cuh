@@ -16,7 +16,7 @@
 //   ESP_DYNAMIC_SHARED(float, kept);    a pointer to what the launch gives, instead of extern __shared__
 //   ESP_GLOBAL(pointer);                after reading a pointer (not NULL) from a table: its accesses become ld.global
 //   Pack<T, n>                          n elements that are loaded or stored at once, at a multiple of their size
-//   load_packs                          several of them, on their way together
+//   load_packs, load_raw, load_places   several of them, on their way together
 //   to_float, from_float                BF16 and F16 by the rules of the CPU kernels, NaN included; no intrinsics
 //   Walk                                the items of a list for blocks that are fewer
 //   bits_32                             32 bits of a mask, from any byte, reading nothing beside the tensor
@@ -260,18 +260,54 @@ __device__ __forceinline__ Pack<T, n> load_pack(const T* p, Index i, Index end, 
   for (int j = 0; j < n; j++) pack.at[j] = i + j < end ? p[i + j] : T{};
   return pack;
 }
+// A pack as words: 16-bit elements are taken out of it where they are looked at, not where it is loaded, which would wait for it.
+template <int n, class T>
+using RawPack = Pack<uint32_t, n * static_cast<int>(sizeof(T)) / 4>;
+// A pack at p with `left` elements in the tensor, of which there may be more than n or fewer than 1; +0 beyond.
+template <int n, class T>
+__device__ __forceinline__ RawPack<n, T> load_raw(const T* p, int left) {
+  if (is_aligned(p, n * sizeof(T)) && left >= n) return *reinterpret_cast<const RawPack<n, T>*>(p);
+  return bits_as<RawPack<n, T>>(load_pack<n>(p, 0, left, false));
+}
+// The same of several packs, at the same places of several tensors, all asked for before one of them is looked at.
+template <int n, int tensors, int count, class T>
+__device__ __forceinline__ void load_places(const T* const (&p)[tensors], const int64_t (&at)[count], const int (&left)[count],
+                                            RawPack<n, T> (&packs)[tensors][count]) {
+  bool whole = true;
+#pragma unroll
+  for (int k = 0; k < count; k++) {
+    whole = whole && (left[k] >= n || left[k] <= 0);
+#pragma unroll
+    for (int t = 0; t < tensors; t++) whole = whole && is_aligned(p[t] + at[k], n * sizeof(T));
+  }
+  if (whole) {
+#pragma unroll
+    for (int k = 0; k < count; k++) {
+#pragma unroll
+      for (int t = 0; t < tensors; t++) {
+        packs[t][k] = {};
+        if (left[k] > 0) packs[t][k] = *reinterpret_cast<const RawPack<n, T>*>(p[t] + at[k]);
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < count; k++) {
+#pragma unroll
+    for (int t = 0; t < tensors; t++) packs[t][k] = load_raw<n>(p[t] + at[k], left[k]);  // each has a branch, and waits for its own
+  }
+}
 // Packs i, i + step, ... of p, all asked for before one of them is looked at. A branch a pack, or 16-bit elements
 // taken out of one, would make each load wait for the one before.
 template <int n, int count, class T, class Index>
 __device__ __forceinline__ void load_packs(const T* p, Index i, Index step, Index end, bool whole,
                                            Pack<T, n> (&packs)[count]) {
   if (whole && (end - i) % n == 0) {  // a pack is inside or outside, and none is cut
-    using Words = Pack<uint32_t, n * static_cast<int>(sizeof(T)) / 4>;
-    Words words[count];
+    RawPack<n, T> words[count];
 #pragma unroll
     for (int k = 0; k < count; k++) {
       words[k] = {};
-      if (i + k * step < end) words[k] = *reinterpret_cast<const Words*>(p + i + k * step);
+      if (i + k * step < end) words[k] = *reinterpret_cast<const RawPack<n, T>*>(p + i + k * step);
     }
 #pragma unroll
     for (int k = 0; k < count; k++) packs[k] = bits_as<Pack<T, n>>(words[k]);

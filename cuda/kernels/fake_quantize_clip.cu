@@ -75,10 +75,10 @@ __device__ __forceinline__ void add_error(double& sum, const Rule& rule, const G
 }
 
 template <class T>
-__device__ __forceinline__ Pack<T, n> loaded(const ClipEntry& t, int64_t at, int left) {
+__device__ __forceinline__ esp::RawPack<n, T> loaded(const ClipEntry& t, int64_t at, int left) {
   const T* const x = static_cast<const T*>(t.x) + at;
   ESP_GLOBAL(x);
-  return esp::load_pack<n>(x, 0, left, esp::is_aligned(x, n * sizeof(T)));
+  return esp::load_raw<n>(x, left);
 }
 
 // ---- rows
@@ -110,7 +110,7 @@ __device__ __forceinline__ void errors_of_rows(const Call& call, const ClipEntry
     int64_t row = window.first;
     int column = 0;
     for (int turn = 0; turn < turns; turn += unrolled) {
-      Pack<T, n> pack[unrolled];
+      esp::RawPack<n, T> pack[unrolled];
       int left[unrolled];
 #pragma unroll
       for (int k = 0; k < unrolled; k++) {
@@ -124,12 +124,13 @@ __device__ __forceinline__ void errors_of_rows(const Call& call, const ClipEntry
       }
 #pragma unroll
       for (int k = 0; k < unrolled; k++) {
+        const auto x = esp::bits_as<Pack<T, n>>(pack[k]);
 #pragma unroll
         for (int j = 0; j < n; j++) {
           if (j < left[k]) {
 #pragma unroll
             for (int c = 0; c < ratios; c++)
-              add_error(own[c][j], rule, grid[c], esp::to_float(pack[k].at[j]));
+              add_error(own[c][j], rule, grid[c], esp::to_float(x.at[j]));
           }
         }
       }
@@ -211,7 +212,7 @@ __device__ __forceinline__ void errors_of_columns(const Call& call, const ClipEn
       }
     }
     for (int64_t from = first; from < end_row; from += unrolled) {
-      Pack<T, n> pack[unrolled];
+      esp::RawPack<n, T> pack[unrolled];
       int left[unrolled];
 #pragma unroll
       for (int k = 0; k < unrolled; k++) {
@@ -223,12 +224,13 @@ __device__ __forceinline__ void errors_of_columns(const Call& call, const ClipEn
       }
 #pragma unroll
       for (int k = 0; k < unrolled; k++) {
+        const auto x = esp::bits_as<Pack<T, n>>(pack[k]);
 #pragma unroll
         for (int j = 0; j < n; j++) {
           if (j < left[k]) {
 #pragma unroll
             for (int c = 0; c < 2; c++)
-              add_error(own[pair + c][j], rule, grid[c][j], esp::to_float(pack[k].at[j]));
+              add_error(own[pair + c][j], rule, grid[c][j], esp::to_float(x.at[j]));
           }
         }
       }

@@ -91,33 +91,34 @@ __device__ __forceinline__ void write_gradients(const GradientEntry& t, int64_t 
     t.grad_zero_point[channel] = static_cast<float>(sums.by_zero_point * factor);
 }
 
-// Packs of x and grad_y, `left` elements of them in the tensor, and where they lie.
-template <class T>
-struct Loaded {
-  Pack<T, n> x, grad_y;
-  int64_t at;
-  int left;
+// Where packs of x and grad_y lie, and how many elements of each are in the tensor.
+struct Places {
+  int64_t at[unrolled];
+  int left[unrolled];
 };
-template <class T>
-__device__ __forceinline__ Loaded<T> loaded(const GradientEntry& t, int64_t at, int left) {
-  const T* const x = static_cast<const T*>(t.x) + at;
-  const T* const grad_y = static_cast<const T*>(t.grad_y) + at;
-  ESP_GLOBAL(x);
-  ESP_GLOBAL(grad_y);
-  return {esp::load_pack<n>(x, 0, left, esp::is_aligned(x, n * sizeof(T))),
-          esp::load_pack<n>(grad_y, 0, left, esp::is_aligned(grad_y, n * sizeof(T))), at, left};
-}
-// Writes grad_x: grad_y where `passes` has a bit.
-template <class T>
-__device__ __forceinline__ void store(const GradientEntry& t, Loaded<T>& pack, uint32_t passes) {
-  if (t.grad_x == nullptr) return;
-  T* const grad_x = static_cast<T*>(t.grad_x) + pack.at;
-  ESP_GLOBAL(grad_x);
+// Adds the elements of the packs to sums[j], with grid_of(j), and writes grad_x: grad_y where the gradient passes.
+template <class T, class GridOf>
+__device__ __forceinline__ void add_packs(const GradientEntry& t, const Places& places, const Rule& rule,
+                                          const GridOf& grid_of, GradientSums (&sums)[n]) {
+  const T* const of[2] = {static_cast<const T*>(t.x), static_cast<const T*>(t.grad_y)};
+  ESP_GLOBAL(of[0]);
+  ESP_GLOBAL(of[1]);
+  esp::RawPack<n, T> packs[2][unrolled];
+  esp::load_places<n>(of, places.at, places.left, packs);
 #pragma unroll
-  for (int j = 0; j < n; j++) {
-    if ((passes >> j & 1) == 0) pack.grad_y.at[j] = T{};
+  for (int k = 0; k < unrolled; k++) {
+    const auto x = esp::bits_as<Pack<T, n>>(packs[0][k]);
+    auto grad_y = esp::bits_as<Pack<T, n>>(packs[1][k]);
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+      if (!add_element(sums[j], rule, grid_of(j), esp::to_float(x.at[j]), esp::to_float(grad_y.at[j])))
+        grad_y.at[j] = T{};
+    }
+    if (t.grad_x == nullptr) continue;
+    T* const grad_x = static_cast<T*>(t.grad_x) + places.at[k];
+    ESP_GLOBAL(grad_x);
+    esp::store_pack(grad_x, 0, places.left[k], esp::is_aligned(grad_x, n * sizeof(T)), grad_y);
   }
-  esp::store_pack(grad_x, 0, pack.left, esp::is_aligned(grad_x, n * sizeof(T)), pack.grad_y);
 }
 
 // ---- rows
@@ -144,28 +145,18 @@ __device__ __forceinline__ void gradients_of_rows(const Call& call, const Gradie
     int64_t row = window.first;
     int column = 0;
     for (int turn = 0; turn < turns; turn += unrolled) {
-      Loaded<T> pack[unrolled];
+      Places places;
 #pragma unroll
       for (int k = 0; k < unrolled; k++) {
-        const int left = columns - column - member;
-        pack[k] = loaded<T>(t, row + column + member, turn + k < turns && left > 0 ? left : 0);
+        places.at[k] = row + column + member;
+        places.left[k] = turn + k < turns ? columns - column - member : 0;
         column += lanes;
         if (column >= columns) {
           column = 0;
           row += window.stride;
         }
       }
-#pragma unroll
-      for (int k = 0; k < unrolled; k++) {
-        uint32_t passes = 0;
-#pragma unroll
-        for (int j = 0; j < n; j++) {
-          passes |= static_cast<uint32_t>(add_element(own[j], rule, grid, esp::to_float(pack[k].x.at[j]),
-                                                      esp::to_float(pack[k].grad_y.at[j])))
-                    << j;
-        }
-        store(t, pack[k], passes);
-      }
+      add_packs<T>(t, places, rule, [&](int) -> const Grid& { return grid; }, own);
     }
   }
 #pragma unroll
@@ -241,28 +232,16 @@ __device__ __forceinline__ void gradients_of_columns(const Call& call, const Gra
       }
     }
     for (int64_t from = first; from < first + esp::segment_rows; from += unrolled) {
-      Loaded<T> pack[unrolled];
+      Places places;
 #pragma unroll
       for (int k = 0; k < unrolled; k++) {
         const int64_t row = from + k, end = row < order.matrix.rows    ? width
                                             : row == order.matrix.rows ? order.matrix.rest
                                                                        : 0;
-        pack[k] = loaded<T>(t, row * width + column,
-                            column + n <= end ? n
-                            : column < end    ? static_cast<int>(end - column)
-                                              : 0);
+        places.at[k] = row * width + column;
+        places.left[k] = column + n <= end ? n : column < end ? static_cast<int>(end - column) : 0;
       }
-#pragma unroll
-      for (int k = 0; k < unrolled; k++) {
-        uint32_t passes = 0;
-#pragma unroll
-        for (int j = 0; j < n; j++) {
-          passes |= static_cast<uint32_t>(add_element(own[j], rule, grid[j], esp::to_float(pack[k].x.at[j]),
-                                                      esp::to_float(pack[k].grad_y.at[j])))
-                    << j;
-        }
-        store(t, pack[k], passes);
-      }
+      add_packs<T>(t, places, rule, [&](int j) -> const Grid& { return grid[j]; }, own);
     }
   }
 #pragma unroll

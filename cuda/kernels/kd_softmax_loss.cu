@@ -44,39 +44,45 @@ __device__ __forceinline__ void load_own(esp_dtype dtype, const char* p, int n, 
     load_groups(reinterpret_cast<const float*>(p), n, values);
   }
 }
-// F32 columns of student and teacher (or nullptr) where no group is cut: all on their way together, where load_own would
-// wait for the student's before it asks for the teacher's.
-__device__ __forceinline__ void load_whole(const float* student, const float* teacher, int n, float (&s)[own],
+// Columns of student and teacher (or nullptr) where no group is cut: all on their way together, where load_own would wait
+// for the student's before it asks for the teacher's.
+template <class T>
+__device__ __forceinline__ void load_whole(const char* student_columns, const char* teacher_columns, int n, float (&s)[own],
                                            float (&t)[own]) {
-  esp::Pack<float, group> of_student[groups], of_teacher[groups];
+  using Raw = esp::RawPack<group, T>;
+  const T* const student = reinterpret_cast<const T*>(student_columns);
+  const T* const teacher = reinterpret_cast<const T*>(teacher_columns);
+  Raw of_student[groups], of_teacher[groups];
   ESP_GLOBAL(student);
 #pragma unroll
   for (int k = 0; k < groups; k++) {
     const int at = k * group_step + static_cast<int>(threadIdx.x) * group;
     of_student[k] = {};
     of_teacher[k] = {};
-    if (at < n) of_student[k] = *reinterpret_cast<const esp::Pack<float, group>*>(student + at);
+    if (at < n) of_student[k] = *reinterpret_cast<const Raw*>(student + at);
     if (teacher != nullptr && at < n) {
       ESP_GLOBAL(teacher);
-      of_teacher[k] = *reinterpret_cast<const esp::Pack<float, group>*>(teacher + at);
+      of_teacher[k] = *reinterpret_cast<const Raw*>(teacher + at);
     }
   }
 #pragma unroll
   for (int j = 0; j < own; j++) {
-    s[j] = of_student[j / group].at[j % group];
-    t[j] = of_teacher[j / group].at[j % group];
+    s[j] = esp::to_float(esp::bits_as<esp::Pack<T, group>>(of_student[j / group]).at[j % group]);
+    t[j] = esp::to_float(esp::bits_as<esp::Pack<T, group>>(of_teacher[j / group]).at[j % group]);
   }
 }
 // A thread's columns of student and teacher in the segment of a row that begins at column `first`.
 __device__ __forceinline__ void load_both(const esp_kd_softmax_loss_arguments& a, int64_t row, int64_t first,
                                           int n, float (&s)[own], float (&t)[own]) {
   const bool soft = a.teacher.data != nullptr;
+  const int bytes = group * (a.student.dtype == ESP_F32 ? 4 : 2);
   const char* const student = row_of(a.student, row) + first * (a.student.dtype == ESP_F32 ? 4 : 2);
   const char* const teacher = soft ? row_of(a.teacher, row) + first * (a.teacher.dtype == ESP_F32 ? 4 : 2) : nullptr;
-  if (a.student.dtype == ESP_F32 && (!soft || a.teacher.dtype == ESP_F32) && n % group == 0 &&
-      esp::is_aligned(student, 16) && esp::is_aligned(teacher, 16)) {
-    load_whole(reinterpret_cast<const float*>(student), reinterpret_cast<const float*>(teacher), n, s, t);
-    return;
+  if ((!soft || a.teacher.dtype == a.student.dtype) && n % group == 0 && esp::is_aligned(student, bytes) &&
+      esp::is_aligned(teacher, bytes)) {
+    if (a.student.dtype == ESP_BF16) return load_whole<bf16>(student, teacher, n, s, t);
+    if (a.student.dtype == ESP_F16) return load_whole<f16>(student, teacher, n, s, t);
+    return load_whole<float>(student, teacher, n, s, t);
   }
   load_own(a.student.dtype, student, n, s);
   if (soft) load_own(a.teacher.dtype, teacher, n, t);
