@@ -4,8 +4,8 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
-"$root/benchmarks/gpu/bundle.sh" "$place/bundle.tar.xz"
-tar -C "$place" -xf "$place/bundle.tar.xz"
+"$root/benchmarks/gpu/bundle.sh" "$place/bundle.tar.gz"
+tar -C "$place" -xf "$place/bundle.tar.gz"
 code=0
 env -i PATH=/usr/bin:/bin CUDA_VISIBLE_DEVICES= "$place/espalier-gpu/run.sh" --out "$place/rows.json" >"$place/log" 2>&1 || code=$?
 if [[ $code != 3 ]] || ! grep -q 'no GPU here' "$place/log"; then
@@ -13,4 +13,15 @@ if [[ $code != 3 ]] || ! grep -q 'no GPU here' "$place/log"; then
   cat "$place/log" >&2
   exit 1
 fi
-"$place/espalier-gpu/java/bin/java" -version # its own runs
+# Its own Java runs, and finds all natives: the library tells that there is no driver or no device.
+java="$place/espalier-gpu/java/bin/java"
+said=$(env -i PATH=/usr/bin:/bin CUDA_VISIBLE_DEVICES= LD_LIBRARY_PATH="$place/espalier-gpu/lib" "$java" \
+  -Dorg.bytedeco.javacpp.cachedir="$place/cache" -Despalier.cuda.probe=always -cp "$place/espalier-gpu/lib/*" \
+  org.espalier.device.LaunchCost 1 1 2>&1) || true
+case $said in
+  *"CUDA is not available: no NVIDIA driver is installed"* | *"CUDA is not available: CUDA devices: no CUDA-capable device"*) ;;
+  *)
+    printf 'FAILED: of the natives Java says:\n%s\n' "$said" >&2
+    exit 1
+    ;;
+esac

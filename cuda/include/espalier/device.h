@@ -55,7 +55,7 @@ ESP_API esp_status esp_cuda_release(void* memory);
 /* Page-locked host memory, which copies need to run beside kernels. */
 ESP_API esp_status esp_cuda_host_allocate(int64_t bytes, void** memory);
 ESP_API esp_status esp_cuda_host_release(void* memory);
-/* Either side may be host or device memory. */
+/* Either side may be host or device memory; what is the host's must stay as it is until the copy is done, pageable too. */
 ESP_API esp_status esp_cuda_copy(void* destination, const void* source, int64_t bytes, void* stream);
 ESP_API esp_status esp_cuda_fill_zero(void* memory, int64_t bytes, void* stream);
 

@@ -117,7 +117,10 @@ public final class CudaMemory implements AutoCloseable {
     return longs;
   }
 
-  /** Queues a copy of the first {@code bytes} bytes from host memory or from this device. */
+  /**
+   * Queues a copy of the first {@code bytes} bytes from this device or from host memory, which must stay as it is
+   * until the copy is done.
+   */
   public void copyFrom(Pointer source, long bytes, CudaStream stream) {
     copyFrom(0, source, bytes, stream);
   }
