@@ -423,6 +423,8 @@ def table(ours):
         print(f"left out: {what}")
     for what in ours["failed"]:
         print(f"FAILED: {what}")
+    if not ours["complete"]:
+        print("FAILED: gpu_benchmark was stopped: rows of ours are missing")
 
 
 if __name__ == "__main__":
