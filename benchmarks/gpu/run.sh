@@ -2,10 +2,10 @@
 # Runs on a machine with an NVIDIA driver and nothing else:
 #   run.sh [--quick] [--only PART[,PART]...] [--seconds N] [--out FILE.json]
 # 1. tests: the GPU tests, native and from Java; 2. sanitizer: compute-sanitizer over the native ones, where it is installed;
-# 3. benchmarks; 4. peers: PyTorch on the same sizes, where python3 has torch. One table comes last, one JSON is written, row by row.
-# On a machine with 16 cores these are guessed at 1, 4 to 8, 3 and 5 to 10 minutes, so where a command has 10, call it once for
-# each part: --only peers adds to the FILE.json that --only benchmarks wrote. What a part has not begun after --seconds (480) is
-# left out and said; what takes a minute more than that is stopped, and the JSON keeps what was measured.
+# 3. benchmarks; 4. peers: PyTorch on the same sizes, where python3 has torch. One table comes last; one JSON is written, row by
+# row. On a machine with 16 cores these are guessed at 1, 4 to 8, 3 and 5 to 10 minutes, so where a command has 10, call it once
+# for each part: --only peers adds to the FILE.json that --only benchmarks wrote. What a part has not begun after --seconds (480)
+# is left out and said; what takes a minute more than that is stopped, and the JSON keeps what was measured.
 # Where a test fails nothing is timed; what compute-sanitizer finds is counted, and the figures are taken all the same.
 # Exit codes: 0 done, 1 a test failed or none ran, compute-sanitizer found something, a figure could not be taken, a part
 # that was asked for is not possible here; 2 usage; 3 no GPU here.
