@@ -55,7 +55,7 @@ constexpr int64_t quantize_column_rows = 64;                // a thread
 
 struct QuantizeHead {
   esp_quantizer quantizer;
-  int32_t reserved[7];
+  int32_t reserved[6];
 };
 static_assert(sizeof(QuantizeHead) % 16 == 0, "tensors follow");
 

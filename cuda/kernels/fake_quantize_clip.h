@@ -51,7 +51,7 @@ ESP_EVERYWHERE inline int clip_slots(int32_t group) {
 
 struct ClipHead {
   esp_quantizer quantizer;
-  int32_t reserved[7];
+  int32_t reserved[6];
 };
 static_assert(sizeof(ClipHead) % 16 == 0 && sizeof(ClipEntry) % 8 == 0, "tensors and parts follow");
 

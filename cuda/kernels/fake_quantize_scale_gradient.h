@@ -51,7 +51,7 @@ ESP_EVERYWHERE inline int gradient_slots(int32_t group) {
 
 struct GradientHead {
   esp_quantizer quantizer;
-  int32_t reserved[7];
+  int32_t reserved[6];
 };
 static_assert(sizeof(GradientHead) % 16 == 0 && sizeof(GradientEntry) % 8 == 0, "tensors and parts follow");
 

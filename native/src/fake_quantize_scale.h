@@ -14,13 +14,16 @@ ESP_EVERYWHERE inline bool usable_scale(float scale) { return scale > 0x1p-128f 
 ESP_EVERYWHERE inline float observed_scale(const esp_quantizer& quantizer, float minimum, float maximum, int32_t* zero_point) {
   const float low = minimum < 0.0f ? minimum : 0.0f, high = maximum > 0.0f ? maximum : 0.0f;
   const float qmin = static_cast<float>(quantizer.qmin), qmax = static_cast<float>(quantizer.qmax);
+  const float smallest = quantizer.smallest_scale, of_zeros = smallest > 0.0f ? smallest : 1.0f;
   float scale, zero;
   if (quantizer.symmetric != 0) {
     const float absmax = -low > high ? -low : high;
-    scale = absmax == 0.0f ? 1.0f : absmax / quantizer.divisor;
+    scale = absmax == 0.0f ? of_zeros : absmax / quantizer.divisor;
+    scale = scale > smallest ? scale : smallest;
     zero = 0.0f;
   } else {
-    scale = low == high ? 1.0f : (high - low) / (qmax - qmin);
+    scale = low == high ? of_zeros : (high - low) / (qmax - qmin);
+    scale = scale > smallest ? scale : smallest;
     zero = quantizer.rounding == ESP_ROUND_DIVIDE ? rintf(qmin - low / scale) : qmin - rintf(low / scale);
     zero = zero > qmin ? zero : qmin;  // qmin for NaN, where the scale is not usable
     zero = zero < qmax ? zero : qmax;

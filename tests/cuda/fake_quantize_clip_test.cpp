@@ -164,11 +164,19 @@ void test(const Setting& setting) {
   unusable.emplace_back(quantizer, Shape{1, 1, 24}, ESP_F32, random);
   for (int64_t i = 0; i < 24; i++) put(unusable[0].x, i, ESP_F32, 1e-45f);
   compare(quantizer, unusable, false);
+  // Which no scale is with a smallest one; it is that of channels in which no value is larger.
+  esp_quantizer bounded = quantizer;
+  bounded.smallest_scale = 0.02f;
+  compare(bounded, unusable);
+  CHECK(unusable[0].scale[0] == 0.02f);
+  std::vector<Subject> others;
+  for (const Shape& shape : small) others.emplace_back(bounded, shape, static_cast<esp_dtype>(random.below(3)), random);
+  compare(bounded, others);
 }
 
 void test_refusals() {
   esp_cuda_plan plan = {};
-  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_MSE, 1, 127, 0, 10, 0.5f};
+  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_MSE, 1, 127, 0, 10, 0.5f, 0};
   float value[16] = {};
   esp_quantized good = {};
   good.x = value;

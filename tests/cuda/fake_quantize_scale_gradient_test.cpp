@@ -164,7 +164,7 @@ esp_quantizer quantizer_of(Random& random) {
 }
 
 void test_unusable(Random& random) {
-  const esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, 0, 0, 0, 0, 0, 0};
+  const esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, 0, 0, 0, 0, 0, 0, 0};
   for (const Shape& shape : {Shape{1, 40, 24}, Shape{30, 40, 1}}) {
     Subject subject(quantizer, shape, ESP_F32, random);
     subject.zero_point.assign(40, 0);
@@ -205,7 +205,7 @@ void test_far() {
   grad_y.get()[n - 2] = 0x4080;  // 4
   const std::vector<float> ones = {1};
   const Device<float> scale(ones), grad_scale(1), grad_zero_point(1);
-  const esp_quantizer quantizer = {-1, 1, ESP_ROUND_MULTIPLY, 0, 0, 0, 0, 0, 0};
+  const esp_quantizer quantizer = {-1, 1, ESP_ROUND_MULTIPLY, 0, 0, 0, 0, 0, 0, 0};
   const esp_scale_gradient far = {x.get(),
                                   grad_y.get(),
                                   grad_x.get(),
@@ -277,7 +277,7 @@ void test(const Setting& setting) {
 
 void test_refusals() {
   esp_cuda_plan plan;
-  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, 0, 0, 0, 0, 0, 0};
+  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, 0, 0, 0, 0, 0, 0, 0};
   float value[8] = {};
   const esp_scale_gradient good = {value,   value, nullptr, value, nullptr, value,
                                    nullptr, 2,     2,       2,     ESP_F32, 1};

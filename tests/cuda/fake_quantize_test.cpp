@@ -323,7 +323,7 @@ void test_far() {
   const int64_t inner = n / 4, meet = 3 * inner * 2;
   const std::vector<float> scales = {1.0f, 1.0f, 0.25f, 0.5f};
   const Device<float> device_scales(scales);
-  const esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_NONE, 1, 127, 0, 0, 0};
+  const esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_NONE, 1, 127, 0, 0, 0, 0};
   esp_quantized far = {};
   far.x = in;
   far.y = out;
@@ -393,7 +393,7 @@ void test(const Setting& setting) {
 
 void test_refusals() {
   esp_cuda_plan plan;
-  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_MSE, 1, 127, 0, 10, 0.5f};
+  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_MSE, 1, 127, 0, 10, 0.5f, 0};
   esp_quantized tensor = {};
   CHECK(esp_cuda_fake_quantize_plan(&quantizer, &tensor, 0, &plan, nullptr) == ESP_UNSUPPORTED);
   quantizer.observer = ESP_OBSERVER_MIN_MAX;

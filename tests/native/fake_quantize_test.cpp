@@ -74,7 +74,7 @@ uint64_t everything(const Case& c, esp_dtype dtype, esp_dtype y_dtype, int32_t o
     averages[c.channels + i] = -INFINITY;
   }
   const esp_quantizer quantizer = {symmetric ? -127 : 0, symmetric ? 127 : 255, symmetric ? ESP_ROUND_MULTIPLY : ESP_ROUND_DIVIDE,
-                                   observer, symmetric, 127.0f, 0.5f, 3, 0.5f};
+                                   observer, symmetric, 127.0f, 0.5f, 3, 0.5f, 0};
   esp_quantized tensor = {x.get(), y.get(), reinterpret_cast<uint8_t*>(q.get()), reinterpret_cast<uint8_t*>(gate.get()),
                           scales,  zeros,   averages, c.outer, c.channels, c.inner, dtype, y_dtype, -1, -1};
   CHECK(esp_fake_quantize(&quantizer, &tensor, 1) == ESP_OK);
@@ -103,7 +103,7 @@ uint64_t everything(const Case& c, esp_dtype dtype, esp_dtype y_dtype, int32_t o
 
 void failures() {
   float x[6] = {1, 2, 3, 4, 5, 6}, y[6] = {}, scale[2] = {1, 0};
-  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_NONE, 1, 127.0f, 0.5f, 3, 0.5f};
+  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_NONE, 1, 127.0f, 0.5f, 3, 0.5f, 0};
   esp_quantized tensor = {x, y, nullptr, nullptr, scale, nullptr, nullptr, 1, 2, 3, ESP_F32, ESP_F32, 0, 0};
   CHECK(esp_fake_quantize(&quantizer, &tensor, 1) == ESP_INVALID_ARGUMENT);
   CHECK(std::strstr(esp_last_error(), "tensor 0, channel 1") != nullptr);
@@ -137,6 +137,8 @@ void failures() {
   with_quantizer([](esp_quantizer& q) { q.observer = ESP_OBSERVER_MOVING_AVERAGE, q.average = 2; });
   with_quantizer([](esp_quantizer& q) { q.observer = ESP_OBSERVER_MSE, q.clip_steps = 0; });
   with_quantizer([](esp_quantizer& q) { q.observer = ESP_OBSERVER_MSE, q.clip_smallest = 1; });
+  with_quantizer([](esp_quantizer& q) { q.observer = ESP_OBSERVER_MIN_MAX, q.smallest_scale = -1; });
+  with_quantizer([](esp_quantizer& q) { q.observer = ESP_OBSERVER_MIN_MAX, q.smallest_scale = 0x1p-128f; });
   with_tensor([](esp_quantized& t) { t.x = nullptr; });
   with_tensor([](esp_quantized& t) { t.scale = nullptr; });
   with_tensor([](esp_quantized& t) { t.dtype = 3; });

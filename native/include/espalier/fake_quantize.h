@@ -14,7 +14,8 @@
  *   symmetric   s = max|x| / divisor, z = 0
  *   affine      s = (max(0, max x) - min(0, min x)) / (qmax - qmin), z = qmin - rint(min(0, min x) / s), clamped;
  *               with ESP_ROUND_DIVIDE z = rint(qmin - min(0, min x) / s), as ONNX Runtime has it
- * A channel of zeros, or without a finite value, gets s = 1 and the z of zero.
+ * A channel of zeros, or without a finite value, gets s = 1 and the z of zero. With a smallest scale no s is below it, and
+ * such a channel gets it.
  *
  * All results have the same bits on every instruction set and for every number of threads.
  */
@@ -45,6 +46,7 @@ typedef struct esp_quantizer {
   float average;         /* MOVING_AVERAGE: state += average * (value - state), 0 < average <= 1 */
   int32_t clip_steps;    /* MSE: ratios 1 - i * (1 - clip_smallest) / clip_steps for i = 0 .. clip_steps; 1 to 1000 */
   float clip_smallest;   /* MSE: the smallest ratio, 0 < clip_smallest < 1; of equal sums the largest ratio wins */
+  float smallest_scale;  /* observers: a usable scale, or 0 for none */
 } esp_quantizer;
 
 typedef struct esp_quantized {

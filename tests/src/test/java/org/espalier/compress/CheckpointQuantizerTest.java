@@ -50,7 +50,7 @@ class CheckpointQuantizerTest {
 
   private CheckpointQuantizer.Result quantize(Predicate<TensorInfo> choice) {
     return CheckpointQuantizer.quantize(
-        new CheckpointQuantizer.Job(model, target, choice), Progress.NONE);
+        new CheckpointQuantizer.Job(model, target, choice, LinearForm.INT8), Progress.NONE);
   }
 
   @ParameterizedTest
@@ -266,7 +266,7 @@ class CheckpointQuantizerTest {
     TestModel.transformer()
         .add(CHOSEN.get(0) + "_scale", SafetensorsDtype.F32, new float[24], 24, 1)
         .single(model);
-    assertRefused(CHOSEN.get(0), "has a scale");
+    assertRefused(CHOSEN.get(0) + "_scale'", "quantized already");
   }
 
   @Test
@@ -310,7 +310,7 @@ class CheckpointQuantizerTest {
       for (int i = row * columns; i < (row + 1) * columns; i++) {
         magnitude = Math.max(magnitude, Math.abs(w[i]));
       }
-      float scale = nearest(dtype, Math.max(magnitude / 127.5f, Math.ulp(1f)));
+      float scale = TestModel.nearest(dtype, Math.max(magnitude / 127.5f, Math.ulp(1f)));
       assertEquals(scale, s[row], name + ": scale of row " + row);
       for (int i = row * columns; i < (row + 1) * columns; i++) {
         double expected = Math.max(-128, Math.min(127, Math.rint(w[i] / scale)));
@@ -319,25 +319,5 @@ class CheckpointQuantizerTest {
         }
       }
     }
-  }
-
-  /** The value of the type that is nearest, of two the one with an even mantissa. */
-  private static float nearest(SafetensorsDtype dtype, float value) {
-    if (dtype == SafetensorsDtype.F32) {
-      return value;
-    }
-    int below =
-        dtype == SafetensorsDtype.BF16
-            ? Float.floatToRawIntBits(value) >> 16
-            : TestModel.toHalf(value);
-    float[] both =
-        TestModel.decode(
-            dtype,
-            new byte[] {
-              (byte) below, (byte) (below >> 8), (byte) (below + 1), (byte) (below + 1 >> 8)
-            });
-    double down = (double) value - both[0];
-    double up = (double) both[1] - value;
-    return down < up || down == up && below % 2 == 0 ? both[0] : both[1];
   }
 }

@@ -19,6 +19,8 @@ import org.espalier.op.MagnitudePrune.Scope;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Checkpoints that go through a device come out with the bytes of those that do not. */
 @Tag("device")
@@ -98,18 +100,19 @@ class DeviceCheckpointTest {
             .single(folder.resolve("model"));
     try (TestDevice there = new TestDevice()) {
       check(model, there.device(), new MagnitudePrune.Amount(0.5, Scope.GLOBAL), null, 0);
-      quantize(model, there.device());
+      quantize(model, there.device(), LinearForm.INT8);
+      quantize(model, there.device(), LinearForm.int4(0, true));
     }
   }
 
-  private void quantize(Path model, Device device) throws IOException {
-    Path cpu = folder.resolve("cpu-int8");
-    Path other = folder.resolve("device-int8");
+  private void quantize(Path model, Device device, LinearForm form) throws IOException {
+    Path cpu = folder.resolve("cpu-" + form);
+    Path other = folder.resolve("device-" + form);
     CheckpointQuantizer.quantize(
-        new CheckpointQuantizer.Job(model, cpu, CheckpointQuantizer::isLinearWeight),
+        new CheckpointQuantizer.Job(model, cpu, CheckpointQuantizer::isLinearWeight, form),
         (phase, done, total) -> {});
     CheckpointQuantizer.quantize(
-        new CheckpointQuantizer.Job(model, other, CheckpointQuantizer::isLinearWeight),
+        new CheckpointQuantizer.Job(model, other, CheckpointQuantizer::isLinearWeight, form),
         device,
         (phase, done, total) -> {});
     assertSameFiles(cpu, other);
@@ -118,7 +121,24 @@ class DeviceCheckpointTest {
   @Test
   void quantizesTheSame() throws IOException {
     try (TestDevice there = new TestDevice()) {
-      quantize(TestModel.transformer().sharded(folder.resolve("model"), 2), there.device());
+      Path model = TestModel.transformer().sharded(folder.resolve("model"), 2);
+      quantize(model, there.device(), LinearForm.INT8);
+      quantize(model, there.device(), LinearForm.int4(0, false));
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void quantizesBlocksTheSame(boolean symmetric) throws IOException {
+    Random random = new Random(3);
+    Path model =
+        new TestModel()
+            .addRandom(random, "a.weight", SafetensorsDtype.BF16, 17, 512)
+            .addRandom(random, "b.weight", SafetensorsDtype.F32, 3, 1024)
+            .add("c.weight", SafetensorsDtype.F32, new float[9 * 128], 9, 128)
+            .single(folder.resolve("model"));
+    try (TestDevice there = new TestDevice()) {
+      quantize(model, there.device(), LinearForm.int4(128, symmetric));
     }
   }
 
@@ -147,7 +167,10 @@ class DeviceCheckpointTest {
               () ->
                   CheckpointQuantizer.quantize(
                       new CheckpointQuantizer.Job(
-                          broken, folder.resolve("out"), CheckpointQuantizer::isLinearWeight),
+                          broken,
+                          folder.resolve("out"),
+                          CheckpointQuantizer::isLinearWeight,
+                          LinearForm.int4(0, false)),
                       there.device(),
                       (phase, done, total) -> {}));
       assertTrue(e.getMessage().contains("1 NaN and 0 infinite"), e.getMessage());

@@ -1,6 +1,7 @@
 package org.espalier.compress;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -28,7 +29,8 @@ class ModelConfigTest {
         "{\"model_type\":\"llama\",\"eps\":1e-05,\"big\":12345678901234567890,\"x\":[Infinity,0.10],"
             + "\"name\":\"ü\"}");
     byte[] json =
-        ModelConfig.read(folder).with(CompressedTensorsConfig.int8(List.of("lm_head", "a.b")));
+        ModelConfig.read(folder)
+            .with(CompressedTensorsConfig.of(LinearForm.INT8, List.of("lm_head", "a.b")));
     assertEquals(
         """
         {
@@ -108,9 +110,9 @@ class ModelConfigTest {
 
   @Test
   void theSchemaTakesItsOwnFormAndNoOther() throws IOException {
-    ObjectNode json = CompressedTensorsConfig.int8(List.of("lm_head")).toJson();
+    ObjectNode json = CompressedTensorsConfig.of(LinearForm.INT8, List.of("lm_head")).toJson();
     assertEquals(
-        CompressedTensorsConfig.int8(List.of("lm_head")),
+        CompressedTensorsConfig.of(LinearForm.INT8, List.of("lm_head")),
         CompressedTensorsConfig.parse(json, "config.json"));
     for (String path : List.of("", "/config_groups/group_0", "/config_groups/group_0/weights")) {
       ObjectNode more = json.deepCopy();
@@ -132,10 +134,42 @@ class ModelConfigTest {
     ObjectNode other = json.deepCopy();
     other.put("format", "pack-quantized");
     assertSchemaRefuses(other, "int-quantized");
+    other.put("format", "int-quantized");
+    ((ObjectNode) other.at("/config_groups/group_0")).remove("input_activations");
+    assertSchemaRefuses(other, "input_activations");
     ObjectNode sparse = json.deepCopy();
     ((ObjectNode) sparse.get("sparsity_config")).put("format", "sparse-bitmask");
     assertSchemaRefuses(sparse, "int-quantized");
     assertSchemaRefuses(new ObjectMapper().readTree("[]"), "quantization_config");
+  }
+
+  /** Readers take a group size of groups only, and no input activations. */
+  @Test
+  void packedWeightsHaveASchemeOfTheirOwn() {
+    for (LinearForm form :
+        List.of(LinearForm.int4(128, true), LinearForm.int4(32, false), LinearForm.int4(0, true))) {
+      CompressedTensorsConfig config = CompressedTensorsConfig.of(form, List.of("lm_head"));
+      ObjectNode json = config.toJson();
+      assertEquals(config, CompressedTensorsConfig.parse(json, "config.json"));
+      assertEquals("pack-quantized", json.get("format").asText());
+      JsonNode scheme = json.at("/config_groups/group_0");
+      assertFalse(scheme.has("input_activations"));
+      assertEquals(
+          switch (form.block()) {
+            case 0 ->
+                "{'num_bits':4,'type':'int','symmetric':true,'strategy':'channel','dynamic':false}";
+            case 32 ->
+                "{'num_bits':4,'type':'int','symmetric':false,'strategy':'group','group_size':32,"
+                    + "'dynamic':false}";
+            default ->
+                "{'num_bits':4,'type':'int','symmetric':true,'strategy':'group','group_size':128,"
+                    + "'dynamic':false}";
+          },
+          scheme.get("weights").toString().replace('"', '\''));
+      ObjectNode other = json.deepCopy();
+      ((ObjectNode) other.at("/config_groups/group_0/weights")).put("group_size", 48);
+      assertSchemaRefuses(other, "pack-quantized");
+    }
   }
 
   private static void assertSchemaRefuses(JsonNode json, String message) {

@@ -197,4 +197,22 @@ final class TestModel {
     }
     return (short) (value < 0 ? low | 0x8000 : low);
   }
+
+  /** The value of the type that is nearest, of two the one with an even mantissa. */
+  static float nearest(SafetensorsDtype dtype, float value) {
+    if (dtype == SafetensorsDtype.F32) {
+      return value;
+    }
+    int below =
+        dtype == SafetensorsDtype.BF16 ? Float.floatToRawIntBits(value) >> 16 : toHalf(value);
+    float[] both =
+        decode(
+            dtype,
+            new byte[] {
+              (byte) below, (byte) (below >> 8), (byte) (below + 1), (byte) (below + 1 >> 8)
+            });
+    double down = (double) value - both[0];
+    double up = (double) both[1] - value;
+    return down < up || down == up && below % 2 == 0 ? both[0] : both[1];
+  }
 }

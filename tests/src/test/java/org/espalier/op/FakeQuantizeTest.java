@@ -389,6 +389,33 @@ class FakeQuantizeTest {
     }
   }
 
+  /** Of observers that look at magnitudes, at ranges and at errors, on symmetric grids and affine ones. */
+  @Test
+  void noScaleIsBelowTheSmallest() {
+    float[] values = {0, -0f, 0, 1e-40f, -1e-41f, 0, 1e-4f, -2e-4f, 3e-4f, 1, -2, 3};
+    for (FakeQuantize base : List.of(FakeQuantize.symmetric(4), FakeQuantize.affine(4))) {
+      for (FakeQuantize observer :
+          List.of(base.minMax(), base.movingAverage(1), base.mse(8, 0.5f))) {
+        try (OwnedTensor x = Numbers.tensor(DType.F32, values, 4, 3);
+            FloatPointer scale = new FloatPointer(4);
+            FloatPointer unbounded = new FloatPointer(1);
+            IntPointer zeroPoint = new IntPointer(4);
+            FloatPointer running = new FloatPointer(8)) {
+          FakeQuantize.startRunning(running, 4);
+          FakeQuantize bounded = observer.perChannel(0).smallestScale(0.01f);
+          bounded.run(new Job(x, null, null, null, scale, zeroPoint, running));
+          for (int c = 0; c < 3; c++) {
+            assertEquals(0.01f, scale.get(c), bounded + " channel " + c);
+          }
+          FakeQuantize.startRunning(running, 1);
+          observer.run(new Job(x.slice(9, 3), null, null, null, unbounded, zeroPoint, running));
+          assertTrue(unbounded.get(0) > 0.01f);
+          assertEquals(unbounded.get(0), scale.get(3));
+        }
+      }
+    }
+  }
+
   /** The full grid divides by 127.5, as the compressed-tensors format has it. */
   @ParameterizedTest
   @ValueSource(ints = {2, 3, 4, 5, 6, 7, 8})
@@ -767,6 +794,10 @@ class FakeQuantizeTest {
     assertThrows(IllegalArgumentException.class, () -> FakeQuantize.symmetric(-9, 9, 0));
     assertThrows(IllegalArgumentException.class, () -> FakeQuantize.symmetric(8).mse(0, 0.5f));
     assertThrows(IllegalArgumentException.class, () -> FakeQuantize.symmetric(8).movingAverage(0));
+    for (float bad : new float[] {0, -1, 0x1p-128f, Float.NaN, Float.POSITIVE_INFINITY}) {
+      assertThrows(
+          IllegalArgumentException.class, () -> FakeQuantize.symmetric(8).smallestScale(bad));
+    }
     try (OwnedTensor x = OwnedTensor.allocate(DType.BF16, 4, 4);
         OwnedTensor y = OwnedTensor.allocate(DType.F16, 4, 4);
         OwnedTensor small = OwnedTensor.allocate(DType.F32, 3);

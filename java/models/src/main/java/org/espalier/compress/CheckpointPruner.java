@@ -168,6 +168,12 @@ public final class CheckpointPruner {
         throw new InputException(
             where + " is " + tensor.dtype() + "; F32, BF16 and F16 can be pruned");
       }
+      if (LinearForm.isScale(tensor.name(), checkpoint)) {
+        throw new InputException(
+            where
+                + " holds the scales of weights that are quantized already; prune the float model"
+                + " and quantize what comes out");
+      }
       names.add(tensor.name());
       SafetensorsFile readable = aligned.of(file);
       Chosen one =

@@ -12,19 +12,18 @@ import org.espalier.InputException;
 import org.espalier.device.Device;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.Names;
-import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.format.safetensors.TensorSpec;
 
 /**
- * Quantizes the linear layers of a model's folder to int8 in the compressed-tensors layout: {@code
- * X.weight} becomes I8 [out, in] and {@code X.weight_scale} [out, 1] in the weights' own float type
- * joins it in the same shard; {@code config.json} gets the {@code quantization_config}; all else is
- * copied.
+ * Quantizes the linear layers of a model's folder in the compressed-tensors layout: what stands for {@code X.weight} in the
+ * chosen {@link LinearForm} takes its place in the same shard; {@code config.json} gets the {@code quantization_config};
+ * all else is copied.
  *
- * <p>One scale a row, by that format's convention: scale = absmax / 127.5 rounded to the weights'
- * type, at least 2^-23; q = clamp(rint(w / scale), -128, 127). Source: the compressed-tensors
- * package.
+ * <p>Scales are rounded to the weights' type and at least 2^-23. Of 8 bits one a row, by that format's convention: absmax /
+ * 127.5; q = clamp(rint(w / scale), -128, 127). Of 4 bits one a block of a row, of 25 between max|w| / 7 and 0.4 of it, or as many
+ * ranges with zero points, that which changes the weights least in squares; q = clamp(rint(w / scale) + zero, -8, 7). Source:
+ * the compressed-tensors package.
  *
  * <p>The input is mapped and the output written piece by piece, so the memory that a run takes for
  * itself does not grow with the model.
@@ -41,14 +40,15 @@ public final class CheckpointQuantizer {
    * @param model a folder that holds a model, or its {@code model.safetensors}
    * @param target the folder to write
    * @param choice the tensors to quantize; {@link #isLinearWeight} where the user says nothing
+   * @param form what they become
    */
-  public record Job(Path model, Path target, Predicate<TensorInfo> choice) {}
+  public record Job(Path model, Path target, Predicate<TensorInfo> choice, LinearForm form) {}
 
   /**
    * What was done.
    *
-   * @param total weights that are int8 now
-   * @param tensors the tensors that are int8 now
+   * @param total weights that are quantized now
+   * @param tensors the tensors that are quantized now
    * @param ignored modules of linear layers that stay float, as the configuration names them
    * @param inputBytes bytes of the model's tensors
    * @param outputBytes bytes of the quantized model's tensors
@@ -71,6 +71,16 @@ public final class CheckpointQuantizer {
         && !WeightNames.isEmbedding(tensor.name())
         && !WeightNames.isHead(tensor.name())
         && !WeightNames.isRouter(tensor.name());
+  }
+
+  /**
+   * Checks that a model can take the layout at all.
+   *
+   * @throws InputException where it is no folder with a {@code config.json}, or quantized already, or its linear
+   *     layers are not Linear modules
+   */
+  public static void check(Path model) {
+    ModelConfig.read(folder(model));
   }
 
   private static boolean isQuantizable(TensorInfo tensor) {
@@ -104,7 +114,7 @@ public final class CheckpointQuantizer {
       CheckpointOutput.check(checkpoint, job.target());
       Set<String> chosen = choose(checkpoint, job);
       List<String> ignored = ignored(checkpoint, chosen);
-      byte[] json = config.with(CompressedTensorsConfig.int8(ignored));
+      byte[] json = config.with(CompressedTensorsConfig.of(job.form(), ignored));
       for (String tensor : chosen) {
         aligned.of(checkpoint.fileOf(tensor));
       }
@@ -113,9 +123,10 @@ public final class CheckpointQuantizer {
               CheckpointOutput.create(
                   checkpoint,
                   job.target(),
-                  t -> chosen.contains(t.name()) ? quantized(t) : List.of(TensorSpec.of(t)),
+                  t ->
+                      chosen.contains(t.name()) ? job.form().tensors(t) : List.of(TensorSpec.of(t)),
                   Map.of(ModelConfig.FILE, json));
-          RowQuantizer rows = new RowQuantizer(device, widest(checkpoint, chosen))) {
+          RowQuantizer rows = new RowQuantizer(job.form(), device, widest(checkpoint, chosen))) {
         long inputBytes = checkpoint.tensors().stream().mapToLong(TensorInfo::bytes).sum();
         long done = 0;
         long total = 0;
@@ -125,7 +136,7 @@ public final class CheckpointQuantizer {
           if (chosen.contains(tensor.name())) {
             rows.quantize(aligned.of(checkpoint.fileOf(tensor.name())), tensor.name(), output);
             total += tensor.elements();
-            outputBytes += quantized(tensor).stream().mapToLong(TensorSpec::bytes).sum();
+            outputBytes += job.form().tensors(tensor).stream().mapToLong(TensorSpec::bytes).sum();
           } else {
             output.copy(tensor);
             outputBytes += tensor.bytes();
@@ -173,10 +184,23 @@ public final class CheckpointQuantizer {
       }
       if (WeightNames.isTable(tensor.name())) {
         throw new InputException(
-            where + " is an embedding; compressed-tensors int8 is for linear layers");
+            where + " is an embedding; compressed-tensors is for linear layers");
       }
-      if (checkpoint.tensor(RowQuantizer.scaleName(tensor.name())) != null) {
-        throw new InputException(where + " has a scale: the model is quantized already");
+      job.form()
+          .misfit(tensor)
+          .ifPresent(
+              why -> {
+                throw new InputException(
+                    where + ": " + why + "; a smaller block may fit, or leave it float");
+              });
+      for (TensorSpec made : job.form().tensors(tensor)) {
+        if (!made.name().equals(tensor.name()) && checkpoint.tensor(made.name()) != null) {
+          throw new InputException(
+              where
+                  + " has a "
+                  + Names.quote(made.name())
+                  + " beside it, as in a model that is quantized already");
+        }
       }
       chosen.add(tensor.name());
     }
@@ -202,16 +226,6 @@ public final class CheckpointQuantizer {
       }
     }
     return List.copyOf(modules);
-  }
-
-  /** What stands for a quantized tensor. */
-  private static List<TensorSpec> quantized(TensorInfo tensor) {
-    return List.of(
-        new TensorSpec(tensor.name(), SafetensorsDtype.I8, tensor.shape()),
-        new TensorSpec(
-            RowQuantizer.scaleName(tensor.name()),
-            tensor.dtype(),
-            List.of(tensor.shape().get(0), 1L)));
   }
 
   /** The folder of a model that was given by its only file. */

@@ -15,16 +15,17 @@ import org.espalier.InputException;
 import org.espalier.format.JsonReason;
 
 /**
- * The {@code quantization_config} of a model in the compressed-tensors layout, in the one form that
- * we write: 8-bit integers, weights symmetric per output channel, inputs symmetric per token when
- * the model runs. Readers refuse fields that they do not know, so this has the known ones only, and
- * {@link #parse} refuses others as they do.
+ * The {@code quantization_config} of a model in the compressed-tensors layout, in the two forms that
+ * we write. int-quantized: 8-bit integers, weights symmetric per output channel, inputs symmetric per token
+ * when the model runs. pack-quantized: weights of 4 bits by groups of a channel or by channel, inputs as they are. Readers
+ * refuse fields that they do not know, so this has the known ones only, and {@link #parse} refuses others as
+ * they do.
  *
  * <p>Source: the QuantizationConfig of the compressed-tensors package and its readers in
  * transformers and vLLM.
  *
  * @param quantMethod always {@code compressed-tensors}
- * @param format always {@code int-quantized}
+ * @param format {@code int-quantized} or {@code pack-quantized}
  * @param quantizationStatus always {@code compressed}
  * @param configGroups the schemes by the name of their group
  * @param ignore modules of a target class that stay float
@@ -52,8 +53,6 @@ record CompressedTensorsConfig(
   private static final JsonMapper JSON =
       JsonMapper.builder()
           .enable(DeserializationFeature.FAIL_ON_UNKNOWN_PROPERTIES)
-          .enable(DeserializationFeature.FAIL_ON_MISSING_CREATOR_PROPERTIES)
-          .enable(DeserializationFeature.FAIL_ON_NULL_CREATOR_PROPERTIES)
           .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
           .build();
 
@@ -62,13 +61,14 @@ record CompressedTensorsConfig(
    *
    * @param targets names of module classes
    * @param weights how weights are
-   * @param inputActivations how inputs are; this format's readers refuse a scheme without
+   * @param inputActivations how inputs are, which readers of int-quantized ask for; null in pack-quantized
    */
+  @JsonInclude(JsonInclude.Include.NON_NULL)
   @JsonPropertyOrder({"targets", "weights", "input_activations"})
   record Scheme(
       @JsonProperty(value = "targets", required = true) List<String> targets,
       @JsonProperty(value = "weights", required = true) Arguments weights,
-      @JsonProperty(value = "input_activations", required = true) Arguments inputActivations) {}
+      @JsonProperty("input_activations") Arguments inputActivations) {}
 
   /**
    * The numbers of one quantization.
@@ -76,20 +76,21 @@ record CompressedTensorsConfig(
    * @param bits width of an integer
    * @param type always {@code int}
    * @param symmetric whether the zero point is 0
-   * @param strategy what shares a scale: {@code channel} or {@code token}
+   * @param strategy what shares a scale: {@code channel}, {@code group} or {@code token}
+   * @param groupSize of groups; else null
    * @param dynamic whether the scale is found when the model runs
    */
-  @JsonInclude(JsonInclude.Include.ALWAYS)
-  @JsonPropertyOrder({"num_bits", "type", "symmetric", "strategy", "dynamic"})
+  @JsonInclude(JsonInclude.Include.NON_NULL)
+  @JsonPropertyOrder({"num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"})
   record Arguments(
       @JsonProperty(value = "num_bits", required = true) int bits,
       @JsonProperty(value = "type", required = true) String type,
       @JsonProperty(value = "symmetric", required = true) boolean symmetric,
       @JsonProperty(value = "strategy", required = true) String strategy,
+      @JsonProperty("group_size") Integer groupSize,
       @JsonProperty(value = "dynamic", required = true) boolean dynamic) {}
 
-  private static final Arguments WEIGHTS = new Arguments(8, "int", true, "channel", false);
-  private static final Arguments INPUTS = new Arguments(8, "int", true, "token", true);
+  private static final Arguments INPUTS = new Arguments(8, "int", true, "token", null, true);
 
   CompressedTensorsConfig {
     configGroups = Map.copyOf(configGroups);
@@ -97,21 +98,47 @@ record CompressedTensorsConfig(
     sparsityConfig = Map.copyOf(sparsityConfig);
     Set<Scheme> schemes = Set.copyOf(configGroups.values());
     if (!quantMethod.equals("compressed-tensors")
-        || !format.equals("int-quantized")
         || !quantizationStatus.equals("compressed")
-        || !schemes.equals(Set.of(new Scheme(List.of("Linear"), WEIGHTS, INPUTS)))
+        || schemes.size() != 1
+        || !isOurs(format, schemes.iterator().next())
         || !sparsityConfig.isEmpty()) {
-      throw new IllegalArgumentException("not the int-quantized scheme of Linear modules");
+      throw new IllegalArgumentException(
+          "not the int-quantized scheme of Linear modules, which has input_activations, nor"
+              + " pack-quantized of 4 bits");
     }
   }
 
-  /** The configuration of a model whose Linear modules, except some, are int8. */
-  static CompressedTensorsConfig int8(List<String> ignore) {
+  private static boolean isOurs(String format, Scheme scheme) {
+    Arguments weights = scheme.weights();
+    int block = weights.groupSize() == null ? 0 : weights.groupSize();
+    if (format.equals("int-quantized")) {
+      return scheme.equals(scheme(LinearForm.INT8));
+    }
+    return format.equals("pack-quantized")
+        && (block == 0 || LinearForm.BLOCKS.contains(block))
+        && scheme.equals(scheme(LinearForm.int4(block, weights.symmetric())));
+  }
+
+  private static Scheme scheme(LinearForm form) {
+    boolean grouped = form.block() > 0;
+    Arguments weights =
+        new Arguments(
+            form.bits(),
+            "int",
+            form.symmetric(),
+            grouped ? "group" : "channel",
+            grouped ? form.block() : null,
+            false);
+    return new Scheme(List.of("Linear"), weights, form.isPacked() ? null : INPUTS);
+  }
+
+  /** The configuration of a model whose Linear modules, except some, have a form. */
+  static CompressedTensorsConfig of(LinearForm form, List<String> ignore) {
     return new CompressedTensorsConfig(
         "compressed-tensors",
-        "int-quantized",
+        form.isPacked() ? "pack-quantized" : "int-quantized",
         "compressed",
-        Map.of("group_0", new Scheme(List.of("Linear"), WEIGHTS, INPUTS)),
+        Map.of("group_0", scheme(form)),
         ignore,
         Map.of());
   }

@@ -63,7 +63,7 @@ public final class CompressedTensorsFolder {
         specs.add(new TensorSpec(w.name(), SafetensorsDtype.I8, w.shape()));
         specs.add(
             new TensorSpec(
-                RowQuantizer.scaleName(w.name()),
+                LinearForm.scaleName(w.name()),
                 SafetensorsDtype.F32,
                 List.of(w.shape().get(0), 1L)));
       }
@@ -78,14 +78,14 @@ public final class CompressedTensorsFolder {
             writer.append(w.name(), w.floats());
           } else {
             writer.append(w.name(), w.integers());
-            writer.append(RowQuantizer.scaleName(w.name()), w.scales());
+            writer.append(LinearForm.scaleName(w.name()), w.scales());
           }
         }
         writer.finish();
       } catch (IOException e) {
         throw folder.failure(Checkpoint.SINGLE, e);
       }
-      byte[] json = model.with(CompressedTensorsConfig.int8(List.copyOf(ignored)));
+      byte[] json = model.with(CompressedTensorsConfig.of(LinearForm.INT8, List.copyOf(ignored)));
       try (FileChannel file = folder.create(ModelConfig.FILE)) {
         for (ByteBuffer bytes = ByteBuffer.wrap(json); bytes.hasRemaining(); ) {
           file.write(bytes);

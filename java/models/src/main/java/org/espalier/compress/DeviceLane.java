@@ -5,6 +5,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.function.Consumer;
 import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
 import org.bytedeco.javacpp.Pointer;
 import org.espalier.device.CudaMemory;
 import org.espalier.device.CudaStream;
@@ -27,6 +28,7 @@ final class DeviceLane implements RowLane {
   private final CudaMemory weights;
   private final CudaMemory integers;
   private final CudaMemory scales;
+  private final CudaMemory zeroPoints; // null: all 0
   // Planned for the rows of this type and shape.
   private FakeQuantize.Batch observing;
   private FakeQuantize.Batch quantizing;
@@ -35,9 +37,15 @@ final class DeviceLane implements RowLane {
   /**
    * @param elements of the rows at most
    * @param rows at most
+   * @param affine whether there are zero points
    */
   DeviceLane(
-      Device device, FakeQuantize observer, FakeQuantize quantizer, long elements, long rows) {
+      Device device,
+      FakeQuantize observer,
+      FakeQuantize quantizer,
+      long elements,
+      long rows,
+      boolean affine) {
     this.device = device;
     this.observer = observer;
     this.quantizer = quantizer;
@@ -47,6 +55,7 @@ final class DeviceLane implements RowLane {
     weights = CudaMemory.allocate(device, 4 * elements);
     integers = CudaMemory.allocate(device, elements);
     scales = CudaMemory.allocate(device, 4 * rows);
+    zeroPoints = affine ? CudaMemory.allocate(device, 4 * rows) : null;
   }
 
   @Override
@@ -56,11 +65,12 @@ final class DeviceLane implements RowLane {
         || !Arrays.equals(planned.shape(), rows.shape())) {
       closeBatches();
       planned = CudaTensor.of(device, weights.pointer(), rows.dtype(), rows.shape());
-      observing =
-          observer.batch(List.of(FakeQuantize.Job.observe(planned, scales.asFloats(), null)));
+      FloatPointer scale = scales.asFloats();
+      IntPointer zeroPoint = zeroPoints == null ? null : zeroPoints.asInts();
+      observing = observer.batch(List.of(FakeQuantize.Job.observe(planned, scale, zeroPoint)));
       quantizing =
           quantizer.batch(
-              List.of(FakeQuantize.Job.real(planned, integers.asBytes(), scales.asFloats(), null)));
+              List.of(FakeQuantize.Job.real(planned, integers.asBytes(), scale, zeroPoint)));
     }
     Pointer.memcpy(input.pointer(), rows.pointer(), rows.bytes());
     weights.copyFrom(input.pointer(), rows.bytes(), stream);
@@ -68,14 +78,20 @@ final class DeviceLane implements RowLane {
   }
 
   @Override
-  public FakeQuantize.NonFinite observe(FloatPointer to) {
+  public FakeQuantize.NonFinite observe(FloatPointer to, IntPointer zerosTo) {
     scales.copyTo(to, 4 * planned.dimension(0), stream);
+    if (zeroPoints != null) {
+      zeroPoints.copyTo(zerosTo, 4 * planned.dimension(0), stream);
+    }
     return observing.result(stream).get(0);
   }
 
   @Override
-  public void quantize(FloatPointer from, Consumer<ByteBuffer> sink) {
+  public void quantize(FloatPointer from, IntPointer zerosFrom, Consumer<ByteBuffer> sink) {
     scales.copyFrom(from, 4 * planned.dimension(0), stream);
+    if (zeroPoints != null) {
+      zeroPoints.copyFrom(zerosFrom, 4 * planned.dimension(0), stream);
+    }
     quantizing.queue(stream);
     integers.copyTo(output.pointer(), planned.elements(), stream);
     quantizing.result(stream);
@@ -99,5 +115,8 @@ final class DeviceLane implements RowLane {
     weights.close();
     integers.close();
     scales.close();
+    if (zeroPoints != null) {
+      zeroPoints.close();
+    }
   }
 }

@@ -3,6 +3,7 @@ package org.espalier.compress;
 import java.nio.ByteBuffer;
 import java.util.function.Consumer;
 import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
 import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
 
@@ -24,20 +25,23 @@ final class KernelLane implements RowLane {
   }
 
   @Override
-  public FakeQuantize.NonFinite observe(FloatPointer scales) {
-    return observer.run(FakeQuantize.Job.observe(rows, scales, null));
+  public FakeQuantize.NonFinite observe(FloatPointer scales, IntPointer zeroPoints) {
+    return observer.run(FakeQuantize.Job.observe(rows, scales, zeroPoints));
   }
 
   /** {@inheritDoc} A row longer than a piece comes alone and goes in several. */
   @Override
-  public void quantize(FloatPointer scales, Consumer<ByteBuffer> sink) {
+  public void quantize(FloatPointer scales, IntPointer zeroPoints, Consumer<ByteBuffer> sink) {
     long count = rows.dimension(0);
     for (long from = 0; from < rows.elements(); from += RowQuantizer.PIECE) {
       long length = Math.min(RowQuantizer.PIECE, rows.elements() - from);
       Tensor part = rows.slice(from, length);
       quantizer.run(
           FakeQuantize.Job.real(
-              RowQuantizer.matrix(part, count, length / count), integers.pointer(), scales, null));
+              RowQuantizer.matrix(part, count, length / count),
+              integers.pointer(),
+              scales,
+              zeroPoints));
       sink.accept(integers.first(length));
     }
   }

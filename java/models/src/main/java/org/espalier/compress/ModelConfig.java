@@ -43,7 +43,7 @@ final class ModelConfig {
   }
 
   /**
-   * Reads the file and checks that the model can take the compressed-tensors int8 form.
+   * Reads the file and checks that the model can take the compressed-tensors layout.
    *
    * @throws InputException if the file is missing, unreadable or not a JSON object; if the model is
    *     quantized already or its linear layers are not Linear modules

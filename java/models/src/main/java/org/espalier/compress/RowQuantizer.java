@@ -2,7 +2,9 @@ package org.espalier.compress;
 
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.util.function.Consumer;
 import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
 import org.espalier.InputException;
 import org.espalier.device.DType;
 import org.espalier.device.Device;
@@ -12,94 +14,155 @@ import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.FakeQuantize;
 
-/** Quantizes matrices to int8, one scale a row, by the convention of compressed-tensors. */
+/**
+ * Quantizes matrices by the conventions of compressed-tensors, whose rows here are what shares a scale: rows of the matrix, or
+ * blocks of them. Integers of 8 bits have the scale that clips nothing but the largest half step, those of 4 bits the one with
+ * the smallest squared error of some; a scale is used as it is stored.
+ */
 final class RowQuantizer implements AutoCloseable {
   /** Elements of a piece. */
   static final int PIECE = 1 << 20;
 
   private static final int MAX_ROWS = 1 << 15;
 
-  private static final float LEVELS = 127.5f;
-
   /** The format's smallest scale, the machine epsilon of F32 as PyTorch has it. */
   private static final float SMALLEST = 0x1p-23f;
 
-  /**
-   * The observer gives magnitude / divisor and refuses what has no reciprocal. We want the magnitude
-   * of any row, and a power of two keeps the digits and brings the smallest number into range.
-   */
-  private static final float UNIT = 0x1p-22f;
+  /** Of 4 bits: 25 scales, from that which clips nothing down to 0.4 of it. More change the error by less than 0.5 %. */
+  private static final int STEPS = 24;
 
-  private final FakeQuantize observer = FakeQuantize.symmetric(-128, 127, UNIT).perChannel(0);
-  private final FakeQuantize quantizer =
-      FakeQuantize.symmetricFull(8).perChannel(0).rounding(FakeQuantize.Rounding.DIVIDE).given();
+  private static final float LEAST_SHARE = 0.4f;
+
+  private final LinearForm form;
   private final RowLane[] lanes;
   private final FloatPointer scales = new FloatPointer(MAX_ROWS);
+  private final IntPointer zeroPoints; // null: all 0
   private final ByteBuffer stored =
       ByteBuffer.allocateDirect(4 * MAX_ROWS).order(ByteOrder.LITTLE_ENDIAN);
+  private final Nibbles nibbles; // null where integers are not packed
 
   /**
    * @param device where rows are quantized
    * @param columns of the widest matrix
    */
-  RowQuantizer(Device device, long columns) {
+  RowQuantizer(LinearForm form, Device device, long columns) {
+    this.form = form;
+    zeroPoints = form.symmetric() ? null : new IntPointer(MAX_ROWS);
+    nibbles = form.isPacked() ? new Nibbles(PIECE) : null;
+    FakeQuantize grid = grid(form).perChannel(0).rounding(FakeQuantize.Rounding.DIVIDE);
+    FakeQuantize observer = grid.smallestScale(SMALLEST);
+    if (form.isPacked()) {
+      observer = observer.mse(STEPS, LEAST_SHARE);
+    }
+    FakeQuantize quantizer = grid.given();
+    long elements = Math.max(PIECE, form.width(columns));
     lanes = new RowLane[device.isCuda() ? 2 : 1];
     for (int i = 0; i < lanes.length; i++) {
       lanes[i] =
           device.isCuda()
-              ? new DeviceLane(device, observer, quantizer, Math.max(PIECE, columns), MAX_ROWS)
+              ? new DeviceLane(device, observer, quantizer, elements, MAX_ROWS, !form.symmetric())
               : new KernelLane(observer, quantizer);
     }
   }
 
-  /** The name of the scales of {@code X.weight}. */
-  static String scaleName(String weight) {
-    return weight + "_scale";
+  private static FakeQuantize grid(LinearForm form) {
+    if (!form.isPacked()) {
+      return FakeQuantize.symmetricFull(8);
+    }
+    return form.symmetric() ? FakeQuantize.symmetric(-8, 7, 7) : FakeQuantize.affine(-8, 7);
   }
 
   /**
-   * Writes the integers and the scales of a matrix.
+   * Writes what stands for a matrix.
    *
    * @param file where the matrix can be read
    * @throws InputException if a weight is not finite
    */
   void quantize(SafetensorsFile file, String name, CheckpointOutput output) {
     TensorInfo tensor = file.tensor(name);
-    String where = file.path() + ": tensor " + Names.quote(name);
     Tensor view = file.view(tensor);
-    long rows = view.dimension(0);
-    long columns = view.dimension(1);
-    long step = Math.min(MAX_ROWS, Math.max(1, PIECE / columns));
+    long width = form.width(view.dimension(1));
+    long rows = view.elements() / width;
+    Target target =
+        new Target(
+            file.path() + ": tensor " + Names.quote(name),
+            view.dtype(),
+            width,
+            scales -> output.append(LinearForm.scaleName(name), scales),
+            form.isPacked()
+                ? words -> output.append(LinearForm.packedName(name), words)
+                : integers -> output.append(name, integers),
+            zeroPointWords(name, view.dimension(1) / width, output));
+    long step = Math.min(MAX_ROWS, Math.max(1, PIECE / width));
     long pieces = (rows + step - 1) / step;
     int ahead = lanes.length - 1; // as many pieces have begun when one is ended
     for (long i = 0; i < pieces + ahead; i++) {
       if (i < pieces) {
         long row = i * step;
         long count = Math.min(step, rows - row);
-        lane(i).start(matrix(view.slice(row * columns, count * columns), count, columns));
+        lane(i).start(matrix(view.slice(row * width, count * width), count, width));
       }
       if (i >= ahead) {
         long row = (i - ahead) * step;
-        finish(lane(i - ahead), Math.min(step, rows - row), view.dtype(), name, where, output);
+        finish(lane(i - ahead), Math.min(step, rows - row), target);
       }
     }
+    if (target.zeroPoints() != null) {
+      target.zeroPoints().finish();
+    }
+    if (form.isPacked()) {
+      ByteBuffer shape = ByteBuffer.allocate(2 * Long.BYTES).order(ByteOrder.LITTLE_ENDIAN);
+      tensor.shape().forEach(shape::putLong);
+      output.append(LinearForm.shapeName(name), shape.flip());
+    }
+  }
+
+  /**
+   * Where a matrix goes.
+   *
+   * @param where it came from, for messages
+   * @param dtype of its scales
+   * @param width of a row
+   * @param zeroPoints null where there are none
+   */
+  private record Target(
+      String where,
+      DType dtype,
+      long width,
+      Consumer<ByteBuffer> scales,
+      Consumer<ByteBuffer> integers,
+      ZeroPointWords zeroPoints) {}
+
+  private ZeroPointWords zeroPointWords(String name, long blocks, CheckpointOutput output) {
+    return form.symmetric()
+        ? null
+        : new ZeroPointWords(blocks, words -> output.append(LinearForm.zeroPointName(name), words));
   }
 
   private RowLane lane(long piece) {
     return lanes[(int) (piece % lanes.length)];
   }
 
-  private void finish(
-      RowLane lane, long rows, DType dtype, String name, String where, CheckpointOutput output) {
-    findScales(lane, where);
+  private void finish(RowLane lane, long rows, Target target) {
+    findScales(lane, target.where());
     for (long i = 0; i < rows; i++) {
-      // For a row of zeros the observer says 1; that magnitude too has the smallest scale.
-      float magnitude = scales.get(i) * UNIT;
-      scales.put(i, store(Math.max(magnitude / LEVELS, SMALLEST), dtype));
+      scales.put(i, store(scales.get(i), target.dtype()));
     }
-    output.append(scaleName(name), stored.flip());
+    target.scales().accept(stored.flip());
     stored.clear();
-    lane.quantize(scales, integers -> output.append(name, integers));
+    for (long i = 0; zeroPoints != null && i < rows; i++) {
+      target.zeroPoints().add(zeroPoints.get(i));
+    }
+    lane.quantize(
+        scales,
+        zeroPoints,
+        integers -> {
+          if (nibbles == null) {
+            target.integers().accept(integers);
+          } else {
+            nibbles.pack(integers, target.width(), target.integers());
+          }
+        });
   }
 
   static Tensor matrix(Tensor flat, long rows, long columns) {
@@ -109,7 +172,7 @@ final class RowQuantizer implements AutoCloseable {
   private void findScales(RowLane lane, String where) {
     FakeQuantize.NonFinite found;
     try {
-      found = lane.observe(scales);
+      found = lane.observe(scales, zeroPoints);
     } catch (InputException e) {
       throw new InputException(where + ": " + e.getMessage(), e);
     }
@@ -138,7 +201,7 @@ final class RowQuantizer implements AutoCloseable {
         return Float.intBitsToFloat(rounded << 16);
       }
       default -> {
-        // Scales lie between 2^-23 and 65504 / 127.5; below 2^-14 an F16 is a multiple of 2^-24.
+        // Scales lie between 2^-23 and 65504 / 7; below 2^-14 an F16 is a multiple of 2^-24.
         if (scale < 0x1p-14f) {
           float units = (float) Math.rint(scale * 0x1p24f);
           stored.putShort((short) units);
@@ -157,5 +220,8 @@ final class RowQuantizer implements AutoCloseable {
       lane.close();
     }
     scales.close();
+    if (zeroPoints != null) {
+      zeroPoints.close();
+    }
   }
 }

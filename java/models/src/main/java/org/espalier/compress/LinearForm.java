@@ -1,0 +1,143 @@
+package org.espalier.compress;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import org.espalier.format.safetensors.Checkpoint;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.format.safetensors.TensorSpec;
+
+/**
+ * The form that weights {@code X.weight} [out, in] of linear layers take in the compressed-tensors layout.
+ *
+ * <p>Of 8 bits: {@code X.weight} I8 [out, in] and {@code X.weight_scale} [out, 1], which readers know as
+ * int-quantized. Of 4 bits, pack-quantized: {@code X.weight_packed} I32 [out, in / 8], {@code X.weight_scale} [out,
+ * in / block], {@code X.weight_shape} I64 [2] and, where they are not symmetric, {@code X.weight_zero_point} I32 [out
+ * / 8, in / block]. Scales have the weights' own type; quotients are rounded up.
+ *
+ * @param bits of an integer
+ * @param block input channels that share a scale; 0: all
+ * @param symmetric whether 0 is stored as the middle of the grid; else zero points tell it
+ */
+public record LinearForm(int bits, int block, boolean symmetric) {
+  /** One scale an output channel. */
+  public static final LinearForm INT8 = new LinearForm(8, 0, true);
+
+  /** The blocks of 4-bit weights that vLLM has kernels for, beside one for all input channels. */
+  public static final List<Integer> BLOCKS = List.of(32, 64, 128);
+
+  private static final String SCALE = "_scale";
+  private static final String PACKED = "_packed";
+
+  /** Integers in a word. */
+  static final int PER_WORD = 8;
+
+  // What vLLM's Marlin kernels for 4 bits take is a multiple of these.
+  private static final int KERNEL_OUTPUTS = 64;
+  private static final int KERNEL_INPUTS = 128;
+
+  public LinearForm {
+    boolean int8 = bits == 8 && block == 0 && symmetric;
+    boolean int4 = bits == 4 && (block == 0 || BLOCKS.contains(block));
+    if (!int8 && !int4) {
+      throw new IllegalArgumentException(
+          bits + " bits in blocks of " + block + (symmetric ? "" : " with zero points"));
+    }
+  }
+
+  /** Weights of 4 bits. */
+  public static LinearForm int4(int block, boolean symmetric) {
+    return new LinearForm(4, block, symmetric);
+  }
+
+  /** Whether several integers lie in a word. */
+  boolean isPacked() {
+    return bits < 8;
+  }
+
+  /** The weights of a row of {@code columns} that share a scale. */
+  long width(long columns) {
+    return block == 0 ? columns : block;
+  }
+
+  /** Why a matrix cannot have this form, if it cannot. */
+  public Optional<String> misfit(TensorInfo matrix) {
+    long columns = matrix.shape().get(1);
+    return columns % width(columns) == 0
+        ? Optional.empty()
+        : Optional.of("its " + columns + " input channels are no multiple of " + block);
+  }
+
+  /** Whether vLLM's kernels for this form take a matrix; those of layers that it joins they take together. */
+  public boolean isForKernels(TensorInfo matrix) {
+    return !isPacked()
+        || matrix.shape().get(0) % KERNEL_OUTPUTS == 0
+            && matrix.shape().get(1) % KERNEL_INPUTS == 0;
+  }
+
+  /** The tensors that stand for a matrix. */
+  List<TensorSpec> tensors(TensorInfo matrix) {
+    String name = matrix.name();
+    long rows = matrix.shape().get(0);
+    long columns = matrix.shape().get(1);
+    long blocks = columns / width(columns);
+    List<TensorSpec> tensors = new ArrayList<>();
+    tensors.add(new TensorSpec(scaleName(name), matrix.dtype(), List.of(rows, blocks)));
+    if (isPacked()) {
+      tensors.add(
+          new TensorSpec(packedName(name), SafetensorsDtype.I32, List.of(rows, words(columns))));
+      tensors.add(new TensorSpec(shapeName(name), SafetensorsDtype.I64, List.of(2L)));
+      if (!symmetric) {
+        tensors.add(
+            new TensorSpec(
+                zeroPointName(name), SafetensorsDtype.I32, List.of(words(rows), blocks)));
+      }
+    } else {
+      tensors.add(new TensorSpec(name, SafetensorsDtype.I8, matrix.shape()));
+    }
+    return tensors;
+  }
+
+  /** The words that hold {@code integers}. */
+  static long words(long integers) {
+    return (integers + PER_WORD - 1) / PER_WORD;
+  }
+
+  /** The name of the scales of {@code X.weight}. */
+  static String scaleName(String weight) {
+    return weight + SCALE;
+  }
+
+  /** Whether a tensor holds the scales of another one that a checkpoint has as integers. */
+  static boolean isScale(String name, Checkpoint checkpoint) {
+    String weight = name.endsWith(SCALE) ? name.substring(0, name.length() - SCALE.length()) : null;
+    return weight != null
+        && (checkpoint.tensor(weight) != null || checkpoint.tensor(packedName(weight)) != null);
+  }
+
+  /** The name of the packed integers of {@code X.weight}. */
+  static String packedName(String weight) {
+    return weight + PACKED;
+  }
+
+  /** Whether a tensor has the name of packed integers. */
+  static boolean isPacked(String name) {
+    return name.endsWith(PACKED);
+  }
+
+  /** {@code X.weight} of the name of its packed integers. */
+  static String weightOfPacked(String name) {
+    return name.substring(0, name.length() - PACKED.length());
+  }
+
+  /** The name of what tells the shape of {@code X.weight}. */
+  static String shapeName(String weight) {
+    return weight + "_shape";
+  }
+
+  /** The name of the zero points of {@code X.weight}. */
+  static String zeroPointName(String weight) {
+    return weight + "_zero_point";
+  }
+}
