@@ -59,6 +59,43 @@ class InspectTest {
     assertTrue(table.endsWith("2 tensors, 7 elements, 22 B\n"), table);
   }
 
+  /** Rows of 11 integers take two words, whose last five places stand for nothing; 0 is stored as 8. */
+  @Test
+  void countsTheIntegersOfPackedWordsAndNotTheWords() throws IOException {
+    Path file = folder.resolve("m.safetensors");
+    for (boolean symmetric : new boolean[] {true, false}) {
+      String zeroPoint = symmetric ? "a.other" : "a.weight_zero_point";
+      String header =
+          "{\"a.weight_shape\":{\"dtype\":\"I64\",\"shape\":[2],\"data_offsets\":[0,16]},"
+              + "\"a.weight_packed\":{\"dtype\":\"I32\",\"shape\":[2,2],\"data_offsets\":[16,32]},"
+              + ("\""
+                  + zeroPoint
+                  + "\":{\"dtype\":\"I32\",\"shape\":[1,1],\"data_offsets\":[32,36]},")
+              + "\"b.weight_packed\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[36,40]}}";
+      byte[] bytes = RawSafetensors.bytes(header, 40);
+      ByteBuffer data = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
+      data.position(bytes.length - 40);
+      data.putLong(2).putLong(11);
+      data.putInt(0x88888881).putInt(0x00000818).putInt(0x12345678).putInt(0x88888888);
+      Files.write(file, bytes);
+
+      JsonNode tensors = Run.of("inspect", file, "--json").json().get("tensors");
+      JsonNode packed = tensors.get(symmetric ? 1 : 0);
+      assertEquals("a.weight_packed", packed.get("name").asText());
+      assertEquals("[2,11]", packed.get("shape").toString());
+      assertEquals(symmetric ? "int4" : "uint4", packed.get("dtype").asText());
+      assertEquals(22, packed.get("elements").asLong());
+      assertEquals(16, packed.get("bytes").asLong());
+      if (symmetric) {
+        assertEquals(7 + 2 + 1 + 3, packed.get("zeros").asLong());
+      } else {
+        assertFalse(packed.has("zeros"));
+      }
+      // Without its shape it is what it says: words.
+      assertEquals("i32", tensors.get(3).get("dtype").asText());
+    }
+  }
+
   @Test
   void namesTheWeightsOfAnOnnxModel() throws IOException {
     Path file = folder.resolve("m.onnx");

@@ -9,12 +9,14 @@ import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -375,6 +377,64 @@ class QuantizeTest {
             .contains("1 tensors"));
   }
 
+  @Test
+  void compressedTensorsOfFourBits() throws IOException {
+    Path two = Files.createDirectory(folder.resolve("two"));
+    String header =
+        "{\"a.weight\":{\"dtype\":\"BF16\",\"shape\":[64,128],\"data_offsets\":[0,16384]},"
+            + "\"b.weight\":{\"dtype\":\"BF16\",\"shape\":[8,96],\"data_offsets\":[16384,17920]}}";
+    byte[] bytes = RawSafetensors.bytes(header, 17920);
+    Arrays.fill(bytes, bytes.length - 17920, bytes.length, (byte) 0x3c); // each 0.0115
+    Files.write(two.resolve("model.safetensors"), bytes);
+    Files.writeString(two.resolve("config.json"), "{\"model_type\": \"none\"}");
+    String form = "compressed-tensors-int4";
+
+    Run run = Run.of("quantize", two, "-o", folder.resolve("128"), "--to", form, "--json");
+    JsonNode json = run.json();
+    assertEquals("[\"a.weight\"]", json.get("quantized").toString());
+    assertEquals(
+        "its 96 input channels are no multiple of 128", json.get("float").get("b").asText());
+    assertTrue(run.err().contains("1 weight stays float"), run.err());
+    assertFalse(run.err().contains("warning"), run.err());
+    // Nibbles, a scale of 16 bits for each row, the shape, and what stays as it is.
+    assertEquals(64 * 128 / 2 + 64 * 2 + 16 + 1536, json.get("output_bytes").asLong());
+
+    run =
+        Run.of(
+            "quantize",
+            two,
+            "-o",
+            folder.resolve("32"),
+            "--to",
+            form,
+            "--block",
+            "32",
+            "--asymmetric",
+            "--json");
+    json = run.json();
+    assertEquals("[\"a.weight\",\"b.weight\"]", json.get("quantized").toString());
+    assertTrue(json.get("float").isEmpty());
+    assertTrue(run.err().contains("the first b.weight [8, 96]"), run.err());
+    JsonNode weights =
+        new ObjectMapper()
+            .readTree(folder.resolve("32/config.json").toFile())
+            .at("/quantization_config/config_groups/group_0/weights");
+    assertEquals(32, weights.get("group_size").asInt());
+    assertFalse(weights.get("symmetric").asBoolean());
+
+    Path out = folder.resolve("out");
+    refused("no multiple of 128", two, "-o", out, "--to", form, "--include", "*.weight");
+    refused("a smaller --block", checkpoint, "-o", out, "--to", form);
+    refused("quantized already", folder.resolve("32"), "-o", out, "--to", form);
+    refused("32, 64, 128 and all", two, "-o", out, "--to", form, "--block", "48");
+    refused("--block four is no", two, "-o", out, "--to", form, "--block", "four");
+    refused("is for --to", two, "-o", out, "--to", "compressed-tensors", "--asymmetric");
+    refused("is for --to", two, "-o", out, "--to", "compressed-tensors", "--block", "32");
+    refused("is for safetensors", onnx, "-o", out + ".onnx", "--to", form);
+    refused("needs no examples", two, "-o", out, "--to", form, "--calibration", "texts.txt");
+    Run.of("quantize", checkpoint, "-o", out, "--to", form, "--block", "all").done();
+  }
+
   private void refused(String word, Object... args) {
     Object[] all = new Object[args.length + 1];
     all[0] = "quantize";
@@ -425,13 +485,20 @@ class QuantizeTest {
   @Test
   void namesTheTensorThatIsNotFinite() throws IOException {
     Path bad = Files.createDirectory(folder.resolve("bad"));
+    // With a blank behind the header the floats lie at odd places, so that a copy is read.
     byte[] bytes =
         RawSafetensors.bytes(
-            "{\"layer.weight\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]}}", 16);
+            "{\"layer.weight\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]}} ", 16);
     bytes[bytes.length - 1] = 0x7f; // the last float becomes a NaN
     bytes[bytes.length - 2] = (byte) 0xc0;
     Files.write(bad.resolve("model.safetensors"), bytes);
     Files.writeString(bad.resolve("config.json"), "{}");
-    refused("layer.weight", bad, "-o", folder.resolve("out"), "--to", "compressed-tensors");
+    refused(
+        bad.resolve("model.safetensors") + ": tensor 'layer.weight'",
+        bad,
+        "-o",
+        folder.resolve("out"),
+        "--to",
+        "compressed-tensors");
   }
 }

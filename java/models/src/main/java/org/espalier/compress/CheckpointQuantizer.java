@@ -12,6 +12,7 @@ import org.espalier.InputException;
 import org.espalier.device.Device;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.Names;
+import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.format.safetensors.TensorSpec;
 
@@ -134,7 +135,9 @@ public final class CheckpointQuantizer {
         for (TensorInfo tensor : checkpoint.tensorsByPlace()) {
           progress.at(Progress.Phase.WRITE, done, inputBytes);
           if (chosen.contains(tensor.name())) {
-            rows.quantize(aligned.of(checkpoint.fileOf(tensor.name())), tensor.name(), output);
+            SafetensorsFile file = checkpoint.fileOf(tensor.name());
+            String where = file.path() + ": tensor " + Names.quote(tensor.name());
+            rows.quantize(aligned.of(file), tensor.name(), where, output);
             total += tensor.elements();
             outputBytes += job.form().tensors(tensor).stream().mapToLong(TensorSpec::bytes).sum();
           } else {

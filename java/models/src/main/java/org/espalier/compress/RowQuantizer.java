@@ -9,7 +9,6 @@ import org.espalier.InputException;
 import org.espalier.device.DType;
 import org.espalier.device.Device;
 import org.espalier.device.Tensor;
-import org.espalier.format.safetensors.Names;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.FakeQuantize;
@@ -76,16 +75,17 @@ final class RowQuantizer implements AutoCloseable {
    * Writes what stands for a matrix.
    *
    * @param file where the matrix can be read
+   * @param where the user has it, for messages
    * @throws InputException if a weight is not finite
    */
-  void quantize(SafetensorsFile file, String name, CheckpointOutput output) {
+  void quantize(SafetensorsFile file, String name, String where, CheckpointOutput output) {
     TensorInfo tensor = file.tensor(name);
     Tensor view = file.view(tensor);
     long width = form.width(view.dimension(1));
     long rows = view.elements() / width;
     Target target =
         new Target(
-            file.path() + ": tensor " + Names.quote(name),
+            where,
             view.dtype(),
             width,
             scales -> output.append(LinearForm.scaleName(name), scales),
@@ -120,7 +120,7 @@ final class RowQuantizer implements AutoCloseable {
   /**
    * Where a matrix goes.
    *
-   * @param where it came from, for messages
+   * @param where it comes from, for messages
    * @param dtype of its scales
    * @param width of a row
    * @param zeroPoints null where there are none
