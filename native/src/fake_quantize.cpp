@@ -21,6 +21,8 @@ using esp::Window;
 
 // Part of the result where sums are formed a piece and then added in order. A piece of x and y stays in a core's cache.
 constexpr int64_t piece_elements = 32768;
+// The segments of a channel have 256 elements and more on average, its last one aside, so a piece has no more chunks.
+constexpr int64_t fused_chunks = 1 + piece_elements / 256 / esp::chunk_segments;
 constexpr int64_t prefetch_distance = 768;
 // Two rows of up to this many bytes stay in the L1 cache beside a third that arrives and the output.
 constexpr int64_t fetched_row = 8192;
@@ -545,27 +547,38 @@ class ForwardCall {
     if (quantizer_.observer == ESP_OBSERVER_MSE && esp::usable_scale(tensors_[t].scale[c])) search(t, c, range);
   }
 
-  // The MSE search within one channel that is in the cache.
+  // The MSE search within one channel that is in the cache, some candidates at a time.
   void search(int64_t t, int64_t c, const ObservedRange& range) {
+    constexpr int32_t most = esp::candidates_at_once;
     const Forward& s = states_[t];
+    const int64_t chunks = s.order.partials_of_channel();
     double best = INFINITY;
     float best_scale = 1.0f;
     int32_t best_zero = 0;
-    for (int32_t i = 0; i < candidates(); i++) {
-      int32_t zero;
-      const float scale = esp::observed_scale(quantizer_, range.min * ratio(i), range.max * ratio(i), &zero);
-      if (!esp::usable_scale(scale)) break;
-      const OneScale grid(&scale, &zero, 0);
-      const double error = esp::add_partials(s.order.partials_of_channel(), [&](int64_t chunk) {
+    bool usable = true;
+    for (int32_t first = 0; usable && first < candidates(); first += most) {
+      esp::CandidateGrid grids[most];
+      int32_t zeros[most], tried = 0;
+      for (; tried < most && first + tried < candidates(); tried++) {
+        const float r = ratio(first + tried);
+        const float scale = esp::observed_scale(quantizer_, range.min * r, range.max * r, &zeros[tried]);
+        usable = esp::usable_scale(scale);
+        if (!usable) break;
+        grids[tried] = {scale, 1.0f / scale, static_cast<float>(zeros[tried])};
+      }
+      double partials[fused_chunks * most];
+      for (int64_t chunk = 0; chunk < chunks; chunk++) {
         Window segments[esp::chunk_segments];
-        double partial;
-        kernels_.error_rows(s.target, segments, segments_of(s.order, c, chunk, segments), grid.grid(), &partial);
-        return partial;
-      });
-      if (error < best) {
-        best = error;
-        best_scale = scale;
-        best_zero = zero;
+        const int64_t count = segments_of(s.order, c, chunk, segments);
+        kernels_.candidate_errors(s.target, segments, count, grids, tried, partials + chunk * most);
+      }
+      for (int32_t i = 0; i < tried; i++) {
+        const double error = esp::add_partials(chunks, [&](int64_t chunk) { return partials[chunk * most + i]; });
+        if (error < best) {
+          best = error;
+          best_scale = grids[i].scale;
+          best_zero = zeros[i];
+        }
       }
     }
     tensors_[t].scale[c] = best_scale;

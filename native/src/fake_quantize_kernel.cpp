@@ -373,10 +373,9 @@ ESP_INLINE void store_sum(double* to, const SumLanes& sum, int64_t n) {
   for (int64_t k = 0; k < n; k++) to[k] = lanes[k];
 }
 ESP_INLINE double total(const SumLanes& sum) {
-  double lanes[16];
-  store(lanes, sum.low);
-  store(lanes + 8, sum.high);
-  for (int half = 8; half > 0; half /= 2) {
+  double lanes[8];
+  store(lanes, sum.low + sum.high);
+  for (int half = 4; half > 0; half /= 2) {
     for (int k = 0; k < half; k++) lanes[k] += lanes[k + half];
   }
   return lanes[0];
@@ -446,6 +445,41 @@ void error_rows_of(const esp::QuantizeTarget& t, const Window* segments, int64_t
       [&]() __attribute__((always_inline)) { add_segment(all, squares); });
   *sum = total(all);
 }
+// The same for several grids, so that the errors of one are formed while those of another wait.
+template <class T, int candidates>
+void candidate_errors_of(const esp::QuantizeTarget& t, const Window* segments, int64_t count, const esp::CandidateGrid* grids,
+                         double* sums) {
+  const bool divide = t.divide;
+  const f32x16 qmin = set1(t.qmin), qmax = set1(t.qmax), finite = set1(largest);
+  SumLanes all[candidates], squares[candidates];
+  for (int c = 0; c < candidates; c++) all[c] = squares[c] = {zero_f64(), zero_f64()};
+  walk_rows(
+      segments, count,
+      [&](int64_t at, int64_t, int64_t n) __attribute__((always_inline)) {
+        const T* x = static_cast<const T*>(t.x) + at;
+        const f32x16 v = n == 16 ? load(x) : load_n(x, n);
+        const mask16 counts = mask_of(static_cast<uint16_t>((1u << n) - 1)) & (abs(v) <= finite);
+#pragma GCC unroll 4
+        for (int c = 0; c < candidates; c++) {
+          const f32x16 zero = set1(grids[c].zero);
+          const f32x16 position = grid_position(v, set1(divide ? grids[c].scale : grids[c].inverse), zero, divide);
+          const f32x16 e = keep(counts, grid_value(clamp_position(position, qmin, qmax), set1(grids[c].scale), zero) - v);
+          add_product(squares[c], e, e);
+        }
+      },
+      [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int c = 0; c < candidates; c++) add_segment(all[c], squares[c]);
+      });
+  for (int c = 0; c < candidates; c++) sums[c] = total(all[c]);
+}
+template <class T>
+void candidate_errors_from(const esp::QuantizeTarget& t, const Window* segments, int64_t count, const esp::CandidateGrid* grids,
+                           int64_t candidates, double* sums) {
+  if (candidates == esp::candidates_at_once) return candidate_errors_of<T, esp::candidates_at_once>(t, segments, count, grids, sums);
+  for (int64_t c = 0; c < candidates; c++) candidate_errors_of<T, 1>(t, segments, count, grids + c, sums + c);
+}
+
 template <class T>
 void error_columns_of(const esp::QuantizeTarget& t, const Window& chunk, int64_t in_last, const GridScale& scales, double* sum) {
   const bool divide = t.divide;
@@ -472,6 +506,17 @@ void error_rows(const esp::QuantizeTarget& t, const Window* segments, int64_t co
       return error_rows_of<f16>(t, segments, count, scale, sum);
     default:
       return error_rows_of<float>(t, segments, count, scale, sum);
+  }
+}
+void candidate_errors(const esp::QuantizeTarget& t, const Window* segments, int64_t count, const esp::CandidateGrid* grids,
+                      int64_t candidates, double* sums) {
+  switch (t.dtype) {
+    case ESP_BF16:
+      return candidate_errors_from<bf16>(t, segments, count, grids, candidates, sums);
+    case ESP_F16:
+      return candidate_errors_from<f16>(t, segments, count, grids, candidates, sums);
+    default:
+      return candidate_errors_from<float>(t, segments, count, grids, candidates, sums);
   }
 }
 void error_columns(const esp::QuantizeTarget& t, const Window& chunk, int64_t in_last, const GridScale& scale, double* sum) {
@@ -658,6 +703,7 @@ void backward(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, i
 namespace esp {
 extern const FakeQuantizeKernels ESP_VARIANT(fake_quantize);
 const FakeQuantizeKernels ESP_VARIANT(fake_quantize) = {
-    observe,    observe_columns, apply, error_rows, error_columns, scale_gradient_rows, scale_gradient_columns,
-    dequantize, backward,        ::fence};
+    observe,       observe_columns,     apply,                  error_rows, candidate_errors,
+    error_columns, scale_gradient_rows, scale_gradient_columns, dequantize, backward,
+    ::fence};
 }  // namespace esp

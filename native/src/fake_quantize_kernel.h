@@ -13,6 +13,13 @@ struct GridScale {
   bool per_column;
 };
 
+// A grid that the MSE observer tries for all of a channel.
+struct CandidateGrid {
+  float scale, inverse, zero;
+};
+// As many are tried in one pass over the elements.
+constexpr int32_t candidates_at_once = 4;
+
 // One tensor of one call.
 struct QuantizeTarget {
   const void* x;
@@ -63,7 +70,10 @@ struct FakeQuantizeKernels {
   NonFinite (*apply)(const QuantizeTarget& target, const Window& window, const GridScale& scale);
   // The sum of (y - x)^2 over finite x of `count` segments of one channel.
   void (*error_rows)(const QuantizeTarget& target, const Window* segments, int64_t count, const GridScale& scale, double* sum);
-  // The same for each column of a chunk of a matrix, whose last row has only `in_last` of its columns (0 or less: none).
+  // That sum for each of `candidates` grids, at most candidates_at_once.
+  void (*candidate_errors)(const QuantizeTarget& target, const Window* segments, int64_t count, const CandidateGrid* grids,
+                           int64_t candidates, double* sums);
+  // The sum of error_rows for each column of a chunk of a matrix, whose last row has only `in_last` of its columns (0 or less: none).
   void (*error_columns)(const QuantizeTarget& target, const Window& chunk, int64_t in_last, const GridScale& scale,
                         double* sum);
   // Writes grad_x; the sums of grad_y * dy/ds and grad_y * dy/dz over `count` segments of one channel.

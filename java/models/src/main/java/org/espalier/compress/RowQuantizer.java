@@ -27,10 +27,13 @@ final class RowQuantizer implements AutoCloseable {
   /** The format's smallest scale, the machine epsilon of F32 as PyTorch has it. */
   private static final float SMALLEST = 0x1p-23f;
 
-  /** Of 4 bits: 25 scales, from that which clips nothing down to 0.4 of it. More change the error by less than 0.5 %. */
-  private static final int STEPS = 24;
+  /**
+   * Of 4 bits: 17 scales, from that which clips nothing down to half of it. With steps half as long the squared error would be
+   * less by 0.2 to 0.5 %.
+   */
+  private static final int STEPS = 16;
 
-  private static final float LEAST_SHARE = 0.4f;
+  private static final float LEAST_SHARE = 0.5f;
 
   private final LinearForm form;
   private final RowLane[] lanes;
@@ -48,12 +51,12 @@ final class RowQuantizer implements AutoCloseable {
     this.form = form;
     zeroPoints = form.symmetric() ? null : new IntPointer(MAX_ROWS);
     nibbles = form.isPacked() ? new Nibbles(PIECE) : null;
-    FakeQuantize grid = grid(form).perChannel(0).rounding(FakeQuantize.Rounding.DIVIDE);
+    FakeQuantize grid = grid(form).perChannel(0);
     FakeQuantize observer = grid.smallestScale(SMALLEST);
     if (form.isPacked()) {
       observer = observer.mse(STEPS, LEAST_SHARE);
     }
-    FakeQuantize quantizer = grid.given();
+    FakeQuantize quantizer = grid.given().rounding(FakeQuantize.Rounding.DIVIDE);
     long elements = Math.max(PIECE, form.width(columns));
     lanes = new RowLane[device.isCuda() ? 2 : 1];
     for (int i = 0; i < lanes.length; i++) {
