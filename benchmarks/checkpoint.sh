@@ -45,3 +45,4 @@ rm -rf "$folder/in" "$folder/out"
 echo "copy: $(copy) s"
 measure prune
 measure quantize
+measure quantize-int4

@@ -3,6 +3,7 @@ package org.espalier.benchmarks;
 import java.nio.file.Path;
 import org.espalier.compress.CheckpointPruner;
 import org.espalier.compress.CheckpointQuantizer;
+import org.espalier.compress.LinearForm;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Seconds;
 import org.espalier.format.safetensors.Checkpoint;
@@ -11,7 +12,7 @@ import org.espalier.op.MagnitudePrune;
 
 /**
  * Prunes half of a checkpoint's weights, or quantizes it, and prints where the time went: {@code
- * CheckpointRun prune|quantize MODEL TARGET}.
+ * CheckpointRun prune|quantize|quantize-int4 MODEL TARGET}.
  */
 public final class CheckpointRun {
   private CheckpointRun() {}
@@ -35,17 +36,19 @@ public final class CheckpointRun {
           result.pruned(), result.total(), result.tensors().size(), result.threshold());
       print("prune", bytes, result.seconds());
     } else {
+      LinearForm form = args[0].equals("quantize") ? LinearForm.INT8 : LinearForm.int4(128, true);
       CheckpointQuantizer.Result result =
           CheckpointQuantizer.quantize(
-              new CheckpointQuantizer.Job(model, target, CheckpointQuantizer::isLinearWeight),
+              new CheckpointQuantizer.Job(model, target, CheckpointQuantizer::isLinearWeight, form),
               Progress.NONE);
       System.out.printf(
-          "quantize: %d weights in %d tensors, %.2f GB to %.2f GB%n",
+          "%s: %d weights in %d tensors, %.2f GB to %.2f GB%n",
+          args[0],
           result.total(),
           result.tensors().size(),
           result.inputBytes() * 1e-9,
           result.outputBytes() * 1e-9);
-      print("quantize", bytes, result.seconds());
+      print(args[0], bytes, result.seconds());
     }
   }
 
