@@ -153,7 +153,7 @@ final class Quantize implements Callable<Integer> {
 
   @Option(
       names = "--block",
-      paramLabel = "N",
+      paramLabel = "N|all",
       description =
           "Input channels that share a scale: in onnx-int4 16, 32, 64, 128 or 256 (default: 32), in"
               + " compressed-tensors-int4 32, 64, 128 or all (default: 128). More are smaller and"
