@@ -325,7 +325,7 @@ void fake_quantize(const Timer& timer, int64_t channels, int64_t inner) {
   const std::vector<float> x = numbers(n, 0.05f, 1);
   std::vector<float> y(x.size()), scale(static_cast<size_t>(channels));
   std::vector<uint8_t> gate(static_cast<size_t>(n / 8));
-  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_MIN_MAX, 1, 127, 0, 0, 0};
+  esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_MIN_MAX, 1, 127, 0, 0, 0, 0};
   esp_quantized host = {x.data(), y.data(), nullptr, gate.data(), scale.data(), nullptr, nullptr,
                         1,        channels, inner,   ESP_F32,     ESP_F32,      0,       0};
   require_cpu(esp_fake_quantize(&quantizer, &host, 1), "fake_quantize");
@@ -366,7 +366,7 @@ void scale_gradient(const Timer& timer, int64_t channels, int64_t inner, bool ac
   const std::vector<float> x = numbers(n, 0.05f, 7), grad_y = numbers(n, 0.01f, 8);
   std::vector<float> grad_x(activation ? x.size() : 0), grad_scale(static_cast<size_t>(scales));
   const std::vector<float> scale(grad_scale.size(), 0.001f);
-  const esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_NONE, 1, 127, 0, 0, 0};
+  const esp_quantizer quantizer = {-127, 127, ESP_ROUND_MULTIPLY, ESP_OBSERVER_NONE, 1, 127, 0, 0, 0, 0};
   const esp_scale_gradient host = {x.data(),     grad_y.data(), activation ? grad_x.data() : nullptr,
                                    scale.data(), nullptr,       grad_scale.data(),
                                    nullptr,      1,             scales,

@@ -71,10 +71,13 @@ class InspectTest {
               + ("\""
                   + zeroPoint
                   + "\":{\"dtype\":\"I32\",\"shape\":[1,1],\"data_offsets\":[32,36]},")
-              + "\"b.weight_packed\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[36,40]}}";
-      byte[] bytes = RawSafetensors.bytes(header, 40);
+              + "\"b.weight_packed\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[36,40]},"
+              + "\"c.weight_packed\":{\"dtype\":\"I32\",\"shape\":[2,0],\"data_offsets\":[40,40]},"
+              + "\"c.weight_shape\":{\"dtype\":\"I64\",\"shape\":[2],\"data_offsets\":[40,56]}}";
+      byte[] bytes = RawSafetensors.bytes(header, 56);
       ByteBuffer data = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
-      data.position(bytes.length - 40);
+      data.putLong(bytes.length - 16, 2).putLong(bytes.length - 8, -3);
+      data.position(bytes.length - 56);
       data.putLong(2).putLong(11);
       data.putInt(0x88888881).putInt(0x00000818).putInt(0x12345678).putInt(0x88888888);
       Files.write(file, bytes);
@@ -91,8 +94,9 @@ class InspectTest {
       } else {
         assertFalse(packed.has("zeros"));
       }
-      // Without its shape it is what it says: words.
+      // Without a shape, or with one that cannot be, they are what they say: words.
       assertEquals("i32", tensors.get(3).get("dtype").asText());
+      assertEquals("i32", tensors.get(4).get("dtype").asText());
     }
   }
 

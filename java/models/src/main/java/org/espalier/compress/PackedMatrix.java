@@ -42,7 +42,7 @@ public record PackedMatrix(TensorInfo words, int bits, long rows, long columns, 
     for (int bits = 4; bits <= 8; bits += 4) {
       long each = 32 / bits;
       long stored = words.shape().get(1);
-      boolean fits = columns > (stored - 1) * each && columns <= stored * each;
+      boolean fits = columns >= 0 && columns > (stored - 1) * each && columns <= stored * each;
       if (rows == words.shape().get(0) && fits) {
         return Optional.of(new PackedMatrix(words, bits, rows, columns, symmetric));
       }
