@@ -150,11 +150,11 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
     use.check();
     OnnxModel.Names names = model.names();
     Map<String, double[]> biasChanges = new HashMap<>();
-    Map<String, String> weights = new HashMap<>();
+    Map<String, TrainingForm.Latent> latents = new HashMap<>();
     for (ProductSite s : trainedSites()) {
       for (Product p : s.products) {
         p.makeLatent(model, names);
-        weights.put(p.output, p.value);
+        latents.put(p.output, new TrainingForm.Latent(1, p.value));
         Rounded r = rounded.get(p);
         if (r != null) {
           if (p.biasAdd != null) {
@@ -164,25 +164,8 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
         }
       }
     }
-    List<NodeProto> nodes = new ArrayList<>();
-    TiedLookUps<Product> before = tied;
-    tied = new TiedLookUps<>();
-    for (NodeProto n : model.nodes()) {
-      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (before.contains(output)) {
-        Product p = before.product(output);
-        List<NodeProto> lookUp = EmbeddingTables.lookUp(model, names, n, p.value, p.factors);
-        tied.add(lookUp.get(EmbeddingTables.GATHER), p);
-        nodes.addAll(lookUp);
-      } else if (weights.containsKey(output)) {
-        nodes.add(n.toBuilder().setInput(1, weights.get(output)).build());
-      } else if (biasChanges.containsKey(output)) {
-        nodes.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
-      } else {
-        nodes.add(n);
-      }
-    }
-    model.setNodes(nodes);
+    tied =
+        TrainingForm.apply(model, names, latents, biasChanges, tied, p -> p.value, p -> p.factors);
     // Nodes of the graph divide by them now.
     tied.forEachProduct(p -> p.factors = null);
     // What a product read too is a table alone now.

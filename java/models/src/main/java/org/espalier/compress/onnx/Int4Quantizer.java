@@ -93,7 +93,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
   private final List<ProductSite> sites;
 
   /** Of products whose integers are looked up in too. */
-  private final TiedLookUps<Product> tied = new TiedLookUps<>();
+  private TiedLookUps<Product> tied = new TiedLookUps<>();
 
   /** The names of other tables, by the outputs of the Gathers that look up in them. */
   private final Map<String, String> tables = new LinkedHashMap<>();
@@ -236,11 +236,11 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
   public void prepareTraining() {
     use.check();
     OnnxModel.Names names = model.names();
-    Map<String, Product> products = new HashMap<>();
+    Map<String, TrainingForm.Latent> latents = new HashMap<>();
     Map<String, double[]> biasChanges = new HashMap<>();
     for (Product p : trainedProducts()) {
-      products.put(p.output, p);
       p.makeLatent(model, names);
+      latents.put(p.output, new TrainingForm.Latent(1, p.value));
       Fitted f = fitted.get(p);
       if (f != null) {
         if (p.biasAdd != null) {
@@ -249,20 +249,15 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
         fitted.put(p, new Fitted(f.weights(), null));
       }
     }
-    List<NodeProto> nodes = new ArrayList<>();
-    for (NodeProto n : model.nodes()) {
-      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (tied.contains(output)) {
-        nodes.addAll(EmbeddingTables.lookUp(model, names, n, tied.product(output).value, null));
-      } else if (products.containsKey(output)) {
-        nodes.add(n.toBuilder().setInput(1, products.get(output).value).build());
-      } else if (biasChanges.containsKey(output)) {
-        nodes.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
-      } else {
-        nodes.add(n);
-      }
-    }
-    model.setNodes(nodes);
+    tied =
+        TrainingForm.apply(
+            model,
+            names,
+            latents,
+            biasChanges,
+            tied,
+            p -> p.value,
+            p -> null); // they are not equalized
     // What a product read too is a table alone now.
     findTables();
     roundTables();

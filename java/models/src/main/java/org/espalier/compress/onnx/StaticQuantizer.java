@@ -518,7 +518,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
   public void prepareTraining() {
     use.check();
     OnnxModel.Names names = model.names();
-    Map<String, QuantizedUse> own = new HashMap<>();
+    Map<String, TrainingForm.Latent> latents = new HashMap<>();
     targets.replaceAll(
         (output, target) -> {
           if (target.isChannelwise()) {
@@ -541,32 +541,18 @@ public final class StaticQuantizer implements TrainableQuantizer {
                   axes,
                   use.groups(),
                   List.of(value));
-          QuantizedUse made = new QuantizedUse(target.name(), value, direct);
-          own.put(output, made);
-          return made;
+          latents.put(output, new TrainingForm.Latent(use.input(), value));
+          return new QuantizedUse(target.name(), value, direct);
         });
-    List<NodeProto> nodes = new ArrayList<>();
-    TiedLookUps<String> before = tied;
-    tied = new TiedLookUps<>();
-    for (NodeProto n : model.nodes()) {
-      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (before.contains(output)) {
-        String product = before.product(output);
-        String weight = own.get(product).value();
-        List<NodeProto> lookUp =
-            EmbeddingTables.lookUp(model, names, n, weight, factors.get(product));
-        tied.add(lookUp.get(EmbeddingTables.GATHER), product);
-        nodes.addAll(lookUp);
-      } else if (own.containsKey(output)) {
-        QuantizedUse target = own.get(output);
-        nodes.add(n.toBuilder().setInput(target.use().input(), target.value()).build());
-      } else if (biasChanges.containsKey(output)) {
-        nodes.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
-      } else {
-        nodes.add(n);
-      }
-    }
-    model.setNodes(nodes);
+    tied =
+        TrainingForm.apply(
+            model,
+            names,
+            latents,
+            biasChanges,
+            tied,
+            product -> latents.get(product).weight(),
+            factors::get);
     // The biases and nodes of the graph hold it now.
     biasChanges.clear();
     factors.clear();
