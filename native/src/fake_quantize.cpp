@@ -313,6 +313,13 @@ class ForwardCall {
     states_.reset(new (std::nothrow) Forward[static_cast<size_t>(at_least_one(count_))]);
     first_.reset(new (std::nothrow) int64_t[static_cast<size_t>(count_) + 1]);
     if (!states_ || !first_) return out_of_memory(count_);
+    if (quantizer_.observer == ESP_OBSERVER_MSE) {
+      ratios_.reset(new (std::nothrow) float[static_cast<size_t>(candidates())]);
+      if (!ratios_) return out_of_memory(candidates());
+      for (int32_t i = 0; i < candidates(); i++) {
+        ratios_[i] = 1.0f - static_cast<float>(i) * (1.0f - quantizer_.clip_smallest) / static_cast<float>(quantizer_.clip_steps);
+      }
+    }
     for (int64_t t = 0; t < count_; t++) {
       if (esp_status status = prepare(t)) return status;
     }
@@ -332,9 +339,7 @@ class ForwardCall {
   bool observing() const { return quantizer_.observer != ESP_OBSERVER_NONE; }
   bool absolute() const { return quantizer_.symmetric != 0 && quantizer_.observer != ESP_OBSERVER_MOVING_AVERAGE; }
   int32_t candidates() const { return quantizer_.observer == ESP_OBSERVER_MSE ? quantizer_.clip_steps + 1 : 1; }
-  float ratio(int32_t candidate) const {
-    return 1.0f - static_cast<float>(candidate) * (1.0f - quantizer_.clip_smallest) / static_cast<float>(quantizer_.clip_steps);
-  }
+  float ratio(int32_t candidate) const { return ratios_[candidate]; }
 
   esp_status out_of_memory(int64_t parts) const {
     return esp::fail(ESP_OUT_OF_MEMORY, "fake_quantize: no memory for %lld parts", static_cast<long long>(parts));
@@ -620,6 +625,7 @@ class ForwardCall {
   const int64_t count_;
   std::unique_ptr<Forward[]> states_;
   std::unique_ptr<int64_t[]> first_;
+  std::unique_ptr<float[]> ratios_;  // MSE
 };
 
 esp_status check_forward(const esp_quantizer* quantizer, const esp_quantized* tensors, int64_t count) {

@@ -99,6 +99,7 @@ ESP_EVERYWHERE inline SumOrder sum_order(int64_t outer, int64_t channels, int64_
 // The sum of `count` numbers at(0), at(1), ..., none of which is -0: 256 lanes, then a tree.
 template <class At>
 double add_partials(int64_t count, const At& at) {
+  if (count == 1) return at(0);
   const int64_t used = count < partial_lanes ? count : partial_lanes;
   double lanes[partial_lanes];
   for (int64_t i = 0; i < used; i++) lanes[i] = at(i);

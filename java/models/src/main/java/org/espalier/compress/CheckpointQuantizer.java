@@ -22,7 +22,7 @@ import org.espalier.format.safetensors.TensorSpec;
  * all else is copied.
  *
  * <p>Scales are rounded to the weights' type and at least 2^-23. Of 8 bits one a row, by that format's convention: absmax /
- * 127.5; q = clamp(rint(w / scale), -128, 127). Of 4 bits one a block of a row, of 17 between max|w| / 7 and half of it, or as many
+ * 127.5; q = clamp(rint(w / scale), -128, 127). Of 4 bits one a block of a row, of 16 from max|w| / 7 down to 17/32 of it, or as many
  * ranges with zero points, that which changes the weights least in squares; q = clamp(rint(w / scale) + zero, -8, 7). Source:
  * the compressed-tensors package.
  *

@@ -28,12 +28,12 @@ final class RowQuantizer implements AutoCloseable {
   private static final float SMALLEST = 0x1p-23f;
 
   /**
-   * Of 4 bits: 17 scales, from that which clips nothing down to half of it. With steps half as long the squared error would be
-   * less by 0.2 to 0.5 %.
+   * Of 4 bits: 16 scales, from that which clips nothing down to 17/32 of it. A hundred down to a tenth would leave 0.5 to 0.8 % less
+   * of the squared error.
    */
-  private static final int STEPS = 16;
+  private static final int STEPS = 15;
 
-  private static final float LEAST_SHARE = 0.5f;
+  private static final float LEAST_SHARE = 17f / 32;
 
   private final LinearForm form;
   private final RowLane[] lanes;
