@@ -37,9 +37,10 @@ inline esp_status check_quantizer(const char* operation, const esp_quantizer* q)
                 q->qmax);
   }
   if (q->observer != ESP_OBSERVER_NONE && q->smallest_scale != 0 && !usable_scale(q->smallest_scale)) {
-    return fail(ESP_INVALID_ARGUMENT,
-                "%s: a smallest scale of %g; 0, or what is positive and finite as its reciprocal is, is needed",
-                operation, static_cast<double>(q->smallest_scale));
+    return fail(
+        ESP_INVALID_ARGUMENT,
+        "%s: a smallest scale of %g; 0, or what is positive and finite as its reciprocal is, is needed",
+        operation, static_cast<double>(q->smallest_scale));
   }
   if (q->observer == ESP_OBSERVER_MOVING_AVERAGE && !(q->average > 0 && q->average <= 1)) {
     return fail(ESP_INVALID_ARGUMENT, "%s: an averaging constant of %g; above 0 and at most 1 is needed",

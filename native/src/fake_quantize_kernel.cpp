@@ -476,7 +476,8 @@ void candidate_errors_of(const esp::QuantizeTarget& t, const Window* segments, i
 template <class T>
 void candidate_errors_from(const esp::QuantizeTarget& t, const Window* segments, int64_t count, const esp::CandidateGrid* grids,
                            int64_t candidates, double* sums) {
-  if (candidates == esp::candidates_at_once) return candidate_errors_of<T, esp::candidates_at_once>(t, segments, count, grids, sums);
+  constexpr int most = esp::candidates_at_once;
+  if (candidates == most) return candidate_errors_of<T, most>(t, segments, count, grids, sums);
   for (int64_t c = 0; c < candidates; c++) candidate_errors_of<T, 1>(t, segments, count, grids + c, sums + c);
 }
 

@@ -164,13 +164,14 @@ void test(const Setting& setting) {
   unusable.emplace_back(quantizer, Shape{1, 1, 24}, ESP_F32, random);
   for (int64_t i = 0; i < 24; i++) put(unusable[0].x, i, ESP_F32, 1e-45f);
   compare(quantizer, unusable, false);
-  // Which no scale is with a smallest one; it is that of channels in which no value is larger.
+  // With a smallest scale all are usable.
   esp_quantizer bounded = quantizer;
   bounded.smallest_scale = 0.02f;
   compare(bounded, unusable);
   CHECK(unusable[0].scale[0] == 0.02f);
   std::vector<Subject> others;
-  for (const Shape& shape : small) others.emplace_back(bounded, shape, static_cast<esp_dtype>(random.below(3)), random);
+  for (const Shape& shape : small)
+    others.emplace_back(bounded, shape, static_cast<esp_dtype>(random.below(3)), random);
   compare(bounded, others);
 }
 
