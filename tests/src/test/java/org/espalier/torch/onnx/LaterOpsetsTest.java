@@ -244,7 +244,7 @@ class LaterOpsetsTest {
     try (PointerScope scope = new PointerScope()) {
       refused("NonMaxSuppression, Unknown", two("Unknown", "NonMaxSuppression", 17));
       refused("Slice of operator set 9", model(9, node("Slice"), 1, floats(2)));
-      refused("operator set 23", model(23, node("Relu"), 1, floats(2)));
+      refused("operator set 27", model(27, node("Relu"), 1, floats(2)));
       refused(
           "antialias = 1",
           model(18, node("Resize", integer("antialias", 1)), 1, floats(2), null, floats(1)));

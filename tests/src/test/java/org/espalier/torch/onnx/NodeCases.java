@@ -1,5 +1,7 @@
 package org.espalier.torch.onnx;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
+
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
@@ -212,5 +214,44 @@ final class NodeCases {
         && ElementTypes.of(a) == ScalarType.Float
         && ElementTypes.of(b) == ScalarType.Float
         && torch.allclose(a, b, 1e-4, 1e-5, false);
+  }
+
+  /** Σ of all float outputs, each times a number of its own. */
+  private static Tensor total(Program program, Map<String, Tensor> inputs) {
+    Tensor sum = torch.zeros(1);
+    for (Tensor output : program.run(inputs, true).values()) {
+      if (output.is_floating_point()) {
+        Tensor factors = torch.arange(new Scalar(output.numel())).mul(new Scalar(0.7)).sin();
+        sum = sum.add(output.reshape(-1).mul(factors).sum());
+      }
+    }
+    return sum;
+  }
+
+  /** Whether the gradients of all float inputs are the slopes along a random direction. */
+  static void slopes(int opset, NodeProto.Builder node, int outputs, Tensor... inputs) {
+    OnnxModel model = model(opset, node, outputs, inputs);
+    Map<String, Tensor> given = given(inputs);
+    try (Program program = new Program(model, Map.of(), TorchDevice.CPU)) {
+      Map<String, Tensor> leaves = new LinkedHashMap<>(given);
+      leaves.replaceAll((name, t) -> t.is_floating_point() ? t.clone().requires_grad_(true) : t);
+      total(program, leaves).backward();
+      double expected = 0;
+      Map<String, Tensor> above = new LinkedHashMap<>(given);
+      Map<String, Tensor> below = new LinkedHashMap<>(given);
+      double step = 2e-3;
+      for (Map.Entry<String, Tensor> e : leaves.entrySet()) {
+        if (e.getValue().is_floating_point() && e.getValue().numel() > 0) {
+          Tensor direction = torch.randn(e.getValue().shape());
+          expected += e.getValue().grad().mul(direction).sum().item_double();
+          Tensor move = direction.mul(new Scalar(step));
+          above.put(e.getKey(), given.get(e.getKey()).add(move));
+          below.put(e.getKey(), given.get(e.getKey()).sub(move));
+        }
+      }
+      double high = total(program, above).item_double();
+      double slope = (high - total(program, below).item_double()) / (2 * step);
+      assertEquals(slope, expected, 0.01 * Math.abs(slope) + 0.02, model.name());
+    }
   }
 }

@@ -30,7 +30,8 @@ final class ActivationOperators {
     table.one(OperatorTable.RUNTIME + "Gelu", 1, n -> in -> torch.gelu(in.get(0), "none"));
     table.one(OperatorTable.RUNTIME + "BiasGelu", 1, n -> in -> biasGelu(in, "none"));
     table.one(OperatorTable.RUNTIME + "FastGelu", 1, n -> in -> biasGelu(in, "tanh"));
-    table.one(OperatorTable.RUNTIME + "QuickGelu", 1, ActivationOperators::quickGelu);
+    table.one("Swish", 24, n -> swish(n, 1));
+    table.one(OperatorTable.RUNTIME + "QuickGelu", 1, n -> swish(n, 1.702f));
     table.one("HardSigmoid", 6, ActivationOperators::hardSigmoid);
     table.one("ThresholdedRelu", 10, ActivationOperators::thresholdedRelu);
     table.one("Shrink", 9, ActivationOperators::shrink);
@@ -70,9 +71,12 @@ final class ActivationOperators {
     return torch.gelu(in.has(1) ? in.get(0).add(in.get(1)) : in.get(0), approximate);
   }
 
-  private static Function<Inputs, Tensor> quickGelu(Node n) {
-    double alpha = n.real("alpha", 1.702f);
-    return in -> in.get(0).mul(in.get(0).mul(new Scalar(alpha)).sigmoid());
+  /** x · sigmoid(alpha · x). */
+  private static Function<Inputs, Tensor> swish(Node n, double otherwise) {
+    double alpha = n.real("alpha", otherwise);
+    return alpha == 1
+        ? in -> torch.silu(in.get(0))
+        : in -> in.get(0).mul(in.get(0).mul(new Scalar(alpha)).sigmoid());
   }
 
   private static Function<Inputs, Tensor> hardSigmoid(Node n) {

@@ -59,7 +59,7 @@ final class AttentionOperators {
         Tensor first = positions.reshape(1, 1);
         positions = arange(in, x.size(2)).unsqueeze(0).add(first);
       }
-      Tensor y = rotate(x, positions, in.get(2), in.get(3), interleaved);
+      Tensor y = rotate(x, rows(in.get(2), positions), rows(in.get(3), positions), interleaved);
       return apart ? y : y.transpose(1, 2).reshape(shape);
     };
   }
@@ -103,7 +103,7 @@ final class AttentionOperators {
     return heads;
   }
 
-  private static Tensor arange(Inputs in, long n) {
+  static Tensor arange(Inputs in, long n) {
     return in.place(torch.arange(new Scalar(n), new TensorOptions(ScalarType.Long)));
   }
 
@@ -111,20 +111,16 @@ final class AttentionOperators {
    * Turns pairs of numbers by the angles of their places; what is behind the pairs stays.
    *
    * @param x [b, n, s, h]
-   * @param positions [b or 1, s]
-   * @param cosines [places, pairs], as the sines
+   * @param cos of each place: [b or 1, 1, s, pairs], as {@code sin}
    * @param interleaved whether the numbers of a pair are neighbours; else one is of the first half, one of the second
    */
-  private static Tensor rotate(
-      Tensor x, Tensor positions, Tensor cosines, Tensor sines, boolean interleaved) {
-    long pairs = cosines.size(1);
+  static Tensor rotate(Tensor x, Tensor cos, Tensor sin, boolean interleaved) {
+    long pairs = cos.size(-1);
     Tensor turning = x.narrow(-1, 0, 2 * pairs);
     long[] split = {x.size(0), x.size(1), x.size(2), pairs, 2};
     Tensor neighbours = interleaved ? turning.reshape(split) : null;
     Tensor a = interleaved ? neighbours.select(-1, 0) : turning.narrow(-1, 0, pairs);
     Tensor b = interleaved ? neighbours.select(-1, 1) : turning.narrow(-1, pairs, pairs);
-    Tensor cos = rows(cosines, positions);
-    Tensor sin = rows(sines, positions);
     Tensor first = a.mul(cos).sub(b.mul(sin));
     Tensor second = a.mul(sin).add(b.mul(cos));
     Tensor y =
@@ -136,18 +132,18 @@ final class AttentionOperators {
   }
 
   /** The rows of a table at positions [b, s]: [b, 1, s, columns]. */
-  private static Tensor rows(Tensor table, Tensor positions) {
+  static Tensor rows(Tensor table, Tensor positions) {
     Tensor found = table.index_select(0, positions.to(ScalarType.Long).reshape(-1));
     return found.reshape(positions.size(0), 1, positions.size(1), table.size(1));
   }
 
   /** [b, s, n · h] as [b, n, s, h]. */
-  private static Tensor heads(Tensor x, long heads) {
+  static Tensor heads(Tensor x, long heads) {
     return x.reshape(x.size(0), x.size(1), heads, x.size(2) / heads).transpose(1, 2);
   }
 
   /** [b, n, s, h] as [b, s, n · h]. */
-  private static Tensor together(Tensor x) {
+  static Tensor together(Tensor x) {
     return x.transpose(1, 2).flatten(2, 3);
   }
 
@@ -190,16 +186,15 @@ final class AttentionOperators {
       Tensor places = step.add(before);
       if (rotary) {
         Tensor given = in.has(9) ? in.get(9) : padding(places, last);
-        q = rotate(q, given, in.get(7), in.get(8), interleaved);
-        k = rotate(k, given, in.get(7), in.get(8), interleaved);
+        Tensor cos = rows(in.get(7), given);
+        Tensor sin = rows(in.get(8), given);
+        q = rotate(q, cos, sin, interleaved);
+        k = rotate(k, cos, sin, interleaved);
       }
       Tensor keys = present(in, in.orNull(3), k, begins, before, last, total);
       Tensor values = present(in, in.orNull(4), v, begins, before, last, total);
       Tensor read = begins ? k : keys;
-      Tensor scores = scores(q, repeat(read, heads / shared), scale);
-      if (cap > 0) {
-        scores = scores.div(new Scalar(cap)).tanh().mul(new Scalar(cap));
-      }
+      Tensor scores = capped(scores(q, repeat(read, heads / shared), scale), cap);
       if (in.has(10)) {
         scores = scores.add(in.get(10).narrow(-1, 0, read.size(2)));
       }
@@ -273,12 +268,17 @@ final class AttentionOperators {
    *
    * @param scale 0 for 1/√h
    */
-  private static Tensor scores(Tensor q, Tensor k, double scale) {
+  static Tensor scores(Tensor q, Tensor k, double scale) {
     Scalar factor = new Scalar(scale == 0 ? 1 / Math.sqrt(q.size(3)) : scale);
     return q.mul(factor).matmul(k.transpose(-2, -1));
   }
 
-  private static Tensor repeat(Tensor x, long times) {
+  /** cap · tanh(scores / cap); as they are where {@code cap} is 0. */
+  static Tensor capped(Tensor scores, double cap) {
+    return cap > 0 ? scores.div(new Scalar(cap)).tanh().mul(new Scalar(cap)) : scores;
+  }
+
+  static Tensor repeat(Tensor x, long times) {
     return times == 1
         ? x
         : torch.repeat_interleave(x, times, new LongOptional(1), new LongOptional());

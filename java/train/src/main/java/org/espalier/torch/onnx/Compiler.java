@@ -30,7 +30,7 @@ import org.espalier.torch.onnx.Fusion.Source;
  */
 final class Compiler {
   /** The newest operator set whose operators the table describes. */
-  static final long NEWEST_OPSET = 22;
+  static final long NEWEST_OPSET = 26;
 
   private final OnnxModel model;
   private final Frame frame;

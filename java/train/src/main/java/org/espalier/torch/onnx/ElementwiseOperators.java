@@ -8,6 +8,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptional;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
 import org.espalier.torch.onnx.OperatorTable.Sink;
 
 /** Arithmetic, comparisons, logic and casts, element by element with broadcasting. */
@@ -73,6 +74,7 @@ final class ElementwiseOperators {
     table.one("Where", 9, n -> in -> torch.where(in.get(0), in.get(1), in.get(2)));
     table.one("Cast", 6, ElementwiseOperators::cast);
     table.one("CastLike", 15, n -> castLike(n));
+    table.one("BitCast", 26, ElementwiseOperators::bitCast);
   }
 
   private static Function<Inputs, Tensor> isInf(Node n) {
@@ -143,27 +145,50 @@ final class ElementwiseOperators {
   }
 
   private static Function<Inputs, Tensor> cast(Node n) {
-    ScalarType to = target(n, DataType.forNumber((int) n.integer("to", 0)));
+    ScalarType to = castTarget(n);
     return in -> cast(in.get(0), to);
   }
 
   private static Function<Inputs, Tensor> castLike(Node n) {
-    refuseSaturation(n);
+    passRounding(n);
     return in -> cast(in.get(0), in.type(1));
   }
 
-  /** The attribute speaks of 8-bit floating-point types only, which are refused. */
-  private static void refuseSaturation(Node n) {
+  private static Function<Inputs, Tensor> bitCast(Node n) {
+    ScalarType to = target(n);
+    return in -> {
+      Tensor x = in.get(0);
+      Tensor y = x.contiguous().view(to);
+      if (x.element_size() != y.element_size()) {
+        throw new InputException(
+            "bits of " + ElementTypes.of(x) + " cannot be those of " + to + ", which has others");
+      }
+      return y;
+    };
+  }
+
+  /** Reads attributes that speak of 8-bit floating-point types only, which are refused. */
+  static void passRounding(Node n) {
     if (n.opset() >= 19) {
       n.integer("saturate", 1);
     }
+    if (n.opset() >= 24) {
+      n.text("round_mode", "up");
+    }
   }
 
-  static ScalarType target(Node n, DataType type) {
-    refuseSaturation(n);
+  /** The type that a Cast makes. */
+  static ScalarType castTarget(Node n) {
+    passRounding(n);
+    return target(n);
+  }
+
+  private static ScalarType target(Node n) {
+    long number = n.integer("to", 0);
+    DataType type = DataType.forNumber((int) number);
     ScalarType to = ElementTypes.torch(type);
     if (to == null || type == DataType.INT4 || type == DataType.UINT4) {
-      throw n.unsupported("a cast to " + (type == null ? "an unknown type" : type));
+      throw n.unsupported("a cast to " + (type == null ? "type " + number : type));
     }
     return to;
   }

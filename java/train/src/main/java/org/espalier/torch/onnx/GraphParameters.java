@@ -149,6 +149,7 @@ public final class GraphParameters {
                   "BatchNormalization" ->
               new int[] {1, 2};
           case "PRelu",
+                  "RMSNormalization",
                   "SimplifiedLayerNormalization",
                   OperatorTable.RUNTIME + "BiasGelu",
                   OperatorTable.RUNTIME + "FastGelu" ->

@@ -11,6 +11,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptional;
 import org.bytedeco.pytorch.TensorOptionalList;
 import org.bytedeco.pytorch.TensorOptionalVector;
+import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
@@ -27,6 +28,7 @@ final class IndexOperators {
     table.one("Scatter", 9, IndexOperators::scatterElements);
     table.one("ScatterElements", 11, IndexOperators::scatterElements);
     table.one("ScatterND", 11, IndexOperators::scatterNd);
+    table.one("TensorScatter", 24, IndexOperators::tensorScatter);
     table.add(OperatorTable.single("OneHot", 9, IndexOperators::oneHot).reading(1));
     table.one("ArgMax", 1, n -> extremum(n, true));
     table.one("ArgMin", 1, n -> extremum(n, false));
@@ -40,6 +42,31 @@ final class IndexOperators {
   private static Tensor wrap(Tensor index, long size) {
     Tensor i = ElementTypes.of(index) == ScalarType.Long ? index : index.to(ScalarType.Long);
     return i.add(i.lt(new Scalar(0)).mul(new Scalar(size)));
+  }
+
+  /** Puts an update into a cache along an axis, of each row of the batch from an index of its own on. */
+  private static Function<Inputs, Tensor> tensorScatter(Node n) {
+    long axis = n.integer("axis", -2);
+    boolean circular = n.choice("mode", "linear", "linear", "circular").equals("circular");
+    return in -> {
+      Tensor cache = in.get(0);
+      Tensor update = in.get(1);
+      long[] along = new long[(int) update.dim()];
+      Arrays.fill(along, 1);
+      long length = update.size(axis);
+      along[(int) (axis < 0 ? axis + along.length : axis)] = length;
+      Tensor place = in.place(torch.arange(new Scalar(length), new TensorOptions(ScalarType.Long)));
+      place = place.reshape(along);
+      if (in.has(2)) {
+        along[(int) (axis < 0 ? axis + along.length : axis)] = 1;
+        along[0] = update.size(0);
+        place = place.add(in.get(2).reshape(along));
+      }
+      if (circular) {
+        place = place.remainder(new Scalar(cache.size(axis)));
+      }
+      return cache.scatter(axis, place.expand(update.shape()), update);
+    };
   }
 
   private static Function<Inputs, Tensor> gather(Node n) {

@@ -35,6 +35,8 @@ final class NormalizationOperators {
         OperatorTable.several(
             "SimplifiedLayerNormalization", 1, NormalizationOperators::rootMeanSquareNorm));
     table.add(
+        OperatorTable.several("RMSNormalization", 23, NormalizationOperators::rootMeanSquareNorm));
+    table.add(
         OperatorTable.several(
             OperatorTable.RUNTIME + "SkipLayerNormalization", 1, n -> skipNorm(n, false)));
     table.add(

@@ -33,6 +33,7 @@ final class OperatorTable {
     PoolingOperators.add(OperatorTable::add);
     NormalizationOperators.add(OperatorTable::add);
     AttentionOperators.add(OperatorTable::add);
+    StandardAttention.add(OperatorTable::add);
     ResizeOperators.add(OperatorTable::add);
     RecurrentOperators.add(OperatorTable::add);
     QuantizationOperators.add(OperatorTable::add);

@@ -59,19 +59,33 @@ final class QuantizationOperators {
       n.flag("saturate", true);
     }
     ScalarType wanted = wanted(n);
+    ScalarType precision = asked(n, "precision", 23);
     return in -> {
       Tensor x = in.get(0);
       ScalarType type = in.has(2) ? in.type(2) : wanted == null ? ScalarType.Byte : wanted;
-      return quantize(x, along(in.get(1), x, axis), along(in.orNull(2), x, axis), type);
+      Tensor scale = along(in.get(1), x, axis);
+      Tensor zero = along(in.orNull(2), x, axis);
+      return precision == null
+          ? quantize(x, scale, zero, type)
+          : quantize(x.to(precision), scale.to(precision), zero, type);
     };
   }
 
-  /** The type that an attribute asks for; null where none does. */
+  /** The type that is asked for of what QuantizeLinear makes; null where none is. */
   static ScalarType wanted(Node n) {
-    long code = n.opset() >= 21 ? n.integer("output_dtype", 0) : 0;
+    return asked(n, "output_dtype", 21);
+  }
+
+  /**
+   * The type that an attribute asks for; null where none does.
+   *
+   * @param since the operator set that added the attribute
+   */
+  static ScalarType asked(Node n, String attribute, int since) {
+    long code = n.opset() >= since ? n.integer(attribute, 0) : 0;
     DataType type = DataType.forNumber((int) code);
     if (type == DataType.INT4 || type == DataType.UINT4) {
-      throw n.unsupported("output_dtype = " + type);
+      throw n.unsupported(attribute + " = " + type);
     }
     return code == 0 ? null : ElementTypes.torch(type, n.where());
   }
@@ -79,9 +93,12 @@ final class QuantizationOperators {
   private static Function<Inputs, Tensor> dequantize(Node n) {
     long axis = n.opset() >= 13 ? n.integer("axis", 1) : 1;
     refuseBlocks(n);
+    ScalarType wanted = asked(n, "output_dtype", 23);
     return in -> {
       Tensor x = in.get(0);
-      return dequantize(x, along(in.get(1), x, axis), along(in.orNull(2), x, axis));
+      Tensor given = along(in.get(1), x, axis);
+      Tensor scale = wanted == null ? given : given.to(wanted);
+      return dequantize(x, scale, along(in.orNull(2), x, axis));
     };
   }
 

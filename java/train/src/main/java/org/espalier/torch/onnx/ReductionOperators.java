@@ -2,6 +2,7 @@ package org.espalier.torch.onnx;
 
 import java.util.Arrays;
 import java.util.function.Function;
+import java.util.function.UnaryOperator;
 import org.bytedeco.pytorch.ScalarTypeOptional;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorVector;
@@ -24,7 +25,8 @@ final class ReductionOperators {
     reduction(table, "ReduceSumSquare", 18, (x, axes, keep) -> sum(x.mul(x), axes, keep));
     reduction(table, "ReduceLogSum", 18, (x, axes, keep) -> sum(x, axes, keep).log());
     reduction(table, "ReduceLogSumExp", 18, Tensor::logsumexp);
-    table.add(OperatorTable.single("CumSum", 11, ReductionOperators::cumulativeSum).reading(1));
+    table.add(cumulative("CumSum", 11, Tensor::cumsum, torch::zeros_like));
+    table.add(cumulative("CumProd", 26, Tensor::cumprod, torch::ones_like));
   }
 
   private interface Reduction {
@@ -91,20 +93,32 @@ final class ReductionOperators {
     return result;
   }
 
-  private static Function<Inputs, Tensor> cumulativeSum(Node n) {
+  private interface Cumulation {
+    Tensor apply(Tensor x, long axis, ScalarTypeOptional type);
+  }
+
+  /**
+   * @param first makes what an exclusive one begins with
+   */
+  private static Operator cumulative(
+      String name, int since, Cumulation f, UnaryOperator<Tensor> first) {
+    return OperatorTable.single(name, since, n -> cumulative(n, f, first)).reading(1);
+  }
+
+  private static Function<Inputs, Tensor> cumulative(
+      Node n, Cumulation f, UnaryOperator<Tensor> first) {
     boolean exclusive = n.flag("exclusive", false);
     boolean reverse = n.flag("reverse", false);
     return in -> {
       long axis = in.longs(1)[0];
       Tensor x = reverse ? in.get(0).flip(axis) : in.get(0);
-      Tensor sums = x.cumsum(axis, new ScalarTypeOptional(ElementTypes.of(x)));
+      Tensor all = f.apply(x, axis, new ScalarTypeOptional(ElementTypes.of(x)));
       if (exclusive) {
         long size = x.size(axis);
-        Tensor first = torch.zeros_like(x.narrow(axis, 0, Math.min(1, size)));
-        Tensor others = sums.narrow(axis, 0, Math.max(0, size - 1));
-        sums = torch.cat(new TensorVector(first, others), axis);
+        Tensor none = first.apply(x.narrow(axis, 0, Math.min(1, size)));
+        all = torch.cat(new TensorVector(none, all.narrow(axis, 0, Math.max(0, size - 1))), axis);
       }
-      return reverse ? sums.flip(axis) : sums;
+      return reverse ? all.flip(axis) : all;
     };
   }
 }

@@ -38,16 +38,8 @@ final class ScriptActivations {
     table.one(OperatorTable.RUNTIME + "Gelu", c -> "torch.gelu(" + c.in(0) + ")");
     table.one(OperatorTable.RUNTIME + "BiasGelu", c -> biasGelu(c, "none"));
     table.one(OperatorTable.RUNTIME + "FastGelu", c -> biasGelu(c, "tanh"));
-    table.one(
-        OperatorTable.RUNTIME + "QuickGelu",
-        c ->
-            "torch.mul("
-                + c.in(0)
-                + ", torch.sigmoid(torch.mul("
-                + c.in(0)
-                + ", "
-                + number(c.node().real("alpha", 1.702f))
-                + ")))");
+    table.one("Swish", c -> swish(c, 1));
+    table.one(OperatorTable.RUNTIME + "QuickGelu", c -> swish(c, 1.702f));
     table.one(
         "HardSigmoid",
         c ->
@@ -76,6 +68,14 @@ final class ScriptActivations {
     table.one("Softmax", c -> alongAxis(c, "softmax"));
     table.one("LogSoftmax", c -> alongAxis(c, "log_softmax"));
     table.one("Hardmax", ScriptActivations::hardmax);
+  }
+
+  private static String swish(ScriptCall c, double otherwise) {
+    double alpha = c.node().real("alpha", otherwise);
+    String x = c.in(0);
+    return alpha == 1
+        ? "torch.silu(" + x + ")"
+        : "torch.mul(" + x + ", torch.sigmoid(torch.mul(" + x + ", " + number(alpha) + ")))";
   }
 
   private static String biasGelu(ScriptCall c, String approximate) {

@@ -117,9 +117,8 @@ final class ScriptAttention {
         """);
     sink.accept(
         """
-        def _rotate(self, x: Tensor, positions: Tensor, cosines: Tensor, sines: Tensor, \
-        interleaved: bool) -> Tensor:
-            pairs = cosines.size(1)
+        def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+            pairs = cos.size(-1)
             turning = torch.narrow(x, -1, 0, 2 * pairs)
             if interleaved:
                 both = turning.reshape([x.size(0), x.size(1), x.size(2), pairs, 2])
@@ -128,8 +127,6 @@ final class ScriptAttention {
             else:
                 a = torch.narrow(turning, -1, 0, pairs)
                 b = torch.narrow(turning, -1, pairs, pairs)
-            cos = self._at(cosines, positions)
-            sin = self._at(sines, positions)
             first = torch.sub(torch.mul(a, cos), torch.mul(b, sin))
             second = torch.add(torch.mul(a, sin), torch.mul(b, cos))
             if interleaved:
@@ -154,7 +151,9 @@ final class ScriptAttention {
             if given.numel() == 1:
                 step = torch.arange(y.size(2), dtype=4, device=x.device).unsqueeze(0)
                 positions = step + given.reshape([1, 1])
-            z = self._rotate(y, positions, cosines, sines, interleaved)
+            cos = self._at(cosines, positions)
+            sin = self._at(sines, positions)
+            z = self._rotate(y, cos, sin, interleaved)
             return z if apart else z.transpose(1, 2).reshape(x.size())
         """);
     sink.accept(
@@ -206,8 +205,10 @@ final class ScriptAttention {
                 given = torch.where(places > last, torch.ones_like(places), places)
                 if positions is not None:
                     given = positions
-                q = self._rotate(q, given, cosines, sines, interleaved)
-                k = self._rotate(k, given, cosines, sines, interleaved)
+                cos = self._at(cosines, given)
+                sin = self._at(sines, given)
+                q = self._rotate(q, cos, sin, interleaved)
+                k = self._rotate(k, cos, sin, interleaved)
             keys = self._present(past_key, k, begins, before, last, total)
             values = self._present(past_value, v, begins, before, last, total)
             many = heads // shared

@@ -1,6 +1,5 @@
 package org.espalier.torch.onnx;
 
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.Map;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.torch.onnx.ScriptTable.Sink;
@@ -136,8 +135,7 @@ final class ScriptElementwise {
   }
 
   private static ScriptValue[] cast(ScriptCall c) {
-    ScalarType to =
-        ElementwiseOperators.target(c.node(), DataType.forNumber((int) c.node().integer("to", 0)));
+    ScalarType to = ElementwiseOperators.castTarget(c.node());
     ScriptValue list = c.list(0);
     return new ScriptValue[] {
       list != null && to == ScalarType.Long
@@ -147,9 +145,7 @@ final class ScriptElementwise {
   }
 
   private static String castLike(ScriptCall c) {
-    if (c.node().opset() >= 19) {
-      c.node().integer("saturate", 1);
-    }
+    ElementwiseOperators.passRounding(c.node());
     return c.in(0) + ".to(" + c.in(1) + ".dtype)";
   }
 }

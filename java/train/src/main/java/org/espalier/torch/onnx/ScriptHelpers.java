@@ -230,6 +230,21 @@ def _gather_nd(self, x: Tensor, indices: Tensor, batch: int) -> Tensor:
         """);
     define(
         """
+        def _tensor_scatter(self, cache: Tensor, update: Tensor, start: Optional[Tensor], \
+        axis: int, circular: bool) -> Tensor:
+            along = [1] * update.dim()
+            along[axis] = update.size(axis)
+            place = torch.arange(update.size(axis), dtype=4, device=update.device).reshape(along)
+            if start is not None:
+                along[axis] = 1
+                along[0] = update.size(0)
+                place = place + start.reshape(along)
+            if circular:
+                place = torch.remainder(place, cache.size(axis))
+            return torch.scatter(cache, axis, place.expand(update.size()), update)
+        """);
+    define(
+        """
         def _scatter_nd(self, x: Tensor, indices: Tensor, updates: Tensor, reduce: str) -> Tensor:
             row = self._rows(x, indices)
             rows = 1
@@ -294,14 +309,19 @@ def _gather_nd(self, x: Tensor, indices: Tensor, batch: int) -> Tensor:
         """);
     define(
         """
-        def _cumulate(self, x: Tensor, axis: int, exclusive: bool, reverse: bool) -> Tensor:
+        def _cumulate(self, x: Tensor, axis: int, product: bool, exclusive: bool, \
+        reverse: bool) -> Tensor:
             y = torch.flip(x, [axis]) if reverse else x
-            sums = torch.cumsum(y, axis, dtype=x.dtype)
+            if product:
+                all = torch.cumprod(y, axis, dtype=x.dtype)
+            else:
+                all = torch.cumsum(y, axis, dtype=x.dtype)
             if exclusive:
                 size = x.size(axis)
-                first = torch.zeros_like(torch.narrow(y, axis, 0, min(1, size)))
-                sums = torch.cat([first, torch.narrow(sums, axis, 0, max(0, size - 1))], axis)
-            return torch.flip(sums, [axis]) if reverse else sums
+                first = torch.narrow(y, axis, 0, min(1, size))
+                first = torch.ones_like(first) if product else torch.zeros_like(first)
+                all = torch.cat([first, torch.narrow(all, axis, 0, max(0, size - 1))], axis)
+            return torch.flip(all, [axis]) if reverse else all
         """);
     define(
         """
@@ -462,8 +482,13 @@ def _response(self, x: Tensor, size: int, alpha: float, beta: float, bias: float
     define(
         """
         def _quantize(self, x: Tensor, scale: Tensor, zero: Optional[Tensor], dtype: int, \
-        axis: int) -> Tensor:
-            q = torch.round(torch.div(x, self._along(scale, x, axis)))
+        axis: int, precision: Optional[int]) -> Tensor:
+            a = x
+            b = self._along(scale, x, axis)
+            if precision is not None:
+                a = a.to(precision)
+                b = b.to(precision)
+            q = torch.round(torch.div(a, b))
             wanted = dtype
             if zero is not None:
                 q = q + self._along(zero, x, axis).to(q.dtype)
@@ -473,11 +498,14 @@ def _response(self, x: Tensor, size: int, alpha: float, beta: float, bias: float
     define(
         """
         def _dequantize(self, x: Tensor, scale: Tensor, zero: Optional[Tensor], \
-        axis: int) -> Tensor:
+        axis: int, dtype: Optional[int]) -> Tensor:
             centred = x.to(3)
             if zero is not None:
                 centred = centred - self._along(zero, x, axis).to(3)
-            return torch.mul(centred.to(scale.dtype), self._along(scale, x, axis))
+            wanted = scale.dtype
+            if dtype is not None:
+                wanted = dtype
+            return torch.mul(centred.to(wanted), self._along(scale, x, axis).to(wanted))
         """);
     // All zeros: ONNX Runtime then has a scale of 1.
     define(
@@ -491,7 +519,7 @@ def _response(self, x: Tensor, size: int, alpha: float, beta: float, bias: float
             scale = torch.where(torch.eq(scale, 0), torch.ones_like(scale), scale)
             share = torch.clamp(torch.div(torch.neg(low), scale), 0, 255)
             zero = self._saturate(torch.round(share), 0)
-            return self._quantize(x, scale, zero, 0, 0), scale, zero
+            return self._quantize(x, scale, zero, 0, 0, None), scale, zero
         """);
     // In float64, which holds all sums of int32 products.
     define(
@@ -615,6 +643,7 @@ def _response(self, x: Tensor, size: int, alpha: float, beta: float, bias: float
             return y
         """);
     ScriptAttention.addHelpers(ScriptHelpers::define);
+    ScriptStandardAttention.addHelpers(ScriptHelpers::define);
   }
 
   private ScriptHelpers() {}

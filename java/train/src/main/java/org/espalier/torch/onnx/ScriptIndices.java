@@ -30,6 +30,16 @@ final class ScriptIndices {
         "ScatterND",
         c -> c.call("_scatter_nd", c.in(0), c.in(1), c.in(2), "\"" + reduction(c.node()) + "\""));
     table.one(
+        "TensorScatter",
+        c ->
+            c.call(
+                "_tensor_scatter",
+                c.in(0),
+                c.in(1),
+                c.orNone(2),
+                "" + c.node().integer("axis", -2),
+                flag(c.node().text("mode", "linear").equals("circular"))));
+    table.one(
         "OneHot",
         c ->
             c.call(

@@ -51,6 +51,7 @@ final class ScriptLayers {
                 + ", False)");
     table.add("LayerNormalization", ScriptLayers::layerNorm);
     table.add("SimplifiedLayerNormalization", ScriptLayers::rootMeanSquareNorm);
+    table.add("RMSNormalization", ScriptLayers::rootMeanSquareNorm);
     table.add(OperatorTable.RUNTIME + "SkipLayerNormalization", c -> skipNorm(c, false));
     table.add(OperatorTable.RUNTIME + "SkipSimplifiedLayerNormalization", c -> skipNorm(c, true));
     table.add(OperatorTable.RUNTIME + "EmbedLayerNormalization", ScriptLayers::embedNorm);

@@ -36,10 +36,17 @@ final class ScriptQuantization {
     }
     ScalarType wanted = QuantizationOperators.wanted(n);
     int type = wanted == null ? 0 : wanted.value;
-    return c.call("_quantize", c.in(0), c.in(1), c.orNone(2), "" + type, "" + axis);
+    String precision = number(QuantizationOperators.asked(n, "precision", 23));
+    return c.call("_quantize", c.in(0), c.in(1), c.orNone(2), "" + type, "" + axis, precision);
   }
 
   private static String dequantize(ScriptCall c) {
-    return c.call("_dequantize", c.in(0), c.in(1), c.orNone(2), "" + axis(c.node()));
+    String wanted = number(QuantizationOperators.asked(c.node(), "output_dtype", 23));
+    return c.call("_dequantize", c.in(0), c.in(1), c.orNone(2), "" + axis(c.node()), wanted);
+  }
+
+  /** A type as TorchScript counts them, or None. */
+  private static String number(ScalarType type) {
+    return type == null ? "None" : "" + type.value;
   }
 }

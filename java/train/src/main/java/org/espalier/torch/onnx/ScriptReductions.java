@@ -27,15 +27,15 @@ final class ScriptReductions {
         "ReduceLogSumExp",
         18,
         (c, x, a, k) -> "torch.logsumexp(" + x + ", " + a + ", " + k + ")");
-    table.one(
-        "CumSum",
-        c ->
-            c.call(
-                "_cumulate",
-                c.in(0),
-                c.integer(1),
-                flag(c.node().flag("exclusive", false)),
-                flag(c.node().flag("reverse", false))));
+    table.one("CumSum", c -> cumulated(c, false));
+    table.one("CumProd", c -> cumulated(c, true));
+  }
+
+  private static String cumulated(ScriptCall c, boolean product) {
+    Node n = c.node();
+    String exclusive = flag(n.flag("exclusive", false));
+    String reverse = flag(n.flag("reverse", false));
+    return c.call("_cumulate", c.in(0), c.integer(1), flag(product), exclusive, reverse);
   }
 
   private interface Reduction {

@@ -26,6 +26,7 @@ final class ScriptTable {
     ScriptReductions.add(ScriptTable::add);
     ScriptLayers.add(ScriptTable::add);
     ScriptAttention.add(ScriptTable::add);
+    ScriptStandardAttention.add(ScriptTable::add);
     ScriptQuantization.add(ScriptTable::add);
     ScriptResize.add(ScriptTable::add);
   }
