@@ -15,6 +15,7 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -34,7 +35,6 @@ import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.onnx.OnnxRuntime;
 import org.junit.jupiter.api.BeforeEach;
-import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -42,8 +42,8 @@ import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /**
- * Whole runs of language models and encoders as they are exported for ONNX Runtime, with its own operators; texts are
- * those of {@link SmallLanguage}, whose best perplexity is 1.755.
+ * Whole runs of language models and encoders as they are exported for ONNX Runtime, with its own operators or the newest
+ * of ONNX; texts are those of {@link SmallLanguage}, whose best perplexity is 1.755.
  */
 class CompressRuntimeModelsTest {
   private static final String RECIPE =
@@ -98,7 +98,13 @@ class CompressRuntimeModelsTest {
     "LONG, static",
     "MULTI_HEAD, dynamic",
     "MULTI_HEAD, static",
-    "PLAIN, dynamic"
+    "PLAIN, dynamic",
+    "STANDARD, dynamic",
+    "STANDARD, static",
+    "STANDARD, int4",
+    "EXPORTED, dynamic",
+    "EXPORTED, static",
+    "EXPORTED, int4"
   })
   void aDecoderLearnsIsPrunedQuantizedAndDistilled(Form form, String grid)
       throws IOException, OrtException {
@@ -112,7 +118,8 @@ class CompressRuntimeModelsTest {
     assertTrue(fidelity.path("reference_perplexity").asDouble() > 35, fidelity.toString());
     assertTrue(fidelity.path("perplexity").asDouble() < 1.1 * 1.755, fidelity.toString());
     assertTrue(fidelity.path("size_ratio").asDouble() < 0.4, fidelity.toString());
-    OnnxModel made = OnnxModel.read(out().resolve("model-int8.onnx"));
+    String bits = grid.equals("int4") ? "int4" : "int8";
+    OnnxModel made = OnnxModel.read(out().resolve("model-" + bits + ".onnx"));
     assertEquals(
         OnnxModel.read(model).inputs().stream().map(v -> v.getName()).toList(),
         made.inputs().stream().map(v -> v.getName()).toList());
@@ -203,10 +210,30 @@ class CompressRuntimeModelsTest {
         refitted.path("kl").asDouble() < 0.7 * plain.path("kl").asDouble(), refitted + " " + plain);
   }
 
+  @ParameterizedTest
+  @CsvSource({"STANDARD, false", "STANDARD, true", "EXPORTED, false", "EXPORTED, true"})
+  void aDecoderLosesHeadsAndChannels(Form form, boolean caches) throws IOException {
+    Path model = write(RuntimeModels.decoder(form, 1, VOCABULARY, 2));
+    Path made = folder.resolve("narrow.onnx");
+    List<Object> prune = new ArrayList<>(List.of("prune", model, "-o", made, "--channels", "0.5"));
+    prune.addAll(List.of("--allocation", "uniform", "--calibration", texts()));
+    if (caches) {
+      prune.add("--cache-heads");
+    }
+    Run run = Run.of(prune.toArray()).done();
+    // Both queries of a group of two, or the group with its keys and values.
+    assertTrue(run.out().contains("96 of 192 channels and 2 of 4 heads"), run.out());
+    assertTrue(evaluate(model, made).path("kl").isNumber());
+    Path small = folder.resolve("small.onnx");
+    Run.of("quantize", made, "-o", small, "--to", "onnx-dynamic", "--calibration", texts()).done();
+    assertTrue(evaluate(made, small).path("kl").asDouble() < 1e-3);
+  }
+
   /** As they are published for machines with a GPU. */
-  @Test
-  void aDecoderOfSixteenBitsIsCompressed() throws IOException {
-    write(HalfModels.of(RuntimeModels.decoder(Form.PACKED, 1, VOCABULARY, 1), DataType.FLOAT16));
+  @ParameterizedTest
+  @EnumSource(names = {"PACKED", "STANDARD", "EXPORTED"})
+  void aDecoderOfSixteenBitsIsCompressed(Form form) throws IOException {
+    write(HalfModels.of(RuntimeModels.decoder(form, 1, VOCABULARY, 1), DataType.FLOAT16));
     Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", "dynamic"));
     JsonNode fidelity = compress();
     assertTrue(fidelity.path("perplexity").asDouble() < 1.2 * 1.755, fidelity.toString());
@@ -238,6 +265,35 @@ class CompressRuntimeModelsTest {
     assertTrue(said.path("cosine_mean").asDouble() > 0.99, said.toString());
   }
 
+  @ParameterizedTest
+  @ValueSource(strings = {"dynamic", "static", "int4"})
+  void anExportedEncoderIsCompressed(String form) throws IOException {
+    Path model = write(RuntimeModels.exportedEncoder(1, VOCABULARY, 2));
+    Path recipe = folder.resolve("recipe.yaml");
+    Run.of("recipe", "init", "-o", recipe, "--model", model, "--texts", texts()).done();
+    Files.writeString(
+        recipe,
+        Files.readString(recipe)
+            .replaceAll("(?m)^ +steps: [0-9]+", "    steps: 10")
+            .replaceFirst("form: [a-z0-9]+", "form: " + form)
+            .replace("  # validation: 256", "  validation: 64"));
+    JsonNode fidelity = compress();
+    boolean fine = !form.equals("int4");
+    double least = fine ? 0.999 : 0.98;
+    assertTrue(fidelity.path("cosine_mean").asDouble() > least, fidelity.toString());
+    for (String to : List.of("onnx-dynamic", "onnx-qdq", "onnx-int4")) {
+      Path made = folder.resolve(to + ".onnx");
+      Run.of("quantize", model, "-o", made, "--to", to, "--calibration", texts()).done();
+      JsonNode said = evaluate(model, made);
+      double enough = to.equals("onnx-int4") ? 0.98 : 0.999;
+      assertTrue(said.path("cosine_mean").asDouble() > enough, to + said);
+    }
+    Path narrow = folder.resolve("narrow.onnx");
+    Run run = Run.of("prune", model, "-o", narrow, "--channels", "0.25", "--calibration", texts());
+    assertTrue(run.done().out().contains("heads"), run.out());
+    assertTrue(evaluate(model, narrow).path("cosine_mean").asDouble() > 0.8);
+  }
+
   /** What ONNX Runtime itself makes of models, as its users save it: it joins nodes of all of them. */
   @ParameterizedTest
   @EnumSource
@@ -251,7 +307,8 @@ class CompressRuntimeModelsTest {
       environment.createSession(plain.toString(), options).close();
     }
     OnnxModel model = OnnxModel.read(optimized);
-    assertTrue(model.nodes().stream().anyMatch(n -> n.getOpType().equals("QuickGelu")));
+    boolean joined = model.nodes().stream().anyMatch(n -> n.getOpType().equals("QuickGelu"));
+    assertEquals(form != Form.EXPORTED, joined); // which has Swish
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard();
         OnnxGraph graph = new OnnxGraph(model)) {

@@ -40,6 +40,10 @@ public final class GroupedDecoder extends SmallGraph {
     PACKED,
     /** MultiHeadAttention behind RotaryEmbedding, as many keys as queries. */
     HEADED,
+    /** Attention of ONNX behind RotaryEmbedding, which keeps keys and values of earlier tokens itself. */
+    STANDARD,
+    /** The same where heads have an axis of their own and a norm, and what comes before joins keys and values. */
+    APART,
     /** Attention, whose weight makes queries, keys and values, without those of earlier tokens. */
     WHOLE
   }
@@ -110,7 +114,9 @@ public final class GroupedDecoder extends SmallGraph {
     weight("lm_head", 0.3f, width, vocabulary);
     graph.addNode(node("MatMul", "/lm_head", List.of(norm("ln_f", x), "lm_head"), "logits"));
     outputs(vocabulary);
-    return runtimeModel(17);
+    return form == Form.STANDARD || form == Form.APART
+        ? SmallModels.model(24, graph)
+        : runtimeModel(17);
   }
 
   private String norm(String name, String x) {
@@ -208,6 +214,22 @@ public final class GroupedDecoder extends SmallGraph {
         all.addAll(List.of(inputs.get(2), name + ".bias", "", mask, pastKey, pastValue));
         yield fused(layer, "MultiHeadAttention", all, attribute("num_heads", HEADS));
       }
+      case STANDARD -> {
+        List<String> all = new ArrayList<>();
+        all.add(rotated(inputs.get(0), attribute("num_heads", HEADS)));
+        all.add(rotated(inputs.get(1), attribute("num_heads", groups)));
+        all.addAll(List.of(inputs.get(2), mask, pastKey, pastValue));
+        AttributeProto heads = attribute("q_num_heads", HEADS);
+        yield withCaches(layer, add("Attention", all, heads, attribute("kv_num_heads", groups)));
+      }
+      case APART -> {
+        String q = rotated(rooted(name + ".q", heads(inputs.get(0), HEADS, HEAD)));
+        String k = rotated(rooted(name + ".k", heads(inputs.get(1), groups, HEAD)));
+        String v = heads(inputs.get(2), groups, HEAD);
+        k = joined(layer, "key", k);
+        v = joined(layer, "value", v);
+        yield together(add("Attention", List.of(q, k, v, mask)), HEADS * HEAD);
+      }
       case WHOLE -> throw new IllegalStateException("has no products of its own");
     };
   }
@@ -233,8 +255,30 @@ public final class GroupedDecoder extends SmallGraph {
     return name;
   }
 
+  /** Each head of queries or keys turned by its place, which none is given for. */
+  private String rotated(String x, AttributeProto... attributes) {
+    String zeros = add("Mul", List.of("input_ids", "zero"));
+    return add("RotaryEmbedding", List.of(x, turn("cosines"), turn("sines"), zeros), attributes);
+  }
+
+  private String rooted(String name, String x) {
+    weight(name + ".norm", 1, HEAD);
+    return add("RMSNormalization", List.of(x, name + ".norm"));
+  }
+
+  private String joined(int layer, String kind, String now) {
+    String past = "past_key_values." + layer + "." + kind;
+    String all = present(layer, kind, groups, HEAD);
+    graph.addNode(node("Concat", "/" + all, List.of(past, now), all, attribute("axis", 2)));
+    return all;
+  }
+
   private String fused(int layer, String op, List<String> inputs, AttributeProto... attributes) {
-    String output = runtime(op, inputs, attributes);
+    return withCaches(layer, runtime(op, inputs, attributes));
+  }
+
+  /** What the node that was added last gives, which gives keys and values too. */
+  private String withCaches(int layer, String output) {
     NodeProto.Builder n = graph.getNodeBuilder(graph.getNodeCount() - 1);
     n.addOutput(present(layer, "key", groups, HEAD))
         .addOutput(present(layer, "value", groups, HEAD));
@@ -286,9 +330,7 @@ public final class GroupedDecoder extends SmallGraph {
 
   /** Each head of keys or values as often as queries read it. */
   private String repeated(int layer, String kind, String now) {
-    String past = "past_key_values." + layer + "." + kind;
-    String all = present(layer, kind, groups, HEAD);
-    graph.addNode(node("Concat", "/" + all, List.of(past, now), all, attribute("axis", 2)));
+    String all = joined(layer, kind, now);
     String shape = add("Shape", List.of(all));
     String[] lengths = new String[4];
     List<String> indices = List.of("zero", "one", "two", "three");

@@ -14,7 +14,7 @@ import java.util.List;
 
 /**
  * Language models and encoders of random weights in the forms in which they are exported for ONNX Runtime: with its own
- * operators of attention and norms, or with all of it spelled out, as the model had it.
+ * operators of attention and norms, with those of ONNX, or with all of it spelled out, as the model had it.
  */
 public final class RuntimeModels extends SmallGraph {
   private static final int HEADS = 4;
@@ -38,13 +38,22 @@ public final class RuntimeModels extends SmallGraph {
     /** RotaryEmbedding by position_ids, MultiHeadAttention with a mask that is added. */
     MULTI_HEAD,
     /** No operator but those of ONNX. */
-    PLAIN
+    PLAIN,
+    /** Those of operator set 23: Attention, which keeps the caches, RotaryEmbedding and RMSNormalization. */
+    STANDARD,
+    /** Those of operator set 24 as PyTorch exports them: heads have an axis of their own, and caches come before. */
+    EXPORTED
   }
 
   private final Form form;
 
   /** What is added to scores where no operator makes it of lengths. */
   private String mask;
+
+  /** As exporters write them in operator set 24: {@link #encoder} with the operators of ONNX. */
+  public static ModelProto exportedEncoder(long seed, int vocabulary, int layers) {
+    return new RuntimeModels("encoder", seed, Form.EXPORTED).exportedEncoder(vocabulary, layers);
+  }
 
   private RuntimeModels(String name, long seed, Form form) {
     super(name, seed);
@@ -90,7 +99,7 @@ public final class RuntimeModels extends SmallGraph {
   }
 
   private ModelProto decoder(int vocabulary, int layers) {
-    boolean positions = form == Form.MULTI_HEAD || form == Form.PLAIN;
+    boolean positions = !isGrouped();
     graph.addInput(value(input(TextInput.INPUT_IDS), DataType.INT64, -1, -2));
     graph.addInput(value(input(TextInput.ATTENTION_MASK), DataType.INT64, -1, -4));
     if (positions) {
@@ -107,7 +116,7 @@ public final class RuntimeModels extends SmallGraph {
     if (isGrouped()) {
       lengths();
     } else {
-      mask = mask(true);
+      mask = form == Form.EXPORTED ? visible(true) : mask(true);
     }
     for (int layer = 0; layer < layers; layer++) {
       String name = "model.layers." + layer;
@@ -121,7 +130,15 @@ public final class RuntimeModels extends SmallGraph {
     String head = weight("lm_head.weight", (float) (0.6 / Math.sqrt(HIDDEN)), HIDDEN, vocabulary);
     graph.addNode(node("MatMul", "/lm_head/MatMul", List.of(last, head), "logits"));
     outputs(vocabulary);
-    return runtimeModel(17);
+    return switch (form) {
+      case STANDARD -> SmallModels.model(23, graph);
+      case EXPORTED -> SmallModels.model(24, graph);
+      default -> runtimeModel(17);
+    };
+  }
+
+  private boolean isStandard() {
+    return form == Form.STANDARD || form == Form.EXPORTED;
   }
 
   private boolean isGrouped() {
@@ -198,6 +215,10 @@ public final class RuntimeModels extends SmallGraph {
       String normal = add("Mul", List.of(sum, inverse));
       return new String[] {add("Mul", List.of(scale, normal)), sum};
     }
+    if (isStandard()) {
+      String sum = delta == null ? x : add("Add", List.of(x, delta));
+      return new String[] {add("RMSNormalization", List.of(sum, scale), epsilon), sum};
+    }
     if (delta == null) {
       List<String> inputs = List.of(x, scale);
       String y =
@@ -220,7 +241,6 @@ public final class RuntimeModels extends SmallGraph {
   }
 
   private String attention(String name, int layer, String x) {
-    boolean grouped = isGrouped();
     int shared = form == Form.MULTI_HEAD ? HEADS : SHARED;
     String seen;
     if (form == Form.PACKED) {
@@ -231,11 +251,13 @@ public final class RuntimeModels extends SmallGraph {
       String k = product(name + ".k_proj", x, HIDDEN, shared * WIDTH);
       String v = product(name + ".v_proj", x, HIDDEN, shared * WIDTH);
       seen =
-          grouped
-              ? query(name, layer, q, k, v)
-              : form == Form.MULTI_HEAD
-                  ? multiHead(name, layer, q, k, v)
-                  : plain(name, layer, q, k, v);
+          switch (form) {
+            case MULTI_HEAD -> multiHead(name, layer, q, k, v);
+            case STANDARD -> standard(name, layer, q, k, v);
+            case EXPORTED -> exported(layer, q, k, v);
+            case PLAIN -> plain(name, layer, q, k, v);
+            default -> query(name, layer, q, k, v);
+          };
     }
     return product(name + ".o_proj", seen, HIDDEN, HIDDEN);
   }
@@ -287,6 +309,48 @@ public final class RuntimeModels extends SmallGraph {
         attribute("num_heads", HEADS),
         real("scale", 0.25f));
     return y;
+  }
+
+  private String standard(String name, int layer, String q, String k, String v) {
+    String[] caches = caches(layer, SHARED);
+    List<String> inputs =
+        List.of(rotated(q, HEADS), rotated(k, SHARED), v, mask, caches[0], caches[1]);
+    String y = "/" + name + "/output_0";
+    graph.addNode(
+        node(
+                "Attention",
+                "/" + name,
+                inputs,
+                y,
+                attribute("q_num_heads", HEADS),
+                attribute("kv_num_heads", SHARED),
+                real("scale", 0.25f))
+            .toBuilder()
+            .addOutput(caches[2])
+            .addOutput(caches[3]));
+    return y;
+  }
+
+  private String rotated(String rows, int heads) {
+    return add(
+        "RotaryEmbedding",
+        List.of(rows, "cos_cache", "sin_cache", "position_ids"),
+        attribute("num_heads", heads));
+  }
+
+  private String exported(int layer, String q, String k, String v) {
+    String[] caches = caches(layer, SHARED);
+    String[] now = {rotated(heads(k, SHARED, WIDTH)), heads(v, SHARED, WIDTH)};
+    for (int i = 0; i < 2; i++) {
+      List<String> both = List.of(caches[i], now[i]);
+      graph.addNode(node("Concat", "/" + caches[i + 2], both, caches[i + 2], attribute("axis", 2)));
+    }
+    List<String> inputs = List.of(rotated(heads(q, HEADS, WIDTH)), caches[2], caches[3], mask);
+    return together(add("Attention", inputs), HIDDEN);
+  }
+
+  private String rotated(String heads) {
+    return add("RotaryEmbedding", List.of(heads, "cos_cache", "sin_cache", "position_ids"));
   }
 
   private String plain(String name, int layer, String q, String k, String v) {
@@ -350,7 +414,10 @@ public final class RuntimeModels extends SmallGraph {
   private String feedForward(String name, String x) {
     String gate = product(name + ".gate_proj", x, HIDDEN, INNER);
     String up = product(name + ".up_proj", x, HIDDEN, INNER);
-    String silu = add("Mul", List.of(gate, add("Sigmoid", List.of(gate))));
+    String silu =
+        form == Form.EXPORTED
+            ? add("Swish", List.of(gate))
+            : add("Mul", List.of(gate, add("Sigmoid", List.of(gate))));
     return product(name + ".down_proj", add("Mul", List.of(silu, up)), INNER, HIDDEN);
   }
 
@@ -400,6 +467,40 @@ public final class RuntimeModels extends SmallGraph {
     }
     graph.addOutput(value("last_hidden_state", DataType.FLOAT, -1, -2, HIDDEN));
     return runtimeModel(14);
+  }
+
+  private ModelProto exportedEncoder(int vocabulary, int layers) {
+    graph.addInput(value(input(TextInput.INPUT_IDS), DataType.INT64, -1, -2));
+    graph.addInput(value(input(TextInput.ATTENTION_MASK), DataType.INT64, -1, -2));
+    String words = weight("embeddings.word_embeddings.weight", 0.5f, vocabulary, HIDDEN);
+    String x = add("Gather", List.of(words, input(TextInput.INPUT_IDS)));
+    graph.addInitializer(angles("cos_cache", PLACES, 1000));
+    graph.addInitializer(angles("sin_cache", PLACES, 1000));
+    String real = add("Cast", List.of(input(TextInput.ATTENTION_MASK)), attribute("to", 9));
+    String row = add("Unsqueeze", List.of(real, shape(1, 2)));
+    AttributeProto second = attribute("start", 1);
+    String texts = add("Shape", List.of(real), attribute("end", 1));
+    String tokens = add("Shape", List.of(real), second);
+    List<String> lengths = List.of(texts, shape(1), tokens, tokens);
+    mask = add("Expand", List.of(row, add("Concat", lengths, attribute("axis", 0))));
+    String ones = add("CumSum", List.of(input(TextInput.ATTENTION_MASK), index("along", 1)));
+    String places = add("Sub", List.of(ones, index("one", 1)));
+    graph.addNode(node("Max", "/places", List.of(places, index("zero", 0)), "position_ids"));
+    for (int layer = 0; layer < layers; layer++) {
+      String name = "encoder.layer." + layer;
+      String q = rotated(heads(product(name + ".query", x, HIDDEN, HIDDEN), HEADS, WIDTH));
+      String k = rotated(heads(product(name + ".key", x, HIDDEN, HIDDEN), HEADS, WIDTH));
+      String v = heads(product(name + ".value", x, HIDDEN, HIDDEN), HEADS, WIDTH);
+      String seen = together(add("Attention", List.of(q, k, v, mask)), HIDDEN);
+      String projected = product(name + ".attention.output", seen, HIDDEN, HIDDEN);
+      x = norm(name + ".attention.norm", x, projected)[0];
+      String inner = product(name + ".intermediate", x, HIDDEN, INNER);
+      String outer = product(name + ".output", add("Gelu", List.of(inner)), INNER, HIDDEN);
+      x = norm(name + ".output.norm", x, outer)[0];
+    }
+    graph.addNode(node("Identity", "/last", List.of(x), "last_hidden_state"));
+    graph.addOutput(value("last_hidden_state", DataType.FLOAT, -1, -2, HIDDEN));
+    return SmallModels.model(24, graph);
   }
 
   private String skip(String name, String x, String skip, String y, AttributeProto epsilon) {

@@ -103,6 +103,12 @@ class SmallGraph {
    * @param past whether there are keys and values that were read before
    */
   final String mask(boolean past) {
+    String both = visible(past);
+    return add("Where", List.of(both, scalar("nothing", 0), scalar("least", -Float.MAX_VALUE)));
+  }
+
+  /** Whether a token may look there, [n, 1, t, all]. */
+  final String visible(boolean past) {
     String zero = index("zero", 0);
     String one = index("one", 1);
     String length = add("Gather", List.of(add("Shape", List.of("input_ids")), one));
@@ -119,8 +125,7 @@ class SmallGraph {
     String before = add("LessOrEqual", List.of(column, row));
     String real = add("Cast", List.of("attention_mask"), attribute("to", 9));
     String there = add("Unsqueeze", List.of(real, shape(1, 2)));
-    String both = add("And", List.of(before, there));
-    return add("Where", List.of(both, scalar("nothing", 0), scalar("least", -Float.MAX_VALUE)));
+    return add("And", List.of(before, there));
   }
 
   /** Adds a tensor of random floats. */

@@ -98,7 +98,7 @@ final class ChannelGraph {
     if (use != null && use.groups() == 1) {
       return Math.toIntExact(model.constant(weight(n).value()).dims()[use.outputAxis()]);
     }
-    FusedAttention attention = FusedAttention.of(n);
+    FusedAttention attention = FusedAttention.of(n, shapes);
     String weight = attention == null ? null : attention.weight();
     OnnxInitializer c = weight == null ? null : model.constant(weight);
     return c != null && Nodes.isFloat(c.type()) && c.dims().length == 2

@@ -35,6 +35,7 @@ final class ChannelWalk {
       Set.of(
           "LayerNormalization",
           "LogSoftmax",
+          "RMSNormalization",
           "ReduceL2",
           "ReduceMax",
           "ReduceMean",
@@ -189,11 +190,16 @@ final class ChannelWalk {
     Use use = graph.use(producer);
     if (use != null && use.groups() == 1) {
       made(producer, use, place);
-    } else if (OnnxModel.isOwn(producer)) {
-      operator(producer, place);
+    } else if (isFused(producer)) {
+      fusedOperator(producer, value, place);
     } else {
-      runtimeOperator(producer, value, place);
+      operator(producer, place);
     }
+  }
+
+  /** Whether it is an operator of ONNX Runtime's own, or one like those. */
+  private static boolean isFused(NodeProto n) {
+    return !OnnxModel.isOwn(n) || FusedAttention.is(n) || FusedOperators.isRotation(n);
   }
 
   /** Whether a value of the model's inputs or outputs is keys or values, [n, heads, steps, numbers], of so many heads. */
@@ -208,21 +214,21 @@ final class ChannelWalk {
         && (!shape.getDim(1).hasDimValue() || shape.getDim(1).getDimValue() == place.length(size));
   }
 
-  /** An operator of ONNX Runtime's own that reads or gives a value with the channels. */
-  private void runtimeOperator(NodeProto n, String value, ChannelPlace place) {
-    FusedAttention attention = FusedAttention.of(n);
+  /** An operator that does what others spell out and reads or gives a value with the channels. */
+  private void fusedOperator(NodeProto n, String value, ChannelPlace place) {
+    FusedAttention attention = FusedAttention.of(n, shapes);
     boolean isOutput = n.getOutput(0).equals(value);
     if (attention != null) {
       attention(n, attention, value, place);
     } else if (!isOutput && n.getInputList().lastIndexOf(value) != 0) {
       fits = false;
-    } else if (RuntimeOperators.isActivation(n)) {
+    } else if (FusedOperators.isActivation(n)) {
       add(n.getInput(0), place);
       add(n.getOutput(0), place);
       if (isOutput && n.getInputCount() > 1) {
         operand(n, 1, place);
       }
-    } else if (RuntimeOperators.isRotation(n)) {
+    } else if (FusedOperators.isRotation(n)) {
       int width = rotated(n, place);
       fits &= width > 0 && n.getOutputCount() == 1;
       if (fits) {
@@ -243,7 +249,7 @@ final class ChannelWalk {
       return place.axis() == 3 ? 1 : 0;
     }
     long heads = Attributes.integer(n, "num_heads", 0);
-    long[] cosines = shapes.of(n.getInput(2));
+    long[] cosines = shapes.of(FusedOperators.cosines(n));
     boolean known = cosines != null && cosines.length == 2 && cosines[1] > 0;
     long width = heads > 0 ? place.length(size) / heads : known ? 2 * cosines[1] : 0;
     if (width == 0 || shapes.rank(n.getInput(0)) != 3 || !place.layout().isEven()) {
@@ -303,9 +309,10 @@ final class ChannelWalk {
   /** A product or operator that reads the channels. */
   private void read(NodeProto n, String value, ChannelPlace place) {
     boolean joins =
-        Nodes.JOINING.contains(n.getOpType()) || Set.of("Concat", "MatMul").contains(n.getOpType());
-    if (n.getOutputCount() > 0 && !OnnxModel.isOwn(n)) {
-      runtimeOperator(n, value, place);
+        Nodes.JOINING.contains(n.getOpType())
+            || Set.of("Concat", "MatMul", "TensorScatter").contains(n.getOpType());
+    if (n.getOutputCount() > 0 && isFused(n)) {
+      fusedOperator(n, value, place);
       return;
     }
     if (n.getOutputCount() == 0 || !joins && n.getInputList().lastIndexOf(value) != 0) {
@@ -474,6 +481,11 @@ final class ChannelWalk {
         OnnxInitializer c = model.constant(n.getInput(i));
         fits &= n.getInput(i).isEmpty() || c != null && c.dims().length < place.axis();
       }
+    } else if (type.equals("TensorScatter")) {
+      int along = shapes.fromEnd(Attributes.integer(n, "axis", -2), first);
+      fits &= along > 0 && along != place.axis();
+      add(first, place);
+      add(n.getInput(1), place);
     } else if (type.equals("Expand")) {
       fits &= where.reshapes().expands(n, place);
       operand(n, 0, place);

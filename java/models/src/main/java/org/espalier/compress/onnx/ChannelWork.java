@@ -115,9 +115,10 @@ final class ChannelWork {
     /** The multiplications of a product of two values, or of an attention. */
     double inner(String value) {
       NodeProto n = producers.get(value);
-      if (FusedAttention.of(n) != null) {
+      if (FusedAttention.is(n)) {
         // As many steps as the text has are looked at twice, for their keys and their values.
-        return 2.0 * elements.get(value) * shapes.get(value)[1];
+        long[] shape = shapes.get(value);
+        return 2.0 * elements.get(value) * shape[shape.length - 2];
       }
       long[] left = shapes.get(n.getInput(0));
       long[] right = shapes.get(n.getInput(1)); // one of both may have none
@@ -133,7 +134,7 @@ final class ChannelWork {
      */
     double weighted(String node, Slice slice, int outputs) {
       OnnxInitializer weight = model.constant(slice.constant());
-      boolean attends = FusedAttention.of(producers.get(node)) != null;
+      boolean attends = FusedAttention.is(producers.get(node));
       // What an attention gives are as many numbers as its queries alone.
       double times = attends ? slice.layout().repeat() : 1;
       double rows = times * elements.get(node) / weight.dims()[outputs];

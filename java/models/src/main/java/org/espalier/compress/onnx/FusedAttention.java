@@ -8,15 +8,18 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.compress.onnx.HiddenChannels.Attribute;
 import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.OnnxModel;
 
 /**
- * An attention that is one node of ONNX Runtime's own operators, and where its inputs and outputs have heads. Either whole
- * groups go, keys and values with all queries that read them, or of each group as many queries.
+ * An attention that is one node, of ONNX or of ONNX Runtime's own operators, and where its inputs and outputs have heads.
+ * Either whole groups go, keys and values with all queries that read them, or of each group as many queries.
  *
  * @param heads of the queries
  * @param groups heads of keys and values; each is read by as many queries
+ * @param apart whether heads have an axis of their own, [n, heads, steps, numbers]; else queries, keys and values are
+ *     rows of the numbers of all heads
  */
-record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
+record FusedAttention(NodeProto node, Kind kind, int heads, int groups, boolean apart) {
   /**
    * The operators, each with the inputs that it has beyond queries, keys and values.
    *
@@ -24,11 +27,15 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
    */
   private enum Kind {
     /** Queries, keys and values, or one value of all. */
-    GROUPED("GroupQueryAttention", -1, 10, Set.of(3, 4), Set.of(5, 6, 7, 8, 9)),
-    SEPARATE("MultiHeadAttention", 3, 5, Set.of(6, 7), Set.of(4, 8)),
+    GROUPED(
+        FusedOperators.DOMAIN, "GroupQueryAttention", -1, 10, Set.of(3, 4), Set.of(5, 6, 7, 8, 9)),
+    SEPARATE(FusedOperators.DOMAIN, "MultiHeadAttention", 3, 5, Set.of(6, 7), Set.of(4, 8)),
     /** What is attended to, and a weight that makes queries, keys and values of it. */
-    WHOLE("Attention", 2, 5, Set.of(4), Set.of(3, 6));
+    WHOLE(FusedOperators.DOMAIN, "Attention", 2, 5, Set.of(4), Set.of(3, 6)),
+    /** That of ONNX itself. */
+    STANDARD("", "Attention", -1, 3, Set.of(4, 5), Set.of(6));
 
+    private final String domain;
     private final String operator;
 
     /** What is added to queries, keys and values, one after the other. */
@@ -43,32 +50,62 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
     /** What all heads share, as lengths, places and masks of steps. */
     private final Set<Integer> common;
 
-    Kind(String operator, int bias, int scores, Set<Integer> caches, Set<Integer> common) {
+    Kind(
+        String domain,
+        String operator,
+        int bias,
+        int scores,
+        Set<Integer> caches,
+        Set<Integer> common) {
+      this.domain = domain;
       this.operator = operator;
       this.bias = bias;
       this.scores = scores;
       this.caches = caches;
       this.common = common;
     }
+
+    /** The attribute that says how many heads of queries there are. */
+    private String counting() {
+      return this == STANDARD ? "q_num_heads" : "num_heads";
+    }
   }
 
   private static final int KEYS = 1;
   private static final int VALUES = 2;
 
-  /** What a node is; null if it is none, or its heads are not told rightly. */
-  static FusedAttention of(NodeProto n) {
-    if (!n.getDomain().equals(RuntimeOperators.DOMAIN)) {
-      return null;
-    }
+  /** Whether a node is an attention. */
+  static boolean is(NodeProto n) {
+    return kind(n) != null;
+  }
+
+  private static Kind kind(NodeProto n) {
+    String domain = OnnxModel.isOwn(n) ? "" : n.getDomain();
     for (Kind kind : Kind.values()) {
-      if (n.getOpType().equals(kind.operator)) {
-        long heads = Attributes.integer(n, "num_heads", 0);
-        long groups = kind == Kind.GROUPED ? Attributes.integer(n, "kv_num_heads", 0) : heads;
-        boolean fits = groups > 0 && heads <= Integer.MAX_VALUE && heads % groups == 0;
-        return fits ? new FusedAttention(n, kind, (int) heads, (int) groups) : null;
+      if (n.getOpType().equals(kind.operator) && domain.equals(kind.domain)) {
+        return kind;
       }
     }
     return null;
+  }
+
+  /** What a node is; null if it is none, or its heads are not told rightly. */
+  static FusedAttention of(NodeProto n, ValueShapes shapes) {
+    Kind kind = kind(n);
+    if (kind == null) {
+      return null;
+    }
+    boolean apart = kind == Kind.STANDARD && shapes.rank(n.getInput(0)) == 4;
+    long heads =
+        apart ? shapes.length(n.getInput(0), 3) : Attributes.integer(n, kind.counting(), 0);
+    long groups = heads;
+    if (apart) {
+      groups = shapes.length(n.getInput(KEYS), 3);
+    } else if (kind == Kind.GROUPED || kind == Kind.STANDARD) {
+      groups = Attributes.integer(n, "kv_num_heads", 0);
+    }
+    boolean fits = heads > 0 && groups > 0 && heads <= Integer.MAX_VALUE && heads % groups == 0;
+    return fits ? new FusedAttention(n, kind, (int) heads, (int) groups, apart) : null;
   }
 
   /** The weight that makes queries, keys and values, which is one of its inputs; null where other nodes make them. */
@@ -96,7 +133,7 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
   /**
    * Where all that it reads and gives has the channels, if one value has them at a place; null where that cannot be.
    *
-   * @param value rows of numbers [n, steps, numbers] that it reads or gives
+   * @param value rows of numbers, or heads, that it reads or gives
    * @param size how many channels there are
    * @param finer hears where else channels could be
    * @return by value; what is not in it has none
@@ -122,9 +159,9 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
     return null;
   }
 
-  /** How many numbers a head has; 0 where that cannot be told. */
+  /** How many numbers of the axis a head has; 0 where that cannot be told. */
   private int width(String value, ChannelPlace place, int size, ValueShapes shapes) {
-    if (place.axis() != 1) {
+    if (place.axis() != axis()) {
       return 0;
     }
     long length;
@@ -143,16 +180,24 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
                   ? heads + 2 * groups
                   : isQuery || value.equals(output()) ? heads : 0;
     }
-    return parts > 0 && length > 0 && length % parts == 0 ? (int) (length / parts) : 0;
+    boolean fits = parts > 0 && length > 0 && length % parts == 0 && (!apart || length == parts);
+    return fits ? (int) (length / parts) : 0;
   }
 
-  /** Whether queries, keys and values are rows of numbers, no value is read twice, and all else is known. */
+  /** On which axis heads are, of whatever has no rows of scores or caches. */
+  private int axis() {
+    return apart ? 3 : 1;
+  }
+
+  /** Whether queries, keys and values have the axes that they should, no value is read twice, and all else is known. */
   private boolean isUnderstood(ValueShapes shapes) {
+    int axes = apart ? 4 : 3;
     boolean fits =
         kind == Kind.WHOLE
             ? sizes().stream().distinct().count() <= 1 && shapes.rank(input(1)) == 2
-            : shapes.rank(input(0)) == 3
-                && (isPacked() || shapes.rank(input(KEYS)) == 3 && shapes.rank(input(VALUES)) == 3);
+            : shapes.rank(input(0)) == axes
+                && (isPacked()
+                    || shapes.rank(input(KEYS)) == axes && shapes.rank(input(VALUES)) == axes);
     for (int i = 0; i < node.getInputCount(); i++) {
       String value = input(i);
       boolean known =
@@ -184,7 +229,9 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
     int queries = queries();
     Map<String, ChannelPlace> all = new LinkedHashMap<>();
     ChannelPlace rows =
-        whole ? new ChannelPlace(1, 1, queries * width) : new ChannelPlace(1, groups, width);
+        whole
+            ? new ChannelPlace(axis(), 1, queries * width)
+            : new ChannelPlace(axis(), groups, width);
     all.put(output(), rows);
     if (kind == Kind.WHOLE) {
       all.put(input(1), new ChannelPlace(1, 3, width));
@@ -197,8 +244,8 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
     } else {
       all.put(input(0), rows);
       if (whole) {
-        all.put(input(KEYS), new ChannelPlace(1, 1, width));
-        all.put(input(VALUES), new ChannelPlace(1, 1, width));
+        all.put(input(KEYS), new ChannelPlace(axis(), 1, width));
+        all.put(input(VALUES), new ChannelPlace(axis(), 1, width));
       }
     }
     all.put(
@@ -219,7 +266,7 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups) {
   List<Attribute> attributes(int size, Map<String, ChannelPlace> places) {
     List<Attribute> attributes = new ArrayList<>();
     ChannelPlace rows = places.get(output());
-    attributes.add(new Attribute(output(), "num_heads", heads / size));
+    attributes.add(new Attribute(output(), kind.counting(), heads / size));
     int width = rows.each() * size / heads;
     if (rows.block() == queries() * width) { // whole groups
       attributes.add(new Attribute(output(), "kv_num_heads", 1));

@@ -36,6 +36,7 @@ final class Nodes {
           "Softplus",
           "Softsign",
           "Sqrt",
+          "Swish",
           "Tanh",
           "ThresholdedRelu");
 

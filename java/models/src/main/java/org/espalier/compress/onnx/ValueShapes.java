@@ -32,12 +32,16 @@ final class ValueShapes {
   private static final Set<String> SAME =
       Set.of(
           "Cast",
+          "CumProd",
           "CumSum",
           "LayerNormalization",
           "LogSoftmax",
           "Not",
+          "RMSNormalization",
+          "RotaryEmbedding",
           "SimplifiedLayerNormalization",
           "Softmax",
+          "TensorScatter",
           "Trilu");
 
   /** Operators but those that join numbers whose output has the shape to which those of their inputs are stretched. */
@@ -77,14 +81,13 @@ final class ValueShapes {
   }
 
   private void followOther(NodeProto n, long[] first) {
-    FusedAttention attention = FusedAttention.of(n);
-    if (RuntimeOperators.keepsShape(n)) {
+    if (FusedOperators.keepsShape(n)) {
       shapes.put(n.getOutput(0), first);
       // A skip's sum is its fourth output.
       if (n.getOutputCount() > 3 && !n.getOutput(3).isEmpty()) {
         shapes.put(n.getOutput(3), first);
       }
-    } else if (attention != null && first.length == 3) {
+    } else if (FusedAttention.is(n) && first.length == 3) {
       shapes.put(n.getOutput(0), new long[] {first[0], first[1], any()});
     }
   }
@@ -152,6 +155,7 @@ final class ValueShapes {
     } else {
       shape =
           switch (type) {
+            case "Attention" -> attended(n, first);
             case "Concat" -> joined(n);
             case "ConstantOfShape" -> numbers.of(n.getInput(0));
             case "Expand" -> expanded(n, first);
@@ -194,6 +198,21 @@ final class ValueShapes {
         shapes.put(output, new long[] {values.length});
       }
     }
+  }
+
+  /** The shape of what an Attention of ONNX gives, and that of the keys and values that it hands on. */
+  private long[] attended(NodeProto n, long[] queries) {
+    if (queries == null || queries.length != 4) {
+      return queries == null ? null : new long[] {queries[0], queries[1], any()};
+    }
+    for (int i = 1; i < Math.min(3, n.getOutputCount()); i++) {
+      long[] now = of(n.getInput(i));
+      if (now != null && !n.getOutput(i).isEmpty()) {
+        shapes.put(n.getOutput(i), new long[] {now[0], now[1], any(), now[3]});
+      }
+    }
+    long[] values = of(n.getInput(2));
+    return new long[] {queries[0], queries[1], queries[2], values == null ? any() : values[3]};
   }
 
   /** So many of them. */

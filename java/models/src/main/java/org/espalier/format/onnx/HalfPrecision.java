@@ -33,13 +33,15 @@ public final class HalfPrecision {
   private static final long BRAIN_OPSET = 13;
 
   /** Attributes of several operators that say what type they make. */
-  private static final Set<String> TYPES = Set.of("to", "dtype", "output_dtype", "output_datatype");
+  private static final Set<String> TYPES =
+      Set.of("to", "dtype", "output_dtype", "output_datatype", "precision", "softmax_precision");
 
   /** Operators whose outputs have the type of their first input, but for what {@link #FIRST_ALONE} says. */
   private static final Set<String> SAME_TYPE =
       Set.of(
           "Abs",
           "Add",
+          "Attention",
           "AveragePool",
           "BatchNormalization",
           "Clip",
@@ -75,6 +77,7 @@ public final class HalfPrecision {
           "PRelu",
           "Pad",
           "Pow",
+          "RMSNormalization",
           "RNN",
           "Reciprocal",
           "ReduceMax",
@@ -83,6 +86,7 @@ public final class HalfPrecision {
           "Relu",
           "Reshape",
           "Resize",
+          "RotaryEmbedding",
           "Sigmoid",
           "SimplifiedLayerNormalization",
           "Slice",
@@ -92,7 +96,9 @@ public final class HalfPrecision {
           "Sqrt",
           "Squeeze",
           "Sub",
+          "Swish",
           "Tanh",
+          "TensorScatter",
           "Transpose",
           "Unsqueeze");
 

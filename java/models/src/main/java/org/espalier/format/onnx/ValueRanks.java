@@ -18,6 +18,7 @@ final class ValueRanks {
   private static final Set<String> AS_FIRST =
       Set.of(
           "Abs",
+          "Attention",
           "AveragePool",
           "BatchNormalization",
           "Cast",
@@ -43,13 +44,17 @@ final class ValueRanks {
           "Neg",
           "PRelu",
           "Pad",
+          "RMSNormalization",
           "Relu",
           "Resize",
+          "RotaryEmbedding",
           "Sigmoid",
           "Softmax",
           "Softplus",
           "Sqrt",
+          "Swish",
           "Tanh",
+          "TensorScatter",
           "Transpose");
 
   private static final Set<String> BROADCAST = Set.of("Add", "Div", "Mul", "Sub");

@@ -2,23 +2,34 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.Set;
+import org.espalier.format.onnx.OnnxModel;
 
-/** What of the operators that ONNX Runtime adds to those of ONNX treats channels or heads for themselves. */
-final class RuntimeOperators {
+/**
+ * What of the operators that do at once what others spell out, as ONNX Runtime adds them and ONNX has some since set 23,
+ * treats channels or heads for themselves.
+ */
+final class FusedOperators {
+  /** Of what ONNX Runtime adds. */
   static final String DOMAIN = "com.microsoft";
 
   /** Of one input, number by number, or of its sum with a second one that is a constant for each channel. */
   private static final Set<String> ACTIVATIONS =
       Set.of("BiasGelu", "FastGelu", "Gelu", "QuickGelu");
 
-  private RuntimeOperators() {}
+  private FusedOperators() {}
 
   static boolean isActivation(NodeProto n) {
     return n.getDomain().equals(DOMAIN) && ACTIVATIONS.contains(n.getOpType());
   }
 
   static boolean isRotation(NodeProto n) {
-    return n.getDomain().equals(DOMAIN) && n.getOpType().equals("RotaryEmbedding");
+    return (n.getDomain().equals(DOMAIN) || OnnxModel.isOwn(n))
+        && n.getOpType().equals("RotaryEmbedding");
+  }
+
+  /** The table of cosines of a rotation. */
+  static String cosines(NodeProto n) {
+    return n.getInput(OnnxModel.isOwn(n) ? 1 : 2);
   }
 
   /** Whether what it gives has the shape of its first input. */
