@@ -19,6 +19,8 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
@@ -255,6 +257,28 @@ class NewestOpsetsTest {
       }
       assertEquals("", String.join("\n", PROBLEMS));
     }
+  }
+
+  /** libtorch stores them and compares none. */
+  @Test
+  void wideUnsignedIntegersAreCompared() {
+    try (PointerScope scope = new PointerScope()) {
+      for (ScalarType type : new ScalarType[] {ScalarType.UInt16, ScalarType.UInt32}) {
+        Tensor a = ints(1, 40000, 65535).to(type);
+        Tensor b = ints(1, 3, 40001).to(type);
+        assertEquals("0 1 1", bits(run(24, node("Greater"), a, b)));
+        assertEquals("1 1 1", bits(run(24, node("GreaterOrEqual"), a, b)));
+        assertEquals("0 0 0", bits(run(24, node("Less"), a, b)));
+        assertEquals("1 0 0", bits(run(24, node("LessOrEqual"), a, b)));
+      }
+    }
+  }
+
+  private static String bits(Tensor bools) {
+    assertEquals(ScalarType.Bool, ElementTypes.of(bools));
+    return IntStream.range(0, (int) bools.numel())
+        .mapToObj(i -> bools.select(0, i).item_bool() ? "1" : "0")
+        .collect(Collectors.joining(" "));
   }
 
   @Test

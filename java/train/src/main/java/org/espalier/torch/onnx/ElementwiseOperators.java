@@ -60,10 +60,10 @@ final class ElementwiseOperators {
     table.binary("BitwiseXor", 18, Tensor::bitwise_xor);
     table.one("BitShift", 11, ElementwiseOperators::shift);
     table.binary("Equal", 7, Tensor::eq);
-    table.binary("Greater", 7, Tensor::gt);
-    table.binary("GreaterOrEqual", 12, Tensor::ge);
-    table.binary("Less", 7, Tensor::lt);
-    table.binary("LessOrEqual", 12, Tensor::le);
+    table.binary("Greater", 7, (a, b) -> compared(a, b, Tensor::gt));
+    table.binary("GreaterOrEqual", 12, (a, b) -> compared(a, b, Tensor::ge));
+    table.binary("Less", 7, (a, b) -> compared(a, b, Tensor::lt));
+    table.binary("LessOrEqual", 12, (a, b) -> compared(a, b, Tensor::le));
 
     table.one("Max", 8, n -> in -> fold(in, (a, b) -> widened(a, b, Tensor::maximum)));
     table.one("Min", 8, n -> in -> fold(in, (a, b) -> widened(a, b, Tensor::minimum)));
@@ -96,13 +96,18 @@ final class ElementwiseOperators {
         : a.div(b);
   }
 
-  /** libtorch stores the wide unsigned types but has no arithmetic on them. */
   private static Tensor widened(Tensor a, Tensor b, BinaryOperator<Tensor> f) {
-    ScalarType type = ElementTypes.of(a);
-    if (type != ScalarType.UInt16 && type != ScalarType.UInt32) {
-      return f.apply(a, b);
-    }
-    return f.apply(a.to(ScalarType.Long), b.to(ScalarType.Long)).to(type);
+    Tensor result = compared(a, b, f);
+    return isWide(a) ? result.to(ElementTypes.of(a)) : result;
+  }
+
+  private static Tensor compared(Tensor a, Tensor b, BinaryOperator<Tensor> f) {
+    return isWide(a) ? f.apply(a.to(ScalarType.Long), b.to(ScalarType.Long)) : f.apply(a, b);
+  }
+
+  /** Whether it is of integers that libtorch stores and does not compute with. */
+  private static boolean isWide(Tensor t) {
+    return ElementTypes.of(t) == ScalarType.UInt16 || ElementTypes.of(t) == ScalarType.UInt32;
   }
 
   /** The result has the type of the base, whatever the exponent's. */
