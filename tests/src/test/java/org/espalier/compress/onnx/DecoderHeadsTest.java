@@ -312,6 +312,83 @@ class DecoderHeadsTest {
         find(with(form, counted), Caches.NARROW).stream().map(s -> s.caches().size()).toList());
   }
 
+  /** A decoder whose keys and values are put into caches of a fixed length, as set 24 does it. */
+  private static OnnxModel withFixedCaches() {
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("decoder")
+            .addInput(SmallModels.value("x", DataType.FLOAT, 1, -2, 8))
+            .addInput(SmallModels.value("start", DataType.INT64, 1))
+            .addInput(SmallModels.value("length", DataType.INT64, 1))
+            .addInitializer(SmallModels.int64s("apart", 0, 0, 2, 16))
+            .addInitializer(SmallModels.int64s("together", 0, 0, 32))
+            .addInitializer(SmallModels.floats("out", new Random(5), 0.4f, 32, 8))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, 1, -2, 8));
+    Random random = new Random(4);
+    for (String part : List.of("query", "key", "value")) {
+      graph
+          .addInitializer(SmallModels.floats(part, random, 0.4f, 8, 32))
+          .addNode(SmallModels.line(part + "_rows MatMul x " + part))
+          .addNode(SmallModels.line(part + "_apart Reshape " + part + "_rows apart"))
+          .addNode(
+              SmallModels.line(
+                  part + "_heads Transpose " + part + "_apart",
+                  SmallModels.list("perm", 0, 2, 1, 3)));
+      if (!part.equals("query")) {
+        String past = "past_key_values.0." + part;
+        String present = "present.0." + part;
+        String inputs = past + " " + part + "_heads start";
+        graph
+            .addInput(SmallModels.value(past, DataType.FLOAT, 1, 2, 12, 16))
+            .addNode(SmallModels.line(present + " TensorScatter " + inputs))
+            .addOutput(SmallModels.value(present, DataType.FLOAT, 1, 2, 12, 16));
+      }
+    }
+    List<String> inputs =
+        List.of("query_heads", "present.0.key", "present.0.value", "", "", "", "length");
+    graph
+        .addNode(
+            SmallModels.node(
+                "Attention", "/attention", inputs, "seen", SmallModels.attribute("is_causal", 1)))
+        .addNode(SmallModels.line("turned Transpose seen", SmallModels.list("perm", 0, 2, 1, 3)))
+        .addNode(SmallModels.line("rows Reshape turned together"))
+        .addNode(SmallModels.line("y MatMul rows out"));
+    return OnnxModel.of(SmallModels.model(24, graph), "decoder");
+  }
+
+  @Test
+  void cachesOfAFixedLengthLoseHeads() throws OrtException {
+    assertEquals(List.of(), find(withFixedCaches(), Caches.KEEP));
+    OnnxModel narrow = withFixedCaches();
+    HiddenChannels set = find(narrow, Caches.NARROW).get(0);
+    assertEquals(List.of(2, 16, 4), List.of(set.size(), set.numbers(), set.caches().size()));
+    ChannelFit fit = new ChannelFit(narrow, set, Map.of());
+    int[] kept = fit.keep(1);
+    new ChannelNarrowing(narrow, set).apply(fit, 1);
+    narrow.check();
+    OnnxModel whole = withFixedCaches();
+    set.readers().forEach(reader -> silence(whole, reader.slice(), 2, kept));
+    float[] x = new float[3 * 8];
+    float[] past = new float[2 * 12 * 16];
+    for (float[] values : List.of(x, past)) {
+      for (int i = 0; i < values.length; i++) {
+        values[i] = (float) random.nextGaussian();
+      }
+    }
+    Map<String, OnnxTensor> inputs = new HashMap<>();
+    inputs.put("x", tensor(x, 1, 3, 8));
+    inputs.put("start", number(4));
+    inputs.put("length", number(7));
+    Map<String, OnnxTensor> narrower = new HashMap<>(inputs);
+    for (String cache : List.of("past_key_values.0.key", "past_key_values.0.value")) {
+      inputs.put(cache, tensor(past, 1, 2, 12, 16));
+      Values one = cut(values(inputs.get(cache)), kept);
+      narrower.put(cache, tensor(one.values(), one.shape()));
+    }
+    Values right = run(whole, inputs).get("y");
+    assertArrayEquals(right.values(), run(narrow, narrower).get("y").values(), 2e-5f);
+  }
+
   /** Before operator set 13 a Split is told its lengths by an attribute, and before 10 a Slice where it cuts. */
   @Test
   void gatesOfEarlyOperatorSetsAreFound() throws OrtException {
@@ -431,6 +508,11 @@ class DecoderHeadsTest {
       }
     }
     return inputs;
+  }
+
+  /** A vector. */
+  private static OnnxTensor number(long value) throws OrtException {
+    return OnnxTensor.createTensor(OrtEnvironment.getEnvironment(), new long[] {value});
   }
 
   private static OnnxTensor longs(long[] values) throws OrtException {

@@ -33,12 +33,15 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Models of 16-bit floats compute in float32 afterwards, with the inputs, outputs and answers that they had. */
 class HalfPrecisionTest {
@@ -209,8 +212,10 @@ class HalfPrecisionTest {
   }
 
   /** Exporters have norms compute in float32. */
-  @Test
-  void castsAroundOperatorsOfTheRuntimeGo() throws OrtException {
+  @ParameterizedTest
+  @ValueSource(strings = {"SkipSimplifiedLayerNormalization", "RMSNormalization"})
+  void castsAroundNormsGo(String norm) throws OrtException {
+    boolean own = norm.startsWith("RMS");
     Random random = new Random(9);
     GraphProto.Builder g =
         GraphProto.newBuilder()
@@ -220,20 +225,20 @@ class HalfPrecisionTest {
             .addInitializer(floats("scale", random, 1, 8))
             .addNode(node("MatMul", "", List.of("x", "w"), "a"))
             .addNode(
-                node("SkipSimplifiedLayerNormalization", "", List.of("a", "x", "scale"), "n")
+                node(norm, "", own ? List.of("a", "scale") : List.of("a", "x", "scale"), "n")
                     .toBuilder()
-                    .setDomain("com.microsoft"))
+                    .setDomain(own ? "" : "com.microsoft"))
             .addNode(node("MatMul", "", List.of("n", "v"), "y"))
             .addOutput(value("y", DataType.FLOAT, -1, 4));
-    ModelProto half = HalfModels.of(SmallModels.model(17, g), DataType.FLOAT16);
+    ModelProto half = HalfModels.of(SmallModels.model(own ? 23 : 17, g), DataType.FLOAT16);
     ModelProto.Builder cast =
         half.toBuilder()
             .addOpsetImport(
                 OperatorSetIdProto.newBuilder().setDomain("com.microsoft").setVersion(1));
     GraphProto.Builder graph = cast.getGraphBuilder().clearNode();
     for (NodeProto n : half.getGraph().getNodeList()) {
-      NodeProto.Builder norm = n.toBuilder();
-      if (n.getDomain().isEmpty()) {
+      NodeProto.Builder wider = n.toBuilder();
+      if (!n.getOpType().equals(norm)) {
         graph.addNode(n);
         continue;
       }
@@ -241,9 +246,9 @@ class HalfPrecisionTest {
         String wide = n.getInput(i) + "_wide";
         graph.addNode(
             node("Cast", "", List.of(n.getInput(i)), wide, SmallModels.attribute("to", 1)));
-        norm.setInput(i, wide);
+        wider.setInput(i, wide);
       }
-      graph.addNode(norm.setOutput(0, "n_wide"));
+      graph.addNode(wider.setOutput(0, "n_wide"));
       graph.addNode(node("Cast", "", List.of("n_wide"), "n", SmallModels.attribute("to", 10)));
     }
     OnnxModel model = OnnxModel.of(cast.build(), "norms in float32");
@@ -252,6 +257,29 @@ class HalfPrecisionTest {
     assertNear(expected, run(model), HALF_TOLERANCE);
     // Those of the input and the output are left.
     assertEquals(2, model.nodes().stream().filter(n -> n.getOpType().equals("Cast")).count());
+  }
+
+  /** What computes in 16 bits because an attribute says so computes in float32 then. */
+  @Test
+  void precisionsBecomeFloat32() {
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .addInput(value("x", DataType.FLOAT16, 1, 2, 3, 4))
+            .addInitializer(floats("scale", new float[] {0.5f}))
+            .addNode(
+                node("Attention", "", List.of("x", "x", "x"), "a").toBuilder()
+                    .addAttribute(SmallModels.attribute("softmax_precision", 10)))
+            .addNode(
+                node("QuantizeLinear", "", List.of("a", "scale"), "y").toBuilder()
+                    .addAttribute(SmallModels.attribute("precision", 10)))
+            .addOutput(value("y", DataType.UINT8, 1, 2, 3, 4));
+    OnnxModel model = OnnxModel.of(SmallModels.model(23, graph), "precise");
+    assertTrue(HalfPrecision.widen(model));
+    Map<String, Long> precisions = new TreeMap<>();
+    for (NodeProto n : model.nodes()) {
+      n.getAttributeList().forEach(a -> precisions.put(a.getName(), a.getI()));
+    }
+    assertEquals(Map.of("to", 1L, "softmax_precision", 1L, "precision", 1L), precisions);
   }
 
   /** ONNX Runtime has no products of bfloat16 on a CPU: widened, such models run where they did not. */

@@ -1,18 +1,38 @@
 package org.espalier.torch.onnx;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
+import java.util.TreeSet;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.RuntimeModels;
 import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
 class GraphParametersTest {
+  /** Scales of norms are, tables of cosines are not. */
+  @Test
+  void scalesOfRootMeanSquareNormsAreParameters() {
+    RuntimeModels.Form form = RuntimeModels.Form.STANDARD;
+    OnnxModel model = OnnxModel.of(RuntimeModels.decoder(form, 1, 30, 1), "decoder");
+    Set<String> expected = new TreeSet<>();
+    model.initializers().stream()
+        .filter(i -> i.name().endsWith(".weight"))
+        .forEach(i -> expected.add(i.name()));
+    assertTrue(expected.contains("model.norm.weight"));
+    Set<String> found = new TreeSet<>();
+    GraphParameters.of(model).parameters().forEach(p -> found.add(p.constant()));
+    assertEquals(expected, found);
+  }
+
   /**
    * What a model does to its inputs first is no parameter, where it looks as what they were normalized by.
    *
