@@ -257,6 +257,30 @@ class IntegerOperatorsTest {
     assertTrue(error > 1e-6 && error < 0.03, "error " + error);
   }
 
+  @ParameterizedTest
+  @ValueSource(floats = {1, 1.7f})
+  void swishRunsAsASigmoidAndAProduct(float alpha) throws OrtException, IOException {
+    GraphProto.Builder g = graph(4, 16, 8, 8);
+    conv(g, "x", "a", 4, 16);
+    g.addNode(node("Swish", "/h", List.of("a"), "h", real("alpha", alpha)));
+    conv(g, "h", "y", 16, 16);
+    ModelProto proto = SmallModels.model(24, g);
+    Map<String, OnnxTensor> in = input(4, 8);
+    OnnxModel q = quantize(proto, in, ALL);
+    assertEquals(
+        new TreeMap<>(
+            Map.of(
+                "QuantizeLinear", 1,
+                "DequantizeLinear", 1,
+                "QLinearConv", 2,
+                "QLinearSigmoid", 1,
+                "QLinearMul", 1,
+                "Transpose", 2)),
+        runtime(q));
+    double error = error(proto, q, in);
+    assertTrue(error > 1e-6 && error < 0.03, "error " + error);
+  }
+
   /** Channels that differ by orders of magnitude: the gate and the sum become Convs, and no more nodes than before. */
   @Test
   void equalizedGatesRunAsConvs() throws OrtException, IOException {

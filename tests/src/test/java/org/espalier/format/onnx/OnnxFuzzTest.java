@@ -57,6 +57,7 @@ class OnnxFuzzTest {
             images(),
             SmallDecoder.withPast(1, 20, 8, 1),
             SmallDecoder.tied(1, 20, 8, 1),
+            RuntimeModels.decoder(RuntimeModels.Form.EXPORTED, 1, 20, 1),
             HalfModels.of(SmallModels.cnn(), DataType.FLOAT16))) {
       models.add(m.toByteArray());
     }

@@ -32,6 +32,8 @@ import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** Files that lie: each is refused with a message that says what and where. */
 class OnnxHostileInputTest {
@@ -193,6 +195,16 @@ class OnnxHostileInputTest {
       n.clearInput().addInput(first);
       assertRefused(m.build(), n.getOpType(), n.getName(), "1 inputs", "at least 2");
     }
+  }
+
+  @ParameterizedTest
+  @CsvSource({"Attention, 3", "RotaryEmbedding, 3", "RMSNormalization, 2", "TensorScatter, 2"})
+  void nodesOfNewOperatorsThatLackInputs(String op, int least) {
+    ModelProto.Builder m = SmallModels.mlp().toBuilder();
+    NodeProto.Builder n = m.getGraphBuilder().getNodeBuilder(0).setOpType(op);
+    String first = n.getInput(0);
+    n.clearInput().addInput(first);
+    assertRefused(m.build(), op, n.getName(), "1 inputs", "at least " + least);
   }
 
   @Test

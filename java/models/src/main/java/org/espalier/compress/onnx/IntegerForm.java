@@ -20,6 +20,7 @@ import org.espalier.format.onnx.OnnxModel;
  * <ul>
  *   <li>a {@code Pad} with zeros in front of Convs becomes their padding;
  *   <li>{@code Max} and {@code Min} with one number become {@code Clip}, which a grid can do;
+ *   <li>{@code Swish} becomes x · Sigmoid(α · x);
  *   <li>{@code HardSwish}, or {@code x · HardSigmoid(x)}, becomes x · Clip(α · x + β, 0, 1).
  * </ul>
  */
@@ -60,6 +61,7 @@ final class IntegerForm {
       }
       case "Conv" -> nodes.add(pads.containsKey(n.getInput(0)) ? padded(n) : n);
       case "Max", "Min" -> nodes.add(clip(n));
+      case "Swish" -> swish(n);
       case "HardSwish" -> hardSwish(n, n.getInput(0), 1 / 6f, 0.5f);
       case "Mul" -> {
         NodeProto gate = hardSigmoid(n);
@@ -201,6 +203,19 @@ final class IntegerForm {
       }
     }
     return null;
+  }
+
+  private void swish(NodeProto n) {
+    String x = n.getInput(0);
+    float alpha = Attributes.real(n, "alpha", 1);
+    String scaled = x;
+    if (alpha != 1) {
+      scaled = names.unique(n.getOutput(0) + "_scaled");
+      nodes.add(Nodes.node("Mul", scaled, x, number(alpha)).build());
+    }
+    String gate = names.unique(n.getOutput(0) + "_gate");
+    nodes.add(Nodes.node("Sigmoid", gate, scaled).build());
+    nodes.add(Nodes.node("Mul", n.getOutput(0), x, gate).setName(n.getName()).build());
   }
 
   private void hardSwish(NodeProto n, String x, float alpha, float beta) {

@@ -207,12 +207,13 @@ final class ValueShapes {
     }
     for (int i = 1; i < Math.min(3, n.getOutputCount()); i++) {
       long[] now = of(n.getInput(i));
-      if (now != null && !n.getOutput(i).isEmpty()) {
+      if (now != null && now.length == 4 && !n.getOutput(i).isEmpty()) {
         shapes.put(n.getOutput(i), new long[] {now[0], now[1], any(), now[3]});
       }
     }
     long[] values = of(n.getInput(2));
-    return new long[] {queries[0], queries[1], queries[2], values == null ? any() : values[3]};
+    boolean told = values != null && values.length == 4;
+    return new long[] {queries[0], queries[1], queries[2], told ? values[3] : any()};
   }
 
   /** So many of them. */

@@ -30,12 +30,13 @@ final class GraphCheck {
             + " GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LeakyRelu LpPool Max"
             + " MaxPool Mean Min Neg Pad Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin"
             + " ReduceSum Relu Reshape Resize Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sum"
-            + " Tanh Transpose Unsqueeze Upsample";
+            + " Swish Tanh Transpose Unsqueeze Upsample";
     String two =
         "Add And Conv ConvTranspose DequantizeLinear Div Equal Expand Gather GatherElements"
             + " GatherND Gemm Greater LayerNormalization Less MatMul Mul Or PRelu Pow"
-            + " QuantizeLinear Sub Tile";
-    String three = "GRU GroupNormalization InstanceNormalization LSTM RNN Where";
+            + " QuantizeLinear RMSNormalization Sub TensorScatter Tile";
+    String three =
+        "Attention GRU GroupNormalization InstanceNormalization LSTM RNN RotaryEmbedding Where";
     List.of(one.split(" ")).forEach(op -> least.put(op, 1));
     List.of(two.split(" ")).forEach(op -> least.put(op, 2));
     List.of(three.split(" ")).forEach(op -> least.put(op, 3));
