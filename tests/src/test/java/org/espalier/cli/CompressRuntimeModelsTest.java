@@ -16,6 +16,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -189,7 +190,8 @@ class CompressRuntimeModelsTest {
   @EnumSource
   void aDecoderIsQuantizedAndPrunedWithoutTraining(Form form) throws IOException {
     Path model = write(RuntimeModels.decoder(form, 1, VOCABULARY, 2));
-    for (String to : List.of("onnx-dynamic", "onnx-qdq", "onnx-int4")) {
+    Map<String, Double> kl = new HashMap<>();
+    for (String to : List.of("onnx-dynamic", "onnx-qdq", "onnx-int4", "onnx-int8")) {
       Path made = folder.resolve(to + ".onnx");
       Run run =
           Run.of("quantize", model, "-o", made, "--to", to, "--calibration", texts(), "--json");
@@ -198,8 +200,10 @@ class CompressRuntimeModelsTest {
       assertFalse(run.err().contains("stay as they are"), run.err());
       JsonNode said = evaluate(model, made);
       double most = to.equals("onnx-int4") ? 0.05 : 1e-3;
-      assertTrue(said.path("kl").asDouble() < most, said.toString());
+      kl.put(to, said.path("kl").asDouble());
+      assertTrue(kl.get(to) < most, said.toString());
     }
+    assertTrue(kl.get("onnx-int8") < kl.get("onnx-dynamic"), kl.toString());
     Path pruned = folder.resolve("pruned.onnx");
     Run.of("prune", model, "-o", pruned, "--amount", "0.2", "--refit", "--calibration", texts())
         .done();

@@ -16,7 +16,7 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
-import org.espalier.compress.onnx.Int4Quantizer;
+import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
@@ -150,7 +150,7 @@ class InspectTest {
     Path packed = folder.resolve("packed.onnx");
     model.write(plain);
     JsonNode before = Run.of("inspect", plain, "--json").json().get("tensors");
-    new Int4Quantizer(model, Int4Quantizer.Options.defaults()).apply();
+    new BlockQuantizer(model, BlockQuantizer.Options.of(4)).apply();
     model.write(packed);
     JsonNode after = Run.of("inspect", packed, "--json").json().get("tensors");
     for (JsonNode was : before) {

@@ -476,7 +476,8 @@ class QuantizeTest {
         "--reduce-range", checkpoint, "-o", out, "--to", "compressed-tensors", "--reduce-range");
     refused("--block is for", onnx, "-o", out, "--to", "onnx-dynamic", "--block", "32");
     refused("blocks of 48; 16, 32", onnx, "-o", out, "--to", "onnx-int4", "--block", "48");
-    refused("weights of 8 bits", onnx, "-o", out, "--to", "onnx-int4", "--reduce-range");
+    refused("--reduce-range is for", onnx, "-o", out, "--to", "onnx-int4", "--reduce-range");
+    refused("--reduce-range is for", onnx, "-o", out, "--to", "onnx-int8", "--reduce-range");
     refused("than a block", onnx, "-o", out, "--to", "onnx-int4");
     refused("is for .onnx", checkpoint, "-o", out, "--to", "onnx-int4");
     refused("is the input", checkpoint, "-o", checkpoint, "--to", "compressed-tensors");

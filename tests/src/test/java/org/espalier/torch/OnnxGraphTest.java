@@ -31,7 +31,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
-import org.espalier.compress.onnx.Int4Quantizer;
+import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.format.onnx.ClickModel;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RuntimeModels;
@@ -463,7 +463,7 @@ class OnnxGraphTest {
   @Test
   void aModelThatWasQuantizedAlreadyIsCalledSo() {
     OnnxModel model = model(RuntimeModels.decoder(RuntimeModels.Form.PLAIN, 1, 41, 1));
-    new Int4Quantizer(model, Int4Quantizer.Options.defaults()).apply();
+    new BlockQuantizer(model, BlockQuantizer.Options.of(4)).apply();
     refused(
         "not supported: com.microsoft.MatMulNBits; it is quantized already",
         () -> new OnnxGraph(model));

@@ -15,9 +15,9 @@ import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.Clipping;
-import org.espalier.compress.onnx.Int4Quantizer;
 import org.espalier.format.InputFile;
 import org.espalier.format.NearNames;
 import org.espalier.op.MagnitudePrune;
@@ -643,7 +643,7 @@ public record Recipe(
     if (form == Quantization.Form.INT4) {
       refuse(s, List.of("reduce-range"), "it is for 8 bits");
       try {
-        Int4Quantizer.requireBlock(s.small("block"));
+        BlockQuantizer.requireBlock(s.small("block"));
       } catch (InputException e) {
         throw s.wrong("block", e.getMessage());
       }

@@ -2,8 +2,8 @@ package org.espalier.train;
 
 import java.util.Objects;
 import java.util.function.Predicate;
+import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.Clipping;
-import org.espalier.compress.onnx.Int4Quantizer;
 
 /**
  * How weights and activations are quantized, in training and in the exported model alike.
@@ -11,7 +11,7 @@ import org.espalier.compress.onnx.Int4Quantizer;
  * @param form where the ranges of activations come from
  * @param reduceRange weights of 7 bits, for processors whose 8-bit products saturate; not of {@code INT4}
  * @param block of {@code INT4}: how many input channels share a scale, as {@link
- *     org.espalier.compress.onnx.Int4Quantizer.Options} has it
+ *     org.espalier.compress.onnx.BlockQuantizer.Options} has it
  * @param embeddings whether embedding tables are quantized
  * @param fit whether calibration examples equalize activations and round weights with compensation
  *     before training starts
@@ -92,7 +92,7 @@ public record Quantization(
     return new Quantization(
         form,
         false,
-        Int4Quantizer.Options.defaults().block(),
+        BlockQuantizer.Options.block(4),
         true,
         true,
         new Clipping.MeanSquaredError(),

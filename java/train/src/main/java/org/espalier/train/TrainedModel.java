@@ -21,9 +21,9 @@ import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
-import org.espalier.compress.onnx.Int4Quantizer;
 import org.espalier.compress.onnx.OutputError;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.QuantizedTable;
@@ -284,7 +284,8 @@ final class TrainedModel implements AutoCloseable {
           new StaticQuantizer(
               model, new StaticQuantizer.Options(q.reduceRange(), q.embeddings(), include));
       case INT4 ->
-          new Int4Quantizer(model, new Int4Quantizer.Options(q.block(), q.embeddings(), include));
+          new BlockQuantizer(
+              model, new BlockQuantizer.Options(4, q.block(), q.embeddings(), include));
     };
   }
 

@@ -7,7 +7,7 @@ import org.espalier.format.onnx.OnnxModel;
 
 /** Quantization with training between its plan and its export: what training saw is what is written. */
 public sealed interface TrainableQuantizer
-    permits DynamicQuantizer, Int4Quantizer, StaticQuantizer {
+    permits DynamicQuantizer, BlockQuantizer, StaticQuantizer {
   /** What the name of a weight ends in once the model is prepared, before a number where it needs one. */
   String LATENT = "_latent";
 

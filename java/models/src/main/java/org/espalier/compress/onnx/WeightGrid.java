@@ -12,9 +12,9 @@ public record WeightGrid(int least, int largest, int axis, int block) {
     return new WeightGrid(-largest, largest, axis, 0);
   }
 
-  /** The grid of 4 bits with one scale for each run of weights along an axis. */
-  static WeightGrid blocks(int block, int axis) {
-    return new WeightGrid(Int4Weights.LEAST, Int4Weights.LARGEST, axis, block);
+  /** The grid of so many bits with one scale for each run of weights along an axis. */
+  static WeightGrid blocks(int bits, int block, int axis) {
+    return new WeightGrid(BlockWeights.least(bits), BlockWeights.largest(bits), axis, block);
   }
 
   /** How many bits its integers take. */

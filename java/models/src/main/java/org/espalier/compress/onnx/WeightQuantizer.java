@@ -9,7 +9,7 @@ import org.espalier.format.onnx.OnnxModel;
  * Quantization that needs no ranges of activations: weights are rounded as they are, or fitted to examples. Of one use: what comes
  * after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
  */
-public sealed interface WeightQuantizer permits DynamicQuantizer, Int4Quantizer {
+public sealed interface WeightQuantizer permits DynamicQuantizer, BlockQuantizer {
   /** The weights that are quantized, by the names of {@link org.espalier.format.onnx.OnnxWeight}. */
   List<String> quantized();
 

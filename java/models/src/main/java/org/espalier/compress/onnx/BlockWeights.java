@@ -6,21 +6,16 @@ import java.util.Arrays;
 import java.util.stream.IntStream;
 
 /**
- * A matrix W [rows, columns] as signed integers of 4 bits, with one scale for each block of rows of a column: w ≈ scale·q with q
- * in [−8, 7]. A scale may be negative, so that the largest weight of a block, whatever its sign, can be the −8 that has no
- * counterpart.
+ * A matrix W [rows, columns] as signed integers of 4 or 8 bits, with one scale for each block of rows of a column: w ≈ scale·q with
+ * q in [−8, 7] or [−128, 127]. A scale may be negative, so that the largest weight of a block, whatever its sign, can be the least
+ * integer, which has no counterpart.
  *
+ * @param bits of an integer
  * @param block rows of a block; the last one may have fewer
  * @param scales [blocks, columns], none of them 0
  * @param integers [rows, columns]
  */
-record Int4Weights(int rows, int columns, int block, float[] scales, byte[] integers) {
-  static final int LEAST = -8;
-  static final int LARGEST = 7;
-
-  /** What is stored for 0: integers are stored from 0 on. */
-  private static final int ZERO = -LEAST;
-
+record BlockWeights(int bits, int rows, int columns, int block, float[] scales, byte[] integers) {
   /** Scales that are tried, as shares of that which clips nothing. */
   private static final float[] SHARES = {
     1, 0.96f, 0.92f, 0.88f, 0.84f, 0.8f, 0.76f, 0.72f, 0.68f, 0.64f, 0.6f
@@ -30,9 +25,9 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
   private static final float ROUND = 0x1.8p23f;
 
   /** What is smaller counts as 0: the reciprocal of its scale would be infinite. */
-  private static final float SMALLEST = 16 * Float.MIN_NORMAL;
+  private static final float SMALLEST = 256 * Float.MIN_NORMAL;
 
-  Int4Weights {
+  BlockWeights {
     int blocks = (rows + block - 1) / block;
     if (integers.length != rows * columns || scales.length != blocks * columns) {
       throw new IllegalArgumentException(
@@ -49,13 +44,23 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
     }
   }
 
+  /** The least integer of so many bits. */
+  static int least(int bits) {
+    return -(1 << bits - 1);
+  }
+
+  /** The largest integer of so many bits. */
+  static int largest(int bits) {
+    return (1 << bits - 1) - 1;
+  }
+
   /**
    * The scales with which the squares of what rounding changes are least in sum.
    *
    * @param weights W, row-major, finite
    * @param importance what the squares of a row are multiplied with, none negative; null: 1
    */
-  static float[] scales(float[] weights, int columns, int block, double[] importance) {
+  static float[] scales(int bits, float[] weights, int columns, int block, double[] importance) {
     int rows = weights.length / columns;
     int blocks = (rows + block - 1) / block;
     float[] scales = new float[blocks * columns];
@@ -65,21 +70,23 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
             b -> {
               int from = b * block;
               int to = Math.min(rows, from + block);
-              float[] best = new Search(weights, columns, from, to, importance).scales();
+              float[] best = new Search(bits, weights, columns, from, to, importance).scales();
               System.arraycopy(best, 0, scales, b * columns, columns);
             });
     return scales;
   }
 
   /** Rounds each weight for itself. */
-  static Int4Weights nearest(float[] weights, int columns, int block) {
+  static BlockWeights nearest(int bits, float[] weights, int columns, int block) {
     byte[] integers = new byte[weights.length];
-    float[] scales = scales(weights, columns, block, null);
-    Int4Weights nearest =
-        new Int4Weights(weights.length / columns, columns, block, scales, integers);
+    float[] scales = scales(bits, weights, columns, block, null);
+    BlockWeights nearest =
+        new BlockWeights(bits, weights.length / columns, columns, block, scales, integers);
+    int least = least(bits);
+    int largest = largest(bits);
     for (int i = 0; i < weights.length; i++) {
       float scale = nearest.scale(i / columns, i % columns);
-      integers[i] = (byte) Math.max(LEAST, Math.min(LARGEST, Math.rint(weights[i] / scale)));
+      integers[i] = (byte) Math.max(least, Math.min(largest, Math.rint(weights[i] / scale)));
     }
     return nearest;
   }
@@ -90,7 +97,7 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
    * @param scales [columns, blocks]
    * @param integers [columns, rows]
    */
-  static Int4Weights ofColumns(int rows, int block, float[] scales, byte[] integers) {
+  static BlockWeights ofColumns(int bits, int rows, int block, float[] scales, byte[] integers) {
     int columns = integers.length / rows;
     int blocks = (rows + block - 1) / block;
     float[] turnedScales = new float[scales.length];
@@ -103,7 +110,7 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
         turned[k * columns + c] = integers[c * rows + k];
       }
     }
-    return new Int4Weights(rows, columns, block, turnedScales, turned);
+    return new BlockWeights(bits, rows, columns, block, turnedScales, turned);
   }
 
   /** The integers [columns, rows]. */
@@ -144,20 +151,31 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
     return (rows + block - 1) / block;
   }
 
-  /** The integers [columns, blocks, block / 2], two in a byte with the first in its lower half, each 8 more than it is. */
+  /** How many bytes the integers of a block take. */
+  int blockBytes() {
+    return block * bits / 8;
+  }
+
+  /**
+   * The integers [columns, blocks, bytes], each from 0 on and, of 4 bits, two in a byte with the first in its lower half. What a
+   * block lacks is 0.
+   */
   ByteBuffer packed() {
     int blocks = blocks();
-    ByteBuffer packed = ByteBuffer.allocateDirect(Math.multiplyExact(columns, blocks * block / 2));
+    ByteBuffer packed =
+        ByteBuffer.allocateDirect(Math.multiplyExact(columns, blocks * blockBytes()));
+    int perByte = 8 / bits;
     for (int column = 0; column < columns; column++) {
-      for (int row = 0; row < blocks * block; row += 2) {
-        packed.put((byte) (stored(row, column) | stored(row + 1, column) << 4));
+      for (int row = 0; row < blocks * block; row += perByte) {
+        int both = stored(row, column);
+        packed.put((byte) (perByte == 1 ? both : both | stored(row + 1, column) << 4));
       }
     }
     return packed.flip();
   }
 
   private int stored(int row, int column) {
-    return ZERO + (row < rows ? integers[row * columns + column] : 0);
+    return (row < rows ? integers[row * columns + column] : 0) - least(bits);
   }
 
   /** The scales [columns, blocks], little-endian. */
@@ -174,6 +192,8 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
 
   /** Tries scales for one block of all columns; columns are innermost, so that the JIT takes several at once. */
   private static final class Search {
+    private final int least;
+    private final int largest;
     private final float[] weights;
     private final int columns;
     private final int from;
@@ -183,7 +203,9 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
     private final float[] best;
     private final float[] scales;
 
-    Search(float[] weights, int columns, int from, int to, double[] importance) {
+    Search(int bits, float[] weights, int columns, int from, int to, double[] importance) {
+      least = least(bits);
+      largest = largest(bits);
       this.weights = weights;
       this.columns = columns;
       this.from = from;
@@ -197,11 +219,11 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
     }
 
     float[] scales() {
-      float[] largest = new float[columns];
+      float[] ends = new float[columns];
       for (int k = from; k < to; k++) {
         for (int c = 0; c < columns; c++) {
           float w = weights[k * columns + c];
-          largest[c] = Math.abs(w) > Math.abs(largest[c]) ? w : largest[c];
+          ends[c] = Math.abs(w) > Math.abs(ends[c]) ? w : ends[c];
         }
       }
       float total = 0;
@@ -209,19 +231,19 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
         total += (float) importance[k];
       }
       for (float share : SHARES) {
-        tryScales(largest, share / LEAST, total);
-        tryScales(largest, share / LARGEST, total);
+        tryScales(ends, share / least, total);
+        tryScales(ends, share / largest, total);
       }
       return scales;
     }
 
-    private void tryScales(float[] largest, float factor, float total) {
+    private void tryScales(float[] ends, float factor, float total) {
       Arrays.fill(errors, 0);
       float[] tried = new float[columns];
       float[] inverse = new float[columns];
       for (int c = 0; c < columns; c++) {
-        boolean any = Math.abs(largest[c]) >= SMALLEST;
-        tried[c] = any ? largest[c] * factor : 1;
+        boolean any = Math.abs(ends[c]) >= SMALLEST;
+        tried[c] = any ? ends[c] * factor : 1;
         inverse[c] = 1 / tried[c];
       }
       for (int k = from; k < to; k++) {
@@ -240,7 +262,7 @@ record Int4Weights(int rows, int columns, int block, float[] scales, byte[] inte
     private void addErrors(int at, float h, float[] tried, float[] inverse) {
       for (int c = 0; c < columns; c++) {
         float q = weights[at + c] * inverse[c] + ROUND - ROUND;
-        q = Math.max(LEAST, Math.min(LARGEST, q));
+        q = Math.max(least, Math.min(largest, q));
         float d = weights[at + c] - q * tried[c];
         errors[c] += h * d * d;
       }

@@ -10,8 +10,10 @@ import java.util.List;
 import java.util.Random;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
-class Int4WeightsTest {
+class BlockWeightsTest {
   private static final int BLOCK = 16;
 
   private static float[] gaussian(int n, long seed) {
@@ -23,7 +25,7 @@ class Int4WeightsTest {
     return values;
   }
 
-  private static double error(float[] w, Int4Weights q, double[] importance) {
+  private static double error(float[] w, BlockWeights q, double[] importance) {
     double sum = 0;
     for (int i = 0; i < w.length; i++) {
       int row = i / q.columns();
@@ -34,19 +36,37 @@ class Int4WeightsTest {
   }
 
   /** What is on a grid comes back, whichever sign the end of the grid has. */
-  @Test
-  void whatIsOnAGridIsExact() {
+  @ParameterizedTest
+  @ValueSource(ints = {4, 8})
+  void whatIsOnAGridIsExact(int bits) {
+    int all = 1 << bits;
     for (float step : new float[] {0.25f, -0.25f}) {
-      float[] w = new float[BLOCK];
-      for (int i = 0; i < BLOCK; i++) {
-        w[i] = step * (i - 8);
+      float[] w = new float[all];
+      for (int i = 0; i < all; i++) {
+        w[i] = step * (i - all / 2);
       }
-      Int4Weights q = Int4Weights.nearest(w, 1, BLOCK);
+      BlockWeights q = BlockWeights.nearest(bits, w, 1, all);
       assertEquals(step, q.scale(0, 0));
-      for (int i = 0; i < BLOCK; i++) {
-        assertEquals(i - 8, q.integers()[i]);
+      for (int i = 0; i < all; i++) {
+        assertEquals(i - all / 2, q.integers()[i]);
       }
     }
+  }
+
+  @Test
+  void integersOfEightBitsAreBytes() {
+    byte[] integers = new byte[BLOCK + 1];
+    integers[0] = -128;
+    integers[1] = 127;
+    integers[BLOCK] = 1;
+    BlockWeights q = new BlockWeights(8, BLOCK + 1, 1, BLOCK, new float[] {1, 2}, integers);
+    ByteBuffer packed = q.packed();
+    assertEquals(2 * BLOCK, packed.remaining());
+    assertEquals(0, packed.get(0));
+    assertEquals((byte) 255, packed.get(1));
+    assertEquals((byte) 128, packed.get(2));
+    assertEquals((byte) 129, packed.get(BLOCK));
+    assertEquals((byte) 128, packed.get(2 * BLOCK - 1)); // a block that is not full ends with zeros
   }
 
   @Test
@@ -57,7 +77,7 @@ class Int4WeightsTest {
     for (int i = 0; i < w.length; i++) {
       w[i] *= (float) Math.pow(100, i / columns / BLOCK) * (1 + i % columns);
     }
-    Int4Weights q = Int4Weights.nearest(w, columns, BLOCK);
+    BlockWeights q = BlockWeights.nearest(4, w, columns, BLOCK);
     assertEquals(3 * columns, q.scales().length);
     for (int i = 0; i < w.length; i++) {
       float scale = q.scale(i / columns, i % columns);
@@ -77,13 +97,13 @@ class Int4WeightsTest {
     Arrays.setAll(importance, k -> k < 4 ? 100 : 0.01);
     double[] even = new double[BLOCK];
     Arrays.fill(even, 1);
-    Int4Weights plain = Int4Weights.nearest(w, columns, BLOCK);
-    float[] scales = Int4Weights.scales(w, columns, BLOCK, importance);
+    BlockWeights plain = BlockWeights.nearest(4, w, columns, BLOCK);
+    float[] scales = BlockWeights.scales(4, w, columns, BLOCK, importance);
     byte[] integers = new byte[w.length];
     for (int i = 0; i < w.length; i++) {
       integers[i] = (byte) Math.max(-8, Math.min(7, Math.rint(w[i] / scales[i % columns])));
     }
-    Int4Weights fitted = new Int4Weights(BLOCK, columns, BLOCK, scales, integers);
+    BlockWeights fitted = new BlockWeights(4, BLOCK, columns, BLOCK, scales, integers);
     assertTrue(error(w, fitted, importance) < 0.8 * error(w, plain, importance));
     assertTrue(error(w, fitted, even) > error(w, plain, even));
   }
@@ -95,7 +115,7 @@ class Int4WeightsTest {
     float[] w = gaussian(2 * BLOCK * columns, 3);
     double[] even = new double[2 * BLOCK];
     Arrays.fill(even, 1);
-    Int4Weights found = Int4Weights.nearest(w, columns, BLOCK);
+    BlockWeights found = BlockWeights.nearest(4, w, columns, BLOCK);
     float[] scales = new float[2 * columns];
     byte[] integers = new byte[w.length];
     for (int i = 0; i < w.length; i++) {
@@ -105,7 +125,7 @@ class Int4WeightsTest {
     for (int i = 0; i < w.length; i++) {
       integers[i] = (byte) Math.rint(w[i] / scales[i / columns / BLOCK * columns + i % columns]);
     }
-    Int4Weights naive = new Int4Weights(2 * BLOCK, columns, BLOCK, scales, integers);
+    BlockWeights naive = new BlockWeights(4, 2 * BLOCK, columns, BLOCK, scales, integers);
     assertTrue(error(w, found, even) < 0.75 * error(w, naive, even));
   }
 
@@ -114,7 +134,7 @@ class Int4WeightsTest {
     float[] w = new float[2 * BLOCK];
     w[3] = Float.MIN_VALUE;
     w[BLOCK + 1] = -0f;
-    Int4Weights q = Int4Weights.nearest(w, 1, BLOCK);
+    BlockWeights q = BlockWeights.nearest(4, w, 1, BLOCK);
     assertArrayEquals(new byte[2 * BLOCK], q.integers());
     assertArrayEquals(new float[] {1, 1}, q.scales());
   }
@@ -128,7 +148,7 @@ class Int4WeightsTest {
       integers[2 * row] = (byte) (row % 16 - 8);
       integers[2 * row + 1] = 7;
     }
-    Int4Weights q = new Int4Weights(rows, 2, BLOCK, new float[] {1, 2, 3, 4}, integers);
+    BlockWeights q = new BlockWeights(4, rows, 2, BLOCK, new float[] {1, 2, 3, 4}, integers);
     ByteBuffer packed = q.packed();
     assertEquals(2 * 2 * BLOCK / 2, packed.remaining());
     assertEquals(0x10, packed.get(0)); // −8 and −7

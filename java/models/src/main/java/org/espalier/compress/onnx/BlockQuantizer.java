@@ -25,18 +25,18 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 
 /**
- * Quantization of weights alone to 4 bits: a MatMul or Gemm with a constant matrix becomes ONNX Runtime's {@code MatMulNBits}, whose
- * integers have one scale for each block of input channels of an output channel. It rounds activations to 8 bits, a block at a
- * time, when it runs. What reads one row at a time, as a language model does that writes, takes the time that its weights take to
- * be read, which are an eighth; many rows at once take longer than in {@linkplain DynamicQuantizer 8 bits}. Embedding tables
- * whose rows are whole blocks become {@code GatherBlockQuantized}, others int8 with one scale a row. Everything else stays
+ * Quantization of weights alone to 4 or 8 bits: a MatMul or Gemm with a constant matrix becomes ONNX Runtime's {@code MatMulNBits},
+ * whose integers have one scale for each block of input channels of an output channel. It rounds activations to 8 bits, a block of
+ * a row at a time, when it runs, so that no row depends on others. What reads one row at a time, as a language model does that
+ * writes, takes the time that its weights take to be read, which are an eighth or a quarter; many rows at once take longer than
+ * with {@linkplain DynamicQuantizer one scale a column}. Embedding tables whose rows are whole blocks become {@code GatherBlockQuantized}, others int8 with one scale a row. Everything else stays
  * float32. A model of float16 or bfloat16 computes in float32 afterwards ({@link HalfPrecision}).
  *
  * <p>Use: construct, {@link #calibrate} where accuracy matters, {@link #apply}. Calibration chooses scales by the channels that
  * examples reach most, rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and puts the
  * mean of the error that is left into the bias.
  */
-public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer {
+public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer {
   /** Casts of the integers of tables exist since this version. */
   private static final long OPSET = 11;
 
@@ -51,21 +51,31 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
   /**
    * What to quantize.
    *
+   * @param bits of a weight: 4 or 8
    * @param block input channels that share a scale: 16, 32, 64, 128 or 256
    * @param embeddings whether embedding tables are quantized
    * @param include which weights are quantized; embeddings are asked for too
    */
-  public record Options(int block, boolean embeddings, Predicate<OnnxWeight> include) {
+  public record Options(int bits, int block, boolean embeddings, Predicate<OnnxWeight> include) {
     /**
      * @throws InputException if there are no such blocks
+     * @throws IllegalArgumentException if bits are not 4 or 8
      */
     public Options {
+      if (bits != 4 && bits != 8) {
+        throw new IllegalArgumentException(bits + " bits; 4 or 8 is right");
+      }
       requireBlock(block);
     }
 
-    /** All weights, in blocks of 32. */
-    public static Options defaults() {
-      return new Options(32, true, w -> true);
+    /** All weights with so many bits, in blocks of {@link #block(int)}. */
+    public static Options of(int bits) {
+      return new Options(bits, block(bits), true, w -> true);
+    }
+
+    /** Into how large blocks weights of so many bits go unless it is said. */
+    public static int block(int bits) {
+      return bits == 4 ? 32 : 64;
     }
   }
 
@@ -81,7 +91,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
   }
 
   /** What was found for a product, and the mean error of x·W; null where biases need not take it up. */
-  private record Fitted(Int4Weights weights, double[] meanError) {}
+  private record Fitted(BlockWeights weights, double[] meanError) {}
 
   private final OnnxModel model;
   private final OneUse use;
@@ -101,8 +111,8 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Map<Product, Fitted> fitted = new HashMap<>();
 
-  /** What training made of tables of 4 bits, by their constants. */
-  private final Map<String, Int4Weights> trainedTables = new HashMap<>();
+  /** What training made of tables of blocks, by their constants. */
+  private final Map<String, BlockWeights> trainedTables = new HashMap<>();
 
   /** What it made of tables of int8. */
   private final Map<String, EmbeddingTables.Integers> trainedRows = new HashMap<>();
@@ -114,7 +124,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
    *
    * @throws InputException if its operators are too old, or there is nothing to quantize
    */
-  public Int4Quantizer(OnnxModel model, Options options) {
+  public BlockQuantizer(OnnxModel model, Options options) {
     this.model = model;
     this.use = new OneUse(model, "was quantized");
     this.options = options;
@@ -221,12 +231,13 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
     Arrays.setAll(means, x::mean);
     CompensatedRounding rounding = new CompensatedRounding(moments);
     int block = options.block();
+    WeightGrid grid = WeightGrid.blocks(options.bits(), block, 0);
     for (Product p : s.products) {
       float[] w = p.matrix(model);
-      float[] scales = Int4Weights.scales(w, p.columns, block, importance);
-      byte[] integers =
-          rounding.round(w, p.columns, scales, block, Int4Weights.LEAST, Int4Weights.LARGEST);
-      Int4Weights weights = new Int4Weights(p.rows, p.columns, block, scales, integers);
+      float[] scales = BlockWeights.scales(options.bits(), w, p.columns, block, importance);
+      byte[] integers = rounding.round(w, p.columns, scales, block, grid.least(), grid.largest());
+      BlockWeights weights =
+          new BlockWeights(options.bits(), p.rows, p.columns, block, scales, integers);
       double[] meanError = ProductFitting.meanError(w, p.columns, scales, block, integers, means);
       fitted.put(p, new Fitted(weights, meanError));
     }
@@ -300,10 +311,10 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
   }
 
   /** A table [rows, width] as W [width, rows]. */
-  private Int4Weights nearestTable(OnnxModel from, String name, String value) {
+  private BlockWeights nearestTable(OnnxModel from, String name, String value) {
     int rows = Math.toIntExact(from.constant(value).dims()[0]);
     float[] w = ProductSite.matrix(from, name, value, List.of(1, 0));
-    return Int4Weights.nearest(w, rows, options.block());
+    return BlockWeights.nearest(options.bits(), w, rows, options.block());
   }
 
   @Override
@@ -319,15 +330,15 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
               p.output,
               producers.get(p.output).getInput(0),
               p.value,
-              WeightGrid.blocks(options.block(), 0),
+              WeightGrid.blocks(options.bits(), options.block(), 0),
               f.weights().integers(),
               f.weights().scales()));
     }
     return result;
   }
 
-  private Int4Weights nearest(OnnxModel from, Product p) {
-    return Int4Weights.nearest(p.matrix(from), p.columns, options.block());
+  private BlockWeights nearest(OnnxModel from, Product p) {
+    return BlockWeights.nearest(options.bits(), p.matrix(from), p.columns, options.block());
   }
 
   @Override
@@ -341,8 +352,8 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
                 result.addAll(EmbeddingTables.nearest(model, Map.of(value, name)));
                 return;
               }
-              Int4Weights w = nearestTable(model, name, value);
-              WeightGrid grid = WeightGrid.blocks(options.block(), 1);
+              BlockWeights w = nearestTable(model, name, value);
+              WeightGrid grid = WeightGrid.blocks(options.bits(), options.block(), 1);
               result.add(
                   new QuantizedTable(name, value, grid, w.columnIntegers(), w.columnScales()));
             });
@@ -353,8 +364,14 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
   public void setWeights(String output, byte[] integers, float[] scales) {
     for (Product p : trainedProducts()) {
       if (p.output.equals(output)) {
-        Int4Weights w =
-            new Int4Weights(p.rows, p.columns, options.block(), scales.clone(), integers.clone());
+        BlockWeights w =
+            new BlockWeights(
+                options.bits(),
+                p.rows,
+                p.columns,
+                options.block(),
+                scales.clone(),
+                integers.clone());
         fitted.put(p, new Fitted(w, null));
         return;
       }
@@ -367,7 +384,8 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
     Map<String, String> distinct = distinctTables();
     if (distinct.containsKey(table) && hasBlocks(table)) {
       int width = Math.toIntExact(model.constant(table).dims()[1]);
-      trainedTables.put(table, Int4Weights.ofColumns(width, options.block(), scales, integers));
+      trainedTables.put(
+          table, BlockWeights.ofColumns(options.bits(), width, options.block(), scales, integers));
     } else {
       trainedRows.put(table, EmbeddingTables.checked(model, distinct, table, integers, scales));
     }
@@ -405,7 +423,7 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
     /** Integers and scales of weights that were rounded as they are, by weight and axes. */
     private final Map<List<Object>, List<String>> plain = new HashMap<>();
 
-    /** Integers [rows, width / 2] and scales [rows, blocks] of tables, by the constants that they were. */
+    /** Integers [rows, bytes] and scales [rows, blocks] of tables, by the constants that they were. */
     private final Map<String, List<String>> stored = new HashMap<>();
 
     Rewriting(OnnxModel model, Function<Product, Fitted> found) {
@@ -471,23 +489,27 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
               stored.computeIfAbsent(
                   value,
                   key -> {
-                    Int4Weights trained = trainedTables.get(value);
+                    BlockWeights trained = trainedTables.get(value);
                     return store(
                         value, trained != null ? trained : nearestTable(model, name, value), true);
                   })));
     }
 
     private NodeProto lookUp(NodeProto n, List<String> table) {
-      return n.toBuilder()
-          .setOpType("GatherBlockQuantized")
-          .setDomain(DOMAIN)
-          .setInput(0, table.get(0))
-          .addInput(table.get(1))
-          .clearAttribute()
-          .addAttribute(Attributes.attribute("gather_axis", 0))
-          .addAttribute(Attributes.attribute("quantize_axis", 1))
-          .addAttribute(Attributes.attribute("block_size", options.block()))
-          .build();
+      NodeProto.Builder lookUp =
+          n.toBuilder()
+              .setOpType("GatherBlockQuantized")
+              .setDomain(DOMAIN)
+              .setInput(0, table.get(0))
+              .addInput(table.get(1))
+              .clearAttribute()
+              .addAttribute(Attributes.attribute("gather_axis", 0))
+              .addAttribute(Attributes.attribute("quantize_axis", 1))
+              .addAttribute(Attributes.attribute("block_size", options.block()));
+      // Its default is 4, and older runtimes know nothing else.
+      return options.bits() == 4
+          ? lookUp.build()
+          : lookUp.addAttribute(Attributes.attribute("bits", options.bits())).build();
     }
 
     /** The integers of a product that are looked up in too, as the rows of a table. */
@@ -502,7 +524,8 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
         long blocks = p.rows / options.block();
         weights =
             List.of(
-                reshaped(table.get(0), out, p.columns, blocks, options.block() / 2),
+                reshaped(
+                    table.get(0), out, p.columns, blocks, options.block() * options.bits() / 8),
                 reshaped(table.get(1), out, p.columns * blocks));
       } else if (fitted.containsKey(p)) {
         weights = store(p.value, weights(p), false);
@@ -521,13 +544,13 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
               .clearAttribute()
               .addAttribute(Attributes.attribute("K", p.rows))
               .addAttribute(Attributes.attribute("N", p.columns))
-              .addAttribute(Attributes.attribute("bits", 4))
+              .addAttribute(Attributes.attribute("bits", options.bits()))
               .addAttribute(Attributes.attribute("block_size", options.block()))
               .addAttribute(Attributes.attribute("accuracy_level", INT8_ACTIVATIONS))
               .build());
     }
 
-    private Int4Weights weights(Product p) {
+    private BlockWeights weights(Product p) {
       Fitted f = found.apply(p);
       return f != null ? f.weights() : nearest(model, p);
     }
@@ -546,12 +569,12 @@ public final class Int4Quantizer implements TrainableQuantizer, WeightQuantizer 
      *
      * @param asRows whether both lie as the rows of a table, and not in the operator's form
      */
-    private List<String> store(String value, Int4Weights weights, boolean asRows) {
+    private List<String> store(String value, BlockWeights weights, boolean asRows) {
       List<String> made =
           List.of(names.unique(value + "_quantized"), names.unique(value + "_scale"));
       long columns = weights.columns();
       long blocks = (weights.rows() + weights.block() - 1) / weights.block();
-      long bytes = weights.block() / 2;
+      long bytes = weights.blockBytes();
       long[] dims =
           asRows ? new long[] {columns, blocks * bytes} : new long[] {columns, blocks, bytes};
       long[] scaleDims = asRows ? new long[] {columns, blocks} : new long[] {columns * blocks};
