@@ -156,7 +156,7 @@ __device__ __forceinline__ void gradients_of_rows(const Call& call, const Gradie
           row += window.stride;
         }
       }
-      add_packs<T>(t, places, rule, [&](int) -> const Grid& { return grid; }, own);
+      add_packs<T>(t, places, rule, [&](int) { return grid; }, own);
     }
   }
 #pragma unroll
@@ -241,7 +241,7 @@ __device__ __forceinline__ void gradients_of_columns(const Call& call, const Gra
         places.at[k] = row * width + column;
         places.left[k] = column + n <= end ? n : column < end ? static_cast<int>(end - column) : 0;
       }
-      add_packs<T>(t, places, rule, [&](int j) -> const Grid& { return grid[j]; }, own);
+      add_packs<T>(t, places, rule, [&](int j) { return grid[j]; }, own);
     }
   }
 #pragma unroll

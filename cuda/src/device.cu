@@ -145,8 +145,9 @@ esp_status esp_cuda_device_count(int32_t* count) {
   if (driver / 1000 < runtime / 1000) {
     return fail(ESP_UNSUPPORTED,
                 "the NVIDIA driver supports CUDA %d.%d; CUDA %d needs driver %d or newer, or, on GPUs of data centres, the package "
-                "cuda-compat-%d-%d with its folder in LD_LIBRARY_PATH; a build by the nvcc of an older CUDA, from 12 on, needs neither",
-                driver / 1000, driver % 1000 / 10, runtime / 1000, runtime >= 13000 ? 580 : 525, runtime / 1000, runtime % 1000 / 10);
+                "cuda-compat-%d-%d with its folder in LD_LIBRARY_PATH%s",
+                driver / 1000, driver % 1000 / 10, runtime / 1000, runtime >= 13000 ? 580 : 525, runtime / 1000, runtime % 1000 / 10,
+                runtime >= 13000 && driver >= 12000 ? "; a build by the nvcc of CUDA 12 needs neither" : "");
   }
   int32_t found = 0;
   if (esp_status status = check(cudaGetDeviceCount(&found), "CUDA devices")) return status;

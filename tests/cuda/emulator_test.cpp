@@ -462,7 +462,10 @@ void test_device() {
   CHECK(esp_cuda_device_count(&count) == ESP_UNSUPPORTED);
   const std::string old = esp_cuda_last_error();
   CHECK(old.find("supports CUDA 12.8; CUDA 13 needs driver 580 or newer") != std::string::npos);
-  CHECK(old.find("cuda-compat-13-0") != std::string::npos);
+  CHECK(old.find("cuda-compat-13-0") != std::string::npos && old.find("the nvcc of CUDA 12 needs neither") != std::string::npos);
+  emulator::options.driver = 11080;  // older than what any nvcc that is known builds for
+  CHECK(esp_cuda_device_count(&count) == ESP_UNSUPPORTED);
+  CHECK(std::string(esp_cuda_last_error()).find("the nvcc of CUDA 12") == std::string::npos);
   emulator::options.driver = 13000;
   emulator::options.major = 7;
   CHECK(esp_cuda_device_count(&count) == ESP_UNSUPPORTED);
