@@ -6,7 +6,8 @@
 # row. On a machine with 16 cores these are guessed at 1, 4 to 8, 3 and 5 to 10 minutes, so where a command has 10, call it once
 # for each part: --only peers adds to the FILE.json that --only benchmarks wrote. What a part has not begun after --seconds (480)
 # is left out and said; what takes a minute more than that is stopped, and the JSON keeps what was measured.
-# Where a test fails nothing is timed; what compute-sanitizer finds is counted, and the figures are taken all the same.
+# Where a test fails, or compute-sanitizer finds something, that is counted, and the figures are taken all the same: each is of a
+# result that was compared with the CPU's.
 # Exit codes: 0 done, 1 a test failed or none ran, compute-sanitizer found something, a figure could not be taken, a part
 # that was asked for is not possible here; 2 usage; 3 no GPU here.
 set -u
@@ -98,6 +99,7 @@ java() { # LIMIT ARGUMENT...
     -Dorg.bytedeco.javacpp.cachedir="$cache" -Despalier.cuda.probe=always "$@"
 }
 
+status=0
 if wants tests; then
   begin
   ran=0 failed=0
@@ -121,11 +123,12 @@ if wants tests; then
     --select-class org.espalier.compress.DeviceCheckpointTest --include-classname '.*Test'
   code=$?
   how=$(stopped $code) && echo "the JVM of the tests $how"
-  [ $code = 0 ] && ran=$((ran + 1)) || failed=$((failed + 1))
+  ran=$((ran + 1))
+  [ $code = 0 ] || failed=$((failed + 1))
 
-  if [ "$failed" != 0 ] || [ "$ran" = 0 ]; then
-    say "$failed of the test programs failed, $ran ran: no benchmarks"
-    exit 1
+  if [ "$failed" != 0 ]; then
+    say "$failed of the test programs failed, $ran ran, see above; this run will end with code 1"
+    status=1
   fi
 fi
 
@@ -156,13 +159,12 @@ if wants sanitizer; then
     done
   else
     say "no compute-sanitizer on this machine"
-    [ -z "$only" ] || exit 1
+    [ -z "$only" ] || status=1
   fi
   [ "$found" = 0 ] || say "compute-sanitizer found something in $found runs, see above; this run will end with code 1"
   [ "$not_run" = 0 ] || say "compute-sanitizer could not make $not_run runs, see above; this run will end with code 1"
+  [ $((found + not_run)) = 0 ] || status=1
 fi
-[ $((found + not_run)) = 0 ]
-status=$?
 
 peers=
 if ! wants peers; then
