@@ -428,4 +428,7 @@ def table(ours):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")))
+    code = main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else float("inf"))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the compiler's workers, which may have been broken off, are not waited for
