@@ -29,8 +29,8 @@ import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.Test;
 
 /**
- * The node cases of the ONNX backend tests (up to operator set 17 in Debian 12, 22 in Debian 13, 25 in testing), as Debian packages them.
- * Every case whose operators are all covered passes, except those that {@code
+ * The node cases of the ONNX backend tests, as Debian packages them: up to operator set 17 in Debian 12, 22 in Debian 13, 25 in
+ * testing. Every case whose operators are all covered passes, except those that {@code
  * conformance-exceptions.txt} lists with a reason; a listed case that passes is an error of the
  * list.
  */
