@@ -4,11 +4,11 @@ import java.util.HashMap;
 import java.util.Map;
 import java.util.TreeMap;
 import org.bytedeco.pytorch.GradMode;
-import org.bytedeco.pytorch.Scalar;
-import org.bytedeco.pytorch.ScalarOptional;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.op.FakeQuantize;
+import org.espalier.torch.StraightThrough;
 import org.espalier.torch.TorchDevice;
 
 /**
@@ -155,15 +155,15 @@ final class StaticGrid implements ActivationSimulation.Grid {
     ActivationRange range = ranges.get(activation);
     Placed grid = placed.computeIfAbsent(activation, name -> new Placed(device));
     grid.place(range);
-    // Half a step beyond the outermost integers is where rounding starts to clip.
-    double low = (-range.zeroPoint() - 0.5) * range.scale();
-    double high = (255 - range.zeroPoint() + 0.5) * range.scale();
-    Tensor y =
-        source.clamp(new ScalarOptional(new Scalar(low)), new ScalarOptional(new Scalar(high)));
-    // The gradient of clamp needs its input alone, so y can take the values on the grid.
+    Tensor rounded = torch.empty_like(source);
     quantizing.run(
         FakeQuantize.Job.fake(
-            device.view(source), device.view(y), null, grid.scale.floats(), grid.zeroPoint.ints()));
+            device.view(source),
+            device.view(rounded),
+            null,
+            grid.scale.floats(),
+            grid.zeroPoint.ints()));
+    Tensor y = StraightThrough.of(source, rounded, range.scale(), range.zeroPoint(), 0, 255);
     if (learned != null && !moves() && GradMode.is_enabled()) {
       learned.saw(activation, source, y);
     }

@@ -4,6 +4,7 @@ import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -11,12 +12,14 @@ import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OrtException;
 import com.google.protobuf.ByteString;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.Libtorch;
@@ -32,6 +35,10 @@ class RoundingTest {
   }
 
   private static OnnxModel model(DataType type, NodeProto... nodes) {
+    return model(13, type, nodes);
+  }
+
+  private static OnnxModel model(int opset, DataType type, NodeProto... nodes) {
     GraphProto.Builder graph =
         GraphProto.newBuilder()
             .setName("rounding")
@@ -46,9 +53,11 @@ class RoundingTest {
               TensorProto.newBuilder()
                   .setName("zero")
                   .setDataType(type.getNumber())
-                  .setRawData(ByteString.copyFrom(new byte[] {3})));
+                  .setRawData(
+                      ByteString.copyFrom(
+                          type == DataType.UINT16 ? new byte[] {3, 0} : new byte[] {3})));
     }
-    return OnnxModel.of(SmallModels.model(13, graph), "rounding");
+    return OnnxModel.of(SmallModels.model(opset, graph), "rounding");
   }
 
   /**
@@ -62,6 +71,10 @@ class RoundingTest {
       Tensor leaf = given.clone().requires_grad_(true);
       Tensor y = program.run(Map.of("x", leaf), false).get("y");
       assertArrayEquals(expected, values(y));
+      assertArrayEquals(expected, values(program.run(Map.of("x", given), false).get("y")));
+      List<Tensor> written =
+          GraphScriptConformanceTest.run(GraphScript.module(model), List.of(given), 1);
+      assertArrayEquals(expected, values(written.get(0)));
       y.sum().backward();
       assertArrayEquals(passes, values(leaf.grad()));
     }
@@ -81,6 +94,46 @@ class RoundingTest {
     float[] x = {0, 0.3f, -1.7f, -1.8f, 126.2f, 126.3f, -65.8f, 70};
     check(model(DataType.UINT8, q, y), x, 1, 1, 1, 0, 1, 0, 0, 1);
     check(model(DataType.INT8, q, y), x, 1, 1, 1, 1, 0, 0, 0, 0);
+    OnnxModel few = model(DataType.UINT8, q, y);
+    few.replaceConstant(OnnxInitializer.floats("step", new long[0], Float.MIN_VALUE));
+    check(few, x, 1, 0, 0, 0, 0, 0, 0, 0);
+  }
+
+  /** The grid of uint16 with a zero point of 3 ends at −1.5 and 32,766. */
+  @Test
+  void gridsOfSixteenBitsToo() throws OrtException {
+    OnnxModel model =
+        model(
+            21,
+            DataType.UINT16,
+            node("QuantizeLinear", "", List.of("x", "step", "zero"), "q"),
+            node("DequantizeLinear", "", List.of("q", "step", "zero"), "y"));
+    float[] x = {0, 0.3f, -1.7f, -1.8f, 32_766.2f, 32_766.3f, -65.8f, 70};
+    check(model, x, 1, 1, 1, 0, 1, 0, 0, 1);
+  }
+
+  /** Numbers so far apart that their range is infinite, and so near 0 that its step has no reciprocal. */
+  @Test
+  void rangesWithoutAStepForKernels() {
+    NodeProto q =
+        node("DynamicQuantizeLinear", "", List.of("x"), "q").toBuilder()
+            .addOutput("step")
+            .addOutput("zero")
+            .build();
+    OnnxModel model =
+        model(null, q, node("DequantizeLinear", "", List.of("q", "step", "zero"), "y"));
+    try (PointerScope scope = new PointerScope();
+        Program program = new Program(model, Map.of(), TorchDevice.CPU)) {
+      for (float far : new float[] {3e38f, Float.POSITIVE_INFINITY, Float.NaN}) {
+        Tensor x = AbstractTensor.create(new float[] {far, -3e38f, 0, 1, 2, 3, 4, 5});
+        float[] y = values(program.run(Map.of("x", x), false).get("y"));
+        assertTrue(Float.isNaN(y[0]), Arrays.toString(y));
+      }
+      Tensor x = AbstractTensor.create(new float[] {1e-39f, -1e-39f, 0, 0, 0, 0, 0, 0});
+      float[] y = values(program.run(Map.of("x", x), false).get("y"));
+      assertEquals(1e-39f, y[0], 1e-41f);
+      assertEquals(-1e-39f, y[1], 1e-41f);
+    }
   }
 
   @Test

@@ -272,9 +272,7 @@ final class Compiler {
       }
     }
     Node node = new Node(n, opset, where, i -> integers(sources[i]));
-    if (operator.name().equals("QuantizeLinear")
-        && sources.length > 2
-        && isFourBits(n.getInput(2))) {
+    if (n.getOpType().equals("QuantizeLinear") && sources.length > 2 && isFourBits(n.getInput(2))) {
       throw node.unsupported("a zero point of 4 bits");
     }
     Kernel kernel = operator.build().apply(node);

@@ -3,7 +3,8 @@ package org.espalier.torch.onnx;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.Arrays;
 import java.util.function.Function;
-import org.bytedeco.pytorch.GradMode;
+import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.IntPointer;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.ScalarOptional;
 import org.bytedeco.pytorch.Tensor;
@@ -11,6 +12,10 @@ import org.bytedeco.pytorch.TensorOptional;
 import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
+import org.espalier.op.FakeQuantize;
+import org.espalier.torch.StraightThrough;
+import org.espalier.torch.TensorView;
 import org.espalier.torch.onnx.OperatorTable.Sink;
 
 /** Quantized arithmetic as ONNX Runtime does it; a gradient passes through {@link #ROUNDING} and {@link #OWN_ROUNDING} alone. */
@@ -20,19 +25,20 @@ final class QuantizationOperators {
    * nothing is clipped: «straight through».
    */
   static final Operator ROUNDING =
-      OperatorTable.single("QuantizeLinear", 10, QuantizationOperators::round);
+      OperatorTable.single("Rounding", 10, QuantizationOperators::round);
 
   /** The same of DynamicQuantizeLinear. */
   static final Operator OWN_ROUNDING =
-      OperatorTable.single(
-          "DynamicQuantizeLinear",
-          11,
-          n ->
-              in -> {
-                Tensor x = in.get(0);
-                Tensor[] found = dynamicQuantize(in);
-                return rounded(x, found[0], found[1], found[2]);
-              });
+      OperatorTable.single("OwnRounding", 11, n -> QuantizationOperators::roundToOwnRange);
+
+  private static final FakeQuantize UNSIGNED =
+      FakeQuantize.affine(8).rounding(FakeQuantize.Rounding.DIVIDE);
+
+  private static final FakeQuantize SIGNED =
+      FakeQuantize.affine(-128, 127).rounding(FakeQuantize.Rounding.DIVIDE);
+
+  /** Up to here a scale has no reciprocal. */
+  private static final float LEAST_SCALE = 0x1p-128f;
 
   private QuantizationOperators() {}
 
@@ -110,26 +116,56 @@ final class QuantizationOperators {
 
   private static Function<Inputs, Tensor> round(Node n) {
     Function<Inputs, Tensor> quantize = quantize(n);
+    ScalarType wanted = wanted(n);
     return in -> {
-      Tensor zero = in.has(2) ? in.get(2).reshape(new long[0]) : null;
-      return rounded(in.get(0), quantize.apply(in), in.get(1).reshape(new long[0]), zero);
+      Tensor x = in.get(0);
+      ScalarType type = in.has(2) ? in.type(2) : wanted == null ? ScalarType.Byte : wanted;
+      float scale = in.get(1).item_float();
+      int zero = in.has(2) ? in.get(2).item_int() : 0;
+      double[] limits = limits(type);
+      boolean fits = limits[1] < 256 && scale > LEAST_SCALE && Float.isFinite(scale);
+      Tensor y;
+      if (fits && isForKernels(x)) {
+        FakeQuantize grid = type == ScalarType.Byte ? UNSIGNED.given() : SIGNED.given();
+        y = torch.empty_like(x.contiguous());
+        fake(grid, x, y, new FloatPointer(new float[] {scale}), new IntPointer(new int[] {zero}));
+      } else {
+        y = dequantize(quantize.apply(in), along(in.get(1), x, 0), along(in.orNull(2), x, 0));
+      }
+      return StraightThrough.of(x, y, scale, zero, limits[0], limits[1]);
     };
   }
 
-  /** What was quantized to {@code q}, with the gradient of x between the outermost half steps. */
-  private static Tensor rounded(Tensor x, Tensor q, Tensor scale, Tensor zero) {
-    Tensor y = dequantize(q, scale, zero);
-    if (!GradMode.is_enabled()) {
-      return y;
+  private static Tensor roundToOwnRange(Inputs in) {
+    Tensor x = in.get(0);
+    double[] limits = limits(ScalarType.Byte);
+    if (isForKernels(x)) {
+      FloatPointer scale = new FloatPointer(1);
+      IntPointer zero = new IntPointer(1);
+      Tensor y = torch.empty_like(x.contiguous());
+      try {
+        if (fake(UNSIGNED, x, y, scale, zero).total() == 0) {
+          return StraightThrough.of(x, y, scale.get(), zero.get(), limits[0], limits[1]);
+        }
+      } catch (InputException e) {
+        // A range without a scale, whose values are what libtorch makes of them, as those that are
+        // not finite.
+      }
     }
-    double[] limits = limits(ElementTypes.of(q));
-    Tensor centre = zero == null ? torch.zeros_like(scale) : zero.to(ElementTypes.of(scale));
-    Tensor low = centre.neg().add(new Scalar(limits[0] - 0.5)).mul(scale);
-    Tensor high = centre.neg().add(new Scalar(limits[1] + 0.5)).mul(scale);
-    Tensor passed = x.clamp(new TensorOptional(low), new TensorOptional(high));
-    // The gradient of clamp needs its inputs alone, so what it gave can take other values.
-    passed.detach().copy_(y);
-    return passed;
+    Tensor[] found = dynamicQuantize(in);
+    Tensor y = dequantize(found[0], found[1], found[2]);
+    return StraightThrough.of(
+        x, y, found[1].item_float(), found[2].item_int(), limits[0], limits[1]);
+  }
+
+  private static boolean isForKernels(Tensor x) {
+    return x.is_cpu() && ElementTypes.of(x) == ScalarType.Float;
+  }
+
+  private static FakeQuantize.NonFinite fake(
+      FakeQuantize grid, Tensor x, Tensor y, FloatPointer scale, IntPointer zero) {
+    return grid.run(
+        FakeQuantize.Job.fake(TensorView.of(x.contiguous()), TensorView.of(y), null, scale, zero));
   }
 
   /** A vector of scales ready to broadcast along an axis of x; others as they are. */

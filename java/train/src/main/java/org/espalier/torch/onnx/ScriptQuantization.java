@@ -10,6 +10,16 @@ final class ScriptQuantization {
   static void add(Sink table) {
     table.one("QuantizeLinear", ScriptQuantization::quantize);
     table.one("DequantizeLinear", ScriptQuantization::dequantize);
+    table.one(
+        QuantizationOperators.ROUNDING.name(),
+        c -> c.call("_dequantize", c.let(quantize(c)), c.in(1), c.orNone(2), "" + axis(c.node())));
+    table.one(
+        QuantizationOperators.OWN_ROUNDING.name(),
+        c -> {
+          ScriptValue[] found = c.unpack(c.call("_dynamic", c.in(0)), 3);
+          return c.call(
+              "_dequantize", found[0].tensor(), found[1].tensor(), found[2].tensor(), "1");
+        });
     table.add("DynamicQuantizeLinear", c -> c.unpack(c.call("_dynamic", c.in(0)), 3));
     table.one(
         "MatMulInteger",
