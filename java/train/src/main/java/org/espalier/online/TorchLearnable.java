@@ -1,6 +1,5 @@
 package org.espalier.online;
 
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.IOException;
 import java.nio.FloatBuffer;
 import java.nio.file.Files;
@@ -153,7 +152,7 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
               ? null
               : integers.integers().get(((OnnxGraph) model).constantOf(p.name()));
       weights.add(
-          grid == null || grid.type() == DataType.INT32
+          grid == null || !grid.areOfBytes()
               ? new Weight(
                   p.name(), working, working, gradient, p.isWeight(), reachable ? axis : -1)
               : new Weight(

@@ -192,7 +192,8 @@ class Int8ModelTest {
     String told = refused(unsigned);
     assertTrue(told.contains("MatMulInteger"), told);
     assertTrue(
-        told.contains("2 weights stay as they are: integers of type UINT8 in place of INT8"), told);
+        told.contains("2 weights stay as they are: a zero point of 0 in place of 127 or 128"),
+        told);
 
     OnnxModel between = fixed(SmallModels.cnn(), input(4, 3, 16, 16));
     List<NodeProto> nodes = new ArrayList<>(between.nodes());

@@ -16,16 +16,18 @@ import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeights;
 
 /**
  * A model whose weights are int8, as one whose weights are floats on the same grids, which can be learned, and the way back.
  * It takes what {@link StaticQuantizer} and {@link DynamicQuantizer} write and what other quantizers write alike:
  *
  * <pre>
- *   DequantizeLinear(W, s)                                            becomes the constant s · W
- *   Mul(Cast(MatMulInteger(q, W, z)), Mul(t, s)), where q, t, z       becomes MatMul(DequantizeLinear(q, t, z), s · W)
+ *   DequantizeLinear(W, s, c)                                         becomes the constant s · (W − c)
+ *   Mul(Cast(MatMulInteger(q, W, z, c)), Mul(t, s)), where q, t, z    becomes MatMul(DequantizeLinear(q, t, z), s · (W − c))
  *     are the outputs of DynamicQuantizeLinear
  * </pre>
  *
@@ -33,8 +35,11 @@ import org.espalier.format.onnx.OnnxModel;
  * DequantizeLinear. Immutable and safe for several threads.
  */
 public final class Int8Model {
-  /** The largest integer of a weight, and of its negative. */
+  /** How far the integers of a weight may be from what 0 is. */
   private static final int LARGEST = 127;
+
+  /** Elements whose floats fit one tensor. */
+  private static final long MOST_ELEMENTS = Integer.MAX_VALUE / 4;
 
   private final OnnxModel model;
   private final OnnxModel floats;
@@ -45,11 +50,17 @@ public final class Int8Model {
    * The integers of a constant of floats.
    *
    * @param constant that has them in the model
-   * @param type INT8, of a weight, or INT32, of a bias
+   * @param type INT8 or UINT8, of a weight, or INT32, of a bias
    * @param axis the first or the last, along which the scales lie
    * @param scales one for each index of the axis, positive
+   * @param zero the integer that 0 is
    */
-  public record Integers(String constant, DataType type, int axis, float[] scales) {}
+  public record Integers(String constant, DataType type, int axis, float[] scales, int zero) {
+    /** Whether they lie within {@link #LARGEST} of zero; else they are biases, whose grid has no ends. */
+    public boolean areOfBytes() {
+      return type != DataType.INT32;
+    }
+  }
 
   private Int8Model(
       OnnxModel model,
@@ -73,7 +84,11 @@ public final class Int8Model {
   }
 
   private static boolean isOfBytes(OnnxInitializer i) {
-    return i.elements() > 1 && (i.type() == DataType.INT8 || i.type() == DataType.UINT8);
+    return i.elements() > 1 && isOfBytes(i.type());
+  }
+
+  private static boolean isOfBytes(DataType type) {
+    return type == DataType.INT8 || type == DataType.UINT8;
   }
 
   /**
@@ -135,13 +150,13 @@ public final class Int8Model {
           Integers grid = integers.get(name);
           if (grid == null) {
             replaced.add(OnnxInitializer.floats(name, dims, now));
-          } else if (grid.type == DataType.INT8) {
+          } else if (grid.areOfBytes()) {
             byte[] bytes = new byte[now.length];
             for (int i = 0; i < bytes.length; i++) {
               double nearest = Math.rint((double) now[i] / grid.scales[place(grid, dims, i)]);
-              bytes[i] = (byte) Math.max(-LARGEST, Math.min(LARGEST, nearest));
+              bytes[i] = (byte) (Math.max(-LARGEST, Math.min(LARGEST, nearest)) + grid.zero);
             }
-            replaced.add(OnnxInitializer.bytes(grid.constant, DataType.INT8, dims, bytes));
+            replaced.add(OnnxInitializer.bytes(grid.constant, grid.type, dims, bytes));
           } else {
             int[] biases = new int[now.length];
             for (int i = 0; i < biases.length; i++) {
@@ -176,14 +191,28 @@ public final class Int8Model {
     private final Map<String, List<NodeProto>> consumers;
     private final OnnxModel.Names names;
 
-    /** The float constants of integers and scales. */
-    private final Map<List<String>, String> constants = new HashMap<>();
+    /** How many nodes read the same integers in the same way. */
+    private final Map<Key, Integer> readers = new HashMap<>();
+
+    /** The float constants of integers; null where these rest. */
+    private final Map<Key, String> constants = new HashMap<>();
 
     /** What values of nodes are called that became constants. */
     private final Map<String, String> renamed = new HashMap<>();
 
     private final Map<String, String> activations = new HashMap<>();
     private final Set<String> replaced = new HashSet<>();
+
+    /**
+     * Integers, and what makes floats of them.
+     *
+     * @param zero the name of the zero points; empty where they are 0
+     */
+    private record Key(String values, String scale, String zero, int axis) {}
+
+    /** A product of integers from its end, which is a float again, to what found the range of its input. */
+    private record Product(
+        NodeProto dynamic, NodeProto product, NodeProto cast, NodeProto scale, Key weight) {}
 
     Reading(OnnxModel model) {
       this.model = model;
@@ -194,20 +223,22 @@ public final class Int8Model {
     }
 
     void run() {
-      List<NodeProto> out = new ArrayList<>();
-      Set<String> outputs = model.outputNames();
       for (NodeProto n : model.nodes()) {
-        if (n.getOpType().equals("DequantizeLinear") && model.constant(n.getInput(0)) != null) {
-          String constant = outputs.contains(n.getOutput(0)) ? null : dequantized(n);
-          if (constant != null) {
-            renamed.put(n.getOutput(0), constant);
-            continue;
-          }
+        Product product = product(n);
+        Key key = product == null ? dequantized(n) : product.weight;
+        if (key != null) {
+          readers.merge(key, 1, Integer::sum);
         }
-        if (n.getOpType().equals("Mul") && multiply(n, out)) {
-          continue;
+      }
+      List<NodeProto> out = new ArrayList<>();
+      for (NodeProto n : model.nodes()) {
+        Key key = dequantized(n);
+        String constant = key == null ? null : constant(key);
+        if (constant != null) {
+          renamed.put(n.getOutput(0), constant);
+        } else if (!multiply(n, out)) {
+          out.add(n);
         }
-        out.add(n);
       }
       out.removeIf(n -> replaced.contains(n.getOutput(0)));
       out.replaceAll(this::reread);
@@ -215,7 +246,7 @@ public final class Int8Model {
       RuntimeForm.removeUnused(floats);
       floats.check();
       floats.allNodes().forEach(this::refuseProducts);
-      floats.allNodes().forEach(this::refuseReaders);
+      refuseReaders();
       for (NodeProto n : floats.allNodes()) {
         OnnxInitializer table =
             n.getOpType().equals("Gather") ? floats.constant(n.getInput(0)) : null;
@@ -223,7 +254,8 @@ public final class Int8Model {
           resting.put(table.name(), "rows are looked up in it");
         }
       }
-      if (integers.values().stream().noneMatch(i -> i.type == DataType.INT8)) {
+      if (integers.values().stream().noneMatch(Integers::areOfBytes)
+          && OnnxWeights.of(floats).isEmpty()) {
         throw new InputException(
             model.name()
                 + " has no int8 weights that can be learned"
@@ -239,30 +271,45 @@ public final class Int8Model {
       return b.build();
     }
 
-    /** The constant that a DequantizeLinear of integers becomes; null where it stays. */
-    private String dequantized(NodeProto n) {
-      OnnxInitializer values = model.constant(n.getInput(0));
+    /** What a DequantizeLinear makes a constant of; null for other nodes, and where a constant has no place for it. */
+    private Key dequantized(NodeProto n) {
+      OnnxInitializer values =
+          n.getOpType().equals("DequantizeLinear") && OnnxModel.isOwn(n)
+              ? model.constant(n.getInput(0))
+              : null;
+      if (values == null) {
+        return null;
+      }
+      String floatsOf = n.getOutput(0);
+      if (model.outputNames().contains(floatsOf)
+          || consumers.getOrDefault(floatsOf, List.of()).stream()
+              .anyMatch(reader -> !InnerGraphs.of(reader).isEmpty())) {
+        resting.put(n.getInput(0), "the model gives its floats away, or a branch reads its floats");
+        return null;
+      }
       long axis = Attributes.integer(n, "axis", 1);
-      int rank = values.dims().length;
-      return constant(
-          n.getInput(0),
-          n.getInput(1),
-          n.getInputCount() > 2 ? n.getInput(2) : "",
-          (int) (axis < 0 ? axis + rank : axis));
+      long rank = values.dims().length;
+      long place = axis < 0 ? axis + rank : axis;
+      return new Key(
+          n.getInput(0), n.getInput(1), input(n, 2), place < 0 || place >= rank ? -1 : (int) place);
     }
 
-    /**
-     * Rewrites a product of integers.
-     *
-     * @return false where {@code mul} ends none
-     */
-    private boolean multiply(NodeProto mul, List<NodeProto> out) {
+    private static String input(NodeProto n, int i) {
+      return i < n.getInputCount() ? n.getInput(i) : "";
+    }
+
+    /** The product of integers that a node ends; null where it ends none. */
+    private Product product(NodeProto mul) {
+      if (!mul.getOpType().equals("Mul") || !OnnxModel.isOwn(mul)) {
+        return null;
+      }
       for (int i = 0; i < 2; i++) {
         NodeProto cast = producer(mul.getInput(i), "Cast");
         NodeProto product = cast == null ? null : producer(cast.getInput(0), "MatMulInteger");
         NodeProto scale = producer(mul.getInput(1 - i), "Mul");
         if (product == null
             || scale == null
+            || Attributes.integer(cast, "to", 0) != DataType.FLOAT.getNumber()
             || !isReadOnce(cast.getOutput(0))
             || !isReadOnce(product.getOutput(0))
             || !isReadOnce(scale.getOutput(0))) {
@@ -273,48 +320,57 @@ public final class Int8Model {
         if (dynamic == null
             || w == null
             || w.dims().length != 2
-            || product.getInputCount() < 3
-            || !dynamic.getOutput(2).equals(product.getInput(2))) {
+            || !dynamic.getOutput(2).equals(input(product, 2))) {
           continue;
         }
         int step = scale.getInput(0).equals(dynamic.getOutput(1)) ? 0 : 1;
-        if (!scale.getInput(step).equals(dynamic.getOutput(1))) {
-          continue;
+        if (scale.getInput(step).equals(dynamic.getOutput(1))) {
+          Key weight = new Key(product.getInput(1), scale.getInput(1 - step), input(product, 3), 1);
+          return new Product(dynamic, product, cast, scale, weight);
         }
-        String zero = product.getInputCount() > 3 ? product.getInput(3) : "";
-        String constant = constant(product.getInput(1), scale.getInput(1 - step), zero, 1);
-        if (constant == null) {
-          return false;
-        }
-        String x =
-            activations.computeIfAbsent(
-                dynamic.getOutput(0),
-                quantized -> {
-                  String value = names.unique("dequantized");
-                  out.add(
-                      Nodes.node(
-                              "DequantizeLinear",
-                              value,
-                              quantized,
-                              dynamic.getOutput(1),
-                              dynamic.getOutput(2))
-                          .build());
-                  return value;
-                });
-        for (NodeProto n : List.of(cast, product, scale)) {
-          replaced.add(n.getOutput(0));
-        }
-        out.add(
-            NodeProto.newBuilder()
-                .setOpType("MatMul")
-                .setName(mul.getName())
-                .addInput(x)
-                .addInput(constant)
-                .addOutput(mul.getOutput(0))
-                .build());
-        return true;
       }
-      return false;
+      return null;
+    }
+
+    /**
+     * Rewrites a product of integers.
+     *
+     * @return false where {@code mul} ends none, or one of integers that rest
+     */
+    private boolean multiply(NodeProto mul, List<NodeProto> out) {
+      Product product = product(mul);
+      String constant = product == null ? null : constant(product.weight);
+      if (constant == null) {
+        return false;
+      }
+      NodeProto dynamic = product.dynamic;
+      String x =
+          activations.computeIfAbsent(
+              dynamic.getOutput(0),
+              quantized -> {
+                String value = names.unique("dequantized");
+                out.add(
+                    Nodes.node(
+                            "DequantizeLinear",
+                            value,
+                            quantized,
+                            dynamic.getOutput(1),
+                            dynamic.getOutput(2))
+                        .build());
+                return value;
+              });
+      for (NodeProto n : List.of(product.cast, product.product, product.scale)) {
+        replaced.add(n.getOutput(0));
+      }
+      out.add(
+          NodeProto.newBuilder()
+              .setOpType("MatMul")
+              .setName(mul.getName())
+              .addInput(x)
+              .addInput(constant)
+              .addOutput(mul.getOutput(0))
+              .build());
+      return true;
     }
 
     private NodeProto producer(String value, String type) {
@@ -328,28 +384,28 @@ public final class Int8Model {
     }
 
     /** The name of the constant s · (W − z), which is made where there is none yet; null where the integers rest. */
-    private String constant(String values, String scale, String zero, int axis) {
-      List<String> key = List.of(values, scale);
+    private String constant(Key key) {
       if (constants.containsKey(key)) {
         return constants.get(key);
       }
-      OnnxInitializer w = model.constant(values);
-      float[] scales = scales(w, model.constant(scale), axis);
-      int place = scales == null || scales.length != 1 ? axis : 0;
-      String why = problem(w, scales, zero, place);
+      OnnxInitializer w = model.constant(key.values);
+      float[] scales = scales(w, model.constant(key.scale), key.axis);
+      int place = scales == null || scales.length != 1 ? key.axis : 0;
+      Integer zero = key.zero.isEmpty() ? Integer.valueOf(0) : zero(model.constant(key.zero));
+      String why = problem(key, w, scales, zero, place);
       String name = null;
       if (why != null) {
         if (w.elements() > 1) {
-          resting.put(values, why);
+          resting.put(key.values, why);
         }
       } else {
-        name = names.unique(values.replaceFirst("_quantized$", ""));
+        name = names.unique(key.values.replaceFirst("_quantized$", ""));
         if (scales.length == 1) {
           float one = scales[0];
           scales = new float[Math.toIntExact(w.dims()[0])];
           Arrays.fill(scales, one);
         }
-        Integers grid = new Integers(values, w.type(), place, scales);
+        Integers grid = new Integers(key.values, w.type(), place, scales, zero);
         floats.addInitializer(OnnxInitializer.floats(name, w.dims(), multiplied(w, grid)));
         integers.put(name, grid);
       }
@@ -363,7 +419,10 @@ public final class Int8Model {
         return null;
       }
       boolean along =
-          scale.dims().length == 1 && axis < w.dims().length && scale.elements() == w.dims()[axis];
+          scale.dims().length == 1
+              && axis >= 0
+              && axis < w.dims().length
+              && scale.elements() == w.dims()[axis];
       if (scale.elements() != 1 && !along) {
         return null;
       }
@@ -372,10 +431,13 @@ public final class Int8Model {
       return scales;
     }
 
-    private String problem(OnnxInitializer w, float[] scales, String zero, int axis) {
+    private String problem(Key key, OnnxInitializer w, float[] scales, Integer zero, int axis) {
       int rank = w.dims().length;
-      if (w.type() != DataType.INT8 && w.type() != DataType.INT32) {
+      if (!isOfBytes(w.type()) && w.type() != DataType.INT32) {
         return "integers of type " + w.type() + " in place of INT8";
+      }
+      if (w.elements() > MOST_ELEMENTS) {
+        return "more than " + MOST_ELEMENTS + " elements";
       }
       if (scales == null) {
         return "scales that are no floats, or neither one nor one for each output";
@@ -384,46 +446,68 @@ public final class Int8Model {
         return "scales along an axis that is neither the first nor the last";
       }
       for (float s : scales) {
-        if (!(s > 0) || !Float.isFinite(1 / s)) {
+        if (!(s > 0) || !Float.isFinite(s) || !Float.isFinite(1 / s)) {
           return "a scale of " + s;
         }
       }
-      if (!zero.isEmpty() && !isZero(model.constant(zero))) {
-        return "zero points other than 0";
+      if (zero == null) {
+        return "zero points that differ, or are not constant";
       }
-      if (w.type() == DataType.INT8) {
-        ByteBuffer data = w.data();
-        for (int i = data.position(); i < data.limit(); i++) {
-          if (data.get(i) < -LARGEST) {
-            return "integers of -128, beyond the grid";
-          }
+      if (w.type() == DataType.INT32 && zero != 0) {
+        return "a zero point of " + zero + " in place of 0";
+      }
+      int least = w.type() == DataType.UINT8 ? 0 : Byte.MIN_VALUE;
+      if (isOfBytes(w.type()) && (zero - LARGEST < least || zero + LARGEST > least + 255)) {
+        return "a zero point of "
+            + zero
+            + " in place of "
+            + (w.type() == DataType.UINT8 ? "127 or 128" : "0");
+      }
+      ByteBuffer data = w.data();
+      for (int i = 0; isOfBytes(w.type()) && i < w.elements(); i++) {
+        int q = integer(w.type(), data, i);
+        if (Math.abs(q - zero) > LARGEST) {
+          return "integers of " + q + ", beyond the grid";
         }
+      }
+      int all = consumers.get(key.values).size();
+      if (readers.get(key) != all || model.outputNames().contains(key.values)) {
+        return "other nodes read the integers in another way";
       }
       return null;
     }
 
-    private static boolean isZero(OnnxInitializer zero) {
-      if (zero == null) {
-        return false;
+    /** The value that all zero points have; null where there is no one. */
+    private static Integer zero(OnnxInitializer zero) {
+      if (zero == null
+          || zero.elements() == 0
+          || !isOfBytes(zero.type()) && zero.type() != DataType.INT32) {
+        return null;
       }
       ByteBuffer data = zero.data();
-      for (int i = data.position(); i < data.limit(); i++) {
-        if (data.get(i) != 0) {
-          return false;
+      int first = integer(zero.type(), data, 0);
+      for (int i = 1; i < zero.elements(); i++) {
+        if (integer(zero.type(), data, i) != first) {
+          return null;
         }
       }
-      return true;
+      return first;
+    }
+
+    private static int integer(DataType type, ByteBuffer data, int i) {
+      return switch (type) {
+        case INT8 -> data.get(i);
+        case UINT8 -> Byte.toUnsignedInt(data.get(i));
+        default -> data.getInt(4 * i);
+      };
     }
 
     private static float[] multiplied(OnnxInitializer w, Integers grid) {
       ByteBuffer data = w.data();
       float[] values = new float[Math.toIntExact(w.elements())];
       for (int i = 0; i < values.length; i++) {
-        int q =
-            w.type() == DataType.INT8
-                ? data.get(data.position() + i)
-                : data.getInt(data.position() + 4 * i);
-        values[i] = q * grid.scales[place(grid, w.dims(), i)];
+        values[i] =
+            (integer(w.type(), data, i) - grid.zero) * grid.scales[place(grid, w.dims(), i)];
       }
       return values;
     }
@@ -443,21 +527,29 @@ public final class Int8Model {
       }
     }
 
-    /** Refuses integers of activations that something else reads than what makes floats of them. */
-    private void refuseReaders(NodeProto n) {
-      if (!n.getOpType().equals("QuantizeLinear")
-          && !n.getOpType().equals("DynamicQuantizeLinear")) {
-        return;
-      }
-      for (NodeProto reader : floats.consumers().getOrDefault(n.getOutput(0), List.of())) {
-        if (!reader.getOpType().equals("DequantizeLinear")) {
-          throw new InputException(
-              model.name()
-                  + ": "
-                  + reader.getOpType()
-                  + " reads the integers "
-                  + n.getOutput(0)
-                  + ", so no gradient passes; the float model can be learned, and quantized again");
+    /** Refuses integers of activations that something else reads than what makes floats of them with the same steps. */
+    private void refuseReaders() {
+      Map<String, List<NodeProto>> readersOf = floats.consumers();
+      Map<String, NodeProto> producersOf = floats.producers();
+      for (NodeProto n : floats.allNodes()) {
+        if (!n.getOpType().equals("QuantizeLinear")
+            && !n.getOpType().equals("DynamicQuantizeLinear")) {
+          continue;
+        }
+        for (NodeProto reader : readersOf.getOrDefault(n.getOutput(0), List.of())) {
+          if (RoundedActivations.source(floats, producersOf, reader) != n) {
+            throw new InputException(
+                model.name()
+                    + ": "
+                    + reader.getOpType()
+                    + " reads the integers "
+                    + n.getOutput(0)
+                    + (reader.getOpType().equals("DequantizeLinear")
+                        ? " with other steps than the one that they were made with"
+                        : "")
+                    + ", so no gradient passes; the float model can be learned, and quantized"
+                    + " again");
+          }
         }
       }
     }

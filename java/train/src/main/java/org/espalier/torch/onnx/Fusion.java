@@ -7,6 +7,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import org.espalier.compress.onnx.RoundedActivations;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -65,30 +66,16 @@ final class Fusion {
 
   /** QuantizeLinear or DynamicQuantizeLinear and behind it DequantizeLinear: what x is rounded to. */
   private Source rounding(NodeProto n) {
-    NodeProto q = producer(n.getInput(0), "QuantizeLinear");
-    NodeProto fixed =
-        q != null
-                && hasOneScale(q)
-                && q.getInputList()
-                    .subList(1, q.getInputCount())
-                    .equals(n.getInputList().subList(1, n.getInputCount()))
-            ? q
-            : null;
-    NodeProto own = producer(n.getInput(0), "DynamicQuantizeLinear");
-    NodeProto source = own != null && own.getOutputList().equals(n.getInputList()) ? own : fixed;
-    if (source == null) {
+    NodeProto q = RoundedActivations.source(model, producers, n);
+    if (q == null) {
       return null;
     }
-    NodeProto fused = source.toBuilder().clearOutput().addOutput(n.getOutput(0)).build();
     return new Source(
-        fused,
-        source == own ? QuantizationOperators.OWN_ROUNDING : QuantizationOperators.ROUNDING,
+        q.toBuilder().clearOutput().addOutput(n.getOutput(0)).build(),
+        q.getOpType().equals("QuantizeLinear")
+            ? QuantizationOperators.ROUNDING
+            : QuantizationOperators.OWN_ROUNDING,
         identity(n));
-  }
-
-  private boolean hasOneScale(NodeProto n) {
-    OnnxInitializer scale = model.constant(n.getInput(1));
-    return scale != null && scale.elements() == 1;
   }
 
   private Source add(NodeProto n) {

@@ -1,0 +1,59 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import java.util.Arrays;
+import java.util.Map;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+
+/**
+ * QuantizeLinear or DynamicQuantizeLinear and behind it DequantizeLinear with the same steps, one for the whole tensor: what
+ * an activation is rounded to.
+ */
+public final class RoundedActivations {
+  private RoundedActivations() {}
+
+  /**
+   * What makes the integers that a DequantizeLinear takes back.
+   *
+   * @param producers of the model
+   * @return null where the node is none, or its steps are others or not known to be the same
+   */
+  public static NodeProto source(
+      OnnxModel model, Map<String, NodeProto> producers, NodeProto dequantize) {
+    if (!OnnxModel.isOwn(dequantize) || !dequantize.getOpType().equals("DequantizeLinear")) {
+      return null;
+    }
+    NodeProto q = producers.get(dequantize.getInput(0));
+    if (q == null || !OnnxModel.isOwn(q)) {
+      return null;
+    }
+    boolean same =
+        switch (q.getOpType()) {
+          case "DynamicQuantizeLinear" -> q.getOutputList().equals(dequantize.getInputList());
+          case "QuantizeLinear" ->
+              isSame(model, q, dequantize, 1) && isSame(model, q, dequantize, 2);
+          default -> false;
+        };
+    return same ? q : null;
+  }
+
+  /** Whether both nodes have the same constant of one element for an input, or none. */
+  private static boolean isSame(OnnxModel model, NodeProto a, NodeProto b, int input) {
+    String here = name(a, input);
+    String there = name(b, input);
+    OnnxInitializer one = model.constant(here);
+    OnnxInitializer other = model.constant(there);
+    if (one == null || other == null) {
+      return here.isEmpty() && there.isEmpty();
+    }
+    return one.elements() == 1
+        && one.type() == other.type()
+        && Arrays.equals(one.dims(), other.dims())
+        && one.data().equals(other.data());
+  }
+
+  private static String name(NodeProto n, int input) {
+    return input < n.getInputCount() ? n.getInput(input) : "";
+  }
+}
