@@ -1,10 +1,12 @@
 package org.espalier.online;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
@@ -19,6 +21,7 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 import java.util.Map;
+import java.util.Random;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.Clipping;
@@ -28,6 +31,7 @@ import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.Libtorch;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -77,10 +81,14 @@ class Int8LearningTest {
   }
 
   private static float[] run(OnnxModel model, float[] features) throws OrtException {
+    return run(model, OnnxTensor.createTensor(ENVIRONMENT, new float[][] {features}));
+  }
+
+  private static float[] run(OnnxModel model, OnnxTensor input) throws OrtException {
     try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
       options.setOptimizationLevel(OrtSession.SessionOptions.OptLevel.NO_OPT);
       try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer(), options);
-          OnnxTensor x = OnnxTensor.createTensor(ENVIRONMENT, new float[][] {features});
+          OnnxTensor x = input;
           OrtSession.Result result = session.run(Map.of("x", x))) {
         FloatBuffer b = ((OnnxTensor) result.get(0)).getFloatBuffer();
         float[] v = new float[b.remaining()];
@@ -200,6 +208,52 @@ class Int8LearningTest {
         }
       }
       assertTrue(others > 10, others + " have changed");
+    }
+  }
+
+  /** x [n, 3], whole numbers, of a table [1000, 32] of int8, which plain descent would learn by rows were it of floats. */
+  private static OnnxModel tableModel() {
+    Random random = new Random(4);
+    byte[] table = new byte[1000 * 32];
+    random.nextBytes(table);
+    for (int i = 0; i < table.length; i++) {
+      table[i] = (byte) Math.max(-127, table[i]);
+    }
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("table")
+            .addInput(SmallModels.value("x", DataType.INT64, -1, 3))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2))
+            .addInitializer(
+                SmallModels.tensor("table", DataType.INT8, ByteBuffer.wrap(table), 1000, 32))
+            .addInitializer(SmallModels.number("step", 0.01f))
+            .addInitializer(SmallModels.floats("weight", random, 0.1f, 96, 2))
+            .addNode(SmallModels.line("floats DequantizeLinear table step"))
+            .addNode(SmallModels.line("rows Gather floats x"))
+            .addNode(SmallModels.line("flat Flatten rows"))
+            .addNode(SmallModels.line("y MatMul flat weight"));
+    return OnnxModel.of(SmallModels.model(13, graph), "table");
+  }
+
+  /** 1e-5: sums of 96 products of some tenths. */
+  @Test
+  void tablesStayOnTheirGrids() throws OrtException {
+    OnnxModel model = tableModel();
+    try (TorchLearnable learnable =
+            TorchLearnable.of(Int8Model.of(model), ScalarType.Long, new long[] {3}, 2);
+        OnlineLearner learner = new OnlineLearner(learnable, settings().build())) {
+      for (int i = 0; i < 100; i++) {
+        float[] x = {i, 2 * i + 1, 999 - i};
+        learner.learn(List.of(Example.of(x, i % 2)));
+      }
+      OnnxModel learned = learner.toOnnx();
+      assertFalse(model.constant("table").data().equals(learned.constant("table").data()));
+      for (int i = 0; i < 100; i++) {
+        long[][] x = {{i, 2 * i + 1, 999 - i}};
+        float[] y = run(learned, OnnxTensor.createTensor(ENVIRONMENT, x));
+        float[] same = {x[0][0], x[0][1], x[0][2]};
+        assertArrayEquals(y, learner.predict(same).outputs(), 1e-5f);
+      }
     }
   }
 

@@ -313,7 +313,13 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
 
   @Override
   public Map<String, String> tables() {
-    return model instanceof OnnxGraph graph ? graph.tables() : Map.of();
+    if (!(model instanceof OnnxGraph graph)) {
+      return Map.of();
+    }
+    Map<String, String> tables = new HashMap<>(graph.tables());
+    // A step on rows leaves them where it takes them, beside the grid.
+    weights.stream().filter(w -> w.grid() != null).forEach(w -> tables.remove(w.name()));
+    return tables;
   }
 
   @Override
