@@ -16,6 +16,8 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
 import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -119,6 +121,43 @@ class InspectTest {
     assertEquals(
         List.of("conv", "conv_transpose", "lstm", "lstm", "gru", "gru", "rnn", "rnn", "gemm"),
         kinds);
+  }
+
+  /** Behind a DequantizeLinear, with a Transpose or without, and as integers. */
+  @Test
+  void tellsWhatIntegersAreUsedFor() throws IOException {
+    byte[] bytes = new byte[16];
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("x", DataType.FLOAT, -1, 4))
+            .addInput(value("ids", DataType.INT64, -1))
+            .addInitializer(SmallModels.number("s", 0.1f))
+            .addInitializer(SmallModels.tensor("bias", DataType.INT32, ByteBuffer.wrap(bytes), 4))
+            .addNode(SmallModels.line("a DequantizeLinear product s"))
+            .addNode(SmallModels.line("b MatMul x a"))
+            .addNode(SmallModels.line("c DequantizeLinear turned s"))
+            .addNode(SmallModels.line("d Transpose c", SmallModels.attribute("perm", 1, 0)))
+            .addNode(SmallModels.line("e DequantizeLinear bias s"))
+            .addNode(SmallModels.line("f Gemm b d e"))
+            .addNode(SmallModels.line("q QuantizeLinear f s"))
+            .addNode(SmallModels.line("y MatMulInteger q integers"))
+            .addNode(SmallModels.line("z Gather table ids"))
+            .addOutput(value("y", DataType.INT32, -1, 4))
+            .addOutput(value("z", DataType.UINT8, -1, 4));
+    for (String name : List.of("product", "turned", "integers", "table")) {
+      DataType type = name.equals("table") ? DataType.UINT8 : DataType.INT8;
+      graph.addInitializer(SmallModels.tensor(name, type, ByteBuffer.wrap(bytes), 4, 4));
+    }
+    Path file = folder.resolve("m.onnx");
+    OnnxModel.of(SmallModels.model(13, graph), "m").write(file);
+    Map<String, String> kinds = new TreeMap<>();
+    for (JsonNode tensor : Run.of("inspect", file, "--json").json().get("tensors")) {
+      kinds.put(tensor.get("name").asText(), tensor.get("kind").asText());
+    }
+    assertEquals(
+        "{bias=null, integers=matmul, product=matmul, s=null, table=embedding, turned=gemm}",
+        kinds.toString());
   }
 
   /** A product of 72 input channels, which fill two blocks of 32 and a part of one, and a table of 64. */

@@ -12,11 +12,13 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.espalier.compress.PackedMatrix;
 import org.espalier.compress.WeightNames;
+import org.espalier.format.onnx.IntegerWeights;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -129,21 +131,33 @@ final class Inspect implements Callable<Integer> {
     model.initializers().forEach(i -> tensors.put(i.name(), i));
     weights.keySet().forEach(value -> tensors.putIfAbsent(value, model.constant(value)));
     Map<String, PackedWeight> packed = PackedWeight.of(model);
+    Map<String, Set<OnnxWeight.Kind>> integers = IntegerWeights.kinds(model);
+    integers.keySet().forEach(value -> tensors.putIfAbsent(value, model.constant(value)));
     long total = tensors.values().stream().mapToLong(OnnxInitializer::byteLength).sum();
     long done = 0;
     List<Row> rows = new ArrayList<>();
     for (Map.Entry<String, OnnxInitializer> e : tensors.entrySet()) {
       OnnxInitializer tensor = e.getValue();
-      rows.add(row(e.getKey(), tensor, weights.get(e.getKey()), packed.get(e.getKey())));
+      OnnxWeight weight = weights.get(e.getKey());
+      Set<OnnxWeight.Kind> kinds = integers.getOrDefault(e.getKey(), Set.of());
+      rows.add(row(e.getKey(), tensor, weight, kinds, packed.get(e.getKey())));
       done += tensor.byteLength();
       progress.update("reading", done, total);
     }
     return rows;
   }
 
-  /** The line of a tensor that may be a weight; of a packed one how many integers it holds, not how many bytes. */
+  /**
+   * The line of a tensor that may be a weight; of a packed one how many integers it holds, not how many bytes.
+   *
+   * @param integers what a weight of int8 is used for
+   */
   private static Row row(
-      String value, OnnxInitializer tensor, OnnxWeight weight, PackedWeight packed) {
+      String value,
+      OnnxInitializer tensor,
+      OnnxWeight weight,
+      Set<OnnxWeight.Kind> integers,
+      PackedWeight packed) {
     if (packed != null) {
       return new Row(
           value,
@@ -154,9 +168,13 @@ final class Inspect implements Callable<Integer> {
           tensor.byteLength(),
           packed.zeros(tensor));
     }
+    String kinds =
+        weight == null
+            ? kinds(integers.stream())
+            : kinds(weight.uses().stream().map(OnnxWeight.Use::kind));
     return new Row(
         weight == null ? value : weight.name(),
-        weight == null ? null : kinds(weight.uses().stream().map(OnnxWeight.Use::kind)),
+        kinds.isEmpty() ? null : kinds,
         Arrays.stream(tensor.dims()).boxed().toList(),
         tensor.type().name().toLowerCase(Locale.ROOT),
         tensor.elements(),
