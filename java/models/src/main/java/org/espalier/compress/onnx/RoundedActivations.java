@@ -3,6 +3,7 @@ package org.espalier.compress.onnx;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.Arrays;
 import java.util.Map;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -25,7 +26,11 @@ public final class RoundedActivations {
       return null;
     }
     NodeProto q = producers.get(dequantize.getInput(0));
-    if (q == null || !OnnxModel.isOwn(q)) {
+    // Since operator set 23 the type in which they compute may be another than that of the values.
+    if (q == null
+        || !OnnxModel.isOwn(q)
+        || Attributes.integer(q, "precision", 0) != 0
+        || Attributes.integer(dequantize, "output_dtype", 0) != 0) {
       return null;
     }
     boolean same =

@@ -12,13 +12,20 @@ final class ScriptQuantization {
     table.one("DequantizeLinear", ScriptQuantization::dequantize);
     table.one(
         QuantizationOperators.ROUNDING.name(),
-        c -> c.call("_dequantize", c.let(quantize(c)), c.in(1), c.orNone(2), "" + axis(c.node())));
+        c ->
+            c.call(
+                "_dequantize",
+                c.let(quantize(c)),
+                c.in(1),
+                c.orNone(2),
+                "" + axis(c.node()),
+                "None"));
     table.one(
         QuantizationOperators.OWN_ROUNDING.name(),
         c -> {
           ScriptValue[] found = c.unpack(c.call("_dynamic", c.in(0)), 3);
           return c.call(
-              "_dequantize", found[0].tensor(), found[1].tensor(), found[2].tensor(), "1");
+              "_dequantize", found[0].tensor(), found[1].tensor(), found[2].tensor(), "1", "None");
         });
     table.add("DynamicQuantizeLinear", c -> c.unpack(c.call("_dynamic", c.in(0)), 3));
     table.one(
