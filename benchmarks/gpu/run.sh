@@ -8,6 +8,8 @@
 # is left out and said; what takes a minute more than that is stopped, and the JSON keeps what was measured.
 # Where a test fails, or compute-sanitizer finds something, that is counted, and the figures are taken all the same: each is of a
 # result that was compared with the CPU's.
+# The driver's libcuda.so.1 is looked for where the system looks and then in ESPALIER_DRIVER_FOLDERS, whose default is where
+# containers and WSL have it.
 # Exit codes: 0 done, 1 a test failed or none ran, compute-sanitizer found something, a figure could not be taken, a part
 # that was asked for is not possible here; 2 usage; 3 no GPU here.
 set -u
@@ -19,6 +21,7 @@ only=
 seconds=480
 seeds=5
 launches="100 200" # rounds and calls
+driver_folders=${ESPALIER_DRIVER_FOLDERS-/usr/local/nvidia/lib64:/usr/local/nvidia/lib:/usr/lib/wsl/lib:/run/opengl-driver/lib}
 usage() {
   echo "usage: run.sh [--quick] [--only tests|sanitizer|benchmarks|peers[,...]] [--seconds N] [--out FILE.json]" >&2
   exit 2
@@ -73,8 +76,20 @@ trap 'trap - INT TERM HUP; [ -z "$child" ] || kill "$child" 2>/dev/null; exit 13
 LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH
 begin
-reason=$(limited 120 "$here/bin/gpu_benchmark" --probe 2>&1)
-code=$?
+probe() {
+  reason=$(limited 120 "$here/bin/gpu_benchmark" --probe 2>&1)
+  code=$?
+}
+probe
+if [ $code = 3 ]; then
+  libraries=$LD_LIBRARY_PATH
+  for folder in $(echo "$driver_folders" | tr ':' ' '); do
+    if [ $code = 3 ] && [ -e "$folder/libcuda.so.1" ]; then
+      LD_LIBRARY_PATH=$libraries:$folder
+      probe
+    fi
+  done
+fi
 if [ $code != 0 ]; then
   stopped $code >/dev/null && reason="the GPU here cannot be used: its driver has not answered for two minutes"
   echo "$reason"

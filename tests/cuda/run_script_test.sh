@@ -12,6 +12,7 @@ stand_in() { # FILE: its lines come from standard input
   chmod +x "$work/$1"
 }
 stand_in bin/gpu_benchmark <<'END'
+case ":$LD_LIBRARY_PATH:" in *":${DRIVER:-none}:"*) PROBE=0 ;; esac # finds the driver
 case "$*" in *--probe*) echo "stand-in, 80 GiB" >&2; exit ${PROBE:-0} ;; esac
 echo "benchmark $*"
 while [ $# -gt 0 ]; do [ "$1" != --out ] || echo '{}' >"$2"; shift; done
@@ -52,6 +53,10 @@ log_has '--seconds [0-9]* --java-launch 1.5'
 expect 0 'table' PYTHON=1 # python3 without torch
 log_has "no peers: python3 cannot import torch: ModuleNotFoundError: No module named 'torch'"
 expect 3 'stand-in, 80 GiB' PROBE=3
+mkdir -p "$place/driver/lib64"
+touch "$place/driver/lib64/libcuda.so.1"
+expect 0 'table with peers' PROBE=3 DRIVER="$place/driver/lib64" ESPALIER_DRIVER_FOLDERS="$place/none:$place/driver/lib64"
+expect 3 'stand-in, 80 GiB' PROBE=3 DRIVER="$place/driver/lib64" ESPALIER_DRIVER_FOLDERS="$place/none"
 expect 1 'stand-in, 80 GiB' PROBE=1 # there is a GPU, and it cannot be used
 expect 1 'table with peers' TEST=1 # figures are taken all the same
 log_has '1 of the test programs failed, 2 ran, see above; this run will end with code 1'
