@@ -309,9 +309,11 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
           }
         }
       }
+      SkipNorms norms = SkipNorms.find(model);
       rewrite(model.nodes());
       model.setNodes(out);
       RuntimeForm.removeUnused(model);
+      norms.apply(model);
       if (half) {
         HalfPrecision.narrow(model);
       }

@@ -675,7 +675,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
             operators,
             ranges,
             qmax);
+    SkipNorms norms = SkipNorms.find(rewritten);
     new QdqRewriting(rewritten, plan).run();
+    norms.apply(rewritten);
     if (half) {
       HalfPrecision.narrow(rewritten);
     }

@@ -55,7 +55,15 @@ final class ValueShapes {
   private final ValueNumbers numbers;
 
   ValueShapes(OnnxModel model) {
+    this(model, false);
+  }
+
+  /**
+   * @param named whether lengths of inputs that have one name are one length, as the model says
+   */
+  ValueShapes(OnnxModel model, boolean named) {
     this.model = model;
+    Map<String, Long> lengths = new HashMap<>();
     numbers = new ValueNumbers(model, this);
     for (ValueInfoProto input : model.inputs()) {
       if (input.getType().getTensorType().hasShape()) {
@@ -63,7 +71,13 @@ final class ValueShapes {
         shapes.put(
             input.getName(),
             shape.getDimList().stream()
-                .mapToLong(d -> d.hasDimValue() && d.getDimValue() > 0 ? d.getDimValue() : any())
+                .mapToLong(
+                    d ->
+                        d.hasDimValue() && d.getDimValue() > 0
+                            ? d.getDimValue()
+                            : named && !d.getDimParam().isEmpty()
+                                ? lengths.computeIfAbsent(d.getDimParam(), name -> any())
+                                : any())
                 .toArray());
       }
     }

@@ -1,0 +1,163 @@
+package org.espalier.compress.onnx;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.line;
+import static org.espalier.format.onnx.SmallModels.list;
+import static org.espalier.format.onnx.SmallModels.number;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+class SkipNormsTest {
+  private static final String[] SPELLED = {
+    "m ReduceMean s",
+    "d Sub s m",
+    "p Pow d two",
+    "v ReduceMean p",
+    "e Add v tiny",
+    "r Sqrt e",
+    "q Div d r",
+    "g Mul gamma q",
+    "n Add g beta"
+  };
+
+  /** x [n, 3, 8], of which nodes make s, and of that the norm n and y. */
+  private static ModelProto model(String... lines) {
+    Random random = new Random(3);
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("norm")
+            .addInput(value("x", DataType.FLOAT, -1, 3, 8))
+            .addInitializer(floats("gamma", random, 1, 8))
+            .addInitializer(floats("beta", random, 1, 8))
+            .addInitializer(floats("w", random, 1, 8, 8))
+            .addInitializer(floats("row", random, 1, 3, 8))
+            .addInitializer(number("two", 2))
+            .addInitializer(number("tiny", 1e-3f))
+            .addOutput(value("y", DataType.FLOAT, -1, 3, 8));
+    for (String text : lines) {
+      NodeProto n = line(text);
+      graph.addNode(
+          n.getOpType().equals("ReduceMean")
+              ? line(text, list("axes", -1), attribute("keepdims", 1))
+              : n);
+    }
+    return SmallModels.model(17, graph);
+  }
+
+  private static String[] lines(String[] middle, String... around) {
+    List<String> all = new ArrayList<>(List.of(around).subList(0, around.length - 1));
+    all.addAll(List.of(middle));
+    all.add(around[around.length - 1]);
+    return all.toArray(String[]::new);
+  }
+
+  private static float[] run(OnnxModel model) throws OrtException {
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    float[] x = new float[2 * 3 * 8];
+    Random random = new Random(4);
+    for (int i = 0; i < x.length; i++) {
+      x[i] = (float) random.nextGaussian();
+    }
+    try (OrtSession session = environment.createSession(model.toBuffer());
+        OnnxTensor t =
+            OnnxTensor.createTensor(environment, FloatBuffer.wrap(x), new long[] {2, 3, 8});
+        OrtSession.Result r = session.run(Map.of("x", t))) {
+      FloatBuffer y = ((OnnxTensor) r.get(0)).getFloatBuffer();
+      float[] values = new float[y.remaining()];
+      y.get(values);
+      return values;
+    }
+  }
+
+  /** How many norms are joined with their sums, whose outputs must stay. */
+  private static List<NodeProto> joined(ModelProto proto) throws OrtException {
+    OnnxModel model = OnnxModel.of(proto, "norm");
+    SkipNorms.find(model).apply(model);
+    model.check();
+    // Sums in another order.
+    assertArrayEquals(run(OnnxModel.of(proto, "norm")), run(model), 2e-6f);
+    return model.nodes().stream()
+        .filter(n -> n.getOpType().equals("SkipLayerNormalization"))
+        .toList();
+  }
+
+  @Test
+  void normsThatAreSpelledOutAreJoined() throws OrtException {
+    String[] nodes = lines(SPELLED, "a MatMul x w", "s Add a x", "y Relu n");
+    List<NodeProto> found = joined(model(nodes));
+    assertEquals(1, found.size());
+    assertEquals(1, found.get(0).getOutputCount());
+    assertEquals(1e-3f, found.get(0).getAttribute(0).getF());
+  }
+
+  /** A sum that something else reads, before or after the norm, is the node's fourth output. */
+  @Test
+  void sumsThatAreReadElsewhereStay() throws OrtException {
+    String[] before = lines(SPELLED, "a MatMul x w", "s Add a x", "t Tanh s", "y Add n t");
+    assertEquals("s", joined(model(before)).get(0).getOutput(3));
+    String norm = "n LayerNormalization s gamma beta";
+    ModelProto after = model("a MatMul x w", "s Add x a", norm, "y Add n s");
+    assertEquals("s", joined(after).get(0).getOutput(3));
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "s Add a x, n LayerNormalization s gamma beta, 1",
+    "s Add x row, n LayerNormalization s gamma beta, 0",
+    "s Mul a x, n LayerNormalization s gamma beta, 0",
+    "s Add a x, n LayerNormalization s gamma, 0",
+    "s Add a x, n SimplifiedLayerNormalization s gamma, 0"
+  })
+  void othersAreLeft(String sum, String norm, int expected) throws OrtException {
+    assertEquals(expected, joined(model("a MatMul x w", sum, norm, "y Relu n")).size());
+  }
+
+  /** What may be stretched is none: the operator takes two of one shape. */
+  @Test
+  void sumsOfOtherShapesAreLeft() throws OrtException {
+    String mean = "a ReduceMean x";
+    String norm = "n LayerNormalization s gamma beta";
+    assertEquals(List.of(), joined(model(mean, "s Add x a", norm, "y Relu n")));
+  }
+
+  /** Lengths of two inputs are equal where they have one name. */
+  @ParameterizedTest
+  @CsvSource({"-1, 1", "-2, 0"})
+  void namesOfLengthsTell(long length, int expected) {
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("two")
+            .addInput(value("x", DataType.FLOAT, -1, 3, 8))
+            .addInput(value("z", DataType.FLOAT, length, 3, 8))
+            .addInitializer(floats("gamma", new Random(1), 1, 8))
+            .addInitializer(floats("beta", new Random(2), 1, 8))
+            .addNode(line("s Add x z"))
+            .addNode(line("y LayerNormalization s gamma beta"))
+            .addOutput(value("y", DataType.FLOAT, -1, 3, 8));
+    OnnxModel model = OnnxModel.of(SmallModels.model(17, graph), "two");
+    SkipNorms.find(model).apply(model);
+    assertEquals(
+        expected, model.nodes().stream().filter(n -> n.getOpType().startsWith("Skip")).count());
+  }
+}
