@@ -66,15 +66,9 @@ final class ScriptAttention {
     Node n = c.node();
     return c.unpack(
         c.call(
+            3,
+            8,
             "_multi_head",
-            c.in(0),
-            c.in(1),
-            c.in(2),
-            c.orNone(3),
-            c.orNone(4),
-            c.orNone(5),
-            c.orNone(6),
-            c.orNone(7),
             "" + n.integer("num_heads", 0),
             number(n.real("scale", 0)),
             number(n.real("mask_filter_value", -10000)),
@@ -90,13 +84,9 @@ final class ScriptAttention {
     ScriptValue[] values =
         c.unpack(
             c.call(
+                2,
+                6,
                 "_attention",
-                c.in(0),
-                c.in(1),
-                c.orNone(2),
-                c.orNone(3),
-                c.orNone(4),
-                c.orNone(5),
                 "" + n.integer("num_heads", 0),
                 ints(n.integers("qkv_hidden_sizes", new long[0])),
                 number(n.real("scale", 0)),

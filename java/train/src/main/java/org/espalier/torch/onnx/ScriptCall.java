@@ -1,6 +1,8 @@
 package org.espalier.torch.onnx;
 
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import java.util.stream.Collectors;
 import org.bytedeco.pytorch.Tensor;
 
@@ -126,6 +128,21 @@ final class ScriptCall {
   /** A method of the module that some operators need, with its arguments. */
   String call(String helper, String... arguments) {
     return source.helper(helper) + "(" + String.join(", ", arguments) + ")";
+  }
+
+  /**
+   * The same with inputs before its arguments.
+   *
+   * @param required how many of the inputs must be there; others that are absent are None
+   * @param inputs how many inputs it takes
+   */
+  String call(int required, int inputs, String helper, String... arguments) {
+    List<String> all = new ArrayList<>();
+    for (int i = 0; i < inputs; i++) {
+      all.add(i < required ? in(i) : orNone(i));
+    }
+    all.addAll(List.of(arguments));
+    return call(helper, all.toArray(String[]::new));
   }
 
   /** The device of the inputs. */

@@ -18,11 +18,9 @@ final class ScriptStandardAttention {
   private static String rotaryEmbedding(ScriptCall c) {
     Node n = c.node();
     return c.call(
+        3,
+        4,
         "_rotary_embedding",
-        c.in(0),
-        c.in(1),
-        c.in(2),
-        c.orNone(3),
         flag(n.flag("interleaved", false)),
         "" + n.integer("num_heads", 0),
         "" + n.integer("rotary_embedding_dim", 0));
@@ -32,14 +30,9 @@ final class ScriptStandardAttention {
     StandardAttention.Form form = StandardAttention.Form.of(c.node());
     return c.unpack(
         c.call(
+            3,
+            7,
             "_standard_attention",
-            c.in(0),
-            c.in(1),
-            c.in(2),
-            c.orNone(3),
-            c.orNone(4),
-            c.orNone(5),
-            c.orNone(6),
             "" + form.heads(),
             "" + form.groups(),
             flag(form.causal()),
