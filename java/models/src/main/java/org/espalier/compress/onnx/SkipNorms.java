@@ -16,7 +16,7 @@ import org.espalier.format.onnx.SpelledOut.LayerNorm;
 /**
  * Sums and the layer norms of them, as ONNX Runtime's {@code SkipLayerNormalization}. The runtime joins them only where it knows
  * their shapes, which of exported encoders it does not, and its kernel for a layer norm alone takes five times as long since 1.28.
- * Of one use.
+ * For forms that no other runtime has. Of one use.
  */
 final class SkipNorms {
   /** How many axes the sums of two values of one shape have, by their names. */

@@ -675,9 +675,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
             operators,
             ranges,
             qmax);
-    SkipNorms norms = SkipNorms.find(rewritten);
     new QdqRewriting(rewritten, plan).run();
-    norms.apply(rewritten);
     if (half) {
       HalfPrecision.narrow(rewritten);
     }
