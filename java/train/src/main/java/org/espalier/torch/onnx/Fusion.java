@@ -27,11 +27,13 @@ final class Fusion {
   record Source(NodeProto node, Operator operator, String identity) {}
 
   private final OnnxModel model;
+  private final Map<String, NodeProto> producers;
   private final SpelledOut spelled;
   private final Map<String, Integer> uses = new HashMap<>();
 
   private Fusion(OnnxModel model) {
     this.model = model;
+    this.producers = model.producers();
     this.spelled = new SpelledOut(model);
     for (NodeProto n : model.nodes()) {
       OnnxModel.uses(n).forEach(v -> uses.merge(v, 1, Integer::sum));
