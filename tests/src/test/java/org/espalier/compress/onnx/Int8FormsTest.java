@@ -78,6 +78,8 @@ class Int8FormsTest {
                     4))
             .addInitializer(one("3", DataType.INT8, 3))
             .addInitializer(one("-1", DataType.INT8, -1))
+            .addInitializer(
+                tensor("-1s", DataType.INT8, ByteBuffer.wrap(new byte[] {-1, -1, -1, -1}), 4))
             .addInitializer(number("s", 0.02f))
             .addInitializer(number("t", 0.03f))
             .addInitializer(floats("four", new float[] {0.01f, 0.02f, 0.03f, 0.04f}, SIDE))
@@ -290,6 +292,28 @@ class Int8FormsTest {
             line("rounded DequantizeLinear q s"),
             weight,
             product));
+  }
+
+  /** They are told and not learned, whether the steps are one or several. */
+  @ParameterizedTest
+  @CsvSource({"s, -1", "four, -1s"})
+  void weightsThatTheModelItselfRounds(String scale, String zero) throws OrtException {
+    NodeProto q = line("q QuantizeLinear f " + scale + " " + zero);
+    NodeProto weight = line("a DequantizeLinear q " + scale + " " + zero);
+    rests(
+        "floats that the model itself rounds to integers",
+        model(13, q, weight, line("y MatMul x a")));
+    Int8Model beside =
+        same(
+            model(
+                13,
+                q,
+                weight,
+                line("p MatMul x a"),
+                line("b DequantizeLinear w s"),
+                line("y MatMul p b")));
+    assertEquals(1, beside.integers().size());
+    assertEquals(1, beside.resting().size());
   }
 
   /** Then the weights that are floats learn. */

@@ -46,6 +46,7 @@ class GraphParametersTest {
         "a Sub x v; p Div a u | ''",
         "a Div x v; b Identity a; p Sub b u | ''",
         "a Sub x v; b Mul a u; p Add one b | ''",
+        "q QuantizeLinear x one; d DequantizeLinear q one; a Sub d v; p Div a u | ''",
         "a Mul x one; p Add a v | v",
         "p Mul v x | v",
         "p Add x v | v",

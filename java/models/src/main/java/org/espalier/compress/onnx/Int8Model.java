@@ -73,14 +73,23 @@ public final class Int8Model {
     this.resting = resting;
   }
 
-  /** Whether a model computes with constants of integers. */
+  /** Whether a model computes with constants of integers, or makes integers of constants. */
   public static boolean is(OnnxModel model) {
     return model.allNodes().stream()
         .anyMatch(
             n ->
-                FloatWeights.INTEGER.contains(n.getOpType())
-                    && n.getInputList().stream()
-                        .anyMatch(v -> model.constant(v) != null && isOfBytes(model.constant(v))));
+                isRoundedConstant(model, n)
+                    || FloatWeights.INTEGER.contains(n.getOpType())
+                        && n.getInputList().stream()
+                            .anyMatch(
+                                v -> model.constant(v) != null && isOfBytes(model.constant(v))));
+  }
+
+  /** Whether a node rounds a constant of floats, as models that were trained so and not converted have it. */
+  private static boolean isRoundedConstant(OnnxModel model, NodeProto n) {
+    return n.getOpType().equals("QuantizeLinear")
+        && model.constant(n.getInput(0)) != null
+        && model.constant(n.getInput(0)).elements() > 1;
   }
 
   private static boolean isOfBytes(OnnxInitializer i) {
@@ -252,6 +261,9 @@ public final class Int8Model {
             n.getOpType().equals("Gather") ? floats.constant(n.getInput(0)) : null;
         if (table != null && isOfBytes(table)) {
           resting.put(table.name(), "rows are looked up in it");
+        }
+        if (isRoundedConstant(floats, n)) {
+          resting.put(n.getInput(0), "floats that the model itself rounds to integers");
         }
       }
       if (integers.values().stream().noneMatch(Integers::areOfBytes)
@@ -532,8 +544,9 @@ public final class Int8Model {
       Map<String, List<NodeProto>> readersOf = floats.consumers();
       Map<String, NodeProto> producersOf = floats.producers();
       for (NodeProto n : floats.allNodes()) {
-        if (!n.getOpType().equals("QuantizeLinear")
-            && !n.getOpType().equals("DynamicQuantizeLinear")) {
+        boolean rounds =
+            n.getOpType().equals("QuantizeLinear") || n.getOpType().equals("DynamicQuantizeLinear");
+        if (!rounds || isRoundedConstant(floats, n)) {
           continue;
         }
         for (NodeProto reader : readersOf.getOrDefault(n.getOutput(0), List.of())) {

@@ -187,7 +187,15 @@ public final class GraphParameters {
   private boolean prepares(NodeProto n) {
     Boolean before = prepared.get(n.getInputCount() == 0 ? "" : n.getInput(0));
     switch (n.getOpType()) {
-      case "Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze":
+      case "Cast",
+          "DequantizeLinear",
+          "Flatten",
+          "Identity",
+          "QuantizeLinear",
+          "Reshape",
+          "Squeeze",
+          "Transpose",
+          "Unsqueeze":
         break;
       case "Sub", "Div":
         boolean several = isVector(n.getInput(1)) && model.constant(n.getInput(1)).elements() > 1;
