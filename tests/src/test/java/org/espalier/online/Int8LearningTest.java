@@ -251,28 +251,33 @@ class Int8LearningTest {
             .addInitializer(SmallModels.number("bs", 0.0003f))
             .addInitializer(SmallModels.number("ss", 1 / 255f))
             .addInitializer(one(DataType.UINT8, "128", 128))
-            .addInitializer(one(DataType.INT8, "low", -128))
-            .addNode(SmallModels.line("xq QuantizeLinear x s 128"))
-            .addNode(SmallModels.line("xd DequantizeLinear xq s 128"))
-            .addNode(SmallModels.line("w1d DequantizeLinear w1 ws"))
-            .addNode(SmallModels.line("b1d DequantizeLinear b1 bs"))
-            .addNode(SmallModels.line("a Gemm xd w1d b1d", SmallModels.attribute("transB", 1)))
-            .addNode(SmallModels.line("aq QuantizeLinear a s 128"))
-            .addNode(SmallModels.line("ad DequantizeLinear aq s 128"))
-            .addNode(SmallModels.line("c Sigmoid ad"))
-            .addNode(SmallModels.line("cq QuantizeLinear c ss low"))
-            .addNode(SmallModels.line("cd DequantizeLinear cq ss low"))
-            .addNode(SmallModels.line("ce DequantizeLinear cq ss low"))
-            .addNode(SmallModels.line("e Add cd ad"))
-            .addNode(SmallModels.line("eq QuantizeLinear e s 128"))
-            .addNode(SmallModels.line("ed DequantizeLinear eq s 128"))
-            .addNode(SmallModels.line("f Concat ed ce", SmallModels.attribute("axis", 1)))
-            .addNode(SmallModels.line("fq QuantizeLinear f s 128"))
-            .addNode(SmallModels.line("fd DequantizeLinear fq s 128"))
-            .addNode(SmallModels.line("w2d DequantizeLinear w2 ws 128"))
-            .addNode(SmallModels.line("w2t Transpose w2d", SmallModels.attribute("perm", 1, 0)))
-            .addNode(SmallModels.line("y MatMul fd w2t"));
+            .addInitializer(one(DataType.INT8, "low", -128));
+    round(graph, "x", "s 128");
+    graph
+        .addNode(SmallModels.line("w1d DequantizeLinear w1 ws"))
+        .addNode(SmallModels.line("b1d DequantizeLinear b1 bs"))
+        .addNode(SmallModels.line("a Gemm xd w1d b1d", SmallModels.attribute("transB", 1)));
+    round(graph, "a", "s 128");
+    graph.addNode(SmallModels.line("c Sigmoid ad"));
+    round(graph, "c", "ss low");
+    graph
+        .addNode(SmallModels.line("ce DequantizeLinear cq ss low"))
+        .addNode(SmallModels.line("e Add cd ad"));
+    round(graph, "e", "s 128");
+    graph.addNode(SmallModels.line("f Concat ed ce", SmallModels.attribute("axis", 1)));
+    round(graph, "f", "s 128");
+    graph
+        .addNode(SmallModels.line("w2d DequantizeLinear w2 ws 128"))
+        .addNode(SmallModels.line("w2t Transpose w2d", SmallModels.attribute("perm", 1, 0)))
+        .addNode(SmallModels.line("y MatMul fd w2t"));
     return OnnxModel.of(SmallModels.model(opset, graph), "static");
+  }
+
+  /** Rounds a value v to vq, which is vd as a float. */
+  private static void round(GraphProto.Builder graph, String value, String grid) {
+    graph
+        .addNode(SmallModels.line(value + "q QuantizeLinear " + value + " " + grid))
+        .addNode(SmallModels.line(value + "d DequantizeLinear " + value + "q " + grid));
   }
 
   private static TensorProto one(DataType type, String name, int value) {
