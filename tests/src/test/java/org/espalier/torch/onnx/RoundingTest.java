@@ -43,6 +43,8 @@ class RoundingTest {
         GraphProto.newBuilder()
             .setName("rounding")
             .addInput(value("x", DataType.FLOAT, 8))
+            .addInitializer(SmallModels.int64s("sizes", 2, 4))
+            .addInitializer(SmallModels.int64s("size", 8))
             .addOutput(value("y", DataType.FLOAT, 8))
             .addAllNode(List.of(nodes));
     if (type != null) {
@@ -109,6 +111,21 @@ class RoundingTest {
             node("QuantizeLinear", "", List.of("x", "step", "zero"), "q"),
             node("DequantizeLinear", "", List.of("q", "step", "zero"), "y"));
     float[] x = {0, 0.3f, -1.7f, -1.8f, 32_766.2f, 32_766.3f, -65.8f, 70};
+    check(model, x, 1, 1, 1, 0, 1, 0, 0, 1);
+  }
+
+  @Test
+  void whatIsTransposedToo() throws OrtException {
+    NodeProto q = node("QuantizeLinear", "", List.of("turned", "step", "zero"), "q");
+    OnnxModel model =
+        model(
+            DataType.UINT8,
+            SmallModels.line("table Reshape x sizes"),
+            SmallModels.line("turned Transpose table", SmallModels.attribute("perm", 1, 0)),
+            q,
+            node("DequantizeLinear", "", List.of("q", "step", "zero"), "back"),
+            SmallModels.line("y Reshape back size"));
+    float[] x = {0, 0.3f, -1.7f, -1.8f, 126.2f, 126.3f, -65.8f, 70};
     check(model, x, 1, 1, 1, 0, 1, 0, 0, 1);
   }
 

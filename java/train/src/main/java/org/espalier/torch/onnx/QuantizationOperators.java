@@ -118,7 +118,7 @@ final class QuantizationOperators {
     Function<Inputs, Tensor> quantize = quantize(n);
     ScalarType wanted = wanted(n);
     return in -> {
-      Tensor x = in.get(0);
+      Tensor x = in.get(0).contiguous();
       ScalarType type = in.has(2) ? in.type(2) : wanted == null ? ScalarType.Byte : wanted;
       float scale = in.get(1).item_float();
       int zero = in.has(2) ? in.get(2).item_int() : 0;
@@ -127,7 +127,7 @@ final class QuantizationOperators {
       Tensor y;
       if (fits && isForKernels(x)) {
         FakeQuantize grid = type == ScalarType.Byte ? UNSIGNED.given() : SIGNED.given();
-        y = torch.empty_like(x.contiguous());
+        y = torch.empty_like(x);
         fake(grid, x, y, new FloatPointer(new float[] {scale}), new IntPointer(new int[] {zero}));
       } else {
         y = dequantize(quantize.apply(in), along(in.get(1), x, 0), along(in.orNull(2), x, 0));
@@ -137,19 +137,18 @@ final class QuantizationOperators {
   }
 
   private static Tensor roundToOwnRange(Inputs in) {
-    Tensor x = in.get(0);
+    Tensor x = in.get(0).contiguous();
     double[] limits = limits(ScalarType.Byte);
     if (isForKernels(x)) {
       FloatPointer scale = new FloatPointer(1);
       IntPointer zero = new IntPointer(1);
-      Tensor y = torch.empty_like(x.contiguous());
+      Tensor y = torch.empty_like(x);
       try {
         if (fake(UNSIGNED, x, y, scale, zero).total() == 0) {
           return StraightThrough.of(x, y, scale.get(), zero.get(), limits[0], limits[1]);
         }
       } catch (InputException e) {
-        // A range without a scale, whose values are what libtorch makes of them, as those that are
-        // not finite.
+        // There is no scale for this range: libtorch computes it, as where not all is finite.
       }
     }
     Tensor[] found = dynamicQuantize(in);
@@ -162,10 +161,15 @@ final class QuantizationOperators {
     return x.is_cpu() && ElementTypes.of(x) == ScalarType.Float;
   }
 
+  /**
+   * Rounds in one pass.
+   *
+   * @param x contiguous
+   * @param y written
+   */
   private static FakeQuantize.NonFinite fake(
       FakeQuantize grid, Tensor x, Tensor y, FloatPointer scale, IntPointer zero) {
-    return grid.run(
-        FakeQuantize.Job.fake(TensorView.of(x.contiguous()), TensorView.of(y), null, scale, zero));
+    return grid.run(FakeQuantize.Job.fake(TensorView.of(x), TensorView.of(y), null, scale, zero));
   }
 
   /** A vector of scales ready to broadcast along an axis of x; others as they are. */
