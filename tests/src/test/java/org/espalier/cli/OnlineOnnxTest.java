@@ -6,20 +6,25 @@ import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.io.PrintStream;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
+import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -30,6 +35,7 @@ import java.util.Map;
 import java.util.Random;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.Int8Model;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.OnlineRecipe;
@@ -65,6 +71,43 @@ class OnlineOnnxTest {
 
   private Path input(int n, int seed) throws IOException {
     return Files.write(folder.resolve(seed + ".jsonl"), OnlineTest.lines(n, seed));
+  }
+
+  /** The other weight is of floats, and learned. */
+  @Test
+  void integersThatAreNotLearnedAreTold() throws Exception {
+    byte[] bytes = new byte[16];
+    bytes[1] = -128;
+    OnnxModel integers = OnnxModels.perceptron(3, 8, 2);
+    integers.addInitializer(
+        OnnxInitializer.bytes("integers", DataType.INT8, new long[] {8, 2}, bytes));
+    integers.addInitializer(OnnxInitializer.floats("step", new long[0], 0.01f));
+    List<NodeProto> nodes = new ArrayList<>(integers.nodes());
+    nodes.add(0, SmallModels.line("floats DequantizeLinear integers step"));
+    nodes.replaceAll(
+        n ->
+            n.getInputList().contains("second.weight")
+                ? n.toBuilder().setInput(1, "floats").build()
+                : n);
+    integers.setNodes(nodes);
+    integers.removeInitializer("second.weight");
+    integers.write(model);
+    PrintStream before = System.err;
+    ByteArrayOutputStream told = new ByteArrayOutputStream();
+    System.setErr(new PrintStream(told, true, StandardCharsets.UTF_8));
+    try {
+      Run.online(input(40, 1), recipe, store, "--model", model).done();
+    } finally {
+      System.setErr(before);
+    }
+    String text = told.toString(StandardCharsets.UTF_8);
+    assertTrue(text.contains("1 weight stays as it is: integers of -128, beyond the grid"), text);
+    Path exported = folder.resolve("out.onnx");
+    Run.of("store", "export", "--store", store, "-o", exported).done();
+    OnnxModel learned = OnnxModel.read(exported);
+    assertEquals(ByteBuffer.wrap(bytes), learned.constant("integers").data());
+    String floats = "first.weight";
+    assertNotEquals(integers.constant(floats).data(), learned.constant(floats).data());
   }
 
   @ParameterizedTest

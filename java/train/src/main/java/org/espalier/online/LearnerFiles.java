@@ -206,7 +206,7 @@ public final class LearnerFiles {
       }
       if (Int8Model.is(model)) {
         Int8Model integers = Int8Model.of(model);
-        integers.resting().forEach(line -> LOG.info("{}: {}", file, line));
+        integers.resting().forEach(line -> LOG.warn("{}: {}", file, line));
         return tried(
             file,
             () -> TorchLearnable.of(integers, sizes.type(), sizes.shape(), sizes.outputs()),
