@@ -36,7 +36,10 @@ import org.espalier.device.Cuda;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.GroupedDecoder;
 import org.espalier.format.onnx.GroupedDecoder.Form;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -45,6 +48,8 @@ import org.espalier.format.safetensors.TensorSpec;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 class PruneTest {
   @TempDir Path folder;
@@ -548,6 +553,51 @@ class PruneTest {
           new String[] {"int8.onnx", "it is quantized already, with MatMulInteger"},
           with(new String[] {"prune", int8.toString(), "-o", out.toString()}, (Object[]) how));
     }
+  }
+
+  /** A model that is quantized in part: what is float is pruned, never what integers are multiplied by. */
+  @ParameterizedTest
+  @ValueSource(strings = {"onnx-dynamic", "onnx-qdq", "onnx-int4", "onnx-int8"})
+  void refusesScales(String form) throws IOException {
+    Random random = new Random(6);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .addInput(SmallModels.value("ids", DataType.INT64, -1, 2))
+            .addInitializer(SmallModels.floats("table", random, 1, 1024, 64))
+            .addInitializer(SmallModels.floats("first", random, 0.2f, 64, 64))
+            .addInitializer(SmallModels.floats("second", random, 0.2f, 64, 64))
+            .addNode(SmallModels.line("words Gather table ids"))
+            .addNode(SmallModels.line("h MatMul words first"))
+            .addNode(SmallModels.line("y MatMul h second"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2, 64));
+    Path words = folder.resolve("words.onnx");
+    OnnxModel.of(SmallModels.model(17, g), "words").write(words);
+    Path part = folder.resolve("part.onnx");
+    List<Object> quantize = new ArrayList<>(List.of("quantize", words, "-o", part, "--to", form));
+    quantize.addAll(List.of("--exclude", "second", "--calibration"));
+    byte[] ids =
+        RawSafetensors.bytes(
+            "{\"ids\":{\"dtype\":\"I64\",\"shape\":[8,2],\"data_offsets\":[0,128]}}", 128);
+    Arrays.fill(ids, ids.length - 128, ids.length, (byte) 0);
+    Path examples = Files.write(folder.resolve("ids.safetensors"), ids);
+    quantize.add(form.equals("onnx-qdq") ? examples : "none");
+    Run.of(quantize.toArray()).done();
+    OnnxModel made = OnnxModel.read(part);
+    List<String> scales =
+        made.initializers().stream()
+            .map(OnnxInitializer::name)
+            .filter(name -> name.contains("scale"))
+            .toList();
+    assertTrue(scales.size() >= 2, scales.toString()); // of the table and of the first product
+    for (String scale : scales) {
+      Run.refused(
+          folder,
+          new String[] {"part.onnx: tensor '" + scale + "' holds the scales of weights"},
+          with(new String[] {"prune"}, part, "-o", out, "--amount", "0.5", "--include", scale));
+    }
+    assertEquals(List.of("second"), OnnxWeights.of(made).stream().map(OnnxWeight::name).toList());
+    JsonNode json = Run.of("prune", part, "-o", out, "--amount", "0.5", "--json").json();
+    assertEquals(64 * 64 / 2, json.path("pruned").asInt());
   }
 
   /** Both sets of channels between the products, that of the depthwise Conv with its groups. */

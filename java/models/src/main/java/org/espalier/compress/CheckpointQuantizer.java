@@ -194,7 +194,7 @@ public final class CheckpointQuantizer {
           .ifPresent(
               why -> {
                 throw new InputException(
-                    where + ": " + why + "; a smaller block may fit, or leave it float");
+                    where + ": " + why + "; a block of all of them fits, or leave it float");
               });
       for (TensorSpec made : job.form().tensors(tensor)) {
         if (!made.name().equals(tensor.name()) && checkpoint.tensor(made.name()) != null) {

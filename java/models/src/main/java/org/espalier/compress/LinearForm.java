@@ -1,6 +1,7 @@
 package org.espalier.compress;
 
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Optional;
 import org.espalier.format.safetensors.Checkpoint;
@@ -64,9 +65,16 @@ public record LinearForm(int bits, int block, boolean symmetric) {
   /** Why a matrix cannot have this form, if it cannot. */
   public Optional<String> misfit(TensorInfo matrix) {
     long columns = matrix.shape().get(1);
-    return columns % width(columns) == 0
-        ? Optional.empty()
-        : Optional.of("its " + columns + " input channels are no multiple of " + block);
+    if (columns % width(columns) == 0) {
+      return Optional.empty();
+    }
+    String other =
+        BLOCKS.stream()
+            .filter(smaller -> columns % smaller == 0)
+            .max(Comparator.naturalOrder())
+            .map(fits -> ", but of " + fits)
+            .orElse("");
+    return Optional.of("its " + columns + " input channels are no multiple of " + block + other);
   }
 
   /** Whether vLLM's kernels for this form take a matrix; those of layers that it joins they take together. */

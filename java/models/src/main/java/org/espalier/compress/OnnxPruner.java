@@ -17,6 +17,7 @@ import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.IntegerScales;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -160,6 +161,7 @@ public final class OnnxPruner {
         throw new InputException(
             model.name() + ": no tensor is chosen, so there is nothing to prune");
       }
+      checkScales(model, chosen);
       if (maskIn != null) {
         checkMasks(maskIn, chosen, job.maskIn());
       }
@@ -228,6 +230,20 @@ public final class OnnxPruner {
           "cannot write the masks to " + job.maskOut() + ": the pruned model goes there");
     }
     return files;
+  }
+
+  private static void checkScales(OnnxModel model, List<Candidate> chosen) {
+    Set<String> scales = IntegerScales.of(model);
+    for (Candidate candidate : chosen) {
+      if (scales.contains(candidate.value())) {
+        throw new InputException(
+            model.name()
+                + ": tensor "
+                + Names.quote(candidate.name())
+                + " holds the scales of weights that are quantized already; prune the float model"
+                + " and quantize what comes out");
+      }
+    }
   }
 
   /**

@@ -46,7 +46,7 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
   private static final int INT8_ACTIVATIONS = 4;
 
   /** Blocks that ONNX Runtime has kernels for, in input channels. */
-  private static final List<Integer> BLOCKS = List.of(16, 32, 64, 128, 256);
+  public static final List<Integer> BLOCKS = List.of(16, 32, 64, 128, 256);
 
   /**
    * What to quantize.

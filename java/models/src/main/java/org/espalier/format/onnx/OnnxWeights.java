@@ -19,11 +19,11 @@ import org.espalier.format.onnx.OnnxWeight.Use;
 
 /**
  * Finds the weights of a model: constant floating-point tensors of rank 2 or more that MatMul, Gemm, Conv,
- * ConvTranspose, LSTM, GRU or RNN multiply with something that is not constant, or that Gather looks up in, in the
+ * ConvTranspose, LSTM, GRU or RNN multiply with something that is not constant, or that Gather looks up in, less the scales of integers, in the
  * main graph, in branches of If and in bodies of loops. A weight may come through Identity, Transpose and Cast nodes.
  */
 public final class OnnxWeights {
-  private static final Set<DataType> FLOATING =
+  static final Set<DataType> FLOATING =
       EnumSet.of(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE);
 
   private static final Set<String> THROUGH = Set.of("Identity", "Transpose", "Cast");
@@ -33,11 +33,13 @@ public final class OnnxWeights {
 
   private final OnnxModel model;
   private final Map<String, NodeProto> producers;
+  private final Set<String> scales;
   private final Map<String, List<Use>> uses = new LinkedHashMap<>();
 
   private OnnxWeights(OnnxModel model) {
     this.model = model;
     this.producers = model.allProducers();
+    this.scales = IntegerScales.of(model, producers);
   }
 
   /** The weights of {@code model}, in the order in which its nodes use them, names unique. */
@@ -159,6 +161,9 @@ public final class OnnxWeights {
     boolean folds = model.constant(other) != null || trace(other, new ArrayList<>()) != null;
     if (axes == null || axes.length < 2 || folds) {
       return;
+    }
+    if (kind == Kind.EMBEDDING && scales.contains(path.get(0))) {
+      return; // the rows' integers are looked up beside them
     }
     int out = axes[Math.floorMod(outputAxis, axes.length)];
     int reduced = axes[Math.floorMod(reductionAxis, axes.length)];
