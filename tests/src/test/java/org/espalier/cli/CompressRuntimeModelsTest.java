@@ -19,6 +19,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
@@ -204,6 +205,10 @@ class CompressRuntimeModelsTest {
       assertTrue(kl.get(to) < most, said.toString());
     }
     assertTrue(kl.get("onnx-int8") < kl.get("onnx-dynamic"), kl.toString());
+    Path others = folder.resolve("others.txt");
+    String said =
+        Run.of("evaluate", model, folder.resolve("onnx-int8.onnx"), "--texts", others).done().out();
+    assertTrue(said.contains(String.format(Locale.ROOT, "%.3g nats", kl.get("onnx-int8"))), said);
     Path pruned = folder.resolve("pruned.onnx");
     Run.of("prune", model, "-o", pruned, "--amount", "0.2", "--refit", "--calibration", texts())
         .done();

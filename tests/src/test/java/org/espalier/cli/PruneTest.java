@@ -550,7 +550,9 @@ class PruneTest {
     for (String[] how : new String[][] {{"--amount", "0.5"}, {"--channels", "0.5"}}) {
       Run.refused(
           folder,
-          new String[] {"int8.onnx", "it is quantized already, with MatMulInteger"},
+          new String[] {
+            "int8.onnx", "it is quantized already, with MatMulInteger; prune the model"
+          },
           with(new String[] {"prune", int8.toString(), "-o", out.toString()}, (Object[]) how));
     }
   }

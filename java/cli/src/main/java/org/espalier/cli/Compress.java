@@ -184,7 +184,7 @@ final class Compress implements Callable<Integer> {
             Map.entry("agreement", "%.4f of answers agree"),
             Map.entry("perplexity", "perplexity %.4g"),
             Map.entry("reference_perplexity", "perplexity of the original %.4g"),
-            Map.entry("kl", "divergence %.4f nats from the original"),
+            Map.entry("kl", "divergence %.3g nats from the original"),
             Map.entry("accuracy", "accuracy %.4f"),
             Map.entry("reference_accuracy", "accuracy of the original %.4f"),
             Map.entry("f1", "F1 %.4f"),

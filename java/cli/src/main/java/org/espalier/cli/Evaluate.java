@@ -287,7 +287,7 @@ final class Evaluate implements Callable<Integer> {
     table.add(
         "next token", besideReference(f.accuracy(), f.referenceAccuracy()) + " of them right");
     table.add("same token", String.format(Locale.ROOT, "%.4f of places", f.agreement()));
-    table.add("divergence", String.format(Locale.ROOT, "%.4f nats", f.divergence()));
+    table.add("divergence", String.format(Locale.ROOT, "%.3g nats", f.divergence()));
     addSavings(table, f.savings());
     table.print(common.out());
   }

@@ -127,10 +127,10 @@ final class Online implements Callable<Integer> {
           "What to learn: a .safetensors file with weight [outputs, features] and bias, or an .onnx"
               + " or TorchScript (.pt) file with one input [batch, …], whose features a line gives"
               + " one after the other, of ONNX also one of int64 or int32, which takes features"
-              + " that are whole numbers; an int8 one, as quantize and recipes make it, stays int8;"
-              + " a .pt file is code that runs: take it from nobody you do"
-              + " not trust. Default: a new one, as the recipe says, or with --resume the version's"
-              + " own, and no other then.")
+              + " that are whole numbers; an int8 one, as 'quantize --to onnx-dynamic' or onnx-qdq"
+              + " or a recipe makes it, stays int8; a .pt file is code that runs: take it from"
+              + " nobody you do not trust. Default: a new one, as the recipe says, or with --resume"
+              + " the version's own, and no other then.")
   private String model;
 
   @Option(

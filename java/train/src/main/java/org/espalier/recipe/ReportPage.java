@@ -31,7 +31,7 @@ final class ReportPage {
     NEIGHBOURS("neighbour_agreement", "neighbours agree", "%.3f"),
     AGREEMENT("agreement", "same answer", "%.4f"),
     PERPLEXITY("perplexity", "perplexity", "%.4g"),
-    DIVERGENCE("kl", "divergence, nats", "%.4f"),
+    DIVERGENCE("kl", "divergence, nats", "%.3g"),
     ACCURACY("accuracy", "accuracy", "%.4f"),
     F1("f1", "F1", "%.4f"),
     AUC("auc", "AUC", "%.4f"),

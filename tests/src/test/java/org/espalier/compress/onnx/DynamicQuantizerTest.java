@@ -744,7 +744,11 @@ class DynamicQuantizerTest {
             InputException.class,
             () -> new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()));
     assertTrue(
-        e.getMessage().endsWith("it is quantized already, with MatMulInteger"), e.getMessage());
+        e.getMessage()
+            .endsWith(
+                "it is quantized already, with MatMulInteger; quantize the model that it was made"
+                    + " of"),
+        e.getMessage());
   }
 
   @Test

@@ -160,7 +160,9 @@ public final class ChannelPruner {
               + (all.isEmpty()
                   ? ": no channels lie between products with constant float weights alone"
                       + kept().map(heads -> "; " + heads).orElse("")
-                      + FloatWeights.quantized(model).map(how -> "; " + how).orElse("")
+                      + FloatWeights.quantized(model)
+                          .map(how -> "; " + how + "; prune the model that it was made of")
+                          .orElse("")
                   : ": of no set of channels all the weights that make it are chosen"));
     }
     parts = ActivationStatistics.parts(sets, ChannelPruner::bytes);

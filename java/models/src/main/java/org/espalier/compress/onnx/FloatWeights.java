@@ -56,7 +56,7 @@ public final class FloatWeights {
     parts.add(model.name() + " has no weights to quantize: no " + wanted);
     parts.addAll(lines(skipped));
     OnnxWeights.outOfReach(model).ifPresent(parts::add);
-    quantized(model).ifPresent(parts::add);
+    quantized(model).ifPresent(how -> parts.add(how + "; quantize the model that it was made of"));
     return new InputException(String.join("; ", parts));
   }
 

@@ -140,7 +140,9 @@ final class Compiler {
           model.name()
               + " uses operators that are not supported: "
               + String.join(", ", unknown)
-              + FloatWeights.quantized(model).map(how -> "; " + how).orElse(""));
+              + FloatWeights.quantized(model)
+                  .map(how -> "; " + how + "; take the model that it was made of")
+                  .orElse(""));
     }
   }
 
