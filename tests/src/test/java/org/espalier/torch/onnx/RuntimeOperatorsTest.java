@@ -490,6 +490,7 @@ class RuntimeOperatorsTest {
           x,
           x);
       refused("no multiple of kv_num_heads = 2", grouped(3, 2), x);
+      refused("local_window_size = 0", grouped(4, 2, integer("local_window_size", 0)), x);
       Tensor[] many = new Tensor[16];
       Arrays.fill(many, x);
       refused("q_norm_weight", grouped(4, 2), many);

@@ -156,7 +156,7 @@ final class AttentionOperators {
     }
     double scale = n.real("scale", 0);
     double cap = n.real("softcap", 0);
-    long window = n.integer("local_window_size", -1);
+    long window = window(n);
     boolean smooth = isOn(n, "smooth_softmax");
     boolean rotary = isOn(n, "do_rotary");
     boolean interleaved = isOn(n, "rotary_interleaved");
@@ -223,6 +223,15 @@ final class AttentionOperators {
     if (n.has(14) || n.has(15)) {
       throw n.unsupported("a norm of the heads of queries and keys (q_norm_weight, k_norm_weight)");
     }
+  }
+
+  /** How many tokens one sees, itself among them; below 0 all before it. */
+  static long window(Node n) {
+    long window = n.integer("local_window_size", -1);
+    if (window == 0) {
+      throw n.wrong("local_window_size = 0 shows a token none; -1, for all, or 1 or more is right");
+    }
+    return window;
   }
 
   /** Tokens behind the end of their text have the place 1. */

@@ -56,7 +56,7 @@ final class ScriptAttention {
             "" + n.integer("kv_num_heads", 0),
             number(n.real("scale", 0)),
             number(n.real("softcap", 0)),
-            "" + n.integer("local_window_size", -1),
+            "" + AttentionOperators.window(n),
             flag(AttentionOperators.isOn(n, "smooth_softmax")),
             flag(AttentionOperators.isOn(n, "rotary_interleaved"))),
         3);
