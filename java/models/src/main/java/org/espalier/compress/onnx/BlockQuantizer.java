@@ -446,12 +446,13 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
       if (model.opset(DOMAIN) == 0) {
         model.setOpset(DOMAIN, 1);
       }
-      SkipNorms norms = SkipNorms.find(model);
+      SumShapes sums = SumShapes.find(model);
       model.setNodes(rewritten(model.nodes()));
       RuntimeForm.removeUnused(model);
-      norms.apply(model);
       if (half) {
         HalfPrecision.narrow(model);
+      } else {
+        sums.apply(model);
       }
       model.check();
     }

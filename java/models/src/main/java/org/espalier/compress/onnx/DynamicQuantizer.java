@@ -309,13 +309,14 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
           }
         }
       }
-      SkipNorms norms = SkipNorms.find(model);
+      SumShapes sums = SumShapes.find(model);
       rewrite(model.nodes());
       model.setNodes(out);
       RuntimeForm.removeUnused(model);
-      norms.apply(model);
       if (half) {
         HalfPrecision.narrow(model);
+      } else {
+        sums.apply(model);
       }
       model.check();
     }

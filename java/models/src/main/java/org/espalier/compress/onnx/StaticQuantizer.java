@@ -675,9 +675,12 @@ public final class StaticQuantizer implements TrainableQuantizer {
             operators,
             ranges,
             qmax);
+    SumShapes sums = SumShapes.find(rewritten);
     new QdqRewriting(rewritten, plan).run();
     if (half) {
       HalfPrecision.narrow(rewritten);
+    } else {
+      sums.apply(rewritten);
     }
   }
 }

@@ -409,6 +409,12 @@ public final class OnnxModel {
     return names;
   }
 
+  /** Says of what type and shape a value between nodes is, in place of what was said of it. */
+  public void setValueInfo(ValueInfoProto info) {
+    removeValueInfo(info.getName()::equals);
+    graph.addValueInfo(info);
+  }
+
   /** Takes away what the file says about types and shapes of values between nodes that now have others. */
   public void removeValueInfo(Predicate<String> values) {
     List<ValueInfoProto> kept =

@@ -1,0 +1,97 @@
+package org.espalier.compress.onnx;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
+import ai.onnx.proto.OnnxMl.TypeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.Map;
+import java.util.Set;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SpelledOut;
+import org.espalier.format.onnx.SpelledOut.LayerNorm;
+
+/**
+ * Says of the operands of sums with a layer norm behind them that they have one shape. ONNX Runtime joins such a sum and its norm
+ * only where it knows that, which of exported encoders it does not, and its kernel for a layer norm alone takes five times as long
+ * since 1.28. Of one use.
+ */
+final class SumShapes {
+  /** The lengths of such sums of three axes, by the sums' names. */
+  private final Map<String, long[]> shapes = new HashMap<>();
+
+  /** What lengths that are not known are called. */
+  private final Map<Long, String> names = new HashMap<>();
+
+  private SumShapes() {}
+
+  /** Finds such sums in a model before it is rewritten, when shapes can be told. */
+  static SumShapes find(OnnxModel model) {
+    SumShapes found = new SumShapes();
+    ValueShapes shapes = new ValueShapes(model, true);
+    for (ValueInfoProto input : model.inputs()) {
+      TensorShapeProto said = input.getType().getTensorType().getShape();
+      long[] lengths = shapes.of(input.getName());
+      for (int i = 0; i < said.getDimCount(); i++) {
+        if (!said.getDim(i).getDimParam().isEmpty() && !ValueShapes.isKnown(lengths[i])) {
+          found.names.put(lengths[i], said.getDim(i).getDimParam());
+        }
+      }
+    }
+    SpelledOut spelled = new SpelledOut(model);
+    for (NodeProto n : model.nodes()) {
+      LayerNorm norm = spelled.layerNorm(n);
+      String x = Nodes.is(n, "LayerNormalization") ? n.getInput(0) : norm == null ? null : norm.x();
+      NodeProto sum = x == null ? null : spelled.producer(x, "Add");
+      if (sum != null) {
+        long[] a = shapes.of(sum.getInput(0));
+        long[] b = shapes.of(sum.getInput(1));
+        if (a != null && a.length == 3 && Arrays.equals(a, b)) {
+          found.shapes.put(x, a);
+        }
+      }
+    }
+    return found;
+  }
+
+  /** Says it of the operands that the sums have now, as far as they are there still. */
+  void apply(OnnxModel model) {
+    Set<String> given = new HashSet<>(model.outputNames());
+    model.inputs().forEach(v -> given.add(v.getName()));
+    for (NodeProto n : model.nodes()) {
+      long[] lengths = Nodes.is(n, "Add") ? shapes.get(n.getOutput(0)) : null;
+      if (lengths == null) {
+        continue;
+      }
+      for (String operand : n.getInputList()) {
+        if (model.constant(operand) == null && given.add(operand)) {
+          model.setValueInfo(info(operand, lengths));
+        }
+      }
+    }
+  }
+
+  private ValueInfoProto info(String value, long[] lengths) {
+    TensorShapeProto.Builder shape = TensorShapeProto.newBuilder();
+    for (long length : lengths) {
+      TensorShapeProto.Dimension.Builder dimension = shape.addDimBuilder();
+      if (ValueShapes.isKnown(length)) {
+        dimension.setDimValue(length);
+      } else {
+        dimension.setDimParam(names.computeIfAbsent(length, id -> "length_" + names.size()));
+      }
+    }
+    return ValueInfoProto.newBuilder()
+        .setName(value)
+        .setType(
+            TypeProto.newBuilder()
+                .setTensorType(
+                    TypeProto.Tensor.newBuilder()
+                        .setElemType(DataType.FLOAT_VALUE)
+                        .setShape(shape)))
+        .build();
+  }
+}
