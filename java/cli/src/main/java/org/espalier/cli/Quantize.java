@@ -55,7 +55,7 @@ import picocli.CommandLine.Parameters;
       "  onnx-int4           weights of 4 bits, a scale for each block of input channels: language"
           + " models that write, a row at a time; many rows at once are faster in onnx-dynamic",
       "  onnx-int8           the same of 8 bits: more exact than onnx-dynamic, and answers do not"
-          + " depend on what else is in a batch",
+          + " depend on what else is in a batch; ONNX Runtime 1.23 or newer",
       "  compressed-tensors  the Hugging Face layout of a safetensors folder: linear layers int8,"
           + " one scale a row, for readers as vLLM",
       "  compressed-tensors-int4  the same with weights of 4 bits, a scale for each block of input"
