@@ -34,6 +34,16 @@ public final class FloatWeights {
    * @param skipped the reasons by the weights' names
    */
   public static List<String> lines(Map<String, String> skipped) {
+    return lines(skipped, "stays float", "stay float");
+  }
+
+  /**
+   * The same of weights of which something else is said.
+   *
+   * @param one what a weight alone does
+   * @param several what several do
+   */
+  static List<String> lines(Map<String, String> skipped, String one, String several) {
     Map<String, List<String>> names = new TreeMap<>();
     skipped.forEach((name, why) -> names.computeIfAbsent(why, w -> new ArrayList<>()).add(name));
     List<String> lines = new ArrayList<>();
@@ -41,8 +51,8 @@ public final class FloatWeights {
         (reason, list) ->
             lines.add(
                 (list.size() == 1
-                        ? "1 weight stays float: "
-                        : list.size() + " weights stay float: ")
+                        ? "1 weight " + one + ": "
+                        : list.size() + " weights " + several + ": ")
                     + reason
                     + " ("
                     + NearNames.list("", list)

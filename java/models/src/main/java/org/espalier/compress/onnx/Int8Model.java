@@ -14,7 +14,6 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
-import org.espalier.format.NearNames;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -59,6 +58,16 @@ public final class Int8Model {
     /** Whether they lie within {@link #LARGEST} of zero; else they are biases, whose grid has no ends. */
     public boolean areOfBytes() {
       return type != DataType.INT32;
+    }
+
+    /** How many elements lie behind each other for each index of the axis. */
+    private int inner(long[] dims) {
+      return Math.toIntExact(LongStream.of(dims).skip(axis + 1L).reduce(1, (a, b) -> a * b));
+    }
+
+    /** The scale of an element. */
+    private float scale(int element, int inner) {
+      return scales[element / inner % scales.length];
     }
   }
 
@@ -128,20 +137,7 @@ public final class Int8Model {
   }
 
   private static List<String> lines(Map<String, String> resting) {
-    Map<String, List<String>> names = new TreeMap<>();
-    resting.forEach((name, why) -> names.computeIfAbsent(why, w -> new ArrayList<>()).add(name));
-    List<String> lines = new ArrayList<>();
-    names.forEach(
-        (why, list) ->
-            lines.add(
-                (list.size() == 1
-                        ? "1 weight stays as it is: "
-                        : list.size() + " weights stay as they are: ")
-                    + why
-                    + " ("
-                    + NearNames.list("", list)
-                    + ")"));
-    return lines;
+    return FloatWeights.lines(resting, "stays as it is", "stay as they are");
   }
 
   /**
@@ -159,17 +155,20 @@ public final class Int8Model {
           Integers grid = integers.get(name);
           if (grid == null) {
             replaced.add(OnnxInitializer.floats(name, dims, now));
-          } else if (grid.areOfBytes()) {
+            return;
+          }
+          int inner = grid.inner(dims);
+          if (grid.areOfBytes()) {
             byte[] bytes = new byte[now.length];
             for (int i = 0; i < bytes.length; i++) {
-              double nearest = Math.rint((double) now[i] / grid.scales[place(grid, dims, i)]);
+              double nearest = Math.rint((double) now[i] / grid.scale(i, inner));
               bytes[i] = (byte) (Math.max(-LARGEST, Math.min(LARGEST, nearest)) + grid.zero);
             }
             replaced.add(OnnxInitializer.bytes(grid.constant, grid.type, dims, bytes));
           } else {
             int[] biases = new int[now.length];
             for (int i = 0; i < biases.length; i++) {
-              double nearest = Math.rint((double) now[i] / grid.scales[place(grid, dims, i)]);
+              double nearest = Math.rint((double) now[i] / grid.scale(i, inner));
               if (!(Math.abs(nearest) <= Integer.MAX_VALUE)) {
                 throw new InputException(
                     model.name() + ": " + now[i] + " of the bias " + name + " has no int32");
@@ -182,12 +181,6 @@ public final class Int8Model {
     OnnxModel copy = model.copy();
     copy.replaceConstants(replaced);
     return copy;
-  }
-
-  /** The index of an element's scale. */
-  private static int place(Integers grid, long[] dims, int element) {
-    long inner = LongStream.of(dims).skip(grid.axis + 1L).reduce(1, (a, b) -> a * b);
-    return (int) (element / inner % dims[grid.axis]);
   }
 
   /** One pass over the nodes. */
@@ -517,9 +510,9 @@ public final class Int8Model {
     private static float[] multiplied(OnnxInitializer w, Integers grid) {
       ByteBuffer data = w.data();
       float[] values = new float[Math.toIntExact(w.elements())];
+      int inner = grid.inner(w.dims());
       for (int i = 0; i < values.length; i++) {
-        values[i] =
-            (integer(w.type(), data, i) - grid.zero) * grid.scales[place(grid, w.dims(), i)];
+        values[i] = (integer(w.type(), data, i) - grid.zero) * grid.scale(i, inner);
       }
       return values;
     }
