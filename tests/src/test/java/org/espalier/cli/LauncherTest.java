@@ -65,6 +65,7 @@ class LauncherTest {
             "cat",
             "touch",
             "env",
+            "stat",
             "sleep")) {
       Path real = Path.of("/usr/bin", tool);
       Files.createSymbolicLink(
@@ -220,6 +221,58 @@ class LauncherTest {
     assertTrue(callsOf("mvn").get(1).endsWith("-am -Pgpu -Da=b"), callsOf("mvn").toString());
     launch(launcher, "doctor");
     assertEquals(3, callsOf("mvn").size(), callsOf("mvn").toString());
+  }
+
+  @Test
+  void anUnpackedArchiveRunsItsJarsAndBuildsNothing() throws IOException, InterruptedException {
+    Path archive = Files.createDirectory(folder.resolve("an archive"));
+    Path launcher = Files.copy(LAUNCHER, archive.resolve("espalier"));
+    executable(launcher);
+    Files.createDirectory(archive.resolve("lib"));
+    Launch launch = launch(launcher, "inspect", "a b");
+    assertEquals(7, launch.code(), launch.err());
+    assertTrue(
+        launch.out().contains(" -cp " + archive + "/lib/* org.espalier.cli.Espalier inspect a b\n"),
+        launch.out());
+    for (String command : List.of("test", "package")) {
+      launch = launch(launcher, command);
+      assertEquals(2, launch.code());
+      assertTrue(launch.err().contains(command + " is for the source tree"), launch.err());
+    }
+    fake("getconf", "echo glibc 2.31");
+    launch = launch(launcher, "doctor");
+    assertEquals(2, launch.code());
+    assertTrue(launch.err().contains("need glibc 2.34 or newer"), launch.err());
+    assertEquals(List.of(), callsOf("mvn"));
+  }
+
+  @Test
+  void packsAnArchive() throws IOException, InterruptedException {
+    Path launcher = root.resolve("espalier");
+    script(
+        bin.resolve("mvn"),
+        Files.readString(bin.resolve("mvn")) + "echo archive >espalier-2-linux-x86_64.tar.gz");
+    Path old = root.resolve("java/cli/target/espalier-1-linux-x86_64.tar.gz");
+    Files.createDirectories(old.getParent());
+    Files.createFile(old);
+    Path file = folder.resolve("my archive");
+    Launch launch = launch(launcher, "package", file.toString());
+    assertEquals(0, launch.code(), launch.err());
+    assertEquals("archive\n", Files.readString(file));
+    assertTrue(callsOf("mvn").get(0).endsWith(" -Ppackage"), callsOf("mvn").toString());
+    launch = launch(launcher, "package");
+    assertEquals(0, launch.code(), launch.err());
+    assertTrue(launch.err().contains("/espalier-2-linux-x86_64.tar.gz (0 MiB)"), launch.err());
+    launch(launcher, "doctor");
+    assertEquals(2, callsOf("mvn").size(), "what was packed is built");
+    for (String bad : List.of("-Pgpu", folder.toString(), folder + "/none/archive")) {
+      launch = launch(launcher, "package", bad);
+      assertEquals(2, launch.code(), bad);
+      assertEquals(2, callsOf("mvn").size(), bad);
+    }
+    fake("mvn", "exit 1");
+    assertEquals(1, launch(launcher, "package", file.toString()).code());
+    assertEquals("archive\n", Files.readString(file), "stays where packing fails");
   }
 
   @Test

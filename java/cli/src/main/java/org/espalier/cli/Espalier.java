@@ -45,7 +45,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
       "ESPALIER_ISA=scalar|avx2|avx512 and ESPALIER_THREADS=N choose what the kernels run on; the"
           + " results do not depend on them.",
       "",
-      "@|bold espalier COMMAND --help|@ explains a command with examples;"
+      "@|bold espalier COMMAND --help|@ explains a command with examples. In the source tree"
+          + " @|bold espalier package|@ packs an archive that runs without it, and"
           + " @|bold espalier test|@ builds everything and runs the tests.",
     })
 public final class Espalier implements Runnable {
