@@ -85,6 +85,36 @@ class PruneTest {
     throw new AssertionError("no initializer " + name);
   }
 
+  /** Of which one is told the other is: ONNX Runtime joins sums and norms then. */
+  @ParameterizedTest
+  @ValueSource(strings = {"--amount 0.5", "--channels 0.5 --calibration none"})
+  void saysTheShapesOfSumsBeforeNorms(String how) throws IOException {
+    Random random = new Random(1);
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("block")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, -1, 8))
+            .addInitializer(SmallModels.floats("w", random, 1, 8, 32))
+            .addInitializer(SmallModels.floats("w2", random, 1, 32, 8))
+            .addInitializer(SmallModels.floats("gamma", random, 1, 8))
+            .addInitializer(SmallModels.floats("beta", random, 1, 8))
+            .addNode(SmallModels.line("a MatMul x w"))
+            .addNode(SmallModels.line("h Relu a"))
+            .addNode(SmallModels.line("b MatMul h w2"))
+            .addNode(SmallModels.line("s Add b x"))
+            .addNode(SmallModels.line("y LayerNormalization s gamma beta"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, -1, 8));
+    Files.write(onnx, SmallModels.model(17, graph).toByteArray());
+    List<Object> line = new ArrayList<>(List.of("prune", onnx, "-o", out));
+    line.addAll(List.of(how.split(" ")));
+    assertEquals(0, Run.of(line.toArray()).code());
+    List<ValueInfoProto> told =
+        ModelProto.parseFrom(Files.readAllBytes(out)).getGraph().getValueInfoList();
+    assertEquals(List.of("b"), told.stream().map(ValueInfoProto::getName).toList());
+    assertEquals(
+        8, told.get(0).getType().getTensorType().getShape().getDim(2).getDimValue(), told + "");
+  }
+
   @Test
   void zeroesTheSmallestOfAllWeightsOfAnOnnxModel() throws IOException {
     JsonNode json = Run.of("prune", onnx, "-o", out, "--amount", "0.5", "--json").json();

@@ -5,6 +5,7 @@ import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNotNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
@@ -103,6 +104,36 @@ class EncoderTrainingTest {
       byte[] bytes = new byte[buffer.remaining()];
       buffer.get(bytes);
       return new Run(bytes, losses);
+    }
+  }
+
+  @Test
+  void aFloatModelSaysTheShapesOfSumsBeforeNorms() {
+    Random random = new Random(9);
+    GraphProto.Builder graph = encoder(5).toProto().getGraph().toBuilder();
+    graph
+        .addInitializer(floats("gamma", random, 1f, WIDTH))
+        .addInitializer(floats("beta", random, 1f, WIDTH))
+        .addNode(SmallModels.line("sum Add states e"))
+        .addNode(SmallModels.line("normed LayerNormalization sum gamma beta"))
+        .setOutput(0, value("normed", DataType.FLOAT, -1, -1, WIDTH));
+    OnnxModel model = OnnxModel.of(SmallModels.model(17, graph), "normed");
+    Training training =
+        new Training(
+            2,
+            0,
+            4,
+            Optimizer.AdamW.of(3e-3),
+            Training.Schedule.constant(),
+            Objective.ofEmbeddings(2, 0, 1),
+            0);
+    CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("train", training)), 3);
+    Compression.Job job =
+        new Compression.Job(model, encoder(6), texts(8, 1), texts(8, 2), Pooling.MEAN, null, null);
+    try (OnnxCompression c = new OnnxCompression(plan, job)) {
+      c.run(new TrainingListener() {});
+      assertNotNull(c.export().valueInfo("states"));
+      assertNotNull(c.export().valueInfo("e"));
     }
   }
 

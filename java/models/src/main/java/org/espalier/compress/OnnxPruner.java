@@ -14,6 +14,7 @@ import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.RefittingPruner;
+import org.espalier.compress.onnx.SumShapes;
 import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 import org.espalier.format.AtomicFile;
@@ -196,6 +197,7 @@ public final class OnnxPruner {
       long applied = System.nanoTime();
       long bytes = bytes(chosen);
       progress.at(Progress.Phase.WRITE, 0, bytes);
+      SumShapes.say(model);
       write(model, job, chosen, masks, protectedFiles);
       progress.at(Progress.Phase.WRITE, bytes, bytes);
       return new CheckpointPruner.Result(

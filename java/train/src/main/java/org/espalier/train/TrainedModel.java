@@ -29,6 +29,7 @@ import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.QuantizedTable;
 import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.compress.onnx.SumShapes;
 import org.espalier.compress.onnx.TrainableQuantizer;
 import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.DType;
@@ -443,7 +444,9 @@ final class TrainedModel implements AutoCloseable {
   /** See {@link Compression#export}. */
   OnnxModel export() {
     if (quantizer == null) {
-      return HalfPrecision.isIn(job.model()) ? givenPrecision() : floatModel();
+      OnnxModel model = HalfPrecision.isIn(job.model()) ? givenPrecision() : floatModel();
+      SumShapes.say(model);
+      return model;
     }
     if (quantizer instanceof StaticQuantizer s) {
       s.setRanges(fixed.ranges());

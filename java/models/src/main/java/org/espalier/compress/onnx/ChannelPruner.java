@@ -224,6 +224,7 @@ public final class ChannelPruner {
       keep = allocate(keep, source);
     }
     narrow(model, keep, source);
+    SumShapes.say(model);
     model.check();
     List<Narrowed> result = new ArrayList<>();
     for (int s = 0; s < keep.length; s++) {

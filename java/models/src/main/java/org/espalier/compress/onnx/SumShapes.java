@@ -10,6 +10,7 @@ import java.util.HashMap;
 import java.util.HashSet;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SpelledOut;
 import org.espalier.format.onnx.SpelledOut.LayerNorm;
@@ -17,9 +18,9 @@ import org.espalier.format.onnx.SpelledOut.LayerNorm;
 /**
  * Says of the operands of sums with a layer norm behind them that they have one shape. ONNX Runtime joins such a sum and its norm
  * only where it knows that, which of exported encoders it does not, and its kernel for a layer norm alone takes five times as long
- * since 1.28. Of one use.
+ * since 1.28. Of sums of float32. Of one use.
  */
-final class SumShapes {
+public final class SumShapes {
   /** The lengths of such sums of three axes, by the sums' names. */
   private final Map<String, long[]> shapes = new HashMap<>();
 
@@ -27,6 +28,11 @@ final class SumShapes {
   private final Map<Long, String> names = new HashMap<>();
 
   private SumShapes() {}
+
+  /** Says it in a model as it is. */
+  public static void say(OnnxModel model) {
+    find(model).apply(model);
+  }
 
   /** Finds such sums in a model before it is rewritten, when shapes can be told. */
   static SumShapes find(OnnxModel model) {
@@ -43,8 +49,7 @@ final class SumShapes {
     }
     SpelledOut spelled = new SpelledOut(model);
     for (NodeProto n : model.nodes()) {
-      LayerNorm norm = spelled.layerNorm(n);
-      String x = Nodes.is(n, "LayerNormalization") ? n.getInput(0) : norm == null ? null : norm.x();
+      String x = normed(n, model, spelled);
       NodeProto sum = x == null ? null : spelled.producer(x, "Add");
       if (sum != null) {
         long[] a = shapes.of(sum.getInput(0));
@@ -55,6 +60,16 @@ final class SumShapes {
       }
     }
     return found;
+  }
+
+  /** What a node is the last of a layer norm of float32 of; null where it is not. */
+  private static String normed(NodeProto n, OnnxModel model, SpelledOut spelled) {
+    if (!Nodes.is(n, "LayerNormalization")) {
+      LayerNorm norm = spelled.layerNorm(n);
+      return norm == null ? null : norm.x();
+    }
+    OnnxInitializer gamma = model.constant(n.getInput(1));
+    return gamma != null && gamma.type() == DataType.FLOAT ? n.getInput(0) : null;
   }
 
   /** Says it of the operands that the sums have now, as far as they are there still. */
