@@ -7,8 +7,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
@@ -104,9 +106,26 @@ final class RecipeInit implements Callable<Integer> {
   /** The model, where it is there; else null. */
   private OnnxModel model(Path recipe) {
     Path file = model.startsWith("maven:") ? null : recipe.resolveSibling(model);
-    return file != null && model.endsWith(".onnx") && Files.isRegularFile(file)
-        ? ModelSource.asTaken(OnnxModel.read(file), common::note)
-        : null;
+    if (file == null || !model.endsWith(".onnx") || !Files.isRegularFile(file)) {
+      return null;
+    }
+    OnnxModel onnx = ModelSource.asTaken(OnnxModel.read(file), common::note);
+    Optional<String> quantized = FloatWeights.quantized(onnx);
+    if (quantized.isPresent() && OnnxWeights.of(onnx).stream().noneMatch(RecipeInit::isProduct)) {
+      throw new InputException(
+          file
+              + " has no float weights of products or convolutions: "
+              + quantized.get()
+              + "; a recipe takes the model that it was made of");
+    }
+    return onnx;
+  }
+
+  private static boolean isProduct(OnnxWeight weight) {
+    return switch (weight.uses().get(0).kind()) {
+      case CONV, MATMUL, GEMM -> true;
+      default -> false;
+    };
   }
 
   /** What the model asks for: a language model learns the next token. */
