@@ -4,12 +4,14 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.io.InputStream;
 import java.io.StringWriter;
 import java.net.URL;
 import java.net.URLClassLoader;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import javax.tools.JavaCompiler;
 import javax.tools.StandardJavaFileManager;
@@ -52,16 +54,40 @@ class ExamplesTest {
     compile(program);
   }
 
-  @Test
-  void theHostApplicationRuns() throws Exception {
-    compile(EXAMPLES.resolve("host/src/main/java/Scoring.java"));
-    Path exported = folder.resolve("scoring.onnx");
+  private void run(String program, Object... arguments) throws Exception {
+    compile(EXAMPLES.resolve("host/src/main/java/" + program + ".java"));
+    String[] texts = Stream.of(arguments).map(Object::toString).toArray(String[]::new);
     try (URLClassLoader loader = new URLClassLoader(new URL[] {folder.toUri().toURL()})) {
-      loader
-          .loadClass("Scoring")
-          .getMethod("main", String[].class)
-          .invoke(null, (Object) new String[] {exported.toString()});
+      loader.loadClass(program).getMethod("main", String[].class).invoke(null, (Object) texts);
     }
+  }
+
+  @Test
+  void theHostApplicationScores() throws Exception {
+    Path exported = folder.resolve("scoring.onnx");
+    run("Scoring", exported);
     assertEquals(2, OnnxModel.read(exported).outputs().size()); // outputs and probability
+  }
+
+  @Test
+  void theHostApplicationCompresses() throws Exception {
+    Path model = resource("all-minilm-l6-v2.onnx");
+    List<String> lines =
+        IntStream.range(0, 48).mapToObj(i -> "This is the " + i + "th of some sentences.").toList();
+    Path texts = Files.write(folder.resolve("texts.txt"), lines);
+    Path out = folder.resolve("out");
+    run("Compressing", model, resource("all-minilm-l6-v2-tokenizer.json"), texts, out, 2);
+    for (String int8 : List.of("calibrated.onnx", "trained/model-int8.onnx")) {
+      assertTrue(Files.size(out.resolve(int8)) < 0.3 * Files.size(model), int8);
+    }
+    assertTrue(Files.exists(out.resolve("trained/report.html")));
+  }
+
+  private Path resource(String name) throws IOException {
+    Path file = folder.resolve(name);
+    try (InputStream in = getClass().getResourceAsStream("/" + name)) {
+      Files.copy(in, file);
+    }
+    return file;
   }
 }

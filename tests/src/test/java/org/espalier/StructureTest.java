@@ -87,7 +87,7 @@ class StructureTest {
     assertEquals(List.of(), importsOf("java/cli", "org.bytedeco.pytorch"));
     assertEquals(List.of(), importsOf("java/train", "ai.onnxruntime", "ai.djl"));
     // Generated bindings stay behind org.espalier.{op,device,backend}.
-    for (String module : List.of("java/models", "java/evaluate", "java/train", "java/cli")) {
+    for (String module : List.of("java/models", "java/evaluate", "java/train", "java/recipe", "java/cli")) {
       assertEquals(
           List.of(), importsOf(module, "org.espalier.binding.global", "org.espalier.binding.esp_"));
     }
@@ -97,7 +97,7 @@ class StructureTest {
   @Test
   void modulesHaveNamesAndPackagesOfTheirOwn() throws IOException {
     Map<String, String> homes = new HashMap<>();
-    for (String module : List.of("kernels", "models", "evaluate", "train", "cli")) {
+    for (String module : List.of("kernels", "models", "evaluate", "train", "recipe", "cli")) {
       String pom = Files.readString(ROOT.resolve("java/" + module + "/pom.xml"));
       String name = "<Automatic-Module-Name>org.espalier." + module + "</Automatic-Module-Name>";
       assertTrue(pom.contains(name), module + " has no " + name);

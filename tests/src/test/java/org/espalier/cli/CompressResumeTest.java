@@ -18,83 +18,21 @@ import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Map;
 import java.util.Random;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
-import org.espalier.compress.onnx.ActivationSource;
-import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
-import org.espalier.recipe.RunHost;
+import org.espalier.recipe.RunMonitor;
 import org.espalier.torch.TorchDevice;
-import org.espalier.train.Examples;
 import org.junit.jupiter.api.Test;
 
 /** Runs that stop, break down or are killed, and go on. */
 class CompressResumeTest extends SmallClassifierRuns {
   /** Asks for a stop after so many steps. */
-  private record Impatient(CommandHost host, int[] left) implements RunHost {
-    @Override
-    public Path file(String reference) {
-      return host.file(reference);
-    }
-
-    @Override
-    public List<String> wordNet(String reference, int count) {
-      return host.wordNet(reference, count);
-    }
-
-    @Override
-    public List<long[]> tokens(List<String> texts) {
-      return host.tokens(texts);
-    }
-
-    @Override
-    public OnnxModel withComputedWeights(OnnxModel model) {
-      return host.withComputedWeights(model);
-    }
-
-    @Override
-    public ActivationSource calibration(List<String> texts) {
-      return host.calibration(texts);
-    }
-
-    @Override
-    public ActivationSource calibration(Examples.Labelled examples) {
-      return host.calibration(examples);
-    }
-
-    @Override
-    public void checkComparable(Path model, List<String> texts) {
-      host.checkComparable(model, texts);
-    }
-
-    @Override
-    public void checkComparable(Path model, Examples.Labelled example) {
-      host.checkComparable(model, example);
-    }
-
-    @Override
-    public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
-      return host.compare(reference, candidate, texts);
-    }
-
-    @Override
-    public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
-      return host.compare(reference, candidate, examples);
-    }
-
-    @Override
-    public Map<String, Object> machine() {
-      return host.machine();
-    }
-
-    @Override
-    public void note(String text) {}
-
+  private record Impatient(int[] left) implements RunMonitor {
     @Override
     public void progress(String text, long done, long total) {
       left[0] -= text.contains(": loss ") ? 1 : 0;
@@ -135,10 +73,8 @@ class CompressResumeTest extends SmallClassifierRuns {
 
   /** Asks for a stop after so many steps. */
   private RecipeRun.Outcome runImpatiently(Recipe parsed, Path out, int steps, boolean resume) {
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      RunHost impatient = new Impatient(host, new int[] {steps});
-      return new RecipeRun(parsed, out, impatient, TorchDevice.CPU).run(resume);
-    }
+    RunMonitor impatient = new Impatient(new int[] {steps});
+    return new RecipeRun(parsed, folder, out, impatient, TorchDevice.CPU).run(resume);
   }
 
   @Test
@@ -205,10 +141,8 @@ class CompressResumeTest extends SmallClassifierRuns {
     Files.createDirectory(out.resolve("compressed-tensors"));
     Files.writeString(out.resolve("compressed-tensors").resolve("config.json"), "{}");
     Files.writeString(out.resolve(".espalier-0123456789abcdef.tmp"), "half");
-    try (CommandHost host = new CommandHost(parsed, recipe, text -> {})) {
-      assertEquals(
-          RecipeRun.Outcome.COMPLETE, new RecipeRun(parsed, out, host, TorchDevice.CPU).run(true));
-    }
+    RecipeRun run = new RecipeRun(parsed, folder, out, RunMonitor.NONE, TorchDevice.CPU);
+    assertEquals(RecipeRun.Outcome.COMPLETE, run.run(true));
     assertTrue(
         Files.readString(out.resolve("compressed-tensors").resolve("config.json"))
             .contains("int-quantized"));

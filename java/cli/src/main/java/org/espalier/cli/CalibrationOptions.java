@@ -13,6 +13,9 @@ import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.source.MavenEntry;
+import org.espalier.source.MavenFiles;
+import org.espalier.source.ModelSource;
 import picocli.CommandLine.Option;
 
 /** The options about the examples that a model is fitted to. */

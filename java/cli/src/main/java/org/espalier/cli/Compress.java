@@ -13,9 +13,10 @@ import java.util.Map;
 import java.util.OptionalInt;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
+import org.espalier.format.Quantity;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
-import org.espalier.torch.Libtorch;
+import org.espalier.source.ModelSource;
 import org.espalier.torch.TorchDevice;
 import org.espalier.train.NonFiniteLossException;
 import picocli.CommandLine.Command;
@@ -97,18 +98,18 @@ final class Compress implements Callable<Integer> {
     Path folder = ModelSource.path(output);
     Recipe recipe = Recipe.read(path, set);
     TorchDevice trainsOn = trainingDevice();
-    Libtorch.useThreads(Math.max(1, Machine.threads() / 2)); // two halves of a batch run at once
     RecipeRun.Outcome outcome;
-    try (CommandHost host = new CommandHost(recipe, path, common::note);
-        Interrupts interrupts =
-            new Interrupts(
-                () -> {
-                  host.stop();
-                  common.note("stopping at a checkpoint; Ctrl-C again ends at once");
-                })) {
+    CommandMonitor monitor = new CommandMonitor(common::note);
+    try (Interrupts interrupts =
+        new Interrupts(
+            () -> {
+              monitor.stop();
+              common.note("stopping at a checkpoint; Ctrl-C again ends at once");
+            })) {
       try (Progress progress = new Progress(common.err(), "reading")) {
-        host.showOn(progress);
-        outcome = new RecipeRun(recipe, folder, host, trainsOn).run(resume);
+        monitor.showOn(progress);
+        Path base = path.toAbsolutePath().getParent();
+        outcome = new RecipeRun(recipe, base, folder, monitor, trainsOn).run(resume);
       } catch (NonFiniteLossException e) {
         common.err().println("espalier: " + e.getMessage());
         common.note(
@@ -173,7 +174,7 @@ final class Compress implements Callable<Integer> {
           "wrote",
           folder.resolve(made.path("file").asText())
               + "  "
-              + Format.bytes(made.path("bytes").asDouble()));
+              + Quantity.bytes(made.path("bytes").asDouble()));
     }
     table.add("size", number(fidelity, "size_ratio", "%.3f of the original"));
     table.add("speed", number(fidelity, "speedup", "%.2fx the original, one thread"));
@@ -206,7 +207,7 @@ final class Compress implements Callable<Integer> {
       }
     }
     table.add("report", folder.resolve(RecipeRun.REPORT_HTML).toString());
-    table.add("time", Format.seconds(report.path("seconds").asDouble()));
+    table.add("time", Quantity.seconds(report.path("seconds").asDouble()));
     table.print(common.out());
   }
 

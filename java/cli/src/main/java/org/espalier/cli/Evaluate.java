@@ -22,10 +22,13 @@ import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
 import org.espalier.evaluate.TextTokenizer;
+import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
 import org.espalier.recipe.ExamplesFile;
+import org.espalier.recipe.LabelMeasures;
 import org.espalier.recipe.Recipe;
+import org.espalier.source.ModelSource;
 import org.espalier.train.Labels;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
@@ -191,7 +194,7 @@ final class Evaluate implements Callable<Integer> {
     try {
       Labels labels = ExamplesFile.labels(file, pair.size(), task.ofRecipe);
       if (labels != null) {
-        Map<String, Object> all = CommandHost.compare(pair, labels);
+        Map<String, Object> all = LabelMeasures.of(pair, labels);
         all.keySet().retainAll(RIGHTNESS);
         return all;
       }
@@ -304,9 +307,9 @@ final class Evaluate implements Callable<Integer> {
           o.name(),
           String.format(Locale.ROOT, "%.5f", o.cosineMean()),
           Double.isNaN(o.cosineMin()) ? "" : String.format(Locale.ROOT, "%.5f", o.cosineMin()),
-          Format.percent(o.relativeError()),
+          Quantity.percent(o.relativeError()),
           String.format(Locale.ROOT, "%.3g", o.largestDifference()),
-          Double.isNaN(o.agreement()) ? "" : Format.percent(o.agreement()));
+          Double.isNaN(o.agreement()) ? "" : Quantity.percent(o.agreement()));
     }
     outputs.print(common.out());
     Table sums = new Table("", "");

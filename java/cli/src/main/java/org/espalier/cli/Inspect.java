@@ -18,6 +18,7 @@ import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.espalier.compress.PackedMatrix;
 import org.espalier.compress.WeightNames;
+import org.espalier.format.Quantity;
 import org.espalier.format.onnx.IntegerWeights;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -28,6 +29,7 @@ import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.source.ModelSource;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Parameters;
@@ -99,8 +101,8 @@ final class Inspect implements Callable<Integer> {
           row.kind() == null ? "" : row.kind(),
           row.shape().stream().map(String::valueOf).collect(Collectors.joining("x", "[", "]")),
           row.dtype(),
-          Format.bytes(row.bytes()),
-          row.zeros() < 0 ? "" : Format.percent(share(row)));
+          Quantity.bytes(row.bytes()),
+          row.zeros() < 0 ? "" : Quantity.percent(share(row)));
     }
     if (common.json()) {
       common.print(json);
@@ -112,8 +114,8 @@ final class Inspect implements Callable<Integer> {
               Locale.ROOT,
               "%d tensors, %s elements, %s%n",
               rows.size(),
-              Format.count(elements),
-              Format.bytes(bytes));
+              Quantity.count(elements),
+              Quantity.bytes(bytes));
     }
     return 0;
   }

@@ -5,6 +5,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import org.espalier.InputException;
 import org.espalier.online.Quarantine;
+import org.espalier.source.ModelSource;
 import org.espalier.store.SigningKey;
 import picocli.CommandLine.Option;
 

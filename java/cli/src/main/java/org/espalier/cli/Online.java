@@ -17,6 +17,8 @@ import org.espalier.online.LearnerFiles;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.Quarantine;
+import org.espalier.source.MavenEntry;
+import org.espalier.source.ModelSource;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;

@@ -9,6 +9,7 @@ import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
 import java.util.List;
 import org.espalier.InputException;
+import org.espalier.source.ModelSource;
 
 /** The stream that is learned from: its lines, how it begins, and whether another file has taken its name. */
 final class OnlineInput implements AutoCloseable {

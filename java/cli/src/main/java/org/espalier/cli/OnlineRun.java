@@ -13,6 +13,7 @@ import java.util.Map;
 import java.util.function.Supplier;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
+import org.espalier.format.Quantity;
 import org.espalier.online.Event;
 import org.espalier.online.Example;
 import org.espalier.online.OnlineLearner;
@@ -399,7 +400,7 @@ final class OnlineRun {
         "examples",
         done
             + " in "
-            + Format.seconds(seconds)
+            + Quantity.seconds(seconds)
             + String.format(Locale.ROOT, ", %.0f a second", done / seconds));
     map.put("learned", learner.learned() + ", " + learner.removed() + " taken out or back");
     map.put("lines that could not be used", Long.toString(examples.bad()));

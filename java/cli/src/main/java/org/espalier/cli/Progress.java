@@ -5,6 +5,7 @@ import java.util.Locale;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
+import org.espalier.format.Quantity;
 
 /**
  * Shows how far a piece of work is, when it takes longer than two seconds: a bar that changes on a
@@ -75,7 +76,7 @@ final class Progress implements AutoCloseable {
     }
     double share = total > 0 ? Math.min(1, (double) done / total) : 0;
     String percent = total > 0 ? String.format(Locale.ROOT, " %.0f %%", 100 * share) : "";
-    String elapsed = Format.seconds(Math.rint((System.nanoTime() - begin) * 1e-9));
+    String elapsed = Quantity.seconds(Math.rint((System.nanoTime() - begin) * 1e-9));
     if (terminal) {
       int filled = (int) (share * WIDTH);
       String bar = total > 0 ? " [" + "#".repeat(filled) + ".".repeat(WIDTH - filled) + "]" : "";

@@ -26,6 +26,7 @@ import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.NearNames;
+import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -34,6 +35,7 @@ import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.op.MagnitudePrune.Scope;
+import org.espalier.source.ModelSource;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -447,7 +449,7 @@ final class Prune implements Callable<Integer> {
     if (!Double.isNaN(speedup)) {
       table.add("speed", Format.speedup(speedup));
     }
-    table.add("time", Format.seconds(seconds));
+    table.add("time", Quantity.seconds(seconds));
     table.print(common.out());
   }
 
@@ -476,7 +478,7 @@ final class Prune implements Callable<Integer> {
             + " of "
             + result.total()
             + " weights, "
-            + Format.percent(share)
+            + Quantity.percent(share)
             + ", in "
             + result.tensors().size()
             + " tensors");
@@ -489,11 +491,11 @@ final class Prune implements Callable<Integer> {
         String.format(
             Locale.ROOT,
             "%s: read %s, select %s, apply %s, write %s",
-            Format.seconds(result.seconds().total()),
-            Format.seconds(result.seconds().read()),
-            Format.seconds(result.seconds().select()),
-            Format.seconds(result.seconds().apply()),
-            Format.seconds(result.seconds().write())));
+            Quantity.seconds(result.seconds().total()),
+            Quantity.seconds(result.seconds().read()),
+            Quantity.seconds(result.seconds().select()),
+            Quantity.seconds(result.seconds().apply()),
+            Quantity.seconds(result.seconds().write())));
     table.print(common.out());
   }
 }

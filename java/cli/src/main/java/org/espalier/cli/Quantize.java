@@ -31,11 +31,13 @@ import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
+import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.source.ModelSource;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -594,7 +596,7 @@ final class Quantize implements Callable<Integer> {
     if (!Double.isNaN(speedup)) {
       table.add("speed", Format.speedup(speedup));
     }
-    table.add("time", Format.seconds(seconds));
+    table.add("time", Quantity.seconds(seconds));
     table.print(common.out());
   }
 }

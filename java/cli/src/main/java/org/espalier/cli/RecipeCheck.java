@@ -5,10 +5,11 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Map;
 import java.util.concurrent.Callable;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
+import org.espalier.recipe.RunMonitor;
+import org.espalier.source.ModelSource;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -48,15 +49,13 @@ final class RecipeCheck implements Callable<Integer> {
     Table table = new Table("", "");
     table.add("recipe", file + " is right");
     if (!keysOnly) {
-      Map<String, Object> found;
-      try (CommandHost host = new CommandHost(recipe, path, common::note)) {
-        found = RecipeRun.check(recipe, host);
-      }
-      found.forEach(
-          (name, value) -> {
-            json.putPOJO(name, value);
-            table.add(name.replace('_', ' '), String.valueOf(value));
-          });
+      RunMonitor monitor = new CommandMonitor(common::note);
+      RecipeRun.check(recipe, path.toAbsolutePath().getParent(), monitor)
+          .forEach(
+              (name, value) -> {
+                json.putPOJO(name, value);
+                table.add(name.replace('_', ' '), String.valueOf(value));
+              });
     }
     if (common.json()) {
       common.print(json);

@@ -19,6 +19,7 @@ import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeSchema;
+import org.espalier.source.ModelSource;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;

@@ -12,6 +12,7 @@ import org.espalier.InputException;
 import org.espalier.format.InputFile;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.Quarantine;
+import org.espalier.source.ModelSource;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
 import picocli.CommandLine.Command;

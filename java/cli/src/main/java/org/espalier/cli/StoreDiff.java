@@ -7,6 +7,7 @@ import java.nio.file.Path;
 import java.util.Locale;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
+import org.espalier.format.Quantity;
 import org.espalier.store.ModelDiff;
 import org.espalier.store.ModelDiff.Change;
 import org.espalier.store.ModelDiff.Layer;
@@ -115,13 +116,13 @@ final class StoreDiff implements Callable<Integer> {
         layer.name(),
         type(layer),
         layer.change().name().toLowerCase(Locale.ROOT),
-        compared ? Format.percent(layer.changed() / n) : "",
+        compared ? Quantity.percent(layer.changed() / n) : "",
         compared ? number(layer.largest()) : "",
         compared ? number(layer.relative()) : "",
         compared && layer.zerosBefore() >= 0
-            ? Format.percent(layer.zerosBefore() / n)
+            ? Quantity.percent(layer.zerosBefore() / n)
                 + " -> "
-                + Format.percent(layer.zerosAfter() / n)
+                + Quantity.percent(layer.zerosAfter() / n)
             : "");
   }
 

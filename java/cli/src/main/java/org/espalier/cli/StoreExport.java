@@ -10,6 +10,7 @@ import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.online.LearnerFiles;
+import org.espalier.source.ModelSource;
 import org.espalier.store.ModelStore;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;

@@ -9,6 +9,7 @@ import java.util.concurrent.Callable;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import org.espalier.InputException;
+import org.espalier.format.Quantity;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;
 import picocli.CommandLine.Command;
@@ -80,7 +81,7 @@ final class StoreGc implements Callable<Integer> {
             (dryRun ? "would remove " : "removed ")
                 + collected.removed().size()
                 + " versions, "
-                + Format.bytes(collected.bytes())
+                + Quantity.bytes(collected.bytes())
                 + (collected.removed().isEmpty() ? "" : ": " + collected.removed()));
     if (!collected.inUse().isEmpty()) {
       common.note("kept because a process reads them: " + collected.inUse());

@@ -9,6 +9,7 @@ import java.util.Set;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
+import org.espalier.format.Quantity;
 import org.espalier.store.ModelStore;
 import org.espalier.store.Version;
 import picocli.CommandLine.Command;
@@ -54,7 +55,7 @@ final class StoreList implements Callable<Integer> {
             Long.toString(id),
             version.created().toString().replaceAll("\\.\\d+", ""),
             version.lineage().parent() == null ? "" : version.lineage().parent().toString(),
-            Format.bytes(version.bytes()),
+            Quantity.bytes(version.bytes()),
             version.signed() ? "yes" : "",
             note(version, pinned.contains(id)));
       } catch (InputException e) {

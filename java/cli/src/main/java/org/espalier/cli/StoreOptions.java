@@ -6,6 +6,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.OptionalLong;
 import org.espalier.InputException;
+import org.espalier.source.ModelSource;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
 import org.espalier.store.StoreWriter;

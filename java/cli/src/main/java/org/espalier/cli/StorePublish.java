@@ -10,8 +10,10 @@ import java.util.Map;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.format.InputFile;
+import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
+import org.espalier.source.ModelSource;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;
@@ -142,7 +144,7 @@ final class StorePublish implements Callable<Integer> {
               "version "
                   + version.id()
                   + ", "
-                  + Format.bytes(version.bytes())
+                  + Quantity.bytes(version.bytes())
                   + (stay ? "; not current" : ", current"));
     }
     return 0;

@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.util.concurrent.Callable;
+import org.espalier.format.Quantity;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.Version;
@@ -68,7 +69,7 @@ final class StoreShow implements Callable<Integer> {
     table.print(common.out());
     common.out().println();
     Table files = new Table("FILE", ">SIZE", "SHA-256");
-    version.files().forEach(f -> files.add(f.path(), Format.bytes(f.bytes()), f.sha256()));
+    version.files().forEach(f -> files.add(f.path(), Quantity.bytes(f.bytes()), f.sha256()));
     files.print(common.out());
     if (lineage.recipe() != null) {
       common.out().println();

@@ -4,6 +4,8 @@ import java.nio.file.Path;
 import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer;
+import org.espalier.source.MavenEntry;
+import org.espalier.source.ModelSource;
 import picocli.CommandLine.Option;
 
 /** The options about how text becomes tokens. */

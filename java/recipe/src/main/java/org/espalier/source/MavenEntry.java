@@ -1,4 +1,4 @@
-package org.espalier.cli;
+package org.espalier.source;
 
 import java.util.Locale;
 import java.util.regex.Matcher;
@@ -11,7 +11,8 @@ import org.espalier.InputException;
  *
  * @param sha256 64 lower-case hexadecimal digits, or null
  */
-record MavenEntry(String group, String artifact, String version, String entry, String sha256) {
+public record MavenEntry(
+    String group, String artifact, String version, String entry, String sha256) {
   private static final String PREFIX = "maven:";
   private static final String PART = "([A-Za-z0-9_][A-Za-z0-9_.+-]*)";
   private static final Pattern SYNTAX =
@@ -19,7 +20,7 @@ record MavenEntry(String group, String artifact, String version, String entry, S
           PREFIX + PART + ":" + PART + ":" + PART + "!/([^#]+)(?:#sha256=([0-9a-fA-F]{64}))?");
 
   /** Whether the text is meant as such a reference. */
-  static boolean isOne(String text) {
+  public static boolean isOne(String text) {
     return text.startsWith(PREFIX);
   }
 
@@ -28,7 +29,7 @@ record MavenEntry(String group, String artifact, String version, String entry, S
    *
    * @throws InputException if it is not of the form above
    */
-  static MavenEntry parse(String text) {
+  public static MavenEntry parse(String text) {
     Matcher matcher = SYNTAX.matcher(text);
     if (!matcher.matches()) {
       throw new InputException(
@@ -55,7 +56,7 @@ record MavenEntry(String group, String artifact, String version, String entry, S
   }
 
   /** The artefact: {@code group:artifact:version}. */
-  String coordinates() {
+  public String coordinates() {
     return group + ":" + artifact + ":" + version;
   }
 
@@ -70,7 +71,7 @@ record MavenEntry(String group, String artifact, String version, String entry, S
   }
 
   /** Another entry of the same artefact, in the folder of this one. */
-  MavenEntry sibling(String name) {
+  public MavenEntry sibling(String name) {
     String folder = entry.substring(0, entry.lastIndexOf('/') + 1);
     return new MavenEntry(group, artifact, version, folder + name, null);
   }

@@ -23,6 +23,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.backend.CpuThreads;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.RefittingPruner;
@@ -34,6 +35,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.torch.Libtorch;
 import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TorchScriptImport;
 import org.espalier.torch.onnx.GraphScript;
@@ -73,23 +75,31 @@ public final class RecipeRun {
   }
 
   /**
+   * @param base the folder where relative paths of the recipe begin
    * @param folder where everything is written; made where it does not exist
    * @param device where the model trains
    */
-  public RecipeRun(Recipe recipe, Path folder, RunHost host, TorchDevice device) {
+  public RecipeRun(Recipe recipe, Path base, Path folder, RunMonitor monitor, TorchDevice device) {
     this.recipe = recipe;
     this.folder = folder;
-    this.host = host;
+    this.host = new RunHost(recipe, base, monitor);
     this.device = device;
   }
 
   /**
    * Opens everything that the recipe names and prepares the run, without training or writing.
    *
+   * @param base the folder where relative paths of the recipe begin
    * @return what was found, by name
    * @throws InputException where something is missing or does not fit
    */
-  public static Map<String, Object> check(Recipe recipe, RunHost host) {
+  public static Map<String, Object> check(Recipe recipe, Path base, RunMonitor monitor) {
+    try (RunHost host = new RunHost(recipe, base, monitor)) {
+      return check(recipe, host);
+    }
+  }
+
+  private static Map<String, Object> check(Recipe recipe, RunHost host) {
     Inputs inputs = new Inputs(recipe, host);
     RunData data = inputs.data;
     Map<String, Object> found = new LinkedHashMap<>();
@@ -325,7 +335,8 @@ public final class RecipeRun {
   }
 
   /**
-   * Runs the recipe.
+   * Runs the recipe. Libtorch computes on half of {@link CpuThreads#get} threads from then on, because two halves of
+   * a batch run at once.
    *
    * @param resume whether to go on where a run in the folder stopped
    * @throws InputException for bad input, before anything is written where that is possible
@@ -333,6 +344,13 @@ public final class RecipeRun {
    *     stays
    */
   public Outcome run(boolean resume) {
+    Libtorch.useThreads(Math.max(1, CpuThreads.get() / 2)); // two halves of a batch run at once
+    try (host) {
+      return carryOut(resume);
+    }
+  }
+
+  private Outcome carryOut(boolean resume) {
     long start = System.nanoTime();
     Path state = folder.resolve(STATE);
     if (resume && Files.exists(folder.resolve(REPORT_JSON))) {

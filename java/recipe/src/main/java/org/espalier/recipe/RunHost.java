@@ -1,6 +1,5 @@
-package org.espalier.cli;
+package org.espalier.recipe;
 
-import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
@@ -10,12 +9,11 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.concurrent.atomic.AtomicReference;
-import java.util.function.Consumer;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
+import org.espalier.backend.CpuThreads;
+import org.espalier.backend.Isa;
 import org.espalier.compress.onnx.ActivationSource;
-import org.espalier.evaluate.ClassifierEvaluator;
 import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
@@ -24,52 +22,47 @@ import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.OnnxRuntime;
 import org.espalier.evaluate.Pooling;
-import org.espalier.evaluate.RegressionEvaluator;
 import org.espalier.evaluate.RuntimeModel;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.recipe.Recipe;
-import org.espalier.recipe.RunHost;
+import org.espalier.source.MavenEntry;
+import org.espalier.source.MavenFiles;
+import org.espalier.source.ModelSource;
 import org.espalier.torch.Libtorch;
 import org.espalier.train.Examples;
-import org.espalier.train.Labels;
 
-/** What the command line lends to a run: files, the tokenizer, ONNX Runtime, the terminal. */
-final class CommandHost implements RunHost, AutoCloseable {
+/** What a run needs beside training: files behind references, the tokenizer, ONNX Runtime, who watches it. */
+final class RunHost implements AutoCloseable {
   private final Recipe recipe;
-  private final Path recipeFolder;
-  private final Consumer<String> notes;
+  private final Path base;
+  private final RunMonitor monitor;
   private final MavenFiles maven;
-  private final AtomicReference<Progress> progress = new AtomicReference<>();
-  private volatile boolean stopped;
   private TextTokenizer tokenizer;
 
-  CommandHost(Recipe recipe, Path recipeFile, Consumer<String> notes) {
+  /**
+   * @param base where relative paths of the recipe begin
+   */
+  RunHost(Recipe recipe, Path base, RunMonitor monitor) {
     this.recipe = recipe;
-    this.recipeFolder = recipeFile.toAbsolutePath().getParent();
-    this.notes = notes;
-    this.maven = new MavenFiles(notes);
+    this.base = base;
+    this.monitor = monitor;
+    this.maven = new MavenFiles(monitor::note);
   }
 
-  /** Shows the run here from now on. */
-  void showOn(Progress shown) {
-    progress.set(shown);
-  }
-
-  /** Makes {@link #stopRequested} true. */
-  void stop() {
-    stopped = true;
-  }
-
-  @Override
-  public Path file(String reference) {
+  /**
+   * The file that a recipe names.
+   *
+   * @param reference a path, relative to the recipe's folder, or {@code maven:…}
+   * @throws InputException where there is none
+   */
+  Path file(String reference) {
     if (MavenEntry.isOne(reference)) {
       return maven.file(MavenEntry.parse(reference));
     }
-    Path path = recipeFolder.resolve(ModelSource.path(reference));
+    Path path = base.resolve(ModelSource.path(reference));
     if (!Files.isRegularFile(path)) {
       throw new InputException(
           "there is no file "
@@ -81,8 +74,12 @@ final class CommandHost implements RunHost, AutoCloseable {
     return path;
   }
 
-  @Override
-  public List<String> wordNet(String reference, int count) {
+  /**
+   * Sentences of WordNet, different ones in a fixed order.
+   *
+   * @param reference of one of its files in an artefact
+   */
+  List<String> wordNet(String reference, int count) {
     Path archive =
         MavenEntry.isOne(reference) ? maven.jar(MavenEntry.parse(reference)) : file(reference);
     return WordNetSentences.sample(archive, count);
@@ -105,29 +102,34 @@ final class CommandHost implements RunHost, AutoCloseable {
     return tokenizer;
   }
 
-  @Override
-  public List<long[]> tokens(List<String> texts) {
+  /** The tokens of texts, with the special ones. */
+  List<long[]> tokens(List<String> texts) {
     TextTokenizer open = tokenizer();
     return texts.stream().map(text -> open.encode(text).ids()).toList();
   }
 
-  @Override
-  public OnnxModel withComputedWeights(OnnxModel model) {
+  /** The model itself, in which weights that it computes from constants are constants and Dropout nodes drop nothing. */
+  OnnxModel withComputedWeights(OnnxModel model) {
     return ModelSource.asTaken(model, this::note);
   }
 
-  @Override
-  public ActivationSource calibration(List<String> texts) {
-    return new TextActivations(tokenizer(), texts, Machine.threads());
+  /** Runs texts for calibration. */
+  ActivationSource calibration(List<String> texts) {
+    return new TextActivations(tokenizer(), texts, CpuThreads.get());
   }
 
-  @Override
-  public ActivationSource calibration(Examples.Labelled examples) {
-    return new ExampleActivations(tensors(examples), Machine.threads());
+  /** Runs labelled examples for calibration. */
+  ActivationSource calibration(Examples.Labelled examples) {
+    return new ExampleActivations(tensors(examples), CpuThreads.get());
   }
 
-  @Override
-  public void checkComparable(Path model, List<String> texts) {
+  /**
+   * Looks whether a model can be compared on texts.
+   *
+   * @param texts those that it will be compared on
+   * @throws InputException where ONNX Runtime does not load it, or does not run it on those that ask most of it
+   */
+  void checkComparable(Path model, List<String> texts) {
     if (recipe.isCausal()) {
       LanguageModelEvaluator.check(tokenizer(), model, texts);
     } else {
@@ -135,15 +137,20 @@ final class CommandHost implements RunHost, AutoCloseable {
     }
   }
 
-  @Override
-  public void checkComparable(Path model, Examples.Labelled example) {
+  /**
+   * The same on labelled examples.
+   *
+   * @param example one of those that it will be compared on
+   * @throws InputException where ONNX Runtime does not load it, or does not run it on the example
+   */
+  void checkComparable(Path model, Examples.Labelled example) {
     try (RuntimeModel runtime = new RuntimeModel(model)) {
       runtime.check(tensors(example));
     }
   }
 
-  @Override
-  public Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
+  /** How closely a model follows another on texts, as names with numbers. */
+  Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
     return recipe.isCausal()
         ? LanguageModelEvaluator.evaluate(tokenizer(), reference, candidate, texts, this::measuring)
             .toMap()
@@ -158,25 +165,16 @@ final class CommandHost implements RunHost, AutoCloseable {
     return new FidelityEvaluator(tokenizer(), Pooling.valueOf(recipe.model().pooling().name()));
   }
 
-  @Override
-  public Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
+  /** The same on labelled examples. */
+  Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
     try (ModelPair pair = new ModelPair(reference, candidate, tensors(examples))) {
       Map<String, Object> values =
           examples.labels() == null
               ? TensorEvaluator.evaluate(pair, this::measuring).toMapOfFirst()
-              : compare(pair, examples.labels());
+              : LabelMeasures.of(pair, examples.labels());
       values.putAll(pair.savings(this::measuring).toMap());
       return values;
     }
-  }
-
-  /** What two models give for examples, measured by their labels. */
-  static Map<String, Object> compare(ModelPair pair, Labels labels) {
-    if (labels instanceof Labels.Classes classes) {
-      return ClassifierEvaluator.evaluate(pair, classes.values()).toMap();
-    }
-    Labels.Numbers numbers = (Labels.Numbers) labels;
-    return RegressionEvaluator.evaluate(pair, numbers.values(), numbers.width()).toMap();
   }
 
   private static ExampleTensors tensors(Examples.Labelled examples) {
@@ -202,16 +200,14 @@ final class CommandHost implements RunHost, AutoCloseable {
     return new ExampleTensors(all);
   }
 
-  @Override
-  public Map<String, Object> machine() {
+  /** What ran, by name: versions, processor, threads. */
+  Map<String, Object> machine() {
     Map<String, Object> machine = new LinkedHashMap<>();
-    ObjectNode build = Build.current().toJson();
-    machine.put("espalier", build.get("version").asText());
-    if (build.hasNonNull("commit")) {
-      machine.put("commit", build.get("commit").asText());
-    }
-    machine.put("isa", Machine.isa().name().toLowerCase(Locale.ROOT));
-    machine.put("threads", Machine.threads());
+    String version = RunHost.class.getPackage().getImplementationVersion();
+    machine.put("espalier", version == null ? "unpackaged" : version);
+    machine.putAll(monitor.program());
+    machine.put("isa", Isa.current().name().toLowerCase(Locale.ROOT));
+    machine.put("threads", CpuThreads.get());
     machine.put("java", Runtime.version().toString());
     machine.put("libtorch", Libtorch.version());
     machine.put("onnxruntime", OnnxRuntime.environment().getVersion());
@@ -219,28 +215,26 @@ final class CommandHost implements RunHost, AutoCloseable {
     return machine;
   }
 
-  @Override
-  public void note(String text) {
-    notes.accept(text);
+  /** See {@link RunMonitor}. */
+  void note(String text) {
+    monitor.note(text);
   }
 
-  @Override
-  public void progress(String text, long done, long total) {
-    Progress shown = progress.get();
-    if (shown != null) {
-      shown.update(text, done, total);
-    }
+  /** See {@link RunMonitor}. */
+  void progress(String text, long done, long total) {
+    monitor.progress(text, done, total);
   }
 
-  @Override
-  public boolean stopRequested() {
-    return stopped;
+  /** See {@link RunMonitor}. */
+  boolean stopRequested() {
+    return monitor.stopRequested();
   }
 
   @Override
   public void close() {
     if (tokenizer != null) {
       tokenizer.close();
+      tokenizer = null;
     }
   }
 }

@@ -1,4 +1,4 @@
-package org.espalier.cli;
+package org.espalier.source;
 
 import java.io.File;
 import java.io.IOException;
@@ -25,13 +25,14 @@ import javax.xml.stream.XMLStreamReader;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.NearNames;
+import org.espalier.format.Quantity;
 
 /**
  * Gets artefacts through the user's own Maven, with its repositories, mirrors, proxies and
  * credentials, and keeps the entries that were asked for in {@code $XDG_CACHE_HOME/espalier} (by
  * default {@code ~/.cache/espalier}). What lies in the local repository already starts no Maven.
  */
-final class MavenFiles {
+public final class MavenFiles {
   /** The version that the build uses, so that a machine that built has it. */
   private static final String COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy";
 
@@ -50,7 +51,7 @@ final class MavenFiles {
   /**
    * @param notes receives a line for people about each artefact
    */
-  MavenFiles(Consumer<String> notes) {
+  public MavenFiles(Consumer<String> notes) {
     this(cacheFolder(), repositories(), notes);
   }
 
@@ -65,7 +66,7 @@ final class MavenFiles {
    *
    * @throws InputException if Maven cannot resolve it
    */
-  Path jar(MavenEntry wanted) {
+  public Path jar(MavenEntry wanted) {
     Path jar = find(wanted);
     if (jar != null) {
       return jar;
@@ -160,7 +161,7 @@ final class MavenFiles {
    * @throws InputException if the artefact cannot be had or lacks the entry, or its content is not
    *     what {@code #sha256} promises
    */
-  Path file(MavenEntry wanted) {
+  public Path file(MavenEntry wanted) {
     Path jar = jar(wanted);
     Path target = cache.resolve("entries").resolve(wanted.folder()).resolve(wanted.entry());
     try (ZipFile zip = new ZipFile(jar.toFile())) {
@@ -172,7 +173,7 @@ final class MavenFiles {
         check(sha256(target), wanted, target.toString());
       }
       notes.accept(
-          wanted + ": " + Format.bytes(entry.getSize()) + " from " + (cached ? target : jar));
+          wanted + ": " + Quantity.bytes(entry.getSize()) + " from " + (cached ? target : jar));
       return target;
     } catch (ZipException e) {
       throw new InputException(jar + " is not a valid archive: " + e.getMessage(), e);
@@ -182,7 +183,7 @@ final class MavenFiles {
   }
 
   /** Whether the artefact has the entry. */
-  boolean has(MavenEntry wanted) {
+  public boolean has(MavenEntry wanted) {
     Path jar = jar(wanted);
     try (ZipFile zip = new ZipFile(jar.toFile())) {
       return zip.getEntry(wanted.entry()) != null;

@@ -2,6 +2,7 @@ package org.espalier.recipe;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import java.util.Locale;
+import org.espalier.format.Quantity;
 
 /** Pieces of HTML and numbers for people. */
 final class Html {
@@ -40,29 +41,13 @@ final class Html {
     return value.isNumber() ? String.format(Locale.ROOT, format, value.asDouble()) : "–";
   }
 
-  /** Bytes with a decimal unit. */
+  /** Bytes with a decimal unit; a dash where there are none. */
   static String bytes(JsonNode value) {
-    if (!value.isNumber()) {
-      return "–";
-    }
-    double bytes = value.asDouble();
-    String[] units = {"B", "kB", "MB", "GB", "TB"};
-    int unit = 0;
-    while (bytes >= 999.5 && unit < units.length - 1) {
-      bytes /= 1000;
-      unit++;
-    }
-    return String.format(Locale.ROOT, unit == 0 ? "%.0f %s" : "%.1f %s", bytes, units[unit]);
+    return value.isNumber() ? Quantity.bytes(value.asDouble()) : "–";
   }
 
-  /** Seconds as {@code 4 min 5 s}. */
+  /** Seconds as {@code 4 min 5 s}; a dash where there are none. */
   static String seconds(JsonNode value) {
-    if (!value.isNumber()) {
-      return "–";
-    }
-    double seconds = value.asDouble();
-    return seconds >= 90
-        ? (long) seconds / 60 + " min " + (long) seconds % 60 + " s"
-        : String.format(Locale.ROOT, seconds < 10 ? "%.1f s" : "%.0f s", seconds);
+    return value.isNumber() ? Quantity.seconds(value.asDouble()) : "–";
   }
 }

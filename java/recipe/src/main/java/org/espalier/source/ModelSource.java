@@ -1,4 +1,4 @@
-package org.espalier.cli;
+package org.espalier.source;
 
 import java.nio.file.Files;
 import java.nio.file.InvalidPathException;
@@ -23,9 +23,9 @@ import org.espalier.format.onnx.RandomDraws;
  * @param entry the place in the artefact, or null for a path
  * @param kind what it holds
  */
-record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFiles maven) {
+public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFiles maven) {
   /** What a model can be. */
-  enum Kind {
+  public enum Kind {
     ONNX,
     /** A safetensors file or a folder with one or with shards. */
     SAFETENSORS,
@@ -38,7 +38,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
    * @param notes receives a line for people about each artefact
    * @throws InputException if there is no such file or its name tells another kind or none
    */
-  static ModelSource find(String given, Consumer<String> notes) {
+  public static ModelSource find(String given, Consumer<String> notes) {
     ModelSource source = findAny(given, notes);
     if (source.kind == Kind.TORCHSCRIPT) {
       throw new InputException(
@@ -54,7 +54,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
    *
    * @param notes receives a line for people about what was changed
    */
-  OnnxModel onnx(Consumer<String> notes) {
+  public OnnxModel onnx(Consumer<String> notes) {
     return asTaken(OnnxModel.read(path), notes);
   }
 
@@ -62,7 +62,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
    * The model itself, whose weights that are computed from constants become constants, whose Dropout nodes drop
    * nothing, and whose nodes that hold weights beside what is computed with them are written apart.
    */
-  static OnnxModel asTaken(OnnxModel model, Consumer<String> notes) {
+  public static OnnxModel asTaken(OnnxModel model, Consumer<String> notes) {
     String evaluated = ActiveDropout.evaluate(model);
     if (evaluated != null) {
       notes.accept(evaluated);
@@ -92,7 +92,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
   }
 
   /** Finds a model of any kind, as {@link #find} does. */
-  static ModelSource findAny(String given, Consumer<String> notes) {
+  public static ModelSource findAny(String given, Consumer<String> notes) {
     MavenFiles maven = new MavenFiles(notes);
     MavenEntry entry = MavenEntry.isOne(given) ? MavenEntry.parse(given) : null;
     Path path = entry == null ? path(given) : maven.file(entry);
@@ -124,7 +124,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
    *
    * @throws InputException if its name is that of another kind of model, as which it would be read
    */
-  Path output(String given) {
+  public Path output(String given) {
     Path target = path(given);
     boolean onnx = kind == Kind.ONNX;
     for (String other : List.of(onnx ? ".safetensors" : ".onnx", ".pt")) {
@@ -146,7 +146,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
    *
    * @throws InputException if it cannot be one
    */
-  static Path path(String given) {
+  public static Path path(String given) {
     try {
       if (!given.isEmpty()) {
         return Path.of(given);
@@ -164,7 +164,7 @@ record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFi
    * @param setting what names another one, for messages
    * @throws InputException if there is none, or both
    */
-  Path tokenizer(String setting) {
+  public Path tokenizer(String setting) {
     String file = String.valueOf(path.toAbsolutePath().normalize().getFileName());
     int dot = file.lastIndexOf('.');
     String stem = Files.isDirectory(path) || dot <= 0 ? file : file.substring(0, dot);
