@@ -28,7 +28,7 @@ public final class Scoring {
 
   public static void main(String[] args) throws Exception {
     prune();
-    score(Path.of(args.length > 0 ? args[0] : "scoring.onnx"));
+    score(Path.of(args.length > 0 ? args[0] : "target/scoring.onnx"));
   }
 
   /** Exactly nine of ten weights of a matrix, in memory that is the application's. */
