@@ -5,16 +5,13 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.function.Consumer;
 import java.util.function.Function;
 import java.util.function.Predicate;
 import org.espalier.InputException;
-import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.format.onnx.Attributes;
@@ -36,7 +33,7 @@ import org.espalier.format.onnx.OnnxWeight;
  * examples reach most, rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and puts the
  * mean of the error that is left into the bias.
  */
-public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer {
+public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantizer {
   /** Casts of the integers of tables exist since this version. */
   private static final long OPSET = 11;
 
@@ -93,13 +90,7 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
   /** What was found for a product, and the mean error of x·W; null where biases need not take it up. */
   private record Fitted(BlockWeights weights, double[] meanError) {}
 
-  private final OnnxModel model;
-  private final OneUse use;
   private final Options options;
-
-  /** Whether the model computed in 16 bits. */
-  private final boolean half;
-
   private final List<ProductSite> sites;
 
   /** Of products whose integers are looked up in too. */
@@ -108,16 +99,10 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
   /** The names of other tables, by the outputs of the Gathers that look up in them. */
   private final Map<String, String> tables = new LinkedHashMap<>();
 
-  private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Map<Product, Fitted> fitted = new HashMap<>();
 
   /** What training made of tables of blocks, by their constants. */
-  private final Map<String, BlockWeights> trainedTables = new HashMap<>();
-
-  /** What it made of tables of int8. */
-  private final Map<String, EmbeddingTables.Integers> trainedRows = new HashMap<>();
-
-  private Progress progress = Progress.NONE;
+  private final Map<String, BlockWeights> trainedBlocks = new HashMap<>();
 
   /**
    * Plans the quantization of {@code model} and gives it the form that the runtime fuses.
@@ -125,11 +110,8 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
    * @throws InputException if its operators are too old, or there is nothing to quantize
    */
   public BlockQuantizer(OnnxModel model, Options options) {
-    this.model = model;
-    this.use = new OneUse(model, "was quantized");
+    super(model, OPSET);
     this.options = options;
-    this.half = HalfPrecision.widen(model);
-    OpsetUpgrade.raise(model, OPSET);
     RuntimeForm.apply(model, true);
     sites = ProductSite.find(model, options.include(), skipped);
     for (ProductSite s : sites) {
@@ -185,16 +167,6 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
   @Override
   public List<String> quantized() {
     return ProductSite.names(tables.values().stream(), sites);
-  }
-
-  @Override
-  public Map<String, String> skipped() {
-    return Collections.unmodifiableMap(skipped);
-  }
-
-  @Override
-  public void tell(Progress listener) {
-    progress = listener;
   }
 
   @Override
@@ -282,23 +254,23 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
 
   /** Replaces tables by the values that their integers stand for. */
   private void roundTables() {
-    Map<String, String> distinct = distinctTables();
     Map<String, String> rows = new LinkedHashMap<>();
-    distinct.forEach(
-        (value, name) -> {
-          if (hasBlocks(value)) {
-            long[] dims = model.constant(value).dims();
-            float[] rounded = nearestTable(model, name, value).columnValues();
-            model.replaceConstant(OnnxInitializer.floats(value, dims, rounded));
-          } else {
-            rows.put(value, name);
-          }
-        });
+    tableNames()
+        .forEach(
+            (value, name) -> {
+              if (hasBlocks(value)) {
+                long[] dims = model.constant(value).dims();
+                float[] rounded = nearestTable(model, name, value).columnValues();
+                model.replaceConstant(OnnxInitializer.floats(value, dims, rounded));
+              } else {
+                rows.put(value, name);
+              }
+            });
     EmbeddingTables.round(model, rows);
   }
 
-  /** The names of tables that no product reads, by the constants that hold them. */
-  private Map<String, String> distinctTables() {
+  @Override
+  Map<String, String> tableNames() {
     Map<String, NodeProto> producers = model.producers();
     Map<String, String> distinct = new LinkedHashMap<>();
     tables.forEach((lookUp, name) -> distinct.put(producers.get(lookUp).getInput(0), name));
@@ -345,7 +317,7 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
   public List<QuantizedTable> tables() {
     use.check();
     List<QuantizedTable> result = new ArrayList<>();
-    distinctTables()
+    tableNames()
         .forEach(
             (value, name) -> {
               if (!hasBlocks(value)) {
@@ -381,31 +353,25 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
 
   @Override
   public void setTable(String table, byte[] integers, float[] scales) {
-    Map<String, String> distinct = distinctTables();
-    if (distinct.containsKey(table) && hasBlocks(table)) {
+    if (tableNames().containsKey(table) && hasBlocks(table)) {
       int width = Math.toIntExact(model.constant(table).dims()[1]);
-      trainedTables.put(
+      trainedBlocks.put(
           table, BlockWeights.ofColumns(options.bits(), width, options.block(), scales, integers));
     } else {
-      trainedRows.put(table, EmbeddingTables.checked(model, distinct, table, integers, scales));
+      super.setTable(table, integers, scales);
     }
   }
 
   @Override
   public void apply() {
-    use.check();
-    use.begin();
-    // They are stored once, and a large model's take memory.
-    new Rewriting(model, fitted::remove).run();
+    quantizeModel();
   }
 
   @Override
-  public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
-    use.check();
-    OnnxModel copy = model.copy();
-    change.accept(copy);
-    new Rewriting(copy, fitted::get).run();
-    return copy;
+  void writeNodes(OnnxModel target) {
+    // In the model itself each is stored once; those of a large one take memory.
+    Function<Product, Fitted> found = target == model ? fitted::remove : fitted::get;
+    new Rewriting(target, found).run();
   }
 
   /** One pass over the nodes that emits the new ones. */
@@ -429,7 +395,7 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
     Rewriting(OnnxModel model, Function<Product, Fitted> found) {
       this.model = model;
       this.names = model.names();
-      this.embeddings = new EmbeddingTables(model, names, trainedRows);
+      this.embeddings = new EmbeddingTables(model, names, trainedTables);
       this.found = found;
     }
 
@@ -446,15 +412,7 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
       if (model.opset(DOMAIN) == 0) {
         model.setOpset(DOMAIN, 1);
       }
-      SumShapes sums = SumShapes.find(model);
       model.setNodes(rewritten(model.nodes()));
-      RuntimeForm.removeUnused(model);
-      if (half) {
-        HalfPrecision.narrow(model);
-      } else {
-        sums.apply(model);
-      }
-      model.check();
     }
 
     private List<NodeProto> rewritten(List<NodeProto> nodes) {
@@ -492,7 +450,7 @@ public final class BlockQuantizer implements TrainableQuantizer, WeightQuantizer
               stored.computeIfAbsent(
                   value,
                   key -> {
-                    BlockWeights trained = trainedTables.get(value);
+                    BlockWeights trained = trainedBlocks.get(value);
                     return store(
                         value, trained != null ? trained : nearestTable(model, name, value), true);
                   })));

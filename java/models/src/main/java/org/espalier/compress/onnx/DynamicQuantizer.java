@@ -7,15 +7,12 @@ import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.function.Consumer;
 import java.util.function.Predicate;
 import org.espalier.InputException;
-import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.format.onnx.Attributes;
@@ -46,7 +43,7 @@ import org.espalier.format.onnx.OnnxWeight;
  *       puts the mean of the error that is left into the bias (Nagel et al. 2019, arXiv 1906.04721).
  * </ol>
  */
-public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantizer {
+public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuantizer {
   /** DynamicQuantizeLinear exists since this version. */
   private static final long OPSET = 11;
 
@@ -65,24 +62,13 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
     }
   }
 
-  private final OnnxModel model;
-  private final OneUse use;
   private final Options options;
-
-  /** Whether the model computed in 16 bits. */
-  private final boolean half;
-
   private final int qmax;
   private final List<ProductSite> sites;
   private final Map<String, OnnxWeight> tables = new LinkedHashMap<>();
 
   private TiedLookUps<Product> tied = new TiedLookUps<>();
-  private final Map<String, String> skipped = new LinkedHashMap<>();
   private final Map<Product, Rounded> rounded = new HashMap<>();
-  private Progress progress = Progress.NONE;
-
-  /** What training made of tables, by their constants. */
-  private final Map<String, EmbeddingTables.Integers> trainedTables = new HashMap<>();
 
   /**
    * Plans the quantization of {@code model} and gives it the form that the runtime fuses.
@@ -90,12 +76,9 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
    * @throws InputException if its operators are too old, or there is nothing to quantize
    */
   public DynamicQuantizer(OnnxModel model, Options options) {
-    this.model = model;
-    this.use = new OneUse(model, "was quantized");
+    super(model, OPSET);
     this.options = options;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
-    this.half = HalfPrecision.widen(model);
-    OpsetUpgrade.raise(model, OPSET);
     RuntimeForm.apply(model, true);
     sites = ProductSite.find(model, options.include(), skipped);
     Map<String, NodeProto> producers = model.producers();
@@ -122,16 +105,6 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
   @Override
   public List<String> quantized() {
     return ProductSite.names(tables.values().stream().map(OnnxWeight::name), sites);
-  }
-
-  @Override
-  public Map<String, String> skipped() {
-    return Collections.unmodifiableMap(skipped);
-  }
-
-  @Override
-  public void tell(Progress listener) {
-    progress = listener;
   }
 
   @Override
@@ -170,27 +143,15 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
     tied.forEachProduct(p -> p.factors = null);
     // What a product read too is a table alone now.
     findTables();
-    EmbeddingTables.round(model, distinctTables());
+    EmbeddingTables.round(model, tableNames());
     RuntimeForm.removeUnused(model);
   }
 
-  /** The names of tables by the constants that hold them. */
-  private Map<String, String> distinctTables() {
+  @Override
+  Map<String, String> tableNames() {
     Map<String, String> distinct = new LinkedHashMap<>();
     tables.values().forEach(table -> distinct.put(table.value(), table.name()));
     return distinct;
-  }
-
-  @Override
-  public List<QuantizedTable> tables() {
-    use.check();
-    return EmbeddingTables.nearest(model, distinctTables());
-  }
-
-  @Override
-  public void setTable(String table, byte[] integers, float[] scales) {
-    trainedTables.put(
-        table, EmbeddingTables.checked(model, distinctTables(), table, integers, scales));
   }
 
   @Override
@@ -223,9 +184,7 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
     long[] dims = {p.rows, p.columns};
     FloatBuffer w = FloatBuffer.wrap(p.matrix(model));
     Int8Weights q = Int8Weights.of(p.name, w, dims, 1, qmax, null);
-    byte[] integers = new byte[p.rows * p.columns];
-    q.values().get(integers);
-    return new Rounded(integers, q.scales(), new double[p.columns]);
+    return new Rounded(q.integers(), q.scales(), new double[p.columns]);
   }
 
   @Override
@@ -256,18 +215,12 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
 
   @Override
   public void apply() {
-    use.check();
-    use.begin();
-    new Rewriting(model).run();
+    quantizeModel();
   }
 
   @Override
-  public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
-    use.check();
-    OnnxModel copy = model.copy();
-    change.accept(copy);
-    new Rewriting(copy).run();
-    return copy;
+  void writeNodes(OnnxModel target) {
+    new Rewriting(target).run();
   }
 
   /** One pass over the nodes that emits the new ones. */
@@ -309,16 +262,8 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
           }
         }
       }
-      SumShapes sums = SumShapes.find(model);
       rewrite(model.nodes());
       model.setNodes(out);
-      RuntimeForm.removeUnused(model);
-      if (half) {
-        HalfPrecision.narrow(model);
-      } else {
-        sums.apply(model);
-      }
-      model.check();
     }
 
     private void rewrite(List<NodeProto> nodes) {
@@ -357,9 +302,7 @@ public final class DynamicQuantizer implements TrainableQuantizer, WeightQuantiz
       return Arrays.stream(values).anyMatch(v -> v != 0);
     }
 
-    // Values between the nodes of one product are many and short-lived: short names and no node
-    // names
-    // keep a twelve-layer model 60 KB smaller.
+    // Short names of values, and no names of nodes, keep a model of twelve layers 60 KB smaller.
     private void multiply(Product p) {
       List<String> x = quantized.computeIfAbsent(siteOf.get(p).activation, this::quantize);
       List<String> w = weights(p);

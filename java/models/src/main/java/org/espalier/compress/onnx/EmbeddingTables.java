@@ -296,9 +296,7 @@ final class EmbeddingTables {
   }
 
   private static Integers integers(Int8Weights q) {
-    byte[] values = new byte[q.values().remaining()];
-    q.values().duplicate().get(values);
-    return new Integers(values, q.scales());
+    return new Integers(q.integers(), q.scales());
   }
 
   private Table store(String name, String value) {

@@ -73,6 +73,13 @@ record Int8Weights(ByteBuffer values, float[] scales) {
     return new Int8Weights(values.order(ByteOrder.LITTLE_ENDIAN), scales);
   }
 
+  /** A copy of the integers. */
+  byte[] integers() {
+    byte[] integers = new byte[values.remaining()];
+    values.duplicate().get(integers);
+    return integers;
+  }
+
   /** Which channels have no scale whose reciprocal is finite. */
   private static boolean[] dead(FloatBuffer weights, long[] dims, int axis, int qmax) {
     boolean[] dead = new boolean[Math.toIntExact(dims[axis])];

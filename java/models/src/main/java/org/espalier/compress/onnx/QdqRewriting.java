@@ -29,33 +29,26 @@ final class QdqRewriting {
   private static final Logger LOG = LoggerFactory.getLogger(QdqRewriting.class);
 
   /**
-   * What is quantized, and how.
+   * What calibration and training found.
    *
-   * @param targets products by their outputs
-   * @param embeddings look-ups by their outputs
-   * @param tied look-ups in the weights of products, by the products' outputs
-   * @param rounded integers that fitting or training found, by the products' outputs; others get the nearest
-   * @param factors what fitting multiplied the rows of weights with, by the products' outputs
-   * @param biasChanges what fitting adds to biases, by the outputs of their additions
-   * @param trainedTables what training made of tables, by their constants
-   * @param operators that run on integers between products
+   * @param rounded integers by the products' outputs; products that are not among them get the nearest ones
+   * @param factors what the rows of weights were multiplied with, by the products' outputs
+   * @param biasChanges what is added to biases, by the outputs of their additions
+   * @param tables integers of trained tables, by the constants that hold the tables
    * @param ranges of all activations that have a grid of their own
    * @param qmax weights are in [−qmax, qmax]
    */
-  record Plan(
-      Map<String, QuantizedUse> targets,
-      Map<String, QuantizedUse> embeddings,
-      TiedLookUps<String> tied,
+  record Fit(
       Map<String, Rounded> rounded,
       Map<String, float[]> factors,
       Map<String, double[]> biasChanges,
-      Map<String, EmbeddingTables.Integers> trainedTables,
-      IntegerOperators operators,
+      Map<String, EmbeddingTables.Integers> tables,
       Map<String, ActivationRange> ranges,
       int qmax) {}
 
   private final OnnxModel model;
-  private final Plan plan;
+  private final StaticPlan plan;
+  private final Fit fit;
   private final IntegerOperators operators;
   private final OnnxModel.Names names;
   private final EmbeddingTables tables;
@@ -79,13 +72,14 @@ final class QdqRewriting {
   /** The outputs of additions whose biases are written as matrices of one row. */
   private final Set<String> rows = new HashSet<>();
 
-  QdqRewriting(OnnxModel model, Plan plan) {
+  QdqRewriting(OnnxModel model, StaticPlan plan, Fit fit) {
     this.plan = plan;
+    this.fit = fit;
     this.operators = plan.operators();
     this.model = model;
     this.names = model.names();
-    this.tables = new EmbeddingTables(model, names, plan.trainedTables());
-    this.widths = new ChannelWidths(model, plan.targets().keySet());
+    this.tables = new EmbeddingTables(model, names, fit.tables());
+    this.widths = new ChannelWidths(model, plan.products().keySet());
   }
 
   private record Quantized(String value, String scale, String zeroPoint) {}
@@ -101,11 +95,11 @@ final class QdqRewriting {
         String product = plan.tied().product(output);
         tiedWeights(product);
         out.addAll(
-            tables.lookUpShared(plan.tied().gather(output), plan.targets().get(product).value()));
+            tables.lookUpShared(plan.tied().gather(output), plan.products().get(product).value()));
         continue;
       }
-      if (plan.embeddings().containsKey(output)) {
-        QuantizedUse table = plan.embeddings().get(output);
+      if (plan.lookUps().containsKey(output)) {
+        QuantizedUse table = plan.lookUps().get(output);
         bypassed.add(table.value());
         out.addAll(tables.lookUp(n, table.name()));
         continue;
@@ -113,12 +107,12 @@ final class QdqRewriting {
       if (joined.contains(output)) {
         continue;
       }
-      if (plan.targets().containsKey(output)) {
-        product(b, plan.targets().get(output));
+      if (plan.products().containsKey(output)) {
+        product(b, plan.products().get(output));
       } else if (gemms.containsKey(output)) {
         b = gemm(gemms.get(output), n);
-      } else if (plan.biasChanges().containsKey(output)) {
-        b = ConstantVector.changed(model, names, n, plan.biasChanges().get(output)).toBuilder();
+      } else if (fit.biasChanges().containsKey(output)) {
+        b = ConstantVector.changed(model, names, n, fit.biasChanges().get(output)).toBuilder();
       } else if (widths.changes(n)) {
         widths.widen(b, names);
       }
@@ -127,7 +121,7 @@ final class QdqRewriting {
       }
       if (operators.isScaled(output)) {
         Quantized source = quantized.get(operators.source(output));
-        quantized.put(output, scaled(source, operators.scale(output, plan.ranges())));
+        quantized.put(output, scaled(source, operators.scale(output, fit.ranges())));
         emit(dequantize(quantized.get(output), output, -1));
         continue;
       }
@@ -147,12 +141,11 @@ final class QdqRewriting {
           output,
           passed
               ? quantize(before, quantized.get(operators.source(output)))
-              : layOut(output, quantize(before, plan.ranges().get(output))));
+              : layOut(output, quantize(before, fit.ranges().get(output))));
       emit(dequantize(quantized.get(output), output, -1));
     }
     removeBypassed();
     model.setNodes(out);
-    RuntimeForm.removeUnused(model);
   }
 
   /**
@@ -167,7 +160,7 @@ final class QdqRewriting {
     Set<String> outputs = model.outputNames();
     for (NodeProto n : model.nodes()) {
       String product = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      QuantizedUse target = plan.targets().get(product);
+      QuantizedUse target = plan.products().get(product);
       List<NodeProto> readers = consumers.getOrDefault(product, List.of());
       if (target == null
           || target.use().kind() != Kind.MATMUL
@@ -220,8 +213,8 @@ final class QdqRewriting {
   }
 
   private NodeProto.Builder gemm(NodeProto product, NodeProto add) {
-    QuantizedUse target = plan.targets().get(product.getOutput(0));
-    double[] change = plan.biasChanges().get(add.getOutput(0));
+    QuantizedUse target = plan.products().get(product.getOutput(0));
+    double[] change = fit.biasChanges().get(add.getOutput(0));
     NodeProto sum = change == null ? add : ConstantVector.changed(model, names, add, change);
     NodeProto.Builder b =
         product.toBuilder()
@@ -243,11 +236,11 @@ final class QdqRewriting {
     }
     long[] dims = {channels, 1, 1, 1};
     byte[] ones = new byte[channels];
-    Arrays.fill(ones, (byte) plan.qmax());
+    Arrays.fill(ones, (byte) fit.qmax());
     String integers = names.unique("ones");
     String scale = names.unique("ones_scale");
     model.addInitializer(OnnxInitializer.bytes(integers, DataType.INT8, dims, ones));
-    model.addInitializer(OnnxInitializer.floats(scale, new long[0], 1f / plan.qmax()));
+    model.addInitializer(OnnxInitializer.floats(scale, new long[0], 1f / fit.qmax()));
     String same = names.unique("image");
     String weight = fresh(new Quantized(integers, scale, zeros(DataType.INT8, -1)), -1);
     emit(
@@ -283,11 +276,11 @@ final class QdqRewriting {
     String x = n.getInput(0);
     Quantized q = quantized.get(x);
     if (q == null) {
-      q = quantize(x, plan.ranges().get(x));
+      q = quantize(x, fit.ranges().get(x));
       quantized.put(x, q);
     }
     String bias = QuantizedUse.bias(n.build());
-    float scale = operators.scale(x, plan.ranges());
+    float scale = operators.scale(x, fit.ranges());
     Weights w = weights(n.build(), target, bias, scale);
     if (widths.changes(n.build())) {
       widths.widenGroups(n);
@@ -356,7 +349,7 @@ final class QdqRewriting {
     long[] dims = target.dims(model);
     long[] wide = widths.changes(n) ? widths.weights(n) : dims;
     int axis = target.scaleAxis();
-    Rounded fitted = plan.rounded().get(use.node());
+    Rounded fitted = fit.rounded().get(use.node());
     if (fitted != null) {
       ByteBuffer integers = ByteBuffer.allocateDirect(fitted.integers().length);
       integers.put(fitted.integers()).flip();
@@ -368,7 +361,7 @@ final class QdqRewriting {
     if (known != null && atLeast(known.scales(), minimum)) {
       return known;
     }
-    Int8Weights q = target.nearest(model, plan.qmax(), minimum);
+    Int8Weights q = target.nearest(model, fit.qmax(), minimum);
     Weights made = store(target, dims, wide, axis, q.values(), q.scales());
     weights.put(key, made);
     return made;
@@ -379,18 +372,15 @@ final class QdqRewriting {
     return tiedWeights.computeIfAbsent(
         product,
         key -> {
-          QuantizedUse target = plan.targets().get(product);
-          Rounded r = plan.rounded().get(product);
+          QuantizedUse target = plan.products().get(product);
+          Rounded r = fit.rounded().get(product);
           if (r == null) {
-            Int8Weights q =
-                target.nearest(model, plan.qmax(), target.minimumScales(model, null, 1));
-            byte[] integers = new byte[q.values().remaining()];
-            q.values().get(integers);
-            r = new Rounded(integers, q.scales(), null);
+            Int8Weights q = target.nearest(model, fit.qmax(), target.minimumScales(model, null, 1));
+            r = new Rounded(q.integers(), q.scales(), null);
           }
           bypassed.addAll(target.use().path());
           String rows =
-              tables.share(target.value(), r.integers(), r.scales(), plan.factors().get(product));
+              tables.share(target.value(), r.integers(), r.scales(), fit.factors().get(product));
           String turned = names.unique(target.value() + "_turned");
           emit(Nodes.node("Transpose", turned, rows).addAttribute(Nodes.swap()));
           String scale = names.unique(target.value() + "_scale");

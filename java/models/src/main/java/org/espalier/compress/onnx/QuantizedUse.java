@@ -3,7 +3,9 @@ package org.espalier.compress.onnx;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.FloatBuffer;
+import java.util.List;
 import java.util.Map;
+import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -98,7 +100,27 @@ record QuantizedUse(String name, String value, Use use) {
 
   /** Whether it multiplies channels with factors that equalization found, and is no weight of the model. */
   boolean isChannelwise() {
-    return StaticQuantizer.isChannelwise(value);
+    return ConvEqualization.isChannelwise(value);
+  }
+
+  /** The same product with an initializer of its own, in the layout that its node sees, for training to change. */
+  QuantizedUse makeLatent(OnnxModel model, OnnxModel.Names names) {
+    OnnxInitializer w = model.constant(value);
+    float[] values = new float[Math.toIntExact(w.elements())];
+    Permutation.apply(w.floats(), w.dims(), use.axes()).get(values);
+    String latent = names.unique(name + TrainableQuantizer.LATENT);
+    model.addInitializer(OnnxInitializer.floats(latent, dims(model), values));
+    Use direct =
+        new Use(
+            use.kind(),
+            use.node(),
+            use.input(),
+            use.axes().indexOf(use.outputAxis()),
+            use.axes().indexOf(use.reductionAxis()),
+            IntStream.range(0, use.axes().size()).boxed().toList(),
+            use.groups(),
+            List.of(latent));
+    return new QuantizedUse(name, latent, direct);
   }
 
   /** The bias of a product of two factors; null where it has none. */

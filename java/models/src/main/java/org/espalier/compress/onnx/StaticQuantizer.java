@@ -4,26 +4,18 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import java.util.function.Consumer;
 import java.util.function.Predicate;
 import java.util.function.Supplier;
-import java.util.stream.IntStream;
 import org.espalier.InputException;
-import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
-import org.espalier.format.onnx.OnnxWeight.Kind;
-import org.espalier.format.onnx.OnnxWeight.Use;
-import org.espalier.format.onnx.OnnxWeights;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -43,7 +35,7 @@ import org.slf4j.LoggerFactory;
  *
  * <p>Of one use: what comes after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
  */
-public final class StaticQuantizer implements TrainableQuantizer {
+public final class StaticQuantizer extends OnnxQuantizer {
   private static final Logger LOG = LoggerFactory.getLogger(StaticQuantizer.class);
 
   /** By how much operators of two images in int8 may raise the error of what int8 products make alone. */
@@ -79,22 +71,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
     }
   }
 
-  private final OnnxModel model;
-  private final OneUse use;
-
-  /** Whether the model computed in 16 bits. */
-  private final boolean half;
-
   private final Options options;
   private final int qmax;
-  private final Map<String, QuantizedUse> targets = new LinkedHashMap<>();
-  private final Map<String, QuantizedUse> embeddings = new LinkedHashMap<>();
-
-  /** Products are known by their outputs. */
-  private TiedLookUps<String> tied = new TiedLookUps<>();
-
-  private final Map<String, String> skipped = new LinkedHashMap<>();
-  private final Set<String> activations = new LinkedHashSet<>();
+  private final StaticPlan plan;
 
   /** What fitting found, by the outputs of the products, and of the additions of biases. */
   private final Map<String, Rounded> rounded = new HashMap<>();
@@ -103,21 +82,10 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private final Map<String, float[]> factors = new HashMap<>();
 
   private final Map<String, double[]> biasChanges = new HashMap<>();
-
-  /** What training made of tables, by their constants. */
-  private final Map<String, EmbeddingTables.Integers> trainedTables = new HashMap<>();
-
   private boolean fitted;
-
-  private Progress progress = Progress.NONE;
 
   /** What {@link #products} and {@link #quantizedCopy} go by. */
   private Map<String, ActivationRange> ranges = Map.of();
-
-  private IntegerOperators operators;
-
-  /** Those of {@link IntegerOperators#BINARY} that read two images as floats. */
-  private Set<String> floatOperators = Set.of();
 
   /**
    * Plans the quantization of {@code model}, which is raised to operator set 13 if it is older, and
@@ -127,47 +95,14 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * @throws InputException if it cannot be raised, or has nothing to quantize
    */
   public StaticQuantizer(OnnxModel model, Options options) {
-    this.model = model;
-    this.use = new OneUse(model, "was quantized");
+    super(model, OPSET);
     this.options = options;
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
-    this.half = HalfPrecision.widen(model);
-    OpsetUpgrade.raise(model, OPSET);
     IntegerForm.apply(model);
     BatchNormFolding.apply(model);
     GateBounds.apply(model);
     RuntimeForm.apply(model, false);
-    Map<String, NodeProto> producers = model.producers();
-    for (OnnxWeight weight : OnnxWeights.of(model)) {
-      if (isChannelwise(weight.value())) {
-        addChannelwise(weight);
-        continue;
-      }
-      if (!options.include().test(weight)) {
-        continue;
-      }
-      if (options.embeddings()) {
-        findLookUps(weight, producers);
-      }
-      for (Use use : weight.uses()) {
-        if (tied.contains(use.node())) {
-          continue;
-        }
-        String reason = obstacle(weight, use, producers.get(use.node()));
-        if (reason != null) {
-          skipped.put(weight.name(), reason);
-        } else if (use.kind() == Kind.EMBEDDING) {
-          embeddings.put(use.node(), new QuantizedUse(weight.name(), weight.value(), use));
-        } else {
-          targets.put(use.node(), new QuantizedUse(weight.name(), weight.value(), use));
-        }
-      }
-    }
-    if (targets.isEmpty()) {
-      throw FloatWeights.none(
-          model, "MatMul, Gemm or Conv multiplies with a float32 constant", skipped);
-    }
-    findActivations();
+    plan = new StaticPlan(model, options, skipped);
   }
 
   /**
@@ -178,49 +113,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
     return ConvEqualization.isChannelwise(constant);
   }
 
-  private void addChannelwise(OnnxWeight weight) {
-    for (Use use : weight.uses()) {
-      targets.put(use.node(), new QuantizedUse(weight.name(), weight.value(), use));
-    }
-  }
-
-  /** Notes the look-ups in a weight that read what its product reads. */
-  private void findLookUps(OnnxWeight weight, Map<String, NodeProto> producers) {
-    for (Use use : weight.uses()) {
-      if (use.kind() == Kind.MATMUL && obstacle(weight, use, producers.get(use.node())) == null) {
-        for (String lookUp : ProductSite.lookUps(weight, use, producers)) {
-          tied.add(producers.get(lookUp), use.node());
-        }
-      }
-    }
-  }
-
-  /** Why a use of a weight stays as it is; null if it can be quantized. */
-  private String obstacle(OnnxWeight weight, Use use, NodeProto node) {
-    return QuantizedUse.obstacle(model, weight, use, node, options.embeddings());
-  }
-
-  private void findActivations() {
-    Map<String, NodeProto> producers = model.producers();
-    Set<String> convolutions = new LinkedHashSet<>();
-    Set<String> read = new LinkedHashSet<>();
-    targets.forEach(
-        (output, target) -> {
-          read.add(producers.get(output).getInput(0));
-          if (target.use().kind() == Kind.CONV) {
-            convolutions.add(output);
-          }
-        });
-    operators = new IntegerOperators(model, floatOperators);
-    operators.find(convolutions, read);
-    activations.clear();
-    read.forEach(value -> activations.add(operators.root(value)));
-    activations.addAll(operators.results());
-  }
-
   /** The values whose ranges {@link #apply} needs: float32 tensors of the model's main graph. */
   public Set<String> activations() {
-    return Collections.unmodifiableSet(activations);
+    return Collections.unmodifiableSet(plan.activations());
   }
 
   /**
@@ -228,20 +123,12 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * that run on integers, or of the Relu or Clip behind one. The others are quantized in front of products only.
    */
   public Set<String> quantizedResults() {
-    return Collections.unmodifiableSet(operators.results());
+    return Collections.unmodifiableSet(plan.operators().results());
   }
 
-  /** The weights that are quantized, by the names of {@link OnnxWeight}. */
+  @Override
   public List<String> quantized() {
-    Set<String> names = new LinkedHashSet<>();
-    embeddings.values().forEach(t -> names.add(t.name()));
-    targets.values().stream().filter(t -> !t.isChannelwise()).forEach(t -> names.add(t.name()));
-    return List.copyOf(names);
-  }
-
-  /** The weights that were asked for and stay as they are, with the reason. */
-  public Map<String, String> skipped() {
-    return Collections.unmodifiableMap(skipped);
+    return plan.names();
   }
 
   /**
@@ -282,11 +169,6 @@ public final class StaticQuantizer implements TrainableQuantizer {
     return best;
   }
 
-  @Override
-  public void tell(Progress listener) {
-    progress = listener;
-  }
-
   private List<Map<String, ActivationRange>> calibrate(
       ActivationSource source, List<Clipping> clippings) {
     use.check();
@@ -303,14 +185,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   private void fit(ActivationSource source) {
-    Set<String> convolutions = new HashSet<>();
-    targets.forEach(
-        (output, target) -> {
-          if (target.use().kind() == Kind.CONV) {
-            convolutions.add(output);
-          }
-        });
-    ConvEqualization.apply(model, convolutions, qmax, new ToldActivations(source, progress));
+    ConvEqualization.apply(model, plan.convolutions(), qmax, new ToldActivations(source, progress));
     List<ProductSite> sites = ProductSite.find(model, options.include(), new LinkedHashMap<>());
     ProductFitting.fit(model, sites, qmax, source, progress)
         .forEach(
@@ -321,18 +196,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
                 biasChanges.put(product.biasAdd, r.meanError());
               }
             });
-    // Scaled weights are new constants.
-    for (OnnxWeight weight : OnnxWeights.of(model)) {
-      if (isChannelwise(weight.value())) {
-        addChannelwise(weight);
-        continue;
-      }
-      for (Use use : weight.uses()) {
-        targets.computeIfPresent(
-            use.node(), (output, old) -> new QuantizedUse(old.name(), weight.value(), use));
-      }
-    }
-    findActivations();
+    plan.followWeights();
   }
 
   /**
@@ -347,44 +211,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
   private List<Map<String, ActivationRange>> ranges(
       ActivationSource source, List<Clipping> clippings) {
     use.check();
-    Map<String, ActivationHistogram> histograms = new LinkedHashMap<>();
-    activations.forEach(a -> histograms.put(a, new ActivationHistogram()));
-    source.run(
-        model,
-        activations,
-        (activation, shape, values) -> {
-          long bad = histograms.get(activation).add(values);
-          if (bad > 0) {
-            throw new InputException(
-                model.name()
-                    + ": the activation "
-                    + activation
-                    + " holds "
-                    + bad
-                    + " NaN or infinite values; no range can be found");
-          }
-        });
-    return clippings.stream().map(clipping -> ranges(histograms, clipping)).toList();
-  }
-
-  private Map<String, ActivationRange> ranges(
-      Map<String, ActivationHistogram> histograms, Clipping clipping) {
-    Map<String, NodeProto> producers = model.producers();
-    Map<String, ActivationRange> ranges = new LinkedHashMap<>();
-    histograms.forEach(
-        (activation, histogram) -> {
-          if (histogram.count() == 0) {
-            throw new InputException(
-                model.name()
-                    + ": calibration has no values of "
-                    + activation
-                    + "; give it at least one example");
-          }
-          float[] bounds = IntegerOperators.bounds(model, producers.get(activation));
-          ActivationRange range = clipping.range(histogram);
-          ranges.put(activation, bounds == null ? range : range.within(bounds[0], bounds[1]));
-        });
-    return ranges;
+    return RangeCalibration.run(model, plan.activations(), source, clippings);
   }
 
   /**
@@ -398,35 +225,34 @@ public final class StaticQuantizer implements TrainableQuantizer {
    */
   public Map<String, Double> leaveSensitive(OutputError error) {
     use.check();
-    Map<String, QuantizedUse> all = new LinkedHashMap<>(targets);
+    Map<String, QuantizedUse> products = plan.products();
+    Map<String, QuantizedUse> all = new LinkedHashMap<>(products);
     List<String> convs =
-        all.keySet().stream()
-            .filter(o -> all.get(o).use().kind() == Kind.CONV && !all.get(o).isChannelwise())
-            .toList();
+        plan.convolutions().stream().filter(o -> !all.get(o).isChannelwise()).toList();
     rangesForPassed();
     Map<String, Double> found =
         onConvsAlone(
             () -> {
               try {
-                floatOperators = IntegerOperators.BINARY;
+                plan.leaveFloat(IntegerOperators.BINARY);
                 return Sensitivity.search(
                     convs,
                     some -> {
-                      targets.values().removeIf(t -> !t.isChannelwise());
-                      some.forEach(output -> targets.put(output, all.get(output)));
-                      findActivations();
+                      products.values().removeIf(t -> !t.isChannelwise());
+                      some.forEach(output -> products.put(output, all.get(output)));
+                      plan.findActivations();
                       return error.made(quantizedCopy(copy -> {})).largest();
                     },
                     progress);
               } finally {
-                floatOperators = Set.of();
-                targets.clear();
-                targets.putAll(all);
+                products.clear();
+                products.putAll(all);
+                plan.leaveFloat(Set.of());
               }
             });
     Map<String, Double> left = new LinkedHashMap<>();
-    found.forEach((output, alone) -> left.put(targets.remove(output).name(), alone));
-    findActivations();
+    found.forEach((output, alone) -> left.put(products.remove(output).name(), alone));
+    plan.findActivations();
     return left;
   }
 
@@ -454,29 +280,28 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   private OnnxModel withFloat(Set<String> left) {
-    floatOperators = left;
-    findActivations();
+    plan.leaveFloat(left);
     return quantizedCopy(copy -> {});
   }
 
   /** Behind what stays float, a value that passed a grid on needs one of its own. */
   private void rangesForPassed() {
     Map<String, ActivationRange> known = new HashMap<>(ranges);
-    for (String value : operators.passed()) {
-      known.computeIfAbsent(value, passed -> operators.range(passed, ranges));
+    for (String value : plan.operators().passed()) {
+      known.computeIfAbsent(value, passed -> plan.operators().range(passed, ranges));
     }
     ranges = known;
   }
 
   private <T> T onConvsAlone(Supplier<T> search) {
-    Map<String, QuantizedUse> tables = new LinkedHashMap<>(embeddings);
+    Map<String, QuantizedUse> tables = new LinkedHashMap<>(plan.lookUps());
     Map<String, double[]> changes = new HashMap<>(biasChanges);
     try {
-      embeddings.clear();
+      plan.lookUps().clear();
       biasChanges.clear();
       return search.get();
     } finally {
-      embeddings.putAll(tables);
+      plan.lookUps().putAll(tables);
       biasChanges.putAll(changes);
     }
   }
@@ -491,8 +316,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
   public void apply(Map<String, ActivationRange> ranges) {
     use.check();
     setRanges(ranges);
-    use.begin();
-    rewrite(model);
+    quantizeModel();
   }
 
   /**
@@ -501,7 +325,7 @@ public final class StaticQuantizer implements TrainableQuantizer {
    * @param ranges of all {@link #activations()}
    */
   public void setRanges(Map<String, ActivationRange> ranges) {
-    for (String a : activations) {
+    for (String a : plan.activations()) {
       if (ranges.get(a) == null) {
         throw new IllegalArgumentException("no range for the activation " + a);
       }
@@ -519,75 +343,38 @@ public final class StaticQuantizer implements TrainableQuantizer {
     use.check();
     OnnxModel.Names names = model.names();
     Map<String, TrainingForm.Latent> latents = new HashMap<>();
-    targets.replaceAll(
-        (output, target) -> {
-          if (target.isChannelwise()) {
-            return target;
-          }
-          Use use = target.use();
-          OnnxInitializer w = model.constant(target.value());
-          float[] values = new float[Math.toIntExact(w.elements())];
-          Permutation.apply(w.floats(), w.dims(), use.axes()).get(values);
-          String value = names.unique(target.name() + TrainableQuantizer.LATENT);
-          model.addInitializer(OnnxInitializer.floats(value, target.dims(model), values));
-          List<Integer> axes = IntStream.range(0, use.axes().size()).boxed().toList();
-          Use direct =
-              new Use(
-                  use.kind(),
-                  output,
-                  use.input(),
-                  use.axes().indexOf(use.outputAxis()),
-                  use.axes().indexOf(use.reductionAxis()),
-                  axes,
-                  use.groups(),
-                  List.of(value));
-          latents.put(output, new TrainingForm.Latent(use.input(), value));
-          return new QuantizedUse(target.name(), value, direct);
-        });
-    tied =
+    plan.products()
+        .replaceAll(
+            (output, target) -> {
+              if (target.isChannelwise()) {
+                return target;
+              }
+              QuantizedUse latent = target.makeLatent(model, names);
+              latents.put(output, new TrainingForm.Latent(target.use().input(), latent.value()));
+              return latent;
+            });
+    TiedLookUps<String> tied =
         TrainingForm.apply(
             model,
             names,
             latents,
             biasChanges,
-            tied,
+            plan.tied(),
             product -> latents.get(product).weight(),
             factors::get);
     // The biases and nodes of the graph hold it now.
     biasChanges.clear();
     factors.clear();
-    // What a product read too is a table alone now.
-    Map<String, NodeProto> producers = model.producers();
-    for (OnnxWeight weight : OnnxWeights.of(model)) {
-      if (weight.isEmbedding() && options.include().test(weight)) {
-        for (Use use : weight.uses()) {
-          if (obstacle(weight, use, producers.get(use.node())) == null) {
-            embeddings.put(use.node(), new QuantizedUse(weight.name(), weight.value(), use));
-          }
-        }
-      }
-    }
-    EmbeddingTables.round(model, distinctTables());
+    plan.followTables(tied);
+    EmbeddingTables.round(model, tableNames());
     RuntimeForm.removeUnused(model);
   }
 
-  /** The names of tables by the constants that hold them. */
-  private Map<String, String> distinctTables() {
-    Map<String, String> distinct = new LinkedHashMap<>();
-    embeddings.values().forEach(table -> distinct.put(table.value(), table.name()));
-    return distinct;
-  }
-
   @Override
-  public List<QuantizedTable> tables() {
-    use.check();
-    return EmbeddingTables.nearest(model, distinctTables());
-  }
-
-  @Override
-  public void setTable(String table, byte[] integers, float[] scales) {
-    trainedTables.put(
-        table, EmbeddingTables.checked(model, distinctTables(), table, integers, scales));
+  Map<String, String> tableNames() {
+    Map<String, String> names = new LinkedHashMap<>();
+    plan.lookUps().values().forEach(table -> names.put(table.value(), table.name()));
+    return names;
   }
 
   @Override
@@ -595,41 +382,38 @@ public final class StaticQuantizer implements TrainableQuantizer {
     use.check();
     Map<String, NodeProto> producers = model.producers();
     List<QuantizedProduct> result = new ArrayList<>();
-    targets.forEach(
-        (output, target) -> {
-          if (target.isChannelwise()) {
-            return;
-          }
-          NodeProto n = producers.get(output);
-          String activation = operators.root(n.getInput(0));
-          Rounded r =
-              rounded.computeIfAbsent(
-                  output,
-                  o -> {
-                    float[] minimum =
-                        target.minimumScales(
-                            model, QuantizedUse.bias(n), operators.scale(n.getInput(0), ranges));
-                    Int8Weights q = target.nearest(model, qmax, minimum);
-                    byte[] integers = new byte[q.values().remaining()];
-                    q.values().get(integers);
-                    return new Rounded(integers, q.scales(), null);
-                  });
-          result.add(
-              new QuantizedProduct(
-                  target.name(),
-                  output,
-                  activation,
-                  target.value(),
-                  WeightGrid.channels(qmax, target.scaleAxis()),
-                  r.integers(),
-                  r.scales()));
-        });
+    plan.products()
+        .forEach(
+            (output, target) -> {
+              if (target.isChannelwise()) {
+                return;
+              }
+              NodeProto n = producers.get(output);
+              Rounded r = rounded.computeIfAbsent(output, o -> nearest(target, n));
+              result.add(
+                  new QuantizedProduct(
+                      target.name(),
+                      output,
+                      plan.operators().root(n.getInput(0)),
+                      target.value(),
+                      WeightGrid.channels(qmax, target.scaleAxis()),
+                      r.integers(),
+                      r.scales()));
+            });
     return result;
+  }
+
+  private Rounded nearest(QuantizedUse target, NodeProto n) {
+    float[] minimum =
+        target.minimumScales(
+            model, QuantizedUse.bias(n), plan.operators().scale(n.getInput(0), ranges));
+    Int8Weights q = target.nearest(model, qmax, minimum);
+    return new Rounded(q.integers(), q.scales(), null);
   }
 
   @Override
   public void setWeights(String output, byte[] integers, float[] scales) {
-    QuantizedUse target = targets.get(output);
+    QuantizedUse target = plan.products().get(output);
     if (target == null) {
       throw new IllegalArgumentException("no product defines " + output);
     }
@@ -653,34 +437,9 @@ public final class StaticQuantizer implements TrainableQuantizer {
   }
 
   @Override
-  public OnnxModel quantizedCopy(Consumer<OnnxModel> change) {
-    use.check();
-    OnnxModel copy = model.copy();
-    change.accept(copy);
-    rewrite(copy);
-    return copy;
-  }
-
-  /** Quantizes a model, which is this one or a copy of it with other values of constants. */
-  private void rewrite(OnnxModel rewritten) {
-    QdqRewriting.Plan plan =
-        new QdqRewriting.Plan(
-            targets,
-            embeddings,
-            tied,
-            rounded,
-            factors,
-            biasChanges,
-            trainedTables,
-            operators,
-            ranges,
-            qmax);
-    SumShapes sums = SumShapes.find(rewritten);
-    new QdqRewriting(rewritten, plan).run();
-    if (half) {
-      HalfPrecision.narrow(rewritten);
-    } else {
-      sums.apply(rewritten);
-    }
+  void writeNodes(OnnxModel target) {
+    QdqRewriting.Fit fit =
+        new QdqRewriting.Fit(rounded, factors, biasChanges, trainedTables, ranges, qmax);
+    new QdqRewriting(target, plan, fit).run();
   }
 }

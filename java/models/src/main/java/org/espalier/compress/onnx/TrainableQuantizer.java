@@ -1,17 +1,26 @@
 package org.espalier.compress.onnx;
 
 import java.util.List;
+import java.util.Map;
 import java.util.function.Consumer;
 import org.espalier.compress.Progress;
 import org.espalier.format.onnx.OnnxModel;
 
-/** Quantization with training between its plan and its export: what training saw is what is written. */
-public sealed interface TrainableQuantizer
-    permits DynamicQuantizer, BlockQuantizer, StaticQuantizer {
+/**
+ * Quantization of an ONNX model, with training between its plan and its export where that is wanted: the values that training
+ * computed with are the values that are written.
+ */
+public sealed interface TrainableQuantizer permits OnnxQuantizer, WeightQuantizer {
   /** What the name of a weight ends in once the model is prepared, before a number where it needs one. */
   String LATENT = "_latent";
 
-  /** Has somebody hear how far calibration is. */
+  /** The weights that are quantized, by the names of {@link org.espalier.format.onnx.OnnxWeight}. */
+  List<String> quantized();
+
+  /** The weights that were asked for and stay as they are, with the reason. */
+  Map<String, String> skipped();
+
+  /** Reports the progress of calibration to {@code listener}. */
   void tell(Progress listener);
 
   /**

@@ -1,24 +1,13 @@
 package org.espalier.compress.onnx;
 
-import java.util.List;
-import java.util.Map;
-import org.espalier.compress.Progress;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
  * Quantization that needs no ranges of activations: weights are rounded as they are, or fitted to examples. Of one use: what comes
  * after {@link #apply} throws an {@link IllegalStateException}. Not safe for several threads.
  */
-public sealed interface WeightQuantizer permits DynamicQuantizer, BlockQuantizer {
-  /** The weights that are quantized, by the names of {@link org.espalier.format.onnx.OnnxWeight}. */
-  List<String> quantized();
-
-  /** The weights that were asked for and stay as they are, with the reason. */
-  Map<String, String> skipped();
-
-  /** Has somebody hear how far {@link #calibrate} is. */
-  void tell(Progress listener);
-
+public sealed interface WeightQuantizer extends TrainableQuantizer
+    permits DynamicQuantizer, BlockQuantizer {
   /**
    * Fits the model to examples. Afterwards, until {@link #apply}, it is a float32 model that computes what it did before.
    *
