@@ -334,21 +334,11 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
 
   @Override
   public void setWeights(String output, byte[] integers, float[] scales) {
-    for (Product p : trainedProducts()) {
-      if (p.output.equals(output)) {
-        BlockWeights w =
-            new BlockWeights(
-                options.bits(),
-                p.rows,
-                p.columns,
-                options.block(),
-                scales.clone(),
-                integers.clone());
-        fitted.put(p, new Fitted(w, null));
-        return;
-      }
-    }
-    throw new IllegalArgumentException("no product defines " + output);
+    Product p = ProductSite.product(sites, output);
+    BlockWeights w =
+        new BlockWeights(
+            options.bits(), p.rows, p.columns, options.block(), scales.clone(), integers.clone());
+    fitted.put(p, new Fitted(w, null));
   }
 
   @Override
@@ -387,10 +377,10 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     private final Map<String, double[]> biasChanges = new HashMap<>();
 
     /** Integers and scales of weights that were rounded as they are, by weight and axes. */
-    private final Map<List<Object>, List<String>> plain = new HashMap<>();
+    private final Map<List<Object>, StoredWeights> plain = new HashMap<>();
 
     /** Integers [rows, bytes] and scales [rows, blocks] of tables, by the constants that they were. */
-    private final Map<String, List<String>> stored = new HashMap<>();
+    private final Map<String, StoredWeights> stored = new HashMap<>();
 
     Rewriting(OnnxModel model, Function<Product, Fitted> found) {
       this.model = model;
@@ -422,7 +412,13 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
         if (tied.contains(output)) {
           out.add(lookUp(n, shared(tied.product(output))));
         } else if (tables.containsKey(output)) {
-          lookUp(n, tables.get(output), out);
+          String name = tables.get(output);
+          String value = n.getInput(0);
+          if (hasBlocks(value)) {
+            out.add(lookUp(n, table(name, value)));
+          } else {
+            out.addAll(embeddings.lookUp(n, name));
+          }
         } else if (products.containsKey(output)) {
           multiply(n, products.get(output), out);
         } else if (biasChanges.containsKey(output)) {
@@ -438,31 +434,23 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
       return g.toBuilder().clearNode().addAllNode(rewritten(g.getNodeList())).build();
     }
 
-    private void lookUp(NodeProto n, String name, List<NodeProto> out) {
-      String value = n.getInput(0);
-      if (!hasBlocks(value)) {
-        out.addAll(embeddings.lookUp(n, name));
-        return;
-      }
-      out.add(
-          lookUp(
-              n,
-              stored.computeIfAbsent(
-                  value,
-                  key -> {
-                    BlockWeights trained = trainedBlocks.get(value);
-                    return store(
-                        value, trained != null ? trained : nearestTable(model, name, value), true);
-                  })));
+    /** The integers of a table that no product reads. */
+    private StoredWeights table(String name, String value) {
+      return stored.computeIfAbsent(
+          value,
+          key -> {
+            BlockWeights trained = trainedBlocks.get(value);
+            return store(value, trained != null ? trained : nearestTable(model, name, value), true);
+          });
     }
 
-    private NodeProto lookUp(NodeProto n, List<String> table) {
+    private NodeProto lookUp(NodeProto n, StoredWeights table) {
       NodeProto.Builder lookUp =
           n.toBuilder()
               .setOpType("GatherBlockQuantized")
               .setDomain(DOMAIN)
-              .setInput(0, table.get(0))
-              .addInput(table.get(1))
+              .setInput(0, table.integers())
+              .addInput(table.scales())
               .clearAttribute()
               .addAttribute(Attributes.attribute("gather_axis", 0))
               .addAttribute(Attributes.attribute("quantize_axis", 1))
@@ -474,20 +462,20 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     }
 
     /** The integers of a product that are looked up in too, as the rows of a table. */
-    private List<String> shared(Product p) {
+    private StoredWeights shared(Product p) {
       return stored.computeIfAbsent(p.value, key -> store(p.value, weights(p), true));
     }
 
     private void multiply(NodeProto n, Product p, List<NodeProto> out) {
-      List<String> weights;
+      StoredWeights weights;
       if (tied.reads(p)) {
-        List<String> table = shared(p);
+        StoredWeights table = shared(p);
         long blocks = p.rows / options.block();
         weights =
-            List.of(
+            new StoredWeights(
                 reshaped(
-                    table.get(0), out, p.columns, blocks, options.block() * options.bits() / 8),
-                reshaped(table.get(1), out, p.columns * blocks));
+                    table.integers(), out, p.columns, blocks, options.block() * options.bits() / 8),
+                reshaped(table.scales(), out, p.columns * blocks));
       } else if (fitted.containsKey(p)) {
         weights = store(p.value, weights(p), false);
       } else {
@@ -501,7 +489,8 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
               .setDomain(DOMAIN)
               .clearInput()
               .addInput(n.getInput(0))
-              .addAllInput(weights)
+              .addInput(weights.integers())
+              .addInput(weights.scales())
               .clearAttribute()
               .addAttribute(Attributes.attribute("K", p.rows))
               .addAttribute(Attributes.attribute("N", p.columns))
@@ -526,22 +515,22 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     }
 
     /**
-     * Adds integers and their scales, and gives their names.
+     * Adds integers and their scales.
      *
      * @param asRows whether both lie as the rows of a table, and not in the operator's form
      */
-    private List<String> store(String value, BlockWeights weights, boolean asRows) {
-      List<String> made =
-          List.of(names.unique(value + "_quantized"), names.unique(value + "_scale"));
+    private StoredWeights store(String value, BlockWeights weights, boolean asRows) {
+      StoredWeights made = StoredWeights.named(value, names);
       long columns = weights.columns();
       long blocks = (weights.rows() + weights.block() - 1) / weights.block();
       long bytes = weights.blockBytes();
       long[] dims =
           asRows ? new long[] {columns, blocks * bytes} : new long[] {columns, blocks, bytes};
       long[] scaleDims = asRows ? new long[] {columns, blocks} : new long[] {columns * blocks};
-      model.addInitializer(OnnxInitializer.of(made.get(0), DataType.UINT8, dims, weights.packed()));
       model.addInitializer(
-          OnnxInitializer.of(made.get(1), DataType.FLOAT, scaleDims, weights.packedScales()));
+          OnnxInitializer.of(made.integers(), DataType.UINT8, dims, weights.packed()));
+      model.addInitializer(
+          OnnxInitializer.of(made.scales(), DataType.FLOAT, scaleDims, weights.packedScales()));
       return made;
     }
   }

@@ -149,9 +149,9 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
 
   @Override
   Map<String, String> tableNames() {
-    Map<String, String> distinct = new LinkedHashMap<>();
-    tables.values().forEach(table -> distinct.put(table.value(), table.name()));
-    return distinct;
+    Map<String, String> names = new LinkedHashMap<>();
+    tables.values().forEach(table -> names.put(table.value(), table.name()));
+    return names;
   }
 
   @Override
@@ -189,28 +189,21 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
 
   @Override
   public void setWeights(String output, byte[] integers, float[] scales) {
-    for (ProductSite s : sites) {
-      for (Product p : s.products) {
-        if (p.output.equals(output)) {
-          if (integers.length != p.rows * p.columns || scales.length != p.columns) {
-            throw new IllegalArgumentException(
-                p.name
-                    + " has "
-                    + p.rows
-                    + " x "
-                    + p.columns
-                    + " weights; given are "
-                    + integers.length
-                    + " integers and "
-                    + scales.length
-                    + " scales");
-          }
-          rounded.put(p, new Rounded(integers.clone(), scales.clone(), new double[p.columns]));
-          return;
-        }
-      }
+    Product p = ProductSite.product(sites, output);
+    if (integers.length != p.rows * p.columns || scales.length != p.columns) {
+      throw new IllegalArgumentException(
+          p.name
+              + " has "
+              + p.rows
+              + " x "
+              + p.columns
+              + " weights; given are "
+              + integers.length
+              + " integers and "
+              + scales.length
+              + " scales");
     }
-    throw new IllegalArgumentException("no product defines " + output);
+    rounded.put(p, new Rounded(integers.clone(), scales.clone(), new double[p.columns]));
   }
 
   @Override
@@ -222,6 +215,9 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
   void writeNodes(OnnxModel target) {
     new Rewriting(target).run();
   }
+
+  /** The outputs of a DynamicQuantizeLinear. */
+  private record Quantized(String integers, String step, String zeroPoint) {}
 
   /** One pass over the nodes that emits the new ones. */
   private final class Rewriting {
@@ -235,14 +231,14 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
     private final Map<Product, ProductSite> siteOf = new HashMap<>();
     private final Map<String, double[]> biasChanges = new HashMap<>();
 
-    /** The three outputs of the DynamicQuantizeLinear of an activation, as far as the graph at hand sees them. */
-    private Map<String, List<String>> quantized = new HashMap<>();
+    /** Activations that were quantized, as far as the graph at hand sees them. */
+    private Map<String, Quantized> quantized = new HashMap<>();
 
     /** Integers and scales of weights that were rounded as they are, by weight and axes. */
-    private final Map<List<Object>, List<String>> plain = new HashMap<>();
+    private final Map<List<Object>, StoredWeights> plain = new HashMap<>();
 
     /** The integers of weights that are looked up in too. */
-    private final Map<Product, List<String>> shared = new HashMap<>();
+    private final Map<Product, StoredWeights> shared = new HashMap<>();
 
     private final EmbeddingTables embeddings;
 
@@ -288,7 +284,7 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
     /** A branch or body. Its integers lie in the main graph, so that branches share what they shared. */
     private GraphProto rewritten(GraphProto g) {
       List<NodeProto> around = out;
-      Map<String, List<String>> seen = quantized;
+      Map<String, Quantized> seen = quantized;
       out = new ArrayList<>();
       quantized = new HashMap<>(seen);
       rewrite(g.getNodeList());
@@ -304,16 +300,16 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
 
     // Short names of values, and no names of nodes, keep a model of twelve layers 60 KB smaller.
     private void multiply(Product p) {
-      List<String> x = quantized.computeIfAbsent(siteOf.get(p).activation, this::quantize);
-      List<String> w = weights(p);
+      Quantized x = quantized.computeIfAbsent(siteOf.get(p).activation, this::quantize);
+      StoredWeights w = weights(p);
       String sum = names.unique("sum");
       String real = names.unique("real");
       String scale = names.unique("scale");
-      emit(Nodes.node("MatMulInteger", sum, x.get(0), w.get(0), x.get(2)));
+      emit(Nodes.node("MatMulInteger", sum, x.integers(), w.integers(), x.zeroPoint()));
       emit(
           Nodes.node("Cast", real, sum)
               .addAttribute(Attributes.attribute("to", DataType.FLOAT_VALUE)));
-      emit(Nodes.node("Mul", scale, x.get(1), w.get(1)));
+      emit(Nodes.node("Mul", scale, x.step(), w.scales()));
       emit(Nodes.node("Mul", p.output, real, scale));
     }
 
@@ -321,18 +317,19 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
       out.add(n.clearName().build());
     }
 
-    private List<String> quantize(String activation) {
-      List<String> parts =
-          List.of(names.unique("quantized"), names.unique("step"), names.unique("zero_point"));
+    private Quantized quantize(String activation) {
+      Quantized q =
+          new Quantized(
+              names.unique("quantized"), names.unique("step"), names.unique("zero_point"));
       emit(
-          Nodes.node("DynamicQuantizeLinear", parts.get(0), activation)
-              .clearOutput()
-              .addAllOutput(parts));
-      return parts;
+          Nodes.node("DynamicQuantizeLinear", q.integers(), activation)
+              .addOutput(q.step())
+              .addOutput(q.zeroPoint()));
+      return q;
     }
 
-    /** Stores the weights of a product that are looked up in too, once: the names of rows and scales. */
-    private List<String> share(Product p) {
+    /** Stores the weights of a product that are looked up in too, once: the integers are the rows of the table. */
+    private StoredWeights share(Product p) {
       return shared.computeIfAbsent(
           p,
           key -> {
@@ -340,22 +337,23 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
             String scales = names.unique(p.value + "_scale");
             model.addInitializer(
                 OnnxInitializer.floats(scales, new long[] {p.columns}, r.scales()));
-            return List.of(embeddings.share(p.value, r.integers(), r.scales(), p.factors), scales);
+            return new StoredWeights(
+                embeddings.share(p.value, r.integers(), r.scales(), p.factors), scales);
           });
     }
 
-    private List<String> weights(Product p) {
+    private StoredWeights weights(Product p) {
       if (tied.reads(p)) {
-        List<String> rows = share(p);
+        StoredWeights rows = share(p);
         String turned = names.unique(p.value + "_turned");
-        emit(Nodes.node("Transpose", turned, rows.get(0)).addAttribute(Nodes.swap()));
-        return List.of(turned, rows.get(1));
+        emit(Nodes.node("Transpose", turned, rows.integers()).addAttribute(Nodes.swap()));
+        return new StoredWeights(turned, rows.scales());
       }
       Rounded r = rounded.get(p);
       long[] dims = {p.rows, p.columns};
       if (r != null) {
         ByteBuffer integers = ByteBuffer.allocateDirect(r.integers().length).put(r.integers());
-        return store(p.value, dims, integers.flip(), r.scales(), dims[1]);
+        return store(p.value, dims, integers.flip(), r.scales());
       }
       return plain.computeIfAbsent(
           List.of(p.value, p.axes),
@@ -363,17 +361,16 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
             OnnxInitializer w = model.constant(p.value);
             FloatBuffer values = Permutation.apply(w.floats(), w.dims(), p.axes);
             Int8Weights q = Int8Weights.of(p.name, values, dims, 1, qmax, null);
-            return store(p.value, dims, q.values(), q.scales(), dims[1]);
+            return store(p.value, dims, q.values(), q.scales());
           });
     }
 
-    /** Adds integers and their scales, and gives their names. */
-    private List<String> store(
-        String value, long[] dims, ByteBuffer integers, float[] scales, long... scaleDims) {
-      List<String> made =
-          List.of(names.unique(value + "_quantized"), names.unique(value + "_scale"));
-      model.addInitializer(OnnxInitializer.of(made.get(0), DataType.INT8, dims, integers));
-      model.addInitializer(OnnxInitializer.floats(made.get(1), scaleDims, scales));
+    /** Adds integers and the scale of each column. */
+    private StoredWeights store(String value, long[] dims, ByteBuffer integers, float[] scales) {
+      StoredWeights made = StoredWeights.named(value, names);
+      model.addInitializer(OnnxInitializer.of(made.integers(), DataType.INT8, dims, integers));
+      model.addInitializer(
+          OnnxInitializer.floats(made.scales(), new long[] {scales.length}, scales));
       return made;
     }
   }

@@ -113,6 +113,19 @@ final class ProductSite {
     return Stream.concat(tables, weights).distinct().toList();
   }
 
+  /**
+   * The product that a node defines.
+   *
+   * @throws IllegalArgumentException if there is none
+   */
+  static Product product(List<ProductSite> sites, String output) {
+    return sites.stream()
+        .flatMap(s -> s.products.stream())
+        .filter(p -> p.output.equals(output))
+        .findFirst()
+        .orElseThrow(() -> new IllegalArgumentException("no product defines " + output));
+  }
+
   final int channels;
 
   /** Whether it lies in a branch or a body, where calibration sees no values. */
