@@ -77,10 +77,7 @@ public final class TrainingStepCost {
     for (int i = 0; i < 8 * TEXTS; i++) {
       ids.add(random.longs(TOKENS, 1000, 20_000).toArray());
     }
-    Quantization q = Quantization.dynamic();
-    Quantization unfitted =
-        new Quantization(
-            q.form(), false, q.block(), true, false, q.clipping(), 0, 0, false, false, q.include());
+    Quantization unfitted = Quantization.dynamic().withFit(false);
     Training training =
         new Training(
             WARM + STEPS,

@@ -106,14 +106,14 @@ class RecipeTest {
   void fourBitsTrainTheirScales() {
     String adamW = RIGHT.replace("    optimizer: sgd\n    nesterov: true\n", "");
     Stage.Quantize int8 = (Stage.Quantize) parse(adamW).stages().stages().get(1);
-    assertFalse(int8.quantization().learnScales());
+    assertFalse(int8.quantization().weights().learnScales());
     assertEquals(3e-5, int8.training().optimizer().learningRate());
     Stage.Quantize int4 =
         (Stage.Quantize)
             parse(adamW, "quantize.form=int4", "quantize.block=64").stages().stages().get(1);
     assertEquals(Quantization.Form.INT4, int4.quantization().form());
-    assertEquals(64, int4.quantization().block());
-    assertTrue(int4.quantization().learnScales());
+    assertEquals(64, int4.quantization().weights().block());
+    assertTrue(int4.quantization().weights().learnScales());
     assertEquals(3e-4, int4.training().optimizer().learningRate());
     Stage.Quantize weights =
         (Stage.Quantize)
@@ -121,8 +121,8 @@ class RecipeTest {
                 .stages()
                 .stages()
                 .get(1);
-    assertEquals(32, weights.quantization().block());
-    assertFalse(weights.quantization().learnScales());
+    assertEquals(32, weights.quantization().weights().block());
+    assertFalse(weights.quantization().weights().learnScales());
     assertEquals(3e-5, weights.training().optimizer().learningRate());
     InputException e =
         assertThrows(

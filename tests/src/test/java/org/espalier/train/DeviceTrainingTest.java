@@ -34,18 +34,10 @@ class DeviceTrainingTest {
   private static final TrainingListener SILENT = new TrainingListener() {};
 
   private static Quantization quantization(Quantization q, boolean learn) {
-    return new Quantization(
-        q.form(),
-        false,
-        q.block(),
-        true,
-        false,
-        new Clipping.MinMax(),
-        0.05,
-        0.5,
-        learn,
-        learn && q.form() == Quantization.Form.STATIC,
-        q.include());
+    boolean ranges = learn && q.form() == Quantization.Form.STATIC;
+    return q.with(new Quantization.Ranges(new Clipping.MinMax(), 0.05, 0.5, ranges))
+        .withFit(false)
+        .withLearnedScales(learn);
   }
 
   private static Training training(
@@ -104,8 +96,7 @@ class DeviceTrainingTest {
   @CsvSource({"DYNAMIC, false", "DYNAMIC, true", "INT4, false", "INT4, true"})
   void aClassifierIsPrunedQuantizedAndDistilled(Quantization.Form form, boolean learnScales)
       throws IOException {
-    Quantization how =
-        form == Quantization.Form.INT4 ? Quantization.int4() : Quantization.dynamic();
+    Quantization how = Quantization.of(form);
     Objective all = new Objective(1, 1, 2, 0.5, 0, 0, 0, 1, 0);
     Pruning cubic = Pruning.gradual(0.5, 4);
     assertSameAsOnTheCpu(

@@ -117,9 +117,7 @@ class EmbeddingTrainingTest {
 
   private static Quantization quantization(
       Quantization.Form form, boolean fit, boolean learnScales) {
-    Quantization q = Quantization.fixed();
-    return new Quantization(
-        form, false, q.block(), true, fit, q.clipping(), 0, 0, learnScales, false, q.include());
+    return Quantization.of(form).withFit(fit).withLearnedScales(learnScales);
   }
 
   /** Runs some examples in ONNX Runtime. */

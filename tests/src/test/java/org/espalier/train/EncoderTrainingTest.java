@@ -79,14 +79,11 @@ class EncoderTrainingTest {
 
   private static Run run(
       Objective objective, long steps, Quantization q, ActivationSource source, int n, int batch) {
-    Quantization unfitted =
-        new Quantization(
-            q.form(), false, q.block(), true, false, q.clipping(), 0, 0, false, false, q.include());
     Training training =
         new Training(
             steps, 0, batch, Optimizer.AdamW.of(3e-3), Training.Schedule.constant(), objective, 0);
     CompressionPlan plan =
-        new CompressionPlan(List.of(new Stage.Quantize("quantize", unfitted, training)), 3);
+        new CompressionPlan(List.of(new Stage.Quantize("quantize", q.withFit(false), training)), 3);
     Compression.Job job =
         new Compression.Job(
             encoder(5), encoder(6), texts(n, 1), texts(16, 2), Pooling.MEAN, source, null);

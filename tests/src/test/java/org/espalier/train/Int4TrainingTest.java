@@ -222,8 +222,7 @@ class Int4TrainingTest {
 
   private static Quantization int4(boolean fit, boolean learnScales) {
     Quantization q = Quantization.int4();
-    return new Quantization(
-        q.form(), false, BLOCK, true, fit, q.clipping(), 0, 0, learnScales, false, q.include());
+    return q.with(q.weights().withBlock(BLOCK)).withFit(fit).withLearnedScales(learnScales);
   }
 
   private static Training steps(long steps, Optimizer optimizer) {

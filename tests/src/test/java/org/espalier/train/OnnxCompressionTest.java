@@ -127,9 +127,7 @@ class OnnxCompressionTest {
   }
 
   private static Quantization dynamic() {
-    Quantization q = Quantization.dynamic();
-    return new Quantization(
-        q.form(), false, q.block(), true, false, q.clipping(), 0, 0, false, false, q.include());
+    return Quantization.dynamic().withFit(false);
   }
 
   @Test

@@ -216,7 +216,6 @@ class StaticTrainingTest {
   }
 
   private static CompressionPlan plan(long steps, boolean learn) {
-    Quantization fixed = Quantization.fixed();
     Training fit =
         new Training(
             150,
@@ -240,18 +239,9 @@ class StaticTrainingTest {
             new Stage.Train("fit", fit),
             new Stage.Quantize(
                 "quantize",
-                new Quantization(
-                    fixed.form(),
-                    false,
-                    fixed.block(),
-                    true,
-                    true,
-                    new Clipping.MinMax(),
-                    0.05,
-                    0.5,
-                    learn,
-                    learn,
-                    n -> true),
+                Quantization.fixed()
+                    .with(new Quantization.Ranges(new Clipping.MinMax(), 0.05, 0.5, learn))
+                    .withLearnedScales(learn),
                 training)),
         7);
   }
@@ -325,20 +315,8 @@ class StaticTrainingTest {
             null);
     Map<String, Double> losses = new LinkedHashMap<>();
     for (String way : List.of("auto", "mse", "minmax")) {
-      Quantization fixed = Quantization.fixed();
-      Quantization how =
-          new Quantization(
-              fixed.form(),
-              false,
-              fixed.block(),
-              true,
-              true,
-              way.equals("auto") ? null : Clipping.parse(way),
-              0,
-              0,
-              false,
-              false,
-              n -> true);
+      Clipping clipping = way.equals("auto") ? null : Clipping.parse(way);
+      Quantization how = Quantization.fixed().with(Quantization.Ranges.still(clipping));
       Training none = Training.none().with(Objective.ofOutput());
       CompressionPlan plan =
           new CompressionPlan(List.of(new Stage.Quantize("quantize", how, none)), 7);

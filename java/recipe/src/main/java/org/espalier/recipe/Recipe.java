@@ -658,15 +658,14 @@ public record Recipe(
     }
     return new Quantization(
         form,
-        s.flag("reduce-range"),
-        s.small("block"),
-        s.flag("embeddings"),
+        new Quantization.Weights(
+            s.flag("reduce-range"), s.small("block"), s.flag("embeddings"), learnsScales(s)),
+        new Quantization.Ranges(
+            clipping,
+            s.real("observer-momentum"),
+            s.real("freeze-observers-at"),
+            s.flag("learn-ranges")),
         s.flag("fit"),
-        clipping,
-        s.real("observer-momentum"),
-        s.real("freeze-observers-at"),
-        learnsScales(s),
-        s.flag("learn-ranges"),
         names(s));
   }
 

@@ -308,9 +308,9 @@ public final class OnnxCompression implements Compression {
     long start = System.nanoTime();
     int[] indices = batches.step(progress.step);
     if (stage instanceof Stage.Quantize q) {
-      Quantization settings = q.quantization();
-      boolean moving = progress.step < settings.freezeObserversAt() * steps;
-      model.moveRanges(moving ? settings.observerMomentum() : 0);
+      Quantization.Ranges ranges = q.quantization().ranges();
+      boolean moving = progress.step < ranges.freezeAt() * steps;
+      model.moveRanges(moving ? ranges.momentum() : 0);
     }
     double rate =
         training.optimizer().learningRate() * training.schedule().factor(progress.step, steps);

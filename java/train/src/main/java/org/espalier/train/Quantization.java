@@ -9,36 +9,14 @@ import org.espalier.compress.onnx.Clipping;
  * How weights and activations are quantized, in training and in the exported model alike.
  *
  * @param form where the ranges of activations come from
- * @param reduceRange weights of 7 bits, for processors whose 8-bit products saturate; not of {@code INT4}
- * @param block of {@code INT4}: how many input channels share a scale, as {@link
- *     org.espalier.compress.onnx.BlockQuantizer.Options} has it
- * @param embeddings whether embedding tables are quantized
+ * @param weights how weights are rounded
+ * @param ranges how {@code STATIC} ranges of activations are found
  * @param fit whether calibration examples equalize activations and round weights with compensation
  *     before training starts
- * @param clipping how {@code STATIC} ranges follow from the calibration examples; null: as costs the model's answers
- *     least on some of them where they are tensors and {@code fit} is true, by least squared error else
- * @param observerMomentum how far one step moves a {@code STATIC} range towards the batch's, in [0, 1];
- *     0 keeps what calibration found
- * @param freezeObserversAt the share of the stage's steps after which {@code STATIC} ranges stay as
- *     they are, in [0, 1]
- * @param learnScales whether scales of weights are parameters rather than constants: beside the weights (LSQ) or, of {@code
- *     INT4}, in their place, while integers stay as they are
- * @param learnRanges whether {@code STATIC} ranges are parameters (LSQ) once they no longer follow the
- *     batches
  * @param include which weights, by name
  */
 public record Quantization(
-    Form form,
-    boolean reduceRange,
-    int block,
-    boolean embeddings,
-    boolean fit,
-    Clipping clipping,
-    double observerMomentum,
-    double freezeObserversAt,
-    boolean learnScales,
-    boolean learnRanges,
-    Predicate<String> include) {
+    Form form, Weights weights, Ranges ranges, boolean fit, Predicate<String> include) {
   /** Where the ranges of activations come from. */
   public enum Form {
     /** Each example's own at run time (DynamicQuantizeLinear). */
@@ -54,22 +32,65 @@ public record Quantization(
     }
   }
 
-  public Quantization {
-    Objects.requireNonNull(form, "form");
-    Objects.requireNonNull(include, "include");
-    share("observer momentum", observerMomentum);
-    share("freeze observers at", freezeObserversAt);
-    if (learnRanges && form != Form.STATIC) {
-      throw new IllegalArgumentException("only fixed ranges can be learned");
+  /**
+   * How weights are rounded.
+   *
+   * @param reduceRange 7 bits, for processors whose 8-bit products saturate; not of {@code INT4}
+   * @param block of {@code INT4}: how many input channels share a scale, as {@link
+   *     org.espalier.compress.onnx.BlockQuantizer.Options} has it
+   * @param embeddings whether embedding tables are quantized
+   * @param learnScales whether scales are parameters rather than constants: beside the weights (LSQ) or, of {@code INT4},
+   *     in their place, while integers stay as they are
+   */
+  public record Weights(boolean reduceRange, int block, boolean embeddings, boolean learnScales) {
+    /** The same with blocks of another length. */
+    public Weights withBlock(int other) {
+      return new Weights(reduceRange, other, embeddings, learnScales);
     }
-    if (reduceRange && form == Form.INT4) {
-      throw new IllegalArgumentException("weights of 4 bits cannot have 7");
+
+    /** The same with scales that are parameters, or constants. */
+    public Weights withLearnedScales(boolean learned) {
+      return new Weights(reduceRange, block, embeddings, learned);
     }
   }
 
-  private static void share(String name, double value) {
-    if (!(value >= 0 && value <= 1)) {
-      throw new IllegalArgumentException(name + " " + value + "; it is in [0, 1]");
+  /**
+   * How fixed ranges of activations are found, and whether they change in training.
+   *
+   * @param clipping how they follow from the calibration examples; null: as costs the model's answers least on some of
+   *     them where they are tensors and {@link Quantization#fit} is true, by least squared error else
+   * @param momentum how far one step moves a range towards the batch's, in [0, 1]; 0 keeps what calibration found
+   * @param freezeAt the share of the stage's steps after which they stay as they are, in [0, 1]
+   * @param learned whether they are parameters (LSQ) once they no longer follow the batches
+   */
+  public record Ranges(Clipping clipping, double momentum, double freezeAt, boolean learned) {
+    public Ranges {
+      share("momentum", momentum);
+      share("freeze at", freezeAt);
+    }
+
+    /** Ranges that stay as calibration found them. */
+    public static Ranges still(Clipping clipping) {
+      return new Ranges(clipping, 0, 0, false);
+    }
+
+    private static void share(String name, double value) {
+      if (!(value >= 0 && value <= 1)) {
+        throw new IllegalArgumentException(name + " " + value + "; it is in [0, 1]");
+      }
+    }
+  }
+
+  public Quantization {
+    Objects.requireNonNull(form, "form");
+    Objects.requireNonNull(weights, "weights");
+    Objects.requireNonNull(ranges, "ranges");
+    Objects.requireNonNull(include, "include");
+    if (ranges.learned() && form != Form.STATIC) {
+      throw new IllegalArgumentException("only fixed ranges can be learned");
+    }
+    if (weights.reduceRange() && form == Form.INT4) {
+      throw new IllegalArgumentException("weights of 4 bits cannot have 7");
     }
   }
 
@@ -88,18 +109,33 @@ public record Quantization(
     return of(Form.INT4);
   }
 
-  private static Quantization of(Form form) {
+  /** What {@link #dynamic}, {@link #fixed} or {@link #int4} gives. */
+  public static Quantization of(Form form) {
     return new Quantization(
         form,
-        false,
-        BlockQuantizer.Options.block(4),
+        new Weights(false, BlockQuantizer.Options.block(4), true, form == Form.INT4),
+        Ranges.still(new Clipping.MeanSquaredError()),
         true,
-        true,
-        new Clipping.MeanSquaredError(),
-        0,
-        0.5,
-        form == Form.INT4,
-        false,
         name -> true);
+  }
+
+  /** The same with other settings of weights. */
+  public Quantization with(Weights other) {
+    return new Quantization(form, other, ranges, fit, include);
+  }
+
+  /** The same with other ranges. */
+  public Quantization with(Ranges other) {
+    return new Quantization(form, weights, other, fit, include);
+  }
+
+  /** The same, fitted to calibration examples or not. */
+  public Quantization withFit(boolean fitted) {
+    return new Quantization(form, weights, ranges, fitted, include);
+  }
+
+  /** The same with scales of weights that are parameters, or constants. */
+  public Quantization withLearnedScales(boolean learned) {
+    return with(weights.withLearnedScales(learned));
   }
 }

@@ -262,12 +262,13 @@ final class TrainedModel implements AutoCloseable {
 
   /** The ranges that calibration gives the activations of a model that a quantizer will change. */
   private Map<String, ActivationRange> ranges(StaticQuantizer s, Quantization q, OnnxModel model) {
-    boolean chosen = q.clipping() == null && q.fit() && job.training() instanceof Examples.Labelled;
+    Clipping given = q.ranges().clipping();
+    boolean chosen = given == null && q.fit() && job.training() instanceof Examples.Labelled;
     if (chosen) {
       ActivationSource some = job.calibration().some(COMPARED);
       return s.calibrate(job.calibration(), new OutputError(model, some));
     }
-    Clipping clipping = q.clipping() == null ? new Clipping.MeanSquaredError() : q.clipping();
+    Clipping clipping = given == null ? new Clipping.MeanSquaredError() : given;
     return q.fit()
         ? s.calibrate(job.calibration(), clipping)
         : s.ranges(job.calibration(), clipping);
@@ -277,16 +278,17 @@ final class TrainedModel implements AutoCloseable {
     // A model that was prepared before has names of its own for the weights.
     Predicate<OnnxWeight> include =
         w -> q.include().test(w.name().replaceFirst(TrainableQuantizer.LATENT + "(_\\d+)?$", ""));
+    Quantization.Weights how = q.weights();
     return switch (q.form()) {
       case DYNAMIC ->
           new DynamicQuantizer(
-              model, new DynamicQuantizer.Options(q.reduceRange(), q.embeddings(), include));
+              model, new DynamicQuantizer.Options(how.reduceRange(), how.embeddings(), include));
       case STATIC ->
           new StaticQuantizer(
-              model, new StaticQuantizer.Options(q.reduceRange(), q.embeddings(), include));
+              model, new StaticQuantizer.Options(how.reduceRange(), how.embeddings(), include));
       case INT4 ->
           new BlockQuantizer(
-              model, new BlockQuantizer.Options(4, q.block(), q.embeddings(), include));
+              model, new BlockQuantizer.Options(4, how.block(), how.embeddings(), include));
     };
   }
 
@@ -300,20 +302,20 @@ final class TrainedModel implements AutoCloseable {
     Map<String, String> nodes = new HashMap<>();
     for (QuantizedProduct p : products) {
       TrainedWeight w = byConstant.get(p.weight());
-      w.quantize(p.grid(), p.integers(), p.scales(), quantization().learnScales());
+      w.quantize(p.grid(), p.integers(), p.scales(), quantization().weights().learnScales());
       w.parameter.nodes().forEach(n -> nodes.put(n, p.activation()));
     }
     if (weights.stream().anyMatch(TrainedWeight::isTable)) {
       for (QuantizedTable t : quantizer.tables()) {
         TrainedWeight w = byConstant.get(t.table());
         if (w != null) { // else it is looked up in by branches and bodies alone
-          w.quantize(t.grid(), t.integers(), t.scales(), quantization().learnScales());
+          w.quantize(t.grid(), t.integers(), t.scales(), quantization().weights().learnScales());
         }
       }
     }
     if (quantizer instanceof StaticQuantizer s) {
       fixed = new StaticGrid(s.ranges(), device);
-      if (quantization().learnRanges()) {
+      if (quantization().ranges().learned()) {
         fixed.learn();
       }
       activations = new ActivationSimulation(nodes, s.quantizedResults(), fixed);
