@@ -11,21 +11,13 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Set;
-import java.util.function.Predicate;
 import org.espalier.InputException;
-import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.ActivationSource;
-import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.ChannelPruner;
-import org.espalier.compress.onnx.Clipping;
 import org.espalier.format.InputFile;
-import org.espalier.format.NearNames;
-import org.espalier.op.MagnitudePrune;
 import org.espalier.train.CompressionPlan;
 import org.espalier.train.Labels;
 import org.espalier.train.Objective;
-import org.espalier.train.Optimizer;
-import org.espalier.train.Pruning;
 import org.espalier.train.Quantization;
 import org.espalier.train.Stage;
 import org.espalier.train.Training;
@@ -62,12 +54,6 @@ public record Recipe(
     double checkpointSeconds) {
   /** So many examples show what is fitted to them. */
   private static final int CALIBRATION = 256;
-
-  /** Texts of a batch; with fewer there is one other text at most. */
-  private static final int LEAST_SIMILAR = 3;
-
-  /** A scale of int4 answers for a block of weights, and is counted in eighths of what it was. */
-  private static final double RATE_OF_SCALES = 3e-4;
 
   /**
    * The model.
@@ -179,16 +165,16 @@ public record Recipe(
   public static Recipe parse(String source, String text, List<String> overrides) {
     YamlNode root = YamlReader.read(source, true, text);
     for (String override : overrides) {
-      root = override(root, override);
+      new RecipeOverride(override).apply(root);
     }
     Settings all = new SettingsReader().read(root);
     Settings model = all.group("model");
     Settings data = all.group("data");
     checkSource(data);
     Task task = Task.of(data.text("task"));
-    Kind kind = kind(data, task);
+    StageReader.Learned learned = learned(data, task);
     Set<String> ofDefaultLoss = new HashSet<>();
-    CompressionPlan plan = plan(all, kind, ofDefaultLoss);
+    CompressionPlan plan = plan(all, learned, ofDefaultLoss);
     Settings export = all.group("export");
     List<String> formats = export.texts("formats").stream().distinct().toList();
     if (formats.contains("compressed-tensors")) {
@@ -225,7 +211,7 @@ public record Recipe(
     }
   }
 
-  private static Kind kind(Settings data, Task task) {
+  private static StageReader.Learned learned(Settings data, Task task) {
     boolean texts = data.given("texts");
     if (texts && task != Task.AUTO && task != Task.CAUSAL_LM) {
       throw data.wrong(
@@ -237,7 +223,10 @@ public record Recipe(
       throw data.wrong(
           "task", "causal-lm takes data.texts; the labels of examples are in their file");
     }
-    return !texts ? Kind.EXAMPLES : task == Task.CAUSAL_LM ? Kind.CAUSAL : Kind.EMBEDDED;
+    if (!texts) {
+      return StageReader.Learned.EXAMPLES;
+    }
+    return task == Task.CAUSAL_LM ? StageReader.Learned.CAUSAL : StageReader.Learned.EMBEDDED;
   }
 
   /**
@@ -245,15 +234,16 @@ public record Recipe(
    *
    * @param ofDefaultLoss receives the names of those that say nothing of their loss
    */
-  private static CompressionPlan plan(Settings all, Kind kind, Set<String> ofDefaultLoss) {
+  private static CompressionPlan plan(
+      Settings all, StageReader.Learned learned, Set<String> ofDefaultLoss) {
     List<Stage> stages = new ArrayList<>();
     boolean tuned = false;
     for (Settings stage : all.groups("stages")) {
-      Stage made = stage(stage, kind);
+      Stage made = StageReader.read(stage, learned);
       tuned |= stage.text("kind").equals("fine-tune");
       if (stage.group("loss") == null) {
         ofDefaultLoss.add(stage.text("name"));
-        if (kind == Kind.CAUSAL && tuned && !all.has("teacher")) {
+        if (learned == StageReader.Learned.CAUSAL && tuned && !all.has("teacher")) {
           // The original would take back what was learned after it.
           made = made.with(made.training().with(Objective.ofLabels()));
         }
@@ -376,315 +366,5 @@ public record Recipe(
       result.add(follows ? stage.with(training.with(objective)) : stage);
     }
     return new CompressionPlan(result, stages.seed());
-  }
-
-  private static YamlNode override(YamlNode root, String given) {
-    String source = "--set " + given;
-    int equals = given.indexOf('=');
-    if (equals <= 0) {
-      throw new InputException(
-          source + ": it takes stage.key=value or section.key=value, as qat.steps=100 or seed=2");
-    }
-    String[] path = given.substring(0, equals).strip().split("\\.", -1);
-    YamlNode value = YamlReader.read(source, false, given.substring(equals + 1));
-    YamlNode.Mapping at = mapping(root, source);
-    List<String> names = new ArrayList<>();
-    RecipeSchema.ROOT.keys().forEach(key -> names.add(key.name()));
-    names.remove("stages");
-    YamlNode.Mapping stage = null;
-    if (at.entries().get("stages") instanceof YamlNode.Sequence stages) {
-      for (YamlNode item : stages.items()) {
-        if (item instanceof YamlNode.Mapping m
-            && m.entries().get("kind") instanceof YamlNode.Scalar k) {
-          String name = SettingsReader.stageName(m, k.text());
-          names.add(name);
-          if (name.equals(path[0]) && stage == null) {
-            stage = m;
-          }
-        }
-      }
-    }
-    if (!names.contains(path[0])) {
-      throw new InputException(
-          source
-              + ": there is no stage or section '"
-              + path[0]
-              + "'; near it: "
-              + NearNames.list(path[0], names));
-    }
-    if (stage != null && path.length == 1) {
-      throw new InputException(source + ": which key of the stage '" + path[0] + "'?");
-    }
-    int from = 0;
-    if (stage != null) {
-      at = stage;
-      from = 1;
-    }
-    for (int i = from; i < path.length - 1; i++) {
-      YamlNode next = at.entries().get(path[i]);
-      if (next == null || next instanceof YamlNode.Scalar s && s.isNull()) {
-        next = YamlNode.Mapping.empty(new Place(source, 0));
-        at.put(path[i], next, next.place());
-      }
-      at = mapping(next, source);
-    }
-    at.put(path[path.length - 1], value, new Place(source, 0));
-    return root;
-  }
-
-  private static YamlNode.Mapping mapping(YamlNode node, String source) {
-    if (node instanceof YamlNode.Mapping mapping) {
-      return mapping;
-    }
-    throw new InputException(
-        source
-            + ": "
-            + node.place()
-            + " has "
-            + node.describe()
-            + " where a group of keys is expected");
-  }
-
-  /** What stages can learn from. */
-  private enum Kind {
-    EXAMPLES,
-    EMBEDDED,
-    CAUSAL
-  }
-
-  private static Stage stage(Settings s, Kind kind) {
-    try {
-      Training training = training(s, kind);
-      return switch (s.text("kind")) {
-        case "prune" -> new Stage.Prune(s.text("name"), pruning(s), training);
-        case "quantize" -> new Stage.Quantize(s.text("name"), quantization(s), training);
-        default -> new Stage.Train(s.text("name"), training);
-      };
-    } catch (IllegalArgumentException e) {
-      throw new InputException(s.place() + ": " + s.path() + ": " + e.getMessage(), e);
-    }
-  }
-
-  private static double learningRate(Settings s) {
-    boolean scales =
-        s.text("kind").equals("quantize")
-            && form(s) == Quantization.Form.INT4
-            && learnsScales(s)
-            && !s.given("learning-rate");
-    return scales ? RATE_OF_SCALES : s.real("learning-rate");
-  }
-
-  private static Training training(Settings s, Kind kind) {
-    double epochs = s.real("epochs");
-    long steps = epochs > 0 && !s.given("steps") ? 0 : s.whole("steps");
-    boolean sgd = s.text("optimizer").equals("sgd");
-    refuse(
-        s,
-        sgd ? List.of("beta1", "beta2", "epsilon") : List.of("momentum", "nesterov"),
-        "it is for optimizer: " + (sgd ? "adamw" : "sgd"));
-    Optimizer optimizer =
-        sgd
-            ? new Optimizer.Sgd(
-                learningRate(s),
-                s.real("momentum"),
-                s.real("weight-decay"),
-                s.flag("nesterov"),
-                s.real("max-norm"))
-            : new Optimizer.AdamW(
-                learningRate(s),
-                s.real("beta1"),
-                s.real("beta2"),
-                s.real("epsilon"),
-                s.real("weight-decay"),
-                s.real("max-norm"));
-    Training.Schedule schedule =
-        new Training.Schedule(
-            Training.Schedule.Shape.valueOf(s.text("rate-schedule").toUpperCase(Locale.ROOT)),
-            s.real("warmup"),
-            s.real("last-rate"));
-    return new Training(
-        steps,
-        epochs,
-        s.small("batch"),
-        optimizer,
-        schedule,
-        objective(s, kind),
-        s.small("validate-every"),
-        embeddings(s));
-  }
-
-  private static Training.Embeddings embeddings(Settings s) {
-    List<String> given = s.texts("train-embeddings");
-    switch (given.size() == 1 ? given.get(0) : "") {
-      case "auto":
-        return Training.Embeddings.AUTO;
-      case "always":
-        return Training.Embeddings.ALWAYS;
-      case "never":
-        return Training.Embeddings.NEVER;
-      default:
-        try {
-          return Training.Embeddings.named(given.stream().map(Glob::parse).toList());
-        } catch (InputException | IllegalArgumentException e) {
-          throw s.wrong("train-embeddings", e.getMessage());
-        }
-    }
-  }
-
-  private static Objective objective(Settings s, Kind kind) {
-    boolean fineTune = s.text("kind").equals("fine-tune");
-    if (kind == Kind.EMBEDDED && fineTune) {
-      throw s.wrong(
-          "kind",
-          "fine-tune trains on labels, and texts have none but the tokens that follow, for"
-              + " data.task: causal-lm; distil needs none");
-    }
-    Settings loss = s.group("loss");
-    if (loss == null && fineTune) {
-      return Objective.ofLabels();
-    }
-    if (loss == null) {
-      return switch (kind) {
-        case EXAMPLES -> Objective.ofLogits(0.5, 2);
-        case EMBEDDED -> Objective.ofEmbeddings(1, 0, 1);
-        case CAUSAL -> Objective.ofLogits(0, 1);
-      };
-    }
-    try {
-      Objective objective =
-          new Objective(
-              loss.real("labels"),
-              loss.real("logits"),
-              loss.real("temperature"),
-              loss.real("bound"),
-              loss.real("output"),
-              loss.real("embedding"),
-              loss.real("similarity"),
-              loss.real("similarity-temperature"),
-              loss.real("hidden"));
-      if (objective.similarity() > 0 && s.whole("batch") < LEAST_SIMILAR) {
-        throw s.wrong(
-            "batch",
-            "similarity compares a text with the others of its batch; "
-                + LEAST_SIMILAR
-                + " or more are needed");
-      }
-      String fitting =
-          switch (kind) {
-            case EXAMPLES ->
-                "embedding, similarity and hidden need texts; for data.examples there are labels,"
-                    + " logits, bound and output";
-            case EMBEDDED ->
-                "labels, logits, bound and output need data.examples; for texts there are"
-                    + " embedding, similarity and hidden, and with data.task: causal-lm labels,"
-                    + " logits and bound";
-            case CAUSAL -> "for data.task: causal-lm there are labels, logits and bound";
-          };
-      boolean fits =
-          objective.isForEmbeddings()
-              ? kind == Kind.EMBEDDED
-              : kind == Kind.EXAMPLES || kind == Kind.CAUSAL && objective.output() == 0;
-      if (!fits) {
-        throw s.wrong("loss", fitting);
-      }
-      return objective;
-    } catch (IllegalArgumentException e) {
-      throw s.wrong("loss", e.getMessage());
-    }
-  }
-
-  private static Pruning pruning(Settings s) {
-    if (s.text("schedule").equals("one-shot")) {
-      refuse(s, List.of("update-every", "until"), "it is for schedule: cubic");
-    } else if (s.flag("refit")) {
-      throw s.wrong("refit", "it is for schedule: one-shot");
-    }
-    Pruning.Pattern pattern = null;
-    if (s.given("pattern")) {
-      try {
-        MagnitudePrune.Pattern parsed = MagnitudePrune.Pattern.parse(s.text("pattern"));
-        pattern = new Pruning.Pattern(parsed.keep(), parsed.group());
-      } catch (InputException | IllegalArgumentException e) {
-        throw s.wrong("pattern", e.getMessage());
-      }
-      if (s.given("sparsity")) {
-        throw s.wrong(
-            "sparsity", "the pattern says how many weights are kept; leave one of them out");
-      }
-    }
-    return new Pruning(
-        s.real("sparsity"),
-        s.text("scope").equals("tensor") ? Pruning.Scope.TENSOR : Pruning.Scope.GLOBAL,
-        pattern,
-        s.text("schedule").equals("cubic") ? Pruning.Schedule.CUBIC : Pruning.Schedule.ONE_SHOT,
-        s.small("update-every"),
-        s.real("until"),
-        names(s),
-        s.given("include"),
-        s.flag("refit"));
-  }
-
-  private static Quantization.Form form(Settings s) {
-    return Quantization.Form.valueOf(s.text("form").toUpperCase(Locale.ROOT));
-  }
-
-  private static boolean learnsScales(Settings s) {
-    return s.given("learn-scales") ? s.flag("learn-scales") : form(s) == Quantization.Form.INT4;
-  }
-
-  private static Quantization quantization(Settings s) {
-    Quantization.Form form = form(s);
-    if (form != Quantization.Form.STATIC) {
-      refuse(
-          s,
-          List.of("clip", "observer-momentum", "freeze-observers-at", "learn-ranges"),
-          "it is for form: static");
-    }
-    if (form == Quantization.Form.INT4) {
-      refuse(s, List.of("reduce-range"), "it is for 8 bits");
-      try {
-        BlockQuantizer.requireBlock(s.small("block"));
-      } catch (InputException e) {
-        throw s.wrong("block", e.getMessage());
-      }
-    } else {
-      refuse(s, List.of("block"), "it is for form: int4");
-    }
-    Clipping clipping;
-    try {
-      clipping = s.text("clip").equals("auto") ? null : Clipping.parse(s.text("clip"));
-    } catch (InputException e) {
-      throw s.wrong("clip", e.getMessage() + "; auto is right too");
-    }
-    return new Quantization(
-        form,
-        new Quantization.Weights(
-            s.flag("reduce-range"), s.small("block"), s.flag("embeddings"), learnsScales(s)),
-        new Quantization.Ranges(
-            clipping,
-            s.real("observer-momentum"),
-            s.real("freeze-observers-at"),
-            s.flag("learn-ranges")),
-        s.flag("fit"),
-        names(s));
-  }
-
-  /** Keys that would say nothing beside the others. */
-  private static void refuse(Settings s, List<String> keys, String why) {
-    for (String key : keys) {
-      if (s.given(key)) {
-        throw s.wrong(key, why);
-      }
-    }
-  }
-
-  private static Predicate<String> names(Settings s) {
-    try {
-      List<Glob> include = s.texts("include").stream().map(Glob::parse).toList();
-      List<Glob> exclude = s.texts("exclude").stream().map(Glob::parse).toList();
-      return new NameGlobs(s, include, exclude);
-    } catch (InputException e) {
-      throw s.wrong("include", e.getMessage());
-    }
   }
 }
