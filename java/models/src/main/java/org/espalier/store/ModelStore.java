@@ -2,7 +2,6 @@ package org.espalier.store;
 
 import java.io.IOException;
 import java.nio.ByteBuffer;
-import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
@@ -11,10 +10,7 @@ import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.SimpleFileVisitor;
-import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.BasicFileAttributes;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.security.PublicKey;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -31,6 +27,7 @@ import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.Sha256;
 
 /**
  * A folder of versions of a model.
@@ -72,7 +69,6 @@ public final class ModelStore {
 
   private static final Set<String> OURS = Set.of(STORE, STATE, VERSIONS, LOCK, LEASES);
   private static final Pattern ID = Pattern.compile("[1-9][0-9]{0,14}");
-  private static final int CHUNK = 1 << 20;
 
   /** How often a reader looks again when the current version is collected under its hands. */
   private static final int ATTEMPTS = 100;
@@ -346,20 +342,7 @@ public final class ModelStore {
   }
 
   static String sha256(Path file) throws IOException {
-    MessageDigest digest;
-    try {
-      digest = MessageDigest.getInstance("SHA-256");
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
-    }
-    ByteBuffer buffer = ByteBuffer.allocate(CHUNK);
-    try (FileChannel channel =
-        FileChannel.open(file, StandardOpenOption.READ, LinkOption.NOFOLLOW_LINKS)) {
-      while (channel.read(buffer.clear()) >= 0) {
-        digest.update(buffer.flip());
-      }
-    }
-    return HexFormat.of().formatHex(digest.digest());
+    return HexFormat.of().formatHex(Sha256.of(file, LinkOption.NOFOLLOW_LINKS));
   }
 
   /**

@@ -6,7 +6,6 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.GeneralSecurityException;
 import java.security.KeyFactory;
-import java.security.MessageDigest;
 import java.security.PrivateKey;
 import java.security.PublicKey;
 import java.security.Signature;
@@ -16,6 +15,7 @@ import java.util.Arrays;
 import java.util.Base64;
 import java.util.HexFormat;
 import org.espalier.InputException;
+import org.espalier.format.Sha256;
 
 /**
  * Ed25519 keys (RFC 8032) as PEM files: {@code PRIVATE KEY} (PKCS #8) to sign, {@code PUBLIC KEY}
@@ -70,12 +70,7 @@ public final class SigningKey {
 
   /** A short name of a public key: the first 16 hexadecimal digits of its encoding's SHA-256. */
   public static String id(PublicKey key) {
-    try {
-      byte[] digest = MessageDigest.getInstance("SHA-256").digest(key.getEncoded());
-      return HexFormat.of().formatHex(digest, 0, 8);
-    } catch (GeneralSecurityException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
-    }
+    return HexFormat.of().formatHex(Sha256.digest().digest(key.getEncoded()), 0, 8);
   }
 
   byte[] sign(byte[] message) {

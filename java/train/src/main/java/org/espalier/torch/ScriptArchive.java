@@ -8,13 +8,13 @@ import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.zip.ZipEntry;
 import java.util.zip.ZipFile;
 import org.espalier.InputException;
+import org.espalier.format.Sha256;
 
 /**
  * The zip file that libtorch writes. It puts all entries into a folder named after the file, which is a
@@ -51,7 +51,7 @@ final class ScriptArchive {
   /** The SHA-256 of names and contents of all entries but those about sources and the archive itself. */
   static String contentHash(Path file) {
     try (ZipFile zip = new ZipFile(file.toFile())) {
-      MessageDigest digest = MessageDigest.getInstance("SHA-256");
+      MessageDigest digest = Sha256.digest();
       TreeMap<String, ZipEntry> entries = new TreeMap<>();
       zip.stream()
           .forEach(e -> entries.put(e.getName().substring(e.getName().indexOf('/') + 1), e));
@@ -69,8 +69,6 @@ final class ScriptArchive {
       return HexFormat.of().formatHex(digest.digest());
     } catch (IOException e) {
       throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
     }
   }
 

@@ -14,7 +14,6 @@ import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
 import java.util.List;
 import org.bytedeco.javacpp.FloatPointer;
@@ -23,6 +22,7 @@ import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
+import org.espalier.format.Sha256;
 import org.espalier.format.onnx.ModelStream;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.TorchDevice;
@@ -219,7 +219,7 @@ final class TeacherOutputs implements AutoCloseable {
 
   /** A digest of a model: of its whole content. */
   static byte[] digest(OnnxModel model) {
-    MessageDigest sha = sha256();
+    MessageDigest sha = Sha256.digest();
     OutputStream stream = new DigestOutputStream(OutputStream.nullOutputStream(), sha);
     try {
       ModelStream.write(model, new DataOutputStream(stream));
@@ -230,7 +230,7 @@ final class TeacherOutputs implements AutoCloseable {
   }
 
   private static String key(byte[] digest, String output, Examples examples, boolean perToken) {
-    MessageDigest sha = sha256();
+    MessageDigest sha = Sha256.digest();
     sha.update(digest);
     sha.update(output.getBytes(StandardCharsets.UTF_8));
     sha.update((byte) (perToken ? 1 : 0));
@@ -245,14 +245,6 @@ final class TeacherOutputs implements AutoCloseable {
       rows.digest(sha);
     }
     return HexFormat.of().formatHex(sha.digest(), 0, 12);
-  }
-
-  private static MessageDigest sha256() {
-    try {
-      return MessageDigest.getInstance("SHA-256");
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException(e); // every JDK has it
-    }
   }
 
   /**
