@@ -15,10 +15,10 @@ import java.nio.file.Path;
 import java.security.DigestInputStream;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.Arrays;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.Sha256;
 
 /**
  * The state of a run in one file: 8 bytes of a mark, 32 bytes of what the run is of, the length of a
@@ -65,7 +65,7 @@ final class CheckpointFile {
    */
   void write(ObjectNode progress, Writer state) {
     try (AtomicFile file = AtomicFile.create(path)) {
-      MessageDigest sum = sha256();
+      MessageDigest sum = Sha256.digest();
       // Not closed: that would close the channel before it is made durable.
       OutputStream out =
           new DigestOutputStream(new BufferedOutputStream(file.stream(), 1 << 20), sum);
@@ -135,7 +135,7 @@ final class CheckpointFile {
     if (size < MARK.length + identity.length + 4 + SUM) {
       throw damaged(null);
     }
-    MessageDigest sum = sha256();
+    MessageDigest sum = Sha256.digest();
     try (InputStream file = new BufferedInputStream(Files.newInputStream(path), 1 << 20);
         DigestInputStream in = new DigestInputStream(file, sum)) {
       byte[] mark = in.readNBytes(MARK.length);
@@ -152,14 +152,6 @@ final class CheckpointFile {
       if (!Arrays.equals(mark, MARK) || !Arrays.equals(actual, in.readNBytes(SUM))) {
         throw damaged(null);
       }
-    }
-  }
-
-  static MessageDigest sha256() {
-    try {
-      return MessageDigest.getInstance("SHA-256");
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
     }
   }
 }

@@ -10,6 +10,7 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
@@ -49,6 +50,13 @@ record RunData(
   /** One of those that the report is measured on, where they are not texts. */
   Examples.Labelled evaluationExample() {
     return pick(evaluationExamples, List.of(0));
+  }
+
+  /** Runs a model and its reference on what the report is measured on. */
+  Map<String, Object> compare(RunHost host, Path reference, Path candidate) {
+    return evaluationTexts != null
+        ? host.compare(reference, candidate, evaluationTexts)
+        : host.compare(reference, candidate, evaluationExamples);
   }
 
   /** What is learned from labels, in the words of {@code data.task}; null where there are none. */

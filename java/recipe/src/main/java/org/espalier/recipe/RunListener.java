@@ -158,14 +158,12 @@ final class RunListener implements TrainingListener {
     Path file = state.resolve("measured-" + what + ".onnx");
     compression.export().write(file);
     try {
-      return data.evaluationTexts() != null
-          ? host.compare(reference, file, data.evaluationTexts())
-          : host.compare(reference, file, data.evaluationExamples());
+      return data.compare(host, reference, file);
     } finally {
       try {
         Files.deleteIfExists(file);
       } catch (IOException e) {
-        throw new InputException("cannot delete " + file + ": " + e.getMessage(), e);
+        throw InputException.of("cannot delete " + file, e);
       }
     }
   }

@@ -1,0 +1,125 @@
+package org.espalier.recipe;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.nio.file.Path;
+import java.util.HexFormat;
+import java.util.List;
+import org.espalier.format.FileTree;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.onnx.GraphScript;
+import org.espalier.train.Compression;
+import org.espalier.train.Quantization;
+import org.espalier.train.Stage;
+
+/** Writes the models of a run that has trained. */
+final class RunExport {
+  private final RunInputs inputs;
+  private final RunFolder folder;
+  private final Compression compression;
+
+  /** What weights are: int8, int4, or null for floats. */
+  private final String grid;
+
+  private final boolean fitted;
+  private final ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
+
+  RunExport(Recipe recipe, RunInputs inputs, RunFolder folder, Compression compression) {
+    this.inputs = inputs;
+    this.folder = folder;
+    this.compression = compression;
+    List<Quantization> quantized =
+        recipe.stages().stages().stream()
+            .filter(Stage.Quantize.class::isInstance)
+            .map(stage -> ((Stage.Quantize) stage).quantization())
+            .toList();
+    grid = quantized.isEmpty() ? null : quantized.get(0).form().weights();
+    fitted = quantized.stream().anyMatch(Quantization::fit);
+  }
+
+  /** What was written, as the report lists it. */
+  ArrayNode outputs() {
+    return outputs;
+  }
+
+  /**
+   * Writes the model for ONNX Runtime, which is measured, and what else is asked for.
+   *
+   * @param formats see {@link RecipeSchema#FORMS}
+   * @return the model for ONNX Runtime
+   */
+  Path write(List<String> formats) {
+    OnnxModel exported = compression.export();
+    OnnxModel dense = compression.floatModel();
+    Path main = folder.resolve(grid == null ? "model.onnx" : "model-" + grid + ".onnx");
+    add(
+        exported.write(main, inputs.modelFile),
+        (grid == null ? "" : grid + " ") + "model for ONNX Runtime");
+    for (String format : formats) {
+      switch (format) {
+        case "onnx-float" ->
+            add(
+                dense.write(folder.resolve("model-float.onnx"), inputs.modelFile),
+                "its weights before rounding, as a float32 model");
+        case "safetensors" -> writeSafetensors(dense);
+        case "compressed-tensors" -> writeCompressedTensors(dense, exported);
+        case "torchscript" -> writeTorchScript();
+        default -> {} // onnx is written above
+      }
+    }
+    return main;
+  }
+
+  private void writeSafetensors(OnnxModel dense) {
+    Path file = folder.resolve("model.safetensors");
+    DenseWeights.write(dense, file);
+    add(
+        List.of(file),
+        fitted
+            ? "float32 weights of the fitted graph with its factors (no checkpoint of the"
+                + " original architecture), linear layers as [out, in]"
+            : "its float32 weights, linear layers as [out, in]");
+  }
+
+  private void writeCompressedTensors(OnnxModel dense, OnnxModel exported) {
+    Path target = folder.resolve("compressed-tensors");
+    RunFolder.delete(target); // of a process that ended after it and before the report
+    CompressedWeights.write(dense, exported, inputs.configFile, target);
+    add(List.of(target.resolve("model.safetensors")), "int8 weights in the Hugging Face layout");
+  }
+
+  private void writeTorchScript() {
+    Path file = folder.resolve("model.pt");
+    GraphScript.write(compression.roundedModel(), DenseWeights::plain, file);
+    add(
+        List.of(file),
+        grid == null
+            ? "TorchScript module"
+            : "TorchScript module, float32 weights rounded to their grids, activations float32");
+  }
+
+  /**
+   * Notes an output.
+   *
+   * @param files the first one names the others: what an ONNX file cannot hold lies beside it
+   */
+  private void add(List<Path> files, String what) {
+    Path file = files.get(0);
+    ObjectNode node = outputs.addObject();
+    node.put("file", folder.name(file));
+    node.put("what", what);
+    node.put("bytes", FileTree.bytes(files));
+    node.put("sha256", sha256(file));
+    for (Path data : files.subList(1, files.size())) {
+      node.withArray("data")
+          .addObject()
+          .put("file", data.getFileName().toString())
+          .put("sha256", sha256(data));
+    }
+  }
+
+  private static String sha256(Path file) {
+    return HexFormat.of().formatHex(RunInputs.sha256(file));
+  }
+}

@@ -1,0 +1,274 @@
+package org.espalier.recipe;
+
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.util.List;
+import org.espalier.InputException;
+import org.espalier.compress.Progress;
+import org.espalier.compress.onnx.ChannelPruner;
+import org.espalier.compress.onnx.RefittingPruner;
+import org.espalier.format.NearNames;
+import org.espalier.format.Sha256;
+import org.espalier.format.onnx.MissingValues;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.torch.TorchDevice;
+import org.espalier.torch.TorchScriptImport;
+import org.espalier.torch.onnx.GraphScript;
+import org.espalier.train.Compression;
+import org.espalier.train.Examples;
+import org.espalier.train.OnnxCompression;
+import org.espalier.train.Stage;
+
+/** The models and data that a recipe names, and what trains them. */
+final class RunInputs {
+  final Path modelFile;
+  final Path teacherFile;
+  final Path studentFile;
+  final Path configFile;
+  final OnnxModel model;
+  final RunData data;
+  private final Recipe recipe;
+  private final RunHost host;
+
+  /**
+   * Opens the files.
+   *
+   * @throws InputException where one is missing or is none that recipes take
+   */
+  RunInputs(Recipe recipe, RunHost host) {
+    modelFile = host.file(recipe.model().file());
+    teacherFile = recipe.teacher() == null ? null : host.file(recipe.teacher());
+    boolean other = recipe.student() != null && recipe.student().file() != null;
+    studentFile = other ? host.file(recipe.student().file()) : null;
+    configFile = recipe.model().config() == null ? null : host.file(recipe.model().config());
+    if (!isScript(modelFile) && !modelFile.toString().endsWith(".onnx")) {
+      throw new InputException(
+          recipe.model().place()
+              + ": model.file: "
+              + recipe.model().file()
+              + " is neither .onnx nor .pt; recipes compress ONNX models and TorchScript modules"
+              + " (models written in Java are trained through org.espalier.torch)");
+    }
+    this.recipe = recipe;
+    this.host = host;
+    // A script becomes a graph by an example, which must be there first.
+    OnnxModel onnx = isScript(modelFile) ? null : read(modelFile);
+    data = RunData.of(recipe, host, onnx != null && MissingValues.areKnownTo(onnx));
+    model = onnx == null ? read(modelFile) : onnx;
+  }
+
+  /** A stage ends with a comparison in ONNX Runtime, which may refuse what libtorch runs. */
+  private void checkComparable() {
+    for (Path file : studentFile == null ? List.of(modelFile) : List.of(modelFile, studentFile)) {
+      if (isScript(file)) {
+        continue;
+      }
+      if (data.evaluationTexts() != null) {
+        host.checkComparable(file, data.evaluationTexts());
+      } else {
+        host.checkComparable(file, data.evaluationExample());
+      }
+    }
+  }
+
+  /**
+   * What carries the recipe out, after the checks that need the model.
+   *
+   * @param begins whether nothing has been trained yet
+   */
+  Compression compression(Path cache, TorchDevice device, boolean begins) {
+    Compression.Job job = job(cache);
+    OnnxModel trained = OnnxCompression.trainable(job.model());
+    List<String> weights = OnnxWeights.of(trained).stream().map(OnnxWeight::name).toList();
+    for (Stage stage : recipe.stages().stages()) {
+      if (stage instanceof Stage.Prune p && p.pruning().include() instanceof NameGlobs globs) {
+        globs.check(weights);
+      } else if (stage instanceof Stage.Quantize q
+          && q.quantization().include() instanceof NameGlobs globs) {
+        globs.check(weights);
+      }
+    }
+    OnnxCompression compression =
+        new OnnxCompression(
+            recipe.isForTexts() ? recipe.stages() : recipe.stagesFor(data.labels()), job, device);
+    try {
+      if (data.evaluationExamples() != null) {
+        compression.checkMeasured(data.evaluationExamples());
+      }
+      if (recipe.formats().contains("torchscript")) {
+        checkScript(trained);
+      }
+      if (begins) {
+        checkComparable();
+        noteInnerWeights(trained);
+        noteUnseenWeights(trained);
+      }
+    } catch (InputException e) {
+      compression.close();
+      throw e;
+    }
+    return compression;
+  }
+
+  /** Training sees branches and bodies, and moves only what the main graph reads. */
+  private void noteInnerWeights(OnnxModel trained) {
+    List<String> alone = OnnxWeights.inner(trained, false);
+    if (!alone.isEmpty()) {
+      host.note(
+          "weights in branches of If and bodies of loops are neither pruned nor trained ("
+              + NearNames.list("", alone)
+              + ")");
+    }
+    List<String> shared = OnnxWeights.inner(trained, true);
+    boolean quantizes =
+        recipe.stages().stages().stream().anyMatch(stage -> stage instanceof Stage.Quantize);
+    if (quantizes && !shared.isEmpty()) {
+      host.note(
+          "from the quantize stage on, weights that the main graph and a branch or body share are"
+              + " two: the main graph's are trained, those inside stay as they were ("
+              + NearNames.list("", shared)
+              + ")");
+    }
+  }
+
+  /** Refitting needs to see what weights are multiplied with. */
+  private void noteUnseenWeights(OnnxModel trained) {
+    List<String> inner = OnnxWeights.inner(trained, false);
+    for (Stage stage : recipe.stages().stages()) {
+      if (stage instanceof Stage.Prune p && p.pruning().refit()) {
+        List<OnnxWeight> pruned =
+            OnnxWeights.of(trained).stream()
+                .filter(weight -> !weight.isEmbedding() || p.pruning().embeddings())
+                .filter(weight -> p.pruning().include().test(weight.name()))
+                .filter(weight -> !inner.contains(weight.name()))
+                .toList();
+        RefittingPruner.unseen(trained, pruned)
+            .forEach(text -> host.note("stage " + stage.name() + ": " + text));
+      }
+    }
+  }
+
+  private void checkScript(OnnxModel trained) {
+    try {
+      GraphScript.check(trained);
+    } catch (InputException e) {
+      throw new InputException(
+          recipe.model().place() + ": export.formats: torchscript: " + e.getMessage(), e);
+    }
+  }
+
+  private static boolean isScript(Path file) {
+    return file.toString().endsWith(".pt") || file.toString().endsWith(".pth");
+  }
+
+  /** A TorchScript module becomes a graph, so that everything can be done to it. */
+  private OnnxModel read(Path file) {
+    if (!isScript(file)) {
+      return host.withComputedWeights(OnnxModel.read(file));
+    }
+    if (recipe.isForTexts()) {
+      throw new InputException(
+          recipe.model().place()
+              + ": "
+              + file
+              + ": TorchScript modules take labelled examples; a model of texts must be ONNX");
+    }
+    List<Examples.Input> fed = data.evaluationExamples().inputs();
+    if (fed.size() > 1 || fed.get(0).type() != SafetensorsDtype.F32) {
+      throw new InputException(
+          recipe.model().place()
+              + ": "
+              + file
+              + ": TorchScript modules take one float32 input; a model of others must be ONNX");
+    }
+    return TorchScriptImport.read(file, fed.get(0).shape());
+  }
+
+  /** The model in a form that ONNX Runtime measures. */
+  Path reference(Path state) {
+    if (!isScript(modelFile)) {
+      return modelFile;
+    }
+    Path written = state.resolve("model.onnx");
+    model.write(written, modelFile);
+    return written;
+  }
+
+  /** The model without some of its hidden channels. */
+  private OnnxModel narrowed() {
+    host.progress("removing channels", 0, 0);
+    OnnxModel narrow = model.copy();
+    try {
+      ChannelPruner pruner =
+          new ChannelPruner(
+              narrow, recipe.student().channels(), recipe.student().allocation(), weight -> true);
+      pruner.kept().ifPresent(host::note);
+      List<ChannelPruner.Narrowed> sets =
+          pruner.prune(
+              data.calibration(),
+              (phase, done, total) ->
+                  host.progress(
+                      phase == Progress.Phase.CALIBRATE
+                          ? "removing channels: calibrating"
+                          : "removing channels: trying smaller models",
+                      done,
+                      total));
+      host.note(ChannelPruner.summary(sets) + " are left");
+    } catch (InputException e) {
+      throw new InputException(
+          recipe.student().place() + ": student.channels: " + e.getMessage(), e);
+    }
+    return narrow;
+  }
+
+  private Compression.Job job(Path cache) {
+    OnnxModel trained =
+        recipe.student() == null ? model : studentFile != null ? read(studentFile) : narrowed();
+    OnnxModel teacher =
+        teacherFile != null ? read(teacherFile) : recipe.student() != null ? model : null;
+    return new Compression.Job(
+        trained,
+        teacher,
+        data.training(),
+        data.validation(),
+        recipe.model().pooling(),
+        data.calibration(),
+        cache);
+  }
+
+  /** What a run must have in common with the one that it goes on with. */
+  byte[] identity() {
+    MessageDigest sum = Sha256.digest();
+    sum.update(recipe.text().getBytes(StandardCharsets.UTF_8));
+    for (String override : recipe.overrides()) {
+      sum.update((byte) 0);
+      sum.update(override.getBytes(StandardCharsets.UTF_8));
+    }
+    for (Path file : new Path[] {modelFile, teacherFile, studentFile}) {
+      sum.update((byte) 1);
+      if (file != null) {
+        sum.update(sha256(file));
+      }
+    }
+    data.digest(sum);
+    return sum.digest();
+  }
+
+  /**
+   * The SHA-256 of a file.
+   *
+   * @throws InputException where it cannot be read
+   */
+  static byte[] sha256(Path file) {
+    try {
+      return Sha256.of(file);
+    } catch (IOException e) {
+      throw InputException.of("cannot read " + file, e);
+    }
+  }
+}
