@@ -189,7 +189,7 @@ public final class OnnxCompression implements Compression {
                 + " bodies of Loop stays as it is; steps: 0 trains nothing");
       }
       if (stage instanceof Stage.Prune p) {
-        check.prunes(stage.name(), p.pruning(), model.pruning(p.pruning()).candidates());
+        stages.checkPruned(p, model.pruning(p.pruning()).candidates());
       } else if (stage instanceof Stage.Quantize q) {
         try {
           model.check(q.quantization());

@@ -1,8 +1,13 @@
 package org.espalier.train;
 
 import java.util.List;
+import java.util.Set;
+import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.Glob;
+import org.espalier.compress.OnnxPruner;
+import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.op.MagnitudePrune;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 
@@ -108,6 +113,42 @@ final class StageCheck {
                 + " only looks up in, "
                 + tables);
       }
+    }
+  }
+
+  /**
+   * Checks that there are weights that a stage prunes, and that they have its pattern.
+   *
+   * @throws InputException that names the stage or the weight
+   */
+  void checkPruned(Stage.Prune stage, List<TrainedWeight> candidates) {
+    Pruning pruning = stage.pruning();
+    if (candidates.isEmpty()) {
+      throw new InputException(
+          "stage "
+              + stage.name()
+              + ": "
+              + job.model().name()
+              + " has no weights that the plan could prune"
+              + (OnnxWeights.inner(job.model(), false).stream().anyMatch(pruning.include())
+                  ? " but those in branches of If and bodies of loops, which training leaves as"
+                      + " they are; 'espalier prune' takes them"
+                  : ""));
+    }
+    if (pruning.pattern() != null) {
+      MagnitudePrune.Pattern pattern = (MagnitudePrune.Pattern) pruning.rule(0);
+      MagnitudePrune.checkPattern(
+          candidates.stream()
+              .map(
+                  w ->
+                      MagnitudePrune.Weights.of(w.name(), w.latent().tensor())
+                          .axis(w.parameter.reductionAxis()))
+              .toList(),
+          pattern);
+      Set<String> names = candidates.stream().map(TrainedWeight::name).collect(Collectors.toSet());
+      OnnxWeights.of(job.model()).stream()
+          .filter(weight -> names.contains(weight.name()))
+          .forEach(weight -> OnnxPruner.checkGroups(job.model(), weight, pattern));
     }
   }
 }
