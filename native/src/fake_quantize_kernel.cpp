@@ -193,14 +193,7 @@ NonFinite apply_from(const esp::QuantizeTarget& t, const Window& w, const GridSc
 }
 
 NonFinite apply(const esp::QuantizeTarget& t, const Window& w, const GridScale& scale) {
-  switch (t.dtype) {
-    case ESP_BF16:
-      return apply_from<bf16>(t, w, scale);
-    case ESP_F16:
-      return apply_from<f16>(t, w, scale);
-    default:
-      return apply_from<float>(t, w, scale);
-  }
+  return with_dtype(t.dtype, [&](auto element) { return apply_from<decltype(element)>(t, w, scale); });
 }
 
 // ---- observe
@@ -288,14 +281,7 @@ esp::ObservedRange observe_from(const void* x, const Window& w, bool absolute, i
 }
 
 esp::ObservedRange observe(esp_dtype dtype, const void* x, const Window& w, bool absolute, int64_t ahead) {
-  switch (dtype) {
-    case ESP_BF16:
-      return observe_from<bf16>(x, w, absolute, ahead);
-    case ESP_F16:
-      return observe_from<f16>(x, w, absolute, ahead);
-    default:
-      return observe_from<float>(x, w, absolute, ahead);
-  }
+  return with_dtype(dtype, [&](auto element) { return observe_from<decltype(element)>(x, w, absolute, ahead); });
 }
 
 // Four rows at a time, so that a column's range is loaded and stored once for four elements.
@@ -346,14 +332,7 @@ NonFinite observe_columns_from(const void* x, const Window& w, bool absolute, fl
 }
 
 NonFinite observe_columns(esp_dtype dtype, const void* x, const Window& w, bool absolute, float* low, float* high) {
-  switch (dtype) {
-    case ESP_BF16:
-      return observe_columns_from<bf16>(x, w, absolute, low, high);
-    case ESP_F16:
-      return observe_columns_from<f16>(x, w, absolute, low, high);
-    default:
-      return observe_columns_from<float>(x, w, absolute, low, high);
-  }
+  return with_dtype(dtype, [&](auto element) { return observe_columns_from<decltype(element)>(x, w, absolute, low, high); });
 }
 
 // ---- sums
@@ -500,35 +479,14 @@ void error_columns_of(const esp::QuantizeTarget& t, const Window& chunk, int64_t
 }
 
 void error_rows(const esp::QuantizeTarget& t, const Window* segments, int64_t count, const GridScale& scale, double* sum) {
-  switch (t.dtype) {
-    case ESP_BF16:
-      return error_rows_of<bf16>(t, segments, count, scale, sum);
-    case ESP_F16:
-      return error_rows_of<f16>(t, segments, count, scale, sum);
-    default:
-      return error_rows_of<float>(t, segments, count, scale, sum);
-  }
+  return with_dtype(t.dtype, [&](auto element) { return error_rows_of<decltype(element)>(t, segments, count, scale, sum); });
 }
 void candidate_errors(const esp::QuantizeTarget& t, const Window* segments, int64_t count, const esp::CandidateGrid* grids,
                       int64_t candidates, double* sums) {
-  switch (t.dtype) {
-    case ESP_BF16:
-      return candidate_errors_from<bf16>(t, segments, count, grids, candidates, sums);
-    case ESP_F16:
-      return candidate_errors_from<f16>(t, segments, count, grids, candidates, sums);
-    default:
-      return candidate_errors_from<float>(t, segments, count, grids, candidates, sums);
-  }
+  return with_dtype(t.dtype, [&](auto element) { return candidate_errors_from<decltype(element)>(t, segments, count, grids, candidates, sums); });
 }
 void error_columns(const esp::QuantizeTarget& t, const Window& chunk, int64_t in_last, const GridScale& scale, double* sum) {
-  switch (t.dtype) {
-    case ESP_BF16:
-      return error_columns_of<bf16>(t, chunk, in_last, scale, sum);
-    case ESP_F16:
-      return error_columns_of<f16>(t, chunk, in_last, scale, sum);
-    default:
-      return error_columns_of<float>(t, chunk, in_last, scale, sum);
-  }
+  return with_dtype(t.dtype, [&](auto element) { return error_columns_of<decltype(element)>(t, chunk, in_last, scale, sum); });
 }
 
 // Elements side by side of x and grad_y, n of them: adds what they give to the sums of their lanes, writes grad_x.
@@ -577,14 +535,7 @@ void scale_gradient_rows_of(const esp::ScaleGradientTarget& t, const Window* seg
 
 void scale_gradient_rows(const esp::ScaleGradientTarget& t, const Window* segments, int64_t count, const GridScale& scale,
                          double* scale_sum, double* zero_sum) {
-  switch (t.dtype) {
-    case ESP_BF16:
-      return scale_gradient_rows_of<bf16>(t, segments, count, scale, scale_sum, zero_sum);
-    case ESP_F16:
-      return scale_gradient_rows_of<f16>(t, segments, count, scale, scale_sum, zero_sum);
-    default:
-      return scale_gradient_rows_of<float>(t, segments, count, scale, scale_sum, zero_sum);
-  }
+  return with_dtype(t.dtype, [&](auto element) { return scale_gradient_rows_of<decltype(element)>(t, segments, count, scale, scale_sum, zero_sum); });
 }
 
 template <class T>
@@ -612,14 +563,7 @@ void scale_gradient_columns_of(const esp::ScaleGradientTarget& t, const Window& 
 
 void scale_gradient_columns(const esp::ScaleGradientTarget& t, const Window& chunk, int64_t in_last, const GridScale& scale,
                             double* scale_sum, double* zero_sum) {
-  switch (t.dtype) {
-    case ESP_BF16:
-      return scale_gradient_columns_of<bf16>(t, chunk, in_last, scale, scale_sum, zero_sum);
-    case ESP_F16:
-      return scale_gradient_columns_of<f16>(t, chunk, in_last, scale, scale_sum, zero_sum);
-    default:
-      return scale_gradient_columns_of<float>(t, chunk, in_last, scale, scale_sum, zero_sum);
-  }
+  return with_dtype(t.dtype, [&](auto element) { return scale_gradient_columns_of<decltype(element)>(t, chunk, in_last, scale, scale_sum, zero_sum); });
 }
 
 // ---- dequantize and backward
@@ -668,14 +612,7 @@ void dequantize_from(const esp::DequantizeTarget& t, const Window& w, const Grid
 }
 
 void dequantize(const esp::DequantizeTarget& t, const Window& w, const GridScale& scale) {
-  switch (t.dtype) {
-    case ESP_BF16:
-      return dequantize_from<bf16>(t, w, scale);
-    case ESP_F16:
-      return dequantize_from<f16>(t, w, scale);
-    default:
-      return dequantize_from<float>(t, w, scale);
-  }
+  return with_dtype(t.dtype, [&](auto element) { return dequantize_from<decltype(element)>(t, w, scale); });
 }
 
 template <class T>
@@ -689,14 +626,10 @@ void backward_as(const T* in, const uint8_t* gate, T* out, int64_t n, bool strea
 }
 
 void backward(esp_dtype dtype, const void* in, const uint8_t* gate, void* out, int64_t n, bool streaming) {
-  switch (dtype) {
-    case ESP_BF16:
-      return backward_as(static_cast<const bf16*>(in), gate, static_cast<bf16*>(out), n, streaming);
-    case ESP_F16:
-      return backward_as(static_cast<const f16*>(in), gate, static_cast<f16*>(out), n, streaming);
-    default:
-      return backward_as(static_cast<const float*>(in), gate, static_cast<float*>(out), n, streaming);
-  }
+  with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    backward_as(static_cast<const T*>(in), gate, static_cast<T*>(out), n, streaming);
+  });
 }
 
 }  // namespace

@@ -154,14 +154,8 @@ UpdateSpan<Rule, Also> update_of(const TensorOf<Rule>& tensor, const Coefficient
 
 template <class Rule, class Also = Nothing>
 UpdateSpan<Rule, Also> update_for(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c) {
-  switch (tensor.gradient_dtype) {
-    case ESP_BF16:
-      return update_of<Rule, Also, bf16>(tensor, c);
-    case ESP_F16:
-      return update_of<Rule, Also, f16>(tensor, c);
-    default:
-      return update_of<Rule, Also, float>(tensor, c);
-  }
+  return with_dtype(tensor.gradient_dtype,
+                    [&](auto element) { return update_of<Rule, Also, decltype(element)>(tensor, c); });
 }
 
 // ---- absmax

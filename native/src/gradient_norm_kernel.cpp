@@ -60,14 +60,7 @@ esp::GradientBlockSum sum_block(const esp::GradientBlock& given) {
 }
 
 esp::GradientBlockSum sum(esp_dtype dtype, const esp::GradientBlock& block) {
-  switch (dtype) {
-    case ESP_BF16:
-      return sum_block<bf16>(block);
-    case ESP_F16:
-      return sum_block<f16>(block);
-    default:
-      return sum_block<float>(block);
-  }
+  return with_dtype(dtype, [&](auto element) { return sum_block<decltype(element)>(block); });
 }
 
 }  // namespace

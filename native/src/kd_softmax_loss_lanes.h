@@ -231,14 +231,7 @@ template <class Use>
 ESP_INLINE void with_gradient(const KdPlan& plan, int64_t row, int64_t column, Use use) {
   const esp_kd_softmax_loss_arguments& a = plan.arguments;
   const int64_t at = row * a.gradient_stride + column;
-  switch (a.gradient_dtype) {
-    case ESP_BF16:
-      return use(static_cast<bf16*>(a.gradient) + at);
-    case ESP_F16:
-      return use(static_cast<f16*>(a.gradient) + at);
-    default:
-      return use(static_cast<float*>(a.gradient) + at);
-  }
+  with_dtype(a.gradient_dtype, [&](auto element) { use(static_cast<decltype(element)*>(a.gradient) + at); });
 }
 
 template <class G>

@@ -49,14 +49,9 @@ Ranges load_columns(const T* p, int64_t stride, uint32_t rows, int64_t classes, 
 }
 Ranges load_columns(const esp_logits& logits, int64_t first, uint32_t rows, int64_t classes, float* columns) {
   const char* p = row_of(logits, first);
-  switch (logits.dtype) {
-    case ESP_BF16:
-      return load_columns(reinterpret_cast<const bf16*>(p), logits.stride, rows, classes, columns);
-    case ESP_F16:
-      return load_columns(reinterpret_cast<const f16*>(p), logits.stride, rows, classes, columns);
-    default:
-      return load_columns(reinterpret_cast<const float*>(p), logits.stride, rows, classes, columns);
-  }
+  return with_dtype(logits.dtype, [&](auto element) {
+    return load_columns(reinterpret_cast<const decltype(element)*>(p), logits.stride, rows, classes, columns);
+  });
 }
 
 // Exponentials in place of the logits. Four short chains of sums in place of a long one, for accuracy and for

@@ -213,17 +213,14 @@ Range scan(const T* p, int64_t n, float base, float* copy) {
 
 // `floats` becomes where the logits less base are as floats: in place or in the copy.
 Range scan(esp_dtype dtype, const char* p, int64_t n, float base, float* copy, const float** floats) {
-  *floats = copy;
-  switch (dtype) {
-    case ESP_BF16:
-      return scan<false>(reinterpret_cast<const bf16*>(p), n, base, copy);
-    case ESP_F16:
-      return scan<false>(reinterpret_cast<const f16*>(p), n, base, copy);
-    default:
-      if (base != 0) return scan<false>(reinterpret_cast<const float*>(p), n, base, copy);
-      *floats = reinterpret_cast<const float*>(p);
-      return scan<true>(*floats, n, base, copy);
+  if (dtype == ESP_F32 && base == 0) {
+    *floats = reinterpret_cast<const float*>(p);
+    return scan<true>(*floats, n, base, copy);
   }
+  *floats = copy;
+  return with_dtype(dtype, [&](auto element) {
+    return scan<false>(reinterpret_cast<const decltype(element)*>(p), n, base, copy);
+  });
 }
 
 // Where the segment after this one lies: read while this one is computed.
@@ -282,27 +279,14 @@ double sum_excess(const S* s, const B* b, int64_t n, float* excess) {
   }
   return total(sum);
 }
-template <class S>
-double sum_excess(const S* s, esp_dtype dtype, const char* b, int64_t n, float* excess) {
-  switch (dtype) {
-    case ESP_BF16:
-      return sum_excess(s, reinterpret_cast<const bf16*>(b), n, excess);
-    case ESP_F16:
-      return sum_excess(s, reinterpret_cast<const f16*>(b), n, excess);
-    default:
-      return sum_excess(s, reinterpret_cast<const float*>(b), n, excess);
-  }
-}
 double sum_excess(esp_dtype s_dtype, const char* s, esp_dtype b_dtype, const char* b, int64_t n,
                   float* excess) {
-  switch (s_dtype) {
-    case ESP_BF16:
-      return sum_excess(reinterpret_cast<const bf16*>(s), b_dtype, b, n, excess);
-    case ESP_F16:
-      return sum_excess(reinterpret_cast<const f16*>(s), b_dtype, b, n, excess);
-    default:
-      return sum_excess(reinterpret_cast<const float*>(s), b_dtype, b, n, excess);
-  }
+  return with_dtype(s_dtype, [&](auto of_s) {
+    return with_dtype(b_dtype, [&](auto of_b) {
+      return sum_excess(reinterpret_cast<const decltype(of_s)*>(s),
+                        reinterpret_cast<const decltype(of_b)*>(b), n, excess);
+    });
+  });
 }
 
 // Subtracted from the logits of a row; `exact` where logits lie so far apart that the terms of kl need their

@@ -327,33 +327,23 @@ int64_t pattern_block(const PruneBlock& block, const PruneOutput& output, const 
   return kept;
 }
 
-#define ESP_BY_DTYPE(function, ...)          \
-  switch (dtype) {                           \
-    case ESP_BF16:                           \
-      return function<bf16>(__VA_ARGS__);    \
-    case ESP_F16:                            \
-      return function<f16>(__VA_ARGS__);     \
-    default:                                 \
-      return function<float>(__VA_ARGS__);   \
-  }
-
 PruneCounts collect(esp_dtype dtype, const PruneBlock& block, int32_t low, int32_t high, int32_t* keys) {
-  ESP_BY_DTYPE(collect_block, block, low, high, keys)
+  return with_dtype(dtype, [&](auto element) { return collect_block<decltype(element)>(block, low, high, keys); });
 }
 void histogram(esp_dtype dtype, const PruneBlock& block, int32_t low, int32_t span, int32_t shift, uint32_t* bins) {
-  ESP_BY_DTYPE(histogram_block, block, low, span, shift, bins)
+  return with_dtype(dtype, [&](auto element) { return histogram_block<decltype(element)>(block, low, span, shift, bins); });
 }
 int32_t sample(esp_dtype dtype, const PruneBlock& block, int64_t i, int32_t* keys) {
-  ESP_BY_DTYPE(sample_block, block, i, keys)
+  return with_dtype(dtype, [&](auto element) { return sample_block<decltype(element)>(block, i, keys); });
 }
 int64_t past_nth(esp_dtype dtype, const PruneBlock& block, int32_t key, int64_t nth) {
-  ESP_BY_DTYPE(past_nth_block, block, key, nth)
+  return with_dtype(dtype, [&](auto element) { return past_nth_block<decltype(element)>(block, key, nth); });
 }
 int64_t apply(esp_dtype dtype, const PruneBlock& block, const PruneOutput& output, int32_t key, int64_t ties) {
-  ESP_BY_DTYPE(apply_block, block, output, key, ties)
+  return with_dtype(dtype, [&](auto element) { return apply_block<decltype(element)>(block, output, key, ties); });
 }
 int64_t pattern(esp_dtype dtype, const PruneBlock& block, const PruneOutput& output, const PrunePattern& pattern) {
-  ESP_BY_DTYPE(pattern_block, block, output, pattern)
+  return with_dtype(dtype, [&](auto element) { return pattern_block<decltype(element)>(block, output, pattern); });
 }
 
 int64_t count_bits(const uint8_t* bits, int64_t n) {

@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "espalier/common.h"
+
 // Of functions, and of members.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define ESP_INLINE static inline  // instrumented wherever they are used they would take the compiler minutes
@@ -50,6 +52,19 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
+
+// use(element) with an element of that type, whose value says nothing: function templates are picked by decltype(element).
+template <class Use>
+ESP_INLINE auto with_dtype(esp_dtype dtype, const Use& use) {
+  switch (dtype) {
+    case ESP_BF16:
+      return use(bf16{});
+    case ESP_F16:
+      return use(f16{});
+    default:
+      return use(float{});
+  }
+}
 
 ESP_INLINE f32x16 load(const bf16* p) { return load_bf16(&p->bits); }
 ESP_INLINE f32x16 load(const f16* p) { return load_f16(&p->bits); }
