@@ -101,11 +101,7 @@ class List {
   // task(i) for i in [0, n), on this thread where the list is small.
   template <class Task>
   void each(int64_t n, Task&& task) const {
-    if (bytes < esp::parallel_bytes) {
-      for (int64_t i = 0; i < n; i++) task(i);
-    } else {
-      esp::parallel_for(n, task);
-    }
+    esp::parallel_for(n, bytes, task);
   }
 
   const esp_prune_tensor* tensors = nullptr;
@@ -536,12 +532,7 @@ void apply_pattern(const Kernels* kernels, const esp_prune_tensor& tensor, const
         {tensor.inner, rule.keep, rule.group});
     __atomic_fetch_sub(pruned, kept, __ATOMIC_RELAXED);
   };
-  const int64_t tasks = (tensor.n + step - 1) / step;
-  if (tensor.n * size < esp::parallel_bytes) {
-    for (int64_t i = 0; i < tasks; i++) run(i);
-  } else {
-    esp::parallel_for(tasks, run);
-  }
+  esp::parallel_for((tensor.n + step - 1) / step, tensor.n * size, run);
 }
 
 }  // namespace

@@ -20,6 +20,19 @@ void parallel_for(int64_t count, Task&& task) {
       const_cast<void*>(static_cast<const void*>(&task)));
 }
 
+// Work below this many bytes of traffic stays on the caller: waking a worker costs more.
+constexpr int64_t parallel_bytes = int64_t{256} << 10;
+
+// task(i) for each i in [0, count): on several threads where `bytes` of traffic are worth it.
+template <class Task>
+void parallel_for(int64_t count, int64_t bytes, Task&& task) {
+  if (bytes < parallel_bytes) {
+    for (int64_t i = 0; i < count; i++) task(i);
+  } else {
+    parallel_for(count, task);
+  }
+}
+
 // Runs body(first, elements) over pieces of a list of n elements, on several threads where these are four or more. A
 // piece has 16,384 elements, so that it begins with a block of any smaller power of two.
 template <class Body>
@@ -39,9 +52,6 @@ void for_pieces(int64_t n, const Body& body) {
 
 // Threads that one call may use: esp_threads_current, for callers whose operation has checked it already.
 int32_t thread_limit();
-
-// Work below this many bytes of traffic stays on the caller: waking a worker costs more.
-constexpr int64_t parallel_bytes = int64_t{256} << 10;
 
 // From this output size on, stores that bypass the cache pay: the data would not be there when it is read again.
 constexpr int64_t cache_bytes = int64_t{4} << 20;
