@@ -30,7 +30,7 @@ ESP_INLINE void add_squares(f32x16 x, f64x8* low, f64x8* high) {
 
 template <class T>
 int64_t count_non_finite(const esp::GradientBlock& block) {
-  const f32x16 largest = set1(3.40282347e+38f);
+  const f32x16 largest = set1(largest_float);
   int64_t finite = 0;
   for (int64_t i = 0; i < block.n; i += 16) {
     const int64_t n = block.n - i;

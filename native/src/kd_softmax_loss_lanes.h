@@ -15,7 +15,6 @@ using esp::KdPlan;
 using esp::KdSegmentSums;
 
 constexpr float infinity = __builtin_inff();
-constexpr float largest_float = 3.40282347e+38f;
 constexpr double ln2 = 0x1.62e42fefa39efp-1;
 constexpr double far_exponent = 0x1p19;  // beyond, logits are taken relative to their maximum first
 constexpr float normal_exponent = -120;  // above, exponentials are normal numbers without doubt
@@ -48,10 +47,6 @@ bool looked_at(const KdPlan& plan, int64_t row) {
   return kept(plan, row) &&
          (plan.teacher_used || plan.arguments.bound.data != nullptr || label_of(plan, row) >= 0);
 }
-
-ESP_INLINE mask16 lanes_below(int64_t n) {
-  return mask_of(static_cast<uint16_t>((1u << n) - 1));
-}  // 0 <= n <= 16
 
 // ---- Exponentials
 

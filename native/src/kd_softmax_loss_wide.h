@@ -202,7 +202,7 @@ Range scan(const T* p, int64_t n, float base, float* copy) {
       v = v - shift;
       store(copy + i, v);
     }
-    const mask16 inside = lanes_below(left);
+    const mask16 inside = first_lanes(left);
     most[0] = max(select(inside, v, most[0]), most[0]);
     least[0] = min(select(inside, v, least[0]), least[0]);
   }
@@ -245,12 +245,12 @@ void sum_segment(const Constants& given, const float* s, const float* t, int64_t
         if constexpr (teacher) __builtin_prefetch(ahead.teacher + i * ahead.teacher_size, 0, 2);
       }
       exponentials<power, teacher, normal, true>(c, load(s + i), teacher ? load(t + i) : set1(0.0f),
-                                                 lanes_below(16), scratch, i, sums);
+                                                 first_lanes(16), scratch, i, sums);
     }
     if (i < end) {
       exponentials<power, teacher, normal, false>(c, load_n(s + i, end - i),
                                                   teacher ? load_n(t + i, end - i) : set1(0.0f),
-                                                  lanes_below(end - i), scratch, i, sums);
+                                                  first_lanes(end - i), scratch, i, sums);
     }
     add(student, sums.student);
     if constexpr (teacher) {

@@ -21,14 +21,14 @@ ESP_INLINE i32x16 keys_of(f32x16 x) { return min(bits_of(abs(x)), set1(esp::prun
 
 // The mask of elements i .. i+n-1.
 ESP_INLINE mask16 taking_part(const uint8_t* mask, int64_t i, int64_t n) {
-  if (mask == nullptr) return mask_of(static_cast<uint16_t>((1u << n) - 1));
+  if (mask == nullptr) return first_lanes(n);
   return mask_of(n == 16 ? load_bits(mask, i) : load_bits_n(mask, i, n));
 }
 
 template <class T>
 ESP_INLINE i32x16 keys_at(const PruneBlock& block, int64_t i, int64_t n) {
   const T* p = static_cast<const T*>(block.weights) + i;
-  const i32x16 keys = keys_of(n == 16 ? load(p) : load_n(p, n));
+  const i32x16 keys = keys_of(load_up_to(p, n));
   if (block.mask == nullptr && n == 16) return keys;
   return select(taking_part(block.mask, i, n), keys, set1(INT32_MAX));
 }
@@ -160,7 +160,7 @@ ESP_INLINE void apply_edge(const PruneBlock& block, const PruneOutput& output, i
                            int64_t ties, i32x16* kept) {
   const i32x16 keys = keys_at<T>(block, i, n);
   const int64_t tied = ties <= i ? 0 : ties - i < 16 ? ties - i : 16;
-  const mask16 tie = (keys == set1(key)) & mask_of(static_cast<uint16_t>((1u << tied) - 1));
+  const mask16 tie = (keys == set1(key)) & first_lanes(tied);
   const mask16 m = ~((keys < set1(key)) | tie) & taking_part(block.mask, i, n);
   *kept = tally(*kept, m);
   if (output.mask_out != nullptr) store_bits_n(output.mask_out, i, bits_of(m), n);
@@ -212,7 +212,7 @@ ESP_INLINE i32x16 pattern_keys(const PruneBlock& block, int64_t start, int64_t s
   f32x16 x;
   uint32_t part = (1u << n) - 1;
   if (stride == 1) {
-    x = n == 16 ? load(in) : load_n(in, n);
+    x = load_up_to(in, n);
     if (block.mask != nullptr) part = bits_at(block.mask, start, n);
   } else {
     T lanes[16] = {};

@@ -30,7 +30,6 @@ ESP_INLINE i32x16 set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_ep
 ESP_INLINE i32x16 lane_index() {
   return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
 }
-// The first n lanes, 0 <= n <= 16.
 ESP_INLINE mask16 first_lanes(int64_t n) {
   const __m256i count = _mm256_set1_epi32(static_cast<int>(n));
   const i32x16 i = lane_index();

@@ -19,22 +19,15 @@ struct mask16 {
 ESP_INLINE f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
 ESP_INLINE i32x16 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 ESP_INLINE i32x16 lane_index() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
+ESP_INLINE mask16 first_lanes(int64_t n) { return {static_cast<__mmask16>((1u << n) - 1)}; }
 ESP_INLINE f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 ESP_INLINE i32x16 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
-ESP_INLINE f32x16 load_n(const float* p, int64_t n) {
-  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)};
-}
-ESP_INLINE i32x16 load_n(const int32_t* p, int64_t n) {
-  return {_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p)};
-}
+ESP_INLINE f32x16 load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n).v, p)}; }
+ESP_INLINE i32x16 load_n(const int32_t* p, int64_t n) { return {_mm512_maskz_loadu_epi32(first_lanes(n).v, p)}; }
 ESP_INLINE void store(float* p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
 ESP_INLINE void store(int32_t* p, i32x16 a) { _mm512_storeu_si512(p, a.v); }
-ESP_INLINE void store_n(float* p, f32x16 a, int64_t n) {
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), a.v);
-}
-ESP_INLINE void store_n(int32_t* p, i32x16 a, int64_t n) {
-  _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << n) - 1), a.v);
-}
+ESP_INLINE void store_n(float* p, f32x16 a, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n).v, a.v); }
+ESP_INLINE void store_n(int32_t* p, i32x16 a, int64_t n) { _mm512_mask_storeu_epi32(p, first_lanes(n).v, a.v); }
 ESP_INLINE void stream(float* p, f32x16 a) { _mm512_stream_ps(p, a.v); }
 ESP_INLINE void fence() { _mm_sfence(); }
 

@@ -206,6 +206,7 @@ ESP_INLINE i32x4 lane_bits(int quad) { return i32x4{1, 2, 4, 8} << (4 * quad); }
 ESP_INLINE mask16 mask_of(uint16_t bits) {
   ESP_QUADS(mask16, (quad_of(static_cast<int32_t>(bits)) & lane_bits(i)) != quad_of(0));
 }
+ESP_INLINE mask16 first_lanes(int64_t n) { return mask_of(static_cast<uint16_t>((1u << n) - 1)); }
 ESP_INLINE uint16_t bits_of(mask16 m) {
   const i32x4 any = (m.q[0] & lane_bits(0)) | (m.q[1] & lane_bits(1)) | (m.q[2] & lane_bits(2)) | (m.q[3] & lane_bits(3));
   return static_cast<uint16_t>(any[0] | any[1] | any[2] | any[3]);

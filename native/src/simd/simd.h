@@ -7,6 +7,7 @@
 //   min(a, b) is a < b ? a : b and max(a, b) is a > b ? a : b: a NaN in either gives b.
 //   fma is one rounding; no operation flushes denormals.
 //   load_n/store_n touch only the first n lanes (0 <= n <= 16); load_n fills the rest with zeros.
+//   first_lanes is the mask of the first n lanes, 0 <= n <= 16.
 //   stream needs 64-byte alignment and a fence() before another thread reads.
 //   reduce_add, reduce_max and reduce_min go down a fixed tree: lanes 0..7 with 8..15, then 4, 2, 1 apart.
 //   compress_store writes the chosen lanes in order and may write rubbish after them, up to 16 lanes in all.
@@ -108,6 +109,22 @@ ESP_INLINE void store_bits_n(uint8_t* bits, int64_t i, uint16_t value, int64_t n
   value = static_cast<uint16_t>(value & ((1u << n) - 1));
   bits[i >> 3] = static_cast<uint8_t>(value);
   if (n > 8) bits[(i >> 3) + 1] = static_cast<uint8_t>(value >> 8);
+}
+
+constexpr float largest_float = 3.40282347e+38f;
+
+// load and load_n, store and store_n in one, for n <= 16 that is 16 as a rule.
+template <class T>
+ESP_INLINE f32x16 load_up_to(const T* p, int64_t n) {
+  return n == 16 ? load(p) : load_n(p, n);
+}
+template <class T>
+ESP_INLINE void store_up_to(T* p, f32x16 v, int64_t n) {
+  if (n == 16) {
+    store(p, v);
+  } else {
+    store_n(p, v, n);
+  }
 }
 
 // Far enough ahead to hide memory latency at the bandwidth of one core; measured best between 512 and 1024 bytes.
