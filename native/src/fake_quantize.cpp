@@ -1,3 +1,5 @@
+// fake_quantize: arguments checked, tensors cut into windows (fake_quantize_layout.h), windows run on the
+// pool.
 #include "espalier/fake_quantize.h"
 
 #include <atomic>
@@ -28,7 +30,7 @@ using esp::WindowScales;
 
 // The segments of a channel have 256 elements and more on average, its last one aside, so a piece has no more
 // chunks.
-constexpr int64_t fused_chunks = 1 + piece_elements / 256 / esp::chunk_segments;
+constexpr int64_t channel_chunks = 1 + piece_elements / 256 / esp::chunk_segments;
 constexpr int64_t prefetch_distance = 768;
 // Two rows of up to this many bytes stay in the L1 cache beside a third that arrives and the output.
 constexpr int64_t fetched_row = 8192;
@@ -81,18 +83,20 @@ struct Clip {
   double error;
 };
 
-// A tensor of the list on its way through the call.
-struct Forward {
+// A tensor of the list on its way through the call: channel by channel, each observed and then applied while
+// it is in the cache, or in passes over the whole list: ranges, scales, for the MSE observer errors ratio by
+// ratio, then what is written.
+struct ForwardTensor {
   Layout layout;
   esp::SumOrder order;  // MSE
   esp::QuantizeTarget target;
-  bool fused;     // observed and applied channel by channel, while the channel is in the cache
-  int64_t group;  // fused: channels a unit
+  bool by_channel;
+  int64_t group;  // by_channel: channels a unit of work
   bool writes;    // y, q or gate is wanted
   WindowScales scales;
   std::unique_ptr<float[]> maximum, minimum;  // a partial result each; magnitudes have no minima
-  std::unique_ptr<double[]> errors;           // MSE, not fused: a partial sum each
-  std::unique_ptr<Clip[]> best;               // MSE, not fused: a channel each
+  std::unique_ptr<double[]> errors;           // MSE, not by_channel: a partial sum each
+  std::unique_ptr<Clip[]> best;               // MSE, not by_channel: a channel each
   std::atomic<int64_t> nan{0}, infinite{0}, bad_channel{no_channel};
 
   void add(const esp::NonFinite& found) {
@@ -108,7 +112,7 @@ class ForwardCall {
       : kernels_(kernels), quantizer_(quantizer), tensors_(tensors), count_(count) {}
 
   esp_status run() {
-    states_.reset(new (std::nothrow) Forward[static_cast<size_t>(at_least_one(count_))]);
+    states_.reset(new (std::nothrow) ForwardTensor[static_cast<size_t>(at_least_one(count_))]);
     first_.reset(new (std::nothrow) int64_t[static_cast<size_t>(count_) + 1]);
     if (!states_ || !first_) return out_of_memory(count_);
     if (quantizer_.observer == ESP_OBSERVER_MSE) {
@@ -124,14 +128,14 @@ class ForwardCall {
     }
     if (observing()) observe();
     in_parallel(
-        [](const Forward& s) {
-          return s.fused ? ceil_div(s.layout.channels, s.group) : s.writes ? s.layout.chunks() : 0;
+        [](const ForwardTensor& s) {
+          return s.by_channel ? ceil_div(s.layout.channels, s.group) : s.writes ? s.layout.chunks() : 0;
         },
         [&](int64_t t, int64_t unit) {
-          if (states_[t].fused) {
-            fused_unit(t, unit);
+          if (states_[t].by_channel) {
+            run_channels(t, unit);
           } else {
-            apply_unit(t, unit);
+            apply_chunk(t, unit);
           }
         });
     return finish();
@@ -154,7 +158,7 @@ class ForwardCall {
 
   esp_status prepare(int64_t t) {
     const esp_quantized& tensor = tensors_[t];
-    Forward& s = states_[t];
+    ForwardTensor& s = states_[t];
     s.layout = Layout(tensor.outer, tensor.channels, tensor.inner);
     s.order = esp::sum_order(tensor.outer, tensor.channels, tensor.inner);
     const int64_t x_bytes = s.layout.n * esp::size_of(tensor.dtype),
@@ -174,10 +178,10 @@ class ForwardCall {
                 prefetch_distance};
     s.writes = tensor.y != nullptr || tensor.q != nullptr || tensor.gate != nullptr || !observing();
     const int64_t channel_elements = tensor.outer * tensor.inner;
-    s.fused = observing() && !s.layout.columns && s.layout.n > 0 && channel_elements <= piece_elements &&
-              (tensor.gate == nullptr || tensor.outer == 1 || tensor.inner % 8 == 0);
+    s.by_channel = observing() && !s.layout.columns && s.layout.n > 0 && channel_elements <= piece_elements &&
+                   (tensor.gate == nullptr || tensor.outer == 1 || tensor.inner % 8 == 0);
     if (esp_status status = s.scales.prepare("fake_quantize", s.layout)) return status;
-    if (s.fused) {
+    if (s.by_channel) {
       s.scales.set(tensor.scale, tensor.zero_point);
       const bool shares_bytes = tensor.gate != nullptr && tensor.inner % 8 != 0;
       // While a channel is applied from the cache, the one that is observed next is fetched.
@@ -219,11 +223,11 @@ class ForwardCall {
     esp::parallel_for(first_[count_], bytes, unit);
   }
 
-  // Ranges, then scales, of the tensors that are not fused.
+  // Ranges, then scales, of the tensors that are not by_channel.
   void observe() {
-    const auto pieces = [](const Forward& s) { return s.fused ? 0 : s.layout.all_pieces(); };
+    const auto pieces = [](const ForwardTensor& s) { return s.by_channel ? 0 : s.layout.all_pieces(); };
     in_parallel(pieces, [&](int64_t t, int64_t unit) {
-      Forward& s = states_[t];
+      ForwardTensor& s = states_[t];
       int64_t partial, scale;
       const Window w = s.layout.piece(unit, &partial, &scale);
       if (s.layout.columns) {
@@ -240,8 +244,8 @@ class ForwardCall {
       }
     });
     for (int64_t t = 0; t < count_; t++) {
-      Forward& s = states_[t];
-      if (s.fused) continue;
+      ForwardTensor& s = states_[t];
+      if (s.by_channel) continue;
       s.layout.fold(s.maximum.get(), [](float a, float b) { return b > a ? b : a; });
       if (!absolute()) s.layout.fold(s.minimum.get(), [](float a, float b) { return b < a ? b : a; });
       for (int64_t c = 0; c < s.layout.channels; c++) {
@@ -257,8 +261,8 @@ class ForwardCall {
     }
     for (int32_t i = 0; i < candidates() && quantizer_.observer == ESP_OBSERVER_MSE; i++) try_clip(i);
     for (int64_t t = 0; t < count_; t++) {
-      Forward& s = states_[t];
-      if (s.fused || s.bad_channel != no_channel) continue;
+      ForwardTensor& s = states_[t];
+      if (s.by_channel || s.bad_channel != no_channel) continue;
       for (int64_t c = 0; s.best && c < s.layout.channels; c++) {
         tensors_[t].scale[c] = s.best[c].scale;
         if (tensors_[t].zero_point != nullptr) tensors_[t].zero_point[c] = s.best[c].zero;
@@ -292,11 +296,11 @@ class ForwardCall {
                                zero);
   }
 
-  // One candidate of the MSE search over the tensors that are not fused.
+  // One candidate of the MSE search over the tensors that are not by_channel.
   void try_clip(int32_t candidate) {
     for (int64_t t = 0; t < count_; t++) {
-      Forward& s = states_[t];
-      if (s.fused) continue;
+      ForwardTensor& s = states_[t];
+      if (s.by_channel) continue;
       for (int64_t c = 0; c < s.layout.channels; c++) {
         int32_t zero;
         const float scale = clipped_scale(s.best[c], candidate, &zero);
@@ -305,9 +309,9 @@ class ForwardCall {
       }
       s.scales.set(tensors_[t].scale, tensors_[t].zero_point);
     }
-    in_parallel([](const Forward& s) { return s.fused ? 0 : esp::sum_units(s.order); },
+    in_parallel([](const ForwardTensor& s) { return s.by_channel ? 0 : esp::sum_units(s.order); },
                 [&](int64_t t, int64_t unit) {
-                  Forward& s = states_[t];
+                  ForwardTensor& s = states_[t];
                   esp::run_sum_unit(
                       s.order, unit,
                       [&](const Window* segments, int64_t count, int64_t channel, int64_t partial) {
@@ -320,8 +324,8 @@ class ForwardCall {
                       });
                 });
     for (int64_t t = 0; t < count_; t++) {
-      Forward& s = states_[t];
-      if (s.fused) continue;
+      ForwardTensor& s = states_[t];
+      if (s.by_channel) continue;
       for (int64_t c = 0; c < s.layout.channels; c++) {
         const double error = esp::total_of(s.order, s.errors.get(), c);
         int32_t zero;
@@ -334,8 +338,8 @@ class ForwardCall {
   }
 
   // A channel is observed before the one ahead of it is applied: its scale is ready when its turn comes.
-  void fused_unit(int64_t t, int64_t unit) {
-    Forward& s = states_[t];
+  void run_channels(int64_t t, int64_t unit) {
+    ForwardTensor& s = states_[t];
     const int64_t first = unit * s.group;
     const int64_t end = first + s.group < s.layout.channels ? first + s.group : s.layout.channels;
     observe_channel(t, first, 0);
@@ -353,7 +357,7 @@ class ForwardCall {
   }
 
   void observe_channel(int64_t t, int64_t c, int64_t ahead) {
-    Forward& s = states_[t];
+    ForwardTensor& s = states_[t];
     const Window w = whole_channel(s.layout, c);
     const ObservedRange range = kernels_.observe(s.target.dtype, s.target.x, w, absolute(), ahead);
     s.add(range.non_finite);
@@ -365,7 +369,7 @@ class ForwardCall {
   // The MSE search within one channel that is in the cache, some candidates at a time.
   void search(int64_t t, int64_t c, const ObservedRange& range) {
     constexpr int32_t most = esp::candidates_at_once;
-    const Forward& s = states_[t];
+    const ForwardTensor& s = states_[t];
     const int64_t chunks = s.order.partials_of_channel();
     double best = INFINITY;
     float best_scale = 1.0f;
@@ -381,7 +385,7 @@ class ForwardCall {
         if (!usable) break;
         grids[tried] = {scale, 1.0f / scale, static_cast<float>(zeros[tried])};
       }
-      double partials[fused_chunks * most];
+      double partials[channel_chunks * most];
       for (int64_t chunk = 0; chunk < chunks; chunk++) {
         Window segments[esp::chunk_segments];
         const int64_t count = esp::segments_of(s.order, c, chunk, segments);
@@ -401,8 +405,8 @@ class ForwardCall {
     if (tensors_[t].zero_point != nullptr) tensors_[t].zero_point[c] = best_zero;
   }
 
-  void apply_unit(int64_t t, int64_t unit) {
-    Forward& s = states_[t];
+  void apply_chunk(int64_t t, int64_t unit) {
+    ForwardTensor& s = states_[t];
     if (s.bad_channel != no_channel) return;
     s.layout.chunk(unit, [&](const Window& w, int64_t scale) {
       const esp::NonFinite found =
@@ -434,7 +438,7 @@ class ForwardCall {
   const esp_quantizer& quantizer_;
   esp_quantized* const tensors_;
   const int64_t count_;
-  std::unique_ptr<Forward[]> states_;
+  std::unique_ptr<ForwardTensor[]> states_;
   std::unique_ptr<int64_t[]> first_;
   std::unique_ptr<float[]> ratios_;  // MSE
 };
