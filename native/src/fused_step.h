@@ -1,5 +1,6 @@
 // What the entries of all fused optimizer steps do alike: arguments checked, the norm measured, the list cut
-// into pieces and the pieces run. Tensor is the operation's own struct, see fused_step_kernel.h.
+// into pieces and the pieces run. Tensor is the operation's own struct, see fused_step_kernel.h; what else
+// differs is in its Operation, see run_step.
 #pragma once
 #include <atomic>
 #include <cmath>
@@ -11,6 +12,7 @@
 #include "cpu_features.h"
 #include "espalier/gradient_norm.h"
 #include "espalier/step_noise.h"
+#include "fake_quantize_scale.h"
 #include "fused_step_kernel.h"
 #include "thread_pool.h"
 
@@ -68,10 +70,6 @@ int64_t pieces_of(const Tensor& t, int64_t wanted) {
   if (elements(t) == 0) return 0;
   const int64_t piece = piece_of(t, wanted);
   return (elements(t) + piece - 1) / piece;
-}
-
-inline bool usable(float scale) {
-  return scale > 0 && std::isfinite(scale) && std::isfinite(1.0f / scale);
 }
 
 // Whether an option is one once it is an F32.
@@ -141,7 +139,7 @@ esp_status check_step(const char* operation, int64_t index, const Tensor& t) {
   if (esp_status status = check_layout(operation, index, t)) return status;
   const long long i = index;
   for (int64_t c = 0; t.scale_given && elements(t) > 0 && c < channels(t); c++) {
-    if (!usable(t.scale[c])) {
+    if (!usable_scale(t.scale[c])) {
       return fail(ESP_INVALID_ARGUMENT,
                   "%s: scale %lld of tensor %lld is %g; positive, with a finite reciprocal, is needed",
                   operation, (long long)c, i, static_cast<double>(t.scale[c]));
@@ -190,15 +188,15 @@ class FusedStep {
  public:
   using Kernels = StepKernels<Tensor, Coefficients>;
 
-  // state_size: bytes of latent weight and moments read and written, an element.
+  // state_bytes: of latent weight and moments read and written, an element.
   FusedStep(const Kernels& kernels, const Tensor* tensors, int64_t count, const Coefficients* coefficients,
-            int64_t state_size)
+            int64_t state_bytes)
       : kernels_(kernels), tensors_(tensors), count_(count), coefficients_(coefficients) {
     int64_t total = 0, bytes = 0, copy_bytes = 0;
     for (int64_t i = 0; i < count; i++) {
       const Tensor& t = tensors[i];
       total += elements(t);
-      bytes += elements(t) * (state_size + size_of(t.gradient_dtype) + copy_size(t.working_copy_type));
+      bytes += elements(t) * (state_bytes + size_of(t.gradient_dtype) + copy_size(t.working_copy_type));
       copy_bytes += elements(t) * copy_size(t.working_copy_type);
     }
     const int64_t share = round_up(total / (pieces_a_thread * thread_limit()), 16);
@@ -283,5 +281,48 @@ class FusedStep {
   bool parallel_;
   std::atomic<int64_t> non_finite_channels_{0};
 };
+
+// The entry of an operation. An Operation says:
+// - Tensor, Options, Coefficients: its structs; name: for messages
+// - state_bytes: of latent weight and moments read and written, an element
+// - check(options); check(index, tensor, options): of what is the operation's own
+// - prepare(options, clip_factor, tensors, count, coefficients): all of them but the blocks of noise
+// - advance(options, tensor): what a step leaves in a tensor's struct
+template <class Operation, class Kernels>
+esp_status run_step(const Variants<Kernels>& variants, typename Operation::Tensor* tensors, int64_t count,
+                    const typename Operation::Options* options, esp_step_result* result) {
+  using Tensor = typename Operation::Tensor;
+  using Coefficients = typename Operation::Coefficients;
+  constexpr const char* name = Operation::name;
+  const Kernels* kernels;
+  if (esp_status status = select(variants, &kernels)) return status;
+  if (options == nullptr || result == nullptr) {
+    return fail(ESP_INVALID_ARGUMENT, "%s: %s is NULL", name, options == nullptr ? "options" : "result");
+  }
+  if (esp_status status = Operation::check(*options)) return status;
+  if (esp_status status = check_list(name, tensors, count)) return status;
+  for (int64_t i = 0; i < count; i++) {
+    if (esp_status status = check_step(name, i, tensors[i])) return status;
+    if (esp_status status = Operation::check(i, tensors[i], *options)) return status;
+  }
+  const size_t room = static_cast<size_t>(count) + 1;
+  std::unique_ptr<int64_t[]> first(new (std::nothrow) int64_t[room]);
+  std::unique_ptr<Coefficients[]> coefficients(new (std::nothrow) Coefficients[room]);
+  if (!first || !coefficients) {
+    return fail(ESP_OUT_OF_MEMORY, "%s: no memory for %lld tensors", name, (long long)count);
+  }
+  esp_step_result found;
+  if (esp_status status = measure(name, tensors, count, *options, &found)) return status;
+  if (!found.skipped) {
+    Operation::prepare(*options, found.clip_factor, tensors, count, coefficients.get());
+    number_noise(tensors, count, coefficients.get());
+    FusedStep<Tensor, Coefficients> step(*kernels, tensors, count, coefficients.get(),
+                                         Operation::state_bytes);
+    found.non_finite_channels = step.run(first.get());
+    for (int64_t i = 0; i < count; i++) Operation::advance(*options, tensors[i]);
+  }
+  *result = found;
+  return ESP_OK;
+}
 
 }  // namespace esp

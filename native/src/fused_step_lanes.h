@@ -415,6 +415,7 @@ int64_t step_odd_rows(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& 
   return non_finite;
 }
 
+// Scales are given.
 template <class Rule, class Copy>
 void step_given(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, const esp::StepRange& range,
                 bool streaming) {
@@ -441,6 +442,7 @@ int64_t step_quantized(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>&
              : step_odd_rows<Rule, Copy>(tensor, c, range, streaming);
 }
 
+// Without scales.
 template <class Rule, class Copy>
 void step_plain(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, const esp::StepRange& range,
                 bool streaming) {
@@ -458,38 +460,36 @@ void step_plain(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, con
   }
 }
 
+// use(element) with an element of the working copy's type, NoCopy where there is none, whose value says nothing.
+template <class Use>
+ESP_INLINE auto with_copy_type(int32_t type, const Use& use) {
+  switch (type) {
+    case ESP_COPY_NONE:
+      return use(NoCopy{});
+    case ESP_COPY_F32:
+      return use(float{});
+    case ESP_COPY_BF16:
+      return use(bf16{});
+    case ESP_COPY_F16:
+      return use(f16{});
+    default:
+      return use(int8_t{});
+  }
+}
+
 template <class Rule>
 int64_t step(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, const esp::StepRange& range,
              bool streaming) {
-  int64_t non_finite = 0;
-  switch (tensor.working_copy_type * 2 + (tensor.scale != nullptr)) {
-    case ESP_COPY_NONE * 2:
+  const int64_t non_finite = with_copy_type(tensor.working_copy_type, [&](auto element) -> int64_t {
+    using Copy = decltype(element);
+    if (tensor.scale != nullptr) return step_quantized<Rule, Copy>(tensor, c, range, streaming);
+    if constexpr (__is_same(Copy, NoCopy)) {
       update_for<Rule>(tensor, c)(tensor, c, range.start, range.n, {});
-      break;
-    case ESP_COPY_NONE * 2 + 1:
-      non_finite = step_quantized<Rule, NoCopy>(tensor, c, range, streaming);
-      break;
-    case ESP_COPY_F32 * 2:
-      step_plain<Rule, float>(tensor, c, range, streaming);
-      break;
-    case ESP_COPY_F32 * 2 + 1:
-      non_finite = step_quantized<Rule, float>(tensor, c, range, streaming);
-      break;
-    case ESP_COPY_BF16 * 2:
-      step_plain<Rule, bf16>(tensor, c, range, streaming);
-      break;
-    case ESP_COPY_BF16 * 2 + 1:
-      non_finite = step_quantized<Rule, bf16>(tensor, c, range, streaming);
-      break;
-    case ESP_COPY_F16 * 2:
-      step_plain<Rule, f16>(tensor, c, range, streaming);
-      break;
-    case ESP_COPY_F16 * 2 + 1:
-      non_finite = step_quantized<Rule, f16>(tensor, c, range, streaming);
-      break;
-    default:
-      non_finite = step_quantized<Rule, int8_t>(tensor, c, range, streaming);
-  }
+    } else if constexpr (!__is_same(Copy, int8_t)) {  // which has scales
+      step_plain<Rule, Copy>(tensor, c, range, streaming);
+    }
+    return 0;
+  });
   if (streaming) fence();
   return non_finite;
 }
@@ -510,29 +510,14 @@ void update(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, const e
   }
 }
 
-template <class Rule, class Copy>
-void quantize_as(const TensorOf<Rule>& tensor, const esp::StepRange& range, bool streaming) {
-  Quantize<TensorOf<Rule>, Copy> quantize(tensor, range.start, streaming);
-  quantize.rows(range.start, range.n);
-  quantize.finish();
-}
-
 template <class Rule>
 void quantize(const TensorOf<Rule>& tensor, const esp::StepRange& range, bool streaming) {
-  switch (tensor.working_copy_type) {
-    case ESP_COPY_NONE:
-      return quantize_as<Rule, NoCopy>(tensor, range, streaming);
-    case ESP_COPY_F32:
-      quantize_as<Rule, float>(tensor, range, streaming);
-      if (streaming) fence();
-      return;
-    case ESP_COPY_BF16:
-      return quantize_as<Rule, bf16>(tensor, range, streaming);
-    case ESP_COPY_F16:
-      return quantize_as<Rule, f16>(tensor, range, streaming);
-    default:
-      return quantize_as<Rule, int8_t>(tensor, range, streaming);
-  }
+  with_copy_type(tensor.working_copy_type, [&](auto element) {
+    Quantize<TensorOf<Rule>, decltype(element)> quantize(tensor, range.start, streaming);
+    quantize.rows(range.start, range.n);
+    quantize.finish();
+  });
+  if (streaming) fence();
 }
 
 template <class Rule>
