@@ -18,6 +18,7 @@
 // same pass. Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
 #pragma once
 #include "device_limits.h"
+#include "fused_step_kernel.h"
 #include "fused_step_table.h"
 #include "kernel.cuh"
 #include "normal.h"
@@ -28,6 +29,7 @@ namespace {
 using esp::bf16;
 using esp::f16;
 using esp::Pack;
+using esp::scale_of;
 using esp::StepChunk;
 using esp::StepEntry;
 using esp::StepState;
@@ -330,13 +332,6 @@ __device__ __forceinline__ void update(const StepEntry& t, const typename Rule::
 }
 
 // ---- scales
-
-// As the CPU computes it from the bits of absmax.
-__device__ __forceinline__ float scale_of(int absmax_bits) {
-  if (absmax_bits >= 0x7f800000) return __int_as_float(0x7fc00000);
-  const float scale = __int_as_float(absmax_bits) / 127.0f;
-  return scale > 0 && 1.0f / scale <= 3.40282347e+38f ? scale : 1.0f;
-}
 
 // The rows of a flat piece, numbered from that of its first element on: 32 bits suffice, however long they
 // are.

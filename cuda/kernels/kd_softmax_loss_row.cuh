@@ -4,6 +4,7 @@
 #include "kd_softmax_loss.h"
 
 #include "kernel.cuh"
+#include "logarithm.h"
 
 namespace {
 
@@ -103,23 +104,7 @@ __device__ __forceinline__ float excess_of(float s, float b) {
 }
 
 __device__ double log_of(double x) {
-  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(x));
-  const uint64_t above = bits - 0x3fe6a09e667f3bcdull + (uint64_t{1024} << 52);
-  const uint64_t exponent_bits = above >> 52, m_bits = bits - (exponent_bits << 52) + (uint64_t{1024} << 52);
-  const double m = __longlong_as_double(static_cast<long long>(m_bits));
-  const double e =
-      __longlong_as_double(static_cast<long long>(exponent_bits | 0x4330000000000000ull)) - (0x1p52 + 1024);
-  const double f = (m - 1) / (m + 1), s = f * f;
-  double p = 1.0 / 19;
-  p = p * s + 1.0 / 17;
-  p = p * s + 1.0 / 15;
-  p = p * s + 1.0 / 13;
-  p = p * s + 1.0 / 11;
-  p = p * s + 1.0 / 9;
-  p = p * s + 1.0 / 7;
-  p = p * s + 1.0 / 5;
-  p = p * s + 1.0 / 3;
-  return e * 0x1.62e42fefa39efp-1 + 2 * (f + f * (s * p));
+  return esp::logarithm(x);
 }
 __device__ __forceinline__ double power_of_two(double n) {
   if (!(n >= -1022)) return 0;

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "espalier/working_copy.h"
+#include "everywhere.h"
 
 namespace esp {
 
@@ -50,7 +51,7 @@ static inline int64_t aligned_rows(int64_t cols) {
 }
 
 // The scale of a channel from the bits of its absmax.
-static inline float scale_of(int32_t absmax_bits) {
+ESP_EVERYWHERE static inline float scale_of(int32_t absmax_bits) {
   if (absmax_bits >= 0x7f800000) return __builtin_nanf("");
   float absmax;
   __builtin_memcpy(&absmax, &absmax_bits, 4);

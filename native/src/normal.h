@@ -5,13 +5,13 @@
 // same bits wherever they run, alone or in vectors.
 #pragma once
 #include <stdint.h>
-#include <string.h>
+
+#include "everywhere.h"
+#include "logarithm.h"
 
 #if defined(__CUDACC__)
-#define ESP_ANYWHERE static __host__ __device__ __forceinline__
 #define ESP_SQRT sqrt
 #else
-#define ESP_ANYWHERE static inline __attribute__((always_inline))
 #define ESP_SQRT __builtin_sqrt  // no <math.h> in what is compiled for an instruction set
 #endif
 
@@ -24,35 +24,8 @@ constexpr int philox_rounds = 10;
 // The upper half of the counter: a stream of its own.
 constexpr uint32_t noise_stream = 1;
 
-// The natural logarithm of a positive normal double, within 1e-15 relative or 1e-16; rubbish, but no trap,
-// for others. log m = 2 atanh((m - 1) / (m + 1)), m within a factor of sqrt(2) around 1.
-ESP_ANYWHERE double logarithm(double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, 8);
-  // 1024 + exponent, m >= 1/sqrt(2)
-  const uint64_t above = bits - 0x3fe6a09e667f3bcdull + (uint64_t{1024} << 52);
-  const uint64_t exponent_bits = above >> 52;
-  const uint64_t m_bits = bits - (exponent_bits << 52) + (uint64_t{1024} << 52);
-  const uint64_t e_bits = exponent_bits | 0x4330000000000000ull;  // 2^52 + the integer
-  double m, e;
-  memcpy(&m, &m_bits, 8);
-  memcpy(&e, &e_bits, 8);
-  e -= 0x1p52 + 1024;
-  const double f = (m - 1) / (m + 1), s = f * f;
-  double p = 1.0 / 19;
-  p = p * s + 1.0 / 17;
-  p = p * s + 1.0 / 15;
-  p = p * s + 1.0 / 13;
-  p = p * s + 1.0 / 11;
-  p = p * s + 1.0 / 9;
-  p = p * s + 1.0 / 7;
-  p = p * s + 1.0 / 5;
-  p = p * s + 1.0 / 3;
-  return e * 0x1.62e42fefa39efp-1 + 2 * (f + f * (s * p));
-}
-
 // cos and sin of 2 pi v, 0 <= v < 1, within 1e-15: an eighth of a turn either side of the nearest quarter.
-ESP_ANYWHERE void turn(double v, double* cosine, double* sine) {
+ESP_INLINED_EVERYWHERE void turn(double v, double* cosine, double* sine) {
   const double quarter = (4 * v + 0x1.8p52) - 0x1.8p52;  // the nearest integer, 0 .. 4
   const double x = (4 * v - quarter) * 0x1.921fb54442d18p+0;
   const double s = x * x;
@@ -79,12 +52,12 @@ ESP_ANYWHERE void turn(double v, double* cosine, double* sine) {
 }
 
 // 53 bits of two words.
-ESP_ANYWHERE double fraction(uint32_t high, uint32_t low) {
+ESP_INLINED_EVERYWHERE double fraction(uint32_t high, uint32_t low) {
   return static_cast<double>(uint64_t{high} << 21 | low >> 11) * 0x1p-53;
 }
 
 // The two numbers of a block, times sigma; u in (0, 1], because the logarithm of 0 does not exist.
-ESP_ANYWHERE void normal_pair(double u, double v, double sigma, float* first, float* second) {
+ESP_INLINED_EVERYWHERE void normal_pair(double u, double v, double sigma, float* first, float* second) {
   double cosine, sine;
   turn(v, &cosine, &sine);
   const double radius = sigma * ESP_SQRT(-2 * logarithm(u));

@@ -1,6 +1,6 @@
 // Powers of two and logarithms, the same bits on every instruction set.
 #pragma once
-#include "normal.h"
+#include "logarithm.h"
 #include "simd/simd.h"
 
 namespace {
