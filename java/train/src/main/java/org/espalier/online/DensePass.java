@@ -5,7 +5,6 @@ import java.util.ArrayList;
 import java.util.List;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
-import org.espalier.device.Tensor;
 import org.espalier.op.Linear;
 import org.espalier.torch.onnx.DenseLayers;
 import org.espalier.torch.onnx.DenseLayers.Layer;
@@ -19,29 +18,44 @@ final class DensePass implements AutoCloseable {
   private final OwnedTensor features;
   private final FloatBuffer featureMemory;
 
+  private final Opened opened = new Opened();
+  private final List<LayerInput> inputs = new ArrayList<>();
+
   /** Of each layer what comes out of it. */
   private final List<OwnedTensor> values = new ArrayList<>();
+
+  /** Of each layer what rounds its sums; null where nothing does. */
+  private final List<RowRounding> roundings = new ArrayList<>();
 
   private final List<Linear> products = new ArrayList<>();
   private final List<FloatBuffer> valueBuffers = new ArrayList<>();
 
   /**
-   * @param weights of each layer
-   * @param biases of each layer, null where it has none
+   * @param tensors of each layer
    * @param capacity rows; their features or values must fit a buffer
    */
-  DensePass(DenseLayers dense, List<Tensor> weights, List<Tensor> biases, int capacity) {
+  DensePass(DenseLayers dense, List<LayerTensors> tensors, int capacity) {
     this.layers = dense.layers();
     this.scalings = dense.scalings();
     this.capacity = capacity;
-    features = OwnedTensor.allocate(DType.F32, capacity, layers.get(0).features());
+    features = opened.add(OwnedTensor.allocate(DType.F32, capacity, layers.get(0).features()));
     featureMemory = Floats.of(features);
+    OwnedTensor before = features;
     for (int l = 0; l < layers.size(); l++) {
       Layer layer = layers.get(l);
-      values.add(OwnedTensor.allocate(DType.F32, capacity, layer.outputs()));
-      valueBuffers.add(Floats.of(values.get(l)));
+      LayerTensors own = tensors.get(l);
+      LayerInput input = opened.add(new LayerInput(layer, before, own.factors()));
+      OwnedTensor sums = opened.add(OwnedTensor.allocate(DType.F32, capacity, layer.outputs()));
+      RowRounding rounding =
+          layer.sums() == null ? null : opened.add(new RowRounding(layer.sums(), sums));
       products.add(
-          new Linear(weights.get(l), biases.get(l), input(l), values.get(l), layer.transposed()));
+          opened.add(
+              new Linear(own.weight(), own.bias(), input.values(), sums, layer.transposed())));
+      before = rounding == null ? sums : rounding.values();
+      inputs.add(input);
+      roundings.add(rounding);
+      values.add(before);
+      valueBuffers.add(Floats.of(before));
     }
   }
 
@@ -50,8 +64,15 @@ final class DensePass implements AutoCloseable {
   }
 
   /** What a layer reads. */
-  OwnedTensor input(int layer) {
-    return layer == 0 ? features : values.get(layer - 1);
+  LayerInput input(int layer) {
+    return inputs.get(layer);
+  }
+
+  /** Of slopes of what a layer's activation reads makes those of its sums, in place. */
+  void unround(int layer, OwnedTensor slopes) {
+    if (roundings.get(layer) != null) {
+      roundings.get(layer).backward(slopes);
+    }
   }
 
   /** What comes out of a layer, its activation behind it. */
@@ -76,7 +97,11 @@ final class DensePass implements AutoCloseable {
     }
     for (int l = 0; l < layers.size(); l++) {
       Layer layer = layers.get(l);
+      inputs.get(l).forward(count);
       products.get(l).forward(count);
+      if (roundings.get(l) != null) {
+        roundings.get(l).forward(count);
+      }
       if (layer.activation() != null) {
         layer.activation().forward(values.get(l), (long) count * layer.outputs());
       }
@@ -97,8 +122,6 @@ final class DensePass implements AutoCloseable {
 
   @Override
   public void close() {
-    products.forEach(Linear::close);
-    values.forEach(OwnedTensor::close);
-    features.close();
+    opened.close();
   }
 }

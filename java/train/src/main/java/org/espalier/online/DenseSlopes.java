@@ -3,10 +3,10 @@ package org.espalier.online;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Map;
+import java.util.Objects;
+import java.util.stream.Stream;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
-import org.espalier.device.Tensor;
 import org.espalier.op.Activation;
 import org.espalier.op.Linear;
 import org.espalier.torch.onnx.DenseLayers.Layer;
@@ -15,47 +15,55 @@ import org.espalier.torch.onnx.DenseLayers.Layer;
 final class DenseSlopes implements AutoCloseable {
   private final List<Layer> layers;
   private final DensePass pass;
+  private final Opened opened = new Opened();
   private final List<OwnedTensor> memory = new ArrayList<>();
   private final List<FloatBuffer> buffers = new ArrayList<>();
 
   /** By layer: writes the gradient of its weights. */
   private final List<Linear> gradients = new ArrayList<>();
 
-  /** By layer: changes the weights; writes the slopes of the layer before it. */
+  /** By layer: changes the weights. */
   private final List<Linear> steps = new ArrayList<>();
 
+  /** By layer: writes the slopes of what it reads; null for the first where nobody asks. */
   private final List<Linear> back = new ArrayList<>();
+
+  /** By layer: those of its factors; null where it has none. */
+  private final List<FactorSlopes> factors = new ArrayList<>();
 
   /**
    * @param pass whose rows they are of
-   * @param weights of each layer
-   * @param biases of each layer, null where it has none
-   * @param gradientOf where the gradient of each of these goes
+   * @param tensors of each layer
+   * @param gradientsOf where their gradients go
    */
   DenseSlopes(
       List<Layer> layers,
       DensePass pass,
-      List<Tensor> weights,
-      List<Tensor> biases,
-      Map<Tensor, Tensor> gradientOf) {
+      List<LayerTensors> tensors,
+      List<LayerTensors> gradientsOf) {
     this.layers = layers;
     this.pass = pass;
     for (int l = 0; l < layers.size(); l++) {
-      Layer layer = layers.get(l);
-      Tensor weight = weights.get(l);
-      Tensor bias = biases.get(l);
-      OwnedTensor slope = OwnedTensor.allocate(DType.F32, pass.capacity(), layer.outputs());
+      boolean transposed = layers.get(l).transposed();
+      LayerTensors own = tensors.get(l);
+      LayerTensors gradient = gradientsOf.get(l);
+      OwnedTensor slope =
+          opened.add(OwnedTensor.allocate(DType.F32, pass.capacity(), layers.get(l).outputs()));
+      OwnedTensor read = pass.input(l).values();
       gradients.add(
-          new Linear(
-              gradientOf.get(weight),
-              gradientOf.get(bias),
-              pass.input(l),
-              slope,
-              layer.transposed()));
-      steps.add(new Linear(weight, bias, pass.input(l), slope, layer.transposed()));
-      if (l > 0) {
-        back.add(new Linear(weight, bias, memory.get(l - 1), slope, layer.transposed()));
-      }
+          opened.add(new Linear(gradient.weight(), gradient.bias(), read, slope, transposed)));
+      steps.add(opened.add(new Linear(own.weight(), own.bias(), read, slope, transposed)));
+      FactorSlopes ofFactors =
+          own.factors() == null
+              ? null
+              : opened.add(
+                  new FactorSlopes(pass.input(l).before(), own.factors(), gradient.factors()));
+      OwnedTensor to = ofFactors != null ? ofFactors.slopes() : l == 0 ? null : memory.get(l - 1);
+      back.add(
+          to == null
+              ? null
+              : opened.add(new Linear(own.weight(), own.bias(), to, slope, transposed)));
+      factors.add(ofFactors);
       memory.add(slope);
       buffers.add(Floats.of(slope));
     }
@@ -72,8 +80,14 @@ final class DenseSlopes implements AutoCloseable {
       if (activation != null) {
         activation.backward(pass.values(l), memory.get(l), (long) rows * layers.get(l).outputs());
       }
-      if (l > 0) {
-        back.get(l - 1).backwardRows(rows);
+      pass.unround(l, memory.get(l));
+      FactorSlopes ofFactors = factors.get(l);
+      if (back.get(l) != null) {
+        back.get(l).backwardRows(rows);
+        pass.input(l).unround(ofFactors != null ? ofFactors.slopes() : memory.get(l - 1));
+      }
+      if (ofFactors != null && l > 0) {
+        ofFactors.passOn(rows, buffers.get(l - 1));
       }
     }
   }
@@ -81,20 +95,29 @@ final class DenseSlopes implements AutoCloseable {
   /** Writes the gradients of weights and biases. */
   void write(int rows) {
     gradients.forEach(layer -> layer.backward(rows));
+    ofFactors().forEach(own -> own.write(rows));
   }
 
   /** The squared norm of each row's own gradient over all layers. */
   double[] squares(int rows) {
     double[] squares = new double[rows];
     gradients.forEach(layer -> layer.addSquares(rows, squares));
+    ofFactors().forEach(own -> own.addSquares(rows, squares));
     return squares;
   }
 
   /** Multiplies the slopes of each row. */
-  void scale(RowFactors factors) {
+  void scale(RowFactors by) {
     for (int l = 0; l < layers.size(); l++) {
-      factors.scale(buffers.get(l), layers.get(l).outputs());
+      by.scale(buffers.get(l), layers.get(l).outputs());
+      if (factors.get(l) != null) {
+        by.scale(factors.get(l).memory(), layers.get(l).features());
+      }
     }
+  }
+
+  private Stream<FactorSlopes> ofFactors() {
+    return factors.stream().filter(Objects::nonNull);
   }
 
   /** Whether it is plain that the products of the first row's with what their layers have read are finite. */
@@ -126,9 +149,6 @@ final class DenseSlopes implements AutoCloseable {
 
   @Override
   public void close() {
-    gradients.forEach(Linear::close);
-    steps.forEach(Linear::close);
-    back.forEach(Linear::close);
-    memory.forEach(OwnedTensor::close);
+    opened.close();
   }
 }

@@ -71,6 +71,11 @@ public interface Learnable extends AutoCloseable {
     return false;
   }
 
+  /** Whether an example's outputs follow from what else is in its batch, as where a range is found for all of a batch. */
+  default boolean mixesExamples() {
+    return false;
+  }
+
   /** A new place for a published version. Several may be made. */
   Predictor predictor();
 

@@ -196,17 +196,21 @@ public final class LearnerFiles {
         LOG.info("{}: {}", file, changed);
       }
       Sizes sizes = sizes(file, model, recipe);
+      Int8Model integers = Int8Model.is(model) ? Int8Model.of(model) : null;
+      if (integers != null) {
+        integers.resting().forEach(line -> LOG.warn("{}: {}", file, line));
+      }
       Perceptron perceptron =
-          sizes.type() == ScalarType.Float ? Perceptron.of(model).orElse(null) : null;
+          sizes.type() != ScalarType.Float
+              ? null
+              : (integers == null ? Perceptron.of(model) : Perceptron.of(integers)).orElse(null);
       if (perceptron != null) {
         if (perceptron.features() == sizes.features() && perceptron.outputs() == sizes.outputs()) {
           return perceptron;
         }
         perceptron.close();
       }
-      if (Int8Model.is(model)) {
-        Int8Model integers = Int8Model.of(model);
-        integers.resting().forEach(line -> LOG.warn("{}: {}", file, line));
+      if (integers != null) {
         return tried(
             file,
             () -> TorchLearnable.of(integers, sizes.type(), sizes.shape(), sizes.outputs()),

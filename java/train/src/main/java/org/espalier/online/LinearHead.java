@@ -135,6 +135,11 @@ public final class LinearHead extends DenseModel {
   }
 
   @Override
+  public boolean descendsAlone() {
+    return true;
+  }
+
+  @Override
   public boolean outputsTell() {
     return true;
   }

@@ -5,6 +5,9 @@ package org.espalier.online;
  * reads and writes each weight once, with the bits of the general step.
  */
 interface OuterProduct {
+  /** Whether {@link #descend} does all of a step: nothing is rounded, and all that is learned has such a gradient. */
+  boolean descendsAlone();
+
   /**
    * Whether features that are not finite make outputs that are not. A saturated layer hides them, and then
    * they would spoil the gradient of the whole batch.

@@ -9,6 +9,8 @@ import java.util.Optional;
 import java.util.Queue;
 import java.util.Random;
 import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.function.Function;
+import org.espalier.compress.onnx.Int8Model;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
@@ -21,32 +23,39 @@ import org.espalier.torch.onnx.DenseLayers.Layer;
 import org.espalier.torch.onnx.GraphParameters;
 
 /**
- * A multilayer perceptron, as an ONNX graph. Needs no autograd and no libtorch: a layer's gradient is the product of the
- * slopes of its outputs and what it has read, and the norm of one example's is known without writing it.
+ * A multilayer perceptron, as an ONNX graph of floats or of int8. Needs no autograd and no libtorch: a layer's gradient is the
+ * product of the slopes of its outputs and what it has read, and the norm of one example's is known without writing it.
  *
- * <p>Weights have the names and the layout of the graph. All sums have a fixed order: the same bits on every instruction
- * set, for every number of threads, and for an example alone as among others.
+ * <p>Weights have the names and the layout of the graph; those of int8 stay on their grids, and activations are rounded as the
+ * graph says. All sums have a fixed order: the same bits on every instruction set, for every number of threads, and for an
+ * example alone as among others, but where the range of a batch is what activations are rounded to.
  */
 public final class Perceptron extends DenseModel {
-  /** Values of a layer that those who predict have room for: any number of rows go through in parts. */
+  /**
+   * Values of a layer that those who predict have room for: any number of rows go through in parts, but where they have a
+   * range in common.
+   */
   private static final int MOST_AT_ONCE = 1 << 22;
 
+  /** Of floats. */
   private final OnnxModel model;
+
+  /** Where the model came from one of integers; else null. */
+  private final Int8Model integers;
+
   private final DenseLayers dense;
   private final List<Layer> layers;
   private final List<String> constants = new ArrayList<>();
   private final List<Weight> weights = new ArrayList<>();
-  private final List<Tensor> layerWeights;
-  private final List<Tensor> layerBiases;
-
-  /** By weight or bias of a layer. */
-  private final Map<Tensor, Tensor> gradients = new HashMap<>();
-
+  private final List<LayerTensors> working;
+  private final List<LayerTensors> gradients;
   private DensePass pass;
   private DenseSlopes slopes;
 
-  private Perceptron(OnnxModel model, DenseLayers dense, GraphParameters parameters) {
-    this.model = model.copy();
+  private Perceptron(
+      OnnxModel model, Int8Model integers, DenseLayers dense, GraphParameters parameters) {
+    this.model = model;
+    this.integers = integers;
     this.dense = dense;
     this.layers = dense.layers();
     Map<String, Weight> byConstant = new HashMap<>();
@@ -55,6 +64,7 @@ public final class Perceptron extends DenseModel {
       OwnedTensor value = own(constant.dims());
       Floats.of(value).put(0, constant.floats(), 0, (int) constant.elements());
       boolean isMatrix = entry.kind() == Parameter.Kind.LINEAR;
+      Int8Model.Integers grid = integers == null ? null : integers.grid(entry.constant());
       Weight weight =
           new Weight(
               entry.name(),
@@ -62,31 +72,47 @@ public final class Perceptron extends DenseModel {
               value,
               own(constant.dims()),
               isMatrix,
-              isMatrix ? entry.outputAxis() : -1);
+              grid != null ? grid.axis() : isMatrix ? entry.outputAxis() : -1,
+              grid != null ? grid.scales() : null);
       constants.add(entry.constant());
       weights.add(weight);
       byConstant.put(entry.constant(), weight);
-      gradients.put(value, weight.gradient());
     }
-    layerWeights = layers.stream().map(l -> byConstant.get(l.weight()).working()).toList();
-    layerBiases = new ArrayList<>();
-    for (Layer layer : layers) {
-      layerBiases.add(layer.bias() == null ? null : byConstant.get(layer.bias()).working());
-    }
+    working = tensors(byConstant, Weight::working);
+    gradients = tensors(byConstant, Weight::gradient);
     reserve(1);
+  }
+
+  /** By layer. */
+  private List<LayerTensors> tensors(
+      Map<String, Weight> byConstant, Function<Weight, Tensor> tensor) {
+    Function<String, Tensor> of =
+        constant -> constant == null ? null : tensor.apply(byConstant.get(constant));
+    return layers.stream()
+        .map(l -> new LayerTensors(of.apply(l.factors()), of.apply(l.weight()), of.apply(l.bias())))
+        .toList();
   }
 
   /**
    * Reads a model, which stays as it is.
    *
    * @return empty where its first output is not made of its only input, which may be scaled, by layers of weight, bias and
-   *     Relu, LeakyRelu, Sigmoid or Tanh alone, or where it has other parameters: libtorch learns such a model ({@link
-   *     TorchLearnable})
+   *     Relu, LeakyRelu, Sigmoid or Tanh alone, with factors before a weight and values rounded to 8 bits before and behind it,
+   *     or where it has other parameters: libtorch learns such a model ({@link TorchLearnable})
    * @throws org.espalier.InputException where a weight is no float32
    */
   public static Optional<Perceptron> of(OnnxModel model) {
+    return of(model.copy(), null);
+  }
+
+  /** The same of a model of int8 weights: they stay on the grids that they lie on, and it is int8 again as ONNX. */
+  public static Optional<Perceptron> of(Int8Model integers) {
+    return of(integers.floats(), integers);
+  }
+
+  private static Optional<Perceptron> of(OnnxModel model, Int8Model integers) {
     GraphParameters found = GraphParameters.of(model);
-    return DenseLayers.of(model, found).map(dense -> new Perceptron(model, dense, found));
+    return DenseLayers.of(model, found).map(dense -> new Perceptron(model, integers, dense, found));
   }
 
   /**
@@ -134,8 +160,8 @@ public final class Perceptron extends DenseModel {
 
   @Override
   void makeRoom(int count, Opened opened) {
-    pass = opened.add(new DensePass(dense, layerWeights, layerBiases, count));
-    slopes = opened.add(new DenseSlopes(layers, pass, layerWeights, layerBiases, gradients));
+    pass = opened.add(new DensePass(dense, working, count));
+    slopes = opened.add(new DenseSlopes(layers, pass, working, gradients));
   }
 
   @Override
@@ -180,6 +206,16 @@ public final class Perceptron extends DenseModel {
   }
 
   @Override
+  public boolean mixesExamples() {
+    return dense.mixExamples();
+  }
+
+  @Override
+  public boolean descendsAlone() {
+    return dense.arePlain() && weights.stream().allMatch(w -> w.grid() == null);
+  }
+
+  @Override
   public boolean outputsTell() {
     return false; // Tanh makes 1 of infinity
   }
@@ -206,6 +242,13 @@ public final class Perceptron extends DenseModel {
 
   @Override
   public OnnxModel toOnnx(Map<String, float[]> values, Loss loss) {
+    if (integers != null) {
+      Map<String, float[]> byConstant = new HashMap<>();
+      for (int k = 0; k < weights.size(); k++) {
+        byConstant.put(constants.get(k), values.get(weights.get(k).name()));
+      }
+      return integers.withValues(byConstant);
+    }
     OnnxModel onnx = model.copy();
     for (int k = 0; k < weights.size(); k++) {
       Weight w = weights.get(k);
@@ -224,8 +267,7 @@ public final class Perceptron extends DenseModel {
   private final class Copy implements Predictor {
     private final List<OwnedTensor> memory = new ArrayList<>();
     private final List<FloatBuffer> buffers = new ArrayList<>();
-    private final List<Tensor> copiedWeights = new ArrayList<>();
-    private final List<Tensor> copiedBiases = new ArrayList<>();
+    private final List<LayerTensors> copied = new ArrayList<>();
     private final Queue<DensePass> idle = new ConcurrentLinkedQueue<>();
 
     // Where they were taken from the last time: making a buffer costs more than a small prediction.
@@ -240,8 +282,11 @@ public final class Perceptron extends DenseModel {
         buffers.add(Floats.of(copy));
         copies.put(w.working(), copy);
       }
-      layerWeights.forEach(w -> copiedWeights.add(copies.get(w)));
-      layerBiases.forEach(b -> copiedBiases.add(copies.get(b)));
+      for (LayerTensors own : working) {
+        copied.add(
+            new LayerTensors(
+                copies.get(own.factors()), copies.get(own.weight()), copies.get(own.bias())));
+      }
     }
 
     @Override
@@ -258,13 +303,13 @@ public final class Perceptron extends DenseModel {
 
     @Override
     public void predict(float[][] rows, int count, float[] out) {
-      int most = Math.min(count, Math.max(1, MOST_AT_ONCE / width()));
+      int most = mixesExamples() ? count : Math.min(count, Math.max(1, MOST_AT_ONCE / width()));
       DensePass mine = idle.poll();
       if (mine == null || mine.capacity() < most) {
         if (mine != null) {
           mine.close();
         }
-        mine = new DensePass(dense, copiedWeights, copiedBiases, Math.max(1, most));
+        mine = new DensePass(dense, copied, Math.max(1, most));
       }
       try {
         for (int from = 0; from < count; from += most) {

@@ -59,6 +59,11 @@ final class SequentialLearner implements AutoCloseable {
     this.settings = settings;
     this.events = events;
     form = new ExampleForm(model.features(), model.outputs(), settings.loss().isForClasses());
+    if (settings.privacy() != null && settings.batch() > 1 && model.mixesExamples()) {
+      throw new IllegalArgumentException(
+          "the model finds ranges for a batch, so what one example says reaches the gradients of the"
+              + " others: no privacy, unless the batch is 1 or the ranges are fixed (onnx-qdq)");
+    }
     int rows = rows(model, settings);
     gradient = new float[rows * model.outputs()];
     replay = new Replay(settings);

@@ -148,15 +148,16 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
       int axis = quantizable ? p.outputAxis() : -1;
       boolean reachable = axis == 0 || axis == working.rank() - 1;
       Int8Model.Integers grid =
-          integers == null
-              ? null
-              : integers.integers().get(((OnnxGraph) model).constantOf(p.name()));
+          integers == null ? null : integers.grid(((OnnxGraph) model).constantOf(p.name()));
       weights.add(
-          grid == null || !grid.areOfBytes()
-              ? new Weight(
-                  p.name(), working, working, gradient, p.isWeight(), reachable ? axis : -1)
-              : new Weight(
-                  p.name(), working, working, gradient, p.isWeight(), grid.axis(), grid.scales()));
+          new Weight(
+              p.name(),
+              working,
+              working,
+              gradient,
+              p.isWeight(),
+              grid != null ? grid.axis() : reachable ? axis : -1,
+              grid != null ? grid.scales() : null));
     }
   }
 
@@ -367,6 +368,11 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   @Override
   public boolean knowsMissing() {
     return model instanceof OnnxGraph graph && graph.knowsMissing();
+  }
+
+  @Override
+  public boolean mixesExamples() {
+    return model instanceof OnnxGraph graph && graph.findsRanges();
   }
 
   @Override

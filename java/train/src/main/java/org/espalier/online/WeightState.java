@@ -79,7 +79,8 @@ final class WeightState implements AutoCloseable {
             && !settings.keepZeros()
             && !settings.int8()
             && settings.privacy() == null;
-    this.single = plain && model instanceof OuterProduct product ? product : null;
+    this.single =
+        plain && model instanceof OuterProduct product && product.descendsAlone() ? product : null;
     this.averaging = settings.averaging();
     for (String name : settings.only()) {
       if (weights.stream().noneMatch(w -> w.name().equals(name))) {

@@ -233,6 +233,11 @@ public final class OnnxGraph implements TrainableModel {
     return MissingValues.areKnownTo(model);
   }
 
+  /** Whether a range is found for all of a batch while the model runs. */
+  public boolean findsRanges() {
+    return model.allNodes().stream().anyMatch(n -> n.getOpType().equals("DynamicQuantizeLinear"));
+  }
+
   @Override
   public List<String> inputNames() {
     return program.inputNames();

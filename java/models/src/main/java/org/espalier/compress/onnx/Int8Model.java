@@ -131,6 +131,12 @@ public final class Int8Model {
     return integers;
   }
 
+  /** The integers of a constant in {@link #floats} of which they are the grid; null where it has none, or one without ends. */
+  public Integers grid(String constant) {
+    Integers grid = integers.get(constant);
+    return grid != null && grid.areOfBytes() ? grid : null;
+  }
+
   /** Which constants of integers are not learned, and why: a line a reason. */
   public List<String> resting() {
     return lines(resting);

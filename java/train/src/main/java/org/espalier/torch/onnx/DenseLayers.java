@@ -12,6 +12,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import org.espalier.compress.onnx.RoundedActivations;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -19,28 +20,54 @@ import org.espalier.op.Activation;
 
 /**
  * A multilayer perceptron, found in a graph: its features may be scaled, and go through products with constant weights one
- * after the other to the first output, each with a bias or none and an activation or none. Such a model is learned without
- * libtorch.
+ * after the other to the first output, each with a bias or none and an activation or none. What a product reads may be
+ * multiplied by factors and rounded before, and what it gives rounded behind. Such a model is learned without libtorch.
  *
  * @param scalings what is done to features before the first layer, in this order
  * @param layers at least one
  */
 public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
   /**
-   * A layer.
+   * A layer, in the order in which values go through it.
    *
+   * @param factors by which each feature is multiplied, the constant's name, or null
+   * @param read to what features are rounded then, or null
    * @param weight the constant's name
    * @param bias the constant's name, or null
    * @param transposed whether the weight is [features, outputs], not [outputs, features]
+   * @param sums to what its sums are rounded, or null
    * @param activation what its outputs go through, or null
    */
   public record Layer(
+      String factors,
+      Rounding read,
       String weight,
       String bias,
       boolean transposed,
       int features,
       int outputs,
-      Activation activation) {}
+      Rounding sums,
+      Activation activation) {
+    private Layer withRead(Rounding rounding) {
+      return new Layer(
+          factors, rounding, weight, bias, transposed, features, outputs, sums, activation);
+    }
+
+    private Layer withFactors(String constant) {
+      return new Layer(
+          constant, read, weight, bias, transposed, features, outputs, sums, activation);
+    }
+
+    /** Whether it is a product, a bias and an activation alone. */
+    boolean isPlain() {
+      return factors == null && read == null && sums == null;
+    }
+
+    /** Whether the range to which it rounds is that of a batch. */
+    boolean readsBatch() {
+      return read != null && read.isToOwnRange() || sums != null && sums.isToOwnRange();
+    }
+  }
 
   /**
    * An operation on each feature and a number of its own.
@@ -78,6 +105,16 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
     return layers.get(layers.size() - 1).outputs();
   }
 
+  /** Whether all layers are products, biases and activations alone. */
+  public boolean arePlain() {
+    return layers.stream().allMatch(Layer::isPlain);
+  }
+
+  /** Whether an example's outputs follow from all of its batch, whose range they are rounded to. */
+  public boolean mixExamples() {
+    return layers.stream().anyMatch(Layer::readsBatch);
+  }
+
   /**
    * Reads a model.
    *
@@ -92,16 +129,19 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
   private static final class Walk {
     private final OnnxModel model;
     private final GraphParameters parameters;
+    private final Map<String, NodeProto> producers;
     private final Deque<Layer> layers = new ArrayDeque<>();
     private final Deque<Scaling> scalings = new ArrayDeque<>();
 
     // Of the layer that is being read.
     private Activation activation;
+    private Rounding sums;
     private String bias;
 
     Walk(OnnxModel model, GraphParameters parameters) {
       this.model = model;
       this.parameters = parameters;
+      producers = model.producers();
     }
 
     Optional<DenseLayers> result() {
@@ -113,7 +153,6 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
 
     /** False where something else is on the way. */
     private boolean read() {
-      Map<String, NodeProto> producers = model.producers();
       String input = model.inputs().get(0).getName();
       String value = model.outputs().get(0).getName();
       while (value != null && !value.equals(input)) {
@@ -123,7 +162,12 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
         }
         value = parameters.preparedInputs().contains(value) ? prepared(n) : layered(n);
       }
-      return value != null && activation == null && bias == null && !layers.isEmpty();
+      return value != null && isAtOutputs() && !layers.isEmpty();
+    }
+
+    /** Whether nothing was read yet of the layer that is being read. */
+    private boolean isAtOutputs() {
+      return activation == null && sums == null && bias == null;
     }
 
     /** Whether each layer reads what the one before it gives, and all parameters are theirs. */
@@ -137,11 +181,11 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
         }
       }
       for (Layer layer : layers) {
-        own.add(layer.weight());
-        constants++;
-        if (layer.bias() != null) {
-          own.add(layer.bias());
-          constants++;
+        for (String constant : new String[] {layer.factors(), layer.weight(), layer.bias()}) {
+          if (constant != null) {
+            own.add(constant);
+            constants++;
+          }
         }
         if (layer.features() != width) {
           return false;
@@ -166,6 +210,8 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
           return Attributes.integer(n, "axis", 1) == 1 ? n.getInput(0) : null;
         case "Reshape":
           return isRows(model.constant(n.getInput(1)), width) ? n.getInput(0) : null;
+        case "DequantizeLinear":
+          return scalings.isEmpty() ? rounded(n) : null;
         case "Add":
         case "Sub":
         case "Mul":
@@ -236,6 +282,11 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
           int at = model.constant(n.getInput(1)) != null ? 1 : 0;
           yield takeBias(n.getInput(at)) ? n.getInput(1 - at) : null;
         }
+        case "Mul" -> {
+          int at = model.constant(n.getInput(1)) != null ? 1 : 0;
+          yield takeFactors(n.getInput(at)) ? n.getInput(1 - at) : null;
+        }
+        case "DequantizeLinear" -> rounded(n);
         case "MatMul" -> product(n, false);
         case "Gemm" -> {
           boolean plain =
@@ -251,8 +302,39 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
       };
     }
 
+    /** Of what is made before the next layer reads it, and of a layer's sums. */
+    private String rounded(NodeProto n) {
+      NodeProto source = RoundedActivations.source(model, producers, n);
+      Rounding rounding = source == null ? null : Rounding.of(model, source);
+      if (rounding == null || sums != null || bias != null) {
+        return null;
+      }
+      Layer next = layers.peekFirst();
+      if (isAtOutputs() && next != null && next.read() == null && next.factors() == null) {
+        layers.addFirst(layers.removeFirst().withRead(rounding));
+      } else {
+        sums = rounding;
+      }
+      return source.getInput(0);
+    }
+
+    /** The factors by which what the next layer reads is multiplied. */
+    private boolean takeFactors(String name) {
+      OnnxInitializer factors = model.constant(name);
+      Layer next = layers.peekFirst();
+      if (!isAtOutputs()
+          || factors == null
+          || next == null
+          || next.factors() != null
+          || !isLast(factors, next.features())) {
+        return false;
+      }
+      layers.addFirst(layers.removeFirst().withFactors(name));
+      return true;
+    }
+
     private String activated(NodeProto n, Activation function) {
-      if (activation != null || bias != null) {
+      if (!isAtOutputs()) {
         return null;
       }
       activation = function;
@@ -278,8 +360,11 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
       if (bias != null && (added == null || !isLast(added, outputs))) {
         return null;
       }
-      layers.addFirst(new Layer(n.getInput(1), bias, !outputsFirst, features, outputs, activation));
+      layers.addFirst(
+          new Layer(
+              null, null, n.getInput(1), bias, !outputsFirst, features, outputs, sums, activation));
       activation = null;
+      sums = null;
       bias = null;
       return n.getInput(0);
     }

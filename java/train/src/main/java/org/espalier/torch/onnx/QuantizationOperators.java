@@ -31,15 +31,6 @@ final class QuantizationOperators {
   static final Operator OWN_ROUNDING =
       OperatorTable.single("OwnRounding", 11, n -> QuantizationOperators::roundToOwnRange);
 
-  private static final FakeQuantize UNSIGNED =
-      FakeQuantize.affine(8).rounding(FakeQuantize.Rounding.DIVIDE);
-
-  private static final FakeQuantize SIGNED =
-      FakeQuantize.affine(-128, 127).rounding(FakeQuantize.Rounding.DIVIDE);
-
-  /** Up to here a scale has no reciprocal. */
-  private static final float LEAST_SCALE = 0x1p-128f;
-
   private QuantizationOperators() {}
 
   static void add(Sink table) {
@@ -123,10 +114,10 @@ final class QuantizationOperators {
       float scale = in.get(1).item_float();
       int zero = in.has(2) ? in.get(2).item_int() : 0;
       double[] limits = limits(type);
-      boolean fits = limits[1] < 256 && scale > LEAST_SCALE && Float.isFinite(scale);
+      boolean fits = limits[1] < 256 && scale > Rounding.LEAST_SCALE && Float.isFinite(scale);
       Tensor y;
       if (fits && isForKernels(x)) {
-        FakeQuantize grid = type == ScalarType.Byte ? UNSIGNED.given() : SIGNED.given();
+        FakeQuantize grid = (type == ScalarType.Byte ? Rounding.UNSIGNED : Rounding.SIGNED).given();
         y = torch.empty_like(x);
         fake(grid, x, y, new FloatPointer(new float[] {scale}), new IntPointer(new int[] {zero}));
       } else {
@@ -144,7 +135,7 @@ final class QuantizationOperators {
       IntPointer zero = new IntPointer(1);
       Tensor y = torch.empty_like(x);
       try {
-        if (fake(UNSIGNED, x, y, scale, zero).total() == 0) {
+        if (fake(Rounding.UNSIGNED, x, y, scale, zero).total() == 0) {
           return StraightThrough.of(x, y, scale.get(), zero.get(), limits[0], limits[1]);
         }
       } catch (InputException e) {
