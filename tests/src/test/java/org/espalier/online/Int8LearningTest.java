@@ -84,7 +84,12 @@ class Int8LearningTest {
   }
 
   private static float[] run(OnnxModel model, float[] features) throws OrtException {
-    return run(model, OnnxTensor.createTensor(ENVIRONMENT, new float[][] {features}));
+    return run(model, new float[][] {features});
+  }
+
+  /** What ONNX Runtime answers, node by node. */
+  static float[] run(OnnxModel model, float[][] rows) throws OrtException {
+    return run(model, OnnxTensor.createTensor(ENVIRONMENT, rows));
   }
 
   private static float[] run(OnnxModel model, OnnxTensor input) throws OrtException {
