@@ -38,7 +38,7 @@ import org.espalier.torch.Libtorch;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** int8 models learn and stay int8: what the learner answers is what ONNX Runtime answers with the model that it gives. */
@@ -77,6 +77,10 @@ class Int8LearningTest {
 
   private static TorchLearnable learnable(OnnxModel model) {
     return TorchLearnable.of(Int8Model.of(model), ScalarType.Float, new long[] {FEATURES}, 2);
+  }
+
+  private static Learnable learnable(OnnxModel model, boolean byLibtorch) {
+    return byLibtorch ? learnable(model) : Perceptron.of(Int8Model.of(model)).orElseThrow();
   }
 
   private static OnlineSettings.Builder settings() {
@@ -141,10 +145,10 @@ class Int8LearningTest {
   }
 
   @ParameterizedTest
-  @EnumSource(Form.class)
-  void whatIsLearnedIsInt8Again(Form form) throws OrtException {
+  @CsvSource({"DYNAMIC, false", "DYNAMIC, true", "STATIC, false", "STATIC, true"})
+  void whatIsLearnedIsInt8Again(Form form, boolean byLibtorch) throws OrtException {
     OnnxModel model = quantized(form);
-    try (TorchLearnable learnable = learnable(model);
+    try (Learnable learnable = learnable(model, byLibtorch);
         OnlineLearner learner = new OnlineLearner(learnable, settings().build())) {
       answersAs(model, learner);
       OnlineLearner.Report first = learner.learn(stream(8, 1));
@@ -165,15 +169,16 @@ class Int8LearningTest {
   }
 
   @ParameterizedTest
-  @EnumSource(Form.class)
-  void itGoesOnInTheSameBitsAndTakesOverOthers(Form form) throws OrtException, IOException {
+  @CsvSource({"DYNAMIC, false", "DYNAMIC, true", "STATIC, false", "STATIC, true"})
+  void itGoesOnInTheSameBitsAndTakesOverOthers(Form form, boolean byLibtorch)
+      throws OrtException, IOException {
     OnnxModel model = quantized(form);
     OnlineSettings settings = settings().momentum(0.9).build();
-    try (TorchLearnable whole = learnable(model);
+    try (Learnable whole = learnable(model, byLibtorch);
         OnlineLearner learner = new OnlineLearner(whole, settings);
-        TorchLearnable again = learnable(model);
+        Learnable again = learnable(model, byLibtorch);
         OnlineLearner resumed = new OnlineLearner(again, settings);
-        TorchLearnable third = learnable(model);
+        Learnable third = learnable(model, byLibtorch);
         OnlineLearner adopting = new OnlineLearner(third, settings)) {
       learner.learn(stream(80, 1));
       ByteArrayOutputStream state = new ByteArrayOutputStream();
@@ -186,7 +191,7 @@ class Int8LearningTest {
       assertEquals(learner.toOnnx().toBuffer(), resumed.toOnnx().toBuffer());
 
       adopting.learn(stream(80, 3));
-      try (TorchLearnable other = learnable(between)) {
+      try (Learnable other = learnable(between, byLibtorch)) {
         adopting.adopt(other);
       }
       assertEquals(between.toBuffer(), adopting.toOnnx().toBuffer());
@@ -196,8 +201,9 @@ class Int8LearningTest {
     }
   }
 
-  @Test
-  void zerosStayZerosWhereTheyShall() throws OrtException {
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void zerosStayZerosWhereTheyShall(boolean byLibtorch) throws OrtException {
     OnnxModel model = OnnxModels.perceptron(FEATURES, 32, 2);
     float[] values = new float[FEATURES * 32];
     model.constant("first.weight").floats().get(values);
@@ -207,7 +213,7 @@ class Int8LearningTest {
     model.replaceConstant(
         OnnxInitializer.floats("first.weight", new long[] {FEATURES, 32}, values));
     new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()).apply();
-    try (TorchLearnable learnable = learnable(model);
+    try (Learnable learnable = learnable(model, byLibtorch);
         OnlineLearner learner = new OnlineLearner(learnable, settings().keepZeros(true).build())) {
       learner.learn(stream(400, 1));
       ByteBuffer now = constant(learner.toOnnx(), "_quantized");

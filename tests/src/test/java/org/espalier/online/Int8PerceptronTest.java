@@ -6,6 +6,9 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnxruntime.OrtException;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -275,6 +278,30 @@ class Int8PerceptronTest {
     try (Perceptron model = ours(Int8Perceptrons.drawn(1, false));
         OnlineLearner learner = new OnlineLearner(model, settings, 7L)) {
       assertEquals(8, learner.learn(examples(8, Int8Perceptrons.features(1), 1)).learned());
+    }
+  }
+
+  /** What libtorch has learned goes on without it, from the same integers. */
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void statesOfLibtorchGoOn(boolean isDynamic) throws IOException {
+    OnnxModel model = Int8Perceptrons.drawn(3, isDynamic);
+    int features = Int8Perceptrons.features(3);
+    OnlineSettings settings = settings().momentum(0.9).build();
+    try (Perceptron ours = ours(model);
+        TorchLearnable theirs = theirs(model, features);
+        OnlineLearner mine = new OnlineLearner(ours, settings);
+        OnlineLearner other = new OnlineLearner(theirs, settings)) {
+      other.learn(examples(80, features, 1));
+      ByteArrayOutputStream state = new ByteArrayOutputStream();
+      other.save(state);
+      mine.load(new ByteArrayInputStream(state.toByteArray()));
+      assertEquals(other.toOnnx().toBuffer(), mine.toOnnx().toBuffer());
+      ByteArrayOutputStream again = new ByteArrayOutputStream();
+      mine.save(again);
+      assertArrayEquals(state.toByteArray(), again.toByteArray());
+      List<Example> more = examples(80, features, 2);
+      assertEquals(other.learn(more).loss(), mine.learn(more).loss(), 0.02);
     }
   }
 }
