@@ -209,7 +209,8 @@ class Int8PerceptronTest {
 
   /**
    * What a learner predicts is what ONNX Runtime makes of its version. Biases are rounded to steps of 1e-4, of which a value
-   * meets up to four; 0.2 as above.
+   * meets up to four, and one in 200 activations falls on the other side of two integers by it: one in ten answers may have
+   * met one. 0.2 as above.
    */
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
@@ -232,7 +233,7 @@ class Int8PerceptronTest {
     }
     for (List<Float> differences : List.of(alone, together)) {
       differences.sort(null);
-      assertTrue(differences.get((int) (0.95 * differences.size())) < 4e-4);
+      assertTrue(differences.get((int) (0.9 * differences.size())) < 4e-4);
       float largest = differences.get(differences.size() - 1);
       assertTrue(largest < 0.2, largest + " apart");
     }

@@ -117,7 +117,9 @@ final class Int8Perceptrons {
     if (random.nextInt(4) > 0) {
       round(name + ".read");
     }
-    boolean outputsFirst = random.nextBoolean();
+    boolean isGemm = random.nextBoolean();
+    boolean isTurned = !isGemm && random.nextBoolean();
+    boolean outputsFirst = isGemm || isTurned;
     boolean isFloat = random.nextInt(5) == 0;
     String weight = name + ".weight";
     if (isFloat) {
@@ -136,7 +138,7 @@ final class Int8Perceptrons {
       }
       graph.addNode(node);
     }
-    if (outputsFirst) {
+    if (isGemm) {
       graph
           .addInitializer(
               SmallModels.tensor(name + ".bias_quantized", DataType.INT32, ints(out), out))
@@ -155,6 +157,10 @@ final class Int8Perceptrons {
                   SmallModels.attribute("transB", 1)));
       value = name + ".sum";
     } else {
+      if (isTurned) {
+        graph.addNode(SmallModels.line(name + ".turned Transpose " + weight));
+        weight = name + ".turned";
+      }
       add("MatMul", name + ".product", weight);
       if (random.nextBoolean()) {
         graph.addInitializer(SmallModels.floats(name + ".bias", random, 0.2f, out));

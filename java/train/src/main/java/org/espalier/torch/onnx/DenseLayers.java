@@ -349,8 +349,19 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
       return true;
     }
 
-    private String product(NodeProto n, boolean outputsFirst) {
-      OnnxInitializer weight = model.constant(n.getInput(1));
+    private String product(NodeProto n, boolean isTurned) {
+      String name = n.getInput(1);
+      boolean outputsFirst = isTurned;
+      NodeProto turn = producers.get(name);
+      if (turn != null && OnnxModel.isOwn(turn) && turn.getOpType().equals("Transpose")) {
+        long[] axes = Attributes.integers(turn, "perm");
+        if (axes != null && !Arrays.equals(axes, new long[] {1, 0})) {
+          return null;
+        }
+        name = turn.getInput(0);
+        outputsFirst = !isTurned;
+      }
+      OnnxInitializer weight = model.constant(name);
       if (weight == null || weight.dims().length != 2 || weight.elements() == 0) {
         return null;
       }
@@ -361,8 +372,7 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
         return null;
       }
       layers.addFirst(
-          new Layer(
-              null, null, n.getInput(1), bias, !outputsFirst, features, outputs, sums, activation));
+          new Layer(null, null, name, bias, !outputsFirst, features, outputs, sums, activation));
       activation = null;
       sums = null;
       bias = null;
