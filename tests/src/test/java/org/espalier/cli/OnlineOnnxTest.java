@@ -77,13 +77,15 @@ class OnlineOnnxTest {
   @Test
   void integersThatAreNotLearnedAreTold() throws Exception {
     byte[] bytes = new byte[16];
-    bytes[1] = -128;
+    bytes[1] = 17;
     OnnxModel integers = OnnxModels.perceptron(3, 8, 2);
     integers.addInitializer(
         OnnxInitializer.bytes("integers", DataType.INT8, new long[] {8, 2}, bytes));
     integers.addInitializer(OnnxInitializer.floats("step", new long[0], 0.01f));
     List<NodeProto> nodes = new ArrayList<>(integers.nodes());
-    nodes.add(0, SmallModels.line("floats DequantizeLinear integers step"));
+    integers.addInitializer(
+        OnnxInitializer.bytes("three", DataType.INT8, new long[0], new byte[] {3}));
+    nodes.add(0, SmallModels.line("floats DequantizeLinear integers step three"));
     nodes.replaceAll(
         n ->
             n.getInputList().contains("second.weight")
@@ -101,7 +103,7 @@ class OnlineOnnxTest {
       System.setErr(before);
     }
     String text = told.toString(StandardCharsets.UTF_8);
-    assertTrue(text.contains("1 weight stays as it is: integers of -128, beyond the grid"), text);
+    assertTrue(text.contains("1 weight stays as it is: a zero point of 3 in place of 0"), text);
     Path exported = folder.resolve("out.onnx");
     Run.of("store", "export", "--store", store, "-o", exported).done();
     OnnxModel learned = OnnxModel.read(exported);

@@ -230,6 +230,70 @@ class Int8LearningTest {
     }
   }
 
+  /** x [batch, 1] to y [batch, 2] by steps of 0.01. */
+  private static OnnxModel steps(int... integers) {
+    byte[] bytes = {(byte) integers[0], (byte) integers[1]};
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("steps")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 1))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2))
+            .addInitializer(SmallModels.tensor("w", DataType.INT8, ByteBuffer.wrap(bytes), 1, 2))
+            .addInitializer(SmallModels.number("s", 0.01f))
+            .addNode(SmallModels.line("wd DequantizeLinear w s"))
+            .addNode(SmallModels.line("y MatMul x wd"));
+    return OnnxModel.of(SmallModels.model(13, graph), "steps");
+  }
+
+  private static Learnable ofSteps(OnnxModel model, boolean byLibtorch) {
+    Int8Model integers = Int8Model.of(model);
+    return byLibtorch
+        ? TorchLearnable.of(integers, ScalarType.Float, new long[] {1}, 2)
+        : Perceptron.of(integers).orElseThrow();
+  }
+
+  private static void learn(OnlineLearner learner, float first, float second) {
+    for (int i = 0; i < 60; i++) {
+      learner.learn(List.of(Example.of(new float[] {1}, new float[] {first, second})));
+    }
+  }
+
+  /** They go to −128 again where they began there, and others to −127, in a learner that goes on too. */
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void weightsOfMinus128Learn(boolean byLibtorch) throws IOException {
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Constant(0.1)).batch(1).build();
+    OnnxModel full = steps(-128, 5);
+    ByteBuffer upper = ByteBuffer.wrap(new byte[] {-100, 50});
+    try (Learnable model = ofSteps(full, byLibtorch);
+        OnlineLearner learner = new OnlineLearner(model, settings)) {
+      assertEquals(-1.28f, learner.predict(new float[] {1}).outputs()[0]);
+      assertEquals(full.toBuffer(), learner.toOnnx().toBuffer());
+      learn(learner, -1, 0.5f);
+      assertEquals(upper, learner.toOnnx().constant("w").data());
+      ByteArrayOutputStream state = new ByteArrayOutputStream();
+      learner.save(state);
+      for (boolean withState : new boolean[] {true, false}) {
+        try (Learnable next = ofSteps(learner.toOnnx(), byLibtorch);
+            OnlineLearner resumed = new OnlineLearner(next, settings)) {
+          if (withState) {
+            resumed.load(new ByteArrayInputStream(state.toByteArray()));
+          }
+          learn(resumed, -2, 2);
+          byte lowest = (byte) (withState ? -128 : -127);
+          OnnxModel learned = resumed.toOnnx();
+          assertEquals(ByteBuffer.wrap(new byte[] {lowest, 127}), learned.constant("w").data());
+          assertEquals(lowest * 0.01f, resumed.predict(new float[] {1}).outputs()[0]);
+          try (Learnable other = ofSteps(full, byLibtorch)) {
+            resumed.adopt(other);
+          }
+          assertEquals(full.toBuffer(), resumed.toOnnx().toBuffer());
+        }
+      }
+    }
+  }
+
   /**
    * As static quantizers write it: activations rounded before and behind each operator, to uint8 and to int8 of which 0 is an
    * end, weights of int8 and of uint8 about 128, one of them behind a Transpose, and a bias of int32.

@@ -61,8 +61,9 @@ final class SequentialLearner implements AutoCloseable {
     form = new ExampleForm(model.features(), model.outputs(), settings.loss().isForClasses());
     if (settings.privacy() != null && settings.batch() > 1 && model.mixesExamples()) {
       throw new IllegalArgumentException(
-          "the model finds ranges for a batch, so what one example says reaches the gradients of the"
-              + " others: no privacy, unless the batch is 1 or the ranges are fixed (onnx-qdq)");
+          "the model finds ranges for a batch, so what one example says reaches the gradients of"
+              + " the others: no privacy, unless the batch is 1 or the ranges are fixed"
+              + " (onnx-qdq)");
     }
     int rows = rows(model, settings);
     gradient = new float[rows * model.outputs()];
@@ -472,8 +473,8 @@ final class SequentialLearner implements AutoCloseable {
     loss.multipliers(saved.multipliers());
     lastGood.set(saved.good(), saved.heldOut(), saved.learnedSince());
     beginning = saved.beginning();
+    state.restoreBeginning(beginning);
     if (answers.hasTeacher()) {
-      state.restore(beginning);
       answers.teach(state.weights());
     }
     state.restore(saved.now());

@@ -49,6 +49,8 @@ final class WeightState implements AutoCloseable {
   /** The scales of weights that always lie on the same grid. */
   private final Map<OwnedTensor, float[]> grids = new IdentityHashMap<>();
 
+  private final FullGrids fullGrids = opened.add(new FullGrids());
+
   /** The model, where it can learn tables by rows; else null. */
   private final RowLookUps lookUps;
 
@@ -97,6 +99,7 @@ final class WeightState implements AutoCloseable {
         throw new IllegalArgumentException("no weight is learned");
       }
       weights.forEach(this::serve);
+      fullGrids.find();
       findGrids();
       optimizer = opened.add(optimizer(settings));
       norm = opened.add(new GradientNorm(normed));
@@ -168,6 +171,7 @@ final class WeightState implements AutoCloseable {
       if (given) {
         grids.put(scales, w.grid());
         Floats.of(scales).put(0, w.grid());
+        fullGrids.add(w, latent, gate, scales);
       }
       parameter =
           parameter
@@ -220,6 +224,7 @@ final class WeightState implements AutoCloseable {
     try (FusedSgd still = new FusedSgd(whole, FusedSgd.Options.of(0))) {
       still.step();
     }
+    fullGrids.round();
     for (int i = 0; i < averages.size(); i++) {
       averages.get(i).put(0, workings.get(i), 0, averages.get(i).capacity());
     }
@@ -264,6 +269,7 @@ final class WeightState implements AutoCloseable {
         BytePointer.memset(gate, 0xff, gate.capacity());
       }
     }
+    fullGrids.find();
     findGrids();
     forgetMomentum();
     changedAll();
@@ -429,6 +435,7 @@ final class WeightState implements AutoCloseable {
     tables.values().forEach(TableRows::takeOut);
     optimizer.learningRate(learningRate);
     optimizer.step();
+    fullGrids.round();
     tables.values().forEach(TableRows::putBack);
     for (int k = 0; k < averages.size(); k++) {
       float[] mean = new float[averages.get(k).capacity()];
@@ -458,6 +465,12 @@ final class WeightState implements AutoCloseable {
       steps[i] = steps(i);
     }
     return memory.copy(steps);
+  }
+
+  /** Makes a checkpoint what the weights are and began as. */
+  void restoreBeginning(StateMemory.Checkpoint checkpoint) {
+    restore(checkpoint);
+    fullGrids.find();
   }
 
   void restore(StateMemory.Checkpoint checkpoint) {

@@ -18,6 +18,7 @@ import ai.onnxruntime.OrtSession;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -152,7 +153,7 @@ class Int8ModelTest {
     assertEquals(3, bytes.get(0));
     assertEquals(-2, bytes.get(1));
     assertEquals(127, bytes.get(2));
-    assertEquals(-127, bytes.get(3));
+    assertEquals(-128, bytes.get(3));
     for (int i = 4; i < 320; i++) {
       assertEquals(before.get(i), bytes.get(i));
     }
@@ -175,11 +176,20 @@ class Int8ModelTest {
     OnnxModel zeros = fixed(SmallModels.cnn(), input(4, 3, 16, 16));
     OnnxInitializer w = zeros.constant("fc.weight_quantized");
     byte[] bytes = new byte[320];
-    bytes[7] = -128;
-    zeros.replaceConstant(OnnxInitializer.bytes(w.name(), DataType.INT8, w.dims(), bytes));
+    Arrays.fill(bytes, (byte) 127);
+    bytes[7] = -1;
+    zeros.replaceConstant(OnnxInitializer.bytes(w.name(), DataType.UINT8, w.dims(), bytes));
+    String zero = "";
+    for (NodeProto n : zeros.nodes()) {
+      zero = n.getInput(0).equals(w.name()) ? n.getInput(2) : zero;
+    }
+    byte[] of127 = new byte[(int) zeros.constant(zero).elements()];
+    Arrays.fill(of127, (byte) 127);
+    zeros.replaceConstant(
+        OnnxInitializer.bytes(zero, DataType.UINT8, zeros.constant(zero).dims(), of127));
     assertEquals(
         List.of(
-            "1 weight stays as it is: integers of -128, beyond the grid ('fc.weight_quantized')"),
+            "1 weight stays as it is: integers of 255, beyond the grid ('fc.weight_quantized')"),
         Int8Model.of(zeros).resting());
 
     OnnxModel unsigned = dynamic(SmallModels.mlp());

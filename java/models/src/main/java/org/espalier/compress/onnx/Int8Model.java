@@ -34,7 +34,7 @@ import org.espalier.format.onnx.OnnxWeights;
  * DequantizeLinear. Immutable and safe for several threads.
  */
 public final class Int8Model {
-  /** How far the integers of a weight may be from what 0 is. */
+  /** The largest integer of a weight about what 0 is. */
   private static final int LARGEST = 127;
 
   /** Elements whose floats fit one tensor. */
@@ -55,7 +55,12 @@ public final class Int8Model {
    * @param zero the integer that 0 is
    */
   public record Integers(String constant, DataType type, int axis, float[] scales, int zero) {
-    /** Whether they lie within {@link #LARGEST} of zero; else they are biases, whose grid has no ends. */
+    /** The least about {@link #zero}, which is −127 or −128. */
+    private int least() {
+      return Math.max(Byte.MIN_VALUE, (type == DataType.UINT8 ? 0 : Byte.MIN_VALUE) - zero);
+    }
+
+    /** Whether they lie between {@link #least} and {@link #LARGEST} about zero; else they are biases, whose grid has no ends. */
     public boolean areOfBytes() {
       return type != DataType.INT32;
     }
@@ -168,7 +173,7 @@ public final class Int8Model {
             byte[] bytes = new byte[now.length];
             for (int i = 0; i < bytes.length; i++) {
               double nearest = Math.rint((double) now[i] / grid.scale(i, inner));
-              bytes[i] = (byte) (Math.max(-LARGEST, Math.min(LARGEST, nearest)) + grid.zero);
+              bytes[i] = (byte) (Math.max(grid.least(), Math.min(LARGEST, nearest)) + grid.zero);
             }
             replaced.add(OnnxInitializer.bytes(grid.constant, grid.type, dims, bytes));
           } else {
@@ -477,7 +482,7 @@ public final class Int8Model {
       ByteBuffer data = w.data();
       for (int i = 0; isOfBytes(w.type()) && i < w.elements(); i++) {
         int q = integer(w.type(), data, i);
-        if (Math.abs(q - zero) > LARGEST) {
+        if (q - zero > LARGEST) {
           return "integers of " + q + ", beyond the grid";
         }
       }
