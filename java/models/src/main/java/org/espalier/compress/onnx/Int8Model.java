@@ -110,8 +110,21 @@ public final class Int8Model {
     return i.elements() > 1 && isOfBytes(i.type());
   }
 
-  private static boolean isOfBytes(DataType type) {
+  static boolean isOfBytes(DataType type) {
     return type == DataType.INT8 || type == DataType.UINT8;
+  }
+
+  /**
+   * An integer of a constant.
+   *
+   * @param type INT8, UINT8 or INT32
+   */
+  static int integer(DataType type, ByteBuffer data, int i) {
+    return switch (type) {
+      case INT8 -> data.get(i);
+      case UINT8 -> Byte.toUnsignedInt(data.get(i));
+      default -> data.getInt(4 * i);
+    };
   }
 
   /**
@@ -510,14 +523,6 @@ public final class Int8Model {
       return first;
     }
 
-    private static int integer(DataType type, ByteBuffer data, int i) {
-      return switch (type) {
-        case INT8 -> data.get(i);
-        case UINT8 -> Byte.toUnsignedInt(data.get(i));
-        default -> data.getInt(4 * i);
-      };
-    }
-
     private static float[] multiplied(OnnxInitializer w, Integers grid) {
       ByteBuffer data = w.data();
       float[] values = new float[Math.toIntExact(w.elements())];
@@ -553,8 +558,9 @@ public final class Int8Model {
         if (!rounds || isRoundedConstant(floats, n)) {
           continue;
         }
-        for (NodeProto reader : readersOf.getOrDefault(n.getOutput(0), List.of())) {
-          if (RoundedActivations.source(floats, producersOf, reader) != n) {
+        for (NodeProto reader : behindClips(readersOf, n.getOutput(0))) {
+          RoundedActivations.Rounded rounded = RoundedActivations.of(floats, producersOf, reader);
+          if (rounded == null || rounded.source() != n) {
             throw new InputException(
                 model.name()
                     + ": "
@@ -569,6 +575,20 @@ public final class Int8Model {
           }
         }
       }
+    }
+
+    /** The nodes that read a value, those that read what a Clip keeps of it in place of the Clip. */
+    private static List<NodeProto> behindClips(
+        Map<String, List<NodeProto>> readersOf, String value) {
+      List<NodeProto> readers = new ArrayList<>();
+      for (NodeProto reader : readersOf.getOrDefault(value, List.of())) {
+        if (reader.getOpType().equals("Clip") && OnnxModel.isOwn(reader)) {
+          readers.addAll(readersOf.getOrDefault(reader.getOutput(0), List.of()));
+        } else {
+          readers.add(reader);
+        }
+      }
+      return readers;
     }
   }
 }

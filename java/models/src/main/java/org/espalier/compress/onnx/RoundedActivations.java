@@ -9,10 +9,19 @@ import org.espalier.format.onnx.OnnxModel;
 
 /**
  * QuantizeLinear or DynamicQuantizeLinear and behind it DequantizeLinear with the same steps, one for the whole tensor: what
- * an activation is rounded to.
+ * an activation is rounded to. A Clip between them keeps some of the integers, as in models that PyTorch has trained for 7 bits.
  */
 public final class RoundedActivations {
   private RoundedActivations() {}
+
+  /**
+   * How an activation is rounded.
+   *
+   * @param source the node that makes integers of it
+   * @param least the smallest integer that a Clip keeps; null where none says so
+   * @param most the largest one, likewise
+   */
+  public record Rounded(NodeProto source, Integer least, Integer most) {}
 
   /**
    * What makes the integers that a DequantizeLinear takes back.
@@ -20,12 +29,29 @@ public final class RoundedActivations {
    * @param producers of the model
    * @return null where the node is none, or its steps are others or not known to be the same
    */
-  public static NodeProto source(
+  public static Rounded of(
       OnnxModel model, Map<String, NodeProto> producers, NodeProto dequantize) {
     if (!OnnxModel.isOwn(dequantize) || !dequantize.getOpType().equals("DequantizeLinear")) {
       return null;
     }
     NodeProto q = producers.get(dequantize.getInput(0));
+    Integer[] ends = {null, null};
+    if (q != null && OnnxModel.isOwn(q) && q.getOpType().equals("Clip")) {
+      for (int i = 0; i < 2; i++) {
+        OnnxInitializer end = model.constant(name(q, i + 1));
+        if (end == null
+            ? !name(q, i + 1).isEmpty()
+            : end.elements() != 1 || !Int8Model.isOfBytes(end.type())) {
+          return null;
+        }
+        ends[i] = end == null ? null : Int8Model.integer(end.type(), end.data(), 0);
+      }
+      q = producers.get(q.getInput(0));
+      if (q == null || !q.getOpType().equals("QuantizeLinear")) {
+        return null;
+      }
+      dequantize = dequantize.toBuilder().setInput(0, q.getOutput(0)).build();
+    }
     // Since operator set 23 the type in which they compute may be another than that of the values.
     if (q == null
         || !OnnxModel.isOwn(q)
@@ -40,7 +66,7 @@ public final class RoundedActivations {
               isSame(model, q, dequantize, 1) && isSame(model, q, dequantize, 2);
           default -> false;
         };
-    return same ? q : null;
+    return same ? new Rounded(q, ends[0], ends[1]) : null;
   }
 
   /** Whether both nodes have the same constant of one element for an input, or none. */

@@ -304,8 +304,8 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
 
     /** Of what is made before the next layer reads it, and of a layer's sums. */
     private String rounded(NodeProto n) {
-      NodeProto source = RoundedActivations.source(model, producers, n);
-      Rounding rounding = source == null ? null : Rounding.of(model, source);
+      RoundedActivations.Rounded rounded = RoundedActivations.of(model, producers, n);
+      Rounding rounding = rounded == null ? null : Rounding.of(model, rounded);
       if (rounding == null || sums != null || bias != null) {
         return null;
       }
@@ -315,7 +315,7 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
       } else {
         sums = rounding;
       }
-      return source.getInput(0);
+      return rounded.source().getInput(0);
     }
 
     /** The factors by which what the next layer reads is multiplied. */

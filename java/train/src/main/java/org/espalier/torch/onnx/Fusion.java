@@ -67,12 +67,20 @@ final class Fusion {
 
   /** QuantizeLinear or DynamicQuantizeLinear and behind it DequantizeLinear: what x is rounded to. */
   private Source rounding(NodeProto n) {
-    NodeProto q = RoundedActivations.source(model, producers, n);
-    if (q == null) {
+    RoundedActivations.Rounded rounded = RoundedActivations.of(model, producers, n);
+    if (rounded == null) {
       return null;
     }
+    NodeProto q = rounded.source();
+    NodeProto.Builder whole = q.toBuilder().clearOutput().addOutput(n.getOutput(0));
+    if (rounded.least() != null) {
+      whole.addAttribute(Attributes.attribute("least", (long) rounded.least()));
+    }
+    if (rounded.most() != null) {
+      whole.addAttribute(Attributes.attribute("most", (long) rounded.most()));
+    }
     return new Source(
-        q.toBuilder().clearOutput().addOutput(n.getOutput(0)).build(),
+        whole.build(),
         q.getOpType().equals("QuantizeLinear")
             ? QuantizationOperators.ROUNDING
             : QuantizationOperators.OWN_ROUNDING,

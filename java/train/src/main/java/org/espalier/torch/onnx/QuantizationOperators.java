@@ -108,22 +108,32 @@ final class QuantizationOperators {
   private static Function<Inputs, Tensor> round(Node n) {
     Function<Inputs, Tensor> quantize = quantize(n);
     ScalarType wanted = wanted(n);
+    // What a Clip keeps, where there is one.
+    double least = n.integer("least", Long.MIN_VALUE);
+    double most = n.integer("most", Long.MAX_VALUE);
     return in -> {
       Tensor x = in.get(0).contiguous();
       ScalarType type = in.has(2) ? in.type(2) : wanted == null ? ScalarType.Byte : wanted;
       float scale = in.get(1).item_float();
       int zero = in.has(2) ? in.get(2).item_int() : 0;
       double[] limits = limits(type);
-      boolean fits = limits[1] < 256 && scale > Rounding.LEAST_SCALE && Float.isFinite(scale);
+      double low = Math.max(least, limits[0]);
+      double high = Math.min(most, limits[1]);
+      Rounding grid = Rounding.fixed((int) low, (int) high, scale, zero);
       Tensor y;
-      if (fits && isForKernels(x)) {
-        FakeQuantize grid = (type == ScalarType.Byte ? Rounding.UNSIGNED : Rounding.SIGNED).given();
+      if (grid != null && isForKernels(x)) {
         y = torch.empty_like(x);
-        fake(grid, x, y, new FloatPointer(new float[] {scale}), new IntPointer(new int[] {zero}));
+        fake(
+            grid.grid(),
+            x,
+            y,
+            new FloatPointer(new float[] {scale}),
+            new IntPointer(new int[] {zero}));
       } else {
-        y = dequantize(quantize.apply(in), along(in.get(1), x, 0), along(in.orNull(2), x, 0));
+        Tensor q = clamp(quantize.apply(in), low, high);
+        y = dequantize(q, along(in.get(1), x, 0), along(in.orNull(2), x, 0));
       }
-      return StraightThrough.of(x, y, scale, zero, limits[0], limits[1]);
+      return StraightThrough.of(x, y, scale, zero, low, high);
     };
   }
 
@@ -135,7 +145,7 @@ final class QuantizationOperators {
       IntPointer zero = new IntPointer(1);
       Tensor y = torch.empty_like(x);
       try {
-        if (fake(Rounding.UNSIGNED, x, y, scale, zero).total() == 0) {
+        if (fake(Rounding.TO_RANGE, x, y, scale, zero).total() == 0) {
           return StraightThrough.of(x, y, scale.get(), zero.get(), limits[0], limits[1]);
         }
       } catch (InputException e) {
@@ -197,9 +207,11 @@ final class QuantizationOperators {
 
   private static Tensor saturate(Tensor q, ScalarType type) {
     double[] limits = limits(type);
-    return q.clamp(
-            new ScalarOptional(new Scalar(limits[0])), new ScalarOptional(new Scalar(limits[1])))
-        .to(type);
+    return clamp(q, limits[0], limits[1]).to(type);
+  }
+
+  private static Tensor clamp(Tensor q, double least, double most) {
+    return q.clamp(new ScalarOptional(new Scalar(least)), new ScalarOptional(new Scalar(most)));
   }
 
   /** scale = (max(0, max) − min(0, min)) / 255, zero = rint(clamp(−min / scale)). */

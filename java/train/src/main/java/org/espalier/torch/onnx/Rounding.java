@@ -2,6 +2,7 @@ package org.espalier.torch.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import org.espalier.compress.onnx.RoundedActivations;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -16,16 +17,33 @@ import org.espalier.op.FakeQuantize;
  * @param zero the integer that 0 is; likewise
  */
 public record Rounding(FakeQuantize grid, float scale, int zero) {
-  static final FakeQuantize UNSIGNED =
-      FakeQuantize.affine(8).rounding(FakeQuantize.Rounding.DIVIDE);
+  /** The grid of a type of 8 bits with the range of what is rounded. */
+  static final FakeQuantize TO_RANGE = grid(0, 255);
 
-  static final FakeQuantize SIGNED =
-      FakeQuantize.affine(-128, 127).rounding(FakeQuantize.Rounding.DIVIDE);
+  private static final Rounding TO_OWN_RANGE = new Rounding(TO_RANGE, 0, 0);
 
   /** Up to here a scale has no reciprocal. */
-  static final float LEAST_SCALE = 0x1p-128f;
+  private static final float LEAST_SCALE = 0x1p-128f;
 
-  private static final Rounding TO_OWN_RANGE = new Rounding(UNSIGNED, 0, 0);
+  private static FakeQuantize grid(int least, int most) {
+    return FakeQuantize.affine(least, most).rounding(FakeQuantize.Rounding.DIVIDE);
+  }
+
+  /**
+   * A grid with a given scale.
+   *
+   * @return null where the kernels have none
+   */
+  static Rounding fixed(int least, int most, float scale, int zero) {
+    boolean isOfBytes = least >= -128 && most <= (least < 0 ? 127 : 255) && least < most;
+    return isOfBytes
+            && least <= zero
+            && zero <= most
+            && scale > LEAST_SCALE
+            && Float.isFinite(scale)
+        ? new Rounding(grid(least, most).given(), scale, zero)
+        : null;
+  }
 
   /** Whether all values of a batch together give its range. */
   public boolean isToOwnRange() {
@@ -33,12 +51,12 @@ public record Rounding(FakeQuantize grid, float scale, int zero) {
   }
 
   /**
-   * What a node does, behind which a DequantizeLinear takes it back.
+   * What a QuantizeLinear or DynamicQuantizeLinear does, behind which a DequantizeLinear takes it back.
    *
-   * @param source which {@link org.espalier.compress.onnx.RoundedActivations} has found
    * @return null where the grid is another than the kernels have
    */
-  static Rounding of(OnnxModel model, NodeProto source) {
+  static Rounding of(OnnxModel model, RoundedActivations.Rounded rounded) {
+    NodeProto source = rounded.source();
     if (source.getOpType().equals("DynamicQuantizeLinear")) {
       return TO_OWN_RANGE;
     }
@@ -54,12 +72,11 @@ public record Rounding(FakeQuantize grid, float scale, int zero) {
         || Attributes.integer(source, "block_size", 0) != 0) {
       return null;
     }
-    float step = scale.floats().get(0);
-    if (!(step > LEAST_SCALE) || !Float.isFinite(step)) {
-      return null;
-    }
     int code = hasZero ? zero.data().get(0) : 0;
-    return new Rounding(
-        (isSigned ? SIGNED : UNSIGNED).given(), step, isSigned ? code : code & 0xff);
+    return fixed(
+        rounded.least() != null ? rounded.least() : isSigned ? -128 : 0,
+        rounded.most() != null ? rounded.most() : isSigned ? 127 : 255,
+        scale.floats().get(0),
+        isSigned ? code : code & 0xff);
   }
 }
