@@ -18,6 +18,7 @@ import org.espalier.train.Stage;
 /**
  * Carries a recipe out in a folder: trains, keeps checkpoints, exports, measures and reports. While it
  * runs, {@code run/} in the folder holds its state; that goes when the report is written, which is last.
+ * Not safe for several threads.
  */
 public final class RecipeRun {
   /** The report for programs; a folder that has it holds a complete run. */
