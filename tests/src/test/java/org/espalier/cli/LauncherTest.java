@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
@@ -66,6 +67,7 @@ class LauncherTest {
             "touch",
             "env",
             "stat",
+            "cksum",
             "sleep")) {
       Path real = Path.of("/usr/bin", tool);
       Files.createSymbolicLink(
@@ -209,6 +211,25 @@ class LauncherTest {
     Files.createFile(root.resolve("native/newer.cpp"));
     launch(launcher, "doctor");
     assertEquals(1, jarFolders().size(), "what nobody runs any more goes");
+  }
+
+  /** JavaCPP writes what it unpacks over that of a jar with the same name, which may be loaded. */
+  @Test
+  void nativesOfOtherContentHaveAnotherName() throws IOException, InterruptedException {
+    List<String> names = new ArrayList<>();
+    for (String content : List.of("one", "two", "two")) {
+      script(
+          bin.resolve("mvn"),
+          "mkdir -p '%1$s'; cd '%1$s'; touch espalier-cli-1.jar; echo %2$s >k-linux-x86_64.jar; "
+                  .formatted(root.resolve("java/cli/target"), content)
+              + "echo \"$PWD/k-linux-x86_64.jar\" >classpath");
+      Files.createFile(root.resolve("native/" + names.size()));
+      String line = launch(root.resolve("espalier"), "doctor").out();
+      names.add(line.replaceFirst("(?s).*/(k-linux-x86_64-[^/ ]+[.]jar) .*", "$1"));
+    }
+    assertTrue(names.get(0).matches("k-linux-x86_64-[0-9]+[.]jar"), names.toString());
+    assertNotEquals(names.get(0), names.get(1));
+    assertEquals(names.get(1), names.get(2));
   }
 
   @Test
