@@ -80,6 +80,8 @@ class Int8FormsTest {
             .addInitializer(one("-1", DataType.INT8, -1))
             .addInitializer(
                 tensor("-1s", DataType.INT8, ByteBuffer.wrap(new byte[] {-1, -1, -1, -1}), 4))
+            .addInitializer(tensor("zeros", DataType.INT8, ByteBuffer.wrap(new byte[SIDE]), SIDE))
+            .addInitializer(SmallModels.int64s("longs", 0, 0, 0, 0))
             .addInitializer(number("s", 0.02f))
             .addInitializer(number("t", 0.03f))
             .addInitializer(floats("four", new float[] {0.01f, 0.02f, 0.03f, 0.04f}, SIDE))
@@ -294,26 +296,86 @@ class Int8FormsTest {
             product));
   }
 
-  /** They are told and not learned, whether the steps are one or several. */
+  /** Floats that are rounded to int8 or uint8 with one step or several stay what the model rounds, on its grid. */
   @ParameterizedTest
-  @CsvSource({"s, -1", "four, -1s"})
+  @CsvSource({"s, -1", "four, -1s", "four, zeros", "s, 128"})
   void weightsThatTheModelItselfRounds(String scale, String zero) throws OrtException {
-    NodeProto q = line("q QuantizeLinear f " + scale + " " + zero);
-    NodeProto weight = line("a DequantizeLinear q " + scale + " " + zero);
+    String grid = " " + scale + " " + zero;
+    OnnxModel model =
+        model(
+            13,
+            line("q QuantizeLinear f" + grid),
+            line("a DequantizeLinear q" + grid),
+            line("y MatMul x a"));
+    assertTrue(Int8Model.is(model));
+    Int8Model integers = Int8Model.of(model);
+    assertEquals(List.of(), integers.resting());
+    assertTrue(integers.grid("f").areRounded());
+    assertArrayEquals(run(model), run(integers.floats()), 1e-5f);
+    assertEquals(model.toBuffer(), integers.withValues(Map.of()).toBuffer());
+    float[] values = SmallModels.values(integers.floats(), "f");
+    OnnxModel onGrid = integers.withValues(Map.of("f", values));
+    assertEquals(model.nodes(), onGrid.nodes());
+    assertArrayEquals(values, SmallModels.values(onGrid, "f"));
+    assertArrayEquals(run(model), run(onGrid));
+    for (int i = 0; i < values.length; i++) {
+      values[i] *= -1.3f;
+    }
+    OnnxModel other = integers.withValues(Map.of("f", values));
+    float[] published = SmallModels.values(other, "f");
+    assertArrayEquals(published, SmallModels.values(Int8Model.of(other).floats(), "f"));
+    for (int i = 0; i < values.length; i++) {
+      float step = integers.grid("f").scales()[i / (scale.equals("s") ? SIDE : 1) % SIDE];
+      float nearest = Math.max(-128 * step, Math.min(127 * step, values[i]));
+      assertEquals(nearest, published[i], 0.5001f * step);
+    }
+  }
+
+  /** As PyTorch may write zero points. */
+  @Test
+  void zeroPointsThatAreCast() throws OrtException {
+    OnnxModel model =
+        model(
+            13,
+            line("z Cast longs", attribute("to", DataType.INT8.getNumber())),
+            line("q QuantizeLinear f four z"),
+            line("a DequantizeLinear q four z"),
+            line("y MatMul x a"));
+    Int8Model integers = Int8Model.of(model);
+    assertEquals(List.of(), integers.resting());
+    assertArrayEquals(run(model), run(integers.floats()), 1e-5f);
+    assertEquals(model.toBuffer(), integers.withValues(Map.of()).toBuffer());
+  }
+
+  /** What is told and not learned. */
+  @Test
+  void weightsThatTheModelRoundsInOtherWays() {
+    NodeProto q = line("q QuantizeLinear f s -1");
+    NodeProto a = line("a DequantizeLinear q s -1");
+    NodeProto product = line("p MatMul x a");
+    NodeProto sum = line("y MatMul p b");
+    String twice = "other nodes read the floats or their integers in another way";
+    rests(twice, model(13, q, a, product, line("y Add p f")));
+    rests(twice, model(13, q, a, product, line("b DequantizeLinear q four -1s"), sum));
     rests(
-        "floats that the model itself rounds to integers",
-        model(13, q, weight, line("y MatMul x a")));
-    Int8Model beside =
-        same(
-            model(
-                13,
-                q,
-                weight,
-                line("p MatMul x a"),
-                line("b DequantizeLinear w s"),
-                line("y MatMul p b")));
-    assertEquals(1, beside.integers().size());
-    assertEquals(1, beside.resting().size());
+        "a zero point of 0 in place of 127 or 128",
+        model(
+            13,
+            line("q QuantizeLinear f s"),
+            line("a DequantizeLinear q s"),
+            line("y MatMul x a")));
+    rests(
+        "floats that the model itself rounds to integers in another way",
+        model(13, q, line("a DequantizeLinear q t -1"), line("y MatMul x a")));
+    rests(
+        "floats that the model itself rounds to integers in another way",
+        model(
+            13, q, line("c Clip q -1 3"), line("a DequantizeLinear c s -1"), line("y MatMul x a")));
+    OnnxModel infinite = model(13, q, a, line("y MatMul x a"));
+    float[] values = SmallModels.values(infinite, "f");
+    values[5] = Float.NEGATIVE_INFINITY;
+    infinite.replaceConstant(OnnxInitializer.floats("f", new long[] {SIDE, SIDE}, values));
+    rests("floats that are not finite", infinite);
   }
 
   /** Then the weights that are floats learn. */

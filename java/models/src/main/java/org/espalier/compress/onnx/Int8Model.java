@@ -3,6 +3,7 @@ package org.espalier.compress.onnx;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -26,6 +27,7 @@ import org.espalier.format.onnx.OnnxWeights;
  *
  * <pre>
  *   DequantizeLinear(W, s, c)                                         becomes the constant s · (W − c)
+ *   DequantizeLinear(QuantizeLinear(F, s, c), s, c)                   becomes what it makes of the constant F
  *   Mul(Cast(MatMulInteger(q, W, z, c)), Mul(t, s)), where q, t, z    becomes MatMul(DequantizeLinear(q, t, z), s · (W − c))
  *     are the outputs of DynamicQuantizeLinear
  * </pre>
@@ -36,6 +38,9 @@ import org.espalier.format.onnx.OnnxWeights;
 public final class Int8Model {
   /** The largest integer of a weight about what 0 is. */
   private static final int LARGEST = 127;
+
+  /** What reads zero points. */
+  private static final Set<String> ROUNDING = Set.of("QuantizeLinear", "DequantizeLinear");
 
   /** Elements whose floats fit one tensor. */
   private static final long MOST_ELEMENTS = Integer.MAX_VALUE / 4;
@@ -48,13 +53,15 @@ public final class Int8Model {
   /**
    * The integers of a constant of floats.
    *
-   * @param constant that has them in the model
+   * @param constant that has them in the model, or the floats that are rounded to them
+   * @param areRounded whether it has floats, which the model itself rounds, as one that was trained so and not converted
    * @param type INT8 or UINT8, of a weight, or INT32, of a bias
    * @param axis the first or the last, along which the scales lie
    * @param scales one for each index of the axis, positive
    * @param zero the integer that 0 is
    */
-  public record Integers(String constant, DataType type, int axis, float[] scales, int zero) {
+  public record Integers(
+      String constant, boolean areRounded, DataType type, int axis, float[] scales, int zero) {
     /** The least about {@link #zero}, which is −127 or −128. */
     private int least() {
       return Math.max(Byte.MIN_VALUE, (type == DataType.UINT8 ? 0 : Byte.MIN_VALUE) - zero);
@@ -73,6 +80,17 @@ public final class Int8Model {
     /** The scale of an element. */
     private float scale(int element, int inner) {
       return scales[element / inner % scales.length];
+    }
+
+    /** The nearest integers about {@link #zero}. */
+    private int[] nearest(long[] dims, float[] values) {
+      int inner = inner(dims);
+      int[] nearest = new int[values.length];
+      for (int i = 0; i < nearest.length; i++) {
+        double q = Math.rint((double) values[i] / scale(i, inner));
+        nearest[i] = (int) Math.max(least(), Math.min(LARGEST, q));
+      }
+      return nearest;
     }
   }
 
@@ -99,7 +117,7 @@ public final class Int8Model {
                                 v -> model.constant(v) != null && isOfBytes(model.constant(v))));
   }
 
-  /** Whether a node rounds a constant of floats, as models that were trained so and not converted have it. */
+  /** Whether a node rounds a constant of floats. */
   private static boolean isRoundedConstant(OnnxModel model, NodeProto n) {
     return n.getOpType().equals("QuantizeLinear")
         && model.constant(n.getInput(0)) != null
@@ -134,9 +152,67 @@ public final class Int8Model {
    *     through
    */
   public static Int8Model of(OnnxModel model) {
-    Reading reading = new Reading(model);
+    Reading reading = new Reading(withConstantZeros(model));
     reading.run();
     return new Int8Model(model.copy(), reading.floats, reading.integers, reading.resting);
+  }
+
+  /** The model with constants where zero points are Casts of constants, as PyTorch may write them. */
+  private static OnnxModel withConstantZeros(OnnxModel model) {
+    OnnxModel copy = model.copy();
+    OnnxModel.Names names = copy.names();
+    Map<String, List<NodeProto>> consumers = model.consumers();
+    Map<String, String> renamed = new HashMap<>();
+    List<NodeProto> others = new ArrayList<>();
+    for (NodeProto n : model.nodes()) {
+      byte[] zeros = castZeros(model, consumers, n);
+      if (zeros == null) {
+        others.add(reread(n, renamed));
+        continue;
+      }
+      String name = names.unique(n.getOutput(0));
+      DataType type = DataType.forNumber((int) Attributes.integer(n, "to", 0));
+      long[] dims = model.constant(n.getInput(0)).dims();
+      copy.addInitializer(OnnxInitializer.bytes(name, type, dims, zeros));
+      renamed.put(n.getOutput(0), name);
+    }
+    copy.setNodes(others);
+    return copy;
+  }
+
+  /** What a Cast of constant integers, read by rounding nodes alone, makes in 8 bits; null for others, and where they do not fit. */
+  private static byte[] castZeros(
+      OnnxModel model, Map<String, List<NodeProto>> consumers, NodeProto n) {
+    boolean isCast = n.getOpType().equals("Cast") && OnnxModel.isOwn(n);
+    OnnxInitializer from = isCast ? model.constant(n.getInput(0)) : null;
+    DataType to = DataType.forNumber((int) Attributes.integer(n, "to", 0));
+    if (from == null
+        || !isOfBytes(to)
+        || from.type() != DataType.INT32 && from.type() != DataType.INT64
+        || model.outputNames().contains(n.getOutput(0))
+        || !consumers.getOrDefault(n.getOutput(0), List.of()).stream()
+            .allMatch(reader -> ROUNDING.contains(reader.getOpType()))) {
+      return null;
+    }
+    ByteBuffer data = from.data();
+    byte[] bytes = new byte[Math.toIntExact(from.elements())];
+    for (int i = 0; i < bytes.length; i++) {
+      long value = from.type() == DataType.INT32 ? data.getInt(4 * i) : data.getLong(8 * i);
+      bytes[i] = (byte) value;
+      if (value != (to == DataType.INT8 ? bytes[i] : Byte.toUnsignedInt(bytes[i]))) {
+        return null;
+      }
+    }
+    return bytes;
+  }
+
+  /** A node that reads values by other names. */
+  private static NodeProto reread(NodeProto n, Map<String, String> renamed) {
+    NodeProto.Builder b = n.toBuilder();
+    for (int i = 0; i < n.getInputCount(); i++) {
+      b.setInput(i, renamed.getOrDefault(n.getInput(i), n.getInput(i)));
+    }
+    return b.build();
   }
 
   /** The model of floats. The weights of {@link #integers} are initializers of it. */
@@ -168,7 +244,7 @@ public final class Int8Model {
    * The model with other weights.
    *
    * @param values by the names of constants in {@link #floats}: those that have {@link #integers} are rounded to the nearest on
-   *     their grids, all others replace floats
+   *     their grids, as floats where the model itself rounds them; all others replace floats
    * @throws InputException where a bias has no integer
    */
   public OnnxModel withValues(Map<String, float[]> values) {
@@ -182,11 +258,18 @@ public final class Int8Model {
             return;
           }
           int inner = grid.inner(dims);
-          if (grid.areOfBytes()) {
+          if (grid.areRounded) {
+            int[] nearest = grid.nearest(dims, now);
+            float[] rounded = new float[now.length];
+            for (int i = 0; i < rounded.length; i++) {
+              rounded[i] = nearest[i] * grid.scale(i, inner);
+            }
+            replaced.add(OnnxInitializer.floats(grid.constant, dims, rounded));
+          } else if (grid.areOfBytes()) {
+            int[] nearest = grid.nearest(dims, now);
             byte[] bytes = new byte[now.length];
             for (int i = 0; i < bytes.length; i++) {
-              double nearest = Math.rint((double) now[i] / grid.scale(i, inner));
-              bytes[i] = (byte) (Math.max(grid.least(), Math.min(LARGEST, nearest)) + grid.zero);
+              bytes[i] = (byte) (nearest[i] + grid.zero);
             }
             replaced.add(OnnxInitializer.bytes(grid.constant, grid.type, dims, bytes));
           } else {
@@ -232,13 +315,23 @@ public final class Int8Model {
     /**
      * Integers, and what makes floats of them.
      *
+     * @param values the constant of integers, or of floats that are rounded to them
      * @param zero the name of the zero points; empty where they are 0
+     * @param rounded to what type the floats are rounded; null where they are integers
      */
-    private record Key(String values, String scale, String zero, int axis) {}
+    private record Key(String values, String scale, String zero, int axis, DataType rounded) {}
 
     /** A product of integers from its end, which is a float again, to what found the range of its input. */
     private record Product(
         NodeProto dynamic, NodeProto product, NodeProto cast, NodeProto scale, Key weight) {}
+
+    /**
+     * A node.
+     *
+     * @param product that it ends; null where it ends none
+     * @param key the integers of it, or that it makes floats of; null where there are none
+     */
+    private record Part(NodeProto node, Product product, Key key) {}
 
     Reading(OnnxModel model) {
       this.model = model;
@@ -249,25 +342,28 @@ public final class Int8Model {
     }
 
     void run() {
+      List<Part> parts = new ArrayList<>();
       for (NodeProto n : model.nodes()) {
         Product product = product(n);
-        Key key = product == null ? dequantized(n) : product.weight;
-        if (key != null) {
-          readers.merge(key, 1, Integer::sum);
+        Part part = new Part(n, product, product == null ? dequantized(n) : product.weight);
+        parts.add(part);
+        if (part.key != null) {
+          readers.merge(part.key, 1, Integer::sum);
         }
       }
       List<NodeProto> out = new ArrayList<>();
-      for (NodeProto n : model.nodes()) {
-        Key key = dequantized(n);
-        String constant = key == null ? null : constant(key);
-        if (constant != null) {
-          renamed.put(n.getOutput(0), constant);
-        } else if (!multiply(n, out)) {
-          out.add(n);
+      for (Part part : parts) {
+        String constant = part.key == null ? null : constant(part.key);
+        if (constant == null) {
+          out.add(part.node);
+        } else if (part.product == null) {
+          renamed.put(part.node.getOutput(0), constant);
+        } else {
+          multiply(part, constant, out);
         }
       }
       out.removeIf(n -> replaced.contains(n.getOutput(0)));
-      out.replaceAll(this::reread);
+      out.replaceAll(n -> reread(n, renamed));
       floats.setNodes(out);
       RuntimeForm.removeUnused(floats);
       floats.check();
@@ -280,7 +376,8 @@ public final class Int8Model {
           resting.put(table.name(), "rows are looked up in it");
         }
         if (isRoundedConstant(floats, n)) {
-          resting.put(n.getInput(0), "floats that the model itself rounds to integers");
+          resting.putIfAbsent(
+              n.getInput(0), "floats that the model itself rounds to integers in another way");
         }
       }
       if (integers.values().stream().noneMatch(Integers::areOfBytes)
@@ -292,20 +389,14 @@ public final class Int8Model {
       }
     }
 
-    private NodeProto reread(NodeProto n) {
-      NodeProto.Builder b = n.toBuilder();
-      for (int i = 0; i < n.getInputCount(); i++) {
-        b.setInput(i, renamed.getOrDefault(n.getInput(i), n.getInput(i)));
-      }
-      return b.build();
-    }
-
     /** What a DequantizeLinear makes a constant of; null for other nodes, and where a constant has no place for it. */
     private Key dequantized(NodeProto n) {
-      OnnxInitializer values =
-          n.getOpType().equals("DequantizeLinear") && OnnxModel.isOwn(n)
-              ? model.constant(n.getInput(0))
-              : null;
+      if (!n.getOpType().equals("DequantizeLinear") || !OnnxModel.isOwn(n)) {
+        return null;
+      }
+      NodeProto rounding = model.constant(n.getInput(0)) == null ? rounding(n) : null;
+      String name = rounding == null ? n.getInput(0) : rounding.getInput(0);
+      OnnxInitializer values = model.constant(name);
       if (values == null) {
         return null;
       }
@@ -313,14 +404,41 @@ public final class Int8Model {
       if (model.outputNames().contains(floatsOf)
           || consumers.getOrDefault(floatsOf, List.of()).stream()
               .anyMatch(reader -> !InnerGraphs.of(reader).isEmpty())) {
-        resting.put(n.getInput(0), "the model gives its floats away, or a branch reads its floats");
+        resting.put(name, "the model gives its floats away, or a branch reads its floats");
         return null;
       }
-      long axis = Attributes.integer(n, "axis", 1);
       long rank = values.dims().length;
+      long axis = Attributes.integer(n, "axis", 1);
       long place = axis < 0 ? axis + rank : axis;
       return new Key(
-          n.getInput(0), n.getInput(1), input(n, 2), place < 0 || place >= rank ? -1 : (int) place);
+          name,
+          n.getInput(1),
+          input(n, 2),
+          place < 0 || place >= rank ? -1 : (int) place,
+          rounding == null ? null : roundedType(rounding));
+    }
+
+    /** What rounds a constant of floats to the integers that a DequantizeLinear takes back with the same steps; else null. */
+    private NodeProto rounding(NodeProto n) {
+      NodeProto q = producer(n.getInput(0), "QuantizeLinear");
+      return q != null
+              && isRoundedConstant(model, q)
+              && q.getInput(1).equals(n.getInput(1))
+              && input(q, 2).equals(input(n, 2))
+              && Attributes.integer(q, "axis", 1) == Attributes.integer(n, "axis", 1)
+              && Attributes.integer(q, "block_size", 0) == 0
+              && Attributes.integer(q, "precision", 0) == 0
+              && Attributes.integer(n, "output_dtype", 0) == 0
+          ? q
+          : null;
+    }
+
+    private DataType roundedType(NodeProto q) {
+      OnnxInitializer zero = model.constant(input(q, 2));
+      long asked = Attributes.integer(q, "output_dtype", 0);
+      return zero != null
+          ? zero.type()
+          : asked == 0 ? DataType.UINT8 : DataType.forNumber((int) asked);
     }
 
     private static String input(NodeProto n, int i) {
@@ -354,24 +472,17 @@ public final class Int8Model {
         }
         int step = scale.getInput(0).equals(dynamic.getOutput(1)) ? 0 : 1;
         if (scale.getInput(step).equals(dynamic.getOutput(1))) {
-          Key weight = new Key(product.getInput(1), scale.getInput(1 - step), input(product, 3), 1);
+          Key weight =
+              new Key(product.getInput(1), scale.getInput(1 - step), input(product, 3), 1, null);
           return new Product(dynamic, product, cast, scale, weight);
         }
       }
       return null;
     }
 
-    /**
-     * Rewrites a product of integers.
-     *
-     * @return false where {@code mul} ends none, or one of integers that rest
-     */
-    private boolean multiply(NodeProto mul, List<NodeProto> out) {
-      Product product = product(mul);
-      String constant = product == null ? null : constant(product.weight);
-      if (constant == null) {
-        return false;
-      }
+    /** Writes a product of floats where one of integers ends. */
+    private void multiply(Part part, String constant, List<NodeProto> out) {
+      Product product = part.product;
       NodeProto dynamic = product.dynamic;
       String x =
           activations.computeIfAbsent(
@@ -394,12 +505,11 @@ public final class Int8Model {
       out.add(
           NodeProto.newBuilder()
               .setOpType("MatMul")
-              .setName(mul.getName())
+              .setName(part.node.getName())
               .addInput(x)
               .addInput(constant)
-              .addOutput(mul.getOutput(0))
+              .addOutput(part.node.getOutput(0))
               .build());
-      return true;
     }
 
     private NodeProto producer(String value, String type) {
@@ -421,22 +531,32 @@ public final class Int8Model {
       float[] scales = scales(w, model.constant(key.scale), key.axis);
       int place = scales == null || scales.length != 1 ? key.axis : 0;
       Integer zero = key.zero.isEmpty() ? Integer.valueOf(0) : zero(model.constant(key.zero));
-      String why = problem(key, w, scales, zero, place);
+      DataType type = key.rounded == null ? w.type() : key.rounded;
+      String why = problem(w, type, scales, zero, place);
       String name = null;
-      if (why != null) {
-        if (w.elements() > 1) {
-          resting.put(key.values, why);
-        }
-      } else {
-        name = names.unique(key.values.replaceFirst("_quantized$", ""));
+      if (why == null) {
         if (scales.length == 1) {
           float one = scales[0];
           scales = new float[Math.toIntExact(w.dims()[0])];
           Arrays.fill(scales, one);
         }
-        Integers grid = new Integers(key.values, w.type(), place, scales, zero);
-        floats.addInitializer(OnnxInitializer.floats(name, w.dims(), multiplied(w, grid)));
-        integers.put(name, grid);
+        Integers grid = new Integers(key.values, key.rounded != null, type, place, scales, zero);
+        OnnxInitializer data = grid.areRounded ? rounded(w, grid) : w;
+        why = data == null ? "floats that are not finite" : problem(key, data, zero);
+        if (why == null) {
+          float[] values = multiplied(data, grid);
+          if (grid.areRounded) {
+            name = key.values;
+            floats.replaceConstant(OnnxInitializer.floats(name, w.dims(), values));
+          } else {
+            name = names.unique(key.values.replaceFirst("_quantized$", ""));
+            floats.addInitializer(OnnxInitializer.floats(name, w.dims(), values));
+          }
+          integers.put(name, grid);
+        }
+      }
+      if (why != null && w.elements() > 1) {
+        resting.put(key.values, why);
       }
       constants.put(key, name);
       return name;
@@ -460,10 +580,12 @@ public final class Int8Model {
       return scales;
     }
 
-    private String problem(Key key, OnnxInitializer w, float[] scales, Integer zero, int axis) {
+    /** Why a constant does not lie on a grid; null where it does. */
+    private static String problem(
+        OnnxInitializer w, DataType type, float[] scales, Integer zero, int axis) {
       int rank = w.dims().length;
-      if (!isOfBytes(w.type()) && w.type() != DataType.INT32) {
-        return "integers of type " + w.type() + " in place of INT8";
+      if (!isOfBytes(type) && type != DataType.INT32) {
+        return "integers of type " + type + " in place of INT8";
       }
       if (w.elements() > MOST_ELEMENTS) {
         return "more than " + MOST_ELEMENTS + " elements";
@@ -482,28 +604,67 @@ public final class Int8Model {
       if (zero == null) {
         return "zero points that differ, or are not constant";
       }
-      if (w.type() == DataType.INT32 && zero != 0) {
+      if (type == DataType.INT32 && zero != 0) {
         return "a zero point of " + zero + " in place of 0";
       }
-      int least = w.type() == DataType.UINT8 ? 0 : Byte.MIN_VALUE;
-      if (isOfBytes(w.type()) && (zero - LARGEST < least || zero + LARGEST > least + 255)) {
+      int least = type == DataType.UINT8 ? 0 : Byte.MIN_VALUE;
+      if (isOfBytes(type) && (zero - LARGEST < least || zero + LARGEST > least + 255)) {
         return "a zero point of "
             + zero
             + " in place of "
-            + (w.type() == DataType.UINT8 ? "127 or 128" : "0");
+            + (type == DataType.UINT8 ? "127 or 128" : "0");
       }
-      ByteBuffer data = w.data();
-      for (int i = 0; isOfBytes(w.type()) && i < w.elements(); i++) {
-        int q = integer(w.type(), data, i);
+      return null;
+    }
+
+    /** Why integers cannot be others; null where they can. */
+    private String problem(Key key, OnnxInitializer integers, int zero) {
+      ByteBuffer data = integers.data();
+      for (int i = 0; isOfBytes(integers.type()) && i < integers.elements(); i++) {
+        int q = integer(integers.type(), data, i);
         if (q - zero > LARGEST) {
           return "integers of " + q + ", beyond the grid";
         }
       }
-      int all = consumers.get(key.values).size();
-      if (readers.get(key) != all || model.outputNames().contains(key.values)) {
-        return "other nodes read the integers in another way";
+      if (readers.get(key) != readings(key) || model.outputNames().contains(key.values)) {
+        return key.rounded == null
+            ? "other nodes read the integers in another way"
+            : "other nodes read the floats or their integers in another way";
       }
       return null;
+    }
+
+    /** How many nodes read integers. */
+    private int readings(Key key) {
+      List<NodeProto> own = consumers.get(key.values);
+      if (key.rounded == null) {
+        return own.size();
+      }
+      int all = 0;
+      for (NodeProto n : own) {
+        String rounded = n.getOutput(0);
+        boolean isGivenAway =
+            !n.getOpType().equals("QuantizeLinear") || model.outputNames().contains(rounded);
+        all += isGivenAway ? 1 : 0;
+        all += isGivenAway ? 0 : consumers.getOrDefault(rounded, List.of()).size();
+      }
+      return all;
+    }
+
+    /** The integers that the model rounds floats to: rint(w / s) + zero within the type; null where they are not finite. */
+    private static OnnxInitializer rounded(OnnxInitializer w, Integers grid) {
+      FloatBuffer values = w.floats();
+      byte[] integers = new byte[values.capacity()];
+      int inner = grid.inner(w.dims());
+      int least = grid.type == DataType.UINT8 ? 0 : Byte.MIN_VALUE;
+      for (int i = 0; i < integers.length; i++) {
+        double q = Math.rint(values.get(i) / grid.scale(i, inner)) + grid.zero;
+        if (!Double.isFinite(values.get(i))) {
+          return null;
+        }
+        integers[i] = (byte) Math.max(least, Math.min(least + 255, q));
+      }
+      return OnnxInitializer.bytes(w.name(), grid.type, w.dims(), integers);
     }
 
     /** The value that all zero points have; null where there is no one. */
