@@ -172,20 +172,30 @@ final class Int8Perceptrons {
     }
   }
 
-  /** To some 100 steps for values of some units, of which a few are clipped. */
+  /** To some 100 steps for values of some units, of which a few are clipped; more where a Clip keeps 120 of them. */
   private void round(String name) {
     boolean isSigned = random.nextBoolean();
-    byte[] zero = {(byte) (isSigned ? random.nextInt(21) - 10 : 118 + random.nextInt(21))};
-    graph
-        .addInitializer(SmallModels.number(name + ".scale", 0.02f))
-        .addInitializer(
-            SmallModels.tensor(
-                name + ".zero", isSigned ? DataType.INT8 : DataType.UINT8, ByteBuffer.wrap(zero)));
+    DataType type = isSigned ? DataType.INT8 : DataType.UINT8;
+    int zero = isSigned ? random.nextInt(21) - 10 : 118 + random.nextInt(21);
+    graph.addInitializer(SmallModels.number(name + ".scale", 0.02f));
+    integer(name + ".zero", type, zero);
     String grid = name + ".scale " + name + ".zero";
-    graph
-        .addNode(SmallModels.line(name + ".q QuantizeLinear " + value + " " + grid))
-        .addNode(SmallModels.line(name + ".d DequantizeLinear " + name + ".q " + grid));
+    graph.addNode(SmallModels.line(name + ".q QuantizeLinear " + value + " " + grid));
+    String integers = name + ".q";
+    if (random.nextInt(4) == 0) {
+      integer(name + ".least", type, zero - 60);
+      integer(name + ".most", type, zero + 60);
+      integers = name + ".kept";
+      graph.addNode(
+          SmallModels.line(integers + " Clip " + name + ".q " + name + ".least " + name + ".most"));
+    }
+    graph.addNode(SmallModels.line(name + ".d DequantizeLinear " + integers + " " + grid));
     value = name + ".d";
+  }
+
+  private void integer(String name, DataType type, int number) {
+    graph.addInitializer(
+        SmallModels.tensor(name, type, ByteBuffer.wrap(new byte[] {(byte) number})));
   }
 
   private ByteBuffer ints(int n) {
