@@ -16,6 +16,7 @@ import ai.onnxruntime.OrtSession;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.io.InputStream;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
@@ -293,6 +294,51 @@ class Int8LearningTest {
         }
       }
     }
+  }
+
+  /**
+   * learner-3.state was saved in format 3, after five steps with momentum from integers of −90 and 5 towards −2 and 0.5, the
+   * first of which is clipped; three more towards −1 and 0.5 made −1.27 and 0.44 of them then.
+   */
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void statesOfBeforeGoOn(boolean byLibtorch) throws IOException {
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Constant(0.1))
+            .momentum(0.5)
+            .batch(1)
+            .build();
+    try (Learnable model = ofSteps(steps(-127, 34), byLibtorch);
+        OnlineLearner learner = new OnlineLearner(model, settings);
+        InputStream state = getClass().getResourceAsStream("learner-3.state")) {
+      learner.load(state);
+      assertArrayEquals(new float[] {-1.27f, 0.34f}, learner.predict(new float[] {1}).outputs());
+      for (int i = 0; i < 3; i++) {
+        learner.learn(List.of(Example.of(new float[] {1}, new float[] {-1, 0.5f})));
+      }
+      assertArrayEquals(new float[] {-1.27f, 0.44f}, learner.predict(new float[] {1}).outputs());
+      assertEquals(8, learner.learned());
+    }
+  }
+
+  /** What follows from latent weights is in no state: that of an int8 model is as large as that of the floats that it was. */
+  @Test
+  void statesAreOfLatentWeights() throws OrtException, IOException {
+    int[] sizes = new int[2];
+    for (int k = 0; k < 2; k++) {
+      OnnxModel floats = OnnxModels.perceptron(FEATURES, 32, 2);
+      try (Learnable model =
+              k == 0
+                  ? Perceptron.of(floats).orElseThrow()
+                  : learnable(quantized(Form.DYNAMIC), false);
+          OnlineLearner learner = new OnlineLearner(model, settings().momentum(0.9).build())) {
+        learner.learn(stream(80, 1));
+        ByteArrayOutputStream state = new ByteArrayOutputStream();
+        learner.save(state);
+        sizes[k] = state.size();
+      }
+    }
+    assertEquals(sizes[0], sizes[1]);
   }
 
   /**

@@ -21,7 +21,7 @@ final class FullGrids implements AutoCloseable {
   /** A weight on a given grid. */
   private record Given(Weight weight, Tensor latent, BytePointer gate, Tensor scales) {
     boolean isFull() {
-      FloatBuffer values = Floats.of(weight.working());
+      FloatBuffer values = Floats.of(latent);
       float[] steps = weight.grid();
       int inner = weight.scaleAxis() == 0 ? values.capacity() / steps.length : 1;
       for (int i = 0; i < values.capacity(); i++) {
@@ -52,7 +52,7 @@ final class FullGrids implements AutoCloseable {
     all.add(new Given(weight, latent, gate, scales));
   }
 
-  /** What the working weights are now is what they began as. */
+  /** What the latent weights are now is what they began as. */
   void find() {
     close();
     all.stream().filter(Given::isFull).forEach(given -> full.add(given.batch()));

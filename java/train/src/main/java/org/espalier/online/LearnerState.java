@@ -44,7 +44,11 @@ record LearnerState(
     List<Example> heldOut,
     List<Example> learnedSince) {
   private static final int MAGIC = 0x65736f6c; // "esol"
-  private static final int FORMAT = 3;
+  private static final int FORMAT = 4;
+
+  /** The oldest that is read. It has what follows from the weights too. */
+  private static final int OLDEST = 3;
+
   private static final int MOST_EXAMPLES = 1 << 24;
 
   /** The name of the model's identity among the lines that describe a learner. */
@@ -94,8 +98,11 @@ record LearnerState(
       out.writeDouble(multiplier);
     }
     StateMemory.write(out, now);
-    StateMemory.write(out, good);
     StateMemory.write(out, beginning);
+    out.writeBoolean(good != beginning);
+    if (good != beginning) {
+      StateMemory.write(out, good);
+    }
     metrics.save(out);
     drift.save(out);
     for (List<Example> list : List.of(replayed, heldOut, learnedSince)) {
@@ -107,17 +114,22 @@ record LearnerState(
     out.writeInt(MAGIC);
   }
 
-  /** The description of the learner whose state it is. */
-  private static String readHead(DataInput in) throws IOException {
+  /** The format of a state. */
+  private static int readFormat(DataInput in) throws IOException {
     if (in.readInt() != MAGIC) {
       throw SavedState.damaged("it does not begin as one");
     }
     int format = in.readInt();
-    if (format != FORMAT) {
+    if (format < OLDEST || format > FORMAT) {
       throw new InputException(
-          "the learner's saved state is of format " + format + "; this espalier knows " + FORMAT);
+          "the learner's saved state is of format "
+              + format
+              + "; this espalier knows "
+              + OLDEST
+              + " and "
+              + FORMAT);
     }
-    return SavedState.text(in);
+    return format;
   }
 
   /**
@@ -128,7 +140,8 @@ record LearnerState(
   static List<PrivacyPass> passes(InputStream stream) throws IOException {
     DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
     try {
-      readHead(in);
+      readFormat(in);
+      SavedState.text(in); // the description of the learner
       return PrivacyLedger.read(in);
     } catch (EOFException e) {
       throw new InputException("the learner's saved state is damaged: it ends too early", e);
@@ -149,7 +162,8 @@ record LearnerState(
       OnlineSettings settings,
       WeightState weights)
       throws IOException {
-    String saved = readHead(in);
+    int format = readFormat(in);
+    String saved = SavedState.text(in);
     if (!description.equals(saved)) {
       throw new InputException(
           "the learner was saved with other settings:\n  " + difference(saved, description));
@@ -175,9 +189,12 @@ record LearnerState(
     for (int c = 0; c < multipliers.length; c++) {
       multipliers[c] = in.readDouble();
     }
-    StateMemory.Checkpoint now = weights.read(in);
-    StateMemory.Checkpoint good = weights.read(in);
-    StateMemory.Checkpoint beginning = weights.read(in);
+    StateMemory.Checkpoint now = weights.read(in, format);
+    StateMemory.Checkpoint second = weights.read(in, format);
+    boolean isOld = format == OLDEST; // which has the good weights second
+    StateMemory.Checkpoint third = isOld || in.readBoolean() ? weights.read(in, format) : second;
+    StateMemory.Checkpoint good = isOld ? second : third;
+    StateMemory.Checkpoint beginning = isOld ? third : second;
     Prequential metrics = Prequential.of(settings, form.outputs());
     metrics.load(in);
     DriftDetectors drift = new DriftDetectors(settings.drift());

@@ -448,7 +448,7 @@ final class SequentialLearner implements AutoCloseable {
             replay.drawn(),
             loss.multipliers(),
             state.checkpoint(),
-            lastGood.weights(),
+            settings.guard().quality() == null ? beginning : lastGood.weights(),
             beginning,
             metrics,
             drift,

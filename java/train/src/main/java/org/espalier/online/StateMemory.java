@@ -11,12 +11,27 @@ import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 
-/** The memory that steps change, floats and bits in a fixed order, of which checkpoints are made. Not for several threads. */
+/**
+ * The memory that steps change, floats and bits in a fixed order, of which checkpoints are made. What follows from other
+ * memory is in none of them. Not for several threads.
+ */
 final class StateMemory implements AutoCloseable {
   private final List<OwnedTensor> owned = new ArrayList<>();
   private final List<BytePointer> bits = new ArrayList<>();
   private final List<FloatBuffer> floats = new ArrayList<>();
   private final List<ByteBuffer> bitMemory = new ArrayList<>();
+
+  // What the states of format 3 have: of all memory in its order.
+  private final List<Saved> savedFloats = new ArrayList<>();
+  private final List<Saved> savedBits = new ArrayList<>();
+
+  /**
+   * Memory as states of format 3 have it.
+   *
+   * @param length floats, or bytes of bits
+   * @param follows whether it follows from other memory
+   */
+  private record Saved(int length, boolean follows) {}
 
   /** Float memory, bits and the optimizer's steps by tensor at a moment. */
   record Checkpoint(List<float[]> floats, List<byte[]> bits, long[] steps) {}
@@ -29,20 +44,45 @@ final class StateMemory implements AutoCloseable {
     return tensor;
   }
 
-  /** Bits of its own, all set or none. */
-  BytePointer ownBits(long elements, boolean set) {
+  /** Floats of its own that follow from others. */
+  OwnedTensor ownFollowing(long... shape) {
+    OwnedTensor tensor = OwnedTensor.allocate(DType.F32, shape);
+    owned.add(tensor);
+    addFollowing(Floats.of(tensor));
+    return tensor;
+  }
+
+  /** Bits of its own, none set. */
+  BytePointer ownBits(long elements) {
+    BytePointer pointer = bits(elements, false);
+    bitMemory.add(pointer.asBuffer());
+    return pointer;
+  }
+
+  /** Bits of its own that follow from other memory, all set. */
+  BytePointer ownFollowingBits(long elements) {
+    return bits(elements, true);
+  }
+
+  private BytePointer bits(long elements, boolean follow) {
     // Whole words, because kernels may read the last one whole.
     BytePointer pointer = new BytePointer((elements + 63) / 64 * 8);
     pointer.retainReference(); // a scope that is open here shall not free it
-    BytePointer.memset(pointer, set ? 0xff : 0, pointer.capacity());
+    BytePointer.memset(pointer, follow ? 0xff : 0, pointer.capacity());
     bits.add(pointer);
-    bitMemory.add(pointer.asBuffer());
+    savedBits.add(new Saved(Math.toIntExact(pointer.capacity()), follow));
     return pointer;
   }
 
   /** Floats of somebody else, which must stay where they are. */
   void add(FloatBuffer memory) {
     floats.add(memory);
+    savedFloats.add(new Saved(memory.capacity(), false));
+  }
+
+  /** Floats that follow from others. */
+  void addFollowing(FloatBuffer memory) {
+    savedFloats.add(new Saved(memory.capacity(), true));
   }
 
   /** Makes zeros of the floats of its own. */
@@ -95,18 +135,29 @@ final class StateMemory implements AutoCloseable {
   /**
    * Reads a checkpoint of this shape.
    *
+   * @param format of the state that it is part of
    * @param tensors whose steps it has
    */
-  Checkpoint read(DataInput in, int tensors) throws IOException {
+  Checkpoint read(DataInput in, int format, int tensors) throws IOException {
+    boolean isWhole = format < 4;
     List<float[]> values = new ArrayList<>();
-    for (FloatBuffer memory : floats) {
-      values.add(SavedState.floats(in, memory.capacity()));
+    for (Saved saved : savedFloats) {
+      if (isWhole || !saved.follows) {
+        float[] read = SavedState.floats(in, saved.length);
+        if (!saved.follows) {
+          values.add(read);
+        }
+      }
     }
     List<byte[]> copies = new ArrayList<>();
-    for (ByteBuffer memory : bitMemory) {
-      byte[] copy = new byte[SavedState.count(in, memory.capacity(), memory.capacity())];
-      in.readFully(copy);
-      copies.add(copy);
+    for (Saved saved : savedBits) {
+      if (isWhole || !saved.follows) {
+        byte[] read = new byte[SavedState.count(in, saved.length, saved.length)];
+        in.readFully(read);
+        if (!saved.follows) {
+          copies.add(read);
+        }
+      }
     }
     long[] steps = new long[tensors];
     for (int i = 0; i < steps.length; i++) {

@@ -51,6 +51,9 @@ final class WeightState implements AutoCloseable {
 
   private final FullGrids fullGrids = opened.add(new FullGrids());
 
+  /** A step that changes nothing but working copies, scales and gates; null where weights have none. */
+  private final FusedSgd still;
+
   /** The model, where it can learn tables by rows; else null. */
   private final RowLookUps lookUps;
 
@@ -99,6 +102,7 @@ final class WeightState implements AutoCloseable {
         throw new IllegalArgumentException("no weight is learned");
       }
       weights.forEach(this::serve);
+      still = opened.add(still());
       fullGrids.find();
       findGrids();
       optimizer = opened.add(optimizer(settings));
@@ -163,11 +167,11 @@ final class WeightState implements AutoCloseable {
     FloatBuffer workingMemory = Floats.of(w.working());
     latentMemory.put(0, Floats.of(w.latent()), 0, latentMemory.capacity());
     BytePointer mask = masked ? zerosOf(w) : null;
-    BytePointer gate = grid ? memory.ownBits(n, true) : null;
+    BytePointer gate = grid ? memory.ownFollowingBits(n) : null;
     FusedSgd.Parameter parameter =
         FusedSgd.Parameter.of(latent, w.gradient(), momentum).withMask(mask);
     if (grid) {
-      OwnedTensor scales = memory.own(w.latent().dimension(w.scaleAxis()));
+      OwnedTensor scales = memory.ownFollowing(w.latent().dimension(w.scaleAxis()));
       if (given) {
         grids.put(scales, w.grid());
         Floats.of(scales).put(0, w.grid());
@@ -190,7 +194,7 @@ final class WeightState implements AutoCloseable {
       memory.add(latentMemory);
     }
     if (!same) {
-      memory.add(workingMemory);
+      memory.addFollowing(workingMemory);
     }
     return new GradientNorm.Gradient(w.gradient(), mask, gate);
   }
@@ -212,19 +216,33 @@ final class WeightState implements AutoCloseable {
     return rows.forNorm();
   }
 
-  /** The grid of the first forward: a step that changes nothing but the working copies. */
-  private void findGrids() {
-    List<FusedSgd.Parameter> whole = new ArrayList<>();
-    for (int k = 0; k < parameters.size(); k++) {
-      if (!tables.containsKey(k)) { // rows have no grid
-        whole.add(parameters.get(k));
-        StateMemory.clear(Floats.of(learned.get(k).gradient()));
+  private FusedSgd still() {
+    List<FusedSgd.Parameter> rounded = new ArrayList<>();
+    for (FusedSgd.Parameter p : parameters) {
+      if (p.workingCopy() != null) {
+        rounded.add(
+            FusedSgd.Parameter.of(p.weight(), p.gradient(), null)
+                .withGate(p.gate())
+                .withWorkingCopy(p.workingCopy(), p.scale()));
       }
     }
-    try (FusedSgd still = new FusedSgd(whole, FusedSgd.Options.of(0))) {
-      still.step();
+    return new FusedSgd(rounded, FusedSgd.Options.of(0));
+  }
+
+  /** Has what follows from the latent weights do so. */
+  private void follow() {
+    for (int k = 0; k < parameters.size(); k++) {
+      if (parameters.get(k).workingCopy() != null) {
+        StateMemory.clear(Floats.of(parameters.get(k).gradient()));
+      }
     }
+    still.step();
     fullGrids.round();
+  }
+
+  /** The grid of the first forward. */
+  private void findGrids() {
+    follow();
     for (int i = 0; i < averages.size(); i++) {
       averages.get(i).put(0, workings.get(i), 0, averages.get(i).capacity());
     }
@@ -325,7 +343,7 @@ final class WeightState implements AutoCloseable {
   }
 
   private BytePointer zerosOf(Weight w) {
-    BytePointer mask = memory.ownBits(w.latent().elements(), false);
+    BytePointer mask = memory.ownBits(w.latent().elements());
     markKept(w, mask);
     return mask;
   }
@@ -469,13 +487,15 @@ final class WeightState implements AutoCloseable {
 
   /** Makes a checkpoint what the weights are and began as. */
   void restoreBeginning(StateMemory.Checkpoint checkpoint) {
-    restore(checkpoint);
+    memory.restore(checkpoint);
     fullGrids.find();
+    restore(checkpoint);
   }
 
   void restore(StateMemory.Checkpoint checkpoint) {
     settle();
     memory.restore(checkpoint);
+    follow();
     for (int i = 0; i < learned.size(); i++) {
       steps(i, checkpoint.steps()[i]);
     }
@@ -490,8 +510,8 @@ final class WeightState implements AutoCloseable {
   }
 
   /** Reads a checkpoint of the shape that this state has. */
-  StateMemory.Checkpoint read(DataInput in) throws IOException {
-    return memory.read(in, learned.size());
+  StateMemory.Checkpoint read(DataInput in, int format) throws IOException {
+    return memory.read(in, format, learned.size());
   }
 
   @Override
