@@ -428,7 +428,8 @@ class Int8LearningTest {
 
   /**
    * As PyTorch exports a network of modules that quantize as they are trained: weights are floats that the graph rounds to int8
-   * with a step for each output, activations become uint8 of 7 bits by a Clip, and zero points are Casts or have one dimension.
+   * with a step for each output, activations become uint8 of 7 bits by a Clip, zero points are Casts or have one dimension, and
+   * equal constants are one behind Identities.
    */
   private static OnnxModel trainedByPyTorch() {
     Random random = new Random(12);
@@ -462,7 +463,8 @@ class Int8LearningTest {
     String grid = value + "_scale " + value + "_zero";
     graph
         .addInitializer(SmallModels.floats(value + "_scale", new float[] {scale}, 1))
-        .addInitializer(SmallModels.tensor(value + "_zero", DataType.UINT8, zeros, 1))
+        .addInitializer(SmallModels.tensor(value + "_one", DataType.UINT8, zeros, 1))
+        .addNode(SmallModels.line(value + "_zero Identity " + value + "_one"))
         .addNode(SmallModels.line(value + "_q QuantizeLinear " + value + " " + grid))
         .addNode(SmallModels.line(value + "_c Clip " + value + "_q none most"))
         .addNode(SmallModels.line(value + "_d DequantizeLinear " + value + "_c " + grid));

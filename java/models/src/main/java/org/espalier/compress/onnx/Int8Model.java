@@ -152,46 +152,50 @@ public final class Int8Model {
    *     through
    */
   public static Int8Model of(OnnxModel model) {
-    Reading reading = new Reading(withConstantZeros(model));
+    Reading reading = new Reading(withPlainConstants(model));
     reading.run();
     return new Int8Model(model.copy(), reading.floats, reading.integers, reading.resting);
   }
 
-  /** The model with constants where zero points are Casts of constants, as PyTorch may write them. */
-  private static OnnxModel withConstantZeros(OnnxModel model) {
+  /** The model where roundings read constants themselves, not Casts or Identities of them, which PyTorch may write. */
+  private static OnnxModel withPlainConstants(OnnxModel model) {
     OnnxModel copy = model.copy();
     OnnxModel.Names names = copy.names();
     Map<String, List<NodeProto>> consumers = model.consumers();
     Map<String, String> renamed = new HashMap<>();
     List<NodeProto> others = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
-      byte[] zeros = castZeros(model, consumers, n);
-      if (zeros == null) {
+      String output = n.getOutput(0);
+      OnnxInitializer from = n.getInputCount() == 1 ? model.constant(n.getInput(0)) : null;
+      boolean isForRoundings =
+          from != null
+              && OnnxModel.isOwn(n)
+              && !model.outputNames().contains(output)
+              && consumers.getOrDefault(output, List.of()).stream()
+                  .allMatch(reader -> ROUNDING.contains(reader.getOpType()));
+      byte[] cast =
+          isForRoundings && n.getOpType().equals("Cast") ? bytes(from, castType(n)) : null;
+      if (isForRoundings && n.getOpType().equals("Identity")) {
+        renamed.put(output, n.getInput(0));
+      } else if (cast != null) {
+        String name = names.unique(output);
+        copy.addInitializer(OnnxInitializer.bytes(name, castType(n), from.dims(), cast));
+        renamed.put(output, name);
+      } else {
         others.add(reread(n, renamed));
-        continue;
       }
-      String name = names.unique(n.getOutput(0));
-      DataType type = DataType.forNumber((int) Attributes.integer(n, "to", 0));
-      long[] dims = model.constant(n.getInput(0)).dims();
-      copy.addInitializer(OnnxInitializer.bytes(name, type, dims, zeros));
-      renamed.put(n.getOutput(0), name);
     }
     copy.setNodes(others);
     return copy;
   }
 
-  /** What a Cast of constant integers, read by rounding nodes alone, makes in 8 bits; null for others, and where they do not fit. */
-  private static byte[] castZeros(
-      OnnxModel model, Map<String, List<NodeProto>> consumers, NodeProto n) {
-    boolean isCast = n.getOpType().equals("Cast") && OnnxModel.isOwn(n);
-    OnnxInitializer from = isCast ? model.constant(n.getInput(0)) : null;
-    DataType to = DataType.forNumber((int) Attributes.integer(n, "to", 0));
-    if (from == null
-        || !isOfBytes(to)
-        || from.type() != DataType.INT32 && from.type() != DataType.INT64
-        || model.outputNames().contains(n.getOutput(0))
-        || !consumers.getOrDefault(n.getOutput(0), List.of()).stream()
-            .allMatch(reader -> ROUNDING.contains(reader.getOpType()))) {
+  private static DataType castType(NodeProto cast) {
+    return DataType.forNumber((int) Attributes.integer(cast, "to", 0));
+  }
+
+  /** Constant integers in 8 bits; null where they do not fit, or are none. */
+  private static byte[] bytes(OnnxInitializer from, DataType to) {
+    if (!isOfBytes(to) || from.type() != DataType.INT32 && from.type() != DataType.INT64) {
       return null;
     }
     ByteBuffer data = from.data();
