@@ -587,6 +587,34 @@ class Int8LearningTest {
     }
   }
 
+  /** What is taken back are latent weights, and the integers with them. */
+  @ParameterizedTest
+  @CsvSource({"DYNAMIC, false", "DYNAMIC, true", "STATIC, false", "STATIC, true"})
+  void aRollbackTakesTheIntegersBack(Form form, boolean byLibtorch) throws OrtException {
+    Guard guard = new Guard(null, null, new Guard.Quality(4, 50, 200, 0.1));
+    try (Learnable learnable = learnable(quantized(form), byLibtorch);
+        OnlineLearner learner =
+            new OnlineLearner(learnable, settings().momentum(0.5).guard(guard).build())) {
+      List<Event.Kind> events = new ArrayList<>();
+      learner.onEvent(event -> events.add(event.kind()));
+      learner.learn(stream(400, 1));
+      OnnxModel good = learner.toOnnx();
+      List<Example> wrong = new ArrayList<>();
+      List<Example> right = stream(200, 2);
+      for (int i = 0; i < right.size(); i++) {
+        Example e = right.get(i); // whose held-out ones, each fourth, are as ever
+        wrong.add(i % 4 == 3 ? e : Example.of(e.features(), 1 - e.label()));
+      }
+      learner.learn(wrong);
+      assertEquals(List.of(Event.Kind.ROLLBACK), events);
+      assertEquals(good.toBuffer(), learner.toOnnx().toBuffer());
+      answersAs(good, learner);
+      learner.learn(stream(80, 3));
+      assertFalse(good.toBuffer().equals(learner.toOnnx().toBuffer()));
+      answersAs(learner.toOnnx(), learner);
+    }
+  }
+
   @Test
   void whatDoesNotGoWithIntegersIsRefused() throws OrtException {
     OnnxModel model = quantized(Form.DYNAMIC);

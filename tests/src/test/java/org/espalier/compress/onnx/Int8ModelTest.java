@@ -133,6 +133,53 @@ class Int8ModelTest {
     assertTrue(operators(integers.floats()).contains("QuantizeLinear"));
   }
 
+  /** In place of integers floats near them, which the model rounds: the same answers, and the same model of floats. */
+  @Test
+  void weightsThatTheModelRoundsAreThoseOfIntegers() throws OrtException {
+    OnnxTensor x = input(4, 3, 16, 16);
+    OnnxModel model = fixed(SmallModels.cnn(), x);
+    Int8Model integers = Int8Model.of(model);
+    OnnxModel rounding = model.copy();
+    List<NodeProto> nodes = new ArrayList<>();
+    Random random = new Random(7);
+    Map<String, float[]> expected = values(integers);
+    for (NodeProto n : model.nodes()) {
+      String name = n.getInput(0).replaceFirst("_quantized$", "");
+      Int8Model.Integers grid = integers.grid(name);
+      if (!n.getOpType().equals("DequantizeLinear") || grid == null) {
+        nodes.add(n);
+        continue;
+      }
+      float[] floats = expected.get(name).clone();
+      int inner = grid.axis() == 0 ? floats.length / grid.scales().length : 1;
+      for (int i = 0; i < floats.length; i++) {
+        floats[i] +=
+            (random.nextFloat() - 0.5f) * 0.9f * grid.scales()[i / inner % grid.scales().length];
+      }
+      rounding.addInitializer(
+          OnnxInitializer.floats(
+              name + ".floats", integers.floats().constant(name).dims(), floats));
+      nodes.add(
+          n.toBuilder()
+              .setOpType("QuantizeLinear")
+              .setName(name + ".round")
+              .setInput(0, name + ".floats")
+              .setOutput(0, name + ".rounded")
+              .build());
+      nodes.add(n.toBuilder().setInput(0, name + ".rounded").build());
+    }
+    rounding.setNodes(nodes);
+    RuntimeForm.removeUnused(rounding);
+    assertArrayEquals(run(model, x), run(rounding, x));
+    Int8Model same = Int8Model.of(rounding);
+    assertEquals(List.of(), same.resting());
+    assertEquals(integers.integers().size(), same.integers().size());
+    values(same)
+        .forEach(
+            (name, value) ->
+                assertArrayEquals(expected.get(name.replaceFirst("\\.floats$", "")), value, name));
+  }
+
   /** Halves go to even, and what lies beyond the grid to its end. */
   @Test
   void otherValuesAreRoundedToTheirGrids() throws OrtException {
