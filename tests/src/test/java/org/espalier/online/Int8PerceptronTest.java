@@ -2,14 +2,17 @@ package org.espalier.online;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertInstanceOf;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnxruntime.OrtException;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.nio.ByteBuffer;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -19,9 +22,11 @@ import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.compress.onnx.Int8Model;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.Libtorch;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -303,6 +308,29 @@ class Int8PerceptronTest {
       assertArrayEquals(state.toByteArray(), again.toByteArray());
       List<Example> more = examples(80, features, 2);
       assertEquals(other.learn(more).loss(), mine.learn(more).loss(), 0.02);
+    }
+  }
+
+  /** From a file, whose other int8 models are libtorch's. */
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void filesOfPerceptronsNeedNoLibtorch(boolean isDynamic, @TempDir Path folder) {
+    OnlineRecipe recipe =
+        OnlineRecipe.parse("loss: cross-entropy\nlearning-rate: 0.1\n", "online.yaml");
+    Path file = folder.resolve("model.onnx");
+    OnnxModel model = Int8Perceptrons.drawn(4, isDynamic);
+    model.write(file);
+    try (Learnable read = LearnerFiles.readModel(file, recipe)) {
+      assertInstanceOf(Perceptron.class, read);
+      assertEquals(isDynamic, read.mixesExamples());
+    }
+    List<NodeProto> nodes = new ArrayList<>(model.nodes());
+    NodeProto last = nodes.remove(nodes.size() - 1);
+    nodes.add(SmallModels.line("y Softmax " + last.getInput(0)));
+    model.setNodes(nodes);
+    model.write(file);
+    try (Learnable read = LearnerFiles.readModel(file, recipe)) {
+      assertInstanceOf(TorchLearnable.class, read);
     }
   }
 }
