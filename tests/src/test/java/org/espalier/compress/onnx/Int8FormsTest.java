@@ -83,6 +83,7 @@ class Int8FormsTest {
             .addInitializer(tensor("zeros", DataType.INT8, ByteBuffer.wrap(new byte[SIDE]), SIDE))
             .addInitializer(SmallModels.int64s("longs", 0, 0, 0, 0))
             .addInitializer(number("s", 0.02f))
+            .addInitializer(number("same", 0.02f))
             .addInitializer(number("t", 0.03f))
             .addInitializer(floats("four", new float[] {0.01f, 0.02f, 0.03f, 0.04f}, SIDE))
             .addInitializer(floats("f", new Random(3), 1, SIDE, SIDE))
@@ -329,6 +330,22 @@ class Int8FormsTest {
       float nearest = Math.max(-128 * step, Math.min(127 * step, values[i]));
       assertEquals(nearest, published[i], 0.5001f * step);
     }
+  }
+
+  /** Steps may be two constants. */
+  @Test
+  void weightsThatAreTakenBackWithEqualConstants() throws OrtException {
+    Int8Model integers =
+        Int8Model.of(
+            model(
+                13,
+                line("xq QuantizeLinear x s -1"),
+                line("xd DequantizeLinear xq same -1"),
+                line("q QuantizeLinear f s -1"),
+                line("a DequantizeLinear q same -1"),
+                line("y MatMul xd a")));
+    assertEquals(List.of(), integers.resting());
+    assertTrue(integers.grid("f").areRounded());
   }
 
   /** As PyTorch may write zero points. */

@@ -427,8 +427,9 @@ public final class Int8Model {
       NodeProto q = producer(n.getInput(0), "QuantizeLinear");
       return q != null
               && isRoundedConstant(model, q)
-              && q.getInput(1).equals(n.getInput(1))
-              && input(q, 2).equals(input(n, 2))
+              && model.constant(q.getInput(0)).type() == DataType.FLOAT
+              && RoundedActivations.isSame(model, q, n, 1)
+              && RoundedActivations.isSame(model, q, n, 2)
               && Attributes.integer(q, "axis", 1) == Attributes.integer(n, "axis", 1)
               && Attributes.integer(q, "block_size", 0) == 0
               && Attributes.integer(q, "precision", 0) == 0
@@ -647,10 +648,9 @@ public final class Int8Model {
       int all = 0;
       for (NodeProto n : own) {
         String rounded = n.getOutput(0);
-        boolean isGivenAway =
-            !n.getOpType().equals("QuantizeLinear") || model.outputNames().contains(rounded);
-        all += isGivenAway ? 1 : 0;
-        all += isGivenAway ? 0 : consumers.getOrDefault(rounded, List.of()).size();
+        boolean isRead =
+            n.getOpType().equals("QuantizeLinear") && !model.outputNames().contains(rounded);
+        all += isRead ? consumers.getOrDefault(rounded, List.of()).size() : 1;
       }
       return all;
     }

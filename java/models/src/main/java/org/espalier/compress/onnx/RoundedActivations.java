@@ -63,14 +63,16 @@ public final class RoundedActivations {
         switch (q.getOpType()) {
           case "DynamicQuantizeLinear" -> q.getOutputList().equals(dequantize.getInputList());
           case "QuantizeLinear" ->
-              isSame(model, q, dequantize, 1) && isSame(model, q, dequantize, 2);
+              isSame(model, q, dequantize, 1)
+                  && isSame(model, q, dequantize, 2)
+                  && model.constant(q.getInput(1)).elements() == 1;
           default -> false;
         };
     return same ? new Rounded(q, ends[0], ends[1]) : null;
   }
 
-  /** Whether both nodes have the same constant of one element for an input, or none. */
-  private static boolean isSame(OnnxModel model, NodeProto a, NodeProto b, int input) {
+  /** Whether both nodes have the same constant for an input, or none. */
+  static boolean isSame(OnnxModel model, NodeProto a, NodeProto b, int input) {
     String here = name(a, input);
     String there = name(b, input);
     OnnxInitializer one = model.constant(here);
@@ -78,8 +80,7 @@ public final class RoundedActivations {
     if (one == null || other == null) {
       return here.isEmpty() && there.isEmpty();
     }
-    return one.elements() == 1
-        && one.type() == other.type()
+    return one.type() == other.type()
         && Arrays.equals(one.dims(), other.dims())
         && one.data().equals(other.data());
   }
