@@ -26,6 +26,7 @@ import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.stream.IntStream;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.Clipping;
@@ -516,6 +517,11 @@ class Int8LearningTest {
       assertEquals(
           List.of("net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"),
           List.copyOf(learner.weights().keySet()));
+      float[] scales = SmallModels.values(model, "net.0.weight_scale");
+      float[] weight = learner.weights().get("net.0.weight");
+      assertTrue(
+          IntStream.range(0, weight.length)
+              .anyMatch(i -> weight[i] == -128 * scales[i / FEATURES]));
       answersAs(model, learner, 20 / 127f + 1e-4);
       double before = learner.learn(stream(8, 1)).loss();
       for (int i = 2; i < 200; i++) {
