@@ -297,6 +297,38 @@ class Int8LearningTest {
     }
   }
 
+  /** Rows of steps of 0.01 and 0.1 that end at −127 each. */
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void weightsOfMinus127StayThere(boolean byLibtorch) {
+    byte[] lowest = {-127, -127, -127, -127};
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("rows")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 2))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2))
+            .addInitializer(SmallModels.tensor("w", DataType.INT8, ByteBuffer.wrap(lowest), 2, 2))
+            .addInitializer(SmallModels.floats("s", new float[] {0.01f, 0.1f}, 2))
+            .addNode(SmallModels.line("wd DequantizeLinear w s", SmallModels.attribute("axis", 0)))
+            .addNode(SmallModels.line("y Gemm x wd", SmallModels.attribute("transB", 1)));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, graph), "rows");
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Constant(0.1)).batch(1).build();
+    Int8Model integers = Int8Model.of(model);
+    try (Learnable learnable =
+            byLibtorch
+                ? TorchLearnable.of(integers, ScalarType.Float, new long[] {2}, 2)
+                : Perceptron.of(integers).orElseThrow();
+        OnlineLearner learner = new OnlineLearner(learnable, settings)) {
+      for (int i = 0; i < 20; i++) {
+        learner.learn(List.of(Example.of(new float[] {1, 1}, new float[] {-9, -90})));
+      }
+      assertEquals(ByteBuffer.wrap(lowest), learner.toOnnx().constant("w").data());
+      learner.learn(List.of(Example.of(new float[] {1, 1}, new float[] {0, 0})));
+      assertEquals(model.toBuffer(), learner.toOnnx().toBuffer(), "it is clipped: no gradient");
+    }
+  }
+
   /**
    * learner-3.state was saved in format 3, after five steps with momentum from integers of −90 and 5 towards −2 and 0.5, the
    * first of which is clipped; three more towards −1 and 0.5 made −1.27 and 0.44 of them then.
