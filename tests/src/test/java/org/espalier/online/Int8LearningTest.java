@@ -233,15 +233,20 @@ class Int8LearningTest {
     }
   }
 
+  /** A graph from x [batch, features] to y [batch, 2] with the integers w and no node yet. */
+  private static GraphProto.Builder withIntegers(int features, byte[] integers, long... dims) {
+    return GraphProto.newBuilder()
+        .setName("steps") // part of what learner-3.state fits
+        .addInput(SmallModels.value("x", DataType.FLOAT, -1, features))
+        .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2))
+        .addInitializer(SmallModels.tensor("w", DataType.INT8, ByteBuffer.wrap(integers), dims));
+  }
+
   /** x [batch, 1] to y [batch, 2] by steps of 0.01. */
   private static OnnxModel steps(int... integers) {
     byte[] bytes = {(byte) integers[0], (byte) integers[1]};
     GraphProto.Builder graph =
-        GraphProto.newBuilder()
-            .setName("steps")
-            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 1))
-            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2))
-            .addInitializer(SmallModels.tensor("w", DataType.INT8, ByteBuffer.wrap(bytes), 1, 2))
+        withIntegers(1, bytes, 1, 2)
             .addInitializer(SmallModels.number("s", 0.01f))
             .addNode(SmallModels.line("wd DequantizeLinear w s"))
             .addNode(SmallModels.line("y MatMul x wd"));
@@ -303,11 +308,7 @@ class Int8LearningTest {
   void weightsOfMinus127StayThere(boolean byLibtorch) {
     byte[] lowest = {-127, -127, -127, -127};
     GraphProto.Builder graph =
-        GraphProto.newBuilder()
-            .setName("rows")
-            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 2))
-            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2))
-            .addInitializer(SmallModels.tensor("w", DataType.INT8, ByteBuffer.wrap(lowest), 2, 2))
+        withIntegers(2, lowest, 2, 2)
             .addInitializer(SmallModels.floats("s", new float[] {0.01f, 0.1f}, 2))
             .addNode(SmallModels.line("wd DequantizeLinear w s", SmallModels.attribute("axis", 0)))
             .addNode(SmallModels.line("y Gemm x wd", SmallModels.attribute("transB", 1)));
