@@ -1,10 +1,7 @@
 package org.espalier.recipe;
 
-import com.fasterxml.jackson.databind.node.ArrayNode;
-import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.util.ArrayList;
-import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.espalier.recipe.SettingType.Choice;
@@ -25,8 +22,6 @@ public final class RecipeSchema {
 
   /** Examples that are held out for the report, where a recipe does not say how many. */
   public static final int EVALUATION = 400;
-
-  private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
 
   private static final SettingType FILE =
       new Text("a path, or maven:GROUP:ARTIFACT:VERSION!/ENTRY");
@@ -49,201 +44,196 @@ public final class RecipeSchema {
                   new Whole(0, Long.MAX_VALUE),
                   "1",
                   "Fixes every choice that chance makes."),
-              required(
-                  "model",
-                  new Group(
-                      List.of(
-                          required(
-                              "file",
-                              FILE,
-                              "The model, ONNX (.onnx) or, for labelled examples, TorchScript"
-                                  + " (.pt), which is read as a graph and is code: trusted files"
-                                  + " only. It is not changed."),
-                          optional(
-                              "tokenizer",
-                              FILE,
-                              null,
-                              "The tokenizer.json of a text model; by default the one beside the"
-                                  + " model."),
-                          optional(
-                              "config",
-                              FILE,
-                              null,
-                              "The config.json of the original checkpoint, for"
-                                  + " compressed-tensors."),
-                          optional(
-                              "pooling",
-                              new Choice(List.of("mean", "cls")),
-                              "mean",
-                              "How token vectors become one: their mean, or the first one (BGE)."),
-                          optional(
-                              "max-tokens",
-                              new Whole(3, 1_000_000),
-                              "128",
-                              "Texts are cut after so many tokens, special ones included."))),
-                  "What is compressed, and what results are compared with."),
+              required("model", model(), "What is compressed, and what results are compared with."),
               optional(
                   "teacher",
-                  new Group(List.of(required("file", FILE, "An ONNX model with the same output."))),
+                  teacher(),
                   null,
                   "What training follows; by default the model itself."),
               optional(
                   "student",
-                  new Group(
-                      List.of(
-                          optional(
-                              "file", FILE, null, "A smaller ONNX model with the same output."),
-                          optional(
-                              "channels",
-                              new Real(0, false, 1, false),
-                              null,
-                              "In place of a file: the model itself without this share of its"
-                                  + " hidden channels, of feed-forward blocks and between"
-                                  + " convolutions, and of its attention heads, refitted to what"
-                                  + " calibration saw."),
-                          optional(
-                              "allocation",
-                              new Choice(List.of("global", "uniform")),
-                              "global",
-                              "Of which sets of channels how many go. global: more where outputs"
-                                  + " change less, at the work that uniform would leave. uniform:"
-                                  + " the same share of each."))),
+                  student(),
                   null,
                   "What is trained in place of the model, which then is its teacher."),
-              required(
-                  "data",
-                  new Group(
-                      List.of(
-                          optional("texts", FILE, null, "Training texts."),
-                          optional(
-                              "format",
-                              new Choice(List.of("lines", "wordnet")),
-                              "lines",
-                              "lines: a UTF-8 file with a text a line. wordnet: an artefact with"
-                                  + " WordNet's files; its glosses and examples are the texts."),
-                          optional(
-                              "examples",
-                              FILE,
-                              null,
-                              "Examples of one shape in place of texts: a safetensors file with"
-                                  + " inputs, or a tensor of its name for each input of the model"
-                                  + " (F64, F32, F16, BF16, I64, I32, U8 or BOOL, [N, …]), and,"
-                                  + " where a stage's loss has them, labels (integers, BOOL, F32 or"
-                                  + " F64: [N], or [N, …] for several an example; -100 or, in"
-                                  + " floats, NaN where there is none). Of labels for tokens, none"
-                                  + " counts where an input attention_mask is 0."),
-                          optional(
-                              "task",
-                              new Choice(
-                                  List.of("auto", "classification", "regression", "causal-lm")),
-                              "auto",
-                              "What labels are: classification: classes, 0 and 1 for a model with"
-                                  + " one output a label. regression: numbers, one for each output."
-                                  + " causal-lm: of texts, whose model gives logits [texts, tokens,"
-                                  + " vocabulary], the next token. auto: numbers where they are"
-                                  + " floats other than 0 and 1; none for texts."),
-                          optional(
-                              "train",
-                              COUNT,
-                              null,
-                              "Train on so many of them; by default on all that are left."),
-                          optional(
-                              "validation",
-                              COUNT,
-                              Integer.toString(VALIDATION),
-                              "So many are held out to find the best state of a stage."),
-                          optional(
-                              "evaluation",
-                              COUNT,
-                              Integer.toString(EVALUATION),
-                              "So many are held out for the report."),
-                          optional(
-                              "calibration",
-                              COUNT,
-                              null,
-                              "So many of the training examples show what quantization, refitting"
-                                  + " and removed channels are fitted to. Default: 256; of texts"
-                                  + " 2048 where channels are removed or weights refitted."),
-                          optional(
-                              "evaluation-texts",
-                              FILE,
-                              null,
-                              "A UTF-8 file with a text a line for the report in place of held-out"
-                                  + " texts."),
-                          optional(
-                              "evaluation-examples",
-                              FILE,
-                              null,
-                              "A file with the same tensors as examples, for the report in place"
-                                  + " of held-out examples: the test split of a data set."))),
-                  "Texts or labelled examples."),
-              required(
-                  "stages",
-                  new Variants(
-                      List.of(
-                          new Variant(
-                              "prune",
-                              "Sets the smallest weights to zero and keeps them there.",
-                              keys(pruning(), training("0", "1e-4"))),
-                          new Variant(
-                              "quantize",
-                              "Puts weights and activations on int8 grids, or weights alone on"
-                                  + " grids of 4 bits, and trains them there.",
-                              keys(
-                                  quantization(),
-                                  training("0", "3e-5", " By default 3e-4 for scales of int4."))),
-                          new Variant(
-                              "distil",
-                              "Trains what there is against the teacher.",
-                              keys(List.of(), training("1000", "1e-4"))),
-                          new Variant(
-                              "fine-tune",
-                              "Trains what there is on the labels.",
-                              keys(List.of(), training("1000", "1e-4"))))),
-                  "What is done, in this order."),
-              optional(
-                  "export",
-                  new Group(
-                      List.of(
-                          optional(
-                              "formats",
-                              new ListOf(new Choice(FORMS)),
-                              "[onnx, safetensors]",
-                              "onnx: model-int8.onnx or model-int4.onnx, or model.onnx where no"
-                                  + " stage quantizes."
-                                  + " onnx-float: model-float.onnx. safetensors: model.safetensors,"
-                                  + " the float weights. compressed-tensors: a folder in the"
-                                  + " Hugging Face layout. torchscript: model.pt, a module for"
-                                  + " libtorch and PyTorch; after a quantize stage it has the"
-                                  + " weights rounded to their grids, as float32, and float32"
-                                  + " activations."))),
-                  "",
-                  "What is written into the output folder."),
-              optional(
-                  "report",
-                  new Group(
-                      List.of(
-                          optional("title", new Text("a text"), null, "The heading of the report."),
-                          optional(
-                              "each-stage",
-                              new Flag(),
-                              "true",
-                              "Whether ONNX Runtime measures the model after each stage too."))),
-                  "",
-                  "What report.html and report.json say."),
-              optional(
-                  "checkpoint",
-                  new Group(
-                      List.of(
-                          optional(
-                              "every-seconds",
-                              new Real(0, true, 86_400, true),
-                              "60",
-                              "The longest training that a killed process loses."))),
-                  "",
-                  "When the state of the run is kept.")));
+              required("data", data(), "Texts or labelled examples."),
+              required("stages", stages(), "What is done, in this order."),
+              optional("export", export(), "", "What is written into the output folder."),
+              optional("report", report(), "", "What report.html and report.json say."),
+              optional("checkpoint", checkpoint(), "", "When the state of the run is kept.")));
 
   private RecipeSchema() {}
+
+  private static Group model() {
+    return new Group(
+        List.of(
+            required(
+                "file",
+                FILE,
+                "The model, ONNX (.onnx) or, for labelled examples, TorchScript (.pt), which is"
+                    + " read as a graph and is code: trusted files only. It is not changed."),
+            optional(
+                "tokenizer",
+                FILE,
+                null,
+                "The tokenizer.json of a text model; by default the one beside the model."),
+            optional(
+                "config",
+                FILE,
+                null,
+                "The config.json of the original checkpoint, for compressed-tensors."),
+            optional(
+                "pooling",
+                new Choice(List.of("mean", "cls")),
+                "mean",
+                "How token vectors become one: their mean, or the first one (BGE)."),
+            optional(
+                "max-tokens",
+                new Whole(3, 1_000_000),
+                "128",
+                "Texts are cut after so many tokens, special ones included.")));
+  }
+
+  private static Group teacher() {
+    return new Group(List.of(required("file", FILE, "An ONNX model with the same output.")));
+  }
+
+  private static Group student() {
+    return new Group(
+        List.of(
+            optional("file", FILE, null, "A smaller ONNX model with the same output."),
+            optional(
+                "channels",
+                new Real(0, false, 1, false),
+                null,
+                "In place of a file: the model itself without this share of its hidden channels, of"
+                    + " feed-forward blocks and between convolutions, and of its attention heads,"
+                    + " refitted to what calibration saw."),
+            optional(
+                "allocation",
+                new Choice(List.of("global", "uniform")),
+                "global",
+                "Of which sets of channels how many go. global: more where outputs change less, at"
+                    + " the work that uniform would leave. uniform: the same share of each.")));
+  }
+
+  private static Group data() {
+    return new Group(
+        List.of(
+            optional("texts", FILE, null, "Training texts."),
+            optional(
+                "format",
+                new Choice(List.of("lines", "wordnet")),
+                "lines",
+                "lines: a UTF-8 file with a text a line. wordnet: an artefact with WordNet's files;"
+                    + " its glosses and examples are the texts."),
+            optional(
+                "examples",
+                FILE,
+                null,
+                "Examples of one shape in place of texts: a safetensors file with inputs, or a"
+                    + " tensor of its name for each input of the model (F64, F32, F16, BF16, I64,"
+                    + " I32, U8 or BOOL, [N, …]), and, where a stage's loss has them, labels"
+                    + " (integers, BOOL, F32 or F64: [N], or [N, …] for several an example; -100"
+                    + " or, in floats, NaN where there is none). Of labels for tokens, none counts"
+                    + " where an input attention_mask is 0."),
+            optional(
+                "task",
+                new Choice(List.of("auto", "classification", "regression", "causal-lm")),
+                "auto",
+                "What labels are: classification: classes, 0 and 1 for a model with one output a"
+                    + " label. regression: numbers, one for each output. causal-lm: of texts, whose"
+                    + " model gives logits [texts, tokens, vocabulary], the next token. auto:"
+                    + " numbers where they are floats other than 0 and 1; none for texts."),
+            optional(
+                "train", COUNT, null, "Train on so many of them; by default on all that are left."),
+            optional(
+                "validation",
+                COUNT,
+                Integer.toString(VALIDATION),
+                "So many are held out to find the best state of a stage."),
+            optional(
+                "evaluation",
+                COUNT,
+                Integer.toString(EVALUATION),
+                "So many are held out for the report."),
+            optional(
+                "calibration",
+                COUNT,
+                null,
+                "So many of the training examples show what quantization, refitting and removed"
+                    + " channels are fitted to. Default: 256; of texts 2048 where channels are"
+                    + " removed or weights refitted."),
+            optional(
+                "evaluation-texts",
+                FILE,
+                null,
+                "A UTF-8 file with a text a line for the report in place of held-out texts."),
+            optional(
+                "evaluation-examples",
+                FILE,
+                null,
+                "A file with the same tensors as examples, for the report in place of held-out"
+                    + " examples: the test split of a data set.")));
+  }
+
+  private static Variants stages() {
+    return new Variants(
+        List.of(
+            new Variant(
+                "prune",
+                "Sets the smallest weights to zero and keeps them there.",
+                keys(pruning(), training("0", "1e-4"))),
+            new Variant(
+                "quantize",
+                "Puts weights and activations on int8 grids, or weights alone on grids of 4 bits,"
+                    + " and trains them there.",
+                keys(
+                    quantization(), training("0", "3e-5", " By default 3e-4 for scales of int4."))),
+            new Variant(
+                "distil",
+                "Trains what there is against the teacher.",
+                keys(List.of(), training("1000", "1e-4"))),
+            new Variant(
+                "fine-tune",
+                "Trains what there is on the labels.",
+                keys(List.of(), training("1000", "1e-4")))));
+  }
+
+  private static Group export() {
+    return new Group(
+        List.of(
+            optional(
+                "formats",
+                new ListOf(new Choice(FORMS)),
+                "[onnx, safetensors]",
+                "onnx: model-int8.onnx or model-int4.onnx, or model.onnx where no stage quantizes."
+                    + " onnx-float: model-float.onnx. safetensors: model.safetensors, the float"
+                    + " weights. compressed-tensors: a folder in the Hugging Face layout."
+                    + " torchscript: model.pt, a module for libtorch and PyTorch; after a quantize"
+                    + " stage it has the weights rounded to their grids, as float32, and float32"
+                    + " activations.")));
+  }
+
+  private static Group report() {
+    return new Group(
+        List.of(
+            optional("title", new Text("a text"), null, "The heading of the report."),
+            optional(
+                "each-stage",
+                new Flag(),
+                "true",
+                "Whether ONNX Runtime measures the model after each stage too.")));
+  }
+
+  private static Group checkpoint() {
+    return new Group(
+        List.of(
+            optional(
+                "every-seconds",
+                new Real(0, true, 86_400, true),
+                "60",
+                "The longest training that a killed process loses.")));
+  }
 
   private static List<Key> pruning() {
     return List.of(
@@ -391,57 +381,53 @@ public final class RecipeSchema {
             "Steps between two looks at the validation examples; 0 for start and end only."),
         optional(
             "loss",
-            new Group(
-                List.of(
-                    optional(
-                        "embedding",
-                        WEIGHT,
-                        "0",
-                        "Of 1 - cosine to the teacher's embedding (texts)."),
-                    optional(
-                        "similarity",
-                        WEIGHT,
-                        "0",
-                        "Of the divergence of the similarities within a batch (texts)."),
-                    optional(
-                        "similarity-temperature",
-                        new Real(0, false, 1e6, true),
-                        "0.05",
-                        "Similarities are divided by it."),
-                    optional(
-                        "hidden",
-                        WEIGHT,
-                        "0",
-                        "Of the squared error of the hidden states (texts)."),
-                    optional(
-                        "labels",
-                        WEIGHT,
-                        "0",
-                        "Of the cross entropy with the labels (classes, causal-lm) or the mean"
-                            + " squared error to them as a share of their variance (numbers)."),
-                    optional(
-                        "logits",
-                        WEIGHT,
-                        "0",
-                        "Of the divergence from the teacher's logits (classes, causal-lm)."),
-                    optional("temperature", new Real(0, false, 1e6, true), "2", "Of the logits."),
-                    optional(
-                        "bound",
-                        WEIGHT,
-                        "0",
-                        "Of what exceeds the teacher's logits, squared (classes, causal-lm)."),
-                    optional(
-                        "output",
-                        WEIGHT,
-                        "0",
-                        "Of the squared error of the first output, of any shape, to the teacher's"
-                            + " (numbers, and data.examples without labels)."))),
+            loss(),
             null,
             "What is minimised; by default embedding and hidden states for texts, logits at"
                 + " temperature 1 for causal-lm (labels after a fine-tune stage where there is no"
-                + " other teacher), half labels and half logits for classes, half"
-                + " labels and half output for numbers, labels alone in a fine-tune stage, output"
-                + " for examples without labels."));
+                + " other teacher), half labels and half logits for classes, half labels and half"
+                + " output for numbers, labels alone in a fine-tune stage, output for examples"
+                + " without labels."));
+  }
+
+  private static Group loss() {
+    return new Group(
+        List.of(
+            optional("embedding", WEIGHT, "0", "Of 1 - cosine to the teacher's embedding (texts)."),
+            optional(
+                "similarity",
+                WEIGHT,
+                "0",
+                "Of the divergence of the similarities within a batch (texts)."),
+            optional(
+                "similarity-temperature",
+                new Real(0, false, 1e6, true),
+                "0.05",
+                "Similarities are divided by it."),
+            optional("hidden", WEIGHT, "0", "Of the squared error of the hidden states (texts)."),
+            optional(
+                "labels",
+                WEIGHT,
+                "0",
+                "Of the cross entropy with the labels (classes, causal-lm) or the mean"
+                    + " squared error to them as a share of their variance (numbers)."),
+            optional(
+                "logits",
+                WEIGHT,
+                "0",
+                "Of the divergence from the teacher's logits (classes, causal-lm)."),
+            optional("temperature", new Real(0, false, 1e6, true), "2", "Of the logits."),
+            optional(
+                "bound",
+                WEIGHT,
+                "0",
+                "Of what exceeds the teacher's logits, squared (classes, causal-lm)."),
+            optional(
+                "output",
+                WEIGHT,
+                "0",
+                "Of the squared error of the first output, of any shape, to the teacher's"
+                    + " (numbers, and data.examples without labels).")));
   }
 
   private static List<Key> keys(List<Key> first, List<Key> second) {
@@ -459,93 +445,12 @@ public final class RecipeSchema {
 
   /** All keys with what they take, for people. */
   public static String describe() {
-    StringBuilder out = new StringBuilder();
-    describe(ROOT.keys(), "", out);
-    return out.toString();
-  }
-
-  private static void describe(List<Key> keys, String indent, StringBuilder out) {
-    for (Key key : keys) {
-      boolean nested = key.type() instanceof Group || key.type() instanceof Variants;
-      out.append(indent).append(key.name()).append(nested ? ":" : ": " + key.type().describe());
-      if (key.required()) {
-        out.append(" (required)");
-      } else if (key.fallback() != null && !key.fallback().isEmpty()) {
-        out.append(" (default ").append(key.fallback()).append(")");
-      }
-      out.append("\n").append(indent).append("    ").append(key.description()).append("\n");
-      if (key.type() instanceof Group group) {
-        describe(group.keys(), indent + "  ", out);
-      } else if (key.type() instanceof Variants variants) {
-        for (Variant v : variants.variants()) {
-          out.append(indent).append("  - kind: ").append(v.kind()).append("\n");
-          out.append(indent).append("        ").append(v.description()).append("\n");
-          describe(v.keys(), indent + "    ", out);
-        }
-      }
-    }
+    return SchemaText.of(ROOT);
   }
 
   /** The same as a JSON Schema, draft 2020-12. */
   public static ObjectNode toJsonSchema() {
-    ObjectNode schema = JSON.objectNode();
-    schema.put("$schema", "https://json-schema.org/draft/2020-12/schema");
-    schema.put("title", "Espalier recipe");
-    schema.setAll(json(ROOT));
-    return schema;
-  }
-
-  private static ObjectNode json(SettingType type) {
-    ObjectNode node = JSON.objectNode();
-    if (type instanceof Group group) {
-      return object(node, group.keys(), null);
-    } else if (type instanceof Variants variants) {
-      ArrayNode any =
-          node.put("type", "array").put("minItems", 1).putObject("items").putArray("oneOf");
-      for (Variant v : variants.variants()) {
-        any.add(object(JSON.objectNode().put("description", v.description()), v.keys(), v.kind()));
-      }
-    } else if (type instanceof ListOf list) {
-      ArrayNode any = node.putArray("anyOf");
-      any.add(json(list.item()));
-      any.addObject().put("type", "array").set("items", json(list.item()));
-    } else if (type instanceof Choice choice) {
-      ArrayNode words = node.putArray("enum");
-      choice.words().forEach(words::add);
-    } else if (type instanceof Flag) {
-      node.put("type", "boolean");
-    } else if (type instanceof Whole whole) {
-      node.put("type", "integer").put("minimum", whole.least()).put("maximum", whole.most());
-    } else if (type instanceof Real real) {
-      node.put("type", "number")
-          .put(real.leastIn() ? "minimum" : "exclusiveMinimum", real.least())
-          .put(real.mostIn() ? "maximum" : "exclusiveMaximum", real.most());
-    } else {
-      node.put("type", "string").put("minLength", 1);
-    }
-    return node;
-  }
-
-  private static ObjectNode object(ObjectNode node, List<Key> keys, String kind) {
-    node.put("type", "object").put("additionalProperties", false);
-    ObjectNode properties = node.putObject("properties");
-    ArrayNode required = node.putArray("required");
-    if (kind != null) {
-      properties.putObject("kind").put("const", kind);
-      required.add("kind");
-    }
-    for (Key key : keys) {
-      ObjectNode value = json(key.type());
-      value.put("description", key.description());
-      if (key.fallback() != null && !key.fallback().isEmpty()) {
-        value.put("$comment", "default: " + key.fallback());
-      }
-      properties.set(key.name(), value);
-      if (key.required()) {
-        required.add(key.name());
-      }
-    }
-    return node;
+    return JsonSchema.of(ROOT);
   }
 
   /**
@@ -557,61 +462,7 @@ public final class RecipeSchema {
    * @param more values of other keys, by {@code data.validation} and the like; of stages, quantize's alone
    */
   public static String template(String model, String kind, String data, Map<String, String> more) {
-    StringBuilder out = new StringBuilder();
-    out.append(
-        "# A recipe for 'espalier compress'. Keys behind # show what stands by default, or may be"
-            + " added.\n");
-    Map<String, String> given = new HashMap<>(more);
-    given.put("model.file", quote(model));
-    given.put("data." + kind, quote(data));
-    given.put("quantize.steps", "200");
-    for (Key key : ROOT.keys()) {
-      out.append("\n# ").append(key.description()).append("\n");
-      if (key.type() instanceof Variants variants) {
-        out.append(key.name()).append(":\n");
-        for (Variant v : variants.variants()) {
-          boolean used = v.kind().equals("quantize");
-          String lead = used ? "" : "# ";
-          out.append("  # ").append(v.description()).append("\n");
-          out.append("  ").append(lead).append("- kind: ").append(v.kind()).append("\n");
-          template(v.keys(), "    ", v.kind() + ".", used ? given : null, out);
-        }
-      } else if (key.type() instanceof Group group) {
-        boolean used =
-            group.keys().stream().anyMatch(k -> given.containsKey(key.name() + "." + k.name()));
-        out.append(used ? "" : "# ").append(key.name()).append(":\n");
-        template(group.keys(), "  ", key.name() + ".", used ? given : null, out);
-      } else {
-        out.append(key.name()).append(": ").append(key.fallback()).append("\n");
-      }
-    }
-    return out.toString();
-  }
-
-  private static void template(
-      List<Key> keys, String indent, String path, Map<String, String> given, StringBuilder out) {
-    for (Key key : keys) {
-      String value = given == null ? null : given.get(path + key.name());
-      String shown = value != null ? value : key.fallback() == null ? "" : key.fallback();
-      String line = key.name() + ":" + (shown.isEmpty() ? "" : " " + shown);
-      if (key.type() instanceof Group group) {
-        out.append(indent)
-            .append("# ")
-            .append(line)
-            .append("  # ")
-            .append(key.description())
-            .append("\n");
-        template(group.keys(), indent + "  ", path + key.name() + ".", null, out);
-      } else {
-        out.append(indent).append(value == null ? "# " : "").append(line);
-        out.append("  # ").append(key.description()).append("\n");
-      }
-    }
-  }
-
-  /** Text in the double quotes of YAML. */
-  private static String quote(String text) {
-    return "\"" + text.replace("\\", "\\\\").replace("\"", "\\\"").replace("\n", "\\n") + "\"";
+    return RecipeTemplate.of(model, kind, data, more);
   }
 
   private static Key required(String name, SettingType type, String description) {
