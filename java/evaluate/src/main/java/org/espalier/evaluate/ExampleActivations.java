@@ -39,7 +39,7 @@ public final class ExampleActivations implements ActivationSource {
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
     Map<String, OnnxJavaType> inputs = new LinkedHashMap<>();
     for (ValueInfoProto input : model.inputs()) {
-      inputs.put(input.getName(), FileActivations.type(input));
+      inputs.put(input.getName(), OnnxRuntime.type(input));
     }
     List<Map<String, OnnxTensor>> tensors = examples.open(inputs);
     try {

@@ -57,9 +57,8 @@ final class FedModel implements AutoCloseable {
    */
   FirstOutput first(int example) {
     try (OrtSession.Result result = run(example)) {
-      // Converted from 16 bits; null for other types.
       OnnxValue given = result.get(main);
-      FloatBuffer floats = given instanceof OnnxTensor tensor ? tensor.getFloatBuffer() : null;
+      FloatBuffer floats = OnnxRuntime.floats(given);
       if (!(given instanceof OnnxTensor t)
           || floats == null
           || t.getInfo().getShape().length == 0

@@ -9,6 +9,7 @@ import java.util.List;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
+import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.InputFile;
 
@@ -77,10 +78,7 @@ public final class FidelityEvaluator {
       }
       int agreed = agreement(a, b);
       double[] interval = Statistics.proportionInterval(agreed, a.length);
-      double spearman =
-          Statistics.spearman(
-              Statistics.pairSimilarities(spread(a, PAIR_TEXTS)),
-              Statistics.pairSimilarities(spread(b, PAIR_TEXTS)));
+      double spearman = Statistics.spearman(similarities(a), similarities(b));
       Savings savings =
           Savings.measure(
               reference,
@@ -118,6 +116,12 @@ public final class FidelityEvaluator {
     }
   }
 
+  /** Of all pairs among some of the texts. */
+  private static double[] similarities(float[][] embeddings) {
+    List<float[]> some = ActivationSource.spread(List.of(embeddings), PAIR_TEXTS);
+    return Statistics.pairSimilarities(some.toArray(float[][]::new));
+  }
+
   private static int agreement(float[][] a, float[][] b) {
     int[] inA = Statistics.nearestNeighbours(a);
     int[] inB = Statistics.nearestNeighbours(b);
@@ -143,18 +147,6 @@ public final class FidelityEvaluator {
       }
     }
     return sum / alone.length;
-  }
-
-  /** At most {@code limit} elements, evenly spread. */
-  private static <T> T[] spread(T[] all, int limit) {
-    if (all.length <= limit) {
-      return all;
-    }
-    T[] some = Arrays.copyOf(all, limit);
-    for (int i = 0; i < limit; i++) {
-      some[i] = all[(int) ((long) i * all.length / limit)];
-    }
-    return some;
   }
 
   /**

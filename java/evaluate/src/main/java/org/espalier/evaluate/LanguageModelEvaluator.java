@@ -224,23 +224,10 @@ public final class LanguageModelEvaluator {
       loss += result.ce() * (text.length() - 1);
       likeliest = new int[text.length()];
       for (int t = 0; t < text.length(); t++) {
-        likeliest[t] = likeliest(t * vocabulary);
+        likeliest[t] = Statistics.largest(memory, t * vocabulary, vocabulary);
         right += likeliest[t] == next[t] ? 1 : 0;
       }
       return result.kl();
-    }
-
-    /** -1 where one is NaN. */
-    private int likeliest(int start) {
-      int best = 0;
-      for (int i = 0; i < vocabulary; i++) {
-        float value = memory.get(start + i);
-        if (Float.isNaN(value)) {
-          return -1;
-        }
-        best = value > memory.get(start + best) ? i : best;
-      }
-      return best;
     }
   }
 }

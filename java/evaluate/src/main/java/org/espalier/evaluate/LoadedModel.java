@@ -6,10 +6,12 @@ import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
+import java.nio.ByteBuffer;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -34,55 +36,94 @@ final class LoadedModel implements AutoCloseable {
           DataType.INT32, OnnxJavaType.INT32,
           DataType.INT64, OnnxJavaType.INT64);
 
+  private final String name;
   private final OrtSession session;
 
   /** What the session reads. */
   private final List<OnnxTensor> tensors;
 
-  private LoadedModel(OrtSession session, List<OnnxTensor> tensors) {
+  private LoadedModel(String name, OrtSession session, List<OnnxTensor> tensors) {
+    this.name = name;
     this.session = session;
     this.tensors = tensors;
   }
 
-  /** Has it load a file. */
-  static LoadedModel of(Path file, OrtSession.SessionOptions options) throws OrtException {
-    return new LoadedModel(
-        OnnxRuntime.environment().createSession(file.toString(), options), List.of());
-  }
-
   /**
-   * Has it load a model.
+   * Loads a file.
    *
-   * @throws org.espalier.InputException if one tensor, or all but the large ones together, have 2 GiB or more
+   * @param threads threads of one run, at least 1
+   * @throws InputException where the file holds no valid model or ONNX Runtime refuses it
    */
-  static LoadedModel of(OnnxModel model, OrtSession.SessionOptions options) throws OrtException {
-    return of(model, options, MESSAGE);
+  static LoadedModel read(Path file, int threads) {
+    // Checked, because ONNX Runtime ends the process at some files that hold no valid model.
+    String name = OnnxModel.read(file).name();
+    try (OrtSession.SessionOptions options = options(threads)) {
+      OrtSession session = OnnxRuntime.environment().createSession(file.toString(), options);
+      return new LoadedModel(name, session, List.of());
+    } catch (OrtException e) {
+      throw refused(name, e);
+    }
   }
 
   /**
+   * Loads a model from memory.
+   *
+   * @param threads threads of one run, at least 1
+   * @throws InputException where ONNX Runtime refuses it; or if one tensor, or all but the large ones together, have 2
+   *     GiB or more
+   */
+  static LoadedModel of(OnnxModel model, int threads) {
+    return of(model, threads, MESSAGE);
+  }
+
+  /**
+   * The same with another limit.
+   *
    * @param most bytes of a model that is one message
    */
-  static LoadedModel of(OnnxModel model, OrtSession.SessionOptions options, long most)
-      throws OrtException {
+  static LoadedModel of(OnnxModel model, int threads, long most) {
     OrtEnvironment environment = OnnxRuntime.environment();
-    if (model.initializerBytes() <= most) {
-      return new LoadedModel(environment.createSession(model.toBuffer(), options), List.of());
-    }
-    OnnxModel.Parts parts =
-        model.toParts(i -> i.byteLength() >= LEAST_APART && TYPES.containsKey(i.type()));
     List<OnnxTensor> tensors = new ArrayList<>();
-    try {
-      for (OnnxInitializer part : parts.tensors()) {
-        OnnxTensor tensor =
-            OnnxTensor.createTensor(environment, part.data(), part.dims(), TYPES.get(part.type()));
-        tensors.add(tensor);
-        options.addExternalInitializers(Map.of(part.name(), tensor));
+    try (OrtSession.SessionOptions options = options(threads)) {
+      ByteBuffer message;
+      if (model.initializerBytes() <= most) {
+        message = model.toBuffer();
+      } else {
+        OnnxModel.Parts parts =
+            model.toParts(i -> i.byteLength() >= LEAST_APART && TYPES.containsKey(i.type()));
+        for (OnnxInitializer part : parts.tensors()) {
+          OnnxTensor tensor =
+              OnnxTensor.createTensor(
+                  environment, part.data(), part.dims(), TYPES.get(part.type()));
+          tensors.add(tensor);
+          options.addExternalInitializers(Map.of(part.name(), tensor));
+        }
+        message = parts.message();
       }
-      return new LoadedModel(environment.createSession(parts.message(), options), tensors);
-    } catch (OrtException | RuntimeException e) {
+      return new LoadedModel(model.name(), environment.createSession(message, options), tensors);
+    } catch (OrtException e) {
+      tensors.forEach(OnnxTensor::close);
+      throw refused(model.name(), e);
+    } catch (RuntimeException e) {
       tensors.forEach(OnnxTensor::close);
       throw e;
     }
+  }
+
+  private static OrtSession.SessionOptions options(int threads) throws OrtException {
+    OrtSession.SessionOptions options = OnnxRuntime.options();
+    options.setIntraOpNumThreads(threads);
+    options.setInterOpNumThreads(1);
+    return options;
+  }
+
+  private static InputException refused(String name, OrtException e) {
+    return new InputException(name + ": ONNX Runtime cannot load it: " + e.getMessage(), e);
+  }
+
+  /** What messages call it. */
+  String name() {
+    return name;
   }
 
   OrtSession session() {
@@ -90,8 +131,12 @@ final class LoadedModel implements AutoCloseable {
   }
 
   @Override
-  public void close() throws OrtException {
-    session.close();
+  public void close() {
+    try {
+      session.close();
+    } catch (OrtException e) {
+      throw new IllegalStateException(name + ": ONNX Runtime could not close it", e);
+    }
     tensors.forEach(OnnxTensor::close);
   }
 }

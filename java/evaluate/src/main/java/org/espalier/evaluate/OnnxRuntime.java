@@ -1,5 +1,10 @@
 package org.espalier.evaluate;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import ai.onnxruntime.OnnxJavaType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OnnxValue;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtLoggingLevel;
@@ -7,11 +12,13 @@ import ai.onnxruntime.OrtSession;
 import java.io.File;
 import java.io.IOException;
 import java.io.UncheckedIOException;
+import java.nio.FloatBuffer;
 import java.util.logging.Level;
 import java.util.logging.Logger;
 import org.bytedeco.javacpp.Loader;
 import org.espalier.InputException;
 import org.espalier.backend.NativeLibraries;
+import org.espalier.format.safetensors.SafetensorsDtype;
 
 /**
  * ONNX Runtime, whose library is unpacked once, into JavaCPP's cache where the other natives lie. Left to itself it
@@ -75,5 +82,38 @@ public final class OnnxRuntime {
     OrtSession.SessionOptions options = new OrtSession.SessionOptions();
     options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL);
     return options;
+  }
+
+  /** The values of a float32 tensor, or of one of 16 bits converted; null where a value is none of these. */
+  static FloatBuffer floats(OnnxValue value) {
+    return value instanceof OnnxTensor tensor ? tensor.getFloatBuffer() : null;
+  }
+
+  /** What ONNX Runtime calls the type of a model's input; null where that is no tensor of a type that it has. */
+  static OnnxJavaType type(ValueInfoProto input) {
+    DataType type = DataType.forNumber(input.getType().getTensorType().getElemType());
+    for (OnnxJavaType known : OnnxJavaType.values()) {
+      if (type != null && known != OnnxJavaType.UNKNOWN && known.name().equals(type.name())) {
+        return known;
+      }
+    }
+    return null;
+  }
+
+  /** What ONNX Runtime calls a type of safetensors; null where it has none. */
+  public static OnnxJavaType type(SafetensorsDtype dtype) {
+    return switch (dtype) {
+      case F32 -> OnnxJavaType.FLOAT;
+      case F64 -> OnnxJavaType.DOUBLE;
+      case F16 -> OnnxJavaType.FLOAT16;
+      case BF16 -> OnnxJavaType.BFLOAT16;
+      case I8 -> OnnxJavaType.INT8;
+      case U8 -> OnnxJavaType.UINT8;
+      case I16 -> OnnxJavaType.INT16;
+      case I32 -> OnnxJavaType.INT32;
+      case I64 -> OnnxJavaType.INT64;
+      case BOOL -> OnnxJavaType.BOOL;
+      default -> null;
+    };
   }
 }

@@ -44,14 +44,7 @@ public final class OnnxTextModel implements AutoCloseable {
    * @throws InputException when the file holds no valid model, ONNX Runtime refuses it or it is not a text model
    */
   public OnnxTextModel(Path file, int threads) {
-    name = OnnxModel.read(file).name(); // checked, as RuntimeModel does
-    try (OrtSession.SessionOptions options = options(threads)) {
-      loaded = LoadedModel.of(file, options);
-      session = loaded.session();
-    } catch (OrtException e) {
-      throw refused(e);
-    }
-    checkInputs();
+    this(LoadedModel.read(file, threads));
   }
 
   /**
@@ -61,25 +54,19 @@ public final class OnnxTextModel implements AutoCloseable {
    * @throws InputException when ONNX Runtime refuses the model or it is not a text model
    */
   public OnnxTextModel(OnnxModel model, int threads) {
-    name = model.name();
-    try (OrtSession.SessionOptions options = options(threads)) {
-      loaded = LoadedModel.of(model, options);
-      session = loaded.session();
-    } catch (OrtException e) {
-      throw refused(e);
+    this(LoadedModel.of(model, threads));
+  }
+
+  private OnnxTextModel(LoadedModel loaded) {
+    this.loaded = loaded;
+    name = loaded.name();
+    session = loaded.session();
+    try {
+      checkInputs();
+    } catch (InputException e) {
+      close();
+      throw e;
     }
-    checkInputs();
-  }
-
-  private static OrtSession.SessionOptions options(int threads) throws OrtException {
-    OrtSession.SessionOptions options = OnnxRuntime.options();
-    options.setIntraOpNumThreads(threads);
-    options.setInterOpNumThreads(1);
-    return options;
-  }
-
-  private InputException refused(OrtException e) {
-    return new InputException(name + ": ONNX Runtime cannot load it: " + e.getMessage(), e);
   }
 
   private void checkInputs() {
@@ -112,11 +99,8 @@ public final class OnnxTextModel implements AutoCloseable {
         }
       }
     } catch (OrtException e) {
-      close();
-      throw refused(e);
-    } catch (InputException e) {
-      close();
-      throw e;
+      throw new InputException(
+          name + ": ONNX Runtime cannot tell its inputs: " + e.getMessage(), e);
     }
   }
 
@@ -159,8 +143,7 @@ public final class OnnxTextModel implements AutoCloseable {
         }
         try (OrtSession.Result result = session.run(inputs, outputs)) {
           for (Map.Entry<String, OnnxValue> e : result) {
-            // Converted from 16 bits; null for other types.
-            FloatBuffer values = e.getValue() instanceof OnnxTensor t ? t.getFloatBuffer() : null;
+            FloatBuffer values = OnnxRuntime.floats(e.getValue());
             if (values == null) {
               throw new InputException(
                   name
@@ -199,10 +182,6 @@ public final class OnnxTextModel implements AutoCloseable {
 
   @Override
   public void close() {
-    try {
-      loaded.close();
-    } catch (OrtException e) {
-      throw new IllegalStateException(name + ": ONNX Runtime could not close it", e);
-    }
+    loaded.close();
   }
 }

@@ -30,10 +30,7 @@ public final class RuntimeModel implements AutoCloseable {
    * @throws InputException where the file holds no valid model or ONNX Runtime refuses it
    */
   public RuntimeModel(Path file) {
-    this(
-        OnnxModel.read(file)
-            .name(), // checked, because ONNX Runtime ends the process at some of what is not
-        options -> LoadedModel.of(file, options));
+    this(LoadedModel.read(file, 1));
   }
 
   /**
@@ -42,28 +39,17 @@ public final class RuntimeModel implements AutoCloseable {
    * @throws InputException where ONNX Runtime refuses it
    */
   RuntimeModel(OnnxModel model) {
-    this(model.name(), options -> LoadedModel.of(model, options));
+    this(LoadedModel.of(model, 1));
   }
 
-  private RuntimeModel(String name, Loading loading) {
-    this.name = name;
-    try (OrtSession.SessionOptions options = OnnxRuntime.options()) {
-      options.setIntraOpNumThreads(1);
-      options.setInterOpNumThreads(1);
-      loaded = loading.load(options);
-      session = loaded.session();
-    } catch (OrtException e) {
-      throw new InputException(name + ": ONNX Runtime cannot load it: " + e.getMessage(), e);
-    }
+  private RuntimeModel(LoadedModel loaded) {
+    this.loaded = loaded;
+    name = loaded.name();
+    session = loaded.session();
     if (session.getNumOutputs() == 0) {
       close();
       throw new InputException(name + " has no output");
     }
-  }
-
-  @FunctionalInterface
-  private interface Loading {
-    LoadedModel load(OrtSession.SessionOptions options) throws OrtException;
   }
 
   /** What messages call it. */
@@ -136,10 +122,6 @@ public final class RuntimeModel implements AutoCloseable {
 
   @Override
   public void close() {
-    try {
-      loaded.close();
-    } catch (OrtException e) {
-      throw new IllegalStateException(name + ": ONNX Runtime could not close it", e);
-    }
+    loaded.close();
   }
 }

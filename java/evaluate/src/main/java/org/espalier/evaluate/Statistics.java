@@ -1,5 +1,6 @@
 package org.espalier.evaluate;
 
+import java.nio.FloatBuffer;
 import java.util.Arrays;
 import java.util.stream.IntStream;
 
@@ -107,6 +108,19 @@ final class Statistics {
       i = j;
     }
     return ranks;
+  }
+
+  /** Which of {@code count} values from {@code start} on is the largest, the first of equal ones; −1 where one is NaN. */
+  static int largest(FloatBuffer values, int start, int count) {
+    int best = 0;
+    for (int i = 0; i < count; i++) {
+      float value = values.get(start + i);
+      if (Float.isNaN(value)) {
+        return -1;
+      }
+      best = value > values.get(start + best) ? i : best;
+    }
+    return best;
   }
 
   /** For each unit vector the index of the other one with the largest dot product; ties to the lowest. */

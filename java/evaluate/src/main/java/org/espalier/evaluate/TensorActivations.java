@@ -46,26 +46,23 @@ public final class TensorActivations implements ActivationSource {
 
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
-    try (OrtSession.SessionOptions options = OnnxRuntime.options()) {
-      options.setIntraOpNumThreads(threads);
-      try (LoadedModel loaded = LoadedModel.of(model.withOutputs(activations), options)) {
-        Set<String> fetched = new HashSet<>(activations);
-        for (Map<String, OnnxTensor> inputs : examples) {
-          // A graph input is no output that could be fetched: its values are what is fed.
-          for (Map.Entry<String, OnnxTensor> e : inputs.entrySet()) {
-            if (fetched.contains(e.getKey())) {
-              receive(model, e.getKey(), e.getValue(), receiver);
-            }
+    Set<String> fetched = new HashSet<>(activations);
+    try (LoadedModel loaded = LoadedModel.of(model.withOutputs(activations), threads)) {
+      for (Map<String, OnnxTensor> inputs : examples) {
+        // A graph input is no output that could be fetched: its values are what is fed.
+        for (Map.Entry<String, OnnxTensor> e : inputs.entrySet()) {
+          if (fetched.contains(e.getKey())) {
+            receive(model, e.getKey(), e.getValue(), receiver);
           }
-          Set<String> computed = new HashSet<>(fetched);
-          computed.removeAll(inputs.keySet());
-          if (computed.isEmpty()) {
-            continue;
-          }
-          try (OrtSession.Result result = loaded.session().run(inputs, computed)) {
-            for (Map.Entry<String, OnnxValue> e : result) {
-              receive(model, e.getKey(), e.getValue(), receiver);
-            }
+        }
+        Set<String> computed = new HashSet<>(fetched);
+        computed.removeAll(inputs.keySet());
+        if (computed.isEmpty()) {
+          continue;
+        }
+        try (OrtSession.Result result = loaded.session().run(inputs, computed)) {
+          for (Map.Entry<String, OnnxValue> e : result) {
+            receive(model, e.getKey(), e.getValue(), receiver);
           }
         }
       }
@@ -77,8 +74,7 @@ public final class TensorActivations implements ActivationSource {
 
   private static void receive(
       OnnxModel model, String activation, OnnxValue value, Receiver receiver) {
-    // Converted from 16 bits; null for other types.
-    FloatBuffer values = value instanceof OnnxTensor t ? t.getFloatBuffer() : null;
+    FloatBuffer values = OnnxRuntime.floats(value);
     if (values == null) {
       throw new InputException(model.name() + ": the activation " + activation + " is not float32");
     }

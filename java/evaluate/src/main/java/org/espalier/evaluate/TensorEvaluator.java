@@ -88,8 +88,9 @@ public final class TensorEvaluator {
       if ((shape.length == 2 || shape.length == 3) && classes > 1) {
         for (int start = 0; start < a.length; start += classes) {
           positions++;
-          int best = largest(a, start, classes);
-          agreed += best >= 0 && best == largest(b, start, classes) ? 1 : 0;
+          int best = Statistics.largest(FloatBuffer.wrap(a), start, classes);
+          int other = Statistics.largest(FloatBuffer.wrap(b), start, classes);
+          agreed += best >= 0 && best == other ? 1 : 0;
         }
       }
     }
@@ -116,18 +117,6 @@ public final class TensorEvaluator {
         }
       }
       return true;
-    }
-
-    /** -1 where one is NaN. */
-    private static int largest(float[] values, int start, int count) {
-      int best = start;
-      for (int i = start; i < start + count; i++) {
-        if (Float.isNaN(values[i])) {
-          return -1;
-        }
-        best = values[i] > values[best] ? i : best;
-      }
-      return best;
     }
 
     TensorFidelity.Output result() {

@@ -17,7 +17,6 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
-import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.OnnxRuntime;
@@ -193,7 +192,7 @@ final class RunHost implements AutoCloseable {
                     .put(row)
                     .flip(),
                 shape,
-                FileActivations.type(input.type())));
+                OnnxRuntime.type(input.type())));
       }
       all.add(example);
     }
