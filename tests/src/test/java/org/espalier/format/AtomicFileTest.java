@@ -80,6 +80,21 @@ class AtomicFileTest {
     assertEquals(1, count());
   }
 
+  /** What others have put there since then was replaced: taking it back would leave neither. */
+  @Test
+  void aFailedRenameKeepsAFileThatCameInTheMeantime() throws IOException {
+    Path other = folder.resolve("model.data");
+    try (AtomicFile data = AtomicFile.create(other);
+        AtomicFile model = AtomicFile.create(folder.resolve("model"))) {
+      data.write(bytes("data"));
+      Files.writeString(other, "another's");
+      Files.createDirectory(folder.resolve("model"));
+      assertThrows(InputException.class, () -> AtomicFile.commitAll(List.of(data, model)));
+    }
+    assertEquals("data", Files.readString(other));
+    assertEquals(2, count());
+  }
+
   @Test
   void refusesAFolder() {
     assertRefused(folder, "is a directory");

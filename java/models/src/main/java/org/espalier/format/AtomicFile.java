@@ -37,15 +37,13 @@ public final class AtomicFile implements AutoCloseable {
 
   private final Path target;
   private final Path temporary;
-  private final boolean replaces;
   private final FileChannel channel;
   private final List<Runnable> checks = new ArrayList<>();
   private boolean renamed;
 
-  private AtomicFile(Path target, Path temporary, boolean replaces, FileChannel channel) {
+  private AtomicFile(Path target, Path temporary, FileChannel channel) {
     this.target = target;
     this.temporary = temporary;
-    this.replaces = replaces;
     this.channel = channel;
   }
 
@@ -59,14 +57,12 @@ public final class AtomicFile implements AutoCloseable {
    */
   public static AtomicFile create(Path target, Path... inputs) {
     Path real = check(target, inputs);
-    boolean replaces = Files.exists(real);
     return Temporaries.create(
         real,
         temporary ->
             new AtomicFile(
                 real,
                 temporary,
-                replaces,
                 FileChannel.open(
                     temporary,
                     StandardOpenOption.CREATE_NEW,
@@ -260,9 +256,11 @@ public final class AtomicFile implements AutoCloseable {
   }
 
   private static Void renameAll(List<AtomicFile> files) {
-    List<AtomicFile> done = new ArrayList<>();
+    List<Path> added = new ArrayList<>();
     try {
       for (AtomicFile file : files) {
+        // Looked at now: others may have written it since this file was begun.
+        boolean replaces = Files.exists(file.target, LinkOption.NOFOLLOW_LINKS);
         try {
           Files.move(
               file.temporary,
@@ -274,14 +272,14 @@ public final class AtomicFile implements AutoCloseable {
         }
         file.renamed = true;
         Temporaries.renamed(file.temporary);
-        done.add(file);
+        if (!replaces) {
+          added.add(file.target);
+        }
         syncFolder(file.target.getParent());
       }
     } catch (InputException e) {
-      for (AtomicFile file : done) {
-        if (!file.replaces) {
-          delete(file.target, e);
-        }
+      for (Path path : added) {
+        delete(path, e);
       }
       throw e;
     }
