@@ -2,7 +2,9 @@ package org.espalier.torch;
 
 import java.util.List;
 import java.util.Map;
+import java.util.function.Function;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.torch.Parameter.Kind;
 
@@ -29,11 +31,33 @@ final class ModuleKinds {
   }
 
   /**
-   * A parameter of a module.
+   * A parameter of a module, with a reference of its own to the tensor.
    *
-   * @param weightKind the kind that the module's weights have
+   * @param model what messages call it
+   * @param name of the parameter, behind that of the module that owns it and a dot
+   * @param kinds the kind of a module's weights by the module's name
+   * @throws InputException where the tensor cannot be trained in place
    */
-  static Parameter parameter(String name, Tensor tensor, Kind weightKind, String module) {
+  static Parameter parameter(
+      String model, String name, Tensor tensor, Function<String, Kind> kinds) {
+    ScalarType type = tensor.scalar_type().intern();
+    if (type != ScalarType.Float || !tensor.is_contiguous() || !tensor.is_leaf()) {
+      throw new InputException(
+          model
+              + ": the parameter "
+              + name
+              + " is "
+              + type
+              + (tensor.is_contiguous() ? "" : ", strided")
+              + "; only contiguous float32 parameters can be trained");
+    }
+    tensor.retainReference();
+    int dot = name.lastIndexOf('.');
+    String module = dot < 0 ? "" : name.substring(0, dot);
+    return parameter(name, tensor, kinds.apply(module), module);
+  }
+
+  private static Parameter parameter(String name, Tensor tensor, Kind weightKind, String module) {
     String last = name.substring(name.lastIndexOf('.') + 1);
     // A recurrent layer has weight_ih_l0, weight_hh_l0 and so on.
     boolean weight =

@@ -15,7 +15,6 @@ import org.bytedeco.pytorch.OutputArchive;
 import org.bytedeco.pytorch.StringSharedModuleDict;
 import org.bytedeco.pytorch.StringTensorDict;
 import org.bytedeco.pytorch.Tensor;
-import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.torch.Parameter.Kind;
 
@@ -84,20 +83,9 @@ public final class ModuleModel implements TrainableModel {
       if (!tensor.requires_grad()) {
         continue;
       }
-      if (tensor.scalar_type().intern() != ScalarType.Float || !tensor.is_contiguous()) {
-        throw new InputException(
-            name
-                + ": the parameter "
-                + parameter
-                + " is "
-                + tensor.scalar_type().intern()
-                + "; only contiguous float32 parameters can be trained");
-      }
-      int dot = parameter.lastIndexOf('.');
-      String owner = dot < 0 ? "" : parameter.substring(0, dot);
-      tensor.retainReference();
       parameters.add(
-          ModuleKinds.parameter(parameter, tensor, kinds.getOrDefault(owner, Kind.OTHER), owner));
+          ModuleKinds.parameter(
+              name, parameter, tensor, owner -> kinds.getOrDefault(owner, Kind.OTHER)));
     }
     if (parameters.isEmpty()) {
       throw new InputException(name + " has no parameter that requires a gradient");

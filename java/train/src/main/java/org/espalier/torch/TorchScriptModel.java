@@ -9,8 +9,6 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import org.bytedeco.javacpp.BytePointer;
-import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Argument;
 import org.bytedeco.pytorch.FunctionSchema;
@@ -22,7 +20,6 @@ import org.bytedeco.pytorch.NamedTensor;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.Tuple;
 import org.bytedeco.pytorch.global.torch;
-import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.bytedeco.pytorch.named_buffer_iterator;
 import org.bytedeco.pytorch.named_buffer_list;
 import org.bytedeco.pytorch.named_module_iterator;
@@ -30,11 +27,6 @@ import org.bytedeco.pytorch.named_module_list;
 import org.bytedeco.pytorch.named_parameter_iterator;
 import org.bytedeco.pytorch.named_parameter_list;
 import org.espalier.InputException;
-import org.espalier.format.AtomicFile;
-import org.espalier.format.FileTree;
-import org.espalier.format.safetensors.SafetensorsDtype;
-import org.espalier.format.safetensors.SafetensorsWriter;
-import org.espalier.format.safetensors.TensorSpec;
 import org.espalier.store.ModelDiff;
 
 /**
@@ -46,8 +38,6 @@ import org.espalier.store.ModelDiff;
  * requires_grad} switched off stay as they are. Activations inside a module cannot be transformed.
  */
 public final class TorchScriptModel implements TrainableModel {
-  private static final long CHUNK = 1 << 20;
-
   private final String name;
   private final JitModule module;
   private final List<Parameter> parameters = new ArrayList<>();
@@ -164,23 +154,12 @@ public final class TorchScriptModel implements TrainableModel {
       String parameter = named.name().getString();
       Tensor tensor = new Tensor(named.value());
       if (tensor.requires_grad()) {
-        ScalarType type = tensor.scalar_type().intern();
-        if (type != ScalarType.Float || !tensor.is_contiguous() || !tensor.is_leaf()) {
-          throw new InputException(
-              name
-                  + ": the parameter "
-                  + parameter
-                  + " is "
-                  + type
-                  + (tensor.is_contiguous() ? "" : ", strided")
-                  + "; only contiguous float32 parameters can be trained");
-        }
-        int dot = parameter.lastIndexOf('.');
-        String owner = dot < 0 ? "" : parameter.substring(0, dot);
-        tensor.retainReference();
         parameters.add(
             ModuleKinds.parameter(
-                parameter, tensor, ModuleKinds.ofScript(types.getOrDefault(owner, "")), owner));
+                name,
+                parameter,
+                tensor,
+                owner -> ModuleKinds.ofScript(types.getOrDefault(owner, ""))));
       }
       p.increment();
     }
@@ -328,48 +307,7 @@ public final class TorchScriptModel implements TrainableModel {
    * @throws InputException as {@link #read(Path)} does, and where there is no room for temporary files
    */
   public static ModelDiff diff(Path before, Path after) {
-    try {
-      Path folder = Files.createTempDirectory("espalier");
-      try {
-        Path first = folder.resolve("before.safetensors");
-        Path second = folder.resolve("after.safetensors");
-        boolean same = takeApart(before, first).equals(takeApart(after, second));
-        return new ModelDiff(
-            ModelDiff.of(first, second).layers(),
-            same ? List.of() : List.of("code, buffers or constants: differ"));
-      } finally {
-        FileTree.delete(folder);
-      }
-    } catch (IOException e) {
-      throw InputException.of("cannot write temporary files to compare " + before, e);
-    }
-  }
-
-  /** Writes the parameters of a file as safetensors and returns a digest of what is left. */
-  private static String takeApart(Path file, Path weights) throws IOException {
-    try (TorchScriptModel model = read(file);
-        AtomicFile out = AtomicFile.create(weights)) {
-      List<TensorSpec> specs = new ArrayList<>();
-      for (Parameter p : model.parameters) {
-        List<Long> shape = Arrays.stream(p.tensor().sizes().vec().get()).boxed().toList();
-        specs.add(new TensorSpec(p.name(), SafetensorsDtype.F32, shape));
-      }
-      SafetensorsWriter writer = new SafetensorsWriter(out, specs, Map.of());
-      for (Parameter p : model.parameters) {
-        long bytes = 4 * p.tensor().numel();
-        BytePointer memory = new BytePointer(TensorView.of(p.tensor()).pointer());
-        for (long at = 0; at < bytes; at += CHUNK) {
-          long count = Math.min(CHUNK, bytes - at);
-          writer.append(p.name(), memory.position(at).limit(at + count).asByteBuffer());
-        }
-        Pointer.memset(memory.position(0), 0, bytes);
-      }
-      writer.finish();
-      out.commit();
-      Path rest = weights.resolveSibling("rest.pt");
-      model.save(rest);
-      return contentHash(rest);
-    }
+    return ScriptDiff.of(before, after);
   }
 
   /**
