@@ -122,7 +122,22 @@ final class ReportBuilder {
     ObjectNode root = JSON.objectNode();
     root.put("title", recipe.title() == null ? title() : recipe.title());
     root.set("model", model);
-    ObjectNode examples = root.putObject("data");
+    root.set("data", examples(data));
+    JsonNode measured = fidelity != null ? node(fidelity) : lastStage().get("fidelity").deepCopy();
+    root.set("fidelity", measured);
+    slower(recipe, measured.path("speedup").asDouble(Double.NaN))
+        .ifPresent(slower -> root.putArray("warnings").add(slower));
+    root.set("stages", stages);
+    root.set("layers", layers(compression));
+    root.set("outputs", outputs);
+    root.set("recipe", given());
+    root.set("machine", node(machine));
+    root.put("seconds", seconds);
+    return root;
+  }
+
+  private ObjectNode examples(RunData data) {
+    ObjectNode examples = JSON.objectNode();
     examples.put(
         "kind",
         recipe.isForTexts()
@@ -144,12 +159,11 @@ final class ReportBuilder {
     if (source != null) {
       examples.put("evaluation_source", source);
     }
-    JsonNode measured = fidelity != null ? node(fidelity) : lastStage().get("fidelity").deepCopy();
-    root.set("fidelity", measured);
-    slower(recipe, measured.path("speedup").asDouble(Double.NaN))
-        .ifPresent(slower -> root.putArray("warnings").add(slower));
-    root.set("stages", stages);
-    ArrayNode layers = root.putArray("layers");
+    return examples;
+  }
+
+  private static ArrayNode layers(Compression compression) {
+    ArrayNode layers = JSON.arrayNode();
     for (LayerReport layer : compression.layers()) {
       ObjectNode node = layers.addObject();
       node.put("name", DenseWeights.plain(layer.name()));
@@ -161,16 +175,17 @@ final class ReportBuilder {
       node.set("largest_scale", number(layer.largestScale()));
       node.set("error", number(layer.error()));
     }
-    root.set("outputs", outputs);
-    ObjectNode given = root.putObject("recipe");
+    return layers;
+  }
+
+  private ObjectNode given() {
+    ObjectNode given = JSON.objectNode();
     given.put("file", recipe.source());
     given.put("text", recipe.text());
     ArrayNode overrides = given.putArray("set");
     recipe.overrides().forEach(overrides::add);
     given.put("seed", recipe.stages().seed());
-    root.set("machine", node(machine));
-    root.put("seconds", seconds);
-    return root;
+    return given;
   }
 
   /** That a quantized model is slower than the original, where it is, and what helps. */

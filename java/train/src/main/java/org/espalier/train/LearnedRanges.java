@@ -129,15 +129,16 @@ final class LearnedRanges implements AutoCloseable {
 
   /** Writes the gradients of the ends from what the backward pass left. */
   void learn() {
-    float[] out = new float[(int) gradients.elements()];
     int count = seen.size();
     float[] steps = new float[Math.max(1, count)];
     int[] zeros = new int[steps.length];
     boolean[] reached = new boolean[count];
     for (int i = 0; i < count; i++) {
-      ActivationRange range = ranges.get(names.get(seen.get(i).index));
+      ActivationRange range = range(i);
       steps[i] = range.scale();
       zeros[i] = range.zeroPoint();
+      // An activation that was always 0 has no width that could be another.
+      reached[i] = seen.get(i).y.grad().defined() && range.max() - range.min() >= NARROWEST;
     }
     try (TrainingBuffer scales = TrainingBuffer.zeros(device, steps.length);
         TrainingBuffer zeroPoints = TrainingBuffer.zeros(device, steps.length);
@@ -147,16 +148,12 @@ final class LearnedRanges implements AutoCloseable {
       zeroPoints.set(zeros);
       List<ScaleGradients.Job> jobs = new ArrayList<>();
       for (int i = 0; i < count; i++) {
-        Tensor gradient = seen.get(i).y.grad();
-        ActivationRange range = ranges.get(names.get(seen.get(i).index));
-        // An activation that was always 0 has no width that could be another.
-        reached[i] = gradient.defined() && range.max() - range.min() >= NARROWEST;
         if (reached[i]) {
           org.espalier.device.Tensor x = device.view(seen.get(i).x.detach());
           jobs.add(
               new ScaleGradients.Job(
                   x,
-                  device.view(gradient.contiguous()),
+                  device.view(seen.get(i).y.grad().contiguous()),
                   null,
                   scales.floats().position(i),
                   zeroPoints.ints().position(i),
@@ -168,26 +165,40 @@ final class LearnedRanges implements AutoCloseable {
       if (!jobs.isEmpty()) {
         device.run(gradientsOf(jobs));
       }
-      float[] ofScale = byScale.values();
-      float[] ofZero = byZero.values();
-      for (int i = 0; i < count; i++) {
-        if (!reached[i]) {
-          continue;
-        }
-        int index = seen.get(i).index;
-        ActivationRange range = ranges.get(names.get(index));
-        // A change of an end moves the step by 1/255 of it in a step of SGD, as LSQ would.
-        double factor = 255 * 255 / units[index];
-        double width = range.max() - (double) range.min();
-        double zero = ofZero[i] * 255 / (width * width);
-        double step = ofScale[i] / 255;
-        add(out, 2 * index, factor * (-step - zero * range.max()));
-        add(out, 2 * index + 1, factor * (step + zero * range.min()));
-      }
-      gradients.set(out);
+      setGradients(reached, byScale.values(), byZero.values());
     } finally {
       forget();
     }
+  }
+
+  private ActivationRange range(int sight) {
+    return ranges.get(names.get(seen.get(sight).index));
+  }
+
+  /**
+   * Sets the gradients of the ends.
+   *
+   * @param reached which of {@link #seen} have a gradient
+   * @param byScale gradients of their scales
+   * @param byZero gradients of their zero points
+   */
+  private void setGradients(boolean[] reached, float[] byScale, float[] byZero) {
+    float[] out = new float[(int) gradients.elements()];
+    for (int i = 0; i < reached.length; i++) {
+      if (!reached[i]) {
+        continue;
+      }
+      int index = seen.get(i).index;
+      ActivationRange range = range(i);
+      // A change of an end moves the step by 1/255 of it in a step of SGD, as LSQ would.
+      double factor = 255 * 255 / units[index];
+      double width = range.max() - (double) range.min();
+      double zero = byZero[i] * 255 / (width * width);
+      double step = byScale[i] / 255;
+      add(out, 2 * index, factor * (-step - zero * range.max()));
+      add(out, 2 * index + 1, factor * (step + zero * range.min()));
+    }
+    gradients.set(out);
   }
 
   private ScaleGradients gradientsOf(List<ScaleGradients.Job> jobs) {

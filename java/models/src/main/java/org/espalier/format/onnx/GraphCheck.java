@@ -123,64 +123,71 @@ final class GraphCheck {
   }
 
   private void check(List<NodeProto> list, List<ValueInfoProto> outputs, Scope scope) {
-    for (NodeProto n : list) {
-      if (n.getOpType().isEmpty()) {
-        throw new InputException(name + ": the node " + describe(n) + " has no operator");
-      }
-      int least = OnnxModel.isOwn(n) ? LEAST_INPUTS.getOrDefault(n.getOpType(), 0) : 0;
-      if (n.getInputCount() < least) {
-        throw new InputException(
-            name
-                + ": the node "
-                + describe(n)
-                + " has "
-                + n.getInputCount()
-                + " inputs; "
-                + n.getOpType()
-                + " takes at least "
-                + least);
-      }
-      if (least > 0 && n.getOutputCount() == 0) {
-        throw new InputException(name + ": the node " + describe(n) + " has no output");
-      }
-      String problem = null;
-      if (OnnxModel.isOwn(n)) {
-        problem = NodeAttributes.problem(n, initializers, scope.ranks);
-        problem = problem == null ? NodeOperands.problem(n, initializers, scope.ranks) : problem;
-        scope.ranks.follow(n);
-      }
-      if (problem != null) {
-        throw new InputException(name + ": the node " + describe(n) + ": " + problem);
-      }
-      for (String in : n.getInputList()) {
-        if (!in.isEmpty() && !scope.contains(in)) {
-          throw new InputException(
-              name
-                  + ": the node "
-                  + describe(n)
-                  + " uses "
-                  + in
-                  + ", which no graph input, initializer or earlier node defines");
-        }
-      }
-      for (AttributeProto a : n.getAttributeList()) {
-        if (a.hasG()) {
-          checkInner(a.getG(), scope);
-        }
-        for (GraphProto g : a.getGraphsList()) {
-          checkInner(g, scope);
-        }
-      }
-      for (String out : n.getOutputList()) {
-        if (!out.isEmpty()) {
-          define(out, scope, "the node " + describe(n));
-        }
-      }
-    }
+    list.forEach(n -> checkNode(n, scope));
     for (ValueInfoProto v : outputs) {
       if (!scope.contains(v.getName())) {
         throw new InputException(name + ": nothing defines the graph output '" + v.getName() + "'");
       }
+    }
+  }
+
+  private void checkNode(NodeProto n, Scope scope) {
+    checkOperator(n, scope);
+    for (String in : n.getInputList()) {
+      if (!in.isEmpty() && !scope.contains(in)) {
+        throw new InputException(
+            name
+                + ": the node "
+                + describe(n)
+                + " uses "
+                + in
+                + ", which no graph input, initializer or earlier node defines");
+      }
+    }
+    for (AttributeProto a : n.getAttributeList()) {
+      if (a.hasG()) {
+        checkInner(a.getG(), scope);
+      }
+      for (GraphProto g : a.getGraphsList()) {
+        checkInner(g, scope);
+      }
+    }
+    for (String out : n.getOutputList()) {
+      if (!out.isEmpty()) {
+        define(out, scope, "the node " + describe(n));
+      }
+    }
+  }
+
+  /** Checks what is known of a node's operator. */
+  private void checkOperator(NodeProto n, Scope scope) {
+    if (n.getOpType().isEmpty()) {
+      throw new InputException(name + ": the node " + describe(n) + " has no operator");
+    }
+    int least = OnnxModel.isOwn(n) ? LEAST_INPUTS.getOrDefault(n.getOpType(), 0) : 0;
+    if (n.getInputCount() < least) {
+      throw new InputException(
+          name
+              + ": the node "
+              + describe(n)
+              + " has "
+              + n.getInputCount()
+              + " inputs; "
+              + n.getOpType()
+              + " takes at least "
+              + least);
+    }
+    if (least > 0 && n.getOutputCount() == 0) {
+      throw new InputException(name + ": the node " + describe(n) + " has no output");
+    }
+    String problem = null;
+    if (OnnxModel.isOwn(n)) {
+      problem = NodeAttributes.problem(n, initializers, scope.ranks);
+      problem = problem == null ? NodeOperands.problem(n, initializers, scope.ranks) : problem;
+      scope.ranks.follow(n);
+    }
+    if (problem != null) {
+      throw new InputException(name + ": the node " + describe(n) + ": " + problem);
     }
   }
 

@@ -33,11 +33,7 @@ final class NodeAttributes {
       }
     }
     if (n.getOpType().equals("GroupNormalization")) {
-      return n.getAttributeList().stream()
-          .filter(a -> a.getName().equals("num_groups") && a.getI() < 1)
-          .map(a -> "its num_groups is " + a.getI() + "; 1 or more is right")
-          .findFirst()
-          .orElse(null);
+      return groupNormalization(n);
     }
     Integer input = WEIGHTS.get(n.getOpType());
     if (input == null && !POOLS.contains(n.getOpType())) {
@@ -45,46 +41,66 @@ final class NodeAttributes {
     }
     OnnxInitializer weights =
         input == null || n.getInputCount() <= input ? null : constants.get(n.getInput(input));
-    int axes = -1;
-    if (weights != null) {
-      long[] dims = weights.dims();
-      if (dims.length < 3) {
-        return "its weights have the shape " + Arrays.toString(dims) + "; they need 3 axes or more";
-      }
-      axes = dims.length - 2;
-    }
     Integer rank = n.getInputCount() == 0 ? null : ranks.of(n.getInput(0));
-    if (rank != null && (rank < 3 || axes >= 0 && rank != axes + 2)) {
+    String problem = shapes(weights, rank);
+    if (problem != null) {
+      return problem;
+    }
+    int axes = rank != null ? rank - 2 : weights != null ? weights.dims().length - 2 : -1;
+    return windows(n, weights, axes);
+  }
+
+  private static String groupNormalization(NodeProto n) {
+    return n.getAttributeList().stream()
+        .filter(a -> a.getName().equals("num_groups") && a.getI() < 1)
+        .map(a -> "its num_groups is " + a.getI() + "; 1 or more is right")
+        .findFirst()
+        .orElse(null);
+  }
+
+  /**
+   * What is wrong with the weights of a node, or with its input beside them.
+   *
+   * @param weights null where they are not known
+   * @param rank of the input; null where it is not known
+   */
+  private static String shapes(OnnxInitializer weights, Integer rank) {
+    if (weights != null && weights.dims().length < 3) {
+      return "its weights have the shape "
+          + Arrays.toString(weights.dims())
+          + "; they need 3 axes or more";
+    }
+    if (rank != null && (rank < 3 || weights != null && rank != weights.dims().length)) {
       return "its input has "
           + rank
           + " axes; "
-          + (axes < 0
+          + (weights == null
               ? "3 or more are right"
-              : axes + 2 + " are right, as many as its weights have");
+              : weights.dims().length + " are right, as many as its weights have");
     }
-    axes = rank == null ? axes : rank - 2;
+    return null;
+  }
+
+  /**
+   * What is wrong with the attributes of windows.
+   *
+   * @param known how many axes the windows have; −1 where only the attributes can tell
+   */
+  private static String windows(NodeProto n, OnnxInitializer weights, int known) {
+    int axes = known;
     for (AttributeProto a : n.getAttributeList()) {
+      if (a.getName().equals("group")) {
+        String problem = groups(n, a.getI(), weights);
+        if (problem != null) {
+          return problem;
+        }
+      }
+      Long least = least(n, a.getName());
       List<Long> values = a.getIntsList();
+      if (least == null || values.isEmpty()) { // which is as if it were not there
+        continue;
+      }
       int each = a.getName().equals("pads") ? 2 : 1;
-      long least;
-      switch (a.getName()) {
-        case "group" -> {
-          String problem = groups(n, a.getI(), weights);
-          if (problem != null) {
-            return problem;
-          }
-          continue;
-        }
-        case "kernel_shape", "strides", "dilations" -> least = 1;
-        case "output_padding" -> least = 0;
-        case "pads" -> least = n.getOpType().equals("ConvTranspose") ? Long.MIN_VALUE : 0;
-        default -> {
-          continue;
-        }
-      }
-      if (values.isEmpty()) {
-        continue; // as if it were not there
-      }
       axes = axes < 0 && values.size() % each == 0 ? values.size() / each : axes;
       if (values.size() != each * axes) {
         return "its "
@@ -102,6 +118,16 @@ final class NodeAttributes {
       }
     }
     return null;
+  }
+
+  /** The least that an attribute of windows may hold; null for other attributes. */
+  private static Long least(NodeProto n, String attribute) {
+    return switch (attribute) {
+      case "kernel_shape", "strides", "dilations" -> 1L;
+      case "output_padding" -> 0L;
+      case "pads" -> n.getOpType().equals("ConvTranspose") ? Long.MIN_VALUE : 0L;
+      default -> null;
+    };
   }
 
   private static String groups(NodeProto n, long group, OnnxInitializer weights) {

@@ -76,23 +76,12 @@ final class ConvolutionOperators {
       long[] before = g.before().clone();
       long[] after = g.after().clone();
       long[] beyond = outputPadding == null ? new long[axes] : outputPadding.clone();
-      boolean same = windows.autoPad().startsWith("SAME");
-      if (outputShape != null || same) {
-        // The wanted size decides the pads.
-        for (int i = 0; i < axes; i++) {
-          long wanted =
-              outputShape != null
-                  ? outputShape[outputShape.length - axes + i]
-                  : shape[i + 2] * g.strides()[i];
-          long full =
-              g.strides()[i] * (shape[i + 2] - 1)
-                  + beyond[i]
-                  + (g.kernel()[i] - 1) * g.dilations()[i]
-                  + 1;
-          long total = Math.max(0, full - wanted);
-          beyond[i] += Math.max(0, wanted - full);
-          before[i] = windows.autoPad().equals("SAME_UPPER") ? total / 2 : total - total / 2;
-          after[i] = total - before[i];
+      for (int i = 0; i < axes; i++) {
+        if (outputShape != null) {
+          long wanted = outputShape[outputShape.length - axes + i];
+          fit(wanted, i, shape, g, windows, before, after, beyond);
+        } else if (windows.autoPad().startsWith("SAME")) {
+          fit(shape[i + 2] * g.strides()[i], i, shape, g, windows, before, after, beyond);
         }
       }
       // libtorch pads both sides alike and pads outputs by less than a stride; cut or fill the
@@ -122,11 +111,7 @@ final class ConvolutionOperators {
       if (exact || direct) {
         return y;
       }
-      long[] b = new long[axes + 2];
-      long[] a = new long[axes + 2];
-      System.arraycopy(low, 0, b, 2, axes);
-      System.arraycopy(high, 0, a, 2, axes);
-      y = ShapeOperators.constantPad(y, b, a, 0);
+      y = ShapeOperators.constantPad(y, ofImage(low), ofImage(high), 0);
       if (!in.has(2)) {
         return y;
       }
@@ -135,6 +120,39 @@ final class ConvolutionOperators {
       channel[0] = in.get(2).numel();
       return y.add(in.get(2).reshape(channel));
     };
+  }
+
+  /**
+   * Sets the pads of an axis by the size that its output shall have.
+   *
+   * @param shape of the input
+   * @param beyond what the output is padded with, beside the pads of its windows
+   */
+  private static void fit(
+      long wanted,
+      int axis,
+      long[] shape,
+      Windows.Geometry g,
+      Windows windows,
+      long[] before,
+      long[] after,
+      long[] beyond) {
+    long full =
+        g.strides()[axis] * (shape[axis + 2] - 1)
+            + beyond[axis]
+            + (g.kernel()[axis] - 1) * g.dilations()[axis]
+            + 1;
+    long total = Math.max(0, full - wanted);
+    beyond[axis] += Math.max(0, wanted - full);
+    before[axis] = windows.autoPad().equals("SAME_UPPER") ? total / 2 : total - total / 2;
+    after[axis] = total - before[axis];
+  }
+
+  /** Numbers for the axes of an image, with 0 for examples and channels in front. */
+  private static long[] ofImage(long[] axes) {
+    long[] all = new long[axes.length + 2];
+    System.arraycopy(axes, 0, all, 2, axes.length);
+    return all;
   }
 
   private static boolean exactlyBeyond(

@@ -43,7 +43,6 @@ final class RecurrentOperators {
     boolean coupled = kind.equals("LSTM") && n.flag("input_forget", false);
     return in -> {
       Tensor x = batchFirst ? in.get(0).transpose(0, 1) : in.get(0);
-      long steps = x.size(0);
       long batch = x.size(1);
       Tensor lengths = in.has(4) ? in.get(4).to(ScalarType.Long) : null;
       Tensor[] outputs = new Tensor[directions];
@@ -74,23 +73,7 @@ final class RecurrentOperators {
           in.has(5) ? start(in.get(5), d, batchFirst) : zero,
           kind.equals("LSTM") ? (in.has(6) ? start(in.get(6), d, batchFirst) : zero) : null
         };
-        Tensor[] sequence = new Tensor[(int) steps];
-        for (int k = 0; k < steps; k++) {
-          int t = (int) (reverse ? steps - 1 - k : k);
-          Tensor[] next = cell.step(products.select(0, t), state);
-          Tensor output = next[0];
-          if (lengths != null) {
-            // Sequences that are over keep their state and put out zeros.
-            Tensor alive = lengths.gt(new Scalar(t)).unsqueeze(-1);
-            output = torch.where(alive, next[0], zero);
-            for (int i = 0; i < next.length; i++) {
-              next[i] = torch.where(alive, next[i], state[i]);
-            }
-          }
-          state = next.length == 1 ? new Tensor[] {next[0], null} : next;
-          sequence[t] = output;
-        }
-        outputs[d] = torch.stack(new TensorVector(sequence), 0);
+        outputs[d] = run(cell, products, state, lengths, zero, reverse);
         lastH[d] = state[0];
         lastC[d] = state[1];
       }
@@ -102,6 +85,37 @@ final class RecurrentOperators {
         kind.equals("LSTM") ? last(lastC, batchFirst) : null
       };
     };
+  }
+
+  /**
+   * Runs over a sequence.
+   *
+   * @param products [steps, batch, gates · hidden]
+   * @param state the first one, which becomes the last one
+   * @param lengths of the sequences; null where all have all steps
+   * @param zero an output of zeros
+   * @return the outputs [steps, batch, hidden]
+   */
+  private static Tensor run(
+      Cell cell, Tensor products, Tensor[] state, Tensor lengths, Tensor zero, boolean reverse) {
+    int steps = (int) products.size(0);
+    Tensor[] sequence = new Tensor[steps];
+    for (int k = 0; k < steps; k++) {
+      int t = reverse ? steps - 1 - k : k;
+      Tensor[] next = cell.step(products.select(0, t), state);
+      Tensor output = next[0];
+      if (lengths != null) {
+        // Sequences that are over keep their state and put out zeros.
+        Tensor alive = lengths.gt(new Scalar(t)).unsqueeze(-1);
+        output = torch.where(alive, next[0], zero);
+        for (int i = 0; i < next.length; i++) {
+          next[i] = torch.where(alive, next[i], state[i]);
+        }
+      }
+      System.arraycopy(next, 0, state, 0, next.length);
+      sequence[t] = output;
+    }
+    return torch.stack(new TensorVector(sequence), 0);
   }
 
   private static Tensor start(Tensor states, int d, boolean batchFirst) {
