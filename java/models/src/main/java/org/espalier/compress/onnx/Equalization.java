@@ -214,8 +214,39 @@ record Equalization(
         gain += s[c] * s[c] * rowSquares[c];
         power += meanSquares[c] / (s[c] * s[c]);
       }
-      double rangeSquare = 0;
       double[] rangeGradient = new double[k];
+      double rangeSquare = rangeSquare(inverse, rangeGradient);
+      double perStep = 1 / (12.0 * 255 * 255);
+      double steps = 0;
+      double[] stepsGradient = new double[k];
+      for (int i = 0; i < weights.size(); i++) {
+        int n = weights.get(i).length / k;
+        large.get(i).find(u, s);
+        float[] largest = large.get(i).value;
+        int[] at = large.get(i).row;
+        for (int j = 0; j < n; j++) {
+          double square = (double) largest[j] * largest[j] / (12.0 * qmax * qmax);
+          steps += square;
+          stepsGradient[at[j]] += 2 * square;
+        }
+      }
+      for (int c = 0; c < k; c++) {
+        double s2 = s[c] * s[c];
+        gradient[c] =
+            perStep * (2 * s2 * rowSquares[c] * rangeSquare + gain * rangeGradient[c])
+                + COMPENSATED_SHARE * (stepsGradient[c] * power - 2 * steps * meanSquares[c] / s2);
+      }
+      return perStep * gain * rangeSquare + COMPENSATED_SHARE * steps * power;
+    }
+
+    /**
+     * The mean square of the examples' ranges.
+     *
+     * @param inverse what each channel is multiplied with
+     * @param gradient receives its gradient in u
+     */
+    private double rangeSquare(float[] inverse, double[] gradient) {
+      double rangeSquare = 0;
       for (int e = 0; e < examples; e++) {
         float max = 0;
         float min = 0;
@@ -238,33 +269,13 @@ record Equalization(
         double range = (double) max - min;
         rangeSquare += range * range / examples;
         if (atMax >= 0) {
-          rangeGradient[atMax] -= 2 * range * max / examples;
+          gradient[atMax] -= 2 * range * max / examples;
         }
         if (atMin >= 0) {
-          rangeGradient[atMin] += 2 * range * min / examples;
+          gradient[atMin] += 2 * range * min / examples;
         }
       }
-      double perStep = 1 / (12.0 * 255 * 255);
-      double steps = 0;
-      double[] stepsGradient = new double[k];
-      for (int i = 0; i < weights.size(); i++) {
-        int n = weights.get(i).length / k;
-        large.get(i).find(u, s);
-        float[] largest = large.get(i).value;
-        int[] at = large.get(i).row;
-        for (int j = 0; j < n; j++) {
-          double square = (double) largest[j] * largest[j] / (12.0 * qmax * qmax);
-          steps += square;
-          stepsGradient[at[j]] += 2 * square;
-        }
-      }
-      for (int c = 0; c < k; c++) {
-        double s2 = s[c] * s[c];
-        gradient[c] =
-            perStep * (2 * s2 * rowSquares[c] * rangeSquare + gain * rangeGradient[c])
-                + COMPENSATED_SHARE * (stepsGradient[c] * power - 2 * steps * meanSquares[c] / s2);
-      }
-      return perStep * gain * rangeSquare + COMPENSATED_SHARE * steps * power;
+      return rangeSquare;
     }
 
     /** Of the channels that calibration saw; of all where it saw none. */

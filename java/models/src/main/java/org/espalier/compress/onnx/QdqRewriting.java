@@ -90,62 +90,68 @@ final class QdqRewriting {
     findBiases();
     for (NodeProto n : model.nodes()) {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      NodeProto.Builder b = n.toBuilder();
       if (plan.tied().contains(output)) {
         String product = plan.tied().product(output);
         tiedWeights(product);
         out.addAll(
             tables.lookUpShared(plan.tied().gather(output), plan.products().get(product).value()));
-        continue;
-      }
-      if (plan.lookUps().containsKey(output)) {
+      } else if (plan.lookUps().containsKey(output)) {
         QuantizedUse table = plan.lookUps().get(output);
         bypassed.add(table.value());
         out.addAll(tables.lookUp(n, table.name()));
-        continue;
+      } else if (!joined.contains(output)) {
+        write(n, output);
       }
-      if (joined.contains(output)) {
-        continue;
-      }
-      if (plan.products().containsKey(output)) {
-        product(b, plan.products().get(output));
-      } else if (gemms.containsKey(output)) {
-        b = gemm(gemms.get(output), n);
-      } else if (fit.biasChanges().containsKey(output)) {
-        b = ConstantVector.changed(model, names, n, fit.biasChanges().get(output)).toBuilder();
-      } else if (widths.changes(n)) {
-        widths.widen(b, names);
-      }
-      if (rows.contains(output)) {
-        asRow(b);
-      }
-      if (operators.isScaled(output)) {
-        Quantized source = quantized.get(operators.source(output));
-        quantized.put(output, scaled(source, operators.scale(output, fit.ranges())));
-        emit(dequantize(quantized.get(output), output, -1));
-        continue;
-      }
-      for (int input : operators.operands(output)) {
-        b.setInput(input, fresh(operand(n.getInput(input)), -1));
-      }
-      widths.append(n, b, names);
-      boolean passed = operators.isPassed(output);
-      if (!passed && !operators.results().contains(output)) {
-        out.add(b.build());
-        continue;
-      }
-      // The value keeps its name for all who read it, and is now read back from 8 bits.
-      String before = names.unique("float");
-      out.add(b.setOutput(0, before).build());
-      quantized.put(
-          output,
-          passed
-              ? quantize(before, quantized.get(operators.source(output)))
-              : layOut(output, quantize(before, fit.ranges().get(output))));
-      emit(dequantize(quantized.get(output), output, -1));
     }
     removeBypassed();
     model.setNodes(out);
+  }
+
+  /** Writes a node that is no look-up, with the integers that it reads and makes. */
+  private void write(NodeProto n, String output) {
+    NodeProto.Builder b = withWeights(n, output);
+    if (operators.isScaled(output)) {
+      Quantized source = quantized.get(operators.source(output));
+      quantized.put(output, scaled(source, operators.scale(output, fit.ranges())));
+      emit(dequantize(quantized.get(output), output, -1));
+      return;
+    }
+    for (int input : operators.operands(output)) {
+      b.setInput(input, fresh(operand(n.getInput(input)), -1));
+    }
+    widths.append(n, b, names);
+    boolean passed = operators.isPassed(output);
+    if (!passed && !operators.results().contains(output)) {
+      out.add(b.build());
+      return;
+    }
+    // The value keeps its name for all who read it, and is now read back from 8 bits.
+    String before = names.unique("float");
+    out.add(b.setOutput(0, before).build());
+    quantized.put(
+        output,
+        passed
+            ? quantize(before, quantized.get(operators.source(output)))
+            : layOut(output, quantize(before, fit.ranges().get(output))));
+    emit(dequantize(quantized.get(output), output, -1));
+  }
+
+  /** A node with the integers of its weights, and with its bias as fitting and the runtime want it. */
+  private NodeProto.Builder withWeights(NodeProto n, String output) {
+    NodeProto.Builder b = n.toBuilder();
+    if (plan.products().containsKey(output)) {
+      product(b, plan.products().get(output));
+    } else if (gemms.containsKey(output)) {
+      b = gemm(gemms.get(output), n);
+    } else if (fit.biasChanges().containsKey(output)) {
+      b = ConstantVector.changed(model, names, n, fit.biasChanges().get(output)).toBuilder();
+    } else if (widths.changes(n)) {
+      widths.widen(b, names);
+    }
+    if (rows.contains(output)) {
+      asRow(b);
+    }
+    return b;
   }
 
   /**
