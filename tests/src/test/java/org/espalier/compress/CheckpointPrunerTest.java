@@ -38,13 +38,11 @@ import org.espalier.op.MagnitudePrune.Rule;
 import org.espalier.op.MagnitudePrune.Scope;
 import org.espalier.op.MagnitudePrune.Sparsity;
 import org.espalier.op.MagnitudePrune.Threshold;
-import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
-import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
 
-class CheckpointPrunerTest {
+class CheckpointPrunerTest extends CheckpointFolders {
   private static final List<String> CHOSEN =
       List.of(
           "lm_head.weight",
@@ -52,16 +50,6 @@ class CheckpointPrunerTest {
           "model.layers.0.up_proj.weight",
           "model.layers.1.conv.weight",
           "model.layers.1.q_proj.weight");
-
-  @TempDir Path folder;
-  private Path model;
-  private Path target;
-
-  @BeforeEach
-  void names() {
-    model = folder.resolve("model");
-    target = folder.resolve("out");
-  }
 
   static Stream<Rule> rules() {
     return Stream.of(

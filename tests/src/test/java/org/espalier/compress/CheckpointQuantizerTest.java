@@ -20,29 +20,17 @@ import org.espalier.InputException;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.TensorInfo;
-import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
-import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
-class CheckpointQuantizerTest {
+class CheckpointQuantizerTest extends CheckpointFolders {
   private static final List<String> CHOSEN =
       List.of(
           "model.layers.0.q_proj.weight",
           "model.layers.0.up_proj.weight",
           "model.layers.1.q_proj.weight");
-
-  @TempDir Path folder;
-  private Path model;
-  private Path target;
-
-  @BeforeEach
-  void names() {
-    model = folder.resolve("model");
-    target = folder.resolve("out");
-  }
 
   private CheckpointQuantizer.Result quantize() {
     return quantize(CheckpointQuantizer::isLinearWeight);

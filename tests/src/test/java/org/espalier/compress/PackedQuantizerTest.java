@@ -21,27 +21,15 @@ import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.MagnitudePrune;
-import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
-import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** Weights of 4 bits in the packed form of compressed-tensors. */
-class PackedQuantizerTest {
+class PackedQuantizerTest extends CheckpointFolders {
   private static final int STEPS = 15;
   private static final float LEAST = 17f / 32;
-
-  @TempDir Path folder;
-  private Path model;
-  private Path target;
-
-  @BeforeEach
-  void names() {
-    model = folder.resolve("model");
-    target = folder.resolve("out");
-  }
 
   private CheckpointQuantizer.Result quantize(LinearForm form) {
     return CheckpointQuantizer.quantize(

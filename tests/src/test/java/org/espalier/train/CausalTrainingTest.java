@@ -5,7 +5,6 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -58,26 +57,10 @@ class CausalTrainingTest {
     Compression.Job job =
         new Compression.Job(
             decoder(5, 16), decoder(6, 24), texts(n, 1), texts(16, 2), Pooling.MEAN, null, null);
-    List<Double> losses = new ArrayList<>();
-    double[] quality = {Double.NaN};
+    Losses losses = new Losses();
     try (OnnxCompression c = new OnnxCompression(plan, job)) {
-      c.run(
-          new TrainingListener() {
-            @Override
-            public boolean step(StepReport report) {
-              losses.add(report.loss());
-              return true;
-            }
-
-            @Override
-            public void validated(Stage stage, Validation validation) {
-              quality[0] = Double.isNaN(quality[0]) ? validation.quality() : quality[0];
-            }
-          });
-      ByteBuffer buffer = c.export().toBuffer();
-      byte[] bytes = new byte[buffer.remaining()];
-      buffer.get(bytes);
-      return new Run(bytes, losses, quality[0]);
+      c.run(losses);
+      return new Run(StoppedRuns.bytes(c.export()), losses.ofSteps(), losses.firstQuality());
     }
   }
 

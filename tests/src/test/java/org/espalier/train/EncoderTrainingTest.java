@@ -13,7 +13,6 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
-import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -87,20 +86,10 @@ class EncoderTrainingTest {
     Compression.Job job =
         new Compression.Job(
             encoder(5), encoder(6), texts(n, 1), texts(16, 2), Pooling.MEAN, source, null);
-    List<Double> losses = new ArrayList<>();
+    Losses losses = new Losses();
     try (OnnxCompression c = new OnnxCompression(plan, job)) {
-      c.run(
-          new TrainingListener() {
-            @Override
-            public boolean step(StepReport report) {
-              losses.add(report.loss());
-              return true;
-            }
-          });
-      ByteBuffer buffer = c.export().toBuffer();
-      byte[] bytes = new byte[buffer.remaining()];
-      buffer.get(bytes);
-      return new Run(bytes, losses);
+      c.run(losses);
+      return new Run(StoppedRuns.bytes(c.export()), losses.ofSteps());
     }
   }
 

@@ -1,17 +1,12 @@
 package org.espalier.train;
 
-import static org.espalier.format.onnx.SmallModels.floats;
-import static org.espalier.format.onnx.SmallModels.node;
-import static org.espalier.format.onnx.SmallModels.value;
 import static org.espalier.train.StoppedRuns.bytes;
 import static org.espalier.train.StoppedRuns.exported;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OrtException;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -177,22 +172,7 @@ class Int4TrainingTest {
 
   /** x [n, 40] through two products with biases; 40 channels are two blocks of 16 and a short one. */
   private static OnnxModel mlp() {
-    Random random = new Random(5);
-    GraphProto.Builder g =
-        GraphProto.newBuilder()
-            .setName("mlp")
-            .addInput(value("x", DataType.FLOAT, -1, WIDTH))
-            .addInitializer(floats("w1", random, 0.3f, WIDTH, 48))
-            .addInitializer(floats("b1", random, 0.1f, 48))
-            .addInitializer(floats("w2", random, 0.3f, 48, 6))
-            .addInitializer(floats("b2", random, 0.1f, 6))
-            .addNode(node("MatMul", "m1", List.of("x", "w1"), "p1"))
-            .addNode(node("Add", "a1", List.of("p1", "b1"), "h1"))
-            .addNode(node("Relu", "r1", List.of("h1"), "h"))
-            .addNode(node("MatMul", "m2", List.of("h", "w2"), "p2"))
-            .addNode(node("Add", "a2", List.of("p2", "b2"), "y"))
-            .addOutput(value("y", DataType.FLOAT, -1, 6));
-    return OnnxModel.of(SmallModels.model(14, g), "mlp");
+    return OnnxModel.of(SmallModels.perceptron(new Random(5), WIDTH, 48, 6, "y"), "mlp");
   }
 
   /** Rows whose channels share a few factors. */

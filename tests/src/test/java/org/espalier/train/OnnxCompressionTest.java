@@ -1,8 +1,6 @@
 package org.espalier.train;
 
 import static org.espalier.format.onnx.SmallModels.floats;
-import static org.espalier.format.onnx.SmallModels.node;
-import static org.espalier.format.onnx.SmallModels.value;
 import static org.espalier.train.StoppedRuns.bytes;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -10,8 +8,6 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import ai.onnx.proto.OnnxMl.GraphProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
@@ -61,22 +57,8 @@ class OnnxCompressionTest {
 
   /** x [N, 12] → Gemm → Relu → MatMul + Add → logits [N, 4]. */
   static OnnxModel classifier() {
-    Random random = new Random(5);
-    GraphProto.Builder g =
-        GraphProto.newBuilder()
-            .setName("classifier")
-            .addInput(value("x", DataType.FLOAT, -1, WIDTH))
-            .addInitializer(floats("w1", random, 0.3f, WIDTH, 32))
-            .addInitializer(floats("b1", random, 0.1f, 32))
-            .addInitializer(floats("w2", random, 0.3f, 32, CLASSES))
-            .addInitializer(floats("b2", random, 0.1f, CLASSES))
-            .addNode(node("MatMul", "m1", List.of("x", "w1"), "p1"))
-            .addNode(node("Add", "a1", List.of("p1", "b1"), "h1"))
-            .addNode(node("Relu", "r1", List.of("h1"), "h"))
-            .addNode(node("MatMul", "m2", List.of("h", "w2"), "p2"))
-            .addNode(node("Add", "a2", List.of("p2", "b2"), "logits"))
-            .addOutput(value("logits", DataType.FLOAT, -1, CLASSES));
-    return OnnxModel.of(SmallModels.model(14, g), "classifier");
+    return OnnxModel.of(
+        SmallModels.perceptron(new Random(5), WIDTH, 32, CLASSES, "logits"), "classifier");
   }
 
   /** The values of the only input. */
@@ -165,7 +147,7 @@ class OnnxCompressionTest {
             values(points).subList(0, 1),
             List.of((long) WIDTH),
             new Labels.Classes(new long[] {labels[0]}));
-    List<Double> losses = new ArrayList<>();
+    Losses listener = new Losses();
     List<StageReport> reports = new ArrayList<>();
     for (Examples.Labelled examples :
         List.of(new Examples.Labelled(points.inputs(), new Labels.Classes(labels)), known)) {
@@ -174,17 +156,11 @@ class OnnxCompressionTest {
       Compression.Job job =
           new Compression.Job(classifier(), null, examples, examples, Pooling.MEAN, null, null);
       try (OnnxCompression c = new OnnxCompression(plan, job)) {
-        c.run(
-            new TrainingListener() {
-              @Override
-              public boolean step(StepReport report) {
-                losses.add(report.loss());
-                return true;
-              }
-            });
+        c.run(listener);
         reports.add(c.stages().get(0));
       }
     }
+    List<Double> losses = listener.ofSteps();
     assertEquals(losses.get(1), losses.get(0), 1e-6);
     assertEquals(reports.get(1).after().loss(), reports.get(0).after().loss(), 1e-6);
     assertEquals(reports.get(1).after().quality(), reports.get(0).after().quality(), 1e-12);

@@ -1,5 +1,6 @@
 package org.espalier.compress.onnx;
 
+import static org.espalier.compress.onnx.RuntimeRuns.normal;
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.int64s;
@@ -18,11 +19,9 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -292,21 +291,13 @@ class AttentionHeadsTest {
     List<Map<String, OnnxTensor>> examples = new ArrayList<>();
     for (int e = 0; e < count; e++) {
       Map<String, OnnxTensor> example = new HashMap<>();
-      example.put("x", tensor(2, steps, WIDTH));
+      example.put("x", normal(random, 2, steps, WIDTH));
       if (proto.getGraph().getInputCount() > 1) {
-        example.put("mask", tensor(2, steps));
+        example.put("mask", normal(random, 2, steps));
       }
       examples.add(example);
     }
     return new TensorActivations(examples, 1);
-  }
-
-  private OnnxTensor tensor(long... dims) throws OrtException {
-    float[] values = new float[(int) Arrays.stream(dims).reduce(1, (a, b) -> a * b)];
-    for (int i = 0; i < values.length; i++) {
-      values[i] = (float) random.nextGaussian();
-    }
-    return OnnxTensor.createTensor(OrtEnvironment.getEnvironment(), FloatBuffer.wrap(values), dims);
   }
 
   @ParameterizedTest

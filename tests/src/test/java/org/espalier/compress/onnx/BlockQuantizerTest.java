@@ -118,13 +118,8 @@ class BlockQuantizerTest {
   }
 
   private static float[] run(OnnxModel model, FloatBuffer rows) throws OrtException {
-    try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
-        OnnxTensor x = OnnxTensor.createTensor(ENVIRONMENT, rows, new long[] {64, WIDTH});
-        OrtSession.Result r = session.run(Map.of("x", x))) {
-      FloatBuffer y = ((OnnxTensor) r.get(0)).getFloatBuffer();
-      float[] values = new float[y.remaining()];
-      y.get(values);
-      return values;
+    try (OnnxTensor x = OnnxTensor.createTensor(ENVIRONMENT, rows, new long[] {64, WIDTH})) {
+      return RuntimeRuns.first(model, Map.of("x", x));
     }
   }
 

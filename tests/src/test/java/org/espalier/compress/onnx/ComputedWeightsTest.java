@@ -15,11 +15,8 @@ import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
-import ai.onnxruntime.OrtSession;
 import java.nio.ByteBuffer;
-import java.nio.FloatBuffer;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -33,8 +30,6 @@ import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
 
 class ComputedWeightsTest {
-  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
-
   private final Random random = new Random(12);
 
   private static ComputedWeights.Result fold(OnnxModel model) {
@@ -42,19 +37,8 @@ class ComputedWeightsTest {
   }
 
   private static float[] run(OnnxModel model) throws OrtException {
-    float[] x = new float[2 * 4 * 8];
-    Random random = new Random(13);
-    for (int i = 0; i < x.length; i++) {
-      x[i] = (float) random.nextGaussian();
-    }
-    try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
-        OnnxTensor input =
-            OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {2, 4, 8});
-        OrtSession.Result result = session.run(Map.of("x", input))) {
-      FloatBuffer y = ((OnnxTensor) result.get(0)).getFloatBuffer();
-      float[] copy = new float[y.remaining()];
-      y.get(copy);
-      return copy;
+    try (OnnxTensor x = RuntimeRuns.normal(new Random(13), 2, 4, 8)) {
+      return RuntimeRuns.first(model, Map.of("x", x));
     }
   }
 

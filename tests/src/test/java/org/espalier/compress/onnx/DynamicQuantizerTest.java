@@ -1,5 +1,6 @@
 package org.espalier.compress.onnx;
 
+import static org.espalier.compress.onnx.RuntimeRuns.operators;
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
@@ -143,14 +144,8 @@ class DynamicQuantizerTest {
   }
 
   private static float[] run(OnnxModel model) throws OrtException {
-    try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
-        OnnxTensor x =
-            OnnxTensor.createTensor(ENVIRONMENT, rows(1000, 12, WIDTH), new long[] {12, WIDTH});
-        OrtSession.Result r = session.run(Map.of("x", x))) {
-      FloatBuffer b = ((OnnxTensor) r.get(0)).getFloatBuffer();
-      float[] v = new float[b.remaining()];
-      b.get(v);
-      return v;
+    try (OnnxTensor x = RuntimeRuns.normal(new Random(1000), 12, WIDTH)) {
+      return RuntimeRuns.first(model, Map.of("x", x));
     }
   }
 
@@ -164,12 +159,6 @@ class DynamicQuantizerTest {
       }
     }
     return Math.sqrt(difference / expected.length);
-  }
-
-  private static Map<String, Integer> operators(OnnxModel model) {
-    Map<String, Integer> count = new TreeMap<>();
-    model.nodes().forEach(n -> count.merge(n.getOpType(), 1, Integer::sum));
-    return count;
   }
 
   private static OnnxModel quantized(ModelProto proto, boolean calibrated, boolean reduceRange) {

@@ -13,10 +13,7 @@ import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
-import java.nio.FloatBuffer;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -55,14 +52,7 @@ class GateBoundsTest {
   }
 
   private TensorActivations example() throws OrtException {
-    float[] x = new float[4 * 64];
-    for (int i = 0; i < x.length; i++) {
-      x[i] = (float) random.nextGaussian();
-    }
-    OnnxTensor tensor =
-        OnnxTensor.createTensor(
-            OrtEnvironment.getEnvironment(), FloatBuffer.wrap(x), new long[] {1, 4, 8, 8});
-    return new TensorActivations(List.of(Map.of("x", tensor)), 1);
+    return new TensorActivations(List.of(Map.of("x", RuntimeRuns.normal(random, 1, 4, 8, 8))), 1);
   }
 
   private float least(ModelProto proto, double tolerance) throws OrtException {

@@ -19,13 +19,10 @@ import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataLocation;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
-import ai.onnxruntime.OrtSession;
 import java.io.IOException;
 import java.io.RandomAccessFile;
 import java.nio.ByteBuffer;
-import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -43,7 +40,6 @@ import org.junit.jupiter.params.provider.ValueSource;
 
 /** int8 models as other quantizers write them, and odd ones. */
 class Int8FormsTest {
-  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
   private static final int SIDE = 4;
   private static final String OTHERS = "other nodes read the integers in another way";
 
@@ -96,17 +92,9 @@ class Int8FormsTest {
   }
 
   private static float[] run(OnnxModel model) throws OrtException {
-    float[] x = {1, -2, 3, 0.5f, 0.25f, 4, -1, 2};
-    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
-      options.setOptimizationLevel(OrtSession.SessionOptions.OptLevel.NO_OPT);
-      try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer(), options);
-          OnnxTensor tensor =
-              OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), new long[] {2, SIDE});
-          OrtSession.Result result = session.run(Map.of("x", tensor))) {
-        float[] y = new float[2 * SIDE];
-        ((OnnxTensor) result.get(0)).getFloatBuffer().get(y);
-        return y;
-      }
+    try (OnnxTensor x =
+        RuntimeRuns.tensor(new float[] {1, -2, 3, 0.5f, 0.25f, 4, -1, 2}, 2, SIDE)) {
+      return RuntimeRuns.firstOfNodes(model, Map.of("x", x));
     }
   }
 

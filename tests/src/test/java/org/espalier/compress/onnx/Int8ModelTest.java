@@ -1,5 +1,7 @@
 package org.espalier.compress.onnx;
 
+import static org.espalier.compress.onnx.RuntimeRuns.firstOfNodes;
+import static org.espalier.compress.onnx.RuntimeRuns.normal;
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
@@ -12,9 +14,7 @@ import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
-import ai.onnxruntime.OrtSession;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
@@ -24,9 +24,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.Set;
-import java.util.TreeSet;
 import org.espalier.InputException;
-import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -34,27 +32,12 @@ import org.junit.jupiter.api.Test;
 
 /** int8 models as models of floats, checked in ONNX Runtime, and back. */
 class Int8ModelTest {
-  private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
-
   private static OnnxTensor input(long... dims) throws OrtException {
-    Random random = new Random(1);
-    int n = 1;
-    for (long d : dims) {
-      n *= (int) d;
-    }
-    float[] v = new float[n];
-    for (int i = 0; i < n; i++) {
-      v[i] = (float) random.nextGaussian();
-    }
-    return OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(v), dims);
+    return normal(new Random(1), dims);
   }
 
   private static OnnxModel fixed(ModelProto proto, OnnxTensor x) {
-    OnnxModel model = OnnxModel.of(proto, "fixed");
-    StaticQuantizer quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
-    quantizer.apply(
-        quantizer.ranges(new TensorActivations(List.of(Map.of("x", x)), 1), new Clipping.MinMax()));
-    return model;
+    return RuntimeRuns.fixed(proto, StaticQuantizer.Options.defaults(), List.of(Map.of("x", x)));
   }
 
   private static OnnxModel dynamic(ModelProto proto) {
@@ -63,24 +46,12 @@ class Int8ModelTest {
     return model;
   }
 
-  /** As the nodes say, without what the runtime's optimizer makes of them. */
   private static float[] run(OnnxModel model, OnnxTensor x) throws OrtException {
-    try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
-      options.setOptimizationLevel(OrtSession.SessionOptions.OptLevel.NO_OPT);
-      try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer(), options);
-          OrtSession.Result result = session.run(Map.of("x", x))) {
-        FloatBuffer b = ((OnnxTensor) result.get(0)).getFloatBuffer();
-        float[] v = new float[b.remaining()];
-        b.get(v);
-        return v;
-      }
-    }
+    return firstOfNodes(model, Map.of("x", x));
   }
 
   private static Set<String> operators(OnnxModel model) {
-    Set<String> all = new TreeSet<>();
-    model.nodes().forEach(n -> all.add(n.getOpType()));
-    return all;
+    return RuntimeRuns.operators(model).keySet();
   }
 
   private static Map<String, float[]> values(Int8Model integers) {

@@ -1,5 +1,8 @@
 package org.espalier.compress.onnx;
 
+import static org.espalier.compress.onnx.RuntimeRuns.first;
+import static org.espalier.compress.onnx.RuntimeRuns.fixed;
+import static org.espalier.compress.onnx.RuntimeRuns.normal;
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.int64s;
@@ -21,7 +24,6 @@ import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import java.io.IOException;
-import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -79,40 +81,20 @@ class IntegerOperatorsTest {
     g.addInitializer(floats(name, new float[] {value}, dims));
   }
 
-  private Map<String, OnnxTensor> input(long channels, long side) throws OrtException {
-    float[] x = new float[(int) (channels * side * side)];
-    Random values = new Random(9);
-    for (int i = 0; i < x.length; i++) {
-      x[i] = (float) values.nextGaussian();
-    }
-    long[] shape = {1, channels, side, side};
-    return Map.of("x", OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(x), shape));
+  private static Map<String, OnnxTensor> input(long channels, long side) throws OrtException {
+    return Map.of("x", normal(new Random(9), 1, channels, side, side));
   }
 
   private static OnnxModel quantize(
       ModelProto proto, Map<String, OnnxTensor> in, Predicate<OnnxWeight> include) {
-    OnnxModel model = OnnxModel.of(proto, "test");
-    StaticQuantizer quantizer =
-        new StaticQuantizer(model, new StaticQuantizer.Options(false, true, include));
-    TensorActivations source = new TensorActivations(List.of(in), 1);
-    quantizer.apply(quantizer.ranges(source, new Clipping.MinMax()));
+    OnnxModel model = fixed(proto, new StaticQuantizer.Options(false, true, include), List.of(in));
     model.check();
     return model;
   }
 
-  private static float[] run(OnnxModel model, Map<String, OnnxTensor> in) throws OrtException {
-    try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
-        OrtSession.Result result = session.run(in)) {
-      FloatBuffer b = ((OnnxTensor) result.get(0)).getFloatBuffer();
-      float[] v = new float[b.remaining()];
-      b.get(v);
-      return v;
-    }
-  }
-
   private static double error(ModelProto expected, OnnxModel actual, Map<String, OnnxTensor> in)
       throws OrtException {
-    return OutputErrors.error(run(OnnxModel.of(expected, "float"), in), run(actual, in));
+    return OutputErrors.error(first(OnnxModel.of(expected, "float"), in), first(actual, in));
   }
 
   /** The operators that ONNX Runtime runs, each with how many there are. */

@@ -1,6 +1,10 @@
 package org.espalier.compress.onnx;
 
 import static org.espalier.compress.onnx.OutputErrors.error;
+import static org.espalier.compress.onnx.RuntimeRuns.first;
+import static org.espalier.compress.onnx.RuntimeRuns.fixed;
+import static org.espalier.compress.onnx.RuntimeRuns.normal;
+import static org.espalier.compress.onnx.RuntimeRuns.operators;
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
@@ -35,7 +39,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.Set;
-import java.util.TreeMap;
 import org.espalier.InputException;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -53,55 +56,18 @@ class StaticQuantizerTest {
 
   @TempDir private Path folder;
 
-  private static OnnxTensor normal(long seed, long... dims) throws OrtException {
-    Random random = new Random(seed);
-    int n = 1;
-    for (long d : dims) {
-      n *= (int) d;
-    }
-    float[] v = new float[n];
-    for (int i = 0; i < n; i++) {
-      v[i] = (float) random.nextGaussian();
-    }
-    return OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(v), dims);
-  }
-
-  private static OnnxModel quantize(
-      ModelProto proto, StaticQuantizer.Options options, List<Map<String, OnnxTensor>> inputs) {
-    OnnxModel model = OnnxModel.of(proto, "test");
-    StaticQuantizer quantizer = new StaticQuantizer(model, options);
-    quantizer.apply(quantizer.ranges(new TensorActivations(inputs, 1), new Clipping.MinMax()));
-    return model;
-  }
-
-  private static float[] run(OnnxModel model, Map<String, OnnxTensor> inputs) throws OrtException {
-    try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer());
-        OrtSession.Result result = session.run(inputs)) {
-      FloatBuffer b = ((OnnxTensor) result.get(0)).getFloatBuffer();
-      float[] v = new float[b.remaining()];
-      b.get(v);
-      return v;
-    }
-  }
-
-  private static Map<String, Integer> operators(OnnxModel model) {
-    Map<String, Integer> count = new TreeMap<>();
-    model.nodes().forEach(n -> count.merge(n.getOpType(), 1, Integer::sum));
-    return count;
-  }
-
   @Test
   void aConvolutionalNetworkRunsAndIsClose() throws OrtException {
     OnnxModel original = OnnxModel.of(SmallModels.cnn(), "cnn");
-    Map<String, OnnxTensor> in = Map.of("x", normal(1, 4, 3, 16, 16));
-    OnnxModel q = quantize(SmallModels.cnn(), StaticQuantizer.Options.defaults(), List.of(in));
+    Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 4, 3, 16, 16));
+    OnnxModel q = fixed(SmallModels.cnn(), StaticQuantizer.Options.defaults(), List.of(in));
     // x, r1, c2, r3, p and f.
     assertEquals(6, operators(q).get("QuantizeLinear"));
     assertEquals(DataType.INT8, q.initializer("conv1.weight_quantized").type());
     assertEquals(16, q.initializer("conv2.weight_scale").elements());
     assertEquals(DataType.INT32, q.initializer("fc.bias_quantized").type());
     assertEquals(null, q.initializer("conv1.weight"));
-    double error = error(run(original, in), run(q, in));
+    double error = error(first(original, in), first(q, in));
     assertTrue(error > 1e-6 && error < 0.03, "error " + error);
   }
 
@@ -135,23 +101,23 @@ class StaticQuantizerTest {
 
   @Test
   void convsThatAloneSpoilTheOutputsStayFloat() throws OrtException {
-    Map<String, OnnxTensor> in = Map.of("v0", normal(3, 1, 8, 6, 6));
+    Map<String, OnnxTensor> in = Map.of("v0", normal(new Random(3), 1, 8, 6, 6));
     ActivationSource source = new TensorActivations(List.of(in), 1);
     for (float factor : new float[] {1, 1000}) {
       ModelProto proto = unevenChannels(factor);
-      float[] expected = run(OnnxModel.of(proto, "float"), in);
+      float[] expected = first(OnnxModel.of(proto, "float"), in);
       OnnxModel all = OnnxModel.of(proto, "all");
       StaticQuantizer quantizer = new StaticQuantizer(all, StaticQuantizer.Options.defaults());
       Map<String, ActivationRange> ranges = quantizer.calibrate(source, new Clipping.MinMax());
       quantizer.apply(ranges);
-      double spoilt = error(expected, run(all, in));
+      double spoilt = error(expected, first(all, in));
 
       OnnxModel model = OnnxModel.of(proto, "some");
       quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
       quantizer.setRanges(quantizer.calibrate(source, new Clipping.MinMax()));
       Map<String, Double> left = quantizer.leaveSensitive(new OutputError(model, source));
       quantizer.apply(quantizer.ranges());
-      double error = error(expected, run(model, in));
+      double error = error(expected, first(model, in));
       if (factor == 1) {
         assertEquals(Map.of(), left);
         assertEquals(16, quantizer.quantized().size());
@@ -229,15 +195,15 @@ class StaticQuantizerTest {
   void rangesServeTheAnswersNotWhatTheyAreMadeOf() throws OrtException {
     List<Map<String, OnnxTensor>> examples = new ArrayList<>();
     for (int e = 0; e < 4; e++) {
-      OnnxTensor x = normal(20 + e, 1, 4, 32, 32);
+      OnnxTensor x = normal(new Random(20 + e), 1, 4, 32, 32);
       for (int c = 0; e == 0 && c < 4; c++) {
         x.getBufferRef().map(FloatBuffer.class::cast).orElseThrow().put(1024 * c + 77, 300);
       }
       examples.add(Map.of("x", x));
     }
     ActivationSource source = new TensorActivations(examples, 1);
-    Map<String, OnnxTensor> unseen = Map.of("x", normal(30, 1, 4, 32, 32));
-    float[] expected = run(OnnxModel.of(maskAndFeatures(), "float"), unseen);
+    Map<String, OnnxTensor> unseen = Map.of("x", normal(new Random(30), 1, 4, 32, 32));
+    float[] expected = first(OnnxModel.of(maskAndFeatures(), "float"), unseen);
     double[] errors = new double[2];
     for (int i = 0; i < 2; i++) {
       OnnxModel model = OnnxModel.of(maskAndFeatures(), "int8");
@@ -250,7 +216,7 @@ class StaticQuantizerTest {
       boolean cut = ranges.get("features").max() < 10;
       assertEquals(i == 0, cut, ranges.toString());
       q.apply(ranges);
-      errors[i] = error(expected, run(model, unseen));
+      errors[i] = error(expected, first(model, unseen));
     }
     assertTrue(errors[0] < 0.03 && errors[1] > 0.2, Arrays.toString(errors));
   }
@@ -278,11 +244,11 @@ class StaticQuantizerTest {
     StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
     q.apply(
         q.calibrate(
-            new TensorActivations(List.of(Map.of("x", normal(1, 60, 256))), 1),
+            new TensorActivations(List.of(Map.of("x", normal(new Random(1), 60, 256))), 1),
             new Clipping.MinMax()));
     assertEquals(List.of("places"), q.quantized());
-    Map<String, OnnxTensor> unseen = Map.of("x", normal(2, 300, 256));
-    double error = error(run(OnnxModel.of(proto, "float"), unseen), run(model, unseen));
+    Map<String, OnnxTensor> unseen = Map.of("x", normal(new Random(2), 300, 256));
+    double error = error(first(OnnxModel.of(proto, "float"), unseen), first(model, unseen));
     assertTrue(error < 0.05, "error " + error);
   }
 
@@ -305,15 +271,15 @@ class StaticQuantizerTest {
   @Test
   void matMulAndGemmRunAndAreClose() throws OrtException {
     OnnxModel original = OnnxModel.of(SmallModels.mlp(), "mlp");
-    Map<String, OnnxTensor> in = Map.of("x", normal(1, 64, 8));
-    OnnxModel q = quantize(SmallModels.mlp(), StaticQuantizer.Options.defaults(), List.of(in));
-    double full = error(run(original, in), run(q, in));
+    Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 64, 8));
+    OnnxModel q = fixed(SmallModels.mlp(), StaticQuantizer.Options.defaults(), List.of(in));
+    double full = error(first(original, in), first(q, in));
     assertTrue(full > 1e-6 && full < 0.02, "error " + full);
     StaticQuantizer.Options reduced = new StaticQuantizer.Options(true, true, w -> true);
-    OnnxModel r = quantize(SmallModels.mlp(), reduced, List.of(in));
+    OnnxModel r = fixed(SmallModels.mlp(), reduced, List.of(in));
     assertEquals(63, max(r.initializer("w_quantized").data()));
     assertEquals(127, max(q.initializer("w_quantized").data()));
-    double seven = error(run(original, in), run(r, in));
+    double seven = error(first(original, in), first(r, in));
     assertTrue(seven < 0.03, "error " + seven);
   }
 
@@ -340,7 +306,7 @@ class StaticQuantizerTest {
                 value(
                     "y", DataType.FLOAT, axes == 2 ? new long[] {24, 16} : new long[] {4, 6, 16}));
     ModelProto proto = SmallModels.model(13, g);
-    Map<String, OnnxTensor> in = Map.of("x", normal(4, x));
+    Map<String, OnnxTensor> in = Map.of("x", normal(new Random(4), x));
     OnnxModel model = OnnxModel.of(proto, "bias");
     StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
     q.apply(q.calibrate(new TensorActivations(List.of(in), 1), new Clipping.MinMax()));
@@ -352,7 +318,7 @@ class StaticQuantizerTest {
     Map<String, Integer> runtime = operators(OnnxModel.read(optimized));
     assertEquals(1, runtime.get(operator), runtime.toString());
     assertFalse(runtime.containsKey("DequantizeLinear"), runtime.toString());
-    double error = error(run(OnnxModel.of(proto, "float"), in), run(model, in));
+    double error = error(first(OnnxModel.of(proto, "float"), in), first(model, in));
     assertTrue(error > 1e-6 && error < 0.01, "error " + error);
   }
 
@@ -406,7 +372,7 @@ class StaticQuantizerTest {
         OnnxTensor.createTensor(
             ENVIRONMENT, LongBuffer.wrap(new long[] {3, 49, 0, 7, 7}), new long[] {5});
     Map<String, OnnxTensor> in = Map.of("ids", ids);
-    OnnxModel q = quantize(proto, StaticQuantizer.Options.defaults(), List.of(in));
+    OnnxModel q = fixed(proto, StaticQuantizer.Options.defaults(), List.of(in));
     assertEquals(13, q.opset(""));
     assertEquals(2, operators(q).get("Gather"));
     assertFalse(operators(q).containsKey("Transpose"));
@@ -415,7 +381,7 @@ class StaticQuantizerTest {
     // wt once for its two nodes, and w itself for the third.
     assertEquals(
         2, q.initializers().stream().filter(i -> i.name().startsWith("w_quantized")).count());
-    double error = error(run(original, in), run(q, in));
+    double error = error(first(original, in), first(q, in));
     assertTrue(error > 1e-6 && error < 0.05, "error " + error);
   }
 
@@ -446,7 +412,7 @@ class StaticQuantizerTest {
     shape[0] = 5;
     Map<String, OnnxTensor> in =
         Map.of("x", OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(values), shape));
-    assertTrue(error(run(old, in), run(raised, in)) < 1e-6);
+    assertTrue(error(first(old, in), first(raised, in)) < 1e-6);
   }
 
   /** As the older exporters write what makes pictures larger. */
@@ -488,10 +454,10 @@ class StaticQuantizerTest {
     OnnxModel original = OnnxModel.of(SmallModels.model(opset, g.addNode(resize)), "old");
     OnnxModel raised = original.copy();
     OpsetUpgrade.raise(raised, 13);
-    Map<String, OnnxTensor> in = Map.of("x", normal(1, 2, 3, 6, 5));
-    assertEquals(0, error(run(original, in), run(raised, in)), 1e-6);
-    OnnxModel q = quantize(original.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
-    double error = error(run(original, in), run(q, in));
+    Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 2, 3, 6, 5));
+    assertEquals(0, error(first(original, in), first(raised, in)), 1e-6);
+    OnnxModel q = fixed(original.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
+    double error = error(first(original, in), first(q, in));
     assertTrue(error < 0.02, "error " + error);
   }
 
@@ -532,13 +498,13 @@ class StaticQuantizerTest {
       w2[i] *= 1e-9f;
     }
     model.replaceInitializer(OnnxInitializer.floats("w2", new long[] {4, 6}, w2));
-    Map<String, OnnxTensor> in = Map.of("x", normal(1, 64, 8));
-    OnnxModel q = quantize(model.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
+    Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 64, 8));
+    OnnxModel q = fixed(model.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
     assertEquals(max(q.initializer("w_scale").floats()), q.initializer("w_scale").floats().get(2));
     assertEquals(0, q.initializer("w_quantized").data().get(2));
     int bias = q.initializer("b2_quantized").data().getInt(0);
     assertTrue(Math.abs(bias) > 1 << 29 && Math.abs(bias) <= (1 << 30) + 128, "bias " + bias);
-    double error = error(run(model, in), run(q, in));
+    double error = error(first(model, in), first(q, in));
     assertTrue(error < 0.02, "error " + error);
   }
 
@@ -546,7 +512,7 @@ class StaticQuantizerTest {
   @Test
   void aBiasThatTrainingMovedTooFarStaysFloat() throws OrtException {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
-    Map<String, OnnxTensor> in = Map.of("x", normal(1, 64, 8));
+    Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 64, 8));
     StaticQuantizer quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
     quantizer.setRanges(
         quantizer.ranges(new TensorActivations(List.of(in), 1), new Clipping.MinMax()));
@@ -560,7 +526,7 @@ class StaticQuantizerTest {
     assertEquals(null, q.initializer("b2_quantized"));
     assertEquals(DataType.FLOAT, q.initializer("b2").type());
     model.replaceConstant(moved);
-    double error = error(otherColumns(run(model, in)), otherColumns(run(q, in)));
+    double error = error(otherColumns(first(model, in)), otherColumns(first(q, in)));
     assertTrue(error < 0.02, "error " + error);
   }
 
@@ -617,10 +583,10 @@ class StaticQuantizerTest {
     OnnxModel folded = OnnxModel.of(proto, "folded");
     BatchNormFolding.apply(folded);
     assertFalse(operators(folded).containsKey("BatchNormalization"));
-    Map<String, OnnxTensor> in = Map.of("x", normal(1, 4, 3, 8, 8));
-    assertTrue(error(run(original, in), run(folded, in)) < 1e-5);
-    OnnxModel q = quantize(proto, StaticQuantizer.Options.defaults(), List.of(in));
-    double error = error(run(original, in), run(q, in));
+    Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 4, 3, 8, 8));
+    assertTrue(error(first(original, in), first(folded, in)) < 1e-5);
+    OnnxModel q = fixed(proto, StaticQuantizer.Options.defaults(), List.of(in));
+    double error = error(first(original, in), first(q, in));
     assertTrue(error > 1e-6 && error < 0.03, "error " + error);
 
     // A convolution that something else reads too keeps its normalization.
@@ -658,11 +624,11 @@ class StaticQuantizerTest {
     StaticQuantizer f = new StaticQuantizer(fitted, StaticQuantizer.Options.defaults());
     Map<String, ActivationRange> ranges = f.calibrate(source, new Clipping.MinMax());
     assertEquals(List.of("w", "w2"), f.quantized());
-    double before = error(run(plain, in), run(fitted, in));
+    double before = error(first(plain, in), first(fitted, in));
     assertTrue(before < 1e-5, "fitting alone changes nothing: " + before);
     f.apply(ranges);
-    double with = error(run(plain, in), run(fitted, in));
-    double without = error(run(plain, in), run(unfitted, in));
+    double with = error(first(plain, in), first(fitted, in));
+    double without = error(first(plain, in), first(unfitted, in));
     assertTrue(with < 0.25 * without, with + " with fitting, " + without + " without");
   }
 
@@ -719,7 +685,7 @@ class StaticQuantizerTest {
       assertEquals("ONNX Runtime has no int8 RNN", skipped.get("rnn.W"));
     }
     assertTrue(q.quantized().contains("down.weight"), q.quantized().toString());
-    try (OnnxTensor x = normal(1, 4, 3, 8);
+    try (OnnxTensor x = normal(new Random(1), 4, 3, 8);
         OrtSession before = ENVIRONMENT.createSession(SmallModels.recurrent().toByteArray());
         OrtSession.Result expected = before.run(Map.of("x", x))) {
       q.apply(q.ranges(new TensorActivations(List.of(Map.of("x", x)), 1), new Clipping.MinMax()));

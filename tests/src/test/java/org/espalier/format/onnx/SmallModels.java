@@ -57,6 +57,26 @@ public final class SmallModels {
     return changed.build();
   }
 
+  /** x [n, width] → MatMul + Add → Relu → MatMul + Add → [n, outputs]. */
+  public static ModelProto perceptron(
+      Random random, int width, int hidden, int outputs, String output) {
+    return model(
+        14,
+        GraphProto.newBuilder()
+            .setName("perceptron")
+            .addInput(value("x", DataType.FLOAT, -1, width))
+            .addInitializer(floats("w1", random, 0.3f, width, hidden))
+            .addInitializer(floats("b1", random, 0.1f, hidden))
+            .addInitializer(floats("w2", random, 0.3f, hidden, outputs))
+            .addInitializer(floats("b2", random, 0.1f, outputs))
+            .addNode(node("MatMul", "m1", List.of("x", "w1"), "p1"))
+            .addNode(node("Add", "a1", List.of("p1", "b1"), "h1"))
+            .addNode(node("Relu", "r1", List.of("h1"), "h"))
+            .addNode(node("MatMul", "m2", List.of("h", "w2"), "p2"))
+            .addNode(node("Add", "a2", List.of("p2", "b2"), output))
+            .addOutput(value(output, DataType.FLOAT, -1, outputs)));
+  }
+
   /** x [n, 3, 16, 16] through two Convs with bias (the second depthwise) and a Gemm: y [n, 10]. */
   public static ModelProto cnn() {
     Random random = new Random(2);
