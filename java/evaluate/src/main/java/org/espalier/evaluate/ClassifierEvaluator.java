@@ -19,7 +19,7 @@ public final class ClassifierEvaluator {
    * by a Sigmoid or Softmax; {@link LogitRows} says which of them belong to a label. A single one is of class 1
    * against class 0. Tokens that an input {@code attention_mask} leaves out are not looked at.
    *
-   * @param labels the right classes of each example in turn; negative where nobody knows
+   * @param labels the right classes of each example in turn; negative where it is unknown
    * @throws InputException when a model cannot be run, the two differ in classes, or a label is none of them
    */
   public static ClassifierFidelity evaluate(ModelPair pair, long[] labels) {

@@ -19,8 +19,9 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Computes constants with ONNX Runtime, to the bits that it would compute when it loads the model. Sizes are known
- * before anything is computed, or nothing is: a few bytes can ask for any amount of memory.
+ * Computes constants with ONNX Runtime, to the bits that it would compute when it loads the model. The sizes of results
+ * are worked out first, and nothing is computed where they are not known: a few bytes of a model can ask for any amount
+ * of memory.
  */
 public final class ConstantRuntime implements ComputedWeights.Runtime {
   private static final Logger LOG = LoggerFactory.getLogger(ConstantRuntime.class);

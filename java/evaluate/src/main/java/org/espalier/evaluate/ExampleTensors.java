@@ -177,7 +177,7 @@ public final class ExampleTensors {
 
   /**
    * The examples as tensors for a model's inputs, in the types that it takes; values of other names are left out.
-   * Whoever asks closes them.
+   * The caller closes them.
    *
    * @param inputs of the model, each with its type; null for one that is no tensor
    */

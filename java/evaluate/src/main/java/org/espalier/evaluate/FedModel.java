@@ -38,7 +38,7 @@ final class FedModel implements AutoCloseable {
     return model.name();
   }
 
-  /** All that the model gives for an example. Whoever asks closes it. */
+  /** All that the model gives for an example. The caller closes it. */
   OrtSession.Result run(int example) {
     return model.run(inputs.get(example));
   }

@@ -41,7 +41,7 @@ public final class FidelityEvaluator {
    * Compares {@code candidate} with {@code reference}.
    *
    * @param texts at least three texts
-   * @param progress hears how far it is
+   * @param progress receives the progress
    * @throws InputException when a model cannot be loaded or run, the two differ in width, or there are
    *     too few texts
    */

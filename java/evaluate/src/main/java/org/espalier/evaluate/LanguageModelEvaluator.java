@@ -41,7 +41,7 @@ public final class LanguageModelEvaluator {
    *
    * @param tokenizer the tokenizer both models were trained with; not closed here
    * @param texts at least one of two tokens or more
-   * @param progress hears how far it is
+   * @param progress receives the progress
    * @throws InputException when a model cannot be loaded or run, is no language model of this vocabulary, the
    *     two differ in it, or no text has a second token
    */
@@ -54,9 +54,9 @@ public final class LanguageModelEvaluator {
     List<Tokens> tokens = tokens(tokenizer, texts);
     try (OnnxTextModel referenceModel = new OnnxTextModel(reference, 1);
         OnnxTextModel candidateModel = new OnnxTextModel(candidate, 1)) {
-      Speaker first = new Speaker(reference, referenceModel);
-      Speaker second = new Speaker(candidate, candidateModel);
-      long foretold = 0;
+      Judged first = new Judged(reference, referenceModel);
+      Judged second = new Judged(candidate, candidateModel);
+      long predicted = 0;
       long places = 0;
       long agreed = 0;
       double divergence = 0;
@@ -82,7 +82,7 @@ public final class LanguageModelEvaluator {
           agreed += first.likeliest[t] >= 0 && first.likeliest[t] == second.likeliest[t] ? 1 : 0;
         }
         places += text.length();
-        foretold += text.length() - 1;
+        predicted += text.length() - 1;
       }
       Savings savings =
           Savings.measure(
@@ -94,11 +94,11 @@ public final class LanguageModelEvaluator {
               progress);
       return new LanguageModelFidelity(
           tokens.size(),
-          foretold,
-          Math.exp(second.loss / foretold),
-          Math.exp(first.loss / foretold),
-          (double) second.right / foretold,
-          (double) first.right / foretold,
+          predicted,
+          Math.exp(second.loss / predicted),
+          Math.exp(first.loss / predicted),
+          (double) second.right / predicted,
+          (double) first.right / predicted,
           (double) agreed / places,
           divergence / places,
           savings);
@@ -113,27 +113,27 @@ public final class LanguageModelEvaluator {
   public static void check(TextTokenizer tokenizer, Path file, List<String> texts) {
     List<Tokens> some = Tokens.mostAsking(tokens(tokenizer, texts));
     try (OnnxTextModel model = new OnnxTextModel(file, 1)) {
-      Speaker speaker = new Speaker(file, model);
+      Judged judged = new Judged(file, model);
       for (Tokens text : some) {
-        speaker.read(text);
-        speaker.judge(text, null);
+        judged.read(text);
+        judged.judge(text, null);
       }
     }
   }
 
-  /** Those of which something can be foretold. */
+  /** The texts with a token to predict. */
   private static List<Tokens> tokens(TextTokenizer tokenizer, List<String> texts) {
     List<Tokens> tokens =
         texts.stream().map(tokenizer::encode).filter(text -> text.length() > 1).toList();
     if (tokens.isEmpty()) {
       throw new InputException(
-          "none of the texts has a second token, which a language model could foretell");
+          "none of the texts has a second token, which a language model could predict");
     }
     return tokens;
   }
 
   /** One of the models and what it says of the text at hand. */
-  private static final class Speaker {
+  private static final class Judged {
     private final Path file;
     private final OnnxTextModel model;
     private final Set<String> output;
@@ -147,7 +147,7 @@ public final class LanguageModelEvaluator {
 
     private long right;
 
-    Speaker(Path file, OnnxTextModel model) {
+    Judged(Path file, OnnxTextModel model) {
       this.file = file;
       this.model = model;
       this.output = Set.of(model.firstOutput());
@@ -203,7 +203,7 @@ public final class LanguageModelEvaluator {
      * @param teacher null for none
      * @return mean KL(teacher ‖ this) over the text's places
      */
-    double judge(Tokens text, Speaker teacher) {
+    double judge(Tokens text, Judged teacher) {
       long[] next = Arrays.copyOfRange(text.ids(), 1, text.length() + 1);
       next[text.length() - 1] = KdSoftmaxLoss.NO_LABEL;
       KdSoftmaxLoss.Result result;

@@ -4,11 +4,10 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * How well a candidate foretells the next token of texts, how closely it follows its reference, and what it
- * saves.
+ * How well a candidate predicts the next token of texts, how closely it follows its reference, and what it saves.
  *
  * @param texts number of texts
- * @param tokens how many tokens were foretold: all but the first of each text
+ * @param tokens how many tokens were predicted: all but the first of each text
  * @param perplexity exp(mean of −log of the probability that the candidate gives the next token)
  * @param referencePerplexity the reference's
  * @param accuracy share of tokens that the candidate holds the most likely
@@ -16,6 +15,7 @@ import java.util.Map;
  * @param agreement share of places for which both hold the same token the most likely
  * @param divergence mean over places of KL(reference ‖ candidate), in nats
  * @param savings what the candidate saves, one whole text a run
+ *
  */
 public record LanguageModelFidelity(
     int texts,

@@ -16,8 +16,9 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
- * A model that ONNX Runtime has loaded, from a file or from memory. What of memory one message cannot hold, 2 GiB and more, it reads where the model's own
- * tensors lie, mapped from files as a rule.
+ * A model that ONNX Runtime has loaded, from a file or from memory. A model from memory that is too large for one
+ * message, of 2 GiB and more, keeps its large tensors outside of it: ONNX Runtime reads them where they lie, as a rule
+ * in mapped files.
  */
 final class LoadedModel implements AutoCloseable {
   /** Above this, tensors are not copied into a message. */

@@ -61,7 +61,7 @@ public final class ModelPair implements AutoCloseable {
   /**
    * What the candidate saves, measured now.
    *
-   * @param progress hears how far it is
+   * @param progress receives the progress
    * @throws InputException when a model cannot be run
    */
   public Savings savings(Progress progress) {

@@ -7,13 +7,14 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * How much a tokenizer's patterns have to do with a text. What {@code \s+$} matches is looked for from each character of a
- * run of blanks on, and each time through the whole rest of the run: for n of them that is n² steps, and n³ where two
- * repetitions of the same characters follow each other. The tokenizers library cannot be stopped while it does it, and ends
- * the process where one match takes ten million steps. So a text is refused before whose runs would be too long.
+ * Bounds the work of a tokenizer's patterns on a text. A pattern as {@code \s+$} is tried at each character of a run of
+ * blanks, and each time goes through the rest of the run: n² steps for n blanks, and n³ where two repetitions of the
+ * same characters follow each other. The tokenizers library cannot be stopped meanwhile, and ends the process where one
+ * match takes ten million steps. So texts with runs that are too long are refused.
  *
- * <p>An alternative that fails is no harm where another one takes the run, as in {@code \s*[\r\n]+|\s+}. Whether it does is
- * seen by Java's own expressions, which try the same ways, on characters that are counted.
+ * <p>An alternative that fails does no harm where another one takes the run, as in {@code \s*[\r\n]+|\s+}. Whether it
+ * does is found by Java's own regular expressions, which try alternatives in the same order, on a text that counts the
+ * characters that are read.
  *
  * <p>Safe for use by several threads.
  */

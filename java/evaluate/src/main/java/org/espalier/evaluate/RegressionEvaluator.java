@@ -9,7 +9,7 @@ public final class RegressionEvaluator {
   /**
    * Compares the candidate of a pair with its reference.
    *
-   * @param labels of all examples, {@code width} each; NaN where nobody knows
+   * @param labels of all examples, {@code width} each; NaN where it is unknown
    * @param width how many values the first output has an example
    * @throws InputException when a model cannot be run, or its first output is of another size
    */

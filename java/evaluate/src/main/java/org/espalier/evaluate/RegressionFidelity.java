@@ -4,7 +4,7 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * How well a candidate tells numbers, how closely it follows its reference.
+ * How well a candidate predicts numbers, and how closely it follows its reference.
  *
  * @param examples number of examples compared
  * @param errors of the candidate against the labels
@@ -12,6 +12,7 @@ import java.util.Map;
  * @param cosine between the values that the two give for all examples
  * @param relativeError √(Σ (candidate − reference)² / Σ reference²) over all examples
  * @param largestDifference the largest |candidate − reference|
+ *
  */
 public record RegressionFidelity(
     int examples,

@@ -17,14 +17,14 @@ import java.util.regex.PatternSyntaxException;
 import java.util.stream.IntStream;
 
 /**
- * Finds what an expression of Oniguruma repeats in more ways than one, as {@code (a+)+} does: of one text so many that
- * where the rest does not match, all of them are tried. Oniguruma ends a match after ten million steps, and the
- * tokenizers library then ends the process.
+ * Finds regular expressions of Oniguruma that backtrack exponentially, as {@code (a+)+} does: where the rest does not
+ * match, all ways to repeat are tried. Oniguruma ends a match after ten million steps, and the tokenizers library then
+ * ends the process.
  *
- * <p>A group may be repeated where in each round the next character tells the only way on (strong determinism in the
- * sense of Brüggemann-Klein), as in {@code (?:\p{L}\p{M}*)+} and {@code (?:\d{3})+}; where nothing behind it can fail; and
- * where it is atomic or possessive. Characters that are repeated alone make a match longer by powers of the text's
- * length alone; {@link #retried} finds these, for {@link PatternWork}.
+ * <p>A repeated group is harmless where in each round the next character tells the only way on (strong determinism in
+ * the sense of Brüggemann-Klein), as in {@code (?:\p{L}\p{M}*)+} and {@code (?:\d{3})+}; where nothing behind it can
+ * fail; and where it is atomic or possessive. Repetitions of single characters take time that is polynomial in the
+ * length of the text; {@link #retried} finds these, for {@link PatternWork}.
  */
 final class Repetitions {
   private static final int ENDLESS = Integer.MAX_VALUE;

@@ -24,7 +24,7 @@ public final class TensorEvaluator {
   /**
    * Compares the candidate of a pair with its reference.
    *
-   * @param progress hears how far it is
+   * @param progress receives the progress
    * @throws InputException where a model cannot be run, or the two differ in their outputs
    */
   public static TensorFidelity evaluate(ModelPair pair, Progress progress) {

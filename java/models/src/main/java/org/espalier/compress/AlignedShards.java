@@ -12,8 +12,8 @@ import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.format.safetensors.TensorSpec;
 
 /**
- * Stands in for shards whose tensors do not lie at multiples of their element size, as files of old
- * writers do: such a shard is copied into a temporary file beside the target, where they do.
+ * Copies of shards in which tensors do not lie at multiples of their element size, as old writers left them. Such a
+ * shard is copied into a temporary file beside the target, with its tensors aligned.
  */
 final class AlignedShards implements AutoCloseable {
   private final Path target;

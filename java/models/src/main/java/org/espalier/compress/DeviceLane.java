@@ -15,8 +15,8 @@ import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
 
 /**
- * A stream of a CUDA device with buffers of its own; of two, one copies and computes while the host
- * works on what the other has done.
+ * A CUDA stream with buffers of its own. Of two lanes, one copies and computes while the host works on the results of
+ * the other.
  */
 final class DeviceLane implements RowLane {
   private final Device device;

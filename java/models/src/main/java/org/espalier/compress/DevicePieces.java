@@ -17,8 +17,8 @@ import org.espalier.device.Tensor;
 import org.espalier.op.MagnitudePrune;
 
 /**
- * Pieces from a CUDA device, which holds all chosen weights and has pruned them in one call. Both ways
- * lead through two page-locked buffers: while one is copied, the host reads or writes the other.
+ * Pieces of weights from a CUDA device, which holds all chosen weights and prunes them in one call. Weights go in and
+ * out through two page-locked buffers: while the device copies one, the host reads or writes the other.
  */
 final class DevicePieces implements PrunedPieces {
   private static final int PIECE = KernelPieces.PIECE;

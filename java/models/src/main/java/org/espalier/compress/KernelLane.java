@@ -7,7 +7,7 @@ import org.bytedeco.javacpp.IntPointer;
 import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
 
-/** The CPU's kernels. */
+/** Observes and quantizes rows with the CPU's kernels. */
 final class KernelLane implements RowLane {
   private final FakeQuantize observer;
   private final FakeQuantize quantizer;

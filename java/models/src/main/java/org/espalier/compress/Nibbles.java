@@ -5,8 +5,8 @@ import java.nio.ByteOrder;
 import java.util.function.Consumer;
 
 /**
- * Packs integers from −8 to 7 into words of 32 bits, the first in the lowest bits, each 8 more than it is. What fills up the
- * last word of a row is 0.
+ * Packs integers from −8 to 7 into words of 32 bits, the first in the lowest bits. Each is stored as a number from 0 to
+ * 15, with 8 added. What a row's last word has beyond the row is 0.
  */
 final class Nibbles {
   private static final long NIBBLES = 0x0f0f0f0f0f0f0f0fL;

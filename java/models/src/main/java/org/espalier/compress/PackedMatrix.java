@@ -10,12 +10,13 @@ import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
 
 /**
- * A matrix [rows, columns] whose integers lie several in a word of 32 bits, as compressed-tensors packs them: the first in the
- * lowest bits, each larger by half of the grid than it is, rows filled up to whole words.
+ * A matrix [rows, columns] of packed integers, as compressed-tensors has it: several in a word of 32 bits, the first in
+ * the lowest bits, each with half of the grid added so that none is negative. A row ends with a whole word.
  *
  * @param words the tensor that holds them
  * @param bits of an integer: 4 or 8
  * @param symmetric whether 0 is stored as the middle of the grid everywhere; else zero points tell it
+ *
  */
 public record PackedMatrix(TensorInfo words, int bits, long rows, long columns, boolean symmetric) {
   private static final int CHUNK = 1 << 22;

@@ -6,7 +6,7 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
 
-/** Memory of a fixed size that kernels write and files are written from. */
+/** A buffer of fixed size: kernels write to it, and files are written from it. */
 final class PieceBuffer implements AutoCloseable {
   private final OwnedTensor memory;
   private final BytePointer pointer;

@@ -1,9 +1,9 @@
 package org.espalier.compress;
 
-/** Hears how far a long run has come; called often, by one thread or several that run it. */
+/** Receives the progress of a long run. It is called often, by one of the threads that run it or by several. */
 @FunctionalInterface
 public interface Progress {
-  /** Nobody listens. */
+  /** Ignores all progress. */
   Progress NONE = (phase, done, total) -> {};
 
   /** What a run does; it may skip one, and do the first ones in turns. */

@@ -7,7 +7,7 @@ import org.bytedeco.javacpp.IntPointer;
 import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
 
-/** What observes and quantizes rows of a matrix, one set of rows at a time. */
+/** Observes rows of a matrix, which gives their scales, and quantizes them, one set of rows at a time. */
 interface RowLane extends AutoCloseable {
   /** Begins with rows of a matrix, a tensor [rows, columns] in the host's memory. */
   void start(Tensor rows);

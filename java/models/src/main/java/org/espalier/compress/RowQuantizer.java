@@ -14,9 +14,10 @@ import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.FakeQuantize;
 
 /**
- * Quantizes matrices by the conventions of compressed-tensors, whose rows here are what shares a scale: rows of the matrix, or
- * blocks of them. Integers of 8 bits have the scale that clips nothing but the largest half step, those of 4 bits the one with
- * the smallest squared error of some; a scale is used as it is stored.
+ * Quantizes matrices by the conventions of compressed-tensors. A row here is what shares a scale: a row of the matrix,
+ * or a block of one. Integers of 8 bits have the scale that clips nothing but the largest half step. Of 4 bits several
+ * scales are tried, and the one with the smallest squared error is taken. Scales are rounded to the type in which they
+ * are stored before integers are made with them.
  */
 final class RowQuantizer implements AutoCloseable {
   /** Elements of a piece. */

@@ -6,7 +6,7 @@ import java.util.List;
 import java.util.Locale;
 import org.espalier.format.safetensors.Names;
 
-/** Finds what somebody who wrote a name that does not exist may have meant. */
+/** Suggests existing names that are near one that does not exist. */
 public final class NearNames {
   private static final int SHOWN = 3;
 

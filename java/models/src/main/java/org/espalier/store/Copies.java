@@ -4,9 +4,9 @@ import java.nio.file.Path;
 import java.util.UUID;
 
 /**
- * Tells apart the copies of this library that several class loaders of one JVM have loaded. Locks on files belong
- * to the process, and what is known of them to a copy: another one would open such a file beside the first, and the
- * system drops all locks when one of the two closes it.
+ * Tells apart the copies of this library that several class loaders of one JVM have loaded. Locks on files belong to
+ * the process, and each copy knows only its own. A second copy would open the same file again, and when either closes
+ * it, the system drops the locks of both.
  */
 final class Copies {
   /** System properties are the one place that all class loaders share. */

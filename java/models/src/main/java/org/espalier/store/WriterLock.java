@@ -15,8 +15,8 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * The lock of the one writer: of this JVM by a set, of others by a lock of the system, which it
- * drops when the process dies.
+ * The lock of a store's only writer. Within this JVM a set holds it, against other processes a lock of the system,
+ * which is dropped when the process dies.
  */
 final class WriterLock implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(WriterLock.class);

@@ -17,7 +17,7 @@ final class LossChart {
   private static final int TOP = 12;
   private static final int BOTTOM = 28;
 
-  /** More points than pixels help nobody. */
+  /** More points than pixels are of no use. */
   private static final int MAX_POINTS = 600;
 
   private static final double LOG_FROM = 20;

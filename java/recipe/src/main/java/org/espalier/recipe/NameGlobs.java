@@ -8,10 +8,11 @@ import org.espalier.compress.Glob;
 import org.espalier.format.NearNames;
 
 /**
- * Which weights a stage takes.
+ * The weights that a stage takes, by globs over their names.
  *
  * @param stage where they were written
  * @param include none for all
+ *
  */
 record NameGlobs(Settings stage, List<Glob> include, List<Glob> exclude)
     implements Predicate<String> {

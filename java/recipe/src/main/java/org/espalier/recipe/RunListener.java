@@ -12,7 +12,7 @@ import org.espalier.train.Compression;
 import org.espalier.train.Stage;
 import org.espalier.train.TrainingListener;
 
-/** Between training and the rest of a run: progress, checkpoints, measurements, the report's numbers. */
+/** Connects training with the rest of a run: progress, checkpoints, measurements and the numbers of the report. */
 final class RunListener implements TrainingListener {
   /** Weight of a new step in the moving averages that people see. */
   private static final double NEW = 0.1;

@@ -7,7 +7,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import org.espalier.InputException;
 
-/** Holds a run's folder for one process, which loses it at its end however that comes. */
+/** Holds a run's folder for one process. It is released when the process ends, however it ends. */
 final class RunLock implements AutoCloseable {
   private final Path file;
   private final FileChannel channel;

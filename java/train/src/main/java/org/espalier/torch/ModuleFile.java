@@ -7,7 +7,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 
-/** How a file that libtorch writes comes to its place: whole or not at all. */
+/** Writes files with libtorch so that they appear whole or not at all. */
 final class ModuleFile {
   /**
    * Room for what a file has beside its tensors. libtorch ends the process where it cannot write: its writer throws out

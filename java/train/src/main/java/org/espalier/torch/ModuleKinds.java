@@ -8,7 +8,7 @@ import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.torch.Parameter.Kind;
 
-/** What modules of libtorch do with their parameters, by the types of the modules. */
+/** The parameters of libtorch's modules: what they do, by the types of the modules that own them. */
 final class ModuleKinds {
   private ModuleKinds() {}
 

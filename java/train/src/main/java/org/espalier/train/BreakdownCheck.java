@@ -24,11 +24,11 @@ import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
 
 /**
- * Looks whether it is examples that made training break down. Losses and gradients are summed in float32, which has
- * no square of a large number; and a step on an example of large values leaves weights on which any other breaks
- * down. So the model, as it was before anything was done to it, runs on the batch at hand and on all training
- * examples of such values. Far smaller ones do the same where weights are multiplied with them as they are: gradients grow
- * with their squares.
+ * Checks whether examples are the cause of a training that broke down. Losses and gradients are summed in float32, in
+ * which squares of large numbers are infinite, and a step on an example of large values leaves weights with which every
+ * other example breaks down too. So the model as it was before the first stage runs on the batch at hand and on all
+ * training examples of large values. Where weights are multiplied with the values of examples directly, far smaller
+ * values do the same, as gradients grow with their squares.
  */
 final class BreakdownCheck {
   /** Several hundred squares of it can be summed in float32. */

@@ -35,7 +35,7 @@ public sealed interface Labels {
    * Classes: one an example, or one for each of its tokens or pixels, or 0 and 1 for each of several classes that
    * do not exclude each other.
    *
-   * @param values from 0; {@link #NO_LABEL} where nobody knows
+   * @param values from 0; {@link #NO_LABEL} where it is unknown
    * @param width how many an example has, at least 1
    */
   record Classes(long[] values, int width) implements Labels {
@@ -78,7 +78,7 @@ public sealed interface Labels {
   /**
    * Numbers, which regression learns.
    *
-   * @param values finite, {@code width} an example; NaN where nobody knows
+   * @param values finite, {@code width} an example; NaN where it is unknown
    * @param width how many an example has, at least 1
    */
   record Numbers(float[] values, int width) implements Labels {

@@ -4,7 +4,10 @@ import java.util.List;
 import org.espalier.op.FakeQuantize;
 import org.espalier.torch.TorchDevice;
 
-/** Quantizes other tensors at each call; a GPU is planned for once, as long as none needs more. */
+/**
+ * Quantizes tensors again and again, other ones at each call. On a GPU the plan of the first call serves the later
+ * ones, as long as none needs more room.
+ */
 final class RepeatedQuantize implements AutoCloseable {
   private final FakeQuantize options;
   private final TorchDevice device;

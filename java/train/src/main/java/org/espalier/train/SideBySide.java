@@ -8,7 +8,7 @@ import java.util.concurrent.Executors;
 import java.util.function.Supplier;
 import org.espalier.backend.CpuThreads;
 
-/** Does two things at once, or one after the other. */
+/** Runs two tasks side by side on two threads, or one after the other. */
 final class SideBySide implements AutoCloseable {
   private final boolean alone;
   private ExecutorService thread;

@@ -48,10 +48,9 @@ import org.espalier.torch.TorchDevice;
 import org.espalier.torch.onnx.GraphParameters;
 
 /**
- * The model of a plan while it is trained: its graph on libtorch, the weights that training moves with their masks and,
- * once a stage has quantized, the grids of weights and activations; and the ONNX models that are made of what was
- * trained. It says of no step when it is done: {@link Passes}, which always go through the present graph, give
- * gradients, an {@link Update} takes them.
+ * The model of a plan while it is trained: its graph on libtorch; its trained weights with their masks; the grids of
+ * weights and activations, once a stage has quantized; and the ONNX models that are made of it. {@link Passes} run the
+ * graph and give gradients, an {@link Update} makes the steps.
  */
 final class TrainedModel implements AutoCloseable {
   /** Examples on which ranges are compared; their outputs are held. */

@@ -5,13 +5,14 @@ import java.util.List;
 import org.bytedeco.pytorch.Tensor;
 
 /**
- * What the means of a batch divide by, where only a share of it is at hand: the shares' losses then add up
- * to the batch's.
+ * The counts of a whole batch by which means are divided where only a share of the batch is computed, so that the
+ * losses of the shares add up to the batch's.
  *
  * @param examples of the batch
  * @param rows of a classifier's logits that count; as many as examples for other models
  * @param known labels that count
  * @param energy Σ |y_t|² over all that the teacher gives for the batch; 0 without a teacher
+ *
  */
 record Whole(int examples, int rows, int known, double energy) {
   /** Of all shares of a batch. */

@@ -12,7 +12,7 @@ import org.espalier.format.onnx.OnnxModel;
  */
 @FunctionalInterface
 public interface ActivationSource {
-  /** So many texts are right where weights are solved for by what was seen of them, as far as nobody says. */
+  /** How many texts refitting takes where the user does not say: weights are solved for by what calibration sees. */
   int REFITTING_TEXTS = 2048;
 
   /**

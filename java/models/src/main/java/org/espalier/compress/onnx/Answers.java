@@ -11,7 +11,7 @@ import java.util.Set;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.PastInput;
 
-/** Which outputs of a model say what it is for, and so what a smaller model must keep. */
+/** Chooses the outputs of a model by which a smaller one is judged. */
 public final class Answers {
   /** What they give does not depend on their operand's values. */
   private static final Set<String> SIZES = Set.of("Shape", "Size");

@@ -70,7 +70,7 @@ final class EmbeddingTables {
    *
    * @param include which weights are wanted
    * @param wanted whether tables are
-   * @param elsewhere look-ups that somebody else replaces
+   * @param elsewhere look-ups that are replaced elsewhere
    * @param skipped receives the name of each included table that is not found, with the reason
    */
   static Map<String, OnnxWeight> find(

@@ -5,8 +5,8 @@ import java.util.Set;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
- * What of the operators that do at once what others spell out, as ONNX Runtime adds them and ONNX has some since set 23,
- * treats channels or heads for themselves.
+ * How channels and heads pass through operators that do several steps at once: those of ONNX Runtime, and those of ONNX
+ * since operator set 23.
  */
 final class FusedOperators {
   /** Of what ONNX Runtime adds. */

@@ -2,7 +2,7 @@ package org.espalier.compress.onnx;
 
 import org.espalier.format.onnx.OnnxModel;
 
-/** A plan to change a model in place, which is of the model as it was: once it has been carried out it holds no more. */
+/** Guards a plan to change a model in place. The plan describes the model as it was, so it can be carried out once. */
 final class OneUse {
   private final OnnxModel model;
   private final String done;

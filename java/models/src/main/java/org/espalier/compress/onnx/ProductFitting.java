@@ -50,7 +50,7 @@ final class ProductFitting {
    * @param qmax largest integer of the weights
    * @param source runs the examples: once or, where the statistics of all activations would take
    *     more than a quarter of this JVM's heap, several times
-   * @param progress hears how far it is
+   * @param progress receives the progress
    * @throws InputException if a weight or an activation is not finite, naming it, or there are no
    *     examples
    */

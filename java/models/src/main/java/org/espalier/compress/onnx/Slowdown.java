@@ -3,7 +3,7 @@ package org.espalier.compress.onnx;
 import java.util.Locale;
 import java.util.Optional;
 
-/** What is said of a quantized model that runs slower than what it was made of. */
+/** The warning about a quantized model that runs slower than its original. */
 public final class Slowdown {
   /** Below that speed-up a model is called slower; what is nearer to 1 may be the timing's noise. */
   private static final double SLOWER = 0.95;

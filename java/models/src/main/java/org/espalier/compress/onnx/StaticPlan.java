@@ -159,7 +159,7 @@ final class StaticPlan {
     return List.copyOf(names);
   }
 
-  /** The products by their outputs. Whoever changes the map calls {@link #findActivations}. */
+  /** The products by their outputs. After a change of the map call {@link #findActivations}. */
   Map<String, QuantizedUse> products() {
     return products;
   }

@@ -5,7 +5,7 @@ import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.format.onnx.OnnxModel;
 
-/** Examples whose runs somebody hears of. */
+/** A source of activations that reports the progress of its runs. */
 record ToldActivations(ActivationSource source, Progress progress) implements ActivationSource {
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {

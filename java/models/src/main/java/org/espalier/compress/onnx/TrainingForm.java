@@ -7,7 +7,10 @@ import java.util.Map;
 import java.util.function.Function;
 import org.espalier.format.onnx.OnnxModel;
 
-/** Gives the nodes of a model the form that training changes. */
+/**
+ * Rewrites a quantizer's model for training: products read weights of their own, look-ups read them as rows, and biases
+ * take up the error of calibration.
+ */
 final class TrainingForm {
   /**
    * What a node reads from now on.

@@ -3,7 +3,10 @@ package org.espalier.compress.onnx;
 import java.util.HashMap;
 import java.util.Map;
 
-/** Values of a graph in sets that are joined; a value that was never joined is a set of its own. */
+/**
+ * Disjoint sets of the values of a graph, which can be joined (union-find). A value that was never joined is a set of
+ * its own.
+ */
 final class ValueSets {
   /** Another value of the same set, nearer to its root. */
   private final Map<String, String> parents = new HashMap<>();

@@ -25,10 +25,10 @@ final class WeightedSums {
 
   final OnnxWeight weight;
 
-  /** The value that is summed over; null where nobody sees it. */
+  /** The value that is summed over; null where calibration does not see it. */
   final String activation;
 
-  /** Why nobody sees it; null where it is seen. */
+  /** Why calibration does not see it; null where it does. */
   final String obstacle;
 
   /** The output of the node that adds a constant vector to the sums, itself included; null where none does. */

@@ -13,9 +13,7 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
 
-/**
- * The data files of one model while it is read: each is mapped once where one mapping can hold it.
- */
+/** The external data files of a model while it is read. Each is mapped once where one mapping can hold it. */
 final class ExternalData {
   /**
    * Below this a tensor of a large file is read; the number of mappings of a process is limited.

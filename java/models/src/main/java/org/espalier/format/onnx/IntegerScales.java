@@ -11,9 +11,9 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * Finds the scales of a quantized model: floating-point constants that tell what its integers stand for. They are operands of
- * the operators of quantized models, or a Mul multiplies with them what MatMulInteger, ConvInteger or a look-up in a table of 8
- * bits gives.
+ * Finds the scales of a quantized model: the floating-point constants that its integers are multiplied with. They are
+ * operands of the operators of quantized models, or a Mul multiplies with them the result of MatMulInteger, of
+ * ConvInteger or of a look-up in a table of 8 bits.
  */
 public final class IntegerScales {
   private final OnnxModel model;

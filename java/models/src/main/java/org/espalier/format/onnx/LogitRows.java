@@ -4,13 +4,14 @@ import java.util.Arrays;
 import org.espalier.InputException;
 
 /**
- * Which of a classifier's logits belong together. An output [N, …] has a row of them for each thing that is of
- * one class: one an example, or one for each of its tokens, pixels or classes that do not exclude each other.
+ * How the logits of an output [N, …] fall into rows, one row for each label: one an example, or one for each of its
+ * tokens, its pixels, or its classes where several can be right at once.
  *
  * @param perExample rows, at least 1
  * @param classes logits of a row, at least 1; a single one, z, stands for two classes with the logits 0 and z
  * @param lastAxis whether classes are along the last axis, [N, …, classes]; else they are along the one after
  *     the examples, [N, classes, …]
+ *
  */
 public record LogitRows(int perExample, int classes, boolean lastAxis) {
   /**

@@ -4,8 +4,8 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.Set;
 
 /**
- * Whether a model takes NaN as a value that nobody knows, as models of tables do: it asks which values are NaN, or
- * has operators that go their own way there. For all others a NaN is a mistake of who gives it.
+ * Whether a model takes NaN as a missing value, as models of tables do: it asks which values are NaN, or
+ * has operators that go their own way there. For all other models a NaN is an error in the data.
  */
 public final class MissingValues {
   private static final String MACHINE_LEARNING = "ai.onnx.ml";

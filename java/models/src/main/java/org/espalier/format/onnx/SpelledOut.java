@@ -5,7 +5,7 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.Map;
 
-/** Finds operations that exporters spell out in several nodes of a model's main graph. */
+/** Finds operations that exporters write as several nodes, in a model's main graph. */
 public final class SpelledOut {
   private final OnnxModel model;
   private final Map<String, NodeProto> producers;

@@ -9,10 +9,10 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * How many axes values have: constants, those of which a graph says it, and those that operators make of such as
- * leave them as they are. For graphs that are being checked, branches and bodies too, which may hold anything; shapes
- * that a change of a model goes by are those of {@code org.espalier.compress.onnx.ValueShapes}, which reads a checked
- * model and believes nothing that a graph says of its inner values.
+ * The number of axes of values, as far as it is known: of constants, of values whose type the graph gives, and of what
+ * operators make of these without changing it. It serves the check of a graph that was read, branches and bodies
+ * included, and believes what the graph says. Rewriting goes by {@code org.espalier.compress.onnx.ValueShapes}, which
+ * does not.
  */
 final class ValueRanks {
   private static final Set<String> AS_FIRST =

@@ -12,8 +12,8 @@ import java.nio.charset.StandardCharsets;
 import org.espalier.format.JsonReason;
 
 /**
- * A parser for JSON that nobody vouches for: strict UTF-8, bounded depth and sizes. Duplicate keys
- * are the caller's to refuse, who can say where they are.
+ * A parser for untrusted JSON: strict UTF-8, bounded depth and sizes. Duplicate keys are left to the caller, who can
+ * say where they are.
  */
 final class StrictJson {
   private static final int MAX_NAME = 1 << 16;

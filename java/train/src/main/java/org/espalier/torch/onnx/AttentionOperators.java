@@ -64,7 +64,7 @@ final class AttentionOperators {
     };
   }
 
-  /** Whether an attribute is 1: as ONNX Runtime saves models, -1 stands for one that nobody set. */
+  /** Whether an attribute is 1: as ONNX Runtime saves models, -1 stands for one that was not set. */
   static boolean isOn(Node n, String name) {
     return n.integer(name, 0) == 1;
   }

@@ -22,8 +22,8 @@ import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.torch.Parameter.Kind;
 
 /**
- * Finds the constants of a model that training changes. What a model does to its inputs before anything else, a mean that is
- * subtracted and a deviation that is divided by, is how features are given, and no parameter.
+ * Finds the constants of a model that training changes. Constants that only normalize the model's inputs, a mean that
+ * is subtracted or a deviation that is divided by, are no parameters.
  */
 public final class GraphParameters {
   /** From this on a value stands for minus infinity in a mask. */

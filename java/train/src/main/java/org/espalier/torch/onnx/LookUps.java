@@ -8,9 +8,9 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 
 /**
- * What a run looked up in tables that have no gradient themselves. A gradient of a table is as large as the table, and
- * zero but for the rows that were read; what was read is a leaf of autograd in its place, so that backward leaves there
- * the gradient of each time that a row was read.
+ * The rows that a run looked up in tables which have no gradient themselves. A table's gradient is as large as the
+ * table and is zero but for the rows that were read. So what was read is a leaf of autograd in place of the table, and
+ * backward leaves there a gradient for each look-up.
  */
 public final class LookUps implements AutoCloseable {
   private final List<LookUp> found = new ArrayList<>();

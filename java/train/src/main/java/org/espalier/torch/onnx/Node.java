@@ -142,7 +142,7 @@ final class Node {
     return new InputException(where + ": " + what);
   }
 
-  /** Refuses attributes that nobody asked for. */
+  /** Refuses attributes that were not read. */
   void refuseUnread() {
     for (AttributeProto a : proto.getAttributeList()) {
       if (!read.contains(a.getName())) {
