@@ -22,16 +22,17 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 
 /**
- * Quantization of weights alone to 4 or 8 bits: a MatMul or Gemm with a constant matrix becomes ONNX Runtime's {@code MatMulNBits},
- * whose integers have one scale for each block of input channels of an output channel. It rounds activations to 8 bits, a block of
- * a row at a time, when it runs, so that no row depends on others. What reads one row at a time, as a language model does that
- * writes, takes the time that its weights take to be read, which are an eighth or a quarter; many rows at once take longer than
- * with {@linkplain DynamicQuantizer one scale a column}. Embedding tables whose rows are whole blocks become {@code GatherBlockQuantized}, others int8 with one scale a row. Everything else stays
+ * Quantization of weights alone, to 4 or 8 bits. A MatMul or Gemm with a constant matrix becomes ONNX Runtime's {@code
+ * MatMulNBits}, with one scale for each block of input channels of an output channel. When it runs it rounds
+ * activations to 8 bits, a block of a row at a time, so that no row depends on others. One row at a time, as in a
+ * language model that writes, takes the time in which its weights are read, an eighth or a quarter of what they were;
+ * many rows at once take longer than with {@linkplain DynamicQuantizer one scale a column}. Embedding tables whose rows
+ * are whole blocks become {@code GatherBlockQuantized}, others int8 with one scale a row. Everything else stays
  * float32. A model of float16 or bfloat16 computes in float32 afterwards ({@link HalfPrecision}).
  *
- * <p>Use: construct, {@link #calibrate} where accuracy matters, {@link #apply}. Calibration chooses scales by the channels that
- * examples reach most, rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and puts the
- * mean of the error that is left into the bias.
+ * <p>Use: construct, {@link #calibrate} where accuracy matters, {@link #apply}. Calibration chooses the scales with
+ * which the channels of largest activations lose least, rounds weights so that later rows compensate for earlier ones
+ * ({@link CompensatedRounding}), and puts the mean of the error that is left into the bias.
  */
 public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantizer {
   /** Casts of the integers of tables exist since this version. */
