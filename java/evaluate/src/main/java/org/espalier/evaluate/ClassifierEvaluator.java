@@ -1,6 +1,5 @@
 package org.espalier.evaluate;
 
-import java.util.Arrays;
 import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.ClassifierOutput.Form;
@@ -23,63 +22,13 @@ public final class ClassifierEvaluator {
    * @throws InputException when a model cannot be run, the two differ in classes, or a label is none of them
    */
   public static ClassifierFidelity evaluate(ModelPair pair, long[] labels) {
-    FedModel reference = pair.reference();
-    FedModel candidate = pair.candidate();
     Form firstForm = ClassifierOutput.of(OnnxModel.read(pair.referenceFile())).form();
     Form secondForm = ClassifierOutput.of(OnnxModel.read(pair.candidateFile())).form();
-    int n = pair.size();
-    int width = labels.length / n;
-    boolean[] counted = pair.examples().attended(width);
-    Answers ours = new Answers(labels.length);
-    Answers theirs = new Answers(labels.length);
-    int agreed = 0;
-    int compared = 0;
-    double cosines = 0;
-    int shown = 0;
-    boolean hasDirection = true; // of one value the cosine is a sign
-    for (int i = 0; i < n; i++) {
-      FedModel.FirstOutput output = reference.firstFinite(i);
-      float[] a = output.values();
-      float[] b = candidate.firstLike(reference, output, i);
-      LogitRows rows = rows(reference.name(), output.shape(), width, firstForm);
-      int before = compared;
-      float[] x = new float[a.length]; // what is not counted stays 0
-      float[] y = new float[a.length];
-      for (int row = 0; row < width; row++) {
-        int at = i * width + row;
-        if (counted == null || counted[at]) {
-          int inA = theirs.add(logits(a, rows, row, firstForm), labels[at]);
-          int inB = ours.add(logits(b, rows, row, secondForm), labels[at]);
-          agreed += inA == inB ? 1 : 0;
-          compared++;
-          for (int c = 0; c < rows.classes(); c++) {
-            x[rows.index(row, c)] = a[rows.index(row, c)];
-            y[rows.index(row, c)] = b[rows.index(row, c)];
-          }
-        }
-      }
-      cosines += compared > before ? Statistics.cosine(x, y) : 0;
-      shown += compared > before ? 1 : 0;
-      hasDirection &= a.length > 1;
+    Comparison comparison = new Comparison(pair, labels, firstForm, secondForm);
+    for (int i = 0; i < pair.size(); i++) {
+      comparison.add(i);
     }
-    if (compared == 0) {
-      throw new InputException("attention_mask is 0 for all of the examples that are measured");
-    }
-    double[] interval = Statistics.proportionInterval(agreed, compared);
-    return new ClassifierFidelity(
-        n,
-        ours.accuracy(),
-        theirs.accuracy(),
-        ours.f1(),
-        theirs.f1(),
-        ours.logLoss(),
-        theirs.logLoss(),
-        ours.auc(),
-        theirs.auc(),
-        (double) agreed / compared,
-        interval[0],
-        interval[1],
-        hasDirection ? cosines / shown : Double.NaN);
+    return comparison.result();
   }
 
   private static LogitRows rows(String model, long[] shape, int labels, Form form) {
@@ -106,94 +55,82 @@ public final class ClassifierEvaluator {
     return logits;
   }
 
-  /** What one model says of the labelled rows. */
-  private static final class Answers {
-    private final double[] scores;
+  /** Both models on the examples that were added. */
+  private static final class Comparison {
+    private final ModelPair pair;
     private final long[] labels;
-    private int known;
-    private int right;
-    private double lossSum;
+    private final int width;
+    private final Form referenceForm;
+    private final Form candidateForm;
 
-    /** Of each class: rows that are of it and are said to be, that are said to be, that are. */
-    private long[] hits;
+    /** Which rows are looked at; null for all. */
+    private final boolean[] counted;
 
-    private long[] said;
-    private long[] are;
+    private final ClassAnswers ours;
+    private final ClassAnswers theirs;
+    private int agreed;
+    private int compared;
+    private double cosines;
+    private int shown;
+    private boolean hasDirection = true; // of one value the cosine is a sign
 
-    Answers(int most) {
-      scores = new double[most];
-      labels = new long[most];
+    Comparison(ModelPair pair, long[] labels, Form referenceForm, Form candidateForm) {
+      this.pair = pair;
+      this.labels = labels;
+      this.width = labels.length / pair.size();
+      this.referenceForm = referenceForm;
+      this.candidateForm = candidateForm;
+      counted = pair.examples().attended(width);
+      ours = new ClassAnswers(labels.length);
+      theirs = new ClassAnswers(labels.length);
     }
 
-    /** Takes a row's logits and gives its class; -1 where one of them is NaN. */
-    int add(double[] logits, long label) {
-      if (label >= logits.length) {
-        throw new InputException(
-            "a label is " + label + "; the models have the classes 0 to " + (logits.length - 1));
-      }
-      int found = largest(logits);
-      if (label >= 0) {
-        if (hits == null) {
-          hits = new long[logits.length];
-          said = new long[logits.length];
-          are = new long[logits.length];
-        }
-        scores[known] = logits[1] - logits[0];
-        labels[known] = label;
-        known++;
-        right += found == label ? 1 : 0;
-        lossSum += found < 0 ? Double.POSITIVE_INFINITY : loss(logits, (int) label);
-        are[(int) label]++;
-        if (found >= 0) {
-          said[found]++;
-          hits[found] += found == label ? 1 : 0;
-        }
-      }
-      return found;
-    }
-
-    private static int largest(double[] logits) {
-      int best = 0;
-      for (int i = 0; i < logits.length; i++) {
-        if (Double.isNaN(logits[i])) {
-          return -1;
-        }
-        best = logits[i] > logits[best] ? i : best;
-      }
-      return best;
-    }
-
-    private static double loss(double[] logits, int label) {
-      double most = Arrays.stream(logits).max().orElseThrow();
-      double sum = Arrays.stream(logits).map(z -> Math.exp(z - most)).sum();
-      return Math.log(sum) + most - logits[label];
-    }
-
-    double accuracy() {
-      return known == 0 ? Double.NaN : (double) right / known;
-    }
-
-    double logLoss() {
-      return known == 0 ? Double.NaN : lossSum / known;
-    }
-
-    /** 2 · hits / (said + are): of class 1 where there are two, else the mean over those that occur. */
-    double f1() {
-      double sum = 0;
-      int occur = 0;
-      for (int c = known > 0 && hits.length == 2 ? 1 : 0; known > 0 && c < hits.length; c++) {
-        if (said[c] + are[c] > 0) {
-          sum += 2.0 * hits[c] / (said[c] + are[c]);
-          occur++;
+    void add(int example) {
+      FedModel reference = pair.reference();
+      FedModel.FirstOutput output = reference.firstFinite(example);
+      float[] a = output.values();
+      float[] b = pair.candidate().firstLike(reference, output, example);
+      LogitRows rows = rows(reference.name(), output.shape(), width, referenceForm);
+      int before = compared;
+      float[] x = new float[a.length]; // what is not counted stays 0
+      float[] y = new float[a.length];
+      for (int row = 0; row < width; row++) {
+        int at = example * width + row;
+        if (counted == null || counted[at]) {
+          int inA = theirs.add(logits(a, rows, row, referenceForm), labels[at]);
+          int inB = ours.add(logits(b, rows, row, candidateForm), labels[at]);
+          agreed += inA == inB ? 1 : 0;
+          compared++;
+          for (int c = 0; c < rows.classes(); c++) {
+            x[rows.index(row, c)] = a[rows.index(row, c)];
+            y[rows.index(row, c)] = b[rows.index(row, c)];
+          }
         }
       }
-      return occur == 0 ? Double.NaN : sum / occur;
+      cosines += compared > before ? Statistics.cosine(x, y) : 0;
+      shown += compared > before ? 1 : 0;
+      hasDirection &= a.length > 1;
     }
 
-    double auc() {
-      return known > 0 && hits.length == 2
-          ? Statistics.auc(Arrays.copyOf(scores, known), Arrays.copyOf(labels, known))
-          : Double.NaN;
+    ClassifierFidelity result() {
+      if (compared == 0) {
+        throw new InputException("attention_mask is 0 for all of the examples that are measured");
+      }
+      double[] interval = Statistics.proportionInterval(agreed, compared);
+      return new ClassifierFidelity(
+          pair.size(),
+          ours.accuracy(),
+          theirs.accuracy(),
+          ours.f1(),
+          theirs.f1(),
+          ours.logLoss(),
+          theirs.logLoss(),
+          ours.auc(),
+          theirs.auc(),
+          (double) agreed / compared,
+          interval[0],
+          interval[1],
+          hasDirection ? cosines / shown : Double.NaN);
     }
   }
 }
