@@ -57,7 +57,7 @@ final class Charsmap {
     }
   }
 
-  /** Goes all ways through the trie, each unit once. */
+  /** Whether all paths through the trie stay inside of it. Each unit is visited once. */
   private boolean isWalkable() {
     BitSet reached = new BitSet();
     Deque<Integer> ahead = new ArrayDeque<>();

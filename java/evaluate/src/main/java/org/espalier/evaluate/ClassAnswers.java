@@ -3,7 +3,7 @@ package org.espalier.evaluate;
 import java.util.Arrays;
 import org.espalier.InputException;
 
-/** The classes that one model gives for labelled rows, and what they are worth: accuracy, F1, log loss, area under the curve. */
+/** The classes that one model gives for labelled rows, and their accuracy, F1, log loss and area under the ROC curve. */
 final class ClassAnswers {
   private final double[] scores;
   private final long[] labels;
@@ -11,11 +11,11 @@ final class ClassAnswers {
   private int right;
   private double lossSum;
 
-  /** Of each class: rows that are of it and are said to be, that are said to be, that are. */
+  /** For each class: rows that are of it and predicted so, that are predicted so, and that are of it. */
   private long[] hits;
 
-  private long[] said;
-  private long[] are;
+  private long[] predicted;
+  private long[] actual;
 
   /**
    * @param most rows at the most
@@ -35,17 +35,17 @@ final class ClassAnswers {
     if (label >= 0) {
       if (hits == null) {
         hits = new long[logits.length];
-        said = new long[logits.length];
-        are = new long[logits.length];
+        predicted = new long[logits.length];
+        actual = new long[logits.length];
       }
       scores[known] = logits[1] - logits[0];
       labels[known] = label;
       known++;
       right += found == label ? 1 : 0;
       lossSum += found < 0 ? Double.POSITIVE_INFINITY : loss(logits, (int) label);
-      are[(int) label]++;
+      actual[(int) label]++;
       if (found >= 0) {
-        said[found]++;
+        predicted[found]++;
         hits[found] += found == label ? 1 : 0;
       }
     }
@@ -77,13 +77,13 @@ final class ClassAnswers {
     return known == 0 ? Double.NaN : lossSum / known;
   }
 
-  /** 2 · hits / (said + are): of class 1 where there are two, else the mean over those that occur. */
+  /** 2 · hits / (predicted + actual): of class 1 where there are two, else the mean over those that occur. */
   double f1() {
     double sum = 0;
     int occur = 0;
     for (int c = known > 0 && hits.length == 2 ? 1 : 0; known > 0 && c < hits.length; c++) {
-      if (said[c] + are[c] > 0) {
-        sum += 2.0 * hits[c] / (said[c] + are[c]);
+      if (predicted[c] + actual[c] > 0) {
+        sum += 2.0 * hits[c] / (predicted[c] + actual[c]);
         occur++;
       }
     }

@@ -8,7 +8,7 @@ import org.espalier.format.onnx.OnnxModel;
 
 /** Compares two ONNX classifiers on labelled examples. */
 public final class ClassifierEvaluator {
-  /** Probabilities of a model are kept so far from 0 and 1: what float32 can tell from 1. */
+  /** Probabilities are kept at this distance from 0 and 1 at least: float32 can tell no less from 1. */
   private static final double LEAST = 0x1p-24;
 
   private ClassifierEvaluator() {}

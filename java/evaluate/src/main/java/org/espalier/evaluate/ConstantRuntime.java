@@ -26,7 +26,7 @@ import org.slf4j.LoggerFactory;
 public final class ConstantRuntime implements ComputedWeights.Runtime {
   private static final Logger LOG = LoggerFactory.getLogger(ConstantRuntime.class);
 
-  /** Of all values on the way together; a weight has at most 2 GiB. */
+  /** The most elements of all computed values together; a weight has at most 2 GiB. */
   private static final long MOST_ELEMENTS = 1 << 28;
 
   @Override

@@ -83,7 +83,7 @@ public final class RegressionEvaluator {
         Math.sqrt(squares / known), distances / known, r2 / explained);
   }
 
-  /** What is no number is as far away as can be. */
+  /** The error of a value; infinite for NaN. */
   private static double difference(float found, float wanted) {
     return Float.isNaN(found) ? Double.POSITIVE_INFINITY : (double) found - wanted;
   }

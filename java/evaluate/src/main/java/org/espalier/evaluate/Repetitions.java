@@ -34,7 +34,7 @@ final class Repetitions {
   /** To find what one holds takes some hundredths of a second. */
   private static final int SETS = 50;
 
-  /** Fewer rounds multiply the work by little. */
+  /** Repetitions of fewer rounds than this are taken as harmless: they multiply the work by little. */
   private static final int MANY = 100;
 
   /** Any character. */
@@ -465,7 +465,7 @@ final class Repetitions {
     at = Math.min(at, regex.length());
   }
 
-  /** Scripts have another name in Java. */
+  /** An expression with the names that Java has for scripts of Unicode. */
   private static String javaText(String text) {
     return PROPERTY
         .matcher(text)
@@ -540,7 +540,7 @@ final class Repetitions {
 
   /** Made where it is needed. */
   private static final class Every {
-    /** In order; halves of characters are none. */
+    /** All characters in order, surrogates left out. */
     static final String CHARACTER =
         IntStream.rangeClosed(0, Character.MAX_CODE_POINT)
             .filter(c -> c < Character.MIN_SURROGATE || c > Character.MAX_SURROGATE)

@@ -105,7 +105,7 @@ final class TokenizerFile {
     }
   }
 
-  /** Looks at all of a value. */
+  /** Goes through a value with all that it holds. */
   private void walk(JsonParser parser) throws IOException {
     int open = 0;
     do {

@@ -52,7 +52,7 @@ public record Recipe(
     String title,
     boolean measureStages,
     double checkpointSeconds) {
-  /** So many examples show what is fitted to them. */
+  /** Calibration examples where the recipe does not say how many. */
   private static final int CALIBRATION = 256;
 
   /**

@@ -36,7 +36,7 @@ final class ReportBuilder {
     return node;
   }
 
-  /** Takes up what a checkpoint kept. */
+  /** Goes on with the report of a run that a checkpoint kept. */
   void restore(ObjectNode progress) {
     if (!(progress.get("stages") instanceof ArrayNode kept)) {
       throw new InputException("the checkpoint lacks the stages of its run");
@@ -188,7 +188,7 @@ final class ReportBuilder {
     return given;
   }
 
-  /** That a quantized model is slower than the original, where it is, and what helps. */
+  /** A warning that a quantized model is slower than the original, with what helps; empty where it is not slower. */
   static Optional<String> slower(Recipe recipe, double speedup) {
     List<Stage.Quantize> quantized =
         recipe.stages().stages().stream()

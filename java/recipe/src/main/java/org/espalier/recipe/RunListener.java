@@ -14,7 +14,7 @@ import org.espalier.train.TrainingListener;
 
 /** Connects training with the rest of a run: progress, checkpoints, measurements and the numbers of the report. */
 final class RunListener implements TrainingListener {
-  /** Weight of a new step in the moving averages that people see. */
+  /** The weight of a new step in the moving averages of the progress line. */
   private static final double NEW = 0.1;
 
   private final Recipe recipe;

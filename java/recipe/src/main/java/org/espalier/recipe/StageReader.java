@@ -17,10 +17,10 @@ import org.espalier.train.Training;
 
 /** Reads what a stage of a recipe does. */
 final class StageReader {
-  /** Texts of a batch; with fewer there is one other text at most. */
+  /** The smallest batch for similarity, which compares a text with several others. */
   private static final int LEAST_SIMILAR = 3;
 
-  /** A scale of int4 answers for a block of weights, and is counted in eighths of what it was. */
+  /** The default learning rate where scales of int4 are trained, each of which moves a whole block of weights. */
   private static final double RATE_OF_SCALES = 3e-4;
 
   /** What stages can learn from. */
@@ -271,7 +271,7 @@ final class StageReader {
         names());
   }
 
-  /** Keys that would say nothing beside the others. */
+  /** Refuses keys that have no effect beside the others. */
   private void refuse(List<String> keys, String why) {
     for (String key : keys) {
       if (s.given(key)) {

@@ -81,7 +81,7 @@ final class BreakdownCheck {
     }
   }
 
-  /** Looks whether large values of examples reach weights as they are, or are scaled before. */
+  /** Checks whether large values of examples are multiplied with weights directly, or are scaled first. */
   private void checkScale(OnnxModel trained, Examples.Labelled rows) {
     double[] sizes =
         IntStream.range(0, rows.size()).mapToDouble(i -> largest(rows, i).magnitude()).toArray();
@@ -187,7 +187,7 @@ final class BreakdownCheck {
       return Math.abs(value);
     }
 
-    /** As short as its type allows. */
+    /** The value in the fewest digits that tell it from others of its type. */
     String text() {
       return input.type() == SafetensorsDtype.F64
           ? Double.toString(value)

@@ -40,7 +40,10 @@ final class InputCheck {
     checkInputs();
   }
 
-  /** A batch of one can be opened and come back; what is written for several would not run on one example. */
+  /**
+   * Refuses models for a fixed batch of several. One for a batch of 1 is opened for any size, and closed again when it
+   * is written.
+   */
   private void checkBatches() {
     for (OnnxModel model : models()) {
       List<String> names = model.inputs().stream().map(ValueInfoProto::getName).toList();
@@ -65,7 +68,7 @@ final class InputCheck {
     }
   }
 
-  /** A tensor that no model takes is one with a wrong name. */
+  /** Checks types, and that each tensor of the examples is an input of a model: otherwise its name is wrong. */
   private void checkInputs() {
     if (!(job.training() instanceof Examples.Labelled rows)) {
       return;

@@ -48,7 +48,7 @@ record LabelledOutput(String where, LogitRows rows) {
     }
   }
 
-  /** Refuses examples of which nothing counts. */
+  /** Refuses examples of which {@code attention_mask} leaves nothing. */
   void checkAttended(Examples.Labelled examples, String which) {
     boolean[] attended = examples.attended(rows.perExample());
     if (attended != null && IntStream.range(0, attended.length).noneMatch(i -> attended[i])) {
@@ -63,7 +63,7 @@ record LabelledOutput(String where, LogitRows rows) {
         labels instanceof Labels.Classes ? examples.attended(rows.perExample()) : null);
   }
 
-  /** Refuses labels whose distances no loss can sum. */
+  /** Refuses labels so large that float32 cannot sum the squares of errors. */
   private void checkSquares(Labels labels, String which) {
     if (labels instanceof Labels.Numbers numbers) {
       for (float value : numbers.values()) {

@@ -39,7 +39,7 @@ public sealed interface Labels {
    * @param width how many an example has, at least 1
    */
   record Classes(long[] values, int width) implements Labels {
-    /** The label of what has none. */
+    /** The label that says that there is none. */
     public static final long NO_LABEL = KdSoftmaxLoss.NO_LABEL;
 
     public Classes {

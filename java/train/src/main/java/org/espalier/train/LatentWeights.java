@@ -22,7 +22,7 @@ import org.espalier.torch.TorchDevice;
  * <pre>  w = scale · clamp(rint(latent · (1/scale)), least, largest)</pre>
  */
 final class LatentWeights implements QuantizedWeight {
-  /** Its scale has a reciprocal. */
+  /** The smallest end of a grid: its scale still has a finite reciprocal. */
   private static final float SMALLEST_END = 0x1p-100f;
 
   private final WeightGrid grid;
@@ -158,7 +158,7 @@ final class LatentWeights implements QuantizedWeight {
     return gate.bytes();
   }
 
-  /** How many weights lie behind each other for each index of the grid's axis. */
+  /** The number of consecutive weights for each index of the grid's axis. */
   private long inner() {
     return LongStream.of(shape).skip(grid.axis() + 1L).reduce(1, (a, b) -> a * b);
   }

@@ -101,7 +101,7 @@ final class LearnedRanges implements AutoCloseable {
     take();
   }
 
-  /** Takes the ranges as they are now. */
+  /** Sets the ends to the present ranges. */
   void take() {
     float[] values = new float[(int) ends.elements()];
     for (int i = 0; i < units.length; i++) {

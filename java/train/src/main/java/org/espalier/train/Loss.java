@@ -23,7 +23,7 @@ record Loss(Tensor root, Tensor gradient, double value, Map<String, Double> part
     this(root, null, value, parts, quality);
   }
 
-  /** Adds the gradients of the value to those of the parameters. */
+  /** Runs backward: adds the gradients of the value to those of the parameters. */
   void backward() {
     if (gradient == null) {
       root.backward();

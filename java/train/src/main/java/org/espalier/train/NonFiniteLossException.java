@@ -7,7 +7,7 @@ package org.espalier.train;
 public final class NonFiniteLossException extends RuntimeException {
   private static final long serialVersionUID = 1L;
 
-  /** Says where, and what would help. */
+  /** An error that says where training broke down, and what would help. */
   public NonFiniteLossException(String message) {
     super(message);
   }

@@ -24,7 +24,7 @@ import org.espalier.train.TrainingListener.Validation;
 
 /** The compression of an ONNX model. */
 public final class OnnxCompression implements Compression {
-  /** What is older is raised first. */
+  /** The oldest operator set that is trained; older ones are raised. */
   private static final int OLDEST_OPSET = 11;
 
   private final CompressionPlan plan;
@@ -58,7 +58,7 @@ public final class OnnxCompression implements Compression {
     double seconds;
     Update update;
 
-    /** Not of a stage without training, which is over once it has begun. */
+    /** Null in a stage without training, which is over once it has begun. */
     void save(DataOutputStream out) throws IOException {
       SavedRun.write(before, out);
       SavedRun.write(changed, out);
@@ -172,7 +172,7 @@ public final class OnnxCompression implements Compression {
     check.measures(model.graph(), examples);
   }
 
-  /** What a later stage would stumble over is found before the first one trains. */
+  /** Finds what would stop a later stage before the first one trains. */
   private void checkStages(StageCheck stages) {
     check.run(model.graph());
     passes.read(check.logitRows());

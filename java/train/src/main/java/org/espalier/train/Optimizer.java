@@ -5,7 +5,7 @@ public sealed interface Optimizer {
   /** At least 0; a {@link Training.Schedule} multiplies it. */
   double learningRate();
 
-  /** Gradients are scaled so that their norm over all parameters is at most this; 0 does not. */
+  /** The largest norm of the gradients of all parameters, to which larger ones are scaled; 0 for no limit. */
   double maxNorm();
 
   /**

@@ -31,10 +31,10 @@ final class Passes implements AutoCloseable {
   private final TorchDevice device;
   private final SideBySide threads;
 
-  /** The way of the caller's thread; null where there is no graph. */
+  /** The graph as the caller's thread runs it; null where there is none. */
   private Lane first;
 
-  /** The way of a second thread; made when it is needed. */
+  /** The graph as a second thread runs it; made when it is needed. */
   private Lane second;
 
   /** Null where ranges of activations are not fixed. */
@@ -73,7 +73,7 @@ final class Passes implements AutoCloseable {
     }
   }
 
-  /** A way through the graph for one thread; activations are null where they stay float. */
+  /** The graph as one thread runs it; activations are null where they stay float. */
   private record Lane(OnnxGraph graph, ActivationSimulation activations) implements AutoCloseable {
     Tensor forward(Batch batch, String value) {
       if (activations != null) {
@@ -112,7 +112,7 @@ final class Passes implements AutoCloseable {
     this.logits = logits;
   }
 
-  /** From now on logits are read so; null where no objective looks at them. */
+  /** Sets how logits fall into rows; null where no objective looks at them. */
   void read(LogitRows logits) {
     rows = logits;
   }
@@ -189,7 +189,7 @@ final class Passes implements AutoCloseable {
     return loss;
   }
 
-  /** Two ways through the graph, for two threads. */
+  /** The graph as two threads run it. */
   private List<Lane> lanes() {
     if (second == null) {
       OnnxGraph sibling = first.graph().sibling();
@@ -313,7 +313,7 @@ final class Passes implements AutoCloseable {
     return given && (value(objective) == Value.LOGITS || objective.labels() > 0);
   }
 
-  /** The loss of some examples for themselves. */
+  /** The loss of a batch of validation examples. */
   private record Measured(Loss loss, Whole batch) {}
 
   private Measured validate(Lane lane, Objective objective, int[] indices) {
@@ -325,7 +325,7 @@ final class Passes implements AutoCloseable {
     }
   }
 
-  /** Has the teacher's outputs ready where an objective needs them. */
+  /** Computes the teacher's outputs, or finds those that were kept, where an objective needs them. */
   void openTargets(Objective objective, TrainingListener listener) {
     if (!objective.needsTeacher() || targets.containsKey(value(objective)) || !teachers.isEmpty()) {
       return;

@@ -81,7 +81,7 @@ public record Training(
     }
   }
 
-  /** Training of tables where it is of use. */
+  /** The same with {@link Embeddings#AUTO}. */
   public Training(
       long steps,
       double epochs,

@@ -139,7 +139,7 @@ final class TrainingBuffer implements AutoCloseable {
     onHost(false, true, bytes -> bytes.asFloatBuffer().put(values));
   }
 
-  /** Has all floats be set, from the first on, in memory that Java's heap need not hold. */
+  /** Lets {@code values} write all floats, from the first on, into memory outside of Java's heap. */
   void set(Consumer<FloatBuffer> values) {
     onHost(false, true, bytes -> values.accept(bytes.asFloatBuffer()));
   }
@@ -205,7 +205,7 @@ final class TrainingBuffer implements AutoCloseable {
     }
   }
 
-  /** Takes the values of another of as many, which is on this device, or one of the two on the host. */
+  /** Copies the values of another buffer of the same length. Both are on one device, or one of them is on the host. */
   void copyFrom(TrainingBuffer other) {
     boolean here = tensor.device().isCuda();
     boolean there = other.tensor.device().isCuda();

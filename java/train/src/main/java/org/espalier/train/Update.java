@@ -23,7 +23,7 @@ final class Update implements AutoCloseable {
   private final List<TrainingBuffer> states = new ArrayList<>();
   private final List<Tensor> gradients = new ArrayList<>();
 
-  /** Those whose scales are learned; the ends of their grids come after all weights. */
+  /** The weights whose scales are learned. The optimizer has the ends of their grids behind all weights. */
   private final List<TrainedWeight> learned;
 
   /** What writes the gradients of those ends. */
@@ -66,7 +66,7 @@ final class Update implements AutoCloseable {
             : adamW(moved, (Optimizer.AdamW) optimizer);
   }
 
-  /** All that is moved: weights, then what scales are learned by, then ranges. */
+  /** All that the optimizer moves: weights, then ends of grids, then ranges. */
   private List<FusedSgd.Parameter> moved() {
     List<FusedSgd.Parameter> moved = new ArrayList<>();
     for (int i = 0; i < weights.size(); i++) {
@@ -183,7 +183,7 @@ final class Update implements AutoCloseable {
     return "the ranges of activations";
   }
 
-  /** Steps that the state of a parameter has seen; SGD knows none and some. */
+  /** The steps that the state of a parameter has seen. Of SGD it is known only whether there were any: 0 or 1. */
   private long steps(int index) {
     return step instanceof FusedAdamW adamW
         ? adamW.steps(index)

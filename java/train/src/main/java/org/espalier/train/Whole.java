@@ -47,7 +47,7 @@ record Whole(int examples, int rows, int known, double energy) {
    * @param attended for each row of a classifier's logits whether it counts; null: all count
    */
   record Share(Batch batch, Tensor teacher, Labels labels, boolean[] attended) {
-    /** Of a batch of which all counts. */
+    /** The share of a batch in which every row counts. */
     Share(Batch batch, Tensor teacher, Labels labels) {
       this(batch, teacher, labels, null);
     }
@@ -57,7 +57,7 @@ record Whole(int examples, int rows, int known, double energy) {
       return new Share(batch, teacher, labels, attended);
     }
 
-    /** Rows that count; where all do, examples stand for them. */
+    /** The number of rows that count; the number of examples where all count. */
     int rows() {
       if (attended == null) {
         return batch.size();
