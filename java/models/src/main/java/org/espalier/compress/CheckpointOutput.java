@@ -159,7 +159,7 @@ final class CheckpointOutput implements AutoCloseable {
     }
   }
 
-  /** Where the folder does not exist, making the output says so. */
+  /** Where the folder does not exist, the error comes from making the output. */
   private static void checkSpace(Path target, long bytes) {
     Path parent = target.toAbsolutePath().getParent();
     // Not by a FileStore, which a system without a table of mounts (chroot) does not have.

@@ -8,7 +8,7 @@ public final class JsonReason {
   /** A place as Jackson writes it, with what it says of a source that it does not show. */
   private static final Pattern PLACE = Pattern.compile("\\[Source: [^;\\]]*; ([^\\]]*)\\]");
 
-  /** What only who programs with Jackson can use: the setting that a limit is from, and the one that would help. */
+  /** Hints in Jackson's messages that only its programmers can use: the setting of a limit, and the one that would help. */
   private static final Pattern SETTING =
       Pattern.compile(", from `[^`]*`|: enable `[^`]*` to allow");
 

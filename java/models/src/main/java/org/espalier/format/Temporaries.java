@@ -123,7 +123,7 @@ final class Temporaries {
     return new InputException("cannot write " + target + reason(e), e);
   }
 
-  /** What to put behind a message about a failure. */
+  /** The reason of a failure, to be put behind a message. */
   static String reason(IOException e) {
     String reason = e instanceof FileSystemException f ? f.getReason() : e.getMessage();
     if (e instanceof AccessDeniedException) {
@@ -132,7 +132,7 @@ final class Temporaries {
     return ": " + (reason == null ? e.getClass().getSimpleName() : reason);
   }
 
-  /** Deletes all of them and makes no more. */
+  /** Deletes all temporary files and folders, and refuses new ones. */
   static void deleteAll() {
     LOCK.lock();
     try {

@@ -39,7 +39,7 @@ public record ModelDiff(List<Layer> layers, List<String> operators) {
     SAME,
     /** Some values differ. */
     VALUES,
-    /** It has another type or shape; values are not compared. */
+    /** Its type or shape is another one; values are not compared. */
     TYPE,
     ADDED,
     REMOVED

@@ -70,7 +70,7 @@ public final class ModelStore {
   private static final Set<String> OURS = Set.of(STORE, STATE, VERSIONS, LOCK, LEASES);
   private static final Pattern ID = Pattern.compile("[1-9][0-9]{0,14}");
 
-  /** How often a reader looks again when the current version is collected under its hands. */
+  /** How often a reader tries again when the current version is deleted while it opens it. */
   private static final int ATTEMPTS = 100;
 
   private final Path folder;

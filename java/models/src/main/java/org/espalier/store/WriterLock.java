@@ -122,7 +122,7 @@ final class WriterLock implements AutoCloseable {
     }
   }
 
-  /** Says who writes. A full disk must not stop whoever comes to collect versions. */
+  /** Writes who holds the lock. A full disk must not stop a process that comes to delete old versions. */
   private static void sign(FileChannel channel) {
     byte[] name = (ProcessHandle.current().pid() + "\n").getBytes(StandardCharsets.US_ASCII);
     try {

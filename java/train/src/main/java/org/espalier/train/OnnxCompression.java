@@ -58,7 +58,7 @@ public final class OnnxCompression implements Compression {
     double seconds;
     Update update;
 
-    /** Null in a stage without training, which is over once it has begun. */
+    /** Writes the progress. A stage without training has none to write: it is over once it has begun. */
     void save(DataOutputStream out) throws IOException {
       SavedRun.write(before, out);
       SavedRun.write(changed, out);

@@ -9,7 +9,7 @@ import java.util.Arrays;
  * several threads.
  */
 public final class ActivationHistogram {
-  /** Half of them each side of zero; after a merge at least a quarter of each half is in use. */
+  /** The number of bins, half of them on each side of zero. After a merge at least a quarter of each half is in use. */
   private static final int BINS = 1 << 14;
 
   private final long[] counts = new long[BINS];

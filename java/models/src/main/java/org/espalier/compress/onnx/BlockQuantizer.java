@@ -66,12 +66,12 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
       requireBlock(block);
     }
 
-    /** All weights with so many bits, in blocks of {@link #block(int)}. */
+    /** All weights in so many bits, with the default {@link #block(int)}. */
     public static Options of(int bits) {
       return new Options(bits, block(bits), true, w -> true);
     }
 
-    /** Into how large blocks weights of so many bits go unless it is said. */
+    /** The block of weights of so many bits by default. */
     public static int block(int bits) {
       return bits == 4 ? 32 : 64;
     }
@@ -94,7 +94,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   private final Options options;
   private final List<ProductSite> sites;
 
-  /** Of products whose integers are looked up in too. */
+  /** The look-ups in the weights of products. */
   private TiedLookUps<Product> tied = new TiedLookUps<>();
 
   /** The names of other tables, by the outputs of the Gathers that look up in them. */
@@ -102,7 +102,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
 
   private final Map<Product, Fitted> fitted = new HashMap<>();
 
-  /** What training made of tables of blocks, by their constants. */
+  /** Tables of blocks whose scales were trained, by their constants. */
   private final Map<String, BlockWeights> trainedBlocks = new HashMap<>();
 
   /**

@@ -21,10 +21,10 @@ record BlockWeights(int bits, int rows, int columns, int block, float[] scales, 
     1, 0.96f, 0.92f, 0.88f, 0.84f, 0.8f, 0.76f, 0.72f, 0.68f, 0.64f, 0.6f
   };
 
-  /** Adding and subtracting it rounds what is less than 2²² to the nearest integer, of two as near to the even one. */
+  /** Adding and subtracting it rounds numbers below 2²² to the nearest integer, ties to even. */
   private static final float ROUND = 0x1.8p23f;
 
-  /** What is smaller counts as 0: the reciprocal of its scale would be infinite. */
+  /** Smaller weights count as 0: the reciprocal of their scale would be infinite. */
   private static final float SMALLEST = 256 * Float.MIN_NORMAL;
 
   BlockWeights {

@@ -4,7 +4,7 @@ import org.espalier.InputException;
 
 /** How the range of an activation follows from its distribution. */
 public sealed interface Clipping {
-  /** Everything that was seen is represented. */
+  /** The range of all values that were seen. */
   record MinMax() implements Clipping {}
 
   /**

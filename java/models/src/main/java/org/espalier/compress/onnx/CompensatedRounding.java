@@ -16,7 +16,7 @@ import java.util.stream.IntStream;
  * and safe for several threads.
  */
 final class CompensatedRounding {
-  /** How much more damping where the usual is not enough. */
+  /** The factor by which damping grows where it is not enough. */
   private static final double MORE_DAMPING = 10;
 
   private static final int COLUMNS = 128;

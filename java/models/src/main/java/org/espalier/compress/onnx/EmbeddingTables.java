@@ -46,7 +46,7 @@ final class EmbeddingTables {
    */
   private record Table(String rows, String scales, boolean half, String factors) {}
 
-  /** Of a table: one scale a row. */
+  /** The integers of a table, with one scale a row. */
   record Integers(byte[] values, float[] scales) {}
 
   private final OnnxModel model;

@@ -60,7 +60,7 @@ public final class FloatWeights {
     return lines;
   }
 
-  /** That a model has no weights to quantize. */
+  /** The error that a model has no weights to quantize, with the reasons. */
   static InputException none(OnnxModel model, String wanted, Map<String, String> skipped) {
     List<String> parts = new ArrayList<>();
     parts.add(model.name() + " has no weights to quantize: no " + wanted);
@@ -70,7 +70,7 @@ public final class FloatWeights {
     return new InputException(String.join("; ", parts));
   }
 
-  /** That a model has been quantized, and with which operators; empty where it has none of them. */
+  /** A sentence that a model is quantized already, with its operators; empty where it is not. */
   public static Optional<String> quantized(OnnxModel model) {
     Set<String> integer = new TreeSet<>();
     model.nodes().forEach(n -> integer.add(n.getOpType()));

@@ -17,7 +17,7 @@ import org.espalier.compress.Progress.Phase;
  * by the product first.
  */
 final class Sensitivity {
-  /** At most one product in so many is left: a model that stays float is no faster. */
+  /** At most one product in this many is left float: a model that stays float is no faster. */
   private static final int MOST = 8;
 
   /** So many models are tried at most: each is made and loaded, and runs all examples. */

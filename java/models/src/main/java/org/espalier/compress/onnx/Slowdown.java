@@ -5,7 +5,7 @@ import java.util.Optional;
 
 /** The warning about a quantized model that runs slower than its original. */
 public final class Slowdown {
-  /** Below that speed-up a model is called slower; what is nearer to 1 may be the timing's noise. */
+  /** A model is called slower below this speed-up. What is nearer to 1 may be noise of the timing. */
   private static final double SLOWER = 0.95;
 
   private Slowdown() {}

@@ -268,7 +268,7 @@ final class SparseFit {
       }
     }
 
-    /** Looks back to where the weights were. */
+    /** Sets the direction of each column: back to the weights that it had. */
     void aim() {
       for (int k = 0; k < w.length; k++) {
         direction[k] = w[k] - x[k];

@@ -38,10 +38,10 @@ import org.slf4j.LoggerFactory;
 public final class StaticQuantizer extends OnnxQuantizer {
   private static final Logger LOG = LoggerFactory.getLogger(StaticQuantizer.class);
 
-  /** By how much operators of two images in int8 may raise the error of what int8 products make alone. */
+  /** By which factor operators of two images in int8 may raise the error that int8 products make alone. */
   private static final double TOLERATED = 1.2;
 
-  /** Of what the ranges of activations are chosen. */
+  /** The clippings among which the ranges of activations are chosen. */
   private static final List<Clipping> CLIPPINGS =
       List.of(
           new Clipping.MeanSquaredError(),
@@ -84,7 +84,7 @@ public final class StaticQuantizer extends OnnxQuantizer {
   private final Map<String, double[]> biasChanges = new HashMap<>();
   private boolean fitted;
 
-  /** What {@link #products} and {@link #quantizedCopy} go by. */
+  /** The ranges that {@link #products} and {@link #quantizedCopy} use. */
   private Map<String, ActivationRange> ranges = Map.of();
 
   /**
@@ -284,7 +284,7 @@ public final class StaticQuantizer extends OnnxQuantizer {
     return quantizedCopy(copy -> {});
   }
 
-  /** Behind what stays float, a value that passed a grid on needs one of its own. */
+  /** Gives ranges to the values that share the grid of another, which they lose where that stays float. */
   private void rangesForPassed() {
     Map<String, ActivationRange> known = new HashMap<>(ranges);
     for (String value : plan.operators().passed()) {

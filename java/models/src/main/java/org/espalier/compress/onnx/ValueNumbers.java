@@ -34,7 +34,7 @@ final class ValueNumbers {
     this.shapes = shapes;
   }
 
-  /** Knows a node from now on. */
+  /** Adds a node. */
   void see(NodeProto n) {
     seen.put(n.getOutput(0), n);
   }

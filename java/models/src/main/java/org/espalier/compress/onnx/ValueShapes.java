@@ -348,7 +348,10 @@ final class ValueShapes {
     return numbers.told(split, 1, "split");
   }
 
-  /** From which number of an axis on, and to before which, a Slice takes all; null where it takes others, or that is not known. */
+  /**
+   * The first number of an axis that a Slice takes, and the first behind them that it leaves; null where it leaves some in
+   * between, or that is not known.
+   */
   long[] range(NodeProto slice, int fromEnd) {
     long[] axes = cut(slice);
     long length = length(slice.getInput(0), fromEnd);

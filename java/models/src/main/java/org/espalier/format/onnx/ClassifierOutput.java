@@ -45,9 +45,9 @@ public record ClassifierOutput(String output, Form form, String logits, long axi
   /** What an output holds. */
   public enum Form {
     LOGITS,
-    /** Of one class or of several that do not exclude each other: 1 / (1 + exp(−logit)). */
+    /** Probabilities of one class, or of several that do not exclude each other: 1 / (1 + exp(−logit)). */
     SIGMOID,
-    /** Of classes of which one is right. */
+    /** Probabilities of classes of which one is right. */
     SOFTMAX,
     /** Probabilities that were made in another way: averages, products, one column of a Softmax. */
     OTHER

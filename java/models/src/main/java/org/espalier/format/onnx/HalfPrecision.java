@@ -123,7 +123,7 @@ public final class HalfPrecision {
   private final OnnxModel model;
   private final OnnxModel.Names names;
 
-  /** What values are called now: the float32 forms of inputs and outputs, and what stands for Casts that are gone. */
+  /** New names of values: of the float32 forms of inputs and outputs, and of the inputs of Casts that were removed. */
   private final Map<String, String> renamed = new HashMap<>();
 
   private HalfPrecision(OnnxModel model) {
@@ -165,7 +165,7 @@ public final class HalfPrecision {
     return changed;
   }
 
-  /** As {@link #widen}, with outputs of float32: what is trained is a loss of those. */
+  /** As {@link #widen}, but with outputs of float32, of which training takes its loss. */
   public static boolean widenOutputsToo(OnnxModel model) {
     if (!isIn(model)) {
       return false;

@@ -18,7 +18,7 @@ import org.espalier.InputException;
  * data of those initializers that the message leaves out, in its order.
  */
 public final class ModelStream {
-  /** Smaller initializers stay in the message. */
+  /** Initializers below this size stay in the message. */
   private static final int LEAST_APART = 1 << 16;
 
   private static final int PIECE = 1 << 16;

@@ -71,7 +71,7 @@ final class NodeOperands {
     return null;
   }
 
-  /** What is divided by a constant of whole numbers, all of which the processor divides by. */
+  /** What is wrong with a constant that whole numbers are divided by; null if nothing is. */
   private static String divisor(OnnxInitializer constant) {
     if (constant == null) {
       return null;

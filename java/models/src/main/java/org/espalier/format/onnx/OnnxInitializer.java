@@ -197,7 +197,7 @@ public final class OnnxInitializer {
     return part.asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
   }
 
-  /** All data in parts, one after the other, each as {@link #data(long, int)} gives it. */
+  /** All data in parts, in order, each as {@link #data(long, int)} gives it. */
   Iterable<ByteBuffer> parts() {
     return () ->
         LongStream.iterate(0, done -> done < byteLength(), done -> done + PART)
@@ -232,7 +232,7 @@ public final class OnnxInitializer {
     return copy.asFloatBuffer().asReadOnlyBuffer();
   }
 
-  /** This tensor in float32; itself where it is that. */
+  /** This tensor in float32; the tensor itself where it is float32. */
   OnnxInitializer asFloat32() {
     if (type == DataType.FLOAT) {
       return this;

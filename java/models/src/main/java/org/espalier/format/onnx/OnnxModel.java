@@ -43,7 +43,7 @@ import org.espalier.InputException;
  * safe for several threads while it is changed.
  */
 public final class OnnxModel {
-  /** What a main output may be of; nothing is said of the type of some. */
+  /** The element types of a main output. Some models leave the type out. */
   private static final Set<DataType> FLOATS =
       EnumSet.of(DataType.UNDEFINED, DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16);
 

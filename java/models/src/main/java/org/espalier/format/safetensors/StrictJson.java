@@ -60,7 +60,7 @@ final class StrictJson {
         : text + " (character " + e.getLocation().getCharOffset() + ")";
   }
 
-  /** What stands at the parser's place, in words. */
+  /** Describes what the parser is at, in words. */
   static String kind(JsonParser parser) {
     if (parser.currentToken() == null) {
       return "missing";
