@@ -7,7 +7,6 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.BufferedReader;
 import java.io.IOException;
-import java.io.InputStreamReader;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -16,6 +15,7 @@ import java.util.List;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.TestProgram;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -159,8 +159,8 @@ class AtomicFileTest {
   @Test
   void aWriteThatTheSystemRefusesNamesTheTargetAndLeavesNothing() throws Exception {
     Path target = folder.resolve("model");
-    Process process = start("ulimit -f 64; exec ", "fill", target);
-    try (BufferedReader out = output(process)) {
+    Process process = TestProgram.withFilesUpTo(64, Writer.class, "fill", target).start();
+    try (BufferedReader out = TestProgram.output(process)) {
       assertEquals("InputException: cannot write " + target + ": File too large", out.readLine());
     }
     assertTrue(process.waitFor(60, TimeUnit.SECONDS));
@@ -170,34 +170,14 @@ class AtomicFileTest {
   @Test
   void aTerminatedProcessLeavesNothing() throws Exception {
     Path target = folder.resolve("model");
-    Process process = start("exec ", "wait", target);
-    try (BufferedReader out = output(process)) {
+    Process process = TestProgram.of(Writer.class, "wait", target).start();
+    try (BufferedReader out = TestProgram.output(process)) {
       assertEquals("written", out.readLine());
       assertEquals(1, count());
       process.destroy();
       assertTrue(process.waitFor(60, TimeUnit.SECONDS));
     }
     assertEquals(0, count());
-  }
-
-  private static Process start(String prefix, String mode, Path target) throws IOException {
-    String java = Path.of(System.getProperty("java.home"), "bin", "java").toString();
-    ProcessBuilder builder =
-        new ProcessBuilder(
-            "bash",
-            "-c",
-            prefix + "\"$0\" -XX:-UsePerfData -Xshare:auto -cp \"$1\" \"$2\" \"$3\" \"$4\"",
-            java,
-            System.getProperty("java.class.path"),
-            Writer.class.getName(),
-            mode,
-            target.toString());
-    return builder.redirectError(ProcessBuilder.Redirect.DISCARD).start();
-  }
-
-  private static BufferedReader output(Process process) {
-    return new BufferedReader(
-        new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8));
   }
 
   private void assertRefused(Path target, String message) {

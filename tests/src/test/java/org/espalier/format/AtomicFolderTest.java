@@ -7,15 +7,14 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.BufferedReader;
 import java.io.IOException;
-import java.io.InputStreamReader;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.TestProgram;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -97,8 +96,8 @@ class AtomicFolderTest {
 
   @Test
   void aTerminatedProcessLeavesNothing() throws Exception {
-    Process process = start("exec ", "wait");
-    try (BufferedReader out = output(process)) {
+    Process process = TestProgram.of(Writer.class, "wait", folder.resolve("model")).start();
+    try (BufferedReader out = TestProgram.output(process)) {
       assertEquals("written", out.readLine());
       assertEquals(1, count());
       process.destroy();
@@ -110,38 +109,17 @@ class AtomicFolderTest {
   /** A limit on the file's size stops the write as a full disk does: the system call fails. */
   @Test
   void aWriteThatTheSystemRefusesNamesTheFileAndLeavesNothing() throws Exception {
-    Process process = start("ulimit -f 64; exec ", "fill");
-    try (BufferedReader out = output(process)) {
+    Path source = folder.resolve("source");
+    Files.write(source, new byte[1 << 20]);
+    Process process =
+        TestProgram.withFilesUpTo(64, Writer.class, "fill", folder.resolve("model"), source)
+            .start();
+    try (BufferedReader out = TestProgram.output(process)) {
       Path file = folder.resolve("model/weights");
       assertEquals("InputException: cannot write " + file + ": File too large", out.readLine());
     }
     assertTrue(process.waitFor(60, TimeUnit.SECONDS));
     assertEquals(1, count());
-  }
-
-  private Process start(String prefix, String mode) throws IOException {
-    String java = Path.of(System.getProperty("java.home"), "bin", "java").toString();
-    Path source = folder.resolve("source");
-    if (mode.equals("fill")) {
-      Files.write(source, new byte[1 << 20]);
-    }
-    return new ProcessBuilder(
-            "bash",
-            "-c",
-            prefix + "\"$0\" -XX:-UsePerfData -Xshare:auto -cp \"$1\" \"$2\" \"$3\" \"$4\" \"$5\"",
-            java,
-            System.getProperty("java.class.path"),
-            Writer.class.getName(),
-            mode,
-            folder.resolve("model").toString(),
-            source.toString())
-        .redirectError(ProcessBuilder.Redirect.DISCARD)
-        .start();
-  }
-
-  private static BufferedReader output(Process process) {
-    return new BufferedReader(
-        new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8));
   }
 
   private static void assertRefused(Path target, String message) {

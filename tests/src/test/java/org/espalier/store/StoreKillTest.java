@@ -14,6 +14,7 @@ import java.util.List;
 import java.util.Random;
 import java.util.Set;
 import java.util.concurrent.TimeUnit;
+import org.espalier.TestProgram;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -44,16 +45,7 @@ class StoreKillTest {
       // A file, because what a dead process left in a pipe is lost.
       Path said = folder.resolve("said");
       Process process =
-          new ProcessBuilder(
-                  Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-                  "-Xshare:auto",
-                  "-XX:TieredStopAtLevel=1",
-                  "-XX:-UsePerfData",
-                  "-cp",
-                  System.getProperty("java.class.path"),
-                  Writer.class.getName(),
-                  path.toString(),
-                  String.valueOf(kill))
+          TestProgram.of(Writer.class, path, kill)
               .redirectError(ProcessBuilder.Redirect.INHERIT)
               .redirectOutput(said.toFile())
               .start();

@@ -6,10 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.BufferedReader;
 import java.io.IOException;
-import java.io.InputStreamReader;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
@@ -18,6 +16,7 @@ import java.util.Map;
 import java.util.Random;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
+import org.espalier.TestProgram;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.AtomicFolder;
 import org.junit.jupiter.api.Test;
@@ -36,21 +35,8 @@ class SafetensorsKillTest {
     Random random = new Random(5);
     int seen = 0;
     for (int round = 0; round < ROUNDS; round++) {
-      Process process =
-          new ProcessBuilder(
-                  Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-                  "-Xshare:auto",
-                  "-XX:TieredStopAtLevel=1",
-                  "-cp",
-                  System.getProperty("java.class.path"),
-                  Writer.class.getName(),
-                  folder.toString(),
-                  String.valueOf(round))
-              .redirectError(ProcessBuilder.Redirect.DISCARD)
-              .start();
-      try (BufferedReader out =
-          new BufferedReader(
-              new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8))) {
+      Process process = TestProgram.of(Writer.class, folder, round).start();
+      try (BufferedReader out = TestProgram.output(process)) {
         assertEquals("first file", out.readLine());
         if (round == ROUNDS - 1) { // on a slow machine the others may end before it
           assertEquals("first folder", out.readLine());
