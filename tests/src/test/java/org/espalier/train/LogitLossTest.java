@@ -68,19 +68,19 @@ class LogitLossTest {
     try (PointerScope scope = new PointerScope()) {
       Tensor z = AbstractTensor.create(student, flat ? new long[] {N} : new long[] {N, 1});
       z.requires_grad_(true);
-      Whole.Share share =
-          new Whole.Share(
+      BatchTotals.Share share =
+          new BatchTotals.Share(
               new Batch(Map.of(), new int[N], 1, null),
               AbstractTensor.create(teacher, N, 1),
               new Labels.Classes(labels));
       LogitLoss of = new LogitLoss(objective, TorchDevice.CPU, new LogitRows(1, 1, true));
-      Loss loss = of.of(z, share, Whole.of(share), true);
+      Loss loss = of.of(z, share, BatchTotals.of(share), true);
       loss.backward();
       assertEquals(ce, loss.parts().get("labels"), 1e-6);
       assertEquals(kl, loss.parts().get("logits"), 1e-6);
       assertEquals(bound, loss.parts().get("bound"), 1e-6);
       assertEquals(alpha * ce + (1 - alpha) * kl + beta * bound, loss.value(), 1e-6);
-      Loss looked = of.of(z, share, Whole.of(share), false);
+      Loss looked = of.of(z, share, BatchTotals.of(share), false);
       assertEquals(loss.value(), looked.value());
       assertEquals(right, looked.quality(), 1e-12);
       float[] found = new float[N];
@@ -148,8 +148,8 @@ class LogitLossTest {
     try (PointerScope scope = new PointerScope()) {
       Tensor z = AbstractTensor.create(student, n, classes, pixels);
       z.requires_grad_(true);
-      Whole.Share share =
-          new Whole.Share(
+      BatchTotals.Share share =
+          new BatchTotals.Share(
               new Batch(Map.of(), new int[n], 1, null),
               AbstractTensor.create(teacher, n, classes * pixels),
               new Labels.Classes(labels, pixels),
@@ -157,12 +157,12 @@ class LogitLossTest {
       LogitLoss of =
           new LogitLoss(
               Objective.ofLogits(0.4, 1), TorchDevice.CPU, new LogitRows(pixels, classes, false));
-      Loss loss = of.of(z, share, Whole.of(share), true);
+      Loss loss = of.of(z, share, BatchTotals.of(share), true);
       loss.backward();
       assertEquals(ce, loss.parts().get("labels"), 1e-6);
       assertEquals(kl, loss.parts().get("logits"), 1e-6);
       assertEquals(0.4 * ce + 0.6 * kl, loss.value(), 1e-6);
-      Loss looked = of.of(z, share, Whole.of(share), false);
+      Loss looked = of.of(z, share, BatchTotals.of(share), false);
       assertEquals(loss.value(), looked.value());
       assertEquals(right, looked.quality(), 1e-12);
       float[] found = new float[student.length];

@@ -56,14 +56,14 @@ class OutputLossTest {
     try (PointerScope scope = new PointerScope()) {
       Tensor student = AbstractTensor.create(f, N, D);
       student.requires_grad_(true);
-      Whole.Share share =
-          new Whole.Share(
+      BatchTotals.Share share =
+          new BatchTotals.Share(
               new Batch(Map.of(), new int[N], 1, null),
               objective.needsTeacher() ? AbstractTensor.create(t, N, D) : null,
               new Labels.Numbers(y, D));
       Loss loss =
           new OutputLoss(objective, TorchDevice.CPU, VARIANCE)
-              .of(student, share, Whole.of(share), true);
+              .of(student, share, BatchTotals.of(share), true);
       loss.backward();
       assertEquals(labels, loss.parts().get("labels"), 1e-6);
       assertEquals(1 - labels, loss.quality(), 1e-6);

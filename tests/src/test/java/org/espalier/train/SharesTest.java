@@ -47,14 +47,15 @@ class SharesTest {
         Arguments.of(Objective.ofNumbers(1), true));
   }
 
-  private static Loss loss(Objective objective, Tensor student, Whole.Share share, Whole whole) {
+  private static Loss loss(
+      Objective objective, Tensor student, BatchTotals.Share share, BatchTotals totals) {
     return share.labels() instanceof Labels.Numbers || objective.output() > 0
-        ? new OutputLoss(objective, TorchDevice.CPU, 2).of(student, share, whole, true)
+        ? new OutputLoss(objective, TorchDevice.CPU, 2).of(student, share, totals, true)
         : new LogitLoss(objective, TorchDevice.CPU, new LogitRows(1, C, true))
-            .of(student, share, whole, true);
+            .of(student, share, totals, true);
   }
 
-  private static Whole.Share share(float[] teacher, Labels labels, int from, int to) {
+  private static BatchTotals.Share share(float[] teacher, Labels labels, int from, int to) {
     Tensor t = AbstractTensor.create(Arrays.copyOfRange(teacher, from * C, to * C), to - from, C);
     Batch batch = new Batch(Map.of(), new int[to - from], 1, null);
     boolean[] attended = new boolean[to - from];
@@ -62,7 +63,7 @@ class SharesTest {
       attended[i - from] = i != 2;
     }
     int[] some = IntStream.range(from, to).toArray();
-    return new Whole.Share(
+    return new BatchTotals.Share(
         batch, t, labels.of(some), labels instanceof Labels.Classes ? attended : null);
   }
 
@@ -88,14 +89,14 @@ class SharesTest {
     }
     Labels labels = numbers ? new Labels.Numbers(targets, C) : new Labels.Classes(classes);
     try (PointerScope scope = new PointerScope()) {
-      Whole.Share all = share(teacher, labels, 0, N);
+      BatchTotals.Share all = share(teacher, labels, 0, N);
       Tensor whole = AbstractTensor.create(student, N, C);
       whole.requires_grad_(true);
-      Loss expected = loss(objective, whole, all, Whole.of(all));
+      Loss expected = loss(objective, whole, all, BatchTotals.of(all));
       expected.backward();
       float[] expectedGradient = gradient(whole);
 
-      List<Whole.Share> shares =
+      List<BatchTotals.Share> shares =
           List.of(share(teacher, labels, 0, 2), share(teacher, labels, 2, N));
       List<Loss> losses = new ArrayList<>();
       float[] found = new float[N * C];
@@ -105,7 +106,7 @@ class SharesTest {
         Tensor part =
             AbstractTensor.create(Arrays.copyOfRange(student, from * C, to * C), to - from, C);
         part.requires_grad_(true);
-        Loss loss = loss(objective, part, shares.get(i), Whole.of(shares));
+        Loss loss = loss(objective, part, shares.get(i), BatchTotals.of(shares));
         loss.backward();
         losses.add(loss);
         float[] g = gradient(part);

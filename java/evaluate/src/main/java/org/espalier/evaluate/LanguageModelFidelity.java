@@ -15,7 +15,6 @@ import java.util.Map;
  * @param agreement share of places for which both hold the same token the most likely
  * @param divergence mean over places of KL(reference ‖ candidate), in nats
  * @param savings what the candidate saves, one whole text a run
- *
  */
 public record LanguageModelFidelity(
     int texts,

@@ -12,7 +12,6 @@ import java.util.Map;
  * @param cosine between the values that the two give for all examples
  * @param relativeError √(Σ (candidate − reference)² / Σ reference²) over all examples
  * @param largestDifference the largest |candidate − reference|
- *
  */
 public record RegressionFidelity(
     int examples,

@@ -16,7 +16,6 @@ import org.espalier.format.safetensors.TensorInfo;
  * @param words the tensor that holds them
  * @param bits of an integer: 4 or 8
  * @param symmetric whether 0 is stored as the middle of the grid everywhere; else zero points tell it
- *
  */
 public record PackedMatrix(TensorInfo words, int bits, long rows, long columns, boolean symmetric) {
   private static final int CHUNK = 1 << 22;

@@ -12,7 +12,6 @@ import org.espalier.format.NearNames;
  *
  * @param stage where they were written
  * @param include none for all
- *
  */
 record NameGlobs(Settings stage, List<Glob> include, List<Glob> exclude)
     implements Predicate<String> {

@@ -35,21 +35,21 @@ final class EmbeddingLoss {
   /**
    * @param student [N, tokens, width]; the teacher's are the same, or [N, width] pooled where the objective
    *     has no hidden part
-   * @param whole of what the N texts are a share; similarities are among the N alone
+   * @param totals of the batch that the N texts are a share of; similarities are among the N alone
    * @param backward whether the root of a backward pass is wanted
    */
-  Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
+  Loss of(Tensor student, BatchTotals.Share share, BatchTotals totals, boolean backward) {
     Batch batch = share.batch();
     Tensor teacher = share.teacher();
     Tensor es = unit(pool(student, batch));
     Tensor et = unit(teacher.dim() == 3 ? pool(teacher, batch) : teacher);
     Map<String, Double> parts = new LinkedHashMap<>();
-    Tensor cosine = es.mul(et).sum().div(new Scalar((double) whole.examples()));
+    Tensor cosine = es.mul(et).sum().div(new Scalar((double) totals.examples()));
     double quality = cosine.item_double();
     Tensor root = null;
     double value = 0;
     if (objective.embedding() > 0) {
-      double distance = (double) batch.size() / whole.examples() - quality;
+      double distance = (double) batch.size() / totals.examples() - quality;
       parts.put("embedding", distance);
       value += objective.embedding() * distance;
       root = plus(root, cosine.neg(), objective.embedding());
@@ -72,7 +72,7 @@ final class EmbeddingLoss {
         difference = difference.mul(batch.mask());
       }
       // The teacher's states are zero where there is padding.
-      Tensor error = difference.mul(difference).sum().div(new Scalar(whole.energy()));
+      Tensor error = difference.mul(difference).sum().div(new Scalar(totals.energy()));
       double hidden = error.item_double();
       parts.put("hidden", hidden);
       value += objective.hidden() * hidden;

@@ -34,17 +34,17 @@ final class LogitLoss {
 
   /**
    * @param student [N, …]; the teacher's are the same values
-   * @param whole of what the N examples are a share
+   * @param totals of the batch that the N examples are a share of
    * @param backward whether the root of a backward pass is wanted
    */
-  Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
+  Loss of(Tensor student, BatchTotals.Share share, BatchTotals totals, boolean backward) {
     int n = share.batch().size();
     Tensor teacher = share.teacher() == null ? null : rows(share.teacher(), n);
     long[] labels = share.labels() == null ? null : ((Labels.Classes) share.labels()).values();
     // The kernel's means are over this share's rows and labels: weights make them parts of the
-    // whole's.
-    double ofLabels = (double) share.known() / Math.max(1, whole.known());
-    double ofRows = (double) share.rows() / Math.max(1, whole.rows());
+    // batch's.
+    double ofLabels = (double) share.known() / Math.max(1, totals.known());
+    double ofRows = (double) share.rows() / Math.max(1, totals.rows());
     double labelled = objective.labels() * ofLabels;
     double taught = objective.logits() * ofRows;
     double unit = labelled + taught > 0 ? labelled + taught : 1;

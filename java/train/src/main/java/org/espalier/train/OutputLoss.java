@@ -40,21 +40,21 @@ final class OutputLoss {
 
   /**
    * @param student [N, …]; the teacher's are the same values as [N, width]
-   * @param whole of what the N examples are a share
+   * @param totals of the batch that the N examples are a share of
    * @param backward whether the root of a backward pass is wanted
    */
-  Loss of(Tensor student, Whole.Share share, Whole whole, boolean backward) {
+  Loss of(Tensor student, BatchTotals.Share share, BatchTotals totals, boolean backward) {
     Tensor teacher = share.teacher();
     int n = share.batch().size();
     Tensor f = student.reshape(n, student.numel() / n);
-    double part = (double) n / whole.examples();
+    double part = (double) n / totals.examples();
     Map<String, Double> parts = new LinkedHashMap<>();
     double value = 0;
     Tensor root = null;
     double quality;
     if (objective.labels() > 0) {
       Labels.Numbers labels = (Labels.Numbers) share.labels();
-      double unit = Math.max(1, whole.known()) * variance;
+      double unit = Math.max(1, totals.known()) * variance;
       Tensor error = squares(f, labels).div(new Scalar(unit));
       double distance = error.item_double();
       parts.put("labels", distance);
@@ -62,13 +62,13 @@ final class OutputLoss {
       root = error.mul(new Scalar(objective.labels()));
       quality = part - distance;
     } else {
-      quality = cosines(f.detach(), teacher) / whole.examples();
+      quality = cosines(f.detach(), teacher) / totals.examples();
     }
     if (objective.output() > 0) {
       double unit =
           objective.labels() > 0
-              ? variance * whole.examples() * f.size(1)
-              : whole.energy() > 0 ? whole.energy() : 1;
+              ? variance * totals.examples() * f.size(1)
+              : totals.energy() > 0 ? totals.energy() : 1;
       Tensor difference = f.sub(teacher);
       Tensor error = difference.mul(difference).sum().div(new Scalar(unit));
       double distance = error.item_double();

@@ -17,8 +17,8 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TrainableModel;
+import org.espalier.train.BatchTotals.Share;
 import org.espalier.train.TrainingListener.Validation;
-import org.espalier.train.Whole.Share;
 
 /**
  * The passes over the examples of a job that its objectives need: forward and backward through the graph that is
@@ -149,18 +149,18 @@ final class Passes implements AutoCloseable {
             && indices.length > 1;
     if (!halved) {
       Share share = share(objective, job.training(), indices);
-      return backward(loss(first, objective, share, Whole.of(share), true));
+      return backward(loss(first, objective, share, BatchTotals.of(share), true));
     }
     List<Share> halves = new ArrayList<>();
     for (int half = 0; half < 2; half++) {
       halves.add(share(objective, job.training(), everySecond(indices, half)));
     }
-    Whole whole = Whole.of(halves);
+    BatchTotals totals = BatchTotals.of(halves);
     List<Lane> lanes = lanes();
     return threads
         .run(
-            () -> gradient(lanes.get(0), objective, halves.get(0), whole),
-            () -> gradient(lanes.get(1), objective, halves.get(1), whole))
+            () -> gradient(lanes.get(0), objective, halves.get(0), totals),
+            () -> gradient(lanes.get(1), objective, halves.get(1), totals))
         .stream()
         .reduce(Loss::plus)
         .orElseThrow();
@@ -175,9 +175,9 @@ final class Passes implements AutoCloseable {
     return result;
   }
 
-  private Loss gradient(Lane lane, Objective objective, Share share, Whole whole) {
+  private Loss gradient(Lane lane, Objective objective, Share share, BatchTotals totals) {
     try (PointerScope scope = new PointerScope()) {
-      return backward(loss(lane, objective, share, whole, true));
+      return backward(loss(lane, objective, share, totals, true));
     }
   }
 
@@ -235,20 +235,22 @@ final class Passes implements AutoCloseable {
     return new Share(batch, teacher, labels, attended);
   }
 
-  private Loss loss(Lane lane, Objective objective, Share share, Whole whole, boolean backward) {
+  private Loss loss(
+      Lane lane, Objective objective, Share share, BatchTotals totals, boolean backward) {
     Tensor output = lane.forward(share.batch(), output(objective));
     if (objective.isForEmbeddings()) {
-      return new EmbeddingLoss(objective, job.pooling(), device).of(output, share, whole, backward);
+      return new EmbeddingLoss(objective, job.pooling(), device)
+          .of(output, share, totals, backward);
     }
     if (value(objective) != Value.LOGITS) {
-      return new OutputLoss(objective, device, variance).of(output, share, whole, backward);
+      return new OutputLoss(objective, device, variance).of(output, share, totals, backward);
     }
     if (!job.isCausal()) {
-      return new LogitLoss(objective, device, rows).of(output, share, whole, backward);
+      return new LogitLoss(objective, device, rows).of(output, share, totals, backward);
     }
     Share taught = objective.needsTeacher() ? share.with(taught(lane, share.batch())) : share;
     LogitRows tokens = new LogitRows(share.batch().longest(), rows.classes(), true);
-    return new LogitLoss(objective, device, tokens).of(output, taught, whole, backward);
+    return new LogitLoss(objective, device, tokens).of(output, taught, totals, backward);
   }
 
   /** What the teacher of a lane says of a batch. */
@@ -290,7 +292,7 @@ final class Passes implements AutoCloseable {
       for (int j = 0; j < losses.size(); j++) {
         // A mean over labels is over those that are known, wherever they are.
         Loss of = losses.get(j).loss();
-        Whole batch = losses.get(j).batch();
+        BatchTotals batch = losses.get(j).batch();
         double part = objective.labels() * of.parts().getOrDefault("labels", 0.0);
         learned += part * batch.known();
         followed += (of.value() - part) * batch.rows();
@@ -314,14 +316,14 @@ final class Passes implements AutoCloseable {
   }
 
   /** The loss of a batch of validation examples. */
-  private record Measured(Loss loss, Whole batch) {}
+  private record Measured(Loss loss, BatchTotals batch) {}
 
   private Measured validate(Lane lane, Objective objective, int[] indices) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Share share = share(objective, job.validation(), indices);
-      Whole whole = Whole.of(share);
-      return new Measured(loss(lane, objective, share, whole, false), whole);
+      BatchTotals totals = BatchTotals.of(share);
+      return new Measured(loss(lane, objective, share, totals, false), totals);
     }
   }
 

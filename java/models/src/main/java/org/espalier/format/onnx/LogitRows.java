@@ -11,7 +11,6 @@ import org.espalier.InputException;
  * @param classes logits of a row, at least 1; a single one, z, stands for two classes with the logits 0 and z
  * @param lastAxis whether classes are along the last axis, [N, …, classes]; else they are along the one after
  *     the examples, [N, classes, …]
- *
  */
 public record LogitRows(int perExample, int classes, boolean lastAxis) {
   /**

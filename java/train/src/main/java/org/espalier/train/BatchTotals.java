@@ -12,11 +12,10 @@ import org.bytedeco.pytorch.Tensor;
  * @param rows of a classifier's logits that count; as many as examples for other models
  * @param known labels that count
  * @param energy Σ |y_t|² over all that the teacher gives for the batch; 0 without a teacher
- *
  */
-record Whole(int examples, int rows, int known, double energy) {
+record BatchTotals(int examples, int rows, int known, double energy) {
   /** Of all shares of a batch. */
-  static Whole of(Collection<Share> shares) {
+  static BatchTotals of(Collection<Share> shares) {
     int examples = 0;
     int rows = 0;
     int known = 0;
@@ -27,11 +26,11 @@ record Whole(int examples, int rows, int known, double energy) {
       known += share.known();
       energy += share.teacher() == null ? 0 : energy(share.teacher());
     }
-    return new Whole(examples, rows, known, energy);
+    return new BatchTotals(examples, rows, known, energy);
   }
 
   /** Of a batch that is not shared out. */
-  static Whole of(Share share) {
+  static BatchTotals of(Share share) {
     return of(List.of(share));
   }
 
