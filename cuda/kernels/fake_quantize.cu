@@ -19,10 +19,10 @@ namespace {
 using esp::bf16;
 using esp::f16;
 using esp::Pack;
+using esp::Part;
 using esp::QuantizeCall;
 using esp::QuantizeEntry;
 using esp::QuantizeHead;
-using esp::QuantizePart;
 using esp::QuantizeRange;
 using esp::QuantizeState;
 
@@ -40,7 +40,7 @@ constexpr int blocks_of(int list) {
 struct Call {
   const QuantizeHead* head;
   const QuantizeEntry* tensors;
-  const QuantizePart* parts;
+  const Part* parts;
   QuantizeCall* call;
   QuantizeState* states;
   QuantizeRange* ranges;
@@ -379,8 +379,8 @@ __device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEnt
 template <int list, int team, int held>
 __global__ void __launch_bounds__(threads, blocks_of(list)) fake_quantize_rows_kernel(Call call) {
   wait_in_turn(call);
-  for (esp::Walk<QuantizePart> walk(call.parts, call.part_count); !walk.ends();) {
-    const QuantizePart part = walk.take();
+  for (esp::Walk<Part> walk(call.parts, call.part_count); !walk.ends();) {
+    const Part part = walk.take();
     const QuantizeEntry& t = call.tensors[part.tensor];
     const int64_t channel = static_cast<int64_t>(part.index) * (threads / team) + threadIdx.x / team;
     if (channel >= t.channels) continue;
@@ -422,7 +422,7 @@ __global__ void __launch_bounds__(threads) fake_quantize_ranges_rows_kernel(Call
   ESP_SHARED(Range, ranges, [warps]);
   ESP_SHARED(int64_t, channels, [warps]);
   wait_in_turn(call);
-  const QuantizePart part = call.parts[blockIdx.x];
+  const Part part = call.parts[blockIdx.x];
   const QuantizeEntry t = call.tensors[part.tensor];
   QuantizeState* const state = call.states + part.tensor;
   const int64_t pieces = (t.inner + esp::quantize_piece - 1) / esp::quantize_piece;
@@ -499,7 +499,7 @@ __device__ __forceinline__ void ranges_of_columns(const Call& call, const Quanti
 
 __global__ void __launch_bounds__(threads, 2) fake_quantize_ranges_columns_kernel(Call call) {
   wait_in_turn(call);
-  const QuantizePart part = call.parts[blockIdx.x];
+  const Part part = call.parts[blockIdx.x];
   const QuantizeEntry t = call.tensors[part.tensor];
   QuantizeState* const state = call.states + part.tensor;
   switch (t.dtype) {
@@ -514,7 +514,7 @@ __global__ void __launch_bounds__(threads, 2) fake_quantize_ranges_columns_kerne
 
 __global__ void __launch_bounds__(threads) fake_quantize_scales_kernel(Call call) {
   wait_in_turn(call);
-  const QuantizePart part = call.parts[blockIdx.x];
+  const Part part = call.parts[blockIdx.x];
   const QuantizeEntry t = call.tensors[part.tensor];
   const int64_t channel = static_cast<int64_t>(part.index) * threads + threadIdx.x;
   if (channel >= t.channels) return;
@@ -584,8 +584,8 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
 // Launched without parts where no tensor has any, for the results.
 __global__ void __launch_bounds__(threads, blocks_of(esp::quantize_chunks)) fake_quantize_chunks_kernel(Call call) {
   esp::wait_for_kernel_before();
-  for (esp::Walk<QuantizePart> walk(call.parts, call.part_count); !walk.ends();) {
-    const QuantizePart part = walk.take();
+  for (esp::Walk<Part> walk(call.parts, call.part_count); !walk.ends();) {
+    const Part part = walk.take();
     const QuantizeEntry& t = call.tensors[part.tensor];
     QuantizeState* const state = call.states + part.tensor;
     const int64_t first = part.index * esp::quantize_chunk;
@@ -693,7 +693,7 @@ esp_status esp_cuda_fake_quantize(const esp_cuda_plan* plan, const void* table, 
   Call call;
   call.head = static_cast<const QuantizeHead*>(table);
   call.tensors = reinterpret_cast<const QuantizeEntry*>(call.head + 1);
-  call.parts = reinterpret_cast<const QuantizePart*>(call.tensors + count);
+  call.parts = reinterpret_cast<const Part*>(call.tensors + count);
   call.call = static_cast<QuantizeCall*>(workspace);
   call.states = reinterpret_cast<QuantizeState*>(call.call + 1);
   call.ranges = reinterpret_cast<QuantizeRange*>(call.states + count);

@@ -5,6 +5,7 @@
 #include "divisor.h"
 #include "espalier/cuda/fake_quantize.h"
 #include "fake_quantize_scale.h"
+#include "fake_quantize_table.h"
 
 namespace esp {
 
@@ -27,11 +28,6 @@ constexpr Divisor quantize_row_divisor(int64_t inner) {
   return divisor_of(static_cast<uint32_t>(inner > quantize_longest_row ? quantize_longest_row : inner > 0 ? inner : 1));
 }
 
-// A piece of a tensor's work; what piece `index` is depends on the list that the part is in.
-struct QuantizePart {
-  int32_t tensor, index;
-};
-
 // The table: quantizer, tensors, then the lists of parts in the order of these. plan->operation[list] is the
 // length of each.
 enum QuantizeList {
@@ -52,12 +48,6 @@ constexpr int quantize_packs = 4, quantize_long_packs = 8;  // of 16 bytes a thr
 constexpr int64_t quantize_piece = 2048;                    // elements of a row for a warp
 constexpr int64_t quantize_narrow = 16;                     // shorter rows are observed as columns
 constexpr int64_t quantize_column_rows = 64;                // a thread
-
-struct QuantizeHead {
-  esp_quantizer quantizer;
-  int32_t reserved[6];
-};
-static_assert(sizeof(QuantizeHead) % 16 == 0, "tensors follow");
 
 // The workspace: zeroed once. States of the tensors follow, then a range for each channel that is not fused.
 struct QuantizeCall {

@@ -2,39 +2,36 @@
 // straight-through gradient of x. Formulas in espalier/fake_quantize.h.
 //
 // Layout: [outer, channels, inner], row-major. A thread has packs of 4 elements of x and grad_y at the same
-// place. Numerics: F32 up to an element's part, sums in double in the order of fake_quantize_order.h. Idea:
-// that order's segments are what the threads of a block add up side by side. In rows, 4 threads have a
-// segment's 16 lanes in registers; in a matrix a lane has a pack of columns and a warp the 16 rows of a
-// segment. A block adds its segments up in shared memory, so that memory sees one sum for 8192 elements of
-// rows or 128 of a column. Channels of one chunk are done then; for the others a warp adds up its chunks.
-// Bytes an element: x, grad_y and, where wanted, grad_x once.
+// place. Numerics: F32 up to an element's part, sums in double, see fake_quantize_sums.cuh. Channels of one
+// chunk are done with that; for the others a second kernel adds up the chunks. Bytes an element: x, grad_y
+// and, where wanted, grad_x once.
 #include "fake_quantize_scale_gradient.h"
 
 #include "device_limits.h"
 #include "fake_quantize_grid.cuh"
+#include "fake_quantize_sums.cuh"
 #include "kernel.cuh"
 #include "status.h"
 
 namespace {
 
 using esp::bf16;
+using esp::by_scale;
+using esp::by_zero_point;
 using esp::f16;
 using esp::GradientEntry;
-using esp::GradientHead;
-using esp::GradientPart;
 using esp::GradientState;
 using esp::GradientSums;
 using esp::Pack;
+using esp::Part;
+using esp::QuantizeHead;
 using esp::SumOrder;
-
-constexpr int threads = esp::gradient_threads, warps = esp::gradient_warps, lanes = esp::sum_lanes;
-constexpr int n = esp::gradient_pack, team = esp::gradient_team, strip = esp::gradient_strip, unrolled = 4;
 
 // What every kernel is given.
 struct Call {
-  const GradientHead* head;
+  const QuantizeHead* head;
   const GradientEntry* tensors;
-  const GradientPart* parts;
+  const Part* parts;
   esp::GradientCall* call;
   GradientState* states;
   GradientSums* partials;
@@ -68,35 +65,28 @@ __device__ __forceinline__ Grid checked_grid(const GradientEntry& t, GradientSta
   return grid;
 }
 
-__device__ __forceinline__ void add(GradientSums& sums, const GradientSums& more) {
-  sums.by_scale += more.by_scale;
-  sums.by_zero_point += more.by_zero_point;
-}
 // What an element adds to the sums of its channel; whether its gradient passes.
 __device__ __forceinline__ bool add_element(GradientSums& sums, const Rule& rule, const Grid& grid, float x,
                                             float grad_y) {
-  const float v = rule.divide ? x / grid.scale : x * grid.by, rounded = rintf(v), position = rounded + grid.zero;
+  const float v = rule.divide ? x / grid.scale : x * grid.by, rounded = rintf(v),
+              position = rounded + grid.zero;
   const bool passes = position >= rule.qmin && position <= rule.qmax;
   const double g = static_cast<double>(grad_y);
-  const float by_scale = passes ? rounded - v : clamped(position, rule) - grid.zero;
-  sums.by_scale = fma(g, static_cast<double>(by_scale), sums.by_scale);
-  sums.by_zero_point = fma(g, passes ? 0.0 : -static_cast<double>(grid.scale), sums.by_zero_point);
+  const float slope = passes ? rounded - v : clamped(position, rule) - grid.zero;
+  sums.of[by_scale] = fma(g, static_cast<double>(slope), sums.of[by_scale]);
+  sums.of[by_zero_point] = fma(g, passes ? 0.0 : -static_cast<double>(grid.scale), sums.of[by_zero_point]);
   return passes;
 }
 __device__ __forceinline__ void write_gradients(const GradientEntry& t, int64_t channel,
                                                 const GradientSums& sums) {
   const double factor = static_cast<double>(t.factor);
-  t.grad_scale[channel] = static_cast<float>(sums.by_scale * factor);
+  t.grad_scale[channel] = static_cast<float>(sums.of[by_scale] * factor);
   if (t.grad_zero_point != nullptr)
-    t.grad_zero_point[channel] = static_cast<float>(sums.by_zero_point * factor);
+    t.grad_zero_point[channel] = static_cast<float>(sums.of[by_zero_point] * factor);
 }
 
-// Where packs of x and grad_y lie, and how many elements of each are in the tensor.
-struct Places {
-  int64_t at[unrolled];
-  int left[unrolled];
-};
-// Adds the elements of the packs to sums[j], with grid_of(j), and writes grad_x: grad_y where the gradient passes.
+// Adds the elements of the packs to sums[j], with grid_of(j), and writes grad_x: grad_y where the gradient
+// passes.
 template <class T, class GridOf>
 __device__ __forceinline__ void add_packs(const GradientEntry& t, const Places& places, const Rule& rule,
                                           const GridOf& grid_of, GradientSums (&sums)[n]) {
@@ -128,65 +118,36 @@ __device__ __forceinline__ void gradients_of_rows(const Call& call, const Gradie
                                                   GradientState* state, int32_t index, GradientSums* sums) {
   const SumOrder& order = t.order;
   const Rule rule(call.head->quantizer);
-  const int thread = static_cast<int>(threadIdx.x), of_chunk = thread / team % t.group;
-  const int slots = esp::gradient_slots(t.group);
-  const int64_t chunk = static_cast<int64_t>(index) * slots + thread / team / t.group,
-                channel = chunk / order.chunks,
-                segment = (chunk - channel * order.chunks) * esp::chunk_segments + of_chunk;
+  const int thread = static_cast<int>(threadIdx.x);
+  const RowSegment segment(order, t.group, index);
   GradientSums own[n];
 #pragma unroll
-  for (int j = 0; j < n; j++) own[j] = {0, 0};
-  if (channel < order.channels && segment < order.segments) {
-    const int member = thread % team * n;  // its first lane
-    const esp::Window window = order.segment(channel, segment);
-    const int columns = static_cast<int>(window.columns);
-    const int turns = static_cast<int>(window.rows) * ((columns + lanes - 1) / lanes);
-    const Grid grid = checked_grid(t, state, channel, rule);
-    int64_t row = window.first;
-    int column = 0;
-    for (int turn = 0; turn < turns; turn += unrolled) {
-      Places places;
-#pragma unroll
-      for (int k = 0; k < unrolled; k++) {
-        places.at[k] = row + column + member;
-        places.left[k] = turn + k < turns ? columns - column - member : 0;
-        column += lanes;
-        if (column >= columns) {
-          column = 0;
-          row += window.stride;
-        }
-      }
-      add_packs<T>(t, places, rule, [&](int) { return grid; }, own);
-    }
+  for (int j = 0; j < n; j++) own[j] = {};
+  if (segment.exists(order)) {
+    const Grid grid = checked_grid(t, state, segment.channel, rule);
+    segment.each(order, [&](const Places& places) {
+      add_packs<T>(
+          t, places, rule, [&](int) { return grid; }, own);
+    });
   }
 #pragma unroll
   for (int j = 0; j < n; j++) sums[thread * n + j] = own[j];
   __syncthreads();
-  // Half a warp a chunk.
-  for (int first = esp::warp_index() * 2; first < slots; first += warps * 2) {
-    const int slot = first + esp::lane_index() / lanes, lane = esp::lane_index() % lanes;
-    GradientSums total = {0, 0};
-    for (int s = 0; s < t.group; s++) add(total, sums[(slot * t.group + s) * lanes + lane]);
-#pragma unroll
-    for (int apart = lanes / 2; apart > 0; apart /= 2) {
-      add(total, {__shfl_down_sync(esp::all_lanes, total.by_scale, apart, lanes),
-                  __shfl_down_sync(esp::all_lanes, total.by_zero_point, apart, lanes)});
-    }
-    const int64_t added = static_cast<int64_t>(index) * slots + slot;
-    if (lane == 0 && added < order.channels * order.chunks) {
-      if (order.chunks == 1) {
-        write_gradients(t, added, total);
-      } else {
-        call.partials[t.partials + added] = total;
-      }
-    }
-  }
+  add_up_rows<2>(
+      order, t.group, index, [&](int of_block, int lane) { return sums[of_block * lanes + lane]; },
+      [&](const GradientSums& total, int64_t chunk) {
+        if (order.chunks == 1) {
+          write_gradients(t, chunk, total);
+        } else {
+          call.partials[t.partials + chunk] = total;
+        }
+      });
 }
 
 __global__ void __launch_bounds__(threads, 2) scale_gradient_rows_kernel(Call call) {
   ESP_SHARED(GradientSums, sums, [threads * n]);
   wait_in_turn(call);
-  const GradientPart part = call.parts[blockIdx.x];
+  const Part part = call.parts[blockIdx.x];
   const GradientEntry t = call.tensors[part.tensor];
   GradientState* const state = call.states + part.tensor;
   switch (t.dtype) {
@@ -209,56 +170,35 @@ __device__ __forceinline__ void gradients_of_columns(const Call& call, const Gra
                                                      GradientState* state, int32_t index,
                                                      GradientSums* sums) {
   const SumOrder& order = t.order;
-  const int64_t width = order.matrix.width, strips = (width + strip - 1) / strip, chunk = index / strips,
-                begin = (index - chunk * strips) * strip;
   const Rule rule(call.head->quantizer);
-  const int thread = static_cast<int>(threadIdx.x), lane = esp::lane_index();
-  const int64_t column = begin + lane * n,
-                first = chunk * esp::chunk_rows + esp::warp_index() * esp::segment_rows;
+  const int thread = static_cast<int>(threadIdx.x);
+  const ColumnSegment segment(order, index);
   GradientSums own[n];
 #pragma unroll
-  for (int j = 0; j < n; j++) own[j] = {0, 0};
-  if (column < width && first < order.height()) {
+  for (int j = 0; j < n; j++) own[j] = {};
+  if (segment.exists(order)) {
     Grid grid[n];
-    const int64_t within = column % (order.channels * order.inner);
-    int64_t channel = within / order.inner, of_channel = within - channel * order.inner;
 #pragma unroll
-    for (int j = 0; j < n; j++) {
-      grid[j] = {1, 1, 0};
-      if (column + j < width) grid[j] = checked_grid(t, state, channel, rule);
-      if (++of_channel == order.inner) {
-        of_channel = 0;
-        channel = channel + 1 == order.channels ? 0 : channel + 1;
-      }
-    }
-    for (int64_t from = first; from < first + esp::segment_rows; from += unrolled) {
-      Places places;
-#pragma unroll
-      for (int k = 0; k < unrolled; k++) {
-        const int64_t row = from + k, end = row < order.matrix.rows    ? width
-                                            : row == order.matrix.rows ? order.matrix.rest
-                                                                       : 0;
-        places.at[k] = row * width + column;
-        places.left[k] = column + n <= end ? n : column < end ? static_cast<int>(end - column) : 0;
-      }
-      add_packs<T>(t, places, rule, [&](int j) { return grid[j]; }, own);
-    }
+    for (int j = 0; j < n; j++) grid[j] = {1, 1, 0};
+    segment.each_channel(order,
+                         [&](int j, int64_t channel) { grid[j] = checked_grid(t, state, channel, rule); });
+    segment.each(order, [&](const Places& places) {
+      add_packs<T>(
+          t, places, rule, [&](int j) { return grid[j]; }, own);
+    });
   }
 #pragma unroll
   for (int j = 0; j < n; j++) sums[thread * n + j] = own[j];
   __syncthreads();
-  if (thread < strip && begin + thread < width) {
-    GradientSums total = {0, 0};
-#pragma unroll
-    for (int s = 0; s < warps; s++) add(total, sums[s * strip + thread]);
-    call.partials[t.partials + chunk * width + begin + thread] = total;
-  }
+  segment.add_up<2>(
+      order, [&](int warp, int column) { return sums[warp * strip + column]; },
+      [&](const GradientSums& total, int64_t partial) { call.partials[t.partials + partial] = total; });
 }
 
 __global__ void __launch_bounds__(threads, 2) scale_gradient_columns_kernel(Call call) {
   ESP_SHARED(GradientSums, sums, [threads * n]);
   wait_in_turn(call);
-  const GradientPart part = call.parts[blockIdx.x];
+  const Part part = call.parts[blockIdx.x];
   const GradientEntry t = call.tensors[part.tensor];
   GradientState* const state = call.states + part.tensor;
   switch (t.dtype) {
@@ -280,34 +220,13 @@ __global__ void __launch_bounds__(threads, 2) scale_gradient_columns_kernel(Call
 __global__ void __launch_bounds__(threads) scale_gradient_sums_kernel(Call call, int64_t parts) {
   esp::wait_for_kernel_before();
   if (blockIdx.x < parts) {
-    constexpr int held = esp::partial_lanes / 32;
-    const GradientPart part = call.parts[blockIdx.x];
+    const Part part = call.parts[blockIdx.x];
     const GradientEntry& t = call.tensors[part.tensor];
-    const SumOrder& order = t.order;
     const int64_t channel = static_cast<int64_t>(part.index) * warps + esp::warp_index();
-    if (channel < order.channels) {  // the same for a whole warp
-      const int64_t count = order.partials_of_channel();
+    if (channel < t.order.channels) {  // the same for a whole warp
       const GradientSums* const partials = call.partials + t.partials;
-      GradientSums own[held];
-#pragma unroll
-      for (int k = 0; k < held; k++) own[k] = {0, 0};
-      for (int64_t from = esp::lane_index(); from < count; from += esp::partial_lanes) {
-#pragma unroll
-        for (int k = 0; k < held; k++) {
-          if (from + k * 32 < count) add(own[k], partials[order.partial(channel, from + k * 32)]);
-        }
-      }
-#pragma unroll
-      for (int half = held / 2; half > 0; half /= 2) {
-#pragma unroll
-        for (int k = 0; k < half; k++) add(own[k], own[k + half]);
-      }
-#pragma unroll
-      for (int apart = 16; apart > 0; apart /= 2) {
-        add(own[0], {__shfl_down_sync(esp::all_lanes, own[0].by_scale, apart),
-                     __shfl_down_sync(esp::all_lanes, own[0].by_zero_point, apart)});
-      }
-      if (esp::lane_index() == 0) write_gradients(t, channel, own[0]);
+      const GradientSums sums = channel_sums<2>(t.order, channel, [&](int64_t i) { return partials[i]; });
+      if (esp::lane_index() == 0) write_gradients(t, channel, sums);
     }
   }
   finish(call);
@@ -319,18 +238,18 @@ esp_status esp_cuda_fake_quantize_scale_gradient(const esp_cuda_plan* plan, cons
                                                  void* workspace, esp_cuda_scale_gradient_result* results,
                                                  void* stream) {
   if (plan == nullptr || table == nullptr || workspace == nullptr ||
-      (results == nullptr && plan->operation[esp::gradient_tensors] > 0)) {
+      (results == nullptr && plan->operation[esp::sum_tensors] > 0)) {
     return esp::fail(ESP_INVALID_ARGUMENT,
                      "fake_quantize_scale_gradient: plan, table, workspace or results is NULL");
   }
   const int64_t* const parts = plan->operation;
-  const int64_t count = parts[esp::gradient_tensors], rows = parts[esp::gradient_rows],
-                columns = parts[esp::gradient_columns], sums = parts[esp::gradient_sums];
+  const int64_t count = parts[esp::sum_tensors], rows = parts[esp::sum_rows],
+                columns = parts[esp::sum_columns], sums = parts[esp::sum_channels];
   const int64_t last = rows + columns + sums > 0 ? sums : 1;
   Call call;
-  call.head = static_cast<const GradientHead*>(table);
+  call.head = static_cast<const QuantizeHead*>(table);
   call.tensors = reinterpret_cast<const GradientEntry*>(call.head + 1);
-  call.parts = reinterpret_cast<const GradientPart*>(call.tensors + count);
+  call.parts = reinterpret_cast<const Part*>(call.tensors + count);
   call.call = static_cast<esp::GradientCall*>(workspace);
   call.states = reinterpret_cast<GradientState*>(call.call + 1);
   call.partials = reinterpret_cast<GradientSums*>(call.states + count);
@@ -349,8 +268,8 @@ esp_status esp_cuda_fake_quantize_scale_gradient(const esp_cuda_plan* plan, cons
   call.parts += rows;
   if (columns > 0) {
     call.followed = last > 0;
-    if (esp_status status =
-            kernels.launch("scale gradients of columns", scale_gradient_columns_kernel, columns, threads, call))
+    if (esp_status status = kernels.launch("scale gradients of columns", scale_gradient_columns_kernel,
+                                           columns, threads, call))
       return status;
   }
   call.parts += columns;

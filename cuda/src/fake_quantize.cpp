@@ -1,7 +1,5 @@
 #include "fake_quantize.h"
 
-#include <cstring>
-
 #include "fake_quantize_arguments.h"
 
 namespace {
@@ -33,7 +31,8 @@ esp::QuantizeEntry entry_of(const esp_quantized& tensor, int64_t n) {
 }
 
 // The parts of a tensor by list.
-void count_parts(const esp_quantizer& quantizer, const esp::QuantizeEntry& t, int64_t* parts) {
+void count_parts(const esp_quantizer& quantizer, const esp::QuantizeEntry& t,
+                 int64_t (&parts)[esp::quantize_lists]) {
   for (int list = 0; list < esp::quantize_lists; list++) parts[list] = 0;
   const bool observes = quantizer.observer != ESP_OBSERVER_NONE;
   if (!observes || t.y != nullptr || t.q != nullptr || t.gate != nullptr) {
@@ -108,54 +107,39 @@ esp_status esp_cuda_fake_quantize_plan(const esp_quantizer* quantizer, const esp
   if (esp_status status = esp::check_list(operation, tensors, count)) return status;
   if (count > INT32_MAX)
     return esp::fail(ESP_INVALID_ARGUMENT, "%s: %lld tensors", operation, static_cast<long long>(count));
-  int64_t totals[esp::quantize_lists] = {}, ranges = 0;
+  esp::PartLists<esp::quantize_lists> lists;
+  int64_t parts[esp::quantize_lists], ranges = 0;
   for (int64_t t = 0; t < count; t++) {
-    int64_t n = 0, parts[esp::quantize_lists];
+    int64_t n = 0;
     if (esp_status status = check(quantizer, tensors[t], t, &n)) return status;
     count_parts(*quantizer, entry_of(tensors[t], n), parts);
-    for (int list = 0; list < esp::quantize_lists; list++) {
-      totals[list] += parts[list];
-      if (totals[list] > INT32_MAX / 4) {  // the last block counts the blocks of several lists in 32 bits
-        return esp::fail(ESP_UNSUPPORTED, "%s: too many elements or channels for one call, at tensor %lld",
-                         operation, static_cast<long long>(t));
-      }
+    // The last block counts the blocks of several lists in 32 bits.
+    if (!lists.count(parts, INT32_MAX / 4)) {
+      return esp::fail(ESP_UNSUPPORTED, "%s: too many elements or channels for one call, at tensor %lld",
+                       operation, static_cast<long long>(t));
     }
     if (parts[esp::quantize_scales] > 0) ranges += tensors[t].channels;
   }
-  int64_t all = 0;
-  for (int list = 0; list < esp::quantize_lists; list++) {
-    plan->operation[list] = totals[list];
-    all += totals[list];
-  }
+  for (int list = 0; list < esp::quantize_lists; list++) plan->operation[list] = lists[list];
   plan->operation[esp::quantize_tensors] = count;
   plan->table_bytes = static_cast<int64_t>(sizeof(esp::QuantizeHead)) +
-                      count * static_cast<int64_t>(sizeof(esp::QuantizeEntry)) +
-                      all * static_cast<int64_t>(sizeof(esp::QuantizePart));
+                      count * static_cast<int64_t>(sizeof(esp::QuantizeEntry)) + lists.bytes();
   plan->workspace_bytes = static_cast<int64_t>(sizeof(esp::QuantizeCall)) +
                           count * static_cast<int64_t>(sizeof(esp::QuantizeState)) +
                           ranges * static_cast<int64_t>(sizeof(esp::QuantizeRange));
   if (table == nullptr) return ESP_OK;
 
-  std::memset(table, 0, sizeof(esp::QuantizeHead));
   auto* const head = static_cast<esp::QuantizeHead*>(table);
-  head->quantizer = *quantizer;
+  *head = {*quantizer, {}};
   auto* const entries = reinterpret_cast<esp::QuantizeEntry*>(head + 1);
-  esp::QuantizePart* next[esp::quantize_lists];
-  next[0] = reinterpret_cast<esp::QuantizePart*>(entries + count);
-  for (int list = 1; list < esp::quantize_lists; list++) next[list] = next[list - 1] + totals[list - 1];
+  lists.begin(reinterpret_cast<esp::Part*>(entries + count));
   ranges = 0;
   for (int64_t t = 0; t < count; t++) {
-    int64_t n = 0, parts[esp::quantize_lists];
-    if (esp_status status =
-            esp::check_shape(operation, t, tensors[t].outer, tensors[t].channels, tensors[t].inner, &n))
-      return status;
-    entries[t] = entry_of(tensors[t], n);
-    count_parts(*quantizer, entries[t], parts);
+    entries[t] = entry_of(tensors[t], tensors[t].outer * tensors[t].channels * tensors[t].inner);
     entries[t].ranges = ranges;
+    count_parts(*quantizer, entries[t], parts);
     if (parts[esp::quantize_scales] > 0) ranges += tensors[t].channels;
-    for (int list = 0; list < esp::quantize_lists; list++) {
-      for (int32_t index = 0; index < parts[list]; index++) *next[list]++ = {static_cast<int32_t>(t), index};
-    }
+    lists.write(t, parts);
   }
   return ESP_OK;
 }

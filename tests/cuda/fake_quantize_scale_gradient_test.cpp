@@ -221,7 +221,7 @@ void test_far() {
   const Planned planned([&](esp_cuda_plan* plan, void* table) {
     return esp_cuda_fake_quantize_scale_gradient_plan(&quantizer, &far, 1, plan, table);
   });
-  const int64_t blocks = planned.plan.operation[esp::gradient_rows];
+  const int64_t blocks = planned.plan.operation[esp::sum_rows];
   esp::GradientCall state = {};
   state.arrived = static_cast<uint32_t>(blocks - 1);
   CHECK(esp_cuda_copy(planned.workspace(), &state, sizeof state, nullptr) == ESP_OK);
