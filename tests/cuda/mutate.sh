@@ -23,10 +23,19 @@ sources=("$@")
 ((${#sources[@]})) || sources=(cuda/common/kernel.cuh cuda/kernels/*.cuh cuda/kernels/*.cu)
 export ESPALIER_THREADS=1 TSAN_OPTIONS="exitcode=66 halt_on_error=1"
 
+# Whether a source of kernels includes a header, itself or by another.
+includes() {
+  local other
+  grep -q "#include \"$2\"" "$root/cuda/kernels/$1" && return
+  for other in $(grep -oE '[a-z_]+\.cuh' <(grep '^#include' "$root/cuda/kernels/$1")); do
+    [[ -f $root/cuda/kernels/$other ]] && includes "$other" "$2" && return
+  done
+  return 1
+}
 # The tests that a source concerns: a kernel's own; those of all kernels that include a header.
 tests_of() {
   for o in $operations; do
-    if [[ $1 == "cuda/kernels/$o.cu" ]] || grep -q "#include \"$(basename "$1")\"" "$root/cuda/kernels/$o.cu"; then echo "${o}_test"; fi
+    if [[ $1 == "cuda/kernels/$o.cu" ]] || includes "$o.cu" "$(basename "$1")"; then echo "${o}_test"; fi
   done
 }
 
