@@ -282,10 +282,10 @@ public final class MagnitudePrune {
       }
       checkOutputs(list);
       int count = list.size();
-      this.tensors = Natives.keep(MagnitudePrune.tensors(list, device));
+      this.tensors = Natives.keep(PruneNatives.tensors(list, device));
       this.pruned = Natives.keep(new LongPointer(Math.max(1, count)));
       this.rule = rule;
-      this.nativeRule = Natives.keep(MagnitudePrune.rule(rule));
+      this.nativeRule = Natives.keep(PruneNatives.rule(rule));
       if (!device.isCuda()) {
         plan = null;
         found = null;
@@ -310,22 +310,14 @@ public final class MagnitudePrune {
     public synchronized void rule(Rule next) {
       requireOpen();
       if (next.getClass() != rule.getClass()
-          || !Objects.equals(scope(next), scope(rule))
+          || PruneNatives.scope(next) != PruneNatives.scope(rule)
           || next instanceof Pattern pattern && pattern.group() != ((Pattern) rule).group()) {
         throw new IllegalArgumentException(
             next + " for a batch that was made for " + rule + "; kind, scope and group must stay");
       }
       nativeRule.close();
-      nativeRule = Natives.keep(MagnitudePrune.rule(next));
+      nativeRule = Natives.keep(PruneNatives.rule(next));
       rule = next;
-    }
-
-    private static Scope scope(Rule rule) {
-      return rule instanceof Amount amount
-          ? amount.scope()
-          : rule instanceof Count count
-              ? count.scope()
-              : rule instanceof Sparsity sparsity ? sparsity.scope() : null;
     }
 
     /**
@@ -340,7 +332,8 @@ public final class MagnitudePrune {
         return result(stream);
       }
       requireOpen();
-      check(espalier.esp_magnitude_prune(tensors, list.size(), nativeRule, result, pruned), rule);
+      PruneNatives.check(
+          espalier.esp_magnitude_prune(tensors, list.size(), nativeRule, result, pruned), rule);
       return found();
     }
 
@@ -390,7 +383,10 @@ public final class MagnitudePrune {
 
     private Result found() {
       return new Result(
-          result.total(), result.pruned(), result.threshold(), tensorResults(list, pruned));
+          result.total(),
+          result.pruned(),
+          result.threshold(),
+          PruneNatives.tensorResults(list, pruned));
     }
 
     @Override
@@ -420,11 +416,12 @@ public final class MagnitudePrune {
     if (rule instanceof Pattern) {
       throw new IllegalArgumentException("a pattern needs no selection");
     }
-    try (esp_prune_tensor tensors = tensors(list, Device.cpu());
-        esp_prune_rule nativeRule = rule(rule);
+    try (esp_prune_tensor tensors = PruneNatives.tensors(list, Device.cpu());
+        esp_prune_rule nativeRule = PruneNatives.rule(rule);
         esp_prune_result result = new esp_prune_result();
         esp_prune_cut cuts = new esp_prune_cut(Math.max(1, count))) {
-      check(espalier.esp_magnitude_prune_select(tensors, count, nativeRule, cuts, result), rule);
+      PruneNatives.check(
+          espalier.esp_magnitude_prune_select(tensors, count, nativeRule, cuts, result), rule);
       int[] keys = new int[count];
       long[] ties = new long[count];
       long[] elements = new long[count];
@@ -486,7 +483,7 @@ public final class MagnitudePrune {
       }
       try (LongPointer pruned = new LongPointer(Math.max(1, keys.length))) {
         apply(list, tensors, starts, pruned);
-        List<TensorResult> results = tensorResults(list, pruned);
+        List<TensorResult> results = PruneNatives.tensorResults(list, pruned);
         long sum = results.stream().mapToLong(TensorResult::pruned).sum();
         return new Result(total, sum, threshold, results);
       }
@@ -518,7 +515,7 @@ public final class MagnitudePrune {
 
     private void apply(List<Weights> list, int[] tensors, long[] starts, LongPointer pruned) {
       int count = list.size();
-      try (esp_prune_tensor nativeTensors = MagnitudePrune.tensors(list, Device.cpu());
+      try (esp_prune_tensor nativeTensors = PruneNatives.tensors(list, Device.cpu());
           esp_prune_cut cuts = new esp_prune_cut(Math.max(1, count))) {
         for (int i = 0; i < count; i++) {
           cuts.getPointer(i).key(keys[tensors[i]]).ties(ties[tensors[i]] - starts[i]);
@@ -592,70 +589,5 @@ public final class MagnitudePrune {
     if (!(fraction >= 0 && fraction <= 1)) {
       throw new InputException(what + " " + fraction + "; a fraction from 0 to 1 is needed");
     }
-  }
-
-  /** A count that the weights do not hold is the one thing that only the native side can see. */
-  private static void check(int status, Rule rule) {
-    if (status == espalier.ESP_INVALID_ARGUMENT && rule instanceof Count) {
-      throw new InputException(espalier.esp_last_error().getString());
-    }
-    Status.check(status);
-  }
-
-  private static esp_prune_tensor tensors(List<Weights> list, Device device) {
-    esp_prune_tensor tensors = new esp_prune_tensor(Math.max(1, list.size()));
-    for (int i = 0; i < list.size(); i++) {
-      Weights w = list.get(i);
-      Tensor tensor = w.weights();
-      long size = 1;
-      long inner = 1;
-      int axis = w.axis() < 0 ? w.axis() + tensor.rank() : w.axis();
-      for (int a = axis; a >= 0 && a < tensor.rank(); a++) {
-        if (a == axis) {
-          size = tensor.dimension(a);
-        } else {
-          inner *= tensor.dimension(a);
-        }
-      }
-      tensors
-          .getPointer(i)
-          .weights(tensor.pointerOn(device))
-          .out(w.out() == null ? null : w.out().pointerOn(device))
-          .mask_in(w.maskIn())
-          .mask_out(w.maskOut())
-          .n(tensor.elements())
-          .axis(size)
-          .inner(inner)
-          .dtype(tensor.dtype().code());
-    }
-    return tensors;
-  }
-
-  private static esp_prune_rule rule(Rule rule) {
-    esp_prune_rule r = new esp_prune_rule();
-    if (rule instanceof Threshold threshold) {
-      return r.kind(espalier.ESP_PRUNE_THRESHOLD).threshold(threshold.threshold());
-    } else if (rule instanceof Amount amount) {
-      return r.kind(espalier.ESP_PRUNE_AMOUNT)
-          .amount(amount.fraction())
-          .scope(amount.scope().ordinal());
-    } else if (rule instanceof Count count) {
-      return r.kind(espalier.ESP_PRUNE_COUNT).count(count.count()).scope(count.scope().ordinal());
-    } else if (rule instanceof Sparsity sparsity) {
-      return r.kind(espalier.ESP_PRUNE_SPARSITY)
-          .amount(sparsity.fraction())
-          .scope(sparsity.scope().ordinal());
-    }
-    Pattern pattern = (Pattern) rule;
-    return r.kind(espalier.ESP_PRUNE_PATTERN).keep(pattern.keep()).group(pattern.group());
-  }
-
-  private static List<TensorResult> tensorResults(List<Weights> list, LongPointer pruned) {
-    List<TensorResult> results = new ArrayList<>(list.size());
-    for (int i = 0; i < list.size(); i++) {
-      Weights w = list.get(i);
-      results.add(new TensorResult(w.name(), w.weights().elements(), pruned.get(i)));
-    }
-    return results;
   }
 }
