@@ -17,7 +17,6 @@ import org.espalier.binding.esp_quantized;
 import org.espalier.binding.esp_quantizer;
 import org.espalier.binding.global.espalier;
 import org.espalier.binding.global.espalier_cuda;
-import org.espalier.device.CudaMemory;
 import org.espalier.device.CudaStream;
 import org.espalier.device.DType;
 import org.espalier.device.Device;
@@ -146,56 +145,62 @@ public final class FakeQuantize {
     }
   }
 
-  private final int min;
-  private final int max;
-  private final boolean symmetric;
-  private final float divisor;
-  private final Integer axis;
-  private final Rounding rounding;
-  private final Observer observer;
-  private final float average;
-  private final int clipSteps;
-  private final float clipSmallest;
-  private final float smallestScale;
+  /**
+   * The integers, and how observers scale to them.
+   *
+   * @param divisor of the largest magnitude; 0 on affine grids
+   */
+  private record Grid(int min, int max, boolean symmetric, float divisor) {
+    Grid {
+      boolean fitsSigned = min >= -128 && min < max && max <= 127;
+      boolean fitsUnsigned = min >= 0 && min < max && max <= 255;
+      if (!fitsSigned && !fitsUnsigned) {
+        throw new IllegalArgumentException(
+            "the grid " + min + " .. " + max + " fits neither int8 nor uint8");
+      }
+      if (symmetric && (min > 0 || !(divisor > 0) || Float.isInfinite(divisor))) {
+        throw new IllegalArgumentException(
+            "a symmetric grid needs 0 and a positive divisor; it is "
+                + min
+                + " .. "
+                + max
+                + " with divisor "
+                + divisor);
+      }
+    }
+  }
 
-  private FakeQuantize(
-      int min,
-      int max,
-      boolean symmetric,
-      float divisor,
-      Integer axis,
-      Rounding rounding,
-      Observer observer,
-      float average,
-      int clipSteps,
-      float clipSmallest,
-      float smallestScale) {
-    boolean fitsSigned = min >= -128 && min < max && max <= 127;
-    boolean fitsUnsigned = min >= 0 && min < max && max <= 255;
-    if (!fitsSigned && !fitsUnsigned) {
-      throw new IllegalArgumentException(
-          "the grid " + min + " .. " + max + " fits neither int8 nor uint8");
+  /**
+   * Where scales come from.
+   *
+   * @param average of {@link Observer#MOVING_AVERAGE}
+   * @param clipSteps of {@link Observer#MSE}
+   * @param clipSmallest of {@link Observer#MSE}
+   * @param smallestScale of all observers; 0: none
+   */
+  private record Observation(
+      Observer observer, float average, int clipSteps, float clipSmallest, float smallestScale) {
+    static final Observation MIN_MAX = new Observation(Observer.MIN_MAX, 0.01f, 100, 0.2f, 0);
+
+    Observation by(Observer other) {
+      return new Observation(other, average, clipSteps, clipSmallest, smallestScale);
     }
-    if (symmetric && (min > 0 || !(divisor > 0) || Float.isInfinite(divisor))) {
-      throw new IllegalArgumentException(
-          "a symmetric grid needs 0 and a positive divisor; it is "
-              + min
-              + " .. "
-              + max
-              + " with divisor "
-              + divisor);
-    }
-    this.min = min;
-    this.max = max;
-    this.symmetric = symmetric;
-    this.divisor = divisor;
+  }
+
+  private final Grid grid;
+  private final Integer axis; // null: one scale a tensor
+  private final Rounding rounding;
+  private final Observation observation;
+
+  private FakeQuantize(Grid grid, Integer axis, Rounding rounding, Observation observation) {
+    this.grid = grid;
     this.axis = axis;
     this.rounding = rounding;
-    this.observer = observer;
-    this.average = average;
-    this.clipSteps = clipSteps;
-    this.clipSmallest = clipSmallest;
-    this.smallestScale = smallestScale;
+    this.observation = observation;
+  }
+
+  private FakeQuantize(Grid grid) {
+    this(grid, null, Rounding.MULTIPLY, Observation.MIN_MAX);
   }
 
   /**
@@ -222,8 +227,7 @@ public final class FakeQuantize {
 
   /** A symmetric grid: zero point 0, observed scale = largest magnitude / {@code divisor}. */
   public static FakeQuantize symmetric(int min, int max, float divisor) {
-    return new FakeQuantize(
-        min, max, true, divisor, null, Rounding.MULTIPLY, Observer.MIN_MAX, 0.01f, 100, 0.2f, 0);
+    return new FakeQuantize(new Grid(min, max, true, divisor));
   }
 
   /**
@@ -237,8 +241,7 @@ public final class FakeQuantize {
 
   /** An affine grid: observed zero points, so that the range from the minimum to the maximum fits. */
   public static FakeQuantize affine(int min, int max) {
-    return new FakeQuantize(
-        min, max, false, 0f, null, Rounding.MULTIPLY, Observer.MIN_MAX, 0.01f, 100, 0.2f, 0);
+    return new FakeQuantize(new Grid(min, max, false, 0));
   }
 
   private static int requireBits(int bits) {
@@ -250,21 +253,25 @@ public final class FakeQuantize {
 
   /** One scale for each index of {@code axis}; negative axes count from the last. */
   public FakeQuantize perChannel(int axis) {
-    return with(axis, rounding, observer, average, clipSteps, clipSmallest, smallestScale);
+    return new FakeQuantize(grid, axis, rounding, observation);
   }
 
   public FakeQuantize rounding(Rounding rounding) {
-    return with(axis, rounding, observer, average, clipSteps, clipSmallest, smallestScale);
+    return new FakeQuantize(grid, axis, rounding, observation);
+  }
+
+  private FakeQuantize with(Observation other) {
+    return new FakeQuantize(grid, axis, rounding, other);
   }
 
   /** Scales and zero points are given in the call. */
   public FakeQuantize given() {
-    return with(axis, rounding, Observer.GIVEN, average, clipSteps, clipSmallest, smallestScale);
+    return with(observation.by(Observer.GIVEN));
   }
 
   /** Scales come from the smallest and largest value of the tensor itself. */
   public FakeQuantize minMax() {
-    return with(axis, rounding, Observer.MIN_MAX, average, clipSteps, clipSmallest, smallestScale);
+    return with(observation.by(Observer.MIN_MAX));
   }
 
   /**
@@ -277,8 +284,10 @@ public final class FakeQuantize {
       throw new IllegalArgumentException(
           "an averaging constant of " + constant + "; above 0 and at most 1 is needed");
     }
+    Observation o = observation;
     return with(
-        axis, rounding, Observer.MOVING_AVERAGE, constant, clipSteps, clipSmallest, smallestScale);
+        new Observation(
+            Observer.MOVING_AVERAGE, constant, o.clipSteps, o.clipSmallest, o.smallestScale));
   }
 
   /**
@@ -293,7 +302,8 @@ public final class FakeQuantize {
       throw new IllegalArgumentException(
           steps + " steps down to " + smallest + "; 1 to 1000 down to between 0 and 1 are needed");
     }
-    return with(axis, rounding, Observer.MSE, average, steps, smallest, smallestScale);
+    Observation o = observation;
+    return with(new Observation(Observer.MSE, o.average, steps, smallest, o.smallestScale));
   }
 
   /**
@@ -306,57 +316,36 @@ public final class FakeQuantize {
       throw new IllegalArgumentException(
           "a smallest scale of " + smallest + "; above 2^-128 and finite is needed");
     }
-    return with(axis, rounding, observer, average, clipSteps, clipSmallest, smallest);
-  }
-
-  private FakeQuantize with(
-      Integer axis,
-      Rounding rounding,
-      Observer observer,
-      float average,
-      int clipSteps,
-      float clipSmallest,
-      float smallestScale) {
-    return new FakeQuantize(
-        min,
-        max,
-        symmetric,
-        divisor,
-        axis,
-        rounding,
-        observer,
-        average,
-        clipSteps,
-        clipSmallest,
-        smallestScale);
+    Observation o = observation;
+    return with(new Observation(o.observer, o.average, o.clipSteps, o.clipSmallest, smallest));
   }
 
   /** The smallest number of the grid. */
   public int min() {
-    return min;
+    return grid.min;
   }
 
   /** The largest number of the grid. */
   public int max() {
-    return max;
+    return grid.max;
   }
 
   public boolean isSymmetric() {
-    return symmetric;
+    return grid.symmetric;
   }
 
   /** What a symmetric observer divides the largest magnitude by; 0 on affine grids. */
   public float divisor() {
-    return divisor;
+    return grid.divisor;
   }
 
   /** Whether quantized numbers are int8; else uint8. */
   public boolean isSigned() {
-    return min < 0;
+    return grid.min < 0;
   }
 
   public Observer observer() {
-    return observer;
+    return observation.observer;
   }
 
   public Rounding rounding() {
@@ -422,89 +411,86 @@ public final class FakeQuantize {
    * A list of tensors in native form. Where memory of it is known to be closed, a call throws an {@link
    * IllegalStateException}, as after close. Several threads wait for each other.
    */
-  public static final class Batch implements AutoCloseable {
-    private final FakeQuantize options;
-    private List<Job> jobs; // keeps the memory reachable
-    private final boolean scalesGiven;
-    private final Device device;
-    private final esp_quantizer quantizer;
-    private final esp_quantized list;
-    private final DevicePlan plan; // null on the CPU, as are the next three
-    private final CudaMemory found;
-    private final esp_cuda_quantize_result results;
-    private final ClipSearch search; // of the MSE observer; null for others
+  public static final class Batch
+      extends QuantizerList<Job, esp_quantized, esp_cuda_quantize_result> {
+    private final ClipSearch search; // of the MSE observer on a CUDA device; else null
 
     private Batch(FakeQuantize options, List<Job> jobs) {
-      this.options = options;
-      this.scalesGiven = options.observer == Observer.GIVEN;
-      this.device = jobs.isEmpty() ? Device.cpu() : jobs.get(0).x().device();
-      boolean searches = device.isCuda() && options.observer == Observer.MSE;
-      // There the search writes the scales, and what follows takes them as given.
-      this.quantizer = Natives.keep((searches ? options.given() : options).quantizer());
-      this.list = Natives.keep(new esp_quantized(Math.max(1, jobs.size())));
-      fill(jobs);
-      if (!device.isCuda()) {
-        plan = null;
-        found = null;
-        results = null;
-        search = null;
-        return;
-      }
-      search = searches ? new ClipSearch(device, options, list, jobs.size()) : null;
-      plan = new DevicePlan(device, this::plan);
-      results = Natives.keep(new esp_cuda_quantize_result(jobs.size()));
-      found = CudaMemory.allocate(device, (long) jobs.size() * results.sizeof());
+      this(options, jobs, jobs.isEmpty() ? Device.cpu() : jobs.get(0).x().device());
     }
 
-    private int plan(esp_cuda_plan plan, Pointer table) {
-      return espalier_cuda.esp_cuda_fake_quantize_plan(quantizer, list, jobs.size(), plan, table);
+    private Batch(FakeQuantize options, List<Job> jobs, Device device) {
+      super(
+          "the batch is closed",
+          options,
+          searches(options, device) ? options.given() : options,
+          device,
+          new esp_quantized(Math.max(1, jobs.size())),
+          jobs);
+      search =
+          searches(options, device) ? new ClipSearch(device, options, list, jobs.size()) : null;
+      if (device.isCuda()) {
+        planOnDevice(new esp_cuda_quantize_result(jobs.size()));
+      }
     }
 
-    private void fill(List<Job> next) {
-      for (Job job : next) {
-        options.check(job);
-        job.x().pointerOn(device);
-      }
-      jobs = List.copyOf(next);
-      for (int i = 0; i < jobs.size(); i++) {
-        Job job = jobs.get(i);
-        long[] split = options.split(job.x());
-        list.getPointer(i)
-            .x(job.x().pointerOn(device))
-            .y(job.y() == null ? null : job.y().pointerOn(device))
-            .q(job.quantized())
-            .gate(job.gate())
-            .scale(job.scale())
-            .zero_point(job.zeroPoint())
-            .running(job.running())
-            .outer(split[0])
-            .channels(split[1])
-            .inner(split[2])
-            .dtype(job.x().dtype().code())
-            .y_dtype(job.y() == null ? job.x().dtype().code() : job.y().dtype().code());
-      }
+    /** Whether a search of its own writes the scales, and what follows takes them as given. */
+    private static boolean searches(FakeQuantize options, Device device) {
+      return device.isCuda() && options.observer() == Observer.MSE;
+    }
+
+    @Override
+    int plan(esp_cuda_plan plan, Pointer table) {
+      return espalier_cuda.esp_cuda_fake_quantize_plan(quantizer, list, jobs().size(), plan, table);
+    }
+
+    @Override
+    long[] split(Job job) {
+      return options.split(job.x());
+    }
+
+    @Override
+    void check(Job job, long channels) {
+      requireElements("scale", job.scale(), channels);
+      requireElements("zeroPoint", job.zeroPoint(), channels);
+      requireElements("running", job.running(), 2 * channels);
+      job.x().pointerOn(device);
+    }
+
+    @Override
+    void describe(int index, Job job, long[] split) {
+      list.getPointer(index)
+          .x(job.x().pointerOn(device))
+          .y(job.y() == null ? null : job.y().pointerOn(device))
+          .q(job.quantized())
+          .gate(job.gate())
+          .scale(job.scale())
+          .zero_point(job.zeroPoint())
+          .running(job.running())
+          .outer(split[0])
+          .channels(split[1])
+          .inner(split[2])
+          .dtype(job.x().dtype().code())
+          .y_dtype(job.y() == null ? job.x().dtype().code() : job.y().dtype().code());
+    }
+
+    @Override
+    void requireOpen(Job job) {
+      job.requireOpen(options.channels(job.x()));
     }
 
     /**
-     * Puts other tensors in the place of all, for what changes from call to call. On a CUDA device nothing is
-     * allocated and nothing waits where the earlier tensors needed no less; what is queued already still
-     * works on those. Such a change cannot be captured in a CUDA graph.
+     * {@inheritDoc}
      *
-     * @param next as many as before, on the same device
      * @throws UnsupportedOperationException for the MSE observer on a CUDA device
      */
+    @Override
     public synchronized void replace(List<Job> next) {
       requireOpen();
       if (search != null) {
         throw new UnsupportedOperationException("the MSE observer's search is of one list");
       }
-      if (next.size() != jobs.size()) {
-        throw new IllegalArgumentException(next.size() + " tensors in the place of " + jobs.size());
-      }
-      fill(next);
-      if (plan != null) {
-        plan.replan(this::plan);
-      }
+      super.replace(next);
     }
 
     /**
@@ -521,9 +507,10 @@ public final class FakeQuantize {
         return result(stream);
       }
       requireOpenMemory();
-      Status.check(espalier.esp_fake_quantize(quantizer, list, jobs.size()));
-      List<NonFinite> found = new ArrayList<>(jobs.size());
-      for (int i = 0; i < jobs.size(); i++) {
+      int count = jobs().size();
+      Status.check(espalier.esp_fake_quantize(quantizer, list, count));
+      List<NonFinite> found = new ArrayList<>(count);
+      for (int i = 0; i < count; i++) {
         esp_quantized tensor = list.getPointer(i);
         found.add(new NonFinite(tensor.nan(), tensor.infinite()));
       }
@@ -536,19 +523,16 @@ public final class FakeQuantize {
      * @throws IllegalArgumentException where the jobs are elsewhere
      */
     public synchronized void queue(CudaStream stream) {
-      requireOpenMemory();
-      DevicePlan.requireOn(device, stream);
-      device.makeCurrent();
-      plan.prepare(stream);
+      prepare(stream);
       if (search != null) {
         search.queue(stream);
       }
       Status.checkCuda(
           espalier_cuda.esp_cuda_fake_quantize(
-              plan.plan(),
-              plan.table(),
-              plan.workspace(),
-              new esp_cuda_quantize_result(found.pointer()),
+              plan().plan(),
+              plan().table(),
+              plan().workspace(),
+              new esp_cuda_quantize_result(found()),
               stream.handle()));
     }
 
@@ -561,17 +545,14 @@ public final class FakeQuantize {
      * @throws InputException values that give such a scale
      */
     public synchronized List<NonFinite> result(CudaStream stream) {
-      requireOpen();
-      DevicePlan.requireOn(device, stream);
-      found.copyTo(results, found.bytes(), stream);
-      stream.synchronize();
-      List<NonFinite> all = new ArrayList<>(jobs.size());
-      for (int i = 0; i < jobs.size(); i++) {
+      esp_cuda_quantize_result results = results(stream);
+      List<NonFinite> all = new ArrayList<>(jobs().size());
+      for (int i = 0; i < jobs().size(); i++) {
         esp_cuda_quantize_result result = results.getPointer(i);
         if (result.bad_channel() >= 0) {
           String where = "fake_quantize: tensor " + i + ", channel " + result.bad_channel() + ": ";
           String needed = " a scale that is not positive and finite, or whose reciprocal is not";
-          if (scalesGiven) {
+          if (options.observer() == Observer.GIVEN) {
             throw new IllegalArgumentException(where + "it has" + needed);
           }
           throw new InputException(where + "its values give" + needed);
@@ -581,31 +562,12 @@ public final class FakeQuantize {
       return all;
     }
 
-    private void requireOpen() {
-      if (list.isNull()) {
-        throw new IllegalStateException("the batch is closed");
-      }
-    }
-
-    private void requireOpenMemory() {
-      requireOpen();
-      for (int i = 0; i < jobs.size(); i++) {
-        jobs.get(i).requireOpen(list.getPointer(i).channels());
-      }
-    }
-
     @Override
     public synchronized void close() {
-      if (plan != null) {
-        plan.close();
-        found.close();
-        results.close();
-      }
+      super.close();
       if (search != null) {
         search.close();
       }
-      quantizer.close();
-      list.close();
     }
   }
 
@@ -692,7 +654,7 @@ public final class FakeQuantize {
   /** {@code 1 / sqrt(elements a channel * max)}: the step size of LSQ. */
   public float scaleGradientFactor(Tensor x) {
     long[] split = split(x);
-    return (float) (1 / Math.sqrt((double) Math.max(1, split[0] * split[2]) * max));
+    return (float) (1 / Math.sqrt((double) Math.max(1, split[0] * split[2]) * grid.max));
   }
 
   /**
@@ -731,25 +693,18 @@ public final class FakeQuantize {
     }
   }
 
-  private void check(Job job) {
-    long channels = channels(job.x());
-    requireElements("scale", job.scale(), channels);
-    requireElements("zeroPoint", job.zeroPoint(), channels);
-    requireElements("running", job.running(), 2 * channels);
-  }
-
   esp_quantizer quantizer() {
     return new esp_quantizer()
-        .qmin(min)
-        .qmax(max)
+        .qmin(grid.min)
+        .qmax(grid.max)
         .rounding(rounding.ordinal())
-        .observer(observer.ordinal())
-        .symmetric(symmetric ? 1 : 0)
-        .divisor(divisor)
-        .average(average)
-        .clip_steps(clipSteps)
-        .clip_smallest(clipSmallest)
-        .smallest_scale(smallestScale);
+        .observer(observation.observer.ordinal())
+        .symmetric(grid.symmetric ? 1 : 0)
+        .divisor(grid.divisor)
+        .average(observation.average)
+        .clip_steps(observation.clipSteps)
+        .clip_smallest(observation.clipSmallest)
+        .smallest_scale(observation.smallestScale);
   }
 
   static void requireAlike(String name, Tensor tensor, Tensor other) {
@@ -774,12 +729,12 @@ public final class FakeQuantize {
 
   @Override
   public String toString() {
-    return (symmetric ? "symmetric " : "affine ")
-        + min
+    return (grid.symmetric ? "symmetric " : "affine ")
+        + grid.min
         + " .. "
-        + max
+        + grid.max
         + (axis == null ? "" : " on axis " + axis)
         + ", "
-        + observer;
+        + observation.observer;
   }
 }

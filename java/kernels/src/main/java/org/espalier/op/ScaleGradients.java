@@ -8,11 +8,9 @@ import org.bytedeco.javacpp.Pointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.esp_cuda_plan;
 import org.espalier.binding.esp_cuda_scale_gradient_result;
-import org.espalier.binding.esp_quantizer;
 import org.espalier.binding.esp_scale_gradient;
 import org.espalier.binding.global.espalier;
 import org.espalier.binding.global.espalier_cuda;
-import org.espalier.device.CudaMemory;
 import org.espalier.device.CudaStream;
 import org.espalier.device.Device;
 import org.espalier.device.Tensor;
@@ -22,7 +20,8 @@ import org.espalier.device.Tensor;
  * FakeQuantize#scaleGradients}. It can be run often: what the memory holds then is read. The same bits on
  * every instruction set, for every number of threads and on CUDA devices. Several threads wait for each other.
  */
-public final class ScaleGradients implements AutoCloseable {
+public final class ScaleGradients
+    extends QuantizerList<ScaleGradients.Job, esp_scale_gradient, esp_cuda_scale_gradient_result> {
   /**
    * One tensor. Nothing is copied; all of it lies where x is, and must stay valid until the work is done.
    *
@@ -70,35 +69,32 @@ public final class ScaleGradients implements AutoCloseable {
     }
   }
 
-  private final FakeQuantize options;
-  private final Device device;
-  private List<Job> jobs; // keeps the memory reachable
-  private final esp_quantizer quantizer;
-  private final esp_scale_gradient list;
-  private final DevicePlan plan; // null on the CPU, as are the next two
-  private final CudaMemory found;
-  private final esp_cuda_scale_gradient_result results;
-
   ScaleGradients(FakeQuantize options, List<Job> jobs) {
-    this.options = options;
-    this.device = jobs.isEmpty() ? Device.cpu() : jobs.get(0).x().device();
-    jobs.forEach(this::require);
-    quantizer = Natives.keep(options.quantizer());
-    list = Natives.keep(new esp_scale_gradient(Math.max(1, jobs.size())));
-    fill(jobs);
-    if (!device.isCuda()) {
-      plan = null;
-      found = null;
-      results = null;
-      return;
+    super(
+        "the gradients are closed",
+        options,
+        options,
+        jobs.isEmpty() ? Device.cpu() : jobs.get(0).x().device(),
+        new esp_scale_gradient(Math.max(1, jobs.size())),
+        jobs);
+    if (device.isCuda()) {
+      planOnDevice(new esp_cuda_scale_gradient_result(jobs.size()));
     }
-    plan = new DevicePlan(device, this::plan);
-    results = Natives.keep(new esp_cuda_scale_gradient_result(jobs.size()));
-    found = CudaMemory.allocate(device, (long) jobs.size() * results.sizeof());
   }
 
-  private void require(Job job) {
-    long channels = options.channels(job.x());
+  @Override
+  int plan(esp_cuda_plan plan, Pointer table) {
+    return espalier_cuda.esp_cuda_fake_quantize_scale_gradient_plan(
+        quantizer, list, jobs().size(), plan, table);
+  }
+
+  @Override
+  long[] split(Job job) {
+    return options.split(job.x());
+  }
+
+  @Override
+  void check(Job job, long channels) {
     FakeQuantize.requireElements("scale", job.scale(), channels);
     FakeQuantize.requireElements("zeroPoint", job.zeroPoint(), channels);
     FakeQuantize.requireElements("gradScale", job.gradScale(), channels);
@@ -110,47 +106,26 @@ public final class ScaleGradients implements AutoCloseable {
     }
   }
 
-  private void fill(List<Job> jobs) {
-    this.jobs = List.copyOf(jobs);
-    for (int i = 0; i < jobs.size(); i++) {
-      Job job = jobs.get(i);
-      long[] split = options.split(job.x());
-      list.getPointer(i)
-          .x(job.x().pointerOn(device))
-          .grad_y(job.gradY().pointerOn(device))
-          .grad_x(job.gradX() == null ? null : job.gradX().pointerOn(device))
-          .scale(job.scale())
-          .zero_point(job.zeroPoint())
-          .grad_scale(job.gradScale())
-          .grad_zero_point(job.gradZeroPoint())
-          .outer(split[0])
-          .channels(split[1])
-          .inner(split[2])
-          .dtype(job.x().dtype().code())
-          .factor(job.factor());
-    }
+  @Override
+  void describe(int index, Job job, long[] split) {
+    list.getPointer(index)
+        .x(job.x().pointerOn(device))
+        .grad_y(job.gradY().pointerOn(device))
+        .grad_x(job.gradX() == null ? null : job.gradX().pointerOn(device))
+        .scale(job.scale())
+        .zero_point(job.zeroPoint())
+        .grad_scale(job.gradScale())
+        .grad_zero_point(job.gradZeroPoint())
+        .outer(split[0])
+        .channels(split[1])
+        .inner(split[2])
+        .dtype(job.x().dtype().code())
+        .factor(job.factor());
   }
 
-  private int plan(esp_cuda_plan plan, Pointer table) {
-    return espalier_cuda.esp_cuda_fake_quantize_scale_gradient_plan(
-        quantizer, list, jobs.size(), plan, table);
-  }
-
-  /**
-   * Puts other tensors in the place of all, as {@link FakeQuantize.Batch#replace} does.
-   *
-   * @param next as many as before, on the same device
-   */
-  public synchronized void replace(List<Job> next) {
-    requireOpen();
-    if (next.size() != jobs.size()) {
-      throw new IllegalArgumentException(next.size() + " tensors in the place of " + jobs.size());
-    }
-    next.forEach(this::require);
-    fill(next);
-    if (plan != null) {
-      plan.replan(this::plan);
-    }
+  @Override
+  void requireOpen(Job job) {
+    job.requireOpen(options.channels(job.x()));
   }
 
   /**
@@ -168,7 +143,7 @@ public final class ScaleGradients implements AutoCloseable {
       return;
     }
     requireOpenMemory();
-    for (int i = 0; i < jobs.size(); i++) {
+    for (int i = 0; i < jobs().size(); i++) {
       Status.check(espalier.esp_fake_quantize_scale_gradient(quantizer, list.getPointer(i)));
     }
   }
@@ -180,16 +155,13 @@ public final class ScaleGradients implements AutoCloseable {
    * @throws IllegalArgumentException where the jobs are elsewhere
    */
   public synchronized void queue(CudaStream stream) {
-    requireOpenMemory();
-    DevicePlan.requireOn(device, stream);
-    device.makeCurrent();
-    plan.prepare(stream);
+    prepare(stream);
     Status.checkCuda(
         espalier_cuda.esp_cuda_fake_quantize_scale_gradient(
-            plan.plan(),
-            plan.table(),
-            plan.workspace(),
-            new esp_cuda_scale_gradient_result(found.pointer()),
+            plan().plan(),
+            plan().table(),
+            plan().workspace(),
+            new esp_cuda_scale_gradient_result(found()),
             stream.handle()));
   }
 
@@ -200,11 +172,8 @@ public final class ScaleGradients implements AutoCloseable {
    *     unspecified then
    */
   public synchronized void check(CudaStream stream) {
-    requireOpen();
-    DevicePlan.requireOn(device, stream);
-    found.copyTo(results, found.bytes(), stream);
-    stream.synchronize();
-    for (int i = 0; i < jobs.size(); i++) {
+    esp_cuda_scale_gradient_result results = results(stream);
+    for (int i = 0; i < jobs().size(); i++) {
       long channel = results.getPointer(i).bad_channel();
       if (channel >= 0) {
         throw new IllegalArgumentException(
@@ -216,29 +185,5 @@ public final class ScaleGradients implements AutoCloseable {
                 + " a zero point outside the grid");
       }
     }
-  }
-
-  private void requireOpen() {
-    if (list.isNull()) {
-      throw new IllegalStateException("the gradients are closed");
-    }
-  }
-
-  private void requireOpenMemory() {
-    requireOpen();
-    for (int i = 0; i < jobs.size(); i++) {
-      jobs.get(i).requireOpen(list.getPointer(i).channels());
-    }
-  }
-
-  @Override
-  public synchronized void close() {
-    if (plan != null) {
-      plan.close();
-      found.close();
-      results.close();
-    }
-    quantizer.close();
-    list.close();
   }
 }
