@@ -197,11 +197,6 @@ int run_tests(int argc, char** argv, Test&& test) {
   return finish();
 }
 
-/** Of a tensor that is quantized by channel. */
-struct Shape {
-  int64_t outer, channels, inner;
-};
-
 inline int64_t size_of(esp_dtype dtype) {
   return dtype == ESP_F32 ? 4 : 2;
 }

@@ -6,8 +6,8 @@
 
 #include <cmath>
 
-#include "device_test.h"
 #include "espalier/cuda/fake_quantize.h"
+#include "fake_quantize_subjects.h"
 
 namespace {
 
@@ -22,19 +22,14 @@ struct Subject {
       if (i / shape.inner % shape.channels == 0 && silent < 2) v = silent == 0 ? NAN : 0.0f;
       put(x, i, dtype, v);
     }
-    const float values[] = {NAN, INFINITY, -INFINITY, -0.0f};
-    for (int64_t odd = random.below(3); odd > 0 && n > 0; odd--)
-      put(x, random.below(n), dtype, values[random.below(4)]);
+    put_odd(x, n, dtype, random);
     scale.resize(static_cast<size_t>(shape.channels), -7);
     if (quantizer.symmetric == 0 || random.below(2) == 0) zero_point.resize(scale.size(), -7);
     for (int64_t c = 0; c < 2 * shape.channels; c++)
       running.push_back(c < shape.channels ? INFINITY : -INFINITY);
     shift = random.below(3) == 0 ? 1 + random.below(7) : 0;
-    host = {};
-    host.outer = shape.outer;
-    host.channels = shape.channels;
-    host.inner = shape.inner;
-    host.dtype = host.y_dtype = dtype;
+    host = shaped<esp_quantized>(shape, dtype);
+    host.y_dtype = dtype;
   }
 
   int64_t n, shift;
@@ -61,11 +56,6 @@ struct OnDevice {
   Device<int32_t> zero_point;
   esp_quantized tensor;
 };
-
-template <class T>
-bool same(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
 
 void compare(const esp_quantizer& quantizer, std::vector<Subject>& subjects, bool usable = true) {
   std::vector<OnDevice> memory;
@@ -105,11 +95,7 @@ void compare(const esp_quantizer& quantizer, std::vector<Subject>& subjects, boo
       const int failed = checks_failed;
       CHECK(same(memory[t].scale.values(), subjects[t].scale));
       CHECK(!usable || same(memory[t].zero_point.values(), subjects[t].zero_point));
-      if (checks_failed > failed) {
-        std::printf("  [%lld, %lld, %lld] of type %d, shift %lld\n", static_cast<long long>(host[t].outer),
-                    static_cast<long long>(host[t].channels), static_cast<long long>(host[t].inner),
-                    host[t].dtype, static_cast<long long>(subjects[t].shift));
-      }
+      if (checks_failed > failed) print(host[t], subjects[t].shift);
     }
   };
   CHECK(run() == ESP_OK && stream.wait());
@@ -123,15 +109,7 @@ void compare(const esp_quantizer& quantizer, std::vector<Subject>& subjects, boo
 }
 
 esp_quantizer quantizer_of(Random& random) {
-  esp_quantizer q = {};
-  const int32_t bits = 2 + static_cast<int32_t>(random.below(7));
-  q.symmetric = static_cast<int32_t>(random.below(2));
-  const bool is_unsigned = q.symmetric == 0 && random.below(2) == 0;
-  q.qmin = is_unsigned ? 0 : -(1 << (bits - 1)) + (q.symmetric != 0 && bits > 2 ? 1 : 0);
-  q.qmax = is_unsigned ? (1 << bits) - 1 : (1 << (bits - 1)) - 1;
-  q.rounding = static_cast<int32_t>(random.below(2));
-  q.observer = ESP_OBSERVER_MSE;
-  q.divisor = static_cast<float>(q.qmax);
+  esp_quantizer q = grid_of(ESP_OBSERVER_MSE, random);
   q.clip_steps = 1 + static_cast<int32_t>(random.below(9));
   q.clip_smallest = 0.3f;
   return q;
@@ -148,16 +126,8 @@ void test(const Setting& setting) {
   const esp_quantizer quantizer = quantizer_of(random);
   std::vector<Subject> subjects;
   compare(quantizer, subjects);
-  for (const Shape& shape : small) {
-    if (!setting.small || random.below(3) == 0)
-      subjects.emplace_back(quantizer, shape, static_cast<esp_dtype>(random.below(3)), random);
-  }
-  if (!setting.small) {
-    for (const Shape& shape : large) {
-      if (random.below(3) == 0)
-        subjects.emplace_back(quantizer, shape, static_cast<esp_dtype>(random.below(3)), random);
-    }
-  }
+  add_subjects(subjects, quantizer, small, setting.small, random);
+  if (!setting.small) add_subjects(subjects, quantizer, large, true, random);
   compare(quantizer, subjects);
   // A scale whose reciprocal overflows.
   std::vector<Subject> unusable;
@@ -170,8 +140,7 @@ void test(const Setting& setting) {
   compare(bounded, unusable);
   CHECK(unusable[0].scale[0] == 0.02f);
   std::vector<Subject> others;
-  for (const Shape& shape : small)
-    others.emplace_back(bounded, shape, static_cast<esp_dtype>(random.below(3)), random);
+  add_subjects(others, bounded, small, false, random);
   compare(bounded, others);
 }
 

@@ -7,8 +7,8 @@
 
 #include <cmath>
 
-#include "device_test.h"
 #include "fake_quantize_scale_gradient.h"
+#include "fake_quantize_subjects.h"
 
 namespace {
 
@@ -22,9 +22,8 @@ struct Subject {
       put(x, i, dtype, random.uniform() * (i % 5 == 0 ? 4.0f : 0.5f));
       put(grad_y, i, dtype, random.uniform());
     }
+    put_odd(x, n, dtype, random);
     const float values[] = {NAN, INFINITY, -INFINITY, -0.0f};
-    for (int64_t odd = random.below(3); odd > 0 && n > 0; odd--)
-      put(x, random.below(n), dtype, values[random.below(4)]);
     if (random.below(4) == 0 && n > 0) put(grad_y, random.below(n), dtype, values[random.below(4)]);
     in_place = random.below(3) == 0;
     if (!in_place && random.below(2) == 0) grad_x.resize(x.size(), 0xa5);
@@ -37,11 +36,7 @@ struct Subject {
     if (random.below(2) == 0) grad_zero_point.resize(scale.size(), -7);
     if (quantizer.qmin <= 0 && random.below(2) == 0) zero_point.clear();
     shift = random.below(3) == 0 ? 1 + random.below(7) : 0;
-    host = {};
-    host.outer = shape.outer;
-    host.channels = shape.channels;
-    host.inner = shape.inner;
-    host.dtype = dtype;
+    host = shaped<esp_scale_gradient>(shape, dtype);
     host.factor = 0.25f + random.uniform() * 0.1f;
   }
   esp_scale_gradient on_host() {
@@ -93,10 +88,8 @@ struct OnDevice {
   esp_scale_gradient gradient;
 };
 
-bool same(const std::vector<uint8_t>& a, const std::vector<uint8_t>& b) {
-  return a == b;
-}
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
+// A NaN is a NaN.
+bool same_numbers(const std::vector<float>& a, const std::vector<float>& b) {
   bool equal = a.size() == b.size();
   for (size_t i = 0; equal && i < a.size(); i++) {
     equal = std::memcmp(&a[i], &b[i], 4) == 0 || (a[i] != a[i] && b[i] != b[i]);
@@ -132,16 +125,11 @@ void compare(const esp_quantizer& quantizer, std::vector<Subject>& subjects) {
     for (size_t t = 0; t < subjects.size(); t++) {
       const int failed = checks_failed;
       CHECK(found[t].bad_channel == -1);
-      CHECK(same(memory[t].grad_scale.values(), subjects[t].grad_scale));
-      CHECK(same(memory[t].grad_zero_point.values(), subjects[t].grad_zero_point));
+      CHECK(same_numbers(memory[t].grad_scale.values(), subjects[t].grad_scale));
+      CHECK(same_numbers(memory[t].grad_zero_point.values(), subjects[t].grad_zero_point));
       CHECK(same(memory[t].grad_y.values(), subjects[t].grad_y));
       CHECK(same(memory[t].grad_x.values(), subjects[t].grad_x));
-      if (checks_failed > failed) {
-        const esp_scale_gradient& g = subjects[t].host;
-        std::printf("  [%lld, %lld, %lld] of type %d, shift %lld\n", static_cast<long long>(g.outer),
-                    static_cast<long long>(g.channels), static_cast<long long>(g.inner), g.dtype,
-                    static_cast<long long>(subjects[t].shift));
-      }
+      if (checks_failed > failed) print(subjects[t].host, subjects[t].shift);
     }
   };
   CHECK(run() == ESP_OK && stream.wait());
@@ -250,15 +238,8 @@ void test(const Setting& setting) {
   for (int turn = 0; turn < 2; turn++) {
     const esp_quantizer quantizer = quantizer_of(random);
     std::vector<Subject> subjects;
-    for (const Shape& shape : small)
-      subjects.emplace_back(quantizer, shape, static_cast<esp_dtype>(random.below(3)), random);
-    if (!setting.small) {
-      // A third of them a seed: other seeds meet the others.
-      for (const Shape& shape : large) {
-        if (random.below(3) == 0)
-          subjects.emplace_back(quantizer, shape, static_cast<esp_dtype>(random.below(3)), random);
-      }
-    }
+    add_subjects(subjects, quantizer, small, false, random);
+    if (!setting.small) add_subjects(subjects, quantizer, large, true, random);
     compare(quantizer, subjects);
   }
   std::vector<Subject> subjects;

@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-#include "device_test.h"
+#include "fake_quantize_subjects.h"
 
 namespace {
 
@@ -19,16 +19,9 @@ struct Subject {
   Subject(const esp_quantizer& quantizer, const Shape& shape, esp_dtype dtype, Random& random)
       : n(shape.outer * shape.channels * shape.inner), x(static_cast<size_t>(n * size_of(dtype))) {
     for (int64_t i = 0; i < n; i++) put(x, i, dtype, random.uniform() * (i % 5 == 0 ? 4.0f : 0.5f));
-    for (int64_t bad = random.below(3); bad > 0 && n > 0; bad--) {
-      const float values[] = {NAN, INFINITY, -INFINITY, -0.0f};
-      put(x, random.below(n), dtype, values[random.below(4)]);
-    }
+    put_odd(x, n, dtype, random);
     const bool wide = random.below(2) == 0;
-    host = {};
-    host.outer = shape.outer;
-    host.channels = shape.channels;
-    host.inner = shape.inner;
-    host.dtype = dtype;
+    host = shaped<esp_quantized>(shape, dtype);
     host.y_dtype = wide ? ESP_F32 : dtype;
     const int64_t wanted = random.below(8);  // bits: y, q, gate
     if ((wanted & 1) != 0) y.resize(static_cast<size_t>(n * size_of(host.y_dtype)), 0xa5);
@@ -93,11 +86,6 @@ struct OnDevice {
   esp_quantized tensor;
 };
 
-template <class T>
-bool same(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
 void compare(const esp_quantizer& quantizer, std::vector<Subject>& subjects) {
   std::vector<OnDevice> memory;
   std::vector<esp_quantized> device, host;
@@ -133,10 +121,8 @@ void compare(const esp_quantizer& quantizer, std::vector<Subject>& subjects) {
       CHECK(same(memory[t].q.values(), subjects[t].q));
       CHECK(same(memory[t].gate.values(), subjects[t].gate));
       if (checks_failed > failed) {
-        std::printf("  [%lld, %lld, %lld] of type %d, observer %d, shift %lld\n",
-                    static_cast<long long>(host[t].outer), static_cast<long long>(host[t].channels),
-                    static_cast<long long>(host[t].inner), host[t].dtype, quantizer.observer,
-                    static_cast<long long>(subjects[t].shift));
+        std::printf("observer %d\n", quantizer.observer);
+        print(host[t], subjects[t].shift);
       }
     }
   };
@@ -150,15 +136,8 @@ void compare(const esp_quantizer& quantizer, std::vector<Subject>& subjects) {
 }
 
 esp_quantizer quantizer_of(int32_t observer, Random& random) {
-  esp_quantizer q = {};
-  const int32_t bits = 2 + static_cast<int32_t>(random.below(7));
-  q.symmetric = static_cast<int32_t>(random.below(2));
-  const bool is_unsigned = q.symmetric == 0 && random.below(2) == 0;
-  q.qmin = is_unsigned ? 0 : -(1 << (bits - 1)) + (q.symmetric != 0 && bits > 2 ? 1 : 0);
-  q.qmax = is_unsigned ? (1 << bits) - 1 : (1 << (bits - 1)) - 1;
-  q.rounding = static_cast<int32_t>(random.below(2));
-  q.observer = observer;
-  q.divisor = static_cast<float>(q.qmax) + (random.below(2) == 0 ? 0.0f : 0.5f);
+  esp_quantizer q = grid_of(observer, random);
+  q.divisor += random.below(2) == 0 ? 0.0f : 0.5f;
   q.average = 0.1f;
   return q;
 }
@@ -366,15 +345,8 @@ void test(const Setting& setting) {
   for (const int32_t observer : {ESP_OBSERVER_NONE, ESP_OBSERVER_MIN_MAX, ESP_OBSERVER_MOVING_AVERAGE}) {
     const esp_quantizer quantizer = quantizer_of(observer, random);
     std::vector<Subject> subjects;
-    for (const Shape& shape : small)
-      subjects.emplace_back(quantizer, shape, static_cast<esp_dtype>(random.below(3)), random);
-    if (!setting.small) {
-      // A third of them a seed: other seeds meet the others.
-      for (const Shape& shape : large) {
-        if (random.below(3) == 0)
-          subjects.emplace_back(quantizer, shape, static_cast<esp_dtype>(random.below(3)), random);
-      }
-    }
+    add_subjects(subjects, quantizer, small, false, random);
+    if (!setting.small) add_subjects(subjects, quantizer, large, true, random);
     compare(quantizer, subjects);
   }
   std::vector<Subject> none;
