@@ -1,7 +1,6 @@
 package org.espalier.benchmarks;
 
 import java.util.List;
-import java.util.concurrent.TimeUnit;
 import org.bytedeco.pytorch.Dispatcher;
 import org.bytedeco.pytorch.IValue;
 import org.bytedeco.pytorch.IValueVector;
@@ -10,115 +9,39 @@ import org.bytedeco.pytorch.SGD;
 import org.bytedeco.pytorch.SGDOptions;
 import org.bytedeco.pytorch.TensorVector;
 import org.espalier.op.FusedSgd;
-import org.openjdk.jmh.annotations.Benchmark;
-import org.openjdk.jmh.annotations.BenchmarkMode;
-import org.openjdk.jmh.annotations.Level;
-import org.openjdk.jmh.annotations.Mode;
-import org.openjdk.jmh.annotations.OutputTimeUnit;
-import org.openjdk.jmh.annotations.Param;
-import org.openjdk.jmh.annotations.Setup;
-import org.openjdk.jmh.annotations.TearDown;
 
-/**
- * SGD with momentum and weight decay over a whole model, by itself and with what compression adds:
- * matrices keep a mask and renew scales a row, a fake-quantized copy and a gate. Guarded: clipped by
- * the norm of all gradients, which must be finite.
- *
- * <p>The peer composes it from libtorch's operations, with {@code SGD::step} (torch) or with its
- * fused kernel (torchFused). Both work on the same memory, on 2 MiB pages.
- */
-@BenchmarkMode(Mode.AverageTime)
-@OutputTimeUnit(TimeUnit.MILLISECONDS)
-public class FusedSgdBenchmark extends Comparison {
+/** SGD with momentum and weight decay; the peer is {@code SGD::step}, or libtorch's fused kernel. */
+public class FusedSgdBenchmark extends OptimizerBenchmark<FusedSgdBenchmark.Model> {
   private static final double RATE = 1e-4;
   private static final double MOMENTUM = 0.9;
   private static final double DECAY = 1e-4;
 
-  /** What is done, and to which model: a perceptron 784-256-128-10, or BERT-base. */
-  @Param({
-    "step-mlp",
-    "compressed-mlp",
-    "step-110M",
-    "compressed-110M",
-    "guarded-110M",
-    "int8-110M"
-  })
-  public String size;
-
-  private static boolean checked;
-
-  private Model model;
-  private FusedSgd ours;
-
-  @Setup(Level.Trial)
-  public void prepare() {
-    check();
-    model = new Model(OptimizerModel.shapes(size), !size.startsWith("step"));
-    ours = new FusedSgd(model.parameters(size.startsWith("int8")), options(size));
+  @Override
+  Model model(List<long[]> shapes, boolean compressed) {
+    return new Model(shapes, compressed);
   }
 
-  @TearDown
-  public void release() {
-    ours.close();
-    model.close();
-  }
-
-  private static FusedSgd.Options options(String size) {
+  @Override
+  FusedSgd optimizer(Model model, boolean int8, boolean guarded) {
     FusedSgd.Options options =
         FusedSgd.Options.of(RATE).withMomentum(MOMENTUM).withWeightDecay(DECAY);
-    return size.startsWith("guarded")
-        ? options.withMaxNorm(OptimizerModel.MAX_NORM).withSkipNonFinite(true)
-        : options;
+    return new FusedSgd(
+        model.parameters(int8),
+        guarded ? options.withMaxNorm(OptimizerModel.MAX_NORM).withSkipNonFinite(true) : options);
   }
 
-  /** Weights, gradient and momentum read; weights and momentum written, and the copy. */
   @Override
-  public double bytes(String method, String size) {
-    return OptimizerModel.bytes(size, 1);
+  int states() {
+    return 1;
   }
 
-  @Benchmark
-  public Object espalier() {
-    return ours.step();
+  /** Only clipping rounds otherwise: libtorch's norm is a float. */
+  @Override
+  double tolerance(boolean guarded) {
+    return guarded ? 1e-7 : 0;
   }
 
-  @Benchmark
-  public void torch() {
-    model.torch(size, false);
-  }
-
-  @Benchmark
-  public void torchFused() {
-    model.torch(size, true);
-  }
-
-  @Benchmark
-  public void ceiling() {
-    model.traffic(size);
-  }
-
-  /** Two steps of each kind on one encoder layer: ours has the bits of the composed peer. */
-  private static void check() {
-    if (checked) {
-      return;
-    }
-    for (String kind : new String[] {"step", "compressed", "guarded"}) {
-      try (Model a = new Model(OptimizerModel.layer(768), !kind.equals("step"));
-          Model b = new Model(OptimizerModel.layer(768), !kind.equals("step"));
-          FusedSgd sgd = new FusedSgd(a.parameters(false), options(kind))) {
-        for (int step = 1; step <= 2; step++) {
-          sgd.step();
-          b.torch(kind, false);
-        }
-        // Only clipping rounds otherwise: libtorch's norm is a float.
-        double tolerance = kind.equals("guarded") ? 1e-7 : 0;
-        a.mustEqual(b, tolerance);
-      }
-    }
-    checked = true;
-  }
-
-  private static final class Model extends OptimizerModel {
+  static final class Model extends OptimizerModel {
     private final SGD sgd;
     private final OperatorHandle fused =
         Dispatcher.singleton().findSchemaOrThrow("aten::_fused_sgd_", "");
