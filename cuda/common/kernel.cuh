@@ -16,9 +16,9 @@
 //   ESP_DYNAMIC_SHARED(float, kept);    a pointer to what the launch gives, instead of extern __shared__
 //   ESP_GLOBAL(pointer);                after reading a pointer (not NULL) from a table: its accesses become ld.global
 //   Pack<T, n>                          n elements that are loaded or stored at once, at a multiple of their size
-//   load_packs, load_raw, load_places   several of them, on their way together
+//   load_packs, load_raw, load_places   several of them, all loads in flight at once
 //   to_float, from_float                BF16 and F16 by the rules of the CPU kernels, NaN included; no intrinsics
-//   Walk                                the items of a list for blocks that are fewer
+//   Walk                                a grid-stride loop over the items of a list
 //   bits_32                             32 bits of a mask, from any byte, reading nothing beside the tensor
 //   is_last_block                       the block that finishes last sees what all others wrote
 //   let_next_begin, wait_for_kernel_before   between two kernels of an operation, see below
@@ -260,7 +260,8 @@ __device__ __forceinline__ Pack<T, n> load_pack(const T* p, Index i, Index end, 
   for (int j = 0; j < n; j++) pack.at[j] = i + j < end ? p[i + j] : T{};
   return pack;
 }
-// A pack as words: 16-bit elements are taken out of it where they are looked at, not where it is loaded, which would wait for it.
+// A pack as 32-bit words. 16-bit elements are unpacked where they are used: unpacked where they are loaded, each load would be
+// waited for before the next is issued.
 template <int n, class T>
 using RawPack = Pack<uint32_t, n * static_cast<int>(sizeof(T)) / 4>;
 // A pack at p with `left` elements in the tensor, of which there may be more than n or fewer than 1; +0 beyond.
@@ -269,7 +270,7 @@ __device__ __forceinline__ RawPack<n, T> load_raw(const T* p, int left) {
   if (is_aligned(p, n * sizeof(T)) && left >= n) return *reinterpret_cast<const RawPack<n, T>*>(p);
   return bits_as<RawPack<n, T>>(load_pack<n>(p, 0, left, false));
 }
-// The same of several packs, at the same places of several tensors, all asked for before one of them is looked at.
+// The same of several packs, at the same places of several tensors. All loads are issued before one is waited for.
 template <int n, int tensors, int count, class T>
 __device__ __forceinline__ void load_places(const T* const (&p)[tensors], const int64_t (&at)[count], const int (&left)[count],
                                             RawPack<n, T> (&packs)[tensors][count]) {
@@ -294,11 +295,11 @@ __device__ __forceinline__ void load_places(const T* const (&p)[tensors], const 
 #pragma unroll
   for (int k = 0; k < count; k++) {
 #pragma unroll
-    for (int t = 0; t < tensors; t++) packs[t][k] = load_raw<n>(p[t] + at[k], left[k]);  // each has a branch, and waits for its own
+    for (int t = 0; t < tensors; t++) packs[t][k] = load_raw<n>(p[t] + at[k], left[k]);  // a branch each: load by load
   }
 }
-// Packs i, i + step, ... of p, all asked for before one of them is looked at. A branch a pack, or 16-bit elements
-// taken out of one, would make each load wait for the one before.
+// Packs i, i + step, ... of p. All loads are issued before one is waited for, which a branch for each pack, or unpacking
+// 16-bit elements between two loads, would prevent.
 template <int n, int count, class T, class Index>
 __device__ __forceinline__ void load_packs(const T* p, Index i, Index step, Index end, bool whole,
                                            Pack<T, n> (&packs)[count]) {
@@ -380,7 +381,7 @@ __device__ __forceinline__ uint32_t bits_32(const uint8_t* field, int64_t i, int
   return word;
 }
 
-// The items of a list that a block works on: every so-manieth. The next one is on its way while one is worked on.
+// The items of a list that a block works on, as in a grid-stride loop; the next one is loaded while one is worked on.
 template <class Item>
 struct Walk {
   const Item* items;

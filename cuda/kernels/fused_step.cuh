@@ -1,21 +1,23 @@
 // What the kernels of fused optimizer steps do alike: pieces, norm and skipping, absmax, scales, working copy
-// and gate. A Rule is the update of an element:
+// and gate. A Rule is the update of an element. It has
 // - Coefficients: of a step, F32, with `factor`, the clip factor, negative where maximize, and `noise`.
-// - History: what the device keeps of a tensor; older(h) is it after a step.
-// - Correction: what a kernel of the rule's own finds for a tensor before the update; corrects: has it any.
-// - states: floats of state beside a weight.
-// - age(...): what of these the elements of a tensor need; reads(age), writes(age): whether state is.
-// - move(c, age, keep, descent, w, state): 4 weights and their state, both kept(keep, j, ...); descent(j) is
-//   mask * gate * gradient * factor.
-// - blocks: of a multiprocessor; registers a thread are 65536 / (384 * blocks).
-// - group: packs that are read before the first of them is written. Of each stream blocks * group * 6 KiB
-//   are on their way at once; an H200 wants 40 KB a multiprocessor of all streams together.
+// - History: what a tensor keeps on the device from step to step; older(h): the same after a step.
+// - Correction: what a kernel of the rule's own computes for a tensor before the update; corrects: whether
+//   there is one.
+// - states: how many floats of state an element has beside its weight (momentum, moments).
+// - Age, age(coefficients, history, corrections, tensor): what the update of a tensor needs of these;
+//   reads(age), writes(age): whether the state is read, written.
+// - move(c, age, keep, descent, w, state): updates 4 weights and their state, where kept(keep, j, x) makes
+//   those that the mask prunes 0; descent(j) is mask * gate * gradient * factor.
+// - blocks: resident blocks of a multiprocessor, which leaves 65536 / (384 * blocks) registers a thread.
+// - group: packs that are loaded before the first of them is stored: of each stream blocks * group * 6 KiB
+//   are in flight at once. An H200 wants 40 KB a multiprocessor over all streams.
 //
 // Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 6144 elements or
 // fewer, 4 packs of 4 a thread, or a panel of 384 columns by 32 rows. Absmax is an integer maximum over the
 // bits of |w|, which infinity and NaN win and whose order does not matter. Idea: the updated weights of a
-// piece stay in registers, so that rows which lie whole in a piece get scale, working copy and gate in the
-// same pass. Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
+// piece stay in shared memory, so that rows which lie whole in a piece get scale, working copy and gate in
+// the same pass. Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
 #pragma once
 #include "device_limits.h"
 #include "fused_step_quantize.cuh"

@@ -151,7 +151,7 @@ struct Streams {
   uint32_t keep[group], pass[group];  // bytes of the masks where all is whole, else 4 bits
 };
 
-// Read anew: pointers that stay in registers from pack to pack are twelve registers.
+// Read again from shared memory: held from pack to pack the pointers would take twelve registers.
 template <class T>
 __device__ __forceinline__ T* anew(T* const& pointer) {
   return *const_cast<T* const volatile*>(&pointer);
@@ -172,8 +172,7 @@ __device__ __forceinline__ void load_bytes(const uint8_t* field, const Place& pl
   }
 }
 
-// Where each pack is aligned and whole: one load after the other, none of which waits for what another
-// brings.
+// Where each pack is aligned and whole: all loads are issued before one is waited for.
 template <class Rule, bool halves, int group, class Place>
 __device__ __forceinline__ void load_whole(const StepEntry& t, bool reads, const Place& place, int first,
                                            Streams<group, Rule::states>& to) {

@@ -32,8 +32,8 @@ struct QuantizeTarget {
   esp_dtype dtype, y_dtype;
   float qmin, qmax;
   bool divide;
-  bool stream;    // y past the cache
-  int64_t ahead;  // bytes from what is read now to what is fetched now
+  bool stream;    // non-temporal stores of y
+  int64_t ahead;  // bytes from what is read to what is prefetched
 };
 
 struct ScaleGradientTarget {

@@ -21,7 +21,7 @@ struct QuantizeMatrix {
   int64_t rows, rest;     // whole rows, columns of the last one
 };
 ESP_EVERYWHERE inline QuantizeMatrix quantize_matrix(int64_t outer, int64_t channels, int64_t inner) {
-  // Below this length a row of one scale is dearer than a row of many.
+  // Shorter rows cost more one by one than as columns, each with its scale.
   constexpr int64_t short_inner = 16, narrow = 256;
   const bool columns =
       channels > 1 && outer > 0 && inner > 0 && (inner == 1 || (inner < short_inner && outer > 1));

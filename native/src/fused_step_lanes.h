@@ -120,8 +120,9 @@ template <class Rule, class Also>
 using UpdateSpan = i32x16 (*)(const TensorOf<Rule>&, const CoefficientsOf<Rule>&, int64_t, int64_t,
                               const Also&);
 
-// Elements start .. start + n, start a multiple of 16; the bits of their absmax, in 16 lanes. also(i) runs
-// beside the i-th whole 16 of them: what it computes hides in the time that memory takes.
+// Updates elements start .. start + n, start a multiple of 16, and returns the bits of their absmax, in 16
+// lanes. also(i) runs with each whole 16 of them, i elements after the start: its arithmetic is free while
+// the update waits for memory.
 template <class Rule, class Update, class Also>
 i32x16 update_span(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, int64_t start, int64_t n,
                    const Also& given) {
@@ -134,7 +135,7 @@ i32x16 update_span(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, 
     also(i - start);
   }
   if (bulk < end) largest = max(largest, update.template lanes<false>(bulk, end - bulk));
-  const i32x16 result = largest;  // which may lie in memory from the beginning, where the caller wants it
+  const i32x16 result = largest;  // a copy: what is returned may lie in memory all along
   return result;
 }
 
@@ -460,7 +461,8 @@ void step_plain(const TensorOf<Rule>& tensor, const CoefficientsOf<Rule>& c, con
   }
 }
 
-// use(element) with an element of the working copy's type, NoCopy where there is none, whose value says nothing.
+// use(element) with an element of the working copy's type, NoCopy where there is none, whose value says
+// nothing.
 template <class Use>
 ESP_INLINE auto with_copy_type(int32_t type, const Use& use) {
   switch (type) {

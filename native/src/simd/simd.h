@@ -25,7 +25,7 @@
 #define ESP_INLINE static inline __attribute__((always_inline))
 #define ESP_MEMBER __attribute__((always_inline)) inline
 #endif
-// For what is long: the scalar variant, whose vectors are four registers, calls it.
+// For long functions: inlined but in the scalar variant, where a vector is four registers and the code would grow too much.
 #if defined(ESP_ISA_avx512) || defined(ESP_ISA_avx2)
 #define ESP_INLINE_IN_REGISTERS ESP_INLINE
 #else
