@@ -17,6 +17,7 @@
 //   ESP_GLOBAL(pointer);                after reading a pointer (not NULL) from a table: its accesses become ld.global
 //   Pack<T, n>                          n elements that are loaded or stored at once, at a multiple of their size
 //   load_packs, load_raw, load_places   several of them, all loads in flight at once
+//   with_dtype                          a function template for the element type of a tensor
 //   to_float, from_float                BF16 and F16 by the rules of the CPU kernels, NaN included; no intrinsics
 //   Walk                                a grid-stride loop over the items of a list
 //   bits_32                             32 bits of a mask, from any byte, reading nothing beside the tensor
@@ -147,6 +148,19 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
+
+// use(element) with an element of that type, whose value says nothing: function templates are picked by decltype(element).
+template <class Use>
+__device__ __forceinline__ auto with_dtype(esp_dtype dtype, const Use& use) {
+  switch (dtype) {
+    case ESP_BF16:
+      return use(bf16{});
+    case ESP_F16:
+      return use(f16{});
+    default:
+      return use(float{});
+  }
+}
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }

@@ -233,8 +233,8 @@ __device__ __forceinline__ void extend(Range& range, Counts& counts, const T* x,
     }
   }
 }
-// Of finite elements, and whether all were: 0, or NaN. Three instructions an element; where it is NaN the elements are
-// read again, one by one, and so are those of a pack that is cut.
+// Of finite elements, and whether all were: 0, or NaN. Three instructions an element; where it is NaN the
+// elements are read again, one by one, and so are those of a pack that is cut.
 struct Seen {
   Range range = no_range;
   float finite = 0;
@@ -260,7 +260,8 @@ struct Seen {
   }
   // Of all that was added, n elements at `at`, `at` + `apart` … of x.
   template <int n, class T, class Index>
-  __device__ __forceinline__ Range range_of(const T* x, Index at, Index apart, Index end, Counts& counts) const {
+  __device__ __forceinline__ Range range_of(const T* x, Index at, Index apart, Index end,
+                                            Counts& counts) const {
     if (!cut && finite == 0) return range;
     Range again = no_range;
 #pragma unroll 1
@@ -369,8 +370,7 @@ __device__ __forceinline__ void quantize_row(const Call& call, const QuantizeEnt
   const auto none = [&](uint32_t*) { return grid; };
 #pragma unroll
   for (int k = 0; k < held; k++) {
-    if (k * team * n < end)
-      outputs.put(rule, pack[k], (k * team + member) * n, end, grid, ~0u, none);
+    if (k * team * n < end) outputs.put(rule, pack[k], (k * team + member) * n, end, grid, ~0u, none);
   }
 }
 
@@ -385,16 +385,8 @@ __global__ void __launch_bounds__(threads, blocks_of(list)) fake_quantize_rows_k
     const int64_t channel = static_cast<int64_t>(part.index) * (threads / team) + threadIdx.x / team;
     if (channel >= t.channels) continue;
     QuantizeState* const state = call.states + part.tensor;
-    switch (t.dtype) {
-      case ESP_BF16:
-        quantize_row<bf16, team, held>(call, t, state, channel);
-        break;
-      case ESP_F16:
-        quantize_row<f16, team, held>(call, t, state, channel);
-        break;
-      default:
-        quantize_row<float, team, held>(call, t, state, channel);
-    }
+    esp::with_dtype(
+        t.dtype, [&](auto element) { quantize_row<decltype(element), team, held>(call, t, state, channel); });
   }
   finish(call);
 }
@@ -402,7 +394,8 @@ __global__ void __launch_bounds__(threads, blocks_of(list)) fake_quantize_rows_k
 // ---- ranges of all other channels
 
 template <class T>
-__device__ __forceinline__ Range range_of_piece(const QuantizeEntry& t, int64_t first, int64_t end, Counts& counts) {
+__device__ __forceinline__ Range range_of_piece(const QuantizeEntry& t, int64_t first, int64_t end,
+                                                Counts& counts) {
   constexpr int n = per_pack<T>, unrolled = 4;
   constexpr int64_t apart = 32 * n;
   const T* const x = static_cast<const T*>(t.x);
@@ -433,9 +426,8 @@ __global__ void __launch_bounds__(threads) fake_quantize_ranges_rows_kernel(Call
     const int64_t begin = row * t.inner, first = begin + piece % pieces * esp::quantize_piece;
     const int64_t end =
         begin + t.inner < first + esp::quantize_piece ? begin + t.inner : first + esp::quantize_piece;
-    range = t.dtype == ESP_BF16  ? range_of_piece<bf16>(t, first, end, counts)
-            : t.dtype == ESP_F16 ? range_of_piece<f16>(t, first, end, counts)
-                                 : range_of_piece<float>(t, first, end, counts);
+    range = esp::with_dtype(
+        t.dtype, [&](auto element) { return range_of_piece<decltype(element)>(t, first, end, counts); });
     flush(state, counts);
   }
   if (esp::lane_index() == 0) {
@@ -482,7 +474,8 @@ __device__ __forceinline__ void ranges_of_columns(const Call& call, const Quanti
     for (int k = 0; k < unrolled; k++) {
       if (row + k * s.lanes < rows) {
 #pragma unroll
-        for (int j = 0; j < n; j++) seen[j].add(esp::to_float(pack[k].at[j]));  // beyond the period too, for nothing
+        for (int j = 0; j < n; j++)
+          seen[j].add(esp::to_float(pack[k].at[j]));  // beyond the period too, for nothing
       }
     }
   }
@@ -502,14 +495,8 @@ __global__ void __launch_bounds__(threads, 2) fake_quantize_ranges_columns_kerne
   const Part part = call.parts[blockIdx.x];
   const QuantizeEntry t = call.tensors[part.tensor];
   QuantizeState* const state = call.states + part.tensor;
-  switch (t.dtype) {
-    case ESP_BF16:
-      return ranges_of_columns<bf16>(call, t, state, part.index);
-    case ESP_F16:
-      return ranges_of_columns<f16>(call, t, state, part.index);
-    default:
-      return ranges_of_columns<float>(call, t, state, part.index);
-  }
+  esp::with_dtype(t.dtype,
+                  [&](auto element) { ranges_of_columns<decltype(element)>(call, t, state, part.index); });
 }
 
 __global__ void __launch_bounds__(threads) fake_quantize_scales_kernel(Call call) {
@@ -563,7 +550,7 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
         if (finite != 0) count(counts, x, i, i + n < end ? i + n : end);  // NaN
       }
       int64_t channel = 0;
-      if (i < end && static_cast<uint32_t>(i + n) > row_end) {
+      if (i<end&& static_cast<uint32_t>(i + n)> row_end) {
         uint32_t left;
         channel = rows.channel(i, &left);
         row_end = static_cast<uint32_t>(i) + left;
@@ -582,23 +569,15 @@ __device__ __forceinline__ void quantize_chunk(const Call& call, const QuantizeE
 }
 
 // Launched without parts where no tensor has any, for the results.
-__global__ void __launch_bounds__(threads, blocks_of(esp::quantize_chunks)) fake_quantize_chunks_kernel(Call call) {
+__global__ void __launch_bounds__(threads, blocks_of(esp::quantize_chunks))
+    fake_quantize_chunks_kernel(Call call) {
   esp::wait_for_kernel_before();
   for (esp::Walk<Part> walk(call.parts, call.part_count); !walk.ends();) {
     const Part part = walk.take();
     const QuantizeEntry& t = call.tensors[part.tensor];
     QuantizeState* const state = call.states + part.tensor;
     const int64_t first = part.index * esp::quantize_chunk;
-    switch (t.dtype) {
-      case ESP_BF16:
-        quantize_chunk<bf16>(call, t, state, first);
-        break;
-      case ESP_F16:
-        quantize_chunk<f16>(call, t, state, first);
-        break;
-      default:
-        quantize_chunk<float>(call, t, state, first);
-    }
+    esp::with_dtype(t.dtype, [&](auto element) { quantize_chunk<decltype(element)>(call, t, state, first); });
   }
   finish(call);
 }

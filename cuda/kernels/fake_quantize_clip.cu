@@ -14,11 +14,9 @@
 
 namespace {
 
-using esp::bf16;
 using esp::ClipBest;
 using esp::ClipEntry;
 using esp::ClipErrors;
-using esp::f16;
 using esp::Pack;
 using esp::Part;
 using esp::QuantizeHead;
@@ -140,14 +138,8 @@ __global__ void __launch_bounds__(threads, 2) clip_rows_kernel(Call call) {
   ESP_SHARED(double, sums, [ratios * threads * n]);
   const Part part = call.parts[blockIdx.x];
   const ClipEntry t = call.tensors[part.tensor];
-  switch (t.dtype) {
-    case ESP_BF16:
-      return errors_of_rows<bf16>(call, t, part.index, sums);
-    case ESP_F16:
-      return errors_of_rows<f16>(call, t, part.index, sums);
-    default:
-      return errors_of_rows<float>(call, t, part.index, sums);
-  }
+  esp::with_dtype(t.dtype,
+                  [&](auto element) { errors_of_rows<decltype(element)>(call, t, part.index, sums); });
 }
 
 // ---- columns of a matrix
@@ -187,14 +179,8 @@ __global__ void __launch_bounds__(threads, 2) clip_columns_kernel(Call call) {
   ESP_SHARED(double, sums, [ratios * threads * n]);
   const Part part = call.parts[blockIdx.x];
   const ClipEntry t = call.tensors[part.tensor];
-  switch (t.dtype) {
-    case ESP_BF16:
-      return errors_of_columns<bf16>(call, t, part.index, sums);
-    case ESP_F16:
-      return errors_of_columns<f16>(call, t, part.index, sums);
-    default:
-      return errors_of_columns<float>(call, t, part.index, sums);
-  }
+  esp::with_dtype(t.dtype,
+                  [&](auto element) { errors_of_columns<decltype(element)>(call, t, part.index, sums); });
 }
 
 // ---- the best of each channel

@@ -15,10 +15,8 @@
 
 namespace {
 
-using esp::bf16;
 using esp::by_scale;
 using esp::by_zero_point;
-using esp::f16;
 using esp::GradientEntry;
 using esp::GradientState;
 using esp::GradientSums;
@@ -150,16 +148,8 @@ __global__ void __launch_bounds__(threads, 2) scale_gradient_rows_kernel(Call ca
   const Part part = call.parts[blockIdx.x];
   const GradientEntry t = call.tensors[part.tensor];
   GradientState* const state = call.states + part.tensor;
-  switch (t.dtype) {
-    case ESP_BF16:
-      gradients_of_rows<bf16>(call, t, state, part.index, sums);
-      break;
-    case ESP_F16:
-      gradients_of_rows<f16>(call, t, state, part.index, sums);
-      break;
-    default:
-      gradients_of_rows<float>(call, t, state, part.index, sums);
-  }
+  esp::with_dtype(
+      t.dtype, [&](auto element) { gradients_of_rows<decltype(element)>(call, t, state, part.index, sums); });
   finish(call);
 }
 
@@ -201,16 +191,9 @@ __global__ void __launch_bounds__(threads, 2) scale_gradient_columns_kernel(Call
   const Part part = call.parts[blockIdx.x];
   const GradientEntry t = call.tensors[part.tensor];
   GradientState* const state = call.states + part.tensor;
-  switch (t.dtype) {
-    case ESP_BF16:
-      gradients_of_columns<bf16>(call, t, state, part.index, sums);
-      break;
-    case ESP_F16:
-      gradients_of_columns<f16>(call, t, state, part.index, sums);
-      break;
-    default:
-      gradients_of_columns<float>(call, t, state, part.index, sums);
-  }
+  esp::with_dtype(t.dtype, [&](auto element) {
+    gradients_of_columns<decltype(element)>(call, t, state, part.index, sums);
+  });
   finish(call);
 }
 

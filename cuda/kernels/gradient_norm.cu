@@ -15,8 +15,6 @@
 
 namespace {
 
-using esp::bf16;
-using esp::f16;
 using esp::GradientChunk;
 using esp::GradientNormState;
 using esp::GuardRule;
@@ -100,17 +98,17 @@ __global__ void __launch_bounds__(threads, 3)
     const esp_gradient& tensor = tensors[chunk.tensor];
     const int64_t start = static_cast<int64_t>(chunk.block) * esp::gradient_norm_block;
     Tile& tile = tiles[thread / team];
-    double sum = tensor.dtype == ESP_BF16  ? sum_of_squares<bf16>(tensor, start, lane, lanes, tile)
-                 : tensor.dtype == ESP_F16 ? sum_of_squares<f16>(tensor, start, lane, lanes, tile)
-                                           : sum_of_squares<float>(tensor, start, lane, lanes, tile);
+    double sum = esp::with_dtype(tensor.dtype, [&](auto element) {
+      return sum_of_squares<decltype(element)>(tensor, start, lane, lanes, tile);
+    });
 #pragma unroll
     for (int half = team / 2; half > 0; half /= 2) sum += __shfl_down_sync(lanes, sum, half, team);
     sum = __shfl_sync(lanes, sum, 0, team);
     if (lane == 0) squares[index] = sum;
     if (!(sum <= 1.7976931348623157e308)) {  // squares of floats stay finite: an element is not
-      const int found = tensor.dtype == ESP_BF16  ? count_non_finite<bf16>(tensor, start, lane)
-                        : tensor.dtype == ESP_F16 ? count_non_finite<f16>(tensor, start, lane)
-                                                  : count_non_finite<float>(tensor, start, lane);
+      const int found = esp::with_dtype(tensor.dtype, [&](auto element) {
+        return count_non_finite<decltype(element)>(tensor, start, lane);
+      });
       if (found > 0) atomicAdd(&state->non_finite, static_cast<unsigned long long>(found));
     }
   }

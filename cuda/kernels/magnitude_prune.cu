@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(threads) prune_pattern_kernel(Prune p, Rule ru
 
 // ---- apply
 
-// The bits of packs of n from element i on, 0 from `end` on; lanes with half a byte join. Called by whole warps.
+// The bits of packs of n from element i on, 0 from `end` on; lanes with half a byte join. Called by whole
+// warps.
 template <int n>
 __device__ __forceinline__ void store_bits(uint8_t* field, int i, int end, uint32_t bits) {
   if (n == 4) bits |= __shfl_down_sync(esp::all_lanes, bits, 1) << 4;
@@ -83,8 +84,8 @@ __device__ __forceinline__ void store_bits(uint8_t* field, int i, int end, uint3
   field[i / 8] = static_cast<uint8_t>(bits);
 }
 
-// Packs that a thread of apply has at once: what registers allow. A multiprocessor of 12.0 needs the fewest bytes
-// on their way, and would spill with four.
+// Packs that a thread of apply has at once: what registers allow. A multiprocessor of 12.0 needs the fewest
+// bytes on their way, and would spill with four.
 template <bool by_pattern>
 constexpr int packs_at_once() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
@@ -109,7 +110,8 @@ __device__ __forceinline__ uint32_t apply_chunk(const esp_prune_tensor& t, int64
   const uint8_t *const mask = bits_from(t.mask_in, start), *const decisions = bits_from(cut.decisions, start);
   uint8_t* const mask_out = bits_from(t.mask_out, start);
   ESP_GLOBAL(weights);
-  const bool whole = esp::is_aligned(weights, 16), whole_out = esp::is_aligned(out, 16), in_place = out == weights;
+  const bool whole = esp::is_aligned(weights, 16), whole_out = esp::is_aligned(out, 16),
+             in_place = out == weights;
   const int end = chunk_end(t, start);
   const int ties = static_cast<int>(cut.ties < start ? 0 : cut.ties - start < end ? cut.ties - start : end);
   uint32_t pruned = 0;
@@ -228,9 +230,8 @@ __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_apply_kernel
       counted = chunk.tensor;
       pruned = 0;
     }
-    pruned += t.dtype == ESP_BF16  ? apply_chunk<bf16, by_pattern>(t, start, cut)
-              : t.dtype == ESP_F16 ? apply_chunk<f16, by_pattern>(t, start, cut)
-                                   : apply_chunk<float, by_pattern>(t, start, cut);
+    pruned += esp::with_dtype(
+        t.dtype, [&](auto element) { return apply_chunk<decltype(element), by_pattern>(t, start, cut); });
   }
   add_pruned(p, rule, counted, pruned);
   if (!esp::is_last_block(&p.state->arrived, gridDim.x)) return;
@@ -288,12 +289,14 @@ esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table
                     result,
                     pruned};
 
-  // As many blocks as run at once: more would come when most multiprocessors are done, and each block costs its
-  // part of a histogram.
+  // As many blocks as run at once: more would come when most multiprocessors are done, and each block costs
+  // its part of a histogram.
   esp::DeviceLimits limits;
   if (esp_status status = esp::device_limits(&limits)) return status;
   const int64_t together = int64_t{limits.multiprocessors} * esp::prune_blocks,
-                blocks = p.chunk_count < 1 ? 1 : p.chunk_count < together ? p.chunk_count : together;
+                blocks = p.chunk_count < 1          ? 1
+                         : p.chunk_count < together ? p.chunk_count
+                                                    : together;
   esp::Kernels kernels(limits, stream);
   const auto run = [&](const char* what, auto kernel, int64_t grid, auto... more) {
     return kernels.launch(what, kernel, grid, threads, p, more...);

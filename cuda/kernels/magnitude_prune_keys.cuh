@@ -131,13 +131,7 @@ __device__ __forceinline__ void each_key_of(const esp_prune_tensor& t, int64_t s
 }
 template <class Visit>
 __device__ __forceinline__ void each_key(const esp_prune_tensor& t, int64_t start, Visit&& visit) {
-  if (t.dtype == ESP_BF16) {
-    each_key_of<bf16>(t, start, visit);
-  } else if (t.dtype == ESP_F16) {
-    each_key_of<f16>(t, start, visit);
-  } else {
-    each_key_of<float>(t, start, visit);
-  }
+  esp::with_dtype(t.dtype, [&](auto element) { each_key_of<decltype(element)>(t, start, visit); });
 }
 
 __device__ __forceinline__ int32_t key_at(const esp_prune_tensor& t, int64_t i) {
