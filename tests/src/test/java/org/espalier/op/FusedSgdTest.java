@@ -30,7 +30,6 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.EnumSource;
-import org.junit.jupiter.params.provider.MethodSource;
 
 @Tag("loops")
 class FusedSgdTest extends FusedStepTests<FusedSgdTest.Subject, Options> {
@@ -134,6 +133,27 @@ class FusedSgdTest extends FusedStepTests<FusedSgdTest.Subject, Options> {
   @Override
   StepResult exact(List<Subject> subjects, Options options) {
     return FusedSgdReference.exact(subjects.stream().map(s -> s.state).toList(), options);
+  }
+
+  @Override
+  Options skipping() {
+    return MOMENTUM.withDampening(0.5).withSkipNonFinite(true);
+  }
+
+  @Override
+  StepResult inDouble(List<Subject> subjects, Options options) {
+    return FusedSgdReference.inDouble(subjects.stream().map(s -> s.state).toList(), options);
+  }
+
+  /** About a rounding a step, of weights that reach the largest magnitude. */
+  @Override
+  double tolerance(Options options, double largest) {
+    return 20 * 0x1p-23 * largest;
+  }
+
+  @Override
+  List<Tensor> states(Subject subject) {
+    return List.of(subject.momentum);
   }
 
   @Override
@@ -269,67 +289,6 @@ class FusedSgdTest extends FusedStepTests<FusedSgdTest.Subject, Options> {
             }
           }
         }
-      }
-    }
-  }
-
-  /** The rounded formula is the right formula: twenty steps stay near those in double. */
-  @ParameterizedTest
-  @MethodSource("optionsAndTypes")
-  void staysNearDoublePrecision(Options options, DType gradientType, Isa isa) {
-    try (Subject subject = new Subject(33, 48, gradientType, Copy.NONE, null, 7);
-        FusedSgd sgd = new FusedSgd(List.of(subject.parameter), options)) {
-      for (int step = 1; step <= 20; step++) {
-        subject.gradients(step);
-        FusedSgdReference.inDouble(List.of(subject.state), options);
-        Variants.with(isa, 2, sgd::step);
-      }
-      float[] actual = Numbers.read(subject.weight);
-      double largest = Arrays.stream(subject.state.weight).map(Math::abs).max().orElseThrow();
-      for (int i = 0; i < actual.length; i++) {
-        // About a rounding a step, of weights that reach the largest magnitude.
-        assertEquals(subject.state.weight[i], actual[i], 20 * 0x1p-23 * largest, "weight " + i);
-      }
-    }
-  }
-
-  @Test
-  void aStepWithANonFiniteGradientIsSkippedAndLeavesEveryStateAsItWas() {
-    Options options = MOMENTUM.withDampening(0.5).withSkipNonFinite(true);
-    for (Isa isa : Variants.isas().toList()) {
-      try (Subject healthy = new Subject(5, 33, DType.F32, Copy.F32, Channel.FIRST_AXIS, 4);
-          Subject sick = new Subject(1, 100, DType.F32, Copy.NONE, null, 5);
-          FusedSgd sgd = new FusedSgd(List.of(healthy.parameter, sick.parameter), options)) {
-        healthy.gradients(1);
-        sick.gradients(2);
-        float[] g = sick.state.gradient.clone();
-        int kept = firstIndex(sick.state.mask, true);
-        int pruned = firstIndex(sick.state.mask, false);
-        g[kept] = Float.NaN;
-        Numbers.write(sick.gradient, g);
-        float[] scalesBefore = Numbers.read(healthy.scales);
-        Variants.with(
-            isa,
-            2,
-            () -> {
-              StepResult result = sgd.step();
-              assertTrue(result.skipped());
-              assertEquals(1, result.nonFinite());
-            });
-        assertTrue(sgd.first(0) && sgd.first(1));
-        assertArrayEquals(scalesBefore, Numbers.read(healthy.scales));
-        assertBits(healthy.state.weight, Numbers.read(healthy.weight), "weight");
-        assertTrue(Float.isNaN(Numbers.read(healthy.momentum)[0]));
-
-        // A pruned weight's gradient is not looked at, and the step is a first step still.
-        g[kept] = sick.state.gradient[kept];
-        g[pruned] = Float.POSITIVE_INFINITY;
-        Numbers.write(sick.gradient, g);
-        FusedSgdReference.exact(List.of(healthy.state, sick.state), options);
-        Variants.with(isa, 2, () -> assertFalse(sgd.step().skipped()));
-        healthy.check("healthy");
-        sick.check("sick");
-        assertFalse(sgd.first(0) || sgd.first(1));
       }
     }
   }

@@ -1,17 +1,21 @@
 package org.espalier.op;
 
 import static org.espalier.op.OptimizerSubject.assertBits;
+import static org.espalier.op.OptimizerSubject.firstIndex;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.backend.Isa;
 import org.espalier.device.DType;
+import org.espalier.device.Tensor;
 import org.espalier.op.OptimizerSubject.Copy;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
@@ -41,8 +45,24 @@ abstract class FusedStepTests<S extends OptimizerSubject<?>, O> {
 
   abstract FusedStep optimizer(List<S> subjects, O options);
 
+  /** The options where a gradient that is not finite skips a step. */
+  abstract O skipping();
+
   /** A step of the reference. */
   abstract StepResult exact(List<S> subjects, O options);
+
+  /** The same without rounding. */
+  abstract StepResult inDouble(List<S> subjects, O options);
+
+  /**
+   * How far twenty steps may be from those without rounding.
+   *
+   * @param largest the largest magnitude of a weight
+   */
+  abstract double tolerance(O options, double largest);
+
+  /** Momentum, or moments. */
+  abstract List<Tensor> states(S subject);
 
   /** What an optimizer remembers of so many steps of a tensor. */
   abstract void assertSteps(int steps, FusedStep optimizer, int index, O options);
@@ -88,6 +108,73 @@ abstract class FusedStepTests<S extends OptimizerSubject<?>, O> {
       }
     } finally {
       subjects.forEach(OptimizerSubject::close);
+    }
+  }
+
+  /** The rounded formula is the right formula: twenty steps stay near those in double. */
+  @ParameterizedTest
+  @MethodSource("optionsAndTypes")
+  void staysNearDoublePrecision(O options, DType gradientType, Isa isa) {
+    try (S subject = subject(33, 48, gradientType, Copy.NONE, null, 7);
+        FusedStep optimizer = optimizer(List.of(subject), options)) {
+      for (int step = 1; step <= 20; step++) {
+        subject.gradients(step);
+        inDouble(List.of(subject), options);
+        Variants.with(isa, 2, optimizer::step);
+      }
+      float[] actual = Numbers.read(subject.weight);
+      double largest = Arrays.stream(subject.state.weight).map(Math::abs).max().orElseThrow();
+      for (int i = 0; i < actual.length; i++) {
+        assertEquals(
+            subject.state.weight[i], actual[i], tolerance(options, largest), "weight " + i);
+      }
+    }
+  }
+
+  @Test
+  void aStepWithANonFiniteGradientIsSkippedAndLeavesEveryStateAsItWas() {
+    O options = skipping();
+    for (Isa isa : Variants.isas().toList()) {
+      try (S healthy = subject(5, 33, DType.F32, Copy.F32, Channel.FIRST_AXIS, 4);
+          S sick = subject(1, 100, DType.F32, Copy.NONE, null, 5);
+          FusedStep optimizer = optimizer(List.of(healthy, sick), options)) {
+        for (int good = 0; good <= 1; good++) { // before the first step and after it
+          healthy.gradients(1);
+          sick.gradients(2);
+          float[] g = sick.state.gradient.clone();
+          int kept = firstIndex(sick.state.mask, true);
+          int pruned = firstIndex(sick.state.mask, false);
+          g[kept] = Float.NaN;
+          Numbers.write(sick.gradient, g);
+          float[] scalesBefore = Numbers.read(healthy.scales);
+          List<float[]> statesBefore = states(healthy).stream().map(Numbers::read).toList();
+          Variants.with(
+              isa,
+              2,
+              () -> {
+                StepResult result = optimizer.step();
+                assertTrue(result.skipped());
+                assertEquals(1, result.nonFinite());
+              });
+          assertSteps(good, optimizer, 0, options);
+          assertSteps(good, optimizer, 1, options);
+          assertArrayEquals(scalesBefore, Numbers.read(healthy.scales));
+          for (int i = 0; i < statesBefore.size(); i++) {
+            assertArrayEquals(statesBefore.get(i), Numbers.read(states(healthy).get(i)));
+          }
+          assertBits(healthy.state.weight, Numbers.read(healthy.weight), "weight");
+
+          // A pruned weight's gradient is not looked at, and the step is the one that was skipped.
+          g[kept] = sick.state.gradient[kept];
+          g[pruned] = Float.POSITIVE_INFINITY;
+          Numbers.write(sick.gradient, g);
+          exact(List.of(healthy, sick), options);
+          Variants.with(isa, 2, () -> assertFalse(optimizer.step().skipped()));
+          healthy.check("healthy");
+          sick.check("sick");
+          assertSteps(good + 1, optimizer, 0, options);
+        }
+      }
     }
   }
 
