@@ -1,10 +1,10 @@
 // fake_quantize over a window of rows and columns, with one scale or one scale a column:
 //
-//   q = clamp(rint(x * (1/s)) + z, qmin, qmax), y = s * (q - z), gate bits, sums for observers and gradients
+//   q = clamp(rint(x * (1/s)) + z, qmin, qmax), y = s * (q - z), gate bits; ranges for observers
 //
-// Numerics: F32 lanes, half to even; q is exact in F32; sums in double, lane by lane down the window, then a
-// fixed tree. Bytes: x once, y once past the cache where it is large. Bulk: 16 elements a turn; where y is
-// streamed, a head up to its first whole cache line; tail: the same on zero-filled lanes.
+// Sums over channels are in fake_quantize_sum_lanes.h. Numerics: F32 lanes, half to even; q is exact in F32.
+// Bytes: x once, y once past the cache where it is large. Bulk: 16 elements a turn; where y is streamed, a
+// head up to its first whole cache line; tail: the same on zero-filled lanes.
 #include "fake_quantize_kernel.h"
 
 #include "fake_quantize_lanes.h"
