@@ -143,12 +143,12 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
   /** The learning rate of the next steps; 0 or more. */
   public final synchronized void learningRate(double value) {
     TrainedTensor.atLeastZero("learning rate", value);
-    open();
+    requireOpen();
     nativeLearningRate(value);
   }
 
   public final synchronized double learningRate() {
-    open();
+    requireOpen();
     return nativeLearningRate();
   }
 
@@ -160,7 +160,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    * @param value null for no noise
    */
   public final synchronized void noise(StepNoise value) {
-    open();
+    requireOpen();
     esp_step_noise options = nativeNoise();
     options.sigma(value == null ? 0 : value.sigma());
     if (value != null) {
@@ -171,7 +171,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
 
   /** The noise of the next step, with its counter; null for none. */
   public final synchronized StepNoise noise() {
-    open();
+    requireOpen();
     return noise == null
         ? null
         : new StepNoise(noise.sigma(), noise.divisor(), noise.key(), noise.counter());
@@ -193,7 +193,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    *     written
    */
   public final synchronized StepResult step() {
-    open();
+    requireOpen();
     if (device.isCuda()) {
       CudaStream stream = CudaStream.defaultOf(device);
       queue(stream);
@@ -212,7 +212,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    * @throws IllegalArgumentException where the tensors are elsewhere
    */
   public final synchronized void queue(CudaStream stream) {
-    open();
+    requireOpen();
     DevicePlan.requireOn(device, stream);
     requireOpenMemory();
     device.makeCurrent();
@@ -228,7 +228,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
    *     nothing
    */
   public final synchronized StepResult result(CudaStream stream) {
-    open();
+    requireOpen();
     DevicePlan.requireOn(device, stream);
     found.copyTo(result, result.sizeof(), stream);
     stream.synchronize();
@@ -263,7 +263,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
 
   /** A parameter's number, checked. */
   final int checked(int index) {
-    open();
+    requireOpen();
     if (index < 0 || index >= count()) {
       throw new IndexOutOfBoundsException(index + " of " + count() + " parameters");
     }
@@ -277,7 +277,7 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
     }
   }
 
-  private void open() {
+  private void requireOpen() {
     if (closed) {
       throw new IllegalStateException("the optimizer is closed");
     }
