@@ -12,8 +12,7 @@ import java.util.stream.LongStream;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
-import org.espalier.torch.TorchScriptImport.Call;
-import org.espalier.torch.TorchScriptImport.Ref;
+import org.espalier.torch.ScriptGraph.Ref;
 import org.espalier.torch.TorchScriptOperators.Table;
 
 /** Calls of layers: products, convolutions, windows, norms and attention. */
@@ -44,7 +43,7 @@ final class TorchScriptLayers {
     table.add("aten::layer_norm", TorchScriptLayers::layerNorm);
   }
 
-  private static Ref attention(Call c) {
+  private static Ref attention(TorchScriptCall c) {
     boolean plain = !c.has(3) && c.number(4) == 0 && !c.flag(5) && !(c.size() > 7 && c.flag(7));
     Ref q = c.tensor(0);
     Ref k = c.tensor(1);
@@ -71,7 +70,7 @@ final class TorchScriptLayers {
   }
 
   /** A weight that is constant keeps its layout where the input is a matrix. */
-  private static Ref linear(Call c, Ref x, Ref w, Ref bias) {
+  private static Ref linear(TorchScriptCall c, Ref x, Ref w, Ref bias) {
     if (w.rank() != 2) {
       throw c.unsupported("a weight that is no matrix");
     }
@@ -87,7 +86,7 @@ final class TorchScriptLayers {
     return bias == null ? product : binary(c, "Add", product, bias);
   }
 
-  private static Ref addmm(Call c) {
+  private static Ref addmm(TorchScriptCall c) {
     Ref bias = c.tensor(0);
     return c.emitted(
         "Gemm",
@@ -97,7 +96,7 @@ final class TorchScriptLayers {
         attribute("alpha", c.number(4)));
   }
 
-  private static long[] filled(Call c, int argument, int axes) {
+  private static long[] filled(TorchScriptCall c, int argument, int axes) {
     if (c.argument(argument) instanceof String text) {
       throw c.unsupported("the padding '" + text + "'");
     }
@@ -111,7 +110,7 @@ final class TorchScriptLayers {
     return LongStream.concat(Arrays.stream(pads), Arrays.stream(pads)).toArray();
   }
 
-  private static Ref convolution(Call c, int axes, int groups) {
+  private static Ref convolution(TorchScriptCall c, int axes, int groups) {
     List<String> inputs = new ArrayList<>(List.of(c.tensor(0).name(), c.tensor(1).name()));
     if (c.has(2)) {
       inputs.add(c.tensor(2).name());
@@ -127,7 +126,7 @@ final class TorchScriptLayers {
   }
 
   private static Ref transposedConvolution(
-      Call c, int axes, int dilations, int outputPadding, int groups) {
+      TorchScriptCall c, int axes, int dilations, int outputPadding, int groups) {
     List<String> inputs = new ArrayList<>(List.of(c.tensor(0).name(), c.tensor(1).name()));
     if (c.has(2)) {
       inputs.add(c.tensor(2).name());
@@ -143,7 +142,7 @@ final class TorchScriptLayers {
         attribute("group", c.integer(groups)));
   }
 
-  private static Ref generalConvolution(Call c) {
+  private static Ref generalConvolution(TorchScriptCall c) {
     int axes = c.tensor(1).rank() - 2;
     if (axes < 1) {
       throw c.unsupported("a kernel of unknown rank");
@@ -151,7 +150,7 @@ final class TorchScriptLayers {
     return c.flag(6) ? transposedConvolution(c, axes, 5, 7, 8) : convolution(c, axes, 8);
   }
 
-  private static AttributeProto[] window(Call c, int axes, AttributeProto... others) {
+  private static AttributeProto[] window(TorchScriptCall c, int axes, AttributeProto... others) {
     long[] kernel = filled(c, 1, axes);
     // Without a stride the windows do not overlap.
     long[] strides = c.integers(2).length == 0 ? kernel : filled(c, 2, axes);
@@ -162,7 +161,7 @@ final class TorchScriptLayers {
     return all.toArray(AttributeProto[]::new);
   }
 
-  private static Ref maxPool(Call c, int axes) {
+  private static Ref maxPool(TorchScriptCall c, int axes) {
     return unary(
         c,
         "MaxPool",
@@ -173,7 +172,7 @@ final class TorchScriptLayers {
             attribute("ceil_mode", c.flag(5) ? 1L : 0L)));
   }
 
-  private static Ref averagePool(Call c, int axes) {
+  private static Ref averagePool(TorchScriptCall c, int axes) {
     if (c.flag(4) || c.has(6)) {
       throw c.unsupported("ceil_mode or a divisor");
     }
@@ -181,14 +180,14 @@ final class TorchScriptLayers {
         c, "AveragePool", window(c, axes, attribute("count_include_pad", c.flag(5) ? 1L : 0L)));
   }
 
-  private static Ref globalAverage(Call c) {
+  private static Ref globalAverage(TorchScriptCall c) {
     if (Arrays.stream(c.integers(1)).anyMatch(size -> size != 1)) {
       throw c.unsupported("an output of more than one element");
     }
     return unary(c, "GlobalAveragePool");
   }
 
-  private static Ref batchNorm(Call c) {
+  private static Ref batchNorm(TorchScriptCall c) {
     if (c.flag(5) || !c.has(3) || !c.has(4)) {
       throw c.unsupported("the statistics of the batch");
     }
@@ -208,7 +207,7 @@ final class TorchScriptLayers {
         attribute("momentum", 1 - c.number(6)));
   }
 
-  private static Ref layerNorm(Call c) {
+  private static Ref layerNorm(TorchScriptCall c) {
     if (!c.has(2)) {
       throw c.unsupported("no weight");
     }

@@ -9,8 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
 import java.util.stream.LongStream;
-import org.espalier.torch.TorchScriptImport.Call;
-import org.espalier.torch.TorchScriptImport.Ref;
+import org.espalier.torch.ScriptGraph.Ref;
 
 /**
  * The calls of a module that can be read as nodes of a graph. The order of arguments is that of libtorch's
@@ -25,7 +24,7 @@ final class TorchScriptOperators {
   /** Makes the nodes of a call and returns its result, a list where there are several. */
   @FunctionalInterface
   interface Entry {
-    Object read(Call c);
+    Object read(TorchScriptCall c);
   }
 
   /** Where a family's entries go. */
@@ -101,22 +100,22 @@ final class TorchScriptOperators {
   }
 
   /** A call with a form that works in place, which is the same in a graph without branches. */
-  private static void same(String aten, Function<Call, Object> f) {
+  private static void same(String aten, Function<TorchScriptCall, Object> f) {
     add("aten::" + aten, f::apply);
     add("aten::" + aten + "_", f::apply);
   }
 
-  static Ref unary(Call c, String operator, AttributeProto... attributes) {
+  static Ref unary(TorchScriptCall c, String operator, AttributeProto... attributes) {
     Ref x = c.tensor(0);
     return c.emitted(operator, x.rank(), List.of(x.name()), attributes);
   }
 
-  static Ref binary(Call c, String operator, Ref a, Ref b) {
+  static Ref binary(TorchScriptCall c, String operator, Ref a, Ref b) {
     int rank = a.rank() < 0 || b.rank() < 0 ? -1 : Math.max(a.rank(), b.rank());
     return c.emit(operator, rank, a.name(), b.name());
   }
 
-  private static Object arithmetic(Call c, String operator) {
+  private static Object arithmetic(TorchScriptCall c, String operator) {
     Object known = TorchScriptShapes.known(c, operator);
     if (known != null) {
       return known;
@@ -139,7 +138,7 @@ final class TorchScriptOperators {
   }
 
   /** x · ½ · (1 + erf(x / √2)), which is one operation again where it runs. */
-  private static Ref gelu(Call c) {
+  private static Ref gelu(TorchScriptCall c) {
     if (!"none".equals(c.argument(1))) {
       throw c.unsupported("the approximation " + c.argument(1));
     }
@@ -150,7 +149,7 @@ final class TorchScriptOperators {
     return binary(c, "Mul", binary(c, "Mul", x, gate), c.real(0.5));
   }
 
-  private static Ref elu(Call c) {
+  private static Ref elu(TorchScriptCall c) {
     if (c.number(2) != 1 || c.number(3) != 1) {
       throw c.unsupported("a scale");
     }
@@ -158,7 +157,7 @@ final class TorchScriptOperators {
   }
 
   /** A bound that is null is absent. */
-  private static Ref clip(Call c, Ref low, Ref high) {
+  private static Ref clip(TorchScriptCall c, Ref low, Ref high) {
     Ref x = c.tensor(0);
     List<String> inputs = new ArrayList<>(List.of(x.name(), low == null ? "" : low.name()));
     if (high != null) {
@@ -167,7 +166,7 @@ final class TorchScriptOperators {
     return c.emitted("Clip", x.rank(), inputs);
   }
 
-  private static Ref bound(Call c, int argument) {
+  private static Ref bound(TorchScriptCall c, int argument) {
     if (c.argument(argument) instanceof Ref computed && computed.rank() == 0) {
       return computed;
     }
@@ -175,7 +174,7 @@ final class TorchScriptOperators {
   }
 
   /** A slope a channel lies along the second axis. */
-  private static Ref prelu(Call c) {
+  private static Ref prelu(TorchScriptCall c) {
     Ref x = c.tensor(0);
     Ref slope = c.tensor(1);
     if (x.rank() < 0) {
@@ -188,14 +187,14 @@ final class TorchScriptOperators {
     return binary(c, "PRelu", x, slope);
   }
 
-  private static Ref dropout(Call c) {
+  private static Ref dropout(TorchScriptCall c) {
     if (c.flag(2)) {
       throw c.unsupported("training switched on");
     }
     return unary(c, "Identity");
   }
 
-  private static Ref reduce(Call c, String operator) {
+  private static Ref reduce(TorchScriptCall c, String operator) {
     if (c.size() < 4 || !c.has(1)) {
       throw c.unsupported("all axes");
     }

@@ -12,9 +12,8 @@ import java.util.stream.LongStream;
 import java.util.stream.Stream;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.global.torch;
-import org.espalier.torch.TorchScriptImport.Call;
-import org.espalier.torch.TorchScriptImport.Ref;
-import org.espalier.torch.TorchScriptImport.Size;
+import org.espalier.torch.ScriptGraph.Ref;
+import org.espalier.torch.ScriptGraph.Size;
 import org.espalier.torch.TorchScriptOperators.Table;
 
 /** Calls that move elements, and those of integers and lists that say how, known ones and computed ones. */
@@ -82,7 +81,7 @@ final class TorchScriptShapes {
       table.add(name, c -> c.argument(0));
     }
     for (String name : List.of("prim::ListConstruct", "prim::TupleConstruct")) {
-      table.add(name, Call::arguments);
+      table.add(name, TorchScriptCall::arguments);
     }
     for (String name : List.of("prim::ListUnpack", "prim::TupleUnpack")) {
       table.add(name, c -> c.argument(0));
@@ -95,7 +94,7 @@ final class TorchScriptShapes {
   }
 
   /** Of integers that are known; null where it is of something else. */
-  static Object known(Call c, String operator) {
+  static Object known(TorchScriptCall c, String operator) {
     if (operator.equals("Add")
         && c.argument(0) instanceof List<?> first
         && c.argument(1) instanceof List<?> second) {
@@ -115,18 +114,18 @@ final class TorchScriptShapes {
     };
   }
 
-  static boolean isSize(Call c, int i) {
+  static boolean isSize(TorchScriptCall c, int i) {
     return c.argument(i) instanceof Size;
   }
 
   /** Arithmetic of integers, one of which is computed. */
-  static Size sizes(Call c, String operator) {
+  static Size sizes(TorchScriptCall c, String operator) {
     Ref result = c.emit(operator, 1, c.size(c.argument(0)).name(), c.size(c.argument(1)).name());
     return new Size(c.emit("Squeeze", 0, result.name(), c.longs(0).name()).name());
   }
 
   /** Sizes are not negative, so division that cuts is division that rounds down. */
-  private static Object floorDivide(Call c) {
+  private static Object floorDivide(TorchScriptCall c) {
     if (c.argument(0) instanceof Long a && c.argument(1) instanceof Long b && b != 0) {
       return Math.floorDiv(a, b);
     }
@@ -136,7 +135,7 @@ final class TorchScriptShapes {
     return sizes(c, "Div");
   }
 
-  private static Object dim(Call c) {
+  private static Object dim(TorchScriptCall c) {
     if (c.tensor(0).rank() < 0) {
       throw c.unsupported("a tensor of unknown rank");
     }
@@ -144,7 +143,7 @@ final class TorchScriptShapes {
   }
 
   /** Pads come from the last axis on, begin and end of each. */
-  private static Ref pad(Call c, Object mode, int value) {
+  private static Ref pad(TorchScriptCall c, Object mode, int value) {
     Ref x = c.tensor(0);
     long[] given = c.integers(1);
     Map<Object, String> modes =
@@ -165,7 +164,7 @@ final class TorchScriptShapes {
         attribute("mode", modes.get(mode)));
   }
 
-  private static Ref flatten(Call c) {
+  private static Ref flatten(TorchScriptCall c) {
     Ref x = c.tensor(0);
     long start = c.integer(1);
     long end = c.integer(2);
@@ -180,19 +179,19 @@ final class TorchScriptShapes {
     return c.emit("Reshape", shape.length, x.name(), c.longs(shape).name());
   }
 
-  private static Ref reshape(Call c) {
+  private static Ref reshape(TorchScriptCall c) {
     int rank = c.list(1).size();
     return c.emit("Reshape", rank, c.tensor(0).name(), c.sizes(1).name());
   }
 
-  private static long[] positive(Call c, long[] axes, Ref x) {
+  private static long[] positive(TorchScriptCall c, long[] axes, Ref x) {
     if (x.rank() < 0) {
       throw c.unsupported("a tensor of unknown rank");
     }
     return Arrays.stream(axes).map(a -> a < 0 ? a + x.rank() : a).toArray();
   }
 
-  private static Ref transpose(Call c, long one, long other) {
+  private static Ref transpose(TorchScriptCall c, long one, long other) {
     Ref x = c.tensor(0);
     long[] pair = positive(c, new long[] {one, other}, x);
     long[] perm = LongStream.range(0, x.rank()).toArray();
@@ -201,13 +200,13 @@ final class TorchScriptShapes {
     return unary(c, "Transpose", attribute("perm", perm));
   }
 
-  private static Ref unsqueeze(Call c) {
+  private static Ref unsqueeze(TorchScriptCall c) {
     Ref x = c.tensor(0);
     return c.emit(
         "Unsqueeze", x.rank() < 0 ? -1 : x.rank() + 1, x.name(), c.longs(c.integer(1)).name());
   }
 
-  private static Ref squeeze(Call c) {
+  private static Ref squeeze(TorchScriptCall c) {
     if (c.size() < 2) {
       throw c.unsupported("all axes");
     }
@@ -217,7 +216,7 @@ final class TorchScriptShapes {
         "Squeeze", x.rank() < 0 ? -1 : x.rank() - axes.length, x.name(), c.longs(axes).name());
   }
 
-  private static Ref select(Call c) {
+  private static Ref select(TorchScriptCall c) {
     Ref x = c.tensor(0);
     Ref part =
         c.emitted(
@@ -229,7 +228,7 @@ final class TorchScriptShapes {
         "Squeeze", x.rank() < 0 ? -1 : x.rank() - 1, part.name(), c.longs(c.integer(1)).name());
   }
 
-  private static Object item(Call c) {
+  private static Object item(TorchScriptCall c) {
     List<?> list = c.list(0);
     long index = c.integer(1) + (c.integer(1) < 0 ? list.size() : 0);
     if (index < 0 || index >= list.size()) {
@@ -243,7 +242,7 @@ final class TorchScriptShapes {
     return (int) Math.max(0, Math.min(list.size(), index < 0 ? index + list.size() : index));
   }
 
-  private static Object slice(Call c) {
+  private static Object slice(TorchScriptCall c) {
     if (c.argument(0) instanceof List<?> list) {
       if (c.has(3) && c.integer(3) != 1) {
         throw c.unsupported("a list of which some are left out");
@@ -263,7 +262,7 @@ final class TorchScriptShapes {
         c.longs(c.has(4) ? c.integer(4) : 1).name());
   }
 
-  private static Ref expand(Call c) {
+  private static Ref expand(TorchScriptCall c) {
     List<String> sizes = new ArrayList<>();
     for (Object size : c.list(1)) {
       // -1 leaves a size, which 1 does in a graph.
@@ -273,14 +272,14 @@ final class TorchScriptShapes {
     return c.emit("Expand", sizes.size(), c.tensor(0).name(), shape.name());
   }
 
-  private static List<Ref> splitWithSizes(Call c) {
+  private static List<Ref> splitWithSizes(TorchScriptCall c) {
     long[] sizes = c.integers(1);
     Ref x = c.tensor(0);
     return c.split(
         x, sizes.length, List.of(x.name(), c.longs(sizes).name()), attribute("axis", c.integer(2)));
   }
 
-  private static Ref stack(Call c) {
+  private static Ref stack(TorchScriptCall c) {
     List<String> parts = new ArrayList<>();
     int rank = -1;
     String axis = c.longs(c.integer(1)).name();
@@ -292,7 +291,7 @@ final class TorchScriptShapes {
     return c.emitted("Concat", rank, parts, attribute("axis", c.integer(1)));
   }
 
-  private static Ref concat(Call c) {
+  private static Ref concat(TorchScriptCall c) {
     List<String> inputs = new ArrayList<>();
     int rank = -1;
     for (Object part : c.list(0)) {
@@ -303,7 +302,7 @@ final class TorchScriptShapes {
   }
 
   /** One size, or all of them. */
-  private static Object size(Call c) {
+  private static Object size(TorchScriptCall c) {
     Ref x = c.tensor(0);
     String shape = c.emit("Shape", 1, x.name()).name();
     if (c.size() > 1) {
@@ -315,7 +314,7 @@ final class TorchScriptShapes {
     return LongStream.range(0, x.rank()).mapToObj(i -> (Object) size(c, shape, i)).toList();
   }
 
-  private static Size size(Call c, String shape, long axis) {
+  private static Size size(TorchScriptCall c, String shape, long axis) {
     Ref index =
         c.constant(torch.full(new long[0], new Scalar(axis)).to(torch.ScalarType.Long), "axis");
     return new Size(
