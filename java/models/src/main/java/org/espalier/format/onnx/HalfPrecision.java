@@ -36,94 +36,10 @@ public final class HalfPrecision {
   private static final Set<String> TYPES =
       Set.of("to", "dtype", "output_dtype", "output_datatype", "precision", "softmax_precision");
 
-  /** Operators whose outputs have the type of their first input, but for what {@link #FIRST_ALONE} says. */
-  private static final Set<String> SAME_TYPE =
-      Set.of(
-          "Abs",
-          "Add",
-          "Attention",
-          "AveragePool",
-          "BatchNormalization",
-          "Clip",
-          "Concat",
-          "Conv",
-          "ConvTranspose",
-          "Div",
-          "Dropout",
-          "Elu",
-          "Erf",
-          "Exp",
-          "Expand",
-          "Flatten",
-          "GRU",
-          "Gather",
-          "Gemm",
-          "GlobalAveragePool",
-          "HardSigmoid",
-          "HardSwish",
-          "Identity",
-          "InstanceNormalization",
-          "LSTM",
-          "LayerNormalization",
-          "LeakyRelu",
-          "Log",
-          "LogSoftmax",
-          "MatMul",
-          "Max",
-          "MaxPool",
-          "Min",
-          "Mul",
-          "Neg",
-          "PRelu",
-          "Pad",
-          "Pow",
-          "RMSNormalization",
-          "RNN",
-          "Reciprocal",
-          "ReduceMax",
-          "ReduceMean",
-          "ReduceSum",
-          "Relu",
-          "Reshape",
-          "Resize",
-          "RotaryEmbedding",
-          "Sigmoid",
-          "SimplifiedLayerNormalization",
-          "Slice",
-          "Softmax",
-          "Softplus",
-          "Split",
-          "Sqrt",
-          "Squeeze",
-          "Sub",
-          "Swish",
-          "Tanh",
-          "TensorScatter",
-          "Transpose",
-          "Unsqueeze");
-
-  /** The same of ONNX Runtime's own. */
-  private static final Set<String> RUNTIME_SAME_TYPE =
-      Set.of(
-          "Attention",
-          "BiasGelu",
-          "FastGelu",
-          "FusedMatMul",
-          "Gelu",
-          "GroupQueryAttention",
-          "MultiHeadAttention",
-          "QuickGelu",
-          "RotaryEmbedding",
-          "SkipLayerNormalization",
-          "SkipSimplifiedLayerNormalization");
-
-  /** Of those, the ones whose further outputs are masks and indices. */
-  private static final Set<String> FIRST_ALONE = Set.of("Dropout", "MaxPool");
-
   private final OnnxModel model;
   private final OnnxModel.Names names;
 
-  /** New names of values: of the float32 forms of inputs and outputs, and of the inputs of Casts that were removed. */
+  /** New names of values: of the float32 forms of inputs and outputs. */
   private final Map<String, String> renamed = new HashMap<>();
 
   private HalfPrecision(OnnxModel model) {
@@ -199,7 +115,7 @@ public final class HalfPrecision {
       }
     }
     model.nodes().forEach(n -> nodes.add(widened(n)));
-    model.setNodes(withoutIdleCasts(nodes));
+    model.setNodes(IdleCasts.removed(model, nodes));
   }
 
   /**
@@ -228,7 +144,7 @@ public final class HalfPrecision {
       }
     }
     List<NodeProto> nodes = new ArrayList<>();
-    model.nodes().forEach(n -> nodes.add(precision.reading(n)));
+    model.nodes().forEach(n -> nodes.add(InnerGraphs.renamed(n, precision.renamed)));
     nodes.addAll(casts);
     model.setNodes(nodes);
   }
@@ -355,78 +271,6 @@ public final class HalfPrecision {
   /** Whether a type is one of the two of 16 bits. */
   public static boolean isHalf(DataType type) {
     return type == DataType.FLOAT16 || type == DataType.BFLOAT16;
-  }
-
-  /**
-   * The nodes without Casts from float32 to float32, which converters to float16 left around what they did not
-   * convert, and which would part a product from what it can be fused with.
-   */
-  private List<NodeProto> withoutIdleCasts(List<NodeProto> nodes) {
-    Set<String> wide = new HashSet<>();
-    model.initializers().stream()
-        .filter(i -> i.type() == DataType.FLOAT)
-        .forEach(i -> wide.add(i.name()));
-    model.inputs().stream()
-        .filter(v -> elementType(v) == DataType.FLOAT_VALUE)
-        .forEach(v -> wide.add(v.getName()));
-    Set<String> outputs = model.outputNames();
-    renamed.clear();
-    // What the Casts that are gone made of the last values of the graph.
-    Map<String, String> ends = new HashMap<>();
-    Set<String> made = new HashSet<>();
-    List<NodeProto> kept = new ArrayList<>();
-    for (NodeProto n : nodes) {
-      String from =
-          n.getInputCount() == 0 ? "" : renamed.getOrDefault(n.getInput(0), n.getInput(0));
-      String to = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      boolean isWide = wide.contains(from) && hasTypeOfFirst(n);
-      if (n.getOpType().equals("Cast")) {
-        isWide = n.getAttributeList().stream().anyMatch(a -> a.getI() == DataType.FLOAT_VALUE);
-        if (isWide && wide.contains(from) && !outputs.contains(to)) {
-          renamed.put(to, from);
-          continue;
-        }
-        if (isWide && wide.contains(from) && made.contains(from) && !outputs.contains(from)) {
-          outputs.add(from);
-          ends.put(from, to);
-          continue;
-        }
-      } else if (n.getOpType().equals("Constant")) {
-        isWide =
-            n.getAttributeList().stream()
-                .anyMatch(a -> a.hasT() && a.getT().getDataType() == DataType.FLOAT_VALUE);
-      }
-      if (isWide) {
-        wide.addAll(FIRST_ALONE.contains(n.getOpType()) ? List.of(to) : n.getOutputList());
-      }
-      made.addAll(n.getOutputList());
-      kept.add(n);
-    }
-    renamed.replaceAll((cast, value) -> ends.getOrDefault(value, value));
-    renamed.putAll(ends);
-    return kept.stream().map(this::reading).toList();
-  }
-
-  private static boolean hasTypeOfFirst(NodeProto n) {
-    return OnnxModel.isOwn(n)
-        ? SAME_TYPE.contains(n.getOpType())
-        : FusedNodes.isRuntimes(n) && RUNTIME_SAME_TYPE.contains(n.getOpType());
-  }
-
-  /** A node with the new names of the values that it and its graphs read, and of those that it makes. */
-  private NodeProto reading(NodeProto n) {
-    return InnerGraphs.changed(
-        InnerGraphs.renamedNode(n, renamed),
-        g -> {
-          GraphProto.Builder b = g.toBuilder();
-          for (int k = 0; k < b.getNodeCount(); k++) {
-            b.setNode(k, reading(b.getNode(k)));
-          }
-          for (ValueInfoProto.Builder v : b.getOutputBuilderList()) {
-            v.setName(renamed.getOrDefault(v.getName(), v.getName()));
-          }
-          return b.build();
-        });
   }
 
   /**

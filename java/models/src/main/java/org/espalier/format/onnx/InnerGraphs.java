@@ -137,6 +137,22 @@ public final class InnerGraphs {
     return names;
   }
 
+  /** A node with the new names of the values that it and its graphs read, and of those that it makes. */
+  static NodeProto renamed(NodeProto n, Map<String, String> names) {
+    return changed(
+        renamedNode(n, names),
+        g -> {
+          GraphProto.Builder b = g.toBuilder();
+          for (int k = 0; k < b.getNodeCount(); k++) {
+            b.setNode(k, renamed(b.getNode(k), names));
+          }
+          for (ValueInfoProto.Builder v : b.getOutputBuilderList()) {
+            v.setName(names.getOrDefault(v.getName(), v.getName()));
+          }
+          return b.build();
+        });
+  }
+
   /** A node whose inputs and outputs have other names; its graphs keep theirs. */
   static NodeProto renamedNode(NodeProto n, Map<String, String> names) {
     NodeProto.Builder b = n.toBuilder();
