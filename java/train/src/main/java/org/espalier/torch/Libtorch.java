@@ -79,7 +79,7 @@ public final class Libtorch {
   }
 
   private static final class Loaded {
-    /** Why it could not be loaded, each time it is asked for; null where it was. */
+    /** Why libtorch could not be loaded, thrown each time it is needed; null where it was loaded. */
     static final RuntimeException FAILURE = failure();
 
     private static RuntimeException failure() {

@@ -46,15 +46,15 @@ public final class OnnxGraph implements TrainableModel {
   private final Program program;
   private final List<Parameter> parameters = new ArrayList<>();
 
-  /** What a file holds and training changes: parameters and statistics, by the constant's name. */
+  /** The constants that training changes, parameters and running statistics, by their names. */
   private final Map<String, Tensor> variables = new LinkedHashMap<>();
 
   private final Map<String, String> constants = new LinkedHashMap<>();
 
-  /** What tensors without memory of their own are views of. */
+  /** The buffers of which tensors without memory of their own are views. */
   private final List<ByteBuffer> read = new ArrayList<>();
 
-  /** Whose variables these are; null where they are its own. */
+  /** The graph that owns the variables of this one; null where it owns them itself. */
   private final OnnxGraph original;
 
   private boolean training;

@@ -25,7 +25,7 @@ public record Parameter(
     /** Multiplied with activations by a matrix product. */
     LINEAR,
     CONVOLUTION,
-    /** Its first axis is the input channels. */
+    /** Convolved; the first axis of the weight is that of the input channels. */
     TRANSPOSED_CONVOLUTION,
     /** Multiplied with the inputs or the state of a recurrent layer. */
     RECURRENT,

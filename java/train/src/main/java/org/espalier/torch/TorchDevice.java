@@ -29,7 +29,7 @@ public final class TorchDevice {
   /** Of libtorch's GPU; -1: host memory. */
   private final int index;
 
-  /** What our kernels run on; null: where libtorch's tensors are. */
+  /** The device of the kernels; null for the one that holds libtorch's tensors. */
   private final org.espalier.device.Device kernels;
 
   private TorchDevice(int index, org.espalier.device.Device kernels) {

@@ -38,10 +38,10 @@ public final class TorchScriptImport {
   private final String name;
   private final ScriptGraph graph;
 
-  /** What is no call of the table. */
+  /** Nodes that are read here, and are no calls of the table. */
   private static final Set<String> READ_HERE = Set.of("prim::Constant", "prim::Loop", "prim::If");
 
-  /** Of all loops together. */
+  /** The most rounds of all loops together. */
   private static final int MOST_ROUNDS = 10_000;
 
   private int rounds;

@@ -45,7 +45,7 @@ public final class TorchScriptModel implements TrainableModel {
   private final List<String> outputNames = new ArrayList<>();
   private final boolean tuple;
 
-  /** Modules without such a flag of their own exist. */
+  /** Kept here, as some modules have no such flag. */
   private boolean training;
 
   private boolean closed;

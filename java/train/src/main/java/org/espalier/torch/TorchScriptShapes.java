@@ -18,7 +18,7 @@ import org.espalier.torch.TorchScriptOperators.Table;
 
 /** Calls that move elements, and those of integers and lists that say how, known ones and computed ones. */
 final class TorchScriptShapes {
-  /** Of sizes and axes; a loop that doubles a list would fill the memory. */
+  /** The longest list of sizes or axes: a loop that doubles a list would fill the memory. */
   private static final int LONGEST_LIST = 1000;
 
   private TorchScriptShapes() {}
@@ -88,7 +88,7 @@ final class TorchScriptShapes {
     }
   }
 
-  /** Of integers that are known. */
+  /** A comparison of integers that are known. */
   private static void comparison(Table table, String aten, BiPredicate<Long, Long> holds) {
     table.add("aten::" + aten, c -> holds.test(c.integer(0), c.integer(1)));
   }

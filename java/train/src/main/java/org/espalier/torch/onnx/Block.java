@@ -10,7 +10,7 @@ final class Block {
   private final int[] inputs;
   private final int[] outputs;
 
-  /** Slots that the block itself sets and nobody outside reads. */
+  /** Slots that the block sets itself and that nothing outside reads. */
   private final int[] own;
 
   Block(Frame frame, List<Step> steps, int[] inputs, int[] outputs, int[] own) {

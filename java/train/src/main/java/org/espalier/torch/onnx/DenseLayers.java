@@ -75,7 +75,7 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
    * @param values of each feature
    */
   public record Scaling(Operator operator, float[] values) {
-    /** Does it to an example's features, in place. */
+    /** Scales the features of an example, in place. */
     public void apply(float[] features) {
       for (int j = 0; j < features.length; j++) {
         features[j] =
@@ -89,7 +89,7 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
     }
   }
 
-  /** What is done to a feature and its number; in a graph they have these names too. */
+  /** What combines a feature with its number; the names are those of ONNX. */
   public enum Operator {
     ADD,
     SUB,
@@ -151,7 +151,7 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
       return Optional.of(new DenseLayers(List.copyOf(scalings), List.copyOf(layers)));
     }
 
-    /** False where something else is on the way. */
+    /** Reads the graph; false where something other than layers is between its input and output. */
     private boolean read() {
       String input = model.inputs().get(0).getName();
       String value = model.outputs().get(0).getName();

@@ -9,7 +9,7 @@ final class Frame {
   private final TorchDevice device;
   private Tensor[] tensors = new Tensor[16];
 
-  /** The integers of a value on the host, once somebody asked; null otherwise. */
+  /** The integers of a value on the host, once they were read; null otherwise. */
   private long[][] longs = new long[16][];
 
   private boolean training;
@@ -39,7 +39,7 @@ final class Frame {
     longs[slot] = values;
   }
 
-  /** Takes a value out; whoever does so owns it. */
+  /** Takes a value out; the caller owns it then. */
   Tensor take(int slot) {
     Tensor t = tensors[slot];
     restore(slot, null, null);

@@ -13,7 +13,7 @@ import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.torch.onnx.OperatorTable.Sink;
 
-/** Operators that make tensors out of little. */
+/** Operators that make tensors from sizes, ranges and windows. */
 final class GenerationOperators {
   private GenerationOperators() {}
 

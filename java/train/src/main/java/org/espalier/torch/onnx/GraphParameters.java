@@ -26,7 +26,7 @@ import org.espalier.torch.Parameter.Kind;
  * is subtracted or a deviation that is divided by, are no parameters.
  */
 public final class GraphParameters {
-  /** From this on a value stands for minus infinity in a mask. */
+  /** A value of this magnitude or more stands for minus infinity in a mask. */
   private static final float MASK = 1e4f;
 
   /** The same in what is added to a product with a weight: the bias of outputs as large as millions, too. */
@@ -62,7 +62,7 @@ public final class GraphParameters {
   /** The first outputs of products and convolutions with a weight. */
   private final Set<String> products = new HashSet<>();
 
-  /** Those of them that have one output channel. */
+  /** The parameters of them that have one output channel. */
   private final Set<String> single = new HashSet<>();
 
   /**

@@ -42,7 +42,7 @@ public final class LookUps implements AutoCloseable {
     found.add(new LookUp(table, rows, leaf));
   }
 
-  /** In the order in which they were done. */
+  /** The look-ups in the order in which they were made. */
   public List<LookUp> found() {
     return List.copyOf(found);
   }

@@ -359,7 +359,7 @@ public final class Program implements AutoCloseable {
     return new Known(tensors, longs);
   }
 
-  /** Empties the slots of this run and frees what nobody owns. */
+  /** Empties the slots of this run and frees the values that have no owner. */
   private void clear(boolean shapesKept) {
     if (shapesKept) {
       for (int slot : shapeSlots) {

@@ -22,7 +22,7 @@ record ResizeAttributes(
     String policy) {
   private static final String STRETCH = "stretch";
 
-  /** Those of a node, all of which are asked for. */
+  /** The attributes of a node. */
   static ResizeAttributes of(Node n) {
     boolean later = n.opset() >= 18;
     if (later && n.flag("antialias", false)) {

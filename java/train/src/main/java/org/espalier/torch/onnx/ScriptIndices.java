@@ -87,7 +87,7 @@ final class ScriptIndices {
     return new ScriptValue[] {ScriptValue.of(result)};
   }
 
-  /** One of the names of libtorch, or none. */
+  /** The reduction by libtorch's name; none for none. */
   private static String reduction(Node n) {
     String onnx = IndexOperators.reduction(n);
     return onnx.equals("none") || onnx.equals("add") ? onnx : IndexOperators.torchReduction(onnx);
