@@ -100,6 +100,16 @@ public final class OnnxModel {
     check();
   }
 
+  private OnnxModel(OnnxModel other) {
+    this.name = other.name;
+    this.path = other.path;
+    this.dataFiles = other.dataFiles;
+    this.rest = other.rest.clone();
+    this.graph = other.graph.clone();
+    this.initializers.putAll(other.initializers);
+    useNodes(other.nodes);
+  }
+
   /**
    * Reads and checks a model. Large data is mapped, not read.
    *
@@ -128,100 +138,9 @@ public final class OnnxModel {
     return new OnnxModel(name, null, proto);
   }
 
-  private OnnxModel(OnnxModel other) {
-    this.name = other.name;
-    this.path = other.path;
-    this.dataFiles = other.dataFiles;
-    this.rest = other.rest.clone();
-    this.graph = other.graph.clone();
-    this.initializers.putAll(other.initializers);
-    useNodes(other.nodes);
-  }
-
   /** A model that changes apart from this one; the data of the tensors is shared. */
   public OnnxModel copy() {
     return new OnnxModel(this);
-  }
-
-  /**
-   * A copy with more outputs, to look at values of the main graph when it runs.
-   *
-   * @param values float32 values; those that are inputs or outputs already stay what they are
-   */
-  public OnnxModel withOutputs(Collection<String> values) {
-    OnnxModel copy = copy();
-    Set<String> known = new HashSet<>();
-    inputs().forEach(v -> known.add(v.getName()));
-    outputs().forEach(v -> known.add(v.getName()));
-    for (String value : values) {
-      if (known.add(value)) {
-        ValueInfoProto.Builder b = ValueInfoProto.newBuilder().setName(value);
-        b.getTypeBuilder().getTensorTypeBuilder().setElemType(DataType.FLOAT_VALUE);
-        copy.graph.addOutput(b);
-      }
-    }
-    return copy;
-  }
-
-  /**
-   * A copy whose inputs leave their first dimension open where they fix it at 1: what exporters write who were
-   * shown one example. Whether the nodes take more is for who runs them to find out.
-   */
-  public OnnxModel withAnyBatch() {
-    OnnxModel copy = copy();
-    for (ValueInfoProto.Builder input : copy.graph.getInputBuilderList()) {
-      TensorShapeProto shape = input.getType().getTensorType().getShape();
-      if (!initializers.containsKey(input.getName())
-          && shape.getDimCount() > 0
-          && shape.getDim(0).hasDimValue()
-          && shape.getDim(0).getDimValue() == 1) {
-        input
-            .getTypeBuilder()
-            .getTensorTypeBuilder()
-            .getShapeBuilder()
-            .getDimBuilder(0)
-            .clearDimValue();
-      }
-    }
-    return copy;
-  }
-
-  /** The names that the main graph defines. */
-  private Set<String> defined(GraphProto g) {
-    Set<String> names = new HashSet<>(initializers.keySet());
-    g.getInputList().forEach(v -> names.add(v.getName()));
-    g.getSparseInitializerList().forEach(s -> names.add(s.getValues().getName()));
-    g.getNodeList().forEach(n -> names.addAll(n.getOutputList()));
-    return names;
-  }
-
-  /** Changes the types of values that the main graph tells, its sparse tensors and the nodes of all functions. */
-  void rewrite(
-      UnaryOperator<TypeProto> types,
-      UnaryOperator<SparseTensorProto> sparse,
-      UnaryOperator<NodeProto> functionNodes) {
-    for (ValueInfoProto.Builder v : graph.getValueInfoBuilderList()) {
-      if (v.hasType()) {
-        v.setType(types.apply(v.getType()));
-      }
-    }
-    for (int i = 0; i < graph.getSparseInitializerCount(); i++) {
-      graph.setSparseInitializer(i, sparse.apply(graph.getSparseInitializer(i)));
-    }
-    for (FunctionProto.Builder f : rest.getFunctionsBuilderList()) {
-      for (int k = 0; k < f.getNodeCount(); k++) {
-        f.setNode(k, functionNodes.apply(f.getNode(k)));
-      }
-    }
-  }
-
-  /** Changes the element type of an output of the main graph. */
-  void setOutputType(String output, DataType type) {
-    for (ValueInfoProto.Builder v : graph.getOutputBuilderList()) {
-      if (v.getName().equals(output)) {
-        v.getTypeBuilder().getTensorTypeBuilder().setElemType(type.getNumber());
-      }
-    }
   }
 
   /**
@@ -233,11 +152,6 @@ public final class OnnxModel {
     GraphCheck check = new GraphCheck(name, initializers);
     check.operatorSets(rest);
     check.mainGraph(graph, nodes);
-  }
-
-  /** The domain of an operator, empty for those of ONNX itself, which have two names. */
-  static String domain(String domain) {
-    return domain.equals("ai.onnx") ? "" : domain;
   }
 
   /** What messages call the model: its path, or the name that it was given. */
@@ -268,11 +182,6 @@ public final class OnnxModel {
     rest.setIrVersion(Math.max(version, rest.getIrVersion()));
   }
 
-  /** Whether a node's operator is one of ONNX itself: others may call theirs so too. */
-  public static boolean isOwn(NodeProto n) {
-    return domain(n.getDomain()).isEmpty();
-  }
-
   /**
    * The version of the operators of a domain, 0 if the model imports none.
    *
@@ -297,6 +206,16 @@ public final class OnnxModel {
       }
     }
     rest.addOpsetImportBuilder().setDomain(domain).setVersion(version);
+  }
+
+  /** The domain of an operator, empty for those of ONNX itself, which have two names. */
+  static String domain(String domain) {
+    return domain.equals("ai.onnx") ? "" : domain;
+  }
+
+  /** Whether a node's operator is one of ONNX itself: others may call theirs so too. */
+  public static boolean isOwn(NodeProto n) {
+    return domain(n.getDomain()).isEmpty();
   }
 
   /** The value of a metadata property, null if there is none. */
@@ -331,6 +250,57 @@ public final class OnnxModel {
     }
   }
 
+  private void useNodes(List<NodeProto> list) {
+    nodes = List.copyOf(list);
+    knownNames = null;
+    constants = new NodeConstants(nodes);
+  }
+
+  /** The nodes of the main graph and of the graphs inside them, each before those inside it. */
+  public List<NodeProto> allNodes() {
+    List<NodeProto> all = new ArrayList<>();
+    nodes.forEach(n -> InnerGraphs.addNodes(n, all));
+    return all;
+  }
+
+  /** The nodes of the main graph by the values they define. */
+  public Map<String, NodeProto> producers() {
+    Map<String, NodeProto> map = new HashMap<>();
+    for (NodeProto n : nodes) {
+      n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(o -> map.put(o, n));
+    }
+    return map;
+  }
+
+  /** The nodes of the main graph and of the graphs inside it by the values they define. */
+  public Map<String, NodeProto> allProducers() {
+    Map<String, NodeProto> map = new HashMap<>();
+    for (NodeProto n : allNodes()) {
+      n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(o -> map.put(o, n));
+    }
+    return map;
+  }
+
+  /**
+   * The nodes of the main graph by the values they use, sub-graphs of a node included, in graph
+   * order; a node that uses a value twice is listed once.
+   */
+  public Map<String, List<NodeProto>> consumers() {
+    Map<String, List<NodeProto>> map = new HashMap<>();
+    for (NodeProto n : nodes) {
+      uses(n).forEach(v -> map.computeIfAbsent(v, k -> new ArrayList<>()).add(n));
+    }
+    return map;
+  }
+
+  /** The values that a node uses, those of its sub-graphs included. */
+  public static Set<String> uses(NodeProto n) {
+    Set<String> used = new HashSet<>();
+    InnerGraphs.addUses(n, used);
+    used.remove("");
+    return used;
+  }
+
   /** The inputs of the main graph, without those that only give an initializer its type. */
   public List<ValueInfoProto> inputs() {
     return graph.getInputList().stream()
@@ -360,6 +330,13 @@ public final class OnnxModel {
     return List.copyOf(graph.getOutputList());
   }
 
+  /** The names of the outputs of the main graph, in a new set. */
+  public Set<String> outputNames() {
+    Set<String> names = new LinkedHashSet<>();
+    graph.getOutputList().forEach(v -> names.add(v.getName()));
+    return names;
+  }
+
   /**
    * The first output of floats, which is what labels are compared with and other models follow; a classifier may give the
    * class itself before it, as a word or a number. The first of all where none is of floats, null where there is none.
@@ -378,35 +355,26 @@ public final class OnnxModel {
     return !value.hasType() || value.getType().hasTensorType() && FLOATS.contains(type);
   }
 
-  /**
-   * A copy without the outputs that are no floats, where there are others, and without the nodes that only they need:
-   * what training can follow.
-   */
-  public OnnxModel withFloatOutputs() {
-    OnnxModel copy = copy();
-    List<ValueInfoProto> kept = outputs().stream().filter(OnnxModel::isOfFloats).toList();
-    if (kept.isEmpty() || kept.size() == graph.getOutputCount()) {
-      return copy;
-    }
-    copy.graph.clearOutput().addAllOutput(kept);
-    Set<String> needed = copy.outputNames();
-    List<NodeProto> left = new ArrayList<>();
-    for (int i = nodes.size() - 1; i >= 0; i--) { // which are in topological order
-      NodeProto n = nodes.get(i);
-      if (n.getOutputList().stream().anyMatch(needed::contains)) {
-        needed.addAll(uses(n));
-        left.add(0, n);
+  /** Changes the element type of an output of the main graph. */
+  void setOutputType(String output, DataType type) {
+    for (ValueInfoProto.Builder v : graph.getOutputBuilderList()) {
+      if (v.getName().equals(output)) {
+        v.getTypeBuilder().getTensorTypeBuilder().setElemType(type.getNumber());
       }
     }
-    copy.setNodes(left);
-    return copy;
   }
 
-  /** The names of the outputs of the main graph, in a new set. */
-  public Set<String> outputNames() {
-    Set<String> names = new LinkedHashSet<>();
-    graph.getOutputList().forEach(v -> names.add(v.getName()));
-    return names;
+  /** The type and shape that the model records for a value of its main graph; null if none. */
+  public ValueInfoProto valueInfo(String value) {
+    for (List<ValueInfoProto> list :
+        List.of(graph.getInputList(), graph.getOutputList(), graph.getValueInfoList())) {
+      for (ValueInfoProto v : list) {
+        if (v.getName().equals(value)) {
+          return v;
+        }
+      }
+    }
+    return null;
   }
 
   /** Says of what type and shape a value between nodes is, in place of what was said of it. */
@@ -437,17 +405,24 @@ public final class OnnxModel {
         .forEach(dimension -> dimension.setDimValue(length));
   }
 
-  /** The type and shape that the model records for a value of its main graph; null if none. */
-  public ValueInfoProto valueInfo(String value) {
-    for (List<ValueInfoProto> list :
-        List.of(graph.getInputList(), graph.getOutputList(), graph.getValueInfoList())) {
-      for (ValueInfoProto v : list) {
-        if (v.getName().equals(value)) {
-          return v;
-        }
+  /** Changes the types of values that the main graph tells, its sparse tensors and the nodes of all functions. */
+  void rewrite(
+      UnaryOperator<TypeProto> types,
+      UnaryOperator<SparseTensorProto> sparse,
+      UnaryOperator<NodeProto> functionNodes) {
+    for (ValueInfoProto.Builder v : graph.getValueInfoBuilderList()) {
+      if (v.hasType()) {
+        v.setType(types.apply(v.getType()));
       }
     }
-    return null;
+    for (int i = 0; i < graph.getSparseInitializerCount(); i++) {
+      graph.setSparseInitializer(i, sparse.apply(graph.getSparseInitializer(i)));
+    }
+    for (FunctionProto.Builder f : rest.getFunctionsBuilderList()) {
+      for (int k = 0; k < f.getNodeCount(); k++) {
+        f.setNode(k, functionNodes.apply(f.getNode(k)));
+      }
+    }
   }
 
   /** The initializers of the main graph, in the order of the file; unmodifiable. */
@@ -493,12 +468,6 @@ public final class OnnxModel {
     }
   }
 
-  private void useNodes(List<NodeProto> list) {
-    nodes = List.copyOf(list);
-    knownNames = null;
-    constants = new NodeConstants(nodes);
-  }
-
   /** Adds an initializer whose name no value of the main graph has yet. */
   public void addInitializer(OnnxInitializer added) {
     if (knownNames == null) {
@@ -527,6 +496,16 @@ public final class OnnxModel {
     removeInput(value);
   }
 
+  /** Removes the initializers that nothing uses any more and returns their names. */
+  public List<String> removeUnusedInitializers() {
+    Set<String> used = new HashSet<>();
+    nodes.forEach(n -> used.addAll(uses(n)));
+    graph.getOutputList().forEach(v -> used.add(v.getName()));
+    List<String> unused = initializers.keySet().stream().filter(i -> !used.contains(i)).toList();
+    unused.forEach(this::removeInitializer);
+    return unused;
+  }
+
   /**
    * Removes the graph inputs that carry the names of initializers, which formats before version 4
    * demanded and which make a constant replaceable later.
@@ -550,59 +529,71 @@ public final class OnnxModel {
     }
   }
 
-  /** Removes the initializers that nothing uses any more and returns their names. */
-  public List<String> removeUnusedInitializers() {
-    Set<String> used = new HashSet<>();
-    nodes.forEach(n -> used.addAll(uses(n)));
-    graph.getOutputList().forEach(v -> used.add(v.getName()));
-    List<String> unused = initializers.keySet().stream().filter(i -> !used.contains(i)).toList();
-    unused.forEach(this::removeInitializer);
-    return unused;
-  }
-
-  /** The values that a node uses, those of its sub-graphs included. */
-  public static Set<String> uses(NodeProto n) {
-    Set<String> used = new HashSet<>();
-    InnerGraphs.addUses(n, used);
-    used.remove("");
-    return used;
+  /**
+   * A copy with more outputs, to look at values of the main graph when it runs.
+   *
+   * @param values float32 values; those that are inputs or outputs already stay what they are
+   */
+  public OnnxModel withOutputs(Collection<String> values) {
+    OnnxModel copy = copy();
+    Set<String> known = new HashSet<>();
+    inputs().forEach(v -> known.add(v.getName()));
+    outputs().forEach(v -> known.add(v.getName()));
+    for (String value : values) {
+      if (known.add(value)) {
+        ValueInfoProto.Builder b = ValueInfoProto.newBuilder().setName(value);
+        b.getTypeBuilder().getTensorTypeBuilder().setElemType(DataType.FLOAT_VALUE);
+        copy.graph.addOutput(b);
+      }
+    }
+    return copy;
   }
 
   /**
-   * The nodes of the main graph by the values they use, sub-graphs of a node included, in graph
-   * order; a node that uses a value twice is listed once.
+   * A copy whose inputs leave their first dimension open where they fix it at 1: what exporters write who were
+   * shown one example. Whether the nodes take more is for who runs them to find out.
    */
-  public Map<String, List<NodeProto>> consumers() {
-    Map<String, List<NodeProto>> map = new HashMap<>();
-    for (NodeProto n : nodes) {
-      uses(n).forEach(v -> map.computeIfAbsent(v, k -> new ArrayList<>()).add(n));
+  public OnnxModel withAnyBatch() {
+    OnnxModel copy = copy();
+    for (ValueInfoProto.Builder input : copy.graph.getInputBuilderList()) {
+      TensorShapeProto shape = input.getType().getTensorType().getShape();
+      if (!initializers.containsKey(input.getName())
+          && shape.getDimCount() > 0
+          && shape.getDim(0).hasDimValue()
+          && shape.getDim(0).getDimValue() == 1) {
+        input
+            .getTypeBuilder()
+            .getTensorTypeBuilder()
+            .getShapeBuilder()
+            .getDimBuilder(0)
+            .clearDimValue();
+      }
     }
-    return map;
+    return copy;
   }
 
-  /** The nodes of the main graph and of the graphs inside them, each before those inside it. */
-  public List<NodeProto> allNodes() {
-    List<NodeProto> all = new ArrayList<>();
-    nodes.forEach(n -> InnerGraphs.addNodes(n, all));
-    return all;
-  }
-
-  /** The nodes of the main graph by the values they define. */
-  public Map<String, NodeProto> producers() {
-    Map<String, NodeProto> map = new HashMap<>();
-    for (NodeProto n : nodes) {
-      n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(o -> map.put(o, n));
+  /**
+   * A copy without the outputs that are no floats, where there are others, and without the nodes that only they need:
+   * what training can follow.
+   */
+  public OnnxModel withFloatOutputs() {
+    OnnxModel copy = copy();
+    List<ValueInfoProto> kept = outputs().stream().filter(OnnxModel::isOfFloats).toList();
+    if (kept.isEmpty() || kept.size() == graph.getOutputCount()) {
+      return copy;
     }
-    return map;
-  }
-
-  /** The nodes of the main graph and of the graphs inside it by the values they define. */
-  public Map<String, NodeProto> allProducers() {
-    Map<String, NodeProto> map = new HashMap<>();
-    for (NodeProto n : allNodes()) {
-      n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(o -> map.put(o, n));
+    copy.graph.clearOutput().addAllOutput(kept);
+    Set<String> needed = copy.outputNames();
+    List<NodeProto> left = new ArrayList<>();
+    for (int i = nodes.size() - 1; i >= 0; i--) { // which are in topological order
+      NodeProto n = nodes.get(i);
+      if (n.getOutputList().stream().anyMatch(needed::contains)) {
+        needed.addAll(uses(n));
+        left.add(0, n);
+      }
     }
-    return map;
+    copy.setNodes(left);
+    return copy;
   }
 
   /**
@@ -627,15 +618,6 @@ public final class OnnxModel {
     return of(proto.addAllOpsetImport(rest.getOpsetImportList()).setGraph(g).build(), name);
   }
 
-  /** All names of values and nodes in the main graph and in its sub-graphs. */
-  private Set<String> usedNames() {
-    Set<String> names = new HashSet<>(initializers.keySet());
-    graph.getInputList().forEach(v -> names.add(v.getName()));
-    graph.getSparseInitializerList().forEach(s -> names.add(s.getValues().getName()));
-    nodes.forEach(n -> InnerGraphs.addNames(n, names));
-    return names;
-  }
-
   /** Names for new values of a graph that defines {@code outer} and has these nodes. */
   static Names names(List<NodeProto> nodes, Set<String> outer) {
     Set<String> names = new HashSet<>(outer);
@@ -646,6 +628,24 @@ public final class OnnxModel {
   /** Names for new values and nodes: {@link Names#unique} gives one that nothing has yet. */
   public Names names() {
     return new Names(usedNames());
+  }
+
+  /** The names that the main graph defines. */
+  private Set<String> defined(GraphProto g) {
+    Set<String> names = new HashSet<>(initializers.keySet());
+    g.getInputList().forEach(v -> names.add(v.getName()));
+    g.getSparseInitializerList().forEach(s -> names.add(s.getValues().getName()));
+    g.getNodeList().forEach(n -> names.addAll(n.getOutputList()));
+    return names;
+  }
+
+  /** All names of values and nodes in the main graph and in its sub-graphs. */
+  private Set<String> usedNames() {
+    Set<String> names = new HashSet<>(initializers.keySet());
+    graph.getInputList().forEach(v -> names.add(v.getName()));
+    graph.getSparseInitializerList().forEach(s -> names.add(s.getValues().getName()));
+    nodes.forEach(n -> InnerGraphs.addNames(n, names));
+    return names;
   }
 
   /** Gives out names of values. */
@@ -733,18 +733,18 @@ public final class OnnxModel {
     return new Parts(bytes(message(messages)), tensors);
   }
 
-  private void requireMessage(long size) {
-    if (size > OnnxFile.MESSAGE_LIMIT) {
-      throw new InputException(
-          name + " has " + size + " bytes in one message, which ends at " + OnnxFile.MESSAGE_LIMIT);
-    }
-  }
-
   /** The model as a message with these initializers. */
   ModelProto message(List<TensorProto> tensors) {
     return rest.clone()
         .setGraph(graph.clone().addAllNode(nodes).addAllInitializer(tensors))
         .build();
+  }
+
+  private void requireMessage(long size) {
+    if (size > OnnxFile.MESSAGE_LIMIT) {
+      throw new InputException(
+          name + " has " + size + " bytes in one message, which ends at " + OnnxFile.MESSAGE_LIMIT);
+    }
   }
 
   /** The bytes of all initializers, which one message of 2 GiB may not hold. */
