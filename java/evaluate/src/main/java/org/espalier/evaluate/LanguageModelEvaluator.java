@@ -65,17 +65,7 @@ public final class LanguageModelEvaluator {
         progress.at(Phase.EVALUATE, done++, tokens.size());
         first.read(text);
         second.read(text);
-        if (first.vocabulary != second.vocabulary) {
-          throw new InputException(
-              "the models differ in their vocabulary: "
-                  + reference
-                  + " has logits of "
-                  + first.vocabulary
-                  + " tokens, "
-                  + candidate
-                  + " of "
-                  + second.vocabulary);
-        }
+        requireOneVocabulary(first, second);
         first.judge(text, null);
         divergence += second.judge(text, first) * text.length();
         for (int t = 0; t < text.length(); t++) {
@@ -102,6 +92,20 @@ public final class LanguageModelEvaluator {
           (double) agreed / places,
           divergence / places,
           savings);
+    }
+  }
+
+  private static void requireOneVocabulary(Judged first, Judged second) {
+    if (first.vocabulary != second.vocabulary) {
+      throw new InputException(
+          "the models differ in their vocabulary: "
+              + first.file
+              + " has logits of "
+              + first.vocabulary
+              + " tokens, "
+              + second.file
+              + " of "
+              + second.vocabulary);
     }
   }
 

@@ -141,35 +141,16 @@ public final class FusedNodes {
         || !isKnownMask(input(n, MASK))) {
       return false;
     }
-    long[] widths = Attributes.integers(n, "qkv_hidden_sizes");
-    long third = w.dims()[1] / 3;
-    long[] parts = widths == null ? new long[] {third, third, third} : widths;
     String y = output(n, 0);
-    String all = add("MatMul", y + "/qkv/MatMul", List.of(input(n, 0), input(n, 1)));
-    if (!input(n, 2).isEmpty()) {
-      all = add("Add", y + "/qkv/Add", List.of(input(n, 2), all));
-    }
-    List<String> inputs = new ArrayList<>(List.of(all));
-    NodeProto.Builder pieces = NodeProto.newBuilder().setOpType("Split");
-    pieces.addAttribute(attribute("axis", 2));
-    if (asInput) {
-      inputs.add(constant(y + "/qkv/widths", new long[] {3}, parts));
-    } else {
-      pieces.addAttribute(attribute("split", parts));
-    }
-    List<String> qkv =
-        List.of(names.unique(y + "/q"), names.unique(y + "/k"), names.unique(y + "/v"));
-    nodes.add(pieces.addAllInput(inputs).addAllOutput(qkv).build());
     NodeProto.Builder heads =
         NodeProto.newBuilder().setOpType("MultiHeadAttention").setDomain(DOMAIN);
-    heads.setName(n.getName()).addAllInput(qkv).addInput("").addInput(input(n, MASK));
-    heads.addInput(input(n, 5));
+    heads.setName(n.getName()).addAllInput(queriesKeysValues(n, w)).addInput("");
+    heads.addInput(input(n, MASK)).addInput(input(n, 5)).addOutput(y);
     for (String name : List.of("num_heads", "scale", "mask_filter_value", "unidirectional")) {
       if (Attributes.find(n, name) != null) {
         heads.addAttribute(Attributes.find(n, name));
       }
     }
-    heads.addOutput(y);
     if (!past.isEmpty()) {
       for (int i = 0; i < 2; i++) {
         String which = constant(y + "/past/" + i, new long[0], i);
@@ -190,6 +171,34 @@ public final class FusedNodes {
       addTo(present, "Concat", both, attribute("axis", 0));
     }
     return true;
+  }
+
+  /**
+   * Adds the product with the weight of an Attention, its bias, and the Split into queries, keys and values.
+   *
+   * @param w the weight [inputs, queries + keys + values]
+   */
+  private List<String> queriesKeysValues(NodeProto n, OnnxInitializer w) {
+    long[] widths = Attributes.integers(n, "qkv_hidden_sizes");
+    long third = w.dims()[1] / 3;
+    long[] parts = widths == null ? new long[] {third, third, third} : widths;
+    String y = output(n, 0);
+    String all = add("MatMul", y + "/qkv/MatMul", List.of(input(n, 0), input(n, 1)));
+    if (!input(n, 2).isEmpty()) {
+      all = add("Add", y + "/qkv/Add", List.of(input(n, 2), all));
+    }
+    List<String> inputs = new ArrayList<>(List.of(all));
+    NodeProto.Builder pieces = NodeProto.newBuilder().setOpType("Split");
+    pieces.addAttribute(attribute("axis", 2));
+    if (asInput) {
+      inputs.add(constant(y + "/qkv/widths", new long[] {3}, parts));
+    } else {
+      pieces.addAttribute(attribute("split", parts));
+    }
+    List<String> qkv =
+        List.of(names.unique(y + "/q"), names.unique(y + "/k"), names.unique(y + "/v"));
+    nodes.add(pieces.addAllInput(inputs).addAllOutput(qkv).build());
+    return qkv;
   }
 
   /** Adds a node that takes axes as its operator set does. */

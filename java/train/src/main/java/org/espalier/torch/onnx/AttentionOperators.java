@@ -198,19 +198,27 @@ final class AttentionOperators {
       if (in.has(10)) {
         scores = scores.add(in.get(10).narrow(-1, 0, read.size(2)));
       }
-      Tensor place = places.unsqueeze(1).unsqueeze(-1);
-      Tensor key = arange(in, read.size(2));
-      Tensor hidden = key.gt(place);
-      // A token is one of those that it sees. ONNX Runtime before 1.23 let it see one more.
-      if (window > 0) {
-        hidden = hidden.logical_or(key.le(place.sub(new Scalar(window))));
-      }
+      Tensor hidden = hidden(places, arange(in, read.size(2)), window);
       scores = scores.masked_fill(hidden, new Scalar(Double.NEGATIVE_INFINITY));
       Tensor seen =
           weights(scores, in.orNull(11), smooth)
               .matmul(repeat(begins ? v : values, heads / shared));
       return new Tensor[] {together(seen), keys, values};
     };
+  }
+
+  /**
+   * Which tokens each one does not see.
+   *
+   * @param places of queries [b, s]
+   * @param keys places of keys [t]
+   * @param window how many tokens one sees, itself among them; 0 or less: all before it
+   */
+  private static Tensor hidden(Tensor places, Tensor keys, long window) {
+    Tensor place = places.unsqueeze(1).unsqueeze(-1);
+    Tensor hidden = keys.gt(place);
+    // A token is one of those that it sees. ONNX Runtime before 1.23 let it see one more.
+    return window > 0 ? hidden.logical_or(keys.le(place.sub(new Scalar(window)))) : hidden;
   }
 
   /** Caches of integers, and norms of heads, which ONNX Runtime has on no CPU. */

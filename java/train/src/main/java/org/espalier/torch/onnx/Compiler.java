@@ -253,18 +253,35 @@ final class Compiler {
         allConstant, allWeight && !allConstant, values || allShapes && hostKnown, values);
   }
 
+  /** What messages call a node. */
+  private String where(Source source) {
+    NodeProto n = source.node();
+    return model.name()
+        + ": "
+        + n.getOpType()
+        + " "
+        + (n.getName().isEmpty() ? "" : n.getName() + " ")
+        + "(output "
+        + source.identity()
+        + ")";
+  }
+
+  /** Gives the outputs of a node slots; −1 stands for an output that it does not have. */
+  private int[] defineOutputs(NodeProto n, Known made) {
+    int[] targets = new int[n.getOutputCount()];
+    for (int i = 0; i < targets.length; i++) {
+      targets[i] =
+          n.getOutput(i).isEmpty()
+              ? -1
+              : define(n.getOutput(i), made.constant, made.weight, made.shapes, made.values);
+    }
+    return targets;
+  }
+
   private void step(Source source, List<Step> steps) {
     NodeProto n = source.node();
     long opset = opset(n);
-    String where =
-        model.name()
-            + ": "
-            + n.getOpType()
-            + " "
-            + (n.getName().isEmpty() ? "" : n.getName() + " ")
-            + "(output "
-            + source.identity()
-            + ")";
+    String where = where(source);
     Operator operator = source.operator() != null ? source.operator() : operator(n);
     int[] sources = new int[n.getInputCount()];
     for (int i = 0; i < sources.length; i++) {
@@ -280,13 +297,7 @@ final class Compiler {
     Kernel kernel = operator.build().apply(node);
     node.refuseUnread();
     Known made = known(operator, sources);
-    int[] targets = new int[n.getOutputCount()];
-    for (int i = 0; i < targets.length; i++) {
-      targets[i] =
-          n.getOutput(i).isEmpty()
-              ? -1
-              : define(n.getOutput(i), made.constant, made.weight, made.shapes, made.values);
-    }
+    int[] targets = defineOutputs(n, made);
     boolean[] activations = new boolean[Math.min(2, sources.length)];
     for (int i = 0; i < activations.length; i++) {
       activations[i] = sources[i] >= 0 && !constant.get(sources[i]) && !weight.get(sources[i]);
