@@ -43,7 +43,7 @@ import picocli.CommandLine.Parameters;
       "Says how closely CANDIDATE follows REFERENCE, and what it saves. Both are ONNX models and"
           + " run in ONNX Runtime on one thread: text models embed each line of TEXTS, models of"
           + " any other kind take the tensors of EXAMPLES, and each of their outputs is compared; a"
-          + " tensor labels there says how right the first one is. Causal language models foretell"
+          + " tensor labels there says how right the first one is. Causal language models predict"
           + " each token of TEXTS from those before it.",
       "",
       "For texts, the batch line compares the candidate with itself: a text alone and the same text"
@@ -285,7 +285,7 @@ final class Evaluate implements Callable<Integer> {
 
   private void print(LanguageModelFidelity f) {
     Table table = new Table("", "");
-    table.add("texts", f.texts() + ", " + f.tokens() + " tokens foretold");
+    table.add("texts", f.texts() + ", " + f.tokens() + " tokens predicted");
     table.add("perplexity", besideReference(f.perplexity(), f.referencePerplexity()));
     table.add(
         "next token", besideReference(f.accuracy(), f.referenceAccuracy()) + " of them right");

@@ -8,7 +8,6 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.List;
@@ -26,6 +25,7 @@ import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.NearNames;
 import org.espalier.format.Quantity;
+import org.espalier.format.Sha256;
 
 /**
  * Gets artefacts through the user's own Maven, with its repositories, mirrors, proxies and
@@ -170,7 +170,7 @@ public final class MavenFiles {
       if (!cached) {
         extract(zip, entry, jar, target, wanted.sha256());
       } else if (wanted.sha256() != null) {
-        check(sha256(target), wanted, target.toString());
+        check(HexFormat.of().formatHex(Sha256.of(target)), wanted, target.toString());
       }
       notes.accept(
           wanted + ": " + Quantity.bytes(entry.getSize()) + " from " + (cached ? target : jar));
@@ -218,7 +218,7 @@ public final class MavenFiles {
   private void extract(ZipFile zip, ZipEntry entry, Path jar, Path target, String sha256)
       throws IOException {
     makeFolder(target.getParent());
-    MessageDigest digest = newDigest();
+    MessageDigest digest = Sha256.digest();
     try (AtomicFile file = AtomicFile.create(target);
         InputStream in = zip.getInputStream(entry)) {
       byte[] buffer = new byte[1 << 16];
@@ -264,25 +264,6 @@ public final class MavenFiles {
     if (!actual.equals(wanted)) {
       throw new InputException(
           where + " has the SHA-256 " + actual + ", not " + wanted + " as was asked for");
-    }
-  }
-
-  private static String sha256(Path file) throws IOException {
-    MessageDigest digest = newDigest();
-    try (InputStream in = Files.newInputStream(file)) {
-      byte[] buffer = new byte[1 << 16];
-      for (int read; (read = in.read(buffer)) >= 0; ) {
-        digest.update(buffer, 0, read);
-      }
-    }
-    return HexFormat.of().formatHex(digest.digest());
-  }
-
-  private static MessageDigest newDigest() {
-    try {
-      return MessageDigest.getInstance("SHA-256");
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
     }
   }
 

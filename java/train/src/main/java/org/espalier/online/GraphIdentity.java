@@ -1,10 +1,10 @@
 package org.espalier.online;
 
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.Map;
+import org.espalier.format.Sha256;
 
 /** What of a model from ONNX is not learned, as a hash of its graph. */
 final class GraphIdentity {
@@ -12,13 +12,9 @@ final class GraphIdentity {
 
   /** The SHA-256 of the model with {@link #zeros} for weights. */
   static String of(Learnable model) {
-    try {
-      MessageDigest digest = MessageDigest.getInstance("SHA-256");
-      digest.update(model.toOnnx(zeros(model), null).toBuffer());
-      return HexFormat.of().formatHex(digest.digest());
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every JDK has SHA-256", e);
-    }
+    MessageDigest digest = Sha256.digest();
+    digest.update(model.toOnnx(zeros(model), null).toBuffer());
+    return HexFormat.of().formatHex(digest.digest());
   }
 
   /** Zeros for all that is learned. */
