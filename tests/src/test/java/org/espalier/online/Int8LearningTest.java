@@ -302,6 +302,38 @@ class Int8LearningTest {
     }
   }
 
+  /** What was made for products that saturate (quantize --reduce-range) stays so, in a learner that goes on too. */
+  @ParameterizedTest
+  @CsvSource({
+    "-63, 63, false",
+    "-63, 63, true",
+    "64, 64, false",
+    "62, 127, false",
+    "65, 127, false",
+    "127, 127, false"
+  })
+  void weightsOfSevenBitsStayWithin(int largest, int end, boolean byLibtorch) throws IOException {
+    OnlineSettings settings =
+        OnlineSettings.builder(new Loss.Squared(), new LearningRate.Constant(0.1)).batch(1).build();
+    OnnxModel model = steps(largest, 5);
+    ByteBuffer ends = ByteBuffer.wrap(new byte[] {(byte) -end, (byte) end});
+    try (Learnable learnable = ofSteps(model, byLibtorch);
+        OnlineLearner learner = new OnlineLearner(learnable, settings)) {
+      assertEquals(model.toBuffer(), learner.toOnnx().toBuffer());
+      learn(learner, -0.3f, 0.2f);
+      assertEquals(ByteBuffer.wrap(new byte[] {-30, 20}), learner.toOnnx().constant("w").data());
+      ByteArrayOutputStream state = new ByteArrayOutputStream();
+      learner.save(state);
+      try (Learnable next = ofSteps(learner.toOnnx(), byLibtorch);
+          OnlineLearner resumed = new OnlineLearner(next, settings)) {
+        resumed.load(new ByteArrayInputStream(state.toByteArray()));
+        learn(resumed, -2, 2);
+        assertEquals(ends, resumed.toOnnx().constant("w").data());
+        assertEquals(-end * 0.01f, resumed.predict(new float[] {1}).outputs()[0]);
+      }
+    }
+  }
+
   /** Rows of steps of 0.01 and 0.1 that end at −127 each. */
   @ParameterizedTest
   @ValueSource(booleans = {false, true})

@@ -49,7 +49,7 @@ final class WeightState implements AutoCloseable {
   /** The scales of weights that always lie on the same grid. */
   private final Map<OwnedTensor, float[]> grids = new IdentityHashMap<>();
 
-  private final FullGrids fullGrids = opened.add(new FullGrids());
+  private final GivenGrids givenGrids = opened.add(new GivenGrids());
 
   /** A step that changes nothing but working copies, scales and gates; null where weights have none. */
   private final FusedSgd still;
@@ -103,7 +103,7 @@ final class WeightState implements AutoCloseable {
       }
       weights.forEach(this::serve);
       still = opened.add(still());
-      fullGrids.find();
+      givenGrids.find();
       findGrids();
       optimizer = opened.add(optimizer(settings));
       norm = opened.add(new GradientNorm(normed));
@@ -175,7 +175,7 @@ final class WeightState implements AutoCloseable {
       if (given) {
         grids.put(scales, w.grid());
         Floats.of(scales).put(0, w.grid());
-        fullGrids.add(w, latent, gate, scales);
+        givenGrids.add(w, latent, gate, scales);
       }
       parameter =
           parameter
@@ -237,7 +237,7 @@ final class WeightState implements AutoCloseable {
       }
     }
     still.step();
-    fullGrids.round();
+    givenGrids.round();
   }
 
   /** The grid of the first forward. */
@@ -287,7 +287,7 @@ final class WeightState implements AutoCloseable {
         BytePointer.memset(gate, 0xff, gate.capacity());
       }
     }
-    fullGrids.find();
+    givenGrids.find();
     findGrids();
     forgetMomentum();
     changedAll();
@@ -453,7 +453,7 @@ final class WeightState implements AutoCloseable {
     tables.values().forEach(TableRows::takeOut);
     optimizer.learningRate(learningRate);
     optimizer.step();
-    fullGrids.round();
+    givenGrids.round();
     tables.values().forEach(TableRows::putBack);
     for (int k = 0; k < averages.size(); k++) {
       float[] mean = new float[averages.get(k).capacity()];
@@ -488,7 +488,7 @@ final class WeightState implements AutoCloseable {
   /** Makes a checkpoint what the weights are and began as. */
   void restoreBeginning(StateMemory.Checkpoint checkpoint) {
     memory.restore(checkpoint);
-    fullGrids.find();
+    givenGrids.find();
     restore(checkpoint);
   }
 
