@@ -1,6 +1,5 @@
 package org.espalier.cli;
 
-import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.function.Consumer;
 import org.espalier.recipe.RunMonitor;
@@ -45,12 +44,7 @@ final class CommandMonitor implements RunMonitor {
 
   @Override
   public Map<String, Object> program() {
-    Build build = Build.current();
-    Map<String, Object> program = new LinkedHashMap<>();
-    program.put("espalier", build.version());
-    if (build.commit() != null) {
-      program.put("commit", build.commit());
-    }
-    return program;
+    String commit = Build.current().commit();
+    return commit == null ? Map.of() : Map.of("commit", commit);
   }
 }

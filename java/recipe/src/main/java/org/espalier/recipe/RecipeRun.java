@@ -3,7 +3,6 @@ package org.espalier.recipe;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
-import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -46,8 +45,7 @@ public final class RecipeRun {
    * @param folder where everything is written; made where it does not exist
    * @param device where the model trains
    */
-  public RecipeRun(
-      Recipe recipe, Path base, Path folder, RunMonitor monitor, TorchDevice device) {
+  public RecipeRun(Recipe recipe, Path base, Path folder, RunMonitor monitor, TorchDevice device) {
     this.recipe = recipe;
     this.folder = new RunFolder(folder);
     this.host = new RunHost(recipe, base, monitor);
@@ -199,7 +197,7 @@ public final class RecipeRun {
         "bytes",
         FileTree.bytes(
             inputs.model.files().isEmpty() ? List.of(inputs.modelFile) : inputs.model.files()));
-    node.put("sha256", HexFormat.of().formatHex(RunInputs.sha256(inputs.modelFile)));
+    node.put("sha256", RunInputs.hexSha256(inputs.modelFile));
     if (recipe.teacher() != null) {
       node.put("teacher", recipe.teacher());
     }

@@ -4,7 +4,6 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
-import java.util.HexFormat;
 import java.util.List;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
@@ -110,16 +109,12 @@ final class RunExport {
     node.put("file", folder.name(file));
     node.put("what", what);
     node.put("bytes", FileTree.bytes(files));
-    node.put("sha256", sha256(file));
+    node.put("sha256", RunInputs.hexSha256(file));
     for (Path data : files.subList(1, files.size())) {
       node.withArray("data")
           .addObject()
           .put("file", data.getFileName().toString())
-          .put("sha256", sha256(data));
+          .put("sha256", RunInputs.hexSha256(data));
     }
-  }
-
-  private static String sha256(Path file) {
-    return HexFormat.of().formatHex(RunInputs.sha256(file));
   }
 }

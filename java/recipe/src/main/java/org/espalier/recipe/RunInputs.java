@@ -4,6 +4,7 @@ import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.security.MessageDigest;
+import java.util.HexFormat;
 import java.util.List;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
@@ -264,7 +265,12 @@ final class RunInputs {
    *
    * @throws InputException where it cannot be read
    */
-  static byte[] sha256(Path file) {
+  /** The sum of a file's bytes as reports have it. */
+  static String hexSha256(Path file) {
+    return HexFormat.of().formatHex(sha256(file));
+  }
+
+  private static byte[] sha256(Path file) {
     try {
       return Sha256.of(file);
     } catch (IOException e) {

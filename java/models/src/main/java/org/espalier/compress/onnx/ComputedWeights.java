@@ -231,7 +231,7 @@ public final class ComputedWeights {
   }
 
   private static NodeProto reading(NodeProto n, Map<String, String> stored) {
-    NodeProto.Builder b =
+    NodeProto changed =
         InnerGraphs.changed(
             n,
             g ->
@@ -239,11 +239,7 @@ public final class ComputedWeights {
                     .clearNode()
                     .addAllNode(
                         g.getNodeList().stream().map(inner -> reading(inner, stored)).toList())
-                    .build())
-            .toBuilder();
-    for (int i = 0; i < n.getInputCount(); i++) {
-      b.setInput(i, stored.getOrDefault(n.getInput(i), n.getInput(i)));
-    }
-    return b.build();
+                    .build());
+    return Nodes.reading(changed, stored);
   }
 }

@@ -182,7 +182,7 @@ public final class Int8Model {
         copy.addInitializer(OnnxInitializer.bytes(name, castType(n), from.dims(), cast));
         renamed.put(output, name);
       } else {
-        others.add(reread(n, renamed));
+        others.add(Nodes.reading(n, renamed));
       }
     }
     copy.setNodes(others);
@@ -208,15 +208,6 @@ public final class Int8Model {
       }
     }
     return bytes;
-  }
-
-  /** A node that reads values by other names. */
-  private static NodeProto reread(NodeProto n, Map<String, String> renamed) {
-    NodeProto.Builder b = n.toBuilder();
-    for (int i = 0; i < n.getInputCount(); i++) {
-      b.setInput(i, renamed.getOrDefault(n.getInput(i), n.getInput(i)));
-    }
-    return b.build();
   }
 
   /** The model of floats. The weights of {@link #integers} are initializers of it. */
@@ -367,7 +358,7 @@ public final class Int8Model {
         }
       }
       out.removeIf(n -> replaced.contains(n.getOutput(0)));
-      out.replaceAll(n -> reread(n, renamed));
+      out.replaceAll(n -> Nodes.reading(n, renamed));
       floats.setNodes(out);
       RuntimeForm.removeUnused(floats);
       floats.check();

@@ -4,6 +4,7 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -46,6 +47,15 @@ final class Nodes {
           "Add", "Clip", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where");
 
   private Nodes() {}
+
+  /** A node that reads values by other names; its graphs keep theirs. */
+  static NodeProto reading(NodeProto n, Map<String, String> renamed) {
+    NodeProto.Builder b = n.toBuilder();
+    for (int i = 0; i < n.getInputCount(); i++) {
+      b.setInput(i, renamed.getOrDefault(n.getInput(i), n.getInput(i)));
+    }
+    return b.build();
+  }
 
   /**
    * A node that defines a new value and is named as that value. A node that defines a value which

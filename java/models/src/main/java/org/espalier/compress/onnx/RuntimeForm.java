@@ -97,11 +97,7 @@ final class RuntimeForm {
           && !biases.contains(n.getOutput(0))) {
         share(model.constant(n.getOutput(0)), n.getOutput(0), first, shared);
       }
-      NodeProto.Builder b = n.toBuilder();
-      for (int i = 0; i < n.getInputCount(); i++) {
-        b.setInput(i, shared.getOrDefault(n.getInput(i), n.getInput(i)));
-      }
-      nodes.add(b.build());
+      nodes.add(Nodes.reading(n, shared));
     }
     model.setNodes(nodes);
   }
