@@ -1,3 +1,4 @@
+import com.fasterxml.jackson.databind.json.JsonMapper;
 import java.io.BufferedWriter;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
@@ -24,6 +25,8 @@ import org.espalier.evaluate.TextTokenizer;
  * <p>java -cp … Mails.java PACKAGE OUT.jsonl FEATURES: hashed words. Each word and each pair of neighbours
  * adds ±1 at a place that its hash (FNV-1a) chooses; the vector is scaled to length 1.
  *
+ * <p>java -cp … Mails.java PACKAGE OUT.jsonl: texts, for {@code espalier online --encoder}.
+ *
  * <p>java -cp … Mails.java PACKAGE OUT.jsonl MODEL.onnx TOKENIZER.json: what a sentence encoder makes of the
  * first 128 tokens, of length 1.
  *
@@ -35,12 +38,26 @@ public final class Mails {
 
   private static final int TOKENS = 128;
 
-  private record Mail(long seconds, String name, boolean spam, float[] features) {}
+  /** Longer texts would only be cut again. */
+  private static final int CHARACTERS = 4000;
+
+  /**
+   * @param input "features" or "text" of a line, as JSON
+   */
+  private record Mail(long seconds, String name, boolean spam, String input) {}
 
   public static void main(String[] args) throws IOException {
+    if (args.length == 2) {
+      JsonMapper json = new JsonMapper();
+      write(
+          Path.of(args[0]),
+          Path.of(args[1]),
+          text -> "\"text\":" + json.getNodeFactory().textNode(cut(text)));
+      return;
+    }
     if (args.length == 3) {
       int size = Integer.parseInt(args[2]);
-      write(Path.of(args[0]), Path.of(args[1]), text -> hashed(text, size));
+      write(Path.of(args[0]), Path.of(args[1]), text -> features(hashed(text, size)));
       return;
     }
     try (OnnxTextModel model = new OnnxTextModel(Path.of(args[2]), 1);
@@ -49,15 +66,24 @@ public final class Mails {
       write(
           Path.of(args[0]),
           Path.of(args[1]),
-          // Longer texts would only be cut again.
-          text ->
-              embedder.embed(
-                  tokenizer.encode(
-                      text.strip().substring(0, Math.min(4000, text.strip().length())))));
+          text -> features(embedder.embed(tokenizer.encode(cut(text)))));
     }
   }
 
-  private static void write(Path folder, Path out, Function<String, float[]> features)
+  private static String cut(String text) {
+    String whole = text.strip();
+    return whole.substring(0, Math.min(CHARACTERS, whole.length()));
+  }
+
+  private static String features(float[] x) {
+    StringBuilder list = new StringBuilder("\"features\":[");
+    for (int j = 0; j < x.length; j++) {
+      list.append(j == 0 ? "" : ",").append(x[j] == 0 ? "0" : Float.toString(x[j]));
+    }
+    return list.append("]").toString();
+  }
+
+  private static void write(Path folder, Path out, Function<String, String> input)
       throws IOException {
     Path data = folder.resolve("data");
     List<Mail> mails = new ArrayList<>();
@@ -70,20 +96,15 @@ public final class Mails {
                   date(content),
                   group + "/" + text.getFileName(),
                   group.startsWith("spam"),
-                  features.apply(text(content))));
+                  input.apply(text(content))));
         }
       }
     }
     mails.sort(Comparator.comparingLong(Mail::seconds).thenComparing(Mail::name));
     try (BufferedWriter lines = Files.newBufferedWriter(out)) {
       for (Mail mail : mails) {
-        StringBuilder line = new StringBuilder("{\"id\":\"" + mail.name() + "\",\"label\":");
-        line.append(mail.spam() ? 1 : 0).append(",\"features\":[");
-        for (int j = 0; j < mail.features().length; j++) {
-          float v = mail.features()[j];
-          line.append(j == 0 ? "" : ",").append(v == 0 ? "0" : Float.toString(v));
-        }
-        lines.append(line).append("]}\n");
+        lines.append("{\"id\":\"").append(mail.name()).append("\",\"label\":");
+        lines.append(mail.spam() ? "1," : "0,").append(mail.input()).append("}\n");
       }
     }
     System.err.println(

@@ -8,6 +8,7 @@ import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.Supplier;
 import org.espalier.InputException;
+import org.espalier.encoder.Encoder;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearnerFiles;
 import org.espalier.online.OnlineLearner;
@@ -29,6 +30,7 @@ final class LearnerVersions {
   private final OnlineLearner learner;
   private final OnlineRecipe recipe;
   private final SigningKey signing;
+  private final Encoder encoder;
   private final Consumer<String> notes;
 
   /**
@@ -54,6 +56,7 @@ final class LearnerVersions {
   private long refused;
 
   /**
+   * @param encoder makes the learner's features, and belongs to each version; null where there is none
    * @param parent the version that the learner was made from, or null
    * @param notes receives a sentence for people where another version is taken over, or cannot be
    */
@@ -62,12 +65,14 @@ final class LearnerVersions {
       OnlineLearner learner,
       OnlineRecipe recipe,
       SigningKey signing,
+      Encoder encoder,
       Long parent,
       Consumer<String> notes) {
     this.store = store;
     this.learner = learner;
     this.recipe = recipe;
     this.signing = signing;
+    this.encoder = encoder;
     this.parent = parent;
     this.current = parent == null ? store.current().orElse(0) : parent;
     this.origin = new Origin(0, current, current);
@@ -118,6 +123,7 @@ final class LearnerVersions {
       return false;
     }
     try (ModelStore.Held held = store.hold(id)) {
+      checkEncoder(held.version());
       boolean learned = LearnerFiles.isLearned(held);
       if (learned) {
         synchronized (learner) { // no step comes between
@@ -155,6 +161,16 @@ final class LearnerVersions {
               + " and what was learned since goes on: "
               + e.getMessage());
       return false;
+    }
+  }
+
+  private void checkEncoder(Version version) {
+    boolean same = encoder == null ? !Encoder.isIn(version) : encoder.isOf(version);
+    if (!same) {
+      throw new InputException(
+          encoder == null
+              ? "it has an encoder of texts, and what goes on has none; a new process serves it"
+              : "its encoder of texts is another one, or it has none; a new process serves it");
     }
   }
 
@@ -207,7 +223,17 @@ final class LearnerVersions {
       boolean overtaken = store.current().orElse(current) != current;
       Version version =
           LearnerFiles.publish(
-              writer, learner, recipe.text(), lineage.withParent(parent), signing, !overtaken);
+              writer,
+              learner,
+              recipe.text(),
+              lineage.withParent(parent),
+              signing,
+              !overtaken,
+              files -> {
+                if (encoder != null) {
+                  encoder.write(files);
+                }
+              });
       parent = version.id();
       accounted = version.id();
       goesBackTo(parent);
@@ -220,6 +246,9 @@ final class LearnerVersions {
                 + " current");
       } else {
         current = version.id();
+      }
+      if (encoder != null) {
+        encoder.publishedIn(store, version);
       }
       return version;
     }

@@ -11,6 +11,8 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
+import org.espalier.encoder.Encoder;
+import org.espalier.evaluate.Pooling;
 import org.espalier.format.AtomicFile;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearnerFiles;
@@ -35,7 +37,8 @@ import picocli.CommandLine.Option;
           + " then learned. Versions are published to a store as it goes.",
       "",
       "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5]"
-          + " for outcomes that are values; or, in a .csv file or with --csv, the features and then"
+          + " for outcomes that are values; with --encoder \"text\": \"...\" in place of"
+          + " features; or, in a .csv file or with --csv, the features and then"
           + " the outcome, separated by commas. An outcome may come later: {\"id\": \"a\","
           + " \"features\": [0.5, 1]}, and then, however many lines below, {\"id\": \"a\","
           + " \"label\": 0}. Lines that cannot be used are counted, go to the quarantine with their"
@@ -62,7 +65,8 @@ import picocli.CommandLine.Option;
       "All keys, with defaults or examples:",
       "  model: {features: 384, hidden: [64, 32], outputs: 2, activation: relu}",
       "                          # without hidden a linear model of zeros; leaky-relu,",
-      "                          # sigmoid, tanh; of a --model it says the sizes",
+      "                          # sigmoid, tanh; of a --model it says the sizes; with",
+      "                          # an --encoder features follow from it",
       "  loss: cross-entropy     # binary, squared, {huber: 1}, or",
       "                          # {distillation: {alpha: 0.5, temperature: 2}}",
       "  learning-rate: 0.1      # {rate: 1, half-life: 1000, power: 0.5}, or",
@@ -101,6 +105,8 @@ import picocli.CommandLine.Option;
       "  espalier online --input more.jsonl --store models/ --resume",
       "  espalier online --model net.onnx --input s.csv --csv --recipe r.yaml \\",
       "    --store models/ --report run.html --json",
+      "  espalier online --encoder minilm-int8.onnx --input mails.jsonl --recipe r.yaml \\",
+      "    --store models/",
     })
 final class Online implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -134,6 +140,27 @@ final class Online implements Callable<Integer> {
               + " nobody you do not trust. Default: a new one, as the recipe says, or with --resume"
               + " the version's own, and no other then.")
   private String model;
+
+  @Option(
+      names = "--encoder",
+      paramLabel = "MODEL",
+      description =
+          "A text encoder that stays as it is, in front of what learns: an .onnx file that takes"
+              + " token ids and gives hidden states or embeddings, one that 'quantize' made too."
+              + " Lines have texts then, and what is learned reads their embeddings, of length 1."
+              + " Each version has the encoder: --resume, 'serve' and 'store export' find it"
+              + " there.")
+  private String encoderModel;
+
+  @Mixin private TokenizerOptions tokenizer;
+
+  @Option(
+      names = "--pooling",
+      paramLabel = "mean|cls",
+      description =
+          "How the encoder's token vectors become one: their mean over the attention mask, or the"
+              + " first one (BGE). Default: mean.")
+  private Pooling pooling;
 
   @Option(
       names = "--resume",
@@ -180,50 +207,67 @@ final class Online implements Callable<Integer> {
     }
     ModelStore store = resume ? options.open() : null;
     try (ModelStore.Held held = resume ? store.holdCurrent() : null) {
-      OnlineRecipe recipe = recipe(held);
-      try (Learnable learnable = learnable(recipe, held);
-          OnlineLearner learner = learner(learnable, recipe)) {
-        if (held != null) {
-          load(learner, recipe, held);
+      OnlineRecipe said = recipe(held);
+      try (Encoder encoder = encoder(store, held)) {
+        OnlineRecipe recipe = encoder == null ? said : said.withFeatures(encoder.width());
+        return learn(store, held, encoder, recipe, signing, inputs, reportPath);
+      }
+    }
+  }
+
+  private int learn(
+      ModelStore opened,
+      ModelStore.Held held,
+      Encoder encoder,
+      OnlineRecipe recipe,
+      SigningKey signing,
+      Path[] inputs,
+      Path reportPath) {
+    ModelStore store = opened;
+    try (Learnable learnable = learnable(recipe, held, encoder);
+        OnlineLearner learner = learner(learnable, recipe)) {
+      if (held != null) {
+        load(learner, recipe, held);
+      }
+      LiveLine live = new LiveLine(common);
+      try (OnlineInput in = new OnlineInput(input, follow);
+          Interrupts interrupts =
+              new Interrupts(() -> live.note("stopping after this batch; again ends at once"));
+          Quarantine quarantine = quarantine(in, inputs);
+          OnlineExamples examples =
+              new OnlineExamples(learner, csv, encoder, quarantine, live::note)) {
+        learner.quarantine(quarantine);
+        long seen = held == null ? 0 : seenLines(store, held.version(), in, interrupts);
+        if (store == null) {
+          store = options.create();
         }
-        LiveLine live = new LiveLine(common);
-        try (OnlineInput in = new OnlineInput(input, follow);
-            Interrupts interrupts =
-                new Interrupts(() -> live.note("stopping after this batch; again ends at once"));
-            Quarantine quarantine = quarantine(in, inputs)) {
-          learner.quarantine(quarantine);
-          long seen = held == null ? 0 : seenLines(store, held.version(), in, interrupts);
-          if (store == null) {
-            store = options.create();
-          }
-          Long parent = held == null ? null : held.version().id();
-          LearnerVersions versions =
-              new LearnerVersions(store, learner, recipe, signing, parent, live::note);
-          OnlineRun run =
-              new OnlineRun(
-                  new OnlineRun.Limits(follow, maxBad, learning.publishEvery()),
-                  in,
-                  new StreamPlace(input, seen),
-                  new OnlineExamples(learner, csv, quarantine, live::note),
-                  learner,
-                  versions,
-                  () -> wait.writer(versions.store()),
-                  interrupts,
-                  live);
-          run.learn(resume);
-          tell(run, reportPath, inputs);
-          if (quarantine != null && quarantine.lost() > 0) {
-            common.note(
-                quarantine.lost()
-                    + " of "
-                    + quarantine.count()
-                    + " could not be written to quarantine");
-          }
-          run.requireComplete();
-          return interrupts.code();
-        } catch (IOException e) {
-          throw InputException.of("cannot read " + input, e);
+        Long parent = held == null ? null : held.version().id();
+        LearnerVersions versions =
+            new LearnerVersions(store, learner, recipe, signing, encoder, parent, live::note);
+        OnlineRun run =
+            new OnlineRun(
+                new OnlineRun.Limits(follow, maxBad, learning.publishEvery()),
+                in,
+                new StreamPlace(input, seen),
+                examples,
+                learner,
+                versions,
+                () -> wait.writer(versions.store()),
+                interrupts,
+                live);
+        run.learn(resume);
+        tell(run, reportPath, inputs);
+        if (quarantine != null && quarantine.lost() > 0) {
+          common.note(
+              quarantine.lost()
+                  + " of "
+                  + quarantine.count()
+                  + " could not be written to quarantine");
         }
+        run.requireComplete();
+        return interrupts.code();
+      } catch (IOException e) {
+        throw InputException.of("cannot read " + input, e);
       }
     }
   }
@@ -254,7 +298,7 @@ final class Online implements Callable<Integer> {
   /** The files that are read, which no output may be. */
   private Path[] inputs() {
     List<Path> paths = new ArrayList<>();
-    for (String given : new String[] {input, recipeFile, model}) {
+    for (String given : new String[] {input, recipeFile, model, encoderModel}) {
       if (given != null && !given.equals("-") && !MavenEntry.isOne(given)) {
         paths.add(ModelSource.path(given));
       }
@@ -318,6 +362,21 @@ final class Online implements Callable<Integer> {
     }
   }
 
+  private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held, Encoder encoder) {
+    Learnable learnable = learnable(recipe, held);
+    if (encoder != null && learnable.features() != encoder.width()) {
+      String problem =
+          "the model takes "
+              + learnable.features()
+              + " features, and the encoder makes "
+              + encoder.width()
+              + " of a text";
+      learnable.close();
+      throw new InputException(problem);
+    }
+    return learnable;
+  }
+
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {
     if (model != null) {
       return LearnerFiles.readModel(ModelSource.findAny(model, common::note).path(), recipe);
@@ -326,6 +385,47 @@ final class Online implements Callable<Integer> {
       return LearnerFiles.readModel(held, recipe);
     }
     return recipe.newModel();
+  }
+
+  /** The encoder that is given or that the version has; null where there is none. */
+  private Encoder encoder(ModelStore store, ModelStore.Held held) {
+    if (encoderModel == null) {
+      if (tokenizer.anyGiven() || pooling != null) {
+        throw new InputException(
+            "--tokenizer, --max-tokens and --pooling are of an --encoder, which is missing");
+      }
+      return checked(held == null ? null : Encoder.of(store, held.version()));
+    }
+    ModelSource source = ModelSource.find(encoderModel, common::note);
+    if (source.kind() != ModelSource.Kind.ONNX) {
+      throw new InputException("--encoder " + encoderModel + " is no .onnx file");
+    }
+    int maxTokens = tokenizer.maxTokens();
+    Encoder encoder =
+        Encoder.open(
+            source.path(),
+            tokenizer.file(source, common::note),
+            maxTokens,
+            pooling == null ? Pooling.MEAN : pooling);
+    boolean learned = held != null && LearnerFiles.isLearned(held);
+    if (learned && !encoder.isOf(held.version())) {
+      encoder.close();
+      throw new InputException(
+          "version "
+              + held.version().id()
+              + ", from which --resume goes on, has "
+              + (Encoder.isIn(held.version()) ? "another encoder" : "learned from features")
+              + "; it goes on without --encoder");
+    }
+    return checked(encoder);
+  }
+
+  private Encoder checked(Encoder encoder) {
+    if (encoder != null && csv) {
+      encoder.close();
+      throw new InputException("texts come as lines of JSON, {\"text\": \"...\", ...}, not as CSV");
+    }
+    return encoder;
   }
 
   /** How many lines of the stream a version, or one that it was made from, has seen. */

@@ -1,15 +1,31 @@
 package org.espalier.cli;
 
+import java.io.IOException;
+import java.util.HashMap;
+import java.util.Map;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import org.espalier.InputException;
+import org.espalier.backend.CpuThreads;
+import org.espalier.encoder.Encoder;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.PendingLabels;
 import org.espalier.online.Quarantine;
 
-/** Makes examples of lines: joins outcomes with what came before them, and counts and keeps what cannot be used. */
-final class OnlineExamples {
+/**
+ * Makes examples of lines: joins outcomes with what came before them, and counts and keeps what cannot be used. Features of
+ * texts are made several lines ahead, on as many threads as there are processors.
+ */
+final class OnlineExamples implements AutoCloseable {
+  /** Lines that are read ahead for each thread. */
+  private static final int AHEAD = 8;
+
   /** Examples whose outcome may still come; older ones are forgotten. */
   private static final int WAITING = 100_000;
 
@@ -19,21 +35,92 @@ final class OnlineExamples {
   private final Consumer<String> note;
   private final ExampleLines parser;
   private final PendingLabels waiting;
+
+  /** Whether lines have texts. */
+  private final boolean texts;
+
+  /** Make features of texts; null where there are none. */
+  private final ExecutorService readers;
+
+  /** What is read ahead, by the line's number. */
+  private final Map<Long, Future<ExampleLines.Parsed>> ahead = new HashMap<>();
+
   private long bad;
 
   /**
    * @param learner what the examples must fit
    * @param csv whether lines are numbers with commas between, and not JSON
+   * @param encoder makes features of texts; null where lines have features
    * @param quarantine of lines that cannot be used; null for none
    * @param note tells the user of the first of them
    */
-  OnlineExamples(OnlineLearner learner, boolean csv, Quarantine quarantine, Consumer<String> note) {
+  OnlineExamples(
+      OnlineLearner learner,
+      boolean csv,
+      Encoder encoder,
+      Quarantine quarantine,
+      Consumer<String> note) {
     this.learner = learner;
     this.csv = csv;
     this.quarantine = quarantine;
     this.note = note;
-    this.parser = new ExampleLines(learner);
+    this.parser = new ExampleLines(learner, encoder == null ? null : encoder::features);
+    this.texts = encoder != null;
+    this.readers =
+        texts ? Executors.newFixedThreadPool(CpuThreads.get(), OnlineExamples::daemon) : null;
     this.waiting = new PendingLabels(PendingLabels.capacity(WAITING, learner.features()));
+  }
+
+  private static Thread daemon(Runnable task) {
+    Thread thread = new Thread(task, "espalier-texts");
+    thread.setDaemon(true);
+    return thread;
+  }
+
+  /** Has the features made of texts that come next and can be read without waiting. */
+  void lookAhead(LineReader reader) throws IOException {
+    for (int i = 0; texts && i < AHEAD * CpuThreads.get(); i++) {
+      LineReader.Line line = reader.peek(i, false, () -> true);
+      if (line == null) {
+        return;
+      }
+      if (line.problem() == null && !line.text().isBlank()) {
+        ahead.computeIfAbsent(
+            line.number(), number -> readers.submit(() -> parser.part(line.text())));
+      }
+    }
+  }
+
+  private ExampleLines.Parsed parsed(LineReader.Line line) {
+    Future<ExampleLines.Parsed> begun = ahead.remove(line.number());
+    if (begun == null) {
+      return parser.part(line.text());
+    }
+    try {
+      return begun.get();
+    } catch (ExecutionException e) {
+      if (e.getCause() instanceof RuntimeException cause) {
+        throw cause;
+      }
+      throw new IllegalStateException("a line could not be read", e.getCause());
+    } catch (InterruptedException e) {
+      throw new IllegalStateException("nobody interrupts who reads lines", e);
+    }
+  }
+
+  /** Waits for what is being read ahead, so that the encoder can be closed. */
+  @Override
+  public void close() {
+    if (readers == null) {
+      return;
+    }
+    readers.shutdown();
+    ahead.values().forEach(line -> line.cancel(false));
+    try {
+      readers.awaitTermination(1, TimeUnit.MINUTES);
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+    }
   }
 
   /** How many lines could not be used. */
@@ -59,7 +146,7 @@ final class OnlineExamples {
         throw new InputException(line.problem());
       }
       if (!csv) {
-        return example(parser.part(text));
+        return example(parsed(line));
       }
       if (line.number() == 1 && ExampleLines.isCsvHeader(text)) {
         return null;
@@ -102,7 +189,8 @@ final class OnlineExamples {
   void recall(LineReader.Line line) {
     String text = line.text();
     boolean outcome = text.contains("\"label\"") || text.contains("\"values\"");
-    if (csv || line.problem() != null || outcome == text.contains("\"features\"")) {
+    boolean input = text.contains("\"features\"") || texts && text.contains("\"text\"");
+    if (csv || line.problem() != null || outcome == input) {
       return;
     }
     try {

@@ -203,10 +203,11 @@ final class OnlineRun {
   }
 
   /** Makes an example of a line, where it is new. */
-  private void gather(LineReader.Line line) {
+  private void gather(LineReader.Line line) throws IOException {
     if (!place.enter(line)) {
       examples.recall(line);
     } else if (!line.text().isBlank()) {
+      examples.lookAhead(in.reader());
       Example example = examples.read(line);
       if (example != null) {
         batch.add(example);

@@ -31,6 +31,7 @@ import java.util.concurrent.TimeUnit;
 import org.eclipse.jetty.http.HttpHeader;
 import org.eclipse.jetty.server.Request;
 import org.espalier.InputException;
+import org.espalier.encoder.Encoder;
 import org.espalier.format.JsonReason;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
@@ -95,6 +96,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
   private final Limits limits;
   private final byte[] token;
   private final OnlineRecipe recipe;
+  private final Encoder encoder;
   private final Learnable model;
   private final OnlineLearner learner;
   private final LearnerVersions versions;
@@ -142,7 +144,9 @@ final class Service implements HttpListener.Responder, AutoCloseable {
                 + store.folder()
                 + ": --recipe says how it is to learn, --no-learn that it is not");
       }
-      recipe = learned ? LearnerFiles.recipe(held) : given != null ? given : FROZEN;
+      encoder = Encoder.of(store, held.version());
+      OnlineRecipe said = learned ? LearnerFiles.recipe(held) : given != null ? given : FROZEN;
+      recipe = encoder == null ? said : said.withFeatures(encoder.width());
       model = LearnerFiles.readModel(held, recipe);
       try {
         learner = new OnlineLearner(model, recipe.settings());
@@ -153,7 +157,8 @@ final class Service implements HttpListener.Responder, AutoCloseable {
         LearnerFiles.load(learner, held);
       }
       versions =
-          new LearnerVersions(store, learner, recipe, signing, held.version().id(), LOG::info);
+          new LearnerVersions(
+              store, learner, recipe, signing, encoder, held.version().id(), LOG::info);
     }
     if (limits.learn()) {
       versions.account();
@@ -161,7 +166,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     }
     publishedAt = learner.seen();
     learner.quarantine(quarantine);
-    parser = new ExampleLines(learner);
+    parser = new ExampleLines(learner, encoder == null ? null : encoder::features);
     int most = PendingLabels.capacity(limits.pending(), learner.features() + learner.outputs());
     if (most < limits.pending()) {
       LOG.warn("{} predictions wait for their outcome at most: more would fill the memory", most);
@@ -339,10 +344,11 @@ final class Service implements HttpListener.Responder, AutoCloseable {
 
   private ObjectNode predict(String text) throws HttpRefusal {
     long begin = System.nanoTime();
-    ExampleLines.Parsed parsed = parser.json(text);
     computing.acquireUninterruptibly();
+    ExampleLines.Parsed parsed;
     Prediction prediction;
     try {
+      parsed = parser.json(text); // which may run an encoder
       prediction = learner.predict(parsed.features());
     } finally {
       computing.release();
@@ -505,6 +511,9 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     } finally {
       learner.close();
       model.close();
+      if (encoder != null) {
+        encoder.close();
+      }
     }
   }
 }

@@ -7,6 +7,7 @@ import java.nio.channels.FileChannel;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
+import org.espalier.encoder.Encoder;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.online.LearnerFiles;
@@ -26,7 +27,8 @@ import picocli.CommandLine.Parameters;
       "",
       "A linear model that 'online' or 'serve' learned becomes a graph with the input 'features'"
           + " and the outputs 'outputs' and, where it learns classes, 'probabilities'. A version"
-          + " that is ONNX is copied with its names."
+          + " that is ONNX is copied with its names. A version with a text encoder becomes one"
+          + " graph with it, which takes token ids."
     },
     footer = {
       "",
@@ -75,7 +77,7 @@ final class StoreExport implements Callable<Integer> {
       if (script) {
         copy(model, target);
       } else {
-        write(held, model, target);
+        write(store, held, model, target);
       }
     }
     if (common.json()) {
@@ -90,12 +92,14 @@ final class StoreExport implements Callable<Integer> {
     return 0;
   }
 
-  private static void write(ModelStore.Held held, Path model, Path target) {
+  private static void write(ModelStore store, ModelStore.Held held, Path model, Path target) {
     OnnxModel onnx =
         model.toString().endsWith(".onnx")
             ? OnnxModel.read(model)
             : LearnerFiles.toOnnx(model, LearnerFiles.recipe(held));
-    onnx.write(target);
+    try (Encoder encoder = Encoder.of(store, held.version())) {
+      (encoder == null ? onnx : encoder.followedBy(onnx)).write(target);
+    }
   }
 
   private static void copy(Path model, Path target) {

@@ -21,13 +21,26 @@ final class TokenizerOptions {
   @Option(
       names = "--max-tokens",
       paramLabel = "N",
-      defaultValue = "256",
-      description = "Cut texts after N tokens, special ones included. Default: ${DEFAULT-VALUE}.")
-  private int maxTokens;
+      description = "Cut texts after N tokens, special ones included. Default: 256.")
+  private Integer maxTokens;
 
-  /** Whether the user named one. */
+  /** Whether the user named a tokenizer. */
   boolean given() {
     return tokenizer != null;
+  }
+
+  /** Whether the user said anything of tokens. */
+  boolean anyGiven() {
+    return tokenizer != null || maxTokens != null;
+  }
+
+  /** After how many tokens a text is cut. */
+  int maxTokens() {
+    int most = maxTokens == null ? 256 : maxTokens;
+    if (most < 3 || most > 1_000_000) {
+      throw new InputException("--max-tokens " + most + " is outside 3 to 1000000");
+    }
+    return most;
   }
 
   /**
@@ -36,21 +49,21 @@ final class TokenizerOptions {
    * @param notes receives a line for people about a tokenizer that was found
    */
   TextTokenizer open(ModelSource model, Consumer<String> notes) {
-    if (maxTokens < 3 || maxTokens > 1_000_000) {
-      throw new InputException("--max-tokens " + maxTokens + " is outside 3 to 1000000");
-    }
-    Path file;
+    int most = maxTokens();
+    return new TextTokenizer(file(model, notes), most);
+  }
+
+  /** The file of the tokenizer that {@link #open} opens. */
+  Path file(ModelSource model, Consumer<String> notes) {
     if (tokenizer != null) {
-      file =
-          MavenEntry.isOne(tokenizer)
-              ? model.maven().file(MavenEntry.parse(tokenizer))
-              : ModelSource.path(tokenizer);
-    } else {
-      file = model.tokenizer("--tokenizer");
-      if (model.entry() == null) {
-        notes.accept("the tokenizer is " + file);
-      }
+      return MavenEntry.isOne(tokenizer)
+          ? model.maven().file(MavenEntry.parse(tokenizer))
+          : ModelSource.path(tokenizer);
     }
-    return new TextTokenizer(file, maxTokens);
+    Path file = model.tokenizer("--tokenizer");
+    if (model.entry() == null) {
+      notes.accept("the tokenizer is " + file);
+    }
+    return file;
   }
 }

@@ -6,11 +6,17 @@ import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 
-/** Embeds texts: a model's first output, pooled and scaled to length 1. Thread-safe as its model is. */
+/**
+ * Embeds texts: a model's first output, pooled where it is of tokens and scaled to length 1. Thread-safe as its model
+ * is.
+ */
 public final class TextEmbedder {
   private final OnnxTextModel model;
   private final Pooling pooling;
   private final Set<String> output;
+
+  /** Of the last output. */
+  private volatile boolean ofTokens;
 
   public TextEmbedder(OnnxTextModel model, Pooling pooling) {
     this.model = model;
@@ -27,7 +33,7 @@ public final class TextEmbedder {
    * Embeds texts as one padded batch.
    *
    * @return one unit vector a text
-   * @throws InputException when the model's first output is not [batch, tokens, width]
+   * @throws InputException when the model's first output is neither [batch, tokens, width] nor [batch, width]
    */
   public float[][] embed(List<Tokens> batch) {
     float[][] result = new float[batch.size()][];
@@ -35,24 +41,37 @@ public final class TextEmbedder {
         batch,
         output,
         (name, shape, values) -> {
-          if (shape.length != 3 || shape[0] != batch.size()) {
+          if (shape.length < 2 || shape.length > 3 || shape[0] != batch.size()) {
             throw new InputException(
                 "output "
                     + name
-                    + " must be hidden states [batch, tokens, width] but has shape "
+                    + " must be hidden states [batch, tokens, width] or embeddings [batch, width]"
+                    + " but has shape "
                     + Arrays.toString(shape));
           }
-          int longest = (int) shape[1];
-          int width = (int) shape[2];
+          boolean pooled = shape.length == 2;
+          ofTokens = !pooled;
+          int longest = pooled ? 1 : (int) shape[1];
+          int width = (int) shape[shape.length - 1];
           float[] hidden = new float[values.remaining()];
           values.get(hidden);
           for (int r = 0; r < result.length; r++) {
-            result[r] = new float[width];
-            pooling.pool(hidden, r * longest * width, batch.get(r).mask(), width, result[r]);
+            int from = r * longest * width;
+            if (pooled) {
+              result[r] = Arrays.copyOfRange(hidden, from, from + width);
+            } else {
+              result[r] = new float[width];
+              pooling.pool(hidden, from, batch.get(r).mask(), width, result[r]);
+            }
             normalize(result[r]);
           }
         });
     return result;
+  }
+
+  /** Whether the output is of tokens, as the last one was, which are pooled. */
+  boolean isOfTokens() {
+    return ofTokens;
   }
 
   private static void normalize(float[] v) {

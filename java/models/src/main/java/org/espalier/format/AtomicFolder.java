@@ -2,6 +2,7 @@ package org.espalier.format;
 
 import java.io.IOException;
 import java.nio.channels.FileChannel;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
@@ -134,6 +135,31 @@ public final class AtomicFolder implements AutoCloseable {
       }
     } catch (IOException e) {
       throw failure(name, e);
+    }
+  }
+
+  /**
+   * Gives a file one more name, in the temporary folder, or copies it where the file system has no second names. Neither
+   * may be changed after that.
+   */
+  public void link(Path source, String name) {
+    Path file = inside(name);
+    boolean linked =
+        Temporaries.locked(
+            target.resolve(name),
+            () -> {
+              Files.createDirectories(file.getParent());
+              try {
+                Files.createLink(file, source);
+                return true;
+              } catch (FileAlreadyExistsException e) {
+                throw e;
+              } catch (IOException | UnsupportedOperationException e) {
+                return false; // the copy says what is wrong, if anything is
+              }
+            });
+    if (!linked) {
+      copy(source, name);
     }
   }
 

@@ -12,8 +12,10 @@ import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Base64;
 import java.util.Comparator;
+import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.concurrent.ThreadLocalRandom;
@@ -50,6 +52,12 @@ public final class StoreWriter implements AutoCloseable {
     private final AtomicFolder folder;
     private final Set<String> files = new TreeSet<>();
 
+    /** Files of other versions, whose sums are known, by path. */
+    private final Map<String, Version.StoredFile> shared = new HashMap<>();
+
+    /** The sums that copies must have, by path. */
+    private final Map<String, String> expected = new HashMap<>();
+
     private NewVersion(AtomicFolder folder) {
       this.folder = folder;
     }
@@ -75,6 +83,45 @@ public final class StoreWriter implements AutoCloseable {
                 + (Files.exists(source) ? "it is not a regular file" : "there is no such file"));
       }
       folder.copy(source, ModelStore.MODEL + "/" + added(path));
+    }
+
+    /**
+     * Copies a file that was read before.
+     *
+     * @param sha256 of what was read: publishing fails where the file was changed since
+     */
+    public void copy(Path source, String path, String sha256) {
+      copy(source, path);
+      expected.put(path, sha256);
+    }
+
+    /** Takes a file over from another version of the same file system, whose bytes both have then where that is possible. */
+    public void share(ModelStore.Held from, String path) {
+      Path source = from.file(path);
+      folder.link(source, ModelStore.MODEL + "/" + added(path));
+      from.version().files().stream()
+          .filter(f -> f.path().equals(path))
+          .forEach(f -> shared.put(path, f));
+    }
+
+    private Version.StoredFile stored(String path) {
+      if (shared.containsKey(path)) {
+        return shared.get(path); // verified when it was held
+      }
+      Path file = folder.path().resolve(ModelStore.MODEL).resolve(path);
+      String sha256;
+      long bytes;
+      try {
+        bytes = Files.size(file);
+        sha256 = ModelStore.sha256(file);
+      } catch (IOException e) {
+        throw folder.failure(path, e);
+      }
+      if (!sha256.equals(expected.getOrDefault(path, sha256))) {
+        throw new InputException(
+            "cannot publish: what is to be " + path + " was changed since it was read");
+      }
+      return new Version.StoredFile(path, bytes, sha256);
     }
 
     /** Copies all files below a folder; hidden ones and symbolic links to folders are refused. */
@@ -147,12 +194,7 @@ public final class StoreWriter implements AutoCloseable {
       }
       List<Version.StoredFile> stored = new ArrayList<>();
       for (String path : files.files) {
-        Path file = folder.path().resolve(ModelStore.MODEL).resolve(path);
-        try {
-          stored.add(new Version.StoredFile(path, Files.size(file), ModelStore.sha256(file)));
-        } catch (IOException e) {
-          throw folder.failure(path, e);
-        }
+        stored.add(files.stored(path));
       }
       // Whole milliseconds survive every JSON tool.
       Instant now = Instant.ofEpochMilli(System.currentTimeMillis());

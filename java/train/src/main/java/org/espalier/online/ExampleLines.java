@@ -10,6 +10,7 @@ import com.fasterxml.jackson.core.json.JsonReadFeature;
 import java.io.IOException;
 import java.util.Arrays;
 import java.util.Locale;
+import java.util.function.Function;
 import org.espalier.InputException;
 import org.espalier.format.JsonReason;
 import org.espalier.format.safetensors.Names;
@@ -19,7 +20,8 @@ import org.espalier.format.safetensors.Names;
  * "values": [0.5]} for outcomes that are values; other keys are ignored, and so is a null; numbers may be
  * NaN, Infinity and -Infinity, bare as Python writes them or as strings, for the guard to see. CSV: the features,
  * then the outcome in the last columns; nan and inf are numbers there. For a model that knows missing values a feature
- * that is null or an empty column is NaN.
+ * that is null or an empty column is NaN. Where something makes features of texts, {@code "text"} may stand for
+ * {@code "features"}.
  *
  * <p>Thread safe.
  */
@@ -38,24 +40,42 @@ public final class ExampleLines {
   private final int outputs;
   private final boolean classes;
   private final boolean missing;
+  private final Function<String, float[]> encoder;
 
-  /** Examples for a learner. */
+  /** Examples for a learner, given as features. */
   public ExampleLines(OnlineLearner learner) {
+    this(learner, null);
+  }
+
+  /**
+   * Examples for a learner.
+   *
+   * @param encoder makes the features of a text, called by each thread that reads a line with one; null where there are
+   *     no texts
+   */
+  public ExampleLines(OnlineLearner learner, Function<String, float[]> encoder) {
     this(
         learner.features(),
         learner.outputs(),
         learner.settings().loss().isForClasses(),
-        learner.model().knowsMissing());
+        learner.model().knowsMissing(),
+        encoder);
   }
 
   /**
    * @param missing whether the model knows features that are missing
    */
-  ExampleLines(int features, int outputs, boolean classes, boolean missing) {
+  ExampleLines(
+      int features,
+      int outputs,
+      boolean classes,
+      boolean missing,
+      Function<String, float[]> encoder) {
     this.features = features;
     this.outputs = outputs;
     this.classes = classes;
     this.missing = missing;
+    this.encoder = encoder;
   }
 
   /** What a JSON object says; an outcome may be missing, and what has an outcome may have no features. */
@@ -81,7 +101,7 @@ public final class ExampleLines {
   public Parsed json(String text) {
     Parsed parsed = object(text);
     if (parsed.features() == null) {
-      throw new InputException("features are missing");
+      throw missingFeatures();
     }
     return parsed;
   }
@@ -96,7 +116,7 @@ public final class ExampleLines {
     Parsed parsed = object(text);
     boolean outcome = parsed.label() != null || parsed.values() != null;
     if (parsed.features() == null && (parsed.id() == null || !outcome)) {
-      throw new InputException("features are missing");
+      throw missingFeatures();
     }
     if (!outcome && parsed.id() == null) {
       throw new InputException(
@@ -105,12 +125,18 @@ public final class ExampleLines {
     return parsed;
   }
 
-  private Parsed object(String text) {
+  private InputException missingFeatures() {
+    return new InputException(
+        encoder == null ? "features are missing" : "there is neither text nor features");
+  }
+
+  private Parsed object(String line) {
     String id = null;
     float[] x = null;
+    String text = null;
     Integer label = null;
     float[] values = null;
-    try (JsonParser parser = JSON.createParser(text)) {
+    try (JsonParser parser = JSON.createParser(line)) {
       if (parser.nextToken() != JsonToken.START_OBJECT) {
         throw new InputException("it is not a JSON object");
       }
@@ -135,6 +161,13 @@ public final class ExampleLines {
           }
           case "features" -> x = numbers(parser, "features", features, missing);
           case "values" -> values = numbers(parser, "values", outputs, false);
+          case "text" -> {
+            if (encoder != null && token != JsonToken.VALUE_STRING) {
+              throw new InputException("text is not a string");
+            }
+            text = encoder == null ? null : parser.getText();
+            parser.skipChildren();
+          }
           default -> parser.skipChildren();
         }
       }
@@ -149,7 +182,10 @@ public final class ExampleLines {
     if (label != null && values != null) {
       throw new InputException("there are both label and values");
     }
-    return new Parsed(id, x, label, values);
+    if (text != null && x != null) {
+      throw new InputException("there are both text and features");
+    }
+    return new Parsed(id, text == null ? x : encoder.apply(text), label, values);
   }
 
   private static float[] numbers(JsonParser parser, String name, int expected, boolean nulls)

@@ -78,6 +78,7 @@ public final class LearnerFiles {
    * @param lineage parent and data window; metrics and epsilon are set here
    * @param key signs it, or null
    * @param current whether it becomes the store's current version
+   * @param beside writes further files of the version, as of what makes the learner's features
    */
   public static Version publish(
       StoreWriter writer,
@@ -85,7 +86,8 @@ public final class LearnerFiles {
       String recipe,
       Lineage lineage,
       SigningKey key,
-      boolean current) {
+      boolean current,
+      StoreWriter.Content beside) {
     synchronized (learner) {
       Map<String, Double> metrics = new LinkedHashMap<>(learner.metrics());
       metrics.values().removeIf(value -> !Double.isFinite(value));
@@ -104,6 +106,7 @@ public final class LearnerFiles {
               throw files.failure(STATE, e);
             }
             write(files, RECIPE, ByteBuffer.wrap(recipe.getBytes(StandardCharsets.UTF_8)));
+            beside.write(files);
           };
       return current
           ? writer.publish(content, main, full, key)

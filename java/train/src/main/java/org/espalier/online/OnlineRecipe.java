@@ -61,7 +61,7 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * </pre>
  *
  * @param settings how to learn
- * @param features of the model, or null
+ * @param features of the model, or null where it or what makes them says how many there are
  * @param outputs of the model, or null
  * @param hidden widths of the layers of a new model between these two
  * @param activation behind each of them
@@ -119,16 +119,36 @@ public record OnlineRecipe(
             .guard(guard(top));
     addOptional(builder, top);
     Section model = top.section("model");
-    Integer features = model == null ? null : (Integer) model.integer("features");
+    Integer features =
+        model == null || !model.has("features") ? null : (Integer) model.integer("features");
     Integer outputs = model == null ? null : (Integer) model.integer("outputs");
     List<Integer> hidden = model == null ? List.of() : model.integers("hidden");
     Activation activation = model == null ? Activation.RELU : activation(model, hidden);
     if (model != null) {
-      checkSizes(model, features, hidden, outputs);
+      checkSizes(model, features == null ? 1 : features, hidden, outputs);
     }
     top.finish();
     return new OnlineRecipe(
         top.checked(builder::build), features, outputs, hidden, activation, text);
+  }
+
+  /**
+   * The recipe for examples of so many features, which it need not say where something makes them.
+   *
+   * @throws InputException where it says another number
+   */
+  public OnlineRecipe withFeatures(int made) {
+    if (features != null && features != made) {
+      throw new InputException(
+          "the recipe says model: {features: "
+              + features
+              + "}; the encoder makes "
+              + made
+              + " of a text, which need not be said");
+    }
+    return outputs == null
+        ? this
+        : new OnlineRecipe(settings, made, outputs, hidden, activation, text);
   }
 
   private static Activation activation(Section model, List<Integer> hidden) {

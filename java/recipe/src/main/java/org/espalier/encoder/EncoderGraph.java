@@ -1,0 +1,97 @@
+package org.espalier.encoder;
+
+import static org.espalier.format.onnx.Attributes.attribute;
+
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.function.Consumer;
+import org.espalier.evaluate.Pooling;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.TextInput;
+
+/** An encoder's graph that gives what {@link Encoder#features} gives, of padded batches too. */
+final class EncoderGraph {
+  private final OnnxModel model;
+  private final OnnxModel.Names names;
+  private final List<NodeProto> nodes;
+
+  private EncoderGraph(OnnxModel model) {
+    this.model = model;
+    names = model.names();
+    nodes = new ArrayList<>(model.nodes());
+  }
+
+  /**
+   * Adds the nodes that make features of the first output.
+   *
+   * @param pooling of an output of tokens; null for one that is pooled already
+   * @return the value [batch, width]
+   */
+  static String addFeatures(OnnxModel model, Pooling pooling) {
+    EncoderGraph graph = new EncoderGraph(model);
+    ValueInfoProto output = model.outputs().get(0);
+    String hidden = output.getName();
+    int type = output.getType().getTensorType().getElemType();
+    if (type != DataType.FLOAT_VALUE) {
+      hidden = graph.cast(hidden);
+    }
+    String pooled =
+        pooling == null
+            ? hidden
+            : switch (pooling) {
+              case MEAN -> graph.sum(hidden);
+              case CLS -> graph.first(hidden);
+            };
+    String features =
+        graph.add(
+            "LpNormalization", List.of(pooled), node -> node.addAttribute(attribute("axis", -1)));
+    model.setNodes(graph.nodes);
+    return features;
+  }
+
+  /** The sum over the tokens of a text: what is scaled to length 1 afterwards need not be divided by their number. */
+  private String sum(String hidden) {
+    String mask = TextInput.ATTENTION_MASK.inputName();
+    boolean masked = model.inputs().stream().anyMatch(i -> i.getName().equals(mask));
+    String ids = TextInput.INPUT_IDS.inputName();
+    String ones = cast(masked ? mask : add("Equal", List.of(ids, ids), node -> {}));
+    String row = reshape(ones, 0, 1, -1);
+    return reshape(add("MatMul", List.of(row, hidden), node -> {}), 0, -1);
+  }
+
+  private String first(String hidden) {
+    String zero = names.unique("first");
+    model.addInitializer(OnnxInitializer.int64s(zero, new long[0], 0));
+    return add("Gather", List.of(hidden, zero), node -> node.addAttribute(attribute("axis", 1)));
+  }
+
+  private String cast(String value) {
+    return add(
+        "Cast",
+        List.of(value),
+        node -> node.addAttribute(attribute("to", (long) DataType.FLOAT_VALUE)));
+  }
+
+  private String reshape(String value, long... shape) {
+    String name = names.unique("shape");
+    model.addInitializer(OnnxInitializer.int64s(name, new long[] {shape.length}, shape));
+    return add("Reshape", List.of(value, name), node -> {});
+  }
+
+  private String add(String operator, List<String> inputs, Consumer<NodeProto.Builder> more) {
+    String output = names.unique("encoder_" + operator);
+    NodeProto.Builder node =
+        NodeProto.newBuilder()
+            .setName(output)
+            .setOpType(operator)
+            .addAllInput(inputs)
+            .addOutput(output);
+    more.accept(node);
+    nodes.add(node.build());
+    return output;
+  }
+}
