@@ -15,8 +15,8 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
 class ExampleLinesTest {
-  private final ExampleLines classes = new ExampleLines(2, 3, true, false);
-  private final ExampleLines values = new ExampleLines(2, 2, false, false);
+  private final ExampleLines classes = new ExampleLines(2, 3, true, false, null);
+  private final ExampleLines values = new ExampleLines(2, 2, false, false, null);
 
   @Test
   void readsBothFormats() {
@@ -108,7 +108,7 @@ class ExampleLinesTest {
 
   @Test
   void whatIsMissingIsNaNWhereTheModelKnowsIt() {
-    ExampleLines knowing = new ExampleLines(2, 1, false, true);
+    ExampleLines knowing = new ExampleLines(2, 1, false, true, null);
     float[] missing = {Float.NaN, 2};
     assertArrayEquals(missing, knowing.csv(",2,3").features());
     assertArrayEquals(missing, knowing.csv("\"\", 2,3").features());

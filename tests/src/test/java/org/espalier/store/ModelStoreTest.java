@@ -80,6 +80,53 @@ class ModelStoreTest {
     assertEquals(8, published.bytes());
   }
 
+  @Test
+  void sharesFilesOfOtherVersions() throws IOException {
+    publish("one", Lineage.NONE, null);
+    try (ModelStore.Held held = store.holdCurrent();
+        StoreWriter writer = writer()) {
+      writer.publish(
+          version -> {
+            put(version, "model", "two");
+            version.share(held, "sub/extra");
+            assertThrows(InputException.class, () -> version.share(held, "none"));
+          },
+          "model",
+          Lineage.NONE,
+          null);
+    }
+    assertEquals(List.of(), store.verify(2));
+    assertEquals(store.version(1).files().get(1), store.version(2).files().get(1));
+    Path first = store.folder().resolve("versions/1/model/sub/extra");
+    Path second = store.folder().resolve("versions/2/model/sub/extra");
+    assertEquals(Files.getAttribute(first, "unix:ino"), Files.getAttribute(second, "unix:ino"));
+    try (StoreWriter writer = writer()) {
+      writer.rollback(2);
+      writer.collect(new Rule(1, null), false);
+      publishInto(writer, "three");
+      writer.collect(new Rule(0, null), false);
+    }
+    assertEquals("extra", Files.readString(second), "the other version's stays");
+  }
+
+  @Test
+  void copiesNothingThatWasChangedSinceItWasRead() throws IOException {
+    Path file = Files.writeString(folder.resolve("file"), "read");
+    String sum = ModelStore.sha256(file);
+    StoreWriter.Content copy = version -> version.copy(file, "model", sum);
+    try (StoreWriter writer = writer()) {
+      writer.publish(copy, "model", Lineage.NONE, null);
+      Files.writeString(file, "changed");
+      String said =
+          assertThrows(
+                  InputException.class, () -> writer.publish(copy, "model", Lineage.NONE, null))
+              .getMessage();
+      assertTrue(said.contains("what is to be model was changed since it was read"), said);
+    }
+    assertEquals(List.of(1L), store.ids());
+    assertEquals(1, store.current().getAsLong());
+  }
+
   /** As two web applications in one server have it. */
   @Test
   void copiesOfTheLibraryInOneJvmDoNotDropEachOthersLocks() throws Exception {
@@ -547,6 +594,10 @@ class ModelStoreTest {
     try (StoreWriter writer = writer()) {
       return writer.publish(content(text), "model", lineage, key);
     }
+  }
+
+  private static void publishInto(StoreWriter writer, String text) {
+    writer.publish(content(text), "model", Lineage.NONE, null);
   }
 
   static StoreWriter.Content content(String text) {

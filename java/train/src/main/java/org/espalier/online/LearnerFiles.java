@@ -78,6 +78,20 @@ public final class LearnerFiles {
    * @param lineage parent and data window; metrics and epsilon are set here
    * @param key signs it, or null
    * @param current whether it becomes the store's current version
+   */
+  public static Version publish(
+      StoreWriter writer,
+      OnlineLearner learner,
+      String recipe,
+      Lineage lineage,
+      SigningKey key,
+      boolean current) {
+    return publish(writer, learner, recipe, lineage, key, current, files -> {});
+  }
+
+  /**
+   * Publishes the learner with further files.
+   *
    * @param beside writes further files of the version, as of what makes the learner's features
    */
   public static Version publish(

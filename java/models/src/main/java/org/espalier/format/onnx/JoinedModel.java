@@ -73,7 +73,8 @@ public final class JoinedModel {
     for (NodeProto node : graph.getNodeList()) {
       node.getOutputList().forEach(named::apply);
       NodeProto renamed = InnerGraphs.renamed(node, names);
-      whole.addNode(renamed.toBuilder().setName(named.apply("node " + node.getName())));
+      String name = node.getName().isEmpty() ? "" : free.unique(node.getName());
+      whole.addNode(renamed.toBuilder().setName(name));
     }
     for (ValueInfoProto output : graph.getOutputList()) {
       whole.addOutput(output.toBuilder().setName(named.apply(output.getName())));

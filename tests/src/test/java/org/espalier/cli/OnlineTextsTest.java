@@ -1,0 +1,327 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.Set;
+import java.util.StringJoiner;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.store.ModelStore;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** What learns behind a fixed encoder of texts. */
+class OnlineTextsTest {
+  private static final int WIDTH = 48;
+
+  @TempDir Path folder;
+  private Path recipe;
+  private Path store;
+  private Path encoder;
+
+  @BeforeEach
+  void write() throws IOException {
+    SmallLanguage.write(folder);
+    encoder = encoder("encoder.onnx", 17, 1, false);
+    store = folder.resolve("store");
+    recipe("");
+  }
+
+  private void recipe(String more) throws IOException {
+    recipe =
+        Files.writeString(
+            folder.resolve("online.yaml"),
+            "loss: cross-entropy\nlearning-rate: 1\nbatch: 4\nmodel: {outputs: 2" + more + "}\n");
+  }
+
+  /**
+   * input_ids, attention_mask [n, t] → rows of a table [n, t, 48], or their sum over the tokens that are there [n, 48]; and
+   * an output of its own for the name that what learns gives to its.
+   */
+  private Path encoder(String name, int opset, long seed, boolean pooled) throws IOException {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("encoder")
+            .addInput(SmallModels.value("input_ids", DataType.INT64, -1, -2))
+            .addInput(SmallModels.value("attention_mask", DataType.INT64, -1, -2))
+            .addInitializer(
+                SmallModels.floats("weight", new Random(seed), 1, SmallLanguage.VOCABULARY, WIDTH))
+            .addNode(SmallModels.line("outputs Gather weight input_ids"));
+    if (pooled) {
+      g.addInitializer(SmallModels.int64s("row", 0, 1, -1))
+          .addInitializer(SmallModels.int64s("flat", 0, -1))
+          .addNode(
+              SmallModels.line(
+                  "there Cast attention_mask", SmallModels.attribute("to", DataType.FLOAT_VALUE)))
+          .addNode(SmallModels.line("rows Reshape there row"))
+          .addNode(SmallModels.line("sums MatMul rows outputs"))
+          .addNode(SmallModels.line("embedding Reshape sums flat"))
+          .addOutput(SmallModels.value("embedding", DataType.FLOAT, -1, WIDTH));
+    } else {
+      g.addOutput(SmallModels.value("outputs", DataType.FLOAT, -1, -2, WIDTH));
+    }
+    return Files.write(folder.resolve(name), SmallModels.model(opset, g).toByteArray());
+  }
+
+  /** Texts are of the class 1 that have more words of the first half. */
+  private static List<String> lines(int n, long seed, String key) {
+    List<String> lines = new ArrayList<>();
+    for (String text : SmallLanguage.texts(n, seed)) {
+      lines.add(
+          "{\"id\": \"e"
+              + lines.size()
+              + "\", \""
+              + key
+              + "\": \""
+              + text
+              + "\", \"label\": "
+              + label(text)
+              + "}");
+    }
+    return lines;
+  }
+
+  private static int label(String text) {
+    int first = 0;
+    String[] words = text.split(" ");
+    for (String word : words) {
+      first += Integer.parseInt(word.substring(1)) < SmallLanguage.WORDS / 2 ? 1 : 0;
+    }
+    return 2 * first > words.length ? 1 : 0;
+  }
+
+  private Run learn(Path input, Object... more) {
+    List<Object> all = new ArrayList<>(List.of("--encoder", encoder));
+    all.addAll(List.of(more));
+    return Run.online(input, recipe, store, all.toArray());
+  }
+
+  @Test
+  void learnsTextsAndEachVersionHasTheEncoder() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(1200, 1, "text"));
+    JsonNode json = learn(input, "--publish", 500, "--json").json();
+    assertEquals(0, json.get("bad").asInt());
+    assertEquals(1200, json.get("learned").asInt());
+    double accuracy = json.get("metrics").get("accuracy_window").asDouble();
+    assertTrue(accuracy > 0.85, "accuracy " + accuracy);
+    Set<Object> files = new HashSet<>();
+    for (int version = 1; version <= 3; version++) {
+      Path own = store.resolve("versions/" + version + "/model/encoder.onnx");
+      files.add(Files.getAttribute(own, "unix:ino"));
+      assertEquals(-1, Files.mismatch(encoder, own));
+      assertEquals(List.of(), ModelStore.open(store).verify(version));
+    }
+    assertEquals(1, files.size(), "the bytes are there once");
+    assertTrue(files.add(Files.getAttribute(encoder, "unix:ino")), "not the user's own");
+  }
+
+  @Test
+  void resumesToTheSameBytesWithOutcomesThatComeLater() throws IOException {
+    List<String> all = new ArrayList<>();
+    List<String> lines = lines(120, 2, "text");
+    for (int i = 0; i < lines.size(); i++) {
+      all.add(lines.get(i).replaceAll(", \"label\".*", "}"));
+      if (i >= 10) { // so some wait when it stops
+        all.add(lines.get(i - 10).replaceAll("\"text\".*, ", ""));
+      }
+    }
+    Path input = Files.write(folder.resolve("in.jsonl"), all);
+    learn(input).done();
+    byte[] whole = Files.readAllBytes(store.resolve("versions/1/model/learner.state"));
+    store = folder.resolve("other");
+    Files.write(input, all.subList(0, 98));
+    learn(input).done();
+    Files.write(input, all);
+    JsonNode json = Run.resume(input, store, "--json").json();
+    assertEquals(all.size() - 98, json.get("lines").asInt());
+    assertTrue(json.get("seen").asInt() > 50, json.toString());
+    assertArrayEquals(whole, Files.readAllBytes(store.resolve("versions/2/model/learner.state")));
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "mean,17,false,''",
+    "mean,11,false,', hidden: [8]'",
+    "cls,17,false,''",
+    "cls,17,true,''"
+  })
+  void servesTextsAndIsOneGraphInOnnxRuntime(
+      String pooling, int opset, boolean pooled, String hidden) throws Exception {
+    encoder = encoder("other.onnx", opset, 3, pooled);
+    recipe(hidden);
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(60, 4, "text"));
+    learn(input, "--pooling", pooling).done();
+    Path whole = folder.resolve("whole.onnx");
+    Run.of("store", "export", "--store", store, "-o", whole).done();
+    List<String> texts = SmallLanguage.texts(5, 6);
+    Map<String, float[][]> answers = run(whole, texts);
+    assertEquals(2, answers.size());
+    try (Service service =
+        new Service(
+            ModelStore.open(store),
+            new Service.Limits(10_000, 1e6, 100, 5, true),
+            null,
+            null,
+            null,
+            null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      for (int i = 0; i < texts.size(); i++) {
+        JsonNode answer =
+            post(port, "/predict", "{\"id\": " + i + ", \"text\": \"" + texts.get(i) + "\"}");
+        float[] outputs = answers.get("outputs_1")[i];
+        assertEquals(outputs[0], answer.get("outputs").get(0).asDouble(), 1e-5);
+        assertEquals(outputs[1], answer.get("outputs").get(1).asDouble(), 1e-5);
+      }
+      for (int i = 0; i < texts.size(); i++) {
+        post(port, "/feedback", "{\"id\": " + i + ", \"label\": " + label(texts.get(i)) + "}");
+      }
+    }
+    assertEquals(2, ModelStore.open(store).current().getAsLong(), "it has learned");
+    assertEquals(-1, Files.mismatch(encoder, store.resolve("versions/2/model/encoder.onnx")));
+  }
+
+  @Test
+  void servesNoVersionOfAnotherEncoder() throws Exception {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(20, 4, "text"));
+    learn(input).done();
+    Path first = store;
+    try (Service service =
+        new Service(
+            ModelStore.open(first),
+            new Service.Limits(10_000, 1e6, 100, 5, true),
+            null,
+            null,
+            null,
+            null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      JsonNode before = post(port, "/predict", "{\"text\": \"w1 w2\"}");
+      store = folder.resolve("other");
+      encoder = encoder("other.onnx", 17, 9, false);
+      learn(input).done();
+      Run.of("store", "publish", store.resolve("versions/1/model"), "--store", first).done();
+      Thread.sleep(1200); // it looks twice a second
+      assertEquals(1, service.storeVersion());
+      assertEquals(before, post(port, "/predict", "{\"text\": \"w1 w2\"}"));
+    }
+  }
+
+  @Test
+  void countsLinesThatAreNoTexts() throws IOException {
+    List<String> lines = lines(20, 4, "text");
+    lines.add("{\"text\": 5, \"label\": 1}");
+    lines.add("{\"text\": \"w1\", \"features\": [1], \"label\": 1}");
+    lines.add("{\"label\": 1}");
+    lines.add("{\"text\": null, \"label\": 1}");
+    StringJoiner features = new StringJoiner(", ", "[", "]");
+    for (int i = 0; i < WIDTH; i++) {
+      features.add("0.25");
+    }
+    lines.add("{\"features\": " + features + ", \"label\": 1}"); // an embedding that somebody has
+    Run run = learn(Files.write(folder.resolve("in.jsonl"), lines), "--json");
+    assertEquals(4, run.json().get("bad").asInt());
+    assertEquals(21, run.json().get("learned").asInt());
+    for (String word :
+        List.of(
+            "line 21: text is not a string",
+            "line 22: there are 1 features; 48 are right",
+            "line 23: there is neither text nor features")) {
+      assertTrue(run.err().contains(word), run.err());
+    }
+  }
+
+  @Test
+  void refusesWhatFitsNoEncoder() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(20, 4, "text"));
+    Object[] common = {"--input", input, "--recipe", recipe, "--store", store};
+    refused("are of an --encoder, which is missing", common, "--max-tokens", 5);
+    refused("are of an --encoder, which is missing", common, "--pooling", "cls");
+    refused("not as CSV", common, "--encoder", encoder, "--csv");
+    refused("--max-tokens 2 is outside", common, "--encoder", encoder, "--max-tokens", 2);
+    refused("there is no file", common, "--encoder", folder.resolve("none.onnx"));
+    refused("tokenizer", common, "--encoder", encoder, "--tokenizer", recipe);
+    Path perceptron = Files.write(folder.resolve("mlp.onnx"), SmallModels.mlp().toByteArray());
+    refused("a text model has an input input_ids", common, "--encoder", perceptron);
+    recipe(", features: 7");
+    refused("features: 7", common, "--encoder", encoder);
+    recipe("");
+    learn(input).done();
+    Path other = encoder("other.onnx", 17, 9, false);
+    Object[] resume = {"--input", input, "--resume", "--store", store};
+    refused("has another encoder", resume, "--encoder", other);
+    refused("has another encoder", resume, "--encoder", encoder, "--pooling", "cls");
+    Run.resume(input, store, "--encoder", encoder).done();
+  }
+
+  private void refused(String word, Object[] common, Object... more) {
+    List<Object> all = new ArrayList<>(List.of("online"));
+    all.addAll(List.of(common));
+    all.addAll(List.of(more));
+    Run.refused(folder, new String[] {word}, all.toArray());
+  }
+
+  private static JsonNode post(int port, String path, String body)
+      throws IOException, InterruptedException {
+    HttpResponse<String> response =
+        HttpClient.newHttpClient()
+            .send(
+                HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path))
+                    .POST(HttpRequest.BodyPublishers.ofString(body))
+                    .build(),
+                HttpResponse.BodyHandlers.ofString());
+    assertEquals(200, response.statusCode(), response.body());
+    return new ObjectMapper().readTree(response.body());
+  }
+
+  /** What a model gives for a padded batch of texts. */
+  private static Map<String, float[][]> run(Path file, List<String> texts) throws OrtException {
+    int longest = texts.stream().mapToInt(t -> t.split(" ").length).max().orElseThrow();
+    long[][] ids = new long[texts.size()][longest];
+    long[][] mask = new long[texts.size()][longest];
+    for (int i = 0; i < ids.length; i++) {
+      String[] words = texts.get(i).split(" ");
+      for (int t = 0; t < words.length; t++) {
+        ids[i][t] = Integer.parseInt(words[t].substring(1)) + 1;
+        mask[i][t] = 1;
+      }
+    }
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    Map<String, float[][]> all = new HashMap<>();
+    try (OrtSession session = environment.createSession(file.toString());
+        OnnxTensor first = OnnxTensor.createTensor(environment, ids);
+        OnnxTensor second = OnnxTensor.createTensor(environment, mask);
+        OrtSession.Result result =
+            session.run(Map.of("input_ids", first, "attention_mask", second))) {
+      for (var entry : result) {
+        all.put(entry.getKey(), (float[][]) entry.getValue().getValue());
+      }
+    }
+    return all;
+  }
+}
