@@ -29,6 +29,7 @@ import picocli.CommandLine.Option;
           + " from its weights with a fresh optimizer. Nothing is published over it.",
       "",
       "  POST /predict   {\"features\": [...]}, with an \"id\" where feedback will come",
+      "                  (\"text\": \"...\" where the version has an encoder)",
       "                  answers {\"outputs\": [...], \"label\": 1, \"version\": 7,",
       "                  \"store_version\": 2}",
       "  POST /feedback  {\"id\": \"a\", \"label\": 1} or \"values\": [...]",
