@@ -1,8 +1,5 @@
 package org.espalier.evaluate;
 
-import java.io.IOException;
-import java.nio.charset.CharacterCodingException;
-import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
@@ -11,7 +8,6 @@ import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.TextTokenizer.Tokens;
-import org.espalier.format.InputFile;
 
 /**
  * Compares two ONNX text models on texts. Both run in ONNX Runtime on one thread. Embeddings are compared
@@ -150,19 +146,13 @@ public final class FidelityEvaluator {
   }
 
   /**
-   * Reads texts, one a line; blank lines are skipped.
+   * Reads texts, one a line or, in a file of {@linkplain TextLine JSON lines}, one an object; blank lines are skipped.
    *
    * @throws InputException when the file cannot be read as UTF-8 or has no end in sight
    */
   public static List<String> readTexts(Path file) {
-    try {
-      return InputFile.lines(file);
-    } catch (CharacterCodingException e) {
-      throw new InputException("texts " + file + " are not UTF-8; a text a line is right", e);
-    } catch (NoSuchFileException e) {
-      throw new InputException("texts " + file + ": there is no such file", e);
-    } catch (IOException e) {
-      throw new InputException("texts " + file + " cannot be read: " + e.getMessage(), e);
-    }
+    return TextLine.areIn(file)
+        ? TextLine.read(file).stream().map(TextLine::text).toList()
+        : TextLine.lines(file);
   }
 }

@@ -14,6 +14,7 @@ import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
+import org.espalier.evaluate.TextLine;
 import org.espalier.format.InputFile;
 import org.espalier.train.CompressionPlan;
 import org.espalier.train.Labels;
@@ -107,6 +108,7 @@ public record Recipe(
    *
    * @param wordNet whether {@code texts} is an artefact with WordNet's files
    * @param task what the labels of examples are, or that texts have labels
+   * @param classes the words that labels of texts are, in the order of the outputs; empty where they are numbers
    * @param train how many are trained on; 0 for all that are left
    * @param evaluationTexts null to hold some out
    * @param evaluationExamples null to hold some out
@@ -116,6 +118,7 @@ public record Recipe(
       boolean wordNet,
       String examples,
       Task task,
+      List<String> classes,
       int train,
       int validation,
       int evaluation,
@@ -277,12 +280,14 @@ public record Recipe(
   }
 
   private static DataSettings dataSettings(Settings data, Task task, boolean refitted) {
-    int usual = refitted && data.given("texts") ? ActivationSource.REFITTING_TEXTS : CALIBRATION;
+    boolean texts = data.given("texts") || areTexts(data.text("examples"));
+    int usual = refitted && texts ? ActivationSource.REFITTING_TEXTS : CALIBRATION;
     return new DataSettings(
         data.text("texts"),
         data.text("format").equals("wordnet"),
         data.text("examples"),
         task,
+        classes(data),
         data.has("train") ? data.small("train") : 0,
         data.small("validation"),
         data.small("evaluation"),
@@ -290,6 +295,22 @@ public record Recipe(
         data.text("evaluation-texts"),
         data.text("evaluation-examples"),
         data.place(data.given("texts") ? "texts" : "examples"));
+  }
+
+  /** Whether examples are texts with labels, by the name of their file. */
+  static boolean areTexts(String examples) {
+    return examples.endsWith(TextLine.SUFFIX);
+  }
+
+  private static List<String> classes(Settings data) {
+    List<String> classes = data.has("classes") ? data.texts("classes") : List.of();
+    if (!classes.isEmpty() && !(data.given("examples") && areTexts(data.text("examples")))) {
+      throw data.wrong("classes", "it is for examples that are texts, a .jsonl file");
+    }
+    if (Set.copyOf(classes).size() < classes.size()) {
+      throw data.wrong("classes", "a word is there twice");
+    }
+    return classes;
   }
 
   private static StudentSettings student(Settings student) {

@@ -124,8 +124,9 @@ public final class RecipeSchema {
                 "format",
                 new Choice(List.of("lines", "wordnet")),
                 "lines",
-                "lines: a UTF-8 file with a text a line. wordnet: an artefact with WordNet's files;"
-                    + " its glosses and examples are the texts."),
+                "lines: a UTF-8 file with a text a line, or .jsonl with an object a line that has"
+                    + " one. wordnet: an artefact with WordNet's files; its glosses and examples"
+                    + " are the texts."),
             optional(
                 "examples",
                 FILE,
@@ -135,7 +136,16 @@ public final class RecipeSchema {
                     + " I32, U8 or BOOL, [N, …]), and, where a stage's loss has them, labels"
                     + " (integers, BOOL, F32 or F64: [N], or [N, …] for several an example; -100"
                     + " or, in floats, NaN where there is none). Of labels for tokens, none counts"
-                    + " where an input attention_mask is 0."),
+                    + " where an input attention_mask is 0. Or texts for models with one output a"
+                    + " text: a .jsonl file, a line {\"text\": \"…\", \"label\": 1}; \"labels\":"
+                    + " [0, 1] for classes that do not exclude each other, \"values\": [0.5, 2] for"
+                    + " numbers."),
+            optional(
+                "classes",
+                new ListOf(new Text("a word")),
+                null,
+                "The words that labels of a .jsonl file are, in the order of the model's outputs:"
+                    + " [ham, spam]."),
             optional(
                 "task",
                 new Choice(List.of("auto", "classification", "regression", "causal-lm")),

@@ -1,8 +1,6 @@
 package org.espalier.recipe;
 
-import java.io.IOException;
 import java.nio.ByteBuffer;
-import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.security.MessageDigest;
@@ -12,10 +10,10 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
-import org.espalier.format.InputFile;
-import org.espalier.format.safetensors.ExampleRows;
+import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
@@ -36,10 +34,13 @@ record RunData(
   private static final int LEAST_EVALUATION_TEXTS = 3;
 
   /**
+   * @param asked by the models: the names of their inputs; empty where they are not known yet
    * @param missing whether NaN in an input says that a value is missing, which the model knows
    */
-  static RunData of(Recipe recipe, RunHost host, boolean missing) {
-    return recipe.isForTexts() ? texts(recipe, host) : labelled(recipe, host, missing);
+  static RunData of(Recipe recipe, RunHost host, Set<String> asked, boolean missing) {
+    return recipe.isForTexts()
+        ? texts(recipe, host)
+        : new LabelledData(recipe, host, asked, missing).read();
   }
 
   /** Some of the labels; null where there are none, as of texts. */
@@ -49,7 +50,7 @@ record RunData(
 
   /** One of those that the report is measured on, where they are not texts. */
   Examples.Labelled evaluationExample() {
-    return pick(evaluationExamples, List.of(0));
+    return LabelledData.pick(evaluationExamples, List.of(0));
   }
 
   /** Runs a model and its reference on what the report is measured on. */
@@ -68,7 +69,7 @@ record RunData(
     return task(labels()).key();
   }
 
-  private static Recipe.Task task(Labels labels) {
+  static Recipe.Task task(Labels labels) {
     return labels instanceof Labels.Numbers ? Recipe.Task.REGRESSION : Recipe.Task.CLASSIFICATION;
   }
 
@@ -148,7 +149,7 @@ record RunData(
         null);
   }
 
-  private static int train(Recipe.DataSettings data, int size, int heldOut, String what) {
+  static int train(Recipe.DataSettings data, int size, int heldOut, String what) {
     int left = size - heldOut;
     if (left < Math.max(1, data.train())) {
       throw new InputException(
@@ -167,106 +168,6 @@ record RunData(
   }
 
   private static List<String> lines(Path file) {
-    try {
-      return InputFile.lines(file).stream().map(String::strip).toList();
-    } catch (CharacterCodingException e) {
-      throw new InputException(file + " is not UTF-8 text", e);
-    } catch (IOException e) {
-      throw new InputException(file + " cannot be read: " + e.getMessage(), e);
-    }
-  }
-
-  private static RunData labelled(Recipe recipe, RunHost host, boolean missing) {
-    Recipe.DataSettings data = recipe.data();
-    Examples.Labelled all = ExamplesFile.read(host.file(data.examples()), data.task(), missing);
-    boolean unused =
-        recipe.stages().stages().stream()
-            .map(stage -> stage.training().objective())
-            .allMatch(objective -> objective.output() > 0 && objective.labels() == 0);
-    // Classes may be of another output than the one that is followed; numbers are measured.
-    if (unused && all.labels() instanceof Labels.Classes) {
-      all = new Examples.Labelled(all.inputs(), null);
-    }
-    Examples.Labelled own =
-        data.evaluationExamples() == null ? null : evaluation(recipe, host, all, missing);
-    int evaluation = own == null ? data.evaluation() : 0;
-    int heldOut = data.validation() + evaluation;
-    int train = train(data, all.size(), heldOut, "examples");
-    List<Integer> order = new ArrayList<>();
-    for (int i = 0; i < all.size(); i++) {
-      order.add(i);
-    }
-    Collections.shuffle(order, new Random(recipe.stages().seed()));
-    Examples.Labelled training = pick(all, order.subList(heldOut, heldOut + train));
-    List<Integer> calibration =
-        order.subList(heldOut, heldOut + Math.min(train, data.calibration()));
-    return new RunData(
-        training,
-        pick(all, order.subList(evaluation, heldOut)),
-        host.calibration(pick(all, calibration)),
-        null,
-        own == null ? pick(all, order.subList(0, evaluation)) : own);
-  }
-
-  /**
-   * Examples of a file of their own for the report.
-   *
-   * @param all what is trained on, which they must be like
-   */
-  private static Examples.Labelled evaluation(
-      Recipe recipe, RunHost host, Examples.Labelled all, boolean missing) {
-    Path file = host.file(recipe.data().evaluationExamples());
-    // What labels are is decided once: those of few examples may all be 0 and 1.
-    Recipe.Task task = all.labels() == null ? recipe.data().task() : task(all.labels());
-    Examples.Labelled own = ExamplesFile.read(file, task, missing);
-    List<String> right = all.inputs().stream().map(RunData::describe).sorted().toList();
-    List<String> given = own.inputs().stream().map(RunData::describe).sorted().toList();
-    if (!given.equals(right)) {
-      throw new InputException(
-          file
-              + " has "
-              + given
-              + "; "
-              + right
-              + " as in "
-              + recipe.data().examples()
-              + " is right");
-    }
-    if (all.labels() == null) {
-      return new Examples.Labelled(own.inputs(), null);
-    }
-    if (own.labels() == null || own.labels().width() != all.labels().width()) {
-      throw new InputException(
-          file
-              + " has "
-              + (own.labels() == null ? "no" : own.labels().width())
-              + " labels an example; "
-              + all.labels().width()
-              + " as in "
-              + recipe.data().examples()
-              + " is right");
-    }
-    return own;
-  }
-
-  private static String describe(Examples.Input input) {
-    return (input.name() == null ? ExampleRows.INPUTS : input.name())
-        + " "
-        + input.type()
-        + " "
-        + input.shape();
-  }
-
-  private static Examples.Labelled pick(Examples.Labelled all, List<Integer> indices) {
-    List<Examples.Input> inputs = new ArrayList<>();
-    for (Examples.Input input : all.inputs()) {
-      List<byte[]> rows = indices.stream().map(input.rows()::get).toList();
-      inputs.add(new Examples.Input(input.name(), input.type(), input.shape(), rows));
-    }
-    return new Examples.Labelled(
-        inputs,
-        all.labels() == null
-            ? null
-            : all.labels().of(indices.stream().mapToInt(Integer::intValue).toArray()));
+    return FidelityEvaluator.readTexts(file).stream().map(String::strip).toList();
   }
 }

@@ -183,7 +183,8 @@ final class RunHost implements AutoCloseable {
       for (Examples.Input input : examples.inputs()) {
         byte[] row = input.rows().get(i);
         long[] shape =
-            LongStream.concat(LongStream.of(1), input.shape().stream().mapToLong(d -> d)).toArray();
+            LongStream.concat(LongStream.of(1), input.shape(i).stream().mapToLong(d -> d))
+                .toArray();
         example.put(
             input.name() == null ? ExampleTensors.ONLY_INPUT : input.name(),
             new ExampleTensors.Value(

@@ -6,6 +6,8 @@ import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.HexFormat;
 import java.util.List;
+import java.util.Set;
+import java.util.TreeSet;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
@@ -59,8 +61,20 @@ final class RunInputs {
     this.host = host;
     // A script becomes a graph by an example, which must be there first.
     OnnxModel onnx = isScript(modelFile) ? null : read(modelFile);
-    data = RunData.of(recipe, host, onnx != null && MissingValues.areKnownTo(onnx));
+    data = RunData.of(recipe, host, asked(onnx), onnx != null && MissingValues.areKnownTo(onnx));
     model = onnx == null ? read(modelFile) : onnx;
+  }
+
+  /** The inputs of all models that are given; empty where they are modules, which have no names for them. */
+  private Set<String> asked(OnnxModel onnx) {
+    Set<String> names = new TreeSet<>();
+    for (Path file : new Path[] {modelFile, teacherFile, studentFile}) {
+      if (file != null && !isScript(file)) {
+        OnnxModel read = file.equals(modelFile) ? onnx : OnnxModel.read(file);
+        read.inputs().forEach(input -> names.add(input.getName()));
+      }
+    }
+    return names;
   }
 
   /** A stage ends with a comparison in ONNX Runtime, which may refuse what libtorch runs. */
@@ -172,12 +186,12 @@ final class RunInputs {
     if (!isScript(file)) {
       return host.withComputedWeights(OnnxModel.read(file));
     }
-    if (recipe.isForTexts()) {
+    if (recipe.isForTexts() || Recipe.areTexts(recipe.data().examples())) {
       throw new InputException(
           recipe.model().place()
               + ": "
               + file
-              + ": TorchScript modules take labelled examples; a model of texts must be ONNX");
+              + ": TorchScript modules take examples of tensors; a model of texts must be ONNX");
     }
     List<Examples.Input> fed = data.evaluationExamples().inputs();
     if (fed.size() > 1 || fed.get(0).type() != SafetensorsDtype.F32) {

@@ -59,18 +59,8 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
 
   private static Batch of(Examples.Texts texts, int[] indices, List<String> inputNames) {
     int n = indices.length;
-    int[] lengths = new int[n];
-    int longest = 0;
-    int shortest = Integer.MAX_VALUE;
-    for (int i = 0; i < n; i++) {
-      lengths[i] = texts.length(indices[i]);
-      longest = Math.max(longest, lengths[i]);
-      shortest = Math.min(shortest, lengths[i]);
-    }
-    float[] mask = new float[n * longest];
-    for (int i = 0; i < n; i++) {
-      Arrays.fill(mask, i * longest, i * longest + lengths[i], 1);
-    }
+    int[] lengths = Arrays.stream(indices).map(texts::length).toArray();
+    int longest = Arrays.stream(lengths).max().orElseThrow();
     Map<String, Tensor> inputs = new LinkedHashMap<>();
     for (String name : inputNames) {
       TextInput input = TextInput.of(name);
@@ -84,34 +74,47 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
       }
       inputs.put(name, AbstractTensor.create(rows, n, longest));
     }
-    return new Batch(
-        inputs,
-        lengths,
-        longest,
-        shortest == longest ? null : AbstractTensor.create(mask, n, longest, 1));
+    return new Batch(inputs, lengths, longest, mask(lengths, longest));
+  }
+
+  /** Which tokens are no padding; null where all are. */
+  private static Tensor mask(int[] lengths, int longest) {
+    if (Arrays.stream(lengths).allMatch(length -> length == longest)) {
+      return null;
+    }
+    float[] mask = new float[lengths.length * longest];
+    for (int i = 0; i < lengths.length; i++) {
+      Arrays.fill(mask, i * longest, i * longest + lengths[i], 1);
+    }
+    return AbstractTensor.create(mask, lengths.length, longest, 1);
   }
 
   private static Batch of(Examples.Labelled rows, int[] indices, List<String> inputNames) {
+    int[] lengths = Arrays.stream(indices).map(rows::length).toArray();
+    int longest = Arrays.stream(lengths).max().orElseThrow();
     Map<String, Tensor> inputs = new LinkedHashMap<>();
     for (String name : inputNames) {
-      inputs.put(name, tensor(rows.input(name, inputNames), indices));
+      inputs.put(name, tensor(rows.input(name, inputNames), indices, longest));
     }
-    int[] lengths = new int[indices.length];
-    Arrays.fill(lengths, 1);
-    return new Batch(inputs, lengths, 1, null);
+    return new Batch(inputs, lengths, longest, mask(lengths, longest));
   }
 
-  private static Tensor tensor(Examples.Input input, int[] indices) {
+  /** Examples of an input below each other, those that are open padded with zeros. */
+  private static Tensor tensor(Examples.Input input, int[] indices, int longest) {
     long[] shape = new long[input.shape().size() + 1];
     shape[0] = indices.length;
     for (int i = 1; i < shape.length; i++) {
       shape[i] = input.shape().get(i - 1);
     }
+    if (input.isOpen()) {
+      shape[1] = longest;
+    }
     Tensor tensor = torch.zeros(shape, new TensorOptions(type(input.type())));
-    int row = input.rows().get(0).length;
-    BytePointer bytes = new BytePointer(tensor.data_ptr()).capacity((long) row * indices.length);
+    long row = tensor.numel() / indices.length * input.type().bytes(1);
+    BytePointer bytes = new BytePointer(tensor.data_ptr()).capacity(row * indices.length);
     for (int i = 0; i < indices.length; i++) {
-      bytes.position((long) row * i).put(input.rows().get(indices[i]), 0, row);
+      byte[] own = input.rows().get(indices[i]);
+      bytes.position(row * i).put(own, 0, own.length);
     }
     return tensor;
   }

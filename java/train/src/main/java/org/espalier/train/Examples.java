@@ -2,6 +2,7 @@ package org.espalier.train;
 
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.LongBuffer;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.util.ArrayList;
@@ -13,6 +14,7 @@ import java.util.Objects;
 import java.util.Set;
 import java.util.function.DoubleSupplier;
 import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.AttentionMask;
 import org.espalier.format.onnx.TextInput;
@@ -25,6 +27,12 @@ public sealed interface Examples {
 
   /** Tokens of a text; 1 for examples of one shape. Batches are made of examples of like length. */
   int length(int index);
+
+  /** The highest token of a text; 0 for examples of one shape. */
+  long highest(int index);
+
+  /** Whether they are texts. */
+  boolean areTexts();
 
   /**
    * Texts as tokens, for models that have {@link TextInput}s.
@@ -83,6 +91,16 @@ public sealed interface Examples {
     public int length(int index) {
       return ids.get(index).length;
     }
+
+    @Override
+    public long highest(int index) {
+      return LongStream.of(ids.get(index)).max().orElseThrow();
+    }
+
+    @Override
+    public boolean areTexts() {
+      return true;
+    }
   }
 
   /**
@@ -90,7 +108,8 @@ public sealed interface Examples {
    *
    * @param name of the input; null for the only one that a model has
    * @param type one of {@link #TYPES}
-   * @param shape of an example, without the batch
+   * @param shape of an example, without the batch; {@link #OPEN} in place of a first dimension that each example has of
+   *     its own: the tokens of a text
    * @param rows the bytes of each example, row-major and little-endian
    */
   record Input(String name, SafetensorsDtype type, List<Long> shape, List<byte[]> rows) {
@@ -107,6 +126,9 @@ public sealed interface Examples {
                 SafetensorsDtype.U8,
                 SafetensorsDtype.BOOL));
 
+    /** Of a first dimension that each example has of its own. Batches are padded there with zeros. */
+    public static final long OPEN = -1;
+
     public Input {
       Objects.requireNonNull(type, "type");
       shape = List.copyOf(shape);
@@ -114,9 +136,10 @@ public sealed interface Examples {
       if (!TYPES.contains(type)) {
         throw new InputException("an input of " + type + "; models are fed " + TYPES);
       }
-      long bytes = type.bytes(shape.stream().reduce(1L, Math::multiplyExact));
+      long bytes = step(type, shape);
       for (int i = 0; i < rows.size(); i++) {
-        if (rows.get(i).length != bytes) {
+        int own = rows.get(i).length;
+        if (isOpen(shape) ? own == 0 || own % bytes != 0 : own != bytes) {
           throw new InputException(
               "example "
                   + (i + 1)
@@ -130,6 +153,35 @@ public sealed interface Examples {
                   + bytes);
         }
       }
+    }
+
+    private static boolean isOpen(List<Long> shape) {
+      return !shape.isEmpty() && shape.get(0) == OPEN;
+    }
+
+    /** The bytes of an example or, of one that is open, of one step along its first dimension. */
+    private static long step(SafetensorsDtype type, List<Long> shape) {
+      return type.bytes(shape.stream().skip(isOpen(shape) ? 1 : 0).reduce(1L, Math::multiplyExact));
+    }
+
+    /** Whether each example has a first dimension of its own. */
+    public boolean isOpen() {
+      return isOpen(shape);
+    }
+
+    /** The first dimension of an example that is open; 1 for one that is not. */
+    public int length(int example) {
+      return isOpen() ? Math.toIntExact(rows.get(example).length / step(type, shape)) : 1;
+    }
+
+    /** The shape of one example. */
+    public List<Long> shape(int example) {
+      if (!isOpen()) {
+        return shape;
+      }
+      List<Long> own = new ArrayList<>(shape);
+      own.set(0, (long) length(example));
+      return own;
     }
 
     /** The largest value of an example in magnitude, NaN left out; 0 for other types than F64, F32 and BF16. */
@@ -152,7 +204,8 @@ public sealed interface Examples {
   }
 
   /**
-   * Examples of one shape, each with a label where the objective uses them.
+   * Examples of one shape, or texts as tokens for models with one output a text, each with a label where the objective
+   * uses them.
    *
    * @param inputs of as many examples each
    * @param labels of as many, or null where the objective uses none
@@ -171,6 +224,24 @@ public sealed interface Examples {
         if (input.rows().size() != n) {
           throw new InputException(
               input.rows().size() + " examples of the input " + input.name() + ", not " + n);
+        }
+      }
+      Input first = inputs.stream().filter(Input::isOpen).findFirst().orElse(null);
+      for (Input input : inputs) {
+        for (int i = 0; input.isOpen() && i < n; i++) {
+          if (input.length(i) != first.length(i)) {
+            throw new InputException(
+                "of example "
+                    + (i + 1)
+                    + " the input "
+                    + first.name()
+                    + " has "
+                    + first.length(i)
+                    + " values, "
+                    + input.name()
+                    + " "
+                    + input.length(i));
+          }
         }
       }
       if (labels != null && labels.size() != n) {
@@ -237,7 +308,7 @@ public sealed interface Examples {
     public boolean[] attended(int[] examples, int rows) {
       Input mask =
           inputs.stream()
-              .filter(i -> AttentionMask.INPUT.equals(i.name()))
+              .filter(i -> AttentionMask.INPUT.equals(i.name()) && !i.isOpen())
               .filter(i -> rows > 1 && i.type().bytes(rows) == i.rows().get(0).length)
               .findFirst()
               .orElse(null);
@@ -262,7 +333,12 @@ public sealed interface Examples {
       for (Input input : inputs) {
         String what = input.name() + " " + input.type() + " " + input.shape() + "\n";
         sum.update(what.getBytes(StandardCharsets.UTF_8));
-        input.rows().forEach(sum::update);
+        for (byte[] row : input.rows()) {
+          if (input.isOpen()) {
+            sum.update(ByteBuffer.allocate(Integer.BYTES).putInt(0, row.length));
+          }
+          sum.update(row);
+        }
       }
     }
 
@@ -273,7 +349,29 @@ public sealed interface Examples {
 
     @Override
     public int length(int index) {
-      return 1;
+      return inputs.stream().mapToInt(input -> input.length(index)).max().orElseThrow();
+    }
+
+    @Override
+    public long highest(int index) {
+      long highest = 0;
+      for (Input input : inputs) {
+        if (input.isOpen() && TextInput.INPUT_IDS.inputName().equals(input.name())) {
+          LongBuffer ids =
+              ByteBuffer.wrap(input.rows().get(index))
+                  .order(ByteOrder.LITTLE_ENDIAN)
+                  .asLongBuffer();
+          while (ids.hasRemaining()) {
+            highest = Math.max(highest, ids.get());
+          }
+        }
+      }
+      return highest;
+    }
+
+    @Override
+    public boolean areTexts() {
+      return inputs.stream().anyMatch(Input::isOpen);
     }
   }
 }

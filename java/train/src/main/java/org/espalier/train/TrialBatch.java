@@ -2,7 +2,6 @@ package org.espalier.train;
 
 import java.util.Arrays;
 import java.util.stream.IntStream;
-import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
@@ -27,19 +26,16 @@ final class TrialBatch {
     return longest;
   }
 
-  private static long highest(long[] tokens) {
-    return LongStream.of(tokens).max().orElseThrow();
-  }
-
   /** Some of the examples; of texts the longest among them, and that with the highest token. */
   private static int[] few(Examples examples) {
     int longest = longest(examples);
     int[] few = IntStream.range(0, FEW).map(i -> (longest + i) % examples.size()).toArray();
-    if (examples instanceof Examples.Texts texts) {
-      few[FEW - 1] =
-          IntStream.range(0, texts.size())
-              .reduce((a, b) -> highest(texts.ids().get(b)) > highest(texts.ids().get(a)) ? b : a)
-              .orElseThrow();
+    if (examples.areTexts()) {
+      int highest = 0;
+      for (int i = 0; i < examples.size(); i++) {
+        highest = examples.highest(i) > examples.highest(highest) ? i : highest;
+      }
+      few[FEW - 1] = highest;
     }
     return few;
   }
@@ -62,11 +58,11 @@ final class TrialBatch {
       } catch (InputException e) {
         throw new InputException(
             e.getMessage()
-                + (examples instanceof Examples.Texts texts
+                + (examples.areTexts()
                     ? " (for texts of up to "
                         + examples.length(few[0])
                         + " tokens, of which "
-                        + highest(texts.ids().get(few[FEW - 1]))
+                        + examples.highest(few[FEW - 1])
                         + " is the highest)"
                     : " (for " + FEW + " examples; the model must take batches of any size)"),
             e);

@@ -1,0 +1,172 @@
+package org.espalier.recipe;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.List;
+import java.util.Random;
+import java.util.Set;
+import org.espalier.InputException;
+import org.espalier.format.onnx.TextInput;
+import org.espalier.format.safetensors.ExampleRows;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.train.Examples;
+import org.espalier.train.Labels;
+
+/** Reads and splits {@code data.examples}: tensors of one shape, or texts with labels, which become the tokens that models ask for. */
+final class LabelledData {
+  private final Recipe recipe;
+  private final Recipe.DataSettings data;
+  private final RunHost host;
+  private final Set<String> asked;
+  private final boolean missing;
+
+  /**
+   * @param asked the names of the models' inputs, of which texts become tensors
+   * @param missing whether NaN in an input says that a value is missing, which the model knows
+   */
+  LabelledData(Recipe recipe, RunHost host, Set<String> asked, boolean missing) {
+    this.recipe = recipe;
+    this.data = recipe.data();
+    this.host = host;
+    this.asked = asked;
+    this.missing = missing;
+  }
+
+  RunData read() {
+    Examples.Labelled all = read(host.file(data.examples()), data.task());
+    boolean unused =
+        recipe.stages().stages().stream()
+            .map(stage -> stage.training().objective())
+            .allMatch(objective -> objective.output() > 0 && objective.labels() == 0);
+    // Classes may be of another output than the one that is followed; numbers are measured.
+    if (unused && all.labels() instanceof Labels.Classes) {
+      all = new Examples.Labelled(all.inputs(), null);
+    }
+    Examples.Labelled own = data.evaluationExamples() == null ? null : evaluation(all);
+    int evaluation = own == null ? data.evaluation() : 0;
+    int heldOut = data.validation() + evaluation;
+    int train = RunData.train(data, all.size(), heldOut, "examples");
+    List<Integer> order = new ArrayList<>();
+    for (int i = 0; i < all.size(); i++) {
+      order.add(i);
+    }
+    Collections.shuffle(order, new Random(recipe.stages().seed()));
+    Examples.Labelled training = pick(all, order.subList(heldOut, heldOut + train));
+    List<Integer> calibration =
+        order.subList(heldOut, heldOut + Math.min(train, data.calibration()));
+    return new RunData(
+        training,
+        pick(all, order.subList(evaluation, heldOut)),
+        host.calibration(pick(all, calibration)),
+        null,
+        own == null ? pick(all, order.subList(0, evaluation)) : own);
+  }
+
+  private Examples.Labelled read(Path file, Recipe.Task task) {
+    if (!Recipe.areTexts(file.toString())) {
+      return ExamplesFile.read(file, task, missing);
+    }
+    LabelledTexts texts = LabelledTexts.read(file, task, data.classes());
+    return new Examples.Labelled(inputs(file, host.tokens(texts.texts()), asked), texts.labels());
+  }
+
+  /**
+   * Texts as the inputs that models have for tokens.
+   *
+   * @param ids the tokens of each text
+   * @throws InputException where a text has no tokens, or no model asks for any
+   */
+  private static List<Examples.Input> inputs(Path file, List<long[]> ids, Set<String> asked) {
+    for (int i = 0; i < ids.size(); i++) {
+      if (ids.get(i).length == 0) {
+        throw new InputException(file + ": example " + (i + 1) + ": the text has no tokens");
+      }
+    }
+    List<Examples.Input> inputs = new ArrayList<>();
+    for (TextInput input : TextInput.values()) {
+      if (asked.contains(input.inputName())) {
+        inputs.add(
+            new Examples.Input(
+                input.inputName(),
+                SafetensorsDtype.I64,
+                List.of(Examples.Input.OPEN),
+                ids.stream().map(text -> row(input, text)).toList()));
+      }
+    }
+    if (inputs.isEmpty()) {
+      throw new InputException(
+          file
+              + " holds texts, which are fed to "
+              + TextInput.names()
+              + "; the model has "
+              + asked);
+    }
+    return inputs;
+  }
+
+  private static byte[] row(TextInput input, long[] text) {
+    long[] values = new long[text.length];
+    input.write(text, values, 0);
+    ByteBuffer row = ByteBuffer.allocate(Long.BYTES * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    row.asLongBuffer().put(values);
+    return row.array();
+  }
+
+  /**
+   * Examples of a file of their own for the report.
+   *
+   * @param all what is trained on, which they must be like
+   */
+  private Examples.Labelled evaluation(Examples.Labelled all) {
+    Path file = host.file(data.evaluationExamples());
+    // What labels are is decided once: those of few examples may all be 0 and 1.
+    Recipe.Task task = all.labels() == null ? data.task() : RunData.task(all.labels());
+    Examples.Labelled own = read(file, task);
+    List<String> right = all.inputs().stream().map(LabelledData::describe).sorted().toList();
+    List<String> given = own.inputs().stream().map(LabelledData::describe).sorted().toList();
+    if (!given.equals(right)) {
+      throw new InputException(
+          file + " has " + given + "; " + right + " as in " + data.examples() + " is right");
+    }
+    if (all.labels() == null) {
+      return new Examples.Labelled(own.inputs(), null);
+    }
+    if (own.labels() == null || own.labels().width() != all.labels().width()) {
+      throw new InputException(
+          file
+              + " has "
+              + (own.labels() == null ? "no" : own.labels().width())
+              + " labels an example; "
+              + all.labels().width()
+              + " as in "
+              + data.examples()
+              + " is right");
+    }
+    return own;
+  }
+
+  private static String describe(Examples.Input input) {
+    return (input.name() == null ? ExampleRows.INPUTS : input.name())
+        + " "
+        + input.type()
+        + " "
+        + input.shape();
+  }
+
+  /** Some of the examples, in this order. */
+  static Examples.Labelled pick(Examples.Labelled all, List<Integer> indices) {
+    List<Examples.Input> inputs = new ArrayList<>();
+    for (Examples.Input input : all.inputs()) {
+      List<byte[]> rows = indices.stream().map(input.rows()::get).toList();
+      inputs.add(new Examples.Input(input.name(), input.type(), input.shape(), rows));
+    }
+    return new Examples.Labelled(
+        inputs,
+        all.labels() == null
+            ? null
+            : all.labels().of(indices.stream().mapToInt(Integer::intValue).toArray()));
+  }
+}

@@ -1,0 +1,175 @@
+package org.espalier.recipe;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import org.espalier.InputException;
+import org.espalier.evaluate.TextLine;
+import org.espalier.format.NearNames;
+import org.espalier.train.Labels;
+
+/**
+ * Texts with labels, a JSON object a line: {@code "label"} is a class, from 0 on or by its name, or a number; {@code
+ * "labels"} are 0 or 1 for each of several classes; {@code "values"} are several numbers. All lines have one of these, or
+ * null, or none, where it is not known.
+ *
+ * @param texts all of them
+ * @param labels of as many; null where none is known
+ */
+public record LabelledTexts(List<String> texts, Labels labels) {
+  public LabelledTexts {
+    texts = List.copyOf(texts);
+  }
+
+  /**
+   * Reads a file.
+   *
+   * @param task whether labels are classes or numbers; where it says neither, numbers where one has a fraction
+   * @param classes the names of the classes, in their order; empty where labels are their numbers
+   * @throws InputException that names the example
+   */
+  public static LabelledTexts read(Path file, Recipe.Task task, List<String> classes) {
+    List<TextLine> lines = TextLine.read(file);
+    if (lines.isEmpty()) {
+      throw new InputException(file + " holds no text");
+    }
+    return new LabelledTexts(
+        lines.stream().map(TextLine::text).toList(), new Reader(file, classes).labels(lines, task));
+  }
+
+  /** The labels of a file. */
+  private record Reader(Path file, List<String> classes) {
+    Labels labels(List<TextLine> lines, Recipe.Task task) {
+      String key = key(lines);
+      if (key == null) {
+        return null;
+      }
+      int width = 0;
+      List<double[]> rows = new ArrayList<>();
+      boolean fractions = false;
+      for (int i = 0; i < lines.size(); i++) {
+        JsonNode given = value(lines.get(i), key);
+        double[] row = given == null ? null : numbers(given, key, i);
+        rows.add(row);
+        if (row == null) {
+          continue;
+        }
+        if (width > 0 && row.length != width) {
+          throw wrong(i, key + " has " + row.length + " entries, earlier ones " + width);
+        }
+        width = row.length;
+        for (double value : row) {
+          fractions |= value != Math.rint(value);
+        }
+      }
+      boolean numbers =
+          task == Recipe.Task.REGRESSION
+              || key.equals("values")
+              || task == Recipe.Task.AUTO && fractions;
+      if (numbers && (key.equals("labels") || !classes.isEmpty())) {
+        throw new InputException(
+            file
+                + ": "
+                + key
+                + (classes.isEmpty() ? " are classes, 0 or 1" : " is a class, by data.classes")
+                + ", and numbers are to be learned: \"label\": 0.5 or \"values\": [0.5, 2]");
+      }
+      if (key.equals("values") && task == Recipe.Task.CLASSIFICATION) {
+        throw new InputException(
+            file + ": values are numbers; classes are \"label\" or \"labels\"");
+      }
+      return numbers ? numbers(rows, width) : classes(rows, width, key);
+    }
+
+    /** Under which key the labels are; null where there are none. */
+    private String key(List<TextLine> lines) {
+      String key = null;
+      for (int i = 0; i < lines.size(); i++) {
+        for (String some : List.of("label", "labels", "values")) {
+          if (value(lines.get(i), some) == null) {
+            continue;
+          }
+          if (key != null && !key.equals(some)) {
+            throw wrong(i, "there is " + some + ", and " + key + " before; one of them is right");
+          }
+          key = some;
+        }
+      }
+      return key;
+    }
+
+    private static JsonNode value(TextLine line, String key) {
+      return switch (key) {
+        case "label" -> line.label();
+        case "labels" -> line.labels();
+        default -> line.values();
+      };
+    }
+
+    private InputException wrong(int line, String what) {
+      return new InputException(file + ": example " + (line + 1) + ": " + what);
+    }
+
+    private double[] numbers(JsonNode given, String key, int line) {
+      if (key.equals("label")) {
+        return new double[] {number(given, key, line)};
+      }
+      if (!given.isArray() || given.isEmpty()) {
+        throw wrong(line, key + " is not a list of numbers");
+      }
+      double[] row = new double[given.size()];
+      for (int k = 0; k < row.length; k++) {
+        row[k] = given.get(k).isNull() ? Double.NaN : number(given.get(k), key, line);
+      }
+      return row;
+    }
+
+    private double number(JsonNode given, String key, int line) {
+      if (given.isTextual() && key.equals("label")) {
+        int known = classes.indexOf(given.textValue());
+        if (known < 0) {
+          throw wrong(
+              line,
+              "the label '"
+                  + given.textValue()
+                  + "' is "
+                  + (classes.isEmpty()
+                      ? "a word; data.classes (--classes) says which words there are, in the order"
+                            + " of the model's outputs"
+                      : "none of the classes " + NearNames.list(given.textValue(), classes)));
+        }
+        return known;
+      }
+      if (given.isBoolean()) {
+        return given.booleanValue() ? 1 : 0;
+      }
+      if (!given.isNumber() || Double.isInfinite((float) given.doubleValue())) {
+        throw wrong(line, key + " holds " + given + ", which is no number");
+      }
+      return given.doubleValue();
+    }
+
+    private static Labels numbers(List<double[]> rows, int width) {
+      float[] values = new float[rows.size() * width];
+      for (int i = 0; i < values.length; i++) {
+        double[] row = rows.get(i / width);
+        values[i] = row == null ? Float.NaN : (float) row[i % width];
+      }
+      return new Labels.Numbers(values, width);
+    }
+
+    private Labels classes(List<double[]> rows, int width, String key) {
+      long[] values = new long[rows.size() * width];
+      for (int i = 0; i < values.length; i++) {
+        double[] row = rows.get(i / width);
+        boolean known = row != null && !Double.isNaN(row[i % width]);
+        values[i] = known ? (long) row[i % width] : Labels.Classes.NO_LABEL;
+        if (known && values[i] != row[i % width]) {
+          throw wrong(i / width, key + " is " + row[i % width] + "; classes are whole numbers");
+        }
+      }
+      return new Labels.Classes(values, width);
+    }
+  }
+}
