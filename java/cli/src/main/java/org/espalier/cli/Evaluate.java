@@ -21,12 +21,14 @@ import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
+import org.espalier.evaluate.TextLine;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
 import org.espalier.recipe.ExamplesFile;
 import org.espalier.recipe.LabelMeasures;
+import org.espalier.recipe.LabelledTexts;
 import org.espalier.recipe.Recipe;
 import org.espalier.source.ModelSource;
 import org.espalier.train.Labels;
@@ -58,6 +60,7 @@ import picocli.CommandLine.Parameters;
       "  espalier evaluate bge-small.onnx bge-small-int8.onnx --texts sentences.txt \\",
       "    --pooling cls --json",
       "  espalier evaluate resnet.onnx resnet-int8.onnx --examples images.safetensors",
+      "  espalier evaluate clf.onnx clf-int8.onnx --examples test.jsonl --classes ham,spam",
       "  espalier evaluate gpt2.onnx gpt2-int8.onnx --texts texts.txt --task causal-lm",
     })
 final class Evaluate implements Callable<Integer> {
@@ -86,12 +89,14 @@ final class Evaluate implements Callable<Integer> {
 
     @Option(
         names = "--examples",
-        paramLabel = "EXAMPLES.safetensors",
+        paramLabel = "EXAMPLES",
         required = true,
         description =
-            "A tensor an input, of its name and type, whose first dimension counts the examples."
-                + " One example has 1 there or, of a tensor with a dimension more than the input,"
-                + " not that dimension.")
+            "A .safetensors file with a tensor an input, of its name and type, whose first"
+                + " dimension counts the examples. One example has 1 there or, of a tensor with a"
+                + " dimension more than the input, not that dimension. Or a .jsonl file of texts"
+                + " with labels for models with one output a text, {\"text\": \"...\", \"label\":"
+                + " 1}, as data.examples of recipes.")
     private String examples;
   }
 
@@ -104,11 +109,20 @@ final class Evaluate implements Callable<Integer> {
       defaultValue = "auto",
       description =
           "What the first output says, as data.task in a recipe: how right both models are is"
-              + " measured by it. classification, regression: the tensor labels of EXAMPLES."
+              + " measured by it. classification, regression: the labels of EXAMPLES."
               + " causal-lm: the next token of TEXTS. none: nothing; texts are embedded. auto: by"
               + " labels where they fit, causal-lm where the first output is called logits and has"
               + " three dimensions. Default: ${DEFAULT-VALUE}.")
   private Task task;
+
+  @Option(
+      names = "--classes",
+      paramLabel = "WORD",
+      split = ",",
+      description =
+          "The words that labels of a .jsonl file are, in the order of the first output's classes:"
+              + " ham,spam.")
+  private List<String> classes = List.of();
 
   /** What labels are taken for. */
   private enum Task {
@@ -167,11 +181,17 @@ final class Evaluate implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "evaluating")) {
       OnnxModel model = OnnxModel.read(original.path());
       RandomDraws.of(model).ifPresent(common::note);
-      ExampleTensors examples = new FileActivations(file, model, Integer.MAX_VALUE, 1).examples();
+      LabelledTexts texts = TextLine.areIn(file) ? texts(file) : null;
+      if (texts == null && !classes.isEmpty()) {
+        throw new InputException("--classes is for --examples that are texts, a .jsonl file");
+      }
+      ExampleTensors examples =
+          texts == null
+              ? new FileActivations(file, model, Integer.MAX_VALUE, 1).examples()
+              : tokens(original, texts.texts());
       try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
         fidelity = TensorEvaluator.evaluate(pair, progress::update);
-        progress.update("comparing with labels", 0, 0);
-        byLabels = compareLabels(pair, file);
+        byLabels = compareLabels(pair, file, texts, progress);
         savings = pair.savings(progress::update);
       }
     }
@@ -186,20 +206,41 @@ final class Evaluate implements Callable<Integer> {
     return values;
   }
 
-  /** How right both models are; empty where no labels say it. */
-  private Map<String, Object> compareLabels(ModelPair pair, Path file) {
+  private LabelledTexts texts(Path file) {
+    return LabelledTexts.read(
+        file, task == Task.NONE ? Recipe.Task.AUTO : task.ofRecipe, List.copyOf(classes));
+  }
+
+  private ExampleTensors tokens(ModelSource original, List<String> texts) {
+    try (TextTokenizer open = tokenizer.open(original, common::note)) {
+      return ExampleTensors.ofTexts(texts.stream().map(open::encode).toList());
+    }
+  }
+
+  /**
+   * How right both models are; empty where no labels say it.
+   *
+   * @param texts of the file; null where it is one of tensors
+   */
+  private Map<String, Object> compareLabels(
+      ModelPair pair, Path file, LabelledTexts texts, Progress progress) {
     if (task == Task.NONE) {
       return Map.of();
     }
     try {
-      Labels labels = ExamplesFile.labels(file, pair.size(), task.ofRecipe);
+      Labels labels =
+          texts != null ? texts.labels() : ExamplesFile.labels(file, pair.size(), task.ofRecipe);
       if (labels != null) {
-        Map<String, Object> all = LabelMeasures.of(pair, labels);
+        Map<String, Object> all =
+            LabelMeasures.of(
+                pair,
+                labels,
+                (phase, done, total) -> progress.update("comparing with labels", done, total));
         all.keySet().retainAll(RIGHTNESS);
         return all;
       }
       if (task != Task.AUTO) {
-        throw new InputException(file + " has no tensor labels, which --task is about");
+        throw new InputException(file + " has no labels, which --task is about");
       }
     } catch (InputException e) {
       if (task != Task.AUTO) {

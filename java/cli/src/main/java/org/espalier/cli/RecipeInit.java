@@ -12,6 +12,7 @@ import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.evaluate.LanguageModelEvaluator;
+import org.espalier.evaluate.TextLine;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -69,8 +70,10 @@ final class RecipeInit implements Callable<Integer> {
 
     @Option(
         names = "--examples",
-        paramLabel = "EXAMPLES.safetensors",
-        description = "Examples in place of texts, for models of any other kind.")
+        paramLabel = "EXAMPLES",
+        description =
+            "Examples in place of texts, for models of any other kind: a .safetensors file; or a"
+                + " .jsonl file of texts with labels.")
     private String examples;
   }
 
@@ -161,20 +164,26 @@ final class RecipeInit implements Callable<Integer> {
     }
     Path examples = recipe.resolveSibling(data.examples);
     if (Files.isRegularFile(examples)) {
-      try (SafetensorsFile open = SafetensorsFile.open(examples)) {
-        long count =
-            open.tensors().stream()
-                .filter(tensor -> tensor.rank() > 0)
-                .mapToLong(tensor -> tensor.shape().get(0))
-                .min()
-                .orElse(0);
-        if (count < FEW) {
-          String share = Long.toString(Math.max(1, count / 5));
-          settings.put("data.validation", share);
-          settings.put("data.evaluation", share);
-        }
+      long count = count(examples);
+      if (count < FEW) {
+        String share = Long.toString(Math.max(1, count / 5));
+        settings.put("data.validation", share);
+        settings.put("data.evaluation", share);
       }
     }
     return settings;
+  }
+
+  private static long count(Path examples) {
+    if (TextLine.areIn(examples)) {
+      return TextLine.read(examples).size();
+    }
+    try (SafetensorsFile open = SafetensorsFile.open(examples)) {
+      return open.tensors().stream()
+          .filter(tensor -> tensor.rank() > 0)
+          .mapToLong(tensor -> tensor.shape().get(0))
+          .min()
+          .orElse(0);
+    }
   }
 }

@@ -1,6 +1,7 @@
 package org.espalier.evaluate;
 
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.ClassifierOutput.Form;
 import org.espalier.format.onnx.LogitRows;
@@ -19,13 +20,15 @@ public final class ClassifierEvaluator {
    * against class 0. Tokens that an input {@code attention_mask} leaves out are not looked at.
    *
    * @param labels the right classes of each example in turn; negative where it is unknown
+   * @param progress receives the progress
    * @throws InputException when a model cannot be run, the two differ in classes, or a label is none of them
    */
-  public static ClassifierFidelity evaluate(ModelPair pair, long[] labels) {
+  public static ClassifierFidelity evaluate(ModelPair pair, long[] labels, Progress progress) {
     Form firstForm = ClassifierOutput.of(OnnxModel.read(pair.referenceFile())).form();
     Form secondForm = ClassifierOutput.of(OnnxModel.read(pair.candidateFile())).form();
     Comparison comparison = new Comparison(pair, labels, firstForm, secondForm);
     for (int i = 0; i < pair.size(); i++) {
+      progress.at(Progress.Phase.EVALUATE, i, pair.size());
       comparison.add(i);
     }
     return comparison.result();

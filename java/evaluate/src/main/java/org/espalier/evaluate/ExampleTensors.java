@@ -19,6 +19,7 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.AttentionMask;
 import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.TextInput;
 
 /** Examples that models are fed one by one: for each of them the values of all inputs. */
 public final class ExampleTensors {
@@ -161,6 +162,25 @@ public final class ExampleTensors {
       ByteBuffer bytes = ByteBuffer.allocateDirect(4 * row.length).order(ByteOrder.nativeOrder());
       bytes.asFloatBuffer().put(row);
       examples.add(Map.of(ONLY_INPUT, new Value(bytes, dims, OnnxJavaType.FLOAT)));
+    }
+    return new ExampleTensors(examples);
+  }
+
+  /** Texts, each alone, for models that have {@link TextInput}s. */
+  public static ExampleTensors ofTexts(List<TextTokenizer.Tokens> texts) {
+    List<Map<String, Value>> examples = new ArrayList<>();
+    for (TextTokenizer.Tokens text : texts) {
+      Map<String, Value> example = new HashMap<>();
+      for (TextInput input : TextInput.values()) {
+        long[] values = new long[text.length()];
+        input.write(text.ids(), values, 0);
+        ByteBuffer bytes =
+            ByteBuffer.allocateDirect(Long.BYTES * values.length).order(ByteOrder.nativeOrder());
+        bytes.asLongBuffer().put(values);
+        long[] shape = {1, values.length};
+        example.put(input.inputName(), new Value(bytes, shape, OnnxJavaType.INT64));
+      }
+      examples.add(example);
     }
     return new ExampleTensors(examples);
   }

@@ -1,6 +1,7 @@
 package org.espalier.evaluate;
 
 import org.espalier.InputException;
+import org.espalier.compress.Progress;
 
 /** Compares two ONNX models that give numbers on labelled examples. */
 public final class RegressionEvaluator {
@@ -11,13 +12,16 @@ public final class RegressionEvaluator {
    *
    * @param labels of all examples, {@code width} each; NaN where it is unknown
    * @param width how many values the first output has an example
+   * @param progress receives the progress
    * @throws InputException when a model cannot be run, or its first output is of another size
    */
-  public static RegressionFidelity evaluate(ModelPair pair, float[] labels, int width) {
+  public static RegressionFidelity evaluate(
+      ModelPair pair, float[] labels, int width, Progress progress) {
     int n = pair.size();
     float[] theirs = new float[n * width];
     float[] ours = new float[n * width];
     for (int i = 0; i < n; i++) {
+      progress.at(Progress.Phase.EVALUATE, i, n);
       FedModel.FirstOutput output = pair.reference().firstFinite(i);
       float[] b = pair.candidate().firstLike(pair.reference(), output, i);
       if (b.length != width) {

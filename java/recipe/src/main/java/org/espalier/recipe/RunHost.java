@@ -170,7 +170,7 @@ final class RunHost implements AutoCloseable {
       Map<String, Object> values =
           examples.labels() == null
               ? TensorEvaluator.evaluate(pair, this::measuring).toMapOfFirst()
-              : LabelMeasures.of(pair, examples.labels());
+              : LabelMeasures.of(pair, examples.labels(), this::measuring);
       values.putAll(pair.savings(this::measuring).toMap());
       return values;
     }

@@ -27,7 +27,7 @@ final class TrialBatch {
   }
 
   /** Some of the examples; of texts the longest among them, and that with the highest token. */
-  private static int[] few(Examples examples) {
+  static int[] few(Examples examples) {
     int longest = longest(examples);
     int[] few = IntStream.range(0, FEW).map(i -> (longest + i) % examples.size()).toArray();
     if (examples.areTexts()) {
