@@ -60,7 +60,7 @@ public record LabelledTexts(List<String> texts, Labels labels) {
         }
         width = row.length;
         for (double value : row) {
-          fractions |= value != Math.rint(value);
+          fractions |= !Double.isNaN(value) && value != Math.rint(value);
         }
       }
       boolean numbers =

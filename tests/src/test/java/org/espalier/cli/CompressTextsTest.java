@@ -1,0 +1,275 @@
+package org.espalier.cli;
+
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.int64s;
+import static org.espalier.format.onnx.SmallModels.line;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Random;
+import java.util.function.Function;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** Whole runs on texts with labels. */
+class CompressTextsTest {
+  private static final int WIDTH = 16;
+
+  private static final String RECIPE =
+      """
+      model: {file: model.onnx}
+      data: {examples: texts.jsonl, validation: 100, evaluation: 300, calibration: 64}
+      stages:
+        - {kind: fine-tune, steps: 300, batch: 32, learning-rate: 1e-2}
+        - {kind: quantize, form: FORM, steps: 30, batch: 32, learning-rate: 1e-3LOSS}
+      export: {formats: [onnx, onnx-float]}
+      report: {each-stage: false}
+      """;
+
+  @TempDir Path folder;
+  private Path recipe;
+  private final List<String> texts = SmallLanguage.texts(1200, 7);
+
+  @BeforeEach
+  void write() throws IOException {
+    SmallLanguage.write(folder);
+    recipe("dynamic", "");
+    model(2);
+  }
+
+  private void recipe(String form, String loss) throws IOException {
+    recipe =
+        Files.writeString(
+            folder.resolve("recipe.yaml"), RECIPE.replace("FORM", form).replace("LOSS", loss));
+  }
+
+  /** input_ids, attention_mask [n, t] → a layer over rows of a table, tanh, the mean over tokens → logits [n, outputs]. */
+  private void model(int outputs) throws IOException {
+    Random random = new Random(3);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("classifier")
+            .addInput(value("input_ids", DataType.INT64, -1, -2))
+            .addInput(value("attention_mask", DataType.INT64, -1, -2))
+            .addInitializer(floats("words", random, 1, SmallLanguage.VOCABULARY, WIDTH))
+            .addInitializer(floats("layer", random, 0.25f, WIDTH, WIDTH))
+            .addInitializer(floats("head", random, 0.25f, WIDTH, outputs))
+            .addInitializer(floats("bias", random, 0.25f, outputs))
+            .addInitializer(int64s("row", 0, 1, -1))
+            .addInitializer(int64s("column", 0, -1, 1))
+            .addInitializer(int64s("flat", 0, -1))
+            .addNode(line("found Gather words input_ids"))
+            .addNode(line("mixed MatMul found layer"))
+            .addNode(line("bent Tanh mixed"))
+            .addNode(
+                line(
+                    "there Cast attention_mask", SmallModels.attribute("to", DataType.FLOAT_VALUE)))
+            .addNode(line("rows Reshape there row"))
+            .addNode(line("columns Reshape there column"))
+            .addNode(line("sums MatMul rows bent"))
+            .addNode(line("counts MatMul rows columns"))
+            .addNode(line("means Div sums counts"))
+            .addNode(line("pooled Reshape means flat"))
+            .addNode(line("product MatMul pooled head"))
+            .addNode(line("logits Add product bias"))
+            .addOutput(value("logits", DataType.FLOAT, -1, outputs));
+    Files.write(folder.resolve("model.onnx"), SmallModels.model(17, g).toByteArray());
+  }
+
+  /** The share of words of the first half of the language. */
+  private static double share(String text) {
+    String[] words = text.split(" ");
+    int first = 0;
+    for (String word : words) {
+      first += Integer.parseInt(word.substring(1)) < SmallLanguage.WORDS / 2 ? 1 : 0;
+    }
+    return (double) first / words.length;
+  }
+
+  private Path examples(String name, Function<String, String> labels) throws IOException {
+    List<String> lines = new ArrayList<>();
+    for (String text : texts) {
+      lines.add("{\"text\": \"" + text + "\"" + labels.apply(text) + ", \"source\": [1]}");
+    }
+    return Files.write(folder.resolve(name), lines);
+  }
+
+  private static String label(String text) {
+    return ", \"label\": " + (share(text) > 0.5 ? 1 : 0);
+  }
+
+  private JsonNode compress() throws IOException {
+    Run.of("compress", recipe, "-o", folder.resolve("out")).done();
+    return new ObjectMapper().readTree(folder.resolve("out/report.json").toFile());
+  }
+
+  @ParameterizedTest
+  @CsvSource({"dynamic", "static"})
+  void learnsClassesOfTexts(String form) throws IOException {
+    recipe(form, "");
+    examples("texts.jsonl", CompressTextsTest::label);
+    JsonNode report = compress();
+    assertEquals("labelled examples", report.get("data").get("kind").asText());
+    assertEquals("classification", report.get("data").get("task").asText());
+    JsonNode fidelity = report.get("fidelity");
+    assertTrue(fidelity.get("accuracy").asDouble() > 0.93, fidelity.toString());
+    assertTrue(fidelity.get("reference_accuracy").asDouble() < 0.7, fidelity.toString());
+    OnnxModel written = OnnxModel.read(folder.resolve("out/model-int8.onnx"));
+    assertEquals(DataType.INT8, type(written));
+    // Validation pads batches, ONNX Runtime reads each text alone.
+    Path held = Files.write(folder.resolve("held.jsonl"), lines());
+    JsonNode judged =
+        Run.of(
+                "evaluate",
+                folder.resolve("model.onnx"),
+                folder.resolve("out/model-float.onnx"),
+                "--examples",
+                held,
+                "--json")
+            .json();
+    assertTrue(judged.get("labels").get("accuracy").asDouble() > 0.93, judged.toString());
+  }
+
+  private List<String> lines() {
+    return SmallLanguage.texts(200, 99).stream()
+        .map(text -> "{\"text\": \"" + text + "\"" + label(text) + "}")
+        .toList();
+  }
+
+  private static DataType type(OnnxModel model) {
+    return model.initializers().stream()
+        .map(i -> i.type())
+        .filter(type -> type == DataType.INT8)
+        .findAny()
+        .orElse(DataType.FLOAT);
+  }
+
+  @Test
+  void takesWordsForClasses() throws IOException {
+    Files.writeString(
+        recipe,
+        Files.readString(recipe)
+            .replace("calibration: 64", "classes: [few, many], calibration: 64"));
+    examples(
+        "texts.jsonl",
+        text -> share(text) > 0.5 ? ", \"label\": \"many\"" : ", \"label\": \"few\"");
+    double byWords = compress().get("fidelity").get("accuracy").asDouble();
+    recipe("dynamic", "");
+    examples("texts.jsonl", CompressTextsTest::label);
+    Run.of("compress", recipe, "-o", folder.resolve("numbers")).done();
+    JsonNode numbers = new ObjectMapper().readTree(folder.resolve("numbers/report.json").toFile());
+    assertEquals(byWords, numbers.get("fidelity").get("accuracy").asDouble());
+  }
+
+  @Test
+  void learnsNumbersAndSeveralLabelsOfTexts() throws IOException {
+    model(1);
+    recipe("dynamic", ", loss: {labels: 1}");
+    examples("texts.jsonl", text -> ", \"label\": " + share(text));
+    JsonNode report = compress();
+    assertEquals("regression", report.get("data").get("task").asText());
+    assertTrue(
+        report.get("fidelity").get("r2").asDouble() > 0.9, report.get("fidelity").toString());
+    model(2);
+    recipe("dynamic", "");
+    Files.move(folder.resolve("out"), folder.resolve("first"));
+    examples(
+        "texts.jsonl",
+        text ->
+            ", \"labels\": ["
+                + (share(text) > 0.5 ? 1 : 0)
+                + ", "
+                + (share(text) > 0.3 ? "1" : "null")
+                + "]");
+    JsonNode several = compress().get("fidelity");
+    assertTrue(several.get("accuracy").asDouble() > 0.9, several.toString());
+  }
+
+  @Test
+  void followsTheTeacherWithoutLabels() throws IOException {
+    recipe =
+        Files.writeString(
+            recipe,
+            RECIPE
+                .replaceAll("(?m)^.*fine-tune.*\n", "")
+                .replace("FORM", "dynamic")
+                .replace("LOSS", ""));
+    examples("texts.jsonl", text -> "");
+    JsonNode report = compress();
+    assertEquals("examples", report.get("data").get("kind").asText());
+    assertTrue(
+        report.get("fidelity").get("cosine_mean").asDouble() > 0.99,
+        report.get("fidelity").toString());
+  }
+
+  @Test
+  void initWritesARecipeForThem() throws IOException {
+    Path written = folder.resolve("init.yaml");
+    examples("texts.jsonl", CompressTextsTest::label);
+    Run.of("recipe", "init", "-o", written, "--model", "model.onnx", "--examples", "texts.jsonl")
+        .done();
+    JsonNode checked = Run.of("recipe", "check", written, "--json").json();
+    assertEquals("classification", checked.get("task").asText());
+  }
+
+  @Test
+  void refusesWhatIsNoText() throws IOException {
+    refused("text is missing", "{\"label\": 1}");
+    refused("example 2: it is not JSON", "{\"text\": \"w1\", \"label\": 1}", "{\"text\"");
+    refused("is a word; data.classes", "{\"text\": \"w1\", \"label\": \"many\"}");
+    refused("classes are whole numbers", "classification", "{\"text\": \"w1\", \"label\": 0.5}");
+    refused(
+        "example 2: there is values, and label before",
+        "{\"text\": \"w1\", \"label\": 1}",
+        "{\"text\": \"w1\", \"values\": [1]}");
+    refused(
+        "labels has 1 entries, earlier ones 2",
+        "{\"text\": \"w1\", \"labels\": [1, 0]}",
+        "{\"text\": \"w1\", \"labels\": [1]}");
+    refused("values holds \"a\"", "{\"text\": \"w1\", \"values\": [\"a\"]}");
+    refused("the text has no tokens", "{\"text\": \"\", \"label\": 1}");
+    refused("holds no text", "");
+    examples("texts.jsonl", text -> ", \"label\": 5");
+    Run.refused(folder, new String[] {"has 2 classes", "a label 5"}, "recipe", "check", recipe);
+    Files.writeString(
+        recipe, Files.readString(recipe).replace("texts.jsonl", "t.safetensors, classes: [a]"));
+    Run.refused(folder, new String[] {"data.classes", ".jsonl"}, "recipe", "check", recipe);
+    Run.refused(
+        folder,
+        new String[] {"--classes is for --examples that are texts"},
+        "evaluate",
+        folder.resolve("model.onnx"),
+        folder.resolve("model.onnx"),
+        "--examples",
+        "x.safetensors",
+        "--classes",
+        "a,b");
+  }
+
+  private void refused(String word, String... lines) throws IOException {
+    List<String> all = new ArrayList<>(List.of(lines));
+    String text = Files.readString(recipe);
+    if (all.get(0).equals("classification")) {
+      all.remove(0);
+      text = text.replace("calibration: 64", "task: classification, calibration: 64");
+    }
+    Path own = Files.writeString(folder.resolve("refused.yaml"), text);
+    Files.write(folder.resolve("texts.jsonl"), all);
+    Run.refused(folder, new String[] {"texts.jsonl", word}, "recipe", "check", own);
+  }
+}
