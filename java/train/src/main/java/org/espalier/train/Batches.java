@@ -6,6 +6,8 @@ import java.util.Collections;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Random;
+import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 
 /**
  * The order of the examples: each epoch is a fresh shuffle, cut into batches of like length, so that few
@@ -41,9 +43,26 @@ final class Batches {
     return order.get((int) (step % perEpoch));
   }
 
+  /** The examples of the first steps, each once, ascending. */
+  int[] used(long steps) {
+    int perEpoch = (examples.size() + size - 1) / size;
+    return LongStream.range(0, Math.min(steps, perEpoch))
+        .mapToObj(this::step)
+        .flatMapToInt(Arrays::stream)
+        .sorted()
+        .toArray();
+  }
+
   /** All examples once, in batches of like length, always in the same order. */
   static List<int[]> inOrder(Examples examples, int size) {
-    return cut(sorted(examples, null), size);
+    return inOrder(examples, IntStream.range(0, examples.size()).toArray(), size);
+  }
+
+  /** The same of some examples. */
+  static List<int[]> inOrder(Examples examples, int[] some, int size) {
+    List<Integer> all = new ArrayList<>(Arrays.stream(some).boxed().toList());
+    all.sort(Comparator.comparingInt(examples::length)); // stable
+    return cut(all, size);
   }
 
   private List<int[]> shuffled(Random random) {
@@ -58,9 +77,7 @@ final class Batches {
     for (int i = 0; i < examples.size(); i++) {
       all.add(i);
     }
-    if (random != null) {
-      Collections.shuffle(all, random);
-    }
+    Collections.shuffle(all, random);
     all.sort(Comparator.comparingInt(examples::length)); // stable
     return all;
   }

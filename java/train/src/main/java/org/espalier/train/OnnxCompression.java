@@ -7,8 +7,10 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
+import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.OpsetUpgrade;
@@ -230,12 +232,12 @@ public final class OnnxCompression implements Compression {
     Training training = stage.training();
     long steps = training.steps(job.training().size());
     listener.stageStarted(stage, stageIndex, steps);
-    passes.openTargets(training.objective(), listener);
+    passes.openTargets(training.objective(), taught(), listener);
     if (progress == null) {
       begin(stage, listener);
     }
     double earlier = progress.seconds;
-    Batches batches = new Batches(job.training(), training.batch(), 31 * plan.seed() + stageIndex);
+    Batches batches = batches(stageIndex);
     while (progress.step < steps) {
       boolean goOn = step(stage, batches, steps, listener);
       progress.seconds = earlier + (System.nanoTime() - start) * 1e-9;
@@ -261,6 +263,24 @@ public final class OnnxCompression implements Compression {
     stageIndex++;
     listener.stageFinished(report);
     return !stopping;
+  }
+
+  private Batches batches(int stage) {
+    Training training = plan.stages().get(stage).training();
+    return new Batches(job.training(), training.batch(), 31 * plan.seed() + stage);
+  }
+
+  /** The training examples of which the teacher is asked, whatever the stage. */
+  private int[] taught() {
+    IntStream all = IntStream.empty();
+    for (int stage = 0; stage < plan.stages().size(); stage++) {
+      Training training = plan.stages().get(stage).training();
+      if (training.objective().needsTeacher()) {
+        long steps = training.steps(job.training().size());
+        all = IntStream.concat(all, Arrays.stream(batches(stage).used(steps)));
+      }
+    }
+    return all.sorted().distinct().toArray();
   }
 
   /** What a stage does before its first step. */

@@ -7,6 +7,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
@@ -327,8 +328,12 @@ final class Passes implements AutoCloseable {
     }
   }
 
-  /** Computes the teacher's outputs, or finds those that were kept, where an objective needs them. */
-  void openTargets(Objective objective, TrainingListener listener) {
+  /**
+   * Computes the teacher's outputs, or finds those that were kept, where an objective needs them.
+   *
+   * @param taught the training examples that it is asked of, ascending
+   */
+  void openTargets(Objective objective, int[] taught, TrainingListener listener) {
     if (!objective.needsTeacher() || targets.containsKey(value(objective)) || !teachers.isEmpty()) {
       return;
     }
@@ -352,9 +357,20 @@ final class Passes implements AutoCloseable {
       List<TeacherOutputs> opened = new ArrayList<>();
       try {
         for (Examples examples : List.of(job.training(), job.validation())) {
+          int[] asked =
+              examples == job.training() ? taught : IntStream.range(0, examples.size()).toArray();
           opened.add(
               TeacherOutputs.open(
-                  both, output, threads, digest, examples, width, perToken, job.cache(), listener));
+                  both,
+                  output,
+                  threads,
+                  digest,
+                  examples,
+                  asked,
+                  width,
+                  perToken,
+                  job.cache(),
+                  listener));
         }
       } catch (RuntimeException e) {
         opened.forEach(TeacherOutputs::close);

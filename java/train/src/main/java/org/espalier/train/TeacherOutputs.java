@@ -14,6 +14,7 @@ import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
+import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
 import org.bytedeco.javacpp.FloatPointer;
@@ -29,7 +30,7 @@ import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TrainableModel;
 
 /**
- * What the teacher gives for each example, computed once and kept in a file: hidden states [tokens,
+ * What the teacher gives for the examples that it is asked of, computed once and kept in a file: hidden states [tokens,
  * width] of a text, or an output of any shape. A file is found again by a digest of the teacher and the examples.
  */
 final class TeacherOutputs implements AutoCloseable {
@@ -38,16 +39,20 @@ final class TeacherOutputs implements AutoCloseable {
   private final FileChannel file;
   private final Path temporary;
 
-  /** Where each example starts, in floats; one more entry than examples. */
+  /** The examples that are there, ascending. */
+  private final int[] asked;
+
+  /** Where each of them starts, in floats; one more entry than examples. */
   private final long[] starts;
 
   private final int width;
   private final boolean perToken;
 
   private TeacherOutputs(
-      FileChannel file, Path temporary, long[] starts, int width, boolean perToken) {
+      FileChannel file, Path temporary, int[] asked, long[] starts, int width, boolean perToken) {
     this.file = file;
     this.temporary = temporary;
+    this.asked = asked;
     this.starts = starts;
     this.width = width;
     this.perToken = perToken;
@@ -59,6 +64,7 @@ final class TeacherOutputs implements AutoCloseable {
    * @param teachers the same model twice, for two threads
    * @param output the one that is kept
    * @param digest of the teacher, see {@link #digest(OnnxModel)}
+   * @param asked the examples that it is asked of, ascending
    * @param width of a token's states, or the values of an example's output
    * @param perToken whether outputs are [N, tokens, width]; else [N, …]
    * @param folder null: a file that goes when this is closed
@@ -69,29 +75,33 @@ final class TeacherOutputs implements AutoCloseable {
       SideBySide threads,
       byte[] digest,
       Examples examples,
+      int[] asked,
       int width,
       boolean perToken,
       Path folder,
       TrainingListener listener) {
-    long[] starts = new long[examples.size() + 1];
-    for (int i = 0; i < examples.size(); i++) {
-      starts[i + 1] = starts[i] + (long) (perToken ? examples.length(i) : 1) * width;
+    long[] starts = new long[asked.length + 1];
+    for (int i = 0; i < asked.length; i++) {
+      starts[i + 1] = starts[i] + (long) (perToken ? examples.length(asked[i]) : 1) * width;
     }
     try {
       if (folder != null) {
         Files.createDirectories(folder);
-        Path known = folder.resolve("teacher-" + key(digest, output, examples, perToken) + ".f32");
-        if (!Files.exists(known) || Files.size(known) != 4 * starts[examples.size()]) {
+        Path known =
+            folder.resolve("teacher-" + key(digest, output, examples, asked, perToken) + ".f32");
+        if (!Files.exists(known) || Files.size(known) != 4 * starts[asked.length]) {
           Path making = Files.createTempFile(folder, "teacher-", ".tmp");
           try {
-            compute(teachers, output, threads, examples, width, perToken, starts, making, listener);
+            compute(
+                teachers, output, threads, examples, asked, width, perToken, starts, making,
+                listener);
             Files.move(making, known, StandardCopyOption.ATOMIC_MOVE);
           } finally {
             Files.deleteIfExists(making);
           }
         }
         FileChannel channel = FileChannel.open(known, StandardOpenOption.READ);
-        return new TeacherOutputs(channel, null, starts, width, perToken);
+        return new TeacherOutputs(channel, null, asked, starts, width, perToken);
       }
       // Named after its process, so that what one that was killed has left can be told.
       String prefix = "espalier-teacher-" + ProcessHandle.current().pid() + "-";
@@ -99,10 +109,11 @@ final class TeacherOutputs implements AutoCloseable {
       making.toFile().deleteOnExit();
       boolean made = false;
       try {
-        compute(teachers, output, threads, examples, width, perToken, starts, making, listener);
+        compute(
+            teachers, output, threads, examples, asked, width, perToken, starts, making, listener);
         FileChannel channel = FileChannel.open(making, StandardOpenOption.READ);
         made = true;
-        return new TeacherOutputs(channel, making, starts, width, perToken);
+        return new TeacherOutputs(channel, making, asked, starts, width, perToken);
       } finally {
         if (!made) {
           Files.deleteIfExists(making); // a host may live long after a disk was full
@@ -121,15 +132,16 @@ final class TeacherOutputs implements AutoCloseable {
       String output,
       SideBySide threads,
       Examples examples,
+      int[] asked,
       int width,
       boolean perToken,
       long[] starts,
       Path path,
       TrainingListener listener)
       throws IOException {
-    List<int[]> batches = Batches.inOrder(examples, BATCH);
+    List<int[]> batches = Batches.inOrder(examples, asked, BATCH);
     try (FileChannel file = FileChannel.open(path, StandardOpenOption.WRITE);
-        TeacherOutputs out = new TeacherOutputs(file, null, starts, width, perToken)) {
+        TeacherOutputs out = new TeacherOutputs(file, null, asked, starts, width, perToken)) {
       int done = 0;
       for (int i = 0; i < batches.size(); i += 2) {
         int[] one = batches.get(i);
@@ -142,7 +154,7 @@ final class TeacherOutputs implements AutoCloseable {
                 .stream()
                 .mapToInt(Integer::intValue)
                 .sum();
-        listener.note("teacher", done, examples.size());
+        listener.note("teacher", done, asked.length);
       }
       file.force(true);
     } catch (UncheckedIOException e) {
@@ -163,13 +175,14 @@ final class TeacherOutputs implements AutoCloseable {
       FloatPointer values = new FloatPointer(output.data_ptr());
       long row = (long) (perToken ? batch.longest() : 1) * width;
       for (int i = 0; i < indices.length; i++) {
-        int n = (int) (starts[indices[i] + 1] - starts[indices[i]]);
+        int place = place(indices[i]);
+        int n = (int) (starts[place + 1] - starts[place]);
         ByteBuffer bytes = ByteBuffer.allocate(4 * n).order(ByteOrder.nativeOrder());
         float[] floats = new float[n];
         values.position(i * row).get(floats);
         checkFinite(name, floats);
         bytes.asFloatBuffer().put(floats);
-        for (long at = 4 * starts[indices[i]]; bytes.hasRemaining(); ) {
+        for (long at = 4 * starts[place]; bytes.hasRemaining(); ) {
           at += file.write(bytes, at);
         }
       }
@@ -177,6 +190,15 @@ final class TeacherOutputs implements AutoCloseable {
       throw new UncheckedIOException(e);
     }
     return indices.length;
+  }
+
+  /** Which of those that are there an example is. */
+  private int place(int example) {
+    int place = Arrays.binarySearch(asked, example);
+    if (place < 0) {
+      throw new IllegalArgumentException("the teacher was not asked of example " + example);
+    }
+    return place;
   }
 
   private static void check(String name, Tensor output, Batch batch, int width, boolean perToken) {
@@ -195,7 +217,7 @@ final class TeacherOutputs implements AutoCloseable {
           "the teacher's first output "
               + name
               + " has the shape "
-              + java.util.Arrays.toString(shape)
+              + Arrays.toString(shape)
               + " for "
               + batch.size()
               + " examples; the student's has "
@@ -229,11 +251,17 @@ final class TeacherOutputs implements AutoCloseable {
     return sha.digest();
   }
 
-  private static String key(byte[] digest, String output, Examples examples, boolean perToken) {
+  private static String key(
+      byte[] digest, String output, Examples examples, int[] asked, boolean perToken) {
     MessageDigest sha = Sha256.digest();
     sha.update(digest);
     sha.update(output.getBytes(StandardCharsets.UTF_8));
     sha.update((byte) (perToken ? 1 : 0));
+    if (asked.length < examples.size()) {
+      ByteBuffer some = ByteBuffer.allocate(Integer.BYTES * asked.length);
+      some.asIntBuffer().put(asked);
+      sha.update(some);
+    }
     if (examples instanceof Examples.Texts texts) {
       for (long[] ids : texts.ids()) {
         ByteBuffer b = ByteBuffer.allocate(8 * ids.length + 8);
@@ -257,9 +285,10 @@ final class TeacherOutputs implements AutoCloseable {
     FloatPointer values = new FloatPointer(result.data_ptr()).capacity(n * row);
     try {
       for (int i = 0; i < indices.length; i++) {
-        long count = starts[indices[i] + 1] - starts[indices[i]];
+        int place = place(indices[i]);
+        long count = starts[place + 1] - starts[place];
         ByteBuffer bytes = values.position(i * row).limit(i * row + count).asByteBuffer();
-        for (long at = 4 * starts[indices[i]]; bytes.hasRemaining(); ) {
+        for (long at = 4 * starts[place]; bytes.hasRemaining(); ) {
           int read = file.read(bytes, at);
           if (read < 0) {
             throw new InputException("the stored outputs of the teacher end early; delete them");
