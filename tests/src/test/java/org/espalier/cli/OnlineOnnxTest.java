@@ -197,7 +197,7 @@ class OnlineOnnxTest {
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
     try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
       int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
-      JsonNode answer = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}");
+      JsonNode answer = post(port, "/predict", "{\"inputs\": {\"x\": [0.5, -1.25, 2]}}");
       // What the service says is what ONNX Runtime makes of the version.
       float[] expected = run(store.resolve("versions/1/model/model.onnx"), "x").get("y");
       for (int c = 0; c < 2; c++) {

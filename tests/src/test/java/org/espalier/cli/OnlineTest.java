@@ -188,7 +188,7 @@ class OnlineTest {
     assertEquals(5, json.get("bad").asInt());
     assertEquals(94, json.get("seen").asInt());
     assertEquals(1, json.get("events").get("non_finite").asInt());
-    assertTrue(run.err().contains("line 11: there are 2 features; 3 are right"), run.err());
+    assertTrue(run.err().contains("line 11: features holds 2 numbers; 3 are right"), run.err());
     assertTrue(run.err().contains("line 21: the label 7 is unknown; 0 to 1"), run.err());
     List<String> bad = Files.readAllLines(quarantine);
     assertEquals(6, bad.size());

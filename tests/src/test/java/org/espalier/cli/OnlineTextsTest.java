@@ -250,7 +250,7 @@ class OnlineTextsTest {
     for (String word :
         List.of(
             "line 21: text is not a string",
-            "line 22: there are 1 features; 48 are right",
+            "line 22: features holds 1 numbers; 48 are right",
             "line 23: there is neither text nor features")) {
       assertTrue(run.err().contains(word), run.err());
     }

@@ -136,6 +136,38 @@ class OnlineTorchScriptTest {
     assertEquals(1, json.get("removed").asInt(), json.toString());
   }
 
+  /** Their sizes are the recipe's to say; they are of floats. */
+  @Test
+  void aModuleOfSeveralInputsLearns() throws Exception {
+    String forward =
+        TWO_LAYERS.replace("x: Tensor)", "x: Tensor, y: Tensor)").replace("shift", "shift + y");
+    Path two = saved("two.pt", forward, false);
+    Files.writeString(
+        recipe,
+        "loss: cross-entropy\nlearning-rate: 0.2\nbatch: 8\n"
+            + "model: {inputs: {y: 2, x: 3}, outputs: 2}\n");
+    List<String> lines =
+        OnlineTest.lines(400, 1).stream()
+            .map(
+                l ->
+                    l.replaceFirst(
+                        "\"features\": (\\[[^]]*])", "\"inputs\": {\"y\": [1, 1], \"x\": $1}"))
+            .toList();
+    Path stream = Files.write(folder.resolve("two.jsonl"), lines);
+    JsonNode json = Run.online(stream, recipe, store, "--model", two, "--json").json();
+    assertEquals(400, json.get("learned").asInt(), json.toString());
+    assertTrue(json.at("/metrics/accuracy_window").asDouble() > 0.8, json.toString());
+    Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
+    try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      String x = "{\"inputs\": {\"x\": [0.5, -1, 2], \"y\": ";
+      JsonNode zero = post(port, "/predict", x + "[0, 0]}}").get("outputs");
+      JsonNode one = post(port, "/predict", x + "[0, 1.5]}}").get("outputs");
+      assertEquals(zero.get(0), one.get(0));
+      assertEquals(zero.get(1).floatValue() + 1.5, one.get(1).floatValue(), 1e-6);
+    }
+  }
+
   @Test
   void versionsDifferByParameter() throws Exception {
     Path learned = input(100, 1);
@@ -225,7 +257,10 @@ class OnlineTorchScriptTest {
     Path wide = saved("wide.pt", TWO_LAYERS.replace("self.w1,", "self.w2,"), false);
     refused("online", wide, "wide.pt failed in forward");
     Path two = saved("two.pt", TWO_LAYERS.replace("x: Tensor)", "x: Tensor, y: Tensor)"), false);
-    refused("online", two, "inputs [x, y]; one is needed");
+    refused("online", two, "line 5: model.features is for a model with one input");
+    refused("online", two, "inputs: {x: …, y: …} is right");
+    Path none = saved("none.pt", "def forward(self) -> Tensor:\n    return self.w1\n", false);
+    refused("online", none, "none.pt has no input; a model that learns has one or more");
     Path constant =
         saved(
             "constant.pt",

@@ -239,12 +239,15 @@ class ServeTest {
   void refusesBadRequests() throws Exception {
     try (Service service = service(new Service.Limits(200, 1e6, 2, 1000, true), null)) {
       refused(400, "/predict", "nonsense", "not JSON");
-      refused(400, "/predict", "{\"features\": [1]}", "1 features; 3 are right");
+      refused(400, "/predict", "{\"features\": [1]}", "features holds 1 numbers; 3 are right");
       refused(400, "/predict", "{}", "features are missing");
+      refused(400, "/predict", "{\"inputs\": {}}", "the input features is missing");
+      refused(400, "/predict", "{\"inputs\": {\"x\": 1}}", "no input 'x'; there are 'features'");
       refused(413, "/predict", " ".repeat(201), "more than 200 bytes");
       refused(404, "/feedback", "{\"id\": \"x\", \"label\": 1}", "'x'");
       refused(400, "/feedback", "{\"label\": 1}", "id is missing");
       post(200, "/predict", "{\"id\": \"a\", \"features\": [1, 2, 3]}", null);
+      post(200, "/predict", "{\"id\": \"a\", \"inputs\": {\"features\": [1, 2, 3]}}", null);
       refused(409, "/predict", "{\"id\": \"a\", \"features\": [1, 2, 4]}", "waits");
       refused(400, "/feedback", "{\"id\": \"a\", \"label\": 5}", "unknown; 0 to 1");
       refused(400, "/feedback", "{\"id\": \"a\", \"label\": 1, \"values\": [1]}", "either");

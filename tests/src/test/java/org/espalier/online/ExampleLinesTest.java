@@ -7,16 +7,21 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.util.List;
 import java.util.Random;
+import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 class ExampleLinesTest {
-  private final ExampleLines classes = new ExampleLines(2, 3, true, false, null);
-  private final ExampleLines values = new ExampleLines(2, 2, false, false, null);
+  private static final List<ExampleInput> TWO = List.of(ExampleInput.floats("x", 2));
+
+  private final ExampleLines classes = new ExampleLines(TWO, 3, true, false, null);
+  private final ExampleLines values = new ExampleLines(TWO, 2, false, false, null);
 
   @Test
   void readsBothFormats() {
@@ -108,7 +113,7 @@ class ExampleLinesTest {
 
   @Test
   void whatIsMissingIsNaNWhereTheModelKnowsIt() {
-    ExampleLines knowing = new ExampleLines(2, 1, false, true, null);
+    ExampleLines knowing = new ExampleLines(TWO, 1, false, true, null);
     float[] missing = {Float.NaN, 2};
     assertArrayEquals(missing, knowing.csv(",2,3").features());
     assertArrayEquals(missing, knowing.csv("\"\", 2,3").features());
@@ -140,11 +145,70 @@ class ExampleLinesTest {
     }
   }
 
-  /** Whatever the bytes are, the answer is an example or a refusal. */
+  private static final List<ExampleInput> THREE =
+      List.of(
+          new ExampleInput("user", ScalarType.Long),
+          new ExampleInput("items", ScalarType.Int, 2),
+          ExampleInput.floats("dense", 1, 3));
+
+  /** In any order; a number is as good as a list of one. */
   @Test
-  void survivesFuzzing() {
+  void inputsHaveTheirValuesByName() {
+    ExampleLines lines = new ExampleLines(THREE, 1, true, true, null);
+    float[] expected = {17, 4, -5, 0.5f, Float.NaN, 2};
+    for (String inputs :
+        List.of(
+            "{\"user\": [17], \"items\": [4, -5], \"dense\": [0.5, NaN, 2]}",
+            "{\"dense\": [0.5, null, 2], \"user\": 17, \"items\": [4, -5]}")) {
+      Example example = lines.json("{\"label\": 1, \"inputs\": " + inputs + "}").example();
+      assertArrayEquals(expected, example.features());
+    }
+    assertArrayEquals(
+        expected, lines.json("{\"features\": [17, 4, -5, 0.5, \"NaN\", 2]}").features());
+    assertArrayEquals(expected, lines.csv("17,4,-5,0.5,,2,1").features());
+    assertArrayEquals(new float[] {1, 2}, classes.json("{\"inputs\": {\"x\": [1, 2]}}").features());
+    // Whoever sends the outcome alone names no inputs.
+    assertNull(lines.part("{\"id\": \"a\", \"inputs\": null, \"label\": 1}").features());
+  }
+
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      quoteCharacter = '`',
+      value = {
+        "'inputs': [17, 4, 5]|inputs is not an object",
+        "'inputs': {}|the input user is missing",
+        "'inputs': {'user': 1, 'items': [4, 5]}|the input dense is missing",
+        "'inputs': {'user': 1, 'item': [4, 5]}|there is no input 'item'; there are 'items',",
+        "'inputs': {'user': 1, 'user': 1}|Duplicate field 'user'",
+        "'inputs': {'user': [1, 2]}|the input user holds 2 numbers; 1 are right",
+        "'inputs': {'user': []}|the input user holds 0 numbers; 1 are right",
+        "'inputs': {'items': [1, 2, 3]}|the input items holds 3 numbers; 2 are right",
+        "'inputs': {'items': 1}|the input items is not a list of numbers",
+        "'inputs': {'items': null}|the input items is not a list of numbers",
+        "'inputs': {'items': [1, [2]]}|the input items holds something that is no number",
+        "'inputs': {'user': 'x'}|the input user holds something that is no number",
+        "'inputs': {'user': null}|the input user holds null, and this model knows no missing",
+        "'inputs': {'dense': [1, null, 3]}|the input dense holds null, and this model knows no",
+        "'inputs': {'user' 1}|it is not JSON",
+        "'features': [1, 2, 3]|features holds 3 numbers; 6 are right",
+        "'label': 1|inputs are missing",
+        "'inputs': {'user': 1, 'items': [1, 2], 'dense': [1, 2, 3]}, 'features': [1, 2, 3, 4, 5, 6]"
+            + "|there are both features and inputs",
+      })
+  void refusesInputsThatTheModelHasNot(String line, String said) {
+    ExampleLines lines = new ExampleLines(THREE, 1, true, false, null);
+    String json = "{" + line.replace('\'', '"') + "}";
+    String message = assertThrows(InputException.class, () -> lines.json(json)).getMessage();
+    assertTrue(message.contains(said), message);
+  }
+
+  /** Whatever the bytes are, the answer is an example or a refusal. */
+  @ParameterizedTest
+  @ValueSource(strings = {"\"features\": [1.5, -2e3]", "\"inputs\": {\"x\": [1.5, -2e3]}"})
+  void survivesFuzzing(String features) {
     Random random = new Random(1);
-    String good = "{\"id\": \"a\", \"features\": [1.5, -2e3], \"label\": 2, \"x\": {\"y\": [1]}}";
+    String good = "{\"id\": \"a\", " + features + ", \"label\": 2, \"x\": {\"y\": [1]}}";
     int read = 0;
     for (int i = 0; i < 20_000; i++) {
       StringBuilder text = new StringBuilder(good);

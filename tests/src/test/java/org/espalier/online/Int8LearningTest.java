@@ -79,7 +79,7 @@ class Int8LearningTest {
   }
 
   private static TorchLearnable learnable(OnnxModel model) {
-    return TorchLearnable.of(Int8Model.of(model), ScalarType.Float, new long[] {FEATURES}, 2);
+    return TorchLearnable.of(Int8Model.of(model), List.of(ExampleInput.floats("x", FEATURES)), 2);
   }
 
   private static Learnable learnable(OnnxModel model, boolean byLibtorch) {
@@ -256,7 +256,7 @@ class Int8LearningTest {
   private static Learnable ofSteps(OnnxModel model, boolean byLibtorch) {
     Int8Model integers = Int8Model.of(model);
     return byLibtorch
-        ? TorchLearnable.of(integers, ScalarType.Float, new long[] {1}, 2)
+        ? TorchLearnable.of(integers, List.of(ExampleInput.floats("x", 1)), 2)
         : Perceptron.of(integers).orElseThrow();
   }
 
@@ -350,7 +350,7 @@ class Int8LearningTest {
     Int8Model integers = Int8Model.of(model);
     try (Learnable learnable =
             byLibtorch
-                ? TorchLearnable.of(integers, ScalarType.Float, new long[] {2}, 2)
+                ? TorchLearnable.of(integers, List.of(ExampleInput.floats("x", 2)), 2)
                 : Perceptron.of(integers).orElseThrow();
         OnlineLearner learner = new OnlineLearner(learnable, settings)) {
       for (int i = 0; i < 20; i++) {
@@ -641,7 +641,8 @@ class Int8LearningTest {
   void tablesStayOnTheirGrids() throws OrtException {
     OnnxModel model = tableModel();
     try (TorchLearnable learnable =
-            TorchLearnable.of(Int8Model.of(model), ScalarType.Long, new long[] {3}, 2);
+            TorchLearnable.of(
+                Int8Model.of(model), List.of(new ExampleInput("x", ScalarType.Long, 3)), 2);
         OnlineLearner learner = new OnlineLearner(learnable, settings().build())) {
       for (int i = 0; i < 100; i++) {
         float[] x = {i, 2 * i + 1, 999 - i};

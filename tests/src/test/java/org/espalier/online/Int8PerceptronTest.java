@@ -18,7 +18,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import java.util.function.Consumer;
-import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.compress.onnx.Int8Model;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -45,7 +44,8 @@ class Int8PerceptronTest {
   }
 
   private static TorchLearnable theirs(OnnxModel model, int features) {
-    return TorchLearnable.of(Int8Model.of(model), ScalarType.Float, new long[] {features}, OUTPUTS);
+    return TorchLearnable.of(
+        Int8Model.of(model), List.of(ExampleInput.floats("x", features)), OUTPUTS);
   }
 
   private static float[][] rows(int n, int features, long seed) {

@@ -67,7 +67,9 @@ class SparseRowsTest {
     /** One row by a constant, too. */
     FIXED,
     /** As matrices of a product, one an expert. */
-    EXPERTS;
+    EXPERTS,
+    /** By two nodes, one of which reads the table by a second name, as of weights that are tied. */
+    TIED;
 
     OnnxModel model() {
       GraphProto.Builder g = ClickModel.graph(3, USERS, ITEMS, WIDTH);
@@ -114,6 +116,12 @@ class SparseRowsTest {
           g.addNode(look + 3, node("MatMul", "", List.of("v1", "expert"), "u1"));
           g.addNode(look + 4, node("Squeeze", "", List.of("u1", "middle"), "u"));
         }
+        case TIED -> {
+          g.setNode(look, node("Gather", "", List.of("users", "user"), "u1"));
+          g.addNode(0, node("Identity", "", List.of("users"), "onnx::Gather_12"));
+          g.addNode(look + 2, node("Gather", "", List.of("onnx::Gather_12", "item"), "u2"));
+          g.addNode(look + 3, node("Mul", "", List.of("u1", "u2"), "u"));
+        }
         default -> throw new IllegalStateException();
       }
       return OnnxModel.of(SmallModels.model(13, g), "clicks");
@@ -122,7 +130,10 @@ class SparseRowsTest {
 
   private static TorchLearnable learnable(OnnxModel model) {
     return new TorchLearnable(
-        new OnnxGraph(model), () -> new OnnxGraph(model), ScalarType.Long, new long[] {2}, 1);
+        new OnnxGraph(model),
+        () -> new OnnxGraph(model),
+        List.of(new ExampleInput("ids", ScalarType.Long, 2)),
+        1);
   }
 
   private static TorchLearnable learnable() {
@@ -569,6 +580,10 @@ class SparseRowsTest {
     g.addNode(node("Gather", "", List.of("inner", "user"), "outer"));
     g.addInitializer(SmallModels.tensor("yes", DataType.BOOL, ByteBuffer.wrap(new byte[] {1})));
     g.addNode(SmallModels.choice("/chosen", "yes", "chosen", branch));
+    g.addInitializer(floats("tied", new Random(2), 1, USERS, 2));
+    g.addNode(node("Gather", "", List.of("tied", "user"), "looked up"));
+    g.addNode(node("Identity", "", List.of("tied"), "second name"));
+    g.addNode(node("Transpose", "/second/Transpose", List.of("second name"), "turned tied"));
     g.addInitializer(floats("backwards", new Random(2), 1, USERS, 2));
     g.addNode(node("Gather", "", List.of("backwards", "user"), "back", attribute("axis", -2)));
     try (OnnxGraph graph = new OnnxGraph(OnnxModel.of(SmallModels.model(13, g), "readers"))) {
@@ -582,6 +597,8 @@ class SparseRowsTest {
               "who reads the output shown",
               "inner",
               "If /chosen",
+              "tied",
+              "Transpose /second/Transpose",
               "backwards",
               ""),
           graph.tables());

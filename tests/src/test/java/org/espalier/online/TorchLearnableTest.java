@@ -13,6 +13,7 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -27,11 +28,13 @@ import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.Function;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.onnx.RankingModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
@@ -449,6 +452,115 @@ class TorchLearnableTest {
         squares += (double) v * v;
       }
       assertTrue(Math.sqrt(squares) <= 4e-3 && Math.sqrt(squares) > 1e-4);
+    }
+  }
+
+  private static final List<ExampleInput> RANKED =
+      List.of(
+          new ExampleInput("user", ScalarType.Long),
+          new ExampleInput("items", ScalarType.Int, 2),
+          ExampleInput.floats("dense", RankingModel.DENSE));
+
+  private static TorchLearnable ranking(List<ExampleInput> inputs) {
+    OnnxModel model = OnnxModel.of(RankingModel.of(3, 30, 20, 8), "ranking");
+    return new TorchLearnable(new OnnxGraph(model), () -> new OnnxGraph(model), inputs, 1);
+  }
+
+  /** In the order of {@link #RANKED}. */
+  private static float[] ranked(RankingModel.Visit v) {
+    float[] x = new float[3 + RankingModel.DENSE];
+    x[0] = v.shown().user();
+    x[1] = v.shown().item();
+    x[2] = v.before();
+    System.arraycopy(v.dense(), 0, x, 3, RankingModel.DENSE);
+    return x;
+  }
+
+  private static List<Example> ranked(int n) {
+    return RankingModel.visits(1, n, 30, 20).stream()
+        .map(v -> Example.of(ranked(v), v.clicks()))
+        .toList();
+  }
+
+  /** An example has the values of one input after those of another, in the order that the caller says. */
+  @Test
+  void inputsHaveTheirPartsOfTheFeatures() {
+    List<ExampleInput> turned = new ArrayList<>(RANKED);
+    Collections.rotate(turned, 1); // dense, user, items
+    float[][] rows = ranked(3).stream().map(Example::features).toArray(float[][]::new);
+    float[][] other = new float[3][];
+    for (int i = 0; i < rows.length; i++) {
+      List<Float> values = new ArrayList<>();
+      for (float value : rows[i]) {
+        values.add(value);
+      }
+      Collections.rotate(values, RankingModel.DENSE);
+      other[i] = new float[values.size()];
+      for (int k = 0; k < values.size(); k++) {
+        other[i][k] = values.get(k);
+      }
+    }
+    try (TorchLearnable model = ranking(RANKED);
+        TorchLearnable same = ranking(turned)) {
+      assertEquals(7, model.features());
+      assertEquals(turned, same.inputs());
+      // Two batches of three take the same memory.
+      for (int from : new int[] {1, 0}) {
+        float[] out = new float[3];
+        float[] expected = new float[3];
+        model.forward(new float[][] {rows[from], rows[1], rows[2]}, 3, expected);
+        same.forward(new float[][] {other[from], other[1], other[2]}, 3, out);
+        assertArrayEquals(expected, out);
+        assertTrue(from == 1 ? out[0] == out[1] : out[0] != out[1]);
+      }
+      float[] slope = {0.5f, -1, 0.25f};
+      model.backward(slope, 3);
+      same.backward(slope, 3);
+      float[] sum = gradient(model);
+      assertArrayEquals(sum, gradient(same));
+      model.forward(rows, 3, new float[3]);
+      assertEquals(0, model.backwardClipped(slope, 3, 1e6));
+      assertArrayEquals(sum, gradient(model), 1e-5f); // in another order
+    }
+    OnnxModel model = OnnxModel.of(RankingModel.of(3, 30, 20, 8), "ranking");
+    for (List<ExampleInput> wrong :
+        List.of(RANKED.subList(0, 2), List.of(RANKED.get(0), RANKED.get(0), RANKED.get(2)))) {
+      try (OnnxGraph graph = new OnnxGraph(model)) {
+        String said =
+            assertThrows(
+                    IllegalArgumentException.class,
+                    () -> new TorchLearnable(graph, () -> new OnnxGraph(model), wrong, 1))
+                .getMessage();
+        assertTrue(said.startsWith("the model has the inputs [user, items, dense], exam"), said);
+      }
+    }
+  }
+
+  /** A value that one input cannot take is told with the input, and takes one example out. */
+  @Test
+  void aValueThatAnInputCannotTakeIsNamed() {
+    List<Example> stream = new ArrayList<>(ranked(16));
+    stream.get(5).features()[0] = 1.5f;
+    stream.get(9).features()[2] = 1 << 24;
+    stream.get(11).features()[3] = Float.NaN;
+    List<String> told = new ArrayList<>();
+    try (TorchLearnable model = ranking(RANKED);
+        OnlineLearner learner =
+            new OnlineLearner(
+                model,
+                OnlineSettings.builder(new Loss.Binary(), new LearningRate.Constant(0.1))
+                    .batch(8)
+                    .build())) {
+      learner.onEvent(event -> told.add(event.evidence()));
+      learner.learn(stream);
+      assertEquals(13, learner.learned());
+      String all = told.toString();
+      assertTrue(all.contains("value 1 of the input user is 1.5; it takes whole numbers"), all);
+      assertTrue(all.contains("value 2 of the input items is 1.6777216E7; it takes"), all);
+      Example last = stream.get(15);
+      float[] out = new float[1];
+      model.forward(new float[][] {last.features()}, 1, out);
+      assertArrayEquals(out, learner.predict(last.features()).outputs());
     }
   }
 

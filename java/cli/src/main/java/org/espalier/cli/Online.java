@@ -38,8 +38,10 @@ import picocli.CommandLine.Option;
       "",
       "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5]"
           + " for outcomes that are values; with --encoder \"text\": \"...\" in place of"
-          + " features; or, in a .csv file or with --csv, the features and then"
-          + " the outcome, separated by commas. An outcome may come later: {\"id\": \"a\","
+          + " features; or, in a .csv file or with --csv, the features and then the outcome,"
+          + " separated by commas. A model of several inputs takes {\"inputs\": {\"user\": 17,"
+          + " \"dense\": [0.5, 1]}, \"label\": 0}, all of its inputs by name, or their values one"
+          + " after the other as features. An outcome may come later: {\"id\": \"a\","
           + " \"features\": [0.5, 1]}, and then, however many lines below, {\"id\": \"a\","
           + " \"label\": 0}. Lines that cannot be used are counted, go to the quarantine with their"
           + " number, and do not stop it until there are more than --max-bad. A feature that is"
@@ -65,8 +67,10 @@ import picocli.CommandLine.Option;
       "All keys, with defaults or examples:",
       "  model: {features: 384, hidden: [64, 32], outputs: 2, activation: relu}",
       "                          # without hidden a linear model of zeros; leaky-relu,",
-      "                          # sigmoid, tanh; of a --model it says the sizes; with",
-      "                          # an --encoder features follow from it",
+      "                          # sigmoid, tanh; of a --model it says the sizes,",
+      "                          # with inputs: {user: 1, dense: 13} for features",
+      "                          # where that has several inputs; with an --encoder",
+      "                          # features follow from it",
       "  loss: cross-entropy     # binary, squared, {huber: 1}, or",
       "                          # {distillation: {alpha: 0.5, temperature: 2}}",
       "  learning-rate: 0.1      # {rate: 1, half-life: 1000, power: 0.5}, or",
@@ -133,8 +137,8 @@ final class Online implements Callable<Integer> {
       paramLabel = "MODEL",
       description =
           "What to learn: a .safetensors file with weight [outputs, features] and bias, or an .onnx"
-              + " or TorchScript (.pt) file with one input [batch, …], whose features a line gives"
-              + " one after the other, of ONNX also one of int64 or int32, which takes features"
+              + " or TorchScript (.pt) file with inputs [batch, …], whose values are an example's"
+              + " features one after the other, of ONNX also of int64 or int32, which take features"
               + " that are whole numbers; an int8 one, as 'quantize --to onnx-dynamic' or onnx-qdq"
               + " or a recipe makes it, stays int8; a .pt file is code that runs: take it from"
               + " nobody you do not trust. Default: a new one, as the recipe says, or with --resume"

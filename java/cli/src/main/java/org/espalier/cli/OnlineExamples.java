@@ -189,7 +189,10 @@ final class OnlineExamples implements AutoCloseable {
   void recall(LineReader.Line line) {
     String text = line.text();
     boolean outcome = text.contains("\"label\"") || text.contains("\"values\"");
-    boolean input = text.contains("\"features\"") || texts && text.contains("\"text\"");
+    boolean input =
+        text.contains("\"features\"")
+            || text.contains("\"inputs\"")
+            || texts && text.contains("\"text\"");
     if (csv || line.problem() != null || outcome == input) {
       return;
     }

@@ -28,8 +28,9 @@ import picocli.CommandLine.Option;
           + " publication, is served within a second; where no learner made it, learning goes on"
           + " from its weights with a fresh optimizer. Nothing is published over it.",
       "",
-      "  POST /predict   {\"features\": [...]}, with an \"id\" where feedback will come",
-      "                  (\"text\": \"...\" where the version has an encoder)",
+      "  POST /predict   {\"features\": [...]}, or {\"inputs\": {\"user\": 17, ...}} with",
+      "                  all inputs by name, or {\"text\": \"...\"} where the version has",
+      "                  an encoder; with an \"id\" where feedback will come",
       "                  answers {\"outputs\": [...], \"label\": 1, \"version\": 7,",
       "                  \"store_version\": 2}",
       "  POST /feedback  {\"id\": \"a\", \"label\": 1} or \"values\": [...]",
@@ -111,7 +112,8 @@ final class Serve implements Callable<Integer> {
       description =
           "How to learn, for a version that no learner made: a linear model, an ONNX or a"
               + " TorchScript one. Where an ONNX graph leaves its sizes open, and for TorchScript,"
-              + " the recipe says model: {features: …, outputs: …}.")
+              + " the recipe says model: {features: …, outputs: …}, of several inputs inputs:"
+              + " {user: …, dense: …} for features.")
   private String recipeFile;
 
   @Option(names = "--no-learn", description = "Refuse feedback.")

@@ -9,19 +9,24 @@ import com.fasterxml.jackson.core.StreamReadFeature;
 import com.fasterxml.jackson.core.json.JsonReadFeature;
 import java.io.IOException;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Locale;
+import java.util.Objects;
 import java.util.function.Function;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.JsonReason;
+import org.espalier.format.NearNames;
 import org.espalier.format.safetensors.Names;
 
 /**
  * Reads examples from lines. JSON: {@code {"id": "a", "features": [1, 2], "label": 0}}, or {@code
  * "values": [0.5]} for outcomes that are values; other keys are ignored, and so is a null; numbers may be
- * NaN, Infinity and -Infinity, bare as Python writes them or as strings, for the guard to see. CSV: the features,
- * then the outcome in the last columns; nan and inf are numbers there. For a model that knows missing values a feature
- * that is null or an empty column is NaN. Where something makes features of texts, {@code "text"} may stand for
- * {@code "features"}.
+ * NaN, Infinity and -Infinity, bare as Python writes them or as strings, for the guard to see. For features, the values
+ * of all inputs one after the other, there may be {@code "inputs": {"user": 17, "dense": [0.5, 1]}}, each input of the
+ * model by its name, or {@code "text"} where something makes features of texts. CSV: the features, then the outcome in
+ * the last columns; nan and inf are numbers there. For a model that knows missing values a feature that is null or an
+ * empty column is NaN.
  *
  * <p>Thread safe.
  */
@@ -36,6 +41,7 @@ public final class ExampleLines {
               StreamReadConstraints.builder().maxNestingDepth(8).maxNumberLength(100).build())
           .build();
 
+  private final List<ExampleInput> inputs;
   private final int features;
   private final int outputs;
   private final boolean classes;
@@ -55,7 +61,7 @@ public final class ExampleLines {
    */
   public ExampleLines(OnlineLearner learner, Function<String, float[]> encoder) {
     this(
-        learner.features(),
+        learner.model().inputs(),
         learner.outputs(),
         learner.settings().loss().isForClasses(),
         learner.model().knowsMissing(),
@@ -66,12 +72,13 @@ public final class ExampleLines {
    * @param missing whether the model knows features that are missing
    */
   ExampleLines(
-      int features,
+      List<ExampleInput> inputs,
       int outputs,
       boolean classes,
       boolean missing,
       Function<String, float[]> encoder) {
-    this.features = features;
+    this.inputs = inputs;
+    this.features = inputs.stream().mapToInt(ExampleInput::size).sum();
     this.outputs = outputs;
     this.classes = classes;
     this.missing = missing;
@@ -127,12 +134,15 @@ public final class ExampleLines {
 
   private InputException missingFeatures() {
     return new InputException(
-        encoder == null ? "features are missing" : "there is neither text nor features");
+        encoder != null
+            ? "there is neither text nor features"
+            : (inputs.size() == 1 ? "features" : "inputs") + " are missing");
   }
 
   private Parsed object(String line) {
     String id = null;
     float[] x = null;
+    float[] named = null;
     String text = null;
     Integer label = null;
     float[] values = null;
@@ -160,6 +170,7 @@ public final class ExampleLines {
             label = (int) Math.min(Integer.MAX_VALUE, parser.getLongValue());
           }
           case "features" -> x = numbers(parser, "features", features, missing);
+          case "inputs" -> named = inputs(parser);
           case "values" -> values = numbers(parser, "values", outputs, false);
           case "text" -> {
             if (encoder != null && token != JsonToken.VALUE_STRING) {
@@ -182,10 +193,50 @@ public final class ExampleLines {
     if (label != null && values != null) {
       throw new InputException("there are both label and values");
     }
-    if (text != null && x != null) {
-      throw new InputException("there are both text and features");
+    if (Stream.of(x, named, text).filter(Objects::nonNull).count() > 1) {
+      throw new InputException(
+          "there are both "
+              + (x == null
+                  ? "text and inputs"
+                  : "features and " + (text == null ? "inputs" : "text")));
     }
-    return new Parsed(id, text == null ? x : encoder.apply(text), label, values);
+    float[] made = x != null ? x : text != null ? encoder.apply(text) : named;
+    return new Parsed(id, made, label, values);
+  }
+
+  /** The values of inputs by name, one input after the other. */
+  private float[] inputs(JsonParser parser) throws IOException {
+    if (parser.currentToken() != JsonToken.START_OBJECT) {
+      throw new InputException("inputs is not an object of inputs and their values");
+    }
+    List<String> names = inputs.stream().map(ExampleInput::name).toList();
+    float[][] given = new float[names.size()][];
+    while (parser.nextToken() == JsonToken.FIELD_NAME) {
+      String name = parser.currentName();
+      int k = names.indexOf(name);
+      if (k < 0) {
+        throw new InputException(
+            "there is no input "
+                + Names.quote(name)
+                + "; there are "
+                + NearNames.list(name, names));
+      }
+      boolean alone = parser.nextToken() != JsonToken.START_ARRAY && inputs.get(k).size() == 1;
+      given[k] =
+          alone
+              ? new float[] {value(parser, "the input " + name, missing)}
+              : numbers(parser, "the input " + name, inputs.get(k).size(), missing);
+    }
+    float[] all = new float[features];
+    int at = 0;
+    for (int k = 0; k < given.length; k++) {
+      if (given[k] == null) {
+        throw new InputException("the input " + names.get(k) + " is missing");
+      }
+      System.arraycopy(given[k], 0, all, at, given[k].length);
+      at += given[k].length;
+    }
+    return all;
   }
 
   private static float[] numbers(JsonParser parser, String name, int expected, boolean nulls)
@@ -199,33 +250,36 @@ public final class ExampleLines {
       if (t == null) {
         throw new InputException(name + " does not end");
       }
-      float value;
-      if (t.isNumeric()) {
-        value = parser.getFloatValue();
-      } else if (t == JsonToken.VALUE_NULL) {
-        if (!nulls) {
-          throw missing(name + " holds null", name.equals("features"));
-        }
-        value = Float.NaN;
-      } else {
-        String text = t == JsonToken.VALUE_STRING ? parser.getText() : "";
-        value =
-            switch (text) {
-              case "NaN" -> Float.NaN;
-              case "Infinity" -> Float.POSITIVE_INFINITY;
-              case "-Infinity" -> Float.NEGATIVE_INFINITY;
-              default -> throw new InputException(name + " holds something that is no number");
-            };
-      }
+      float value = value(parser, name, nulls);
       if (n < expected) {
         numbers[n] = value;
       }
       n++;
     }
     if (n != expected) {
-      throw new InputException("there are " + n + " " + name + "; " + expected + " are right");
+      throw new InputException(name + " holds " + n + " numbers; " + expected + " are right");
     }
     return numbers;
+  }
+
+  /** The number that the parser is at. */
+  private static float value(JsonParser parser, String name, boolean nulls) throws IOException {
+    JsonToken token = parser.currentToken();
+    if (token.isNumeric()) {
+      return parser.getFloatValue();
+    }
+    if (token == JsonToken.VALUE_NULL) {
+      if (!nulls) {
+        throw missing(name + " holds null", !name.equals("values"));
+      }
+      return Float.NaN;
+    }
+    return switch (token == JsonToken.VALUE_STRING ? parser.getText() : "") {
+      case "NaN" -> Float.NaN;
+      case "Infinity" -> Float.POSITIVE_INFINITY;
+      case "-Infinity" -> Float.NEGATIVE_INFINITY;
+      default -> throw new InputException(name + " holds something that is no number");
+    };
   }
 
   /** What is said of a value that is not there and must be. */

@@ -10,7 +10,10 @@ import org.espalier.format.onnx.OnnxModel;
  * monitor, so that no memory goes amid a step. It equals itself alone, by which learners know whether another has it.
  */
 public interface Learnable extends AutoCloseable {
-  /** How many features an example has. */
+  /** The inputs, in the order in which an example has their values. */
+  List<ExampleInput> inputs();
+
+  /** How many features an example has: the values of all inputs. */
   int features();
 
   /** How many outputs it gives for one. */

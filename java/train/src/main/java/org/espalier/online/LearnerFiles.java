@@ -197,11 +197,11 @@ public final class LearnerFiles {
   }
 
   /**
-   * Reads a model that can be learned: an {@code .onnx} or TorchScript ({@code .pt}) file with one input
-   * [batch, features], or of ONNX [batch, …] with as many values in all, and a first output [batch,
-   * outputs], which is tried, or else a linear model as {@link #readHead} does. A TorchScript file is code that runs with the rights of this process.
+   * Reads a model that can be learned: an {@code .onnx} or TorchScript ({@code .pt}) file with inputs [batch, values], of
+   * ONNX also [batch] or [batch, …], and a first output [batch, outputs], which is tried, or else a linear model as {@link
+   * #readHead} does. A TorchScript file is code that runs with the rights of this process.
    *
-   * @param recipe says how many features and outputs there are, where an ONNX graph does not
+   * @param recipe says how many values inputs and output have for an example, where an ONNX graph does not
    * @throws InputException if it is no such model
    */
   public static Learnable readModel(Path file, OnlineRecipe recipe) {
@@ -218,7 +218,7 @@ public final class LearnerFiles {
         integers.resting().forEach(line -> LOG.warn("{}: {}", file, line));
       }
       Perceptron perceptron =
-          sizes.type() != ScalarType.Float
+          sizes.inputs().get(0).type() != ScalarType.Float
               ? null
               : (integers == null ? Perceptron.of(model) : Perceptron.of(integers)).orElse(null);
       if (perceptron != null) {
@@ -230,16 +230,17 @@ public final class LearnerFiles {
       if (integers != null) {
         return tried(
             file,
-            () -> TorchLearnable.of(integers, sizes.type(), sizes.shape(), sizes.outputs()),
+            () -> TorchLearnable.of(integers, sizes.inputs(), sizes.outputs()),
             sizes,
             recipe);
       }
       return readTorch(file, new OnnxGraph(model), () -> new OnnxGraph(model), sizes, recipe);
     }
     if (name.endsWith(".pt")) {
-      if (recipe.features() == null) {
+      if (recipe.inputs() == null) {
         throw new InputException(
-            "for a TorchScript model the recipe says model: {features: …, outputs: …}");
+            "for a TorchScript model the recipe says model: {features: …, outputs: …}, or inputs:"
+                + " {…} for features where it has several");
       }
       byte[] bytes;
       try {
@@ -247,17 +248,33 @@ public final class LearnerFiles {
       } catch (IOException | OutOfMemoryError e) {
         throw new InputException("cannot read " + file + ": " + e, e);
       }
+      TorchScriptModel module = TorchScriptModel.read(file);
+      Sizes sizes;
+      try {
+        sizes = sizes(file, module, recipe);
+      } catch (InputException e) {
+        module.close();
+        throw e;
+      }
       return readTorch(
-          file,
-          TorchScriptModel.read(file),
-          () -> TorchScriptModel.read(bytes, file.toString()),
-          new Sizes(ScalarType.Float, new long[] {recipe.features()}, recipe.outputs()),
-          recipe);
+          file, module, () -> TorchScriptModel.read(bytes, file.toString()), sizes, recipe);
     }
     LinearHead head = readHead(file);
-    if (recipe.features() != null
-        && (recipe.features() != head.features() || recipe.outputs() != head.outputs())) {
+    try {
+      checkSizes(file, head, recipe);
+    } catch (InputException e) {
       head.close();
+      throw e;
+    }
+    return head;
+  }
+
+  private static void checkSizes(Path file, LinearHead head, OnlineRecipe recipe) {
+    if (recipe.inputs() == null) {
+      return;
+    }
+    int features = recipe.inputs().of(List.of(LinearGraph.INPUT), file)[0];
+    if (features != head.features() || recipe.outputs() != head.outputs()) {
       throw new InputException(
           file
               + " has "
@@ -265,44 +282,81 @@ public final class LearnerFiles {
               + " features and "
               + head.outputs()
               + " outputs; the recipe says model: {features: "
-              + recipe.features()
+              + features
               + ", outputs: "
               + recipe.outputs()
               + "}");
     }
-    return head;
   }
 
   /**
-   * @param type of the input
-   * @param shape of an example's input
+   * @param outputs how many values the output has for an example
    */
-  private record Sizes(ScalarType type, long[] shape, int outputs) {
+  private record Sizes(List<ExampleInput> inputs, int outputs) {
     int features() {
-      return Math.toIntExact(elements(shape));
+      return inputs.stream().mapToInt(ExampleInput::size).reduce(0, Math::addExact);
     }
   }
 
-  /** What the recipe says, in the shape that the graph's input has; without a word there, the graph's. */
+  /** What the recipe says, in the shapes that the graph's inputs have; without a word there, the graph's. */
   private static Sizes sizes(Path file, OnnxModel model, OnlineRecipe recipe) {
     if (model.inputs().isEmpty() || model.outputs().isEmpty()) {
       throw new InputException(file + " has no input or no output; a model that learns has both");
     }
-    ScalarType type = inputType(file, model.inputs().get(0));
-    long[] shape = exampleShape(model.inputs().get(0));
-    if (recipe.features() != null) {
-      boolean fits = shape != null && elements(shape) == recipe.features();
-      return new Sizes(type, fits ? shape : new long[] {recipe.features()}, recipe.outputs());
+    List<String> names = model.inputs().stream().map(ValueInfoProto::getName).toList();
+    int[] told = recipe.inputs() == null ? null : recipe.inputs().of(names, file);
+    List<ExampleInput> inputs = new ArrayList<>();
+    for (int k = 0; k < names.size(); k++) {
+      ValueInfoProto input = model.inputs().get(k);
+      ScalarType type = inputType(file, input);
+      long[] shape = exampleShape(input);
+      if (told != null && (shape == null || elements(shape) != told[k])) {
+        shape = new long[] {told[k]};
+      }
+      if (shape == null) {
+        throw unknownSize(file, names.size() == 1 ? "input" : "input " + names.get(k), names);
+      }
+      inputs.add(new ExampleInput(names.get(k), type, shape));
     }
-    long[] result = exampleShape(model.outputs().get(0));
-    if (shape == null || result == null) {
+    long features = inputs.stream().mapToLong(ExampleInput::size).sum();
+    if (features > MOST_VALUES) {
       throw new InputException(
           file
-              + " does not say how many values its "
-              + (shape == null ? "input" : "output")
-              + " has; model: {features: …, outputs: …} in the recipe does");
+              + " takes "
+              + features
+              + " values for an example; 1 to "
+              + MOST_VALUES
+              + " is right");
     }
-    return new Sizes(type, shape, Math.toIntExact(elements(result)));
+    long[] result = exampleShape(model.outputs().get(0));
+    if (told == null && result == null) {
+      throw unknownSize(file, "output", names);
+    }
+    return new Sizes(inputs, told == null ? (int) elements(result) : recipe.outputs());
+  }
+
+  private static InputException unknownSize(Path file, String what, List<String> names) {
+    return new InputException(
+        file
+            + " does not say how many values its "
+            + what
+            + " has; model: {"
+            + InputSizes.keys(names)
+            + ", outputs: …} in the recipe does");
+  }
+
+  /** What the recipe says: a TorchScript module tells neither sizes nor types. */
+  private static Sizes sizes(Path file, TorchScriptModel module, OnlineRecipe recipe) {
+    List<String> names = module.inputNames();
+    if (names.isEmpty()) {
+      throw new InputException(file + " has no input; a model that learns has one or more");
+    }
+    int[] sizes = recipe.inputs().of(names, file);
+    List<ExampleInput> inputs = new ArrayList<>();
+    for (int k = 0; k < sizes.length; k++) {
+      inputs.add(ExampleInput.floats(names.get(k), sizes[k]));
+    }
+    return new Sizes(inputs, recipe.outputs());
   }
 
   private static ScalarType inputType(Path file, ValueInfoProto input) {
@@ -325,7 +379,7 @@ public final class LearnerFiles {
   /** The dimensions behind the batch's; null where there are none or one is not fixed. */
   private static long[] exampleShape(ValueInfoProto value) {
     List<TensorShapeProto.Dimension> dims = value.getType().getTensorType().getShape().getDimList();
-    if (dims.size() < 2) {
+    if (dims.isEmpty()) {
       return null;
     }
     long[] shape = dims.stream().skip(1).mapToLong(d -> d.getDimValue()).toArray();
@@ -352,8 +406,7 @@ public final class LearnerFiles {
         file,
         () -> {
           try {
-            return new TorchLearnable(
-                model, replicas, sizes.type(), sizes.shape(), sizes.outputs());
+            return new TorchLearnable(model, replicas, sizes.inputs(), sizes.outputs());
           } catch (RuntimeException e) {
             model.close();
             throw e;

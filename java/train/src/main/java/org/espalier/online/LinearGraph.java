@@ -19,17 +19,20 @@ final class LinearGraph {
   private static final int OPERATOR_SET = 13;
   private static final int IR_VERSION = 7;
 
+  /** The name of the graph's input. */
+  static final String INPUT = "features";
+
   private final GraphProto.Builder graph;
 
   /** What the last layer gives. */
-  private String value = "features";
+  private String value = INPUT;
 
   /**
    * @param name of the graph
    * @param features how many an example has
    */
   LinearGraph(String name, int features) {
-    graph = GraphProto.newBuilder().setName(name).addInput(value("features", features));
+    graph = GraphProto.newBuilder().setName(name).addInput(value(INPUT, features));
   }
 
   /**

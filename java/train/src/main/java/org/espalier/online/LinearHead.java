@@ -89,6 +89,12 @@ public final class LinearHead extends DenseModel {
     }
   }
 
+  /** The input is called as in {@link #toOnnx}. */
+  @Override
+  public List<ExampleInput> inputs() {
+    return List.of(ExampleInput.floats(LinearGraph.INPUT, features()));
+  }
+
   @Override
   public int features() {
     return features;

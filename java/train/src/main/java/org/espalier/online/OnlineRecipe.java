@@ -34,7 +34,8 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  *
  * <pre>
  * model: {features: 384, outputs: 2}    # a linear model of zeros, where no model is given; or with layers between,
- *                                       # hidden: [64, 32] and activation: relu, leaky-relu, sigmoid, tanh
+ *                                       # hidden: [64, 32] and activation: relu, leaky-relu, sigmoid, tanh;
+ *                                       # for a model of several inputs, inputs: {user: 1, dense: 13} in place of features
  * loss: cross-entropy                   # binary, squared, {huber: 1}, {distillation: {alpha, temperature, beta}}
  * learning-rate: 0.1                    # {rate, half-life, power} or {rate, end, warmup, period}
  * momentum: 0.9
@@ -61,7 +62,7 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * </pre>
  *
  * @param settings how to learn
- * @param features of the model, or null where it or what makes them says how many there are
+ * @param inputs how many values each input of the model takes, or null where it or what makes them says how many there are
  * @param outputs of the model, or null
  * @param hidden widths of the layers of a new model between these two
  * @param activation behind each of them
@@ -69,12 +70,14 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  */
 public record OnlineRecipe(
     OnlineSettings settings,
-    Integer features,
+    InputSizes inputs,
     Integer outputs,
     List<Integer> hidden,
     Activation activation,
     String text) {
   private static final int MAX_CHARACTERS = 1 << 20;
+
+  private static final int MOST_VALUES = 1 << 28;
 
   /**
    * Reads a recipe.
@@ -119,17 +122,48 @@ public record OnlineRecipe(
             .guard(guard(top));
     addOptional(builder, top);
     Section model = top.section("model");
-    Integer features =
-        model == null || !model.has("features") ? null : (Integer) model.integer("features");
+    InputSizes inputs = model == null ? null : inputs(model);
     Integer outputs = model == null ? null : (Integer) model.integer("outputs");
     List<Integer> hidden = model == null ? List.of() : model.integers("hidden");
     Activation activation = model == null ? Activation.RELU : activation(model, hidden);
     if (model != null) {
-      checkSizes(model, features == null ? 1 : features, hidden, outputs);
+      checkSizes(model, inputs == null ? InputSizes.ofOnly(1, "") : inputs, hidden, outputs);
     }
     top.finish();
-    return new OnlineRecipe(
-        top.checked(builder::build), features, outputs, hidden, activation, text);
+    return new OnlineRecipe(top.checked(builder::build), inputs, outputs, hidden, activation, text);
+  }
+
+  private static InputSizes inputs(Section model) {
+    if (!model.has("inputs") && !model.has("features")) {
+      return null;
+    }
+    if (!model.has("inputs")) {
+      return InputSizes.ofOnly(model.integer("features"), model.place("features"));
+    }
+    if (model.has("features")) {
+      throw model.wrongKey("features", "is beside inputs; one of the two is right");
+    }
+    for (String key : List.of("hidden", "activation")) {
+      if (model.has(key)) {
+        throw model.wrongKey(key, "is of a new model, which has features and no inputs");
+      }
+    }
+    Section inputs = model.section("inputs");
+    Map<String, Integer> sizes = new LinkedHashMap<>();
+    Map<String, String> places = new LinkedHashMap<>();
+    for (String name : inputs.keys()) {
+      sizes.put(name, inputs.integer(name));
+      places.put(name, inputs.place(name));
+      if (sizes.get(name) < 1 || sizes.get(name) > MOST_VALUES) {
+        throw inputs.wrongKey(
+            name, "is " + sizes.get(name) + "; 1 to " + MOST_VALUES + " is right");
+      }
+    }
+    if (sizes.isEmpty()) {
+      throw model.wrongKey(
+          "inputs", "names no input; {user: 1, dense: 13}, for instance, is right");
+    }
+    return InputSizes.ofNamed(sizes, model.place("inputs"), places);
   }
 
   /**
@@ -138,17 +172,18 @@ public record OnlineRecipe(
    * @throws InputException where it says another number
    */
   public OnlineRecipe withFeatures(int made) {
-    if (features != null && features != made) {
+    if (inputs != null && (inputs.isNamed() || inputs.features() != made)) {
       throw new InputException(
-          "the recipe says model: {features: "
-              + features
+          "the recipe says model: {"
+              + (inputs.isNamed() ? "inputs: …" : "features: " + inputs.features())
               + "}; the encoder makes "
               + made
-              + " of a text, which need not be said");
+              + " features of a text, which need not be said");
     }
     return outputs == null
         ? this
-        : new OnlineRecipe(settings, made, outputs, hidden, activation, text);
+        : new OnlineRecipe(
+            settings, InputSizes.ofOnly(made, "model"), outputs, hidden, activation, text);
   }
 
   private static Activation activation(Section model, List<Integer> hidden) {
@@ -167,17 +202,19 @@ public record OnlineRecipe(
     };
   }
 
-  private static void checkSizes(Section model, int features, List<Integer> hidden, int outputs) {
-    List<Integer> widths = new ArrayList<>(hidden);
-    widths.add(0, features);
-    widths.add(outputs);
+  private static void checkSizes(
+      Section model, InputSizes inputs, List<Integer> hidden, int outputs) {
+    List<Long> widths = new ArrayList<>();
+    widths.add(inputs.features());
+    hidden.forEach(width -> widths.add((long) width));
+    widths.add((long) outputs);
     for (int l = 1; l < widths.size(); l++) {
-      int in = widths.get(l - 1);
-      int out = widths.get(l);
-      if (in < 1 || out < 1 || (long) in * out > 1 << 28) {
+      long in = widths.get(l - 1);
+      long out = widths.get(l);
+      if (in < 1 || out < 1 || in > MOST_VALUES / out) {
         throw model.wrong(
             "features and outputs are "
-                + features
+                + inputs.features()
                 + " and "
                 + outputs
                 + (hidden.isEmpty()
@@ -185,7 +222,7 @@ public record OnlineRecipe(
                     : ", hidden is "
                         + hidden
                         + "; all from 1, and the product of two that follow each other to ")
-                + (1 << 28)
+                + MOST_VALUES
                 + ", are right");
       }
     }
@@ -197,10 +234,11 @@ public record OnlineRecipe(
    * @throws InputException where the recipe does not say of what sizes
    */
   public Learnable newModel() {
-    if (features == null) {
+    if (inputs == null || inputs.isNamed()) {
       throw new InputException(
           "there is no model: give --model, or say model: {features: …, outputs: …} in the recipe");
     }
+    int features = Math.toIntExact(inputs.features());
     return hidden.isEmpty()
         ? new LinearHead(features, outputs)
         : Perceptron.drawn(features, hidden, outputs, activation, settings.loss(), settings.seed());
@@ -433,8 +471,16 @@ public record OnlineRecipe(
     }
 
     InputException wrongKey(String key, String message) {
-      return new InputException(
-          where + ", line " + lines.get(key) + ": " + path + key + " " + message);
+      return new InputException(place(key) + " " + message);
+    }
+
+    /** Line and key, for messages. */
+    String place(String key) {
+      return where + ", line " + lines.get(key) + ": " + path + key;
+    }
+
+    Set<String> keys() {
+      return values.keySet();
     }
 
     /** Says what is there, because a key that is missing may be misspelt. */

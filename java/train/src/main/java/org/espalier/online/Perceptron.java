@@ -165,6 +165,11 @@ public final class Perceptron extends DenseModel {
   }
 
   @Override
+  public List<ExampleInput> inputs() {
+    return List.of(ExampleInput.floats(model.inputs().get(0).getName(), features()));
+  }
+
+  @Override
   public int features() {
     return dense.features();
   }

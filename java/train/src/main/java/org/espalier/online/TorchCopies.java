@@ -211,7 +211,7 @@ final class TorchCopies implements AutoCloseable {
           }
           replica.serial = serial;
         }
-        Tensor answers = examples.run(replica.model, examples.tensor(rows, 0, count), count);
+        Tensor answers = examples.run(replica.model, examples.tensors(rows, 0, count), count);
         ExampleTensors.read(answers, out, count * examples.outputs());
       } finally {
         idle.add(replica);

@@ -35,9 +35,9 @@ import org.espalier.torch.TrainableModel;
 import org.espalier.torch.onnx.LookUps;
 
 /**
- * Any model with one float32 input [batch, shape…] and an output [batch, outputs] that libtorch runs
- * under autograd; an input of int64 or int32 takes features that are whole numbers, as rows of tables are looked up
- * with. The model is switched to evaluation: a single example has no statistics of a batch.
+ * Any model with inputs [batch, shape…] and an output [batch, outputs] that libtorch runs under autograd. Inputs are
+ * float32, or int64 or int32, which take features that are whole numbers, as rows of tables are looked up with. The model
+ * is switched to evaluation: a single example has no statistics of a batch.
  *
  * <p>Each thread that predicts has a replica of the model ({@link TorchCopies}). Several threads of libtorch for each would
  * wait for each other; {@link org.espalier.torch.Libtorch} leaves it at one.
@@ -61,18 +61,22 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   private Tensor last;
   private float[][] seen;
 
-  /** The input of the last forward, whose memory the next one of as many rows takes. */
-  private Tensor batch;
+  /** The inputs of the last forward, whose memory the next one of as many rows takes; empty where there is none. */
+  private List<Tensor> batch = List.of();
 
   private int batchRows;
 
-  /** A model whose input is float32. */
+  /**
+   * A model with one input, which is float32.
+   *
+   * @param shape of an example's features, without the batch
+   */
   public TorchLearnable(
       TrainableModel model,
       Supplier<? extends TrainableModel> replicas,
       long[] shape,
       int outputs) {
-    this(model, replicas, ScalarType.Float, shape, outputs);
+    this(model, replicas, List.of(ExampleInput.floats(model.inputNames().get(0), shape)), outputs);
   }
 
   /**
@@ -80,15 +84,14 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
    * model says; where it finds a range while it runs, that is the range of a batch, so that several examples at once have other
    * answers than one.
    *
-   * @param type of the input: Float, Long or Int
-   * @param shape of an example's features, without the batch
+   * @param inputs of the model, in the order in which an example has their values
    * @param outputs how many values the model's first output has for an example
    */
-  public static TorchLearnable of(Int8Model integers, ScalarType type, long[] shape, int outputs) {
+  public static TorchLearnable of(Int8Model integers, List<ExampleInput> inputs, int outputs) {
     OnnxModel floats = integers.floats();
     OnnxGraph graph = new OnnxGraph(floats);
     try {
-      return new TorchLearnable(graph, () -> new OnnxGraph(floats), type, shape, outputs, integers);
+      return new TorchLearnable(graph, () -> new OnnxGraph(floats), inputs, outputs, integers);
     } catch (RuntimeException e) {
       graph.close();
       throw e;
@@ -98,44 +101,32 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   /**
    * @param model is learned; closed with this
    * @param replicas makes the same model again with each call, with any weights, for predictions
-   * @param type of the input: Float, Long or Int
-   * @param shape of an example's features, without the batch
+   * @param inputs of the model, in the order in which an example has their values
    * @param outputs how many values the model's first output has for an example
+   * @throws IllegalArgumentException if the model has other inputs
    */
   public TorchLearnable(
       TrainableModel model,
       Supplier<? extends TrainableModel> replicas,
-      ScalarType type,
-      long[] shape,
+      List<ExampleInput> inputs,
       int outputs) {
-    this(model, replicas, type, shape, outputs, null);
+    this(model, replicas, inputs, outputs, null);
   }
 
   private TorchLearnable(
       TrainableModel model,
       Supplier<? extends TrainableModel> replicas,
-      ScalarType type,
-      long[] shape,
+      List<ExampleInput> inputs,
       int outputs,
       Int8Model integers) {
-    if (model.inputNames().size() != 1) {
+    List<String> names = inputs.stream().map(ExampleInput::name).toList();
+    if (names.size() != model.inputNames().size() || !names.containsAll(model.inputNames())) {
       throw new IllegalArgumentException(
-          "the model has the inputs " + model.inputNames() + "; one is needed");
-    }
-    long size = 1;
-    for (long n : shape) {
-      size = Math.multiplyExact(size, n);
+          "the model has the inputs " + model.inputNames() + ", examples have " + names);
     }
     this.model = model;
     this.integers = integers;
-    examples =
-        new ExampleTensors(
-            model.inputNames().get(0),
-            model.outputNames().get(0),
-            type,
-            shape.clone(),
-            Math.toIntExact(size),
-            outputs);
+    examples = new ExampleTensors(inputs, model.outputNames().get(0), outputs);
     copies = new TorchCopies(replicas, examples);
     model.train(false);
     parameters = model.parameters();
@@ -172,6 +163,11 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   }
 
   @Override
+  public List<ExampleInput> inputs() {
+    return examples.inputs();
+  }
+
+  @Override
   public int features() {
     return examples.features();
   }
@@ -190,10 +186,10 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   public void forward(float[][] rows, int count, float[] out) {
     forget();
     try (PointerScope scope = new PointerScope()) {
-      if (batch == null || batchRows != count) {
+      if (batch.isEmpty() || batchRows != count) {
         forgetBatch();
-        batch = examples.tensor(rows, 0, count);
-        batch.retainReference();
+        batch = examples.tensors(rows, 0, count);
+        batch.forEach(Tensor::retainReference);
         batchRows = count;
       } else {
         examples.fill(batch, rows, 0, count);
@@ -213,10 +209,8 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   }
 
   private void forgetBatch() {
-    if (batch != null) {
-      batch.close();
-      batch = null;
-    }
+    batch.forEach(Tensor::close);
+    batch = List.of();
   }
 
   @Override
@@ -295,7 +289,7 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
     try (DpAccumulate accumulate = new DpAccumulate(list)) {
       for (int i = 0; i < rows; i++) {
         try (PointerScope scope = new PointerScope()) {
-          differentiate(examples.run(model, examples.tensor(seen, i, 1), 1), gradient, i, 1);
+          differentiate(examples.run(model, examples.tensors(seen, i, 1), 1), gradient, i, 1);
           for (int k = 0; k < parameters.size(); k++) {
             copyGradient(k, parameters.get(k).tensor().mutable_grad());
           }

@@ -216,8 +216,14 @@ public final class Program implements AutoCloseable {
    * @param tables names of what Gather nodes read, by variable; the other variables are read as ever
    */
   public void differentiateLookUps(Map<String, String> tables) {
+    Map<String, String> named = new HashMap<>(tables);
     for (Step s : steps) {
-      String table = s.operator().name().equals("Gather") ? tables.get(s.input(0)) : null;
+      String table = null;
+      switch (s.operator().name()) {
+        case "Gather" -> table = named.get(s.input(0));
+        case "Identity" -> named.put(s.identity(), named.get(s.input(0))); // a second name
+        default -> {}
+      }
       s.lookUp(table == null ? null : lookUps, table);
     }
   }
