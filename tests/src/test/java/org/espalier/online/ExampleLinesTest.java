@@ -20,8 +20,8 @@ import org.junit.jupiter.params.provider.ValueSource;
 class ExampleLinesTest {
   private static final List<ExampleInput> TWO = List.of(ExampleInput.floats("x", 2));
 
-  private final ExampleLines classes = new ExampleLines(TWO, 3, true, false, null);
-  private final ExampleLines values = new ExampleLines(TWO, 2, false, false, null);
+  private final ExampleLines classes = new ExampleLines(TWO, 3, true, false, ClassNames.NONE, null);
+  private final ExampleLines values = new ExampleLines(TWO, 2, false, false, ClassNames.NONE, null);
 
   @Test
   void readsBothFormats() {
@@ -113,7 +113,7 @@ class ExampleLinesTest {
 
   @Test
   void whatIsMissingIsNaNWhereTheModelKnowsIt() {
-    ExampleLines knowing = new ExampleLines(TWO, 1, false, true, null);
+    ExampleLines knowing = new ExampleLines(TWO, 1, false, true, ClassNames.NONE, null);
     float[] missing = {Float.NaN, 2};
     assertArrayEquals(missing, knowing.csv(",2,3").features());
     assertArrayEquals(missing, knowing.csv("\"\", 2,3").features());
@@ -154,7 +154,7 @@ class ExampleLinesTest {
   /** In any order; a number is as good as a list of one. */
   @Test
   void inputsHaveTheirValuesByName() {
-    ExampleLines lines = new ExampleLines(THREE, 1, true, true, null);
+    ExampleLines lines = new ExampleLines(THREE, 1, true, true, ClassNames.NONE, null);
     float[] expected = {17, 4, -5, 0.5f, Float.NaN, 2};
     for (String inputs :
         List.of(
@@ -197,7 +197,7 @@ class ExampleLinesTest {
             + "|there are both features and inputs",
       })
   void refusesInputsThatTheModelHasNot(String line, String said) {
-    ExampleLines lines = new ExampleLines(THREE, 1, true, false, null);
+    ExampleLines lines = new ExampleLines(THREE, 1, true, false, ClassNames.NONE, null);
     String json = "{" + line.replace('\'', '"') + "}";
     String message = assertThrows(InputException.class, () -> lines.json(json)).getMessage();
     assertTrue(message.contains(said), message);

@@ -71,6 +71,8 @@ import picocli.CommandLine.Option;
       "                          # with inputs: {user: 1, dense: 13} for features",
       "                          # where that has several inputs; with an --encoder",
       "                          # features follow from it",
+      "  classes: [ham, spam]    # what labels are called, in their order; numbers",
+      "                          # from 0 on are right too",
       "  loss: cross-entropy     # binary, squared, {huber: 1}, or",
       "                          # {distillation: {alpha: 0.5, temperature: 2}}",
       "  learning-rate: 0.1      # {rate: 1, half-life: 1000, power: 0.5}, or",
@@ -239,7 +241,7 @@ final class Online implements Callable<Integer> {
               new Interrupts(() -> live.note("stopping after this batch; again ends at once"));
           Quarantine quarantine = quarantine(in, inputs);
           OnlineExamples examples =
-              new OnlineExamples(learner, csv, encoder, quarantine, live::note)) {
+              new OnlineExamples(learner, csv, recipe.classes(), encoder, quarantine, live::note)) {
         learner.quarantine(quarantine);
         long seen = held == null ? 0 : seenLines(store, held.version(), in, interrupts);
         if (store == null) {
@@ -311,6 +313,7 @@ final class Online implements Callable<Integer> {
   }
 
   private static OnlineLearner learner(Learnable learnable, OnlineRecipe recipe) {
+    recipe.classes().requireFor(learnable.outputs());
     try {
       return new OnlineLearner(learnable, recipe.settings());
     } catch (IllegalArgumentException e) {

@@ -12,6 +12,7 @@ import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
 import org.espalier.encoder.Encoder;
+import org.espalier.online.ClassNames;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
 import org.espalier.online.OnlineLearner;
@@ -50,6 +51,7 @@ final class OnlineExamples implements AutoCloseable {
   /**
    * @param learner what the examples must fit
    * @param csv whether lines are numbers with commas between, and not JSON
+   * @param names what labels may be called
    * @param encoder makes features of texts; null where lines have features
    * @param quarantine of lines that cannot be used; null for none
    * @param note tells the user of the first of them
@@ -57,6 +59,7 @@ final class OnlineExamples implements AutoCloseable {
   OnlineExamples(
       OnlineLearner learner,
       boolean csv,
+      ClassNames names,
       Encoder encoder,
       Quarantine quarantine,
       Consumer<String> note) {
@@ -64,7 +67,7 @@ final class OnlineExamples implements AutoCloseable {
     this.csv = csv;
     this.quarantine = quarantine;
     this.note = note;
-    this.parser = new ExampleLines(learner, encoder == null ? null : encoder::features);
+    this.parser = new ExampleLines(learner, names, encoder == null ? null : encoder::features);
     this.texts = encoder != null;
     this.readers =
         texts ? Executors.newFixedThreadPool(CpuThreads.get(), OnlineExamples::daemon) : null;

@@ -148,6 +148,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
       OnlineRecipe said = learned ? LearnerFiles.recipe(held) : given != null ? given : FROZEN;
       recipe = encoder == null ? said : said.withFeatures(encoder.width());
       model = LearnerFiles.readModel(held, recipe);
+      recipe.classes().requireFor(model.outputs());
       try {
         learner = new OnlineLearner(model, recipe.settings());
       } catch (IllegalArgumentException e) {
@@ -166,7 +167,8 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     }
     publishedAt = learner.seen();
     learner.quarantine(quarantine);
-    parser = new ExampleLines(learner, encoder == null ? null : encoder::features);
+    parser =
+        new ExampleLines(learner, recipe.classes(), encoder == null ? null : encoder::features);
     int most = PendingLabels.capacity(limits.pending(), learner.features() + learner.outputs());
     if (most < limits.pending()) {
       LOG.warn("{} predictions wait for their outcome at most: more would fill the memory", most);
@@ -381,6 +383,9 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     }
     if (known && recipe.settings().loss().isForClasses()) {
       json.put("label", prediction.label());
+      if (!recipe.classes().isEmpty()) {
+        json.put("class", recipe.classes().names().get(prediction.label()));
+      }
     }
     json.put("version", prediction.version()).put("store_version", storeVersion);
     predictions.record(System.nanoTime() - begin, TimeUnit.NANOSECONDS);
@@ -410,10 +415,13 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     float[] outcome = null;
     int number = -1;
     if (label != null) {
-      if (!label.isIntegralNumber() || !label.canConvertToInt() || label.asInt() < 0) {
+      if (label.isTextual()) {
+        number = recipe.classes().of(label.textValue());
+      } else if (!label.isIntegralNumber() || !label.canConvertToInt() || label.asInt() < 0) {
         throw new InputException("label is not a class, an integer from 0 on");
+      } else {
+        number = label.asInt();
       }
-      number = label.asInt();
     } else {
       if (!values.isArray() || values.size() != learner.outputs()) {
         throw new InputException("values is not a list of " + learner.outputs() + " numbers");

@@ -1,5 +1,6 @@
 package org.espalier.cli;
 
+import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -28,7 +29,8 @@ import picocli.CommandLine.Parameters;
       "A linear model that 'online' or 'serve' learned becomes a graph with the input 'features'"
           + " and the outputs 'outputs' and, where it learns classes, 'probabilities'. A version"
           + " that is ONNX is copied with its names. A version with a text encoder becomes one"
-          + " graph with it, which takes token ids."
+          + " graph with it, which takes token ids. Names of classes are in the metadata, as"
+          + " classes, a list in JSON."
     },
     footer = {
       "",
@@ -98,7 +100,13 @@ final class StoreExport implements Callable<Integer> {
             ? OnnxModel.read(model)
             : LearnerFiles.toOnnx(model, LearnerFiles.recipe(held));
     try (Encoder encoder = Encoder.of(store, held.version())) {
-      (encoder == null ? onnx : encoder.followedBy(onnx)).write(target);
+      OnnxModel whole = encoder == null ? onnx : encoder.followedBy(onnx);
+      if (LearnerFiles.isLearned(held) && !LearnerFiles.recipe(held).classes().isEmpty()) {
+        ArrayNode names = JsonNodeFactory.instance.arrayNode();
+        LearnerFiles.recipe(held).classes().names().forEach(names::add);
+        whole.setMetadata("classes", names.toString());
+      }
+      whole.write(target);
     }
   }
 

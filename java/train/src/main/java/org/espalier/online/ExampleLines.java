@@ -21,7 +21,7 @@ import org.espalier.format.safetensors.Names;
 
 /**
  * Reads examples from lines. JSON: {@code {"id": "a", "features": [1, 2], "label": 0}}, or {@code
- * "values": [0.5]} for outcomes that are values; other keys are ignored, and so is a null; numbers may be
+ * "values": [0.5]} for outcomes that are values; a label may be the name of its class; other keys are ignored, and so is a null; numbers may be
  * NaN, Infinity and -Infinity, bare as Python writes them or as strings, for the guard to see. For features, the values
  * of all inputs one after the other, there may be {@code "inputs": {"user": 17, "dense": [0.5, 1]}}, each input of the
  * model by its name, or {@code "text"} where something makes features of texts. CSV: the features, then the outcome in
@@ -46,25 +46,28 @@ public final class ExampleLines {
   private final int outputs;
   private final boolean classes;
   private final boolean missing;
+  private final ClassNames names;
   private final Function<String, float[]> encoder;
 
   /** Examples for a learner, given as features. */
   public ExampleLines(OnlineLearner learner) {
-    this(learner, null);
+    this(learner, ClassNames.NONE, null);
   }
 
   /**
    * Examples for a learner.
    *
+   * @param names what labels may be called
    * @param encoder makes the features of a text, called by each thread that reads a line with one; null where there are
    *     no texts
    */
-  public ExampleLines(OnlineLearner learner, Function<String, float[]> encoder) {
+  public ExampleLines(OnlineLearner learner, ClassNames names, Function<String, float[]> encoder) {
     this(
         learner.model().inputs(),
         learner.outputs(),
         learner.settings().loss().isForClasses(),
         learner.model().knowsMissing(),
+        names,
         encoder);
   }
 
@@ -76,12 +79,14 @@ public final class ExampleLines {
       int outputs,
       boolean classes,
       boolean missing,
+      ClassNames names,
       Function<String, float[]> encoder) {
     this.inputs = inputs;
     this.features = inputs.stream().mapToInt(ExampleInput::size).sum();
     this.outputs = outputs;
     this.classes = classes;
     this.missing = missing;
+    this.names = names;
     this.encoder = encoder;
   }
 
@@ -164,10 +169,13 @@ public final class ExampleLines {
             id = parser.getText();
           }
           case "label" -> {
-            if (token != JsonToken.VALUE_NUMBER_INT || parser.getLongValue() < 0) {
+            if (token == JsonToken.VALUE_STRING) {
+              label = names.of(parser.getText());
+            } else if (token != JsonToken.VALUE_NUMBER_INT || parser.getLongValue() < 0) {
               throw new InputException("label is not a class, an integer from 0 on");
+            } else {
+              label = (int) Math.min(Integer.MAX_VALUE, parser.getLongValue());
             }
-            label = (int) Math.min(Integer.MAX_VALUE, parser.getLongValue());
           }
           case "features" -> x = numbers(parser, "features", features, missing);
           case "inputs" -> named = inputs(parser);
@@ -347,6 +355,10 @@ public final class ExampleLines {
           throw missing("column " + (i + 1) + " is empty", i < features);
         }
         numbers[i] = Float.NaN;
+        continue;
+      }
+      if (i == features && names.names().contains(unquoted(cells[i]))) {
+        numbers[i] = names.of(unquoted(cells[i]));
         continue;
       }
       try {

@@ -36,6 +36,7 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * model: {features: 384, outputs: 2}    # a linear model of zeros, where no model is given; or with layers between,
  *                                       # hidden: [64, 32] and activation: relu, leaky-relu, sigmoid, tanh;
  *                                       # for a model of several inputs, inputs: {user: 1, dense: 13} in place of features
+ * classes: [ham, spam]                  # what labels are called, in their order; they are numbers otherwise
  * loss: cross-entropy                   # binary, squared, {huber: 1}, {distillation: {alpha, temperature, beta}}
  * learning-rate: 0.1                    # {rate, half-life, power} or {rate, end, warmup, period}
  * momentum: 0.9
@@ -64,6 +65,7 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
  * @param settings how to learn
  * @param inputs how many values each input of the model takes, or null where it or what makes them says how many there are
  * @param outputs of the model, or null
+ * @param classes what labels are called
  * @param hidden widths of the layers of a new model between these two
  * @param activation behind each of them
  * @param text what was parsed
@@ -72,6 +74,7 @@ public record OnlineRecipe(
     OnlineSettings settings,
     InputSizes inputs,
     Integer outputs,
+    ClassNames classes,
     List<Integer> hidden,
     Activation activation,
     String text) {
@@ -123,14 +126,47 @@ public record OnlineRecipe(
     addOptional(builder, top);
     Section model = top.section("model");
     InputSizes inputs = model == null ? null : inputs(model);
-    Integer outputs = model == null ? null : (Integer) model.integer("outputs");
+    ClassNames classes = classes(top);
+    Integer outputs = model == null ? null : (Integer) outputs(model, top, classes);
     List<Integer> hidden = model == null ? List.of() : model.integers("hidden");
     Activation activation = model == null ? Activation.RELU : activation(model, hidden);
     if (model != null) {
       checkSizes(model, inputs == null ? InputSizes.ofOnly(1, "") : inputs, hidden, outputs);
     }
     top.finish();
-    return new OnlineRecipe(top.checked(builder::build), inputs, outputs, hidden, activation, text);
+    return new OnlineRecipe(
+        top.checked(builder::build), inputs, outputs, classes, hidden, activation, text);
+  }
+
+  private static ClassNames classes(Section top) {
+    if (!top.has("classes")) {
+      return ClassNames.NONE;
+    }
+    if (!loss(top).isForClasses()) {
+      throw top.wrongKey("classes", "are named, and the loss is for outcomes that are values");
+    }
+    try {
+      return new ClassNames(top.texts("classes"));
+    } catch (IllegalArgumentException e) {
+      throw top.wrongKey("classes", "are wrong: " + e.getMessage());
+    }
+  }
+
+  /** How many outputs a model for named classes has. */
+  private static int outputs(Loss loss, ClassNames classes) {
+    return loss instanceof Loss.Binary ? 1 : classes.names().size();
+  }
+
+  private static int outputs(Section model, Section top, ClassNames classes) {
+    if (!classes.isEmpty() && !model.has("outputs")) {
+      return outputs(loss(top), classes);
+    }
+    int outputs = model.integer("outputs");
+    if (!classes.isEmpty() && Math.max(2, outputs) != classes.names().size()) {
+      throw model.wrongKey(
+          "outputs", "is " + outputs + ", and " + classes.names().size() + " classes are named");
+    }
+    return outputs;
   }
 
   private static InputSizes inputs(Section model) {
@@ -180,10 +216,14 @@ public record OnlineRecipe(
               + made
               + " features of a text, which need not be said");
     }
-    return outputs == null
+    Integer wanted =
+        outputs == null && !classes.isEmpty()
+            ? (Integer) outputs(settings.loss(), classes)
+            : outputs;
+    return wanted == null
         ? this
         : new OnlineRecipe(
-            settings, InputSizes.ofOnly(made, "model"), outputs, hidden, activation, text);
+            settings, InputSizes.ofOnly(made, "model"), wanted, classes, hidden, activation, text);
   }
 
   private static Activation activation(Section model, List<Integer> hidden) {

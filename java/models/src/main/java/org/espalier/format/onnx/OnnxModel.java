@@ -228,6 +228,17 @@ public final class OnnxModel {
     return null;
   }
 
+  /** Sets the value of a metadata property. */
+  public void setMetadata(String key, String value) {
+    for (StringStringEntryProto.Builder e : rest.getMetadataPropsBuilderList()) {
+      if (e.getKey().equals(key)) {
+        e.setValue(value);
+        return;
+      }
+    }
+    rest.addMetadataPropsBuilder().setKey(key).setValue(value);
+  }
+
   /** The nodes of the main graph, in topological order; unmodifiable. */
   public List<NodeProto> nodes() {
     return nodes;
