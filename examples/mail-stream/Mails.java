@@ -25,7 +25,7 @@ import org.espalier.evaluate.TextTokenizer;
  * <p>java -cp … Mails.java PACKAGE OUT.jsonl FEATURES: hashed words. Each word and each pair of neighbours
  * adds ±1 at a place that its hash (FNV-1a) chooses; the vector is scaled to length 1.
  *
- * <p>java -cp … Mails.java PACKAGE OUT.jsonl: texts, for {@code espalier online --encoder}.
+ * <p>java -cp … Mails.java PACKAGE OUT.jsonl: texts with "ham" or "spam", for {@code espalier online --encoder}.
  *
  * <p>java -cp … Mails.java PACKAGE OUT.jsonl MODEL.onnx TOKENIZER.json: what a sentence encoder makes of the
  * first 128 tokens, of length 1.
@@ -52,12 +52,14 @@ public final class Mails {
       write(
           Path.of(args[0]),
           Path.of(args[1]),
-          text -> "\"text\":" + json.getNodeFactory().textNode(cut(text)));
+          text -> "\"text\":" + json.getNodeFactory().textNode(cut(text)),
+          "\"ham\"",
+          "\"spam\"");
       return;
     }
     if (args.length == 3) {
       int size = Integer.parseInt(args[2]);
-      write(Path.of(args[0]), Path.of(args[1]), text -> features(hashed(text, size)));
+      write(Path.of(args[0]), Path.of(args[1]), text -> features(hashed(text, size)), "0", "1");
       return;
     }
     try (OnnxTextModel model = new OnnxTextModel(Path.of(args[2]), 1);
@@ -66,7 +68,9 @@ public final class Mails {
       write(
           Path.of(args[0]),
           Path.of(args[1]),
-          text -> features(embedder.embed(tokenizer.encode(cut(text)))));
+          text -> features(embedder.embed(tokenizer.encode(cut(text)))),
+          "0",
+          "1");
     }
   }
 
@@ -83,7 +87,7 @@ public final class Mails {
     return list.append("]").toString();
   }
 
-  private static void write(Path folder, Path out, Function<String, String> input)
+  private static void write(Path folder, Path out, Function<String, String> input, String... labels)
       throws IOException {
     Path data = folder.resolve("data");
     List<Mail> mails = new ArrayList<>();
@@ -104,7 +108,11 @@ public final class Mails {
     try (BufferedWriter lines = Files.newBufferedWriter(out)) {
       for (Mail mail : mails) {
         lines.append("{\"id\":\"").append(mail.name()).append("\",\"label\":");
-        lines.append(mail.spam() ? "1," : "0,").append(mail.input()).append("}\n");
+        lines
+            .append(mail.spam() ? labels[1] : labels[0])
+            .append(',')
+            .append(mail.input())
+            .append("}\n");
       }
     }
     System.err.println(

@@ -180,6 +180,9 @@ class OnlineTextsTest {
     learn(input, "--pooling", pooling).done();
     Path whole = folder.resolve("whole.onnx");
     Run.of("store", "export", "--store", store, "-o", whole).done();
+    assertEquals(
+        -1,
+        Files.mismatch(folder.resolve("tokenizer.json"), folder.resolve("whole-tokenizer.json")));
     List<String> texts = SmallLanguage.texts(5, 6);
     Map<String, float[][]> answers = run(whole, texts);
     assertEquals(2, answers.size());

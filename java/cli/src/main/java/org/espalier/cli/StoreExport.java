@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
@@ -29,8 +30,8 @@ import picocli.CommandLine.Parameters;
       "A linear model that 'online' or 'serve' learned becomes a graph with the input 'features'"
           + " and the outputs 'outputs' and, where it learns classes, 'probabilities'. A version"
           + " that is ONNX is copied with its names. A version with a text encoder becomes one"
-          + " graph with it, which takes token ids. Names of classes are in the metadata, as"
-          + " classes, a list in JSON."
+          + " graph with it, which takes token ids, and its tokenizer lies beside it. Names of"
+          + " classes are in the metadata, as classes, a list in JSON."
     },
     footer = {
       "",
@@ -65,6 +66,7 @@ final class StoreExport implements Callable<Integer> {
     }
     ModelStore store = options.open();
     long id = StoreOptions.version(store, given);
+    Path tokenizer = null;
     try (ModelStore.Held held = store.hold(id)) {
       Path model = held.model();
       if (model.toString().endsWith(".pt") != script) {
@@ -79,22 +81,27 @@ final class StoreExport implements Callable<Integer> {
       if (script) {
         copy(model, target);
       } else {
-        write(store, held, model, target);
+        tokenizer = write(store, held, model, target);
       }
     }
     if (common.json()) {
-      common.print(
-          JsonNodeFactory.instance
-              .objectNode()
-              .put("version", id)
-              .put("output", target.toString()));
+      ObjectNode json = JsonNodeFactory.instance.objectNode();
+      json.put("version", id).put("output", target.toString());
+      if (tokenizer != null) {
+        json.put("tokenizer", tokenizer.toString());
+      }
+      common.print(json);
     } else {
       common.out().println("version " + id + " as " + target);
+      if (tokenizer != null) {
+        common.out().println("its tokenizer as " + tokenizer);
+      }
     }
     return 0;
   }
 
-  private static void write(ModelStore store, ModelStore.Held held, Path model, Path target) {
+  /** Writes the graph, and gives back where the tokenizer is that it came with; null without one. */
+  private static Path write(ModelStore store, ModelStore.Held held, Path model, Path target) {
     OnnxModel onnx =
         model.toString().endsWith(".onnx")
             ? OnnxModel.read(model)
@@ -107,6 +114,14 @@ final class StoreExport implements Callable<Integer> {
         whole.setMetadata("classes", names.toString());
       }
       whole.write(target);
+      if (encoder == null) {
+        return null;
+      }
+      String name = target.getFileName().toString();
+      String stem = name.substring(0, name.length() - ".onnx".length());
+      Path tokenizer = target.resolveSibling(stem + "-tokenizer.json");
+      copy(encoder.tokenizer(), tokenizer);
+      return tokenizer;
     }
   }
 

@@ -140,6 +140,11 @@ public final class Encoder implements AutoCloseable {
     }
   }
 
+  /** The file of its tokenizer. */
+  public Path tokenizer() {
+    return tokenizer;
+  }
+
   /** How many features a text has. */
   public int width() {
     return features.width();
