@@ -151,6 +151,31 @@ class RecipeTest {
   }
 
   /** Texts can hardly be too many for what is solved for; the rest is content with fewer. */
+  /** The original would take back what was learned after it. */
+  @Test
+  void theOriginalTeachesNothingThatWasFineTuned() {
+    String tuned =
+        RIGHT
+                .replace("texts: texts.txt", "examples: x.safetensors")
+                .replace("kind: prune", "kind: fine-tune")
+                .replaceAll("(?m)^ *(sparsity|schedule|exclude):.*\n", "")
+            + "    - {kind: distil}\n".substring(2);
+    assertEquals(List.of(1.0, 1.0, 0.5), shareOfLabels(tuned));
+    String taught = tuned.replace("data:", "teacher: {file: t.onnx}\ndata:");
+    assertEquals(List.of(1.0, 0.5, 0.5), shareOfLabels(taught));
+    String narrow = tuned.replace("data:", "student: {file: t.onnx}\ndata:");
+    assertEquals(List.of(1.0, 0.5, 0.5), shareOfLabels(narrow));
+    String given = tuned.replace("nesterov: true", "loss: {labels: 0.25, logits: 0.75}");
+    assertEquals(List.of(1.0, 0.25, 0.5), shareOfLabels(given));
+  }
+
+  private static List<Double> shareOfLabels(String text) {
+    return parse(text).stages().stages().stream()
+        .map(stage -> stage.training().objective())
+        .map(objective -> objective.labels() / (objective.labels() + objective.logits()))
+        .toList();
+  }
+
   @Test
   void whatIsRefittedSeesMoreTexts() {
     assertEquals(256, parse(RIGHT).data().calibration());

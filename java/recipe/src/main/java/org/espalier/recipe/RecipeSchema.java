@@ -394,10 +394,10 @@ public final class RecipeSchema {
             loss(),
             null,
             "What is minimised; by default embedding and hidden states for texts, logits at"
-                + " temperature 1 for causal-lm (labels after a fine-tune stage where there is no"
-                + " other teacher), half labels and half logits for classes, half labels and half"
-                + " output for numbers, labels alone in a fine-tune stage, output for examples"
-                + " without labels."));
+                + " temperature 1 for causal-lm, half labels and half logits for classes, half"
+                + " labels and half output for numbers, output for examples without labels; labels"
+                + " alone in a fine-tune stage and, where neither teacher nor student is given, in"
+                + " those that prune and quantize after it."));
   }
 
   private static Group loss() {
