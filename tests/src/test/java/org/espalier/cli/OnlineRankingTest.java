@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.ModelProto;
@@ -321,6 +322,7 @@ class OnlineRankingTest {
           }) {
         String said = post(400, port, "/predict", "{\"inputs\": " + bad[0] + "}").toString();
         assertTrue(said.contains(bad[1]), said);
+        assertFalse(said.contains(folder.toString()), said);
       }
     }
     float[] before = table(graph(store, 1), "users.weight");

@@ -15,6 +15,7 @@ import io.micrometer.core.instrument.Gauge;
 import io.micrometer.core.instrument.Timer;
 import io.micrometer.prometheusmetrics.PrometheusConfig;
 import io.micrometer.prometheusmetrics.PrometheusMeterRegistry;
+import java.io.File;
 import java.io.IOException;
 import java.net.InetSocketAddress;
 import java.nio.ByteBuffer;
@@ -246,7 +247,8 @@ final class Service implements HttpListener.Responder, AutoCloseable {
       }
       return json(200, Map.of(), answerJson(request, body));
     } catch (InputException e) {
-      throw new HttpRefusal(400, e.getMessage());
+      // Where the store lies is nothing to clients.
+      throw new HttpRefusal(400, e.getMessage().replace(store.folder() + File.separator, ""));
     }
   }
 
