@@ -122,6 +122,44 @@ class ServeTest {
   }
 
   @Test
+  void answersEachOfAList() throws Exception {
+    try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {
+      JsonNode alone = post(200, "/predict", "{\"features\": [1, 2, 3]}", null);
+      JsonNode all =
+          post(
+              200,
+              "/predict",
+              " [{\"id\": \"a\", \"features\": [1, 2, 3]}, {\"features\": [1]},\n"
+                  + "{\"features\": [NaN, 0, 0], \"x\": [{\"é\": \"}]\"}]},{\"id\": \"b\","
+                  + " \"features\": [-1, 2, 3]}] ",
+              null);
+      assertEquals(4, all.size());
+      assertEquals(alone, all.get(0));
+      assertEquals(400, all.get(1).get("status").asInt());
+      assertTrue(all.get(1).get("error").asText().contains("3 are right"), all.toString());
+      assertTrue(all.get(2).get("outputs").get(0).isNull());
+      assertEquals(alone.get("version"), all.get(3).get("version"));
+      String both =
+          "[{\"id\": \"a\", \"label\": 1}, {\"id\": \"c\", \"label\": 1}, {\"id\": \"b\"}]";
+      JsonNode fed = post(200, "/feedback", both, null);
+      assertTrue(fed.get(0).get("accepted").asBoolean(), fed.toString());
+      assertEquals(404, fed.get(1).get("status").asInt());
+      assertEquals(400, fed.get(2).get("status").asInt());
+      assertTrue(
+          post(200, "/feedback", "[{\"id\": \"b\", \"label\": 0}]", null)
+              .get(0)
+              .get("accepted")
+              .asBoolean());
+      assertEquals(0, post(200, "/predict", "[]", null).size());
+      for (String bad :
+          List.of("[", "[1]", "[{}", "[{}] 1", "[[{}]]", "[{\"features\": [1, 2, 3]}")) {
+        JsonNode said = post(400, "/predict", bad, null);
+        assertTrue(said.has("error"), bad);
+      }
+    }
+  }
+
+  @Test
   void followsARollback() throws Exception {
     String features = "{\"features\": [1, 2, 3]}";
     try (Service service = service(new Service.Limits(10_000, 1e6, 100, 1000, true), null)) {

@@ -35,6 +35,8 @@ import picocli.CommandLine.Option;
       "                  \"store_version\": 2}, and \"class\": \"spam\" where classes",
       "                  have names",
       "  POST /feedback  {\"id\": \"a\", \"label\": 1} or \"values\": [...]",
+      "                  both take a list of such objects too, and answer with a list, in",
+      "                  which {\"error\": ..., \"status\": 400} stands for what is refused",
       "  GET  /versions  what is served, and the versions of the store",
       "  GET  /health    200 while it works",
       "  GET  /metrics   for Prometheus",

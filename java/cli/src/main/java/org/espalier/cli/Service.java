@@ -1,9 +1,12 @@
 package org.espalier.cli;
 
 import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.JsonParser;
 import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.JsonToken;
 import com.fasterxml.jackson.core.StreamReadConstraints;
 import com.fasterxml.jackson.core.StreamReadFeature;
+import com.fasterxml.jackson.core.json.JsonReadFeature;
 import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
@@ -23,7 +26,9 @@ import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.time.Duration;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
@@ -71,6 +76,13 @@ final class Service implements HttpListener.Responder, AutoCloseable {
   private static final int QUEUE = 10_000;
 
   private static final Map<String, String> LATER = Map.of("Retry-After", "1");
+
+  /** For lists, whose objects are read later. */
+  private static final JsonFactory LISTS =
+      JsonFactory.builder()
+          .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS)
+          .streamReadConstraints(StreamReadConstraints.builder().maxNestingDepth(9).build())
+          .build();
 
   private static final ObjectMapper JSON =
       new ObjectMapper(
@@ -247,9 +259,13 @@ final class Service implements HttpListener.Responder, AutoCloseable {
       }
       return json(200, Map.of(), answerJson(request, body));
     } catch (InputException e) {
-      // Where the store lies is nothing to clients.
-      throw new HttpRefusal(400, e.getMessage().replace(store.folder() + File.separator, ""));
+      throw refusal(e);
     }
+  }
+
+  /** Where the store lies is nothing to clients. */
+  private HttpRefusal refusal(InputException e) {
+    return new HttpRefusal(400, e.getMessage().replace(store.folder() + File.separator, ""));
   }
 
   @Override
@@ -261,8 +277,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
         e.status, e.headers, JsonNodeFactory.instance.objectNode().put("error", e.getMessage()));
   }
 
-  private static HttpListener.Answer json(
-      int status, Map<String, String> headers, ObjectNode body) {
+  private static HttpListener.Answer json(int status, Map<String, String> headers, JsonNode body) {
     try {
       return new HttpListener.Answer(
           status, "application/json", headers, JSON.writeValueAsBytes(body));
@@ -315,14 +330,14 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     }
   }
 
-  private ObjectNode answerJson(Request request, byte[] body) throws HttpRefusal {
+  private JsonNode answerJson(Request request, byte[] body) throws HttpRefusal {
     switch (Request.getPathInContext(request)) {
       case "/predict":
         method(request, "POST");
-        return predict(text(body));
+        return each(text(body), this::predict);
       case "/feedback":
         method(request, "POST");
-        return feedback(text(body));
+        return each(text(body), this::feedback);
       case "/versions":
         method(request, "GET");
         return versions();
@@ -344,6 +359,59 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     } catch (CharacterCodingException e) {
       throw new InputException("the request is not UTF-8", e);
     }
+  }
+
+  /** What is done with one object that a client sends. */
+  @FunctionalInterface
+  private interface Answering {
+    ObjectNode answer(String object) throws HttpRefusal;
+  }
+
+  /** Answers an object, or each of a list, in which what is refused has its error and status in place of an answer. */
+  private JsonNode each(String text, Answering answering) throws HttpRefusal {
+    if (!text.stripLeading().startsWith("[")) {
+      return answering.answer(text);
+    }
+    ArrayNode answers = JsonNodeFactory.instance.arrayNode();
+    for (String object : objects(text)) {
+      HttpRefusal refusal;
+      try {
+        answers.add(answering.answer(object));
+        continue;
+      } catch (HttpRefusal e) {
+        refusal = e;
+      } catch (InputException e) {
+        refusal = refusal(e);
+      }
+      refusals.increment();
+      answers.addObject().put("error", refusal.getMessage()).put("status", refusal.status);
+    }
+    return answers;
+  }
+
+  /**
+   * The objects of a list, as they are written.
+   *
+   * @throws InputException where it is no list of objects
+   */
+  private static List<String> objects(String list) {
+    List<String> objects = new ArrayList<>();
+    try (JsonParser parser = LISTS.createParser(list)) {
+      parser.nextToken();
+      while (parser.nextToken() == JsonToken.START_OBJECT) {
+        int begin = (int) parser.currentTokenLocation().getCharOffset();
+        parser.skipChildren();
+        objects.add(list.substring(begin, (int) parser.currentLocation().getCharOffset()));
+      }
+      if (parser.currentToken() != JsonToken.END_ARRAY || parser.nextToken() != null) {
+        throw new InputException("a list of JSON objects alone is right, or one object");
+      }
+    } catch (JsonProcessingException e) {
+      throw new InputException("it is not JSON: " + JsonReason.of(e), e);
+    } catch (IOException e) {
+      throw new InputException("it cannot be read: " + e.getMessage(), e);
+    }
+    return objects;
   }
 
   private ObjectNode predict(String text) throws HttpRefusal {
