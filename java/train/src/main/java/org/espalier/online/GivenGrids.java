@@ -32,8 +32,13 @@ final class GivenGrids implements AutoCloseable {
 
   private final List<FakeQuantize.Batch> others = new ArrayList<>();
 
-  /** A weight on a given grid. */
-  private record Given(Weight weight, Tensor latent, BytePointer gate, Tensor scales) {
+  /**
+   * A weight on a given grid.
+   *
+   * @param passes the bits of the gate
+   */
+  private record Given(
+      Weight weight, Tensor latent, BytePointer gate, LongBuffer passes, Tensor scales) {
     Ends ends() {
       FloatBuffer values = Floats.of(latent);
       int least = 0;
@@ -48,7 +53,6 @@ final class GivenGrids implements AutoCloseable {
 
     /** Brings back what lies beyond the grid, which is where the gate does not pass; the working weights are there already. */
     void bringBack(Ends ends) {
-      LongBuffer passes = gate.asByteBuffer().order(ByteOrder.LITTLE_ENDIAN).asLongBuffer();
       FloatBuffer values = null;
       int n = Math.toIntExact(latent.elements());
       for (int word = 0; word < (n + Long.SIZE - 1) / Long.SIZE; word++) {
@@ -105,7 +109,8 @@ final class GivenGrids implements AutoCloseable {
    * @param scales of the grid
    */
   void add(Weight weight, Tensor latent, BytePointer gate, Tensor scales) {
-    all.add(new Given(weight, latent, gate, scales));
+    LongBuffer passes = gate.asByteBuffer().order(ByteOrder.LITTLE_ENDIAN).asLongBuffer();
+    all.add(new Given(weight, latent, gate, passes, scales));
   }
 
   /** What the latent weights are now is what they began as. */
