@@ -11,16 +11,16 @@ import java.util.Random;
  * A language of 40 words, each of which may be followed by two others, one of them three times as often: the best
  * perplexity is exp(0.5623) = 1.755.
  */
-final class SmallLanguage {
-  static final int WORDS = 40;
+public final class SmallLanguage {
+  public static final int WORDS = 40;
 
   /** Of the tokenizer: the words and one for all that is unknown. */
-  static final int VOCABULARY = WORDS + 1;
+  public static final int VOCABULARY = WORDS + 1;
 
   private SmallLanguage() {}
 
   /** Writes tokenizer.json, and texts.txt of 3,000 texts. */
-  static void write(Path folder) throws IOException {
+  public static void write(Path folder) throws IOException {
     StringBuilder vocabulary = new StringBuilder("\"[UNK]\": 0");
     for (int w = 0; w < WORDS; w++) {
       vocabulary.append(", \"").append(word(w)).append("\": ").append(w + 1);
@@ -42,7 +42,7 @@ final class SmallLanguage {
   }
 
   /** Some texts of the language. */
-  static List<String> texts(int n, long seed) {
+  public static List<String> texts(int n, long seed) {
     Random random = new Random(seed);
     List<String> texts = new ArrayList<>();
     for (int i = 0; i < n; i++) {

@@ -234,6 +234,8 @@ final class Online implements Callable<Integer> {
         OnlineLearner learner = learner(learnable, recipe)) {
       if (held != null) {
         load(learner, recipe, held);
+      } else if (encoder != null) {
+        noteExport(encoder, learner);
       }
       LiveLine live = new LiveLine(common);
       try (OnlineInput in = new OnlineInput(input, follow);
@@ -275,6 +277,15 @@ final class Online implements Callable<Integer> {
       } catch (IOException e) {
         throw InputException.of("cannot read " + input, e);
       }
+    }
+  }
+
+  /** Says beforehand where {@link StoreExport} will not make one graph of a version. */
+  private void noteExport(Encoder encoder, OnlineLearner learner) {
+    try {
+      encoder.requireCanBeFollowedBy(learner.toOnnx());
+    } catch (InputException e) {
+      common.note("'store export' will make no graph from texts to answers: " + e.getMessage());
     }
   }
 
@@ -371,17 +382,15 @@ final class Online implements Callable<Integer> {
 
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held, Encoder encoder) {
     Learnable learnable = learnable(recipe, held);
-    if (encoder != null && learnable.features() != encoder.width()) {
-      String problem =
-          "the model takes "
-              + learnable.features()
-              + " features, and the encoder makes "
-              + encoder.width()
-              + " of a text";
+    try {
+      if (encoder != null) {
+        encoder.requireFits(learnable);
+      }
+      return learnable;
+    } catch (InputException e) {
       learnable.close();
-      throw new InputException(problem);
+      throw e;
     }
-    return learnable;
   }
 
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {

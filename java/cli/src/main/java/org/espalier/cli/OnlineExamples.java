@@ -7,7 +7,6 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
-import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
@@ -26,6 +25,9 @@ import org.espalier.online.Quarantine;
 final class OnlineExamples implements AutoCloseable {
   /** Lines that are read ahead for each thread. */
   private static final int AHEAD = 8;
+
+  /** No line is read ahead behind so many characters. */
+  private static final int MOST_AHEAD = 1 << 24;
 
   /** Examples whose outcome may still come; older ones are forgotten. */
   private static final int WAITING = 100_000;
@@ -82,11 +84,13 @@ final class OnlineExamples implements AutoCloseable {
 
   /** Has the features made of texts that come next and can be read without waiting. */
   void lookAhead(LineReader reader) throws IOException {
-    for (int i = 0; texts && i < AHEAD * CpuThreads.get(); i++) {
+    long characters = 0;
+    for (int i = 0; texts && i < AHEAD * CpuThreads.get() && characters < MOST_AHEAD; i++) {
       LineReader.Line line = reader.peek(i, false, () -> true);
       if (line == null) {
         return;
       }
+      characters += line.text().length();
       if (line.problem() == null && !line.text().isBlank()) {
         ahead.computeIfAbsent(
             line.number(), number -> readers.submit(() -> parser.part(line.text())));
@@ -111,18 +115,12 @@ final class OnlineExamples implements AutoCloseable {
     }
   }
 
-  /** Waits for what is being read ahead, so that the encoder can be closed. */
+  /** Leaves what is read ahead; closing the encoder waits for what it has begun. */
   @Override
   public void close() {
-    if (readers == null) {
-      return;
-    }
-    readers.shutdown();
-    ahead.values().forEach(line -> line.cancel(false));
-    try {
-      readers.awaitTermination(1, TimeUnit.MINUTES);
-    } catch (InterruptedException e) {
-      Thread.currentThread().interrupt();
+    if (readers != null) {
+      ahead.values().forEach(line -> line.cancel(false));
+      readers.shutdown();
     }
   }
 

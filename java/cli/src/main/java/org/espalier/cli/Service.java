@@ -162,6 +162,9 @@ final class Service implements HttpListener.Responder, AutoCloseable {
       recipe = encoder == null ? said : said.withFeatures(encoder.width());
       model = LearnerFiles.readModel(held, recipe);
       recipe.classes().requireFor(model.outputs());
+      if (encoder != null) {
+        encoder.requireFits(model);
+      }
       try {
         learner = new OnlineLearner(model, recipe.settings());
       } catch (IllegalArgumentException e) {

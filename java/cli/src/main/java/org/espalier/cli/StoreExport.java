@@ -79,6 +79,9 @@ final class StoreExport implements Callable<Integer> {
                 + " is right");
       }
       if (script) {
+        if (Encoder.isIn(held.version())) {
+          common.note("the text encoder is not in " + target + ", which reads its features");
+        }
         copy(model, target);
       } else {
         tokenizer = write(store, held, model, target);

@@ -37,8 +37,14 @@ final class TokenizerOptions {
   /** After how many tokens a text is cut. */
   int maxTokens() {
     int most = maxTokens == null ? 256 : maxTokens;
-    if (most < 3 || most > 1_000_000) {
-      throw new InputException("--max-tokens " + most + " is outside 3 to 1000000");
+    if (most < TextTokenizer.LEAST_TOKENS || most > TextTokenizer.MOST_TOKENS) {
+      throw new InputException(
+          "--max-tokens "
+              + most
+              + " is outside "
+              + TextTokenizer.LEAST_TOKENS
+              + " to "
+              + TextTokenizer.MOST_TOKENS);
     }
     return most;
   }

@@ -64,6 +64,12 @@ public final class TextTokenizer implements AutoCloseable {
    */
   static final int LONGEST = 1 << 22;
 
+  /** The least number of tokens that texts may be cut after: two are special ones as a rule. */
+  public static final int LEAST_TOKENS = 3;
+
+  /** The largest such number. */
+  public static final int MOST_TOKENS = 1_000_000;
+
   /** How much of a text a message shows. */
   private static final int SHOWN = 60;
 
@@ -75,12 +81,14 @@ public final class TextTokenizer implements AutoCloseable {
    * Opens a tokenizer.
    *
    * @param file a {@code tokenizer.json}
-   * @param maxTokens longest encoding, special tokens included; longer texts are cut
+   * @param maxTokens longest encoding, {@value #LEAST_TOKENS} to {@value #MOST_TOKENS}, special tokens included; longer
+   *     texts are cut
    * @throws InputException when the file is missing or is not a tokenizer
    */
   public TextTokenizer(Path file, int maxTokens) {
-    if (maxTokens < 3) {
-      throw new IllegalArgumentException("maxTokens must be at least 3 but is " + maxTokens);
+    if (maxTokens < LEAST_TOKENS || maxTokens > MOST_TOKENS) {
+      throw new IllegalArgumentException(
+          "maxTokens is " + maxTokens + "; " + LEAST_TOKENS + " to " + MOST_TOKENS + " is right");
     }
     if (!Files.isRegularFile(file)) {
       throw new InputException("tokenizer " + file + " does not exist or is not a file");

@@ -10,15 +10,22 @@ import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Path;
 import java.util.HexFormat;
+import java.util.List;
 import java.util.Map;
+import java.util.Set;
+import java.util.stream.Collectors;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.OpsetUpgrade;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.TextFeatures;
+import org.espalier.evaluate.TextTokenizer;
 import org.espalier.format.InputFile;
 import org.espalier.format.JsonReason;
 import org.espalier.format.Sha256;
 import org.espalier.format.onnx.JoinedModel;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.ExampleInput;
+import org.espalier.online.Learnable;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;
 import org.espalier.store.Version;
@@ -34,6 +41,7 @@ public final class Encoder implements AutoCloseable {
   private static final String TOKENIZER =
       "encoder-tokenizer.json"; // found beside the model by its name
   private static final String SETTINGS = "encoder.json";
+  private static final Set<String> FILES = Set.of(MODEL, TOKENIZER, SETTINGS);
 
   private static final int MOST_SETTINGS = 10_000;
 
@@ -45,8 +53,7 @@ public final class Encoder implements AutoCloseable {
 
   private final Path model;
   private final Path tokenizer;
-  private final byte[] settings;
-  private final Pooling pooling;
+  private final Settings settings;
   private final TextFeatures features;
 
   /** The SHA-256 of each file, by its name in a version. */
@@ -56,34 +63,75 @@ public final class Encoder implements AutoCloseable {
   private ModelStore.Held held;
 
   private Encoder(
-      Path model, Path tokenizer, int maxTokens, Pooling pooling, ModelStore.Held held) {
+      Path model,
+      Path tokenizer,
+      Settings settings,
+      Map<String, String> sums,
+      ModelStore.Held held) {
     if (OnnxModel.read(model).files().size() > 1) {
       throw new InputException(
           model + " has weights in other files; an encoder has all of it in one, of 2 GiB at most");
     }
     this.model = model;
     this.tokenizer = tokenizer;
-    this.pooling = pooling;
+    this.settings = settings;
+    this.sums = sums;
     this.held = held;
-    try {
-      settings =
-          JSON.writeValueAsBytes(
-              JSON.createObjectNode()
-                  .put("max_tokens", maxTokens)
-                  .put("pooling", pooling.toString()));
-      sums =
-          Map.of(
-              MODEL, sum(Sha256.of(model)),
-              TOKENIZER, sum(Sha256.of(tokenizer)),
-              SETTINGS, sum(Sha256.digest().digest(settings)));
-    } catch (IOException e) {
-      throw InputException.of("cannot read the encoder " + model, e);
-    }
-    features = new TextFeatures(model, tokenizer, maxTokens, pooling);
+    features = new TextFeatures(model, tokenizer, settings.maxTokens(), settings.pooling());
   }
 
-  private static String sum(byte[] digest) {
-    return HexFormat.of().formatHex(digest);
+  /** How texts become features, beside the model and the tokenizer. */
+  private record Settings(int maxTokens, Pooling pooling) {
+    /**
+     * Reads the settings of a version.
+     *
+     * @throws InputException if they are none
+     */
+    static Settings read(Path file) {
+      JsonNode json = json(file);
+      JsonNode maxTokens = json.path("max_tokens");
+      JsonNode pooling = json.path("pooling");
+      boolean whole = maxTokens.isIntegralNumber() && maxTokens.canConvertToInt();
+      if (json.size() != 2
+          || !whole
+          || maxTokens.intValue() < TextTokenizer.LEAST_TOKENS
+          || maxTokens.intValue() > TextTokenizer.MOST_TOKENS
+          || !pooling.isTextual()) {
+        throw new InputException(
+            file
+                + " holds other settings than max_tokens, "
+                + TextTokenizer.LEAST_TOKENS
+                + " to "
+                + TextTokenizer.MOST_TOKENS
+                + ", and pooling, mean or cls");
+      }
+      try {
+        return new Settings(maxTokens.intValue(), Pooling.parse(pooling.textValue()));
+      } catch (InputException e) {
+        throw new InputException(file + ": " + e.getMessage(), e);
+      }
+    }
+
+    private static JsonNode json(Path file) {
+      try {
+        return JSON.readTree(InputFile.bytes(file, MOST_SETTINGS));
+      } catch (JsonProcessingException e) {
+        throw new InputException(file + " is not JSON: " + JsonReason.of(e), e);
+      } catch (IOException e) {
+        throw InputException.of("cannot read " + file, e);
+      }
+    }
+
+    byte[] bytes() {
+      try {
+        return JSON.writeValueAsBytes(
+            JSON.createObjectNode()
+                .put("max_tokens", maxTokens)
+                .put("pooling", pooling.toString()));
+      } catch (JsonProcessingException e) {
+        throw new IllegalStateException("what was made here is JSON", e);
+      }
+    }
   }
 
   /**
@@ -96,7 +144,22 @@ public final class Encoder implements AutoCloseable {
    * @throws InputException if either is none, or the model does not run on texts
    */
   public static Encoder open(Path model, Path tokenizer, int maxTokens, Pooling pooling) {
-    return new Encoder(model, tokenizer, maxTokens, pooling, null);
+    Settings settings = new Settings(maxTokens, pooling);
+    Map<String, String> sums;
+    try {
+      sums =
+          Map.of(
+              MODEL, sum(Sha256.of(model)),
+              TOKENIZER, sum(Sha256.of(tokenizer)),
+              SETTINGS, sum(Sha256.digest().digest(settings.bytes())));
+    } catch (IOException e) {
+      throw InputException.of("cannot read the encoder " + model, e);
+    }
+    return new Encoder(model, tokenizer, settings, sums, null);
+  }
+
+  private static String sum(byte[] digest) {
+    return HexFormat.of().formatHex(digest);
   }
 
   /** Whether a version has an encoder. */
@@ -116,27 +179,17 @@ public final class Encoder implements AutoCloseable {
     }
     ModelStore.Held held = store.hold(version.id());
     try {
-      JsonNode settings = settings(held.file(SETTINGS));
-      int maxTokens = settings.path("max_tokens").asInt();
-      if (maxTokens < 3 || !settings.path("pooling").isTextual()) {
-        throw new InputException(
-            held.file(SETTINGS) + " needs max_tokens from 3 on and pooling, mean or cls");
-      }
-      Pooling pooling = Pooling.parse(settings.path("pooling").textValue());
-      return new Encoder(held.file(MODEL), held.file(TOKENIZER), maxTokens, pooling, held);
+      Path model = held.file(MODEL);
+      Path tokenizer = held.file(TOKENIZER);
+      Settings settings = Settings.read(held.file(SETTINGS));
+      Map<String, String> sums =
+          version.files().stream()
+              .filter(f -> FILES.contains(f.path()))
+              .collect(Collectors.toMap(Version.StoredFile::path, Version.StoredFile::sha256));
+      return new Encoder(model, tokenizer, settings, sums, held);
     } catch (RuntimeException e) {
       held.close();
       throw e;
-    }
-  }
-
-  private static JsonNode settings(Path file) {
-    try {
-      return JSON.readTree(InputFile.bytes(file, MOST_SETTINGS));
-    } catch (JsonProcessingException e) {
-      throw new InputException(file + " is not JSON: " + JsonReason.of(e), e);
-    } catch (IOException e) {
-      throw InputException.of("cannot read " + file, e);
     }
   }
 
@@ -178,7 +231,7 @@ public final class Encoder implements AutoCloseable {
     files.copy(model, MODEL, sums.get(MODEL));
     files.copy(tokenizer, TOKENIZER, sums.get(TOKENIZER));
     try (FileChannel channel = files.create(SETTINGS)) {
-      ByteBuffer bytes = ByteBuffer.wrap(settings);
+      ByteBuffer bytes = ByteBuffer.wrap(settings.bytes());
       while (bytes.hasRemaining()) {
         channel.write(bytes);
       }
@@ -195,17 +248,62 @@ public final class Encoder implements AutoCloseable {
   }
 
   /**
+   * Refuses a model that does not read what the encoder makes.
+   *
+   * @throws InputException that says why
+   */
+  public void requireFits(Learnable model) {
+    List<ExampleInput> inputs = model.inputs();
+    if (inputs.size() > 1 || !inputs.get(0).isOfFloats()) {
+      throw new InputException(
+          "features of texts are read by one input of floats; the model has "
+              + inputs.stream().map(i -> i.name() + " of " + i.type()).toList());
+    }
+    if (model.features() != width()) {
+      throw new InputException(
+          "the model takes "
+              + model.features()
+              + " features, and the encoder makes "
+              + width()
+              + " of a text");
+    }
+  }
+
+  /**
    * A model that takes what the encoder takes and gives what another makes of its features.
    *
-   * @param head of one input [batch, {@link #width}]
+   * @param head of one input, whose values are the features
    * @throws InputException where no model can be both
    */
   public OnnxModel followedBy(OnnxModel head) {
-    OnnxModel encoder = OnnxModel.read(model);
-    String made = EncoderGraph.addFeatures(encoder, features.isOfTokens() ? pooling : null);
-    return JoinedModel.of(encoder, made, head);
+    OnnxModel following = head.copy();
+    OnnxModel encoder = readBefore(following);
+    Pooling pooling = features.isOfTokens() ? settings.pooling() : null;
+    String made = EncoderGraph.addFeatures(encoder, pooling, following.inputs().get(0));
+    return JoinedModel.of(encoder, made, following);
   }
 
+  /**
+   * Refuses a model that {@link #followedBy} does not take.
+   *
+   * @throws InputException that says why
+   */
+  public void requireCanBeFollowedBy(OnnxModel head) {
+    OnnxModel following = head.copy();
+    JoinedModel.check(readBefore(following), following);
+  }
+
+  /** The encoder's graph; where the two are of different operator sets, both are raised as far as that is known. */
+  private OnnxModel readBefore(OnnxModel following) {
+    OnnxModel encoder = OnnxModel.read(model);
+    if (encoder.opset("") != following.opset("")) {
+      OpsetUpgrade.raise(encoder, OpsetUpgrade.TARGET);
+      OpsetUpgrade.raise(following, OpsetUpgrade.TARGET);
+    }
+    return encoder;
+  }
+
+  /** Waits for texts whose features are being made. */
   @Override
   public void close() {
     features.close();

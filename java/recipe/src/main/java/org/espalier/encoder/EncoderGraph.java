@@ -4,6 +4,7 @@ import static org.espalier.format.onnx.Attributes.attribute;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TensorShapeProto.Dimension;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
 import java.util.List;
@@ -29,9 +30,10 @@ final class EncoderGraph {
    * Adds the nodes that make features of the first output.
    *
    * @param pooling of an output of tokens; null for one that is pooled already
-   * @return the value [batch, width]
+   * @param read what reads them, as [batch, width] or in more dimensions, row by row
+   * @return the value that it reads
    */
-  static String addFeatures(OnnxModel model, Pooling pooling) {
+  static String addFeatures(OnnxModel model, Pooling pooling, ValueInfoProto read) {
     EncoderGraph graph = new EncoderGraph(model);
     ValueInfoProto output = model.outputs().get(0);
     String hidden = output.getName();
@@ -49,6 +51,12 @@ final class EncoderGraph {
     String features =
         graph.add(
             "LpNormalization", List.of(pooled), node -> node.addAttribute(attribute("axis", -1)));
+    List<Dimension> dims = read.getType().getTensorType().getShape().getDimList();
+    if (dims.size() > 2) {
+      long[] shape = dims.stream().mapToLong(Dimension::getDimValue).toArray();
+      shape[0] = 0; // as many as there are
+      features = graph.reshape(features, shape);
+    }
     model.setNodes(graph.nodes);
     return features;
   }

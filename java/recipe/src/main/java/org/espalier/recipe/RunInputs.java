@@ -275,11 +275,10 @@ final class RunInputs {
   }
 
   /**
-   * The SHA-256 of a file.
+   * The SHA-256 of a file as reports have it.
    *
    * @throws InputException where it cannot be read
    */
-  /** The sum of a file's bytes as reports have it. */
   static String hexSha256(Path file) {
     return HexFormat.of().formatHex(sha256(file));
   }

@@ -24,6 +24,11 @@ public record ExampleInput(String name, ScalarType type, long... shape) {
     return new ExampleInput(name, ScalarType.Float, shape);
   }
 
+  /** Whether its values may have a fraction. */
+  public boolean isOfFloats() {
+    return type == ScalarType.Float;
+  }
+
   /** How many values an example has for it. */
   public int size() {
     long size = 1;

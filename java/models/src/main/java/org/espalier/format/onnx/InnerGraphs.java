@@ -126,6 +126,18 @@ public final class InnerGraphs {
     return b.build();
   }
 
+  /** The names that the graphs of nodes define, those inside them too. */
+  static Set<String> defined(List<NodeProto> nodes) {
+    Set<String> names = new LinkedHashSet<>();
+    for (NodeProto n : nodes) {
+      for (GraphProto g : of(n)) {
+        names.addAll(definedIn(g));
+        names.addAll(defined(g.getNodeList()));
+      }
+    }
+    return names;
+  }
+
   /** The names that a graph defines, without those inside its nodes. */
   private static Set<String> definedIn(GraphProto g) {
     Set<String> names = new LinkedHashSet<>();

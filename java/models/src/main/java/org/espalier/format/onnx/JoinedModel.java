@@ -18,35 +18,83 @@ public final class JoinedModel {
   /** Operators of ONNX that mean the same in all operator sets from {@link #OLDEST} on. */
   private static final Set<String> STEADY =
       Set.of(
+          "Abs",
           "Add",
+          "And",
+          "Cast",
           "Clip",
           "Concat",
           "Constant",
+          "ConstantOfShape",
+          "DequantizeLinear",
           "Div",
           "DynamicQuantizeLinear",
+          "Elu",
+          "Equal",
+          "Erf",
+          "Exp",
+          "Expand",
           "Flatten",
+          "Gather",
           "Gemm",
+          "Greater",
           "Identity",
+          "If",
           "LeakyRelu",
+          "Less",
+          "Log",
+          "LogSoftmax",
           "MatMul",
           "MatMulInteger",
+          "Max",
+          "Min",
           "Mul",
+          "Neg",
+          "Not",
+          "Or",
+          "Pow",
+          "QuantizeLinear",
+          "Reciprocal",
+          "ReduceSum",
           "Relu",
+          "Reshape",
+          "Shape",
           "Sigmoid",
+          "Sign",
+          "Slice",
+          "Softmax",
+          "Softplus",
+          "Sqrt",
+          "Squeeze",
           "Sub",
-          "Tanh");
+          "Sum",
+          "Tanh",
+          "Transpose",
+          "Unsqueeze",
+          "Where");
 
-  private static final int OLDEST = 11;
+  /** Attributes that came to some of them later. */
+  private static final Set<String> LATER =
+      Set.of(
+          "allowzero",
+          "block_size",
+          "end",
+          "output_dtype",
+          "precision",
+          "round_mode",
+          "saturate",
+          "start");
+
+  private static final int OLDEST = 13;
 
   private JoinedModel() {}
 
   /**
-   * The first model's inputs and the second's outputs, which keep their names where the first has no such value.
+   * Refuses two models that cannot be one.
    *
-   * @param value of the first, which the second reads as its one input
-   * @throws InputException where the two ask for operator sets that no model can import together, or are 2 GiB together
+   * @throws InputException where {@link #of} does not take them, whatever their size
    */
-  public static OnnxModel of(OnnxModel first, String value, OnnxModel second) {
+  public static void check(OnnxModel first, OnnxModel second) {
     if (second.inputs().size() != 1) {
       throw new InputException(
           second.name()
@@ -54,13 +102,69 @@ public final class JoinedModel {
               + second.inputs().size()
               + " inputs; one that reads what another gives has one");
     }
+    ModelProto proto = second.toProto();
+    if (proto.getFunctionsCount() > 0 || proto.getGraph().getSparseInitializerCount() > 0) {
+      throw new InputException(
+          second.name() + " has functions or sparse weights, with which no model follows another");
+    }
+    for (OperatorSetIdProto set : proto.getOpsetImportList()) {
+      String domain = OnnxModel.domain(set.getDomain());
+      long known = first.opset(domain);
+      if (known != 0 && known != set.getVersion()) {
+        checkSteady(second, domain, set.getVersion(), known);
+      }
+    }
+  }
+
+  private static void checkSteady(OnnxModel second, String domain, long own, long known) {
+    List<String> others =
+        second.allNodes().stream()
+            .filter(n -> OnnxModel.domain(n.getDomain()).equals(domain))
+            .filter(n -> !isSteady(n))
+            .map(NodeProto::getOpType)
+            .distinct()
+            .toList();
+    if (!others.isEmpty() || !domain.isEmpty() || Math.min(known, own) < OLDEST) {
+      throw new InputException(
+          second.name()
+              + " is of operator set "
+              + own
+              + (domain.isEmpty() ? "" : " of " + domain)
+              + ", what it follows of "
+              + known
+              + ", and a model has one"
+              + (others.isEmpty() ? "" : ", in which " + others + " may be others")
+              + "; one exported with set "
+              + known
+              + " can follow it");
+    }
+  }
+
+  private static boolean isSteady(NodeProto n) {
+    return STEADY.contains(n.getOpType())
+        && n.getAttributeList().stream().noneMatch(a -> LATER.contains(a.getName()));
+  }
+
+  /**
+   * The first model's inputs and the second's outputs, which keep their names where the first has no such value.
+   *
+   * @param value of the first, which the second reads as its one input
+   * @throws InputException where the second has other inputs too, the two ask for operator sets that no model can import
+   *     together, or they are 2 GiB together
+   */
+  public static OnnxModel of(OnnxModel first, String value, OnnxModel second) {
+    check(first, second);
     OnnxModel joined = first.copy();
     joined.requireIrVersion(second.irVersion());
     ModelProto proto = second.toProto();
     for (OperatorSetIdProto set : proto.getOpsetImportList()) {
-      importSet(joined, second, set);
+      String domain = OnnxModel.domain(set.getDomain());
+      if (joined.opset(domain) == 0) {
+        joined.setOpset(domain, set.getVersion());
+      }
     }
     OnnxModel.Names free = joined.names();
+    InnerGraphs.defined(second.nodes()).forEach(free::unique); // which stay as they are
     Map<String, String> names = new HashMap<>();
     names.put(second.inputs().get(0).getName(), value);
     UnaryOperator<String> named = n -> n.isEmpty() ? n : names.computeIfAbsent(n, free::unique);
@@ -80,43 +184,5 @@ public final class JoinedModel {
       whole.addOutput(output.toBuilder().setName(named.apply(output.getName())));
     }
     return OnnxModel.of(joined.toProto().toBuilder().setGraph(whole).build(), first.name());
-  }
-
-  private static void importSet(OnnxModel joined, OnnxModel second, OperatorSetIdProto set) {
-    String domain = OnnxModel.domain(set.getDomain());
-    long known = joined.opset(domain);
-    if (known == 0) {
-      joined.setOpset(domain, set.getVersion());
-    }
-    if (known == 0 || known == set.getVersion()) {
-      return;
-    }
-    List<String> others =
-        second.allNodes().stream()
-            .filter(n -> OnnxModel.domain(n.getDomain()).equals(domain))
-            .filter(n -> !isSteady(n))
-            .map(NodeProto::getOpType)
-            .distinct()
-            .toList();
-    if (!others.isEmpty() || !domain.isEmpty() || Math.min(known, set.getVersion()) < OLDEST) {
-      throw new InputException(
-          second.name()
-              + " is of operator set "
-              + set.getVersion()
-              + (domain.isEmpty() ? "" : " of " + domain)
-              + ", what it follows of "
-              + known
-              + ", and a model has one"
-              + (others.isEmpty() ? "" : ", in which " + others + " may be others")
-              + "; one exported with set "
-              + known
-              + " can follow it");
-    }
-  }
-
-  /** A Softmax of rows is one in each set, as long as its axis is said to be the last. */
-  private static boolean isSteady(NodeProto n) {
-    return STEADY.contains(n.getOpType())
-        || n.getOpType().equals("Softmax") && Attributes.integer(n, "axis", 0) == -1;
   }
 }
