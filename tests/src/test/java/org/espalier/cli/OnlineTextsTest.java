@@ -282,6 +282,60 @@ class OnlineTextsTest {
     Run.resume(input, store, "--encoder", encoder).done();
   }
 
+  /** What reads features of texts: one input of floats, in whatever shape. */
+  @Test
+  void refusesModelsThatReadNoFeatures() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(20, 4, "text"));
+    recipe = Files.writeString(recipe, "loss: cross-entropy\nlearning-rate: 0.1\nbatch: 4\n");
+    Object[] common = {"--input", input, "--recipe", recipe, "--store", store};
+    GraphProto.Builder two =
+        GraphProto.newBuilder()
+            .setName("two")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, WIDTH / 2))
+            .addInput(SmallModels.value("y", DataType.FLOAT, -1, WIDTH / 2))
+            .addInitializer(SmallModels.floats("w", new Random(1), 1, WIDTH / 2, 2))
+            .addNode(SmallModels.line("sum Add x y"))
+            .addNode(SmallModels.line("z MatMul sum w"))
+            .addOutput(SmallModels.value("z", DataType.FLOAT, -1, 2));
+    Path several =
+        Files.write(folder.resolve("two.onnx"), SmallModels.model(17, two).toByteArray());
+    refused("one input of floats", common, "--encoder", encoder, "--model", several);
+    GraphProto.Builder rows =
+        GraphProto.newBuilder()
+            .setName("rows")
+            .addInput(SmallModels.value("x", DataType.INT64, -1, WIDTH))
+            .addInitializer(SmallModels.floats("w", new Random(1), 1, 9, 2))
+            .addNode(SmallModels.line("found Gather w x"))
+            .addNode(SmallModels.line("z ReduceMax found", SmallModels.list("axes", 1)))
+            .addOutput(SmallModels.value("z", DataType.FLOAT, -1, 1, 2));
+    Path table =
+        Files.write(folder.resolve("rows.onnx"), SmallModels.model(17, rows).toByteArray());
+    refused("the model has [x of Long]", common, "--encoder", encoder, "--model", table);
+  }
+
+  @Test
+  void saysBeforehandWhatWillBeNoGraph() throws IOException {
+    encoder = encoder("old.onnx", 13, 1, false);
+    recipe = Files.writeString(recipe, "loss: cross-entropy\nlearning-rate: 0.1\nbatch: 4\n");
+    GraphProto.Builder head =
+        GraphProto.newBuilder()
+            .setName("head")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, WIDTH))
+            .addInitializer(SmallModels.floats("scale", new Random(1), 1, WIDTH))
+            .addInitializer(SmallModels.floats("w", new Random(1), 1, WIDTH, 2))
+            .addNode(SmallModels.line("normal LayerNormalization x scale"))
+            .addNode(SmallModels.line("z MatMul normal w"))
+            .addOutput(SmallModels.value("z", DataType.FLOAT, -1, 2));
+    Path own = Files.write(folder.resolve("head.onnx"), SmallModels.model(17, head).toByteArray());
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(20, 4, "text"));
+    Run run = learn(input, "--model", own).done();
+    String reason = "in which [LayerNormalization] may be others";
+    assertTrue(run.err().contains("'store export' will make no graph"), run.err());
+    assertTrue(run.err().contains(reason), run.err());
+    Path whole = folder.resolve("whole.onnx");
+    Run.refused(folder, new String[] {reason}, "store", "export", "--store", store, "-o", whole);
+  }
+
   private void refused(String word, Object[] common, Object... more) {
     List<Object> all = new ArrayList<>(List.of("online"));
     all.addAll(List.of(common));

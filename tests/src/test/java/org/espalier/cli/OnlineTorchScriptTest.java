@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
@@ -21,12 +23,14 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
+import java.util.Random;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.JitModule;
 import org.bytedeco.pytorch.QualifiedName;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
+import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.store.ModelStore;
 import org.espalier.torch.Libtorch;
@@ -306,5 +310,28 @@ class OnlineTorchScriptTest {
                 HttpResponse.BodyHandlers.ofString());
     assertEquals(200, response.statusCode(), response.body());
     return new ObjectMapper().readTree(response.body());
+  }
+
+  @Test
+  void aScriptBehindAnEncoderIsExportedWithoutIt() throws Exception {
+    SmallLanguage.write(folder);
+    GraphProto.Builder states =
+        GraphProto.newBuilder()
+            .setName("encoder")
+            .addInput(SmallModels.value("input_ids", DataType.INT64, -1, -2))
+            .addInitializer(
+                SmallModels.floats("words", new Random(1), 1, SmallLanguage.VOCABULARY, 3))
+            .addNode(SmallModels.line("states Gather words input_ids"))
+            .addOutput(SmallModels.value("states", DataType.FLOAT, -1, -2, 3));
+    Path encoder =
+        Files.write(folder.resolve("encoder.onnx"), SmallModels.model(17, states).toByteArray());
+    Path texts =
+        Files.writeString(folder.resolve("texts.jsonl"), "{\"text\": \"w1 w2\", \"label\": 1}\n");
+    Run run = Run.online(texts, recipe, store, "--model", model, "--encoder", encoder).done();
+    assertTrue(run.err().contains("'store export' will make no graph"), run.err());
+    Path exported = folder.resolve("out.pt");
+    Run export = Run.of("store", "export", "--store", store, "-o", exported).done();
+    assertTrue(export.err().contains("the text encoder is not in"), export.err());
+    assertEquals(-1, Files.mismatch(store.resolve("versions/1/model/model.pt"), exported));
   }
 }

@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import java.io.BufferedReader;
 import java.io.IOException;
@@ -37,6 +38,34 @@ class AtomicFolderTest {
     assertEquals("w", Files.readString(target.resolve("weights")));
     assertEquals("copied", Files.readString(target.resolve("sub/config")));
     assertEquals(2, count());
+  }
+
+  @Test
+  void givesFilesSecondNamesOrCopiesThem() throws IOException {
+    Path near = Files.writeString(folder.resolve("near"), "near");
+    Path memory = Path.of("/dev/shm"); // names do not reach from one file system to another
+    boolean other =
+        Files.isWritable(memory) && !Files.getFileStore(memory).equals(Files.getFileStore(folder));
+    Path far = other ? Files.createTempFile(memory, "espalier-", ".test") : null;
+    Path target = folder.resolve("model");
+    try (AtomicFolder made = AtomicFolder.create(target)) {
+      made.link(near, "sub/near");
+      assertThrows(InputException.class, () -> made.link(near, "sub/near"));
+      assertThrows(InputException.class, () -> made.link(folder.resolve("none"), "none"));
+      if (other) {
+        Files.writeString(far, "far");
+        made.link(far, "far");
+      }
+      made.commit();
+    } finally {
+      if (other) {
+        Files.delete(far);
+      }
+    }
+    assertTrue(Files.isSameFile(near, target.resolve("sub/near")));
+    assertFalse(Files.exists(target.resolve("none")));
+    assumeTrue(other, "there is one file system");
+    assertEquals("far", Files.readString(target.resolve("far")));
   }
 
   @Test

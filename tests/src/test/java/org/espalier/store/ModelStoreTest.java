@@ -110,6 +110,40 @@ class ModelStoreTest {
   }
 
   @Test
+  void countsWhatGoesWithSharedFilesOnce() throws IOException {
+    publish("first", Lineage.NONE, null);
+    try (ModelStore.Held held = store.hold(1);
+        StoreWriter writer = writer()) {
+      for (int i = 0; i < 3; i++) {
+        writer.publish(
+            version -> {
+              put(version, "model", "own");
+              version.share(held, "sub/extra");
+            },
+            "model",
+            Lineage.NONE,
+            null);
+      }
+    }
+    try (StoreWriter writer = writer()) {
+      writer.pin(2, true);
+      for (boolean dryRun : new boolean[] {true, false}) {
+        StoreWriter.Collected some = writer.collect(new Rule(2, null), dryRun);
+        assertEquals(List.of(1L), some.removed());
+        assertEquals("first".length(), some.bytes(), "the others keep the shared file");
+      }
+      writer.pin(2, false);
+      publishInto(writer, "next");
+      publishInto(writer, "last");
+      for (boolean dryRun : new boolean[] {true, false}) {
+        StoreWriter.Collected all = writer.collect(new Rule(0, null), dryRun);
+        assertEquals(List.of(2L, 3L, 4L), List.copyOf(all.removed()));
+        assertEquals(3 * "own".length() + "extra".length(), all.bytes());
+      }
+    }
+  }
+
+  @Test
   void copiesNothingThatWasChangedSinceItWasRead() throws IOException {
     Path file = Files.writeString(folder.resolve("file"), "read");
     String sum = ModelStore.sha256(file);

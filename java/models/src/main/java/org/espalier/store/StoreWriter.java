@@ -308,7 +308,7 @@ public final class StoreWriter implements AutoCloseable {
    *
    * @param removed versions, ascending
    * @param inUse versions that the rule meant and a reader holds
-   * @param bytes of the removed versions' files
+   * @param bytes of the removed versions' files that no other version shares
    */
   public record Collected(List<Long> removed, List<Long> inUse, long bytes) {}
 
@@ -328,7 +328,7 @@ public final class StoreWriter implements AutoCloseable {
     ids.sort(Comparator.reverseOrder());
     Set<Long> removed = new TreeSet<>();
     List<Long> inUse = new ArrayList<>();
-    long[] bytes = {0};
+    Freed freed = new Freed(dryRun);
     Leases leases = Leases.join(store.folder().resolve(ModelStore.LEASES));
     try {
       for (int i = 0; i < ids.size(); i++) {
@@ -349,11 +349,11 @@ public final class StoreWriter implements AutoCloseable {
             leases.unread(
                 id,
                 () -> {
+                  freed.add(version, store.path(id).resolve(ModelStore.MODEL));
                   if (!dryRun) {
                     remove(store.path(id));
                   }
                   removed.add(id);
-                  bytes[0] += version.bytes();
                 });
         if (!unread) {
           inUse.add(0, id);
@@ -365,7 +365,35 @@ public final class StoreWriter implements AutoCloseable {
     if (!dryRun && !removed.isEmpty()) {
       save(state.without(removed));
     }
-    return new Collected(List.copyOf(removed), inUse, bytes[0]);
+    return new Collected(List.copyOf(removed), inUse, freed.bytes);
+  }
+
+  /** Adds up what goes with versions: the bytes of a file that several have go with the last of them. */
+  private static final class Freed {
+    private final boolean dryRun;
+
+    /** How many names of a file have gone, by what tells files apart, while in truth none does. */
+    private final Map<Object, Integer> gone = new HashMap<>();
+
+    private long bytes;
+
+    Freed(boolean dryRun) {
+      this.dryRun = dryRun;
+    }
+
+    /** Adds a version that is there and goes now. */
+    void add(Version version, Path files) {
+      for (Version.StoredFile file : version.files()) {
+        try {
+          Map<String, Object> known =
+              Files.readAttributes(files.resolve(file.path()), "unix:nlink,fileKey");
+          int before = dryRun ? gone.merge(known.get("fileKey"), 1, Integer::sum) - 1 : 0;
+          bytes += (int) known.get("nlink") - before == 1 ? file.bytes() : 0;
+        } catch (IOException e) {
+          // It is not there.
+        }
+      }
+    }
   }
 
   /** A renamed folder is no version any more, whatever happens while it is deleted. */
