@@ -1,0 +1,183 @@
+package org.espalier.train;
+
+import static org.espalier.format.onnx.SmallModels.attribute;
+import static org.espalier.format.onnx.SmallModels.floats;
+import static org.espalier.format.onnx.SmallModels.int64s;
+import static org.espalier.format.onnx.SmallModels.line;
+import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.TreeMap;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** Texts with labels that are padded in batches. The model leaves padding out by its attention mask. */
+class PaddedTextsTest {
+  private static final int WIDTH = 8;
+  private static final int VOCABULARY = 20;
+  private static final int CLASSES = 3;
+
+  // One mean in float32 of eight losses, and one of eight gradients, against those of the texts in
+  // float64.
+  private static final double ROUNDING = 2e-6;
+
+  /** input_ids, attention_mask [n, t] → rows of a table, tanh of a layer, the mean over tokens → [n, outputs]. */
+  private static OnnxModel model(int outputs) {
+    Random random = new Random(3);
+    return OnnxModel.of(
+        SmallModels.model(
+            17,
+            GraphProto.newBuilder()
+                .setName("classifier")
+                .addInput(value("input_ids", DataType.INT64, -1, -2))
+                .addInput(value("attention_mask", DataType.INT64, -1, -2))
+                .addInitializer(floats("words", random, 1, VOCABULARY, WIDTH))
+                .addInitializer(floats("layer", random, 0.4f, WIDTH, WIDTH))
+                .addInitializer(floats("head", random, 0.4f, WIDTH, outputs))
+                .addInitializer(floats("bias", random, 0.4f, outputs))
+                .addInitializer(int64s("row", 0, 1, -1))
+                .addInitializer(int64s("column", 0, -1, 1))
+                .addInitializer(int64s("flat", 0, -1))
+                .addNode(line("found Gather words input_ids"))
+                .addNode(line("mixed MatMul found layer"))
+                .addNode(line("bent Tanh mixed"))
+                .addNode(line("there Cast attention_mask", attribute("to", DataType.FLOAT_VALUE)))
+                .addNode(line("rows Reshape there row"))
+                .addNode(line("columns Reshape there column"))
+                .addNode(line("sums MatMul rows bent"))
+                .addNode(line("counts MatMul rows columns"))
+                .addNode(line("means Div sums counts"))
+                .addNode(line("pooled Reshape means flat"))
+                .addNode(line("product MatMul pooled head"))
+                .addNode(line("answer Add product bias"))
+                .addOutput(value("answer", DataType.FLOAT, -1, outputs))),
+        "classifier");
+  }
+
+  /** Texts of 1 to 15 tokens. */
+  private static Examples.Labelled texts(Labels labels) {
+    Random random = new Random(7);
+    List<byte[]> ids = new ArrayList<>();
+    List<byte[]> masks = new ArrayList<>();
+    for (int i = 0; i < labels.size(); i++) {
+      int length = 1 + 2 * i;
+      ids.add(row(random.longs(length, 1, VOCABULARY).toArray()));
+      masks.add(row(random.longs(length, 1, 2).toArray()));
+    }
+    return new Examples.Labelled(
+        List.of(input("input_ids", ids), input("attention_mask", masks)), labels);
+  }
+
+  private static Examples.Input input(String name, List<byte[]> rows) {
+    return new Examples.Input(name, SafetensorsDtype.I64, List.of(Examples.Input.OPEN), rows);
+  }
+
+  private static byte[] row(long... values) {
+    ByteBuffer row = ByteBuffer.allocate(Long.BYTES * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    row.asLongBuffer().put(values);
+    return row.array();
+  }
+
+  private static Examples.Labelled one(Examples.Labelled all, int index) {
+    return new Examples.Labelled(
+        all.inputs().stream()
+            .map(input -> input(input.name(), input.rows().subList(index, index + 1)))
+            .toList(),
+        all.labels().of(new int[] {index}));
+  }
+
+  /** The loss of one step over examples, and the weights after it. */
+  private record Step(double loss, Map<String, float[]> weights) {}
+
+  private static Step step(OnnxModel model, Examples.Labelled examples, Objective objective) {
+    Training training =
+        new Training(
+            1,
+            0,
+            examples.size(),
+            new Optimizer.Sgd(0.05, 0, 0, false, 0),
+            Training.Schedule.constant(),
+            objective,
+            0,
+            Training.Embeddings.ALWAYS);
+    CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("fit", training)), 7);
+    Losses losses = new Losses();
+    Compression.Job job =
+        new Compression.Job(model, null, examples, examples, Pooling.MEAN, null, null);
+    try (OnnxCompression c = new OnnxCompression(plan, job)) {
+      assertTrue(c.run(losses));
+      Map<String, float[]> weights = new TreeMap<>();
+      OnnxModel made = c.floatModel();
+      for (String name : List.of("words", "layer", "head", "bias")) {
+        FloatBuffer values = made.constant(name).floats();
+        float[] copy = new float[values.remaining()];
+        values.get(copy);
+        weights.put(name, copy);
+      }
+      return new Step(losses.ofSteps().get(0), weights);
+    }
+  }
+
+  private static void assertMeanOfTexts(
+      OnnxModel model, Examples.Labelled texts, Objective objective) {
+    Step batch = step(model, texts, objective);
+    double loss = 0;
+    Map<String, double[]> means = new TreeMap<>();
+    for (int i = 0; i < texts.size(); i++) {
+      Step alone = step(model, one(texts, i), objective);
+      loss += alone.loss() / texts.size();
+      alone
+          .weights()
+          .forEach(
+              (name, values) -> {
+                double[] mean = means.computeIfAbsent(name, n -> new double[values.length]);
+                for (int k = 0; k < values.length; k++) {
+                  mean[k] += (double) values[k] / texts.size();
+                }
+              });
+    }
+    assertEquals(loss, batch.loss(), ROUNDING);
+    double moved = 0;
+    for (Map.Entry<String, double[]> weight : means.entrySet()) {
+      float[] given = batch.weights().get(weight.getKey());
+      float[] before = new float[given.length];
+      model.constant(weight.getKey()).floats().get(before);
+      for (int k = 0; k < given.length; k++) {
+        assertEquals(weight.getValue()[k], given[k], ROUNDING, weight.getKey() + " " + k);
+        moved = Math.max(moved, Math.abs(given[k] - before[k]));
+      }
+    }
+    assertTrue(moved > 100 * ROUNDING, "the step moves weights: " + moved);
+  }
+
+  @ParameterizedTest
+  @ValueSource(ints = {2, 7, 8}) // halves that are padded to other lengths
+  void aStepOnClassesIsTheMeanOfTheTexts(int size) {
+    long[] classes = new Random(5).longs(size, 0, CLASSES).toArray();
+    assertMeanOfTexts(model(CLASSES), texts(new Labels.Classes(classes)), Objective.ofLabels());
+  }
+
+  @Test
+  void aStepOnSeveralClassesIsTheMeanOfTheTexts() {
+    long[] classes = new long[8 * CLASSES];
+    for (int i = 0; i < classes.length; i++) {
+      classes[i] = i % 2; // both in each text
+    }
+    assertMeanOfTexts(
+        model(CLASSES), texts(new Labels.Classes(classes, CLASSES)), Objective.ofLabels());
+  }
+}
