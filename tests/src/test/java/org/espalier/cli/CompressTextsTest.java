@@ -17,7 +17,9 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
 import java.util.function.Function;
+import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.BeforeEach;
@@ -227,6 +229,59 @@ class CompressTextsTest {
     assertEquals("classification", checked.get("task").asText());
   }
 
+  /** What is measured was not trained on. */
+  @Test
+  void takesEachTextOnce() throws IOException {
+    String text = Files.readString(recipe).replace("steps: 300", "steps: 20");
+    Files.writeString(recipe, text);
+    List<String> lines = Files.readAllLines(examples("texts.jsonl", CompressTextsTest::label));
+    int different = Set.copyOf(texts).size();
+    Path held = Files.write(folder.resolve("held.jsonl"), lines.subList(0, 300));
+    List<String> more = new ArrayList<>(lines);
+    more.addAll(lines.subList(200, 500)); // 100 of them are held out
+    Files.write(folder.resolve("texts.JSONL"), more);
+    Run twice = Run.of("compress", recipe, "-o", folder.resolve("out")).done();
+    assertEquals(different < texts.size(), twice.err().contains("are left out"), twice.err());
+    String own = "{examples: texts.JSONL, evaluation-examples: held.jsonl,";
+    Files.writeString(recipe, text.replace("{examples: texts.jsonl,", own));
+    Run run = Run.of("compress", recipe, "-o", folder.resolve("own")).done();
+    int kept = different - Set.copyOf(texts.subList(0, 300)).size();
+    String said = more.size() - kept + " texts of ";
+    assertTrue(run.err().contains(said), said + ": " + run.err());
+    assertTrue(run.err().contains("for they occur before, or in "), run.err());
+    JsonNode report = new ObjectMapper().readTree(folder.resolve("own/report.json").toFile());
+    assertEquals(kept - 100, report.get("data").get("training").asInt(), report.toString());
+    assertEquals(300, report.get("data").get("evaluation").asInt());
+    Files.writeString(
+        recipe, text.replace("texts.jsonl,", "held.jsonl, evaluation-examples: held.jsonl,"));
+    Run.refused(folder, new String[] {"has no text that is not in"}, "recipe", "check", recipe);
+  }
+
+  @Test
+  void readsFilesWithAByteOrderMark() throws IOException {
+    Path marked = examples("texts.jsonl", CompressTextsTest::label);
+    Files.writeString(marked, "\ufeff" + Files.readString(marked));
+    Run.of("recipe", "check", recipe).done();
+    Path plain = Files.writeString(folder.resolve("marked.txt"), "\ufeffw1 w2\n\n\ufeffw3\n");
+    assertEquals(List.of("w1 w2", "\ufeffw3"), FidelityEvaluator.readTexts(plain));
+  }
+
+  @Test
+  void saysWhereTextsWithoutLabelsAreWrong() throws IOException {
+    examples("texts.jsonl", CompressTextsTest::label);
+    Files.writeString(
+        recipe,
+        Files.readString(recipe)
+            .replace("examples:", "texts:")
+            .replaceAll("(?m)^.*fine-tune.*\n", ""));
+    Run.refused(
+        folder,
+        new String[] {"a model with one output a text takes labelled examples"},
+        "recipe",
+        "check",
+        recipe);
+  }
+
   @Test
   void refusesWhatIsNoText() throws IOException {
     refused("text is missing", "{\"label\": 1}");
@@ -241,8 +296,15 @@ class CompressTextsTest {
         "labels has 1 entries, earlier ones 2",
         "{\"text\": \"w1\", \"labels\": [1, 0]}",
         "{\"text\": \"w1\", \"labels\": [1]}");
-    refused("values holds \"a\"", "{\"text\": \"w1\", \"values\": [\"a\"]}");
-    refused("the text has no tokens", "{\"text\": \"\", \"label\": 1}");
+    refused("values holds '\"a\"', which is no number", "{\"text\": \"w1\", \"values\": [\"a\"]}");
+    refused("the text '' has no tokens", "{\"text\": \"\", \"label\": 1}");
+    refused(
+        "the label '\\u001b[31m\\u000aw' is a word",
+        "{\"text\": \"w1\", \"label\": \"\\u001b[31m\\nw\"}"); // no command to a terminal
+    refused("example 1: label holds '{\"a\":1}'", "{\"text\": \"w1\", \"label\": {\"a\": 1}}");
+    refused(
+        "it is not JSON: Trailing token (of type START_OBJECT) found after value\n",
+        "{\"text\": \"w1\"} {\"text\": \"w2\"}");
     refused("holds no text", "");
     examples("texts.jsonl", text -> ", \"label\": 5");
     Run.refused(folder, new String[] {"has 2 classes", "a label 5"}, "recipe", "check", recipe);
@@ -259,6 +321,17 @@ class CompressTextsTest {
         "x.safetensors",
         "--classes",
         "a,b");
+    examples("texts.jsonl", CompressTextsTest::label);
+    Run.refused(
+        folder,
+        new String[] {"of the classes [a, b, a] a word is there twice"},
+        "evaluate",
+        folder.resolve("model.onnx"),
+        folder.resolve("model.onnx"),
+        "--examples",
+        folder.resolve("texts.jsonl"),
+        "--classes",
+        "a,b,a");
   }
 
   private void refused(String word, String... lines) throws IOException {

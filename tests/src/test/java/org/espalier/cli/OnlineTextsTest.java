@@ -271,6 +271,8 @@ class OnlineTextsTest {
     refused("tokenizer", common, "--encoder", encoder, "--tokenizer", recipe);
     Path perceptron = Files.write(folder.resolve("mlp.onnx"), SmallModels.mlp().toByteArray());
     refused("a text model has an input input_ids", common, "--encoder", perceptron);
+    Path words = Files.copy(folder.resolve("tokenizer.json"), folder.resolve("words.json"));
+    refused("words.json", common, "--encoder", encoder, "--tokenizer", words, "--report", words);
     recipe(", features: 7");
     refused("features: 7", common, "--encoder", encoder);
     recipe("");

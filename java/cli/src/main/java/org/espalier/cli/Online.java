@@ -315,7 +315,7 @@ final class Online implements Callable<Integer> {
   /** The files that are read, which no output may be. */
   private Path[] inputs() {
     List<Path> paths = new ArrayList<>();
-    for (String given : new String[] {input, recipeFile, model, encoderModel}) {
+    for (String given : new String[] {input, recipeFile, model, encoderModel, tokenizer.named()}) {
       if (given != null && !given.equals("-") && !MavenEntry.isOne(given)) {
         paths.add(ModelSource.path(given));
       }

@@ -24,6 +24,11 @@ final class TokenizerOptions {
       description = "Cut texts after N tokens, special ones included. Default: 256.")
   private Integer maxTokens;
 
+  /** The tokenizer that the user named; null for none. */
+  String named() {
+    return tokenizer;
+  }
+
   /** Whether the user named a tokenizer. */
   boolean given() {
     return tokenizer != null;

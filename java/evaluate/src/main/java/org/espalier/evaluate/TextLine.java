@@ -13,6 +13,7 @@ import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Locale;
 import org.espalier.InputException;
 import org.espalier.format.InputFile;
 import org.espalier.format.JsonReason;
@@ -25,9 +26,6 @@ import org.espalier.format.JsonReason;
  * @param values several numbers; null where there are none
  */
 public record TextLine(String text, JsonNode label, JsonNode labels, JsonNode values) {
-  /** How the name of such a file ends. */
-  public static final String SUFFIX = ".jsonl";
-
   private static final JsonMapper JSON =
       JsonMapper.builder(
               JsonFactory.builder()
@@ -37,9 +35,14 @@ public record TextLine(String text, JsonNode label, JsonNode labels, JsonNode va
           .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
           .build();
 
-  /** Whether a file is one of JSON lines, by its name; else it is of texts, one a line. */
+  /** Whether a file is one of JSON lines, by its name, which ends with .jsonl; else it is of texts, one a line. */
   public static boolean areIn(Path file) {
-    return file.toString().endsWith(SUFFIX);
+    return areIn(file.toString());
+  }
+
+  /** The same of a file that may have no path, as one in an artefact. */
+  public static boolean areIn(String name) {
+    return name.toLowerCase(Locale.ROOT).endsWith(".jsonl");
   }
 
   /**

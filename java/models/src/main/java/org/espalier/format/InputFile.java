@@ -56,7 +56,7 @@ public final class InputFile {
   }
 
   /**
-   * The lines of a UTF-8 file that are not blank.
+   * The lines of a UTF-8 file that are not blank. A byte order mark is not part of the first.
    *
    * @throws InputException if they take more than a quarter of the memory that there is, or one is too long to
    *     be a line
@@ -69,6 +69,7 @@ public final class InputFile {
         new BufferedReader(
             new InputStreamReader(
                 Files.newInputStream(file), StandardCharsets.UTF_8.newDecoder()))) {
+      skipMark(reader);
       for (String line; (line = line(reader, file)) != null; ) {
         if (line.isBlank()) {
           continue;
@@ -85,6 +86,13 @@ public final class InputFile {
       }
     }
     return lines;
+  }
+
+  private static void skipMark(Reader reader) throws IOException {
+    reader.mark(1);
+    if (reader.read() != '\ufeff') {
+      reader.reset();
+    }
   }
 
   /** The next line; null at the end. */

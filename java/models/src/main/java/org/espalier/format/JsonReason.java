@@ -10,7 +10,9 @@ public final class JsonReason {
 
   /** Hints in Jackson's messages that only its programmers can use: the setting of a limit, and the one that would help. */
   private static final Pattern SETTING =
-      Pattern.compile(", from `[^`]*`|: enable `[^`]*` to allow");
+      Pattern.compile(
+          ", from `[^`]*`|: enable `[^`]*` to allow| \\(bound as `[^`]*`\\): not allowed as per"
+              + " `[^`]*`");
 
   private JsonReason() {}
 

@@ -9,8 +9,11 @@ import java.util.List;
 import java.util.Random;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.evaluate.FidelityEvaluator;
+import org.espalier.evaluate.TextLine;
 import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.ExampleRows;
+import org.espalier.format.safetensors.Names;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
@@ -36,7 +39,7 @@ final class LabelledData {
   }
 
   RunData read() {
-    Examples.Labelled all = read(host.file(data.examples()), data.task());
+    Examples.Labelled all = examples(host.file(data.examples()));
     boolean unused =
         recipe.stages().stages().stream()
             .map(stage -> stage.training().objective())
@@ -65,26 +68,55 @@ final class LabelledData {
         own == null ? pick(all, order.subList(0, evaluation)) : own);
   }
 
-  private Examples.Labelled read(Path file, Recipe.Task task) {
-    if (!Recipe.areTexts(file.toString())) {
-      return ExamplesFile.read(file, task, missing);
+  /** What is trained on and held out. A text that occurs twice could be trained on and measured. */
+  private Examples.Labelled examples(Path file) {
+    if (!TextLine.areIn(file)) {
+      return ExamplesFile.read(file, data.task(), missing);
     }
-    LabelledTexts texts = LabelledTexts.read(file, task, data.classes());
-    return new Examples.Labelled(inputs(file, host.tokens(texts.texts()), asked), texts.labels());
+    LabelledTexts all = LabelledTexts.read(file, data.task(), data.classes());
+    Path own = data.evaluationExamples() == null ? null : host.file(data.evaluationExamples());
+    LabelledTexts kept =
+        all.distinct(
+            own != null && TextLine.areIn(own) ? FidelityEvaluator.readTexts(own) : List.of());
+    int left = all.texts().size() - kept.texts().size();
+    if (left > 0) {
+      host.note(
+          left
+              + " texts of "
+              + file
+              + " are left out, for they occur before"
+              + (own == null ? "" : ", or in " + own));
+    }
+    if (kept.texts().isEmpty()) {
+      throw new InputException(file + " has no text that is not in " + own);
+    }
+    return tokens(file, kept);
+  }
+
+  private Examples.Labelled read(Path file, Recipe.Task task) {
+    return TextLine.areIn(file)
+        ? tokens(file, LabelledTexts.read(file, task, data.classes()))
+        : ExamplesFile.read(file, task, missing);
+  }
+
+  private Examples.Labelled tokens(Path file, LabelledTexts texts) {
+    List<long[]> ids = host.tokens(texts.texts());
+    for (int i = 0; i < ids.size(); i++) {
+      if (ids.get(i).length == 0) {
+        throw new InputException(
+            file + ": the text " + Names.quote(texts.texts().get(i)) + " has no tokens");
+      }
+    }
+    return new Examples.Labelled(inputs(file, ids, asked), texts.labels());
   }
 
   /**
    * Texts as the inputs that models have for tokens.
    *
    * @param ids the tokens of each text
-   * @throws InputException where a text has no tokens, or no model asks for any
+   * @throws InputException where no model asks for any
    */
   private static List<Examples.Input> inputs(Path file, List<long[]> ids, Set<String> asked) {
-    for (int i = 0; i < ids.size(); i++) {
-      if (ids.get(i).length == 0) {
-        throw new InputException(file + ": example " + (i + 1) + ": the text has no tokens");
-      }
-    }
     List<Examples.Input> inputs = new ArrayList<>();
     for (TextInput input : TextInput.values()) {
       if (asked.contains(input.inputName())) {

@@ -3,10 +3,15 @@ package org.espalier.recipe;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Collection;
+import java.util.HashSet;
 import java.util.List;
+import java.util.Set;
+import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextLine;
 import org.espalier.format.NearNames;
+import org.espalier.format.safetensors.Names;
 import org.espalier.train.Labels;
 
 /**
@@ -27,15 +32,26 @@ public record LabelledTexts(List<String> texts, Labels labels) {
    *
    * @param task whether labels are classes or numbers; where it says neither, numbers where one has a fraction
    * @param classes the names of the classes, in their order; empty where labels are their numbers
-   * @throws InputException that names the example
+   * @throws InputException that names the example, or where two classes have one name
    */
   public static LabelledTexts read(Path file, Recipe.Task task, List<String> classes) {
+    if (Set.copyOf(classes).size() < classes.size()) {
+      throw new InputException("of the classes " + classes + " a word is there twice");
+    }
     List<TextLine> lines = TextLine.read(file);
     if (lines.isEmpty()) {
       throw new InputException(file + " holds no text");
     }
     return new LabelledTexts(
         lines.stream().map(TextLine::text).toList(), new Reader(file, classes).labels(lines, task));
+  }
+
+  /** Each text once, as it is there first, without some texts. */
+  LabelledTexts distinct(Collection<String> without) {
+    Set<String> known = new HashSet<>(without);
+    int[] kept = IntStream.range(0, texts.size()).filter(i -> known.add(texts.get(i))).toArray();
+    return new LabelledTexts(
+        IntStream.of(kept).mapToObj(texts::get).toList(), labels == null ? null : labels.of(kept));
   }
 
   /** The labels of a file. */
@@ -131,12 +147,12 @@ public record LabelledTexts(List<String> texts, Labels labels) {
         if (known < 0) {
           throw wrong(
               line,
-              "the label '"
-                  + given.textValue()
-                  + "' is "
+              "the label "
+                  + Names.quote(given.textValue())
+                  + " is "
                   + (classes.isEmpty()
                       ? "a word; data.classes (--classes) says which words there are, in the order"
-                            + " of the model's outputs"
+                          + " of the model's outputs"
                       : "none of the classes " + NearNames.list(given.textValue(), classes)));
         }
         return known;
@@ -145,7 +161,7 @@ public record LabelledTexts(List<String> texts, Labels labels) {
         return given.booleanValue() ? 1 : 0;
       }
       if (!given.isNumber() || Double.isInfinite((float) given.doubleValue())) {
-        throw wrong(line, key + " holds " + given + ", which is no number");
+        throw wrong(line, key + " holds " + Names.quote(given.toString()) + ", which is no number");
       }
       return given.doubleValue();
     }

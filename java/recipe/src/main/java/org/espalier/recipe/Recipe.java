@@ -281,7 +281,7 @@ public record Recipe(
   }
 
   private static DataSettings dataSettings(Settings data, Task task, boolean refitted) {
-    boolean texts = data.given("texts") || areTexts(data.text("examples"));
+    boolean texts = data.given("texts") || TextLine.areIn(data.text("examples"));
     int usual = refitted && texts ? ActivationSource.REFITTING_TEXTS : CALIBRATION;
     return new DataSettings(
         data.text("texts"),
@@ -298,14 +298,9 @@ public record Recipe(
         data.place(data.given("texts") ? "texts" : "examples"));
   }
 
-  /** Whether examples are texts with labels, by the name of their file. */
-  static boolean areTexts(String examples) {
-    return examples.endsWith(TextLine.SUFFIX);
-  }
-
   private static List<String> classes(Settings data) {
     List<String> classes = data.has("classes") ? data.texts("classes") : List.of();
-    if (!classes.isEmpty() && !(data.given("examples") && areTexts(data.text("examples")))) {
+    if (!classes.isEmpty() && !(data.given("examples") && TextLine.areIn(data.text("examples")))) {
       throw data.wrong("classes", "it is for examples that are texts, a .jsonl file");
     }
     if (Set.copyOf(classes).size() < classes.size()) {

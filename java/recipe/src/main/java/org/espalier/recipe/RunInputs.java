@@ -12,6 +12,7 @@ import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.RefittingPruner;
+import org.espalier.evaluate.TextLine;
 import org.espalier.format.NearNames;
 import org.espalier.format.Sha256;
 import org.espalier.format.onnx.MissingValues;
@@ -186,7 +187,7 @@ final class RunInputs {
     if (!isScript(file)) {
       return host.withComputedWeights(OnnxModel.read(file));
     }
-    if (recipe.isForTexts() || Recipe.areTexts(recipe.data().examples())) {
+    if (recipe.isForTexts() || TextLine.areIn(recipe.data().examples())) {
       throw new InputException(
           recipe.model().place()
               + ": "

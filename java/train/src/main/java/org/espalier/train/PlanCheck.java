@@ -137,7 +137,10 @@ final class PlanCheck {
             where
                 + " has the shape "
                 + Arrays.toString(shape)
-                + " for one text; embedding, similarity and hidden need [texts, tokens, width]");
+                + " for one text; embedding, similarity and hidden need [texts, tokens, width]"
+                + (shape.length < 3
+                    ? ", and a model with one output a text takes labelled examples"
+                    : ""));
       }
     } else if (job.isCausal()) {
       checkCausal(stage, where, shape, model.form());
