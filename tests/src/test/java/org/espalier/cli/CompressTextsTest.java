@@ -284,7 +284,7 @@ class CompressTextsTest {
 
   @Test
   void refusesWhatIsNoText() throws IOException {
-    refused("text is missing", "{\"label\": 1}");
+    refused("there is neither text nor features", "{\"label\": 1}");
     refused("example 2: it is not JSON", "{\"text\": \"w1\", \"label\": 1}", "{\"text\"");
     refused("is a word; data.classes", "{\"text\": \"w1\", \"label\": \"many\"}");
     refused("classes are whole numbers", "classification", "{\"text\": \"w1\", \"label\": 0.5}");
@@ -302,10 +302,8 @@ class CompressTextsTest {
         "the label '\\u001b[31m\\u000aw' is a word",
         "{\"text\": \"w1\", \"label\": \"\\u001b[31m\\nw\"}"); // no command to a terminal
     refused("example 1: label holds '{\"a\":1}'", "{\"text\": \"w1\", \"label\": {\"a\": 1}}");
-    refused(
-        "it is not JSON: Trailing token (of type START_OBJECT) found after value\n",
-        "{\"text\": \"w1\"} {\"text\": \"w2\"}");
-    refused("holds no text", "");
+    refused("it goes on after its JSON object", "{\"text\": \"w1\"} {\"text\": \"w2\"}");
+    refused("holds no example", "");
     examples("texts.jsonl", text -> ", \"label\": 5");
     Run.refused(folder, new String[] {"has 2 classes", "a label 5"}, "recipe", "check", recipe);
     Files.writeString(

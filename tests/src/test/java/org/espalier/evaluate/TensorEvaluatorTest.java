@@ -59,8 +59,8 @@ class TensorEvaluatorTest {
   }
 
   private static TensorFidelity evaluate(Path reference, Path candidate, Path file, int count) {
-    FileActivations source = new FileActivations(file, OnnxModel.read(reference), count, 1);
-    try (ModelPair pair = new ModelPair(reference, candidate, source.examples())) {
+    ExampleTensors source = ExampleFile.read(file, OnnxModel.read(reference), count);
+    try (ModelPair pair = new ModelPair(reference, candidate, source)) {
       return TensorEvaluator.evaluate(pair, Progress.NONE);
     }
   }
@@ -69,8 +69,8 @@ class TensorEvaluatorTest {
   void tellsHowFarItIs() {
     List<String> told = new ArrayList<>();
     Progress progress = (phase, done, total) -> told.add(phase + " " + done + " of " + total);
-    FileActivations source = new FileActivations(examples, OnnxModel.read(reference), 3, 1);
-    try (ModelPair pair = new ModelPair(reference, reference, source.examples())) {
+    ExampleTensors source = ExampleFile.read(examples, OnnxModel.read(reference), 3);
+    try (ModelPair pair = new ModelPair(reference, reference, source)) {
       TensorEvaluator.evaluate(pair, progress);
       assertEquals(List.of("EVALUATE 0 of 3", "EVALUATE 1 of 3", "EVALUATE 2 of 3"), told);
       told.clear();
@@ -104,7 +104,7 @@ class TensorEvaluatorTest {
   @Test
   void someExamplesAreEvenlySpread() {
     OnnxModel model = OnnxModel.read(reference);
-    FileActivations source = new FileActivations(examples, model, N, 1);
+    ExampleActivations source = new ExampleActivations(ExampleFile.read(examples, model, N), 1);
     List<Float> all = firstOutputs(source, model);
     assertEquals(N, all.size());
     assertEquals(
@@ -184,7 +184,7 @@ class TensorEvaluatorTest {
     RawSafetensors.write(file, others + state.formatted("[4,2,1,3]") + "}", 160);
     assertEquals(4, evaluate(model, model, file, 10).examples());
     List<float[]> seen = new ArrayList<>();
-    new FileActivations(file, OnnxModel.read(model), 10, 1)
+    new ExampleActivations(ExampleFile.read(file, OnnxModel.read(model), 10), 1)
         .run(
             OnnxModel.read(model),
             List.of("s"),

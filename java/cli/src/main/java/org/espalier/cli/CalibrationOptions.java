@@ -6,13 +6,17 @@ import java.util.Optional;
 import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.evaluate.ExampleActivations;
+import org.espalier.evaluate.ExampleFile;
+import org.espalier.evaluate.ExampleLine;
+import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
-import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.recipe.LineExamples;
 import org.espalier.source.MavenEntry;
 import org.espalier.source.MavenFiles;
 import org.espalier.source.ModelSource;
@@ -34,8 +38,9 @@ final class CalibrationOptions {
       description =
           "What the model will see: for a text model a UTF-8 file with a text a line (default:"
               + " English sentences from WordNet); for any model a .safetensors file with one"
-              + " tensor an input, whose first dimension counts the examples; 'none' leaves"
-              + " calibration out (less accurate; onnx-qdq needs it).")
+              + " tensor an input, whose first dimension counts the examples; or a .jsonl file of"
+              + " either, {\"text\": \"...\"}, {\"features\": [...]} or {\"inputs\": {...}} a line;"
+              + " 'none' leaves calibration out (less accurate; onnx-qdq needs it).")
   private String calibration;
 
   @Option(
@@ -50,6 +55,9 @@ final class CalibrationOptions {
   private Integer count;
 
   private final int usualTexts;
+
+  /** What a .jsonl file holds; null before it is read, and where there is none. */
+  private LineExamples lines;
 
   /** For ranges and rounding. */
   CalibrationOptions() {
@@ -70,9 +78,22 @@ final class CalibrationOptions {
     return calibration != null;
   }
 
-  /** Whether the examples are tensors, one for each input. */
+  /** Whether the examples are tensors, one for each input, and no texts. */
   boolean ofTensors() {
-    return calibration != null && calibration.endsWith(".safetensors");
+    if (calibration == null || !ExampleLine.areIn(calibration)) {
+      return calibration != null && calibration.endsWith(".safetensors");
+    }
+    if (lines == null) {
+      lines = LineExamples.unlabelled(ModelSource.path(calibration));
+    }
+    return !lines.areTexts();
+  }
+
+  /** At most so many of the examples that are tensors. */
+  private ExampleTensors tensors(OnnxModel model, int most) {
+    return lines != null
+        ? lines.fed(model).some(most)
+        : ExampleFile.read(ModelSource.path(calibration), model, most);
   }
 
   /** The examples for dynamic quantization, which can do without. */
@@ -104,8 +125,7 @@ final class CalibrationOptions {
     }
     if (ofTensors()) {
       notes.accept("calibrating on the tensors of " + calibration);
-      return new FileActivations(
-          ModelSource.path(calibration), model, tensors(), Machine.threads());
+      return new ExampleActivations(tensors(model, mostTensors()), Machine.threads());
     }
     if (!isTextModel(model)) {
       throw new InputException(
@@ -119,11 +139,13 @@ final class CalibrationOptions {
   }
 
   /** A few of the examples, for runs that are many; empty for texts. */
-  Optional<FileActivations> few(OnnxModel model) {
+  Optional<ExampleActivations> few(OnnxModel model) {
+    return fewTensors(model).map(few -> new ExampleActivations(few, Machine.threads()));
+  }
+
+  private Optional<ExampleTensors> fewTensors(OnnxModel model) {
     return ofTensors()
-        ? Optional.of(
-            new FileActivations(
-                ModelSource.path(calibration), model, Math.min(tensors(), FEW), Machine.threads()))
+        ? Optional.of(tensors(model, Math.min(mostTensors(), FEW)))
         : Optional.empty();
   }
 
@@ -135,10 +157,10 @@ final class CalibrationOptions {
    */
   double speedup(
       Path original, OnnxModel made, Optional<ActivationSource> examples, Consumer<String> notes) {
-    Optional<FileActivations> few = few(made);
+    Optional<ExampleTensors> few = fewTensors(made);
     double speedup;
     if (few.isPresent()) {
-      speedup = Savings.speedup(original, made, few.get().examples());
+      speedup = Savings.speedup(original, made, few.get());
     } else if (examples.orElse(null) instanceof TextActivations texts) {
       speedup = texts.speedup(original, made);
     } else {
@@ -150,7 +172,7 @@ final class CalibrationOptions {
     return speedup;
   }
 
-  private int tensors() {
+  private int mostTensors() {
     return count == null ? USUAL : count;
   }
 

@@ -10,10 +10,11 @@ import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.evaluate.ExampleFile;
+import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.Fidelity;
 import org.espalier.evaluate.FidelityEvaluator;
-import org.espalier.evaluate.FileActivations;
 import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.LanguageModelFidelity;
 import org.espalier.evaluate.ModelPair;
@@ -21,14 +22,13 @@ import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
-import org.espalier.evaluate.TextLine;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
 import org.espalier.recipe.ExamplesFile;
 import org.espalier.recipe.LabelMeasures;
-import org.espalier.recipe.LabelledTexts;
+import org.espalier.recipe.LineExamples;
 import org.espalier.recipe.Recipe;
 import org.espalier.source.ModelSource;
 import org.espalier.train.Labels;
@@ -94,9 +94,9 @@ final class Evaluate implements Callable<Integer> {
         description =
             "A .safetensors file with a tensor an input, of its name and type, whose first"
                 + " dimension counts the examples. One example has 1 there or, of a tensor with a"
-                + " dimension more than the input, not that dimension. Or a .jsonl file of texts"
-                + " with labels for models with one output a text, {\"text\": \"...\", \"label\":"
-                + " 1}, as data.examples of recipes.")
+                + " dimension more than the input, not that dimension. Or a .jsonl file of such"
+                + " numbers, or of texts for models with one output a text, {\"text\": \"...\","
+                + " \"label\": 1} a line, as data.examples of recipes.")
     private String examples;
   }
 
@@ -181,17 +181,17 @@ final class Evaluate implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "evaluating")) {
       OnnxModel model = OnnxModel.read(original.path());
       RandomDraws.of(model).ifPresent(common::note);
-      LabelledTexts texts = TextLine.areIn(file) ? texts(file) : null;
-      if (texts == null && !classes.isEmpty()) {
-        throw new InputException("--classes is for --examples that are texts, a .jsonl file");
+      LineExamples lines = ExampleLine.areIn(file) ? lines(file) : null;
+      if (lines == null && !classes.isEmpty()) {
+        throw new InputException("--classes is for --examples in lines, a .jsonl file");
       }
       ExampleTensors examples =
-          texts == null
-              ? new FileActivations(file, model, Integer.MAX_VALUE, 1).examples()
-              : tokens(original, texts.texts());
+          lines == null
+              ? ExampleFile.read(file, model, Integer.MAX_VALUE)
+              : lines.areTexts() ? tokens(original, lines.texts()) : lines.fed(model);
       try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
         fidelity = TensorEvaluator.evaluate(pair, progress::update);
-        byLabels = compareLabels(pair, file, texts, progress);
+        byLabels = compareLabels(pair, file, lines, progress);
         savings = pair.savings(progress::update);
       }
     }
@@ -206,8 +206,8 @@ final class Evaluate implements Callable<Integer> {
     return values;
   }
 
-  private LabelledTexts texts(Path file) {
-    return LabelledTexts.read(
+  private LineExamples lines(Path file) {
+    return LineExamples.read(
         file, task == Task.NONE ? Recipe.Task.AUTO : task.ofRecipe, List.copyOf(classes));
   }
 
@@ -220,16 +220,16 @@ final class Evaluate implements Callable<Integer> {
   /**
    * How right both models are; empty where no labels say it.
    *
-   * @param texts of the file; null where it is one of tensors
+   * @param lines of the file; null where it is one of tensors
    */
   private Map<String, Object> compareLabels(
-      ModelPair pair, Path file, LabelledTexts texts, Progress progress) {
+      ModelPair pair, Path file, LineExamples lines, Progress progress) {
     if (task == Task.NONE) {
       return Map.of();
     }
     try {
       Labels labels =
-          texts != null ? texts.labels() : ExamplesFile.labels(file, pair.size(), task.ofRecipe);
+          lines != null ? lines.labels() : ExamplesFile.labels(file, pair.size(), task.ofRecipe);
       if (labels != null) {
         Map<String, Object> all =
             LabelMeasures.of(

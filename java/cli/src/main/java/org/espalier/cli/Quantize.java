@@ -315,7 +315,7 @@ final class Quantize implements Callable<Integer> {
     if (outputs.given() && !calibration.ofTensors()) {
       throw new InputException(
           "--outputs is for models that are calibrated on tensors: --calibration with a"
-              + " .safetensors file");
+              + " .safetensors file, or a .jsonl file of numbers");
     }
   }
 

@@ -11,8 +11,8 @@ import java.util.Optional;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.FloatWeights;
+import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.LanguageModelEvaluator;
-import org.espalier.evaluate.TextLine;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -175,8 +175,8 @@ final class RecipeInit implements Callable<Integer> {
   }
 
   private static long count(Path examples) {
-    if (TextLine.areIn(examples)) {
-      return TextLine.read(examples).size();
+    if (ExampleLine.areIn(examples)) {
+      return ExampleLine.read(examples).size();
     }
     try (SafetensorsFile open = SafetensorsFile.open(examples)) {
       return open.tensors().stream()

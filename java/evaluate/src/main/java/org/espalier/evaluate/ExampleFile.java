@@ -29,7 +29,7 @@ import org.espalier.format.safetensors.TensorInfo;
  * inputs whose batch is fixed. A file for recipes will do: the only input may be called {@code inputs}, and {@code labels} are left
  * alone.
  */
-final class ExampleFile {
+public final class ExampleFile {
   private ExampleFile() {}
 
   /**
@@ -42,7 +42,7 @@ final class ExampleFile {
    *     the types, the shapes or the numbers of examples do not agree, or a number is infinite or, where the model
    *     does not {@linkplain MissingValues know} missing values, NaN
    */
-  static ExampleTensors read(Path file, OnnxModel model, int count) {
+  public static ExampleTensors read(Path file, OnnxModel model, int count) {
     try (SafetensorsFile open = SafetensorsFile.open(file)) {
       Map<String, TensorInfo> tensors = tensors(open, model);
       Set<String> whole = new HashSet<>();

@@ -186,7 +186,7 @@ public final class ExampleTensors {
   }
 
   /** At most so many of them, evenly spread. */
-  ExampleTensors some(int count) {
+  public ExampleTensors some(int count) {
     return new ExampleTensors(ActivationSource.spread(examples, count));
   }
 

@@ -146,13 +146,19 @@ public final class FidelityEvaluator {
   }
 
   /**
-   * Reads texts, one a line or, in a file of {@linkplain TextLine JSON lines}, one an object; blank lines are skipped.
+   * Reads texts, one a line or, in a file of {@linkplain ExampleLine JSON lines}, one an object; blank lines are skipped.
    *
    * @throws InputException when the file cannot be read as UTF-8 or has no end in sight
    */
   public static List<String> readTexts(Path file) {
-    return TextLine.areIn(file)
-        ? TextLine.read(file).stream().map(TextLine::text).toList()
-        : TextLine.lines(file);
+    if (!ExampleLine.areIn(file)) {
+      return ExampleLine.lines(file);
+    }
+    List<String> texts = ExampleLine.read(file).stream().map(ExampleLine::text).toList();
+    int none = texts.indexOf(null);
+    if (none >= 0) {
+      throw new InputException(file + ": example " + (none + 1) + ": text is missing");
+    }
+    return texts;
   }
 }

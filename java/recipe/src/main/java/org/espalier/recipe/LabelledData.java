@@ -1,16 +1,17 @@
 package org.espalier.recipe;
 
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
-import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.FidelityEvaluator;
-import org.espalier.evaluate.TextLine;
 import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.Names;
@@ -18,19 +19,22 @@ import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
-/** Reads and splits {@code data.examples}: tensors of one shape, or texts with labels, which become the tokens that models ask for. */
+/**
+ * Reads and splits {@code data.examples}: tensors of one shape, from a file of tensors or of lines, or texts, which become the
+ * tokens that models ask for.
+ */
 final class LabelledData {
   private final Recipe recipe;
   private final Recipe.DataSettings data;
   private final RunHost host;
-  private final Set<String> asked;
+  private final Map<String, ValueInfoProto> asked;
   private final boolean missing;
 
   /**
-   * @param asked the names of the models' inputs, of which texts become tensors
+   * @param asked the models' inputs by name, which lines become; empty for a module, which has one
    * @param missing whether NaN in an input says that a value is missing, which the model knows
    */
-  LabelledData(Recipe recipe, RunHost host, Set<String> asked, boolean missing) {
+  LabelledData(Recipe recipe, RunHost host, Map<String, ValueInfoProto> asked, boolean missing) {
     this.recipe = recipe;
     this.data = recipe.data();
     this.host = host;
@@ -70,15 +74,18 @@ final class LabelledData {
 
   /** What is trained on and held out. A text that occurs twice could be trained on and measured. */
   private Examples.Labelled examples(Path file) {
-    if (!TextLine.areIn(file)) {
+    if (!ExampleLine.areIn(file)) {
       return ExamplesFile.read(file, data.task(), missing);
     }
-    LabelledTexts all = LabelledTexts.read(file, data.task(), data.classes());
+    LineExamples all = LineExamples.read(file, data.task(), data.classes());
+    if (!all.areTexts()) {
+      return all.tensors(asked, missing);
+    }
     Path own = data.evaluationExamples() == null ? null : host.file(data.evaluationExamples());
-    LabelledTexts kept =
+    LineExamples kept =
         all.distinct(
-            own != null && TextLine.areIn(own) ? FidelityEvaluator.readTexts(own) : List.of());
-    int left = all.texts().size() - kept.texts().size();
+            own != null && ExampleLine.areIn(own) ? FidelityEvaluator.readTexts(own) : List.of());
+    int left = all.lines().size() - kept.lines().size();
     if (left > 0) {
       host.note(
           left
@@ -87,27 +94,30 @@ final class LabelledData {
               + " are left out, for they occur before"
               + (own == null ? "" : ", or in " + own));
     }
-    if (kept.texts().isEmpty()) {
+    if (kept.lines().isEmpty()) {
       throw new InputException(file + " has no text that is not in " + own);
     }
-    return tokens(file, kept);
+    return tokens(kept);
   }
 
   private Examples.Labelled read(Path file, Recipe.Task task) {
-    return TextLine.areIn(file)
-        ? tokens(file, LabelledTexts.read(file, task, data.classes()))
-        : ExamplesFile.read(file, task, missing);
+    if (!ExampleLine.areIn(file)) {
+      return ExamplesFile.read(file, task, missing);
+    }
+    LineExamples lines = LineExamples.read(file, task, data.classes());
+    return lines.areTexts() ? tokens(lines) : lines.tensors(asked, missing);
   }
 
-  private Examples.Labelled tokens(Path file, LabelledTexts texts) {
-    List<long[]> ids = host.tokens(texts.texts());
+  private Examples.Labelled tokens(LineExamples examples) {
+    List<String> texts = examples.texts();
+    List<long[]> ids = host.tokens(texts);
     for (int i = 0; i < ids.size(); i++) {
       if (ids.get(i).length == 0) {
         throw new InputException(
-            file + ": the text " + Names.quote(texts.texts().get(i)) + " has no tokens");
+            examples.file() + ": the text " + Names.quote(texts.get(i)) + " has no tokens");
       }
     }
-    return new Examples.Labelled(inputs(file, ids, asked), texts.labels());
+    return new Examples.Labelled(inputs(examples.file(), ids), examples.labels());
   }
 
   /**
@@ -116,10 +126,10 @@ final class LabelledData {
    * @param ids the tokens of each text
    * @throws InputException where no model asks for any
    */
-  private static List<Examples.Input> inputs(Path file, List<long[]> ids, Set<String> asked) {
+  private List<Examples.Input> inputs(Path file, List<long[]> ids) {
     List<Examples.Input> inputs = new ArrayList<>();
     for (TextInput input : TextInput.values()) {
-      if (asked.contains(input.inputName())) {
+      if (asked.containsKey(input.inputName())) {
         inputs.add(
             new Examples.Input(
                 input.inputName(),
@@ -134,7 +144,7 @@ final class LabelledData {
               + " holds texts, which are fed to "
               + TextInput.names()
               + "; the model has "
-              + asked);
+              + (asked.isEmpty() ? "other ones, as TorchScript modules have" : asked.keySet()));
     }
     return inputs;
   }

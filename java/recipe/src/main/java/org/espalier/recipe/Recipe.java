@@ -14,7 +14,7 @@ import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
-import org.espalier.evaluate.TextLine;
+import org.espalier.evaluate.ExampleLine;
 import org.espalier.format.InputFile;
 import org.espalier.train.CompressionPlan;
 import org.espalier.train.Labels;
@@ -281,7 +281,7 @@ public record Recipe(
   }
 
   private static DataSettings dataSettings(Settings data, Task task, boolean refitted) {
-    boolean texts = data.given("texts") || TextLine.areIn(data.text("examples"));
+    boolean texts = data.given("texts") || ExampleLine.areIn(data.text("examples"));
     int usual = refitted && texts ? ActivationSource.REFITTING_TEXTS : CALIBRATION;
     return new DataSettings(
         data.text("texts"),
@@ -300,7 +300,8 @@ public record Recipe(
 
   private static List<String> classes(Settings data) {
     List<String> classes = data.has("classes") ? data.texts("classes") : List.of();
-    if (!classes.isEmpty() && !(data.given("examples") && TextLine.areIn(data.text("examples")))) {
+    if (!classes.isEmpty()
+        && !(data.given("examples") && ExampleLine.areIn(data.text("examples")))) {
       throw data.wrong("classes", "it is for examples that are texts, a .jsonl file");
     }
     if (Set.copyOf(classes).size() < classes.size()) {

@@ -136,10 +136,11 @@ public final class RecipeSchema {
                     + " I32, U8 or BOOL, [N, …]), and, where a stage's loss has them, labels"
                     + " (integers, BOOL, F32 or F64: [N], or [N, …] for several an example; -100"
                     + " or, in floats, NaN where there is none). Of labels for tokens, none counts"
-                    + " where an input attention_mask is 0. Or texts for models with one output a"
-                    + " text: a .jsonl file, a line {\"text\": \"…\", \"label\": 1}; \"labels\":"
-                    + " [0, 1] for classes that do not exclude each other, \"values\": [0.5, 2] for"
-                    + " numbers."),
+                    + " where an input attention_mask is 0. Or a .jsonl file with an object a line:"
+                    + " {\"features\": [0.5, 2], \"label\": 1}, {\"inputs\": {\"user\": 17,"
+                    + " \"dense\": [0.5, 2]}, …} or, for models with one output a text, {\"text\":"
+                    + " \"…\", …}; \"labels\": [0, 1] for classes that do not exclude each other,"
+                    + " \"values\": [0.5, 2] for numbers."),
             optional(
                 "classes",
                 new ListOf(new Text("a word")),

@@ -1,5 +1,6 @@
 package org.espalier.recipe;
 
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
@@ -10,7 +11,6 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
-import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.FidelityEvaluator;
@@ -34,10 +34,11 @@ record RunData(
   private static final int LEAST_EVALUATION_TEXTS = 3;
 
   /**
-   * @param asked by the models: the names of their inputs; empty where they are not known yet
+   * @param asked the models' inputs by name; empty for a module, which has one
    * @param missing whether NaN in an input says that a value is missing, which the model knows
    */
-  static RunData of(Recipe recipe, RunHost host, Set<String> asked, boolean missing) {
+  static RunData of(
+      Recipe recipe, RunHost host, Map<String, ValueInfoProto> asked, boolean missing) {
     return recipe.isForTexts()
         ? texts(recipe, host)
         : new LabelledData(recipe, host, asked, missing).read();

@@ -176,7 +176,8 @@ final class RunHost implements AutoCloseable {
     }
   }
 
-  private static ExampleTensors tensors(Examples.Labelled examples) {
+  /** Examples as a model is fed them. */
+  static ExampleTensors tensors(Examples.Labelled examples) {
     List<Map<String, ExampleTensors.Value>> all = new ArrayList<>();
     for (int i = 0; i < examples.size(); i++) {
       Map<String, ExampleTensors.Value> example = new LinkedHashMap<>();

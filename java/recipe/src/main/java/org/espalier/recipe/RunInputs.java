@@ -1,18 +1,18 @@
 package org.espalier.recipe;
 
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.security.MessageDigest;
+import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.List;
-import java.util.Set;
-import java.util.TreeSet;
+import java.util.Map;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.RefittingPruner;
-import org.espalier.evaluate.TextLine;
 import org.espalier.format.NearNames;
 import org.espalier.format.Sha256;
 import org.espalier.format.onnx.MissingValues;
@@ -66,16 +66,15 @@ final class RunInputs {
     model = onnx == null ? read(modelFile) : onnx;
   }
 
-  /** The inputs of all models that are given; empty where they are modules, which have no names for them. */
-  private Set<String> asked(OnnxModel onnx) {
-    Set<String> names = new TreeSet<>();
+  /** The inputs of all models that are given; empty where the model is a module, which has one. */
+  private Map<String, ValueInfoProto> asked(OnnxModel onnx) {
+    List<OnnxModel> models = new ArrayList<>();
     for (Path file : new Path[] {modelFile, teacherFile, studentFile}) {
       if (file != null && !isScript(file)) {
-        OnnxModel read = file.equals(modelFile) ? onnx : OnnxModel.read(file);
-        read.inputs().forEach(input -> names.add(input.getName()));
+        models.add(file.equals(modelFile) ? onnx : OnnxModel.read(file));
       }
     }
-    return names;
+    return onnx == null ? Map.of() : LineInputs.asked(models);
   }
 
   /** A stage ends with a comparison in ONNX Runtime, which may refuse what libtorch runs. */
@@ -187,7 +186,7 @@ final class RunInputs {
     if (!isScript(file)) {
       return host.withComputedWeights(OnnxModel.read(file));
     }
-    if (recipe.isForTexts() || TextLine.areIn(recipe.data().examples())) {
+    if (recipe.isForTexts()) {
       throw new InputException(
           recipe.model().place()
               + ": "

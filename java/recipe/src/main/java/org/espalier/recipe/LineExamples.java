@@ -1,30 +1,37 @@
 package org.espalier.recipe;
 
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.HashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
-import org.espalier.evaluate.TextLine;
+import org.espalier.evaluate.ExampleLine;
+import org.espalier.evaluate.ExampleTensors;
 import org.espalier.format.NearNames;
+import org.espalier.format.onnx.MissingValues;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Names;
+import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
 /**
- * Texts with labels, a JSON object a line: {@code "label"} is a class, from 0 on or by its name, or a number; {@code
+ * Examples with labels, a JSON object a line: {@code "label"} is a class, from 0 on or by its name, or a number; {@code
  * "labels"} are 0 or 1 for each of several classes; {@code "values"} are several numbers. All lines have one of these, or
  * null, or none, where it is not known.
  *
- * @param texts all of them
+ * @param file that they are of
+ * @param lines all texts, or all numbers
  * @param labels of as many; null where none is known
  */
-public record LabelledTexts(List<String> texts, Labels labels) {
-  public LabelledTexts {
-    texts = List.copyOf(texts);
+public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
+  public LineExamples {
+    lines = List.copyOf(lines);
   }
 
   /**
@@ -34,29 +41,86 @@ public record LabelledTexts(List<String> texts, Labels labels) {
    * @param classes the names of the classes, in their order; empty where labels are their numbers
    * @throws InputException that names the example, or where two classes have one name
    */
-  public static LabelledTexts read(Path file, Recipe.Task task, List<String> classes) {
+  public static LineExamples read(Path file, Recipe.Task task, List<String> classes) {
     if (Set.copyOf(classes).size() < classes.size()) {
       throw new InputException("of the classes " + classes + " a word is there twice");
     }
-    List<TextLine> lines = TextLine.read(file);
+    LineExamples unlabelled = unlabelled(file);
+    return new LineExamples(
+        file, unlabelled.lines, new Reader(file, classes).labels(unlabelled.lines, task));
+  }
+
+  /**
+   * Reads a file, and no labels.
+   *
+   * @throws InputException that names the example
+   */
+  public static LineExamples unlabelled(Path file) {
+    List<ExampleLine> lines = ExampleLine.read(file);
     if (lines.isEmpty()) {
-      throw new InputException(file + " holds no text");
+      throw new InputException(file + " holds no example");
     }
-    return new LabelledTexts(
-        lines.stream().map(TextLine::text).toList(), new Reader(file, classes).labels(lines, task));
+    boolean texts = lines.get(0).text() != null;
+    for (int i = 0; i < lines.size(); i++) {
+      if (texts != (lines.get(i).text() != null)) {
+        throw new InputException(
+            file
+                + ": example "
+                + (i + 1)
+                + ": there is "
+                + (texts
+                    ? "no text, and earlier ones have one"
+                    : "a text, and earlier ones have none"));
+      }
+    }
+    return new LineExamples(file, lines, null);
+  }
+
+  /** Whether they are texts; else they are numbers. */
+  public boolean areTexts() {
+    return lines.get(0).text() != null;
+  }
+
+  /** The texts. */
+  public List<String> texts() {
+    return lines.stream().map(ExampleLine::text).toList();
+  }
+
+  /**
+   * Numbers as the inputs of models, with the labels.
+   *
+   * @param asked the models' inputs by name; empty for a module, which has one
+   * @param missing whether NaN says that a value is missing, which the model knows
+   * @throws InputException that names the example
+   */
+  Examples.Labelled tensors(Map<String, ValueInfoProto> asked, boolean missing) {
+    return new Examples.Labelled(new LineInputs(file, missing).of(lines, asked), labels);
+  }
+
+  /**
+   * Numbers as a model is fed them, without the labels.
+   *
+   * @throws InputException that names the example
+   */
+  public ExampleTensors fed(OnnxModel model) {
+    return RunHost.tensors(
+        tensors(LineInputs.asked(List.of(model)), MissingValues.areKnownTo(model)));
   }
 
   /** Each text once, as it is there first, without some texts. */
-  LabelledTexts distinct(Collection<String> without) {
+  LineExamples distinct(Collection<String> without) {
     Set<String> known = new HashSet<>(without);
-    int[] kept = IntStream.range(0, texts.size()).filter(i -> known.add(texts.get(i))).toArray();
-    return new LabelledTexts(
-        IntStream.of(kept).mapToObj(texts::get).toList(), labels == null ? null : labels.of(kept));
+    int[] kept =
+        IntStream.range(0, lines.size()).filter(i -> known.add(lines.get(i).text())).toArray();
+    return new LineExamples(
+        file,
+        IntStream.of(kept).mapToObj(lines::get).toList(),
+        labels == null ? null : labels.of(kept));
   }
 
   /** The labels of a file. */
   private record Reader(Path file, List<String> classes) {
-    Labels labels(List<TextLine> lines, Recipe.Task task) {
+    Labels labels(List<ExampleLine> lines, Recipe.Task task) {
       String key = key(lines);
       if (key == null) {
         return null;
@@ -99,7 +163,7 @@ public record LabelledTexts(List<String> texts, Labels labels) {
     }
 
     /** Under which key the labels are; null where there are none. */
-    private String key(List<TextLine> lines) {
+    private String key(List<ExampleLine> lines) {
       String key = null;
       for (int i = 0; i < lines.size(); i++) {
         for (String some : List.of("label", "labels", "values")) {
@@ -115,7 +179,7 @@ public record LabelledTexts(List<String> texts, Labels labels) {
       return key;
     }
 
-    private static JsonNode value(TextLine line, String key) {
+    private static JsonNode value(ExampleLine line, String key) {
       return switch (key) {
         case "label" -> line.label();
         case "labels" -> line.labels();

@@ -1,0 +1,200 @@
+package org.espalier.evaluate;
+
+import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.JsonParser;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.JsonToken;
+import com.fasterxml.jackson.core.StreamReadConstraints;
+import com.fasterxml.jackson.core.StreamReadFeature;
+import com.fasterxml.jackson.core.json.JsonReadFeature;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.json.JsonMapper;
+import java.io.IOException;
+import java.nio.charset.CharacterCodingException;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import org.espalier.InputException;
+import org.espalier.format.InputFile;
+import org.espalier.format.JsonReason;
+
+/**
+ * An example of a file of JSON lines, as those that are learned online: {@code {"text": "…", "label": 1}}, {@code
+ * {"features": [0.5, 2], "label": 1}} or {@code {"inputs": {"user": 17, "dense": [0.5, 2]}, "values": [0.5]}}. Other keys
+ * are ignored; null is as if the key were not there, among numbers it is NaN.
+ *
+ * @param text null where there is none
+ * @param features the values of all inputs, one after the other; null where there are none
+ * @param inputs values by input; null where there are none
+ * @param label one class or number; null where there is none
+ * @param labels several classes that do not exclude each other, 0 or 1 each; null where there are none
+ * @param values several numbers; null where there are none
+ */
+public record ExampleLine(
+    String text,
+    double[] features,
+    Map<String, double[]> inputs,
+    JsonNode label,
+    JsonNode labels,
+    JsonNode values) {
+  private static final JsonMapper JSON =
+      JsonMapper.builder(
+              JsonFactory.builder()
+                  .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
+                  .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS)
+                  .disable(JsonFactory.Feature.CANONICALIZE_FIELD_NAMES) // names come from outside
+                  .disable(JsonFactory.Feature.INTERN_FIELD_NAMES)
+                  .streamReadConstraints(
+                      StreamReadConstraints.builder()
+                          .maxNestingDepth(8)
+                          .maxNumberLength(100)
+                          .build())
+                  .build())
+          .build();
+
+  /** Whether a file is one of JSON lines, by its name, which ends with .jsonl. */
+  public static boolean areIn(Path file) {
+    return areIn(file.toString());
+  }
+
+  /** The same of a file that may have no path, as one in an artefact. */
+  public static boolean areIn(String name) {
+    return name.toLowerCase(Locale.ROOT).endsWith(".jsonl");
+  }
+
+  /**
+   * Reads a file; blank lines are skipped.
+   *
+   * @throws InputException that names the example, counted from 1, which is no such object
+   */
+  public static List<ExampleLine> read(Path file) {
+    List<String> lines = lines(file);
+    List<ExampleLine> examples = new ArrayList<>(lines.size());
+    for (String line : lines) {
+      try {
+        examples.add(parse(line));
+      } catch (InputException e) {
+        throw new InputException(
+            file + ": example " + (examples.size() + 1) + ": " + e.getMessage(), e);
+      }
+    }
+    return examples;
+  }
+
+  private static ExampleLine parse(String line) {
+    String text = null;
+    double[] features = null;
+    Map<String, double[]> inputs = null;
+    Map<String, JsonNode> outcomes = new LinkedHashMap<>();
+    try (JsonParser parser = JSON.createParser(line)) {
+      if (parser.nextToken() != JsonToken.START_OBJECT) {
+        throw new InputException("it is not a JSON object");
+      }
+      while (parser.nextToken() == JsonToken.FIELD_NAME) {
+        String key = parser.currentName();
+        JsonToken token = parser.nextToken();
+        if (token == JsonToken.VALUE_NULL) {
+          continue;
+        }
+        switch (key) {
+          case "text" -> {
+            if (token != JsonToken.VALUE_STRING) {
+              throw new InputException("text is not a string");
+            }
+            text = parser.getText();
+          }
+          case "features" -> features = numbers(parser, "features");
+          case "inputs" -> inputs = inputs(parser);
+          case "label", "labels", "values" -> outcomes.put(key, JSON.readTree(parser));
+          default -> parser.skipChildren();
+        }
+      }
+      if (parser.nextToken() != null) {
+        throw new InputException("it goes on after its JSON object");
+      }
+    } catch (JsonProcessingException e) {
+      throw new InputException("it is not JSON: " + JsonReason.of(e), e);
+    } catch (IOException e) {
+      throw new InputException("it cannot be read: " + e.getMessage(), e);
+    }
+    int given = (text == null ? 0 : 1) + (features == null ? 0 : 1) + (inputs == null ? 0 : 1);
+    if (given != 1) {
+      throw new InputException(
+          given == 0
+              ? "there is neither text nor features nor inputs"
+              : "there are several of text, features and inputs; one of them is right");
+    }
+    return new ExampleLine(
+        text,
+        features,
+        inputs,
+        outcomes.get("label"),
+        outcomes.get("labels"),
+        outcomes.get("values"));
+  }
+
+  private static Map<String, double[]> inputs(JsonParser parser) throws IOException {
+    if (parser.currentToken() != JsonToken.START_OBJECT) {
+      throw new InputException("inputs is not an object of inputs and their values");
+    }
+    Map<String, double[]> inputs = new LinkedHashMap<>();
+    while (parser.nextToken() == JsonToken.FIELD_NAME) {
+      String name = parser.currentName();
+      boolean list = parser.nextToken() == JsonToken.START_ARRAY;
+      inputs.put(
+          name,
+          list
+              ? numbers(parser, "the input " + name)
+              : new double[] {number(parser, "the input " + name)});
+    }
+    return inputs;
+  }
+
+  private static double[] numbers(JsonParser parser, String name) throws IOException {
+    if (parser.currentToken() != JsonToken.START_ARRAY) {
+      throw new InputException(name + " is not a list of numbers");
+    }
+    double[] numbers = new double[16];
+    int n = 0;
+    while (parser.nextToken() != JsonToken.END_ARRAY) {
+      if (n == numbers.length) {
+        numbers = Arrays.copyOf(numbers, 2 * n);
+      }
+      numbers[n++] = number(parser, name);
+    }
+    return Arrays.copyOf(numbers, n);
+  }
+
+  private static double number(JsonParser parser, String name) throws IOException {
+    JsonToken token = parser.currentToken();
+    if (token == JsonToken.VALUE_NULL) {
+      return Double.NaN;
+    }
+    if (token == null || !token.isNumeric()) {
+      throw new InputException(name + " holds something that is no number");
+    }
+    return parser.getDoubleValue();
+  }
+
+  /**
+   * The lines of a file that are not blank.
+   *
+   * @throws InputException when the file cannot be read as UTF-8 or has no end in sight
+   */
+  static List<String> lines(Path file) {
+    try {
+      return InputFile.lines(file);
+    } catch (CharacterCodingException e) {
+      throw new InputException("texts " + file + " are not UTF-8; a text a line is right", e);
+    } catch (NoSuchFileException e) {
+      throw new InputException("texts " + file + ": there is no such file", e);
+    } catch (IOException e) {
+      throw new InputException("texts " + file + " cannot be read: " + e.getMessage(), e);
+    }
+  }
+}
