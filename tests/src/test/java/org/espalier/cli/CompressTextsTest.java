@@ -311,7 +311,7 @@ class CompressTextsTest {
     Run.refused(folder, new String[] {"data.classes", ".jsonl"}, "recipe", "check", recipe);
     Run.refused(
         folder,
-        new String[] {"--classes is for --examples that are texts"},
+        new String[] {"--classes is for --examples in lines"},
         "evaluate",
         folder.resolve("model.onnx"),
         folder.resolve("model.onnx"),
