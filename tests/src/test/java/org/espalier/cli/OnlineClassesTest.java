@@ -92,6 +92,9 @@ class OnlineClassesTest {
       JsonNode answer = post(port, 200, "/predict", "{\"id\": 1, \"features\": [2, -2, 0]}");
       assertEquals(1, answer.get("label").asInt());
       assertEquals("yes", answer.get("class").asText());
+      double no = answer.get("outputs").get(0).asDouble();
+      double yes = answer.get("outputs").get(1).asDouble();
+      assertEquals(1 / (1 + Math.exp(no - yes)), answer.get("probability").asDouble(), 1e-6);
       String said =
           post(port, 400, "/feedback", "{\"id\": 1, \"label\": \"yse\"}").get("error").asText();
       assertTrue(said.contains("'yse' is no class; there are 'yes', 'no'"), said);

@@ -456,6 +456,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     }
     if (known && recipe.settings().loss().isForClasses()) {
       json.put("label", prediction.label());
+      json.put("probability", prediction.probability());
       if (!recipe.classes().isEmpty()) {
         json.put("class", recipe.classes().names().get(prediction.label()));
       }

@@ -18,4 +18,20 @@ public record Prediction(float[] outputs, long version) {
     }
     return best;
   }
+
+  /**
+   * How probable the {@link #label} is: by the softmax of the logits or, of one, its sigmoid. Of no meaning where outputs are
+   * values.
+   */
+  public double probability() {
+    if (outputs.length == 1) {
+      return 1 / (1 + Math.exp(-Math.abs((double) outputs[0])));
+    }
+    double largest = outputs[label()];
+    double sum = 0;
+    for (float logit : outputs) {
+      sum += Math.exp(logit - largest);
+    }
+    return 1 / sum;
+  }
 }
