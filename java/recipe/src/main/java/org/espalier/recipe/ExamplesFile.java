@@ -97,7 +97,7 @@ public final class ExamplesFile {
   private static Examples.Input input(
       SafetensorsFile file, TensorInfo tensor, String name, boolean missing) {
     String what = file.path() + ": " + tensor.name() + " ";
-    if (!Examples.Input.TYPES.contains(tensor.dtype())) {
+    if (!Examples.Input.TYPES.containsKey(tensor.dtype())) {
       throw new InputException(what + "is " + tensor.dtype() + "; " + NEEDED);
     }
     if (tensor.rank() < (name == null ? 2 : 1)) {

@@ -22,17 +22,6 @@ import org.espalier.train.Examples;
 
 /** Numbers of JSON lines as the inputs of models, in their types and shapes. */
 final class LineInputs {
-  private static final Map<DataType, SafetensorsDtype> TYPES =
-      Map.of(
-          DataType.FLOAT, SafetensorsDtype.F32,
-          DataType.DOUBLE, SafetensorsDtype.F64,
-          DataType.FLOAT16, SafetensorsDtype.F16,
-          DataType.BFLOAT16, SafetensorsDtype.BF16,
-          DataType.INT64, SafetensorsDtype.I64,
-          DataType.INT32, SafetensorsDtype.I32,
-          DataType.UINT8, SafetensorsDtype.U8,
-          DataType.BOOL, SafetensorsDtype.BOOL);
-
   private final Path file;
   private final boolean missing;
 
@@ -68,25 +57,33 @@ final class LineInputs {
     List<double[][]> rows = rows(lines, List.copyOf(asked.values()));
     List<Examples.Input> inputs = new ArrayList<>();
     if (asked.isEmpty()) {
-      inputs.add(input(null, SafetensorsDtype.F32, List.of((long) rows.get(0)[0].length), rows.get(0)));
+      inputs.add(
+          input(null, SafetensorsDtype.F32, List.of((long) rows.get(0)[0].length), rows.get(0)));
       return inputs;
     }
     int k = 0;
     for (ValueInfoProto value : asked.values()) {
-      DataType type = DataType.forNumber(value.getType().getTensorType().getElemType());
-      if (!TYPES.containsKey(type)) {
-        throw new InputException(
-            file
-                + ": the input "
-                + value.getName()
-                + " is of "
-                + type
-                + ", which lines have no values of");
-      }
       double[][] own = rows.get(k++);
-      inputs.add(input(value.getName(), TYPES.get(type), shape(value, own[0].length), own));
+      inputs.add(input(value.getName(), type(value), shape(value, own[0].length), own));
     }
     return inputs;
+  }
+
+  private SafetensorsDtype type(ValueInfoProto input) {
+    DataType type = DataType.forNumber(input.getType().getTensorType().getElemType());
+    return Examples.Input.TYPES.entrySet().stream()
+        .filter(e -> e.getValue() == type)
+        .map(Map.Entry::getKey)
+        .findAny()
+        .orElseThrow(
+            () ->
+                new InputException(
+                    file
+                        + ": the input "
+                        + input.getName()
+                        + " is of "
+                        + type
+                        + ", which lines have no values of"));
   }
 
   private InputException wrong(int line, String what) {
@@ -128,8 +125,7 @@ final class LineInputs {
     for (String name : given.keySet()) {
       if (!names.contains(name)) {
         throw wrong(
-            line,
-            "there is no input '" + name + "'; there are " + NearNames.list(name, names));
+            line, "there is no input '" + name + "'; there are " + NearNames.list(name, names));
       }
     }
     double[][] rows = new double[names.size()][];
@@ -193,7 +189,8 @@ final class LineInputs {
             file
                 + ": the input "
                 + input.getName()
-                + " leaves several dimensions open; examples in a .safetensors file say their shape");
+                + " leaves several dimensions open; examples in a .safetensors file say their"
+                + " shape");
       } else {
         open = d;
       }
@@ -231,7 +228,9 @@ final class LineInputs {
         ByteBuffer.allocate((int) type.bytes(row.length)).order(ByteOrder.LITTLE_ENDIAN);
     for (double value : row) {
       boolean real = type == SafetensorsDtype.F32 || type == SafetensorsDtype.F64 || isHalf(type);
-      if (real ? !Double.isFinite(value) && !(missing && Double.isNaN(value)) : !isWhole(type, value)) {
+      if (real
+          ? !Double.isFinite(value) && !(missing && Double.isNaN(value))
+          : !isWhole(type, value)) {
         throw wrong(
             line,
             what
@@ -261,13 +260,13 @@ final class LineInputs {
   }
 
   private float finite(int line, String what, double value) {
-  if (Float.isInfinite((float) value)) {
-    throw wrong(line, what + " holds " + value + ", which is too large for float32");
+    if (Float.isInfinite((float) value)) {
+      throw wrong(line, what + " holds " + value + ", which is too large for float32");
+    }
+    return (float) value;
   }
-  return (float) value;
-}
 
-private static boolean isHalf(SafetensorsDtype type) {
+  private static boolean isHalf(SafetensorsDtype type) {
     return type == SafetensorsDtype.F16 || type == SafetensorsDtype.BF16;
   }
 

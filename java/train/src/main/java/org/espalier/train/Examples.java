@@ -1,5 +1,6 @@
 package org.espalier.train;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.LongBuffer;
@@ -7,11 +8,10 @@ import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
-import java.util.EnumSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Objects;
-import java.util.Set;
+import java.util.TreeSet;
 import java.util.function.DoubleSupplier;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
@@ -113,18 +113,17 @@ public sealed interface Examples {
    * @param rows the bytes of each example, row-major and little-endian
    */
   record Input(String name, SafetensorsDtype type, List<Long> shape, List<byte[]> rows) {
-    /** The types that an input can have. */
-    public static final Set<SafetensorsDtype> TYPES =
-        Collections.unmodifiableSet(
-            EnumSet.of(
-                SafetensorsDtype.F64,
-                SafetensorsDtype.F32,
-                SafetensorsDtype.F16,
-                SafetensorsDtype.BF16,
-                SafetensorsDtype.I64,
-                SafetensorsDtype.I32,
-                SafetensorsDtype.U8,
-                SafetensorsDtype.BOOL));
+    /** The types that an input can have, and what ONNX calls them. */
+    public static final Map<SafetensorsDtype, DataType> TYPES =
+        Map.of(
+            SafetensorsDtype.F64, DataType.DOUBLE,
+            SafetensorsDtype.F32, DataType.FLOAT,
+            SafetensorsDtype.F16, DataType.FLOAT16,
+            SafetensorsDtype.BF16, DataType.BFLOAT16,
+            SafetensorsDtype.I64, DataType.INT64,
+            SafetensorsDtype.I32, DataType.INT32,
+            SafetensorsDtype.U8, DataType.UINT8,
+            SafetensorsDtype.BOOL, DataType.BOOL);
 
     /** Of a first dimension that each example has of its own. Batches are padded there with zeros. */
     public static final long OPEN = -1;
@@ -133,8 +132,9 @@ public sealed interface Examples {
       Objects.requireNonNull(type, "type");
       shape = List.copyOf(shape);
       rows = List.copyOf(rows);
-      if (!TYPES.contains(type)) {
-        throw new InputException("an input of " + type + "; models are fed " + TYPES);
+      if (!TYPES.containsKey(type)) {
+        throw new InputException(
+            "an input of " + type + "; models are fed " + new TreeSet<>(TYPES.keySet()));
       }
       long bytes = step(type, shape);
       for (int i = 0; i < rows.size(); i++) {

@@ -4,7 +4,6 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.List;
-import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
 import org.espalier.InputException;
@@ -13,17 +12,6 @@ import org.espalier.format.safetensors.SafetensorsDtype;
 
 /** Checks that the examples of a job are what its models take: tensors by name, their types, and batches of any size. */
 final class InputCheck {
-  private static final Map<SafetensorsDtype, DataType> TYPES =
-      Map.of(
-          SafetensorsDtype.F64, DataType.DOUBLE,
-          SafetensorsDtype.F32, DataType.FLOAT,
-          SafetensorsDtype.F16, DataType.FLOAT16,
-          SafetensorsDtype.BF16, DataType.BFLOAT16,
-          SafetensorsDtype.I64, DataType.INT64,
-          SafetensorsDtype.I32, DataType.INT32,
-          SafetensorsDtype.U8, DataType.UINT8,
-          SafetensorsDtype.BOOL, DataType.BOOL);
-
   private final Compression.Job job;
 
   InputCheck(Compression.Job job) {
@@ -80,7 +68,7 @@ final class InputCheck {
       for (ValueInfoProto input : model.inputs()) {
         DataType wanted = DataType.forNumber(input.getType().getTensorType().getElemType());
         SafetensorsDtype type = input(rows, input.getName(), names, model).type();
-        if (!TYPES.get(type).equals(wanted)) {
+        if (Examples.Input.TYPES.get(type) != wanted) {
           throw new InputException(
               model.name()
                   + ": the input "
