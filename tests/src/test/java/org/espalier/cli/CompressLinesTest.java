@@ -148,23 +148,71 @@ class CompressLinesTest {
     assertEquals(-1, Files.mismatch(first, second));
   }
 
+  /** The features in the order of the inputs, and then a label, which may be a word. */
+  private Path cells(String yes) throws IOException {
+    List<String> lines =
+        new ArrayList<>(List.of("\"who, if any\",a,b,c,d" + (yes == null ? "" : ",click")));
+    for (int i = 0; i < N; i++) {
+      String numbers = Arrays.toString(points[i]).replaceAll("[\\[\\]]", "");
+      String label = clicks[i] == 1 ? ", \"" + yes + "\"" : ",no";
+      lines.add(users[i] + ", " + numbers + (yes == null ? "" : label));
+    }
+    return Files.write(folder.resolve("cells.csv"), lines);
+  }
+
   @Test
-  void linesAreComparedAndCalibratedOnAsTensorsAre() throws IOException {
+  void cellsAreTrainedOnAsTensorsAre() throws IOException {
+    Path first = compress("examples.safetensors");
+    cells("yes, it was");
+    Path second = compress("cells.csv, classes: [no, 'yes, it was']");
+    assertEquals(-1, Files.mismatch(first, second));
+  }
+
+  @Test
+  void refusesCellsThatDoNotFit() throws IOException {
+    refusedCells("example 2: there are 5 columns, and 6 before", "1,2,3,4,5,1", "1,2,3,4,5");
+    refusedCells("there are 4 columns; 5 features, and a label or values, are right", "1,2,3,4");
+    refusedCells("column 2 is no number: 'x'", "1,x,3,4,5,1");
+    refusedCells("a double quote does not end", "1,2,3,4,5,\"a");
+    refusedCells("the label 'a' is a word", "1,2,3,4,5,a");
+    refusedCells("the input point holds null or NaN", "1,2,,4,5,1");
+    refusedCells("holds no example", "a,b,c,d,e,f");
+  }
+
+  private void refusedCells(String word, String... lines) throws IOException {
+    Path recipe =
+        Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FILE", "cells.csv"));
+    Files.write(folder.resolve("cells.csv"), List.of(lines));
+    Run.refused(folder, new String[] {"cells.csv", word}, "recipe", "check", recipe);
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void linesAreComparedAndCalibratedOnAsTensorsAre(boolean csv) throws IOException {
     Path model = folder.resolve("model.onnx");
-    Path lines = lines(true);
+    Path lines = csv ? cells("yes") : lines(true);
     List<JsonNode> results = new ArrayList<>();
     List<byte[]> written = new ArrayList<>();
     for (Path examples : List.of(folder.resolve("examples.safetensors"), lines)) {
       Path out = folder.resolve("quantized.onnx");
       Run.of("quantize", model, "-o", out, "--to", "onnx-qdq", "--calibration", examples).done();
       written.add(Files.readAllBytes(out));
-      JsonNode json = Run.of("evaluate", model, out, "--examples", examples, "--json").json();
+      List<Object> compared =
+          new ArrayList<>(List.of("evaluate", model, out, "--examples", examples, "--json"));
+      if (csv && examples.equals(lines)) {
+        compared.addAll(List.of("--classes", "no,yes"));
+      }
+      JsonNode json = Run.of(compared.toArray()).json();
       ((ObjectNode) json).remove(List.of("reference_ms", "ms", "speedup"));
       results.add(json);
     }
     assertTrue(Arrays.equals(written.get(0), written.get(1)), "the same ranges");
     assertEquals(results.get(0), results.get(1));
     assertTrue(results.get(0).get("labels").has("accuracy"), results.toString());
+    Path out = folder.resolve("unlabelled.onnx");
+    Path cells = cells(null);
+    Run.of("quantize", model, "-o", out, "--to", "onnx-qdq", "--calibration", cells).done();
+    assertTrue(Arrays.equals(written.get(0), Files.readAllBytes(out)), "labels are not needed");
   }
 
   @Test

@@ -11,6 +11,7 @@ import java.util.List;
 import java.util.Random;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.format.CsvLine;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -112,6 +113,15 @@ class ExampleLinesTest {
   }
 
   @Test
+  void cellsMayHoldCommasAndQuotes() {
+    ClassNames names = new ClassNames(List.of("no", "a \"b\", c"));
+    ExampleLines named = new ExampleLines(TWO, 2, true, false, names, null);
+    assertEquals(1, named.csv("1, \"2\" ,\"a \"\"b\"\", c\"").label());
+    assertEquals(0, named.csv("1,2,no").label());
+    assertThrows(InputException.class, () -> named.csv("1,2,\"no"));
+  }
+
+  @Test
   void whatIsMissingIsNaNWhereTheModelKnowsIt() {
     ExampleLines knowing = new ExampleLines(TWO, 1, false, true, ClassNames.NONE, null);
     float[] missing = {Float.NaN, 2};
@@ -137,11 +147,11 @@ class ExampleLinesTest {
   void rowsMayBeQuotedAndTheFirstMayNameColumns() {
     assertArrayEquals(new float[] {3, 4}, values.csv("\"1\", 2 ,\" 3\",\"4\"").values());
     for (String header : new String[] {"a,b,label", "\"e1\",\"x\",y", "f1,,y"}) {
-      assertTrue(ExampleLines.isCsvHeader(header), header);
+      assertTrue(CsvLine.isHeader(header), header);
     }
     // A row that is wrong is no header.
     for (String row : new String[] {"1e5,x,1", "NaN,b,c", "", ",,", "1,2,3"}) {
-      assertFalse(ExampleLines.isCsvHeader(row), row);
+      assertFalse(CsvLine.isHeader(row), row);
     }
   }
 

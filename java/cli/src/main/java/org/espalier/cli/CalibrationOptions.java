@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 import java.util.function.Consumer;
 import org.espalier.InputException;
@@ -39,8 +40,9 @@ final class CalibrationOptions {
           "What the model will see: for a text model a UTF-8 file with a text a line (default:"
               + " English sentences from WordNet); for any model a .safetensors file with one"
               + " tensor an input, whose first dimension counts the examples; or a .jsonl file of"
-              + " either, {\"text\": \"...\"}, {\"features\": [...]} or {\"inputs\": {...}} a line;"
-              + " 'none' leaves calibration out (less accurate; onnx-qdq needs it).")
+              + " either, {\"text\": \"...\"}, {\"features\": [...]} or {\"inputs\": {...}} a line,"
+              + " or a .csv file of numbers; 'none' leaves calibration out (less accurate; onnx-qdq"
+              + " needs it).")
   private String calibration;
 
   @Option(
@@ -56,7 +58,7 @@ final class CalibrationOptions {
 
   private final int usualTexts;
 
-  /** What a .jsonl file holds; null before it is read, and where there is none. */
+  /** Null before they are read, and where there are none. */
   private LineExamples lines;
 
   /** For ranges and rounding. */
@@ -83,16 +85,27 @@ final class CalibrationOptions {
     if (calibration == null || !ExampleLine.areIn(calibration)) {
       return calibration != null && calibration.endsWith(".safetensors");
     }
+    return !ExampleLine.areJson(calibration) || !lines(null).areTexts();
+  }
+
+  /**
+   * What a file of lines holds.
+   *
+   * @param model what columns of CSV are for; null for JSON, which says it
+   */
+  private LineExamples lines(OnnxModel model) {
     if (lines == null) {
-      lines = LineExamples.unlabelled(ModelSource.path(calibration));
+      lines =
+          LineExamples.unlabelled(
+              ModelSource.path(calibration), model == null ? Map.of() : LineExamples.asked(model));
     }
-    return !lines.areTexts();
+    return lines;
   }
 
   /** At most so many of the examples that are tensors. */
   private ExampleTensors tensors(OnnxModel model, int most) {
-    return lines != null
-        ? lines.fed(model).some(most)
+    return ExampleLine.areIn(calibration)
+        ? lines(model).fed(model).some(most)
         : ExampleFile.read(ModelSource.path(calibration), model, most);
   }
 

@@ -96,7 +96,7 @@ final class Evaluate implements Callable<Integer> {
                 + " dimension counts the examples. One example has 1 there or, of a tensor with a"
                 + " dimension more than the input, not that dimension. Or a .jsonl file of such"
                 + " numbers, or of texts for models with one output a text, {\"text\": \"...\","
-                + " \"label\": 1} a line, as data.examples of recipes.")
+                + " \"label\": 1} a line, as data.examples of recipes; or a .csv file of numbers.")
     private String examples;
   }
 
@@ -181,9 +181,9 @@ final class Evaluate implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "evaluating")) {
       OnnxModel model = OnnxModel.read(original.path());
       RandomDraws.of(model).ifPresent(common::note);
-      LineExamples lines = ExampleLine.areIn(file) ? lines(file) : null;
+      LineExamples lines = ExampleLine.areIn(file) ? lines(file, model) : null;
       if (lines == null && !classes.isEmpty()) {
-        throw new InputException("--classes is for --examples in lines, a .jsonl file");
+        throw new InputException("--classes is for --examples in lines, a .jsonl or .csv file");
       }
       ExampleTensors examples =
           lines == null
@@ -206,9 +206,12 @@ final class Evaluate implements Callable<Integer> {
     return values;
   }
 
-  private LineExamples lines(Path file) {
+  private LineExamples lines(Path file, OnnxModel model) {
     return LineExamples.read(
-        file, task == Task.NONE ? Recipe.Task.AUTO : task.ofRecipe, List.copyOf(classes));
+        file,
+        task == Task.NONE ? Recipe.Task.AUTO : task.ofRecipe,
+        List.copyOf(classes),
+        LineExamples.asked(model));
   }
 
   private ExampleTensors tokens(ModelSource original, List<String> texts) {

@@ -11,6 +11,7 @@ import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
 import org.espalier.encoder.Encoder;
+import org.espalier.format.CsvLine;
 import org.espalier.online.ClassNames;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
@@ -149,7 +150,7 @@ final class OnlineExamples implements AutoCloseable {
       if (!csv) {
         return example(parsed(line));
       }
-      if (line.number() == 1 && ExampleLines.isCsvHeader(text)) {
+      if (line.number() == 1 && CsvLine.isHeader(text)) {
         return null;
       }
       Example example = parser.csv(text);

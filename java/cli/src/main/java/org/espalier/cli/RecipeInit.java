@@ -176,7 +176,9 @@ final class RecipeInit implements Callable<Integer> {
 
   private static long count(Path examples) {
     if (ExampleLine.areIn(examples)) {
-      return ExampleLine.read(examples).size();
+      return ExampleLine.areJson(examples.toString())
+          ? ExampleLine.read(examples).size()
+          : ExampleLine.readCells(examples, -1).size();
     }
     try (SafetensorsFile open = SafetensorsFile.open(examples)) {
       return open.tensors().stream()

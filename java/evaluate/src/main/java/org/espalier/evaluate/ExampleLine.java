@@ -9,6 +9,9 @@ import com.fasterxml.jackson.core.StreamReadFeature;
 import com.fasterxml.jackson.core.json.JsonReadFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.DoubleNode;
+import com.fasterxml.jackson.databind.node.TextNode;
 import java.io.IOException;
 import java.nio.charset.CharacterCodingException;
 import java.nio.file.NoSuchFileException;
@@ -20,13 +23,15 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.format.CsvLine;
 import org.espalier.format.InputFile;
 import org.espalier.format.JsonReason;
+import org.espalier.format.safetensors.Names;
 
 /**
- * An example of a file of JSON lines, as those that are learned online: {@code {"text": "…", "label": 1}}, {@code
+ * An example of a file of lines, as those that are learned online: of JSON, {@code {"text": "…", "label": 1}}, {@code
  * {"features": [0.5, 2], "label": 1}} or {@code {"inputs": {"user": 17, "dense": [0.5, 2]}, "values": [0.5]}}. Other keys
- * are ignored; null is as if the key were not there, among numbers it is NaN.
+ * are ignored; null is as if the key were not there, among numbers it is NaN. Or of CSV.
  *
  * @param text null where there is none
  * @param features the values of all inputs, one after the other; null where there are none
@@ -57,14 +62,96 @@ public record ExampleLine(
                   .build())
           .build();
 
-  /** Whether a file is one of JSON lines, by its name, which ends with .jsonl. */
+  /** Whether a file is one of lines, JSON or numbers with commas between, by its name. */
   public static boolean areIn(Path file) {
     return areIn(file.toString());
   }
 
   /** The same of a file that may have no path, as one in an artefact. */
   public static boolean areIn(String name) {
+    return areJson(name) || name.toLowerCase(Locale.ROOT).endsWith(".csv");
+  }
+
+  /** Whether a file is one of JSON lines, by its name, which ends with .jsonl. */
+  public static boolean areJson(String name) {
     return name.toLowerCase(Locale.ROOT).endsWith(".jsonl");
+  }
+
+  /**
+   * Reads a file of numbers with commas between, an example a line: the features, then its label or values, if any. A first
+   * line of names is left out; an empty feature is NaN, an empty label none.
+   *
+   * @param features how many of the columns are features; −1 for all but the last
+   * @throws InputException that names the example, counted from 1
+   */
+  public static List<ExampleLine> readCells(Path file, long features) {
+    List<String> lines = lines(file);
+    List<ExampleLine> examples = new ArrayList<>(lines.size());
+    int columns = -1;
+    for (int i = 0; i < lines.size(); i++) {
+      try {
+        if (i > 0 || !CsvLine.isHeader(lines.get(i))) {
+          String[] cells = CsvLine.cells(lines.get(i));
+          columns = columns < 0 ? cells.length : columns;
+          if (cells.length != columns) {
+            throw new InputException(
+                "there are " + cells.length + " columns, and " + columns + " before");
+          }
+          examples.add(ofCells(cells, features < 0 ? cells.length - 1 : features));
+        }
+      } catch (InputException e) {
+        throw new InputException(
+            file + ": example " + (examples.size() + 1) + ": " + e.getMessage(), e);
+      }
+    }
+    return examples;
+  }
+
+  private static ExampleLine ofCells(String[] cells, long wanted) {
+    if (wanted < 1 || cells.length < wanted) {
+      throw new InputException(
+          "there are "
+              + cells.length
+              + " columns; "
+              + (wanted < 1 ? "features and a label" : wanted + " features, and a label or values,")
+              + " are right");
+    }
+    double[] features = new double[(int) wanted];
+    for (int i = 0; i < features.length; i++) {
+      features[i] = cells[i].isEmpty() ? Double.NaN : number(cells[i], i);
+    }
+    JsonNode label = null;
+    ArrayNode values = null;
+    if (cells.length == wanted + 1) {
+      String cell = cells[features.length];
+      boolean word = !cell.isEmpty() && !isNumber(cell);
+      label =
+          cell.isEmpty()
+              ? null
+              : word ? TextNode.valueOf(cell) : DoubleNode.valueOf(number(cell, features.length));
+    } else if (cells.length > wanted) {
+      values = JSON.createArrayNode();
+      for (int i = features.length; i < cells.length; i++) {
+        values.add(cells[i].isEmpty() ? Double.NaN : number(cells[i], i));
+      }
+    }
+    return new ExampleLine(null, features, null, label, null, values);
+  }
+
+  private static boolean isNumber(String cell) {
+    try {
+      Double.parseDouble(CsvLine.number(cell));
+      return true;
+    } catch (NumberFormatException e) {
+      return false;
+    }
+  }
+
+  private static double number(String cell, int column) {
+    if (!isNumber(cell)) {
+      throw new InputException("column " + (column + 1) + " is no number: " + Names.quote(cell));
+    }
+    return Double.parseDouble(CsvLine.number(cell));
   }
 
   /**

@@ -151,7 +151,7 @@ public final class FidelityEvaluator {
    * @throws InputException when the file cannot be read as UTF-8 or has no end in sight
    */
   public static List<String> readTexts(Path file) {
-    if (!ExampleLine.areIn(file)) {
+    if (!ExampleLine.areJson(file.toString())) {
       return ExampleLine.lines(file);
     }
     List<String> texts = ExampleLine.read(file).stream().map(ExampleLine::text).toList();

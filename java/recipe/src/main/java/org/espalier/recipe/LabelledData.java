@@ -77,14 +77,16 @@ final class LabelledData {
     if (!ExampleLine.areIn(file)) {
       return ExamplesFile.read(file, data.task(), missing);
     }
-    LineExamples all = LineExamples.read(file, data.task(), data.classes());
+    LineExamples all = LineExamples.read(file, data.task(), data.classes(), asked);
     if (!all.areTexts()) {
       return all.tensors(asked, missing);
     }
     Path own = data.evaluationExamples() == null ? null : host.file(data.evaluationExamples());
     LineExamples kept =
         all.distinct(
-            own != null && ExampleLine.areIn(own) ? FidelityEvaluator.readTexts(own) : List.of());
+            own != null && ExampleLine.areJson(own.toString())
+                ? FidelityEvaluator.readTexts(own)
+                : List.of());
     int left = all.lines().size() - kept.lines().size();
     if (left > 0) {
       host.note(
@@ -104,7 +106,7 @@ final class LabelledData {
     if (!ExampleLine.areIn(file)) {
       return ExamplesFile.read(file, task, missing);
     }
-    LineExamples lines = LineExamples.read(file, task, data.classes());
+    LineExamples lines = LineExamples.read(file, task, data.classes(), asked);
     return lines.areTexts() ? tokens(lines) : lines.tensors(asked, missing);
   }
 

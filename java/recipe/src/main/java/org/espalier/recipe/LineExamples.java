@@ -21,7 +21,7 @@ import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
 /**
- * Examples with labels, a JSON object a line: {@code "label"} is a class, from 0 on or by its name, or a number; {@code
+ * Examples with labels, in lines of CSV, or a JSON object a line: {@code "label"} is a class, from 0 on or by its name, or a number; {@code
  * "labels"} are 0 or 1 for each of several classes; {@code "values"} are several numbers. All lines have one of these, or
  * null, or none, where it is not known.
  *
@@ -39,13 +39,15 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
    *
    * @param task whether labels are classes or numbers; where it says neither, numbers where one has a fraction
    * @param classes the names of the classes, in their order; empty where labels are their numbers
+   * @param asked the inputs of the models by name, which say how many columns of CSV are features; empty for a module
    * @throws InputException that names the example, or where two classes have one name
    */
-  public static LineExamples read(Path file, Recipe.Task task, List<String> classes) {
+  public static LineExamples read(
+      Path file, Recipe.Task task, List<String> classes, Map<String, ValueInfoProto> asked) {
     if (Set.copyOf(classes).size() < classes.size()) {
       throw new InputException("of the classes " + classes + " a word is there twice");
     }
-    LineExamples unlabelled = unlabelled(file);
+    LineExamples unlabelled = unlabelled(file, asked);
     return new LineExamples(
         file, unlabelled.lines, new Reader(file, classes).labels(unlabelled.lines, task));
   }
@@ -53,10 +55,14 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
   /**
    * Reads a file, and no labels.
    *
+   * @param asked the inputs of the models by name; not used for JSON
    * @throws InputException that names the example
    */
-  public static LineExamples unlabelled(Path file) {
-    List<ExampleLine> lines = ExampleLine.read(file);
+  public static LineExamples unlabelled(Path file, Map<String, ValueInfoProto> asked) {
+    List<ExampleLine> lines =
+        ExampleLine.areJson(file.toString())
+            ? ExampleLine.read(file)
+            : ExampleLine.readCells(file, LineInputs.features(asked));
     if (lines.isEmpty()) {
       throw new InputException(file + " holds no example");
     }
@@ -97,14 +103,18 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
     return new Examples.Labelled(new LineInputs(file, missing).of(lines, asked), labels);
   }
 
+  /** The inputs of a model by name. */
+  public static Map<String, ValueInfoProto> asked(OnnxModel model) {
+    return LineInputs.asked(List.of(model));
+  }
+
   /**
    * Numbers as a model is fed them, without the labels.
    *
    * @throws InputException that names the example
    */
   public ExampleTensors fed(OnnxModel model) {
-    return RunHost.tensors(
-        tensors(LineInputs.asked(List.of(model)), MissingValues.areKnownTo(model)));
+    return RunHost.tensors(tensors(asked(model), MissingValues.areKnownTo(model)));
   }
 
   /** Each text once, as it is there first, without some texts. */

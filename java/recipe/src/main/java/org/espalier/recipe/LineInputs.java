@@ -46,6 +46,16 @@ final class LineInputs {
     return asked;
   }
 
+  /** How many values an example has for all inputs together; −1 where that is open. */
+  static long features(Map<String, ValueInfoProto> asked) {
+    long sum = asked.isEmpty() ? -1 : 0;
+    for (ValueInfoProto input : asked.values()) {
+      long size = size(input);
+      sum = sum < 0 || size < 0 ? -1 : Math.addExact(sum, size);
+    }
+    return sum;
+  }
+
   /**
    * The inputs of examples.
    *

@@ -281,7 +281,7 @@ public record Recipe(
   }
 
   private static DataSettings dataSettings(Settings data, Task task, boolean refitted) {
-    boolean texts = data.given("texts") || ExampleLine.areIn(data.text("examples"));
+    boolean texts = data.given("texts") || ExampleLine.areJson(data.text("examples"));
     int usual = refitted && texts ? ActivationSource.REFITTING_TEXTS : CALIBRATION;
     return new DataSettings(
         data.text("texts"),
@@ -302,7 +302,7 @@ public record Recipe(
     List<String> classes = data.has("classes") ? data.texts("classes") : List.of();
     if (!classes.isEmpty()
         && !(data.given("examples") && ExampleLine.areIn(data.text("examples")))) {
-      throw data.wrong("classes", "it is for examples that are texts, a .jsonl file");
+      throw data.wrong("classes", "it is for examples in lines, a .jsonl or .csv file");
     }
     if (Set.copyOf(classes).size() < classes.size()) {
       throw data.wrong("classes", "a word is there twice");

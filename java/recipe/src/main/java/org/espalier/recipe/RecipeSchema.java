@@ -140,13 +140,14 @@ public final class RecipeSchema {
                     + " {\"features\": [0.5, 2], \"label\": 1}, {\"inputs\": {\"user\": 17,"
                     + " \"dense\": [0.5, 2]}, …} or, for models with one output a text, {\"text\":"
                     + " \"…\", …}; \"labels\": [0, 1] for classes that do not exclude each other,"
-                    + " \"values\": [0.5, 2] for numbers."),
+                    + " \"values\": [0.5, 2] for numbers. Or a .csv file: the features in the order"
+                    + " of the inputs, then the label or the values."),
             optional(
                 "classes",
                 new ListOf(new Text("a word")),
                 null,
-                "The words that labels of a .jsonl file are, in the order of the model's outputs:"
-                    + " [ham, spam]."),
+                "The words that labels of a .jsonl or .csv file are, in the order of the model's"
+                    + " outputs: [ham, spam]."),
             optional(
                 "task",
                 new Choice(List.of("auto", "classification", "regression", "causal-lm")),

@@ -10,11 +10,11 @@ import com.fasterxml.jackson.core.json.JsonReadFeature;
 import java.io.IOException;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Locale;
 import java.util.Objects;
 import java.util.function.Function;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.format.CsvLine;
 import org.espalier.format.JsonReason;
 import org.espalier.format.NearNames;
 import org.espalier.format.safetensors.Names;
@@ -298,44 +298,13 @@ public final class ExampleLines {
             + "; a number is right");
   }
 
-  /** A number as Java, C and Python write it. */
-  private static float number(String cell) {
-    String text = unquoted(cell);
-    return switch (text.toLowerCase(Locale.ROOT)) {
-      case "nan" -> Float.NaN;
-      case "inf", "+inf", "infinity" -> Float.POSITIVE_INFINITY;
-      case "-inf", "-infinity" -> Float.NEGATIVE_INFINITY;
-      default -> Float.parseFloat(text);
-    };
-  }
-
-  /** Whether a line of CSV names columns: it has names, and no number. */
-  public static boolean isCsvHeader(String line) {
-    boolean named = false;
-    for (String cell : line.split(",", -1)) {
-      try {
-        number(cell);
-        return false;
-      } catch (NumberFormatException e) {
-        named |= !cell.isBlank();
-      }
-    }
-    return named;
-  }
-
-  private static String unquoted(String cell) {
-    String text = cell.strip();
-    boolean quoted = text.length() >= 2 && text.startsWith("\"") && text.endsWith("\"");
-    return quoted ? text.substring(1, text.length() - 1) : text;
-  }
-
   /**
    * Reads a line of comma-separated numbers, which may be in double quotes.
    *
    * @throws InputException that says what is wrong with it
    */
   public Example csv(String line) {
-    String[] cells = line.split(",", -1);
+    String[] cells = CsvLine.cells(line);
     int outcomes = classes ? 1 : outputs;
     if (cells.length != features + outcomes) {
       throw new InputException(
@@ -350,19 +319,19 @@ public final class ExampleLines {
     }
     float[] numbers = new float[cells.length];
     for (int i = 0; i < cells.length; i++) {
-      if (unquoted(cells[i]).isBlank()) {
+      if (cells[i].isEmpty()) {
         if (i >= features || !missing) {
           throw missing("column " + (i + 1) + " is empty", i < features);
         }
         numbers[i] = Float.NaN;
         continue;
       }
-      if (i == features && names.names().contains(unquoted(cells[i]))) {
-        numbers[i] = names.of(unquoted(cells[i]));
+      if (i == features && names.names().contains(cells[i])) {
+        numbers[i] = names.of(cells[i]);
         continue;
       }
       try {
-        numbers[i] = number(cells[i]);
+        numbers[i] = Float.parseFloat(CsvLine.number(cells[i]));
       } catch (NumberFormatException e) {
         throw new InputException(
             "column " + (i + 1) + " is no number: " + Names.quote(cells[i]), e);
