@@ -166,11 +166,49 @@ class OnnxCompressionTest {
     assertEquals(reports.get(1).after().quality(), reports.get(0).after().quality(), 1e-12);
   }
 
+  /** Steps that take some of the examples ask the teacher of no others. */
+  @Test
+  void theTeacherIsAskedOfTheExamplesOfAllSteps() throws IOException {
+    Optimizer optimizer = new Optimizer.Sgd(0.1, 0, 0, false, 0);
+    Stage first = new Stage.Train("first", training(5, optimizer, Objective.ofLogits(0.5, 2)));
+    Stage second = new Stage.Train("second", training(7, optimizer, Objective.ofLogits(0.5, 2)));
+    CompressionPlan plan = new CompressionPlan(List.of(first, second), 7);
+    Path cache = Files.createDirectory(folder.resolve("cache"));
+    Compression.Job job =
+        new Compression.Job(
+            classifier(), null, points(512, 2), points(64, 3), Pooling.MEAN, null, cache);
+    byte[] whole;
+    try (OnnxCompression c = new OnnxCompression(plan, job)) {
+      assertTrue(c.run(SILENT));
+      whole = bytes(c.export());
+    }
+    List<Long> sizes = new ArrayList<>();
+    try (var files = Files.list(cache)) {
+      for (Path file : files.toList()) {
+        sizes.add(Files.size(file) / (4 * CLASSES));
+      }
+    }
+    assertTrue(sizes.remove(64L), "all that validate: " + sizes);
+    // Two samples of 80 and 112 of 512 share some.
+    assertTrue(sizes.size() == 1 && sizes.get(0) > 112 && sizes.get(0) <= 192, sizes.toString());
+    assertArrayEquals(whole, StoppedRuns.exported(plan, job, second, 3));
+    Examples.Labelled few = points(64, 2);
+    Compression.Job same =
+        new Compression.Job(classifier(), null, few, few, Pooling.MEAN, null, null);
+    CompressionPlan one =
+        new CompressionPlan(
+            List.of(new Stage.Train("one", training(1, optimizer, Objective.ofLogits(0.5, 2)))), 7);
+    try (OnnxCompression c = new OnnxCompression(one, same)) {
+      assertTrue(c.run(SILENT), "what trains validates too");
+    }
+  }
+
   /** They may be large, and a host may live long after what stopped the teacher, a full disk say. */
   @ParameterizedTest
   @ValueSource(longs = {512, 256})
   void aTeacherThatIsStoppedLeavesNoFiles(long half) throws IOException {
-    Training one = training(1, new Optimizer.Sgd(0.1, 0, 0, false, 0), Objective.ofLogits(0.5, 2));
+    // Steps for all examples, of which the teacher is asked then.
+    Training one = training(32, new Optimizer.Sgd(0.1, 0, 0, false, 0), Objective.ofLogits(0.5, 2));
     CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("fit", one)), 7);
     Set<Path> before = teacherFiles();
     try (OnnxCompression c = new OnnxCompression(plan, job(classifier()))) {

@@ -272,6 +272,9 @@ public final class OnnxCompression implements Compression {
 
   /** The training examples of which the teacher is asked, whatever the stage. */
   private int[] taught() {
+    if (job.training() == job.validation()) { // all of which are looked at
+      return IntStream.range(0, job.training().size()).toArray();
+    }
     IntStream all = IntStream.empty();
     for (int stage = 0; stage < plan.stages().size(); stage++) {
       Training training = plan.stages().get(stage).training();
