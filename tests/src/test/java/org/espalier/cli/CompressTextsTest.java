@@ -266,6 +266,30 @@ class CompressTextsTest {
     assertEquals(List.of("w1 w2", "\ufeffw3"), FidelityEvaluator.readTexts(plain));
   }
 
+  /** Of hidden states each text has others; that is said before anything is trained. */
+  @Test
+  void refusesOutputsOfTokens() throws IOException {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("encoder")
+            .addInput(value("input_ids", DataType.INT64, -1, -2))
+            .addInitializer(floats("words", new Random(3), 1, SmallLanguage.VOCABULARY, WIDTH))
+            .addInitializer(floats("layer", new Random(4), 0.25f, WIDTH, WIDTH))
+            .addNode(line("found Gather words input_ids"))
+            .addNode(line("states MatMul found layer"))
+            .addOutput(value("states", DataType.FLOAT, -1, -2, WIDTH));
+    Files.write(folder.resolve("model.onnx"), SmallModels.model(17, g).toByteArray());
+    examples("texts.jsonl", text -> "");
+    recipe("dynamic", ", loss: {output: 1}");
+    Files.writeString(recipe, Files.readString(recipe).replaceAll("(?m)^.*fine-tune.*\n", ""));
+    Run.refused(
+        folder,
+        new String[] {"for one of 5 tokens; labelled texts are for models with one output a text"},
+        "recipe",
+        "check",
+        recipe);
+  }
+
   @Test
   void saysWhereTextsWithoutLabelsAreWrong() throws IOException {
     examples("texts.jsonl", CompressTextsTest::label);

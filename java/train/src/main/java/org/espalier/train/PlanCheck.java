@@ -69,6 +69,11 @@ final class PlanCheck {
             shapes.computeIfAbsent(
                 value, v -> TrialBatch.shape(graph, job.training(), v, job.model().name()));
         check(stage, value, shape, own, learning.opset(""));
+        for (Examples some : List.of(job.training(), job.validation())) {
+          if (some instanceof Examples.Labelled texts && texts.areTexts()) {
+            TrialBatch.requireOneShape(graph, texts, value, shape, job.model().name());
+          }
+        }
         if (teacher != null && objective.needsTeacher()) {
           String taughtBy = value(other, job.teacher(), objective, stage);
           long[] wanted =

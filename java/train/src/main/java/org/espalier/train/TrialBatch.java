@@ -48,9 +48,43 @@ final class TrialBatch {
    * @throws InputException where the model cannot run on them, or the output is not finite or no float32
    */
   static long[] shape(OnnxGraph graph, Examples examples, String value, String name) {
+    return shape(graph, examples, few(examples), value, name);
+  }
+
+  /**
+   * Refuses an output that has another shape for short texts than for long ones.
+   *
+   * @param shape the one that it has for long ones
+   */
+  static void requireOneShape(
+      OnnxGraph graph, Examples.Labelled texts, String value, long[] shape, String name) {
+    int shortest = 0;
+    for (int i = 0; i < texts.size(); i++) {
+      shortest = texts.length(i) < texts.length(shortest) ? i : shortest;
+    }
+    int[] alike = new int[FEW];
+    Arrays.fill(alike, shortest);
+    long[] other = shape(graph, texts, alike, value, name);
+    if (!Arrays.equals(other, shape)) {
+      throw new InputException(
+          name
+              + ": the output "
+              + value
+              + " has the shape "
+              + Arrays.toString(shape)
+              + " for a long text and "
+              + Arrays.toString(other)
+              + " for one of "
+              + texts.length(shortest)
+              + " tokens; labelled texts are for models with one output a text, and hidden states"
+              + " are followed on data.texts");
+    }
+  }
+
+  private static long[] shape(
+      OnnxGraph graph, Examples examples, int[] few, String value, String name) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      int[] few = few(examples);
       Batch batch = batch(examples, few, graph, name);
       Tensor output;
       try {
