@@ -1,7 +1,6 @@
 package org.espalier.cli;
 
 import static org.espalier.format.onnx.SmallModels.floats;
-import static org.espalier.format.onnx.SmallModels.int64s;
 import static org.espalier.format.onnx.SmallModels.line;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -22,6 +21,7 @@ import java.util.function.Function;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.onnx.TextClassifierModel;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -60,37 +60,10 @@ class CompressTextsTest {
             folder.resolve("recipe.yaml"), RECIPE.replace("FORM", form).replace("LOSS", loss));
   }
 
-  /** input_ids, attention_mask [n, t] → a layer over rows of a table, tanh, the mean over tokens → logits [n, outputs]. */
   private void model(int outputs) throws IOException {
-    Random random = new Random(3);
-    GraphProto.Builder g =
-        GraphProto.newBuilder()
-            .setName("classifier")
-            .addInput(value("input_ids", DataType.INT64, -1, -2))
-            .addInput(value("attention_mask", DataType.INT64, -1, -2))
-            .addInitializer(floats("words", random, 1, SmallLanguage.VOCABULARY, WIDTH))
-            .addInitializer(floats("layer", random, 0.25f, WIDTH, WIDTH))
-            .addInitializer(floats("head", random, 0.25f, WIDTH, outputs))
-            .addInitializer(floats("bias", random, 0.25f, outputs))
-            .addInitializer(int64s("row", 0, 1, -1))
-            .addInitializer(int64s("column", 0, -1, 1))
-            .addInitializer(int64s("flat", 0, -1))
-            .addNode(line("found Gather words input_ids"))
-            .addNode(line("mixed MatMul found layer"))
-            .addNode(line("bent Tanh mixed"))
-            .addNode(
-                line(
-                    "there Cast attention_mask", SmallModels.attribute("to", DataType.FLOAT_VALUE)))
-            .addNode(line("rows Reshape there row"))
-            .addNode(line("columns Reshape there column"))
-            .addNode(line("sums MatMul rows bent"))
-            .addNode(line("counts MatMul rows columns"))
-            .addNode(line("means Div sums counts"))
-            .addNode(line("pooled Reshape means flat"))
-            .addNode(line("product MatMul pooled head"))
-            .addNode(line("logits Add product bias"))
-            .addOutput(value("logits", DataType.FLOAT, -1, outputs));
-    Files.write(folder.resolve("model.onnx"), SmallModels.model(17, g).toByteArray());
+    Files.write(
+        folder.resolve("model.onnx"),
+        TextClassifierModel.of(3, SmallLanguage.VOCABULARY, WIDTH, outputs).toByteArray());
   }
 
   /** The share of words of the first half of the language. */

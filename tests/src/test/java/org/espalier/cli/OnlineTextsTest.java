@@ -6,10 +6,6 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
-import ai.onnxruntime.OnnxTensor;
-import ai.onnxruntime.OrtEnvironment;
-import ai.onnxruntime.OrtException;
-import ai.onnxruntime.OrtSession;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
@@ -22,7 +18,6 @@ import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -184,7 +179,7 @@ class OnlineTextsTest {
         -1,
         Files.mismatch(folder.resolve("tokenizer.json"), folder.resolve("whole-tokenizer.json")));
     List<String> texts = SmallLanguage.texts(5, 6);
-    Map<String, float[][]> answers = run(whole, texts);
+    Map<String, float[][]> answers = SmallLanguage.run(whole, texts);
     assertEquals(2, answers.size());
     try (Service service =
         new Service(
@@ -356,31 +351,5 @@ class OnlineTextsTest {
                 HttpResponse.BodyHandlers.ofString());
     assertEquals(200, response.statusCode(), response.body());
     return new ObjectMapper().readTree(response.body());
-  }
-
-  /** What a model gives for a padded batch of texts. */
-  private static Map<String, float[][]> run(Path file, List<String> texts) throws OrtException {
-    int longest = texts.stream().mapToInt(t -> t.split(" ").length).max().orElseThrow();
-    long[][] ids = new long[texts.size()][longest];
-    long[][] mask = new long[texts.size()][longest];
-    for (int i = 0; i < ids.length; i++) {
-      String[] words = texts.get(i).split(" ");
-      for (int t = 0; t < words.length; t++) {
-        ids[i][t] = Integer.parseInt(words[t].substring(1)) + 1;
-        mask[i][t] = 1;
-      }
-    }
-    OrtEnvironment environment = OrtEnvironment.getEnvironment();
-    Map<String, float[][]> all = new HashMap<>();
-    try (OrtSession session = environment.createSession(file.toString());
-        OnnxTensor first = OnnxTensor.createTensor(environment, ids);
-        OnnxTensor second = OnnxTensor.createTensor(environment, mask);
-        OrtSession.Result result =
-            session.run(Map.of("input_ids", first, "attention_mask", second))) {
-      for (var entry : result) {
-        all.put(entry.getKey(), (float[][]) entry.getValue().getValue());
-      }
-    }
-    return all;
   }
 }

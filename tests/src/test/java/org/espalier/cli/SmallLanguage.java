@@ -1,11 +1,19 @@
 package org.espalier.cli;
 
+import ai.onnxruntime.OnnxTensor;
+import ai.onnxruntime.OrtEnvironment;
+import ai.onnxruntime.OrtException;
+import ai.onnxruntime.OrtSession;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
+import java.util.stream.Stream;
+import org.espalier.format.onnx.TextInput;
 
 /**
  * A language of 40 words, each of which may be followed by two others, one of them three times as often: the best
@@ -55,5 +63,38 @@ public final class SmallLanguage {
       texts.add(text.toString());
     }
     return texts;
+  }
+
+  /** What a model gives for a padded batch of texts. */
+  public static Map<String, float[][]> run(Path file, List<String> texts) throws OrtException {
+    int longest = texts.stream().mapToInt(t -> t.split(" ").length).max().orElseThrow();
+    Map<String, long[][]> rows = new HashMap<>();
+    for (TextInput input : TextInput.values()) {
+      long[][] padded = new long[texts.size()][longest];
+      for (int i = 0; i < padded.length; i++) {
+        long[] ids =
+            Stream.of(texts.get(i).split(" "))
+                .mapToLong(word -> Long.parseLong(word.substring(1)) + 1)
+                .toArray();
+        input.write(ids, padded[i], 0);
+      }
+      rows.put(input.inputName(), padded);
+    }
+    OrtEnvironment environment = OrtEnvironment.getEnvironment();
+    Map<String, OnnxTensor> fed = new HashMap<>();
+    Map<String, float[][]> all = new HashMap<>();
+    try (OrtSession session = environment.createSession(file.toString())) {
+      for (String input : session.getInputNames()) {
+        fed.put(input, OnnxTensor.createTensor(environment, rows.get(input)));
+      }
+      try (OrtSession.Result result = session.run(fed)) {
+        for (var entry : result) {
+          all.put(entry.getKey(), (float[][]) entry.getValue().getValue());
+        }
+      }
+    } finally {
+      fed.values().forEach(OnnxTensor::close);
+    }
+    return all;
   }
 }

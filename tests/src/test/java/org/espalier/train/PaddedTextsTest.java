@@ -1,15 +1,8 @@
 package org.espalier.train;
 
-import static org.espalier.format.onnx.SmallModels.attribute;
-import static org.espalier.format.onnx.SmallModels.floats;
-import static org.espalier.format.onnx.SmallModels.int64s;
-import static org.espalier.format.onnx.SmallModels.line;
-import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import ai.onnx.proto.OnnxMl.GraphProto;
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
@@ -19,7 +12,7 @@ import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.onnx.TextClassifierModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -35,37 +28,8 @@ class PaddedTextsTest {
   // float64.
   private static final double ROUNDING = 2e-6;
 
-  /** input_ids, attention_mask [n, t] → rows of a table, tanh of a layer, the mean over tokens → [n, outputs]. */
-  private static OnnxModel model(int outputs) {
-    Random random = new Random(3);
-    return OnnxModel.of(
-        SmallModels.model(
-            17,
-            GraphProto.newBuilder()
-                .setName("classifier")
-                .addInput(value("input_ids", DataType.INT64, -1, -2))
-                .addInput(value("attention_mask", DataType.INT64, -1, -2))
-                .addInitializer(floats("words", random, 1, VOCABULARY, WIDTH))
-                .addInitializer(floats("layer", random, 0.4f, WIDTH, WIDTH))
-                .addInitializer(floats("head", random, 0.4f, WIDTH, outputs))
-                .addInitializer(floats("bias", random, 0.4f, outputs))
-                .addInitializer(int64s("row", 0, 1, -1))
-                .addInitializer(int64s("column", 0, -1, 1))
-                .addInitializer(int64s("flat", 0, -1))
-                .addNode(line("found Gather words input_ids"))
-                .addNode(line("mixed MatMul found layer"))
-                .addNode(line("bent Tanh mixed"))
-                .addNode(line("there Cast attention_mask", attribute("to", DataType.FLOAT_VALUE)))
-                .addNode(line("rows Reshape there row"))
-                .addNode(line("columns Reshape there column"))
-                .addNode(line("sums MatMul rows bent"))
-                .addNode(line("counts MatMul rows columns"))
-                .addNode(line("means Div sums counts"))
-                .addNode(line("pooled Reshape means flat"))
-                .addNode(line("product MatMul pooled head"))
-                .addNode(line("answer Add product bias"))
-                .addOutput(value("answer", DataType.FLOAT, -1, outputs))),
-        "classifier");
+  private static OnnxModel model() {
+    return OnnxModel.of(TextClassifierModel.of(3, VOCABULARY, WIDTH, CLASSES), "classifier");
   }
 
   /** Texts of 1 to 15 tokens. */
@@ -168,7 +132,7 @@ class PaddedTextsTest {
   @ValueSource(ints = {2, 7, 8}) // halves that are padded to other lengths
   void aStepOnClassesIsTheMeanOfTheTexts(int size) {
     long[] classes = new Random(5).longs(size, 0, CLASSES).toArray();
-    assertMeanOfTexts(model(CLASSES), texts(new Labels.Classes(classes)), Objective.ofLabels());
+    assertMeanOfTexts(model(), texts(new Labels.Classes(classes)), Objective.ofLabels());
   }
 
   @Test
@@ -177,7 +141,6 @@ class PaddedTextsTest {
     for (int i = 0; i < classes.length; i++) {
       classes[i] = i % 2; // both in each text
     }
-    assertMeanOfTexts(
-        model(CLASSES), texts(new Labels.Classes(classes, CLASSES)), Objective.ofLabels());
+    assertMeanOfTexts(model(), texts(new Labels.Classes(classes, CLASSES)), Objective.ofLabels());
   }
 }
