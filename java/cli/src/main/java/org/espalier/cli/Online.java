@@ -234,7 +234,8 @@ final class Online implements Callable<Integer> {
         OnlineLearner learner = learner(learnable, recipe)) {
       if (held != null) {
         load(learner, recipe, held);
-      } else if (encoder != null) {
+      }
+      if (encoderModel != null) {
         noteExport(encoder, learner);
       }
       LiveLine live = new LiveLine(common);

@@ -11,6 +11,7 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.format.safetensors.Names;
 
 /**
  * Turns text into token ids with a Hugging Face {@code tokenizer.json}. Padding that the file asks for
@@ -148,9 +149,9 @@ public final class TextTokenizer implements AutoCloseable {
   private String refused(String text) {
     return "tokenizer "
         + file
-        + " does not take the text '"
-        + (text.length() > SHOWN ? text.substring(0, SHOWN) + "…" : text)
-        + "': ";
+        + " does not take the text "
+        + Names.quote(text.length() > SHOWN ? text.substring(0, SHOWN) + "…" : text)
+        + ": ";
   }
 
   @Override
