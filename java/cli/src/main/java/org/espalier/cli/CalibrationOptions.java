@@ -147,7 +147,9 @@ final class CalibrationOptions {
               + " with one tensor an input, whose first dimension counts the examples");
     }
     try (TextTokenizer open = tokenizer.open(source, notes)) {
-      return new TextActivations(open, texts(source.maven(), notes), Machine.threads());
+      return lines != null
+          ? new TextActivations(Machine.threads(), lines.some(mostTexts()).tokens(open))
+          : new TextActivations(open, texts(source.maven(), notes), Machine.threads());
     }
   }
 
@@ -189,8 +191,12 @@ final class CalibrationOptions {
     return count == null ? USUAL : count;
   }
 
+  private int mostTexts() {
+    return count == null ? usualTexts : count;
+  }
+
   private List<String> texts(MavenFiles maven, Consumer<String> notes) {
-    int many = count == null ? usualTexts : count;
+    int many = mostTexts();
     if (calibration == null) {
       Path jar = maven.jar(WORDNET);
       notes.accept(

@@ -188,7 +188,7 @@ final class Evaluate implements Callable<Integer> {
       ExampleTensors examples =
           lines == null
               ? ExampleFile.read(file, model, Integer.MAX_VALUE)
-              : lines.areTexts() ? tokens(original, lines.texts()) : lines.fed(model);
+              : lines.areTexts() ? tokens(original, lines) : lines.fed(model);
       try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
         fidelity = TensorEvaluator.evaluate(pair, progress::update);
         byLabels = compareLabels(pair, file, lines, progress);
@@ -214,9 +214,9 @@ final class Evaluate implements Callable<Integer> {
         LineExamples.asked(model));
   }
 
-  private ExampleTensors tokens(ModelSource original, List<String> texts) {
+  private ExampleTensors tokens(ModelSource original, LineExamples texts) {
     try (TextTokenizer open = tokenizer.open(original, common::note)) {
-      return ExampleTensors.ofTexts(texts.stream().map(open::encode).toList());
+      return ExampleTensors.ofTexts(texts.tokens(open));
     }
   }
 

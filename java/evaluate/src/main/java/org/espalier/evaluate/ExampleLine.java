@@ -34,6 +34,7 @@ import org.espalier.format.safetensors.Names;
  * are ignored; null is as if the key were not there, among numbers it is NaN. Or of CSV.
  *
  * @param text null where there is none
+ * @param second a text that is read together with it, {@code "text_pair"}; null where there is none
  * @param features the values of all inputs, one after the other; null where there are none
  * @param inputs values by input; null where there are none
  * @param label one class or number; null where there is none
@@ -42,6 +43,7 @@ import org.espalier.format.safetensors.Names;
  */
 public record ExampleLine(
     String text,
+    String second,
     double[] features,
     Map<String, double[]> inputs,
     JsonNode label,
@@ -135,7 +137,7 @@ public record ExampleLine(
         values.add(cells[i].isEmpty() ? Double.NaN : number(cells[i], i));
       }
     }
-    return new ExampleLine(null, features, null, label, null, values);
+    return new ExampleLine(null, null, features, null, label, null, values);
   }
 
   private static boolean isNumber(String cell) {
@@ -175,6 +177,7 @@ public record ExampleLine(
 
   private static ExampleLine parse(String line) {
     String text = null;
+    String second = null;
     double[] features = null;
     Map<String, double[]> inputs = null;
     Map<String, JsonNode> outcomes = new LinkedHashMap<>();
@@ -189,12 +192,8 @@ public record ExampleLine(
           continue;
         }
         switch (key) {
-          case "text" -> {
-            if (token != JsonToken.VALUE_STRING) {
-              throw new InputException("text is not a string");
-            }
-            text = parser.getText();
-          }
+          case "text" -> text = string(parser, key);
+          case "text_pair" -> second = string(parser, key);
           case "features" -> features = numbers(parser, "features");
           case "inputs" -> inputs = inputs(parser);
           case "label", "labels", "values" -> outcomes.put(key, JSON.readTree(parser));
@@ -216,13 +215,24 @@ public record ExampleLine(
               ? "there is neither text nor features nor inputs"
               : "there are several of text, features and inputs; one of them is right");
     }
+    if (second != null && text == null) {
+      throw new InputException("there is a text_pair and no text");
+    }
     return new ExampleLine(
         text,
+        second,
         features,
         inputs,
         outcomes.get("label"),
         outcomes.get("labels"),
         outcomes.get("values"));
+  }
+
+  private static String string(JsonParser parser, String key) throws IOException {
+    if (parser.currentToken() != JsonToken.VALUE_STRING) {
+      throw new InputException(key + " is not a string");
+    }
+    return parser.getText();
   }
 
   private static Map<String, double[]> inputs(JsonParser parser) throws IOException {

@@ -172,8 +172,7 @@ public final class ExampleTensors {
     for (TextTokenizer.Tokens text : texts) {
       Map<String, Value> example = new HashMap<>();
       for (TextInput input : TextInput.values()) {
-        long[] values = new long[text.length()];
-        input.write(text.ids(), values, 0);
+        long[] values = text.of(input);
         ByteBuffer bytes =
             ByteBuffer.allocateDirect(Long.BYTES * values.length).order(ByteOrder.nativeOrder());
         bytes.asLongBuffer().put(values);

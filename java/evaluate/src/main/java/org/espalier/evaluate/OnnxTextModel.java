@@ -136,7 +136,8 @@ public final class OnnxTextModel implements AutoCloseable {
           }
           long[] values = new long[rows * longest];
           for (int r = 0; r < rows; r++) {
-            write(TextInput.of(input), batch.get(r), values, r * longest);
+            long[] own = batch.get(r).of(TextInput.of(input));
+            System.arraycopy(own, 0, values, r * longest, own.length);
           }
           LongBuffer data = LongBuffer.wrap(values);
           inputs.put(input, OnnxTensor.createTensor(environment, data, shape));
@@ -162,15 +163,6 @@ public final class OnnxTextModel implements AutoCloseable {
     } catch (OrtException e) {
       throw new InputException(
           name + ": ONNX Runtime failed on a batch of " + rows + " texts: " + e.getMessage(), e);
-    }
-  }
-
-  /** The tokenizer knows the parts of a text. */
-  private static void write(TextInput input, Tokens text, long[] rows, int at) {
-    if (input == TextInput.TOKEN_TYPE_IDS) {
-      System.arraycopy(text.types(), 0, rows, at, text.length());
-    } else {
-      input.write(text.ids(), rows, at);
     }
   }
 

@@ -25,7 +25,13 @@ public final class TextActivations implements ActivationSource {
     this(threads, texts.stream().map(tokenizer::encode).toList());
   }
 
-  private TextActivations(int threads, List<Tokens> texts) {
+  /**
+   * A source of activations.
+   *
+   * @param threads threads of one run, at least 1
+   * @param texts at least one
+   */
+  public TextActivations(int threads, List<Tokens> texts) {
     if (texts.isEmpty()) {
       throw new InputException("calibration needs at least one text");
     }

@@ -10,7 +10,9 @@ import java.util.Collections;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Supplier;
 import org.espalier.InputException;
+import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.Names;
 
 /**
@@ -47,6 +49,16 @@ public final class TextTokenizer implements AutoCloseable {
       return ids.length;
     }
 
+    /** What an input of a model takes of the text. */
+    public long[] of(TextInput input) {
+      if (input == TextInput.TOKEN_TYPE_IDS) { // the tokenizer knows the parts of a text
+        return types;
+      }
+      long[] values = new long[ids.length];
+      input.write(ids, values, 0);
+      return values;
+    }
+
     /** Of some texts the longest and that with the highest token, which ask most of a model. */
     static List<Tokens> mostAsking(List<Tokens> texts) {
       return List.of(
@@ -75,8 +87,12 @@ public final class TextTokenizer implements AutoCloseable {
   private static final int SHOWN = 60;
 
   private final Path file;
-  private final PatternWork work;
+  private final TokenizerFile.Checked checked;
+  private final int maxTokens;
   private final HuggingFaceTokenizer tokenizer;
+
+  /** The same that cuts nothing, for pairs of texts; null until there is one. */
+  private HuggingFaceTokenizer whole;
 
   /**
    * Opens a tokenizer.
@@ -94,24 +110,28 @@ public final class TextTokenizer implements AutoCloseable {
     if (!Files.isRegularFile(file)) {
       throw new InputException("tokenizer " + file + " does not exist or is not a file");
     }
-    work = TokenizerFile.check(file);
+    checked = TokenizerFile.check(file);
     this.file = file;
+    this.maxTokens = maxTokens;
+    tokenizer = open(true);
+  }
+
+  private HuggingFaceTokenizer open(boolean cuts) {
     try {
-      tokenizer =
-          HuggingFaceTokenizer.newInstance(
-              file,
-              Map.of(
-                  "truncation",
-                  "true",
-                  "maxLength",
-                  Integer.toString(maxTokens),
-                  "modelMaxLength",
-                  Integer.toString(maxTokens),
-                  "stride", // of parts behind the first, which nobody asks for; where it is too
-                  // long the process ends
-                  "0",
-                  "padding",
-                  "false"));
+      return HuggingFaceTokenizer.newInstance(
+          file,
+          Map.of(
+              "truncation",
+              Boolean.toString(cuts),
+              "maxLength",
+              Integer.toString(maxTokens),
+              "modelMaxLength",
+              Integer.toString(maxTokens),
+              "stride", // of parts behind the first, which nobody asks for; where it is too
+              // long the process ends
+              "0",
+              "padding",
+              "false"));
     } catch (IOException | RuntimeException e) {
       throw new InputException(
           "tokenizer "
@@ -129,21 +149,97 @@ public final class TextTokenizer implements AutoCloseable {
    *     too long, or its patterns would take too long for it
    */
   public Tokens encode(String text) {
+    check(text);
+    Encoding e = encoded(text, () -> tokenizer.encode(text));
+    return new Tokens(e.getIds(), e.getAttentionMask(), e.getTypeIds());
+  }
+
+  /**
+   * Encodes two texts as one, as models that compare them read them. Where they are too long together the longer one is
+   * cut first.
+   *
+   * @param second null for one text
+   * @throws InputException as for one text, and where the tokenizer has no way to put two together
+   */
+  public Tokens encode(String text, String second) {
+    if (second == null) {
+      return encode(text);
+    }
+    if (checked.pairs() != null) {
+      throw new InputException(
+          "tokenizer " + file + " cannot encode a pair of texts: " + checked.pairs());
+    }
+    check(text);
+    check(second);
+    // The library keeps all parts of what it cuts, for two texts each with each.
+    HuggingFaceTokenizer uncut = whole();
+    Encoding e = encoded(text, () -> uncut.encode(text, second));
+    int ofFirst = encoded(text, () -> uncut.encode(text, false, false)).getIds().length;
+    return cut(e, ofFirst);
+  }
+
+  private synchronized HuggingFaceTokenizer whole() {
+    if (whole == null) {
+      whole = open(false);
+    }
+    return whole;
+  }
+
+  /** Special tokens stay, and of each text the first ones. */
+  private Tokens cut(Encoding e, int ofFirst) {
+    long[] special = e.getSpecialTokenMask();
+    int own = (int) Arrays.stream(special).filter(token -> token == 0).count();
+    int room = Math.min(own, maxTokens - (special.length - own));
+    if (room < Math.min(own, 2)) {
+      throw new InputException(
+          "of "
+              + maxTokens
+              + " tokens at most none is left for a pair of texts beside "
+              + (special.length - own)
+              + " special ones");
+    }
+    int shorter = Math.min(Math.min(ofFirst, own - ofFirst), room / 2);
+    int first = 2 * ofFirst <= own ? shorter : room - shorter;
+    int[] kept = new int[special.length];
+    int n = 0;
+    int seen = 0;
+    for (int i = 0; i < special.length; i++) {
+      if (special[i] == 0) {
+        int place = seen < ofFirst ? seen : seen - ofFirst;
+        boolean cuts = place >= (seen < ofFirst ? first : room - first);
+        seen++;
+        if (cuts) {
+          continue;
+        }
+      }
+      kept[n++] = i;
+    }
+    int[] places = Arrays.copyOf(kept, n);
+    return new Tokens(
+        at(places, e.getIds()), at(places, e.getAttentionMask()), at(places, e.getTypeIds()));
+  }
+
+  private static long[] at(int[] places, long[] values) {
+    return Arrays.stream(places).mapToLong(place -> values[place]).toArray();
+  }
+
+  private void check(String text) {
     if (text.length() > LONGEST) {
       throw new InputException(
           refused(text) + "it has " + text.length() + " characters; " + LONGEST + " are the most");
     }
-    String objection = work.objection(text);
+    String objection = checked.work().objection(text);
     if (objection != null) {
       throw new InputException(refused(text) + objection);
     }
-    Encoding e;
+  }
+
+  private Encoding encoded(String text, Supplier<Encoding> encoding) {
     try {
-      e = tokenizer.encode(text);
+      return encoding.get();
     } catch (RuntimeException failure) {
       throw new InputException(refused(text) + failure.getMessage(), failure);
     }
-    return new Tokens(e.getIds(), e.getAttentionMask(), e.getTypeIds());
   }
 
   private String refused(String text) {
@@ -157,5 +253,10 @@ public final class TextTokenizer implements AutoCloseable {
   @Override
   public void close() {
     tokenizer.close();
+    synchronized (this) {
+      if (whole != null) {
+        whole.close();
+      }
+    }
   }
 }

@@ -43,20 +43,30 @@ final class TokenizerFile {
 
   private int templates;
 
+  /** Why pairs of texts cannot be encoded; null where they can. */
+  private String pairs;
+
   private TokenizerFile(Path file) {
     this.where = "tokenizer " + file;
   }
 
   /**
+   * What a file asks of texts.
+   *
+   * @param work what its patterns have to do with them
+   * @param pairs why pairs of them cannot be encoded; null where they can
+   */
+  record Checked(PatternWork work, String pairs) {}
+
+  /**
    * Checks a file.
    *
-   * @return what its patterns have to do with texts
    * @throws InputException if the library must not be given it
    */
-  static PatternWork check(Path file) {
+  static Checked check(Path file) {
     TokenizerFile checked = new TokenizerFile(file);
     checked.read(file);
-    return new PatternWork(checked.patterns, checked.renames);
+    return new Checked(new PatternWork(checked.patterns, checked.renames), checked.pairs);
   }
 
   private void read(Path file) {
@@ -240,6 +250,13 @@ final class TokenizerFile {
         throw new InputException(
             where + ": the template 'single' of its post_processor has other sequences than one A");
       }
+    }
+    StringBuilder order = new StringBuilder();
+    for (JsonNode piece : processor.path("pair")) {
+      order.append(piece.path("Sequence").path("id").asText());
+    }
+    if (!order.toString().equals("AB")) {
+      pairs = "the template 'pair' of its post_processor has other sequences than A and then B";
     }
     for (String template : new String[] {"single", "pair"}) {
       for (JsonNode piece : processor.path(template)) {

@@ -11,10 +11,9 @@ import java.util.Map;
 import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.evaluate.ExampleLine;
-import org.espalier.evaluate.FidelityEvaluator;
+import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.ExampleRows;
-import org.espalier.format.safetensors.Names;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
@@ -82,11 +81,8 @@ final class LabelledData {
       return all.tensors(asked, missing);
     }
     Path own = data.evaluationExamples() == null ? null : host.file(data.evaluationExamples());
-    LineExamples kept =
-        all.distinct(
-            own != null && ExampleLine.areJson(own.toString())
-                ? FidelityEvaluator.readTexts(own)
-                : List.of());
+    boolean lines = own != null && ExampleLine.areJson(own.toString());
+    LineExamples kept = all.distinct(lines ? LineExamples.unlabelled(own, asked) : null);
     int left = all.lines().size() - kept.lines().size();
     if (left > 0) {
       host.note(
@@ -111,24 +107,16 @@ final class LabelledData {
   }
 
   private Examples.Labelled tokens(LineExamples examples) {
-    List<String> texts = examples.texts();
-    List<long[]> ids = host.tokens(texts);
-    for (int i = 0; i < ids.size(); i++) {
-      if (ids.get(i).length == 0) {
-        throw new InputException(
-            examples.file() + ": the text " + Names.quote(texts.get(i)) + " has no tokens");
-      }
-    }
-    return new Examples.Labelled(inputs(examples.file(), ids), examples.labels());
+    return new Examples.Labelled(inputs(examples.file(), host.tokens(examples)), examples.labels());
   }
 
   /**
    * Texts as the inputs that models have for tokens.
    *
-   * @param ids the tokens of each text
+   * @param texts the tokens of each
    * @throws InputException where no model asks for any
    */
-  private List<Examples.Input> inputs(Path file, List<long[]> ids) {
+  private List<Examples.Input> inputs(Path file, List<Tokens> texts) {
     List<Examples.Input> inputs = new ArrayList<>();
     for (TextInput input : TextInput.values()) {
       if (asked.containsKey(input.inputName())) {
@@ -137,7 +125,7 @@ final class LabelledData {
                 input.inputName(),
                 SafetensorsDtype.I64,
                 List.of(Examples.Input.OPEN),
-                ids.stream().map(text -> row(input, text)).toList()));
+                texts.stream().map(text -> row(text.of(input))).toList()));
       }
     }
     if (inputs.isEmpty()) {
@@ -151,9 +139,7 @@ final class LabelledData {
     return inputs;
   }
 
-  private static byte[] row(TextInput input, long[] text) {
-    long[] values = new long[text.length];
-    input.write(text, values, 0);
+  private static byte[] row(long[] values) {
     ByteBuffer row = ByteBuffer.allocate(Long.BYTES * values.length).order(ByteOrder.LITTLE_ENDIAN);
     row.asLongBuffer().put(values);
     return row.array();

@@ -4,15 +4,18 @@ import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Collection;
+import java.util.Arrays;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.ExampleTensors;
+import org.espalier.evaluate.TextTokenizer;
+import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.MissingValues;
 import org.espalier.format.onnx.OnnxModel;
@@ -82,14 +85,31 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
     return new LineExamples(file, lines, null);
   }
 
+  /** At most so many of them, evenly spread, without labels. */
+  public LineExamples some(int count) {
+    return new LineExamples(file, ActivationSource.spread(lines, count), null);
+  }
+
   /** Whether they are texts; else they are numbers. */
   public boolean areTexts() {
     return lines.get(0).text() != null;
   }
 
-  /** The texts. */
-  public List<String> texts() {
-    return lines.stream().map(ExampleLine::text).toList();
+  /**
+   * The tokens of the texts, or of each text with the second one that is read together with it.
+   *
+   * @throws InputException that names the text, where one has none
+   */
+  public List<Tokens> tokens(TextTokenizer tokenizer) {
+    List<Tokens> tokens = new ArrayList<>(lines.size());
+    for (ExampleLine line : lines) {
+      tokens.add(tokenizer.encode(line.text(), line.second()));
+      if (tokens.get(tokens.size() - 1).length() == 0) {
+        throw new InputException(
+            file + ": the text " + Names.quote(line.text()) + " has no tokens");
+      }
+    }
+    return tokens;
   }
 
   /**
@@ -117,15 +137,26 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
     return RunHost.tensors(tensors(asked(model), MissingValues.areKnownTo(model)));
   }
 
-  /** Each text once, as it is there first, without some texts. */
-  LineExamples distinct(Collection<String> without) {
-    Set<String> known = new HashSet<>(without);
+  /**
+   * Each text once, as it is there first.
+   *
+   * @param without others that are left out too; null for none
+   */
+  LineExamples distinct(LineExamples without) {
+    Set<List<String>> known = new HashSet<>();
+    if (without != null) {
+      without.lines.forEach(line -> known.add(texts(line)));
+    }
     int[] kept =
-        IntStream.range(0, lines.size()).filter(i -> known.add(lines.get(i).text())).toArray();
+        IntStream.range(0, lines.size()).filter(i -> known.add(texts(lines.get(i)))).toArray();
     return new LineExamples(
         file,
         IntStream.of(kept).mapToObj(lines::get).toList(),
         labels == null ? null : labels.of(kept));
+  }
+
+  private static List<String> texts(ExampleLine line) {
+    return Arrays.asList(line.text(), line.second());
   }
 
   /** The labels of a file. */

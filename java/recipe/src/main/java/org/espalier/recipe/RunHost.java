@@ -107,6 +107,11 @@ final class RunHost implements AutoCloseable {
     return texts.stream().map(text -> open.encode(text).ids()).toList();
   }
 
+  /** The same of texts in lines, which may be pairs. */
+  List<TextTokenizer.Tokens> tokens(LineExamples texts) {
+    return texts.tokens(tokenizer());
+  }
+
   /** The model itself, in which weights that it computes from constants are constants and Dropout nodes drop nothing. */
   OnnxModel withComputedWeights(OnnxModel model) {
     return ModelSource.asTaken(model, this::note);
