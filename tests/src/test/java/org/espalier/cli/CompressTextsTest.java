@@ -151,6 +151,67 @@ class CompressTextsTest {
     assertEquals(byWords, numbers.get("fidelity").get("accuracy").asDouble());
   }
 
+  /** input_ids, attention_mask, token_type_ids → the sums of a table's rows for either text → logits [n, 2]. */
+  private void comparingModel() throws IOException {
+    Random random = new Random(4);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("comparing")
+            .addInput(value("input_ids", DataType.INT64, -1, -2))
+            .addInput(value("attention_mask", DataType.INT64, -1, -2))
+            .addInput(value("token_type_ids", DataType.INT64, -1, -2))
+            .addInitializer(floats("words", random, 0.3f, SmallLanguage.VOCABULARY, WIDTH))
+            .addInitializer(floats("layer", random, 0.2f, 2 * WIDTH, WIDTH))
+            .addInitializer(floats("head", random, 0.25f, WIDTH, 2))
+            .addInitializer(SmallModels.int64s("row", 0, 1, -1))
+            .addInitializer(SmallModels.int64s("flat", 0, -1))
+            .addNode(line("found Gather words input_ids"));
+    for (String input : List.of("attention_mask", "token_type_ids")) {
+      g.addNode(line(input + "_f Cast " + input, SmallModels.attribute("to", 1)))
+          .addNode(line(input + "_row Reshape " + input + "_f row"));
+    }
+    g.addNode(line("ofFirst Sub attention_mask_row token_type_ids_row"))
+        .addNode(line("first MatMul ofFirst found"))
+        .addNode(line("second MatMul token_type_ids_row found"))
+        .addNode(line("both Concat first second", SmallModels.attribute("axis", 2)))
+        .addNode(line("sums Reshape both flat"))
+        .addNode(line("mixed MatMul sums layer"))
+        .addNode(line("bent Tanh mixed"))
+        .addNode(line("logits MatMul bent head"))
+        .addOutput(value("logits", DataType.FLOAT, -1, 2));
+    Files.write(folder.resolve("model.onnx"), SmallModels.model(17, g).toByteArray());
+  }
+
+  private static String pair(String first, String second) {
+    return "{\"text\": \""
+        + first
+        + "\", \"text_pair\": \""
+        + second
+        + "\", \"label\": "
+        + (share(second) > share(first) ? 1 : 0)
+        + "}";
+  }
+
+  @Test
+  void comparesPairsOfTexts() throws IOException {
+    comparingModel();
+    List<String> lines = new ArrayList<>();
+    for (int i = 0; i < texts.size(); i++) {
+      lines.add(pair(texts.get(i), texts.get((7 * i + 3) % texts.size())));
+    }
+    Path file = Files.write(folder.resolve("texts.jsonl"), lines);
+    JsonNode fidelity = compress().get("fidelity");
+    assertTrue(fidelity.get("accuracy").asDouble() > 0.9, fidelity.toString());
+    assertTrue(fidelity.get("reference_accuracy").asDouble() < 0.7, fidelity.toString());
+    Path quantized = folder.resolve("quantized.onnx");
+    Path trained = folder.resolve("out/model-float.onnx");
+    Run.of("quantize", trained, "-o", quantized, "--to", "onnx-qdq", "--calibration", file).done();
+    JsonNode judged = Run.of("evaluate", trained, quantized, "--examples", file, "--json").json();
+    assertTrue(judged.get("labels").get("accuracy").asDouble() > 0.9, judged.toString());
+    refused("there is a text_pair and no text", "{\"text_pair\": \"w1\", \"features\": [1]}");
+    refused("text_pair is not a string", "{\"text\": \"w1\", \"text_pair\": 1}");
+  }
+
   @Test
   void learnsNumbersAndSeveralLabelsOfTexts() throws IOException {
     model(1);

@@ -3,9 +3,6 @@ package org.espalier.cli;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
-import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.channels.FileChannel;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
@@ -82,7 +79,7 @@ final class StoreExport implements Callable<Integer> {
         if (Encoder.isIn(held.version())) {
           common.note("the text encoder is not in " + target + ", which reads its features");
         }
-        copy(model, target);
+        AtomicFile.copy(model, target);
       } else {
         tokenizer = write(store, held, model, target);
       }
@@ -123,21 +120,8 @@ final class StoreExport implements Callable<Integer> {
       String name = target.getFileName().toString();
       String stem = name.substring(0, name.length() - ".onnx".length());
       Path tokenizer = target.resolveSibling(stem + "-tokenizer.json");
-      copy(encoder.tokenizer(), tokenizer);
+      AtomicFile.copy(encoder.tokenizer(), tokenizer);
       return tokenizer;
-    }
-  }
-
-  private static void copy(Path model, Path target) {
-    try (AtomicFile file = AtomicFile.create(target);
-        FileChannel source = FileChannel.open(model)) {
-      ByteBuffer buffer = ByteBuffer.allocate(1 << 20);
-      while (source.read(buffer.clear()) >= 0) {
-        file.write(buffer.flip());
-      }
-      file.commit();
-    } catch (IOException e) {
-      throw InputException.of("cannot copy " + model + " to " + target, e);
     }
   }
 }

@@ -116,6 +116,11 @@ public final class TextTokenizer implements AutoCloseable {
     tokenizer = open(true);
   }
 
+  /** The file that it was read from. */
+  public Path file() {
+    return file;
+  }
+
   private HuggingFaceTokenizer open(boolean cuts) {
     try {
       return HuggingFaceTokenizer.newInstance(

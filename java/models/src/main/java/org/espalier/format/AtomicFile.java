@@ -143,6 +143,24 @@ public final class AtomicFile implements AutoCloseable {
     return channel;
   }
 
+  /**
+   * Copies a file.
+   *
+   * @throws InputException if the source cannot be read, or as {@link #create} and {@link #commit} do
+   */
+  public static void copy(Path source, Path target) {
+    try (AtomicFile file = create(target);
+        FileChannel from = FileChannel.open(source, StandardOpenOption.READ)) {
+      ByteBuffer buffer = ByteBuffer.allocate(1 << 20);
+      while (from.read(buffer.clear()) >= 0) {
+        file.write(buffer.flip());
+      }
+      file.commit();
+    } catch (IOException e) {
+      throw InputException.of("cannot copy " + source + " to " + target, e);
+    }
+  }
+
   /** The path of the temporary file. */
   public Path path() {
     return temporary;

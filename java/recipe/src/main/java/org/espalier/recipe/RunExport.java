@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
 import java.util.List;
+import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.onnx.GraphScript;
@@ -15,6 +16,7 @@ import org.espalier.train.Stage;
 /** Writes the models of a run that has trained. */
 final class RunExport {
   private final RunInputs inputs;
+  private final Path tokenizer;
   private final RunFolder folder;
   private final Compression compression;
 
@@ -24,8 +26,13 @@ final class RunExport {
   private final boolean fitted;
   private final ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
 
-  RunExport(Recipe recipe, RunInputs inputs, RunFolder folder, Compression compression) {
+  /**
+   * @param tokenizer of texts; null without
+   */
+  RunExport(
+      Recipe recipe, RunInputs inputs, Path tokenizer, RunFolder folder, Compression compression) {
     this.inputs = inputs;
+    this.tokenizer = tokenizer;
     this.folder = folder;
     this.compression = compression;
     List<Quantization> quantized =
@@ -66,6 +73,11 @@ final class RunExport {
         case "torchscript" -> writeTorchScript();
         default -> {} // onnx is written above
       }
+    }
+    if (tokenizer != null) {
+      Path copy = folder.resolve("tokenizer.json");
+      AtomicFile.copy(tokenizer, copy);
+      add(List.of(copy), "the tokenizer, as it was");
     }
     return main;
   }

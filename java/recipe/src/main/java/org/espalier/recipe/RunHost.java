@@ -101,6 +101,11 @@ final class RunHost implements AutoCloseable {
     return tokenizer;
   }
 
+  /** The file of the tokenizer that texts were read with; null where there were none. */
+  synchronized Path tokenizerFile() {
+    return tokenizer == null ? null : tokenizer.file();
+  }
+
   /** The tokens of texts, with the special ones. */
   List<long[]> tokens(List<String> texts) {
     TextTokenizer open = tokenizer();
