@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
@@ -15,6 +16,7 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -24,7 +26,12 @@ import java.util.Map;
 import java.util.Random;
 import java.util.Set;
 import java.util.StringJoiner;
+import org.espalier.encoder.Encoder;
+import org.espalier.evaluate.Pooling;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.Learnable;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineRecipe;
 import org.espalier.store.ModelStore;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -277,6 +284,36 @@ class OnlineTextsTest {
     refused("has another encoder", resume, "--encoder", other);
     refused("has another encoder", resume, "--encoder", encoder, "--pooling", "cls");
     Run.resume(input, store, "--encoder", encoder).done();
+  }
+
+  /** Lines may be of 16 MiB, and there may be hundreds of processors. */
+  @Test
+  void readsFewLongLinesAhead() throws IOException {
+    byte[] line =
+        ("{\"text\": \"" + "w".repeat(5_000_000) + "\"}\n").getBytes(StandardCharsets.UTF_8);
+    long[] read = {0};
+    LineReader reader =
+        new LineReader(
+            "lines without end",
+            buffer -> {
+              for (int i = 0; i < buffer.length; i++) {
+                buffer[i] = line[(int) ((read[0] + i) % line.length)];
+              }
+              read[0] += buffer.length;
+              return buffer.length;
+            },
+            1 << 24);
+    OnlineRecipe sized = OnlineRecipe.read(recipe).withFeatures(WIDTH);
+    Path words = folder.resolve("tokenizer.json");
+    try (Encoder open = Encoder.open(encoder, words, 10, Pooling.MEAN);
+        Learnable model = sized.newModel();
+        OnlineLearner learner = new OnlineLearner(model, sized.settings());
+        OnlineExamples examples = new OnlineExamples(learner, false, open, null, note -> {})) {
+      examples.lookAhead(reader);
+      assertEquals(4, read[0] / line.length, "lines of a third of what may be ahead");
+      assertNull(examples.read(reader.next()), "it is too long a text");
+      assertEquals(1, examples.bad());
+    }
   }
 
   /** What reads features of texts: one input of floats, in whatever shape. */
