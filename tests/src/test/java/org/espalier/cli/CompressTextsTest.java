@@ -246,6 +246,14 @@ class CompressTextsTest {
                 .replace("FORM", "dynamic")
                 .replace("LOSS", ""));
     examples("texts.jsonl", text -> "");
+    Files.write(folder.resolve("held.jsonl"), lines());
+    Path own =
+        Files.writeString(
+            folder.resolve("own.yaml"),
+            Files.readString(recipe)
+                .replace("texts.jsonl,", "texts.jsonl, evaluation-examples: held.jsonl,"));
+    Run check = Run.of("recipe", "check", own).done();
+    assertTrue(check.err().contains("held.jsonl are not measured"), check.err());
     JsonNode report = compress();
     assertEquals("examples", report.get("data").get("kind").asText());
     assertTrue(

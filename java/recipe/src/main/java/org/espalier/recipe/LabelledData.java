@@ -162,6 +162,10 @@ final class LabelledData {
           file + " has " + given + "; " + right + " as in " + data.examples() + " is right");
     }
     if (all.labels() == null) {
+      if (own.labels() != null) {
+        host.note(
+            "the labels of " + file + " are not measured, for nothing is learned from labels");
+      }
       return new Examples.Labelled(own.inputs(), null);
     }
     if (own.labels() == null || own.labels().width() != all.labels().width()) {
