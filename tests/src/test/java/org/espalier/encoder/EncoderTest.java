@@ -233,6 +233,33 @@ class EncoderTest {
     assertTrue(e.getMessage().contains("must be float32, float16 or bfloat16"), e.getMessage());
   }
 
+  /** Of an encoder that takes no attention mask all tokens count, so it is for texts of one length. */
+  @ParameterizedTest
+  @ValueSource(ints = {9, 17})
+  void averagesAllTokensWithoutAMask(int opset) throws Exception {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("encoder")
+            .addInput(value("input_ids", DataType.INT64, -1, -2))
+            .addInitializer(floats("weight", new Random(1), 1, SmallLanguage.VOCABULARY, WIDTH))
+            .addNode(line("outputs Gather weight input_ids"))
+            .addOutput(value("outputs", DataType.FLOAT, -1, -2, WIDTH));
+    Path own = Files.write(folder.resolve("encoder.onnx"), model(opset, g).toByteArray());
+    GraphProto.Builder same =
+        GraphProto.newBuilder()
+            .setName("same")
+            .addInput(value("x", DataType.FLOAT, -1, WIDTH))
+            .addNode(line("y Identity x"))
+            .addOutput(value("y", DataType.FLOAT, -1, WIDTH));
+    Path joined = folder.resolve("joined.onnx");
+    try (Encoder encoder = open(own, Pooling.MEAN)) {
+      encoder.followedBy(OnnxModel.of(model(17, same), "same")).write(joined);
+      float[][] given = SmallLanguage.run(joined, List.of("w1 w2 w3", "w7 w2 w9")).get("y");
+      assertArrayEquals(encoder.features("w1 w2 w3"), given[0], (float) ROUNDING);
+      assertArrayEquals(encoder.features("w7 w2 w9"), given[1], (float) ROUNDING);
+    }
+  }
+
   @Test
   void refusesHeadsWhoseOperatorsMayBeOthers() throws Exception {
     GraphProto.Builder g =
