@@ -26,6 +26,11 @@ import java.util.Map;
 import java.util.Random;
 import java.util.Set;
 import java.util.StringJoiner;
+import java.util.concurrent.Callable;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import org.espalier.encoder.Encoder;
 import org.espalier.evaluate.Pooling;
 import org.espalier.format.onnx.SmallModels;
@@ -167,6 +172,11 @@ class OnlineTextsTest {
     assertArrayEquals(whole, Files.readAllBytes(store.resolve("versions/2/model/learner.state")));
   }
 
+  private static Service service(Path store) {
+    Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 5, true);
+    return new Service(ModelStore.open(store), limits, null, null, null, null);
+  }
+
   @ParameterizedTest
   @CsvSource({
     "mean,17,false,''",
@@ -188,14 +198,7 @@ class OnlineTextsTest {
     List<String> texts = SmallLanguage.texts(5, 6);
     Map<String, float[][]> answers = SmallLanguage.run(whole, texts);
     assertEquals(2, answers.size());
-    try (Service service =
-        new Service(
-            ModelStore.open(store),
-            new Service.Limits(10_000, 1e6, 100, 5, true),
-            null,
-            null,
-            null,
-            null)) {
+    try (Service service = service(store)) {
       int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
       for (int i = 0; i < texts.size(); i++) {
         JsonNode answer =
@@ -212,19 +215,55 @@ class OnlineTextsTest {
     assertEquals(-1, Files.mismatch(encoder, store.resolve("versions/2/model/encoder.onnx")));
   }
 
+  /** What a version answers to a text is one answer, whoever else asks and whatever is learned meanwhile. */
+  @Test
+  void answersManyClientsWhileItLearns() throws Exception {
+    learn(Files.write(folder.resolve("in.jsonl"), lines(60, 4, "text"))).done();
+    List<String> texts = SmallLanguage.texts(5, 6);
+    Map<String, JsonNode> known = new ConcurrentHashMap<>();
+    ExecutorService threads = Executors.newFixedThreadPool(16);
+    try (Service service = service(store)) {
+      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      List<Callable<Void>> clients = new ArrayList<>();
+      for (int client = 0; client < 16; client++) {
+        int first = client;
+        clients.add(
+            () -> {
+              for (int i = 0; i < 30; i++) {
+                String text = texts.get((first + i) % texts.size());
+                JsonNode answer = post(port, "/predict", "{\"text\": \"" + text + "\"}");
+                String key = answer.get("version") + " " + text;
+                JsonNode before = known.putIfAbsent(key, answer.get("outputs"));
+                assertEquals(
+                    before == null ? answer.get("outputs") : before, answer.get("outputs"));
+              }
+              return null;
+            });
+      }
+      clients.add(
+          () -> {
+            for (int i = 0; i < 40; i++) {
+              String text = texts.get(i % texts.size());
+              post(port, "/predict", "{\"id\": " + i + ", \"text\": \"" + text + "\"}");
+              post(port, "/feedback", "{\"id\": " + i + ", \"label\": " + label(text) + "}");
+            }
+            return null;
+          });
+      for (Future<Void> client : threads.invokeAll(clients)) {
+        client.get();
+      }
+    } finally {
+      threads.shutdown();
+    }
+    assertTrue(ModelStore.open(store).current().getAsLong() > 1, "it has learned");
+  }
+
   @Test
   void servesNoVersionOfAnotherEncoder() throws Exception {
     Path input = Files.write(folder.resolve("in.jsonl"), lines(20, 4, "text"));
     learn(input).done();
     Path first = store;
-    try (Service service =
-        new Service(
-            ModelStore.open(first),
-            new Service.Limits(10_000, 1e6, 100, 5, true),
-            null,
-            null,
-            null,
-            null)) {
+    try (Service service = service(first)) {
       int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
       JsonNode before = post(port, "/predict", "{\"text\": \"w1 w2\"}");
       store = folder.resolve("other");
