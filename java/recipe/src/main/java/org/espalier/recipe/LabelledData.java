@@ -89,7 +89,7 @@ final class LabelledData {
           left
               + " texts of "
               + file
-              + " are left out, for they occur before"
+              + " are left out, for they occur more than once"
               + (own == null ? "" : ", or in " + own));
     }
     if (kept.lines().isEmpty()) {

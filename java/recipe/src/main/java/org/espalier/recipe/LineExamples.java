@@ -6,6 +6,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashSet;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -138,21 +139,33 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
   }
 
   /**
-   * Each text once, as it is there first.
+   * Each text once, as it is there first with a label that is known, if it has one.
    *
    * @param without others that are left out too; null for none
    */
   LineExamples distinct(LineExamples without) {
-    Set<List<String>> known = new HashSet<>();
+    Set<List<String>> left = new HashSet<>();
     if (without != null) {
-      without.lines.forEach(line -> known.add(texts(line)));
+      without.lines.forEach(line -> left.add(texts(line)));
     }
-    int[] kept =
-        IntStream.range(0, lines.size()).filter(i -> known.add(texts(lines.get(i)))).toArray();
+    Map<List<String>, Integer> kept = new LinkedHashMap<>();
+    for (int i = 0; i < lines.size(); i++) {
+      if (!left.contains(texts(lines.get(i)))) {
+        kept.merge(
+            texts(lines.get(i)),
+            i,
+            (before, now) -> isKnown(now) && !isKnown(before) ? now : before);
+      }
+    }
+    int[] indices = kept.values().stream().mapToInt(Integer::intValue).toArray();
     return new LineExamples(
         file,
-        IntStream.of(kept).mapToObj(lines::get).toList(),
-        labels == null ? null : labels.of(kept));
+        IntStream.of(indices).mapToObj(lines::get).toList(),
+        labels == null ? null : labels.of(indices));
+  }
+
+  private boolean isKnown(int index) {
+    return labels != null && labels.of(index).known(null) > 0;
   }
 
   private static List<String> texts(ExampleLine line) {
