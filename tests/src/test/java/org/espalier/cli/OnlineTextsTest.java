@@ -34,6 +34,7 @@ import java.util.concurrent.Future;
 import org.espalier.encoder.Encoder;
 import org.espalier.evaluate.Pooling;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.ClassNames;
 import org.espalier.online.Learnable;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
@@ -347,7 +348,8 @@ class OnlineTextsTest {
     try (Encoder open = Encoder.open(encoder, words, 10, Pooling.MEAN);
         Learnable model = sized.newModel();
         OnlineLearner learner = new OnlineLearner(model, sized.settings());
-        OnlineExamples examples = new OnlineExamples(learner, false, open, null, note -> {})) {
+        OnlineExamples examples =
+            new OnlineExamples(learner, false, ClassNames.NONE, open, null, note -> {})) {
       examples.lookAhead(reader);
       assertEquals(4, read[0] / line.length, "lines of a third of what may be ahead");
       assertNull(examples.read(reader.next()), "it is too long a text");
