@@ -108,8 +108,9 @@ public record OnlineRecipe(
       throw new InputException(where + " has more than " + MAX_CHARACTERS + " characters");
     }
     Section top = new Section(root(text, where), "", where);
+    Loss loss = loss(top);
     OnlineSettings.Builder builder =
-        OnlineSettings.builder(loss(top), rate(top))
+        OnlineSettings.builder(loss, rate(top))
             .momentum(top.number("momentum", 0))
             .weightDecay(top.number("weight-decay", 0))
             .batch(top.integer("batch", 32))
@@ -126,8 +127,8 @@ public record OnlineRecipe(
     addOptional(builder, top);
     Section model = top.section("model");
     InputSizes inputs = model == null ? null : inputs(model);
-    ClassNames classes = classes(top);
-    Integer outputs = model == null ? null : (Integer) outputs(model, top, classes);
+    ClassNames classes = classes(top, loss);
+    Integer outputs = model == null ? null : (Integer) outputs(model, loss, classes);
     List<Integer> hidden = model == null ? List.of() : model.integers("hidden");
     Activation activation = model == null ? Activation.RELU : activation(model, hidden);
     if (model != null) {
@@ -138,11 +139,11 @@ public record OnlineRecipe(
         top.checked(builder::build), inputs, outputs, classes, hidden, activation, text);
   }
 
-  private static ClassNames classes(Section top) {
+  private static ClassNames classes(Section top, Loss loss) {
     if (!top.has("classes")) {
       return ClassNames.NONE;
     }
-    if (!loss(top).isForClasses()) {
+    if (!loss.isForClasses()) {
       throw top.wrongKey("classes", "are named, and the loss is for outcomes that are values");
     }
     try {
@@ -157,9 +158,9 @@ public record OnlineRecipe(
     return loss instanceof Loss.Binary ? 1 : classes.names().size();
   }
 
-  private static int outputs(Section model, Section top, ClassNames classes) {
+  private static int outputs(Section model, Loss loss, ClassNames classes) {
     if (!classes.isEmpty() && !model.has("outputs")) {
-      return outputs(loss(top), classes);
+      return outputs(loss, classes);
     }
     int outputs = model.integer("outputs");
     if (!classes.isEmpty() && Math.max(2, outputs) != classes.names().size()) {
