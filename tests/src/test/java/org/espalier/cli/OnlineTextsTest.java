@@ -323,7 +323,16 @@ class OnlineTextsTest {
     Object[] resume = {"--input", input, "--resume", "--store", store};
     refused("has another encoder", resume, "--encoder", other);
     refused("has another encoder", resume, "--encoder", encoder, "--pooling", "cls");
+    Files.write(input, lines(40, 4, "text"));
     Run.resume(input, store, "--encoder", encoder).done();
+    learn(input).done(); // anew
+    for (int version = 2; version <= 3; version++) {
+      assertTrue(
+          Files.isSameFile(
+              store.resolve("versions/1/model/encoder.onnx"),
+              store.resolve("versions/" + version + "/model/encoder.onnx")),
+          "the bytes are there once");
+    }
   }
 
   /** Lines may be of 16 MiB, and there may be hundreds of processors. */

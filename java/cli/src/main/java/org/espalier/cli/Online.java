@@ -250,6 +250,9 @@ final class Online implements Callable<Integer> {
         if (store == null) {
           store = options.create();
         }
+        if (encoder != null) {
+          encoder.findIn(store);
+        }
         Long parent = held == null ? null : held.version().id();
         LearnerVersions versions =
             new LearnerVersions(store, learner, recipe, signing, encoder, parent, live::note);

@@ -240,6 +240,21 @@ public final class Encoder implements AutoCloseable {
     }
   }
 
+  /** Finds its files in the current version of a store, with which later ones share them then. */
+  public void findIn(ModelStore store) {
+    if (held != null || store.current().isEmpty()) {
+      return;
+    }
+    try {
+      Version current = store.version(store.current().getAsLong());
+      if (isOf(current)) {
+        held = store.hold(current.id());
+      }
+    } catch (InputException e) {
+      // It is damaged, or was collected meanwhile: the files are copied.
+    }
+  }
+
   /** Says that a version has its files: later ones share them with it. */
   public void publishedIn(ModelStore store, Version version) {
     if (held == null) {
