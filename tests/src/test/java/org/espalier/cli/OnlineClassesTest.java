@@ -1,19 +1,14 @@
 package org.espalier.cli;
 
+import static org.espalier.cli.Client.post;
+import static org.espalier.cli.Client.start;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
-import java.net.InetAddress;
-import java.net.InetSocketAddress;
-import java.net.URI;
-import java.net.http.HttpClient;
-import java.net.http.HttpRequest;
-import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -88,18 +83,18 @@ class OnlineClassesTest {
             null,
             null,
             null)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
-      JsonNode answer = post(port, 200, "/predict", "{\"id\": 1, \"features\": [2, -2, 0]}");
+      int port = start(service);
+      JsonNode answer = post(200, port, "/predict", "{\"id\": 1, \"features\": [2, -2, 0]}");
       assertEquals(1, answer.get("label").asInt());
       assertEquals("yes", answer.get("class").asText());
       double no = answer.get("outputs").get(0).asDouble();
       double yes = answer.get("outputs").get(1).asDouble();
       assertEquals(1 / (1 + Math.exp(no - yes)), answer.get("probability").asDouble(), 1e-6);
       String said =
-          post(port, 400, "/feedback", "{\"id\": 1, \"label\": \"yse\"}").get("error").asText();
+          post(400, port, "/feedback", "{\"id\": 1, \"label\": \"yse\"}").get("error").asText();
       assertTrue(said.contains("'yse' is no class; there are 'yes', 'no'"), said);
       assertTrue(
-          post(port, 200, "/feedback", "{\"id\": 1, \"label\": \"yes\"}")
+          post(200, port, "/feedback", "{\"id\": 1, \"label\": \"yes\"}")
               .get("accepted")
               .asBoolean());
     }
@@ -165,17 +160,5 @@ class OnlineClassesTest {
         recipe,
         "--store",
         store);
-  }
-
-  private static JsonNode post(int port, int status, String path, String body) throws Exception {
-    HttpResponse<String> response =
-        HttpClient.newHttpClient()
-            .send(
-                HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path))
-                    .POST(HttpRequest.BodyPublishers.ofString(body))
-                    .build(),
-                HttpResponse.BodyHandlers.ofString());
-    assertEquals(status, response.statusCode(), response.body());
-    return new ObjectMapper().readTree(response.body());
   }
 }

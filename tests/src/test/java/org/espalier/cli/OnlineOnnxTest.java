@@ -1,5 +1,7 @@
 package org.espalier.cli;
 
+import static org.espalier.cli.Client.post;
+import static org.espalier.cli.Client.start;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
@@ -16,12 +18,6 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.PrintStream;
-import java.net.InetAddress;
-import java.net.InetSocketAddress;
-import java.net.URI;
-import java.net.http.HttpClient;
-import java.net.http.HttpRequest;
-import java.net.http.HttpResponse;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.nio.charset.StandardCharsets;
@@ -196,7 +192,7 @@ class OnlineOnnxTest {
     ObjectMapper mapper = new ObjectMapper();
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
     try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       JsonNode answer = post(port, "/predict", "{\"inputs\": {\"x\": [0.5, -1.25, 2]}}");
       // What the service says is what ONNX Runtime makes of the version.
       float[] expected = run(store.resolve("versions/1/model/model.onnx"), "x").get("y");
@@ -238,7 +234,7 @@ class OnlineOnnxTest {
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
     OnlineRecipe given = OnlineRecipe.read(recipe);
     try (Service service = new Service(ModelStore.open(store), limits, null, given, null, null)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       post(port, "/predict", "{\"id\": \"a\", \"features\": [0.5, -1.25, 2]}");
       post(port, "/feedback", "{\"id\": \"a\", \"label\": 1}");
     }
@@ -275,7 +271,7 @@ class OnlineOnnxTest {
     float[] expected = run(images, "x", new long[] {1, 3, 16, 16}, x).get("y");
     Service.Limits frozen = new Service.Limits(100_000, 1e6, 100, 1_000_000, false);
     try (Service service = new Service(ModelStore.open(store), frozen, null, null, null, null)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       JsonNode answer = post(port, "/predict", "{\"features\": " + Arrays.toString(x) + "}");
       assertEquals(10, answer.get("outputs").size());
       for (int c = 0; c < 10; c++) {
@@ -400,18 +396,6 @@ class OnlineOnnxTest {
         store);
   }
 
-  private static JsonNode post(int port, String path, String body) throws Exception {
-    HttpResponse<String> response =
-        HttpClient.newHttpClient()
-            .send(
-                HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path))
-                    .POST(HttpRequest.BodyPublishers.ofString(body))
-                    .build(),
-                HttpResponse.BodyHandlers.ofString());
-    assertEquals(200, response.statusCode(), response.body());
-    return new ObjectMapper().readTree(response.body());
-  }
-
   @Test
   void aLinearModelIsExportedWithProbabilities() throws Exception {
     Run.online(input(80, 1), recipe, store).done();
@@ -429,7 +413,7 @@ class OnlineOnnxTest {
             null,
             null,
             null)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       JsonNode said = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}").get("outputs");
       assertEquals(said.get(0).floatValue(), z[0], 1e-5);
       assertEquals(said.get(1).floatValue(), z[1], 1e-5);

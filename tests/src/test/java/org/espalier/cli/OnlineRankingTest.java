@@ -1,5 +1,7 @@
 package org.espalier.cli;
 
+import static org.espalier.cli.Client.post;
+import static org.espalier.cli.Client.start;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -12,14 +14,7 @@ import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
-import java.net.InetAddress;
-import java.net.InetSocketAddress;
-import java.net.URI;
-import java.net.http.HttpClient;
-import java.net.http.HttpRequest;
-import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -152,24 +147,9 @@ class OnlineRankingTest {
     }
   }
 
-  private static JsonNode post(int status, int port, String path, String body) throws Exception {
-    HttpRequest request =
-        HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path))
-            .POST(HttpRequest.BodyPublishers.ofString(body))
-            .build();
-    HttpResponse<String> answer =
-        HttpClient.newHttpClient().send(request, HttpResponse.BodyHandlers.ofString());
-    assertEquals(status, answer.statusCode(), answer.body());
-    return new ObjectMapper().readTree(answer.body());
-  }
-
   private Service service() {
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
     return new Service(ModelStore.open(store), limits, null, null, null, null);
-  }
-
-  private static int start(Service service) {
-    return service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
   }
 
   /**

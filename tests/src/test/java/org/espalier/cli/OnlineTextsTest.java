@@ -1,5 +1,7 @@
 package org.espalier.cli;
 
+import static org.espalier.cli.Client.post;
+import static org.espalier.cli.Client.start;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
@@ -8,14 +10,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
-import java.net.InetAddress;
-import java.net.InetSocketAddress;
-import java.net.URI;
-import java.net.http.HttpClient;
-import java.net.http.HttpRequest;
-import java.net.http.HttpResponse;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -200,7 +195,7 @@ class OnlineTextsTest {
     Map<String, float[][]> answers = SmallLanguage.run(whole, texts);
     assertEquals(2, answers.size());
     try (Service service = service(store)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       for (int i = 0; i < texts.size(); i++) {
         JsonNode answer =
             post(port, "/predict", "{\"id\": " + i + ", \"text\": \"" + texts.get(i) + "\"}");
@@ -224,7 +219,7 @@ class OnlineTextsTest {
     Map<String, JsonNode> known = new ConcurrentHashMap<>();
     ExecutorService threads = Executors.newFixedThreadPool(16);
     try (Service service = service(store)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       List<Callable<Void>> clients = new ArrayList<>();
       for (int client = 0; client < 16; client++) {
         int first = client;
@@ -265,7 +260,7 @@ class OnlineTextsTest {
     learn(input).done();
     Path first = store;
     try (Service service = service(first)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       JsonNode before = post(port, "/predict", "{\"text\": \"w1 w2\"}");
       store = folder.resolve("other");
       encoder = encoder("other.onnx", 17, 9, false);
@@ -425,18 +420,5 @@ class OnlineTextsTest {
     all.addAll(List.of(common));
     all.addAll(List.of(more));
     Run.refused(folder, new String[] {word}, all.toArray());
-  }
-
-  private static JsonNode post(int port, String path, String body)
-      throws IOException, InterruptedException {
-    HttpResponse<String> response =
-        HttpClient.newHttpClient()
-            .send(
-                HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path))
-                    .POST(HttpRequest.BodyPublishers.ofString(body))
-                    .build(),
-                HttpResponse.BodyHandlers.ofString());
-    assertEquals(200, response.statusCode(), response.body());
-    return new ObjectMapper().readTree(response.body());
   }
 }

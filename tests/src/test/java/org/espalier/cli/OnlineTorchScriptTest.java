@@ -1,5 +1,7 @@
 package org.espalier.cli;
 
+import static org.espalier.cli.Client.post;
+import static org.espalier.cli.Client.start;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -11,12 +13,6 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
-import java.net.InetAddress;
-import java.net.InetSocketAddress;
-import java.net.URI;
-import java.net.http.HttpClient;
-import java.net.http.HttpRequest;
-import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -163,7 +159,7 @@ class OnlineTorchScriptTest {
     assertTrue(json.at("/metrics/accuracy_window").asDouble() > 0.8, json.toString());
     Service.Limits limits = new Service.Limits(10_000, 1e6, 100, 1_000_000, true);
     try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       String x = "{\"inputs\": {\"x\": [0.5, -1, 2], \"y\": ";
       JsonNode zero = post(port, "/predict", x + "[0, 0]}}").get("outputs");
       JsonNode one = post(port, "/predict", x + "[0, 1.5]}}").get("outputs");
@@ -204,7 +200,7 @@ class OnlineTorchScriptTest {
     OnlineRecipe given = OnlineRecipe.read(recipe);
     float[] before = run(model, 0.5f, -1.25f, 2);
     try (Service service = new Service(ModelStore.open(store), limits, null, given, null, null)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       JsonNode answer = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}");
       for (int c = 0; c < 2; c++) {
         assertEquals(before[c], answer.get("outputs").get(c).floatValue());
@@ -222,7 +218,7 @@ class OnlineTorchScriptTest {
     float[] after = run(learned, 0.5f, -1.25f, 2);
     assertNotEquals(before[0], after[0]);
     try (Service service = new Service(ModelStore.open(store), limits, null, null, null, null)) {
-      int port = service.start(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0));
+      int port = start(service);
       assertEquals(2, service.storeVersion());
       JsonNode answer = post(port, "/predict", "{\"features\": [0.5, -1.25, 2]}");
       assertEquals(after[0], answer.get("outputs").get(0).floatValue());
@@ -298,18 +294,6 @@ class OnlineTorchScriptTest {
           default -> new Object[] {"store", "publish", file, "--store", store};
         };
     Run.refused(folder, new String[] {part, file.toString()}, args);
-  }
-
-  private static JsonNode post(int port, String path, String body) throws Exception {
-    HttpResponse<String> response =
-        HttpClient.newHttpClient()
-            .send(
-                HttpRequest.newBuilder(URI.create("http://127.0.0.1:" + port + path))
-                    .POST(HttpRequest.BodyPublishers.ofString(body))
-                    .build(),
-                HttpResponse.BodyHandlers.ofString());
-    assertEquals(200, response.statusCode(), response.body());
-    return new ObjectMapper().readTree(response.body());
   }
 
   @Test
