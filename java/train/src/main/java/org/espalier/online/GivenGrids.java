@@ -36,9 +36,15 @@ final class GivenGrids implements AutoCloseable {
    * A weight on a given grid.
    *
    * @param passes the bits of the gate
+   * @param words room for them
    */
   private record Given(
-      Weight weight, Tensor latent, BytePointer gate, LongBuffer passes, Tensor scales) {
+      Weight weight,
+      Tensor latent,
+      BytePointer gate,
+      LongBuffer passes,
+      long[] words,
+      Tensor scales) {
     Ends ends() {
       FloatBuffer values = Floats.of(latent);
       int least = 0;
@@ -53,17 +59,20 @@ final class GivenGrids implements AutoCloseable {
 
     /** Brings back what lies beyond the grid, which is where the gate does not pass; the working weights are there already. */
     void bringBack(Ends ends) {
-      FloatBuffer values = null;
+      passes.get(0, words); // at once, and what follows is quick on an array: there is seldom one
       int n = Math.toIntExact(latent.elements());
-      for (int word = 0; word < (n + Long.SIZE - 1) / Long.SIZE; word++) {
-        long beyond = ~passes.get(word);
-        int left = n - word * Long.SIZE;
-        beyond &= left < Long.SIZE ? (1L << left) - 1 : -1;
-        if (beyond == 0) {
-          continue;
-        }
-        values = values == null ? Floats.of(latent) : values;
-        for (long bits = beyond; bits != 0; bits &= bits - 1) {
+      int last = words.length - 1;
+      words[last] |= n % Long.SIZE == 0 ? 0 : -1L << n;
+      long all = -1;
+      for (long word : words) {
+        all &= word;
+      }
+      if (all == -1) {
+        return;
+      }
+      FloatBuffer values = Floats.of(latent);
+      for (int word = 0; word < words.length; word++) {
+        for (long bits = ~words[word]; bits != 0; bits &= bits - 1) {
           int i = word * Long.SIZE + Long.numberOfTrailingZeros(bits);
           float value = values.get(i);
           if (!Float.isNaN(value)) { // which the guard takes out
@@ -110,7 +119,7 @@ final class GivenGrids implements AutoCloseable {
    */
   void add(Weight weight, Tensor latent, BytePointer gate, Tensor scales) {
     LongBuffer passes = gate.asByteBuffer().order(ByteOrder.LITTLE_ENDIAN).asLongBuffer();
-    all.add(new Given(weight, latent, gate, passes, scales));
+    all.add(new Given(weight, latent, gate, passes, new long[passes.capacity()], scales));
   }
 
   /** What the latent weights are now is what they began as. */
