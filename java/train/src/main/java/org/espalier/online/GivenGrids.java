@@ -62,7 +62,7 @@ final class GivenGrids implements AutoCloseable {
       passes.get(0, words); // at once, and what follows is quick on an array: there is seldom one
       int n = Math.toIntExact(latent.elements());
       int last = words.length - 1;
-      words[last] |= n % Long.SIZE == 0 ? 0 : -1L << n;
+      words[last] |= n % Long.SIZE == 0 ? 0 : -1L << n; // what is behind the last weight
       long all = -1;
       for (long word : words) {
         all &= word;
