@@ -29,6 +29,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.Int8Model;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -420,6 +421,13 @@ class OnlineOnnxTest {
     }
     assertEquals(1 / (1 + Math.exp(z[0] - z[1])), answer.get("probabilities")[1], 1e-5);
     assertNotEquals(z[0], z[1]);
+    // Of one that nobody says anything of, outputs are values.
+    Path weights = store.resolve("versions/1/model/model.safetensors");
+    Path plain = folder.resolve("plain");
+    Run.of("store", "publish", weights, "--store", plain).done();
+    Run.of("store", "export", "--store", plain, "-o", exported).done();
+    assertEquals(Set.of("outputs"), run(exported, "features").keySet());
+    assertArrayEquals(z, run(exported, "features").get("outputs"));
   }
 
   @Test

@@ -10,6 +10,8 @@ import org.espalier.encoder.Encoder;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.online.LearnerFiles;
+import org.espalier.online.Loss;
+import org.espalier.online.OnlineRecipe;
 import org.espalier.source.ModelSource;
 import org.espalier.store.ModelStore;
 import picocli.CommandLine.Command;
@@ -102,15 +104,18 @@ final class StoreExport implements Callable<Integer> {
 
   /** Writes the graph, and gives back where the tokenizer is that it came with; null without one. */
   private static Path write(ModelStore store, ModelStore.Held held, Path model, Path target) {
+    OnlineRecipe recipe = LearnerFiles.isLearned(held) ? LearnerFiles.recipe(held) : null;
+    // Where nothing says that outputs are logits, they are values.
+    Loss loss = recipe == null ? new Loss.Squared() : recipe.settings().loss();
     OnnxModel onnx =
         model.toString().endsWith(".onnx")
             ? OnnxModel.read(model)
-            : LearnerFiles.toOnnx(model, LearnerFiles.recipe(held));
+            : LearnerFiles.toOnnx(model, loss);
     try (Encoder encoder = Encoder.of(store, held.version())) {
       OnnxModel whole = encoder == null ? onnx : encoder.followedBy(onnx);
-      if (LearnerFiles.isLearned(held) && !LearnerFiles.recipe(held).classes().isEmpty()) {
+      if (recipe != null && !recipe.classes().isEmpty()) {
         ArrayNode names = JsonNodeFactory.instance.arrayNode();
-        LearnerFiles.recipe(held).classes().names().forEach(names::add);
+        recipe.classes().names().forEach(names::add);
         whole.setMetadata("classes", names.toString());
       }
       whole.write(target);

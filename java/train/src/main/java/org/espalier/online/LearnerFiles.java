@@ -455,16 +455,16 @@ public final class LearnerFiles {
   /**
    * A linear model of a version as ONNX: see {@link OnlineLearner#toOnnx}.
    *
-   * @param recipe says what it learned, and thereby what its outputs mean
+   * @param loss what it learned, and thereby what its outputs mean
    * @throws InputException if it is no linear model
    */
-  public static OnnxModel toOnnx(Path path, OnlineRecipe recipe) {
+  public static OnnxModel toOnnx(Path path, Loss loss) {
     try (LinearHead head = readHead(path)) {
       Map<String, float[]> values = new HashMap<>();
       for (Weight w : head.weights()) {
         values.put(w.name(), Floats.copy(w.latent()));
       }
-      return head.toOnnx(values, recipe.settings().loss());
+      return head.toOnnx(values, loss);
     }
   }
 
