@@ -151,11 +151,25 @@ class ServeTest {
               .get("accepted")
               .asBoolean());
       assertEquals(0, post(200, "/predict", "[]", null).size());
+      String many = "[" + "{},".repeat(1000);
+      assertEquals(1000, post(200, "/predict", many.replaceAll(",$", "]"), null).size());
+      assertTrue(
+          post(400, "/predict", many + "{}]", null).get("error").asText().contains("at most 1000"));
       for (String bad :
           List.of("[", "[1]", "[{}", "[{}] 1", "[[{}]]", "[{\"features\": [1, 2, 3]}")) {
         JsonNode said = post(400, "/predict", bad, null);
         assertTrue(said.has("error"), bad);
       }
+    }
+  }
+
+  @Test
+  void countsEachOfAListAsARequest() throws Exception {
+    try (Service service = service(new Service.Limits(10_000, 5, 100, 1000, true), null)) {
+      String one = "{\"features\": [1, 2, 3]}";
+      JsonNode all = post(200, "/predict", "[" + (one + ",").repeat(9) + one + "]", null);
+      assertTrue(all.get(0).has("outputs") && all.get(2).has("outputs"), all.toString());
+      assertEquals(429, all.get(9).get("status").asInt(), all.toString());
     }
   }
 

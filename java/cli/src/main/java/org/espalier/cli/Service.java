@@ -75,6 +75,9 @@ final class Service implements HttpListener.Responder, AutoCloseable {
 
   private static final int QUEUE = 10_000;
 
+  /** Objects of a list: small ones would make a large answer. */
+  private static final int LIST = 1000;
+
   private static final Map<String, String> LATER = Map.of("Retry-After", "1");
 
   /** For lists, whose objects are read later. */
@@ -301,6 +304,10 @@ final class Service implements HttpListener.Responder, AutoCloseable {
             401, "a bearer token is needed", Map.of("WWW-Authenticate", "Bearer"));
       }
     }
+    takeOne(health);
+  }
+
+  private void takeOne(boolean health) throws HttpRefusal {
     if (!take(health)) {
       throw new HttpRefusal(429, "more than " + limits.rate() + " requests a second", LATER);
     }
@@ -379,6 +386,9 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     for (String object : objects(text)) {
       HttpRefusal refusal;
       try {
+        if (!answers.isEmpty()) { // the first one was admitted with the request
+          takeOne(false);
+        }
         answers.add(answering.answer(object));
         continue;
       } catch (HttpRefusal e) {
@@ -405,6 +415,9 @@ final class Service implements HttpListener.Responder, AutoCloseable {
         int begin = (int) parser.currentTokenLocation().getCharOffset();
         parser.skipChildren();
         objects.add(list.substring(begin, (int) parser.currentLocation().getCharOffset()));
+        if (objects.size() > LIST) {
+          throw new InputException("a list of at most " + LIST + " objects is right");
+        }
       }
       if (parser.currentToken() != JsonToken.END_ARRAY || parser.nextToken() != null) {
         throw new InputException("a list of JSON objects alone is right, or one object");
