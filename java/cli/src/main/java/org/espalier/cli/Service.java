@@ -26,8 +26,10 @@ import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.time.Duration;
+import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Deque;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Executors;
@@ -150,6 +152,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     this.limits = limits;
     this.token = token == null ? null : token.getBytes(StandardCharsets.UTF_8);
     this.allowance = Math.max(1, limits.rate());
+    Deque<Runnable> closing = new ArrayDeque<>(); // of what is open where a later step fails
     try (ModelStore.Held held = store.holdCurrent()) {
       boolean learned = LearnerFiles.isLearned(held);
       if (!learned && given == null && limits.learn()) {
@@ -161,9 +164,13 @@ final class Service implements HttpListener.Responder, AutoCloseable {
                 + ": --recipe says how it is to learn, --no-learn that it is not");
       }
       encoder = Encoder.of(store, held.version());
+      if (encoder != null) {
+        closing.push(encoder::close);
+      }
       OnlineRecipe said = learned ? LearnerFiles.recipe(held) : given != null ? given : FROZEN;
       recipe = encoder == null ? said : said.withFeatures(encoder.width());
       model = LearnerFiles.readModel(held, recipe);
+      closing.push(model::close);
       recipe.classes().requireFor(model.outputs());
       if (encoder != null) {
         encoder.requireFits(model);
@@ -173,16 +180,20 @@ final class Service implements HttpListener.Responder, AutoCloseable {
       } catch (IllegalArgumentException e) {
         throw new InputException("the recipe does not fit the model: " + e.getMessage(), e);
       }
+      closing.push(learner::close);
       if (learned) {
         LearnerFiles.load(learner, held);
       }
       versions =
           new LearnerVersions(
               store, learner, recipe, signing, encoder, held.version().id(), LOG::info);
-    }
-    if (limits.learn()) {
-      versions.account();
-      learner.checkBudget();
+      if (limits.learn()) {
+        versions.account();
+        learner.checkBudget();
+      }
+    } catch (RuntimeException e) {
+      closing.forEach(Runnable::run);
+      throw e;
     }
     publishedAt = learner.seen();
     learner.quarantine(quarantine);
