@@ -150,10 +150,11 @@ public record ExampleLine(
   }
 
   private static double number(String cell, int column) {
-    if (!isNumber(cell)) {
-      throw new InputException("column " + (column + 1) + " is no number: " + Names.quote(cell));
+    try {
+      return Double.parseDouble(CsvLine.number(cell));
+    } catch (NumberFormatException e) {
+      throw new InputException("column " + (column + 1) + " is no number: " + Names.quote(cell), e);
     }
-    return Double.parseDouble(CsvLine.number(cell));
   }
 
   /**

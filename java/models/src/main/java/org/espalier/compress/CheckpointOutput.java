@@ -127,9 +127,9 @@ final class CheckpointOutput implements AutoCloseable {
         for (Path other : others) {
           output.folder.copy(other, input.path().relativize(other).toString());
         }
-        replaced.forEach(output::writeFile);
+        replaced.forEach((name, content) -> output.folder.write(name, ByteBuffer.wrap(content)));
         if (input.isSharded()) {
-          output.writeFile(Checkpoint.INDEX, index(input.files(), specs));
+          output.folder.write(Checkpoint.INDEX, ByteBuffer.wrap(index(input.files(), specs)));
         }
       }
       return output;
@@ -211,17 +211,6 @@ final class CheckpointOutput implements AutoCloseable {
       throw new InputException("cannot read " + root + ": " + e.getMessage(), e);
     }
     return others;
-  }
-
-  private void writeFile(String name, byte[] content) {
-    try (FileChannel channel = folder.create(name)) {
-      ByteBuffer bytes = ByteBuffer.wrap(content);
-      while (bytes.hasRemaining()) {
-        channel.write(bytes);
-      }
-    } catch (IOException e) {
-      throw folder.failure(name, e);
-    }
   }
 
   private static byte[] index(

@@ -86,13 +86,7 @@ public final class CompressedTensorsFolder {
         throw folder.failure(Checkpoint.SINGLE, e);
       }
       byte[] json = model.with(CompressedTensorsConfig.of(LinearForm.INT8, List.copyOf(ignored)));
-      try (FileChannel file = folder.create(ModelConfig.FILE)) {
-        for (ByteBuffer bytes = ByteBuffer.wrap(json); bytes.hasRemaining(); ) {
-          file.write(bytes);
-        }
-      } catch (IOException e) {
-        throw folder.failure(ModelConfig.FILE, e);
-      }
+      folder.write(ModelConfig.FILE, ByteBuffer.wrap(json));
       folder.commit();
     }
   }

@@ -1,6 +1,7 @@
 package org.espalier.format;
 
 import java.io.IOException;
+import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileVisitResult;
@@ -119,6 +120,17 @@ public final class AtomicFolder implements AutoCloseable {
               StandardOpenOption.READ,
               StandardOpenOption.WRITE);
         });
+  }
+
+  /** Creates a file in the temporary folder, of the bytes that remain. */
+  public void write(String name, ByteBuffer bytes) {
+    try (FileChannel channel = create(name)) {
+      while (bytes.hasRemaining()) {
+        channel.write(bytes);
+      }
+    } catch (IOException e) {
+      throw failure(name, e);
+    }
   }
 
   /** Copies the content of {@code source}, a file, to {@code name} in the temporary folder. */

@@ -73,6 +73,11 @@ public final class StoreWriter implements AutoCloseable {
       return folder.create(ModelStore.MODEL + "/" + added(path));
     }
 
+    /** Creates a file of the bytes that remain; errors are as of {@link #create}. */
+    public void write(String path, ByteBuffer bytes) {
+      folder.write(ModelStore.MODEL + "/" + added(path), bytes);
+    }
+
     /** Copies a file. */
     public void copy(Path source, String path) {
       if (!Files.isRegularFile(source)) {
@@ -200,10 +205,11 @@ public final class StoreWriter implements AutoCloseable {
       Instant now = Instant.ofEpochMilli(System.currentTimeMillis());
       version = new Version(id, now, model, stored, lineage, key != null);
       byte[] record = Records.encode(version);
-      put(folder, ModelStore.RECORD, record);
+      folder.write(ModelStore.RECORD, ByteBuffer.wrap(record));
       if (key != null) {
         String signature = Base64.getEncoder().encodeToString(key.sign(record)) + "\n";
-        put(folder, ModelStore.SIGNATURE, signature.getBytes(StandardCharsets.US_ASCII));
+        folder.write(
+            ModelStore.SIGNATURE, ByteBuffer.wrap(signature.getBytes(StandardCharsets.US_ASCII)));
       }
       folder.commit();
     }
@@ -218,17 +224,6 @@ public final class StoreWriter implements AutoCloseable {
       throw e;
     }
     return version;
-  }
-
-  private static void put(AtomicFolder folder, String name, byte[] content) {
-    try (FileChannel channel = folder.create(name)) {
-      ByteBuffer buffer = ByteBuffer.wrap(content);
-      while (buffer.hasRemaining()) {
-        channel.write(buffer);
-      }
-    } catch (IOException e) {
-      throw folder.failure(name, e);
-    }
   }
 
   /**

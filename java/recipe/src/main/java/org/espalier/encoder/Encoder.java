@@ -7,7 +7,6 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
 import java.io.IOException;
 import java.nio.ByteBuffer;
-import java.nio.channels.FileChannel;
 import java.nio.file.Path;
 import java.util.HexFormat;
 import java.util.List;
@@ -230,14 +229,7 @@ public final class Encoder implements AutoCloseable {
     }
     files.copy(model, MODEL, sums.get(MODEL));
     files.copy(tokenizer, TOKENIZER, sums.get(TOKENIZER));
-    try (FileChannel channel = files.create(SETTINGS)) {
-      ByteBuffer bytes = ByteBuffer.wrap(settings.bytes());
-      while (bytes.hasRemaining()) {
-        channel.write(bytes);
-      }
-    } catch (IOException e) {
-      throw files.failure(SETTINGS, e);
-    }
+    files.write(SETTINGS, ByteBuffer.wrap(settings.bytes()));
   }
 
   /** Finds its files in the current version of a store, with which later ones share them then. */

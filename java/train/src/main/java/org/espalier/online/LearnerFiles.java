@@ -110,7 +110,7 @@ public final class LearnerFiles {
       StoreWriter.Content content =
           files -> {
             switch (main) {
-              case GRAPH -> write(files, GRAPH, learner.toOnnx().toBuffer());
+              case GRAPH -> files.write(GRAPH, learner.toOnnx().toBuffer());
               case SCRIPT -> writeScript(files, learner);
               default -> writeModel(files, learner);
             }
@@ -119,7 +119,7 @@ public final class LearnerFiles {
             } catch (IOException e) {
               throw files.failure(STATE, e);
             }
-            write(files, RECIPE, ByteBuffer.wrap(recipe.getBytes(StandardCharsets.UTF_8)));
+            files.write(RECIPE, ByteBuffer.wrap(recipe.getBytes(StandardCharsets.UTF_8)));
             beside.write(files);
           };
       return current
@@ -133,16 +133,6 @@ public final class LearnerFiles {
       return torch.isOnnx() ? GRAPH : torch.isTorchScript() ? SCRIPT : MODEL;
     }
     return model instanceof Perceptron ? GRAPH : MODEL;
-  }
-
-  private static void write(StoreWriter.NewVersion files, String path, ByteBuffer bytes) {
-    try (FileChannel channel = files.create(path)) {
-      while (bytes.hasRemaining()) {
-        channel.write(bytes);
-      }
-    } catch (IOException e) {
-      throw files.failure(path, e);
-    }
   }
 
   private static void writeScript(StoreWriter.NewVersion files, OnlineLearner learner) {
