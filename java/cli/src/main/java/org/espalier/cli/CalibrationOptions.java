@@ -21,6 +21,7 @@ import org.espalier.recipe.LineExamples;
 import org.espalier.source.MavenEntry;
 import org.espalier.source.MavenFiles;
 import org.espalier.source.ModelSource;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /** The options about the examples that a model is fitted to. */
@@ -56,6 +57,8 @@ final class CalibrationOptions {
               + " where they are texts.")
   private Integer count;
 
+  @Mixin private ImageOptions images;
+
   private final int usualTexts;
 
   /** Null before they are read, and where there are none. */
@@ -82,10 +85,14 @@ final class CalibrationOptions {
 
   /** Whether the examples are tensors, one for each input, and no texts. */
   boolean ofTensors() {
-    if (calibration == null || !ExampleLine.areIn(calibration)) {
+    if (calibration == null || !areLines()) {
       return calibration != null && calibration.endsWith(".safetensors");
     }
     return !ExampleLine.areJson(calibration) || !lines(null).areTexts();
+  }
+
+  private boolean areLines() {
+    return LineExamples.areIn(ModelSource.path(calibration));
   }
 
   /**
@@ -103,15 +110,24 @@ final class CalibrationOptions {
   }
 
   /** At most so many of the examples that are tensors. */
-  private ExampleTensors tensors(OnnxModel model, int most) {
-    return ExampleLine.areIn(calibration)
-        ? lines(model).fed(model).some(most)
+  private ExampleTensors tensors(
+      OnnxModel model,
+      ModelSource source,
+      int most,
+      Consumer<String> notes,
+      org.espalier.compress.Progress progress) {
+    return areLines()
+        ? lines(model).some(most).fed(model, () -> images.open(source, notes), progress)
         : ExampleFile.read(ModelSource.path(calibration), model, most);
   }
 
   /** The examples for dynamic quantization, which can do without. */
   Optional<ActivationSource> dynamic(
-      OnnxModel model, ModelSource source, TokenizerOptions tokenizer, Consumer<String> notes) {
+      OnnxModel model,
+      ModelSource source,
+      TokenizerOptions tokenizer,
+      Consumer<String> notes,
+      Progress progress) {
     if ("none".equals(calibration)) {
       return Optional.empty();
     }
@@ -119,7 +135,7 @@ final class CalibrationOptions {
       notes.accept("not calibrated: " + model.name() + " takes no text (it has no input_ids)");
       return Optional.empty();
     }
-    return Optional.of(fixed(model, source, tokenizer, notes));
+    return Optional.of(fixed(model, source, tokenizer, notes, progress));
   }
 
   /**
@@ -128,7 +144,11 @@ final class CalibrationOptions {
    * @throws InputException if the model takes no text and no file of tensors is given
    */
   ActivationSource fixed(
-      OnnxModel model, ModelSource source, TokenizerOptions tokenizer, Consumer<String> notes) {
+      OnnxModel model,
+      ModelSource source,
+      TokenizerOptions tokenizer,
+      Consumer<String> notes,
+      Progress progress) {
     if (count != null && count < 1) {
       throw new InputException("--calibration-examples " + count + "; 1 or more is needed");
     }
@@ -137,14 +157,20 @@ final class CalibrationOptions {
           "--calibration none is not for onnx-qdq and --refit, which need examples");
     }
     if (ofTensors()) {
-      notes.accept("calibrating on the tensors of " + calibration);
-      return new ExampleActivations(tensors(model, mostTensors()), Machine.threads());
+      notes.accept(
+          "calibrating on the "
+              + (areLines() && lines(model).areImages() ? "images" : "tensors")
+              + " of "
+              + calibration);
+      return new ExampleActivations(
+          tensors(model, source, mostTensors(), notes, progress::update), Machine.threads());
     }
     if (!isTextModel(model)) {
       throw new InputException(
           model.name()
               + " takes no text (it has no input_ids): give --calibration a .safetensors file"
-              + " with one tensor an input, whose first dimension counts the examples");
+              + " with one tensor an input, whose first dimension counts the examples, or a folder"
+              + " of images");
     }
     try (TextTokenizer open = tokenizer.open(source, notes)) {
       return lines != null
@@ -154,13 +180,19 @@ final class CalibrationOptions {
   }
 
   /** A few of the examples, for runs that are many; empty for texts. */
-  Optional<ExampleActivations> few(OnnxModel model) {
-    return fewTensors(model).map(few -> new ExampleActivations(few, Machine.threads()));
+  Optional<ExampleActivations> few(OnnxModel model, ModelSource source) {
+    return fewTensors(model, source).map(few -> new ExampleActivations(few, Machine.threads()));
   }
 
-  private Optional<ExampleTensors> fewTensors(OnnxModel model) {
+  private Optional<ExampleTensors> fewTensors(OnnxModel model, ModelSource source) {
     return ofTensors()
-        ? Optional.of(tensors(model, Math.min(mostTensors(), FEW)))
+        ? Optional.of(
+            tensors(
+                model,
+                source,
+                Math.min(mostTensors(), FEW),
+                note -> {},
+                org.espalier.compress.Progress.NONE))
         : Optional.empty();
   }
 
@@ -171,8 +203,12 @@ final class CalibrationOptions {
    * @param notes is told the latter
    */
   double speedup(
-      Path original, OnnxModel made, Optional<ActivationSource> examples, Consumer<String> notes) {
-    Optional<ExampleTensors> few = fewTensors(made);
+      ModelSource source,
+      OnnxModel made,
+      Optional<ActivationSource> examples,
+      Consumer<String> notes) {
+    Path original = source.path();
+    Optional<ExampleTensors> few = fewTensors(made, source);
     double speedup;
     if (few.isPresent()) {
       speedup = Savings.speedup(original, made, few.get());

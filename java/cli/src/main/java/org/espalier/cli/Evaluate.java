@@ -11,7 +11,6 @@ import java.util.concurrent.Callable;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.evaluate.ExampleFile;
-import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.Fidelity;
 import org.espalier.evaluate.FidelityEvaluator;
@@ -146,6 +145,7 @@ final class Evaluate implements Callable<Integer> {
   }
 
   @Mixin private TokenizerOptions tokenizer;
+  @Mixin private ImageOptions images;
 
   @Option(
       names = "--pooling",
@@ -181,14 +181,17 @@ final class Evaluate implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "evaluating")) {
       OnnxModel model = OnnxModel.read(original.path());
       RandomDraws.of(model).ifPresent(common::note);
-      LineExamples lines = ExampleLine.areIn(file) ? lines(file, model) : null;
+      LineExamples lines = LineExamples.areIn(file) ? lines(file, model) : null;
       if (lines == null && !classes.isEmpty()) {
-        throw new InputException("--classes is for --examples in lines, a .jsonl or .csv file");
+        throw new InputException(
+            "--classes is for --examples in lines, a .jsonl or .csv file, or a folder of images");
       }
       ExampleTensors examples =
           lines == null
               ? ExampleFile.read(file, model, Integer.MAX_VALUE)
-              : lines.areTexts() ? tokens(original, lines) : lines.fed(model);
+              : lines.areTexts()
+                  ? tokens(original, lines)
+                  : lines.fed(model, () -> images.open(original, common::note), progress::update);
       try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
         fidelity = TensorEvaluator.evaluate(pair, progress::update);
         byLabels = compareLabels(pair, file, lines, progress);

@@ -258,7 +258,7 @@ final class Prune implements Callable<Integer> {
           List<OnnxWeight> weights =
               OnnxWeights.of(onnx).stream().filter(w -> chosen.contains(w.name())).toList();
           RefittingPruner.unseen(onnx, weights).forEach(common::note);
-          examples = calibration.fixed(onnx, source, tokenizer, common::note);
+          examples = calibration.fixed(onnx, source, tokenizer, common::note, progress);
         }
         result =
             OnnxPruner.prune(
@@ -329,13 +329,13 @@ final class Prune implements Callable<Integer> {
     List<Path> written;
     try (Progress progress = new Progress(common.err(), "calibrating")) {
       Optional<ActivationSource> examples =
-          calibration.dynamic(onnx, source, tokenizer, common::note);
+          calibration.dynamic(onnx, source, tokenizer, common::note, progress);
       if (outputs.given() && examples.isEmpty()) {
         throw new InputException("--outputs is for models that are calibrated: --calibration");
       }
       narrowed = pruner.prune(examples.orElse(null), progress::update);
       progress.update("timing", 0, 0);
-      speedup = calibration.speedup(source.path(), onnx, examples, common::note);
+      speedup = calibration.speedup(source, onnx, examples, common::note);
       progress.update("writing", 0, 0);
       written = onnx.write(target, source.path());
     }

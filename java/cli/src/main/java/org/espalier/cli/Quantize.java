@@ -351,7 +351,7 @@ final class Quantize implements Callable<Integer> {
       progress.update("comparing", 0, 0);
       made = done.error().map(e -> e.made(onnx));
       progress.update("timing", 0, 0);
-      speedup = calibration.speedup(source.path(), onnx, done.examples(), common::note);
+      speedup = calibration.speedup(source, onnx, done.examples(), common::note);
       progress.update("writing", 0, 0);
       written = onnx.write(target, source.path());
     }
@@ -409,10 +409,10 @@ final class Quantize implements Callable<Integer> {
       Set<String> judged,
       Progress progress) {
     Optional<ActivationSource> examples =
-        calibration.dynamic(onnx, source, tokenizer, common::note);
+        calibration.dynamic(onnx, source, tokenizer, common::note, progress);
     quantizer.tell(progress::update);
     examples.ifPresent(quantizer::calibrate);
-    Optional<OutputError> error = error(onnx, judged);
+    Optional<OutputError> error = error(source, onnx, judged);
     List<String> names = quantizer.quantized();
     Map<String, String> skipped = new TreeMap<>(quantizer.skipped());
     quantizer.apply();
@@ -430,8 +430,8 @@ final class Quantize implements Callable<Integer> {
         new StaticQuantizer(
             onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
     quantizer.tell(progress::update);
-    ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note);
-    Optional<OutputError> error = error(onnx, judged);
+    ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note, progress);
+    Optional<OutputError> error = error(source, onnx, judged);
     quantizer.setRanges(
         clipping != null
             ? quantizer.calibrate(examples, clipping)
@@ -451,8 +451,9 @@ final class Quantize implements Callable<Integer> {
   }
 
   /** The error that what becomes of a model has to it as it is now, on a few examples that are tensors. */
-  private Optional<OutputError> error(OnnxModel onnx, Set<String> judged) {
-    return calibration.few(onnx).map(tensors -> new OutputError(onnx, judged, tensors));
+  private Optional<OutputError> error(
+      ModelSource source, OnnxModel onnx, Set<String> judged) {
+    return calibration.few(onnx, source).map(tensors -> new OutputError(onnx, judged, tensors));
   }
 
   /** Why a Conv stays float that alone makes an error. */

@@ -11,13 +11,13 @@ import java.util.Optional;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.FloatWeights;
-import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.SafetensorsFile;
+import org.espalier.recipe.LineExamples;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeSchema;
 import org.espalier.source.ModelSource;
@@ -163,7 +163,7 @@ final class RecipeInit implements Callable<Integer> {
       }
     }
     Path examples = recipe.resolveSibling(data.examples);
-    if (Files.isRegularFile(examples)) {
+    if (Files.exists(examples)) {
       long count = count(examples);
       if (count < FEW) {
         String share = Long.toString(Math.max(1, count / 5));
@@ -175,10 +175,8 @@ final class RecipeInit implements Callable<Integer> {
   }
 
   private static long count(Path examples) {
-    if (ExampleLine.areIn(examples)) {
-      return ExampleLine.areJson(examples.toString())
-          ? ExampleLine.read(examples).size()
-          : ExampleLine.readCells(examples, -1).size();
+    if (LineExamples.areIn(examples)) {
+      return LineExamples.unlabelled(examples, Map.of()).lines().size();
     }
     try (SafetensorsFile open = SafetensorsFile.open(examples)) {
       return open.tensors().stream()

@@ -5,7 +5,6 @@ import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import java.util.Collection;
 import java.util.LinkedHashMap;
-import java.util.List;
 import java.util.Map;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.OnnxModel;
@@ -41,11 +40,20 @@ public final class ExampleActivations implements ActivationSource {
     for (ValueInfoProto input : model.inputs()) {
       inputs.put(input.getName(), OnnxRuntime.type(input));
     }
-    List<Map<String, OnnxTensor>> tensors = examples.open(inputs);
-    try {
-      new TensorActivations(tensors, threads).run(model, activations, receiver);
-    } finally {
-      ExampleTensors.close(tensors);
-    }
+    TensorActivations.run(
+        model,
+        activations,
+        receiver,
+        threads,
+        fed -> {
+          for (int i = 0; i < examples.size(); i++) {
+            Map<String, OnnxTensor> tensors = examples.open(i, inputs);
+            try {
+              fed.run(tensors);
+            } finally {
+              ExampleTensors.close(tensors);
+            }
+          }
+        });
   }
 }

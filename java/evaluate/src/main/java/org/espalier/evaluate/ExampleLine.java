@@ -22,6 +22,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Objects;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.CsvLine;
 import org.espalier.format.InputFile;
@@ -30,11 +32,12 @@ import org.espalier.format.safetensors.Names;
 
 /**
  * An example of a file of lines, as those that are learned online: of JSON, {@code {"text": "…", "label": 1}}, {@code
- * {"features": [0.5, 2], "label": 1}} or {@code {"inputs": {"user": 17, "dense": [0.5, 2]}, "values": [0.5]}}. Other keys
+ * {"features": [0.5, 2], "label": 1}} or {@code {"inputs": {"user": 17, "dense": [0.5, 2]}, "values": [0.5]}} or {@code {"image": "cats/1.jpg", "label": "cat"}}. Other keys
  * are ignored; null is as if the key were not there, among numbers it is NaN. Or of CSV.
  *
  * @param text null where there is none
  * @param second a text that is read together with it, {@code "text_pair"}; null where there is none
+ * @param image a path, relative to the file's folder, of an image; null where there is none
  * @param features the values of all inputs, one after the other; null where there are none
  * @param inputs values by input; null where there are none
  * @param label one class or number; null where there is none
@@ -44,6 +47,7 @@ import org.espalier.format.safetensors.Names;
 public record ExampleLine(
     String text,
     String second,
+    String image,
     double[] features,
     Map<String, double[]> inputs,
     JsonNode label,
@@ -63,6 +67,15 @@ public record ExampleLine(
                           .build())
                   .build())
           .build();
+
+  /**
+   * An example that is an image.
+   *
+   * @param label null where it is not known
+   */
+  public static ExampleLine ofImage(String image, JsonNode label) {
+    return new ExampleLine(null, null, image, null, null, label, null, null);
+  }
 
   /** Whether a file is one of lines, JSON or numbers with commas between, by its name. */
   public static boolean areIn(Path file) {
@@ -137,7 +150,7 @@ public record ExampleLine(
         values.add(cells[i].isEmpty() ? Double.NaN : number(cells[i], i));
       }
     }
-    return new ExampleLine(null, null, features, null, label, null, values);
+    return new ExampleLine(null, null, null, features, null, label, null, values);
   }
 
   private static boolean isNumber(String cell) {
@@ -179,6 +192,7 @@ public record ExampleLine(
   private static ExampleLine parse(String line) {
     String text = null;
     String second = null;
+    String image = null;
     double[] features = null;
     Map<String, double[]> inputs = null;
     Map<String, JsonNode> outcomes = new LinkedHashMap<>();
@@ -195,6 +209,7 @@ public record ExampleLine(
         switch (key) {
           case "text" -> text = string(parser, key);
           case "text_pair" -> second = string(parser, key);
+          case "image" -> image = string(parser, key);
           case "features" -> features = numbers(parser, "features");
           case "inputs" -> inputs = inputs(parser);
           case "label", "labels", "values" -> outcomes.put(key, JSON.readTree(parser));
@@ -209,12 +224,12 @@ public record ExampleLine(
     } catch (IOException e) {
       throw new InputException("it cannot be read: " + e.getMessage(), e);
     }
-    int given = (text == null ? 0 : 1) + (features == null ? 0 : 1) + (inputs == null ? 0 : 1);
+    long given = Stream.of(text, image, features, inputs).filter(Objects::nonNull).count();
     if (given != 1) {
       throw new InputException(
           given == 0
-              ? "there is neither text nor features nor inputs"
-              : "there are several of text, features and inputs; one of them is right");
+              ? "there is neither text nor image nor features nor inputs"
+              : "there are several of text, image, features and inputs; one of them is right");
     }
     if (second != null && text == null) {
       throw new InputException("there is a text_pair and no text");
@@ -222,6 +237,7 @@ public record ExampleLine(
     return new ExampleLine(
         text,
         second,
+        image,
         features,
         inputs,
         outcomes.get("label"),

@@ -8,7 +8,6 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
-import java.util.Collection;
 import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.List;
@@ -17,11 +16,12 @@ import java.util.Set;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.format.ComputedList;
 import org.espalier.format.onnx.AttentionMask;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.TextInput;
 
-/** Examples that models are fed one by one: for each of them the values of all inputs. */
+/** Examples that models are fed one by one: for each of them the values of all inputs. Immutable. */
 public final class ExampleTensors {
   /** The name of values for a model with one input, whatever it is called. */
   public static final String ONLY_INPUT = "";
@@ -133,16 +133,16 @@ public final class ExampleTensors {
   }
 
   /**
-   * Examples in memory.
+   * Examples.
    *
    * @param examples at least one; each has values by the input's name, or the one value of {@link
-   *     #ONLY_INPUT}
+   *     #ONLY_INPUT}; they may be {@linkplain ComputedList computed}
    */
   public ExampleTensors(List<Map<String, Value>> examples) {
     if (examples.isEmpty()) {
       throw new InputException("calibration and evaluation need at least one example");
     }
-    this.examples = List.copyOf(examples);
+    this.examples = ComputedList.orCopy(examples);
   }
 
   /**
@@ -195,32 +195,32 @@ public final class ExampleTensors {
   }
 
   /**
-   * The examples as tensors for a model's inputs, in the types that it takes; values of other names are left out.
+   * An example as tensors for a model's inputs, in the types that it takes; values of other names are left out.
    * The caller closes them.
    *
    * @param inputs of the model, each with its type; null for one that is no tensor
    */
-  List<Map<String, OnnxTensor>> open(Map<String, OnnxJavaType> inputs) {
-    List<Map<String, OnnxTensor>> tensors = new ArrayList<>();
+  Map<String, OnnxTensor> open(int which, Map<String, OnnxJavaType> inputs) {
+    Map<String, Value> example = examples.get(which);
+    Map<String, OnnxTensor> fed = new HashMap<>();
     try {
-      for (Map<String, Value> example : examples) {
-        Map<String, OnnxTensor> fed = new HashMap<>();
-        tensors.add(fed);
-        for (String input : inputs.keySet()) {
-          Value value = example.get(example.containsKey(ONLY_INPUT) ? ONLY_INPUT : input);
-          if (value == null) {
-            throw new InputException(
-                "the examples have no tensor for the input " + input + "; they are " + names());
-          }
-          fed.put(input, tensor(input, value, inputs.get(input)));
+      for (String input : inputs.keySet()) {
+        Value value = example.get(example.containsKey(ONLY_INPUT) ? ONLY_INPUT : input);
+        if (value == null) {
+          throw new InputException(
+              "the examples have no tensor for the input "
+                  + input
+                  + "; they are "
+                  + example.keySet());
         }
+        fed.put(input, tensor(input, value, inputs.get(input)));
       }
-      return tensors;
+      return fed;
     } catch (OrtException e) {
-      close(tensors);
+      close(fed);
       throw new InputException("ONNX Runtime does not take the examples: " + e.getMessage(), e);
     } catch (InputException e) {
-      close(tensors);
+      close(fed);
       throw e;
     }
   }
@@ -247,6 +247,9 @@ public final class ExampleTensors {
    * @return a value for each label of each example; null where there is no such input: all are
    */
   boolean[] attended(int labels) {
+    if (!examples.get(0).containsKey(AttentionMask.INPUT)) {
+      return null;
+    }
     boolean[] attended = new boolean[examples.size() * labels];
     for (int i = 0; i < examples.size(); i++) {
       Value mask = examples.get(i).get(AttentionMask.INPUT);
@@ -259,11 +262,7 @@ public final class ExampleTensors {
     return attended;
   }
 
-  private Collection<String> names() {
-    return examples.get(0).keySet();
-  }
-
-  static void close(List<Map<String, OnnxTensor>> tensors) {
-    tensors.forEach(inputs -> inputs.values().forEach(OnnxTensor::close));
+  static void close(Map<String, OnnxTensor> tensors) {
+    tensors.values().forEach(OnnxTensor::close);
   }
 }

@@ -7,7 +7,7 @@ import ai.onnxruntime.TensorInfo;
 import ai.onnxruntime.ValueInfo;
 import java.nio.FloatBuffer;
 import java.util.Arrays;
-import java.util.List;
+import java.util.LinkedHashMap;
 import java.util.Map;
 import org.espalier.InputException;
 
@@ -15,7 +15,11 @@ import org.espalier.InputException;
 final class FedModel implements AutoCloseable {
   private final RuntimeModel model;
   private final int main;
-  private final List<Map<String, OnnxTensor>> inputs;
+  private final ExampleTensors examples;
+
+  /** Of the examples that were used last, as many as are timed together; the one used last at the end. */
+  private final Map<Integer, Map<String, OnnxTensor>> open =
+      new LinkedHashMap<>(2 * Savings.CASES, 0.75F, true);
 
   /**
    * Feeds a model.
@@ -25,12 +29,29 @@ final class FedModel implements AutoCloseable {
   FedModel(RuntimeModel model, ExampleTensors examples) {
     this.model = model;
     this.main = model.mainOutput();
+    this.examples = examples;
     try {
-      inputs = examples.open(model.inputs());
+      open(0);
     } catch (InputException e) {
       model.close();
-      throw new InputException(model.name() + ": " + e.getMessage(), e);
+      throw e;
     }
+  }
+
+  private Map<String, OnnxTensor> open(int example) {
+    Map<String, OnnxTensor> tensors = open.get(example);
+    if (tensors == null) {
+      try {
+        tensors = examples.open(example, model.inputs());
+      } catch (InputException e) {
+        throw new InputException(model.name() + ": " + e.getMessage(), e);
+      }
+      if (open.size() == Savings.CASES) {
+        ExampleTensors.close(open.remove(open.keySet().iterator().next()));
+      }
+      open.put(example, tensors);
+    }
+    return tensors;
   }
 
   /** What messages call it. */
@@ -40,7 +61,7 @@ final class FedModel implements AutoCloseable {
 
   /** All that the model gives for an example. The caller closes it. */
   OrtSession.Result run(int example) {
-    return model.run(inputs.get(example));
+    return model.run(open(example));
   }
 
   /**
@@ -125,7 +146,7 @@ final class FedModel implements AutoCloseable {
 
   @Override
   public void close() {
-    ExampleTensors.close(inputs);
+    open.values().forEach(ExampleTensors::close);
     model.close();
   }
 }

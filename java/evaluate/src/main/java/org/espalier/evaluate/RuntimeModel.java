@@ -107,14 +107,14 @@ public final class RuntimeModel implements AutoCloseable {
    * @throws InputException where it does not run on it
    */
   public void check(ExampleTensors examples) {
-    List<Map<String, OnnxTensor>> inputs;
+    Map<String, OnnxTensor> inputs;
     try {
-      inputs = examples.open(inputs());
+      inputs = examples.open(0, inputs());
     } catch (InputException e) {
       throw new InputException(name + ": " + e.getMessage(), e);
     }
     try {
-      run(inputs.get(0)).close();
+      run(inputs).close();
     } finally {
       ExampleTensors.close(inputs);
     }

@@ -26,7 +26,8 @@ import org.espalier.format.onnx.OnnxModel;
  * @param millis the candidate's
  */
 public record Savings(double sizeRatio, double speedup, double referenceMillis, double millis) {
-  private static final int CASES = 64;
+  /** At most so many are timed. */
+  static final int CASES = 64;
   private static final int CASE_ROUNDS = 9;
 
   private static final int MOST_ROUNDS = 64;

@@ -46,26 +46,58 @@ public final class TensorActivations implements ActivationSource {
 
   @Override
   public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
+    run(
+        model,
+        activations,
+        receiver,
+        threads,
+        fed -> {
+          for (Map<String, OnnxTensor> inputs : examples) {
+            fed.run(inputs);
+          }
+        });
+  }
+
+  /** Runs a model on the inputs of one example. */
+  @FunctionalInterface
+  interface Run {
+    void run(Map<String, OnnxTensor> inputs) throws OrtException;
+  }
+
+  /** Has a model run on each example. */
+  @FunctionalInterface
+  interface Feeder {
+    void feed(Run model) throws OrtException;
+  }
+
+  /** Runs a model on what a feeder has of examples. */
+  static void run(
+      OnnxModel model,
+      Collection<String> activations,
+      Receiver receiver,
+      int threads,
+      Feeder examples) {
     Set<String> fetched = new HashSet<>(activations);
     try (LoadedModel loaded = LoadedModel.of(model.withOutputs(activations), threads)) {
-      for (Map<String, OnnxTensor> inputs : examples) {
-        // A graph input is no output that could be fetched: its values are what is fed.
-        for (Map.Entry<String, OnnxTensor> e : inputs.entrySet()) {
-          if (fetched.contains(e.getKey())) {
-            receive(model, e.getKey(), e.getValue(), receiver);
-          }
-        }
-        Set<String> computed = new HashSet<>(fetched);
-        computed.removeAll(inputs.keySet());
-        if (computed.isEmpty()) {
-          continue;
-        }
-        try (OrtSession.Result result = loaded.session().run(inputs, computed)) {
-          for (Map.Entry<String, OnnxValue> e : result) {
-            receive(model, e.getKey(), e.getValue(), receiver);
-          }
-        }
-      }
+      examples.feed(
+          inputs -> {
+            // A graph input is no output that could be fetched: its values are what is fed.
+            for (Map.Entry<String, OnnxTensor> e : inputs.entrySet()) {
+              if (fetched.contains(e.getKey())) {
+                receive(model, e.getKey(), e.getValue(), receiver);
+              }
+            }
+            Set<String> computed = new HashSet<>(fetched);
+            computed.removeAll(inputs.keySet());
+            if (computed.isEmpty()) {
+              return;
+            }
+            try (OrtSession.Result result = loaded.session().run(inputs, computed)) {
+              for (Map.Entry<String, OnnxValue> e : result) {
+                receive(model, e.getKey(), e.getValue(), receiver);
+              }
+            }
+          });
     } catch (OrtException e) {
       throw new InputException(
           model.name() + ": ONNX Runtime cannot run it for calibration: " + e.getMessage(), e);

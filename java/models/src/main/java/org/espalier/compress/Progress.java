@@ -8,6 +8,8 @@ public interface Progress {
 
   /** What a run does; it may skip one, and do the first ones in turns. */
   enum Phase {
+    /** Reads examples; counted by these. */
+    READ("reading"),
     /** Sees what a model does on examples; counted by these. */
     CALIBRATE("calibrating"),
     /** Moves scale between activations and weights; counted by activations. */

@@ -10,8 +10,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import org.espalier.InputException;
-import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.ComputedList;
+import org.espalier.format.NearNames;
 import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -19,8 +20,8 @@ import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
 /**
- * Reads and splits {@code data.examples}: tensors of one shape, from a file of tensors or of lines, or texts, which become the
- * tokens that models ask for.
+ * Reads and splits {@code data.examples}: tensors of one shape, from a file of tensors or of lines, images, which become such, or
+ * texts, which become the tokens that models ask for.
  */
 final class LabelledData {
   private final Recipe recipe;
@@ -28,6 +29,9 @@ final class LabelledData {
   private final RunHost host;
   private final Map<String, ValueInfoProto> asked;
   private final boolean missing;
+
+  /** The names of the classes, which folders may say. */
+  private List<String> classes;
 
   /**
    * @param asked the models' inputs by name, which lines become; empty for a module, which has one
@@ -39,10 +43,11 @@ final class LabelledData {
     this.host = host;
     this.asked = asked;
     this.missing = missing;
+    classes = data.classes();
   }
 
   RunData read() {
-    Examples.Labelled all = examples(host.file(data.examples()));
+    Examples.Labelled all = examples(host.examples(data.examples()));
     boolean unused =
         recipe.stages().stages().stream()
             .map(stage -> stage.training().objective())
@@ -73,40 +78,56 @@ final class LabelledData {
 
   /** What is trained on and held out. A text that occurs twice could be trained on and measured. */
   private Examples.Labelled examples(Path file) {
-    if (!ExampleLine.areIn(file)) {
+    if (!LineExamples.areIn(file)) {
       return ExamplesFile.read(file, data.task(), missing);
     }
     LineExamples all = LineExamples.read(file, data.task(), data.classes(), asked);
-    if (!all.areTexts()) {
+    classes = all.classes();
+    if (!classes.equals(data.classes())) {
+      host.note(
+          "the classes are the folders of " + file + ": " + NearNames.list("", all.classes()));
+    }
+    if (!all.areTexts() && !all.areImages()) {
       return all.tensors(asked, missing);
     }
-    Path own = data.evaluationExamples() == null ? null : host.file(data.evaluationExamples());
-    boolean lines = own != null && ExampleLine.areJson(own.toString());
+    Path own = data.evaluationExamples() == null ? null : host.examples(data.evaluationExamples());
+    boolean lines = own != null && LineExamples.areIn(own);
     LineExamples kept = all.distinct(lines ? LineExamples.unlabelled(own, asked) : null);
     int left = all.lines().size() - kept.lines().size();
+    String what = all.areTexts() ? "text" : "image";
     if (left > 0) {
       host.note(
           left
-              + " texts of "
+              + " "
+              + what
+              + "s of "
               + file
               + " are left out, for they occur more than once"
               + (own == null ? "" : ", or in " + own));
     }
     if (kept.lines().isEmpty()) {
-      throw new InputException(file + " has no text that is not in " + own);
+      throw new InputException(file + " has no " + what + " that is not in " + own);
     }
-    return tokens(kept);
+    return fed(kept);
   }
 
   private Examples.Labelled read(Path file, Recipe.Task task) {
-    if (!ExampleLine.areIn(file)) {
+    if (!LineExamples.areIn(file)) {
       return ExamplesFile.read(file, task, missing);
     }
-    LineExamples lines = LineExamples.read(file, task, data.classes(), asked);
-    return lines.areTexts() ? tokens(lines) : lines.tensors(asked, missing);
+    return fed(LineExamples.read(file, task, classes, asked));
   }
 
-  private Examples.Labelled tokens(LineExamples examples) {
+  private Examples.Labelled fed(LineExamples examples) {
+    if (examples.areImages()) {
+      return examples.images(
+          asked,
+          host.imageProcessor(),
+          (phase, done, total) -> host.progress("reading images", done, total));
+    }
+    if (!examples.areTexts()) {
+      return examples.tensors(asked, missing);
+    }
     return new Examples.Labelled(inputs(examples.file(), host.tokens(examples)), examples.labels());
   }
 
@@ -151,7 +172,7 @@ final class LabelledData {
    * @param all what is trained on, which they must be like
    */
   private Examples.Labelled evaluation(Examples.Labelled all) {
-    Path file = host.file(data.evaluationExamples());
+    Path file = host.examples(data.evaluationExamples());
     // What labels are is decided once: those of few examples may all be 0 and 1.
     Recipe.Task task = all.labels() == null ? data.task() : RunData.task(all.labels());
     Examples.Labelled own = read(file, task);
@@ -194,7 +215,7 @@ final class LabelledData {
   static Examples.Labelled pick(Examples.Labelled all, List<Integer> indices) {
     List<Examples.Input> inputs = new ArrayList<>();
     for (Examples.Input input : all.inputs()) {
-      List<byte[]> rows = indices.stream().map(input.rows()::get).toList();
+      List<byte[]> rows = ComputedList.pick(input.rows(), indices);
       inputs.add(new Examples.Input(input.name(), input.type(), input.shape(), rows));
     }
     return new Examples.Labelled(

@@ -2,6 +2,8 @@ package org.espalier.recipe;
 
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -10,17 +12,24 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Supplier;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.backend.CpuThreads;
+import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.ComputedList;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.MissingValues;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Names;
+import org.espalier.image.ImageInput;
+import org.espalier.image.ImageProcessor;
+import org.espalier.image.Images;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
@@ -29,11 +38,15 @@ import org.espalier.train.Labels;
  * "labels"} are 0 or 1 for each of several classes; {@code "values"} are several numbers. All lines have one of these, or
  * null, or none, where it is not known.
  *
- * @param file that they are of
- * @param lines all texts, or all numbers
+ * Or a folder of images, with a folder for each class.
+ *
+ * @param file that they are of; a folder of images
+ * @param lines all texts, all images, or all numbers
  * @param labels of as many; null where none is known
+ * @param classes the names of the classes in their order; empty where labels are their numbers
  */
-public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
+public record LineExamples(
+    Path file, List<ExampleLine> lines, Labels labels, List<String> classes) {
   public LineExamples {
     lines = List.copyOf(lines);
   }
@@ -52,8 +65,14 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
       throw new InputException("of the classes " + classes + " a word is there twice");
     }
     LineExamples unlabelled = unlabelled(file, asked);
+    List<String> names = classes.isEmpty() ? unlabelled.classes : List.copyOf(classes);
     return new LineExamples(
-        file, unlabelled.lines, new Reader(file, classes).labels(unlabelled.lines, task));
+        file, unlabelled.lines, new Reader(file, names).labels(unlabelled.lines, task), names);
+  }
+
+  /** Whether examples are read here, by the name of a file, or because it is a folder. */
+  public static boolean areIn(Path file) {
+    return ExampleLine.areIn(file) || Files.isDirectory(file);
   }
 
   /**
@@ -63,6 +82,10 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
    * @throws InputException that names the example
    */
   public static LineExamples unlabelled(Path file, Map<String, ValueInfoProto> asked) {
+    if (Files.isDirectory(file)) {
+      ImageFolder folder = ImageFolder.read(file);
+      return new LineExamples(file, folder.examples(), null, folder.classes());
+    }
     List<ExampleLine> lines =
         ExampleLine.areJson(file.toString())
             ? ExampleLine.read(file)
@@ -70,30 +93,82 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
     if (lines.isEmpty()) {
       throw new InputException(file + " holds no example");
     }
-    boolean texts = lines.get(0).text() != null;
+    String first = kind(lines.get(0));
     for (int i = 0; i < lines.size(); i++) {
-      if (texts != (lines.get(i).text() != null)) {
+      if (!kind(lines.get(i)).equals(first)) {
         throw new InputException(
             file
                 + ": example "
                 + (i + 1)
                 + ": there is "
-                + (texts
-                    ? "no text, and earlier ones have one"
-                    : "a text, and earlier ones have none"));
+                + kind(lines.get(i))
+                + ", and "
+                + first
+                + " before; one of them is right");
       }
     }
-    return new LineExamples(file, lines, null);
+    return new LineExamples(file, lines, null, List.of());
+  }
+
+  private static String kind(ExampleLine line) {
+    return line.text() != null ? "text" : line.image() != null ? "image" : "numbers";
   }
 
   /** At most so many of them, evenly spread, without labels. */
   public LineExamples some(int count) {
-    return new LineExamples(file, ActivationSource.spread(lines, count), null);
+    return new LineExamples(file, ActivationSource.spread(lines, count), null, classes);
   }
 
-  /** Whether they are texts; else they are numbers. */
+  /** Whether they are texts. */
   public boolean areTexts() {
     return lines.get(0).text() != null;
+  }
+
+  /** Whether they are images. */
+  public boolean areImages() {
+    return lines.get(0).image() != null;
+  }
+
+  /**
+   * The images, with the labels, as a model takes them.
+   *
+   * @param asked the models' inputs by name; empty for a module, which has one
+   * @param processor how they become tensors
+   * @param progress hears how many were read
+   * @throws InputException that names the image which is none, or that the model takes none
+   */
+  Examples.Labelled images(
+      Map<String, ValueInfoProto> asked, ImageProcessor processor, Progress progress) {
+    List<Path> files = new ArrayList<>(lines.size());
+    for (int i = 0; i < lines.size(); i++) {
+      Path image = image(lines.get(i));
+      if (!Files.isRegularFile(image)) {
+        throw new InputException(
+            file + ": example " + (i + 1) + ": there is no image " + image);
+      }
+      files.add(image);
+    }
+    ImageInput input =
+        asked.isEmpty() ? ImageInput.OF_MODULES : ImageInput.of(List.copyOf(asked.values()));
+    Images images = new Images(files, processor, input, CpuThreads.get(), progress);
+    return new Examples.Labelled(
+        List.of(
+            new Examples.Input(
+                input.name(),
+                input.type(),
+                images.shape(),
+                new ComputedList<>(images.size(), images::tensor))),
+        labels);
+  }
+
+  private Path image(ExampleLine line) {
+    try {
+      Path folder = Files.isDirectory(file) ? file : file.toAbsolutePath().getParent();
+      return folder.resolve(line.image()).normalize();
+    } catch (InvalidPathException e) {
+      throw new InputException(
+          file + ": " + Names.quote(line.image()) + " is not a path: " + e.getReason(), e);
+    }
   }
 
   /**
@@ -130,29 +205,35 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
   }
 
   /**
-   * Numbers as a model is fed them, without the labels.
+   * Numbers or images as a model is fed them, without the labels.
    *
+   * @param processor gives how images become tensors
+   * @param progress hears how many images were read
    * @throws InputException that names the example
    */
-  public ExampleTensors fed(OnnxModel model) {
-    return RunHost.tensors(tensors(asked(model), MissingValues.areKnownTo(model)));
+  public ExampleTensors fed(
+      OnnxModel model, Supplier<ImageProcessor> processor, Progress progress) {
+    return RunHost.tensors(
+        areImages()
+            ? images(asked(model), processor.get(), progress)
+            : tensors(asked(model), MissingValues.areKnownTo(model)));
   }
 
   /**
-   * Each text once, as it is there first with a label that is known, if it has one.
+   * Each text or image once, as it is there first with a label that is known, if it has one.
    *
    * @param without others that are left out too; null for none
    */
   LineExamples distinct(LineExamples without) {
     Set<List<String>> left = new HashSet<>();
     if (without != null) {
-      without.lines.forEach(line -> left.add(texts(line)));
+      without.lines.forEach(line -> left.add(without.identity(line)));
     }
     Map<List<String>, Integer> kept = new LinkedHashMap<>();
     for (int i = 0; i < lines.size(); i++) {
-      if (!left.contains(texts(lines.get(i)))) {
+      if (!left.contains(identity(lines.get(i)))) {
         kept.merge(
-            texts(lines.get(i)),
+            identity(lines.get(i)),
             i,
             (before, now) -> isKnown(now) && !isKnown(before) ? now : before);
       }
@@ -161,15 +242,18 @@ public record LineExamples(Path file, List<ExampleLine> lines, Labels labels) {
     return new LineExamples(
         file,
         IntStream.of(indices).mapToObj(lines::get).toList(),
-        labels == null ? null : labels.of(indices));
+        labels == null ? null : labels.of(indices),
+        classes);
   }
 
   private boolean isKnown(int index) {
     return labels != null && labels.of(index).known(null) > 0;
   }
 
-  private static List<String> texts(ExampleLine line) {
-    return Arrays.asList(line.text(), line.second());
+  private List<String> identity(ExampleLine line) {
+    return line.image() != null
+        ? List.of(image(line).toString())
+        : Arrays.asList(line.text(), line.second());
   }
 
   /** The labels of a file. */

@@ -61,12 +61,14 @@ public record Recipe(
    *
    * @param file a path or a reference
    * @param tokenizer a path or a reference; null for the one beside the model
+   * @param imageProcessor a path or a reference; null for the one beside the model
    * @param config the config.json of the original checkpoint; null where there is none
    * @param place where it was written
    */
   public record ModelSettings(
       String file,
       String tokenizer,
+      String imageProcessor,
       String config,
       org.espalier.train.Pooling pooling,
       int maxTokens,
@@ -265,6 +267,7 @@ public record Recipe(
     return new ModelSettings(
         model.text("file"),
         model.text("tokenizer"),
+        model.text("image-processor"),
         model.text("config"),
         model.text("pooling").equals("cls")
             ? org.espalier.train.Pooling.CLS
@@ -301,8 +304,9 @@ public record Recipe(
   private static List<String> classes(Settings data) {
     List<String> classes = data.has("classes") ? data.texts("classes") : List.of();
     if (!classes.isEmpty()
-        && !(data.given("examples") && ExampleLine.areIn(data.text("examples")))) {
-      throw data.wrong("classes", "it is for examples in lines, a .jsonl or .csv file");
+        && (!data.given("examples") || data.text("examples").endsWith(".safetensors"))) {
+      throw data.wrong(
+          "classes", "it is for examples in lines, a .jsonl or .csv file, or a folder of images");
     }
     if (Set.copyOf(classes).size() < classes.size()) {
       throw data.wrong("classes", "a word is there twice");

@@ -164,7 +164,7 @@ public final class RecipeRun {
       Compression compression, ReportBuilder report, RunInputs inputs, Path reference, long start) {
     host.progress("writing", 0, 0);
     folder.deleteLeftovers();
-    RunExport export = new RunExport(recipe, inputs, host.tokenizerFile(), folder, compression);
+    RunExport export = new RunExport(recipe, inputs, host, folder, compression);
     Path model = export.write(recipe.formats());
     Map<String, Object> fidelity = null;
     if (!report.lastStage().has("fidelity")) {

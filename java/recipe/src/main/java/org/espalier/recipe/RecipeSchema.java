@@ -77,6 +77,12 @@ public final class RecipeSchema {
                 null,
                 "The tokenizer.json of a text model; by default the one beside the model."),
             optional(
+                "image-processor",
+                FILE,
+                null,
+                "The preprocessor_config.json of a model that is shown files of images: how they"
+                    + " are resized, cropped and scaled; by default the one beside the model."),
+            optional(
                 "config",
                 FILE,
                 null,
@@ -141,13 +147,16 @@ public final class RecipeSchema {
                     + " \"dense\": [0.5, 2]}, …} or, for models with one output a text, {\"text\":"
                     + " \"…\", …}; \"labels\": [0, 1] for classes that do not exclude each other,"
                     + " \"values\": [0.5, 2] for numbers. Or a .csv file: the features in the order"
-                    + " of the inputs, then the label or the values."),
+                    + " of the inputs, then the label or the values. Or images: a folder with a"
+                    + " folder for each class, or a .jsonl file of {\"image\": \"cats/1.jpg\","
+                    + " \"label\": \"cat\"}, whose paths start at its folder."),
             optional(
                 "classes",
                 new ListOf(new Text("a word")),
                 null,
                 "The words that labels of a .jsonl or .csv file are, in the order of the model's"
-                    + " outputs: [ham, spam]."),
+                    + " outputs: [ham, spam]. Of a folder of images the names of its folders; by"
+                    + " default in alphabetical order."),
             optional(
                 "task",
                 new Choice(List.of("auto", "classification", "regression", "causal-lm")),
@@ -184,7 +193,7 @@ public final class RecipeSchema {
                 "evaluation-examples",
                 FILE,
                 null,
-                "A file with the same tensors as examples, for the report in place of held-out"
+                "A file, or a folder of images, with the same as examples, for the report in place of held-out"
                     + " examples: the test split of a data set.")));
   }
 

@@ -8,6 +8,7 @@ import java.util.List;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.image.ImageProcessor;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.train.Compression;
 import org.espalier.train.Quantization;
@@ -17,6 +18,7 @@ import org.espalier.train.Stage;
 final class RunExport {
   private final RunInputs inputs;
   private final Path tokenizer;
+  private final Path imageProcessor;
   private final RunFolder folder;
   private final Compression compression;
 
@@ -27,12 +29,13 @@ final class RunExport {
   private final ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
 
   /**
-   * @param tokenizer of texts; null without
+   * @param host has the tokenizer of texts and what images became tensors by, where there were any
    */
   RunExport(
-      Recipe recipe, RunInputs inputs, Path tokenizer, RunFolder folder, Compression compression) {
+      Recipe recipe, RunInputs inputs, RunHost host, RunFolder folder, Compression compression) {
     this.inputs = inputs;
-    this.tokenizer = tokenizer;
+    this.tokenizer = host.tokenizerFile();
+    this.imageProcessor = host.imageProcessorFile();
     this.folder = folder;
     this.compression = compression;
     List<Quantization> quantized =
@@ -78,6 +81,11 @@ final class RunExport {
       Path copy = folder.resolve("tokenizer.json");
       AtomicFile.copy(tokenizer, copy);
       add(List.of(copy), "the tokenizer, as it was");
+    }
+    if (imageProcessor != null) {
+      Path copy = folder.resolve(ImageProcessor.FILE_NAME);
+      AtomicFile.copy(imageProcessor, copy);
+      add(List.of(copy), "how images become tensors, as it was");
     }
     return main;
   }

@@ -4,7 +4,6 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -26,7 +25,9 @@ import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
+import org.espalier.format.ComputedList;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.image.ImageProcessor;
 import org.espalier.source.MavenEntry;
 import org.espalier.source.MavenFiles;
 import org.espalier.source.ModelSource;
@@ -40,6 +41,7 @@ final class RunHost implements AutoCloseable {
   private final RunMonitor monitor;
   private final MavenFiles maven;
   private TextTokenizer tokenizer;
+  private ImageProcessor imageProcessor;
 
   /**
    * @param base where relative paths of the recipe begin
@@ -73,6 +75,17 @@ final class RunHost implements AutoCloseable {
     return path;
   }
 
+  /** The same of examples, which may be a folder of images. */
+  Path examples(String reference) {
+    if (!MavenEntry.isOne(reference)) {
+      Path path = base.resolve(ModelSource.path(reference));
+      if (Files.isDirectory(path)) {
+        return path;
+      }
+    }
+    return file(reference);
+  }
+
   /**
    * Sentences of WordNet, different ones in a fixed order.
    *
@@ -87,18 +100,33 @@ final class RunHost implements AutoCloseable {
   private synchronized TextTokenizer tokenizer() {
     if (tokenizer == null) {
       String named = recipe.model().tokenizer();
-      Path file =
-          named != null
-              ? file(named)
-              : ModelSource.find(
-                      MavenEntry.isOne(recipe.model().file())
-                          ? recipe.model().file()
-                          : file(recipe.model().file()).toString(),
-                      text -> {}) // said when the model was found
-                  .tokenizer("model.tokenizer");
+      Path file = named != null ? file(named) : model().tokenizer("model.tokenizer");
       tokenizer = new TextTokenizer(file, recipe.model().maxTokens());
     }
     return tokenizer;
+  }
+
+  private ModelSource model() {
+    String named = recipe.model().file();
+    return ModelSource.findAny(
+        MavenEntry.isOne(named) ? named : file(named).toString(),
+        text -> {}); // said when the model was found
+  }
+
+  /** How images become tensors. */
+  synchronized ImageProcessor imageProcessor() {
+    if (imageProcessor == null) {
+      String named = recipe.model().imageProcessor();
+      imageProcessor =
+          ImageProcessor.read(
+              named != null ? file(named) : model().imageProcessor("model.image-processor"));
+    }
+    return imageProcessor;
+  }
+
+  /** The file that says how images become tensors; null where there were none. */
+  synchronized Path imageProcessorFile() {
+    return imageProcessor == null ? null : imageProcessor.file();
   }
 
   /** The file of the tokenizer that texts were read with; null where there were none. */
@@ -188,27 +216,29 @@ final class RunHost implements AutoCloseable {
 
   /** Examples as a model is fed them. */
   static ExampleTensors tensors(Examples.Labelled examples) {
-    List<Map<String, ExampleTensors.Value>> all = new ArrayList<>();
-    for (int i = 0; i < examples.size(); i++) {
-      Map<String, ExampleTensors.Value> example = new LinkedHashMap<>();
-      for (Examples.Input input : examples.inputs()) {
-        byte[] row = input.rows().get(i);
-        long[] shape =
-            LongStream.concat(LongStream.of(1), input.shape(i).stream().mapToLong(d -> d))
-                .toArray();
-        example.put(
-            input.name() == null ? ExampleTensors.ONLY_INPUT : input.name(),
-            new ExampleTensors.Value(
-                ByteBuffer.allocateDirect(row.length)
-                    .order(ByteOrder.LITTLE_ENDIAN)
-                    .put(row)
-                    .flip(),
-                shape,
-                OnnxRuntime.type(input.type())));
-      }
-      all.add(example);
+    return new ExampleTensors(
+        new ComputedList<>(examples.size(), i -> values(examples.inputs(), i)));
+  }
+
+  private static Map<String, ExampleTensors.Value> values(
+      List<Examples.Input> inputs, int example) {
+    Map<String, ExampleTensors.Value> values = new LinkedHashMap<>();
+    for (Examples.Input input : inputs) {
+      byte[] row = input.rows().get(example);
+      long[] shape =
+          LongStream.concat(LongStream.of(1), input.shape(example).stream().mapToLong(d -> d))
+              .toArray();
+      values.put(
+          input.name() == null ? ExampleTensors.ONLY_INPUT : input.name(),
+          new ExampleTensors.Value(
+              ByteBuffer.allocateDirect(row.length)
+                  .order(ByteOrder.LITTLE_ENDIAN)
+                  .put(row)
+                  .flip(),
+              shape,
+              OnnxRuntime.type(input.type())));
     }
-    return new ExampleTensors(all);
+    return values;
   }
 
   /** What ran, by name: versions, processor, threads. */

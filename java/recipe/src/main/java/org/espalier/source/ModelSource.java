@@ -14,6 +14,7 @@ import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.FusedNodes;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
+import org.espalier.image.ImageProcessor;
 
 /**
  * A model that the user named: a path, or a file inside a Maven artefact.
@@ -201,6 +202,39 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
               + " chooses one");
     }
     return entry == null ? beside(found.get(0)) : maven.file(entry.sibling(found.get(0)));
+  }
+
+  /**
+   * The {@code preprocessor_config.json} that lies beside the model, in its folder or in its artefact, or in the folder above one
+   * that is called onnx, as repositories of Hugging Face have it.
+   *
+   * @param setting what names another one, for messages
+   * @throws InputException if there is none
+   */
+  public Path imageProcessor(String setting) {
+    String name = ImageProcessor.FILE_NAME;
+    if (entry != null && maven.has(entry.sibling(name))) {
+      return maven.file(entry.sibling(name));
+    }
+    if (entry == null) {
+      Path own = beside(name);
+      Path folder = own.getParent();
+      if (!Files.isRegularFile(own) && folder.endsWith("onnx")) {
+        own = folder.resolveSibling(name);
+      }
+      if (Files.isRegularFile(own)) {
+        return own;
+      }
+    }
+    throw new InputException(
+        "beside "
+            + (entry == null ? path : entry)
+            + " lies no "
+            + name
+            + ", which says how images become tensors: {\"size\": {\"height\": 224, \"width\": 224},"
+            + " \"image_mean\": [0.485, 0.456, 0.406], \"image_std\": [0.229, 0.224, 0.225]}; "
+            + setting
+            + " names one");
   }
 
   private Path beside(String name) {

@@ -16,6 +16,7 @@ import java.util.function.DoubleSupplier;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
+import org.espalier.format.ComputedList;
 import org.espalier.format.onnx.AttentionMask;
 import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -110,7 +111,8 @@ public sealed interface Examples {
    * @param type one of {@link #TYPES}
    * @param shape of an example, without the batch; {@link #OPEN} in place of a first dimension that each example has of
    *     its own: the tokens of a text
-   * @param rows the bytes of each example, row-major and little-endian
+   * @param rows the bytes of each example, row-major and little-endian; {@linkplain ComputedList computed} ones have all
+   *     the size of the first
    */
   record Input(String name, SafetensorsDtype type, List<Long> shape, List<byte[]> rows) {
     /** The types that an input can have, and what ONNX calls them. */
@@ -131,20 +133,21 @@ public sealed interface Examples {
     public Input {
       Objects.requireNonNull(type, "type");
       shape = List.copyOf(shape);
-      rows = List.copyOf(rows);
+      rows = ComputedList.orCopy(rows);
       if (!TYPES.containsKey(type)) {
         throw new InputException(
             "an input of " + type + "; models are fed " + new TreeSet<>(TYPES.keySet()));
       }
       long bytes = step(type, shape);
-      for (int i = 0; i < rows.size(); i++) {
+      int looked = rows instanceof ComputedList ? Math.min(1, rows.size()) : rows.size();
+      for (int i = 0; i < looked; i++) {
         int own = rows.get(i).length;
         if (isOpen(shape) ? own == 0 || own % bytes != 0 : own != bytes) {
           throw new InputException(
               "example "
                   + (i + 1)
                   + " has "
-                  + rows.get(i).length
+                  + own
                   + " bytes; "
                   + type
                   + " "

@@ -1,9 +1,10 @@
 package org.espalier.compress.onnx;
 
 import java.nio.FloatBuffer;
-import java.util.ArrayList;
 import java.util.Collection;
 import java.util.List;
+import java.util.stream.IntStream;
+import org.espalier.format.ComputedList;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -43,11 +44,8 @@ public interface ActivationSource {
   /** At most so many of a list's members, evenly spread. */
   static <T> List<T> spread(List<T> list, int count) {
     int n = Math.min(count, list.size());
-    List<T> some = new ArrayList<>();
-    for (int i = 0; i < n; i++) {
-      some.add(list.get((int) ((long) i * list.size() / n)));
-    }
-    return some;
+    return ComputedList.pick(
+        list, IntStream.range(0, n).mapToObj(i -> (int) ((long) i * list.size() / n)).toList());
   }
 
   /** Receives one activation of one example. */

@@ -1,0 +1,184 @@
+package org.espalier.image;
+
+import java.awt.color.ColorSpace;
+import java.awt.image.BufferedImage;
+import java.awt.image.ColorModel;
+import java.awt.image.IndexColorModel;
+import java.awt.image.Raster;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+import java.util.Iterator;
+import java.util.Map;
+import javax.imageio.ImageIO;
+import javax.imageio.ImageReader;
+import javax.imageio.metadata.IIOMetadata;
+import javax.imageio.metadata.IIOMetadataFormatImpl;
+import javax.imageio.stream.FileImageInputStream;
+import javax.imageio.stream.ImageInputStream;
+import org.espalier.InputException;
+import org.w3c.dom.Element;
+import org.w3c.dom.NodeList;
+
+/**
+ * Reads JPEG, PNG, GIF (the first picture), BMP and TIFF (the first page): the values that the file has, without its colour profile
+ * or transparency, upright as the EXIF of a JPEG says.
+ */
+final class ImageFile {
+  private static final long MOST_PIXELS = 100_000_000;
+
+  /** Bytes that a pixel takes while it is read: decoded, as values, and upright. */
+  private static final int PIXEL_BYTES = 9;
+
+  /** EXIF's numbers of the orientations that ImageIO has names for. */
+  private static final Map<String, Integer> ORIENTATIONS =
+      Map.of(
+          "FlipH", 2,
+          "Rotate180", 3,
+          "FlipV", 4,
+          "FlipVRotate90", 5,
+          "Rotate270", 6,
+          "FlipHRotate90", 7,
+          "Rotate90", 8);
+
+  private ImageFile() {}
+
+  /**
+   * Reads an image.
+   *
+   * @param channels 3, or 1 for shades of grey
+   * @throws InputException where the file is no image, a damaged or too large one
+   */
+  static Pixels read(Path file, int channels) {
+    if (!Files.isRegularFile(file)) {
+      throw new InputException("there is no image " + file);
+    }
+    try (ImageInputStream in = new FileImageInputStream(file.toFile())) {
+      Iterator<ImageReader> readers = ImageIO.getImageReaders(in);
+      if (!readers.hasNext()) {
+        throw new InputException(file + " is no image of JPEG, PNG, GIF, BMP or TIFF");
+      }
+      ImageReader reader = readers.next();
+      try {
+        reader.setInput(in, true, false);
+        Pixels pixels = read(reader, file);
+        return channels == 1 ? pixels.grey() : pixels;
+      } finally {
+        reader.dispose();
+      }
+    } catch (NoSuchFileException e) {
+      throw new InputException("there is no image " + file, e);
+    } catch (InputException e) {
+      throw e;
+    } catch (IOException | RuntimeException e) {
+      // What readers throw at damaged files is of many kinds.
+      throw new InputException(
+          "the image " + file + " cannot be read: " + e.getClass().getSimpleName() + reason(e), e);
+    }
+  }
+
+  private static String reason(Exception e) {
+    return e.getMessage() == null ? "" : ": " + e.getMessage();
+  }
+
+  private static Pixels read(ImageReader reader, Path file) throws IOException {
+    long width = reader.getWidth(0);
+    long height = reader.getHeight(0);
+    if (width * height > MOST_PIXELS) {
+      throw new InputException(
+          "the image "
+              + file
+              + " has "
+              + width
+              + " x "
+              + height
+              + " pixels; at most "
+              + MOST_PIXELS
+              + " are read");
+    }
+    if (width * height * PIXEL_BYTES > Runtime.getRuntime().maxMemory() / 2) {
+      throw new InputException(
+          "the image "
+              + file
+              + " has "
+              + width
+              + " x "
+              + height
+              + " pixels, which take half of the memory that there is; -Xmx gives more");
+    }
+    boolean[] cut = new boolean[1];
+    reader.addIIOReadWarningListener(
+        (source, warning) -> cut[0] |= warning.contains("premature end"));
+    BufferedImage image = reader.read(0);
+    if (cut[0]) {
+      throw new InputException("the image " + file + " is cut off");
+    }
+    return colours(image, file).upright(orientation(reader.getImageMetadata(0)));
+  }
+
+  private static int orientation(IIOMetadata metadata) {
+    if (metadata == null || !metadata.isStandardMetadataFormatSupported()) {
+      return 1;
+    }
+    Element root =
+        (Element) metadata.getAsTree(IIOMetadataFormatImpl.standardMetadataFormatName);
+    NodeList found = root.getElementsByTagName("ImageOrientation");
+    String name = found.getLength() == 0 ? "" : ((Element) found.item(0)).getAttribute("value");
+    return ORIENTATIONS.getOrDefault(name, 1);
+  }
+
+  private static Pixels colours(BufferedImage image, Path file) {
+    Pixels made = Pixels.black(image.getWidth(), image.getHeight(), 3);
+    Raster raster = image.getRaster();
+    ColorModel model = image.getColorModel();
+    int space = model.getColorSpace().getType();
+    if (model instanceof IndexColorModel palette) {
+      int[] row = new int[made.width()];
+      for (int y = 0; y < made.height(); y++) {
+        raster.getPixels(0, y, made.width(), 1, row);
+        for (int x = 0; x < made.width(); x++) {
+          set(made, x, y, palette.getRed(row[x]), palette.getGreen(row[x]), palette.getBlue(row[x]));
+        }
+      }
+      return made;
+    }
+    int bits = raster.getSampleModel().getSampleSize(0);
+    if (space != ColorSpace.TYPE_RGB && space != ColorSpace.TYPE_GRAY || bits > 16) {
+      throw new InputException(
+          "the image " + file + " has no colours of red, green and blue in 8 or 16 bits");
+    }
+    int bands = raster.getNumBands();
+    int green = space == ColorSpace.TYPE_RGB ? 1 : 0;
+    int[] row = new int[made.width() * bands];
+    int[] most = raster.getSampleModel().getSampleSize();
+    for (int b = 0; b < bands; b++) {
+      most[b] = (1 << most[b]) - 1;
+    }
+    for (int y = 0; y < made.height(); y++) {
+      raster.getPixels(0, y, made.width(), 1, row);
+      for (int x = 0; x < made.width(); x++) {
+        int at = x * bands;
+        set(
+            made,
+            x,
+            y,
+            eightBits(row[at], most[0]),
+            eightBits(row[at + green], most[green]),
+            eightBits(row[at + 2 * green], most[2 * green]));
+      }
+    }
+    return made;
+  }
+
+  private static int eightBits(int value, int most) {
+    return most == 255 ? value : most > 255 ? value >> 8 : value * 255 / most;
+  }
+
+  private static void set(Pixels image, int x, int y, int red, int green, int blue) {
+    int at = (y * image.width() + x) * 3;
+    image.values()[at] = (byte) red;
+    image.values()[at + 1] = (byte) green;
+    image.values()[at + 2] = (byte) blue;
+  }
+}

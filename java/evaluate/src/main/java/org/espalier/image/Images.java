@@ -1,0 +1,191 @@
+package org.espalier.image;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicLong;
+import org.espalier.InputException;
+import org.espalier.compress.Progress;
+
+/**
+ * Files of images as a model takes them. Each is read when this is made, so that none fails later; their pixels stay in memory,
+ * a byte a value, as long as they take less than a quarter of it, and are read again where they do not. For several threads.
+ */
+public final class Images {
+  private final List<Path> files;
+  private final ImageProcessor processor;
+  private final ImageInput input;
+  private final long[][] bits;
+  private final Pixels[] kept;
+  private final AtomicLong room = new AtomicLong(Runtime.getRuntime().maxMemory() / 4);
+  private final List<Long> shape;
+
+  /**
+   * Reads images.
+   *
+   * @param files at least one
+   * @param threads that read, at least 1
+   * @param progress hears how many were read
+   * @throws InputException where one is no image, or they are not of one size that the model takes
+   */
+  public Images(
+      List<Path> files,
+      ImageProcessor processor,
+      ImageInput input,
+      int threads,
+      Progress progress) {
+    this.files = List.copyOf(files);
+    this.processor = processor;
+    this.input = input;
+    bits = input.bits(processor);
+    checkSize();
+    kept = new Pixels[files.size()];
+    AtomicInteger done = new AtomicInteger();
+    ExecutorService readers = Executors.newFixedThreadPool(threads);
+    try {
+      List<Future<List<Long>>> shapes = new ArrayList<>();
+      for (int i = 0; i < kept.length; i++) {
+        int which = i;
+        shapes.add(
+            readers.submit(
+                () -> {
+                  List<Long> own = input.shape(keep(which));
+                  progress.at(Progress.Phase.READ, done.incrementAndGet(), kept.length);
+                  return own;
+                }));
+      }
+      shape = shapes.get(0).get();
+      for (int i = 1; i < kept.length; i++) {
+        if (!shapes.get(i).get().equals(shape)) {
+          throw new InputException(
+              "the image "
+                  + files.get(i)
+                  + " becomes "
+                  + shapes.get(i).get()
+                  + ", earlier ones "
+                  + shape
+                  + "; a size of height and width, or a crop_size, in "
+                  + processor.file()
+                  + " makes them alike");
+        }
+      }
+    } catch (ExecutionException e) {
+      if (e.getCause() instanceof InputException failure) {
+        throw failure;
+      }
+      throw new IllegalStateException("an image could not be read", e.getCause());
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+      throw new IllegalStateException("interrupted while images were read", e);
+    } finally {
+      readers.shutdownNow();
+    }
+  }
+
+  /** Looks at what can be told before the first image is read. */
+  private void checkSize() {
+    int[] size = processor.size();
+    if (size == null) {
+      return;
+    }
+    if (input.height() > 0 && input.height() != size[0]
+        || input.width() > 0 && input.width() != size[1]) {
+      throw new InputException(
+          processor.file()
+              + " makes images of "
+              + size[0]
+              + " x "
+              + size[1]
+              + " (height x width); the model takes "
+              + input.height()
+              + " x "
+              + input.width());
+    }
+  }
+
+  private Pixels keep(int image) {
+    Pixels pixels = read(image);
+    if (room.addAndGet(-pixels.values().length) >= 0) {
+      kept[image] = pixels;
+    }
+    return pixels;
+  }
+
+  private Pixels read(int image) {
+    Path file = files.get(image);
+    Pixels pixels;
+    try {
+      pixels = processor.sized(ImageFile.read(file, input.channels()));
+    } catch (InputException e) {
+      throw e.getMessage().contains(file.toString())
+          ? e
+          : new InputException("the image " + file + ": " + e.getMessage(), e);
+    }
+    if (input.height() > 0 && input.height() != pixels.height()
+        || input.width() > 0 && input.width() != pixels.width()) {
+      throw new InputException(
+          "the image "
+              + file
+              + " has "
+              + pixels.height()
+              + " x "
+              + pixels.width()
+              + " pixels (height x width); the model takes "
+              + input.height()
+              + " x "
+              + input.width()
+              + ", which a size in "
+              + processor.file()
+              + " makes");
+    }
+    return pixels;
+  }
+
+  /** How many there are. */
+  public int size() {
+    return files.size();
+  }
+
+  /** The input that they are for. */
+  public ImageInput input() {
+    return input;
+  }
+
+  /** The shape of each, without the batch. */
+  public List<Long> shape() {
+    return shape;
+  }
+
+  /** What the input is fed of an image: little-endian, of the input's type and layout. */
+  public byte[] tensor(int image) {
+    Pixels pixels = kept[image] != null ? kept[image] : read(image);
+    int channels = input.channels();
+    byte[] values = pixels.values();
+    int count = values.length / channels;
+    ByteBuffer to =
+        ByteBuffer.allocate((int) input.type().bytes(values.length))
+            .order(ByteOrder.LITTLE_ENDIAN);
+    int size = (int) input.type().bytes(1);
+    for (int c = 0; c < channels; c++) {
+      int from = processor.channel(c, channels);
+      int at = input.channelsFirst() ? c * count * size : c * size;
+      int step = input.channelsFirst() ? size : channels * size;
+      for (int i = 0; i < count; i++, at += step, from += channels) {
+        long value = bits[c][values[from] & 255];
+        switch (size) {
+          case 4 -> to.putInt(at, (int) value);
+          case 2 -> to.putShort(at, (short) value);
+          default -> to.put(at, (byte) value);
+        }
+      }
+    }
+    return to.array();
+  }
+}
