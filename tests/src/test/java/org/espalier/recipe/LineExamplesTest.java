@@ -24,9 +24,16 @@ class LineExamplesTest {
             .map(
                 parts ->
                     new ExampleLine(
-                        parts[0], parts.length > 1 ? parts[1] : null, null, null, null, null, null))
+                        parts[0],
+                        parts.length > 1 ? parts[1] : null,
+                        null,
+                        null,
+                        null,
+                        null,
+                        null,
+                        null))
             .toList();
-    return new LineExamples(Path.of("texts.jsonl"), lines, labels);
+    return new LineExamples(Path.of("texts.jsonl"), lines, labels, List.of());
   }
 
   private static List<String> texts(LineExamples examples) {

@@ -42,7 +42,8 @@ final class CalibrationOptions {
               + " English sentences from WordNet); for any model a .safetensors file with one"
               + " tensor an input, whose first dimension counts the examples; or a .jsonl file of"
               + " either, {\"text\": \"...\"}, {\"features\": [...]} or {\"inputs\": {...}} a line,"
-              + " or a .csv file of numbers; 'none' leaves calibration out (less accurate; onnx-qdq"
+              + " or a .csv file of numbers; or a folder of images, or a .jsonl file of them,"
+              + " {\"image\": \"1.jpg\"}; 'none' leaves calibration out (less accurate; onnx-qdq"
               + " needs it).")
   private String calibration;
 

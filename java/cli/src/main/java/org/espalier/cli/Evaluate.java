@@ -7,6 +7,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.stream.Stream;
 import org.espalier.InputException;
@@ -58,7 +59,7 @@ import picocli.CommandLine.Parameters;
       "    --tokenizer tokenizer.json",
       "  espalier evaluate bge-small.onnx bge-small-int8.onnx --texts sentences.txt \\",
       "    --pooling cls --json",
-      "  espalier evaluate resnet.onnx resnet-int8.onnx --examples images.safetensors",
+      "  espalier evaluate resnet.onnx resnet-int8.onnx --examples photos/test",
       "  espalier evaluate clf.onnx clf-int8.onnx --examples test.jsonl --classes ham,spam",
       "  espalier evaluate gpt2.onnx gpt2-int8.onnx --texts texts.txt --task causal-lm",
     })
@@ -95,7 +96,9 @@ final class Evaluate implements Callable<Integer> {
                 + " dimension counts the examples. One example has 1 there or, of a tensor with a"
                 + " dimension more than the input, not that dimension. Or a .jsonl file of such"
                 + " numbers, or of texts for models with one output a text, {\"text\": \"...\","
-                + " \"label\": 1} a line, as data.examples of recipes; or a .csv file of numbers.")
+                + " \"label\": 1} a line, or of images, {\"image\": \"1.jpg\", \"label\": 1}, as"
+                + " data.examples of recipes; or a .csv file of numbers; or a folder of images,"
+                + " with a folder for each class.")
     private String examples;
   }
 
@@ -210,11 +213,14 @@ final class Evaluate implements Callable<Integer> {
   }
 
   private LineExamples lines(Path file, OnnxModel model) {
-    return LineExamples.read(
-        file,
-        task == Task.NONE ? Recipe.Task.AUTO : task.ofRecipe,
-        List.copyOf(classes),
-        LineExamples.asked(model));
+    LineExamples lines =
+        LineExamples.read(
+            file,
+            task == Task.NONE ? Recipe.Task.AUTO : task.ofRecipe,
+            List.copyOf(classes),
+            LineExamples.asked(model));
+    Optional.ofNullable(lines.folders(classes)).ifPresent(common::note);
+    return lines;
   }
 
   private ExampleTensors tokens(ModelSource original, LineExamples texts) {

@@ -451,8 +451,7 @@ final class Quantize implements Callable<Integer> {
   }
 
   /** The error that what becomes of a model has to it as it is now, on a few examples that are tensors. */
-  private Optional<OutputError> error(
-      ModelSource source, OnnxModel onnx, Set<String> judged) {
+  private Optional<OutputError> error(ModelSource source, OnnxModel onnx, Set<String> judged) {
     return calibration.few(onnx, source).map(tensors -> new OutputError(onnx, judged, tensors));
   }
 

@@ -37,7 +37,7 @@ import picocli.CommandLine.Option;
       "",
       "Examples:",
       "  espalier recipe init -o recipe.yaml --model model.onnx --texts texts.txt",
-      "  espalier recipe init -o recipe.yaml --model resnet.onnx --examples images.safetensors",
+      "  espalier recipe init -o recipe.yaml --model resnet.onnx --examples photos/train",
     })
 final class RecipeInit implements Callable<Integer> {
   /** Of fewer examples a fifth each is held out to validate and to evaluate, not what is usual. */
@@ -73,7 +73,8 @@ final class RecipeInit implements Callable<Integer> {
         paramLabel = "EXAMPLES",
         description =
             "Examples in place of texts, for models of any other kind: a .safetensors file; or a"
-                + " .jsonl file of texts with labels.")
+                + " .jsonl file of texts with labels; or a folder of images with a folder for each"
+                + " class.")
     private String examples;
   }
 

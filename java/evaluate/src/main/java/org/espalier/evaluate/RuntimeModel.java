@@ -9,7 +9,6 @@ import ai.onnxruntime.TensorInfo;
 import java.nio.file.Path;
 import java.util.EnumSet;
 import java.util.LinkedHashMap;
-import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;

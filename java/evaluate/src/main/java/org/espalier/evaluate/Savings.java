@@ -28,6 +28,7 @@ import org.espalier.format.onnx.OnnxModel;
 public record Savings(double sizeRatio, double speedup, double referenceMillis, double millis) {
   /** At most so many are timed. */
   static final int CASES = 64;
+
   private static final int CASE_ROUNDS = 9;
 
   private static final int MOST_ROUNDS = 64;

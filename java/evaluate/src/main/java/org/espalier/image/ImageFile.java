@@ -121,8 +121,7 @@ final class ImageFile {
     if (metadata == null || !metadata.isStandardMetadataFormatSupported()) {
       return 1;
     }
-    Element root =
-        (Element) metadata.getAsTree(IIOMetadataFormatImpl.standardMetadataFormatName);
+    Element root = (Element) metadata.getAsTree(IIOMetadataFormatImpl.standardMetadataFormatName);
     NodeList found = root.getElementsByTagName("ImageOrientation");
     String name = found.getLength() == 0 ? "" : ((Element) found.item(0)).getAttribute("value");
     return ORIENTATIONS.getOrDefault(name, 1);
@@ -138,7 +137,13 @@ final class ImageFile {
       for (int y = 0; y < made.height(); y++) {
         raster.getPixels(0, y, made.width(), 1, row);
         for (int x = 0; x < made.width(); x++) {
-          set(made, x, y, palette.getRed(row[x]), palette.getGreen(row[x]), palette.getBlue(row[x]));
+          set(
+              made,
+              x,
+              y,
+              palette.getRed(row[x]),
+              palette.getGreen(row[x]),
+              palette.getBlue(row[x]));
         }
       }
       return made;

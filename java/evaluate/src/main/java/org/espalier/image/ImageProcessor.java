@@ -29,6 +29,7 @@ public final class ImageProcessor {
   public static final String FILE_NAME = "preprocessor_config.json";
 
   private static final int MOST_BYTES = 100_000;
+
   /** Of a side in pixels. */
   static final int MOST_SIDE = 16_384;
 
@@ -294,7 +295,8 @@ public final class ImageProcessor {
         if (has("crop_pct") || isOfClip()) {
           return new Size(side, 0);
         }
-        throw wrong("size", "a number says of some models the shorter side, of others both: " + right);
+        throw wrong(
+            "size", "a number says of some models the shorter side, of others both: " + right);
       }
       if (given.hasNonNull("height") && given.hasNonNull("width") && given.size() == 2) {
         return new Size(side("size", given.get("height")), side("size", given.get("width")));
@@ -307,7 +309,8 @@ public final class ImageProcessor {
 
     /** CLIP's processors mean the shorter side where they have one number. */
     private boolean isOfClip() {
-      return (json.path("feature_extractor_type").asText() + json.path("image_processor_type").asText())
+      return (json.path("feature_extractor_type").asText()
+              + json.path("image_processor_type").asText())
           .startsWith("CLIP");
     }
 

@@ -170,8 +170,7 @@ public final class Images {
     byte[] values = pixels.values();
     int count = values.length / channels;
     ByteBuffer to =
-        ByteBuffer.allocate((int) input.type().bytes(values.length))
-            .order(ByteOrder.LITTLE_ENDIAN);
+        ByteBuffer.allocate((int) input.type().bytes(values.length)).order(ByteOrder.LITTLE_ENDIAN);
     int size = (int) input.type().bytes(1);
     for (int c = 0; c < channels; c++) {
       int from = processor.channel(c, channels);

@@ -25,8 +25,7 @@ import org.espalier.evaluate.ExampleLine;
  *     none
  */
 record ImageFolder(List<ExampleLine> examples, List<String> classes) {
-  private static final Set<String> READ =
-      Set.of("jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff");
+  private static final Set<String> READ = Set.of("jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff");
 
   /** To leave these out would be to measure on fewer images than there are. */
   private static final Set<String> NOT_READ = Set.of("webp", "avif", "heic", "heif", "jxl", "jp2");

@@ -8,11 +8,11 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.ComputedList;
-import org.espalier.format.NearNames;
 import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -83,10 +83,7 @@ final class LabelledData {
     }
     LineExamples all = LineExamples.read(file, data.task(), data.classes(), asked);
     classes = all.classes();
-    if (!classes.equals(data.classes())) {
-      host.note(
-          "the classes are the folders of " + file + ": " + NearNames.list("", all.classes()));
-    }
+    Optional.ofNullable(all.folders(data.classes())).ifPresent(host::note);
     if (!all.areTexts() && !all.areImages()) {
       return all.tensors(asked, missing);
     }

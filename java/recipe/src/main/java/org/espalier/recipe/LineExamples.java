@@ -119,6 +119,22 @@ public record LineExamples(
     return new LineExamples(file, ActivationSource.spread(lines, count), null, classes);
   }
 
+  /**
+   * What folders say of the classes, for people.
+   *
+   * @param given the classes that the user named
+   * @return null where the user named them, or they are numbers
+   */
+  public String folders(List<String> given) {
+    return classes.equals(given)
+        ? null
+        : classes.size()
+            + " classes, which are the folders of "
+            + file
+            + " in their order: "
+            + NearNames.list("", classes);
+  }
+
   /** Whether they are texts. */
   public boolean areTexts() {
     return lines.get(0).text() != null;
@@ -143,8 +159,7 @@ public record LineExamples(
     for (int i = 0; i < lines.size(); i++) {
       Path image = image(lines.get(i));
       if (!Files.isRegularFile(image)) {
-        throw new InputException(
-            file + ": example " + (i + 1) + ": there is no image " + image);
+        throw new InputException(file + ": example " + (i + 1) + ": there is no image " + image);
       }
       files.add(image);
     }

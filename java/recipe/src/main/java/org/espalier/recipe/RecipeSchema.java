@@ -193,8 +193,8 @@ public final class RecipeSchema {
                 "evaluation-examples",
                 FILE,
                 null,
-                "A file, or a folder of images, with the same as examples, for the report in place of held-out"
-                    + " examples: the test split of a data set.")));
+                "A file, or a folder of images, with the same as examples, for the report in place"
+                    + " of held-out examples: the test split of a data set.")));
   }
 
   private static Variants stages() {

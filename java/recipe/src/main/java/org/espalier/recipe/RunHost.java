@@ -231,10 +231,7 @@ final class RunHost implements AutoCloseable {
       values.put(
           input.name() == null ? ExampleTensors.ONLY_INPUT : input.name(),
           new ExampleTensors.Value(
-              ByteBuffer.allocateDirect(row.length)
-                  .order(ByteOrder.LITTLE_ENDIAN)
-                  .put(row)
-                  .flip(),
+              ByteBuffer.allocateDirect(row.length).order(ByteOrder.LITTLE_ENDIAN).put(row).flip(),
               shape,
               OnnxRuntime.type(input.type())));
     }

@@ -1,0 +1,237 @@
+package org.espalier.cli;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import com.fasterxml.jackson.databind.JsonNode;
+import java.awt.image.BufferedImage;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import javax.imageio.ImageIO;
+import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.SmallModels;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.SafetensorsWriter;
+import org.espalier.format.safetensors.TensorSpec;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Images in folders or lines are the same as the tensors that they become. */
+class CompressImagesTest {
+  private static final int N = 240;
+  private static final int SIDE = 8;
+  private static final String[] NAMES = {"blue", "green", "red"};
+
+  private static final String RECIPE =
+      """
+      model: {file: model.onnx}
+      data: {examples: FILE, validation: 40, evaluation: 40, calibration: 32}
+      stages:
+        - {kind: fine-tune, steps: 150, batch: 32, learning-rate: 3e-2}
+        - {kind: quantize, form: static, steps: 10, batch: 32, learning-rate: 1e-3}
+      report: {each-stage: false}
+      """;
+
+  @TempDir Path folder;
+
+  @BeforeEach
+  void write() throws IOException {
+    Random random = new Random(5);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("colours")
+            .addInput(SmallModels.value("pixels", DataType.FLOAT, -1, 3, SIDE, SIDE))
+            .addInitializer(SmallModels.floats("filter", random, 0.3f, 4, 3, 3, 3))
+            .addInitializer(SmallModels.floats("head", random, 0.5f, 4, 3))
+            .addNode(SmallModels.line("seen Conv pixels filter"))
+            .addNode(SmallModels.line("bent Relu seen"))
+            .addNode(SmallModels.line("pooled GlobalAveragePool bent"))
+            .addNode(SmallModels.line("flat Flatten pooled"))
+            .addNode(SmallModels.line("logits MatMul flat head"))
+            .addOutput(SmallModels.value("logits", DataType.FLOAT, -1, 3));
+    Files.write(folder.resolve("model.onnx"), SmallModels.model(17, g).toByteArray());
+    Files.writeString(
+        folder.resolve("preprocessor_config.json"),
+        "{\"image_mean\": [0.5, 0.25, 0.5], \"image_std\": [0.5, 0.5, 0.25]}");
+    images(random);
+  }
+
+  /** Writes the images into folders, lines that name them in the folders' order, and tensors in the same. */
+  private void images(Random random) throws IOException {
+    float[] mean = {0.5f, 0.25f, 0.5f};
+    float[] deviation = {0.5f, 0.5f, 0.25f};
+    ByteBuffer inputs = ByteBuffer.allocate(N * 3 * SIDE * SIDE * 4).order(ByteOrder.LITTLE_ENDIAN);
+    ByteBuffer labels = ByteBuffer.allocate(N * 8).order(ByteOrder.LITTLE_ENDIAN);
+    List<String> lines = new ArrayList<>();
+    for (int label = 0; label < 3; label++) {
+      Files.createDirectories(folder.resolve("train/" + NAMES[label]));
+      for (int i = 0; i < N / 3; i++) {
+        BufferedImage image = new BufferedImage(SIDE, SIDE, BufferedImage.TYPE_INT_RGB);
+        for (int p = 0; p < SIDE * SIDE; p++) {
+          int noise = random.nextInt(1 << 24) & 0x7F7F7F;
+          image.setRGB(p % SIDE, p / SIDE, noise + (random.nextInt(120) << 8 * label));
+        }
+        String name = String.format("%s/%03d.png", NAMES[label], i);
+        ImageIO.write(image, "png", folder.resolve("train/" + name).toFile());
+        for (int c = 0; c < 3; c++) {
+          for (int p = 0; p < SIDE * SIDE; p++) {
+            int value = image.getRGB(p % SIDE, p / SIDE) >> 16 - 8 * c & 255;
+            inputs.putFloat(((float) (value * (1 / 255.0)) - mean[c]) / deviation[c]);
+          }
+        }
+        labels.putLong(label);
+        lines.add("{\"image\": \"train/" + name + "\", \"label\": \"" + NAMES[label] + "\"}");
+      }
+    }
+    Files.write(folder.resolve("lines.jsonl"), lines);
+    long n = N;
+    long side = SIDE;
+    List<TensorSpec> specs =
+        List.of(
+            new TensorSpec("pixels", SafetensorsDtype.F32, List.of(n, 3L, side, side)),
+            new TensorSpec("labels", SafetensorsDtype.I64, List.of(n)));
+    try (AtomicFile file = AtomicFile.create(folder.resolve("tensors.safetensors"))) {
+      SafetensorsWriter writer = new SafetensorsWriter(file, specs, Map.of());
+      writer.append("pixels", inputs.flip());
+      writer.append("labels", labels.flip());
+      writer.finish();
+      file.commit();
+    }
+  }
+
+  private Path compress(String examples, String more) throws IOException {
+    Path recipe =
+        Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FILE", examples + more));
+    Path out = folder.resolve("out-" + examples);
+    Run.of("compress", recipe, "-o", out).done();
+    return out;
+  }
+
+  @Test
+  void foldersLinesAndTensorsTrainAlike() throws IOException {
+    Path tensors = compress("tensors.safetensors", "");
+    Path folders = compress("train", "");
+    Path lines = compress("lines.jsonl", ", classes: [blue, green, red]");
+    byte[] expected = Files.readAllBytes(tensors.resolve("model-int8.onnx"));
+    assertArrayEquals(expected, Files.readAllBytes(folders.resolve("model-int8.onnx")));
+    assertArrayEquals(expected, Files.readAllBytes(lines.resolve("model-int8.onnx")));
+    assertFalse(Files.exists(tensors.resolve("preprocessor_config.json")));
+    assertEquals(
+        Files.readString(folder.resolve("preprocessor_config.json")),
+        Files.readString(folders.resolve("preprocessor_config.json")));
+    // What was written takes the same images.
+    JsonNode measured =
+        Run.of(
+                "evaluate",
+                folders.resolve("model-int8.onnx"),
+                folders.resolve("model-int8.onnx"),
+                "--examples",
+                folder.resolve("train"),
+                "--json")
+            .json();
+    assertEquals(N, measured.path("examples").intValue());
+    assertTrue(measured.path("labels").path("accuracy").doubleValue() > 0.6, measured.toString());
+  }
+
+  @Test
+  void calibratesOnImagesAsOnTensors() throws IOException {
+    List<byte[]> made = new ArrayList<>();
+    for (String examples : List.of("tensors.safetensors", "train", "lines.jsonl")) {
+      Path out = folder.resolve(examples + ".onnx");
+      Run.of(
+              "quantize",
+              folder.resolve("model.onnx"),
+              "-o",
+              out,
+              "--to",
+              "onnx-qdq",
+              "--calibration",
+              folder.resolve(examples))
+          .done();
+      made.add(Files.readAllBytes(out));
+    }
+    assertArrayEquals(made.get(0), made.get(1));
+    assertArrayEquals(made.get(0), made.get(2));
+  }
+
+  private Run evaluate(Object examples, Object... more) {
+    List<Object> all =
+        new ArrayList<>(
+            List.of(
+                "evaluate",
+                folder.resolve("model.onnx"),
+                folder.resolve("model.onnx"),
+                "--examples",
+                examples,
+                "--json"));
+    all.addAll(List.of(more));
+    return Run.of(all.toArray());
+  }
+
+  private String failure(Object examples, Object... more) {
+    Run run = evaluate(examples, more);
+    assertEquals(2, run.code(), run.err());
+    return run.err();
+  }
+
+  @Test
+  void foldersSayTheClasses() throws IOException {
+    Path train = folder.resolve("train");
+    double right = evaluate(train).json().path("labels").path("accuracy").doubleValue();
+    // In the order that the user gives; numbers are the classes themselves.
+    assertEquals(
+        right,
+        evaluate(train, "--classes", "blue,green,red")
+            .json()
+            .path("labels")
+            .path("accuracy")
+            .doubleValue());
+    assertTrue(failure(train, "--classes", "blue,green").contains("the label 'red' is none of"));
+    Files.move(train.resolve("blue"), train.resolve("0"));
+    Files.move(train.resolve("red"), train.resolve("2"));
+    Files.move(train.resolve("green"), train.resolve("01"));
+    Files.createDirectories(train.resolve(".cache"));
+    Files.writeString(train.resolve("README.md"), "not an image");
+    Files.writeString(train.resolve("2/notes.txt"), "not an image");
+    assertEquals(right, evaluate(train).json().path("labels").path("accuracy").doubleValue());
+  }
+
+  @Test
+  void saysWhatIsWrong() throws IOException {
+    Path train = folder.resolve("train");
+    Path odd = Files.copy(train.resolve("red/000.png"), train.resolve("odd.png"));
+    assertTrue(failure(train).contains("has images beside folders, which are classes: odd.png"));
+    Files.delete(odd);
+    Files.writeString(train.resolve("red/x.webp"), "");
+    assertTrue(failure(train).contains("is of a kind that is not read; JPEG and PNG are"));
+    Files.delete(train.resolve("red/x.webp"));
+    assertTrue(failure(Files.createDirectory(folder.resolve("empty"))).contains("holds no image"));
+    Path lines = Files.writeString(folder.resolve("a.jsonl"), "{\"image\": \"train/none.png\"}\n");
+    assertTrue(failure(lines).contains("a.jsonl: example 1: there is no image"));
+    Files.writeString(lines, "{\"image\": \"train/red/000.png\"}\n{\"features\": [1]}\n");
+    assertTrue(
+        failure(lines).contains("example 2: there is numbers, and image before"), failure(lines));
+    Files.writeString(lines, "{\"image\": \"\\u0000\"}\n");
+    assertTrue(failure(lines).contains("is not a path"));
+    Files.writeString(lines, "{\"image\": \"train/red/000.png\", \"text\": \"red\"}\n");
+    assertTrue(failure(lines).contains("there are several of text, image, features and inputs"));
+    Files.delete(folder.resolve("preprocessor_config.json"));
+    assertTrue(failure(train).contains("lies no preprocessor_config.json"));
+    Path own = Files.writeString(folder.resolve("own.json"), "{\"size\": 4}");
+    assertTrue(failure(train, "--image-processor", own).contains("4 x 4"));
+    Files.writeString(own, "{}");
+    evaluate(train, "--image-processor", own).done();
+  }
+}

@@ -1,0 +1,147 @@
+package org.espalier.image;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.List;
+import java.util.zip.CRC32;
+import org.espalier.GoldenFiles;
+import org.espalier.InputException;
+import org.espalier.format.safetensors.SafetensorsFile;
+import org.espalier.format.safetensors.TensorInfo;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** Images are read and resized to the bits that Pillow makes of them. */
+class ImageFileTest {
+  private static final Path GOLDEN = GoldenFiles.repository().resolve("images");
+
+  @TempDir Path folder;
+
+  private static Pixels expected(String name) {
+    try (SafetensorsFile file = SafetensorsFile.open(GOLDEN.resolve("pillow.safetensors"))) {
+      TensorInfo tensor = file.tensor(name);
+      byte[] values = new byte[(int) tensor.bytes()];
+      file.read(tensor, 0, ByteBuffer.wrap(values));
+      int[] shape = tensor.shape().stream().mapToInt(Long::intValue).toArray();
+      return new Pixels(shape[1], shape[0], shape[2], values);
+    }
+  }
+
+  private static void assertSame(Pixels expected, Pixels made) {
+    assertEquals(
+        expected.width() + " x " + expected.height(), made.width() + " x " + made.height());
+    assertEquals(expected.channels(), made.channels());
+    assertArrayEquals(expected.values(), made.values());
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "photo.png", "photo.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg", "palette.png",
+        "bits.png", "grey_alpha.png", "alpha.png", "photo.bmp", "photo.gif", "turned2.jpg",
+        "turned3.jpg", "turned4.jpg", "turned5.jpg", "turned6.jpg", "turned7.jpg", "turned8.jpg"
+      })
+  void readsWhatPillowReads(String name) {
+    assertSame(expected(name), ImageFile.read(GOLDEN.resolve(name), 3));
+  }
+
+  @Test
+  void greyIsWhatPillowMakes() {
+    assertSame(expected("grey"), ImageFile.read(GOLDEN.resolve("photo.png"), 1));
+  }
+
+  @ParameterizedTest
+  @EnumSource(Resampling.class)
+  void resizesAsPillowDoes(Resampling filter) {
+    Pixels image = ImageFile.read(GOLDEN.resolve("photo.png"), 3);
+    for (int[] size : new int[][] {{20, 15}, {61, 12}, {17, 47}, {90, 70}, {30, 80}}) {
+      String name = filter.name().toLowerCase() + " " + size[0] + "x" + size[1];
+      assertSame(expected(name), filter.resize(image, size[0], size[1]));
+    }
+  }
+
+  @Test
+  void sixteenBitsBecomeEight() throws IOException {
+    var image =
+        new java.awt.image.BufferedImage(2, 1, java.awt.image.BufferedImage.TYPE_USHORT_GRAY);
+    image.getRaster().setSample(0, 0, 0, 0x12FF);
+    image.getRaster().setSample(1, 0, 0, 0xFE00);
+    Path file = folder.resolve("deep.png");
+    javax.imageio.ImageIO.write(image, "png", file.toFile());
+    assertArrayEquals(
+        new byte[] {0x12, 0x12, 0x12, (byte) 0xFE, (byte) 0xFE, (byte) 0xFE},
+        ImageFile.read(file, 3).values());
+  }
+
+  private static String failure(Path file) {
+    return assertThrows(InputException.class, () -> ImageFile.read(file, 3)).getMessage();
+  }
+
+  @Test
+  void saysWhatIsNoImage() throws IOException {
+    assertEquals("there is no image " + folder.resolve("no"), failure(folder.resolve("no")));
+    assertEquals("there is no image " + folder, failure(folder));
+    Path text = Files.writeString(folder.resolve("a.jpg"), "no image at all");
+    assertEquals(text + " is no image of JPEG, PNG, GIF, BMP or TIFF", failure(text));
+    assertTrue(failure(Files.createFile(folder.resolve("empty.png"))).contains("is no image of"));
+  }
+
+  @Test
+  void saysWhatIsCutOff() throws IOException {
+    for (String name :
+        List.of("photo.jpg", "progressive.jpg", "photo.png", "photo.gif", "photo.bmp")) {
+      byte[] whole = Files.readAllBytes(GOLDEN.resolve(name));
+      Path cut = folder.resolve(name);
+      Files.write(cut, Arrays.copyOf(whole, whole.length / 2));
+      assertTrue(failure(cut).startsWith("the image " + cut), failure(cut));
+    }
+  }
+
+  @Test
+  void damagedFilesAreBadInput() throws IOException {
+    var random = new java.util.Random(3);
+    for (String name :
+        List.of("photo.jpg", "cmyk.jpg", "turned6.jpg", "palette.png", "photo.gif", "photo.bmp")) {
+      byte[] whole = Files.readAllBytes(GOLDEN.resolve(name));
+      for (int trial = 0; trial < 60; trial++) {
+        byte[] bytes = whole.clone();
+        for (int k = 0; k < 4; k++) {
+          bytes[random.nextInt(Math.min(bytes.length, 700))] = (byte) random.nextInt();
+        }
+        Path file = Files.write(folder.resolve(name), bytes);
+        try {
+          ImageFile.read(file, 3);
+        } catch (InputException e) {
+          assertTrue(e.getMessage().contains(file.toString()), e.getMessage());
+        }
+      }
+    }
+  }
+
+  @Test
+  void aSmallFileThatSaysItIsLargeIsRefused() throws IOException {
+    ByteBuffer header = ByteBuffer.allocate(33);
+    header.put(new byte[] {(byte) 0x89, 'P', 'N', 'G', 13, 10, 26, 10});
+    header.putInt(13).put("IHDR".getBytes(StandardCharsets.US_ASCII));
+    header.putInt(60_000).putInt(50_000).put(new byte[] {8, 2, 0, 0, 0});
+    CRC32 sum = new CRC32();
+    sum.update(header.array(), 12, 17);
+    header.putInt((int) sum.getValue());
+    Path file = Files.write(folder.resolve("bomb.png"), header.array());
+    assertEquals(
+        "the image " + file + " has 60000 x 50000 pixels; at most 100000000 are read",
+        failure(file));
+  }
+}
