@@ -217,7 +217,7 @@ class CompressLinesTest {
 
   @Test
   void refusesNumbersThatDoNotFit() throws IOException {
-    refused("example 1: there is neither text nor features nor inputs", "{\"label\": 1}");
+    refused("example 1: there is neither text nor image nor features nor inputs", "{\"label\": 1}");
     refused(
         "example 2: there is a text, and earlier ones have none",
         line(0, true),

@@ -350,7 +350,7 @@ class CompressTextsTest {
 
   @Test
   void refusesWhatIsNoText() throws IOException {
-    refused("there is neither text nor features", "{\"label\": 1}");
+    refused("there is neither text nor image nor features", "{\"label\": 1}");
     refused("example 2: it is not JSON", "{\"text\": \"w1\", \"label\": 1}", "{\"text\"");
     refused("is a word; data.classes", "{\"text\": \"w1\", \"label\": \"many\"}");
     refused("classes are whole numbers", "classification", "{\"text\": \"w1\", \"label\": 0.5}");
