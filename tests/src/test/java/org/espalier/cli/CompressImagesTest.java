@@ -222,13 +222,16 @@ class CompressImagesTest {
     assertTrue(failure(lines).contains("a.jsonl: example 1: there is no image"));
     Files.writeString(lines, "{\"image\": \"train/red/000.png\"}\n{\"features\": [1]}\n");
     assertTrue(
-        failure(lines).contains("example 2: there is numbers, and image before"), failure(lines));
+        failure(lines).contains("example 2: it has numbers, and earlier ones have an image"),
+        failure(lines));
     Files.writeString(lines, "{\"image\": \"\\u0000\"}\n");
     assertTrue(failure(lines).contains("is not a path"));
     Files.writeString(lines, "{\"image\": \"train/red/000.png\", \"text\": \"red\"}\n");
     assertTrue(failure(lines).contains("there are several of text, image, features and inputs"));
     Files.delete(folder.resolve("preprocessor_config.json"));
-    assertTrue(failure(train).contains("lies no preprocessor_config.json"));
+    assertTrue(
+        failure(train)
+            .contains("nor preprocessor_config.json, which says how images become tensors"));
     Path own = Files.writeString(folder.resolve("own.json"), "{\"size\": 4}");
     assertTrue(failure(train, "--image-processor", own).contains("4 x 4"));
     Files.writeString(own, "{}");

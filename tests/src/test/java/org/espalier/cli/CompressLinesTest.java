@@ -219,7 +219,7 @@ class CompressLinesTest {
   void refusesNumbersThatDoNotFit() throws IOException {
     refused("example 1: there is neither text nor image nor features nor inputs", "{\"label\": 1}");
     refused(
-        "example 2: there is a text, and earlier ones have none",
+        "example 2: it has a text, and earlier ones have numbers",
         line(0, true),
         "{\"text\": \"a\"}");
     refused(
@@ -246,7 +246,8 @@ class CompressLinesTest {
         "point holds something that is no number",
         "{\"inputs\": {\"user\": 1, \"point\": [\"1\"]}}");
     refused(
-        "there are several of text, features and inputs", "{\"features\": [1], \"text\": \"a\"}");
+        "there are several of text, image, features and inputs",
+        "{\"features\": [1], \"text\": \"a\"}");
   }
 
   private void refused(String word, String... lines) throws IOException {

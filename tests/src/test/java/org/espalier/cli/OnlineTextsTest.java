@@ -307,7 +307,7 @@ class OnlineTextsTest {
     refused("there is no file", common, "--encoder", folder.resolve("none.onnx"));
     refused("tokenizer", common, "--encoder", encoder, "--tokenizer", recipe);
     Path perceptron = Files.write(folder.resolve("mlp.onnx"), SmallModels.mlp().toByteArray());
-    refused("a text model has an input input_ids", common, "--encoder", perceptron);
+    refused("takes no texts (it has no input_ids) and no images", common, "--encoder", perceptron);
     Path words = Files.copy(folder.resolve("tokenizer.json"), folder.resolve("words.json"));
     refused("words.json", common, "--encoder", encoder, "--tokenizer", words, "--report", words);
     recipe(", features: 7");
@@ -349,11 +349,12 @@ class OnlineTextsTest {
             1 << 24);
     OnlineRecipe sized = OnlineRecipe.read(recipe).withFeatures(WIDTH);
     Path words = folder.resolve("tokenizer.json");
-    try (Encoder open = Encoder.open(encoder, words, 10, Pooling.MEAN);
+    try (Encoder open = Encoder.ofTexts(encoder, words, 10, Pooling.MEAN);
         Learnable model = sized.newModel();
         OnlineLearner learner = new OnlineLearner(model, sized.settings());
         OnlineExamples examples =
-            new OnlineExamples(learner, false, ClassNames.NONE, open, null, note -> {})) {
+            new OnlineExamples(
+                learner, false, ClassNames.NONE, open.encoded(null), null, note -> {})) {
       examples.lookAhead(reader);
       assertEquals(4, read[0] / line.length, "lines of a third of what may be ahead");
       assertNull(examples.read(reader.next()), "it is too long a text");

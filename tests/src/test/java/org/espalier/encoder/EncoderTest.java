@@ -87,7 +87,7 @@ class EncoderTest {
   }
 
   private Encoder open(Path model, Pooling pooling) {
-    return Encoder.open(model, folder.resolve("tokenizer.json"), POSITIONS, pooling);
+    return Encoder.ofTexts(model, folder.resolve("tokenizer.json"), POSITIONS, pooling);
   }
 
   /** x [n, 48], or of another shape, → [n, 2] by the nodes of a kind; its names are those of the encoder. */
@@ -162,7 +162,7 @@ class EncoderTest {
     List<String> texts = SmallLanguage.texts(4, 9);
     float[] features = new float[texts.size() * WIDTH];
     for (int i = 0; i < texts.size(); i++) {
-      System.arraycopy(encoder.features(texts.get(i)), 0, features, i * WIDTH, WIDTH);
+      System.arraycopy(encoder.features(texts.get(i), null), 0, features, i * WIDTH, WIDTH);
     }
     Path own = folder.resolve("head.onnx");
     head.write(own);
@@ -255,8 +255,8 @@ class EncoderTest {
     try (Encoder encoder = open(own, Pooling.MEAN)) {
       encoder.followedBy(OnnxModel.of(model(17, same), "same")).write(joined);
       float[][] given = SmallLanguage.run(joined, List.of("w1 w2 w3", "w7 w2 w9")).get("y");
-      assertArrayEquals(encoder.features("w1 w2 w3"), given[0], (float) ROUNDING);
-      assertArrayEquals(encoder.features("w7 w2 w9"), given[1], (float) ROUNDING);
+      assertArrayEquals(encoder.features("w1 w2 w3", null), given[0], (float) ROUNDING);
+      assertArrayEquals(encoder.features("w7 w2 w9", null), given[1], (float) ROUNDING);
     }
   }
 
@@ -292,7 +292,8 @@ class EncoderTest {
         assertThrows(
             InputException.class,
             () ->
-                Encoder.open(model, folder.resolve("tokenizer.json"), POSITIONS + 1, Pooling.MEAN));
+                Encoder.ofTexts(
+                    model, folder.resolve("tokenizer.json"), POSITIONS + 1, Pooling.MEAN));
     assertTrue(e.getMessage().contains("(for a text of 31 tokens"), e.getMessage());
   }
 
@@ -300,10 +301,10 @@ class EncoderTest {
   void refusesTextsWithoutTokens() throws Exception {
     try (Encoder encoder = open(encoder(17, DataType.FLOAT, false), Pooling.MEAN)) {
       for (String text : List.of("", " \t\n")) {
-        InputException e = assertThrows(InputException.class, () -> encoder.features(text));
+        InputException e = assertThrows(InputException.class, () -> encoder.features(text, null));
         assertEquals("the text has no tokens", e.getMessage());
       }
-      assertEquals(WIDTH, encoder.features("x").length, "an unknown word is a token");
+      assertEquals(WIDTH, encoder.features("x", null).length, "an unknown word is a token");
     }
   }
 
@@ -324,7 +325,8 @@ class EncoderTest {
       Version second = publish(store, encoder::write);
       assertTrue(encoder.isOf(second));
       assertEquals(first.files(), second.files());
-      assertArrayEquals(encoder.features("w1 w2"), encoder.features("w1"), "the first token's");
+      assertArrayEquals(
+          encoder.features("w1 w2", null), encoder.features("w1", null), "the first token's");
     }
   }
 
@@ -366,7 +368,7 @@ class EncoderTest {
             () -> {
               while (true) {
                 try {
-                  assertEquals(WIDTH, encoder.features(text).length);
+                  assertEquals(WIDTH, encoder.features(text, null).length);
                 } catch (IllegalStateException e) {
                   return; // it is closed
                 }
@@ -375,7 +377,7 @@ class EncoderTest {
             });
     begun.await();
     encoder.close();
-    assertThrows(IllegalStateException.class, () -> encoder.features("w1"));
+    assertThrows(IllegalStateException.class, () -> encoder.features("w1", null));
     reading.join();
     encoder.close(); // a second time
   }

@@ -94,8 +94,8 @@ class ImageFileTest {
     assertEquals("there is no image " + folder.resolve("no"), failure(folder.resolve("no")));
     assertEquals("there is no image " + folder, failure(folder));
     Path text = Files.writeString(folder.resolve("a.jpg"), "no image at all");
-    assertEquals(text + " is no image of JPEG, PNG, GIF, BMP or TIFF", failure(text));
-    assertTrue(failure(Files.createFile(folder.resolve("empty.png"))).contains("is no image of"));
+    assertEquals("the image " + text + " is none of JPEG, PNG, GIF, BMP or TIFF", failure(text));
+    assertTrue(failure(Files.createFile(folder.resolve("empty.png"))).contains("is none of JPEG"));
   }
 
   @Test

@@ -45,7 +45,8 @@ class ImagesTest {
   }
 
   private Images images(String json, ImageInput input) throws IOException {
-    return new Images(List.of(image("a.png", 3, 2)), processor(json), input, 1, Progress.NONE);
+    return new Images(
+        List.of(image("a.png", 3, 2)), new ImageTensors(processor(json), input), 1, Progress.NONE);
   }
 
   private static float[] floats(byte[] bytes) {
@@ -118,7 +119,12 @@ class ImagesTest {
     message =
         assertThrows(
                 InputException.class,
-                () -> new Images(files, processor("{}"), ImageInput.OF_MODULES, 2, Progress.NONE))
+                () ->
+                    new Images(
+                        files,
+                        new ImageTensors(processor("{}"), ImageInput.OF_MODULES),
+                        2,
+                        Progress.NONE))
             .getMessage();
     assertTrue(message.contains("b.png becomes [3, 3, 2], earlier ones [3, 2, 3]"), message);
     message =
@@ -145,8 +151,7 @@ class ImagesTest {
     Images images =
         new Images(
             files,
-            processor("{\"do_rescale\": false}"),
-            ImageInput.OF_MODULES,
+            new ImageTensors(processor("{\"do_rescale\": false}"), ImageInput.OF_MODULES),
             4,
             (phase, done, total) -> most.accumulateAndGet(done, Math::max));
     assertEquals(40, most.get());

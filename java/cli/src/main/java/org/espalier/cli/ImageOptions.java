@@ -16,6 +16,11 @@ final class ImageOptions {
               + " artefact.")
   private String processor;
 
+  /** The file that the user named; null for none. */
+  String named() {
+    return processor;
+  }
+
   /** Whether the user named one. */
   boolean given() {
     return processor != null;

@@ -169,8 +169,8 @@ final class LearnerVersions {
     if (!same) {
       throw new InputException(
           encoder == null
-              ? "it has an encoder of texts, and what goes on has none; a new process serves it"
-              : "its encoder of texts is another one, or it has none; a new process serves it");
+              ? "it has an encoder, and what goes on has none; a new process serves it"
+              : "its encoder is another one, or it has none; a new process serves it");
     }
   }
 

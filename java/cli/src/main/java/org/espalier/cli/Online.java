@@ -14,6 +14,8 @@ import org.espalier.InputException;
 import org.espalier.encoder.Encoder;
 import org.espalier.evaluate.Pooling;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.ExampleLines;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearnerFiles;
 import org.espalier.online.OnlineLearner;
@@ -151,21 +153,24 @@ final class Online implements Callable<Integer> {
       names = "--encoder",
       paramLabel = "MODEL",
       description =
-          "A text encoder that stays as it is, in front of what learns: an .onnx file that takes"
-              + " token ids and gives hidden states or embeddings, one that 'quantize' made too."
-              + " Lines have texts then, and what is learned reads their embeddings, of length 1."
-              + " Each version has the encoder: --resume, 'serve' and 'store export' find it"
+          "An encoder of texts or images that stays as it is, in front of what learns: an .onnx"
+              + " file that takes token ids or pixels and gives hidden states or embeddings, of"
+              + " images also maps; one that 'quantize' made too. Lines have \"text\" then, or"
+              + " \"image\", a path from the input's folder or a URL with its data (data:image/"
+              + "jpeg;base64,...), and what is learned reads their embeddings, of length 1. Each"
+              + " version has the encoder: --resume, 'serve' and 'store export' find it"
               + " there.")
   private String encoderModel;
 
   @Mixin private TokenizerOptions tokenizer;
+  @Mixin private ImageOptions images;
 
   @Option(
       names = "--pooling",
       paramLabel = "mean|cls",
       description =
-          "How the encoder's token vectors become one: their mean over the attention mask, or the"
-              + " first one (BGE). Default: mean.")
+          "How the encoder's token vectors become one: their mean, of texts over the attention"
+              + " mask, or the first one (BGE, ViT). Default: mean.")
   private Pooling pooling;
 
   @Option(
@@ -244,7 +249,8 @@ final class Online implements Callable<Integer> {
               new Interrupts(() -> live.note("stopping after this batch; again ends at once"));
           Quarantine quarantine = quarantine(in, inputs);
           OnlineExamples examples =
-              new OnlineExamples(learner, csv, recipe.classes(), encoder, quarantine, live::note)) {
+              new OnlineExamples(
+                  learner, csv, recipe.classes(), encoded(encoder), quarantine, live::note)) {
         learner.quarantine(quarantine);
         long seen = held == null ? 0 : seenLines(store, held.version(), in, interrupts);
         if (store == null) {
@@ -284,12 +290,21 @@ final class Online implements Callable<Integer> {
     }
   }
 
+  /** What lines have in place of features; null where they have these. */
+  private ExampleLines.Encoded encoded(Encoder encoder) {
+    if (encoder == null) {
+      return null;
+    }
+    Path folder = input.equals("-") ? null : ModelSource.path(input).toAbsolutePath().getParent();
+    return encoder.encoded(folder == null ? Path.of("") : folder);
+  }
+
   /** Says beforehand where {@link StoreExport} will not make one graph of a version. */
   private void noteExport(Encoder encoder, OnlineLearner learner) {
     try {
       encoder.requireCanBeFollowedBy(learner.toOnnx());
     } catch (InputException e) {
-      common.note("'store export' will make no graph from texts to answers: " + e.getMessage());
+      common.note("'store export' will make no graph of encoder and answers: " + e.getMessage());
     }
   }
 
@@ -319,7 +334,8 @@ final class Online implements Callable<Integer> {
   /** The files that are read, which no output may be. */
   private Path[] inputs() {
     List<Path> paths = new ArrayList<>();
-    for (String given : new String[] {input, recipeFile, model, encoderModel, tokenizer.named()}) {
+    for (String given :
+        new String[] {input, recipeFile, model, encoderModel, tokenizer.named(), images.named()}) {
       if (given != null && !given.equals("-") && !MavenEntry.isOne(given)) {
         paths.add(ModelSource.path(given));
       }
@@ -410,9 +426,10 @@ final class Online implements Callable<Integer> {
   /** The encoder that is given or that the version has; null where there is none. */
   private Encoder encoder(ModelStore store, ModelStore.Held held) {
     if (encoderModel == null) {
-      if (tokenizer.anyGiven() || pooling != null) {
+      if (tokenizer.anyGiven() || images.given() || pooling != null) {
         throw new InputException(
-            "--tokenizer, --max-tokens and --pooling are of an --encoder, which is missing");
+            "--tokenizer, --max-tokens, --image-processor and --pooling are of an --encoder, which"
+                + " is missing");
       }
       return checked(held == null ? null : Encoder.of(store, held.version()));
     }
@@ -420,13 +437,7 @@ final class Online implements Callable<Integer> {
     if (source.kind() != ModelSource.Kind.ONNX) {
       throw new InputException("--encoder " + encoderModel + " is no .onnx file");
     }
-    int maxTokens = tokenizer.maxTokens();
-    Encoder encoder =
-        Encoder.open(
-            source.path(),
-            tokenizer.file(source, common::note),
-            maxTokens,
-            pooling == null ? Pooling.MEAN : pooling);
+    Encoder encoder = open(source, pooling == null ? Pooling.MEAN : pooling);
     boolean learned = held != null && LearnerFiles.isLearned(held);
     if (learned && !encoder.isOf(held.version())) {
       encoder.close();
@@ -440,10 +451,27 @@ final class Online implements Callable<Integer> {
     return checked(encoder);
   }
 
+  private Encoder open(ModelSource source, Pooling chosen) {
+    if (Encoder.takesTexts(OnnxModel.read(source.path()))) {
+      if (images.given()) {
+        throw new InputException("--image-processor is of images; the encoder takes texts");
+      }
+      int maxTokens = tokenizer.maxTokens();
+      return Encoder.ofTexts(
+          source.path(), tokenizer.file(source, common::note), maxTokens, chosen);
+    }
+    if (tokenizer.anyGiven()) {
+      throw new InputException(
+          "--tokenizer and --max-tokens are of texts; the encoder has no input_ids");
+    }
+    return Encoder.ofImages(source.path(), images.open(source, common::note).file(), chosen);
+  }
+
   private Encoder checked(Encoder encoder) {
     if (encoder != null && csv) {
       encoder.close();
-      throw new InputException("texts come as lines of JSON, {\"text\": \"...\", ...}, not as CSV");
+      throw new InputException(
+          "texts and images come as lines of JSON, {\"text\": \"...\", ...}, not as CSV");
     }
     return encoder;
   }

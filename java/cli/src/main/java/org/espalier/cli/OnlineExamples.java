@@ -10,7 +10,6 @@ import java.util.concurrent.Future;
 import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
-import org.espalier.encoder.Encoder;
 import org.espalier.format.CsvLine;
 import org.espalier.online.ClassNames;
 import org.espalier.online.Example;
@@ -21,7 +20,7 @@ import org.espalier.online.Quarantine;
 
 /**
  * Makes examples of lines: joins outcomes with what came before them, and counts and keeps what cannot be used. Features of
- * texts are made several lines ahead, on as many threads as there are processors.
+ * texts and images are made several lines ahead, on as many threads as there are processors.
  */
 final class OnlineExamples implements AutoCloseable {
   /** Lines that are read ahead for each thread. */
@@ -40,10 +39,10 @@ final class OnlineExamples implements AutoCloseable {
   private final ExampleLines parser;
   private final PendingLabels waiting;
 
-  /** Whether lines have texts. */
-  private final boolean texts;
+  /** Under which key lines have what features are made of; null where they have features. */
+  private final String key;
 
-  /** Make features of texts; null where there are none. */
+  /** Make features; null where lines have them. */
   private final ExecutorService readers;
 
   /** What is read ahead, by the line's number. */
@@ -55,7 +54,7 @@ final class OnlineExamples implements AutoCloseable {
    * @param learner what the examples must fit
    * @param csv whether lines are numbers with commas between, and not JSON
    * @param names what labels may be called
-   * @param encoder makes features of texts; null where lines have features
+   * @param encoded what features are made of; null where lines have them
    * @param quarantine of lines that cannot be used; null for none
    * @param note tells the user of the first of them
    */
@@ -63,30 +62,30 @@ final class OnlineExamples implements AutoCloseable {
       OnlineLearner learner,
       boolean csv,
       ClassNames names,
-      Encoder encoder,
+      ExampleLines.Encoded encoded,
       Quarantine quarantine,
       Consumer<String> note) {
     this.learner = learner;
     this.csv = csv;
     this.quarantine = quarantine;
     this.note = note;
-    this.parser = new ExampleLines(learner, names, encoder == null ? null : encoder::features);
-    this.texts = encoder != null;
+    this.parser = new ExampleLines(learner, names, encoded);
+    this.key = encoded == null ? null : encoded.key();
     this.readers =
-        texts ? Executors.newFixedThreadPool(CpuThreads.get(), OnlineExamples::daemon) : null;
+        key != null ? Executors.newFixedThreadPool(CpuThreads.get(), OnlineExamples::daemon) : null;
     this.waiting = new PendingLabels(PendingLabels.capacity(WAITING, learner.features()));
   }
 
   private static Thread daemon(Runnable task) {
-    Thread thread = new Thread(task, "espalier-texts");
+    Thread thread = new Thread(task, "espalier-features");
     thread.setDaemon(true);
     return thread;
   }
 
-  /** Has the features made of texts that come next and can be read without waiting. */
+  /** Has the features made of lines that come next and can be read without waiting. */
   void lookAhead(LineReader reader) throws IOException {
     long characters = 0;
-    for (int i = 0; texts && i < AHEAD * CpuThreads.get() && characters < MOST_AHEAD; i++) {
+    for (int i = 0; key != null && i < AHEAD * CpuThreads.get() && characters < MOST_AHEAD; i++) {
       LineReader.Line line = reader.peek(i, false, () -> true);
       if (line == null) {
         return;
@@ -194,7 +193,7 @@ final class OnlineExamples implements AutoCloseable {
     boolean input =
         text.contains("\"features\"")
             || text.contains("\"inputs\"")
-            || texts && text.contains("\"text\"");
+            || key != null && text.contains("\"" + key + "\"");
     if (csv || line.problem() != null || outcome == input) {
       return;
     }

@@ -198,7 +198,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     publishedAt = learner.seen();
     learner.quarantine(quarantine);
     parser =
-        new ExampleLines(learner, recipe.classes(), encoder == null ? null : encoder::features);
+        new ExampleLines(learner, recipe.classes(), encoder == null ? null : encoder.encoded(null));
     int most = PendingLabels.capacity(limits.pending(), learner.features() + learner.outputs());
     if (most < limits.pending()) {
       LOG.warn("{} predictions wait for their outcome at most: more would fill the memory", most);

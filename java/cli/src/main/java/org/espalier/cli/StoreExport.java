@@ -28,9 +28,9 @@ import picocli.CommandLine.Parameters;
       "",
       "A linear model that 'online' or 'serve' learned becomes a graph with the input 'features'"
           + " and the outputs 'outputs' and, where it learns classes, 'probabilities'. A version"
-          + " that is ONNX is copied with its names. A version with a text encoder becomes one"
-          + " graph with it, which takes token ids, and its tokenizer lies beside it. Names of"
-          + " classes are in the metadata, as classes, a list in JSON."
+          + " that is ONNX is copied with its names. A version with an encoder becomes one graph"
+          + " with it, which takes token ids or pixels, and its tokenizer or image processor lies"
+          + " beside it. Names of classes are in the metadata, as classes, a list in JSON."
     },
     footer = {
       "",
@@ -65,7 +65,7 @@ final class StoreExport implements Callable<Integer> {
     }
     ModelStore store = options.open();
     long id = StoreOptions.version(store, given);
-    Path tokenizer = null;
+    Path inputs = null;
     try (ModelStore.Held held = store.hold(id)) {
       Path model = held.model();
       if (model.toString().endsWith(".pt") != script) {
@@ -79,30 +79,36 @@ final class StoreExport implements Callable<Integer> {
       }
       if (script) {
         if (Encoder.isIn(held.version())) {
-          common.note("the text encoder is not in " + target + ", which reads its features");
+          common.note("the encoder is not in " + target + ", which reads its features");
         }
         AtomicFile.copy(model, target);
       } else {
-        tokenizer = write(store, held, model, target);
+        inputs = write(store, held, model, target);
       }
     }
     if (common.json()) {
       ObjectNode json = JsonNodeFactory.instance.objectNode();
       json.put("version", id).put("output", target.toString());
-      if (tokenizer != null) {
-        json.put("tokenizer", tokenizer.toString());
+      if (inputs != null) {
+        json.put(isTokenizer(inputs) ? "tokenizer" : "image_processor", inputs.toString());
       }
       common.print(json);
     } else {
       common.out().println("version " + id + " as " + target);
-      if (tokenizer != null) {
-        common.out().println("its tokenizer as " + tokenizer);
+      if (inputs != null) {
+        common
+            .out()
+            .println((isTokenizer(inputs) ? "its tokenizer as " : "its processor as ") + inputs);
       }
     }
     return 0;
   }
 
-  /** Writes the graph, and gives back where the tokenizer is that it came with; null without one. */
+  private static boolean isTokenizer(Path inputs) {
+    return inputs.toString().endsWith("tokenizer.json");
+  }
+
+  /** Writes the graph, and gives back where the file is that says what its inputs are made of; null without one. */
   private static Path write(ModelStore store, ModelStore.Held held, Path model, Path target) {
     OnlineRecipe recipe = LearnerFiles.isLearned(held) ? LearnerFiles.recipe(held) : null;
     // Where nothing says that outputs are logits, they are values.
@@ -124,9 +130,9 @@ final class StoreExport implements Callable<Integer> {
       }
       String name = target.getFileName().toString();
       String stem = name.substring(0, name.length() - ".onnx".length());
-      Path tokenizer = target.resolveSibling(stem + "-tokenizer.json");
-      AtomicFile.copy(encoder.tokenizer(), tokenizer);
-      return tokenizer;
+      Path inputs = target.resolveSibling(stem + "-" + encoder.inputsName());
+      AtomicFile.copy(encoder.inputsFile(), inputs);
+      return inputs;
     }
   }
 }

@@ -63,7 +63,7 @@ public final class TextEmbedder {
               result[r] = new float[width];
               pooling.pool(hidden, from, batch.get(r).mask(), width, result[r]);
             }
-            normalize(result[r]);
+            EncoderFeatures.normalized(result[r]);
           }
         });
     return result;
@@ -72,16 +72,5 @@ public final class TextEmbedder {
   /** Whether the output is of tokens, as the last one was, which are pooled. */
   boolean isOfTokens() {
     return ofTokens;
-  }
-
-  private static void normalize(float[] v) {
-    double squares = 0;
-    for (float x : v) {
-      squares += (double) x * x;
-    }
-    double inverse = squares > 0 ? 1 / Math.sqrt(squares) : 0;
-    for (int i = 0; i < v.length; i++) {
-      v[i] = (float) (v[i] * inverse);
-    }
   }
 }

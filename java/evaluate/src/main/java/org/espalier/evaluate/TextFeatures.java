@@ -1,16 +1,11 @@
 package org.espalier.evaluate;
 
 import java.nio.file.Path;
-import java.util.concurrent.locks.ReadWriteLock;
-import java.util.concurrent.locks.ReentrantReadWriteLock;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 
-/**
- * Features of texts: the embeddings that a fixed encoder gives in ONNX Runtime, each of a text alone, so that they do not
- * depend on what else is computed. Safe for several threads.
- */
-public final class TextFeatures implements AutoCloseable {
+/** Features of texts: the embeddings that a fixed encoder gives. */
+public final class TextFeatures extends EncoderFeatures {
   /** A text that tokenizers take. */
   private static final String TRIAL = "a";
 
@@ -18,11 +13,6 @@ public final class TextFeatures implements AutoCloseable {
   private final TextTokenizer tokenizer;
   private final TextEmbedder embedder;
   private final int width;
-
-  /** Read where features are made, written by who closes. */
-  private final ReadWriteLock use = new ReentrantReadWriteLock();
-
-  private boolean closed;
 
   /**
    * Opens an encoder and tries it.
@@ -66,7 +56,7 @@ public final class TextFeatures implements AutoCloseable {
     }
   }
 
-  /** How many features a text has. */
+  @Override
   public int width() {
     return width;
   }
@@ -83,33 +73,19 @@ public final class TextFeatures implements AutoCloseable {
    * @throws IllegalStateException after close
    */
   public float[] of(String text) {
-    use.readLock().lock();
-    try {
-      if (closed) {
-        throw new IllegalStateException("the encoder is closed");
-      }
-      Tokens tokens = tokenizer.encode(text);
-      if (tokens.length() == 0) {
-        throw new InputException("the text has no tokens");
-      }
-      return embedder.embed(tokens);
-    } finally {
-      use.readLock().unlock();
-    }
+    return whileOpen(
+        () -> {
+          Tokens tokens = tokenizer.encode(text);
+          if (tokens.length() == 0) {
+            throw new InputException("the text has no tokens");
+          }
+          return embedder.embed(tokens);
+        });
   }
 
-  /** Waits for features that are being made. */
   @Override
-  public void close() {
-    use.writeLock().lock();
-    try {
-      if (!closed) {
-        closed = true;
-        model.close();
-        tokenizer.close();
-      }
-    } finally {
-      use.writeLock().unlock();
-    }
+  void release() {
+    model.close();
+    tokenizer.close();
   }
 }

@@ -5,19 +5,21 @@ import java.awt.image.BufferedImage;
 import java.awt.image.ColorModel;
 import java.awt.image.IndexColorModel;
 import java.awt.image.Raster;
+import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.Iterator;
 import java.util.Map;
+import java.util.concurrent.Semaphore;
 import javax.imageio.ImageIO;
 import javax.imageio.ImageReader;
 import javax.imageio.metadata.IIOMetadata;
 import javax.imageio.metadata.IIOMetadataFormatImpl;
-import javax.imageio.stream.FileImageInputStream;
 import javax.imageio.stream.ImageInputStream;
+import javax.imageio.stream.MemoryCacheImageInputStream;
 import org.espalier.InputException;
+import org.espalier.format.InputFile;
 import org.w3c.dom.Element;
 import org.w3c.dom.NodeList;
 
@@ -28,8 +30,17 @@ import org.w3c.dom.NodeList;
 final class ImageFile {
   private static final long MOST_PIXELS = 100_000_000;
 
+  /** As many pixels may take without any compression. */
+  private static final int MOST_BYTES = 400_000_000;
+
   /** Bytes that a pixel takes while it is read: decoded, as values, and upright. */
   private static final int PIXEL_BYTES = 9;
+
+  /** Kilobytes for images that are being read, by all threads together: half of the memory. */
+  private static final int MOST_ROOM =
+      (int) Math.min(Integer.MAX_VALUE, Runtime.getRuntime().maxMemory() / 2 >> 10);
+
+  private static final Semaphore ROOM = new Semaphore(MOST_ROOM, true);
 
   /** EXIF's numbers of the orientations that ImageIO has names for. */
   private static final Map<String, Integer> ORIENTATIONS =
@@ -54,27 +65,40 @@ final class ImageFile {
     if (!Files.isRegularFile(file)) {
       throw new InputException("there is no image " + file);
     }
-    try (ImageInputStream in = new FileImageInputStream(file.toFile())) {
+    byte[] content;
+    try {
+      content = InputFile.bytes(file, MOST_BYTES);
+    } catch (IOException e) {
+      throw InputException.of("cannot read the image " + file, e);
+    }
+    return read(content, file.toString(), channels);
+  }
+
+  /**
+   * The same of what a file holds.
+   *
+   * @param name what messages call it
+   */
+  static Pixels read(byte[] content, String name, int channels) {
+    try (ImageInputStream in = new MemoryCacheImageInputStream(new ByteArrayInputStream(content))) {
       Iterator<ImageReader> readers = ImageIO.getImageReaders(in);
       if (!readers.hasNext()) {
-        throw new InputException(file + " is no image of JPEG, PNG, GIF, BMP or TIFF");
+        throw new InputException("the image " + name + " is none of JPEG, PNG, GIF, BMP or TIFF");
       }
       ImageReader reader = readers.next();
       try {
         reader.setInput(in, true, false);
-        Pixels pixels = read(reader, file);
+        Pixels pixels = read(reader, name);
         return channels == 1 ? pixels.grey() : pixels;
       } finally {
         reader.dispose();
       }
-    } catch (NoSuchFileException e) {
-      throw new InputException("there is no image " + file, e);
     } catch (InputException e) {
       throw e;
     } catch (IOException | RuntimeException e) {
       // What readers throw at damaged files is of many kinds.
       throw new InputException(
-          "the image " + file + " cannot be read: " + e.getClass().getSimpleName() + reason(e), e);
+          "the image " + name + " cannot be read: " + e.getClass().getSimpleName() + reason(e), e);
     }
   }
 
@@ -82,13 +106,13 @@ final class ImageFile {
     return e.getMessage() == null ? "" : ": " + e.getMessage();
   }
 
-  private static Pixels read(ImageReader reader, Path file) throws IOException {
+  private static Pixels read(ImageReader reader, String name) throws IOException {
     long width = reader.getWidth(0);
     long height = reader.getHeight(0);
     if (width * height > MOST_PIXELS) {
       throw new InputException(
           "the image "
-              + file
+              + name
               + " has "
               + width
               + " x "
@@ -97,24 +121,34 @@ final class ImageFile {
               + MOST_PIXELS
               + " are read");
     }
-    if (width * height * PIXEL_BYTES > Runtime.getRuntime().maxMemory() / 2) {
+    long room = (width * height * PIXEL_BYTES >> 10) + 1;
+    if (room > MOST_ROOM) {
       throw new InputException(
           "the image "
-              + file
+              + name
               + " has "
               + width
               + " x "
               + height
               + " pixels, which take half of the memory that there is; -Xmx gives more");
     }
+    ROOM.acquireUninterruptibly((int) room);
+    try {
+      return decode(reader, name);
+    } finally {
+      ROOM.release((int) room);
+    }
+  }
+
+  private static Pixels decode(ImageReader reader, String name) throws IOException {
     boolean[] cut = new boolean[1];
     reader.addIIOReadWarningListener(
         (source, warning) -> cut[0] |= warning.contains("premature end"));
     BufferedImage image = reader.read(0);
     if (cut[0]) {
-      throw new InputException("the image " + file + " is cut off");
+      throw new InputException("the image " + name + " is cut off");
     }
-    return colours(image, file).upright(orientation(reader.getImageMetadata(0)));
+    return colours(image, name).upright(orientation(reader.getImageMetadata(0)));
   }
 
   private static int orientation(IIOMetadata metadata) {
@@ -127,7 +161,7 @@ final class ImageFile {
     return ORIENTATIONS.getOrDefault(name, 1);
   }
 
-  private static Pixels colours(BufferedImage image, Path file) {
+  private static Pixels colours(BufferedImage image, String name) {
     Pixels made = Pixels.black(image.getWidth(), image.getHeight(), 3);
     Raster raster = image.getRaster();
     ColorModel model = image.getColorModel();
@@ -151,7 +185,7 @@ final class ImageFile {
     int bits = raster.getSampleModel().getSampleSize(0);
     if (space != ColorSpace.TYPE_RGB && space != ColorSpace.TYPE_GRAY || bits > 16) {
       throw new InputException(
-          "the image " + file + " has no colours of red, green and blue in 8 or 16 bits");
+          "the image " + name + " has no colours of red, green and blue in 8 or 16 bits");
     }
     int bands = raster.getNumBands();
     int green = space == ColorSpace.TYPE_RGB ? 1 : 0;

@@ -1,7 +1,5 @@
 package org.espalier.image;
 
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -20,9 +18,7 @@ import org.espalier.compress.Progress;
  */
 public final class Images {
   private final List<Path> files;
-  private final ImageProcessor processor;
-  private final ImageInput input;
-  private final long[][] bits;
+  private final ImageTensors tensors;
   private final Pixels[] kept;
   private final AtomicLong room = new AtomicLong(Runtime.getRuntime().maxMemory() / 4);
   private final List<Long> shape;
@@ -31,21 +27,14 @@ public final class Images {
    * Reads images.
    *
    * @param files at least one
+   * @param tensors what is made of each
    * @param threads that read, at least 1
    * @param progress hears how many were read
    * @throws InputException where one is no image, or they are not of one size that the model takes
    */
-  public Images(
-      List<Path> files,
-      ImageProcessor processor,
-      ImageInput input,
-      int threads,
-      Progress progress) {
+  public Images(List<Path> files, ImageTensors tensors, int threads, Progress progress) {
     this.files = List.copyOf(files);
-    this.processor = processor;
-    this.input = input;
-    bits = input.bits(processor);
-    checkSize();
+    this.tensors = tensors;
     kept = new Pixels[files.size()];
     AtomicInteger done = new AtomicInteger();
     ExecutorService readers = Executors.newFixedThreadPool(threads);
@@ -56,7 +45,7 @@ public final class Images {
         shapes.add(
             readers.submit(
                 () -> {
-                  List<Long> own = input.shape(keep(which));
+                  List<Long> own = tensors.input().shape(keep(which));
                   progress.at(Progress.Phase.READ, done.incrementAndGet(), kept.length);
                   return own;
                 }));
@@ -72,7 +61,7 @@ public final class Images {
                   + ", earlier ones "
                   + shape
                   + "; a size of height and width, or a crop_size, in "
-                  + processor.file()
+                  + tensors.processor().file()
                   + " makes them alike");
         }
       }
@@ -89,27 +78,6 @@ public final class Images {
     }
   }
 
-  /** Looks at what can be told before the first image is read. */
-  private void checkSize() {
-    int[] size = processor.size();
-    if (size == null) {
-      return;
-    }
-    if (input.height() > 0 && input.height() != size[0]
-        || input.width() > 0 && input.width() != size[1]) {
-      throw new InputException(
-          processor.file()
-              + " makes images of "
-              + size[0]
-              + " x "
-              + size[1]
-              + " (height x width); the model takes "
-              + input.height()
-              + " x "
-              + input.width());
-    }
-  }
-
   private Pixels keep(int image) {
     Pixels pixels = read(image);
     if (room.addAndGet(-pixels.values().length) >= 0) {
@@ -120,42 +88,12 @@ public final class Images {
 
   private Pixels read(int image) {
     Path file = files.get(image);
-    Pixels pixels;
-    try {
-      pixels = processor.sized(ImageFile.read(file, input.channels()));
-    } catch (InputException e) {
-      throw e.getMessage().contains(file.toString())
-          ? e
-          : new InputException("the image " + file + ": " + e.getMessage(), e);
-    }
-    if (input.height() > 0 && input.height() != pixels.height()
-        || input.width() > 0 && input.width() != pixels.width()) {
-      throw new InputException(
-          "the image "
-              + file
-              + " has "
-              + pixels.height()
-              + " x "
-              + pixels.width()
-              + " pixels (height x width); the model takes "
-              + input.height()
-              + " x "
-              + input.width()
-              + ", which a size in "
-              + processor.file()
-              + " makes");
-    }
-    return pixels;
+    return tensors.pixels(ImageFile.read(file, tensors.input().channels()), file.toString());
   }
 
   /** How many there are. */
   public int size() {
     return files.size();
-  }
-
-  /** The input that they are for. */
-  public ImageInput input() {
-    return input;
   }
 
   /** The shape of each, without the batch. */
@@ -165,26 +103,6 @@ public final class Images {
 
   /** What the input is fed of an image: little-endian, of the input's type and layout. */
   public byte[] tensor(int image) {
-    Pixels pixels = kept[image] != null ? kept[image] : read(image);
-    int channels = input.channels();
-    byte[] values = pixels.values();
-    int count = values.length / channels;
-    ByteBuffer to =
-        ByteBuffer.allocate((int) input.type().bytes(values.length)).order(ByteOrder.LITTLE_ENDIAN);
-    int size = (int) input.type().bytes(1);
-    for (int c = 0; c < channels; c++) {
-      int from = processor.channel(c, channels);
-      int at = input.channelsFirst() ? c * count * size : c * size;
-      int step = input.channelsFirst() ? size : channels * size;
-      for (int i = 0; i < count; i++, at += step, from += channels) {
-        long value = bits[c][values[from] & 255];
-        switch (size) {
-          case 4 -> to.putInt(at, (int) value);
-          case 2 -> to.putShort(at, (short) value);
-          default -> to.put(at, (byte) value);
-        }
-      }
-    }
-    return to.array();
+    return tensors.of(kept[image] != null ? kept[image] : read(image)).bytes();
   }
 }

@@ -1,13 +1,17 @@
 package org.espalier.encoder;
 
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.core.StreamReadFeature;
 import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
+import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
+import java.util.Base64;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
@@ -15,6 +19,8 @@ import java.util.Set;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.OpsetUpgrade;
+import org.espalier.evaluate.EncoderFeatures;
+import org.espalier.evaluate.ImageFeatures;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.TextFeatures;
 import org.espalier.evaluate.TextTokenizer;
@@ -23,14 +29,18 @@ import org.espalier.format.JsonReason;
 import org.espalier.format.Sha256;
 import org.espalier.format.onnx.JoinedModel;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.TextInput;
+import org.espalier.image.ImageInput;
+import org.espalier.image.ImageProcessor;
 import org.espalier.online.ExampleInput;
+import org.espalier.online.ExampleLines;
 import org.espalier.online.Learnable;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;
 import org.espalier.store.Version;
 
 /**
- * A fixed text encoder in front of what learns: it makes the features that are learned from. Each version of what learns
+ * A fixed encoder of texts or images in front of what learns: it makes the features that are learned from. Each version of what learns
  * has its files beside its own, as second names of the same bytes where the file system can.
  *
  * <p>{@link #features} is for several threads; the rest for one.
@@ -39,10 +49,14 @@ public final class Encoder implements AutoCloseable {
   private static final String MODEL = "encoder.onnx";
   private static final String TOKENIZER =
       "encoder-tokenizer.json"; // found beside the model by its name
+  private static final String PROCESSOR = "encoder-" + ImageProcessor.FILE_NAME;
   private static final String SETTINGS = "encoder.json";
-  private static final Set<String> FILES = Set.of(MODEL, TOKENIZER, SETTINGS);
+  private static final Set<String> FILES = Set.of(MODEL, TOKENIZER, PROCESSOR, SETTINGS);
 
   private static final int MOST_SETTINGS = 10_000;
+
+  /** How a URL begins that holds what it stands for (RFC 2397). */
+  private static final String DATA = "data:";
 
   private static final JsonMapper JSON =
       JsonMapper.builder()
@@ -51,9 +65,12 @@ public final class Encoder implements AutoCloseable {
           .build();
 
   private final Path model;
-  private final Path tokenizer;
+
+  /** The file that says how what it encodes becomes tensors: a tokenizer, or an image processor. */
+  private final Path inputs;
+
   private final Settings settings;
-  private final TextFeatures features;
+  private final EncoderFeatures features;
 
   /** The SHA-256 of each file, by its name in a version. */
   private final Map<String, String> sums;
@@ -62,32 +79,51 @@ public final class Encoder implements AutoCloseable {
   private ModelStore.Held held;
 
   private Encoder(
-      Path model,
-      Path tokenizer,
-      Settings settings,
-      Map<String, String> sums,
-      ModelStore.Held held) {
+      Path model, Path inputs, Settings settings, Map<String, String> sums, ModelStore.Held held) {
     if (OnnxModel.read(model).files().size() > 1) {
       throw new InputException(
           model + " has weights in other files; an encoder has all of it in one, of 2 GiB at most");
     }
     this.model = model;
-    this.tokenizer = tokenizer;
+    this.inputs = inputs;
     this.settings = settings;
     this.sums = sums;
     this.held = held;
-    features = new TextFeatures(model, tokenizer, settings.maxTokens(), settings.pooling());
+    features =
+        settings.isOfTexts()
+            ? new TextFeatures(model, inputs, settings.maxTokens(), settings.pooling())
+            : new ImageFeatures(model, ImageProcessor.read(inputs), settings.pooling());
   }
 
-  /** How texts become features, beside the model and the tokenizer. */
+  /**
+   * How texts or images become features, beside the model and the file that says how they become tensors.
+   *
+   * @param maxTokens of texts; 0 for images
+   */
   private record Settings(int maxTokens, Pooling pooling) {
+    boolean isOfTexts() {
+      return maxTokens > 0;
+    }
+
+    /** The name of the file that says how what is encoded becomes tensors. */
+    String inputs() {
+      return isOfTexts() ? TOKENIZER : PROCESSOR;
+    }
+
     /**
      * Reads the settings of a version.
      *
+     * @param texts whether they are of an encoder of texts
      * @throws InputException if they are none
      */
-    static Settings read(Path file) {
+    static Settings read(Path file, boolean texts) {
       JsonNode json = json(file);
+      if (!texts) {
+        if (json.size() != 1 || !json.path("pooling").isTextual()) {
+          throw new InputException(file + " holds other settings than pooling, mean or cls");
+        }
+        return new Settings(0, pooling(file, json));
+      }
       JsonNode maxTokens = json.path("max_tokens");
       JsonNode pooling = json.path("pooling");
       boolean whole = maxTokens.isIntegralNumber() && maxTokens.canConvertToInt();
@@ -104,8 +140,12 @@ public final class Encoder implements AutoCloseable {
                 + TextTokenizer.MOST_TOKENS
                 + ", and pooling, mean or cls");
       }
+      return new Settings(maxTokens.intValue(), pooling(file, json));
+    }
+
+    private static Pooling pooling(Path file, JsonNode json) {
       try {
-        return new Settings(maxTokens.intValue(), Pooling.parse(pooling.textValue()));
+        return Pooling.parse(json.path("pooling").textValue());
       } catch (InputException e) {
         throw new InputException(file + ": " + e.getMessage(), e);
       }
@@ -122,11 +162,13 @@ public final class Encoder implements AutoCloseable {
     }
 
     byte[] bytes() {
+      ObjectNode json = JSON.createObjectNode();
+      if (isOfTexts()) {
+        json.put("max_tokens", maxTokens);
+      }
+      json.put("pooling", pooling.toString());
       try {
-        return JSON.writeValueAsBytes(
-            JSON.createObjectNode()
-                .put("max_tokens", maxTokens)
-                .put("pooling", pooling.toString()));
+        return JSON.writeValueAsBytes(json);
       } catch (JsonProcessingException e) {
         throw new IllegalStateException("what was made here is JSON", e);
       }
@@ -134,7 +176,27 @@ public final class Encoder implements AutoCloseable {
   }
 
   /**
-   * Opens an encoder.
+   * Whether a model encodes texts, which come to it as tokens; else images.
+   *
+   * @throws InputException if it takes neither
+   */
+  public static boolean takesTexts(OnnxModel model) {
+    String ids = TextInput.INPUT_IDS.inputName();
+    if (model.inputs().stream().anyMatch(input -> input.getName().equals(ids))) {
+      return true;
+    }
+    try {
+      ImageInput.of(model.inputs());
+      return false;
+    } catch (InputException e) {
+      throw new InputException(
+          model.name() + " takes no texts (it has no " + ids + ") and no images: " + e.getMessage(),
+          e);
+    }
+  }
+
+  /**
+   * Opens an encoder of texts.
    *
    * @param model an ONNX file that takes token ids and gives hidden states [batch, tokens, width] or embeddings [batch,
    *     width]
@@ -142,19 +204,36 @@ public final class Encoder implements AutoCloseable {
    * @param maxTokens texts are cut after so many, special ones included; from 3 on
    * @throws InputException if either is none, or the model does not run on texts
    */
-  public static Encoder open(Path model, Path tokenizer, int maxTokens, Pooling pooling) {
-    Settings settings = new Settings(maxTokens, pooling);
+  public static Encoder ofTexts(Path model, Path tokenizer, int maxTokens, Pooling pooling) {
+    return open(model, tokenizer, new Settings(maxTokens, pooling));
+  }
+
+  /**
+   * Opens an encoder of images.
+   *
+   * @param model an ONNX file as {@link ImageFeatures} takes it
+   * @param processor its {@code preprocessor_config.json}
+   * @throws InputException if either is none
+   */
+  public static Encoder ofImages(Path model, Path processor, Pooling pooling) {
+    return open(model, processor, new Settings(0, pooling));
+  }
+
+  private static Encoder open(Path model, Path inputs, Settings settings) {
     Map<String, String> sums;
     try {
       sums =
           Map.of(
-              MODEL, sum(Sha256.of(model)),
-              TOKENIZER, sum(Sha256.of(tokenizer)),
-              SETTINGS, sum(Sha256.digest().digest(settings.bytes())));
+              MODEL,
+              sum(Sha256.of(model)),
+              settings.inputs(),
+              sum(Sha256.of(inputs)),
+              SETTINGS,
+              sum(Sha256.digest().digest(settings.bytes())));
     } catch (IOException e) {
       throw InputException.of("cannot read the encoder " + model, e);
     }
-    return new Encoder(model, tokenizer, settings, sums, null);
+    return new Encoder(model, inputs, settings, sums, null);
   }
 
   private static String sum(byte[] digest) {
@@ -179,36 +258,87 @@ public final class Encoder implements AutoCloseable {
     ModelStore.Held held = store.hold(version.id());
     try {
       Path model = held.file(MODEL);
-      Path tokenizer = held.file(TOKENIZER);
-      Settings settings = Settings.read(held.file(SETTINGS));
+      boolean texts = version.files().stream().anyMatch(f -> f.path().equals(TOKENIZER));
+      Settings settings = Settings.read(held.file(SETTINGS), texts);
+      Path inputs = held.file(settings.inputs());
       Map<String, String> sums =
           version.files().stream()
               .filter(f -> FILES.contains(f.path()))
               .collect(Collectors.toMap(Version.StoredFile::path, Version.StoredFile::sha256));
-      return new Encoder(model, tokenizer, settings, sums, held);
+      return new Encoder(model, inputs, settings, sums, held);
     } catch (RuntimeException e) {
       held.close();
       throw e;
     }
   }
 
-  /** The file of its tokenizer. */
-  public Path tokenizer() {
-    return tokenizer;
+  /** Whether it encodes texts; else images. */
+  public boolean isOfTexts() {
+    return settings.isOfTexts();
   }
 
-  /** How many features a text has. */
+  /** The file that says how what it encodes becomes tensors: a tokenizer, or an image processor. */
+  public Path inputsFile() {
+    return inputs;
+  }
+
+  /** What such a file is called beside a model. */
+  public String inputsName() {
+    return settings.inputs().substring("encoder-".length());
+  }
+
+  /** How many features a text or an image has. */
   public int width() {
     return features.width();
   }
 
   /**
-   * The features of a text, of length 1 together, which depend on the text alone.
+   * The features of a text or an image as a line or a request has it, of length 1 together, which depend on it alone.
    *
-   * @throws InputException where the tokenizer or the model does not take the text
+   * @param value a text; or an image, as a URL that holds its data, {@code data:image/jpeg;base64,…}, or, where there is a
+   *     folder, as a path
+   * @param folder where relative paths of images begin; null where images are not read from files, as of requests
+   * @throws InputException where the encoder does not take it
    */
-  public float[] features(String text) {
-    return features.of(text);
+  public float[] features(String value, Path folder) {
+    if (features instanceof TextFeatures texts) {
+      return texts.of(value);
+    }
+    ImageFeatures images = (ImageFeatures) features;
+    if (value.startsWith(DATA)) {
+      return images.of(data(value), "in the line");
+    }
+    if (folder == null) {
+      throw new InputException("image is not a URL with its data, " + DATA + "image/jpeg;base64,…");
+    }
+    try {
+      return images.of(folder.resolve(value));
+    } catch (InvalidPathException e) {
+      throw new InputException(
+          "image is neither a path nor a URL with its data, " + DATA + "image/jpeg;base64,…", e);
+    }
+  }
+
+  private static byte[] data(String url) {
+    int comma = url.indexOf(',');
+    if (comma < 0 || !url.substring(0, comma).endsWith(";base64")) {
+      throw new InputException("image has no data in base64, " + DATA + "image/jpeg;base64,…");
+    }
+    try {
+      return Base64.getMimeDecoder().decode(url.substring(comma + 1));
+    } catch (IllegalArgumentException e) {
+      throw new InputException("image has data that is not base64: " + e.getMessage(), e);
+    }
+  }
+
+  /**
+   * How lines or requests have what it encodes.
+   *
+   * @param folder as {@link #features} takes it
+   */
+  public ExampleLines.Encoded encoded(Path folder) {
+    return new ExampleLines.Encoded(
+        isOfTexts() ? "text" : "image", value -> features(value, folder));
   }
 
   /** Whether a version has this encoder. */
@@ -228,7 +358,7 @@ public final class Encoder implements AutoCloseable {
       return;
     }
     files.copy(model, MODEL, sums.get(MODEL));
-    files.copy(tokenizer, TOKENIZER, sums.get(TOKENIZER));
+    files.copy(inputs, settings.inputs(), sums.get(settings.inputs()));
     files.write(SETTINGS, ByteBuffer.wrap(settings.bytes()));
   }
 
@@ -263,7 +393,7 @@ public final class Encoder implements AutoCloseable {
     List<ExampleInput> inputs = model.inputs();
     if (inputs.size() > 1 || !inputs.get(0).isOfFloats()) {
       throw new InputException(
-          "features of texts are read by one input of floats; the model has "
+          "features of an encoder are read by one input of floats; the model has "
               + inputs.stream().map(i -> i.name() + " of " + i.type()).toList());
     }
     if (model.features() != width()) {
@@ -272,7 +402,7 @@ public final class Encoder implements AutoCloseable {
               + model.features()
               + " features, and the encoder makes "
               + width()
-              + " of a text");
+              + " of each text or image");
     }
   }
 
@@ -285,8 +415,17 @@ public final class Encoder implements AutoCloseable {
   public OnnxModel followedBy(OnnxModel head) {
     OnnxModel following = head.copy();
     OnnxModel encoder = readBefore(following);
-    Pooling pooling = features.isOfTokens() ? settings.pooling() : null;
-    String made = EncoderGraph.addFeatures(encoder, pooling, following.inputs().get(0));
+    ValueInfoProto read = following.inputs().get(0);
+    String made;
+    if (features instanceof TextFeatures texts) {
+      Pooling pooling = texts.isOfTokens() ? settings.pooling() : null;
+      made = EncoderGraph.addFeatures(encoder, graph -> graph.ofTexts(pooling), read);
+    } else {
+      ImageFeatures images = (ImageFeatures) features;
+      made =
+          EncoderGraph.addFeatures(
+              encoder, graph -> graph.ofImages(images, settings.pooling()), read);
+    }
     return JoinedModel.of(encoder, made, following);
   }
 
@@ -310,7 +449,7 @@ public final class Encoder implements AutoCloseable {
     return encoder;
   }
 
-  /** Waits for texts whose features are being made. */
+  /** Waits for features that are being made. */
   @Override
   public void close() {
     features.close();

@@ -9,6 +9,8 @@ import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.function.Consumer;
+import java.util.function.Function;
+import org.espalier.evaluate.ImageFeatures;
 import org.espalier.evaluate.Pooling;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -29,28 +31,18 @@ final class EncoderGraph {
   /**
    * Adds the nodes that make features of the first output.
    *
-   * @param pooling of an output of tokens; null for one that is pooled already
+   * @param pooled makes one row an example of the first output
    * @param read what reads them, as [batch, width] or in more dimensions, row by row
    * @return the value that it reads
    */
-  static String addFeatures(OnnxModel model, Pooling pooling, ValueInfoProto read) {
+  static String addFeatures(
+      OnnxModel model, Function<EncoderGraph, String> pooled, ValueInfoProto read) {
     EncoderGraph graph = new EncoderGraph(model);
-    ValueInfoProto output = model.outputs().get(0);
-    String hidden = output.getName();
-    int type = output.getType().getTensorType().getElemType();
-    if (type != DataType.FLOAT_VALUE) {
-      hidden = graph.cast(hidden);
-    }
-    String pooled =
-        pooling == null
-            ? hidden
-            : switch (pooling) {
-              case MEAN -> graph.sum(hidden);
-              case CLS -> graph.first(hidden);
-            };
     String features =
         graph.add(
-            "LpNormalization", List.of(pooled), node -> node.addAttribute(attribute("axis", -1)));
+            "LpNormalization",
+            List.of(pooled.apply(graph)),
+            node -> node.addAttribute(attribute("axis", -1)));
     List<Dimension> dims = read.getType().getTensorType().getShape().getDimList();
     if (dims.size() > 2) {
       long[] shape = dims.stream().mapToLong(Dimension::getDimValue).toArray();
@@ -59,6 +51,53 @@ final class EncoderGraph {
     }
     model.setNodes(graph.nodes);
     return features;
+  }
+
+  /**
+   * A row for each text.
+   *
+   * @param pooling of an output of tokens; null for one that is pooled already
+   */
+  String ofTexts(Pooling pooling) {
+    String hidden = hidden();
+    return pooling == null
+        ? hidden
+        : switch (pooling) {
+          case MEAN -> sum(hidden);
+          case CLS -> first(hidden);
+        };
+  }
+
+  /**
+   * A row for each image.
+   *
+   * @param pooling of an output of tokens
+   */
+  String ofImages(ImageFeatures features, Pooling pooling) {
+    String hidden = hidden();
+    if (features.rank() == 2) {
+      return hidden;
+    }
+    if (features.rank() == 3) {
+      return pooling == Pooling.CLS ? first(hidden) : mean(transposed(hidden, 0, 2, 1));
+    }
+    return mean(features.isChannelsFirst() ? hidden : transposed(hidden, 0, 3, 1, 2));
+  }
+
+  /** The first output, of float32. */
+  private String hidden() {
+    ValueInfoProto output = model.outputs().get(0);
+    int type = output.getType().getTensorType().getElemType();
+    return type == DataType.FLOAT_VALUE ? output.getName() : cast(output.getName());
+  }
+
+  private String transposed(String value, long... axes) {
+    return add("Transpose", List.of(value), node -> node.addAttribute(attribute("perm", axes)));
+  }
+
+  /** The mean over all places of maps [batch, width, …]. */
+  private String mean(String maps) {
+    return reshape(add("GlobalAveragePool", List.of(maps), node -> {}), 0, -1);
   }
 
   /** The sum over the tokens of a text: what is scaled to length 1 afterwards need not be divided by their number. */

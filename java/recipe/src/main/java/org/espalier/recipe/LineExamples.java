@@ -29,6 +29,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Names;
 import org.espalier.image.ImageInput;
 import org.espalier.image.ImageProcessor;
+import org.espalier.image.ImageTensors;
 import org.espalier.image.Images;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
@@ -100,18 +101,17 @@ public record LineExamples(
             file
                 + ": example "
                 + (i + 1)
-                + ": there is "
+                + ": it has "
                 + kind(lines.get(i))
-                + ", and "
-                + first
-                + " before; one of them is right");
+                + ", and earlier ones have "
+                + first);
       }
     }
     return new LineExamples(file, lines, null, List.of());
   }
 
   private static String kind(ExampleLine line) {
-    return line.text() != null ? "text" : line.image() != null ? "image" : "numbers";
+    return line.text() != null ? "a text" : line.image() != null ? "an image" : "numbers";
   }
 
   /** At most so many of them, evenly spread, without labels. */
@@ -165,7 +165,8 @@ public record LineExamples(
     }
     ImageInput input =
         asked.isEmpty() ? ImageInput.OF_MODULES : ImageInput.of(List.copyOf(asked.values()));
-    Images images = new Images(files, processor, input, CpuThreads.get(), progress);
+    Images images =
+        new Images(files, new ImageTensors(processor, input), CpuThreads.get(), progress);
     return new Examples.Labelled(
         List.of(
             new Examples.Input(

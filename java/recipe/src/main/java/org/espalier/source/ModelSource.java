@@ -166,10 +166,19 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
    * @throws InputException if there is none, or both
    */
   public Path tokenizer(String setting) {
+    return companion("tokenizer.json", setting, "");
+  }
+
+  /**
+   * A file that says how what a model is given becomes tensors.
+   *
+   * @param what such a file says, for a message
+   */
+  private Path companion(String plain, String setting, String what) {
     String file = String.valueOf(path.toAbsolutePath().normalize().getFileName());
     int dot = file.lastIndexOf('.');
     String stem = Files.isDirectory(path) || dot <= 0 ? file : file.substring(0, dot);
-    List<String> names = List.of(stem + "-tokenizer.json", "tokenizer.json");
+    List<String> names = List.of(stem + "-" + plain, plain);
     List<String> found = new ArrayList<>();
     for (String name : names) {
       if (entry == null ? Files.isRegularFile(beside(name)) : maven.has(entry.sibling(name))) {
@@ -185,6 +194,7 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
               + names.get(0)
               + " nor "
               + names.get(1)
+              + what
               + "; "
               + setting
               + " names one");
@@ -205,36 +215,25 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
   }
 
   /**
-   * The {@code preprocessor_config.json} that lies beside the model, in its folder or in its artefact, or in the folder above one
-   * that is called onnx, as repositories of Hugging Face have it.
+   * How images become tensors, beside the model as the tokenizer is: {@code STEM-preprocessor_config.json} or {@code
+   * preprocessor_config.json}; also in the folder above one that is called onnx, as repositories of Hugging Face have it.
    *
    * @param setting what names another one, for messages
-   * @throws InputException if there is none
+   * @throws InputException if there is none, or several
    */
   public Path imageProcessor(String setting) {
     String name = ImageProcessor.FILE_NAME;
-    if (entry != null && maven.has(entry.sibling(name))) {
-      return maven.file(entry.sibling(name));
-    }
-    if (entry == null) {
-      Path own = beside(name);
-      Path folder = own.getParent();
-      if (!Files.isRegularFile(own) && folder.endsWith("onnx")) {
-        own = folder.resolveSibling(name);
-      }
-      if (Files.isRegularFile(own)) {
-        return own;
+    if (entry == null && beside(name).getParent().endsWith("onnx")) {
+      Path above = beside(name).getParent().resolveSibling(name);
+      if (!Files.isRegularFile(beside(name)) && Files.isRegularFile(above)) {
+        return above;
       }
     }
-    throw new InputException(
-        "beside "
-            + (entry == null ? path : entry)
-            + " lies no "
-            + name
-            + ", which says how images become tensors: {\"size\": {\"height\": 224, \"width\": 224},"
-            + " \"image_mean\": [0.485, 0.456, 0.406], \"image_std\": [0.229, 0.224, 0.225]}; "
-            + setting
-            + " names one");
+    return companion(
+        name,
+        setting,
+        ", which says how images become tensors, as {\"size\": {\"height\": 224, \"width\": 224},"
+            + " \"image_mean\": [0.485, 0.456, 0.406], \"image_std\": [0.229, 0.224, 0.225]}");
   }
 
   private Path beside(String name) {

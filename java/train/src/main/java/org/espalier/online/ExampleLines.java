@@ -24,7 +24,7 @@ import org.espalier.format.safetensors.Names;
  * "values": [0.5]} for outcomes that are values; a label may be the name of its class; other keys are ignored, and so is a null; numbers may be
  * NaN, Infinity and -Infinity, bare as Python writes them or as strings, for the guard to see. For features, the values
  * of all inputs one after the other, there may be {@code "inputs": {"user": 17, "dense": [0.5, 1]}}, each input of the
- * model by its name, or {@code "text"} where something makes features of texts. CSV: the features, then the outcome in
+ * model by its name, or {@code "text"} or {@code "image"} where something makes features of these. CSV: the features, then the outcome in
  * the last columns; nan and inf are numbers there. For a model that knows missing values a feature that is null or an
  * empty column is NaN.
  *
@@ -47,7 +47,7 @@ public final class ExampleLines {
   private final boolean classes;
   private final boolean missing;
   private final ClassNames names;
-  private final Function<String, float[]> encoder;
+  private final Encoded encoded;
 
   /** Examples for a learner, given as features. */
   public ExampleLines(OnlineLearner learner) {
@@ -58,18 +58,25 @@ public final class ExampleLines {
    * Examples for a learner.
    *
    * @param names what labels may be called
-   * @param encoder makes the features of a text, called by each thread that reads a line with one; null where there are
-   *     no texts
+   * @param encoded what features are made of; null where lines have them
    */
-  public ExampleLines(OnlineLearner learner, ClassNames names, Function<String, float[]> encoder) {
+  public ExampleLines(OnlineLearner learner, ClassNames names, Encoded encoded) {
     this(
         learner.model().inputs(),
         learner.outputs(),
         learner.settings().loss().isForClasses(),
         learner.model().knowsMissing(),
         names,
-        encoder);
+        encoded);
   }
+
+  /**
+   * What lines have in place of features, which are made of it.
+   *
+   * @param key of a string
+   * @param features makes the features of such a string, called by each thread that reads a line with one
+   */
+  public record Encoded(String key, Function<String, float[]> features) {}
 
   /**
    * @param missing whether the model knows features that are missing
@@ -80,14 +87,14 @@ public final class ExampleLines {
       boolean classes,
       boolean missing,
       ClassNames names,
-      Function<String, float[]> encoder) {
+      Encoded encoded) {
     this.inputs = inputs;
     this.features = inputs.stream().mapToInt(ExampleInput::size).sum();
     this.outputs = outputs;
     this.classes = classes;
     this.missing = missing;
     this.names = names;
-    this.encoder = encoder;
+    this.encoded = encoded;
   }
 
   /** What a JSON object says; an outcome may be missing, and what has an outcome may have no features. */
@@ -139,8 +146,8 @@ public final class ExampleLines {
 
   private InputException missingFeatures() {
     return new InputException(
-        encoder != null
-            ? "there is neither text nor features"
+        encoded != null
+            ? "there is neither " + encoded.key() + " nor features"
             : (inputs.size() == 1 ? "features" : "inputs") + " are missing");
   }
 
@@ -148,7 +155,7 @@ public final class ExampleLines {
     String id = null;
     float[] x = null;
     float[] named = null;
-    String text = null;
+    String source = null;
     Integer label = null;
     float[] values = null;
     try (JsonParser parser = JSON.createParser(line)) {
@@ -180,14 +187,15 @@ public final class ExampleLines {
           case "features" -> x = numbers(parser, "features", features, missing);
           case "inputs" -> named = inputs(parser);
           case "values" -> values = numbers(parser, "values", outputs, false);
-          case "text" -> {
-            if (encoder != null && token != JsonToken.VALUE_STRING) {
-              throw new InputException("text is not a string");
+          default -> {
+            if (encoded == null || !key.equals(encoded.key())) {
+              parser.skipChildren();
+            } else if (token == JsonToken.VALUE_STRING) {
+              source = parser.getText();
+            } else {
+              throw new InputException(key + " is not a string");
             }
-            text = encoder == null ? null : parser.getText();
-            parser.skipChildren();
           }
-          default -> parser.skipChildren();
         }
       }
       if (parser.nextToken() != null) {
@@ -201,14 +209,12 @@ public final class ExampleLines {
     if (label != null && values != null) {
       throw new InputException("there are both label and values");
     }
-    if (Stream.of(x, named, text).filter(Objects::nonNull).count() > 1) {
+    if (Stream.of(x, named, source).filter(Objects::nonNull).count() > 1) {
+      String other = source == null ? "inputs" : encoded.key();
       throw new InputException(
-          "there are both "
-              + (x == null
-                  ? "text and inputs"
-                  : "features and " + (text == null ? "inputs" : "text")));
+          "there are both " + (x == null ? other + " and inputs" : "features and " + other));
     }
-    float[] made = x != null ? x : text != null ? encoder.apply(text) : named;
+    float[] made = x != null ? x : source != null ? encoded.features().apply(source) : named;
     return new Parsed(id, made, label, values);
   }
 
