@@ -162,7 +162,7 @@ class EncoderTest {
     List<String> texts = SmallLanguage.texts(4, 9);
     float[] features = new float[texts.size() * WIDTH];
     for (int i = 0; i < texts.size(); i++) {
-      System.arraycopy(encoder.features(texts.get(i), null), 0, features, i * WIDTH, WIDTH);
+      System.arraycopy(encoder.features(texts.get(i)), 0, features, i * WIDTH, WIDTH);
     }
     Path own = folder.resolve("head.onnx");
     head.write(own);
@@ -255,8 +255,8 @@ class EncoderTest {
     try (Encoder encoder = open(own, Pooling.MEAN)) {
       encoder.followedBy(OnnxModel.of(model(17, same), "same")).write(joined);
       float[][] given = SmallLanguage.run(joined, List.of("w1 w2 w3", "w7 w2 w9")).get("y");
-      assertArrayEquals(encoder.features("w1 w2 w3", null), given[0], (float) ROUNDING);
-      assertArrayEquals(encoder.features("w7 w2 w9", null), given[1], (float) ROUNDING);
+      assertArrayEquals(encoder.features("w1 w2 w3"), given[0], (float) ROUNDING);
+      assertArrayEquals(encoder.features("w7 w2 w9"), given[1], (float) ROUNDING);
     }
   }
 
@@ -301,10 +301,10 @@ class EncoderTest {
   void refusesTextsWithoutTokens() throws Exception {
     try (Encoder encoder = open(encoder(17, DataType.FLOAT, false), Pooling.MEAN)) {
       for (String text : List.of("", " \t\n")) {
-        InputException e = assertThrows(InputException.class, () -> encoder.features(text, null));
+        InputException e = assertThrows(InputException.class, () -> encoder.features(text));
         assertEquals("the text has no tokens", e.getMessage());
       }
-      assertEquals(WIDTH, encoder.features("x", null).length, "an unknown word is a token");
+      assertEquals(WIDTH, encoder.features("x").length, "an unknown word is a token");
     }
   }
 
@@ -325,8 +325,7 @@ class EncoderTest {
       Version second = publish(store, encoder::write);
       assertTrue(encoder.isOf(second));
       assertEquals(first.files(), second.files());
-      assertArrayEquals(
-          encoder.features("w1 w2", null), encoder.features("w1", null), "the first token's");
+      assertArrayEquals(encoder.features("w1 w2"), encoder.features("w1"), "the first token's");
     }
   }
 
@@ -368,7 +367,7 @@ class EncoderTest {
             () -> {
               while (true) {
                 try {
-                  assertEquals(WIDTH, encoder.features(text, null).length);
+                  assertEquals(WIDTH, encoder.features(text).length);
                 } catch (IllegalStateException e) {
                   return; // it is closed
                 }
@@ -377,7 +376,7 @@ class EncoderTest {
             });
     begun.await();
     encoder.close();
-    assertThrows(IllegalStateException.class, () -> encoder.features("w1", null));
+    assertThrows(IllegalStateException.class, () -> encoder.features("w1"));
     reading.join();
     encoder.close(); // a second time
   }

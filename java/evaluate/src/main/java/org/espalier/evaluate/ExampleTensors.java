@@ -20,6 +20,8 @@ import org.espalier.format.ComputedList;
 import org.espalier.format.onnx.AttentionMask;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.TextInput;
+import org.espalier.image.ImageInput;
+import org.espalier.image.Images;
 
 /** Examples that models are fed one by one: for each of them the values of all inputs. Immutable. */
 public final class ExampleTensors {
@@ -182,6 +184,24 @@ public final class ExampleTensors {
       examples.add(example);
     }
     return new ExampleTensors(examples);
+  }
+
+  /** Images, each alone, which become tensors when they are fed. */
+  public static ExampleTensors ofImages(Images images) {
+    ImageInput input = images.input();
+    String name = input.name() == null ? ONLY_INPUT : input.name();
+    long[] shape =
+        LongStream.concat(LongStream.of(1), images.shape().stream().mapToLong(d -> d)).toArray();
+    OnnxJavaType type = OnnxRuntime.type(input.type());
+    return new ExampleTensors(
+        new ComputedList<>(
+            images.size(),
+            i -> {
+              byte[] tensor = images.tensor(i);
+              ByteBuffer bytes =
+                  ByteBuffer.allocateDirect(tensor.length).order(ByteOrder.LITTLE_ENDIAN);
+              return Map.of(name, new Value(bytes.put(tensor).flip(), shape, type));
+            }));
   }
 
   /** At most so many of them, evenly spread. */

@@ -96,6 +96,11 @@ public final class Images {
     return files.size();
   }
 
+  /** The input that they are for. */
+  public ImageInput input() {
+    return tensors.input();
+  }
+
   /** The shape of each, without the batch. */
   public List<Long> shape() {
     return shape;

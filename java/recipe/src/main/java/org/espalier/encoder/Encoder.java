@@ -293,30 +293,32 @@ public final class Encoder implements AutoCloseable {
   }
 
   /**
-   * The features of a text or an image as a line or a request has it, of length 1 together, which depend on it alone.
+   * The features of a text, or of an image that a URL holds, {@code data:image/jpeg;base64,…}; of length 1 together, and
+   * depending on it alone.
    *
-   * @param value a text; or an image, as a URL that holds its data, {@code data:image/jpeg;base64,…}, or, where there is a
-   *     folder, as a path
-   * @param folder where relative paths of images begin; null where images are not read from files, as of requests
    * @throws InputException where the encoder does not take it
    */
-  public float[] features(String value, Path folder) {
+  public float[] features(String value) {
     if (features instanceof TextFeatures texts) {
       return texts.of(value);
     }
-    ImageFeatures images = (ImageFeatures) features;
-    if (value.startsWith(DATA)) {
-      return images.of(data(value), "in the line");
-    }
-    if (folder == null) {
+    if (!value.startsWith(DATA)) {
       throw new InputException("image is not a URL with its data, " + DATA + "image/jpeg;base64,…");
     }
-    try {
-      return images.of(folder.resolve(value));
-    } catch (InvalidPathException e) {
-      throw new InputException(
-          "image is neither a path nor a URL with its data, " + DATA + "image/jpeg;base64,…", e);
+    return ((ImageFeatures) features).of(data(value), "in the line");
+  }
+
+  /**
+   * The same of a file.
+   *
+   * @throws InputException where it is no image that the encoder takes
+   * @throws IllegalStateException for an encoder of texts
+   */
+  public float[] features(Path image) {
+    if (features instanceof ImageFeatures images) {
+      return images.of(image);
     }
+    throw new IllegalStateException("the encoder is one of texts");
   }
 
   private static byte[] data(String url) {
@@ -334,11 +336,27 @@ public final class Encoder implements AutoCloseable {
   /**
    * How lines or requests have what it encodes.
    *
-   * @param folder as {@link #features} takes it
+   * @param folder where paths of images begin; null where images are not read from files, as of requests
    */
   public ExampleLines.Encoded encoded(Path folder) {
+    if (isOfTexts()) {
+      return new ExampleLines.Encoded("text", this::features);
+    }
     return new ExampleLines.Encoded(
-        isOfTexts() ? "text" : "image", value -> features(value, folder));
+        "image",
+        value ->
+            folder == null || value.startsWith(DATA)
+                ? features(value)
+                : features(path(folder, value)));
+  }
+
+  private static Path path(Path folder, String image) {
+    try {
+      return folder.resolve(image);
+    } catch (InvalidPathException e) {
+      throw new InputException(
+          "image is neither a path nor a URL with its data, " + DATA + "image/jpeg;base64,…", e);
+    }
   }
 
   /** Whether a version has this encoder. */

@@ -155,6 +155,19 @@ public record LineExamples(
    */
   Examples.Labelled images(
       Map<String, ValueInfoProto> asked, ImageProcessor processor, Progress progress) {
+    Images images = readImages(asked, processor, progress);
+    return new Examples.Labelled(
+        List.of(
+            new Examples.Input(
+                images.input().name(),
+                images.input().type(),
+                images.shape(),
+                new ComputedList<>(images.size(), images::tensor))),
+        labels);
+  }
+
+  private Images readImages(
+      Map<String, ValueInfoProto> asked, ImageProcessor processor, Progress progress) {
     List<Path> files = new ArrayList<>(lines.size());
     for (int i = 0; i < lines.size(); i++) {
       Path image = image(lines.get(i));
@@ -165,16 +178,7 @@ public record LineExamples(
     }
     ImageInput input =
         asked.isEmpty() ? ImageInput.OF_MODULES : ImageInput.of(List.copyOf(asked.values()));
-    Images images =
-        new Images(files, new ImageTensors(processor, input), CpuThreads.get(), progress);
-    return new Examples.Labelled(
-        List.of(
-            new Examples.Input(
-                input.name(),
-                input.type(),
-                images.shape(),
-                new ComputedList<>(images.size(), images::tensor))),
-        labels);
+    return new Images(files, new ImageTensors(processor, input), CpuThreads.get(), progress);
   }
 
   private Path image(ExampleLine line) {
@@ -229,10 +233,9 @@ public record LineExamples(
    */
   public ExampleTensors fed(
       OnnxModel model, Supplier<ImageProcessor> processor, Progress progress) {
-    return RunHost.tensors(
-        areImages()
-            ? images(asked(model), processor.get(), progress)
-            : tensors(asked(model), MissingValues.areKnownTo(model)));
+    return areImages()
+        ? ExampleTensors.ofImages(readImages(asked(model), processor.get(), progress))
+        : RunHost.tensors(tensors(asked(model), MissingValues.areKnownTo(model)));
   }
 
   /**
