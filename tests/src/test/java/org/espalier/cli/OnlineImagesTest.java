@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import static org.espalier.cli.Client.post;
 import static org.espalier.cli.Client.start;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -19,6 +20,7 @@ import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Base64;
 import java.util.List;
 import java.util.Map;
@@ -36,6 +38,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** A fixed encoder of images in front of what learns. */
 class OnlineImagesTest {
@@ -202,7 +205,7 @@ class OnlineImagesTest {
     try (OrtSession session = environment.createSession(model.toString());
         OnnxTensor fed = OnnxTensor.createTensor(environment, pixels.flip(), shape);
         OrtSession.Result result = session.run(Map.of("pixels", fed))) {
-      return (float[][]) result.get("outputs").orElseThrow().getValue();
+      return (float[][]) result.get(0).getValue();
     }
   }
 
@@ -259,6 +262,119 @@ class OnlineImagesTest {
     }
   }
 
+  /** A classifier [n, 3, 8, 8] → [n, 2] that learns whole. */
+  private Path classifier() throws IOException {
+    Random random = new Random(2);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("classifier")
+            .addInput(SmallModels.value("pixels", DataType.FLOAT, -1, 3, SIDE, SIDE))
+            .addInitializer(SmallModels.floats("filter", random, 0.4f, 6, 3, 2, 2))
+            .addInitializer(SmallModels.floats("head", random, 0.4f, 6, 2))
+            .addNode(
+                SmallModels.line("seen Conv pixels filter", SmallModels.attribute("strides", 2, 2)))
+            .addNode(SmallModels.line("maps Relu seen"))
+            .addNode(SmallModels.line("pooled GlobalAveragePool maps"))
+            .addNode(SmallModels.line("flat Flatten pooled"))
+            .addNode(SmallModels.line("logits MatMul flat head"))
+            .addOutput(SmallModels.value("logits", DataType.FLOAT, -1, 2));
+    return Files.write(folder.resolve("classifier.onnx"), SmallModels.model(17, g).toByteArray());
+  }
+
+  /** The same lines with the pixels of each image as features. */
+  private Path pixels(Path lines) throws IOException {
+    ImageInput input =
+        ImageInput.of(List.of(SmallModels.value("pixels", DataType.FLOAT, -1, 3, SIDE, SIDE)));
+    ImageTensors tensors =
+        new ImageTensors(ImageProcessor.read(folder.resolve("preprocessor_config.json")), input);
+    List<String> all = new ArrayList<>();
+    for (String line : Files.readAllLines(lines)) {
+      String image = line.replaceAll(".*\"image\": \"([^\"]*)\".*", "$1");
+      FloatBuffer values =
+          ByteBuffer.wrap(tensors.read(folder.resolve("in").resolve(image)).bytes())
+              .order(ByteOrder.LITTLE_ENDIAN)
+              .asFloatBuffer();
+      float[] features = new float[values.remaining()];
+      values.get(features);
+      all.add(
+          line.replace(
+              "\"image\": \"" + image + "\"", "\"features\": " + Arrays.toString(features)));
+    }
+    return Files.write(folder.resolve("in/pixels.jsonl"), all);
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void classifiersLearnWholeFromImagesAsFromTheirPixels(boolean int8) throws Exception {
+    Path model = classifier();
+    Path lines = lines(120);
+    Path processor = folder.resolve("preprocessor_config.json");
+    if (int8) {
+      Path quantized = folder.resolve("int8.onnx");
+      Run.of("quantize", model, "-o", quantized, "--to", "onnx-qdq", "--calibration", lines).done();
+      model = quantized;
+    }
+    recipe =
+        Files.writeString(
+            recipe, "loss: cross-entropy\nlearning-rate: 0.3\nbatch: 4\nclasses: [dark, red]\n");
+    Run.online(pixels(lines), recipe, store, "--model", model).done();
+    byte[] whole = Files.readAllBytes(store.resolve("versions/1/model/learner.state"));
+    store = folder.resolve("images");
+    List<String> all = Files.readAllLines(lines);
+    Files.write(lines, all.subList(0, 100));
+    Run.online(lines, recipe, store, "--model", model, "--image-processor", processor).done();
+    Files.write(lines, all);
+    Run.resume(lines, store).done();
+    byte[] resumed = Files.readAllBytes(store.resolve("versions/2/model/learner.state"));
+    assertArrayEquals(whole, resumed);
+
+    Path out = folder.resolve("out.onnx");
+    Run.of("store", "export", "--store", store, "-o", out).done();
+    Path written = folder.resolve("out-preprocessor_config.json");
+    assertEquals(-1, Files.mismatch(processor, written));
+    List<Path> images = List.of(image(2001), image(2002));
+    float[][] answers = answers(out, written, images, false);
+    try (Service service = service(store)) {
+      int port = start(service);
+      for (int i = 0; i < images.size(); i++) {
+        JsonNode answer =
+            post(
+                port, "/predict", "{\"id\": " + i + ", \"image\": \"" + url(images.get(i)) + "\"}");
+        assertEquals(answers[i][0], answer.get("outputs").get(0).asDouble(), 1e-4);
+      }
+      // A model that somebody publishes as it is has no word of images, and takes them all the
+      // same.
+      Run.of("store", "publish", model, "--store", store).done();
+      for (int i = 0; i < 100 && service.storeVersion() != 3; i++) {
+        Thread.sleep(50);
+      }
+      assertEquals(3, service.storeVersion());
+      post(port, "/predict", "{\"image\": \"" + url(images.get(0)) + "\"}");
+    }
+  }
+
+  @Test
+  void otherPixelsAreRefused() throws IOException {
+    Path model = classifier();
+    Path lines = lines(8);
+    recipe = Files.writeString(recipe, "loss: cross-entropy\nlearning-rate: 0.3\n");
+    Path other = Files.writeString(folder.resolve("other.json"), "{\"size\": 9}");
+    Run run = Run.online(lines, recipe, store, "--model", model, "--image-processor", other);
+    assertEquals(2, run.code());
+    assertTrue(run.err().contains("makes images of 9 x 9"), run.err());
+    run = Run.online(lines, recipe, store, "--image-processor", other);
+    assertEquals(2, run.code());
+    assertTrue(run.err().contains("or of a --model that takes images"), run.err());
+    Files.write(lines, List.of("{\"image\": \"photos/1.png\", \"label\": 1}"));
+    Path processor = folder.resolve("preprocessor_config.json");
+    Run.online(lines, recipe, store, "--model", model, "--image-processor", processor).done();
+    Files.writeString(other, "{\"size\": 8}");
+    run = Run.resume(lines, store, "--image-processor", other);
+    assertEquals(2, run.code());
+    assertTrue(run.err().contains("makes other values of images"), run.err());
+    Run.resume(lines, store, "--image-processor", processor).done();
+  }
+
   @Test
   void optionsOfTextsAreRefused() throws IOException {
     Path input = lines(2);
@@ -267,7 +383,8 @@ class OnlineImagesTest {
     assertTrue(run.err().contains("are of texts; the encoder has no input_ids"), run.err());
     run = Run.online(input, recipe, store, "--image-processor", recipe);
     assertEquals(2, run.code());
-    assertTrue(run.err().contains("are of an --encoder, which is missing"), run.err());
+    assertTrue(
+        run.err().contains("or of a --model that takes images; both are missing"), run.err());
     Files.delete(folder.resolve("preprocessor_config.json"));
     run = learn(input);
     assertEquals(2, run.code());

@@ -2,6 +2,7 @@ package org.espalier.cli;
 
 import java.util.function.Consumer;
 import org.espalier.image.ImageProcessor;
+import org.espalier.source.MavenEntry;
 import org.espalier.source.ModelSource;
 import picocli.CommandLine.Option;
 
@@ -33,7 +34,10 @@ final class ImageOptions {
    */
   ImageProcessor open(ModelSource model, Consumer<String> notes) {
     if (processor != null) {
-      return ImageProcessor.read(ModelSource.path(processor));
+      return ImageProcessor.read(
+          MavenEntry.isOne(processor)
+              ? model.maven().file(MavenEntry.parse(processor))
+              : ModelSource.path(processor));
     }
     ImageProcessor found = ImageProcessor.read(model.imageProcessor("--image-processor"));
     if (model.entry() == null) {

@@ -165,7 +165,7 @@ final class LearnerVersions {
   }
 
   private void checkEncoder(Version version) {
-    boolean same = encoder == null ? !Encoder.isIn(version) : encoder.isOf(version);
+    boolean same = encoder == null ? !Encoder.isIn(version) : encoder.isBefore(version);
     if (!same) {
       throw new InputException(
           encoder == null

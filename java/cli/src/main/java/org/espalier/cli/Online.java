@@ -144,7 +144,8 @@ final class Online implements Callable<Integer> {
               + " or TorchScript (.pt) file with inputs [batch, …], whose values are an example's"
               + " features one after the other, of ONNX also of int64 or int32, which take features"
               + " that are whole numbers; an int8 one, as 'quantize --to onnx-dynamic' or onnx-qdq"
-              + " or a recipe makes it, stays int8; a .pt file is code that runs: take it from"
+              + " or a recipe makes it, stays int8; of images, with --image-processor, lines have"
+              + " \"image\"; a .pt file is code that runs: take it from"
               + " nobody you do not trust. Default: a new one, as the recipe says, or with --resume"
               + " the version's own, and no other then.")
   private String model;
@@ -220,7 +221,8 @@ final class Online implements Callable<Integer> {
     try (ModelStore.Held held = resume ? store.holdCurrent() : null) {
       OnlineRecipe said = recipe(held);
       try (Encoder encoder = encoder(store, held)) {
-        OnlineRecipe recipe = encoder == null ? said : said.withFeatures(encoder.width());
+        boolean makesFeatures = encoder != null && !encoder.isOfPixels();
+        OnlineRecipe recipe = makesFeatures ? said.withFeatures(encoder.width()) : said;
         return learn(store, held, encoder, recipe, signing, inputs, reportPath);
       }
     }
@@ -426,10 +428,12 @@ final class Online implements Callable<Integer> {
   /** The encoder that is given or that the version has; null where there is none. */
   private Encoder encoder(ModelStore store, ModelStore.Held held) {
     if (encoderModel == null) {
-      if (tokenizer.anyGiven() || images.given() || pooling != null) {
+      if (tokenizer.anyGiven() || pooling != null) {
         throw new InputException(
-            "--tokenizer, --max-tokens, --image-processor and --pooling are of an --encoder, which"
-                + " is missing");
+            "--tokenizer, --max-tokens and --pooling are of an --encoder, which is missing");
+      }
+      if (images.given()) {
+        return pixels(held);
       }
       return checked(held == null ? null : Encoder.of(store, held.version()));
     }
@@ -467,8 +471,29 @@ final class Online implements Callable<Integer> {
     return Encoder.ofImages(source.path(), images.open(source, common::note).file(), chosen);
   }
 
+  /** How images become what the model takes that is learned. */
+  private Encoder pixels(ModelStore.Held held) {
+    if (model == null && held == null) {
+      throw new InputException(
+          "--image-processor is of an --encoder, or of a --model that takes images; both are"
+              + " missing");
+    }
+    ModelSource learned =
+        ModelSource.findAny(model == null ? held.model().toString() : model, common::note);
+    Encoder pixels = Encoder.ofPixels(learned.path(), images.open(learned, common::note).file());
+    if (held != null && !pixels.isBefore(held.version())) {
+      pixels.close();
+      throw new InputException(
+          "version "
+              + held.version().id()
+              + ", from which --resume goes on, makes other values of images, or has an encoder; it"
+              + " goes on without --image-processor");
+    }
+    return pixels;
+  }
+
   private Encoder checked(Encoder encoder) {
-    if (encoder != null && csv) {
+    if (encoder != null && csv && !encoder.isOfPixels()) {
       encoder.close();
       throw new InputException(
           "texts and images come as lines of JSON, {\"text\": \"...\", ...}, not as CSV");

@@ -168,7 +168,7 @@ final class Service implements HttpListener.Responder, AutoCloseable {
         closing.push(encoder::close);
       }
       OnlineRecipe said = learned ? LearnerFiles.recipe(held) : given != null ? given : FROZEN;
-      recipe = encoder == null ? said : said.withFeatures(encoder.width());
+      recipe = encoder == null || encoder.isOfPixels() ? said : said.withFeatures(encoder.width());
       model = LearnerFiles.readModel(held, recipe);
       closing.push(model::close);
       recipe.classes().requireFor(model.outputs());

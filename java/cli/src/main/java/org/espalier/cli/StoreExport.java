@@ -65,7 +65,7 @@ final class StoreExport implements Callable<Integer> {
     }
     ModelStore store = options.open();
     long id = StoreOptions.version(store, given);
-    Path inputs = null;
+    Path inputs;
     try (ModelStore.Held held = store.hold(id)) {
       Path model = held.model();
       if (model.toString().endsWith(".pt") != script) {
@@ -77,13 +77,17 @@ final class StoreExport implements Callable<Integer> {
                 + (script ? ".onnx" : ".pt")
                 + " is right");
       }
-      if (script) {
-        if (Encoder.isIn(held.version())) {
+      try (Encoder encoder = Encoder.of(store, held.version())) {
+        boolean alone = script && encoder != null && !encoder.isOfPixels();
+        if (alone) {
           common.note("the encoder is not in " + target + ", which reads its features");
         }
-        AtomicFile.copy(model, target);
-      } else {
-        inputs = write(store, held, model, target);
+        if (script) {
+          AtomicFile.copy(model, target);
+        } else {
+          write(held, model, encoder, target);
+        }
+        inputs = encoder == null || alone ? null : writeInputs(encoder, target);
       }
     }
     if (common.json()) {
@@ -108,8 +112,8 @@ final class StoreExport implements Callable<Integer> {
     return inputs.toString().endsWith("tokenizer.json");
   }
 
-  /** Writes the graph, and gives back where the file is that says what its inputs are made of; null without one. */
-  private static Path write(ModelStore store, ModelStore.Held held, Path model, Path target) {
+  /** Writes the graph, with the encoder where there is one. */
+  private static void write(ModelStore.Held held, Path model, Encoder encoder, Path target) {
     OnlineRecipe recipe = LearnerFiles.isLearned(held) ? LearnerFiles.recipe(held) : null;
     // Where nothing says that outputs are logits, they are values.
     Loss loss = recipe == null ? new Loss.Squared() : recipe.settings().loss();
@@ -117,22 +121,21 @@ final class StoreExport implements Callable<Integer> {
         model.toString().endsWith(".onnx")
             ? OnnxModel.read(model)
             : LearnerFiles.toOnnx(model, loss);
-    try (Encoder encoder = Encoder.of(store, held.version())) {
-      OnnxModel whole = encoder == null ? onnx : encoder.followedBy(onnx);
-      if (recipe != null && !recipe.classes().isEmpty()) {
-        ArrayNode names = JsonNodeFactory.instance.arrayNode();
-        recipe.classes().names().forEach(names::add);
-        whole.setMetadata("classes", names.toString());
-      }
-      whole.write(target);
-      if (encoder == null) {
-        return null;
-      }
-      String name = target.getFileName().toString();
-      String stem = name.substring(0, name.length() - ".onnx".length());
-      Path inputs = target.resolveSibling(stem + "-" + encoder.inputsName());
-      AtomicFile.copy(encoder.inputsFile(), inputs);
-      return inputs;
+    OnnxModel whole = encoder == null ? onnx : encoder.followedBy(onnx);
+    if (recipe != null && !recipe.classes().isEmpty()) {
+      ArrayNode names = JsonNodeFactory.instance.arrayNode();
+      recipe.classes().names().forEach(names::add);
+      whole.setMetadata("classes", names.toString());
     }
+    whole.write(target);
+  }
+
+  /** Writes beside a model what says how its inputs are made. */
+  private static Path writeInputs(Encoder encoder, Path target) {
+    String name = target.getFileName().toString();
+    String stem = name.substring(0, name.lastIndexOf('.'));
+    Path inputs = target.resolveSibling(stem + "-" + encoder.inputsName());
+    AtomicFile.copy(encoder.inputsFile(), inputs);
+    return inputs;
   }
 }

@@ -54,6 +54,11 @@ public final class ImageTensors {
     return processor;
   }
 
+  /** Whether the model or the processor says how large each image is that is fed. */
+  public boolean isOfOneSize() {
+    return processor.size() != null || input.height() > 0 && input.width() > 0;
+  }
+
   private boolean fits(int height, int width) {
     return (input.height() == 0 || input.height() == height)
         && (input.width() == 0 || input.width() == width);

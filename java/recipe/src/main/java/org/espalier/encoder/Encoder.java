@@ -19,8 +19,10 @@ import java.util.Set;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.OpsetUpgrade;
+import org.espalier.evaluate.EncodedImages;
 import org.espalier.evaluate.EncoderFeatures;
 import org.espalier.evaluate.ImageFeatures;
+import org.espalier.evaluate.PixelFeatures;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.TextFeatures;
 import org.espalier.evaluate.TextTokenizer;
@@ -40,8 +42,9 @@ import org.espalier.store.StoreWriter;
 import org.espalier.store.Version;
 
 /**
- * A fixed encoder of texts or images in front of what learns: it makes the features that are learned from. Each version of what learns
- * has its files beside its own, as second names of the same bytes where the file system can.
+ * A fixed encoder of texts or images in front of what learns: it makes the features that are learned from. Or, where what learns takes
+ * images itself, how these become its values, with no model in front. Each version of what learns has its files beside its own,
+ * as second names of the same bytes where the file system can.
  *
  * <p>{@link #features} is for several threads; the rest for one.
  */
@@ -64,12 +67,15 @@ public final class Encoder implements AutoCloseable {
           .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
           .build();
 
+  /** Its model; null of pixels. */
   private final Path model;
 
   /** The file that says how what it encodes becomes tensors: a tokenizer, or an image processor. */
   private final Path inputs;
 
+  /** Null of pixels. */
   private final Settings settings;
+
   private final EncoderFeatures features;
 
   /** The SHA-256 of each file, by its name in a version. */
@@ -80,19 +86,32 @@ public final class Encoder implements AutoCloseable {
 
   private Encoder(
       Path model, Path inputs, Settings settings, Map<String, String> sums, ModelStore.Held held) {
+    this(model, inputs, settings, features(model, inputs, settings), sums, held);
+  }
+
+  private Encoder(
+      Path model,
+      Path inputs,
+      Settings settings,
+      EncoderFeatures features,
+      Map<String, String> sums,
+      ModelStore.Held held) {
+    this.model = model;
+    this.inputs = inputs;
+    this.settings = settings;
+    this.features = features;
+    this.sums = sums;
+    this.held = held;
+  }
+
+  private static EncoderFeatures features(Path model, Path inputs, Settings settings) {
     if (OnnxModel.read(model).files().size() > 1) {
       throw new InputException(
           model + " has weights in other files; an encoder has all of it in one, of 2 GiB at most");
     }
-    this.model = model;
-    this.inputs = inputs;
-    this.settings = settings;
-    this.sums = sums;
-    this.held = held;
-    features =
-        settings.isOfTexts()
-            ? new TextFeatures(model, inputs, settings.maxTokens(), settings.pooling())
-            : new ImageFeatures(model, ImageProcessor.read(inputs), settings.pooling());
+    return settings.isOfTexts()
+        ? new TextFeatures(model, inputs, settings.maxTokens(), settings.pooling())
+        : new EncodedImages(model, ImageProcessor.read(inputs), settings.pooling());
   }
 
   /**
@@ -211,12 +230,42 @@ public final class Encoder implements AutoCloseable {
   /**
    * Opens an encoder of images.
    *
-   * @param model an ONNX file as {@link ImageFeatures} takes it
+   * @param model an ONNX file as {@link EncodedImages} takes it
    * @param processor its {@code preprocessor_config.json}
    * @throws InputException if either is none
    */
   public static Encoder ofImages(Path model, Path processor, Pooling pooling) {
     return open(model, processor, new Settings(0, pooling));
+  }
+
+  /**
+   * No encoder: how images become the values that a model takes which learns itself.
+   *
+   * @param learned the file of that model, ONNX or TorchScript
+   * @param processor its {@code preprocessor_config.json}
+   * @throws InputException if the model takes no images, or the processor makes others
+   */
+  public static Encoder ofPixels(Path learned, Path processor) {
+    try {
+      return ofPixels(learned, processor, Map.of(PROCESSOR, sum(Sha256.of(processor))), null);
+    } catch (IOException e) {
+      throw InputException.of("cannot read " + processor, e);
+    }
+  }
+
+  private static Encoder ofPixels(
+      Path learned, Path processor, Map<String, String> sums, ModelStore.Held held) {
+    ImageInput input =
+        learned.toString().endsWith(".onnx")
+            ? ImageInput.of(OnnxModel.read(learned).inputs())
+            : ImageInput.OF_MODULES;
+    return new Encoder(
+        null,
+        processor,
+        null,
+        new PixelFeatures(ImageProcessor.read(processor), input),
+        sums,
+        held);
   }
 
   private static Encoder open(Path model, Path inputs, Settings settings) {
@@ -242,7 +291,14 @@ public final class Encoder implements AutoCloseable {
 
   /** Whether a version has an encoder. */
   public static boolean isIn(Version version) {
-    return version.files().stream().anyMatch(f -> f.path().equals(MODEL));
+    return sums(version).containsKey(MODEL);
+  }
+
+  /** The SHA-256 of the files of an encoder that a version has. */
+  private static Map<String, String> sums(Version version) {
+    return version.files().stream()
+        .filter(f -> FILES.contains(f.path()))
+        .collect(Collectors.toMap(Version.StoredFile::path, Version.StoredFile::sha256));
   }
 
   /**
@@ -252,20 +308,17 @@ public final class Encoder implements AutoCloseable {
    * @throws InputException if its files are no encoder
    */
   public static Encoder of(ModelStore store, Version version) {
-    if (!isIn(version)) {
+    Map<String, String> sums = sums(version);
+    if (sums.isEmpty()) {
       return null;
     }
     ModelStore.Held held = store.hold(version.id());
     try {
-      Path model = held.file(MODEL);
-      boolean texts = version.files().stream().anyMatch(f -> f.path().equals(TOKENIZER));
-      Settings settings = Settings.read(held.file(SETTINGS), texts);
-      Path inputs = held.file(settings.inputs());
-      Map<String, String> sums =
-          version.files().stream()
-              .filter(f -> FILES.contains(f.path()))
-              .collect(Collectors.toMap(Version.StoredFile::path, Version.StoredFile::sha256));
-      return new Encoder(model, inputs, settings, sums, held);
+      if (sums.keySet().equals(Set.of(PROCESSOR))) {
+        return ofPixels(held.model(), held.file(PROCESSOR), sums, held);
+      }
+      Settings settings = Settings.read(held.file(SETTINGS), sums.containsKey(TOKENIZER));
+      return new Encoder(held.file(MODEL), held.file(settings.inputs()), settings, sums, held);
     } catch (RuntimeException e) {
       held.close();
       throw e;
@@ -274,7 +327,12 @@ public final class Encoder implements AutoCloseable {
 
   /** Whether it encodes texts; else images. */
   public boolean isOfTexts() {
-    return settings.isOfTexts();
+    return features instanceof TextFeatures;
+  }
+
+  /** Whether there is no model, and what learns takes the values of images itself. */
+  public boolean isOfPixels() {
+    return features instanceof PixelFeatures;
   }
 
   /** The file that says how what it encodes becomes tensors: a tokenizer, or an image processor. */
@@ -284,7 +342,7 @@ public final class Encoder implements AutoCloseable {
 
   /** What such a file is called beside a model. */
   public String inputsName() {
-    return settings.inputs().substring("encoder-".length());
+    return (isOfTexts() ? TOKENIZER : PROCESSOR).substring("encoder-".length());
   }
 
   /** How many features a text or an image has. */
@@ -361,8 +419,15 @@ public final class Encoder implements AutoCloseable {
 
   /** Whether a version has this encoder. */
   public boolean isOf(Version version) {
-    return version.files().stream().filter(f -> f.sha256().equals(sums.get(f.path()))).count()
-        == sums.size();
+    return sums(version).equals(sums);
+  }
+
+  /**
+   * Whether a version can be gone on with behind this: it has this encoder, or, of pixels, says nothing of how images become
+   * these.
+   */
+  public boolean isBefore(Version version) {
+    return isOf(version) || isOfPixels() && sums(version).isEmpty();
   }
 
   /**
@@ -375,9 +440,12 @@ public final class Encoder implements AutoCloseable {
       sums.keySet().forEach(name -> files.share(held, name));
       return;
     }
-    files.copy(model, MODEL, sums.get(MODEL));
-    files.copy(inputs, settings.inputs(), sums.get(settings.inputs()));
-    files.write(SETTINGS, ByteBuffer.wrap(settings.bytes()));
+    if (!isOfPixels()) {
+      files.copy(model, MODEL, sums.get(MODEL));
+      files.write(SETTINGS, ByteBuffer.wrap(settings.bytes()));
+    }
+    String name = isOfTexts() ? TOKENIZER : PROCESSOR;
+    files.copy(inputs, name, sums.get(name));
   }
 
   /** Finds its files in the current version of a store, with which later ones share them then. */
@@ -431,6 +499,9 @@ public final class Encoder implements AutoCloseable {
    * @throws InputException where no model can be both
    */
   public OnnxModel followedBy(OnnxModel head) {
+    if (isOfPixels()) {
+      return head;
+    }
     OnnxModel following = head.copy();
     OnnxModel encoder = readBefore(following);
     ValueInfoProto read = following.inputs().get(0);
@@ -439,7 +510,7 @@ public final class Encoder implements AutoCloseable {
       Pooling pooling = texts.isOfTokens() ? settings.pooling() : null;
       made = EncoderGraph.addFeatures(encoder, graph -> graph.ofTexts(pooling), read);
     } else {
-      ImageFeatures images = (ImageFeatures) features;
+      EncodedImages images = (EncodedImages) features;
       made =
           EncoderGraph.addFeatures(
               encoder, graph -> graph.ofImages(images, settings.pooling()), read);
@@ -453,8 +524,10 @@ public final class Encoder implements AutoCloseable {
    * @throws InputException that says why
    */
   public void requireCanBeFollowedBy(OnnxModel head) {
-    OnnxModel following = head.copy();
-    JoinedModel.check(readBefore(following), following);
+    if (!isOfPixels()) {
+      OnnxModel following = head.copy();
+      JoinedModel.check(readBefore(following), following);
+    }
   }
 
   /** The encoder's graph; where the two are of different operator sets, both are raised as far as that is known. */

@@ -10,7 +10,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.function.Consumer;
 import java.util.function.Function;
-import org.espalier.evaluate.ImageFeatures;
+import org.espalier.evaluate.EncodedImages;
 import org.espalier.evaluate.Pooling;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -73,7 +73,7 @@ final class EncoderGraph {
    *
    * @param pooling of an output of tokens
    */
-  String ofImages(ImageFeatures features, Pooling pooling) {
+  String ofImages(EncodedImages features, Pooling pooling) {
     String hidden = hidden();
     if (features.rank() == 2) {
       return hidden;
