@@ -1,12 +1,6 @@
 package org.espalier.encoder;
 
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
-import com.fasterxml.jackson.core.JsonProcessingException;
-import com.fasterxml.jackson.core.StreamReadFeature;
-import com.fasterxml.jackson.databind.DeserializationFeature;
-import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.json.JsonMapper;
-import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.file.InvalidPathException;
@@ -25,9 +19,6 @@ import org.espalier.evaluate.ImageFeatures;
 import org.espalier.evaluate.PixelFeatures;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.TextFeatures;
-import org.espalier.evaluate.TextTokenizer;
-import org.espalier.format.InputFile;
-import org.espalier.format.JsonReason;
 import org.espalier.format.Sha256;
 import org.espalier.format.onnx.JoinedModel;
 import org.espalier.format.onnx.OnnxModel;
@@ -56,16 +47,8 @@ public final class Encoder implements AutoCloseable {
   private static final String SETTINGS = "encoder.json";
   private static final Set<String> FILES = Set.of(MODEL, TOKENIZER, PROCESSOR, SETTINGS);
 
-  private static final int MOST_SETTINGS = 10_000;
-
   /** How a URL begins that holds what it stands for (RFC 2397). */
   private static final String DATA = "data:";
-
-  private static final JsonMapper JSON =
-      JsonMapper.builder()
-          .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
-          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
-          .build();
 
   /** Its model; null of pixels. */
   private final Path model;
@@ -74,7 +57,7 @@ public final class Encoder implements AutoCloseable {
   private final Path inputs;
 
   /** Null of pixels. */
-  private final Settings settings;
+  private final EncoderSettings settings;
 
   private final EncoderFeatures features;
 
@@ -85,14 +68,18 @@ public final class Encoder implements AutoCloseable {
   private ModelStore.Held held;
 
   private Encoder(
-      Path model, Path inputs, Settings settings, Map<String, String> sums, ModelStore.Held held) {
+      Path model,
+      Path inputs,
+      EncoderSettings settings,
+      Map<String, String> sums,
+      ModelStore.Held held) {
     this(model, inputs, settings, features(model, inputs, settings), sums, held);
   }
 
   private Encoder(
       Path model,
       Path inputs,
-      Settings settings,
+      EncoderSettings settings,
       EncoderFeatures features,
       Map<String, String> sums,
       ModelStore.Held held) {
@@ -104,7 +91,7 @@ public final class Encoder implements AutoCloseable {
     this.held = held;
   }
 
-  private static EncoderFeatures features(Path model, Path inputs, Settings settings) {
+  private static EncoderFeatures features(Path model, Path inputs, EncoderSettings settings) {
     if (OnnxModel.read(model).files().size() > 1) {
       throw new InputException(
           model + " has weights in other files; an encoder has all of it in one, of 2 GiB at most");
@@ -112,86 +99,6 @@ public final class Encoder implements AutoCloseable {
     return settings.isOfTexts()
         ? new TextFeatures(model, inputs, settings.maxTokens(), settings.pooling())
         : new EncodedImages(model, ImageProcessor.read(inputs), settings.pooling());
-  }
-
-  /**
-   * How texts or images become features, beside the model and the file that says how they become tensors.
-   *
-   * @param maxTokens of texts; 0 for images
-   */
-  private record Settings(int maxTokens, Pooling pooling) {
-    boolean isOfTexts() {
-      return maxTokens > 0;
-    }
-
-    /** The name of the file that says how what is encoded becomes tensors. */
-    String inputs() {
-      return isOfTexts() ? TOKENIZER : PROCESSOR;
-    }
-
-    /**
-     * Reads the settings of a version.
-     *
-     * @param texts whether they are of an encoder of texts
-     * @throws InputException if they are none
-     */
-    static Settings read(Path file, boolean texts) {
-      JsonNode json = json(file);
-      if (!texts) {
-        if (json.size() != 1 || !json.path("pooling").isTextual()) {
-          throw new InputException(file + " holds other settings than pooling, mean or cls");
-        }
-        return new Settings(0, pooling(file, json));
-      }
-      JsonNode maxTokens = json.path("max_tokens");
-      JsonNode pooling = json.path("pooling");
-      boolean whole = maxTokens.isIntegralNumber() && maxTokens.canConvertToInt();
-      if (json.size() != 2
-          || !whole
-          || maxTokens.intValue() < TextTokenizer.LEAST_TOKENS
-          || maxTokens.intValue() > TextTokenizer.MOST_TOKENS
-          || !pooling.isTextual()) {
-        throw new InputException(
-            file
-                + " holds other settings than max_tokens, "
-                + TextTokenizer.LEAST_TOKENS
-                + " to "
-                + TextTokenizer.MOST_TOKENS
-                + ", and pooling, mean or cls");
-      }
-      return new Settings(maxTokens.intValue(), pooling(file, json));
-    }
-
-    private static Pooling pooling(Path file, JsonNode json) {
-      try {
-        return Pooling.parse(json.path("pooling").textValue());
-      } catch (InputException e) {
-        throw new InputException(file + ": " + e.getMessage(), e);
-      }
-    }
-
-    private static JsonNode json(Path file) {
-      try {
-        return JSON.readTree(InputFile.bytes(file, MOST_SETTINGS));
-      } catch (JsonProcessingException e) {
-        throw new InputException(file + " is not JSON: " + JsonReason.of(e), e);
-      } catch (IOException e) {
-        throw InputException.of("cannot read " + file, e);
-      }
-    }
-
-    byte[] bytes() {
-      ObjectNode json = JSON.createObjectNode();
-      if (isOfTexts()) {
-        json.put("max_tokens", maxTokens);
-      }
-      json.put("pooling", pooling.toString());
-      try {
-        return JSON.writeValueAsBytes(json);
-      } catch (JsonProcessingException e) {
-        throw new IllegalStateException("what was made here is JSON", e);
-      }
-    }
   }
 
   /**
@@ -224,7 +131,7 @@ public final class Encoder implements AutoCloseable {
    * @throws InputException if either is none, or the model does not run on texts
    */
   public static Encoder ofTexts(Path model, Path tokenizer, int maxTokens, Pooling pooling) {
-    return open(model, tokenizer, new Settings(maxTokens, pooling));
+    return open(model, tokenizer, new EncoderSettings(maxTokens, pooling));
   }
 
   /**
@@ -235,7 +142,7 @@ public final class Encoder implements AutoCloseable {
    * @throws InputException if either is none
    */
   public static Encoder ofImages(Path model, Path processor, Pooling pooling) {
-    return open(model, processor, new Settings(0, pooling));
+    return open(model, processor, new EncoderSettings(0, pooling));
   }
 
   /**
@@ -268,14 +175,14 @@ public final class Encoder implements AutoCloseable {
         held);
   }
 
-  private static Encoder open(Path model, Path inputs, Settings settings) {
+  private static Encoder open(Path model, Path inputs, EncoderSettings settings) {
     Map<String, String> sums;
     try {
       sums =
           Map.of(
               MODEL,
               sum(Sha256.of(model)),
-              settings.inputs(),
+              inputs(settings),
               sum(Sha256.of(inputs)),
               SETTINGS,
               sum(Sha256.digest().digest(settings.bytes())));
@@ -283,6 +190,11 @@ public final class Encoder implements AutoCloseable {
       throw InputException.of("cannot read the encoder " + model, e);
     }
     return new Encoder(model, inputs, settings, sums, null);
+  }
+
+  /** The name of the file in a version that says how what is encoded becomes tensors. */
+  private static String inputs(EncoderSettings settings) {
+    return settings != null && settings.isOfTexts() ? TOKENIZER : PROCESSOR;
   }
 
   private static String sum(byte[] digest) {
@@ -317,8 +229,9 @@ public final class Encoder implements AutoCloseable {
       if (sums.keySet().equals(Set.of(PROCESSOR))) {
         return ofPixels(held.model(), held.file(PROCESSOR), sums, held);
       }
-      Settings settings = Settings.read(held.file(SETTINGS), sums.containsKey(TOKENIZER));
-      return new Encoder(held.file(MODEL), held.file(settings.inputs()), settings, sums, held);
+      EncoderSettings settings =
+          EncoderSettings.read(held.file(SETTINGS), sums.containsKey(TOKENIZER));
+      return new Encoder(held.file(MODEL), held.file(inputs(settings)), settings, sums, held);
     } catch (RuntimeException e) {
       held.close();
       throw e;
@@ -342,7 +255,7 @@ public final class Encoder implements AutoCloseable {
 
   /** What such a file is called beside a model. */
   public String inputsName() {
-    return (isOfTexts() ? TOKENIZER : PROCESSOR).substring("encoder-".length());
+    return inputs(settings).substring("encoder-".length());
   }
 
   /** How many features a text or an image has. */
@@ -444,8 +357,7 @@ public final class Encoder implements AutoCloseable {
       files.copy(model, MODEL, sums.get(MODEL));
       files.write(SETTINGS, ByteBuffer.wrap(settings.bytes()));
     }
-    String name = isOfTexts() ? TOKENIZER : PROCESSOR;
-    files.copy(inputs, name, sums.get(name));
+    files.copy(inputs, inputs(settings), sums.get(inputs(settings)));
   }
 
   /** Finds its files in the current version of a store, with which later ones share them then. */
