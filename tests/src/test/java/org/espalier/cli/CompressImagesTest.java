@@ -227,7 +227,8 @@ class CompressImagesTest {
     Files.writeString(lines, "{\"image\": \"\\u0000\"}\n");
     assertTrue(failure(lines).contains("is not a path"));
     Files.writeString(lines, "{\"image\": \"train/red/000.png\", \"text\": \"red\"}\n");
-    assertTrue(failure(lines).contains("there are several of text, image, features and inputs"));
+    assertTrue(
+        failure(lines).contains("there are several of text, tokens, image, features and inputs"));
     Files.delete(folder.resolve("preprocessor_config.json"));
     assertTrue(
         failure(train)

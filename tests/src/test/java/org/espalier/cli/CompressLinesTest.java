@@ -217,7 +217,7 @@ class CompressLinesTest {
 
   @Test
   void refusesNumbersThatDoNotFit() throws IOException {
-    refused("example 1: there is neither text nor image nor features nor inputs", "{\"label\": 1}");
+    refused("there is none of text, tokens, image, features and inputs", "{\"label\": 1}");
     refused(
         "example 2: it has a text, and earlier ones have numbers",
         line(0, true),
@@ -246,7 +246,7 @@ class CompressLinesTest {
         "point holds something that is no number",
         "{\"inputs\": {\"user\": 1, \"point\": [\"1\"]}}");
     refused(
-        "there are several of text, image, features and inputs",
+        "there are several of text, tokens, image, features and inputs",
         "{\"features\": [1], \"text\": \"a\"}");
   }
 

@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import org.espalier.evaluate.ExampleLine;
 import org.espalier.train.Labels;
 import org.junit.jupiter.api.Test;
@@ -30,8 +31,7 @@ class LineExamplesTest {
                         null,
                         null,
                         null,
-                        null,
-                        null))
+                        Map.of()))
             .toList();
     return new LineExamples(Path.of("texts.jsonl"), lines, labels, List.of());
   }

@@ -1,17 +1,23 @@
 package org.espalier.train;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
+import java.util.stream.IntStream;
+import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.TaggerModel;
 import org.espalier.format.onnx.TextClassifierModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.junit.jupiter.api.Test;
@@ -68,6 +74,11 @@ class PaddedTextsTest {
   private record Step(double loss, Map<String, float[]> weights) {}
 
   private static Step step(OnnxModel model, Examples.Labelled examples, Objective objective) {
+    return step(model, null, examples, objective);
+  }
+
+  private static Step step(
+      OnnxModel model, OnnxModel teacher, Examples.Labelled examples, Objective objective) {
     Training training =
         new Training(
             1,
@@ -81,7 +92,7 @@ class PaddedTextsTest {
     CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("fit", training)), 7);
     Losses losses = new Losses();
     Compression.Job job =
-        new Compression.Job(model, null, examples, examples, Pooling.MEAN, null, null);
+        new Compression.Job(model, teacher, examples, examples, Pooling.MEAN, null, null);
     try (OnnxCompression c = new OnnxCompression(plan, job)) {
       assertTrue(c.run(losses));
       Map<String, float[]> weights = new TreeMap<>();
@@ -103,14 +114,15 @@ class PaddedTextsTest {
     Map<String, double[]> means = new TreeMap<>();
     for (int i = 0; i < texts.size(); i++) {
       Step alone = step(model, one(texts, i), objective);
-      loss += alone.loss() / texts.size();
+      double share = (double) texts.labels().of(i).known() / texts.labels().known();
+      loss += alone.loss() * share;
       alone
           .weights()
           .forEach(
               (name, values) -> {
                 double[] mean = means.computeIfAbsent(name, n -> new double[values.length]);
                 for (int k = 0; k < values.length; k++) {
-                  mean[k] += (double) values[k] / texts.size();
+                  mean[k] += values[k] * share;
                 }
               });
     }
@@ -133,6 +145,76 @@ class PaddedTextsTest {
   void aStepOnClassesIsTheMeanOfTheTexts(int size) {
     long[] classes = new Random(5).longs(size, 0, CLASSES).toArray();
     assertMeanOfTexts(model(), texts(new Labels.Classes(classes)), Objective.ofLabels());
+  }
+
+  private static OnnxModel tagger(long seed) {
+    return OnnxModel.of(TaggerModel.of(seed, VOCABULARY, WIDTH, CLASSES), "tagger");
+  }
+
+  /** Classes for two of three tokens; the first text has none. */
+  private static Labels.TokenClasses tags(int size) {
+    Random random = new Random(5);
+    List<long[]> rows = new ArrayList<>();
+    for (int i = 0; i < size; i++) {
+      long[] row = random.longs(1 + 2 * i, 0, CLASSES).toArray();
+      for (int t = 0; t < row.length; t += 3) {
+        row[t] = Labels.Classes.NO_LABEL;
+      }
+      rows.add(row);
+    }
+    return new Labels.TokenClasses(rows);
+  }
+
+  /** The first text is left out, for nothing is learned from it alone. */
+  @ParameterizedTest
+  @ValueSource(ints = {2, 7, 8})
+  void aStepOnClassesOfTokensIsTheMeanOfTheTokens(int size) {
+    Examples.Labelled all = texts(tags(size + 1));
+    int[] some = IntStream.rangeClosed(1, size).toArray();
+    assertMeanOfTexts(
+        tagger(3),
+        new Examples.Labelled(
+            all.inputs().stream()
+                .map(input -> input(input.name(), input.rows().subList(1, size + 1)))
+                .toList(),
+            all.labels().of(some)),
+        Objective.ofLabels());
+  }
+
+  /** Padded to the longest of all, with a mask, they are tensors of one shape. */
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void openTextsAreLearnedAsPaddedTensorsAre(boolean taught) {
+    Examples.Labelled open = texts(tags(8));
+    int longest = open.length(7);
+    List<Examples.Input> padded = new ArrayList<>();
+    for (Examples.Input input : open.inputs()) {
+      List<byte[]> rows =
+          input.rows().stream().map(row -> Arrays.copyOf(row, Long.BYTES * longest)).toList();
+      padded.add(
+          new Examples.Input(input.name(), SafetensorsDtype.I64, List.of((long) longest), rows));
+    }
+    Labels.Classes labels = ((Labels.TokenClasses) open.labels()).padded(longest);
+    Objective objective = taught ? Objective.ofLogits(0.5, 2) : Objective.ofLabels();
+    OnnxModel teacher = taught ? tagger(4) : null;
+    Step ofOpen = step(tagger(3), teacher, open, objective);
+    Step ofPadded = step(tagger(3), teacher, new Examples.Labelled(padded, labels), objective);
+    assertEquals(ofPadded.loss(), ofOpen.loss(), ROUNDING);
+    ofPadded
+        .weights()
+        .forEach(
+            (name, values) ->
+                assertArrayEquals(values, ofOpen.weights().get(name), (float) ROUNDING, name));
+  }
+
+  @Test
+  void labelsAreOfTheTokensThatThereAre() {
+    Labels.TokenClasses tags = tags(3);
+    assertThrows(InputException.class, () -> texts(tags.of(0, 2, 1)));
+    Examples.Input fixed =
+        new Examples.Input(
+            "input_ids", SafetensorsDtype.I64, List.of(1L), List.of(row(1), row(1), row(1)));
+    assertThrows(InputException.class, () -> new Examples.Labelled(List.of(fixed), tags));
   }
 
   @Test

@@ -41,9 +41,10 @@ final class CalibrationOptions {
           "What the model will see: for a text model a UTF-8 file with a text a line (default:"
               + " English sentences from WordNet); for any model a .safetensors file with one"
               + " tensor an input, whose first dimension counts the examples; or a .jsonl file of"
-              + " either, {\"text\": \"...\"}, {\"features\": [...]} or {\"inputs\": {...}} a line,"
-              + " or a .csv file of numbers; or a folder of images, or a .jsonl file of them,"
-              + " {\"image\": \"1.jpg\"}; 'none' leaves calibration out (less accurate; onnx-qdq"
+              + " either, {\"text\": \"...\"}, {\"tokens\": [...]}, {\"features\": [...]} or"
+              + " {\"inputs\": {...}} a line, a .conll file of words, or a .csv file of numbers; or"
+              + " a folder of images, or a .jsonl file of them, {\"image\": \"1.jpg\"}; 'none'"
+              + " leaves calibration out (less accurate; onnx-qdq"
               + " needs it).")
   private String calibration;
 
@@ -89,7 +90,7 @@ final class CalibrationOptions {
     if (calibration == null || !areLines()) {
       return calibration != null && calibration.endsWith(".safetensors");
     }
-    return !ExampleLine.areJson(calibration) || !lines(null).areTexts();
+    return !ExampleLine.mayBeTexts(calibration) || !lines(null).areTexts();
   }
 
   private boolean areLines() {

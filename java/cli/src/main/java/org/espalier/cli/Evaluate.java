@@ -23,6 +23,7 @@ import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
 import org.espalier.evaluate.TextTokenizer;
+import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
@@ -66,7 +67,7 @@ import picocli.CommandLine.Parameters;
 final class Evaluate implements Callable<Integer> {
   /** What a comparison says of labels; what else it says is said of each output. */
   private static final List<String> RIGHTNESS =
-      Stream.of("accuracy", "f1", "auc", "log_loss", "rmse", "mae", "r2")
+      Stream.of("accuracy", "f1", "entity_f1", "auc", "log_loss", "rmse", "mae", "r2")
           .flatMap(key -> Stream.of(key, "reference_" + key))
           .toList();
 
@@ -95,10 +96,11 @@ final class Evaluate implements Callable<Integer> {
             "A .safetensors file with a tensor an input, of its name and type, whose first"
                 + " dimension counts the examples. One example has 1 there or, of a tensor with a"
                 + " dimension more than the input, not that dimension. Or a .jsonl file of such"
-                + " numbers, or of texts for models with one output a text, {\"text\": \"...\","
-                + " \"label\": 1} a line, or of images, {\"image\": \"1.jpg\", \"label\": 1}, as"
-                + " data.examples of recipes; or a .csv file of numbers; or a folder of images,"
-                + " with a folder for each class.")
+                + " numbers, of texts for models with one output a text, {\"text\": \"...\","
+                + " \"label\": 1} a line, of words for taggers, {\"tokens\": [...], \"tags\":"
+                + " [...]}, or of images, {\"image\": \"1.jpg\", \"label\": 1}, as data.examples of"
+                + " recipes; or a .conll file of words and tags; or a .csv file of numbers; or a"
+                + " folder of images, with a folder for each class.")
     private String examples;
   }
 
@@ -122,8 +124,9 @@ final class Evaluate implements Callable<Integer> {
       paramLabel = "WORD",
       split = ",",
       description =
-          "The words that labels of a .jsonl file are, in the order of the first output's classes:"
-              + " ham,spam.")
+          "The words that labels and tags of examples in lines are, in the order of the first"
+              + " output's classes: ham,spam. Where they are O, B-PER, I-PER and the like, the F1"
+              + " of whole entities is measured too.")
   private List<String> classes = List.of();
 
   /** What labels are taken for. */
@@ -189,15 +192,16 @@ final class Evaluate implements Callable<Integer> {
         throw new InputException(
             "--classes is for --examples in lines, a .jsonl or .csv file, or a folder of images");
       }
+      List<Tokens> tokens = lines != null && lines.areTexts() ? tokens(original, lines) : null;
       ExampleTensors examples =
           lines == null
               ? ExampleFile.read(file, model, Integer.MAX_VALUE)
-              : lines.areTexts()
-                  ? tokens(original, lines)
+              : tokens != null
+                  ? ExampleTensors.ofTexts(tokens)
                   : lines.fed(model, () -> images.open(original, common::note), progress::update);
       try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
         fidelity = TensorEvaluator.evaluate(pair, progress::update);
-        byLabels = compareLabels(pair, file, lines, progress);
+        byLabels = compareLabels(pair, file, lines, tokens, progress);
         savings = pair.savings(progress::update);
       }
     }
@@ -213,19 +217,18 @@ final class Evaluate implements Callable<Integer> {
   }
 
   private LineExamples lines(Path file, OnnxModel model) {
+    if (task == Task.NONE) {
+      return LineExamples.unlabelled(file, LineExamples.asked(model));
+    }
     LineExamples lines =
-        LineExamples.read(
-            file,
-            task == Task.NONE ? Recipe.Task.AUTO : task.ofRecipe,
-            List.copyOf(classes),
-            LineExamples.asked(model));
+        LineExamples.read(file, task.ofRecipe, List.copyOf(classes), LineExamples.asked(model));
     Optional.ofNullable(lines.folders(classes)).ifPresent(common::note);
     return lines;
   }
 
-  private ExampleTensors tokens(ModelSource original, LineExamples texts) {
+  private List<Tokens> tokens(ModelSource original, LineExamples texts) {
     try (TextTokenizer open = tokenizer.open(original, common::note)) {
-      return ExampleTensors.ofTexts(texts.tokens(open));
+      return texts.tokens(open);
     }
   }
 
@@ -233,20 +236,24 @@ final class Evaluate implements Callable<Integer> {
    * How right both models are; empty where no labels say it.
    *
    * @param lines of the file; null where it is one of tensors
+   * @param tokens of the lines; null where they are no texts
    */
   private Map<String, Object> compareLabels(
-      ModelPair pair, Path file, LineExamples lines, Progress progress) {
+      ModelPair pair, Path file, LineExamples lines, List<Tokens> tokens, Progress progress) {
     if (task == Task.NONE) {
       return Map.of();
     }
     try {
       Labels labels =
-          lines != null ? lines.labels() : ExamplesFile.labels(file, pair.size(), task.ofRecipe);
+          lines != null
+              ? lines.labels(tokens, common::note)
+              : ExamplesFile.labels(file, pair.size(), task.ofRecipe);
       if (labels != null) {
         Map<String, Object> all =
             LabelMeasures.of(
                 pair,
                 labels,
+                List.copyOf(classes),
                 (phase, done, total) -> progress.update("comparing with labels", done, total));
         all.keySet().retainAll(RIGHTNESS);
         return all;

@@ -73,7 +73,8 @@ final class RecipeInit implements Callable<Integer> {
         paramLabel = "EXAMPLES",
         description =
             "Examples in place of texts, for models of any other kind: a .safetensors file; or a"
-                + " .jsonl file of texts with labels; or a folder of images with a folder for each"
+                + " .jsonl file of texts, words or numbers with labels, a .conll file of words with"
+                + " tags, or a .csv file of numbers; or a folder of images with a folder for each"
                 + " class.")
     private String examples;
   }

@@ -1,5 +1,8 @@
 package org.espalier.evaluate;
 
+import java.util.List;
+import java.util.function.IntUnaryOperator;
+import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.format.onnx.ClassifierOutput;
@@ -19,14 +22,18 @@ public final class ClassifierEvaluator {
    * by a Sigmoid or Softmax; {@link LogitRows} says which of them belong to a label. A single one is of class 1
    * against class 0. Tokens that an input {@code attention_mask} leaves out are not looked at.
    *
-   * @param labels the right classes of each example in turn; negative where it is unknown
+   * @param labels the right classes of each example; negative where it is unknown
+   * @param tags the names of the classes, where they may be {@link EntityTags}; empty where they have none
    * @param progress receives the progress
-   * @throws InputException when a model cannot be run, the two differ in classes, or a label is none of them
+   * @throws InputException when a model cannot be run, the two differ in classes, a label is none of them, or there are not
+   *     as many names as classes
    */
-  public static ClassifierFidelity evaluate(ModelPair pair, long[] labels, Progress progress) {
+  public static ClassifierFidelity evaluate(
+      ModelPair pair, List<long[]> labels, List<String> tags, Progress progress) {
     Form firstForm = ClassifierOutput.of(OnnxModel.read(pair.referenceFile())).form();
     Form secondForm = ClassifierOutput.of(OnnxModel.read(pair.candidateFile())).form();
-    Comparison comparison = new Comparison(pair, labels, firstForm, secondForm);
+    Comparison comparison =
+        new Comparison(pair, labels, firstForm, secondForm, EntityTags.of(tags));
     for (int i = 0; i < pair.size(); i++) {
       progress.at(Progress.Phase.EVALUATE, i, pair.size());
       comparison.add(i);
@@ -61,31 +68,43 @@ public final class ClassifierEvaluator {
   /** Both models on the examples that were added. */
   private static final class Comparison {
     private final ModelPair pair;
-    private final long[] labels;
-    private final int width;
+    private final List<long[]> labels;
     private final Form referenceForm;
     private final Form candidateForm;
 
-    /** Which rows are looked at; null for all. */
-    private final boolean[] counted;
+    /** Null where classes say nothing of entities. */
+    private final EntityTags tags;
+
+    /** Whether rows may be left out; to look makes an example of an image. */
+    private final boolean masked;
 
     private final ClassAnswers ours;
     private final ClassAnswers theirs;
+    private final EntityAnswers ourEntities;
+    private final EntityAnswers theirEntities;
     private int agreed;
     private int compared;
     private double cosines;
     private int shown;
     private boolean hasDirection = true; // of one value the cosine is a sign
 
-    Comparison(ModelPair pair, long[] labels, Form referenceForm, Form candidateForm) {
+    Comparison(
+        ModelPair pair,
+        List<long[]> labels,
+        Form referenceForm,
+        Form candidateForm,
+        EntityTags tags) {
       this.pair = pair;
       this.labels = labels;
-      this.width = labels.length / pair.size();
       this.referenceForm = referenceForm;
       this.candidateForm = candidateForm;
-      counted = pair.examples().attended(width);
-      ours = new ClassAnswers(labels.length);
-      theirs = new ClassAnswers(labels.length);
+      this.tags = tags;
+      masked = pair.examples().areMasked();
+      int all = labels.stream().mapToInt(of -> of.length).reduce(0, Math::addExact);
+      ours = new ClassAnswers(all);
+      theirs = new ClassAnswers(all);
+      ourEntities = new EntityAnswers(tags);
+      theirEntities = new EntityAnswers(tags);
     }
 
     void add(int example) {
@@ -93,16 +112,20 @@ public final class ClassifierEvaluator {
       FedModel.FirstOutput output = reference.firstFinite(example);
       float[] a = output.values();
       float[] b = pair.candidate().firstLike(reference, output, example);
-      LogitRows rows = rows(reference.name(), output.shape(), width, referenceForm);
+      long[] right = labels.get(example);
+      LogitRows rows = rows(reference.name(), output.shape(), right.length, referenceForm);
+      checkNames(rows.classes());
+      boolean[] counted = masked ? pair.examples().attended(example, right.length) : null;
       int before = compared;
       float[] x = new float[a.length]; // what is not counted stays 0
       float[] y = new float[a.length];
-      for (int row = 0; row < width; row++) {
-        int at = example * width + row;
-        if (counted == null || counted[at]) {
-          int inA = theirs.add(logits(a, rows, row, referenceForm), labels[at]);
-          int inB = ours.add(logits(b, rows, row, candidateForm), labels[at]);
-          agreed += inA == inB ? 1 : 0;
+      int[] inA = new int[right.length];
+      int[] inB = new int[right.length];
+      for (int row = 0; row < right.length; row++) {
+        if (counted == null || counted[row]) {
+          inA[row] = theirs.add(logits(a, rows, row, referenceForm), right[row]);
+          inB[row] = ours.add(logits(b, rows, row, candidateForm), right[row]);
+          agreed += inA[row] == inB[row] ? 1 : 0;
           compared++;
           for (int c = 0; c < rows.classes(); c++) {
             x[rows.index(row, c)] = a[rows.index(row, c)];
@@ -113,6 +136,32 @@ public final class ClassifierEvaluator {
       cosines += compared > before ? Statistics.cosine(x, y) : 0;
       shown += compared > before ? 1 : 0;
       hasDirection &= a.length > 1;
+      if (tags != null) {
+        int[] known =
+            IntStream.range(0, right.length)
+                .filter(row -> right[row] >= 0 && (counted == null || counted[row]))
+                .toArray();
+        int[] tagged = at(known, row -> (int) right[row]);
+        theirEntities.add(at(known, row -> inA[row]), tagged);
+        ourEntities.add(at(known, row -> inB[row]), tagged);
+      }
+    }
+
+    private static int[] at(int[] rows, IntUnaryOperator values) {
+      return IntStream.of(rows).map(values).toArray();
+    }
+
+    private void checkNames(int classes) {
+      int given = Math.max(2, classes);
+      if (tags != null && tags.size() != given) {
+        throw new InputException(
+            pair.reference().name()
+                + " has "
+                + given
+                + " classes, and there are "
+                + tags.size()
+                + " names of classes; as many are right");
+      }
     }
 
     ClassifierFidelity result() {
@@ -126,6 +175,8 @@ public final class ClassifierEvaluator {
           theirs.accuracy(),
           ours.f1(),
           theirs.f1(),
+          ourEntities.f1(),
+          theirEntities.f1(),
           ours.logLoss(),
           theirs.logLoss(),
           ours.auc(),

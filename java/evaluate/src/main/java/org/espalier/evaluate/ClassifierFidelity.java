@@ -13,6 +13,11 @@ import java.util.Map;
  * @param f1 2 · precision · recall / (precision + recall) of the candidate's answers: of class 1, over all labels
  *     together, where there are two, else the mean over the classes that occur; NaN where none does
  * @param referenceF1 the reference's
+ * @param entityF1 the same of the entities that the candidate's answers are, where the names of the classes say so (O, B-PER,
+ *     I-PER, …), over all types together: one is right where its words and its type are exactly those of one in the labels.
+ *     Entities are those of CoNLL's evaluation: I begins one too, after O and after another type. Words without a label are
+ *     left out. NaN where there are no such names, or no entity
+ * @param referenceEntityF1 the reference's
  * @param logLoss mean of −log of the probability that the candidate gives the right class; NaN without a label
  * @param referenceLogLoss the reference's
  * @param auc area under the candidate's ROC curve, over all labels together; NaN where there are not two classes, both of them in the
@@ -29,6 +34,8 @@ public record ClassifierFidelity(
     double referenceAccuracy,
     double f1,
     double referenceF1,
+    double entityF1,
+    double referenceEntityF1,
     double logLoss,
     double referenceLogLoss,
     double auc,
@@ -46,6 +53,8 @@ public record ClassifierFidelity(
     map.put("reference_accuracy", referenceAccuracy);
     map.put("f1", f1);
     map.put("reference_f1", referenceF1);
+    map.put("entity_f1", entityF1);
+    map.put("reference_entity_f1", referenceEntityF1);
     map.put("auc", auc);
     map.put("reference_auc", referenceAuc);
     map.put("log_loss", logLoss);

@@ -11,6 +11,8 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.DoubleNode;
+import com.fasterxml.jackson.databind.node.IntNode;
+import com.fasterxml.jackson.databind.node.NullNode;
 import com.fasterxml.jackson.databind.node.TextNode;
 import java.io.IOException;
 import java.nio.charset.CharacterCodingException;
@@ -18,6 +20,7 @@ import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -32,27 +35,35 @@ import org.espalier.format.safetensors.Names;
 
 /**
  * An example of a file of lines, as those that are learned online: of JSON, {@code {"text": "…", "label": 1}}, {@code
- * {"features": [0.5, 2], "label": 1}} or {@code {"inputs": {"user": 17, "dense": [0.5, 2]}, "values": [0.5]}} or {@code {"image": "cats/1.jpg", "label": "cat"}}. Other keys
- * are ignored; null is as if the key were not there, among numbers it is NaN. Or of CSV.
+ * {"tokens": ["Angela", "spoke"], "tags": ["B-PER", "O"]}}, {@code {"image": "cats/1.jpg", "label": "cat"}}, {@code
+ * {"features": [0.5, 2], "label": 1}} or {@code {"inputs": {"user": 17, "dense": [0.5, 2]}, "values": [0.5]}}. Other keys are
+ * ignored; null is as if the key were not there, among numbers it is NaN. Or of CSV, or of CoNLL's columns.
  *
  * @param text null where there is none
  * @param second a text that is read together with it, {@code "text_pair"}; null where there is none
+ * @param words a text that is cut into words, {@code "tokens"}; null where there is none
  * @param image a path, relative to the file's folder, of an image; null where there is none
  * @param features the values of all inputs, one after the other; null where there are none
  * @param inputs values by input; null where there are none
- * @param label one class or number; null where there is none
- * @param labels several classes that do not exclude each other, 0 or 1 each; null where there are none
- * @param values several numbers; null where there are none
+ * @param outcomes what is to be learned, by its key, one of {@link #OUTCOMES}
  */
 public record ExampleLine(
     String text,
     String second,
+    List<String> words,
     String image,
     double[] features,
     Map<String, double[]> inputs,
-    JsonNode label,
-    JsonNode labels,
-    JsonNode values) {
+    Map<String, JsonNode> outcomes) {
+  /**
+   * The keys of what is to be learned: {@code label}, one class or number; {@code labels}, several classes that do not
+   * exclude each other, 0 or 1 each; {@code values}, several numbers; {@code tags}, a class for each word.
+   */
+  public static final List<String> OUTCOMES = List.of("label", "labels", "values", "tags");
+
+  /** What CoNLL's files have for a word between two documents. */
+  private static final String DOCUMENT = "-DOCSTART-";
+
   private static final JsonMapper JSON =
       JsonMapper.builder(
               JsonFactory.builder()
@@ -74,32 +85,56 @@ public record ExampleLine(
    * @param label null where it is not known
    */
   public static ExampleLine ofImage(String image, JsonNode label) {
-    return new ExampleLine(null, null, image, null, null, label, null, null);
+    return new ExampleLine(
+        null, null, null, image, null, null, label == null ? Map.of() : Map.of("label", label));
   }
 
-  /** Whether a file is one of lines, JSON or numbers with commas between, by its name. */
+  /** Whether a file is one of lines: of JSON, of numbers with commas between, or of CoNLL's columns, by its name. */
   public static boolean areIn(Path file) {
     return areIn(file.toString());
   }
 
   /** The same of a file that may have no path, as one in an artefact. */
   public static boolean areIn(String name) {
-    return areJson(name) || name.toLowerCase(Locale.ROOT).endsWith(".csv");
+    return mayBeTexts(name) || ends(name, ".csv");
+  }
+
+  /** Whether a file is one of lines that may be texts, by its name, which ends with .jsonl or .conll. */
+  public static boolean mayBeTexts(String name) {
+    return areJson(name) || areColumns(name);
   }
 
   /** Whether a file is one of JSON lines, by its name, which ends with .jsonl. */
-  public static boolean areJson(String name) {
-    return name.toLowerCase(Locale.ROOT).endsWith(".jsonl");
+  static boolean areJson(String name) {
+    return ends(name, ".jsonl");
+  }
+
+  private static boolean areColumns(String name) {
+    return ends(name, ".conll");
+  }
+
+  private static boolean ends(String name, String ending) {
+    return name.toLowerCase(Locale.ROOT).endsWith(ending);
   }
 
   /**
-   * Reads a file of numbers with commas between, an example a line: the features, then its label or values, if any. A first
-   * line of names is left out; an empty feature is NaN, an empty label none.
+   * Reads a file.
    *
-   * @param features how many of the columns are features; −1 for all but the last
+   * @param features how many columns of CSV are features; −1 for all but the last
    * @throws InputException that names the example, counted from 1
    */
-  public static List<ExampleLine> readCells(Path file, long features) {
+  public static List<ExampleLine> read(Path file, long features) {
+    String name = file.toString();
+    return areJson(name)
+        ? readJson(file)
+        : areColumns(name) ? readColumns(file) : readCells(file, features);
+  }
+
+  /**
+   * Numbers with commas between, an example a line: the features, then its label or values, if any. A first line of names
+   * is left out; an empty feature is NaN, an empty label none.
+   */
+  private static List<ExampleLine> readCells(Path file, long features) {
     List<String> lines = lines(file);
     List<ExampleLine> examples = new ArrayList<>(lines.size());
     int columns = -1;
@@ -107,19 +142,76 @@ public record ExampleLine(
       try {
         if (i > 0 || !CsvLine.isHeader(lines.get(i))) {
           String[] cells = CsvLine.cells(lines.get(i));
-          columns = columns < 0 ? cells.length : columns;
-          if (cells.length != columns) {
-            throw new InputException(
-                "there are " + cells.length + " columns, and " + columns + " before");
-          }
+          columns = sameColumns(columns, cells);
           examples.add(ofCells(cells, features < 0 ? cells.length - 1 : features));
         }
       } catch (InputException e) {
-        throw new InputException(
-            file + ": example " + (examples.size() + 1) + ": " + e.getMessage(), e);
+        throw wrong(file, examples, e);
       }
     }
     return examples;
+  }
+
+  private static int sameColumns(int before, String[] cells) {
+    if (before >= 0 && cells.length != before) {
+      throw new InputException("there are " + cells.length + " columns, and " + before + " before");
+    }
+    return cells.length;
+  }
+
+  /** What is wrong with the example behind some others. */
+  private static InputException wrong(Path file, List<ExampleLine> before, InputException what) {
+    return new InputException(
+        file + ": example " + (before.size() + 1) + ": " + what.getMessage(), what);
+  }
+
+  /**
+   * CoNLL's columns: a word a line, in the first of its columns, with its tag in the last, if there are several; blank
+   * lines between the sentences. Between columns are tabs or, where there is none, spaces.
+   */
+  private static List<ExampleLine> readColumns(Path file) {
+    List<ExampleLine> examples = new ArrayList<>();
+    List<String> words = new ArrayList<>();
+    ArrayNode tags = JSON.createArrayNode();
+    int columns = -1;
+    for (String line : reading(file, InputFile::linesWithBlank)) {
+      if (line.isBlank()) {
+        addSentence(examples, words, tags);
+        words = new ArrayList<>();
+        tags = JSON.createArrayNode();
+        continue;
+      }
+      String[] cells = line.indexOf('\t') < 0 ? line.strip().split("\\s+") : line.split("\t", -1);
+      try {
+        columns = sameColumns(columns, cells);
+      } catch (InputException e) {
+        throw wrong(file, examples, e);
+      }
+      words.add(cells[0]);
+      if (cells.length > 1) {
+        tags.add(tag(cells[cells.length - 1].strip()));
+      }
+    }
+    addSentence(examples, words, tags);
+    return examples;
+  }
+
+  private static void addSentence(List<ExampleLine> examples, List<String> words, ArrayNode tags) {
+    if (words.isEmpty() || words.get(0).equals(DOCUMENT)) {
+      return;
+    }
+    examples.add(
+        new ExampleLine(
+            null, null, words, null, null, null, tags.isEmpty() ? Map.of() : Map.of("tags", tags)));
+  }
+
+  private static JsonNode tag(String cell) {
+    if (cell.isEmpty()) {
+      return NullNode.getInstance();
+    }
+    return cell.matches("-?\\d{1,9}")
+        ? IntNode.valueOf(Integer.parseInt(cell))
+        : TextNode.valueOf(cell);
   }
 
   private static ExampleLine ofCells(String[] cells, long wanted) {
@@ -135,22 +227,23 @@ public record ExampleLine(
     for (int i = 0; i < features.length; i++) {
       features[i] = cells[i].isEmpty() ? Double.NaN : number(cells[i], i);
     }
-    JsonNode label = null;
-    ArrayNode values = null;
+    Map<String, JsonNode> outcomes = new HashMap<>();
     if (cells.length == wanted + 1) {
       String cell = cells[features.length];
-      boolean word = !cell.isEmpty() && !isNumber(cell);
-      label =
-          cell.isEmpty()
-              ? null
-              : word ? TextNode.valueOf(cell) : DoubleNode.valueOf(number(cell, features.length));
+      if (!cell.isEmpty()) {
+        boolean word = !isNumber(cell);
+        outcomes.put(
+            "label",
+            word ? TextNode.valueOf(cell) : DoubleNode.valueOf(number(cell, features.length)));
+      }
     } else if (cells.length > wanted) {
-      values = JSON.createArrayNode();
+      ArrayNode values = JSON.createArrayNode();
       for (int i = features.length; i < cells.length; i++) {
         values.add(cells[i].isEmpty() ? Double.NaN : number(cells[i], i));
       }
+      outcomes.put("values", values);
     }
-    return new ExampleLine(null, null, null, features, null, label, null, values);
+    return new ExampleLine(null, null, null, null, features, null, outcomes);
   }
 
   private static boolean isNumber(String cell) {
@@ -170,20 +263,14 @@ public record ExampleLine(
     }
   }
 
-  /**
-   * Reads a file; blank lines are skipped.
-   *
-   * @throws InputException that names the example, counted from 1, which is no such object
-   */
-  public static List<ExampleLine> read(Path file) {
+  private static List<ExampleLine> readJson(Path file) {
     List<String> lines = lines(file);
     List<ExampleLine> examples = new ArrayList<>(lines.size());
     for (String line : lines) {
       try {
         examples.add(parse(line));
       } catch (InputException e) {
-        throw new InputException(
-            file + ": example " + (examples.size() + 1) + ": " + e.getMessage(), e);
+        throw wrong(file, examples, e);
       }
     }
     return examples;
@@ -192,10 +279,11 @@ public record ExampleLine(
   private static ExampleLine parse(String line) {
     String text = null;
     String second = null;
+    List<String> words = null;
     String image = null;
     double[] features = null;
     Map<String, double[]> inputs = null;
-    Map<String, JsonNode> outcomes = new LinkedHashMap<>();
+    Map<String, JsonNode> outcomes = new HashMap<>();
     try (JsonParser parser = JSON.createParser(line)) {
       if (parser.nextToken() != JsonToken.START_OBJECT) {
         throw new InputException("it is not a JSON object");
@@ -209,11 +297,17 @@ public record ExampleLine(
         switch (key) {
           case "text" -> text = string(parser, key);
           case "text_pair" -> second = string(parser, key);
+          case "tokens" -> words = words(parser);
           case "image" -> image = string(parser, key);
           case "features" -> features = numbers(parser, "features");
           case "inputs" -> inputs = inputs(parser);
-          case "label", "labels", "values" -> outcomes.put(key, JSON.readTree(parser));
-          default -> parser.skipChildren();
+          default -> {
+            if (OUTCOMES.contains(key)) {
+              outcomes.put(key, JSON.readTree(parser));
+            } else {
+              parser.skipChildren();
+            }
+          }
         }
       }
       if (parser.nextToken() != null) {
@@ -224,25 +318,21 @@ public record ExampleLine(
     } catch (IOException e) {
       throw new InputException("it cannot be read: " + e.getMessage(), e);
     }
-    long given = Stream.of(text, image, features, inputs).filter(Objects::nonNull).count();
+    long given = Stream.of(text, words, image, features, inputs).filter(Objects::nonNull).count();
     if (given != 1) {
       throw new InputException(
           given == 0
-              ? "there is neither text nor image nor features nor inputs"
-              : "there are several of text, image, features and inputs; one of them is right");
+              ? "there is none of text, tokens, image, features and inputs"
+              : "there are several of text, tokens, image, features and inputs; one of them is"
+                    + " right");
     }
     if (second != null && text == null) {
       throw new InputException("there is a text_pair and no text");
     }
-    return new ExampleLine(
-        text,
-        second,
-        image,
-        features,
-        inputs,
-        outcomes.get("label"),
-        outcomes.get("labels"),
-        outcomes.get("values"));
+    if (outcomes.containsKey("tags") && words == null) {
+      throw new InputException("there are tags and no tokens, the words that they are of");
+    }
+    return new ExampleLine(text, second, words, image, features, inputs, outcomes);
   }
 
   private static String string(JsonParser parser, String key) throws IOException {
@@ -250,6 +340,20 @@ public record ExampleLine(
       throw new InputException(key + " is not a string");
     }
     return parser.getText();
+  }
+
+  private static List<String> words(JsonParser parser) throws IOException {
+    if (parser.currentToken() != JsonToken.START_ARRAY) {
+      throw new InputException("tokens is not a list of words");
+    }
+    List<String> words = new ArrayList<>();
+    while (parser.nextToken() != JsonToken.END_ARRAY) {
+      if (parser.currentToken() != JsonToken.VALUE_STRING) {
+        throw new InputException("tokens holds something that is no string");
+      }
+      words.add(parser.getText());
+    }
+    return words;
   }
 
   private static Map<String, double[]> inputs(JsonParser parser) throws IOException {
@@ -301,8 +405,17 @@ public record ExampleLine(
    * @throws InputException when the file cannot be read as UTF-8 or has no end in sight
    */
   static List<String> lines(Path file) {
+    return reading(file, InputFile::lines);
+  }
+
+  /** How a file is read into lines. */
+  private interface Reading {
+    List<String> lines(Path file) throws IOException;
+  }
+
+  private static List<String> reading(Path file, Reading reading) {
     try {
-      return InputFile.lines(file);
+      return reading.lines(file);
     } catch (CharacterCodingException e) {
       throw new InputException("texts " + file + " are not UTF-8; a text a line is right", e);
     } catch (NoSuchFileException e) {

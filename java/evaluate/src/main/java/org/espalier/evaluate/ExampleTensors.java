@@ -259,26 +259,26 @@ public final class ExampleTensors {
         OnnxRuntime.environment(), fed.ordered(), fed.shape(), fed.type());
   }
 
+  /** Whether there is an input {@code attention_mask}. */
+  boolean areMasked() {
+    return examples.get(0).containsKey(AttentionMask.INPUT);
+  }
+
   /**
    * Whether what models give for the tokens of an example is about something: an input {@code attention_mask}
    * with a value for each of several labels leaves out those where it is 0.
    *
-   * @param labels of an example
-   * @return a value for each label of each example; null where there is no such input: all are
+   * @param labels of the example
+   * @return a value for each of them; null where all are, as where there is no such input
    */
-  boolean[] attended(int labels) {
-    if (!examples.get(0).containsKey(AttentionMask.INPUT)) {
+  boolean[] attended(int example, int labels) {
+    Value mask = examples.get(example).get(AttentionMask.INPUT);
+    long values = mask == null ? 0 : LongStream.of(mask.shape()).reduce(1, (a, b) -> a * b);
+    if (labels == 1 || values != labels) {
       return null;
     }
-    boolean[] attended = new boolean[examples.size() * labels];
-    for (int i = 0; i < examples.size(); i++) {
-      Value mask = examples.get(i).get(AttentionMask.INPUT);
-      long values = mask == null ? 0 : LongStream.of(mask.shape()).reduce(1, (a, b) -> a * b);
-      if (labels == 1 || values != labels) {
-        return null;
-      }
-      AttentionMask.read(mask.bytes(), attended, i * labels, labels);
-    }
+    boolean[] attended = new boolean[labels];
+    AttentionMask.read(mask.bytes(), attended, 0, labels);
     return attended;
   }
 

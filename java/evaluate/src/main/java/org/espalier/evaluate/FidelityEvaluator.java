@@ -154,7 +154,7 @@ public final class FidelityEvaluator {
     if (!ExampleLine.areJson(file.toString())) {
       return ExampleLine.lines(file);
     }
-    List<String> texts = ExampleLine.read(file).stream().map(ExampleLine::text).toList();
+    List<String> texts = ExampleLine.read(file, -1).stream().map(ExampleLine::text).toList();
     int none = texts.indexOf(null);
     if (none >= 0) {
       throw new InputException(file + ": example " + (none + 1) + ": text is missing");

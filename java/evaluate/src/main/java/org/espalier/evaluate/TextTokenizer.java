@@ -38,13 +38,15 @@ public final class TextTokenizer implements AutoCloseable {
   }
 
   /**
-   * The tokens of one text. The three arrays have one length.
+   * The tokens of one text. The arrays have one length.
    *
    * @param ids vocabulary indices with the special tokens
    * @param mask 1 for every token of the text
    * @param types segment ids
+   * @param words which of the words that were given a token is the first of, from 0; −1 for a token that is not the first
+   *     of one. Null for a text that was not given in words
    */
-  public record Tokens(long[] ids, long[] mask, long[] types) {
+  public record Tokens(long[] ids, long[] mask, long[] types, int[] words) {
     public int length() {
       return ids.length;
     }
@@ -156,7 +158,36 @@ public final class TextTokenizer implements AutoCloseable {
   public Tokens encode(String text) {
     check(text);
     Encoding e = encoded(text, () -> tokenizer.encode(text));
-    return new Tokens(e.getIds(), e.getAttentionMask(), e.getTypeIds());
+    return new Tokens(e.getIds(), e.getAttentionMask(), e.getTypeIds(), null);
+  }
+
+  /**
+   * Encodes a text that is cut into words already, each as if it stood alone; what Hugging Face calls {@code
+   * is_split_into_words}. Where a tokenizer of bytes tells the begin of a word by the space before it and adds none itself,
+   * each word gets one ({@code add_prefix_space}).
+   *
+   * @param words of which some may have no tokens, as one that is empty
+   * @throws InputException as for one text
+   */
+  public Tokens encode(List<String> words) {
+    List<String> given =
+        checked.bareWords()
+            ? words.stream().map(word -> word.startsWith(" ") ? word : " " + word).toList()
+            : words;
+    String text = String.join(" ", words);
+    checkLength(text);
+    given.forEach(this::checkWork);
+    Encoding e = encoded(text, () -> tokenizer.encode(given));
+    return new Tokens(e.getIds(), e.getAttentionMask(), e.getTypeIds(), begun(e.getWordIds()));
+  }
+
+  /** The words that tokens are the first of, of the words that they are of. */
+  private static int[] begun(long[] words) {
+    int[] begun = new int[words.length];
+    for (int i = 0; i < begun.length; i++) {
+      begun[i] = i > 0 && words[i] == words[i - 1] ? -1 : (int) words[i];
+    }
+    return begun;
   }
 
   /**
@@ -221,7 +252,7 @@ public final class TextTokenizer implements AutoCloseable {
     }
     int[] places = Arrays.copyOf(kept, n);
     return new Tokens(
-        at(places, e.getIds()), at(places, e.getAttentionMask()), at(places, e.getTypeIds()));
+        at(places, e.getIds()), at(places, e.getAttentionMask()), at(places, e.getTypeIds()), null);
   }
 
   private static long[] at(int[] places, long[] values) {
@@ -229,10 +260,18 @@ public final class TextTokenizer implements AutoCloseable {
   }
 
   private void check(String text) {
+    checkLength(text);
+    checkWork(text);
+  }
+
+  private void checkLength(String text) {
     if (text.length() > LONGEST) {
       throw new InputException(
           refused(text) + "it has " + text.length() + " characters; " + LONGEST + " are the most");
     }
+  }
+
+  private void checkWork(String text) {
     String objection = checked.work().objection(text);
     if (objection != null) {
       throw new InputException(refused(text) + objection);

@@ -41,6 +41,9 @@ final class TokenizerFile {
   /** Whether a pre_tokenizer has written characters in others. */
   private boolean rewritten;
 
+  /** See {@link Checked#bareWords}. */
+  private boolean bareWords;
+
   private int templates;
 
   /** Why pairs of texts cannot be encoded; null where they can. */
@@ -55,8 +58,10 @@ final class TokenizerFile {
    *
    * @param work what its patterns have to do with them
    * @param pairs why pairs of them cannot be encoded; null where they can
+   * @param bareWords whether it is a tokenizer of bytes, for which a space is part of the word behind it, that does not put
+   *     one before a text
    */
-  record Checked(PatternWork work, String pairs) {}
+  record Checked(PatternWork work, String pairs, boolean bareWords) {}
 
   /**
    * Checks a file.
@@ -66,7 +71,8 @@ final class TokenizerFile {
   static Checked check(Path file) {
     TokenizerFile checked = new TokenizerFile(file);
     checked.read(file);
-    return new Checked(new PatternWork(checked.patterns, checked.renames), checked.pairs);
+    return new Checked(
+        new PatternWork(checked.patterns, checked.renames), checked.pairs, checked.bareWords);
   }
 
   private void read(Path file) {
@@ -209,6 +215,7 @@ final class TokenizerFile {
     checkPattern("pre_tokenizer", preTokenizer);
     String type = preTokenizer.path("type").asText();
     rewritten |= type.equals("ByteLevel") || type.equals("Metaspace");
+    bareWords |= type.equals("ByteLevel") && !preTokenizer.path("add_prefix_space").asBoolean(true);
   }
 
   private void checkPattern(String part, JsonNode node) {

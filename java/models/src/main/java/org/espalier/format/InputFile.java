@@ -63,6 +63,15 @@ public final class InputFile {
    * @throws CharacterCodingException if it is not UTF-8
    */
   public static List<String> lines(Path file) throws IOException {
+    return lines(file, false);
+  }
+
+  /** All lines of a UTF-8 file, as {@link #lines}. */
+  public static List<String> linesWithBlank(Path file) throws IOException {
+    return lines(file, true);
+  }
+
+  private static List<String> lines(Path file, boolean blank) throws IOException {
     long room = Runtime.getRuntime().maxMemory() / 4;
     List<String> lines = new ArrayList<>();
     try (Reader reader =
@@ -71,7 +80,7 @@ public final class InputFile {
                 Files.newInputStream(file), StandardCharsets.UTF_8.newDecoder()))) {
       skipMark(reader);
       for (String line; (line = line(reader, file)) != null; ) {
-        if (line.isBlank()) {
+        if (!blank && line.isBlank()) {
           continue;
         }
         room -= 2L * line.length() + STRING_BYTES;

@@ -1,5 +1,6 @@
 package org.espalier.recipe;
 
+import java.util.List;
 import java.util.Map;
 import org.espalier.compress.Progress;
 import org.espalier.evaluate.ClassifierEvaluator;
@@ -11,10 +12,18 @@ import org.espalier.train.Labels;
 public final class LabelMeasures {
   private LabelMeasures() {}
 
-  /** How right both models of a pair are and how far they agree, as names with numbers. */
-  public static Map<String, Object> of(ModelPair pair, Labels labels, Progress progress) {
-    if (labels instanceof Labels.Classes classes) {
-      return ClassifierEvaluator.evaluate(pair, classes.values(), progress).toMap();
+  /**
+   * How right both models of a pair are and how far they agree, as names with numbers.
+   *
+   * @param classes the names of the classes; empty where they have none
+   */
+  public static Map<String, Object> of(
+      ModelPair pair, Labels labels, List<String> classes, Progress progress) {
+    if (labels instanceof Labels.TokenClasses tokens) {
+      return ClassifierEvaluator.evaluate(pair, tokens.rows(), classes, progress).toMap();
+    }
+    if (labels instanceof Labels.Classes each) {
+      return ClassifierEvaluator.evaluate(pair, each.rows(), List.of(), progress).toMap();
     }
     Labels.Numbers numbers = (Labels.Numbers) labels;
     return RegressionEvaluator.evaluate(pair, numbers.values(), numbers.width(), progress).toMap();

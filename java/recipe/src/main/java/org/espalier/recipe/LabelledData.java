@@ -53,7 +53,7 @@ final class LabelledData {
             .map(stage -> stage.training().objective())
             .allMatch(objective -> objective.output() > 0 && objective.labels() == 0);
     // Classes may be of another output than the one that is followed; numbers are measured.
-    if (unused && all.labels() instanceof Labels.Classes) {
+    if (unused && !(all.labels() instanceof Labels.Numbers)) {
       all = new Examples.Labelled(all.inputs(), null);
     }
     Examples.Labelled own = data.evaluationExamples() == null ? null : evaluation(all);
@@ -125,7 +125,9 @@ final class LabelledData {
     if (!examples.areTexts()) {
       return examples.tensors(asked, missing);
     }
-    return new Examples.Labelled(inputs(examples.file(), host.tokens(examples)), examples.labels());
+    List<Tokens> tokens = host.tokens(examples);
+    return new Examples.Labelled(
+        inputs(examples.file(), tokens), examples.labels(tokens, host::note));
   }
 
   /**
@@ -190,14 +192,20 @@ final class LabelledData {
       throw new InputException(
           file
               + " has "
-              + (own.labels() == null ? "no" : own.labels().width())
-              + " labels an example; "
-              + all.labels().width()
-              + " as in "
+              + (own.labels() == null ? "no labels" : width(own.labels()))
+              + "; "
+              + width(all.labels())
+              + ", as in "
               + data.examples()
-              + " is right");
+              + ", is right");
     }
     return own;
+  }
+
+  private static String width(Labels labels) {
+    return labels instanceof Labels.TokenClasses
+        ? "labels of tokens"
+        : labels.width() + (labels.width() == 1 ? " label" : " labels") + " an example";
   }
 
   private static String describe(Examples.Input input) {

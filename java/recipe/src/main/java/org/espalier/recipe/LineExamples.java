@@ -12,6 +12,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Consumer;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
@@ -35,15 +36,15 @@ import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
 /**
- * Examples with labels, in lines of CSV, or a JSON object a line: {@code "label"} is a class, from 0 on or by its name, or a number; {@code
- * "labels"} are 0 or 1 for each of several classes; {@code "values"} are several numbers. All lines have one of these, or
- * null, or none, where it is not known.
+ * Examples with labels, in lines of CSV, in CoNLL's columns, or a JSON object a line: {@code "label"} is a class, from 0 on or by its name, or a
+ * number; {@code "labels"} are 0 or 1 for each of several classes; {@code "values"} are several numbers; {@code "tags"} are a class for each
+ * word. All lines have one of these, or null, or none, where it is not known.
  *
  * Or a folder of images, with a folder for each class.
  *
  * @param file that they are of; a folder of images
- * @param lines all texts, all images, or all numbers
- * @param labels of as many; null where none is known
+ * @param lines all texts, all words, all images, or all numbers
+ * @param labels of as many, {@link Labels.TokenClasses} of their words where they have tags; null where none is known
  * @param classes the names of the classes in their order; empty where labels are their numbers
  */
 public record LineExamples(
@@ -87,10 +88,7 @@ public record LineExamples(
       ImageFolder folder = ImageFolder.read(file);
       return new LineExamples(file, folder.examples(), null, folder.classes());
     }
-    List<ExampleLine> lines =
-        ExampleLine.areJson(file.toString())
-            ? ExampleLine.read(file)
-            : ExampleLine.readCells(file, LineInputs.features(asked));
+    List<ExampleLine> lines = ExampleLine.read(file, LineInputs.features(asked));
     if (lines.isEmpty()) {
       throw new InputException(file + " holds no example");
     }
@@ -111,7 +109,10 @@ public record LineExamples(
   }
 
   private static String kind(ExampleLine line) {
-    return line.text() != null ? "a text" : line.image() != null ? "an image" : "numbers";
+    if (line.text() != null || line.words() != null) {
+      return line.text() != null ? "a text" : "tokens";
+    }
+    return line.image() != null ? "an image" : "numbers";
   }
 
   /** At most so many of them, evenly spread, without labels. */
@@ -135,9 +136,9 @@ public record LineExamples(
             + NearNames.list("", classes);
   }
 
-  /** Whether they are texts. */
+  /** Whether they are texts, which may be cut into words. */
   public boolean areTexts() {
-    return lines.get(0).text() != null;
+    return lines.get(0).text() != null || lines.get(0).words() != null;
   }
 
   /** Whether they are images. */
@@ -199,13 +200,51 @@ public record LineExamples(
   public List<Tokens> tokens(TextTokenizer tokenizer) {
     List<Tokens> tokens = new ArrayList<>(lines.size());
     for (ExampleLine line : lines) {
-      tokens.add(tokenizer.encode(line.text(), line.second()));
+      tokens.add(
+          line.words() == null
+              ? tokenizer.encode(line.text(), line.second())
+              : tokenizer.encode(line.words()));
       if (tokens.get(tokens.size() - 1).length() == 0) {
-        throw new InputException(
-            file + ": the text " + Names.quote(line.text()) + " has no tokens");
+        String text = line.words() == null ? line.text() : String.join(" ", line.words());
+        throw new InputException(file + ": the text " + Names.quote(text) + " has no tokens");
       }
     }
     return tokens;
+  }
+
+  /**
+   * The labels as models give them: of words those of their first tokens, and none of all other tokens.
+   *
+   * @param tokens of the lines
+   * @param notes is told of words whose labels are left out, for they are cut off or have no tokens
+   * @return null where none is known
+   */
+  public Labels labels(List<Tokens> tokens, Consumer<String> notes) {
+    if (!(labels instanceof Labels.TokenClasses words)) {
+      return labels;
+    }
+    List<long[]> rows = new ArrayList<>(tokens.size());
+    for (int i = 0; i < tokens.size(); i++) {
+      long[] ofWords = words.rows().get(i);
+      rows.add(
+          IntStream.of(tokens.get(i).words())
+              .mapToLong(word -> word < 0 ? Labels.Classes.NO_LABEL : ofWords[word])
+              .toArray());
+    }
+    Labels result = new Labels.TokenClasses(rows);
+    int left = words.known() - result.known();
+    if (left > 0) {
+      notes.accept(
+          "of "
+              + words.known()
+              + " tags of "
+              + file
+              + " "
+              + left
+              + " are left out: their words are behind max-tokens, or the tokenizer makes nothing"
+              + " of them");
+    }
+    return result;
   }
 
   /**
@@ -244,11 +283,11 @@ public record LineExamples(
    * @param without others that are left out too; null for none
    */
   LineExamples distinct(LineExamples without) {
-    Set<List<String>> left = new HashSet<>();
+    Set<List<Object>> left = new HashSet<>();
     if (without != null) {
       without.lines.forEach(line -> left.add(without.identity(line)));
     }
-    Map<List<String>, Integer> kept = new LinkedHashMap<>();
+    Map<List<Object>, Integer> kept = new LinkedHashMap<>();
     for (int i = 0; i < lines.size(); i++) {
       if (!left.contains(identity(lines.get(i)))) {
         kept.merge(
@@ -269,10 +308,10 @@ public record LineExamples(
     return labels != null && labels.of(index).known(null) > 0;
   }
 
-  private List<String> identity(ExampleLine line) {
+  private List<Object> identity(ExampleLine line) {
     return line.image() != null
         ? List.of(image(line).toString())
-        : Arrays.asList(line.text(), line.second());
+        : Arrays.asList(line.text(), line.second(), line.words());
   }
 
   /** The labels of a file. */
@@ -282,11 +321,14 @@ public record LineExamples(
       if (key == null) {
         return null;
       }
+      if (key.equals("tags")) {
+        return tags(lines, task);
+      }
       int width = 0;
       List<double[]> rows = new ArrayList<>();
       boolean fractions = false;
       for (int i = 0; i < lines.size(); i++) {
-        JsonNode given = value(lines.get(i), key);
+        JsonNode given = lines.get(i).outcomes().get(key);
         double[] row = given == null ? null : numbers(given, key, i);
         rows.add(row);
         if (row == null) {
@@ -319,12 +361,41 @@ public record LineExamples(
       return numbers ? numbers(rows, width) : classes(rows, width, key);
     }
 
+    /** The classes of words. */
+    private Labels tags(List<ExampleLine> lines, Recipe.Task task) {
+      if (task == Recipe.Task.REGRESSION) {
+        throw new InputException(file + ": tags are classes, and numbers are to be learned");
+      }
+      List<long[]> rows = new ArrayList<>(lines.size());
+      for (int i = 0; i < lines.size(); i++) {
+        JsonNode given = lines.get(i).outcomes().get("tags");
+        long[] row = new long[lines.get(i).words().size()];
+        Arrays.fill(row, Labels.Classes.NO_LABEL);
+        if (given != null && (!given.isArray() || given.size() != row.length)) {
+          throw wrong(
+              i,
+              "tags "
+                  + (given.isArray() ? "has " + given.size() + " entries" : "is no list")
+                  + ", and there are "
+                  + row.length
+                  + " tokens; a tag for each is right, null where it is not known");
+        }
+        for (int k = 0; given != null && k < row.length; k++) {
+          if (!given.get(k).isNull()) {
+            row[k] = classOf(number(given.get(k), "tags", i), "tags", i);
+          }
+        }
+        rows.add(row);
+      }
+      return new Labels.TokenClasses(rows);
+    }
+
     /** Under which key the labels are; null where there are none. */
     private String key(List<ExampleLine> lines) {
       String key = null;
       for (int i = 0; i < lines.size(); i++) {
-        for (String some : List.of("label", "labels", "values")) {
-          if (value(lines.get(i), some) == null) {
+        for (String some : ExampleLine.OUTCOMES) {
+          if (!lines.get(i).outcomes().containsKey(some)) {
             continue;
           }
           if (key != null && !key.equals(some)) {
@@ -334,14 +405,6 @@ public record LineExamples(
         }
       }
       return key;
-    }
-
-    private static JsonNode value(ExampleLine line, String key) {
-      return switch (key) {
-        case "label" -> line.label();
-        case "labels" -> line.labels();
-        default -> line.values();
-      };
     }
 
     private InputException wrong(int line, String what) {
@@ -363,12 +426,13 @@ public record LineExamples(
     }
 
     private double number(JsonNode given, String key, int line) {
-      if (given.isTextual() && key.equals("label")) {
+      boolean named = key.equals("label") || key.equals("tags");
+      if (given.isTextual() && named) {
         int known = classes.indexOf(given.textValue());
         if (known < 0) {
           throw wrong(
               line,
-              "the label "
+              (key.equals("tags") ? "the tag " : "the label ")
                   + Names.quote(given.textValue())
                   + " is "
                   + (classes.isEmpty()
@@ -400,13 +464,20 @@ public record LineExamples(
       long[] values = new long[rows.size() * width];
       for (int i = 0; i < values.length; i++) {
         double[] row = rows.get(i / width);
-        boolean known = row != null && !Double.isNaN(row[i % width]);
-        values[i] = known ? (long) row[i % width] : Labels.Classes.NO_LABEL;
-        if (known && values[i] != row[i % width]) {
-          throw wrong(i / width, key + " is " + row[i % width] + "; classes are whole numbers");
-        }
+        values[i] = classOf(row == null ? Double.NaN : row[i % width], key, i / width);
       }
       return new Labels.Classes(values, width);
+    }
+
+    /** The class that a number is; none for NaN. */
+    private long classOf(double value, String key, int line) {
+      if (Double.isNaN(value)) {
+        return Labels.Classes.NO_LABEL;
+      }
+      if ((long) value != value) {
+        throw wrong(line, key + " is " + value + "; classes are whole numbers");
+      }
+      return (long) value;
     }
   }
 }

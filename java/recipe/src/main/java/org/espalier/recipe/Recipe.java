@@ -110,7 +110,7 @@ public record Recipe(
    *
    * @param wordNet whether {@code texts} is an artefact with WordNet's files
    * @param task what the labels of examples are, or that texts have labels
-   * @param classes the words that labels of texts are, in the order of the outputs; empty where they are numbers
+   * @param classes the words that labels in lines are, in the order of the outputs; empty where they are numbers
    * @param train how many are trained on; 0 for all that are left
    * @param evaluationTexts null to hold some out
    * @param evaluationExamples null to hold some out
@@ -284,7 +284,7 @@ public record Recipe(
   }
 
   private static DataSettings dataSettings(Settings data, Task task, boolean refitted) {
-    boolean texts = data.given("texts") || ExampleLine.areJson(data.text("examples"));
+    boolean texts = data.given("texts") || ExampleLine.mayBeTexts(data.text("examples"));
     int usual = refitted && texts ? ActivationSource.REFITTING_TEXTS : CALIBRATION;
     return new DataSettings(
         data.text("texts"),
@@ -306,7 +306,8 @@ public record Recipe(
     if (!classes.isEmpty()
         && (!data.given("examples") || data.text("examples").endsWith(".safetensors"))) {
       throw data.wrong(
-          "classes", "it is for examples in lines, a .jsonl or .csv file, or a folder of images");
+          "classes",
+          "it is for examples in lines, a .jsonl, .conll or .csv file, or a folder of images");
     }
     if (Set.copyOf(classes).size() < classes.size()) {
       throw data.wrong("classes", "a word is there twice");
@@ -377,7 +378,7 @@ public record Recipe(
    * @param labels null where there are none
    */
   CompressionPlan stagesFor(Labels labels) {
-    if (labels instanceof Labels.Classes) {
+    if (labels != null && !(labels instanceof Labels.Numbers)) {
       return stages;
     }
     Objective objective = labels == null ? Objective.ofOutput() : Objective.ofNumbers(0.5);

@@ -34,6 +34,7 @@ final class ReportPage {
     DIVERGENCE("kl", "divergence, nats", "%.3g"),
     ACCURACY("accuracy", "accuracy", "%.4f"),
     F1("f1", "F1", "%.4f"),
+    ENTITY_F1("entity_f1", "F1 of entities", "%.4f"),
     AUC("auc", "AUC", "%.4f"),
     LOG_LOSS("log_loss", "log loss", "%.4f"),
     RMSE("rmse", "RMSE", "%.4g"),

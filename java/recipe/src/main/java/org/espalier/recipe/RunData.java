@@ -85,6 +85,8 @@ record RunData(
           ByteBuffer bytes = ByteBuffer.allocate(4 * numbers.values().length + 4);
           bytes.putInt(numbers.width()).asFloatBuffer().put(numbers.values());
           sum.update(bytes.rewind());
+        } else if (rows.labels() instanceof Labels.TokenClasses tokens) {
+          tokens.rows().forEach(row -> sum.update(longs(row)));
         } else {
           Labels.Classes classes = (Labels.Classes) rows.labels();
           sum.update(longs(classes == null ? new long[0] : classes.values()));

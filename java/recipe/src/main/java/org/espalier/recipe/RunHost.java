@@ -33,6 +33,7 @@ import org.espalier.source.MavenFiles;
 import org.espalier.source.ModelSource;
 import org.espalier.torch.Libtorch;
 import org.espalier.train.Examples;
+import org.espalier.train.Labels;
 
 /** What a run needs beside training: files behind references, the tokenizer, ONNX Runtime, who watches it. */
 final class RunHost implements AutoCloseable {
@@ -140,7 +141,7 @@ final class RunHost implements AutoCloseable {
     return texts.stream().map(text -> open.encode(text).ids()).toList();
   }
 
-  /** The same of texts in lines, which may be pairs. */
+  /** The same of texts in lines, which may be pairs, or words. */
   List<TextTokenizer.Tokens> tokens(LineExamples texts) {
     return texts.tokens(tokenizer());
   }
@@ -178,12 +179,23 @@ final class RunHost implements AutoCloseable {
    * The same on labelled examples.
    *
    * @param example one of those that it will be compared on
-   * @throws InputException where ONNX Runtime does not load it, or does not run it on the example
+   * @throws InputException where ONNX Runtime does not load it, or does not run it on the example, or it has not as many
+   *     classes as tags have names
    */
   void checkComparable(Path model, Examples.Labelled example) {
+    if (example.labels() instanceof Labels.TokenClasses) {
+      try (ModelPair itself = new ModelPair(model, model, tensors(example))) {
+        measure(itself, example.labels());
+      }
+      return;
+    }
     try (RuntimeModel runtime = new RuntimeModel(model)) {
       runtime.check(tensors(example));
     }
+  }
+
+  private Map<String, Object> measure(ModelPair pair, Labels labels) {
+    return LabelMeasures.of(pair, labels, recipe.data().classes(), this::measuring);
   }
 
   /** How closely a model follows another on texts, as names with numbers. */
@@ -208,7 +220,7 @@ final class RunHost implements AutoCloseable {
       Map<String, Object> values =
           examples.labels() == null
               ? TensorEvaluator.evaluate(pair, this::measuring).toMapOfFirst()
-              : LabelMeasures.of(pair, examples.labels(), this::measuring);
+              : measure(pair, examples.labels());
       values.putAll(pair.savings(this::measuring).toMap());
       return values;
     }

@@ -207,8 +207,8 @@ public sealed interface Examples {
   }
 
   /**
-   * Examples of one shape, or texts as tokens for models with one output a text, each with a label where the objective
-   * uses them.
+   * Examples of one shape, or texts as tokens for models with one output a text or one a token, each with labels where the
+   * objective uses them.
    *
    * @param inputs of as many examples each
    * @param labels of as many, or null where the objective uses none
@@ -249,6 +249,26 @@ public sealed interface Examples {
       }
       if (labels != null && labels.size() != n) {
         throw new InputException(labels.size() + " labels for " + n + " examples");
+      }
+      if (labels instanceof Labels.TokenClasses tokens) {
+        checkTokens(tokens.rows(), first);
+      }
+    }
+
+    private static void checkTokens(List<long[]> labels, Input open) {
+      for (int i = 0; i < labels.size(); i++) {
+        int tokens = open == null ? 1 : open.length(i);
+        if (labels.get(i).length != tokens || open == null) {
+          throw new InputException(
+              "example "
+                  + (i + 1)
+                  + " has labels of "
+                  + labels.get(i).length
+                  + " tokens, and "
+                  + (open == null
+                      ? "no input with as many as each example has"
+                      : tokens + " tokens"));
+        }
       }
     }
 
@@ -329,6 +349,35 @@ public sealed interface Examples {
     /** The same for all examples. */
     public boolean[] attended(int rows) {
       return attended(IntStream.range(0, size()).toArray(), rows);
+    }
+
+    /**
+     * Whether the tokens of some texts are about something, in rows that are padded to the longest: those that are no
+     * padding and that an input {@code attention_mask} does not leave out.
+     */
+    boolean[] attendedTokens(int[] texts, int longest) {
+      Input mask =
+          inputs.stream()
+              .filter(i -> AttentionMask.INPUT.equals(i.name()) && i.isOpen())
+              .findFirst()
+              .orElse(null);
+      boolean[] attended = new boolean[texts.length * longest];
+      for (int i = 0; i < texts.length; i++) {
+        int length = length(texts[i]);
+        if (mask == null) {
+          Arrays.fill(attended, i * longest, i * longest + length, true);
+        } else {
+          ByteBuffer row = ByteBuffer.wrap(mask.rows().get(texts[i]));
+          AttentionMask.read(row, attended, i * longest, length);
+        }
+      }
+      return attended;
+    }
+
+    /** The labels of some examples, those of tokens in rows that are padded to the longest; null where there are none. */
+    Labels labels(int[] examples, int longest) {
+      Labels some = labels == null ? null : labels.of(examples);
+      return some instanceof Labels.TokenClasses tokens ? tokens.padded(longest) : some;
     }
 
     /** Adds the inputs to a digest. */

@@ -14,7 +14,8 @@ import org.espalier.format.onnx.LogitRows;
 record LabelledOutput(String where, LogitRows rows) {
   /** Refuses labels that do not fit it. */
   void check(Labels labels) {
-    if (labels.width() != rows.perExample()) {
+    boolean ofTokens = labels instanceof Labels.TokenClasses; // as many as there are rows
+    if (!ofTokens && labels.width() != rows.perExample()) {
       throw new InputException(
           where
               + " has "
@@ -26,7 +27,8 @@ record LabelledOutput(String where, LogitRows rows) {
                   ? " (numbers; data.task: classification takes whole numbers as classes)"
                   : ""));
     }
-    if (labels instanceof Labels.Classes some) {
+    Labels.Classes some = classes(labels);
+    if (some != null) {
       boolean one = rows.classes() == 1;
       int classes = one ? 2 : rows.classes();
       for (long label : some.values()) {
@@ -46,6 +48,13 @@ record LabelledOutput(String where, LogitRows rows) {
         }
       }
     }
+  }
+
+  /** Labels that are classes; null where they are numbers. */
+  private static Labels.Classes classes(Labels labels) {
+    return labels instanceof Labels.TokenClasses tokens
+        ? tokens.inTurn()
+        : labels instanceof Labels.Classes classes ? classes : null;
   }
 
   /** Refuses examples of which {@code attention_mask} leaves nothing. */
@@ -100,7 +109,8 @@ record LabelledOutput(String where, LogitRows rows) {
       throw new InputException(
           where + " learns numbers, and all labels of the training examples are equal");
     }
-    if (rows.classes() == 1 && training instanceof Labels.Classes classes) {
+    Labels.Classes classes = classes(training);
+    if (rows.classes() == 1 && classes != null) {
       long[] known =
           LongStream.of(classes.values()).filter(l -> l != Labels.Classes.NO_LABEL).toArray();
       if (LongStream.of(known).allMatch(label -> label == known[0])) {

@@ -1,5 +1,9 @@
 package org.espalier.train;
 
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.espalier.op.KdSoftmaxLoss;
 
 /** What is right for each example; in memory and immutable. */
@@ -19,7 +23,7 @@ public sealed interface Labels {
     return known(null);
   }
 
-  /** How many values an example has. */
+  /** How many values an example has; {@link Examples.Input#OPEN} where it is as many as its tokens. */
   int width();
 
   /** Those of some examples, in this order. */
@@ -65,6 +69,13 @@ public sealed interface Labels {
       return known;
     }
 
+    /** Those of each example. */
+    public List<long[]> rows() {
+      return IntStream.range(0, size())
+          .mapToObj(i -> Arrays.copyOfRange(values, i * width, (i + 1) * width))
+          .toList();
+    }
+
     @Override
     public Classes of(int... examples) {
       long[] some = new long[examples.length * width];
@@ -72,6 +83,52 @@ public sealed interface Labels {
         System.arraycopy(values, examples[i] * width, some, i * width, width);
       }
       return new Classes(some, width);
+    }
+  }
+
+  /**
+   * Classes of the tokens of texts, each of which has its own number of them: for inputs that are open.
+   *
+   * @param rows for each token of each text, from 0; {@link Classes#NO_LABEL} where it is unknown
+   */
+  record TokenClasses(List<long[]> rows) implements Labels {
+    public TokenClasses {
+      rows = List.copyOf(rows);
+    }
+
+    @Override
+    public int size() {
+      return rows.size();
+    }
+
+    @Override
+    public int known(boolean[] counted) {
+      return inTurn().known(counted);
+    }
+
+    @Override
+    public int width() {
+      return (int) Examples.Input.OPEN;
+    }
+
+    @Override
+    public TokenClasses of(int... examples) {
+      return new TokenClasses(IntStream.of(examples).mapToObj(rows::get).toList());
+    }
+
+    /** Those of all tokens, one text after the other. */
+    Classes inTurn() {
+      return new Classes(rows.stream().flatMapToLong(LongStream::of).toArray());
+    }
+
+    /** The rows with unknown ones behind their ends. */
+    Classes padded(int longest) {
+      long[] values = new long[rows.size() * longest];
+      Arrays.fill(values, Classes.NO_LABEL);
+      for (int i = 0; i < rows.size(); i++) {
+        System.arraycopy(rows.get(i), 0, values, i * longest, rows.get(i).length);
+      }
+      return new Classes(values, longest);
     }
   }
 

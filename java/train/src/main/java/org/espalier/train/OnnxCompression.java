@@ -177,7 +177,7 @@ public final class OnnxCompression implements Compression {
   /** Finds what would stop a later stage before the first one trains. */
   private void checkStages(StageCheck stages) {
     check.run(model.graph());
-    passes.read(check.logitRows());
+    passes.read(check.logitRows(), check.isPerToken());
     for (Stage stage : plan.stages()) {
       stages.checkTables(stage, model.graph());
       if (stage.training().isAny() && model.trained(stage).isEmpty()) {

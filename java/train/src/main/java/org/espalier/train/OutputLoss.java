@@ -39,14 +39,14 @@ final class OutputLoss {
   }
 
   /**
-   * @param student [N, …]; the teacher's are the same values as [N, width]
+   * @param student [N, …], 0 where tokens are padding; the teacher's are the same values
    * @param totals of the batch that the N examples are a share of
    * @param backward whether the root of a backward pass is wanted
    */
   Loss of(Tensor student, BatchTotals.Share share, BatchTotals totals, boolean backward) {
-    Tensor teacher = share.teacher();
     int n = share.batch().size();
     Tensor f = student.reshape(n, student.numel() / n);
+    Tensor teacher = share.teacher() == null ? null : share.teacher().reshape(n, f.size(1));
     double part = (double) n / totals.examples();
     Map<String, Double> parts = new LinkedHashMap<>();
     double value = 0;

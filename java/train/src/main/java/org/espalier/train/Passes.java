@@ -50,6 +50,9 @@ final class Passes implements AutoCloseable {
   /** Of the logits; null where no objective looks at them. */
   private LogitRows rows;
 
+  /** Whether what objectives look at, where it is no hidden states, is [texts, tokens, …]. */
+  private boolean perToken;
+
   /** The same teacher for each lane, where its logits are too many to be kept; else empty. */
   private List<OnnxGraph> teachers = List.of();
 
@@ -113,9 +116,15 @@ final class Passes implements AutoCloseable {
     this.logits = logits;
   }
 
-  /** Sets how logits fall into rows; null where no objective looks at them. */
-  void read(LogitRows logits) {
+  /**
+   * Sets how outputs are read.
+   *
+   * @param logits how they fall into rows; null where no objective looks at them
+   * @param perToken whether each token of a text has some of its own
+   */
+  void read(LogitRows logits, boolean perToken) {
     rows = logits;
+    this.perToken = perToken;
   }
 
   /** The output of the graph that an objective looks at. */
@@ -230,9 +239,14 @@ final class Passes implements AutoCloseable {
     if (!(examples instanceof Examples.Labelled labelled)) {
       return new Share(batch, teacher, null);
     }
-    Labels labels = labelled.labels() == null ? null : labelled.labels().of(indices);
-    boolean[] attended =
-        value(objective) == Value.LOGITS ? labelled.attended(indices, rows.perExample()) : null;
+    Labels labels = labelled.labels(indices, batch.longest());
+    boolean[] attended = null;
+    if (value(objective) == Value.LOGITS) {
+      attended =
+          perToken
+              ? labelled.attendedTokens(indices, batch.longest())
+              : labelled.attended(indices, rows.perExample());
+    }
     return new Share(batch, teacher, labels, attended);
   }
 
@@ -244,14 +258,14 @@ final class Passes implements AutoCloseable {
           .of(output, share, totals, backward);
     }
     if (value(objective) != Value.LOGITS) {
-      return new OutputLoss(objective, device, variance).of(output, share, totals, backward);
+      Tensor mask = perToken ? share.batch().mask() : null;
+      Tensor counted = mask == null ? output : output.mul(mask);
+      return new OutputLoss(objective, device, variance).of(counted, share, totals, backward);
     }
-    if (!job.isCausal()) {
-      return new LogitLoss(objective, device, rows).of(output, share, totals, backward);
-    }
-    Share taught = objective.needsTeacher() ? share.with(taught(lane, share.batch())) : share;
-    LogitRows tokens = new LogitRows(share.batch().longest(), rows.classes(), true);
-    return new LogitLoss(objective, device, tokens).of(output, taught, totals, backward);
+    LogitRows read = perToken ? new LogitRows(share.batch().longest(), rows.classes(), true) : rows;
+    boolean asks = job.isCausal() && objective.needsTeacher();
+    Share taught = asks ? share.with(taught(lane, share.batch())) : share;
+    return new LogitLoss(objective, device, read).of(output, taught, totals, backward);
   }
 
   /** What the teacher of a lane says of a batch. */
@@ -352,8 +366,8 @@ final class Passes implements AutoCloseable {
     try (OnnxGraph teacher = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
         OnnxGraph sibling = teacher.sibling()) {
       List<TrainableModel> both = List.of(teacher, sibling);
-      boolean perToken = objective.isForEmbeddings();
-      int width = width(objective);
+      boolean ofTokens = perToken || objective.isForEmbeddings();
+      int width = width(objective, ofTokens);
       List<TeacherOutputs> opened = new ArrayList<>();
       try {
         for (Examples examples : List.of(job.training(), job.validation())) {
@@ -368,7 +382,7 @@ final class Passes implements AutoCloseable {
                   examples,
                   asked,
                   width,
-                  perToken,
+                  ofTokens,
                   job.cache(),
                   listener));
         }
@@ -380,8 +394,8 @@ final class Passes implements AutoCloseable {
     }
   }
 
-  /** How wide a token's states are, or how many values the student's output has an example. */
-  private int width(Objective objective) {
+  /** How many values the student's output has a token, or an example. */
+  private int width(Objective objective, boolean ofTokens) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch =
@@ -396,9 +410,7 @@ final class Passes implements AutoCloseable {
                 + Arrays.toString(shape)
                 + " for one example; its first dimension must count the examples");
       }
-      return job.validation() instanceof Examples.Texts
-          ? (int) shape[shape.length - 1]
-          : Math.toIntExact(output.numel());
+      return ofTokens ? (int) shape[shape.length - 1] : Math.toIntExact(output.numel());
     }
   }
 

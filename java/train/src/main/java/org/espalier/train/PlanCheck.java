@@ -32,6 +32,9 @@ final class PlanCheck {
   /** Of the model's logits; null where no objective looks at them. */
   private LogitRows rows;
 
+  /** See {@link #isPerToken}. */
+  private boolean perToken;
+
   PlanCheck(CompressionPlan plan, Compression.Job job) {
     this.plan = plan;
     this.job = job;
@@ -68,12 +71,10 @@ final class PlanCheck {
         long[] shape =
             shapes.computeIfAbsent(
                 value, v -> TrialBatch.shape(graph, job.training(), v, job.model().name()));
-        check(stage, value, shape, own, learning.opset(""));
-        for (Examples some : List.of(job.training(), job.validation())) {
-          if (some instanceof Examples.Labelled texts && texts.areTexts()) {
-            TrialBatch.requireOneShape(graph, texts, value, shape, job.model().name());
-          }
+        if (job.training() instanceof Examples.Labelled texts && texts.areTexts()) {
+          checkShapes(graph, value, shape, stage == plan.stages().get(0));
         }
+        check(stage, value, shape, own, learning.opset(""));
         if (teacher != null && objective.needsTeacher()) {
           String taughtBy = value(other, job.teacher(), objective, stage);
           long[] wanted =
@@ -84,6 +85,64 @@ final class PlanCheck {
         }
       }
     }
+  }
+
+  /**
+   * Looks how an output of texts follows their lengths. One a text has one shape. One a token, which labels of tokens ask
+   * for and texts without labels allow, is [texts, tokens, values].
+   *
+   * @param shape for the longest text
+   * @param decides whether it is this output that says which of them it is; else it must be as the one that did
+   */
+  private void checkShapes(OnnxGraph graph, String value, long[] shape, boolean decides) {
+    String name = job.model().name();
+    List<Examples> both = List.of(job.training(), job.validation());
+    List<long[]> shapes =
+        both.stream().map(e -> TrialBatch.shapeOfShortest(graph, e, value, name)).toList();
+    if (decides) {
+      boolean oneShape = shapes.stream().allMatch(other -> Arrays.equals(other, shape));
+      perToken = job.labels() instanceof Labels.TokenClasses || job.labels() == null && !oneShape;
+    }
+    int longest = job.training().length(TrialBatch.longest(job.training()));
+    for (int i = 0; i < both.size(); i++) {
+      int shortest = both.get(i).length(TrialBatch.shortest(both.get(i)));
+      long[] other = shapes.get(i);
+      boolean right =
+          perToken
+              ? isOfTokens(shape, longest) && isOfTokens(other, shortest) && shape[2] == other[2]
+              : Arrays.equals(other, shape);
+      if (!right) {
+        throw new InputException(
+            name
+                + ": the output "
+                + value
+                + " has the shape "
+                + Arrays.toString(shape)
+                + " for a text of "
+                + longest
+                + " tokens and "
+                + Arrays.toString(other)
+                + " for one of "
+                + shortest
+                + "; "
+                + (perToken
+                    ? "labels of words, and texts without labels, are for models that give [texts,"
+                        + " tokens, values]"
+                    : "labels of texts are for models with one output a text"));
+      }
+    }
+  }
+
+  private static boolean isOfTokens(long[] shape, int tokens) {
+    return shape.length == 3 && shape[1] == tokens;
+  }
+
+  /**
+   * Whether the outputs that objectives look at, where they are no hidden states, are [texts, tokens, …], after {@link
+   * #run}.
+   */
+  boolean isPerToken() {
+    return perToken || job.isCausal();
   }
 
   /** With a classifier's logits as an output too. */
@@ -177,7 +236,10 @@ final class PlanCheck {
   private LabelledOutput logits(String where, long[] shape, ClassifierOutput model, long opset) {
     int labels = job.labels() == null ? 0 : job.labels().width();
     try {
-      rows = LogitRows.of(shape, labels, model.form());
+      rows =
+          perToken
+              ? new LogitRows((int) shape[1], Math.toIntExact(shape[2]), true)
+              : LogitRows.of(shape, labels, model.form());
     } catch (InputException e) {
       throw new InputException(
           where + " has the shape " + e.getMessage() + "; loss {output: 1} takes any", e);

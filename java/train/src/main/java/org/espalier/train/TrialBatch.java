@@ -51,34 +51,20 @@ final class TrialBatch {
     return shape(graph, examples, few(examples), value, name);
   }
 
-  /**
-   * Refuses an output that has another shape for short texts than for long ones.
-   *
-   * @param shape the one that it has for long ones
-   */
-  static void requireOneShape(
-      OnnxGraph graph, Examples.Labelled texts, String value, long[] shape, String name) {
+  /** Which of the examples is the shortest. */
+  static int shortest(Examples examples) {
     int shortest = 0;
-    for (int i = 0; i < texts.size(); i++) {
-      shortest = texts.length(i) < texts.length(shortest) ? i : shortest;
+    for (int i = 0; i < examples.size(); i++) {
+      shortest = examples.length(i) < examples.length(shortest) ? i : shortest;
     }
+    return shortest;
+  }
+
+  /** The same for the shortest of some texts. */
+  static long[] shapeOfShortest(OnnxGraph graph, Examples texts, String value, String name) {
     int[] alike = new int[FEW];
-    Arrays.fill(alike, shortest);
-    long[] other = shape(graph, texts, alike, value, name);
-    if (!Arrays.equals(other, shape)) {
-      throw new InputException(
-          name
-              + ": the output "
-              + value
-              + " has the shape "
-              + Arrays.toString(shape)
-              + " for a long text and "
-              + Arrays.toString(other)
-              + " for one of "
-              + texts.length(shortest)
-              + " tokens; labelled texts are for models with one output a text, and hidden states"
-              + " are followed on data.texts");
-    }
+    Arrays.fill(alike, shortest(texts));
+    return shape(graph, texts, alike, value, name);
   }
 
   private static long[] shape(
