@@ -62,6 +62,7 @@ import picocli.CommandLine.Parameters;
       "    --pooling cls --json",
       "  espalier evaluate resnet.onnx resnet-int8.onnx --examples photos/test",
       "  espalier evaluate clf.onnx clf-int8.onnx --examples test.jsonl --classes ham,spam",
+      "  espalier evaluate ner.onnx ner-int8.onnx --examples test.conll --classes O,B-PER,I-PER",
       "  espalier evaluate gpt2.onnx gpt2-int8.onnx --texts texts.txt --task causal-lm",
     })
 final class Evaluate implements Callable<Integer> {

@@ -146,17 +146,21 @@ public final class RecipeSchema {
                     + " {\"features\": [0.5, 2], \"label\": 1}, {\"inputs\": {\"user\": 17,"
                     + " \"dense\": [0.5, 2]}, …} or, for models with one output a text, {\"text\":"
                     + " \"…\", …}; \"labels\": [0, 1] for classes that do not exclude each other,"
-                    + " \"values\": [0.5, 2] for numbers. Or a .csv file: the features in the order"
-                    + " of the inputs, then the label or the values. Or images: a folder with a"
-                    + " folder for each class, or a .jsonl file of {\"image\": \"cats/1.jpg\","
-                    + " \"label\": \"cat\"}, whose paths start at its folder."),
+                    + " \"values\": [0.5, 2] for numbers. For taggers {\"tokens\": [\"Angela\","
+                    + " \"spoke\"], \"tags\": [\"B-PER\", \"O\"]}, words with a class or null each,"
+                    + " or a .conll file with a word and its tag a line and a blank line between"
+                    + " sentences. Or a .csv file: the features in the order of the inputs, then"
+                    + " the label or the values. Or images: a folder with a folder for each class,"
+                    + " or a .jsonl file of {\"image\": \"cats/1.jpg\", \"label\": \"cat\"}, whose"
+                    + " paths start at its folder."),
             optional(
                 "classes",
                 new ListOf(new Text("a word")),
                 null,
-                "The words that labels of a .jsonl or .csv file are, in the order of the model's"
-                    + " outputs: [ham, spam]. Of a folder of images the names of its folders; by"
-                    + " default in alphabetical order."),
+                "The words that labels and tags in lines are, in the order of the model's outputs:"
+                    + " [ham, spam]. Of tags like [O, B-PER, I-PER] the F1 of whole entities is"
+                    + " measured too. Of a folder of images the names of its folders; by default in"
+                    + " alphabetical order."),
             optional(
                 "task",
                 new Choice(List.of("auto", "classification", "regression", "causal-lm")),
