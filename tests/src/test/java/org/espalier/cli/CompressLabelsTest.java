@@ -408,9 +408,10 @@ report: {each-stage: false}
     Run.refused(folder, new String[] {"inputs F32 [12]", "inputs F32 [6]", "is right"}, run);
     labels = new TensorSpec("label", SafetensorsDtype.I64, List.of((long) N));
     examples("test.safetensors", WIDTH, labels, none.duplicate());
-    Run.refused(folder, new String[] {"no labels an example", "1 as in examples.saf"}, run);
+    Run.refused(folder, new String[] {"no labels; 1 label an example, as in examples.saf"}, run);
     examples("test.safetensors", SafetensorsDtype.I64, new double[2 * N], N, 2);
-    Run.refused(folder, new String[] {"2 labels an example", "1 as in examples.saf"}, run);
+    Run.refused(
+        folder, new String[] {"2 labels an example; 1 label an example, as in examples.saf"}, run);
     double[] classes = outside.clone();
     classes[3] = 2;
     examples("test.safetensors", SafetensorsDtype.I64, classes, N);

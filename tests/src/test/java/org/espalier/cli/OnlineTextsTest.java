@@ -211,6 +211,79 @@ class OnlineTextsTest {
     assertEquals(-1, Files.mismatch(encoder, store.resolve("versions/2/model/encoder.onnx")));
   }
 
+  /** input_ids, attention_mask, token_type_ids → the rows of the first text less those of the second [n, 48]. */
+  private Path comparingEncoder() throws IOException {
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("comparing")
+            .addInput(SmallModels.value("input_ids", DataType.INT64, -1, -2))
+            .addInput(SmallModels.value("attention_mask", DataType.INT64, -1, -2))
+            .addInput(SmallModels.value("token_type_ids", DataType.INT64, -1, -2))
+            .addInitializer(
+                SmallModels.floats("table", new Random(5), 1, SmallLanguage.VOCABULARY, WIDTH))
+            .addInitializer(SmallModels.int64s("row", 0, 1, -1))
+            .addInitializer(SmallModels.int64s("flat", 0, -1))
+            .addNode(SmallModels.line("found Gather table input_ids"))
+            .addNode(SmallModels.line("first Sub attention_mask token_type_ids"))
+            .addNode(SmallModels.line("signs Sub first token_type_ids"))
+            .addNode(
+                SmallModels.line(
+                    "signed Cast signs", SmallModels.attribute("to", DataType.FLOAT_VALUE)))
+            .addNode(SmallModels.line("rows Reshape signed row"))
+            .addNode(SmallModels.line("sums MatMul rows found"))
+            .addNode(SmallModels.line("embedding Reshape sums flat"))
+            .addOutput(SmallModels.value("embedding", DataType.FLOAT, -1, WIDTH));
+    return Files.write(folder.resolve("comparing.onnx"), SmallModels.model(17, g).toByteArray());
+  }
+
+  private static String pair(String first, String second) {
+    return "\"text\": \"" + first + "\", \"text_pair\": \"" + second + "\"";
+  }
+
+  /** Of pairs of a word each the class is 1 where the first is behind the second, which neither says alone. */
+  @Test
+  void learnsAndAnswersPairsOfTexts() throws Exception {
+    encoder = comparingEncoder();
+    List<String> lines = new ArrayList<>();
+    List<String> pairs = new ArrayList<>();
+    List<Integer> labels = new ArrayList<>();
+    Random random = new Random(8);
+    for (int i = 0; i < 1500; i++) {
+      int first = random.nextInt(SmallLanguage.WORDS);
+      int second = (first + 8 + random.nextInt(SmallLanguage.WORDS - 16)) % SmallLanguage.WORDS;
+      pairs.add(pair("w" + first, "w" + second));
+      labels.add(first > second ? 1 : 0);
+      lines.add("{" + pairs.get(i) + ", \"label\": " + labels.get(i) + "}");
+    }
+    Path input = Files.write(folder.resolve("in.jsonl"), lines);
+    JsonNode json = learn(input, "--json").json();
+    assertEquals(0, json.get("bad").asInt());
+    double accuracy = json.get("metrics").get("accuracy_window").asDouble();
+    assertTrue(accuracy > 0.9, "accuracy " + accuracy);
+    try (Service service = service(store)) {
+      int port = start(service);
+      int right = 0;
+      for (int i = 0; i < 20; i++) {
+        JsonNode answer = post(port, "/predict", "{\"id\": " + i + ", " + pairs.get(i) + "}");
+        right += answer.get("label").asInt() == labels.get(i) ? 1 : 0;
+        post(port, "/feedback", "{\"id\": " + i + ", \"label\": " + labels.get(i) + "}");
+      }
+      assertTrue(right > 17, "right " + right);
+      String alone = post(400, port, "/predict", "{\"text_pair\": \"w1\"}").toString();
+      assertTrue(alone.contains("there is a text_pair and no text"), alone);
+    }
+    lines.set(3, "{\"text_pair\": \"w1\", \"label\": 1}");
+    lines.set(4, "{\"text\": \"w1\", \"text_pair\": 1, \"label\": 1}");
+    Files.write(input, lines.subList(0, 10));
+    store = folder.resolve("other");
+    Run run = learn(input, "--json");
+    assertEquals(2, run.json().get("bad").asInt());
+    for (String word :
+        List.of("line 4: there is a text_pair and no text", "line 5: text_pair is not a string")) {
+      assertTrue(run.err().contains(word), run.err());
+    }
+  }
+
   /** What a version answers to a text is one answer, whoever else asks and whatever is learned meanwhile. */
   @Test
   void answersManyClientsWhileItLearns() throws Exception {

@@ -39,15 +39,16 @@ import picocli.CommandLine.Option;
           + " then learned. Versions are published to a store as it goes.",
       "",
       "A line is JSON, {\"id\": \"a\", \"features\": [0.5, 1], \"label\": 0} or \"values\": [0.5]"
-          + " for outcomes that are values; with --encoder \"text\": \"...\" in place of"
-          + " features; or, in a .csv file or with --csv, the features and then the outcome,"
-          + " separated by commas. A model of several inputs takes {\"inputs\": {\"user\": 17,"
-          + " \"dense\": [0.5, 1]}, \"label\": 0}, all of its inputs by name, or their values one"
-          + " after the other as features. An outcome may come later: {\"id\": \"a\","
-          + " \"features\": [0.5, 1]}, and then, however many lines below, {\"id\": \"a\","
-          + " \"label\": 0}. Lines that cannot be used are counted, go to the quarantine with their"
-          + " number, and do not stop it until there are more than --max-bad. A feature that is"
-          + " missing is NaN, which an ONNX model learns that asks for it (IsNaN).",
+          + " for outcomes that are values; with --encoder \"text\": \"...\" in place of features,"
+          + " and \"text_pair\": \"...\" for a second text that is read with it; or, in a .csv file"
+          + " or with --csv, the features and then the outcome, separated by commas. A model of"
+          + " several inputs takes {\"inputs\": {\"user\": 17, \"dense\": [0.5, 1]}, \"label\": 0},"
+          + " all of its inputs by name, or their values one after the other as features. An"
+          + " outcome may come later: {\"id\": \"a\", \"features\": [0.5, 1]}, and then, however"
+          + " many lines below, {\"id\": \"a\", \"label\": 0}. Lines that cannot be used are"
+          + " counted, go to the quarantine with their number, and do not stop it until there are"
+          + " more than --max-bad. A feature that is missing is NaN, which an ONNX model learns"
+          + " that asks for it (IsNaN).",
       "",
       "With --resume, a stream that begins as one that the store's current version has seen is gone"
           + " on with after the lines that were seen; of any other all lines are new. With"

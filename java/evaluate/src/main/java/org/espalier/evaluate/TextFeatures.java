@@ -30,7 +30,7 @@ public final class TextFeatures extends EncoderFeatures {
       opened = new OnnxTextModel(encoder, 1);
       model = opened;
       embedder = new TextEmbedder(opened, pooling);
-      width = of(TRIAL).length;
+      width = of(TRIAL, null).length;
       tryLongest(maxTokens);
     } catch (RuntimeException e) {
       this.tokenizer.close();
@@ -69,13 +69,14 @@ public final class TextFeatures extends EncoderFeatures {
   /**
    * The features of a text, of length 1 together.
    *
+   * @param second a text that is read together with it; null for none
    * @throws InputException where the tokenizer or the model does not take the text, or it has no tokens
    * @throws IllegalStateException after close
    */
-  public float[] of(String text) {
+  public float[] of(String text, String second) {
     return whileOpen(
         () -> {
-          Tokens tokens = tokenizer.encode(text);
+          Tokens tokens = tokenizer.encode(text, second);
           if (tokens.length() == 0) {
             throw new InputException("the text has no tokens");
           }

@@ -271,7 +271,7 @@ public final class Encoder implements AutoCloseable {
    */
   public float[] features(String value) {
     if (features instanceof TextFeatures texts) {
-      return texts.of(value);
+      return texts.of(value, null);
     }
     if (!value.startsWith(DATA)) {
       throw new InputException("image is not a URL with its data, " + DATA + "image/jpeg;base64,…");
@@ -290,6 +290,20 @@ public final class Encoder implements AutoCloseable {
       return images.of(image);
     }
     throw new IllegalStateException("the encoder is one of texts");
+  }
+
+  /**
+   * The same of two texts that the encoder reads as one.
+   *
+   * @param second null for one text alone
+   * @throws InputException where the tokenizer or the model does not take them
+   * @throws IllegalStateException for an encoder of images
+   */
+  public float[] features(String text, String second) {
+    if (features instanceof TextFeatures texts) {
+      return texts.of(text, second);
+    }
+    throw new IllegalStateException("the encoder is one of images");
   }
 
   private static byte[] data(String url) {
@@ -311,11 +325,12 @@ public final class Encoder implements AutoCloseable {
    */
   public ExampleLines.Encoded encoded(Path folder) {
     if (isOfTexts()) {
-      return new ExampleLines.Encoded("text", this::features);
+      return new ExampleLines.Encoded("text", "text_pair", this::features);
     }
     return new ExampleLines.Encoded(
         "image",
-        value ->
+        null,
+        (value, none) ->
             folder == null || value.startsWith(DATA)
                 ? features(value)
                 : features(path(folder, value)));

@@ -11,7 +11,7 @@ import java.io.IOException;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
-import java.util.function.Function;
+import java.util.function.BiFunction;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.CsvLine;
@@ -24,7 +24,7 @@ import org.espalier.format.safetensors.Names;
  * "values": [0.5]} for outcomes that are values; a label may be the name of its class; other keys are ignored, and so is a null; numbers may be
  * NaN, Infinity and -Infinity, bare as Python writes them or as strings, for the guard to see. For features, the values
  * of all inputs one after the other, there may be {@code "inputs": {"user": 17, "dense": [0.5, 1]}}, each input of the
- * model by its name, or {@code "text"} or {@code "image"} where something makes features of these. CSV: the features, then the outcome in
+ * model by its name, or {@code "text"}, with {@code "text_pair"} a pair of texts, or {@code "image"} where something makes features of these. CSV: the features, then the outcome in
  * the last columns; nan and inf are numbers there. For a model that knows missing values a feature that is null or an
  * empty column is NaN.
  *
@@ -74,9 +74,15 @@ public final class ExampleLines {
    * What lines have in place of features, which are made of it.
    *
    * @param key of a string
-   * @param features makes the features of such a string, called by each thread that reads a line with one
+   * @param second the key of another one, which there may be beside it; null where there is none
+   * @param features makes the features of such a string and of the other one or null, called by each thread that reads a
+   *     line with one
    */
-  public record Encoded(String key, Function<String, float[]> features) {}
+  public record Encoded(String key, String second, BiFunction<String, String, float[]> features) {
+    private boolean has(String given) {
+      return given.equals(key) || given.equals(second);
+    }
+  }
 
   /**
    * @param missing whether the model knows features that are missing
@@ -156,6 +162,7 @@ public final class ExampleLines {
     float[] x = null;
     float[] named = null;
     String source = null;
+    String second = null;
     Integer label = null;
     float[] values = null;
     try (JsonParser parser = JSON.createParser(line)) {
@@ -188,12 +195,14 @@ public final class ExampleLines {
           case "inputs" -> named = inputs(parser);
           case "values" -> values = numbers(parser, "values", outputs, false);
           default -> {
-            if (encoded == null || !key.equals(encoded.key())) {
+            if (encoded == null || !encoded.has(key)) {
               parser.skipChildren();
-            } else if (token == JsonToken.VALUE_STRING) {
+            } else if (token != JsonToken.VALUE_STRING) {
+              throw new InputException(key + " is not a string");
+            } else if (key.equals(encoded.key())) {
               source = parser.getText();
             } else {
-              throw new InputException(key + " is not a string");
+              second = parser.getText();
             }
           }
         }
@@ -214,7 +223,11 @@ public final class ExampleLines {
       throw new InputException(
           "there are both " + (x == null ? other + " and inputs" : "features and " + other));
     }
-    float[] made = x != null ? x : source != null ? encoded.features().apply(source) : named;
+    if (second != null && source == null) {
+      throw new InputException("there is a " + encoded.second() + " and no " + encoded.key());
+    }
+    float[] made =
+        x != null ? x : source != null ? encoded.features().apply(source, second) : named;
     return new Parsed(id, made, label, values);
   }
 
