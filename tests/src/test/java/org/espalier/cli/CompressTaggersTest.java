@@ -19,6 +19,7 @@ import java.util.Random;
 import java.util.function.UnaryOperator;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
+import org.espalier.evaluate.ExampleLine;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.TaggerModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -190,7 +191,11 @@ class CompressTaggersTest {
     String table = Run.of(Arrays.copyOf(evaluate, evaluate.length - 1)).done().out();
     assertTrue(table.contains("entity f1") && table.contains("0."), table);
     Path pruned = folder.resolve("pruned.onnx");
-    Run.of("prune", trained, "-o", pruned, "--amount", 0.3, "--refit", "--calibration", held)
+    Path columns =
+        Files.writeString(
+            folder.resolve("held.conll"),
+            sentences(200, 0, 6).stream().map(Sentence::column).collect(Collectors.joining("\n")));
+    Run.of("prune", trained, "-o", pruned, "--amount", 0.3, "--refit", "--calibration", columns)
         .done();
     JsonNode refitted =
         Run.of("evaluate", trained, pruned, "--examples", held, "--task", "none", "--json").json();
@@ -268,9 +273,40 @@ class CompressTaggersTest {
         folder.resolve("words.conll"),
         "-DOCSTART- -X- -X- O\n\n"
             + all.stream().map(Sentence::column).collect(Collectors.joining("  \n\n")));
+    assertEquals(all.size(), ExampleLine.read(folder.resolve("words.conll"), -1).size());
     recipe("words.conll, classes: " + NAMES, "dynamic");
     assertEquals(byLines.path("entity_f1"), compress("columns").path("fidelity").path("entity_f1"));
     assertEquals(-1, Files.mismatch(first, folder.resolve("columns/model-int8.onnx")));
+  }
+
+  @Test
+  void columnsAreReadAsTheyAreWritten() throws IOException {
+    Path file =
+        Files.writeString(
+            folder.resolve("a.CONLL"),
+            "\ufeff-DOCSTART-\tO\r\n"
+                + "New York\tB-LOC\r\n"
+                + "#\t\r\n\r\n"
+                + " \r\n"
+                + "xa\t3\r\n"
+                + "-DOCSTART-\tO\r\n"
+                + "xb\t-100");
+    List<ExampleLine> read = ExampleLine.read(file, -1);
+    assertEquals(
+        List.of(List.of("New York", "#"), List.of("xa"), List.of("xb")),
+        read.stream().map(ExampleLine::words).toList());
+    assertEquals(
+        "[[\"B-LOC\",null], [3], [-100]]",
+        read.stream().map(line -> line.outcomes().get("tags")).toList().toString());
+    Files.writeString(file, "  xa   O \n\nxb B-LOC\n");
+    assertEquals(
+        "[[\"O\"], [\"B-LOC\"]]",
+        ExampleLine.read(file, -1).stream()
+            .map(line -> line.outcomes().get("tags"))
+            .toList()
+            .toString());
+    Files.writeString(file, "xa\nxb\n"); // nothing is known
+    assertEquals(Map.of(), ExampleLine.read(file, -1).get(0).outcomes());
   }
 
   /** Without tags, and by a loss without labels, the logits of each token are followed. */

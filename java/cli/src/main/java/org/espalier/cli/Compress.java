@@ -190,6 +190,8 @@ final class Compress implements Callable<Integer> {
             Map.entry("reference_accuracy", "accuracy of the original %.4f"),
             Map.entry("f1", "F1 %.4f"),
             Map.entry("reference_f1", "F1 of the original %.4f"),
+            Map.entry("entity_f1", "F1 of entities %.4f"),
+            Map.entry("reference_entity_f1", "F1 of entities of the original %.4f"),
             Map.entry("auc", "AUC %.4f"),
             Map.entry("reference_auc", "AUC of the original %.4f"),
             Map.entry("log_loss", "log loss %.4f"),

@@ -61,7 +61,7 @@ public record ExampleLine(
    */
   public static final List<String> OUTCOMES = List.of("label", "labels", "values", "tags");
 
-  /** What CoNLL's files have for a word between two documents. */
+  /** What CoNLL's files have in place of a word between two documents. */
   private static final String DOCUMENT = "-DOCSTART-";
 
   private static final JsonMapper JSON =
@@ -175,7 +175,7 @@ public record ExampleLine(
     ArrayNode tags = JSON.createArrayNode();
     int columns = -1;
     for (String line : reading(file, InputFile::linesWithBlank)) {
-      if (line.isBlank()) {
+      if (line.isBlank() || line.startsWith(DOCUMENT)) {
         addSentence(examples, words, tags);
         words = new ArrayList<>();
         tags = JSON.createArrayNode();
@@ -197,12 +197,10 @@ public record ExampleLine(
   }
 
   private static void addSentence(List<ExampleLine> examples, List<String> words, ArrayNode tags) {
-    if (words.isEmpty() || words.get(0).equals(DOCUMENT)) {
-      return;
+    if (!words.isEmpty()) {
+      Map<String, JsonNode> outcomes = tags.isEmpty() ? Map.of() : Map.of("tags", tags);
+      examples.add(new ExampleLine(null, null, words, null, null, null, outcomes));
     }
-    examples.add(
-        new ExampleLine(
-            null, null, words, null, null, null, tags.isEmpty() ? Map.of() : Map.of("tags", tags)));
   }
 
   private static JsonNode tag(String cell) {
@@ -324,7 +322,7 @@ public record ExampleLine(
           given == 0
               ? "there is none of text, tokens, image, features and inputs"
               : "there are several of text, tokens, image, features and inputs; one of them is"
-                    + " right");
+                  + " right");
     }
     if (second != null && text == null) {
       throw new InputException("there is a text_pair and no text");

@@ -104,7 +104,7 @@ public final class InputFile {
     }
   }
 
-  /** The next line; null at the end. */
+  /** The next line, which \n, \r or both of them end; null at the end. */
   private static String line(Reader reader, Path file) throws IOException {
     StringBuilder line = new StringBuilder();
     int c = reader.read();
@@ -120,6 +120,12 @@ public final class InputFile {
                 + " characters; a text a line is right");
       }
       line.append((char) c);
+    }
+    if (c == '\r') {
+      reader.mark(1);
+      if (reader.read() != '\n') {
+        reader.reset();
+      }
     }
     return line.toString();
   }
