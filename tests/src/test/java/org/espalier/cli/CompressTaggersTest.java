@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.ModelProto;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
@@ -21,6 +22,7 @@ import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.espalier.evaluate.ExampleLine;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.onnx.TaggerModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsWriter;
@@ -327,6 +329,30 @@ class CompressTaggersTest {
     JsonNode report = compress("out");
     assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.99, report.toString());
     assertTrue(report.at("/stages/0/after/quality").asDouble() > 0.9, report.toString());
+  }
+
+  /** Of independent values no softmax is followed. */
+  @Test
+  void refusesToFollowSigmoidsOfTokensByLogits() throws IOException {
+    ModelProto.Builder model = TaggerModel.of(3, PIECES.size(), WIDTH, CLASSES.size()).toBuilder();
+    model.getGraphBuilder().addNode(SmallModels.line("shares Sigmoid logits"));
+    model.getGraphBuilder().getOutputBuilder(0).setName("shares");
+    Files.write(folder.resolve("model.onnx"), model.build().toByteArray());
+    List<String> lines =
+        sentences(SENTENCES, 0, 5).stream()
+            .map(s -> s.ofWords().replaceAll(", \"tags.*", "}"))
+            .toList();
+    Files.write(folder.resolve("words.jsonl"), lines);
+    String text = Files.readString(recipe).replaceAll("(?m)^.*fine-tune.*\n", "");
+    Files.writeString(recipe, text.replace("1e-3}", "1e-3, loss: {logits: 1}}"));
+    Run.refused(
+        folder,
+        new String[] {"has several values a token; loss {output: 1}"},
+        "recipe",
+        "check",
+        recipe);
+    Files.writeString(recipe, text);
+    Run.of("recipe", "check", recipe).done();
   }
 
   @Test

@@ -70,6 +70,18 @@ class PaddedTextsTest {
         all.labels().of(new int[] {index}));
   }
 
+  private static Training training(int batch, Objective objective) {
+    return new Training(
+        1,
+        0,
+        batch,
+        new Optimizer.Sgd(0.05, 0, 0, false, 0),
+        Training.Schedule.constant(),
+        objective,
+        0,
+        Training.Embeddings.ALWAYS);
+  }
+
   /** The loss of one step over examples, and the weights after it. */
   private record Step(double loss, Map<String, float[]> weights) {}
 
@@ -79,17 +91,9 @@ class PaddedTextsTest {
 
   private static Step step(
       OnnxModel model, OnnxModel teacher, Examples.Labelled examples, Objective objective) {
-    Training training =
-        new Training(
-            1,
-            0,
-            examples.size(),
-            new Optimizer.Sgd(0.05, 0, 0, false, 0),
-            Training.Schedule.constant(),
-            objective,
-            0,
-            Training.Embeddings.ALWAYS);
-    CompressionPlan plan = new CompressionPlan(List.of(new Stage.Train("fit", training)), 7);
+    CompressionPlan plan =
+        new CompressionPlan(
+            List.of(new Stage.Train("fit", training(examples.size(), objective))), 7);
     Losses losses = new Losses();
     Compression.Job job =
         new Compression.Job(model, teacher, examples, examples, Pooling.MEAN, null, null);
@@ -210,6 +214,12 @@ class PaddedTextsTest {
   @Test
   void labelsAreOfTheTokensThatThereAre() {
     Labels.TokenClasses tags = tags(3);
+    Examples.Labelled ofTexts = texts(new Labels.Classes(0, 1, 0));
+    CompressionPlan plan =
+        new CompressionPlan(List.of(new Stage.Train("fit", training(3, Objective.ofLabels()))), 7);
+    Compression.Job mixed =
+        new Compression.Job(tagger(3), null, texts(tags), ofTexts, Pooling.MEAN, null, null);
+    assertThrows(InputException.class, () -> new OnnxCompression(plan, mixed).close());
     assertThrows(InputException.class, () -> texts(tags.of(0, 2, 1)));
     Examples.Input fixed =
         new Examples.Input(

@@ -437,7 +437,7 @@ public record LineExamples(
                   + " is "
                   + (classes.isEmpty()
                       ? "a word; data.classes (--classes) says which words there are, in the order"
-                          + " of the model's outputs"
+                          + " of the model's outputs, as id2label of its config.json"
                       : "none of the classes " + NearNames.list(given.textValue(), classes)));
         }
         return known;

@@ -235,6 +235,12 @@ final class PlanCheck {
   /** An output that holds logits, whose {@link #rows} are found. */
   private LabelledOutput logits(String where, long[] shape, ClassifierOutput model, long opset) {
     int labels = job.labels() == null ? 0 : job.labels().width();
+    if (perToken && labels == 0 && model.form() == ClassifierOutput.Form.SIGMOID && shape[2] > 1) {
+      throw new InputException(
+          where
+              + " is given to a Sigmoid, and has several values a token; loss {output: 1} follows"
+              + " them");
+    }
     try {
       rows =
           perToken

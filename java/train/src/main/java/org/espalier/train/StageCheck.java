@@ -65,9 +65,11 @@ final class StageCheck {
   private void checkLabels(String where, Objective objective) {
     Labels validation = ((Examples.Labelled) job.validation()).labels();
     boolean numbers = job.labels() instanceof Labels.Numbers;
-    if (job.labels() instanceof Labels.Numbers trained
-        && !(validation instanceof Labels.Numbers validated
-            && validated.width() == trained.width())) {
+    boolean ofTokens = job.labels() instanceof Labels.TokenClasses;
+    if (validation != null && ofTokens != validation instanceof Labels.TokenClasses
+        || job.labels() instanceof Labels.Numbers trained
+            && !(validation instanceof Labels.Numbers validated
+                && validated.width() == trained.width())) {
       throw new InputException("training and validation labels are of different kinds");
     }
     if (objective.labels() > 0 && (job.labels() == null || validation == null)) {
