@@ -315,7 +315,7 @@ class OnlineTorchScriptTest {
     assertTrue(run.err().contains("'store export' will make no graph"), run.err());
     Path exported = folder.resolve("out.pt");
     Run export = Run.of("store", "export", "--store", store, "-o", exported).done();
-    assertTrue(export.err().contains("the text encoder is not in"), export.err());
+    assertTrue(export.err().contains("the encoder is not in"), export.err());
     assertEquals(-1, Files.mismatch(store.resolve("versions/1/model/model.pt"), exported));
   }
 }
