@@ -27,6 +27,7 @@ import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
+import org.espalier.recipe.ClassOrder;
 import org.espalier.recipe.ExamplesFile;
 import org.espalier.recipe.LabelMeasures;
 import org.espalier.recipe.LineExamples;
@@ -126,8 +127,9 @@ final class Evaluate implements Callable<Integer> {
       split = ",",
       description =
           "The words that labels and tags of examples in lines are, in the order of the first"
-              + " output's classes: ham,spam. Where they are O, B-PER, I-PER and the like, the F1"
-              + " of whole entities is measured too.")
+              + " output's classes: ham,spam. Default: as the config.json beside REFERENCE says,"
+              + " id2label; of folders else in alphabetical order. Where they are O, B-PER, I-PER"
+              + " and the like, the F1 of whole entities is measured too.")
   private List<String> classes = List.of();
 
   /** What labels are taken for. */
@@ -188,7 +190,7 @@ final class Evaluate implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "evaluating")) {
       OnnxModel model = OnnxModel.read(original.path());
       RandomDraws.of(model).ifPresent(common::note);
-      LineExamples lines = LineExamples.areIn(file) ? lines(file, model) : null;
+      LineExamples lines = LineExamples.areIn(file) ? lines(file, original, model) : null;
       if (lines == null && !classes.isEmpty()) {
         throw new InputException(
             "--classes is for --examples in lines, a .jsonl or .csv file, or a folder of images");
@@ -217,13 +219,17 @@ final class Evaluate implements Callable<Integer> {
     return values;
   }
 
-  private LineExamples lines(Path file, OnnxModel model) {
+  private LineExamples lines(Path file, ModelSource original, OnnxModel model) {
     if (task == Task.NONE) {
       return LineExamples.unlabelled(file, LineExamples.asked(model));
     }
     LineExamples lines =
-        LineExamples.read(file, task.ofRecipe, List.copyOf(classes), LineExamples.asked(model));
-    Optional.ofNullable(lines.folders(classes)).ifPresent(common::note);
+        LineExamples.read(
+            file,
+            task.ofRecipe,
+            new ClassOrder(classes, original::classes),
+            LineExamples.asked(model));
+    Optional.ofNullable(lines.origin(classes)).ifPresent(common::note);
     return lines;
   }
 
@@ -254,7 +260,7 @@ final class Evaluate implements Callable<Integer> {
             LabelMeasures.of(
                 pair,
                 labels,
-                List.copyOf(classes),
+                lines == null ? List.of() : lines.classes(),
                 (phase, done, total) -> progress.update("comparing with labels", done, total));
         all.keySet().retainAll(RIGHTNESS);
         return all;

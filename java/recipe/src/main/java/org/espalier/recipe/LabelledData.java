@@ -73,7 +73,8 @@ final class LabelledData {
         pick(all, order.subList(evaluation, heldOut)),
         host.calibration(pick(all, calibration)),
         null,
-        own == null ? pick(all, order.subList(0, evaluation)) : own);
+        own == null ? pick(all, order.subList(0, evaluation)) : own,
+        classes);
   }
 
   /** What is trained on and held out. A text that occurs twice could be trained on and measured. */
@@ -81,9 +82,10 @@ final class LabelledData {
     if (!LineExamples.areIn(file)) {
       return ExamplesFile.read(file, data.task(), missing);
     }
-    LineExamples all = LineExamples.read(file, data.task(), data.classes(), asked);
+    LineExamples all =
+        LineExamples.read(file, data.task(), new ClassOrder(data.classes(), host::classes), asked);
     classes = all.classes();
-    Optional.ofNullable(all.folders(data.classes())).ifPresent(host::note);
+    Optional.ofNullable(all.origin(data.classes())).ifPresent(host::note);
     if (!all.areTexts() && !all.areImages()) {
       return all.tensors(asked, missing);
     }
@@ -112,7 +114,7 @@ final class LabelledData {
     if (!LineExamples.areIn(file)) {
       return ExamplesFile.read(file, task, missing);
     }
-    return fed(LineExamples.read(file, task, classes, asked));
+    return fed(LineExamples.read(file, task, new ClassOrder(classes, List::of), asked));
   }
 
   private Examples.Labelled fed(LineExamples examples) {

@@ -14,6 +14,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.Supplier;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
@@ -49,6 +50,9 @@ import org.espalier.train.Labels;
  */
 public record LineExamples(
     Path file, List<ExampleLine> lines, Labels labels, List<String> classes) {
+  /** Of the names of classes, in a note. */
+  private static final int SHOWN = 5;
+
   public LineExamples {
     lines = List.copyOf(lines);
   }
@@ -57,19 +61,23 @@ public record LineExamples(
    * Reads a file.
    *
    * @param task whether labels are classes or numbers; where it says neither, numbers where one has a fraction
-   * @param classes the names of the classes, in their order; empty where labels are their numbers
+   * @param classes which class a word is
    * @param asked the inputs of the models by name, which say how many columns of CSV are features; empty for a module
-   * @throws InputException that names the example, or where two classes have one name
+   * @throws InputException that names the example
    */
   public static LineExamples read(
-      Path file, Recipe.Task task, List<String> classes, Map<String, ValueInfoProto> asked) {
-    if (Set.copyOf(classes).size() < classes.size()) {
-      throw new InputException("of the classes " + classes + " a word is there twice");
-    }
+      Path file, Recipe.Task task, ClassOrder classes, Map<String, ValueInfoProto> asked) {
     LineExamples unlabelled = unlabelled(file, asked);
-    List<String> names = classes.isEmpty() ? unlabelled.classes : List.copyOf(classes);
+    boolean words = unlabelled.lines.stream().anyMatch(LineExamples::hasWords);
+    List<String> names = classes.names(words, unlabelled.classes);
     return new LineExamples(
         file, unlabelled.lines, new Reader(file, names).labels(unlabelled.lines, task), names);
+  }
+
+  /** Whether a label is a word, or one of tags, whose words say what entities are. */
+  private static boolean hasWords(ExampleLine line) {
+    JsonNode label = line.outcomes().get("label");
+    return label != null && label.isTextual() || line.outcomes().containsKey("tags");
   }
 
   /** Whether examples are read here, by the name of a file, or because it is a folder. */
@@ -121,19 +129,24 @@ public record LineExamples(
   }
 
   /**
-   * What folders say of the classes, for people.
+   * Where the names of the classes are from, for people.
    *
    * @param given the classes that the user named
    * @return null where the user named them, or they are numbers
    */
-  public String folders(List<String> given) {
-    return classes.equals(given)
-        ? null
-        : classes.size()
-            + " classes, which are the folders of "
-            + file
-            + " in their order: "
-            + NearNames.list("", classes);
+  public String origin(List<String> given) {
+    if (classes.equals(given)) {
+      return null;
+    }
+    boolean folders = Files.isDirectory(file) && classes.equals(ImageFolder.read(file).classes());
+    return classes.size()
+        + " classes, "
+        + (folders
+            ? "the folders of " + file + " in alphabetical order"
+            : "in the order of the model's config.json")
+        + ": "
+        + classes.stream().limit(SHOWN).map(Names::quote).collect(Collectors.joining(", "))
+        + (classes.size() > SHOWN ? ", …" : "");
   }
 
   /** Whether they are texts, which may be cut into words. */

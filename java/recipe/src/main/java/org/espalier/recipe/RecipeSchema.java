@@ -159,7 +159,8 @@ public final class RecipeSchema {
                 null,
                 "The words that labels and tags in lines are, in the order of the model's outputs:"
                     + " [ham, spam]. Of tags like [O, B-PER, I-PER] the F1 of whole entities is"
-                    + " measured too. Of a folder of images the names of its folders; by default in"
+                    + " measured too. Of a folder of images the names of its folders. By default as"
+                    + " id2label in the config.json beside the model has them, folders else in"
                     + " alphabetical order."),
             optional(
                 "task",

@@ -23,13 +23,15 @@ import org.espalier.train.Labels;
  *
  * @param evaluationTexts for text models; else null
  * @param evaluationExamples for other models; else null
+ * @param classes the names of the classes; empty where they have none
  */
 record RunData(
     Examples training,
     Examples validation,
     ActivationSource calibration,
     List<String> evaluationTexts,
-    Examples.Labelled evaluationExamples) {
+    Examples.Labelled evaluationExamples,
+    List<String> classes) {
   /** The report of embeddings needs neighbours to compare. */
   private static final int LEAST_EVALUATION_TEXTS = 3;
 
@@ -58,7 +60,7 @@ record RunData(
   Map<String, Object> compare(RunHost host, Path reference, Path candidate) {
     return evaluationTexts != null
         ? host.compare(reference, candidate, evaluationTexts)
-        : host.compare(reference, candidate, evaluationExamples);
+        : host.compare(reference, candidate, evaluationExamples, classes);
   }
 
   /** What is learned from labels, in the words of {@code data.task}; null where there are none. */
@@ -149,7 +151,8 @@ record RunData(
         new Examples.Texts(host.tokens(all.subList(evaluation, heldOut)), recipe.isCausal()),
         host.calibration(List.copyOf(calibration)),
         evaluationTexts,
-        null);
+        null,
+        List.of());
   }
 
   static int train(Recipe.DataSettings data, int size, int heldOut, String what) {

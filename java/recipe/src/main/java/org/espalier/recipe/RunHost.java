@@ -114,6 +114,11 @@ final class RunHost implements AutoCloseable {
         text -> {}); // said when the model was found
   }
 
+  /** The names of the model's classes; empty where none are there. */
+  List<String> classes() {
+    return model().classes();
+  }
+
   /** How images become tensors. */
   synchronized ImageProcessor imageProcessor() {
     if (imageProcessor == null) {
@@ -179,13 +184,14 @@ final class RunHost implements AutoCloseable {
    * The same on labelled examples.
    *
    * @param example one of those that it will be compared on
+   * @param classes the names of the classes; empty where they have none
    * @throws InputException where ONNX Runtime does not load it, or does not run it on the example, or it has not as many
    *     classes as tags have names
    */
-  void checkComparable(Path model, Examples.Labelled example) {
+  void checkComparable(Path model, Examples.Labelled example, List<String> classes) {
     if (example.labels() instanceof Labels.TokenClasses) {
       try (ModelPair itself = new ModelPair(model, model, tensors(example))) {
-        measure(itself, example.labels());
+        measure(itself, example.labels(), classes);
       }
       return;
     }
@@ -194,8 +200,8 @@ final class RunHost implements AutoCloseable {
     }
   }
 
-  private Map<String, Object> measure(ModelPair pair, Labels labels) {
-    return LabelMeasures.of(pair, labels, recipe.data().classes(), this::measuring);
+  private Map<String, Object> measure(ModelPair pair, Labels labels, List<String> classes) {
+    return LabelMeasures.of(pair, labels, classes, this::measuring);
   }
 
   /** How closely a model follows another on texts, as names with numbers. */
@@ -215,12 +221,13 @@ final class RunHost implements AutoCloseable {
   }
 
   /** The same on labelled examples. */
-  Map<String, Object> compare(Path reference, Path candidate, Examples.Labelled examples) {
+  Map<String, Object> compare(
+      Path reference, Path candidate, Examples.Labelled examples, List<String> classes) {
     try (ModelPair pair = new ModelPair(reference, candidate, tensors(examples))) {
       Map<String, Object> values =
           examples.labels() == null
               ? TensorEvaluator.evaluate(pair, this::measuring).toMapOfFirst()
-              : measure(pair, examples.labels());
+              : measure(pair, examples.labels(), classes);
       values.putAll(pair.savings(this::measuring).toMap());
       return values;
     }

@@ -86,7 +86,7 @@ final class RunInputs {
       if (data.evaluationTexts() != null) {
         host.checkComparable(file, data.evaluationTexts());
       } else {
-        host.checkComparable(file, data.evaluationExample());
+        host.checkComparable(file, data.evaluationExample(), data.classes());
       }
     }
   }

@@ -236,6 +236,30 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
             + " \"image_mean\": [0.485, 0.456, 0.406], \"image_std\": [0.229, 0.224, 0.225]}");
   }
 
+  /**
+   * The names of the classes in their order, as id2label in the {@code config.json} beside the model says them; also in the folder
+   * above one that is called onnx.
+   *
+   * @return empty where there is no such file, or it names none
+   * @throws InputException where the file is there and cannot be read
+   */
+  public List<String> classes() {
+    String name = "config.json";
+    if (entry != null) {
+      return maven.has(entry.sibling(name))
+          ? ModelClasses.read(maven.file(entry.sibling(name)))
+          : List.of();
+    }
+    Path own = beside(name);
+    Path above = own.getParent().resolveSibling(name);
+    if (Files.isRegularFile(own)) {
+      return ModelClasses.read(own);
+    }
+    return own.getParent().endsWith("onnx") && Files.isRegularFile(above)
+        ? ModelClasses.read(above)
+        : List.of();
+  }
+
   private Path beside(String name) {
     return Files.isDirectory(path)
         ? path.resolve(name)
