@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
 import java.awt.image.BufferedImage;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -131,6 +132,20 @@ class CompressImagesTest {
     assertEquals(
         Files.readString(folder.resolve("preprocessor_config.json")),
         Files.readString(folders.resolve("preprocessor_config.json")));
+    // The report shows the images whose answers changed most.
+    JsonNode changed =
+        new ObjectMapper()
+            .readTree(folders.resolve("report.json").toFile())
+            .path("fidelity")
+            .path("changed_answers");
+    assertEquals(12, changed.size());
+    String page = Files.readString(folders.resolve("report.html"));
+    for (JsonNode answer : changed) {
+      assertTrue(Files.exists(Path.of(answer.path("image").asText())));
+      assertTrue(answer.path("image").asText().contains(answer.path("label_name").asText()));
+      assertTrue(answer.path("thumbnail").asText().startsWith("data:image/png;base64,"));
+      assertTrue(page.contains(answer.path("thumbnail").asText()));
+    }
     // What was written takes the same images.
     JsonNode measured =
         Run.of(

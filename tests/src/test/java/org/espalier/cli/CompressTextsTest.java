@@ -143,7 +143,15 @@ class CompressTextsTest {
     examples(
         "texts.jsonl",
         text -> share(text) > 0.5 ? ", \"label\": \"many\"" : ", \"label\": \"few\"");
-    double byWords = compress().get("fidelity").get("accuracy").asDouble();
+    JsonNode report = compress();
+    JsonNode changed = report.get("fidelity").get("changed_answers").get(0);
+    boolean many = share(changed.get("text").asText()) > 0.5;
+    assertEquals(many ? "many" : "few", changed.get("label_name").asText());
+    assertTrue(List.of("few", "many").contains(changed.get("reference_name").asText()));
+    assertTrue(
+        Files.readString(folder.resolve("out/report.html"))
+            .contains(changed.get("text").asText() + "</div>"));
+    double byWords = report.get("fidelity").get("accuracy").asDouble();
     recipe("dynamic", "");
     examples("texts.jsonl", CompressTextsTest::label);
     Run.of("compress", recipe, "-o", folder.resolve("numbers")).done();

@@ -52,7 +52,8 @@ final class ClassAnswers {
     return found;
   }
 
-  private static int largest(double[] logits) {
+  /** The class of the largest logit, the first of several; −1 where one is NaN. */
+  static int largest(double[] logits) {
     int best = 0;
     for (int i = 0; i < logits.length; i++) {
       if (Double.isNaN(logits[i])) {

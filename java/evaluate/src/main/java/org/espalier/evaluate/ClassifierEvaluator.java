@@ -1,6 +1,8 @@
 package org.espalier.evaluate;
 
+import java.util.Comparator;
 import java.util.List;
+import java.util.PriorityQueue;
 import java.util.function.IntUnaryOperator;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
@@ -14,6 +16,18 @@ import org.espalier.format.onnx.OnnxModel;
 public final class ClassifierEvaluator {
   /** Probabilities are kept at this distance from 0 and 1 at least: float32 can tell no less from 1. */
   private static final double LEAST = 0x1p-24;
+
+  /** Answers whose probabilities differ by less are the same for people. */
+  private static final double LEAST_CHANGE = 0.01;
+
+  /** Of the answers that changed most. */
+  private static final int SHOWN = 12;
+
+  /** Another class is more of a change than any other probability. */
+  private static final Comparator<ChangedAnswer> MOST_CHANGED =
+      Comparator.comparing((ChangedAnswer answer) -> !answer.isSameClass())
+          .thenComparing(ChangedAnswer::distance)
+          .thenComparing(ChangedAnswer::example, Comparator.reverseOrder());
 
   private ClassifierEvaluator() {}
 
@@ -88,6 +102,9 @@ public final class ClassifierEvaluator {
     private int shown;
     private boolean hasDirection = true; // of one value the cosine is a sign
 
+    /** Those that changed most, the least of them first. */
+    private final PriorityQueue<ChangedAnswer> changed = new PriorityQueue<>(MOST_CHANGED);
+
     Comparison(
         ModelPair pair,
         List<long[]> labels,
@@ -123,8 +140,13 @@ public final class ClassifierEvaluator {
       int[] inB = new int[right.length];
       for (int row = 0; row < right.length; row++) {
         if (counted == null || counted[row]) {
-          inA[row] = theirs.add(logits(a, rows, row, referenceForm), right[row]);
-          inB[row] = ours.add(logits(b, rows, row, candidateForm), right[row]);
+          double[] first = logits(a, rows, row, referenceForm);
+          double[] second = logits(b, rows, row, candidateForm);
+          inA[row] = theirs.add(first, right[row]);
+          inB[row] = ours.add(second, right[row]);
+          if (right.length == 1) {
+            keep(ChangedAnswer.of(example, right[row], first, second));
+          }
           agreed += inA[row] == inB[row] ? 1 : 0;
           compared++;
           for (int c = 0; c < rows.classes(); c++) {
@@ -144,6 +166,16 @@ public final class ClassifierEvaluator {
         int[] tagged = at(known, row -> (int) right[row]);
         theirEntities.add(at(known, row -> inA[row]), tagged);
         ourEntities.add(at(known, row -> inB[row]), tagged);
+      }
+    }
+
+    private void keep(ChangedAnswer answer) {
+      if (answer.distance() < LEAST_CHANGE) {
+        return;
+      }
+      changed.add(answer);
+      if (changed.size() > SHOWN) {
+        changed.remove();
       }
     }
 
@@ -184,7 +216,8 @@ public final class ClassifierEvaluator {
           (double) agreed / compared,
           interval[0],
           interval[1],
-          hasDirection ? cosines / shown : Double.NaN);
+          hasDirection ? cosines / shown : Double.NaN,
+          changed.stream().sorted(MOST_CHANGED.reversed()).toList());
     }
   }
 }

@@ -1,6 +1,7 @@
 package org.espalier.evaluate;
 
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 
 /**
@@ -27,6 +28,7 @@ import java.util.Map;
  * @param agreementLow lower end of its 95 % interval of chance
  * @param agreementHigh upper end
  * @param cosineMean mean cosine between the outputs of the two; NaN where they are one value an example
+ * @param changed the answers that changed most, the most changed first, twelve at most; of examples with one label
  */
 public record ClassifierFidelity(
     int examples,
@@ -43,7 +45,11 @@ public record ClassifierFidelity(
     double agreement,
     double agreementLow,
     double agreementHigh,
-    double cosineMean) {
+    double cosineMean,
+    List<ChangedAnswer> changed) {
+  public ClassifierFidelity {
+    changed = List.copyOf(changed);
+  }
 
   /** The values under their JSON keys, in a fixed order, without those that are not defined. */
   public Map<String, Object> toMap() {
@@ -64,6 +70,9 @@ public record ClassifierFidelity(
     map.put("agreement_high", agreementHigh);
     map.put("cosine_mean", cosineMean);
     map.values().removeIf(value -> value.equals(Double.NaN));
+    if (!changed.isEmpty()) {
+      map.put("changed_answers", changed.stream().map(ChangedAnswer::toMap).toList());
+    }
     return map;
   }
 }

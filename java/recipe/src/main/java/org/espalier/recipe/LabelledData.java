@@ -47,7 +47,8 @@ final class LabelledData {
   }
 
   RunData read() {
-    Examples.Labelled all = examples(host.examples(data.examples()));
+    Fed fed = examples(host.examples(data.examples()));
+    Examples.Labelled all = fed.examples;
     boolean unused =
         recipe.stages().stages().stream()
             .map(stage -> stage.training().objective())
@@ -56,7 +57,7 @@ final class LabelledData {
     if (unused && !(all.labels() instanceof Labels.Numbers)) {
       all = new Examples.Labelled(all.inputs(), null);
     }
-    Examples.Labelled own = data.evaluationExamples() == null ? null : evaluation(all);
+    Fed own = data.evaluationExamples() == null ? null : evaluation(all);
     int evaluation = own == null ? data.evaluation() : 0;
     int heldOut = data.validation() + evaluation;
     int train = RunData.train(data, all.size(), heldOut, "examples");
@@ -68,26 +69,46 @@ final class LabelledData {
     Examples.Labelled training = pick(all, order.subList(heldOut, heldOut + train));
     List<Integer> calibration =
         order.subList(heldOut, heldOut + Math.min(train, data.calibration()));
+    Fed measured = own == null ? fed.pick(order.subList(0, evaluation)) : own;
     return new RunData(
         training,
         pick(all, order.subList(evaluation, heldOut)),
         host.calibration(pick(all, calibration)),
         null,
-        own == null ? pick(all, order.subList(0, evaluation)) : own,
-        classes);
+        measured.examples,
+        measured.sources,
+        names(all.labels()));
+  }
+
+  /** What the report calls classes, also where labels are their numbers. */
+  private List<String> names(Labels labels) {
+    return classes.isEmpty() && labels instanceof Labels.Classes ? host.classes() : classes;
+  }
+
+  /**
+   * Examples as a model is fed them.
+   *
+   * @param sources what each is made of; null where that is not known
+   */
+  private record Fed(Examples.Labelled examples, List<ExampleSource> sources) {
+    Fed pick(List<Integer> indices) {
+      return new Fed(
+          LabelledData.pick(examples, indices),
+          sources == null ? null : indices.stream().map(sources::get).toList());
+    }
   }
 
   /** What is trained on and held out. A text that occurs twice could be trained on and measured. */
-  private Examples.Labelled examples(Path file) {
+  private Fed examples(Path file) {
     if (!LineExamples.areIn(file)) {
-      return ExamplesFile.read(file, data.task(), missing);
+      return new Fed(ExamplesFile.read(file, data.task(), missing), null);
     }
     LineExamples all =
         LineExamples.read(file, data.task(), new ClassOrder(data.classes(), host::classes), asked);
     classes = all.classes();
     Optional.ofNullable(all.origin(data.classes())).ifPresent(host::note);
     if (!all.areTexts() && !all.areImages()) {
-      return all.tensors(asked, missing);
+      return fed(all);
     }
     Path own = data.evaluationExamples() == null ? null : host.examples(data.evaluationExamples());
     boolean lines = own != null && LineExamples.areIn(own);
@@ -110,14 +131,18 @@ final class LabelledData {
     return fed(kept);
   }
 
-  private Examples.Labelled read(Path file, Recipe.Task task) {
+  private Fed read(Path file, Recipe.Task task) {
     if (!LineExamples.areIn(file)) {
-      return ExamplesFile.read(file, task, missing);
+      return new Fed(ExamplesFile.read(file, task, missing), null);
     }
     return fed(LineExamples.read(file, task, new ClassOrder(classes, List::of), asked));
   }
 
-  private Examples.Labelled fed(LineExamples examples) {
+  private Fed fed(LineExamples examples) {
+    return new Fed(labelled(examples), examples.sources());
+  }
+
+  private Examples.Labelled labelled(LineExamples examples) {
     if (examples.areImages()) {
       return examples.images(
           asked,
@@ -172,11 +197,12 @@ final class LabelledData {
    *
    * @param all what is trained on, which they must be like
    */
-  private Examples.Labelled evaluation(Examples.Labelled all) {
+  private Fed evaluation(Examples.Labelled all) {
     Path file = host.examples(data.evaluationExamples());
     // What labels are is decided once: those of few examples may all be 0 and 1.
     Recipe.Task task = all.labels() == null ? data.task() : RunData.task(all.labels());
-    Examples.Labelled own = read(file, task);
+    Fed read = read(file, task);
+    Examples.Labelled own = read.examples;
     List<String> right = all.inputs().stream().map(LabelledData::describe).sorted().toList();
     List<String> given = own.inputs().stream().map(LabelledData::describe).sorted().toList();
     if (!given.equals(right)) {
@@ -188,7 +214,7 @@ final class LabelledData {
         host.note(
             "the labels of " + file + " are not measured, for nothing is learned from labels");
       }
-      return new Examples.Labelled(own.inputs(), null);
+      return new Fed(new Examples.Labelled(own.inputs(), null), read.sources);
     }
     if (own.labels() == null || own.labels().width() != all.labels().width()) {
       throw new InputException(
@@ -201,7 +227,7 @@ final class LabelledData {
               + data.examples()
               + ", is right");
     }
-    return own;
+    return read;
   }
 
   private static String width(Labels labels) {

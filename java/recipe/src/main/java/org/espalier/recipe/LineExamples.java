@@ -195,6 +195,23 @@ public record LineExamples(
     return new Images(files, new ImageTensors(processor, input), CpuThreads.get(), progress);
   }
 
+  /** What each is made of; null of numbers. */
+  List<ExampleSource> sources() {
+    if (!areTexts() && !areImages()) {
+      return null;
+    }
+    return lines.stream()
+        .map(line -> new ExampleSource(text(line), areImages() ? image(line) : null))
+        .toList();
+  }
+
+  private static String text(ExampleLine line) {
+    if (line.words() != null) {
+      return String.join(" ", line.words());
+    }
+    return line.second() == null ? line.text() : line.text() + "\n" + line.second();
+  }
+
   private Path image(ExampleLine line) {
     try {
       Path folder = Files.isDirectory(file) ? file : file.toAbsolutePath().getParent();
@@ -218,8 +235,7 @@ public record LineExamples(
               ? tokenizer.encode(line.text(), line.second())
               : tokenizer.encode(line.words()));
       if (tokens.get(tokens.size() - 1).length() == 0) {
-        String text = line.words() == null ? line.text() : String.join(" ", line.words());
-        throw new InputException(file + ": the text " + Names.quote(text) + " has no tokens");
+        throw new InputException(file + ": the text " + Names.quote(text(line)) + " has no tokens");
       }
     }
     return tokens;

@@ -9,6 +9,7 @@ import java.util.Map;
 import java.util.Optional;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.Slowdown;
+import org.espalier.image.Thumbnail;
 import org.espalier.train.Compression;
 import org.espalier.train.LayerReport;
 import org.espalier.train.Quantization;
@@ -20,6 +21,12 @@ import org.espalier.train.TrainingListener.Validation;
 /** Gathers what a run did, as the JSON of the report; checkpoints keep what there is of it. */
 final class ReportBuilder {
   private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
+
+  /** Characters of a text that is shown. */
+  private static final int MOST_TEXT = 300;
+
+  /** Pixels of the longer side of an image that is shown. */
+  private static final int THUMBNAIL = 144;
 
   private final Recipe recipe;
   private ArrayNode stages = JSON.arrayNode();
@@ -124,6 +131,7 @@ final class ReportBuilder {
     root.set("model", model);
     root.set("data", examples(data));
     JsonNode measured = fidelity != null ? node(fidelity) : lastStage().get("fidelity").deepCopy();
+    measured.path("changed_answers").forEach(answer -> show((ObjectNode) answer, data));
     root.set("fidelity", measured);
     slower(recipe, measured.path("speedup").asDouble(Double.NaN))
         .ifPresent(slower -> root.putArray("warnings").add(slower));
@@ -134,6 +142,35 @@ final class ReportBuilder {
     root.set("machine", node(machine));
     root.put("seconds", seconds);
     return root;
+  }
+
+  /** Adds to an answer that changed what its example is. */
+  private static void show(ObjectNode answer, RunData data) {
+    for (String key : List.of("label", "reference", "answer")) {
+      int c = answer.path(key).asInt(-1);
+      if (c >= 0 && c < data.classes().size()) {
+        answer.put(key + "_name", data.classes().get(c));
+      }
+    }
+    if (data.sources() == null) {
+      return;
+    }
+    ExampleSource source = data.sources().get(answer.get("example").asInt());
+    if (source.image() == null) {
+      answer.put("text", shortened(source.text()));
+      return;
+    }
+    answer.put("image", source.image().toString());
+    try {
+      answer.put("thumbnail", Thumbnail.url(source.image(), THUMBNAIL));
+    } catch (InputException e) {
+      // It is gone since it was read: its path says what it was.
+    }
+  }
+
+  private static String shortened(String text) {
+    int most = Math.min(text.length(), MOST_TEXT);
+    return most == text.length() ? text : text.substring(0, most) + "…";
   }
 
   private ObjectNode examples(RunData data) {
@@ -234,18 +271,28 @@ final class ReportBuilder {
     return node;
   }
 
-  private static ObjectNode node(Map<String, Object> values) {
+  private static ObjectNode node(Map<?, ?> values) {
     ObjectNode node = JSON.objectNode();
-    values.forEach(
-        (name, value) ->
-            node.set(
-                name,
-                value instanceof Integer || value instanceof Long
-                    ? JSON.numberNode(((Number) value).longValue())
-                    : value instanceof Number n
-                        ? number(n.doubleValue())
-                        : JSON.textNode(String.valueOf(value))));
+    values.forEach((name, value) -> node.set(String.valueOf(name), json(value)));
     return node;
+  }
+
+  private static JsonNode json(Object value) {
+    if (value instanceof Integer || value instanceof Long) {
+      return JSON.numberNode(((Number) value).longValue());
+    }
+    if (value instanceof Number n) {
+      return number(n.doubleValue());
+    }
+    if (value instanceof Map<?, ?> map) {
+      return node(map);
+    }
+    if (value instanceof List<?> list) {
+      ArrayNode array = JSON.arrayNode();
+      list.forEach(member -> array.add(json(member)));
+      return array;
+    }
+    return JSON.textNode(String.valueOf(value));
   }
 
   /** A number; null for NaN and infinities, which JSON lacks. */

@@ -86,6 +86,7 @@ final class ReportPage {
     warnings();
     stages();
     fidelity();
+    changedAnswers();
     curves();
     layers();
     files();
@@ -312,6 +313,60 @@ final class ReportPage {
               + " (dynamic int8 chooses its steps from the whole batch).");
     }
     out.append("</p>\n");
+  }
+
+  /** What compression did to single examples: those whose answer changed most. */
+  private void changedAnswers() {
+    JsonNode changed = report.path("fidelity").path("changed_answers");
+    if (changed.isEmpty()) {
+      return;
+    }
+    out.append("<h2>Answers that changed most</h2>\n<div class=\"answers\">\n");
+    for (JsonNode answer : changed) {
+      out.append("<div class=\"answer\">");
+      if (answer.has("thumbnail")) {
+        out.append("<img alt=\"\" src=\"")
+            .append(escape(answer.path("thumbnail").asText()))
+            .append("\">");
+      }
+      String what =
+          answer.has("text")
+              ? answer.path("text").asText()
+              : answer.has("image")
+                  ? fileName(answer.path("image").asText())
+                  : "example " + (answer.path("example").asLong() + 1);
+      out.append("<div class=\"what\">").append(escape(what)).append("</div><div>");
+      out.append(escape(given(answer, "reference", "reference_probability")))
+          .append(" <span class=\"muted\">before</span></div><div><strong>")
+          .append(escape(given(answer, "answer", "probability")))
+          .append("</strong> <span class=\"muted\">now</span></div>");
+      if (answer.has("label")) {
+        String label = named(answer, "label");
+        boolean right = answer.path("label").equals(answer.path("answer"));
+        out.append("<div class=\"")
+            .append(right ? "muted" : "wrong")
+            .append("\">")
+            .append(escape(label))
+            .append(" is right</div>");
+      }
+      out.append("</div>\n");
+    }
+    out.append("</div>\n");
+  }
+
+  private static String fileName(String path) {
+    return path.substring(path.lastIndexOf('/') + 1);
+  }
+
+  private static String given(JsonNode answer, String key, String probability) {
+    return answer.has(key)
+        ? named(answer, key) + " " + number(answer.path(probability), "%.3f")
+        : "NaN";
+  }
+
+  private static String named(JsonNode answer, String key) {
+    String name = answer.path(key + "_name").asText();
+    return name.isEmpty() ? "class " + answer.path(key).asLong() : name;
   }
 
   private void measured(String name, JsonNode numbers, List<Measure> measures, boolean strong) {

@@ -23,6 +23,7 @@ import org.espalier.train.Labels;
  *
  * @param evaluationTexts for text models; else null
  * @param evaluationExamples for other models; else null
+ * @param sources what each of those is made of; null where that is not known
  * @param classes the names of the classes; empty where they have none
  */
 record RunData(
@@ -31,6 +32,7 @@ record RunData(
     ActivationSource calibration,
     List<String> evaluationTexts,
     Examples.Labelled evaluationExamples,
+    List<ExampleSource> sources,
     List<String> classes) {
   /** The report of embeddings needs neighbours to compare. */
   private static final int LEAST_EVALUATION_TEXTS = 3;
@@ -151,6 +153,7 @@ record RunData(
         new Examples.Texts(host.tokens(all.subList(evaluation, heldOut)), recipe.isCausal()),
         host.calibration(List.copyOf(calibration)),
         evaluationTexts,
+        null,
         null,
         List.of());
   }
