@@ -3,13 +3,18 @@ package org.espalier.image;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTimeoutPreemptively;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.awt.color.ColorSpace;
+import java.awt.color.ICC_Profile;
 import java.io.IOException;
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.Arrays;
 import java.util.List;
 import java.util.zip.CRC32;
@@ -143,5 +148,152 @@ class ImageFileTest {
     assertEquals(
         "the image " + file + " has 60000 x 50000 pixels; at most 100000000 are read",
         failure(file));
+  }
+
+  /** A JPEG with a segment behind its first marker. */
+  private static byte[] withSegment(byte[] jpeg, int marker, byte[] content) {
+    return ByteBuffer.allocate(jpeg.length + content.length + 4)
+        .put(jpeg, 0, 2)
+        .put((byte) 0xFF)
+        .put((byte) marker)
+        .putShort((short) (content.length + 2))
+        .put(content)
+        .put(jpeg, 2, jpeg.length - 2)
+        .array();
+  }
+
+  /** The segment of a JPEG that has all of a profile. */
+  private static byte[] profile(int colours) {
+    byte[] data = ICC_Profile.getInstance(colours).getData();
+    return ByteBuffer.allocate(14 + data.length)
+        .put("ICC_PROFILE\0\1\1".getBytes(StandardCharsets.US_ASCII))
+        .put(data)
+        .array();
+  }
+
+  @Test
+  void aColourProfileChangesNoValue() throws IOException {
+    for (String name : List.of("photo.jpg", "progressive.jpg", "cmyk.jpg", "grey.jpg")) {
+      byte[] jpeg = Files.readAllBytes(GOLDEN.resolve(name));
+      for (int colours : new int[] {ColorSpace.CS_LINEAR_RGB, ColorSpace.CS_GRAY}) {
+        byte[] profiled = withSegment(jpeg, 0xE2, profile(colours));
+        assertSame(expected(name), ImageFile.read(profiled, name, 3));
+      }
+    }
+  }
+
+  @Test
+  void otherSegmentsStay() throws IOException {
+    byte[] turned = Files.readAllBytes(GOLDEN.resolve("turned6.jpg"));
+    byte[] other = withSegment(turned, 0xE2, "MPF\0and more".getBytes(StandardCharsets.US_ASCII));
+    assertSame(expected("turned6.jpg"), ImageFile.read(other, "a.jpg", 3));
+    byte[] both = withSegment(other, 0xE2, profile(ColorSpace.CS_LINEAR_RGB));
+    assertSame(expected("turned6.jpg"), ImageFile.read(both, "a.jpg", 3));
+  }
+
+  @Test
+  void manyScansWouldTakeLong() throws IOException {
+    byte[] jpeg = Files.readAllBytes(GOLDEN.resolve("progressive.jpg"));
+    int last = jpeg.length - 2;
+    while ((jpeg[last] & 255) != 0xFF || (jpeg[last + 1] & 255) != 0xDA) {
+      last--;
+    }
+    ByteBuffer many = ByteBuffer.allocate(101 * jpeg.length);
+    many.put(jpeg, 0, jpeg.length - 2);
+    for (int i = 0; i < 100; i++) {
+      many.put(jpeg, last, jpeg.length - 2 - last);
+    }
+    byte[] bomb = Arrays.copyOf(many.array(), many.position());
+    assertEquals(
+        "the image a.jpg has more than 100 scans",
+        assertThrows(InputException.class, () -> ImageFile.read(bomb, "a.jpg", 3)).getMessage());
+  }
+
+  /** A TIFF of one pixel, of 8 bits, but for what tags say. */
+  private static byte[] tiff(int... tags) {
+    ByteBuffer file = ByteBuffer.allocate(1000).order(ByteOrder.LITTLE_ENDIAN);
+    file.put(new byte[] {'I', 'I', 42, 0}).putInt(8).putShort((short) (tags.length / 2));
+    for (int i = 0; i < tags.length; i += 2) {
+      file.putShort((short) tags[i]).putShort((short) 4).putInt(1).putInt(tags[i + 1]);
+    }
+    return file.array();
+  }
+
+  @Test
+  void sidesBelowOneAreRefused() {
+    byte[] bytes =
+        tiff(
+            256,
+            0x0D00003D,
+            257,
+            -59_857,
+            258,
+            8,
+            259,
+            1,
+            262,
+            1,
+            273,
+            500,
+            277,
+            1,
+            278,
+            1,
+            279,
+            1);
+    String message =
+        assertTimeoutPreemptively( // it waited for ever for room that there never was
+            Duration.ofSeconds(20),
+            () ->
+                assertThrows(InputException.class, () -> ImageFile.read(bytes, "a.tif", 3))
+                    .getMessage());
+    assertEquals(
+        "the image a.tif has 218103869 x -59857 pixels; at most 100000000 are read", message);
+  }
+
+  @Test
+  void tilesThatAreLargerThanTheImageCount() {
+    int[] tags = {
+      256, 1, 257, 1, 258, 8, 259, 8, 262, 1, 277, 1, 322, 60_000, 323, 30_000, 324, 500, 325, 9
+    };
+    assertEquals(
+        "the image a.tif has 60000 x 30000 pixels a tile; at most 100000000 are read",
+        assertThrows(InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3))
+            .getMessage());
+  }
+
+  @Test
+  void aStripThatIsNotThereIsBadInput() {
+    int[] tags = {
+      256, 1, 257, 1, 258, 8, 259, 7, 262, 1, 273, 200, 277, 1, 278, 1, 279, Integer.MAX_VALUE
+    };
+    String message =
+        assertThrows(InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3))
+            .getMessage();
+    assertTrue(message.startsWith("the image a.tif cannot be read"), message);
+  }
+
+  @Test
+  void otherKindsThatImageioReadsAreRefused() throws IOException {
+    byte[] wbmp = {0, 0, 8, 1, 0x55}; // any zeros would do
+    Path file = Files.write(folder.resolve("a.png"), wbmp);
+    assertEquals("the image " + file + " is none of JPEG, PNG, GIF, BMP or TIFF", failure(file));
+  }
+
+  @Test
+  void textInAPngIsNotUnpacked() throws IOException {
+    byte[] png = Files.readAllBytes(GOLDEN.resolve("photo.png"));
+    ByteBuffer chunk = ByteBuffer.allocate(12 + 100);
+    chunk.putInt(100).put("zTXt".getBytes(StandardCharsets.US_ASCII)); // of no name
+    CRC32 sum = new CRC32();
+    sum.update(chunk.array(), 4, 104);
+    chunk.putInt(108, (int) sum.getValue());
+    byte[] bytes =
+        ByteBuffer.allocate(png.length + 112)
+            .put(png, 0, 33)
+            .put(chunk.array())
+            .put(png, 33, png.length - 33)
+            .array();
+    assertSame(expected("photo.png"), ImageFile.read(bytes, "a.png", 3));
   }
 }

@@ -1,23 +1,25 @@
 package org.espalier.image;
 
+import com.twelvemonkeys.imageio.stream.ByteArrayImageInputStream;
 import java.awt.color.ColorSpace;
 import java.awt.image.BufferedImage;
 import java.awt.image.ColorModel;
 import java.awt.image.IndexColorModel;
 import java.awt.image.Raster;
-import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Iterator;
+import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
 import java.util.concurrent.Semaphore;
 import javax.imageio.ImageIO;
 import javax.imageio.ImageReader;
+import javax.imageio.ImageTypeSpecifier;
 import javax.imageio.metadata.IIOMetadata;
 import javax.imageio.metadata.IIOMetadataFormatImpl;
 import javax.imageio.stream.ImageInputStream;
-import javax.imageio.stream.MemoryCacheImageInputStream;
 import org.espalier.InputException;
 import org.espalier.format.InputFile;
 import org.w3c.dom.Element;
@@ -25,7 +27,7 @@ import org.w3c.dom.NodeList;
 
 /**
  * Reads JPEG, PNG, GIF (the first picture), BMP and TIFF (the first page): the values that the file has, without its colour profile
- * or transparency, upright as the EXIF of a JPEG says.
+ * or transparency, upright as the EXIF of a JPEG or the tag of a TIFF says.
  */
 final class ImageFile {
   private static final long MOST_PIXELS = 100_000_000;
@@ -33,8 +35,14 @@ final class ImageFile {
   /** As many pixels may take without any compression. */
   private static final int MOST_BYTES = 400_000_000;
 
-  /** Bytes that a pixel takes while it is read: decoded, as values, and upright. */
-  private static final int PIXEL_BYTES = 9;
+  /** Bytes that a pixel takes while it is read, beside those that are decoded: as values, and upright. */
+  private static final int PIXEL_BYTES = 6;
+
+  /** What the readers that are used call what they read; ImageIO has others for files of any beginning. */
+  private static final Set<String> KINDS = Set.of("jpeg", "png", "gif", "bmp", "tif");
+
+  /** Those that say which side is up. What others have beside pixels is not read, for it may be a bomb. */
+  private static final Set<String> TURNED = Set.of("jpeg", "tif");
 
   /** Kilobytes for images that are being read, by all threads together: half of the memory. */
   private static final int MOST_ROOM =
@@ -70,6 +78,8 @@ final class ImageFile {
       content = InputFile.bytes(file, MOST_BYTES);
     } catch (IOException e) {
       throw InputException.of("cannot read the image " + file, e);
+    } catch (OutOfMemoryError e) {
+      throw tooLarge(file.toString(), e);
     }
     return read(content, file.toString(), channels);
   }
@@ -80,15 +90,11 @@ final class ImageFile {
    * @param name what messages call it
    */
   static Pixels read(byte[] content, String name, int channels) {
-    try (ImageInputStream in = new MemoryCacheImageInputStream(new ByteArrayInputStream(content))) {
-      Iterator<ImageReader> readers = ImageIO.getImageReaders(in);
-      if (!readers.hasNext()) {
-        throw new InputException("the image " + name + " is none of JPEG, PNG, GIF, BMP or TIFF");
-      }
-      ImageReader reader = readers.next();
+    byte[] plain = JpegContent.is(content) ? JpegContent.withoutProfile(content, name) : content;
+    try (ImageInputStream in = new ByteArrayImageInputStream(plain)) {
+      ImageReader reader = reader(in, name);
       try {
-        reader.setInput(in, true, false);
-        Pixels pixels = read(reader, name);
+        Pixels pixels = read(reader, in, name);
         return channels == 1 ? pixels.grey() : pixels;
       } finally {
         reader.dispose();
@@ -99,48 +105,96 @@ final class ImageFile {
       // What readers throw at damaged files is of many kinds.
       throw new InputException(
           "the image " + name + " cannot be read: " + e.getClass().getSimpleName() + reason(e), e);
+    } catch (OutOfMemoryError e) {
+      throw tooLarge(name, e);
     }
+  }
+
+  private static ImageReader reader(ImageInputStream in, String name) {
+    Iterator<ImageReader> readers = ImageIO.getImageReaders(in);
+    while (readers.hasNext()) {
+      ImageReader reader = readers.next();
+      if (KINDS.contains(kind(reader))) {
+        return reader;
+      }
+      reader.dispose();
+    }
+    throw new InputException("the image " + name + " is none of JPEG, PNG, GIF, BMP or TIFF");
+  }
+
+  private static String kind(ImageReader reader) {
+    return reader.getOriginatingProvider().getFormatNames()[0].toLowerCase(Locale.ROOT);
+  }
+
+  /** Of what a damaged file says of itself a reader may want any amount of memory, at once and in vain. */
+  private static InputException tooLarge(String name, OutOfMemoryError e) {
+    return new InputException(
+        "the image "
+            + name
+            + " is damaged, or it takes more memory than there is, of which -Xmx gives more",
+        e);
   }
 
   private static String reason(Exception e) {
     return e.getMessage() == null ? "" : ": " + e.getMessage();
   }
 
-  private static Pixels read(ImageReader reader, String name) throws IOException {
-    long width = reader.getWidth(0);
-    long height = reader.getHeight(0);
-    if (width * height > MOST_PIXELS) {
-      throw new InputException(
-          "the image "
-              + name
-              + " has "
-              + width
-              + " x "
-              + height
-              + " pixels; at most "
-              + MOST_PIXELS
-              + " are read");
+  private static Pixels read(ImageReader reader, ImageInputStream in, String name)
+      throws IOException {
+    boolean turned = TURNED.contains(kind(reader));
+    reader.setInput(in, true, !turned);
+    long pixels = pixels(reader.getWidth(0), reader.getHeight(0), "pixels", name);
+    if (reader.isImageTiled(0)) {
+      long tile = pixels(reader.getTileWidth(0), reader.getTileHeight(0), "pixels a tile", name);
+      pixels = Math.max(pixels, tile); // a whole tile is read, whatever of it there is
     }
-    long room = (width * height * PIXEL_BYTES >> 10) + 1;
+    long room = (pixels * (decodedBytes(reader) + PIXEL_BYTES) >> 10) + 1;
     if (room > MOST_ROOM) {
       throw new InputException(
           "the image "
               + name
               + " has "
-              + width
-              + " x "
-              + height
+              + pixels
               + " pixels, which take half of the memory that there is; -Xmx gives more");
     }
     ROOM.acquireUninterruptibly((int) room);
     try {
-      return decode(reader, name);
+      return decode(reader, turned, name);
     } finally {
       ROOM.release((int) room);
     }
   }
 
-  private static Pixels decode(ImageReader reader, String name) throws IOException {
+  /** How many there are, which is refused where there are too many. */
+  private static long pixels(long width, long height, String what, String name) {
+    if (width < 1 || height < 1 || width * height > MOST_PIXELS) {
+      throw new InputException(
+          "the image "
+              + name
+              + " has "
+              + width
+              + " x "
+              + height
+              + " "
+              + what
+              + "; at most "
+              + MOST_PIXELS
+              + " are read");
+    }
+    return width * height;
+  }
+
+  /** The bytes of a pixel as the reader gives it. */
+  private static long decodedBytes(ImageReader reader) throws IOException {
+    ImageTypeSpecifier type = reader.getImageTypes(0).next();
+    long bits = 0;
+    for (int band = 0; band < type.getNumBands(); band++) {
+      bits += type.getBitsPerBand(band);
+    }
+    return (bits + 7) / 8;
+  }
+
+  private static Pixels decode(ImageReader reader, boolean turned, String name) throws IOException {
     boolean[] cut = new boolean[1];
     reader.addIIOReadWarningListener(
         (source, warning) -> cut[0] |= warning.contains("premature end"));
@@ -148,7 +202,8 @@ final class ImageFile {
     if (cut[0]) {
       throw new InputException("the image " + name + " is cut off");
     }
-    return colours(image, name).upright(orientation(reader.getImageMetadata(0)));
+    Pixels pixels = colours(image, name);
+    return turned ? pixels.upright(orientation(reader.getImageMetadata(0))) : pixels;
   }
 
   private static int orientation(IIOMetadata metadata) {
