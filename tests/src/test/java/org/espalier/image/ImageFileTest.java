@@ -78,6 +78,19 @@ class ImageFileTest {
   }
 
   @Test
+  void whichOfTwoIsNearestFollowsPillowsSums() {
+    byte[] values = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+    Pixels made = Resampling.NEAREST.resize(new Pixels(14, 1, 1, values), 77, 1);
+    StringBuilder seen = new StringBuilder();
+    for (byte value : made.values()) {
+      seen.append(Integer.toHexString(value));
+    }
+    assertEquals(
+        "0000011111122222233333444444555556666667777788888899999aaaaaabbbbbccccccddddd",
+        seen.toString());
+  }
+
+  @Test
   void sixteenBitsBecomeEight() throws IOException {
     var image =
         new java.awt.image.BufferedImage(2, 1, java.awt.image.BufferedImage.TYPE_USHORT_GRAY);

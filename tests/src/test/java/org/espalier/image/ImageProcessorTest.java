@@ -50,6 +50,12 @@ class ImageProcessorTest {
         // ResNet and ConvNext
         "{'size': 224, 'crop_pct': 0.875} | 224 x 224",
         "{'size': {'shortest_edge': 384}, 'crop_pct': 1.0} | 384 x 384",
+        // LeViT: an eighth more than it says, and the middle
+        "{'size': {'shortest_edge': 196}, 'image_processor_type': 'LevitImageProcessor'} | 298 x"
+            + " 224",
+        // DPT
+        "{'size': {'height': 98, 'width': 84}, 'ensure_multiple_of': 1, 'keep_aspect_ratio': false}"
+            + " | 84 x 98",
         "{'size': 30, 'do_resize': false} | 400 x 300",
         "{'size': null, 'crop_size': null, 'do_center_crop': null} | 400 x 300",
         "{} | 400 x 300",
@@ -95,6 +101,11 @@ class ImageProcessorTest {
     assertTrue(failure("{\"do_pad\": true}").contains("do_pad is 'true'; this step is not known"));
     assertEquals("224 x 224", sized(read("{\"do_pad\": false, \"size\": 224}"), 9, 9));
     assertTrue(failure("{\"rescale_offset\": true}").contains("rescale_offset"));
+    assertTrue(failure("{\"keep_aspect_ratio\": true}").contains("keep_aspect_ratio"));
+    assertTrue(failure("{\"ensure_multiple_of\": 14}").contains("this step is not known"));
+    assertTrue(failure("{\"std\": [1, 1, 1]}").endsWith("the key image_std is right"));
+    assertTrue(
+        failure("{\"image_processor_type\": \"PerceiverImageProcessor\"}").contains("Perceiver"));
     assertTrue(failure("{\"size\": 256, \"do_center_crop\": true}").contains("both"));
     assertTrue(failure("{\"size\": {\"longest_edge\": 3}}").contains("shortest_edge"));
     assertTrue(failure("{\"size\": {\"height\": 0, \"width\": 3}}").contains("1 to 16384"));

@@ -43,8 +43,13 @@ public final class ImageProcessor {
           "do_flip_channel_order",
           "do_convert_rgb");
 
-  /** Switches of other names that change values. */
-  private static final Set<String> OTHER_STEPS = Set.of("rescale_offset", "include_top");
+  /** Of other names, what changes images where it is true, or a number above 1. */
+  private static final Set<String> OTHER_STEPS =
+      Set.of("rescale_offset", "include_top", "keep_aspect_ratio", "ensure_multiple_of");
+
+  /** What torchvision and timm call what is read here, which would be left out. */
+  private static final Map<String, String> OTHER_NAMES =
+      Map.of("mean", "image_mean", "std", "image_std", "interpolation", "resample");
 
   private static final JsonMapper JSON =
       JsonMapper.builder()
@@ -222,9 +227,19 @@ public final class ImageProcessor {
     }
 
     void checkSteps() {
+      if (isOf("Perceiver")) {
+        throw new InputException(
+            file + " is of Perceiver, whose images are cropped first, which is not known");
+      }
       for (Map.Entry<String, JsonNode> e : json.properties()) {
+        String right = OTHER_NAMES.get(e.getKey());
+        if (right != null) {
+          throw wrong(e.getKey(), "the key " + right + " is right");
+        }
         boolean step = e.getKey().startsWith("do_") || OTHER_STEPS.contains(e.getKey());
-        if (step && !STEPS.contains(e.getKey()) && e.getValue().asBoolean()) {
+        boolean on =
+            e.getValue().isNumber() ? e.getValue().asDouble() > 1 : e.getValue().asBoolean();
+        if (step && !STEPS.contains(e.getKey()) && on) {
           throw wrong(
               e.getKey(),
               "this step is not known, and the model would see other images without it; examples"
@@ -292,7 +307,7 @@ public final class ImageProcessor {
         if (!flag("do_center_crop", false) && !has("crop_pct")) {
           return new Size(side, side);
         }
-        if (has("crop_pct") || isOfClip()) {
+        if (has("crop_pct") || isOf("CLIP")) { // which mean the shorter side by a number
           return new Size(side, 0);
         }
         throw wrong(
@@ -302,16 +317,16 @@ public final class ImageProcessor {
         return new Size(side("size", given.get("height")), side("size", given.get("width")));
       }
       if (given.hasNonNull("shortest_edge") && given.size() == 1) {
-        return new Size(side("size", given.get("shortest_edge")), 0);
+        int side = side("size", given.get("shortest_edge"));
+        return new Size(isOf("Levit") ? (int) (256 / 224.0 * side) : side, 0);
       }
       throw wrong("size", right);
     }
 
-    /** CLIP's processors mean the shorter side where they have one number. */
-    private boolean isOfClip() {
-      return (json.path("feature_extractor_type").asText()
-              + json.path("image_processor_type").asText())
-          .startsWith("CLIP");
+    /** Whether the file says that it is of a kind of models, which read the keys in their own way. */
+    private boolean isOf(String models) {
+      return json.path("feature_extractor_type").asText().startsWith(models)
+          || json.path("image_processor_type").asText().startsWith(models);
     }
 
     Size crop() {

@@ -42,16 +42,27 @@ enum Resampling {
   private static Pixels nearest(Pixels image, int width, int height) {
     int channels = image.channels();
     Pixels made = Pixels.black(width, height, channels);
-    double stepX = (double) image.width() / width;
-    double stepY = (double) image.height() / height;
+    int[] columns = nearest(image.width(), width);
+    int[] rows = nearest(image.height(), height);
     for (int y = 0; y < height; y++) {
-      int row = (int) ((y + 0.5) * stepY) * image.width();
+      int row = rows[y] * image.width();
       for (int x = 0; x < width; x++) {
-        int from = (row + (int) ((x + 0.5) * stepX)) * channels;
+        int from = (row + columns[x]) * channels;
         System.arraycopy(image.values(), from, made.values(), (y * width + x) * channels, channels);
       }
     }
     return made;
+  }
+
+  /** The pixel that each pixel of a smaller or larger row is; where two are as near, sums round as Pillow's do. */
+  private static int[] nearest(int from, int to) {
+    int[] picked = new int[to];
+    double step = (double) from / to;
+    double at = step * 0.5;
+    for (int i = 0; i < to; i++, at += step) {
+      picked[i] = (int) at;
+    }
+    return picked;
   }
 
   /** The pixels that each pixel of a smaller or larger row is made of, and their weights. */
